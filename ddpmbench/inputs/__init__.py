@@ -1,0 +1,1 @@
+"""What is evaluated: images and checkpoints."""

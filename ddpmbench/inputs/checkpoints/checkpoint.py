@@ -1,0 +1,142 @@
+"""The record every reader returns: a network and what its numbers mean."""
+
+import dataclasses
+from enum import StrEnum
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from ddpmbench.errors import InputError
+from ddpmbench.process.diffusion import GaussianDiffusion
+from ddpmbench.process.prediction import Prediction, Variance
+from ddpmbench.process.schedule import NoiseSchedule
+
+
+class TimeInput(StrEnum):
+    """What the network is given for step t = 1..T of the schedule it was trained on."""
+
+    INDEX = "index"
+    """t - 1"""
+    ONE_BASED = "one-based"
+    """t"""
+    FRACTION = "fraction"
+    """t / T"""
+    RESCALED_1000 = "rescaled-1000"
+    """(t - 1) 1000 / T"""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A trained model, whatever family of files it came from.
+
+    Attributes:
+        network: called with x_t (B, C, H, W), time (B,) and labels (B,) or None; gives
+            (B, C, H, W), or (B, 2C, H, W) where the variance is learned.
+        schedule: the noise schedule evaluated, respaced or as trained.
+        prediction: what the network outputs.
+        variance: the variance of its reverse process.
+        clip: whether the predicted x_start is clamped to [-1, 1].
+        time_input: what the network is given for a step.
+        channels: channels of an image.
+        image_size: height and width it was trained on; None if the file does not say.
+        size_multiple: height and width of an image must be divisible by this.
+        num_classes: classes it is conditioned on; 0 if none.
+        family: the family of files.
+        source: the path or hub id as given.
+        sha256: of the file that holds the weights.
+        training: the record of its training, where the file holds one.
+        notes: what was settled by a preset or an option, a line each.
+    """
+
+    network: nn.Module
+    schedule: NoiseSchedule
+    prediction: Prediction
+    variance: Variance
+    channels: int
+    family: str
+    source: str
+    sha256: str
+    clip: bool = True
+    time_input: TimeInput = TimeInput.INDEX
+    image_size: int | None = None
+    size_multiple: int = 1
+    num_classes: int = 0
+    training: dict[str, object] | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def diffusion(self) -> GaussianDiffusion:
+        """The process the network belongs to, with its tables on the CPU."""
+        return GaussianDiffusion(self.schedule, self.prediction, self.variance, self.clip)
+
+    def network_time(self, t: Tensor) -> Tensor:
+        """The network's time input, (B,) float32, for steps t = 1..T of `schedule`, (B,) int64."""
+        original = self.schedule.original_timesteps.to(t.device)[t - 1]
+        total = self.schedule.num_original_timesteps
+        match self.time_input:
+            case TimeInput.INDEX:
+                return (original - 1).float()
+            case TimeInput.ONE_BASED:
+                return original.float()
+            case TimeInput.FRACTION:
+                return original.float() / total
+            case TimeInput.RESCALED_1000:
+                return (original - 1).float() * (1000.0 / total)
+
+    def respaced(self, num_timesteps: int) -> Self:
+        """The model that visits only evenly spaced steps."""
+        schedule = self.schedule.respaced(num_timesteps)
+        return dataclasses.replace(self, schedule=schedule)
+
+    def with_conventions(
+        self,
+        *,
+        prediction: str | None = None,
+        variance: str | None = None,
+        clip: bool | None = None,
+    ) -> Self:
+        """The same weights read under other conventions; what is overridden is noted.
+
+        Raises:
+            InputError: the network has no output for the variance asked for.
+        """
+        notes, result = list(self.notes), self
+        if prediction is not None and prediction != self.prediction:
+            notes.append(f"--prediction {prediction} overrides {self.prediction}")
+            result = dataclasses.replace(result, prediction=Prediction(prediction))
+        if variance is not None and variance != self.variance:
+            if Variance(variance).is_learned != self.variance.is_learned:
+                has = "a" if self.variance.is_learned else "no"
+                raise InputError(
+                    f"--variance {variance}: this network has {has} variance output; "
+                    f"the checkpoint's own is {self.variance}"
+                )
+            notes.append(f"--variance {variance} overrides {self.variance}")
+            result = dataclasses.replace(result, variance=Variance(variance))
+        if clip is not None:
+            result = dataclasses.replace(result, clip=clip)
+        return dataclasses.replace(result, notes=tuple(notes))
+
+    def check_images(self, channels: int, height: int, width: int, source: str) -> None:
+        """Raise InputError if the network cannot take images of this shape."""
+        if channels != self.channels:
+            raise InputError(
+                f"--data {source}: images have {channels} channels, "
+                f"the checkpoint {self.source} takes {self.channels}"
+            )
+        if height % self.size_multiple or width % self.size_multiple:
+            raise InputError(
+                f"--data {source}: images are {width}x{height}, but the checkpoint {self.source} "
+                f"takes only sizes divisible by {self.size_multiple}"
+            )
+        if self.image_size is not None and (height, width) != (self.image_size, self.image_size):
+            raise InputError(
+                f"--data {source}: images are {width}x{height}, the checkpoint {self.source} "
+                f"was trained on {self.image_size}x{self.image_size}"
+            )
+
+    def to(self, device: torch.device) -> Self:
+        """The same checkpoint, its network on another device and in evaluation mode."""
+        self.network.to(device).eval().requires_grad_(False)
+        return self

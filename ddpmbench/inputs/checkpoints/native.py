@@ -1,0 +1,119 @@
+"""The family of this project: one safetensors file with a JSON record in its metadata."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ddpmbench.errors import InputError
+from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint, TimeInput
+from ddpmbench.inputs.checkpoints.weights import load_weights, sha256_of
+from ddpmbench.network.unet import UNet, UNetConfig
+from ddpmbench.process.prediction import Prediction, Variance
+from ddpmbench.process.schedule import NoiseSchedule
+
+FORMAT = 1
+_RECORD = "ddpmbench"
+_BETAS = "schedule.betas"
+_NETWORK = "network."
+
+
+def is_native(path: Path) -> bool:
+    """Whether the file is of this family: safetensors with our record in the metadata."""
+    if not path.is_file() or path.suffix != ".safetensors":
+        return False
+    try:
+        with safe_open(path, framework="pt") as file:
+            return _RECORD in (file.metadata() or {})
+    except SafetensorError:
+        return False
+
+
+def read_native(path: Path) -> Checkpoint:
+    """The checkpoint in a native file.
+
+    Raises:
+        InputError: the file is truncated, made by a newer version, or its weights do not fit.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            record = json.loads(file.metadata()[_RECORD])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, ValueError) as error:
+        raise InputError(f"{path}: not a whole safetensors file ({error})") from error
+    if record.get("format") != FORMAT:
+        raise InputError(
+            f"{path}: native format {record.get('format')}; this version reads {FORMAT}, "
+            "install a newer ddpmbench"
+        )
+    try:
+        config = UNetConfig.from_dict(record["network"])
+        betas = tensors.pop(_BETAS)
+        schedule = NoiseSchedule.from_betas(betas, name=record["schedule"])
+        prediction, variance = Prediction(record["prediction"]), Variance(record["variance"])
+        time_input, image_size = TimeInput(record["time_input"]), record["image_size"]
+    except (KeyError, ValueError, TypeError) as error:
+        raise InputError(f"{path}: its record lacks or misspells {error}") from error
+    network = UNet(config)
+    weights = {name.removeprefix(_NETWORK): tensor for name, tensor in tensors.items()}
+    load_weights(network, weights, source=str(path))
+    return Checkpoint(
+        network=network,
+        schedule=schedule,
+        prediction=prediction,
+        variance=variance,
+        time_input=time_input,
+        channels=config.in_channels,
+        image_size=image_size,
+        size_multiple=config.size_multiple,
+        num_classes=config.num_classes,
+        family="native",
+        source=str(path),
+        sha256=sha256_of(path),
+        training=record.get("training"),
+    )
+
+
+def write_native(
+    path: Path,
+    checkpoint: Checkpoint,
+    *,
+    weights: dict[str, Tensor] | None = None,
+    training: dict[str, Any] | None = None,
+) -> None:
+    """Write a checkpoint whose network is our U-Net; atomically.
+
+    Args:
+        path: the file to write, ending in .safetensors.
+        checkpoint: what to write.
+        weights: the weights to write in place of the network's own.
+        training: the record of its training.
+
+    Raises:
+        InputError: the network is not our U-Net.
+    """
+    network = checkpoint.network
+    if not isinstance(network, UNet):
+        raise InputError(f"{checkpoint.source}: only the built-in U-Net can be written as native")
+    record = {
+        "format": FORMAT,
+        "network": network.config.to_dict(),
+        "schedule": checkpoint.schedule.name,
+        "prediction": checkpoint.prediction,
+        "variance": checkpoint.variance,
+        "time_input": checkpoint.time_input,
+        "image_size": checkpoint.image_size,
+        "training": training,
+    }
+    state = weights if weights is not None else network.state_dict()
+    tensors = {
+        _NETWORK + name: tensor.detach().cpu().contiguous() for name, tensor in state.items()
+    }
+    tensors[_BETAS] = checkpoint.schedule.betas.to(torch.float64)
+    temporary = path.with_name(path.name + ".tmp")
+    save_file(tensors, temporary, metadata={_RECORD: json.dumps(record)})
+    temporary.replace(path)

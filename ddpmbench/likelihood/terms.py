@@ -1,0 +1,257 @@
+"""The terms of the variational bound: one row a network call.
+
+A row is an image, a step and a draw of noise. Its value depends on nothing else, because the noise
+is addressed (`process.noise`). This is the only module that calls the network for likelihood.
+"""
+
+import dataclasses
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
+from ddpmbench.inputs.images import ImageSet
+from ddpmbench.process.diffusion import GaussianDiffusion
+from ddpmbench.process.gaussian import discretized_normal_log_prob, normal_kl
+from ddpmbench.process.noise import normal_noise
+from ddpmbench.process.prediction import Prediction, Variance
+from ddpmbench.process.schedule import NoiseSchedule
+from ddpmbench.process.units import NATS_PER_BIT, to_unit_range
+
+DECODER_COLUMNS = tuple(
+    f"decoder_{scale}_{decoder}_{clip}"
+    for scale in ("posterior", "beta")
+    for decoder in ("exact", "tanh")
+    for clip in ("clip", "noclip")
+)
+"""The decoder term under each published convention: variance, distribution function, clip."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class BoundTerms:
+    """One term of the bound for each of B rows, and the errors it comes from.
+
+    Attributes:
+        nats: (B,) the term, nats per dimension: the divergence at t >= 2, minus the log
+            probability of the data at t = 1.
+        x_start_mse: (B,) mean squared error of the predicted x_start, clipped to [-1, 1].
+        x_start_mse_noclip: (B,) the same without clipping.
+        eps_mse: (B,) mean squared error of the predicted noise, without clipping.
+        decoders: a (B,) tensor for each of `DECODER_COLUMNS`, nats per dimension; NaN at t >= 2.
+    """
+
+    nats: Tensor
+    x_start_mse: Tensor
+    x_start_mse_noclip: Tensor
+    eps_mse: Tensor
+    decoders: dict[str, Tensor]
+
+    @property
+    def bits_per_dim(self) -> Tensor:
+        """(B,) the term in bits per dimension."""
+        return self.nats / NATS_PER_BIT
+
+
+def bound_terms(
+    schedule: NoiseSchedule,
+    x_start: Tensor,
+    t: Tensor,
+    eps: Tensor,
+    model_output: Tensor,
+    *,
+    prediction: str = "eps",
+    variance: str = "fixed_large",
+    clip: bool = True,
+    decoder: str = "exact",
+) -> BoundTerms:
+    """The terms of the bound that a network's outputs imply.
+
+    Args:
+        schedule: the noise schedule.
+        x_start: (B, C, H, W) in [-1, 1], 8-bit levels.
+        t: (B,) int64 steps in 1..T.
+        eps: (B, C, H, W) the noise in x_t = sqrt(ab_t) x_start + sqrt(1 - ab_t) eps.
+        model_output: (B, C, H, W) what the network gave for x_t and t; (B, 2C, H, W) where the
+            variance is learned.
+        prediction: "eps", "x_start", "v" or "previous_mean".
+        variance: "fixed_small", "fixed_large", "learned_range" or "learned".
+        clip: whether the predicted x_start is clamped to [-1, 1].
+        decoder: "exact" or "tanh".
+
+    Returns:
+        The terms, float64.
+
+    Raises:
+        ValueError: a name is unknown, a shape does not fit, or a step is outside 1..T.
+
+    Source: Ho, Jain & Abbeel 2020, eqs. 5 and 13.
+    """
+    diffusion = GaussianDiffusion(
+        schedule, Prediction(prediction), Variance(variance), clip, device=x_start.device
+    )
+    channels = x_start.shape[1] * (2 if diffusion.variance.is_learned else 1)
+    expected = (x_start.shape[0], channels, *x_start.shape[2:])
+    if eps.shape != x_start.shape or model_output.shape != expected:
+        raise ValueError(
+            f"x_start {tuple(x_start.shape)} goes with eps of the same shape and model_output "
+            f"{expected}, not {tuple(eps.shape)} and {tuple(model_output.shape)}"
+        )
+    if bool((t < 1).any()) or bool((t > schedule.num_timesteps).any()):
+        raise ValueError(f"t must lie in 1..{schedule.num_timesteps}")
+    return diffusion_terms(diffusion, x_start, t, eps, model_output, decoder=decoder)
+
+
+def diffusion_terms(
+    diffusion: GaussianDiffusion,
+    x_start: Tensor,
+    t: Tensor,
+    eps: Tensor,
+    model_output: Tensor,
+    *,
+    decoder: str = "exact",
+) -> BoundTerms:
+    """`bound_terms` for a process whose tables are at hand; nothing is checked."""
+    x_start, eps = x_start.to(diffusion.dtype), eps.to(diffusion.dtype)
+    x_t = diffusion.q_sample(x_start, t, eps)
+    true_mean, true_log_variance = diffusion.q_posterior(x_start, x_t, t)
+    step = diffusion.p_mean_variance(model_output, x_t, t)
+    nats = _mean(normal_kl(true_mean, true_log_variance, step.mean, step.log_variance))
+    first = (t == 1).nonzero().squeeze(1)
+    decoders = {name: torch.full_like(nats, torch.nan) for name in DECODER_COLUMNS}
+    if len(first):
+        log_variance = step.log_variance.expand_as(step.mean)[first]
+        log_prob = discretized_normal_log_prob(
+            x_start[first], step.mean[first], log_variance, decoder=decoder
+        )
+        nats = nats.index_put((first,), -_mean(log_prob))
+        unclipped = step.unclipped_pred_x_start[first]
+        for name, value in _decoders(diffusion, x_start[first], unclipped).items():
+            decoders[name][first] = value.detach()
+    clipped = step.unclipped_pred_x_start.clamp(-1.0, 1.0)
+    return BoundTerms(
+        nats=nats,
+        x_start_mse=_mean((x_start - clipped).square()),
+        x_start_mse_noclip=_mean((x_start - step.unclipped_pred_x_start).square()),
+        eps_mse=_mean((eps - step.pred_eps).square()),
+        decoders=decoders,
+    )
+
+
+def _decoders(
+    diffusion: GaussianDiffusion, x_start: Tensor, unclipped: Tensor
+) -> dict[str, Tensor]:
+    schedule = diffusion.schedule
+    posterior = schedule.posterior_variance[min(1, schedule.num_timesteps - 1)]
+    log_variances = {"posterior": posterior.log(), "beta": schedule.betas[0].log()}
+    means = {"clip": unclipped.clamp(-1.0, 1.0), "noclip": unclipped}
+    result = {}
+    for name in DECODER_COLUMNS:
+        _, scale, decoder, clip = name.split("_")
+        log_variance = log_variances[scale].to(x_start)
+        log_prob = discretized_normal_log_prob(x_start, means[clip], log_variance, decoder=decoder)
+        result[name] = -_mean(log_prob)
+    return result
+
+
+def _mean(x: Tensor) -> Tensor:
+    return x.flatten(1).mean(1)
+
+
+def prior_nats(diffusion: GaussianDiffusion, x_start: Tensor) -> Tensor:
+    """L_T: KL(q(x_T | x_start) || N(0, I)), (B,) nats per dimension, closed form."""
+    x_start = x_start.to(diffusion.dtype)
+    last = torch.full((len(x_start),), diffusion.schedule.num_timesteps, device=x_start.device)
+    mean = diffusion.q_sample(x_start, last, torch.zeros_like(x_start))
+    zero = torch.zeros((), dtype=mean.dtype, device=mean.device)
+    log_variance = diffusion.schedule.one_minus_alphas_cumprod[-1].log().to(mean)
+    return _mean(normal_kl(mean, log_variance, zero, zero))
+
+
+def prior_bits_per_dim(schedule: NoiseSchedule, x_start: Tensor) -> Tensor:
+    """L_T, the part of the bound that no network enters.
+
+    Args:
+        schedule: the noise schedule.
+        x_start: (B, C, H, W) in [-1, 1].
+
+    Returns:
+        (B,) bits per dimension, float64.
+
+    Source: Ho, Jain & Abbeel 2020, eq. 5.
+    """
+    return prior_nats(GaussianDiffusion(schedule, device=x_start.device), x_start) / NATS_PER_BIT
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rows:
+    """Which rows: an image, a step and a draw each.
+
+    Attributes:
+        image: (B,) int64 index in the image set.
+        t: (B,) int64 step in 1..T.
+        draw: (B,) int64 repetition.
+    """
+
+    image: NDArray[np.int64]
+    t: NDArray[np.int64]
+    draw: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def __getitem__(self, index: slice) -> "Rows":
+        return Rows(self.image[index], self.t[index], self.draw[index])
+
+
+class TermsPass:
+    """Evaluates rows with a network: noise, network call, terms.
+
+    Attributes:
+        num_evaluations: network calls so far, counted in images.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        images: ImageSet,
+        *,
+        seed: int,
+        decoder: str,
+        device: torch.device,
+    ) -> None:
+        self.checkpoint = checkpoint.to(device)
+        self.diffusion = checkpoint.diffusion.to(device)
+        self.images, self.seed, self.decoder, self.device = images, seed, decoder, device
+        self.num_evaluations = 0
+
+    def prior(self, image: NDArray[np.int64]) -> NDArray[np.float64]:
+        """(B,) L_T of the images with these indices, nats per dimension."""
+        return prior_nats(self.diffusion, self._x_start(image)).cpu().numpy().astype(np.float64)
+
+    @torch.inference_mode()
+    def terms(self, rows: Rows) -> BoundTerms:
+        """The terms of one batch of rows, on the CPU."""
+        x_start = self._x_start(rows.image)
+        image, t, draw = (self._put(values) for values in (rows.image, rows.t, rows.draw))
+        eps = normal_noise(image, t, draw, shape=tuple(x_start.shape[1:]), seed=self.seed)
+        x_t = self.diffusion.q_sample(x_start, t, eps.to(x_start.dtype)).float()
+        labels = None
+        if self.checkpoint.num_classes:
+            assert self.images.labels is not None
+            labels = self._put(self.images.labels[rows.image])
+        output = self.checkpoint.network(x_t, self.checkpoint.network_time(t), labels)
+        self.num_evaluations += len(rows)
+        result = diffusion_terms(self.diffusion, x_start, t, eps, output, decoder=self.decoder)
+        return BoundTerms(
+            *(getattr(result, f.name).cpu() for f in dataclasses.fields(result)[:-1]),
+            decoders={name: value.cpu() for name, value in result.decoders.items()},
+        )
+
+    def _x_start(self, image: NDArray[np.int64]) -> Tensor:
+        pixels = torch.from_numpy(np.ascontiguousarray(self.images.pixels[image]))
+        return to_unit_range(pixels.to(self.device), self.diffusion.dtype)
+
+    def _put(self, values: NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values)).to(self.device)

@@ -1,0 +1,337 @@
+"""Training a reference DDPM: Algorithm 1 of Ho et al. 2020, so that there is something to evaluate.
+
+Every step draws its images, steps and noise from a generator seeded by (seed, step), so that a
+run that was interrupted and resumed is the run that was not.
+"""
+
+import contextlib
+import csv
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ddpmbench.errors import InputError
+from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
+from ddpmbench.inputs.checkpoints.native import write_native
+from ddpmbench.inputs.images import ImageSet
+from ddpmbench.likelihood.terms import diffusion_terms
+from ddpmbench.network.unet import UNet, UNetConfig
+from ddpmbench.process.diffusion import GaussianDiffusion
+from ddpmbench.process.noise import philox_4x32
+from ddpmbench.process.prediction import Prediction, Variance
+from ddpmbench.process.schedule import NoiseSchedule
+from ddpmbench.process.units import to_unit_range
+
+Objective = Literal["simple", "vlb", "hybrid"]
+
+HYBRID_WEIGHT = 0.001
+"""lambda of L_hybrid = L_simple + lambda L_vlb (Nichol & Dhariwal 2021, section 3.1)."""
+CURVE_INTERVAL = 50
+"""Steps whose mean loss is one point of the training curve."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingRecipe:
+    """What determines a training run besides its data and its length.
+
+    Attributes:
+        network: the U-Net.
+        image_size: height and width of an image.
+        schedule: name of the noise schedule, one of `NoiseSchedule`'s constructors of T alone.
+        num_timesteps: T.
+        variance: of the reverse process; learned_range for the objective "hybrid".
+        objective: "simple" is L_simple (Ho et al. 2020, eq. 14), "vlb" the bound itself with t
+            uniform, "hybrid" L_simple + 0.001 L_vlb with the mean held fixed in the latter
+            (Nichol & Dhariwal 2021, eq. 16).
+        batch_size: images a step.
+        learning_rate: of Adam, after the warm-up.
+        warmup_steps: steps over which the learning rate rises linearly.
+        ema_decay: of the moving average of the weights; it starts at (1 + step) / (10 + step).
+        gradient_clip: largest norm of the gradient.
+        horizontal_flip: whether images are mirrored at random.
+        precision: "fp32", or "bf16" for the network's forward pass.
+        seed: of the weights, the order of images, the steps and the noise.
+    """
+
+    network: UNetConfig
+    image_size: int
+    schedule: str = "linear"
+    num_timesteps: int = 1000
+    variance: Variance = Variance.FIXED_LARGE
+    objective: Objective = "simple"
+    batch_size: int = 128
+    learning_rate: float = 2e-4
+    warmup_steps: int = 1000
+    ema_decay: float = 0.9999
+    gradient_clip: float = 1.0
+    horizontal_flip: bool = False
+    precision: str = "fp32"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse an objective that does not go with the variance."""
+        if self.objective == "hybrid" and not self.variance.is_learned:
+            raise InputError("--objective hybrid needs --variance learned_range")
+        if self.objective == "simple" and self.variance.is_learned:
+            raise InputError(
+                "--objective simple does not train a variance; use --objective hybrid or vlb"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON can hold them."""
+        return dataclasses.asdict(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingProgress:
+    """Where a training run stands.
+
+    Attributes:
+        step: steps done.
+        total: steps asked for.
+        loss: mean loss of the last interval of steps.
+    """
+
+    step: int
+    total: int
+    loss: float
+
+
+class _State:
+    """Everything a training run carries from one step to the next."""
+
+    def __init__(self, recipe: TrainingRecipe, device: torch.device) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.seed)
+            network = UNet(recipe.network)
+        # Ho et al. begin with an output of zero.
+        torch.nn.init.zeros_(network.conv_out.weight)
+        torch.nn.init.zeros_(network.conv_out.bias)
+        self.network = network.to(device)
+        self.average = {name: w.detach().clone() for name, w in network.state_dict().items()}
+        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=recipe.learning_rate)
+        self.step = 0
+        self.seconds = 0.0
+        self.curve: list[tuple[int, float]] = []
+
+    def save(self, path: Path, fingerprint: str) -> None:
+        state = {
+            "fingerprint": fingerprint,
+            "network": self.network.state_dict(),
+            "average": self.average,
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "curve": self.curve,
+        }
+        temporary = path.with_name(path.name + ".tmp")
+        torch.save(state, temporary)
+        temporary.replace(path)
+
+    def restore(self, path: Path, fingerprint: str, device: torch.device) -> None:
+        state = torch.load(path, map_location=device, weights_only=True)
+        if state["fingerprint"] != fingerprint:
+            raise InputError(
+                f"--out {path.parent}: holds the training run of another recipe or other images; "
+                "choose another folder"
+            )
+        self.network.load_state_dict(state["network"])
+        self.average = state["average"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.seconds, self.curve = state["step"], state["seconds"], state["curve"]
+
+
+def train(
+    recipe: TrainingRecipe,
+    images: ImageSet,
+    folder: Path,
+    *,
+    steps: int,
+    device: torch.device,
+    on_progress: Callable[[TrainingProgress], None] = lambda progress: None,
+    save_every: int = 500,
+) -> Path:
+    """Train a DDPM, or go on with the training run that the folder holds.
+
+    Args:
+        recipe: what is trained, and how.
+        images: what it is trained on.
+        folder: receives `checkpoint.safetensors` (moving average, native format),
+            `training_curve.csv` and `training_state.pt`.
+        steps: length of the run; a finished run goes on if it is asked for more.
+        device: where to train.
+        on_progress: called at every point of the training curve.
+        save_every: steps between two saves; a killed run loses at most so many.
+
+    Returns:
+        The path of the native checkpoint.
+
+    Raises:
+        InputError: the folder holds another run, or the images do not fit the network.
+
+    Source: Ho, Jain & Abbeel 2020, Algorithm 1.
+    """
+    fingerprint = _fingerprint(recipe, images)
+    if images.pixels.shape[1:] != (recipe.network.in_channels, *2 * (recipe.image_size,)):
+        raise InputError(f"--data {images.source}: images do not fit the network asked for")
+    folder.mkdir(parents=True, exist_ok=True)
+    state_path = folder / "training_state.pt"
+    state = _State(recipe, device)
+    if state_path.exists():
+        state.restore(state_path, fingerprint, device)
+    schedule = {
+        "linear": NoiseSchedule.linear,
+        "cosine": NoiseSchedule.cosine,
+        "sigmoid": NoiseSchedule.sigmoid,
+    }[recipe.schedule](recipe.num_timesteps)
+    model = Checkpoint(
+        network=state.network,
+        schedule=schedule,
+        prediction=Prediction.EPSILON,
+        variance=recipe.variance,
+        channels=recipe.network.in_channels,
+        image_size=recipe.image_size,
+        size_multiple=recipe.network.size_multiple,
+        family="native",
+        source=str(folder),
+        sha256="",
+    )
+    diffusion = model.diffusion.to(device)
+    state.network.train()
+    losses: list[Tensor] = []
+    start = time.perf_counter() - state.seconds
+    with _saving_on_interrupt(state, state_path, fingerprint):
+        while state.step < steps:
+            losses.append(_train_step(state, recipe, model, diffusion, images, device))
+            if state.step % CURVE_INTERVAL == 0 or state.step == steps:
+                loss = float(torch.stack(losses).mean())
+                if loss != loss:
+                    raise InputError(
+                        f"training diverged before step {state.step}: the loss is not a number; "
+                        "lower --learning-rate"
+                    )
+                losses = []
+                state.curve.append((state.step, loss))
+                on_progress(TrainingProgress(state.step, steps, loss))
+            state.seconds = time.perf_counter() - start
+            if state.step % save_every == 0 or state.step == steps:
+                _publish(state, recipe, model, images, folder)
+                state.save(state_path, fingerprint)
+    return folder / "checkpoint.safetensors"
+
+
+def _train_step(
+    state: _State,
+    recipe: TrainingRecipe,
+    model: Checkpoint,
+    diffusion: GaussianDiffusion,
+    images: ImageSet,
+    device: torch.device,
+) -> Tensor:
+    generator = _step_generator(recipe.seed, state.step)
+    size, batch = len(images), recipe.batch_size
+    index = torch.randint(size, (batch,), generator=generator)
+    t = torch.randint(1, recipe.num_timesteps + 1, (batch,), generator=generator).to(device)
+    x_start = to_unit_range(torch.from_numpy(images.pixels[index.numpy()]), torch.float32)
+    if recipe.horizontal_flip:
+        mirrored = torch.rand(batch, generator=generator) < 0.5
+        x_start = torch.where(mirrored[:, None, None, None], x_start.flip(-1), x_start)
+    eps = torch.randn(x_start.shape, generator=generator).to(device)
+    x_start = x_start.to(device)
+    x_t = diffusion.q_sample(x_start.to(diffusion.dtype), t, eps).float()
+    with (
+        torch.random.fork_rng(devices=[]),
+        torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"),
+    ):
+        torch.manual_seed(generator.initial_seed())  # dropout's
+        output = state.network(x_t, model.network_time(t)).float()
+    loss = _loss(recipe, diffusion, x_start, t, eps, output)
+    for group in state.optimizer.param_groups:
+        group["lr"] = recipe.learning_rate * min(1.0, (state.step + 1) / recipe.warmup_steps)
+    state.optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    torch.nn.utils.clip_grad_norm_(state.network.parameters(), recipe.gradient_clip)
+    state.optimizer.step()
+    state.step += 1
+    decay = min(recipe.ema_decay, (1 + state.step) / (10 + state.step))
+    with torch.no_grad():
+        for name, weight in state.network.state_dict().items():
+            state.average[name].lerp_(weight, 1 - decay)
+    return loss.detach()
+
+
+def _loss(
+    recipe: TrainingRecipe,
+    diffusion: GaussianDiffusion,
+    x_start: Tensor,
+    t: Tensor,
+    eps: Tensor,
+    output: Tensor,
+) -> Tensor:
+    channels = x_start.shape[1]
+    simple = (eps - output[:, :channels]).square().mean()
+    if recipe.objective == "simple":
+        return simple
+    if recipe.objective == "hybrid":
+        frozen = torch.cat([output[:, :channels].detach(), output[:, channels:]], dim=1)
+        bound = _bound_estimate(diffusion, x_start, t, eps, frozen)
+        return simple + HYBRID_WEIGHT * bound
+    return _bound_estimate(diffusion, x_start, t, eps, output)
+
+
+def _bound_estimate(
+    diffusion: GaussianDiffusion, x_start: Tensor, t: Tensor, eps: Tensor, output: Tensor
+) -> Tensor:
+    # Clipping would cut the gradient where it matters; the bound is trained without it.
+    unclipped = dataclasses.replace(diffusion, clip=False)
+    terms = diffusion_terms(unclipped, x_start, t, eps, output)
+    return diffusion.schedule.num_timesteps * terms.nats.mean()
+
+
+def _step_generator(seed: int, step: int) -> torch.Generator:
+    zero = torch.zeros((), dtype=torch.int64)
+    words = philox_4x32((torch.tensor(step), zero, zero, zero), seed)
+    return torch.Generator().manual_seed(int(words[0]) << 31 ^ int(words[1]))
+
+
+def _publish(
+    state: _State, recipe: TrainingRecipe, model: Checkpoint, images: ImageSet, folder: Path
+) -> None:
+    curve = folder / "training_curve.csv"
+    temporary = curve.with_name(curve.name + ".tmp")
+    with temporary.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["step", "loss"])
+        writer.writerows(state.curve)
+    temporary.replace(curve)
+    record = {
+        "recipe": recipe.to_dict(),
+        "steps": state.step,
+        "data": {"source": images.source, "split": images.split, "sha256": images.sha256},
+        "num_images": len(images),
+        "final_loss": state.curve[-1][1] if state.curve else None,
+        "seconds": round(state.seconds, 1),
+        "torch": torch.__version__,
+    }
+    write_native(folder / "checkpoint.safetensors", model, weights=state.average, training=record)
+
+
+def _fingerprint(recipe: TrainingRecipe, images: ImageSet) -> str:
+    text = json.dumps([recipe.to_dict(), images.sha256], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def _saving_on_interrupt(state: _State, path: Path, fingerprint: str) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        state.save(path, fingerprint)
+        raise
