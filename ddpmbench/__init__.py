@@ -1,0 +1,63 @@
+"""ddpmbench measures denoising diffusion models.
+
+    import ddpmbench as db
+    checkpoint = db.load_checkpoint("google/ddpm-cifar10-32")
+    images = db.load_images("cifar10:test", num_images=1000)
+    report = db.evaluate_nll(checkpoint, images)
+
+Names are imported when first used, so that `import ddpmbench` takes no time.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+from ddpmbench.errors import InputError
+from ddpmbench.version import __version__
+
+if TYPE_CHECKING:
+    from ddpmbench.evaluate import NllReport, evaluate_nll
+    from ddpmbench.inputs.checkpoints import Checkpoint, load_checkpoint
+    from ddpmbench.inputs.checkpoints.wrap import wrap_network
+    from ddpmbench.inputs.images import ImageSet, load_images
+    from ddpmbench.likelihood.terms import BoundTerms, bound_terms, prior_bits_per_dim
+    from ddpmbench.process.schedule import NoiseSchedule
+
+__all__ = [
+    "BoundTerms",
+    "Checkpoint",
+    "ImageSet",
+    "InputError",
+    "NllReport",
+    "NoiseSchedule",
+    "__version__",
+    "bound_terms",
+    "evaluate_nll",
+    "load_checkpoint",
+    "load_images",
+    "prior_bits_per_dim",
+    "wrap_network",
+]
+
+_HOMES = {
+    "BoundTerms": "ddpmbench.likelihood.terms",
+    "Checkpoint": "ddpmbench.inputs.checkpoints",
+    "ImageSet": "ddpmbench.inputs.images",
+    "NllReport": "ddpmbench.evaluate",
+    "NoiseSchedule": "ddpmbench.process.schedule",
+    "bound_terms": "ddpmbench.likelihood.terms",
+    "evaluate_nll": "ddpmbench.evaluate",
+    "load_checkpoint": "ddpmbench.inputs.checkpoints",
+    "load_images": "ddpmbench.inputs.images",
+    "prior_bits_per_dim": "ddpmbench.likelihood.terms",
+    "wrap_network": "ddpmbench.inputs.checkpoints.wrap",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'ddpmbench' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

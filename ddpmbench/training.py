@@ -96,12 +96,12 @@ class TrainingProgress:
     Attributes:
         step: steps done.
         total: steps asked for.
-        loss: mean loss of the last interval of steps.
+        loss: mean loss of the last interval of steps; None before the first.
     """
 
     step: int
     total: int
-    loss: float
+    loss: float | None
 
 
 class _State:
@@ -112,8 +112,8 @@ class _State:
             torch.manual_seed(recipe.seed)
             network = UNet(recipe.network)
         # Ho et al. begin with an output of zero.
-        torch.nn.init.zeros_(network.conv_out.weight)
-        torch.nn.init.zeros_(network.conv_out.bias)
+        for parameter in network.conv_out.parameters():
+            torch.nn.init.zeros_(parameter)
         self.network = network.to(device)
         self.average = {name: w.detach().clone() for name, w in network.state_dict().items()}
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=recipe.learning_rate)
@@ -181,19 +181,14 @@ def train(
     fingerprint = _fingerprint(recipe, images)
     if images.pixels.shape[1:] != (recipe.network.in_channels, *2 * (recipe.image_size,)):
         raise InputError(f"--data {images.source}: images do not fit the network asked for")
-    folder.mkdir(parents=True, exist_ok=True)
     state_path = folder / "training_state.pt"
+    _claim(folder, state_path)
     state = _State(recipe, device)
     if state_path.exists():
         state.restore(state_path, fingerprint, device)
-    schedule = {
-        "linear": NoiseSchedule.linear,
-        "cosine": NoiseSchedule.cosine,
-        "sigmoid": NoiseSchedule.sigmoid,
-    }[recipe.schedule](recipe.num_timesteps)
     model = Checkpoint(
         network=state.network,
-        schedule=schedule,
+        schedule=_schedule(recipe),
         prediction=Prediction.EPSILON,
         variance=recipe.variance,
         channels=recipe.network.in_channels,
@@ -206,6 +201,7 @@ def train(
     diffusion = model.diffusion.to(device)
     state.network.train()
     losses: list[Tensor] = []
+    on_progress(TrainingProgress(state.step, steps, None))
     start = time.perf_counter() - state.seconds
     with _saving_on_interrupt(state, state_path, fingerprint):
         while state.step < steps:
@@ -225,6 +221,27 @@ def train(
                 _publish(state, recipe, model, images, folder)
                 state.save(state_path, fingerprint)
     return folder / "checkpoint.safetensors"
+
+
+def _claim(folder: Path, state_path: Path) -> None:
+    try:
+        if folder.is_dir() and any(folder.iterdir()) and not state_path.exists():
+            raise InputError(f"--out {folder}: holds files but no training run; name a new folder")
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise InputError(f"--out {folder}: cannot be written ({reason})") from error
+
+
+def _schedule(recipe: TrainingRecipe) -> NoiseSchedule:
+    match recipe.schedule:
+        case "linear":
+            return NoiseSchedule.linear(recipe.num_timesteps)
+        case "cosine":
+            return NoiseSchedule.cosine(recipe.num_timesteps)
+        case "sigmoid":
+            return NoiseSchedule.sigmoid(recipe.num_timesteps)
+    raise InputError(f"--schedule {recipe.schedule}: choose linear, cosine or sigmoid")
 
 
 def _train_step(

@@ -1,14 +1,28 @@
 """Image sets: named data sets, folders, npz and idx files, all as 8-bit pixels."""
 
 import dataclasses
-from collections.abc import Sequence
-import gzip
 import hashlib
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ddpmbench.errors import InputError
+from ddpmbench.inputs.datasets import SPLITS, dataset_specs, read_dataset
+from ddpmbench.inputs.idx_files import read_idx
+from ddpmbench.inputs.image_files import (
+    IMAGE_SUFFIXES,
+    ImageData,
+    count_to_read,
+    read_folder,
+    read_npz,
+    refusal,
+)
+
+_HASH_CHUNK = 1 << 24
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -18,10 +32,12 @@ class ImageSet:
     Attributes:
         pixels: (N, C, H, W) uint8.
         ids: (N,) a name for each image.
-        labels: (N,) int64 classes, or None.
         source: the data set's name or the path, as given.
+        labels: (N,) int64 classes, or None.
         split: the named data set's split, or None.
-        sha256: of shape and pixels; the same for the same images in any kind of file.
+
+    Raises:
+        InputError: if the pixels are not uint8 (N, C, H, W), or ids or labels differ in number.
     """
 
     pixels: NDArray[np.uint8]
@@ -30,17 +46,94 @@ class ImageSet:
     labels: NDArray[np.int64] | None = None
     split: str | None = None
 
-    @property
-    def sha256(self) -> str:
-        h = hashlib.sha256(str(self.pixels.shape).encode())
-        h.update(np.ascontiguousarray(self.pixels).tobytes())
-        return h.hexdigest()
+    def __post_init__(self) -> None:
+        """Refuse what is not one id, and one label or none, for each 8-bit image."""
+        if self.pixels.dtype != np.uint8 or self.pixels.ndim != 4:
+            raise InputError(f"images {self.source}: pixels must be uint8 of shape (N, C, H, W)")
+        if len(self.ids) != len(self) or (
+            self.labels is not None and self.labels.shape != (len(self),)
+        ):
+            raise InputError(f"images {self.source}: there must be one id and one label an image")
 
     def __len__(self) -> int:
         return len(self.pixels)
 
+    @cached_property
+    def sha256(self) -> str:
+        """Of shape and pixels: the same for the same images in any kind of file."""
+        digest = hashlib.sha256(str(self.pixels.shape).encode())
+        # In chunks, because pixels that are a view must be copied to be hashed.
+        step = max(1, _HASH_CHUNK // max(1, self.pixels[:1].nbytes))
+        for start in range(0, len(self), step):
+            digest.update(np.ascontiguousarray(self.pixels[start : start + step]).data)
+        return digest.hexdigest()
 
-def load_images(spec: str) -> ImageSet:
-    p = Path("/usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz")
-    pix = np.frombuffer(gzip.open(p).read(), np.uint8, offset=16).reshape(-1, 1, 28, 28)
-    return ImageSet(pix, [str(i) for i in range(len(pix))], "fashion-mnist", split="train")
+    def subset(self, num_images: int) -> Self:
+        """The first images of the set.
+
+        Raises:
+            InputError: if there are not that many, or less than one is asked for.
+        """
+        count = count_to_read(num_images, len(self), self.source)
+        return dataclasses.replace(
+            self,
+            pixels=self.pixels[:count],
+            ids=self.ids[:count],
+            labels=None if self.labels is None else self.labels[:count],
+        )
+
+
+def load_images(spec: str | Path, *, num_images: int | None = None) -> ImageSet:
+    """Read an image set.
+
+    Args:
+        spec: `name:split` of a named data set; or a folder of images, an .npz (arr_0 uint8
+            (N, H, W, C) or (N, H, W), arr_1 labels) or an idx file. A `Path` is never a name.
+        num_images: how many images, from the first on; None for all.
+
+    Returns:
+        The images as they are stored: nothing is resized, nor turned to gray or to color.
+
+    Raises:
+        InputError: if there is no such data set or file, it holds something else than 8-bit
+            gray or RGB images of one size, or fewer than `num_images` of them.
+    """
+    if num_images is not None and num_images < 1:
+        raise InputError(f"--num-images {num_images}: give a number of at least 1")
+    name, _, split = spec.partition(":") if isinstance(spec, str) else ("", "", "")
+    try:
+        if split in SPLITS.get(name, ()):
+            data = read_dataset(name, split, num_images)
+            return ImageSet(data.pixels, data.ids, name, data.labels, split)
+        if not str(spec) or not Path(spec).exists():
+            raise _unknown(spec, name)
+        data = _read_path(Path(spec), num_images)
+    except MemoryError as error:
+        raise refusal(
+            f"--data {spec}", "does not fit in memory; take fewer images with --num-images"
+        ) from error
+    except OSError as error:
+        raise refusal(
+            f"--data {spec}", f"cannot be read ({error}); check the file and its permissions"
+        ) from error
+    return ImageSet(data.pixels, data.ids, str(spec), data.labels)
+
+
+def _read_path(path: Path, num_images: int | None) -> ImageData:
+    if path.is_dir():
+        return read_folder(path, num_images)
+    if path.suffix.lower() == ".npz":
+        return read_npz(path, num_images)
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        raise refusal(path, "is a single image; give the folder that holds it")
+    return read_idx(path, num_images)
+
+
+def _unknown(spec: str | Path, name: str) -> InputError:
+    if name in SPLITS:
+        choices = ", ".join(f"{name}:{split}" for split in SPLITS[name])
+        return refusal(f"--data {spec}", f"name a split of {name}: {choices}")
+    names = ", ".join(dataset_specs())
+    return refusal(
+        f"--data {spec}", f"no such file or folder, nor a data set's name; the names are {names}"
+    )

@@ -5,6 +5,7 @@ is addressed (`process.noise`). This is the only module that calls the network f
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -27,6 +28,9 @@ DECODER_COLUMNS = tuple(
     for clip in ("clip", "noclip")
 )
 """The decoder term under each published convention: variance, distribution function, clip."""
+
+VALUE_COLUMNS = ("nats", "x_start_mse", "x_start_mse_noclip", "eps_mse", *DECODER_COLUMNS)
+"""What a row of terms holds."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -205,11 +209,38 @@ class Rows:
         return Rows(self.image[index], self.t[index], self.draw[index])
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class TermTable:
+    """The terms of B rows.
+
+    Attributes:
+        rows: which rows.
+        values: a (B,) float64 array for each of `VALUE_COLUMNS`, nats per dimension.
+    """
+
+    rows: Rows
+    values: dict[str, NDArray[np.float64]]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: slice) -> "TermTable":
+        return TermTable(self.rows[index], {k: v[index] for k, v in self.values.items()})
+
+
+def concatenate(tables: Sequence[TermTable]) -> TermTable:
+    """One table after another."""
+    names = ("image", "t", "draw")
+    rows = Rows(*(np.concatenate([getattr(table.rows, n) for table in tables]) for n in names))
+    values = {n: np.concatenate([table.values[n] for table in tables]) for n in VALUE_COLUMNS}
+    return TermTable(rows, values)
+
+
 class TermsPass:
     """Evaluates rows with a network: noise, network call, terms.
 
     Attributes:
-        num_evaluations: network calls so far, counted in images.
+        num_evaluations: network calls so far, one an image.
     """
 
     def __init__(
@@ -228,11 +259,11 @@ class TermsPass:
 
     def prior(self, image: NDArray[np.int64]) -> NDArray[np.float64]:
         """(B,) L_T of the images with these indices, nats per dimension."""
-        return prior_nats(self.diffusion, self._x_start(image)).cpu().numpy().astype(np.float64)
+        return _to_numpy(prior_nats(self.diffusion, self._x_start(image)))
 
     @torch.inference_mode()
-    def terms(self, rows: Rows) -> BoundTerms:
-        """The terms of one batch of rows, on the CPU."""
+    def terms(self, rows: Rows) -> TermTable:
+        """The terms of one batch of rows."""
         x_start = self._x_start(rows.image)
         image, t, draw = (self._put(values) for values in (rows.image, rows.t, rows.draw))
         eps = normal_noise(image, t, draw, shape=tuple(x_start.shape[1:]), seed=self.seed)
@@ -243,11 +274,15 @@ class TermsPass:
             labels = self._put(self.images.labels[rows.image])
         output = self.checkpoint.network(x_t, self.checkpoint.network_time(t), labels)
         self.num_evaluations += len(rows)
-        result = diffusion_terms(self.diffusion, x_start, t, eps, output, decoder=self.decoder)
-        return BoundTerms(
-            *(getattr(result, f.name).cpu() for f in dataclasses.fields(result)[:-1]),
-            decoders={name: value.cpu() for name, value in result.decoders.items()},
-        )
+        terms = diffusion_terms(self.diffusion, x_start, t, eps, output, decoder=self.decoder)
+        columns = {
+            "nats": terms.nats,
+            "x_start_mse": terms.x_start_mse,
+            "x_start_mse_noclip": terms.x_start_mse_noclip,
+            "eps_mse": terms.eps_mse,
+            **terms.decoders,
+        }
+        return TermTable(rows, {name: _to_numpy(value) for name, value in columns.items()})
 
     def _x_start(self, image: NDArray[np.int64]) -> Tensor:
         pixels = torch.from_numpy(np.ascontiguousarray(self.images.pixels[image]))
@@ -255,3 +290,7 @@ class TermsPass:
 
     def _put(self, values: NDArray[np.int64]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(values)).to(self.device)
+
+
+def _to_numpy(values: Tensor) -> NDArray[np.float64]:
+    return values.cpu().numpy().astype(np.float64)

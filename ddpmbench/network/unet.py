@@ -175,11 +175,11 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to the same shape."""
         batch, channels, height, width = x.shape
-        pixels = self.norm(x).flatten(2).transpose(1, 2)  # (B, HW, C)
+        pixels: Tensor = self.norm(x).flatten(2).transpose(1, 2)  # (B, HW, C)
         split = self.qkv(pixels).view(batch, height * width, 3, self.heads, channels // self.heads)
         query, key, value = split.permute(2, 0, 3, 1, 4).unbind(0)
-        h = F.scaled_dot_product_attention(query, key, value)  # (B, heads, HW, C / heads)
-        h = self.out(h.transpose(1, 2).flatten(2))
+        attended = F.scaled_dot_product_attention(query, key, value)  # (B, heads, HW, C / heads)
+        h: Tensor = self.out(attended.transpose(1, 2).flatten(2))
         return x + h.transpose(1, 2).view(batch, channels, height, width)
 
 
@@ -236,7 +236,9 @@ class Level(nn.Module):
     def apply_block(self, index: int, x: Tensor, embedding: Tensor) -> Tensor:
         """Residual block `index` and the attention that follows it."""
         x = self.blocks[index](x, embedding)
-        return self.attentions[index](x) if len(self.attentions) else x  # type: ignore[no-any-return]
+        if len(self.attentions):
+            x = self.attentions[index](x)
+        return x
 
     def apply_resample(self, x: Tensor, embedding: Tensor) -> Tensor:
         """On to the next resolution."""
@@ -331,11 +333,13 @@ def _way_down(config: UNetConfig) -> tuple[nn.ModuleList, list[int]]:
         attentions = [Attention(config, width) for _ in blocks if config.attention[depth]]
         resample: nn.Module | None = None
         if depth < len(config.channels) - 1:
-            resample = {
-                "conv": lambda c: Downsample(config, c),
-                "pool": lambda c: nn.AvgPool2d(2),
-                "block": lambda c: ResidualBlock(config, c, c, "down"),
-            }[config.resampling](width)
+            match config.resampling:
+                case "conv":
+                    resample = Downsample(config, width)
+                case "pool":
+                    resample = nn.AvgPool2d(2)
+                case "block":
+                    resample = ResidualBlock(config, width, width, "down")
             skips.append(width)
         levels.append(Level(blocks, attentions, resample))
     return nn.ModuleList(levels), skips
@@ -351,11 +355,13 @@ def _way_up(config: UNetConfig, skips: list[int]) -> nn.ModuleList:
         attentions = [Attention(config, width) for _ in blocks if config.attention[depth]]
         resample: nn.Module | None = None
         if depth > 0:
-            resample = {
-                "conv": lambda c: Upsample(c),
-                "pool": lambda c: _Doubled(),
-                "block": lambda c: ResidualBlock(config, c, c, "up"),
-            }[config.resampling](width)
+            match config.resampling:
+                case "conv":
+                    resample = Upsample(width)
+                case "pool":
+                    resample = _Doubled()
+                case "block":
+                    resample = ResidualBlock(config, width, width, "up")
         levels.append(Level(blocks, attentions, resample))
     return nn.ModuleList(levels)
 

@@ -10,6 +10,8 @@ from torch import Tensor
 from ddpmbench.process.prediction import Prediction, Variance
 from ddpmbench.process.schedule import NoiseSchedule
 
+_CPU = torch.device("cpu")
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ReverseStep:
@@ -72,7 +74,7 @@ class GaussianDiffusion:
     prediction: Prediction = Prediction.EPSILON
     variance: Variance = Variance.FIXED_LARGE
     clip: bool = True
-    device: torch.device = torch.device("cpu")
+    device: torch.device = _CPU
 
     def to(self, device: torch.device) -> Self:
         """The same process with its tables on another device."""

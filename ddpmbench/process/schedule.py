@@ -10,7 +10,7 @@ from typing import Self
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from ddpmbench.errors import InputError
@@ -130,7 +130,7 @@ class NoiseSchedule:
             betas: (T,) variances in (0, 1).
             name: what to call it.
         """
-        values = torch.as_tensor(np.array(betas, dtype=np.float64))
+        values = torch.from_numpy(_float64(betas))
         return cls(values, name, torch.arange(1, values.numel() + 1), values.numel())
 
     @classmethod
@@ -143,7 +143,7 @@ class NoiseSchedule:
             alphas_cumprod: (T,) strictly decreasing values in (0, 1).
             name: what to call it.
         """
-        values = np.array(alphas_cumprod, dtype=np.float64)
+        values = _float64(alphas_cumprod)
         if values.ndim != 1 or not values.size:
             raise InputError(f"schedule {name}: alphas_cumprod must be one row of numbers")
         if not (np.diff(values, prepend=1.0) < 0).all() or not values[-1] > 0:
@@ -217,3 +217,9 @@ class NoiseSchedule:
         """Variances that rise along a sigmoid on [-6, 6] (Xu et al. 2022, GeoDiff)."""
         logistic = 1 / (1 + np.exp(-np.linspace(-6, 6, num_timesteps)))
         return cls.from_betas(logistic * (beta_end - beta_start) + beta_start, name="sigmoid_betas")
+
+
+def _float64(values: ArrayLike | Tensor) -> NDArray[np.float64]:
+    # numpy cannot copy a tensor that lies on a device or that requires a gradient.
+    array = values.detach().cpu().numpy() if isinstance(values, Tensor) else values
+    return np.array(array, dtype=np.float64)

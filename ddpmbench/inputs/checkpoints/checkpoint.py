@@ -1,6 +1,7 @@
 """The record every reader returns: a network and what its numbers mean."""
 
 import dataclasses
+import hashlib
 from enum import StrEnum
 from typing import Self
 
@@ -118,8 +119,18 @@ class Checkpoint:
             result = dataclasses.replace(result, clip=clip)
         return dataclasses.replace(result, notes=tuple(notes))
 
-    def check_images(self, channels: int, height: int, width: int, source: str) -> None:
-        """Raise InputError if the network cannot take images of this shape."""
+    @property
+    def fingerprint(self) -> str:
+        """Hexadecimal digits that change with anything here that changes a number."""
+        settings = (self.sha256, self.schedule.original_timesteps.tolist(), self.time_input)
+        text = repr((*settings, getattr(self.network, "config", None)))
+        digest = hashlib.sha256(text.encode())
+        digest.update(self.schedule.betas.numpy().tobytes())
+        return digest.hexdigest()
+
+    def check_images(self, shape: tuple[int, ...], source: str) -> None:
+        """Raise InputError if the network cannot take images of this shape, (C, H, W)."""
+        channels, height, width = shape
         if channels != self.channels:
             raise InputError(
                 f"--data {source}: images have {channels} channels, "

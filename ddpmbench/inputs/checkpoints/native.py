@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint, TimeInput
-from ddpmbench.inputs.checkpoints.weights import load_weights, sha256_of
+from ddpmbench.inputs.checkpoints.weights import build_unet, check_outputs, naming, sha256_of
 from ddpmbench.network.unet import UNet, UNetConfig
 from ddpmbench.process.prediction import Prediction, Variance
 from ddpmbench.process.schedule import NoiseSchedule
@@ -45,24 +45,25 @@ def read_native(path: Path) -> Checkpoint:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, ValueError) as error:
         raise InputError(f"{path}: not a whole safetensors file ({error})") from error
+    if not isinstance(record, dict):
+        raise InputError(f"{path}: its record is a {type(record).__name__}, not an object")
     if record.get("format") != FORMAT:
         raise InputError(
             f"{path}: native format {record.get('format')}; this version reads {FORMAT}, "
             "install a newer ddpmbench"
         )
     try:
-        config = UNetConfig.from_dict(record["network"])
-        betas = tensors.pop(_BETAS)
-        schedule = NoiseSchedule.from_betas(betas, name=record["schedule"])
+        with naming(path):
+            config = UNetConfig.from_dict(record["network"])
+            schedule = NoiseSchedule.from_betas(tensors.pop(_BETAS), name=record["schedule"])
         prediction, variance = Prediction(record["prediction"]), Variance(record["variance"])
         time_input, image_size = TimeInput(record["time_input"]), record["image_size"]
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: its record lacks or misspells {error}") from error
-    network = UNet(config)
+    check_outputs(config, variance, source=path)
     weights = {name.removeprefix(_NETWORK): tensor for name, tensor in tensors.items()}
-    load_weights(network, weights, source=str(path))
     return Checkpoint(
-        network=network,
+        network=build_unet(config, weights, source=str(path)),
         schedule=schedule,
         prediction=prediction,
         variance=variance,
@@ -94,11 +95,16 @@ def write_native(
         training: the record of its training.
 
     Raises:
-        InputError: the network is not our U-Net.
+        InputError: the network is not our U-Net, or the schedule is not the one it was trained
+            on.
     """
     network = checkpoint.network
     if not isinstance(network, UNet):
         raise InputError(f"{checkpoint.source}: only the built-in U-Net can be written as native")
+    if checkpoint.schedule.num_timesteps != checkpoint.schedule.num_original_timesteps:
+        raise InputError(
+            f"{checkpoint.source}: a respaced schedule is not written; respace it when it is read"
+        )
     record = {
         "format": FORMAT,
         "network": network.config.to_dict(),
@@ -116,4 +122,5 @@ def write_native(
     tensors[_BETAS] = checkpoint.schedule.betas.to(torch.float64)
     temporary = path.with_name(path.name + ".tmp")
     save_file(tensors, temporary, metadata={_RECORD: json.dumps(record)})
+    temporary.chmod(0o644)  # safetensors makes it the writer's alone
     temporary.replace(path)

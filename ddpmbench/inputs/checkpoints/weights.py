@@ -1,8 +1,12 @@
 """Reading weights safely, and putting them into a network only where all of them fit."""
 
+import contextlib
 import hashlib
 import pickle
+import re
+import warnings
 import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -11,12 +15,25 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ddpmbench.errors import InputError
+from ddpmbench.network.unet import UNet, UNetConfig
+from ddpmbench.process.prediction import Variance
 
 
 def sha256_of(path: Path) -> str:
     """The SHA-256 of a file, as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def naming(source: object) -> Iterator[None]:
+    """Put the file's name before an InputError raised inside, where it is not there yet."""
+    try:
+        yield
+    except InputError as error:
+        if str(source) in str(error):
+            raise
+        raise InputError(f"{source}: {error}") from error
 
 
 def read_state(path: Path) -> dict[str, object]:
@@ -26,56 +43,154 @@ def read_state(path: Path) -> dict[str, object]:
         path: a .safetensors file, or anything written by `torch.save`.
 
     Raises:
-        InputError: the file is truncated, no weights file, or needs code to be read.
+        InputError: the file is empty, truncated, no weights file, or needs code to be read.
     """
+    try:
+        with path.open("rb") as file:
+            start = file.read(2)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    if not start:
+        raise InputError(f"{path}: an empty file; copy or download it again")
     if path.suffix == ".safetensors":
         try:
             return dict(load_file(path))
         except (SafetensorError, OSError) as error:
-            raise InputError(f"{path}: not a whole safetensors file ({error})") from error
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if zipfile.is_zipfile(path) or b"Unsupported" in str(error).encode():
-            raise InputError(
-                f"{path}: holds objects besides tensors, which only running code from the file "
-                "could read; save its state dict alone: torch.save(model.state_dict(), PATH)"
-            ) from error
-        raise InputError(f"{path}: not a file written by torch.save") from error
-    except Exception as error:  # torch.load raises whatever the damaged bytes lead to
-        raise InputError(f"{path}: truncated or damaged; copy or download it again") from error
+            raise InputError(f"{path}: not a whole safetensors file ({_line(error)})") from error
+    state = _read_torch(path, start)
     if not isinstance(state, dict):
         raise InputError(f"{path}: holds a {type(state).__name__}, not a state dict")
-    return state
+    return {str(name): value for name, value in state.items()}
 
 
-def load_weights(network: nn.Module, weights: dict[str, Tensor], *, source: str) -> None:
+def _read_torch(path: Path, start: bytes) -> object:
+    """What `torch.save` wrote; `start` is the first two bytes, which tell its two formats."""
+    damaged = f"{path}: truncated or damaged; copy or download it again"
+    if start == b"PK":
+        if not zipfile.is_zipfile(path):
+            raise InputError(damaged)
+        with zipfile.ZipFile(path) as archive:
+            if not any(name.endswith("/data.pkl") for name in archive.namelist()):
+                raise InputError(f"{path}: a zip archive, but not one written by torch.save")
+    elif start[:1] != b"\x80":
+        raise InputError(f"{path}: not a file written by torch.save")
+    try:
+        with warnings.catch_warnings():
+            # torch warns of old formats and pickles; that they can be read is all that matters
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if found is None and "Unsupported" not in str(error):
+            raise InputError(damaged) from error
+        what = found.group(1) if found else "objects besides tensors"
+        raise InputError(
+            f"{path}: holds {what}, which only running code from the file could read; "
+            "save its state dict alone: torch.save(model.state_dict(), PATH)"
+        ) from error
+    except Exception as error:  # torch.load raises whatever the damaged bytes lead to
+        raise InputError(damaged) from error
+
+
+def only_tensors(state: Mapping[str, object], *, source: str) -> dict[str, Tensor]:
+    """The same state dict, known to hold nothing but tensors.
+
+    Raises:
+        InputError: it holds something else; the line names it.
+    """
+    tensors = {}
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise InputError(f"{source}: {name} is a {type(value).__name__}, not a tensor")
+        tensors[name] = value
+    return tensors
+
+
+def build_unet(
+    config: UNetConfig,
+    weights: Mapping[str, Tensor],
+    *,
+    source: str,
+    names: Mapping[str, str] | None = None,
+) -> UNet:
+    """The U-Net with the weights of a file in it.
+
+    Args:
+        config: the network's configuration.
+        weights: the file's weights under the file's names.
+        source: the file to name in an error.
+        names: the file's name of each of our weights; the same names if absent.
+
+    Raises:
+        InputError: the configuration is no network, or the weights are not all of it.
+    """
+    network = _unallocated(config, source)
+    load_weights(network, weights, source=source, names=names)
+    return network
+
+
+def unet_names(config: UNetConfig, *, source: str) -> list[str]:
+    """The names of the U-Net's weights; raises InputError if the configuration is none."""
+    return list(_unallocated(config, source).state_dict())
+
+
+def _unallocated(config: UNetConfig, source: str) -> UNet:
+    # on the meta device nothing is allocated before the shapes are known to be the file's
+    with naming(source), torch.device("meta"):
+        return UNet(config)
+
+
+def check_outputs(config: UNetConfig, variance: Variance, *, source: object) -> None:
+    """Refuse a variance the network has no output for, or an output that no variance takes."""
+    if variance.is_learned != (config.out_channels == 2 * config.in_channels):
+        raise InputError(
+            f"{source}: the variance is {variance}, but the network outputs "
+            f"{config.out_channels} channels for images of {config.in_channels}"
+        )
+
+
+def load_weights(
+    network: nn.Module,
+    weights: Mapping[str, Tensor],
+    *,
+    source: str,
+    names: Mapping[str, str] | None = None,
+) -> None:
     """Load weights that must fit name by name, shape by shape, and be finite.
 
     Args:
-        network: receives the weights, as float32.
+        network: receives the weights, as float32; may be on the meta device.
         weights: a tensor for every parameter and buffer of the network, and no other.
         source: the file to name in an error.
+        names: the name in `weights` of each of the network's own; the same names if absent.
 
     Raises:
         InputError: one is missing, left over, of another shape, or not finite.
     """
     expected = network.state_dict()
-    if missing := sorted(set(expected) - set(weights)):
+    theirs = {name: names[name] if names is not None else name for name in expected}
+    if missing := sorted(set(theirs.values()) - set(weights)):
         raise InputError(f"{source}: {_some(missing)} missing; the file is not whole")
-    if extra := sorted(set(weights) - set(expected)):
+    if extra := sorted(set(weights) - set(theirs.values())):
         raise InputError(f"{source}: {_some(extra)} left over; it holds another network")
-    for name, tensor in weights.items():
-        if tensor.shape != expected[name].shape:
+    state = {}
+    for name, wanted in expected.items():
+        tensor = weights[theirs[name]]
+        if tensor.shape != wanted.shape:
             raise InputError(
-                f"{source}: {name} is {list(tensor.shape)}, the network takes "
-                f"{list(expected[name].shape)}"
+                f"{source}: {theirs[name]} is {list(tensor.shape)}, the network takes "
+                f"{list(wanted.shape)}"
             )
         if not bool(tensor.isfinite().all()):
-            raise InputError(f"{source}: {name} holds NaN or infinite weights")
-    network.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
+            raise InputError(f"{source}: {theirs[name]} holds NaN or infinite weights")
+        state[name] = tensor.float().contiguous()
+    network.load_state_dict(state, assign=any(w.is_meta for w in expected.values()))
 
 
 def _some(names: list[str]) -> str:
-    more = f" and {len(names) - 1} more weights" if len(names) > 1 else ""
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     return f"weight {names[0]}{more}"
+
+
+def _line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

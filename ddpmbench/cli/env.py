@@ -1,0 +1,29 @@
+"""`ddpmbench env`: versions, devices, caches, what is missing."""
+
+import click
+
+
+@click.command()
+def env() -> None:
+    """Versions, devices, data sets and caches here, and what is missing."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    from ddpmbench.inputs.checkpoints import load_checkpoint
+    from ddpmbench.inputs.datasets import cache_folder, dataset_specs, is_at_hand
+    from ddpmbench.runs.provenance import describe_devices, source_revision, versions
+
+    for name, version in versions().items():
+        _line(name, version or f"missing: pip install {name}")
+    _line("source revision", source_revision() or "an installed package")
+    for device in describe_devices():
+        _line("device", device)
+    _line("checkpoint", f"default, sha256 {load_checkpoint().sha256[:12]}")
+    for spec in dataset_specs():
+        at_hand = is_at_hand(*spec.split(":"))
+        _line("data set", f"{spec}, {'at hand' if at_hand else 'downloaded when asked for'}")
+    _line("data sets go to", str(cache_folder()))
+    _line("hub models go to", HF_HUB_CACHE)
+
+
+def _line(name: str, value: str) -> None:
+    click.echo(f"{name:<18}{value}")

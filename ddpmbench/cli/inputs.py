@@ -1,0 +1,52 @@
+"""From the options to the checkpoint and the images they name."""
+
+import dataclasses
+
+import numpy as np
+
+from ddpmbench.errors import InputError
+from ddpmbench.inputs.checkpoints import Checkpoint, load_checkpoint
+from ddpmbench.inputs.images import ImageSet, load_images
+
+DEFAULT_DATA = "fashion-mnist:test"
+
+
+def open_inputs(
+    *,
+    ckpt: str,
+    model_flags: str | None,
+    prediction: str | None,
+    variance: str | None,
+    clip: bool,
+    timesteps: int | None,
+    data: str | None,
+    num_images: int | None,
+    label: int | None,
+    default_num_images: int,
+) -> tuple[Checkpoint, ImageSet]:
+    """The checkpoint under the conventions asked for, and the images.
+
+    The arguments are the options of the same names.
+
+    Raises:
+        InputError: one of them cannot be had.
+    """
+    checkpoint = load_checkpoint(
+        ckpt, model_flags=model_flags, variance=variance, prediction=prediction
+    )
+    checkpoint = checkpoint.with_conventions(clip=clip)
+    if timesteps is not None:
+        checkpoint = checkpoint.respaced(timesteps)
+    if data is None and num_images is None:
+        num_images = default_num_images
+    images = load_images(data or DEFAULT_DATA, num_images=num_images)
+    if label is not None:
+        images = _with_label(images, label, checkpoint)
+    return checkpoint, images
+
+
+def _with_label(images: ImageSet, label: int, checkpoint: Checkpoint) -> ImageSet:
+    if label >= checkpoint.num_classes:
+        classes = f"classes 0..{checkpoint.num_classes - 1}" if checkpoint.num_classes else "none"
+        raise InputError(f"--class {label}: the checkpoint is conditioned on {classes}")
+    return dataclasses.replace(images, labels=np.full(len(images), label, dtype=np.int64))

@@ -1,0 +1,62 @@
+"""The entry point: the commands and the exit codes."""
+
+import sys
+from typing import NoReturn
+
+import click
+
+from ddpmbench.cli.env import env
+from ddpmbench.cli.nll import nll
+from ddpmbench.cli.train import train
+from ddpmbench.errors import InputError
+from ddpmbench.version import __version__
+
+DONE, FAILED, USER_MISTAKE, INTERRUPTED = 0, 1, 2, 130
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="ddpmbench")
+def ddpmbench() -> None:
+    """Measure denoising diffusion models: how good, how sure, by which convention.
+
+    \b
+    With no options a command runs on the checkpoint and the images that come with it:
+        ddpmbench nll
+    """
+
+
+ddpmbench.add_command(nll)
+ddpmbench.add_command(train)
+ddpmbench.add_command(env)
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run a command and exit: 0 done, 2 the user's mistake, 130 interrupted, 1 anything else.
+
+    Args:
+        arguments: the command line without the program's name; None for the process's own.
+    """
+    sys.exit(run(arguments))
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run a command and return its exit code."""
+    try:
+        status = ddpmbench.main(arguments, prog_name="ddpmbench", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return USER_MISTAKE
+    except click.ClickException as error:
+        click.echo(f"Error: {_one_line(error.format_message())}", err=True)
+        return USER_MISTAKE
+    except InputError as error:
+        click.echo(f"Error: {_one_line(str(error))}", err=True)
+        return USER_MISTAKE
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("Interrupted: the same command with the same --out goes on from here.", err=True)
+        return INTERRUPTED
+    return status if isinstance(status, int) else DONE
+
+
+def _one_line(message: str) -> str:
+    return " ".join(message.split())

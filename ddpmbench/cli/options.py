@@ -1,0 +1,128 @@
+"""Options that several commands share, each with one meaning and one help text."""
+
+import functools
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+Command = Callable[..., Any]
+
+PREDICTIONS = ("eps", "x_start", "v", "previous_mean")
+VARIANCES = ("fixed_small", "fixed_large", "learned_range", "learned")
+
+
+def _batch_size(context: click.Context, option: click.Parameter, value: str) -> int | None:
+    if value == "auto":
+        return None
+    if not value.isdigit() or int(value) < 1:
+        raise click.BadParameter(f"{value!r} is neither auto nor a number from 1 on")
+    return int(value)
+
+
+def _decorate(options: list[Command]) -> Callable[[Command], Command]:
+    return lambda command: functools.reduce(lambda f, option: option(f), reversed(options), command)
+
+
+checkpoint_options = _decorate(
+    [
+        click.option(
+            "--ckpt",
+            default="default",
+            show_default="the checkpoint that comes with ddpmbench",
+            help="File, folder or hub id (google/ddpm-cifar10-32).",
+        ),
+        click.option(
+            "--model-flags",
+            metavar="FLAGS",
+            help="For improved-/guided-diffusion files: their own flags in one pair of quotes, "
+            'as in your scripts ("--image_size 32 --num_channels 128 ..."), or a preset\'s name.',
+        ),
+        click.option("--prediction", type=click.Choice(PREDICTIONS), help="Override the file's."),
+        click.option("--variance", type=click.Choice(VARIANCES), help="Override the file's."),
+        click.option(
+            "--clip/--no-clip",
+            default=True,
+            show_default=True,
+            help="Clamp the predicted x_start to [-1, 1].",
+        ),
+        click.option(
+            "--timesteps",
+            type=click.IntRange(min=1),
+            metavar="K",
+            help="Evaluate the model that visits only K evenly spaced steps.",
+        ),
+    ]
+)
+
+data_options = _decorate(
+    [
+        click.option(
+            "--data",
+            default=None,
+            show_default="48 of the images that come with ddpmbench",
+            help="NAME:SPLIT (fashion-mnist, cifar10; train, test), a folder of images, an .npz "
+            "(arr_0, uint8 NHWC) or an idx file.",
+        ),
+        click.option(
+            "--num-images",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="Only the first N images.  [default: all of --data]",
+        ),
+        click.option(
+            "--class",
+            "label",
+            type=click.IntRange(min=0),
+            metavar="N",
+            help="Condition every image on class N, in place of the set's labels.",
+        ),
+    ]
+)
+
+run_options = _decorate(
+    [
+        click.option(
+            "--out",
+            type=click.Path(path_type=Path),
+            metavar="DIR",
+            help="Run folder. The same command on an unfinished one goes on with it.  "
+            "[default: a new dated folder under runs/]",
+        ),
+        click.option(
+            "--batch-size",
+            default="auto",
+            show_default=True,
+            callback=_batch_size,
+            metavar="N|auto",
+            help="Network calls made together. Cannot change a number.",
+        ),
+        click.option(
+            "--device",
+            default="auto",
+            show_default=True,
+            help="auto, cpu, cuda, cuda:N or mps.",
+        ),
+        click.option(
+            "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the noise."
+        ),
+    ]
+)
+
+format_option = click.option(
+    "--format",
+    "output_format",
+    type=click.Choice(["table", "json", "csv", "quiet"]),
+    default="table",
+    show_default=True,
+    help="What goes to standard output; quiet is the number alone.",
+)
+
+
+def dated_folder(command: str) -> Path:
+    """A folder under runs/ that does not exist yet, named by the command and the time."""
+    stem = f"{command}-{datetime.now():%Y-%m-%d-%H%M%S}"
+    candidates = (Path("runs") / (stem + (f"-{n}" if n > 1 else "")) for n in range(1, 1000))
+    return next(path for path in candidates if not path.exists())

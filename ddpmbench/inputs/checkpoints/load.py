@@ -1,0 +1,125 @@
+"""From a path or a hub id to a checkpoint: which family it is, told by its layout and names."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from ddpmbench import assets
+from ddpmbench.errors import InputError
+from ddpmbench.inputs.checkpoints import hub
+from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
+from ddpmbench.inputs.checkpoints.diffusers import read_diffusers, weights_file
+from ddpmbench.inputs.checkpoints.native import is_native, read_native
+from ddpmbench.inputs.checkpoints.openai import is_openai, read_openai
+from ddpmbench.inputs.checkpoints.weights import read_state
+from ddpmbench.process.prediction import Prediction, Variance
+
+DEFAULT = "default"
+"""The source that names the checkpoint in the package."""
+
+
+def load_checkpoint(
+    source: str | Path = DEFAULT,
+    *,
+    model_flags: str | None = None,
+    prediction: str | None = None,
+    variance: str | None = None,
+) -> Checkpoint:
+    """The checkpoint in a file, a folder or a model on the Hugging Face Hub.
+
+    Nothing in it is run: weights are read with safetensors or `torch.load(weights_only=True)`.
+
+    Args:
+        source: a native file, a state dict of improved-diffusion or guided-diffusion, a folder
+            of diffusers, or a hub id `owner/name`; "default" is the one in the package.
+        model_flags: the flags a state dict was trained with, in its project's own spelling, or
+            the name of a published file.
+        prediction: "eps", "x_start", "v" or "previous_mean", where the checkpoint does not say
+            or is to be read otherwise.
+        variance: "fixed_small", "fixed_large", "learned_range" or "learned", likewise.
+
+    Raises:
+        InputError: the source is missing, damaged, of no family that is read, or does not say
+            something that an option has to settle.
+    """
+    wanted_prediction = _prediction(prediction)
+    wanted_variance = _variance(variance)
+    path = assets.CHECKPOINT if source == DEFAULT else Path(source)
+    name = str(source)
+    fetched = False
+    if not path.exists():
+        if not isinstance(source, str) or not hub.is_hub_id(source):
+            raise InputError(f"{source}: no such file or folder")
+        path, fetched = hub.download(source), True
+    if path.is_dir():
+        _refuse_flags(model_flags, name)
+        checkpoint = read_diffusers(
+            path, source=name, prediction=wanted_prediction, variance=wanted_variance
+        )
+        if fetched and (weights := weights_file(path)) is not None:
+            hub.check_blob(weights, checkpoint.sha256)
+    elif is_native(path):
+        _refuse_flags(model_flags, name)
+        checkpoint = dataclasses.replace(read_native(path), source=name)
+    else:
+        state = read_state(path)
+        if not is_openai(state):
+            raise InputError(f"{path}: {_what_it_is(path, state)}")
+        checkpoint = read_openai(path, state, source=name, model_flags=model_flags)
+    return checkpoint.with_conventions(prediction=prediction, variance=variance)
+
+
+def _prediction(name: str | None) -> Prediction | None:
+    try:
+        return None if name is None else Prediction(name)
+    except ValueError:
+        raise InputError(f"--prediction {name}: choose from {', '.join(Prediction)}") from None
+
+
+def _variance(name: str | None) -> Variance | None:
+    try:
+        return None if name is None else Variance(name)
+    except ValueError:
+        raise InputError(f"--variance {name}: choose from {', '.join(Variance)}") from None
+
+
+def _refuse_flags(model_flags: str | None, source: str) -> None:
+    if model_flags is not None:
+        raise InputError(
+            f"--model-flags: {source} says what it is itself; the flags are for state dicts of "
+            "improved-diffusion and guided-diffusion"
+        )
+
+
+def _what_it_is(path: Path, state: Mapping[str, object]) -> str:
+    """Why a weights file that no reader takes is not taken, and what to do."""
+    if {"state", "param_groups"} <= set(state):
+        return f"an optimizer's state, not a model; {_model_beside(path)}"
+    if any(name.startswith("temb.dense.") for name in state):
+        return "of pesser/pytorch_diffusion; this family is not read yet"
+    if {"step", "model", "ema"} <= set(state):
+        return "of lucidrains/denoising-diffusion-pytorch; this family is not read yet"
+    if any(name.startswith(("down_blocks.", "conv_norm_out.")) for name in state):
+        return f"the weights of a diffusers folder alone; pass the folder: {path.parent}"
+    for name, value in state.items():
+        if isinstance(value, dict) and any(isinstance(item, Tensor) for item in value.values()):
+            return (
+                f"a state dict inside a dict; save it alone: "
+                f'torch.save(torch.load(PATH)["{name}"], NEW)'
+            )
+    if any(name.startswith("module.") for name in state):
+        return "saved from DataParallel; strip module. from its names and save it again"
+    first = next(iter(state), None)
+    found = "it is empty" if first is None else f"its first weight is {first}"
+    return f"of no family that is read (native, diffusers, openai): {found}"
+
+
+def _model_beside(path: Path) -> str:
+    step = path.stem.removeprefix("opt")
+    names = [*sorted(path.parent.glob(f"ema_*_{step}.pt")), path.parent / f"model{step}.pt"]
+    found = next((name for name in names if name.is_file()), None)
+    if found is not None:
+        return f"the model beside it is {found.name}"
+    return f"pass the model beside it: ema_RATE_{step}.pt or model{step}.pt"

@@ -1,0 +1,123 @@
+"""The idx file format of MNIST and its successors, as images with labels."""
+
+import contextlib
+import gzip
+import io
+import math
+import re
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddpmbench.inputs.image_files import (
+    ImageData,
+    channels_first,
+    channels_last,
+    count_to_read,
+    index_ids,
+    refusal,
+)
+
+_GZIP_MAGIC = b"\x1f\x8b"
+_TYPES = (0x08, 0x09, 0x0B, 0x0C, 0x0D, 0x0E)
+_UINT8 = 0x08
+_CHUNK = 1 << 24
+
+_Bytes = gzip.GzipFile | io.BufferedReader
+
+
+def read_idx(path: Path, num_images: int | None = None) -> ImageData:
+    """The images of an idx file, gzipped or not, and the labels of its sibling if there is one.
+
+    The sibling of NAME-images-idx3-ubyte is NAME-labels-idx1-ubyte, either with or without .gz.
+    With `num_images`, what follows the last image wanted is not read, nor checked.
+
+    Raises:
+        InputError: if it is not an idx file of unsigned bytes (N, H, W) or (N, H, W, C), is cut
+            short or too long, or its labels do not match in number.
+
+    Source: LeCun, "The MNIST database of handwritten digits", file formats.
+    """
+    with _damage_refused(path), _open_maybe_gzip(path) as file:
+        shape = _shape(file, path)
+        if len(shape) not in (3, 4):
+            what = "a labels file" if len(shape) == 1 else f"{len(shape)}-dimensional"
+            raise refusal(path, f"is {what}; give the idx file of images, with 3 or 4 dimensions")
+        count = count_to_read(num_images, shape[0], path)
+        pixels = channels_last(_values(file, shape, count, path), str(path))
+    labels = _labels(path, shape[0])
+    labels = None if labels is None else labels[:count]
+    return ImageData(channels_first(pixels), index_ids(count), labels)
+
+
+@contextlib.contextmanager
+def _damage_refused(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise refusal(path, f"is cut short or corrupt ({error}); copy it again") from error
+
+
+def _open_maybe_gzip(path: Path) -> _Bytes:
+    with open(path, "rb") as file:
+        is_gzip = file.read(2) == _GZIP_MAGIC
+    return gzip.open(path, "rb") if is_gzip else open(path, "rb")
+
+
+def _shape(file: _Bytes, path: Path) -> tuple[int, ...]:
+    magic = file.read(4)
+    if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in _TYPES:
+        raise refusal(path, "is not an idx file; give a folder of images, an .npz or an idx file")
+    if magic[2] != _UINT8:
+        raise refusal(path, "does not hold unsigned bytes; save the pixels as uint8, 0..255")
+    sizes = file.read(4 * magic[3])
+    if len(sizes) < 4 * magic[3]:
+        raise EOFError("its header ends early")
+    return struct.unpack(f">{magic[3]}I", sizes)
+
+
+def _values(file: _Bytes, shape: tuple[int, ...], count: int, path: Path) -> NDArray[np.uint8]:
+    if 0 in shape:
+        raise refusal(path, f"is empty, of shape {shape}; give at least one image")
+    try:
+        values = np.empty((count, *shape[1:]), np.uint8)
+    except (ValueError, MemoryError) as error:
+        raise refusal(
+            path, f"claims the shape {shape}, too large for memory; take fewer with --num-images"
+        ) from error
+    view = values.data.cast("B")
+    start = 0
+    while start < len(view):
+        chunk = file.read(min(_CHUNK, len(view) - start))
+        if not chunk:
+            raise EOFError(f"it holds {start} bytes of {math.prod(shape)}")
+        view[start : start + len(chunk)] = chunk
+        start += len(chunk)
+    if count == shape[0] and file.read(1):
+        raise refusal(path, f"holds more than its shape {shape} says; copy it again")
+    return values
+
+
+def _labels(path: Path, num_images: int) -> NDArray[np.int64] | None:
+    match = re.fullmatch(r"(.*)images([-.]idx)[0-9]-ubyte(\.gz)?", path.name)
+    if match is None:
+        return None
+    stem = f"{match[1]}labels{match[2]}1-ubyte"
+    suffixes = (".gz", "") if match[3] else ("", ".gz")
+    siblings = [path.with_name(stem + suffix) for suffix in suffixes]
+    sibling = next((candidate for candidate in siblings if candidate.exists()), None)
+    if sibling is None:
+        return None
+    with _damage_refused(sibling), _open_maybe_gzip(sibling) as file:
+        shape = _shape(file, sibling)
+        if shape != (num_images,):
+            raise refusal(
+                sibling,
+                f"has shape {shape} for the {num_images} images of {path.name}; put the labels "
+                "that belong to them there, or remove it",
+            )
+        return _values(file, shape, num_images, sibling).astype(np.int64)

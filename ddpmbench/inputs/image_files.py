@@ -1,0 +1,279 @@
+"""Readers of image files: a folder or an npz, as 8-bit pixels, never converted."""
+
+import dataclasses
+import os
+import re
+import struct
+import warnings
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddpmbench.errors import InputError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif")
+
+# To pass over these as if they were stray notes would drop images from the set unseen.
+_UNREAD_SUFFIXES = (".avif", ".heic", ".heif", ".jp2", ".jxl", ".pgm", ".ppm", ".pnm", ".npy")
+_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "GIF")
+_MODES = {
+    "1": "has 1 bit a pixel",
+    "P": "has a palette",
+    "PA": "has a palette and transparency",
+    "LA": "has transparency",
+    "RGBA": "has transparency",
+    "I": "has more than 8 bits a channel",
+    "I;16": "has more than 8 bits a channel",
+    "I;16B": "has more than 8 bits a channel",
+    "F": "has floating-point pixels",
+}
+_REMEDY = "save it as 8-bit gray or 8-bit RGB without transparency"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ImageData:
+    """What a file or folder holds.
+
+    Attributes:
+        pixels: (N, C, H, W) uint8.
+        ids: (N,) a name for each image.
+        labels: (N,) int64 classes, or None.
+    """
+
+    pixels: NDArray[np.uint8]
+    ids: Sequence[str]
+    labels: NDArray[np.int64] | None = None
+
+
+def refusal(subject: object, reason: str) -> InputError:
+    """The error to raise: one line, whatever a path or another library's message holds."""
+    return InputError(" ".join(f"{subject}: {reason}".splitlines()))
+
+
+def count_to_read(num_images: int | None, total: int, source: object) -> int:
+    """How many images to take of those there are.
+
+    Raises:
+        InputError: if `num_images` lies outside 1..total.
+    """
+    if num_images is None:
+        return total
+    if not 1 <= num_images <= total:
+        raise refusal(
+            f"--num-images {num_images}",
+            f"{source} holds {total} images; give a number from 1 to {total}",
+        )
+    return num_images
+
+
+def read_folder(folder: Path, num_images: int | None = None) -> ImageData:
+    """The images of a folder and its subfolders, in natural order: 2.png before 10.png.
+
+    Hidden files and files without an image's suffix are passed over. Pixels are taken as stored:
+    an EXIF orientation is not applied (that of a TIFF is, as its format asks), no color space is
+    converted. The ids are paths relative to the folder, with slashes. Only the first
+    `num_images` files are opened.
+
+    Raises:
+        InputError: if there is no image, or one that is not 8-bit gray or RGB, has more than one
+            frame, cannot be decoded, or differs from the first in size or channels.
+    """
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise InputError(
+            f"Pillow, which reads images, cannot be imported ({error}): pip install pillow"
+        ) from error
+
+    names = _image_names(folder)
+    if not names:
+        raise refusal(
+            folder, f"holds no images; their names must end in one of {' '.join(IMAGE_SUFFIXES)}"
+        )
+    names = names[: count_to_read(num_images, len(names), folder)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        first = _decode(folder / names[0])
+        pixels = np.empty((len(names), *first.shape), np.uint8)
+        pixels[0] = first
+        for row, name in enumerate(names[1:], start=1):
+            image = _decode(folder / name)
+            if image.shape != first.shape:
+                raise refusal(
+                    folder / name,
+                    f"is {_describe(image)}, but {names[0]} is {_describe(first)}; "
+                    "make all images of the folder alike",
+                )
+            pixels[row] = image
+    return ImageData(pixels, names)
+
+
+def read_npz(path: Path, num_images: int | None = None) -> ImageData:
+    """The images of an npz archive: arr_0 uint8 (N, H, W, C) or (N, H, W), arr_1 labels if any.
+
+    Raises:
+        InputError: if it is cut short or corrupt, or holds anything but 8-bit gray or RGB
+            images and one integer label for each.
+    """
+    if not zipfile.is_zipfile(path):
+        raise refusal(path, "is not an npz archive, or is cut short; copy or save it again")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            names = list(archive.files)
+            images = archive["arr_0"] if "arr_0" in names else None
+            classes = archive["arr_1"] if "arr_1" in names else None
+    except (
+        *(OSError, ValueError, EOFError, RuntimeError, MemoryError, struct.error),
+        *(zipfile.BadZipFile, zlib.error),
+    ) as error:
+        raise refusal(
+            path, f"cannot be read ({error}); save it with np.savez and plain uint8 pixels"
+        ) from error
+    if not isinstance(images, np.ndarray):
+        raise refusal(
+            path, f"has no array arr_0 but {names}; save it with np.savez(path, arr_0=pixels)"
+        )
+    if images.dtype != np.uint8:
+        raise refusal(path, f"arr_0 is {images.dtype}; save the pixels as uint8, 0..255")
+    # (N, H, W) to the letter, but more likely one color image that lacks its first axis.
+    if images.ndim == 3 and images.shape[-1] in (3, 4):
+        raise shape_refusal(f"{path}: arr_0", images.shape)
+    images = channels_last(images, f"{path}: arr_0")
+    count = count_to_read(num_images, len(images), path)
+    labels = None if classes is None else _npz_labels(classes, len(images), path)[:count]
+    return ImageData(channels_first(images[:count]), index_ids(count), labels)
+
+
+def index_ids(count: int) -> list[str]:
+    """Names for images that have only a position: "0", "1", ..."""
+    return [str(index) for index in range(count)]
+
+
+def channels_last(images: NDArray[np.uint8], subject: str) -> NDArray[np.uint8]:
+    """Images of shape (N, H, W, C), from that shape or from (N, H, W).
+
+    Raises:
+        InputError: naming `subject`, if the shape is another, or there is no image.
+    """
+    shape = images.shape
+    if 0 in shape:
+        raise refusal(subject, f"is empty, of shape {shape}; give at least one image")
+    if images.ndim == 3:
+        return images[..., None]
+    if images.ndim == 4 and shape[-1] in (1, 3):
+        return images
+    raise shape_refusal(subject, shape)
+
+
+def shape_refusal(subject: str, shape: tuple[int, ...]) -> InputError:
+    """The error to raise for a shape that is not that of images."""
+    return refusal(
+        subject, f"has shape {shape}; save gray as (N, H, W) or (N, H, W, 1), RGB as (N, H, W, 3)"
+    )
+
+
+def channels_first(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Images of shape (N, C, H, W), contiguous, from (N, H, W, C)."""
+    return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+
+
+def _image_names(folder: Path) -> list[str]:
+    names = []
+    seen = set()
+    # A link that leads back up would be walked until the path is too long for the system.
+    for parent, subfolders, files in os.walk(folder, followlinks=True, onerror=_raise):
+        real = os.path.realpath(parent)
+        if real in seen:
+            raise refusal(parent, "links to a folder that is read already; remove the link")
+        seen.add(real)
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        for name in files:
+            suffix = os.path.splitext(name)[1].lower()
+            if name.startswith("."):
+                continue
+            if suffix in _UNREAD_SUFFIXES:
+                raise refusal(Path(parent, name), f"{suffix} is not read; save it as PNG")
+            if suffix in IMAGE_SUFFIXES:
+                names.append(_text(Path(parent, name).relative_to(folder).as_posix()))
+    return sorted(names, key=_natural_key)
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _text(name: str) -> str:
+    # An id goes into tables, which are UTF-8: better refused now than at the end of a run.
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise refusal(os.fsencode(name), "the name is not UTF-8; rename the file") from error
+    return name
+
+
+def _natural_key(name: str) -> tuple[list[list[str | int]], str]:
+    # Splitting on digits alternates text and numbers, so like is compared with like.
+    parts = [re.split("([0-9]+)", part) for part in name.split("/")]
+    return [[int(p) if i % 2 else p for i, p in enumerate(part)] for part in parts], name
+
+
+def _decode(path: Path) -> NDArray[np.uint8]:
+    from PIL import Image
+
+    try:
+        with Image.open(path, formats=_FORMATS) as image:
+            complaint = _complaint(image)
+            if complaint is None:
+                image.load()
+                pixels = np.asarray(image)
+    # The decoders raise whatever a damaged file leads them to.
+    except Exception as error:
+        raise refusal(
+            path, f"cannot be read as an image ({error}); replace or remove it"
+        ) from error
+    if complaint is not None:
+        raise refusal(path, complaint)
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
+def _complaint(image: "Image") -> str | None:
+    if getattr(image, "is_animated", False):
+        return "has more than one frame; save each frame as a file of its own"
+    if image.mode not in ("L", "RGB"):
+        return f"{_MODES.get(image.mode, 'is not gray or RGB')} (mode {image.mode}); {_REMEDY}"
+    if "transparency" in image.info:
+        return f"has a transparent color; {_REMEDY}"
+    # Pillow scales 2, 4, 5 and 16 bits a channel to 8 unasked; the raw mode tells, as in "RGB;16B".
+    for tile in getattr(image, "tile", ()):
+        raw_mode = tile[3] if isinstance(tile[3], str) else tile[3][0]
+        if re.search(";[0-9]", str(raw_mode)):
+            return f"does not have 8 bits a channel ({raw_mode}); {_REMEDY}"
+    return None
+
+
+def _describe(image: NDArray[np.uint8]) -> str:
+    channels, height, width = image.shape
+    return f"{width}x{height} {'gray' if channels == 1 else 'RGB'}"
+
+
+def _npz_labels(classes: object, num_images: int, path: Path) -> NDArray[np.int64]:
+    if not isinstance(classes, np.ndarray) or classes.dtype.kind not in "iu":
+        kind = getattr(classes, "dtype", "no array")
+        raise refusal(path, f"arr_1 is {kind}; save the labels as integers, or leave them out")
+    if classes.shape != (num_images,):
+        raise refusal(
+            path,
+            f"arr_1 has shape {classes.shape} for {num_images} images; save one label an image",
+        )
+    labels = classes.astype(np.int64)
+    if (labels < 0).any():
+        raise refusal(path, "arr_1 holds labels outside 0..2^63-1; number the classes from 0")
+    return labels

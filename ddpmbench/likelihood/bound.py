@@ -1,0 +1,138 @@
+"""From terms to the variational bound and its two intervals."""
+
+import dataclasses
+import math
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from ddpmbench.likelihood.design import EveryPair
+from ddpmbench.likelihood.terms import TermTable
+
+CONFIDENCE = 0.95
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class BoundEstimate:
+    """The bound on a set of images, in nats per dimension.
+
+    Attributes:
+        prior: (N,) L_T of each image.
+        kl: (N,) sum of L_{t-1} over t = 2..T of each image, mean over draws.
+        decoder: (N,) L_0 of each image, mean over draws.
+        term: (T,) mean over the images of the term at t; the decoder's at t = 1.
+        term_standard_error: (T,) its standard error on this image set, that of the noise; NaN
+            with a single draw, where it cannot be known.
+        x_start_mse: (T,) mean squared error of the predicted x_start.
+        eps_mse: (T,) mean squared error of the predicted noise.
+        num_evaluations: (T,) network calls.
+        half_width: of the 95 % interval for these images: the error of the noise. None with a
+            single draw.
+        half_width_population: of the 95 % interval for the population the images are drawn
+            from; it contains the error of the noise. None for a single image.
+    """
+
+    prior: NDArray[np.float64]
+    kl: NDArray[np.float64]
+    decoder: NDArray[np.float64]
+    term: NDArray[np.float64]
+    term_standard_error: NDArray[np.float64]
+    x_start_mse: NDArray[np.float64]
+    eps_mse: NDArray[np.float64]
+    num_evaluations: NDArray[np.int64]
+    half_width: float | None
+    half_width_population: float | None
+
+    @property
+    def total(self) -> NDArray[np.float64]:
+        """(N,) the bound of each image."""
+        return self.prior + self.kl + self.decoder
+
+    @property
+    def nats(self) -> float:
+        """The bound: the mean over the images."""
+        return float(self.total.mean())
+
+
+def estimate_bound(
+    design: EveryPair,
+    prior: NDArray[np.float64],
+    tables: Iterable[TermTable],
+    *,
+    clip: bool = True,
+) -> BoundEstimate:
+    """The bound from all rows of a design.
+
+    Args:
+        design: the rows that were computed.
+        prior: (N,) L_T of each image, nats per dimension.
+        tables: the terms of every row once, in any order and any portions, but with the draws of
+            a pair side by side.
+        clip: whether `x_start_mse` is that of the clipped prediction.
+
+    Raises:
+        ValueError: a row is missing or comes twice.
+
+    Source: Ho, Jain & Abbeel 2020, eq. 5.
+    """
+    num_images, num_timesteps, draws = design.num_images, design.num_timesteps, design.draws
+    kl, decoder = np.zeros(num_images), np.zeros(num_images)
+    count = np.zeros(num_images, dtype=np.int64)
+    x_start_mse = "x_start_mse" if clip else "x_start_mse_noclip"
+    sums = {name: np.zeros(num_timesteps) for name in ("nats", x_start_mse, "eps_mse")}
+    squares = np.zeros(num_timesteps)  # sum over images of the variance among draws
+    fourth = 0.0  # sum over pairs of that variance squared
+    for table in tables:
+        image, index = table.rows.image[::draws], table.rows.t[::draws] - 1
+        by_draw = table.values["nats"].reshape(-1, draws)
+        term = by_draw.mean(1)
+        np.add.at(kl, image, np.where(index > 0, term, 0.0))
+        np.add.at(decoder, image, np.where(index == 0, term, 0.0))
+        np.add.at(count, image, draws)
+        for name, total in sums.items():
+            np.add.at(total, index, table.values[name].reshape(-1, draws).mean(1))
+        if draws > 1:
+            spread = by_draw.var(axis=1, ddof=1)
+            np.add.at(squares, index, spread)
+            fourth += float(np.square(spread).sum())
+    if not (count == num_timesteps * draws).all():
+        raise ValueError("the tables do not hold every row of the design exactly once")
+    total = prior + kl + decoder
+    variance = squares / draws / num_images**2
+    return BoundEstimate(
+        prior=prior,
+        kl=kl,
+        decoder=decoder,
+        term=sums["nats"] / num_images,
+        term_standard_error=(np.sqrt(variance) if draws > 1 else np.full(num_timesteps, math.nan)),
+        x_start_mse=sums[x_start_mse] / num_images,
+        eps_mse=sums["eps_mse"] / num_images,
+        num_evaluations=np.full(num_timesteps, num_images * draws),
+        half_width=_noise_half_width(variance.sum(), squares.sum(), fourth, draws),
+        half_width_population=_population_half_width(total),
+    )
+
+
+def _noise_half_width(variance: float, squares: float, fourth: float, draws: int) -> float | None:
+    if draws == 1:
+        return None
+    if variance == 0:
+        return 0.0
+    # Degrees of freedom after Satterthwaite 1946: a few pairs at small t carry most of the
+    # variance. The square of an estimated variance is too large by 1 + 2 / (draws - 1).
+    sum_of_squared_variances = fourth / (1 + 2 / (draws - 1))
+    freedom = (draws - 1) * squares**2 / sum_of_squared_variances
+    return float(_quantile(freedom) * math.sqrt(variance))
+
+
+def _population_half_width(total: NDArray[np.float64]) -> float | None:
+    # The spread of the observed totals already contains the noise of their terms.
+    if len(total) < 2:
+        return None
+    return float(_quantile(len(total) - 1) * total.std(ddof=1) / math.sqrt(len(total)))
+
+
+def _quantile(freedom: float) -> float:
+    return float(stats.t.ppf(0.5 + CONFIDENCE / 2, freedom))

@@ -1,0 +1,153 @@
+"""The commands as a user types them, each in a process of its own."""
+
+import io
+import json
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+from ddpmbench import load_images
+
+COMMAND = [sys.executable, "-m", "ddpmbench"]
+
+
+def ddpmbench(*arguments, cwd=None):
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)], capture_output=True, text=True, cwd=cwd, timeout=300
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(small_checkpoint, small_npz, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "run"
+    arguments = ("nll", "--ckpt", small_checkpoint, "--data", small_npz, "--out", out)
+    result = ddpmbench(*arguments)
+    assert result.returncode == 0, result.stderr
+    return out, arguments, result
+
+
+def test_the_result_is_on_stdout_and_all_else_on_stderr(finished):
+    out, _, result = finished
+    lines = result.stdout.splitlines()
+    summary = json.loads((out / "summary.json").read_text())
+    half_width = summary["half_width"]
+    assert lines[0] == f"NLL <= {summary['bits_per_dim']:.4f} +- {half_width:.4f} bits/dim"
+    for name in ("prior", "kl", "decoder"):
+        assert any(line.split()[:2] == [name, f"{summary[name]:.4f}"] for line in lines)
+    for fact in ("T = 40, linear", "eps, fixed_large, clip, exact decoder", "seed 0", "6 of"):
+        assert fact in result.stdout
+    assert str(out) in result.stderr
+
+
+def test_the_run_folder_holds_the_contract(finished):
+    out, arguments, _ = finished
+    summary = json.loads((out / "summary.json").read_text())
+    assert list(summary) == [
+        "schema", "bits_per_dim", "half_width", "half_width_population", "prior", "kl", "decoder",
+        "num_images", "num_timesteps", "num_evaluations", "estimator", "conventions", "checkpoint",
+        "data", "seed", "device", "precision", "seconds",
+    ]  # fmt: skip
+    assert summary["schema"] == "ddpmbench.nll/1"
+    steps = pd.read_csv(out / "per_timestep.csv")
+    assert list(steps) == [
+        "t", "part", "bits_per_dim", "standard_error", "x_start_mse", "eps_mse", "num_evaluations",
+    ]  # fmt: skip
+    assert list(steps.t) == list(range(1, 41))
+    assert list(steps.part) == ["decoder"] + ["kl"] * 39
+    images = pd.read_csv(out / "per_image.csv")
+    assert list(images) == ["image_id", "prior", "kl", "decoder", "bits_per_dim"]
+    environment = json.loads((out / "environment.json").read_text())
+    assert environment["arguments"]["given"][1:] == [str(a) for a in arguments]
+    assert environment["versions"]["torch"]
+    assert environment["arguments"]["resolved"]["seed"] == 0
+    assert not list(out.rglob("*.tmp"))
+
+
+def test_the_formats_print_the_same_result(finished):
+    out, arguments, _ = finished
+    summary = json.loads((out / "summary.json").read_text())
+    assert json.loads(ddpmbench(*arguments, "--format", "json").stdout) == summary
+    assert float(ddpmbench(*arguments, "--format", "quiet").stdout) == summary["bits_per_dim"]
+    table = pd.read_csv(io.StringIO(ddpmbench(*arguments, "--format", "csv").stdout))
+    values = table.iloc[0]
+    assert float(values["bits_per_dim"]) == summary["bits_per_dim"]
+    assert values["checkpoint.sha256"] == summary["checkpoint"]["sha256"]
+
+
+def test_without_out_the_run_goes_to_a_dated_folder(small_checkpoint, small_npz, tmp_path):
+    arguments = ("--ckpt", small_checkpoint, "--data", small_npz, "--num-images", 1, "--draws", 1)
+    result = ddpmbench("nll", *arguments, "--timesteps", 5, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert folder.name.startswith("nll-20")
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["num_timesteps"] == 5
+    assert summary["half_width"] is None
+    assert "one draw; choose --draws 2" in result.stdout
+
+
+def test_an_override_is_said(small_checkpoint, small_npz, tmp_path):
+    arguments = ("--ckpt", small_checkpoint, "--data", small_npz, "--out", tmp_path / "run")
+    result = ddpmbench("nll", *arguments, "--variance", "fixed_small", "--prediction", "v")
+    assert result.returncode == 0, result.stderr
+    assert "--variance fixed_small overrides fixed_large" in result.stderr
+    assert "v, fixed_small, clip, exact decoder" in result.stdout
+
+
+def test_progress_is_plain_lines_where_there_is_no_terminal(tmp_path):
+    script = (
+        "import ddpmbench.cli.progress as p; p.SECONDS_BETWEEN_LINES = 0.5\n"
+        "from ddpmbench.cli.main import main; main()"
+    )
+    arguments = ["nll", "--num-images", "1", "--timesteps", "500", "--out", str(tmp_path / "run")]
+    result = subprocess.run(
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+    assert " of 1,000 (" in result.stderr
+    assert "evaluations/s" in result.stderr
+    assert " left" in result.stderr
+    assert "\x1b" not in result.stderr
+    assert "left" not in result.stdout
+
+
+def test_train_then_evaluate(tmp_path):
+    out = tmp_path / "training"
+    flags = "--channels 8,8 --attention 1 --num-blocks 1 --norm-groups 4 --timesteps 30"
+    result = ddpmbench(
+        "train", "--data", "fashion-mnist:test", "--out", out, "--steps", 4, *flags.split(),
+        "--batch-size", 8, "--objective", "hybrid",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    checkpoint = result.stdout.strip()
+    assert checkpoint == str(out / "checkpoint.safetensors")
+    result = ddpmbench(
+        "nll", "--ckpt", checkpoint, "--data", "fashion-mnist:test", "--num-images", 2,
+        "--out", tmp_path / "run", "--format", "json",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["conventions"]["variance"] == "learned_range"
+
+
+def test_env_names_versions_devices_and_the_cache():
+    result = ddpmbench("env")
+    assert result.returncode == 0
+    for name in ("torch", "clean-fid", "device", "cpu", "cache"):
+        assert name in result.stdout
+
+
+def test_help_and_import_load_neither_torch_nor_torchvision():
+    script = (
+        "import sys, ddpmbench, ddpmbench.cli.main as m\n"
+        "for a in (['--help'], ['nll', '--help'], ['train', '--help']): m.run(a)\n"
+        "heavy = {'torch', 'torchvision', 'numpy', 'pandas', 'scipy', 'rich'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_shipped_images_are_the_default():
+    assert len(load_images("fashion-mnist:test")) == 10_000

@@ -1,0 +1,73 @@
+"""Fixtures that several floors share: a small network of the real kind, and small real images."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
+from ddpmbench.inputs.checkpoints.native import write_native
+from ddpmbench.inputs.images import ImageSet, load_images
+from ddpmbench.network.unet import UNet, UNetConfig
+from ddpmbench.process.prediction import Prediction, Variance
+from ddpmbench.process.schedule import NoiseSchedule
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def small_model() -> Checkpoint:
+    """A U-Net with random weights, attention and all, for 8x8 grey images at T = 40."""
+    config = UNetConfig(
+        in_channels=1,
+        out_channels=1,
+        model_channels=8,
+        channels=(8, 16),
+        num_blocks=1,
+        attention=(False, True),
+        norm_groups=4,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = UNet(config).eval()
+    return Checkpoint(
+        network=network,
+        schedule=NoiseSchedule.linear(40),
+        prediction=Prediction.EPSILON,
+        variance=Variance.FIXED_LARGE,
+        channels=1,
+        image_size=8,
+        size_multiple=2,
+        family="native",
+        source="small",
+        sha256="0" * 64,
+    )
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint(small_model, tmp_path_factory) -> Path:
+    """The same in a native file."""
+    path = tmp_path_factory.mktemp("checkpoint") / "small.safetensors"
+    write_native(path, small_model)
+    return path
+
+
+@pytest.fixture(scope="session")
+def small_images() -> ImageSet:
+    """Crops from the middle of six shipped images."""
+    whole = load_images("fashion-mnist:test", num_images=6)
+    pixels = np.ascontiguousarray(whole.pixels[:, :, 10:18, 10:18])
+    return dataclasses.replace(whole, pixels=pixels, source="crops", split=None)
+
+
+@pytest.fixture(scope="session")
+def small_npz(small_images, tmp_path_factory) -> Path:
+    """The same in an npz file."""
+    path = tmp_path_factory.mktemp("images") / "crops.npz"
+    np.savez(path, arr_0=small_images.pixels.transpose(0, 2, 3, 1))
+    return path

@@ -1,0 +1,62 @@
+import pytest
+import torch
+
+from ddpmbench.errors import InputError
+from ddpmbench.runs.engine import BatchSize, resolve_device
+
+
+def batch(option=None, said=None):
+    said = [] if said is None else said
+    return BatchSize(option, device=torch.device("cpu"), image_shape=(1, 28, 28), warn=said.append)
+
+
+def fits(limit):
+    def compute(rows):
+        if rows > limit:
+            raise torch.OutOfMemoryError("out of memory")
+        return rows
+
+    return compute
+
+
+def test_auto_halves_until_it_fits_stays_there_and_says_so():
+    said = []
+    size = batch(said=said)
+    assert size.attempt(fits(40)) == 32
+    assert size.attempt(fits(1000)) == 32
+    assert [line.rsplit(" ", 1)[1] for line in said] == ["64", "32"]
+
+
+def test_what_was_asked_for_is_not_changed():
+    with pytest.raises(InputError, match="--batch-size 64"):
+        batch(64).attempt(fits(40))
+
+
+def test_a_single_row_that_does_not_fit_is_the_end():
+    with pytest.raises(InputError, match="--batch-size 1:"):
+        batch().attempt(fits(0))
+
+
+def test_another_error_is_not_mistaken_for_a_lack_of_memory():
+    def compute(rows):
+        raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        batch().attempt(compute)
+
+
+def test_the_real_allocator_is_understood():
+    def compute(rows):
+        return torch.empty(rows * 2**50) if rows > 1 else rows
+
+    assert batch().attempt(compute) == 1
+
+
+@pytest.mark.parametrize("name", ["gpu", "cpu:1", "cuda:x", "cuda:99", "mps:0", ""])
+def test_a_device_that_is_not_there_is_named(name):
+    with pytest.raises(InputError, match=f"--device {name}"):
+        resolve_device(name)
+
+
+def test_auto_finds_a_device():
+    assert resolve_device("auto").type in ("cpu", "cuda", "mps")

@@ -1,0 +1,107 @@
+import errno
+import json
+import os
+
+import numpy as np
+import pytest
+
+from ddpmbench.errors import InputError
+from ddpmbench.likelihood.terms import VALUE_COLUMNS, Rows, TermTable
+from ddpmbench.runs.folder import RunFolder
+
+IDENTITY = {"schema": "ddpmbench.nll/1", "seed": 0}
+
+
+def table(start, stop):
+    position = np.arange(start, stop)
+    values = {name: position + 0.25 for name in VALUE_COLUMNS}
+    return TermTable(Rows(position, position + 1, position * 0), values)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return RunFolder(tmp_path / "run", IDENTITY)
+
+
+def positions(folder):
+    return [int(image) for part in folder.tables() for image in part.rows.image]
+
+
+def test_gaps_are_what_no_shard_covers(folder):
+    assert folder.missing(20) == [(0, 20)]
+    folder.save(4, table(4, 8), seconds=1)
+    folder.save(12, table(12, 14), seconds=2)
+    assert folder.missing(20) == [(0, 4), (8, 12), (14, 20)]
+    assert folder.seconds() == 3
+
+
+def test_overlapping_shards_give_every_row_once(folder):
+    for start, stop in [(0, 10), (2, 6), (8, 14), (14, 15)]:
+        folder.save(start, table(start, stop), seconds=0)
+    assert positions(folder) == list(range(15))
+    assert folder.missing(15) == []
+
+
+def test_values_come_back_bit_for_bit(folder):
+    saved = table(0, 7)
+    saved.values["nats"][:] = np.random.default_rng(0).normal(size=7)
+    saved.values["decoder_beta_exact_clip"][1:] = np.nan
+    folder.save(0, saved, seconds=0)
+    (loaded,) = folder.tables()
+    for name in VALUE_COLUMNS:
+        np.testing.assert_array_equal(loaded.values[name], saved.values[name])
+
+
+def test_the_same_run_goes_on_and_leftovers_go(folder):
+    folder.save(0, table(0, 5), seconds=0)
+    leftover = folder.path / "shards" / "terms-000000000005-000000000009.parquet.77.tmp"
+    leftover.write_bytes(b"half a shard")
+    again = RunFolder(folder.path, IDENTITY)
+    assert again.missing(6) == [(5, 6)]
+    assert not leftover.exists()
+
+
+def test_another_run_is_refused_by_the_field_that_differs(folder):
+    with pytest.raises(InputError, match=r"seed is 0 there, 1 here"):
+        RunFolder(folder.path, {**IDENTITY, "seed": 1})
+    assert json.loads((folder.path / "run.json").read_text()) == IDENTITY
+
+
+def test_a_folder_with_other_files_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(InputError, match="holds files but no run"):
+        RunFolder(tmp_path, IDENTITY)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="is a file"):
+        RunFolder(tmp_path / "file", IDENTITY)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "rename", "garbage"])
+def test_a_damaged_shard_is_named(folder, damage):
+    folder.save(0, table(0, 50), seconds=0)
+    (shard,) = (folder.path / "shards").iterdir()
+    if damage == "truncate":
+        os.truncate(shard, shard.stat().st_size // 2)
+    elif damage == "garbage":
+        shard.write_bytes(b"x" * 1000)
+    else:
+        shard = shard.rename(shard.with_name("terms-000000000000-000000000060.parquet"))
+    with pytest.raises(InputError, match=shard.name):
+        list(folder.tables())
+
+
+def test_a_write_that_fails_leaves_what_was_there(folder):
+    def write_to_a_full_disk():
+        with folder.replacing("summary.json") as temporary:
+            temporary.write_text("new")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    folder.write_text("summary.json", "old")
+    with pytest.raises(InputError, match=f"{folder.path}: cannot be written .no space left"):
+        write_to_a_full_disk()
+    assert (folder.path / "summary.json").read_text() == "old"
+    assert not list(folder.path.glob("*.tmp"))

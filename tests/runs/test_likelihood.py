@@ -1,0 +1,192 @@
+"""A run gives the same numbers however it is batched, interrupted or fed."""
+
+import gzip
+import random
+import signal
+import struct
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from ddpmbench.errors import InputError
+from ddpmbench.evaluate import evaluate_nll
+from ddpmbench.inputs.images import load_images
+from ddpmbench.runs import likelihood
+
+KILLS = 10
+
+SITTING = """
+import sys
+from ddpmbench.runs import likelihood
+likelihood.SHARD_SECONDS = 0.02
+from ddpmbench.cli.main import main
+main(sys.argv[1:])
+"""
+
+
+def numbers(report):
+    return np.concatenate(
+        [
+            [report.summary[name] for name in ("bits_per_dim", "half_width", "prior", "kl")],
+            report.per_timestep.drop(columns=["t", "part"]).to_numpy().ravel(),
+            report.per_image.drop(columns="image_id").to_numpy().ravel(),
+        ]
+    )
+
+
+@pytest.fixture(scope="module")
+def report(small_model, small_images):
+    return evaluate_nll(small_model, small_images)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+def test_batch_size_cannot_change_a_number(small_model, small_images, report, batch_size):
+    other = evaluate_nll(small_model, small_images, batch_size=batch_size)
+    np.testing.assert_allclose(numbers(other), numbers(report), rtol=0, atol=1e-6)
+
+
+def test_the_parts_sum_to_the_bound_and_every_table_agrees(report):
+    summary = report.summary
+    parts = summary["prior"] + summary["kl"] + summary["decoder"]
+    assert parts == pytest.approx(summary["bits_per_dim"], abs=1e-12)
+    steps = report.per_timestep.bits_per_dim
+    assert steps.sum() + summary["prior"] == pytest.approx(summary["bits_per_dim"], abs=1e-12)
+    assert steps[0] == pytest.approx(summary["decoder"], abs=1e-12)
+    assert report.per_image.bits_per_dim.mean() == pytest.approx(summary["bits_per_dim"], abs=1e-12)
+    assert report.per_timestep.num_evaluations.sum() == summary["num_evaluations"]
+
+
+def test_every_row_is_one_network_call(small_model, small_images, monkeypatch):
+    calls = 0
+    forward = small_model.network.forward
+
+    def counted(x_t, time, labels=None):
+        nonlocal calls
+        calls += len(x_t)
+        return forward(x_t, time, labels)
+
+    monkeypatch.setattr(small_model.network, "forward", counted)
+    report = evaluate_nll(small_model, small_images, draws=3)
+    assert calls == report.summary["num_evaluations"] == 6 * 40 * 3
+
+
+def test_one_draw_leaves_the_noise_unknown(small_model, small_images):
+    report = evaluate_nll(small_model, small_images, draws=1)
+    assert report.summary["half_width"] is None
+    assert report.summary["half_width_population"] > 0
+    assert report.per_timestep.standard_error.isna().all()
+
+
+def test_a_single_image_leaves_the_population_unknown(small_model, small_images):
+    report = evaluate_nll(small_model, small_images.subset(1))
+    assert report.summary["half_width_population"] is None
+    assert report.summary["half_width"] > 0
+
+
+def test_a_finished_run_makes_no_network_call(small_model, small_images, report, tmp_path):
+    evaluate_nll(small_model, small_images, out=tmp_path)
+
+    def refuse(x_t, time, labels=None):
+        raise AssertionError("the network was called")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(small_model.network, "forward", refuse)
+        again = evaluate_nll(small_model, small_images, out=tmp_path)
+    np.testing.assert_array_equal(numbers(again), numbers(report))
+
+
+@pytest.mark.parametrize("kind", ["folder", "npz", "idx"])
+def test_the_kind_of_file_cannot_change_a_number(
+    small_model, small_images, report, small_npz, tmp_path, kind
+):
+    pixels = small_images.pixels
+    if kind == "folder":
+        path = tmp_path
+        for index, image in enumerate(pixels):
+            Image.fromarray(image[0]).save(path / f"{2 * index + 7}.png")
+    elif kind == "npz":
+        path = small_npz
+    else:
+        path = tmp_path / "crops-images-idx3-ubyte.gz"
+        with gzip.open(path, "wb") as file:
+            file.write(struct.pack(">4B3I", 0, 0, 8, 3, *pixels[:, 0].shape) + pixels.tobytes())
+    other = evaluate_nll(small_model, load_images(path))
+    assert other.summary["data"]["sha256"] == report.summary["data"]["sha256"]
+    np.testing.assert_array_equal(numbers(other), numbers(report))
+
+
+def test_killed_at_ten_random_points_and_resumed(small_checkpoint, small_npz, report, tmp_path):
+    out = tmp_path / "run"
+    command = [sys.executable, "-c", SITTING, "nll", "--ckpt", str(small_checkpoint)]
+    command += ["--data", str(small_npz), "--batch-size", "2", "--out", str(out)]
+    generator = random.Random(0)
+    for _ in range(KILLS):
+        before = len(list(out.glob("shards/*.parquet")))
+        sitting = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        deadline = time.monotonic() + 120
+        wanted = before + generator.randint(0, 2)
+        while not out.exists() or len(list(out.glob("shards/*.parquet"))) < wanted:
+            assert sitting.poll() is None, "the run ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        time.sleep(generator.uniform(0, 0.03))
+        assert sitting.poll() is None, "the run ended before it could be killed"
+        sitting.send_signal(signal.SIGKILL)
+        sitting.communicate()
+        assert not (out / "summary.json").exists()
+    assert list(out.glob("shards/*.parquet")), "no sitting got anything done"
+    subprocess.run(command, check=True, capture_output=True)
+    resumed = pd.read_csv(out / "per_timestep.csv")
+    np.testing.assert_allclose(
+        resumed.bits_per_dim, report.per_timestep.bits_per_dim, rtol=0, atol=1e-6
+    )
+    images = pd.read_csv(out / "per_image.csv")
+    np.testing.assert_allclose(
+        images.bits_per_dim, report.per_image.bits_per_dim, rtol=0, atol=1e-6
+    )
+
+
+def test_interrupted_in_a_batch_keeps_what_was_done(small_model, small_images, tmp_path):
+    class Stop(likelihood.RunListener):
+        pass
+
+    def stop(now):
+        if now.done > 100:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_nll(
+            small_model,
+            small_images,
+            batch_size=32,
+            out=tmp_path,
+            listener=likelihood.RunListener(progress=stop),
+        )
+    (shard,) = (tmp_path / "shards").glob("*.parquet")
+    assert len(pd.read_parquet(shard)) == 128
+
+
+def test_an_output_that_is_not_finite_is_named_and_nothing_is_lost(
+    small_model, small_images, tmp_path, monkeypatch
+):
+    forward = small_model.network.forward
+
+    def broken(x_t, time, labels=None):
+        output = forward(x_t, time, labels)
+        broken.calls += 1
+        if broken.calls > 10:
+            output[0] = torch.nan
+        return output
+
+    broken.calls = 0
+    monkeypatch.setattr(small_model.network, "forward", broken)
+    with pytest.raises(InputError, match=r"not finite for image 1 at t = 1;"):
+        evaluate_nll(small_model, small_images, batch_size=8, out=tmp_path)
+    kept = sum(len(pd.read_parquet(shard)) for shard in (tmp_path / "shards").glob("*.parquet"))
+    assert kept == 80
