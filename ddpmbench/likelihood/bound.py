@@ -79,7 +79,8 @@ def estimate_bound(
     """
     num_images, num_timesteps, draws = design.num_images, design.num_timesteps, design.draws
     kl, decoder = np.zeros(num_images), np.zeros(num_images)
-    count = np.zeros(num_images, dtype=np.int64)
+    rows_of_image = np.zeros(num_images, dtype=np.int64)
+    num_evaluations = np.zeros(num_timesteps, dtype=np.int64)
     x_start_mse = "x_start_mse" if clip else "x_start_mse_noclip"
     sums = {name: np.zeros(num_timesteps) for name in ("nats", x_start_mse, "eps_mse")}
     squares = np.zeros(num_timesteps)  # sum over images of the variance among draws
@@ -90,14 +91,17 @@ def estimate_bound(
         term = by_draw.mean(1)
         np.add.at(kl, image, np.where(index > 0, term, 0.0))
         np.add.at(decoder, image, np.where(index == 0, term, 0.0))
-        np.add.at(count, image, draws)
+        np.add.at(rows_of_image, image, draws)
+        np.add.at(num_evaluations, index, draws)
         for name, total in sums.items():
             np.add.at(total, index, table.values[name].reshape(-1, draws).mean(1))
         if draws > 1:
             spread = by_draw.var(axis=1, ddof=1)
             np.add.at(squares, index, spread)
             fourth += float(np.square(spread).sum())
-    if not (count == num_timesteps * draws).all():
+    if (rows_of_image != num_timesteps * draws).any() or (
+        num_evaluations != num_images * draws
+    ).any():
         raise ValueError("the tables do not hold every row of the design exactly once")
     total = prior + kl + decoder
     variance = squares / draws / num_images**2
@@ -109,7 +113,7 @@ def estimate_bound(
         term_standard_error=(np.sqrt(variance) if draws > 1 else np.full(num_timesteps, math.nan)),
         x_start_mse=sums[x_start_mse] / num_images,
         eps_mse=sums["eps_mse"] / num_images,
-        num_evaluations=np.full(num_timesteps, num_images * draws),
+        num_evaluations=num_evaluations,
         half_width=_noise_half_width(variance.sum(), squares.sum(), fourth, draws),
         half_width_population=_population_half_width(total),
     )
@@ -121,9 +125,8 @@ def _noise_half_width(variance: float, squares: float, fourth: float, draws: int
     if variance == 0:
         return 0.0
     # Degrees of freedom after Satterthwaite 1946: a few pairs at small t carry most of the
-    # variance. The square of an estimated variance is too large by 1 + 2 / (draws - 1).
-    sum_of_squared_variances = fourth / (1 + 2 / (draws - 1))
-    freedom = (draws - 1) * squares**2 / sum_of_squared_variances
+    # variance.
+    freedom = (draws - 1) * squares**2 / fourth
     return float(_quantile(freedom) * math.sqrt(variance))
 
 

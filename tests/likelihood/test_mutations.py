@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from laws import (
-    DATA,
     check_decoder_known_answers,
     check_estimate_is_the_brute_force_mean,
     check_finite_set_bound,
@@ -24,10 +23,9 @@ from laws import (
     check_respaced,
     check_rows,
     check_schedule_digits,
-    check_trace,
-    load_trace,
 )
 from torch import Tensor
+from traces import SLICE, check_trace, load_trace
 
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.likelihood import bound, terms
@@ -36,7 +34,7 @@ from ddpmbench.process.schedule import NoiseSchedule
 
 
 def recorded_network() -> None:
-    check_trace(load_trace(DATA / "trace_slice.npz"))
+    check_trace(load_trace(SLICE))
 
 
 def gaussian_entropy() -> None:

@@ -1,27 +1,21 @@
 """The terms of the bound: recorded networks, closed forms, and a second implementation."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from laws import (
-    DATA,
     check_decoder_known_answers,
     check_fixed_large_constant,
     check_prior_known_answers,
     check_rows,
-    check_trace,
-    load_trace,
 )
 from oracles import oracle_checkpoint, oracle_images
+from traces import SLICE, WHOLE, check_trace, load_trace
 
 from ddpmbench.likelihood.terms import Rows, TermsPass, bound_terms, prior_bits_per_dim
 from ddpmbench.process.diffusion import GaussianDiffusion
 from ddpmbench.process.prediction import Prediction, Variance
 from ddpmbench.process.schedule import NoiseSchedule
-
-WHOLE_TRACE = Path(__file__).parents[3] / "shared" / "data" / "trace_fashion_T100.npz"
 
 GENERATOR = torch.Generator().manual_seed(0)
 SCHEDULE = NoiseSchedule.linear(40)
@@ -32,14 +26,14 @@ OUTPUT = EPS + 0.2 * torch.randn(40, 1, 3, 3, dtype=torch.float64, generator=GEN
 
 
 def test_a_recorded_network_has_the_terms_that_others_computed():
-    check_trace(load_trace(DATA / "trace_slice.npz"))
+    check_trace(load_trace(SLICE))
 
 
 @pytest.mark.skipif(
-    not WHOLE_TRACE.exists(), reason="shared/data is not beside the repository: the slice stands in"
+    not WHOLE.exists(), reason="shared/data is not beside the repository: the slice stands in"
 )
 def test_all_of_the_recorded_network_has_the_terms_that_others_computed():
-    check_trace(load_trace(WHOLE_TRACE))
+    check_trace(load_trace(WHOLE))
 
 
 def test_the_decoder_costs_the_known_bits():

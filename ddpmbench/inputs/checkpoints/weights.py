@@ -113,7 +113,7 @@ def build_unet(
     source: str,
     names: Mapping[str, str] | None = None,
 ) -> UNet:
-    """The U-Net with the weights of a file in it.
+    """The U-Net with the weights of a file in it, in evaluation mode.
 
     Args:
         config: the network's configuration.
@@ -126,7 +126,7 @@ def build_unet(
     """
     network = _unallocated(config, source)
     load_weights(network, weights, source=source, names=names)
-    return network
+    return network.eval()
 
 
 def unet_names(config: UNetConfig, *, source: str) -> list[str]:
