@@ -9,7 +9,7 @@ import click
 from ddpmbench.cli import options
 from ddpmbench.cli.progress import progress
 
-DEFAULT_NUM_IMAGES = 48
+DEFAULT_NUM_IMAGES = 32
 """Images of the embedded set that every pair of takes minutes, not hours, on two cores."""
 
 
@@ -83,7 +83,7 @@ def nll(
             device=device,
             batch_size=batch_size,
             out=folder,
-            command=sys.argv,
+            command=["ddpmbench", *sys.argv[1:]],
             listener=RunListener(
                 on_progress, lambda line: click.echo(f"Warning: {line}", err=True)
             ),

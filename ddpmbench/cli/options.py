@@ -62,7 +62,7 @@ data_options = _decorate(
         click.option(
             "--data",
             default=None,
-            show_default="48 of the images that come with ddpmbench",
+            show_default="32 of the images that come with ddpmbench",
             help="NAME:SPLIT (fashion-mnist, cifar10; train, test), a folder of images, an .npz "
             "(arr_0, uint8 NHWC) or an idx file.",
         ),

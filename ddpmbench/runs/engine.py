@@ -10,7 +10,7 @@ from ddpmbench.errors import InputError
 
 T = TypeVar("T")
 
-PIXELS_PER_BATCH = {"cpu": 128 * 28 * 28, "cuda": 2048 * 32 * 32, "mps": 256 * 32 * 32}
+PIXELS_PER_BATCH = {"cpu": 48 * 28 * 28, "cuda": 2048 * 32 * 32, "mps": 256 * 32 * 32}
 """Where `--batch-size auto` starts: pixels of one channel that share a network call."""
 
 

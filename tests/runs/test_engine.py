@@ -22,9 +22,9 @@ def fits(limit):
 def test_auto_halves_until_it_fits_stays_there_and_says_so():
     said = []
     size = batch(said=said)
-    assert size.attempt(fits(40)) == 32
-    assert size.attempt(fits(1000)) == 32
-    assert [line.rsplit(" ", 1)[1] for line in said] == ["64", "32"]
+    assert size.attempt(fits(40)) == 24
+    assert size.attempt(fits(1000)) == 24
+    assert [line.rsplit(" ", 1)[1] for line in said] == ["24"]
 
 
 def test_what_was_asked_for_is_not_changed():
