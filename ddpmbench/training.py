@@ -4,13 +4,13 @@ Every step draws its images, steps and noise from a generator seeded by (seed, s
 run that was interrupted and resumed is the run that was not.
 """
 
-import contextlib
 import csv
 import dataclasses
 import hashlib
 import json
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +28,7 @@ from ddpmbench.process.noise import philox_4x32
 from ddpmbench.process.prediction import Prediction, Variance
 from ddpmbench.process.schedule import NoiseSchedule
 from ddpmbench.process.units import to_unit_range
+from ddpmbench.runs.files import naming, replacing
 
 Objective = Literal["simple", "vlb", "hybrid"]
 
@@ -35,6 +36,8 @@ HYBRID_WEIGHT = 0.001
 """lambda of L_hybrid = L_simple + lambda L_vlb (Nichol & Dhariwal 2021, section 3.1)."""
 CURVE_INTERVAL = 50
 """Steps whose mean loss is one point of the training curve."""
+SAVE_SECONDS = 60.0
+"""A run is saved at least this often; a killed run loses no more work than that."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,6 +123,7 @@ class _State:
         self.step = 0
         self.seconds = 0.0
         self.curve: list[tuple[int, float]] = []
+        self.losses: list[Tensor] = []  # since the last point of the curve
 
     def save(self, path: Path, fingerprint: str) -> None:
         state = {
@@ -130,13 +134,16 @@ class _State:
             "step": self.step,
             "seconds": self.seconds,
             "curve": self.curve,
+            "losses": self.losses,
         }
-        temporary = path.with_name(path.name + ".tmp")
-        torch.save(state, temporary)
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            torch.save(state, temporary)
 
     def restore(self, path: Path, fingerprint: str, device: torch.device) -> None:
-        state = torch.load(path, map_location=device, weights_only=True)
+        try:
+            state = torch.load(path, map_location=device, weights_only=True)
+        except Exception as error:  # torch.load raises whatever the damaged bytes lead to
+            raise InputError(f"{path}: damaged; name a new folder with --out") from error
         if state["fingerprint"] != fingerprint:
             raise InputError(
                 f"--out {path.parent}: holds the training run of another recipe or other images; "
@@ -145,7 +152,8 @@ class _State:
         self.network.load_state_dict(state["network"])
         self.average = state["average"]
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.seconds, self.curve = state["step"], state["seconds"], state["curve"]
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.curve, self.losses = state["curve"], state.get("losses", [])
 
 
 def train(
@@ -156,7 +164,6 @@ def train(
     steps: int,
     device: torch.device,
     on_progress: Callable[[TrainingProgress], None] = lambda progress: None,
-    save_every: int = 500,
 ) -> Path:
     """Train a DDPM, or go on with the training run that the folder holds.
 
@@ -168,7 +175,6 @@ def train(
         steps: length of the run; a finished run goes on if it is asked for more.
         device: where to train.
         on_progress: called at every point of the training curve.
-        save_every: steps between two saves; a killed run loses at most so many.
 
     Returns:
         The path of the native checkpoint.
@@ -186,6 +192,11 @@ def train(
     state = _State(recipe, device)
     if state_path.exists():
         state.restore(state_path, fingerprint, device)
+    if state.step > steps:
+        raise InputError(
+            f"--steps {steps}: the run in {folder} is already at step {state.step}; ask for more, "
+            "or name a new folder"
+        )
     model = Checkpoint(
         network=state.network,
         schedule=_schedule(recipe),
@@ -200,37 +211,39 @@ def train(
     )
     diffusion = model.diffusion.to(device)
     state.network.train()
-    losses: list[Tensor] = []
     on_progress(TrainingProgress(state.step, steps, None))
     start = time.perf_counter() - state.seconds
-    with _saving_on_interrupt(state, state_path, fingerprint):
-        while state.step < steps:
-            losses.append(_train_step(state, recipe, model, diffusion, images, device))
-            if state.step % CURVE_INTERVAL == 0 or state.step == steps:
-                loss = float(torch.stack(losses).mean())
-                if loss != loss:
-                    raise InputError(
-                        f"training diverged before step {state.step}: the loss is not a number; "
-                        "lower --learning-rate"
-                    )
-                losses = []
-                state.curve.append((state.step, loss))
-                on_progress(TrainingProgress(state.step, steps, loss))
-            state.seconds = time.perf_counter() - start
-            if state.step % save_every == 0 or state.step == steps:
+    saved = time.perf_counter()
+    while state.step < steps:
+        state.losses.append(_train_step(state, recipe, model, diffusion, images, device))
+        state.seconds = time.perf_counter() - start
+        if state.step % CURVE_INTERVAL == 0 or state.step == steps:
+            on_progress(TrainingProgress(state.step, steps, _end_interval(state)))
+        if time.perf_counter() - saved >= SAVE_SECONDS or state.step == steps:
+            with naming(folder):
                 _publish(state, recipe, model, images, folder)
                 state.save(state_path, fingerprint)
+            saved = time.perf_counter()
     return folder / "checkpoint.safetensors"
 
 
+def _end_interval(state: _State) -> float:
+    loss = float(torch.stack(state.losses).mean())
+    if not math.isfinite(loss):
+        raise InputError(
+            f"training diverged before step {state.step}: the loss is not finite; "
+            "lower --learning-rate"
+        )
+    state.losses = []
+    state.curve.append((state.step, loss))
+    return loss
+
+
 def _claim(folder: Path, state_path: Path) -> None:
-    try:
+    with naming(folder):
         if folder.is_dir() and any(folder.iterdir()) and not state_path.exists():
             raise InputError(f"--out {folder}: holds files but no training run; name a new folder")
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise InputError(f"--out {folder}: cannot be written ({reason})") from error
 
 
 def _schedule(recipe: TrainingRecipe) -> NoiseSchedule:
@@ -321,13 +334,13 @@ def _step_generator(seed: int, step: int) -> torch.Generator:
 def _publish(
     state: _State, recipe: TrainingRecipe, model: Checkpoint, images: ImageSet, folder: Path
 ) -> None:
-    curve = folder / "training_curve.csv"
-    temporary = curve.with_name(curve.name + ".tmp")
-    with temporary.open("w", newline="") as file:
+    with (
+        replacing(folder / "training_curve.csv") as temporary,
+        temporary.open("w", newline="") as file,
+    ):
         writer = csv.writer(file)
         writer.writerow(["step", "loss"])
         writer.writerows(state.curve)
-    temporary.replace(curve)
     record = {
         "recipe": recipe.to_dict(),
         "steps": state.step,
@@ -343,12 +356,3 @@ def _publish(
 def _fingerprint(recipe: TrainingRecipe, images: ImageSet) -> str:
     text = json.dumps([recipe.to_dict(), images.sha256], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-@contextlib.contextmanager
-def _saving_on_interrupt(state: _State, path: Path, fingerprint: str) -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        state.save(path, fingerprint)
-        raise

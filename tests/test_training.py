@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from ddpmbench import training
 from ddpmbench.errors import InputError
 from ddpmbench.evaluate import evaluate_nll
 from ddpmbench.inputs.checkpoints.native import read_native
@@ -77,8 +78,6 @@ def test_training_lowers_the_bound(objective, variance, crops, tmp_path):
 
 def test_hybrid_moves_the_mean_by_l_simple_alone(crops, tmp_path):
     # L_vlb reaches only the variance channels: the mean's channels see L_simple's gradient.
-    from ddpmbench import training
-
     settings = recipe("hybrid")
     diffusion = training.GaussianDiffusion(
         training.NoiseSchedule.linear(50), variance=Variance.LEARNED_RANGE
@@ -93,27 +92,37 @@ def test_hybrid_moves_the_mean_by_l_simple_alone(crops, tmp_path):
     assert output.grad[:, 1:].abs().max() > 0
 
 
-def test_interrupted_and_resumed_is_the_run_that_was_not(crops, tmp_path):
+@pytest.mark.parametrize("killed_at", [50, 57])
+def test_killed_and_resumed_is_the_run_that_was_not(crops, tmp_path, monkeypatch, killed_at):
     whole = train(recipe(), crops, tmp_path / "whole", steps=60, device=CPU)
+    step = training._train_step
 
-    class Stop(Exception):
-        pass
+    def killed(state, *arguments):
+        if state.step == killed_at:
+            raise SystemExit
+        return step(state, *arguments)
 
-    def stop(now):
-        if now.step == 50:
-            raise Stop
-
-    with pytest.raises(Stop):
-        train(
-            recipe(), crops, tmp_path / "cut", steps=60, device=CPU, save_every=20, on_progress=stop
-        )
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "SAVE_SECONDS", 0)
+        patch.setattr(training, "_train_step", killed)
+        with pytest.raises(SystemExit):
+            train(recipe(), crops, tmp_path / "cut", steps=60, device=CPU)
     resumed = train(recipe(), crops, tmp_path / "cut", steps=60, device=CPU)
     expected, found = weights(whole), weights(resumed)
     assert expected.keys() == found.keys()
     for name in expected:
         torch.testing.assert_close(found[name], expected[name], rtol=0, atol=0)
-    curve = pd.read_csv(tmp_path / "cut" / "training_curve.csv")
-    assert list(curve.step) == [50, 60]
+    curves = [pd.read_csv(path.with_name("training_curve.csv")) for path in (whole, resumed)]
+    pd.testing.assert_frame_equal(*curves, check_exact=True)
+    assert list(curves[0].step) == [50, 60]
+
+
+def test_a_run_that_is_further_than_asked_for_is_refused(crops, tmp_path):
+    path = train(recipe(), crops, tmp_path, steps=3, device=CPU)
+    before = path.read_bytes()
+    with pytest.raises(InputError, match=r"--steps 2: .* already at step 3"):
+        train(recipe(), crops, tmp_path, steps=2, device=CPU)
+    assert path.read_bytes() == before
 
 
 def test_the_record_says_how_it_was_trained(crops, tmp_path):

@@ -7,7 +7,6 @@ killed goes on with the positions that no shard covers.
 
 import contextlib
 import json
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ import pyarrow.parquet as pq
 
 from ddpmbench.errors import InputError
 from ddpmbench.likelihood.terms import VALUE_COLUMNS, Rows, TermTable
+from ddpmbench.runs.files import naming, replacing
 
 _IDENTITY = "run.json"
 _SHARD = re.compile(r"terms-(\d{12})-(\d{12})\.parquet")
@@ -44,7 +44,7 @@ class RunFolder:
         """
         self.path = path
         self._shards = path / "shards"
-        with _naming(path):
+        with naming(path):
             if path.exists() and not path.is_dir():
                 raise InputError(f"--out {path}: is a file; name a folder")
             if (path / _IDENTITY).exists():
@@ -66,16 +66,8 @@ class RunFolder:
     @contextlib.contextmanager
     def replacing(self, name: str) -> Iterator[Path]:
         """A path to write to, which takes the place of the file `name` if nothing fails."""
-        place = self.path / name
-        temporary = place.with_name(f"{place.name}.{os.getpid()}.tmp")
-        with _naming(self.path):
-            try:
-                yield temporary
-                with temporary.open("rb") as file:
-                    os.fsync(file.fileno())
-                temporary.replace(place)
-            finally:
-                temporary.unlink(missing_ok=True)
+        with naming(self.path), replacing(self.path / name) as temporary:
+            yield temporary
 
     def save(self, start: int, table: TermTable, *, seconds: float) -> None:
         """Keep the terms of the rows at positions start, start + 1, ...
@@ -159,13 +151,3 @@ def _read_shard(path: Path, length: int) -> TermTable:
             f"{path}: does not hold the rows it names; delete this shard and run the command again"
         )
     return table
-
-
-@contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Turn what the file system refuses into a line that names the folder."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise InputError(f"--out {path}: cannot be written ({reason.lower()})") from error
