@@ -12,12 +12,13 @@ from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.inputs.images import ImageSet
 from ddpmbench.likelihood.design import EveryPair
-from ddpmbench.likelihood.terms import TermsPass
+from ddpmbench.likelihood.terms import DECODERS, TermsPass
 from ddpmbench.report import tables
-from ddpmbench.runs.engine import resolve_device
+from ddpmbench.runs.engine import evaluating, resolve_device, strict_float32
 from ddpmbench.runs.folder import RunFolder
 from ddpmbench.runs.likelihood import MemoryStore, RunListener, TermStore, run_likelihood
 from ddpmbench.runs.provenance import environment
+from ddpmbench.version import __version__
 
 PRECISION = "fp32"
 
@@ -80,7 +81,7 @@ def evaluate_nll(
     _check_images(checkpoint, images)
     target = resolve_device(device)
     design = EveryPair(len(images), checkpoint.schedule.num_timesteps, draws)
-    conventions = _conventions(checkpoint, decoder=decoder, draws=draws)
+    conventions = _conventions(checkpoint, images, decoder=decoder, draws=draws)
     identity = {
         "schema": tables.SCHEMA,
         "checkpoint": checkpoint.fingerprint,
@@ -90,12 +91,16 @@ def evaluate_nll(
         "estimator": estimator,
         "seed": seed,
         "precision": PRECISION,
+        "tables": str(checkpoint.diffusion.to(target).dtype),
+        "ddpmbench": __version__,
         **conventions,
     }
     folder = RunFolder(Path(out), identity) if out is not None else None
     store: TermStore = folder if folder is not None else MemoryStore()
     terms_pass = TermsPass(checkpoint, images, seed=seed, decoder=decoder, device=target)
-    bound = run_likelihood(terms_pass, design, store, batch_size=batch_size, listener=listener)
+    with evaluating(checkpoint.network), strict_float32():
+        bound = run_likelihood(terms_pass, design, store, batch_size=batch_size, listener=listener)
+    device_names = " + ".join(store.devices())
     record = environment(
         target,
         given=command,
@@ -114,7 +119,7 @@ def evaluate_nll(
         },
         data={"source": images.source, "split": images.split, "sha256": images.sha256},
         seed=seed,
-        device=str(record["device"]),
+        device=device_names,
         precision=PRECISION,
         seconds=round(store.seconds(), 3),
     )
@@ -136,7 +141,9 @@ def _write(folder: RunFolder, report: NllReport, record: dict[str, object]) -> N
     folder.write_text("summary.json", json.dumps(report.summary, indent=2) + "\n")
 
 
-def _conventions(checkpoint: Checkpoint, *, decoder: str, draws: int) -> dict[str, object]:
+def _conventions(
+    checkpoint: Checkpoint, images: ImageSet, *, decoder: str, draws: int
+) -> dict[str, object]:
     return {
         "prediction": str(checkpoint.prediction),
         "variance": str(checkpoint.variance),
@@ -145,7 +152,16 @@ def _conventions(checkpoint: Checkpoint, *, decoder: str, draws: int) -> dict[st
         "schedule": checkpoint.schedule.name,
         "time_input": str(checkpoint.time_input),
         "draws": draws,
+        "labels": _labels(checkpoint, images),
     }
+
+
+def _labels(checkpoint: Checkpoint, images: ImageSet) -> str | None:
+    """What the network is conditioned on, in words."""
+    if not checkpoint.num_classes or images.labels is None:
+        return None
+    first = int(images.labels[0])
+    return f"class {first}" if (images.labels == first).all() else "of the images"
 
 
 def _labels_sha256(checkpoint: Checkpoint, images: ImageSet) -> str | None:
@@ -159,9 +175,9 @@ def _check_options(*, estimator: str, draws: int, decoder: str, seed: int) -> No
         raise InputError(f"--estimator {estimator}: choose every-pair")
     if draws < 1:
         raise InputError(f"--draws {draws}: at least one draw is needed")
-    if decoder not in ("exact", "tanh"):
+    if decoder not in DECODERS:
         raise InputError(f"--decoder {decoder}: choose exact or tanh")
-    if not 0 <= seed < 2**64:
+    if not isinstance(seed, int) or not 0 <= seed < 2**64:
         raise InputError(f"--seed {seed}: choose a whole number from 0 to 2^64 - 1")
 
 

@@ -4,13 +4,16 @@ Every step draws its images, steps and noise from a generator seeded by (seed, s
 run that was interrupted and resumed is the run that was not.
 """
 
+import contextlib
 import csv
 import dataclasses
 import hashlib
 import json
 import math
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ddpmbench.errors import InputError
+from ddpmbench.files import naming, replacing
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.inputs.checkpoints.native import write_native
 from ddpmbench.inputs.images import ImageSet
@@ -28,7 +32,6 @@ from ddpmbench.process.noise import philox_4x32
 from ddpmbench.process.prediction import Prediction, Variance
 from ddpmbench.process.schedule import NoiseSchedule
 from ddpmbench.process.units import to_unit_range
-from ddpmbench.runs.files import naming, replacing
 
 Objective = Literal["simple", "vlb", "hybrid"]
 
@@ -86,6 +89,16 @@ class TrainingRecipe:
             raise InputError(
                 "--objective simple does not train a variance; use --objective hybrid or vlb"
             )
+        for name, value in (
+            ("learning-rate", self.learning_rate),
+            ("batch-size", self.batch_size),
+            ("gradient-clip", self.gradient_clip),
+            ("warmup-steps", self.warmup_steps),
+        ):
+            if not 0 < value < math.inf:
+                raise InputError(f"--{name} {value}: must be positive and finite")
+        if not 0 <= self.seed < 2**64:
+            raise InputError(f"--seed {self.seed}: choose a whole number from 0 to 2^64 - 1")
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON can hold them."""
@@ -142,9 +155,10 @@ class _State:
     def restore(self, path: Path, fingerprint: str, device: torch.device) -> None:
         try:
             state = torch.load(path, map_location=device, weights_only=True)
+            found = state["fingerprint"]
         except Exception as error:  # torch.load raises whatever the damaged bytes lead to
             raise InputError(f"{path}: damaged; name a new folder with --out") from error
-        if state["fingerprint"] != fingerprint:
+        if found != fingerprint:
             raise InputError(
                 f"--out {path.parent}: holds the training run of another recipe or other images; "
                 "choose another folder"
@@ -185,11 +199,11 @@ def train(
     Source: Ho, Jain & Abbeel 2020, Algorithm 1.
     """
     fingerprint = _fingerprint(recipe, images)
-    if images.pixels.shape[1:] != (recipe.network.in_channels, *2 * (recipe.image_size,)):
-        raise InputError(f"--data {images.source}: images do not fit the network asked for")
+    state = _State(recipe, device)
+    model = _model(recipe, state.network)
+    model.check_images(images.pixels.shape[1:], images.source)
     state_path = folder / "training_state.pt"
     _claim(folder, state_path)
-    state = _State(recipe, device)
     if state_path.exists():
         state.restore(state_path, fingerprint, device)
     if state.step > steps:
@@ -197,34 +211,46 @@ def train(
             f"--steps {steps}: the run in {folder} is already at step {state.step}; ask for more, "
             "or name a new folder"
         )
-    model = Checkpoint(
-        network=state.network,
-        schedule=_schedule(recipe),
-        prediction=Prediction.EPSILON,
-        variance=recipe.variance,
-        channels=recipe.network.in_channels,
-        image_size=recipe.image_size,
-        size_multiple=recipe.network.size_multiple,
-        family="native",
-        source=str(folder),
-        sha256="",
-    )
     diffusion = model.diffusion.to(device)
     state.network.train()
     on_progress(TrainingProgress(state.step, steps, None))
     start = time.perf_counter() - state.seconds
     saved = time.perf_counter()
-    while state.step < steps:
-        state.losses.append(_train_step(state, recipe, model, diffusion, images, device))
-        state.seconds = time.perf_counter() - start
-        if state.step % CURVE_INTERVAL == 0 or state.step == steps:
-            on_progress(TrainingProgress(state.step, steps, _end_interval(state)))
-        if time.perf_counter() - saved >= SAVE_SECONDS or state.step == steps:
-            with naming(folder):
-                _publish(state, recipe, model, images, folder)
-                state.save(state_path, fingerprint)
-            saved = time.perf_counter()
+    with _between_steps() as interrupted:
+        while state.step < steps:
+            state.losses.append(_train_step(state, recipe, model, diffusion, images, device))
+            state.seconds = time.perf_counter() - start
+            if state.step % CURVE_INTERVAL == 0 or state.step == steps:
+                on_progress(TrainingProgress(state.step, steps, _end_interval(state)))
+            is_due = time.perf_counter() - saved >= SAVE_SECONDS
+            if is_due or state.step == steps or interrupted.is_set():
+                with naming(folder):
+                    state.save(state_path, fingerprint)
+                    _publish(state, recipe, model, images, folder)
+                saved = time.perf_counter()
+            if interrupted.is_set():
+                raise KeyboardInterrupt
     return folder / "checkpoint.safetensors"
+
+
+@contextlib.contextmanager
+def _between_steps() -> Iterator[threading.Event]:
+    """Ctrl-C sets the event, so that no step is cut in two; a second one is as ever."""
+    interrupted = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupted
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def on_interrupt(number: int, frame: object) -> None:
+        signal.signal(signal.SIGINT, before)
+        interrupted.set()
+
+    signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _end_interval(state: _State) -> float:
@@ -244,6 +270,21 @@ def _claim(folder: Path, state_path: Path) -> None:
         if folder.is_dir() and any(folder.iterdir()) and not state_path.exists():
             raise InputError(f"--out {folder}: holds files but no training run; name a new folder")
         folder.mkdir(parents=True, exist_ok=True)
+
+
+def _model(recipe: TrainingRecipe, network: UNet) -> Checkpoint:
+    return Checkpoint(
+        network=network,
+        schedule=_schedule(recipe),
+        prediction=Prediction.EPSILON,
+        variance=recipe.variance,
+        channels=recipe.network.in_channels,
+        image_size=recipe.image_size,
+        size_multiple=recipe.network.size_multiple,
+        family="native",
+        source="the network asked for",
+        sha256="",
+    )
 
 
 def _schedule(recipe: TrainingRecipe) -> NoiseSchedule:

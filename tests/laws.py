@@ -288,7 +288,7 @@ class Recorder(torch.nn.Module):
         super().__init__()
         self.asked: list[Tensor] = []
 
-    def forward(self, x_t: Tensor, time: Tensor, labels: Tensor | None) -> Tensor:
+    def forward(self, x_t: Tensor, time: Tensor, labels: Tensor | None = None) -> Tensor:
         self.asked.append(x_t.double())
         return torch.zeros_like(x_t)
 

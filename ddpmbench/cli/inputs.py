@@ -17,7 +17,7 @@ def open_inputs(
     model_flags: str | None,
     prediction: str | None,
     variance: str | None,
-    clip: bool,
+    clip: bool | None,
     timesteps: int | None,
     data: str | None,
     num_images: int | None,
@@ -39,7 +39,7 @@ def open_inputs(
         checkpoint = checkpoint.respaced(timesteps)
     if data is None and num_images is None:
         num_images = default_num_images
-    images = load_images(data or DEFAULT_DATA, num_images=num_images)
+    images = load_images(DEFAULT_DATA if data is None else data, num_images=num_images)
     if label is not None:
         images = _with_label(images, label, checkpoint)
     return checkpoint, images

@@ -53,7 +53,9 @@ def run(arguments: list[str] | None = None) -> int:
         click.echo(f"Error: {_one_line(str(error))}", err=True)
         return USER_MISTAKE
     except (click.Abort, KeyboardInterrupt):
-        click.echo("Interrupted: the same command with the same --out goes on from here.", err=True)
+        click.echo(
+            "Interrupted: the same command with its --out folder goes on from here.", err=True
+        )
         return INTERRUPTED
     return status if isinstance(status, int) else DONE
 

@@ -70,6 +70,9 @@ def nll(
     folder = out or options.dated_folder("nll")
     with progress("nll", "evaluations") as update:
 
+        def on_start(rows: int) -> None:
+            click.echo(f"{rows:,} network calls; to go on after a stop: --out {folder}", err=True)
+
         def on_progress(now: RunProgress) -> None:
             update(now.done, now.total, "")
 
@@ -84,9 +87,11 @@ def nll(
             batch_size=batch_size,
             out=folder,
             command=["ddpmbench", *sys.argv[1:]],
-            listener=RunListener(
-                on_progress, lambda line: click.echo(f"Warning: {line}", err=True)
-            ),
+            listener=RunListener(on_start, on_progress, _warn),
         )
     click.echo(printed_nll(report.summary, output_format))
     click.echo(f"Run folder: {folder}", err=True)
+
+
+def _warn(line: str) -> None:
+    click.echo(f"Warning: {line}", err=True)

@@ -8,10 +8,9 @@ from typing import Any
 
 import click
 
-Command = Callable[..., Any]
+from ddpmbench.process.prediction import Prediction, Variance
 
-PREDICTIONS = ("eps", "x_start", "v", "previous_mean")
-VARIANCES = ("fixed_small", "fixed_large", "learned_range", "learned")
+Command = Callable[..., Any]
 
 
 def _batch_size(context: click.Context, option: click.Parameter, value: str) -> int | None:
@@ -40,13 +39,20 @@ checkpoint_options = _decorate(
             help="For improved-/guided-diffusion files: their own flags in one pair of quotes, "
             'as in your scripts ("--image_size 32 --num_channels 128 ..."), or a preset\'s name.',
         ),
-        click.option("--prediction", type=click.Choice(PREDICTIONS), help="Override the file's."),
-        click.option("--variance", type=click.Choice(VARIANCES), help="Override the file's."),
+        click.option(
+            "--prediction",
+            type=click.Choice([kind.value for kind in Prediction]),
+            help="Override the file's.",
+        ),
+        click.option(
+            "--variance",
+            type=click.Choice([kind.value for kind in Variance]),
+            help="Override the file's.",
+        ),
         click.option(
             "--clip/--no-clip",
-            default=True,
-            show_default=True,
-            help="Clamp the predicted x_start to [-1, 1].",
+            default=None,
+            help="Clamp the predicted x_start to [-1, 1].  [default: the file's; else clip]",
         ),
         click.option(
             "--timesteps",
@@ -106,7 +112,10 @@ run_options = _decorate(
             help="auto, cpu, cuda, cuda:N or mps.",
         ),
         click.option(
-            "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the noise."
+            "--seed",
+            type=click.IntRange(0, 2**64 - 1),
+            default=0,
+            help="Of the noise.  [default: 0]",
         ),
     ]
 )

@@ -61,7 +61,7 @@ def _integers(context: click.Context, option: click.Parameter, value: str) -> tu
 )
 @click.option("--norm-groups", type=click.IntRange(1), default=32, show_default=True)
 @click.option("--dropout", type=click.FloatRange(0, 1, max_open=True), default=0.0)
-@click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True)
+@click.option("--batch-size", type=click.IntRange(1, 2**16), default=128, show_default=True)
 @click.option(
     "--learning-rate", type=click.FloatRange(0, min_open=True), default=2e-4, show_default=True
 )
@@ -70,7 +70,7 @@ def _integers(context: click.Context, option: click.Parameter, value: str) -> tu
 @click.option("--horizontal-flip/--no-horizontal-flip", default=False, show_default=True)
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
 @click.option("--device", default="auto", show_default=True)
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0, 2**64 - 1), default=0, show_default=True)
 def train(
     data: str,
     out: Path,
@@ -101,6 +101,10 @@ def train(
     from ddpmbench.runs.engine import resolve_device
     from ddpmbench.training import TrainingProgress, TrainingRecipe, train
 
+    if strange := [depth for depth in attention if not 0 <= depth < len(channels)]:
+        raise click.BadParameter(
+            f"{strange[0]} is none of 0..{len(channels) - 1}", param_hint="--attention"
+        )
     images = load_images(data)
     learned = recipe["objective"] == "hybrid"
     kind = Variance(variance or ("learned_range" if learned else "fixed_large"))

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ddpmbench import assets
 from ddpmbench.errors import InputError
 from ddpmbench.inputs.idx_files import read_idx
 from ddpmbench.inputs.image_files import ImageData, count_to_read, index_ids, refusal
@@ -23,7 +24,7 @@ SPLITS = {"fashion-mnist": ("train", "test"), "cifar10": ("train", "test")}
 
 CACHE_VARIABLE = "DDPMBENCH_CACHE"
 
-_SHIPPED = Path(__file__).parents[1] / "assets" / "fashion-mnist"
+_SHIPPED = assets.FOLDER / "fashion-mnist"
 _CIFAR10_ARCHIVE = "cifar-10-python.tar.gz"
 _DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 

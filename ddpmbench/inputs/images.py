@@ -48,8 +48,10 @@ class ImageSet:
 
     def __post_init__(self) -> None:
         """Refuse what is not one id, and one label or none, for each 8-bit image."""
-        if self.pixels.dtype != np.uint8 or self.pixels.ndim != 4:
-            raise InputError(f"images {self.source}: pixels must be uint8 of shape (N, C, H, W)")
+        if self.pixels.dtype != np.uint8 or self.pixels.ndim != 4 or not self.pixels.size:
+            raise InputError(
+                f"images {self.source}: pixels must be uint8 of shape (N, C, H, W), N >= 1"
+            )
         if len(self.ids) != len(self) or (
             self.labels is not None and self.labels.shape != (len(self),)
         ):

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.inputs.images import ImageSet
 from ddpmbench.process.diffusion import GaussianDiffusion
@@ -21,10 +22,12 @@ from ddpmbench.process.prediction import Prediction, Variance
 from ddpmbench.process.schedule import NoiseSchedule
 from ddpmbench.process.units import NATS_PER_BIT, to_unit_range
 
+DECODERS = ("exact", "tanh")
+"""The distribution functions of the decoder."""
 DECODER_COLUMNS = tuple(
     f"decoder_{scale}_{decoder}_{clip}"
     for scale in ("posterior", "beta")
-    for decoder in ("exact", "tanh")
+    for decoder in DECODERS
     for clip in ("clip", "noclip")
 )
 """The decoder term under each published convention: variance, distribution function, clip."""
@@ -88,7 +91,7 @@ def bound_terms(
         The terms, float64.
 
     Raises:
-        ValueError: a name is unknown, a shape does not fit, or a step is outside 1..T.
+        ValueError: a name is unknown, a shape or dtype does not fit, or a step is outside 1..T.
 
     Source: Ho, Jain & Abbeel 2020, eqs. 5 and 13.
     """
@@ -102,6 +105,12 @@ def bound_terms(
             f"x_start {tuple(x_start.shape)} goes with eps of the same shape and model_output "
             f"{expected}, not {tuple(eps.shape)} and {tuple(model_output.shape)}"
         )
+    if t.shape != x_start.shape[:1]:
+        raise ValueError(f"t must hold one step an image, not {tuple(t.shape)}")
+    if not x_start.is_floating_point():
+        raise ValueError(f"x_start must be floating point on [-1, 1], not {x_start.dtype}")
+    if decoder not in DECODERS:
+        raise ValueError(f"decoder must be one of {DECODERS}, not {decoder!r}")
     if bool((t < 1).any()) or bool((t > schedule.num_timesteps).any()):
         raise ValueError(f"t must lie in 1..{schedule.num_timesteps}")
     return diffusion_terms(diffusion, x_start, t, eps, model_output, decoder=decoder)
@@ -147,8 +156,9 @@ def _decoders(
     diffusion: GaussianDiffusion, x_start: Tensor, unclipped: Tensor
 ) -> dict[str, Tensor]:
     schedule = diffusion.schedule
-    posterior = schedule.posterior_variance[min(1, schedule.num_timesteps - 1)]
-    log_variances = {"posterior": posterior.log(), "beta": schedule.betas[0].log()}
+    beta = schedule.betas[0]
+    posterior = schedule.posterior_variance[1] if schedule.num_timesteps > 1 else beta
+    log_variances = {"posterior": posterior.log(), "beta": beta.log()}
     means = {"clip": unclipped.clamp(-1.0, 1.0), "noclip": unclipped}
     result = {}
     for name in DECODER_COLUMNS:
@@ -268,11 +278,7 @@ class TermsPass:
         image, t, draw = (self._put(values) for values in (rows.image, rows.t, rows.draw))
         eps = normal_noise(image, t, draw, shape=tuple(x_start.shape[1:]), seed=self.seed)
         x_t = self.diffusion.q_sample(x_start, t, eps.to(x_start.dtype)).float()
-        labels = None
-        if self.checkpoint.num_classes:
-            assert self.images.labels is not None
-            labels = self._put(self.images.labels[rows.image])
-        output = self.checkpoint.network(x_t, self.checkpoint.network_time(t), labels)
+        output = self._output(x_t, t, rows)
         self.num_evaluations += len(rows)
         terms = diffusion_terms(self.diffusion, x_start, t, eps, output, decoder=self.decoder)
         columns = {
@@ -283,6 +289,21 @@ class TermsPass:
             **terms.decoders,
         }
         return TermTable(rows, {name: _to_numpy(value) for name, value in columns.items()})
+
+    def _output(self, x_t: Tensor, t: Tensor, rows: Rows) -> Tensor:
+        inputs = [x_t, self.checkpoint.network_time(t)]
+        if self.checkpoint.num_classes:
+            assert self.images.labels is not None
+            inputs.append(self._put(self.images.labels[rows.image]))
+        output: Tensor = self.checkpoint.network(*inputs)
+        batch, channels, *size = x_t.shape
+        expected = (batch, channels * (2 if self.diffusion.variance.is_learned else 1), *size)
+        if output.shape != expected:
+            raise InputError(
+                f"--ckpt {self.checkpoint.source}: the network's output is {tuple(output.shape)}, "
+                f"a variance of {self.diffusion.variance} takes {expected}"
+            )
+        return output
 
     def _x_start(self, image: NDArray[np.int64]) -> Tensor:
         pixels = torch.from_numpy(np.ascontiguousarray(self.images.pixels[image]))

@@ -65,6 +65,7 @@ class UNetConfig:
 
     def __post_init__(self) -> None:
         """Refuse a configuration that is no network."""
+        self._check_ranges()
         if len(self.attention) != len(self.channels) or not self.channels:
             raise InputError("network: `channels` and `attention` need one entry a resolution")
         if self.out_channels not in (self.in_channels, 2 * self.in_channels):
@@ -74,6 +75,23 @@ class UNetConfig:
                 raise InputError(
                     f"network: {channels} channels do not split into {self.norm_groups} groups"
                 )
+
+    def _check_ranges(self) -> None:
+        for name in ("in_channels", "out_channels", "model_channels", "num_blocks", "norm_groups"):
+            _check_whole(name, getattr(self, name), 1)
+        for name in ("num_heads", "head_channels", "num_classes"):
+            _check_whole(name, getattr(self, name), 0)
+        for channels in self.channels:
+            _check_whole("channels", channels, 1)
+        half = self.model_channels // 2
+        for name, low, high in (
+            ("norm_eps", 0.0, 1.0),
+            ("dropout", 0.0, 1.0),
+            ("frequency_shift", -math.inf, half - 1e-9),
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not low <= value <= high:
+                raise InputError(f"network: {name} {value!r} is out of range")
 
     @property
     def size_multiple(self) -> int:
@@ -96,6 +114,11 @@ class UNetConfig:
             raise InputError(f"network: unknown setting {unknown[0]!r}")
         lists = {name: tuple(fields[name]) for name in ("channels", "attention")}
         return cls(**{**fields, **lists})
+
+
+def _check_whole(name: str, value: object, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise InputError(f"network: {name} {value!r} is not a whole number of at least {least}")
 
 
 def timestep_embedding(time: Tensor, config: UNetConfig) -> Tensor:

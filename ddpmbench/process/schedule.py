@@ -15,6 +15,14 @@ from torch import Tensor
 
 from ddpmbench.errors import InputError
 
+MAX_TIMESTEPS = 1_000_000
+"""A longer schedule is taken for a mistake."""
+
+
+def _check_length(num_timesteps: int) -> None:
+    if not 1 <= num_timesteps <= MAX_TIMESTEPS:
+        raise InputError(f"schedule: {num_timesteps} steps; take from 1 to {MAX_TIMESTEPS:,}")
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class NoiseSchedule:
@@ -80,11 +88,12 @@ class NoiseSchedule:
         """The schedule of the model that visits only evenly spaced steps of this one.
 
         The bound of a respaced model is that of a different model, not an estimate of this one's.
+        From two steps on they are those that the source's code chooses.
 
         Args:
             num_timesteps: number of steps to keep, 1..T; with one step it is the last.
 
-        Source: Nichol & Dhariwal 2021, section 4 (the same steps as their code chooses).
+        Source: Nichol & Dhariwal 2021, section 4.
         """
         total = self.num_timesteps
         if not 1 <= num_timesteps <= total:
@@ -167,6 +176,12 @@ class NoiseSchedule:
 
         Source: Ho et al. 2020, section 4; the scaling is that of Nichol & Dhariwal 2021.
         """
+        _check_length(num_timesteps)
+        if num_timesteps <= 20 and beta_end is None:
+            raise InputError(
+                f"schedule linear: {num_timesteps} steps are too few, its last beta would be 1 or "
+                "more; take at least 21"
+            )
         start = 0.1 / num_timesteps if beta_start is None else beta_start
         end = 20.0 / num_timesteps if beta_end is None else beta_end
         return cls.from_betas(np.linspace(start, end, num_timesteps), name="linear")
@@ -176,18 +191,23 @@ class NoiseSchedule:
         cls, num_timesteps: int, *, beta_start: float = 0.00085, beta_end: float = 0.012
     ) -> Self:
         """Variances whose square roots are evenly spaced (Rombach et al. 2022)."""
+        _check_length(num_timesteps)
+        if min(beta_start, beta_end) < 0:
+            raise InputError("schedule scaled_linear: a beta must not be negative")
         roots = np.linspace(beta_start**0.5, beta_end**0.5, num_timesteps)
         return cls.from_betas(roots**2, name="scaled_linear")
 
     @classmethod
     def sqrt_linear(cls, num_timesteps: int, *, beta_end: float = 0.02) -> Self:
         """x_t keeps alpha_t = sqrt(1 - beta_end t / T) of x_{t-1}: variances beta_end t / T."""
+        _check_length(num_timesteps)
         steps = np.arange(1, num_timesteps + 1)
         return cls.from_betas(beta_end * steps / num_timesteps, name="sqrt_linear")
 
     @classmethod
     def cosine(cls, num_timesteps: int, *, offset: float = 0.008, max_beta: float = 0.999) -> Self:
         """Squared cosine of the elapsed share (Nichol & Dhariwal 2021, eq. 17)."""
+        _check_length(num_timesteps)
         share = (np.arange(num_timesteps + 1) / num_timesteps + offset) / (1 + offset)
         alpha_bar = np.cos(share * np.pi / 2) ** 2
         betas = np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], max_beta)
@@ -204,6 +224,7 @@ class NoiseSchedule:
         max_beta: float = 0.999,
     ) -> Self:
         """A sigmoid of the elapsed share, scaled to run from 1 to 0 (Jabri et al. 2022)."""
+        _check_length(num_timesteps)
         share = np.arange(num_timesteps + 1) / num_timesteps
         logistic = 1 / (1 + np.exp(-(share * (end - start) + start) / temperature))
         alpha_bar = (logistic[-1] - logistic) / (logistic[-1] - logistic[0])
@@ -215,6 +236,7 @@ class NoiseSchedule:
         cls, num_timesteps: int, *, beta_start: float = 1e-4, beta_end: float = 0.02
     ) -> Self:
         """Variances that rise along a sigmoid on [-6, 6] (Xu et al. 2022, GeoDiff)."""
+        _check_length(num_timesteps)
         logistic = 1 / (1 + np.exp(-np.linspace(-6, 6, num_timesteps)))
         return cls.from_betas(logistic * (beta_end - beta_start) + beta_start, name="sigmoid_betas")
 

@@ -8,11 +8,6 @@ from torch import Tensor
 NATS_PER_BIT = math.log(2.0)
 
 
-def bits(nats: float) -> float:
-    """Nats to bits; per dimension in, per dimension out."""
-    return nats / NATS_PER_BIT
-
-
 def to_unit_range(pixels: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
     """8-bit pixels to the range of the model.
 
@@ -24,8 +19,3 @@ def to_unit_range(pixels: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
         ``pixels / 127.5 - 1``, the same shape, in [-1, 1].
     """
     return pixels.to(dtype) / 127.5 - 1.0
-
-
-def to_pixels(x: Tensor) -> Tensor:
-    """The nearest 8-bit levels of values in [-1, 1]; values outside are clamped."""
-    return ((x + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)

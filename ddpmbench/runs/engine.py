@@ -1,10 +1,12 @@
 """The device a run computes on, its precision, and how many rows share a network call."""
 
+import contextlib
 import math
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 from ddpmbench.errors import InputError
 
@@ -41,10 +43,36 @@ def resolve_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def use_strict_float32() -> None:
-    """Float32 means float32: no TensorFloat-32 in products and convolutions."""
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
+@contextlib.contextmanager
+def strict_float32() -> Iterator[None]:
+    """Inside, float32 means float32: products and convolutions are rounded to nothing less."""
+    backends: Any = torch.backends
+    switches = [
+        backends.cuda.matmul,
+        backends.cudnn.conv,
+        backends.mkldnn.matmul,
+        backends.mkldnn.conv,
+    ]
+    before = [switch.fp32_precision for switch in switches]
+    try:
+        for switch in switches:
+            switch.fp32_precision = "ieee"
+        yield
+    finally:
+        for switch, precision in zip(switches, before, strict=True):
+            switch.fp32_precision = precision
+
+
+@contextlib.contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Inside, the network is in evaluation mode; afterwards every part is as it was."""
+    training = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, was_training in training.items():
+            module.training = was_training
 
 
 def device_name(device: torch.device) -> str:

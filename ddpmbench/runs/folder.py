@@ -8,6 +8,7 @@ killed goes on with the positions that no shard covers.
 import contextlib
 import json
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ddpmbench.errors import InputError
+from ddpmbench.files import naming, replacing
 from ddpmbench.likelihood.terms import VALUE_COLUMNS, Rows, TermTable
-from ddpmbench.runs.files import naming, replacing
 
 _IDENTITY = "run.json"
 _SHARD = re.compile(r"terms-(\d{12})-(\d{12})\.parquet")
-_SECONDS = b"seconds"
+_SECONDS, _DEVICE = b"seconds", b"device"
+LEFTOVER_SECONDS = 600.0
+"""A temporary file older than this was left by a run that was killed."""
 
 
 class RunFolder:
@@ -49,14 +52,15 @@ class RunFolder:
                 raise InputError(f"--out {path}: is a file; name a folder")
             if (path / _IDENTITY).exists():
                 _refuse_another_run(path, identity)
-            elif path.exists() and any(path.iterdir()):
+            elif path.exists() and any(map(_is_foreign, path.iterdir())):
                 raise InputError(
                     f"--out {path}: holds files but no run of ddpmbench; name a new folder"
                 )
-            self._shards.mkdir(parents=True, exist_ok=True)
-            self.write_text(_IDENTITY, json.dumps(identity, indent=2) + "\n")
-            for leftover in self._shards.glob("*.tmp"):
-                leftover.unlink()
+            path.mkdir(parents=True, exist_ok=True)
+            if not (path / _IDENTITY).exists():
+                self.write_text(_IDENTITY, json.dumps(identity, indent=2) + "\n")
+            self._shards.mkdir(exist_ok=True)
+            _remove_leftovers(path)
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file atomically."""
@@ -69,17 +73,19 @@ class RunFolder:
         with naming(self.path), replacing(self.path / name) as temporary:
             yield temporary
 
-    def save(self, start: int, table: TermTable, *, seconds: float) -> None:
+    def save(self, start: int, table: TermTable, *, seconds: float, device: str) -> None:
         """Keep the terms of the rows at positions start, start + 1, ...
 
         Args:
             start: position of the first row.
             table: the terms.
             seconds: how long they took.
+            device: where they were computed.
         """
         columns = {"image": table.rows.image, "t": table.rows.t, "draw": table.rows.draw}
         arrow = pa.table({**columns, **table.values})
-        arrow = arrow.replace_schema_metadata({_SECONDS: repr(seconds).encode()})
+        metadata = {_SECONDS: repr(seconds).encode(), _DEVICE: device.encode()}
+        arrow = arrow.replace_schema_metadata(metadata)
         name = f"terms-{start:012d}-{start + len(table):012d}.parquet"
         with self.replacing(f"shards/{name}") as temporary:
             pq.write_table(arrow, temporary)
@@ -110,26 +116,43 @@ class RunFolder:
 
     def seconds(self) -> float:
         """How long the rows computed so far took, all interruptions left out."""
-        total = 0.0
-        for _, _, path in self._ranges():
-            metadata = pq.read_schema(path).metadata or {}
-            total += float(metadata.get(_SECONDS, b"0"))
-        return total
+        return sum(float(metadata[_SECONDS]) for metadata in self._metadata())
+
+    def devices(self) -> list[str]:
+        """Where the rows were computed."""
+        return sorted({metadata[_DEVICE].decode() for metadata in self._metadata()})
 
     def write_frame(self, name: str, frame: pd.DataFrame) -> None:
         """Write a table as csv, atomically; floating point numbers keep all their digits."""
         with self.replacing(name) as temporary:
             frame.to_csv(temporary, index=False)
 
+    def _metadata(self) -> Iterator[dict[bytes, bytes]]:
+        for _, _, path in self._ranges():
+            yield pq.read_schema(path).metadata
+
     def _ranges(self) -> list[tuple[int, int, Path]]:
         matches = ((_SHARD.fullmatch(path.name), path) for path in self._shards.iterdir())
         return sorted((int(m[1]), int(m[2]), path) for m, path in matches if m)
 
 
+def _is_foreign(path: Path) -> bool:
+    """Whether a file is none that a run killed at its very start can have left."""
+    return path.suffix != ".tmp" and not (path.name == "shards" and not any(path.iterdir()))
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove what killed runs were writing; a file that is being written now is younger."""
+    for leftover in path.rglob("*.tmp"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - leftover.stat().st_mtime > LEFTOVER_SECONDS:
+                leftover.unlink()
+
+
 def _refuse_another_run(path: Path, identity: dict[str, Any]) -> None:
     try:
-        found = json.loads((path / _IDENTITY).read_text(encoding="utf-8"))
-    except ValueError as error:
+        found = dict(json.loads((path / _IDENTITY).read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
         raise InputError(f"--out {path}: {_IDENTITY} is damaged; name a new folder") from error
     for name in [*identity, *found]:
         if found.get(name) != identity.get(name):

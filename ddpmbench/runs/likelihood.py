@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 import numpy as np
@@ -13,7 +13,7 @@ from ddpmbench.errors import InputError
 from ddpmbench.likelihood.bound import BoundEstimate, estimate_bound
 from ddpmbench.likelihood.design import EveryPair
 from ddpmbench.likelihood.terms import TermsPass, TermTable, concatenate
-from ddpmbench.runs.engine import BatchSize, use_strict_float32
+from ddpmbench.runs.engine import BatchSize, device_name
 
 SHARD_SECONDS = 10.0
 """A shard is written at least this often; a killed run loses no more work than that."""
@@ -24,7 +24,7 @@ SHARD_ROWS = 2**18
 class TermStore(Protocol):
     """Where the terms of a run go: a run folder, or memory."""
 
-    def save(self, start: int, table: TermTable, *, seconds: float) -> None:
+    def save(self, start: int, table: TermTable, *, seconds: float, device: str) -> None:
         """Keep the terms of the rows at positions start, start + 1, ..."""
 
     def missing(self, length: int) -> list[tuple[int, int]]:
@@ -36,6 +36,9 @@ class TermStore(Protocol):
     def seconds(self) -> float:
         """How long everything that is there took."""
 
+    def devices(self) -> list[str]:
+        """Where it was computed."""
+
 
 class MemoryStore:
     """Keeps the terms of a run that has no folder."""
@@ -43,11 +46,13 @@ class MemoryStore:
     def __init__(self) -> None:
         self._tables: list[TermTable] = []
         self._seconds = 0.0
+        self._devices: set[str] = set()
 
-    def save(self, start: int, table: TermTable, *, seconds: float) -> None:
+    def save(self, start: int, table: TermTable, *, seconds: float, device: str) -> None:
         """Keep the terms of the rows that follow those kept so far."""
         self._tables.append(table)
         self._seconds += seconds
+        self._devices.add(device)
 
     def missing(self, length: int) -> list[tuple[int, int]]:
         """What is not there yet."""
@@ -61,6 +66,10 @@ class MemoryStore:
     def seconds(self) -> float:
         """How long it took."""
         return self._seconds
+
+    def devices(self) -> list[str]:
+        """Where it was computed."""
+        return sorted(self._devices)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,10 +90,12 @@ class RunListener:
     """Who is told how a run goes.
 
     Attributes:
+        start: called once, with the number of rows that are missing.
         progress: called after every batch.
         warn: called with a line when something is worth saying.
     """
 
+    start: Callable[[int], None] = lambda rows: None
     progress: Callable[[RunProgress], None] = lambda progress: None
     warn: Callable[[str], None] = lambda line: None
 
@@ -111,31 +122,51 @@ def run_likelihood(
             the store cannot be written.
     """
     listener = listener or RunListener()
-    use_strict_float32()
     batch = BatchSize(
         batch_size,
         device=terms_pass.device,
         image_shape=terms_pass.images.pixels.shape[1:],
         warn=listener.warn,
     )
+    device = device_name(terms_pass.device)
     gaps = store.missing(len(design))
     done = len(design) - sum(stop - start for start, stop in gaps)
+    listener.start(len(design) - done)
     listener.progress(RunProgress(done, len(design)))
     for start, stop in gaps:
-        with contextlib.closing(_Shard(store, start, whole=design.draws)) as shard:
+        with contextlib.closing(_Shard(store, start, whole=design.draws, device=device)) as shard:
             for table in _compute(terms_pass, design, range(start, stop), batch):
                 shard.add(table)
                 done += len(table)
                 listener.progress(RunProgress(done, len(design)))
     prior = _prior(terms_pass, design.num_images, batch)
-    return estimate_bound(design, prior, store.tables(), clip=terms_pass.diffusion.clip)
+    tables = _checked(store.tables(), design)
+    return estimate_bound(design, prior, tables, clip=terms_pass.diffusion.clip)
+
+
+def _checked(tables: Iterable[TermTable], design: EveryPair) -> Iterator[TermTable]:
+    """The same tables, known to hold the rows of the design in its order."""
+    position = 0
+    for table in tables:
+        expected = design.rows(position, position + len(table))
+        if not all(
+            np.array_equal(getattr(table.rows, name), getattr(expected, name))
+            for name in ("image", "t", "draw")
+        ):
+            raise InputError(
+                f"the shards do not hold the rows from {position} on that their names say; delete "
+                "the shards from there on and run the command again"
+            )
+        position += len(table)
+        yield table
 
 
 class _Shard:
     """Collects batches until they are worth a file; closing it keeps the rest."""
 
-    def __init__(self, store: TermStore, start: int, *, whole: int) -> None:
-        self._store, self._position, self._whole = store, start, whole
+    def __init__(self, store: TermStore, start: int, *, whole: int, device: str) -> None:
+        self._store, self._position = store, start
+        self._whole, self._device = whole, device
         self._tables: list[TermTable] = []
         self._since = time.perf_counter()
 
@@ -151,12 +182,12 @@ class _Shard:
         collected = concatenate(self._tables)
         # The draws of a pair stay in one shard: the reduction reads them side by side.
         size = len(collected) - len(collected) % self._whole
-        if size:
-            seconds = time.perf_counter() - self._since
-            self._store.save(self._position, collected[:size], seconds=seconds)
-        self._position += size
+        position, seconds = self._position, time.perf_counter() - self._since
+        # Before the rows are saved: an interruption must not save them a second time.
         self._tables = [collected[size:]] if size < len(collected) else []
-        self._since = time.perf_counter()
+        self._position, self._since = position + size, time.perf_counter()
+        if size:
+            self._store.save(position, collected[:size], seconds=seconds, device=self._device)
 
 
 def _compute(

@@ -2,11 +2,16 @@
 
 import io
 import json
+import signal
 import subprocess
 import sys
+import time
 
+import numpy as np
 import pandas as pd
+import peers
 import pytest
+import torch
 
 from ddpmbench import load_images
 
@@ -94,6 +99,85 @@ def test_an_override_is_said(small_checkpoint, small_npz, tmp_path):
     assert result.returncode == 0, result.stderr
     assert "--variance fixed_small overrides fixed_large" in result.stderr
     assert "v, fixed_small, clip, exact decoder" in result.stdout
+
+
+def test_the_file_s_own_clip_counts_and_an_override_is_said(tmp_path):
+    # A diffusers folder that does not clip, read as it is and with --clip.
+    peers.save_flat(
+        tmp_path / "model",
+        peers.diffusers_unet({**peers.SMALL_UNET, "in_channels": 1, "out_channels": 1}),
+        peers.DDPMScheduler(num_train_timesteps=20, clip_sample=False),
+    )
+    data = tmp_path / "crops.npz"
+    np.savez(data, arr_0=np.arange(64, dtype=np.uint8).reshape(1, 8, 8, 1))
+    found = {}
+    for option in ([], ["--clip"], ["--no-clip"]):
+        result = ddpmbench(
+            "nll", "--ckpt", tmp_path / "model", "--data", data, "--draws", 1, *option,
+            "--out", tmp_path / "".join(["run", *option]), "--format", "json",
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+        found["".join(option)] = json.loads(result.stdout)
+        assert ("overrides the checkpoint's own" in result.stderr) == (option == ["--clip"])
+    assert [found[key]["conventions"]["clip"] for key in found] == [False, True, False]
+    assert found[""]["bits_per_dim"] == found["--no-clip"]["bits_per_dim"]
+    assert found[""]["bits_per_dim"] != found["--clip"]["bits_per_dim"]
+
+
+def test_the_class_is_in_the_result(tmp_path):
+    settings = {**peers.SMALL_UNET, "in_channels": 1, "out_channels": 1, "num_class_embeds": 4}
+    peers.save_flat(
+        tmp_path / "model",
+        peers.diffusers_unet(settings),
+        peers.DDPMScheduler(num_train_timesteps=20),
+    )
+    pixels = np.arange(128, dtype=np.uint8).reshape(2, 8, 8, 1)
+    np.savez(tmp_path / "labeled.npz", arr_0=pixels, arr_1=np.array([2, 3]))
+    np.savez(tmp_path / "plain.npz", arr_0=pixels)
+    common = ("nll", "--ckpt", tmp_path / "model", "--draws", 1, "--format", "json")
+
+    def evaluate(data, *option):
+        out = tmp_path / "-".join(["run", data, *map(str, option)])
+        return ddpmbench(*common, "--data", tmp_path / f"{data}.npz", "--out", out, *option)
+
+    results = [
+        evaluate("labeled"),
+        evaluate("plain", "--class", 2),
+        evaluate("labeled", "--class", 2),
+    ]
+    of_the_images, *of_class_2 = (json.loads(result.stdout) for result in results)
+    assert of_the_images["conventions"]["labels"] == "of the images"
+    assert [found["conventions"]["labels"] for found in of_class_2] == 2 * ["class 2"]
+    assert of_class_2[0]["bits_per_dim"] == of_class_2[1]["bits_per_dim"]
+    assert of_class_2[0]["bits_per_dim"] != of_the_images["bits_per_dim"]
+    refused = evaluate("plain")
+    assert refused.returncode == 2
+    assert "has no labels" in refused.stderr
+
+
+def test_training_interrupted_from_the_keyboard_loses_nothing(tmp_path):
+    out = tmp_path / "training"
+    flags = "--channels 8,8 --attention 1 --num-blocks 1 --norm-groups 4 --timesteps 30"
+    command = [*COMMAND, "train", "--data", "fashion-mnist:test", "--out", str(out), *flags.split()]
+    script = (
+        "import sys; from ddpmbench import training; training.SAVE_SECONDS = 0.1\n"
+        "from ddpmbench.cli.main import main; main(sys.argv[1:])"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, *command[3:]], stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not (out / "checkpoint.safetensors").exists():
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "Interrupted" in said
+    assert "Traceback" not in said
+    state = torch.load(out / "training_state.pt", weights_only=True)
+    assert state["step"] > 0
 
 
 def test_progress_is_plain_lines_where_there_is_no_terminal(tmp_path):

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from ddpmbench.errors import InputError
-from ddpmbench.runs.engine import BatchSize, resolve_device
+from ddpmbench.process.noise import philox_4x32
+from ddpmbench.runs.engine import BatchSize, evaluating, resolve_device, strict_float32
 
 
 def batch(option=None, said=None):
@@ -60,3 +61,38 @@ def test_a_device_that_is_not_there_is_named(name):
 
 def test_auto_finds_a_device():
     assert resolve_device("auto").type in ("cpu", "cuda", "mps")
+
+
+def test_float32_is_strict_whatever_the_process_had_chosen():
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(2, 256, 256, generator=generator)
+    exact = (a.double() @ b.double()).float()
+    switch = torch.backends.mkldnn.matmul
+    before = switch.fp32_precision
+    try:
+        switch.fp32_precision = "bf16"
+        with strict_float32():
+            error = (a @ b - exact).abs().max()
+        assert switch.fp32_precision == "bf16", "it was not put back"
+    finally:
+        switch.fp32_precision = before
+    assert error < 1e-4
+
+
+def test_evaluating_puts_every_part_back():
+    network = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Sequential(torch.nn.Dropout()))
+    network[1].eval()
+    with evaluating(network):
+        assert not any(module.training for module in network.modules())
+    assert network.training
+    assert network[0].training
+    assert not network[1][0].training
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_integers_of_the_noise_are_the_same_on_a_gpu():
+    words = torch.arange(4096)
+    counter = (words, words + 1, words * 977, words * 2**19)
+    on_gpu = philox_4x32(tuple(word.cuda() for word in counter), 2**63 + 5)
+    for ours, theirs in zip(philox_4x32(counter, 2**63 + 5), on_gpu, strict=True):
+        assert torch.equal(ours, theirs.cpu())

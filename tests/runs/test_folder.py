@@ -29,15 +29,15 @@ def positions(folder):
 
 def test_gaps_are_what_no_shard_covers(folder):
     assert folder.missing(20) == [(0, 20)]
-    folder.save(4, table(4, 8), seconds=1)
-    folder.save(12, table(12, 14), seconds=2)
+    folder.save(4, table(4, 8), seconds=1, device="cpu")
+    folder.save(12, table(12, 14), seconds=2, device="cpu")
     assert folder.missing(20) == [(0, 4), (8, 12), (14, 20)]
     assert folder.seconds() == 3
 
 
 def test_overlapping_shards_give_every_row_once(folder):
     for start, stop in [(0, 10), (2, 6), (8, 14), (14, 15)]:
-        folder.save(start, table(start, stop), seconds=0)
+        folder.save(start, table(start, stop), seconds=0, device="cpu")
     assert positions(folder) == list(range(15))
     assert folder.missing(15) == []
 
@@ -46,16 +46,19 @@ def test_values_come_back_bit_for_bit(folder):
     saved = table(0, 7)
     saved.values["nats"][:] = np.random.default_rng(0).normal(size=7)
     saved.values["decoder_beta_exact_clip"][1:] = np.nan
-    folder.save(0, saved, seconds=0)
+    folder.save(0, saved, seconds=0, device="cpu")
     (loaded,) = folder.tables()
     for name in VALUE_COLUMNS:
         np.testing.assert_array_equal(loaded.values[name], saved.values[name])
 
 
 def test_the_same_run_goes_on_and_leftovers_go(folder):
-    folder.save(0, table(0, 5), seconds=0)
+    folder.save(0, table(0, 5), seconds=0, device="cpu")
     leftover = folder.path / "shards" / "terms-000000000005-000000000009.parquet.77.tmp"
     leftover.write_bytes(b"half a shard")
+    RunFolder(folder.path, IDENTITY)
+    assert leftover.exists(), "another process may be writing it"
+    os.utime(leftover, (0, 0))
     again = RunFolder(folder.path, IDENTITY)
     assert again.missing(6) == [(5, 6)]
     assert not leftover.exists()
@@ -74,6 +77,28 @@ def test_a_folder_with_other_files_is_refused_and_left_alone(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.parametrize("left", ["nothing", "temporary", "shards"])
+def test_a_run_killed_at_its_very_start_goes_on(tmp_path, left):
+    if left == "temporary":
+        (tmp_path / "run.json.77.tmp").write_text("{")
+    elif left == "shards":
+        (tmp_path / "shards").mkdir()
+    assert RunFolder(tmp_path, IDENTITY).missing(5) == [(0, 5)]
+
+
+@pytest.mark.parametrize("text", ["", "[]", "[1]", "null", "{"])
+def test_a_damaged_identity_is_named(folder, text):
+    (folder.path / "run.json").write_text(text)
+    with pytest.raises(InputError, match=r"run\.json|holds another run"):
+        RunFolder(folder.path, IDENTITY)
+
+
+def test_it_says_where_everything_was_computed(folder):
+    folder.save(0, table(0, 5), seconds=1, device="a GPU")
+    folder.save(5, table(5, 6), seconds=1, device="cpu")
+    assert folder.devices() == ["a GPU", "cpu"]
+
+
 def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="is a file"):
@@ -82,7 +107,7 @@ def test_a_file_is_no_folder(tmp_path):
 
 @pytest.mark.parametrize("damage", ["truncate", "rename", "garbage"])
 def test_a_damaged_shard_is_named(folder, damage):
-    folder.save(0, table(0, 50), seconds=0)
+    folder.save(0, table(0, 50), seconds=0, device="cpu")
     (shard,) = (folder.path / "shards").iterdir()
     if damage == "truncate":
         os.truncate(shard, shard.stat().st_size // 2)

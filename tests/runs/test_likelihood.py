@@ -10,10 +10,13 @@ import time
 
 import numpy as np
 import pandas as pd
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 
+import ddpmbench as db
 from ddpmbench.errors import InputError
 from ddpmbench.evaluate import evaluate_nll
 from ddpmbench.inputs.images import load_images
@@ -66,10 +69,10 @@ def test_every_row_is_one_network_call(small_model, small_images, monkeypatch):
     calls = 0
     forward = small_model.network.forward
 
-    def counted(x_t, time, labels=None):
+    def counted(x_t, time):
         nonlocal calls
         calls += len(x_t)
-        return forward(x_t, time, labels)
+        return forward(x_t, time)
 
     monkeypatch.setattr(small_model.network, "forward", counted)
     report = evaluate_nll(small_model, small_images, draws=3)
@@ -92,7 +95,7 @@ def test_a_single_image_leaves_the_population_unknown(small_model, small_images)
 def test_a_finished_run_makes_no_network_call(small_model, small_images, report, tmp_path):
     evaluate_nll(small_model, small_images, out=tmp_path)
 
-    def refuse(x_t, time, labels=None):
+    def refuse(x_t, time):
         raise AssertionError("the network was called")
 
     with pytest.MonkeyPatch.context() as patch:
@@ -153,9 +156,6 @@ def test_killed_at_ten_random_points_and_resumed(small_checkpoint, small_npz, re
 
 
 def test_interrupted_in_a_batch_keeps_what_was_done(small_model, small_images, tmp_path):
-    class Stop(likelihood.RunListener):
-        pass
-
     def stop(now):
         if now.done > 100:
             raise KeyboardInterrupt
@@ -177,8 +177,8 @@ def test_an_output_that_is_not_finite_is_named_and_nothing_is_lost(
 ):
     forward = small_model.network.forward
 
-    def broken(x_t, time, labels=None):
-        output = forward(x_t, time, labels)
+    def broken(x_t, time):
+        output = forward(x_t, time)
         broken.calls += 1
         if broken.calls > 10:
             output[0] = torch.nan
@@ -190,3 +190,45 @@ def test_an_output_that_is_not_finite_is_named_and_nothing_is_lost(
         evaluate_nll(small_model, small_images, batch_size=8, out=tmp_path)
     kept = sum(len(pd.read_parquet(shard)) for shard in (tmp_path / "shards").glob("*.parquet"))
     assert kept == 80
+
+
+@pytest.mark.parametrize("shape", [(-1, 2, 8, 8), (-1, 8, 8), (-1, 1, 1, 1)])
+def test_an_output_of_another_shape_is_refused(small_model, small_images, monkeypatch, shape):
+    def other(x_t, time):
+        return torch.zeros(len(x_t), *shape[1:])
+
+    monkeypatch.setattr(small_model.network, "forward", other)
+    with pytest.raises(InputError, match="the network's output is"):
+        evaluate_nll(small_model, small_images)
+
+
+def test_rows_in_the_wrong_shard_are_refused(small_model, small_images, tmp_path):
+    evaluate_nll(small_model, small_images, draws=1, out=tmp_path)
+    (shard,) = (tmp_path / "shards").iterdir()
+    table = pq.read_table(shard)
+    column = table.schema.get_field_index("t")
+    table = table.set_column(column, "t", pc.add(table["t"], 1))
+    pq.write_table(table, shard)
+    with pytest.raises(InputError, match="delete the shards"):
+        evaluate_nll(small_model, small_images, draws=1, out=tmp_path)
+
+
+def test_the_user_s_network_stays_as_it_was(small_images):
+    network = torch.nn.Conv2d(1, 1, 3, padding=1)
+
+    class Plain(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = network
+            self.dropout = torch.nn.Dropout(0.5)
+
+        def forward(self, x_t, time):
+            return self.dropout(self.inner(x_t))
+
+    plain = Plain()
+    checkpoint = db.wrap_network(plain, schedule=db.NoiseSchedule.linear(30))
+    first, second = (evaluate_nll(checkpoint, small_images, draws=1).summary for _ in range(2))
+    assert first["bits_per_dim"] == second["bits_per_dim"], "dropout was on"
+    assert plain.training
+    assert plain.dropout.training
+    assert all(parameter.requires_grad for parameter in plain.parameters())

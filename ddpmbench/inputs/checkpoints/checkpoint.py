@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpmbench.errors import InputError
+from ddpmbench.network.unet import UNet
 from ddpmbench.process.diffusion import GaussianDiffusion
 from ddpmbench.process.prediction import Prediction, Variance
 from ddpmbench.process.schedule import NoiseSchedule
@@ -32,14 +33,15 @@ class Checkpoint:
     """A trained model, whatever family of files it came from.
 
     Attributes:
-        network: called with x_t (B, C, H, W), time (B,) and labels (B,) or None; gives
-            (B, C, H, W), or (B, 2C, H, W) where the variance is learned.
+        network: called with x_t (B, C, H, W) and time (B,), and with labels (B,) where it is
+            conditioned on classes; gives (B, C, H, W), or (B, 2C, H, W) where the variance is
+            learned.
         schedule: the noise schedule evaluated, respaced or as trained.
         prediction: what the network outputs.
         variance: the variance of its reverse process.
         clip: whether the predicted x_start is clamped to [-1, 1].
         time_input: what the network is given for a step.
-        channels: channels of an image.
+        channels: channels of an image; None if that is not known.
         image_size: height and width it was trained on; None if the file does not say.
         size_multiple: height and width of an image must be divisible by this.
         num_classes: classes it is conditioned on; 0 if none.
@@ -54,7 +56,7 @@ class Checkpoint:
     schedule: NoiseSchedule
     prediction: Prediction
     variance: Variance
-    channels: int
+    channels: int | None
     family: str
     source: str
     sha256: str
@@ -115,23 +117,29 @@ class Checkpoint:
                 )
             notes.append(f"--variance {variance} overrides {self.variance}")
             result = dataclasses.replace(result, variance=Variance(variance))
-        if clip is not None:
+        if clip is not None and clip != self.clip:
+            notes.append(f"--{'clip' if clip else 'no-clip'} overrides the checkpoint's own")
             result = dataclasses.replace(result, clip=clip)
         return dataclasses.replace(result, notes=tuple(notes))
 
     @property
     def fingerprint(self) -> str:
-        """Hexadecimal digits that change with anything here that changes a number."""
-        settings = (self.sha256, self.schedule.original_timesteps.tolist(), self.time_input)
-        text = repr((*settings, getattr(self.network, "config", None)))
-        digest = hashlib.sha256(text.encode())
+        """Hexadecimal digits that change with the weights, the network and its schedule.
+
+        Of a network that is not the built-in U-Net only the class's name is known.
+        """
+        kind = type(self.network)
+        config = self.network.config if isinstance(self.network, UNet) else None
+        steps = self.schedule.original_timesteps.tolist()
+        text = repr((self.sha256, kind.__module__, kind.__qualname__, config, steps))
+        digest = hashlib.sha256(f"{text} {self.time_input}".encode())
         digest.update(self.schedule.betas.numpy().tobytes())
         return digest.hexdigest()
 
     def check_images(self, shape: tuple[int, ...], source: str) -> None:
         """Raise InputError if the network cannot take images of this shape, (C, H, W)."""
         channels, height, width = shape
-        if channels != self.channels:
+        if self.channels is not None and channels != self.channels:
             raise InputError(
                 f"--data {source}: images have {channels} channels, "
                 f"the checkpoint {self.source} takes {self.channels}"
@@ -148,6 +156,6 @@ class Checkpoint:
             )
 
     def to(self, device: torch.device) -> Self:
-        """The same checkpoint, its network on another device and in evaluation mode."""
-        self.network.to(device).eval().requires_grad_(False)
+        """The same checkpoint, its network moved to another device."""
+        self.network.to(device)
         return self

@@ -77,7 +77,8 @@ def read_diffusers(
     layout = _find(folder)
     config, image_size = read_network(layout.config)
     conventions = read_scheduler(layout.scheduler, prediction=prediction, variance=variance)
-    check_outputs(config, conventions.variance, source=layout.scheduler)
+    said_by = layout.scheduler if variance is None else f"--variance {variance}: {layout.config}"
+    check_outputs(config, conventions.variance, source=said_by)
     weights = only_tensors(read_state(layout.weights), source=str(layout.weights))
     names = {name: _their_name(name) for name in unet_names(config, source=str(layout.config))}
     weights = _joined(weights, set(names.values()), layout.weights)

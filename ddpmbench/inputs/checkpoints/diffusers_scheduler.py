@@ -100,8 +100,12 @@ def read_scheduler(
         notes.append(f"x_start is clipped: the {name} does not say (--no-clip to change it)")
     if clip and fields.number("clip_sample_range") != 1.0:
         raise fields.refusal("clip_sample_range", "x_start can only be clipped to [-1, 1]")
-    if name in _DDPM:
-        kind = _variance(fields, variance)
+    if name in _DDPM and variance is None:
+        kind = _variance(fields)
+    elif name in _DDPM and variance is not None:
+        kind = variance
+        if _VARIANCES.get(fields.text("variance_type")) is not kind:
+            notes.append(f"--variance {kind} overrides {fields.text('variance_type')}")
     elif variance is not None:
         kind = variance
         notes.append(f"--variance {variance}: the {name} does not say")
@@ -159,15 +163,15 @@ def _prediction(fields: Fields, prediction: Prediction | None) -> Prediction:
     return found
 
 
-def _variance(fields: Fields, variance: Variance | None) -> Variance:
+def _variance(fields: Fields) -> Variance:
     kind = fields.text("variance_type")
-    if kind == "learned" and variance is None:
+    if kind == "learned":
         raise fields.refusal(
             "variance_type",
             "diffusers takes the output for the variance, ddpmbench for its logarithm; "
             "--variance learned or learned_range says how it was trained",
         )
-    found = _VARIANCES.get(kind, variance)
+    found = _VARIANCES.get(kind)
     if found is None:
         raise fields.refusal(
             "variance_type", "not known; settle it with --variance fixed_small|fixed_large"

@@ -71,6 +71,8 @@ class Fields:
         value = self.values[name]
         if not isinstance(value, int | float) or isinstance(value, bool):
             raise self.refusal(name, "must be a number")
+        if not -1e9 < value < 1e9:
+            raise self.refusal(name, "must be a finite number of a sensible size")
         return float(value)
 
     def flag(self, name: str) -> bool:

@@ -44,8 +44,19 @@ def load_checkpoint(
         InputError: the source is missing, damaged, of no family that is read, or does not say
             something that an option has to settle.
     """
-    wanted_prediction = _prediction(prediction)
-    wanted_variance = _variance(variance)
+    try:
+        checkpoint = _load(source, model_flags, _prediction(prediction), _variance(variance))
+    except OSError as error:
+        raise InputError(f"{source}: cannot be read ({error.strerror or error})") from error
+    return checkpoint.with_conventions(prediction=prediction, variance=variance)
+
+
+def _load(
+    source: str | Path,
+    model_flags: str | None,
+    prediction: Prediction | None,
+    variance: Variance | None,
+) -> Checkpoint:
     path = assets.CHECKPOINT if source == DEFAULT else Path(source)
     name = str(source)
     fetched = False
@@ -55,9 +66,7 @@ def load_checkpoint(
         path, fetched = hub.download(source), True
     if path.is_dir():
         _refuse_flags(model_flags, name)
-        checkpoint = read_diffusers(
-            path, source=name, prediction=wanted_prediction, variance=wanted_variance
-        )
+        checkpoint = read_diffusers(path, source=name, prediction=prediction, variance=variance)
         if fetched and (weights := weights_file(path)) is not None:
             hub.check_blob(weights, checkpoint.sha256)
     elif is_native(path):
@@ -68,7 +77,7 @@ def load_checkpoint(
         if not is_openai(state):
             raise InputError(f"{path}: {_what_it_is(path, state)}")
         checkpoint = read_openai(path, state, source=name, model_flags=model_flags)
-    return checkpoint.with_conventions(prediction=prediction, variance=variance)
+    return checkpoint
 
 
 def _prediction(name: str | None) -> Prediction | None:

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ddpmbench.errors import InputError
+from ddpmbench.files import replacing
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint, TimeInput
 from ddpmbench.inputs.checkpoints.weights import build_unet, check_outputs, naming, sha256_of
 from ddpmbench.network.unet import UNet, UNetConfig
@@ -120,7 +121,6 @@ def write_native(
         _NETWORK + name: tensor.detach().cpu().contiguous() for name, tensor in state.items()
     }
     tensors[_BETAS] = checkpoint.schedule.betas.to(torch.float64)
-    temporary = path.with_name(path.name + ".tmp")
-    save_file(tensors, temporary, metadata={_RECORD: json.dumps(record)})
-    temporary.chmod(0o644)  # safetensors makes it the writer's alone
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata={_RECORD: json.dumps(record)})
+        temporary.chmod(0o644)  # safetensors makes it the writer's alone

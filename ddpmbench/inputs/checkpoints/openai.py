@@ -13,6 +13,7 @@ from ddpmbench.inputs.checkpoints.openai_flags import PRESETS, ModelFlags, parse
 from ddpmbench.inputs.checkpoints.openai_shapes import Shapes, read_shapes, shown
 from ddpmbench.inputs.checkpoints.weights import (
     build_unet,
+    naming,
     only_tensors,
     sha256_of,
     unet_names,
@@ -124,15 +125,16 @@ def network_config(flags: ModelFlags, shapes: Shapes, path: Path) -> UNetConfig:
     """
     _check(flags, shapes, path)
     by_channels = flags.num_head_channels != -1
-    return UNetConfig(
-        **dataclasses.asdict(shapes),
-        head_channels=flags.num_head_channels if by_channels else 0,
-        num_heads=flags.num_heads,
-        symmetric_padding=True,
-        cosine_first=True,
-        frequency_shift=0.0,
-        norm_eps=1e-5,
-    )
+    with naming(path):
+        return UNetConfig(
+            **dataclasses.asdict(shapes),
+            head_channels=flags.num_head_channels if by_channels else 0,
+            num_heads=flags.num_heads,
+            symmetric_padding=True,
+            cosine_first=True,
+            frequency_shift=0.0,
+            norm_eps=1e-5,
+        )
 
 
 def _check(flags: ModelFlags, shapes: Shapes, path: Path) -> None:

@@ -97,7 +97,8 @@ def read_shapes(weights: Mapping[str, Tensor], path: Path) -> Shapes:
 
 def _numbers(weights: Mapping[str, Tensor], pattern: str) -> set[int]:
     found = (re.match(pattern, name) for name in weights)
-    return {int(match[1]) for match in found if match}
+    # A block's number has few digits; more are a mistake or an attack on the memory.
+    return {int(match[1]) for match in found if match and len(match[1]) <= 4}
 
 
 def listed(values: tuple[object, ...]) -> str:

@@ -181,6 +181,12 @@ def load_weights(
                 f"{source}: {theirs[name]} is {list(tensor.shape)}, the network takes "
                 f"{list(wanted.shape)}"
             )
+        if tensor.layout != torch.strided or tensor.is_meta or not tensor.is_floating_point():
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise InputError(
+                f"{source}: {theirs[name]} is no plain floating-point tensor ({kind}); save the "
+                "weights as float32"
+            )
         if not bool(tensor.isfinite().all()):
             raise InputError(f"{source}: {theirs[name]} holds NaN or infinite weights")
         state[name] = tensor.float().contiguous()
