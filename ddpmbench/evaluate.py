@@ -84,16 +84,18 @@ def evaluate_nll(
     conventions = _conventions(checkpoint, images, decoder=decoder, draws=draws)
     identity = {
         "schema": tables.SCHEMA,
-        "checkpoint": checkpoint.fingerprint,
+        "checkpoint": checkpoint.sha256,
         "data": images.sha256,
         "labels": _labels_sha256(checkpoint, images),
         "num_images": len(images),
+        "num_timesteps": design.num_timesteps,
         "estimator": estimator,
         "seed": seed,
         "precision": PRECISION,
         "tables": str(checkpoint.diffusion.to(target).dtype),
         "ddpmbench": __version__,
         **conventions,
+        "network": checkpoint.fingerprint,
     }
     folder = RunFolder(Path(out), identity) if out is not None else None
     store: TermStore = folder if folder is not None else MemoryStore()

@@ -23,6 +23,7 @@ from torch import Tensor
 from ddpmbench.errors import InputError
 from ddpmbench.files import naming, replacing
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
+from ddpmbench.inputs.checkpoints.load import TRAINED
 from ddpmbench.inputs.checkpoints.native import write_native
 from ddpmbench.inputs.images import ImageSet
 from ddpmbench.likelihood.terms import diffusion_terms
@@ -230,7 +231,7 @@ def train(
                 saved = time.perf_counter()
             if interrupted.is_set():
                 raise KeyboardInterrupt
-    return folder / "checkpoint.safetensors"
+    return folder / TRAINED
 
 
 @contextlib.contextmanager
@@ -391,7 +392,7 @@ def _publish(
         "seconds": round(state.seconds, 1),
         "torch": torch.__version__,
     }
-    write_native(folder / "checkpoint.safetensors", model, weights=state.average, training=record)
+    write_native(folder / TRAINED, model, weights=state.average, training=record)
 
 
 def _fingerprint(recipe: TrainingRecipe, images: ImageSet) -> str:

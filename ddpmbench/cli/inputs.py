@@ -47,6 +47,9 @@ def open_inputs(
 
 def _with_label(images: ImageSet, label: int, checkpoint: Checkpoint) -> ImageSet:
     if label >= checkpoint.num_classes:
-        classes = f"classes 0..{checkpoint.num_classes - 1}" if checkpoint.num_classes else "none"
-        raise InputError(f"--class {label}: the checkpoint is conditioned on {classes}")
+        if not checkpoint.num_classes:
+            raise InputError(f"--class {label}: the checkpoint has no classes; leave it out")
+        raise InputError(
+            f"--class {label}: the checkpoint has classes 0..{checkpoint.num_classes - 1}"
+        )
     return dataclasses.replace(images, labels=np.full(len(images), label, dtype=np.int64))

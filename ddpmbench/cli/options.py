@@ -42,12 +42,12 @@ checkpoint_options = _decorate(
         click.option(
             "--prediction",
             type=click.Choice([kind.value for kind in Prediction]),
-            help="Override the file's.",
+            help="In place of what the file says.",
         ),
         click.option(
             "--variance",
             type=click.Choice([kind.value for kind in Variance]),
-            help="Override the file's.",
+            help="In place of what the file says.",
         ),
         click.option(
             "--clip/--no-clip",
@@ -103,7 +103,7 @@ run_options = _decorate(
             show_default=True,
             callback=_batch_size,
             metavar="N|auto",
-            help="Network calls made together. Cannot change a number.",
+            help="Network calls made together; changes a number by float rounding at most.",
         ),
         click.option(
             "--device",

@@ -17,8 +17,16 @@ def _integers(context: click.Context, option: click.Parameter, value: str) -> tu
 
 @click.command()
 @click.option("--data", required=True, help="As for nll: NAME:SPLIT, a folder, .npz or idx file.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR")
-@click.option("--steps", type=click.IntRange(1), default=100_000, show_default=True)
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Receives checkpoint.safetensors, the training curve and what resuming needs.",
+)
+@click.option(
+    "--steps", type=click.IntRange(1), default=100_000, show_default=True, help="Length of the run."
+)
 @click.option(
     "--objective",
     type=click.Choice(["simple", "vlb", "hybrid"]),
@@ -31,14 +39,23 @@ def _integers(context: click.Context, option: click.Parameter, value: str) -> tu
     type=click.Choice(["fixed_small", "fixed_large", "learned_range"]),
     default=None,
     show_default="fixed_large, or learned_range for hybrid",
+    help="Of the reverse process.",
 )
 @click.option(
     "--schedule",
     type=click.Choice(["linear", "cosine", "sigmoid"]),
     default="linear",
     show_default=True,
+    help="Of the noise.",
 )
-@click.option("--timesteps", type=click.IntRange(2), default=1000, show_default=True, metavar="T")
+@click.option(
+    "--timesteps",
+    type=click.IntRange(2),
+    default=1000,
+    show_default=True,
+    metavar="T",
+    help="Steps of the chain.",
+)
 @click.option(
     "--channels",
     default="128,256,256",
@@ -51,7 +68,13 @@ def _integers(context: click.Context, option: click.Parameter, value: str) -> tu
     type=click.IntRange(4),
     help="Size of the sinusoidal embedding.  [default: the first of --channels]",
 )
-@click.option("--num-blocks", type=click.IntRange(1), default=2, show_default=True)
+@click.option(
+    "--num-blocks",
+    type=click.IntRange(1),
+    default=2,
+    show_default=True,
+    help="Residual blocks at each resolution.",
+)
 @click.option(
     "--attention",
     default="2",
@@ -59,16 +82,40 @@ def _integers(context: click.Context, option: click.Parameter, value: str) -> tu
     callback=_integers,
     help="Resolutions with attention, as the number of halvings: 2 is a quarter of the image.",
 )
-@click.option("--norm-groups", type=click.IntRange(1), default=32, show_default=True)
+@click.option(
+    "--norm-groups",
+    type=click.IntRange(1),
+    default=32,
+    show_default=True,
+    help="Groups of the normalizations; must divide all --channels.",
+)
 @click.option("--dropout", type=click.FloatRange(0, 1, max_open=True), default=0.0)
 @click.option("--batch-size", type=click.IntRange(1, 2**16), default=128, show_default=True)
 @click.option(
     "--learning-rate", type=click.FloatRange(0, min_open=True), default=2e-4, show_default=True
 )
-@click.option("--warmup-steps", type=click.IntRange(1), default=1000, show_default=True)
-@click.option("--ema-decay", type=click.FloatRange(0, 1), default=0.9999, show_default=True)
+@click.option(
+    "--warmup-steps",
+    type=click.IntRange(1),
+    default=1000,
+    show_default=True,
+    help="Steps over which the learning rate rises.",
+)
+@click.option(
+    "--ema-decay",
+    type=click.FloatRange(0, 1),
+    default=0.9999,
+    show_default=True,
+    help="Of the moving average of the weights, which is what is written.",
+)
 @click.option("--horizontal-flip/--no-horizontal-flip", default=False, show_default=True)
-@click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16"]),
+    default="fp32",
+    show_default=True,
+    help="Of the network's forward pass.",
+)
 @click.option("--device", default="auto", show_default=True)
 @click.option("--seed", type=click.IntRange(0, 2**64 - 1), default=0, show_default=True)
 def train(

@@ -105,6 +105,7 @@ def estimate_bound(
         raise ValueError("the tables do not hold every row of the design exactly once")
     total = prior + kl + decoder
     variance = squares / draws / num_images**2
+    half_width = _noise_half_width(variance.sum(), squares.sum(), fourth, draws)
     return BoundEstimate(
         prior=prior,
         kl=kl,
@@ -114,8 +115,8 @@ def estimate_bound(
         x_start_mse=sums[x_start_mse] / num_images,
         eps_mse=sums["eps_mse"] / num_images,
         num_evaluations=num_evaluations,
-        half_width=_noise_half_width(variance.sum(), squares.sum(), fourth, draws),
-        half_width_population=_population_half_width(total),
+        half_width=half_width,
+        half_width_population=_population_half_width(total, half_width),
     )
 
 
@@ -130,11 +131,13 @@ def _noise_half_width(variance: float, squares: float, fourth: float, draws: int
     return float(_quantile(freedom) * math.sqrt(variance))
 
 
-def _population_half_width(total: NDArray[np.float64]) -> float | None:
-    # The spread of the observed totals already contains the noise of their terms.
+def _population_half_width(total: NDArray[np.float64], noise: float | None) -> float | None:
+    # The spread of the observed totals already contains the noise of their terms; of a few
+    # totals it may come out smaller by chance, which the noise tells.
     if len(total) < 2:
         return None
-    return float(_quantile(len(total) - 1) * total.std(ddof=1) / math.sqrt(len(total)))
+    spread = _quantile(len(total) - 1) * total.std(ddof=1) / math.sqrt(len(total))
+    return max(float(spread), noise or 0.0)
 
 
 def _quantile(freedom: float) -> float:

@@ -73,7 +73,7 @@ class UNetConfig:
         for channels in (self.model_channels, *self.channels):
             if channels < 2 or channels % self.norm_groups:
                 raise InputError(
-                    f"network: {channels} channels do not split into {self.norm_groups} groups"
+                    f"network: norm groups {self.norm_groups} do not divide {channels} channels"
                 )
 
     def _check_ranges(self) -> None:

@@ -52,12 +52,13 @@ def _comparability(summary: dict[str, Any]) -> list[str]:
     split = f":{data['split']}" if data["split"] else ""
     images = f"{summary['num_images']} of {data['source']}{split} ({data['sha256'][:12]})"
     weights = f"{checkpoint['family']}, {checkpoint['sha256'][:12]}"
+    respaced = " (a model of its own)" if " of " in conventions["schedule"] else ""
     clip = "clip" if conventions["clip"] else "no clip"
     fields = {
         "interval": _interval(summary),
         "images": images,
         "checkpoint": f"{checkpoint['source']} ({weights})",
-        "process": f"T = {summary['num_timesteps']}, {conventions['schedule']}",
+        "process": f"T = {summary['num_timesteps']}, {conventions['schedule']}{respaced}",
         "conventions": f"{conventions['prediction']}, {conventions['variance']}, {clip}, "
         f"{conventions['decoder']} decoder",
         "estimator": f"{summary['estimator']}, {conventions['draws']} draws, "

@@ -224,7 +224,7 @@ def test_an_option_that_makes_no_sense(refused, small_checkpoint, small_npz, arg
         (["--learning-rate", "nan"], "--learning-rate"),
         (["--batch-size", str(10**12)], "--batch-size"),
         (["--timesteps", "10"], "linear"),
-        (["--norm-groups", "5"], "5 groups"),
+        (["--norm-groups", "5"], "norm groups 5"),
         (["--channels", "8,x"], "--channels"),
         (["--data", "nowhere"], "nowhere"),
         (["--objective", "hybrid", "--variance", "fixed_small"], "--objective"),

@@ -18,6 +18,8 @@ from ddpmbench.process.prediction import Prediction, Variance
 
 DEFAULT = "default"
 """The source that names the checkpoint in the package."""
+TRAINED = "checkpoint.safetensors"
+"""What a training run calls its checkpoint."""
 
 
 def load_checkpoint(
@@ -32,8 +34,9 @@ def load_checkpoint(
     Nothing in it is run: weights are read with safetensors or `torch.load(weights_only=True)`.
 
     Args:
-        source: a native file, a state dict of improved-diffusion or guided-diffusion, a folder
-            of diffusers, or a hub id `owner/name`; "default" is the one in the package.
+        source: a native file or the folder of a training run, a state dict of improved-diffusion
+            or guided-diffusion, a folder of diffusers, or a hub id `owner/name`; "default" is
+            the one in the package.
         model_flags: the flags a state dict was trained with, in its project's own spelling, or
             the name of a published file.
         prediction: "eps", "x_start", "v" or "previous_mean", where the checkpoint does not say
@@ -62,8 +65,10 @@ def _load(
     fetched = False
     if not path.exists():
         if not isinstance(source, str) or not hub.is_hub_id(source):
-            raise InputError(f"{source}: no such file or folder")
+            raise InputError(f"--ckpt {source}: no such file or folder")
         path, fetched = hub.download(source), True
+    if is_native(path / TRAINED):
+        path = path / TRAINED
     if path.is_dir():
         _refuse_flags(model_flags, name)
         checkpoint = read_diffusers(path, source=name, prediction=prediction, variance=variance)

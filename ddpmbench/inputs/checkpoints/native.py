@@ -45,7 +45,9 @@ def read_native(path: Path) -> Checkpoint:
             record = json.loads(file.metadata()[_RECORD])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, ValueError) as error:
-        raise InputError(f"{path}: not a whole safetensors file ({error})") from error
+        raise InputError(
+            f"{path}: not a whole safetensors file ({error}); copy or download it again"
+        ) from error
     if not isinstance(record, dict):
         raise InputError(f"{path}: its record is a {type(record).__name__}, not an object")
     if record.get("format") != FORMAT:

@@ -56,7 +56,9 @@ def read_state(path: Path) -> dict[str, object]:
         try:
             return dict(load_file(path))
         except (SafetensorError, OSError) as error:
-            raise InputError(f"{path}: not a whole safetensors file ({_line(error)})") from error
+            raise InputError(
+                f"{path}: not a whole safetensors file ({_line(error)}); copy or download it again"
+            ) from error
     state = _read_torch(path, start)
     if not isinstance(state, dict):
         raise InputError(f"{path}: holds a {type(state).__name__}, not a state dict")
