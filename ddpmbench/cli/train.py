@@ -146,7 +146,8 @@ def train(
     from ddpmbench.network.unet import UNetConfig
     from ddpmbench.process.prediction import Variance
     from ddpmbench.runs.engine import resolve_device
-    from ddpmbench.training import TrainingProgress, TrainingRecipe, train
+    from ddpmbench.training.loop import TrainingProgress, train
+    from ddpmbench.training.recipe import TrainingRecipe
 
     if strange := [depth for depth in attention if not 0 <= depth < len(channels)]:
         raise click.BadParameter(

@@ -160,7 +160,7 @@ def test_training_interrupted_from_the_keyboard_loses_nothing(tmp_path):
     flags = "--channels 8,8 --attention 1 --num-blocks 1 --norm-groups 4 --timesteps 30"
     command = [*COMMAND, "train", "--data", "fashion-mnist:test", "--out", str(out), *flags.split()]
     script = (
-        "import sys; from ddpmbench import training; training.SAVE_SECONDS = 0.1\n"
+        "import sys; from ddpmbench.training import loop; loop.SAVE_SECONDS = 0.1\n"
         "from ddpmbench.cli.main import main; main(sys.argv[1:])"
     )
     process = subprocess.Popen(

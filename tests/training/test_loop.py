@@ -7,14 +7,18 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from ddpmbench import training
 from ddpmbench.errors import InputError
 from ddpmbench.evaluate import evaluate_nll
 from ddpmbench.inputs.checkpoints.native import read_native
 from ddpmbench.inputs.images import load_images
 from ddpmbench.network.unet import UNetConfig
+from ddpmbench.process.diffusion import GaussianDiffusion
 from ddpmbench.process.prediction import Variance
-from ddpmbench.training import TrainingRecipe, train
+from ddpmbench.process.schedule import NoiseSchedule
+from ddpmbench.training import loop
+from ddpmbench.training.loop import train
+from ddpmbench.training.objective import training_loss
+from ddpmbench.training.recipe import TrainingRecipe
 
 CPU = torch.device("cpu")
 
@@ -78,15 +82,12 @@ def test_training_lowers_the_bound(objective, variance, crops, tmp_path):
 
 def test_hybrid_moves_the_mean_by_l_simple_alone(crops, tmp_path):
     # L_vlb reaches only the variance channels: the mean's channels see L_simple's gradient.
-    settings = recipe("hybrid")
-    diffusion = training.GaussianDiffusion(
-        training.NoiseSchedule.linear(50), variance=Variance.LEARNED_RANGE
-    )
+    diffusion = GaussianDiffusion(NoiseSchedule.linear(50), variance=Variance.LEARNED_RANGE)
     generator = torch.Generator().manual_seed(0)
     x_start, eps = torch.randn(2, 4, 1, 8, 8, generator=generator).clamp(-1, 1)
     output = torch.randn(4, 2, 8, 8, generator=generator).requires_grad_()
     t = torch.tensor([1, 2, 30, 50])
-    training._loss(settings, diffusion, x_start, t, eps, output).backward()
+    training_loss("hybrid", diffusion, x_start, t, eps, output).backward()
     simple = 2 * (output[:, :1] - eps).detach() / eps.numel()
     torch.testing.assert_close(output.grad[:, :1], simple)
     assert output.grad[:, 1:].abs().max() > 0
@@ -95,7 +96,7 @@ def test_hybrid_moves_the_mean_by_l_simple_alone(crops, tmp_path):
 @pytest.mark.parametrize("killed_at", [50, 57])
 def test_killed_and_resumed_is_the_run_that_was_not(crops, tmp_path, monkeypatch, killed_at):
     whole = train(recipe(), crops, tmp_path / "whole", steps=60, device=CPU)
-    step = training._train_step
+    step = loop._train_step
 
     def killed(state, *arguments):
         if state.step == killed_at:
@@ -103,8 +104,8 @@ def test_killed_and_resumed_is_the_run_that_was_not(crops, tmp_path, monkeypatch
         return step(state, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "SAVE_SECONDS", 0)
-        patch.setattr(training, "_train_step", killed)
+        patch.setattr(loop, "SAVE_SECONDS", 0)
+        patch.setattr(loop, "_train_step", killed)
         with pytest.raises(SystemExit):
             train(recipe(), crops, tmp_path / "cut", steps=60, device=CPU)
     resumed = train(recipe(), crops, tmp_path / "cut", steps=60, device=CPU)

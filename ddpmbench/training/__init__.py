@@ -1,0 +1,1 @@
+"""Training a reference DDPM, so that there is something to evaluate."""

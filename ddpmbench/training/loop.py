@@ -1,0 +1,214 @@
+"""The loop: Algorithm 1 of Ho et al. 2020.
+
+Every step draws its images, steps and noise from a generator seeded by (seed, step), so that a
+run that was interrupted and resumed is the run that was not.
+"""
+
+import contextlib
+import dataclasses
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ddpmbench.errors import InputError
+from ddpmbench.files import naming
+from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
+from ddpmbench.inputs.checkpoints.load import TRAINED
+from ddpmbench.inputs.images import ImageSet
+from ddpmbench.network.unet import UNet
+from ddpmbench.process.diffusion import GaussianDiffusion
+from ddpmbench.process.noise import philox_4x32
+from ddpmbench.process.prediction import Prediction
+from ddpmbench.process.units import to_unit_range
+from ddpmbench.training.objective import training_loss
+from ddpmbench.training.recipe import TrainingRecipe
+from ddpmbench.training.state import TrainingState, fingerprint_of, publish
+
+CURVE_INTERVAL = 50
+"""Steps whose mean loss is one point of the training curve."""
+SAVE_SECONDS = 60.0
+"""A run is saved at least this often; a killed run loses no more work than that."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingProgress:
+    """Where a training run stands.
+
+    Attributes:
+        step: steps done.
+        total: steps asked for.
+        loss: mean loss of the last interval of steps; None before the first.
+    """
+
+    step: int
+    total: int
+    loss: float | None
+
+
+def train(
+    recipe: TrainingRecipe,
+    images: ImageSet,
+    folder: Path,
+    *,
+    steps: int,
+    device: torch.device,
+    on_progress: Callable[[TrainingProgress], None] = lambda progress: None,
+) -> Path:
+    """Train a DDPM, or go on with the training run that the folder holds.
+
+    Args:
+        recipe: what is trained, and how.
+        images: what it is trained on.
+        folder: receives `checkpoint.safetensors` (moving average, native format),
+            `training_curve.csv` and `training_state.pt`.
+        steps: length of the run; a finished run goes on if it is asked for more.
+        device: where to train.
+        on_progress: called at every point of the training curve.
+
+    Returns:
+        The path of the native checkpoint.
+
+    Raises:
+        InputError: the folder holds another run, or the images do not fit the network.
+
+    Source: Ho, Jain & Abbeel 2020, Algorithm 1.
+    """
+    fingerprint = fingerprint_of(recipe, images)
+    state = TrainingState(recipe, device)
+    model = _model(recipe, state.network)
+    model.check_images(images.pixels.shape[1:], images.source)
+    state_path = folder / "training_state.pt"
+    _claim(folder, state_path)
+    if state_path.exists():
+        state.restore(state_path, fingerprint, device)
+    if state.step > steps:
+        raise InputError(
+            f"--steps {steps}: the run in {folder} is already at step {state.step}; ask for more, "
+            "or name a new folder"
+        )
+    diffusion = model.diffusion.to(device)
+    state.network.train()
+    on_progress(TrainingProgress(state.step, steps, None))
+    start = time.perf_counter() - state.seconds
+    saved = time.perf_counter()
+    with _between_steps() as interrupted:
+        while state.step < steps:
+            state.losses.append(_train_step(state, recipe, model, diffusion, images, device))
+            state.seconds = time.perf_counter() - start
+            if state.step % CURVE_INTERVAL == 0 or state.step == steps:
+                on_progress(TrainingProgress(state.step, steps, _end_interval(state)))
+            is_due = time.perf_counter() - saved >= SAVE_SECONDS
+            if is_due or state.step == steps or interrupted.is_set():
+                with naming(folder):
+                    state.save(state_path, fingerprint)
+                    publish(state, recipe, model, images, folder)
+                saved = time.perf_counter()
+            if interrupted.is_set():
+                raise KeyboardInterrupt
+    return folder / TRAINED
+
+
+@contextlib.contextmanager
+def _between_steps() -> Iterator[threading.Event]:
+    """Ctrl-C sets the event, so that no step is cut in two; a second one is as ever."""
+    interrupted = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupted
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def on_interrupt(number: int, frame: object) -> None:
+        signal.signal(signal.SIGINT, before)
+        interrupted.set()
+
+    signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _end_interval(state: TrainingState) -> float:
+    loss = float(torch.stack(state.losses).mean())
+    if not math.isfinite(loss):
+        raise InputError(
+            f"training diverged before step {state.step}: the loss is not finite; "
+            "lower --learning-rate"
+        )
+    state.losses = []
+    state.curve.append((state.step, loss))
+    return loss
+
+
+def _claim(folder: Path, state_path: Path) -> None:
+    with naming(folder):
+        if folder.is_dir() and any(folder.iterdir()) and not state_path.exists():
+            raise InputError(f"--out {folder}: holds files but no training run; name a new folder")
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+def _model(recipe: TrainingRecipe, network: UNet) -> Checkpoint:
+    return Checkpoint(
+        network=network,
+        schedule=recipe.noise_schedule(),
+        prediction=Prediction.EPSILON,
+        variance=recipe.variance,
+        channels=recipe.network.in_channels,
+        image_size=recipe.image_size,
+        size_multiple=recipe.network.size_multiple,
+        family="native",
+        source="the network asked for",
+        sha256="",
+    )
+
+
+def _train_step(
+    state: TrainingState,
+    recipe: TrainingRecipe,
+    model: Checkpoint,
+    diffusion: GaussianDiffusion,
+    images: ImageSet,
+    device: torch.device,
+) -> Tensor:
+    generator = _step_generator(recipe.seed, state.step)
+    size, batch = len(images), recipe.batch_size
+    index = torch.randint(size, (batch,), generator=generator)
+    t = torch.randint(1, recipe.num_timesteps + 1, (batch,), generator=generator).to(device)
+    x_start = to_unit_range(torch.from_numpy(images.pixels[index.numpy()]), torch.float32)
+    if recipe.horizontal_flip:
+        mirrored = torch.rand(batch, generator=generator) < 0.5
+        x_start = torch.where(mirrored[:, None, None, None], x_start.flip(-1), x_start)
+    eps = torch.randn(x_start.shape, generator=generator).to(device)
+    x_start = x_start.to(device)
+    x_t = diffusion.q_sample(x_start.to(diffusion.dtype), t, eps).float()
+    with (
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"),
+    ):
+        torch.manual_seed(generator.initial_seed())  # dropout's
+        output = state.network(x_t, model.network_time(t)).float()
+    loss = training_loss(recipe.objective, diffusion, x_start, t, eps, output)
+    for group in state.optimizer.param_groups:
+        group["lr"] = recipe.learning_rate * min(1.0, (state.step + 1) / recipe.warmup_steps)
+    state.optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    torch.nn.utils.clip_grad_norm_(state.network.parameters(), recipe.gradient_clip)
+    state.optimizer.step()
+    state.step += 1
+    decay = min(recipe.ema_decay, (1 + state.step) / (10 + state.step))
+    with torch.no_grad():
+        for name, weight in state.network.state_dict().items():
+            state.average[name].lerp_(weight, 1 - decay)
+    return loss.detach()
+
+
+def _step_generator(seed: int, step: int) -> torch.Generator:
+    zero = torch.zeros((), dtype=torch.int64)
+    words = philox_4x32((torch.tensor(step), zero, zero, zero), seed)
+    return torch.Generator().manual_seed(int(words[0]) << 31 ^ int(words[1]))
