@@ -118,10 +118,11 @@ def train(
 def _between_steps() -> Iterator[threading.Event]:
     """Ctrl-C sets the event, so that no step is cut in two; a second one is as ever."""
     interrupted = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
+    before = signal.getsignal(signal.SIGINT)
+    # Handlers are the main thread's alone, and a background job ignores Ctrl-C on purpose.
+    if threading.current_thread() is not threading.main_thread() or before is signal.SIG_IGN:
         yield interrupted
         return
-    before = signal.getsignal(signal.SIGINT)
 
     def on_interrupt(number: int, frame: object) -> None:
         signal.signal(signal.SIGINT, before)
