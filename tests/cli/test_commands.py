@@ -160,19 +160,24 @@ def test_training_interrupted_from_the_keyboard_loses_nothing(tmp_path):
     flags = "--channels 8,8 --attention 1 --num-blocks 1 --norm-groups 4 --timesteps 30"
     command = [*COMMAND, "train", "--data", "fashion-mnist:test", "--out", str(out), *flags.split()]
     script = (
-        "import sys; from ddpmbench.training import loop; loop.SAVE_SECONDS = 0.1\n"
+        # A test that itself runs in the background inherits a SIGINT that is ignored.
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from ddpmbench.training import loop; loop.SAVE_SECONDS = 0.1\n"
         "from ddpmbench.cli.main import main; main(sys.argv[1:])"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", script, *command[3:]], stderr=subprocess.PIPE, text=True
     )
-    deadline = time.monotonic() + 120
-    while not (out / "checkpoint.safetensors").exists():
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    try:
+        deadline = time.monotonic() + 120
+        while not (out / "checkpoint.safetensors").exists():
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=120)
+    finally:
+        process.kill()
     assert process.returncode == 130, said
     assert "Interrupted" in said
     assert "Traceback" not in said
