@@ -1,6 +1,7 @@
 """Fixtures that several floors share: a small network of the real kind, and small real images."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,10 @@ from ddpmbench.network.unet import UNet, UNetConfig
 from ddpmbench.process.prediction import Prediction, Variance
 from ddpmbench.process.schedule import NoiseSchedule
 
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
+# Networks as small as these lose by threads, most of all on a busy machine; commands that are
+# started in processes of their own inherit this.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
