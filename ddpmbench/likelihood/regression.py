@@ -1,0 +1,207 @@
+"""Terms predicted from features, fitted on some rotations and used on another."""
+
+import dataclasses
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddpmbench.likelihood.features import GaussianFeatures, code_length, portions
+from ddpmbench.likelihood.warp import RotatedWarp
+
+BINS = 30
+"""The steps are grouped into at most this many bins, evenly spaced in log t."""
+
+# Rows that each coefficient's prior is worth: intercept, G, log G, code length.
+_PRIOR_ROWS = np.array([0.3, 4.0, 4.0, 4.0])
+
+
+def log_bins(num_timesteps: int) -> NDArray[np.int64]:
+    """(T - 1,) the bin of each step t = 2..T, 0, 1, ... without gaps."""
+    log_t = np.log(np.arange(2, num_timesteps + 1))
+    width = (log_t[-1] - log_t[0]) / BINS or 1.0
+    raw = np.minimum((log_t - log_t[0]) / width, BINS - 1).astype(np.int64)
+    return np.unique(raw, return_inverse=True)[1].astype(np.int64)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FeatureTable:
+    """What a regression needs of the features: at the rows of a warp, and their sums.
+
+    G is the linear denoiser's term (`GaussianFeatures`), log G its logarithm.
+
+    Attributes:
+        rows: (r, N) G of each image at its step in each rotation.
+        bin_sums: (N, bins, 2) sums of G and of log G over the steps of each bin.
+        step_means: (T - 1, 2) means of G and of log G over the images, t = 2..T.
+        code_length: (N,) length of each image's lossless code.
+        error_scale: (2, T - 1) what turns G into the linear denoiser's mean squared error of
+            x_start and of eps.
+    """
+
+    rows: NDArray[np.float64]
+    bin_sums: NDArray[np.float64]
+    step_means: NDArray[np.float64]
+    code_length: NDArray[np.float64]
+    error_scale: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, features: GaussianFeatures, pixels: NDArray[np.uint8], design: RotatedWarp) -> Self:
+        """The features of images, which are taken in portions.
+
+        Args:
+            features: fitted on the images or on others.
+            pixels: (N, C, H, W) 8-bit levels.
+            design: the rows.
+        """
+        starts = np.flatnonzero(np.diff(log_bins(design.num_timesteps), prepend=-1))
+        step_sums = np.zeros((design.num_timesteps - 1, 2))
+        bin_sums, lengths = [], []
+        for part in portions(pixels):
+            g = features.divergence(pixels[part])
+            both = np.stack([g, np.log(g)], axis=2)
+            step_sums += both.sum(0)
+            bin_sums.append(np.add.reduceat(both, starts, axis=1))
+            lengths.append(code_length(pixels[part]))
+        snr = features.schedule.snr.numpy()[1:]
+        return cls(
+            rows=_at_rows(features, pixels, design.t),
+            bin_sums=np.concatenate(bin_sums),
+            step_means=step_sums / len(pixels),
+            code_length=np.concatenate(lengths),
+            error_scale=np.stack([1 / features.weight, snr / features.weight]),
+        )
+
+    def extended(
+        self, features: GaussianFeatures, pixels: NDArray[np.uint8], design: RotatedWarp
+    ) -> Self:
+        """The table for a design that has more rotations; only their rows are worked out."""
+        new = design.t[len(self.rows) :]
+        if not len(new):
+            return self
+        rows = np.concatenate([self.rows, _at_rows(features, pixels, new)])
+        return dataclasses.replace(self, rows=rows)
+
+
+def _at_rows(
+    features: GaussianFeatures, pixels: NDArray[np.uint8], t: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    parts = [features.divergence_at(pixels[part], t[:, part]) for part in portions(pixels)]
+    return np.concatenate(parts, axis=1)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Predictions:
+    """Terms predicted for the rows of each rotation from the rows of the others.
+
+    Attributes:
+        rows: (r, N) at each row.
+        totals: (r, N) sum over t = 2..T of each image.
+        steps: (r, T - 1) mean over the images at each step.
+    """
+
+    rows: NDArray[np.float64]
+    totals: NDArray[np.float64]
+    steps: NDArray[np.float64]
+
+
+def no_predictions(design: RotatedWarp) -> Predictions:
+    """Zeros, with which a regression estimator is that of Horvitz and Thompson."""
+    shape = (design.rotations, design.num_images)
+    steps = np.zeros((design.rotations, design.num_timesteps - 1))
+    return Predictions(np.zeros(shape), np.zeros(shape), steps)
+
+
+def predict(design: RotatedWarp, nats: NDArray[np.float64], features: FeatureTable) -> Predictions:
+    """Fit the terms in bins of log t, with (1, G, log G, code length) for regressors.
+
+    The coefficients for a rotation come from the other rotations. Its steps are independent of
+    theirs, and so is its noise: whatever the features are worth, what is left of its rows after
+    subtracting the predictions has the expectation it ought to have, exactly. (Folds of images
+    would leave a trace: within a rotation the images share the cells among themselves.)
+
+    Args:
+        design: the rows; at least two rotations.
+        nats: (r, N) the terms of the rotations.
+        features: of the same images and rows.
+    """
+    bins = log_bins(design.num_timesteps)
+    steps_in_bin = np.bincount(bins)
+    bin_density = np.bincount(bins, weights=design.density) / steps_in_bin
+    basis = _Basis.of(features, steps_in_bin)
+    gram, moment = [], []
+    for j in range(design.rotations):
+        step = design.t[j] - 2
+        b, p = bins[step], design.density[step]
+        # Rows are weighted by what their residuals will be: 1 / density. The density of the bin
+        # makes the coefficients of different bins alike, so that sparse bins learn from others.
+        x = basis.at(features.rows[j], b) * (bin_density[b] / p)[:, None]
+        y = nats[j] / p
+        gram.append(_sum_by_bin(x[:, :, None] * x[:, None, :], b, len(steps_in_bin)))
+        moment.append(_sum_by_bin(x * y[:, None], b, len(steps_in_bin)))
+    all_gram, all_moment = sum(gram), sum(moment)
+    step_x = basis.means(features.step_means, bins)
+    rows, totals, steps = [], [], []
+    for j in range(design.rotations):
+        beta = _shrunk(all_gram - gram[j], all_moment - moment[j]) * bin_density[:, None]
+        b = bins[design.t[j] - 2]
+        rows.append((basis.at(features.rows[j], b) * beta[b]).sum(1))
+        totals.append(basis.totals(features.bin_sums, beta))
+        steps.append((step_x * beta[bins]).sum(1))
+    return Predictions(np.stack(rows), np.stack(totals), np.stack(steps))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Basis:
+    """Regressors that are about 1 in size and 0 in the mean; the scales are those of all images."""
+
+    g_scale: NDArray[np.float64]  # (bins,) mean of G
+    log_center: NDArray[np.float64]  # (bins,) mean of log G
+    code: NDArray[np.float64]  # (N,) standardized
+    steps_in_bin: NDArray[np.int64]  # (bins,)
+
+    @classmethod
+    def of(cls, features: FeatureTable, steps_in_bin: NDArray[np.int64]) -> Self:
+        mean = features.bin_sums.mean(0) / steps_in_bin[:, None]
+        length = features.code_length
+        code = (length - length.mean()) / (length.std() or 1.0)
+        return cls(mean[:, 0], mean[:, 1], code, steps_in_bin)
+
+    def at(self, g: NDArray[np.float64], b: NDArray[np.int64]) -> NDArray[np.float64]:
+        """(N, 4) at the rows of one rotation."""
+        columns = (g / self.g_scale[b] - 1, np.log(g) - self.log_center[b], self.code)
+        return np.stack([np.ones_like(g), *columns], axis=1)
+
+    def totals(
+        self, bin_sums: NDArray[np.float64], beta: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """(N,) predictions summed over the steps, from (bins, 4) coefficients."""
+        # Written out: the regressors of all images and bins would be twice the sums.
+        level = self.steps_in_bin @ (beta[:, 0] - beta[:, 1] - self.log_center * beta[:, 2])
+        g, log_g = bin_sums[:, :, 0] @ (beta[:, 1] / self.g_scale), bin_sums[:, :, 1] @ beta[:, 2]
+        return np.asarray(level + g + log_g + self.code * (self.steps_in_bin @ beta[:, 3]))
+
+    def means(
+        self, step_means: NDArray[np.float64], bins: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        """(T - 1, 4) mean over the images at each step."""
+        g = step_means[:, 0] / self.g_scale[bins] - 1
+        log_g = step_means[:, 1] - self.log_center[bins]
+        return np.stack([np.ones_like(g), g, log_g, np.full_like(g, self.code.mean())], axis=1)
+
+
+def _sum_by_bin(
+    values: NDArray[np.float64], b: NDArray[np.int64], bins: int
+) -> NDArray[np.float64]:
+    flat = values.reshape(len(values), -1)
+    sums = [np.bincount(b, weights=column, minlength=bins) for column in flat.T]
+    by_bin = np.stack(sums, axis=1).astype(np.float64)
+    return by_bin.reshape(bins, *values.shape[1:])
+
+
+def _shrunk(gram: NDArray[np.float64], moment: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(bins, 4) coefficients: ridge regression of each bin toward that of all bins together."""
+    prior = np.diag(_PRIOR_ROWS)
+    together = np.linalg.solve(gram.sum(0) + prior, moment.sum(0))
+    of_bin = np.linalg.solve(gram + prior, (moment - gram @ together)[:, :, None])[:, :, 0]
+    return np.asarray(together + of_bin)

@@ -1,0 +1,155 @@
+"""What is known without the network: exact where the data are Gaussian, finite everywhere."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from mixtures import feature_table
+from oracles import gaussian_denoiser, oracle_images
+from scipy import fft
+
+from ddpmbench.likelihood import features
+from ddpmbench.likelihood.features import GaussianFeatures, code_length
+from ddpmbench.likelihood.regression import FeatureTable, log_bins
+from ddpmbench.likelihood.terms import bound_terms
+from ddpmbench.likelihood.warp import RotatedWarp
+from ddpmbench.process.diffusion import GaussianDiffusion
+from ddpmbench.process.schedule import NoiseSchedule
+
+
+def uniform_warp(num_images, num_timesteps, rotations=2):
+    density = np.full(num_timesteps - 1, 1 / (num_timesteps - 1))
+    return RotatedWarp(num_images, num_timesteps, density, 0, rotations)
+
+
+@pytest.mark.parametrize("schedule", [NoiseSchedule.linear(40), NoiseSchedule.cosine(200)])
+def test_the_terms_are_those_of_the_linear_denoiser_of_gaussian_data(schedule):
+    images, variance = oracle_images(3, shape=(2, 4, 4)), np.array([0.05, 0.4])
+    spread = torch.from_numpy(variance)[:, None, None].expand(2, 4, 4)
+    of_data = GaussianFeatures(
+        np.zeros((2, 4, 4)), np.eye(2), np.repeat([0, 1], 16), variance, schedule
+    )
+    network = gaussian_denoiser(spread, schedule, variance="fixed_small")
+    diffusion = GaussianDiffusion(schedule)
+    steps = torch.arange(2, schedule.num_timesteps + 1)
+    expected = np.zeros((3, len(steps)))
+    for n, pixels in enumerate(images.pixels):
+        x_start = torch.from_numpy(pixels / 127.5 - 1).expand(len(steps), 2, 4, 4)
+        # The denoiser works on each pixel alone, so that noise of +-1 has the right expectation.
+        for sign in (1, -1):
+            eps = sign * torch.ones_like(x_start)
+            output = network(diffusion.q_sample(x_start, steps, eps), (steps - 1).float())
+            found = bound_terms(
+                schedule, x_start, steps, eps, output, variance="fixed_small", clip=False
+            )
+            expected[n] += found.nats.numpy() / 2
+    np.testing.assert_allclose(of_data.divergence(images.pixels), expected, rtol=1e-8)
+
+
+def test_the_terms_are_those_of_the_wiener_filter_of_a_fitted_spectrum():
+    schedule, images = NoiseSchedule.linear(30), oracle_images(40, shape=(3, 4, 5))
+    fitted = GaussianFeatures.fit(images.pixels, schedule)
+    x = images.pixels.reshape(40, -1) / 127.5 - 1
+    rows, columns = fft.dct(np.eye(4), norm="ortho"), fft.dct(np.eye(5), norm="ortho")
+    basis = np.kron(fitted.color, np.kron(rows, columns))  # (D, D), a coefficient a column
+    np.testing.assert_allclose(basis.T @ basis, np.eye(60), atol=1e-12)
+    np.testing.assert_allclose(fitted.mean.ravel(), x.mean(0), atol=1e-12)
+    spectrum = ((x - x.mean(0)) @ basis).var(0)
+    np.testing.assert_allclose(fitted.spectrum[fitted.level], spectrum, rtol=1e-3)
+    covariance = basis @ np.diag(fitted.spectrum[fitted.level]) @ basis.T
+    got = fitted.divergence(images.pixels)
+    for t in (2, 9, 30):
+        ab, previous = (float(schedule.alphas_cumprod[i]) for i in (t - 1, t - 2))
+        weight = (previous / (1 - previous) - ab / (1 - ab)) / 2
+        wiener = np.sqrt(ab) * covariance @ np.linalg.inv(ab * covariance + (1 - ab) * np.eye(60))
+        bias = (x - x.mean(0)) @ (np.eye(60) - np.sqrt(ab) * wiener).T
+        noise = (1 - ab) * np.square(wiener).sum()
+        expected = weight * (np.square(bias).sum(1) + noise) / 60
+        np.testing.assert_allclose(got[:, t - 2], expected, rtol=1e-8)
+
+
+def test_the_colors_are_decorrelated():
+    generator = np.random.default_rng(0)
+    gray = generator.integers(40, 200, (30, 1, 8, 8))
+    pixels = np.clip(gray + generator.integers(-3, 4, (30, 3, 8, 8)), 0, 255).astype(np.uint8)
+    fitted = GaussianFeatures.fit(pixels, NoiseSchedule.cosine(10))
+    variance = fitted.spectrum[fitted.level].reshape(3, -1).sum(1)
+    assert variance.max() > 0.99 * variance.sum()  # one color carries nearly everything
+
+
+def test_a_spectrum_of_few_levels_keeps_its_energy(monkeypatch):
+    images, schedule = oracle_images(20, shape=(3, 6, 6)), NoiseSchedule.linear(50)
+    full = GaussianFeatures.fit(images.pixels, schedule)
+    monkeypatch.setattr(features, "LEVELS", 20)
+    coarse = GaussianFeatures.fit(images.pixels, schedule)
+    assert len(coarse.spectrum) == 20
+    total = [f.spectrum[f.level].sum() for f in (full, coarse)]
+    assert total[0] == pytest.approx(total[1], rel=1e-12)
+    ratio = coarse.divergence(images.pixels) / full.divergence(images.pixels)
+    np.testing.assert_allclose(ratio, 1, atol=0.05)
+
+
+@pytest.mark.parametrize("value", [0, 128, 255])
+@pytest.mark.parametrize("num_images", [1, 3])
+def test_images_that_are_all_the_same_have_finite_features(value, num_images):
+    pixels = np.full((num_images, 1, 5, 5), value, dtype=np.uint8)
+    fitted = GaussianFeatures.fit(pixels, NoiseSchedule.linear(1000))
+    g = fitted.divergence(pixels)
+    assert (g > 0).all()
+    assert np.isfinite(np.log(g)).all()
+    assert np.isfinite(code_length(pixels)).all()
+
+
+def test_portions_do_not_matter(monkeypatch):
+    images, schedule = oracle_images(50, shape=(3, 4, 4)), NoiseSchedule.linear(60)
+    design = uniform_warp(50, 60)
+
+    def table():
+        return FeatureTable.of(GaussianFeatures.fit(images.pixels, schedule), images.pixels, design)
+
+    whole = table()
+    monkeypatch.setattr(features, "CHUNK_BYTES", 7 * 8 * 48)
+    for field in dataclasses.fields(whole):
+        parts = getattr(table(), field.name)
+        np.testing.assert_allclose(parts, getattr(whole, field.name), rtol=1e-9)
+
+
+def test_the_table_holds_the_features_at_the_rows_and_their_sums():
+    images, schedule = oracle_images(30, shape=(1, 6, 6)), NoiseSchedule.linear(100)
+    fitted, design = GaussianFeatures.fit(images.pixels, schedule), uniform_warp(30, 100)
+    table = FeatureTable.of(fitted, images.pixels, design)
+    dense = feature_table(design, fitted.divergence(images.pixels), code_length(images.pixels))
+    for name in ("rows", "bin_sums", "step_means", "code_length"):
+        np.testing.assert_allclose(getattr(table, name), getattr(dense, name), rtol=1e-10)
+    more = dataclasses.replace(design, rotations=5)
+    extended = table.extended(fitted, images.pixels, more)
+    fresh = FeatureTable.of(fitted, images.pixels, more)
+    np.testing.assert_allclose(extended.rows, fresh.rows, rtol=1e-12)
+    assert extended.extended(fitted, images.pixels, more) is extended
+    # G over the weight is the denoiser's error of x_start; times the signal-to-noise ratio, of eps.
+    weight, snr = fitted.weight, schedule.snr.numpy()[1:]
+    np.testing.assert_allclose(table.error_scale, [1 / weight, snr / weight])
+
+
+@pytest.mark.parametrize("num_timesteps", [2, 3, 10, 1000, 4000])
+def test_the_bins_are_in_order_and_none_is_empty(num_timesteps):
+    bins = log_bins(num_timesteps)
+    assert len(bins) == num_timesteps - 1
+    assert bins[0] == 0
+    assert set(np.diff(bins).tolist()) <= {0, 1}
+    assert bins[-1] < 30
+
+
+def test_what_compresses_badly_has_a_long_code():
+    generator = np.random.default_rng(0)
+    noise = generator.integers(0, 256, (1, 3, 64, 64), dtype=np.uint8)
+    ramp = np.broadcast_to(np.arange(64, dtype=np.uint8) * 3, (1, 3, 64, 64))
+    mild = (ramp + generator.integers(0, 4, ramp.shape)).astype(np.uint8)
+    flat = np.zeros_like(noise)
+    lengths = [code_length(x)[0] for x in (flat, ramp, mild, noise)]
+    assert lengths == sorted(lengths)
+    assert lengths[0] == 0
+    assert 0.97 * np.log(256) < lengths[3] <= np.log(256)
+    together = code_length(np.concatenate([flat, ramp, mild, noise]))
+    np.testing.assert_array_equal(together, lengths)  # each image by itself

@@ -1,0 +1,332 @@
+"""The bound from sampled rows: unbiased, with intervals that cover, from fewer calls."""
+
+import dataclasses
+import functools
+
+import numpy as np
+import pytest
+import torch
+from mixtures import SyntheticModel
+from oracles import expected_terms, oracle_checkpoint, oracle_images
+
+from ddpmbench.likelihood.features import GaussianFeatures
+from ddpmbench.likelihood.panel import cell_means
+from ddpmbench.likelihood.regression import FeatureTable, predict
+from ddpmbench.likelihood.sampled import (
+    first_rotations,
+    greg,
+    horvitz_thompson,
+    rotations_needed,
+)
+from ddpmbench.likelihood.terms import TermsPass, concatenate
+from ddpmbench.likelihood.warp import Pilot, RotatedWarp, warp_density
+from ddpmbench.process.schedule import NoiseSchedule
+
+SEEDS = 500
+# Half widths that make the rule add rotations at most seeds, but not at all.
+GOALS = {"ht": 0.066, "greg": 0.042}
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    error: np.ndarray  # (seeds,) of the bound on the images
+    population_error: np.ndarray
+    half_width: np.ndarray
+    half_width_population: np.ndarray
+    deviation: np.ndarray
+    term_error: np.ndarray  # (seeds, T)
+    term_standard_error: np.ndarray
+    calls: np.ndarray
+    rotations: np.ndarray
+
+
+def estimate(kind, model, design, tables):
+    if kind == "ht":
+        return horvitz_thompson(design, model.prior, tables)
+    features = model.features(design, garbage=kind == "garbage")
+    return greg(design, model.prior, tables, features)
+
+
+def measure(kind, model, seed, *, goal=None):
+    """A whole run: pilot, first rotations, and more while the rule asks for them."""
+    generator = np.random.default_rng([seed, 7])
+    density = model.density(seed, generator)
+    first = first_rotations(model.num_images)
+    design = RotatedWarp(model.num_images, model.num_timesteps, density, seed, first)
+    tables = [model.table(design.rows(0, len(design)), generator)]
+    while True:
+        bound = estimate(kind, model, design, tables)
+        needed = design.rotations if goal is None else rotations_needed(design, bound, goal)
+        if needed == design.rotations:
+            return design, bound
+        longer = dataclasses.replace(design, rotations=needed)
+        tables.append(model.table(longer.rows(len(design), len(longer)), generator))
+        design = longer
+
+
+@functools.cache
+def study(kind, *, goal=None, num_images=200, num_timesteps=100, seeds=SEEDS):
+    found = []
+    for seed in range(seeds):
+        model = SyntheticModel(num_images, num_timesteps, seed=seed)
+        design, bound = measure(kind, model, seed, goal=goal)
+        found.append(
+            (
+                bound.nats - model.truth,
+                bound.nats - model.population_truth,
+                bound.half_width,
+                bound.half_width_population,
+                bound.image_deviation - (model.prior + model.mean.sum(1)).std(ddof=1),
+                bound.term - model.mean.mean(0),
+                bound.term_standard_error,
+                bound.num_evaluations.sum(),
+                design.rotations,
+            )
+        )
+    return Study(*(np.array(column) for column in zip(*found, strict=True)))
+
+
+def z_score(error):
+    return error.mean(0) / error.std(0) * np.sqrt(len(error))
+
+
+# ---- unbiased, and covered
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "stops"),
+    [("ht", False), ("ht", True), ("greg", False), ("greg", True), ("garbage", False)],
+)
+def test_the_bound_is_unbiased_and_both_intervals_cover(kind, stops):
+    found = study(kind, goal=GOALS[kind] if stops else None)
+    assert abs(z_score(found.error)) < 3
+    assert abs(z_score(found.population_error)) < 3
+    covered = (np.abs(found.error) <= found.half_width).mean()
+    of_population = (np.abs(found.population_error) <= found.half_width_population).mean()
+    assert 0.93 <= covered <= 0.97
+    assert 0.93 <= of_population <= 0.97
+    # The interval is as wide as the errors are, not only wide enough.
+    assert found.half_width.mean() / 1.96 / found.error.std() == pytest.approx(1, abs=0.1)
+    if stops:
+        assert (found.half_width <= GOALS[kind]).all()
+        assert found.rotations.max() > 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ht", "greg"])
+@pytest.mark.parametrize(("num_images", "goal"), [(8, 0.05), (30, 0.05)])
+def test_the_intervals_cover_with_few_images(kind, num_images, goal):
+    found = study(kind, goal=goal, num_images=num_images, num_timesteps=40, seeds=250)
+    assert abs(z_score(found.error)) < 3
+    # The decoder's noise is known from few draws, of images that differ.
+    assert 0.91 <= (np.abs(found.error) <= found.half_width).mean() <= 0.985
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ht", "greg"])
+def test_the_interval_covers_where_the_noise_is_all_there_is(kind):
+    # With two steps every image is at t = 2 in every rotation.
+    found = study(kind, num_timesteps=2)
+    assert abs(z_score(found.error)) < 3
+    assert 0.93 <= (np.abs(found.error) <= found.half_width).mean() <= 0.97
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ht", "greg"])
+def test_the_terms_of_the_steps_are_unbiased_and_know_their_errors(kind):
+    found = study(kind)
+    assert np.abs(z_score(found.term_error)).max() < 4.5
+    root = np.sqrt(np.square(found.term_standard_error).mean(0))
+    calibration = root / found.term_error.std(0)
+    assert calibration.mean() == pytest.approx(1, abs=0.15)
+    assert 0.6 < calibration.min() < calibration.max() < 1.8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ht", "greg"])
+def test_the_spread_of_the_images_is_found_without_the_error_of_each(kind):
+    found = study(kind)
+    assert abs(found.deviation.mean()) < 0.05  # of 0.8; a total's own error is 0.3 to 0.5
+
+
+@pytest.mark.slow
+def test_a_half_width_needs_fewer_calls_the_more_is_known():
+    model, goal = SyntheticModel(1000, 300), 0.025
+    # Stratified uniform: t = 1 on all, m random images at every other step.
+    variance = model.mean[:, 1:].var(0, ddof=1).sum()
+    calls = {"uniform": 1000 + 299 * variance / (goal / 1.96) ** 2}
+    for kind in ("ht", "greg"):
+        pilot = len(Pilot(1000, 300, 0))
+        runs = [measure(kind, model, seed, goal=goal) for seed in range(5)]
+        assert all(bound.half_width <= goal for _, bound in runs)
+        calls[kind] = pilot + np.mean([bound.num_evaluations.sum() for _, bound in runs])
+    assert calls["greg"] < 0.7 * calls["ht"]
+    assert calls["ht"] < 0.3 * calls["uniform"]
+
+
+# ---- exact laws of one estimate
+
+
+@pytest.mark.parametrize("kind", ["ht", "greg"])
+@pytest.mark.parametrize(("num_images", "num_timesteps"), [(1, 2), (1, 30), (3, 3), (150, 80)])
+@pytest.mark.parametrize("rotations", [2, 3, 5])
+def test_the_terms_sum_to_the_bound(kind, num_images, num_timesteps, rotations):
+    model, generator = SyntheticModel(num_images, num_timesteps), np.random.default_rng(0)
+    density = model.density(0, generator)
+    design = RotatedWarp(num_images, num_timesteps, density, 0, rotations)
+    table = model.table(design.rows(0, len(design)), generator)
+    bound = estimate(kind, model, design, [table])
+    assert bound.term.sum() + bound.prior == pytest.approx(bound.nats, rel=1e-10)
+    assert bound.nats == pytest.approx(bound.prior + bound.kl + bound.decoder, rel=1e-12)
+    assert bound.num_evaluations.sum() == len(design)
+    assert (bound.half_width_population is None) == (num_images == 1)
+    assert bound.half_width > 0
+    there = bound.num_evaluations > 0
+    for name in ("x_start_mse", "eps_mse"):
+        values = getattr(bound, name)
+        assert np.isfinite(values[there | (kind == "greg")]).all()
+        assert np.isnan(values[~there]).all() or kind == "greg"
+    if kind == "ht":
+        assert (bound.term[~there] == 0).all()
+
+
+def test_portions_and_their_order_do_not_matter():
+    model, generator = SyntheticModel(60, 40), np.random.default_rng(0)
+    design = RotatedWarp(60, 40, model.density(0, generator), 0, 3)
+    whole = model.table(design.rows(0, len(design)), generator)
+    cuts = [whole[i : i + 17] for i in range(0, len(whole), 17)]
+    for kind in ("ht", "greg"):
+        expected = estimate(kind, model, design, [whole])
+        found = estimate(kind, model, design, cuts[::-1])
+        for field in dataclasses.fields(expected):
+            one, other = getattr(found, field.name), getattr(expected, field.name)
+            np.testing.assert_allclose(one, other, rtol=1e-12, err_msg=field.name)
+
+
+def test_terms_that_the_features_predict_leave_no_error_but_the_noise():
+    model, generator = SyntheticModel(2000, 60, noise=0.0), np.random.default_rng(0)
+    design = RotatedWarp(2000, 60, model.density(0, generator), 0)
+    features = model.features(design)
+    table = model.table(design.rows(0, len(design)), generator)
+    later = table.rows.t > 1
+    table.values["nats"][later] = 2 * features.rows.ravel()
+    bound = greg(design, model.prior, [table], features)
+    exact = 2 * features.step_means[:, 0]
+    assert bound.half_width < 0.01 * bound.kl  # what is left of it is the shrinkage
+    np.testing.assert_allclose(bound.term[1:], exact, rtol=0.05)
+
+
+def test_a_model_without_differences_has_no_interval():
+    model, generator = SyntheticModel(300, 20), np.random.default_rng(0)
+    density = model.density(0, generator)
+    design = RotatedWarp(300, 20, density, 0)
+    table = model.table(design.rows(0, len(design)), generator)
+    # Every image the same, and the terms in proportion to the density: every row says the same.
+    table.values["nats"][:] = np.where(table.rows.t == 1, 1.0, 3 * density[table.rows.t - 2])
+    bound = horvitz_thompson(design, np.zeros(300), [table])
+    assert bound.nats == pytest.approx(4, rel=1e-12)
+    assert bound.half_width < 1e-9
+
+
+def test_the_predictions_for_a_rotation_do_not_know_its_terms():
+    model, generator = SyntheticModel(100, 50), np.random.default_rng(0)
+    design = RotatedWarp(100, 50, model.density(0, generator), 0, 3)
+    features, nats = model.features(design), generator.normal(size=(3, 100))
+    before = predict(design, nats, features)
+    nats[1] += generator.normal(size=100)
+    after = predict(design, nats, features)
+    for name in ("rows", "totals", "steps"):
+        one, other = getattr(before, name), getattr(after, name)
+        np.testing.assert_allclose(one[1], other[1], rtol=1e-9, atol=1e-12)  # sums round
+        for j in (0, 2):
+            assert np.abs(one[j] - other[j]).max() > 0.01
+
+
+def test_the_mean_over_the_cells_is_the_mean_over_the_density():
+    model = SyntheticModel(37, 50)
+    design = RotatedWarp(37, 50, model.density(0, np.random.default_rng(0)), 0)
+    values = np.random.default_rng(1).normal(size=49)
+    means = cell_means(design, values)
+    assert means.mean() == pytest.approx(design.density @ values, rel=1e-12)
+
+
+# ---- the rule
+
+
+def test_the_rule_asks_for_as_many_rotations_as_the_variance_says():
+    model = SyntheticModel(400, 60)
+    design, bound = measure("greg", model, 0)
+    assert rotations_needed(design, bound, bound.half_width) == 2
+    assert rotations_needed(design, bound, 0.99 * bound.half_width) == 3
+    assert rotations_needed(design, bound, 0.01 * bound.half_width) == 4  # at most doubled
+    long, bound = measure("greg", model, 0, goal=bound.half_width / 3)
+    assert 2 * 5 < long.rotations < 2 * 20
+    with pytest.raises(ValueError, match="positive"):
+        rotations_needed(design, bound, 0.0)
+
+
+def test_with_few_images_the_first_look_waits():
+    assert [first_rotations(n) for n in (1, 8, 150, 200, 10_000)] == [400, 50, 3, 2, 2]
+    model, generator = SyntheticModel(8, 30), np.random.default_rng(0)
+    design = RotatedWarp(8, 30, model.density(0, generator), 0)
+    bound = estimate("ht", model, design, [model.table(design.rows(0, len(design)), generator)])
+    assert rotations_needed(design, bound, 100.0) == first_rotations(8)
+
+
+def test_the_noise_of_the_decoder_can_be_brought_down_too():
+    model = SyntheticModel(100, 30, noise=0.2)
+    _, bound = measure("greg", model, 0, goal=0.02)
+    assert bound.half_width <= 0.02  # a single draw of the decoder has 0.05
+    assert bound.num_evaluations[0] > 600
+
+
+@pytest.mark.parametrize("change", ["missing", "twice", "other image", "single rotation"])
+def test_rows_that_are_not_those_of_the_design_are_noticed(change):
+    model, generator = SyntheticModel(30, 20), np.random.default_rng(0)
+    design = RotatedWarp(30, 20, model.density(0, generator), 0, 2)
+    table = model.table(design.rows(0, len(design)), generator)
+    if change == "missing":
+        table = table[:-1]
+    elif change == "twice":
+        table = concatenate([table[:-1], table[-2:-1]])
+    elif change == "other image":
+        table.rows.image[:] = np.roll(table.rows.image, 1)
+    else:
+        design = dataclasses.replace(design, rotations=1)
+        table = model.table(design.rows(0, len(design)), generator)
+    for kind in ("ht", "greg"):
+        with pytest.raises(ValueError, match=r"exactly once|another design|single rotation"):
+            estimate(kind, model, design, [table])
+
+
+# ---- with a network
+
+
+@pytest.mark.slow
+def test_a_network_is_measured_without_bias():
+    images, seeds = oracle_images(12), 60
+    checkpoint = oracle_checkpoint(images, NoiseSchedule.linear(24), spread=0.05)
+    truth = expected_terms(checkpoint, images, draws=400)
+    features = GaussianFeatures.fit(images.pixels, checkpoint.schedule)
+    error, covered = {"ht": [], "greg": []}, 0
+    for seed in range(seeds):
+        network = TermsPass(
+            checkpoint, images, seed=seed, decoder="exact", device=torch.device("cpu")
+        )
+        prior, pilot = network.prior(np.arange(12)), Pilot(12, 24, seed)
+        density = warp_density(pilot, [network.terms(pilot.rows(0, len(pilot)))])
+        design = RotatedWarp(12, 24, density, seed, first_rotations(12))
+        table = network.terms(design.rows(0, len(design)))
+        known = FeatureTable.of(features, images.pixels, design)
+        for kind, bound in (
+            ("ht", horvitz_thompson(design, prior, [table])),
+            ("greg", greg(design, prior, [table], known)),
+        ):
+            error[kind].append(bound.nats - truth.nats)
+            covered += abs(bound.nats - truth.nats) <= bound.half_width
+    own = np.sqrt(np.square(truth.standard_error).sum()) / 12
+    for errors in error.values():
+        deviation = np.hypot(np.std(errors) / np.sqrt(seeds), own)
+        assert abs(np.mean(errors)) < 3 * deviation
+    assert covered > 0.88 * 2 * seeds

@@ -1,0 +1,195 @@
+"""The rotated warp: every image at every step with the probability it says, evenly spread."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from mixtures import SyntheticModel
+from scipy import stats
+
+from ddpmbench.likelihood.terms import VALUE_COLUMNS, TermTable
+from ddpmbench.likelihood.warp import (
+    PILOT_DRAW,
+    PILOT_IMAGES,
+    Pilot,
+    RotatedWarp,
+    decoder_draws,
+    warp_density,
+)
+
+
+def falling(num_timesteps):
+    density = 1 / np.arange(2, num_timesteps + 1) ** 1.5
+    return density / density.sum()
+
+
+def addresses(rows):
+    return list(zip(rows.image.tolist(), rows.t.tolist(), rows.draw.tolist(), strict=True))
+
+
+def warp(num_images=50, num_timesteps=20, *, seed=0, rotations=2):
+    return RotatedWarp(num_images, num_timesteps, falling(num_timesteps), seed, rotations)
+
+
+def pilot_table(pilot, nats):
+    values = {name: np.full(len(pilot), np.nan) for name in VALUE_COLUMNS}
+    values["nats"] = np.asarray(nats, dtype=float).ravel()
+    return TermTable(pilot.rows(0, len(pilot)), values)
+
+
+# ---- the pilot
+
+
+@pytest.mark.parametrize(("num_images", "num_timesteps"), [(1, 2), (3, 5), (500, 1000), (9, 4000)])
+def test_the_pilot_is_small_and_shares_no_noise_with_an_estimate(num_images, num_timesteps):
+    pilot = Pilot(num_images, num_timesteps, seed=3)
+    rows = pilot.rows(0, len(pilot))
+    assert len(pilot) <= 400
+    assert len(set(addresses(rows))) == len(pilot)
+    assert rows.image.max() < num_images
+    assert (rows.t.min(), rows.t.max()) == (2, num_timesteps)
+    assert len(np.unique(rows.image)) == min(num_images, PILOT_IMAGES)
+    density = np.full(num_timesteps - 1, 1 / (num_timesteps - 1))
+    design = RotatedWarp(num_images, num_timesteps, density, 3, 4)
+    assert design.rows(0, len(design)).draw.max() < PILOT_DRAW == rows.draw.min()
+
+
+def test_the_seed_chooses_the_images_of_the_pilot():
+    chosen = {tuple(Pilot(100, 10, seed).image.tolist()) for seed in range(20)}
+    assert len(chosen) == 20
+    share = np.bincount(np.concatenate([Pilot(20, 9, s).image for s in range(500)])) / 500
+    assert np.abs(share - PILOT_IMAGES / 20).max() < 0.1
+
+
+def test_the_density_follows_the_standard_deviations():
+    model = SyntheticModel(2000, 1000, noise=0.0)
+    exact = model.mean[:, 1:].std(0)
+    exact /= exact.sum()
+    # The variance of an estimate from rows of a density, over that of the best density.
+    excess = []
+    for seed in range(20):
+        density = model.density(seed, np.random.default_rng(seed))
+        assert density.sum() == pytest.approx(1, rel=1e-12)
+        assert density.min() > 0.9e-5
+        excess.append((exact**2 / density).sum() - 1)
+    assert np.mean(excess) < 0.05
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 1e-300, 1e300])
+def test_images_that_agree_do_not_kill_a_step(value):
+    pilot = Pilot(20, 50, 0)
+    density = warp_density(pilot, [pilot_table(pilot, np.full(len(pilot), value))])
+    np.testing.assert_allclose(density, 1 / 49)
+
+
+def test_a_single_image_is_sampled_where_its_terms_are():
+    pilot = Pilot(1, 60, 0)
+    density = warp_density(pilot, [pilot_table(pilot, 1 / pilot.t)])
+    np.testing.assert_allclose(density, 1 / np.arange(2, 61) / (1 / np.arange(2, 61)).sum(), 0.02)
+    two = Pilot(1, 2, 0)
+    assert warp_density(two, [pilot_table(two, [0.3])]).tolist() == [1.0]
+
+
+def test_a_step_without_variance_keeps_the_floor():
+    pilot = Pilot(20, 1000, 0)
+    nats = np.where(pilot.t < 100, np.arange(len(pilot.image))[:, None] / pilot.t**3, 0.0)
+    density = warp_density(pilot, [pilot_table(pilot, nats)])
+    assert density.min() == pytest.approx(1e-5, rel=0.02)
+
+
+def test_terms_that_are_not_finite_or_not_there_are_refused():
+    pilot = Pilot(5, 9, 0)
+    nats = np.ones(len(pilot))
+    with pytest.raises(ValueError, match="finite"):
+        warp_density(pilot, [pilot_table(pilot, nats)[1:]])
+    nats[3] = np.nan
+    with pytest.raises(ValueError, match="finite"):
+        warp_density(pilot, [pilot_table(pilot, nats)])
+
+
+# ---- the rows
+
+
+@pytest.mark.parametrize(("num_images", "num_timesteps"), [(1, 2), (7, 3), (100, 40), (900, 1000)])
+@pytest.mark.parametrize("rotations", [1, 2, 5])
+def test_every_image_comes_once_a_rotation_and_the_decoder_first(
+    num_images, num_timesteps, rotations
+):
+    design = warp(num_images, num_timesteps, rotations=rotations)
+    rows = design.rows(0, len(design))
+    assert len(rows) == len(design) == len(set(addresses(rows)))
+    everyone = np.arange(num_images)
+    np.testing.assert_array_equal(rows.image[:num_images], everyone)
+    assert (rows.t[:num_images] == 1).all()
+    assert (rows.draw[:num_images] == 0).all()
+    for j in range(rotations):
+        of_rotation = (rows.t > 1) & (rows.draw == j)
+        np.testing.assert_array_equal(rows.image[of_rotation], everyone)
+        np.testing.assert_array_equal(rows.t[of_rotation], design.t[j])
+    draws = np.bincount(rows.image[rows.t == 1])
+    redrawn = min(num_images, max(64, -(-num_images // 10)))
+    assert (draws - decoder_draws(rotations)).sum() == redrawn == len(design.redrawn)
+    assert set(np.unique(draws - decoder_draws(rotations))) <= {0, 1}
+
+
+def test_portions_do_not_matter():
+    design = warp(77, 30, rotations=4)
+    whole = addresses(design.rows(0, len(design)))
+    for size in (1, 13, 200):
+        starts = range(0, len(design), size)
+        parts = [addresses(design.rows(s, min(s + size, len(design)))) for s in starts]
+        assert [row for part in parts for row in part] == whole
+
+
+def test_more_rotations_change_no_earlier_row():
+    short = warp(40, 25, rotations=2)
+    for rotations in (3, 4, 7):
+        long = dataclasses.replace(short, rotations=rotations)
+        assert len(long) > len(short)
+        assert addresses(long.rows(0, len(short))) == addresses(short.rows(0, len(short)))
+        short = long
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**64 - 1])
+def test_each_rotation_is_stratified(seed):
+    for num_images, num_timesteps in ((1000, 200), (333, 7), (20, 1000)):
+        design = warp(num_images, num_timesteps, seed=seed, rotations=3)
+        share = np.cumsum(design.density)
+        for t in design.t:
+            below = np.cumsum(np.bincount(t - 2, minlength=num_timesteps - 1))
+            assert np.abs(below - num_images * share).max() < 1 + 1e-9
+
+
+@pytest.mark.parametrize("over", ["seeds", "rotations"])
+def test_an_image_is_at_each_step_with_the_probability_of_the_density(over):
+    num_images, num_timesteps, repeats = 4, 9, 2000
+    if over == "seeds":
+        t = np.stack([warp(num_images, num_timesteps, seed=s).t[1] for s in range(repeats)])
+    else:
+        t = warp(num_images, num_timesteps, rotations=repeats).t
+    expected = repeats * falling(num_timesteps)
+    for of_image in t.T:
+        counts = np.bincount(of_image - 2, minlength=num_timesteps - 1)
+        assert stats.chisquare(counts, expected).pvalue > 1e-4
+    # And within a cell the step is uniform in the density, not at the cell's middle.
+    assert len(np.unique(t)) == num_timesteps - 1
+
+
+def test_rotations_images_and_seeds_are_independent():
+    cells = warp(2000, 50, rotations=3).cell
+    other = warp(2000, 50, seed=1).cell
+    pairs = [(cells[0], cells[1]), (cells[1], cells[2]), (cells[0], other[0])]
+    pairs += [(cells[0], np.arange(2000)), (cells[0, 1:], cells[0, :-1])]
+    for left, right in pairs:
+        assert abs(np.corrcoef(left, right)[0, 1]) < 4.5 / np.sqrt(2000)
+
+
+@pytest.mark.parametrize(
+    ("num_images", "density", "rotations"),
+    [(0, [0.5, 0.5], 2), (3, [1.0], 2), (3, [1.0, 0.0], 2), (3, [0.5, 0.4], 2), (3, [0.5, 0.5], 0)],
+)
+def test_what_is_no_design_is_refused(num_images, density, rotations):
+    with pytest.raises(ValueError, match=r"needs an image|density must"):
+        RotatedWarp(num_images, 3, np.array(density), 0, rotations)
+    with pytest.raises(ValueError, match="two steps"):
+        Pilot(3, 1, 0)

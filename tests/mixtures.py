@@ -1,0 +1,121 @@
+"""A model of which every term's expectation is known, as cheap as a table.
+
+The terms look like those of a network on natural images: they fall like 1 / t, images differ, more
+so at large t, each deviates in its own way along log t, and a draw adds a little noise. Features
+that follow the terms from afar stand for those of `GaussianFeatures`.
+"""
+
+import dataclasses
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddpmbench.likelihood.regression import FeatureTable, log_bins
+from ddpmbench.likelihood.terms import VALUE_COLUMNS, Rows, TermTable
+from ddpmbench.likelihood.warp import Pilot, RotatedWarp, warp_density
+
+Array = NDArray[np.float64]
+
+
+@dataclasses.dataclass(frozen=True)
+class SyntheticModel:
+    """N images and T steps; the images are drawn by the seed from one population.
+
+    Attributes:
+        num_images: N.
+        num_timesteps: T.
+        seed: of the images; the steps do not depend on it.
+        noise: relative standard deviation of a draw.
+        floor: a constant that every term has beside what varies, as with variance fixed_large.
+    """
+
+    num_images: int = 200
+    num_timesteps: int = 120
+    seed: int = 0
+    noise: float = 0.03
+    floor: float = 0.0
+
+    @cached_property
+    def _parts(self) -> tuple[Array, Array, Array, Array]:
+        generator = np.random.default_rng([self.seed, 1])
+        n, t = self.num_images, np.arange(1, self.num_timesteps + 1)
+        image = 0.35 * generator.normal(size=(n, 1))
+        own = 0.3 * smooth(generator, n, t)
+        # The normal deviations have variance 0.35^2 s^2 + 0.3^2, so that a mean is known too.
+        tilt = 0.7 + 0.3 * np.log(t) / np.log(max(t[-1], 2))
+        error = np.exp(image * tilt + own)
+        size = 0.12 * 8 / (t + 7.0)
+        mean = size * error + self.floor * size
+        mean[:, 0] = 1.4 + 0.3 * image[:, 0] + 0.1 * generator.normal(size=n)
+        known = image * tilt + 0.8 * own + 0.15 * smooth(generator, n, t) + 0.2
+        g = (size * np.exp(known))[:, 1:]
+        code = 2.0 + image[:, 0] + 0.3 * generator.normal(size=n)
+        expected = size * np.exp((0.35**2 * tilt**2 + 0.3**2) / 2) + self.floor * size
+        expected[0] = 1.4
+        return mean, g, code, expected
+
+    @property
+    def mean(self) -> Array:
+        """(N, T) expectation of every term over the noise."""
+        return self._parts[0]
+
+    @property
+    def truth(self) -> float:
+        """The bound on these images, priors included."""
+        return float((self.prior + self.mean.sum(1)).mean())
+
+    @property
+    def population_truth(self) -> float:
+        """The bound on the population."""
+        return float(self._parts[3].sum()) + 0.01
+
+    @cached_property
+    def prior(self) -> Array:
+        """(N,) the priors."""
+        return 0.01 + 0.001 * np.random.default_rng([self.seed, 2]).normal(size=self.num_images)
+
+    def table(self, rows: Rows, generator: np.random.Generator) -> TermTable:
+        """The terms of rows, with noise from the generator."""
+        mean = self.mean[rows.image, rows.t - 1]
+        nats = mean * (1 + self.noise * generator.normal(size=len(rows)))
+        values = {name: np.full(len(rows), np.nan) for name in VALUE_COLUMNS}
+        values["nats"] = nats
+        values["x_start_mse"] = values["x_start_mse_noclip"] = nats * rows.t / 50
+        values["eps_mse"] = nats / (1 + rows.t / 50)
+        return TermTable(rows, values)
+
+    def density(self, seed: int, generator: np.random.Generator) -> Array:
+        """What a pilot finds."""
+        pilot = Pilot(self.num_images, self.num_timesteps, seed)
+        return warp_density(pilot, [self.table(pilot.rows(0, len(pilot)), generator)])
+
+    def features(self, design: RotatedWarp, *, garbage: bool = False) -> FeatureTable:
+        """Features that follow the terms, or have nothing to do with them."""
+        _, g, code, _ = self._parts
+        if garbage:
+            generator = np.random.default_rng(99)
+            g, code = np.exp(2 * generator.normal(size=g.shape)), generator.normal(size=code.shape)
+        return feature_table(design, g, code)
+
+
+def feature_table(design: RotatedWarp, g: Array, code: Array) -> FeatureTable:
+    """What a regression needs, from all features in memory."""
+    bins, t = log_bins(design.num_timesteps), np.arange(2, design.num_timesteps + 1)
+    both = np.stack([g, np.log(g)], axis=2)
+    sums = np.stack([both[:, bins == b].sum(1) for b in range(bins[-1] + 1)], axis=1)
+    return FeatureTable(
+        rows=np.take_along_axis(g.T, design.t - 2, axis=0),
+        bin_sums=sums,
+        step_means=both.mean(0),
+        code_length=code,
+        error_scale=np.stack([t / 50, 1 / (1 + t / 50)]),
+    )
+
+
+def smooth(generator: np.random.Generator, n: int, t: NDArray[np.int64]) -> Array:
+    """(N, T) standard normal, with a correlation over about a factor of 2 in t."""
+    x = np.log(t) / 0.7
+    waves = [(generator.normal(size=(n, 2)), w) for w in generator.normal(size=24)]
+    total = sum(a[:, :1] * np.cos(w * x) + a[:, 1:] * np.sin(w * x) for a, w in waves)
+    return total / np.sqrt(24)
