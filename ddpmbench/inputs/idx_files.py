@@ -3,7 +3,6 @@
 import contextlib
 import gzip
 import io
-import math
 import re
 import struct
 import zlib
@@ -15,17 +14,16 @@ from numpy.typing import NDArray
 
 from ddpmbench.inputs.image_files import (
     ImageData,
-    channels_first,
-    channels_last,
+    PositionIds,
     count_to_read,
-    index_ids,
+    image_shape,
     refusal,
 )
+from ddpmbench.inputs.pixel_store import read_pixels
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _TYPES = (0x08, 0x09, 0x0B, 0x0C, 0x0D, 0x0E)
 _UINT8 = 0x08
-_CHUNK = 1 << 24
 
 _Bytes = gzip.GzipFile | io.BufferedReader
 
@@ -48,10 +46,12 @@ def read_idx(path: Path, num_images: int | None = None) -> ImageData:
             what = "a labels file" if len(shape) == 1 else f"{len(shape)}-dimensional"
             raise refusal(path, f"is {what}; give the idx file of images, with 3 or 4 dimensions")
         count = count_to_read(num_images, shape[0], path)
-        pixels = channels_last(_values(file, shape, count, path), str(path))
+        pixels = read_pixels(file, image_shape(shape, str(path)), count)
+        if count == shape[0]:
+            _refuse_more(file, shape, path)
     labels = _labels(path, shape[0])
     labels = None if labels is None else labels[:count]
-    return ImageData(channels_first(pixels), index_ids(count), labels)
+    return ImageData(pixels, PositionIds(range(count)), labels)
 
 
 @contextlib.contextmanager
@@ -60,6 +60,10 @@ def _damage_refused(path: Path) -> Iterator[None]:
         yield
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise refusal(path, f"is cut short or corrupt ({error}); copy it again") from error
+    except MemoryError as error:
+        raise refusal(
+            path, f"is too large for memory ({error}); take fewer images with --num-images"
+        ) from error
 
 
 def _open_maybe_gzip(path: Path) -> _Bytes:
@@ -80,26 +84,9 @@ def _shape(file: _Bytes, path: Path) -> tuple[int, ...]:
     return struct.unpack(f">{magic[3]}I", sizes)
 
 
-def _values(file: _Bytes, shape: tuple[int, ...], count: int, path: Path) -> NDArray[np.uint8]:
-    if 0 in shape:
-        raise refusal(path, f"is empty, of shape {shape}; give at least one image")
-    try:
-        values = np.empty((count, *shape[1:]), np.uint8)
-    except (ValueError, MemoryError) as error:
-        raise refusal(
-            path, f"claims the shape {shape}, too large for memory; take fewer with --num-images"
-        ) from error
-    view = values.data.cast("B")
-    start = 0
-    while start < len(view):
-        chunk = file.read(min(_CHUNK, len(view) - start))
-        if not chunk:
-            raise EOFError(f"it holds {start} bytes of {math.prod(shape)}")
-        view[start : start + len(chunk)] = chunk
-        start += len(chunk)
-    if count == shape[0] and file.read(1):
+def _refuse_more(file: _Bytes, shape: tuple[int, ...], path: Path) -> None:
+    if file.read(1):
         raise refusal(path, f"holds more than its shape {shape} says; copy it again")
-    return values
 
 
 def _labels(path: Path, num_images: int) -> NDArray[np.int64] | None:
@@ -120,4 +107,8 @@ def _labels(path: Path, num_images: int) -> NDArray[np.int64] | None:
                 f"has shape {shape} for the {num_images} images of {path.name}; put the labels "
                 "that belong to them there, or remove it",
             )
-        return _values(file, shape, num_images, sibling).astype(np.int64)
+        values = file.read(num_images)
+        if len(values) < num_images:
+            raise EOFError(f"it holds {len(values)} bytes of {num_images}")
+        _refuse_more(file, shape, sibling)
+        return np.frombuffer(values, np.uint8).astype(np.int64)

@@ -1,18 +1,21 @@
 """Readers of image files: a folder or an npz, as 8-bit pixels, never converted."""
 
 import dataclasses
+import itertools
 import os
 import re
 import warnings
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any, Self, overload
 
 import numpy as np
+from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from ddpmbench.errors import InputError
+from ddpmbench.inputs.pixel_store import read_pixels, store
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -49,6 +52,25 @@ class ImageData:
     pixels: NDArray[np.uint8]
     ids: Sequence[str]
     labels: NDArray[np.int64] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class PositionIds(Sequence[str]):
+    """Names for images that have only a position: "0", "1", ..., made when asked for."""
+
+    positions: range
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> Self: ...
+    def __getitem__(self, index: int | slice) -> "str | Self":
+        if isinstance(index, slice):
+            return dataclasses.replace(self, positions=self.positions[index])
+        return str(self.positions[index])
 
 
 def refusal(subject: object, reason: str) -> InputError:
@@ -99,23 +121,17 @@ def read_folder(folder: Path, num_images: int | None = None) -> ImageData:
     names = names[: count_to_read(num_images, len(names), folder)]
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        first = _decode(folder / names[0])
-        pixels = np.empty((len(names), *first.shape), np.uint8)
-        pixels[0] = first
-        for row, name in enumerate(names[1:], start=1):
-            image = _decode(folder / name)
-            if image.shape != first.shape:
-                raise refusal(
-                    folder / name,
-                    f"is {_describe(image)}, but {names[0]} is {_describe(first)}; "
-                    "make all images of the folder alike",
-                )
-            pixels[row] = image
+        images = _images_alike(folder, names)
+        first = next(images)
+        pixels = store((len(names), *first.shape[1:]), itertools.chain([first], images))
     return ImageData(pixels, names)
 
 
 def read_npz(path: Path, num_images: int | None = None) -> ImageData:
     """The images of an npz archive: arr_0 uint8 (N, H, W, C) or (N, H, W), arr_1 labels if any.
+
+    With `num_images`, what follows the last image wanted is not read, nor checked. An array in
+    Fortran order, in which the images are interleaved, is read into memory whole.
 
     Raises:
         InputError: if it is cut short or corrupt, or holds anything but 8-bit gray or RGB
@@ -124,48 +140,29 @@ def read_npz(path: Path, num_images: int | None = None) -> ImageData:
     if not zipfile.is_zipfile(path):
         raise refusal(path, "is not an npz archive, or is cut short; copy or save it again")
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            names = list(archive.files)
-            images = archive["arr_0"] if "arr_0" in names else None
-            classes = archive["arr_1"] if "arr_1" in names else None
-    # numpy raises whatever a damaged archive or header leads it to.
+        with zipfile.ZipFile(path) as archive:
+            return _npz_images(archive, num_images, path)
+    except (InputError, MemoryError):
+        raise
+    # numpy and zipfile raise whatever a damaged archive or header leads them to.
     except Exception as error:
         raise refusal(
             path, f"cannot be read ({error}); save it with np.savez and plain uint8 pixels"
         ) from error
-    if not isinstance(images, np.ndarray):
-        raise refusal(
-            path, f"has no array arr_0 but {names}; save it with np.savez(path, arr_0=pixels)"
-        )
-    if images.dtype != np.uint8:
-        raise refusal(path, f"arr_0 is {images.dtype}; save the pixels as uint8, 0..255")
-    # (N, H, W) to the letter, but more likely one color image that lacks its first axis.
-    if images.ndim == 3 and images.shape[-1] in (3, 4):
-        raise shape_refusal(f"{path}: arr_0", images.shape)
-    images = channels_last(images, f"{path}: arr_0")
-    count = count_to_read(num_images, len(images), path)
-    labels = None if classes is None else _npz_labels(classes, len(images), path)[:count]
-    return ImageData(channels_first(images[:count]), index_ids(count), labels)
 
 
-def index_ids(count: int) -> list[str]:
-    """Names for images that have only a position: "0", "1", ..."""
-    return [str(index) for index in range(count)]
-
-
-def channels_last(images: NDArray[np.uint8], subject: str) -> NDArray[np.uint8]:
-    """Images of shape (N, H, W, C), from that shape or from (N, H, W).
+def image_shape(shape: tuple[int, ...], subject: str) -> tuple[int, int, int, int]:
+    """(N, H, W, C) for images of that shape or of (N, H, W).
 
     Raises:
         InputError: naming `subject`, if the shape is another, or there is no image.
     """
-    shape = images.shape
     if 0 in shape:
         raise refusal(subject, f"is empty, of shape {shape}; give at least one image")
-    if images.ndim == 3:
-        return images[..., None]
-    if images.ndim == 4 and shape[-1] in (1, 3):
-        return images
+    if len(shape) == 3:
+        return (*shape, 1)
+    if len(shape) == 4 and shape[-1] in (1, 3):
+        return shape
     raise shape_refusal(subject, shape)
 
 
@@ -174,11 +171,6 @@ def shape_refusal(subject: str, shape: tuple[int, ...]) -> InputError:
     return refusal(
         subject, f"has shape {shape}; save gray as (N, H, W) or (N, H, W, 1), RGB as (N, H, W, 3)"
     )
-
-
-def channels_first(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Images of shape (N, C, H, W), contiguous, from (N, H, W, C)."""
-    return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
 
 
 def _image_names(folder: Path) -> list[str]:
@@ -215,10 +207,29 @@ def _text(name: str) -> str:
     return name
 
 
-def _natural_key(name: str) -> tuple[list[list[str | int]], str]:
-    # Splitting on digits alternates text and numbers, so like is compared with like.
-    parts = [re.split("([0-9]+)", part) for part in name.split("/")]
-    return [[int(p) if i % 2 else p for i, p in enumerate(part)] for part in parts], name
+def _natural_key(name: str) -> tuple[str, str]:
+    # One text, because lists of a name's parts would take many times its memory. A number is its
+    # length and its digits; the end of a part comes before a number, which comes before text.
+    def number(match: re.Match[str]) -> str:
+        digits = match[0].lstrip("0")
+        return f"\1{chr(len(digits))}{digits}"
+
+    return re.sub("[0-9]+", number, name.replace("/", "\0")), name
+
+
+def _images_alike(folder: Path, names: list[str]) -> Iterator[NDArray[np.uint8]]:
+    """(1, C, H, W) each."""
+    first = None
+    for name in names:
+        image = _decode(folder / name)
+        first = image if first is None else first
+        if image.shape != first.shape:
+            raise refusal(
+                folder / name,
+                f"is {_describe(image)}, but {names[0]} is {_describe(first)}; "
+                "make all images of the folder alike",
+            )
+        yield image[None]
 
 
 def _decode(path: Path) -> NDArray[np.uint8]:
@@ -260,16 +271,56 @@ def _describe(image: NDArray[np.uint8]) -> str:
     return f"{width}x{height} {'gray' if channels == 1 else 'RGB'}"
 
 
-def _npz_labels(classes: object, num_images: int, path: Path) -> NDArray[np.int64]:
-    if not isinstance(classes, np.ndarray) or classes.dtype.kind not in "iu":
-        kind = getattr(classes, "dtype", "no array")
-        raise refusal(path, f"arr_1 is {kind}; save the labels as integers, or leave them out")
+def _npz_images(archive: zipfile.ZipFile, num_images: int | None, path: Path) -> ImageData:
+    names = [name.removesuffix(".npy") for name in archive.namelist()]
+    if "arr_0" not in names:
+        raise refusal(
+            path, f"has no array arr_0 but {names}; save it with np.savez(path, arr_0=pixels)"
+        )
+    classes = _npz_array(archive, "arr_1") if "arr_1" in names else None
+    with archive.open("arr_0.npy") as file:
+        shape, is_fortran, dtype = _npy_header(file)
+        if dtype != np.uint8:
+            raise refusal(path, f"arr_0 is {dtype}; save the pixels as uint8, 0..255")
+        # (N, H, W) to the letter, but more likely one color image that lacks its first axis.
+        if len(shape) == 3 and shape[-1] in (3, 4):
+            raise shape_refusal(f"{path}: arr_0", shape)
+        shape = image_shape(shape, f"{path}: arr_0")
+        count = count_to_read(num_images, shape[0], path)
+        labels = None if classes is None else _npz_labels(classes, shape[0], path)[:count]
+        if is_fortran:
+            whole = _npz_array(archive, "arr_0").reshape(shape).transpose(0, 3, 1, 2)
+            pixels = store((count, *whole.shape[1:]), [whole[:count]])
+        else:
+            pixels = read_pixels(file, shape, count)
+    return ImageData(pixels, PositionIds(range(count)), labels)
+
+
+def _npz_array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
+    with archive.open(f"{name}.npy") as file:
+        return np.asarray(npy.read_array(file, allow_pickle=False))
+
+
+def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether the order is Fortran's, and dtype; the pixels follow."""
+    is_first = npy.read_magic(file) == (1, 0)
+    header = (npy.read_array_header_1_0 if is_first else npy.read_array_header_2_0)(file)
+    if header[2].hasobject:
+        raise ValueError("Object arrays cannot be loaded")
+    return header
+
+
+def _npz_labels(classes: NDArray[Any], num_images: int, path: Path) -> NDArray[np.int64]:
+    if classes.dtype.kind not in "iu":
+        raise refusal(
+            path, f"arr_1 is {classes.dtype}; save the labels as integers, or leave them out"
+        )
     if classes.shape != (num_images,):
         raise refusal(
             path,
             f"arr_1 has shape {classes.shape} for {num_images} images; save one label an image",
         )
-    labels = classes.astype(np.int64)
+    labels = classes.astype(np.int64, copy=False)
     if (labels < 0).any():
         raise refusal(path, "arr_1 holds labels outside 0..2^63-1; number the classes from 0")
     return labels

@@ -21,6 +21,7 @@ from ddpmbench.inputs.image_files import (
     read_npz,
     refusal,
 )
+from ddpmbench.inputs.pixel_store import release
 
 _HASH_CHUNK = 1 << 24
 
@@ -30,7 +31,7 @@ class ImageSet:
     """Images in a fixed order.
 
     Attributes:
-        pixels: (N, C, H, W) uint8.
+        pixels: (N, C, H, W) uint8; those of a large set lie in a file (`pixel_store`).
         ids: (N,) a name for each image.
         source: the data set's name or the path, as given.
         labels: (N,) int64 classes, or None.
@@ -68,6 +69,7 @@ class ImageSet:
         step = max(1, _HASH_CHUNK // max(1, self.pixels[:1].nbytes))
         for start in range(0, len(self), step):
             digest.update(np.ascontiguousarray(self.pixels[start : start + step]).data)
+            release(self.pixels)
         return digest.hexdigest()
 
     def subset(self, num_images: int) -> Self:

@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft
 
+from ddpmbench.inputs.pixel_store import release
 from ddpmbench.process.schedule import NoiseSchedule
 
 CHUNK_BYTES = 2**25
-"""Images are taken in portions of about this many bytes of float64 coefficients."""
+"""Images are taken in portions whose arrays of float64 have about this many bytes each."""
 MOMENT_IMAGES = 20_000
 """The mean and the spectrum are those of at most this many images, evenly spaced in the set."""
 LEVELS = 512
@@ -156,11 +157,18 @@ def code_length(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
     return np.asarray(-(share * np.log(np.where(share > 0, share, 1.0))).sum(1))
 
 
-def portions(pixels: NDArray[np.uint8]) -> Iterator[slice]:
-    """Slices that cover the images, each small enough to be worked on in memory."""
-    size = max(1, CHUNK_BYTES // (8 * max(1, pixels[:1].size)))
+def portions(pixels: NDArray[np.uint8], width: int = 256) -> Iterator[slice]:
+    """Slices that cover the images, each small enough to be worked on in memory.
+
+    Args:
+        pixels: (N, C, H, W), let go of after each slice if they lie in a file.
+        width: how many numbers are worked out of an image, if more than it has pixels; the
+            histogram of a code length has 256.
+    """
+    size = max(1, CHUNK_BYTES // (8 * max(width, pixels[:1].size)))
     for start in range(0, len(pixels), size):
         yield slice(start, min(start + size, len(pixels)))
+        release(pixels)
 
 
 def _unit_range(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:

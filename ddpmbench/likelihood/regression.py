@@ -12,6 +12,8 @@ from ddpmbench.likelihood.warp import RotatedWarp
 BINS = 30
 """The steps are grouped into at most this many bins, evenly spaced in log t."""
 
+_IMAGES = 8192  # worked on at a time
+
 # Rows that each coefficient's prior is worth: intercept, G, log G, code length.
 _PRIOR_ROWS = np.array([0.3, 4.0, 4.0, 4.0])
 
@@ -32,7 +34,9 @@ class FeatureTable:
 
     Attributes:
         rows: (r, N) G of each image at its step in each rotation.
-        bin_sums: (N, bins, 2) sums of G and of log G over the steps of each bin.
+        bin_sums: (N, bins, 2) float32, sums of G and of log G over the steps of each bin. In
+            float64 they would be most of the memory an estimate takes; the rounding errs up and
+            down alike, by less than 1e-7.
         step_means: (T - 1, 2) means of G and of log G over the images, t = 2..T.
         code_length: (N,) length of each image's lossless code.
         error_scale: (2, T - 1) what turns G into the linear denoiser's mean squared error of
@@ -40,7 +44,7 @@ class FeatureTable:
     """
 
     rows: NDArray[np.float64]
-    bin_sums: NDArray[np.float64]
+    bin_sums: NDArray[np.float32]
     step_means: NDArray[np.float64]
     code_length: NDArray[np.float64]
     error_scale: NDArray[np.float64]
@@ -56,19 +60,20 @@ class FeatureTable:
         """
         starts = np.flatnonzero(np.diff(log_bins(design.num_timesteps), prepend=-1))
         step_sums = np.zeros((design.num_timesteps - 1, 2))
-        bin_sums, lengths = [], []
-        for part in portions(pixels):
+        bin_sums = np.empty((len(pixels), len(starts), 2), np.float32)
+        lengths = np.empty(len(pixels))
+        for part in portions(pixels, max(256, design.num_timesteps)):
             g = features.divergence(pixels[part])
-            both = np.stack([g, np.log(g)], axis=2)
-            step_sums += both.sum(0)
-            bin_sums.append(np.add.reduceat(both, starts, axis=1))
-            lengths.append(code_length(pixels[part]))
+            for k, values in enumerate((g, np.log(g))):
+                step_sums[:, k] += values.sum(0)
+                bin_sums[part, :, k] = np.add.reduceat(values, starts, axis=1)
+            lengths[part] = code_length(pixels[part])
         snr = features.schedule.snr.numpy()[1:]
         return cls(
             rows=_at_rows(features, pixels, design.t),
-            bin_sums=np.concatenate(bin_sums),
+            bin_sums=bin_sums,
             step_means=step_sums / len(pixels),
-            code_length=np.concatenate(lengths),
+            code_length=lengths,
             error_scale=np.stack([1 / features.weight, snr / features.weight]),
         )
 
@@ -86,8 +91,10 @@ class FeatureTable:
 def _at_rows(
     features: GaussianFeatures, pixels: NDArray[np.uint8], t: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    parts = [features.divergence_at(pixels[part], t[:, part]) for part in portions(pixels)]
-    return np.concatenate(parts, axis=1)
+    rows = np.empty(t.shape)
+    for part in portions(pixels):
+        rows[:, part] = features.divergence_at(pixels[part], t[:, part])
+    return rows
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -128,27 +135,32 @@ def predict(design: RotatedWarp, nats: NDArray[np.float64], features: FeatureTab
     bins = log_bins(design.num_timesteps)
     steps_in_bin = np.bincount(bins)
     bin_density = np.bincount(bins, weights=design.density) / steps_in_bin
-    basis = _Basis.of(features, steps_in_bin)
-    gram, moment = [], []
+    basis = _Basis.of(features, bins)
+    parts = [slice(i, i + _IMAGES) for i in range(0, design.num_images, _IMAGES)]
+    gram = np.zeros((design.rotations, len(steps_in_bin), 4, 4))
+    moment = np.zeros((design.rotations, len(steps_in_bin), 4))
     for j in range(design.rotations):
-        step = design.t[j] - 2
-        b, p = bins[step], design.density[step]
-        # Rows are weighted by what their residuals will be: 1 / density. The density of the bin
-        # makes the coefficients of different bins alike, so that sparse bins learn from others.
-        x = basis.at(features.rows[j], b) * (bin_density[b] / p)[:, None]
-        y = nats[j] / p
-        gram.append(_sum_by_bin(x[:, :, None] * x[:, None, :], b, len(steps_in_bin)))
-        moment.append(_sum_by_bin(x * y[:, None], b, len(steps_in_bin)))
-    all_gram, all_moment = sum(gram), sum(moment)
+        for part in parts:
+            step = design.t[j, part] - 2
+            b, p = bins[step], design.density[step]
+            # Rows are weighted by what their residuals will be: 1 / density. The density of the
+            # bin makes the coefficients of different bins alike, so that sparse bins learn from
+            # others.
+            x = basis.at(features.rows[j, part], b, part) * (bin_density[b] / p)[:, None]
+            y = nats[j, part] / p
+            gram[j] += _sum_by_bin(x[:, :, None] * x[:, None, :], b, len(steps_in_bin))
+            moment[j] += _sum_by_bin(x * y[:, None], b, len(steps_in_bin))
     step_x = basis.means(features.step_means, bins)
-    rows, totals, steps = [], [], []
+    rows, totals = np.empty(nats.shape), np.empty(nats.shape)
+    steps = np.empty((design.rotations, len(bins)))
     for j in range(design.rotations):
-        beta = _shrunk(all_gram - gram[j], all_moment - moment[j]) * bin_density[:, None]
-        b = bins[design.t[j] - 2]
-        rows.append((basis.at(features.rows[j], b) * beta[b]).sum(1))
-        totals.append(basis.totals(features.bin_sums, beta))
-        steps.append((step_x * beta[bins]).sum(1))
-    return Predictions(np.stack(rows), np.stack(totals), np.stack(steps))
+        beta = _shrunk(gram.sum(0) - gram[j], moment.sum(0) - moment[j]) * bin_density[:, None]
+        steps[j] = (step_x * beta[bins]).sum(1)
+        for part in parts:
+            b = bins[design.t[j, part] - 2]
+            rows[j, part] = (basis.at(features.rows[j, part], b, part) * beta[b]).sum(1)
+            totals[j, part] = basis.totals(features.bin_sums[part], beta, part)
+    return Predictions(rows, totals, steps)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -161,25 +173,28 @@ class _Basis:
     steps_in_bin: NDArray[np.int64]  # (bins,)
 
     @classmethod
-    def of(cls, features: FeatureTable, steps_in_bin: NDArray[np.int64]) -> Self:
-        mean = features.bin_sums.mean(0) / steps_in_bin[:, None]
+    def of(cls, features: FeatureTable, bins: NDArray[np.int64]) -> Self:
+        steps_in_bin = np.bincount(bins)
+        # Not from the bin sums, which are rounded.
+        sums = _sum_by_bin(features.step_means, bins, len(steps_in_bin))
+        mean = sums / steps_in_bin[:, None]
         length = features.code_length
         code = (length - length.mean()) / (length.std() or 1.0)
         return cls(mean[:, 0], mean[:, 1], code, steps_in_bin)
 
-    def at(self, g: NDArray[np.float64], b: NDArray[np.int64]) -> NDArray[np.float64]:
-        """(N, 4) at the rows of one rotation."""
-        columns = (g / self.g_scale[b] - 1, np.log(g) - self.log_center[b], self.code)
+    def at(self, g: NDArray[np.float64], b: NDArray[np.int64], part: slice) -> NDArray[np.float64]:
+        """(B, 4) at the rows that some of the images have in one rotation."""
+        columns = (g / self.g_scale[b] - 1, np.log(g) - self.log_center[b], self.code[part])
         return np.stack([np.ones_like(g), *columns], axis=1)
 
     def totals(
-        self, bin_sums: NDArray[np.float64], beta: NDArray[np.float64]
+        self, bin_sums: NDArray[np.float32], beta: NDArray[np.float64], part: slice
     ) -> NDArray[np.float64]:
-        """(N,) predictions summed over the steps, from (bins, 4) coefficients."""
+        """(B,) predictions for these images summed over the steps; beta is (bins, 4)."""
         # Written out: the regressors of all images and bins would be twice the sums.
         level = self.steps_in_bin @ (beta[:, 0] - beta[:, 1] - self.log_center * beta[:, 2])
         g, log_g = bin_sums[:, :, 0] @ (beta[:, 1] / self.g_scale), bin_sums[:, :, 1] @ beta[:, 2]
-        return np.asarray(level + g + log_g + self.code * (self.steps_in_bin @ beta[:, 3]))
+        return np.asarray(level + g + log_g + self.code[part] * (self.steps_in_bin @ beta[:, 3]))
 
     def means(
         self, step_means: NDArray[np.float64], bins: NDArray[np.int64]
