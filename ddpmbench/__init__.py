@@ -15,22 +15,25 @@ from ddpmbench.errors import InputError
 from ddpmbench.version import __version__
 
 if TYPE_CHECKING:
-    from ddpmbench.evaluate import NllReport, evaluate_nll
     from ddpmbench.inputs.checkpoints import Checkpoint, load_checkpoint
     from ddpmbench.inputs.checkpoints.wrap import wrap_network
     from ddpmbench.inputs.images import ImageSet, load_images
     from ddpmbench.likelihood.terms import BoundTerms, bound_terms, prior_bits_per_dim
     from ddpmbench.process.schedule import NoiseSchedule
+    from ddpmbench.questions.compare import Comparison, compare
+    from ddpmbench.questions.nll import NllReport, evaluate_nll
 
 __all__ = [
     "BoundTerms",
     "Checkpoint",
+    "Comparison",
     "ImageSet",
     "InputError",
     "NllReport",
     "NoiseSchedule",
     "__version__",
     "bound_terms",
+    "compare",
     "evaluate_nll",
     "load_checkpoint",
     "load_images",
@@ -41,11 +44,13 @@ __all__ = [
 _HOMES = {
     "BoundTerms": "ddpmbench.likelihood.terms",
     "Checkpoint": "ddpmbench.inputs.checkpoints",
+    "Comparison": "ddpmbench.questions.compare",
     "ImageSet": "ddpmbench.inputs.images",
-    "NllReport": "ddpmbench.evaluate",
+    "NllReport": "ddpmbench.questions.nll",
     "NoiseSchedule": "ddpmbench.process.schedule",
     "bound_terms": "ddpmbench.likelihood.terms",
-    "evaluate_nll": "ddpmbench.evaluate",
+    "compare": "ddpmbench.questions.compare",
+    "evaluate_nll": "ddpmbench.questions.nll",
     "load_checkpoint": "ddpmbench.inputs.checkpoints",
     "load_images": "ddpmbench.inputs.images",
     "prior_bits_per_dim": "ddpmbench.likelihood.terms",

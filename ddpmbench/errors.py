@@ -1,4 +1,4 @@
-"""The one exception a user is meant to see."""
+"""The exceptions a user is meant to see."""
 
 
 class InputError(Exception):
@@ -6,4 +6,11 @@ class InputError(Exception):
 
     The message is one line that names the file or option and says what to do. The command line
     prints it and exits with status 2.
+    """
+
+
+class ProcessLostError(Exception):
+    """Another process of the run has stopped; the same command goes on from what is kept.
+
+    The command line prints the message and exits with status 1.
     """

@@ -11,7 +11,9 @@ import torch
 from ddpmbench import assets, load_checkpoint, load_images
 from ddpmbench.inputs.checkpoints.weights import sha256_of
 from ddpmbench.likelihood.terms import Rows, TermsPass
+from ddpmbench.likelihood.warp import Pilot, warp_density
 from ddpmbench.process.units import NATS_PER_BIT
+from ddpmbench.runs.finished import FinishedRun
 
 RESULTS = Path(__file__).parents[1] / "results" / "default"
 
@@ -55,24 +57,49 @@ def test_the_published_result_is_of_this_file_and_these_images(published):
     assert published["data"]["sha256"] == images.sha256
 
 
+def test_the_published_rows_follow_from_the_published_density(published):
+    design = FinishedRun(RESULTS, published).design
+    pilot = published["sampling"]["pilot_evaluations"]
+    assert len(design) + pilot == published["num_evaluations"]
+    steps = pd.read_csv(RESULTS / "per_timestep.csv")
+    rows = design.rows(0, len(design))
+    counted = np.bincount(rows.t, minlength=design.num_timesteps + 1)[1:]
+    np.testing.assert_array_equal(counted, steps.num_evaluations)
+
+
 def test_the_published_terms_come_out_again(checkpoint, published):
     images = load_images("fashion-mnist:test", num_images=published["num_images"])
     terms_pass = TermsPass(
         checkpoint, images, seed=published["seed"], decoder="exact", device=torch.device("cpu")
     )
-    steps = pd.read_csv(RESULTS / "per_timestep.csv").set_index("t").bits_per_dim
-    draws = published["conventions"]["draws"]
-    for t in (1, 2, 1000):
-        image, draw = np.divmod(np.arange(len(images) * draws), draws)
-        terms = terms_pass.terms(Rows(image, np.full_like(image, t), draw))
-        found = terms.values["nats"].mean() / NATS_PER_BIT
-        assert found == pytest.approx(steps[t], rel=1e-4)
+    run = FinishedRun(RESULTS, published)
+    design = run.design
+    # The density says what the pilot's terms are at every step, but for a common factor.
+    pilot = Pilot(len(images), design.num_timesteps, published["seed"])
+    density = warp_density(pilot, [terms_pass.terms(pilot.rows(0, len(pilot)))])
+    np.testing.assert_allclose(density, run.density(), rtol=1e-6)
+    # The tables say what the terms are on average, within what some of the rows can tell.
+    steps = pd.read_csv(RESULTS / "per_timestep.csv").set_index("t")
+    rows = design.rows(0, len(design))
+    decoder = np.flatnonzero(rows.t == 1)[:300]
+    small_steps = np.flatnonzero((rows.t > 1) & (rows.t < 30))[:300]
+    for at, rtol in ((decoder, 0.06), (small_steps, 0.12)):
+        some = Rows(rows.image[at], rows.t[at], rows.draw[at])
+        values = terms_pass.terms(some).values
+        found = values["nats"].sum() / NATS_PER_BIT
+        assert found == pytest.approx(steps.bits_per_dim[some.t].sum(), rel=rtol)
+        for name in ("x_start_mse", "eps_mse"):
+            assert values[name].sum() == pytest.approx(steps[name][some.t].sum(), rel=rtol)
 
 
 def test_the_published_tables_agree(published):
     steps = pd.read_csv(RESULTS / "per_timestep.csv")
-    images = pd.read_csv(RESULTS / "per_image.csv")
+    rate = pd.read_csv(RESULTS / "rate.csv").set_index("t").rate_bits_per_dim
     bound = published["bits_per_dim"]
-    assert steps.bits_per_dim.sum() + published["prior"] == pytest.approx(bound, abs=1e-9)
-    assert images.bits_per_dim.mean() == pytest.approx(bound, abs=1e-9)
-    assert steps.num_evaluations.sum() == published["num_evaluations"]
+    assert published["num_images"] == 10_000
+    assert published["half_width"] <= published["sampling"]["half_width_goal"] == 0.005
+    assert steps.bits_per_dim.sum() + published["prior"] == pytest.approx(bound, abs=1e-7)
+    assert rate[1] + published["decoder"] == pytest.approx(bound, abs=1e-7)
+    assert rate[1000] == pytest.approx(published["prior"], abs=1e-9)
+    counted = steps.num_evaluations.sum() + published["sampling"]["pilot_evaluations"]
+    assert counted == published["num_evaluations"]

@@ -5,10 +5,11 @@ import re
 import shlex
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from ddpmbench.cli.main import ddpmbench
-from ddpmbench.evaluate import evaluate_nll
+from ddpmbench.questions.nll import evaluate_nll
 from ddpmbench.report.printed import printed_nll
 
 ROOT = Path(__file__).parents[1]
@@ -43,17 +44,26 @@ def test_the_python_runs():
     assert 0 < names["report"].summary["bits_per_dim"] < 8
 
 
-def test_the_table_of_the_run_folder_is_complete(small_model, small_images, tmp_path):
-    evaluate_nll(small_model, small_images.subset(1), draws=1, out=tmp_path)
+@pytest.fixture(scope="module")
+def run_folders(small_model, small_images, tmp_path_factory):
+    """A run of every kind."""
+    folder = tmp_path_factory.mktemp("runs")
+    every = {"estimator": "every-pair", "draws": 1}
+    evaluate_nll(small_model, small_images.subset(1), **every, out=folder / "every-pair")
+    evaluate_nll(small_model, small_images, half_width=9, out=folder / "rotated-warp")
+    return [folder / "every-pair", folder / "rotated-warp"]
+
+
+def test_the_table_of_the_run_folder_is_complete(run_folders):
     section = README.split("## The run folder")[1].split("##")[0]
     named = {name.rstrip("/") for name in re.findall(r"^\| `([^`]+)` ", section, re.MULTILINE)}
-    assert named == {path.name for path in tmp_path.iterdir()}
+    assert named == {path.name for folder in run_folders for path in folder.iterdir()}
 
 
-def test_the_columns_named_are_those_of_the_files(small_model, small_images):
-    report = evaluate_nll(small_model, small_images.subset(1), draws=1)
-    for frame in (report.per_timestep, report.per_image):
-        assert f"`{', '.join(frame)}`" in README
+def test_the_columns_named_are_those_of_the_files(run_folders):
+    for path in (path for folder in run_folders for path in folder.glob("*.csv")):
+        row = next(line for line in README.splitlines() if line.startswith(f"| `{path.name}` "))
+        assert f"`{', '.join(pd.read_csv(path))}`" in row
 
 
 def test_ci_runs_the_test_command_of_the_readme():

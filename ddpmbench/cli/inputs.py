@@ -22,7 +22,6 @@ def open_inputs(
     data: str | None,
     num_images: int | None,
     label: int | None,
-    default_num_images: int,
 ) -> tuple[Checkpoint, ImageSet]:
     """The checkpoint under the conventions asked for, and the images.
 
@@ -37,8 +36,6 @@ def open_inputs(
     checkpoint = checkpoint.with_conventions(clip=clip)
     if timesteps is not None:
         checkpoint = checkpoint.respaced(timesteps)
-    if data is None and num_images is None:
-        num_images = default_num_images
     images = load_images(DEFAULT_DATA if data is None else data, num_images=num_images)
     if label is not None:
         images = _with_label(images, label, checkpoint)

@@ -5,10 +5,11 @@ from typing import NoReturn
 
 import click
 
+from ddpmbench.cli.compare import compare
 from ddpmbench.cli.env import env
 from ddpmbench.cli.nll import nll
 from ddpmbench.cli.train import train
-from ddpmbench.errors import InputError
+from ddpmbench.errors import InputError, ProcessLostError
 from ddpmbench.version import __version__
 
 DONE, FAILED, USER_MISTAKE, INTERRUPTED = 0, 1, 2, 130
@@ -26,6 +27,7 @@ def ddpmbench() -> None:
 
 
 ddpmbench.add_command(nll)
+ddpmbench.add_command(compare)
 ddpmbench.add_command(train)
 ddpmbench.add_command(env)
 
@@ -52,6 +54,9 @@ def run(arguments: list[str] | None = None) -> int:
     except InputError as error:
         click.echo(f"Error: {_one_line(str(error))}", err=True)
         return USER_MISTAKE
+    except ProcessLostError as error:
+        click.echo(f"Error: {error}", err=True)
+        return FAILED
     except (click.Abort, KeyboardInterrupt):
         click.echo(
             "Interrupted: the same command with its --out folder goes on from here.", err=True

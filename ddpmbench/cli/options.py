@@ -68,7 +68,7 @@ data_options = _decorate(
         click.option(
             "--data",
             default=None,
-            show_default="32 of the images that come with ddpmbench",
+            show_default="the images that come with ddpmbench",
             help="NAME:SPLIT (fashion-mnist, cifar10; train, test), a folder of images, an .npz "
             "(arr_0, uint8 NHWC) or an idx file.",
         ),
@@ -84,6 +84,58 @@ data_options = _decorate(
             type=click.IntRange(min=0),
             metavar="N",
             help="Condition every image on class N, in place of the set's labels.",
+        ),
+    ]
+)
+
+INPUTS = (
+    "ckpt",
+    "model_flags",
+    "prediction",
+    "variance",
+    "clip",
+    "timesteps",
+    "data",
+    "num_images",
+    "label",
+)
+"""What the checkpoint's and the data's options are called in Python."""
+
+sampling_options = _decorate(
+    [
+        click.option(
+            "--estimator",
+            type=click.Choice(["rotated-warp", "every-pair"]),
+            default="rotated-warp",
+            show_default=True,
+            help="Which network calls are made: a few chosen steps of every image, which give the "
+            "same bound with an interval, or every step of every image.",
+        ),
+        click.option(
+            "--half-width",
+            type=float,
+            metavar="H",
+            help="rotated-warp: calls are made until the bound is known to +- H bits/dim, 95 %.  "
+            "[default: 0.005]",
+        ),
+        click.option(
+            "--max-evaluations",
+            type=click.IntRange(min=1),
+            metavar="M",
+            help="rotated-warp: no more network calls than that, however wide the interval is.",
+        ),
+        click.option(
+            "--rows-of",
+            type=click.Path(path_type=Path),
+            metavar="RUN",
+            help="rotated-warp: the rows of that run folder, so that compare can pair the two.",
+        ),
+        click.option(
+            "--draws",
+            type=click.IntRange(min=1),
+            metavar="K",
+            help="every-pair: noise draws for each image and step; the error of the noise is known "
+            "from 2 on.  [default: 2]",
         ),
     ]
 )

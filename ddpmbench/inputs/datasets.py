@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from ddpmbench import assets
+from ddpmbench.array_store import store
 from ddpmbench.errors import InputError
 from ddpmbench.inputs.idx_files import read_idx
 from ddpmbench.inputs.image_files import ImageData, PositionIds, count_to_read, refusal
-from ddpmbench.inputs.pixel_store import store
 
 SPLITS = {"fashion-mnist": ("train", "test"), "cifar10": ("train", "test")}
 """The splits of each data set that has a name."""
@@ -151,7 +151,7 @@ def _read_cifar10(split: str, num_images: int | None) -> ImageData:
         # CIFAR-10 comes as pickles. torchvision opens one only if its hash is the published one.
         dataset = CIFAR10(str(folder), train=split == "train", download=True)
     count = count_to_read(num_images, len(dataset.data), f"cifar10:{split}")
-    pixels = store((count, 3, 32, 32), [dataset.data[:count].transpose(0, 3, 1, 2)])
+    pixels = store((count, 3, 32, 32), [dataset.data[:count].transpose(0, 3, 1, 2)], np.uint8)
     labels = np.array(dataset.targets[:count], np.int64)
     return ImageData(pixels, PositionIds(range(count)), labels)
 

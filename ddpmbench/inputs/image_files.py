@@ -14,8 +14,9 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from ddpmbench.array_store import store
 from ddpmbench.errors import InputError
-from ddpmbench.inputs.pixel_store import read_pixels, store
+from ddpmbench.inputs.pixel_store import read_pixels
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -123,7 +124,8 @@ def read_folder(folder: Path, num_images: int | None = None) -> ImageData:
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         images = _images_alike(folder, names)
         first = next(images)
-        pixels = store((len(names), *first.shape[1:]), itertools.chain([first], images))
+        shape = (len(names), *first.shape[1:])
+        pixels = store(shape, itertools.chain([first], images), np.uint8)
     return ImageData(pixels, names)
 
 
@@ -290,7 +292,7 @@ def _npz_images(archive: zipfile.ZipFile, num_images: int | None, path: Path) ->
         labels = None if classes is None else _npz_labels(classes, shape[0], path)[:count]
         if is_fortran:
             whole = _npz_array(archive, "arr_0").reshape(shape).transpose(0, 3, 1, 2)
-            pixels = store((count, *whole.shape[1:]), [whole[:count]])
+            pixels = store((count, *whole.shape[1:]), [whole[:count]], np.uint8)
         else:
             pixels = read_pixels(file, shape, count)
     return ImageData(pixels, PositionIds(range(count)), labels)

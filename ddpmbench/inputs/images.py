@@ -10,6 +10,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from ddpmbench.array_store import release
 from ddpmbench.errors import InputError
 from ddpmbench.inputs.datasets import SPLITS, dataset_specs, read_dataset
 from ddpmbench.inputs.idx_files import read_idx
@@ -21,7 +22,6 @@ from ddpmbench.inputs.image_files import (
     read_npz,
     refusal,
 )
-from ddpmbench.inputs.pixel_store import release
 
 _HASH_CHUNK = 1 << 24
 
@@ -31,7 +31,7 @@ class ImageSet:
     """Images in a fixed order.
 
     Attributes:
-        pixels: (N, C, H, W) uint8; those of a large set lie in a file (`pixel_store`).
+        pixels: (N, C, H, W) uint8; those of a large set lie in a file (`array_store`).
         ids: (N,) a name for each image.
         source: the data set's name or the path, as given.
         labels: (N,) int64 classes, or None.

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from ddpmbench.likelihood.design import EveryPair
-from ddpmbench.likelihood.terms import TermTable
+from ddpmbench.likelihood.terms import TermTable, columns_of_bound
 
 CONFIDENCE = 0.95
 
@@ -27,6 +27,7 @@ class BoundEstimate:
             with a single draw, where it cannot be known.
         x_start_mse: (T,) mean squared error of the predicted x_start.
         eps_mse: (T,) mean squared error of the predicted noise.
+        rate_standard_error: (T,) of the rate at t, from the noise; NaN with a single draw.
         num_evaluations: (T,) network calls.
         half_width: of the 95 % interval for these images: the error of the noise. None with a
             single draw.
@@ -41,6 +42,7 @@ class BoundEstimate:
     term_standard_error: NDArray[np.float64]
     x_start_mse: NDArray[np.float64]
     eps_mse: NDArray[np.float64]
+    rate_standard_error: NDArray[np.float64]
     num_evaluations: NDArray[np.int64]
     half_width: float | None
     half_width_population: float | None
@@ -54,6 +56,23 @@ class BoundEstimate:
     def nats(self) -> float:
         """The bound: the mean over the images."""
         return float(self.total.mean())
+
+    @property
+    def rate(self) -> NDArray[np.float64]:
+        """(T,) what has been sent once x_t is known: the prior and the terms after t."""
+        return cumulative_rate(float(self.prior.mean()), self.term)
+
+
+def cumulative_rate(prior: float, term: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(T,) the prior and the terms of the steps s > t, from (T,) terms.
+
+    Source: Ho, Jain & Abbeel 2020, section 4.3.
+    """
+    return prior + _after(term)
+
+
+def _after(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.append(np.cumsum(values[:0:-1])[::-1], 0.0)
 
 
 def estimate_bound(
@@ -81,8 +100,8 @@ def estimate_bound(
     kl, decoder = np.zeros(num_images), np.zeros(num_images)
     rows_of_image = np.zeros(num_images, dtype=np.int64)
     num_evaluations = np.zeros(num_timesteps, dtype=np.int64)
-    x_start_mse = "x_start_mse" if clip else "x_start_mse_noclip"
-    sums = {name: np.zeros(num_timesteps) for name in ("nats", x_start_mse, "eps_mse")}
+    columns = columns_of_bound(clip=clip)
+    sums = {name: np.zeros(num_timesteps) for name in columns}
     squares = np.zeros(num_timesteps)  # sum over images of the variance among draws
     fourth = 0.0  # sum over pairs of that variance squared
     for table in tables:
@@ -105,15 +124,17 @@ def estimate_bound(
         raise ValueError("the tables do not hold every row of the design exactly once")
     total = prior + kl + decoder
     variance = squares / draws / num_images**2
+    unknown = np.full(num_timesteps, math.nan)
     half_width = _noise_half_width(variance.sum(), squares.sum(), fourth, draws)
     return BoundEstimate(
         prior=prior,
         kl=kl,
         decoder=decoder,
         term=sums["nats"] / num_images,
-        term_standard_error=(np.sqrt(variance) if draws > 1 else np.full(num_timesteps, math.nan)),
-        x_start_mse=sums[x_start_mse] / num_images,
+        term_standard_error=np.sqrt(variance) if draws > 1 else unknown,
+        x_start_mse=sums[columns[1]] / num_images,
         eps_mse=sums["eps_mse"] / num_images,
+        rate_standard_error=np.sqrt(_after(variance)) if draws > 1 else unknown,
         num_evaluations=num_evaluations,
         half_width=half_width,
         half_width_population=_population_half_width(total, half_width),

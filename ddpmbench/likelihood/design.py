@@ -1,10 +1,21 @@
 """Which rows are computed: a design is a finite sequence of rows, addressed by position."""
 
 import dataclasses
+from typing import Protocol
 
 import numpy as np
 
 from ddpmbench.likelihood.terms import Rows
+
+
+class Design(Protocol):
+    """A sequence of rows."""
+
+    def __len__(self) -> int:
+        """Number of rows, which is the number of network calls."""
+
+    def rows(self, start: int, stop: int) -> Rows:
+        """The rows at positions start..stop - 1."""
 
 
 @dataclasses.dataclass(frozen=True)

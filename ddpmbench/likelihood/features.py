@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft
 
-from ddpmbench.inputs.pixel_store import release
+from ddpmbench.array_store import release
 from ddpmbench.process.schedule import NoiseSchedule
 
-CHUNK_BYTES = 2**25
+CHUNK_BYTES = 2**23
 """Images are taken in portions whose arrays of float64 have about this many bytes each."""
 MOMENT_IMAGES = 20_000
 """The mean and the spectrum are those of at most this many images, evenly spaced in the set."""

@@ -1,18 +1,19 @@
 """Terms predicted from features, fitted on some rotations and used on another."""
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ddpmbench.array_store import release, store
+from ddpmbench.likelihood.blocks import image_blocks
 from ddpmbench.likelihood.features import GaussianFeatures, code_length, portions
 from ddpmbench.likelihood.warp import RotatedWarp
 
 BINS = 30
 """The steps are grouped into at most this many bins, evenly spaced in log t."""
-
-_IMAGES = 8192  # worked on at a time
 
 # Rows that each coefficient's prior is worth: intercept, G, log G, code length.
 _PRIOR_ROWS = np.array([0.3, 4.0, 4.0, 4.0])
@@ -34,9 +35,9 @@ class FeatureTable:
 
     Attributes:
         rows: (r, N) G of each image at its step in each rotation.
-        bin_sums: (N, bins, 2) float32, sums of G and of log G over the steps of each bin. In
-            float64 they would be most of the memory an estimate takes; the rounding errs up and
-            down alike, by less than 1e-7.
+        bin_sums: (N, bins, 2) float32, sums of G and of log G over the steps of each bin; those
+            of many images lie in a file (`array_store`). The rounding errs up and down alike, by
+            less than 1e-7.
         step_means: (T - 1, 2) means of G and of log G over the images, t = 2..T.
         code_length: (N,) length of each image's lossless code.
         error_scale: (2, T - 1) what turns G into the linear denoiser's mean squared error of
@@ -60,18 +61,23 @@ class FeatureTable:
         """
         starts = np.flatnonzero(np.diff(log_bins(design.num_timesteps), prepend=-1))
         step_sums = np.zeros((design.num_timesteps - 1, 2))
-        bin_sums = np.empty((len(pixels), len(starts), 2), np.float32)
         lengths = np.empty(len(pixels))
-        for part in portions(pixels, max(256, design.num_timesteps)):
-            g = features.divergence(pixels[part])
-            for k, values in enumerate((g, np.log(g))):
-                step_sums[:, k] += values.sum(0)
-                bin_sums[part, :, k] = np.add.reduceat(values, starts, axis=1)
-            lengths[part] = code_length(pixels[part])
+
+        def bin_sums() -> Iterator[NDArray[np.float32]]:
+            for part in portions(pixels, max(256, design.num_timesteps)):
+                g = features.divergence(pixels[part])
+                sums = np.empty((len(g), len(starts), 2), np.float32)
+                for k, values in enumerate((g, np.log(g))):
+                    step_sums[:, k] += values.sum(0)
+                    sums[:, :, k] = np.add.reduceat(values, starts, axis=1)
+                lengths[part] = code_length(pixels[part])
+                yield sums
+
+        stored = store((len(pixels), len(starts), 2), bin_sums(), np.float32)
         snr = features.schedule.snr.numpy()[1:]
         return cls(
             rows=_at_rows(features, pixels, design.t),
-            bin_sums=bin_sums,
+            bin_sums=stored,
             step_means=step_sums / len(pixels),
             code_length=lengths,
             error_scale=np.stack([1 / features.weight, snr / features.weight]),
@@ -114,9 +120,9 @@ class Predictions:
 
 def no_predictions(design: RotatedWarp) -> Predictions:
     """Zeros, with which a regression estimator is that of Horvitz and Thompson."""
-    shape = (design.rotations, design.num_images)
-    steps = np.zeros((design.rotations, design.num_timesteps - 1))
-    return Predictions(np.zeros(shape), np.zeros(shape), steps)
+    # A single zero, seen as many.
+    zeros = np.broadcast_to(0.0, (design.rotations, design.num_images))
+    return Predictions(zeros, zeros, np.zeros((design.rotations, design.num_timesteps - 1)))
 
 
 def predict(design: RotatedWarp, nats: NDArray[np.float64], features: FeatureTable) -> Predictions:
@@ -136,11 +142,10 @@ def predict(design: RotatedWarp, nats: NDArray[np.float64], features: FeatureTab
     steps_in_bin = np.bincount(bins)
     bin_density = np.bincount(bins, weights=design.density) / steps_in_bin
     basis = _Basis.of(features, bins)
-    parts = [slice(i, i + _IMAGES) for i in range(0, design.num_images, _IMAGES)]
     gram = np.zeros((design.rotations, len(steps_in_bin), 4, 4))
     moment = np.zeros((design.rotations, len(steps_in_bin), 4))
     for j in range(design.rotations):
-        for part in parts:
+        for part in image_blocks(design.num_images):
             step = design.t[j, part] - 2
             b, p = bins[step], design.density[step]
             # Rows are weighted by what their residuals will be: 1 / density. The density of the
@@ -152,14 +157,17 @@ def predict(design: RotatedWarp, nats: NDArray[np.float64], features: FeatureTab
             moment[j] += _sum_by_bin(x * y[:, None], b, len(steps_in_bin))
     step_x = basis.means(features.step_means, bins)
     rows, totals = np.empty(nats.shape), np.empty(nats.shape)
-    steps = np.empty((design.rotations, len(bins)))
-    for j in range(design.rotations):
-        beta = _shrunk(gram.sum(0) - gram[j], moment.sum(0) - moment[j]) * bin_density[:, None]
-        steps[j] = (step_x * beta[bins]).sum(1)
-        for part in parts:
+    betas = [
+        _shrunk(gram.sum(0) - gram[j], moment.sum(0) - moment[j]) * bin_density[:, None]
+        for j in range(design.rotations)
+    ]
+    steps = np.stack([(step_x * beta[bins]).sum(1) for beta in betas])
+    for part in image_blocks(design.num_images):
+        for j, beta in enumerate(betas):
             b = bins[design.t[j, part] - 2]
             rows[j, part] = (basis.at(features.rows[j, part], b, part) * beta[b]).sum(1)
             totals[j, part] = basis.totals(features.bin_sums[part], beta, part)
+        release(features.bin_sums)
     return Predictions(rows, totals, steps)
 
 

@@ -7,8 +7,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from ddpmbench.likelihood.terms import TermTable
-from ddpmbench.likelihood.warp import RotatedWarp
+from ddpmbench.likelihood.terms import TermTable, columns_of_bound
+from ddpmbench.likelihood.warp import RotatedWarp, decoder_draws
 
 NATS, X_START, EPS = range(3)
 """Which value of a row: its term, the mean squared error of x_start, and of the noise."""
@@ -52,26 +52,31 @@ def sampled_rows(design: RotatedWarp, tables: Iterable[TermTable], *, clip: bool
     Raises:
         ValueError: a row is missing, comes twice, or is not one of the design.
     """
-    num_images, draws = design.num_images, 1 + int(design.rows(0, len(design)).draw.max())
+    num_images, draws = design.num_images, 1 + decoder_draws(design.rotations)
     rotations = np.full((3, design.rotations, num_images), np.nan)
-    decoder = np.full((3, draws, num_images), np.nan)
+    mean, squares = np.zeros((3, num_images)), np.zeros(num_images)
+    there = np.zeros((draws, num_images), dtype=bool)
+    count = np.zeros(num_images, dtype=np.int64)
     seen = 0
     for table in tables:
         image, t, draw = table.rows.image, table.rows.t, table.rows.draw
+        values = np.stack([table.values[name] for name in columns_of_bound(clip=clip)])
         first = t == 1
-        x_start_mse = table.values["x_start_mse" if clip else "x_start_mse_noclip"]
-        values = np.stack([table.values["nats"], x_start_mse, table.values["eps_mse"]])
         later = (draw[~first], image[~first])
-        if (design.t[later] != t[~first]).any():
+        if (design.t[later] != t[~first]).any() or (draw[first] >= draws).any():
             raise ValueError("the tables hold rows of another design")
         rotations[:, *later] = values[:, ~first]
-        decoder[:, draw[first], image[first]] = values[:, first]
+        for k in np.unique(draw[first]):
+            of_draw = np.flatnonzero(first & (draw == k))
+            x, of_image = values[:, of_draw], image[of_draw]
+            # Welford 1962.
+            count[of_image] += 1
+            deviation = x - mean[:, of_image]
+            mean[:, of_image] += deviation / count[of_image]
+            squares[of_image] += deviation[NATS] * (x[NATS] - mean[NATS, of_image])
+            there[k, of_image] = ~np.isnan(x[NATS])
         seen += len(table)
-    there = ~np.isnan(decoder[NATS])
-    count = there.sum(0)
-    found = int(count.sum()) + int((~np.isnan(rotations[NATS])).sum())
+    found = int(there.sum()) + int((~np.isnan(rotations[NATS])).sum())
     if seen != len(design) or found != len(design):
         raise ValueError("the tables do not hold every row of the design exactly once")
-    mean = np.where(there, decoder, 0.0).sum(1) / count
-    deviation = np.where(there, decoder[NATS] - mean[NATS], 0.0)
-    return SampledRows(rotations, mean, count, np.square(deviation).sum(0))
+    return SampledRows(rotations, mean, count, squares)

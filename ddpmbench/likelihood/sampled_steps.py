@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 from numpy.typing import NDArray
 
+from ddpmbench.likelihood.blocks import image_blocks
 from ddpmbench.likelihood.regression import FeatureTable, Predictions, log_bins
 from ddpmbench.likelihood.sampled_rows import EPS, NATS, X_START, SampledRows
 from ddpmbench.likelihood.warp import RotatedWarp
@@ -50,22 +51,12 @@ def step_table(
         predictions: of their terms; zeros for the Horvitz-Thompson estimator.
         features: of the same rows, or None.
     """
-    step = (design.t - 2).ravel()
-    size = len(design.density)
-    count = np.bincount(step, minlength=size)
-    left = (rows.rotations[NATS] - predictions.rows).ravel()
+    count = np.bincount(design.t.ravel(), minlength=design.num_timesteps + 1)[2:]
+    left = rows.rotations[NATS] - predictions.rows
     expected = design.num_images * design.rotations * design.density
-    term = predictions.steps.mean(0) + np.bincount(step, weights=left, minlength=size) / expected
-    standard_error = np.sqrt(_variance(design, step, left))
-    errors = []
-    for which in (X_START, EPS):
-        values = rows.rotations[which].ravel()
-        mean, at_rows = np.full(size, np.nan), np.zeros(len(step))
-        if features is not None:
-            mean, at_rows = _by_ratio(design, values, features, 0 if which == X_START else 1)
-        sums = np.bincount(step, weights=values - at_rows, minlength=size)
-        base = np.zeros(size) if features is None else mean
-        errors.append(np.where(count > 0, base + sums / np.maximum(count, 1), mean))
+    term = predictions.steps.mean(0) + _sums(design, left) / expected
+    standard_error = np.sqrt(_variance(design, left, count))
+    errors = [_errors(design, rows, count, features, which) for which in (X_START, EPS)]
     first = rows.decoder.mean(1)
     return StepTable(
         term=np.append(first[NATS], term),
@@ -76,23 +67,37 @@ def step_table(
     )
 
 
+def _sums(design: RotatedWarp, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(T - 1,) sums over the rows at each step."""
+    length = design.num_timesteps + 1
+    sums = np.bincount(design.t.ravel(), weights=values.ravel(), minlength=length)
+    return np.asarray(sums[2:])
+
+
 def _variance(
-    design: RotatedWarp, step: NDArray[np.int64], left: NDArray[np.float64]
+    design: RotatedWarp, left: NDArray[np.float64], count: NDArray[np.int64]
 ) -> NDArray[np.float64]:
     """(T - 1,) of each term: which images fell on the step, and how many."""
+    # Over the density: mean and sum of squared deviations of the rows at each step.
+    mean = _sums(design, left) / np.maximum(count, 1)
+    squares = np.zeros(len(count))
+    for part in image_blocks(design.num_images, design.rotations):
+        step = design.t[:, part] - 2
+        deviation = (left[:, part] - mean[step]).ravel()
+        squares += np.bincount(step.ravel(), weights=np.square(deviation), minlength=len(count))
+    mean, squares = mean / design.density, squares / np.square(design.density)
     # At few steps are there rows enough; over the density, those of a bin are alike.
     bins = log_bins(design.num_timesteps)
-    weighted, b = left / design.density[step], bins[step]
-    rows = np.maximum(np.bincount(b, minlength=bins[-1] + 1), 1)
-    mean = np.bincount(b, weights=weighted, minlength=len(rows)) / rows
-    spread = np.bincount(b, weights=np.square(weighted - mean[b]), minlength=len(rows))
-    spread = spread / np.maximum(rows - 1, 1)
-    bare = np.bincount(b, minlength=len(rows)) < 2
-    pooled = weighted.var()
-    spread = np.where(bare, pooled, spread)
+    rows = np.maximum(np.bincount(bins, weights=count), 1)
+    of_bin = np.bincount(bins, weights=count * mean) / rows
+    within = squares + count * np.square(mean - of_bin[bins])
+    spread = np.bincount(bins, weights=within) / np.maximum(rows - 1, 1)
+    together = (count @ mean) / count.sum()
+    pooled = (squares + count * np.square(mean - together)).sum() / count.sum()
+    spread = np.where(np.bincount(bins, weights=count) < 2, pooled, spread)
     scale = design.num_images * design.rotations
     expected, of_count = design.num_images * design.density, _count_variance(design)
-    total = expected * spread[bins] + of_count * np.square(mean[bins])
+    total = expected * spread[bins] + of_count * np.square(of_bin[bins])
     return np.asarray(total * design.rotations / scale**2)
 
 
@@ -110,16 +115,62 @@ def _count_variance(design: RotatedWarp) -> NDArray[np.float64]:
     return np.asarray(np.where(inside_one, within * (1 - within), apart))
 
 
-def _by_ratio(
-    design: RotatedWarp, values: NDArray[np.float64], features: FeatureTable, which: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(T - 1,) predicted mean error at each step, and the predicted error of every row."""
-    bins, step = log_bins(design.num_timesteps), (design.t - 2).ravel()
-    scale = features.error_scale[which]
-    linear = features.rows.ravel() * scale[step]
-    ratio, b = values / linear, bins[step]
-    together = float(ratio.mean())
-    sums = np.bincount(b, weights=ratio - together, minlength=bins[-1] + 1)
-    count = np.bincount(b, minlength=bins[-1] + 1)
-    of_bin = together + sums / (count + _RATIO_PRIOR_ROWS)
-    return of_bin[bins] * features.step_means[:, 0] * scale, of_bin[b] * linear
+def rate_standard_error(
+    num_timesteps: int,
+    rotation: NDArray[np.int64],
+    t: NDArray[np.int64],
+    values: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Of the sum over the later steps of the mean term, at each step.
+
+    An image's contributions in two rotations differ by the sampling of its steps and by noise,
+    whatever the image; rows at t and before count as 0.
+
+    Args:
+        num_timesteps: T.
+        rotation: (K,) the rotations 0, 1, ..., at least two; each once, or more often where its
+            contributions come from several designs.
+        t: (K, N) the step of each image's row.
+        values: (K, N) what it contributes to the sum over the steps, without the contribution
+            of its cell.
+
+    Returns:
+        (T,) standard error of the sum over s > t, t = 1..T; 0 at T.
+    """
+    rotations, num_images = int(rotation.max()) + 1, t.shape[1]
+    squares = np.zeros(num_timesteps + 1)
+    for part in image_blocks(num_images, len(t)):
+        step, value = t[:, part], values[:, part]
+        for k in range(len(t)):
+            # Two rows count together as long as the earlier of their steps does.
+            earlier, product = np.minimum(step[k], step[k:]), value[k] * value[k:]
+            share = (rotation[k:] == rotation[k]) - 1 / rotations
+            share[1:] *= 2
+            weights = (share[:, None] * product).ravel()
+            squares += np.bincount(earlier.ravel(), weights=weights, minlength=num_timesteps + 1)
+    later = np.append(np.cumsum(squares[::-1])[::-1], 0.0)[2:]
+    scale = num_images**2 * rotations * (rotations - 1)
+    return np.asarray(np.sqrt(np.maximum(later, 0.0) / scale))
+
+
+def _errors(
+    design: RotatedWarp,
+    rows: SampledRows,
+    count: NDArray[np.int64],
+    features: FeatureTable | None,
+    which: int,
+) -> NDArray[np.float64]:
+    """(T - 1,) mean error at each step, `X_START` or `EPS`."""
+    values = rows.rotations[which]
+    sums = _sums(design, values)
+    if features is None:
+        return np.where(count > 0, sums / np.maximum(count, 1), np.nan)
+    scale = features.error_scale[which - X_START]
+    linear, ratios = _sums(design, features.rows), _sums(design, values / features.rows)
+    bins, together = log_bins(design.num_timesteps), (ratios / scale).sum() / count.sum()
+    left = np.bincount(bins, weights=ratios / scale - together * count)
+    of_bin = together + left / (np.bincount(bins, weights=count) + _RATIO_PRIOR_ROWS)
+    ratio = of_bin[bins] * scale
+    return np.asarray(
+        ratio * features.step_means[:, 0] + (sums - ratio * linear) / np.maximum(count, 1)
+    )

@@ -36,6 +36,15 @@ VALUE_COLUMNS = ("nats", "x_start_mse", "x_start_mse_noclip", "eps_mse", *DECODE
 """What a row of terms holds."""
 
 
+def columns_of_bound(*, clip: bool) -> tuple[str, str, str]:
+    """The columns a bound is made of: the term, the errors of x_start and of the noise.
+
+    Args:
+        clip: whether the error of x_start is that of the clipped prediction.
+    """
+    return "nats", "x_start_mse" if clip else "x_start_mse_noclip", "eps_mse"
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class BoundTerms:
     """One term of the bound for each of B rows, and the errors it comes from.

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ddpmbench.likelihood.blocks import image_blocks
 from ddpmbench.likelihood.terms import Rows, TermTable
 from ddpmbench.process.noise import philox_4x32
 
@@ -30,10 +31,13 @@ REDRAWN_IMAGES = 64
 
 _BANDWIDTH = 0.25  # of the pilot's smoothing, in log t; its steps lie 0.13 apart at T = 1000
 _MEAN_SHARE = 0.05  # of the mean that is added to a standard deviation
+_LOG_GRID = 64  # standard deviations count to the nearest 1/64 of a factor e
 
 # What a random number is for. The noise's counters are (image, t, draw, block) with t >= 1; those
 # of the designs have 0 in the place of t, and the purpose in the place of the block.
 _ROTATION, _REDRAW, _PILOT = 0, 1, 2
+
+_REDRAWN_RUN = 1  # of the runs of rows, the one that not every image is in
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +113,9 @@ def warp_density(pilot: Pilot, tables: Iterable[TermTable]) -> NDArray[np.float6
     if deviation.max() > 0:
         knots = np.log(pilot.t)
         log_deviation = np.log(np.maximum(deviation / deviation.max(), 1e-9))
+        # Rounded, so that the last bits of the pilot's terms, which depend on batch size and
+        # device, do not move the rows.
+        log_deviation = np.round(log_deviation * _LOG_GRID) / _LOG_GRID
         density = np.exp(np.interp(log_t, knots, _local_lines(knots, log_deviation)))
     density = np.maximum(density / density.sum(), min(FLOOR, 0.01 / len(density)))
     return np.asarray(density / density.sum())
@@ -166,48 +173,55 @@ class RotatedWarp:
     @cached_property
     def cell(self) -> NDArray[np.int64]:
         """(r, N) pi(n): which of N equal cells of [0, 1] each image has in each rotation."""
-        return np.stack([_ranks(self._words(j)[0]) for j in self._all])
+        cell = np.empty((self.rotations, self.num_images), dtype=np.int64)
+        for j in range(self.rotations):
+            cell[j] = _ranks(self._words(j)[0])
+        return cell
 
     @cached_property
     def t(self) -> NDArray[np.int64]:
         """(r, N) step of each image in each rotation."""
-        cumulative = np.cumsum(self.density)[:-1]
-        inside = [(self._words(j)[1] >> np.uint64(11)) * 2.0**-53 for j in self._all]
-        position = (self.cell + np.stack(inside)) / self.num_images
-        return 2 + np.searchsorted(cumulative, position, side="right").astype(np.int64)
+        cumulative, t = np.cumsum(self.density)[:-1], np.empty_like(self.cell)
+        for j, cell in enumerate(self.cell):
+            position = (cell + (self._words(j)[1] >> np.uint64(11)) * 2.0**-53) / self.num_images
+            t[j] = 2 + np.searchsorted(cumulative, position, side="right")
+        return t
 
     @cached_property
     def redrawn(self) -> NDArray[np.int64]:
         """The images that have a second draw of the decoder from the start."""
-        count = max(REDRAWN_IMAGES, -(-self.num_images // 10))
-        return _choose(self.num_images, count, self.seed, _REDRAW)
+        return _choose(self.num_images, _redrawn(self.num_images), self.seed, _REDRAW)
 
     @cached_property
-    def _rows(self) -> Rows:
-        everyone = np.arange(self.num_images, dtype=np.int64)
-        blocks = [_block(everyone, 1, 0), _block(self.redrawn, 1, 1)]
-        for j in self._all:
+    def _runs(self) -> NDArray[np.int64]:
+        """(3, K) where each run of rows begins, its draw, and its rotation or -1 at t = 1."""
+        runs = [(0, 0, -1), (self.num_images, 1, -1)]
+        start = self.num_images + len(self.redrawn)
+        for j in range(self.rotations):
             if decoder_draws(j + 1) > decoder_draws(j):
-                blocks.append(_block(everyone, 1, decoder_draws(j + 1)))
-            blocks.append(Rows(everyone, self.t[j], np.full_like(everyone, j)))
-        names = ("image", "t", "draw")
-        return Rows(*(np.concatenate([getattr(b, name) for b in blocks]) for name in names))
+                runs.append((start, decoder_draws(j + 1), -1))
+                start += self.num_images
+            runs.append((start, j, j))
+            start += self.num_images
+        return np.array(runs).T
 
-    @property
-    def _all(self) -> range:
-        return range(self.rotations)
-
-    def _words(self, rotation: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    def _words(self, rotation: int) -> NDArray[np.uint64]:
         return _words(self.num_images, self.seed, rotation, _ROTATION)
 
     def __len__(self) -> int:
         """Number of rows, which is the number of network calls."""
-        draws = decoder_draws(self.rotations)
-        return self.num_images * (self.rotations + draws) + len(self.redrawn)
+        return num_rows(self.num_images, self.rotations)
 
     def rows(self, start: int, stop: int) -> Rows:
         """The rows at positions start..stop - 1."""
-        return self._rows[start:stop]
+        position = np.arange(start, min(stop, len(self)), dtype=np.int64)
+        starts, draws, rotations = self._runs
+        run = np.searchsorted(starts, position, side="right") - 1
+        image, t = position - starts[run], np.ones_like(position)
+        again, later = run == _REDRAWN_RUN, rotations[run] >= 0
+        image[again] = self.redrawn[image[again]]
+        t[later] = self.t[rotations[run[later]], image[later]]
+        return Rows(image=image, t=t, draw=draws[run])
 
 
 def decoder_draws(rotations: int) -> int:
@@ -215,13 +229,18 @@ def decoder_draws(rotations: int) -> int:
     return 1 + max(rotations - 1, 0) // 2
 
 
+def num_rows(num_images: int, rotations: int) -> int:
+    """How many rows a `RotatedWarp` has."""
+    return num_images * (rotations + decoder_draws(rotations)) + _redrawn(num_images)
+
+
+def _redrawn(num_images: int) -> int:
+    return min(num_images, max(REDRAWN_IMAGES, -(-num_images // 10)))
+
+
 def _check(num_images: int, num_timesteps: int) -> None:
     if num_images < 1 or num_timesteps < 2:
         raise ValueError(f"needs an image and two steps, not {num_images} and {num_timesteps}")
-
-
-def _block(image: NDArray[np.int64], t: int, draw: int) -> Rows:
-    return Rows(image, np.full_like(image, t), np.full_like(image, draw))
 
 
 def _choose(num_images: int, count: int, seed: int, purpose: int) -> NDArray[np.int64]:
@@ -235,12 +254,13 @@ def _ranks(key: NDArray[np.uint64]) -> NDArray[np.int64]:
     return ranks
 
 
-def _words(
-    num_images: int, seed: int, rotation: int, purpose: int
-) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """Two 64-bit numbers an image."""
-    image = torch.arange(num_images)
-    zero, j, what = (torch.full_like(image, word) for word in (0, rotation, purpose))
-    words = philox_4x32((image, zero, j, what), seed)
-    word = [part.numpy().astype(np.uint64) for part in words]
-    return (word[0] << np.uint64(32)) | word[1], (word[2] << np.uint64(32)) | word[3]
+def _words(num_images: int, seed: int, rotation: int, purpose: int) -> NDArray[np.uint64]:
+    """(2, N): two 64-bit numbers an image."""
+    numbers = np.empty((2, num_images), dtype=np.uint64)
+    zero, j, what = (torch.tensor([word]) for word in (0, rotation, purpose))
+    for part in image_blocks(num_images):
+        image = torch.arange(part.start, part.stop)
+        word = [w.numpy().astype(np.uint64) for w in philox_4x32((image, zero, j, what), seed)]
+        numbers[0, part] = (word[0] << np.uint64(32)) | word[1]
+        numbers[1, part] = (word[2] << np.uint64(32)) | word[3]
+    return numbers

@@ -1,4 +1,4 @@
-"""One function a question; the commands and `import ddpmbench` offer nothing else."""
+"""How well does a model predict images? The variational bound."""
 
 import dataclasses
 import hashlib
@@ -11,13 +11,24 @@ import pandas as pd
 from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.inputs.images import ImageSet
-from ddpmbench.likelihood.design import EveryPair
+from ddpmbench.likelihood.sampled_bound import SampledBound
 from ddpmbench.likelihood.terms import DECODERS, TermsPass
+from ddpmbench.questions.sampling import Sampling
 from ddpmbench.report import tables
+from ddpmbench.runs.distributed import Ranks, joined
 from ddpmbench.runs.engine import evaluating, resolve_device, strict_float32
+from ddpmbench.runs.finished import (
+    DENSITY,
+    PREDICTIONS,
+    SUMMARY,
+    density_frame,
+    write_predictions,
+)
 from ddpmbench.runs.folder import RunFolder
-from ddpmbench.runs.likelihood import MemoryStore, RunListener, TermStore, run_likelihood
+from ddpmbench.runs.likelihood import LikelihoodRun
 from ddpmbench.runs.provenance import environment
+from ddpmbench.runs.rows import RowsRun, RunListener
+from ddpmbench.runs.shards import MemoryTerms
 from ddpmbench.version import __version__
 
 PRECISION = "fp32"
@@ -30,13 +41,16 @@ class NllReport:
     Attributes:
         summary: the object of `summary.json`.
         per_timestep: one row a step; see `report.tables.per_timestep`.
-        per_image: one row an image; see `report.tables.per_image`.
+        rate: one row a step; see `report.tables.rate`.
+        per_image: one row an image; see `report.tables.per_image`. None where only some rows of
+            an image were computed, from which its total cannot be told.
         folder: the run folder; None if the run was kept in memory.
     """
 
     summary: dict[str, Any]
     per_timestep: pd.DataFrame
-    per_image: pd.DataFrame
+    rate: pd.DataFrame
+    per_image: pd.DataFrame | None
     folder: Path | None
 
 
@@ -44,8 +58,11 @@ def evaluate_nll(
     checkpoint: Checkpoint,
     images: ImageSet,
     *,
-    estimator: str = "every-pair",
-    draws: int = 2,
+    estimator: str = "rotated-warp",
+    half_width: float | None = None,
+    max_evaluations: int | None = None,
+    rows_of: str | Path | None = None,
+    draws: int | None = None,
     decoder: str = "exact",
     seed: int = 0,
     device: str = "auto",
@@ -56,96 +73,162 @@ def evaluate_nll(
 ) -> NllReport:
     """The variational bound in bits per dimension, its three parts and two intervals.
 
+    In processes that torchrun started, each computes a share of the rows, and all return the
+    report.
+
     Args:
         checkpoint: what `load_checkpoint` returns; its conventions are those of the bound.
         images: what `load_images` returns.
-        estimator: "every-pair" computes every step of every image.
-        draws: noise draws a pair; with one, the interval for this image set cannot be known.
+        estimator: "rotated-warp" computes a few steps of every image, chosen so that the bound
+            is unbiased and its interval narrow; "every-pair" every step of every image.
+        half_width: rotated-warp: of the 95 % interval for these images, bits per dimension; rows
+            are added until it is that narrow. None for `HALF_WIDTH`.
+        max_evaluations: rotated-warp: network calls not to be exceeded, however wide the
+            interval is then.
+        rows_of: rotated-warp: the folder of a run on the same images, whose rows are computed;
+            `compare` takes runs with the same rows.
+        draws: every-pair: noise draws a pair; with one, the interval for this image set cannot
+            be known. None for `DRAWS`.
         decoder: "exact" or "tanh" for the distribution function of the decoder.
-        seed: of the noise, 0 <= seed < 2^64.
+        seed: of the noise and the choice of rows, 0 <= seed < 2^64.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         batch_size: rows a network call, None for what suits the device. It cannot change a number.
-        out: the run folder; one that holds the same run unfinished goes on with it. None keeps
-            the run in memory.
+        out: the run folder; one that holds the same run unfinished, or finished with a wider
+            interval, is gone on with. None keeps the run in memory.
         command: the command line, for the record.
         listener: who is told how the run goes.
 
     Raises:
         InputError: an argument, the images or the folder do not fit.
+        ProcessLostError: another process of the run has stopped.
 
     Source: Ho, Jain & Abbeel 2020, eq. 5.
     """
-    _check_options(estimator=estimator, draws=draws, decoder=decoder, seed=seed)
-    if batch_size is not None and batch_size < 1:
-        raise InputError(f"--batch-size {batch_size}: needs at least one row, or auto")
+    _check_options(decoder=decoder, seed=seed, batch_size=batch_size)
     _check_images(checkpoint, images)
-    target = resolve_device(device)
-    design = EveryPair(len(images), checkpoint.schedule.num_timesteps, draws)
-    conventions = _conventions(checkpoint, images, decoder=decoder, draws=draws)
-    identity = {
-        "schema": tables.SCHEMA,
-        "checkpoint": checkpoint.sha256,
-        "data": images.sha256,
-        "labels": _labels_sha256(checkpoint, images),
-        "num_images": len(images),
-        "num_timesteps": design.num_timesteps,
-        "estimator": estimator,
-        "seed": seed,
-        "precision": PRECISION,
-        "tables": str(checkpoint.diffusion.to(target).dtype),
-        "ddpmbench": __version__,
-        **conventions,
-        "network": checkpoint.fingerprint,
-    }
-    folder = RunFolder(Path(out), identity) if out is not None else None
-    store: TermStore = folder if folder is not None else MemoryStore()
-    terms_pass = TermsPass(checkpoint, images, seed=seed, decoder=decoder, device=target)
-    with evaluating(checkpoint.network), strict_float32():
-        bound = run_likelihood(terms_pass, design, store, batch_size=batch_size, listener=listener)
-    device_names = " + ".join(store.devices())
-    record = environment(
-        target,
-        given=command,
-        resolved={**identity, "device": str(target), "batch_size": batch_size or "auto"},
+    sampling = Sampling.of(
+        estimator,
+        half_width=half_width,
+        max_evaluations=max_evaluations,
+        rows_of=None if rows_of is None else Path(rows_of),
+        draws=draws,
     )
-    comparability = tables.Comparability(
-        num_images=len(images),
-        num_timesteps=design.num_timesteps,
-        num_evaluations=len(design),
-        estimator=estimator,
-        conventions=conventions,
-        checkpoint={
-            "source": checkpoint.source,
-            "family": checkpoint.family,
-            "sha256": checkpoint.sha256,
-        },
-        data={"source": images.source, "split": images.split, "sha256": images.sha256},
-        seed=seed,
-        device=device_names,
-        precision=PRECISION,
-        seconds=round(store.seconds(), 3),
-    )
-    report = NllReport(
-        summary=tables.summary(bound, comparability),
-        per_timestep=tables.per_timestep(bound),
-        per_image=tables.per_image(bound, list(images.ids)),
+    sampling.check(checkpoint, images, seed)
+    with joined() as ranks:
+        if ranks.count > 1 and out is None:
+            raise InputError("--out: several processes need a folder that they share; name one")
+        target = resolve_device(device, ranks.local_rank)
+        conventions = _conventions(checkpoint, images, decoder=decoder)
+        identity = {
+            "schema": tables.SCHEMA,
+            "checkpoint": checkpoint.sha256,
+            "data": images.sha256,
+            "labels_sha256": _labels_sha256(checkpoint, images),
+            "num_images": len(images),
+            "num_timesteps": checkpoint.schedule.num_timesteps,
+            **sampling.identity,
+            "seed": seed,
+            "precision": PRECISION,
+            "tables": str(checkpoint.diffusion.to(target).dtype),
+            "ddpmbench": __version__,
+            **conventions,
+            "network": checkpoint.fingerprint,
+        }
+        folder = None if out is None else _open_folder(Path(out), identity, ranks)
+        terms_pass = TermsPass(checkpoint, images, seed=seed, decoder=decoder, device=target)
+        run = RowsRun.of(
+            terms_pass,
+            batch_size=batch_size,
+            ranks=ranks,
+            listener=listener if ranks.reports else None,
+        )
+        with evaluating(checkpoint.network), strict_float32():
+            found = sampling.run(run, folder.shards if folder is not None else _in_memory)
+        if ranks.reports and listener is not None and (line := sampling.warning(found)):
+            listener.warn(line)
+        comparability = tables.Comparability(
+            num_images=len(images),
+            num_timesteps=checkpoint.schedule.num_timesteps,
+            num_evaluations=found.num_evaluations,
+            estimator=estimator,
+            sampling=tables.sampling(found, sampling.summary),
+            conventions=conventions,
+            checkpoint={
+                "source": checkpoint.source,
+                "family": checkpoint.family,
+                "sha256": checkpoint.sha256,
+            },
+            data={"source": images.source, "split": images.split, "sha256": images.sha256},
+            seed=seed,
+            device=" + ".join(sorted(found.devices)),
+            precision=PRECISION,
+            seconds=round(found.seconds, 3),
+        )
+        report = _report(found, comparability, images, folder)
+        if folder is not None and ranks.reports:
+            record = environment(
+                target,
+                given=command,
+                resolved={
+                    **identity,
+                    **sampling.settings,
+                    "device": str(target),
+                    "batch_size": batch_size or "auto",
+                    "processes": ranks.count,
+                },
+            )
+            _write(folder, report, found, record)
+        ranks.wait()
+        return report
+
+
+def _in_memory(name: str) -> MemoryTerms:
+    return MemoryTerms()
+
+
+def _open_folder(path: Path, identity: dict[str, Any], ranks: Ranks) -> RunFolder:
+    """The folder, which rank 0 makes and the others find."""
+    folder = ranks.once(lambda: RunFolder(path, identity))
+    if not (path / "run.json").exists():
+        raise InputError(
+            f"--out {path}: another process made it, but it is not there; name a folder on a "
+            "file system that all machines share"
+        )
+    return folder
+
+
+def _report(
+    found: LikelihoodRun,
+    comparability: tables.Comparability,
+    images: ImageSet,
+    folder: RunFolder | None,
+) -> NllReport:
+    return NllReport(
+        summary=tables.summary(found.bound, comparability),
+        per_timestep=tables.per_timestep(found.bound),
+        rate=tables.rate(found.bound),
+        per_image=tables.per_image(found.bound, list(images.ids)),
         folder=folder.path if folder is not None else None,
     )
-    if folder is not None:
-        _write(folder, report, record)
-    return report
 
 
-def _write(folder: RunFolder, report: NllReport, record: dict[str, object]) -> None:
+def _write(
+    folder: RunFolder, report: NllReport, found: LikelihoodRun, record: dict[str, object]
+) -> None:
     folder.write_frame("per_timestep.csv", report.per_timestep)
-    folder.write_frame("per_image.csv", report.per_image)
+    folder.write_frame("rate.csv", report.rate)
+    if report.per_image is not None:
+        folder.write_frame("per_image.csv", report.per_image)
+    if found.density is not None:
+        folder.write_frame(DENSITY, density_frame(found.density))
+    if isinstance(found.bound, SampledBound):
+        with folder.replacing(PREDICTIONS) as temporary:
+            write_predictions(temporary, found.bound.predictions)
     folder.write_text("environment.json", json.dumps(record, indent=2) + "\n")
-    folder.write_text("summary.json", json.dumps(report.summary, indent=2) + "\n")
+    folder.write_text(SUMMARY, json.dumps(report.summary, indent=2) + "\n")
 
 
-def _conventions(
-    checkpoint: Checkpoint, images: ImageSet, *, decoder: str, draws: int
-) -> dict[str, object]:
+def _conventions(checkpoint: Checkpoint, images: ImageSet, *, decoder: str) -> dict[str, object]:
     return {
         "prediction": str(checkpoint.prediction),
         "variance": str(checkpoint.variance),
@@ -153,7 +236,6 @@ def _conventions(
         "decoder": decoder,
         "schedule": checkpoint.schedule.name,
         "time_input": str(checkpoint.time_input),
-        "draws": draws,
         "labels": _labels(checkpoint, images),
     }
 
@@ -172,15 +254,13 @@ def _labels_sha256(checkpoint: Checkpoint, images: ImageSet) -> str | None:
     return hashlib.sha256(images.labels.tobytes()).hexdigest()
 
 
-def _check_options(*, estimator: str, draws: int, decoder: str, seed: int) -> None:
-    if estimator != "every-pair":
-        raise InputError(f"--estimator {estimator}: choose every-pair")
-    if draws < 1:
-        raise InputError(f"--draws {draws}: at least one draw is needed")
+def _check_options(*, decoder: str, seed: int, batch_size: int | None) -> None:
     if decoder not in DECODERS:
         raise InputError(f"--decoder {decoder}: choose exact or tanh")
     if not isinstance(seed, int) or not 0 <= seed < 2**64:
         raise InputError(f"--seed {seed}: choose a whole number from 0 to 2^64 - 1")
+    if batch_size is not None and batch_size < 1:
+        raise InputError(f"--batch-size {batch_size}: needs at least one row, or auto")
 
 
 def _check_images(checkpoint: Checkpoint, images: ImageSet) -> None:

@@ -25,9 +25,7 @@ def printed_nll(summary: dict[str, Any], output_format: str) -> str:
         case "json":
             return json.dumps(summary, indent=2)
         case "csv":
-            text = io.StringIO()
-            pd.json_normalize(summary).to_csv(text, index=False)
-            return text.getvalue().rstrip()
+            return _csv(pd.json_normalize(summary))
         case "quiet":
             return repr(summary["bits_per_dim"])
     return "\n".join([headline(summary), "", *_parts(summary), "", *_comparability(summary)])
@@ -35,9 +33,76 @@ def printed_nll(summary: dict[str, Any], output_format: str) -> str:
 
 def headline(summary: dict[str, Any]) -> str:
     """The bound and its interval in one line."""
-    value, half_width = summary["bits_per_dim"], summary["half_width"]
+    return bound_line(summary["bits_per_dim"], summary["half_width"])
+
+
+def bound_line(value: float, half_width: float | None) -> str:
+    """A bound and its interval, bits per dimension."""
+    return f"NLL <= {_value(value, half_width)} bits/dim"
+
+
+def printed_comparison(summary: dict[str, Any], output_format: str) -> str:
+    """The summary of `compare` for standard output.
+
+    Args:
+        summary: the object of the comparison's `summary.json`.
+        output_format: "table", "json", "csv" with one row a run, or "quiet" for the differences
+            alone, one a line.
+    """
+    baseline, runs = summary["baseline"], summary["runs"]
+    match output_format:
+        case "json":
+            return json.dumps(summary, indent=2)
+        case "csv":
+            return _csv(pd.DataFrame([baseline, *runs]).astype({"num_evaluations": "Int64"}))
+        case "quiet":
+            return "\n".join(repr(run["difference"]) for run in runs)
+    names = [baseline["run"], *(run["run"] for run in runs)]
+    width = max(map(len, [*names, "run"])) + 2
+    data = summary["data"]
+    split = f":{data['split']}" if data["split"] else ""
+    images = f"{summary['num_images']:,} of {data['source']}{split} ({data['sha256'][:12]})"
+    lines = [
+        f"{'run':<{width}}{'bits/dim':<20}difference from the first",
+        f"{baseline['run']:<{width}}{_value(baseline['bits_per_dim'], baseline['half_width'])}",
+    ]
+    for run in runs:
+        own = _value(run["bits_per_dim"], run["half_width"])
+        lines.append(f"{run['run']:<{width}}{own:<20}{_paired(run)}")
+    facts = {
+        "images": images,
+        "rows": f"{summary['estimator']}, seed {summary['seed']}; {_shared(runs, baseline['run'])}",
+        "interval": "95 %, for these images; in brackets for the population they are drawn from",
+    }
+    return "\n".join([*lines, "", *(f"{name:<12}{value}" for name, value in facts.items())])
+
+
+def _shared(runs: list[dict[str, Any]], first: str) -> str:
+    least = min(run["same_rows"] for run in runs)
+    if least == 1:
+        return "the same for all"
+    return f"{least:.0%} the same, the others nearby; narrower with nll --rows-of {first}"
+
+
+def _paired(run: dict[str, Any]) -> str:
+    own, population = run["difference_half_width"], run["difference_half_width_population"]
+    text = _value(run["difference"], own, sign="+")
+    if population is not None:
+        text += f" ({population:.4f})"
+    if own and run["half_width_unpaired"]:
+        text += f", {run['half_width_unpaired'] / own:.1f} times narrower than unpaired"
+    return text
+
+
+def _value(value: float, half_width: float | None, *, sign: str = "") -> str:
     interval = "" if half_width is None else f" +- {half_width:.4f}"
-    return f"NLL <= {value:.4f}{interval} bits/dim"
+    return f"{value:{sign}.4f}{interval}"
+
+
+def _csv(frame: pd.DataFrame) -> str:
+    text = io.StringIO()
+    frame.to_csv(text, index=False)
+    return text.getvalue().rstrip()
 
 
 def _parts(summary: dict[str, Any]) -> list[str]:
@@ -61,11 +126,17 @@ def _comparability(summary: dict[str, Any]) -> list[str]:
         "process": f"T = {summary['num_timesteps']}, {conventions['schedule']}{respaced}",
         "conventions": f"{conventions['prediction']}, {conventions['variance']}, {clip}, "
         f"{conventions['decoder']} decoder",
-        "estimator": f"{summary['estimator']}, {conventions['draws']} draws, "
+        "estimator": f"{summary['estimator']}, {_amount(summary['sampling'])}, "
         f"{summary['num_evaluations']:,} network calls, seed {summary['seed']}",
         "device": f"{summary['device']}, {summary['precision']}, {summary['seconds']:.0f} s",
     }
     return [f"{name:<12}{value}" for name, value in fields.items()]
+
+
+def _amount(sampling: dict[str, Any]) -> str:
+    if "rotations" in sampling:
+        return f"{sampling['rotations']} rotations"
+    return f"{sampling['draws']} draws"
 
 
 def _interval(summary: dict[str, Any]) -> str:

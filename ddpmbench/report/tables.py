@@ -1,12 +1,15 @@
 """Records to pandas frames and to the summary: here nats become bits per dimension, once."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
 from ddpmbench.likelihood.bound import BoundEstimate
+from ddpmbench.likelihood.sampled_bound import SampledBound
 from ddpmbench.process.units import NATS_PER_BIT
+from ddpmbench.runs.likelihood import LikelihoodRun
 
 SCHEMA = "ddpmbench.nll/1"
 
@@ -22,6 +25,7 @@ class Comparability:
     num_timesteps: int
     num_evaluations: int
     estimator: str
+    sampling: dict[str, object]
     conventions: dict[str, object]
     checkpoint: dict[str, object]
     data: dict[str, object]
@@ -31,22 +35,42 @@ class Comparability:
     seconds: float
 
 
-def summary(bound: BoundEstimate, comparability: Comparability) -> dict[str, object]:
+def summary(bound: BoundEstimate | SampledBound, comparability: Comparability) -> dict[str, object]:
     """The object of `summary.json`: the bound in bits per dimension, and what it is of."""
     return {
         "schema": SCHEMA,
         "bits_per_dim": bound.nats / NATS_PER_BIT,
         "half_width": _bits(bound.half_width),
         "half_width_population": _bits(bound.half_width_population),
-        "prior": float(bound.prior.mean()) / NATS_PER_BIT,
-        "kl": float(bound.kl.mean()) / NATS_PER_BIT,
-        "decoder": float(bound.decoder.mean()) / NATS_PER_BIT,
+        "prior": float(np.mean(bound.prior)) / NATS_PER_BIT,
+        "kl": float(np.mean(bound.kl)) / NATS_PER_BIT,
+        "decoder": float(np.mean(bound.decoder)) / NATS_PER_BIT,
         **dataclasses.asdict(comparability),
     }
 
 
-def per_timestep(bound: BoundEstimate) -> pd.DataFrame:
-    """One row a step t = 1..T; terms in bits per dimension, errors on [-1, 1]."""
+def sampling(run: LikelihoodRun, options: dict[str, object]) -> dict[str, object]:
+    """Which rows there are: the options that say so and what became of them."""
+    if not isinstance(run.bound, SampledBound) or run.horvitz_thompson is None:
+        return options
+    plain = run.horvitz_thompson
+    return {
+        **options,
+        "rotations": run.bound.rotations,
+        "pilot_evaluations": run.pilot_evaluations,
+        "horvitz_thompson": {
+            "bits_per_dim": plain.nats / NATS_PER_BIT,
+            "half_width": _bits(plain.half_width),
+        },
+    }
+
+
+def per_timestep(bound: BoundEstimate | SampledBound) -> pd.DataFrame:
+    """One row a step t = 1..T; terms in bits per dimension, errors on [-1, 1].
+
+    Of a sampled bound every term is unbiased and they sum to the bound; an error is empty where
+    it cannot be told.
+    """
     num_timesteps = len(bound.term)
     return pd.DataFrame(
         {
@@ -61,11 +85,31 @@ def per_timestep(bound: BoundEstimate) -> pd.DataFrame:
     )
 
 
-def per_image(bound: BoundEstimate, ids: list[str]) -> pd.DataFrame:
-    """One row an image, in bits per dimension."""
+def rate(bound: BoundEstimate | SampledBound) -> pd.DataFrame:
+    """One row a step t = 1..T: what has been sent once x_t is known, bits per dimension.
+
+    `num_decoded_steps` counts the network calls of a receiver that shows its prediction from x_t,
+    as the reverse steps of Ho, Jain & Abbeel 2020, table 4, do.
+    """
+    num_timesteps = len(bound.term)
+    t = np.arange(1, num_timesteps + 1)
     return pd.DataFrame(
         {
-            "image_id": ids,
+            "t": t,
+            "num_decoded_steps": num_timesteps + 1 - t,
+            "rate_bits_per_dim": bound.rate / NATS_PER_BIT,
+            "rate_standard_error": bound.rate_standard_error / NATS_PER_BIT,
+        }
+    )
+
+
+def per_image(bound: BoundEstimate | SampledBound, ids: Sequence[str]) -> pd.DataFrame | None:
+    """One row an image, in bits per dimension; None where an image's total cannot be told."""
+    if isinstance(bound, SampledBound):
+        return None
+    return pd.DataFrame(
+        {
+            "image_id": list(ids),
             "prior": bound.prior / NATS_PER_BIT,
             "kl": bound.kl / NATS_PER_BIT,
             "decoder": bound.decoder / NATS_PER_BIT,

@@ -16,18 +16,20 @@ PIXELS_PER_BATCH = {"cpu": 48 * 28 * 28, "cuda": 2048 * 32 * 32, "mps": 256 * 32
 """Where `--batch-size auto` starts: pixels of one channel that share a network call."""
 
 
-def resolve_device(name: str) -> torch.device:
+def resolve_device(name: str, local_rank: int = 0) -> torch.device:
     """The device a `--device` option names.
 
     Args:
         name: "auto" (CUDA, then MPS, then the CPU), "cpu", "cuda", "cuda:1" or "mps".
+        local_rank: which process on this machine asks; each has a CUDA device of its own as
+            long as there are enough.
 
     Raises:
         InputError: there is no such device here.
     """
     if name == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda")
+            return _cuda_of(local_rank)
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     kind, _, index = name.partition(":")
     if kind not in ("cpu", "cuda", "mps") or (index and not (kind == "cuda" and index.isdigit())):
@@ -38,9 +40,15 @@ def resolve_device(name: str) -> torch.device:
             raise InputError(
                 f"--device {name}: this machine has {count} CUDA devices; use --device auto"
             )
+        if not index:
+            return _cuda_of(local_rank)
     if kind == "mps" and not torch.backends.mps.is_available():
         raise InputError(f"--device {name}: this machine has no MPS device; use --device auto")
     return torch.device(name)
+
+
+def _cuda_of(local_rank: int) -> torch.device:
+    return torch.device("cuda", local_rank % torch.cuda.device_count())
 
 
 @contextlib.contextmanager

@@ -1,10 +1,8 @@
-"""A likelihood run: the rows of a design, computed in batches, kept in shards, resumable."""
+"""Likelihood runs: every pair, or a rotated warp that grows until its interval is narrow."""
 
-import contextlib
 import dataclasses
-import time
-from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,210 +10,194 @@ from numpy.typing import NDArray
 from ddpmbench.errors import InputError
 from ddpmbench.likelihood.bound import BoundEstimate, estimate_bound
 from ddpmbench.likelihood.design import EveryPair
-from ddpmbench.likelihood.terms import TermsPass, TermTable, concatenate
-from ddpmbench.runs.engine import BatchSize, device_name
-
-SHARD_SECONDS = 10.0
-"""A shard is written at least this often; a killed run loses no more work than that."""
-SHARD_ROWS = 2**18
-"""No shard holds more rows than this by much."""
-
-
-class TermStore(Protocol):
-    """Where the terms of a run go: a run folder, or memory."""
-
-    def save(self, start: int, table: TermTable, *, seconds: float, device: str) -> None:
-        """Keep the terms of the rows at positions start, start + 1, ..."""
-
-    def missing(self, length: int) -> list[tuple[int, int]]:
-        """The ranges of positions below `length` that are not there yet."""
-
-    def tables(self) -> Iterator[TermTable]:
-        """Everything that is there, in the order of the design."""
-
-    def seconds(self) -> float:
-        """How long everything that is there took."""
-
-    def devices(self) -> list[str]:
-        """Where it was computed."""
+from ddpmbench.likelihood.features import GaussianFeatures
+from ddpmbench.likelihood.regression import FeatureTable
+from ddpmbench.likelihood.running import RoughBound, RunningBound
+from ddpmbench.likelihood.sampled import greg, horvitz_thompson
+from ddpmbench.likelihood.sampled_bound import SampledBound
+from ddpmbench.likelihood.stopping import first_rotations, rotations_needed
+from ddpmbench.likelihood.terms import TermTable, columns_of_bound
+from ddpmbench.likelihood.warp import Pilot, RotatedWarp, num_rows, warp_density
+from ddpmbench.runs.rows import RowsRun, checked
+from ddpmbench.runs.shards import TermStore
 
 
-class MemoryStore:
-    """Keeps the terms of a run that has no folder."""
-
-    def __init__(self) -> None:
-        self._tables: list[TermTable] = []
-        self._seconds = 0.0
-        self._devices: set[str] = set()
-
-    def save(self, start: int, table: TermTable, *, seconds: float, device: str) -> None:
-        """Keep the terms of the rows that follow those kept so far."""
-        self._tables.append(table)
-        self._seconds += seconds
-        self._devices.add(device)
-
-    def missing(self, length: int) -> list[tuple[int, int]]:
-        """What is not there yet."""
-        done = sum(len(table) for table in self._tables)
-        return [(done, length)] if done < length else []
-
-    def tables(self) -> Iterator[TermTable]:
-        """Everything that is there."""
-        yield from self._tables
-
-    def seconds(self) -> float:
-        """How long it took."""
-        return self._seconds
-
-    def devices(self) -> list[str]:
-        """Where it was computed."""
-        return sorted(self._devices)
-
-
-@dataclasses.dataclass(frozen=True)
-class RunProgress:
-    """Where a run stands.
+@dataclasses.dataclass(frozen=True, eq=False)
+class LikelihoodRun:
+    """What a run found, and what it took.
 
     Attributes:
-        done: rows there are, those of earlier sittings included.
-        total: rows of the design.
+        bound: the bound.
+        num_evaluations: network calls, those of a pilot among them.
+        seconds: they took, summed over processes, interruptions left out.
+        devices: where they were made.
+        horvitz_thompson: rotated warp: the bound from the same rows without regression.
+        density: rotated warp: (T - 1,) of the steps t = 2..T.
+        pilot_evaluations: rotated warp: network calls that went into the density.
     """
 
-    done: int
-    total: int
+    bound: BoundEstimate | SampledBound
+    num_evaluations: int
+    seconds: float
+    devices: set[str]
+    horvitz_thompson: SampledBound | None = None
+    density: NDArray[np.float64] | None = None
+    pilot_evaluations: int = 0
 
 
-@dataclasses.dataclass(frozen=True)
-class RunListener:
-    """Who is told how a run goes.
-
-    Attributes:
-        start: called once, with the number of rows that are missing.
-        progress: called after every batch.
-        warn: called with a line when something is worth saying.
-    """
-
-    start: Callable[[int], None] = lambda rows: None
-    progress: Callable[[RunProgress], None] = lambda progress: None
-    warn: Callable[[str], None] = lambda line: None
-
-
-def run_likelihood(
-    terms_pass: TermsPass,
-    design: EveryPair,
-    store: TermStore,
-    *,
-    batch_size: int | None = None,
-    listener: RunListener | None = None,
-) -> BoundEstimate:
+def run_every_pair(run: RowsRun, design: EveryPair, store: TermStore) -> LikelihoodRun:
     """Compute the rows that are missing, and reduce all of them to the bound.
 
     Args:
-        terms_pass: evaluates rows.
+        run: computes rows.
         design: which rows.
         store: holds what an earlier sitting computed, and receives the rest.
-        batch_size: rows a network call; None for what suits the device and its memory.
-        listener: who is told how it goes.
 
     Raises:
-        InputError: the network's output is not finite, the batch does not fit into memory, or
-            the store cannot be written.
+        InputError: see `RowsRun.compute`.
     """
-    listener = listener or RunListener()
-    batch = BatchSize(
-        batch_size,
-        device=terms_pass.device,
-        image_shape=terms_pass.images.pixels.shape[1:],
-        warn=listener.warn,
+    length = len(design)
+    run.listener.start(_count_missing(store, length))
+    run.compute(design, store, whole=design.draws)
+
+    def reduce() -> LikelihoodRun:
+        clip = run.terms_pass.diffusion.clip
+        tables = checked(store.tables(length, columns_of_bound(clip=clip)), design)
+        bound = estimate_bound(design, run.prior(), tables, clip=clip)
+        return LikelihoodRun(bound, length, store.seconds(length), store.devices(length))
+
+    return run.ranks.once(reduce)
+
+
+@dataclasses.dataclass(frozen=True)
+class Goal:
+    """When a sampled run has enough rows.
+
+    Attributes:
+        half_width: of the 95 % interval for the images, nats per dimension.
+        max_evaluations: network calls that must not be exceeded, or None.
+    """
+
+    half_width: float
+    max_evaluations: int | None = None
+
+
+def run_rotated_warp(
+    run: RowsRun,
+    pilot_store: TermStore,
+    store: TermStore,
+    *,
+    goal: Goal,
+    density: NDArray[np.float64] | None = None,
+) -> LikelihoodRun:
+    """Compute rotations until the interval is as narrow as the goal says.
+
+    What is computed depends on the goal and on the terms alone: rows that an earlier sitting left
+    beyond it are not looked at.
+
+    Args:
+        run: computes rows.
+        pilot_store: holds the rows of the pilot, or receives them.
+        store: the same for the rows of the estimate.
+        goal: when to stop.
+        density: of another run, in place of a pilot.
+
+    Raises:
+        InputError: fewer evaluations are allowed than a first look takes; or see
+            `RowsRun.compute`.
+    """
+    terms_pass = run.terms_pass
+    num_images, seed = len(terms_pass.images), terms_pass.seed
+    num_timesteps = terms_pass.diffusion.schedule.num_timesteps
+    pilot = Pilot(num_images, num_timesteps, seed)
+    pilot_evaluations = len(pilot) if density is None else 0
+    rotations = first_rotations(num_images)
+    allowed = _rotations_allowed(num_images, pilot_evaluations, goal.max_evaluations)
+    if allowed < rotations:
+        raise _too_few(num_images, pilot_evaluations, goal)
+    missing = _count_missing(store, num_rows(num_images, rotations))
+    run.listener.start(
+        missing + (_count_missing(pilot_store, len(pilot)) if density is None else 0)
     )
-    device = device_name(terms_pass.device)
-    gaps = store.missing(len(design))
-    done = len(design) - sum(stop - start for start, stop in gaps)
-    listener.start(len(design) - done)
-    listener.progress(RunProgress(done, len(design)))
-    for start, stop in gaps:
-        with contextlib.closing(_Shard(store, start, whole=design.draws, device=device)) as shard:
-            for table in _compute(terms_pass, design, range(start, stop), batch):
-                shard.add(table)
-                done += len(table)
-                listener.progress(RunProgress(done, len(design)))
-    prior = _prior(terms_pass, design.num_images, batch)
-    tables = _checked(store.tables(), design)
-    return estimate_bound(design, prior, tables, clip=terms_pass.diffusion.clip)
-
-
-def _checked(tables: Iterable[TermTable], design: EveryPair) -> Iterator[TermTable]:
-    """The same tables, known to hold the rows of the design in its order."""
-    position = 0
-    for table in tables:
-        expected = design.rows(position, position + len(table))
-        if not all(
-            np.array_equal(getattr(table.rows, name), getattr(expected, name))
-            for name in ("image", "t", "draw")
-        ):
-            raise InputError(
-                f"the shards do not hold the rows from {position} on that their names say; delete "
-                "the shards from there on and run the command again"
-            )
-        position += len(table)
-        yield table
-
-
-class _Shard:
-    """Collects batches until they are worth a file; closing it keeps the rest."""
-
-    def __init__(self, store: TermStore, start: int, *, whole: int, device: str) -> None:
-        self._store, self._position = store, start
-        self._whole, self._device = whole, device
-        self._tables: list[TermTable] = []
-        self._since = time.perf_counter()
-
-    def add(self, table: TermTable) -> None:
-        self._tables.append(table)
-        rows = sum(len(table) for table in self._tables)
-        if rows >= SHARD_ROWS or time.perf_counter() - self._since >= SHARD_SECONDS:
-            self.close()
-
-    def close(self) -> None:
-        if not self._tables:
-            return
-        collected = concatenate(self._tables)
-        # The draws of a pair stay in one shard: the reduction reads them side by side.
-        size = len(collected) - len(collected) % self._whole
-        position, seconds = self._position, time.perf_counter() - self._since
-        # Before the rows are saved: an interruption must not save them a second time.
-        self._tables = [collected[size:]] if size < len(collected) else []
-        self._position, self._since = position + size, time.perf_counter()
-        if size:
-            self._store.save(position, collected[:size], seconds=seconds, device=self._device)
-
-
-def _compute(
-    terms_pass: TermsPass, design: EveryPair, positions: range, batch: BatchSize
-) -> Iterator[TermTable]:
-    position = positions.start
-    while position < positions.stop:
-
-        def compute(rows: int, position: int = position) -> TermTable:
-            return terms_pass.terms(design.rows(position, min(position + rows, positions.stop)))
-
-        table = batch.attempt(compute)
-        _check_finite(table, terms_pass)
-        yield table
-        position += len(table)
-
-
-def _check_finite(table: TermTable, terms_pass: TermsPass) -> None:
-    bad = np.flatnonzero(~np.isfinite(table.values["nats"] + table.values["eps_mse"]))
-    if len(bad):
-        image, t = int(table.rows.image[bad[0]]), int(table.rows.t[bad[0]])
-        raise InputError(
-            f"--ckpt {terms_pass.checkpoint.source}: the network's output is not finite for image "
-            f"{terms_pass.images.ids[image]} at t = {t}; the terms before it are kept"
+    if density is None:
+        run.compute(pilot, pilot_store, after=num_rows(num_images, rotations))
+        density = run.ranks.once(
+            lambda: warp_density(pilot, checked(pilot_store.tables(len(pilot), ("nats",)), pilot))
         )
+    prior = run.prior() if run.ranks.reports else np.zeros(num_images)
+    design = RotatedWarp(num_images, num_timesteps, density, seed, rotations)
+    reduction = _Reduction(run, store, prior)
+    watch: Callable[[TermTable], RoughBound | None] = RunningBound(design, prior.mean()).add
+    while True:
+        run.compute(design, store, watch=watch, before=pilot_evaluations)
+        bound = run.ranks.once(partial(reduction.by_regression, design))
+        needed = min(rotations_needed(design, bound, goal.half_width), allowed)
+        if needed == design.rotations:
+            break
+        design = dataclasses.replace(design, rotations=needed)
+        last = RoughBound(bound.nats, bound.half_width)
+        watch = partial(_at_last_look, last)
+    return LikelihoodRun(
+        bound=bound,
+        num_evaluations=pilot_evaluations + len(design),
+        seconds=store.seconds(len(design)) + pilot_store.seconds(pilot_evaluations),
+        devices=store.devices(len(design)) | pilot_store.devices(pilot_evaluations),
+        horvitz_thompson=run.ranks.once(partial(reduction.horvitz_thompson, design)),
+        density=density,
+        pilot_evaluations=pilot_evaluations,
+    )
 
 
-def _prior(terms_pass: TermsPass, num_images: int, batch: BatchSize) -> NDArray[np.float64]:
-    images = np.arange(num_images, dtype=np.int64)
-    parts = np.array_split(images, -(-num_images // batch.rows))
-    return np.concatenate([terms_pass.prior(part) for part in parts])
+def _at_last_look(bound: RoughBound, table: TermTable) -> RoughBound:
+    return bound
+
+
+class _Reduction:
+    """The estimates from the rows there are; the features are worked out once."""
+
+    def __init__(self, run: RowsRun, store: TermStore, prior: NDArray[np.float64]) -> None:
+        self._terms_pass, self._store, self._prior = run.terms_pass, store, prior
+        self._clip = run.terms_pass.diffusion.clip
+        self._known: tuple[GaussianFeatures, FeatureTable] | None = None
+
+    def by_regression(self, design: RotatedWarp) -> SampledBound:
+        features = self._features(design)
+        return greg(design, self._prior, self._tables(design), features, clip=self._clip)
+
+    def horvitz_thompson(self, design: RotatedWarp) -> SampledBound:
+        return horvitz_thompson(design, self._prior, self._tables(design), clip=self._clip)
+
+    def _tables(self, design: RotatedWarp) -> Iterator[TermTable]:
+        columns = columns_of_bound(clip=self._clip)
+        return checked(self._store.tables(len(design), columns), design)
+
+    def _features(self, design: RotatedWarp) -> FeatureTable:
+        pixels = self._terms_pass.images.pixels
+        if self._known is None:
+            gaussian = GaussianFeatures.fit(pixels, self._terms_pass.checkpoint.schedule)
+            self._known = gaussian, FeatureTable.of(gaussian, pixels, design)
+        else:
+            gaussian, table = self._known
+            self._known = gaussian, table.extended(gaussian, pixels, design)
+        return self._known[1]
+
+
+def _count_missing(store: TermStore, length: int) -> int:
+    return sum(stop - start for start, stop in store.missing(length))
+
+
+def _rotations_allowed(num_images: int, pilot: int, max_evaluations: int | None) -> int:
+    if max_evaluations is None:
+        return 2**31
+    rotations = max(0, (max_evaluations - pilot) // num_images)  # more than there can be
+    while rotations and pilot + num_rows(num_images, rotations) > max_evaluations:
+        rotations -= 1
+    return rotations
+
+
+def _too_few(num_images: int, pilot: int, goal: Goal) -> InputError:
+    least = pilot + num_rows(num_images, first_rotations(num_images))
+    return InputError(
+        f"--max-evaluations {goal.max_evaluations}: {num_images:,} images take {least:,} network "
+        "calls until an interval is known; allow that many, or take fewer images with --num-images"
+    )

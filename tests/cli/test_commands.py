@@ -16,6 +16,7 @@ import torch
 from ddpmbench import load_images
 
 COMMAND = [sys.executable, "-m", "ddpmbench"]
+EVERY_PAIR = ("--estimator", "every-pair", "--draws", 1)
 
 
 def ddpmbench(*arguments, cwd=None):
@@ -24,10 +25,17 @@ def ddpmbench(*arguments, cwd=None):
     )
 
 
-@pytest.fixture(scope="module")
-def finished(small_checkpoint, small_npz, tmp_path_factory):
+OF = {
+    "every-pair": ("--estimator", "every-pair"),
+    "rotated-warp": ("--half-width", 0.05),
+}
+
+
+@pytest.fixture(scope="module", params=list(OF))
+def finished(request, small_checkpoint, small_npz, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "run"
-    arguments = ("nll", "--ckpt", small_checkpoint, "--data", small_npz, "--out", out)
+    arguments = ("nll", "--ckpt", small_checkpoint, "--data", small_npz, *OF[request.param])
+    arguments += ("--out", out)
     result = ddpmbench(*arguments)
     assert result.returncode == 0, result.stderr
     return out, arguments, result
@@ -51,8 +59,8 @@ def test_the_run_folder_holds_the_contract(finished):
     summary = json.loads((out / "summary.json").read_text())
     assert list(summary) == [
         "schema", "bits_per_dim", "half_width", "half_width_population", "prior", "kl", "decoder",
-        "num_images", "num_timesteps", "num_evaluations", "estimator", "conventions", "checkpoint",
-        "data", "seed", "device", "precision", "seconds",
+        "num_images", "num_timesteps", "num_evaluations", "estimator", "sampling", "conventions",
+        "checkpoint", "data", "seed", "device", "precision", "seconds",
     ]  # fmt: skip
     assert summary["schema"] == "ddpmbench.nll/1"
     steps = pd.read_csv(out / "per_timestep.csv")
@@ -61,8 +69,24 @@ def test_the_run_folder_holds_the_contract(finished):
     ]  # fmt: skip
     assert list(steps.t) == list(range(1, 41))
     assert list(steps.part) == ["decoder"] + ["kl"] * 39
-    images = pd.read_csv(out / "per_image.csv")
-    assert list(images) == ["image_id", "prior", "kl", "decoder", "bits_per_dim"]
+    rate = pd.read_csv(out / "rate.csv")
+    assert list(rate) == ["t", "num_decoded_steps", "rate_bits_per_dim", "rate_standard_error"]
+    assert list(rate.t + rate.num_decoded_steps) == 40 * [40]
+    sampling = summary["sampling"]
+    if summary["estimator"] == "every-pair":
+        assert sampling == {"draws": 2}
+        images = pd.read_csv(out / "per_image.csv")
+        assert list(images) == ["image_id", "prior", "kl", "decoder", "bits_per_dim"]
+        assert not (out / "warp.csv").exists()
+    else:
+        assert list(sampling) == [
+            "half_width_goal", "max_evaluations", "rotations", "pilot_evaluations",
+            "horvitz_thompson",
+        ]  # fmt: skip
+        warp = pd.read_csv(out / "warp.csv")
+        assert list(warp.t) == list(range(2, 41))
+        assert warp.density.sum() == pytest.approx(1, abs=1e-12)
+        assert not (out / "per_image.csv").exists(), "from a few rows no image's total is known"
     environment = json.loads((out / "environment.json").read_text())
     assert environment["arguments"]["given"][1:] == [str(a) for a in arguments]
     assert environment["versions"]["torch"]
@@ -82,8 +106,8 @@ def test_the_formats_print_the_same_result(finished):
 
 
 def test_without_out_the_run_goes_to_a_dated_folder(small_checkpoint, small_npz, tmp_path):
-    arguments = ("--ckpt", small_checkpoint, "--data", small_npz, "--num-images", 1, "--draws", 1)
-    result = ddpmbench("nll", *arguments, "--timesteps", 5, cwd=tmp_path)
+    arguments = ("--ckpt", small_checkpoint, "--data", small_npz, "--num-images", 1)
+    result = ddpmbench("nll", *arguments, "--timesteps", 5, *EVERY_PAIR, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     (folder,) = (tmp_path / "runs").iterdir()
     assert folder.name.startswith("nll-20")
@@ -95,6 +119,7 @@ def test_without_out_the_run_goes_to_a_dated_folder(small_checkpoint, small_npz,
 
 def test_an_override_is_said(small_checkpoint, small_npz, tmp_path):
     arguments = ("--ckpt", small_checkpoint, "--data", small_npz, "--out", tmp_path / "run")
+    arguments += EVERY_PAIR
     result = ddpmbench("nll", *arguments, "--variance", "fixed_small", "--prediction", "v")
     assert result.returncode == 0, result.stderr
     assert "--variance fixed_small overrides fixed_large" in result.stderr
@@ -113,7 +138,7 @@ def test_the_file_s_own_clip_counts_and_an_override_is_said(tmp_path):
     found = {}
     for option in ([], ["--clip"], ["--no-clip"]):
         result = ddpmbench(
-            "nll", "--ckpt", tmp_path / "model", "--data", data, "--draws", 1, *option,
+            "nll", "--ckpt", tmp_path / "model", "--data", data, *EVERY_PAIR, *option,
             "--out", tmp_path / "".join(["run", *option]), "--format", "json",
         )  # fmt: skip
         assert result.returncode == 0, result.stderr
@@ -134,7 +159,7 @@ def test_the_class_is_in_the_result(tmp_path):
     pixels = np.arange(128, dtype=np.uint8).reshape(2, 8, 8, 1)
     np.savez(tmp_path / "labeled.npz", arr_0=pixels, arr_1=np.array([2, 3]))
     np.savez(tmp_path / "plain.npz", arr_0=pixels)
-    common = ("nll", "--ckpt", tmp_path / "model", "--draws", 1, "--format", "json")
+    common = ("nll", "--ckpt", tmp_path / "model", *EVERY_PAIR, "--format", "json")
 
     def evaluate(data, *option):
         out = tmp_path / "-".join(["run", data, *map(str, option)])
@@ -185,19 +210,26 @@ def test_training_interrupted_from_the_keyboard_loses_nothing(tmp_path):
     assert state["step"] > 0
 
 
-def test_progress_is_plain_lines_where_there_is_no_terminal(tmp_path):
+@pytest.mark.parametrize(
+    ("options", "total"),
+    [
+        (("--timesteps", 500, *EVERY_PAIR[:2]), "1,000"),
+        (("--timesteps", 50, "--half-width", 1), "633"),  # the pilot is among them
+    ],
+)
+def test_progress_is_plain_lines_where_there_is_no_terminal(tmp_path, options, total):
     script = (
         "import ddpmbench.cli.progress as p; p.SECONDS_BETWEEN_LINES = 0.5\n"
         "from ddpmbench.cli.main import main; main()"
     )
-    arguments = ["nll", "--num-images", "1", "--timesteps", "500", "--out", str(tmp_path / "run")]
-    result = subprocess.run(
-        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=300
-    )
+    arguments = ["nll", "--num-images", 1, *options, "--out", tmp_path / "run"]
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
-    assert " of 1,000 (" in result.stderr
+    assert f" of {total} (" in result.stderr
     assert "evaluations/s" in result.stderr
     assert " left" in result.stderr
+    assert ("so far NLL <= " in result.stderr) == ("--half-width" in options)
     assert "\x1b" not in result.stderr
     assert "left" not in result.stdout
 
@@ -214,7 +246,7 @@ def test_train_then_evaluate(tmp_path):
     assert checkpoint == str(out / "checkpoint.safetensors")
     result = ddpmbench(
         "nll", "--ckpt", checkpoint, "--data", "fashion-mnist:test", "--num-images", 2,
-        "--out", tmp_path / "run", "--format", "json",
+        "--half-width", 0.5, "--out", tmp_path / "run", "--format", "json",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["conventions"]["variance"] == "learned_range"

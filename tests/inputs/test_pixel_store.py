@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from numpy.lib import format as npy
 from PIL import Image
 
+from ddpmbench import array_store
 from ddpmbench.errors import InputError
 from ddpmbench.inputs import image_files, pixel_store
 from ddpmbench.inputs.image_files import PositionIds
@@ -53,7 +54,7 @@ def in_a_file(monkeypatch, tmp_path):
     """Every set is large, and read in portions of a few images; the folder of temporary files."""
     folder = tmp_path / "temporary"
     folder.mkdir()
-    monkeypatch.setattr(pixel_store, "IN_MEMORY", 0)
+    monkeypatch.setattr(array_store, "IN_MEMORY", 0)
     monkeypatch.setattr(pixel_store, "_PORTION", 500)
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     return folder
@@ -98,9 +99,10 @@ def test_memory_does_not_grow_with_the_pixels(tmp_path, in_a_file, kind):
 LOAD_TWICE = r"""
 import re, sys
 from pathlib import Path
+from ddpmbench import array_store
 from ddpmbench.inputs import pixel_store
 from ddpmbench.inputs.images import load_images
-pixel_store.IN_MEMORY = pixel_store._PORTION = 1 << 20
+array_store.IN_MEMORY = pixel_store._PORTION = 1 << 20
 for path in sys.argv[1:]:
     load_images(path).sha256
     print(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])

@@ -11,7 +11,7 @@ from mixtures import feature_table
 from oracles import gaussian_denoiser, oracle_images
 from scipy import fft
 
-from ddpmbench.likelihood import features, regression
+from ddpmbench.likelihood import blocks, features
 from ddpmbench.likelihood.features import GaussianFeatures, code_length
 from ddpmbench.likelihood.regression import FeatureTable, log_bins, predict
 from ddpmbench.likelihood.terms import bound_terms
@@ -114,7 +114,7 @@ def test_portions_do_not_matter(monkeypatch):
     nats = np.random.default_rng(0).exponential(size=design.t.shape)
     predictions = predict(design, nats, whole)
     monkeypatch.setattr(features, "CHUNK_BYTES", 7 * 8 * 256)
-    monkeypatch.setattr(regression, "_IMAGES", 7)
+    monkeypatch.setattr(blocks, "ROWS", 7)
     assert_close(table(), whole)
     assert_close(predict(design, nats, whole), predictions)
 

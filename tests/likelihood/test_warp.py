@@ -193,3 +193,15 @@ def test_what_is_no_design_is_refused(num_images, density, rotations):
         RotatedWarp(num_images, 3, np.array(density), 0, rotations)
     with pytest.raises(ValueError, match="two steps"):
         Pilot(3, 1, 0)
+
+
+def test_the_last_bits_of_the_pilot_s_terms_do_not_move_the_density():
+    model, pilot = SyntheticModel(200, 120), Pilot(200, 120, 0)
+    table = model.table(pilot.rows(0, len(pilot)), np.random.default_rng(0))
+    density = warp_density(pilot, [table])
+    for seed in range(5):
+        relative = 1e-7 * np.random.default_rng(seed).normal(size=len(table))
+        other = TermTable(table.rows, {"nats": table.values["nats"] * (1 + relative)})
+        np.testing.assert_array_equal(warp_density(pilot, [other]), density)
+    other = TermTable(table.rows, {"nats": table.values["nats"] ** 1.1})
+    assert np.abs(warp_density(pilot, [other]) / density - 1).max() > 0.01

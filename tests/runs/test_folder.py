@@ -23,44 +23,66 @@ def folder(tmp_path):
     return RunFolder(tmp_path / "run", IDENTITY)
 
 
-def positions(folder):
-    return [int(image) for part in folder.tables() for image in part.rows.image]
+@pytest.fixture
+def shards(folder):
+    return folder.shards("terms")
 
 
-def test_gaps_are_what_no_shard_covers(folder):
-    assert folder.missing(20) == [(0, 20)]
-    folder.save(4, table(4, 8), seconds=1, device="cpu")
-    folder.save(12, table(12, 14), seconds=2, device="cpu")
-    assert folder.missing(20) == [(0, 4), (8, 12), (14, 20)]
-    assert folder.seconds() == 3
+def positions(shards, length):
+    return [int(image) for part in shards.tables(length) for image in part.rows.image]
 
 
-def test_overlapping_shards_give_every_row_once(folder):
+def test_gaps_are_what_no_shard_covers(shards):
+    assert shards.missing(20) == [(0, 20)]
+    shards.save(4, table(4, 8), seconds=1, device="cpu")
+    shards.save(12, table(12, 14), seconds=2, device="cpu")
+    assert shards.missing(20) == [(0, 4), (8, 12), (14, 20)]
+    assert shards.seconds(20) == 3
+
+
+def test_overlapping_shards_give_every_row_once(shards):
     for start, stop in [(0, 10), (2, 6), (8, 14), (14, 15)]:
-        folder.save(start, table(start, stop), seconds=0, device="cpu")
-    assert positions(folder) == list(range(15))
-    assert folder.missing(15) == []
+        shards.save(start, table(start, stop), seconds=0, device="cpu")
+    assert positions(shards, 15) == list(range(15))
+    assert shards.missing(15) == []
 
 
-def test_values_come_back_bit_for_bit(folder):
+@pytest.mark.parametrize("length", [1, 4, 6, 10, 13, 15])
+def test_rows_beyond_the_length_asked_for_are_not_there(shards, length):
+    for start, stop in [(0, 4), (4, 10), (8, 13), (13, 15)]:
+        shards.save(start, table(start, stop), seconds=stop - start, device=f"from {start}")
+    assert positions(shards, length) == list(range(length))
+    assert shards.missing(length) == []
+    # Rows 8 and 9 were computed twice, and took their time twice.
+    assert shards.seconds(length) == pytest.approx(length + min(max(length - 8, 0), 2))
+    assert ("from 13" in shards.devices(length)) == (length > 13)
+
+
+def test_the_rows_of_one_name_are_none_of_another(folder, shards):
+    folder.shards("pilot").save(0, table(0, 5), seconds=1, device="cpu")
+    assert shards.missing(5) == [(0, 5)]
+    assert folder.shards("pilot").missing(5) == []
+
+
+def test_values_come_back_bit_for_bit(shards):
     saved = table(0, 7)
     saved.values["nats"][:] = np.random.default_rng(0).normal(size=7)
     saved.values["decoder_beta_exact_clip"][1:] = np.nan
-    folder.save(0, saved, seconds=0, device="cpu")
-    (loaded,) = folder.tables()
+    shards.save(0, saved, seconds=0, device="cpu")
+    (loaded,) = shards.tables(7)
     for name in VALUE_COLUMNS:
         np.testing.assert_array_equal(loaded.values[name], saved.values[name])
 
 
-def test_the_same_run_goes_on_and_leftovers_go(folder):
-    folder.save(0, table(0, 5), seconds=0, device="cpu")
+def test_the_same_run_goes_on_and_leftovers_go(folder, shards):
+    shards.save(0, table(0, 5), seconds=0, device="cpu")
     leftover = folder.path / "shards" / "terms-000000000005-000000000009.parquet.77.tmp"
     leftover.write_bytes(b"half a shard")
     RunFolder(folder.path, IDENTITY)
     assert leftover.exists(), "another process may be writing it"
     os.utime(leftover, (0, 0))
     again = RunFolder(folder.path, IDENTITY)
-    assert again.missing(6) == [(5, 6)]
+    assert again.shards("terms").missing(6) == [(5, 6)]
     assert not leftover.exists()
 
 
@@ -83,7 +105,7 @@ def test_a_run_killed_at_its_very_start_goes_on(tmp_path, left):
         (tmp_path / "run.json.77.tmp").write_text("{")
     elif left == "shards":
         (tmp_path / "shards").mkdir()
-    assert RunFolder(tmp_path, IDENTITY).missing(5) == [(0, 5)]
+    assert RunFolder(tmp_path, IDENTITY).shards("terms").missing(5) == [(0, 5)]
 
 
 @pytest.mark.parametrize("text", ["", "[]", "[1]", "null", "{"])
@@ -93,10 +115,10 @@ def test_a_damaged_identity_is_named(folder, text):
         RunFolder(folder.path, IDENTITY)
 
 
-def test_it_says_where_everything_was_computed(folder):
-    folder.save(0, table(0, 5), seconds=1, device="a GPU")
-    folder.save(5, table(5, 6), seconds=1, device="cpu")
-    assert folder.devices() == ["a GPU", "cpu"]
+def test_it_says_where_everything_was_computed(shards):
+    shards.save(0, table(0, 5), seconds=1, device="a GPU")
+    shards.save(5, table(5, 6), seconds=1, device="cpu")
+    assert shards.devices(6) == {"a GPU", "cpu"}
 
 
 def test_a_file_is_no_folder(tmp_path):
@@ -106,8 +128,8 @@ def test_a_file_is_no_folder(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["truncate", "rename", "garbage"])
-def test_a_damaged_shard_is_named(folder, damage):
-    folder.save(0, table(0, 50), seconds=0, device="cpu")
+def test_a_damaged_shard_is_named(folder, shards, damage):
+    shards.save(0, table(0, 50), seconds=0, device="cpu")
     (shard,) = (folder.path / "shards").iterdir()
     if damage == "truncate":
         os.truncate(shard, shard.stat().st_size // 2)
@@ -116,7 +138,7 @@ def test_a_damaged_shard_is_named(folder, damage):
     else:
         shard = shard.rename(shard.with_name("terms-000000000000-000000000060.parquet"))
     with pytest.raises(InputError, match=shard.name):
-        list(folder.tables())
+        list(shards.tables(50))
 
 
 def test_a_write_that_fails_leaves_what_was_there(folder):

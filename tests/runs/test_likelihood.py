@@ -1,4 +1,4 @@
-"""A run gives the same numbers however it is batched, interrupted or fed."""
+"""A run of every pair gives the same numbers however it is batched, interrupted or fed."""
 
 import gzip
 import random
@@ -18,16 +18,16 @@ from PIL import Image
 
 import ddpmbench as db
 from ddpmbench.errors import InputError
-from ddpmbench.evaluate import evaluate_nll
 from ddpmbench.inputs.images import load_images
-from ddpmbench.runs import likelihood
+from ddpmbench.questions.nll import evaluate_nll
+from ddpmbench.runs.rows import RunListener
 
 KILLS = 10
 
 SITTING = """
 import sys
-from ddpmbench.runs import likelihood
-likelihood.SHARD_SECONDS = 0.02
+from ddpmbench.runs import rows
+rows.SHARD_SECONDS = 0.02
 from ddpmbench.cli.main import main
 main(sys.argv[1:])
 """
@@ -45,12 +45,12 @@ def numbers(report):
 
 @pytest.fixture(scope="module")
 def report(small_model, small_images):
-    return evaluate_nll(small_model, small_images)
+    return evaluate_nll(small_model, small_images, estimator="every-pair")
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
 def test_batch_size_cannot_change_a_number(small_model, small_images, report, batch_size):
-    other = evaluate_nll(small_model, small_images, batch_size=batch_size)
+    other = evaluate_nll(small_model, small_images, estimator="every-pair", batch_size=batch_size)
     np.testing.assert_allclose(numbers(other), numbers(report), rtol=0, atol=1e-6)
 
 
@@ -75,32 +75,32 @@ def test_every_row_is_one_network_call(small_model, small_images, monkeypatch):
         return forward(x_t, time)
 
     monkeypatch.setattr(small_model.network, "forward", counted)
-    report = evaluate_nll(small_model, small_images, draws=3)
+    report = evaluate_nll(small_model, small_images, estimator="every-pair", draws=3)
     assert calls == report.summary["num_evaluations"] == 6 * 40 * 3
 
 
 def test_one_draw_leaves_the_noise_unknown(small_model, small_images):
-    report = evaluate_nll(small_model, small_images, draws=1)
+    report = evaluate_nll(small_model, small_images, estimator="every-pair", draws=1)
     assert report.summary["half_width"] is None
     assert report.summary["half_width_population"] > 0
     assert report.per_timestep.standard_error.isna().all()
 
 
 def test_a_single_image_leaves_the_population_unknown(small_model, small_images):
-    report = evaluate_nll(small_model, small_images.subset(1))
+    report = evaluate_nll(small_model, small_images.subset(1), estimator="every-pair")
     assert report.summary["half_width_population"] is None
     assert report.summary["half_width"] > 0
 
 
 def test_a_finished_run_makes_no_network_call(small_model, small_images, report, tmp_path):
-    evaluate_nll(small_model, small_images, out=tmp_path)
+    evaluate_nll(small_model, small_images, estimator="every-pair", out=tmp_path)
 
     def refuse(x_t, time):
         raise AssertionError("the network was called")
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(small_model.network, "forward", refuse)
-        again = evaluate_nll(small_model, small_images, out=tmp_path)
+        again = evaluate_nll(small_model, small_images, estimator="every-pair", out=tmp_path)
     np.testing.assert_array_equal(numbers(again), numbers(report))
 
 
@@ -119,7 +119,7 @@ def test_the_kind_of_file_cannot_change_a_number(
         path = tmp_path / "crops-images-idx3-ubyte.gz"
         with gzip.open(path, "wb") as file:
             file.write(struct.pack(">4B3I", 0, 0, 8, 3, *pixels[:, 0].shape) + pixels.tobytes())
-    other = evaluate_nll(small_model, load_images(path))
+    other = evaluate_nll(small_model, load_images(path), estimator="every-pair")
     assert other.summary["data"]["sha256"] == report.summary["data"]["sha256"]
     np.testing.assert_array_equal(numbers(other), numbers(report))
 
@@ -127,7 +127,8 @@ def test_the_kind_of_file_cannot_change_a_number(
 def test_killed_at_ten_random_points_and_resumed(small_checkpoint, small_npz, report, tmp_path):
     out = tmp_path / "run"
     command = [sys.executable, "-c", SITTING, "nll", "--ckpt", str(small_checkpoint)]
-    command += ["--data", str(small_npz), "--batch-size", "2", "--out", str(out)]
+    command += ["--data", str(small_npz), "--estimator", "every-pair"]
+    command += ["--batch-size", "2", "--out", str(out)]
     generator = random.Random(0)
     for _ in range(KILLS):
         before = len(list(out.glob("shards/*.parquet")))
@@ -164,9 +165,10 @@ def test_interrupted_in_a_batch_keeps_what_was_done(small_model, small_images, t
         evaluate_nll(
             small_model,
             small_images,
+            estimator="every-pair",
             batch_size=32,
             out=tmp_path,
-            listener=likelihood.RunListener(progress=stop),
+            listener=RunListener(progress=stop),
         )
     (shard,) = (tmp_path / "shards").glob("*.parquet")
     assert len(pd.read_parquet(shard)) == 128
@@ -187,7 +189,7 @@ def test_an_output_that_is_not_finite_is_named_and_nothing_is_lost(
     broken.calls = 0
     monkeypatch.setattr(small_model.network, "forward", broken)
     with pytest.raises(InputError, match=r"not finite for image 1 at t = 1;"):
-        evaluate_nll(small_model, small_images, batch_size=8, out=tmp_path)
+        evaluate_nll(small_model, small_images, estimator="every-pair", batch_size=8, out=tmp_path)
     kept = sum(len(pd.read_parquet(shard)) for shard in (tmp_path / "shards").glob("*.parquet"))
     assert kept == 80
 
@@ -199,18 +201,18 @@ def test_an_output_of_another_shape_is_refused(small_model, small_images, monkey
 
     monkeypatch.setattr(small_model.network, "forward", other)
     with pytest.raises(InputError, match="the network's output is"):
-        evaluate_nll(small_model, small_images)
+        evaluate_nll(small_model, small_images, estimator="every-pair")
 
 
 def test_rows_in_the_wrong_shard_are_refused(small_model, small_images, tmp_path):
-    evaluate_nll(small_model, small_images, draws=1, out=tmp_path)
+    evaluate_nll(small_model, small_images, estimator="every-pair", draws=1, out=tmp_path)
     (shard,) = (tmp_path / "shards").iterdir()
     table = pq.read_table(shard)
     column = table.schema.get_field_index("t")
     table = table.set_column(column, "t", pc.add(table["t"], 1))
     pq.write_table(table, shard)
     with pytest.raises(InputError, match="delete the shards"):
-        evaluate_nll(small_model, small_images, draws=1, out=tmp_path)
+        evaluate_nll(small_model, small_images, estimator="every-pair", draws=1, out=tmp_path)
 
 
 def test_the_user_s_network_stays_as_it_was(small_images):
@@ -227,7 +229,10 @@ def test_the_user_s_network_stays_as_it_was(small_images):
 
     plain = Plain()
     checkpoint = db.wrap_network(plain, schedule=db.NoiseSchedule.linear(30))
-    first, second = (evaluate_nll(checkpoint, small_images, draws=1).summary for _ in range(2))
+    first, second = (
+        evaluate_nll(checkpoint, small_images, estimator="every-pair", draws=1).summary
+        for _ in range(2)
+    )
     assert first["bits_per_dim"] == second["bits_per_dim"], "dropout was on"
     assert plain.training
     assert plain.dropout.training

@@ -8,13 +8,13 @@ import torch
 from safetensors import safe_open
 
 from ddpmbench.errors import InputError
-from ddpmbench.evaluate import evaluate_nll
 from ddpmbench.inputs.checkpoints.native import read_native
 from ddpmbench.inputs.images import load_images
 from ddpmbench.network.unet import UNetConfig
 from ddpmbench.process.diffusion import GaussianDiffusion
 from ddpmbench.process.prediction import Variance
 from ddpmbench.process.schedule import NoiseSchedule
+from ddpmbench.questions.nll import evaluate_nll
 from ddpmbench.training import loop
 from ddpmbench.training.loop import train
 from ddpmbench.training.objective import training_loss
@@ -75,7 +75,8 @@ def test_training_lowers_the_bound(objective, variance, crops, tmp_path):
     before = after = None
     for steps in (1, 120):
         path = train(recipe(objective, variance=variance), crops, tmp_path, steps=steps, device=CPU)
-        before, after = after, evaluate_nll(read_native(path), images, draws=1)
+        checkpoint = read_native(path)
+        before, after = after, evaluate_nll(checkpoint, images, estimator="every-pair", draws=1)
     assert after.summary["bits_per_dim"] < before.summary["bits_per_dim"] - 0.5
     assert after.per_timestep.eps_mse.mean() < 0.7 * before.per_timestep.eps_mse.mean()
 

@@ -1,0 +1,85 @@
+"""Large arrays lie in a temporary file: of what comes in portions, little is ever in memory."""
+
+import contextlib
+import math
+import mmap
+import tempfile
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddpmbench.errors import InputError
+
+IN_MEMORY = 1 << 26
+"""Arrays of more bytes than this are kept in a temporary file."""
+
+Scalar = TypeVar("Scalar", bound=np.generic)
+
+
+def store(
+    shape: tuple[int, ...], portions: Iterable[NDArray[Scalar]], dtype: type[Scalar]
+) -> NDArray[Scalar]:
+    """Put together what is known of images and comes in portions.
+
+    Beyond `IN_MEMORY` it lies in a temporary file without a name, which goes when the array goes
+    or the process ends. The file is written, and mapped when it is whole: pages written through a
+    mapping would count as memory of this process.
+
+    Args:
+        shape: (N, ...) of all together.
+        portions: (B, ...) each, in order. None is needed again, nor kept.
+        dtype: of every portion.
+
+    Returns:
+        (N, ...), contiguous and read-only.
+
+    Raises:
+        InputError: if the file cannot be written, as on a full disk.
+    """
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    if size <= IN_MEMORY:
+        whole = np.empty(shape, dtype)
+        start = 0
+        for part in portions:
+            whole[start : start + len(part)] = part
+            start += len(part)
+        whole.setflags(write=False)
+        return whole
+    with contextlib.ExitStack() as stack:
+        with _no_room_refused(shape[0], size):
+            # Without a buffer: closing would write the rest of it, and fail a second time.
+            file = stack.enter_context(tempfile.TemporaryFile(buffering=0))
+        for part in portions:
+            left = np.ascontiguousarray(part).data.cast("B")
+            with _no_room_refused(shape[0], size):
+                while left:
+                    left = left[file.write(left) :]
+        with _no_room_refused(shape[0], size):
+            return np.asarray(np.memmap(file, dtype, "r", shape=shape))
+
+
+def release(array: NDArray[Any]) -> None:
+    """Take what was read of a stored array out of this process's memory, until it is read again.
+
+    The system would do so when memory is short; until then it counts as used. Of an array that
+    lies in memory nothing is taken.
+    """
+    base: object = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        base.madvise(mmap.MADV_DONTNEED)
+
+
+@contextlib.contextmanager
+def _no_room_refused(num_images: int, size: int) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        message = (
+            f"{num_images} images take a temporary file of {size:,} bytes, which cannot "
+            f"be had ({error}); set TMPDIR to a folder with room, or take fewer with --num-images"
+        )
+        raise InputError(" ".join(message.splitlines())) from error

@@ -1,0 +1,201 @@
+"""The difference between two models' bounds, from the differences of their terms row by row.
+
+A reduction of a table of terms is linear in them. So the difference needs no arithmetic of its
+own: what makes a bound of terms makes the difference, with its intervals, of differences of terms.
+They vary much less than the terms, because image, step and noise of a row are the same for both.
+
+Two rotated warps with densities of their own have not quite the same rows. But their seed puts an
+image into the same cell of either density, which is the same step or one nearby; so the difference
+is still taken image by image and rotation by rotation.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddpmbench.likelihood.bound import BoundEstimate, estimate_bound
+from ddpmbench.likelihood.design import EveryPair
+from ddpmbench.likelihood.panel import interaction
+from ddpmbench.likelihood.regression import Predictions
+from ddpmbench.likelihood.sampled import contributions, with_predictions, without_cells
+from ddpmbench.likelihood.sampled_bound import SampledBound, assembled
+from ddpmbench.likelihood.sampled_rows import sampled_rows
+from ddpmbench.likelihood.sampled_steps import StepTable, rate_standard_error, step_table
+from ddpmbench.likelihood.terms import Rows, TermTable
+from ddpmbench.likelihood.warp import RotatedWarp
+
+Tables = Callable[[int], Iterable[TermTable]]
+"""The terms of the first rows of a design, in its order, of a number of them."""
+
+
+def difference_of_pairs(
+    design: EveryPair,
+    model: Tables,
+    baseline: Tables,
+    *,
+    prior: float = 0.0,
+    clip: bool = True,
+) -> BoundEstimate:
+    """The bound of a model minus that of a baseline, from every pair.
+
+    Args:
+        design: the rows of both.
+        model: its terms.
+        baseline: the same of the other.
+        prior: the difference of the priors, nats per dimension.
+        clip: whether `x_start_mse` is that of the clipped prediction.
+
+    Returns:
+        Differences where a bound has its values, with the intervals of the differences.
+
+    Raises:
+        ValueError: the rows are not the same.
+    """
+    tables = _differences(model(len(design)), baseline(len(design)))
+    return estimate_bound(design, np.full(design.num_images, prior), tables, clip=clip)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class WarpTerms:
+    """The terms of one model at the rows of a rotated warp.
+
+    Attributes:
+        design: the rows.
+        tables: the terms.
+        predictions: of the terms.
+    """
+
+    design: RotatedWarp
+    tables: Tables
+    predictions: Predictions
+
+    def shortened(self, rotations: int) -> "WarpTerms":
+        """The same with fewer rotations."""
+        design = dataclasses.replace(self.design, rotations=rotations)
+        of = self.predictions
+        parts = (of.rows[:rotations], of.totals[:rotations], of.steps[:rotations])
+        return WarpTerms(design, self.tables, Predictions(*parts))
+
+    def rows(self) -> Iterable[TermTable]:
+        """The terms of the design's rows."""
+        return self.tables(len(self.design))
+
+
+def same_steps(one: RotatedWarp, other: RotatedWarp) -> float:
+    """Which share of the rows of the rotations that both have is the same."""
+    rotations = min(one.rotations, other.rotations)
+    return float((one.t[:rotations] == other.t[:rotations]).mean())
+
+
+def difference_of_warps(
+    model: WarpTerms, baseline: WarpTerms, *, prior: float = 0.0, clip: bool = True
+) -> SampledBound:
+    """The bound of a model minus that of a baseline, from rotated warps of one seed.
+
+    Where one has more rotations than the other, they are not looked at.
+
+    Args:
+        model: its terms.
+        baseline: those of the other, on the same images.
+        prior: the difference of the priors, nats per dimension.
+        clip: whether `x_start_mse` is that of the clipped prediction.
+
+    Returns:
+        Differences where a bound has its values, with the intervals of the differences. Where
+        the densities differ, the standard error of a single term takes the two for independent,
+        and so is too large.
+
+    Raises:
+        ValueError: a row is missing.
+    """
+    rotations = min(model.design.rotations, baseline.design.rotations)
+    model, baseline = model.shortened(rotations), baseline.shortened(rotations)
+    priors = np.full(model.design.num_images, prior)
+    if not np.array_equal(model.design.density, baseline.design.density):
+        return _by_cell(model, baseline, priors, clip=clip)
+    tables = _differences(model.rows(), baseline.rows())
+    predictions = _minus(model.predictions, baseline.predictions)
+    return with_predictions(model.design, priors, tables, predictions, clip=clip)
+
+
+def _by_cell(
+    model: WarpTerms, baseline: WarpTerms, prior: NDArray[np.float64], *, clip: bool
+) -> SampledBound:
+    pair = (model, baseline)
+    rows = [sampled_rows(one.design, one.rows(), clip=clip) for one in pair]
+    parts = [
+        contributions(one.design, of, one.predictions) for one, of in zip(pair, rows, strict=True)
+    ]
+    totals = interaction(model.design, parts[0].totals - parts[1].totals)
+    left = [
+        without_cells(one.design, part.rows, interaction(one.design, part.totals))
+        for one, part in zip(pair, parts, strict=True)
+    ]
+    rotation = np.arange(model.design.rotations)
+    rate_error = rate_standard_error(
+        model.design.num_timesteps,
+        np.append(rotation, rotation),
+        np.concatenate([one.design.t for one in pair]),
+        np.concatenate([left[0], -left[1]]),
+    )
+    # The decoder's rows are the same; of the others these differences have no meaning.
+    decoder = sampled_rows(
+        model.design, _differences(model.rows(), baseline.rows(), only_decoder=True), clip=clip
+    )
+    of, other = (
+        step_table(one.design, its, one.predictions, None)
+        for one, its in zip(pair, rows, strict=True)
+    )
+    standard_error = np.hypot(of.standard_error, other.standard_error)
+    standard_error[0] = np.sqrt(decoder.decoder_variance)
+    return assembled(
+        prior,
+        decoder,
+        totals,
+        steps=StepTable(
+            term=of.term - other.term,
+            standard_error=standard_error,
+            x_start_mse=of.x_start_mse - other.x_start_mse,
+            eps_mse=of.eps_mse - other.eps_mse,
+            num_evaluations=of.num_evaluations,
+        ),
+        rate_error=rate_error,
+        predictions=_minus(model.predictions, baseline.predictions),
+    )
+
+
+def _minus(one: Predictions, other: Predictions) -> Predictions:
+    parts = (getattr(one, name) - getattr(other, name) for name in ("rows", "totals", "steps"))
+    return Predictions(*parts)
+
+
+def _differences(
+    model: Iterable[TermTable], baseline: Iterable[TermTable], *, only_decoder: bool = False
+) -> Iterator[TermTable]:
+    """Tables of differences; the two sequences may be cut up differently."""
+    others, left = iter(baseline), _nothing()
+    for table in model:
+        while len(table):
+            if not len(left):
+                left = next(others, _nothing())
+            size = min(len(table), len(left))
+            if not size:
+                raise ValueError("the baseline has fewer rows than the model")
+            yield _difference(table[:size], left[:size], only_decoder=only_decoder)
+            table, left = table[size:], left[size:]
+
+
+def _difference(table: TermTable, other: TermTable, *, only_decoder: bool) -> TermTable:
+    counts = table.rows.t == 1 if only_decoder else np.ones(len(table), dtype=bool)
+    for name in ("image", "t", "draw"):
+        if (getattr(table.rows, name) != getattr(other.rows, name))[counts].any():
+            raise ValueError("the two models were not evaluated on the same rows")
+    values = {name: column - other.values[name] for name, column in table.values.items()}
+    return TermTable(table.rows, values)
+
+
+def _nothing() -> TermTable:
+    none = np.zeros(0, dtype=np.int64)
+    return TermTable(Rows(none, none, none), {})

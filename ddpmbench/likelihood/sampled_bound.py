@@ -1,0 +1,135 @@
+"""A bound from some of its rows: the record, and how variances become its two intervals."""
+
+import dataclasses
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from ddpmbench.likelihood.bound import CONFIDENCE, cumulative_rate
+from ddpmbench.likelihood.panel import Interaction
+from ddpmbench.likelihood.regression import Predictions
+from ddpmbench.likelihood.sampled_rows import NATS, SampledRows
+from ddpmbench.likelihood.sampled_steps import StepTable
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SampledBound:
+    """The bound on a set of images from some of its rows, in nats per dimension.
+
+    Attributes:
+        prior: mean L_T.
+        kl: estimated mean of the sum of L_{t-1} over t = 2..T.
+        decoder: mean L_0, computed on every image.
+        term: (T,) estimated mean over the images of the term at t, unbiased; the decoder's at
+            t = 1. They and the prior sum to the bound.
+        term_standard_error: (T,) its standard error on this image set.
+        x_start_mse: (T,) estimated mean squared error of the predicted x_start.
+        eps_mse: (T,) the same of the predicted noise.
+        rate_standard_error: (T,) of the rate at t, the prior and the terms of the steps after t.
+        num_evaluations: (T,) network calls; those of the pilot are not among them.
+        rotations: how often every image was sampled.
+        half_width: of the 95 % interval for these images: sampling of rows and noise.
+        half_width_population: of the 95 % interval for the population the images are drawn
+            from; it contains the other. None for a single image.
+        image_deviation: standard deviation over the images of their bounds, without the error of
+            each; 0 where that error hides it, None for a single image.
+        kl_variance: the part of the first interval's variance that is the sampling of rows.
+        decoder_variance: the part that is the noise of the decoder's rows.
+        predictions: of the terms, which were subtracted from them at the rows.
+    """
+
+    prior: float
+    kl: float
+    decoder: float
+    term: NDArray[np.float64]
+    term_standard_error: NDArray[np.float64]
+    x_start_mse: NDArray[np.float64]
+    eps_mse: NDArray[np.float64]
+    rate_standard_error: NDArray[np.float64]
+    num_evaluations: NDArray[np.int64]
+    rotations: int
+    half_width: float
+    half_width_population: float | None
+    image_deviation: float | None
+    kl_variance: float
+    decoder_variance: float
+    predictions: Predictions
+
+    @property
+    def nats(self) -> float:
+        """The bound: the mean over the images."""
+        return self.prior + self.kl + self.decoder
+
+    @property
+    def rate(self) -> NDArray[np.float64]:
+        """(T,) what has been sent once x_t is known: the prior and the terms after t."""
+        return cumulative_rate(self.prior, self.term)
+
+
+def assembled(
+    prior: NDArray[np.float64],
+    rows: SampledRows,
+    parts: Interaction,
+    *,
+    steps: StepTable,
+    rate_error: NDArray[np.float64],
+    predictions: Predictions,
+) -> SampledBound:
+    """The estimate, from its decoder and its later steps: here they become intervals."""
+    num_images, rotations = len(prior), len(rows.rotations[NATS])
+    variance = parts.variance + rows.decoder_variance
+    of_image = prior + rows.decoder[NATS] + parts.image
+    population, deviation = None, None
+    if num_images > 1:
+        spread = float(of_image.var(ddof=1))
+        # The spread of the images' estimates already contains the error of each.
+        population = _quantile(num_images - 1) * math.sqrt(spread / num_images)
+        deviation = math.sqrt(max(0.0, spread - num_images * variance))
+    return SampledBound(
+        prior=float(prior.mean()),
+        kl=parts.mean,
+        decoder=float(rows.decoder[NATS].mean()),
+        term=steps.term,
+        term_standard_error=steps.standard_error,
+        x_start_mse=steps.x_start_mse,
+        eps_mse=steps.eps_mse,
+        rate_standard_error=rate_error,
+        num_evaluations=steps.num_evaluations,
+        rotations=rotations,
+        half_width=_half_width(rows, parts.spread, parts.variance, rotations),
+        half_width_population=population,
+        image_deviation=deviation,
+        kl_variance=parts.variance,
+        decoder_variance=rows.decoder_variance,
+        predictions=predictions,
+    )
+
+
+def _half_width(
+    rows: SampledRows, spread: NDArray[np.float64], kl_variance: float, rotations: int
+) -> float:
+    variance = kl_variance + rows.decoder_variance
+    if variance == 0:
+        return 0.0
+    # Satterthwaite 1946, each part with the degrees of freedom of its images.
+    of_rows = _freedom(spread, np.full(len(spread), rotations - 1))
+    of_decoder = _freedom(rows.decoder_squares, rows.decoder_draws - 1)
+    parts = np.array([kl_variance, rows.decoder_variance])
+    freedom = _freedom(parts, np.array([of_rows, of_decoder]))
+    return float(_quantile(freedom) * math.sqrt(variance))
+
+
+def _freedom(squares: NDArray[np.float64], freedom: NDArray[np.float64 | np.int64]) -> float:
+    """Of a sum of variances that differ, from their multiples of chi-square and degrees each."""
+    # The square of a chi-square with f degrees is f (f + 2) on average, not f^2; and what is found
+    # for a single one must be f.
+    total = float(squares.sum())
+    if total == 0:
+        return 1.0
+    return max(1.0, total**2 / float((np.square(squares) / (freedom + 2)).sum()) - 2)
+
+
+def _quantile(freedom: float) -> float:
+    return float(stats.t.ppf(0.5 + CONFIDENCE / 2, freedom))

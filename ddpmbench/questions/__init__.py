@@ -1,0 +1,1 @@
+"""One module a question; the commands and `import ddpmbench` offer nothing else."""

@@ -1,0 +1,142 @@
+"""Which of several models is better, and is it sure? Paired differences between runs."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ddpmbench.errors import InputError
+from ddpmbench.likelihood.design import Design, EveryPair
+from ddpmbench.likelihood.paired import (
+    Tables,
+    WarpTerms,
+    difference_of_pairs,
+    difference_of_warps,
+    same_steps,
+)
+from ddpmbench.likelihood.warp import RotatedWarp
+from ddpmbench.process.units import NATS_PER_BIT
+from ddpmbench.report import comparison, tables
+from ddpmbench.report.plots import difference_figure
+from ddpmbench.runs.finished import SUMMARY, FinishedRun
+from ddpmbench.runs.folder import RunFolder
+from ddpmbench.runs.rows import checked
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Comparison:
+    """Runs on the same rows, against the first of them.
+
+    Attributes:
+        summary: the object of `summary.json`.
+        runs: one row a run; see `report.comparison.runs_frame`.
+        per_timestep: one row a run and step; see `report.comparison.steps_frame`.
+    """
+
+    summary: dict[str, Any]
+    runs: pd.DataFrame
+    per_timestep: pd.DataFrame
+
+
+def compare(runs: Sequence[str | Path], *, out: str | Path | None = None) -> Comparison:
+    """The differences in bits per dimension between runs, with their intervals.
+
+    The interval of a difference is much narrower than those of the bounds, because the runs were
+    made on the same rows with the same noise.
+
+    Args:
+        runs: two run folders of `evaluate_nll` or more; the first is the baseline.
+        out: a folder for the tables and the figure; None writes nothing.
+
+    Raises:
+        InputError: one is no finished run, or their images, conventions or rows differ.
+    """
+    if len(runs) < 2:
+        raise InputError("compare: name two run folders or more")
+    names = [str(run) for run in runs]
+    if len(set(names[1:])) < len(names[1:]):
+        raise InputError("compare: a run is named twice; name each that is compared once")
+    opened = [FinishedRun.open(Path(run), option="", schema=tables.SCHEMA) for run in runs]
+    baseline = opened[0]
+    for run in opened[1:]:
+        _refuse_unlike(run, baseline)
+    differences = [_difference(run, baseline) for run in opened[1:]]
+    frame = comparison.runs_frame(names, [run.summary for run in opened], differences)
+    found = Comparison(
+        summary=comparison.summary(frame, baseline.summary),
+        runs=frame,
+        per_timestep=comparison.steps_frame(names[1:], differences),
+    )
+    if out is not None:
+        _write(Path(out), found, names[0])
+    return found
+
+
+def _write(path: Path, found: Comparison, baseline: str) -> None:
+    runs = [found.summary["baseline"], *found.summary["runs"]]
+    compared = {name: [run[name] for run in runs] for name in ("run", "checkpoint")}
+    folder = RunFolder(path, {"schema": comparison.SCHEMA, **compared})
+    folder.write_frame("runs.csv", found.runs)
+    folder.write_frame("per_timestep.csv", found.per_timestep)
+    figure, numbers = difference_figure(found.per_timestep, baseline)
+    folder.write_figure("difference", figure, numbers)
+    folder.write_text(SUMMARY, json.dumps(found.summary, indent=2) + "\n")
+
+
+def _difference(run: FinishedRun, baseline: FinishedRun) -> comparison.Difference:
+    prior = (run.summary["prior"] - baseline.summary["prior"]) * NATS_PER_BIT
+    clip = bool(baseline.summary["conventions"]["clip"])
+    design = baseline.design
+    if isinstance(design, EveryPair):
+        of = _tables(run, design), _tables(baseline, design)
+        return comparison.Difference(difference_of_pairs(design, *of, prior=prior, clip=clip), 1.0)
+    model, other = _warp_terms(run), _warp_terms(baseline)
+    bound = difference_of_warps(model, other, prior=prior, clip=clip)
+    return comparison.Difference(bound, same_steps(model.design, other.design))
+
+
+def _warp_terms(run: FinishedRun) -> WarpTerms:
+    design = run.design
+    assert isinstance(design, RotatedWarp)
+    return WarpTerms(design, _tables(run, design), run.predictions())
+
+
+def _tables(run: FinishedRun, design: Design) -> Tables:
+    store = run.shards("terms")
+    if store.missing(len(design)):
+        raise InputError(f"{run.path}: some of its shards are gone; run its command again")
+    return lambda length: checked(store.tables(length), design)
+
+
+def _refuse_unlike(run: FinishedRun, baseline: FinishedRun) -> None:
+    """Name the first thing that makes two runs no pair."""
+    here, there = _facts(run), _facts(baseline)
+    for name in {**here, **there}:
+        if here.get(name) != there.get(name):
+            raise InputError(
+                f"{run.path}: {name} is {here.get(name)}, but {there.get(name)} in "
+                f"{baseline.path}; runs compare only where these are the same"
+            )
+
+
+def _facts(run: FinishedRun) -> dict[str, object]:
+    """What must be the same, by its name in `summary.json`."""
+    of = run.summary
+    try:
+        return {
+            "num_images": of["num_images"],
+            "num_timesteps": of["num_timesteps"],
+            "data.sha256": of["data"]["sha256"],
+            **{f"conventions.{name}": value for name, value in of["conventions"].items()},
+            "labels_sha256": run.identity.get("labels_sha256"),
+            "estimator": of["estimator"],
+            "seed": of["seed"],
+            "sampling.draws": of["sampling"].get("draws"),
+        }
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{run.path}: {SUMMARY} is damaged or of another version; run its command again"
+        ) from error

@@ -1,0 +1,95 @@
+"""Differences between runs as tables, in bits per dimension."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from ddpmbench.likelihood.bound import BoundEstimate
+from ddpmbench.likelihood.sampled_bound import SampledBound
+from ddpmbench.process.units import NATS_PER_BIT
+from ddpmbench.report.tables import per_timestep, rate
+
+SCHEMA = "ddpmbench.comparison/1"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Difference:
+    """Of a run from the baseline.
+
+    Attributes:
+        bound: differences where a bound has its values, nats per dimension.
+        same_rows: which share of the rows is the same; the others are at nearby steps.
+    """
+
+    bound: BoundEstimate | SampledBound
+    same_rows: float
+
+
+def runs_frame(
+    names: Sequence[str], summaries: Sequence[dict[str, Any]], differences: Sequence[Difference]
+) -> pd.DataFrame:
+    """One row a run, in bits per dimension; the first is the baseline.
+
+    Columns: `run`, `bits_per_dim`, `half_width`; `difference` from the baseline, its `half_width`
+    for these images and for their population, `half_width_unpaired` that two runs on other rows
+    would have, the `num_evaluations` of each that count, and which share of the rows is the same
+    for both (`same_rows`).
+    """
+    rows: list[dict[str, object]] = []
+    first = summaries[0]["half_width"]
+    for name, summary, found in zip(names, summaries, [None, *differences], strict=True):
+        row: dict[str, object] = {
+            "run": name,
+            "checkpoint": summary["checkpoint"]["sha256"],
+            "bits_per_dim": summary["bits_per_dim"],
+            "half_width": summary["half_width"],
+        }
+        if found is not None:
+            bound = found.bound
+            own = summary["half_width"]
+            unpaired = None if None in (own, first) else math.hypot(own, first)
+            row |= {
+                "difference": bound.nats / NATS_PER_BIT,
+                "difference_half_width": _bits(bound.half_width),
+                "difference_half_width_population": _bits(bound.half_width_population),
+                "half_width_unpaired": unpaired,
+                "num_evaluations": int(bound.num_evaluations.sum()),
+                "same_rows": found.same_rows,
+            }
+        rows.append(row)
+    # The baseline has none: without the type they would be floating point.
+    return pd.DataFrame(rows).astype({"num_evaluations": "Int64"})
+
+
+def steps_frame(names: Sequence[str], differences: Sequence[Difference]) -> pd.DataFrame:
+    """One row a run and step: the difference of the term and of the rate from the baseline's.
+
+    Columns: `run`; those of `per_timestep` and `rate`, as differences.
+    """
+    frames = []
+    for name, found in zip(names, differences, strict=True):
+        frame = per_timestep(found.bound).merge(rate(found.bound), on="t")
+        frame.insert(0, "run", name)
+        frames.append(frame)
+    return pd.concat(frames, ignore_index=True)
+
+
+def summary(frame: pd.DataFrame, baseline: dict[str, Any]) -> dict[str, Any]:
+    """The object of a comparison's `summary.json`."""
+    rows = frame.astype(object).where(frame.notna(), None).to_dict("records")
+    return {
+        "schema": SCHEMA,
+        "baseline": rows[0],
+        "runs": rows[1:],
+        **{
+            name: baseline[name]
+            for name in ("num_images", "num_timesteps", "estimator", "conventions", "data", "seed")
+        },
+    }
+
+
+def _bits(nats: float | None) -> float | None:
+    return None if nats is None else nats / NATS_PER_BIT

@@ -1,0 +1,122 @@
+"""The processes of a run that torchrun started; without torchrun it is one.
+
+They share the run folder and nothing else. Each computes its share of the missing rows without a
+word to the others; between two looks at the bound they wait for one another.
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import os
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, TypeVar, cast
+
+from ddpmbench.errors import ProcessLostError
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+T = TypeVar("T")
+
+PATIENCE = datetime.timedelta(days=30)
+"""How long a process waits for a slower one; one that dies is noticed at once."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Ranks:
+    """The processes of a run, seen from one of them.
+
+    Attributes:
+        rank: which this is, 0 <= rank < count; rank 0 reports.
+        count: how many there are.
+        local_rank: which this is on its machine.
+        group: what they talk through; None where there is one.
+    """
+
+    rank: int = 0
+    count: int = 1
+    local_rank: int = 0
+    group: "ProcessGroup | None" = None
+
+    @property
+    def reports(self) -> bool:
+        """Whether this is the process that speaks and writes the tables."""
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """Go on when all have come here.
+
+        Raises:
+            ProcessLostError: one of the others has stopped.
+        """
+        self.once(lambda: None)
+
+    def once(self, compute: Callable[[], T]) -> T:
+        """What rank 0 computes when all have come here; the others receive it.
+
+        Raises:
+            ProcessLostError: one of the others has stopped.
+        """
+        if self.group is None:
+            return compute()
+        import torch.distributed as dist
+
+        with _noticing_loss():
+            dist.barrier(self.group)
+        values: list[T | None] = [compute() if self.rank == 0 else None]
+        with _noticing_loss():
+            dist.broadcast_object_list(values, src=0, group=self.group)
+        return cast(T, values[0])
+
+    def share(self, gaps: list[tuple[int, int]], whole: int) -> list[tuple[int, int]]:
+        """This process's part of the positions in gaps, in multiples of `whole`.
+
+        The parts of all processes are the gaps, each position once; their sizes differ by at
+        most `whole`.
+        """
+        units = sum(stop - start for start, stop in gaps) // whole
+        first, last = (whole * (units * rank // self.count) for rank in (self.rank, self.rank + 1))
+        part, before = [], 0
+        for start, stop in gaps:
+            begin, end = (start + min(max(at - before, 0), stop - start) for at in (first, last))
+            if begin < end:
+                part.append((begin, end))
+            before += stop - start
+        return part
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[Ranks]:
+    """The processes that torchrun started with this one, until the end of the block.
+
+    A process group that exists already, as in a program of one's own, is used.
+
+    Source: the environment variables of `torchrun`.
+    """
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1 or "MASTER_ADDR" not in os.environ:
+        yield Ranks()
+        return
+    import torch.distributed as dist
+
+    # The processes exchange a few bytes between two looks; gloo does that on any device.
+    was_there = dist.is_initialized()
+    if not was_there:
+        dist.init_process_group("gloo", timeout=PATIENCE)
+    group = cast("ProcessGroup", dist.new_group(backend="gloo", timeout=PATIENCE))
+    try:
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        yield Ranks(dist.get_rank(), dist.get_world_size(), local_rank, group)
+    finally:
+        if not was_there:
+            dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _noticing_loss() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise ProcessLostError(
+            "another process of this run has stopped; run the same command again"
+        ) from error

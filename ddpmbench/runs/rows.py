@@ -1,0 +1,228 @@
+"""Computing the rows of a design: in batches, kept as they come, by one process or many."""
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddpmbench.array_store import release
+from ddpmbench.errors import InputError
+from ddpmbench.likelihood.design import Design
+from ddpmbench.likelihood.running import RoughBound
+from ddpmbench.likelihood.terms import TermsPass, TermTable, concatenate
+from ddpmbench.runs.distributed import Ranks
+from ddpmbench.runs.engine import BatchSize, device_name
+from ddpmbench.runs.shards import TermStore
+
+SHARD_SECONDS = 10.0
+"""A shard is written at least this often; a killed run loses no more work than that."""
+SHARD_ROWS = 2**18
+"""No shard holds more rows than this by much."""
+ARRIVAL_SECONDS = 120.0
+"""What another machine wrote to a network file system is seen here no later than that."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunProgress:
+    """Where a run stands.
+
+    Attributes:
+        done: rows there are, those of earlier sittings included; those of other processes are
+            taken to come as fast as this one's.
+        total: rows known to be needed.
+        bound: what is known of the bound so far, if anything.
+    """
+
+    done: int
+    total: int
+    bound: RoughBound | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class RunListener:
+    """Who is told how a run goes.
+
+    Attributes:
+        start: called once, with the number of rows that are missing.
+        progress: called after every batch.
+        warn: called with a line when something is worth saying.
+    """
+
+    start: Callable[[int], None] = lambda rows: None
+    progress: Callable[[RunProgress], None] = lambda progress: None
+    warn: Callable[[str], None] = lambda line: None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RowsRun:
+    """What computes rows: a network in batches, for this process's share of them.
+
+    Attributes:
+        terms_pass: evaluates rows.
+        batch: how many at once.
+        ranks: the processes among which the rows are divided.
+        listener: who is told how it goes.
+    """
+
+    terms_pass: TermsPass
+    batch: BatchSize
+    ranks: Ranks
+    listener: RunListener
+
+    @classmethod
+    def of(
+        cls,
+        terms_pass: TermsPass,
+        *,
+        batch_size: int | None = None,
+        ranks: Ranks | None = None,
+        listener: RunListener | None = None,
+    ) -> "RowsRun":
+        """A run whose batch size suits the device, unless one is given."""
+        listener = listener or RunListener()
+        batch = BatchSize(
+            batch_size,
+            device=terms_pass.device,
+            image_shape=terms_pass.images.pixels.shape[1:],
+            warn=listener.warn,
+        )
+        return cls(terms_pass, batch, ranks or Ranks(), listener)
+
+    def compute(
+        self,
+        design: Design,
+        store: TermStore,
+        *,
+        whole: int = 1,
+        watch: Callable[[TermTable], RoughBound | None] = lambda table: None,
+        before: int = 0,
+        after: int = 0,
+    ) -> None:
+        """Compute the rows that are missing, and wait until every process has.
+
+        Args:
+            design: which rows.
+            store: holds what an earlier sitting computed, and receives the rest.
+            whole: so many rows that follow one another stay in one shard.
+            watch: sees every batch, and says what is known of the bound.
+            before: rows of this run that came before the design's.
+            after: rows that will come after them.
+
+        Raises:
+            InputError: the network's output is not finite, the batch does not fit into memory,
+                or the store cannot be written or is not shared.
+            ProcessLostError: another process has stopped.
+        """
+        # What is missing is seen before any process adds to it.
+        gaps = self.ranks.once(lambda: store.missing(len(design)))
+        missing = sum(stop - start for start, stop in gaps)
+        part = self.ranks.share(gaps, whole)
+        share = sum(stop - start for start, stop in part) / max(missing, 1)
+        done, total = before + len(design) - missing, before + len(design) + after
+        self.listener.progress(RunProgress(done, total))
+        computed = 0
+        for start, stop in part:
+            with contextlib.closing(self._shard(store, start, whole)) as shard:
+                for table in self._tables(design, range(start, stop)):
+                    shard.add(table)
+                    computed += len(table)
+                    now = done + round(computed / share)
+                    self.listener.progress(RunProgress(now, total, watch(table)))
+        self.ranks.once(lambda: _arrived(store, len(design)))
+
+    def prior(self) -> NDArray[np.float64]:
+        """(N,) L_T of every image, nats per dimension."""
+        images = np.arange(len(self.terms_pass.images), dtype=np.int64)
+        parts = np.array_split(images, -(-len(images) // self.batch.rows))
+        return np.concatenate([self.terms_pass.prior(part) for part in parts])
+
+    def _shard(self, store: TermStore, start: int, whole: int) -> "_Shard":
+        return _Shard(store, start, whole=whole, device=device_name(self.terms_pass.device))
+
+    def _tables(self, design: Design, positions: range) -> Iterator[TermTable]:
+        position = positions.start
+        while position < positions.stop:
+
+            def compute(rows: int, position: int = position) -> TermTable:
+                stop = min(position + rows, positions.stop)
+                return self.terms_pass.terms(design.rows(position, stop))
+
+            table = self.batch.attempt(compute)
+            _check_finite(table, self.terms_pass)
+            release(self.terms_pass.images.pixels)
+            yield table
+            position += len(table)
+
+
+def checked(tables: Iterable[TermTable], design: Design) -> Iterator[TermTable]:
+    """The same tables, known to hold the rows of the design in its order.
+
+    Raises:
+        InputError: they do not.
+    """
+    position = 0
+    for table in tables:
+        expected = design.rows(position, position + len(table))
+        if not all(
+            np.array_equal(getattr(table.rows, name), getattr(expected, name))
+            for name in ("image", "t", "draw")
+        ):
+            raise InputError(
+                f"the shards do not hold the rows from {position} on that their names say; delete "
+                "the shards from there on and run the command again"
+            )
+        position += len(table)
+        yield table
+
+
+class _Shard:
+    """Collects batches until they are worth a file; closing it keeps the rest."""
+
+    def __init__(self, store: TermStore, start: int, *, whole: int, device: str) -> None:
+        self._store, self._position = store, start
+        self._whole, self._device = whole, device
+        self._tables: list[TermTable] = []
+        self._since = time.perf_counter()
+
+    def add(self, table: TermTable) -> None:
+        self._tables.append(table)
+        rows = sum(len(table) for table in self._tables)
+        if rows >= SHARD_ROWS or time.perf_counter() - self._since >= SHARD_SECONDS:
+            self.close()
+
+    def close(self) -> None:
+        if not self._tables:
+            return
+        collected = concatenate(self._tables)
+        # The draws of a pair stay in one shard: the reduction reads them side by side.
+        size = len(collected) - len(collected) % self._whole
+        position, seconds = self._position, time.perf_counter() - self._since
+        # Before the rows are saved: an interruption must not save them a second time.
+        self._tables = [collected[size:]] if size < len(collected) else []
+        self._position, self._since = position + size, time.perf_counter()
+        if size:
+            self._store.save(position, collected[:size], seconds=seconds, device=self._device)
+
+
+def _arrived(store: TermStore, length: int) -> None:
+    deadline = time.monotonic() + ARRIVAL_SECONDS
+    while gaps := store.missing(length):
+        if time.monotonic() > deadline:
+            raise InputError(
+                f"--out: rows {gaps[0][0]} to {gaps[0][1] - 1} are not there, though they were "
+                "computed; all processes must write to one folder that all machines see"
+            )
+        time.sleep(0.5)
+
+
+def _check_finite(table: TermTable, terms_pass: TermsPass) -> None:
+    bad = np.flatnonzero(~np.isfinite(table.values["nats"] + table.values["eps_mse"]))
+    if len(bad):
+        image, t = int(table.rows.image[bad[0]]), int(table.rows.t[bad[0]])
+        raise InputError(
+            f"--ckpt {terms_pass.checkpoint.source}: the network's output is not finite for image "
+            f"{terms_pass.images.ids[image]} at t = {t}; the terms before it are kept"
+        )

@@ -1,0 +1,185 @@
+"""Where the terms of a run are kept: shards in a folder, or memory.
+
+A shard is a parquet file named by the positions of its rows in the design. Whatever is on disk is
+whole, because every file is written beside its place and then moved there; so a run that was
+killed goes on with the positions that no shard covers, whoever computed the others.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ddpmbench.errors import InputError
+from ddpmbench.files import naming, replacing
+from ddpmbench.likelihood.terms import VALUE_COLUMNS, Rows, TermTable
+
+_SECONDS, _DEVICE = b"seconds", b"device"
+
+
+class TermStore(Protocol):
+    """The terms of one sequence of rows, addressed by their positions in it."""
+
+    def save(self, start: int, table: TermTable, *, seconds: float, device: str) -> None:
+        """Keep the terms of the rows at positions start, start + 1, ..."""
+
+    def missing(self, length: int) -> list[tuple[int, int]]:
+        """The ranges of positions below `length` that are not there yet."""
+
+    def tables(self, length: int, columns: Sequence[str] = VALUE_COLUMNS) -> Iterator[TermTable]:
+        """What is there of the rows at positions below `length`, once each, in order.
+
+        Args:
+            length: the positions are below it.
+            columns: the values that are needed; the tables may hold more.
+        """
+
+    def seconds(self, length: int) -> float:
+        """How long the rows below `length` took, all interruptions left out."""
+
+    def devices(self, length: int) -> set[str]:
+        """Where they were computed."""
+
+
+class MemoryTerms:
+    """Keeps the terms of a run that has no folder."""
+
+    def __init__(self) -> None:
+        self._tables: list[TermTable] = []
+        self._seconds = 0.0
+        self._devices: set[str] = set()
+
+    def save(self, start: int, table: TermTable, *, seconds: float, device: str) -> None:
+        """Keep the terms of the rows that follow those kept so far."""
+        self._tables.append(table)
+        self._seconds += seconds
+        self._devices.add(device)
+
+    def missing(self, length: int) -> list[tuple[int, int]]:
+        """What is not there yet."""
+        done = sum(len(table) for table in self._tables)
+        return [(done, length)] if done < length else []
+
+    def tables(self, length: int, columns: Sequence[str] = VALUE_COLUMNS) -> Iterator[TermTable]:
+        """Everything that is there; it holds nothing but what was asked for."""
+        yield from self._tables
+
+    def seconds(self, length: int) -> float:
+        """How long it took."""
+        return self._seconds
+
+    def devices(self, length: int) -> set[str]:
+        """Where it was computed."""
+        return self._devices
+
+
+class Shards:
+    """The shards of one sequence of rows in a folder; several processes may add to them."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        """Look at a folder that exists.
+
+        Args:
+            folder: holds the shards.
+            name: the first part of their names.
+        """
+        self._folder, self._name = folder, name
+        self._pattern = re.compile(re.escape(name) + r"-(\d{12})-(\d{12})\.parquet")
+
+    def save(self, start: int, table: TermTable, *, seconds: float, device: str) -> None:
+        """Keep the terms of the rows at positions start, start + 1, ...
+
+        Args:
+            start: position of the first row.
+            table: the terms.
+            seconds: how long they took.
+            device: where they were computed.
+
+        Raises:
+            InputError: the folder cannot be written.
+        """
+        columns = {"image": table.rows.image, "t": table.rows.t, "draw": table.rows.draw}
+        arrow = pa.table({**columns, **table.values})
+        metadata = {_SECONDS: repr(seconds).encode(), _DEVICE: device.encode()}
+        arrow = arrow.replace_schema_metadata(metadata)
+        path = self._folder / f"{self._name}-{start:012d}-{start + len(table):012d}.parquet"
+        with naming(self._folder.parent), replacing(path) as temporary:
+            pq.write_table(arrow, temporary)
+
+    def missing(self, length: int) -> list[tuple[int, int]]:
+        """The gaps: ranges of positions below `length` that no shard covers."""
+        gaps, covered = [], 0
+        for start, stop, _ in self._ranges(length):
+            if start > covered:
+                gaps.append((covered, start))
+            covered = max(covered, stop)
+        if covered < length:
+            gaps.append((covered, length))
+        return gaps
+
+    def tables(self, length: int, columns: Sequence[str] = VALUE_COLUMNS) -> Iterator[TermTable]:
+        """The terms of the rows below `length` that are there, once each, in order.
+
+        Args:
+            length: the positions are below it.
+            columns: the values that are read.
+
+        Raises:
+            InputError: a shard cannot be read.
+        """
+        covered = 0
+        for start, stop, path in self._ranges(length):
+            if stop > covered:
+                yield _read(path, stop - start, columns)[max(0, covered - start) : length - start]
+                covered = stop
+
+    def seconds(self, length: int) -> float:
+        """How long the rows below `length` took, all interruptions left out.
+
+        Of a shard that goes beyond it counts its share.
+        """
+        total = 0.0
+        for start, stop, path in self._ranges(length):
+            share = (min(stop, length) - start) / (stop - start)
+            total += share * float(_metadata(path)[_SECONDS])
+        return total
+
+    def devices(self, length: int) -> set[str]:
+        """Where the rows below `length` were computed."""
+        return {_metadata(path)[_DEVICE].decode() for _, _, path in self._ranges(length)}
+
+    def _ranges(self, length: int) -> list[tuple[int, int, Path]]:
+        with naming(self._folder.parent):
+            matches = [(self._pattern.fullmatch(p.name), p) for p in self._folder.iterdir()]
+        ranges = sorted((int(m[1]), int(m[2]), path) for m, path in matches if m)
+        return [found for found in ranges if found[0] < length]
+
+
+def _metadata(path: Path) -> dict[bytes, bytes]:
+    try:
+        metadata: dict[bytes, bytes] = pq.read_schema(path).metadata
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(path) from error
+    return metadata
+
+
+def _read(path: Path, length: int, columns: Sequence[str]) -> TermTable:
+    address = ("image", "t", "draw")
+    try:
+        arrow = pq.read_table(path, columns=[*address, *columns])
+        rows = Rows(*(arrow[name].to_numpy() for name in address))
+        table = TermTable(rows, {name: arrow[name].to_numpy() for name in columns})
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise _damaged(path) from error
+    if len(table) != length:
+        raise InputError(
+            f"{path}: does not hold the rows it names; delete this shard and run the command again"
+        )
+    return table
+
+
+def _damaged(path: Path) -> InputError:
+    return InputError(f"{path}: damaged; delete this shard and run the command again")

@@ -1,0 +1,78 @@
+"""What a reduction keeps of an image is a few numbers, however many steps or columns there are."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from ddpmbench import array_store
+from ddpmbench.array_store import store
+from ddpmbench.likelihood.blocks import image_blocks
+from ddpmbench.likelihood.regression import FeatureTable, log_bins
+from ddpmbench.likelihood.sampled import greg, horvitz_thompson
+from ddpmbench.likelihood.terms import VALUE_COLUMNS, TermTable
+from ddpmbench.likelihood.warp import RotatedWarp
+
+T = 60
+BATCH = 1000
+
+
+def warp(num_images, rotations):
+    density = 1 / np.arange(2, T + 1)
+    return RotatedWarp(num_images, T, density / density.sum(), seed=0, rotations=rotations)
+
+
+def tables(design):
+    """The terms of all rows, a batch at a time."""
+    for start in range(0, len(design), BATCH):
+        rows = design.rows(start, start + BATCH)
+        nats = (1 + rows.image % 7) / rows.t
+        yield TermTable(rows, dict.fromkeys(VALUE_COLUMNS, nats))
+
+
+def features(design):
+    n, bins = design.num_images, int(log_bins(T)[-1]) + 1
+    parts = (np.ones((s.stop - s.start, bins, 2), np.float32) for s in image_blocks(n))
+    return FeatureTable(
+        rows=1 / design.t,
+        bin_sums=store((n, bins, 2), parts, np.float32),
+        step_means=np.ones((T - 1, 2)),
+        code_length=np.arange(n) % 11 / 4,
+        error_scale=np.ones((2, T - 1)),
+    )
+
+
+def peak(num_images, rotations):
+    """Of all that goes from addresses to the two estimates, which are there together at last."""
+    tracemalloc.start()
+    design, prior = warp(num_images, rotations), np.zeros(num_images)
+    known = features(design)
+    bounds = [
+        greg(design, prior, tables(design), known),
+        horvitz_thompson(design, prior, tables(design)),
+    ]
+    found = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert bounds[0].rotations == bounds[1].rotations == rotations
+    return found
+
+
+@pytest.mark.parametrize("rotations", [2, 6])
+def test_memory_grows_by_a_few_numbers_an_image_and_a_row(monkeypatch, rotations):
+    monkeypatch.setattr(array_store, "IN_MEMORY", 2**16)
+    few, many = 20_000, 60_000
+    growth = (peak(many, rotations) - peak(few, rotations)) / (many - few)
+    assert growth < 100 + 90 * rotations  # bytes; 8 a number
+
+
+def test_a_design_has_its_addresses_and_no_more():
+    def held(num_images):
+        tracemalloc.start()
+        design = warp(num_images, 2)
+        for start in range(0, len(design), BATCH):
+            design.rows(start, start + BATCH)
+        found = tracemalloc.get_traced_memory()[0]
+        tracemalloc.stop()
+        return found
+
+    assert (held(40_000) - held(20_000)) / 20_000 < 8 * 2 * 2 + 1  # cell and step of each row
