@@ -1,0 +1,278 @@
+"""The designs of the estimator study: ways to choose rows of which every term is known."""
+
+import abc
+import dataclasses
+import math
+from collections.abc import Callable
+from functools import cached_property
+
+import numpy as np
+
+from ddpmbench.likelihood.regression import FeatureTable
+from ddpmbench.likelihood.sampled import greg, horvitz_thompson
+from ddpmbench.likelihood.terms import VALUE_COLUMNS, Rows, TermTable
+from ddpmbench.likelihood.warp import (
+    REDRAWN_IMAGES,
+    Pilot,
+    RotatedWarp,
+    decoder_draws,
+    warp_density,
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Setting:
+    """What a design's cost and error depend on beside its size and the variance of its rows.
+
+    Attributes:
+        num_images: N.
+        noise: (T,) variance of one draw of the term at t, mean over the images, nats squared.
+    """
+
+    num_images: int
+    noise: np.ndarray
+
+    @property
+    def num_timesteps(self) -> int:
+        """T."""
+        return len(self.noise)
+
+    @property
+    def pilot_calls(self) -> int:
+        """Network calls of the pilot."""
+        return len(Pilot(self.num_images, self.num_timesteps, 0))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Population:
+    """Images of which every term was computed, with at least two draws of the noise.
+
+    A row that is drawn has one of the stored draws at random. They are moved apart about their
+    mean, by sqrt(K / (K - 1)), so that their variance is that of the noise, without bias.
+
+    Attributes:
+        computed: (N, T, K) every term at t = 1..T, nats per dimension.
+        prior: (N,) L_T of each image.
+        features: what the regression knows of the rows of a design.
+    """
+
+    computed: np.ndarray
+    prior: np.ndarray
+    features: Callable[[RotatedWarp], FeatureTable]
+
+    @cached_property
+    def truth(self) -> float:
+        """The bound on these images, nats per dimension."""
+        return float((self.prior + self.mean.sum(1)).mean())
+
+    @cached_property
+    def setting(self) -> Setting:
+        """N, T and the noise."""
+        return Setting(len(self.prior), self.computed.var(axis=2, ddof=1).mean(0))
+
+    @cached_property
+    def mean(self) -> np.ndarray:
+        """(N, T) the terms, mean over the draws."""
+        return self.computed.mean(2)
+
+    @cached_property
+    def _terms(self):
+        mean, draws = self.mean[:, :, None], self.computed.shape[2]
+        return mean + math.sqrt(draws / (draws - 1)) * (self.computed - mean)
+
+    def nats(self, image, t, generator):
+        """The terms of rows, each with one of the draws."""
+        return self._terms[image, t - 1, generator.integers(self._terms.shape[2], size=len(t))]
+
+    def table(self, rows: Rows, generator) -> TermTable:
+        """The same as a table; the errors of the network's predictions are not studied."""
+        return TermTable(
+            rows, dict.fromkeys(VALUE_COLUMNS, self.nats(rows.image, rows.t, generator))
+        )
+
+    def decoder(self, generator) -> float:
+        """Mean of the decoder's terms, computed once on every image."""
+        image = np.arange(len(self.prior))
+        return self.nats(image, np.ones_like(image), generator).mean()
+
+    def density(self, generator):
+        """What a pilot finds."""
+        pilot = Pilot(len(self.prior), self.computed.shape[1], _seed(generator))
+        return warp_density(pilot, [self.table(pilot.rows(0, len(pilot)), generator)])
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """What one seed finds, nats per dimension.
+
+    Attributes:
+        nats: the bound.
+        num_evaluations: network calls.
+        noise: the part of the error that is the noise of rows which are not sampled.
+        half_width: of the interval; NaN where none is stated.
+    """
+
+    nats: float
+    num_evaluations: int
+    noise: float = 0.0
+    half_width: float = math.nan
+
+
+class Design(abc.ABC):
+    """A way to choose rows; the variance of its estimates is per-row variance * share + noise.
+
+    Attributes:
+        name: as in the tables.
+        unit: what its size counts.
+        settled: the size from which the per-row variance depends on the size no more.
+    """
+
+    name: str
+    unit: str
+    settled: int = 1
+
+    @abc.abstractmethod
+    def estimate(self, population: Population, size: int, generator) -> Estimate:
+        """Draw rows and estimate the bound from them."""
+
+    @abc.abstractmethod
+    def num_evaluations(self, size: float, setting: Setting) -> float:
+        """Network calls, those of the pilot included."""
+
+    @abc.abstractmethod
+    def variance(self, size: float, setting: Setting) -> tuple[float, float]:
+        """The share, and the variance of `Estimate.noise`."""
+
+    def whole(self, size: float) -> int:
+        """The smallest size at or above this one that can be run."""
+        return math.ceil(size)
+
+
+class EveryPair(Design):
+    """Every step of some images, one draw; the images are drawn without replacement."""
+
+    name, unit = "every-pair", "images"
+
+    def estimate(self, population, size, generator):
+        chosen = generator.permutation(len(population.prior))[:size]
+        steps = population.setting.num_timesteps
+        image, t = np.repeat(chosen, steps), np.tile(np.arange(1, steps + 1), size)
+        nats = population.nats(image, t, generator).sum() / size
+        noise = nats - population.mean[chosen].sum() / size
+        return Estimate(population.prior.mean() + nats, size * steps, noise)
+
+    def num_evaluations(self, size, setting):
+        return size * setting.num_timesteps
+
+    def variance(self, size, setting):
+        return 1 / size - 1 / setting.num_images, setting.noise.sum() / size
+
+
+class UniformSteps(Design):
+    """Each row an image and a step t = 1..T at random; t = 1 is a step like any other."""
+
+    name, unit = "uniform t", "rows"
+
+    def estimate(self, population, size, generator):
+        image = generator.integers(len(population.prior), size=size)
+        steps = population.setting.num_timesteps
+        nats = population.nats(image, generator.integers(1, steps + 1, size=size), generator)
+        return Estimate(population.prior.mean() + steps * nats.mean(), size)
+
+    def num_evaluations(self, size, setting):
+        return size
+
+    def variance(self, size, setting):
+        return 1 / size, 0.0
+
+
+class StratifiedSteps(Design):
+    """The decoder on every image, and rows at t = 2..T of random images.
+
+    The rows' steps are stratified: m rows divide the distribution function of a density into m
+    equal cells, one each, so that step t has m p(t) of them, rounded at random. The density is
+    uniform, or that of a pilot, in proportion to the standard deviations s_t.
+    """
+
+    unit, settled = "rows", 10_000
+
+    def __init__(self, *, neyman: bool):
+        self.neyman = neyman
+        self.name = "Neyman" if neyman else "stratified t"
+
+    def estimate(self, population, size, generator):
+        steps = population.setting.num_timesteps
+        density = np.full(steps - 1, 1 / (steps - 1))
+        if self.neyman:
+            density = population.density(generator)
+        position = (np.arange(size) + generator.random(size)) / size
+        step = np.searchsorted(np.cumsum(density)[:-1], position, side="right")
+        image = generator.integers(len(population.prior), size=size)
+        kl = (population.nats(image, step + 2, generator) / density[step]).mean()
+        decoder = population.decoder(generator)
+        calls = self.num_evaluations(size, population.setting)
+        noise = decoder - population.mean[:, 0].mean()
+        return Estimate(population.prior.mean() + decoder + kl, calls, noise)
+
+    def num_evaluations(self, size, setting):
+        return size + setting.num_images + self.neyman * setting.pilot_calls
+
+    def variance(self, size, setting):
+        return 1 / size, setting.noise[0] / setting.num_images
+
+
+class Rotated(Design):
+    """The package's rotated warp, from its own pilot, by either of its estimators."""
+
+    unit = "rotations"
+
+    def __init__(self, *, regression: bool):
+        self.regression = regression
+        self.name = "rotated GREG" if regression else "rotated HT"
+        # The regression for a rotation learns from the others: at 10,000 images from 10,000 rows
+        # in the least, at 200 images and 32 rotations from 6,200.
+        self.settled = 32 if regression else 2
+
+    def estimate(self, population, size, generator):
+        density = population.density(generator)
+        images, steps = population.computed.shape[:2]
+        design = RotatedWarp(images, steps, density, _seed(generator), size)
+        tables = [population.table(design.rows(0, len(design)), generator)]
+        if self.regression:
+            bound = greg(design, population.prior, tables, population.features(design))
+        else:
+            bound = horvitz_thompson(design, population.prior, tables)
+        calls = population.setting.pilot_calls + len(design)
+        noise = bound.decoder - population.mean[:, 0].mean()
+        return Estimate(bound.nats, calls, noise, bound.half_width)
+
+    def num_evaluations(self, size, setting):
+        rows = setting.num_images * (size + decoder_draws(int(size)))
+        return setting.pilot_calls + rows + _redrawn(setting.num_images)
+
+    def variance(self, size, setting):
+        draws = decoder_draws(int(size))
+        redrawn = _redrawn(setting.num_images) / setting.num_images
+        share = (1 - redrawn) / draws + redrawn / (draws + 1)
+        return 1 / (setting.num_images * size), setting.noise[0] * share / setting.num_images
+
+    def whole(self, size):
+        return max(2, math.ceil(size))  # the error of a single rotation cannot be known
+
+
+DESIGNS: tuple[Design, ...] = (
+    EveryPair(),
+    UniformSteps(),
+    StratifiedSteps(neyman=False),
+    StratifiedSteps(neyman=True),
+    Rotated(regression=False),
+    Rotated(regression=True),
+)
+
+
+def _redrawn(num_images: int) -> int:
+    return min(num_images, max(REDRAWN_IMAGES, math.ceil(num_images / 10)))
+
+
+def _seed(generator) -> int:
+    return int(generator.integers(2**63))

@@ -1,0 +1,260 @@
+"""How wide the interval is for how many network calls: six designs, each over many seeds.
+
+    python benchmarks/estimator_study.py --run RUN --out results/estimator
+
+RUN is a finished folder of `ddpmbench nll --estimator every-pair --draws 2`. It holds every term of
+its images, so that an estimate is a matter of looking up rows, and its error is known.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+import sys
+from pathlib import Path
+
+import click
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from estimator_designs import DESIGNS, Design, Estimate, Population, Setting
+from scipy import optimize
+
+import ddpmbench as db
+from ddpmbench.cli.progress import progress
+from ddpmbench.errors import InputError
+from ddpmbench.likelihood.features import GaussianFeatures
+from ddpmbench.likelihood.regression import FeatureTable
+from ddpmbench.process.units import NATS_PER_BIT
+
+SIZES = {
+    "images": (1, 2, 5, 10, 20, 50, 100, 200),
+    "rows": (1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000),
+    "rotations": (2, 4, 8, 16, 32, 64),
+}
+QUANTILE = 1.96
+NUM_IMAGES, HALF_WIDTH = 10_000, 0.005  # what the calls are counted for
+
+# Okabe & Ito's colors, which the color-blind tell apart; markers and dashes do without color.
+STYLES = {
+    "every-pair": {"color": "#000000", "marker": "s", "linestyle": "-"},
+    "uniform t": {"color": "#D55E00", "marker": "v", "linestyle": (0, (1, 1.5))},
+    "stratified t": {"color": "#E69F00", "marker": "D", "linestyle": (0, (6, 2))},
+    "Neyman": {"color": "#009E73", "marker": "^", "linestyle": (0, (6, 1.5, 1, 1.5))},
+    "rotated HT": {"color": "#56B4E9", "marker": "o", "linestyle": (0, (3, 1.5))},
+    "rotated GREG": {"color": "#0072B2", "marker": "*", "linestyle": "-"},
+}
+
+
+@click.command()
+@click.option("--run", required=True, type=click.Path(path_type=Path), help="Run folder.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="For the results.")
+@click.option("--seeds", default=200, show_default=True, type=click.IntRange(min=2))
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
+def main(run: Path, out: Path, seeds: int, seed: int) -> None:
+    """Half width against network calls, from a run that holds every term of its images."""
+    try:
+        population = read_population(run)
+    except InputError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(2)
+    measured, needed = study(population, seeds=seeds, seed=seed)
+    out.mkdir(parents=True, exist_ok=True)
+    measured.to_csv(out / "half_width.csv", index=False)
+    needed.to_csv(out / "calls_needed.csv", index=False)
+    draw(measured, needed, in_bits(population.setting), out)
+    click.echo(needed.to_string(index=False))
+
+
+def read_population(run: Path) -> Population:
+    """The terms of a finished run, its images' priors and their features.
+
+    Raises:
+        InputError: the folder holds no finished run of every pair with two draws, or another
+            than its summary says, or the images or the checkpoint are not at hand.
+    """
+    try:
+        summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+        columns = ["image", "t", "draw", "nats"]
+        terms = pd.read_parquet(run / "shards", columns=columns)
+        prior = pd.read_csv(run / "per_image.csv")["prior"].to_numpy() * NATS_PER_BIT
+        data, images, steps = summary["data"], summary["num_images"], summary["num_timesteps"]
+        estimator, draws = summary["estimator"], summary["conventions"]["draws"]
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"--run {run}: not a finished run folder with its shards") from error
+    if estimator != "every-pair" or draws < 2:
+        raise InputError(f"--run {run}: needs --estimator every-pair with --draws 2 or more")
+    shape = (images, steps, draws)
+    computed = np.full(shape, np.nan)
+    place = (terms["image"].to_numpy(), terms["t"].to_numpy() - 1, terms["draw"].to_numpy())
+    if len(terms) != computed.size or (np.max(place, axis=1) >= shape).any():
+        raise InputError(f"--run {run}: its shards do not hold every term of its summary")
+    computed[place] = terms["nats"]
+    spec = f"{data['source']}:{data['split']}" if data["split"] else data["source"]
+    pixels = db.load_images(spec, num_images=images)
+    if pixels.sha256 != data["sha256"]:
+        raise InputError(f"--run {run}: {spec} holds other images now than when it was run")
+    schedule = db.load_checkpoint(summary["checkpoint"]["source"]).schedule
+    if schedule.num_timesteps != steps:
+        raise InputError(f"--run {run}: needs all T = {schedule.num_timesteps} steps, not {steps}")
+    gaussian = GaussianFeatures.fit(pixels.pixels, schedule)
+    features = functools.partial(FeatureTable.of, gaussian, pixels.pixels)
+    population = Population(computed, prior, features)
+    if not math.isclose(population.truth / NATS_PER_BIT, summary["bits_per_dim"], rel_tol=1e-9):
+        raise InputError(f"--run {run}: its shards do not give the bound of its summary")
+    return population
+
+
+def study(population: Population, *, seeds: int, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """What every design was measured to err by, and the calls it would need.
+
+    Args:
+        population: the images.
+        seeds: how often each design is run at each size.
+        seed: all else follows from it. Designs of one unit and size share their generators.
+
+    Returns:
+        `half_width.csv` and `calls_needed.csv`, see `results/estimator/README.md`.
+    """
+    setting = in_bits(population.setting)
+    jobs = [
+        (design, size)
+        for design in DESIGNS
+        for size in SIZES[design.unit]
+        if design.unit != "images" or size <= setting.num_images
+    ]
+    rows = []
+    with progress("estimator study", "estimates") as update:
+        for design, size in jobs:
+            update(len(rows) * seeds, len(jobs) * seeds, f"{design.name}, {size:,} {design.unit}")
+            generators = [np.random.default_rng([seed, size, trial]) for trial in range(seeds)]
+            found = [design.estimate(population, size, generator) for generator in generators]
+            rows.append(measured_row(design, size, found, population))
+    measured = pd.DataFrame(rows)
+    needed = [needed_row(design, measured, setting) for design in DESIGNS]
+    return measured, pd.DataFrame(needed)
+
+
+def in_bits(setting: Setting) -> Setting:
+    """The same with the noise in bits squared."""
+    return dataclasses.replace(setting, noise=setting.noise / NATS_PER_BIT**2)
+
+
+def measured_row(design: Design, size: int, found: list[Estimate], population: Population) -> dict:
+    """A row of `half_width.csv`: the errors of one design at one size."""
+    error = (np.array([one.nats for one in found]) - population.truth) / NATS_PER_BIT
+    stated = np.array([one.half_width for one in found]) / NATS_PER_BIT
+    sampling = error - np.array([one.noise for one in found]) / NATS_PER_BIT
+    share, _ = design.variance(size, population.setting)
+    (square, of_square), (per_row, of_per_row), (bias, of_bias) = (
+        (values.mean(), values.std(ddof=1) / math.sqrt(len(values)))
+        for values in (np.square(error), np.square(sampling) / (share or math.nan), error)
+    )
+    return {
+        "design": design.name,
+        "size": size,
+        "unit": design.unit,
+        "num_images": len(population.prior),
+        "num_evaluations": found[0].num_evaluations,
+        "half_width": QUANTILE * math.sqrt(square),
+        "half_width_standard_error": QUANTILE * of_square / (2 * math.sqrt(square)),
+        "mean_reported_half_width": stated.mean(),
+        "coverage": math.nan if np.isnan(stated).any() else (np.abs(error) <= stated).mean(),
+        "mean_error": bias,
+        "mean_error_standard_error": of_bias,
+        "per_row_variance": per_row,
+        "per_row_variance_standard_error": of_per_row,
+        "seeds": len(error),
+    }
+
+
+def needed_row(design: Design, measured: pd.DataFrame, setting: Setting) -> dict:
+    """A row of `calls_needed.csv`: the measured variance of a row, and what follows from it."""
+    rows = measured[(measured["design"] == design.name) & (measured["size"] >= design.settled)]
+    rows = rows[rows["per_row_variance"].notna()]
+    per_row = rows["per_row_variance"].mean()
+    error = np.linalg.norm(rows["per_row_variance_standard_error"]) / len(rows)
+    target = dataclasses.replace(setting, num_images=NUM_IMAGES)
+    size = size_needed(design, per_row, target)
+    low, high = (size_needed(design, per_row + sign * error, target) for sign in (-1, 1))
+    whole = design.whole(size)
+    calls = functools.partial(design.num_evaluations, setting=target)
+    return {
+        "design": design.name,
+        "num_images": NUM_IMAGES,
+        "half_width": HALF_WIDTH,
+        "size": size,
+        "unit": design.unit,
+        "num_evaluations": round(calls(size)),
+        "num_evaluations_standard_error": round((calls(high) - calls(low)) / 2),
+        "whole_size": whole,
+        "whole_num_evaluations": calls(whole),
+        "whole_half_width": scaled_half_width(design, whole, per_row, target),
+        "per_row_variance": per_row,
+        "per_row_variance_standard_error": error,
+    }
+
+
+def scaled_half_width(design: Design, size: float, per_row: float, setting: Setting) -> float:
+    """What the variance of a row makes of the half width at a size and a number of images."""
+    share, noise = design.variance(size, setting)
+    return QUANTILE * math.sqrt(max(0.0, per_row * share + noise))
+
+
+def size_needed(design: Design, per_row: float, setting: Setting) -> float:
+    """The real-valued size at which the half width is `HALF_WIDTH`."""
+
+    def excess(log_size: float) -> float:
+        return scaled_half_width(design, math.exp(log_size), per_row, setting) - HALF_WIDTH
+
+    return math.exp(optimize.brentq(excess, math.log(1e-3), math.log(1e12)))
+
+
+def draw(measured: pd.DataFrame, needed: pd.DataFrame, setting: Setting, out: Path) -> None:
+    """The figure, as svg and as png: what was measured, and what it means for more images."""
+    matplotlib.use("Agg")
+    matplotlib.rcParams.update({"font.size": 10, "svg.hashsalt": "ddpmbench"})
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 5.2), sharey=True, layout="constrained")
+    target = dataclasses.replace(setting, num_images=NUM_IMAGES)
+    for design in DESIGNS:
+        style = {**STYLES[design.name], "linewidth": 1.6, "markersize": 6}
+        rows = measured[measured["design"] == design.name]
+        error = QUANTILE * rows["half_width_standard_error"]
+        x, y = rows["num_evaluations"], rows["half_width"]
+        left.errorbar(x, y, error, **style, label=design.name, elinewidth=1)
+        row = needed[needed["design"] == design.name].iloc[0]
+        sizes = curve_sizes(design)
+        x = np.array([design.num_evaluations(size, target) for size in sizes])
+        widths = [scaled_half_width(design, n, row["per_row_variance"], target) for n in sizes]
+        shown = np.array(widths) >= HALF_WIDTH / 3
+        right.plot(x[shown], np.array(widths)[shown], **{**style, "marker": None})
+        right.plot(row["whole_num_evaluations"], row["whole_half_width"], **style)
+    left.set_ylabel("half width of the 95 % interval (bits/dim)")
+    left.set_title(f"measured: {setting.num_images:,} images")
+    right.set_title(f"scaled from it: {NUM_IMAGES:,} images")
+    for axes in (left, right):
+        axes.set(xscale="log", yscale="log", xlabel="network calls")
+        axes.axhline(HALF_WIDTH, color="0.4", linewidth=1, zorder=0)
+        axes.grid(visible=True, which="major", color="0.9", linewidth=0.8)
+        axes.spines[["top", "right"]].set_visible(False)
+    right.annotate(
+        f" {HALF_WIDTH:g}", (1, HALF_WIDTH), xycoords=("axes fraction", "data"), va="center"
+    )
+    figure.legend(loc="outside lower center", ncols=len(DESIGNS), frameon=False)
+    figure.savefig(out / "half_width.svg", metadata={"Date": None})
+    figure.savefig(out / "half_width.png", dpi=150)
+    plt.close(figure)
+
+
+def curve_sizes(design: Design) -> np.ndarray:
+    """The sizes that the curve of a design goes through at `NUM_IMAGES` images."""
+    if design.unit == "rotations":
+        return np.arange(2, 65)
+    if design.unit == "images":
+        return np.geomspace(10, NUM_IMAGES, 100)
+    return np.geomspace(1e3, 1e9, 200) if design.name != "uniform t" else np.geomspace(1e4, 4e9)
+
+
+if __name__ == "__main__":
+    main()
