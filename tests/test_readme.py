@@ -10,7 +10,7 @@ import pytest
 
 from ddpmbench.cli.main import ddpmbench
 from ddpmbench.questions.nll import evaluate_nll
-from ddpmbench.report.printed import printed_nll
+from ddpmbench.report.printed import printed_comparison, printed_nll
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -35,6 +35,11 @@ def test_every_command_parses(command):
 def test_the_result_is_the_published_one():
     summary = json.loads((ROOT / "results" / "default" / "summary.json").read_text())
     assert blocks("text")[0] == printed_nll(summary, "table") + "\n"
+
+
+def test_the_comparison_is_the_published_one():
+    summary = json.loads((ROOT / "results" / "compare" / "summary.json").read_text())
+    assert blocks("text")[1] == printed_comparison(summary, "table") + "\n"
 
 
 def test_the_python_runs():

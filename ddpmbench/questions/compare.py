@@ -108,7 +108,7 @@ def _tables(run: FinishedRun, design: Design) -> Tables:
     store = run.shards("terms")
     if store.missing(len(design)):
         raise InputError(f"{run.path}: some of its shards are gone; run its command again")
-    return lambda length: checked(store.tables(length), design)
+    return lambda length: checked(store.tables(length), design, where=run.path)
 
 
 def _refuse_unlike(run: FinishedRun, baseline: FinishedRun) -> None:

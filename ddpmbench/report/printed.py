@@ -115,7 +115,7 @@ def _comparability(summary: dict[str, Any]) -> list[str]:
         summary[name] for name in ("conventions", "data", "checkpoint")
     )
     split = f":{data['split']}" if data["split"] else ""
-    images = f"{summary['num_images']} of {data['source']}{split} ({data['sha256'][:12]})"
+    images = f"{summary['num_images']:,} of {data['source']}{split} ({data['sha256'][:12]})"
     weights = f"{checkpoint['family']}, {checkpoint['sha256'][:12]}"
     respaced = " (a model of its own)" if " of " in conventions["schedule"] else ""
     clip = "clip" if conventions["clip"] else "no clip"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,16 @@ from ddpmbench.runs.shards import Shards
 
 SUMMARY, DENSITY, PREDICTIONS = "summary.json", "warp.csv", "predictions.npz"
 _PARTS = ("rows", "totals", "steps")
+_NEEDED = (
+    "num_images",
+    "num_timesteps",
+    "estimator",
+    "sampling",
+    "conventions",
+    "checkpoint",
+    "data",
+    "seed",
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -46,7 +57,7 @@ class FinishedRun:
             InputError: it holds no such run, or an unfinished one.
         """
         named = f"{option} {path}".strip()
-        if not path.is_dir():
+        if not os.path.isdir(path):
             raise InputError(f"{named}: is no run folder; name what --out of a run named")
         if not (path / SUMMARY).exists():
             if (path / IDENTITY).exists():
@@ -55,10 +66,13 @@ class FinishedRun:
         try:
             summary = json.loads((path / SUMMARY).read_text(encoding="utf-8"))
             found = summary["schema"]
+            complete = found != schema or set(_NEEDED) <= set(summary)
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise InputError(f"{named}: {SUMMARY} is damaged; run its command again") from error
         if found != schema:
             raise InputError(f"{named}: is a run of {found}, not of {schema}")
+        if not complete:
+            raise InputError(f"{named}: {SUMMARY} is of another version; run its command again")
         return cls(path, summary)
 
     @property
@@ -121,12 +135,20 @@ class FinishedRun:
         """
         path = self.path / PREDICTIONS
         try:
-            with np.load(path, allow_pickle=False) as archive:
-                return Predictions(**{name: archive[name] for name in _PARTS})
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise InputError(
-                f"{path}: missing or damaged; run the command of its folder again"
-            ) from error
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+                parts = {name: archive[name] for name in _PARTS}
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise _lost(path) from error
+        rotations = self.summary["sampling"]["rotations"]
+        of_rows = (rotations, self.summary["num_images"])
+        of_steps = (rotations, self.summary["num_timesteps"] - 1)
+        if [parts[name].shape for name in _PARTS] != [of_rows, of_rows, of_steps]:
+            raise _lost(path)
+        return Predictions(**parts)
+
+
+def _lost(path: Path) -> InputError:
+    return InputError(f"{path}: missing or damaged; run the command of its folder again")
 
 
 def write_predictions(path: Path, predictions: Predictions) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -157,8 +158,15 @@ class RowsRun:
             position += len(table)
 
 
-def checked(tables: Iterable[TermTable], design: Design) -> Iterator[TermTable]:
+def checked(
+    tables: Iterable[TermTable], design: Design, *, where: Path | None = None
+) -> Iterator[TermTable]:
     """The same tables, known to hold the rows of the design in its order.
+
+    Args:
+        tables: the terms.
+        design: the rows.
+        where: the run folder, to be named in a message; None where it is the one of the command.
 
     Raises:
         InputError: they do not.
@@ -171,8 +179,8 @@ def checked(tables: Iterable[TermTable], design: Design) -> Iterator[TermTable]:
             for name in ("image", "t", "draw")
         ):
             raise InputError(
-                f"the shards do not hold the rows from {position} on that their names say; delete "
-                "the shards from there on and run the command again"
+                f"{where or '--out'}: the shards do not hold the rows from {position} on that "
+                "their names say; delete the shards from there on and run the command again"
             )
         position += len(table)
         yield table

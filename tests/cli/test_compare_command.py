@@ -367,33 +367,14 @@ DAMAGES = [
     ("pairs", "shards", remove_shards, "shards"),
     ("pairs", "shards/*", remove, "shards are gone"),
     ("pairs", "shards/*", truncate, "damaged"),
-    pytest.param(
-        "pairs",
-        "shards/*",
-        other_rows,
-        "the shards do not hold the rows",
-        marks=pytest.mark.xfail(reason="runs/rows.py does not say in which folder"),
-    ),
+    ("pairs", "shards/*", other_rows, "the shards do not hold the rows"),
     ("warp", "warp.csv", remove, "warp.csv"),
     ("warp", "warp.csv", truncate, "warp.csv"),
     ("warp", "warp.csv", empty, "warp.csv"),
     ("warp", "warp.csv", another_density, "warp.csv"),
     ("warp", "predictions.npz", remove, "predictions.npz"),
-    pytest.param(
-        "warp",
-        "predictions.npz",
-        truncate,
-        "predictions.npz",
-        # What numpy opened of a file that is no archive, it leaves open.
-        marks=pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    ),
-    pytest.param(
-        "warp",
-        "predictions.npz",
-        empty,
-        "predictions.npz",
-        marks=pytest.mark.xfail(reason="numpy's EOFError passes runs/finished.py"),
-    ),
+    ("warp", "predictions.npz", truncate, "predictions.npz"),
+    ("warp", "predictions.npz", empty, "predictions.npz"),
     ("warp", "predictions.npz", flip, "predictions.npz"),
 ]
 
