@@ -80,7 +80,7 @@ def read_population(run: Path) -> Population:
         terms = pd.read_parquet(run / "shards", columns=columns)
         prior = pd.read_csv(run / "per_image.csv")["prior"].to_numpy() * NATS_PER_BIT
         data, images, steps = summary["data"], summary["num_images"], summary["num_timesteps"]
-        estimator, draws = summary["estimator"], summary["conventions"]["draws"]
+        estimator, draws = summary["estimator"], summary["sampling"].get("draws", 1)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"--run {run}: not a finished run folder with its shards") from error
     if estimator != "every-pair" or draws < 2:

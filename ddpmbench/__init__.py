@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ddpmbench.process.schedule import NoiseSchedule
     from ddpmbench.questions.compare import Comparison, compare
     from ddpmbench.questions.nll import NllReport, evaluate_nll
+    from ddpmbench.questions.rd import RateDistortion, rate_distortion
 
 __all__ = [
     "BoundTerms",
@@ -31,6 +32,7 @@ __all__ = [
     "InputError",
     "NllReport",
     "NoiseSchedule",
+    "RateDistortion",
     "__version__",
     "bound_terms",
     "compare",
@@ -38,6 +40,7 @@ __all__ = [
     "load_checkpoint",
     "load_images",
     "prior_bits_per_dim",
+    "rate_distortion",
     "wrap_network",
 ]
 
@@ -48,12 +51,14 @@ _HOMES = {
     "ImageSet": "ddpmbench.inputs.images",
     "NllReport": "ddpmbench.questions.nll",
     "NoiseSchedule": "ddpmbench.process.schedule",
+    "RateDistortion": "ddpmbench.questions.rd",
     "bound_terms": "ddpmbench.likelihood.terms",
     "compare": "ddpmbench.questions.compare",
     "evaluate_nll": "ddpmbench.questions.nll",
     "load_checkpoint": "ddpmbench.inputs.checkpoints",
     "load_images": "ddpmbench.inputs.images",
     "prior_bits_per_dim": "ddpmbench.likelihood.terms",
+    "rate_distortion": "ddpmbench.questions.rd",
     "wrap_network": "ddpmbench.inputs.checkpoints.wrap",
 }
 

@@ -9,6 +9,10 @@ class InputError(Exception):
     """
 
 
+class ReportedError(InputError):
+    """A mistake that another process of the run has come upon, and reports."""
+
+
 class ProcessLostError(Exception):
     """Another process of the run has stopped; the same command goes on from what is kept.
 

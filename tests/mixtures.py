@@ -108,6 +108,7 @@ def feature_table(design: RotatedWarp, g: Array, code: Array) -> FeatureTable:
         rows=np.take_along_axis(g.T, design.t - 2, axis=0),
         bin_sums=sums,
         step_means=both.mean(0),
+        root_means=np.sqrt(g).mean(0),
         code_length=code,
         error_scale=np.stack([t / 50, 1 / (1 + t / 50)]),
     )

@@ -94,7 +94,7 @@ def test_the_published_terms_come_out_again(checkpoint, published):
 
 def test_the_published_tables_agree(published):
     steps = pd.read_csv(RESULTS / "per_timestep.csv")
-    rate = pd.read_csv(RESULTS / "rate.csv").set_index("t").rate_bits_per_dim
+    rate = pd.read_csv(RESULTS / "rate_distortion.csv").set_index("t").rate_bits_per_dim
     bound = published["bits_per_dim"]
     assert published["num_images"] == 10_000
     assert published["half_width"] <= published["sampling"]["half_width_goal"] == 0.005

@@ -186,7 +186,7 @@ def run(tmp_path):
         "num_images": 2,
         "num_timesteps": 1000,
         "estimator": "every-pair",
-        "conventions": {"draws": 2},
+        "sampling": {"draws": 2},
         "checkpoint": {"source": "default"},
         "data": {"source": "fashion-mnist", "split": "test", "sha256": images.sha256},
     }
@@ -230,7 +230,7 @@ def test_a_run_that_does_not_hold_what_its_summary_says_is_refused(run, change):
     elif change == "missing":
         terms = terms[1:]
     elif change == "draws":
-        summary["conventions"]["draws"] = 1
+        summary["sampling"]["draws"] = 1
     else:
         summary["data"]["sha256"] = "0"
     terms.to_parquet(path)

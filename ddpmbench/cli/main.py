@@ -1,5 +1,6 @@
 """The entry point: the commands and the exit codes."""
 
+import os
 import sys
 from typing import NoReturn
 
@@ -8,8 +9,9 @@ import click
 from ddpmbench.cli.compare import compare
 from ddpmbench.cli.env import env
 from ddpmbench.cli.nll import nll
+from ddpmbench.cli.rd import rd
 from ddpmbench.cli.train import train
-from ddpmbench.errors import InputError, ProcessLostError
+from ddpmbench.errors import InputError, ProcessLostError, ReportedError
 from ddpmbench.version import __version__
 
 DONE, FAILED, USER_MISTAKE, INTERRUPTED = 0, 1, 2, 130
@@ -27,6 +29,7 @@ def ddpmbench() -> None:
 
 
 ddpmbench.add_command(nll)
+ddpmbench.add_command(rd)
 ddpmbench.add_command(compare)
 ddpmbench.add_command(train)
 ddpmbench.add_command(env)
@@ -51,6 +54,8 @@ def run(arguments: list[str] | None = None) -> int:
     except click.ClickException as error:
         click.echo(f"Error: {_one_line(error.format_message())}", err=True)
         return USER_MISTAKE
+    except ReportedError:
+        return USER_MISTAKE
     except InputError as error:
         click.echo(f"Error: {_one_line(str(error))}", err=True)
         return USER_MISTAKE
@@ -58,9 +63,10 @@ def run(arguments: list[str] | None = None) -> int:
         click.echo(f"Error: {error}", err=True)
         return FAILED
     except (click.Abort, KeyboardInterrupt):
-        click.echo(
-            "Interrupted: the same command with its --out folder goes on from here.", err=True
-        )
+        if os.environ.get("RANK", "0") == "0":
+            click.echo(
+                "Interrupted: the same command with its --out folder goes on from here.", err=True
+            )
         return INTERRUPTED
     return status if isinstance(status, int) else DONE
 

@@ -101,7 +101,7 @@ INPUTS = (
 )
 """What the checkpoint's and the data's options are called in Python."""
 
-sampling_options = _decorate(
+likelihood_options = _decorate(
     [
         click.option(
             "--estimator",
@@ -136,6 +136,13 @@ sampling_options = _decorate(
             metavar="K",
             help="every-pair: noise draws for each image and step; the error of the noise is known "
             "from 2 on.  [default: 2]",
+        ),
+        click.option(
+            "--decoder",
+            type=click.Choice(["exact", "tanh"]),
+            default="exact",
+            show_default=True,
+            help="The normal distribution function at t = 1: exact, or the published code's tanh.",
         ),
     ]
 )

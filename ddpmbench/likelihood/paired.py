@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ddpmbench.likelihood.bound import BoundEstimate, estimate_bound
 from ddpmbench.likelihood.design import EveryPair
 from ddpmbench.likelihood.panel import interaction
-from ddpmbench.likelihood.regression import Predictions
+from ddpmbench.likelihood.regression import Predictions, no_predictions
 from ddpmbench.likelihood.sampled import contributions, with_predictions, without_cells
 from ddpmbench.likelihood.sampled_bound import SampledBound, assembled
 from ddpmbench.likelihood.sampled_rows import sampled_rows
@@ -78,6 +78,10 @@ class WarpTerms:
         parts = (of.rows[:rotations], of.totals[:rotations], of.steps[:rotations])
         return WarpTerms(design, self.tables, Predictions(*parts))
 
+    def unpredicted(self) -> "WarpTerms":
+        """The same without predictions."""
+        return dataclasses.replace(self, predictions=no_predictions(self.design))
+
     def rows(self) -> Iterable[TermTable]:
         """The terms of the design's rows."""
         return self.tables(len(self.design))
@@ -111,10 +115,15 @@ def difference_of_warps(
         ValueError: a row is missing.
     """
     rotations = min(model.design.rotations, baseline.design.rotations)
+    is_cut = model.design.rotations != baseline.design.rotations
     model, baseline = model.shortened(rotations), baseline.shortened(rotations)
     priors = np.full(model.design.num_images, prior)
     if not np.array_equal(model.design.density, baseline.design.density):
         return _by_cell(model, baseline, priors, clip=clip)
+    if is_cut:
+        # The predictions of one know rotations that the other has not: a model would differ from
+        # itself.
+        model, baseline = model.unpredicted(), baseline.unpredicted()
     tables = _differences(model.rows(), baseline.rows())
     predictions = _minus(model.predictions, baseline.predictions)
     return with_predictions(model.design, priors, tables, predictions, clip=clip)

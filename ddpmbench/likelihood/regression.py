@@ -39,6 +39,7 @@ class FeatureTable:
             of many images lie in a file (`array_store`). The rounding errs up and down alike, by
             less than 1e-7.
         step_means: (T - 1, 2) means of G and of log G over the images, t = 2..T.
+        root_means: (T - 1,) mean of the root of G.
         code_length: (N,) length of each image's lossless code.
         error_scale: (2, T - 1) what turns G into the linear denoiser's mean squared error of
             x_start and of eps.
@@ -47,6 +48,7 @@ class FeatureTable:
     rows: NDArray[np.float64]
     bin_sums: NDArray[np.float32]
     step_means: NDArray[np.float64]
+    root_means: NDArray[np.float64]
     code_length: NDArray[np.float64]
     error_scale: NDArray[np.float64]
 
@@ -61,6 +63,7 @@ class FeatureTable:
         """
         starts = np.flatnonzero(np.diff(log_bins(design.num_timesteps), prepend=-1))
         step_sums = np.zeros((design.num_timesteps - 1, 2))
+        root_sums = np.zeros(design.num_timesteps - 1)
         lengths = np.empty(len(pixels))
 
         def bin_sums() -> Iterator[NDArray[np.float32]]:
@@ -70,6 +73,7 @@ class FeatureTable:
                 for k, values in enumerate((g, np.log(g))):
                     step_sums[:, k] += values.sum(0)
                     sums[:, :, k] = np.add.reduceat(values, starts, axis=1)
+                root_sums[:] += np.sqrt(g).sum(0)
                 lengths[part] = code_length(pixels[part])
                 yield sums
 
@@ -79,6 +83,7 @@ class FeatureTable:
             rows=_at_rows(features, pixels, design.t),
             bin_sums=stored,
             step_means=step_sums / len(pixels),
+            root_means=root_sums / len(pixels),
             code_length=lengths,
             error_scale=np.stack([1 / features.weight, snr / features.weight]),
         )

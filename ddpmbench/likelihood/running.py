@@ -46,7 +46,7 @@ class RunningBound:
         later = rows.t > 1
         self._decoder.add(nats[~later & (rows.draw == 0)])
         self._steps.add(nats[later] / self._design.density[rows.t[later] - 2])
-        if min(self._decoder.count, self._steps.count) < 2:
+        if self._steps.count < 2 or self._decoder.count < min(2, self._design.num_images):
             return None
         left = 1 - self._decoder.count / self._design.num_images
         variance = self._decoder.variance_of_mean * left + self._steps.variance_of_mean
@@ -72,4 +72,4 @@ class _Moments:
 
     @property
     def variance_of_mean(self) -> float:
-        return self._squares / (self.count - 1) / self.count
+        return self._squares / max(self.count - 1, 1) / self.count

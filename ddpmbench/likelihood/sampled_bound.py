@@ -81,11 +81,14 @@ def assembled(
     num_images, rotations = len(prior), len(rows.rotations[NATS])
     variance = parts.variance + rows.decoder_variance
     of_image = prior + rows.decoder[NATS] + parts.image
+    half_width = _half_width(rows, parts.spread, parts.variance, rotations)
     population, deviation = None, None
     if num_images > 1:
         spread = float(of_image.var(ddof=1))
-        # The spread of the images' estimates already contains the error of each.
+        # The spread of the images' estimates already contains the error of each; where the images
+        # are alike it may come out smaller by chance, or because it has more degrees of freedom.
         population = _quantile(num_images - 1) * math.sqrt(spread / num_images)
+        population = max(population, half_width)
         deviation = math.sqrt(max(0.0, spread - num_images * variance))
     return SampledBound(
         prior=float(prior.mean()),
@@ -98,7 +101,7 @@ def assembled(
         rate_standard_error=rate_error,
         num_evaluations=steps.num_evaluations,
         rotations=rotations,
-        half_width=_half_width(rows, parts.spread, parts.variance, rotations),
+        half_width=half_width,
         half_width_population=population,
         image_deviation=deviation,
         kl_variance=parts.variance,

@@ -10,6 +10,9 @@ from ddpmbench.likelihood.regression import FeatureTable, Predictions, log_bins
 from ddpmbench.likelihood.sampled_rows import EPS, NATS, X_START, SampledRows
 from ddpmbench.likelihood.warp import RotatedWarp
 
+_FEWEST_ROWS = 10
+"""A standard error of a sum over steps is known from so many rows."""
+_STEP_PRIOR_ROWS = 20.0  # what the ratio of a bin is worth at one of its steps
 _RATIO_PRIOR_ROWS = 4.0  # what the ratio of all bins is worth in the ratio of one
 
 
@@ -43,7 +46,7 @@ def step_table(
     A term is the mean prediction plus what its rows differ from theirs by, over the density; so
     the terms are unbiased and sum to the estimate. An error is the mean over the step's rows,
     corrected for which images they are by the ratio to the linear denoiser's error; where no row
-    fell it is that ratio's alone, and NaN without features.
+    fell it is that ratio's alone, and NaN without features; where there are few it leans on it.
 
     Args:
         design: the rows.
@@ -148,9 +151,21 @@ def rate_standard_error(
             share[1:] *= 2
             weights = (share[:, None] * product).ravel()
             squares += np.bincount(earlier.ravel(), weights=weights, minlength=num_timesteps + 1)
-    later = np.append(np.cumsum(squares[::-1])[::-1], 0.0)[2:]
     scale = num_images**2 * rotations * (rotations - 1)
-    return np.asarray(np.sqrt(np.maximum(later, 0.0) / scale))
+    error = np.sqrt(np.maximum(_after(squares), 0.0) / scale)
+    # A few rows do not tell how far they may be off; the error of a longer sum is no smaller.
+    count = np.bincount(t.ravel(), minlength=num_timesteps + 1).astype(np.float64)
+    few = _after(count) < _FEWEST_ROWS
+    few[-1] = False  # nothing is after T
+    longer = np.flatnonzero(~few[:-1])
+    if len(longer):
+        error[few] = np.maximum(error[few], error[longer[-1]])
+    return np.asarray(error)
+
+
+def _after(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(T,) sums over s > t, t = 1..T, from values at 0..T."""
+    return np.append(np.cumsum(values[::-1])[::-1], 0.0)[2:]
 
 
 def _errors(
@@ -171,6 +186,6 @@ def _errors(
     left = np.bincount(bins, weights=ratios / scale - together * count)
     of_bin = together + left / (np.bincount(bins, weights=count) + _RATIO_PRIOR_ROWS)
     ratio = of_bin[bins] * scale
-    return np.asarray(
-        ratio * features.step_means[:, 0] + (sums - ratio * linear) / np.maximum(count, 1)
-    )
+    # A few rows say little about the mean, whatever the ratio leaves of them.
+    left_at_step = (sums - ratio * linear) / (count + _STEP_PRIOR_ROWS)
+    return np.asarray(np.maximum(ratio * features.step_means[:, 0] + left_at_step, 0.0))

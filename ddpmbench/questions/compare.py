@@ -17,12 +17,13 @@ from ddpmbench.likelihood.paired import (
     difference_of_warps,
     same_steps,
 )
+from ddpmbench.likelihood.terms import columns_of_bound
 from ddpmbench.likelihood.warp import RotatedWarp
 from ddpmbench.process.units import NATS_PER_BIT
 from ddpmbench.report import comparison, tables
 from ddpmbench.report.plots import difference_figure
 from ddpmbench.runs.finished import SUMMARY, FinishedRun
-from ddpmbench.runs.folder import RunFolder
+from ddpmbench.runs.folder import RunFolder, write_figure
 from ddpmbench.runs.rows import checked
 
 
@@ -82,7 +83,7 @@ def _write(path: Path, found: Comparison, baseline: str) -> None:
     folder.write_frame("runs.csv", found.runs)
     folder.write_frame("per_timestep.csv", found.per_timestep)
     figure, numbers = difference_figure(found.per_timestep, baseline)
-    folder.write_figure("difference", figure, numbers)
+    write_figure(path, "difference", figure, numbers)
     folder.write_text(SUMMARY, json.dumps(found.summary, indent=2) + "\n")
 
 
@@ -108,7 +109,8 @@ def _tables(run: FinishedRun, design: Design) -> Tables:
     store = run.shards("terms")
     if store.missing(len(design)):
         raise InputError(f"{run.path}: some of its shards are gone; run its command again")
-    return lambda length: checked(store.tables(length), design, where=run.path)
+    columns = columns_of_bound(clip=bool(run.summary["conventions"]["clip"]))
+    return lambda length: checked(store.tables(length, columns), design, where=run.path)
 
 
 def _refuse_unlike(run: FinishedRun, baseline: FinishedRun) -> None:
@@ -122,6 +124,9 @@ def _refuse_unlike(run: FinishedRun, baseline: FinishedRun) -> None:
             )
 
 
+_IDENTITY_FACTS = ("schedule_sha256", "labels_sha256", "precision", "tables")
+
+
 def _facts(run: FinishedRun) -> dict[str, object]:
     """What must be the same, by its name in `summary.json`."""
     of = run.summary
@@ -131,7 +136,7 @@ def _facts(run: FinishedRun) -> dict[str, object]:
             "num_timesteps": of["num_timesteps"],
             "data.sha256": of["data"]["sha256"],
             **{f"conventions.{name}": value for name, value in of["conventions"].items()},
-            "labels_sha256": run.identity.get("labels_sha256"),
+            **{name: run.identity.get(name) for name in _IDENTITY_FACTS},
             "estimator": of["estimator"],
             "seed": of["seed"],
             "sampling.draws": of["sampling"].get("draws"),

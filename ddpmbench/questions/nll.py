@@ -20,11 +20,12 @@ from ddpmbench.runs.engine import evaluating, resolve_device, strict_float32
 from ddpmbench.runs.finished import (
     DENSITY,
     PREDICTIONS,
+    RATE_DISTORTION,
     SUMMARY,
     density_frame,
     write_predictions,
 )
-from ddpmbench.runs.folder import RunFolder
+from ddpmbench.runs.folder import IDENTITY, RunFolder
 from ddpmbench.runs.likelihood import LikelihoodRun
 from ddpmbench.runs.provenance import environment
 from ddpmbench.runs.rows import RowsRun, RunListener
@@ -41,7 +42,7 @@ class NllReport:
     Attributes:
         summary: the object of `summary.json`.
         per_timestep: one row a step; see `report.tables.per_timestep`.
-        rate: one row a step; see `report.tables.rate`.
+        rate_distortion: one row a step; see `report.tables.rate_distortion`.
         per_image: one row an image; see `report.tables.per_image`. None where only some rows of
             an image were computed, from which its total cannot be told.
         folder: the run folder; None if the run was kept in memory.
@@ -49,7 +50,7 @@ class NllReport:
 
     summary: dict[str, Any]
     per_timestep: pd.DataFrame
-    rate: pd.DataFrame
+    rate_distortion: pd.DataFrame
     per_image: pd.DataFrame | None
     folder: Path | None
 
@@ -132,8 +133,10 @@ def evaluate_nll(
             "tables": str(checkpoint.diffusion.to(target).dtype),
             "ddpmbench": __version__,
             **conventions,
+            "schedule_sha256": _schedule_sha256(checkpoint),
             "network": checkpoint.fingerprint,
         }
+        _refuse_other_runs({**identity, **sampling.settings}, ranks)
         folder = None if out is None else _open_folder(Path(out), identity, ranks)
         terms_pass = TermsPass(checkpoint, images, seed=seed, decoder=decoder, device=target)
         run = RowsRun.of(
@@ -186,15 +189,34 @@ def _in_memory(name: str) -> MemoryTerms:
     return MemoryTerms()
 
 
+def _refuse_other_runs(here: dict[str, Any], ranks: Ranks) -> None:
+    """All processes must be the same run: by options, files and package."""
+    there = ranks.once(lambda: here)
+
+    def compare() -> None:
+        for name, value in here.items():
+            if value != there.get(name):
+                raise InputError(
+                    f"process {ranks.rank}: {name} is {value}, but {there.get(name)} in process 0; "
+                    "start all with the same options, files and version"
+                )
+
+    ranks.together(compare)
+
+
 def _open_folder(path: Path, identity: dict[str, Any], ranks: Ranks) -> RunFolder:
     """The folder, which rank 0 makes and the others find."""
     folder = ranks.once(lambda: RunFolder(path, identity))
-    if not (path / "run.json").exists():
-        raise InputError(
-            f"--out {path}: another process made it, but it is not there; name a folder on a "
-            "file system that all machines share"
-        )
-    return folder
+
+    def find() -> RunFolder:
+        if not (path / IDENTITY).exists():
+            raise InputError(
+                f"--out {path}: another process made it, but it is not there; name a folder on a "
+                "file system that all machines share"
+            )
+        return folder
+
+    return ranks.together(find)
 
 
 def _report(
@@ -206,8 +228,8 @@ def _report(
     return NllReport(
         summary=tables.summary(found.bound, comparability),
         per_timestep=tables.per_timestep(found.bound),
-        rate=tables.rate(found.bound),
-        per_image=tables.per_image(found.bound, list(images.ids)),
+        rate_distortion=tables.rate_distortion(found.bound, found.distortion),
+        per_image=tables.per_image(found.bound, images.ids),
         folder=folder.path if folder is not None else None,
     )
 
@@ -216,7 +238,7 @@ def _write(
     folder: RunFolder, report: NllReport, found: LikelihoodRun, record: dict[str, object]
 ) -> None:
     folder.write_frame("per_timestep.csv", report.per_timestep)
-    folder.write_frame("rate.csv", report.rate)
+    folder.write_frame(RATE_DISTORTION, report.rate_distortion)
     if report.per_image is not None:
         folder.write_frame("per_image.csv", report.per_image)
     if found.density is not None:
@@ -246,6 +268,11 @@ def _labels(checkpoint: Checkpoint, images: ImageSet) -> str | None:
         return None
     first = int(images.labels[0])
     return f"class {first}" if (images.labels == first).all() else "of the images"
+
+
+def _schedule_sha256(checkpoint: Checkpoint) -> str:
+    schedule = checkpoint.schedule
+    return hashlib.sha256(schedule.log_alphas_cumprod.numpy().tobytes()).hexdigest()
 
 
 def _labels_sha256(checkpoint: Checkpoint, images: ImageSet) -> str | None:

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import math
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,7 +18,13 @@ from ddpmbench.likelihood.design import EveryPair
 from ddpmbench.process.units import NATS_PER_BIT
 from ddpmbench.report.tables import SCHEMA
 from ddpmbench.runs.finished import FinishedRun
-from ddpmbench.runs.likelihood import Goal, LikelihoodRun, run_every_pair, run_rotated_warp
+from ddpmbench.runs.likelihood import (
+    Goal,
+    LikelihoodRun,
+    refuse_small_cap,
+    run_every_pair,
+    run_rotated_warp,
+)
 from ddpmbench.runs.rows import RowsRun
 from ddpmbench.runs.shards import TermStore
 
@@ -102,12 +109,16 @@ class Sampling:
         num_timesteps = checkpoint.schedule.num_timesteps
         if self.estimator == "rotated-warp" and num_timesteps < 2:
             raise InputError(
-                "--estimator rotated-warp: needs at least two steps; choose every-pair"
+                f"--timesteps {num_timesteps}: too few for --estimator rotated-warp; choose "
+                "every-pair"
             )
+        if self.estimator == "rotated-warp":
+            refuse_small_cap(len(images), num_timesteps, self.goal, with_pilot=self.model is None)
         if self.model is None:
             return
         summary = self.model.summary
         for option, there, here in (
+            ("--num-images", summary["num_images"], len(images)),
             ("--data", summary["data"]["sha256"][:12], images.sha256[:12]),
             ("--timesteps", summary["num_timesteps"], num_timesteps),
             ("--seed", summary["seed"], seed),
@@ -119,6 +130,11 @@ class Sampling:
                 )
 
     @property
+    def goal(self) -> Goal:
+        """When rotated-warp stops."""
+        return Goal(self.half_width * NATS_PER_BIT, self.max_evaluations)
+
+    @cached_property
     def density(self) -> NDArray[np.float64] | None:
         """(T - 1,) of the run whose rows are computed."""
         return None if self.model is None else self.model.density()
@@ -149,12 +165,12 @@ class Sampling:
         reached = found.bound.half_width
         if self.estimator == "every-pair" or reached is None:
             return None
-        bits = reached / NATS_PER_BIT
-        if bits <= self.half_width:
+        if self.max_evaluations is None or reached <= self.goal.half_width:
             return None
         return (
-            f"+- {bits:.4f} is as narrow as --max-evaluations {self.max_evaluations:,} allows, not "
-            f"+- {self.half_width:g}; allow more, and the same command goes on"
+            f"+- {reached / NATS_PER_BIT:.4f} is as narrow as --max-evaluations "
+            f"{self.max_evaluations:,} allows, not +- {self.half_width:g}; allow more, and the "
+            "same command goes on"
         )
 
     def run(self, run: RowsRun, store: Callable[[str], TermStore]) -> LikelihoodRun:
@@ -167,6 +183,6 @@ class Sampling:
             run,
             store("pilot"),
             store("terms"),
-            goal=Goal(self.half_width * NATS_PER_BIT, self.max_evaluations),
+            goal=self.goal,
             density=self.density,
         )

@@ -54,6 +54,44 @@ def difference_figure(per_timestep: pd.DataFrame, baseline: str) -> tuple["Figur
     return figure, pd.concat(numbers, ignore_index=True)
 
 
+def rate_distortion_figure(curve: pd.DataFrame) -> tuple["Figure", pd.DataFrame]:
+    """Distortion over rate, and both over the steps that a receiver has taken.
+
+    Args:
+        curve: see `report.tables.rate_distortion`.
+
+    Returns:
+        The figure, and the curve with the half widths of its 95 % intervals.
+
+    Source: Ho, Jain & Abbeel 2020, figure 5.
+    """
+    from matplotlib.figure import Figure
+
+    numbers = curve.assign(
+        rate_half_width=_NORMAL * curve.rate_standard_error,
+        distortion_half_width=_NORMAL * curve.distortion_standard_error,
+    )
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    both, distortion, rate = figure.subplots(1, 3)
+    steps, color = curve.num_decoded_steps, _COLORS[0]
+    both.plot(curve.rate_bits_per_dim, curve.distortion_rmse, color=color)
+    both.set(xlabel="rate, bits/dim", ylabel="distortion, RMSE of 255")
+    for axes, name, half_width, label in (
+        (distortion, "distortion_rmse", "distortion_half_width", "distortion, RMSE of 255"),
+        (rate, "rate_bits_per_dim", "rate_half_width", "rate, bits/dim"),
+    ):
+        axes.plot(steps, numbers[name], color=color)
+        low, high = (numbers[name] + sign * numbers[half_width] for sign in (-1, 1))
+        axes.fill_between(steps, low, high, color=color, alpha=0.25, lw=0)
+        axes.set(xlabel="steps of the receiver", ylabel=label)
+    for axes in (both, distortion, rate):
+        axes.set_ylim(bottom=0)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(color="0.9", lw=0.8)
+        axes.set_axisbelow(True)
+    return figure, numbers
+
+
 def _by_group(steps: pd.DataFrame) -> pd.DataFrame:
     group = np.append(0, 1 + log_bins(len(steps))) if len(steps) > 1 else np.zeros(1, np.int64)
     sums = steps.assign(variance=np.square(steps.standard_error)).groupby(group)

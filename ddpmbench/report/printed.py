@@ -28,7 +28,7 @@ def printed_nll(summary: dict[str, Any], output_format: str) -> str:
             return _csv(pd.json_normalize(summary))
         case "quiet":
             return repr(summary["bits_per_dim"])
-    return "\n".join([headline(summary), "", *_parts(summary), "", *_comparability(summary)])
+    return "\n".join([headline(summary), "", *_parts(summary), "", *comparability(summary)])
 
 
 def headline(summary: dict[str, Any]) -> str:
@@ -79,9 +79,13 @@ def printed_comparison(summary: dict[str, Any], output_format: str) -> str:
 
 def _shared(runs: list[dict[str, Any]], first: str) -> str:
     least = min(run["same_rows"] for run in runs)
+    calls = f"{min(run['num_evaluations'] for run in runs):,}"
     if least == 1:
-        return "the same for all"
-    return f"{least:.0%} the same, the others nearby; narrower with nll --rows-of {first}"
+        return f"{calls} network calls of each, the same for all"
+    return (
+        f"{calls} network calls of each, {least:.0%} the same, the others nearby; narrower with "
+        f"nll --rows-of {first}"
+    )
 
 
 def _paired(run: dict[str, Any]) -> str:
@@ -89,7 +93,7 @@ def _paired(run: dict[str, Any]) -> str:
     text = _value(run["difference"], own, sign="+")
     if population is not None:
         text += f" ({population:.4f})"
-    if own and run["half_width_unpaired"]:
+    if own and run["half_width_unpaired"] and run["half_width_unpaired"] < 1000 * own:
         text += f", {run['half_width_unpaired'] / own:.1f} times narrower than unpaired"
     return text
 
@@ -110,7 +114,8 @@ def _parts(summary: dict[str, Any]) -> list[str]:
     return [f"{'part':<12}{'bits/dim':>10}", *lines]
 
 
-def _comparability(summary: dict[str, Any]) -> list[str]:
+def comparability(summary: dict[str, Any]) -> list[str]:
+    """What a number of `nll` must be the same in to compare with another, a line each."""
     conventions, data, checkpoint = (
         summary[name] for name in ("conventions", "data", "checkpoint")
     )

@@ -7,11 +7,23 @@ import numpy as np
 import pandas as pd
 
 from ddpmbench.likelihood.bound import BoundEstimate
+from ddpmbench.likelihood.distortion import Distortion
 from ddpmbench.likelihood.sampled_bound import SampledBound
 from ddpmbench.process.units import NATS_PER_BIT
 from ddpmbench.runs.likelihood import LikelihoodRun
 
 SCHEMA = "ddpmbench.nll/1"
+RATE_DISTORTION_COLUMNS = {
+    "t": "int64",
+    "num_decoded_steps": "int64",
+    "rate_bits_per_dim": "float64",
+    "rate_standard_error": "float64",
+    "distortion_rmse": "float64",
+    "distortion_standard_error": "float64",
+    "distortion_rmse_of_mean_mse": "float64",
+    "psnr": "float64",
+}
+_LEVELS_A_UNIT = 127.5  # 8-bit levels to the range [-1, 1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,20 +98,34 @@ def per_timestep(bound: BoundEstimate | SampledBound) -> pd.DataFrame:
 
 
 def rate(bound: BoundEstimate | SampledBound) -> pd.DataFrame:
-    """One row a step t = 1..T: what has been sent once x_t is known, bits per dimension.
+    """One row a step t = 1..T: what a receiver that holds x_t has been sent, bits per dimension.
 
-    `num_decoded_steps` counts the network calls of a receiver that shows its prediction from x_t,
-    as the reverse steps of Ho, Jain & Abbeel 2020, table 4, do.
+    `num_decoded_steps` counts its network calls, the one that predicts x_start from x_t among
+    them, as the reverse steps of Ho, Jain & Abbeel 2020, table 4, do.
     """
-    num_timesteps = len(bound.term)
-    t = np.arange(1, num_timesteps + 1)
+    t = np.arange(1, len(bound.term) + 1)
     return pd.DataFrame(
         {
             "t": t,
-            "num_decoded_steps": num_timesteps + 1 - t,
+            "num_decoded_steps": len(t) + 1 - t,
             "rate_bits_per_dim": bound.rate / NATS_PER_BIT,
             "rate_standard_error": bound.rate_standard_error / NATS_PER_BIT,
         }
+    )
+
+
+def rate_distortion(bound: BoundEstimate | SampledBound, distortion: Distortion) -> pd.DataFrame:
+    """`rate`, and the distortion of what the receiver shows, on 0..255.
+
+    It is the mean of the images' root mean squared errors, and the root of the mean of their
+    squared errors, from which the `psnr` is.
+    """
+    root = _LEVELS_A_UNIT * np.sqrt(distortion.mse)
+    return rate(bound).assign(
+        distortion_rmse=_LEVELS_A_UNIT * distortion.rmse,
+        distortion_standard_error=_LEVELS_A_UNIT * distortion.rmse_standard_error,
+        distortion_rmse_of_mean_mse=root,
+        psnr=20 * np.log10(255 / root),
     )
 
 

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypeVar, cast
 
-from ddpmbench.errors import ProcessLostError
+from ddpmbench.errors import InputError, ProcessLostError, ReportedError
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -63,10 +63,56 @@ class Ranks:
 
         with _noticing_loss():
             dist.barrier(self.group)
-        values: list[T | None] = [compute() if self.rank == 0 else None]
+        value: T | None = None
+        error: InputError | None = None
+        if self.rank == 0:
+            try:
+                value = compute()
+            except InputError as found:
+                error = found
+        sent: list[tuple[T | None, bool]] = [(value, error is not None)]
         with _noticing_loss():
-            dist.broadcast_object_list(values, src=0, group=self.group)
-        return cast(T, values[0])
+            dist.broadcast_object_list(sent, src=0, group=self.group)
+        if error is not None:
+            raise error
+        if sent[0][1]:
+            raise ReportedError("rank 0 reports the error")
+        return cast(T, value if self.rank == 0 else sent[0][0])
+
+    def together(self, compute: Callable[[], T]) -> T:
+        """What each process computes for itself, if all of them can.
+
+        Raises:
+            InputError: this process came upon it.
+            ReportedError: another did.
+            ProcessLostError: one of the others has stopped.
+        """
+        if self.group is None:
+            return compute()
+        import torch.distributed as dist
+
+        value: T | None = None
+        error: InputError | None = None
+        try:
+            value = compute()
+        except InputError as found:
+            error = found
+        failed: list[bool] = [False] * self.count
+        with _noticing_loss():
+            dist.all_gather_object(failed, error is not None, group=self.group)
+        if error is not None:
+            raise error
+        if any(failed):
+            raise ReportedError(f"rank {failed.index(True)} reports the error")
+        return cast(T, value)
+
+    def first_one(self, compute: Callable[[], T]) -> T:
+        """What each computes for itself, rank 0 before the others, as where it may download."""
+        if self.rank == 0:
+            value = self.once(compute)
+            return self.together(lambda: value)
+        self.once(lambda: None)
+        return self.together(compute)
 
     def share(self, gaps: list[tuple[int, int]], whole: int) -> list[tuple[int, int]]:
         """This process's part of the positions in gaps, in multiples of `whole`.
@@ -108,8 +154,7 @@ def joined() -> Iterator[Ranks]:
         local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         yield Ranks(dist.get_rank(), dist.get_world_size(), local_rank, group)
     finally:
-        if not was_there:
-            dist.destroy_process_group()
+        dist.destroy_process_group(None if not was_there else group)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from ddpmbench.likelihood.warp import RotatedWarp
 from ddpmbench.runs.folder import IDENTITY
 from ddpmbench.runs.shards import Shards
 
-SUMMARY, DENSITY, PREDICTIONS = "summary.json", "warp.csv", "predictions.npz"
+SUMMARY, RATE_DISTORTION = "summary.json", "rate_distortion.csv"
+DENSITY, PREDICTIONS = "warp.csv", "predictions.npz"
 _PARTS = ("rows", "totals", "steps")
 _NEEDED = (
     "num_images",
@@ -105,8 +107,29 @@ class FinishedRun:
         """
         folder = self.path / "shards"
         if not folder.is_dir():
-            raise InputError(f"{self.path}: has no shards; run its command again")
+            raise InputError(
+                f"{self.path}: has no shards; run its command again with a new --out, and name that"
+            )
         return Shards(folder, name)
+
+    def table(self, name: str, columns: Mapping[str, str]) -> pd.DataFrame:
+        """A table of the folder with one row a step.
+
+        Args:
+            name: of the file.
+            columns: to their types; `t` among them.
+
+        Raises:
+            InputError: it is not there, or damaged.
+        """
+        path = self.path / name
+        try:
+            frame = _as_written(path).astype(columns)[list(columns)]
+        except (OSError, ValueError, KeyError) as error:
+            raise _lost(path) from error
+        if not np.array_equal(frame.t, np.arange(1, self.summary["num_timesteps"] + 1)):
+            raise _lost(path)
+        return frame
 
     def density(self) -> NDArray[np.float64]:
         """(T - 1,) that of the rotated warp over t = 2..T.
@@ -118,8 +141,7 @@ class FinishedRun:
         if not path.exists():
             raise InputError(f"{self.path}: has no {DENSITY}; it is no run of rotated-warp")
         try:
-            # As text: what reads numbers in pandas rounds the last digit by default.
-            density = np.array([float(word) for word in pd.read_csv(path, dtype=str)["density"]])
+            density = _as_written(path)["density"].to_numpy()
         except (OSError, ValueError, KeyError) as error:
             raise InputError(f"{path}: damaged; run the command of its folder again") from error
         is_whole = len(density) == self.summary["num_timesteps"] - 1
@@ -145,6 +167,12 @@ class FinishedRun:
         if [parts[name].shape for name in _PARTS] != [of_rows, of_rows, of_steps]:
             raise _lost(path)
         return Predictions(**parts)
+
+
+def _as_written(path: Path) -> pd.DataFrame:
+    """Numbers with all their digits."""
+    # As text: what reads numbers in pandas rounds the last digit by default.
+    return pd.read_csv(path, dtype=str).map(float)
 
 
 def _lost(path: Path) -> InputError:

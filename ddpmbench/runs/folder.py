@@ -75,14 +75,21 @@ class RunFolder:
         with self.replacing(name) as temporary:
             frame.to_csv(temporary, index=False)
 
-    def write_figure(self, name: str, figure: "Figure", numbers: pd.DataFrame) -> None:
-        """Write a figure as svg and png under `figures/`, and the numbers behind it as csv."""
-        with naming(self.path):
-            (self.path / "figures").mkdir(exist_ok=True)
+
+def write_figure(folder: Path, name: str, figure: "Figure", numbers: pd.DataFrame) -> None:
+    """Write a figure as svg and png under `figures/`, and the numbers behind it as csv.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    place = folder / "figures"
+    with naming(folder):
+        place.mkdir(exist_ok=True)
         for kind in ("svg", "png"):
-            with self.replacing(f"figures/{name}.{kind}") as temporary:
+            with replacing(place / f"{name}.{kind}") as temporary:
                 figure.savefig(temporary, format=kind)
-        self.write_frame(f"figures/{name}.csv", numbers)
+        with replacing(place / f"{name}.csv") as temporary:
+            numbers.to_csv(temporary, index=False)
 
 
 def _is_foreign(path: Path) -> bool:

@@ -10,6 +10,11 @@ from numpy.typing import NDArray
 from ddpmbench.errors import InputError
 from ddpmbench.likelihood.bound import BoundEstimate, estimate_bound
 from ddpmbench.likelihood.design import EveryPair
+from ddpmbench.likelihood.distortion import (
+    Distortion,
+    distortion_of_pairs,
+    distortion_of_warp,
+)
 from ddpmbench.likelihood.features import GaussianFeatures
 from ddpmbench.likelihood.regression import FeatureTable
 from ddpmbench.likelihood.running import RoughBound, RunningBound
@@ -28,6 +33,7 @@ class LikelihoodRun:
 
     Attributes:
         bound: the bound.
+        distortion: of the predictions along the way.
         num_evaluations: network calls, those of a pilot among them.
         seconds: they took, summed over processes, interruptions left out.
         devices: where they were made.
@@ -37,6 +43,7 @@ class LikelihoodRun:
     """
 
     bound: BoundEstimate | SampledBound
+    distortion: Distortion
     num_evaluations: int
     seconds: float
     devices: set[str]
@@ -64,7 +71,14 @@ def run_every_pair(run: RowsRun, design: EveryPair, store: TermStore) -> Likelih
         clip = run.terms_pass.diffusion.clip
         tables = checked(store.tables(length, columns_of_bound(clip=clip)), design)
         bound = estimate_bound(design, run.prior(), tables, clip=clip)
-        return LikelihoodRun(bound, length, store.seconds(length), store.devices(length))
+        again = store.tables(length, columns_of_bound(clip=clip))
+        return LikelihoodRun(
+            bound=bound,
+            distortion=distortion_of_pairs(design, again, clip=clip),
+            num_evaluations=length,
+            seconds=store.seconds(length),
+            devices=store.devices(length),
+        )
 
     return run.ranks.once(reduce)
 
@@ -112,9 +126,8 @@ def run_rotated_warp(
     pilot = Pilot(num_images, num_timesteps, seed)
     pilot_evaluations = len(pilot) if density is None else 0
     rotations = first_rotations(num_images)
+    refuse_small_cap(num_images, num_timesteps, goal, with_pilot=density is None)
     allowed = _rotations_allowed(num_images, pilot_evaluations, goal.max_evaluations)
-    if allowed < rotations:
-        raise _too_few(num_images, pilot_evaluations, goal)
     missing = _count_missing(store, num_rows(num_images, rotations))
     run.listener.start(
         missing + (_count_missing(pilot_store, len(pilot)) if density is None else 0)
@@ -128,6 +141,8 @@ def run_rotated_warp(
     design = RotatedWarp(num_images, num_timesteps, density, seed, rotations)
     reduction = _Reduction(run, store, prior)
     watch: Callable[[TermTable], RoughBound | None] = RunningBound(design, prior.mean()).add
+    for table in store.tables(len(design), ("nats",)) if run.ranks.reports else ():
+        watch(table)
     while True:
         run.compute(design, store, watch=watch, before=pilot_evaluations)
         bound = run.ranks.once(partial(reduction.by_regression, design))
@@ -139,6 +154,7 @@ def run_rotated_warp(
         watch = partial(_at_last_look, last)
     return LikelihoodRun(
         bound=bound,
+        distortion=run.ranks.once(partial(reduction.distortion, design)),
         num_evaluations=pilot_evaluations + len(design),
         seconds=store.seconds(len(design)) + pilot_store.seconds(pilot_evaluations),
         devices=store.devices(len(design)) | pilot_store.devices(pilot_evaluations),
@@ -166,6 +182,10 @@ class _Reduction:
 
     def horvitz_thompson(self, design: RotatedWarp) -> SampledBound:
         return horvitz_thompson(design, self._prior, self._tables(design), clip=self._clip)
+
+    def distortion(self, design: RotatedWarp) -> Distortion:
+        features = self._features(design)
+        return distortion_of_warp(design, self._tables(design), features, clip=self._clip)
 
     def _tables(self, design: RotatedWarp) -> Iterator[TermTable]:
         columns = columns_of_bound(clip=self._clip)
@@ -195,9 +215,24 @@ def _rotations_allowed(num_images: int, pilot: int, max_evaluations: int | None)
     return rotations
 
 
-def _too_few(num_images: int, pilot: int, goal: Goal) -> InputError:
-    least = pilot + num_rows(num_images, first_rotations(num_images))
-    return InputError(
-        f"--max-evaluations {goal.max_evaluations}: {num_images:,} images take {least:,} network "
-        "calls until an interval is known; allow that many, or take fewer images with --num-images"
-    )
+def refuse_small_cap(num_images: int, num_timesteps: int, goal: Goal, *, with_pilot: bool) -> None:
+    """Refuse a limit under which no interval can be known.
+
+    Raises:
+        InputError: a first look takes more evaluations than are allowed.
+    """
+    if goal.max_evaluations is None:
+        return
+
+    def least(images: int) -> int:
+        pilot = len(Pilot(images, num_timesteps, 0)) if with_pilot else 0
+        return pilot + num_rows(images, first_rotations(images))
+
+    if goal.max_evaluations < least(num_images):
+        fewer = ", take fewer images with --num-images"
+        raise InputError(
+            f"--max-evaluations {goal.max_evaluations}: {num_images:,} images take "
+            f"{least(num_images):,} network calls until an interval is known; allow that many"
+            f"{fewer if least(min(num_images, 150)) <= goal.max_evaluations else ''}, or choose "
+            "--estimator every-pair"
+        )

@@ -13,7 +13,7 @@ from ddpmbench.array_store import release
 from ddpmbench.errors import InputError
 from ddpmbench.likelihood.design import Design
 from ddpmbench.likelihood.running import RoughBound
-from ddpmbench.likelihood.terms import TermsPass, TermTable, concatenate
+from ddpmbench.likelihood.terms import Rows, TermsPass, TermTable, concatenate
 from ddpmbench.runs.distributed import Ranks
 from ddpmbench.runs.engine import BatchSize, device_name
 from ddpmbench.runs.shards import TermStore
@@ -124,21 +124,29 @@ class RowsRun:
         share = sum(stop - start for start, stop in part) / max(missing, 1)
         done, total = before + len(design) - missing, before + len(design) + after
         self.listener.progress(RunProgress(done, total))
-        computed = 0
-        for start, stop in part:
-            with contextlib.closing(self._shard(store, start, whole)) as shard:
-                for table in self._tables(design, range(start, stop)):
-                    shard.add(table)
-                    computed += len(table)
-                    now = done + round(computed / share)
-                    self.listener.progress(RunProgress(now, total, watch(table)))
+
+        def compute() -> None:
+            computed = 0
+            for start, stop in part:
+                with contextlib.closing(self._shard(store, start, whole)) as shard:
+                    for table in self._tables(design, range(start, stop)):
+                        shard.add(table)
+                        computed += len(table)
+                        now = done + round(computed / share)
+                        self.listener.progress(RunProgress(now, total, watch(table)))
+
+        self.ranks.together(compute)
         self.ranks.once(lambda: _arrived(store, len(design)))
 
     def prior(self) -> NDArray[np.float64]:
         """(N,) L_T of every image, nats per dimension."""
         images = np.arange(len(self.terms_pass.images), dtype=np.int64)
         parts = np.array_split(images, -(-len(images) // self.batch.rows))
-        return np.concatenate([self.terms_pass.prior(part) for part in parts])
+        prior = np.empty(len(images))
+        for part in parts:
+            prior[part] = self.terms_pass.prior(part)
+            release(self.terms_pass.images.pixels)
+        return prior
 
     def _shard(self, store: TermStore, start: int, whole: int) -> "_Shard":
         return _Shard(store, start, whole=whole, device=device_name(self.terms_pass.device))
@@ -152,8 +160,12 @@ class RowsRun:
                 return self.terms_pass.terms(design.rows(position, stop))
 
             table = self.batch.attempt(compute)
-            _check_finite(table, self.terms_pass)
             release(self.terms_pass.images.pixels)
+            bad = np.flatnonzero(~np.isfinite(table.values["nats"] + table.values["eps_mse"]))
+            if len(bad):
+                if bad[0]:
+                    yield table[: bad[0]]
+                raise _not_finite(table.rows[bad[0] : bad[0] + 1], self.terms_pass)
             yield table
             position += len(table)
 
@@ -226,11 +238,9 @@ def _arrived(store: TermStore, length: int) -> None:
         time.sleep(0.5)
 
 
-def _check_finite(table: TermTable, terms_pass: TermsPass) -> None:
-    bad = np.flatnonzero(~np.isfinite(table.values["nats"] + table.values["eps_mse"]))
-    if len(bad):
-        image, t = int(table.rows.image[bad[0]]), int(table.rows.t[bad[0]])
-        raise InputError(
-            f"--ckpt {terms_pass.checkpoint.source}: the network's output is not finite for image "
-            f"{terms_pass.images.ids[image]} at t = {t}; the terms before it are kept"
-        )
+def _not_finite(row: Rows, terms_pass: TermsPass) -> InputError:
+    return InputError(
+        f"--ckpt {terms_pass.checkpoint.source}: the network's output is not finite for image "
+        f"{terms_pass.images.ids[int(row.image[0])]} at t = {int(row.t[0])}; the terms before it "
+        "are kept"
+    )

@@ -69,8 +69,11 @@ def test_the_run_folder_holds_the_contract(finished):
     ]  # fmt: skip
     assert list(steps.t) == list(range(1, 41))
     assert list(steps.part) == ["decoder"] + ["kl"] * 39
-    rate = pd.read_csv(out / "rate.csv")
-    assert list(rate) == ["t", "num_decoded_steps", "rate_bits_per_dim", "rate_standard_error"]
+    rate = pd.read_csv(out / "rate_distortion.csv")
+    assert list(rate) == [
+        "t", "num_decoded_steps", "rate_bits_per_dim", "rate_standard_error", "distortion_rmse",
+        "distortion_standard_error", "distortion_rmse_of_mean_mse", "psnr",
+    ]  # fmt: skip
     assert list(rate.num_decoded_steps) == list(range(40, 0, -1))
     sampling = summary["sampling"]
     if summary["estimator"] == "every-pair":
@@ -262,7 +265,7 @@ def test_env_names_versions_devices_and_the_cache():
 def test_help_and_import_load_neither_torch_nor_torchvision():
     script = (
         "import sys, ddpmbench, ddpmbench.cli.main as m\n"
-        "for a in (['--help'], ['nll', '--help'], ['train', '--help']): m.run(a)\n"
+        "for a in ('', 'nll', 'rd', 'train'): m.run([*a.split(), '--help'])\n"
         "heavy = {'torch', 'torchvision', 'numpy', 'pandas', 'scipy', 'rich'} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )

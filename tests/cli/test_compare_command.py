@@ -18,20 +18,6 @@ from ddpmbench.process.prediction import Variance
 from ddpmbench.training.loop import train
 from ddpmbench.training.recipe import TrainingRecipe
 
-
-@pytest.fixture
-def said(capsys):
-    """Runs a command; returns its status, what it printed and what it said."""
-
-    def call(*arguments):
-        capsys.readouterr()
-        status = run([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return call
-
-
 # ---- two checkpoints of one training run
 
 

@@ -37,6 +37,7 @@ def features(design):
         rows=1 / design.t,
         bin_sums=store((n, bins, 2), parts, np.float32),
         step_means=np.ones((T - 1, 2)),
+        root_means=np.ones(T - 1),
         code_length=np.arange(n) % 11 / 4,
         error_scale=np.ones((2, T - 1)),
     )

@@ -1,0 +1,69 @@
+"""A likelihood run as `nll` and `rd` start it: inputs, progress, notes."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ddpmbench.cli import options
+from ddpmbench.cli.progress import progress
+
+if TYPE_CHECKING:
+    from ddpmbench.questions.nll import NllReport
+    from ddpmbench.runs.rows import RunProgress
+
+
+def evaluate(command: str, out: Path | None, given: dict[str, Any]) -> "NllReport | None":
+    """Run `evaluate_nll` with a command's options.
+
+    Args:
+        command: its name.
+        out: the run folder; None for a dated one.
+        given: all its other options.
+
+    Returns:
+        The report; None in a process that does not report.
+    """
+    from ddpmbench.cli.inputs import open_inputs
+    from ddpmbench.questions.nll import evaluate_nll
+    from ddpmbench.runs.distributed import joined
+    from ddpmbench.runs.rows import RunListener
+
+    inputs = {name: given.pop(name) for name in options.INPUTS}
+    with joined() as ranks:
+        checkpoint, images = ranks.first_one(lambda: open_inputs(**inputs))
+        folder = ranks.once(lambda: out or options.dated_folder(command))
+        if ranks.reports:
+            for note in checkpoint.notes:
+                click.echo(f"Note: {note}", err=True)
+        with progress(command, "evaluations") as update:
+
+            def on_start(rows: int) -> None:
+                where = f"to go on after a stop: --out {folder}"
+                amount = f"{rows:,} network calls" if rows else "No network calls are needed"
+                click.echo(f"{amount} to begin with; {where}", err=True)
+
+            report = evaluate_nll(
+                checkpoint,
+                images,
+                **given,
+                out=folder,
+                command=["ddpmbench", *sys.argv[1:]],
+                listener=RunListener(on_start, lambda now: update(*_shown(now)), _warn),
+            )
+    return report if ranks.reports else None
+
+
+def _shown(now: "RunProgress") -> tuple[int, int, str]:
+    from ddpmbench.process.units import NATS_PER_BIT
+    from ddpmbench.report.printed import bound_line
+
+    if now.bound is None:
+        return now.done, now.total, ""
+    bits, half_width = now.bound.nats / NATS_PER_BIT, now.bound.half_width / NATS_PER_BIT
+    return now.done, now.total, f"so far {bound_line(bits, half_width)}"
+
+
+def _warn(line: str) -> None:
+    click.echo(f"Warning: {line}", err=True)

@@ -1,0 +1,161 @@
+"""How far the predicted x_start is from x_start at each step: the distortion of lossy decoding.
+
+A receiver that holds x_t shows the network's prediction. Its error grows with t; a curve of it over
+the rate, which falls with t, is the rate-distortion curve of the model.
+"""
+
+import dataclasses
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddpmbench.likelihood.design import EveryPair
+from ddpmbench.likelihood.regression import FeatureTable
+from ddpmbench.likelihood.terms import TermTable, columns_of_bound
+from ddpmbench.likelihood.warp import RotatedWarp
+
+WINDOW_ROWS = 60
+"""A sampled step borrows the rows of the steps around it until it has so many."""
+_WIDEST = 1.5  # ratio of steps
+
+_ROOT, _MSE = range(2)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Distortion:
+    """The error of the predicted x_start on [-1, 1] at each step t = 1..T, over the images.
+
+    Attributes:
+        rmse: (T,) mean of the images' root mean squared errors.
+        rmse_standard_error: (T,) on this image set; NaN where it cannot be known.
+        mse: (T,) mean of their mean squared errors.
+        mse_standard_error: (T,) the same of that.
+    """
+
+    rmse: NDArray[np.float64]
+    rmse_standard_error: NDArray[np.float64]
+    mse: NDArray[np.float64]
+    mse_standard_error: NDArray[np.float64]
+
+
+def distortion_of_pairs(
+    design: EveryPair, tables: Iterable[TermTable], *, clip: bool = True
+) -> Distortion:
+    """The distortion from every pair; what is not known is the noise.
+
+    Args:
+        design: the rows that were computed.
+        tables: the terms of every row once, with the draws of a pair side by side.
+        clip: whether the prediction is clamped to [-1, 1].
+
+    Source: Ho, Jain & Abbeel 2020, section 4.3.
+    """
+    _, column, _ = columns_of_bound(clip=clip)
+    sums, squares = np.zeros((2, 2, design.num_timesteps))
+    for table in tables:
+        index = table.rows.t[:: design.draws] - 1
+        by_draw = _both(table.values[column]).reshape(2, -1, design.draws)
+        for which in (_ROOT, _MSE):
+            np.add.at(sums[which], index, by_draw[which].mean(1))
+            if design.draws > 1:
+                np.add.at(squares[which], index, by_draw[which].var(axis=1, ddof=1))
+    mean = sums / design.num_images
+    error = np.sqrt(squares / design.draws) / design.num_images
+    if design.draws == 1:
+        error[:] = np.nan
+    return Distortion(mean[_ROOT], error[_ROOT], mean[_MSE], error[_MSE])
+
+
+def distortion_of_warp(
+    design: RotatedWarp,
+    tables: Iterable[TermTable],
+    features: FeatureTable,
+    *,
+    clip: bool = True,
+) -> Distortion:
+    """The distortion from the rows of a rotated warp.
+
+    At t = 1 every image has a row. At another step it is the linear denoiser's distortion, which
+    is known for all images, times the ratio of the two at the rows of this step; where they are
+    few, a line in log t through the rows of the steps around it. Where there are none it is NaN.
+
+    Args:
+        design: the rows that were computed.
+        tables: the terms of every row once, in any order and any portions.
+        features: of the same images and rows.
+        clip: whether the prediction is clamped to [-1, 1].
+
+    Source: Cochran 1977, chapter 6, for the ratio and its error.
+    """
+    _, column, _ = columns_of_bound(clip=clip)
+    size = design.num_timesteps - 1
+    moments = np.zeros((2, 6, size))
+    first = np.full((2, 2, design.num_images), np.nan)  # of draws 0 and 1
+    for table in tables:
+        image, t, draw = table.rows.image, table.rows.t, table.rows.draw
+        both = _both(table.values[column])
+        for k in (0, 1):
+            of_draw = (t == 1) & (draw == k)
+            first[:, k, image[of_draw]] = both[:, of_draw]
+        later = t > 1
+        step = t[later] - 2
+        linear = features.rows[draw[later], image[later]] * features.error_scale[0, step]
+        for which, (y, x) in enumerate(zip(both[:, later], _both(linear), strict=True)):
+            for k, values in enumerate((np.ones_like(x), y, x, y * y, y * x, x * x)):
+                moments[which, k] += np.bincount(step, weights=values, minlength=size)
+    scale = features.error_scale[0]
+    known = (features.root_means * np.sqrt(scale), features.step_means[:, 0] * scale)
+    windows = _windows(moments[_ROOT, 0])
+    parts = []
+    for which in (_ROOT, _MSE):
+        ratio = np.array([_ratio(moments[which], t, *window) for t, window in enumerate(windows)])
+        mean, noise = _decoder(first[which])
+        parts.append(np.append(mean, ratio[:, 0] * known[which]))
+        parts.append(np.append(noise, ratio[:, 1] * known[which]))
+    return Distortion(*parts)
+
+
+def _decoder(draws: NDArray[np.float64]) -> tuple[float, float]:
+    """Mean of the first of (2, N) draws, and the standard error that the noise gives it."""
+    of_pair = np.square(draws[0] - draws[1]) / 2
+    noise = of_pair[np.isfinite(of_pair)].mean() / draws.shape[1]
+    return float(draws[0].mean()), float(np.sqrt(noise))
+
+
+def _both(mse: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(2, B) roots, and the errors themselves."""
+    return np.stack([np.sqrt(mse), mse])
+
+
+def _windows(count: NDArray[np.float64]) -> list[tuple[int, int]]:
+    """Of each step t = 2..T where the steps that it borrows from begin, and where they end."""
+    t = np.arange(2, len(count) + 2)
+    before = np.append(0.0, np.cumsum(count))
+    start, stop = t - 2, t - 1
+    for factor in np.geomspace(1.0, _WIDEST, 60):
+        few = before[stop] - before[start] < WINDOW_ROWS
+        start = np.where(few, np.ceil(np.maximum(t / factor, 2)).astype(np.int64) - 2, start)
+        stop = np.where(few, np.minimum(t * factor, t[-1]).astype(np.int64) - 1, stop)
+    return list(zip(start.tolist(), stop.tolist(), strict=True))
+
+
+def _ratio(moments: NDArray[np.float64], index: int, start: int, stop: int) -> tuple[float, float]:
+    """The ratio at a step, a line in log t over its window, and the standard error."""
+    count, y, x, yy, yx, xx = moments[:, start:stop]
+    u = np.log(np.arange(start, stop) + 2) - np.log(index + 2)
+    # With too few rows for a line, or at a single step, it is level.
+    powers = np.stack([np.ones_like(u), u])[: 2 if np.count_nonzero(count) > 2 else 1]
+    gram = (powers * x) @ powers.T
+    try:
+        inverse = np.linalg.inv(gram)
+    except np.linalg.LinAlgError:
+        return np.nan, np.nan
+    line = inverse @ (powers @ y)
+    fitted = line @ powers
+    squares = np.maximum(yy - 2 * fitted * yx + fitted**2 * xx, 0.0)
+    rows, freedom = count.sum(), count.sum() - len(line)
+    if freedom <= 0:
+        return float(line[0]), np.nan
+    covariance = inverse @ ((powers * squares) @ powers.T) @ inverse * (rows / freedom)
+    return float(line[0]), float(np.sqrt(covariance[0, 0]))

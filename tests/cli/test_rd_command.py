@@ -1,0 +1,217 @@
+"""`ddpmbench rd` as a user types it, and what it refuses."""
+
+import io
+import json
+import os
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import ddpmbench as db
+from ddpmbench.cli import inputs
+
+OPTIONS = {"pairs": {"estimator": "every-pair"}, "warp": {"half_width": 5.0}}
+
+
+@pytest.fixture(scope="module", params=list(OPTIONS))
+def finished(request, small_model, small_images, tmp_path_factory):
+    """The folder of a run of nll."""
+    out = tmp_path_factory.mktemp("runs") / "run"
+    db.evaluate_nll(small_model, small_images, **OPTIONS[request.param], out=out)
+    return out
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("the network was called, or its checkpoint looked for")
+
+    monkeypatch.setattr(torch.nn.Module, "__call__", refuse)
+    monkeypatch.setattr(inputs, "load_checkpoint", refuse)
+    monkeypatch.setattr(inputs, "load_images", refuse)
+
+
+@pytest.mark.usefixtures("no_network")
+def test_a_finished_run_takes_no_network_call(finished, said):
+    status, printed, told = said("rd", "--run", finished)
+    assert status == 0, told
+    assert printed.splitlines()[0].split()[:2] == ["steps", "rate,"]
+    assert told == f"Run folder: {finished}\n"
+
+
+def test_without_a_finished_run_the_network_is_called(no_network, said, tmp_path):
+    with pytest.raises(AssertionError, match="the network was called"):
+        said("rd", "--out", tmp_path / "run")
+
+
+def test_the_formats_print_the_same_curve(finished, said):
+    printed = {}
+    for kind in ("table", "json", "csv", "quiet"):
+        status, printed[kind], told = said("rd", "--run", finished, "--format", kind)
+        assert status == 0, told
+    assert printed["csv"] == (finished / "rate_distortion.csv").read_text()
+    curve = pd.read_csv(io.StringIO(printed["csv"]), dtype=str).map(float)
+    summary = json.loads(printed["json"])
+    assert summary["schema"] == "ddpmbench.rd/1"
+    points = summary["curve"]
+    assert [float(word) for word in printed["quiet"].split()] == [
+        curve.rate_bits_per_dim[0],
+        curve.distortion_rmse[0],
+    ]
+    lines = printed["table"].splitlines()
+    for line, point in zip(lines[1:11], points, strict=True):
+        row = curve[curve.num_decoded_steps == point["num_decoded_steps"]].iloc[0]
+        assert point["rate_bits_per_dim"] == row.rate_bits_per_dim
+        if np.isnan(row.distortion_rmse):  # of few rows
+            assert point["distortion_rmse"] is None
+            assert line.split()[4:] == ["unknown"] * 3
+            continue
+        assert point["distortion_rmse"] == row.distortion_rmse
+        half = 1.96 * row.distortion_standard_error
+        assert line.split() == [
+            f"{row.num_decoded_steps:.0f}",
+            f"{row.rate_bits_per_dim:.5f}", "+-", f"{1.96 * row.rate_standard_error:.5f}",
+            f"{row.distortion_rmse:.3f}", *([] if np.isnan(half) else ["+-", f"{half:.3f}"]),
+            f"{row.distortion_rmse_of_mean_mse:.3f}", f"{row.psnr:.2f}",
+        ]  # fmt: skip
+    assert f"decoder's {summary['decoder']:.4f} bits/dim" in printed["table"]
+    assert "6 of crops" in printed["table"]
+
+
+def test_a_run_of_its_own_is_one_of_nll(small_checkpoint, small_npz, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    common = ("--ckpt", small_checkpoint, "--data", small_npz, "--half-width", 5)
+    status, printed, told = said("rd", *common, "--format", "csv")
+    assert status == 0, told
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert folder.name.startswith("rd-20")
+    assert f"runs/{folder.name}" in told
+    assert {path.name for path in (folder / "figures").iterdir()} == {
+        "rate_distortion.svg", "rate_distortion.png", "rate_distortion.csv",
+    }  # fmt: skip
+    assert said("nll", *common, "--out", tmp_path / "nll")[0] == 0
+    assert said("rd", "--run", tmp_path / "nll", "--format", "csv")[1] == printed
+
+
+def test_what_is_unknown_is_said(finished, said, tmp_path):
+    # As where no row lies near a step.
+    out = shutil.copytree(finished, tmp_path / "run")
+    curve = pd.read_csv(out / "rate_distortion.csv")
+    curve.loc[curve.num_decoded_steps == 20, list(curve)[4:]] = np.nan
+    curve.to_csv(out / "rate_distortion.csv", index=False)
+    status, printed, told = said("rd", "--run", out)
+    assert status == 0, told
+    (line,) = (line for line in printed.splitlines() if line.split()[:1] == ["20"])
+    assert line.split()[4:] == ["unknown"] * 3
+    printed = said("rd", "--run", out, "--format", "json")[1]
+    (point,) = (p for p in json.loads(printed)["curve"] if p["num_decoded_steps"] == 20)
+    assert point["distortion_rmse"] is point["psnr"] is None
+
+
+# ---- what is refused
+
+
+@pytest.fixture
+def refused(said, tmp_path, monkeypatch):
+    """Runs a command that must be refused, in an empty folder; returns the line it says."""
+    empty = tmp_path / "here"
+    empty.mkdir()
+    monkeypatch.chdir(empty)
+
+    def check(*arguments):
+        status, printed, told = said("rd", *arguments)
+        assert status == 2, told
+        assert printed == ""
+        assert told.startswith("Error: ")
+        assert told.count("\n") == 1, told
+        assert not list(empty.iterdir()), "something was written"
+        return told
+
+    return check
+
+
+def test_a_path_that_is_no_run(refused, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("precious")
+    for name in ("nowhere", "empty", "file"):
+        assert f"--run {tmp_path / name}: " in refused("--run", tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ("--ckpt", "default"),
+        ("--out", "there"),
+        ("--num-images", 3),
+        ("--half-width", 1),
+        ("--estimator", "rotated-warp"),
+        ("--no-clip",),
+        ("--class", 1),
+        ("--seed", 0),
+    ],
+)
+def test_an_option_that_would_have_no_effect(refused, finished, option):
+    line = refused("--run", finished, *option)
+    assert option[0].removeprefix("--no-") in line
+    assert f"--run {finished}" in line
+
+
+def remove(path):
+    path.unlink()
+
+
+def truncate(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def empty(path):
+    os.truncate(path, 0)
+
+
+def edited(change):
+    def edit(path):
+        change(pd.read_csv(path)).to_csv(path, index=False)
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        remove,
+        truncate,
+        empty,
+        lambda path: path.write_bytes(b"\xff\x00\xfe" * 99),
+        edited(lambda frame: frame[:-1]),
+        edited(lambda frame: frame[::-1]),
+        edited(lambda frame: frame.drop(columns="t")),
+        edited(lambda frame: frame.drop(columns="distortion_rmse")),
+        edited(lambda frame: frame.astype({"psnr": object}).replace(frame.psnr[3], "many")),
+    ],
+)
+def test_a_damaged_curve(refused, finished, tmp_path, damage):
+    damaged = shutil.copytree(finished, tmp_path / "damaged")
+    damage(damaged / "rate_distortion.csv")
+    assert str(damaged / "rate_distortion.csv") in refused("--run", damaged)
+    assert (
+        not (tmp_path / "damaged" / "figures" / "rate_distortion.png").exists()
+        or (finished / "figures").exists()
+    )
+
+
+def test_an_unfinished_run(refused, finished, tmp_path):
+    unfinished = shutil.copytree(finished, tmp_path / "unfinished")
+    (unfinished / "summary.json").unlink()
+    line = refused("--run", unfinished)
+    assert f"--run {unfinished}: " in line
+    assert "unfinished" in line
+
+
+def test_a_comparison_is_no_run(refused, said, finished, tmp_path):
+    assert said("compare", finished, finished, "--out", tmp_path / "out")[0] == 0
+    line = refused("--run", tmp_path / "out")
+    assert f"--run {tmp_path / 'out'}: " in line
+    assert "ddpmbench.comparison/1" in line
