@@ -7,7 +7,7 @@ import click
 from ddpmbench.cli import options
 
 
-@click.command()
+@click.command(short_help="Paired differences between runs.")
 @click.argument("runs", nargs=-1, required=True, metavar="RUN RUN ...", type=click.Path())
 @click.option(
     "--out",

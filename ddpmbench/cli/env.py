@@ -3,7 +3,7 @@
 import click
 
 
-@click.command()
+@click.command(short_help="Versions, devices, data sets and caches here.")
 def env() -> None:
     """Versions, devices, data sets and caches here, and what is missing."""
     from huggingface_hub.constants import HF_HUB_CACHE

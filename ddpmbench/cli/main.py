@@ -23,7 +23,7 @@ def ddpmbench() -> None:
     """Measure denoising diffusion models: how good, how sure, by which convention.
 
     \b
-    With no options a command runs on the checkpoint and the images that come with it:
+    With no options nll and rd run on the checkpoint and the images that come with it:
         ddpmbench nll
     """
 

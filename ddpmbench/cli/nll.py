@@ -9,7 +9,7 @@ from ddpmbench.cli import options
 from ddpmbench.cli.likelihood import evaluate
 
 
-@click.command()
+@click.command(short_help="The variational bound in bits/dim, with two intervals.")
 @options.checkpoint_options
 @options.data_options
 @options.likelihood_options

@@ -10,7 +10,7 @@ from ddpmbench.cli import options
 from ddpmbench.cli.likelihood import evaluate
 
 
-@click.command()
+@click.command(short_help="Rate-distortion of progressive lossy decoding.")
 @options.checkpoint_options
 @options.data_options
 @options.likelihood_options

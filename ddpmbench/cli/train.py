@@ -15,7 +15,7 @@ def _integers(context: click.Context, option: click.Parameter, value: str) -> tu
         raise click.BadParameter(f"{value!r} is not a list of whole numbers such as 2,4") from None
 
 
-@click.command()
+@click.command(short_help="Train a reference DDPM.")
 @click.option("--data", required=True, help="As for nll: NAME:SPLIT, a folder, .npz or idx file.")
 @click.option(
     "--out",

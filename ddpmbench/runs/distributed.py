@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+STRIPES = 8
+"""A process has its share of the rows in so many parts."""
 PATIENCE = datetime.timedelta(days=30)
 """How long a process waits for a slower one; one that dies is noticed at once."""
 
@@ -118,15 +120,21 @@ class Ranks:
         """This process's part of the positions in gaps, in multiples of `whole`.
 
         The parts of all processes are the gaps, each position once; their sizes differ by at
-        most `whole`.
+        most `STRIPES` times `whole`. A part is spread over the gaps, so that each process sees
+        rows of every kind.
         """
         units = sum(stop - start for start, stop in gaps) // whole
-        first, last = (whole * (units * rank // self.count) for rank in (self.rank, self.rank + 1))
+        stripes = STRIPES * self.count if self.count > 1 else 1
+        edges = [whole * (units * stripe // stripes) for stripe in range(stripes + 1)]
         part, before = [], 0
         for start, stop in gaps:
-            begin, end = (start + min(max(at - before, 0), stop - start) for at in (first, last))
-            if begin < end:
-                part.append((begin, end))
+            for stripe in range(self.rank, stripes, self.count):
+                first, last = (
+                    start + min(max(edge - before, 0), stop - start)
+                    for edge in edges[stripe : stripe + 2]
+                )
+                if first < last:
+                    part.append((first, last))
             before += stop - start
         return part
 
