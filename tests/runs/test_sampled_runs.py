@@ -320,7 +320,7 @@ def test_a_cap_below_the_first_look_is_refused_before_any_call(
         (["--estimator", "every-pair", "--half-width", 1], ["--half-width", "every-pair"]),
         (["--estimator", "every-pair", "--max-evaluations", 99], ["--max-eval", "every-pair"]),
         (["--estimator", "every-pair", "--rows-of", "x"], ["--rows-of", "every-pair"]),
-        (["--timesteps", 1], ["rotated-warp", "two steps", "every-pair"]),
+        (["--timesteps", 1], ["rotated-warp", "--timesteps 1", "every-pair"]),
         (["--half-width", 0], ["--half-width 0"]),
         (["--half-width", -1], ["--half-width -1"]),
         (["--half-width", "nan"], ["--half-width nan"]),
