@@ -51,6 +51,11 @@ def test_it_has_learned(checkpoint):
     assert steps.eps_mse.mean() < 0.1
 
 
+def test_a_squared_error_is_never_below_zero():
+    steps = pd.read_csv(RESULTS / "per_timestep.csv")
+    assert steps[["x_start_mse", "eps_mse"]].to_numpy().min() > 0
+
+
 def test_the_published_result_is_of_this_file_and_these_images(published):
     assert published["checkpoint"]["sha256"] == sha256_of(assets.CHECKPOINT)
     images = load_images("fashion-mnist:test", num_images=published["num_images"])

@@ -16,3 +16,22 @@ def said(capsys):
         return status, captured.out, captured.err
 
     return call
+
+
+@pytest.fixture
+def refused(said, tmp_path, monkeypatch):
+    """Runs a command that must be refused, in an empty folder; returns the line it says."""
+    empty = tmp_path / "here"
+    empty.mkdir()
+    monkeypatch.chdir(empty)
+
+    def check(*arguments):
+        status, printed, told = said(*arguments)
+        assert status == 2, told
+        assert printed == ""
+        assert told.startswith("Error: ")
+        assert told.count("\n") == 1, told
+        assert not list(empty.iterdir()), "something was written"
+        return told
+
+    return check

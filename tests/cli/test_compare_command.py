@@ -192,25 +192,6 @@ def baseline(evaluate):
     return evaluate()
 
 
-@pytest.fixture
-def refused(said, tmp_path, monkeypatch):
-    """Runs a command that must be refused, in an empty folder; returns the line it says."""
-    empty = tmp_path / "here"
-    empty.mkdir()
-    monkeypatch.chdir(empty)
-
-    def check(*arguments):
-        status, printed, told = said("compare", *arguments)
-        assert status == 2, told
-        assert printed == ""
-        assert told.startswith("Error: ")
-        assert told.count("\n") == 1, told
-        assert not list(empty.iterdir()), "something was written"
-        return told
-
-    return check
-
-
 @pytest.mark.parametrize(
     ("change", "fact"),
     [
@@ -226,7 +207,7 @@ def refused(said, tmp_path, monkeypatch):
 )
 def test_runs_that_are_no_pair(refused, evaluate, baseline, change, fact):
     other = evaluate(**change)
-    line = refused(baseline, other)
+    line = refused("compare", baseline, other)
     assert line.startswith(f"Error: {other}: {fact} {baseline};")
 
 
@@ -236,7 +217,7 @@ def test_runs_on_other_images(refused, evaluate, baseline):
         json.loads((run / "summary.json").read_text())["data"]["sha256"]
         for run in (other, baseline)
     )
-    assert f"data.sha256 is {here}, but {there} in" in refused(baseline, other)
+    assert f"data.sha256 is {here}, but {there} in" in refused("compare", baseline, other)
 
 
 def test_runs_with_other_labels(refused, evaluate):
@@ -244,8 +225,8 @@ def test_runs_with_other_labels(refused, evaluate):
     here, there = (
         json.loads((r / "run.json").read_text())["labels_sha256"] for r in (second, first)
     )
-    assert f"labels_sha256 is {here}, but {there} in" in refused(first, second)
-    assert "conventions.labels is class 1, but of the images in" in refused(first, same)
+    assert f"labels_sha256 is {here}, but {there} in" in refused("compare", first, second)
+    assert "conventions.labels is class 1, but of the images in" in refused("compare", first, same)
 
 
 def test_one_draw_prints_no_interval(said, baseline, tmp_path):
@@ -267,23 +248,25 @@ def test_a_path_that_is_no_run(refused, baseline, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("precious")
     for name in ("nowhere", "empty", "file"):
-        line = refused(baseline, tmp_path / name)
+        line = refused("compare", baseline, tmp_path / name)
         assert str(tmp_path / name) in line
         assert "run" in line
 
 
 def test_fewer_than_two_runs(refused, baseline):
-    assert "two run folders" in refused(baseline)
-    assert "RUN" in refused()
+    assert "two run folders" in refused("compare", baseline)
+    assert "RUN" in refused(
+        "compare",
+    )
 
 
 def test_a_run_that_is_named_twice(refused, baseline):
-    assert "named twice" in refused(baseline, baseline, baseline)
+    assert "named twice" in refused("compare", baseline, baseline, baseline)
 
 
 def test_a_comparison_is_no_run(refused, said, baseline, tmp_path):
     assert said("compare", baseline, baseline, "--out", tmp_path / "out")[0] == 0
-    line = refused(baseline, tmp_path / "out")
+    line = refused("compare", baseline, tmp_path / "out")
     assert str(tmp_path / "out") in line
     assert "ddpmbench.comparison/1" in line
 
@@ -293,7 +276,7 @@ def test_an_out_that_holds_something_else(refused, baseline, tmp_path):
     (tmp_path / "thesis" / "thesis.tex").write_text("precious")
     for out in (tmp_path / "thesis", baseline, tmp_path / "thesis" / "thesis.tex"):
         before = sorted(out.rglob("*"))
-        assert f"--out {out}" in refused(baseline, baseline, "--out", out)
+        assert f"--out {out}" in refused("compare", baseline, baseline, "--out", out)
         assert sorted(out.rglob("*")) == before
 
 
@@ -378,6 +361,6 @@ def test_a_damaged_run(refused, baseline, warp_run, tmp_path, kind, name, damage
     (path,) = damaged.glob(name)
     damage(path)
     runs = [damaged, whole] if place == "first" else [whole, damaged]
-    line = refused(*runs)
+    line = refused("compare", *runs)
     assert word in line
     assert str(damaged) in line

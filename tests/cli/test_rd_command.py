@@ -114,30 +114,11 @@ def test_what_is_unknown_is_said(finished, said, tmp_path):
 # ---- what is refused
 
 
-@pytest.fixture
-def refused(said, tmp_path, monkeypatch):
-    """Runs a command that must be refused, in an empty folder; returns the line it says."""
-    empty = tmp_path / "here"
-    empty.mkdir()
-    monkeypatch.chdir(empty)
-
-    def check(*arguments):
-        status, printed, told = said("rd", *arguments)
-        assert status == 2, told
-        assert printed == ""
-        assert told.startswith("Error: ")
-        assert told.count("\n") == 1, told
-        assert not list(empty.iterdir()), "something was written"
-        return told
-
-    return check
-
-
 def test_a_path_that_is_no_run(refused, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("precious")
     for name in ("nowhere", "empty", "file"):
-        assert f"--run {tmp_path / name}: " in refused("--run", tmp_path / name)
+        assert f"--run {tmp_path / name}: " in refused("rd", "--run", tmp_path / name)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +135,7 @@ def test_a_path_that_is_no_run(refused, tmp_path):
     ],
 )
 def test_an_option_that_would_have_no_effect(refused, finished, option):
-    line = refused("--run", finished, *option)
+    line = refused("rd", "--run", finished, *option)
     assert option[0].removeprefix("--no-") in line
     assert f"--run {finished}" in line
 
@@ -195,7 +176,7 @@ def edited(change):
 def test_a_damaged_curve(refused, finished, tmp_path, damage):
     damaged = shutil.copytree(finished, tmp_path / "damaged")
     damage(damaged / "rate_distortion.csv")
-    assert str(damaged / "rate_distortion.csv") in refused("--run", damaged)
+    assert str(damaged / "rate_distortion.csv") in refused("rd", "--run", damaged)
     assert (
         not (tmp_path / "damaged" / "figures" / "rate_distortion.png").exists()
         or (finished / "figures").exists()
@@ -205,13 +186,13 @@ def test_a_damaged_curve(refused, finished, tmp_path, damage):
 def test_an_unfinished_run(refused, finished, tmp_path):
     unfinished = shutil.copytree(finished, tmp_path / "unfinished")
     (unfinished / "summary.json").unlink()
-    line = refused("--run", unfinished)
+    line = refused("rd", "--run", unfinished)
     assert f"--run {unfinished}: " in line
     assert "unfinished" in line
 
 
 def test_a_comparison_is_no_run(refused, said, finished, tmp_path):
     assert said("compare", finished, finished, "--out", tmp_path / "out")[0] == 0
-    line = refused("--run", tmp_path / "out")
+    line = refused("rd", "--run", tmp_path / "out")
     assert f"--run {tmp_path / 'out'}: " in line
     assert "ddpmbench.comparison/1" in line

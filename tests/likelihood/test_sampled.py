@@ -244,6 +244,20 @@ def test_a_model_without_differences_has_no_interval():
     assert bound.half_width < 1e-9
 
 
+@pytest.mark.parametrize("kind", ["ht", "greg"])
+@pytest.mark.parametrize("num_images", [8, 30])
+def test_the_interval_of_the_population_contains_the_other(kind, num_images):
+    for seed in range(20):
+        model, generator = SyntheticModel(num_images, 40), np.random.default_rng(seed)
+        design = RotatedWarp(num_images, 40, model.density(seed, generator), seed, 3)
+        table = model.table(design.rows(0, len(design)), generator)
+        # Images that are all alike: what differs is noise.
+        alike = model.mean.mean(0)[table.rows.t - 1]
+        table.values["nats"][:] = alike * (1 + 0.1 * generator.normal(size=len(table)))
+        bound = estimate(kind, model, design, [table])
+        assert bound.half_width_population >= bound.half_width
+
+
 def test_the_predictions_for_a_rotation_do_not_know_its_terms():
     model, generator = SyntheticModel(100, 50), np.random.default_rng(0)
     design = RotatedWarp(100, 50, model.density(0, generator), 0, 3)

@@ -54,6 +54,15 @@ def runs(small_model, other_model, small_images, tmp_path_factory):
     return root
 
 
+def test_schedules_of_one_name_are_told_apart(small_model, small_images, runs, tmp_path):
+    steeper = db.NoiseSchedule.linear(40, beta_end=0.3)
+    assert steeper.name == small_model.schedule.name
+    other = dataclasses.replace(small_model, schedule=steeper)
+    db.evaluate_nll(other, small_images, half_width=9.0, out=tmp_path / "run")
+    with pytest.raises(db.InputError, match="schedule_sha256 is"):
+        db.compare([runs / "warp", tmp_path / "run"])
+
+
 def summary_of(run):
     return json.loads((run / "summary.json").read_text())
 
