@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.inputs.images import ImageSet
 from ddpmbench.process.diffusion import GaussianDiffusion
@@ -286,8 +285,8 @@ class TermsPass:
         x_start = self._x_start(rows.image)
         image, t, draw = (self._put(values) for values in (rows.image, rows.t, rows.draw))
         eps = normal_noise(image, t, draw, shape=tuple(x_start.shape[1:]), seed=self.seed)
-        x_t = self.diffusion.q_sample(x_start, t, eps.to(x_start.dtype)).float()
-        output = self._output(x_t, t, rows)
+        x_t = self.diffusion.q_sample(x_start, t, eps.to(x_start.dtype))
+        output = self.checkpoint.model_output(x_t, t, self._labels(rows))
         self.num_evaluations += len(rows)
         terms = diffusion_terms(self.diffusion, x_start, t, eps, output, decoder=self.decoder)
         columns = {
@@ -299,20 +298,11 @@ class TermsPass:
         }
         return TermTable(rows, {name: _to_numpy(value) for name, value in columns.items()})
 
-    def _output(self, x_t: Tensor, t: Tensor, rows: Rows) -> Tensor:
-        inputs = [x_t, self.checkpoint.network_time(t)]
-        if self.checkpoint.num_classes:
-            assert self.images.labels is not None
-            inputs.append(self._put(self.images.labels[rows.image]))
-        output: Tensor = self.checkpoint.network(*inputs)
-        batch, channels, *size = x_t.shape
-        expected = (batch, channels * (2 if self.diffusion.variance.is_learned else 1), *size)
-        if output.shape != expected:
-            raise InputError(
-                f"--ckpt {self.checkpoint.source}: the network's output is {tuple(output.shape)}, "
-                f"a variance of {self.diffusion.variance} takes {expected}"
-            )
-        return output
+    def _labels(self, rows: Rows) -> Tensor | None:
+        labels = self.images.labels
+        if not self.checkpoint.num_classes or labels is None:
+            return None
+        return self._put(labels[rows.image])
 
     def _x_start(self, image: NDArray[np.int64]) -> Tensor:
         pixels = torch.from_numpy(np.ascontiguousarray(self.images.pixels[image]))

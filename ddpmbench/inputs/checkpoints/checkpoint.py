@@ -87,6 +87,34 @@ class Checkpoint:
             case TimeInput.RESCALED_1000:
                 return (original - 1).float() * (1000.0 / total)
 
+    def model_output(self, x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        """What the network gives for x_t.
+
+        Args:
+            x_t: (B, C, H, W), on the network's device.
+            t: (B,) int64 steps in 1..T of `schedule`.
+            labels: (B,) int64 classes, where the network is conditioned on them.
+
+        Returns:
+            (B, C, H, W), or (B, 2C, H, W) where the variance is learned.
+
+        Raises:
+            InputError: the network's output has another shape.
+        """
+        inputs = [x_t.float(), self.network_time(t)]
+        if self.num_classes:
+            assert labels is not None
+            inputs.append(labels)
+        output: Tensor = self.network(*inputs)
+        batch, channels, *size = x_t.shape
+        expected = (batch, channels * (2 if self.variance.is_learned else 1), *size)
+        if output.shape != expected:
+            raise InputError(
+                f"--ckpt {self.source}: the network's output is {tuple(output.shape)}, "
+                f"a variance of {self.variance} takes {expected}"
+            )
+        return output
+
     def respaced(self, num_timesteps: int) -> Self:
         """The model that visits only evenly spaced steps."""
         schedule = self.schedule.respaced(num_timesteps)
