@@ -31,6 +31,7 @@ from torch import Tensor
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.inputs.images import ImageSet
 from ddpmbench.likelihood import bound, terms
+from ddpmbench.likelihood.decoders import decoder_column
 from ddpmbench.likelihood.design import EveryPair
 from ddpmbench.process import noise
 from ddpmbench.process.diffusion import GaussianDiffusion
@@ -103,10 +104,12 @@ def check_decoder_known_answers() -> None:
             variance=variance,
         )
         assert result.bits_per_dim.item() == pytest.approx(1.975, abs=5e-4), variance
-    for name, value in result.decoders.items():
-        expected = 1.975 if "posterior" in name else 2.093
-        tolerance = 5e-4 if "exact" in name else 1e-3
-        assert value.item() / LN2 == pytest.approx(expected, abs=tolerance), name
+    for scale, expected in (("posterior", 1.975), ("beta", 2.093)):
+        for decoder, tolerance in (("exact", 5e-4), ("tanh", 1e-3)):
+            for clip in (True, False):
+                name = decoder_column(scale, decoder, clip=clip)
+                found = result.decoders[name].item() / LN2
+                assert found == pytest.approx(expected, abs=tolerance), name
 
 
 def check_prior_known_answers() -> None:

@@ -243,11 +243,11 @@ def reference_terms(
             variance = np.clip(matched, np.minimum(small, beta), np.maximum(small, beta))
     error = x_start_weight**2 * (x0 - mean) ** 2
     kl = 0.5 * (np.log(variance / small) + (small + error) / variance - 1)
-    decoder = -_bin_log_prob(x0, mean, np.sqrt(variance))
+    decoder = -bin_log_prob(x0, mean, np.sqrt(variance))
     return np.where(first, decoder, kl).reshape(len(t), -1).mean(1)
 
 
-def _bin_log_prob(x: Array, mean: Array, scale: Array) -> Array:
+def bin_log_prob(x: Array, mean: Array, scale: Array) -> Array:
     low = np.where(x < -0.999, -np.inf, (x - mean - 1 / 255) / scale)
     high = np.where(x > 0.999, np.inf, (x - mean + 1 / 255) / scale)
     flip = low > 0  # into the left tail, where log_ndtr has its digits

@@ -125,7 +125,7 @@ def estimate_bound(
     total = prior + kl + decoder
     variance = squares / draws / num_images**2
     unknown = np.full(num_timesteps, math.nan)
-    half_width = _noise_half_width(variance.sum(), squares.sum(), fourth, draws)
+    half_width = noise_half_width(variance.sum(), squares.sum(), fourth, draws)
     return BoundEstimate(
         prior=prior,
         kl=kl,
@@ -141,7 +141,15 @@ def estimate_bound(
     )
 
 
-def _noise_half_width(variance: float, squares: float, fourth: float, draws: int) -> float | None:
+def noise_half_width(variance: float, squares: float, fourth: float, draws: int) -> float | None:
+    """Half width of the 95 % interval that the noise of every pair leaves.
+
+    Args:
+        variance: of the bound.
+        squares: sum over the pairs of the variance among their draws.
+        fourth: sum of the squares of these.
+        draws: noise draws a pair; None is returned for a single one.
+    """
     if draws == 1:
         return None
     if variance == 0:
@@ -150,6 +158,13 @@ def _noise_half_width(variance: float, squares: float, fourth: float, draws: int
     # variance.
     freedom = (draws - 1) * squares**2 / fourth
     return float(_quantile(freedom) * math.sqrt(variance))
+
+
+def normal_half_width(variance: float) -> float | None:
+    """Half width of the 95 % interval of a sum over many rows; None where the variance is NaN."""
+    if math.isnan(variance):
+        return None
+    return float(stats.norm.ppf(0.5 + CONFIDENCE / 2) * math.sqrt(variance))
 
 
 def _population_half_width(total: NDArray[np.float64], noise: float | None) -> float | None:

@@ -106,10 +106,10 @@ def distortion_of_warp(
                 moments[which, k] += np.bincount(step, weights=values, minlength=size)
     scale = features.error_scale[0]
     known = (features.root_means * np.sqrt(scale), features.step_means[:, 0] * scale)
-    windows = _windows(moments[_ROOT, 0])
+    windows = step_windows(moments[_ROOT, 0])
     parts = []
     for which in (_ROOT, _MSE):
-        ratio = np.array([_ratio(moments[which], t, *window) for t, window in enumerate(windows)])
+        ratio = np.array([_ratio(moments[which], t, window) for t, window in enumerate(windows)])
         mean, noise = _decoder(first[which])
         parts.append(np.append(mean, ratio[:, 0] * known[which]))
         parts.append(np.append(noise, ratio[:, 1] * known[which]))
@@ -128,8 +128,8 @@ def _both(mse: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.stack([np.sqrt(mse), mse])
 
 
-def _windows(count: NDArray[np.float64]) -> list[tuple[int, int]]:
-    """Of each step t = 2..T where the steps that it borrows from begin, and where they end."""
+def step_windows(count: NDArray[np.float64]) -> list[slice]:
+    """Of each step t = 2..T the steps that it borrows from, counted from t = 2."""
     t = np.arange(2, len(count) + 2)
     before = np.append(0.0, np.cumsum(count))
     start, stop = t - 2, t - 1
@@ -137,25 +137,62 @@ def _windows(count: NDArray[np.float64]) -> list[tuple[int, int]]:
         few = before[stop] - before[start] < WINDOW_ROWS
         start = np.where(few, np.ceil(np.maximum(t / factor, 2)).astype(np.int64) - 2, start)
         stop = np.where(few, np.minimum(t * factor, t[-1]).astype(np.int64) - 1, stop)
-    return list(zip(start.tolist(), stop.tolist(), strict=True))
+    return [slice(*ends) for ends in zip(start.tolist(), stop.tolist(), strict=True)]
 
 
-def _ratio(moments: NDArray[np.float64], index: int, start: int, stop: int) -> tuple[float, float]:
-    """The ratio at a step, a line in log t over its window, and the standard error."""
-    count, y, x, yy, yx, xx = moments[:, start:stop]
-    u = np.log(np.arange(start, stop) + 2) - np.log(index + 2)
-    # With too few rows for a line, or at a single step, it is level.
-    powers = np.stack([np.ones_like(u), u])[: 2 if np.count_nonzero(count) > 2 else 1]
-    gram = (powers * x) @ powers.T
-    try:
-        inverse = np.linalg.inv(gram)
-    except np.linalg.LinAlgError:
+@dataclasses.dataclass(frozen=True, eq=False)
+class RatioLine:
+    """The ratio at a step: a line in log t through the rows of its window.
+
+    Attributes:
+        powers: (1 or 2, K) of log t, about the step, at the K steps of the window.
+        inverse: of the normal equations.
+        freedom: rows less coefficients.
+    """
+
+    powers: NDArray[np.float64]
+    inverse: NDArray[np.float64]
+    freedom: float
+
+    @classmethod
+    def of(
+        cls, count: NDArray[np.float64], x: NDArray[np.float64], index: int, window: slice
+    ) -> "RatioLine | None":
+        """The line at a step; None where its window has no rows.
+
+        Args:
+            count: (T - 1,) rows at each step t = 2..T.
+            x: (T - 1,) their sums of what the ratio is to.
+            index: of the step.
+            window: the steps that are borrowed from.
+        """
+        rows = count[window]
+        u = np.log(np.arange(window.start, window.stop) + 2) - np.log(index + 2)
+        # With too few rows for a line, or at a single step, it is level.
+        powers = np.stack([np.ones_like(u), u])[: 2 if np.count_nonzero(rows) > 2 else 1]
+        try:
+            inverse = np.linalg.inv((powers * x[window]) @ powers.T)
+        except np.linalg.LinAlgError:
+            return None
+        return cls(powers, inverse, float(rows.sum() - len(powers)))
+
+    @property
+    def weights(self) -> NDArray[np.float64]:
+        """(K,) what the sum of what the ratio is of counts at each step of the window."""
+        return np.asarray((self.inverse @ self.powers)[0])
+
+
+def _ratio(moments: NDArray[np.float64], index: int, window: slice) -> tuple[float, float]:
+    """The ratio at a step, and the standard error."""
+    found = RatioLine.of(moments[0], moments[2], index, window)
+    if found is None:
         return np.nan, np.nan
+    count, y, _, yy, yx, xx = moments[:, window]
+    powers, inverse = found.powers, found.inverse
     line = inverse @ (powers @ y)
     fitted = line @ powers
     squares = np.maximum(yy - 2 * fitted * yx + fitted**2 * xx, 0.0)
-    rows, freedom = count.sum(), count.sum() - len(line)
-    if freedom <= 0:
+    if found.freedom <= 0:
         return float(line[0]), np.nan
-    covariance = inverse @ ((powers * squares) @ powers.T) @ inverse * (rows / freedom)
-    return float(line[0]), float(np.sqrt(covariance[0, 0]))
+    covariance = inverse @ ((powers * squares) @ powers.T) @ inverse
+    return float(line[0]), float(np.sqrt(covariance[0, 0] * count.sum() / found.freedom))

@@ -38,6 +38,8 @@ class SampledBound:
         kl_variance: the part of the first interval's variance that is the sampling of rows.
         decoder_variance: the part that is the noise of the decoder's rows.
         predictions: of the terms, which were subtracted from them at the rows.
+        image_prior: (N,) L_T of each image.
+        image_decoder: (N,) L_0 of each image, mean over its draws.
     """
 
     prior: float
@@ -56,6 +58,8 @@ class SampledBound:
     kl_variance: float
     decoder_variance: float
     predictions: Predictions
+    image_prior: NDArray[np.float64]
+    image_decoder: NDArray[np.float64]
 
     @property
     def nats(self) -> float:
@@ -107,6 +111,8 @@ def assembled(
         kl_variance=parts.variance,
         decoder_variance=rows.decoder_variance,
         predictions=predictions,
+        image_prior=prior,
+        image_decoder=rows.decoder[NATS],
     )
 
 

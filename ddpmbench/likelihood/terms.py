@@ -14,24 +14,28 @@ from torch import Tensor
 
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.inputs.images import ImageSet
-from ddpmbench.process.diffusion import GaussianDiffusion
+from ddpmbench.likelihood.decoders import (
+    DECODER_COLUMNS,
+    DECODERS,
+    MODEL_COLUMNS,
+    decoder_terms,
+    log_variances,
+)
+from ddpmbench.process.diffusion import GaussianDiffusion, ReverseStep
 from ddpmbench.process.gaussian import discretized_normal_log_prob, normal_kl
 from ddpmbench.process.noise import normal_noise
 from ddpmbench.process.prediction import Prediction, Variance
 from ddpmbench.process.schedule import NoiseSchedule
 from ddpmbench.process.units import NATS_PER_BIT, to_unit_range
 
-DECODERS = ("exact", "tanh")
-"""The distribution functions of the decoder."""
-DECODER_COLUMNS = tuple(
-    f"decoder_{scale}_{decoder}_{clip}"
-    for scale in ("posterior", "beta")
-    for decoder in DECODERS
-    for clip in ("clip", "noclip")
+VALUE_COLUMNS = (
+    "nats",
+    "x_start_mse",
+    "x_start_mse_noclip",
+    "eps_mse",
+    *DECODER_COLUMNS,
+    *MODEL_COLUMNS,
 )
-"""The decoder term under each published convention: variance, distribution function, clip."""
-
-VALUE_COLUMNS = ("nats", "x_start_mse", "x_start_mse_noclip", "eps_mse", *DECODER_COLUMNS)
 """What a row of terms holds."""
 
 
@@ -54,7 +58,8 @@ class BoundTerms:
         x_start_mse: (B,) mean squared error of the predicted x_start, clipped to [-1, 1].
         x_start_mse_noclip: (B,) the same without clipping.
         eps_mse: (B,) mean squared error of the predicted noise, without clipping.
-        decoders: a (B,) tensor for each of `DECODER_COLUMNS`, nats per dimension; NaN at t >= 2.
+        decoders: a (B,) tensor for each of `DECODER_COLUMNS` and `MODEL_COLUMNS`, nats per
+            dimension; NaN at t >= 2.
     """
 
     nats: Tensor
@@ -140,15 +145,18 @@ def diffusion_terms(
     step = diffusion.p_mean_variance(model_output, x_t, t)
     nats = _mean(normal_kl(true_mean, true_log_variance, step.mean, step.log_variance))
     first = (t == 1).nonzero().squeeze(1)
-    decoders = {name: torch.full_like(nats, torch.nan) for name in DECODER_COLUMNS}
+    decoders = {
+        name: torch.full_like(nats, torch.nan) for name in (*DECODER_COLUMNS, *MODEL_COLUMNS)
+    }
     if len(first):
-        log_variance = step.log_variance.expand_as(step.mean)[first]
-        log_prob = discretized_normal_log_prob(
-            x_start[first], step.mean[first], log_variance, decoder=decoder
+        nats = nats.index_put((first,), _decoder(step, x_start, first, decoder))
+        of_first = decoder_terms(
+            log_variances(diffusion.schedule), x_start[first], step.unclipped_pred_x_start[first]
         )
-        nats = nats.index_put((first,), -_mean(log_prob))
-        unclipped = step.unclipped_pred_x_start[first]
-        for name, value in _decoders(diffusion, x_start[first], unclipped).items():
+        if diffusion.variance.is_learned:
+            for kind, name in zip(DECODERS, MODEL_COLUMNS, strict=True):
+                of_first[name] = _decoder(step, x_start, first, kind)
+        for name, value in of_first.items():
             decoders[name][first] = value.detach()
     clipped = step.unclipped_pred_x_start.clamp(-1.0, 1.0)
     return BoundTerms(
@@ -160,21 +168,13 @@ def diffusion_terms(
     )
 
 
-def _decoders(
-    diffusion: GaussianDiffusion, x_start: Tensor, unclipped: Tensor
-) -> dict[str, Tensor]:
-    schedule = diffusion.schedule
-    beta = schedule.betas[0]
-    posterior = schedule.posterior_variance[1] if schedule.num_timesteps > 1 else beta
-    log_variances = {"posterior": posterior.log(), "beta": beta.log()}
-    means = {"clip": unclipped.clamp(-1.0, 1.0), "noclip": unclipped}
-    result = {}
-    for name in DECODER_COLUMNS:
-        _, scale, decoder, clip = name.split("_")
-        log_variance = log_variances[scale].to(x_start)
-        log_prob = discretized_normal_log_prob(x_start, means[clip], log_variance, decoder=decoder)
-        result[name] = -_mean(log_prob)
-    return result
+def _decoder(step: ReverseStep, x_start: Tensor, first: Tensor, decoder: str) -> Tensor:
+    """(K,) the term of the rows `first`, with the model's own variance."""
+    log_variance = step.log_variance.expand_as(step.mean)[first]
+    log_prob = discretized_normal_log_prob(
+        x_start[first], step.mean[first], log_variance, decoder=decoder
+    )
+    return -_mean(log_prob)
 
 
 def _mean(x: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ HALF_BIN = 1.0 / 255.0
 """Half the distance of two neighboring 8-bit levels on [-1, 1]."""
 
 _SMALLEST_CDF = 1e-12
+_FAR = 100.0  # in standard deviations
 
 
 def normal_kl(mean1: Tensor, log_variance1: Tensor, mean2: Tensor, log_variance2: Tensor) -> Tensor:
@@ -71,10 +72,11 @@ def _exact_log_prob(lower: Tensor, upper: Tensor, is_lowest: Tensor, is_highest:
     reflect = lower + upper > 0
     left = torch.where(reflect, -upper, lower)
     right = torch.where(reflect, -lower, upper)
-    log_right = log_ndtr(right)
-    inside = log_right + _log1mexp(log_right - log_ndtr(left))
-    log_prob = torch.where(is_lowest, log_ndtr(upper), inside)
-    return torch.where(is_highest, log_ndtr(-lower), log_prob)
+    # An open end lies so far out that nothing is left to subtract.
+    right = torch.where(is_lowest, upper, torch.where(is_highest, -lower, right))
+    left = torch.where(is_lowest | is_highest, right.clamp(max=0.0) - _FAR, left)
+    log_right: Tensor = log_ndtr(right)
+    return log_right + _log1mexp(log_right - log_ndtr(left))
 
 
 def _log1mexp(x: Tensor) -> Tensor:

@@ -88,10 +88,19 @@ class NoiseSchedule:
         """The schedule of the model that visits only evenly spaced steps of this one.
 
         The bound of a respaced model is that of a different model, not an estimate of this one's.
-        From two steps on they are those that the source's code chooses.
 
         Args:
-            num_timesteps: number of steps to keep, 1..T; with one step it is the last.
+            num_timesteps: number of steps to keep, 1..T.
+        """
+        return self.subset(self.evenly_spaced(num_timesteps))
+
+    def evenly_spaced(self, num_timesteps: int) -> list[int]:
+        """So many steps of 1..T, the first and the last among them; of a single one the last.
+
+        From two on they are those that the source's code chooses.
+
+        Args:
+            num_timesteps: 1..T.
 
         Source: Nichol & Dhariwal 2021, section 4.
         """
@@ -101,13 +110,13 @@ class NoiseSchedule:
                 f"--timesteps {num_timesteps}: choose from 1 to {total}, the checkpoint's steps"
             )
         if num_timesteps == 1:
-            return self.subset([total])
+            return [total]
         stride = (total - 1) / (num_timesteps - 1)
         position, steps = 0.0, []
         for _ in range(num_timesteps):
             steps.append(1 + round(position))
             position += stride  # summed, not multiplied: the same rounding as the source
-        return self.subset(steps)
+        return steps
 
     def subset(self, timesteps: Sequence[int]) -> Self:
         """The schedule that visits only the given steps.

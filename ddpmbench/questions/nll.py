@@ -11,12 +11,15 @@ import pandas as pd
 from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.inputs.images import ImageSet
+from ddpmbench.likelihood.decoders import DECODERS
 from ddpmbench.likelihood.sampled_bound import SampledBound
-from ddpmbench.likelihood.terms import DECODERS, TermsPass
+from ddpmbench.likelihood.terms import TermsPass
 from ddpmbench.questions.sampling import Sampling
 from ddpmbench.report import tables
+from ddpmbench.report.conventions import conventions_frame, sub_schedules_frame
 from ddpmbench.runs.distributed import Ranks, joined
 from ddpmbench.runs.engine import evaluating, resolve_device, strict_float32
+from ddpmbench.runs.extremes import EXTREMES, Extremes
 from ddpmbench.runs.finished import (
     DENSITY,
     PREDICTIONS,
@@ -43,15 +46,18 @@ class NllReport:
         summary: the object of `summary.json`.
         per_timestep: one row a step; see `report.tables.per_timestep`.
         rate_distortion: one row a step; see `report.tables.rate_distortion`.
-        per_image: one row an image; see `report.tables.per_image`. None where only some rows of
-            an image were computed, from which its total cannot be told.
+        conventions: one row a published convention; see `report.conventions`.
+        sub_schedules: one row a model that visits some of the steps; see there.
+        per_image: one row an image; see `report.tables.per_image`.
         folder: the run folder; None if the run was kept in memory.
     """
 
     summary: dict[str, Any]
     per_timestep: pd.DataFrame
     rate_distortion: pd.DataFrame
-    per_image: pd.DataFrame | None
+    conventions: pd.DataFrame
+    sub_schedules: pd.DataFrame
+    per_image: pd.DataFrame
     folder: Path | None
 
 
@@ -180,7 +186,7 @@ def evaluate_nll(
                     "processes": ranks.count,
                 },
             )
-            _write(folder, report, found, record)
+            _write(folder, report, found, _extremes(found, images), record)
         ranks.wait()
         return report
 
@@ -229,18 +235,27 @@ def _report(
         summary=tables.summary(found.bound, comparability),
         per_timestep=tables.per_timestep(found.bound),
         rate_distortion=tables.rate_distortion(found.bound, found.distortion),
+        conventions=conventions_frame(found.others, len(found.bound.term)),
+        sub_schedules=sub_schedules_frame(found.others),
         per_image=tables.per_image(found.bound, images.ids),
         folder=folder.path if folder is not None else None,
     )
 
 
 def _write(
-    folder: RunFolder, report: NllReport, found: LikelihoodRun, record: dict[str, object]
+    folder: RunFolder,
+    report: NllReport,
+    found: LikelihoodRun,
+    extremes: Extremes,
+    record: dict[str, object],
 ) -> None:
     folder.write_frame("per_timestep.csv", report.per_timestep)
     folder.write_frame(RATE_DISTORTION, report.rate_distortion)
-    if report.per_image is not None:
-        folder.write_frame("per_image.csv", report.per_image)
+    folder.write_frame("conventions.csv", report.conventions)
+    folder.write_frame("sub_schedules.csv", report.sub_schedules)
+    folder.write_frame("per_image.csv", report.per_image)
+    with folder.replacing(EXTREMES) as temporary:
+        extremes.write(temporary)
     if found.density is not None:
         folder.write_frame(DENSITY, density_frame(found.density))
     if isinstance(found.bound, SampledBound):
@@ -248,6 +263,13 @@ def _write(
             write_predictions(temporary, found.bound.predictions)
     folder.write_text("environment.json", json.dumps(record, indent=2) + "\n")
     folder.write_text(SUMMARY, json.dumps(report.summary, indent=2) + "\n")
+
+
+def _extremes(found: LikelihoodRun, images: ImageSet) -> Extremes:
+    """By the whole bound, or by its decoder where that alone is known of every image."""
+    bound = found.bound
+    values = bound.image_decoder if isinstance(bound, SampledBound) else bound.total
+    return Extremes.of(values, images.pixels)
 
 
 def _conventions(checkpoint: Checkpoint, images: ImageSet, *, decoder: str) -> dict[str, object]:

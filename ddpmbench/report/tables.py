@@ -129,17 +129,24 @@ def rate_distortion(bound: BoundEstimate | SampledBound, distortion: Distortion)
     )
 
 
-def per_image(bound: BoundEstimate | SampledBound, ids: Sequence[str]) -> pd.DataFrame | None:
-    """One row an image, in bits per dimension; None where an image's total cannot be told."""
+def per_image(bound: BoundEstimate | SampledBound, ids: Sequence[str]) -> pd.DataFrame:
+    """One row an image, in bits per dimension.
+
+    Of a sampled bound `kl` and `bits_per_dim` are empty: the totals of single images cannot be
+    told from a few of their steps.
+    """
     if isinstance(bound, SampledBound):
-        return None
+        unknown = np.full(len(ids), np.nan)
+        prior, kl, decoder, total = bound.image_prior, unknown, bound.image_decoder, unknown
+    else:
+        prior, kl, decoder, total = bound.prior, bound.kl, bound.decoder, bound.total
     return pd.DataFrame(
         {
             "image_id": list(ids),
-            "prior": bound.prior / NATS_PER_BIT,
-            "kl": bound.kl / NATS_PER_BIT,
-            "decoder": bound.decoder / NATS_PER_BIT,
-            "bits_per_dim": bound.total / NATS_PER_BIT,
+            "prior": prior / NATS_PER_BIT,
+            "kl": kl / NATS_PER_BIT,
+            "decoder": decoder / NATS_PER_BIT,
+            "bits_per_dim": total / NATS_PER_BIT,
         }
     )
 

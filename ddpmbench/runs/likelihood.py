@@ -16,6 +16,11 @@ from ddpmbench.likelihood.distortion import (
     distortion_of_warp,
 )
 from ddpmbench.likelihood.features import GaussianFeatures
+from ddpmbench.likelihood.other_bounds import (
+    OtherBounds,
+    other_bounds_of_pairs,
+    other_bounds_of_warp,
+)
 from ddpmbench.likelihood.regression import FeatureTable
 from ddpmbench.likelihood.running import RoughBound, RunningBound
 from ddpmbench.likelihood.sampled import greg, horvitz_thompson
@@ -34,6 +39,7 @@ class LikelihoodRun:
     Attributes:
         bound: the bound.
         distortion: of the predictions along the way.
+        others: the bounds under other conventions and of models that skip steps.
         num_evaluations: network calls, those of a pilot among them.
         seconds: they took, summed over processes, interruptions left out.
         devices: where they were made.
@@ -44,6 +50,7 @@ class LikelihoodRun:
 
     bound: BoundEstimate | SampledBound
     distortion: Distortion
+    others: OtherBounds
     num_evaluations: int
     seconds: float
     devices: set[str]
@@ -68,13 +75,17 @@ def run_every_pair(run: RowsRun, design: EveryPair, store: TermStore) -> Likelih
     run.compute(design, store, whole=design.draws)
 
     def reduce() -> LikelihoodRun:
-        clip = run.terms_pass.diffusion.clip
-        tables = checked(store.tables(length, columns_of_bound(clip=clip)), design)
-        bound = estimate_bound(design, run.prior(), tables, clip=clip)
-        again = store.tables(length, columns_of_bound(clip=clip))
+        diffusion, prior = run.terms_pass.diffusion, run.prior()
+        columns = columns_of_bound(clip=diffusion.clip)
+        tables = checked(store.tables(length, columns), design)
+        bound = estimate_bound(design, prior, tables, clip=diffusion.clip)
+        again = store.tables(length, columns)
         return LikelihoodRun(
             bound=bound,
-            distortion=distortion_of_pairs(design, again, clip=clip),
+            distortion=distortion_of_pairs(design, again, clip=diffusion.clip),
+            others=other_bounds_of_pairs(
+                design, prior, partial(store.tables, length), diffusion, run.terms_pass.decoder
+            ),
             num_evaluations=length,
             seconds=store.seconds(length),
             devices=store.devices(length),
@@ -155,6 +166,7 @@ def run_rotated_warp(
     return LikelihoodRun(
         bound=bound,
         distortion=run.ranks.once(partial(reduction.distortion, design)),
+        others=run.ranks.once(partial(reduction.others, design)),
         num_evaluations=pilot_evaluations + len(design),
         seconds=store.seconds(len(design)) + pilot_store.seconds(pilot_evaluations),
         devices=store.devices(len(design)) | pilot_store.devices(pilot_evaluations),
@@ -186,6 +198,16 @@ class _Reduction:
     def distortion(self, design: RotatedWarp) -> Distortion:
         features = self._features(design)
         return distortion_of_warp(design, self._tables(design), features, clip=self._clip)
+
+    def others(self, design: RotatedWarp) -> OtherBounds:
+        return other_bounds_of_warp(
+            design,
+            self._prior,
+            partial(self._store.tables, len(design)),
+            self._features(design),
+            self._terms_pass.diffusion,
+            self._terms_pass.decoder,
+        )
 
     def _tables(self, design: RotatedWarp) -> Iterator[TermTable]:
         columns = columns_of_bound(clip=self._clip)

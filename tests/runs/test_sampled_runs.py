@@ -230,7 +230,9 @@ def test_the_parts_sum_to_the_bound_and_every_table_agrees(narrow):
     assert rates[40] == pytest.approx(summary["prior"], abs=1e-12)
     # What a step adds to the rate is its term.
     np.testing.assert_allclose(-np.diff(rates), steps.bits_per_dim[1:], rtol=0, atol=1e-12)
-    assert narrow.per_image is None
+    assert narrow.per_image[["kl", "bits_per_dim"]].isna().all(axis=None)
+    assert narrow.per_image.decoder.mean() == pytest.approx(summary["decoder"], abs=1e-12)
+    assert narrow.per_image.prior.mean() == pytest.approx(summary["prior"], abs=1e-12)
 
 
 def test_the_errors_of_the_rate_end_at_those_of_the_parts(narrow):

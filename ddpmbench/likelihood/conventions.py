@@ -1,0 +1,272 @@
+"""The same bound under the other published conventions, from the rows there are.
+
+Of a fixed variance the term of a row is a constant plus a weight times its error of x_start, so
+one pass gives them all: either variance, with and without clipping, and at t = 1 each variant of
+the decoder.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddpmbench.likelihood.bound import noise_half_width
+from ddpmbench.likelihood.decoders import MODEL_COLUMNS, decoder_column
+from ddpmbench.likelihood.design import EveryPair
+from ddpmbench.likelihood.regression import FeatureTable
+from ddpmbench.likelihood.sampled import greg
+from ddpmbench.likelihood.skips import Skips
+from ddpmbench.likelihood.terms import TermTable, columns_of_bound
+from ddpmbench.likelihood.warp import RotatedWarp
+from ddpmbench.process.diffusion import GaussianDiffusion
+from ddpmbench.process.prediction import Prediction, Variance
+from ddpmbench.process.schedule import NoiseSchedule
+
+FIXED = (Variance.FIXED_SMALL, Variance.FIXED_LARGE)
+Tables = Callable[[], Iterable[TermTable]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Convention:
+    """What two bounds of one network can differ in.
+
+    Attributes:
+        variance: of the reverse process.
+        clip: whether the predicted x_start is clamped to [-1, 1].
+        decoder: "exact" or "tanh" distribution function at t = 1.
+        decoder_variance: at t = 1: "posterior" of t = 2, "beta" for beta_1, or "model" where it
+            is learned.
+    """
+
+    variance: Variance
+    clip: bool
+    decoder: str
+    decoder_variance: str
+
+    @property
+    def decoder_column(self) -> str:
+        """The column of rows at t = 1."""
+        if self.decoder_variance == "model":
+            return MODEL_COLUMNS[self.decoder == "tanh"]
+        return decoder_column(self.decoder_variance, self.decoder, clip=self.clip)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ConventionBound:
+    """The bound under a convention, nats per dimension.
+
+    Attributes:
+        convention: which.
+        rate: the prior and the steps t = 2..T.
+        decoder: the term at t = 1.
+        half_width: of the 95 % interval for these images; None where it cannot be known.
+    """
+
+    convention: Convention
+    rate: float
+    decoder: float
+    half_width: float | None
+
+    @property
+    def nats(self) -> float:
+        """The bound."""
+        return self.rate + self.decoder
+
+
+def own_convention(diffusion: GaussianDiffusion, decoder: str) -> Convention:
+    """The convention of a run."""
+    of_decoder = "model" if diffusion.variance.is_learned else "posterior"
+    return Convention(diffusion.variance, clips(diffusion), decoder, of_decoder)
+
+
+def clips(diffusion: GaussianDiffusion) -> bool:
+    """Whether clipping changes the bound: where the mean itself is predicted it does not."""
+    return diffusion.clip and diffusion.prediction is not Prediction.PREVIOUS_MEAN
+
+
+def published_conventions(diffusion: GaussianDiffusion, decoder: str) -> list[Convention]:
+    """That of the run first, then all others that its rows know.
+
+    Args:
+        diffusion: the process of the run.
+        decoder: its distribution function.
+    """
+    own = own_convention(diffusion, decoder)
+    found = [own]
+    if diffusion.variance.is_learned:
+        other = "exact" if decoder == "tanh" else "tanh"
+        found.append(dataclasses.replace(own, decoder=other))
+    previous_mean = diffusion.prediction is Prediction.PREVIOUS_MEAN
+    choices = itertools.product(
+        (Variance.FIXED_LARGE, Variance.FIXED_SMALL),
+        (False,) if previous_mean else (own.clip, not own.clip),
+        ("posterior", "beta"),
+        ("exact", "tanh"),
+    )
+    for variance, clip, decoder_variance, function in choices:
+        convention = Convention(variance, clip, function, decoder_variance)
+        if convention != own:
+            found.append(convention)
+    return found
+
+
+def conventions_of_pairs(
+    design: EveryPair,
+    prior: NDArray[np.float64],
+    sums: "PairSums",
+    conventions: Iterable[Convention],
+    schedule: NoiseSchedule,
+) -> list[ConventionBound]:
+    """The bound under each convention from every pair.
+
+    Args:
+        design: the rows that were computed.
+        prior: (N,) L_T of each image, nats per dimension.
+        sums: of the same rows.
+        conventions: of which a learned variance is that of the rows.
+        schedule: the noise schedule.
+    """
+    found = []
+    for convention in conventions:
+        weight, constant = _line(schedule, convention)
+        first, steps = sums.of(convention.decoder_column), sums.of(_column(convention))
+        weight = np.append(0.0, weight)
+        squares = float(np.square(weight) @ steps.squares) + float(first.squares[0])
+        fourth = float(weight**4 @ steps.fourth) + float(first.fourth[0])
+        variance = squares / design.draws / design.num_images**2
+        found.append(
+            ConventionBound(
+                convention,
+                rate=float(prior.mean() + constant.sum() + weight @ steps.mean),
+                decoder=float(first.mean[0]),
+                half_width=noise_half_width(variance, squares, fourth, design.draws),
+            )
+        )
+    return found
+
+
+def conventions_of_warp(
+    design: RotatedWarp,
+    prior: NDArray[np.float64],
+    tables: Tables,
+    features: FeatureTable,
+    conventions: Iterable[Convention],
+    schedule: NoiseSchedule,
+) -> list[ConventionBound]:
+    """The bound under each convention from the rows of a rotated warp, by regression.
+
+    It is what a run under that convention finds from the same rows.
+
+    Args:
+        design: the rows that were computed.
+        prior: (N,) L_T of each image, nats per dimension.
+        tables: gives the terms of every row, each time it is called.
+        features: of the same images and rows.
+        conventions: of which a learned variance is that of the rows.
+        schedule: the noise schedule.
+    """
+    found = []
+    for convention in conventions:
+        of_rows = _converted(tables(), convention, schedule)
+        bound = greg(design, prior, of_rows, features, clip=convention.clip)
+        found.append(
+            ConventionBound(
+                convention,
+                rate=bound.prior + bound.kl,
+                decoder=bound.decoder,
+                half_width=bound.half_width,
+            )
+        )
+    return found
+
+
+def _converted(
+    tables: Iterable[TermTable], convention: Convention, schedule: NoiseSchedule
+) -> Iterator[TermTable]:
+    """The tables that a run under the convention would have made."""
+    weight, constant = _line(schedule, convention)
+    weight, constant = np.append(0.0, weight), np.append(0.0, constant)
+    kept = columns_of_bound(clip=convention.clip)[1:]
+    for table in tables:
+        t = table.rows.t - 1
+        later = constant[t] + weight[t] * table.values[_column(convention)]
+        nats = np.where(t == 0, table.values[convention.decoder_column], later)
+        yield TermTable(table.rows, {"nats": nats, **{n: table.values[n] for n in kept}})
+
+
+def columns_of(conventions: Iterable[Convention]) -> list[str]:
+    """What their bounds are made of."""
+    return sorted({name for of in conventions for name in (of.decoder_column, _column(of))})
+
+
+def _column(convention: Convention) -> str:
+    """What the terms at t = 2..T are linear in."""
+    if convention.variance in FIXED:
+        return columns_of_bound(clip=convention.clip)[1]
+    return "nats"
+
+
+def _line(
+    schedule: NoiseSchedule, convention: Convention
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(T - 1,) weight and constant of the term at t = 2..T."""
+    t = np.arange(2, schedule.num_timesteps + 1)
+    if convention.variance not in FIXED:
+        return np.ones(len(t)), np.zeros(len(t))
+    skips = Skips(schedule)
+    of = convention.variance, t - 1, t
+    return skips.weight(*of), skips.constant(*of)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ColumnSums:
+    """A column of every pair, over the images.
+
+    Attributes:
+        mean: (T,) at each step; (1,) of a decoder's column.
+        squares: as many, sums of the variances among draws; 0 with a single draw.
+        fourth: as many, sums of the squares of these variances.
+    """
+
+    mean: NDArray[np.float64]
+    squares: NDArray[np.float64]
+    fourth: NDArray[np.float64]
+
+
+class PairSums:
+    """The columns that conventions are made of, summed over every pair in one pass."""
+
+    def __init__(
+        self, design: EveryPair, tables: Iterable[TermTable], columns: Iterable[str]
+    ) -> None:
+        """Sum up.
+
+        Args:
+            design: the rows that were computed.
+            tables: the terms of every row once, with the draws of a pair side by side.
+            columns: which.
+        """
+        names = list(columns)
+        sizes = [1 if name.startswith("decoder") else design.num_timesteps for name in names]
+        sums = {name: np.zeros((3, size)) for name, size in zip(names, sizes, strict=True)}
+        for table in tables:
+            index = table.rows.t[:: design.draws] - 1
+            for name, (mean, squares, fourth) in sums.items():
+                by_draw = table.values[name].reshape(-1, design.draws)
+                of = index < len(mean)  # a decoder's column has values at t = 1 alone
+                by_draw, step = by_draw[of], index[of]
+                mean += np.bincount(step, by_draw.mean(1), len(mean))
+                if design.draws > 1:
+                    spread = by_draw.var(axis=1, ddof=1)
+                    squares += np.bincount(step, spread, len(mean))
+                    fourth += np.bincount(step, np.square(spread), len(mean))
+        self._sums = {
+            name: ColumnSums(mean / design.num_images, squares, fourth)
+            for name, (mean, squares, fourth) in sums.items()
+        }
+
+    def of(self, column: str) -> ColumnSums:
+        """A column."""
+        return self._sums[column]

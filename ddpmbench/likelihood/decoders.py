@@ -1,0 +1,105 @@
+"""The decoder term of a row at t = 1 under every convention, and for any variance in between.
+
+The published conventions differ in the variance, in the distribution function and in the clip. A
+model that visits only some of the steps, t = 1 among them, has the posterior variance of its own
+second step: it lies between that of t = 2 and beta_1. Of the exact decoder some nodes in between
+are kept, so that it can be interpolated to any of them.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.interpolate import BarycentricInterpolator
+from torch import Tensor
+
+from ddpmbench.process.gaussian import discretized_normal_log_prob
+from ddpmbench.process.schedule import NoiseSchedule
+
+DECODERS = ("exact", "tanh")
+"""The distribution functions of the decoder."""
+SCALES = ("posterior", *(f"between{k}" for k in range(1, 6)), "beta")
+"""The variances of the exact decoder: the Chebyshev nodes of the log variance, ends included."""
+DECODER_COLUMNS = tuple(
+    decoder_column
+    for clip in ("clip", "noclip")
+    for decoder_column in (
+        *(f"decoder_{scale}_exact_{clip}" for scale in SCALES),
+        *(f"decoder_{scale}_tanh_{clip}" for scale in ("posterior", "beta")),
+    )
+)
+"""The decoder term under each convention: variance, distribution function, clip."""
+MODEL_COLUMNS = tuple(f"decoder_model_{decoder}" for decoder in DECODERS)
+"""The same with a learned variance, under the clip of the run; NaN where it is fixed."""
+WIDEST_RATIO = 3.0
+"""Up to this ratio of beta_1 to the posterior variance of t = 2 interpolation errs below 1e-6."""
+
+
+def decoder_column(scale: str, decoder: str, *, clip: bool) -> str:
+    """What the column of a convention is called."""
+    return f"decoder_{scale}_{decoder}_{'clip' if clip else 'noclip'}"
+
+
+def log_variances(schedule: NoiseSchedule) -> NDArray[np.float64]:
+    """(7,) those of `SCALES`, from the posterior variance of t = 2 up to beta_1.
+
+    A schedule of a single step has no t = 2: all are beta_1.
+    """
+    beta = float(schedule.betas[0].log())
+    if schedule.num_timesteps == 1:
+        return np.full(len(SCALES), beta)
+    low = float(schedule.posterior_variance[1].log())
+    nodes = low + (beta - low) * 0.5 * (1 - np.cos(np.pi * np.linspace(0, 1, len(SCALES))))
+    nodes[-1] = beta
+    return np.asarray(nodes)
+
+
+def decoder_terms(
+    log_variance: NDArray[np.float64], x_start: Tensor, unclipped: Tensor
+) -> dict[str, Tensor]:
+    """The decoder term under each convention.
+
+    Args:
+        log_variance: (7,) what `log_variances` returns.
+        x_start: (B, C, H, W) in [-1, 1], 8-bit levels.
+        unclipped: (B, C, H, W) the predicted x_start, as the network has it.
+
+    Returns:
+        (B,) nats per dimension for each of `DECODER_COLUMNS`.
+
+    Source: Ho, Jain & Abbeel 2020, eq. 13.
+    """
+    variance_of = dict(zip(SCALES, log_variance.tolist(), strict=True))
+    means = {"clip": unclipped.clamp(-1.0, 1.0), "noclip": unclipped}
+    result = {}
+    for name in DECODER_COLUMNS:
+        _, scale, decoder, clip = name.split("_")
+        value = torch.as_tensor(variance_of[scale], dtype=x_start.dtype, device=x_start.device)
+        log_prob = discretized_normal_log_prob(x_start, means[clip], value, decoder=decoder)
+        result[name] = -log_prob.flatten(1).mean(1)
+    return result
+
+
+def interpolated(
+    schedule: NoiseSchedule, values: NDArray[np.float64], log_variance: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """The exact decoder at variances in between.
+
+    Args:
+        schedule: the noise schedule.
+        values: (7, ...) at the variances of `SCALES`, means over images or those of single ones.
+        log_variance: (K,) between the posterior variance of t = 2 and beta_1.
+
+    Returns:
+        (K, ...).
+
+    Raises:
+        ValueError: the two ends are further apart than `WIDEST_RATIO`.
+
+    Source: Berrut & Trefethen 2004, "Barycentric Lagrange interpolation".
+    """
+    nodes = log_variances(schedule)
+    if nodes[-1] - nodes[0] > np.log(WIDEST_RATIO):
+        raise ValueError("beta_1 and the posterior variance of t = 2 are too far apart")
+    if nodes[-1] == nodes[0]:
+        return np.broadcast_to(values[0], log_variance.shape + values.shape[1:])
+    return np.asarray(BarycentricInterpolator(nodes, values)(log_variance))

@@ -1,0 +1,73 @@
+"""The images that a model predicts best and worst, kept with a run so that they can be shown."""
+
+import dataclasses
+import zipfile
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddpmbench.errors import InputError
+
+EXTREMES = "extremes.npz"
+SHOWN = 8
+"""At most so many of the best, and of the worst."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Extremes:
+    """The images with the shortest and the longest codes.
+
+    Attributes:
+        best_index: (K,) int64 index in the image set, the shortest code first.
+        best_pixels: (K, C, H, W) uint8.
+        worst_index: (K,) int64, the longest code first.
+        worst_pixels: (K, C, H, W) uint8.
+    """
+
+    best_index: NDArray[np.int64]
+    best_pixels: NDArray[np.uint8]
+    worst_index: NDArray[np.int64]
+    worst_pixels: NDArray[np.uint8]
+
+    @classmethod
+    def of(cls, values: NDArray[np.float64], pixels: NDArray[np.uint8]) -> Self:
+        """Those of an image set.
+
+        Args:
+            values: (N,) what each image costs; of equal ones the first counts as shorter.
+            pixels: (N, C, H, W).
+        """
+        order = np.argsort(values, kind="stable")
+        best = order[: min(SHOWN, len(order) // 2)]
+        worst = order[::-1][: len(best)]
+        return cls(best, pixels[np.array(best)], worst, pixels[np.array(worst)])
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """What `write` wrote.
+
+        Raises:
+            InputError: it is not there, or damaged.
+        """
+        names = [field.name for field in dataclasses.fields(cls)]
+        try:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+                found = cls(**{name: archive[name] for name in names})
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise _lost(path) from error
+        sizes = {len(getattr(found, name)) for name in names}
+        pixels = (found.best_pixels, found.worst_pixels)
+        if len(sizes) > 1 or any(of.dtype != np.uint8 or of.ndim != 4 for of in pixels):
+            raise _lost(path)
+        return found
+
+    def write(self, path: Path) -> None:
+        """Write what `read` reads."""
+        with path.open("wb") as file:
+            np.savez_compressed(file, **dataclasses.asdict(self))
+
+
+def _lost(path: Path) -> InputError:
+    return InputError(f"{path}: missing or damaged; run the command of its folder again")

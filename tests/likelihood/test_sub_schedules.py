@@ -1,0 +1,119 @@
+"""Models that visit some of the steps: the best of them are the best of all."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from ddpmbench.likelihood.step_errors import StepErrors
+from ddpmbench.likelihood.sub_schedules import (
+    BEST,
+    VARIANCES,
+    StepCosts,
+    sub_schedule_bounds,
+)
+from ddpmbench.process.schedule import NoiseSchedule
+
+T = 9
+SCHEDULE = NoiseSchedule.linear(40).respaced(T)
+
+
+def costs(mse=None, *, schedule=SCHEDULE, spread=1e-4, decoder_variance=0.01):
+    size = schedule.num_timesteps
+    if mse is None:
+        # Errors of no pattern: the best steps are at no obvious places.
+        generator = np.random.default_rng(5)
+        mse = np.exp(generator.normal(size=size)) / (1 + schedule.snr.numpy())
+    return StepCosts(
+        schedule=schedule,
+        prior=0.1,
+        errors=StepErrors(mse, None, np.full(size, spread)),
+        decoder=np.linspace(1.0, 1.3, 7),
+        decoder_variance=decoder_variance,
+    )
+
+
+@pytest.mark.parametrize("variance", VARIANCES)
+def test_the_best_steps_are_the_best_of_all(variance):
+    of = costs()
+    for length in range(2, T + 1):
+        (found,) = of.best(variance, [length])
+        every = [
+            of.bound(variance, [1, *inner, T])
+            for inner in itertools.combinations(range(2, T), length - 2)
+        ]
+        best = min(every, key=lambda bound: bound.nats)
+        assert found.steps.tolist() == best.steps.tolist()
+        assert found.nats == best.nats
+        assert len(found.steps) == length
+
+
+@pytest.mark.parametrize("variance", VARIANCES)
+def test_several_lengths_are_found_at_once(variance):
+    of = costs()
+    together = of.best(variance, [3, 5, 9])
+    apart = [of.best(variance, [k])[0] for k in (3, 5, 9)]
+    assert [f.steps.tolist() for f in together] == [f.steps.tolist() for f in apart]
+    assert all(found.spacing == BEST for found in together)
+
+
+def test_with_true_errors_more_steps_are_never_worse():
+    # Of an optimal denoiser of white data, whose errors follow from the schedule.
+    schedule = NoiseSchedule.linear(200)
+    of = costs(0.25 / (1 + 0.25 * schedule.snr.numpy()), schedule=schedule)
+    for variance in VARIANCES[1:]:
+        bounds = [found.nats for found in of.best(variance, range(2, 60))]
+        assert (np.diff(bounds) < 1e-12).all()
+
+
+def test_the_best_constant_variance_is_better_than_either():
+    of = costs()
+    for length in range(2, T + 1):
+        steps = SCHEDULE.evenly_spaced(length)
+        large, small, best = (of.bound(variance, steps).rate for variance in VARIANCES)
+        assert best <= min(large, small) + 1e-12
+
+
+def test_a_perfect_network_pays_for_the_variance_alone():
+    of = costs(np.zeros(T))
+    large, small, best = (of.bound(variance, range(1, T + 1)).rate for variance in VARIANCES)
+    assert small == best == of.prior
+    assert large > of.prior + 0.01
+
+
+def test_the_interval_is_that_of_the_errors_and_the_decoder():
+    steps, step = SCHEDULE.evenly_spaced(4), 1e-6
+    for variance in VARIANCES:
+        of = costs(decoder_variance=0.0)
+        slopes = []
+        for t in range(T):
+            moved = of.errors.mse.copy()
+            moved[t] += step
+            slopes.append((costs(moved).bound(variance, steps).nats
+                           - of.bound(variance, steps).nats) / step)  # fmt: skip
+        assert slopes[0] == 0  # at t = 1 it is the decoder's
+        width = 1.96 * np.sqrt(1e-4 * np.square(slopes).sum())
+        assert of.bound(variance, steps).half_width == pytest.approx(width, rel=1e-4)
+        wider = costs(decoder_variance=0.01).bound(variance, steps).half_width
+        assert wider == pytest.approx(np.hypot(width, 0.196), rel=1e-4)
+        assert costs(spread=np.nan).bound(variance, steps).half_width is None
+
+
+def test_steps_that_do_not_run_from_the_first_to_the_last_are_refused():
+    for steps in ([2, T], [1, 5], [1, 5, 5, T], [1, 6, 5, T]):
+        with pytest.raises(ValueError, match="1 to T"):
+            costs().bound(None, steps)
+
+
+def test_a_long_schedule_is_searched_no_further_than_can_be():
+    found = sub_schedule_bounds(costs(schedule=NoiseSchedule.linear(1000)))
+    longest = max(len(bound.steps) for bound in found if bound.spacing == BEST)
+    assert longest == 250
+    whole = [bound for bound in found if len(bound.steps) == 1000]
+    assert [bound.variance for bound in whole] == list(VARIANCES)
+
+
+def test_two_steps_are_enough():
+    schedule = NoiseSchedule.linear(40).respaced(2)
+    found = sub_schedule_bounds(costs(schedule=schedule))
+    assert [bound.steps.tolist() for bound in found] == [[1, 2]] * 6

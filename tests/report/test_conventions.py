@@ -1,0 +1,115 @@
+"""The tables of conventions and of models that skip steps, as a run writes them."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import ddpmbench as db
+from ddpmbench.report.conventions import (
+    CONVENTION_COLUMNS,
+    RESPACINGS,
+    SUB_SCHEDULE_COLUMNS,
+    THIS_RUN,
+)
+
+RUNS = {"every-pair": {"estimator": "every-pair"}, "rotated-warp": {"half_width": 3.0}}
+
+
+@pytest.fixture(scope="module", params=RUNS)
+def report(request, small_images, small_model, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "run"
+    return db.evaluate_nll(small_model, small_images, **RUNS[request.param], out=out)
+
+
+@pytest.fixture(scope="module")
+def longer(small_images, small_model):
+    """A run of more steps than people respace to."""
+    model = dataclasses.replace(small_model, schedule=db.NoiseSchedule.linear(120))
+    return db.evaluate_nll(model, small_images.subset(2), estimator="every-pair")
+
+
+def test_the_first_row_is_the_run(report):
+    own = report.conventions.iloc[0]
+    assert own.convention == THIS_RUN
+    assert own.difference == 0
+    assert own.bits_per_dim == pytest.approx(report.summary["bits_per_dim"], abs=1e-12)
+    assert own.half_width == pytest.approx(report.summary["half_width"], rel=1e-9)
+    assert own.decoder_bits_per_dim == pytest.approx(report.summary["decoder"], abs=1e-12)
+    for name in ("variance", "clip", "decoder"):
+        assert own[name] == report.summary["conventions"][name]
+
+
+def test_the_parts_of_every_row_are_its_bound(report, longer):
+    for frame in (report.conventions, longer.conventions):
+        parts = frame.rate_bits_per_dim + frame.decoder_bits_per_dim
+        np.testing.assert_allclose(parts, frame.bits_per_dim, rtol=1e-12)
+        np.testing.assert_allclose(frame.bits_per_dim[0] + frame.difference, frame.bits_per_dim)
+        # With so few rows the errors at some step cannot be known, nor what skips to it.
+        assert frame.half_width[frame.variance != "best_constant"].notna().all()
+
+
+def test_no_two_rows_are_of_one_name(report, longer):
+    for frame in (report.conventions, longer.conventions):
+        assert frame.convention.is_unique
+        what = ["variance", "clip", "decoder", "decoder_variance", "num_timesteps", "spacing"]
+        assert not frame.duplicated(what).any()
+
+
+def test_each_published_number_has_its_row(longer):
+    frame = longer.conventions
+    ours = frame[frame.used_by.str.startswith("Ho et al. 2020")]
+    assert ours[["variance", "decoder", "decoder_variance"]].to_numpy().tolist() == [
+        ["fixed_large", "tanh", "posterior"]
+    ]
+    assert ours["clip"].all()
+    lengths = set(frame.num_timesteps)
+    assert lengths == {120, *(k for k in RESPACINGS if k < 120)}
+    assert set(frame[frame.num_timesteps == 50].spacing) == {"evenly spaced", "best"}
+    assert (frame[frame.num_timesteps == 120].spacing == "all").all()
+
+
+def test_the_table_of_sub_schedules_holds_those_rows(longer):
+    of_table = longer.sub_schedules.set_index(["variance", "spacing", "num_timesteps"])
+    skipping = longer.conventions[longer.conventions.num_timesteps < 120]
+    assert len(skipping) == 3 * 2 * 2
+    for row in skipping.itertuples():
+        found = of_table.loc[(row.variance, row.spacing, row.num_timesteps)]
+        assert found.bits_per_dim == row.bits_per_dim
+        steps = [int(word) for word in found.steps.split()]
+        if row.spacing == "best":
+            assert len(steps) == row.num_timesteps
+            assert (steps[0], steps[-1]) == (1, 120)
+        else:
+            assert not steps
+
+
+def test_all_of_the_steps_are_the_bound_itself(report):
+    # Of every pair exactly, of few rows within the two intervals.
+    table = report.sub_schedules
+    whole = table[(table.num_timesteps == 40) & (table.spacing == "evenly spaced")]
+    whole = whole.set_index("variance")
+    for row in report.conventions.itertuples():
+        if row.decoder == "exact" and row.decoder_variance == "posterior" and row.clip:
+            off = abs(whole.bits_per_dim[row.variance] - row.bits_per_dim)
+            if report.summary["estimator"] == "every-pair":
+                assert off < 1e-9
+            elif not np.isnan(whole.half_width[row.variance]):
+                assert off < row.half_width + whole.half_width[row.variance]
+
+
+def test_the_files_are_the_tables(report):
+    for name, columns in (
+        ("conventions", CONVENTION_COLUMNS),
+        ("sub_schedules", SUB_SCHEDULE_COLUMNS),
+    ):
+        frame = getattr(report, name)
+        assert list(frame) == list(columns)
+        there = pd.read_csv(report.folder / f"{name}.csv", keep_default_na=False, dtype=str)
+        for column, kind in columns.items():
+            if kind == "float64":
+                values = there[column].replace("", "nan").map(float)
+                np.testing.assert_array_equal(values, frame[column])
+            else:
+                assert list(there[column]) == [str(value) for value in frame[column]]
