@@ -116,7 +116,11 @@ def test_killed_at_random_points_and_resumed(small_checkpoint, small_npz, narrow
     command += ["--data", str(small_npz), "--half-width", str(NARROW)]
     command += ["--batch-size", "4", "--out", str(out)]
     generator = random.Random(0)
-    for _ in range(KILLS):
+    # On a busy machine shards hold fewer rows, and the pilot takes more of them.
+    kills = 0
+    while kills < KILLS or not list(out.glob("shards/terms-*.parquet")):
+        kills += 1
+        assert kills < 10 * KILLS, "no sitting came beyond the pilot"
         before = len(list(out.glob("shards/*.parquet")))
         sitting = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         deadline = time.monotonic() + 120
@@ -129,7 +133,6 @@ def test_killed_at_random_points_and_resumed(small_checkpoint, small_npz, narrow
         sitting.send_signal(signal.SIGKILL)
         sitting.communicate()
         assert not (out / "summary.json").exists()
-    assert list(out.glob("shards/terms-*.parquet")), "no sitting came beyond the pilot"
     subprocess.run(command, check=True, capture_output=True)
     steps = pd.read_csv(out / "per_timestep.csv")
     expected = narrow.per_timestep
