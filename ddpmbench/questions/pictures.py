@@ -106,6 +106,8 @@ def progressive_pictures(
     Source: Ho, Jain & Abbeel 2020, section 4.3 and figures 6 and 8.
     """
     check_pictures(checkpoint, images, pictures=pictures, depth=depth)
+    if batch_size is not None and batch_size < 1:
+        raise InputError(f"--batch-size {batch_size}: needs at least one picture, or auto")
     _check_run(checkpoint, images, report)
     listener = listener or RunListener()
     target = resolve_device(device)
