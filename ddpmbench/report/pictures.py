@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 Pixels = NDArray[np.uint8]
 
-MAX_PIXELS = 96
+MAX_PIXELS = 48
 """Pictures with more to a side are drawn smaller, so that a page of them can be sent."""
 
 _INK = "#222222"

@@ -2,6 +2,8 @@
 
 import os
 import re
+import subprocess
+import sys
 
 import pandas as pd
 import pytest
@@ -68,6 +70,25 @@ def test_a_respaced_model_has_steps_of_its_own(arguments, said, tmp_path):
     assert status == 0, told
     assert f"24 {HEAD}" in told
     assert list(Pictures.read(tmp_path / "run").decoding.t) == [4, 3, 2, 1]
+
+
+@pytest.mark.slow
+def test_of_several_processes_one_makes_them(arguments, tmp_path):
+    launch = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
+    command = [str(word) for word in (*launch, "-m", "ddpmbench", *arguments)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count(HEAD) == result.stderr.count("Run folder: ") == 1
+    assert result.stdout.count("PSNR") == 1
+    assert Pictures.read(tmp_path / "run").decoding.rmse.shape == (6, 11)
+    refused = subprocess.run(
+        [*command, "--pictures", "all", "--depth", "41"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert refused.returncode == 1
+    assert refused.stderr.count("Error: --depth 41") == 1
 
 
 # ---- what is refused
