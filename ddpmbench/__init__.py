@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ddpmbench.process.schedule import NoiseSchedule
     from ddpmbench.questions.compare import Comparison, compare
     from ddpmbench.questions.nll import NllReport, evaluate_nll
+    from ddpmbench.questions.pictures import progressive_pictures
     from ddpmbench.questions.rd import RateDistortion, rate_distortion
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "load_checkpoint",
     "load_images",
     "prior_bits_per_dim",
+    "progressive_pictures",
     "rate_distortion",
     "wrap_network",
 ]
@@ -58,6 +60,7 @@ _HOMES = {
     "load_checkpoint": "ddpmbench.inputs.checkpoints",
     "load_images": "ddpmbench.inputs.images",
     "prior_bits_per_dim": "ddpmbench.likelihood.terms",
+    "progressive_pictures": "ddpmbench.questions.pictures",
     "rate_distortion": "ddpmbench.questions.rd",
     "wrap_network": "ddpmbench.inputs.checkpoints.wrap",
 }

@@ -10,6 +10,7 @@ import pytest
 
 from ddpmbench.cli.main import ddpmbench
 from ddpmbench.questions.nll import evaluate_nll
+from ddpmbench.questions.pictures import progressive_pictures
 from ddpmbench.questions.rd import rate_distortion
 from ddpmbench.report.printed import printed_comparison, printed_nll
 
@@ -55,9 +56,11 @@ def run_folders(small_model, small_images, tmp_path_factory):
     """A run of every kind, and what `rd` adds to it."""
     folder = tmp_path_factory.mktemp("runs")
     every = {"estimator": "every-pair", "draws": 1}
-    evaluate_nll(small_model, small_images.subset(1), **every, out=folder / "every-pair")
+    one = small_images.subset(1)
+    report = evaluate_nll(small_model, one, **every, out=folder / "every-pair")
     evaluate_nll(small_model, small_images, half_width=9, out=folder / "rotated-warp")
     rate_distortion(folder / "every-pair")
+    progressive_pictures(small_model, one, report)
     return [folder / "every-pair", folder / "rotated-warp"]
 
 

@@ -1,6 +1,8 @@
 """A likelihood run as `nll` and `rd` start it: inputs, progress, notes."""
 
+import dataclasses
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,20 +12,45 @@ from ddpmbench.cli import options
 from ddpmbench.cli.progress import progress
 
 if TYPE_CHECKING:
+    from ddpmbench.inputs.checkpoints import Checkpoint
+    from ddpmbench.inputs.images import ImageSet
     from ddpmbench.questions.nll import NllReport
     from ddpmbench.runs.rows import RunProgress
 
 
-def evaluate(command: str, out: Path | None, given: dict[str, Any]) -> "NllReport | None":
+@dataclasses.dataclass(frozen=True, eq=False)
+class Evaluation:
+    """A finished run, and what it was made with.
+
+    Attributes:
+        report: its result.
+        checkpoint: the model.
+        images: the image set.
+    """
+
+    report: "NllReport"
+    checkpoint: "Checkpoint"
+    images: "ImageSet"
+
+
+def evaluate(
+    command: str,
+    out: Path | None,
+    given: dict[str, Any],
+    *,
+    check: "Callable[[Checkpoint, ImageSet], None]" = lambda checkpoint, images: None,
+) -> Evaluation | None:
     """Run `evaluate_nll` with a command's options.
 
     Args:
         command: its name.
         out: the run folder; None for a dated one.
         given: all its other options.
+        check: raises InputError where the command cannot go on with the checkpoint and the
+            images; it is called before the network is.
 
     Returns:
-        The report; None in a process that does not report.
+        The run; None in a process that does not report.
     """
     from ddpmbench.cli.inputs import open_inputs
     from ddpmbench.questions.nll import evaluate_nll
@@ -31,8 +58,14 @@ def evaluate(command: str, out: Path | None, given: dict[str, Any]) -> "NllRepor
     from ddpmbench.runs.rows import RunListener
 
     inputs = {name: given.pop(name) for name in options.INPUTS}
+
+    def opened() -> "tuple[Checkpoint, ImageSet]":
+        checkpoint, images = open_inputs(**inputs)
+        check(checkpoint, images)
+        return checkpoint, images
+
     with joined() as ranks:
-        checkpoint, images = ranks.first_one(lambda: open_inputs(**inputs))
+        checkpoint, images = ranks.first_one(opened)
         folder = ranks.once(lambda: out or options.dated_folder(command))
         if ranks.reports:
             for note in checkpoint.notes:
@@ -50,9 +83,9 @@ def evaluate(command: str, out: Path | None, given: dict[str, Any]) -> "NllRepor
                 **given,
                 out=folder,
                 command=["ddpmbench", *sys.argv[1:]],
-                listener=RunListener(on_start, lambda now: update(*_shown(now)), _warn),
+                listener=RunListener(on_start, lambda now: update(*_shown(now)), warn),
             )
-    return report if ranks.reports else None
+    return Evaluation(report, checkpoint, images) if ranks.reports else None
 
 
 def _shown(now: "RunProgress") -> tuple[int, int, str]:
@@ -65,5 +98,6 @@ def _shown(now: "RunProgress") -> tuple[int, int, str]:
     return now.done, now.total, f"so far {bound_line(bits, half_width)}"
 
 
-def _warn(line: str) -> None:
+def warn(line: str) -> None:
+    """Say on standard error what is worth saying."""
     click.echo(f"Warning: {line}", err=True)

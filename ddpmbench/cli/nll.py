@@ -25,10 +25,10 @@ def nll(out: Path | None, output_format: str, **given: Any) -> None:  # noqa: AN
         ddpmbench nll --ckpt ema_0.9999_500000.pt --model-flags "--image_size 32 ..." --data DIR
         torchrun --nproc-per-node 4 -m ddpmbench nll --data fashion-mnist:test --out runs/four
     """
-    report = evaluate("nll", out, given)
-    if report is None:
+    found = evaluate("nll", out, given)
+    if found is None:
         return
     from ddpmbench.report.printed import printed_nll
 
-    click.echo(printed_nll(report.summary, output_format))
-    click.echo(f"Run folder: {report.folder}", err=True)
+    click.echo(printed_nll(found.report.summary, output_format))
+    click.echo(f"Run folder: {found.report.folder}", err=True)

@@ -1,13 +1,18 @@
 """`ddpmbench rd`: rate-distortion of progressive lossy decoding."""
 
+import functools
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
 from ddpmbench.cli import options
-from ddpmbench.cli.likelihood import evaluate
+from ddpmbench.cli.likelihood import evaluate, warn
+from ddpmbench.cli.progress import progress
+
+if TYPE_CHECKING:
+    from ddpmbench.questions.nll import NllReport
 
 
 @click.command(short_help="Rate-distortion of progressive lossy decoding.")
@@ -17,31 +22,85 @@ from ddpmbench.cli.likelihood import evaluate
 @options.run_options
 @options.format_option
 @click.option(
+    "--pictures",
+    type=click.Choice(["none", "decoding", "all"]),
+    default="decoding",
+    show_default=True,
+    help="What is drawn besides: what a receiver of the first images holds and shows, or samples "
+    "on their way and mixtures of images too, which takes many more network calls.",
+)
+@click.option(
+    "--depth",
+    type=click.IntRange(min=1),
+    metavar="T",
+    help="The step at which --pictures all mixes images.  [default: half of all steps]",
+)
+@click.option(
     "--run",
     type=click.Path(path_type=Path),
     metavar="DIR",
     help="A finished run of nll or rd: its curve, without a network call.",
 )
-def rd(run: Path | None, out: Path | None, output_format: str, **given: Any) -> None:  # noqa: ANN401
+def rd(
+    run: Path | None,
+    out: Path | None,
+    output_format: str,
+    pictures: str,
+    depth: int | None,
+    **given: Any,  # noqa: ANN401
+) -> None:
     """Rate-distortion of progressive lossy decoding, from the same network calls as nll.
 
     \b
     Examples:
         ddpmbench rd
+        ddpmbench rd --pictures all --depth 300
         ddpmbench rd --run runs/mine
         ddpmbench rd --ckpt google/ddpm-cifar10-32 --data cifar10:test
     """
     if run is not None:
         _refuse_other_options(run)
-    source = run or evaluate("rd", out, given)
+    source = run or _evaluate(out, given, pictures, depth)
     if source is None:
         return
+    from ddpmbench.questions.pictures import draw_stored_pictures
     from ddpmbench.questions.rd import rate_distortion
     from ddpmbench.report.rate_distortion import printed_rate_distortion
 
     found = rate_distortion(source)
+    if run is not None:
+        draw_stored_pictures(run, found.curve)
     click.echo(printed_rate_distortion(found.summary, found.curve, output_format))
     click.echo(f"Run folder: {found.folder}", err=True)
+
+
+def _evaluate(
+    out: Path | None, given: dict[str, Any], pictures: str, depth: int | None
+) -> "NllReport | None":
+    """A run and its pictures; None in a process that does not report."""
+    from ddpmbench.questions.pictures import check_pictures, progressive_pictures
+    from ddpmbench.runs.rows import RunListener
+
+    check = functools.partial(check_pictures, pictures=pictures, depth=depth)
+    found = evaluate("rd", out, given, check=check)
+    if found is None:
+        return None
+    with progress("pictures", "evaluations") as update:
+
+        def on_start(calls: int) -> None:
+            click.echo(f"{calls:,} network calls more for the pictures", err=True)
+
+        progressive_pictures(
+            found.checkpoint,
+            found.images,
+            found.report,
+            pictures=pictures,
+            depth=depth,
+            device=given["device"],
+            batch_size=given["batch_size"],
+            listener=RunListener(on_start, lambda now: update(now.done, now.total, ""), warn),
+        )
+    return found.report
 
 
 def _refuse_other_options(run: Path) -> None:

@@ -19,3 +19,15 @@ def to_unit_range(pixels: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
         ``pixels / 127.5 - 1``, the same shape, in [-1, 1].
     """
     return pixels.to(dtype) / 127.5 - 1.0
+
+
+def to_pixels(x: Tensor) -> Tensor:
+    """The nearest 8-bit levels; what is outside [-1, 1] becomes 0 or 255.
+
+    Args:
+        x: finite, any shape.
+
+    Returns:
+        uint8, the same shape.
+    """
+    return ((x + 1.0) * 127.5).round().clamp(0.0, 255.0).to(torch.uint8)

@@ -90,8 +90,10 @@ def test_a_run_of_its_own_is_one_of_nll(small_checkpoint, small_npz, said, tmp_p
     assert folder.name.startswith("rd-20")
     assert f"runs/{folder.name}" in told
     assert {path.name for path in (folder / "figures").iterdir()} == {
-        "rate_distortion.svg", "rate_distortion.png", "rate_distortion.csv",
-    }  # fmt: skip
+        f"{name}.{kind}"
+        for name in ("rate_distortion", "decoding")
+        for kind in ("svg", "png", "csv")
+    }
     assert said("nll", *common, "--out", tmp_path / "nll")[0] == 0
     assert said("rd", "--run", tmp_path / "nll", "--format", "csv")[1] == printed
 
@@ -132,6 +134,9 @@ def test_a_path_that_is_no_run(refused, tmp_path):
         ("--no-clip",),
         ("--class", 1),
         ("--seed", 0),
+        ("--pictures", "decoding"),
+        ("--pictures", "none"),
+        ("--depth", 3),
     ],
 )
 def test_an_option_that_would_have_no_effect(refused, finished, option):

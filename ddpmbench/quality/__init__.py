@@ -1,0 +1,1 @@
+"""What a model makes: samples and pictures, from a checkpoint and images; no files."""

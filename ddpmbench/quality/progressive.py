@@ -1,0 +1,238 @@
+"""Along the chain, to look at: lossy decoding, generation and interpolation, step by step.
+
+What lies outside [-1, 1] is shown as black or white.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ddpmbench.errors import InputError
+from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
+from ddpmbench.inputs.images import ImageSet
+from ddpmbench.process.noise import normal_noise
+from ddpmbench.process.units import to_pixels, to_unit_range
+from ddpmbench.quality.pictures import (
+    Integers,
+    Interpolation,
+    Pixels,
+    ProgressiveDecoding,
+    ProgressiveGeneration,
+)
+from ddpmbench.quality.sampling import SAMPLE_DRAW, AncestralSampler
+
+DECODING_DRAW = 0
+"""The draw of the noise in x_t when decoding: that of the first row of likelihood there."""
+INTERPOLATION_DRAW = SAMPLE_DRAW + 1
+"""The draw of a pair's noise: no sample shares it."""
+WEIGHTS = tuple(k / 10 for k in range(11))
+"""Of the second image when two are mixed."""
+
+_LEVELS_A_UNIT = 127.5
+_CPU = torch.device("cpu")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PicturePass:
+    """What makes pictures: a model, the images, and how the network is called.
+
+    Attributes:
+        checkpoint: the model; its network is moved to the device.
+        images: the image set.
+        seed: of the noise, 0 <= seed < 2^64.
+        device: where the network runs.
+        batch_size: network calls made together.
+        progress: told how many network calls are done, and of how many.
+    """
+
+    checkpoint: Checkpoint
+    images: ImageSet
+    seed: int = 0
+    device: torch.device = _CPU
+    batch_size: int = 32
+    progress: Callable[[int, int], None] = lambda done, total: None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(C, H, W) of a picture."""
+        return self.images.pixels.shape[1:]
+
+    @property
+    def num_timesteps(self) -> int:
+        """T."""
+        return self.checkpoint.schedule.num_timesteps
+
+    def batches(self, length: int) -> Iterator[slice]:
+        """Slices that cover so many pictures, each of at most `batch_size`."""
+        for start in range(0, length, self.batch_size):
+            yield slice(start, min(start + self.batch_size, length))
+
+    def x_start(self, image: Integers) -> Tensor:
+        """(B, C, H, W) the images with these indices, in [-1, 1]."""
+        pixels = torch.from_numpy(self.images.pixels[image]).to(self.device)
+        return to_unit_range(pixels, self.checkpoint.diffusion.to(self.device).dtype)
+
+    def labels(self, image: Integers) -> Tensor | None:
+        """(B,) their classes; None where the network is conditioned on none."""
+        labels = self.images.labels
+        if not self.checkpoint.num_classes or labels is None:
+            return None
+        return self.put(labels[image])
+
+    def ids(self, image: Integers) -> NDArray[np.str_]:
+        """Their names."""
+        names = np.array([self.images.ids[int(i)] for i in image.flat], np.str_)
+        return names.reshape(image.shape)
+
+    def put(self, values: Integers) -> Tensor:
+        """The same on the device."""
+        return torch.from_numpy(np.ascontiguousarray(values)).to(self.device)
+
+
+def progressive_decoding(
+    run: PicturePass, image: Sequence[int], t: Sequence[int]
+) -> ProgressiveDecoding:
+    """What a receiver shows who has been sent x_t, for each of N images and K steps.
+
+    The noise is that of likelihood's row (image, t, draw 0), so that the error is that row's
+    `x_start_mse`. Network calls: N K.
+
+    Args:
+        run: makes the pictures.
+        image: N indices in its images.
+        t: K steps in 1..T.
+
+    Raises:
+        InputError: the network's output is not finite or has another shape.
+
+    Source: Ho, Jain & Abbeel 2020, section 4.3.
+    """
+    checkpoint = run.checkpoint.to(run.device)
+    diffusion = checkpoint.diffusion.to(run.device)
+    chosen, steps = np.asarray(image, np.int64), np.asarray(t, np.int64)
+    row_image, row_t = np.repeat(chosen, len(steps)), np.tile(steps, len(chosen))
+    held, shown = np.empty((2, len(row_t), *run.shape), np.uint8)
+    rmse = np.empty(len(row_t))
+    for rows in run.batches(len(row_t)):
+        index, at = run.put(row_image[rows]), run.put(row_t[rows])
+        with torch.inference_mode():
+            x_start, labels = run.x_start(row_image[rows]), run.labels(row_image[rows])
+            draw = torch.full_like(index, DECODING_DRAW)
+            eps = normal_noise(index, at, draw, shape=run.shape, seed=run.seed)
+            x_t = diffusion.q_sample(x_start, at, eps.to(x_start.dtype))
+            output = checkpoint.model_output(x_t, at, labels)
+            prediction = diffusion.p_mean_variance(output, x_t, at).pred_x_start
+            mse = (x_start - prediction).square().flatten(1).mean(1)
+        if not bool(torch.isfinite(mse).all()):
+            raise InputError(
+                f"--ckpt {checkpoint.source}: the network's output is not finite for a picture; "
+                "--pictures none makes none"
+            )
+        held[rows], shown[rows] = _pixels(x_t), _pixels(prediction)
+        rmse[rows] = _LEVELS_A_UNIT * np.sqrt(mse.cpu().numpy().astype(np.float64))
+        run.progress(rows.stop, len(row_t))
+    size = (len(chosen), len(steps))
+    return ProgressiveDecoding(
+        num_timesteps=run.num_timesteps,
+        t=steps,
+        image=chosen,
+        image_id=run.ids(chosen),
+        x_start=run.images.pixels[chosen],
+        x_t=held.reshape(*size, *run.shape),
+        pred_x_start=shown.reshape(*size, *run.shape),
+        rmse=rmse.reshape(size),
+    )
+
+
+def progressive_generation(
+    run: PicturePass, num_samples: int, t: Sequence[int]
+) -> ProgressiveGeneration:
+    """Samples 0..N - 1 of the model, and what it made of them at K steps along the way.
+
+    Where the network is conditioned on classes, sample i is of the class of image i; after the
+    last image the first is next. Network calls: N T.
+
+    Args:
+        run: makes the pictures; its images say of what shape.
+        num_samples: N.
+        t: K steps in 1..T at which the prediction is kept.
+
+    Raises:
+        InputError: a sample is not finite, or the network's output has another shape.
+
+    Source: Ho, Jain & Abbeel 2020, section 4.3 and figure 6.
+    """
+    sampler = AncestralSampler(run.checkpoint, seed=run.seed, device=run.device)
+    steps = np.asarray(t, np.int64)
+    shown = np.empty((num_samples, len(steps), *run.shape), np.uint8)
+    samples = np.empty((num_samples, *run.shape), np.uint8)
+    for batch in run.batches(num_samples):
+        index = np.arange(batch.start, batch.stop)
+        sample, labels = run.put(index), run.labels(index % len(run.images))
+        x_t = sampler.start(sample, run.shape)
+        for step in sampler.steps(x_t, run.num_timesteps, sample=sample, labels=labels):
+            for k in np.flatnonzero(steps == step.t):
+                shown[batch, k] = _pixels(step.pred_x_start)
+            x_t = step.x_previous
+            calls = batch.start * run.num_timesteps
+            calls += len(index) * (run.num_timesteps + 1 - step.t)
+            run.progress(calls, num_samples * run.num_timesteps)
+        samples[batch] = _pixels(x_t)
+    return ProgressiveGeneration(run.num_timesteps, steps, shown, samples)
+
+
+def interpolation(run: PicturePass, pair: Sequence[tuple[int, int]], depth: int) -> Interpolation:
+    """What lies between two images: both noised up to a step, mixed there, and decoded.
+
+    All mixtures of a pair have the same noise, on the way up and on the way down. Where the
+    network is conditioned on classes, a mixture is of that of the image that weighs more.
+    Network calls: P W depth, with W = 11 weights.
+
+    Args:
+        run: makes the pictures.
+        pair: P pairs of indices in its images; a pair's noise is addressed by the first.
+        depth: the step in 1..T at which they are mixed.
+
+    Raises:
+        InputError: a picture is not finite, or the network's output has another shape.
+
+    Source: Ho, Jain & Abbeel 2020, section 4.3 and figure 8.
+    """
+    sampler = AncestralSampler(
+        run.checkpoint, seed=run.seed, device=run.device, draw=INTERPOLATION_DRAW
+    )
+    pairs, weights = np.asarray(pair, np.int64).reshape(-1, 2), np.array(WEIGHTS)
+    row_pair, row_weight = np.repeat(pairs, len(weights), axis=0), np.tile(weights, len(pairs))
+    heavier = np.where(row_weight <= 0.5, row_pair[:, 0], row_pair[:, 1])
+    decoded = np.empty((len(row_pair), *run.shape), np.uint8)
+    for rows in run.batches(len(row_pair)):
+        sample, labels = run.put(row_pair[rows, 0]), run.labels(heavier[rows])
+        at, eps = torch.full_like(sample, depth), sampler.start(sample, run.shape)
+        first, second = (
+            sampler.diffusion.q_sample(run.x_start(row_pair[rows, k]), at, eps) for k in (0, 1)
+        )
+        weight = torch.from_numpy(row_weight[rows]).to(first).reshape(-1, 1, 1, 1)
+        x_t = (1 - weight) * first + weight * second
+        for step in sampler.steps(x_t, depth, sample=sample, labels=labels):
+            x_t = step.x_previous
+            calls = rows.start * depth + len(sample) * (depth + 1 - step.t)
+            run.progress(calls, len(row_pair) * depth)
+        decoded[rows] = _pixels(x_t)
+    return Interpolation(
+        num_timesteps=run.num_timesteps,
+        depth=depth,
+        pair=pairs,
+        image_id=run.ids(pairs),
+        weight=weights,
+        x_start=run.images.pixels[pairs],
+        decoded=decoded.reshape(len(pairs), len(weights), *run.shape),
+    )
+
+
+def _pixels(x: Tensor) -> Pixels:
+    pixels: Pixels = to_pixels(x).cpu().numpy()
+    return pixels

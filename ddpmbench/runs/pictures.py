@@ -1,0 +1,117 @@
+"""The pictures of a run folder: all that it takes to draw them again without the network."""
+
+import dataclasses
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from ddpmbench.errors import InputError
+from ddpmbench.files import naming, replacing
+from ddpmbench.quality.pictures import Interpolation, ProgressiveDecoding, ProgressiveGeneration
+
+PICTURES = "pictures.npz"
+
+Record = TypeVar("Record", ProgressiveDecoding, ProgressiveGeneration, Interpolation)
+
+_DAMAGE = (
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    IndexError,
+    KeyError,
+    MemoryError,
+    NotImplementedError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pictures:
+    """The pictures of a run, those that were made.
+
+    Attributes:
+        decoding: what a receiver holds and shows.
+        generation: samples on their way.
+        interpolation: what lies between images.
+    """
+
+    decoding: ProgressiveDecoding | None = None
+    generation: ProgressiveGeneration | None = None
+    interpolation: Interpolation | None = None
+
+    @property
+    def steps(self) -> set[int]:
+        """The T of those that were made: of one run it is one."""
+        made = (self.decoding, self.generation, self.interpolation)
+        return {record.num_timesteps for record in made if record is not None}
+
+    def with_those_of(self, other: "Pictures") -> "Pictures":
+        """The pictures of both, the other's where both have them."""
+        return Pictures(
+            other.decoding or self.decoding,
+            other.generation or self.generation,
+            other.interpolation or self.interpolation,
+        )
+
+    @classmethod
+    def read(cls, folder: Path) -> "Pictures":
+        """Those of a run folder; none where it has none.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        path = folder / PICTURES
+        if not path.exists():
+            return cls()
+        try:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+                arrays = {name: archive[name] for name in archive.files}
+            return cls(
+                _record(ProgressiveDecoding, "decoding", arrays),
+                _record(ProgressiveGeneration, "generation", arrays),
+                _record(Interpolation, "interpolation", arrays),
+            )
+        except _DAMAGE as error:
+            raise InputError(
+                f"{path}: damaged; delete it, and run the command of its folder again"
+            ) from error
+
+    def write(self, folder: Path) -> None:
+        """Write them into a run folder, atomically, in the place of what it has.
+
+        Raises:
+            InputError: the folder cannot be written.
+        """
+        arrays: dict[str, Any] = {}
+        for kind in dataclasses.fields(self):
+            record = getattr(self, kind.name)
+            for field in dataclasses.fields(record) if record is not None else ():
+                arrays[f"{kind.name}.{field.name}"] = getattr(record, field.name)
+        with naming(folder), replacing(folder / PICTURES) as temporary, temporary.open("wb") as out:
+            np.savez_compressed(out, **arrays)
+
+
+def _record(kind: type[Record], name: str, arrays: dict[str, Any]) -> Record | None:
+    """The record of this name, None where no array is one of its fields.
+
+    Raises:
+        KeyError: a field is missing.
+        ValueError: they do not go together.
+    """
+    prefix = f"{name}."
+    if not any(stored.startswith(prefix) for stored in arrays):
+        return None
+    fields: dict[str, Any] = {}
+    for field in dataclasses.fields(kind):
+        value = arrays[prefix + field.name]
+        if field.type is int:
+            if value.shape or not np.issubdtype(value.dtype, np.integer):
+                raise ValueError(f"{field.name} is no whole number")
+            value = int(value)
+        fields[field.name] = value
+    return kind(**fields)

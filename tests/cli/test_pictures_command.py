@@ -1,0 +1,123 @@
+"""`ddpmbench rd --pictures` as a user types it, and what it refuses."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+import torch
+
+from ddpmbench.runs.pictures import PICTURES, Pictures
+
+HEAD = "network calls more for the pictures"
+
+
+@pytest.fixture
+def arguments(small_checkpoint, small_npz, tmp_path):
+    of = ("--ckpt", small_checkpoint, "--data", small_npz, "--half-width", 5)
+    return ("rd", *of, "--out", tmp_path / "run")
+
+
+def test_the_pictures_of_the_first_images_come_by_themselves(arguments, said, tmp_path):
+    status, printed, told = said(*arguments, "--format", "csv")
+    assert status == 0, told
+    assert f"66 {HEAD}" in told
+    assert HEAD not in printed
+    found = Pictures.read(tmp_path / "run")
+    assert found.decoding.rmse.shape == (6, 11)
+    assert found.generation is found.interpolation is None
+    # The rates above the pictures are those printed.
+    curve = pd.read_csv(tmp_path / "run" / "rate_distortion.csv").set_index("t")
+    numbers = pd.read_csv(tmp_path / "run" / "figures" / "decoding.csv")
+    assert list(numbers.rate_bits_per_dim) == list(curve.rate_bits_per_dim.loc[numbers.t])
+
+
+def test_none_all_and_a_depth(arguments, said, tmp_path):
+    status, without, told = said(*arguments, "--pictures", "none", "--format", "csv")
+    assert status == 0, told
+    assert HEAD not in told
+    assert not (tmp_path / "run" / PICTURES).exists()
+    status, printed, told = said(*arguments, "--pictures", "all", "--depth", 3, "--format", "csv")
+    assert status == 0, told
+    assert f"{66 + 8 * 40 + 33 * 3} {HEAD}" in told
+    assert printed == without
+    assert Pictures.read(tmp_path / "run").interpolation.depth == 3
+    assert {path.stem for path in (tmp_path / "run" / "figures").iterdir()} == {
+        "rate_distortion", "decoding", "generation", "interpolation",
+    }  # fmt: skip
+
+
+def test_a_finished_run_keeps_and_redraws_its_pictures(arguments, said, tmp_path, monkeypatch):
+    assert said(*arguments)[0] == 0
+    before = (tmp_path / "run" / PICTURES).read_bytes()
+    (tmp_path / "run" / "figures" / "decoding.svg").unlink()
+
+    def refuse(*_, **__):
+        raise AssertionError("the network was called")
+
+    monkeypatch.setattr(torch.nn.Module, "__call__", refuse)
+    status, _, told = said("rd", "--run", tmp_path / "run")
+    assert status == 0, told
+    assert HEAD not in told
+    assert (tmp_path / "run" / PICTURES).read_bytes() == before
+    assert (tmp_path / "run" / "figures" / "decoding.svg").exists()
+
+
+def test_a_respaced_model_has_steps_of_its_own(arguments, said, tmp_path):
+    status, _, told = said(*arguments, "--timesteps", 4)
+    assert status == 0, told
+    assert f"24 {HEAD}" in told
+    assert list(Pictures.read(tmp_path / "run").decoding.t) == [4, 3, 2, 1]
+
+
+@pytest.mark.slow
+def test_of_several_processes_one_makes_them(arguments, tmp_path):
+    launch = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
+    command = [str(word) for word in (*launch, "-m", "ddpmbench", *arguments)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count(HEAD) == result.stderr.count("Run folder: ") == 1
+    assert result.stdout.count("PSNR") == 1
+    assert Pictures.read(tmp_path / "run").decoding.rmse.shape == (6, 11)
+    refused = subprocess.run(
+        [*command, "--pictures", "all", "--depth", "41"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert refused.returncode == 1
+    assert refused.stderr.count("Error: --depth 41") == 1
+
+
+# ---- what is refused
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--pictures", "some"), "--pictures"),
+        (("--depth", 3), "--depth 3: .*--pictures all"),
+        (("--depth", 3, "--pictures", "none"), "--depth 3: .*--pictures all"),
+        (("--depth", 0, "--pictures", "all"), "--depth"),
+        (("--depth", 41, "--pictures", "all"), "--depth 41: choose a step from 1 to 40"),
+        (("--depth", 5, "--pictures", "all", "--timesteps", 4), "from 1 to 4"),
+        (("--pictures", "all", "--num-images", 1), "--pictures all: mixes two images"),
+    ],
+)
+def test_pictures_that_cannot_be_made(refused, arguments, tmp_path, options, message):
+    assert re.search(message, refused(*arguments, *options))
+    assert not (tmp_path / "run").exists(), "the run was begun"
+
+
+@pytest.mark.parametrize("again", ["the same command", "--run"])
+def test_damaged_pictures_are_named(said, arguments, tmp_path, again):
+    assert said(*arguments)[0] == 0
+    path = tmp_path / "run" / PICTURES
+    os.truncate(path, path.stat().st_size // 2)
+    status, printed, told = said(
+        *(arguments if again != "--run" else ("rd", "--run", tmp_path / "run"))
+    )
+    assert (status, printed) == (2, "")
+    assert f"Error: {path}: damaged" in told
