@@ -155,26 +155,30 @@ class RatioLine:
     freedom: float
 
     @classmethod
-    def of(
-        cls, count: NDArray[np.float64], x: NDArray[np.float64], index: int, window: slice
-    ) -> "RatioLine | None":
+    def of(cls, moments: NDArray[np.float64], index: int, window: slice) -> "RatioLine | None":
         """The line at a step; None where its window has no rows.
 
+        It is level with too few rows for another, at a single step, and where another would go
+        below 0, as at the end of one through few rows.
+
         Args:
-            count: (T - 1,) rows at each step t = 2..T.
-            x: (T - 1,) their sums of what the ratio is to.
+            moments: (3, T - 1) or more at each step t = 2..T: rows, and their sums of what the
+                ratio is of and of what it is to.
             index: of the step.
             window: the steps that are borrowed from.
         """
-        rows = count[window]
+        count, y, x = moments[:3, window]
         u = np.log(np.arange(window.start, window.stop) + 2) - np.log(index + 2)
-        # With too few rows for a line, or at a single step, it is level.
-        powers = np.stack([np.ones_like(u), u])[: 2 if np.count_nonzero(rows) > 2 else 1]
-        try:
-            inverse = np.linalg.inv((powers * x[window]) @ powers.T)
-        except np.linalg.LinAlgError:
-            return None
-        return cls(powers, inverse, float(rows.sum() - len(powers)))
+        powers = np.stack([np.ones_like(u), u])
+        for terms in (2, 1) if np.count_nonzero(count) > 2 else (1,):
+            try:
+                inverse = np.linalg.inv((powers[:terms] * x) @ powers[:terms].T)
+            except np.linalg.LinAlgError:
+                return None
+            line = cls(powers[:terms], inverse, float(count.sum() - terms))
+            if line.weights @ y > 0:
+                break
+        return line
 
     @property
     def weights(self) -> NDArray[np.float64]:
@@ -184,7 +188,7 @@ class RatioLine:
 
 def _ratio(moments: NDArray[np.float64], index: int, window: slice) -> tuple[float, float]:
     """The ratio at a step, and the standard error."""
-    found = RatioLine.of(moments[0], moments[2], index, window)
+    found = RatioLine.of(moments, index, window)
     if found is None:
         return np.nan, np.nan
     count, y, _, yy, yx, xx = moments[:, window]

@@ -74,15 +74,14 @@ def errors_of_warp(design: RotatedWarp, mse: Values, features: FeatureTable) -> 
     step = design.t.ravel() - 2
     size = design.num_timesteps - 1
     y, x = mse.ravel(), features.rows.ravel() * features.error_scale[0, step]
-    count, sum_y, sum_x, yy, yx, xx = (
-        np.bincount(step, weights=values, minlength=size).astype(np.float64)
-        for values in (np.ones_like(x), y, x, y * y, y * x, x * x)
-    )
+    parts = (np.ones_like(x), y, x, y * y, y * x, x * x)
+    moments = np.stack([np.bincount(step, part, size).astype(np.float64) for part in parts])
+    count, sum_y, _, yy, yx, xx = moments
     known = features.step_means[:, 0] * features.error_scale[0]
     influence = np.zeros((size, size))
     factor = np.full(size, np.nan)
     for index, window in enumerate(step_windows(count)):
-        line = RatioLine.of(count, sum_x, index, window)
+        line = RatioLine.of(moments, index, window)
         if line is not None:
             influence[index, window] = line.weights
             rows = count[window].sum()
@@ -91,7 +90,6 @@ def errors_of_warp(design: RotatedWarp, mse: Values, features: FeatureTable) -> 
     there = influence.any(1)
     t = np.log(np.arange(2, size + 2))
     ratio = np.interp(t, t[there], ratio[there]) if there.any() else np.ones(size)
-    ratio = np.maximum(ratio, 0.0)  # at the end of a line through few rows it may fall below
     squares = np.maximum(yy - 2 * ratio * yx + np.square(ratio) * xx, 0.0)
     own = np.where(there, factor, np.nan)
     influence[~there, ~there] = 1.0  # what is not known makes the sum unknown
