@@ -22,7 +22,18 @@ from ddpmbench.cli.likelihood import evaluate
     metavar="DIR",
     help="A finished run of nll or rd: its curve, without a network call.",
 )
-def rd(run: Path | None, out: Path | None, output_format: str, **given: Any) -> None:  # noqa: ANN401
+@click.option(
+    "--partial",
+    is_flag=True,
+    help="With --run, where shards are gone or damaged: the curve of the images that are whole.",
+)
+def rd(
+    run: Path | None,
+    partial: bool,
+    out: Path | None,
+    output_format: str,
+    **given: Any,  # noqa: ANN401
+) -> None:
     """Rate-distortion of progressive lossy decoding, from the same network calls as nll.
 
     \b
@@ -33,14 +44,21 @@ def rd(run: Path | None, out: Path | None, output_format: str, **given: Any) -> 
     """
     if run is not None:
         _refuse_other_options(run)
+    elif partial:
+        raise click.UsageError("--partial: is of a finished run; name its folder with --run")
     source = run or evaluate("rd", out, given)
     if source is None:
         return
     from ddpmbench.questions.rd import rate_distortion
+    from ddpmbench.report.printed import partial_line
     from ddpmbench.report.rate_distortion import printed_rate_distortion
 
-    found = rate_distortion(source)
+    found = rate_distortion(source, partial=partial)
     click.echo(printed_rate_distortion(found.summary, found.curve, output_format))
+    if "partial" in found.summary:
+        click.echo(f"Warning: {partial_line(found.summary)}", err=True)
+    elif partial:
+        click.echo("Note: no shard is missing or damaged; this is the whole run", err=True)
     click.echo(f"Run folder: {found.folder}", err=True)
 
 
@@ -49,7 +67,7 @@ def _refuse_other_options(run: Path) -> None:
     for option in context.command.params:
         name = option.name or ""
         given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
-        if given and name not in ("run", "output_format"):
+        if given and name not in ("run", "partial", "output_format"):
             raise click.UsageError(
                 f"{option.opts[0]}: has no effect on a finished run; leave it out, or leave out "
                 f"--run {run}"
