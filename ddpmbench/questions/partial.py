@@ -18,7 +18,7 @@ from ddpmbench.likelihood.terms import TermTable
 from ddpmbench.process.units import NATS_PER_BIT
 from ddpmbench.report import tables
 from ddpmbench.runs.finished import RATE_DISTORTION, SUMMARY, FinishedRun
-from ddpmbench.runs.losses import Losses, columns, find_losses, usable
+from ddpmbench.runs.losses import Losses, columns_of, find_losses, usable
 
 SCHEMA = "ddpmbench.partial/1"
 """Of its own, so that nothing takes what is left for a run."""
@@ -68,7 +68,7 @@ def reduce_what_is_left(run: str | Path, *, option: str = "--run") -> PartialRun
     losses = find_losses(finished, design=design)
     if losses is None:
         return None
-    store, of_bound = usable(finished, losses.faults), columns(finished)
+    store, of_bound = usable(finished, losses.faults), columns_of(finished)
     prior = finished.prior()
 
     def left() -> Iterator[TermTable]:

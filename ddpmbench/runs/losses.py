@@ -58,7 +58,7 @@ def find_losses(run: FinishedRun, *, design: Design | None = None) -> Losses | N
     if not (run.path / "shards").is_dir():
         return None
     length, store = _length(run), run.shards(ROWS)
-    faults = store.faults(length, columns(run), design=design)
+    faults = store.faults(length, columns_of(run), design=design)
     absent = store.missing(length)
     if not absent and not faults:
         return None
@@ -101,7 +101,7 @@ def usable(run: FinishedRun, faults: dict[str, str]) -> Shards:
     return run.shards(ROWS).without(faults)
 
 
-def columns(run: FinishedRun) -> tuple[str, str, str]:
+def columns_of(run: FinishedRun) -> tuple[str, str, str]:
     """The columns that the result of a run is made of.
 
     Raises:
