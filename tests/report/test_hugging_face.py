@@ -17,6 +17,9 @@ from ddpmbench.report.hugging_face import (
 
 RESULTS = Path(__file__).parents[2] / "results"
 ENTRIES, INDEX = "huggingface/.eval_results/ddpmbench.yaml", "huggingface/model-index.yaml"
+VERSION = json.loads((RESULTS / "default" / "environment.json").read_text())["versions"][
+    "ddpmbench"
+]
 HUB = {"fashion-mnist": "zalando-datasets/fashion_mnist", "cifar10": "uoft-cs/cifar10"}
 
 
@@ -43,7 +46,7 @@ def test_the_entry_comes_back_as_it_was(folder):
     summary = summary_of(folder)
     assert set(write_hugging_face(folder, summary)) == {folder / ENTRIES, folder / INDEX}
     (entry,) = read_entries(folder)
-    assert [entry] == eval_results(summary, version="0.1.0")
+    assert [entry] == eval_results(summary, version=VERSION)
     assert entry == EvalResultEntry(
         dataset_id="zalando-datasets/fashion_mnist",
         task_id="bits_per_dim_test",
@@ -58,7 +61,7 @@ def test_the_model_index_comes_back_as_it_was(folder):
     card = read_card(folder)
     assert card.model_name == "default"
     (result,) = card.eval_results
-    assert result == model_index_result(summary, version="0.1.0")
+    assert result == model_index_result(summary, version=VERSION)
     assert result.metric_value == summary["bits_per_dim"]
     assert result.task_type == "unconditional-image-generation"
     assert (result.dataset_type, result.dataset_split) == (HUB["fashion-mnist"], "test")
@@ -84,7 +87,7 @@ def test_what_makes_it_comparable_is_in_both(folder):
         "seed": 0,
         "data_sha256": summary["data"]["sha256"],
         "checkpoint_sha256": summary["checkpoint"]["sha256"],
-        "ddpmbench": "0.1.0",
+        "ddpmbench": VERSION,
     }
     assert len(amount) == 1
     assert len(conventions) == 6
