@@ -18,6 +18,7 @@ from ddpmbench.likelihood.warp import RotatedWarp
 WINDOW_ROWS = 60
 """A sampled step borrows the rows of the steps around it until it has so many."""
 _WIDEST = 1.5  # ratio of steps
+_FEWEST_ROWS = 10  # that tell how far their mean may be off
 
 _ROOT, _MSE = range(2)
 
@@ -122,7 +123,8 @@ def distortion_of_rows(
     """The distortion from rows of a rotated warp alone, each step by itself.
 
     At t = 1 every image has a row. At another step it is the mean over the rows that fell on it,
-    which are of images at random, and NaN where there are none.
+    which are of images at random, and NaN where there are none; its error is NaN where they are
+    few.
 
     Args:
         num_images: N.
@@ -144,7 +146,7 @@ def distortion_of_rows(
     step, value = np.concatenate(steps), np.concatenate(values, axis=1)
     count = np.bincount(step, minlength=num_timesteps - 1).astype(np.float64)
     count[count == 0] = np.nan
-    freedom = np.where(count > 1, count - 1, np.nan)
+    freedom = np.where(count >= _FEWEST_ROWS, count - 1, np.nan)
     parts = []
     for which in (_ROOT, _MSE):
         mean = np.bincount(step, weights=value[which], minlength=len(count)) / count

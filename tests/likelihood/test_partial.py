@@ -143,22 +143,25 @@ def test_its_steps_are_unbiased_and_so_is_the_rate(estimates):
         assert found.bound.term[1:].sum() == pytest.approx(found.bound.kl, rel=1e-12)
 
 
-def test_its_distortion_is_the_mean_of_the_rows_of_a_step(estimates):
-    found, design = estimates[0], warp(0)
+def test_its_distortion_is_the_mean_of_the_rows_of_a_step():
+    design = warp(0, 6)
+    found = loss(design)
     table = full_table(MODEL, design)
     kept = np.isin(table.rows.image, LEFT)
-    for t in (1, 2, 5, 30):
+    count = found.bound.num_evaluations
+    often = 2 + int(np.argmax(count[1:]))
+    assert count[often - 1] >= 10
+    for t in (1, 2, often, 30):
         at_step = kept & (table.rows.t == t) & ((t > 1) | (table.rows.draw == 0))
         mse = table.values["x_start_mse"][at_step]
         assert found.distortion.mse[t - 1] == pytest.approx(mse.mean())
         assert found.distortion.rmse[t - 1] == pytest.approx(np.sqrt(mse).mean())
-        if t > 1:
+        if t == often:
             error = mse.std(ddof=1) / np.sqrt(len(mse))
             assert found.distortion.mse_standard_error[t - 1] == pytest.approx(error)
-    count = found.bound.num_evaluations
     assert (count == 0).any()
     np.testing.assert_array_equal(np.isnan(found.distortion.rmse), count == 0)
-    np.testing.assert_array_equal(np.isnan(found.distortion.rmse_standard_error), count < 2)
+    np.testing.assert_array_equal(np.isnan(found.distortion.rmse_standard_error), count < 10)
 
 
 @pytest.mark.parametrize("rotations", [2, 3, 5])
