@@ -41,8 +41,14 @@ if TYPE_CHECKING:
     metavar="DIR",
     help="A finished run of nll or rd: its curve, without a network call.",
 )
+@click.option(
+    "--partial",
+    is_flag=True,
+    help="With --run, where shards are gone or damaged: the curve of the images that are whole.",
+)
 def rd(
     run: Path | None,
+    partial: bool,
     out: Path | None,
     output_format: str,
     pictures: str,
@@ -60,17 +66,24 @@ def rd(
     """
     if run is not None:
         _refuse_other_options(run)
+    elif partial:
+        raise click.UsageError("--partial: is of a finished run; name its folder with --run")
     source = run or _evaluate(out, given, pictures, depth)
     if source is None:
         return
     from ddpmbench.questions.pictures import draw_stored_pictures
     from ddpmbench.questions.rd import rate_distortion
+    from ddpmbench.report.printed import partial_line
     from ddpmbench.report.rate_distortion import printed_rate_distortion
 
-    found = rate_distortion(source)
-    if run is not None:
+    found = rate_distortion(source, partial=partial)
+    if run is not None and "partial" not in found.summary:
         draw_stored_pictures(run, found.curve)
     click.echo(printed_rate_distortion(found.summary, found.curve, output_format))
+    if "partial" in found.summary:
+        click.echo(f"Warning: {partial_line(found.summary)}", err=True)
+    elif partial:
+        click.echo("Note: no shard is missing or damaged; this is the whole run", err=True)
     click.echo(f"Run folder: {found.folder}", err=True)
 
 
@@ -108,7 +121,7 @@ def _refuse_other_options(run: Path) -> None:
     for option in context.command.params:
         name = option.name or ""
         given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
-        if given and name not in ("run", "output_format"):
+        if given and name not in ("run", "partial", "output_format"):
             raise click.UsageError(
                 f"{option.opts[0]}: has no effect on a finished run; leave it out, or leave out "
                 f"--run {run}"

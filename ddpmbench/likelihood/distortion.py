@@ -18,6 +18,7 @@ from ddpmbench.likelihood.warp import RotatedWarp
 WINDOW_ROWS = 60
 """A sampled step borrows the rows of the steps around it until it has so many."""
 _WIDEST = 1.5  # ratio of steps
+_FEWEST_ROWS = 10  # that tell how far their mean may be off
 
 _ROOT, _MSE = range(2)
 
@@ -116,10 +117,54 @@ def distortion_of_warp(
     return Distortion(*parts)
 
 
+def distortion_of_rows(
+    num_images: int, num_timesteps: int, tables: Iterable[TermTable], *, clip: bool = True
+) -> Distortion:
+    """The distortion from rows of a rotated warp alone, each step by itself.
+
+    At t = 1 every image has a row. At another step it is the mean over the rows that fell on it,
+    which are of images at random, and NaN where there are none; its error is NaN where they are
+    few.
+
+    Args:
+        num_images: N.
+        num_timesteps: T.
+        tables: the terms of every row once, in any order and any portions.
+        clip: whether the prediction is clamped to [-1, 1].
+    """
+    _, column, _ = columns_of_bound(clip=clip)
+    first = np.full((2, 2, num_images), np.nan)  # of draws 0 and 1
+    steps, values = [], []
+    for table in tables:
+        image, t, draw = table.rows.image, table.rows.t, table.rows.draw
+        both = _both(table.values[column])
+        for k in (0, 1):
+            of_draw = (t == 1) & (draw == k)
+            first[:, k, image[of_draw]] = both[:, of_draw]
+        steps.append(t[t > 1] - 2)
+        values.append(both[:, t > 1])
+    step, value = np.concatenate(steps), np.concatenate(values, axis=1)
+    count = np.bincount(step, minlength=num_timesteps - 1).astype(np.float64)
+    count[count == 0] = np.nan
+    freedom = np.where(count >= _FEWEST_ROWS, count - 1, np.nan)
+    parts = []
+    for which in (_ROOT, _MSE):
+        mean = np.bincount(step, weights=value[which], minlength=len(count)) / count
+        squares = np.square(value[which] - mean[step])
+        variance = np.bincount(step, weights=squares, minlength=len(count)) / freedom
+        at_first, noise = _decoder(first[which])
+        parts.append(np.append(at_first, mean))
+        parts.append(np.append(noise, np.sqrt(variance / count)))
+    return Distortion(*parts)
+
+
 def _decoder(draws: NDArray[np.float64]) -> tuple[float, float]:
     """Mean of the first of (2, N) draws, and the standard error that the noise gives it."""
     of_pair = np.square(draws[0] - draws[1]) / 2
-    noise = of_pair[np.isfinite(of_pair)].mean() / draws.shape[1]
+    twice = np.isfinite(of_pair)
+    if not twice.any():
+        return float(draws[0].mean()), np.nan
+    noise = of_pair[twice].mean() / draws.shape[1]
     return float(draws[0].mean()), float(np.sqrt(noise))
 
 

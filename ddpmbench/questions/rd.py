@@ -7,11 +7,13 @@ from typing import Any
 import pandas as pd
 
 from ddpmbench.questions.nll import NllReport
+from ddpmbench.questions.partial import reduce_what_is_left
 from ddpmbench.report import rate_distortion as report
 from ddpmbench.report.plots import rate_distortion_figure
 from ddpmbench.report.tables import RATE_DISTORTION_COLUMNS, SCHEMA
 from ddpmbench.runs.finished import RATE_DISTORTION, FinishedRun
 from ddpmbench.runs.folder import write_figure
+from ddpmbench.runs.losses import refuse_losses
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -21,7 +23,7 @@ class RateDistortion:
     Attributes:
         summary: what makes it comparable, and the curve at ten steps.
         curve: one row a step; see `report.tables.rate_distortion`.
-        folder: the run folder; None if the run was kept in memory.
+        folder: the run folder, or that of what is left of it; None if the run was kept in memory.
     """
 
     summary: dict[str, Any]
@@ -29,13 +31,15 @@ class RateDistortion:
     folder: Path | None
 
 
-def rate_distortion(run: NllReport | str | Path) -> RateDistortion:
+def rate_distortion(run: NllReport | str | Path, *, partial: bool = False) -> RateDistortion:
     """The rate-distortion curve of progressive lossy decoding, without a network call.
 
     Where the run has a folder, the figure and the numbers behind it are written there.
 
     Args:
         run: what `evaluate_nll` returned, or the folder of a finished run.
+        partial: where shards of the folder are gone or damaged, the curve of the images all of
+            whose rows are left; the summary then says under `partial` what is gone.
 
     Raises:
         InputError: the folder holds no finished run, or is damaged.
@@ -44,8 +48,12 @@ def rate_distortion(run: NllReport | str | Path) -> RateDistortion:
     """
     if isinstance(run, NllReport):
         summary, curve, folder = run.summary, run.rate_distortion, run.folder
+    elif partial and (left := reduce_what_is_left(run)) is not None:
+        curve = left.rate_distortion
+        return RateDistortion(report.summary(curve, left.summary), curve, left.folder)
     else:
         finished = FinishedRun.open(Path(run), option="--run", schema=SCHEMA)
+        refuse_losses(finished, option="--run")
         summary, folder = finished.summary, finished.path
         curve = finished.table(RATE_DISTORTION, RATE_DISTORTION_COLUMNS)
     found = RateDistortion(report.summary(curve, summary), curve, folder)

@@ -41,6 +41,22 @@ def bound_line(value: float, half_width: float | None) -> str:
     return f"NLL <= {_value(value, half_width)} bits/dim"
 
 
+def partial_line(summary: dict[str, Any]) -> str:
+    """What is left of a damaged run, in one line.
+
+    Args:
+        summary: what has `partial` in it.
+    """
+    of = summary["partial"]
+    line = (
+        f"PARTIAL: {of['num_images']:,} of {of['of']:,} images, those all of whose rows are left; "
+        f"{of['lost_rows']:,} rows are gone"
+    )
+    if of["prior"] != "of these images":
+        line += "; the prior is the mean of all images"
+    return line
+
+
 def printed_comparison(summary: dict[str, Any], output_format: str) -> str:
     """The summary of `compare` for standard output.
 
@@ -120,7 +136,8 @@ def comparability(summary: dict[str, Any]) -> list[str]:
         summary[name] for name in ("conventions", "data", "checkpoint")
     )
     split = f":{data['split']}" if data["split"] else ""
-    images = f"{summary['num_images']:,} of {data['source']}{split} ({data['sha256'][:12]})"
+    whole = f"{summary['partial']['of']:,} of " if "partial" in summary else ""
+    images = f"{summary['num_images']:,} of {whole}{data['source']}{split} ({data['sha256'][:12]})"
     weights = f"{checkpoint['family']}, {checkpoint['sha256'][:12]}"
     respaced = " (a model of its own)" if " of " in conventions["schedule"] else ""
     clip = "clip" if conventions["clip"] else "no clip"
@@ -146,7 +163,10 @@ def _amount(sampling: dict[str, Any]) -> str:
 
 def _interval(summary: dict[str, Any]) -> str:
     if summary["half_width"] is None:
-        noise = "unknown for these images (one draw; choose --draws 2)"
+        draws = "one draw; choose --draws 2"
+        if "rotations" in summary["sampling"]:
+            draws = "no second draw of the decoder is left"
+        noise = f"unknown for these images ({draws})"
     else:
         noise = f"+- {summary['half_width']:.4f} for these images"
     population = summary["half_width_population"]

@@ -1,5 +1,6 @@
 """Finished runs, as others left them in their folders."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from packaging.version import InvalidVersion, Version
 
 from ddpmbench.errors import InputError
 from ddpmbench.likelihood.design import EveryPair
@@ -18,8 +20,10 @@ from ddpmbench.likelihood.regression import Predictions
 from ddpmbench.likelihood.warp import RotatedWarp
 from ddpmbench.runs.folder import IDENTITY
 from ddpmbench.runs.shards import Shards
+from ddpmbench.version import __version__
 
 SUMMARY, RATE_DISTORTION = "summary.json", "rate_distortion.csv"
+PER_IMAGE, ENVIRONMENT = "per_image.csv", "environment.json"
 DENSITY, PREDICTIONS = "warp.csv", "predictions.npz"
 _PARTS = ("rows", "totals", "steps")
 _NEEDED = (
@@ -56,7 +60,7 @@ class FinishedRun:
             schema: what its summary must be.
 
         Raises:
-            InputError: it holds no such run, or an unfinished one.
+            InputError: it holds no such run, an unfinished one, or one of a newer version.
         """
         named = f"{option} {path}".strip()
         if not os.path.isdir(path):
@@ -71,11 +75,49 @@ class FinishedRun:
             complete = found != schema or set(_NEEDED) <= set(summary)
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise InputError(f"{named}: {SUMMARY} is damaged; run its command again") from error
+        if _is_later(found, schema):
+            raise InputError(
+                f"{named}: a newer version of ddpmbench made it ({found}; this one reads "
+                f"{schema}); upgrade ddpmbench"
+            )
         if found != schema:
             raise InputError(f"{named}: is a run of {found}, not of {schema}")
+        run = cls(path, summary)
+        run._refuse_newer(named)
         if not complete:
             raise InputError(f"{named}: {SUMMARY} is of another version; run its command again")
-        return cls(path, summary)
+        return run
+
+    def _refuse_newer(self, named: str) -> None:
+        if self.version is None:
+            return
+        try:
+            is_newer = Version(self.version) > Version(__version__)
+        except InvalidVersion as error:
+            raise InputError(
+                f"{named}: {self.version} is no version of ddpmbench; its {IDENTITY} is damaged, "
+                "run its command again with a new --out"
+            ) from error
+        if is_newer:
+            raise InputError(
+                f"{named}: ddpmbench {self.version} made it, and this is {__version__}; upgrade "
+                "ddpmbench"
+            )
+
+    @property
+    def version(self) -> str | None:
+        """The version of ddpmbench that made it; None where its folder does not say.
+
+        Raises:
+            InputError: `run.json` is damaged.
+        """
+        found = self.identity.get("ddpmbench")
+        if found is None:
+            # A published result has no run.json.
+            with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+                record = json.loads((self.path / ENVIRONMENT).read_text(encoding="utf-8"))
+                found = record["versions"]["ddpmbench"]
+        return None if found is None else str(found)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -131,6 +173,23 @@ class FinishedRun:
             raise _lost(path)
         return frame
 
+    def prior(self) -> NDArray[np.float64] | None:
+        """(N,) L_T of every image, bits per dimension; None where the folder does not hold it.
+
+        Raises:
+            InputError: the file that holds it is damaged.
+        """
+        path = self.path / PER_IMAGE
+        if not path.exists():
+            return None
+        try:
+            prior = pd.read_csv(path, dtype=str)["prior"].map(float).to_numpy()
+        except (OSError, ValueError, KeyError) as error:
+            raise _lost(path) from error
+        if len(prior) != self.summary["num_images"] or not np.isfinite(prior).all():
+            raise _lost(path)
+        return prior
+
     def density(self) -> NDArray[np.float64]:
         """(T - 1,) that of the rotated warp over t = 2..T.
 
@@ -167,6 +226,13 @@ class FinishedRun:
         if [parts[name].shape for name in _PARTS] != [of_rows, of_rows, of_steps]:
             raise _lost(path)
         return Predictions(**parts)
+
+
+def _is_later(found: object, schema: str) -> bool:
+    """Whether a schema is that of the same kind of result, with a higher number."""
+    kind, _, number = str(found).rpartition("/")
+    own, _, least = schema.rpartition("/")
+    return kind == own and number.isdecimal() and int(number) > int(least)
 
 
 def _as_written(path: Path) -> pd.DataFrame:

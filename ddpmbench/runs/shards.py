@@ -6,18 +6,23 @@ killed goes on with the positions that no shard covers, whoever computed the oth
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ddpmbench.errors import InputError
 from ddpmbench.files import naming, replacing
+from ddpmbench.likelihood.design import Design
 from ddpmbench.likelihood.terms import VALUE_COLUMNS, Rows, TermTable
 
 _SECONDS, _DEVICE = b"seconds", b"device"
+_ADDRESS = ("image", "t", "draw")
+EARLIER = "an earlier version wrote it"
+"""Said of a shard without some of the columns."""
 
 
 class TermStore(Protocol):
@@ -79,14 +84,15 @@ class MemoryTerms:
 class Shards:
     """The shards of one sequence of rows in a folder; several processes may add to them."""
 
-    def __init__(self, folder: Path, name: str) -> None:
+    def __init__(self, folder: Path, name: str, *, without: Collection[str] = ()) -> None:
         """Look at a folder that exists.
 
         Args:
             folder: holds the shards.
             name: the first part of their names.
+            without: files that count as not there.
         """
-        self._folder, self._name = folder, name
+        self._folder, self._name, self._without = folder, name, frozenset(without)
         self._pattern = re.compile(re.escape(name) + r"-(\d{12})-(\d{12})\.parquet")
 
     def save(self, start: int, table: TermTable, *, seconds: float, device: str) -> None:
@@ -101,11 +107,11 @@ class Shards:
         Raises:
             InputError: the folder cannot be written.
         """
-        columns = {"image": table.rows.image, "t": table.rows.t, "draw": table.rows.draw}
+        columns = {name: getattr(table.rows, name) for name in _ADDRESS}
         arrow = pa.table({**columns, **table.values})
         metadata = {_SECONDS: repr(seconds).encode(), _DEVICE: device.encode()}
         arrow = arrow.replace_schema_metadata(metadata)
-        path = self._folder / f"{self._name}-{start:012d}-{start + len(table):012d}.parquet"
+        path = self._folder / self.name_of(start, start + len(table))
         with naming(self._folder.parent), replacing(path) as temporary:
             pq.write_table(arrow, temporary)
 
@@ -136,6 +142,37 @@ class Shards:
                 yield _read(path, stop - start, columns)[max(0, covered - start) : length - start]
                 covered = stop
 
+    def name_of(self, start: int, stop: int) -> str:
+        """What the shard of the rows at positions start..stop - 1 is called."""
+        return f"{self._name}-{start:012d}-{stop:012d}.parquet"
+
+    def without(self, names: Collection[str]) -> "Shards":
+        """The same shards but for these files, which count as not there."""
+        return Shards(self._folder, self._name, without=self._without.union(names))
+
+    def faults(
+        self, length: int, columns: Sequence[str], *, design: Design | None = None
+    ) -> dict[str, str]:
+        """The shards of the rows below `length` that cannot be used.
+
+        Args:
+            length: the positions are below it.
+            columns: the values that are needed.
+            design: None looks at the files' footers, which takes no time; a design of that length
+                reads the files, and holds the rows in them against its own.
+
+        Returns:
+            What is wrong with each, by the name of its file.
+        """
+        faults = {}
+        for start, stop, path in self._ranges(length):
+            fault = _fault(path, stop - start, columns)
+            if fault is None and design is not None:
+                fault = _fault_inside(path, design, range(start, stop), columns)
+            if fault is not None:
+                faults[path.name] = fault
+        return faults
+
     def seconds(self, length: int) -> float:
         """How long the rows below `length` took, all interruptions left out.
 
@@ -154,7 +191,11 @@ class Shards:
     def _ranges(self, length: int) -> list[tuple[int, int, Path]]:
         with naming(self._folder.parent):
             matches = [(self._pattern.fullmatch(p.name), p) for p in self._folder.iterdir()]
-        ranges = sorted((int(m[1]), int(m[2]), path) for m, path in matches if m)
+        ranges = sorted(
+            (int(m[1]), int(m[2]), path)
+            for m, path in matches
+            if m and path.name not in self._without
+        )
         return [found for found in ranges if found[0] < length]
 
 
@@ -167,10 +208,9 @@ def _metadata(path: Path) -> dict[bytes, bytes]:
 
 
 def _read(path: Path, length: int, columns: Sequence[str]) -> TermTable:
-    address = ("image", "t", "draw")
     try:
-        arrow = pq.read_table(path, columns=[*address, *columns])
-        rows = Rows(*(arrow[name].to_numpy() for name in address))
+        arrow = pq.read_table(path, columns=[*_ADDRESS, *columns])
+        rows = Rows(*(arrow[name].to_numpy() for name in _ADDRESS))
         table = TermTable(rows, {name: arrow[name].to_numpy() for name in columns})
     except (pa.ArrowException, OSError, KeyError) as error:
         raise _damaged(path) from error
@@ -179,6 +219,34 @@ def _read(path: Path, length: int, columns: Sequence[str]) -> TermTable:
             f"{path}: does not hold the rows it names; delete this shard and run the command again"
         )
     return table
+
+
+def _fault(path: Path, length: int, columns: Sequence[str]) -> str | None:
+    try:
+        footer = pq.read_metadata(path)
+    except (pa.ArrowException, OSError):
+        return "is truncated or unreadable"
+    lacks = [name for name in (*_ADDRESS, *columns) if name not in footer.schema.names]
+    if lacks:
+        return f"lacks {', '.join(lacks)}: {EARLIER}"
+    if footer.num_rows != length:
+        return f"holds {footer.num_rows} rows, not {length}"
+    return None
+
+
+def _fault_inside(
+    path: Path, design: Design, positions: range, columns: Sequence[str]
+) -> str | None:
+    try:
+        rows = _read(path, len(positions), columns).rows
+    except InputError:
+        return "is unreadable"
+    expected = design.rows(positions.start, positions.stop)
+    # A shard may go beyond the design.
+    rows = rows[: len(expected)]
+    if not all(np.array_equal(getattr(rows, n), getattr(expected, n)) for n in _ADDRESS):
+        return "holds other rows than its name says"
+    return None
 
 
 def _damaged(path: Path) -> InputError:
