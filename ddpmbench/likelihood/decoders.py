@@ -49,7 +49,6 @@ def log_variances(schedule: NoiseSchedule) -> NDArray[np.float64]:
         return np.full(len(SCALES), beta)
     low = float(schedule.posterior_variance[1].log())
     nodes = low + (beta - low) * 0.5 * (1 - np.cos(np.pi * np.linspace(0, 1, len(SCALES))))
-    nodes[-1] = beta
     return np.asarray(nodes)
 
 

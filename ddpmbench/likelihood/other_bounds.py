@@ -74,13 +74,12 @@ def other_bounds_of_pairs(
     if not _skips(diffusion):
         return OtherBounds(found, [])
     first = [sums.of(name) for name in decoders]
-    noise = first[0].squares[0] / design.draws / design.num_images**2
     costs = StepCosts(
         schedule=diffusion.schedule,
         prior=float(prior.mean()),
         errors=errors_of_pairs(design, sums.of(error)),
         decoder=np.array([of.mean[0] for of in first]),
-        decoder_variance=float(noise) if design.draws > 1 else np.nan,
+        decoder_variance=float(errors_of_pairs(design, first[0]).spread[0]),
     )
     return OtherBounds(found, sub_schedule_bounds(costs))
 

@@ -41,11 +41,11 @@ class StepErrors:
 
 
 def errors_of_pairs(design: EveryPair, sums: ColumnSums) -> StepErrors:
-    """The errors from every pair; what is not known is the noise.
+    """The errors, or another column, from every pair; what is not known is the noise.
 
     Args:
         design: the rows that were computed.
-        sums: of the column of errors.
+        sums: of the column.
     """
     spread = sums.squares / design.draws / design.num_images**2
     if design.draws == 1:
