@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ddpmbench.questions.compare import Comparison, compare
     from ddpmbench.questions.nll import NllReport, evaluate_nll
     from ddpmbench.questions.rd import RateDistortion, rate_distortion
+    from ddpmbench.questions.report import write_report
 
 __all__ = [
     "BoundTerms",
@@ -42,6 +43,7 @@ __all__ = [
     "prior_bits_per_dim",
     "rate_distortion",
     "wrap_network",
+    "write_report",
 ]
 
 _HOMES = {
@@ -60,6 +62,7 @@ _HOMES = {
     "prior_bits_per_dim": "ddpmbench.likelihood.terms",
     "rate_distortion": "ddpmbench.questions.rd",
     "wrap_network": "ddpmbench.inputs.checkpoints.wrap",
+    "write_report": "ddpmbench.questions.report",
 }
 
 

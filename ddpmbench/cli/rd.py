@@ -8,6 +8,7 @@ from click.core import ParameterSource
 
 from ddpmbench.cli import options
 from ddpmbench.cli.likelihood import evaluate
+from ddpmbench.cli.report import tell_report
 
 
 @click.command(short_help="Rate-distortion of progressive lossy decoding.")
@@ -42,6 +43,7 @@ def rd(run: Path | None, out: Path | None, output_format: str, **given: Any) -> 
     found = rate_distortion(source)
     click.echo(printed_rate_distortion(found.summary, found.curve, output_format))
     click.echo(f"Run folder: {found.folder}", err=True)
+    tell_report(found.folder)
 
 
 def _refuse_other_options(run: Path) -> None:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from ddpmbench.questions.nll import NllReport
 from ddpmbench.report import rate_distortion as report
-from ddpmbench.report.plots import rate_distortion_figure
+from ddpmbench.report.figures.rate_distortion import rate_distortion_figure
 from ddpmbench.report.tables import RATE_DISTORTION_COLUMNS, SCHEMA
 from ddpmbench.runs.finished import RATE_DISTORTION, FinishedRun
 from ddpmbench.runs.folder import write_figure

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 IDENTITY = "run.json"
+_DOTS_AN_INCH = 144
 LEFTOVER_SECONDS = 600.0
 """A temporary file older than this was left by a run that was killed."""
 
@@ -79,15 +80,30 @@ class RunFolder:
 def write_figure(folder: Path, name: str, figure: "Figure", numbers: pd.DataFrame) -> None:
     """Write a figure as svg and png under `figures/`, and the numbers behind it as csv.
 
+    The svg has no background, its texts are text, and the same figure gives the same file; the png
+    is on white.
+
     Raises:
         InputError: the folder cannot be written.
     """
+    import matplotlib
+
     place = folder / "figures"
-    with naming(folder):
+    kinds: dict[str, dict[str, Any]] = {
+        "svg": {"transparent": True, "metadata": {"Date": None, "Creator": None}},
+        "png": {"facecolor": "white", "dpi": _DOTS_AN_INCH},
+    }
+    # The place of everything is found once, not once a file.
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    with (
+        naming(folder),
+        matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "ddpmbench"}),
+    ):
         place.mkdir(exist_ok=True)
-        for kind in ("svg", "png"):
+        for kind, how in kinds.items():
             with replacing(place / f"{name}.{kind}") as temporary:
-                figure.savefig(temporary, format=kind)
+                figure.savefig(temporary, format=kind, **how)
         with replacing(place / f"{name}.csv") as temporary:
             numbers.to_csv(temporary, index=False)
 

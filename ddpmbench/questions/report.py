@@ -1,0 +1,123 @@
+"""What did a run find? All of it on one page that people can look at."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
+
+import pandas as pd
+
+from ddpmbench.errors import InputError
+from ddpmbench.files import naming, replacing
+from ddpmbench.report import comparison, tables
+from ddpmbench.report.contents import RunContents, read_table
+from ddpmbench.report.figures.bound import bound_figure
+from ddpmbench.report.figures.calls import calls_figure
+from ddpmbench.report.figures.difference import difference_figure
+from ddpmbench.report.figures.images import images_figure
+from ddpmbench.report.figures.rate_distortion import rate_distortion_figure
+from ddpmbench.report.figures.sub_schedules import sub_schedules_figure
+from ddpmbench.report.page import STRIPS, comparison_page, run_page
+from ddpmbench.runs.finished import SUMMARY, FinishedRun
+from ddpmbench.runs.folder import write_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PAGE = "report.html"
+_STEPS = {
+    "run": "str",
+    "t": "int64",
+    "bits_per_dim": "float64",
+    "standard_error": "float64",
+    "rate_bits_per_dim": "float64",
+    "rate_standard_error": "float64",
+}
+
+Drawn = tuple["Figure", pd.DataFrame]
+
+
+def write_report(run: str | Path) -> Path:
+    """Draw the figures of a finished run into its folder, and write its page.
+
+    No network is called, and nothing is loaded from elsewhere; nor does the page when it is read.
+
+    Args:
+        run: the folder of a run of `evaluate_nll`, or of a comparison.
+
+    Returns:
+        The page.
+
+    Raises:
+        InputError: the folder holds no finished run, is damaged, or cannot be written.
+    """
+    path = Path(run)
+    summary = _summary_of_comparison(path)
+    page = _of_run(path) if summary is None else _of_comparison(path, summary)
+    with naming(path), replacing(path / PAGE) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return path / PAGE
+
+
+def _of_run(path: Path) -> str:
+    contents = RunContents.of(FinishedRun.open(path, option="", schema=tables.SCHEMA))
+    names = []
+    for name, (figure, numbers) in _figures(contents):
+        write_figure(path, name, figure, numbers)
+        names.append(name)
+    svgs = _svgs(path, [*names, *STRIPS])
+    return run_page(contents, svgs)
+
+
+def _of_comparison(path: Path, summary: dict[str, Any]) -> str:
+    steps = read_table(path / "per_timestep.csv", _STEPS)
+    figure, numbers = difference_figure(steps, str(summary["baseline"]["run"]))
+    write_figure(path, "difference", figure, numbers)
+    return comparison_page(summary, numbers, _svgs(path, ["difference"]))
+
+
+def _figures(contents: RunContents) -> Iterator[tuple[str, Drawn]]:
+    """Those that the run has the tables for, by name."""
+    yield "bound", bound_figure(contents.per_timestep, contents.rate_distortion)
+    yield "rate_distortion", rate_distortion_figure(contents.rate_distortion)
+    if contents.per_image is not None:
+        bits, what = contents.bits_of_images
+        yield "images", images_figure(bits, what, contents.extremes)
+    if contents.sub_schedules is not None:
+        yield "sub_schedules", sub_schedules_figure(contents.sub_schedules)
+    if contents.density is not None:
+        sizes = {
+            "num_images": contents.summary["num_images"],
+            "rotations": contents.summary["sampling"]["rotations"],
+        }
+        yield "calls", calls_figure(contents.per_timestep, contents.density, **sizes)
+
+
+def _svgs(path: Path, names: Sequence[str]) -> dict[str, str]:
+    """The figures of these names that are in the folder."""
+    places = {name: path / "figures" / f"{name}.svg" for name in names}
+    return {name: _svg(place) for name, place in places.items() if place.exists()}
+
+
+def _svg(place: Path) -> str:
+    try:
+        text = place.read_text(encoding="utf-8")
+        ElementTree.fromstring(text).attrib["viewBox"]
+    except (OSError, ValueError, KeyError, ElementTree.ParseError) as error:
+        raise InputError(f"{place}: damaged; remove it, or draw it again") from error
+    return text
+
+
+def _summary_of_comparison(path: Path) -> dict[str, Any] | None:
+    """The object of `summary.json` where it is one of a comparison; else None."""
+    try:
+        found = json.loads((path / SUMMARY).read_text(encoding="utf-8"))
+        if found["schema"] != comparison.SCHEMA:
+            return None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None  # whoever opens a run says what is wrong with it
+    needed = ("baseline", "runs", "num_images", "num_timesteps", "estimator", "conventions", "data")
+    if not all(found.get(name) for name in needed):
+        raise InputError(f"{path / SUMMARY}: damaged; run the command of its folder again")
+    return dict(found)
