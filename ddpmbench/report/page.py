@@ -1,6 +1,7 @@
 """The page of a run: everything it found, in one file that needs nothing else."""
 
 import math
+import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 import jinja2
 import pandas as pd
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from ddpmbench.report import rate_distortion
 from ddpmbench.report.contents import RunContents
@@ -204,11 +205,16 @@ def _bound_parts(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
             "name": name,
             "bits": summary[name],
             "share": max(0.0, summary[name] / total) if total else 0.0,
-            "what": what,
+            "what": _typeset(what),
             "color": _COLORS[name],
         }
         for name, what in PARTS.items()
     ]
+
+
+def _typeset(text: str) -> Markup:
+    """L_{T-1} with its index where an index is."""
+    return Markup(re.sub(r"_\{?([\w-]+)\}?", r"<sub>\1</sub>", str(escape(text))))
 
 
 def _half_by(curve: pd.DataFrame, prior: float) -> int | None:

@@ -93,9 +93,10 @@ def write_figure(folder: Path, name: str, figure: "Figure", numbers: pd.DataFram
         "svg": {"transparent": True, "metadata": {"Date": None, "Creator": None}},
         "png": {"facecolor": "white", "dpi": _DOTS_AN_INCH},
     }
-    # The place of everything is found once, not once a file.
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")
+    # The place of everything is found once, not twice for each file.
+    if (layout := figure.get_layout_engine()) is not None:
+        layout.execute(figure)
+        figure.set_layout_engine(None)
     with (
         naming(folder),
         matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "ddpmbench"}),

@@ -25,7 +25,7 @@ NORMAL = 1.96
 
 # A panel is as wide as a phone's screen, in points, so that there too its texts can be read.
 _PANEL = (4.4, 3.2)
-_FONT_SIZE = 9
+_FONT_SIZE = 9.5
 _POINTS = 240
 _LONGEST_NAME = 28
 
