@@ -2,7 +2,7 @@
 
 import copy
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
@@ -40,48 +40,43 @@ def inline_panels(svg: str, name: str, label: str) -> list[str]:
     root = ElementTree.fromstring(svg)
     _keep_what_draws(root)
     for element in root.iter():
-        _dress(element, f"{name}-")
+        _dress(element)
     left, top, width, height = map(float, root.attrib["viewBox"].split())
-    parts = [part for part in root.iter(f"{_SVG}g") if _is_panel(part, name)]
+    parts = [part for part in root.iter("g") if _PANEL.fullmatch(part.get("id", ""))]
     if not parts:
-        return [_element(root, list(root), (left, top, width, height), label)]
+        return [_element(root, list(root), (left, top, width, height), name, label)]
     width /= len(parts)
     panels = []
     for k, part in enumerate(parts):
         box = (left + k * width, top, width, height)
         which = label if len(parts) == 1 else f"{label}, {k + 1} of {len(parts)}"
-        panels.append(_element(root, [part], box, which))
+        panels.append(_element(root, [part], box, f"{name}-{k + 1}", which))
     return panels
-
-
-def _is_panel(element: Element, name: str) -> bool:
-    own = element.get("id", "")
-    return own.startswith(f"{name}-") and bool(_PANEL.fullmatch(own[len(name) + 1 :]))
 
 
 def _keep_what_draws(parent: Element) -> None:
     for child in list(parent):
         tag = child.tag if isinstance(child.tag, str) else ""
-        if tag.removeprefix(_SVG) in _DRAWN and tag.startswith(_SVG):
+        if tag.startswith(_SVG) and tag.removeprefix(_SVG) in _DRAWN:
             _keep_what_draws(child)
         else:
             parent.remove(child)
 
 
-def _dress(element: Element, prefix: str) -> None:
+def _dress(element: Element) -> None:
+    """Names as html has them, the page's colors and font, and no space that only indents."""
+    element.tag = element.tag.removeprefix(_SVG)
+    if element.tag not in ("text", "tspan"):
+        element.text = None
+    if element.tag != "tspan":
+        element.tail = None
     for name, value in list(element.attrib.items()):
         if name.startswith("on"):
             del element.attrib[name]
-        elif name == "id":
-            element.set(name, prefix + value)
         elif name in _HREFS:
             del element.attrib[name]
-            if value.startswith("#"):
-                element.set("href", f"#{prefix}{value[1:]}")
-            elif value.startswith("data:image/"):
+            if value.startswith(("#", "data:image/")):
                 element.set("href", value)
-        else:
-            element.set(name, _REFERENCE.sub(rf"url(#{prefix}\1)", value))
     style = _FONT.sub("", element.get("style", ""))
     for color, variable in VARIABLES.items():
         style = re.sub(color, variable, style, flags=re.IGNORECASE)
@@ -92,23 +87,30 @@ def _dress(element: Element, prefix: str) -> None:
 
 
 def _element(
-    root: Element, parts: list[Element], box: tuple[float, float, float, float], label: str
+    root: Element,
+    parts: list[Element],
+    box: tuple[float, float, float, float],
+    name: str,
+    label: str,
 ) -> str:
     """An svg of its own around some parts of another, with the definitions that they use."""
-    own = Element(f"{_SVG}svg", {"viewBox": " ".join(f"{x:g}" for x in box)})
+    own = Element("svg", {"viewBox": " ".join(f"{x:g}" for x in box)})
     own.attrib |= {"role": "img", "aria-label": label}
     defined = {of.attrib["id"]: of for of in root.iter() if "id" in of.attrib}
     there = {of.attrib["id"] for part in parts for of in part.iter() if "id" in of.attrib}
-    missing = sorted({name for part in parts for name in _used(part)} - there)
-    definitions = [copy.deepcopy(defined[name]) for name in missing if name in defined]
-    if definitions:
-        ElementTree.SubElement(own, f"{_SVG}defs").extend(definitions)
+    used = {use for part in parts for use in _uses(part)}
+    missing = [defined[use] for use in sorted(used - there) if use in defined]
+    if missing:
+        ElementTree.SubElement(own, "defs").extend(missing)
     own.extend(parts)
-    _strip(own)
-    return ElementTree.tostring(own, encoding="unicode", short_empty_elements=True)
+    # What panels share each has for itself.
+    own = copy.deepcopy(own)
+    for element in own.iter():
+        _rename(element, used, name)
+    return ElementTree.tostring(own, encoding="unicode")
 
 
-def _used(part: Element) -> Iterator[str]:
+def _uses(part: Element) -> Iterator[str]:
     for element in part.iter():
         for name, value in element.attrib.items():
             if name == "href" and value.startswith("#"):
@@ -117,11 +119,15 @@ def _used(part: Element) -> Iterator[str]:
                 yield from _REFERENCE.findall(value)
 
 
-def _strip(element: Element) -> None:
-    """Names as html has them, and no space that only indents."""
-    for of in element.iter():
-        of.tag = of.tag.removeprefix(_SVG)
-        if of.tag not in ("text", "tspan"):
-            of.text = None
-        if of.tag != "tspan":
-            of.tail = None
+def _rename(element: Element, used: Set[str], name: str) -> None:
+    """Give what is used a name that no other panel has; what is not used needs none."""
+    for attribute, value in list(element.attrib.items()):
+        if attribute == "id":
+            if value in used:
+                element.set("id", f"{name}-{value}")
+            else:
+                del element.attrib["id"]
+        elif attribute == "href" and value.startswith("#"):
+            element.set("href", f"#{name}-{value[1:]}")
+        else:
+            element.set(attribute, _REFERENCE.sub(rf"url(#{name}-\1)", value))

@@ -96,16 +96,24 @@ def log_axis(axes: "Axes", *names: str) -> None:
         axis.set_minor_formatter(NullFormatter())
 
 
-def log_range(axes: "Axes", low: float, high: float) -> None:
-    """Set the range of a logarithmic y axis, with numbers on it however short it is."""
+def log_range(axes: "Axes", name: str, low: float, high: float) -> None:
+    """Set the range of a logarithmic axis, with numbers on it however short it is.
+
+    Args:
+        axes: on which.
+        name: "x" or "y".
+        low: the least that is shown, positive.
+        high: the most.
+    """
     from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-    axes.set_ylim(low, high)
-    if high < 10 * low:
-        axes.yaxis.set_major_locator(MaxNLocator(6))
-        axes.yaxis.set_minor_locator(NullLocator())
-    elif high < 1000 * low:
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.set(**{f"{name}lim": (low, high)})
+    axis = axes.xaxis if name == "x" else axes.yaxis
+    if high < 5 * low:
+        axis.set_major_locator(MaxNLocator(6))
+        axis.set_minor_locator(NullLocator())
+    elif high < 300 * low:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
 
 
 def shortened(name: str) -> str:

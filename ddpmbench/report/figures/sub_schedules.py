@@ -55,5 +55,6 @@ def sub_schedules_figure(table: pd.DataFrame) -> tuple["Figure", pd.DataFrame]:
         finish(axes, f"Variance {variance}", x="number of steps", y="bound, bits/dim")
     low, high = table.bits_per_dim.min(), table.bits_per_dim.max()
     for axes in parts:
-        log_range(axes, low / 1.1, high * 1.1)
+        log_range(axes, "x", table.num_timesteps.min() / 1.1, table.num_timesteps.max() * 1.1)
+        log_range(axes, "y", low / 1.1, high * 1.1)
     return figure, table.drop(columns="steps", errors="ignore")
