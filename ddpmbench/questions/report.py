@@ -62,12 +62,12 @@ def write_report(run: str | Path) -> Path:
 
 def _of_run(path: Path) -> str:
     contents = RunContents.of(FinishedRun.open(path, option="", schema=tables.SCHEMA))
+    strips = _svgs(path, list(STRIPS))
     names = []
     for name, (figure, numbers) in _figures(contents):
         write_figure(path, name, figure, numbers)
         names.append(name)
-    svgs = _svgs(path, [*names, *STRIPS])
-    return run_page(contents, svgs)
+    return run_page(contents, {**_svgs(path, names), **strips})
 
 
 def _of_comparison(path: Path, summary: dict[str, Any]) -> str:
