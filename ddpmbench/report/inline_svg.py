@@ -95,7 +95,7 @@ def _element(
 ) -> str:
     """An svg of its own around some parts of another, with the definitions that they use."""
     own = Element("svg", {"viewBox": " ".join(f"{x:g}" for x in box)})
-    own.attrib |= {"role": "img", "aria-label": label}
+    own.attrib |= {"class": "panel", "role": "img", "aria-label": label}
     defined = {of.attrib["id"]: of for of in root.iter() if "id" in of.attrib}
     there = {of.attrib["id"] for part in parts for of in part.iter() if "id" in of.attrib}
     used = {use for part in parts for use in _uses(part)}

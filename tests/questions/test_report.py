@@ -83,6 +83,21 @@ def test_the_same_folder_gives_the_same_page_without_a_network(folders, monkeypa
     assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def test_a_page_is_written_whole_or_not_at_all(folders, monkeypatch):
+    page = folders / "every-pair" / "report.html"
+    before = page.read_bytes()
+    write_text = Path.write_text
+
+    def half(path, text, **options):
+        write_text(path, text[: len(text) // 2], **options)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", half)
+    with pytest.raises(db.InputError, match=r"cannot be written \(no space left on device\)"):
+        db.write_report(page.parent)
+    assert page.read_bytes() == before
+
+
 def test_a_run_without_the_newer_tables_has_a_page_too(copied):
     whole = (copied / "report.html").read_text()
     for name in ("per_image.csv", "conventions.csv", "sub_schedules.csv", "extremes.npz"):

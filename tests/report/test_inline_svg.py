@@ -34,7 +34,7 @@ def test_each_panel_is_a_picture_of_its_own(svgs):
         lefts = []
         for k, panel in enumerate(panels, 1):
             root = ElementTree.fromstring(panel)
-            assert root.get("role") == "img"
+            assert (root.get("class"), root.get("role")) == ("panel", "img")
             assert root.get("aria-label") == f"what it shows, {k} of {count}"
             left, top, width, height = map(float, root.get("viewBox").split())
             assert (top, width, height) == (0, 316.8, 230.4)
