@@ -168,10 +168,11 @@ def _extremes(path: Path, num_images: int) -> Extremes | None:
         (found.worst_index, found.worst_pixels),
     ):
         is_of_images = pixels.dtype == np.uint8 and pixels.ndim == 4 and pixels.shape[1] in (1, 3)
-        in_set = len(index) > 0 and ((index >= 0) & (index < num_images)).all()
+        in_set = ((index >= 0) & (index < num_images)).all()
         if not is_of_images or not in_set or index.shape != pixels.shape[:1]:
             raise _lost(path)
-    return found
+    # A single image is neither the best nor the worst.
+    return found if len(found.best_index) and len(found.worst_index) else None
 
 
 def _lost(path: Path) -> InputError:

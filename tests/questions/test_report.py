@@ -132,6 +132,16 @@ def test_the_page_of_a_published_run_is_small(tmp_path):
     assert 100_000 < page.stat().st_size < 1_500_000
 
 
+def test_a_single_image_is_neither_the_best_nor_the_worst(small_model, small_images, tmp_path):
+    run_folder("every-pair", small_model, small_images.subset(1), tmp_path / "run")
+    none = {"best_index": [], "best_pixels": np.zeros((0, 1, 8, 8), np.uint8)}
+    none |= {name.replace("best", "worst"): value for name, value in none.items()}
+    np.savez(tmp_path / "run" / "extremes.npz", **none)
+    page = db.write_report(tmp_path / "run").read_text()
+    assert "Bits, over images" in page
+    assert "cost the fewest" not in page
+
+
 def test_of_large_pictures_the_page_is_still_small(copied):
     pixels = np.random.default_rng(0).integers(0, 256, (8, 3, 256, 256), dtype=np.uint8)
     index = np.arange(8) % 6
@@ -202,7 +212,7 @@ def test_a_run_that_is_none_unfinished_or_newer_is_refused(copied, tmp_path):
         db.write_report(tmp_path / "nowhere")
     newer = {**json.loads((copied / "summary.json").read_text()), "schema": "ddpmbench.nll/2"}
     (copied / "summary.json").write_text(json.dumps(newer))
-    with pytest.raises(db.InputError, match=r"is a run of ddpmbench\.nll/2"):
+    with pytest.raises(db.InputError, match=r"ddpmbench\.nll/2"):
         db.write_report(copied)
     (copied / "summary.json").unlink()
     with pytest.raises(db.InputError, match="is unfinished"):
