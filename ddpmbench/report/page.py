@@ -21,7 +21,7 @@ from ddpmbench.version import __version__
 FIGURES = {
     "bound": "Bits in one step, and bits sent so far, over the steps",
     "rate_distortion": "Distortion against rate, and both over the steps of a receiver",
-    "images": "How the bits spread over images, with those that cost the fewest and the most",
+    "images": "How the bits spread over the images, and those at both ends",
     "sub_schedules": "The bound against the number of steps, evenly spaced and best",
     "calls": "Network calls at each step",
     "difference": "Difference from the baseline over the steps",
