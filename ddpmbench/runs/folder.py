@@ -88,7 +88,7 @@ def write_figure(folder: Path, name: str, figure: "Figure", numbers: pd.DataFram
     """
     import matplotlib
 
-    place = folder / "figures"
+    figures = folder / "figures"
     kinds: dict[str, dict[str, Any]] = {
         "svg": {"transparent": True, "metadata": {"Date": None, "Creator": None}},
         "png": {"facecolor": "white", "dpi": _DOTS_AN_INCH},
@@ -97,15 +97,19 @@ def write_figure(folder: Path, name: str, figure: "Figure", numbers: pd.DataFram
     if (layout := figure.get_layout_engine()) is not None:
         layout.execute(figure)
         figure.set_layout_engine(None)
+    # The last bits of a layout are not the same each time.
+    for axes in figure.get_axes():
+        place = axes.get_position(original=True).bounds
+        axes.set_position([round(at, 5) for at in place])
     with (
         naming(folder),
         matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "ddpmbench"}),
     ):
-        place.mkdir(exist_ok=True)
+        figures.mkdir(exist_ok=True)
         for kind, how in kinds.items():
-            with replacing(place / f"{name}.{kind}") as temporary:
+            with replacing(figures / f"{name}.{kind}") as temporary:
                 figure.savefig(temporary, format=kind, **how)
-        with replacing(place / f"{name}.csv") as temporary:
+        with replacing(figures / f"{name}.csv") as temporary:
             numbers.to_csv(temporary, index=False)
 
 

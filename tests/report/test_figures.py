@@ -137,6 +137,20 @@ def test_the_same_figure_is_the_same_file(drawn, tmp_path):
             assert again == (drawn / f"{name}.{kind}").read_bytes(), f"{name}.{kind}"
 
 
+def test_the_last_bits_of_a_layout_do_not_matter(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 1, 8, 8), dtype=np.uint8)
+    written = set()
+    for shift in (0.0, 1e-12):
+        figure, numbers = images_figure(np.linspace(1, 2, 8), "Bits", extremes(pixels))
+        figure.get_layout_engine().execute(figure)
+        figure.set_layout_engine(None)
+        for axes in figure.get_axes():
+            axes.set_position([at + shift for at in axes.get_position().bounds])
+        write_figure(tmp_path, "images", figure, numbers)
+        written.add((tmp_path / "figures" / "images.svg").read_text())
+    assert len(written) == 1
+
+
 def test_a_page_can_give_every_ink_a_color_of_its_own(drawn):
     for path in drawn.glob("*.svg"):
         root = ElementTree.parse(path).getroot()
