@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ddpmbench.questions.nll import NllReport, evaluate_nll
     from ddpmbench.questions.pictures import progressive_pictures
     from ddpmbench.questions.rd import RateDistortion, rate_distortion
+    from ddpmbench.questions.report import write_report
 
 __all__ = [
     "BoundTerms",
@@ -44,6 +45,7 @@ __all__ = [
     "progressive_pictures",
     "rate_distortion",
     "wrap_network",
+    "write_report",
 ]
 
 _HOMES = {
@@ -63,6 +65,7 @@ _HOMES = {
     "progressive_pictures": "ddpmbench.questions.pictures",
     "rate_distortion": "ddpmbench.questions.rd",
     "wrap_network": "ddpmbench.inputs.checkpoints.wrap",
+    "write_report": "ddpmbench.questions.report",
 }
 
 

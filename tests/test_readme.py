@@ -11,7 +11,7 @@ import pytest
 from ddpmbench.cli.main import ddpmbench
 from ddpmbench.questions.nll import evaluate_nll
 from ddpmbench.questions.pictures import progressive_pictures
-from ddpmbench.questions.rd import rate_distortion
+from ddpmbench.questions.report import write_report
 from ddpmbench.report.printed import printed_comparison, printed_nll
 
 ROOT = Path(__file__).parents[1]
@@ -53,14 +53,15 @@ def test_the_python_runs():
 
 @pytest.fixture(scope="module")
 def run_folders(small_model, small_images, tmp_path_factory):
-    """A run of every kind, and what `rd` adds to it."""
+    """A run of every kind, with its page."""
     folder = tmp_path_factory.mktemp("runs")
     every = {"estimator": "every-pair", "draws": 1}
     one = small_images.subset(1)
     report = evaluate_nll(small_model, one, **every, out=folder / "every-pair")
     evaluate_nll(small_model, small_images, half_width=9, out=folder / "rotated-warp")
-    rate_distortion(folder / "every-pair")
     progressive_pictures(small_model, one, report)
+    for kind in ("every-pair", "rotated-warp"):
+        write_report(folder / kind)
     return [folder / "every-pair", folder / "rotated-warp"]
 
 
@@ -74,6 +75,14 @@ def test_the_columns_named_are_those_of_the_files(run_folders):
     for path in (path for folder in run_folders for path in folder.glob("*.csv")):
         row = next(line for line in README.splitlines() if line.startswith(f"| `{path.name}` "))
         assert f"`{', '.join(pd.read_csv(path))}`" in row
+
+
+def test_the_figures_named_are_those_that_are_drawn(run_folders):
+    section = README.split("## The report")[1].split("##")[0]
+    named = set(re.findall(r"^\| `(\w+)` ", section, re.MULTILINE))
+    drawn = {path.stem for folder in run_folders for path in (folder / "figures").iterdir()}
+    assert drawn <= named
+    assert named <= drawn | {"sub_schedules", "difference"}
 
 
 def test_ci_runs_the_test_command_of_the_readme():

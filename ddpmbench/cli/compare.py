@@ -13,7 +13,7 @@ from ddpmbench.cli import options
     "--out",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Receives the tables and the figure.  [default: a new dated folder under runs/]",
+    help="Receives the tables, the figure and the page.  [default: a new dated folder under runs/]",
 )
 @options.format_option
 def compare(runs: tuple[str, ...], out: Path | None, output_format: str) -> None:
@@ -36,3 +36,4 @@ def compare(runs: tuple[str, ...], out: Path | None, output_format: str) -> None
     comparison = compare(runs, out=folder)
     click.echo(printed_comparison(comparison.summary, output_format))
     click.echo(f"Tables and figure: {folder}", err=True)
+    click.echo(f"Report: {folder / 'report.html'}", err=True)

@@ -7,6 +7,7 @@ import click
 
 from ddpmbench.cli import options
 from ddpmbench.cli.likelihood import evaluate
+from ddpmbench.cli.report import tell_report
 
 
 @click.command(short_help="The variational bound in bits/dim, with two intervals.")
@@ -32,3 +33,4 @@ def nll(out: Path | None, output_format: str, **given: Any) -> None:  # noqa: AN
 
     click.echo(printed_nll(found.report.summary, output_format))
     click.echo(f"Run folder: {found.report.folder}", err=True)
+    tell_report(found.report.folder)

@@ -10,6 +10,7 @@ from click.core import ParameterSource
 from ddpmbench.cli import options
 from ddpmbench.cli.likelihood import evaluate, warn
 from ddpmbench.cli.progress import progress
+from ddpmbench.cli.report import tell_report
 
 if TYPE_CHECKING:
     from ddpmbench.questions.nll import NllReport
@@ -71,20 +72,18 @@ def rd(
     source = run or _evaluate(out, given, pictures, depth)
     if source is None:
         return
-    from ddpmbench.questions.pictures import draw_stored_pictures
     from ddpmbench.questions.rd import rate_distortion
     from ddpmbench.report.printed import partial_line
     from ddpmbench.report.rate_distortion import printed_rate_distortion
 
     found = rate_distortion(source, partial=partial)
-    if run is not None and "partial" not in found.summary:
-        draw_stored_pictures(run, found.curve)
     click.echo(printed_rate_distortion(found.summary, found.curve, output_format))
     if "partial" in found.summary:
         click.echo(f"Warning: {partial_line(found.summary)}", err=True)
     elif partial:
         click.echo("Note: no shard is missing or damaged; this is the whole run", err=True)
     click.echo(f"Run folder: {found.folder}", err=True)
+    tell_report(found.folder)
 
 
 def _evaluate(

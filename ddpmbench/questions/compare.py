@@ -20,10 +20,10 @@ from ddpmbench.likelihood.paired import (
 from ddpmbench.likelihood.terms import columns_of_bound
 from ddpmbench.likelihood.warp import RotatedWarp
 from ddpmbench.process.units import NATS_PER_BIT
+from ddpmbench.questions.report import write_report
 from ddpmbench.report import comparison, tables
-from ddpmbench.report.plots import difference_figure
 from ddpmbench.runs.finished import SUMMARY, FinishedRun
-from ddpmbench.runs.folder import RunFolder, write_figure
+from ddpmbench.runs.folder import RunFolder
 from ddpmbench.runs.rows import checked
 
 
@@ -50,7 +50,7 @@ def compare(runs: Sequence[str | Path], *, out: str | Path | None = None) -> Com
 
     Args:
         runs: two run folders of `evaluate_nll` or more; the first is the baseline.
-        out: a folder for the tables and the figure; None writes nothing.
+        out: a folder for the tables, the figure and the page; None writes nothing.
 
     Raises:
         InputError: one is no finished run, or their images, conventions or rows differ.
@@ -72,19 +72,18 @@ def compare(runs: Sequence[str | Path], *, out: str | Path | None = None) -> Com
         per_timestep=comparison.steps_frame(names[1:], differences),
     )
     if out is not None:
-        _write(Path(out), found, names[0])
+        _write(Path(out), found)
     return found
 
 
-def _write(path: Path, found: Comparison, baseline: str) -> None:
+def _write(path: Path, found: Comparison) -> None:
     runs = [found.summary["baseline"], *found.summary["runs"]]
     compared = {name: [run[name] for run in runs] for name in ("run", "checkpoint")}
     folder = RunFolder(path, {"schema": comparison.SCHEMA, **compared})
     folder.write_frame("runs.csv", found.runs)
     folder.write_frame("per_timestep.csv", found.per_timestep)
-    figure, numbers = difference_figure(found.per_timestep, baseline)
-    write_figure(path, "difference", figure, numbers)
     folder.write_text(SUMMARY, json.dumps(found.summary, indent=2) + "\n")
+    write_report(path)
 
 
 def _difference(run: FinishedRun, baseline: FinishedRun) -> comparison.Difference:

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
@@ -18,10 +17,8 @@ from ddpmbench.quality.progressive import (
     progressive_generation,
 )
 from ddpmbench.questions.nll import NllReport
-from ddpmbench.report.pictures import decoding_figure, generation_figure, interpolation_figure
 from ddpmbench.runs.engine import BatchSize, evaluating, resolve_device, strict_float32
-from ddpmbench.runs.folder import write_figure
-from ddpmbench.runs.pictures import PICTURES, Pictures
+from ddpmbench.runs.pictures import Pictures
 from ddpmbench.runs.rows import RunListener, RunProgress
 
 KINDS = ("none", "decoding", "all")
@@ -83,8 +80,8 @@ def progressive_pictures(
 
     Of the first images what a receiver holds and shows at some steps; and with "all", samples on
     their way, and what lies between pairs of images. They go into `pictures.npz` of the run
-    folder, and as figures `decoding`, `generation` and `interpolation` under `figures/`. What is
-    there already is not made again; interpolation is where it was at another depth.
+    folder, from which `write_report` draws them. What is there already is not made again;
+    interpolation is where it was at another depth.
 
     Args:
         checkpoint: that of the run.
@@ -114,7 +111,9 @@ def progressive_pictures(
     shape = images.pixels.shape[1:]
     batch = BatchSize(batch_size, device=target, image_shape=shape, warn=listener.warn)
     num_timesteps = checkpoint.schedule.num_timesteps
-    found = Pictures() if report.folder is None else _stored(report.folder, num_timesteps)
+    found = Pictures()
+    if report.folder is not None:
+        found = Pictures.read(report.folder, num_timesteps)
     plan = _plan(pictures, found, num_images=len(images), num_timesteps=num_timesteps, depth=depth)
     total, before = sum(part.num_calls for part in plan), 0
     if total:
@@ -133,43 +132,7 @@ def progressive_pictures(
         before += part.num_calls
         if report.folder is not None:
             found.write(report.folder)
-    if report.folder is not None and pictures != "none":
-        _draw(report.folder, found, report.rate_distortion)
     return found
-
-
-def draw_stored_pictures(folder: Path, curve: pd.DataFrame) -> Pictures:
-    """Draw the pictures of a run folder into its figures again, without a network call.
-
-    Args:
-        folder: the run folder.
-        curve: the rate at every step; see `report.tables.rate_distortion`.
-
-    Returns:
-        The pictures that it has.
-
-    Raises:
-        InputError: they are damaged, or the folder cannot be written.
-    """
-    found = _stored(folder, len(curve))
-    _draw(folder, found, curve)
-    return found
-
-
-def _stored(folder: Path, num_timesteps: int) -> Pictures:
-    found = Pictures.read(folder)
-    if not found.steps <= {num_timesteps}:
-        raise InputError(f"{folder / PICTURES}: is that of another run; delete it")
-    return found
-
-
-def _draw(folder: Path, pictures: Pictures, curve: pd.DataFrame) -> None:
-    if pictures.decoding is not None:
-        write_figure(folder, "decoding", *decoding_figure(pictures.decoding, curve))
-    if pictures.generation is not None:
-        write_figure(folder, "generation", *generation_figure(pictures.generation))
-    if pictures.interpolation is not None:
-        write_figure(folder, "interpolation", *interpolation_figure(pictures.interpolation))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

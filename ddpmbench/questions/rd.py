@@ -9,10 +9,8 @@ import pandas as pd
 from ddpmbench.questions.nll import NllReport
 from ddpmbench.questions.partial import reduce_what_is_left
 from ddpmbench.report import rate_distortion as report
-from ddpmbench.report.plots import rate_distortion_figure
 from ddpmbench.report.tables import RATE_DISTORTION_COLUMNS, SCHEMA
 from ddpmbench.runs.finished import RATE_DISTORTION, FinishedRun
-from ddpmbench.runs.folder import write_figure
 from ddpmbench.runs.losses import refuse_losses
 
 
@@ -34,8 +32,6 @@ class RateDistortion:
 def rate_distortion(run: NllReport | str | Path, *, partial: bool = False) -> RateDistortion:
     """The rate-distortion curve of progressive lossy decoding, without a network call.
 
-    Where the run has a folder, the figure and the numbers behind it are written there.
-
     Args:
         run: what `evaluate_nll` returned, or the folder of a finished run.
         partial: where shards of the folder are gone or damaged, the curve of the images all of
@@ -56,8 +52,4 @@ def rate_distortion(run: NllReport | str | Path, *, partial: bool = False) -> Ra
         refuse_losses(finished, option="--run")
         summary, folder = finished.summary, finished.path
         curve = finished.table(RATE_DISTORTION, RATE_DISTORTION_COLUMNS)
-    found = RateDistortion(report.summary(curve, summary), curve, folder)
-    if folder is not None:
-        figure, numbers = rate_distortion_figure(curve)
-        write_figure(folder, "rate_distortion", figure, numbers)
-    return found
+    return RateDistortion(report.summary(curve, summary), curve, folder)

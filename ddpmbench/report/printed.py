@@ -75,9 +75,6 @@ def printed_comparison(summary: dict[str, Any], output_format: str) -> str:
             return "\n".join(repr(run["difference"]) for run in runs)
     names = [baseline["run"], *(run["run"] for run in runs)]
     width = max(map(len, [*names, "run"])) + 2
-    data = summary["data"]
-    split = f":{data['split']}" if data["split"] else ""
-    images = f"{summary['num_images']:,} of {data['source']}{split} ({data['sha256'][:12]})"
     lines = [
         f"{'run':<{width}}{'bits/dim':<20}difference from the first",
         f"{baseline['run']:<{width}}{_value(baseline['bits_per_dim'], baseline['half_width'])}",
@@ -86,7 +83,7 @@ def printed_comparison(summary: dict[str, Any], output_format: str) -> str:
         own = _value(run["bits_per_dim"], run["half_width"])
         lines.append(f"{run['run']:<{width}}{own:<20}{_paired(run)}")
     facts = {
-        "images": images,
+        "images": images_line(summary),
         "rows": f"{summary['estimator']}, seed {summary['seed']}; {_shared(runs, baseline['run'])}",
         "interval": "95 %, for these images; in brackets for the population they are drawn from",
     }
@@ -132,18 +129,18 @@ def _parts(summary: dict[str, Any]) -> list[str]:
 
 def comparability(summary: dict[str, Any]) -> list[str]:
     """What a number of `nll` must be the same in to compare with another, a line each."""
-    conventions, data, checkpoint = (
-        summary[name] for name in ("conventions", "data", "checkpoint")
-    )
-    split = f":{data['split']}" if data["split"] else ""
-    whole = f"{summary['partial']['of']:,} of " if "partial" in summary else ""
-    images = f"{summary['num_images']:,} of {whole}{data['source']}{split} ({data['sha256'][:12]})"
+    fields = {"interval": _interval(summary), **comparable_facts(summary)}
+    return [f"{name:<12}{value}" for name, value in fields.items()]
+
+
+def comparable_facts(summary: dict[str, Any]) -> dict[str, str]:
+    """What a number of `nll` must be the same in to compare with another, by its name."""
+    conventions, checkpoint = summary["conventions"], summary["checkpoint"]
     weights = f"{checkpoint['family']}, {checkpoint['sha256'][:12]}"
     respaced = " (a model of its own)" if " of " in conventions["schedule"] else ""
     clip = "clip" if conventions["clip"] else "no clip"
-    fields = {
-        "interval": _interval(summary),
-        "images": images,
+    return {
+        "images": images_line(summary),
         "checkpoint": f"{checkpoint['source']} ({weights})",
         "process": f"T = {summary['num_timesteps']}, {conventions['schedule']}{respaced}",
         "conventions": f"{conventions['prediction']}, {conventions['variance']}, {clip}, "
@@ -152,7 +149,19 @@ def comparability(summary: dict[str, Any]) -> list[str]:
         f"{summary['num_evaluations']:,} network calls, seed {summary['seed']}",
         "device": f"{summary['device']}, {summary['precision']}, {summary['seconds']:.0f} s",
     }
-    return [f"{name:<12}{value}" for name, value in fields.items()]
+
+
+def images_name(summary: dict[str, Any]) -> str:
+    """The image set, as `--data` names it."""
+    data = summary["data"]
+    return f"{data['source']}:{data['split']}" if data["split"] else str(data["source"])
+
+
+def images_line(summary: dict[str, Any]) -> str:
+    """How many images of which set."""
+    sha256 = summary["data"]["sha256"][:12]
+    whole = f"{summary['partial']['of']:,} of " if "partial" in summary else ""
+    return f"{summary['num_images']:,} of {whole}{images_name(summary)} ({sha256})"
 
 
 def _amount(sampling: dict[str, Any]) -> str:

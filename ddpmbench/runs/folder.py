@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 IDENTITY = "run.json"
+_DOTS_AN_INCH = 144
 LEFTOVER_SECONDS = 600.0
 """A temporary file older than this was left by a run that was killed."""
 
@@ -79,16 +80,36 @@ class RunFolder:
 def write_figure(folder: Path, name: str, figure: "Figure", numbers: pd.DataFrame) -> None:
     """Write a figure as svg and png under `figures/`, and the numbers behind it as csv.
 
+    The svg has no background, its texts are text, and the same figure gives the same file; the png
+    is on white.
+
     Raises:
         InputError: the folder cannot be written.
     """
-    place = folder / "figures"
-    with naming(folder):
-        place.mkdir(exist_ok=True)
-        for kind in ("svg", "png"):
-            with replacing(place / f"{name}.{kind}") as temporary:
-                figure.savefig(temporary, format=kind)
-        with replacing(place / f"{name}.csv") as temporary:
+    import matplotlib
+
+    figures = folder / "figures"
+    kinds: dict[str, dict[str, Any]] = {
+        "svg": {"transparent": True, "metadata": {"Date": None, "Creator": None}},
+        "png": {"facecolor": "white", "dpi": _DOTS_AN_INCH},
+    }
+    # The place of everything is found once, not twice for each file.
+    if (layout := figure.get_layout_engine()) is not None:
+        layout.execute(figure)
+        figure.set_layout_engine(None)
+    # The last bits of a layout are not the same each time.
+    for axes in figure.get_axes():
+        place = axes.get_position(original=True).bounds
+        axes.set_position([round(at, 5) for at in place])
+    with (
+        naming(folder),
+        matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "ddpmbench"}),
+    ):
+        figures.mkdir(exist_ok=True)
+        for kind, how in kinds.items():
+            with replacing(figures / f"{name}.{kind}") as temporary:
+                figure.savefig(temporary, format=kind, **how)
+        with replacing(figures / f"{name}.csv") as temporary:
             numbers.to_csv(temporary, index=False)
 
 

@@ -45,7 +45,7 @@ class Pictures:
     interpolation: Interpolation | None = None
 
     @property
-    def steps(self) -> set[int]:
+    def _steps(self) -> set[int]:
         """The T of those that were made: of one run it is one."""
         made = (self.decoding, self.generation, self.interpolation)
         return {record.num_timesteps for record in made if record is not None}
@@ -59,11 +59,15 @@ class Pictures:
         )
 
     @classmethod
-    def read(cls, folder: Path) -> "Pictures":
+    def read(cls, folder: Path, num_timesteps: int) -> "Pictures":
         """Those of a run folder; none where it has none.
 
+        Args:
+            folder: of the run.
+            num_timesteps: its T.
+
         Raises:
-            InputError: the file is damaged.
+            InputError: the file is damaged, or that of another run.
         """
         path = folder / PICTURES
         if not path.exists():
@@ -71,7 +75,7 @@ class Pictures:
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
                 arrays = {name: archive[name] for name in archive.files}
-            return cls(
+            found = cls(
                 _record(ProgressiveDecoding, "decoding", arrays),
                 _record(ProgressiveGeneration, "generation", arrays),
                 _record(Interpolation, "interpolation", arrays),
@@ -80,6 +84,9 @@ class Pictures:
             raise InputError(
                 f"{path}: damaged; delete it, and run the command of its folder again"
             ) from error
+        if not found._steps <= {num_timesteps}:
+            raise InputError(f"{path}: is that of another run; delete it")
+        return found
 
     def write(self, folder: Path) -> None:
         """Write them into a run folder, atomically, in the place of what it has.

@@ -129,7 +129,7 @@ def test_without_out_the_tables_go_to_a_dated_folder(compared, said, tmp_path, m
     assert f"runs/{folder.name}" in told
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert files == {
-        "run.json", "summary.json", "runs.csv", "per_timestep.csv",
+        "run.json", "summary.json", "runs.csv", "per_timestep.csv", "report.html",
         "figures/difference.svg", "figures/difference.png", "figures/difference.csv",
     }  # fmt: skip
 

@@ -16,7 +16,7 @@ from ddpmbench.likelihood.design import EveryPair
 from ddpmbench.likelihood.terms import TermsPass, TermTable
 from ddpmbench.process.units import NATS_PER_BIT
 from ddpmbench.report.comparison import Difference, steps_frame
-from ddpmbench.report.plots import difference_figure
+from ddpmbench.report.figures.difference import difference_figure
 
 KINDS = pytest.mark.parametrize(
     ("baseline", "run"),

@@ -1,0 +1,36 @@
+"""`ddpmbench report`: the figures and the page of a finished run."""
+
+from pathlib import Path
+
+import click
+
+
+@click.command(short_help="The figures and the page of a finished run.")
+@click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
+@click.option(
+    "--partial",
+    is_flag=True,
+    help="Where shards are gone or damaged: the page of the images that are whole.",
+)
+def report(run: Path, partial: bool) -> None:
+    """Draw the figures of a finished run again and write its page, report.html.
+
+    RUN is the folder of a run of nll or rd, or of a comparison. No network is called. The page is
+    one file that needs nothing else, and its path is what is printed.
+
+    \b
+    Example:
+        ddpmbench report runs/mine
+    """
+    from ddpmbench.questions.report import write_report
+
+    click.echo(str(write_report(run, partial=partial)))
+
+
+def tell_report(folder: Path | None) -> None:
+    """Write the page of a run that has just finished, and say where it is."""
+    if folder is None:
+        return
+    from ddpmbench.questions.report import write_report
+
+    click.echo(f"Report: {write_report(folder)}", err=True)

@@ -1,0 +1,150 @@
+"""What did a run find? All of it on one page that people can look at."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
+
+import pandas as pd
+
+from ddpmbench.errors import InputError
+from ddpmbench.files import naming, replacing
+from ddpmbench.questions.partial import SCHEMA as PARTIAL_SCHEMA
+from ddpmbench.questions.partial import reduce_what_is_left
+from ddpmbench.report import comparison, tables
+from ddpmbench.report.contents import RunContents, read_table
+from ddpmbench.report.figures.bound import bound_figure
+from ddpmbench.report.figures.calls import calls_figure
+from ddpmbench.report.figures.difference import difference_figure
+from ddpmbench.report.figures.images import images_figure
+from ddpmbench.report.figures.rate_distortion import rate_distortion_figure
+from ddpmbench.report.figures.sub_schedules import sub_schedules_figure
+from ddpmbench.report.hugging_face import write_hugging_face
+from ddpmbench.report.page import comparison_page, run_page
+from ddpmbench.report.pictures import decoding_figure, generation_figure, interpolation_figure
+from ddpmbench.runs.finished import SUMMARY, FinishedRun
+from ddpmbench.runs.folder import write_figure
+from ddpmbench.runs.losses import refuse_losses
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PAGE = "report.html"
+_STEPS = {
+    "run": "str",
+    "t": "int64",
+    "bits_per_dim": "float64",
+    "standard_error": "float64",
+    "rate_bits_per_dim": "float64",
+    "rate_standard_error": "float64",
+}
+
+Drawn = tuple["Figure", pd.DataFrame]
+
+
+def write_report(run: str | Path, *, partial: bool = False) -> Path:
+    """Draw the figures of a finished run into its folder, and write its page.
+
+    No network is called, and nothing is loaded from elsewhere; nor does the page when it is read.
+    The result for the Hugging Face hub is written beside it.
+
+    Args:
+        run: the folder of a run of `evaluate_nll`, or of a comparison.
+        partial: where shards of the folder are gone or damaged, the page of the images all of
+            whose rows are left, in `partial/` of the folder.
+
+    Returns:
+        The page.
+
+    Raises:
+        InputError: the folder holds no finished run, is damaged, or cannot be written.
+    """
+    path = Path(run)
+    schema = _schema(path)
+    if partial and schema == tables.SCHEMA and (left := reduce_what_is_left(path, option="")):
+        path, schema = left.folder, PARTIAL_SCHEMA
+    if schema == comparison.SCHEMA:
+        page = _of_comparison(path)
+    elif schema == PARTIAL_SCHEMA:
+        page = _of_run(FinishedRun.open(path, option="", schema=schema))
+    else:
+        finished = FinishedRun.open(path, option="", schema=tables.SCHEMA)
+        refuse_losses(finished, option="")
+        page = _of_run(finished)
+        write_hugging_face(path, finished.summary)
+    with naming(path), replacing(path / PAGE) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return path / PAGE
+
+
+def _of_run(run: FinishedRun) -> str:
+    contents = RunContents.of(run)
+    names = []
+    for name, (figure, numbers) in _figures(contents):
+        write_figure(run.path, name, figure, numbers)
+        names.append(name)
+    return run_page(contents, _svgs(run.path, names))
+
+
+def _of_comparison(path: Path) -> str:
+    summary = _summary_of_comparison(path)
+    steps = read_table(path / "per_timestep.csv", _STEPS)
+    figure, numbers = difference_figure(steps, str(summary["baseline"]["run"]))
+    write_figure(path, "difference", figure, numbers)
+    return comparison_page(summary, numbers, _svgs(path, ["difference"]))
+
+
+def _figures(contents: RunContents) -> Iterator[tuple[str, Drawn]]:
+    """Those that the run has the tables for, by name."""
+    yield "bound", bound_figure(contents.per_timestep, contents.rate_distortion)
+    yield "rate_distortion", rate_distortion_figure(contents.rate_distortion)
+    if contents.per_image is not None:
+        bits, what = contents.bits_of_images
+        yield "images", images_figure(bits, what, contents.extremes)
+    if contents.sub_schedules is not None:
+        yield "sub_schedules", sub_schedules_figure(contents.sub_schedules)
+    if contents.density is not None:
+        sizes = {
+            "num_images": contents.summary["num_images"],
+            "rotations": contents.summary["sampling"]["rotations"],
+        }
+        yield "calls", calls_figure(contents.per_timestep, contents.density, **sizes)
+    pictures = contents.pictures
+    if pictures.decoding is not None:
+        yield "decoding", decoding_figure(pictures.decoding, contents.rate_distortion)
+    if pictures.generation is not None:
+        yield "generation", generation_figure(pictures.generation)
+    if pictures.interpolation is not None:
+        yield "interpolation", interpolation_figure(pictures.interpolation)
+
+
+def _svgs(path: Path, names: Sequence[str]) -> dict[str, str]:
+    """The figures of these names that are in the folder."""
+    places = {name: path / "figures" / f"{name}.svg" for name in names}
+    return {name: _svg(place) for name, place in places.items() if place.exists()}
+
+
+def _svg(place: Path) -> str:
+    try:
+        text = place.read_text(encoding="utf-8")
+        ElementTree.fromstring(text).attrib["viewBox"]
+    except (OSError, ValueError, KeyError, ElementTree.ParseError) as error:
+        raise InputError(f"{place}: damaged; remove it, or draw it again") from error
+    return text
+
+
+def _schema(path: Path) -> str | None:
+    """What a folder holds; None where whoever opens a run will say what is wrong with it."""
+    try:
+        return str(json.loads((path / SUMMARY).read_text(encoding="utf-8"))["schema"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _summary_of_comparison(path: Path) -> dict[str, Any]:
+    found = json.loads((path / SUMMARY).read_text(encoding="utf-8"))
+    needed = ("baseline", "runs", "num_images", "num_timesteps", "estimator", "conventions", "data")
+    if not all(found.get(name) for name in needed):
+        raise InputError(f"{path / SUMMARY}: damaged; run the command of its folder again")
+    return dict(found)

@@ -1,0 +1,163 @@
+"""What a finished run's folder holds, for those who look at it."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from ddpmbench.errors import InputError
+from ddpmbench.report.conventions import CONVENTION_COLUMNS, SUB_SCHEDULE_COLUMNS
+from ddpmbench.report.tables import RATE_DISTORTION_COLUMNS
+from ddpmbench.runs.extremes import EXTREMES, Extremes
+from ddpmbench.runs.finished import DENSITY, RATE_DISTORTION, FinishedRun
+from ddpmbench.runs.pictures import Pictures
+
+_PER_TIMESTEP = {
+    "t": "int64",
+    "part": "str",
+    "bits_per_dim": "float64",
+    "standard_error": "float64",
+    "x_start_mse": "float64",
+    "eps_mse": "float64",
+    "num_evaluations": "int64",
+}
+_PER_IMAGE = {"decoder": "float64", "bits_per_dim": "float64"}
+_DENSITY = {"t": "int64", "density": "float64"}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RunContents:
+    """The tables of a run; None for those that its folder does not have.
+
+    Attributes:
+        summary: the object of `summary.json`.
+        per_timestep: see `report.tables.per_timestep`.
+        rate_distortion: see `report.tables.rate_distortion`.
+        per_image: one row an image; `decoder` and, where it can be told, `bits_per_dim`.
+        density: of a rotated warp, `t` and `density`.
+        conventions: one row a convention; its first is the run's own.
+        sub_schedules: one row a variance, spacing and number of steps.
+        extremes: the images that cost the fewest and the most bits.
+        pictures: along the chain, those that were made.
+        environment: the object of `environment.json`.
+    """
+
+    summary: dict[str, Any]
+    per_timestep: pd.DataFrame
+    rate_distortion: pd.DataFrame
+    per_image: pd.DataFrame | None
+    density: pd.DataFrame | None
+    conventions: pd.DataFrame | None
+    sub_schedules: pd.DataFrame | None
+    extremes: Extremes | None
+    pictures: Pictures
+    environment: dict[str, Any] | None
+
+    @property
+    def bits_of_images(self) -> tuple[NDArray[np.float64], str]:
+        """(N,) the bits of each image that can be told, and in words what they are of."""
+        assert self.per_image is not None
+        whole = self.per_image.bits_per_dim
+        if whole.notna().all():
+            return whole.to_numpy(), "Bits"
+        return self.per_image.decoder.to_numpy(), "Bits of the decoder"
+
+    @classmethod
+    def of(cls, run: FinishedRun) -> "RunContents":
+        """Read them.
+
+        Raises:
+            InputError: a file is damaged; it is named.
+        """
+        place = run.path
+        per_timestep = read_table(place / "per_timestep.csv", _PER_TIMESTEP)
+        curve = read_table(place / RATE_DISTORTION, RATE_DISTORTION_COLUMNS)
+        per_image = _table_if_there(place / "per_image.csv", _PER_IMAGE)
+        steps = np.arange(1, run.summary["num_timesteps"] + 1)
+        for name, table in (("per_timestep.csv", per_timestep), (RATE_DISTORTION, curve)):
+            if not np.array_equal(table.t, steps):
+                raise _lost(place / name)
+        if per_image is not None and len(per_image) != run.summary["num_images"]:
+            raise _lost(place / "per_image.csv")
+        conventions = _table_if_there(place / "conventions.csv", CONVENTION_COLUMNS)
+        if conventions is not None and conventions.empty:
+            raise _lost(place / "conventions.csv")
+        return cls(
+            summary=run.summary,
+            per_timestep=per_timestep,
+            rate_distortion=curve,
+            per_image=per_image,
+            density=_table_if_there(place / DENSITY, _DENSITY),
+            conventions=conventions,
+            sub_schedules=_sub_schedules(place / "sub_schedules.csv"),
+            extremes=_extremes(place / EXTREMES, run.summary["num_images"]),
+            pictures=Pictures.read(place, run.summary["num_timesteps"]),
+            environment=_environment(place / "environment.json"),
+        )
+
+
+def read_table(path: Path, columns: Mapping[str, str]) -> pd.DataFrame:
+    """Columns of a csv file as a run wrote it.
+
+    Args:
+        path: the file.
+        columns: to their types; an empty text is "".
+
+    Raises:
+        InputError: it is not there, or damaged.
+    """
+    try:
+        # As text: what reads numbers in pandas rounds the last digit by default.
+        texts = pd.read_csv(path, dtype=str)
+        frame = pd.DataFrame({name: _column(texts[name], kind) for name, kind in columns.items()})
+    except (OSError, ValueError, KeyError) as error:
+        raise _lost(path) from error
+    return frame
+
+
+def _column(texts: Any, kind: str) -> Any:  # noqa: ANN401
+    if kind == "str":
+        return texts.astype(object).where(texts.notna(), "")
+    return texts.map(float).astype(kind)
+
+
+def _table_if_there(path: Path, columns: Mapping[str, str]) -> pd.DataFrame | None:
+    return read_table(path, columns) if path.exists() else None
+
+
+def _environment(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        found = dict(json.loads(path.read_text(encoding="utf-8")))
+        if not all(isinstance(found[name], dict) for name in ("versions", "arguments")):
+            raise _lost(path)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise _lost(path) from error
+    return found
+
+
+def _sub_schedules(path: Path) -> pd.DataFrame | None:
+    table = _table_if_there(path, SUB_SCHEDULE_COLUMNS)
+    return None if table is None or table.empty else table
+
+
+def _extremes(path: Path, num_images: int) -> Extremes | None:
+    if not path.exists():
+        return None
+    found = Extremes.read(path)
+    for index in (found.best_index, found.worst_index):
+        if not ((index >= 0) & (index < num_images)).all():
+            raise _lost(path)
+    # A single image is neither the best nor the worst; of other channels there is no picture.
+    is_shown = len(found.best_index) > 0 and found.best_pixels.shape[1] in (1, 3)
+    return found if is_shown else None
+
+
+def _lost(path: Path) -> InputError:
+    return InputError(f"{path}: missing or damaged; run the command of its folder again")

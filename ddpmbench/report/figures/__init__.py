@@ -1,0 +1,1 @@
+"""Figures, a module an idea. Each function returns a figure and the numbers behind it."""

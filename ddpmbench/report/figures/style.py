@@ -1,0 +1,158 @@
+"""How figures look: panels that can be set side by side or one below another, and few inks.
+
+Texts and frames have the color `INK`, grids `GRID`, data the colors of `COLORS`, and nothing has a
+background, so that a page can give each a color of its own.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, SubFigure
+
+INK, GRID = "#222222", "#e5e5e5"
+# Okabe & Ito 2008; with the markers and dashes they can be told apart in grey.
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+MARKERS = ("o", "s", "^", "D", "v", "P")
+DASHES = ("-", "--", "-.", ":")
+NORMAL = 1.96
+"""Standard errors to the half width of a 95 % interval."""
+
+# A panel is as wide as a phone's screen, in points, so that there too its texts can be read.
+_PANEL = (4.4, 3.2)
+_FONT_SIZE = 9.5
+_POINTS = 240
+_LONGEST_NAME = 28
+
+
+@contextlib.contextmanager
+def drawing() -> Iterator[None]:
+    """What is made within has this style."""
+    import matplotlib
+
+    look: Any = {
+        "font.size": _FONT_SIZE,
+        "axes.titlesize": _FONT_SIZE + 0.5,
+        "axes.titlelocation": "left",
+        "axes.titleweight": "bold",
+        "axes.titlepad": 9,
+        "axes.edgecolor": INK,
+        "axes.linewidth": 0.6,
+        "axes.labelcolor": INK,
+        "axes.facecolor": "none",
+        "axes.axisbelow": True,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "figure.facecolor": "none",
+        "text.color": INK,
+        "legend.frameon": False,
+        "legend.fontsize": _FONT_SIZE - 0.5,
+        "lines.linewidth": 1.5,
+        "lines.markersize": 3.6,
+        "image.composite_image": False,
+    }
+    with matplotlib.rc_context(look):
+        yield
+
+
+def panels(count: int) -> tuple["Figure", list["SubFigure"]]:
+    """A figure of equal panels side by side, each whole in itself."""
+    from matplotlib.figure import Figure
+
+    width, height = _PANEL
+    figure = Figure(figsize=(count * width, height), layout="constrained")
+    return figure, list(figure.subfigures(1, count, squeeze=False)[0])
+
+
+def axes_panels(count: int) -> tuple["Figure", list["Axes"]]:
+    """`panels` with one pair of axes in each."""
+    figure, parts = panels(count)
+    return figure, [part.subplots() for part in parts]
+
+
+def finish(axes: "Axes", title: str, *, x: str, y: str) -> None:
+    """Title, units, and as little ink as they can be read with."""
+    axes.set_title(title)
+    axes.set(xlabel=x, ylabel=y)
+    axes.tick_params(which="both", color=INK, labelcolor=INK, labelsize=_FONT_SIZE - 0.5)
+    axes.tick_params(which="major", length=3, width=0.6)
+    axes.tick_params(which="minor", length=1.5, width=0.4)
+    axes.grid(axis="y", color=GRID, lw=0.7)
+
+
+def log_axis(axes: "Axes", *names: str) -> None:
+    """Make axes logarithmic, with their numbers written out."""
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    for name in names:
+        axes.set(**{f"{name}scale": "log"})
+        axis = axes.xaxis if name == "x" else axes.yaxis
+        axis.set_major_formatter(FuncFormatter(lambda value, _: written_out(value)))
+        axis.set_minor_formatter(NullFormatter())
+
+
+def log_range(axes: "Axes", name: str, low: float, high: float) -> None:
+    """Set the range of a logarithmic axis, with numbers on it however short it is.
+
+    Args:
+        axes: on which.
+        name: "x" or "y".
+        low: the least that is shown, positive.
+        high: the most.
+    """
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+
+    axes.set(**{f"{name}lim": (low, high)})
+    axis = axes.xaxis if name == "x" else axes.yaxis
+    if high < 5 * low:
+        axis.set_major_locator(MaxNLocator(6))
+        axis.set_minor_locator(NullLocator())
+    elif high < 300 * low:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+
+
+def shortened(name: str) -> str:
+    """The end of a long name, which is where names of runs differ."""
+    return name if len(name) <= _LONGEST_NAME else f"\u2026{name[1 - _LONGEST_NAME :]}"
+
+
+def written_out(value: float) -> str:
+    """A number as people write it: 10,000 and 0.0001."""
+    return f"{value:,.10f}".rstrip("0").rstrip(".")
+
+
+def note(axes: "Axes", text: str, *, at: tuple[float, float], offset: tuple[float, float]) -> None:
+    """A label beside what it names.
+
+    Args:
+        axes: on which.
+        text: the label.
+        at: the point it names, in data.
+        offset: of the text, in points; to the left of the point its end is there.
+    """
+    axes.annotate(
+        text,
+        at,
+        offset,
+        textcoords="offset points",
+        fontsize=_FONT_SIZE - 0.5,
+        ha="right" if offset[0] < 0 else "left",
+        va="center",
+    )
+
+
+def shown(length: int) -> NDArray[np.int64]:
+    """Of so many steps those that a screen can tell apart: dense at both ends, where curves bend.
+
+    The first step is index 0; neighbors are no farther apart than a line of a figure is wide.
+    """
+    if length <= _POINTS:
+        return np.arange(length)
+    near = np.geomspace(1, length, _POINTS // 2)
+    chosen: Sequence[NDArray[np.float64]] = (near, length + 1 - near, np.linspace(1, length, 80))
+    return np.unique(np.concatenate(chosen).round().astype(np.int64)) - 1

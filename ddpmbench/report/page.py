@@ -1,0 +1,306 @@
+"""The page of a run: everything it found, in one file that needs nothing else."""
+
+import math
+import re
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+from markupsafe import Markup, escape
+
+from ddpmbench.report import rate_distortion
+from ddpmbench.report.contents import RunContents
+from ddpmbench.report.figures.style import NORMAL
+from ddpmbench.report.inline_svg import inline_panels
+from ddpmbench.report.printed import PARTS, comparable_facts, images_name, partial_line
+from ddpmbench.version import __version__
+
+FIGURES = {
+    "bound": "Bits in one step, and bits sent so far, over the steps",
+    "rate_distortion": "Distortion against rate, and both over the steps of a receiver",
+    "images": "How the bits spread over the images, and those at both ends",
+    "sub_schedules": "The bound against the number of steps, evenly spaced and best",
+    "calls": "Network calls at each step",
+    "difference": "Difference from the baseline over the steps",
+}
+"""What figures are shown, by name, and what each shows."""
+
+STRIPS = {
+    "decoding": (
+        "Progressive lossy decoding",
+        "What a receiver shows after some of the steps, with the bits sent by then.",
+    ),
+    "generation": (
+        "Progressive generation",
+        "What the network predicts along a sampling run.",
+    ),
+    "interpolation": (
+        "Interpolation",
+        "Between two images, mixed at a step of the chain and decoded from there.",
+    ),
+}
+"""Strips of pictures that may be there, by name: title and text."""
+
+_UNKNOWN = "unknown"
+_COLORS = {"prior": 3, "kl": 1, "decoder": 2}
+
+
+def run_page(contents: RunContents, svgs: Mapping[str, str]) -> str:
+    """The page of a finished run of `nll` or `rd`.
+
+    Args:
+        contents: what its folder holds.
+        svgs: its figures by name, of `FIGURES` and `STRIPS`; those that are missing are left out.
+    """
+    summary = contents.summary
+    points = rate_distortion.summary(contents.rate_distortion, summary)["curve"]
+    every_pair = summary["num_images"] * summary["num_timesteps"]
+    steps = contents.per_timestep.merge(
+        contents.rate_distortion[["t", "rate_bits_per_dim", "distortion_rmse"]], on="t"
+    )
+    return _rendered(
+        "run.html.j2",
+        summary=summary,
+        partial=partial_line(summary) if "partial" in summary else None,
+        data=images_name(summary),
+        these=_these(summary["num_images"]),
+        spread=_spread(summary),
+        facts=comparable_facts(summary),
+        bound_parts=_bound_parts(summary),
+        half_by=_half_by(contents.rate_distortion, summary["prior"]),
+        points=points,
+        published="published_rate_bits_per_dim" in points[0],
+        images_text=_images_text(contents),
+        conventions=_conventions(contents),
+        every_pair=every_pair,
+        fewer=every_pair / summary["num_evaluations"],
+        every_step=steps.to_dict("records"),
+        steps_text=_steps_text(summary),
+        figures={
+            name: _panels(svgs[name], name, label) if name in svgs else None
+            for name, label in FIGURES.items()
+        },
+        strips=[
+            {"title": title, "text": text, "figure": _panels(svgs[name], name, title)}
+            for name, (title, text) in STRIPS.items()
+            if name in svgs
+        ],
+        **_made(contents.environment),
+    )
+
+
+def comparison_page(
+    summary: Mapping[str, Any], groups: pd.DataFrame, svgs: Mapping[str, str]
+) -> str:
+    """The page of a comparison.
+
+    Args:
+        summary: the object of its `summary.json`.
+        groups: the numbers behind its figure; see `report.figures.difference`.
+        svgs: its figures by name, of `FIGURES`.
+    """
+    baseline, runs = summary["baseline"], summary["runs"]
+    first = baseline["run"]
+    name = runs[0]["run"] if len(runs) == 1 else f"{len(runs)} runs"
+    conventions = summary["conventions"]
+    facts = {
+        "images": f"{summary['num_images']:,} of {images_name(dict(summary))} "
+        f"({summary['data']['sha256'][:12]})",
+        "process": f"T = {summary['num_timesteps']}, {conventions['schedule']}",
+        "conventions": f"{conventions['prediction']}, {conventions['variance']}, "
+        f"{'clip' if conventions['clip'] else 'no clip'}, {conventions['decoder']} decoder",
+        "estimator": f"{summary['estimator']}, seed {summary['seed']}",
+    }
+    return _rendered(
+        "comparison.html.j2",
+        heading=f"{name} against {first}",
+        baseline=baseline,
+        runs=[{**run, **_verdict(run, first)} for run in runs],
+        facts=facts,
+        num_timesteps=summary["num_timesteps"],
+        groups=groups.to_dict("records"),
+        figures={"difference": _panels(svgs["difference"], "difference", FIGURES["difference"])},
+    )
+
+
+def _rendered(template: str, **values: object) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("ddpmbench", "report/templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "fixed": _fixed,
+        "signed": _signed,
+        "percent": _percent,
+        "count": _count,
+        "times": _times,
+        "half_width": _half_width,
+    }
+    css = (Path(__file__).parent / "templates" / "page.css").read_text(encoding="utf-8")
+    page = environment.get_template(template)
+    return page.render(css=Markup(css), version=__version__, **values)
+
+
+def _panels(svg: str, name: str, label: str) -> list[Markup]:
+    return [Markup(panel) for panel in inline_panels(svg, name, label)]
+
+
+# ---- numbers as they are printed
+
+
+def _fixed(value: float | None, digits: int = 4) -> str:
+    return _UNKNOWN if value is None or math.isnan(value) else _minus(f"{value:,.{digits}f}")
+
+
+def _signed(value: float | None, digits: int = 4) -> str:
+    return _UNKNOWN if value is None or math.isnan(value) else _minus(f"{value:+,.{digits}f}")
+
+
+def _minus(text: str) -> str:
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %" if 0 < share < 1 else f"{100 * share:.0f} %"
+
+
+def _count(value: int) -> str:
+    return f"{value:,}"
+
+
+def _times(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
+
+
+def _half_width(standard_error: float | None) -> float | None:
+    if standard_error is None or math.isnan(standard_error):
+        return None
+    return NORMAL * standard_error
+
+
+# ---- what the numbers say
+
+
+def _these(num_images: int) -> str:
+    return f"these {num_images:,} images" if num_images > 1 else "this one image"
+
+
+def _spread(summary: Mapping[str, Any]) -> float | None:
+    """The interval for these images in percent of that for their population."""
+    own, population = summary["half_width"], summary["half_width_population"]
+    if own is None or not population:
+        return None
+    return min(100.0, 100 * float(own) / float(population))
+
+
+def _bound_parts(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    total = sum(summary[name] for name in PARTS)
+    return [
+        {
+            "name": name,
+            "bits": summary[name],
+            "share": max(0.0, summary[name] / total) if total else 0.0,
+            "what": _typeset(what),
+            "color": _COLORS[name],
+        }
+        for name, what in PARTS.items()
+    ]
+
+
+def _typeset(text: str) -> Markup:
+    """L_{T-1} with its index where an index is."""
+    return Markup(re.sub(r"_\{?([\w-]+)\}?", r"<sub>\1</sub>", str(escape(text))))
+
+
+def _half_by(curve: pd.DataFrame, prior: float) -> int | None:
+    """The step by which, from T down, the kl has sent half of what it sends."""
+    sent = curve.rate_bits_per_dim - prior
+    if len(curve) < 3 or not sent.iloc[0] > 0:
+        return None
+    # The rate at x_t is what the later steps have sent.
+    return int(curve.t[sent <= sent.iloc[0] / 2].min())
+
+
+def _images_text(contents: RunContents) -> str:
+    if contents.per_image is None:
+        return ""
+    if contents.per_image.bits_per_dim.notna().all():
+        return (
+            "The bound of each image by itself. What it costs says how much there is in it that "
+            "the model does not foresee, not how good a picture it is."
+        )
+    return (
+        "Of a single image only the decoder's bits are known here: this estimator calls the "
+        "network at a few of its steps, which tell the mean over images, not one image's total."
+    )
+
+
+def _steps_text(summary: Mapping[str, Any]) -> str:
+    if summary["estimator"] == "every-pair":
+        return "The mean over all images, with the standard error that the draws of noise leave."
+    return (
+        "A number at one step rests on the few images that were called there: it is unbiased, but "
+        "may be below 0, or rest on none. Only sums over steps are sure."
+    )
+
+
+def _conventions(contents: RunContents) -> list[tuple[str, list[dict[Any, Any]]]]:
+    """The table in groups: the same steps, and fewer steps."""
+    table = contents.conventions
+    if table is None:
+        return []
+    rows: list[dict[Any, Any]] = table.assign(own=table.index == 0).to_dict("records")
+    num_timesteps = contents.summary["num_timesteps"]
+    same = [row for row in rows if row["num_timesteps"] == num_timesteps]
+    fewer = [row for row in rows if row["num_timesteps"] != num_timesteps]
+    groups = [("", same), ("Fewer steps: bounds of other models", fewer)]
+    # An interval that is not known is None in a page, and nan in a table.
+    for row in rows:
+        row["half_width"] = None if math.isnan(row["half_width"]) else row["half_width"]
+    return [(title, group) for title, group in groups if group]
+
+
+def _made(record: Mapping[str, Any] | None) -> dict[str, object]:
+    if record is None:
+        return {"environment": None}
+    machine = {
+        "source revision": record.get("git_revision") or "an installed package",
+        "platform": record.get("platform") or _UNKNOWN,
+        "device": record.get("device") or _UNKNOWN,
+    }
+    arguments = record["arguments"]
+    given = arguments.get("given") or []
+    return {
+        "environment": machine,
+        "versions": {name: value or "not there" for name, value in record["versions"].items()},
+        "command": shlex.join(map(str, given)),
+        "resolved": {
+            name: "none" if value is None else value
+            for name, value in (arguments.get("resolved") or {}).items()
+        },
+    }
+
+
+def _verdict(run: Mapping[str, Any], baseline: str) -> dict[str, str]:
+    difference, half_width = run["difference"], run["difference_half_width"]
+    if half_width is None:
+        return {
+            "word": "not known how sure",
+            "verdict": "How sure this is cannot be known: the runs have one draw of the noise.",
+        }
+    if abs(difference) <= half_width:
+        return {
+            "word": "not told apart",
+            "verdict": "The interval holds 0: on these images the two cannot be told apart.",
+        }
+    better, worse = (run["run"], baseline) if difference < 0 else (baseline, run["run"])
+    return {
+        "word": "better" if difference < 0 else "worse",
+        "verdict": f"{better} needs fewer bits than {worse}; the interval does not hold 0.",
+    }

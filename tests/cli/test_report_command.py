@@ -1,0 +1,51 @@
+"""`ddpmbench report` as a user types it, and the pages that other commands leave."""
+
+import pytest
+
+import ddpmbench as db
+
+
+@pytest.fixture(scope="module")
+def finished(small_model, small_images, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "run"
+    db.evaluate_nll(small_model, small_images, half_width=5.0, out=out)
+    return out
+
+
+def test_the_path_of_the_page_is_what_is_printed(finished, said):
+    assert said("report", finished) == (0, f"{finished / 'report.html'}\n", "")
+    assert (finished / "report.html").read_text().startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize("command", ["nll", "rd"])
+def test_a_run_leaves_its_page(command, small_checkpoint, small_npz, said, tmp_path):
+    out = tmp_path / "run"
+    given = ("--ckpt", small_checkpoint, "--data", small_npz, "--half-width", 5, "--out", out)
+    status, printed, told = said(command, *given)
+    assert status == 0, told
+    assert told.endswith(f"Run folder: {out}\nReport: {out / 'report.html'}\n")
+    assert "report.html" not in printed
+    assert (out / "report.html").exists()
+
+
+def test_a_comparison_leaves_its_page(finished, said, tmp_path):
+    status, _, told = said("compare", finished, finished, "--out", tmp_path / "out")
+    assert status == 0, told
+    assert told.endswith(f"Report: {tmp_path / 'out' / 'report.html'}\n")
+    again = said("report", tmp_path / "out")
+    assert again == (0, f"{tmp_path / 'out' / 'report.html'}\n", "")
+
+
+def test_what_is_no_run_is_refused(refused, tmp_path):
+    assert "is no run folder" in refused("report", tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    assert "holds no run of ddpmbench" in refused("report", tmp_path / "empty")
+    assert "Missing argument 'RUN'" in refused("report")
+
+
+def test_a_folder_that_cannot_be_written_is_named(finished, refused, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("ddpmbench.files.os.fsync", refuse)
+    assert f"{finished}: cannot be written (permission denied)" in refused("report", finished)

@@ -1,0 +1,249 @@
+"""A run's figures and its page in its folder: what is written, and what is refused."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from run_folders import OPTIONS, run_folder
+
+import ddpmbench as db
+
+SHIPPED = Path(__file__).parents[2] / "results"
+COMMON = {"bound", "rate_distortion", "images", "sub_schedules"}
+DRAWN = {"every-pair": COMMON, "rotated-warp": COMMON | {"calls"}}
+
+
+@pytest.fixture(scope="module")
+def folders(small_model, small_images, tmp_path_factory):
+    """Runs of both estimators that have their pages."""
+    root = tmp_path_factory.mktemp("runs")
+    for kind in OPTIONS:
+        run_folder(kind, small_model, small_images, root / kind)
+        assert db.write_report(root / kind) == root / kind / "report.html"
+    return root
+
+
+@pytest.fixture(params=list(OPTIONS))
+def kind(request):
+    return request.param
+
+
+@pytest.fixture
+def folder(folders, kind):
+    return folders / kind
+
+
+@pytest.fixture
+def copied(folders, tmp_path):
+    """A run that a test may spoil."""
+    return Path(shutil.copytree(folders / "rotated-warp", tmp_path / "run"))
+
+
+def test_every_figure_is_there_in_every_form(folder, kind):
+    files = {path.name for path in (folder / "figures").iterdir()}
+    expected = {f"{name}.{form}" for name in DRAWN[kind] for form in ("svg", "png", "csv")}
+    assert files == expected
+
+
+def test_the_page_shows_the_run(folder, kind):
+    page = (folder / "report.html").read_text()
+    summary = json.loads((folder / "summary.json").read_text())
+    assert f"{summary['bits_per_dim']:.4f}" in page
+    assert page.count('role="img"') >= len(DRAWN[kind]) + 4
+    for convention in pd.read_csv(folder / "conventions.csv").convention:
+        assert convention.replace("&", "&amp;") in page
+
+
+def test_the_numbers_behind_a_figure_are_those_of_the_run(folder, kind):
+    steps = pd.read_csv(folder / "per_timestep.csv")
+    bound = pd.read_csv(folder / "figures" / "bound.csv")
+    size = bound.t_last - bound.t_first + 1
+    assert (bound.bits_per_step * size).sum() == pytest.approx(steps.bits_per_dim.sum())
+    images = pd.read_csv(folder / "per_image.csv")
+    shown = images.bits_per_dim if kind == "every-pair" else images.decoder
+    histogram = pd.read_csv(folder / "figures" / "images.csv")
+    assert histogram.num_images.sum() == 6
+    assert histogram.bits_from[0] == pytest.approx(shown.min())
+
+
+def test_the_same_folder_gives_the_same_page_without_a_network(folders, monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("a page is of what is in the folder")
+
+    monkeypatch.setattr(torch.nn.Module, "__call__", refuse)
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    folder = folders / "rotated-warp"
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    db.write_report(str(folder))
+    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_page_is_written_whole_or_not_at_all(folders, monkeypatch):
+    page = folders / "every-pair" / "report.html"
+    before = page.read_bytes()
+    write_text = Path.write_text
+
+    def half(path, text, **options):
+        write_text(path, text[: len(text) // 2], **options)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", half)
+    with pytest.raises(db.InputError, match=r"cannot be written \(no space left on device\)"):
+        db.write_report(page.parent)
+    assert page.read_bytes() == before
+
+
+def test_a_run_without_the_newer_tables_has_a_page_too(copied):
+    whole = (copied / "report.html").read_text()
+    for name in ("per_image.csv", "conventions.csv", "sub_schedules.csv", "extremes.npz"):
+        (copied / name).unlink()
+    shutil.rmtree(copied / "figures")
+    (copied / "environment.json").unlink()
+    shorter = db.write_report(copied).read_text()
+    assert len(shorter) < len(whole)
+    names = {path.stem for path in (copied / "figures").iterdir()}
+    assert names == DRAWN["rotated-warp"] - {"images", "sub_schedules"}
+    for heading in ("Image by image", "Fewer steps", "other conventions", "How it was made"):
+        assert heading in whole
+        assert heading not in shorter
+
+
+def test_pictures_that_others_drew_are_shown(copied):
+    drawn = copied / "figures" / "decoding.svg"
+    drawn.write_text(
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 90 9"><path d="M 1 2 L 3 4"/></svg>'
+    )
+    page = db.write_report(copied).read_text()
+    assert "Progressive lossy decoding" in page
+    assert 'd="M 1 2 L 3 4"' in page
+    drawn.write_text("<svg")
+    with pytest.raises(db.InputError, match=r"figures/decoding\.svg: damaged; remove it"):
+        db.write_report(copied)
+
+
+def test_the_page_of_a_published_run_is_small(tmp_path):
+    shutil.copytree(SHIPPED / "default", tmp_path / "default")
+    page = db.write_report(tmp_path / "default")
+    assert 100_000 < page.stat().st_size < 1_500_000
+
+
+def test_a_single_image_is_neither_the_best_nor_the_worst(small_model, small_images, tmp_path):
+    run_folder("every-pair", small_model, small_images.subset(1), tmp_path / "run")
+    none = {"best_index": [], "best_pixels": np.zeros((0, 1, 8, 8), np.uint8)}
+    none |= {name.replace("best", "worst"): value for name, value in none.items()}
+    np.savez(tmp_path / "run" / "extremes.npz", **none)
+    page = db.write_report(tmp_path / "run").read_text()
+    assert "Bits, over images" in page
+    assert "cost the fewest" not in page
+
+
+def test_of_large_pictures_the_page_is_still_small(copied):
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 3, 256, 256), dtype=np.uint8)
+    index = np.arange(8) % 6
+    np.savez(
+        copied / "extremes.npz",
+        best_index=index, best_pixels=pixels, worst_index=index, worst_pixels=pixels,
+    )  # fmt: skip
+    assert db.write_report(copied).stat().st_size < 1_500_000
+
+
+# ---- what is refused
+
+
+def spoil(path):
+    """A file of half its length."""
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+NAMES = [
+    "per_timestep.csv",
+    "rate_distortion.csv",
+    "per_image.csv",
+    "extremes.npz",
+    "environment.json",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_damaged_file_is_named_and_the_old_page_stays(copied, name):
+    spoil(copied / name)
+    before = (copied / "report.html").read_bytes()
+    with pytest.raises(db.InputError) as refused:
+        db.write_report(copied)
+    assert f"{name}: missing or damaged; run the command" in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert (copied / "report.html").read_bytes() == before
+    assert not list(copied.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("name", ["per_timestep.csv", "conventions.csv", "sub_schedules.csv"])
+def test_a_table_of_another_kind_is_named(copied, name):
+    for content in ("", "a,b\n1,2\n", (copied / name).read_text().splitlines()[0] + "\n"):
+        (copied / name).write_text(content)
+        with pytest.raises(db.InputError, match=f"{name}: missing or damaged"):
+            db.write_report(copied)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"best_index": np.array([0, 1, 2, 99])},
+        {"best_pixels": np.zeros((4, 1, 8, 8))},
+        {"worst_pixels": np.zeros((4, 8, 8), np.uint8)},
+        {"worst_index": np.array([0])},
+    ],
+)
+def test_pictures_that_are_none_are_named(copied, change):
+    with np.load(copied / "extremes.npz") as archive:
+        parts = {**archive, **change}
+    np.savez(copied / "extremes.npz", **parts)
+    with pytest.raises(db.InputError, match=r"extremes\.npz: missing or damaged"):
+        db.write_report(copied)
+
+
+def test_a_run_that_is_none_unfinished_or_newer_is_refused(copied, tmp_path):
+    with pytest.raises(db.InputError, match="is no run folder"):
+        db.write_report(tmp_path / "nowhere")
+    newer = {**json.loads((copied / "summary.json").read_text()), "schema": "ddpmbench.nll/2"}
+    (copied / "summary.json").write_text(json.dumps(newer))
+    with pytest.raises(db.InputError, match=r"ddpmbench\.nll/2"):
+        db.write_report(copied)
+    (copied / "summary.json").unlink()
+    with pytest.raises(db.InputError, match="is unfinished"):
+        db.write_report(copied)
+
+
+# ---- of a comparison
+
+
+def test_a_comparison_has_a_page_of_its_own(folders, tmp_path):
+    out = tmp_path / "compared"
+    db.compare([folders / "rotated-warp", folders / "rotated-warp"], out=out)
+    before = (out / "report.html").read_bytes()
+    assert b" against " in before
+    (out / "report.html").unlink()
+    shutil.rmtree(out / "figures")
+    assert db.write_report(out).read_bytes() == before
+    names = {path.name for path in (out / "figures").iterdir()}
+    assert names == {"difference.svg", "difference.png", "difference.csv"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("per_timestep.csv", "run,t\n"),
+        ("summary.json", '{"schema": "ddpmbench.comparison/1", "runs": []}'),
+        ("summary.json", '{"schema": "ddpmbench.comparison/'),
+    ],
+)
+def test_a_damaged_comparison_is_named(name, content, tmp_path):
+    out = Path(shutil.copytree(SHIPPED / "compare", tmp_path / "compared"))
+    (out / name).write_text(content)
+    with pytest.raises(db.InputError, match=re.escape(name)):
+        db.write_report(out)

@@ -1,0 +1,257 @@
+"""The page: what it says, what it leaves out, and that it is safe to open."""
+
+import copy
+import dataclasses
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from run_folders import conventions, per_image, smooth_run
+
+from ddpmbench.report.contents import RunContents
+from ddpmbench.report.page import comparison_page, run_page
+
+SUMMARY = {
+    "schema": "ddpmbench.nll/1",
+    "bits_per_dim": 3.61589,
+    "half_width": 0.00398,
+    "half_width_population": 0.01526,
+    "prior": 0.00002,
+    "kl": 2.01388,
+    "decoder": 1.60199,
+    "num_images": 10_000,
+    "num_timesteps": 1000,
+    "num_evaluations": 31_360,
+    "estimator": "rotated-warp",
+    "sampling": {"rotations": 2},
+    "conventions": {
+        "prediction": "eps",
+        "variance": "fixed_large",
+        "clip": True,
+        "decoder": "exact",
+        "schedule": "linear",
+    },
+    "checkpoint": {"source": "default", "family": "native", "sha256": "f6215dda321f" * 5},
+    "data": {"source": "fashion-mnist", "split": "test", "sha256": "1f464896e377" * 5},
+    "seed": 0,
+    "device": "cpu, 2 threads",
+    "precision": "fp32",
+    "seconds": 78.7,
+}
+SVG = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9"><path d="M 0 0 L 9 9"/></svg>'
+ALWAYS = {"bound": SVG, "rate_distortion": SVG}
+
+
+def contents(**changes):
+    """Of a run without the tables that not every run has."""
+    per_timestep, curve = smooth_run(changes.get("num_timesteps", 1000))
+    summary = {**copy.deepcopy(SUMMARY), **changes}
+    return RunContents(summary, per_timestep, curve, *[None] * 6)
+
+
+def words(page):
+    """What a page says, without its style and its tags."""
+    body = re.sub(r"<(style|svg).*?</\1>", " ", page, flags=re.DOTALL)
+    text = re.sub(r"<[^>]+>", " ", body)
+    for name, mark in (("nbsp", " "), ("le", "<="), ("plusmn", "+-"), ("thinsp", " ")):
+        text = text.replace(f"&{name};", mark)
+    return " ".join(text.split())
+
+
+def test_the_headline_has_its_interval_and_what_makes_it_comparable():
+    said = words(run_page(contents(), ALWAYS))
+    assert "<= 3.6159 +- 0.0040 bits/dim" in said
+    assert "+- 0.0153, is 95 % for the population" in said
+    for fact in (
+        "10,000 of fashion-mnist:test (1f464896e377)",
+        "default (native, f6215dda321f)",
+        "T = 1000, linear",
+        "eps, fixed_large, clip, exact decoder",
+        "rotated-warp, 2 rotations, 31,360 network calls, seed 0",
+        "cpu, 2 threads, fp32, 79 s",
+    ):
+        assert fact in said
+
+
+def test_the_page_brings_its_icon():
+    # Browsers ask for /favicon.ico of a page that names none.
+    assert '<link rel="icon" href="data:image/svg+xml,' in run_page(contents(), ALWAYS)
+
+
+def test_the_bar_is_as_wide_as_the_intervals_say():
+    page = run_page(contents(), ALWAYS)
+    (width,) = re.findall(r'class="images" style="width: ([\d.]+)%', page)
+    assert float(width) == pytest.approx(100 * 0.00398 / 0.01526, abs=0.01)
+    assert "3.601 3.616 3.631" in words(page)
+
+
+def test_what_is_unknown_is_said():
+    said = words(run_page(contents(half_width=None), ALWAYS))
+    assert "cannot be known from one draw" in said
+    assert "The interval +- 0.0153, is 95 % for the population" in said
+    said = words(run_page(contents(half_width_population=None, num_images=1), ALWAYS))
+    assert "for this one image" in said
+    assert "nothing is known of a population" in said
+    assert "nan" not in said
+
+
+def test_the_parts_have_their_shares():
+    said = words(run_page(contents(), ALWAYS))
+    assert "kl 2.0139 55.7 % L 1 ..L T-1 , the steps" in said
+    assert "decoder 1.6020 44.3 % L 0 , the pixels" in said
+
+
+@pytest.mark.parametrize("num_timesteps", [3, 10, 1000])
+def test_half_of_the_steps_bits_are_where_it_says(num_timesteps):
+    found = contents(num_timesteps=num_timesteps, prior=1e-4)
+    said = words(run_page(found, ALWAYS))
+    by = int(re.search(r"is spent at t (?:<=|≤) (\d+)", said)[1])
+    kl = found.per_timestep.bits_per_dim[1:]
+    assert kl[found.per_timestep.t <= by].sum() >= kl.sum() / 2 - 1e-12
+    assert kl[found.per_timestep.t <= by - 1].sum() < kl.sum() / 2
+
+
+HEADINGS = {
+    "conventions": "The same model under other conventions",
+    "images": "Image by image",
+    "sub_schedules": "Fewer steps",
+    "calls": "Network calls",
+    "decoding": "Progressive lossy decoding",
+    "generation": "Progressive generation",
+    "interpolation": "Interpolation",
+}
+
+
+def test_what_a_run_has_not_is_left_out():
+    page = run_page(contents(), ALWAYS)
+    for heading in HEADINGS.values():
+        assert heading not in page
+    assert "How it was made" not in page
+    found = dataclasses.replace(
+        contents(), per_image=per_image(10_000), conventions=conventions(SUMMARY)
+    )
+    whole = run_page(found, {**ALWAYS, **dict.fromkeys(set(HEADINGS) - {"conventions"}, SVG)})
+    for heading in HEADINGS.values():
+        assert f">{heading}<" in whole
+
+
+def test_what_was_typed_is_text_and_no_markup():
+    evil = '<script>alert("x")</script>&'
+    found = contents(checkpoint={**SUMMARY["checkpoint"], "source": evil})
+    table = conventions(SUMMARY).assign(used_by=evil, convention=evil)
+    environment = {
+        "versions": {evil: evil},
+        "arguments": {"given": ["ddpmbench", "nll", evil], "resolved": {evil: evil}},
+        "platform": evil,
+    }
+    found = dataclasses.replace(found, conventions=table, environment=environment)
+    page = run_page(found, ALWAYS)
+    assert "<script" not in page
+    assert page.count("&lt;script&gt;") >= 12
+
+
+def test_the_table_of_conventions_holds_its_numbers():
+    table = conventions(SUMMARY)
+    page = run_page(dataclasses.replace(contents(), conventions=table), ALWAYS)
+    said = words(page)
+    assert "this run 3.6159 +- 0.0040 &ndash;" in said
+    assert "tanh decoder &amp; no clip 3.6036 +- 0.0040 \N{MINUS SIGN}0.0123" in said
+    assert "a paper, 2021" in said
+    assert "the best half 3.6784 +0.0625" in said
+    own, fewer = said.index("this run 3.6"), said.index("bounds of other models")
+    assert own < said.index("tanh decoder") < fewer < said.index("half the steps 3.8659")
+
+
+@pytest.mark.parametrize(("source", "is_beside"), [("cifar10", True), ("fashion-mnist", False)])
+def test_the_published_table_stands_beside_what_it_is_of(source, is_beside):
+    data = {**SUMMARY["data"], "source": source}
+    said = words(run_page(contents(data=data), ALWAYS))
+    for published in ("Ho et al. 2020, table 4", "1.77581", "12.02277", "67.60125"):
+        assert (published in said) == is_beside
+
+
+def test_every_step_is_in_the_page():
+    page = run_page(contents(), ALWAYS)
+    rows = page.split('<tbody class="steps">')[1].split("</tbody>")[0]
+    assert rows.count("<tr>") == 1000
+    assert "1.000000" in rows
+    assert "0.000001" in rows
+
+
+@pytest.mark.parametrize("num_timesteps", [1000, 4000])
+def test_a_page_is_small(num_timesteps):
+    assert len(run_page(contents(num_timesteps=num_timesteps), ALWAYS)) < 1_000_000
+
+
+def test_the_command_can_be_typed_again():
+    given = ["ddpmbench", "nll", "--model-flags", "--image_size 32"]
+    record = {"versions": {"torch": "2.0"}, "arguments": {"given": given}}
+    page = run_page(dataclasses.replace(contents(), environment=record), ALWAYS)
+    assert "<pre>ddpmbench nll --model-flags &#39;--image_size 32&#39;</pre>" in page
+
+
+# ---- of a comparison
+
+
+def compared(**changes):
+    run = {
+        "run": "runs/other",
+        "bits_per_dim": 3.6024,
+        "half_width": 0.004,
+        "difference": -0.01353,
+        "difference_half_width": 0.00018,
+        "difference_half_width_population": 0.00024,
+        "half_width_unpaired": 0.0056,
+        "num_evaluations": 31_000,
+        "same_rows": 1.0,
+        **changes,
+    }
+    first = {"run": "runs/default", "bits_per_dim": 3.6159, "half_width": 0.004}
+    return {**SUMMARY, "baseline": first, "runs": [run]}
+
+
+GROUPS = pd.DataFrame(
+    {
+        "run": ["runs/other", "runs/other"],
+        "t_first": [1, 2],
+        "t_last": [1, 9],
+        "difference": [-0.004, -0.0095],
+        "half_width": [0.0001, np.nan],
+        "cumulative": [-0.0135, -0.0095],
+        "cumulative_half_width": [0.0002, 0.0001],
+    }
+)
+
+
+def test_a_difference_is_said_with_its_interval():
+    said = words(comparison_page(compared(), GROUPS, {"difference": SVG}))
+    assert "\N{MINUS SIGN}0.0135 +- 0.0002 bits/dim" in said
+    assert "runs/other needs fewer bits than runs/default" in said
+    assert "100 % 31,000 better" in said
+    assert "10,000 of fashion-mnist:test (1f464896e377)" in said
+    assert "2 &ndash; 9" in said.replace("2&ndash;9", "2 &ndash; 9")
+
+
+@pytest.mark.parametrize(
+    ("changes", "verdict"),
+    [
+        ({"difference": 0.01353}, "runs/default needs fewer bits than runs/other"),
+        ({"difference_half_width": 0.02}, "cannot be told apart"),
+        ({"difference": 0.0, "difference_half_width": 0.0}, "cannot be told apart"),
+        ({"difference_half_width": None}, "cannot be known"),
+    ],
+)
+def test_a_verdict_is_no_surer_than_the_interval(changes, verdict):
+    said = words(comparison_page(compared(**changes), GROUPS, {"difference": SVG}))
+    assert verdict in said
+    assert ("needs fewer bits" in said) == ("needs fewer bits" in verdict)
+
+
+def test_several_runs_have_a_row_each():
+    summary = compared()
+    summary["runs"] = [summary["runs"][0], {**summary["runs"][0], "run": "runs/third"}]
+    said = words(comparison_page(summary, GROUPS, {"difference": SVG}))
+    assert "2 runs against runs/default" in said
+    assert said.count("better") >= 2
+    assert "runs/third 3.6024" in said
