@@ -98,9 +98,11 @@ def write_figure(folder: Path, name: str, figure: "Figure", numbers: pd.DataFram
         layout.execute(figure)
         figure.set_layout_engine(None)
     # The last bits of a layout are not the same each time.
+    for part in figure.subfigs:
+        part.bbox_relative.set_points(part.bbox_relative.get_points().round(9))
     for axes in figure.get_axes():
-        place = axes.get_position(original=True).bounds
-        axes.set_position([round(at, 5) for at in place])
+        x, y, width, height = axes.get_position(original=True).bounds
+        axes.set_position((round(x, 5), round(y, 5), round(width, 5), round(height, 5)))
     with (
         naming(folder),
         matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "ddpmbench"}),
