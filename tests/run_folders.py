@@ -1,37 +1,18 @@
-"""Run folders as a page finds them: small real runs, with every table that a run may have."""
-
-import dataclasses
-import json
+"""Small real runs, and tables as runs write them."""
 
 import numpy as np
 import pandas as pd
 
 from ddpmbench.questions.nll import evaluate_nll
-from ddpmbench.report.figures.images import Extremes
+from ddpmbench.runs.extremes import Extremes
 
 OPTIONS = {"every-pair": {"estimator": "every-pair"}, "rotated-warp": {"half_width": 5.0}}
 
 
 def run_folder(kind, checkpoint, images, folder):
-    """A run of this estimator, with small tables in place of those that it does not write."""
+    """A run of this estimator."""
     evaluate_nll(checkpoint, images, **OPTIONS[kind], out=folder, command=["ddpmbench", "nll"])
-    complete(folder, images.pixels)
     return folder
-
-
-def complete(folder, pixels):
-    """Write the tables that are not there."""
-    summary = json.loads((folder / "summary.json").read_text())
-    tables = {
-        "per_image.csv": per_image(len(pixels)),
-        "conventions.csv": conventions(summary),
-        "sub_schedules.csv": sub_schedules(summary),
-    }
-    for name, table in tables.items():
-        if not (folder / name).exists():
-            table.to_csv(folder / name, index=False)
-    if not (folder / "extremes.npz").exists():
-        np.savez(folder / "extremes.npz", **dataclasses.asdict(extremes(pixels)))
 
 
 def per_image(num_images):

@@ -7,7 +7,6 @@ import click
 
 from ddpmbench.cli import options
 from ddpmbench.cli.likelihood import evaluate
-from ddpmbench.cli.report import tell_report
 
 
 @click.command(short_help="The variational bound in bits/dim, with two intervals.")
@@ -29,8 +28,12 @@ def nll(out: Path | None, output_format: str, **given: Any) -> None:  # noqa: AN
     found = evaluate("nll", out, given)
     if found is None:
         return
+    from ddpmbench.questions.report import write_report
     from ddpmbench.report.printed import printed_nll
 
+    folder = found.report.folder
+    assert folder is not None
+
     click.echo(printed_nll(found.report.summary, output_format))
-    click.echo(f"Run folder: {found.report.folder}", err=True)
-    tell_report(found.report.folder)
+    click.echo(f"Run folder: {folder}", err=True)
+    click.echo(f"Report: {write_report(folder)}", err=True)

@@ -10,7 +10,6 @@ from click.core import ParameterSource
 from ddpmbench.cli import options
 from ddpmbench.cli.likelihood import evaluate, warn
 from ddpmbench.cli.progress import progress
-from ddpmbench.cli.report import tell_report
 
 if TYPE_CHECKING:
     from ddpmbench.questions.nll import NllReport
@@ -73,17 +72,20 @@ def rd(
     if source is None:
         return
     from ddpmbench.questions.rd import rate_distortion
+    from ddpmbench.questions.report import write_report
     from ddpmbench.report.printed import partial_line
     from ddpmbench.report.rate_distortion import printed_rate_distortion
 
     found = rate_distortion(source, partial=partial)
+    assert found.folder is not None
+    page = write_report(found.folder)
     click.echo(printed_rate_distortion(found.summary, found.curve, output_format))
     if "partial" in found.summary:
         click.echo(f"Warning: {partial_line(found.summary)}", err=True)
     elif partial:
         click.echo("Note: no shard is missing or damaged; this is the whole run", err=True)
     click.echo(f"Run folder: {found.folder}", err=True)
-    tell_report(found.folder)
+    click.echo(f"Report: {page}", err=True)
 
 
 def _evaluate(

@@ -25,12 +25,3 @@ def report(run: Path, partial: bool) -> None:
     from ddpmbench.questions.report import write_report
 
     click.echo(str(write_report(run, partial=partial)))
-
-
-def tell_report(folder: Path | None) -> None:
-    """Write the page of a run that has just finished, and say where it is."""
-    if folder is None:
-        return
-    from ddpmbench.questions.report import write_report
-
-    click.echo(f"Report: {write_report(folder)}", err=True)

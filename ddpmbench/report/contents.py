@@ -123,6 +123,8 @@ def read_table(path: Path, columns: Mapping[str, str]) -> pd.DataFrame:
 def _column(texts: Any, kind: str) -> Any:  # noqa: ANN401
     if kind == "str":
         return texts.astype(object).where(texts.notna(), "")
+    if kind == "bool":
+        return texts.map({"True": True, "False": False}).astype(kind)
     return texts.map(float).astype(kind)
 
 

@@ -25,7 +25,7 @@ def test_the_pictures_of_the_first_images_come_by_themselves(arguments, said, tm
     assert status == 0, told
     assert f"66 {HEAD}" in told
     assert HEAD not in printed
-    found = Pictures.read(tmp_path / "run")
+    found = Pictures.read(tmp_path / "run", 40)
     assert found.decoding.rmse.shape == (6, 11)
     assert found.generation is found.interpolation is None
     # The rates above the pictures are those printed.
@@ -43,8 +43,8 @@ def test_none_all_and_a_depth(arguments, said, tmp_path):
     assert status == 0, told
     assert f"{66 + 8 * 40 + 33 * 3} {HEAD}" in told
     assert printed == without
-    assert Pictures.read(tmp_path / "run").interpolation.depth == 3
-    assert {path.stem for path in (tmp_path / "run" / "figures").iterdir()} == {
+    assert Pictures.read(tmp_path / "run", 40).interpolation.depth == 3
+    assert {path.stem for path in (tmp_path / "run" / "figures").iterdir()} >= {
         "rate_distortion", "decoding", "generation", "interpolation",
     }  # fmt: skip
 
@@ -69,7 +69,7 @@ def test_a_respaced_model_has_steps_of_its_own(arguments, said, tmp_path):
     status, _, told = said(*arguments, "--timesteps", 4)
     assert status == 0, told
     assert f"24 {HEAD}" in told
-    assert list(Pictures.read(tmp_path / "run").decoding.t) == [4, 3, 2, 1]
+    assert list(Pictures.read(tmp_path / "run", 4).decoding.t) == [4, 3, 2, 1]
 
 
 @pytest.mark.slow
@@ -80,7 +80,7 @@ def test_of_several_processes_one_makes_them(arguments, tmp_path):
     assert result.returncode == 0, result.stderr
     assert result.stderr.count(HEAD) == result.stderr.count("Run folder: ") == 1
     assert result.stdout.count("PSNR") == 1
-    assert Pictures.read(tmp_path / "run").decoding.rmse.shape == (6, 11)
+    assert Pictures.read(tmp_path / "run", 40).decoding.rmse.shape == (6, 11)
     refused = subprocess.run(
         [*command, "--pictures", "all", "--depth", "41"],
         capture_output=True,

@@ -176,6 +176,7 @@ def test_the_summary_is_that_of_the_run_with_ten_points(run):
 
 def test_the_figure_and_its_numbers_are_in_the_folder(run):
     place = run.folder / "figures"
+    db.write_report(run.folder)
     found = db.rate_distortion(run.folder)
     for kind in ("svg", "png", "csv"):
         assert (place / f"rate_distortion.{kind}").stat().st_size > 1000

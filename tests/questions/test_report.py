@@ -113,17 +113,11 @@ def test_a_run_without_the_newer_tables_has_a_page_too(copied):
         assert heading not in shorter
 
 
-def test_pictures_that_others_drew_are_shown(copied):
-    drawn = copied / "figures" / "decoding.svg"
-    drawn.write_text(
-        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 90 9"><path d="M 1 2 L 3 4"/></svg>'
-    )
-    page = db.write_report(copied).read_text()
-    assert "Progressive lossy decoding" in page
-    assert 'd="M 1 2 L 3 4"' in page
-    drawn.write_text("<svg")
-    with pytest.raises(db.InputError, match=r"figures/decoding\.svg: damaged; remove it"):
-        db.write_report(copied)
+def test_a_run_without_models_that_skip_steps_has_no_section_on_them(copied):
+    assert "Fewer steps" in db.write_report(copied).read_text()
+    head = (copied / "sub_schedules.csv").read_text().splitlines()[0]
+    (copied / "sub_schedules.csv").write_text(head + "\n")
+    assert "<h2>Fewer steps</h2>" not in db.write_report(copied).read_text()
 
 
 def test_the_page_of_a_published_run_is_small(tmp_path):
@@ -184,7 +178,8 @@ def test_a_damaged_file_is_named_and_the_old_page_stays(copied, name):
 
 @pytest.mark.parametrize("name", ["per_timestep.csv", "conventions.csv", "sub_schedules.csv"])
 def test_a_table_of_another_kind_is_named(copied, name):
-    for content in ("", "a,b\n1,2\n", (copied / name).read_text().splitlines()[0] + "\n"):
+    head = (copied / name).read_text().splitlines()[0] + "\n"
+    for content in ("", "a,b\n1,2\n", *([head] if name != "sub_schedules.csv" else [])):
         (copied / name).write_text(content)
         with pytest.raises(db.InputError, match=f"{name}: missing or damaged"):
             db.write_report(copied)

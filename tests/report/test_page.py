@@ -11,6 +11,7 @@ from run_folders import conventions, per_image, smooth_run
 
 from ddpmbench.report.contents import RunContents
 from ddpmbench.report.page import comparison_page, run_page
+from ddpmbench.runs.pictures import Pictures
 
 SUMMARY = {
     "schema": "ddpmbench.nll/1",
@@ -47,7 +48,7 @@ def contents(**changes):
     """Of a run without the tables that not every run has."""
     per_timestep, curve = smooth_run(changes.get("num_timesteps", 1000))
     summary = {**copy.deepcopy(SUMMARY), **changes}
-    return RunContents(summary, per_timestep, curve, *[None] * 6)
+    return RunContents(summary, per_timestep, curve, *[None] * 5, Pictures(), None)
 
 
 def words(page):
