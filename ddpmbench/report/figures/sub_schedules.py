@@ -19,11 +19,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SPACINGS = ("evenly spaced", "best")
+_TALLEST = 3.0  # the axis ends at so many times the least bound: above it, steps are too few
 
 
 @drawing()
 def sub_schedules_figure(table: pd.DataFrame) -> tuple["Figure", pd.DataFrame]:
-    """Bound against number of steps, a panel a variance.
+    """Bound against number of steps, a panel a variance, all with the same axes.
+
+    What is far above the least bound is beyond the axes, and said.
 
     Args:
         table: `variance`, `spacing` (one of `SPACINGS`), `num_timesteps`, `bits_per_dim`,
@@ -50,11 +53,24 @@ def sub_schedules_figure(table: pd.DataFrame) -> tuple["Figure", pd.DataFrame]:
                 ls=DASHES[1 - k],
                 elinewidth=0.9,
             )
-        log_axis(axes, "x", "y")
-        axes.legend()
+        log_axis(axes, "x")
+        axes.legend(loc="upper right")
         finish(axes, f"Variance {variance}", x="number of steps", y="bound, bits/dim")
-    low, high = table.bits_per_dim.min(), table.bits_per_dim.max()
-    for axes in parts:
+    low, most = table.bits_per_dim.min(), table.bits_per_dim.max()
+    high = min(most + 0.1 * (most - low), _TALLEST * low)
+    for variance, axes in zip(variances, parts, strict=True):
         log_range(axes, "x", table.num_timesteps.min() / 1.1, table.num_timesteps.max() * 1.1)
-        log_range(axes, "y", low / 1.1, high * 1.1)
+        axes.set_ylim(low - 0.05 * (high - low), high)
+        beyond = table[(table.variance == variance) & (table.bits_per_dim > high)]
+        if len(beyond):
+            steps, bits = beyond.num_timesteps.min(), beyond.bits_per_dim.max()
+            axes.text(
+                0.98,
+                0.78,
+                f"up to {bits:,.0f} at {steps} steps",
+                transform=axes.transAxes,
+                ha="right",
+                va="top",
+                fontsize="small",
+            )
     return figure, table.drop(columns="steps", errors="ignore")
