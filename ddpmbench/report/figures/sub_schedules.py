@@ -18,12 +18,14 @@ from ddpmbench.report.figures.style import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+MOST = 8
+"""A panel ends at so many times the least bound: a step or two can cost thousands of bits."""
 SPACINGS = ("evenly spaced", "best")
 
 
 @drawing()
 def sub_schedules_figure(table: pd.DataFrame) -> tuple["Figure", pd.DataFrame]:
-    """Bound against number of steps, a panel a variance.
+    """Bound against number of steps, a panel a variance, each with a range of its own.
 
     Args:
         table: `variance`, `spacing` (one of `SPACINGS`), `num_timesteps`, `bits_per_dim`,
@@ -53,8 +55,7 @@ def sub_schedules_figure(table: pd.DataFrame) -> tuple["Figure", pd.DataFrame]:
         log_axis(axes, "x", "y")
         axes.legend()
         finish(axes, f"Variance {variance}", x="number of steps", y="bound, bits/dim")
-    low, high = table.bits_per_dim.min(), table.bits_per_dim.max()
-    for axes in parts:
-        log_range(axes, "x", table.num_timesteps.min() / 1.1, table.num_timesteps.max() * 1.1)
-        log_range(axes, "y", low / 1.1, high * 1.1)
+        steps, bits = of.num_timesteps, of.bits_per_dim
+        log_range(axes, "x", steps.min() / 1.1, steps.max() * 1.1)
+        log_range(axes, "y", bits.min() / 1.1, min(1.1 * bits.max(), MOST * bits.min()))
     return figure, table.drop(columns="steps", errors="ignore")
