@@ -199,6 +199,16 @@ def test_a_logarithmic_range_has_numbers_however_short_it_is(low, high):
     assert 3 <= len(inside) <= 12
 
 
+def test_a_bound_of_thousands_of_bits_does_not_flatten_the_others():
+    table = sub_schedules(SUMMARY)
+    table.loc[table.num_timesteps == 2, "bits_per_dim"] = 9000.0
+    figure, numbers = sub_schedules_figure(table)
+    assert numbers.bits_per_dim.max() == 9000
+    for part, (_, of) in zip(figure.subfigs, table.groupby("variance"), strict=True):
+        low, high = part.axes[0].get_ylim()
+        assert low < of.bits_per_dim.min() < high < 10 * of.bits_per_dim.min()
+
+
 def test_lines_of_a_panel_differ_without_color(laid_out):
     for name in ("sub_schedules", "difference"):
         figure = laid_out[name]
