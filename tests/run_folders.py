@@ -11,8 +11,9 @@ OPTIONS = {"every-pair": {"estimator": "every-pair"}, "rotated-warp": {"half_wid
 
 def run_folder(kind, checkpoint, images, folder):
     """A run of this estimator."""
-    evaluate_nll(checkpoint, images, **OPTIONS[kind], out=folder, command=["ddpmbench", "nll"])
-    return folder
+    return evaluate_nll(
+        checkpoint, images, **OPTIONS[kind], out=folder, command=["ddpmbench", "nll"]
+    )
 
 
 def per_image(num_images):

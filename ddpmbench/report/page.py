@@ -14,7 +14,7 @@ from markupsafe import Markup, escape
 from ddpmbench.report import rate_distortion
 from ddpmbench.report.contents import RunContents
 from ddpmbench.report.figures.style import NORMAL
-from ddpmbench.report.figures.sub_schedules import MOST
+from ddpmbench.report.figures.sub_schedules import TALLEST
 from ddpmbench.report.inline_svg import inline_panels
 from ddpmbench.report.printed import PARTS, comparable_facts, images_name, partial_line
 from ddpmbench.version import __version__
@@ -79,7 +79,7 @@ def run_page(contents: RunContents, svgs: Mapping[str, str]) -> str:
         every_pair=every_pair,
         fewer=every_pair / summary["num_evaluations"],
         every_step=steps.to_dict("records"),
-        most=MOST,
+        most=TALLEST,
         steps_text=_steps_text(summary),
         figures={
             name: _panels(svgs[name], name, label) if name in svgs else None

@@ -8,6 +8,7 @@ import pytest
 from run_folders import OPTIONS, run_folder
 
 import ddpmbench as db
+from ddpmbench.report.page import STRIPS
 
 sync_api = pytest.importorskip(
     "playwright.sync_api", reason="drives the browser: pip install playwright"
@@ -23,11 +24,6 @@ ARGUMENTS = [
     "--no-first-run",
 ]
 PAGES = [*OPTIONS, "comparison"]
-STRIP = (
-    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 900 300">'
-    + "".join(f'<rect x="{30 * k}" y="9" width="9" height="9"/>' for k in range(20))
-    + '<text x="9" y="99" style="fill: #222222">received</text></svg>'
-)
 WIDTHS = (360, 768, 1400)
 LEGIBLE = 4.5  # WCAG 2, AA
 
@@ -89,9 +85,8 @@ def folders(small_model, small_images, tmp_path_factory):
     """Runs of both estimators and a comparison, with their pages."""
     root = tmp_path_factory.mktemp("runs")
     for kind in OPTIONS:
-        run_folder(kind, small_model, small_images, root / kind)
-        (root / kind / "figures").mkdir()
-        (root / kind / "figures" / "decoding.svg").write_text(STRIP)
+        report = run_folder(kind, small_model, small_images, root / kind)
+        db.progressive_pictures(small_model, small_images, report, pictures="all")
         db.write_report(root / kind)
     one = root / "rotated-warp"
     db.compare([one, one], out=root / "comparison")
@@ -213,7 +208,7 @@ def test_every_panel_of_a_figure_is_drawn(browser, folders):
                .filter(e => e.getBBox && !e.closest('defs') && e.getBBox().width > 0).length)"""
         )
         variances = pd.read_csv(folders / "rotated-warp" / "sub_schedules.csv").variance.nunique()
-        assert len(drawn) == 2 + 3 + 3 + variances + 1 + 1
+        assert len(drawn) == 2 + 3 + 3 + variances + 1 + len(STRIPS)
         assert min(drawn) > 10
 
 

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SPACINGS = ("evenly spaced", "best")
-_TALLEST = 3.0  # the axis ends at so many times the least bound: above it, steps are too few
+TALLEST = 3
+"""The axes end at so many times the least bound: a few steps can cost thousands of bits."""
 
 
 @drawing()
@@ -57,7 +58,7 @@ def sub_schedules_figure(table: pd.DataFrame) -> tuple["Figure", pd.DataFrame]:
         axes.legend(loc="upper right")
         finish(axes, f"Variance {variance}", x="number of steps", y="bound, bits/dim")
     low, most = table.bits_per_dim.min(), table.bits_per_dim.max()
-    high = min(most + 0.1 * (most - low), _TALLEST * low)
+    high = min(most + 0.1 * (most - low), TALLEST * low)
     for variance, axes in zip(variances, parts, strict=True):
         log_range(axes, "x", table.num_timesteps.min() / 1.1, table.num_timesteps.max() * 1.1)
         axes.set_ylim(low - 0.05 * (high - low), high)
