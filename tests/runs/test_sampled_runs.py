@@ -395,7 +395,7 @@ def unfit_folders(small_model, small_images, wide_folder, tmp_path_factory):
         ("other", "holds no run"),
         ("unfinished", "is unfinished"),
         ("damaged", "summary.json is damaged"),
-        ("later", "is a run of ddpmbench.nll/7"),
+        ("later", "a newer version of ddpmbench made it (ddpmbench.nll/7"),
         ("seed", "--seed"),
         ("images", "--num-images"),
         ("steps", "--timesteps"),
