@@ -160,11 +160,21 @@ def noise_half_width(variance: float, squares: float, fourth: float, draws: int)
     return float(_quantile(freedom) * math.sqrt(variance))
 
 
-def normal_half_width(variance: float) -> float | None:
-    """Half width of the 95 % interval of a sum over many rows; None where the variance is NaN."""
+def half_width_of(variance: float, doubt: float) -> float | None:
+    """Half width of the 95 % interval of a sum of independent parts; None where it is unknown.
+
+    Args:
+        variance: of the sum; NaN where it cannot be known.
+        doubt: sum over the parts of the square of the variance over its degrees of freedom.
+
+    Source: Satterthwaite 1946.
+    """
     if math.isnan(variance):
         return None
-    return float(stats.norm.ppf(0.5 + CONFIDENCE / 2) * math.sqrt(variance))
+    if variance == 0:
+        return 0.0
+    freedom = max(1.0, variance**2 / doubt) if doubt > 0 else math.inf
+    return float(_quantile(freedom) * math.sqrt(variance))
 
 
 def _population_half_width(total: NDArray[np.float64], noise: float | None) -> float | None:

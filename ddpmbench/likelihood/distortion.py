@@ -18,6 +18,7 @@ from ddpmbench.likelihood.warp import RotatedWarp
 WINDOW_ROWS = 60
 """A sampled step borrows the rows of the steps around it until it has so many."""
 _WIDEST = 1.5  # ratio of steps
+_STEEPEST = 2.0  # a ratio of errors does not change by more within a window
 _FEWEST_ROWS = 10  # that tell how far their mean may be off
 
 _ROOT, _MSE = range(2)
@@ -114,6 +115,9 @@ def distortion_of_warp(
         mean, noise = _decoder(first[which])
         parts.append(np.append(mean, ratio[:, 0] * known[which]))
         parts.append(np.append(noise, ratio[:, 1] * known[which]))
+    rmse, _, mse, _ = parts
+    # The mean of squares is no less than the square of the mean, whatever the two lines make of it.
+    np.maximum(mse, np.square(rmse), out=mse)
     return Distortion(*parts)
 
 
@@ -203,8 +207,8 @@ class RatioLine:
     def of(cls, moments: NDArray[np.float64], index: int, window: slice) -> "RatioLine | None":
         """The line at a step; None where its window has no rows.
 
-        It is level with too few rows for another, at a single step, and where another would go
-        below 0, as at the end of one through few rows.
+        It is level with too few rows for another, at a single step, and where another would
+        leave the level by more than `_STEEPEST`, as at the end of one through few rows.
 
         Args:
             moments: (3, T - 1) or more at each step t = 2..T: rows, and their sums of what the
@@ -213,6 +217,7 @@ class RatioLine:
             window: the steps that are borrowed from.
         """
         count, y, x = moments[:3, window]
+        level = y.sum() / x.sum() if count.any() else 0.0
         u = np.log(np.arange(window.start, window.stop) + 2) - np.log(index + 2)
         powers = np.stack([np.ones_like(u), u])
         for terms in (2, 1) if np.count_nonzero(count) > 2 else (1,):
@@ -221,7 +226,7 @@ class RatioLine:
             except np.linalg.LinAlgError:
                 return None
             line = cls(powers[:terms], inverse, float(count.sum() - terms))
-            if line.weights @ y > 0:
+            if level / _STEEPEST < line.weights @ y < level * _STEEPEST:
                 break
         return line
 

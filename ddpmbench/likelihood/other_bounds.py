@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 
 from ddpmbench.likelihood.conventions import (
     ConventionBound,
-    PairSums,
     clips,
     columns_of,
     conventions_of_pairs,
@@ -17,6 +16,7 @@ from ddpmbench.likelihood.conventions import (
 )
 from ddpmbench.likelihood.decoders import SCALES, decoder_column
 from ddpmbench.likelihood.design import EveryPair
+from ddpmbench.likelihood.pair_sums import PairSums
 from ddpmbench.likelihood.regression import FeatureTable
 from ddpmbench.likelihood.sampled_rows import X_START, sampled_rows
 from ddpmbench.likelihood.step_errors import errors_of_pairs, errors_of_warp
@@ -74,14 +74,18 @@ def other_bounds_of_pairs(
     if not _skips(diffusion):
         return OtherBounds(found, [])
     first = [sums.of(name) for name in decoders]
+    noise, errors = errors_of_pairs(design, first[0]), errors_of_pairs(design, sums.of(error))
     costs = StepCosts(
         schedule=diffusion.schedule,
         prior=float(prior.mean()),
-        errors=errors_of_pairs(design, sums.of(error)),
+        errors=errors,
         decoder=np.array([of.mean[0] for of in first]),
-        decoder_variance=float(errors_of_pairs(design, first[0]).spread[0]),
+        decoder_variance=float(noise.spread[0]),
+        decoder_doubt=float(noise.doubt[0]),
     )
-    return OtherBounds(found, sub_schedule_bounds(costs))
+    # Of every pair the errors are known but for the noise.
+    of_best = sub_schedule_bounds(costs, chosen_by=errors, judged_by=errors)
+    return OtherBounds(found, of_best)
 
 
 def other_bounds_of_warp(
@@ -113,14 +117,22 @@ def other_bounds_of_warp(
     _, decoders = _skipping(diffusion)
     clip = clips(diffusion)
     rows = sampled_rows(design, tables(list(columns_of_bound(clip=clip))), clip=clip)
+    # The best steps are chosen by half of the rotations, and their bound is from the others.
+    middle = design.rotations // 2
+    errors, chosen_by, judged_by = (
+        errors_of_warp(design, rows.rotations[X_START], features, part)
+        for part in (slice(None), slice(0, middle), slice(middle, None))
+    )
     costs = StepCosts(
         schedule=diffusion.schedule,
         prior=float(prior.mean()),
-        errors=errors_of_warp(design, rows.rotations[X_START], features),
+        errors=errors,
         decoder=_decoder_means(design.num_images, tables(decoders), decoders),
         decoder_variance=rows.decoder_variance,
+        decoder_doubt=rows.decoder_variance**2 / max(len(design.redrawn), 1),
     )
-    return OtherBounds(found, sub_schedule_bounds(costs))
+    of_best = sub_schedule_bounds(costs, chosen_by=chosen_by, judged_by=judged_by)
+    return OtherBounds(found, of_best)
 
 
 def _skips(diffusion: GaussianDiffusion) -> bool:

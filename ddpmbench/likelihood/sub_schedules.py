@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ddpmbench.likelihood.bound import normal_half_width
+from ddpmbench.likelihood.bound import half_width_of
 from ddpmbench.likelihood.decoders import SCALES, WIDEST_RATIO, interpolated, log_variances
 from ddpmbench.likelihood.skips import Skips
 from ddpmbench.likelihood.step_errors import StepErrors
@@ -21,7 +21,7 @@ from ddpmbench.process.schedule import NoiseSchedule
 
 EVENLY_SPACED, BEST = "evenly spaced", "best"
 VARIANCES = (Variance.FIXED_LARGE, Variance.FIXED_SMALL, None)
-"""None stands for the best constant at every step, for these images."""
+"""None stands for the best constant at every step but the first, for these images."""
 LENGTHS = (
     *(2, 3, 4, 5, 7, 10, 14, 20, 25, 35, 50, 70, 100, 140, 200, 250, 350, 500, 700, 1000),
     *(1400, 2000, 2800, 4000),
@@ -41,7 +41,7 @@ class SubScheduleBound:
     """The bound of a model that visits some of the steps, nats per dimension.
 
     Attributes:
-        variance: of its reverse process; None for the best constant at every step.
+        variance: of its reverse process; None for the best constant at every step but the first.
         spacing: `EVENLY_SPACED`, or `BEST` on these images.
         steps: (K,) which it visits, increasing from 1 to T.
         rate: the prior and the steps but the first.
@@ -73,6 +73,7 @@ class StepCosts:
         decoder: (7,) the exact decoder at the variances of `decoders.SCALES`, mean over the
             images.
         decoder_variance: of that mean: its noise; NaN where that cannot be known.
+        decoder_doubt: the square of that over its degrees of freedom.
     """
 
     schedule: NoiseSchedule
@@ -80,6 +81,7 @@ class StepCosts:
     errors: StepErrors
     decoder: Values
     decoder_variance: float
+    decoder_doubt: float
 
     def __post_init__(self) -> None:
         """Refuse a number of decoders that is not that of the scales."""
@@ -92,7 +94,7 @@ class StepCosts:
         """The bound of the model that visits these steps.
 
         Args:
-            variance: fixed_small, fixed_large, or None for the best constant at every step.
+            variance: fixed_small, fixed_large, or None for the best constant.
             steps: at least two, increasing from 1 to T.
             spacing: how they were chosen.
         """
@@ -103,24 +105,24 @@ class StepCosts:
         terms, slopes = self._terms(variance, s, t)
         weights = np.zeros(self.schedule.num_timesteps)
         weights[t - 1] = slopes
-        error = self.errors.variance(weights) + self.decoder_variance
+        of_steps, doubt = self.errors.variance(weights)
         return SubScheduleBound(
             variance=variance,
             spacing=spacing,
             steps=visited,
             rate=float(self.prior + terms.sum()),
             decoder=float(self._decoder(visited[1:2])[0]),
-            half_width=normal_half_width(error),
+            half_width=half_width_of(of_steps + self.decoder_variance, doubt + self.decoder_doubt),
         )
 
-    def best(self, variance: Variance | None, lengths: Sequence[int]) -> list[SubScheduleBound]:
-        """The best models of some lengths, each of all that visit t = 1 and T.
+    def best_steps(self, variance: Variance | None, lengths: Sequence[int]) -> list[list[int]]:
+        """The steps of the best models of some lengths, each of all that visit t = 1 and T.
 
-        Lengths beyond what can be searched are left out. As the steps are chosen on these images,
-        the bound is a little too good for others.
+        Lengths beyond what can be searched are left out, and steps at which the error cannot be
+        known. By the errors that chose them their bound would come out too good.
 
         Args:
-            variance: fixed_small, fixed_large, or None for the best constant at every step.
+            variance: fixed_small, fixed_large, or None for the best constant.
             lengths: numbers of steps, at least two.
 
         Source: Watson, Ho, Norouzi & Chan 2021, "Learning to efficiently sample from diffusion
@@ -145,8 +147,9 @@ class StepCosts:
                 path = [last]
                 for before in reversed(came_from):
                     path.append(int(before[path[-1]]))
-                found[length] = [1, *(step + 1 for step in reversed(path))]
-        return [self.bound(variance, found[length], BEST) for length in wanted]
+                if np.isfinite(total[last]):
+                    found[length] = [1, *(step + 1 for step in reversed(path))]
+        return list(found.values())
 
     def _cost(self, variance: Variance | None) -> Values:
         """(T, T) of the step from each t (columns) to each s (rows); infinite where s >= t."""
@@ -154,6 +157,7 @@ class StepCosts:
         cost = np.full((len(t), len(t)), np.inf)
         s, later = np.triu_indices(len(t), 1)
         cost[s, later], _ = self._terms(variance, t[s], t[later])
+        cost[:, :-1][:, ~self.errors.is_known[:-1]] = np.inf  # every model visits T
         return cost
 
     def _terms(
@@ -175,14 +179,26 @@ class StepCosts:
         return interpolated(self.schedule, self.decoder, log_variance)
 
 
-def sub_schedule_bounds(costs: StepCosts) -> list[SubScheduleBound]:
-    """The models of `LENGTHS` steps: under each variance evenly spaced ones, and the best."""
+def sub_schedule_bounds(
+    costs: StepCosts, *, chosen_by: StepErrors, judged_by: StepErrors
+) -> list[SubScheduleBound]:
+    """The models of `LENGTHS` steps: under each variance evenly spaced ones, and the best.
+
+    Args:
+        costs: of evenly spaced steps.
+        chosen_by: the errors by which the best steps are chosen.
+        judged_by: those that their bound is from. Where errors are estimates they must be others,
+            or the bound comes out too good and its interval too narrow.
+    """
     schedule = costs.schedule
     lengths = [k for k in LENGTHS if k < schedule.num_timesteps] + [schedule.num_timesteps]
+    chooser = dataclasses.replace(costs, errors=chosen_by)
+    judge = dataclasses.replace(costs, errors=judged_by)
     found = []
     for variance in VARIANCES:
         found += [costs.bound(variance, schedule.evenly_spaced(k)) for k in lengths]
-        found += costs.best(variance, lengths)
+        best = chooser.best_steps(variance, lengths)
+        found += [judge.bound(variance, steps, BEST) for steps in best]
     return found
 
 

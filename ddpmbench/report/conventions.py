@@ -12,7 +12,7 @@ from ddpmbench.process.units import NATS_PER_BIT
 THIS_RUN = "this run"
 ALL_STEPS = "all"
 BEST_CONSTANT = "best_constant"
-"""The variance that is the best constant at every step, for these images."""
+"""The variance that is the best constant at every step but the first, for these images."""
 RESPACINGS = (1000, 500, 250, 100, 50)
 """The numbers of steps that people respace to."""
 CONVENTION_COLUMNS = {
@@ -63,7 +63,8 @@ def conventions_frame(others: OtherBounds, num_timesteps: int) -> pd.DataFrame:
     """One row a convention, that of the run first; in bits per dimension.
 
     `rate_bits_per_dim` is the prior and the steps, `decoder_bits_per_dim` the term at t = 1; they
-    sum to `bits_per_dim`. `difference` is that from the run's own bound. A decoder's variance is
+    sum to `bits_per_dim`. `difference` is that from the run's own bound; of models that skip steps
+    it is from the model that skips none, estimated alike. A decoder's variance is
     the posterior's at t = 2, beta_1, or learned ("model"); of a model that skips steps it is the
     posterior's at its own second step. `spacing` is "all" where every step is visited, "evenly
     spaced", or "best" of all on these images (`likelihood.sub_schedules`).
@@ -76,14 +77,16 @@ def conventions_frame(others: OtherBounds, num_timesteps: int) -> pd.DataFrame:
         A frame with `CONVENTION_COLUMNS`.
     """
     own = others.conventions[0]
+    first = _all_steps(others, own, num_timesteps)
     rows = [_of_convention(found, own.convention, num_timesteps) for found in others.conventions]
     rows += [
-        _of_sub_schedule(found, own.convention, num_timesteps)
+        _of_sub_schedule(found, own.convention, num_timesteps) | {"from": first}
         for found in others.sub_schedules
         if _is_published(found, num_timesteps)
     ]
     frame = pd.DataFrame(rows)
-    frame.insert(11, "difference", frame.bits_per_dim - own.nats / NATS_PER_BIT)
+    baseline = frame["from"].fillna(own.nats) if "from" in frame else own.nats
+    frame["difference"] = frame.bits_per_dim - baseline / NATS_PER_BIT
     return frame.astype(CONVENTION_COLUMNS)[list(CONVENTION_COLUMNS)]
 
 
@@ -108,6 +111,15 @@ def sub_schedules_frame(others: OtherBounds) -> pd.DataFrame:
         for found in others.sub_schedules
     ]
     return pd.DataFrame(rows, columns=list(SUB_SCHEDULE_COLUMNS)).astype(SUB_SCHEDULE_COLUMNS)
+
+
+def _all_steps(others: OtherBounds, own: ConventionBound, num_timesteps: int) -> float:
+    """What the bounds of models that skip steps differ from: that of the run's own variance."""
+    for found in others.sub_schedules:
+        of = (found.variance, found.spacing, len(found.steps))
+        if of == (own.convention.variance, EVENLY_SPACED, num_timesteps):
+            return found.nats
+    return own.nats
 
 
 def _is_published(found: SubScheduleBound, num_timesteps: int) -> bool:
@@ -142,11 +154,12 @@ def _of_sub_schedule(
     is_whole = length == num_timesteps
     how = "" if is_whole else f"{length} steps, {found.spacing}"
     what = "" if found.variance is own.variance else _name(found.variance)
+    function = "" if own.decoder == "exact" else "exact decoder"
     source = {BEST: _WATSON, EVENLY_SPACED: _RESPACED}[found.spacing]
     if found.variance is None and found.spacing == EVENLY_SPACED:
         source = _ANALYTIC
     return {
-        "convention": ", ".join(part for part in (what, how) if part),
+        "convention": ", ".join(part for part in (what, function, how) if part),
         "variance": _name(found.variance),
         "clip": own.clip,
         "decoder": "exact",

@@ -1,9 +1,11 @@
 """Models that visit some of the steps: the best of them are the best of all."""
 
+import dataclasses
 import itertools
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from ddpmbench.likelihood.step_errors import StepErrors
 from ddpmbench.likelihood.sub_schedules import (
@@ -18,7 +20,7 @@ T = 9
 SCHEDULE = NoiseSchedule.linear(40).respaced(T)
 
 
-def costs(mse=None, *, schedule=SCHEDULE, spread=1e-4, decoder_variance=0.01):
+def costs(mse=None, *, schedule=SCHEDULE, spread=1e-4, doubt=0.0, decoder_variance=0.01):
     size = schedule.num_timesteps
     if mse is None:
         # Errors of no pattern: the best steps are at no obvious places.
@@ -27,34 +29,36 @@ def costs(mse=None, *, schedule=SCHEDULE, spread=1e-4, decoder_variance=0.01):
     return StepCosts(
         schedule=schedule,
         prior=0.1,
-        errors=StepErrors(mse, None, np.full(size, spread)),
+        errors=StepErrors(mse, None, np.full(size, spread), np.full(size, doubt)),
         decoder=np.linspace(1.0, 1.3, 7),
         decoder_variance=decoder_variance,
+        decoder_doubt=0.0,
     )
+
+
+def bounds_of(of):
+    return sub_schedule_bounds(of, chosen_by=of.errors, judged_by=of.errors)
 
 
 @pytest.mark.parametrize("variance", VARIANCES)
 def test_the_best_steps_are_the_best_of_all(variance):
     of = costs()
     for length in range(2, T + 1):
-        (found,) = of.best(variance, [length])
+        (steps,) = of.best_steps(variance, [length])
         every = [
             of.bound(variance, [1, *inner, T])
             for inner in itertools.combinations(range(2, T), length - 2)
         ]
         best = min(every, key=lambda bound: bound.nats)
-        assert found.steps.tolist() == best.steps.tolist()
-        assert found.nats == best.nats
-        assert len(found.steps) == length
+        assert steps == best.steps.tolist()
+        assert len(steps) == length
 
 
 @pytest.mark.parametrize("variance", VARIANCES)
 def test_several_lengths_are_found_at_once(variance):
     of = costs()
-    together = of.best(variance, [3, 5, 9])
-    apart = [of.best(variance, [k])[0] for k in (3, 5, 9)]
-    assert [f.steps.tolist() for f in together] == [f.steps.tolist() for f in apart]
-    assert all(found.spacing == BEST for found in together)
+    apart = [of.best_steps(variance, [k])[0] for k in (3, 5, 9)]
+    assert of.best_steps(variance, [3, 5, 9]) == apart
 
 
 def test_with_true_errors_more_steps_are_never_worse():
@@ -62,7 +66,8 @@ def test_with_true_errors_more_steps_are_never_worse():
     schedule = NoiseSchedule.linear(200)
     of = costs(0.25 / (1 + 0.25 * schedule.snr.numpy()), schedule=schedule)
     for variance in VARIANCES[1:]:
-        bounds = [found.nats for found in of.best(variance, range(2, 60))]
+        best = of.best_steps(variance, range(2, 60))
+        bounds = [of.bound(variance, steps).nats for steps in best]
         assert (np.diff(bounds) < 1e-12).all()
 
 
@@ -99,6 +104,40 @@ def test_the_interval_is_that_of_the_errors_and_the_decoder():
         assert costs(spread=np.nan).bound(variance, steps).half_width is None
 
 
+def test_with_few_degrees_of_freedom_the_interval_is_wider():
+    of = costs(decoder_variance=0.0)
+    sure = of.bound(None, SCHEDULE.evenly_spaced(2)).half_width
+    # Of a single step the errors have as many degrees of freedom as its variance has.
+    for freedom in (1, 3, 30):
+        unsure = costs(decoder_variance=0.0, doubt=1e-8 / freedom)
+        half_width = unsure.bound(None, SCHEDULE.evenly_spaced(2)).half_width
+        quantile = stats.t.ppf(0.975, freedom)
+        assert half_width / sure == pytest.approx(quantile / stats.norm.ppf(0.975), rel=1e-9)
+
+
+def test_steps_of_unknown_error_are_not_chosen():
+    of = costs(np.full(T, 1e-9))
+    influence, spread = np.eye(T), np.full(T, 1e-4)
+    spread[[3, 5]] = np.nan
+    errors = StepErrors(of.errors.mse, influence, spread, spread)
+    unsure = dataclasses.replace(of, errors=errors)
+    assert list(np.flatnonzero(~errors.is_known)) == [3, 5]
+    chosen = unsure.best_steps(None, range(2, T + 1))
+    assert [len(steps) for steps in chosen] == list(range(2, T - 1))
+    assert not {4, 6} & {step for steps in chosen for step in steps}
+
+
+def test_the_best_are_judged_by_other_errors():
+    of, other = costs(), costs(np.linspace(0.1, 0.9, T))
+    found = sub_schedule_bounds(of, chosen_by=of.errors, judged_by=other.errors)
+    best = [bound for bound in found if bound.spacing == BEST]
+    assert len(best) == len(VARIANCES) * 6
+    for bound in best:
+        (steps,) = of.best_steps(bound.variance, [len(bound.steps)])
+        assert bound.steps.tolist() == steps
+        assert bound.nats == other.bound(bound.variance, steps).nats
+
+
 def test_steps_that_do_not_run_from_the_first_to_the_last_are_refused():
     for steps in ([2, T], [1, 5], [1, 5, 5, T], [1, 6, 5, T]):
         with pytest.raises(ValueError, match="1 to T"):
@@ -106,7 +145,7 @@ def test_steps_that_do_not_run_from_the_first_to_the_last_are_refused():
 
 
 def test_a_long_schedule_is_searched_no_further_than_can_be():
-    found = sub_schedule_bounds(costs(schedule=NoiseSchedule.linear(1000)))
+    found = bounds_of(costs(schedule=NoiseSchedule.linear(1000)))
     longest = max(len(bound.steps) for bound in found if bound.spacing == BEST)
     assert longest == 250
     whole = [bound for bound in found if len(bound.steps) == 1000]
@@ -115,5 +154,5 @@ def test_a_long_schedule_is_searched_no_further_than_can_be():
 
 def test_two_steps_are_enough():
     schedule = NoiseSchedule.linear(40).respaced(2)
-    found = sub_schedule_bounds(costs(schedule=schedule))
+    found = bounds_of(costs(schedule=schedule))
     assert [bound.steps.tolist() for bound in found] == [[1, 2]] * 6
