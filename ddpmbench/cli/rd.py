@@ -8,7 +8,7 @@ import click
 from click.core import ParameterSource
 
 from ddpmbench.cli import options
-from ddpmbench.cli.likelihood import evaluate, warn
+from ddpmbench.cli.likelihood import Evaluation, evaluate, warn
 from ddpmbench.cli.progress import progress
 
 if TYPE_CHECKING:
@@ -66,55 +66,52 @@ def rd(
     """
     if run is not None:
         _refuse_other_options(run)
-    elif partial:
-        raise click.UsageError("--partial: is of a finished run; name its folder with --run")
-    source = run or _evaluate(out, given, pictures, depth)
-    if source is None:
+        _print(run, output_format, partial=partial)
         return
-    from ddpmbench.questions.rd import rate_distortion
+    if partial:
+        raise click.UsageError("--partial: is of a finished run; name its folder with --run")
+    from ddpmbench.questions.pictures import check_pictures
+
+    check = functools.partial(check_pictures, pictures=pictures, depth=depth)
+    found = evaluate("rd", out, given, check=check)
+    if found is None:
+        return
+    _print(found.report, output_format)
+    options = {"pictures": pictures, "depth": depth}
+    _make_pictures(found, **options, device=given["device"], batch_size=given["batch_size"])
     from ddpmbench.questions.report import write_report
+
+    assert found.report.folder is not None
+    click.echo(f"Report: {write_report(found.report.folder)}", err=True)
+
+
+def _print(source: "NllReport | Path", output_format: str, *, partial: bool = False) -> None:
+    from ddpmbench.questions.rd import rate_distortion
     from ddpmbench.report.printed import partial_line
     from ddpmbench.report.rate_distortion import printed_rate_distortion
 
     found = rate_distortion(source, partial=partial)
-    assert found.folder is not None
-    page = write_report(found.folder)
     click.echo(printed_rate_distortion(found.summary, found.curve, output_format))
     if "partial" in found.summary:
         click.echo(f"Warning: {partial_line(found.summary)}", err=True)
     elif partial:
         click.echo("Note: no shard is missing or damaged; this is the whole run", err=True)
     click.echo(f"Run folder: {found.folder}", err=True)
-    click.echo(f"Report: {page}", err=True)
 
 
-def _evaluate(
-    out: Path | None, given: dict[str, Any], pictures: str, depth: int | None
-) -> "NllReport | None":
-    """A run and its pictures; None in a process that does not report."""
-    from ddpmbench.questions.pictures import check_pictures, progressive_pictures
+def _make_pictures(found: Evaluation, **options: Any) -> None:  # noqa: ANN401
+    from ddpmbench.questions.pictures import progressive_pictures
     from ddpmbench.runs.rows import RunListener
 
-    check = functools.partial(check_pictures, pictures=pictures, depth=depth)
-    found = evaluate("rd", out, given, check=check)
-    if found is None:
-        return None
     with progress("pictures", "evaluations") as update:
 
         def on_start(calls: int) -> None:
             click.echo(f"{calls:,} network calls more for the pictures", err=True)
 
+        listener = RunListener(on_start, lambda now: update(now.done, now.total, ""), warn)
         progressive_pictures(
-            found.checkpoint,
-            found.images,
-            found.report,
-            pictures=pictures,
-            depth=depth,
-            device=given["device"],
-            batch_size=given["batch_size"],
-            listener=RunListener(on_start, lambda now: update(now.done, now.total, ""), warn),
+            found.checkpoint, found.images, found.report, listener=listener, **options
         )
-    return found.report
 
 
 def _refuse_other_options(run: Path) -> None:

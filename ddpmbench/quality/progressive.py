@@ -188,13 +188,14 @@ def progressive_generation(
 def interpolation(run: PicturePass, pair: Sequence[tuple[int, int]], depth: int) -> Interpolation:
     """What lies between two images: both noised up to a step, mixed there, and decoded.
 
-    All mixtures of a pair have the same noise, on the way up and on the way down. Where the
-    network is conditioned on classes, a mixture is of that of the image that weighs more.
-    Network calls: P W depth, with W = 11 weights.
+    On the way up each image has a noise of its own, on the way down a pair has one; for all
+    mixtures of a pair they are the same. Where the network is conditioned on classes, a mixture is
+    of that of the image that weighs more. Network calls: P W depth, with W = 11 weights.
 
     Args:
         run: makes the pictures.
-        pair: P pairs of indices in its images; a pair's noise is addressed by the first.
+        pair: P pairs of indices in its images; a pair's noise on the way down is addressed by
+            the first.
         depth: the step in 1..T at which they are mixed.
 
     Raises:
@@ -211,9 +212,12 @@ def interpolation(run: PicturePass, pair: Sequence[tuple[int, int]], depth: int)
     decoded = np.empty((len(row_pair), *run.shape), np.uint8)
     for rows in run.batches(len(row_pair)):
         sample, labels = run.put(row_pair[rows, 0]), run.labels(heavier[rows])
-        at, eps = torch.full_like(sample, depth), sampler.start(sample, run.shape)
+        at, ends = torch.full_like(sample, depth), [row_pair[rows, k] for k in (0, 1)]
         first, second = (
-            sampler.diffusion.q_sample(run.x_start(row_pair[rows, k]), at, eps) for k in (0, 1)
+            sampler.diffusion.q_sample(
+                run.x_start(image), at, sampler.start(run.put(image), run.shape)
+            )
+            for image in ends
         )
         weight = torch.from_numpy(row_weight[rows]).to(first).reshape(-1, 1, 1, 1)
         x_t = (1 - weight) * first + weight * second

@@ -110,7 +110,7 @@ class AncestralSampler:
         if not bool(torch.isfinite(x_previous).all()):
             raise InputError(
                 f"--ckpt {self.checkpoint.source}: a sample is not finite after step t = {t}; "
-                "see whether --clip keeps it in range"
+                "see whether --clip keeps it in range, or leave the pictures out (--pictures none)"
             )
         return SamplingStep(t, x_previous, reverse.pred_x_start)
 

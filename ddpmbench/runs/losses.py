@@ -88,7 +88,7 @@ def refuse_losses(run: FinishedRun, *, option: str) -> None:
     if any(EARLIER in fault for fault in losses.faults.values()):
         remedy = "run its command again with a new --out"
     else:
-        first = "delete the damaged and " if losses.faults else ""
+        first = "delete the damaged files and " if losses.faults else ""
         remedy = f"{first}run its command again with --out {run.path} to compute them again"
     raise InputError(
         f"{named}: not all of its shards are whole: {losses.named}; {remedy}, or see what the "

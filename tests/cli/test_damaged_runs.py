@@ -307,9 +307,8 @@ def test_the_rest_is_reported_as_partial(said, run, damage):
     assert f"{len(left)} of {num_images} of crops" in printed
     assert content(run) == damaged, "something of the run was touched"
     assert {p.name for p in (run / "partial").iterdir()} == {
-        "summary.json", "per_timestep.csv", "rate_distortion.csv", "report.html", "figures",
+        "summary.json", "per_timestep.csv", "rate_distortion.csv",
     }  # fmt: skip
-    assert line in (run / "partial" / "report.html").read_text()
     summary = json.loads((run / "partial" / "summary.json").read_text())
     of = summary["partial"]
     assert of["num_images"] == summary["num_images"] == len(left)

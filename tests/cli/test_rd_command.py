@@ -39,7 +39,7 @@ def test_a_finished_run_takes_no_network_call(finished, said):
     status, printed, told = said("rd", "--run", finished)
     assert status == 0, told
     assert printed.splitlines()[0].split()[:2] == ["steps", "rate,"]
-    assert told == f"Run folder: {finished}\nReport: {finished / 'report.html'}\n"
+    assert told == f"Run folder: {finished}\n"
 
 
 def test_without_a_finished_run_the_network_is_called(no_network, said, tmp_path):

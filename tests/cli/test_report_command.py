@@ -23,7 +23,8 @@ def test_a_run_leaves_its_page(command, small_checkpoint, small_npz, said, tmp_p
     given = ("--ckpt", small_checkpoint, "--data", small_npz, "--half-width", 5, "--out", out)
     status, printed, told = said(command, *given)
     assert status == 0, told
-    assert told.endswith(f"Run folder: {out}\nReport: {out / 'report.html'}\n")
+    assert f"Run folder: {out}\n" in told
+    assert told.endswith(f"Report: {out / 'report.html'}\n")
     assert "report.html" not in printed
     assert (out / "report.html").exists()
 
