@@ -12,7 +12,8 @@ from ddpmbench.errors import InputError
 from ddpmbench.files import naming, replacing
 from ddpmbench.questions.partial import SCHEMA as PARTIAL_SCHEMA
 from ddpmbench.questions.partial import reduce_what_is_left
-from ddpmbench.report import comparison, tables
+from ddpmbench.report import checks, comparison, tables
+from ddpmbench.report.checks import check
 from ddpmbench.report.contents import RunContents, read_table
 from ddpmbench.report.figures.bound import bound_figure
 from ddpmbench.report.figures.calls import calls_figure
@@ -23,7 +24,7 @@ from ddpmbench.report.figures.sub_schedules import sub_schedules_figure
 from ddpmbench.report.hugging_face import write_hugging_face
 from ddpmbench.report.page import comparison_page, run_page
 from ddpmbench.report.pictures import decoding_figure, generation_figure, interpolation_figure
-from ddpmbench.runs.finished import SUMMARY, FinishedRun
+from ddpmbench.runs.finished import SUMMARY, FinishedRun, refuse_later
 from ddpmbench.runs.folder import write_figure
 from ddpmbench.runs.losses import refuse_losses
 
@@ -64,6 +65,8 @@ def write_report(run: str | Path, *, partial: bool = False) -> Path:
     schema = _schema(path)
     if partial and schema == tables.SCHEMA and (left := reduce_what_is_left(path, option="")):
         path, schema = left.folder, PARTIAL_SCHEMA
+    for own in (comparison.SCHEMA, PARTIAL_SCHEMA):
+        refuse_later(schema, own, named=str(path))
     if schema == comparison.SCHEMA:
         page = _of_comparison(path)
     elif schema == PARTIAL_SCHEMA:
@@ -144,7 +147,9 @@ def _schema(path: Path) -> str | None:
 
 def _summary_of_comparison(path: Path) -> dict[str, Any]:
     found = json.loads((path / SUMMARY).read_text(encoding="utf-8"))
-    needed = ("baseline", "runs", "num_images", "num_timesteps", "estimator", "conventions", "data")
-    if not all(found.get(name) for name in needed):
-        raise InputError(f"{path / SUMMARY}: damaged; run the command of its folder again")
+    check(found, {**checks.COMPARISON, "runs": (list,)}, path / SUMMARY)
+    for run in found["runs"]:
+        check(run, checks.COMPARED, path / SUMMARY)
+    if not found["runs"]:
+        raise InputError(f"{path / SUMMARY}: missing or damaged: it compares no run")
     return dict(found)

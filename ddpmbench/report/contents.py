@@ -11,10 +11,18 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ddpmbench.errors import InputError
+from ddpmbench.report import checks
+from ddpmbench.report.checks import check
 from ddpmbench.report.conventions import CONVENTION_COLUMNS, SUB_SCHEDULE_COLUMNS
 from ddpmbench.report.tables import RATE_DISTORTION_COLUMNS
 from ddpmbench.runs.extremes import EXTREMES, Extremes
-from ddpmbench.runs.finished import DENSITY, RATE_DISTORTION, FinishedRun
+from ddpmbench.runs.finished import (
+    DENSITY,
+    RATE_DISTORTION,
+    SUMMARY,
+    FinishedRun,
+    density_frame,
+)
 from ddpmbench.runs.pictures import Pictures
 
 _PER_TIMESTEP = {
@@ -27,7 +35,6 @@ _PER_TIMESTEP = {
     "num_evaluations": "int64",
 }
 _PER_IMAGE = {"decoder": "float64", "bits_per_dim": "float64"}
-_DENSITY = {"t": "int64", "density": "float64"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -75,6 +82,9 @@ class RunContents:
             InputError: a file is damaged; it is named.
         """
         place = run.path
+        check(run.summary, checks.RUN, place / SUMMARY)
+        kind = "rotations" if run.summary["estimator"] == "rotated-warp" else "draws"
+        check(run.summary["sampling"], {kind: (int,)}, place / SUMMARY)
         per_timestep = read_table(place / "per_timestep.csv", _PER_TIMESTEP)
         curve = read_table(place / RATE_DISTORTION, RATE_DISTORTION_COLUMNS)
         per_image = _table_if_there(place / "per_image.csv", _PER_IMAGE)
@@ -92,7 +102,7 @@ class RunContents:
             per_timestep=per_timestep,
             rate_distortion=curve,
             per_image=per_image,
-            density=_table_if_there(place / DENSITY, _DENSITY),
+            density=_density(run),
             conventions=conventions,
             sub_schedules=_sub_schedules(place / "sub_schedules.csv"),
             extremes=_extremes(place / EXTREMES, run.summary["num_images"]),
@@ -136,12 +146,22 @@ def _environment(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        found = dict(json.loads(path.read_text(encoding="utf-8")))
-        if not all(isinstance(found[name], dict) for name in ("versions", "arguments")):
-            raise _lost(path)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise _lost(path) from error
+    check(found, checks.ENVIRONMENT, path)
+    given = found["arguments"].get("given")
+    if given is not None and not (
+        isinstance(given, list) and all(isinstance(word, str) for word in given)
+    ):
+        raise _lost(path)
     return found
+
+
+def _density(run: FinishedRun) -> pd.DataFrame | None:
+    if not (run.path / DENSITY).exists():
+        return None
+    return density_frame(run.density())
 
 
 def _sub_schedules(path: Path) -> pd.DataFrame | None:
@@ -157,7 +177,8 @@ def _extremes(path: Path, num_images: int) -> Extremes | None:
         if not ((index >= 0) & (index < num_images)).all():
             raise _lost(path)
     # A single image is neither the best nor the worst; of other channels there is no picture.
-    is_shown = len(found.best_index) > 0 and found.best_pixels.shape[1] in (1, 3)
+    channels = {found.best_pixels.shape[1], found.worst_pixels.shape[1]}
+    is_shown = len(found.best_index) > 0 and channels in ({1}, {3})
     return found if is_shown else None
 
 

@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 
 from ddpmbench.report import rate_distortion
 from ddpmbench.report.contents import RunContents
-from ddpmbench.report.figures.style import NORMAL
+from ddpmbench.report.figures.style import NORMAL, shown
 from ddpmbench.report.figures.sub_schedules import TALLEST
 from ddpmbench.report.inline_svg import inline_panels
 from ddpmbench.report.printed import PARTS, comparable_facts, images_name, partial_line
@@ -46,6 +46,7 @@ STRIPS = {
 """Strips of pictures that may be there, by name: title and text."""
 
 _UNKNOWN = "unknown"
+_MOST_ROWS = 4000  # of the table of steps; a page must stay small
 _COLORS = {"prior": 3, "kl": 1, "decoder": 2}
 
 
@@ -78,7 +79,7 @@ def run_page(contents: RunContents, svgs: Mapping[str, str]) -> str:
         conventions=_conventions(contents),
         every_pair=every_pair,
         fewer=every_pair / summary["num_evaluations"],
-        every_step=steps.to_dict("records"),
+        every_step=_listed(steps).to_dict("records"),
         most=TALLEST,
         steps_text=_steps_text(summary),
         figures={
@@ -147,6 +148,11 @@ def _rendered(template: str, **values: object) -> str:
     css = (Path(__file__).parent / "templates" / "page.css").read_text(encoding="utf-8")
     page = environment.get_template(template)
     return page.render(css=Markup(css), version=__version__, **values)
+
+
+def _listed(steps: pd.DataFrame) -> pd.DataFrame:
+    """Every step; of a long schedule those that a figure shows."""
+    return steps if len(steps) <= _MOST_ROWS else steps.iloc[shown(len(steps))]
 
 
 def _panels(svg: str, name: str, label: str) -> list[Markup]:

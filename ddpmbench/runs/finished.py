@@ -75,11 +75,7 @@ class FinishedRun:
             complete = found != schema or set(_NEEDED) <= set(summary)
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise InputError(f"{named}: {SUMMARY} is damaged; run its command again") from error
-        if _is_later(found, schema):
-            raise InputError(
-                f"{named}: a newer version of ddpmbench made it ({found}; this one reads "
-                f"{schema}); upgrade ddpmbench"
-            )
+        refuse_later(found, schema, named=named)
         if found != schema:
             raise InputError(f"{named}: is a run of {found}, not of {schema}")
         run = cls(path, summary)
@@ -228,11 +224,24 @@ class FinishedRun:
         return Predictions(**parts)
 
 
-def _is_later(found: object, schema: str) -> bool:
-    """Whether a schema is that of the same kind of result, with a higher number."""
+def refuse_later(found: object, schema: str, *, named: str) -> None:
+    """Refuse a result of the same kind that a newer version made.
+
+    Args:
+        found: its schema.
+        schema: the one that is read here.
+        named: the folder, for the message.
+
+    Raises:
+        InputError: its number is higher.
+    """
     kind, _, number = str(found).rpartition("/")
     own, _, least = schema.rpartition("/")
-    return kind == own and number.isdecimal() and int(number) > int(least)
+    if kind == own and number.isdecimal() and int(number) > int(least):
+        raise InputError(
+            f"{named}: a newer version of ddpmbench made it ({found}; this one reads {schema}); "
+            "upgrade ddpmbench"
+        )
 
 
 def _as_written(path: Path) -> pd.DataFrame:

@@ -242,3 +242,82 @@ def test_a_damaged_comparison_is_named(name, content, tmp_path):
     (out / name).write_text(content)
     with pytest.raises(db.InputError, match=re.escape(name)):
         db.write_report(out)
+
+
+# ---- records that were edited
+
+
+def edited(path, change):
+    record = json.loads(path.read_text())
+    change(record)
+    path.write_text(json.dumps(record))
+
+
+RECORDS = {
+    "a bound that is a word": (
+        "summary.json",
+        lambda of: of.update(bits_per_dim="x"),
+        "bits_per_dim",
+    ),
+    "no bound": ("summary.json", lambda of: of.pop("bits_per_dim"), "bits_per_dim"),
+    "a half width that is a word": (
+        "summary.json",
+        lambda of: of.update(half_width="x"),
+        "half_width",
+    ),
+    "no checkpoint": ("summary.json", lambda of: of.update(checkpoint=None), "checkpoint"),
+    "a flag for a number": ("summary.json", lambda of: of.update(prior=True), "prior"),
+    "no labels": ("summary.json", lambda of: of["conventions"].pop("labels"), "conventions.labels"),
+    "no rotations": ("summary.json", lambda of: of["sampling"].pop("rotations"), "summary"),
+    "no command": ("environment.json", lambda of: of["arguments"].update(given=3), "environment"),
+    "no settings": (
+        "environment.json",
+        lambda of: of["arguments"].update(resolved=[1]),
+        "resolved",
+    ),
+    "no versions": ("environment.json", lambda of: of.pop("versions"), "versions"),
+}
+
+
+@pytest.mark.parametrize("kind", RECORDS)
+def test_an_edited_record_is_named(copied, kind):
+    name, change, what = RECORDS[kind]
+    edited(copied / name, change)
+    with pytest.raises(db.InputError, match=f"{name}: (missing or )?damaged") as refused:
+        db.write_report(copied)
+    assert what in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+COMPARED = {
+    "no difference": lambda of: of["runs"][0].pop("difference"),
+    "a run that is none": lambda of: of["runs"].append(3),
+    "no runs": lambda of: of.update(runs=[]),
+    "no baseline": lambda of: of.pop("baseline"),
+    "a clip that is a word": lambda of: of["conventions"].update(clip="yes"),
+}
+
+
+@pytest.mark.parametrize("kind", COMPARED)
+def test_an_edited_comparison_is_named(folders, tmp_path, kind):
+    one = folders / "rotated-warp"
+    db.compare([one, one], out=tmp_path / "comparison")
+    edited(tmp_path / "comparison" / "summary.json", COMPARED[kind])
+    with pytest.raises(db.InputError, match=r"summary\.json: missing or damaged"):
+        db.write_report(tmp_path / "comparison")
+
+
+def test_a_comparison_of_a_newer_version_is_refused(folders, tmp_path):
+    one = folders / "rotated-warp"
+    db.compare([one, one], out=tmp_path / "comparison")
+    summary = tmp_path / "comparison" / "summary.json"
+    edited(summary, lambda of: of.update(schema="ddpmbench.comparison/2"))
+    with pytest.raises(db.InputError, match="a newer version of ddpmbench made it"):
+        db.write_report(tmp_path / "comparison")
+
+
+def test_a_density_that_was_cut_is_named(copied):
+    lines = (copied / "warp.csv").read_text().splitlines()
+    (copied / "warp.csv").write_text("\n".join(lines[:9]) + "\n")
+    with pytest.raises(db.InputError, match=r"warp\.csv: damaged"):
+        db.write_report(copied)

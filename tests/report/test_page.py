@@ -180,7 +180,7 @@ def test_every_step_is_in_the_page():
     assert "0.000001" in rows
 
 
-@pytest.mark.parametrize("num_timesteps", [1000, 4000])
+@pytest.mark.parametrize("num_timesteps", [1000, 4000, 20000])
 def test_a_page_is_small(num_timesteps):
     assert len(run_page(contents(num_timesteps=num_timesteps), ALWAYS)) < 1_000_000
 
