@@ -94,8 +94,13 @@ def _print(source: "NllReport | Path", output_format: str, *, partial: bool = Fa
     click.echo(printed_rate_distortion(found.summary, found.curve, output_format))
     if "partial" in found.summary:
         click.echo(f"Warning: {partial_line(found.summary)}", err=True)
-    elif partial:
-        click.echo("Note: no shard is missing or damaged; this is the whole run", err=True)
+    elif partial and found.folder is not None:
+        whole = (
+            "no shard is missing or damaged"
+            if (found.folder / "shards").is_dir()
+            else ("the folder has no shards, and its tables are as they were written")
+        )
+        click.echo(f"Note: {whole}; this is the whole run", err=True)
     click.echo(f"Run folder: {found.folder}", err=True)
 
 

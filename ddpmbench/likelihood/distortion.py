@@ -127,8 +127,7 @@ def distortion_of_rows(
     """The distortion from rows of a rotated warp alone, each step by itself.
 
     At t = 1 every image has a row. At another step it is the mean over the rows that fell on it,
-    which are of images at random, and NaN where there are none; its error is NaN where they are
-    few.
+    which are of images at random, and NaN where they are few.
 
     Args:
         num_images: N.
@@ -157,7 +156,7 @@ def distortion_of_rows(
         squares = np.square(value[which] - mean[step])
         variance = np.bincount(step, weights=squares, minlength=len(count)) / freedom
         at_first, noise = _decoder(first[which])
-        parts.append(np.append(at_first, mean))
+        parts.append(np.append(at_first, np.where(np.isnan(freedom), np.nan, mean)))
         parts.append(np.append(noise, np.sqrt(variance / count)))
     return Distortion(*parts)
 
@@ -247,6 +246,6 @@ def _ratio(moments: NDArray[np.float64], index: int, window: slice) -> tuple[flo
     fitted = line @ powers
     squares = np.maximum(yy - 2 * fitted * yx + fitted**2 * xx, 0.0)
     if found.freedom <= 0:
-        return float(line[0]), np.nan
+        return np.nan, np.nan  # a number that nothing is known of is none
     covariance = inverse @ ((powers * squares) @ powers.T) @ inverse
     return float(line[0]), float(np.sqrt(covariance[0, 0] * count.sum() / found.freedom))

@@ -79,8 +79,8 @@ def reduce_what_is_left(run: str | Path, *, option: str = "--run") -> PartialRun
     if found is None:
         named = f"{option} {finished.path}".strip()
         raise InputError(
-            f"{named}: --partial: no image has all its rows left: {losses.named}; run its command "
-            "again with a new --out"
+            f"{named}: --partial: no image has all its rows left: {losses.named}; delete the "
+            f"damaged files, if there are any, and run its command again with --out {finished.path}"
         )
     summary = _summary(finished, found, losses, store.seconds(len(design)))
     summary["partial"]["prior"] = "of all images" if prior is None else "of these images"

@@ -47,7 +47,10 @@ _SIGMA_SMALL = "improved-diffusion's image_nll.py with --sigma_small True"
 _LEARNED = "Nichol & Dhariwal 2021, <= 2.94 on CIFAR-10 (L_vlb, 4000 steps)"
 _BETA = "loops over diffusers' DDPMScheduler, whose fixed_large variance at t = 1 is beta_1"
 _ANALYTIC = "Bao et al. 2022 (Analytic-DPM), there with variances from training images"
-_RESPACED = "Nichol & Dhariwal 2021, section 4; improved-diffusion's --timestep_respacing"
+_RESPACED = (
+    "Nichol & Dhariwal 2021, section 4, and improved-diffusion's --timestep_respacing, there with "
+    "the tanh decoder"
+)
 _WATSON = "Watson et al. 2021, there chosen on training images"
 _USED_BY = {
     (Variance.FIXED_LARGE, "tanh", "posterior"): _AUTHORS,

@@ -106,8 +106,11 @@ def _paired(run: dict[str, Any]) -> str:
     text = _value(run["difference"], own, sign="+")
     if population is not None:
         text += f" ({population:.4f})"
-    if own and run["half_width_unpaired"] and run["half_width_unpaired"] < 1000 * own:
-        text += f", {run['half_width_unpaired'] / own:.1f} times narrower than unpaired"
+    unpaired = run["half_width_unpaired"]
+    if own and unpaired and unpaired < own:
+        text += ", wider than unpaired: the rows do not suit both"
+    elif own and unpaired and unpaired < 1000 * own:
+        text += f", {unpaired / own:.1f} times narrower than unpaired"
     return text
 
 

@@ -79,6 +79,7 @@ class FinishedRun:
         if found != schema:
             raise InputError(f"{named}: is a run of {found}, not of {schema}")
         run = cls(path, summary)
+        refuse_later(run.identity.get("schema"), schema, named=named)
         run._refuse_newer(named)
         if not complete:
             raise InputError(f"{named}: {SUMMARY} is of another version; run its command again")

@@ -151,7 +151,9 @@ def test_its_distortion_is_the_mean_of_the_rows_of_a_step():
     count = found.bound.num_evaluations
     often = 2 + int(np.argmax(count[1:]))
     assert count[often - 1] >= 10
-    for t in (1, 2, often, 30):
+    known = 1 + np.flatnonzero(count >= 10)
+    assert {1, 2, often} <= set(known)
+    for t in known:
         at_step = kept & (table.rows.t == t) & ((t > 1) | (table.rows.draw == 0))
         mse = table.values["x_start_mse"][at_step]
         assert found.distortion.mse[t - 1] == pytest.approx(mse.mean())
@@ -159,8 +161,8 @@ def test_its_distortion_is_the_mean_of_the_rows_of_a_step():
         if t == often:
             error = mse.std(ddof=1) / np.sqrt(len(mse))
             assert found.distortion.mse_standard_error[t - 1] == pytest.approx(error)
-    assert (count == 0).any()
-    np.testing.assert_array_equal(np.isnan(found.distortion.rmse), count == 0)
+    assert (count < 10).any()
+    np.testing.assert_array_equal(np.isnan(found.distortion.rmse), count < 10)
     np.testing.assert_array_equal(np.isnan(found.distortion.rmse_standard_error), count < 10)
 
 
