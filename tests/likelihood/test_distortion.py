@@ -8,7 +8,12 @@ import pytest
 from mixtures import SyntheticModel
 
 from ddpmbench.likelihood.design import EveryPair
-from ddpmbench.likelihood.distortion import Distortion, distortion_of_pairs, distortion_of_warp
+from ddpmbench.likelihood.distortion import (
+    Distortion,
+    RatioLine,
+    distortion_of_pairs,
+    distortion_of_warp,
+)
 from ddpmbench.likelihood.terms import TermTable
 from ddpmbench.likelihood.warp import RotatedWarp
 
@@ -193,3 +198,23 @@ def test_each_clip_setting_has_its_own_errors(kind):
     for name in (field.name for field in dataclasses.fields(Distortion)):
         factor = np.sqrt(NOCLIP) if name.startswith("rmse") else NOCLIP
         np.testing.assert_allclose(getattr(unclipped, name), factor * getattr(clipped, name))
+
+
+def test_the_root_of_the_mean_is_no_less_than_the_mean_of_roots():
+    for seed in range(20):
+        found = of_warp(SyntheticModel(20, T), seed, rotations=2)
+        known = np.isfinite(found.rmse)
+        assert (found.rmse[known] <= np.sqrt(found.mse[known]) * (1 + 1e-12)).all()
+
+
+def test_the_end_of_a_line_through_few_rows_does_not_leave_their_level():
+    # Errors that fall along the window: a line through them ends near 0, or below.
+    count, x = np.ones(6), np.ones(6)
+    for last in (0.05, 0.0):
+        y = np.append(np.linspace(2.0, 0.4, 5), last)
+        window = slice(0, 6)
+        line = RatioLine.of(np.stack([count, y, x]), 5, window)
+        assert len(line.powers) == 1
+        assert line.weights @ y == pytest.approx(y.mean())
+    gentle = np.linspace(1.2, 1.0, 6)
+    assert len(RatioLine.of(np.stack([count, gentle, x]), 5, window).powers) == 2
