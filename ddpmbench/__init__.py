@@ -21,10 +21,13 @@ if TYPE_CHECKING:
     from ddpmbench.likelihood.terms import BoundTerms, bound_terms, prior_bits_per_dim
     from ddpmbench.process.schedule import NoiseSchedule
     from ddpmbench.questions.compare import Comparison, compare
+    from ddpmbench.questions.generation import SampleSettings
     from ddpmbench.questions.nll import NllReport, evaluate_nll
     from ddpmbench.questions.pictures import progressive_pictures
     from ddpmbench.questions.rd import RateDistortion, rate_distortion
     from ddpmbench.questions.report import write_report
+    from ddpmbench.questions.sample import SampleReport, generate_samples
+    from ddpmbench.runs.rows import RunListener
 
 __all__ = [
     "BoundTerms",
@@ -35,10 +38,14 @@ __all__ = [
     "NllReport",
     "NoiseSchedule",
     "RateDistortion",
+    "RunListener",
+    "SampleReport",
+    "SampleSettings",
     "__version__",
     "bound_terms",
     "compare",
     "evaluate_nll",
+    "generate_samples",
     "load_checkpoint",
     "load_images",
     "prior_bits_per_dim",
@@ -56,9 +63,13 @@ _HOMES = {
     "NllReport": "ddpmbench.questions.nll",
     "NoiseSchedule": "ddpmbench.process.schedule",
     "RateDistortion": "ddpmbench.questions.rd",
+    "RunListener": "ddpmbench.runs.rows",
+    "SampleReport": "ddpmbench.questions.sample",
+    "SampleSettings": "ddpmbench.questions.generation",
     "bound_terms": "ddpmbench.likelihood.terms",
     "compare": "ddpmbench.questions.compare",
     "evaluate_nll": "ddpmbench.questions.nll",
+    "generate_samples": "ddpmbench.questions.sample",
     "load_checkpoint": "ddpmbench.inputs.checkpoints",
     "load_images": "ddpmbench.inputs.images",
     "prior_bits_per_dim": "ddpmbench.likelihood.terms",

@@ -1,12 +1,16 @@
 """From the options to the checkpoint and the images they name."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
 from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints import Checkpoint, load_checkpoint
 from ddpmbench.inputs.images import ImageSet, load_images
+from ddpmbench.process.units import EightBit
+from ddpmbench.quality.sampling import AddedNoise, SamplerChoice
+from ddpmbench.questions.generation import SampleSettings
 
 DEFAULT_DATA = "fashion-mnist:test"
 
@@ -30,16 +34,60 @@ def open_inputs(
     Raises:
         InputError: one of them cannot be had.
     """
-    checkpoint = load_checkpoint(
-        ckpt, model_flags=model_flags, variance=variance, prediction=prediction
+    checkpoint = open_checkpoint(
+        ckpt=ckpt,
+        model_flags=model_flags,
+        prediction=prediction,
+        variance=variance,
+        clip=clip,
+        timesteps=timesteps,
     )
-    checkpoint = checkpoint.with_conventions(clip=clip)
-    if timesteps is not None:
-        checkpoint = checkpoint.respaced(timesteps)
     images = load_images(DEFAULT_DATA if data is None else data, num_images=num_images)
     if label is not None:
         images = _with_label(images, label, checkpoint)
     return checkpoint, images
+
+
+def open_checkpoint(
+    *,
+    ckpt: str,
+    model_flags: str | None,
+    prediction: str | None,
+    variance: str | None,
+    clip: bool | None,
+    timesteps: int | None,
+) -> Checkpoint:
+    """The checkpoint under the conventions asked for.
+
+    The arguments are the options of the same names.
+
+    Raises:
+        InputError: it cannot be had.
+    """
+    checkpoint = load_checkpoint(
+        ckpt, model_flags=model_flags, variance=variance, prediction=prediction
+    )
+    checkpoint = checkpoint.with_conventions(clip=clip)
+    return checkpoint if timesteps is None else checkpoint.respaced(timesteps)
+
+
+def sample_settings(given: dict[str, Any], *, eight_bit: str) -> SampleSettings:
+    """How samples are made; takes the options that say so out of those given.
+
+    Raises:
+        InputError: they do not go together.
+    """
+    return SampleSettings(
+        sampler=SamplerChoice(
+            method=given.pop("sampler"),
+            added_noise=AddedNoise(given.pop("added_noise")),
+            eta=given.pop("eta"),
+        ),
+        eight_bit=EightBit(eight_bit),
+        image_size=given.pop("image_size"),
+        label=given.pop("label"),
+        seed=given.pop("seed"),
+    )
 
 
 def _with_label(images: ImageSet, label: int, checkpoint: Checkpoint) -> ImageSet:

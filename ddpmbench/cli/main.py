@@ -11,6 +11,7 @@ from ddpmbench.cli.env import env
 from ddpmbench.cli.nll import nll
 from ddpmbench.cli.rd import rd
 from ddpmbench.cli.report import report
+from ddpmbench.cli.sample import sample
 from ddpmbench.cli.train import train
 from ddpmbench.errors import InputError, ProcessLostError, ReportedError
 from ddpmbench.version import __version__
@@ -31,6 +32,7 @@ def ddpmbench() -> None:
 
 ddpmbench.add_command(nll)
 ddpmbench.add_command(rd)
+ddpmbench.add_command(sample)
 ddpmbench.add_command(compare)
 ddpmbench.add_command(report)
 ddpmbench.add_command(train)

@@ -88,18 +88,58 @@ data_options = _decorate(
     ]
 )
 
-INPUTS = (
-    "ckpt",
-    "model_flags",
-    "prediction",
-    "variance",
-    "clip",
-    "timesteps",
-    "data",
-    "num_images",
-    "label",
-)
+CHECKPOINT = ("ckpt", "model_flags", "prediction", "variance", "clip", "timesteps")
+"""What the checkpoint's options are called in Python."""
+INPUTS = (*CHECKPOINT, "data", "num_images", "label")
 """What the checkpoint's and the data's options are called in Python."""
+
+sampler_options = _decorate(
+    [
+        click.option(
+            "--sampler",
+            type=click.Choice(["ancestral", "ddim"]),
+            default="ancestral",
+            show_default=True,
+            help="Algorithm 2 with the checkpoint's variance, or the implicit process.",
+        ),
+        click.option(
+            "--eta",
+            type=float,
+            metavar="ETA",
+            help="ddim: noise added, from 0 (none) to 1 (as much as the posterior has).  "
+            "[default: 0]",
+        ),
+        click.option(
+            "--added-noise",
+            type=click.Choice(["inner", "every-step", "none"]),
+            default="inner",
+            show_default=True,
+            help="ancestral: after which steps noise is added: all but the last, all, none.",
+        ),
+        click.option(
+            "--image-size",
+            type=click.IntRange(min=1),
+            metavar="S",
+            help="Height and width of a sample, where the checkpoint does not say.",
+        ),
+        click.option(
+            "--class",
+            "label",
+            type=click.IntRange(min=0),
+            metavar="N",
+            help="The class of all samples.  [default: the classes in turn]",
+        ),
+    ]
+)
+
+samples_format_option = click.option(
+    "--format",
+    "output_format",
+    type=click.Choice(["table", "json", "quiet"]),
+    default="table",
+    show_default=True,
+    help="What goes to standard output; quiet is the path of the samples alone.",
+)
 
 likelihood_options = _decorate(
     [

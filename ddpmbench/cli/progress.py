@@ -13,23 +13,25 @@ Update = Callable[[int, int, str], None]
 
 
 @contextlib.contextmanager
-def progress(label: str, unit: str) -> Iterator[Update]:
+def progress(label: str, unit: str, *, calls: int = 1) -> Iterator[Update]:
     """Show how far a long piece of work is, how fast it goes and how long it will take.
 
     Args:
         label: what is being done.
         unit: what is counted.
+        calls: steps of the count that make one of the unit.
 
     Yields:
         A function of (done, total, remark). What is done at the first call was done in an
         earlier sitting and does not count towards the speed.
     """
-    with _bar(label, unit) if sys.stderr.isatty() else _lines(label, unit) as update:
+    pace = _Pace(unit, calls)
+    with _bar(label, pace) if sys.stderr.isatty() else _lines(label, pace) as update:
         yield update
 
 
 @contextlib.contextmanager
-def _bar(label: str, unit: str) -> Iterator[Update]:
+def _bar(label: str, pace: "_Pace") -> Iterator[Update]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
 
@@ -41,7 +43,6 @@ def _bar(label: str, unit: str) -> Iterator[Update]:
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         task = bars.add_task(label, total=None, pace="")
-        pace = _Pace(unit)
 
         def update(done: int, total: int, remark: str = "") -> None:
             text = ", ".join(part for part in (pace.text(done, total), remark) if part)
@@ -51,8 +52,7 @@ def _bar(label: str, unit: str) -> Iterator[Update]:
 
 
 @contextlib.contextmanager
-def _lines(label: str, unit: str) -> Iterator[Update]:
-    pace = _Pace(unit)
+def _lines(label: str, pace: "_Pace") -> Iterator[Update]:
     spoken = time.monotonic()
 
     def update(done: int, total: int, remark: str = "") -> None:
@@ -61,15 +61,16 @@ def _lines(label: str, unit: str) -> Iterator[Update]:
         if time.monotonic() - spoken < SECONDS_BETWEEN_LINES:
             return
         spoken = time.monotonic()
-        parts = (f"{label}: {done:,} of {total:,} ({done / total:.0%})", text, remark)
+        amount = f"{done // pace.calls:,} of {total // pace.calls:,} ({done / total:.0%})"
+        parts = (f"{label}: {amount}", text, remark)
         click.echo(", ".join(part for part in parts if part), err=True)
 
     yield update
 
 
 class _Pace:
-    def __init__(self, unit: str) -> None:
-        self._unit = unit
+    def __init__(self, unit: str, calls: int) -> None:
+        self._unit, self.calls = unit, calls
         self._first: int | None = None
         self._start = time.monotonic()
 
@@ -80,7 +81,8 @@ class _Pace:
         if done == self._first or elapsed < 0.5:
             return ""
         rate = (done - self._first) / elapsed
-        return f"{_figures(rate)} {self._unit}/s, {_duration((total - done) / rate)} left"
+        left = _duration((total - done) / rate)
+        return f"{_figures(rate / self.calls)} {self._unit}/s, {left} left"
 
 
 def _duration(seconds: float) -> str:

@@ -46,6 +46,9 @@ class _Tables:
         "log_posterior_variance",  # its entry at t = 1 replaced by that of t = 2
         "log_beta",
         "log_fixed_large",  # log_beta, its entry at t = 1 replaced by log_posterior_variance's
+        "previous_signal",  # sqrt(alphas_cumprod) of t - 1
+        "previous_variance",  # 1 - alphas_cumprod of t - 1
+        "posterior_variance",  # 0 at t = 1
     )
 
     def at(self, t: Tensor) -> "dict[str, Tensor]":
@@ -104,6 +107,9 @@ class GaussianDiffusion:
             log_pv,
             log_beta,
             log_large,
+            (0.5 * previous).exp(),
+            -torch.expm1(previous),
+            s.posterior_variance,
         ]
         return _Tables(torch.stack(columns).to(self.device, self.dtype))
 
@@ -171,6 +177,30 @@ class GaussianDiffusion:
             unclipped_pred_x_start=unclipped,
             pred_eps=(x_t - c["signal"] * unclipped) / c["noise"],
         )
+
+    def implicit_step(
+        self, pred_x_start: Tensor, x_t: Tensor, t: Tensor, *, eta: float
+    ) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of x_{t-1} in the implicit process.
+
+        The noise in x_t is what the prediction leaves of it, clipped if the prediction is.
+
+        Args:
+            pred_x_start: (B, C, H, W).
+            x_t: (B, C, H, W).
+            t: (B,) steps.
+            eta: 0 adds no noise; 1 is the ancestral process with the posterior variance.
+
+        Returns:
+            (B, C, H, W) and (B, 1, 1, 1).
+
+        Source: Song, Meng & Ermon 2021, eqs. 12 and 16.
+        """
+        c = self._tables.at(t)
+        pred_eps = (x_t - c["signal"] * pred_x_start) / c["noise"]
+        variance = eta**2 * c["posterior_variance"]
+        direction = (c["previous_variance"] - variance).clamp(min=0.0).sqrt()
+        return c["previous_signal"] * pred_x_start + direction * pred_eps, variance.sqrt()
 
     def _learned_log_variance(self, value: Tensor, c: dict[str, Tensor]) -> Tensor:
         if self.variance is Variance.LEARNED:

@@ -1,17 +1,20 @@
 """Samples of a model: its reverse process, from x_t down to x_0.
 
-Sample i is a function of (checkpoint, seed, i) alone, because its noise is addressed
+Sample i is a function of (checkpoint, sampler, seed, i) alone, because its noise is addressed
 (`process.noise`): neither its neighbors in a batch nor how many there are can change it.
 """
 
+import abc
 import dataclasses
 from collections.abc import Iterator
+from enum import StrEnum
 
 import torch
 from torch import Tensor
 
 from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
+from ddpmbench.process.diffusion import ReverseStep
 from ddpmbench.process.noise import normal_noise
 from ddpmbench.process.schedule import MAX_TIMESTEPS
 
@@ -20,6 +23,17 @@ SAMPLE_DRAW = 2**31
 START = MAX_TIMESTEPS + 1
 """In the place of t for the noise that a chain starts from: a step that no schedule has, so that
 chains of any number of steps start alike."""
+
+
+class AddedNoise(StrEnum):
+    """After which steps of the ancestral process noise is added."""
+
+    INNER = "inner"
+    """all but the last"""
+    EVERY_STEP = "every-step"
+    """the last too"""
+    NONE = "none"
+    """none: the mean of every step"""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -37,14 +51,12 @@ class SamplingStep:
     pred_x_start: Tensor
 
 
-class AncestralSampler:
-    """Takes the steps p(x_{t-1} | x_t) with the checkpoint's own variance and clip.
+class Sampler(abc.ABC):
+    """Takes B chains from x_t down to x_0.
 
     Attributes:
         checkpoint: the model, on the device.
         diffusion: its process, on the device.
-
-    Source: Ho, Jain & Abbeel 2020, Algorithm 2.
     """
 
     def __init__(
@@ -82,7 +94,7 @@ class AncestralSampler:
     def steps(
         self, x_t: Tensor, t: int, *, sample: Tensor, labels: Tensor | None = None
     ) -> Iterator[SamplingStep]:
-        """All steps from t down to 1, one at a time; the last adds no noise.
+        """All steps from t down to 1, one at a time.
 
         Args:
             x_t: (B, C, H, W).
@@ -103,18 +115,118 @@ class AncestralSampler:
         steps = torch.full_like(sample, t)
         output = self.checkpoint.model_output(x_t, steps, labels)
         reverse = self.diffusion.p_mean_variance(output, x_t, steps)
-        x_previous = reverse.mean
-        if t > 1:
-            noise = self._noise(sample, t, tuple(x_t.shape[1:]))
-            x_previous = x_previous + (0.5 * reverse.log_variance).exp() * noise
+        x_previous, deviation = self._law(reverse, x_t, steps)
+        if deviation is not None:
+            x_previous = x_previous + deviation * self._noise(sample, t, tuple(x_t.shape[1:]))
         if not bool(torch.isfinite(x_previous).all()):
             raise InputError(
                 f"--ckpt {self.checkpoint.source}: a sample is not finite after step t = {t}; "
-                "see whether --clip keeps it in range, or leave the pictures out (--pictures none)"
+                "see whether --clip keeps it in range"
             )
         return SamplingStep(t, x_previous, reverse.pred_x_start)
+
+    @abc.abstractmethod
+    def _law(self, reverse: ReverseStep, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Mean and standard deviation of x_{t-1}; None where no noise is added."""
 
     def _noise(self, sample: Tensor, t: int, shape: tuple[int, ...]) -> Tensor:
         steps, draws = torch.full_like(sample, t), torch.full_like(sample, self._draw)
         noise = normal_noise(sample, steps, draws, shape=shape, seed=self._seed)
         return noise.to(self.diffusion.dtype)
+
+
+class AncestralSampler(Sampler):
+    """Takes the steps p(x_{t-1} | x_t) with the checkpoint's own variance and clip.
+
+    Source: Ho, Jain & Abbeel 2020, Algorithm 2.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        seed: int,
+        device: torch.device,
+        draw: int = SAMPLE_DRAW,
+        added_noise: AddedNoise = AddedNoise.INNER,
+    ) -> None:
+        """Prepare a model for sampling; the arguments are those of `Sampler`, and one more.
+
+        Args:
+            checkpoint: the model.
+            seed: of the noise.
+            device: where it is sampled.
+            draw: of the noise.
+            added_noise: after which steps noise is added.
+        """
+        super().__init__(checkpoint, seed=seed, device=device, draw=draw)
+        self._added_noise = added_noise
+
+    def _law(self, reverse: ReverseStep, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
+        is_last = int(t[0]) == 1
+        added = self._added_noise
+        if added is AddedNoise.NONE or (is_last and added is AddedNoise.INNER):
+            return reverse.mean, None
+        return reverse.mean, (0.5 * reverse.log_variance).exp()
+
+
+class ImplicitSampler(Sampler):
+    """Takes the steps of the implicit process (DDIM); the checkpoint's variance has no part.
+
+    Source: Song, Meng & Ermon 2021, eq. 12.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, *, seed: int, device: torch.device, eta: float = 0.0
+    ) -> None:
+        """Prepare a model for sampling; the arguments are those of `Sampler`, and one more.
+
+        Args:
+            checkpoint: the model.
+            seed: of the noise.
+            device: where it is sampled.
+            eta: 0 adds no noise after the start, 1 as much as the posterior has.
+        """
+        super().__init__(checkpoint, seed=seed, device=device)
+        self._eta = eta
+
+    def _law(self, reverse: ReverseStep, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
+        mean, deviation = self.diffusion.implicit_step(reverse.pred_x_start, x_t, t, eta=self._eta)
+        return mean, deviation if self._eta else None
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplerChoice:
+    """Which sampler, and its settings.
+
+    Attributes:
+        method: "ancestral" or "ddim".
+        added_noise: ancestral: after which steps noise is added.
+        eta: ddim: how much noise is added, 0..1.
+
+    Raises:
+        InputError: there is no such sampler, or it has no such setting.
+    """
+
+    method: str = "ancestral"
+    added_noise: AddedNoise = AddedNoise.INNER
+    eta: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse settings that the sampler does not have."""
+        if self.method not in ("ancestral", "ddim"):
+            raise InputError(f"--sampler {self.method}: choose ancestral or ddim")
+        if self.method == "ancestral" and self.eta is not None:
+            raise InputError(f"--eta {self.eta}: is of --sampler ddim; leave it out")
+        if self.method == "ddim" and self.added_noise is not AddedNoise.INNER:
+            raise InputError(
+                f"--added-noise {self.added_noise}: is of --sampler ancestral; ddim has --eta"
+            )
+        if self.eta is not None and not 0 <= self.eta <= 1:
+            raise InputError(f"--eta {self.eta}: choose from 0 to 1")
+
+    def prepare(self, checkpoint: Checkpoint, *, seed: int, device: torch.device) -> Sampler:
+        """The sampler of a model; see `Sampler` for the arguments."""
+        if self.method == "ddim":
+            return ImplicitSampler(checkpoint, seed=seed, device=device, eta=self.eta or 0.0)
+        return AncestralSampler(checkpoint, seed=seed, device=device, added_noise=self.added_noise)

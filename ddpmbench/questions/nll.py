@@ -17,8 +17,9 @@ from ddpmbench.likelihood.terms import TermsPass
 from ddpmbench.questions.sampling import Sampling
 from ddpmbench.report import tables
 from ddpmbench.report.conventions import conventions_frame, sub_schedules_frame
-from ddpmbench.runs.distributed import Ranks, joined
-from ddpmbench.runs.engine import evaluating, resolve_device, strict_float32
+from ddpmbench.runs.agreement import open_folder, refuse_other_runs
+from ddpmbench.runs.distributed import joined
+from ddpmbench.runs.engine import PRECISION, evaluating, resolve_device, strict_float32
 from ddpmbench.runs.extremes import EXTREMES, Extremes
 from ddpmbench.runs.finished import (
     DENSITY,
@@ -28,14 +29,12 @@ from ddpmbench.runs.finished import (
     density_frame,
     write_predictions,
 )
-from ddpmbench.runs.folder import IDENTITY, RunFolder
+from ddpmbench.runs.folder import RunFolder
 from ddpmbench.runs.likelihood import LikelihoodRun
 from ddpmbench.runs.provenance import environment
 from ddpmbench.runs.rows import RowsRun, RunListener
 from ddpmbench.runs.shards import MemoryTerms
 from ddpmbench.version import __version__
-
-PRECISION = "fp32"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -142,8 +141,8 @@ def evaluate_nll(
             "schedule_sha256": _schedule_sha256(checkpoint),
             "network": checkpoint.fingerprint,
         }
-        _refuse_other_runs({**identity, **sampling.settings}, ranks)
-        folder = None if out is None else _open_folder(Path(out), identity, ranks)
+        refuse_other_runs({**identity, **sampling.settings}, ranks)
+        folder = None if out is None else open_folder(Path(out), identity, ranks)
         terms_pass = TermsPass(checkpoint, images, seed=seed, decoder=decoder, device=target)
         run = RowsRun.of(
             terms_pass,
@@ -193,36 +192,6 @@ def evaluate_nll(
 
 def _in_memory(name: str) -> MemoryTerms:
     return MemoryTerms()
-
-
-def _refuse_other_runs(here: dict[str, Any], ranks: Ranks) -> None:
-    """All processes must be the same run: by options, files and package."""
-    there = ranks.once(lambda: here)
-
-    def compare() -> None:
-        for name, value in here.items():
-            if value != there.get(name):
-                raise InputError(
-                    f"process {ranks.rank}: {name} is {value}, but {there.get(name)} in process 0; "
-                    "start all with the same options, files and version"
-                )
-
-    ranks.together(compare)
-
-
-def _open_folder(path: Path, identity: dict[str, Any], ranks: Ranks) -> RunFolder:
-    """The folder, which rank 0 makes and the others find."""
-    folder = ranks.once(lambda: RunFolder(path, identity))
-
-    def find() -> RunFolder:
-        if not (path / IDENTITY).exists():
-            raise InputError(
-                f"--out {path}: another process made it, but it is not there; name a folder on a "
-                "file system that all machines share"
-            )
-        return folder
-
-    return ranks.together(find)
 
 
 def _report(

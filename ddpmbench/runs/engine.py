@@ -12,6 +12,8 @@ from ddpmbench.errors import InputError
 
 T = TypeVar("T")
 
+PRECISION = "fp32"
+"""What networks compute in: strict float32."""
 PIXELS_PER_BATCH = {"cpu": 48 * 28 * 28, "cuda": 2048 * 32 * 32, "mps": 256 * 32 * 32}
 """Where `--batch-size auto` starts: pixels of one channel that share a network call."""
 

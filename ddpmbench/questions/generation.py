@@ -1,0 +1,156 @@
+"""Samples of a checkpoint as a run makes them: of what shape and classes, and by which sampler."""
+
+import dataclasses
+import hashlib
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ddpmbench.errors import InputError
+from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
+from ddpmbench.process.units import EightBit
+from ddpmbench.quality.sampling import SamplerChoice
+from ddpmbench.runs.distributed import Ranks
+from ddpmbench.runs.engine import BatchSize
+from ddpmbench.runs.rows import RunListener
+from ddpmbench.runs.samples import SamplesRun
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleSettings:
+    """How samples are made.
+
+    Attributes:
+        sampler: which, and its settings.
+        eight_bit: how they become 8-bit pixels.
+        image_size: height and width where the checkpoint does not say.
+        label: the class of all samples; None takes the classes in turn.
+        seed: of the noise, 0 <= seed < 2^64.
+    """
+
+    sampler: SamplerChoice = dataclasses.field(default_factory=SamplerChoice)
+    eight_bit: EightBit = EightBit.ROUND
+    image_size: int | None = None
+    label: int | None = None
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Generation:
+    """Samples of a checkpoint: sample i is a function of these, its seed and i.
+
+    Attributes:
+        checkpoint: the model.
+        settings: how it is sampled.
+
+    Raises:
+        InputError: they do not go together.
+    """
+
+    checkpoint: Checkpoint
+    settings: SampleSettings
+
+    def __post_init__(self) -> None:
+        """Refuse settings that the checkpoint does not have."""
+        seed, label = self.settings.seed, self.settings.label
+        if not isinstance(seed, int) or not 0 <= seed < 2**64:
+            raise InputError(f"--seed {seed}: choose a whole number from 0 to 2^64 - 1")
+        if label is not None and not 0 <= label < self.checkpoint.num_classes:
+            classes = self.checkpoint.num_classes
+            has = f"classes 0..{classes - 1}" if classes else "no classes; leave it out"
+            raise InputError(f"--class {label}: the checkpoint has {has}")
+        self.checkpoint.check_images(self.shape, "samples")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of a sample.
+
+        Raises:
+            InputError: the checkpoint does not say, and no one else does.
+        """
+        checkpoint, wanted = self.checkpoint, self.settings.image_size
+        size = checkpoint.image_size if wanted is None else wanted
+        if size is None:
+            raise InputError(
+                f"--ckpt {checkpoint.source}: does not say how large its images are; name their "
+                "height and width with --image-size"
+            )
+        if checkpoint.image_size not in (None, size):
+            raise InputError(
+                f"--image-size {size}: the checkpoint {checkpoint.source} was trained on "
+                f"{checkpoint.image_size}x{checkpoint.image_size}; leave it out"
+            )
+        if checkpoint.channels is None:
+            raise InputError(
+                f"--ckpt {checkpoint.source}: does not say how many channels its images have"
+            )
+        return checkpoint.channels, size, size
+
+    def labels(self, index: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(B,) the classes of the samples with these indices."""
+        if self.settings.label is not None:
+            return np.full(len(index), self.settings.label, np.int64)
+        return index % self.checkpoint.num_classes
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What makes samples comparable."""
+        schedule, sampler = self.checkpoint.schedule, self.settings.sampler
+        is_ancestral = sampler.method == "ancestral"
+        return {
+            "method": sampler.method,
+            "variance": str(self.checkpoint.variance) if is_ancestral else None,
+            "clip": self.checkpoint.clip,
+            "num_timesteps": schedule.num_timesteps,
+            "num_original_timesteps": schedule.num_original_timesteps,
+            "schedule": schedule.name,
+            "prediction": str(self.checkpoint.prediction),
+            "eta": None if is_ancestral else sampler.eta or 0.0,
+            "added_noise": str(sampler.added_noise) if is_ancestral else None,
+            "labels": self._classes,
+        }
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that determines a sample, besides its index."""
+        return {
+            "checkpoint": self.checkpoint.sha256,
+            "network": self.checkpoint.fingerprint,
+            "schedule_sha256": _sha256(self.checkpoint.schedule.log_alphas_cumprod),
+            "time_input": str(self.checkpoint.time_input),
+            "sampler": self.record,
+            "eight_bit": str(self.settings.eight_bit),
+            "shape": list(self.shape),
+            "seed": self.settings.seed,
+        }
+
+    def run(
+        self, device: torch.device, *, batch_size: int | None, ranks: Ranks, listener: RunListener
+    ) -> SamplesRun:
+        """What makes them on a device."""
+        seed = self.settings.seed
+        sampler = self.settings.sampler.prepare(self.checkpoint, seed=seed, device=device)
+        batch = BatchSize(batch_size, device=device, image_shape=self.shape, warn=listener.warn)
+        return SamplesRun(
+            sampler=sampler,
+            shape=self.shape,
+            labels=self.labels if self.checkpoint.num_classes else None,
+            eight_bit=EightBit(self.settings.eight_bit),
+            device=device,
+            batch=batch,
+            ranks=ranks,
+            listener=listener,
+        )
+
+    @property
+    def _classes(self) -> str | None:
+        if not self.checkpoint.num_classes:
+            return None
+        label = self.settings.label
+        return f"i mod {self.checkpoint.num_classes}" if label is None else f"class {label}"
+
+
+def _sha256(table: torch.Tensor) -> str:
+    return hashlib.sha256(table.numpy().tobytes()).hexdigest()

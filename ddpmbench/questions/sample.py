@@ -1,0 +1,170 @@
+"""What does a model make? Samples, as files that others can score."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ddpmbench.errors import InputError
+from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
+from ddpmbench.inputs.image_files import PositionIds
+from ddpmbench.inputs.images import ImageSet, load_images
+from ddpmbench.questions.generation import Generation, SampleSettings
+from ddpmbench.runs.agreement import open_folder, refuse_other_runs
+from ddpmbench.runs.distributed import joined
+from ddpmbench.runs.engine import PRECISION, evaluating, resolve_device, strict_float32
+from ddpmbench.runs.finished import ENVIRONMENT, SUMMARY
+from ddpmbench.runs.folder import RunFolder
+from ddpmbench.runs.parts import FolderParts, MemoryParts, PartStore, gathered
+from ddpmbench.runs.provenance import environment
+from ddpmbench.runs.rows import RunListener
+from ddpmbench.runs.samples import SAMPLES, write_pngs, write_samples
+from ddpmbench.version import __version__
+
+SCHEMA = "ddpmbench.sample/1"
+PARTS, PNGS = "samples", "png"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SampleReport:
+    """Samples of a checkpoint.
+
+    Attributes:
+        summary: the object of `summary.json`.
+        images: the samples, with their classes where they have any.
+        folder: the run folder; None if the run was kept in memory.
+    """
+
+    summary: dict[str, Any]
+    images: ImageSet
+    folder: Path | None
+
+
+def generate_samples(
+    checkpoint: Checkpoint,
+    num_samples: int,
+    *,
+    settings: SampleSettings | None = None,
+    png: bool = False,
+    device: str = "auto",
+    batch_size: int | None = None,
+    out: str | Path | None = None,
+    command: list[str] | None = None,
+    listener: RunListener | None = None,
+) -> SampleReport:
+    """Samples 0..N - 1 of a checkpoint.
+
+    In processes that torchrun started, each makes a share of them, and all return the report.
+
+    Args:
+        checkpoint: what `load_checkpoint` returns; its steps, variance and clip are those of the
+            sampler.
+        num_samples: N.
+        settings: the sampler, and how samples become pixels.
+        png: also a file an image.
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        batch_size: samples made together, None for what suits the device. Another one changes
+            a sample by float rounding.
+        out: the run folder; one that holds some of the same samples is gone on with. None keeps
+            the run in memory.
+        command: the command line, for the record.
+        listener: who is told how the run goes.
+
+    Raises:
+        InputError: an argument, the checkpoint or the folder do not fit.
+        ProcessLostError: another process of the run has stopped.
+
+    Source: Ho, Jain & Abbeel 2020, Algorithm 2; Song, Meng & Ermon 2021.
+    """
+    if num_samples < 1:
+        raise InputError(f"--num-samples {num_samples}: make at least one")
+    if png and out is None:
+        raise InputError("--png: needs a folder; name one with --out")
+    generation = Generation(checkpoint, settings or SampleSettings())
+    with joined() as ranks:
+        if ranks.count > 1 and out is None:
+            raise InputError("--out: several processes need a folder that they share; name one")
+        target = resolve_device(device, ranks.local_rank)
+        tables = str(checkpoint.diffusion.to(target).dtype)
+        identity = {
+            "schema": SCHEMA,
+            **generation.identity,
+            "precision": PRECISION,
+            "tables": tables,
+            "ddpmbench": __version__,
+        }
+        refuse_other_runs({**identity, "num_samples": num_samples}, ranks)
+        folder = None if out is None else open_folder(Path(out), identity, ranks)
+        if folder is not None:
+            ranks.once(lambda: _refuse_more(folder, num_samples))
+        store: PartStore = MemoryParts() if folder is None else FolderParts(folder.path / PARTS)
+        told = listener if listener is not None and ranks.reports else RunListener()
+        run = generation.run(target, batch_size=batch_size, ranks=ranks, listener=told)
+        with evaluating(checkpoint.network), strict_float32():
+            run.compute(num_samples, store)
+        report = ranks.once(lambda: _report(generation, num_samples, store, folder))
+        if folder is not None and ranks.reports:
+            resolved = {
+                **identity,
+                "num_samples": num_samples,
+                "device": str(target),
+                "batch_size": batch_size or "auto",
+                "processes": ranks.count,
+            }
+            record = environment(target, given=command, resolved=resolved)
+            folder.write_text(ENVIRONMENT, json.dumps(record, indent=2) + "\n")
+            if png:
+                write_pngs(folder.path / PNGS, report.images.pixels)
+            folder.write_text(SUMMARY, json.dumps(report.summary, indent=2) + "\n")
+        ranks.wait()
+        return report
+
+
+def _report(
+    generation: Generation, num_samples: int, store: PartStore, folder: RunFolder | None
+) -> SampleReport:
+    checkpoint = generation.checkpoint
+    index = np.arange(num_samples)
+    labels = generation.labels(index) if checkpoint.num_classes else None
+    pixels = gathered(store.parts(num_samples), "pixels")
+    ids = PositionIds(range(num_samples))
+    images = ImageSet(pixels, ids, SAMPLES, labels)
+    if folder is not None:
+        write_samples(folder.path / SAMPLES, pixels, labels)
+    num_evaluations = num_samples * checkpoint.schedule.num_timesteps
+    seconds = store.seconds(num_samples)
+    summary = {
+        "schema": SCHEMA,
+        "num_samples": num_samples,
+        "shape": list(generation.shape),
+        "sha256": images.sha256,
+        "sampler": generation.record,
+        "eight_bit": str(generation.settings.eight_bit),
+        "checkpoint": {
+            "source": checkpoint.source,
+            "family": checkpoint.family,
+            "sha256": checkpoint.sha256,
+        },
+        "num_evaluations": num_evaluations,
+        "seed": generation.settings.seed,
+        "device": " + ".join(sorted(store.devices(num_samples))),
+        "precision": PRECISION,
+        "seconds": round(seconds, 3),
+        "images_per_second": round(num_samples / seconds, 4) if seconds else None,
+    }
+    return SampleReport(summary, images, None if folder is None else folder.path)
+
+
+def _refuse_more(folder: RunFolder, num_samples: int) -> None:
+    """Refuse a folder that holds more samples than are asked for."""
+    path = folder.path / SAMPLES
+    if not path.exists():
+        return
+    found = len(load_images(path))
+    if found > num_samples:
+        raise InputError(
+            f"--out {folder.path}: holds {found:,} samples, more than the {num_samples:,} asked "
+            "for; name a new folder"
+        )

@@ -1,0 +1,52 @@
+"""Samples as they are printed: how many, and what makes them comparable."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+def printed_samples(summary: dict[str, Any], path: Path, output_format: str) -> str:
+    """The summary of `sample` for standard output.
+
+    Args:
+        summary: the object of `summary.json`.
+        path: of the samples.
+        output_format: "table" for reading, "json" for the object itself, "quiet" for the path
+            alone.
+    """
+    match output_format:
+        case "json":
+            return json.dumps(summary, indent=2)
+        case "quiet":
+            return str(path)
+    channels, height, width = summary["shape"]
+    color = "gray" if channels == 1 else "RGB"
+    checkpoint = summary["checkpoint"]
+    speed = summary["images_per_second"]
+    pace = f", {speed:.3g} images/s" if speed else ""
+    facts = {
+        "checkpoint": f"{checkpoint['source']} ({checkpoint['family']}, "
+        f"{checkpoint['sha256'][:12]})",
+        "sampler": sampler_line(summary["sampler"]),
+        "pixels": f"{summary['eight_bit']} to 8 bits, sha256 {summary['sha256'][:12]}",
+        "calls": f"{summary['num_evaluations']:,} network calls, seed {summary['seed']}",
+        "device": f"{summary['device']}, {summary['precision']}, {summary['seconds']:,.0f} s{pace}",
+    }
+    lines = [f"{name:<12}{fact}" for name, fact in facts.items()]
+    amount = f"{summary['num_samples']:,} samples, {width}x{height} {color}: {path}"
+    return "\n".join([amount, "", *lines])
+
+
+def sampler_line(sampler: dict[str, Any]) -> str:
+    """The sampler and its settings in words."""
+    steps, total = sampler["num_timesteps"], sampler["num_original_timesteps"]
+    parts = [sampler["method"], f"T = {steps:,}" + (f" of {total:,}" if steps != total else "")]
+    if sampler["method"] == "ancestral":
+        noise = {"inner": None, "every-step": "noise at every step", "none": "no noise added"}
+        parts += [sampler["variance"], *filter(None, [noise[sampler["added_noise"]]])]
+    else:
+        parts.append(f"eta {sampler['eta']:g}")
+    parts.append("clip" if sampler["clip"] else "no clip")
+    if sampler["labels"] is not None:
+        parts.append(f"classes: {sampler['labels']}")
+    return ", ".join(parts)

@@ -1,0 +1,199 @@
+"""Arrays that come in parts: what is made of image i lies at position i, whoever made it.
+
+A part is an npz file named by its positions. Whatever is on disk is whole, because every file is
+written beside its place and then moved there, and an npz tells when it is damaged; so a run that
+was killed goes on with the positions that no part covers.
+"""
+
+import itertools
+import re
+import shutil
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddpmbench.errors import InputError
+from ddpmbench.files import naming, replacing
+
+Arrays = dict[str, NDArray[Any]]
+
+_SECONDS, _DEVICE = "part_seconds", "part_device"
+_NAME = re.compile(r"(\d{9})-(\d{9})\.npz")
+_DAMAGE = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error)
+
+
+class PartStore(Protocol):
+    """Arrays of one value a position, kept as they come."""
+
+    def save(self, start: int, arrays: Arrays, *, seconds: float, device: str) -> None:
+        """Keep what was made at positions start, start + 1, ...: arrays of one length."""
+
+    def missing(self, length: int) -> list[tuple[int, int]]:
+        """The ranges of positions below `length` that are not there yet."""
+
+    def parts(self, length: int) -> Iterator[Arrays]:
+        """What is there of the positions below `length`, once each, in order."""
+
+    def seconds(self, length: int) -> float:
+        """How long the parts below `length` took, all interruptions left out."""
+
+    def devices(self, length: int) -> set[str]:
+        """Where they were made."""
+
+
+class MemoryParts:
+    """Keeps the arrays of a run that has no folder."""
+
+    def __init__(self) -> None:
+        self._parts: list[Arrays] = []
+        self._length = 0
+        self._seconds = 0.0
+        self._devices: set[str] = set()
+
+    def save(self, start: int, arrays: Arrays, *, seconds: float, device: str) -> None:
+        """Keep what follows that kept so far."""
+        self._parts.append(arrays)
+        self._length = start + _length(arrays)
+        self._seconds += seconds
+        self._devices.add(device)
+
+    def missing(self, length: int) -> list[tuple[int, int]]:
+        """What is not there yet."""
+        return [(self._length, length)] if self._length < length else []
+
+    def parts(self, length: int) -> Iterator[Arrays]:
+        """Everything that is there; it holds nothing but what was asked for."""
+        yield from self._parts
+
+    def seconds(self, length: int) -> float:
+        """How long it took."""
+        return self._seconds
+
+    def devices(self, length: int) -> set[str]:
+        """Where it was made."""
+        return self._devices
+
+
+class FolderParts:
+    """Parts in a folder; several processes may add to them."""
+
+    def __init__(self, folder: Path) -> None:
+        """Look at a folder, which is made when the first part is saved.
+
+        Args:
+            folder: holds the parts and nothing else.
+        """
+        self.folder = folder
+
+    def save(self, start: int, arrays: Arrays, *, seconds: float, device: str) -> None:
+        """Keep what was made at positions start, start + 1, ...
+
+        Raises:
+            InputError: the folder cannot be written.
+        """
+        path = self.folder / f"{start:09d}-{start + _length(arrays):09d}.npz"
+        record = {_SECONDS: np.float64(seconds), _DEVICE: np.str_(device)}
+        with naming(self.folder.parent):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as temporary, temporary.open("wb") as file:
+                np.savez(file, **arrays, **record)  # type: ignore[arg-type]
+
+    def missing(self, length: int) -> list[tuple[int, int]]:
+        """The gaps: ranges of positions below `length` that no part covers."""
+        gaps, covered = [], 0
+        for start, stop, _ in self._ranges(length):
+            if start > covered:
+                gaps.append((covered, start))
+            covered = max(covered, stop)
+        if covered < length:
+            gaps.append((covered, length))
+        return gaps
+
+    def parts(self, length: int) -> Iterator[Arrays]:
+        """What is there of the positions below `length`, once each, in order.
+
+        Raises:
+            InputError: a part is damaged.
+        """
+        covered = 0
+        for start, stop, path in self._ranges(length):
+            first, last = max(start, covered), min(stop, length)
+            if first >= last:
+                continue
+            arrays = self._read(path, stop - start)
+            covered = last
+            yield {name: array[first - start : last - start] for name, array in arrays.items()}
+
+    def seconds(self, length: int) -> float:
+        """How long the parts below `length` took, all interruptions left out."""
+        return sum(float(self._record(path)[_SECONDS]) for *_, path in self._ranges(length))
+
+    def devices(self, length: int) -> set[str]:
+        """Where they were made."""
+        return {str(self._record(path)[_DEVICE]) for *_, path in self._ranges(length)}
+
+    def remove(self) -> None:
+        """Remove the folder: its arrays are kept elsewhere now."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _ranges(self, length: int) -> list[tuple[int, int, Path]]:
+        """Of every part that begins below `length`, in order, the longer of two first."""
+        found = []
+        for path in self.folder.iterdir() if self.folder.is_dir() else ():
+            if match := _NAME.fullmatch(path.name):
+                start, stop = map(int, match.groups())
+                if start < min(stop, length):
+                    found.append((start, stop, path))
+        return sorted(found, key=lambda part: (part[0], -part[1]))
+
+    def _read(self, path: Path, length: int) -> Arrays:
+        arrays = self._load(path)
+        for name in (_SECONDS, _DEVICE):
+            del arrays[name]
+        if not arrays or any(array.shape[:1] != (length,) for array in arrays.values()):
+            raise _damaged(path)
+        return arrays
+
+    def _record(self, path: Path) -> Arrays:
+        return self._load(path, (_SECONDS, _DEVICE))
+
+    def _load(self, path: Path, names: tuple[str, ...] | None = None) -> Arrays:
+        try:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+                arrays = {name: archive[name] for name in names or archive.files}
+        except _DAMAGE as error:
+            raise _damaged(path) from error
+        if not {_SECONDS, _DEVICE} <= set(arrays):
+            raise _damaged(path)
+        return arrays
+
+
+def gathered(parts: Iterator[Arrays], name: str) -> NDArray[Any]:
+    """One array of all parts, in order; none of them may be empty."""
+    return np.concatenate([arrays[name] for arrays in parts])
+
+
+def blocks(gaps: list[tuple[int, int]], rows: int) -> list[tuple[int, int]]:
+    """The gaps cut at the multiples of `rows`.
+
+    So a position shares its network calls with the same neighbors whoever makes it, and whatever
+    was there before.
+    """
+    cut = []
+    for start, stop in gaps:
+        edges = [start, *range(start - start % rows + rows, stop, rows), stop]
+        cut += list(itertools.pairwise(edges))
+    return cut
+
+
+def _length(arrays: Arrays) -> int:
+    return len(next(iter(arrays.values())))
+
+
+def _damaged(path: Path) -> InputError:
+    return InputError(f"{path}: damaged; delete it, and run the command of its folder again")

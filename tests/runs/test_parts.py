@@ -1,0 +1,92 @@
+"""Arrays in parts: what was kept is what comes back, once, in order."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ddpmbench.errors import InputError
+from ddpmbench.runs.parts import FolderParts, MemoryParts, blocks, gathered
+
+
+def part(start, stop):
+    return {"value": np.arange(start, stop) * 10, "square": np.arange(start, stop)[:, None] ** 2}
+
+
+def save(store, start, stop, seconds=1.0, device="cpu"):
+    store.save(start, part(start, stop), seconds=seconds, device=device)
+
+
+@pytest.fixture
+def store(tmp_path):
+    return FolderParts(tmp_path / "parts")
+
+
+def test_parts_come_back_once_and_in_order(store):
+    for start, stop in [(6, 9), (0, 4), (2, 7)]:  # another batch size wrote the last
+        save(store, start, stop)
+    assert store.missing(9) == []
+    assert gathered(store.parts(9), "value").tolist() == [10 * i for i in range(9)]
+    assert gathered(store.parts(5), "square").tolist() == [[i**2] for i in range(5)]
+
+
+def test_gaps_are_what_no_part_covers(store):
+    assert store.missing(10) == [(0, 10)]
+    save(store, 3, 5)
+    save(store, 7, 8)
+    assert store.missing(10) == [(0, 3), (5, 7), (8, 10)]
+    assert store.missing(4) == [(0, 3)]
+    assert MemoryParts().missing(3) == [(0, 3)]
+
+
+def test_a_new_look_finds_the_same(store):
+    save(store, 0, 4, seconds=1.5, device="cpu, 1 threads")
+    save(store, 4, 6, seconds=2.0, device="other")
+    again = FolderParts(store.folder)
+    assert again.seconds(6) == 3.5
+    assert again.devices(6) == {"cpu, 1 threads", "other"}
+    assert again.seconds(4) == 1.5
+
+
+@pytest.mark.parametrize("cut", [0, 30, -40])
+def test_a_damaged_part_is_named(store, cut):
+    save(store, 0, 4)
+    path = store.folder / "000000000-000000004.npz"
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(InputError, match=r"000000000-000000004\.npz: damaged; delete it"):
+        list(store.parts(4))
+
+
+def test_a_part_whose_bytes_changed_is_named(store):
+    save(store, 0, 4)
+    path = store.folder / "000000000-000000004.npz"
+    content = bytearray(path.read_bytes())
+    place = content.index(np.arange(4).__mul__(10).tobytes())
+    content[place + 8] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="damaged"):
+        list(store.parts(4))
+
+
+def test_a_part_that_holds_less_than_its_name_says_is_named(store):
+    save(store, 0, 3)
+    (store.folder / "000000000-000000003.npz").rename(store.folder / "000000000-000000004.npz")
+    with pytest.raises(InputError, match="damaged"):
+        list(store.parts(4))
+
+
+@given(
+    st.lists(st.integers(1, 40), max_size=6),
+    st.integers(1, 9),
+)
+def test_blocks_are_the_gaps_cut_at_multiples(lengths, rows):
+    edges = np.cumsum([0, *lengths])
+    gaps = [(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=False)]
+    cut = blocks(gaps, rows)
+    covered = [i for start, stop in cut for i in range(start, stop)]
+    assert covered == [i for start, stop in gaps for i in range(start, stop)]
+    inside = {edge for gap in gaps for edge in gap}
+    for start, stop in cut:
+        assert 0 < stop - start <= rows
+        assert start % rows == 0 or start in inside
+        assert stop % rows == 0 or stop in inside
