@@ -14,6 +14,7 @@ from ddpmbench.process.units import EightBit
 from ddpmbench.quality.sampling import SamplerChoice
 from ddpmbench.runs.distributed import Ranks
 from ddpmbench.runs.engine import BatchSize
+from ddpmbench.runs.parts_run import PartsRun
 from ddpmbench.runs.rows import RunListener
 from ddpmbench.runs.samples import SamplesRun
 
@@ -133,15 +134,13 @@ class Generation:
         seed = self.settings.seed
         sampler = self.settings.sampler.prepare(self.checkpoint, seed=seed, device=device)
         batch = BatchSize(batch_size, device=device, image_shape=self.shape, warn=listener.warn)
+        parts = PartsRun(device, batch, ranks, listener)
         return SamplesRun(
             sampler=sampler,
             shape=self.shape,
             labels=self.labels if self.checkpoint.num_classes else None,
             eight_bit=EightBit(self.settings.eight_bit),
-            device=device,
-            batch=batch,
-            ranks=ranks,
-            listener=listener,
+            parts=parts,
         )
 
     @property

@@ -1,7 +1,6 @@
-"""Making samples: in batches, kept as they come, by one process or many."""
+"""Samples: how they are made, and the files they are kept in."""
 
 import dataclasses
-import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,10 +14,8 @@ from ddpmbench.errors import InputError
 from ddpmbench.files import naming, replacing
 from ddpmbench.process.units import EightBit, to_pixels
 from ddpmbench.quality.sampling import Sampler
-from ddpmbench.runs.distributed import Ranks
-from ddpmbench.runs.engine import BatchSize, device_name
-from ddpmbench.runs.parts import PartStore, blocks
-from ddpmbench.runs.rows import RunListener, RunProgress
+from ddpmbench.runs.parts import Arrays, PartStore
+from ddpmbench.runs.parts_run import PartsRun
 
 Pixels = NDArray[np.uint8]
 SAMPLES = "samples.npz"
@@ -34,20 +31,14 @@ class SamplesRun:
         shape: (C, H, W) of a sample.
         labels: the classes of samples by their indices; None where there are no classes.
         eight_bit: how a sample becomes 8-bit pixels.
-        device: where the network runs.
-        batch: how many chains at once.
-        ranks: the processes among which the samples are divided.
-        listener: who is told how it goes; it counts network calls.
+        parts: in which batches, and by which processes; it counts network calls.
     """
 
     sampler: Sampler
     shape: tuple[int, int, int]
     labels: Callable[[NDArray[np.int64]], NDArray[np.int64]] | None
     eight_bit: EightBit
-    device: torch.device
-    batch: BatchSize
-    ranks: Ranks
-    listener: RunListener
+    parts: PartsRun
 
     @property
     def num_timesteps(self) -> int:
@@ -55,65 +46,30 @@ class SamplesRun:
         return self.sampler.checkpoint.schedule.num_timesteps
 
     def compute(self, num_samples: int, store: PartStore) -> None:
-        """Make the samples that are missing, and wait until every process has.
+        """Make the samples that are missing, as `pixels`.
 
         Args:
             num_samples: samples 0..N - 1.
             store: holds what an earlier sitting made, and receives the rest.
 
         Raises:
-            InputError: a sample is not finite, the batch does not fit into memory, or the store
-                cannot be written.
+            InputError: a sample is not finite; or see `PartsRun.compute`.
             ProcessLostError: another process has stopped.
         """
-        gaps = self.ranks.once(lambda: store.missing(num_samples))
-        missing = sum(stop - start for start, stop in gaps)
-        part = blocks(gaps, self.batch.rows)[self.ranks.rank :: self.ranks.count]
-        own = sum(stop - start for start, stop in part)
-        done, total = (num_samples - missing) * self.num_timesteps, num_samples * self.num_timesteps
-        self.listener.start(missing * self.num_timesteps)
-        self.listener.progress(RunProgress(done, total))
-        made = 0
+        self.parts.compute(num_samples, store, self.sampled, calls=self.num_timesteps)
 
-        def on_step(calls: int) -> None:
-            # Other processes are taken to be as fast as this one.
-            now = done + round((made * self.num_timesteps + calls) * missing / max(own, 1))
-            self.listener.progress(RunProgress(now, total))
-
-        def compute() -> None:
-            nonlocal made
-            for first, stop in part:
-                start = first
-                while start < stop:
-                    since = time.perf_counter()
-                    pixels = self.batch.attempt(self._attempt(start, stop, on_step))
-                    seconds = time.perf_counter() - since
-                    device = device_name(self.device)
-                    store.save(start, {"pixels": pixels}, seconds=seconds, device=device)
-                    start += len(pixels)
-                    made += len(pixels)
-
-        self.ranks.together(compute)
-        self.ranks.wait()
-
-    def _attempt(
-        self, start: int, stop: int, on_step: Callable[[int], None]
-    ) -> Callable[[int], Pixels]:
-        return lambda rows: self._sampled(np.arange(start, min(start + rows, stop)), on_step)
-
-    def _sampled(self, index: NDArray[np.int64], on_step: Callable[[int], None]) -> Pixels:
-        """(B, C, H, W) the samples with these indices."""
-        sample = torch.from_numpy(index).to(self.device)
+    def sampled(self, index: NDArray[np.int64], told: Callable[[int], None]) -> Arrays:
+        """(B, C, H, W) uint8 `pixels` of the samples with these indices."""
+        sample = torch.from_numpy(index).to(self.parts.device)
         labels = None
         if self.labels is not None:
-            labels = torch.from_numpy(self.labels(index)).to(self.device)
+            labels = torch.from_numpy(self.labels(index)).to(self.parts.device)
         x_t = self.sampler.start(sample, self.shape)
         steps = self.sampler.steps(x_t, self.num_timesteps, sample=sample, labels=labels)
         for taken in steps:
             x_t = taken.x_previous
-            on_step(len(index) * (self.num_timesteps + 1 - taken.t))
-        pixels: Pixels = to_pixels(x_t, self.eight_bit).cpu().numpy()
-        return pixels
+            told(len(index) * (self.num_timesteps + 1 - taken.t))
+        return {"pixels": to_pixels(x_t, self.eight_bit).cpu().numpy()}
 
 
 def write_samples(path: Path, pixels: Pixels, labels: NDArray[np.int64] | None) -> None:

@@ -113,14 +113,14 @@ def test_what_fits_no_checkpoint_is_refused(small_model, tmp_path):
 
 
 def test_a_batch_that_does_not_fit_is_halved(small_model, whole, monkeypatch):
-    real = module.SamplesRun._sampled
+    real = module.SamplesRun.sampled
 
-    def small_memory(self, index, on_step):
+    def small_memory(self, index, told):
         if len(index) > 4:
             raise MemoryError
-        return real(self, index, on_step)
+        return real(self, index, told)
 
-    monkeypatch.setattr(module.SamplesRun, "_sampled", small_memory)
+    monkeypatch.setattr(module.SamplesRun, "sampled", small_memory)
     warnings = []
     halved = db.generate_samples(small_model, N, listener=db.RunListener(warn=warnings.append))
     assert warnings
@@ -182,6 +182,8 @@ def test_killed_at_random_points_the_images_are_the_same(
         "import time\n"
         "from ddpmbench.cli.main import main\n"
         "from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint\n"
+        "from ddpmbench.runs import parts_run\n"
+        "parts_run.PART_SECONDS = 0.0\n"
         "real = Checkpoint.model_output\n"
         "def slow(*arguments):\n"
         "    time.sleep(0.004)\n"
