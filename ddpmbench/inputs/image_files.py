@@ -6,6 +6,7 @@ import os
 import re
 import warnings
 import zipfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self, overload
@@ -48,11 +49,13 @@ class ImageData:
         pixels: (N, C, H, W) uint8.
         ids: (N,) a name for each image.
         labels: (N,) int64 classes, or None.
+        skipped: a line for each file that was passed over because it holds no such image.
     """
 
     pixels: NDArray[np.uint8]
     ids: Sequence[str]
     labels: NDArray[np.int64] | None = None
+    skipped: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +98,9 @@ def count_to_read(num_images: int | None, total: int, source: object) -> int:
     return num_images
 
 
-def read_folder(folder: Path, num_images: int | None = None) -> ImageData:
+def read_folder(
+    folder: Path, num_images: int | None = None, *, skip_bad: bool = False
+) -> ImageData:
     """The images of a folder and its subfolders, in natural order: 2.png before 10.png.
 
     Hidden files and files without an image's suffix are passed over. Pixels are taken as stored:
@@ -103,9 +108,15 @@ def read_folder(folder: Path, num_images: int | None = None) -> ImageData:
     converted. The ids are paths relative to the folder, with slashes. Only the first
     `num_images` files are opened.
 
+    Args:
+        folder: which.
+        num_images: how many, from the first on; None for all.
+        skip_bad: pass over files that do not hold an image like the others, and say which.
+
     Raises:
-        InputError: if there is no image, or one that is not 8-bit gray or RGB, has more than one
-            frame, cannot be decoded, or differs from the first in size or channels.
+        InputError: if there is no image, or, unless it is passed over, one that is not 8-bit gray
+            or RGB, has more than one frame, cannot be decoded, or differs from the first in size
+            or channels.
     """
     try:
         from PIL import Image
@@ -119,14 +130,17 @@ def read_folder(folder: Path, num_images: int | None = None) -> ImageData:
         raise refusal(
             folder, f"holds no images; their names must end in one of {' '.join(IMAGE_SUFFIXES)}"
         )
-    names = names[: count_to_read(num_images, len(names), folder)]
+    skipped: tuple[str, ...] = ()
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
+        if skip_bad:
+            names, skipped = _good_names(folder, names)
+        names = names[: count_to_read(num_images, len(names), folder)]
         images = _images_alike(folder, names)
         first = next(images)
         shape = (len(names), *first.shape[1:])
         pixels = store(shape, itertools.chain([first], images), np.uint8)
-    return ImageData(pixels, names)
+    return ImageData(pixels, names, skipped=skipped)
 
 
 def read_npz(path: Path, num_images: int | None = None) -> ImageData:
@@ -228,10 +242,35 @@ def _images_alike(folder: Path, names: list[str]) -> Iterator[NDArray[np.uint8]]
         if image.shape != first.shape:
             raise refusal(
                 folder / name,
-                f"is {_describe(image)}, but {names[0]} is {_describe(first)}; "
+                f"is {_describe(image.shape)}, but {names[0]} is {_describe(first.shape)}; "
                 "make all images of the folder alike",
             )
         yield image[None]
+
+
+def _good_names(folder: Path, names: list[str]) -> tuple[list[str], tuple[str, ...]]:
+    """Those of images of the size that most have, and what is wrong with each other one.
+
+    Raises:
+        InputError: there is none.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    complaints: dict[str, str] = {}
+    for name in names:
+        try:
+            shapes[name] = _decode(folder / name).shape
+        except InputError as error:
+            complaints[name] = str(error)
+    if not shapes:
+        raise refusal(folder, f"holds no image that can be read; {complaints[names[0]]}")
+    usual = Counter(shapes.values()).most_common(1)[0][0]
+    for name, shape in shapes.items():
+        if shape != usual:
+            complaints[name] = str(
+                refusal(folder / name, f"is {_describe(shape)}, but most are {_describe(usual)}")
+            )
+    good = [name for name in names if name not in complaints]
+    return good, tuple(complaints[name] for name in names if name in complaints)
 
 
 def _decode(path: Path) -> NDArray[np.uint8]:
@@ -268,8 +307,8 @@ def _complaint(image: "Image") -> str | None:
     return None
 
 
-def _describe(image: NDArray[np.uint8]) -> str:
-    channels, height, width = image.shape
+def _describe(shape: tuple[int, ...]) -> str:
+    channels, height, width = shape
     return f"{width}x{height} {'gray' if channels == 1 else 'RGB'}"
 
 

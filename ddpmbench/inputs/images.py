@@ -36,6 +36,7 @@ class ImageSet:
         source: the data set's name or the path, as given.
         labels: (N,) int64 classes, or None.
         split: the named data set's split, or None.
+        skipped: a line for each file that was passed over.
 
     Raises:
         InputError: if the pixels are not uint8 (N, C, H, W), or ids or labels differ in number.
@@ -46,6 +47,7 @@ class ImageSet:
     source: str
     labels: NDArray[np.int64] | None = None
     split: str | None = None
+    skipped: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse what is not one id, and one label or none, for each 8-bit image."""
@@ -87,13 +89,17 @@ class ImageSet:
         )
 
 
-def load_images(spec: str | Path, *, num_images: int | None = None) -> ImageSet:
+def load_images(
+    spec: str | Path, *, num_images: int | None = None, on_bad: str = "fail"
+) -> ImageSet:
     """Read an image set.
 
     Args:
         spec: `name:split` of a named data set; or a folder of images, an .npz (arr_0 uint8
             (N, H, W, C) or (N, H, W), arr_1 labels) or an idx file. A `Path` is never a name.
         num_images: how many images, from the first on; None for all.
+        on_bad: what a file of a folder that holds no image like the others leads to: "fail", or
+            "skip", which passes over it.
 
     Returns:
         The images as they are stored: nothing is resized, nor turned to gray or to color.
@@ -104,6 +110,8 @@ def load_images(spec: str | Path, *, num_images: int | None = None) -> ImageSet:
     """
     if num_images is not None and num_images < 1:
         raise InputError(f"--num-images {num_images}: give a number of at least 1")
+    if on_bad not in ("fail", "skip"):
+        raise InputError(f"--on-bad {on_bad}: choose fail or skip")
     name, _, split = spec.partition(":") if isinstance(spec, str) else ("", "", "")
     try:
         if split in SPLITS.get(name, ()):
@@ -111,7 +119,7 @@ def load_images(spec: str | Path, *, num_images: int | None = None) -> ImageSet:
             return ImageSet(data.pixels, data.ids, name, data.labels, split)
         if not str(spec) or not Path(spec).exists():
             raise _unknown(spec, name)
-        data = _read_path(Path(spec), num_images)
+        data = _read_path(Path(spec), num_images, skip_bad=on_bad == "skip")
     except MemoryError as error:
         raise refusal(
             f"--data {spec}", "does not fit in memory; take fewer images with --num-images"
@@ -120,12 +128,12 @@ def load_images(spec: str | Path, *, num_images: int | None = None) -> ImageSet:
         raise refusal(
             f"--data {spec}", f"cannot be read ({error}); check the file and its permissions"
         ) from error
-    return ImageSet(data.pixels, data.ids, str(spec), data.labels)
+    return ImageSet(data.pixels, data.ids, str(spec), data.labels, skipped=data.skipped)
 
 
-def _read_path(path: Path, num_images: int | None) -> ImageData:
+def _read_path(path: Path, num_images: int | None, *, skip_bad: bool) -> ImageData:
     if path.is_dir():
-        return read_folder(path, num_images)
+        return read_folder(path, num_images, skip_bad=skip_bad)
     if path.suffix.lower() == ".npz":
         return read_npz(path, num_images)
     if path.suffix.lower() in IMAGE_SUFFIXES:
