@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from ddpmbench.likelihood.terms import BoundTerms, bound_terms, prior_bits_per_dim
     from ddpmbench.process.schedule import NoiseSchedule
     from ddpmbench.questions.compare import Comparison, compare
-    from ddpmbench.questions.generation import SampleSettings
     from ddpmbench.questions.nll import NllReport, evaluate_nll
     from ddpmbench.questions.pictures import progressive_pictures
     from ddpmbench.questions.rd import RateDistortion, rate_distortion
     from ddpmbench.questions.report import write_report
     from ddpmbench.questions.sample import SampleReport, generate_samples
+    from ddpmbench.runs.generation import SampleSettings
     from ddpmbench.runs.rows import RunListener
 
 __all__ = [
@@ -65,7 +65,7 @@ _HOMES = {
     "RateDistortion": "ddpmbench.questions.rd",
     "RunListener": "ddpmbench.runs.rows",
     "SampleReport": "ddpmbench.questions.sample",
-    "SampleSettings": "ddpmbench.questions.generation",
+    "SampleSettings": "ddpmbench.runs.generation",
     "bound_terms": "ddpmbench.likelihood.terms",
     "compare": "ddpmbench.questions.compare",
     "evaluate_nll": "ddpmbench.questions.nll",

@@ -10,7 +10,7 @@ from ddpmbench.inputs.checkpoints import Checkpoint, load_checkpoint
 from ddpmbench.inputs.images import ImageSet, load_images
 from ddpmbench.process.units import EightBit
 from ddpmbench.quality.sampling import AddedNoise, SamplerChoice
-from ddpmbench.questions.generation import SampleSettings
+from ddpmbench.runs.generation import SampleSettings
 
 DEFAULT_DATA = "fashion-mnist:test"
 

@@ -132,6 +132,64 @@ sampler_options = _decorate(
     ]
 )
 
+reference_options = _decorate(
+    [
+        click.option(
+            "--samples",
+            metavar="DIR|NPZ",
+            help="Samples that there are already, in place of --ckpt: PNG files or an npz.",
+        ),
+        click.option(
+            "--num-generated",
+            type=click.IntRange(min=2),
+            default=50_000,
+            show_default=True,
+            metavar="N",
+            help="Samples of the checkpoint. Scores compare only with others of as many.",
+        ),
+        click.option(
+            "--data",
+            multiple=True,
+            metavar="DATA",
+            help="Real images: NAME:SPLIT, a folder, an npz or idx file; or an npz of mu and sigma "
+            "(pytorch-fid, clean-fid, ADM). May be given again; the first makes the headline.",
+        ),
+        click.option(
+            "--num-images",
+            type=click.IntRange(min=2),
+            metavar="N",
+            help="Only the first N images of each reference.  [default: all]",
+        ),
+        click.option(
+            "--protocol",
+            type=click.Choice(["ddpm", "clean", "adm", "edm"]),
+            help="Whose convention: resizing, rounding, splits.  [default: ddpm, the paper's; "
+            "clean with a feature network that cannot resize as TensorFlow did]",
+        ),
+        click.option(
+            "--feature-network",
+            default="inception",
+            show_default=True,
+            metavar="NAME|FILE",
+            help="inception, efficientnet-lite0 (no download), or a TorchScript file with "
+            "Inception's interface. Only Inception's distance is called FID.",
+        ),
+        click.option(
+            "--inception",
+            type=click.Path(path_type=Path),
+            metavar="FILE",
+            help="inception-2015-12-05.pt.  [default: $DDPMBENCH_INCEPTION, or downloaded once]",
+        ),
+        click.option(
+            "--on-bad",
+            type=click.Choice(["fail", "skip"]),
+            default="fail",
+            show_default=True,
+            help="What a file that holds no image like the others leads to; skipped ones count.",
+        ),
+    ]
+)
+
 samples_format_option = click.option(
     "--format",
     "output_format",

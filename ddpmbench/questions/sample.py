@@ -11,20 +11,21 @@ from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.inputs.image_files import PositionIds
 from ddpmbench.inputs.images import ImageSet, load_images
-from ddpmbench.questions.generation import Generation, SampleSettings
 from ddpmbench.runs.agreement import open_folder, refuse_other_runs
 from ddpmbench.runs.distributed import joined
 from ddpmbench.runs.engine import PRECISION, evaluating, resolve_device, strict_float32
 from ddpmbench.runs.finished import ENVIRONMENT, SUMMARY
 from ddpmbench.runs.folder import RunFolder
+from ddpmbench.runs.generation import Generation, SampleSettings
 from ddpmbench.runs.parts import FolderParts, MemoryParts, PartStore, gathered
 from ddpmbench.runs.provenance import environment
+from ddpmbench.runs.quality import PARTS
 from ddpmbench.runs.rows import RunListener
 from ddpmbench.runs.samples import SAMPLES, write_pngs, write_samples
 from ddpmbench.version import __version__
 
 SCHEMA = "ddpmbench.sample/1"
-PARTS, PNGS = "samples", "png"
+PNGS = "png"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -142,11 +143,7 @@ def _report(
         "sha256": images.sha256,
         "sampler": generation.record,
         "eight_bit": str(generation.settings.eight_bit),
-        "checkpoint": {
-            "source": checkpoint.source,
-            "family": checkpoint.family,
-            "sha256": checkpoint.sha256,
-        },
+        "checkpoint": generation.checkpoint_record,
         "num_evaluations": num_evaluations,
         "seed": generation.settings.seed,
         "device": " + ".join(sorted(store.devices(num_samples))),

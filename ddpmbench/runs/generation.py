@@ -127,6 +127,12 @@ class Generation:
             "seed": self.settings.seed,
         }
 
+    @property
+    def checkpoint_record(self) -> dict[str, str]:
+        """Which model."""
+        of = self.checkpoint
+        return {"source": of.source, "family": of.family, "sha256": of.sha256}
+
     def run(
         self, device: torch.device, *, batch_size: int | None, ranks: Ranks, listener: RunListener
     ) -> SamplesRun:

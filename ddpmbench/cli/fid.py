@@ -1,0 +1,153 @@
+"""`ddpmbench fid`: scores of samples against real images."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from ddpmbench.cli import options
+from ddpmbench.cli.likelihood import warn
+from ddpmbench.cli.progress import progress
+
+if TYPE_CHECKING:
+    from ddpmbench.inputs.checkpoints import Checkpoint
+    from ddpmbench.inputs.images import ImageSet
+    from ddpmbench.inputs.statistics_files import ReferenceStatistics
+    from ddpmbench.quality.features import FeatureNetwork
+    from ddpmbench.runs.cost import Cost
+    from ddpmbench.runs.rows import RunListener
+
+_OF_CHECKPOINT = {
+    *options.CHECKPOINT,
+    *("sampler", "eta", "added_noise", "image_size", "label", "num_generated"),
+}
+
+
+@click.command(short_help="FID, Inception score, KID, precision and recall of samples.")
+@options.checkpoint_options
+@options.sampler_options
+@options.reference_options
+@options.run_options
+@options.format_option
+def fid(out: Path | None, output_format: str, **given: Any) -> None:  # noqa: ANN401
+    """FID, Inception score, KID, precision and recall, each with an interval.
+
+    A checkpoint is sampled first; samples that there are already are named with --samples.
+
+    \b
+    Examples:
+        ddpmbench fid --ckpt google/ddpm-cifar10-32 --data cifar10:train --data cifar10:test
+        ddpmbench fid --samples runs/samples/samples.npz --data cifar10:train --protocol adm
+        ddpmbench fid --num-generated 1000 --timesteps 100 --feature-network efficientnet-lite0
+        torchrun --nproc-per-node 4 -m ddpmbench fid --data cifar10:train --out runs/four
+    """
+    _refuse_what_has_no_effect(given["samples"])
+    from ddpmbench.cli.inputs import sample_settings
+    from ddpmbench.questions.fid import FidSettings, evaluate_fid
+    from ddpmbench.questions.report import write_report
+    from ddpmbench.report.fidelity import printed_fidelity
+    from ddpmbench.runs.distributed import joined
+    from ddpmbench.runs.quality import QualityListener
+
+    samples = sample_settings(given, eight_bit="round")
+    with joined() as ranks:
+        network, protocol = ranks.first_one(lambda: _network(given, ranks.local_rank))
+        source = ranks.first_one(lambda: _source(given))
+        references = ranks.first_one(lambda: _references(given, network.num_features))
+        folder = ranks.once(lambda: out or options.dated_folder("fid"))
+        if ranks.reports:
+            for note in getattr(source, "notes", ()):
+                click.echo(f"Note: {note}", err=True)
+            click.echo(f"To go on after a stop: --out {folder}", err=True)
+        report = evaluate_fid(
+            source,
+            references,
+            FidSettings(network, protocol, given["num_generated"], samples),
+            device=given["device"],
+            batch_size=given["batch_size"],
+            out=folder,
+            command=["ddpmbench", *sys.argv[1:]],
+            listener=QualityListener(_stage, _say_cost, warn),
+        )
+    if ranks.reports:
+        click.echo(printed_fidelity(report.summary, output_format))
+        click.echo(f"Run folder: {folder}", err=True)
+        click.echo(f"Report: {write_report(folder)}", err=True)
+
+
+@contextlib.contextmanager
+def _stage(name: str, unit: str, calls: int) -> "Iterator[RunListener]":
+    from ddpmbench.runs.rows import RunListener
+
+    def on_start(missing: int) -> None:
+        if missing:
+            click.echo(f"{missing // calls:,} {unit}: {name}", err=True)
+
+    with progress(name, unit, calls=calls) as update:
+        yield RunListener(on_start, lambda now: update(now.done, now.total, ""), warn)
+
+
+def _say_cost(cost: "Cost") -> None:
+    from ddpmbench.report.cost import cost_lines
+
+    for line in cost_lines(cost):
+        click.echo(line, err=True)
+
+
+def _network(given: dict[str, Any], local_rank: int) -> "tuple[FeatureNetwork, Any]":
+    from ddpmbench.quality.features import load_feature_network, resizes_inside
+    from ddpmbench.quality.protocols import protocol_named
+    from ddpmbench.runs.engine import resolve_device
+
+    name = given["feature_network"]
+    protocol = protocol_named(given["protocol"], resizes_inside=resizes_inside(name))
+    device = resolve_device(given["device"], local_rank)
+    network = load_feature_network(
+        name, resize=protocol.resize, device=device, inception=given["inception"]
+    )
+    return network, protocol
+
+
+def _source(given: dict[str, Any]) -> "Checkpoint | ImageSet":
+    from ddpmbench.cli.inputs import open_checkpoint
+    from ddpmbench.inputs.images import load_images
+
+    if given["samples"] is not None:
+        return load_images(Path(given["samples"]), on_bad=given["on_bad"])
+    return open_checkpoint(**{name: given[name] for name in options.CHECKPOINT})
+
+
+def _references(given: dict[str, Any], num_features: int) -> "list[ImageSet | ReferenceStatistics]":
+    from ddpmbench.cli.inputs import DEFAULT_DATA
+    from ddpmbench.errors import InputError
+    from ddpmbench.inputs.images import load_images
+    from ddpmbench.inputs.statistics_files import is_statistics, read_statistics
+
+    specs = given["data"]
+    if not specs:
+        if given["samples"] is not None or given["ckpt"] != "default":
+            raise InputError("--data: name the real images that the samples are held against")
+        specs = (DEFAULT_DATA,)
+    return [
+        read_statistics(Path(spec), num_features=num_features)
+        if is_statistics(spec)
+        else load_images(spec, num_images=given["num_images"], on_bad=given["on_bad"])
+        for spec in specs
+    ]
+
+
+def _refuse_what_has_no_effect(samples: str | None) -> None:
+    if samples is None:
+        return
+    context = click.get_current_context()
+    for option in context.command.params:
+        name = option.name or ""
+        given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        if given and name in _OF_CHECKPOINT:
+            raise click.UsageError(
+                f"{option.opts[-1]}: is of a checkpoint; leave it out, or leave out --samples"
+            )

@@ -1,0 +1,346 @@
+"""How good are a model's samples? Distances to real images in the features of a network."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from ddpmbench.errors import InputError
+from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
+from ddpmbench.inputs.images import ImageSet
+from ddpmbench.quality.features import FeatureNetwork
+from ddpmbench.quality.fidelity import Scores, scores_of
+from ddpmbench.quality.inception_score import InceptionScore, inception_score
+from ddpmbench.quality.kernel_distance import SUBSET_SIZE, SUBSETS
+from ddpmbench.quality.precision_recall import NEIGHBORS, nearest_images
+from ddpmbench.quality.protocols import PUBLISHED_AT, Protocol
+from ddpmbench.quality.statistics import FeatureGaussian
+from ddpmbench.questions.fid_warnings import warnings_of
+from ddpmbench.report import fidelity_tables as tables
+from ddpmbench.runs.agreement import open_folder, refuse_other_runs
+from ddpmbench.runs.distributed import joined
+from ddpmbench.runs.engine import PRECISION, resolve_device
+from ddpmbench.runs.finished import ENVIRONMENT, PER_IMAGE, SUMMARY
+from ddpmbench.runs.folder import RunFolder
+from ddpmbench.runs.generation import Generation, SampleSettings
+from ddpmbench.runs.parts import PartStore, gathered
+from ddpmbench.runs.provenance import environment
+from ddpmbench.runs.quality import QualityListener, QualityRun, QualityStores, Reference
+from ddpmbench.runs.samples import SAMPLES, write_samples
+from ddpmbench.version import __version__
+
+AGAINST_N, NEAREST, INFLUENCE = "fid_against_n.csv", "nearest.npz", "influence.npz"
+_SHOWN, _NEAREST_SHOWN = 8, 5  # samples, and real images beside each
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FidSettings:
+    """How samples are scored.
+
+    Attributes:
+        network: of features.
+        protocol: how images become scores; the network resizes as it says.
+        num_generated: samples of a checkpoint.
+        samples: how a checkpoint is sampled; the protocol says how samples become pixels.
+    """
+
+    network: FeatureNetwork
+    protocol: Protocol
+    num_generated: int = PUBLISHED_AT
+    samples: SampleSettings = dataclasses.field(default_factory=SampleSettings)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FidReport:
+    """Scores of samples against references.
+
+    Attributes:
+        summary: the object of `summary.json`.
+        per_image: one row a sample; see `report.fidelity_tables`.
+        against_n: the distance at several numbers of samples; see there.
+        folder: the run folder; None if the run was kept in memory.
+    """
+
+    summary: dict[str, Any]
+    per_image: pd.DataFrame
+    against_n: pd.DataFrame
+    folder: Path | None
+
+
+def evaluate_fid(
+    source: Checkpoint | ImageSet,
+    references: Sequence[Reference],
+    settings: FidSettings,
+    *,
+    device: str = "auto",
+    batch_size: int | None = None,
+    out: str | Path | None = None,
+    command: list[str] | None = None,
+    listener: QualityListener | None = None,
+) -> FidReport:
+    """Frechet distance, kernel distance, precision, recall and Inception score of samples.
+
+    In processes that torchrun started, each makes a share of the samples and of the features,
+    and all return the report.
+
+    Args:
+        source: a checkpoint to be sampled, or samples.
+        references: real images, or the moments of their features; the first is the headline's.
+        settings: how.
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        batch_size: samples made together, None for what suits the device.
+        out: the run folder; one that holds the same run, of fewer samples too, is gone on with.
+            None keeps the run in memory.
+        command: the command line, for the record.
+        listener: who is told how the run goes.
+
+    Raises:
+        InputError: an argument, the inputs or the folder do not fit.
+        ProcessLostError: another process of the run has stopped.
+
+    Source: Heusel et al. 2017; Salimans et al. 2016; Binkowski et al. 2018; Kynkaanniemi et al.
+    2019; Chong & Forsyth 2020.
+    """
+    known = tuple(references)
+    _check(source, known, settings)
+    with joined() as ranks:
+        if ranks.count > 1 and out is None:
+            raise InputError("--out: several processes need a folder that they share; name one")
+        target = resolve_device(device, ranks.local_rank)
+        made = _generation(source, settings) if isinstance(source, Checkpoint) else source
+        run = QualityRun(
+            made, settings.num_generated, known, settings.network, target, ranks, batch_size
+        )
+        identity = _identity(run, settings)
+        refuse_other_runs({**identity, "num_generated": settings.num_generated}, ranks)
+        folder = None if out is None else open_folder(Path(out), identity, ranks)
+        told = listener if listener is not None and ranks.reports else QualityListener()
+        stores = QualityStores.of(known, settings.network, None if folder is None else folder.path)
+        images = run.compute(stores, told)
+        found = ranks.once(lambda: _Scoring(run, settings, images, stores).report(folder))
+        if ranks.reports:
+            for line in found.summary["warnings"]:
+                told.warn(line)
+        if folder is not None and ranks.reports:
+            resolved = {
+                **identity,
+                "num_generated": len(images),
+                "device": str(target),
+                "batch_size": batch_size or "auto",
+                "processes": ranks.count,
+            }
+            record = environment(target, given=command, resolved=resolved)
+            folder.write_text(ENVIRONMENT, json.dumps(record, indent=2) + "\n")
+            folder.write_text(SUMMARY, json.dumps(found.summary, indent=2) + "\n")
+        ranks.wait()
+        return found
+
+
+def _check(
+    source: Checkpoint | ImageSet, references: tuple[Reference, ...], settings: FidSettings
+) -> None:
+    if not references:
+        raise InputError("--data: name at least one reference")
+    if settings.network.resize != settings.protocol.resize:
+        raise InputError(
+            f"--protocol {settings.protocol.id}: resizes by {settings.protocol.resize}, the "
+            f"feature network by {settings.network.resize}; load it with that"
+        )
+    if isinstance(source, Checkpoint) and settings.num_generated < 2:
+        raise InputError(f"--num-generated {settings.num_generated}: a distance takes at least 2")
+    if isinstance(source, ImageSet) and len(source) < 2:
+        raise InputError(f"--samples {source.source}: a distance takes at least 2 images")
+    for reference in references:
+        if isinstance(reference, ImageSet) and len(reference) < 2:
+            raise InputError(f"--data {reference.source}: a distance takes at least 2 images")
+
+
+def _generation(checkpoint: Checkpoint, settings: FidSettings) -> Generation:
+    eight_bit = settings.protocol.eight_bit
+    return Generation(checkpoint, dataclasses.replace(settings.samples, eight_bit=eight_bit))
+
+
+def _identity(run: QualityRun, settings: FidSettings) -> dict[str, Any]:
+    """Everything that determines the scores, besides how many samples there are."""
+    of_samples: dict[str, Any]
+    if isinstance(run.source, ImageSet):
+        of_samples = {"samples": run.source.sha256}
+    else:
+        tables_are = str(run.source.checkpoint.diffusion.to(run.device).dtype)
+        of_samples = {**run.source.identity, "tables": tables_are}
+    return {
+        "schema": tables.SCHEMA,
+        **of_samples,
+        "references": [reference.sha256 for reference in run.references],
+        "protocol": settings.protocol.id,
+        "feature_network": run.network.sha256,
+        "feature_network_name": run.network.name,
+        "resize": run.network.resize,
+        "seed": settings.samples.seed,
+        "precision": PRECISION,
+        "ddpmbench": __version__,
+    }
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Scoring:
+    """From what a run has made to its report."""
+
+    run: QualityRun
+    settings: FidSettings
+    images: ImageSet
+    stores: QualityStores
+
+    def report(self, folder: RunFolder | None) -> FidReport:
+        features = gathered(self.stores.features.parts(len(self.images)), "features")
+        scores = [
+            scores_of(features, self._known(reference, store), seed=self.settings.samples.seed)
+            for reference, store in zip(self.run.references, self.stores.references, strict=True)
+        ]
+        classes, first = self._classes(), self.run.references[0]
+        reference_ids = first.ids if isinstance(first, ImageSet) else ()
+        sources = [_name(reference) for reference in self.run.references]
+        found = FidReport(
+            self._summary(scores, classes),
+            tables.per_image_frame(self.images.ids, scores[0], reference_ids, classes),
+            tables.against_n_frame(sources, scores),
+            None if folder is None else folder.path,
+        )
+        if folder is not None:
+            folder.write_frame(PER_IMAGE, found.per_image)
+            folder.write_frame(AGAINST_N, found.against_n)
+            self._write_arrays(folder, features, scores[0], classes)
+        return found
+
+    def _known(
+        self, reference: Reference, store: PartStore | None
+    ) -> NDArray[np.float32] | FeatureGaussian:
+        if isinstance(reference, ImageSet):
+            assert store is not None
+            return gathered(store.parts(len(reference)), "features")
+        return FeatureGaussian(reference.mean, reference.covariance)
+
+    def _classes(self) -> InceptionScore | None:
+        count = len(self.images)
+        splits = self.settings.protocol.splits_of(count)
+        parts = list(self.stores.features.parts(count))
+        if splits is None or any("logits" not in arrays for arrays in parts):
+            return None
+        order = self.settings.protocol.inception_order
+        logits = gathered(iter(parts), "logits")
+        return inception_score(logits, splits=min(splits, count), order=order)
+
+    def _write_arrays(
+        self,
+        folder: RunFolder,
+        features: NDArray[np.float32],
+        scores: Scores,
+        classes: InceptionScore | None,
+    ) -> None:
+        first, store = self.run.references[0], self.stores.references[0]
+        if isinstance(self.run.source, Generation):
+            write_samples(folder.path / SAMPLES, self.images.pixels, self.images.labels)
+        parts = {
+            "fid": scores.frechet,
+            "kid": scores.kernel,
+            "precision": None if scores.neighbors is None else scores.neighbors.precision,
+            "inception_score": None if classes is None else classes.estimate,
+        }
+        influences = {
+            name: of.influence
+            for name, of in parts.items()
+            if of is not None and of.influence is not None
+        }
+        _write_npz(folder, INFLUENCE, influences)
+        if isinstance(first, ImageSet) and store is not None:
+            count = min(_NEAREST_SHOWN, len(first))
+            known = gathered(store.parts(len(first)), "features")
+            index, distance = nearest_images(features[:_SHOWN], known, count)
+            arrays = {
+                "samples": self.images.pixels[:_SHOWN],
+                "sample": np.arange(len(index)),
+                "references": first.pixels[index],
+                "reference_id": np.array([[first.ids[int(i)] for i in row] for row in index]),
+                "distance": distance,
+            }
+            _write_npz(folder, NEAREST, arrays)
+
+    def _summary(self, scores: Sequence[Scores], classes: InceptionScore | None) -> dict[str, Any]:
+        run, count = self.run, len(self.images)
+        generation = run.source if isinstance(run.source, Generation) else None
+        stores = [self.stores.features] + ([self.stores.samples] if generation else [])
+        references = [
+            {
+                "source": _name(reference),
+                "split": getattr(reference, "split", None),
+                "sha256": reference.sha256,
+                "num_reference": len(reference) if isinstance(reference, ImageSet) else None,
+                **tables.scores_summary(of),
+            }
+            for reference, of in zip(run.references, scores, strict=True)
+        ]
+        return {
+            "schema": tables.SCHEMA,
+            "name": run.network.label,
+            **tables.headline_summary(scores[0], classes),
+            "num_generated": count,
+            "num_reference": references[0]["num_reference"],
+            "protocol": self._protocol(classes),
+            "references": references,
+            "samples": {
+                "source": self.images.source,
+                "sha256": self.images.sha256,
+                "num_images": count,
+                "skipped": len(self.images.skipped),
+            },
+            "checkpoint": None if generation is None else generation.checkpoint_record,
+            "sampler": None if generation is None else generation.record,
+            "num_evaluations": 0
+            if generation is None
+            else count * generation.checkpoint.schedule.num_timesteps,
+            "seed": self.settings.samples.seed,
+            "device": " + ".join(sorted(set().union(*(s.devices(count) for s in stores)))),
+            "compute_precision": PRECISION,
+            "seconds": round(sum(s.seconds(count) for s in stores), 3),
+            "warnings": self._warnings(scores[0]),
+        }
+
+    def _protocol(self, classes: InceptionScore | None) -> dict[str, Any]:
+        protocol, network = self.settings.protocol, self.run.network
+        is_made = isinstance(self.run.source, Generation)
+        return {
+            "id": protocol.id,
+            "resize": network.resize,
+            "eight_bit": str(protocol.eight_bit) if is_made else "as given",
+            "channels": "gray repeated" if self.images.pixels.shape[1] == 1 else "RGB",
+            "feature_network": {
+                "name": network.name,
+                "sha256": network.sha256,
+                "num_features": network.num_features,
+            },
+            "inception_splits": None if classes is None else len(classes.over_splits),
+            "inception_order": None if classes is None else protocol.inception_order,
+            "kid_subsets": SUBSETS,
+            "kid_subset_size": SUBSET_SIZE,
+            "neighbors": NEIGHBORS,
+            "num_generated": len(self.images),
+            "dtype": "float32 features, float64 statistics",
+        }
+
+    def _warnings(self, scores: Scores) -> list[str]:
+        return warnings_of(self.images, self.run.references, self.run.network, scores)
+
+
+def _name(reference: Reference) -> str:
+    split = getattr(reference, "split", None)
+    return f"{reference.source}:{split}" if split else reference.source
+
+
+def _write_npz(folder: RunFolder, name: str, arrays: dict[str, Any]) -> None:
+    with folder.replacing(name) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)

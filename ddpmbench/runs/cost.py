@@ -1,0 +1,89 @@
+"""What a quality run will take on a device, measured before it begins."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ddpmbench.quality.features import FeatureNetwork
+from ddpmbench.runs.samples import SamplesRun
+
+WORTH_SAYING = 60.0
+"""Seconds from which on it is said how long a run takes."""
+_MEASURED = 0.3  # seconds, at least
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Seconds that a run takes, and what it would take with other settings.
+
+    Attributes:
+        per_call: of a sample and step.
+        per_image: of an image's features.
+        num_samples: that are still to be made.
+        num_timesteps: of each.
+        num_images: whose features are still to be made, samples and references.
+    """
+
+    per_call: float
+    per_image: float
+    num_samples: int
+    num_timesteps: int
+    num_images: int
+
+    @property
+    def seconds(self) -> float:
+        """Of the run."""
+        return self.sampling + self.per_image * self.num_images
+
+    @property
+    def sampling(self) -> float:
+        """Of the samples alone."""
+        return self.per_call * self.num_samples * self.num_timesteps
+
+    def with_timesteps(self, num_timesteps: int) -> "Cost":
+        """That of a sampler of so many steps."""
+        return dataclasses.replace(self, num_timesteps=num_timesteps)
+
+    def with_samples(self, num_samples: int) -> "Cost":
+        """That of so many samples."""
+        fewer = self.num_samples - num_samples
+        return dataclasses.replace(
+            self, num_samples=num_samples, num_images=self.num_images - fewer
+        )
+
+
+def seconds_per_call(run: SamplesRun) -> float:
+    """Of a sample and step, as they come in the run's batches."""
+    rows = run.parts.batch.rows
+    sample = torch.arange(rows, device=run.parts.device)
+    labels = None
+    if run.labels is not None:
+        labels = torch.from_numpy(run.labels(np.arange(rows))).to(run.parts.device)
+    x_t = run.sampler.start(sample, run.shape)
+    steps = run.sampler.steps(x_t, run.num_timesteps, sample=sample, labels=labels)
+    return _measured(lambda: next(steps, None) is not None, run.parts.device) / rows
+
+
+def seconds_per_image(network: FeatureNetwork, pixels: NDArray[np.uint8]) -> float:
+    """Of an image's features, as they come in batches like this one, (B, C, H, W)."""
+    return _measured(lambda: network(pixels) is not None, torch.device("cpu")) / len(pixels)
+
+
+def _measured(call: Callable[[], bool], device: torch.device) -> float:
+    """Seconds a call, without the first, which warms up."""
+    call()
+    _wait(device)
+    since, count = time.perf_counter(), 0
+    while time.perf_counter() - since < _MEASURED and call():
+        _wait(device)
+        count += 1
+    return (time.perf_counter() - since) / max(count, 1)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

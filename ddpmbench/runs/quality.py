@@ -1,0 +1,183 @@
+"""A quality run: samples, their features, and those of the references, each kept as it comes."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ddpmbench.inputs.image_files import PositionIds
+from ddpmbench.inputs.images import ImageSet
+from ddpmbench.inputs.statistics_files import ReferenceStatistics
+from ddpmbench.quality.features import FeatureNetwork
+from ddpmbench.runs.cost import Cost, seconds_per_call, seconds_per_image
+from ddpmbench.runs.distributed import Ranks
+from ddpmbench.runs.engine import BatchSize, evaluating, strict_float32
+from ddpmbench.runs.features import BATCH_SHAPE, FeaturesRun, reference_store
+from ddpmbench.runs.generation import Generation
+from ddpmbench.runs.parts import FolderParts, MemoryParts, PartStore, gathered
+from ddpmbench.runs.parts_run import PartsRun
+from ddpmbench.runs.rows import RunListener
+from ddpmbench.runs.samples import SAMPLES, SamplesRun
+
+PARTS, FEATURES = "samples", "features"
+"""Folders of a run folder that hold parts."""
+_WORTH_MEASURING = 1000  # samples and images that are still to be made
+
+Reference = ImageSet | ReferenceStatistics
+Stage = Callable[[str, str, int], AbstractContextManager[RunListener]]
+
+
+@contextlib.contextmanager
+def _silent(name: str, unit: str, calls: int) -> Iterator[RunListener]:
+    yield RunListener()
+
+
+@dataclasses.dataclass(frozen=True)
+class QualityListener:
+    """Who is told how a run goes.
+
+    Attributes:
+        stage: called with the name of a stage, what it counts, and how many calls make one of
+            that; gives who is told how the stage goes.
+        cost: called with what the run takes, before it begins, unless it is short.
+        warn: called with a line when something is worth saying.
+    """
+
+    stage: Stage = _silent
+    cost: Callable[[Cost], None] = lambda cost: None
+    warn: Callable[[str], None] = lambda line: None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class QualityStores:
+    """Where the parts of a run are kept.
+
+    Attributes:
+        samples: `pixels` of each sample that is made.
+        features: `features`, and `logits` where there are classes, of each sample.
+        references: the same of each reference; None where it is moments only.
+    """
+
+    samples: PartStore
+    features: PartStore
+    references: tuple[PartStore | None, ...]
+
+    @classmethod
+    def of(
+        cls, references: tuple[Reference, ...], network: FeatureNetwork, folder: Path | None
+    ) -> "QualityStores":
+        """In memory, or in a folder; references' in the cache, where later runs find them."""
+
+        def store(name: str) -> PartStore:
+            return MemoryParts() if folder is None else FolderParts(folder / name)
+
+        of_references = [
+            reference_store(reference, network) if isinstance(reference, ImageSet) else None
+            for reference in references
+        ]
+        return cls(store(PARTS), store(FEATURES), tuple(of_references))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class QualityRun:
+    """What makes samples and features.
+
+    Attributes:
+        source: a checkpoint's samples, or samples that there are.
+        num_generated: of a checkpoint.
+        references: what they are held against.
+        network: of features.
+        device: where the networks run.
+        ranks: the processes among which the work is divided.
+        batch_size: samples made together; None for what suits the device.
+    """
+
+    source: Generation | ImageSet
+    num_generated: int
+    references: tuple[Reference, ...]
+    network: FeatureNetwork
+    device: torch.device
+    ranks: Ranks
+    batch_size: int | None = None
+
+    def compute(self, stores: QualityStores, told: QualityListener) -> ImageSet:
+        """Make what is missing, and wait until every process has.
+
+        Args:
+            stores: hold what an earlier sitting made, and receive the rest.
+            told: how it goes.
+
+        Returns:
+            The samples.
+
+        Raises:
+            InputError: a sample or a feature is not finite; or see `PartsRun.compute`.
+            ProcessLostError: another process has stopped.
+        """
+        if self.ranks.reports:
+            self._tell_cost(stores, told)
+        images = self._samples(stores.samples, told)
+        with strict_float32():
+            with told.stage("features of the samples", "images", 1) as listener:
+                self._features_run(listener).compute(images, stores.features)
+            for reference, store in zip(self.references, stores.references, strict=True):
+                if isinstance(reference, ImageSet) and store is not None:
+                    name = f"features of {reference.source}"
+                    with told.stage(name, "images", 1) as listener:
+                        self._features_run(listener).compute(reference, store)
+        return images
+
+    def _samples(self, store: PartStore, told: QualityListener) -> ImageSet:
+        source, count = self.source, self.num_generated
+        if isinstance(source, ImageSet):
+            return source
+        calls = source.checkpoint.schedule.num_timesteps
+        with (
+            told.stage("samples", "images", calls) as listener,
+            evaluating(source.checkpoint.network),
+            strict_float32(),
+        ):
+            self._samples_run(source, listener).compute(count, store)
+        labels = source.labels(np.arange(count)) if source.checkpoint.num_classes else None
+        pixels = gathered(store.parts(count), "pixels")
+        return ImageSet(pixels, PositionIds(range(count)), SAMPLES, labels)
+
+    def _samples_run(self, source: Generation, listener: RunListener) -> SamplesRun:
+        return source.run(
+            self.device, batch_size=self.batch_size, ranks=self.ranks, listener=listener
+        )
+
+    def _features_run(self, listener: RunListener) -> FeaturesRun:
+        batch = BatchSize(None, device=self.device, image_shape=BATCH_SHAPE, warn=listener.warn)
+        return FeaturesRun(self.network, PartsRun(self.device, batch, self.ranks, listener))
+
+    def _tell_cost(self, stores: QualityStores, told: QualityListener) -> None:
+        """Measure what the run takes, where it may be long."""
+        source, samples, per_call, num_timesteps = self.source, 0, 0.0, 0
+        if isinstance(source, ImageSet):
+            num_images, shape = _missing(stores.features, len(source)), source.pixels.shape[1:]
+        else:
+            samples, shape = _missing(stores.samples, self.num_generated), source.shape
+            num_images = _missing(stores.features, self.num_generated)
+        for reference, store in zip(self.references, stores.references, strict=True):
+            if isinstance(reference, ImageSet) and store is not None:
+                num_images += _missing(store, len(reference))
+        if samples + num_images < _WORTH_MEASURING:
+            return
+        with strict_float32():
+            if samples and not isinstance(source, ImageSet):
+                num_timesteps = source.checkpoint.schedule.num_timesteps
+                with evaluating(source.checkpoint.network):
+                    per_call = seconds_per_call(self._samples_run(source, RunListener()))
+            rows = self._features_run(RunListener()).parts.batch.rows
+            blank = np.zeros((rows, *shape), np.uint8)
+            per_image = seconds_per_image(self.network, blank)
+        told.cost(Cost(per_call, per_image, samples, num_timesteps, num_images))
+
+
+def _missing(store: PartStore, length: int) -> int:
+    return sum(stop - start for start, stop in store.missing(length))
