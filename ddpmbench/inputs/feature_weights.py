@@ -3,6 +3,7 @@
 import hashlib
 import http.client
 import os
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -123,6 +124,8 @@ def _download(path: Path, told: Callable[[int, int], None]) -> None:
             if digest.hexdigest() != INCEPTION_SHA256:
                 raise OSError(f"{size:,} bytes came, which are not the published ones")
     except (OSError, http.client.HTTPException) as error:
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()
         message = (
             f"--feature-network inception: {INCEPTION} is not on this machine and could not be "
             f"downloaded ({error}); put the file ({INCEPTION_BYTES:,} bytes, sha256 "

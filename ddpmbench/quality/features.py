@@ -114,9 +114,7 @@ class TorchScriptNetwork(FeatureNetwork):
         # TorchScript raises whatever the content of a file leads it to.
         except (RuntimeError, ValueError, AttributeError, TypeError, AssertionError) as error:
             last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-            raise _no_network(
-                path, f"is no TorchScript module like Inception ({last})"
-            ) from error
+            raise _no_network(path, f"is no TorchScript module like Inception ({last})") from error
         if found.shape != (1, self.num_features):
             raise _no_network(path, f"gives features of shape {found.shape}")
         if self.sha256 == INCEPTION_SHA256:

@@ -1,5 +1,7 @@
 """Moments of features, from parts in any order."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -20,7 +22,7 @@ def relative(one, other):
 def test_parts_merged_are_the_whole(lengths):
     x = features(sum(lengths))
     edges = np.cumsum([0, *lengths])
-    parts = [FeatureStatistics.of(x[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
+    parts = [FeatureStatistics.of(x[a:b]) for a, b in itertools.pairwise(edges)]
     merged = parts[0]
     for part in parts[1:]:
         merged = merged.merged(part)
