@@ -134,6 +134,17 @@ FIDELITY_COMPARISON: Kinds = {
     "references": (list,),
 }
 """`summary.json` of a comparison of runs of `fid`."""
+FIDELITY_DIFFERENCE: Kinds = {
+    "measure": _TEXT,
+    "reference": _TEXT,
+    "baseline": _NUMBER_OR_NONE,
+    "value": _NUMBER_OR_NONE,
+    "difference": _NUMBER_OR_NONE,
+    "half_width": _NUMBER_OR_NONE,
+    "half_width_unpaired": _NUMBER_OR_NONE,
+    "how": _TEXT,
+}
+"""A difference of a run there."""
 ENVIRONMENT: Kinds = {"versions": {}, "arguments": {"resolved": {}}}
 """`environment.json`."""
 

@@ -2,9 +2,10 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
@@ -128,6 +129,29 @@ def read_table(path: Path, columns: Mapping[str, str]) -> pd.DataFrame:
     except (OSError, ValueError, KeyError) as error:
         raise lost(path) from error
     return frame
+
+
+def read_svgs(path: Path, names: Sequence[str]) -> dict[str, str]:
+    """The figures of these names that are in a folder.
+
+    Args:
+        path: the folder.
+        names: of figures.
+
+    Raises:
+        InputError: one is damaged; it is named.
+    """
+    places = {name: path / "figures" / f"{name}.svg" for name in names}
+    return {name: _svg(place) for name, place in places.items() if place.exists()}
+
+
+def _svg(place: Path) -> str:
+    try:
+        text = place.read_text(encoding="utf-8")
+        _ = ElementTree.fromstring(text).attrib["viewBox"]
+    except (OSError, ValueError, KeyError, ElementTree.ParseError) as error:
+        raise InputError(f"{place}: damaged; remove it, or draw it again") from error
+    return text
 
 
 def _column(texts: Any, kind: str) -> Any:  # noqa: ANN401

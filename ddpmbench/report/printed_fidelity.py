@@ -1,7 +1,7 @@
 """The quality of samples as it is printed: never a number without its name and its protocol."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,7 +133,7 @@ def printed_fidelity(summary: dict[str, Any], output_format: str) -> str:
     return "\n".join([headline(summary), "", *table, "", *facts, *([""] if notes else []), *notes])
 
 
-def aligned(rows: list[tuple[str, ...]]) -> list[str]:
+def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
     """Lines of cells, two spaces apart and one below another."""
     widths = [max(map(len, column)) + 2 for column in zip(*rows, strict=True)]
     return [

@@ -60,7 +60,7 @@ def against_n_figure(points: pd.DataFrame, ends: Ends, name: str) -> tuple["Figu
     _inverse_axis(axes, whole.num_generated.to_numpy())
     if len(numbers) > 1:
         axes.legend()
-    finish(axes, f"{name} against the number of samples", x="samples N, on a scale of 1/N", y=name)
+    finish(axes, "Against the number of samples", x="samples N, on a scale of 1/N", y=name)
     return figure, whole
 
 

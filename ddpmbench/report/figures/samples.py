@@ -86,8 +86,8 @@ def nearest_figure(nearest: NearestImages) -> tuple["Figure", pd.DataFrame]:
                 text
                 for k in these
                 for text in (
-                    str(nearest.sample[k]),
-                    *(f"{distance:.4g}" for distance in nearest.distance[k, :many]),
+                    f"no. {nearest.sample[k]}",
+                    *(f"{distance:#.4g}" for distance in nearest.distance[k, :many]),
                 )
             ],
         )
