@@ -20,8 +20,10 @@ from ddpmbench.likelihood.paired import (
 from ddpmbench.likelihood.terms import columns_of_bound
 from ddpmbench.likelihood.warp import RotatedWarp
 from ddpmbench.process.units import NATS_PER_BIT
-from ddpmbench.questions.report import write_report
-from ddpmbench.report import comparison, tables
+from ddpmbench.questions.compare_fidelity import FidelityComparison, compare_fidelity
+from ddpmbench.questions.report import schema_of, write_report
+from ddpmbench.questions.unlike import refuse_unlike
+from ddpmbench.report import comparison, fidelity, tables
 from ddpmbench.runs.finished import SUMMARY, FinishedRun
 from ddpmbench.runs.folder import RunFolder
 from ddpmbench.runs.rows import checked
@@ -42,28 +44,33 @@ class Comparison:
     per_timestep: pd.DataFrame
 
 
-def compare(runs: Sequence[str | Path], *, out: str | Path | None = None) -> Comparison:
-    """The differences in bits per dimension between runs, with their intervals.
+def compare(
+    runs: Sequence[str | Path], *, out: str | Path | None = None
+) -> Comparison | FidelityComparison:
+    """The differences between runs, with their intervals.
 
     The interval of a difference is much narrower than those of the bounds, because the runs were
     made on the same rows with the same noise.
 
     Args:
-        runs: two run folders of `evaluate_nll` or more; the first is the baseline.
+        runs: two run folders of `evaluate_nll` or more, or of `fid`; the first is the baseline.
         out: a folder for the tables, the figure and the page; None writes nothing.
 
     Raises:
-        InputError: one is no finished run, or their images, conventions or rows differ.
+        InputError: one is no finished run, or their images, conventions or rows differ, or what
+            the samples of runs of `fid` were measured with.
     """
     if len(runs) < 2:
         raise InputError("compare: name two run folders or more")
     names = [str(run) for run in runs]
     if len(set(names[1:])) < len(names[1:]):
         raise InputError("compare: a run is named twice; name each that is compared once")
+    if schema_of(Path(runs[0])) == fidelity.SCHEMA:
+        return compare_fidelity(runs, out=out)
     opened = [FinishedRun.open(Path(run), option="", schema=tables.SCHEMA) for run in runs]
     baseline = opened[0]
     for run in opened[1:]:
-        _refuse_unlike(run, baseline)
+        refuse_unlike(run, baseline, _facts)
     differences = [_difference(run, baseline) for run in opened[1:]]
     frame = comparison.runs_frame(names, [run.summary for run in opened], differences)
     found = Comparison(
@@ -112,35 +119,19 @@ def _tables(run: FinishedRun, design: Design) -> Tables:
     return lambda length: checked(store.tables(length, columns), design, where=run.path)
 
 
-def _refuse_unlike(run: FinishedRun, baseline: FinishedRun) -> None:
-    """Name the first thing that makes two runs no pair."""
-    here, there = _facts(run), _facts(baseline)
-    for name in {**here, **there}:
-        if here.get(name) != there.get(name):
-            raise InputError(
-                f"{run.path}: {name} is {here.get(name)}, but {there.get(name)} in "
-                f"{baseline.path}; runs compare only where these are the same"
-            )
-
-
 _IDENTITY_FACTS = ("schedule_sha256", "labels_sha256", "precision", "tables")
 
 
 def _facts(run: FinishedRun) -> dict[str, object]:
     """What must be the same, by its name in `summary.json`."""
     of = run.summary
-    try:
-        return {
-            "num_images": of["num_images"],
-            "num_timesteps": of["num_timesteps"],
-            "data.sha256": of["data"]["sha256"],
-            **{f"conventions.{name}": value for name, value in of["conventions"].items()},
-            **{name: run.identity.get(name) for name in _IDENTITY_FACTS},
-            "estimator": of["estimator"],
-            "seed": of["seed"],
-            "sampling.draws": of["sampling"].get("draws"),
-        }
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{run.path}: {SUMMARY} is damaged or of another version; run its command again"
-        ) from error
+    return {
+        "num_images": of["num_images"],
+        "num_timesteps": of["num_timesteps"],
+        "data.sha256": of["data"]["sha256"],
+        **{f"conventions.{name}": value for name, value in of["conventions"].items()},
+        **{name: run.identity.get(name) for name in _IDENTITY_FACTS},
+        "estimator": of["estimator"],
+        "seed": of["seed"],
+        "sampling.draws": of["sampling"].get("draws"),
+    }

@@ -1,20 +1,20 @@
 """What did a run find? All of it on one page that people can look at."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from xml.etree import ElementTree
 
 import pandas as pd
 
 from ddpmbench.errors import InputError
 from ddpmbench.files import naming, replacing
+from ddpmbench.questions.fidelity_report import report_of_fidelity, report_of_fidelity_comparison
 from ddpmbench.questions.partial import SCHEMA as PARTIAL_SCHEMA
 from ddpmbench.questions.partial import reduce_what_is_left
-from ddpmbench.report import checks, comparison, tables
+from ddpmbench.report import checks, comparison, comparison_fidelity, fidelity, tables
 from ddpmbench.report.checks import check
-from ddpmbench.report.contents import RunContents, read_table
+from ddpmbench.report.contents import RunContents, read_svgs, read_table
 from ddpmbench.report.figures.bound import bound_figure
 from ddpmbench.report.figures.calls import calls_figure
 from ddpmbench.report.figures.difference import difference_figure
@@ -48,10 +48,10 @@ def write_report(run: str | Path, *, partial: bool = False) -> Path:
     """Draw the figures of a finished run into its folder, and write its page.
 
     No network is called, and nothing is loaded from elsewhere; nor does the page when it is read.
-    The result for the Hugging Face hub is written beside it.
+    Beside that of `evaluate_nll` the result for the Hugging Face hub is written.
 
     Args:
-        run: the folder of a run of `evaluate_nll`, or of a comparison.
+        run: the folder of a run of `evaluate_nll` or of `fid`, or of a comparison.
         partial: where shards of the folder are gone or damaged, the page of the images all of
             whose rows are left, in `partial/` of the folder.
 
@@ -62,13 +62,17 @@ def write_report(run: str | Path, *, partial: bool = False) -> Path:
         InputError: the folder holds no finished run, is damaged, or cannot be written.
     """
     path = Path(run)
-    schema = _schema(path)
+    schema = schema_of(path)
     if partial and schema == tables.SCHEMA and (left := reduce_what_is_left(path, option="")):
         path, schema = left.folder, PARTIAL_SCHEMA
-    for own in (comparison.SCHEMA, PARTIAL_SCHEMA):
+    for own in (comparison.SCHEMA, PARTIAL_SCHEMA, fidelity.SCHEMA, comparison_fidelity.SCHEMA):
         refuse_later(schema, own, named=str(path))
     if schema == comparison.SCHEMA:
         page = _of_comparison(path)
+    elif schema == fidelity.SCHEMA:
+        page = report_of_fidelity(path)
+    elif schema == comparison_fidelity.SCHEMA:
+        page = report_of_fidelity_comparison(path)
     elif schema == PARTIAL_SCHEMA:
         page = _of_run(FinishedRun.open(path, option="", schema=schema))
     else:
@@ -87,7 +91,7 @@ def _of_run(run: FinishedRun) -> str:
     for name, (figure, numbers) in _figures(contents):
         write_figure(run.path, name, figure, numbers)
         names.append(name)
-    return run_page(contents, _svgs(run.path, names))
+    return run_page(contents, read_svgs(run.path, names))
 
 
 def _of_comparison(path: Path) -> str:
@@ -95,7 +99,7 @@ def _of_comparison(path: Path) -> str:
     steps = read_table(path / "per_timestep.csv", _STEPS)
     figure, numbers = difference_figure(steps, str(summary["baseline"]["run"]))
     write_figure(path, "difference", figure, numbers)
-    return comparison_page(summary, numbers, _svgs(path, ["difference"]))
+    return comparison_page(summary, numbers, read_svgs(path, ["difference"]))
 
 
 def _figures(contents: RunContents) -> Iterator[tuple[str, Drawn]]:
@@ -122,22 +126,7 @@ def _figures(contents: RunContents) -> Iterator[tuple[str, Drawn]]:
         yield "interpolation", interpolation_figure(pictures.interpolation)
 
 
-def _svgs(path: Path, names: Sequence[str]) -> dict[str, str]:
-    """The figures of these names that are in the folder."""
-    places = {name: path / "figures" / f"{name}.svg" for name in names}
-    return {name: _svg(place) for name, place in places.items() if place.exists()}
-
-
-def _svg(place: Path) -> str:
-    try:
-        text = place.read_text(encoding="utf-8")
-        ElementTree.fromstring(text).attrib["viewBox"]
-    except (OSError, ValueError, KeyError, ElementTree.ParseError) as error:
-        raise InputError(f"{place}: damaged; remove it, or draw it again") from error
-    return text
-
-
-def _schema(path: Path) -> str | None:
+def schema_of(path: Path) -> str | None:
     """What a folder holds; None where whoever opens a run will say what is wrong with it."""
     try:
         return str(json.loads((path / SUMMARY).read_text(encoding="utf-8"))["schema"])

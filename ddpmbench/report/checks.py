@@ -64,6 +64,87 @@ COMPARISON: Kinds = {
     "seed": _WHOLE,
 }
 """`summary.json` of a comparison, but for its `runs`."""
+FIDELITY_VALUES = ("fid", "fid_infinity", "kid", "precision", "recall")
+"""What is measured against a reference; each has its half width beside it."""
+
+
+def _estimates(*names: str) -> Kinds:
+    """Values that may not be known, and their half widths."""
+    return {name: _NUMBER_OR_NONE for of in names for name in (of, f"{of}_half_width")}
+
+
+FIDELITY_PROTOCOL: Kinds = {
+    "id": _TEXT,
+    "resize": _TEXT,
+    "eight_bit": _TEXT,
+    "channels": _TEXT,
+    "feature_network": {"name": _TEXT, "sha256": _TEXT, "num_features": _WHOLE},
+    "inception_splits": _WHOLE,
+    "inception_order": _TEXT,
+    "kid_subsets": _WHOLE,
+    "kid_subset_size": _WHOLE,
+    "neighbors": _WHOLE,
+    "num_generated": _WHOLE,
+    "dtype": _TEXT,
+}
+"""What two scores must have been made with alike to compare."""
+REFERENCE: Kinds = {
+    **DATA,
+    "num_reference": (int, type(None)),
+    **_estimates(*FIDELITY_VALUES),
+}
+"""A reference in `summary.json` of a run of `fid`."""
+FIDELITY: Kinds = {
+    "name": _TEXT,
+    **_estimates(*FIDELITY_VALUES, "inception_score"),
+    "num_generated": _WHOLE,
+    "num_reference": (int, type(None)),
+    "protocol": FIDELITY_PROTOCOL,
+    "references": (list,),
+    "samples": {"source": _TEXT, "sha256": _TEXT, "num_images": _WHOLE, "skipped": _WHOLE},
+    "checkpoint": (dict, type(None)),
+    "sampler": (dict, type(None)),
+    "num_evaluations": (int, type(None)),
+    "seed": (int, type(None)),
+    "device": _TEXT,
+    "precision": _TEXT,
+    "seconds": _NUMBER,
+    "warnings": (list,),
+}
+"""`summary.json` of a run of `fid`; of its lists and of what may be null see `report.fidelity`."""
+CHECKPOINT: Kinds = {"source": _TEXT, "family": _TEXT, "sha256": _TEXT}
+"""The checkpoint that samples are of."""
+SAMPLER: Kinds = {
+    "method": _TEXT,
+    "variance": _TEXT_OR_NONE,
+    "clip": (bool,),
+    "num_timesteps": _WHOLE,
+    "num_original_timesteps": _WHOLE,
+    "eta": _NUMBER_OR_NONE,
+    "added_noise": _TEXT_OR_NONE,
+    "labels": _TEXT_OR_NONE,
+}
+"""How samples were made."""
+FIDELITY_COMPARISON: Kinds = {
+    "baseline": {"run": _TEXT},
+    "runs": (list,),
+    "name": _TEXT,
+    "num_generated": _WHOLE,
+    "protocol": FIDELITY_PROTOCOL,
+    "references": (list,),
+}
+"""`summary.json` of a comparison of runs of `fid`."""
+FIDELITY_DIFFERENCE: Kinds = {
+    "measure": _TEXT,
+    "reference": _TEXT,
+    "baseline": _NUMBER_OR_NONE,
+    "value": _NUMBER_OR_NONE,
+    "difference": _NUMBER_OR_NONE,
+    "half_width": _NUMBER_OR_NONE,
+    "half_width_unpaired": _NUMBER_OR_NONE,
+    "how": _TEXT,
+}
+"""A difference of a run there."""
 ENVIRONMENT: Kinds = {"versions": {}, "arguments": {"resolved": {}}}
 """`environment.json`."""
 

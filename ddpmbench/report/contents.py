@@ -2,9 +2,10 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
@@ -91,12 +92,12 @@ class RunContents:
         steps = np.arange(1, run.summary["num_timesteps"] + 1)
         for name, table in (("per_timestep.csv", per_timestep), (RATE_DISTORTION, curve)):
             if not np.array_equal(table.t, steps):
-                raise _lost(place / name)
+                raise lost(place / name)
         if per_image is not None and len(per_image) != run.summary["num_images"]:
-            raise _lost(place / "per_image.csv")
+            raise lost(place / "per_image.csv")
         conventions = _table_if_there(place / "conventions.csv", CONVENTION_COLUMNS)
         if conventions is not None and conventions.empty:
-            raise _lost(place / "conventions.csv")
+            raise lost(place / "conventions.csv")
         return cls(
             summary=run.summary,
             per_timestep=per_timestep,
@@ -107,7 +108,7 @@ class RunContents:
             sub_schedules=_sub_schedules(place / "sub_schedules.csv"),
             extremes=_extremes(place / EXTREMES, run.summary["num_images"]),
             pictures=Pictures.read(place, run.summary["num_timesteps"]),
-            environment=_environment(place / "environment.json"),
+            environment=read_environment(place / "environment.json"),
         )
 
 
@@ -126,8 +127,31 @@ def read_table(path: Path, columns: Mapping[str, str]) -> pd.DataFrame:
         texts = pd.read_csv(path, dtype=str)
         frame = pd.DataFrame({name: _column(texts[name], kind) for name, kind in columns.items()})
     except (OSError, ValueError, KeyError) as error:
-        raise _lost(path) from error
+        raise lost(path) from error
     return frame
+
+
+def read_svgs(path: Path, names: Sequence[str]) -> dict[str, str]:
+    """The figures of these names that are in a folder.
+
+    Args:
+        path: the folder.
+        names: of figures.
+
+    Raises:
+        InputError: one is damaged; it is named.
+    """
+    places = {name: path / "figures" / f"{name}.svg" for name in names}
+    return {name: _svg(place) for name, place in places.items() if place.exists()}
+
+
+def _svg(place: Path) -> str:
+    try:
+        text = place.read_text(encoding="utf-8")
+        _ = ElementTree.fromstring(text).attrib["viewBox"]
+    except (OSError, ValueError, KeyError, ElementTree.ParseError) as error:
+        raise InputError(f"{place}: damaged; remove it, or draw it again") from error
+    return text
 
 
 def _column(texts: Any, kind: str) -> Any:  # noqa: ANN401
@@ -142,19 +166,24 @@ def _table_if_there(path: Path, columns: Mapping[str, str]) -> pd.DataFrame | No
     return read_table(path, columns) if path.exists() else None
 
 
-def _environment(path: Path) -> dict[str, Any] | None:
+def read_environment(path: Path) -> dict[str, Any] | None:
+    """The object of `environment.json`; None where there is none.
+
+    Raises:
+        InputError: it is damaged.
+    """
     if not path.exists():
         return None
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise _lost(path) from error
+        raise lost(path) from error
     check(found, checks.ENVIRONMENT, path)
     given = found["arguments"].get("given")
     if given is not None and not (
         isinstance(given, list) and all(isinstance(word, str) for word in given)
     ):
-        raise _lost(path)
+        raise lost(path)
     return found
 
 
@@ -175,12 +204,13 @@ def _extremes(path: Path, num_images: int) -> Extremes | None:
     found = Extremes.read(path)
     for index in (found.best_index, found.worst_index):
         if not ((index >= 0) & (index < num_images)).all():
-            raise _lost(path)
+            raise lost(path)
     # A single image is neither the best nor the worst; of other channels there is no picture.
     channels = {found.best_pixels.shape[1], found.worst_pixels.shape[1]}
     is_shown = len(found.best_index) > 0 and channels in ({1}, {3})
     return found if is_shown else None
 
 
-def _lost(path: Path) -> InputError:
+def lost(path: Path) -> InputError:
+    """That a file of a run is not there, or not whole."""
     return InputError(f"{path}: missing or damaged; run the command of its folder again")

@@ -2,22 +2,18 @@
 
 import math
 import re
-import shlex
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import jinja2
 import pandas as pd
 from markupsafe import Markup, escape
 
 from ddpmbench.report import rate_distortion
 from ddpmbench.report.contents import RunContents
-from ddpmbench.report.figures.style import NORMAL, shown
+from ddpmbench.report.figures.style import shown
 from ddpmbench.report.figures.sub_schedules import TALLEST
-from ddpmbench.report.inline_svg import inline_panels
 from ddpmbench.report.printed import PARTS, comparable_facts, images_name, partial_line
-from ddpmbench.version import __version__
+from ddpmbench.report.rendering import made, panels, rendered
 
 FIGURES = {
     "bound": "Bits in one step, and bits sent so far, over the steps",
@@ -45,7 +41,6 @@ STRIPS = {
 }
 """Strips of pictures that may be there, by name: title and text."""
 
-_UNKNOWN = "unknown"
 _MOST_ROWS = 4000  # of the table of steps; a page must stay small
 _COLORS = {"prior": 3, "kl": 1, "decoder": 2}
 
@@ -63,7 +58,7 @@ def run_page(contents: RunContents, svgs: Mapping[str, str]) -> str:
     steps = contents.per_timestep.merge(
         contents.rate_distortion[["t", "rate_bits_per_dim", "distortion_rmse"]], on="t"
     )
-    return _rendered(
+    return rendered(
         "run.html.j2",
         summary=summary,
         partial=partial_line(summary) if "partial" in summary else None,
@@ -83,15 +78,15 @@ def run_page(contents: RunContents, svgs: Mapping[str, str]) -> str:
         most=TALLEST,
         steps_text=_steps_text(summary),
         figures={
-            name: _panels(svgs[name], name, label) if name in svgs else None
+            name: panels(svgs[name], name, label) if name in svgs else None
             for name, label in FIGURES.items()
         },
         strips=[
-            {"title": title, "text": text, "figure": _panels(svgs[name], name, title)}
+            {"title": title, "text": text, "figure": panels(svgs[name], name, title)}
             for name, (title, text) in STRIPS.items()
             if name in svgs
         ],
-        **_made(contents.environment),
+        **made(contents.environment),
     )
 
 
@@ -117,7 +112,7 @@ def comparison_page(
         f"{'clip' if conventions['clip'] else 'no clip'}, {conventions['decoder']} decoder",
         "estimator": f"{summary['estimator']}, seed {summary['seed']}",
     }
-    return _rendered(
+    return rendered(
         "comparison.html.j2",
         heading=f"{name} against {first}",
         baseline=baseline,
@@ -125,71 +120,13 @@ def comparison_page(
         facts=facts,
         num_timesteps=summary["num_timesteps"],
         groups=groups.to_dict("records"),
-        figures={"difference": _panels(svgs["difference"], "difference", FIGURES["difference"])},
+        figures={"difference": panels(svgs["difference"], "difference", FIGURES["difference"])},
     )
-
-
-def _rendered(template: str, **values: object) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("ddpmbench", "report/templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "fixed": _fixed,
-        "signed": _signed,
-        "percent": _percent,
-        "count": _count,
-        "times": _times,
-        "half_width": _half_width,
-    }
-    css = (Path(__file__).parent / "templates" / "page.css").read_text(encoding="utf-8")
-    page = environment.get_template(template)
-    return page.render(css=Markup(css), version=__version__, **values)
 
 
 def _listed(steps: pd.DataFrame) -> pd.DataFrame:
     """Every step; of a long schedule those that a figure shows."""
     return steps if len(steps) <= _MOST_ROWS else steps.iloc[shown(len(steps))]
-
-
-def _panels(svg: str, name: str, label: str) -> list[Markup]:
-    return [Markup(panel) for panel in inline_panels(svg, name, label)]
-
-
-# ---- numbers as they are printed
-
-
-def _fixed(value: float | None, digits: int = 4) -> str:
-    return _UNKNOWN if value is None or math.isnan(value) else _minus(f"{value:,.{digits}f}")
-
-
-def _signed(value: float | None, digits: int = 4) -> str:
-    return _UNKNOWN if value is None or math.isnan(value) else _minus(f"{value:+,.{digits}f}")
-
-
-def _minus(text: str) -> str:
-    return text.replace("-", "\N{MINUS SIGN}")
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %" if 0 < share < 1 else f"{100 * share:.0f} %"
-
-
-def _count(value: int) -> str:
-    return f"{value:,}"
-
-
-def _times(value: float) -> str:
-    return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
-
-
-def _half_width(standard_error: float | None) -> float | None:
-    if standard_error is None or math.isnan(standard_error):
-        return None
-    return NORMAL * standard_error
 
 
 # ---- what the numbers say
@@ -272,27 +209,6 @@ def _conventions(contents: RunContents) -> list[tuple[str, list[dict[Any, Any]]]
     for row in rows:
         row["half_width"] = None if math.isnan(row["half_width"]) else row["half_width"]
     return [(title, group) for title, group in groups if group]
-
-
-def _made(record: Mapping[str, Any] | None) -> dict[str, object]:
-    if record is None:
-        return {"environment": None}
-    machine = {
-        "source revision": record.get("git_revision") or "an installed package",
-        "platform": record.get("platform") or _UNKNOWN,
-        "device": record.get("device") or _UNKNOWN,
-    }
-    arguments = record["arguments"]
-    given = arguments.get("given") or []
-    return {
-        "environment": machine,
-        "versions": {name: value or "not there" for name, value in record["versions"].items()},
-        "command": shlex.join(map(str, given)),
-        "resolved": {
-            name: "none" if value is None else value
-            for name, value in (arguments.get("resolved") or {}).items()
-        },
-    }
 
 
 def _verdict(run: Mapping[str, Any], baseline: str) -> dict[str, str]:

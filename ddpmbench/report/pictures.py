@@ -7,20 +7,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ddpmbench.quality.pictures import Interpolation, ProgressiveDecoding, ProgressiveGeneration
+from ddpmbench.report.figures.sheet import GAP, Pixels, Sheet
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-Pixels = NDArray[np.uint8]
-
-MAX_PIXELS = 48
-"""Pictures with more to a side are drawn smaller, so that a page of them can be sent."""
-
-_INK = "#222222"
-# Dots of 1/100 inch; all grow with the pictures where those are wider than a tile.
-_TILE = 80
-_GAP, _LINE, _PAD, _MARGIN = 5, 17, 8, 92
-_POINTS = 7.5  # of text
 
 
 def decoding_figure(
@@ -49,13 +39,13 @@ def decoding_figure(
             "rmse": decoding.rmse.flatten(),
         }
     )
-    sheet = _Sheet(decoding.x_start.shape[2:], columns=num_steps + 1, apart={num_steps})
+    sheet = Sheet(decoding.x_start.shape[2:], columns=num_steps + 1, apart={num_steps})
     sheet.text("steps", [*_steps(decoding), "image"])
     sheet.text("rate, bits/dim", [f"{rate:.5f}" for rate in rates])
     for n in range(num_images):
-        sheet.space(_GAP)
+        sheet.space(GAP)
         sheet.pictures("received", list(decoding.x_t[n]))
-        sheet.space(_GAP // 2)
+        sheet.space(GAP // 2)
         sheet.pictures("shown", [*decoding.pred_x_start[n], decoding.x_start[n]])
         sheet.text("RMSE of 255", [f"{value:.1f}" for value in decoding.rmse[n]])
     return sheet.figure(), numbers
@@ -84,11 +74,11 @@ def generation_figure(
             "rmse_to_sample": _rmse(generation.pred_x_start, generation.samples[:, None]).flatten(),
         }
     )
-    sheet = _Sheet(generation.samples.shape[2:], columns=num_steps + 1, apart={num_steps})
+    sheet = Sheet(generation.samples.shape[2:], columns=num_steps + 1, apart={num_steps})
     sheet.text("steps", [*_steps(generation), "sample"])
     for n in range(num_samples):
         sheet.pictures(f"sample {n}", [*generation.pred_x_start[n], generation.samples[n]])
-        sheet.space(_GAP)
+        sheet.space(GAP)
     return sheet.figure(), numbers
 
 
@@ -117,100 +107,14 @@ def interpolation_figure(mixed: Interpolation) -> tuple["Figure", pd.DataFrame]:
         }
     )
     columns = num_weights + 2
-    sheet = _Sheet(mixed.x_start.shape[3:], columns=columns, apart={1, columns - 1})
+    sheet = Sheet(mixed.x_start.shape[3:], columns=columns, apart={1, columns - 1})
     title = f"mixed at t = {mixed.depth} of {mixed.num_timesteps}, weight of the second image"
     sheet.text("", [""] * (columns // 2) + [title])
     sheet.text("", ["image", *(f"{weight:.1f}" for weight in mixed.weight), "image"])
     for pair, ends, between in zip(mixed.pair, mixed.x_start, mixed.decoded, strict=True):
         sheet.pictures(f"images {pair[0]}, {pair[1]}", [ends[0], *between, ends[1]])
-        sheet.space(_GAP)
+        sheet.space(GAP)
     return sheet.figure(), numbers
-
-
-class _Sheet:
-    """Rows of pictures and lines of text, from the top down, in dots of 1/100 inch.
-
-    A pixel of a picture is a whole number of dots, so that pictures are sharp in a png too.
-    """
-
-    def __init__(self, size: tuple[int, ...], *, columns: int, apart: set[int]) -> None:
-        """Begin an empty sheet.
-
-        Args:
-            size: height and width of a picture, pixels.
-            columns: pictures in a row.
-            apart: the columns that have more room to their left.
-        """
-        height, width = _drawn_size(size)
-        dots = -(-_TILE // width)
-        self._width, self._height = dots * width, dots * height
-        self._unit = self._width / _TILE
-        gaps = [_GAP + 2 * _GAP * (k in apart) for k in range(1, columns)]
-        steps = [self._dots(_MARGIN), *(self._width + self._dots(gap) for gap in gaps)]
-        self._left = np.cumsum(steps)
-        self._top = 0
-        self._pictures: list[tuple[int, int, Pixels]] = []
-        self._texts: list[tuple[float, float, str, str]] = []
-
-    def text(self, name: str, texts: list[str]) -> None:
-        """A line of text, centered on the columns."""
-        height = self._dots(_LINE)
-        middle = self._top + height / 2
-        self._name(name, middle)
-        for left, text in zip(self._left, texts, strict=False):
-            self._texts.append((left + self._width / 2, middle, text, "center"))
-        self._top += height
-
-    def pictures(self, name: str, pictures: list[Pixels]) -> None:
-        """A row of pictures, (C, H, W) uint8 each."""
-        self._name(name, self._top + self._height / 2)
-        for left, picture in zip(self._left, pictures, strict=False):
-            self._pictures.append((left, self._top, _drawable(picture)))
-        self._top += self._height
-
-    def space(self, dots: int) -> None:
-        """Leave room."""
-        self._top += self._dots(dots)
-
-    def figure(self) -> "Figure":
-        """The sheet as a figure."""
-        from matplotlib.figure import Figure
-
-        width, height = int(self._left[-1]) + self._width, self._top
-        figure = Figure(figsize=(width / 100, height / 100), dpi=100)
-        axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
-        for left, top, picture in self._pictures:
-            extent = (left, left + self._width, top + self._height, top)
-            axes.imshow(picture, extent=extent, interpolation="none", aspect="auto")
-        for x, y, text, align in self._texts:
-            axes.text(x, y, text, ha=align, va="center", color=_INK, fontsize=_POINTS * self._unit)
-        axes.set(xlim=(0, width), ylim=(height, 0))
-        axes.axis("off")
-        return figure
-
-    def _name(self, name: str, middle: float) -> None:
-        self._texts.append((self._left[0] - self._dots(_PAD), middle, name, "right"))
-
-    def _dots(self, of_a_tile: float) -> int:
-        return round(of_a_tile * self._unit)
-
-
-def _drawn_size(size: tuple[int, ...]) -> tuple[int, int]:
-    height, width = size
-    shrink = min(1.0, MAX_PIXELS / max(height, width))
-    return max(1, round(height * shrink)), max(1, round(width * shrink))
-
-
-def _drawable(picture: Pixels) -> Pixels:
-    """(H, W, 3), no larger than it is drawn."""
-    from PIL import Image
-
-    height, width = _drawn_size(picture.shape[1:])
-    channels = np.broadcast_to(picture, (3, *picture.shape[1:])).transpose(1, 2, 0)
-    if (height, width) == picture.shape[1:]:
-        return channels
-    whole = Image.fromarray(np.ascontiguousarray(channels))
-    return np.asarray(whole.resize((width, height), Image.Resampling.BOX))
 
 
 def _num_decoded_steps(pictures: ProgressiveDecoding | ProgressiveGeneration) -> NDArray[np.int64]:

@@ -6,6 +6,8 @@ from typing import Any
 
 import pandas as pd
 
+from ddpmbench.report import comparison_fidelity
+
 PARTS = {
     "prior": "L_T, the end of the chain",
     "kl": "L_1..L_{T-1}, the steps",
@@ -61,10 +63,12 @@ def printed_comparison(summary: dict[str, Any], output_format: str) -> str:
     """The summary of `compare` for standard output.
 
     Args:
-        summary: the object of the comparison's `summary.json`.
+        summary: the object of the comparison's `summary.json`, of whichever runs.
         output_format: "table", "json", "csv" with one row a run, or "quiet" for the differences
             alone, one a line.
     """
+    if summary["schema"] == comparison_fidelity.SCHEMA:
+        return comparison_fidelity.printed_fidelity_comparison(summary, output_format)
     baseline, runs = summary["baseline"], summary["runs"]
     match output_format:
         case "json":

@@ -26,7 +26,11 @@ SUMMARY, RATE_DISTORTION = "summary.json", "rate_distortion.csv"
 PER_IMAGE, ENVIRONMENT = "per_image.csv", "environment.json"
 DENSITY, PREDICTIONS = "warp.csv", "predictions.npz"
 _PARTS = ("rows", "totals", "steps")
-_NEEDED = (
+_NEEDED = {
+    "ddpmbench.fid": ("name", "fid", "num_generated", "protocol", "references", "samples"),
+}
+"""What a summary must hold, by the kind of its schema; of all others what follows."""
+_NEEDED_OF_BOUND = (
     "num_images",
     "num_timesteps",
     "estimator",
@@ -72,7 +76,8 @@ class FinishedRun:
         try:
             summary = json.loads((path / SUMMARY).read_text(encoding="utf-8"))
             found = summary["schema"]
-            complete = found != schema or set(_NEEDED) <= set(summary)
+            needed = _NEEDED.get(schema.partition("/")[0], _NEEDED_OF_BOUND)
+            complete = found != schema or set(needed) <= set(summary)
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise InputError(f"{named}: {SUMMARY} is damaged; run its command again") from error
         refuse_later(found, schema, named=named)

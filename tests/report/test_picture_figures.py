@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from ddpmbench.quality.pictures import Interpolation, ProgressiveDecoding, ProgressiveGeneration
+from ddpmbench.report.figures.sheet import MAX_PIXELS
 from ddpmbench.report.pictures import (
-    MAX_PIXELS,
     decoding_figure,
     generation_figure,
     interpolation_figure,

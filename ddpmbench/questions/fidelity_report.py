@@ -1,0 +1,71 @@
+"""What did a run of `fid`, or a comparison of such runs, find? Figures and page of its folder."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from ddpmbench.report.comparison_fidelity import check_comparison, fidelity_comparison_page
+from ddpmbench.report.contents import read_svgs
+from ddpmbench.report.fidelity import FidelityContents, reference_name
+from ddpmbench.report.fidelity_page import fid_page
+from ddpmbench.report.figures.fid_against_n import against_n_figure
+from ddpmbench.report.figures.per_image import per_image_figure
+from ddpmbench.report.figures.samples import nearest_figure, samples_figure
+from ddpmbench.runs.finished import SUMMARY
+from ddpmbench.runs.folder import write_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def report_of_fidelity(path: Path) -> str:
+    """Draw the figures of a finished run of `fid` into its folder.
+
+    Args:
+        path: the folder.
+
+    Returns:
+        Its page.
+
+    Raises:
+        InputError: the folder holds no finished run of `fid`, is damaged, or cannot be written.
+    """
+    contents = FidelityContents.read(path)
+    names = []
+    for name, (figure, numbers) in _figures(contents):
+        write_figure(path, name, figure, numbers)
+        names.append(name)
+    return fid_page(contents, read_svgs(path, names))
+
+
+def report_of_fidelity_comparison(path: Path) -> str:
+    """The page of a comparison of runs of `fid`.
+
+    Raises:
+        InputError: its summary is damaged.
+    """
+    summary = json.loads((path / SUMMARY).read_text(encoding="utf-8"))
+    check_comparison(summary, path / SUMMARY)
+    return fidelity_comparison_page(summary)
+
+
+def _figures(contents: FidelityContents) -> Iterator[tuple[str, tuple["Figure", pd.DataFrame]]]:
+    """Those that the run has the tables and pictures for, by name."""
+    summary = contents.summary
+    if contents.against_n is not None:
+        ends = {
+            name: (of["fid_infinity"], of["fid_infinity_half_width"])
+            for of in summary["references"]
+            for name in (of["source"], reference_name(of))
+        }
+        yield "fid_against_n", against_n_figure(contents.against_n, ends, summary["name"])
+    histograms = per_image_figure(contents.per_image)
+    if histograms is not None:
+        yield "per_image", histograms
+    if contents.nearest is not None:
+        yield "nearest", nearest_figure(contents.nearest)
+    if contents.samples is not None:
+        yield "samples", samples_figure(contents.samples.pixels, contents.samples.labels)

@@ -1,0 +1,227 @@
+"""What the folder of a finished run of `fid` holds, for those who look at it."""
+
+import dataclasses
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from ddpmbench.errors import InputError
+from ddpmbench.inputs.image_files import read_npz
+from ddpmbench.report import checks
+from ddpmbench.report.checks import check
+from ddpmbench.report.contents import lost, read_environment, read_table
+from ddpmbench.runs.finished import SUMMARY, FinishedRun
+
+SCHEMA = "ddpmbench.fid/1"
+PER_IMAGE, AGAINST_N = "per_image.csv", "fid_against_n.csv"
+NEAREST, SAMPLES = "nearest.npz", "samples.npz"
+NUM_SHOWN = 96
+"""As many samples are on a contact sheet."""
+
+PER_IMAGE_COLUMNS = {
+    "image_id": "str",
+    "nearest_reference_id": "str",
+    "nearest_reference_distance": "float64",
+    "class_entropy": "float64",
+}
+"""Of `per_image.csv`: distances in feature space, entropies in nats; empty where not known."""
+AGAINST_N_COLUMNS = {
+    "reference": "str",
+    "num_generated": "int64",
+    "fid": "float64",
+    "standard_error": "float64",
+}
+"""Of `fid_against_n.csv`: the points that `fid_infinity` is extrapolated from."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class NearestImages:
+    """Samples beside the reference images that are nearest in feature space.
+
+    Attributes:
+        samples: (K, C, H, W) uint8.
+        sample: (K,) int64, their indices among the samples.
+        references: (K, M, C, H, W) uint8, the nearest first.
+        reference_id: (K, M) str.
+        distance: (K, M) float64, in feature space.
+    """
+
+    samples: NDArray[np.uint8]
+    sample: NDArray[np.int64]
+    references: NDArray[np.uint8]
+    reference_id: NDArray[np.str_]
+    distance: NDArray[np.float64]
+
+    @classmethod
+    def read(cls, path: Path) -> "NearestImages":
+        """Those of a file.
+
+        Raises:
+            InputError: it is damaged.
+        """
+        names = [field.name for field in dataclasses.fields(cls)]
+        try:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+                found = cls(**{name: archive[name] for name in names})
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise lost(path) from error
+        if not found._is_whole():
+            raise lost(path)
+        return found
+
+    def write(self, path: Path) -> None:
+        """Write what `read` reads."""
+        with path.open("wb") as file:
+            np.savez_compressed(file, **dataclasses.asdict(self))
+
+    def _is_whole(self) -> bool:
+        kinds = {"samples": "u", "sample": "i", "references": "u", "distance": "f"}
+        if any(getattr(self, name).dtype.kind != kind for name, kind in kinds.items()):
+            return False
+        if self.references.ndim != 5 or self.reference_id.dtype.kind != "U":
+            return False
+        k, m, *shape = self.references.shape
+        return (
+            {self.samples.dtype, self.references.dtype} == {np.dtype(np.uint8)}
+            and self.samples.shape == (k, *shape)
+            and self.sample.shape == (k,)
+            and self.reference_id.shape == self.distance.shape == (k, m)
+            and min(k, m, *shape) > 0
+            and bool(np.isfinite(self.distance).all())
+        )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FirstSamples:
+    """The first samples of a run.
+
+    Attributes:
+        pixels: (K, C, H, W) uint8.
+        labels: (K,) int64 their classes; None where they have none.
+    """
+
+    pixels: NDArray[np.uint8]
+    labels: NDArray[np.int64] | None
+
+    @classmethod
+    def read(cls, path: Path, num_samples: int) -> "FirstSamples":
+        """Those of an npz file as `sample` writes it; what follows them is not read.
+
+        Args:
+            path: the file.
+            num_samples: all that are in it.
+
+        Raises:
+            InputError: it is damaged.
+        """
+        try:
+            found = read_npz(path, min(NUM_SHOWN, num_samples))
+        except InputError as error:
+            raise lost(path) from error
+        return cls(found.pixels, found.labels)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FidelityContents:
+    """The tables and pictures of a run of `fid`; None for those that its folder does not have.
+
+    Attributes:
+        summary: the object of `summary.json`.
+        per_image: one row a sample; see `PER_IMAGE_COLUMNS`.
+        against_n: one row a reference and number of samples; see `AGAINST_N_COLUMNS`.
+        nearest: samples beside their nearest reference images.
+        samples: the first of them, where the run made them itself.
+        environment: the object of `environment.json`.
+    """
+
+    summary: dict[str, Any]
+    per_image: pd.DataFrame
+    against_n: pd.DataFrame | None
+    nearest: NearestImages | None
+    samples: FirstSamples | None
+    environment: dict[str, Any] | None
+
+    @classmethod
+    def read(cls, folder: Path) -> "FidelityContents":
+        """Read them.
+
+        Raises:
+            InputError: it holds no finished run of `fid`, or a file is damaged; it is named.
+        """
+        return cls.of(FinishedRun.open(folder, option="", schema=SCHEMA))
+
+    @classmethod
+    def of(cls, run: FinishedRun) -> "FidelityContents":
+        """Read those of an open run.
+
+        Raises:
+            InputError: a file is damaged; it is named.
+        """
+        place = run.path
+        check_summary(run.summary, place / SUMMARY)
+        per_image = read_table(place / PER_IMAGE, PER_IMAGE_COLUMNS)
+        if not len(per_image) == run.summary["num_generated"] > 0:
+            raise lost(place / PER_IMAGE)
+        nearest = NearestImages.read(place / NEAREST) if (place / NEAREST).exists() else None
+        samples = (
+            FirstSamples.read(place / SAMPLES, run.summary["num_generated"])
+            if (place / SAMPLES).exists()
+            else None
+        )
+        return cls(
+            summary=run.summary,
+            per_image=per_image,
+            against_n=_against_n(place / AGAINST_N, run.summary["references"]),
+            nearest=nearest if nearest and _can_be_shown(nearest.samples) else None,
+            samples=samples if samples and _can_be_shown(samples.pixels) else None,
+            environment=read_environment(place / "environment.json"),
+        )
+
+
+def check_summary(summary: dict[str, Any], path: Path) -> None:
+    """Refuse a summary of `fid` that lacks something.
+
+    Args:
+        summary: what was read.
+        path: the file that it is from.
+
+    Raises:
+        InputError: one line that names the file and the first thing that is wrong.
+    """
+    check(summary, checks.FIDELITY, path)
+    check(summary["protocol"], checks.FIDELITY_PROTOCOL, path)
+    references = summary["references"]
+    if not references or not all(isinstance(text, str) for text in summary["warnings"]):
+        raise lost(path)
+    for reference in references:
+        check(reference, checks.REFERENCE, path)
+    for name, kinds in (("checkpoint", checks.CHECKPOINT), ("sampler", checks.SAMPLER)):
+        if summary[name] is not None:
+            check(summary[name], kinds, path)
+
+
+def reference_name(reference: dict[str, Any]) -> str:
+    """A reference as `--data` names it."""
+    source, split = reference["source"], reference["split"]
+    ending = f":{split}" if split else ""
+    return str(source) if source.endswith(ending) else f"{source}{ending}"
+
+
+def _against_n(path: Path, references: list[dict[str, Any]]) -> pd.DataFrame | None:
+    is_needed = any(reference["fid_infinity"] is not None for reference in references)
+    if not is_needed and not path.exists():
+        return None
+    table = read_table(path, AGAINST_N_COLUMNS)
+    names = {reference_name(of) for of in references} | {of["source"] for of in references}
+    is_whole = set(table.reference) <= names and (table.num_generated > 0).all()
+    if not is_whole or (is_needed and table.empty) or not np.isfinite(table.fid).all():
+        raise lost(path)
+    return None if table.empty else table
+
+
+def _can_be_shown(pixels: NDArray[np.uint8]) -> bool:
+    return pixels.shape[1] in (1, 3)

@@ -1,0 +1,111 @@
+"""The page of a run of `fid`: how like real images its samples are, and what they look like."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ddpmbench.report.fidelity import FidelityContents, reference_name
+from ddpmbench.report.printed_fidelity import (
+    MEASURES,
+    comparable_only,
+    fidelity_facts,
+    headline,
+    label,
+    measured,
+)
+from ddpmbench.report.rendering import made, panels, rendered
+
+FIGURES = {
+    "fid_against_n": "The distance against the number of samples, with the line to its end",
+    "per_image": "Distances to the nearest reference image, and entropies of the class",
+}
+"""What figures are shown, by name, and what each shows."""
+
+STRIPS = {
+    "nearest": (
+        "Samples beside the reference images nearest to them",
+        "Nearest in the features of the network, with the distances there. A sample that is the "
+        "same as its neighbor was learned by heart.",
+    ),
+    "samples": ("The first samples", "In order, none chosen."),
+}
+"""Strips of pictures that may be there, by name: title and text."""
+
+_SAYS = {
+    "fid": "distance of these samples' features from the reference's",
+    "fid_infinity": "the same, as it would be of infinitely many samples",
+    "kid": "squared distance of the features by a cubic kernel; without a bias in N",
+    "precision": "share of the samples that lie where reference images are",
+    "recall": "share of the reference images that lie where samples are",
+}
+
+
+def fid_page(contents: FidelityContents, svgs: Mapping[str, str]) -> str:
+    """The page of a finished run of `fid`.
+
+    Args:
+        contents: what its folder holds.
+        svgs: its figures by name, of `FIGURES` and `STRIPS`; those that are missing are left out.
+    """
+    summary = contents.summary
+    references = summary["references"]
+    only = comparable_only(summary)
+    points = contents.against_n
+    return rendered(
+        "fid.html.j2",
+        summary=summary,
+        headline=headline(summary),
+        heading=_heading(summary),
+        notes=[*([only] if only else []), *summary["warnings"]],
+        facts=joined(fidelity_facts(summary)),
+        references=[reference_name(of) for of in references],
+        rows=_rows(summary),
+        score=measured("inception_score", summary, summary["name"], ""),
+        score_text=_score_text(summary),
+        points=[] if points is None else points.to_dict("records"),
+        figures={
+            name: panels(svgs[name], name, text) if name in svgs else None
+            for name, text in FIGURES.items()
+        },
+        strips=[
+            {"title": title, "text": text, "figure": panels(svgs[name], name, title)}
+            for name, (title, text) in STRIPS.items()
+            if name in svgs
+        ],
+        **made(contents.environment),
+    )
+
+
+def joined(facts: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """Facts by name; those of one name, and those without, belong to what is before them."""
+    found: dict[str, str] = {}
+    last = ""
+    for name, text in facts:
+        last = name or last
+        found[last] = f"{found[last]}; {text}" if last in found else text
+    return found
+
+
+def _heading(summary: Mapping[str, Any]) -> str:
+    made_by = summary["checkpoint"] or summary["samples"]
+    return f"{made_by['source']} against {reference_name(summary['references'][0])}"
+
+
+def _rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One a measure, with its values against each reference."""
+    name = summary["name"]
+    return [
+        {
+            "label": label(key, name),
+            "own": key == "fid",
+            "of": [measured(key, each, name, "") for each in summary["references"]],
+            "what": _SAYS[key],
+        }
+        for key in MEASURES
+        if key in _SAYS
+    ]
+
+
+def _score_text(summary: Mapping[str, Any]) -> str:
+    splits = summary["protocol"]["inception_splits"]
+    of = "in one" if splits == 1 else f"mean of {splits} splits"
+    return f"how sure of classes, and how many of them the network sees; of no reference, {of}"
