@@ -49,7 +49,7 @@ def fid(out: Path | None, output_format: str, **given: Any) -> None:  # noqa: AN
     from ddpmbench.cli.inputs import sample_settings
     from ddpmbench.questions.fid import FidSettings, evaluate_fid
     from ddpmbench.questions.report import write_report
-    from ddpmbench.report.fidelity import printed_fidelity
+    from ddpmbench.report.printed_fidelity import printed_fidelity
     from ddpmbench.runs.distributed import joined
     from ddpmbench.runs.quality import QualityListener
 

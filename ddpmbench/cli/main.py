@@ -8,6 +8,7 @@ import click
 
 from ddpmbench.cli.compare import compare
 from ddpmbench.cli.env import env
+from ddpmbench.cli.fid import fid
 from ddpmbench.cli.nll import nll
 from ddpmbench.cli.rd import rd
 from ddpmbench.cli.report import report
@@ -33,6 +34,7 @@ def ddpmbench() -> None:
 ddpmbench.add_command(nll)
 ddpmbench.add_command(rd)
 ddpmbench.add_command(sample)
+ddpmbench.add_command(fid)
 ddpmbench.add_command(compare)
 ddpmbench.add_command(report)
 ddpmbench.add_command(train)

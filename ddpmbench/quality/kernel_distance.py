@@ -52,7 +52,8 @@ def _influence(features: NDArray[np.floating], reference: NDArray[np.floating]) 
         rows = features[start : start + _CHUNK].astype(np.float64)
         to_samples, to_real = (_kernel(rows, anchor).mean(1) for anchor in anchors)
         found[start : start + len(rows)] = 2 * (to_samples - to_real)
-    return found - found.mean()
+    centered: Array = found - found.mean()
+    return centered
 
 
 def _some(features: NDArray[np.floating], rng: np.random.RandomState) -> Array:

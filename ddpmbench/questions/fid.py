@@ -22,6 +22,7 @@ from ddpmbench.quality.protocols import PUBLISHED_AT, Protocol
 from ddpmbench.quality.statistics import FeatureGaussian
 from ddpmbench.questions.fid_warnings import warnings_of
 from ddpmbench.report import fidelity_tables as tables
+from ddpmbench.report.fidelity import AGAINST_N, NEAREST, SCHEMA, NearestImages
 from ddpmbench.runs.agreement import open_folder, refuse_other_runs
 from ddpmbench.runs.distributed import joined
 from ddpmbench.runs.engine import PRECISION, resolve_device
@@ -34,7 +35,8 @@ from ddpmbench.runs.quality import QualityListener, QualityRun, QualityStores, R
 from ddpmbench.runs.samples import SAMPLES, write_samples
 from ddpmbench.version import __version__
 
-AGAINST_N, NEAREST, INFLUENCE = "fid_against_n.csv", "nearest.npz", "influence.npz"
+INFLUENCE = "influence.npz"
+"""What each sample adds to each score, to first order: paired differences come from it."""
 _SHOWN, _NEAREST_SHOWN = 8, 5  # samples, and real images beside each
 
 
@@ -174,7 +176,7 @@ def _identity(run: QualityRun, settings: FidSettings) -> dict[str, Any]:
         tables_are = str(run.source.checkpoint.diffusion.to(run.device).dtype)
         of_samples = {**run.source.identity, "tables": tables_are}
     return {
-        "schema": tables.SCHEMA,
+        "schema": SCHEMA,
         **of_samples,
         "references": [reference.sha256 for reference in run.references],
         "protocol": settings.protocol.id,
@@ -251,24 +253,26 @@ class _Scoring:
             "precision": None if scores.neighbors is None else scores.neighbors.precision,
             "inception_score": None if classes is None else classes.estimate,
         }
-        influences = {
+        influences: dict[str, Any] = {
             name: of.influence
             for name, of in parts.items()
             if of is not None and of.influence is not None
         }
-        _write_npz(folder, INFLUENCE, influences)
+        with folder.replacing(INFLUENCE) as temporary, temporary.open("wb") as file:
+            np.savez(file, **influences)
         if isinstance(first, ImageSet) and store is not None:
             count = min(_NEAREST_SHOWN, len(first))
             known = gathered(store.parts(len(first)), "features")
             index, distance = nearest_images(features[:_SHOWN], known, count)
-            arrays = {
-                "samples": self.images.pixels[:_SHOWN],
-                "sample": np.arange(len(index)),
-                "references": first.pixels[index],
-                "reference_id": np.array([[first.ids[int(i)] for i in row] for row in index]),
-                "distance": distance,
-            }
-            _write_npz(folder, NEAREST, arrays)
+            nearest = NearestImages(
+                samples=self.images.pixels[:_SHOWN],
+                sample=np.arange(len(index)),
+                references=first.pixels[index],
+                reference_id=np.array([[first.ids[int(i)] for i in row] for row in index]),
+                distance=distance,
+            )
+            with folder.replacing(NEAREST) as temporary:
+                nearest.write(temporary)
 
     def _summary(self, scores: Sequence[Scores], classes: InceptionScore | None) -> dict[str, Any]:
         run, count = self.run, len(self.images)
@@ -285,7 +289,7 @@ class _Scoring:
             for reference, of in zip(run.references, scores, strict=True)
         ]
         return {
-            "schema": tables.SCHEMA,
+            "schema": SCHEMA,
             "name": run.network.label,
             **tables.headline_summary(scores[0], classes),
             "num_generated": count,
@@ -339,8 +343,3 @@ class _Scoring:
 def _name(reference: Reference) -> str:
     split = getattr(reference, "split", None)
     return f"{reference.source}:{split}" if split else reference.source
-
-
-def _write_npz(folder: RunFolder, name: str, arrays: dict[str, Any]) -> None:
-    with folder.replacing(name) as temporary, temporary.open("wb") as file:
-        np.savez(file, **arrays)

@@ -9,15 +9,7 @@ import pandas as pd
 from ddpmbench.quality.estimate import Estimate
 from ddpmbench.quality.fidelity import Scores
 from ddpmbench.quality.inception_score import InceptionScore
-
-SCHEMA = "ddpmbench.fid/1"
-PER_IMAGE_COLUMNS = (
-    "image_id",
-    "nearest_reference_id",
-    "nearest_reference_distance",
-    "class_entropy",
-)
-AGAINST_N_COLUMNS = ("reference", "num_generated", "fid", "standard_error")
+from ddpmbench.report.fidelity import AGAINST_N_COLUMNS, PER_IMAGE_COLUMNS
 
 
 def per_image_frame(

@@ -163,7 +163,7 @@ def fidelity_facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         line += "" if calls is None else f", {calls:,} network calls"
         found.append(("sampler", line + ("" if seed is None else f", seed {seed}")))
     found += protocol_facts(summary["protocol"])
-    device = f"{summary['device']}, {summary['precision']}, {summary['seconds']:,.0f} s"
+    device = f"{summary['device']}, {summary['compute_precision']}, {summary['seconds']:,.0f} s"
     return [*found, ("device", device)]
 
 
