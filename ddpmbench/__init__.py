@@ -18,9 +18,13 @@ if TYPE_CHECKING:
     from ddpmbench.inputs.checkpoints import Checkpoint, load_checkpoint
     from ddpmbench.inputs.checkpoints.wrap import wrap_network
     from ddpmbench.inputs.images import ImageSet, load_images
+    from ddpmbench.inputs.statistics_files import ReferenceStatistics, read_statistics
     from ddpmbench.likelihood.terms import BoundTerms, bound_terms, prior_bits_per_dim
     from ddpmbench.process.schedule import NoiseSchedule
+    from ddpmbench.quality.features import FeatureNetwork, load_feature_network
+    from ddpmbench.quality.protocols import PROTOCOLS, Protocol
     from ddpmbench.questions.compare import Comparison, compare
+    from ddpmbench.questions.fid import FidReport, FidSettings, evaluate_fid
     from ddpmbench.questions.nll import NllReport, evaluate_nll
     from ddpmbench.questions.pictures import progressive_pictures
     from ddpmbench.questions.rd import RateDistortion, rate_distortion
@@ -30,32 +34,50 @@ if TYPE_CHECKING:
     from ddpmbench.runs.rows import RunListener
 
 __all__ = [
+    "PROTOCOLS",
     "BoundTerms",
     "Checkpoint",
     "Comparison",
+    "FeatureNetwork",
+    "FidReport",
+    "FidSettings",
     "ImageSet",
     "InputError",
     "NllReport",
     "NoiseSchedule",
+    "Protocol",
     "RateDistortion",
+    "ReferenceStatistics",
     "RunListener",
     "SampleReport",
     "SampleSettings",
     "__version__",
     "bound_terms",
     "compare",
+    "evaluate_fid",
     "evaluate_nll",
     "generate_samples",
     "load_checkpoint",
+    "load_feature_network",
     "load_images",
     "prior_bits_per_dim",
     "progressive_pictures",
     "rate_distortion",
+    "read_statistics",
     "wrap_network",
     "write_report",
 ]
 
 _HOMES = {
+    "PROTOCOLS": "ddpmbench.quality.protocols",
+    "FeatureNetwork": "ddpmbench.quality.features",
+    "FidReport": "ddpmbench.questions.fid",
+    "FidSettings": "ddpmbench.questions.fid",
+    "Protocol": "ddpmbench.quality.protocols",
+    "ReferenceStatistics": "ddpmbench.inputs.statistics_files",
+    "evaluate_fid": "ddpmbench.questions.fid",
+    "load_feature_network": "ddpmbench.quality.features",
+    "read_statistics": "ddpmbench.inputs.statistics_files",
     "BoundTerms": "ddpmbench.likelihood.terms",
     "Checkpoint": "ddpmbench.inputs.checkpoints",
     "Comparison": "ddpmbench.questions.compare",

@@ -37,7 +37,7 @@ from ddpmbench.version import __version__
 
 INFLUENCE = "influence.npz"
 """What each sample adds to each score, to first order: paired differences come from it."""
-_SHOWN, _NEAREST_SHOWN = 8, 5  # samples, and real images beside each
+_SHOWN, _NEAREST_SHOWN = 8, 4  # samples, and real images beside each
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -111,8 +111,10 @@ class Ranks:
     def first_one(self, compute: Callable[[], T]) -> T:
         """What each computes for itself, rank 0 before the others, as where it may download."""
         if self.rank == 0:
-            value = self.once(compute)
-            return self.together(lambda: value)
+            own: list[T] = []
+            # Kept here, not sent: what is computed may be too large, or tied to this process.
+            self.once(lambda: own.append(compute()))
+            return self.together(lambda: own[0])
         self.once(lambda: None)
         return self.together(compute)
 
