@@ -167,8 +167,7 @@ def fidelity_comparison_page(summary: Mapping[str, Any]) -> str:
                     "first": _measured(of, "baseline", None, name),
                     "value": _measured(of, "value", None, name),
                     "difference": _measured(of, "difference", "half_width", name),
-                    "how": of["how"],
-                    "narrower": _narrower(of),
+                    "how": _how(of),
                     "word": _word(of),
                 }
                 for of in run["differences"]
@@ -200,13 +199,12 @@ def _facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _cells(of: Mapping[str, Any], name: str) -> tuple[str, ...]:
     found = _measured(of, "difference", "half_width", name)
     sign = "+" if found.value is not None and not found.text.startswith("-") else ""
-    narrower = _narrower(of)
     return (
         found.label,
         _measured(of, "baseline", None, name).text,
         _measured(of, "value", None, name).text,
         f"{sign}{found.text}",
-        of["how"] + (f", {narrower:.1f} times narrower" if narrower else ""),
+        _how(of),
         of["reference"],
     )
 
@@ -224,11 +222,14 @@ def _measured(of: Mapping[str, Any], value: str, half_width: str | None, name: s
     )
 
 
-def _narrower(of: Mapping[str, Any]) -> float | None:
+def _how(of: Mapping[str, Any]) -> str:
+    """What the interval is, and what pairing gained."""
     own, unpaired = of["half_width"], of["half_width_unpaired"]
     if of["how"] != PAIRED or not own or not unpaired or unpaired > 1000 * own:
-        return None
-    return float(unpaired / own)
+        return str(of["how"])
+    if unpaired < own:
+        return f"{PAIRED}, wider than independent"
+    return f"{PAIRED}, {unpaired / own:.1f} times narrower"
 
 
 def _word(of: Mapping[str, Any]) -> str:

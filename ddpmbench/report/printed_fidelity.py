@@ -94,8 +94,10 @@ def measures(summary: Mapping[str, Any]) -> list[Measured]:
 
 def headline(summary: Mapping[str, Any]) -> str:
     """The distance, its interval and its protocol, in one line."""
-    name = summary["name"]
-    return f"{name} {measured('fid', summary, name, '').text} ({summary['protocol']['id']})"
+    name, references = summary["name"], summary["references"]
+    against = f" against {reference_name(references[0])}" if len(references) > 1 else ""
+    text = measured("fid", summary, name, "").text
+    return f"{name} {text} ({summary['protocol']['id']}){against}"
 
 
 def comparable_only(summary: Mapping[str, Any]) -> str | None:
@@ -178,9 +180,7 @@ def protocol_facts(protocol: Mapping[str, Any]) -> list[tuple[str, str]]:
         ),
         (
             "",
-            f"class score of {protocol['inception_splits']} "
-            f"{'split' if protocol['inception_splits'] == 1 else 'splits'} "
-            f"({protocol['inception_order']}), KID of {protocol['kid_subsets']} x "
+            f"{_splits(protocol)}, KID of {protocol['kid_subsets']} x "
             f"{protocol['kid_subset_size']:,}, {protocol['neighbors']} neighbors; "
             f"{protocol['dtype']}",
         ),
@@ -189,6 +189,14 @@ def protocol_facts(protocol: Mapping[str, Any]) -> list[tuple[str, str]]:
             f"{network['name']} ({network['sha256'][:12]}), {network['num_features']:,} features",
         ),
     ]
+
+
+def _splits(protocol: Mapping[str, Any]) -> str:
+    """How the inception score was taken."""
+    number, order = protocol["inception_splits"], protocol["inception_order"]
+    if number == 1:
+        return "classes in one split"
+    return f"classes in {number} splits ({order} order)"
 
 
 def reference_line(reference: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ import shutil
 
 import pandas as pd
 import pytest
+from fidelity_folders import fidelity_folder, influence, of_another_network, reference, summary
 from run_folders import OPTIONS, run_folder
 
 import ddpmbench as db
@@ -23,7 +24,8 @@ ARGUMENTS = [
     "--disable-sync",
     "--no-first-run",
 ]
-PAGES = [*OPTIONS, "comparison"]
+PAGES = [*OPTIONS, "comparison", "fid", "fid-other", "fid-comparison"]
+UNITS = {"fid": "FID (clean)", "fid-other": "FD[", "fid-comparison": "FID (clean)"}
 WIDTHS = (360, 768, 1400)
 LEGIBLE = 4.5  # WCAG 2, AA
 
@@ -82,7 +84,7 @@ def browser(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def folders(small_model, small_images, tmp_path_factory):
-    """Runs of both estimators and a comparison, with their pages."""
+    """Runs of both estimators and of fid, and comparisons, with their pages."""
     root = tmp_path_factory.mktemp("runs")
     for kind in OPTIONS:
         report = run_folder(kind, small_model, small_images, root / kind)
@@ -90,6 +92,12 @@ def folders(small_model, small_images, tmp_path_factory):
         db.write_report(root / kind)
     one = root / "rotated-warp"
     db.compare([one, one], out=root / "comparison")
+    both = [reference(), reference("fashion-mnist:train", fid=14.1)]
+    for name, whole in (("fid", summary(both)), ("fid-other", of_another_network(summary(both)))):
+        whole["warnings"] = ["N = 120 is few"]
+        fidelity_folder(root / name, whole, influences=influence())
+        db.write_report(root / name)
+    db.compare([root / "fid", root / "fid"], out=root / "fid-comparison")
     return root
 
 
@@ -165,7 +173,7 @@ def test_a_page_is_silent_and_asks_for_nothing(browser, folders, name):
         assert visit.said == []
         assert visit.requests_elsewhere() == []
         assert visit.asked[0] == visit.url
-        assert "bits/dim" in visit.page.inner_text("h1 ~ .value")
+        assert UNITS.get(name, "bits/dim") in visit.page.inner_text("h1 ~ .value")
 
 
 @pytest.mark.parametrize("name", PAGES)

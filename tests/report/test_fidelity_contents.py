@@ -1,0 +1,192 @@
+"""What a run of fid leaves, read from its folder: whole, or refused by the name of the file."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from fidelity_folders import NUM_GENERATED, fidelity_folder, nearest, reference, summary
+
+import ddpmbench as db
+from ddpmbench.report.fidelity import (
+    NUM_SHOWN,
+    FidelityContents,
+    FirstSamples,
+    NearestImages,
+    reference_name,
+)
+from ddpmbench.runs.finished import FinishedRun
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return fidelity_folder(tmp_path_factory.mktemp("fid") / "run")
+
+
+@pytest.fixture
+def copied(folder, tmp_path):
+    return shutil.copytree(folder, tmp_path / "copied")
+
+
+def edit(folder, change):
+    path = folder / "summary.json"
+    whole = json.loads(path.read_text())
+    change(whole)
+    path.write_text(json.dumps(whole))
+
+
+def refused(folder):
+    with pytest.raises(db.InputError) as caught:
+        FidelityContents.read(folder)
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+def test_everything_is_read_as_it_was_written(folder):
+    found = FidelityContents.read(folder)
+    assert found.summary == summary()
+    assert list(found.per_image.image_id) == [str(n) for n in range(NUM_GENERATED)]
+    written = pd.read_csv(folder / "per_image.csv")
+    np.testing.assert_array_equal(found.per_image.class_entropy, written.class_entropy)
+    assert found.against_n.num_generated.dtype == np.int64
+    with np.load(folder / "samples.npz") as archive:
+        pixels = archive["arr_0"].transpose(0, 3, 1, 2)
+    np.testing.assert_array_equal(found.samples.pixels, pixels[:NUM_SHOWN])
+    again = nearest(np.asarray(db.load_images("fashion-mnist:test", num_images=160).pixels), 120)
+    for field in dataclasses.fields(NearestImages):
+        stored = getattr(found.nearest, field.name)
+        np.testing.assert_array_equal(stored, getattr(again, field.name))
+
+
+def test_what_a_run_need_not_have_is_not_asked_for(copied):
+    for name in ("nearest.npz", "samples.npz", "environment.json", "run.json"):
+        (copied / name).unlink()
+    found = FidelityContents.read(copied)
+    assert found.nearest is found.samples is found.environment is None
+    of = [reference(fid_infinity=None, fid_infinity_half_width=None)]
+    (copied / "summary.json").write_text(json.dumps(summary(of)))
+    (copied / "fid_against_n.csv").unlink()
+    assert FidelityContents.read(copied).against_n is None
+
+
+def test_what_is_not_known_of_an_image_may_be_empty(copied):
+    table = pd.read_csv(copied / "per_image.csv")
+    table[["nearest_reference_id", "nearest_reference_distance", "class_entropy"]] = None
+    table.to_csv(copied / "per_image.csv", index=False)
+    found = FidelityContents.read(copied).per_image
+    assert found.nearest_reference_distance.isna().all()
+    assert found.class_entropy.isna().all()
+    assert set(found.nearest_reference_id) == {""}
+
+
+# ---- damage
+
+
+NEEDED = ("per_image.csv", "fid_against_n.csv")
+ALL = (*NEEDED, "nearest.npz", "samples.npz", "environment.json", "summary.json", "run.json")
+
+
+@pytest.mark.parametrize("name", NEEDED)
+def test_a_file_that_is_not_there_is_named(copied, name):
+    (copied / name).unlink()
+    assert name in refused(copied)
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("left", [0, 0.5])
+def test_a_file_that_is_cut_short_is_named(copied, name, left):
+    content = (copied / name).read_bytes()
+    size = int(left * len(content))
+    content = content[:size]
+    if name.endswith("csv"):  # within a row, so that it can be told
+        content = content.rpartition(b"\n")[0].rsplit(b",", 2)[0]
+    (copied / name).write_bytes(content)
+    assert name in refused(copied)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sample": np.arange(3)},
+        {"samples": np.zeros((8, 1, 28, 28), np.float32)},
+        {"samples": np.zeros((8, 1, 27, 28), np.uint8)},
+        {"reference_id": np.arange(40).reshape(8, 5)},
+        {"distance": np.full((8, 5), np.nan)},
+        {"references": np.zeros((8, 4, 1, 28, 28), np.uint8)},
+    ],
+)
+def test_pictures_that_do_not_go_together_are_refused(copied, change):
+    whole = NearestImages.read(copied / "nearest.npz")
+    dataclasses.replace(whole, **change).write(copied / "nearest.npz")
+    assert "nearest.npz" in refused(copied)
+
+
+def test_tables_of_another_run_are_refused(copied):
+    edit(copied, lambda whole: whole["references"][0].update(source="cifar10:test", split="test"))
+    assert "fid_against_n.csv" in refused(copied)
+    edit(copied, lambda whole: whole.update(num_generated=119))
+    assert "per_image.csv" in refused(copied)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (lambda of: of.update(recall_half_width="0.1"), "recall_half_width"),
+        (lambda of: of["protocol"].pop("resize"), "protocol.resize"),
+        (lambda of: of["protocol"]["feature_network"].pop("sha256"), "feature_network.sha256"),
+        (lambda of: of["references"][0].pop("kid"), "kid"),
+        (lambda of: of["sampler"].pop("clip"), "clip"),
+        (lambda of: of["checkpoint"].pop("family"), "family"),
+        (lambda of: of.update(references=[]), "summary.json"),
+        (lambda of: of.update(references=[1]), "summary.json"),
+        (lambda of: of.update(warnings=[1]), "summary.json"),
+        (lambda of: of.pop("protocol"), "summary.json"),
+        (lambda of: of.update(schema="ddpmbench.fid/2"), "upgrade"),
+        (lambda of: of.update(schema="ddpmbench.nll/1"), "ddpmbench.nll/1"),
+    ],
+)
+def test_a_summary_that_lacks_something_is_refused(copied, change, word):
+    edit(copied, change)
+    assert word in refused(copied)
+
+
+def test_what_a_bound_needs_is_not_asked_of_a_run_of_fid(folder):
+    run = FinishedRun.open(folder, option="", schema="ddpmbench.fid/1")
+    assert "num_timesteps" not in run.summary
+
+
+# ---- small things
+
+
+def test_a_reference_has_its_split_in_its_name_once():
+    for source, split, name in (
+        ("cifar10", "train", "cifar10:train"),
+        ("cifar10:train", "train", "cifar10:train"),
+        ("folder", None, "folder"),
+    ):
+        assert reference_name({"source": source, "split": split}) == name
+
+
+@pytest.mark.parametrize("number", [1, NUM_SHOWN, NUM_SHOWN + 5])
+def test_labels_are_those_of_the_first_samples(tmp_path, number):
+    pixels = np.random.default_rng(0).integers(0, 256, (number, 4, 4, 3), dtype=np.uint8)
+    np.savez(tmp_path / "samples.npz", arr_0=pixels, arr_1=np.arange(number) % 10)
+    found = FirstSamples.read(tmp_path / "samples.npz", number)
+    assert len(found.pixels) == min(number, NUM_SHOWN)
+    np.testing.assert_array_equal(
+        found.pixels[-1], pixels[len(found.pixels) - 1].transpose(2, 0, 1)
+    )
+    np.testing.assert_array_equal(found.labels, np.arange(len(found.pixels)) % 10)
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_samples_of_other_channels_are_left_out(copied, channels):
+    whole = NearestImages.read(copied / "nearest.npz")
+    wide = {
+        name: np.repeat(getattr(whole, name), channels, -3) for name in ("samples", "references")
+    }
+    dataclasses.replace(whole, **wide).write(copied / "nearest.npz")
+    assert FidelityContents.read(copied).nearest is None

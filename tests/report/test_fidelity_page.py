@@ -1,0 +1,99 @@
+"""The page of a run of fid: what it says, what it leaves out, and that it is safe to open."""
+
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from fidelity_folders import HASH, against_n, of_another_network, reference, summary
+
+from ddpmbench.report.fidelity import FidelityContents
+from ddpmbench.report.fidelity_page import FIGURES, STRIPS, fid_page, joined
+
+SVG = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9"><path d="M 0 0 L 9 9"/></svg>'
+ALL = dict.fromkeys([*FIGURES, *STRIPS], SVG)
+
+
+def contents(whole=None, **changes):
+    """Of a run without the pictures that not every run has."""
+    whole = whole or summary(**changes)
+    known = {"nearest_reference_distance": np.nan, "class_entropy": np.nan}
+    table = pd.DataFrame({"image_id": range(whole["num_generated"]), **known})
+    return FidelityContents(whole, table, against_n(whole), None, None, None)
+
+
+def words(page):
+    """What a page says, without its style and its tags."""
+    body = re.sub(r"<(style|svg|title).*?</\1>", " ", page, flags=re.DOTALL)
+    text = re.sub(r"<[^>]+>", " ", body)
+    for name, mark in (("nbsp", " "), ("plusmn", "+-"), ("ndash", "-")):
+        text = text.replace(f"&{name};", mark)
+    return " ".join(text.split())
+
+
+def test_the_page_says_every_number_with_its_interval():
+    text = words(fid_page(contents(), ALL))
+    for number in (
+        "12.34 +- 0.21 FID (clean)",
+        "FID-infinity 11.90 +- 0.25",
+        "KID x 1000 4.230 +- 0.310",
+        "precision 0.710 +- 0.081",
+        "recall 0.480 +- 0.030",
+        "inception score 9.12 +- 0.11",
+    ):
+        assert number in text
+    for fact in ("resize clean", "10,000 of fashion-mnist:test", f"({HASH[:12]}), 2,048 features"):
+        assert fact in text
+
+
+def test_every_reference_has_its_column():
+    of = [reference(), reference("fashion-mnist:train", fid=3.25, kid=None, kid_half_width=None)]
+    text = words(fid_page(contents(summary(of)), ALL))
+    assert "against fashion-mnist:test against fashion-mnist:train" in text
+    assert "FID 12.34 +- 0.21 3.25 +- 0.21" in text
+    assert "4.230 +- 0.310 unknown" in text
+
+
+def test_a_score_of_another_network_is_nowhere_called_fid():
+    text = words(fid_page(contents(of_another_network(summary())), ALL))
+    assert f"FD[{HASH[:12]}] is not FID" in text
+    assert len(re.findall(r"\bFID\b", text)) == 1
+    assert "inception score" not in text
+    assert "is not FID" not in words(fid_page(contents(), ALL))
+
+
+def test_warnings_stand_at_the_top():
+    text = words(fid_page(contents(warnings=["N is <few>"]), ALL))
+    assert text.startswith("N is &lt;few&gt;")
+
+
+@pytest.mark.parametrize(
+    ("figure", "heading"),
+    [
+        ("fid_against_n", "How many samples"),
+        ("per_image", "Sample by sample"),
+        ("nearest", STRIPS["nearest"][0]),
+        ("samples", STRIPS["samples"][0]),
+    ],
+)
+def test_what_there_is_no_figure_of_has_no_section(figure, heading):
+    less = {name: svg for name, svg in ALL.items() if name != figure}
+    whole, shorter = (words(fid_page(contents(), svgs)) for svgs in (ALL, less))
+    assert heading in whole
+    assert heading not in shorter
+    assert "Pictures" not in words(fid_page(contents(), {"per_image": SVG}))
+
+
+def test_names_cannot_become_part_of_the_page():
+    planted = '"><script>alert(1)</script>'
+    whole = summary([reference(planted)], warnings=[planted])
+    whole["checkpoint"]["source"] = whole["samples"]["source"] = planted
+    whole["protocol"]["feature_network"]["name"] = planted
+    page = fid_page(contents(whole), ALL)
+    assert "<script" not in page
+    assert page.count("&lt;script&gt;") >= 5
+
+
+def test_facts_of_one_name_are_one_fact():
+    pairs = [("a", "1"), ("", "2"), ("b", "3"), ("b", "4")]
+    assert joined(pairs) == {"a": "1; 2", "b": "3; 4"}
