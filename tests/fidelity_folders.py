@@ -87,7 +87,7 @@ def summary(references=None, **changes):
         "num_evaluations": 12_000,
         "seed": 0,
         "device": "cpu, 2 threads",
-        "precision": "fp32",
+        "compute_precision": "fp32",
         "seconds": 412.1,
         "warnings": [],
     }

@@ -17,13 +17,11 @@ from ddpmbench.report import comparison_fidelity
 from ddpmbench.report.checks import FIDELITY_VALUES
 from ddpmbench.report.comparison_fidelity import FidelityDifference, difference
 from ddpmbench.report.contents import lost
-from ddpmbench.report.fidelity import SCHEMA, check_summary
+from ddpmbench.report.fidelity import INFLUENCE, SCHEMA, check_summary
 from ddpmbench.report.figures.style import NORMAL
 from ddpmbench.runs.finished import SUMMARY, FinishedRun
 from ddpmbench.runs.folder import RunFolder
 
-INFLUENCE = "influence.npz"
-"""How far each sample moves a measure: (N,) float64 by the measure's name."""
 _WITH_INFLUENCE = ("fid", "kid", "precision", "inception_score")
 
 Influence = Mapping[str, NDArray[np.float64]]

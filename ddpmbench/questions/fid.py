@@ -22,7 +22,7 @@ from ddpmbench.quality.protocols import PUBLISHED_AT, Protocol
 from ddpmbench.quality.statistics import FeatureGaussian
 from ddpmbench.questions.fid_warnings import warnings_of
 from ddpmbench.report import fidelity_tables as tables
-from ddpmbench.report.fidelity import AGAINST_N, NEAREST, SCHEMA, NearestImages
+from ddpmbench.report.fidelity import AGAINST_N, INFLUENCE, NEAREST, SCHEMA, NearestImages
 from ddpmbench.runs.agreement import open_folder, refuse_other_runs
 from ddpmbench.runs.distributed import joined
 from ddpmbench.runs.engine import PRECISION, resolve_device
@@ -35,8 +35,6 @@ from ddpmbench.runs.quality import QualityListener, QualityRun, QualityStores, R
 from ddpmbench.runs.samples import SAMPLES, write_samples
 from ddpmbench.version import __version__
 
-INFLUENCE = "influence.npz"
-"""What each sample adds to each score, to first order: paired differences come from it."""
 _SHOWN, _NEAREST_SHOWN = 8, 4  # samples, and real images beside each
 
 

@@ -19,6 +19,8 @@ from ddpmbench.runs.finished import SUMMARY, FinishedRun
 SCHEMA = "ddpmbench.fid/1"
 PER_IMAGE, AGAINST_N = "per_image.csv", "fid_against_n.csv"
 NEAREST, SAMPLES = "nearest.npz", "samples.npz"
+INFLUENCE = "influence.npz"
+"""What each sample adds to a score, to first order: (N,) float64 by the score's name."""
 NUM_SHOWN = 96
 """As many samples are on a contact sheet."""
 

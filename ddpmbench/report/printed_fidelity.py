@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from ddpmbench.report.fidelity import reference_name
+from ddpmbench.report.samples import sampler_line
 
 MEASURES = {
     "fid": ("{name}", 2, 1.0),
@@ -161,7 +162,7 @@ def fidelity_facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         found.append(("checkpoint", f"{checkpoint['source']} ({weights})"))
     if sampler is not None:
         calls, seed = summary["num_evaluations"], summary["seed"]
-        line = _sampler_line(sampler)
+        line = sampler_line(dict(sampler))
         line += "" if calls is None else f", {calls:,} network calls"
         found.append(("sampler", line + ("" if seed is None else f", seed {seed}")))
     found += protocol_facts(summary["protocol"])
@@ -204,20 +205,6 @@ def reference_line(reference: Mapping[str, Any]) -> str:
     number = reference["num_reference"]
     many = "" if number is None else f"{number:,} of "
     return f"{many}{reference_name(dict(reference))} ({reference['sha256'][:12]})"
-
-
-def _sampler_line(sampler: Mapping[str, Any]) -> str:
-    steps, total = sampler["num_timesteps"], sampler["num_original_timesteps"]
-    parts = [sampler["method"], f"T = {steps:,}" + (f" of {total:,}" if steps != total else "")]
-    if sampler["method"] == "ancestral":
-        noise = {"every-step": "noise at every step", "none": "no noise added"}
-        parts += filter(None, [sampler["variance"], noise.get(sampler["added_noise"])])
-    elif sampler["eta"] is not None:
-        parts.append(f"eta {sampler['eta']:g}")
-    parts.append("clip" if sampler["clip"] else "no clip")
-    if sampler["labels"] is not None:
-        parts.append(f"classes: {sampler['labels']}")
-    return ", ".join(parts)
 
 
 def _rows(summary: dict[str, Any]) -> pd.DataFrame:
