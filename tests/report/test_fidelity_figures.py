@@ -65,7 +65,9 @@ def test_the_axis_says_numbers_of_samples_where_their_inverses_are():
     assert axes.get_ylabel() == "FID"
 
 
-@pytest.mark.parametrize("sizes", [(50_000,), tuple(range(5_000, 50_001, 3_000)), (2, 10**6)])
+@pytest.mark.parametrize(
+    "sizes", [(50_000,), tuple(range(5_000, 50_001, 3_000)), (2, 10**6), (95, 100, 500)]
+)
 def test_numbers_on_the_axis_do_not_run_into_each_other(sizes):
     table = pd.DataFrame(
         {"reference": "a", "num_generated": sizes, "fid": 3.0, "standard_error": np.nan}
@@ -73,6 +75,7 @@ def test_numbers_on_the_axis_do_not_run_into_each_other(sizes):
     figure, numbers = against_n_figure(table, {}, "FID")
     ticks = figure.axes[0].get_xticks()
     assert (np.diff(ticks) >= 0.159 * max(ticks)).all()
+    assert 1 / max(ticks) == pytest.approx(min(sizes))
     assert numbers.fid_infinity.isna().all()
     assert numbers.line.isna().all()
 
