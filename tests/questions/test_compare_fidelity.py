@@ -289,6 +289,8 @@ def test_every_file_holds_the_same_numbers(pair, tmp_path):
         lambda of: of.update(runs=[]),
         lambda of: of["runs"][0]["differences"][0].pop("how"),
         lambda of: of["runs"][0]["differences"][0].update(measure="other"),
+        lambda of: of["runs"][0]["differences"].pop(0),
+        lambda of: of["runs"][0].update(differences=[]),
         lambda of: of["references"][0].pop("sha256"),
     ],
 )
