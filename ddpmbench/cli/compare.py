@@ -17,17 +17,21 @@ from ddpmbench.cli import options
 )
 @options.format_option
 def compare(runs: tuple[str, ...], out: Path | None, output_format: str) -> None:
-    """Differences between runs of nll, each against the first, with their intervals.
+    """Differences between runs of nll, or of fid, each against the first, with their intervals.
 
-    The runs must have the same images, conventions and rows; then the difference is known much
+    Runs of nll must have the same images, conventions and rows; then the difference is known much
     better than either bound. A second checkpoint is evaluated on the rows of the first with
     --rows-of.
 
+    Runs of fid must have the same protocol, number of samples and references. Those that sampled
+    with the same seed share their noise, and their difference is known better for it.
+
     \b
-    Example:
+    Examples:
         ddpmbench nll --ckpt a.safetensors --data cifar10:test --out runs/a
         ddpmbench nll --ckpt b.safetensors --data cifar10:test --out runs/b --rows-of runs/a
         ddpmbench compare runs/a runs/b
+        ddpmbench compare runs/ddim-50 runs/ddim-100
     """
     from ddpmbench.questions.compare import compare
     from ddpmbench.report.printed import printed_comparison

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from ddpmbench.report.comparison_fidelity import check_comparison, fidelity_comparison_page
+from ddpmbench.report.comparison_fidelity import check_comparison
+from ddpmbench.report.comparison_fidelity_shown import FIGURE, fidelity_comparison_page
 from ddpmbench.report.contents import read_svgs
 from ddpmbench.report.fidelity import FidelityContents, reference_name
 from ddpmbench.report.fidelity_page import fid_page
 from ddpmbench.report.figures.fid_against_n import against_n_figure
+from ddpmbench.report.figures.fidelity_differences import differences_figure
 from ddpmbench.report.figures.per_image import per_image_figure
 from ddpmbench.report.figures.samples import nearest_figure, samples_figure
 from ddpmbench.runs.finished import SUMMARY
@@ -42,14 +44,24 @@ def report_of_fidelity(path: Path) -> str:
 
 
 def report_of_fidelity_comparison(path: Path) -> str:
-    """The page of a comparison of runs of `fid`.
+    """Draw the figure of a comparison of runs of `fid` into its folder.
+
+    Args:
+        path: the folder.
+
+    Returns:
+        Its page.
 
     Raises:
-        InputError: its summary is damaged.
+        InputError: its summary is damaged, or the folder cannot be written.
     """
     summary = json.loads((path / SUMMARY).read_text(encoding="utf-8"))
     check_comparison(summary, path / SUMMARY)
-    return fidelity_comparison_page(summary)
+    rows = [{"run": run["run"], **of} for run in summary["runs"] for of in run["differences"]]
+    drawn = differences_figure(pd.DataFrame(rows), summary["name"])
+    if drawn is not None:
+        write_figure(path, FIGURE[0], *drawn)
+    return fidelity_comparison_page(summary, read_svgs(path, [FIGURE[0]] if drawn else []))
 
 
 def _figures(contents: FidelityContents) -> Iterator[tuple[str, tuple["Figure", pd.DataFrame]]]:

@@ -24,7 +24,7 @@ STRIPS = {
     "nearest": (
         "Samples beside the reference images nearest to them",
         "Nearest in the features of the network, with the distances there. A sample that is the "
-        "same as its neighbor was learned by heart.",
+        "same as its neighbor may have been learned by heart.",
     ),
     "samples": ("The first samples", "In order, none chosen."),
 }

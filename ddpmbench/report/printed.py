@@ -6,7 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from ddpmbench.report import comparison_fidelity
+from ddpmbench.report.comparison_fidelity import SCHEMA as FIDELITY
+from ddpmbench.report.comparison_fidelity_shown import printed_fidelity_comparison
 
 PARTS = {
     "prior": "L_T, the end of the chain",
@@ -67,8 +68,8 @@ def printed_comparison(summary: dict[str, Any], output_format: str) -> str:
         output_format: "table", "json", "csv" with one row a run, or "quiet" for the differences
             alone, one a line.
     """
-    if summary["schema"] == comparison_fidelity.SCHEMA:
-        return comparison_fidelity.printed_fidelity_comparison(summary, output_format)
+    if summary["schema"] == FIDELITY:
+        return printed_fidelity_comparison(summary, output_format)
     baseline, runs = summary["baseline"], summary["runs"]
     match output_format:
         case "json":

@@ -13,6 +13,7 @@ from PIL import Image
 import ddpmbench as db
 from ddpmbench.report.fidelity import NUM_SHOWN
 from ddpmbench.report.figures.fid_against_n import against_n_figure
+from ddpmbench.report.figures.fidelity_differences import differences_figure
 from ddpmbench.report.figures.per_image import per_image_figure
 from ddpmbench.report.figures.samples import nearest_figure, samples_figure
 
@@ -65,7 +66,9 @@ def test_the_axis_says_numbers_of_samples_where_their_inverses_are():
     assert axes.get_ylabel() == "FID"
 
 
-@pytest.mark.parametrize("sizes", [(50_000,), tuple(range(5_000, 50_001, 3_000)), (2, 10**6)])
+@pytest.mark.parametrize(
+    "sizes", [(50_000,), tuple(range(5_000, 50_001, 3_000)), (2, 10**6), (95, 100, 500)]
+)
 def test_numbers_on_the_axis_do_not_run_into_each_other(sizes):
     table = pd.DataFrame(
         {"reference": "a", "num_generated": sizes, "fid": 3.0, "standard_error": np.nan}
@@ -73,6 +76,7 @@ def test_numbers_on_the_axis_do_not_run_into_each_other(sizes):
     figure, numbers = against_n_figure(table, {}, "FID")
     ticks = figure.axes[0].get_xticks()
     assert (np.diff(ticks) >= 0.159 * max(ticks)).all()
+    assert 1 / max(ticks) == pytest.approx(min(sizes))
     assert numbers.fid_infinity.isna().all()
     assert numbers.line.isna().all()
 
@@ -146,3 +150,33 @@ def test_what_is_not_known_has_no_histogram():
     assert len(figure.axes) == 1
     assert set(numbers.measure) == {"class_entropy"}
     assert per_image_figure(table.assign(class_entropy=np.nan)) is None
+
+
+# ---- differences
+
+
+def test_differences_are_drawn_where_they_are_with_both_intervals():
+    table = pd.DataFrame(
+        [
+            ("a", "fid", "x", -1.0, 0.25, 0.5, "paired"),
+            ("a", "fid", "y", -9.0, 0.25, 0.5, "independent"),
+            ("a", "recall", "x", None, None, None, "independent"),
+            ("b", "fid", "x", 2.0, None, None, "independent"),
+        ],
+        columns=["run", "measure", "reference", "difference", "half_width",
+                 "half_width_unpaired", "how"],
+    )  # fmt: skip
+    figure, numbers = differences_figure(table, "FID")
+    (axes,) = figure.axes  # nothing is known of recall
+    assert list(numbers.difference) == [-1, 2]
+    lines = [
+        (tuple(map(float, line.get_xdata())), float(line.get_ydata()[0])) for line in axes.lines
+    ]
+    assert lines[1:] == [
+        ((-1.5, -0.5), 0),
+        ((-1.25, -0.75), 0),
+        ((-1.0,), 0),
+        ((2.0,), 1),
+    ]
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["a", "b"]
+    assert differences_figure(table.assign(difference=None), "FID") is None
