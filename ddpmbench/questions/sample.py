@@ -11,11 +11,12 @@ from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.inputs.image_files import PositionIds
 from ddpmbench.inputs.images import ImageSet, load_images
+from ddpmbench.report.figures.samples import samples_figure
 from ddpmbench.runs.agreement import open_folder, refuse_other_runs
 from ddpmbench.runs.distributed import joined
 from ddpmbench.runs.engine import PRECISION, evaluating, resolve_device, strict_float32
 from ddpmbench.runs.finished import ENVIRONMENT, SUMMARY
-from ddpmbench.runs.folder import RunFolder
+from ddpmbench.runs.folder import RunFolder, write_figure
 from ddpmbench.runs.generation import Generation, SampleSettings
 from ddpmbench.runs.parts import FolderParts, MemoryParts, PartStore, gathered
 from ddpmbench.runs.provenance import environment
@@ -116,6 +117,9 @@ def generate_samples(
             }
             record = environment(target, given=command, resolved=resolved)
             folder.write_text(ENVIRONMENT, json.dumps(record, indent=2) + "\n")
+            write_figure(
+                folder.path, "samples", *samples_figure(report.images.pixels, report.images.labels)
+            )
             if png:
                 write_pngs(folder.path / PNGS, report.images.pixels)
             folder.write_text(SUMMARY, json.dumps(report.summary, indent=2) + "\n")

@@ -1,0 +1,62 @@
+"""What a quality run spends outside its two networks.
+
+    pytest benchmarks/test_quality_overhead.py --benchmark-only
+
+The networks are small, so that the share is the largest that a user could meet.
+"""
+
+import contextlib
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import ddpmbench as db
+from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
+from ddpmbench.quality.features import FeatureNetwork, load_feature_network
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from feature_networks import write_network
+
+NUM_SAMPLES, NUM_TIMESTEPS = 2000, 20
+
+
+@contextlib.contextmanager
+def timed(kind, name, seconds):
+    """Adds up what calls of a method take."""
+    real = getattr(kind, name)
+
+    def call(*arguments, **options):
+        since = time.perf_counter()
+        try:
+            return real(*arguments, **options)
+        finally:
+            seconds.append(time.perf_counter() - since)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kind, name, call)
+        yield
+
+
+def test_outside_the_networks(benchmark, tmp_path, monkeypatch):
+    monkeypatch.setenv("DDPMBENCH_CACHE", str(tmp_path / "cache"))
+    path = write_network(tmp_path / "network.pt", num_features=64, num_classes=10)
+    network = load_feature_network(path, resize="clean", device=torch.device("cpu"))
+    checkpoint = db.load_checkpoint().respaced(NUM_TIMESTEPS)
+    images = db.load_images("fashion-mnist:test", num_images=NUM_SAMPLES)
+    settings = db.FidSettings(network, db.PROTOCOLS["clean"], NUM_SAMPLES)
+    seconds = []
+    with (
+        timed(Checkpoint, "model_output", seconds),
+        timed(FeatureNetwork, "__call__", seconds),
+    ):
+        benchmark.pedantic(
+            lambda: db.evaluate_fid(checkpoint, [images], settings, out=tmp_path / "run"),
+            rounds=1,
+        )
+    whole = benchmark.stats.stats.min
+    benchmark.extra_info["seconds_in_networks"] = sum(seconds)
+    benchmark.extra_info["share_outside"] = 1 - sum(seconds) / whole
+    assert len(seconds) > NUM_TIMESTEPS
