@@ -7,8 +7,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
+from feature_networks import write_network
 
 from ddpmbench.cli.main import ddpmbench
+from ddpmbench.quality.features import load_feature_network
+from ddpmbench.quality.protocols import PROTOCOLS
+from ddpmbench.questions.fid import FidSettings, evaluate_fid
 from ddpmbench.questions.nll import evaluate_nll
 from ddpmbench.questions.pictures import progressive_pictures
 from ddpmbench.questions.report import write_report
@@ -97,3 +102,48 @@ def test_links_lead_somewhere(document):
     text = (ROOT / document).read_text()
     for target in re.findall(r"\]\(([^)#]+)\)", text):
         assert target.startswith("https://") or (ROOT / document).parent.joinpath(target).exists()
+
+
+@pytest.fixture(scope="module")
+def fid_folder(small_model, small_images, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fid")
+    path = write_network(folder / "network.pt", num_features=6, num_classes=4)
+    network = load_feature_network(path, resize="clean", device=torch.device("cpu"))
+    settings = FidSettings(network, PROTOCOLS["clean"], 8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DDPMBENCH_CACHE", str(folder / "cache"))
+        evaluate_fid(small_model, [small_images], settings, out=folder / "run")
+    write_report(folder / "run")
+    return folder / "run"
+
+
+def test_the_table_of_a_folder_of_fid_is_complete(fid_folder):
+    section = README.split("The folder of a run of `fid`:")[1].split("##")[0]
+    cells = re.findall(r"^\| (`[^|]+`) \|", section, re.MULTILINE)
+    named = {name.rstrip("/") for cell in cells for name in re.findall(r"`([^`]+)`", cell)}
+    assert named == {path.name for path in fid_folder.iterdir()}
+
+
+def test_its_columns_are_those_of_the_files(fid_folder):
+    for name in ("per_image.csv", "fid_against_n.csv"):
+        section = README.split("The folder of a run of `fid`:")[1]
+        row = next(line for line in section.splitlines() if line.startswith(f"| `{name}` | `"))
+        columns = re.findall(r"`([^`]+)`", row)[1].split(", ")
+        assert columns == list(pd.read_csv(fid_folder / name).columns)
+
+
+def test_the_protocols_are_as_the_table_says():
+    rows = re.findall(r"^\| `(\w+)`[^|]*\| ([^|]+) \| (\w+) \| ([^|]+) \|$", README, re.MULTILINE)
+    assert {row[0] for row in rows} == set(PROTOCOLS)
+    for name, resize, eight_bit, score in rows:
+        protocol = PROTOCOLS[name]
+        assert ("TensorFlow" in resize) == (protocol.resize == "legacy_tensorflow")
+        assert eight_bit == protocol.eight_bit
+        splits = {"ddpm": "1 split", "clean": "10 splits", "adm": "splits of 5,000", "edm": "none"}
+        assert score.strip().startswith(splits[name])
+    assert {name: of.splits_of(50_000) for name, of in PROTOCOLS.items()} == {
+        "ddpm": 1,
+        "clean": 10,
+        "adm": 10,
+        "edm": None,
+    }

@@ -90,7 +90,11 @@ class ImageSet:
 
 
 def load_images(
-    spec: str | Path, *, num_images: int | None = None, on_bad: str = "fail"
+    spec: str | Path,
+    *,
+    num_images: int | None = None,
+    on_bad: str = "fail",
+    option: str = "--data",
 ) -> ImageSet:
     """Read an image set.
 
@@ -100,6 +104,7 @@ def load_images(
         num_images: how many images, from the first on; None for all.
         on_bad: what a file of a folder that holds no image like the others leads to: "fail", or
             "skip", which passes over it.
+        option: how the user named them, for messages.
 
     Returns:
         The images as they are stored: nothing is resized, nor turned to gray or to color.
@@ -118,15 +123,15 @@ def load_images(
             data = read_dataset(name, split, num_images)
             return ImageSet(data.pixels, data.ids, name, data.labels, split)
         if not str(spec) or not Path(spec).exists():
-            raise _unknown(spec, name)
+            raise _unknown(spec, name, option)
         data = _read_path(Path(spec), num_images, skip_bad=on_bad == "skip")
     except MemoryError as error:
         raise refusal(
-            f"--data {spec}", "does not fit in memory; take fewer images with --num-images"
+            f"{option} {spec}", "does not fit in memory; take fewer images with --num-images"
         ) from error
     except OSError as error:
         raise refusal(
-            f"--data {spec}", f"cannot be read ({error}); check the file and its permissions"
+            f"{option} {spec}", f"cannot be read ({error}); check the file and its permissions"
         ) from error
     return ImageSet(data.pixels, data.ids, str(spec), data.labels, skipped=data.skipped)
 
@@ -141,11 +146,11 @@ def _read_path(path: Path, num_images: int | None, *, skip_bad: bool) -> ImageDa
     return read_idx(path, num_images)
 
 
-def _unknown(spec: str | Path, name: str) -> InputError:
+def _unknown(spec: str | Path, name: str, option: str) -> InputError:
     if name in SPLITS:
         choices = ", ".join(f"{name}:{split}" for split in SPLITS[name])
-        return refusal(f"--data {spec}", f"name a split of {name}: {choices}")
+        return refusal(f"{option} {spec}", f"name a split of {name}: {choices}")
     names = ", ".join(dataset_specs())
     return refusal(
-        f"--data {spec}", f"no such file or folder, nor a data set's name; the names are {names}"
+        f"{option} {spec}", f"no such file or folder, nor a data set's name; the names are {names}"
     )

@@ -1,0 +1,128 @@
+"""`sample` and `fid`: what they print, and what they refuse before they begin."""
+
+import json
+import time
+
+import numpy as np
+import pytest
+from feature_networks import write_network
+
+from ddpmbench.cli.main import run
+from ddpmbench.report.cost import cost_lines
+from ddpmbench.runs.cost import Cost
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("DDPMBENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("DDPMBENCH_INCEPTION", raising=False)
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory):
+    path = tmp_path_factory.mktemp("network") / "stand-in.pt"
+    return write_network(path, num_features=6, num_classes=4)
+
+
+@pytest.fixture
+def fid(said, small_checkpoint, small_npz, network):
+    def call(*arguments):
+        common = ["--ckpt", small_checkpoint, "--data", small_npz, "--feature-network", network]
+        return said("fid", *common, "--num-generated", 8, *arguments)
+
+    return call
+
+
+def test_a_run_prints_scores_and_leaves_a_page(fid, tmp_path):
+    status, printed, told = fid("--out", tmp_path / "run")
+    assert status == 0
+    assert printed.startswith("FD[")
+    assert "is not FID" in printed
+    assert (tmp_path / "run" / "report.html").exists()
+    assert "8 images: samples" in told
+    assert f"--out {tmp_path / 'run'}" in told
+    again = fid("--out", tmp_path / "run", "--format", "json")
+    assert json.loads(again[1])["num_generated"] == 8
+    quiet = fid("--out", tmp_path / "run", "--format", "quiet")
+    assert float(quiet[1]) == json.loads(again[1])["fid"]
+    rows = fid("--out", tmp_path / "run", "--format", "csv")[1].splitlines()
+    assert len(rows) == 2
+    assert "images: samples" not in again[2]
+
+
+def test_two_runs_compare(said, fid, tmp_path):
+    for seed in (0, 1):
+        assert fid("--out", tmp_path / f"seed-{seed}", "--seed", seed)[0] == 0
+    runs = [tmp_path / f"seed-{seed}" for seed in (0, 1)]
+    status, printed, _ = said("compare", *runs, "--out", tmp_path / "compared")
+    assert status == 0
+    assert "seed-1" in printed
+    assert (tmp_path / "compared" / "report.html").exists()
+    assert fid("--out", tmp_path / "adm", "--protocol", "adm")[0] == 0
+    status, _, told = said("compare", runs[0], tmp_path / "adm")
+    assert status == 2
+    assert "protocol.id is adm, but clean" in told or "protocol.id is adm, but ddpm" in told
+
+
+def test_samples_are_made_and_made_again(said, small_checkpoint, tmp_path):
+    command = ["sample", "--ckpt", small_checkpoint, "-n", 5, "--out", tmp_path / "run"]
+    status, printed, told = said(*command)
+    assert status == 0
+    assert printed.startswith("5 samples, 8x8 gray")
+    assert np.load(tmp_path / "run" / "samples.npz")["arr_0"].shape == (5, 8, 8, 1)
+    assert (tmp_path / "run" / "figures" / "samples.png").exists()
+    assert "5 images to make, 40 network calls each" in told
+    path = said(*command, "--format", "quiet")[1].strip()
+    assert path == str(tmp_path / "run" / "samples.npz")
+    assert json.loads(said(*command, "--format", "json")[1])["num_samples"] == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("fid", "--eta", "1"), "--eta 1.0: is of --sampler ddim"),
+        (("fid", "--sampler", "euler"), "euler"),
+        (("fid", "--num-generated", "1"), "--num-generated"),
+        (("fid", "--feature-network", "nothing.pt"), "--feature-network nothing.pt: is no file"),
+        (("fid", "--feature-network", "efficientnet-lite0", "--protocol", "adm"), "choose clean"),
+        (("fid", "--inception", "nothing.pt"), "--inception nothing.pt: cannot be read"),
+        (("fid", "--samples", "x.npz", "--timesteps", "9"), "--timesteps: is of a checkpoint"),
+        (("sample", "--class", "3"), "--class 3: the checkpoint has no classes"),
+        (("sample", "--image-size", "64"), "--image-size 64"),
+        (("sample", "--ckpt", "nothing"), "nothing"),
+        (("sample", "--timesteps", "5000"), "--timesteps 5000"),
+    ],
+)
+def test_a_mistake_is_one_line(refused, arguments, words):
+    assert words in refused(*arguments)
+
+
+def test_samples_and_references_are_named_by_their_options(refused, network, small_npz, tmp_path):
+    known = ("--feature-network", network)
+    assert "--samples nothing:" in refused("fid", "--samples", "nothing", *known)
+
+
+def test_a_reference_must_be_named_for_what_is_not_the_default(refused, small_npz, network):
+    line = refused("fid", "--samples", small_npz, "--feature-network", network)
+    assert "--data: name the real images" in line
+
+
+def test_without_weights_nothing_is_sampled(refused, monkeypatch, tmp_path):
+    monkeypatch.setattr(
+        "ddpmbench.inputs.feature_weights.INCEPTION_URL", "http://127.0.0.1:1/nothing"
+    )
+    refused("sample", "--ckpt", "nothing")  # what is imported is imported
+    since = time.monotonic()
+    assert run(["fid"]) == 2
+    assert time.monotonic() - since < 1
+
+
+def test_a_long_run_says_what_it_takes_and_what_cheaper_ones_cost():
+    cost = Cost(0.001, 0.02, num_samples=50_000, num_timesteps=1000, num_images=60_000)
+    whole, steps, samples = cost_lines(cost)
+    assert "About 14.2 h on this device" in whole
+    assert "--timesteps 250 3.8 h" in steps
+    assert "another model" in steps
+    assert "--num-generated 10000 2.9 h" in samples
+    assert "biased" in samples
+    assert cost_lines(Cost(0.001, 0.02, 10, 50, 100)) == []
