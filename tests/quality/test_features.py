@@ -188,14 +188,18 @@ def of_a_photograph(count, rng):
     return np.stack([whole[y : y + 56 : 2, x : x + 56 : 2] for y, x in corners])[:, None]
 
 
-def test_the_real_network_sees_classes(efficientnet):
-    images = load_images("fashion-mnist:test", num_images=3).pixels
-    found = efficientnet(images)
-    assert (found.features.shape, found.logits.shape) == ((3, 1280), (3, 1000))
-    with torch.inference_mode():
-        direct = efficientnet._network(
-            torch.nn.functional.interpolate(torch.zeros(1, 3, 8, 8), size=(224, 224))
-        )
-    assert direct.shape == (1, 1000)
+def test_the_real_network_sees_what_is_there(efficientnet):
+    path = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
+    with Image.open(path) as picture:
+        whole = np.asarray(picture.convert("RGB")).transpose(2, 0, 1)
+    found = efficientnet(whole[None])
+    assert (found.features.shape, found.logits.shape) == ((1, 1280), (1, 1000))
+    p = torch.from_numpy(found.logits).softmax(1)[0]
+    military_uniform = 652  # of ImageNet's classes
+    assert p.argmax() == military_uniform
+    assert p[military_uniform] > 0.4
+
+
+def test_the_real_network_is_not_resized_otherwise():
     with pytest.raises(InputError, match="--protocol clean"):
         load_feature_network("efficientnet-lite0", resize="legacy_tensorflow", device=CPU)

@@ -16,7 +16,8 @@ from feature_networks import write_network
 
 import ddpmbench as db
 from ddpmbench.quality.features import load_feature_network
-from ddpmbench.quality.frechet import frechet_distance_of
+from ddpmbench.quality.frechet import frechet_distance_of, frechet_estimate
+from ddpmbench.quality.frechet_infinity import frechet_infinity
 from ddpmbench.quality.protocols import PROTOCOLS
 from ddpmbench.quality.statistics import FeatureStatistics
 
@@ -71,8 +72,11 @@ def scores(report):
 def test_the_distance_is_that_of_the_features(small_model, reference, network, whole):
     samples = db.generate_samples(small_model, N).images
     known = FeatureStatistics.of(network(reference.pixels).features).gaussian
-    expected = frechet_distance_of(network(samples.pixels).features, known)
+    features = network(samples.pixels).features
+    expected = frechet_distance_of(features, known)
     assert whole.summary["fid"] == pytest.approx(expected, rel=1e-4)
+    division = frechet_infinity(features, known, frechet_estimate(features, known), seed=0)
+    assert whole.summary["fid_infinity"] == pytest.approx(division.estimate.value, rel=1e-4)
     assert whole.summary["samples"]["sha256"] == samples.sha256
     assert whole.summary["num_generated"] == len(whole.per_image) == N
     assert whole.summary["num_evaluations"] == N * small_model.schedule.num_timesteps
