@@ -49,11 +49,13 @@ def test_the_comparison_is_the_published_one():
     assert blocks("text")[1] == printed_comparison(summary, "table") + "\n"
 
 
-def test_the_python_runs():
-    (block,) = blocks("python")
+def test_the_python_runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("DDPMBENCH_CACHE", str(tmp_path))
     names = {}
-    exec(compile(block, "README.md", "exec"), names)
+    for block in blocks("python"):
+        exec(compile(block, "README.md", "exec"), names)
     assert 0 < names["report"].summary["bits_per_dim"] < 8
+    assert names["scores"].summary["fid"] > 0
 
 
 @pytest.fixture(scope="module")
@@ -133,17 +135,13 @@ def test_its_columns_are_those_of_the_files(fid_folder):
 
 
 def test_the_protocols_are_as_the_table_says():
-    rows = re.findall(r"^\| `(\w+)`[^|]*\| ([^|]+) \| (\w+) \| ([^|]+) \|$", README, re.MULTILINE)
+    rows = re.findall(r"^\| `(\w+)`[^|]*\| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", README, re.MULTILINE)
     assert {row[0] for row in rows} == set(PROTOCOLS)
     for name, resize, eight_bit, score in rows:
         protocol = PROTOCOLS[name]
         assert ("TensorFlow" in resize) == (protocol.resize == "legacy_tensorflow")
-        assert eight_bit == protocol.eight_bit
+        assert eight_bit.startswith(protocol.eight_bit)
         splits = {"ddpm": "1 split", "clean": "10 splits", "adm": "splits of 5,000", "edm": "none"}
         assert score.strip().startswith(splits[name])
-    assert {name: of.splits_of(50_000) for name, of in PROTOCOLS.items()} == {
-        "ddpm": 1,
-        "clean": 10,
-        "adm": 10,
-        "edm": None,
-    }
+    counts = {name: len(of.splits_of(50_000)) - 1 for name, of in PROTOCOLS.items()}
+    assert counts == {"ddpm": 1, "clean": 10, "adm": 10, "edm": -1}

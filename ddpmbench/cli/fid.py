@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _OF_CHECKPOINT = {
     *options.CHECKPOINT,
-    *("sampler", "eta", "added_noise", "image_size", "label", "num_generated"),
+    *("sampler", "eta", "added_noise", "image_size", "label", "num_generated", "batch_size"),
 }
 
 

@@ -15,8 +15,8 @@ import click
 def report(run: Path, partial: bool) -> None:
     """Draw the figures of a finished run again and write its page, report.html.
 
-    RUN is the folder of a run of nll or rd, or of a comparison. No network is called. The page is
-    one file that needs nothing else, and its path is what is printed.
+    RUN is the folder of a run of nll, rd or fid, or of a comparison. No network is called. The page
+    is one file that needs nothing else, and its path is what is printed.
 
     \b
     Example:

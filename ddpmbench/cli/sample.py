@@ -62,7 +62,8 @@ def sample(out: Path | None, output_format: str, **given: Any) -> None:  # noqa:
 
             def on_start(calls: int) -> None:
                 amount = f"{calls // steps:,} images to make, {steps:,} network calls each"
-                click.echo(f"{amount}; to go on after a stop: --out {folder}", err=True)
+                where = f"{amount}; to go on after a stop: --out {folder}"
+                click.echo(where if calls else "All of them are there already", err=True)
 
             report = generate_samples(
                 checkpoint,

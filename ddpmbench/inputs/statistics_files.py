@@ -39,7 +39,7 @@ class ReferenceStatistics:
 
 
 def is_statistics(spec: str) -> bool:
-    """Whether a path is an npz of a mean and a covariance, and not of images."""
+    """Whether a path is an npz of a mean and a covariance, whatever else it holds."""
     path = Path(spec)
     if path.suffix.lower() != ".npz" or not path.is_file():
         return False
@@ -48,7 +48,8 @@ def is_statistics(spec: str) -> bool:
             names = {name.removesuffix(".npy") for name in archive.namelist()}
     except (OSError, zipfile.BadZipFile):
         return False
-    return "arr_0" not in names and bool(names & {"mu", "sigma"})
+    # The reference batches of ADM hold some of the images beside the moments of all of them.
+    return {"mu", "sigma"} <= names or ("arr_0" not in names and bool(names & {"mu", "sigma"}))
 
 
 def read_statistics(path: Path, *, num_features: int) -> ReferenceStatistics:
@@ -70,6 +71,10 @@ def read_statistics(path: Path, *, num_features: int) -> ReferenceStatistics:
     except _DAMAGE as error:
         reason = " ".join(str(error).split())
         raise InputError(f"--data {path}: cannot be read ({reason}); {_REMEDY}") from error
+    if covariance.shape != 2 * mean.shape:
+        raise InputError(
+            f"--data {path}: mu has shape {mean.shape} and sigma {covariance.shape}; {_REMEDY}"
+        )
     for name, array, shape in (
         ("mu", mean, (num_features,)),
         ("sigma", covariance, (num_features, num_features)),
@@ -82,10 +87,15 @@ def read_statistics(path: Path, *, num_features: int) -> ReferenceStatistics:
                 f"{num_features} features; it is of another network"
             )
         if not np.isfinite(array).all():
-            raise InputError(f"--data {path}: {name} holds numbers that are not finite")
+            raise InputError(
+                f"--data {path}: {name} holds numbers that are not finite; write it again"
+            )
     covariance = covariance.astype(np.float64)
     scale = np.abs(covariance).max()
     if np.abs(covariance - covariance.T).max() > 1e-6 * scale or (covariance.diagonal() < 0).any():
-        raise InputError(f"--data {path}: sigma is no covariance; it must be symmetric")
+        raise InputError(
+            f"--data {path}: sigma is no covariance: it must be symmetric, and its diagonal "
+            "not negative; write it again"
+        )
     symmetric = (covariance + covariance.T) / 2
     return ReferenceStatistics(mean.astype(np.float64), symmetric, str(path))

@@ -25,7 +25,7 @@ from ddpmbench.inputs.feature_weights import (
 )
 
 EFFICIENTNET = "efficientnet-lite0"
-_SIDE = 299  # of the images that Inception sees
+_CPU = torch.device("cpu")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -124,7 +124,7 @@ class TorchScriptNetwork(FeatureNetwork):
         if self.resize == "clean":
             x = torch.from_numpy(_resized(rgb, _clean_resizer()))
         else:
-            x = torch.from_numpy(rgb).float()
+            x = torch.from_numpy(rgb.astype(np.float32))
         features: Tensor = self._forward(x.to(self._device))
         return features, features.to(self._classes.device).double() @ self._classes
 
@@ -188,8 +188,8 @@ class EfficientNetLite0(FeatureNetwork):
 def load_feature_network(
     name: str | Path,
     *,
-    resize: str,
-    device: torch.device,
+    resize: str = "clean",
+    device: torch.device = _CPU,
     inception: Path | None = None,
     told: Callable[[int, int], None] = lambda done, total: None,
 ) -> FeatureNetwork:

@@ -47,7 +47,9 @@ def frechet_estimate(features: NDArray[np.floating], reference: FeatureGaussian)
     """The distance of (N, D) features and what each of them adds to it.
 
     The reference counts as known. The interval is for the mean of this distance over other samples
-    of as many; how far that is from the distance of infinitely many is not in it.
+    of as many; how far that is from the distance of infinitely many is not in it. It is wider than
+    it need be where there are few samples for their features, or where the distance is hardly more
+    than its bias: second-order terms are then taken for error.
 
     Args:
         features: N >= 2.
@@ -79,10 +81,14 @@ def frechet_estimate(features: NDArray[np.floating], reference: FeatureGaussian)
             rows = features[start : start + _CHUNK].astype(np.float64) - mean
             squares[start : start + len(rows)] = np.square(rows).sum(1)
             transported[start : start + len(rows)] = np.square(rows @ half).sum(1)
-    shift = mean - reference.mean
-    linear = 2 * (features @ shift - mean @ shift)
-    influence = linear + squares - transported
+    influence = 2 * _along(features, mean, mean - reference.mean) + squares - transported
     return Estimate.of_influence(value, influence - influence.mean())
+
+
+def _along(features: NDArray[np.floating], mean: Array, shift: Array) -> Array:
+    """(N,) how far each lies from the mean in the direction of the shift."""
+    chunks = range(0, len(features), _CHUNK)
+    return np.concatenate([(features[k : k + _CHUNK].astype(float) - mean) @ shift for k in chunks])
 
 
 def _factor(features: NDArray[np.floating]) -> tuple[Array, Array]:

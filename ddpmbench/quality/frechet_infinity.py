@@ -10,7 +10,8 @@ from ddpmbench.quality.frechet import frechet_distance, frechet_distance_of
 from ddpmbench.quality.statistics import FeatureGaussian, FeatureStatistics
 
 _QUARTERS = 4
-_ENOUGH = 2
+ENOUGH = 2
+"""Samples for each feature from which on its error is known."""
 _CAUTION = 2.0
 """What is left of a series is taken to be so much larger than the next term that is known."""
 LEAST = 2 * _QUARTERS
@@ -66,7 +67,7 @@ def frechet_infinity(
     line = 2 * whole.value - half
     parabola = (8 * whole.value - 6 * half + quarter) / 3
     error = None
-    if whole.standard_error is not None and len(features) >= _ENOUGH * features.shape[1]:
+    if whole.standard_error is not None and len(features) >= ENOUGH * features.shape[1]:
         error = float(np.hypot(whole.standard_error, _CAUTION * (parabola - line)))
     count = len(features)
     return FrechetInfinity(

@@ -1,6 +1,8 @@
 """The Inception score of class logits."""
 
 import dataclasses
+import itertools
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,13 +31,13 @@ class InceptionScore:
 
 
 def inception_score(
-    logits: NDArray[np.floating], *, splits: int = 1, order: str = "file"
+    logits: NDArray[np.floating], edges: Sequence[int], *, order: str = "file"
 ) -> InceptionScore:
     """Exp of the mean divergence of an image's classes from those of all, averaged over splits.
 
     Args:
         logits: (N, K) before the softmax.
-        splits: parts that are scored apart, of sizes that differ by at most 1; no more than N.
+        edges: where the S parts begin and end that are scored apart, from 0 to N.
         order: "file", or "shuffled" before it is split.
 
     Source: Salimans et al. 2016, section 4; the order of torch-fidelity.
@@ -47,16 +49,16 @@ def inception_score(
     position = np.arange(count)
     if order == "shuffled":
         position = np.random.RandomState(SHUFFLE_SEED).permutation(count)
-    edges = [i * count // splits for i in range(splits + 1)]
+    splits = len(edges) - 1
     scores, influence = np.empty(splits), np.empty(count)
-    for k in range(splits):
-        part = position[edges[k] : edges[k + 1]]
+    for k, (start, stop) in enumerate(itertools.pairwise(edges)):
+        part = position[start:stop]
         marginal = p[part].mean(0)
         log_marginal = np.log(marginal, where=marginal > 0, out=np.zeros_like(marginal))
         divergence = -entropy[part] - p[part] @ log_marginal
         scores[k] = np.exp(divergence.mean())
         # To first order the marginal's own change has no effect: its divergences sum to 0.
-        influence[part] = scores[k] * (divergence - divergence.mean())
-    # Images of a split of n weigh 1 / (S n), which is 1 / N but for rounding.
+        weight = count / (splits * len(part))
+        influence[part] = weight * scores[k] * (divergence - divergence.mean())
     estimate = Estimate.of_influence(scores.mean(), influence)
     return InceptionScore(estimate, scores, entropy)

@@ -104,7 +104,8 @@ def _radii(points: "_Points") -> Array:
 def _radii_without_groups(points: "_Points") -> Array:
     """(1 + G, N) the radii, and those where one group is left out, of which they are -1."""
     count = len(points)
-    group = np.arange(count) % _GROUPS
+    # By chance, because samples may come in the order of their classes.
+    group = np.random.default_rng(0).permutation(count) % _GROUPS
     found = np.empty((1 + _GROUPS, count))
     # So many neighbors hold k of other groups, but for a chance that no one will meet.
     kept = min(count, _GROUPS * (NEIGHBORS + 1))

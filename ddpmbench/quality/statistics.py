@@ -72,15 +72,6 @@ class FeatureStatistics:
             self.scatter + other.scatter + weight * np.outer(step, step),
         )
 
-    def without(self, other: "FeatureStatistics") -> "FeatureStatistics":
-        """Those of the features that are not in `other`, which is a part of these."""
-        count = self.count - other.count
-        mean = (self.count * self.mean - other.count * other.mean) / count
-        step = other.mean - mean
-        weight = count * other.count / self.count
-        scatter = self.scatter - other.scatter - weight * np.outer(step, step)
-        return FeatureStatistics(count, mean, scatter)
-
     @property
     def gaussian(self) -> FeatureGaussian:
         """Their mean and unbiased covariance; of one feature that is 0."""

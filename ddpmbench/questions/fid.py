@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.inputs.images import ImageSet
+from ddpmbench.inputs.statistics_files import ReferenceStatistics
 from ddpmbench.quality.features import FeatureNetwork
 from ddpmbench.quality.fidelity import Scores, scores_of
 from ddpmbench.quality.inception_score import InceptionScore, inception_score
@@ -74,7 +75,7 @@ class FidReport:
 
 def evaluate_fid(
     source: Checkpoint | ImageSet,
-    references: Sequence[Reference],
+    references: Reference | Sequence[Reference],
     settings: FidSettings,
     *,
     device: str = "auto",
@@ -90,7 +91,8 @@ def evaluate_fid(
 
     Args:
         source: a checkpoint to be sampled, or samples.
-        references: real images, or the moments of their features; the first is the headline's.
+        references: real images, or the moments of their features, or several; the first is the
+            headline's.
         settings: how.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         batch_size: samples made together, None for what suits the device.
@@ -106,6 +108,8 @@ def evaluate_fid(
     Source: Heusel et al. 2017; Salimans et al. 2016; Binkowski et al. 2018; Kynkaanniemi et al.
     2019; Chong & Forsyth 2020.
     """
+    if isinstance(references, ImageSet | ReferenceStatistics):
+        references = [references]
     known = tuple(references)
     _check(source, known, settings)
     with joined() as ranks:
@@ -119,6 +123,8 @@ def evaluate_fid(
         identity = _identity(run, settings)
         refuse_other_runs({**identity, "num_generated": settings.num_generated}, ranks)
         folder = None if out is None else open_folder(Path(out), identity, ranks)
+        if folder is not None and not isinstance(made, ImageSet):
+            ranks.once(lambda: folder.refuse_more("num_generated", settings.num_generated))
         told = listener if listener is not None and ranks.reports else QualityListener()
         stores = QualityStores.of(known, settings.network, None if folder is None else folder.path)
         images = run.compute(stores, told)
@@ -197,7 +203,7 @@ class _Scoring:
     stores: QualityStores
 
     def report(self, folder: RunFolder | None) -> FidReport:
-        features = gathered(self.stores.features.parts(len(self.images)), "features")
+        features = gathered(self.stores.features, "features", len(self.images))
         scores = [
             scores_of(features, self._known(reference, store), seed=self.settings.samples.seed)
             for reference, store in zip(self.run.references, self.stores.references, strict=True)
@@ -222,18 +228,18 @@ class _Scoring:
     ) -> NDArray[np.float32] | FeatureGaussian:
         if isinstance(reference, ImageSet):
             assert store is not None
-            return gathered(store.parts(len(reference)), "features")
+            return gathered(store, "features", len(reference))
         return FeatureGaussian(reference.mean, reference.covariance)
 
     def _classes(self) -> InceptionScore | None:
         count = len(self.images)
-        splits = self.settings.protocol.splits_of(count)
+        edges = self.settings.protocol.splits_of(count)
         parts = list(self.stores.features.parts(count))
-        if splits is None or any("logits" not in arrays for arrays in parts):
+        if not edges or any("logits" not in arrays for arrays in parts):
             return None
         order = self.settings.protocol.inception_order
-        logits = gathered(iter(parts), "logits")
-        return inception_score(logits, splits=min(splits, count), order=order)
+        logits = gathered(self.stores.features, "logits", count)
+        return inception_score(logits, edges, order=order)
 
     def _write_arrays(
         self,
@@ -247,7 +253,6 @@ class _Scoring:
             write_samples(folder.path / SAMPLES, self.images.pixels, self.images.labels)
         parts = {
             "fid": scores.frechet,
-            "kid": scores.kernel,
             "precision": None if scores.neighbors is None else scores.neighbors.precision,
             "inception_score": None if classes is None else classes.estimate,
         }
@@ -258,9 +263,12 @@ class _Scoring:
         }
         with folder.replacing(INFLUENCE) as temporary, temporary.open("wb") as file:
             np.savez(file, **influences)
-        if isinstance(first, ImageSet) and store is not None:
+        if not isinstance(first, ImageSet) or store is None:
+            return
+        # Pictures of other sizes or colors cannot stand beside one another.
+        if first.pixels.shape[1:] == self.images.pixels.shape[1:]:
             count = min(_NEAREST_SHOWN, len(first))
-            known = gathered(store.parts(len(first)), "features")
+            known = gathered(store, "features", len(first))
             index, distance = nearest_images(features[:_SHOWN], known, count)
             nearest = NearestImages(
                 samples=self.images.pixels[:_SHOWN],
@@ -328,11 +336,14 @@ class _Scoring:
             "inception_splits": None if classes is None else len(classes.over_splits),
             "inception_order": None if classes is None else protocol.inception_order,
             "kid_subsets": SUBSETS,
-            "kid_subset_size": SUBSET_SIZE,
+            "kid_subset_size": min(SUBSET_SIZE, len(self.images), *self._reference_sizes()),
             "neighbors": NEIGHBORS,
             "num_generated": len(self.images),
             "dtype": "float32 features, float64 statistics",
         }
+
+    def _reference_sizes(self) -> list[int]:
+        return [len(of) for of in self.run.references[:1] if isinstance(of, ImageSet)]
 
     def _warnings(self, scores: Scores) -> list[str]:
         return warnings_of(self.images, self.run.references, self.run.network, scores)

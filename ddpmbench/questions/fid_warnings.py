@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from ddpmbench.inputs.images import ImageSet
 from ddpmbench.quality.features import FeatureNetwork
 from ddpmbench.quality.fidelity import Scores
+from ddpmbench.quality.frechet_infinity import ENOUGH
 from ddpmbench.quality.protocols import PUBLISHED_AT
 from ddpmbench.runs.quality import Reference
 
@@ -35,6 +36,11 @@ def warnings_of(
             f"published scores are of {PUBLISHED_AT:,} samples, these of {count:,}: the distance "
             "is biased by their number"
         )
+    if scores.infinity is not None and scores.infinity.estimate.standard_error is None:
+        found.append(
+            f"fid_infinity has an interval from {ENOUGH * network.num_features:,} samples on: "
+            f"{ENOUGH} for each feature"
+        )
     if scores.frechet.value < TOO_NEAR:
         found.append(
             f"the distance is {scores.frechet.value:.2g}: these are likely the images of the "
@@ -42,7 +48,8 @@ def warnings_of(
         )
     if images.skipped:
         found.append(
-            f"{len(images.skipped)} files were passed over; the first: {images.skipped[0]}"
+            f"{len(images.skipped)} of {count + len(images.skipped):,} files were passed over; "
+            f"the first: {images.skipped[0]}"
         )
     if any(Path(name).suffix.lower() in _LOSSY for name in images.ids[: min(count, 1000)]):
         found.append("samples are JPEG or WebP files, whose compression changes the distance")

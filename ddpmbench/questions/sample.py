@@ -10,7 +10,7 @@ import numpy as np
 from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.inputs.image_files import PositionIds
-from ddpmbench.inputs.images import ImageSet, load_images
+from ddpmbench.inputs.images import ImageSet
 from ddpmbench.report.figures.samples import samples_figure
 from ddpmbench.runs.agreement import open_folder, refuse_other_runs
 from ddpmbench.runs.distributed import joined
@@ -100,13 +100,13 @@ def generate_samples(
         refuse_other_runs({**identity, "num_samples": num_samples}, ranks)
         folder = None if out is None else open_folder(Path(out), identity, ranks)
         if folder is not None:
-            ranks.once(lambda: _refuse_more(folder, num_samples))
+            ranks.once(lambda: folder.refuse_more("num_samples", num_samples))
         store: PartStore = MemoryParts() if folder is None else FolderParts(folder.path / PARTS)
         told = listener if listener is not None and ranks.reports else RunListener()
         run = generation.run(target, batch_size=batch_size, ranks=ranks, listener=told)
         with evaluating(checkpoint.network), strict_float32():
             run.compute(num_samples, store)
-        report = ranks.once(lambda: _report(generation, num_samples, store, folder))
+        report = _report(generation, num_samples, store, folder)
         if folder is not None and ranks.reports:
             resolved = {
                 **identity,
@@ -116,6 +116,7 @@ def generate_samples(
                 "processes": ranks.count,
             }
             record = environment(target, given=command, resolved=resolved)
+            write_samples(folder.path / SAMPLES, report.images.pixels, report.images.labels)
             folder.write_text(ENVIRONMENT, json.dumps(record, indent=2) + "\n")
             write_figure(
                 folder.path, "samples", *samples_figure(report.images.pixels, report.images.labels)
@@ -133,11 +134,9 @@ def _report(
     checkpoint = generation.checkpoint
     index = np.arange(num_samples)
     labels = generation.labels(index) if checkpoint.num_classes else None
-    pixels = gathered(store.parts(num_samples), "pixels")
+    pixels = gathered(store, "pixels", num_samples)
     ids = PositionIds(range(num_samples))
-    images = ImageSet(pixels, ids, SAMPLES, labels)
-    if folder is not None:
-        write_samples(folder.path / SAMPLES, pixels, labels)
+    images = ImageSet(pixels, ids, "samples" if folder is None else SAMPLES, labels)
     num_evaluations = num_samples * checkpoint.schedule.num_timesteps
     seconds = store.seconds(num_samples)
     summary = {
@@ -156,16 +155,3 @@ def _report(
         "images_per_second": round(num_samples / seconds, 4) if seconds else None,
     }
     return SampleReport(summary, images, None if folder is None else folder.path)
-
-
-def _refuse_more(folder: RunFolder, num_samples: int) -> None:
-    """Refuse a folder that holds more samples than are asked for."""
-    path = folder.path / SAMPLES
-    if not path.exists():
-        return
-    found = len(load_images(path))
-    if found > num_samples:
-        raise InputError(
-            f"--out {folder.path}: holds {found:,} samples, more than the {num_samples:,} asked "
-            "for; name a new folder"
-        )

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from ddpmbench.quality.features import FeatureNetwork
 from ddpmbench.runs.samples import SamplesRun
@@ -56,9 +55,8 @@ class Cost:
         )
 
 
-def seconds_per_call(run: SamplesRun) -> float:
-    """Of a sample and step, as they come in the run's batches."""
-    rows = run.parts.batch.rows
+def seconds_per_call(run: SamplesRun, rows: int) -> float:
+    """Of a sample and step, as they come in batches of so many."""
     sample = torch.arange(rows, device=run.parts.device)
     labels = None
     if run.labels is not None:
@@ -68,8 +66,9 @@ def seconds_per_call(run: SamplesRun) -> float:
     return _measured(lambda: next(steps, None) is not None, run.parts.device) / rows
 
 
-def seconds_per_image(network: FeatureNetwork, pixels: NDArray[np.uint8]) -> float:
-    """Of an image's features, as they come in batches like this one, (B, C, H, W)."""
+def seconds_per_image(network: FeatureNetwork, shape: tuple[int, ...], rows: int) -> float:
+    """Of an image's features, (C, H, W), as they come in batches of so many."""
+    pixels = np.zeros((rows, *shape), np.uint8)
     return _measured(lambda: network(pixels) is not None, torch.device("cpu")) / len(pixels)
 
 

@@ -82,7 +82,7 @@ class FinishedRun:
             raise InputError(f"{named}: {SUMMARY} is damaged; run its command again") from error
         refuse_later(found, schema, named=named)
         if found != schema:
-            raise InputError(f"{named}: is a run of {found}, not of {schema}")
+            raise InputError(f"{named}: is a run of {found}, not of {schema}; name another folder")
         run = cls(path, summary)
         refuse_later(run.identity.get("schema"), schema, named=named)
         run._refuse_newer(named)

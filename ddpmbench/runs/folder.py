@@ -60,6 +60,26 @@ class RunFolder:
             (self.path / "shards").mkdir(exist_ok=True)
         return Shards(self.path / "shards", name)
 
+    def refuse_more(self, name: str, count: int) -> None:
+        """Refuse to replace a result by that of fewer samples.
+
+        Args:
+            name: what their number is called in `summary.json`.
+            count: how many are asked for.
+
+        Raises:
+            InputError: the result in the folder is of more.
+        """
+        try:
+            found = json.loads((self.path / "summary.json").read_text(encoding="utf-8"))[name]
+        except (OSError, ValueError, TypeError, KeyError):
+            return  # unfinished, or to be written again
+        if isinstance(found, int) and found > count:
+            raise InputError(
+                f"--out {self.path}: holds {found:,} samples, more than the {count:,} asked for; "
+                "name a new folder"
+            )
+
     def write_text(self, name: str, text: str) -> None:
         """Write a text file atomically."""
         with self.replacing(name) as temporary:

@@ -117,14 +117,15 @@ class Generation:
     def identity(self) -> dict[str, Any]:
         """Everything that determines a sample, besides its index."""
         return {
+            # First what an option says: it is the first difference that is named.
+            **{f"sampler.{name}": value for name, value in self.record.items()},
+            "eight_bit": str(self.settings.eight_bit),
+            "shape": list(self.shape),
+            "seed": self.settings.seed,
             "checkpoint": self.checkpoint.sha256,
             "network": self.checkpoint.fingerprint,
             "schedule_sha256": _sha256(self.checkpoint.schedule.log_alphas_cumprod),
             "time_input": str(self.checkpoint.time_input),
-            "sampler": self.record,
-            "eight_bit": str(self.settings.eight_bit),
-            "shape": list(self.shape),
-            "seed": self.settings.seed,
         }
 
     @property

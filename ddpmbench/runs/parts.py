@@ -7,7 +7,6 @@ was killed goes on with the positions that no part covers.
 
 import itertools
 import re
-import shutil
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -17,11 +16,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ddpmbench.array_store import store
 from ddpmbench.errors import InputError
 from ddpmbench.files import naming, replacing
 
 Arrays = dict[str, NDArray[Any]]
 
+_ALL = 10**9
 _SECONDS, _DEVICE = "part_seconds", "part_device"
 _NAME = re.compile(r"(\d{9})-(\d{9})\.npz")
 _DAMAGE = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error)
@@ -137,9 +138,13 @@ class FolderParts:
         """Where they were made."""
         return {str(self._record(path)[_DEVICE]) for *_, path in self._ranges(length)}
 
-    def remove(self) -> None:
-        """Remove the folder: its arrays are kept elsewhere now."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def drop_damaged(self) -> None:
+        """Remove the parts that cannot be read, so that they are made again."""
+        for start, stop, path in self._ranges(_ALL):
+            try:
+                self._read(path, stop - start)
+            except InputError:
+                path.unlink(missing_ok=True)
 
     def _ranges(self, length: int) -> list[tuple[int, int, Path]]:
         """Of every part that begins below `length`, in order, the longer of two first."""
@@ -173,9 +178,12 @@ class FolderParts:
         return arrays
 
 
-def gathered(parts: Iterator[Arrays], name: str) -> NDArray[Any]:
-    """One array of all parts, in order; none of them may be empty."""
-    return np.concatenate([arrays[name] for arrays in parts])
+def gathered(kept: PartStore, name: str, length: int) -> NDArray[Any]:
+    """The array of this name at positions 0..length - 1; a large one lies in a file."""
+    parts = (arrays[name] for arrays in kept.parts(length))
+    first = next(parts)
+    shape = (length, *first.shape[1:])
+    return store(shape, itertools.chain([first], parts), first.dtype.type)
 
 
 def blocks(gaps: list[tuple[int, int]], rows: int) -> list[tuple[int, int]]:

@@ -25,7 +25,8 @@ from ddpmbench.runs.samples import SAMPLES, SamplesRun
 
 PARTS, FEATURES = "samples", "features"
 """Folders of a run folder that hold parts."""
-_WORTH_MEASURING = 1000  # samples and images that are still to be made
+# Calls of either network from which on it is measured what a run takes.
+_WORTH_MEASURING = {"samples": 20_000, "features": 1000}
 
 Reference = ImageSet | ReferenceStatistics
 Stage = Callable[[str, str, int], AbstractContextManager[RunListener]]
@@ -81,6 +82,12 @@ class QualityStores:
         ]
         return cls(store(PARTS), store(FEATURES), tuple(of_references))
 
+    def drop_damaged_references(self) -> None:
+        """Forget what is damaged of the references: it is a cache, and made again."""
+        for store in self.references:
+            if isinstance(store, FolderParts):
+                store.drop_damaged()
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class QualityRun:
@@ -118,6 +125,7 @@ class QualityRun:
             InputError: a sample or a feature is not finite; or see `PartsRun.compute`.
             ProcessLostError: another process has stopped.
         """
+        self.ranks.once(stores.drop_damaged_references)
         if self.ranks.reports:
             self._tell_cost(stores, told)
         images = self._samples(stores.samples, told)
@@ -143,7 +151,7 @@ class QualityRun:
         ):
             self._samples_run(source, listener).compute(count, store)
         labels = source.labels(np.arange(count)) if source.checkpoint.num_classes else None
-        pixels = gathered(store.parts(count), "pixels")
+        pixels = gathered(store, "pixels", count)
         return ImageSet(pixels, PositionIds(range(count)), SAMPLES, labels)
 
     def _samples_run(self, source: Generation, listener: RunListener) -> SamplesRun:
@@ -166,16 +174,20 @@ class QualityRun:
         for reference, store in zip(self.references, stores.references, strict=True):
             if isinstance(reference, ImageSet) and store is not None:
                 num_images += _missing(store, len(reference))
-        if samples + num_images < _WORTH_MEASURING:
+        if not isinstance(source, ImageSet):
+            num_timesteps = source.checkpoint.schedule.num_timesteps
+        if (
+            samples * num_timesteps < _WORTH_MEASURING["samples"]
+            and num_images < _WORTH_MEASURING["features"]
+        ):
             return
         with strict_float32():
             if samples and not isinstance(source, ImageSet):
-                num_timesteps = source.checkpoint.schedule.num_timesteps
+                run = self._samples_run(source, RunListener())
                 with evaluating(source.checkpoint.network):
-                    per_call = seconds_per_call(self._samples_run(source, RunListener()))
-            rows = self._features_run(RunListener()).parts.batch.rows
-            blank = np.zeros((rows, *shape), np.uint8)
-            per_image = seconds_per_image(self.network, blank)
+                    per_call = run.parts.batch.attempt(lambda rows: seconds_per_call(run, rows))
+            batch = self._features_run(RunListener()).parts.batch
+            per_image = batch.attempt(lambda rows: seconds_per_image(self.network, shape, rows))
         told.cost(Cost(per_call, per_image, samples, num_timesteps, num_images))
 
 

@@ -41,6 +41,13 @@ def test_single_precision_is_read(tmp_path):
     assert read_statistics(path, num_features=D).covariance.dtype == np.float64
 
 
+def test_moments_come_before_the_images_beside_them(tmp_path):
+    images = np.zeros((4, 8, 8, 3), np.uint8)
+    path = saved(tmp_path / "virtual.npz", arr_0=images, mu=MU, sigma=SIGMA)
+    assert is_statistics(str(path))
+    assert np.array_equal(read_statistics(path, num_features=D).mean, MU)
+
+
 def test_images_are_no_statistics(tmp_path):
     assert not is_statistics(str(saved(tmp_path / "i.npz", arr_0=np.zeros((2, 4, 4), np.uint8))))
     assert not is_statistics("fashion-mnist:test")
@@ -55,11 +62,11 @@ def test_images_are_no_statistics(tmp_path):
         ({"mu": MU}, "has no sigma"),
         ({"sigma": SIGMA}, "has no mu"),
         ({"mu": MU[:3], "sigma": SIGMA[:3, :3]}, "is of another network"),
-        ({"mu": MU, "sigma": SIGMA[:3]}, "sigma has shape"),
+        ({"mu": MU, "sigma": SIGMA[:3]}, "mu has shape .* and sigma"),
         ({"mu": MU[None], "sigma": SIGMA}, "mu has shape"),
         ({"mu": MU * np.nan, "sigma": SIGMA}, "mu holds numbers that are not finite"),
         ({"mu": MU, "sigma": SIGMA * np.inf}, "sigma holds numbers"),
-        ({"mu": MU, "sigma": SIGMA + np.triu(np.ones((D, D)), 1)}, "must be symmetric"),
+        ({"mu": MU, "sigma": SIGMA + np.triu(np.ones((D, D)), 1)}, "sigma is no covariance"),
         ({"mu": MU, "sigma": -SIGMA}, "is no covariance"),
         ({"mu": np.array([object()] * D), "sigma": SIGMA}, "cannot be read"),
         ({"mu": MU.astype(str), "sigma": SIGMA}, "mu is <U"),

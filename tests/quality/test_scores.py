@@ -1,5 +1,6 @@
 """Inception score, kernel distance, precision and recall: those of torch-fidelity, with errors."""
 
+import dataclasses
 import warnings
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from ddpmbench.quality.inception_score import inception_score
 from ddpmbench.quality.kernel_distance import kernel_distance
 from ddpmbench.quality.precision_recall import nearest_images, precision_recall
+from ddpmbench.quality.protocols import PROTOCOLS
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what its own imports warn of is not ours to mend
@@ -31,13 +33,17 @@ def rng():
 # ---- against torch-fidelity
 
 
+def split(count, splits):
+    return dataclasses.replace(PROTOCOLS["clean"], inception_splits=splits).splits_of(count)
+
+
 @pytest.mark.parametrize(("splits", "order"), [(1, "file"), (10, "shuffled"), (3, "file")])
 def test_the_inception_score_is_theirs(rng, splits, order):
     logits = 2 * rng.normal(size=(1003, 50))
     theirs = isc_features_to_metric(
         torch.from_numpy(logits), splits=splits, shuffle=order == "shuffled"
     )
-    ours = inception_score(logits, splits=splits, order=order)
+    ours = inception_score(logits, split(1003, splits), order=order)
     assert ours.estimate.value == pytest.approx(theirs["inception_score_mean"], rel=1e-10)
     assert np.std(ours.over_splits) == pytest.approx(theirs["inception_score_std"], abs=1e-10)
 
@@ -64,11 +70,11 @@ def test_precision_and_recall_are_theirs(rng, samples, real):
 
 def test_equal_classes_score_1_and_certain_ones_their_number():
     certain = 1000.0 * np.eye(10)
-    assert inception_score(certain).estimate.value == pytest.approx(10)
-    assert inception_score(np.zeros((30, 10))).estimate.value == pytest.approx(1)
-    found = inception_score(np.zeros((30, 10))).class_entropy
+    assert inception_score(certain, [0, 10]).estimate.value == pytest.approx(10)
+    assert inception_score(np.zeros((30, 10)), [0, 30]).estimate.value == pytest.approx(1)
+    found = inception_score(np.zeros((30, 10)), [0, 30]).class_entropy
     np.testing.assert_allclose(found, np.log(10))
-    assert inception_score(certain, splits=10).estimate.value == pytest.approx(1)
+    assert inception_score(certain, range(11)).estimate.value == pytest.approx(1)
 
 
 def test_the_kernel_distance_of_one_distribution_is_0_on_average(rng):
@@ -104,7 +110,44 @@ def test_the_nearest_images_are_the_nearest(rng):
     assert found.distance[:2].max() < 1e-6
 
 
+def test_chunks_of_the_adm_protocol_are_in_order_and_the_last_is_short(rng):
+    logits = 2 * rng.normal(size=(12_000, 8))
+    protocol = PROTOCOLS["adm"]
+    assert protocol.splits_of(12_000) == [0, 5000, 10_000, 12_000]
+    assert protocol.splits_of(4000) == [0, 4000]
+    assert protocol.inception_order == "file"
+    found = inception_score(logits, protocol.splits_of(12_000), order=protocol.inception_order)
+    chunks = [logits[:5000], logits[5000:10_000], logits[10_000:]]
+    expected = [inception_score(chunk, [0, len(chunk)]).estimate.value for chunk in chunks]
+    np.testing.assert_allclose(found.over_splits, expected, rtol=1e-12)
+    assert found.estimate.value == pytest.approx(np.mean(expected))
+    with_short = found.estimate.influence[10_000:].std() / found.estimate.influence[:5000].std()
+    assert with_short == pytest.approx(2.5, rel=0.1)
+
+
 # ---- errors
+
+
+def test_the_error_of_recall_does_not_depend_on_the_order_of_samples():
+    rng = np.random.default_rng(5)
+    # Ten classes, half of them collapsed, which come in turn.
+    index = np.arange(400)
+    classes = index % 10
+    spread = np.where(classes < 5, 0.05, 1.0)[:, None]
+    x = (6.0 * np.eye(10)[classes] + spread * rng.normal(size=(400, 10))).astype(np.float32)
+    real = (6.0 * np.eye(10)[classes] + rng.normal(size=(400, 10))).astype(np.float32)
+    in_turn = precision_recall(x, real).recall
+    shuffled = precision_recall(x[rng.permutation(400)], real).recall
+    assert in_turn.value == shuffled.value
+    assert in_turn.standard_error < 2.5 * shuffled.standard_error
+    assert in_turn.standard_error < 0.05
+
+
+def test_the_error_of_the_kernel_distance_holds_that_of_its_subsets(rng):
+    x, y = draw(20_000, rng, shift=0.3), draw(3000, rng)
+    found = kernel_distance(x, y)
+    of_samples = found.influence.std(ddof=1) / np.sqrt(20_000)
+    assert found.standard_error > 1.05 * of_samples
 
 
 @pytest.mark.parametrize("score", ["kid", "precision", "recall", "inception_score"])
@@ -118,7 +161,7 @@ def test_intervals_cover(score):
             case "kid":
                 return kernel_distance(x, real)
             case "inception_score":
-                return inception_score(x @ W).estimate
+                return inception_score(x @ W, [0, 120, 200]).estimate
         return getattr(precision_recall(x, real), score)
 
     found = [estimate() for _ in range(repeats)]

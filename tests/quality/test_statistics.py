@@ -38,16 +38,6 @@ def test_a_chunk_at_a_time_is_numpys_covariance():
     assert relative(found.gaussian.covariance, np.cov(x.T.astype(np.float64))) < 5e-14
 
 
-def test_what_is_taken_out_is_gone():
-    x = features(50)
-    whole, part = FeatureStatistics.of(x), FeatureStatistics.of(x[:20])
-    rest = whole.without(part)
-    expected = FeatureStatistics.of(x[20:])
-    assert rest.count == 30
-    assert relative(rest.mean, expected.mean) < 1e-13
-    assert relative(rest.scatter, expected.scatter) < 1e-10
-
-
 @pytest.mark.parametrize("rank", [0, 2, 6])
 def test_the_root_squared_is_the_covariance(rank):
     factor = np.random.default_rng(1).normal(size=(6, rank))

@@ -20,6 +20,7 @@ from ddpmbench.quality.frechet import frechet_distance_of, frechet_estimate
 from ddpmbench.quality.frechet_infinity import frechet_infinity
 from ddpmbench.quality.protocols import PROTOCOLS
 from ddpmbench.quality.statistics import FeatureStatistics
+from ddpmbench.runs import quality
 
 N = 24
 CPU = torch.device("cpu")
@@ -147,7 +148,8 @@ def test_a_protocol_is_what_it_says(
     of = found["protocol"]
     assert (of["id"], of["inception_splits"], of["eight_bit"]) == (protocol, splits, eight_bit)
     assert (found["inception_score"] is None) == (splits is None)
-    assert named.splits_of(50_000) == {"clean": 10, "ddpm": 1, "adm": 10, "edm": None}[protocol]
+    splits_of_all = {"clean": 10, "ddpm": 1, "adm": 10, "edm": -1}
+    assert len(named.splits_of(50_000)) - 1 == splits_of_all[protocol]
     other = PROTOCOLS["clean" if protocol != "clean" else "ddpm"]
     with pytest.raises(db.InputError, match="--protocol"):
         db.evaluate_fid(small_model, [reference], db.FidSettings(network, other, 10))
@@ -203,6 +205,73 @@ def test_a_reference_is_known_by_its_content(reference, settings, monkeypatch, t
     changed = dataclasses.replace(reference, pixels=255 - reference.pixels)
     db.evaluate_fid(samples, [changed], settings)
     assert sum(seen) == 30 + 60 + 30 + 30 + 60
+
+
+def test_features_of_other_networks_and_resizers_are_kept_apart(
+    reference, network_file, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("DDPMBENCH_CACHE", str(tmp_path / "cache"))
+    other = write_network(tmp_path / "other.pt", num_features=6, num_classes=9, seed=1)
+    found = set()
+    for path in (network_file, other):
+        for protocol in (PROTOCOLS["clean"], PROTOCOLS["ddpm"]):
+            network = load_feature_network(path, resize=protocol.resize, device=CPU)
+            settings = db.FidSettings(network, protocol)
+            summary = db.evaluate_fid(reference.subset(30), reference, settings).summary
+            known = FeatureStatistics.of(network(reference.pixels).features).gaussian
+            features = network(reference.pixels[:30]).features
+            assert summary["fid"] == pytest.approx(frechet_distance_of(features, known), rel=1e-4)
+            found.add(summary["fid"])
+    assert len(found) == 4
+
+
+def test_a_damaged_part_of_the_cache_is_made_again(reference, settings, tmp_path, monkeypatch):
+    monkeypatch.setenv("DDPMBENCH_CACHE", str(tmp_path / "cache"))
+    first = db.evaluate_fid(reference.subset(30), reference, settings)
+    (part,) = (tmp_path / "cache").rglob("*.npz")
+    content = bytearray(part.read_bytes())
+    content[300] ^= 1
+    part.write_bytes(content)
+    again = db.evaluate_fid(reference.subset(30), reference, settings)
+    assert scores(again) == scores(first)
+
+
+def test_fewer_samples_do_not_replace_more(small_model, reference, settings, tmp_path):
+    few = dataclasses.replace(settings, num_generated=9)
+    db.evaluate_fid(small_model, reference, few, out=tmp_path / "run")
+    fewer = dataclasses.replace(settings, num_generated=8)
+    with pytest.raises(db.InputError, match="holds 9 samples, more than the 8"):
+        db.evaluate_fid(small_model, reference, fewer, out=tmp_path / "run")
+
+
+def test_samples_of_another_size_have_a_page(reference, settings, tmp_path):
+    rgb = dataclasses.replace(
+        reference, pixels=reference.pixels[:20].repeat(3, 1), ids=reference.ids[:20], labels=None
+    )
+    rgb.pixels.setflags(write=False)
+    found = db.evaluate_fid(rgb, reference, settings, out=tmp_path / "run")
+    assert found.summary["fid"] >= 0
+    assert not (tmp_path / "run" / "nearest.npz").exists()
+    assert "8x8 RGB" in db.write_report(tmp_path / "run").read_text()
+
+
+def test_what_takes_long_is_measured_in_batches_that_fit(
+    small_model, reference, settings, monkeypatch
+):
+    real, costs = small_model.network.forward, []
+
+    def small_memory(x, *arguments):
+        if len(x) > 3:
+            raise MemoryError
+        return real(x, *arguments)
+
+    monkeypatch.setattr(small_model.network, "forward", small_memory)
+    monkeypatch.setattr(quality, "_WORTH_MEASURING", {"samples": 100, "features": 1000})
+    listener = quality.QualityListener(cost=costs.append)
+    db.evaluate_fid(small_model, reference, settings, listener=listener)
+    (cost,) = costs
+    assert cost.num_samples == N
+    assert cost.sampling > 0
 
 
 def test_another_run_is_refused_the_folder(small_model, reference, settings, tmp_path):

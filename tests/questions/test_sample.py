@@ -63,6 +63,9 @@ def test_more_samples_begin_with_the_fewer(small_model, whole, tmp_path):
     with pytest.raises(db.InputError, match=r"--out .*: holds 12 samples, more than the 5"):
         db.generate_samples(small_model, 5, out=out)
     assert len(pixels_of(out)) == N
+    (out / "samples.npz").write_bytes(b"cut")
+    again = db.generate_samples(small_model, N, batch_size=4, out=out)
+    assert np.array_equal(pixels_of(out), again.images.pixels)
 
 
 @pytest.mark.parametrize(

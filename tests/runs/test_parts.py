@@ -23,11 +23,11 @@ def store(tmp_path):
 
 
 def test_parts_come_back_once_and_in_order(store):
-    for start, stop in [(6, 9), (0, 4), (2, 7)]:  # another batch size wrote the last
+    for start, stop in [(6, 9), (0, 4), (1, 3), (2, 7)]:  # another batch size wrote the last
         save(store, start, stop)
     assert store.missing(9) == []
-    assert gathered(store.parts(9), "value").tolist() == [10 * i for i in range(9)]
-    assert gathered(store.parts(5), "square").tolist() == [[i**2] for i in range(5)]
+    assert gathered(store, "value", 9).tolist() == [10 * i for i in range(9)]
+    assert gathered(store, "square", 5).tolist() == [[i**2] for i in range(5)]
 
 
 def test_gaps_are_what_no_part_covers(store):
@@ -36,6 +36,9 @@ def test_gaps_are_what_no_part_covers(store):
     save(store, 7, 8)
     assert store.missing(10) == [(0, 3), (5, 7), (8, 10)]
     assert store.missing(4) == [(0, 3)]
+    save(store, 0, 9)
+    save(store, 1, 2)  # a shorter one within it
+    assert store.missing(10) == [(9, 10)]
     assert MemoryParts().missing(3) == [(0, 3)]
 
 
