@@ -15,10 +15,11 @@ Array = NDArray[np.float64]
 class Estimate:
     """A score with its standard error.
 
+    The error is what other samples of the same generator would change, the reference as it is.
+
     Attributes:
         value: the score.
-        standard_error: what other samples of the same generator would change; None where it is
-            not known.
+        standard_error: None where it is not known.
         influence: (N,) what each sample adds to the score, to first order, times N: its mean is 0.
             None where the error does not come from it.
     """

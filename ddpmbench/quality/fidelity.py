@@ -6,11 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddpmbench.quality.estimate import Estimate
-from ddpmbench.quality.frechet import frechet_estimate
-from ddpmbench.quality.frechet_infinity import LEAST, FrechetInfinity, frechet_infinity
+from ddpmbench.quality.frechet_infinity import FrechetInfinity, frechet_infinity
+from ddpmbench.quality.frechet_jackknife import leave_one_out
 from ddpmbench.quality.kernel_distance import kernel_distance
 from ddpmbench.quality.precision_recall import NEIGHBORS, PrecisionRecall, precision_recall
-from ddpmbench.quality.statistics import FeatureGaussian, FeatureStatistics
+from ddpmbench.quality.statistics import FeatureGaussian
 
 _LEAST_NEIGHBORS = NEIGHBORS + 1
 
@@ -47,11 +47,12 @@ def scores_of(
     """
     moments = reference
     if not isinstance(moments, FeatureGaussian):
-        moments = FeatureStatistics.of(moments).gaussian
-    frechet = frechet_estimate(features, moments)
+        moments = FeatureGaussian.of(moments)
+    whole = leave_one_out(features, moments)
+    frechet = whole.estimate
     infinity = None
-    if len(features) >= LEAST:
-        infinity = frechet_infinity(features, moments, frechet, seed=seed)
+    if len(features) > 2:
+        infinity = frechet_infinity(features, moments, seed=seed, whole=whole)
     if isinstance(reference, FeatureGaussian):
         return Scores(frechet, infinity, None, None)
     neighbors = None

@@ -1,107 +1,55 @@
-"""The Frechet distance between Gaussians that have the moments of features."""
+"""The Frechet distance of two Gaussians.
+
+The trace of (S1 S2)^1/2 is the sum of the singular values of F1^T F2, with S = F F^T, and of the
+roots of the eigenvalues of F2^T S1 F2. Neither is ever complex, whatever the ranks.
+"""
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ddpmbench.quality.estimate import Estimate
-from ddpmbench.quality.statistics import FeatureGaussian, FeatureStatistics
-
-Array = NDArray[np.float64]
-_CHUNK = 4096
-_NEGLIGIBLE = 1e-12  # of the largest eigenvalue
-
-
-def frechet_distance(first: FeatureGaussian, second: FeatureGaussian) -> float:
-    """|m1 - m2|^2 + tr(S1 + S2 - 2 (S2^1/2 S1 S2^1/2)^1/2).
-
-    The root is of a symmetric matrix: always real, whatever the ranks.
-
-    Args:
-        first: of D features.
-        second: of as many; its root is kept, so that of several distances it is found once.
-
-    Source: Heusel et al. 2017, eq. 6; Dowson & Landau 1982.
-    """
-    product = second.root @ first.covariance @ second.root
-    values = np.linalg.eigvalsh((product + product.T) / 2)
-    return _distance(first, second, float(np.sqrt(np.maximum(values, 0.0)).sum()))
+from ddpmbench.quality.statistics import (
+    FeatureGaussian,
+    FeatureStatistics,
+    Floats,
+    without_rounding,
+)
 
 
-def frechet_distance_of(features: NDArray[np.floating], reference: FeatureGaussian) -> float:
-    """The distance of (N, D) features; of fewer features than dimensions by their singular values.
+def frechet_distance(
+    first: FeatureGaussian | FeatureStatistics, second: FeatureGaussian | FeatureStatistics
+) -> float:
+    """|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^1/2), at least 0.
+
+    Where a Gaussian is `FeatureGaussian.of` fewer features than there are dimensions, only a
+    matrix of that many rows is decomposed. The second one's factor is kept for its next distance.
 
     Args:
-        features: N >= 2.
-        reference: real images'.
+        first: one.
+        second: the other, such as a reference.
+
+    Raises:
+        InputError: statistics of fewer than two vectors.
+
+    Source: Heusel et al. 2017, equation 6; Dowson & Landau 1982.
     """
-    if len(features) > features.shape[1]:
-        return frechet_distance(FeatureStatistics.of(features).gaussian, reference)
-    mean, factor = _factor(features)
-    values = np.linalg.svd(factor @ reference.root, compute_uv=False)
-    # No covariance is made of them: its trace is that of the factor.
-    trace = float(np.square(factor).sum())
-    return _sum_of_parts(mean, trace, reference, float(values.sum()))
+    one, other = _gaussian(first), _gaussian(second)
+    shift = one.mean - other.mean
+    distance = float(shift @ shift) + one.trace + other.trace - 2 * _root_trace(one, other)
+    return max(distance, 0.0)
 
 
-def frechet_estimate(features: NDArray[np.floating], reference: FeatureGaussian) -> Estimate:
-    """The distance of (N, D) features and what each of them adds to it.
-
-    The reference counts as known. The interval is for the mean of this distance over other samples
-    of as many; how far that is from the distance of infinitely many is not in it. It is wider than
-    it need be where there are few samples for their features, or where the distance is hardly more
-    than its bias: second-order terms are then taken for error.
-
-    Args:
-        features: N >= 2.
-        reference: real images'.
-
-    Source: the derivative of the distance by the samples' moments, that is the infinitesimal
-    jackknife of Efron 1982.
-    """
-    count, dimensions = features.shape
-    root = reference.root
-    if count <= dimensions:
-        mean, factor = _factor(features)
-        left, values, _ = np.linalg.svd(factor @ root, full_matrices=False)
-        trace = float(np.square(factor).sum())
-        value = _sum_of_parts(mean, trace, reference, float(values.sum()))
-        squares = np.square(factor).sum(1) * (count - 1)
-        transported = (count - 1) * np.square(left) @ values
+def _root_trace(one: FeatureGaussian, other: FeatureGaussian) -> float:
+    if other.thin_factor is not None and one.thin_factor is None:
+        one, other = other, one
+    if other.thin_factor is not None:
+        product = one.factor.T @ other.factor
+        matrix = product @ product.T if len(product) < len(product.T) else product.T @ product
+    elif one.thin_factor is not None:
+        matrix = one.thin_factor.T @ other.covariance @ one.thin_factor
     else:
-        gaussian = FeatureStatistics.of(features).gaussian
-        mean = gaussian.mean
-        product = root @ gaussian.covariance @ root
-        eigenvalues, vectors = np.linalg.eigh((product + product.T) / 2)
-        eigenvalues = np.maximum(eigenvalues, 0.0)
-        value = _distance(gaussian, reference, float(np.sqrt(eigenvalues).sum()))
-        kept = eigenvalues > _NEGLIGIBLE * max(eigenvalues.max(), np.finfo(float).tiny)
-        half = root @ (vectors[:, kept] / eigenvalues[kept] ** 0.25)
-        squares, transported = np.empty(count), np.empty(count)
-        for start in range(0, count, _CHUNK):
-            rows = features[start : start + _CHUNK].astype(np.float64) - mean
-            squares[start : start + len(rows)] = np.square(rows).sum(1)
-            transported[start : start + len(rows)] = np.square(rows @ half).sum(1)
-    influence = 2 * _along(features, mean, mean - reference.mean) + squares - transported
-    return Estimate.of_influence(value, influence - influence.mean())
+        matrix = other.factor.T @ one.covariance @ other.factor
+    values: Floats = np.linalg.eigvalsh(matrix).astype(np.float64, copy=False)
+    return float(np.sqrt(without_rounding(values)).sum())
 
 
-def _along(features: NDArray[np.floating], mean: Array, shift: Array) -> Array:
-    """(N,) how far each lies from the mean in the direction of the shift."""
-    chunks = range(0, len(features), _CHUNK)
-    return np.concatenate([(features[k : k + _CHUNK].astype(float) - mean) @ shift for k in chunks])
-
-
-def _factor(features: NDArray[np.floating]) -> tuple[Array, Array]:
-    """(D,) mean, and (N, D) what times its transpose is the covariance."""
-    rows = features.astype(np.float64)
-    mean = rows.mean(0)
-    return mean, (rows - mean) / np.sqrt(max(len(rows) - 1, 1))
-
-
-def _distance(first: FeatureGaussian, second: FeatureGaussian, common: float) -> float:
-    return _sum_of_parts(first.mean, float(np.trace(first.covariance)), second, common)
-
-
-def _sum_of_parts(mean: Array, trace: float, other: FeatureGaussian, common: float) -> float:
-    shift = mean - other.mean
-    return float(shift @ shift) + trace + float(np.trace(other.covariance)) - 2 * common
+def _gaussian(given: FeatureGaussian | FeatureStatistics) -> FeatureGaussian:
+    return given.gaussian() if isinstance(given, FeatureStatistics) else given

@@ -1,77 +1,93 @@
-"""What the Frechet distance of infinitely many samples would be."""
+"""The Frechet distance of a model rather than of N of its images: FID-infinity."""
 
 import dataclasses
+import math
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ddpmbench.quality.estimate import Estimate
-from ddpmbench.quality.frechet import frechet_distance, frechet_distance_of
-from ddpmbench.quality.statistics import FeatureGaussian, FeatureStatistics
+from ddpmbench.quality.frechet import frechet_distance
+from ddpmbench.quality.frechet_jackknife import LeaveOneOut, leave_one_out
+from ddpmbench.quality.statistics import FeatureArray, FeatureGaussian
 
-_QUARTERS = 4
-ENOUGH = 2
-"""Samples for each feature from which on its error is known."""
-_CAUTION = 2.0
-"""What is left of a series is taken to be so much larger than the next term that is known."""
-LEAST = 2 * _QUARTERS
-"""Samples that it takes."""
+LEAST_IMAGES = 8
+"""Of which quarters have a covariance."""
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class FrechetInfinity:
-    """The distance against the number of samples, and where it leads.
+@dataclasses.dataclass(frozen=True)
+class FrechetPoint:
+    """The mean distance of disjoint parts of the images.
 
     Attributes:
-        estimate: at infinitely many.
-        num_generated: (3,) N, and the size of a half and a quarter.
-        distance: (3,) of all samples, the mean of the two halves, and of the four quarters.
+        num_generated: images in a part, the N that the distance is of.
+        fid: the mean over the parts.
+        standard_error: of that mean; None where it is not known.
+    """
+
+    num_generated: int
+    fid: float
+    standard_error: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class FrechetInfinity:
+    """The distance that ever more images tend to, and how it was come by.
+
+    Attributes:
+        estimate: the distance; the error is of drawing the N images anew, the reference as it is.
+        points: of all images, of halves and of quarters, the largest N first.
     """
 
     estimate: Estimate
-    num_generated: NDArray[np.int64]
-    distance: NDArray[np.float64]
+    points: tuple[FrechetPoint, ...]
 
 
 def frechet_infinity(
-    features: NDArray[np.floating], reference: FeatureGaussian, whole: Estimate, *, seed: int
+    features: FeatureArray,
+    reference: FeatureGaussian,
+    *,
+    seed: int,
+    whole: LeaveOneOut | None = None,
 ) -> FrechetInfinity:
-    """The line of the distance over 1 / N, at 0.
+    """The intercept of the distance against 1/N.
 
-    The bias of a distance is a constant over N, and then terms of higher order. Halves of the same
-    samples have twice the bias and the same mean otherwise, so that a line through both meets 0
-    where the bias is gone; its error is that of the distance of all. Quarters tell how far the
-    curve is from a line: by twice that the interval is wider. With fewer samples than twice the
-    features the curve is too far from a line for its error to be known.
+    The line is through N and N - 1 images, each of these left out in turn: of all lines it adds
+    least noise, and its bias is of order 1/N^2. Those of N and N / 2, and of N and N / 4, have
+    more of that bias, so that how far they end from it tells where the distances lie on no line:
+    the farther is part of the error. Simulated, that covers where N is no less than the number of
+    features that matter. The points share their images: to first order their errors are alike.
 
     Args:
-        features: (N, D), N >= `LEAST`.
-        reference: real images', which counts as known.
-        whole: the distance of all of them.
-        seed: of their division into quarters.
+        features: (N, D).
+        reference: held fixed; the distance is from it, with the bias of its own images if it is
+            of few.
+        seed: of the division into parts.
+        whole: `leave_one_out` of the same, if it is known.
 
-    Source: Chong & Forsyth 2020, whose many sizes are here the three that cost the least.
+    Raises:
+        InputError: fewer than two vectors, or a feature that is not finite.
+
+    Source: Chong & Forsyth 2020, who fit a line to overlapping parts; Quenouille 1956.
     """
-    order = np.random.default_rng(seed).permutation(len(features))
-    quarters = np.array_split(order, _QUARTERS)
-    halves = [np.concatenate(quarters[:2]), np.concatenate(quarters[2:])]
-    if len(features) > features.shape[1]:
-        parts = [FeatureStatistics.of(features[part]) for part in quarters]
-        both = [parts[0].merged(parts[1]), parts[2].merged(parts[3])]
-        of_quarters = [frechet_distance(part.gaussian, reference) for part in parts]
-        of_halves = [frechet_distance(part.gaussian, reference) for part in both]
-    else:
-        of_quarters = [frechet_distance_of(features[part], reference) for part in quarters]
-        of_halves = [frechet_distance_of(features[part], reference) for part in halves]
-    half, quarter = float(np.mean(of_halves)), float(np.mean(of_quarters))
-    line = 2 * whole.value - half
-    parabola = (8 * whole.value - 6 * half + quarter) / 3
-    error = None
-    if whole.standard_error is not None and len(features) >= ENOUGH * features.shape[1]:
-        error = float(np.hypot(whole.standard_error, _CAUTION * (parabola - line)))
-    count = len(features)
-    return FrechetInfinity(
-        Estimate(line, error, whole.influence),
-        np.array([count, count // 2, count // 4]),
-        np.array([whole.value, half, quarter]),
-    )
+    whole = leave_one_out(features, reference) if whole is None else whole
+    n, error = len(features), whole.estimate.standard_error
+    points = [FrechetPoint(n, whole.distance, error)]
+    if n < LEAST_IMAGES or error is None:
+        return FrechetInfinity(Estimate(whole.at_infinity if n > 2 else np.nan, None), (points[0],))
+    order = np.random.default_rng(seed).permutation(n)
+    for parts in (2, 4):
+        size = n // parts
+        rows = np.sort(order[: parts * size].reshape(parts, size))
+        distances = [
+            frechet_distance(FeatureGaussian.of(features[part]), reference) for part in rows
+        ]
+        points.append(FrechetPoint(size, float(np.mean(distances)), error))
+    limit = whole.at_infinity
+    bend = max(abs(_intercept(points[0], point) - limit) for point in points[1:])
+    return FrechetInfinity(Estimate(limit, math.hypot(error, bend)), tuple(points))
+
+
+def _intercept(one: FrechetPoint, other: FrechetPoint) -> float:
+    """Where the line through two points against 1/N ends."""
+    n, m = one.num_generated, other.num_generated
+    return (n * one.fid - m * other.fid) / (n - m)

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from ddpmbench.inputs.images import ImageSet
 from ddpmbench.quality.features import FeatureNetwork
 from ddpmbench.quality.fidelity import Scores
-from ddpmbench.quality.frechet_infinity import ENOUGH
 from ddpmbench.quality.protocols import PUBLISHED_AT
 from ddpmbench.runs.quality import Reference
 
@@ -35,11 +34,6 @@ def warnings_of(
         found.append(
             f"published scores are of {PUBLISHED_AT:,} samples, these of {count:,}: the distance "
             "is biased by their number"
-        )
-    if scores.infinity is not None and scores.infinity.estimate.standard_error is None:
-        found.append(
-            f"fid_infinity has an interval from {ENOUGH * network.num_features:,} samples on: "
-            f"{ENOUGH} for each feature"
         )
     if scores.frechet.value < TOO_NEAR:
         found.append(

@@ -41,11 +41,11 @@ def against_n_frame(sources: Sequence[str], scores: Sequence[Scores]) -> pd.Data
     """The distance at N, N / 2 and N / 4 samples against each reference."""
     rows: list[tuple[str, int, float, float]] = []
     for source, of in zip(sources, scores, strict=True):
-        error = of.frechet.standard_error
-        known = np.nan if error is None else error
-        if of.infinity is not None:
-            points = zip(of.infinity.num_generated, of.infinity.distance, strict=True)
-            rows += [(source, int(n), float(distance), known) for n, distance in points]
+        for point in of.infinity.points if of.infinity is not None else ():
+            error = point.standard_error
+            rows.append(
+                (source, point.num_generated, point.fid, np.nan if error is None else error)
+            )
     return pd.DataFrame(rows, columns=list(AGAINST_N_COLUMNS))
 
 

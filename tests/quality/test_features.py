@@ -14,8 +14,8 @@ from PIL import Image
 from ddpmbench.errors import InputError
 from ddpmbench.inputs.images import load_images
 from ddpmbench.quality.features import load_feature_network
-from ddpmbench.quality.frechet import frechet_distance_of
-from ddpmbench.quality.statistics import FeatureStatistics
+from ddpmbench.quality.frechet import frechet_distance
+from ddpmbench.quality.statistics import FeatureGaussian
 
 CPU = torch.device("cpu")
 RESIZERS = ("clean", "legacy_tensorflow")
@@ -163,7 +163,7 @@ def efficientnet():
 def test_the_real_network_ranks_what_people_rank(efficientnet):
     count = 80
     images = load_images("fashion-mnist:test", num_images=2 * count).pixels
-    reference = FeatureStatistics.of(efficientnet(images[count:]).features).gaussian
+    reference = FeatureGaussian.of(efficientnet(images[count:]).features)
     rng = np.random.default_rng(0)
 
     def noised(spread):
@@ -171,7 +171,7 @@ def test_the_real_network_ranks_what_people_rank(efficientnet):
         return np.clip(images[:count] + noise, 0, 255).round().astype(np.uint8)
 
     distances = [
-        frechet_distance_of(efficientnet(pixels).features, reference)
+        frechet_distance(FeatureGaussian.of(efficientnet(pixels).features), reference)
         for pixels in (images[:count], noised(8.0), noised(30.0), of_a_photograph(count, rng))
     ]
     for nearer, farther in itertools.pairwise(distances):

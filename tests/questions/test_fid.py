@@ -16,10 +16,10 @@ from feature_networks import write_network
 
 import ddpmbench as db
 from ddpmbench.quality.features import load_feature_network
-from ddpmbench.quality.frechet import frechet_distance_of, frechet_estimate
+from ddpmbench.quality.frechet import frechet_distance
 from ddpmbench.quality.frechet_infinity import frechet_infinity
 from ddpmbench.quality.protocols import PROTOCOLS
-from ddpmbench.quality.statistics import FeatureStatistics
+from ddpmbench.quality.statistics import FeatureGaussian
 from ddpmbench.runs import quality
 
 N = 24
@@ -72,11 +72,11 @@ def scores(report):
 
 def test_the_distance_is_that_of_the_features(small_model, reference, network, whole):
     samples = db.generate_samples(small_model, N).images
-    known = FeatureStatistics.of(network(reference.pixels).features).gaussian
+    known = FeatureGaussian.of(network(reference.pixels).features)
     features = network(samples.pixels).features
-    expected = frechet_distance_of(features, known)
+    expected = frechet_distance(FeatureGaussian.of(features), known)
     assert whole.summary["fid"] == pytest.approx(expected, rel=1e-4)
-    division = frechet_infinity(features, known, frechet_estimate(features, known), seed=0)
+    division = frechet_infinity(features, known, seed=0)
     assert whole.summary["fid_infinity"] == pytest.approx(division.estimate.value, rel=1e-4)
     assert whole.summary["samples"]["sha256"] == samples.sha256
     assert whole.summary["num_generated"] == len(whole.per_image) == N
@@ -107,7 +107,7 @@ def test_samples_from_a_file_score_the_same(small_model, reference, settings, wh
 def test_a_reference_may_be_its_moments_alone(
     small_model, reference, network, settings, whole, tmp_path
 ):
-    known = FeatureStatistics.of(network(reference.pixels).features).gaussian
+    known = FeatureGaussian.of(network(reference.pixels).features)
     np.savez(tmp_path / "stats.npz", mu=known.mean, sigma=known.covariance)
     stats = db.read_statistics(tmp_path / "stats.npz", num_features=6)
     made = db.generate_samples(small_model, N, out=tmp_path / "samples")
@@ -218,9 +218,11 @@ def test_features_of_other_networks_and_resizers_are_kept_apart(
             network = load_feature_network(path, resize=protocol.resize, device=CPU)
             settings = db.FidSettings(network, protocol)
             summary = db.evaluate_fid(reference.subset(30), reference, settings).summary
-            known = FeatureStatistics.of(network(reference.pixels).features).gaussian
+            known = FeatureGaussian.of(network(reference.pixels).features)
             features = network(reference.pixels[:30]).features
-            assert summary["fid"] == pytest.approx(frechet_distance_of(features, known), rel=1e-4)
+            assert summary["fid"] == pytest.approx(
+                frechet_distance(FeatureGaussian.of(features), known), rel=1e-4
+            )
             found.add(summary["fid"])
     assert len(found) == 4
 
