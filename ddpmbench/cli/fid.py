@@ -11,7 +11,7 @@ from click.core import ParameterSource
 
 from ddpmbench.cli import options
 from ddpmbench.cli.likelihood import warn
-from ddpmbench.cli.progress import progress
+from ddpmbench.cli.progress import Update, progress
 
 if TYPE_CHECKING:
     from ddpmbench.inputs.checkpoints import Checkpoint
@@ -106,9 +106,17 @@ def _network(given: dict[str, Any], local_rank: int) -> "tuple[FeatureNetwork, A
     name = given["feature_network"]
     protocol = protocol_named(given["protocol"], resizes_inside=resizes_inside(name))
     device = resolve_device(given["device"], local_rank)
-    network = load_feature_network(
-        name, resize=protocol.resize, device=device, inception=given["inception"]
-    )
+    with contextlib.ExitStack() as stack:
+        bars: list[Update] = []
+
+        def told(done: int, total: int) -> None:
+            if not bars:  # only where there is a download
+                bars.append(stack.enter_context(progress("weights", "MB", calls=1_000_000)))
+            bars[0](done, total, "")
+
+        network = load_feature_network(
+            name, resize=protocol.resize, device=device, inception=given["inception"], told=told
+        )
     return network, protocol
 
 

@@ -1,5 +1,6 @@
 """`sample` and `fid`: what they print, and what they refuse before they begin."""
 
+import hashlib
 import json
 import time
 
@@ -48,6 +49,30 @@ def test_a_run_prints_scores_and_leaves_a_page(fid, tmp_path):
     rows = fid("--out", tmp_path / "run", "--format", "csv")[1].splitlines()
     assert len(rows) == 2
     assert "images: samples" not in again[2]
+
+
+def test_published_weights_are_fetched_once_and_their_distance_is_called_fid(
+    said, small_checkpoint, small_npz, network, tmp_path, monkeypatch
+):
+    content = network.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    for name, value in {
+        "inputs.feature_weights.INCEPTION_URL": network.as_uri(),
+        "inputs.feature_weights.INCEPTION_BYTES": len(content),
+        "inputs.feature_weights.INCEPTION_SHA256": digest,
+        "quality.features.INCEPTION_SHA256": digest,
+    }.items():
+        monkeypatch.setattr(f"ddpmbench.{name}", value)
+    command = ["fid", "--ckpt", small_checkpoint, "--data", small_npz, "--num-generated", 4]
+    status, printed, _ = said(*command, "--out", tmp_path / "run")
+    assert status == 0
+    assert printed.startswith("FID ")
+    assert printed.splitlines()[0].endswith("(ddpm)")
+    assert "is not FID" not in printed
+    kept = tmp_path / "cache" / "inception" / "inception-2015-12-05.pt"
+    assert kept.read_bytes() == content
+    monkeypatch.setattr("ddpmbench.inputs.feature_weights.INCEPTION_URL", "file:///nothing")
+    assert said(*command, "--out", tmp_path / "again")[1].split()[1] == printed.split()[1]
 
 
 def test_two_runs_compare(said, fid, tmp_path):
