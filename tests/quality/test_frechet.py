@@ -1,6 +1,5 @@
 """The Frechet distance: closed forms, any rank, the same from features and from statistics."""
 
-
 import numpy as np
 import pytest
 from scipy import linalg
