@@ -11,6 +11,7 @@ import torch
 from feature_networks import write_network
 
 from ddpmbench.cli.main import ddpmbench
+from ddpmbench.inputs.checkpoints import load_checkpoint
 from ddpmbench.quality.features import load_feature_network
 from ddpmbench.quality.protocols import PROTOCOLS
 from ddpmbench.questions.fid import FidSettings, evaluate_fid
@@ -124,6 +125,16 @@ def test_the_table_of_a_folder_of_fid_is_complete(fid_folder):
     cells = re.findall(r"^\| (`[^|]+`) \|", section, re.MULTILINE)
     named = {name.rstrip("/") for cell in cells for name in re.findall(r"`([^`]+)`", cell)}
     assert named == {path.name for path in fid_folder.iterdir()}
+
+
+def test_the_scores_are_the_published_ones():
+    summary = json.loads((ROOT / "results" / "quality" / "summary.json").read_text())
+    named = re.search(r"`(FD\[\w+\])` ([\d.]+) \+- ([\d.]+), and ([\d.]+) \+- ([\d.]+) at", README)
+    values = [summary[name] for name in ("fid", "fid_half_width")]
+    values += [summary[name] for name in ("fid_infinity", "fid_infinity_half_width")]
+    assert named.groups() == (summary["name"], *(f"{value:.2f}" for value in values))
+    assert summary["checkpoint"]["sha256"] == load_checkpoint().sha256
+    assert summary["name"] != "FID"
 
 
 def test_its_columns_are_those_of_the_files(fid_folder):
