@@ -231,7 +231,7 @@ def _clean_fid_wrapper(path: Path, *, resize_inside: bool) -> Any:  # noqa: ANN4
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         (Path(folder) / INCEPTION).symlink_to(path.resolve())
         # torch.jit is to go, one day; the published weights come in no other form.
-        warnings.filterwarnings("ignore", message=".*torch.jit.*", category=FutureWarning)
+        warnings.filterwarnings("ignore", message=".*torch.jit.*")
         return InceptionV3W(folder, download=False, resize_inside=resize_inside).eval()
 
 
