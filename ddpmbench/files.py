@@ -23,10 +23,15 @@ def replacing(place: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def naming(folder: Path) -> Iterator[None]:
-    """Turn what the file system refuses into an InputError that names the folder."""
+def naming(folder: Path, option: str = "--out") -> Iterator[None]:
+    """Turn what the file system refuses into an InputError that names the folder.
+
+    Args:
+        folder: what is written.
+        option: what the user names it with.
+    """
     try:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        raise InputError(f"--out {folder}: cannot be written ({reason.lower()})") from error
+        raise InputError(f"{option} {folder}: cannot be written ({reason.lower()})") from error

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ddpmbench.array_store import release
 from ddpmbench.errors import InputError
-from ddpmbench.inputs.datasets import cache_folder
+from ddpmbench.inputs.datasets import CACHE_VARIABLE, cache_folder
 from ddpmbench.inputs.images import ImageSet
 from ddpmbench.quality.features import FeatureNetwork
 from ddpmbench.runs.parts import Arrays, FolderParts, PartStore
@@ -70,4 +70,4 @@ def reference_store(images: ImageSet, network: FeatureNetwork) -> FolderParts:
     """
     text = repr((images.sha256, network.sha256, network.name, network.resize, FORMAT))
     key = hashlib.sha256(text.encode()).hexdigest()[:32]
-    return FolderParts(cache_folder() / "features" / key)
+    return FolderParts(cache_folder() / "features" / key, option=CACHE_VARIABLE)

@@ -83,13 +83,14 @@ class MemoryParts:
 class FolderParts:
     """Parts in a folder; several processes may add to them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, option: str = "--out") -> None:
         """Look at a folder, which is made when the first part is saved.
 
         Args:
             folder: holds the parts and nothing else.
+            option: what the user names its place with.
         """
-        self.folder = folder
+        self.folder, self._option = folder, option
 
     def save(self, start: int, arrays: Arrays, *, seconds: float, device: str) -> None:
         """Keep what was made at positions start, start + 1, ...
@@ -99,7 +100,7 @@ class FolderParts:
         """
         path = self.folder / f"{start:09d}-{start + _length(arrays):09d}.npz"
         record = {_SECONDS: np.float64(seconds), _DEVICE: np.str_(device)}
-        with naming(self.folder.parent):
+        with naming(self.folder.parent, self._option):
             self.folder.mkdir(parents=True, exist_ok=True)
             with replacing(path) as temporary, temporary.open("wb") as file:
                 np.savez(file, **arrays, **record)  # type: ignore[arg-type]

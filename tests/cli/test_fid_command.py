@@ -132,6 +132,14 @@ def test_a_reference_must_be_named_for_what_is_not_the_default(refused, small_np
     assert "--data: name the real images" in line
 
 
+def test_a_cache_that_cannot_be_written_is_named(fid, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("DDPMBENCH_CACHE", str(tmp_path / "file"))
+    status, _, told = fid("--out", tmp_path / "run")
+    assert status == 2
+    assert f"Error: DDPMBENCH_CACHE {tmp_path / 'file'}" in told
+
+
 def test_without_weights_nothing_is_sampled(refused, monkeypatch, tmp_path):
     monkeypatch.setattr(
         "ddpmbench.inputs.feature_weights.INCEPTION_URL", "http://127.0.0.1:1/nothing"
