@@ -63,6 +63,11 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.pixels)
 
+    @property
+    def name(self) -> str:
+        """As `--data` names it."""
+        return f"{self.source}:{self.split}" if self.split else self.source
+
     @cached_property
     def sha256(self) -> str:
         """Of shape and pixels: the same for the same images in any kind of file."""

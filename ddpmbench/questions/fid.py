@@ -350,5 +350,4 @@ class _Scoring:
 
 
 def _name(reference: Reference) -> str:
-    split = getattr(reference, "split", None)
-    return f"{reference.source}:{split}" if split else reference.source
+    return reference.name if isinstance(reference, ImageSet) else reference.source

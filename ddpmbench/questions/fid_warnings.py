@@ -54,14 +54,14 @@ def warnings_of(
         if not isinstance(reference, ImageSet):
             continue
         if reference.skipped:
-            found.append(f"{len(reference.skipped)} files of {reference.source} were passed over")
+            found.append(f"{len(reference.skipped)} files of {reference.name} were passed over")
         if images.pixels.shape[1:] != reference.pixels.shape[1:]:
             found.append(
-                f"samples are {_size(images)}, the images of {reference.source} "
+                f"samples are {_size(images)}, the images of {reference.name} "
                 f"{_size(reference)}: their resizing differs"
             )
         elif shared := int(np.isin(own, _hashes(reference)).sum()):
-            found.append(f"{shared:,} samples are also in {reference.source}")
+            found.append(f"{shared:,} samples are also in {reference.name}")
     return found
 
 

@@ -134,7 +134,7 @@ class QualityRun:
                 self._features_run(listener).compute(images, stores.features)
             for reference, store in zip(self.references, stores.references, strict=True):
                 if isinstance(reference, ImageSet) and store is not None:
-                    name = f"features of {reference.source}"
+                    name = f"features of {reference.name}"
                     with told.stage(name, "images", 1) as listener:
                         self._features_run(listener).compute(reference, store)
         return images
