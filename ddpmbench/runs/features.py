@@ -12,6 +12,7 @@ from ddpmbench.errors import InputError
 from ddpmbench.inputs.datasets import CACHE_VARIABLE, cache_folder
 from ddpmbench.inputs.images import ImageSet
 from ddpmbench.quality.features import FeatureNetwork
+from ddpmbench.runs.distributed import Ranks
 from ddpmbench.runs.parts import Arrays, FolderParts, PartStore
 from ddpmbench.runs.parts_run import PartsRun
 
@@ -33,6 +34,11 @@ class FeaturesRun:
 
     network: FeatureNetwork
     parts: PartsRun
+
+    @property
+    def alone(self) -> "FeaturesRun":
+        """The same without other processes."""
+        return dataclasses.replace(self, parts=dataclasses.replace(self.parts, ranks=Ranks()))
 
     def compute(self, images: ImageSet, store: PartStore) -> None:
         """Make the features that are missing, as `features` and, with classes, `logits`.

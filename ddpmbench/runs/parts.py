@@ -7,6 +7,7 @@ was killed goes on with the positions that no part covers.
 
 import itertools
 import re
+import time
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ from ddpmbench.files import naming, replacing
 
 Arrays = dict[str, NDArray[Any]]
 
+ARRIVAL_SECONDS = 120.0
+"""What another machine wrote to a network file system is seen here no later than that."""
 _ALL = 10**9
 _SECONDS, _DEVICE = "part_seconds", "part_device"
 _NAME = re.compile(r"(\d{9})-(\d{9})\.npz")
@@ -180,7 +183,19 @@ class FolderParts:
 
 
 def gathered(kept: PartStore, name: str, length: int) -> NDArray[Any]:
-    """The array of this name at positions 0..length - 1; a large one lies in a file."""
+    """The array of this name at positions 0..length - 1; a large one lies in a file.
+
+    Raises:
+        InputError: a part is damaged, or what another process wrote does not come to be seen here.
+    """
+    deadline = time.monotonic() + ARRIVAL_SECONDS
+    while gaps := kept.missing(length):
+        if time.monotonic() > deadline:
+            raise InputError(
+                f"--out: parts {gaps[0][0]} to {gaps[0][1] - 1} are not there, though they were "
+                "made; all processes must write to one folder that all machines see"
+            )
+        time.sleep(0.5)
     parts = (arrays[name] for arrays in kept.parts(length))
     first = next(parts)
     shape = (length, *first.shape[1:])

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -136,7 +137,10 @@ class QualityRun:
                 if isinstance(reference, ImageSet) and store is not None:
                     name = f"features of {reference.name}"
                     with told.stage(name, "images", 1) as listener:
-                        self._features_run(listener).compute(reference, store)
+                        made = self._features_run(listener)
+                        made.compute(reference, store)
+                        # Another machine may have a cache of its own; what scores needs all of it.
+                        self.ranks.once(partial(made.alone.compute, reference, store))
         return images
 
     def _samples(self, store: PartStore, told: QualityListener) -> ImageSet:

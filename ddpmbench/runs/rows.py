@@ -16,14 +16,13 @@ from ddpmbench.likelihood.running import RoughBound
 from ddpmbench.likelihood.terms import Rows, TermsPass, TermTable, concatenate
 from ddpmbench.runs.distributed import Ranks
 from ddpmbench.runs.engine import BatchSize, device_name
+from ddpmbench.runs.parts import ARRIVAL_SECONDS
 from ddpmbench.runs.shards import TermStore
 
 SHARD_SECONDS = 10.0
 """A shard is written at least this often; a killed run loses no more work than that."""
 SHARD_ROWS = 2**18
 """No shard holds more rows than this by much."""
-ARRIVAL_SECONDS = 120.0
-"""What another machine wrote to a network file system is seen here no later than that."""
 
 
 @dataclasses.dataclass(frozen=True)
