@@ -7,7 +7,6 @@ was killed goes on with the positions that no part covers.
 
 import itertools
 import re
-import time
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -20,11 +19,10 @@ from numpy.typing import NDArray
 from ddpmbench.array_store import store
 from ddpmbench.errors import InputError
 from ddpmbench.files import naming, replacing
+from ddpmbench.runs.positions import gaps_between, wait_until_there
 
 Arrays = dict[str, NDArray[Any]]
 
-ARRIVAL_SECONDS = 120.0
-"""What another machine wrote to a network file system is seen here no later than that."""
 _ALL = 10**9
 _SECONDS, _DEVICE = "part_seconds", "part_device"
 _NAME = re.compile(r"(\d{9})-(\d{9})\.npz")
@@ -110,14 +108,8 @@ class FolderParts:
 
     def missing(self, length: int) -> list[tuple[int, int]]:
         """The gaps: ranges of positions below `length` that no part covers."""
-        gaps, covered = [], 0
-        for start, stop, _ in self._ranges(length):
-            if start > covered:
-                gaps.append((covered, start))
-            covered = max(covered, stop)
-        if covered < length:
-            gaps.append((covered, length))
-        return gaps
+        ranges = ((start, stop) for start, stop, _ in self._ranges(length))
+        return gaps_between(ranges, length)
 
     def parts(self, length: int) -> Iterator[Arrays]:
         """What is there of the positions below `length`, once each, in order.
@@ -188,14 +180,7 @@ def gathered(kept: PartStore, name: str, length: int) -> NDArray[Any]:
     Raises:
         InputError: a part is damaged, or what another process wrote does not come to be seen here.
     """
-    deadline = time.monotonic() + ARRIVAL_SECONDS
-    while gaps := kept.missing(length):
-        if time.monotonic() > deadline:
-            raise InputError(
-                f"--out: parts {gaps[0][0]} to {gaps[0][1] - 1} are not there, though they were "
-                "made; all processes must write to one folder that all machines see"
-            )
-        time.sleep(0.5)
+    wait_until_there(lambda: kept.missing(length), what="parts")
     parts = (arrays[name] for arrays in kept.parts(length))
     first = next(parts)
     shape = (length, *first.shape[1:])

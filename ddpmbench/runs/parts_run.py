@@ -1,5 +1,6 @@
 """Making what lies in parts: in batches, kept as they come, by one process or many."""
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
@@ -70,13 +71,12 @@ class PartsRun:
         def compute() -> None:
             nonlocal made
             for stripe in stripes:
-                part = _Part(store, device_name(self.device))
-                for start, arrays in self._batches(stripe, make, told):
-                    size = len(next(iter(arrays.values())))
-                    part.add(start, arrays)
-                    made += size
-                    told(0)
-                part.close()
+                # Closed whatever happens: an interruption keeps the batches that are whole.
+                with contextlib.closing(_Part(store, device_name(self.device))) as part:
+                    for start, arrays in self._batches(stripe, make, told):
+                        part.add(start, arrays)
+                        made += len(next(iter(arrays.values())))
+                        told(0)
 
         self.ranks.together(compute)
         self.ranks.wait()

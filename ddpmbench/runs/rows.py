@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from ddpmbench.likelihood.running import RoughBound
 from ddpmbench.likelihood.terms import Rows, TermsPass, TermTable, concatenate
 from ddpmbench.runs.distributed import Ranks
 from ddpmbench.runs.engine import BatchSize, device_name
-from ddpmbench.runs.parts import ARRIVAL_SECONDS
+from ddpmbench.runs.positions import wait_until_there
 from ddpmbench.runs.shards import TermStore
 
 SHARD_SECONDS = 10.0
@@ -135,7 +136,8 @@ class RowsRun:
                         self.listener.progress(RunProgress(now, total, watch(table)))
 
         self.ranks.together(compute)
-        self.ranks.once(lambda: _arrived(store, len(design)))
+        missing_now = functools.partial(store.missing, len(design))
+        self.ranks.once(lambda: wait_until_there(missing_now, what="rows"))
 
     def prior(self) -> NDArray[np.float64]:
         """(N,) L_T of every image, nats per dimension."""
@@ -224,17 +226,6 @@ class _Shard:
         self._position, self._since = position + size, time.perf_counter()
         if size:
             self._store.save(position, collected[:size], seconds=seconds, device=self._device)
-
-
-def _arrived(store: TermStore, length: int) -> None:
-    deadline = time.monotonic() + ARRIVAL_SECONDS
-    while gaps := store.missing(length):
-        if time.monotonic() > deadline:
-            raise InputError(
-                f"--out: rows {gaps[0][0]} to {gaps[0][1] - 1} are not there, though they were "
-                "computed; all processes must write to one folder that all machines see"
-            )
-        time.sleep(0.5)
 
 
 def _not_finite(row: Rows, terms_pass: TermsPass) -> InputError:

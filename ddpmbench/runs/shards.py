@@ -18,6 +18,7 @@ from ddpmbench.errors import InputError
 from ddpmbench.files import naming, replacing
 from ddpmbench.likelihood.design import Design
 from ddpmbench.likelihood.terms import VALUE_COLUMNS, Rows, TermTable
+from ddpmbench.runs.positions import gaps_between
 
 _SECONDS, _DEVICE = b"seconds", b"device"
 _ADDRESS = ("image", "t", "draw")
@@ -117,14 +118,8 @@ class Shards:
 
     def missing(self, length: int) -> list[tuple[int, int]]:
         """The gaps: ranges of positions below `length` that no shard covers."""
-        gaps, covered = [], 0
-        for start, stop, _ in self._ranges(length):
-            if start > covered:
-                gaps.append((covered, start))
-            covered = max(covered, stop)
-        if covered < length:
-            gaps.append((covered, length))
-        return gaps
+        ranges = ((start, stop) for start, stop, _ in self._ranges(length))
+        return gaps_between(ranges, length)
 
     def tables(self, length: int, columns: Sequence[str] = VALUE_COLUMNS) -> Iterator[TermTable]:
         """The terms of the rows below `length` that are there, once each, in order.

@@ -218,3 +218,26 @@ def test_killed_at_random_points_the_images_are_the_same(
         capture_output=True,
     )
     assert same_images(out, in_one_sitting)
+
+
+def test_an_interruption_keeps_the_batches_that_are_whole(
+    small_model, whole, tmp_path, monkeypatch
+):
+    real = module.SamplesRun.sampled
+
+    def interrupted(self, index, told):
+        if index[0] >= 8:
+            raise KeyboardInterrupt
+        return real(self, index, told)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.SamplesRun, "sampled", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            db.generate_samples(small_model, N, batch_size=4, out=tmp_path / "run")
+    told = []
+    listener = db.RunListener(start=told.append)
+    found = db.generate_samples(
+        small_model, N, batch_size=4, out=tmp_path / "run", listener=listener
+    )
+    assert told == [4 * small_model.schedule.num_timesteps]
+    assert np.array_equal(found.images.pixels, whole.images.pixels)

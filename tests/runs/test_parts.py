@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ddpmbench.errors import InputError
-from ddpmbench.runs import parts
+from ddpmbench.runs import positions
 from ddpmbench.runs.parts import FolderParts, MemoryParts, blocks, gathered
 
 
@@ -97,7 +97,7 @@ def test_blocks_are_the_gaps_cut_at_multiples(lengths, rows):
 
 
 def test_what_is_not_there_is_not_made_up(store, monkeypatch):
-    monkeypatch.setattr(parts, "ARRIVAL_SECONDS", 0.1)
+    monkeypatch.setattr(positions, "ARRIVAL_SECONDS", 0.1)
     save(store, 0, 3)
     with pytest.raises(InputError, match="parts 3 to 4 are not there"):
         gathered(store, "value", 5)
