@@ -101,7 +101,7 @@ def _say_cost(cost: "Cost") -> None:
 def _network(given: dict[str, Any], local_rank: int) -> "tuple[FeatureNetwork, Any]":
     from ddpmbench.quality.features import load_feature_network, resizes_inside
     from ddpmbench.quality.protocols import protocol_named
-    from ddpmbench.runs.engine import resolve_device
+    from ddpmbench.runs.devices import resolve_device
 
     name = given["feature_network"]
     protocol = protocol_named(given["protocol"], resizes_inside=resizes_inside(name))

@@ -145,7 +145,7 @@ def train(
     from ddpmbench.inputs.images import load_images
     from ddpmbench.network.unet import UNetConfig
     from ddpmbench.process.prediction import Variance
-    from ddpmbench.runs.engine import resolve_device
+    from ddpmbench.runs.devices import resolve_device
     from ddpmbench.training.loop import TrainingProgress, train
     from ddpmbench.training.recipe import TrainingRecipe
 

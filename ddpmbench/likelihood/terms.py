@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
+from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint, ModelOutput
 from ddpmbench.inputs.images import ImageSet
 from ddpmbench.likelihood.decoders import (
     DECODER_COLUMNS,
@@ -269,8 +269,20 @@ class TermsPass:
         seed: int,
         decoder: str,
         device: torch.device,
+        model_output: ModelOutput | None = None,
     ) -> None:
+        """Prepare a model and images.
+
+        Args:
+            checkpoint: the model.
+            images: the image set.
+            seed: of the noise, 0 <= seed < 2^64.
+            decoder: "exact" or "tanh".
+            device: where the network runs.
+            model_output: calls the network; None for the checkpoint's own `model_output`.
+        """
         self.checkpoint = checkpoint.to(device)
+        self._model_output = model_output or checkpoint.model_output
         self.diffusion = checkpoint.diffusion.to(device)
         self.images, self.seed, self.decoder, self.device = images, seed, decoder, device
         self.num_evaluations = 0
@@ -286,7 +298,7 @@ class TermsPass:
         image, t, draw = (self._put(values) for values in (rows.image, rows.t, rows.draw))
         eps = normal_noise(image, t, draw, shape=tuple(x_start.shape[1:]), seed=self.seed)
         x_t = self.diffusion.q_sample(x_start, t, eps.to(x_start.dtype))
-        output = self.checkpoint.model_output(x_t, t, self._labels(rows))
+        output = self._model_output(x_t, t, self._labels(rows))
         self.num_evaluations += len(rows)
         terms = diffusion_terms(self.diffusion, x_start, t, eps, output, decoder=self.decoder)
         columns = {

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ddpmbench.errors import InputError
-from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
+from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint, ModelOutput
 from ddpmbench.process.diffusion import ReverseStep
 from ddpmbench.process.noise import normal_noise
 from ddpmbench.process.schedule import MAX_TIMESTEPS
@@ -66,6 +66,7 @@ class Sampler(abc.ABC):
         seed: int,
         device: torch.device,
         draw: int = SAMPLE_DRAW,
+        model_output: ModelOutput | None = None,
     ) -> None:
         """Prepare a model for sampling.
 
@@ -74,7 +75,9 @@ class Sampler(abc.ABC):
             seed: of the noise, 0 <= seed < 2^64.
             device: where it is sampled.
             draw: of the noise; chains that must share none with other chains have their own.
+            model_output: calls the network; None for the checkpoint's own `model_output`.
         """
+        self._model_output = model_output or checkpoint.model_output
         self.checkpoint = checkpoint.to(device)
         self.diffusion = checkpoint.diffusion.to(device)
         self._seed, self._draw = seed, draw
@@ -113,7 +116,7 @@ class Sampler(abc.ABC):
     @torch.inference_mode()
     def _step(self, x_t: Tensor, t: int, sample: Tensor, labels: Tensor | None) -> SamplingStep:
         steps = torch.full_like(sample, t)
-        output = self.checkpoint.model_output(x_t, steps, labels)
+        output = self._model_output(x_t, steps, labels)
         reverse = self.diffusion.p_mean_variance(output, x_t, steps)
         x_previous, deviation = self._law(reverse, x_t, steps)
         if deviation is not None:
@@ -149,6 +152,7 @@ class AncestralSampler(Sampler):
         device: torch.device,
         draw: int = SAMPLE_DRAW,
         added_noise: AddedNoise = AddedNoise.INNER,
+        model_output: ModelOutput | None = None,
     ) -> None:
         """Prepare a model for sampling; the arguments are those of `Sampler`, and one more.
 
@@ -158,8 +162,9 @@ class AncestralSampler(Sampler):
             device: where it is sampled.
             draw: of the noise.
             added_noise: after which steps noise is added.
+            model_output: calls the network.
         """
-        super().__init__(checkpoint, seed=seed, device=device, draw=draw)
+        super().__init__(checkpoint, seed=seed, device=device, draw=draw, model_output=model_output)
         self._added_noise = added_noise
 
     def _law(self, reverse: ReverseStep, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -177,7 +182,13 @@ class ImplicitSampler(Sampler):
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, *, seed: int, device: torch.device, eta: float = 0.0
+        self,
+        checkpoint: Checkpoint,
+        *,
+        seed: int,
+        device: torch.device,
+        eta: float = 0.0,
+        model_output: ModelOutput | None = None,
     ) -> None:
         """Prepare a model for sampling; the arguments are those of `Sampler`, and one more.
 
@@ -186,8 +197,9 @@ class ImplicitSampler(Sampler):
             seed: of the noise.
             device: where it is sampled.
             eta: 0 adds no noise after the start, 1 as much as the posterior has.
+            model_output: calls the network.
         """
-        super().__init__(checkpoint, seed=seed, device=device)
+        super().__init__(checkpoint, seed=seed, device=device, model_output=model_output)
         self._eta = eta
 
     def _law(self, reverse: ReverseStep, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -225,8 +237,27 @@ class SamplerChoice:
         if self.eta is not None and not 0 <= self.eta <= 1:
             raise InputError(f"--eta {self.eta}: choose from 0 to 1")
 
-    def prepare(self, checkpoint: Checkpoint, *, seed: int, device: torch.device) -> Sampler:
+    def prepare(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        seed: int,
+        device: torch.device,
+        model_output: ModelOutput | None = None,
+    ) -> Sampler:
         """The sampler of a model; see `Sampler` for the arguments."""
         if self.method == "ddim":
-            return ImplicitSampler(checkpoint, seed=seed, device=device, eta=self.eta or 0.0)
-        return AncestralSampler(checkpoint, seed=seed, device=device, added_noise=self.added_noise)
+            return ImplicitSampler(
+                checkpoint,
+                seed=seed,
+                device=device,
+                eta=self.eta or 0.0,
+                model_output=model_output,
+            )
+        return AncestralSampler(
+            checkpoint,
+            seed=seed,
+            device=device,
+            added_noise=self.added_noise,
+            model_output=model_output,
+        )

@@ -25,8 +25,9 @@ from ddpmbench.questions.fid_warnings import warnings_of
 from ddpmbench.report import fidelity_tables as tables
 from ddpmbench.report.fidelity import AGAINST_N, INFLUENCE, NEAREST, SCHEMA, NearestImages
 from ddpmbench.runs.agreement import open_folder, refuse_other_runs
+from ddpmbench.runs.devices import resolve_device
 from ddpmbench.runs.distributed import joined
-from ddpmbench.runs.engine import PRECISION, resolve_device
+from ddpmbench.runs.engine import PRECISION
 from ddpmbench.runs.finished import ENVIRONMENT, PER_IMAGE, SUMMARY
 from ddpmbench.runs.folder import RunFolder
 from ddpmbench.runs.generation import Generation, SampleSettings

@@ -18,8 +18,9 @@ from ddpmbench.questions.sampling import Sampling
 from ddpmbench.report import tables
 from ddpmbench.report.conventions import conventions_frame, sub_schedules_frame
 from ddpmbench.runs.agreement import open_folder, refuse_other_runs
+from ddpmbench.runs.devices import evaluating, resolve_device, strict_float32
 from ddpmbench.runs.distributed import joined
-from ddpmbench.runs.engine import PRECISION, evaluating, resolve_device, strict_float32
+from ddpmbench.runs.engine import PRECISION
 from ddpmbench.runs.extremes import EXTREMES, Extremes
 from ddpmbench.runs.finished import (
     DENSITY,

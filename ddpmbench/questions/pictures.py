@@ -16,7 +16,8 @@ from ddpmbench.quality.progressive import (
     progressive_generation,
 )
 from ddpmbench.questions.nll import NllReport
-from ddpmbench.runs.engine import BatchSize, evaluating, resolve_device, strict_float32
+from ddpmbench.runs.batch_size import BatchSize
+from ddpmbench.runs.devices import evaluating, resolve_device, strict_float32
 from ddpmbench.runs.pictures import Pictures
 from ddpmbench.runs.rows import RunListener, RunProgress
 

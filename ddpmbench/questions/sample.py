@@ -13,8 +13,9 @@ from ddpmbench.inputs.image_files import PositionIds
 from ddpmbench.inputs.images import ImageSet
 from ddpmbench.report.figures.samples import samples_figure
 from ddpmbench.runs.agreement import open_folder, refuse_other_runs
+from ddpmbench.runs.devices import evaluating, resolve_device, strict_float32
 from ddpmbench.runs.distributed import joined
-from ddpmbench.runs.engine import PRECISION, evaluating, resolve_device, strict_float32
+from ddpmbench.runs.engine import PRECISION
 from ddpmbench.runs.finished import ENVIRONMENT, SUMMARY
 from ddpmbench.runs.folder import RunFolder, write_figure
 from ddpmbench.runs.generation import Generation, SampleSettings

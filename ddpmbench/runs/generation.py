@@ -12,8 +12,8 @@ from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.process.units import EightBit
 from ddpmbench.quality.sampling import SamplerChoice
+from ddpmbench.runs.batch_size import BatchSize
 from ddpmbench.runs.distributed import Ranks
-from ddpmbench.runs.engine import BatchSize
 from ddpmbench.runs.parts_run import PartsRun
 from ddpmbench.runs.rows import RunListener
 from ddpmbench.runs.samples import SamplesRun

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ddpmbench.runs.batch_size import BatchSize
+from ddpmbench.runs.devices import device_name
 from ddpmbench.runs.distributed import STRIPES, Ranks
-from ddpmbench.runs.engine import BatchSize, device_name
 from ddpmbench.runs.parts import Arrays, PartStore, blocks
 from ddpmbench.runs.rows import RunListener, RunProgress
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from ddpmbench.runs.engine import device_name
+from ddpmbench.runs.devices import device_name
 from ddpmbench.version import __version__
 
 PACKAGES = (

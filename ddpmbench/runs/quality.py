@@ -14,9 +14,10 @@ from ddpmbench.inputs.image_files import PositionIds
 from ddpmbench.inputs.images import ImageSet
 from ddpmbench.inputs.statistics_files import ReferenceStatistics
 from ddpmbench.quality.features import FeatureNetwork
+from ddpmbench.runs.batch_size import BatchSize
 from ddpmbench.runs.cost import Cost, seconds_per_call, seconds_per_image
+from ddpmbench.runs.devices import evaluating, strict_float32
 from ddpmbench.runs.distributed import Ranks
-from ddpmbench.runs.engine import BatchSize, evaluating, strict_float32
 from ddpmbench.runs.features import BATCH_SHAPE, FeaturesRun, reference_store
 from ddpmbench.runs.generation import Generation
 from ddpmbench.runs.parts import FolderParts, MemoryParts, PartStore, gathered

@@ -15,8 +15,9 @@ from ddpmbench.errors import InputError
 from ddpmbench.likelihood.design import Design
 from ddpmbench.likelihood.running import RoughBound
 from ddpmbench.likelihood.terms import Rows, TermsPass, TermTable, concatenate
+from ddpmbench.runs.batch_size import BatchSize
+from ddpmbench.runs.devices import device_name
 from ddpmbench.runs.distributed import Ranks
-from ddpmbench.runs.engine import BatchSize, device_name
 from ddpmbench.runs.positions import wait_until_there
 from ddpmbench.runs.shards import TermStore
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+from collections.abc import Callable
 from enum import StrEnum
 from typing import Self
 
@@ -13,6 +14,9 @@ from ddpmbench.network.unet import UNet
 from ddpmbench.process.diffusion import GaussianDiffusion
 from ddpmbench.process.prediction import Prediction, Variance
 from ddpmbench.process.schedule import NoiseSchedule
+
+ModelOutput = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""Called as `Checkpoint.model_output` is, and gives what it gives, to some precision."""
 
 
 class TimeInput(StrEnum):

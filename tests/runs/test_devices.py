@@ -3,7 +3,8 @@ import torch
 
 from ddpmbench.errors import InputError
 from ddpmbench.process.noise import philox_4x32
-from ddpmbench.runs.engine import BatchSize, evaluating, resolve_device, strict_float32
+from ddpmbench.runs.batch_size import BatchSize
+from ddpmbench.runs.devices import evaluating, resolve_device, strict_float32
 
 
 def batch(option=None, said=None):

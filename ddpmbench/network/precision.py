@@ -1,0 +1,23 @@
+"""What a network computes in."""
+
+from enum import StrEnum
+
+import torch
+
+
+class Precision(StrEnum):
+    """The numbers that a network's products are made of; sums are of float32 or more."""
+
+    FP32 = "fp32"
+    """float32, and products are rounded to nothing less: the reference"""
+    TF32 = "tf32"
+    """float32, whose products may be rounded to 10 bits of mantissa first"""
+    BF16 = "bf16"
+    """bfloat16: 7 bits of mantissa"""
+    FP16 = "fp16"
+    """float16: 10 bits of mantissa"""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights and activations."""
+        return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.value, torch.float32)

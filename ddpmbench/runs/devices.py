@@ -1,0 +1,84 @@
+"""The device a run computes on, and that float32 and evaluation mean there what they say."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from ddpmbench.errors import InputError
+
+
+def resolve_device(name: str, local_rank: int = 0) -> torch.device:
+    """The device a `--device` option names.
+
+    Args:
+        name: "auto" (CUDA, then MPS, then the CPU), "cpu", "cuda", "cuda:1" or "mps".
+        local_rank: which process on this machine asks; each has a CUDA device of its own as
+            long as there are enough.
+
+    Raises:
+        InputError: there is no such device here.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return _cuda_of(local_rank)
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda", "mps") or (index and not (kind == "cuda" and index.isdigit())):
+        raise InputError(f"--device {name}: choose auto, cpu, cuda, cuda:N or mps")
+    if kind == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if int(index or 0) >= count:
+            raise InputError(
+                f"--device {name}: this machine has {count} CUDA devices; use --device auto"
+            )
+        if not index:
+            return _cuda_of(local_rank)
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise InputError(f"--device {name}: this machine has no MPS device; use --device auto")
+    return torch.device(name)
+
+
+def _cuda_of(local_rank: int) -> torch.device:
+    return torch.device("cuda", local_rank % torch.cuda.device_count())
+
+
+@contextlib.contextmanager
+def strict_float32() -> Iterator[None]:
+    """Inside, float32 means float32: products and convolutions are rounded to nothing less."""
+    backends: Any = torch.backends
+    switches = [
+        backends.cuda.matmul,
+        backends.cudnn.conv,
+        backends.mkldnn.matmul,
+        backends.mkldnn.conv,
+    ]
+    before = [switch.fp32_precision for switch in switches]
+    try:
+        for switch in switches:
+            switch.fp32_precision = "ieee"
+        yield
+    finally:
+        for switch, precision in zip(switches, before, strict=True):
+            switch.fp32_precision = precision
+
+
+@contextlib.contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Inside, the network is in evaluation mode; afterwards every part is as it was."""
+    training = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, was_training in training.items():
+            module.training = was_training
+
+
+def device_name(device: torch.device) -> str:
+    """What the device calls itself, with the number of threads where it is the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {torch.get_num_threads()} threads" if device.type == "cpu" else "mps"
