@@ -6,6 +6,7 @@ attention weights, which the readers of their files bring to the layout used her
 
 import dataclasses
 import math
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -163,15 +164,15 @@ class ResidualBlock(nn.Module):
         self.scale_shift = config.scale_shift
         self.resample = {None: None, "down": F.avg_pool2d, "up": F.interpolate}[resample]
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """(B, C_in, H, W) and the activated embedding (B, 4 model_channels) to (B, C_out, ...)."""
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """(B, C_in, H, W) and the block's projection of the time, (B, K), to (B, C_out, ...)."""
         h = F.silu(self.norm_1(x))
         if self.resample is F.avg_pool2d:
             h, x = F.avg_pool2d(h, 2), F.avg_pool2d(x, 2)
         elif self.resample is F.interpolate:
             h, x = _double(h), _double(x)
         h = self.conv_1(h)
-        time = self.time(embedding)[:, :, None, None]
+        time = time[:, :, None, None]
         if self.scale_shift:
             scale, shift = time.chunk(2, dim=1)
             h = self.norm_2(h) * (1 + scale) + shift
@@ -256,18 +257,18 @@ class Level(nn.Module):
         self.attentions = nn.ModuleList(attentions)
         self.resample = resample
 
-    def apply_block(self, index: int, x: Tensor, embedding: Tensor) -> Tensor:
+    def apply_block(self, index: int, x: Tensor, times: Iterator[Tensor]) -> Tensor:
         """Residual block `index` and the attention that follows it."""
-        x = self.blocks[index](x, embedding)
+        x = self.blocks[index](x, next(times))
         if len(self.attentions):
             x = self.attentions[index](x)
         return x
 
-    def apply_resample(self, x: Tensor, embedding: Tensor) -> Tensor:
+    def apply_resample(self, x: Tensor, times: Iterator[Tensor]) -> Tensor:
         """On to the next resolution."""
         assert self.resample is not None
         if isinstance(self.resample, ResidualBlock):
-            return self.resample(x, embedding)  # type: ignore[no-any-return]
+            return self.resample(x, next(times))  # type: ignore[no-any-return]
         return self.resample(x)  # type: ignore[no-any-return]
 
 
@@ -280,9 +281,9 @@ class Middle(nn.Module):
         self.attention = Attention(config, channels)
         self.block_2 = ResidualBlock(config, channels, channels)
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+    def forward(self, x: Tensor, times: Iterator[Tensor]) -> Tensor:
         """(B, C, H, W) to the same shape."""
-        return self.block_2(self.attention(self.block_1(x, embedding)), embedding)  # type: ignore[no-any-return]
+        return self.block_2(self.attention(self.block_1(x, next(times))), next(times))  # type: ignore[no-any-return]
 
 
 class UNet(nn.Module):
@@ -319,29 +320,60 @@ class UNet(nn.Module):
         Returns:
             (B, C, H, W), or (B, 2C, H, W) where a variance is learned.
         """
-        embedding = timestep_embedding(time, self.config).to(x_t.dtype)
-        embedding = self.time_2(F.silu(self.time_1(embedding)))
+        embedding = self.embed(self.embed_time(time), labels)
+        return self.body(x_t, self.project(embedding))
+
+    def embed_time(self, time: Tensor) -> Tensor:
+        """(B,) the network's time input to (B, 4 model_channels); no class is in it yet."""
+        embedding = timestep_embedding(time, self.config).to(self.time_1.weight.dtype)
+        return self.time_2(F.silu(self.time_1(embedding)))  # type: ignore[no-any-return]
+
+    def embed(self, embedding: Tensor, labels: Tensor | None = None) -> Tensor:
+        """What `embed_time` gave and the classes, (B,), to what the blocks project, activated."""
         if self.classes is not None:
             embedding = embedding + self.classes(labels)
-        embedding = F.silu(embedding)
-        h = self.conv_in(x_t)
+        return F.silu(embedding)
+
+    def project(self, embedding: Tensor) -> list[Tensor]:
+        """What each residual block adds or scales by, (B, K) each, in the order of `body`."""
+        return [block.time(embedding) for block in self.residual_blocks()]
+
+    def residual_blocks(self) -> list[ResidualBlock]:
+        """All of them, in the order in which `body` runs through them."""
+        return [module for module in self.modules() if isinstance(module, ResidualBlock)]
+
+    def body(self, x_t: Tensor, projections: Sequence[Tensor]) -> Tensor:
+        """The network for a time that is embedded and projected already.
+
+        The first and the last convolution, and the last normalization, are of the dtype of `x_t`;
+        all between of that of the projections.
+
+        Args:
+            x_t: (B, C, H, W).
+            projections: what `project` gives.
+
+        Returns:
+            (B, C, H, W), or (B, 2C, H, W) where a variance is learned.
+        """
+        times = iter(projections)
+        h = self.conv_in(x_t).to(projections[0].dtype)
         skips = [h]
         for level in self.down:
             assert isinstance(level, Level)
             for index in range(len(level.blocks)):
-                h = level.apply_block(index, h, embedding)
+                h = level.apply_block(index, h, times)
                 skips.append(h)
             if level.resample is not None:
-                h = level.apply_resample(h, embedding)
+                h = level.apply_resample(h, times)
                 skips.append(h)
-        h = self.middle(h, embedding)
+        h = self.middle(h, times)
         for level in self.up:
             assert isinstance(level, Level)
             for index in range(len(level.blocks)):
-                h = level.apply_block(index, torch.cat([h, skips.pop()], dim=1), embedding)
+                h = level.apply_block(index, torch.cat([h, skips.pop()], dim=1), times)
             if level.resample is not None:
-                h = level.apply_resample(h, embedding)
-        return self.conv_out(F.silu(self.norm_out(h)))  # type: ignore[no-any-return]
+                h = level.apply_resample(h, times)
+        return self.conv_out(F.silu(self.norm_out(h.to(x_t.dtype))))  # type: ignore[no-any-return]
 
 
 def _way_down(config: UNetConfig) -> tuple[nn.ModuleList, list[int]]:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ddpmbench.errors import InputError
+from ddpmbench.network.precision import Precision
 
 
 def resolve_device(name: str, local_rank: int = 0) -> torch.device:
@@ -46,8 +47,8 @@ def _cuda_of(local_rank: int) -> torch.device:
 
 
 @contextlib.contextmanager
-def strict_float32() -> Iterator[None]:
-    """Inside, float32 means float32: products and convolutions are rounded to nothing less."""
+def products_of(precision: Precision) -> Iterator[None]:
+    """Inside, products and convolutions of float32 are rounded to nothing less, unless to TF32."""
     backends: Any = torch.backends
     switches = [
         backends.cuda.matmul,
@@ -58,11 +59,17 @@ def strict_float32() -> Iterator[None]:
     before = [switch.fp32_precision for switch in switches]
     try:
         for switch in switches:
-            switch.fp32_precision = "ieee"
+            is_rounded = precision is Precision.TF32 and switch in switches[:2]
+            switch.fp32_precision = "tf32" if is_rounded else "ieee"
         yield
     finally:
-        for switch, precision in zip(switches, before, strict=True):
-            switch.fp32_precision = precision
+        for switch, value in zip(switches, before, strict=True):
+            switch.fp32_precision = value
+
+
+def strict_float32() -> contextlib.AbstractContextManager[None]:
+    """Inside, float32 means float32: products and convolutions are rounded to nothing less."""
+    return products_of(Precision.FP32)
 
 
 @contextlib.contextmanager

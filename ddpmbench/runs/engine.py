@@ -2,14 +2,21 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.network.precision import Precision
-from ddpmbench.runs.devices import evaluating, strict_float32
+from ddpmbench.network.timed_unet import TimedUNet
+from ddpmbench.network.unet import UNet
+from ddpmbench.runs.cuda_graphs import GraphedCall
+from ddpmbench.runs.devices import evaluating, products_of
+from ddpmbench.runs.memory import keep_memory
+
 
 PRECISION = "fp32"
 """What networks compute in: strict float32."""
@@ -37,8 +44,30 @@ class EngineChoice:
         return ", ".join([self.precision, *(f for f in flags if getattr(self, f))])
 
 
+def require_precision(precision: Precision, device: torch.device) -> None:
+    """Refuse a precision that the device does not have.
+
+    Raises:
+        InputError: it has not.
+    """
+    if precision is Precision.FP32:
+        return
+    if device.type == "cuda":
+        newest = torch.cuda.get_device_capability(device) >= (8, 0)
+        works = newest or precision is Precision.FP16
+    else:
+        works = precision is Precision.BF16 and device.type == "cpu"
+    if not works:
+        raise InputError(
+            f"--precision {precision}: {device.type} here does not compute in it; use fp32"
+        )
+
+
 class Engine:
     """Calls a checkpoint's network on a device.
+
+    Calls of a compiled or graphed network are of one size, the largest so far; smaller ones are
+    filled up.
 
     Attributes:
         choice: how.
@@ -47,15 +76,99 @@ class Engine:
     def __init__(
         self, checkpoint: Checkpoint, *, device: torch.device, choice: EngineChoice
     ) -> None:
-        self._checkpoint = checkpoint.to(device)
+        """Bring the network to the device, and into the form that the choice names.
+
+        Args:
+            checkpoint: the model.
+            device: where it is called.
+            choice: how.
+
+        Raises:
+            InputError: the device does not have the precision.
+        """
+        require_precision(choice.precision, device)
+        self._checkpoint, self._device = checkpoint.to(device), device
         self.choice = choice
+        self._rows = 0
+        steps = torch.arange(1, checkpoint.schedule.num_timesteps + 1, device=device)
+        times = checkpoint.network_time(steps)
+        network = checkpoint.network
+        self._network: nn.Module = (
+            TimedUNet(
+                network, times, precision=choice.precision, channels_last=choice.channels_last
+            )
+            if isinstance(network, UNet)
+            else _TimedNetwork(network, times, choice.precision)
+        )
+        self._call: Callable[..., Tensor] = self._network
+        if choice.compiled:
+            options = {"freezing": True} if device.type == "cpu" else None
+            self._call = torch.compile(self._network, dynamic=False, options=options)  # type: ignore[arg-type]
+        if choice.cuda_graph:
+            self._graphed = GraphedCall(self._call)
 
     def model_output(self, x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """What `Checkpoint.model_output` gives, to the precision of the choice."""
-        return self._checkpoint.model_output(x_t, t, labels)
+        inputs = [x_t.float(), t]
+        if self._checkpoint.num_classes:
+            assert labels is not None
+            inputs.append(labels)
+        output = self._call_filled(inputs)
+        self._checkpoint.check_output(output.shape, x_t.shape)
+        return output
+
+    def whole_step(
+        self, step: Callable[..., tuple[Tensor, ...]]
+    ) -> Callable[..., tuple[Tensor, ...]]:
+        """The same function, launched as one graph where the choice says so.
+
+        Args:
+            step: tensors to tensors; calls `model_output`.
+        """
+        return GraphedCall(step) if self.choice.cuda_graph else step
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
         """Inside, the network is in evaluation mode and products are of the choice's precision."""
-        with evaluating(self._checkpoint.network), strict_float32():
+        if self._device.type == "cpu":
+            keep_memory()
+        with (
+            evaluating(self._checkpoint.network),
+            evaluating(self._network),
+            products_of(self.choice.precision),
+        ):
             yield
+
+    def _call_filled(self, inputs: list[Tensor]) -> Tensor:
+        is_captured = self._device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+        if not (self.choice.compiled or self.choice.cuda_graph) or is_captured:
+            return self._call(*inputs)
+        rows = len(inputs[0])
+        self._rows = max(self._rows, rows)
+        if rows < self._rows:
+            inputs = [_filled(values, self._rows) for values in inputs]
+        call = self._graphed if self.choice.cuda_graph else self._call
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the compiler's, of itself
+            return call(*inputs)[:rows]
+
+
+class _TimedNetwork(nn.Module):
+    """Any network, with its time input looked up by the step."""
+
+    def __init__(self, network: nn.Module, times: Tensor, precision: Precision) -> None:
+        super().__init__()
+        self.network = network
+        self._precision = precision
+        self.register_buffer("times", times, persistent=False)
+
+    def forward(self, x_t: Tensor, t: Tensor, *labels: Tensor) -> Tensor:
+        is_narrow = self._precision.dtype is not torch.float32
+        with torch.autocast(x_t.device.type, self._precision.dtype, enabled=is_narrow):
+            output: Tensor = self.network(x_t, self.times[t - 1], *labels)  # type: ignore[index]
+        return output.float()
+
+
+def _filled(values: Tensor, rows: int) -> Tensor:
+    """With its first row again and again, up to so many."""
+    return torch.cat([values, values[:1].expand(rows - len(values), *values.shape[1:])])

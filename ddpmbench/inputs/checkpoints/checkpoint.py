@@ -110,14 +110,18 @@ class Checkpoint:
             assert labels is not None
             inputs.append(labels)
         output: Tensor = self.network(*inputs)
-        batch, channels, *size = x_t.shape
+        self.check_output(output.shape, x_t.shape)
+        return output
+
+    def check_output(self, shape: torch.Size, of: torch.Size) -> None:
+        """Raise InputError if an output of this shape is none for x_t of that, (B, C, H, W)."""
+        batch, channels, *size = of
         expected = (batch, channels * (2 if self.variance.is_learned else 1), *size)
-        if output.shape != expected:
+        if shape != expected:
             raise InputError(
-                f"--ckpt {self.source}: the network's output is {tuple(output.shape)}, "
+                f"--ckpt {self.source}: the network's output is {tuple(shape)}, "
                 f"a variance of {self.variance} takes {expected}"
             )
-        return output
 
     def respaced(self, num_timesteps: int) -> Self:
         """The model that visits only evenly spaced steps."""

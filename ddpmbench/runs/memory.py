@@ -1,0 +1,24 @@
+"""What the C library does with memory that is given back."""
+
+import ctypes
+import functools
+import platform
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt, from malloc.h
+_MOST = 2**31 - 1
+
+
+@functools.cache
+def keep_memory() -> bool:
+    """Keep freed memory for the next call of the network, in this process from now on.
+
+    By default glibc gives large blocks back to the system at once, and every activation of the
+    network begins with page faults: on a CPU they cost a small network a fifth of its time.
+
+    Returns:
+        Whether the C library is one that can be told so.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    return bool(mallopt(_MMAP_THRESHOLD, 2**30)) and bool(mallopt(_TRIM_THRESHOLD, _MOST))
