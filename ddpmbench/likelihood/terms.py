@@ -137,14 +137,27 @@ def diffusion_terms(
     model_output: Tensor,
     *,
     decoder: str = "exact",
+    first: Tensor | None = None,
 ) -> BoundTerms:
-    """`bound_terms` for a process whose tables are at hand; nothing is checked."""
+    """`bound_terms` for a process whose tables are at hand; nothing is checked.
+
+    Args:
+        diffusion: the process.
+        x_start: as there, and so are the next four.
+        t: as there.
+        eps: as there.
+        model_output: as there.
+        decoder: as there.
+        first: (K,) int64, the rows with t = 1; None if that is to be looked at, for which a GPU
+            is waited for.
+    """
     x_start, eps = x_start.to(diffusion.dtype), eps.to(diffusion.dtype)
     x_t = diffusion.q_sample(x_start, t, eps)
     true_mean, true_log_variance = diffusion.q_posterior(x_start, x_t, t)
     step = diffusion.p_mean_variance(model_output, x_t, t)
     nats = _mean(normal_kl(true_mean, true_log_variance, step.mean, step.log_variance))
-    first = (t == 1).nonzero().squeeze(1)
+    if first is None:
+        first = (t == 1).nonzero().squeeze(1)
     decoders = {
         name: torch.full_like(nats, torch.nan) for name in (*DECODER_COLUMNS, *MODEL_COLUMNS)
     }
@@ -289,18 +302,38 @@ class TermsPass:
 
     def prior(self, image: NDArray[np.int64]) -> NDArray[np.float64]:
         """(B,) L_T of the images with these indices, nats per dimension."""
-        return _to_numpy(prior_nats(self.diffusion, self._x_start(image)))
+        return _to_numpy(prior_nats(self.diffusion, self._x_start(self._pixels(image))))
 
     @torch.inference_mode()
     def terms(self, rows: Rows) -> TermTable:
         """The terms of one batch of rows."""
-        x_start = self._x_start(rows.image)
-        image, t, draw = (self._put(values) for values in (rows.image, rows.t, rows.draw))
+        first = np.flatnonzero(rows.t == 1)
+        addresses = np.concatenate([rows.image, rows.t, rows.draw, first, self._labels(rows)])
+        pixels, sent = self._pixels(rows.image), torch.from_numpy(addresses).to(self.device)
+        values = self._values(pixels, sent, len(rows), len(first))
+        self.num_evaluations += len(rows)
+        return TermTable(rows, dict(zip(VALUE_COLUMNS, _to_numpy(values), strict=True)))
+
+    def _values(self, pixels: Tensor, addresses: Tensor, rows: int, firsts: int) -> Tensor:
+        """(number of `VALUE_COLUMNS`, B); nothing is copied to or from the device here.
+
+        Args:
+            pixels: (B, C, H, W) uint8.
+            addresses: the images, steps and draws of the rows, which of them have t = 1, and the
+                classes if there are any, one after another.
+            rows: B.
+            firsts: how many have t = 1.
+        """
+        image, t, draw, first, labels = torch.split(
+            addresses, [rows, rows, rows, firsts, len(addresses) - 3 * rows - firsts]
+        )
+        x_start = self._x_start(pixels)
         eps = normal_noise(image, t, draw, shape=tuple(x_start.shape[1:]), seed=self.seed)
         x_t = self.diffusion.q_sample(x_start, t, eps.to(x_start.dtype))
-        output = self._model_output(x_t, t, self._labels(rows))
-        self.num_evaluations += len(rows)
-        terms = diffusion_terms(self.diffusion, x_start, t, eps, output, decoder=self.decoder)
+        output = self._model_output(x_t, t, labels if len(labels) else None)
+        terms = diffusion_terms(
+            self.diffusion, x_start, t, eps, output, decoder=self.decoder, first=first
+        )
         columns = {
             "nats": terms.nats,
             "x_start_mse": terms.x_start_mse,
@@ -308,20 +341,19 @@ class TermsPass:
             "eps_mse": terms.eps_mse,
             **terms.decoders,
         }
-        return TermTable(rows, {name: _to_numpy(value) for name, value in columns.items()})
+        return torch.stack([columns[name] for name in VALUE_COLUMNS])
 
-    def _labels(self, rows: Rows) -> Tensor | None:
+    def _labels(self, rows: Rows) -> NDArray[np.int64]:
         labels = self.images.labels
         if not self.checkpoint.num_classes or labels is None:
-            return None
-        return self._put(labels[rows.image])
+            return np.empty(0, np.int64)
+        return labels[rows.image]
 
-    def _x_start(self, image: NDArray[np.int64]) -> Tensor:
-        pixels = torch.from_numpy(np.ascontiguousarray(self.images.pixels[image]))
-        return to_unit_range(pixels.to(self.device), self.diffusion.dtype)
+    def _pixels(self, image: NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(self.images.pixels[image])).to(self.device)
 
-    def _put(self, values: NDArray[np.int64]) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(values)).to(self.device)
+    def _x_start(self, pixels: Tensor) -> Tensor:
+        return to_unit_range(pixels, self.diffusion.dtype)
 
 
 def _to_numpy(values: Tensor) -> NDArray[np.float64]:

@@ -6,8 +6,9 @@ Sample i is a function of (checkpoint, sampler, seed, i) alone, because its nois
 
 import abc
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import StrEnum
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -23,6 +24,11 @@ SAMPLE_DRAW = 2**31
 START = MAX_TIMESTEPS + 1
 """In the place of t for the noise that a chain starts from: a step that no schedule has, so that
 chains of any number of steps start alike."""
+_STEPS_A_LOOK = 50
+"""Steps after which it is seen whether all is finite."""
+
+Step = Callable[..., tuple[Tensor, Tensor]]
+"""x_t, t, which samples, and classes if any, to x_{t-1} and the prediction of x_start."""
 
 
 class AddedNoise(StrEnum):
@@ -81,6 +87,7 @@ class Sampler(abc.ABC):
         self.checkpoint = checkpoint.to(device)
         self.diffusion = checkpoint.diffusion.to(device)
         self._seed, self._draw = seed, draw
+        self._step: Step = self._take_step
 
     def start(self, sample: Tensor, shape: tuple[int, ...]) -> Tensor:
         """The noise that chains start from, which is x_T where they start at T.
@@ -92,7 +99,7 @@ class Sampler(abc.ABC):
         Returns:
             (B, C, H, W) standard normal.
         """
-        return self._noise(sample, START, shape)
+        return self._noise(sample, torch.full_like(sample, START), shape)
 
     def steps(
         self, x_t: Tensor, t: int, *, sample: Tensor, labels: Tensor | None = None
@@ -108,33 +115,58 @@ class Sampler(abc.ABC):
         Raises:
             InputError: x_{t-1} is not finite, or the network's output has another shape.
         """
+        more = () if labels is None else (labels,)
+        steps = torch.full_like(sample, t)
+        checked = x_t, steps
         for step in range(t, 0, -1):
-            taken = self._step(x_t, step, sample, labels)
-            yield taken
-            x_t = taken.x_previous
+            x_t, pred_x_start = self._step(x_t, steps, sample, *more)
+            steps = steps - 1
+            # To look at a number is to wait for the device.
+            if (step - 1) % _STEPS_A_LOOK == 0:
+                if not bool(torch.isfinite(x_t).all()):
+                    raise self._not_finite(*checked, sample, *more)
+                checked = x_t, steps
+            yield SamplingStep(step, x_t, pred_x_start)
+
+    def launched(self, whole_step: Callable[[Step], Step]) -> Self:
+        """The same sampler, whose steps are launched otherwise.
+
+        Args:
+            whole_step: takes the function of a step, tensors to tensors without a look at any,
+                and returns one that gives the same.
+        """
+        self._step = whole_step(self._take_step)
+        return self
 
     @torch.inference_mode()
-    def _step(self, x_t: Tensor, t: int, sample: Tensor, labels: Tensor | None) -> SamplingStep:
-        steps = torch.full_like(sample, t)
-        output = self._model_output(x_t, steps, labels)
-        reverse = self.diffusion.p_mean_variance(output, x_t, steps)
-        x_previous, deviation = self._law(reverse, x_t, steps)
+    def _take_step(
+        self, x_t: Tensor, t: Tensor, sample: Tensor, *labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """x_{t-1} and the prediction of x_start; t is (B,)."""
+        output = self._model_output(x_t, t, labels[0] if labels else None)
+        reverse = self.diffusion.p_mean_variance(output, x_t, t)
+        x_previous, deviation = self._law(reverse, x_t, t)
         if deviation is not None:
             x_previous = x_previous + deviation * self._noise(sample, t, tuple(x_t.shape[1:]))
-        if not bool(torch.isfinite(x_previous).all()):
-            raise InputError(
-                f"--ckpt {self.checkpoint.source}: a sample is not finite after step t = {t}; "
-                "see whether --clip keeps it in range"
-            )
-        return SamplingStep(t, x_previous, reverse.pred_x_start)
+        return x_previous, reverse.pred_x_start
+
+    def _not_finite(self, x_t: Tensor, t: Tensor, sample: Tensor, *labels: Tensor) -> InputError:
+        """Names the step, found by taking the steps from one that was finite again."""
+        while bool(torch.isfinite(x_t).all()):
+            x_t, _ = self._take_step(x_t, t, sample, *labels)
+            t = t - 1
+        return InputError(
+            f"--ckpt {self.checkpoint.source}: a sample is not finite after step "
+            f"t = {int(t[0]) + 1}; see whether --clip keeps it in range"
+        )
 
     @abc.abstractmethod
     def _law(self, reverse: ReverseStep, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
         """Mean and standard deviation of x_{t-1}; None where no noise is added."""
 
-    def _noise(self, sample: Tensor, t: int, shape: tuple[int, ...]) -> Tensor:
-        steps, draws = torch.full_like(sample, t), torch.full_like(sample, self._draw)
-        noise = normal_noise(sample, steps, draws, shape=shape, seed=self._seed)
+    def _noise(self, sample: Tensor, t: Tensor, shape: tuple[int, ...]) -> Tensor:
+        draw = torch.full_like(sample, self._draw)
+        noise = normal_noise(sample, t, draw, shape=shape, seed=self._seed)
         return noise.to(self.diffusion.dtype)
 
 
@@ -168,11 +200,13 @@ class AncestralSampler(Sampler):
         self._added_noise = added_noise
 
     def _law(self, reverse: ReverseStep, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
-        is_last = int(t[0]) == 1
-        added = self._added_noise
-        if added is AddedNoise.NONE or (is_last and added is AddedNoise.INNER):
+        if self._added_noise is AddedNoise.NONE:
             return reverse.mean, None
-        return reverse.mean, (0.5 * reverse.log_variance).exp()
+        deviation = (0.5 * reverse.log_variance).exp()
+        if self._added_noise is AddedNoise.INNER:
+            is_inner = (t > 1).reshape(-1, 1, 1, 1)
+            deviation = torch.where(is_inner, deviation, torch.zeros_like(deviation))
+        return reverse.mean, deviation
 
 
 class ImplicitSampler(Sampler):

@@ -158,8 +158,8 @@ def test_no_noise_is_shared_with_likelihood_or_used_twice(addresses):
     images = oracle_images(6)
     checkpoint = oracle_checkpoint(images, NoiseSchedule.linear(30))
     sampled(checkpoint, 6, shape=(1, 4, 4))
-    # One of each step but the last, and x_T's own.
-    assert addresses == {(t, SAMPLE_DRAW) for t in (*range(2, 31), START)}
+    # One of each step, whose weight at the last is 0, and x_T's own.
+    assert addresses == {(t, SAMPLE_DRAW) for t in (*range(1, 31), START)}
     density = np.full(29, 1 / 29)
     warp, pilot, pairs = (
         RotatedWarp(6, 30, density, 0, rotations=100),
@@ -173,12 +173,22 @@ def test_no_noise_is_shared_with_likelihood_or_used_twice(addresses):
 
 
 class Broken(nn.Module):
+    """Gives no number at one step."""
+
+    def __init__(self, at):
+        super().__init__()
+        self.at, self.calls = at, 0
+
     def forward(self, x, t):
-        return torch.where(t[:, None, None, None] == 3, torch.nan, x)
+        self.calls += 1
+        return torch.where(t[:, None, None, None] == self.at - 1, torch.nan, x)
 
 
-def test_a_sample_that_is_not_finite_is_refused():
-    checkpoint = oracle_checkpoint(oracle_images(2), NoiseSchedule.cosine(10))
-    broken = dataclasses.replace(checkpoint, network=Broken(), source="broken.pt")
-    with pytest.raises(InputError, match=r"--ckpt broken\.pt: .* not finite after step t = 4"):
+@pytest.mark.parametrize(("num_timesteps", "at", "calls"), [(10, 4, 10 + 7), (200, 120, 100 + 31)])
+def test_a_sample_that_is_not_finite_is_refused(num_timesteps, at, calls):
+    checkpoint = oracle_checkpoint(oracle_images(2), NoiseSchedule.cosine(num_timesteps))
+    broken = dataclasses.replace(checkpoint, network=Broken(at), source="broken.pt")
+    with pytest.raises(InputError, match=rf"--ckpt broken\.pt: .* not finite after step t = {at}"):
         sampled(broken, 2, shape=(1, 4, 4))
+    # The look at every fiftieth step ends the chain, and steps since the last are taken again.
+    assert broken.network.calls == calls
