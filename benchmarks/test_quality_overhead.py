@@ -14,8 +14,8 @@ import pytest
 import torch
 
 import ddpmbench as db
-from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.quality.features import FeatureNetwork, load_feature_network
+from ddpmbench.runs.engine import Engine
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from feature_networks import write_network
@@ -49,7 +49,7 @@ def test_outside_the_networks(benchmark, tmp_path, monkeypatch):
     settings = db.FidSettings(network, db.PROTOCOLS["clean"], NUM_SAMPLES)
     seconds = []
     with (
-        timed(Checkpoint, "model_output", seconds),
+        timed(Engine, "model_output", seconds),
         timed(FeatureNetwork, "__call__", seconds),
     ):
         benchmark.pedantic(

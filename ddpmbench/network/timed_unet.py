@@ -12,7 +12,7 @@ from ddpmbench.network.unet import UNet
 class TimedUNet(nn.Module):
     """Gives what the U-Net gives, and takes the step where that takes its time input.
 
-    What the residual blocks make of the time is a table of T rows (22 MB for the network of
+    What the residual blocks make of the time is a table of T rows (20 MB for the network of
     Ho et al.'s CIFAR-10 and T = 1000); where the network is conditioned on classes, the table
     ends before they come in. In 16 bits, all between the first and the last convolution is; those
     two, the last normalization, and the sums of the others stay float32.

@@ -14,6 +14,7 @@ from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.inputs.images import ImageSet
 from ddpmbench.inputs.statistics_files import ReferenceStatistics
+from ddpmbench.network.precision import Precision
 from ddpmbench.quality.features import FeatureNetwork
 from ddpmbench.quality.fidelity import Scores, scores_of
 from ddpmbench.quality.inception_score import InceptionScore, inception_score
@@ -27,7 +28,6 @@ from ddpmbench.report.fidelity import AGAINST_N, INFLUENCE, NEAREST, SCHEMA, Nea
 from ddpmbench.runs.agreement import open_folder, refuse_other_runs
 from ddpmbench.runs.devices import resolve_device
 from ddpmbench.runs.distributed import joined
-from ddpmbench.runs.engine import PRECISION
 from ddpmbench.runs.finished import ENVIRONMENT, PER_IMAGE, SUMMARY
 from ddpmbench.runs.folder import RunFolder
 from ddpmbench.runs.generation import Generation, SampleSettings
@@ -128,7 +128,8 @@ def evaluate_fid(
             ranks.once(lambda: folder.refuse_more("num_generated", settings.num_generated))
         told = listener if listener is not None and ranks.reports else QualityListener()
         stores = QualityStores.of(known, settings.network, None if folder is None else folder.path)
-        images = run.compute(stores, told)
+        engine = run.engine(None if folder is None else folder.path)
+        images = run.compute(engine, stores, told)
         found = ranks.once(lambda: _Scoring(run, settings, images, stores).report(folder))
         if ranks.reports:
             for line in found.summary["warnings"]:
@@ -139,6 +140,7 @@ def evaluate_fid(
                 "num_generated": len(images),
                 "device": str(target),
                 "batch_size": batch_size or "auto",
+                "engine": None if engine is None else str(engine.choice),
                 "processes": ranks.count,
             }
             record = environment(target, given=command, resolved=resolved)
@@ -176,7 +178,7 @@ def _identity(run: QualityRun, settings: FidSettings) -> dict[str, Any]:
     """Everything that determines the scores, besides how many samples there are."""
     of_samples: dict[str, Any]
     if isinstance(run.source, ImageSet):
-        of_samples = {"samples": run.source.sha256}
+        of_samples = {"samples": run.source.sha256, "precision": str(Precision.FP32)}
     else:
         tables_are = str(run.source.checkpoint.diffusion.to(run.device).dtype)
         of_samples = {**run.source.identity, "tables": tables_are}
@@ -189,7 +191,6 @@ def _identity(run: QualityRun, settings: FidSettings) -> dict[str, Any]:
         "feature_network_name": run.network.name,
         "resize": run.network.resize,
         "seed": settings.samples.seed,
-        "precision": PRECISION,
         "ddpmbench": __version__,
     }
 
@@ -315,7 +316,9 @@ class _Scoring:
             else count * generation.checkpoint.schedule.num_timesteps,
             "seed": self.settings.samples.seed,
             "device": " + ".join(sorted(set().union(*(s.devices(count) for s in stores)))),
-            "compute_precision": PRECISION,
+            "compute_precision": str(
+                Precision.FP32 if generation is None else generation.settings.precision
+            ),
             "seconds": round(sum(s.seconds(count) for s in stores), 3),
             "warnings": self._warnings(scores[0]),
         }

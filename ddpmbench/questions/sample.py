@@ -13,9 +13,8 @@ from ddpmbench.inputs.image_files import PositionIds
 from ddpmbench.inputs.images import ImageSet
 from ddpmbench.report.figures.samples import samples_figure
 from ddpmbench.runs.agreement import open_folder, refuse_other_runs
-from ddpmbench.runs.devices import evaluating, resolve_device, strict_float32
+from ddpmbench.runs.devices import resolve_device
 from ddpmbench.runs.distributed import joined
-from ddpmbench.runs.engine import PRECISION
 from ddpmbench.runs.finished import ENVIRONMENT, SUMMARY
 from ddpmbench.runs.folder import RunFolder, write_figure
 from ddpmbench.runs.generation import Generation, SampleSettings
@@ -94,7 +93,6 @@ def generate_samples(
         identity = {
             "schema": SCHEMA,
             **generation.identity,
-            "precision": PRECISION,
             "tables": tables,
             "ddpmbench": __version__,
         }
@@ -104,9 +102,15 @@ def generate_samples(
             ranks.once(lambda: folder.refuse_more("num_samples", num_samples))
         store: PartStore = MemoryParts() if folder is None else FolderParts(folder.path / PARTS)
         told = listener if listener is not None and ranks.reports else RunListener()
-        run = generation.run(target, batch_size=batch_size, ranks=ranks, listener=told)
-        with evaluating(checkpoint.network), strict_float32():
-            run.compute(num_samples, store)
+        engine = generation.engine(
+            num_samples,
+            target,
+            batch_size=batch_size,
+            folder=None if folder is None else folder.path,
+            ranks=ranks,
+        )
+        run = generation.run(engine, batch_size=batch_size, ranks=ranks, listener=told)
+        run.compute(num_samples, store)
         report = _report(generation, num_samples, store, folder)
         if folder is not None and ranks.reports:
             resolved = {
@@ -114,6 +118,7 @@ def generate_samples(
                 "num_samples": num_samples,
                 "device": str(target),
                 "batch_size": batch_size or "auto",
+                "engine": str(engine.choice),
                 "processes": ranks.count,
             }
             record = environment(target, given=command, resolved=resolved)
@@ -151,7 +156,7 @@ def _report(
         "num_evaluations": num_evaluations,
         "seed": generation.settings.seed,
         "device": " + ".join(sorted(store.devices(num_samples))),
-        "precision": PRECISION,
+        "precision": str(generation.settings.precision),
         "seconds": round(seconds, 3),
         "images_per_second": round(num_samples / seconds, 4) if seconds else None,
     }

@@ -14,6 +14,11 @@ PIXELS_PER_BATCH = {"cpu": 48 * 28 * 28, "cuda": 2048 * 32 * 32, "mps": 256 * 32
 """Where `--batch-size auto` starts: pixels of one channel that share a network call."""
 
 
+def rows_at_first(device: torch.device, image_shape: tuple[int, ...]) -> int:
+    """What `--batch-size auto` starts with, for images of (C, H, W)."""
+    return max(1, PIXELS_PER_BATCH[device.type] // math.prod(image_shape[1:]))
+
+
 class BatchSize:
     """How many rows share a network call; halves itself when they do not fit into memory.
 
@@ -39,8 +44,7 @@ class BatchSize:
         """
         self._is_fixed = option is not None
         self._warn = warn
-        pixels = PIXELS_PER_BATCH[device.type] // math.prod(image_shape[1:])
-        self.rows = option if option is not None else max(1, pixels)
+        self.rows = option if option is not None else rows_at_first(device, image_shape)
 
     def attempt(self, compute: Callable[[int], T]) -> T:
         """What `compute` returns for the largest number of rows that fits.

@@ -63,7 +63,8 @@ def seconds_per_call(run: SamplesRun, rows: int) -> float:
         labels = torch.from_numpy(run.labels(np.arange(rows))).to(run.parts.device)
     x_t = run.sampler.start(sample, run.shape)
     steps = run.sampler.steps(x_t, run.num_timesteps, sample=sample, labels=labels)
-    return _measured(lambda: next(steps, None) is not None, run.parts.device) / rows
+    with run.engine.running():
+        return _measured(lambda: next(steps, None) is not None, run.parts.device) / rows
 
 
 def seconds_per_image(network: FeatureNetwork, shape: tuple[int, ...], rows: int) -> float:

@@ -4,11 +4,11 @@ import contextlib
 import dataclasses
 import warnings
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.network.precision import Precision
 from ddpmbench.network.timed_unet import TimedUNet
@@ -19,6 +19,9 @@ from ddpmbench.runs.memory import keep_memory
 
 PRECISION = "fp32"
 """What networks compute in: strict float32."""
+
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,25 +46,6 @@ class EngineChoice:
         return ", ".join([self.precision, *(f for f in flags if getattr(self, f))])
 
 
-def require_precision(precision: Precision, device: torch.device) -> None:
-    """Refuse a precision that the device does not have.
-
-    Raises:
-        InputError: it has not.
-    """
-    if precision is Precision.FP32:
-        return
-    if device.type == "cuda":
-        newest = torch.cuda.get_device_capability(device) >= (8, 0)
-        works = newest or precision is Precision.FP16
-    else:
-        works = precision is Precision.BF16 and device.type == "cpu"
-    if not works:
-        raise InputError(
-            f"--precision {precision}: {device.type} here does not compute in it; use fp32"
-        )
-
-
 class Engine:
     """Calls a checkpoint's network on a device.
 
@@ -70,6 +54,7 @@ class Engine:
 
     Attributes:
         choice: how.
+        device: where.
     """
 
     def __init__(
@@ -81,12 +66,8 @@ class Engine:
             checkpoint: the model.
             device: where it is called.
             choice: how.
-
-        Raises:
-            InputError: the device does not have the precision.
         """
-        require_precision(choice.precision, device)
-        self._checkpoint, self._device = checkpoint.to(device), device
+        self._checkpoint, self.device = checkpoint.to(device), device
         self.choice = choice
         self._rows = 0
         steps = torch.arange(1, checkpoint.schedule.num_timesteps + 1, device=device)
@@ -116,9 +97,7 @@ class Engine:
         self._checkpoint.check_output(output.shape, x_t.shape)
         return output
 
-    def whole_step(
-        self, step: Callable[..., tuple[Tensor, ...]]
-    ) -> Callable[..., tuple[Tensor, ...]]:
+    def whole_step(self, step: Callable[..., T]) -> Callable[..., T]:
         """The same function, launched as one graph where the choice says so.
 
         Args:
@@ -129,7 +108,7 @@ class Engine:
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
         """Inside, the network is in evaluation mode and products are of the choice's precision."""
-        if self._device.type == "cpu":
+        if self.device.type == "cpu":
             keep_memory()
         with (
             evaluating(self._checkpoint.network),
@@ -139,7 +118,7 @@ class Engine:
             yield
 
     def _call_filled(self, inputs: list[Tensor]) -> Tensor:
-        is_captured = self._device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+        is_captured = self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
         if not (self.choice.compiled or self.choice.cuda_graph) or is_captured:
             return self._call(*inputs)
         rows = len(inputs[0])
@@ -147,9 +126,13 @@ class Engine:
         if rows < self._rows:
             inputs = [_filled(values, self._rows) for values in inputs]
         call = self._graphed if self.choice.cuda_graph else self._call
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the compiler's, of itself
-            return call(*inputs)[:rows]
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the compiler's, of itself
+                return call(*inputs)[:rows]
+        except torch.OutOfMemoryError:
+            self._rows = 0  # what comes next is smaller
+            raise
 
 
 class _TimedNetwork(nn.Module):

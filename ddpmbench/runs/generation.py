@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,13 @@ from numpy.typing import NDArray
 
 from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
+from ddpmbench.network.precision import Precision
 from ddpmbench.process.units import EightBit
 from ddpmbench.quality.sampling import SamplerChoice
 from ddpmbench.runs.batch_size import BatchSize
 from ddpmbench.runs.distributed import Ranks
+from ddpmbench.runs.engine import Engine
+from ddpmbench.runs.engine_choice import Workload, settled_engine
 from ddpmbench.runs.parts_run import PartsRun
 from ddpmbench.runs.rows import RunListener
 from ddpmbench.runs.samples import SamplesRun
@@ -29,6 +33,7 @@ class SampleSettings:
         image_size: height and width where the checkpoint does not say.
         label: the class of all samples; None takes the classes in turn.
         seed: of the noise, 0 <= seed < 2^64.
+        precision: of the network.
     """
 
     sampler: SamplerChoice = dataclasses.field(default_factory=SamplerChoice)
@@ -36,6 +41,7 @@ class SampleSettings:
     image_size: int | None = None
     label: int | None = None
     seed: int = 0
+    precision: Precision = Precision.FP32
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -126,6 +132,7 @@ class Generation:
             "network": self.checkpoint.fingerprint,
             "schedule_sha256": _sha256(self.checkpoint.schedule.log_alphas_cumprod),
             "time_input": str(self.checkpoint.time_input),
+            "precision": str(self.settings.precision),
         }
 
     @property
@@ -134,16 +141,43 @@ class Generation:
         of = self.checkpoint
         return {"source": of.source, "family": of.family, "sha256": of.sha256}
 
+    def engine(
+        self,
+        num_samples: int,
+        device: torch.device,
+        *,
+        batch_size: int | None,
+        folder: Path | None,
+        ranks: Ranks,
+    ) -> Engine:
+        """What calls the network for so many samples; see `settled_engine`."""
+        calls = num_samples * self.checkpoint.schedule.num_timesteps
+        return settled_engine(
+            self.checkpoint,
+            Workload(self.shape, calls // ranks.count, batch_size),
+            device=device,
+            precision=self.settings.precision,
+            folder=folder,
+            ranks=ranks,
+        )
+
     def run(
-        self, device: torch.device, *, batch_size: int | None, ranks: Ranks, listener: RunListener
+        self, engine: Engine, *, batch_size: int | None, ranks: Ranks, listener: RunListener
     ) -> SamplesRun:
-        """What makes them on a device."""
-        seed = self.settings.seed
-        sampler = self.settings.sampler.prepare(self.checkpoint, seed=seed, device=device)
-        batch = BatchSize(batch_size, device=device, image_shape=self.shape, warn=listener.warn)
-        parts = PartsRun(device, batch, ranks, listener)
+        """What makes samples."""
+        sampler = self.settings.sampler.prepare(
+            self.checkpoint,
+            seed=self.settings.seed,
+            device=engine.device,
+            model_output=engine.model_output,
+        )
+        batch = BatchSize(
+            batch_size, device=engine.device, image_shape=self.shape, warn=listener.warn
+        )
+        parts = PartsRun(engine.device, batch, ranks, listener)
         return SamplesRun(
-            sampler=sampler,
+            engine=engine,
+            sampler=sampler.launched(engine.whole_step),
             shape=self.shape,
             labels=self.labels if self.checkpoint.num_classes else None,
             eight_bit=EightBit(self.settings.eight_bit),

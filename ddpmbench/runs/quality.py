@@ -16,8 +16,9 @@ from ddpmbench.inputs.statistics_files import ReferenceStatistics
 from ddpmbench.quality.features import FeatureNetwork
 from ddpmbench.runs.batch_size import BatchSize
 from ddpmbench.runs.cost import Cost, seconds_per_call, seconds_per_image
-from ddpmbench.runs.devices import evaluating, strict_float32
+from ddpmbench.runs.devices import strict_float32
 from ddpmbench.runs.distributed import Ranks
+from ddpmbench.runs.engine import Engine
 from ddpmbench.runs.features import BATCH_SHAPE, FeaturesRun, reference_store
 from ddpmbench.runs.generation import Generation
 from ddpmbench.runs.parts import FolderParts, MemoryParts, PartStore, gathered
@@ -113,10 +114,25 @@ class QualityRun:
     ranks: Ranks
     batch_size: int | None = None
 
-    def compute(self, stores: QualityStores, told: QualityListener) -> ImageSet:
+    def engine(self, folder: Path | None) -> Engine | None:
+        """What calls the network of a checkpoint, that of the run's folder if there is one."""
+        if isinstance(self.source, ImageSet):
+            return None
+        return self.source.engine(
+            self.num_generated,
+            self.device,
+            batch_size=self.batch_size,
+            folder=folder,
+            ranks=self.ranks,
+        )
+
+    def compute(
+        self, engine: Engine | None, stores: QualityStores, told: QualityListener
+    ) -> ImageSet:
         """Make what is missing, and wait until every process has.
 
         Args:
+            engine: what `engine` gives.
             stores: hold what an earlier sitting made, and receive the rest.
             told: how it goes.
 
@@ -129,8 +145,8 @@ class QualityRun:
         """
         self.ranks.once(stores.drop_damaged_references)
         if self.ranks.reports:
-            self._tell_cost(stores, told)
-        images = self._samples(stores.samples, told)
+            self._tell_cost(engine, stores, told)
+        images = self._samples(engine, stores.samples, told)
         with strict_float32():
             with told.stage("features of the samples", "images", 1) as listener:
                 self._features_run(listener).compute(images, stores.features)
@@ -144,31 +160,28 @@ class QualityRun:
                         self.ranks.once(partial(made.alone.compute, reference, store))
         return images
 
-    def _samples(self, store: PartStore, told: QualityListener) -> ImageSet:
+    def _samples(self, engine: Engine | None, store: PartStore, told: QualityListener) -> ImageSet:
         source, count = self.source, self.num_generated
-        if isinstance(source, ImageSet):
+        if isinstance(source, ImageSet) or engine is None:
+            assert isinstance(source, ImageSet)
             return source
         calls = source.checkpoint.schedule.num_timesteps
-        with (
-            told.stage("samples", "images", calls) as listener,
-            evaluating(source.checkpoint.network),
-            strict_float32(),
-        ):
-            self._samples_run(source, listener).compute(count, store)
+        with told.stage("samples", "images", calls) as listener:
+            self._samples_run(source, engine, listener).compute(count, store)
         labels = source.labels(np.arange(count)) if source.checkpoint.num_classes else None
         pixels = gathered(store, "pixels", count)
         return ImageSet(pixels, PositionIds(range(count)), SAMPLES, labels)
 
-    def _samples_run(self, source: Generation, listener: RunListener) -> SamplesRun:
-        return source.run(
-            self.device, batch_size=self.batch_size, ranks=self.ranks, listener=listener
-        )
+    def _samples_run(self, source: Generation, engine: Engine, listener: RunListener) -> SamplesRun:
+        return source.run(engine, batch_size=self.batch_size, ranks=self.ranks, listener=listener)
 
     def _features_run(self, listener: RunListener) -> FeaturesRun:
         batch = BatchSize(None, device=self.device, image_shape=BATCH_SHAPE, warn=listener.warn)
         return FeaturesRun(self.network, PartsRun(self.device, batch, self.ranks, listener))
 
-    def _tell_cost(self, stores: QualityStores, told: QualityListener) -> None:
+    def _tell_cost(
+        self, engine: Engine | None, stores: QualityStores, told: QualityListener
+    ) -> None:
         """Measure what the run takes, where it may be long."""
         source, samples, per_call, num_timesteps = self.source, 0, 0.0, 0
         if isinstance(source, ImageSet):
@@ -187,10 +200,9 @@ class QualityRun:
         ):
             return
         with strict_float32():
-            if samples and not isinstance(source, ImageSet):
-                run = self._samples_run(source, RunListener())
-                with evaluating(source.checkpoint.network):
-                    per_call = run.parts.batch.attempt(lambda rows: seconds_per_call(run, rows))
+            if samples and engine is not None and not isinstance(source, ImageSet):
+                run = self._samples_run(source, engine, RunListener())
+                per_call = run.parts.batch.attempt(lambda rows: seconds_per_call(run, rows))
             batch = self._features_run(RunListener()).parts.batch
             per_image = batch.attempt(lambda rows: seconds_per_image(self.network, shape, rows))
         told.cost(Cost(per_call, per_image, samples, num_timesteps, num_images))

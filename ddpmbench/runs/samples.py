@@ -14,6 +14,7 @@ from ddpmbench.errors import InputError
 from ddpmbench.files import naming, replacing
 from ddpmbench.process.units import EightBit, to_pixels
 from ddpmbench.quality.sampling import Sampler
+from ddpmbench.runs.engine import Engine
 from ddpmbench.runs.parts import Arrays, PartStore
 from ddpmbench.runs.parts_run import PartsRun
 
@@ -27,6 +28,7 @@ class SamplesRun:
     """What makes samples.
 
     Attributes:
+        engine: calls the network.
         sampler: takes the steps.
         shape: (C, H, W) of a sample.
         labels: the classes of samples by their indices; None where there are no classes.
@@ -34,6 +36,7 @@ class SamplesRun:
         parts: in which batches, and by which processes; it counts network calls.
     """
 
+    engine: Engine
     sampler: Sampler
     shape: tuple[int, int, int]
     labels: Callable[[NDArray[np.int64]], NDArray[np.int64]] | None
@@ -56,7 +59,8 @@ class SamplesRun:
             InputError: a sample is not finite; or see `PartsRun.compute`.
             ProcessLostError: another process has stopped.
         """
-        self.parts.compute(num_samples, store, self.sampled, calls=self.num_timesteps)
+        with self.engine.running():
+            self.parts.compute(num_samples, store, self.sampled, calls=self.num_timesteps)
 
     def sampled(self, index: NDArray[np.int64], told: Callable[[int], None]) -> Arrays:
         """(B, C, H, W) uint8 `pixels` of the samples with these indices."""

@@ -15,6 +15,7 @@ import torch
 from feature_networks import write_network
 
 import ddpmbench as db
+from ddpmbench.network.unet import UNet
 from ddpmbench.quality.features import load_feature_network
 from ddpmbench.quality.frechet import frechet_distance
 from ddpmbench.quality.frechet_infinity import frechet_infinity
@@ -175,14 +176,14 @@ def test_more_samples_go_on_with_those_there_are(small_model, reference, setting
     few = dataclasses.replace(settings, num_generated=10)
     first = db.evaluate_fid(small_model, [reference], few, batch_size=2, out=out)
     assert first.summary["num_generated"] == 10
-    real = small_model.network.forward
+    real = UNet.body
 
-    def counted(*arguments):
-        calls.append(len(arguments[0]))
-        return real(*arguments)
+    def counted(network, x_t, *arguments):
+        calls.append(len(x_t))
+        return real(network, x_t, *arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(small_model.network, "forward", counted)
+        patch.setattr(UNet, "body", counted)
         more = db.evaluate_fid(small_model, [reference], settings, batch_size=2, out=out)
     assert sum(calls) == (N - 10) * small_model.schedule.num_timesteps
     assert more.summary["fid"] == pytest.approx(whole.summary["fid"], rel=1e-3)
@@ -260,14 +261,14 @@ def test_samples_of_another_size_have_a_page(reference, settings, tmp_path):
 def test_what_takes_long_is_measured_in_batches_that_fit(
     small_model, reference, settings, monkeypatch
 ):
-    real, costs = small_model.network.forward, []
+    real, costs = UNet.body, []
 
-    def small_memory(x, *arguments):
-        if len(x) > 3:
+    def small_memory(network, x_t, *arguments):
+        if len(x_t) > 3:
             raise MemoryError
-        return real(x, *arguments)
+        return real(network, x_t, *arguments)
 
-    monkeypatch.setattr(small_model.network, "forward", small_memory)
+    monkeypatch.setattr(UNet, "body", small_memory)
     monkeypatch.setattr(quality, "_WORTH_MEASURING", {"samples": 100, "features": 1000})
     listener = quality.QualityListener(cost=costs.append)
     db.evaluate_fid(small_model, reference, settings, listener=listener)
@@ -356,9 +357,9 @@ def test_the_number_of_processes_changes_nothing(command, in_one_sitting, tmp_pa
 SLOW = """
 import time
 from ddpmbench.cli.main import main
-from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.quality.features import FeatureNetwork
 from ddpmbench.runs import parts_run
+from ddpmbench.runs.engine import Engine
 
 parts_run.PART_SECONDS = 0.0
 
@@ -369,7 +370,7 @@ def slowed(kind, name, seconds):
         return real(*arguments)
     setattr(kind, name, slow)
 
-slowed(Checkpoint, "model_output", 0.002)
+slowed(Engine, "model_output", 0.002)
 slowed(FeatureNetwork, "__call__", 0.03)
 main()
 """
@@ -390,7 +391,8 @@ def test_killed_at_random_points_the_scores_are_the_same(
             stdout=subprocess.DEVNULL,
             env=environment,
         )
-        process.stderr.readline()
+        # A stage has begun, however slow the start was.
+        next((line for line in process.stderr if b"images: " in line), None)
         # The first ones fall among the samples, later ones among the features.
         time.sleep(chance.uniform(0.02, 0.25 if sitting < 6 else 0.5))
         process.send_signal(signal.SIGKILL)

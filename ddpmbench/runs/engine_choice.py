@@ -1,0 +1,174 @@
+"""Which engine a run has: that of its folder, else the fastest of a short test.
+
+The choice is within rounding, and so is what the run finds; but a run that goes on must go on in
+the same way, so the choice is kept in its folder.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from ddpmbench.files import naming, replacing
+from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
+from ddpmbench.network.precision import Precision
+from ddpmbench.runs.batch_size import rows_at_first
+from ddpmbench.runs.distributed import Ranks
+from ddpmbench.runs.engine import Engine, EngineChoice
+from ddpmbench.runs.timing import seconds_per_call
+
+ENGINE = "engine.json"
+
+WORTH_A_TEST = 30.0
+"""Seconds that a run takes, from which on what is fastest is measured."""
+COMPILE_SECONDS = {"cpu": 60.0, "cuda": 120.0}
+"""That compiling a network takes at most, as a rule; where it is known only afterwards."""
+SHARE_TO_GAIN = 0.1
+"""Compilation is tried where it would pay for itself by taking this share off the run."""
+_FEW_BATCHES = 50
+_SMALL_BATCH = 32
+_AT_LEAST = 0.3  # seconds that a candidate is measured
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """What a run asks of its network.
+
+    Attributes:
+        shape: (C, H, W) of an image.
+        num_evaluations: network calls, one an image, as far as they are known.
+        batch_size: of them made together; None for what suits the device.
+    """
+
+    shape: tuple[int, ...]
+    num_evaluations: int
+    batch_size: int | None = None
+
+
+def settled_engine(
+    checkpoint: Checkpoint,
+    workload: Workload,
+    *,
+    device: torch.device,
+    precision: Precision,
+    folder: Path | None,
+    ranks: Ranks,
+) -> Engine:
+    """The engine of a run, the same in every sitting and process of it.
+
+    Args:
+        checkpoint: the model.
+        workload: what is asked of it.
+        device: of this process.
+        precision: of the network.
+        folder: of the run; None if it is kept in memory.
+        ranks: the processes of the run; the first decides.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+
+    def decide() -> EngineChoice:
+        choice = None if folder is None else _read(folder / ENGINE, precision)
+        if choice is None:
+            choice = fastest(checkpoint, workload, device=device, precision=precision)
+            if folder is not None:
+                _write(folder / ENGINE, choice)
+        return choice
+
+    return Engine(checkpoint, device=device, choice=ranks.once(decide))
+
+
+def at_once(device: torch.device, precision: Precision) -> EngineChoice:
+    """What is chosen where a test would take longer than it could save."""
+    # On a CPU, 16-bit convolutions have a layout of their own.
+    is_narrow_on_cpu = device.type == "cpu" and precision is not Precision.FP32
+    return EngineChoice(precision, channels_last=device.type != "mps" and not is_narrow_on_cpu)
+
+
+def fastest(
+    checkpoint: Checkpoint, workload: Workload, *, device: torch.device, precision: Precision
+) -> EngineChoice:
+    """What is measured to be fastest, if the run is long enough to measure it.
+
+    Args:
+        checkpoint: the model.
+        workload: what is asked of it.
+        device: where.
+        precision: of the network.
+    """
+    known = at_once(device, precision)
+    rows = workload.batch_size or rows_at_first(device, workload.shape)
+    num_batches = workload.num_evaluations / rows
+    if num_batches < _FEW_BATCHES:
+        return known
+    probe = _Probe(checkpoint, workload.shape, rows, device)
+    try:
+        seconds = {known: probe.seconds(known)}
+        if seconds[known] * num_batches < WORTH_A_TEST:
+            return known
+        for candidate in _uncompiled(known, device, rows):
+            seconds[candidate] = probe.seconds(candidate)
+        best = min(seconds, key=lambda choice: seconds[choice])
+        if _is_compilation_worth_a_try(seconds[best] * num_batches, device):
+            for candidate in _compiled(best):
+                seconds[candidate] = probe.seconds(candidate)
+    except (torch.OutOfMemoryError, MemoryError):
+        return known  # the run itself finds a batch that fits
+    except RuntimeError:
+        # No compiler, or one that cannot: what was measured until then is left.
+        pass
+    return min(seconds, key=lambda choice: seconds[choice])
+
+
+def _uncompiled(known: EngineChoice, device: torch.device, rows: int) -> list[EngineChoice]:
+    other = dataclasses.replace(known, channels_last=not known.channels_last)
+    if device.type == "cuda" and rows <= _SMALL_BATCH:
+        return [other, *(dataclasses.replace(c, cuda_graph=True) for c in (known, other))]
+    return [other]
+
+
+def _compiled(best: EngineChoice) -> list[EngineChoice]:
+    return [dataclasses.replace(best, compiled=True)]
+
+
+def _is_compilation_worth_a_try(seconds: float, device: torch.device) -> bool:
+    return SHARE_TO_GAIN * seconds > COMPILE_SECONDS.get(device.type, float("inf"))
+
+
+class _Probe:
+    """Times a batch as a run has it."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, shape: tuple[int, ...], rows: int, device: torch.device
+    ) -> None:
+        self._checkpoint, self._device = checkpoint, device
+        steps = torch.arange(rows, device=device) % checkpoint.schedule.num_timesteps
+        self._arguments: list[torch.Tensor] = [torch.zeros(rows, *shape, device=device), steps + 1]
+        if checkpoint.num_classes:
+            self._arguments.append(torch.zeros_like(steps))
+
+    def seconds(self, choice: EngineChoice) -> float:
+        engine = Engine(self._checkpoint, device=self._device, choice=choice)
+        with engine.running(), torch.inference_mode():
+            call: Callable[[], object] = lambda: engine.model_output(*self._arguments)  # noqa: E731
+            return seconds_per_call(call, self._device, at_least=_AT_LEAST)
+
+
+def _read(path: Path, precision: Precision) -> EngineChoice | None:
+    """That of an earlier sitting; None if there was none, or its file is damaged."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        flags = {name: found[name] for name in ("channels_last", "compiled", "cuda_graph")}
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    if not all(isinstance(flag, bool) for flag in flags.values()):
+        return None
+    return EngineChoice(precision, **flags)
+
+
+def _write(path: Path, choice: EngineChoice) -> None:
+    with naming(path.parent), replacing(path) as temporary:
+        temporary.write_text(json.dumps(dataclasses.asdict(choice), indent=2) + "\n")
