@@ -1,0 +1,131 @@
+"""What is chosen depends on how long the run is and on what is measured, and stays chosen."""
+
+import json
+
+import pytest
+import torch
+
+from ddpmbench.network.precision import Precision
+from ddpmbench.runs import engine_choice
+from ddpmbench.runs.distributed import Ranks
+from ddpmbench.runs.engine import EngineChoice
+from ddpmbench.runs.engine_choice import (
+    COMPILE_SECONDS,
+    ENGINE,
+    WORTH_A_TEST,
+    Workload,
+    at_once,
+    fastest,
+    settled_engine,
+)
+
+CPU = torch.device("cpu")
+ROWS = 100
+PLAIN, LAST = EngineChoice(), EngineChoice(channels_last=True)
+COMPILED = EngineChoice(channels_last=True, compiled=True)
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Seconds a batch of each choice, as a test would measure them; and which were tested."""
+    seconds, asked = {LAST: 1.0, PLAIN: 2.0, COMPILED: 0.5}, []
+
+    def probe(self, choice):
+        asked.append(choice)
+        if isinstance(seconds[choice], Exception):
+            raise seconds[choice]
+        return seconds[choice]
+
+    monkeypatch.setattr(engine_choice._Probe, "seconds", probe)
+    return seconds, asked
+
+
+def chosen(model, batches, precision=Precision.FP32):
+    workload = Workload((1, 8, 8), int(batches * ROWS), ROWS)
+    return fastest(model, workload, device=CPU, precision=precision)
+
+
+def test_a_small_run_pays_for_no_test(small_model, measured):
+    _, asked = measured
+    assert chosen(small_model, 49) == at_once(CPU, Precision.FP32) == LAST
+    assert asked == []
+
+
+def test_a_short_run_pays_for_one_call(small_model, measured):
+    seconds, asked = measured
+    seconds[LAST] = WORTH_A_TEST / 100
+    assert chosen(small_model, 99) == LAST
+    assert asked == [LAST]
+
+
+def test_the_fastest_is_chosen(small_model, measured):
+    seconds, asked = measured
+    assert chosen(small_model, 100) == LAST
+    seconds[PLAIN] = 0.9
+    assert chosen(small_model, 100) == PLAIN
+    assert COMPILED not in asked
+
+
+def test_compilation_is_tried_only_where_it_can_be_won_back(small_model, measured):
+    seconds, asked = measured
+    # A tenth of the run is what compiling takes.
+    break_even = 10 * COMPILE_SECONDS["cpu"] / seconds[LAST]
+    assert chosen(small_model, break_even - 1) == LAST
+    assert COMPILED not in asked
+    assert chosen(small_model, break_even + 1) == COMPILED
+    # Tried is not chosen.
+    seconds[COMPILED] = 1.1
+    assert chosen(small_model, break_even + 1) == LAST
+
+
+def test_what_cannot_compile_is_left_as_it_is(small_model, measured):
+    seconds, _ = measured
+    seconds[COMPILED] = RuntimeError("no compiler")
+    assert chosen(small_model, 10_000) == LAST
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError()])
+def test_what_does_not_fit_is_left_to_the_run(small_model, measured, error):
+    seconds, _ = measured
+    seconds[LAST] = error
+    assert chosen(small_model, 10_000) == LAST
+
+
+def settle(model, folder, precision=Precision.FP32, batches=100):
+    workload = Workload((1, 8, 8), batches * ROWS, ROWS)
+    return settled_engine(
+        model, workload, device=CPU, precision=precision, folder=folder, ranks=Ranks()
+    ).choice
+
+
+def test_a_run_that_goes_on_goes_on_in_the_same_way(small_model, measured, tmp_path):
+    seconds, _ = measured
+    seconds[PLAIN] = 0.9
+    assert settle(small_model, tmp_path) == PLAIN
+    seconds[PLAIN] = 2.0
+    assert settle(small_model, tmp_path) == PLAIN
+    assert settle(small_model, None) == LAST
+    # A damaged file is no reason to stop.
+    (tmp_path / ENGINE).write_text('{"channels_last": 3')
+    assert settle(small_model, tmp_path) == LAST
+    assert json.loads((tmp_path / ENGINE).read_text())["channels_last"] is True
+
+
+def test_a_real_test_of_a_real_network(small_model, monkeypatch):
+    """No stand-in: candidates are built, called and timed."""
+    monkeypatch.setattr(engine_choice, "WORTH_A_TEST", 0.0)
+    monkeypatch.setattr(engine_choice, "_AT_LEAST", 0.0)
+    tested, real = [], engine_choice._Probe.seconds
+
+    def spy(self, choice):
+        tested.append((choice, real(self, choice)))
+        return tested[-1][1]
+
+    monkeypatch.setattr(engine_choice._Probe, "seconds", spy)
+    best = fastest(small_model, Workload((1, 8, 8), 200, 4), device=CPU, precision=Precision.BF16)
+    assert {choice for choice, _ in tested} == {
+        EngineChoice(Precision.BF16),
+        EngineChoice(Precision.BF16, channels_last=True),
+    }
+    assert best == min(tested, key=lambda one: one[1])[0]
+    assert all(seconds > 0 for _, seconds in tested)
