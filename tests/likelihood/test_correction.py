@@ -43,6 +43,17 @@ def test_it_is_unbiased_for_either_part():
         assert error < 0.02 * abs(truth)
 
 
+def test_every_pair_is_a_row_as_often_as_the_density_says():
+    n, num_timesteps, m, repeats = 3, 7, 6, 2000
+    count = np.zeros((n, num_timesteps))
+    for seed in range(repeats):
+        design = CorrectionRows(n, num_timesteps, seed, m)
+        np.add.at(count, (design.image, design.t - 1), 1)
+    share = np.append(2, 4 * design.density) / n
+    # Of all seeds the counts are sums of independent ones; none varies more than a binomial.
+    assert (np.abs(count - repeats * share) < 4 * np.sqrt(repeats * share)).all()
+
+
 def test_what_follows_the_density_is_found_without_an_error():
     design = CorrectionRows(N, T, 3, 90)
     difference = np.append(0.25, 0.5 * design.density)[design.t - 1]
