@@ -173,13 +173,8 @@ def evaluate_nll(
             listener=listener if ranks.reports else None,
             precision=computed_in,
         )
-        correction = None
-        if computed_in is not Precision.FP32:
-            strict = Engine(checkpoint, device=target, choice=EngineChoice())
-            rows = sampling.correction_rows(terms_pass)
-            correction = CorrectionRun.of(run, strict, rows, store)
         with engine.running():
-            found = sampling.run(run, store, correction=correction)
+            found = sampling.run(run, store, correction=_correction(run, sampling, store))
         if ranks.reports and listener is not None and (line := sampling.warning(found)):
             listener.warn(line)
         comparability = tables.Comparability(
@@ -217,6 +212,17 @@ def evaluate_nll(
             _write(folder, report, found, _extremes(found, images), record)
         ranks.wait()
         return report
+
+
+def _correction(
+    run: RowsRun, sampling: Sampling, store: Callable[[str], TermStore]
+) -> CorrectionRun | None:
+    """What corrects a run in low precision: the same network in strict float32."""
+    if run.precision is Precision.FP32:
+        return None
+    of = run.terms_pass
+    strict = Engine(of.checkpoint, device=of.device, choice=EngineChoice())
+    return CorrectionRun.of(run, strict, sampling.correction_rows(of), store)
 
 
 def _in_memory(name: str) -> MemoryTerms:

@@ -71,12 +71,12 @@ def correction_line(summary: dict[str, Any]) -> str | None:
 
 
 def uncorrected_note(summary: dict[str, Any]) -> str | None:
-    """What the correction does not reach, in a sentence; None where there is none."""
+    """What the correction does not reach, in words; None where there is none."""
     if summary.get("precision_correction") is None:
         return None
     return (
-        "The correction is of the bound and its parts; steps, rate and distortion, single images "
-        f"and other conventions are from the rows in {summary['precision']}, uncorrected."
+        "steps, rate and distortion, single images and other conventions are "
+        f"from the rows in {summary['precision']}, uncorrected"
     )
 
 
