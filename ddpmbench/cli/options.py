@@ -199,6 +199,15 @@ samples_format_option = click.option(
     help="What goes to standard output; quiet is the path of the samples alone.",
 )
 
+precision_option = click.option(
+    "--precision",
+    type=click.Choice(["fp32", "tf32", "bf16", "fp16", "auto"]),
+    default="fp32",
+    show_default=True,
+    help="What the network computes in. Less than strict fp32 is corrected by some rows in both; "
+    "auto is fp16 on CUDA and fp32 elsewhere.",
+)
+
 likelihood_options = _decorate(
     [
         click.option(

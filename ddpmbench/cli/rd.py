@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 @options.data_options
 @options.likelihood_options
 @options.run_options
+@options.precision_option
 @options.format_option
 @click.option(
     "--pictures",

@@ -6,6 +6,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from ddpmbench.likelihood.correction import Correction
 from ddpmbench.likelihood.terms import TermTable
 from ddpmbench.likelihood.warp import RotatedWarp
 
@@ -21,6 +22,13 @@ class RoughBound:
 
     nats: float
     half_width: float
+
+    def plus(self, correction: Correction | None) -> "RoughBound":
+        """The bound corrected, if it is to be."""
+        if correction is None:
+            return self
+        half_width = math.hypot(self.half_width, correction.half_width)
+        return RoughBound(self.nats + correction.nats, half_width)
 
 
 class RunningBound:

@@ -123,15 +123,20 @@ def _half_width(
     if variance == 0:
         return 0.0
     # Satterthwaite 1946, each part with the degrees of freedom of its images.
-    of_rows = _freedom(spread, np.full(len(spread), rotations - 1))
-    of_decoder = _freedom(rows.decoder_squares, rows.decoder_draws - 1)
+    of_rows = degrees_of_freedom(spread, np.full(len(spread), rotations - 1))
+    of_decoder = degrees_of_freedom(rows.decoder_squares, rows.decoder_draws - 1)
     parts = np.array([kl_variance, rows.decoder_variance])
-    freedom = _freedom(parts, np.array([of_rows, of_decoder]))
+    freedom = degrees_of_freedom(parts, np.array([of_rows, of_decoder]))
     return float(_quantile(freedom) * math.sqrt(variance))
 
 
-def _freedom(squares: NDArray[np.float64], freedom: NDArray[np.float64 | np.int64]) -> float:
-    """Of a sum of variances that differ, from their multiples of chi-square and degrees each."""
+def degrees_of_freedom(
+    squares: NDArray[np.float64], freedom: NDArray[np.float64 | np.int64]
+) -> float:
+    """Of a sum of variances that differ, from their multiples of chi-square and degrees each.
+
+    Source: Satterthwaite 1946.
+    """
     # The square of a chi-square with f degrees is f (f + 2) on average, not f^2; and what is found
     # for a single one must be f.
     total = float(squares.sum())

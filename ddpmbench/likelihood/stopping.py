@@ -1,7 +1,7 @@
 """When a sampled run has enough rotations."""
 
 from ddpmbench.likelihood.sampled_bound import SampledBound
-from ddpmbench.likelihood.warp import RotatedWarp, decoder_draws
+from ddpmbench.likelihood.warp import RotatedWarp, decoder_draws, num_rows
 
 FIRST_ROWS = 400
 
@@ -13,6 +13,11 @@ def first_rotations(num_images: int) -> int:
     well by then; at 8 images with two rotations it covered 88 %.
     """
     return max(2, -(-FIRST_ROWS // num_images))
+
+
+def first_rows(num_images: int) -> int:
+    """How many rows there are at that look."""
+    return num_rows(num_images, first_rotations(num_images))
 
 
 def rotations_needed(design: RotatedWarp, bound: SampledBound, half_width: float) -> int:

@@ -13,12 +13,17 @@ from collections.abc import Iterable
 from functools import cached_property
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from ddpmbench.likelihood.blocks import image_blocks
+from ddpmbench.likelihood.addressed import (
+    PILOT,
+    REDRAW,
+    ROTATION,
+    ranks,
+    unit_interval,
+    words,
+)
 from ddpmbench.likelihood.terms import Rows, TermTable
-from ddpmbench.process.noise import philox_4x32
 
 PILOT_IMAGES = 8
 PILOT_STEPS = 50
@@ -32,10 +37,6 @@ REDRAWN_IMAGES = 64
 _BANDWIDTH = 0.25  # of the pilot's smoothing, in log t; its steps lie 0.13 apart at T = 1000
 _MEAN_SHARE = 0.05  # of the mean that is added to a standard deviation
 _LOG_GRID = 64  # standard deviations count to the nearest 1/64 of a factor e
-
-# What a random number is for. The noise's counters are (image, t, draw, block) with t >= 1; those
-# of the designs have 0 in the place of t, and the purpose in the place of the block.
-_ROTATION, _REDRAW, _PILOT = 0, 1, 2
 
 _REDRAWN_RUN = 1  # of the runs of rows, the one that not every image is in
 
@@ -63,7 +64,7 @@ class Pilot:
     @cached_property
     def image(self) -> NDArray[np.int64]:
         """The images, at most `PILOT_IMAGES`."""
-        return _choose(self.num_images, PILOT_IMAGES, self.seed, _PILOT)
+        return _choose(self.num_images, PILOT_IMAGES, self.seed, PILOT)
 
     @cached_property
     def t(self) -> NDArray[np.int64]:
@@ -175,7 +176,7 @@ class RotatedWarp:
         """(r, N) pi(n): which of N equal cells of [0, 1] each image has in each rotation."""
         cell = np.empty((self.rotations, self.num_images), dtype=np.int64)
         for j in range(self.rotations):
-            cell[j] = _ranks(self._words(j)[0])
+            cell[j] = ranks(self._words(j)[0])
         return cell
 
     @cached_property
@@ -183,14 +184,14 @@ class RotatedWarp:
         """(r, N) step of each image in each rotation."""
         cumulative, t = np.cumsum(self.density)[:-1], np.empty_like(self.cell)
         for j, cell in enumerate(self.cell):
-            position = (cell + (self._words(j)[1] >> np.uint64(11)) * 2.0**-53) / self.num_images
+            position = (cell + unit_interval(self._words(j)[1])) / self.num_images
             t[j] = 2 + np.searchsorted(cumulative, position, side="right")
         return t
 
     @cached_property
     def redrawn(self) -> NDArray[np.int64]:
         """The images that have a second draw of the decoder from the start."""
-        return _choose(self.num_images, _redrawn(self.num_images), self.seed, _REDRAW)
+        return _choose(self.num_images, _redrawn(self.num_images), self.seed, REDRAW)
 
     @cached_property
     def _runs(self) -> NDArray[np.int64]:
@@ -206,7 +207,7 @@ class RotatedWarp:
         return np.array(runs).T
 
     def _words(self, rotation: int) -> NDArray[np.uint64]:
-        return _words(self.num_images, self.seed, rotation, _ROTATION)
+        return words(self.num_images, self.seed, turn=rotation, purpose=ROTATION)
 
     def __len__(self) -> int:
         """Number of rows, which is the number of network calls."""
@@ -244,23 +245,5 @@ def _check(num_images: int, num_timesteps: int) -> None:
 
 
 def _choose(num_images: int, count: int, seed: int, purpose: int) -> NDArray[np.int64]:
-    key, _ = _words(num_images, seed, 0, purpose)
-    return np.flatnonzero(_ranks(key) < count)
-
-
-def _ranks(key: NDArray[np.uint64]) -> NDArray[np.int64]:
-    ranks = np.empty(len(key), dtype=np.int64)
-    ranks[np.argsort(key, kind="stable")] = np.arange(len(key))
-    return ranks
-
-
-def _words(num_images: int, seed: int, rotation: int, purpose: int) -> NDArray[np.uint64]:
-    """(2, N): two 64-bit numbers an image."""
-    numbers = np.empty((2, num_images), dtype=np.uint64)
-    zero, j, what = (torch.tensor([word]) for word in (0, rotation, purpose))
-    for part in image_blocks(num_images):
-        image = torch.arange(part.start, part.stop)
-        word = [w.numpy().astype(np.uint64) for w in philox_4x32((image, zero, j, what), seed)]
-        numbers[0, part] = (word[0] << np.uint64(32)) | word[1]
-        numbers[1, part] = (word[2] << np.uint64(32)) | word[3]
-    return numbers
+    key, _ = words(num_images, seed, turn=0, purpose=purpose)
+    return np.flatnonzero(ranks(key) < count)

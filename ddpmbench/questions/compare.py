@@ -6,9 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from ddpmbench.errors import InputError
+from ddpmbench.likelihood.correction import (
+    Correction,
+    CorrectionRows,
+    differences,
+    estimate_correction,
+)
 from ddpmbench.likelihood.design import Design, EveryPair
 from ddpmbench.likelihood.paired import (
     Tables,
@@ -24,6 +32,8 @@ from ddpmbench.questions.compare_fidelity import FidelityComparison, compare_fid
 from ddpmbench.questions.report import schema_of, write_report
 from ddpmbench.questions.unlike import refuse_unlike
 from ddpmbench.report import comparison, fidelity, tables
+from ddpmbench.report.checks import STRICT, check_run
+from ddpmbench.runs.correction import store_name
 from ddpmbench.runs.finished import SUMMARY, FinishedRun
 from ddpmbench.runs.folder import RunFolder
 from ddpmbench.runs.rows import checked
@@ -96,13 +106,41 @@ def _write(path: Path, found: Comparison) -> None:
 def _difference(run: FinishedRun, baseline: FinishedRun) -> comparison.Difference:
     prior = (run.summary["prior"] - baseline.summary["prior"]) * NATS_PER_BIT
     clip = bool(baseline.summary["conventions"]["clip"])
-    design = baseline.design
+    design, correction = baseline.design, _correction(run, baseline)
     if isinstance(design, EveryPair):
         of = _tables(run, design), _tables(baseline, design)
-        return comparison.Difference(difference_of_pairs(design, *of, prior=prior, clip=clip), 1.0)
+        pairs = difference_of_pairs(design, *of, prior=prior, clip=clip)
+        return comparison.Difference(pairs, 1.0, correction)
     model, other = _warp_terms(run), _warp_terms(baseline)
     bound = difference_of_warps(model, other, prior=prior, clip=clip)
-    return comparison.Difference(bound, same_steps(model.design, other.design))
+    return comparison.Difference(bound, same_steps(model.design, other.design), correction)
+
+
+def _correction(run: FinishedRun, baseline: FinishedRun) -> Correction | None:
+    """Of the difference; both runs were corrected by the same rows."""
+    if baseline.summary.get("precision", STRICT) == STRICT:
+        return None
+    of_run, of_baseline = (_correction_terms(one) for one in (run, baseline))
+    return estimate_correction(_correction_rows(run), of_run - of_baseline)
+
+
+def _correction_rows(run: FinishedRun) -> CorrectionRows:
+    of = run.summary
+    size = (of["num_images"], of["num_timesteps"])
+    return CorrectionRows(*size, of["seed"], of["precision_correction"]["num_evaluations"] // 2)
+
+
+def _correction_terms(run: FinishedRun) -> NDArray[np.float64]:
+    design, tables_of = _correction_rows(run), []
+    for precision in (STRICT, run.summary["precision"]):
+        store = run.shards(store_name(precision))
+        if store.missing(len(design)):
+            raise InputError(
+                f"{run.path}: some shards of its {store_name(precision)} are gone; run its command "
+                "again"
+            )
+        tables_of.append(checked(store.tables(len(design), ("nats",)), design, where=run.path))
+    return differences(design, *tables_of)
 
 
 def _warp_terms(run: FinishedRun) -> WarpTerms:
@@ -119,6 +157,13 @@ def _tables(run: FinishedRun, design: Design) -> Tables:
     return lambda length: checked(store.tables(length, columns), design, where=run.path)
 
 
+def _rows_of_correction(run: FinishedRun) -> int | None:
+    if run.summary.get("precision", STRICT) == STRICT:
+        return None
+    check_run(run.summary, run.path / SUMMARY)
+    return int(run.summary["precision_correction"]["num_evaluations"])
+
+
 _IDENTITY_FACTS = ("schedule_sha256", "labels_sha256", "precision", "tables")
 
 
@@ -131,6 +176,7 @@ def _facts(run: FinishedRun) -> dict[str, object]:
         "data.sha256": of["data"]["sha256"],
         **{f"conventions.{name}": value for name, value in of["conventions"].items()},
         **{name: run.identity.get(name) for name in _IDENTITY_FACTS},
+        "precision_correction.num_evaluations": _rows_of_correction(run),
         "estimator": of["estimator"],
         "seed": of["seed"],
         "sampling.draws": of["sampling"].get("draws"),

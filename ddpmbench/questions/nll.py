@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,16 @@ from ddpmbench.inputs.images import ImageSet
 from ddpmbench.likelihood.decoders import DECODERS
 from ddpmbench.likelihood.sampled_bound import SampledBound
 from ddpmbench.likelihood.terms import TermsPass
+from ddpmbench.network.precision import Precision
 from ddpmbench.questions.sampling import Sampling
 from ddpmbench.report import tables
 from ddpmbench.report.conventions import conventions_frame, sub_schedules_frame
+from ddpmbench.report.correction import in_bits
 from ddpmbench.runs.agreement import open_folder, refuse_other_runs
-from ddpmbench.runs.devices import evaluating, resolve_device, strict_float32
+from ddpmbench.runs.correction import CorrectionRun
+from ddpmbench.runs.devices import resolve_device
 from ddpmbench.runs.distributed import joined
-from ddpmbench.runs.engine import PRECISION
+from ddpmbench.runs.engine import Engine, EngineChoice
 from ddpmbench.runs.extremes import EXTREMES, Extremes
 from ddpmbench.runs.finished import (
     DENSITY,
@@ -32,9 +36,10 @@ from ddpmbench.runs.finished import (
 )
 from ddpmbench.runs.folder import RunFolder
 from ddpmbench.runs.likelihood import LikelihoodRun
+from ddpmbench.runs.precision import resolve_precision
 from ddpmbench.runs.provenance import environment
 from ddpmbench.runs.rows import RowsRun, RunListener
-from ddpmbench.runs.shards import MemoryTerms
+from ddpmbench.runs.shards import MemoryTerms, TermStore
 from ddpmbench.version import __version__
 
 
@@ -73,6 +78,7 @@ def evaluate_nll(
     decoder: str = "exact",
     seed: int = 0,
     device: str = "auto",
+    precision: str = "fp32",
     batch_size: int | None = None,
     out: str | Path | None = None,
     command: list[str] | None = None,
@@ -99,6 +105,10 @@ def evaluate_nll(
         decoder: "exact" or "tanh" for the distribution function of the decoder.
         seed: of the noise and the choice of rows, 0 <= seed < 2^64.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        precision: what the network computes in: "fp32" strictly, "tf32", "bf16", "fp16", or
+            "auto", which is fp16 on CUDA and fp32 elsewhere. In low precision some rows are
+            computed in strict float32 too, and correct the bound, its parts and its intervals; the
+            tables are as the rows have them.
         batch_size: rows a network call, None for what suits the device. It cannot change a number.
         out: the run folder; one that holds the same run unfinished, or finished with a wider
             interval, is gone on with. None keeps the run in memory.
@@ -120,11 +130,12 @@ def evaluate_nll(
         rows_of=None if rows_of is None else Path(rows_of),
         draws=draws,
     )
-    sampling.check(checkpoint, images, seed)
     with joined() as ranks:
         if ranks.count > 1 and out is None:
             raise InputError("--out: several processes need a folder that they share; name one")
         target = resolve_device(device, ranks.local_rank)
+        computed_in = resolve_precision(precision, target)
+        sampling.check(checkpoint, images, seed=seed, precision=computed_in)
         conventions = _conventions(checkpoint, images, decoder=decoder)
         identity = {
             "schema": tables.SCHEMA,
@@ -135,7 +146,7 @@ def evaluate_nll(
             "num_timesteps": checkpoint.schedule.num_timesteps,
             **sampling.identity,
             "seed": seed,
-            "precision": PRECISION,
+            "precision": str(computed_in),
             "tables": str(checkpoint.diffusion.to(target).dtype),
             "ddpmbench": __version__,
             **conventions,
@@ -144,15 +155,26 @@ def evaluate_nll(
         }
         refuse_other_runs({**identity, **sampling.settings}, ranks)
         folder = None if out is None else open_folder(Path(out), identity, ranks)
-        terms_pass = TermsPass(checkpoint, images, seed=seed, decoder=decoder, device=target)
+        store: Callable[[str], TermStore] = _in_memory if folder is None else folder.shards
+
+        engine = Engine(checkpoint, device=target, choice=EngineChoice(precision=computed_in))
+        terms_pass = TermsPass(
+            checkpoint,
+            images,
+            seed=seed,
+            decoder=decoder,
+            device=target,
+            model_output=engine.model_output,
+        )
         run = RowsRun.of(
             terms_pass,
             batch_size=batch_size,
             ranks=ranks,
             listener=listener if ranks.reports else None,
+            precision=computed_in,
         )
-        with evaluating(checkpoint.network), strict_float32():
-            found = sampling.run(run, folder.shards if folder is not None else _in_memory)
+        with engine.running():
+            found = sampling.run(run, store, correction=_correction(run, sampling, store))
         if ranks.reports and listener is not None and (line := sampling.warning(found)):
             listener.warn(line)
         comparability = tables.Comparability(
@@ -170,7 +192,8 @@ def evaluate_nll(
             data={"source": images.source, "split": images.split, "sha256": images.sha256},
             seed=seed,
             device=" + ".join(sorted(found.devices)),
-            precision=PRECISION,
+            precision=str(computed_in),
+            precision_correction=in_bits(found),
             seconds=round(found.seconds, 3),
         )
         report = _report(found, comparability, images, folder)
@@ -189,6 +212,17 @@ def evaluate_nll(
             _write(folder, report, found, _extremes(found, images), record)
         ranks.wait()
         return report
+
+
+def _correction(
+    run: RowsRun, sampling: Sampling, store: Callable[[str], TermStore]
+) -> CorrectionRun | None:
+    """What corrects a run in low precision: the same network in strict float32."""
+    if run.precision is Precision.FP32:
+        return None
+    of = run.terms_pass
+    strict = Engine(of.checkpoint, device=of.device, choice=EngineChoice())
+    return CorrectionRun.of(run, strict, sampling.correction_rows(of), store)
 
 
 def _in_memory(name: str) -> MemoryTerms:

@@ -17,6 +17,8 @@ from ddpmbench.likelihood.partial import PartialBound, partial_bound
 from ddpmbench.likelihood.terms import TermTable
 from ddpmbench.process.units import NATS_PER_BIT
 from ddpmbench.report import tables
+from ddpmbench.report.checks import CORRECTION, check
+from ddpmbench.report.correction import CorrectionInBits
 from ddpmbench.runs.finished import RATE_DISTORTION, SUMMARY, FinishedRun
 from ddpmbench.runs.losses import Losses, columns_of, find_losses, usable
 
@@ -107,6 +109,14 @@ def _summary(
     names = (field.name for field in dataclasses.fields(tables.Comparability))
     of: dict[str, Any] = {name: run.summary.get(name) for name in names}
     sampling = of["sampling"]
+    if of["precision_correction"] is not None:
+        # What rounding does was found on rows of all images; it holds for any of them.
+        record = of["precision_correction"]
+        check(record, CORRECTION, run.path / SUMMARY)
+        of["precision_correction"] = CorrectionInBits(
+            **{name: record[name] for name in CORRECTION}
+            | {"uncorrected_bits_per_dim": found.bound.nats / NATS_PER_BIT}
+        )
     of |= {
         "num_images": len(found.image),
         "num_evaluations": found.num_rows,

@@ -14,9 +14,14 @@ from numpy.typing import NDArray
 from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.inputs.images import ImageSet
+from ddpmbench.likelihood.correction import CorrectionRows, rows_of_correction
 from ddpmbench.likelihood.design import EveryPair
+from ddpmbench.likelihood.stopping import first_rows
+from ddpmbench.likelihood.terms import TermsPass
+from ddpmbench.network.precision import Precision
 from ddpmbench.process.units import NATS_PER_BIT
 from ddpmbench.report.tables import SCHEMA
+from ddpmbench.runs.correction import CorrectionRun
 from ddpmbench.runs.finished import FinishedRun
 from ddpmbench.runs.likelihood import (
     Goal,
@@ -100,8 +105,17 @@ class Sampling:
             else FinishedRun.open(rows_of, option="--rows-of", schema=SCHEMA),
         )
 
-    def check(self, checkpoint: Checkpoint, images: ImageSet, seed: int) -> None:
+    def check(
+        self, checkpoint: Checkpoint, images: ImageSet, *, seed: int, precision: Precision
+    ) -> None:
         """Refuse a model and images for which there are no such rows.
+
+        Args:
+            checkpoint: the model.
+            images: the image set.
+            seed: of the rows.
+            precision: what the network computes in; less than float32 is corrected, which takes
+                network calls of its own.
 
         Raises:
             InputError: there are too few steps, or the rows are those of other images.
@@ -113,7 +127,13 @@ class Sampling:
                 "every-pair"
             )
         if self.estimator == "rotated-warp":
-            refuse_small_cap(len(images), num_timesteps, self.goal, with_pilot=self.model is None)
+            refuse_small_cap(
+                len(images),
+                num_timesteps,
+                self.goal,
+                with_pilot=self.model is None,
+                with_correction=precision is not Precision.FP32,
+            )
         if self.model is None:
             return
         summary = self.model.summary
@@ -162,10 +182,19 @@ class Sampling:
 
     def warning(self, found: LikelihoodRun) -> str | None:
         """What to say where the interval is wider than was asked for."""
-        reached = found.bound.half_width
+        reached = found.half_width
         if self.estimator == "every-pair" or reached is None:
             return None
-        if self.max_evaluations is None or reached <= self.goal.half_width:
+        if reached <= self.goal.half_width * (1 + 1e-9):
+            return None
+        if found.correction is not None and self.goal.is_hidden_by(found.correction):
+            alone = found.correction.half_width / NATS_PER_BIT
+            return (
+                f"+- {reached / NATS_PER_BIT:.4f} is wider than +- {self.half_width:g}, because "
+                f"what a low precision changes is known to +- {alone:.4f} alone; choose "
+                "--precision fp32, which needs no correction"
+            )
+        if self.max_evaluations is None:
             return None
         return (
             f"+- {reached / NATS_PER_BIT:.4f} is as narrow as --max-evaluations "
@@ -173,16 +202,35 @@ class Sampling:
             "same command goes on"
         )
 
-    def run(self, run: RowsRun, store: Callable[[str], TermStore]) -> LikelihoodRun:
+    def correction_rows(self, terms_pass: TermsPass) -> CorrectionRows:
+        """The rows of a correction; how many depends on what is certain of the run's alone."""
+        num_images = len(terms_pass.images)
+        num_timesteps = terms_pass.checkpoint.schedule.num_timesteps
+        if self.estimator == "every-pair":
+            rows = len(EveryPair(num_images, num_timesteps, self.draws))
+        else:
+            rows = first_rows(num_images)
+        size = (num_images, num_timesteps)
+        return CorrectionRows(*size, terms_pass.seed, rows_of_correction(rows))
+
+    def run(
+        self,
+        run: RowsRun,
+        store: Callable[[str], TermStore],
+        *,
+        correction: CorrectionRun | None = None,
+    ) -> LikelihoodRun:
         """Compute the rows and reduce them; the rows of each name are kept in its store."""
         if self.estimator == "every-pair":
             images = len(run.terms_pass.images)
             num_timesteps = run.terms_pass.checkpoint.schedule.num_timesteps
-            return run_every_pair(run, EveryPair(images, num_timesteps, self.draws), store("terms"))
+            design = EveryPair(images, num_timesteps, self.draws)
+            return run_every_pair(run, design, store("terms"), correction=correction)
         return run_rotated_warp(
             run,
             store("pilot"),
             store("terms"),
             goal=self.goal,
             density=self.density,
+            correction=correction,
         )

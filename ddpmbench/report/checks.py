@@ -9,6 +9,9 @@ from ddpmbench.errors import InputError
 _NUMBER, _NUMBER_OR_NONE = (int, float), (int, float, type(None))
 _TEXT, _TEXT_OR_NONE, _WHOLE = (str,), (str, type(None)), (int,)
 
+STRICT = "fp32"
+"""The precision that needs no correction."""
+
 Kinds = Mapping[str, Any]
 """Names to the types that their values may have, or to the kinds of a record within."""
 
@@ -42,6 +45,15 @@ RUN: Kinds = {
     "seconds": _NUMBER,
 }
 """`summary.json` of a run."""
+CORRECTION: Kinds = {
+    "bits_per_dim": _NUMBER,
+    "half_width": _NUMBER,
+    "num_evaluations": _WHOLE,
+    "uncorrected_bits_per_dim": _NUMBER,
+    "kl": _NUMBER,
+    "decoder": _NUMBER,
+}
+"""`precision_correction` there, which a run in low precision has, and none in strict float32."""
 COMPARED: Kinds = {
     "run": _TEXT,
     "bits_per_dim": _NUMBER,
@@ -161,6 +173,23 @@ def check(record: object, kinds: Kinds, path: Path) -> None:
         InputError: one line that names the file and the first thing that is wrong.
     """
     _check(record, kinds, path, "")
+
+
+def check_run(summary: dict[str, Any], path: Path) -> None:
+    """Refuse a `summary.json` of a run that is not whole.
+
+    Args:
+        summary: what was read.
+        path: the file that it is from.
+
+    Raises:
+        InputError: one line that names the file and the first thing that is wrong.
+    """
+    check(summary, RUN, path)
+    if summary["precision"] != STRICT:
+        check(summary, {"precision_correction": CORRECTION}, path)
+    elif summary.get("precision_correction") is not None:
+        raise _damaged(path, "precision_correction")
 
 
 def _check(record: object, kinds: Kinds, path: Path, within: str) -> None:

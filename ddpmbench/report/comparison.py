@@ -8,8 +8,11 @@ from typing import Any
 import pandas as pd
 
 from ddpmbench.likelihood.bound import BoundEstimate
+from ddpmbench.likelihood.correction import Correction
 from ddpmbench.likelihood.sampled_bound import SampledBound
 from ddpmbench.process.units import NATS_PER_BIT
+from ddpmbench.report.checks import STRICT
+from ddpmbench.report.correction import CorrectionInBits, widened
 from ddpmbench.report.tables import per_timestep, rate
 
 SCHEMA = "ddpmbench.comparison/1"
@@ -22,10 +25,12 @@ class Difference:
     Attributes:
         bound: differences where a bound has its values, nats per dimension.
         same_rows: which share of the rows is the same; the others are at nearby steps.
+        correction: of the difference; None where both runs are in strict float32.
     """
 
     bound: BoundEstimate | SampledBound
     same_rows: float
+    correction: Correction | None = None
 
 
 def runs_frame(
@@ -36,7 +41,7 @@ def runs_frame(
     Columns: `run`, `bits_per_dim`, `half_width`; `difference` from the baseline, its `half_width`
     for these images and for their population, `half_width_unpaired` that two runs on other rows
     would have, the `num_evaluations` of each that count, and which share of the rows is the same
-    for both (`same_rows`).
+    for both (`same_rows`). Where the runs are corrected, the difference is.
     """
     rows: list[dict[str, object]] = []
     first = summaries[0]["half_width"]
@@ -48,15 +53,19 @@ def runs_frame(
             "half_width": summary["half_width"],
         }
         if found is not None:
-            bound = found.bound
-            own = summary["half_width"]
+            bound, own = found.bound, summary["half_width"]
+            correction = CorrectionInBits()
+            if found.correction is not None:
+                correction = CorrectionInBits.of(found.correction, uncorrected=bound.nats)
             unpaired = None if None in (own, first) else math.hypot(own, first)
             row |= {
-                "difference": bound.nats / NATS_PER_BIT,
-                "difference_half_width": _bits(bound.half_width),
-                "difference_half_width_population": _bits(bound.half_width_population),
+                "difference": bound.nats / NATS_PER_BIT + correction.bits_per_dim,
+                "difference_half_width": widened(_bits(bound.half_width), correction),
+                "difference_half_width_population": widened(
+                    _bits(bound.half_width_population), correction
+                ),
                 "half_width_unpaired": unpaired,
-                "num_evaluations": int(bound.num_evaluations.sum()),
+                "num_evaluations": int(bound.num_evaluations.sum()) + correction.num_evaluations,
                 "same_rows": found.same_rows,
             }
         rows.append(row)
@@ -66,6 +75,8 @@ def runs_frame(
 
 def steps_frame(names: Sequence[str], differences: Sequence[Difference]) -> pd.DataFrame:
     """One row a run and step: the difference of the term and of the rate from the baseline's.
+
+    Of runs in low precision they are as the rows have them, uncorrected.
 
     Columns: `run`; those of `per_timestep` and `rate`, as differences.
     """
@@ -88,6 +99,7 @@ def summary(frame: pd.DataFrame, baseline: dict[str, Any]) -> dict[str, Any]:
             name: baseline[name]
             for name in ("num_images", "num_timesteps", "estimator", "conventions", "data", "seed")
         },
+        "precision": baseline.get("precision", STRICT),
     }
 
 

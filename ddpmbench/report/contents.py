@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ddpmbench.errors import InputError
 from ddpmbench.report import checks
-from ddpmbench.report.checks import check
+from ddpmbench.report.checks import check, check_run
 from ddpmbench.report.conventions import CONVENTION_COLUMNS, SUB_SCHEDULE_COLUMNS
 from ddpmbench.report.tables import RATE_DISTORTION_COLUMNS
 from ddpmbench.runs.extremes import EXTREMES, Extremes
@@ -83,7 +83,7 @@ class RunContents:
             InputError: a file is damaged; it is named.
         """
         place = run.path
-        check(run.summary, checks.RUN, place / SUMMARY)
+        check_run(run.summary, place / SUMMARY)
         kind = "rotations" if run.summary["estimator"] == "rotated-warp" else "draws"
         check(run.summary["sampling"], {kind: (int,)}, place / SUMMARY)
         per_timestep = read_table(place / "per_timestep.csv", _PER_TIMESTEP)

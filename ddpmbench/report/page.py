@@ -10,6 +10,7 @@ from markupsafe import Markup, escape
 
 from ddpmbench.report import rate_distortion
 from ddpmbench.report.contents import RunContents
+from ddpmbench.report.correction import compared_note, uncorrected_note
 from ddpmbench.report.figures.style import shown
 from ddpmbench.report.figures.sub_schedules import TALLEST
 from ddpmbench.report.printed import PARTS, comparable_facts, images_name, partial_line
@@ -66,6 +67,7 @@ def run_page(contents: RunContents, svgs: Mapping[str, str]) -> str:
         these=_these(summary["num_images"]),
         spread=_spread(summary),
         facts=comparable_facts(summary),
+        uncorrected=uncorrected_note(summary),
         bound_parts=_bound_parts(summary),
         half_by=_half_by(contents.rate_distortion, summary["prior"]),
         points=points,
@@ -112,6 +114,8 @@ def comparison_page(
         f"{'clip' if conventions['clip'] else 'no clip'}, {conventions['decoder']} decoder",
         "estimator": f"{summary['estimator']}, seed {summary['seed']}",
     }
+    if note := compared_note(dict(summary)):
+        facts["precision"] = note
     return rendered(
         "comparison.html.j2",
         heading=f"{name} against {first}",

@@ -8,6 +8,7 @@ import pandas as pd
 
 from ddpmbench.report.comparison_fidelity import SCHEMA as FIDELITY
 from ddpmbench.report.comparison_fidelity_shown import printed_fidelity_comparison
+from ddpmbench.report.correction import compared_note, correction_line, uncorrected_note
 
 PARTS = {
     "prior": "L_T, the end of the chain",
@@ -92,6 +93,8 @@ def printed_comparison(summary: dict[str, Any], output_format: str) -> str:
         "rows": f"{summary['estimator']}, seed {summary['seed']}; {_shared(runs, baseline['run'])}",
         "interval": "95 %, for these images; in brackets for the population they are drawn from",
     }
+    if note := compared_note(summary):
+        facts["precision"] = note
     return "\n".join([*lines, "", *(f"{name:<12}{value}" for name, value in facts.items())])
 
 
@@ -138,6 +141,8 @@ def _parts(summary: dict[str, Any]) -> list[str]:
 def comparability(summary: dict[str, Any]) -> list[str]:
     """What a number of `nll` must be the same in to compare with another, a line each."""
     fields = {"interval": _interval(summary), **comparable_facts(summary)}
+    if note := uncorrected_note(summary):
+        fields["tables"] = note
     return [f"{name:<12}{value}" for name, value in fields.items()]
 
 
@@ -147,6 +152,7 @@ def comparable_facts(summary: dict[str, Any]) -> dict[str, str]:
     weights = f"{checkpoint['family']}, {checkpoint['sha256'][:12]}"
     respaced = " (a model of its own)" if " of " in conventions["schedule"] else ""
     clip = "clip" if conventions["clip"] else "no clip"
+    correction = correction_line(summary)
     return {
         "images": images_line(summary),
         "checkpoint": f"{checkpoint['source']} ({weights})",
@@ -155,6 +161,7 @@ def comparable_facts(summary: dict[str, Any]) -> dict[str, str]:
         f"{conventions['decoder']} decoder",
         "estimator": f"{summary['estimator']}, {_amount(summary['sampling'])}, "
         f"{summary['num_evaluations']:,} network calls, seed {summary['seed']}",
+        **({"precision": correction} if correction else {}),
         "device": f"{summary['device']}, {summary['precision']}, {summary['seconds']:.0f} s",
     }
 

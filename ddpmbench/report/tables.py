@@ -10,6 +10,7 @@ from ddpmbench.likelihood.bound import BoundEstimate
 from ddpmbench.likelihood.distortion import Distortion
 from ddpmbench.likelihood.sampled_bound import SampledBound
 from ddpmbench.process.units import NATS_PER_BIT
+from ddpmbench.report.correction import CorrectionInBits, in_bits, widened
 from ddpmbench.runs.likelihood import LikelihoodRun
 
 SCHEMA = "ddpmbench.nll/1"
@@ -44,19 +45,24 @@ class Comparability:
     seed: int
     device: str
     precision: str
+    precision_correction: CorrectionInBits | None
     seconds: float
 
 
 def summary(bound: BoundEstimate | SampledBound, comparability: Comparability) -> dict[str, object]:
-    """The object of `summary.json`: the bound in bits per dimension, and what it is of."""
+    """The object of `summary.json`: the bound in bits per dimension, and what it is of.
+
+    Where there is a correction, bound, parts and intervals have it.
+    """
+    correction = comparability.precision_correction or CorrectionInBits()
     return {
         "schema": SCHEMA,
-        "bits_per_dim": bound.nats / NATS_PER_BIT,
-        "half_width": _bits(bound.half_width),
-        "half_width_population": _bits(bound.half_width_population),
+        "bits_per_dim": bound.nats / NATS_PER_BIT + correction.bits_per_dim,
+        "half_width": widened(_bits(bound.half_width), correction),
+        "half_width_population": widened(_bits(bound.half_width_population), correction),
         "prior": float(np.mean(bound.prior)) / NATS_PER_BIT,
-        "kl": float(np.mean(bound.kl)) / NATS_PER_BIT,
-        "decoder": float(np.mean(bound.decoder)) / NATS_PER_BIT,
+        "kl": float(np.mean(bound.kl)) / NATS_PER_BIT + correction.kl,
+        "decoder": float(np.mean(bound.decoder)) / NATS_PER_BIT + correction.decoder,
         **dataclasses.asdict(comparability),
     }
 
@@ -65,14 +71,14 @@ def sampling(run: LikelihoodRun, options: dict[str, object]) -> dict[str, object
     """Which rows there are: the options that say so and what became of them."""
     if not isinstance(run.bound, SampledBound) or run.horvitz_thompson is None:
         return options
-    plain = run.horvitz_thompson
+    plain, correction = run.horvitz_thompson, in_bits(run) or CorrectionInBits()
     return {
         **options,
         "rotations": run.bound.rotations,
         "pilot_evaluations": run.pilot_evaluations,
         "horvitz_thompson": {
-            "bits_per_dim": plain.nats / NATS_PER_BIT,
-            "half_width": _bits(plain.half_width),
+            "bits_per_dim": plain.nats / NATS_PER_BIT + correction.bits_per_dim,
+            "half_width": widened(_bits(plain.half_width), correction),
         },
     }
 

@@ -1,6 +1,7 @@
 """Likelihood runs: every pair, or a rotated warp that grows until its interval is narrow."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 
 from ddpmbench.errors import InputError
 from ddpmbench.likelihood.bound import BoundEstimate, estimate_bound
+from ddpmbench.likelihood.correction import Correction, rows_of_correction
 from ddpmbench.likelihood.design import EveryPair
 from ddpmbench.likelihood.distortion import (
     Distortion,
@@ -25,9 +27,10 @@ from ddpmbench.likelihood.regression import FeatureTable
 from ddpmbench.likelihood.running import RoughBound, RunningBound
 from ddpmbench.likelihood.sampled import greg, horvitz_thompson
 from ddpmbench.likelihood.sampled_bound import SampledBound
-from ddpmbench.likelihood.stopping import first_rotations, rotations_needed
+from ddpmbench.likelihood.stopping import first_rotations, first_rows, rotations_needed
 from ddpmbench.likelihood.terms import TermTable, columns_of_bound
 from ddpmbench.likelihood.warp import Pilot, RotatedWarp, num_rows, warp_density
+from ddpmbench.runs.correction import CorrectionRun, OptionalCorrection
 from ddpmbench.runs.rows import RowsRun, checked
 from ddpmbench.runs.shards import TermStore
 
@@ -37,15 +40,17 @@ class LikelihoodRun:
     """What a run found, and what it took.
 
     Attributes:
-        bound: the bound.
+        bound: the bound, as its rows have it.
         distortion: of the predictions along the way.
         others: the bounds under other conventions and of models that skip steps.
-        num_evaluations: network calls, those of a pilot among them.
+        num_evaluations: network calls, those of a pilot and of a correction among them.
         seconds: they took, summed over processes, interruptions left out.
         devices: where they were made.
         horvitz_thompson: rotated warp: the bound from the same rows without regression.
         density: rotated warp: (T - 1,) of the steps t = 2..T.
         pilot_evaluations: rotated warp: network calls that went into the density.
+        correction: where the rows are in low precision, what is to be added to the bound; all else
+            here is as the rows have it.
     """
 
     bound: BoundEstimate | SampledBound
@@ -57,22 +62,35 @@ class LikelihoodRun:
     horvitz_thompson: SampledBound | None = None
     density: NDArray[np.float64] | None = None
     pilot_evaluations: int = 0
+    correction: Correction | None = None
+
+    @property
+    def half_width(self) -> float | None:
+        """Of the 95 % interval of the corrected bound for these images, nats per dimension."""
+        if self.correction is None or self.bound.half_width is None:
+            return self.bound.half_width
+        return math.hypot(self.bound.half_width, self.correction.half_width)
 
 
-def run_every_pair(run: RowsRun, design: EveryPair, store: TermStore) -> LikelihoodRun:
+def run_every_pair(
+    run: RowsRun, design: EveryPair, store: TermStore, *, correction: CorrectionRun | None = None
+) -> LikelihoodRun:
     """Compute the rows that are missing, and reduce all of them to the bound.
 
     Args:
         run: computes rows.
         design: which rows.
         store: holds what an earlier sitting computed, and receives the rest.
+        correction: computes that of the run's precision; None where there is none.
 
     Raises:
         InputError: see `RowsRun.compute`.
     """
     length = len(design)
-    run.listener.start(_count_missing(store, length))
-    run.compute(design, store, whole=design.draws)
+    extra = OptionalCorrection(correction)
+    run.listener.start(_count_missing(store, length) + extra.num_missing)
+    corrected = extra.compute(after=length)
+    run.compute(design, store, whole=design.draws, before=extra.num_evaluations)
 
     def reduce() -> LikelihoodRun:
         diffusion, prior = run.terms_pass.diffusion, run.prior()
@@ -86,12 +104,16 @@ def run_every_pair(run: RowsRun, design: EveryPair, store: TermStore) -> Likelih
             others=other_bounds_of_pairs(
                 design, prior, partial(store.tables, length), diffusion, run.terms_pass.decoder
             ),
-            num_evaluations=length,
-            seconds=store.seconds(length),
-            devices=store.devices(length),
+            num_evaluations=length + extra.num_evaluations,
+            seconds=store.seconds(length) + extra.seconds,
+            devices=store.devices(length) | extra.devices,
+            correction=corrected,
         )
 
     return run.ranks.once(reduce)
+
+
+_LEAST_SHARE = 0.5  # of a half width, that the rows aim at where the correction's is as wide
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +128,22 @@ class Goal:
     half_width: float
     max_evaluations: int | None = None
 
+    def besides(self, correction: Correction | None) -> "Goal":
+        """What is left to reach with the rows of the estimate, the correction being made."""
+        if correction is None:
+            return self
+        wanted = self.half_width**2 - correction.half_width**2
+        allowed = self.max_evaluations
+        return Goal(
+            math.sqrt(max(wanted, (_LEAST_SHARE * self.half_width) ** 2)),
+            None if allowed is None else allowed - correction.num_evaluations,
+        )
+
+    def is_hidden_by(self, correction: Correction | None) -> bool:
+        """Whether the interval of a correction alone keeps a run from its half width."""
+        most = math.sqrt(1 - _LEAST_SHARE**2) * self.half_width
+        return correction is not None and correction.half_width > most
+
 
 def run_rotated_warp(
     run: RowsRun,
@@ -114,6 +152,7 @@ def run_rotated_warp(
     *,
     goal: Goal,
     density: NDArray[np.float64] | None = None,
+    correction: CorrectionRun | None = None,
 ) -> LikelihoodRun:
     """Compute rotations until the interval is as narrow as the goal says.
 
@@ -126,6 +165,8 @@ def run_rotated_warp(
         store: the same for the rows of the estimate.
         goal: when to stop.
         density: of another run, in place of a pilot.
+        correction: computes that of the run's precision; None where there is none. Its interval
+            is part of the one that the goal is for.
 
     Raises:
         InputError: fewer evaluations are allowed than a first look takes; or see
@@ -136,44 +177,63 @@ def run_rotated_warp(
     num_timesteps = terms_pass.diffusion.schedule.num_timesteps
     pilot = Pilot(num_images, num_timesteps, seed)
     pilot_evaluations = len(pilot) if density is None else 0
-    rotations = first_rotations(num_images)
-    refuse_small_cap(num_images, num_timesteps, goal, with_pilot=density is None)
-    allowed = _rotations_allowed(num_images, pilot_evaluations, goal.max_evaluations)
-    missing = _count_missing(store, num_rows(num_images, rotations))
-    run.listener.start(
-        missing + (_count_missing(pilot_store, len(pilot)) if density is None else 0)
+    rotations, first = first_rotations(num_images), first_rows(num_images)
+    extra = OptionalCorrection(correction)
+    refuse_small_cap(
+        num_images,
+        num_timesteps,
+        goal,
+        with_pilot=density is None,
+        with_correction=correction is not None,
     )
+    missing = _count_missing(store, first) + _count_missing(pilot_store, pilot_evaluations)
+    run.listener.start(missing + extra.num_missing)
+    corrected = extra.compute(after=pilot_evaluations + first)
+    goal = goal.besides(corrected)
+    allowed = _rotations_allowed(num_images, pilot_evaluations, goal.max_evaluations)
     if density is None:
-        run.compute(pilot, pilot_store, after=num_rows(num_images, rotations))
+        run.compute(pilot, pilot_store, before=extra.num_evaluations, after=first)
         density = run.ranks.once(
             lambda: warp_density(pilot, checked(pilot_store.tables(len(pilot), ("nats",)), pilot))
         )
     prior = run.prior() if run.ranks.reports else np.zeros(num_images)
     design = RotatedWarp(num_images, num_timesteps, density, seed, rotations)
     reduction = _Reduction(run, store, prior)
-    watch: Callable[[TermTable], RoughBound | None] = RunningBound(design, prior.mean()).add
+    watch = _corrected(RunningBound(design, prior.mean()).add, corrected)
     for table in store.tables(len(design), ("nats",)) if run.ranks.reports else ():
         watch(table)
     while True:
-        run.compute(design, store, watch=watch, before=pilot_evaluations)
+        run.compute(design, store, watch=watch, before=pilot_evaluations + extra.num_evaluations)
         bound = run.ranks.once(partial(reduction.by_regression, design))
         needed = min(rotations_needed(design, bound, goal.half_width), allowed)
         if needed == design.rotations:
             break
         design = dataclasses.replace(design, rotations=needed)
-        last = RoughBound(bound.nats, bound.half_width)
+        last = RoughBound(bound.nats, bound.half_width).plus(corrected)
         watch = partial(_at_last_look, last)
     return LikelihoodRun(
         bound=bound,
         distortion=run.ranks.once(partial(reduction.distortion, design)),
         others=run.ranks.once(partial(reduction.others, design)),
-        num_evaluations=pilot_evaluations + len(design),
-        seconds=store.seconds(len(design)) + pilot_store.seconds(pilot_evaluations),
-        devices=store.devices(len(design)) | pilot_store.devices(pilot_evaluations),
+        num_evaluations=pilot_evaluations + len(design) + extra.num_evaluations,
+        seconds=store.seconds(len(design)) + pilot_store.seconds(pilot_evaluations) + extra.seconds,
+        devices=store.devices(len(design)) | pilot_store.devices(pilot_evaluations) | extra.devices,
         horvitz_thompson=run.ranks.once(partial(reduction.horvitz_thompson, design)),
         density=density,
         pilot_evaluations=pilot_evaluations,
+        correction=corrected,
     )
+
+
+Watch = Callable[[TermTable], RoughBound | None]
+
+
+def _corrected(watch: Watch, correction: Correction | None) -> Watch:
+    def bound(table: TermTable) -> RoughBound | None:
+        found = watch(table)
+        return None if found is None else found.plus(correction)
+
+    return bound
 
 
 def _at_last_look(bound: RoughBound, table: TermTable) -> RoughBound:
@@ -237,7 +297,14 @@ def _rotations_allowed(num_images: int, pilot: int, max_evaluations: int | None)
     return rotations
 
 
-def refuse_small_cap(num_images: int, num_timesteps: int, goal: Goal, *, with_pilot: bool) -> None:
+def refuse_small_cap(
+    num_images: int,
+    num_timesteps: int,
+    goal: Goal,
+    *,
+    with_pilot: bool,
+    with_correction: bool = False,
+) -> None:
     """Refuse a limit under which no interval can be known.
 
     Raises:
@@ -248,7 +315,8 @@ def refuse_small_cap(num_images: int, num_timesteps: int, goal: Goal, *, with_pi
 
     def least(images: int) -> int:
         pilot = len(Pilot(images, num_timesteps, 0)) if with_pilot else 0
-        return pilot + num_rows(images, first_rotations(images))
+        rows = first_rows(images)
+        return pilot + rows + (2 * rows_of_correction(rows) if with_correction else 0)
 
     if goal.max_evaluations < least(num_images):
         fewer = ", take fewer images with --num-images"

@@ -15,6 +15,7 @@ from ddpmbench.errors import InputError
 from ddpmbench.likelihood.design import Design
 from ddpmbench.likelihood.running import RoughBound
 from ddpmbench.likelihood.terms import Rows, TermsPass, TermTable, concatenate
+from ddpmbench.network.precision import Precision
 from ddpmbench.runs.batch_size import BatchSize
 from ddpmbench.runs.devices import device_name
 from ddpmbench.runs.distributed import Ranks
@@ -67,12 +68,14 @@ class RowsRun:
         batch: how many at once.
         ranks: the processes among which the rows are divided.
         listener: who is told how it goes.
+        precision: what the network computes in.
     """
 
     terms_pass: TermsPass
     batch: BatchSize
     ranks: Ranks
     listener: RunListener
+    precision: Precision = Precision.FP32
 
     @classmethod
     def of(
@@ -82,6 +85,7 @@ class RowsRun:
         batch_size: int | None = None,
         ranks: Ranks | None = None,
         listener: RunListener | None = None,
+        precision: Precision = Precision.FP32,
     ) -> "RowsRun":
         """A run whose batch size suits the device, unless one is given."""
         listener = listener or RunListener()
@@ -91,7 +95,7 @@ class RowsRun:
             image_shape=terms_pass.images.pixels.shape[1:],
             warn=listener.warn,
         )
-        return cls(terms_pass, batch, ranks or Ranks(), listener)
+        return cls(terms_pass, batch, ranks or Ranks(), listener, precision)
 
     def compute(
         self,
@@ -167,7 +171,7 @@ class RowsRun:
             if len(bad):
                 if bad[0]:
                     yield table[: bad[0]]
-                raise _not_finite(table.rows[bad[0] : bad[0] + 1], self.terms_pass)
+                raise _not_finite(table.rows[bad[0] : bad[0] + 1], self)
             yield table
             position += len(table)
 
@@ -229,9 +233,17 @@ class _Shard:
             self._store.save(position, collected[:size], seconds=seconds, device=self._device)
 
 
-def _not_finite(row: Rows, terms_pass: TermsPass) -> InputError:
+def _not_finite(row: Rows, run: RowsRun) -> InputError:
+    terms_pass = run.terms_pass
+    where = (
+        f"the network's output is not finite for image "
+        f"{terms_pass.images.ids[int(row.image[0])]} at t = {int(row.t[0])}"
+    )
+    if run.precision is not Precision.FP32:
+        return InputError(
+            f"--precision {run.precision}: {where}; choose fp32 and another --out, which tells "
+            "whether it is the precision"
+        )
     return InputError(
-        f"--ckpt {terms_pass.checkpoint.source}: the network's output is not finite for image "
-        f"{terms_pass.images.ids[int(row.image[0])]} at t = {int(row.t[0])}; the terms before it "
-        "are kept"
+        f"--ckpt {terms_pass.checkpoint.source}: {where}; the terms before it are kept"
     )

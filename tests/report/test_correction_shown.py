@@ -1,0 +1,98 @@
+"""A corrected result: its arithmetic, what is said of it, and what a damaged one is refused for."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+from test_page import ALWAYS, SUMMARY, contents, words
+
+from ddpmbench.errors import InputError
+from ddpmbench.likelihood.bound import BoundEstimate
+from ddpmbench.likelihood.correction import Correction
+from ddpmbench.process.units import NATS_PER_BIT
+from ddpmbench.report.checks import check_run
+from ddpmbench.report.correction import CorrectionInBits
+from ddpmbench.report.page import run_page
+from ddpmbench.report.printed import printed_nll
+from ddpmbench.report.tables import Comparability, summary
+
+CORRECTION = Correction(kl=-0.003, decoder=-0.007, variance=1e-7, half_width=0.004, num_rows=1000)
+RECORD = {
+    "bits_per_dim": -0.01372,
+    "half_width": 0.00067,
+    "num_evaluations": 2000,
+    "uncorrected_bits_per_dim": 3.62961,
+    "kl": -0.00356,
+    "decoder": -0.01016,
+}
+LOW = {"precision": "bf16", "precision_correction": RECORD}
+
+
+def of(correction, *, half_width):
+    """The summary of a bound of 2 images and 3 steps."""
+    parts, unknown = np.array([0.1, 0.3]), np.full(3, math.nan)
+    bound = BoundEstimate(
+        parts, 10 * parts, 5 * parts, *[unknown] * 5, np.full(3, 2), half_width, half_width
+    )
+    values = {name: None for name in Comparability.__dataclass_fields__}
+    in_bits = None
+    if correction is not None:
+        in_bits = CorrectionInBits.of(correction, uncorrected=bound.nats)
+    return summary(bound, Comparability(**values | {"precision_correction": in_bits}))
+
+
+def test_bound_parts_and_intervals_are_corrected():
+    plain, corrected = of(None, half_width=0.003), of(CORRECTION, half_width=0.003)
+    moved = {name: corrected[name] - plain[name] for name in ("bits_per_dim", "kl", "decoder")}
+    in_bits = {"bits_per_dim": -0.01, "kl": -0.003, "decoder": -0.007}
+    assert moved == pytest.approx({k: v / NATS_PER_BIT for k, v in in_bits.items()})
+    assert corrected["prior"] == plain["prior"]
+    for name in ("half_width", "half_width_population"):
+        assert corrected[name] == pytest.approx(0.005 / NATS_PER_BIT)  # 3, 4, 5
+    record = corrected["precision_correction"]
+    assert record["uncorrected_bits_per_dim"] == plain["bits_per_dim"]
+    assert record["num_evaluations"] == 2000
+    assert plain["precision_correction"] is None
+
+
+def test_an_interval_that_is_not_known_stays_so():
+    assert of(CORRECTION, half_width=None)["half_width"] is None
+
+
+def test_it_is_said_with_what_it_does_not_reach():
+    printed = printed_nll({**SUMMARY, **LOW}, "table")
+    page = words(run_page(contents(**LOW), ALWAYS))
+    for text in (printed, page):
+        assert "bf16, corrected by -0.01372 +- 0.00067 from 1,000 rows in fp32 too" in text
+        assert "from the rows in bf16, uncorrected" in text
+    plain = words(run_page(contents(), ALWAYS))
+    for word in ("corrected", "uncorrected"):
+        assert word not in plain
+
+
+def whole(**changes):
+    found = {**copy.deepcopy(SUMMARY), **changes}
+    found["conventions"]["labels"] = None
+    return found
+
+
+def test_a_run_in_strict_float32_is_whole_without_a_correction(tmp_path):
+    check_run(whole(), tmp_path)  # as earlier versions wrote it
+    check_run(whole(precision_correction=None), tmp_path)
+    check_run(whole(**LOW), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"precision": "bf16"},
+        {"precision": "bf16", "precision_correction": None},
+        {"precision": "bf16", "precision_correction": {**RECORD, "half_width": "0.1"}},
+        {"precision": "bf16", "precision_correction": {"bits_per_dim": 0.1}},
+        {"precision_correction": RECORD},
+    ],
+)
+def test_a_correction_that_is_missing_or_damaged_is_refused(tmp_path, changes):
+    with pytest.raises(InputError, match="missing or damaged: precision_correction"):
+        check_run(whole(**changes), tmp_path)
