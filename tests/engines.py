@@ -77,4 +77,5 @@ def install(monkeypatch, rounding=biased, before=lambda: None):
         return StandIn(checkpoint, device, choice, rounding, rows, before, inside)
 
     monkeypatch.setattr("ddpmbench.questions.nll.Engine", engine)
+    monkeypatch.setattr("ddpmbench.runs.engine_choice.Engine", engine)
     return rows

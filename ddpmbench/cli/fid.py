@@ -24,12 +24,14 @@ if TYPE_CHECKING:
 _OF_CHECKPOINT = {
     *options.CHECKPOINT,
     *("sampler", "eta", "added_noise", "image_size", "label", "num_generated", "batch_size"),
+    "precision",
 }
 
 
 @click.command(short_help="FID, Inception score, KID, precision and recall of samples.")
 @options.checkpoint_options
 @options.sampler_options
+@options.sampling_precision_option
 @options.reference_options
 @options.run_options
 @options.format_option
@@ -53,8 +55,8 @@ def fid(out: Path | None, output_format: str, **given: Any) -> None:  # noqa: AN
     from ddpmbench.runs.distributed import joined
     from ddpmbench.runs.quality import QualityListener
 
-    samples = sample_settings(given, eight_bit="round")
     with joined() as ranks:
+        samples = sample_settings(given, eight_bit="round", local_rank=ranks.local_rank)
         network, protocol = ranks.first_one(lambda: _network(given, ranks.local_rank))
         source = ranks.first_one(lambda: _source(given))
         references = ranks.first_one(lambda: _references(given, network.num_features))

@@ -8,9 +8,12 @@ import numpy as np
 from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints import Checkpoint, load_checkpoint
 from ddpmbench.inputs.images import ImageSet, load_images
+from ddpmbench.network.precision import Precision
 from ddpmbench.process.units import EightBit
 from ddpmbench.quality.sampling import AddedNoise, SamplerChoice
+from ddpmbench.runs.devices import resolve_device
 from ddpmbench.runs.generation import SampleSettings
+from ddpmbench.runs.precision import resolve_precision
 
 DEFAULT_DATA = "fashion-mnist:test"
 
@@ -71,12 +74,19 @@ def open_checkpoint(
     return checkpoint if timesteps is None else checkpoint.respaced(timesteps)
 
 
-def sample_settings(given: dict[str, Any], *, eight_bit: str) -> SampleSettings:
+def sample_settings(given: dict[str, Any], *, eight_bit: str, local_rank: int) -> SampleSettings:
     """How samples are made; takes the options that say so out of those given.
 
+    Args:
+        given: the options of the command.
+        eight_bit: how samples become pixels.
+        local_rank: which process on this machine asks.
+
     Raises:
-        InputError: they do not go together.
+        InputError: they do not go together, or the device does not have the precision.
     """
+    device = resolve_device(given["device"], local_rank)
+    precision = resolve_precision(given.pop("precision"), device, on_cuda=Precision.BF16)
     return SampleSettings(
         sampler=SamplerChoice(
             method=given.pop("sampler"),
@@ -87,6 +97,7 @@ def sample_settings(given: dict[str, Any], *, eight_bit: str) -> SampleSettings:
         image_size=given.pop("image_size"),
         label=given.pop("label"),
         seed=given.pop("seed"),
+        precision=precision,
     )
 
 

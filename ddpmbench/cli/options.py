@@ -199,13 +199,24 @@ samples_format_option = click.option(
     help="What goes to standard output; quiet is the path of the samples alone.",
 )
 
-precision_option = click.option(
-    "--precision",
-    type=click.Choice(["fp32", "tf32", "bf16", "fp16", "auto"]),
-    default="fp32",
-    show_default=True,
-    help="What the network computes in. Less than strict fp32 is corrected by some rows in both; "
-    "auto is fp16 on CUDA and fp32 elsewhere.",
+
+def _precision_option(what_follows: str) -> Callable[[Command], Command]:
+    return click.option(
+        "--precision",
+        type=click.Choice(["fp32", "tf32", "bf16", "fp16", "auto"]),
+        default="fp32",
+        show_default=True,
+        help=f"What the network computes in. {what_follows}",
+    )
+
+
+precision_option = _precision_option(
+    "Less than strict fp32 is corrected by some rows in both; auto is fp16 on CUDA and fp32 "
+    "elsewhere."
+)
+sampling_precision_option = _precision_option(
+    "Less than strict fp32 makes other samples, and nothing corrects what they score; auto is bf16 "
+    "on CUDA and fp32 elsewhere."
 )
 
 likelihood_options = _decorate(

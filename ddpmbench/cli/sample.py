@@ -14,6 +14,7 @@ from ddpmbench.cli.progress import progress
 @click.command(short_help="Images that a model makes, as npz and png.")
 @options.checkpoint_options
 @options.sampler_options
+@options.sampling_precision_option
 @click.option(
     "-n",
     "--num-samples",
@@ -49,9 +50,10 @@ def sample(out: Path | None, output_format: str, **given: Any) -> None:  # noqa:
     from ddpmbench.runs.distributed import joined
     from ddpmbench.runs.rows import RunListener
 
-    settings = sample_settings(given, eight_bit=given.pop("eight_bit"))
+    eight_bit = given.pop("eight_bit")
     of_checkpoint = {name: given.pop(name) for name in options.CHECKPOINT}
     with joined() as ranks:
+        settings = sample_settings(given, eight_bit=eight_bit, local_rank=ranks.local_rank)
         checkpoint = ranks.first_one(lambda: open_checkpoint(**of_checkpoint))
         folder = ranks.once(lambda: out or options.dated_folder("sample"))
         if ranks.reports:

@@ -28,6 +28,7 @@ from ddpmbench.report.fidelity import AGAINST_N, INFLUENCE, NEAREST, SCHEMA, Nea
 from ddpmbench.runs.agreement import open_folder, refuse_other_runs
 from ddpmbench.runs.devices import resolve_device
 from ddpmbench.runs.distributed import joined
+from ddpmbench.runs.engine import Engine
 from ddpmbench.runs.finished import ENVIRONMENT, PER_IMAGE, SUMMARY
 from ddpmbench.runs.folder import RunFolder
 from ddpmbench.runs.generation import Generation, SampleSettings
@@ -130,7 +131,7 @@ def evaluate_fid(
         stores = QualityStores.of(known, settings.network, None if folder is None else folder.path)
         engine = run.engine(None if folder is None else folder.path)
         images = run.compute(engine, stores, told)
-        found = ranks.once(lambda: _Scoring(run, settings, images, stores).report(folder))
+        found = ranks.once(lambda: _Scoring(run, engine, settings, images, stores).report(folder))
         if ranks.reports:
             for line in found.summary["warnings"]:
                 told.warn(line)
@@ -200,6 +201,7 @@ class _Scoring:
     """From what a run has made to its report."""
 
     run: QualityRun
+    engine: Engine | None
     settings: FidSettings
     images: ImageSet
     stores: QualityStores
@@ -319,6 +321,7 @@ class _Scoring:
             "compute_precision": str(
                 Precision.FP32 if generation is None else generation.settings.precision
             ),
+            "engine": None if self.engine is None else str(self.engine.choice),
             "seconds": round(sum(s.seconds(count) for s in stores), 3),
             "warnings": self._warnings(scores[0]),
         }

@@ -24,7 +24,8 @@ from ddpmbench.runs.agreement import open_folder, refuse_other_runs
 from ddpmbench.runs.correction import CorrectionRun
 from ddpmbench.runs.devices import resolve_device
 from ddpmbench.runs.distributed import joined
-from ddpmbench.runs.engine import Engine, EngineChoice
+from ddpmbench.runs.engine import Engine
+from ddpmbench.runs.engine_choice import Workload, at_once, settled_engine
 from ddpmbench.runs.extremes import EXTREMES, Extremes
 from ddpmbench.runs.finished import (
     DENSITY,
@@ -156,8 +157,15 @@ def evaluate_nll(
         refuse_other_runs({**identity, **sampling.settings}, ranks)
         folder = None if out is None else open_folder(Path(out), identity, ranks)
         store: Callable[[str], TermStore] = _in_memory if folder is None else folder.shards
-
-        engine = Engine(checkpoint, device=target, choice=EngineChoice(precision=computed_in))
+        calls = sampling.least_evaluations(len(images), checkpoint.schedule.num_timesteps)
+        engine = settled_engine(
+            checkpoint,
+            Workload(images.pixels.shape[1:], calls // ranks.count, batch_size),
+            device=target,
+            precision=computed_in,
+            folder=None if folder is None else folder.path,
+            ranks=ranks,
+        )
         terms_pass = TermsPass(
             checkpoint,
             images,
@@ -193,6 +201,7 @@ def evaluate_nll(
             seed=seed,
             device=" + ".join(sorted(found.devices)),
             precision=str(computed_in),
+            engine=str(engine.choice),
             precision_correction=in_bits(found),
             seconds=round(found.seconds, 3),
         )
@@ -206,6 +215,7 @@ def evaluate_nll(
                     **sampling.settings,
                     "device": str(target),
                     "batch_size": batch_size or "auto",
+                    "engine": str(engine.choice),
                     "processes": ranks.count,
                 },
             )
@@ -221,7 +231,7 @@ def _correction(
     if run.precision is Precision.FP32:
         return None
     of = run.terms_pass
-    strict = Engine(of.checkpoint, device=of.device, choice=EngineChoice())
+    strict = Engine(of.checkpoint, device=of.device, choice=at_once(of.device, Precision.FP32))
     return CorrectionRun.of(run, strict, sampling.correction_rows(of), store)
 
 

@@ -15,6 +15,7 @@ from ddpmbench.report.figures.samples import samples_figure
 from ddpmbench.runs.agreement import open_folder, refuse_other_runs
 from ddpmbench.runs.devices import resolve_device
 from ddpmbench.runs.distributed import joined
+from ddpmbench.runs.engine import EngineChoice
 from ddpmbench.runs.finished import ENVIRONMENT, SUMMARY
 from ddpmbench.runs.folder import RunFolder, write_figure
 from ddpmbench.runs.generation import Generation, SampleSettings
@@ -111,7 +112,7 @@ def generate_samples(
         )
         run = generation.run(engine, batch_size=batch_size, ranks=ranks, listener=told)
         run.compute(num_samples, store)
-        report = _report(generation, num_samples, store, folder)
+        report = _report(generation, num_samples, engine.choice, store, folder)
         if folder is not None and ranks.reports:
             resolved = {
                 **identity,
@@ -135,7 +136,11 @@ def generate_samples(
 
 
 def _report(
-    generation: Generation, num_samples: int, store: PartStore, folder: RunFolder | None
+    generation: Generation,
+    num_samples: int,
+    engine: EngineChoice,
+    store: PartStore,
+    folder: RunFolder | None,
 ) -> SampleReport:
     checkpoint = generation.checkpoint
     index = np.arange(num_samples)
@@ -157,6 +162,7 @@ def _report(
         "seed": generation.settings.seed,
         "device": " + ".join(sorted(store.devices(num_samples))),
         "precision": str(generation.settings.precision),
+        "engine": str(engine),
         "seconds": round(seconds, 3),
         "images_per_second": round(num_samples / seconds, 4) if seconds else None,
     }

@@ -202,14 +202,17 @@ class Sampling:
             "same command goes on"
         )
 
+    def least_evaluations(self, num_images: int, num_timesteps: int) -> int:
+        """Network calls that are certain, those of a pilot and of a correction left out."""
+        if self.estimator == "every-pair":
+            return len(EveryPair(num_images, num_timesteps, self.draws))
+        return first_rows(num_images)
+
     def correction_rows(self, terms_pass: TermsPass) -> CorrectionRows:
         """The rows of a correction; how many depends on what is certain of the run's alone."""
         num_images = len(terms_pass.images)
         num_timesteps = terms_pass.checkpoint.schedule.num_timesteps
-        if self.estimator == "every-pair":
-            rows = len(EveryPair(num_images, num_timesteps, self.draws))
-        else:
-            rows = first_rows(num_images)
+        rows = self.least_evaluations(num_images, num_timesteps)
         size = (num_images, num_timesteps)
         return CorrectionRows(*size, terms_pass.seed, rows_of_correction(rows))
 

@@ -9,6 +9,7 @@ import pandas as pd
 from ddpmbench.report.comparison_fidelity import SCHEMA as FIDELITY
 from ddpmbench.report.comparison_fidelity_shown import printed_fidelity_comparison
 from ddpmbench.report.correction import compared_note, correction_line, uncorrected_note
+from ddpmbench.report.devices import device_line
 
 PARTS = {
     "prior": "L_T, the end of the chain",
@@ -162,7 +163,7 @@ def comparable_facts(summary: dict[str, Any]) -> dict[str, str]:
         "estimator": f"{summary['estimator']}, {_amount(summary['sampling'])}, "
         f"{summary['num_evaluations']:,} network calls, seed {summary['seed']}",
         **({"precision": correction} if correction else {}),
-        "device": f"{summary['device']}, {summary['precision']}, {summary['seconds']:.0f} s",
+        "device": f"{device_line(summary)}, {summary['seconds']:.0f} s",
     }
 
 

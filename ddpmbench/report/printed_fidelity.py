@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from ddpmbench.report.devices import device_line
 from ddpmbench.report.fidelity import reference_name
 from ddpmbench.report.samples import sampler_line
 
@@ -166,7 +167,7 @@ def fidelity_facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         line += "" if calls is None else f", {calls:,} network calls"
         found.append(("sampler", line + ("" if seed is None else f", seed {seed}")))
     found += protocol_facts(summary["protocol"])
-    device = f"{summary['device']}, {summary['compute_precision']}, {summary['seconds']:,.0f} s"
+    device = f"{device_line(summary)}, {summary['seconds']:,.0f} s"
     return [*found, ("device", device)]
 
 

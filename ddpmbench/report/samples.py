@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ddpmbench.report.devices import device_line
+
 
 def printed_samples(summary: dict[str, Any], path: Path, output_format: str) -> str:
     """The summary of `sample` for standard output.
@@ -30,7 +32,7 @@ def printed_samples(summary: dict[str, Any], path: Path, output_format: str) -> 
         "sampler": sampler_line(summary["sampler"]),
         "pixels": f"{summary['eight_bit']} to 8 bits, sha256 {summary['sha256'][:12]}",
         "calls": f"{summary['num_evaluations']:,} network calls, seed {summary['seed']}",
-        "device": f"{summary['device']}, {summary['precision']}, {summary['seconds']:,.0f} s{pace}",
+        "device": f"{device_line(summary)}, {summary['seconds']:,.0f} s{pace}",
     }
     lines = [f"{name:<12}{fact}" for name, fact in facts.items()]
     amount = f"{summary['num_samples']:,} samples, {width}x{height} {color}: {path}"

@@ -45,6 +45,7 @@ class Comparability:
     seed: int
     device: str
     precision: str
+    engine: str
     precision_correction: CorrectionInBits | None
     seconds: float
 

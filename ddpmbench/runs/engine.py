@@ -17,10 +17,6 @@ from ddpmbench.runs.cuda_graphs import GraphedCall
 from ddpmbench.runs.devices import evaluating, products_of
 from ddpmbench.runs.memory import keep_memory
 
-PRECISION = "fp32"
-"""What networks compute in: strict float32."""
-
-
 T = TypeVar("T")
 
 
