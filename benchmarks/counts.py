@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import ddpmbench as db
 from ddpmbench.likelihood.terms import Rows, TermsPass
 from ddpmbench.network.unet import UNet, UNetConfig
+from ddpmbench.process.noise import normal_noise
 
 CIFAR10 = UNetConfig(
     in_channels=3,
@@ -155,6 +156,15 @@ def terms_counts() -> Operations:
     return operations
 
 
+@torch.no_grad()
+def noise_counts() -> Operations:
+    """The noise of such a batch alone."""
+    index = torch.arange(4)
+    with Operations() as operations:
+        normal_noise(index, index + 2, index, shape=(1, 28, 28), seed=0)
+    return operations
+
+
 @click.command()
 def main() -> None:
     """Print what is counted, in markdown."""
@@ -169,7 +179,7 @@ def main() -> None:
     click.echo(
         f"\ndiffusers' DDPMScheduler.step: {step.launched} operations, {step.read_back} numbers "
         f"read back\na batch of rows besides its network call: {terms.launched} operations, "
-        f"{terms.read_back} numbers read back"
+        f"{terms.read_back} numbers read back; {noise_counts().launched} of them its noise"
     )
 
 

@@ -214,7 +214,9 @@ def test_the_counts_are_those_that_are_counted():
     assert {name: tuple(of) for name, *of in rows} == found
     step = counts.diffusers_step()
     assert f"| {step.launched} | {step.read_back} |" in SPEED
-    assert counts.terms_counts().read_back == 0
+    terms = counts.terms_counts()
+    assert terms.read_back == 0
+    assert f"{counts.noise_counts().launched} of its {terms.launched} operations" in SPEED
 
 
 def test_the_floor_is_its_formula():
