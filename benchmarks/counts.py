@@ -179,7 +179,7 @@ def main() -> None:
     click.echo(
         f"\ndiffusers' DDPMScheduler.step: {step.launched} operations, {step.read_back} numbers "
         f"read back\na batch of rows besides its network call: {terms.launched} operations, "
-        f"{terms.read_back} numbers read back; {noise_counts().launched} of them its noise"
+        f"{noise_counts().launched} of them its noise, {terms.read_back} numbers read back"
     )
 
 
