@@ -1,16 +1,15 @@
-"""Every command, number and file name of the README holds."""
+"""Every number and file name of the README holds; its commands and links: test_docs."""
 
 import json
 import re
-import shlex
-from pathlib import Path
 
+import documents
 import pandas as pd
 import pytest
 import torch
+from documents import ROOT
 from feature_networks import write_network
 
-from ddpmbench.cli.main import ddpmbench
 from ddpmbench.inputs.checkpoints import load_checkpoint
 from ddpmbench.quality.features import load_feature_network
 from ddpmbench.quality.protocols import PROTOCOLS
@@ -20,24 +19,11 @@ from ddpmbench.questions.pictures import progressive_pictures
 from ddpmbench.questions.report import write_report
 from ddpmbench.report.printed import printed_comparison, printed_nll
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
 def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
-
-
-def commands():
-    lines = [line for block in blocks("sh") for line in block.splitlines()]
-    parts = [part.strip() for line in lines for part in line.split("&&")]
-    return [part for part in parts if part.startswith("ddpmbench")]
-
-
-@pytest.mark.parametrize("command", commands())
-def test_every_command_parses(command):
-    _, name, *arguments = shlex.split(command)
-    ddpmbench.commands[name].make_context(name, arguments)
+    return documents.blocks(README, language)
 
 
 def test_the_result_is_the_published_one():
@@ -98,13 +84,6 @@ def test_ci_runs_the_test_command_of_the_readme():
     command = re.search(r"```sh\n(.*?)\n```", section)[1]
     assert (ROOT / ".ci" / "run").read_text().splitlines()[-1] == command
     assert command in (ROOT / ".github" / "workflows" / "check.yml").read_text()
-
-
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "results/README.md"])
-def test_links_lead_somewhere(document):
-    text = (ROOT / document).read_text()
-    for target in re.findall(r"\]\(([^)#]+)\)", text):
-        assert target.startswith("https://") or (ROOT / document).parent.joinpath(target).exists()
 
 
 @pytest.fixture(scope="module")

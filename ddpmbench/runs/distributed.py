@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 STRIPES = 8
-"""A process has its share of the rows in so many parts."""
+"""A process has its share of the rows in so many parts, where they are long enough."""
 PATIENCE = datetime.timedelta(days=30)
 """How long a process waits for a slower one; one that dies is noticed at once."""
 
@@ -118,15 +118,23 @@ class Ranks:
         self.once(lambda: None)
         return self.together(compute)
 
-    def share(self, gaps: list[tuple[int, int]], whole: int) -> list[tuple[int, int]]:
+    def share(
+        self, gaps: list[tuple[int, int]], whole: int, *, batch: int = 1
+    ) -> list[tuple[int, int]]:
         """This process's part of the positions in gaps, in multiples of `whole`.
 
         The parts of all processes are the gaps, each position once; their sizes differ by at
         most `STRIPES` times `whole`. A part is spread over the gaps, so that each process sees
-        rows of every kind.
+        rows of every kind; but not in pieces of fewer positions than share a network call.
+
+        Args:
+            gaps: ranges of positions.
+            whole: so many positions that follow one another stay together.
+            batch: positions that share a network call.
         """
         units = sum(stop - start for start, stop in gaps) // whole
-        stripes = STRIPES * self.count if self.count > 1 else 1
+        calls = units * whole // (self.count * batch)
+        stripes = min(STRIPES, max(1, calls)) * self.count if self.count > 1 else 1
         edges = [whole * (units * stripe // stripes) for stripe in range(stripes + 1)]
         part, before = [], 0
         for start, stop in gaps:

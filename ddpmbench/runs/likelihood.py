@@ -216,8 +216,17 @@ def run_rotated_warp(
         distortion=run.ranks.once(partial(reduction.distortion, design)),
         others=run.ranks.once(partial(reduction.others, design)),
         num_evaluations=pilot_evaluations + len(design) + extra.num_evaluations,
-        seconds=store.seconds(len(design)) + pilot_store.seconds(pilot_evaluations) + extra.seconds,
-        devices=store.devices(len(design)) | pilot_store.devices(pilot_evaluations) | extra.devices,
+        # By one process: every shard is opened, and each process has shards.
+        seconds=run.ranks.once(
+            lambda: (
+                store.seconds(len(design)) + pilot_store.seconds(pilot_evaluations) + extra.seconds
+            )
+        ),
+        devices=run.ranks.once(
+            lambda: (
+                store.devices(len(design)) | pilot_store.devices(pilot_evaluations) | extra.devices
+            )
+        ),
         horvitz_thompson=run.ranks.once(partial(reduction.horvitz_thompson, design)),
         density=density,
         pilot_evaluations=pilot_evaluations,

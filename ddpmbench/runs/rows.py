@@ -122,10 +122,11 @@ class RowsRun:
                 or the store cannot be written or is not shared.
             ProcessLostError: another process has stopped.
         """
-        # What is missing is seen before any process adds to it.
-        gaps = self.ranks.once(lambda: store.missing(len(design)))
+        # What is missing is seen before any process adds to it; and the batches of processes may
+        # differ once they have run out of memory, but all must divide the rows alike.
+        gaps, batch = self.ranks.once(lambda: (store.missing(len(design)), self.batch.rows))
         missing = sum(stop - start for start, stop in gaps)
-        part = self.ranks.share(gaps, whole)
+        part = self.ranks.share(gaps, whole, batch=batch)
         share = sum(stop - start for start, stop in part) / max(missing, 1)
         done, total = before + len(design) - missing, before + len(design) + after
         self.listener.progress(RunProgress(done, total))

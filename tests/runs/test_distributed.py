@@ -243,14 +243,15 @@ def _kill(pid):
     sizes=st.lists(st.tuples(st.integers(0, 50), st.integers(1, 50)), max_size=8),
     count=st.integers(1, 9),
     whole=st.integers(1, 5),
+    batch=st.integers(1, 40),
 )
-def test_the_shares_of_all_processes_are_the_gaps(sizes, count, whole):
+def test_the_shares_of_all_processes_are_the_gaps(sizes, count, whole, batch):
     gaps, position = [], 0
     for apart, size in sizes:
         start = position + apart * whole
         position = start + size * whole
         gaps.append((start, position))
-    parts = [Ranks(rank, count).share(gaps, whole) for rank in range(count)]
+    parts = [Ranks(rank, count).share(gaps, whole, batch=batch) for rank in range(count)]
     positions = [at for part in parts for start, stop in part for at in range(start, stop)]
     assert sorted(positions) == [at for start, stop in gaps for at in range(start, stop)]
     for part in parts:
@@ -265,6 +266,14 @@ def test_every_process_sees_rows_from_the_beginning_and_the_end():
         part = Ranks(rank, 5).share([(0, 1000)], 1)
         assert part[0][0] < 150
         assert part[-1][1] > 850
+
+
+@pytest.mark.parametrize(("rows", "pieces"), [(4 * 8 * 48, 8), (4 * 3 * 48, 3), (4 * 12, 1)])
+def test_a_network_call_is_not_divided_while_there_are_enough_rows(rows, pieces):
+    for rank in range(4):
+        part = Ranks(rank, 4).share([(0, rows)], 1, batch=48)
+        assert len(part) == pieces
+        assert {stop - start for start, stop in part} == {rows // 4 // pieces}
 
 
 def test_one_process_is_all_there_is():

@@ -1,0 +1,187 @@
+"""What a network call and a step are made of, counted: FLOP, bytes, operations. No clock.
+
+    python benchmarks/counts.py
+
+Counted on the CPU by PyTorch's dispatcher, of one image, uncompiled: every operation that computes
+is one launch on a device, and reads and writes whole tensors. Views cost nothing.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+import ddpmbench as db
+from ddpmbench.likelihood.terms import Rows, TermsPass
+from ddpmbench.network.unet import UNet, UNetConfig
+from ddpmbench.process.noise import normal_noise
+
+CIFAR10 = UNetConfig(
+    in_channels=3,
+    out_channels=3,
+    model_channels=128,
+    channels=(128, 256, 256, 256),
+    num_blocks=2,
+    attention=(False, True, False, False),
+)
+"""google/ddpm-cifar10-32; weights do not matter to what is counted."""
+
+
+@dataclasses.dataclass
+class Operations(TorchDispatchMode):
+    """Counts the operations within it.
+
+    Attributes:
+        launched: those that compute or copy.
+        moved: bytes of the tensors that they read and write.
+        read_back: single numbers that were fetched, for which a device must be waited for.
+    """
+
+    launched: int = 0
+    moved: int = 0
+    read_back: int = 0
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: Any = (),
+        kwargs: Any = None,
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._local_scalar_dense.default:
+            self.read_back += 1
+        elif not is_view(func):
+            self.launched += 1
+            leaves = tree_leaves((args, kwargs, result))
+            self.moved += sum(x.numel() * x.element_size() for x in leaves if isinstance(x, Tensor))
+        return result
+
+
+def is_view(func: Any) -> bool:
+    """Whether an operation computes nothing: its result is part of its argument."""
+    names = ("empty", "detach", "lift_fresh", "_unsafe_view")
+    return bool(func.is_view) or func.overloadpacket.__name__ in names
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkCounts:
+    """Of one image.
+
+    Attributes:
+        parameters: of the network.
+        flop: of a call, two for a multiplication and its addition.
+        launched: operations of a call.
+        moved: bytes that they read and write in float32, weights left out.
+    """
+
+    parameters: int
+    flop: int
+    launched: int
+    moved: int
+
+
+@torch.no_grad()
+def network_counts(network: UNet, size: int) -> NetworkCounts:
+    """Counted with attention as the products that it is, which fused kernels hide."""
+    weights = sum(x.numel() * x.element_size() for x in network.parameters())
+    x_t = torch.zeros(1, network.config.in_channels, size, size)
+    time = torch.zeros(1)
+    with FlopCounterMode(display=False) as flops, sdpa_kernel(SDPBackend.MATH):
+        network(x_t, time)
+    with Operations() as operations:
+        network(x_t, time)
+    parameters = sum(x.numel() for x in network.parameters())
+    return NetworkCounts(
+        parameters,
+        flops.get_total_flops(),
+        operations.launched,
+        operations.moved - weights,
+    )
+
+
+@functools.cache
+def networks() -> dict[str, NetworkCounts]:
+    """The two networks that speed is measured on."""
+    shipped = db.load_checkpoint()
+    assert isinstance(shipped.network, UNet)
+    return {
+        "shipped": network_counts(shipped.network.float().eval(), shipped.image_size or 28),
+        "ddpm-cifar10-32": network_counts(UNet(CIFAR10).eval(), 32),
+    }
+
+
+@torch.no_grad()
+def diffusers_step() -> Operations:
+    """One `DDPMScheduler.step` of diffusers as it comes."""
+    from diffusers import DDPMScheduler
+
+    scheduler = DDPMScheduler()
+    x_t, eps = torch.zeros(1, 3, 32, 32), torch.zeros(1, 3, 32, 32)
+    # A pipeline's loop takes its steps from a tensor.
+    step = torch.tensor(500)
+    with Operations() as operations:
+        scheduler.step(eps, step, x_t)
+    return operations
+
+
+@torch.no_grad()
+def terms_counts() -> Operations:
+    """What a batch of rows at t >= 2 takes besides its network call, noise included."""
+    checkpoint = db.load_checkpoint()
+    images = db.load_images("fashion-mnist:test", num_images=4)
+    terms_pass = TermsPass(
+        checkpoint,
+        images,
+        seed=0,
+        decoder="exact",
+        device=torch.device("cpu"),
+        model_output=lambda x_t, t, labels=None: x_t,
+    )
+    image = np.arange(4)
+    rows = Rows(image=image, t=2 + image, draw=image)
+    with Operations() as operations:
+        terms_pass.terms(rows)
+    return operations
+
+
+@torch.no_grad()
+def noise_counts() -> Operations:
+    """The noise of such a batch alone."""
+    index = torch.arange(4)
+    with Operations() as operations:
+        normal_noise(index, index + 2, index, shape=(1, 28, 28), seed=0)
+    return operations
+
+
+@click.command()
+def main() -> None:
+    """Print what is counted, in markdown."""
+    click.echo("| of one image | parameters | FLOP a call | operations | bytes moved, fp32 |")
+    click.echo("|---|---|---|---|---|")
+    for name, of in networks().items():
+        click.echo(
+            f"| {name} | {of.parameters:,} | {of.flop / 1e9:.3f} G | {of.launched} | "
+            f"{of.moved / 1e6:.0f} MB |"
+        )
+    step, terms = diffusers_step(), terms_counts()
+    click.echo(
+        f"\ndiffusers' DDPMScheduler.step: {step.launched} operations, {step.read_back} numbers "
+        f"read back\na batch of rows besides its network call: {terms.launched} operations, "
+        f"{noise_counts().launched} of them its noise, {terms.read_back} numbers read back"
+    )
+
+
+if __name__ == "__main__":
+    main()
