@@ -1,0 +1,124 @@
+"""How fast a device is: against the batch, part by part, and against its limit."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from ddpmbench.report.figures.style import (
+    COLORS,
+    DASHES,
+    GRID,
+    INK,
+    MARKERS,
+    axes_panels,
+    drawing,
+    finish,
+    log_axis,
+    log_range,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PARTS = ("network", "noise", "rest")
+
+
+@drawing()
+def batch_figure(speeds: pd.DataFrame, *, unit: str) -> tuple["Figure", pd.DataFrame]:
+    """Speed against the batch size, a line a way to compute, a panel a kind of work.
+
+    Args:
+        speeds: `panel`, `engine`, `batch_size`, `per_second`.
+        unit: of `per_second`.
+
+    Returns:
+        The figure, and these columns, sorted.
+    """
+    columns = ["panel", "engine", "batch_size", "per_second"]
+    numbers = speeds[columns].sort_values(columns[:3], kind="stable").reset_index(drop=True)
+    engines = list(dict.fromkeys(speeds.engine))
+    names = list(dict.fromkeys(speeds.panel))
+    figure, all_axes = axes_panels(len(names))
+    for axes, name in zip(all_axes, names, strict=True):
+        of_panel = numbers[numbers.panel == name]
+        for engine, line in of_panel.groupby("engine", sort=False):
+            k = engines.index(str(engine))
+            axes.plot(
+                line.batch_size,
+                line.per_second,
+                color=COLORS[k % len(COLORS)],
+                marker=MARKERS[k % len(MARKERS)],
+                ls=DASHES[k // len(COLORS) % len(DASHES)],
+                label=engine,
+            )
+        log_axis(axes, "x", "y")
+        sizes = sorted(of_panel.batch_size.unique())
+        axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+        axes.minorticks_off()
+        log_range(axes, "y", of_panel.per_second.min() / 1.5, of_panel.per_second.max() * 1.5)
+        axes.legend()
+        finish(axes, name, x="images in a batch", y=unit)
+    return figure, numbers
+
+
+@drawing()
+def parts_figure(parts: pd.DataFrame) -> tuple["Figure", pd.DataFrame]:
+    """What rows spend their time on, a bar a kind of row.
+
+    Args:
+        parts: `row`, `precision`, and the milliseconds `network`, `noise` and `rest`.
+
+    Returns:
+        The figure, and these columns.
+    """
+    numbers = parts[["row", "precision", *PARTS]].reset_index(drop=True)
+    figure, (axes,) = axes_panels(1)
+    names = [f"{row}, {kind}" for row, kind in zip(numbers.row, numbers.precision, strict=True)]
+    place, left = np.arange(len(names)), np.zeros(len(names))
+    for part, color in zip(PARTS, COLORS, strict=False):
+        axes.barh(place, numbers[part], left=left, color=color, height=0.6, label=part)
+        left += numbers[part].to_numpy()
+    _names(axes, names)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=len(PARTS))
+    finish(axes, "What a row takes", x="ms", y="")
+    _grid_of_bars(axes)
+    return figure, numbers
+
+
+@drawing()
+def peak_figure(shares: pd.DataFrame) -> tuple["Figure", pd.DataFrame]:
+    """The share of the measured matrix product that a network call reaches, a bar a way.
+
+    Args:
+        shares: `panel`, `engine`, `batch_size`, `share_of_peak`.
+
+    Returns:
+        The figure, and one row a bar: of each panel and engine the best batch.
+    """
+    best = shares.groupby(["panel", "engine"], sort=False).share_of_peak.idxmax()
+    numbers = shares.loc[best, ["panel", "engine", "batch_size", "share_of_peak"]]
+    numbers = numbers.reset_index(drop=True)
+    panels = list(dict.fromkeys(numbers.panel))
+    figure, all_axes = axes_panels(len(panels))
+    for axes, panel in zip(all_axes, panels, strict=True):
+        own = numbers[numbers.panel == panel]
+        place = np.arange(len(own))
+        axes.barh(place, 100 * own.share_of_peak, color=COLORS[0], height=0.6)
+        axes.axvline(100, color=INK, lw=0.9, ls="--")
+        _names(axes, [f"{e}, {b:,}" for e, b in zip(own.engine, own.batch_size, strict=True)])
+        axes.set_xlim(0, max(105.0, 105 * own.share_of_peak.max()))
+        finish(axes, panel, x="% of the matrix product", y="")
+        _grid_of_bars(axes)
+    return figure, numbers
+
+
+def _names(axes: "Axes", names: list[str]) -> None:
+    axes.set_yticks(np.arange(len(names)), names)
+    axes.invert_yaxis()
+
+
+def _grid_of_bars(axes: "Axes") -> None:
+    axes.grid(visible=False, axis="y")
+    axes.grid(axis="x", color=GRID, lw=0.7)
