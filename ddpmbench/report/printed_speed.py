@@ -59,12 +59,11 @@ def _calls(summary: Mapping[str, Any]) -> list[str]:
 def _compiled(summary: Mapping[str, Any]) -> list[str]:
     lines = []
     for call in summary["calls"]:
-        if call["compiled"] and call["batch_size"] == max(
-            c["batch_size"] for c in summary["calls"]
-        ):
+        if call["compiled"]:
             calls = call["break_even_evaluations"]
             pays = "not won back" if calls is None else f"won back after {calls:,.0f} calls"
-            lines.append(f"{call['engine']}: compiled in {call['first_seconds']:.0f} s, {pays}")
+            what = f"{call['engine']}, {call['batch_size']:,} at once"
+            lines.append(f"{what}: compiled in {call['first_seconds']:.0f} s, {pays}")
     return lines
 
 

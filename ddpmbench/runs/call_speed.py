@@ -83,6 +83,19 @@ def call_speeds(
     Raises:
         InputError: the device cannot do it.
     """
+    if not (choice.compiled or choice.cuda_graph):
+        return _of_one_engine(probe, choice, sizes, at_least)
+    # What is compiled or recorded is so for one size, and fills up smaller batches.
+    return [
+        speed
+        for size in sizes
+        for speed in _of_one_engine(probe.of_size(size), choice, [size], at_least)
+    ]
+
+
+def _of_one_engine(
+    probe: Probe, choice: EngineChoice, sizes: list[int], at_least: float
+) -> list[CallSpeed]:
     strict, found = probe.strict_eps, []
     clock = timer(probe.device)
     begin = clock()

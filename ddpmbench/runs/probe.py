@@ -24,7 +24,7 @@ class Probe:
         checkpoint: the model, on the device.
         images: that the rows are of.
         device: where it is called.
-        rows: as many as the largest batch, at steps spread over 1..T.
+        rows: those of a whole batch, at steps spread over 1..T.
     """
 
     checkpoint: Checkpoint
@@ -44,9 +44,14 @@ class Probe:
             spread_rows(len(images), checkpoint.schedule.num_timesteps, batch_size),
         )
 
+    def of_size(self, batch_size: int) -> "Probe":
+        """The same with another number of rows."""
+        return Probe.of(self.checkpoint, self.images, self.device, batch_size)
+
     def inputs(self, batch_size: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """x_t (B, C, H, W), t (B,) and the labels (B,) of so many rows, as terms are made of."""
-        rows = self._few(batch_size)
+        num_timesteps = self.checkpoint.schedule.num_timesteps
+        rows = spread_rows(len(self.images), num_timesteps, batch_size)
         image, t, draw = (
             torch.from_numpy(values).to(self.device) for values in (rows.image, rows.t, rows.draw)
         )
@@ -73,11 +78,6 @@ class Probe:
         network = self.checkpoint.network
         with torch.inference_mode(), evaluating(network), strict_float32():
             return self.eps_of(self.checkpoint.model_output(*inputs))
-
-    def _few(self, batch_size: int) -> Rows:
-        if batch_size == len(self.rows):
-            return self.rows
-        return spread_rows(len(self.images), self.checkpoint.schedule.num_timesteps, batch_size)
 
 
 def spread_rows(num_images: int, num_timesteps: int, count: int) -> Rows:
