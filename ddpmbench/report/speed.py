@@ -93,6 +93,10 @@ def predictions_frame(found: MeasuredSpeed, works: Sequence[Workload]) -> pd.Dat
 
 
 def row_seconds(parts: Sequence[PartSeconds]) -> RowSeconds:
-    """What the three kinds of rows take: at t = 1, after it, a step of a sample."""
-    first, later, step = parts
-    return RowSeconds(first.seconds, later.seconds, step.seconds)
+    """What the kinds of rows take: at t = 1, after it where a model has such steps, and of samples.
+
+    Args:
+        parts: of one precision, in that order.
+    """
+    first, *later, step = (part.seconds for part in parts)
+    return RowSeconds(first, later[0] if later else 0.0, step)

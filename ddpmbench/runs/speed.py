@@ -95,7 +95,7 @@ def fitting_probe(
         inputs = Probe.of(checkpoint, images, device, 1).inputs(1)
         with torch.inference_mode(), evaluating(checkpoint.network):
             one = seconds_per_call(lambda: checkpoint.model_output(*inputs), device, at_least=0)
-        batch.rows = min(batch.rows, max(_LEAST_BATCH, int(BATCH_SECONDS / one)))
+        batch.rows = min(batch.rows, max(_LEAST_BATCH, int(BATCH_SECONDS / max(one, 1e-9))))
 
     def tried(rows: int) -> Probe:
         probe = Probe.of(checkpoint, images, device, rows)
@@ -146,12 +146,10 @@ def _parts(probe: Probe, call: CallSpeed, at_least: float) -> list[PartSeconds]:
     sampler = SamplerChoice().prepare(
         probe.checkpoint, seed=0, device=probe.device, model_output=engine.model_output
     )
+    kinds = (True, False) if probe.checkpoint.schedule.num_timesteps > 1 else (True,)
     with engine.running():
-        return [
-            likelihood_parts(probe, engine, first=True, at_least=at_least),
-            likelihood_parts(probe, engine, first=False, at_least=at_least),
-            step_parts(probe, engine, sampler, at_least=at_least),
-        ]
+        rows = [likelihood_parts(probe, engine, first=kind, at_least=at_least) for kind in kinds]
+        return [*rows, step_parts(probe, engine, sampler, at_least=at_least)]
 
 
 def _flop(probe: Probe) -> int:
