@@ -159,7 +159,7 @@ def device_slug(device: str) -> str:
 
 
 def markdown(frame: pd.DataFrame, record: Mapping[str, Any]) -> str:
-    """The rows of one device as tables, one a kind of work; a ratio with its interval.
+    """The rows of one device as tables, one a suite; a ratio with its 95 % interval.
 
     Args:
         frame: see `throughput_frame`; of one device.
@@ -167,41 +167,67 @@ def markdown(frame: pd.DataFrame, record: Mapping[str, Any]) -> str:
     """
     made = f"{record['datetime'] or 'unknown time'}, revision {record['git_revision'] or 'unknown'}"
     blocks = [f"# {frame.device.iloc[0]}", f"{made}{'+' if record['changed_since'] else ''}"]
-    kinds = frame.suite if "what" not in frame else frame.what.fillna(frame.suite)
-    for kind, rows in frame.groupby(kinds, sort=False):
-        blocks += [f"## {kind}", _table(rows)]
+    for suite, rows in frame.groupby("suite", sort=False):
+        blocks += [f"## {str(suite).replace('_', ' ')}", _table(rows)]
     return "\n\n".join(blocks) + "\n"
 
 
+def _number(form: str, scale: float = 1) -> Callable[[Any], str]:
+    return lambda value: format(scale * value, form)
+
+
+_NAMES: tuple[str, ...] = ("what", "model", "batch_size", "num_images", "engine")
 _SHOWN: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "what": ("what", str),
     "model": ("model", str),
-    "batch_size": ("batch", lambda value: f"{value:,.0f}"),
+    "batch_size": ("batch", _number(",.0f")),
+    "num_images": ("images", _number(",.0f")),
     "engine": ("engine", str),
-    "median_seconds": ("median ms", lambda value: f"{1000 * value:,.4g}"),
-    "images_per_second": ("images/s", lambda value: f"{value:,.4g}"),
-    "evaluations_per_second": ("calls/s", lambda value: f"{value:,.4g}"),
-    "tflops": ("TFLOP/s", lambda value: f"{value:.3g}"),
-    "share_of_peak": ("of peak", lambda value: f"{100 * value:.0f} %"),
-    "eps_error": ("error of eps", lambda value: f"{value:.1e}"),
-    "compile_seconds": ("compile s", lambda value: f"{value:.1f}"),
-    "break_even_calls": ("break-even calls", lambda value: f"{value:,.0f}"),
-    "against": ("against", str),
-    "ratio": ("times faster", lambda value: f"{value:.2f}"),
-    "ratio_low": ("from", lambda value: f"{value:.2f}"),
-    "ratio_high": ("to", lambda value: f"{value:.2f}"),
+    "median_seconds": ("median ms", _number(",.4g", 1000)),
+    "calls": ("calls", _number(",.0f")),
+    "images_per_second": ("images/s", _number(",.4g")),
+    "evaluations_per_second": ("calls/s", _number(",.4g")),
+    "tflops": ("TFLOP/s", _number(".3g")),
+    "share_of_peak": ("% of peak", _number(".0f", 100)),
+    "peak_memory_bytes": ("MiB at most", _number(",.0f", 2**-20)),
+    "compile_seconds": ("compile s", _number(".1f")),
+    "break_even_calls": ("break-even calls", _number(",.0f")),
+    "eps_error": ("error of eps", _number(".1e")),
+    "terms_error": ("error of terms", _number(".1e")),
+    "levels_error": ("levels off", _number(".2g")),
+    "peer": ("against", str),
+}
+_RATIOS = {
+    "ratio": "times faster",
+    "ratio_to_eager": "times eager",
+    "ratio_to_uncompiled": "times uncompiled",
+    "ratio_to_every_pair": "times fewer than every pair",
 }
 
 
 def _table(rows: pd.DataFrame) -> str:
-    shown = {name: how for name, how in _SHOWN.items() if name in rows and rows[name].notna().any()}
-    named = "engine" not in shown or rows.engine.duplicated().any() or "batch_size" not in shown
-    heads = [*(["benchmark"] if named else []), *(head for head, _ in shown.values())]
-    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-    for _, row in rows.iterrows():
-        cells = [f"`{row['name']}`"] if named else []
-        cells += ["" if pd.isna(row[name]) else how(row[name]) for name, (_, how) in shown.items()]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    def is_known(name: str) -> bool:
+        return name in rows and bool(rows[name].notna().any())
+
+    shown, ratios = filter(is_known, _SHOWN), list(filter(is_known, _RATIOS))
+    columns = {_SHOWN[name][0]: [_cell(v, _SHOWN[name][1]) for v in rows[name]] for name in shown}
+    columns |= {_RATIOS[name]: [_ratio(row, name) for _, row in rows.iterrows()] for name in ratios}
+    names = [name for name in _NAMES if is_known(name)]
+    if not names or rows.duplicated(names).any():
+        columns = {"benchmark": [f"`{name}`" for name in rows.name], **columns}
+    lines = [list(columns), ["---"] * len(columns), *zip(*columns.values(), strict=True)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(value: object, how: Callable[[Any], str]) -> str:
+    return "" if pd.isna(value) else how(value)  # type: ignore[call-overload]
+
+
+def _ratio(row: pd.Series, name: str) -> str:
+    ends = [row.get(f"{name}_{end}") for end in ("low", "high")]
+    if pd.isna(row[name]) or any(pd.isna(end) for end in ends):
+        return _cell(row[name], _number(",.4g"))
+    return f"{row[name]:.2f} ({ends[0]:.2f} to {ends[1]:.2f})"
 
 
 def _engine(extra: Mapping[str, Any]) -> object:

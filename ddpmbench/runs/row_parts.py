@@ -39,19 +39,28 @@ class PartSeconds:
         return self.network + self.noise + self.rest
 
 
-@torch.inference_mode()
-def likelihood_parts(probe: Probe, engine: Engine, *, first: bool, at_least: float) -> PartSeconds:
-    """What a row of a likelihood evaluation takes.
+@dataclasses.dataclass(frozen=True, eq=False)
+class RowWork:
+    """Rows of one kind, computed together.
+
+    Attributes:
+        row: which kind.
+        compute: computes as many as the probe has.
+    """
+
+    row: str
+    compute: Callable[[], object]
+
+
+def likelihood_work(probe: Probe, engine: Engine, *, first: bool) -> RowWork:
+    """Rows of a likelihood evaluation.
 
     Args:
-        probe: its rows' number is that of a batch.
-        engine: calls the network; running.
-        first: whether the rows are at t = 1, where the decoder is, or after it.
-        at_least: seconds that are measured.
+        probe: how many of which images.
+        engine: calls the network; running when the rows are computed.
+        first: whether they are at t = 1, where the decoder is, or after it.
     """
-    rows = dataclasses.replace(
-        probe.rows, t=np.ones_like(probe.rows.t) if first else np.maximum(probe.rows.t, 2)
-    )
+    steps = np.ones_like(probe.rows.t) if first else np.maximum(probe.rows.t, 2)
     terms_pass = TermsPass(
         probe.checkpoint,
         probe.images,
@@ -60,24 +69,16 @@ def likelihood_parts(probe: Probe, engine: Engine, *, first: bool, at_least: flo
         device=probe.device,
         model_output=engine.model_output,
     )
-    return _parts(
-        "likelihood, t = 1" if first else "likelihood, t >= 2",
-        partial(terms_pass.terms, rows),
-        probe=probe,
-        engine=engine,
-        at_least=at_least,
-    )
+    rows = dataclasses.replace(probe.rows, t=steps)
+    return RowWork(f"likelihood, t {'= 1' if first else '>= 2'}", partial(terms_pass.terms, rows))
 
 
-@torch.inference_mode()
-def step_parts(probe: Probe, engine: Engine, sampler: Sampler, *, at_least: float) -> PartSeconds:
-    """What a step of a sample takes.
+def step_work(probe: Probe, sampler: Sampler) -> RowWork:
+    """Steps of samples, from T down and again.
 
     Args:
-        probe: its rows' number is that of a batch.
-        engine: calls the network; running.
-        sampler: calls it by the same engine.
-        at_least: seconds that are measured.
+        probe: how many.
+        sampler: its engine is running when they are computed.
     """
     sample = torch.arange(len(probe.rows), device=probe.device)
     _, _, labels = probe.inputs(len(probe.rows))
@@ -90,13 +91,21 @@ def step_parts(probe: Probe, engine: Engine, sampler: Sampler, *, at_least: floa
             steps[0] = sampler.steps(x_t, num_timesteps, sample=sample, labels=labels)
             next(steps[0])
 
-    return _parts("step of a sample", step, probe=probe, engine=engine, at_least=at_least)
+    return RowWork("step of a sample", step)
 
 
-def _parts(
-    row: str, whole: Callable[[], object], *, probe: Probe, engine: Engine, at_least: float
-) -> PartSeconds:
-    """The whole, its network and its noise in turn, so that all meet the same machine."""
+@torch.inference_mode()
+def part_seconds(work: RowWork, probe: Probe, engine: Engine, *, at_least: float) -> PartSeconds:
+    """What one row takes, and for what.
+
+    The whole, its network and its noise take turns, so that all meet the same machine.
+
+    Args:
+        work: the rows.
+        probe: how many there are.
+        engine: calls the network; running.
+        at_least: seconds that are measured.
+    """
     inputs, size = probe.inputs(len(probe.rows)), len(probe.rows)
     address = [
         torch.from_numpy(values).to(probe.device)
@@ -104,23 +113,23 @@ def _parts(
     ]
     shape = tuple(probe.images.pixels.shape[1:])
     works: list[Callable[[], object]] = [
-        whole,
+        work.compute,
         lambda: engine.model_output(*inputs),
         lambda: normal_noise(*address, shape=shape, seed=0),
     ]
-    for work in works:
-        work()
+    for call in works:
+        call()
     synchronize(probe.device)
     clock = timer(probe.device)
     taken: list[np.ndarray] = []
     since = clock()
     while len(taken) < _LEAST_ROUNDS or clock() - since < at_least:
         marks = [clock()]
-        for work in works:
-            work()
+        for call in works:
+            call()
             marks.append(clock())
         taken.append(np.diff(marks))
     seconds, network, noise = (float(value) / size for value in np.median(taken, axis=0))
     network = min(network, seconds)
     noise = min(noise, seconds - network)
-    return PartSeconds(row, network, noise, seconds - network - noise)
+    return PartSeconds(work.row, network, noise, seconds - network - noise)

@@ -22,7 +22,7 @@ from ddpmbench.runs.call_speed import (
 from ddpmbench.runs.devices import evaluating
 from ddpmbench.runs.engine import Engine
 from ddpmbench.runs.probe import Probe
-from ddpmbench.runs.row_parts import PartSeconds, likelihood_parts, step_parts
+from ddpmbench.runs.row_parts import PartSeconds, likelihood_work, part_seconds, step_work
 from ddpmbench.runs.timing import matmul_peak, seconds_per_call
 
 PRECISIONS = {
@@ -147,9 +147,12 @@ def _parts(probe: Probe, call: CallSpeed, at_least: float) -> list[PartSeconds]:
         probe.checkpoint, seed=0, device=probe.device, model_output=engine.model_output
     )
     kinds = (True, False) if probe.checkpoint.schedule.num_timesteps > 1 else (True,)
+    works = [likelihood_work(probe, engine, first=first) for first in kinds]
     with engine.running():
-        rows = [likelihood_parts(probe, engine, first=kind, at_least=at_least) for kind in kinds]
-        return [*rows, step_parts(probe, engine, sampler, at_least=at_least)]
+        return [
+            part_seconds(work, probe, engine, at_least=at_least)
+            for work in (*works, step_work(probe, sampler))
+        ]
 
 
 def _flop(probe: Probe) -> int:

@@ -65,7 +65,7 @@ def batch_figure(speeds: pd.DataFrame, *, unit: str) -> tuple["Figure", pd.DataF
 
 @drawing()
 def parts_figure(parts: pd.DataFrame) -> tuple["Figure", pd.DataFrame]:
-    """What rows spend their time on, a bar a kind of row.
+    """What share of its time a row spends on what, a bar a kind of row.
 
     Args:
         parts: `row`, `precision`, and the milliseconds `network`, `noise` and `rest`.
@@ -74,15 +74,20 @@ def parts_figure(parts: pd.DataFrame) -> tuple["Figure", pd.DataFrame]:
         The figure, and these columns.
     """
     numbers = parts[["row", "precision", *PARTS]].reset_index(drop=True)
+    whole = numbers[[*PARTS]].sum(axis=1)
     figure, (axes,) = axes_panels(1)
-    names = [f"{row}, {kind}" for row, kind in zip(numbers.row, numbers.precision, strict=True)]
+    names = [
+        f"{row}, {kind}: {ms:.3g} ms"
+        for row, kind, ms in zip(numbers.row, numbers.precision, whole, strict=True)
+    ]
     place, left = np.arange(len(names)), np.zeros(len(names))
     for part, color in zip(PARTS, COLORS, strict=False):
-        axes.barh(place, numbers[part], left=left, color=color, height=0.6, label=part)
-        left += numbers[part].to_numpy()
+        share = 100 * (numbers[part] / whole).to_numpy()
+        axes.barh(place, share, left=left, color=color, height=0.6, label=part)
+        left += share
     _names(axes, names)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=len(PARTS))
-    finish(axes, "What a row takes", x="ms", y="")
+    finish(axes, "What a row spends its time on", x="% of its time", y="")
     _grid_of_bars(axes)
     return figure, numbers
 
