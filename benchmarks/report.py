@@ -22,6 +22,7 @@ from ddpmbench.report.throughput import (
     markdown,
     parts_frame,
     read_benchmarks,
+    shares_of_peak,
     speeds_against_batch,
     throughput_frame,
 )
@@ -62,8 +63,8 @@ def figures(rows: pd.DataFrame, parts: pd.DataFrame):
         yield "batch", batch_figure(speeds, unit="images/s")
     if len(parts):
         yield "parts", parts_figure(parts)
-    if "share_of_peak" in rows and (known := rows[rows.share_of_peak.notna()]).size:
-        yield "peak", peak_figure(known.assign(panel=known.model))
+    if len(shares := shares_of_peak(rows)):
+        yield "peak", peak_figure(shares)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,8 @@ COLUMNS = (
 """The first columns; those that only some benchmarks have follow, in the order they come."""
 _RENAMED = {"batch": "batch_size", "calls_per_second": "evaluations_per_second"}
 _FLAGS = ("channels_last", "compiled", "cuda_graph")
+_FORWARD = "forward"
+"""`what` of a row that times network calls alone."""
 _PART = "part_seconds"
 """What a row spends on each of its parts, by their names, in `extra_info`."""
 
@@ -135,6 +137,23 @@ def speeds_against_batch(frame: pd.DataFrame) -> pd.DataFrame:
     return found.loc[sizes > 1, columns].reset_index(drop=True)
 
 
+def shares_of_peak(frame: pd.DataFrame) -> pd.DataFrame:
+    """What a figure of the share of the matrix product shows: network calls alone.
+
+    Args:
+        frame: see `throughput_frame`.
+
+    Returns:
+        `panel`, which is the model, `engine`, `batch_size`, `share_of_peak`.
+    """
+    columns = ["panel", "engine", "batch_size", "share_of_peak"]
+    if not {"what", "model", *columns[1:]} <= set(frame):
+        return pd.DataFrame(columns=columns)
+    found = frame[(frame.what == _FORWARD) & frame.share_of_peak.notna()]
+    found = found.assign(panel=found.model).astype({"batch_size": "int64"})
+    return found[columns].reset_index(drop=True)
+
+
 def machine_record(found: Mapping[str, Any]) -> dict[str, Any]:
     """Where and when the benchmarks ran, and of which revision; nothing that names the machine."""
     machine, commit = found.get("machine_info", {}), found.get("commit_info", {})
@@ -176,6 +195,10 @@ def _number(form: str, scale: float = 1) -> Callable[[Any], str]:
     return lambda value: format(scale * value, form)
 
 
+def _four_figures(value: float, scale: float = 1) -> str:
+    return f"{scale * value:,.0f}" if scale * value >= 1000 else f"{scale * value:.4g}"
+
+
 _NAMES: tuple[str, ...] = ("what", "model", "batch_size", "num_images", "engine")
 _SHOWN: dict[str, tuple[str, Callable[[Any], str]]] = {
     "what": ("what", str),
@@ -183,10 +206,10 @@ _SHOWN: dict[str, tuple[str, Callable[[Any], str]]] = {
     "batch_size": ("batch", _number(",.0f")),
     "num_images": ("images", _number(",.0f")),
     "engine": ("engine", str),
-    "median_seconds": ("median ms", _number(",.4g", 1000)),
+    "median_seconds": ("median ms", lambda value: _four_figures(value, 1000)),
     "calls": ("calls", _number(",.0f")),
-    "images_per_second": ("images/s", _number(",.4g")),
-    "evaluations_per_second": ("calls/s", _number(",.4g")),
+    "images_per_second": ("images/s", _four_figures),
+    "evaluations_per_second": ("calls/s", _four_figures),
     "tflops": ("TFLOP/s", _number(".3g")),
     "share_of_peak": ("% of peak", _number(".0f", 100)),
     "peak_memory_bytes": ("MiB at most", _number(",.0f", 2**-20)),
@@ -226,7 +249,7 @@ def _cell(value: object, how: Callable[[Any], str]) -> str:
 def _ratio(row: pd.Series, name: str) -> str:
     ends = [row.get(f"{name}_{end}") for end in ("low", "high")]
     if pd.isna(row[name]) or any(pd.isna(end) for end in ends):
-        return _cell(row[name], _number(",.4g"))
+        return _cell(row[name], _four_figures)
     return f"{row[name]:.2f} ({ends[0]:.2f} to {ends[1]:.2f})"
 
 

@@ -40,7 +40,7 @@ def test_forward(benchmark, batch, device):
 def test_row(benchmark):
     benchmark.extra_info.update(
         what="likelihood row", model="shipped", precision="fp32", device="cpu, 2 threads",
-        part_seconds={"network": 0.003, "noise": 0.001, "rest": 0.0005})
+        share_of_peak=0.9, batch=8, part_seconds={"network": 0.003, "noise": 0.001, "rest": 0.0005})
     benchmark.pedantic(sum, args=((1, 2),), rounds=3)
 
 
@@ -138,7 +138,7 @@ def test_a_ratio_stands_with_its_interval_and_an_error_with_its_speed(found):
     text = markdown(frame[frame.device.str.endswith("threads")], machine_record(found))
     (peer,) = (line for line in text.splitlines() if "a peer" in line)
     assert "| a peer | 2.50 (2.25 to 2.75) |" in peer
-    (batch_8,) = (line for line in text.splitlines() if "| 8 | fp32" in line)
+    (batch_8,) = (line for line in text.splitlines() if "| forward | shipped | 8 | fp32" in line)
     assert "| 800 |" in batch_8
     assert "1.0e-03" in batch_8
     assert "nan" not in text

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PARTS = ("network", "noise", "rest")
+_BAR = 0.4
 
 
 @drawing()
@@ -83,12 +84,12 @@ def parts_figure(parts: pd.DataFrame) -> tuple["Figure", pd.DataFrame]:
     place, left = np.arange(len(names)), np.zeros(len(names))
     for part, color in zip(PARTS, COLORS, strict=False):
         share = 100 * (numbers[part] / whole).to_numpy()
-        axes.barh(place, share, left=left, color=color, height=0.6, label=part)
+        axes.barh(place, share, left=left, color=color, height=_BAR, label=part)
         left += share
-    _names(axes, names)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=len(PARTS))
+    axes.set_xlim(0, 100)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=len(PARTS))
     finish(axes, "What a row spends its time on", x="% of its time", y="")
-    _grid_of_bars(axes)
+    _bars(figure, axes, names)
     return figure, numbers
 
 
@@ -110,20 +111,22 @@ def peak_figure(shares: pd.DataFrame) -> tuple["Figure", pd.DataFrame]:
     for axes, panel in zip(all_axes, panels, strict=True):
         own = numbers[numbers.panel == panel]
         place = np.arange(len(own))
-        axes.barh(place, 100 * own.share_of_peak, color=COLORS[0], height=0.6)
+        axes.barh(place, 100 * own.share_of_peak, color=COLORS[0], height=_BAR)
         axes.axvline(100, color=INK, lw=0.9, ls="--")
-        _names(axes, [f"{e}, {b:,}" for e, b in zip(own.engine, own.batch_size, strict=True)])
         axes.set_xlim(0, max(105.0, 105 * own.share_of_peak.max()))
         finish(axes, panel, x="% of the matrix product", y="")
-        _grid_of_bars(axes)
+        names = [f"{e}, {b:,} at once" for e, b in zip(own.engine, own.batch_size, strict=True)]
+        _bars(figure, axes, names)
     return figure, numbers
 
 
-def _names(axes: "Axes", names: list[str]) -> None:
-    axes.set_yticks(np.arange(len(names)), names)
-    axes.invert_yaxis()
-
-
-def _grid_of_bars(axes: "Axes") -> None:
+def _bars(figure: "Figure", axes: "Axes", names: list[str]) -> None:
+    """A name above each bar, where it may be long, and as much room as the bars need."""
+    width, _ = figure.get_size_inches()
+    figure.set_size_inches(width, max(figure.get_size_inches()[1], 1.3 + 0.45 * len(names)))
+    axes.set_yticks([])
+    for place, name in enumerate(names):
+        axes.annotate(name, (0, place - _BAR / 2), (2, 2), textcoords="offset points", va="bottom")
+    axes.set_ylim(len(names) - 0.5, -0.9)
     axes.grid(visible=False, axis="y")
     axes.grid(axis="x", color=GRID, lw=0.7)
