@@ -17,6 +17,7 @@ from ddpmbench.runs import call_speed, row_parts, timing
 from ddpmbench.runs.call_speed import CallSpeed, batch_sizes, engine_choices, fastest
 from ddpmbench.runs.engine import Engine, EngineChoice
 from ddpmbench.runs.probe import Probe, gray_images, spread_rows
+from ddpmbench.runs.row_parts import likelihood_work
 from ddpmbench.runs.speed import MeasuredSpeed, SpeedPlan, fitting_probe, measured
 
 CPU = torch.device("cpu")
@@ -89,6 +90,17 @@ def test_the_parts_of_a_row_are_what_its_parts_take(small_model, small_images, e
     assert first.rest == pytest.approx(ELSE / 4)
     assert later.rest == pytest.approx(ELSE / 4)
     assert step.rest == pytest.approx(0)
+
+
+def test_the_decoder_is_in_the_rows_of_the_first_step_alone(small_model, small_images):
+    probe = probe_of(small_model, small_images, 40)
+    assert 1 in probe.rows.t
+    engine = Engine(small_model, device=CPU, choice=EngineChoice())
+    for first in (True, False):
+        with engine.running():
+            t = likelihood_work(probe, engine, first=first).compute().rows.t
+        assert len(t) == 40
+        assert ((t == 1) == first).all()
 
 
 def test_parts_that_alone_take_longer_than_all_of_it_still_add_up(
