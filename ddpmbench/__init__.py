@@ -30,8 +30,10 @@ if TYPE_CHECKING:
     from ddpmbench.questions.rd import RateDistortion, rate_distortion
     from ddpmbench.questions.report import write_report
     from ddpmbench.questions.sample import SampleReport, generate_samples
+    from ddpmbench.questions.speed import SpeedReport, SpeedSettings, measure_speed
     from ddpmbench.runs.generation import SampleSettings
     from ddpmbench.runs.rows import RunListener
+    from ddpmbench.runs.speed import SpeedPlan
 
 __all__ = [
     "PROTOCOLS",
@@ -51,6 +53,9 @@ __all__ = [
     "RunListener",
     "SampleReport",
     "SampleSettings",
+    "SpeedPlan",
+    "SpeedReport",
+    "SpeedSettings",
     "__version__",
     "bound_terms",
     "compare",
@@ -60,6 +65,7 @@ __all__ = [
     "load_checkpoint",
     "load_feature_network",
     "load_images",
+    "measure_speed",
     "prior_bits_per_dim",
     "progressive_pictures",
     "rate_distortion",
@@ -88,12 +94,16 @@ _HOMES = {
     "RunListener": "ddpmbench.runs.rows",
     "SampleReport": "ddpmbench.questions.sample",
     "SampleSettings": "ddpmbench.runs.generation",
+    "SpeedPlan": "ddpmbench.runs.speed",
+    "SpeedReport": "ddpmbench.questions.speed",
+    "SpeedSettings": "ddpmbench.questions.speed",
     "bound_terms": "ddpmbench.likelihood.terms",
     "compare": "ddpmbench.questions.compare",
     "evaluate_nll": "ddpmbench.questions.nll",
     "generate_samples": "ddpmbench.questions.sample",
     "load_checkpoint": "ddpmbench.inputs.checkpoints",
     "load_images": "ddpmbench.inputs.images",
+    "measure_speed": "ddpmbench.questions.speed",
     "prior_bits_per_dim": "ddpmbench.likelihood.terms",
     "progressive_pictures": "ddpmbench.questions.pictures",
     "rate_distortion": "ddpmbench.questions.rd",

@@ -13,6 +13,7 @@ from ddpmbench.cli.nll import nll
 from ddpmbench.cli.rd import rd
 from ddpmbench.cli.report import report
 from ddpmbench.cli.sample import sample
+from ddpmbench.cli.speed import speed
 from ddpmbench.cli.train import train
 from ddpmbench.errors import InputError, ProcessLostError, ReportedError
 from ddpmbench.version import __version__
@@ -37,6 +38,7 @@ ddpmbench.add_command(sample)
 ddpmbench.add_command(fid)
 ddpmbench.add_command(compare)
 ddpmbench.add_command(report)
+ddpmbench.add_command(speed)
 ddpmbench.add_command(train)
 ddpmbench.add_command(env)
 

@@ -307,6 +307,83 @@ format_option = click.option(
 )
 
 
+speed_options = _decorate(
+    [
+        click.option(
+            "--data",
+            metavar="DATA",
+            help="The images whose bound would be computed.  [default: gray ones]",
+        ),
+        click.option(
+            "--num-images",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="How many of them.  [default: all of --data; else 10,000]",
+        ),
+        click.option(
+            "--num-samples",
+            type=click.IntRange(min=1),
+            default=50_000,
+            show_default=True,
+            metavar="N",
+            help="How many samples would be made.",
+        ),
+        click.option(
+            "--half-width",
+            type=float,
+            default=0.005,
+            show_default=True,
+            metavar="H",
+            help="The bound would be known to +- H bits/dim.",
+        ),
+        click.option(
+            "--image-size",
+            type=click.IntRange(min=1),
+            metavar="S",
+            help="Height and width, where neither the checkpoint nor --data says.",
+        ),
+        click.option(
+            "--precision",
+            "precisions",
+            type=click.Choice(["fp32", "tf32", "bf16", "fp16"]),
+            multiple=True,
+            help="May be given again.  [default: those that suit the device]",
+        ),
+        click.option(
+            "--compile", "compiled", is_flag=True, help="Compile the network, too: takes minutes."
+        ),
+        click.option(
+            "--out",
+            type=click.Path(path_type=Path),
+            metavar="DIR",
+            help="Tables and figures go there.  [default: nowhere]",
+        ),
+        click.option(
+            "--batch-size",
+            default="auto",
+            show_default=True,
+            callback=_batch_size,
+            metavar="N|auto",
+            help="The largest batch.",
+        ),
+        click.option(
+            "--device",
+            default="auto",
+            show_default=True,
+            help="auto, cpu, cuda, cuda:N or mps.",
+        ),
+        click.option(
+            "--format",
+            "output_format",
+            type=click.Choice(["table", "json", "csv"]),
+            default="table",
+            show_default=True,
+            help="What goes to standard output; csv is the network's calls alone.",
+        ),
+    ]
+)
+
+
 def dated_folder(command: str) -> Path:
     """A folder under runs/ that does not exist yet, named by the command and the time."""
     stem = f"{command}-{datetime.now():%Y-%m-%d-%H%M%S}"

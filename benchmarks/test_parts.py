@@ -1,0 +1,44 @@
+"""What a row of a likelihood evaluation and a step of a sample spend their time on.
+
+A row's `part_seconds` are what one image takes of the network, of the noise, and of all else; they
+add up to it.
+"""
+
+import dataclasses
+
+import pytest
+from bench import running
+from cases import CIFAR10, FP16, SHIPPED, cases, channels_last, eager, graphed
+from rows import Work, record, steady
+from subjects import images_for
+
+from ddpmbench.quality.sampling import SamplerChoice
+from ddpmbench.runs.probe import Probe
+from ddpmbench.runs.row_parts import likelihood_work, part_seconds, step_work
+
+ROWS = [
+    *cases(SHIPPED, "cpu", [48], [channels_last()], quick=True),
+    *cases(CIFAR10, "cpu", [4], [channels_last()]),
+    *cases(CIFAR10, "cuda", [256], [eager(), graphed(FP16)], quick=True),
+]
+
+
+@pytest.mark.parametrize("kind", ["t = 1", "t >= 2", "step"])
+@pytest.mark.cases(ROWS)
+def test_parts(benchmark, bench, case, kind):
+    checkpoint, engine = bench.checkpoint(case.model), bench.engine(case).engine
+    probe = Probe.of(checkpoint, images_for(checkpoint, case.batch), bench.device, case.batch)
+    if kind == "step":
+        sampler = SamplerChoice().prepare(
+            checkpoint, seed=0, device=bench.device, model_output=engine.model_output
+        )
+        work = step_work(probe, sampler.launched(engine.whole_step))
+    else:
+        work = likelihood_work(probe, engine, first=kind == "t = 1")
+    with running(engine):
+        seconds = steady(benchmark, bench, work.compute)
+        found = part_seconds(work, probe, engine, at_least=0.1 if bench.quick else 1.0)
+    record(benchmark, bench, case, Work(work.row, case.batch), seconds)
+    parts = dataclasses.asdict(found)
+    benchmark.extra_info["part_seconds"] = {n: parts[n] for n in ("network", "noise", "rest")}
+    assert sum(benchmark.extra_info["part_seconds"].values()) == pytest.approx(found.seconds)

@@ -1,0 +1,56 @@
+"""`ddpmbench speed`: how fast a model is here, and what the other commands would take."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ddpmbench.cli import options
+
+
+@click.command(short_help="How fast a model is here, and how long nll, rd, sample would take.")
+@options.checkpoint_options
+@options.speed_options
+def speed(output_format: str, **given: Any) -> None:  # noqa: ANN401
+    """How fast a model is on this device, and about how long the other commands would take.
+
+    A short version of benchmarks/, for a model of your own. Each way to call the network comes with
+    what its output is off from strict float32.
+
+    \b
+    Examples:
+        ddpmbench speed
+        ddpmbench speed --ckpt google/ddpm-cifar10-32 --device cuda --compile
+        ddpmbench speed --data cifar10:test --ckpt DIR --precision fp32 --precision fp16
+    """
+    from ddpmbench.cli.inputs import open_checkpoint
+    from ddpmbench.inputs.images import load_images
+    from ddpmbench.network.precision import Precision
+    from ddpmbench.questions.speed import SpeedSettings, measure_speed
+    from ddpmbench.report.printed_speed import printed_speed
+    from ddpmbench.runs.speed import SpeedPlan
+
+    checkpoint = open_checkpoint(**{name: given.pop(name) for name in options.CHECKPOINT})
+    for note in checkpoint.notes:
+        click.echo(f"Note: {note}", err=True)
+    data, num_images = given.pop("data"), given.pop("num_images")
+    images = None if data is None else load_images(data, num_images=num_images)
+    precisions = tuple(map(Precision, dict.fromkeys(given.pop("precisions"))))
+    settings = SpeedSettings(
+        plan=SpeedPlan(precisions or None, given.pop("compiled")),
+        num_images=num_images or SpeedSettings.num_images,
+        **{name: given.pop(name) for name in ("half_width", "num_samples", "image_size")},
+    )
+    out: Path | None = given["out"]
+    report = measure_speed(
+        checkpoint,
+        images,
+        settings=settings,
+        **given,
+        command=["ddpmbench", *sys.argv[1:]],
+        tell=lambda line: click.echo(line, err=True),
+    )
+    click.echo(printed_speed(report.summary, output_format))
+    if out is not None:
+        click.echo(f"Folder: {out}", err=True)

@@ -1,0 +1,208 @@
+"""How fast is a model here, and how long would the other questions take?"""
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from ddpmbench.errors import InputError
+from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
+from ddpmbench.inputs.images import ImageSet
+from ddpmbench.report import speed as report
+from ddpmbench.report.figures.throughput import batch_figure, parts_figure
+from ddpmbench.runs.devices import device_name, resolve_device
+from ddpmbench.runs.finished import ENVIRONMENT, SUMMARY
+from ddpmbench.runs.folder import RunFolder, write_figure
+from ddpmbench.runs.generation import Generation, SampleSettings
+from ddpmbench.runs.probe import Probe, gray_images
+from ddpmbench.runs.provenance import environment
+from ddpmbench.runs.speed import MeasuredSpeed, SpeedPlan, fitting_probe, measured
+from ddpmbench.runs.workloads import Workload, workloads
+from ddpmbench.version import __version__
+
+
+@dataclasses.dataclass(frozen=True)
+class SpeedSettings:
+    """What is measured, and for which questions.
+
+    Attributes:
+        plan: of the measurement.
+        half_width: of the bound whose time is predicted, bits per dimension.
+        num_images: of the set whose bound it is, where no images are given.
+        num_samples: whose time is predicted.
+        image_size: height and width where neither checkpoint nor images say.
+
+    Raises:
+        InputError: one of them has no sense.
+    """
+
+    plan: SpeedPlan = dataclasses.field(default_factory=SpeedPlan)
+    half_width: float = 0.005
+    num_images: int = 10_000
+    num_samples: int = 50_000
+    image_size: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be asked."""
+        if not 0 < self.half_width < math.inf:
+            raise InputError(
+                f"--half-width {self.half_width}: choose a number above 0, such as 0.005"
+            )
+        for option in ("num_images", "num_samples"):
+            if (value := getattr(self, option)) < 1:
+                raise InputError(f"--{option.replace('_', '-')} {value}: choose at least one")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SpeedReport:
+    """How fast a model is on a device.
+
+    Attributes:
+        summary: the object of `summary.json`.
+        calls: one row a way to call the network; see `report.speed.calls_frame`.
+        parts: one row a kind of row; see `report.speed.parts_frame`.
+        predictions: one row a question; see `report.speed.predictions_frame`.
+        folder: where it was written; None if nowhere.
+    """
+
+    summary: dict[str, Any]
+    calls: pd.DataFrame
+    parts: pd.DataFrame
+    predictions: pd.DataFrame
+    folder: Path | None
+
+
+def measure_speed(
+    checkpoint: Checkpoint,
+    images: ImageSet | None = None,
+    *,
+    settings: SpeedSettings | None = None,
+    device: str = "auto",
+    batch_size: int | None = None,
+    out: str | Path | None = None,
+    command: list[str] | None = None,
+    tell: Callable[[str], None] = lambda line: None,
+) -> SpeedReport:
+    """Time the network of a checkpoint, what surrounds it, and predict what questions take here.
+
+    Args:
+        checkpoint: what `load_checkpoint` returns.
+        images: what the bound would be of; None for as many gray ones as the settings say.
+        settings: what is measured.
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        batch_size: of the largest batch; None for what suits the device and the network.
+        out: a folder to write to; an earlier measurement of the same model there is replaced.
+        command: the command line, for the record.
+        tell: told what is being measured, and what had to be left out.
+
+    Raises:
+        InputError: the device cannot do what is asked, or an argument does not fit.
+    """
+    since = time.perf_counter()
+    settings = settings or SpeedSettings()
+    if batch_size is not None and batch_size < 1:
+        raise InputError(f"--batch-size {batch_size}: needs at least one row, or auto")
+    target = resolve_device(device)
+    shape, num_images = _shape(checkpoint, images, settings), settings.num_images
+    if images is None:
+        images = gray_images(shape, 256, checkpoint.num_classes)
+    else:
+        checkpoint.check_images(shape, images.source)
+        num_images = len(images)
+    folder = None if out is None else RunFolder(Path(out), _identity(checkpoint, target))
+    probe = fitting_probe(checkpoint, images, target, batch_size=batch_size, tell=tell)
+    found = measured(probe, settings.plan, tell=tell)
+    works = workloads(
+        num_images,
+        checkpoint.schedule.num_timesteps,
+        half_width=settings.half_width,
+        num_samples=settings.num_samples,
+    )
+    made = _report(found, works, probe, folder, time.perf_counter() - since)
+    if folder is not None:
+        _write(
+            folder,
+            made,
+            environment(
+                target,
+                given=command,
+                resolved={
+                    **_identity(checkpoint, target),
+                    **dataclasses.asdict(settings),
+                    "num_images": num_images,
+                    "batch_size": len(probe.rows),
+                },
+            ),
+        )
+    return made
+
+
+def _shape(
+    checkpoint: Checkpoint, images: ImageSet | None, settings: SpeedSettings
+) -> tuple[int, ...]:
+    if images is not None:
+        return tuple(images.pixels.shape[1:])
+    return Generation(checkpoint, SampleSettings(image_size=settings.image_size)).shape
+
+
+def _identity(checkpoint: Checkpoint, device: torch.device) -> dict[str, Any]:
+    return {
+        "schema": report.SCHEMA,
+        "checkpoint": checkpoint.sha256,
+        "network": checkpoint.fingerprint,
+        "device": device_name(device),
+        "ddpmbench": __version__,
+    }
+
+
+def _report(
+    found: MeasuredSpeed,
+    works: list[Workload],
+    probe: Probe,
+    folder: RunFolder | None,
+    seconds: float,
+) -> SpeedReport:
+    checkpoint = probe.checkpoint
+    calls, parts = report.calls_frame(found), report.parts_frame(found)
+    predictions = report.predictions_frame(found, works)
+    summary = {
+        "schema": report.SCHEMA,
+        "checkpoint": {
+            "source": checkpoint.source,
+            "family": checkpoint.family,
+            "sha256": checkpoint.sha256,
+        },
+        "shape": list(probe.images.pixels.shape[1:]),
+        "num_timesteps": checkpoint.schedule.num_timesteps,
+        "parameters": sum(p.numel() for p in checkpoint.network.parameters()),
+        "flop_per_call": found.flop_per_call,
+        "device": device_name(probe.device),
+        "matmul_tflops": {str(kind): peak / 1e12 for kind, peak in found.peaks.items()},
+        "calls": _records(calls),
+        "parts": _records(parts),
+        "predictions": _records(predictions),
+        "seconds": round(seconds, 3),
+    }
+    return SpeedReport(summary, calls, parts, predictions, None if folder is None else folder.path)
+
+
+def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """As JSON can hold them: what is not known is null."""
+    return list(json.loads(frame.to_json(orient="records", double_precision=15)))
+
+
+def _write(folder: RunFolder, made: SpeedReport, record: dict[str, object]) -> None:
+    folder.write_frame("calls.csv", made.calls)
+    folder.write_frame("parts.csv", made.parts)
+    folder.write_frame("predictions.csv", made.predictions)
+    named = made.calls.assign(panel="Network calls", per_second=made.calls.evaluations_per_second)
+    write_figure(folder.path, "calls", *batch_figure(named, unit="calls/s"))
+    write_figure(folder.path, "parts", *parts_figure(made.parts))
+    folder.write_text(ENVIRONMENT, json.dumps(record, indent=2) + "\n")
+    folder.write_text(SUMMARY, json.dumps(made.summary, indent=2) + "\n")

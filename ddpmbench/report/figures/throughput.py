@@ -1,0 +1,132 @@
+"""How fast a device is: against the batch, part by part, and against its limit."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from ddpmbench.report.figures.style import (
+    COLORS,
+    DASHES,
+    GRID,
+    INK,
+    MARKERS,
+    axes_panels,
+    drawing,
+    finish,
+    log_axis,
+    log_range,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PARTS = ("network", "noise", "rest")
+_BAR = 0.4
+
+
+@drawing()
+def batch_figure(speeds: pd.DataFrame, *, unit: str) -> tuple["Figure", pd.DataFrame]:
+    """Speed against the batch size, a line a way to compute, a panel a kind of work.
+
+    Args:
+        speeds: `panel`, `engine`, `batch_size`, `per_second`.
+        unit: of `per_second`.
+
+    Returns:
+        The figure, and these columns, sorted.
+    """
+    columns = ["panel", "engine", "batch_size", "per_second"]
+    numbers = speeds[columns].sort_values(columns[:3], kind="stable").reset_index(drop=True)
+    engines = list(dict.fromkeys(speeds.engine))
+    names = list(dict.fromkeys(speeds.panel))
+    figure, all_axes = axes_panels(len(names))
+    for axes, name in zip(all_axes, names, strict=True):
+        of_panel = numbers[numbers.panel == name]
+        for engine, line in of_panel.groupby("engine", sort=False):
+            k = engines.index(str(engine))
+            axes.plot(
+                line.batch_size,
+                line.per_second,
+                color=COLORS[k % len(COLORS)],
+                marker=MARKERS[k % len(MARKERS)],
+                ls=DASHES[k // len(COLORS) % len(DASHES)],
+                label=engine,
+            )
+        log_axis(axes, "x", "y")
+        sizes = sorted(of_panel.batch_size.unique())
+        axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+        axes.minorticks_off()
+        log_range(axes, "y", of_panel.per_second.min() / 1.5, of_panel.per_second.max() * 1.5)
+        axes.legend()
+        finish(axes, name, x="images in a batch", y=unit)
+    return figure, numbers
+
+
+@drawing()
+def parts_figure(parts: pd.DataFrame) -> tuple["Figure", pd.DataFrame]:
+    """What share of its time a row spends on what, a bar a kind of row.
+
+    Args:
+        parts: `row`, `precision`, and the milliseconds `network`, `noise` and `rest`.
+
+    Returns:
+        The figure, and these columns.
+    """
+    numbers = parts[["row", "precision", *PARTS]].reset_index(drop=True)
+    whole = numbers[[*PARTS]].sum(axis=1)
+    figure, (axes,) = axes_panels(1)
+    names = [
+        f"{row}, {kind}: {ms:.3g} ms"
+        for row, kind, ms in zip(numbers.row, numbers.precision, whole, strict=True)
+    ]
+    place, left = np.arange(len(names)), np.zeros(len(names))
+    for part, color in zip(PARTS, COLORS, strict=False):
+        share = 100 * (numbers[part] / whole).to_numpy()
+        axes.barh(place, share, left=left, color=color, height=_BAR, label=part)
+        left += share
+    axes.set_xlim(0, 100)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=len(PARTS))
+    finish(axes, "What a row spends its time on", x="% of its time", y="")
+    _bars(figure, axes, names)
+    return figure, numbers
+
+
+@drawing()
+def peak_figure(shares: pd.DataFrame) -> tuple["Figure", pd.DataFrame]:
+    """The share of the measured matrix product that a network call reaches, a bar a way.
+
+    Args:
+        shares: `panel`, `engine`, `batch_size`, `share_of_peak`.
+
+    Returns:
+        The figure, and one row a bar: of each panel and engine the best batch.
+    """
+    best = shares.groupby(["panel", "engine"], sort=False).share_of_peak.idxmax()
+    numbers = shares.loc[best, ["panel", "engine", "batch_size", "share_of_peak"]]
+    numbers = numbers.reset_index(drop=True)
+    panels = list(dict.fromkeys(numbers.panel))
+    figure, all_axes = axes_panels(len(panels))
+    for axes, panel in zip(all_axes, panels, strict=True):
+        own = numbers[numbers.panel == panel]
+        place = np.arange(len(own))
+        axes.barh(place, 100 * own.share_of_peak, color=COLORS[0], height=_BAR)
+        axes.axvline(100, color=INK, lw=0.9, ls="--")
+        axes.set_xlim(0, max(105.0, 105 * own.share_of_peak.max()))
+        finish(axes, panel, x="% of the matrix product", y="")
+        names = [f"{e}, {b:,} at once" for e, b in zip(own.engine, own.batch_size, strict=True)]
+        _bars(figure, axes, names)
+    return figure, numbers
+
+
+def _bars(figure: "Figure", axes: "Axes", names: list[str]) -> None:
+    """A name above each bar, where it may be long, and as much room as the bars need."""
+    width, _ = figure.get_size_inches()
+    figure.set_size_inches(width, max(figure.get_size_inches()[1], 1.3 + 0.45 * len(names)))
+    axes.set_yticks([])
+    for place, name in enumerate(names):
+        axes.annotate(name, (0, place - _BAR / 2), (2, 2), textcoords="offset points", va="bottom")
+    axes.set_ylim(len(names) - 0.5, -0.9)
+    axes.grid(visible=False, axis="y")
+    axes.grid(axis="x", color=GRID, lw=0.7)

@@ -1,0 +1,269 @@
+"""A benchmark run as a table: from the JSON of pytest-benchmark to tidy frames and markdown.
+
+A row is a benchmark. What the benchmarks say of themselves (`extra_info`) are columns, beside what
+pytest-benchmark timed.
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ddpmbench.errors import InputError
+
+COLUMNS = (
+    *("suite", "name", "device", "what", "model", "batch_size"),
+    *("engine", "precision", "channels_last", "compiled", "cuda_graph"),
+    *("median_seconds", "iqr_seconds", "rounds"),
+    *("images_per_second", "evaluations_per_second", "ms_per_step"),
+    *("flop_per_call", "tflops", "share_of_peak"),
+)
+"""The first columns; those that only some benchmarks have follow, in the order they come."""
+_RENAMED = {"batch": "batch_size", "calls_per_second": "evaluations_per_second"}
+_FLAGS = ("channels_last", "compiled", "cuda_graph")
+_FORWARD = "forward"
+"""`what` of a row that times network calls alone."""
+_PART = "part_seconds"
+"""What a row spends on each of its parts, by their names, in `extra_info`."""
+
+
+def read_benchmarks(path: Path) -> dict[str, Any]:
+    """What `pytest --benchmark-json` wrote.
+
+    Raises:
+        InputError: the file is not there, or is something else.
+    """
+    advice = "write it with pytest benchmarks/ --benchmark-only --benchmark-json FILE"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read; {advice}") from error
+    except ValueError as error:
+        raise InputError(f"{path}: is no JSON; {advice}") from error
+    if not isinstance(found, dict) or not found.get("benchmarks"):
+        raise InputError(f"{path}: holds no benchmarks; {advice}")
+    return found
+
+
+def throughput_frame(found: Mapping[str, Any]) -> pd.DataFrame:
+    """One row a benchmark, sorted as they ran.
+
+    Args:
+        found: see `read_benchmarks`.
+
+    Returns:
+        `COLUMNS` and what else the benchmarks say; what one does not say is empty there.
+        `device` is the CPU where a benchmark names none.
+    """
+    rows = []
+    for benchmark in found["benchmarks"]:
+        stats = benchmark["stats"]
+        extra = {
+            _RENAMED.get(name, name): value
+            for name, value in benchmark["extra_info"].items()
+            if not isinstance(value, dict | list)
+        }
+        rows.append(
+            {
+                "suite": Path(benchmark["fullname"].split("::")[0]).stem.removeprefix("test_"),
+                "name": benchmark["name"],
+                **extra,
+                "device": _device(str(extra.get("device", "cpu")), found),
+                "engine": _engine(extra),
+                "median_seconds": stats["median"],
+                "iqr_seconds": stats["iqr"],
+                "rounds": stats["rounds"],
+            }
+        )
+    frame = pd.DataFrame(rows)
+    known = [name for name in COLUMNS if name in frame]
+    return frame[[*known, *(name for name in frame if name not in COLUMNS)]]
+
+
+def parts_frame(found: Mapping[str, Any]) -> pd.DataFrame:
+    """One row a benchmark that says what it spends on `network`, `noise` and `rest`.
+
+    Args:
+        found: see `read_benchmarks`.
+
+    Returns:
+        `device`, `row`, `precision`, and milliseconds of each part.
+    """
+    rows = []
+    for benchmark in found["benchmarks"]:
+        extra = benchmark["extra_info"]
+        if isinstance(extra.get(_PART), dict):
+            rows.append(
+                {
+                    "device": _device(str(extra.get("device", "cpu")), found),
+                    "row": f"{extra.get('what', benchmark['name'])}, {extra.get('model', '')}",
+                    "precision": extra.get("precision", ""),
+                    **{name: 1000 * seconds for name, seconds in extra[_PART].items()},
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def speeds_against_batch(frame: pd.DataFrame) -> pd.DataFrame:
+    """What a figure of speed against batch size shows.
+
+    Args:
+        frame: see `throughput_frame`.
+
+    Returns:
+        `panel`, `engine`, `batch_size`, `per_second`: the images/s, or calls/s, of work that was
+        timed in batches of several sizes.
+    """
+    columns = ["panel", "engine", "batch_size", "per_second"]
+    if not {"what", "model", "batch_size", "engine"} <= set(frame):
+        return pd.DataFrame(columns=columns)
+    speeds = [
+        frame[name]
+        for name in ("images_per_second", "evaluations_per_second")
+        if name in frame and frame[name].notna().any()
+    ]
+    if not speeds:
+        return pd.DataFrame(columns=columns)
+    found = frame.assign(
+        panel=frame.what.astype(str) + ", " + frame.model.astype(str),
+        per_second=speeds[0] if len(speeds) == 1 else speeds[0].fillna(speeds[1]),
+    ).dropna(subset=["what", "model", "engine", "batch_size", "per_second"])
+    found = found.astype({"batch_size": "int64"})
+    sizes = found.groupby("panel").batch_size.transform("nunique")
+    return found.loc[sizes > 1, columns].reset_index(drop=True)
+
+
+def shares_of_peak(frame: pd.DataFrame) -> pd.DataFrame:
+    """What a figure of the share of the matrix product shows: network calls alone.
+
+    Args:
+        frame: see `throughput_frame`.
+
+    Returns:
+        `panel`, which is the model, `engine`, `batch_size`, `share_of_peak`.
+    """
+    columns = ["panel", "engine", "batch_size", "share_of_peak"]
+    if not {"what", "model", *columns[1:]} <= set(frame):
+        return pd.DataFrame(columns=columns)
+    found = frame[(frame.what == _FORWARD) & frame.share_of_peak.notna()]
+    found = found.assign(panel=found.model).astype({"batch_size": "int64"})
+    return found[columns].reset_index(drop=True)
+
+
+def machine_record(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Where and when the benchmarks ran, and of which revision; nothing that names the machine."""
+    machine, commit = found.get("machine_info", {}), found.get("commit_info", {})
+    cpu = machine.get("cpu", {})
+    return {
+        "cpu": cpu.get("brand_raw"),
+        "cpu_count": cpu.get("count"),
+        "architecture": machine.get("machine"),
+        "system": " ".join(filter(None, [machine.get("system"), machine.get("release")])),
+        "python": machine.get("python_version"),
+        "versions": machine.get("versions"),
+        "git_revision": commit.get("id"),
+        "changed_since": commit.get("dirty"),
+        "pytest_benchmark": found.get("version"),
+        "datetime": found.get("datetime"),
+    }
+
+
+def device_slug(device: str) -> str:
+    """A device's name as a file's."""
+    return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
+
+
+def markdown(frame: pd.DataFrame, record: Mapping[str, Any]) -> str:
+    """The rows of one device as tables, one a suite; a ratio with its 95 % interval.
+
+    Args:
+        frame: see `throughput_frame`; of one device.
+        record: see `machine_record`.
+    """
+    made = f"{record['datetime'] or 'unknown time'}, revision {record['git_revision'] or 'unknown'}"
+    blocks = [f"# {frame.device.iloc[0]}", f"{made}{'+' if record['changed_since'] else ''}"]
+    for suite, rows in frame.groupby("suite", sort=False):
+        blocks += [f"## {str(suite).replace('_', ' ')}", _table(rows)]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _number(form: str, scale: float = 1) -> Callable[[Any], str]:
+    return lambda value: format(scale * value, form)
+
+
+def _four_figures(value: float, scale: float = 1) -> str:
+    return f"{scale * value:,.0f}" if scale * value >= 1000 else f"{scale * value:.4g}"
+
+
+_NAMES: tuple[str, ...] = ("what", "model", "batch_size", "num_images", "engine")
+_SHOWN: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "what": ("what", str),
+    "model": ("model", str),
+    "batch_size": ("batch", _number(",.0f")),
+    "num_images": ("images", _number(",.0f")),
+    "engine": ("engine", str),
+    "median_seconds": ("median ms", lambda value: _four_figures(value, 1000)),
+    "calls": ("calls", _number(",.0f")),
+    "images_per_second": ("images/s", _four_figures),
+    "evaluations_per_second": ("calls/s", _four_figures),
+    "tflops": ("TFLOP/s", _number(".3g")),
+    "share_of_peak": ("% of peak", _number(".0f", 100)),
+    "peak_memory_bytes": ("MiB at most", _number(",.0f", 2**-20)),
+    "compile_seconds": ("compile s", _number(".1f")),
+    "break_even_calls": ("break-even calls", _number(",.0f")),
+    "eps_error": ("error of eps", _number(".1e")),
+    "terms_error": ("error of terms", _number(".1e")),
+    "levels_error": ("levels off", _number(".2g")),
+    "peer": ("against", str),
+}
+_RATIOS = {
+    "ratio": "times faster",
+    "ratio_to_eager": "times eager",
+    "ratio_to_uncompiled": "times uncompiled",
+    "ratio_to_every_pair": "times fewer than every pair",
+}
+
+
+def _table(rows: pd.DataFrame) -> str:
+    def is_known(name: str) -> bool:
+        return name in rows and bool(rows[name].notna().any())
+
+    shown, ratios = filter(is_known, _SHOWN), list(filter(is_known, _RATIOS))
+    columns = {_SHOWN[name][0]: [_cell(v, _SHOWN[name][1]) for v in rows[name]] for name in shown}
+    columns |= {_RATIOS[name]: [_ratio(row, name) for _, row in rows.iterrows()] for name in ratios}
+    names = [name for name in _NAMES if is_known(name)]
+    if not names or rows.duplicated(names).any():
+        columns = {"benchmark": [f"`{name}`" for name in rows.name], **columns}
+    lines = [list(columns), ["---"] * len(columns), *zip(*columns.values(), strict=True)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(value: object, how: Callable[[Any], str]) -> str:
+    return "" if pd.isna(value) else how(value)  # type: ignore[call-overload]
+
+
+def _ratio(row: pd.Series, name: str) -> str:
+    ends = [row.get(f"{name}_{end}") for end in ("low", "high")]
+    if pd.isna(row[name]) or any(pd.isna(end) for end in ends):
+        return _cell(row[name], _four_figures)
+    return f"{row[name]:.2f} ({ends[0]:.2f} to {ends[1]:.2f})"
+
+
+def _engine(extra: Mapping[str, Any]) -> object:
+    if "precision" not in extra:
+        return np.nan
+    return ", ".join([str(extra["precision"]), *(flag for flag in _FLAGS if extra.get(flag))])
+
+
+def _device(name: str, found: Mapping[str, Any]) -> str:
+    """The CPU by what it is and how many threads, if the benchmarks say how many."""
+    if not name.startswith("cpu"):
+        return name
+    brand = found.get("machine_info", {}).get("cpu", {}).get("brand_raw") or "CPU"
+    named = [str(b["extra_info"].get("device", "cpu")) for b in found["benchmarks"]]
+    threads = next((n.partition(", ")[2] for n in named if n.startswith("cpu, ")), "")
+    return f"{brand}, {threads}" if threads else str(brand)
