@@ -2,12 +2,13 @@
 
 import contextlib
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from cases import Case
-from subjects import images_for, load_subject
+from subjects import images_for, load_subject, shortened
 from torch import Tensor
 
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
@@ -15,6 +16,7 @@ from ddpmbench.network.flops import flop_per_call
 from ddpmbench.network.precision import Precision
 from ddpmbench.process.noise import normal_noise
 from ddpmbench.process.units import to_unit_range
+from ddpmbench.quality.sampling import SamplerChoice
 from ddpmbench.runs.devices import evaluating, strict_float32
 from ddpmbench.runs.engine import Engine
 from ddpmbench.runs.timing import matmul_peak, timer
@@ -123,6 +125,24 @@ class Bench:
             self._engines[key] = PreparedEngine(engine, seconds, relative_error(output, reference))
         return self._engines[key]
 
+    def chains(self, case: Case, num_timesteps: int) -> Callable[[], Tensor]:
+        """What makes one batch of samples of `subjects.shortened(checkpoint, num_timesteps)`."""
+        engine, inputs = self.engine(case).engine, self.inputs(case.model, case.batch)
+        model = shortened(self.checkpoint(case.model), num_timesteps)
+        sampler = SamplerChoice().prepare(
+            model, seed=0, device=self.device, model_output=engine.model_output
+        )
+        sampler = sampler.launched(engine.whole_step)
+        index = torch.arange(case.batch, device=self.device)
+
+        def sample() -> Tensor:
+            x_t = sampler.start(index, tuple(inputs.x_t.shape[1:]))
+            for step in sampler.steps(x_t, num_timesteps, sample=index, labels=inputs.labels):
+                x_t = step.x_previous
+            return x_t
+
+        return sample
+
     def reference(self, model: str, batch: int) -> Tensor:
         """The output for `inputs` in strict float32, from the checkpoint without any engine."""
         if (model, batch) not in self._references:
@@ -154,7 +174,7 @@ class Bench:
                 self._flop[model] = flop_per_call(checkpoint.network, *arguments)
         return self._flop[model]
 
-    def peak_memory(self, work) -> int | None:
+    def peak_memory(self, work: Callable[[], object]) -> int | None:
         """Bytes that the work has allocated at most, in a pass of its own; None off CUDA."""
         if self.device.type != "cuda":
             return None

@@ -42,8 +42,8 @@ class Case:
             if self.where == "cuda":
                 return f"{self.model}, batch {self.batch}, {self.choice}: needs a CUDA device"
             return f"{self.model}, batch {self.batch}, {self.choice}: --device cpu has it"
-        if has_ckpt and self.model != CIFAR10:
-            return f"{self.model}: --ckpt takes its place"
+        if has_ckpt and self.model != CIFAR10 and not self.quick:
+            return f"{self.model}, batch {self.batch}, {self.choice}: --ckpt takes its place"
         if self.choice.precision is BF16 and not _has_bf16(device):
             return f"{self.choice}: this {device.type} computes no bfloat16"
         return None

@@ -3,11 +3,11 @@
 pytest benchmarks/ --benchmark-only [--quick] [--device cuda] [--ckpt CKPT]
 """
 
+import dataclasses
 import os
 import tempfile
 
 import pytest
-import torch
 from bench import Bench
 from cases import Case
 
@@ -52,12 +52,17 @@ def pytest_generate_tests(metafunc):
         return
     config = metafunc.config
     rows = [case for case in marker.args[0] if case.quick or not config.getoption("--quick")]
-    metafunc.parametrize("case", [_param(case, config) for case in rows], ids=str)
+    metafunc.parametrize("case", [_param(case, config) for case in rows])
 
 
 def _param(case: Case, config):
-    reason = case.missing(config.bench_device, has_ckpt=config.getoption("--ckpt") is not None)
-    return pytest.param(case, marks=[] if reason is None else pytest.mark.skip(reason=reason))
+    has_ckpt = config.getoption("--ckpt") is not None
+    reason = case.missing(config.bench_device, has_ckpt=has_ckpt)
+    return pytest.param(
+        case,
+        marks=[] if reason is None else pytest.mark.skip(reason=reason),
+        id=str(dataclasses.replace(case, model="ckpt") if has_ckpt else case),
+    )
 
 
 def pytest_collection_modifyitems(config, items):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint, TimeInput
-from ddpmbench.inputs.checkpoints.diffusers import _their_name
+from ddpmbench.inputs.checkpoints.diffusers import their_name
 from ddpmbench.network.unet import UNet, UNetConfig
 from ddpmbench.process.prediction import Prediction, Variance
 
@@ -29,8 +29,10 @@ def unlike(checkpoint: Checkpoint) -> str | None:
     network = checkpoint.network
     if not isinstance(network, UNet) or network.config.num_classes:
         return "its network is not an unconditional UNet2DModel"
-    if network.config.resampling == "pool" or network.config.num_heads > 1:
-        return "its network has what UNet2DModel lacks"
+    if network.config.resampling != "conv":
+        return f"its network resamples by {network.config.resampling}, which is not measured"
+    if not network.config.head_channels and network.config.num_heads > 1:
+        return "UNet2DModel has no number of heads"
     if checkpoint.time_input is not TimeInput.INDEX or checkpoint.image_size is None:
         return "its network takes another time than t - 1, or does not say how large images are"
     if (checkpoint.prediction, checkpoint.variance, checkpoint.clip) != (
@@ -67,7 +69,7 @@ def network(checkpoint: Checkpoint) -> UNet2DModel:
     assert isinstance(ours, UNet)
     weights = {}
     for name, weight in ours.state_dict().items():
-        theirs = _their_name(name)
+        theirs = their_name(name)
         if ".qkv." in theirs:
             for part, rows in zip(("to_q", "to_k", "to_v"), weight.chunk(3), strict=True):
                 weights[theirs.replace(".qkv.", f".{part}.")] = rows
@@ -80,7 +82,6 @@ def network(checkpoint: Checkpoint) -> UNet2DModel:
 
 
 def _settings(config: UNetConfig) -> dict[str, object]:
-    is_block = config.resampling == "block"
     down = ["AttnDownBlock2D" if attended else "DownBlock2D" for attended in config.attention]
     up = ["AttnUpBlock2D" if attended else "UpBlock2D" for attended in config.attention[::-1]]
     return {
@@ -90,13 +91,12 @@ def _settings(config: UNetConfig) -> dict[str, object]:
         "layers_per_block": config.num_blocks,
         "down_block_types": down,
         "up_block_types": up,
-        "downsample_type": "resnet" if is_block else "conv",
-        "upsample_type": "resnet" if is_block else "conv",
         "downsample_padding": int(config.symmetric_padding),
         "attention_head_dim": config.head_channels or None,
         "flip_sin_to_cos": config.cosine_first,
         "freq_shift": config.frequency_shift,
         "norm_num_groups": config.norm_groups,
+        "attn_norm_num_groups": config.norm_groups,
         "norm_eps": config.norm_eps,
         "resnet_time_scale_shift": "scale_shift" if config.scale_shift else "default",
         "act_fn": "silu",

@@ -16,9 +16,6 @@ from cases import (
     graphed,
 )
 from rows import Work, record, steady
-from subjects import shortened
-
-from ddpmbench.quality.sampling import SamplerChoice
 
 STEPS = [
     Case(SHIPPED, "cpu", 1, eager(), quick=True),
@@ -51,7 +48,7 @@ def test_sampler(benchmark, bench, case):
 
 def measure(benchmark, bench, case, what, num_timesteps):
     engine = bench.engine(case).engine
-    sample = chains(bench, case, num_timesteps)
+    sample = bench.chains(case, num_timesteps)
     with running(engine):
         seconds = steady(benchmark, bench, sample)
         memory = bench.peak_memory(sample)
@@ -65,28 +62,3 @@ def measure(benchmark, bench, case, what, num_timesteps):
     )
     record(benchmark, bench, case, work, seconds)
     benchmark.extra_info["peak_memory_bytes"] = memory
-
-
-def chains(bench, case, num_timesteps):
-    """What makes one batch of samples of a model of so few steps."""
-    checkpoint, engine = bench.checkpoint(case.model), bench.engine(case).engine
-    sampler = (
-        SamplerChoice()
-        .prepare(
-            shortened(checkpoint, num_timesteps),
-            seed=0,
-            device=bench.device,
-            model_output=engine.model_output,
-        )
-        .launched(engine.whole_step)
-    )
-    inputs = bench.inputs(case.model, case.batch)
-    index = torch.arange(case.batch, device=bench.device)
-
-    def sample():
-        x_t = sampler.start(index, tuple(inputs.x_t.shape[1:]))
-        for step in sampler.steps(x_t, num_timesteps, sample=index, labels=inputs.labels):
-            x_t = step.x_previous
-        return x_t
-
-    return sample
