@@ -42,6 +42,7 @@ def reference():
     return FeatureStatistics.of(features_of(NUM_REFERENCE, 1))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("n", [5000, 1000])
 def test_distance_against_sqrtm(benchmark, reference, n):
     features, found = features_of(n, 2), []
@@ -54,13 +55,16 @@ def test_distance_against_sqrtm(benchmark, reference, n):
     expected, seconds = of_sqrtm(FeatureStatistics.of(features).gaussian(), reference.gaussian())
     ratio = seconds / benchmark.stats.stats.min
     benchmark.extra_info.update(
-        sqrtm_seconds=seconds, ratio=ratio, relative_difference=found[-1] / expected - 1
+        what=f"Frechet distance of {n}",
+        sqrtm_seconds=seconds,
+        ratio=ratio,
+        relative_difference=found[-1] / expected - 1,
     )
     # SciPy's own error is 5e-5 where the features are not of full rank.
     assert found[-1] == pytest.approx(expected, rel=1e-6 if n > SIZE else 1e-3)
 
 
-@pytest.mark.parametrize("n", [5000, 1000])
+@pytest.mark.parametrize("n", [pytest.param(5000, marks=pytest.mark.full), 1000])
 def test_interval_against_distance(benchmark, reference, n):
     features, seconds = features_of(n, 2), []
 
@@ -75,6 +79,7 @@ def test_interval_against_distance(benchmark, reference, n):
         lambda: leave_one_out(features, reference.gaussian()), rounds=2, warmup_rounds=0
     )
     benchmark.extra_info.update(
+        what=f"Frechet distance of {n} with its interval",
         distance_seconds=min(seconds),
         ratio=benchmark.stats.stats.min / min(seconds),
         relative_difference=found.distance / expected - 1,

@@ -40,6 +40,7 @@ def timed(kind, name, seconds):
         yield
 
 
+@pytest.mark.full
 def test_outside_the_networks(benchmark, tmp_path, monkeypatch):
     monkeypatch.setenv("DDPMBENCH_CACHE", str(tmp_path / "cache"))
     path = write_network(tmp_path / "network.pt", num_features=64, num_classes=10)
@@ -57,6 +58,7 @@ def test_outside_the_networks(benchmark, tmp_path, monkeypatch):
             rounds=1,
         )
     whole = benchmark.stats.stats.min
+    benchmark.extra_info["what"] = "outside the networks of fid"
     benchmark.extra_info["seconds_in_networks"] = sum(seconds)
     benchmark.extra_info["share_outside"] = 1 - sum(seconds) / whole
     assert len(seconds) > NUM_TIMESTEPS

@@ -156,7 +156,7 @@ def _parts(probe: Probe, call: CallSpeed, at_least: float) -> list[PartSeconds]:
     with engine.running():
         return [
             part_seconds(work, probe, engine, at_least=at_least)
-            for work in (*works, step_work(probe, sampler))
+            for work in (*works, step_work(probe, sampler.launched(engine.whole_step)))
         ]
 
 

@@ -80,7 +80,7 @@ def read_diffusers(
     said_by = layout.scheduler if variance is None else f"--variance {variance}: {layout.config}"
     check_outputs(config, conventions.variance, source=said_by)
     weights = only_tensors(read_state(layout.weights), source=str(layout.weights))
-    names = {name: _their_name(name) for name in unet_names(config, source=str(layout.config))}
+    names = {name: their_name(name) for name in unet_names(config, source=str(layout.config))}
     weights = _joined(weights, set(names.values()), layout.weights)
     network = build_unet(config, weights, source=str(layout.weights), names=names)
     return Checkpoint(
@@ -142,7 +142,11 @@ def _find(folder: Path) -> _Layout:
     return _Layout(config, scheduler, weights)
 
 
-def _their_name(name: str) -> str:
+def their_name(name: str) -> str:
+    """What diffusers calls a weight of `network.unet.UNet`.
+
+    Queries, keys and values are one `qkv` in the name; diffusers has to_q, to_k and to_v.
+    """
     for pattern, replacement in _RENAMES:
         name = re.sub(pattern, replacement, name)
     return name

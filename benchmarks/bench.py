@@ -1,0 +1,197 @@
+"""What all rows of a session share: the device, networks, engines, and the peaks of the device."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from cases import Case
+from subjects import images_for, load_subject, shortened
+from torch import Tensor
+
+from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
+from ddpmbench.network.flops import flop_per_call
+from ddpmbench.network.precision import Precision
+from ddpmbench.process.noise import normal_noise
+from ddpmbench.process.units import to_unit_range
+from ddpmbench.quality.sampling import SamplerChoice
+from ddpmbench.runs.devices import evaluating, strict_float32
+from ddpmbench.runs.engine import Engine
+from ddpmbench.runs.timing import matmul_peak, timer
+
+TOLERANCE = {
+    Precision.FP32: 2e-5,
+    Precision.TF32: 3e-3,
+    Precision.FP16: 3e-3,
+    Precision.BF16: 2e-2,
+}
+"""Root mean square error of a network's output over that output's root mean square."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Inputs:
+    """What a network is called with.
+
+    Attributes:
+        x_t: (B, C, H, W) images with noise.
+        t: (B,) steps from 1 to T, spread evenly.
+        labels: (B,) classes; None if there are none.
+    """
+
+    x_t: Tensor
+    t: Tensor
+    labels: Tensor | None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PreparedEngine:
+    """An engine that was called, so that nothing is left to compile.
+
+    Attributes:
+        engine: of the whole checkpoint.
+        first_seconds: of its first call, compiling included.
+        error: of its output against strict float32; see `TOLERANCE`.
+    """
+
+    engine: Engine
+    first_seconds: float
+    error: float
+
+
+class Bench:
+    """Prepares what rows need, once a session.
+
+    Attributes:
+        device: where all is measured.
+        quick: whether few rounds do.
+    """
+
+    def __init__(self, device: torch.device, *, quick: bool, ckpt: Path | str | None) -> None:
+        self.device, self.quick = device, quick
+        self._ckpt = ckpt
+        self._checkpoints: dict[str, Checkpoint] = {}
+        self._inputs: dict[tuple[str, int], Inputs] = {}
+        self._references: dict[tuple[str, int], Tensor] = {}
+        self._engines: dict[Case, PreparedEngine] = {}
+        self._peaks: dict[torch.dtype, float] = {}
+        self._flop: dict[str, int] = {}
+
+    def checkpoint(self, model: str) -> Checkpoint:
+        """The checkpoint that rows of this model measure."""
+        if model not in self._checkpoints:
+            self._checkpoints[model] = load_subject(model, self._ckpt).to(self.device)
+        return self._checkpoints[model]
+
+    def name(self, model: str) -> str:
+        """What the rows say they measured."""
+        return model if self._ckpt is None else str(self._ckpt)
+
+    def inputs(self, model: str, batch: int) -> Inputs:
+        """Images with noise at steps from 1 to T."""
+        if (model, batch) not in self._inputs:
+            checkpoint = self.checkpoint(model)
+            images = images_for(checkpoint, batch)
+            last = checkpoint.schedule.num_timesteps
+            steps = np.linspace(1, last, batch) if batch > 1 else np.array([last / 2])
+            t = torch.from_numpy(np.rint(steps).astype(np.int64)).to(self.device)
+            pixels = torch.tensor(images.pixels, device=self.device)
+            x_start = to_unit_range(pixels, torch.float64)
+            index = torch.arange(batch, device=self.device)
+            shape = tuple(x_start.shape[1:])
+            eps = normal_noise(index, t, torch.zeros_like(index), shape=shape, seed=0)
+            x_t = checkpoint.diffusion.to(self.device).q_sample(x_start, t, eps.double())
+            labels = images.labels
+            self._inputs[model, batch] = Inputs(
+                x_t.float(),
+                t,
+                None if labels is None else torch.from_numpy(labels).to(self.device),
+            )
+        return self._inputs[model, batch]
+
+    def engine(self, case: Case) -> PreparedEngine:
+        """The engine of a row, called before; each batch has its own, so that none is filled up."""
+        key = dataclasses.replace(case, quick=False)
+        if key not in self._engines:
+            inputs = self.inputs(case.model, case.batch)
+            engine = Engine(self.checkpoint(case.model), device=self.device, choice=case.choice)
+            clock = timer(self.device)
+            with engine.running(), torch.inference_mode():
+                begin = clock()
+                output = engine.model_output(inputs.x_t, inputs.t, inputs.labels)
+                seconds = clock() - begin
+            reference = self.reference(case.model, case.batch)
+            self._engines[key] = PreparedEngine(engine, seconds, relative_error(output, reference))
+        return self._engines[key]
+
+    def chains(self, case: Case, num_timesteps: int) -> Callable[[], Tensor]:
+        """What makes one batch of samples of `subjects.shortened(checkpoint, num_timesteps)`."""
+        engine, inputs = self.engine(case).engine, self.inputs(case.model, case.batch)
+        model = shortened(self.checkpoint(case.model), num_timesteps)
+        sampler = SamplerChoice().prepare(
+            model, seed=0, device=self.device, model_output=engine.model_output
+        )
+        sampler = sampler.launched(engine.whole_step)
+        index = torch.arange(case.batch, device=self.device)
+
+        def sample() -> Tensor:
+            x_t = sampler.start(index, tuple(inputs.x_t.shape[1:]))
+            for step in sampler.steps(x_t, num_timesteps, sample=index, labels=inputs.labels):
+                x_t = step.x_previous
+            return x_t
+
+        return sample
+
+    def reference(self, model: str, batch: int) -> Tensor:
+        """The output for `inputs` in strict float32, from the checkpoint without any engine."""
+        if (model, batch) not in self._references:
+            checkpoint, inputs = self.checkpoint(model), self.inputs(model, batch)
+            with evaluating(checkpoint.network), strict_float32(), torch.inference_mode():
+                output = checkpoint.model_output(inputs.x_t, inputs.t, inputs.labels)
+            self._references[model, batch] = output
+        return self._references[model, batch]
+
+    def peak(self, precision: Precision) -> float:
+        """FLOP/s of the matrix product in this precision on this device, in this session."""
+        # A product in TF32 is of float32 matrices; its peak is not that of strict float32.
+        if precision is Precision.TF32:
+            return float("nan")
+        if precision.dtype not in self._peaks:
+            # The best of a few: what else the machine does can only make it less.
+            found = [matmul_peak(self.device, precision.dtype, at_least=0.2) for _ in range(4)]
+            self._peaks[precision.dtype] = max(found)
+        return self._peaks[precision.dtype]
+
+    def flop(self, model: str) -> int:
+        """Of a network call for one image, counted once."""
+        if model not in self._flop:
+            checkpoint, inputs = self.checkpoint(model), self.inputs(model, 1)
+            arguments = [inputs.x_t, checkpoint.network_time(inputs.t)]
+            if inputs.labels is not None:
+                arguments.append(inputs.labels)
+            with evaluating(checkpoint.network):
+                self._flop[model] = flop_per_call(checkpoint.network, *arguments)
+        return self._flop[model]
+
+    def peak_memory(self, work: Callable[[], object]) -> int | None:
+        """Bytes that the work has allocated at most, in a pass of its own; None off CUDA."""
+        if self.device.type != "cuda":
+            return None
+        torch.cuda.reset_peak_memory_stats(self.device)
+        work()
+        torch.cuda.synchronize(self.device)
+        return torch.cuda.max_memory_allocated(self.device)
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    """Root mean square of the difference over that of what is expected."""
+    difference = (found.double() - expected.double()).square().mean()
+    return float((difference / expected.double().square().mean()).sqrt())
+
+
+@contextlib.contextmanager
+def running(engine: Engine):
+    """Inside, the engine's precision holds and nothing is kept for gradients."""
+    with engine.running(), torch.inference_mode():
+        yield

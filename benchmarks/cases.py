@@ -1,0 +1,89 @@
+"""The rows of the suites: which network, how many images a call, how it is called, and where."""
+
+import dataclasses
+from collections.abc import Iterable
+
+import torch
+
+from ddpmbench.network.precision import Precision
+from ddpmbench.runs.engine import EngineChoice
+
+SHIPPED, CIFAR10 = "shipped", "ddpm-cifar10-32"
+MODELS = (SHIPPED, CIFAR10)
+
+FP32, TF32, BF16, FP16 = Precision.FP32, Precision.TF32, Precision.BF16, Precision.FP16
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One row.
+
+    Attributes:
+        model: one of `MODELS`; `--ckpt` takes the place of both.
+        where: "cpu" or "cuda".
+        batch: images a call.
+        choice: how the network is called.
+        quick: whether `--quick` has it.
+    """
+
+    model: str
+    where: str
+    batch: int
+    choice: EngineChoice
+    quick: bool = False
+
+    def __str__(self) -> str:
+        words = str(self.choice).replace(", ", "+")
+        return f"{self.model}-{self.where}-{self.batch}-{words}"
+
+    def missing(self, device: torch.device, *, has_ckpt: bool = False) -> str | None:
+        """Why there is no such row on this device; None if there is one."""
+        if self.where != device.type:
+            if self.where == "cuda":
+                return f"{self.model}, batch {self.batch}, {self.choice}: needs a CUDA device"
+            return f"{self.model}, batch {self.batch}, {self.choice}: --device cpu has it"
+        if has_ckpt and self.model != CIFAR10 and not self.quick:
+            return f"{self.model}, batch {self.batch}, {self.choice}: --ckpt takes its place"
+        if self.choice.precision is BF16 and not _has_bf16(device):
+            return f"{self.choice}: this {device.type} computes no bfloat16"
+        return None
+
+
+def _has_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    # Without these instructions bfloat16 is emulated, at a small share of the speed.
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def eager(precision: Precision = FP32) -> EngineChoice:
+    """As PyTorch comes."""
+    return EngineChoice(precision)
+
+
+def channels_last(precision: Precision = FP32) -> EngineChoice:
+    """Not compiled."""
+    return EngineChoice(precision, channels_last=True)
+
+
+def compiled(precision: Precision = FP32) -> EngineChoice:
+    """With channels last."""
+    return EngineChoice(precision, channels_last=True, compiled=True)
+
+
+def graphed(precision: Precision = FP32) -> EngineChoice:
+    """Compiled, and launched as one graph."""
+    return EngineChoice(precision, channels_last=True, compiled=True, cuda_graph=True)
+
+
+def cases(
+    model: str,
+    where: str,
+    batches: Iterable[int],
+    choices: Iterable[EngineChoice],
+    *,
+    quick: bool = False,
+) -> list[Case]:
+    """Every batch with every choice."""
+    chosen = list(choices)
+    return [Case(model, where, batch, choice, quick) for batch in batches for choice in chosen]

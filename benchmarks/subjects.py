@@ -1,0 +1,88 @@
+"""What is measured: the two networks, images for them, and models of a few steps."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import torch
+from cases import CIFAR10, SHIPPED
+
+import ddpmbench as db
+from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
+from ddpmbench.inputs.images import ImageSet
+from ddpmbench.network.unet import UNet, UNetConfig
+from ddpmbench.process.schedule import NoiseSchedule
+
+CIFAR10_CONFIG = UNetConfig(
+    in_channels=3,
+    out_channels=3,
+    model_channels=128,
+    channels=(128, 256, 256, 256),
+    num_blocks=2,
+    attention=(False, True, False, False),
+)
+"""google/ddpm-cifar10-32: 35,746,307 parameters."""
+_SIZE = 32
+
+
+def load_subject(model: str, ckpt: Path | str | None = None) -> Checkpoint:
+    """The checkpoint that rows of this model measure.
+
+    Args:
+        model: one of `cases.MODELS`.
+        ckpt: what `--ckpt` names, in the place of either.
+    """
+    if ckpt is not None:
+        return db.load_checkpoint(str(ckpt))
+    return db.load_checkpoint() if model == SHIPPED else cifar10_checkpoint()
+
+
+def cifar10_checkpoint() -> Checkpoint:
+    """The architecture with seeded random weights, which its speed does not depend on."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = UNet(CIFAR10_CONFIG).eval().requires_grad_(False)
+    checkpoint = db.wrap_network(network, schedule=NoiseSchedule.linear(1000), channels=3)
+    return dataclasses.replace(
+        checkpoint,
+        image_size=_SIZE,
+        size_multiple=CIFAR10_CONFIG.size_multiple,
+        source=f"{CIFAR10} architecture, random weights",
+    )
+
+
+def images_for(checkpoint: Checkpoint, count: int) -> ImageSet:
+    """The shipped images where they fit, and otherwise random pixels."""
+    if fits_shipped_images(checkpoint):
+        return db.load_images("fashion-mnist:test", num_images=count)
+    generator = np.random.default_rng(0)
+    size = checkpoint.image_size or _SIZE
+    shape = (count, checkpoint.channels or 3, size, size)
+    classes = checkpoint.num_classes
+    return ImageSet(
+        pixels=generator.integers(0, 256, shape, dtype=np.uint8),
+        ids=[str(index) for index in range(count)],
+        source="random pixels",
+        labels=np.arange(count) % classes if classes else None,
+    )
+
+
+def fits_shipped_images(checkpoint: Checkpoint) -> bool:
+    """Whether it is a model of 28x28 gray images without classes."""
+    return (
+        checkpoint.channels == 1
+        and checkpoint.image_size in (None, 28)
+        and 28 % checkpoint.size_multiple == 0
+        and not checkpoint.num_classes
+    )
+
+
+def shortened(checkpoint: Checkpoint, num_timesteps: int) -> Checkpoint:
+    """A model of so few steps, whose network is given t - 1 at step t.
+
+    Its samples are of no use; peers have a model of the same arithmetic, step for step.
+    """
+    schedule = checkpoint.schedule.respaced(num_timesteps)
+    return dataclasses.replace(
+        checkpoint, schedule=NoiseSchedule.from_betas(schedule.betas, name="shortened")
+    )

@@ -1,0 +1,114 @@
+"""The bound: the terms of every pair, and what an interval of a given width takes."""
+
+import math
+
+import pytest
+from bench import running
+from cases import BF16, CIFAR10, FP16, FP32, SHIPPED, TF32, Case, cases, compiled, eager
+from rows import Work, record, steady
+from subjects import fits_shipped_images, images_for
+
+import ddpmbench as db
+from ddpmbench.likelihood.design import EveryPair
+from ddpmbench.likelihood.terms import TermsPass
+from ddpmbench.runs.devices import device_name
+
+NUM_IMAGES = 10_000
+EVERY_PAIR = [
+    Case(SHIPPED, "cpu", 32, eager(), quick=True),
+    *cases(SHIPPED, "cpu", [32], [compiled(), compiled(BF16)]),
+    *cases(CIFAR10, "cpu", [8], [eager(), compiled()]),
+    Case(SHIPPED, "cuda", 128, eager(), quick=True),
+    *cases(CIFAR10, "cuda", [128], [eager(), compiled(FP32), compiled(TF32), compiled(FP16)]),
+    *cases(CIFAR10, "cuda", [512], [eager(FP16), compiled(FP16)]),
+]
+
+
+@pytest.mark.cases(EVERY_PAIR)
+def test_every_pair(benchmark, bench, case):
+    checkpoint, engine = bench.checkpoint(case.model), bench.engine(case).engine
+    images = images_for(checkpoint, 64)
+    design = EveryPair(len(images), checkpoint.schedule.num_timesteps, 1)
+    terms_pass = TermsPass(
+        checkpoint,
+        images,
+        seed=0,
+        decoder="exact",
+        device=bench.device,
+        model_output=engine.model_output,
+    )
+    num_batches = 1 if bench.device.type == "cpu" and case.model == CIFAR10 else 8
+    # Spread over the design, the first of it, with t = 1, among them.
+    starts = [i * len(design) // num_batches for i in range(num_batches)]
+    batches = [design.rows(start, start + case.batch) for start in starts]
+
+    def compute():
+        return [terms_pass.terms(rows) for rows in batches]
+
+    with running(engine):
+        seconds = steady(benchmark, bench, compute)
+        memory = bench.peak_memory(compute)
+        before = terms_pass.num_evaluations
+        tables = compute()
+    calls = terms_pass.num_evaluations - before
+    assert calls == case.batch * num_batches
+    assert all(math.isfinite(table.values["nats"].sum()) for table in tables)
+    record(benchmark, bench, case, Work("every pair", calls, steps=num_batches), seconds)
+    every = NUM_IMAGES * design.num_timesteps
+    benchmark.extra_info.update(
+        peak_memory_bytes=memory, about_hours_of_10000_images=every * seconds / calls / 3600
+    )
+
+
+@pytest.mark.parametrize(
+    ("num_images", "half_width"),
+    [
+        (100, 0.05),
+        *(
+            pytest.param(n, half_width, marks=pytest.mark.full)
+            for n, half_width in [(1000, 0.02), (1000, 0.01), (1000, 0.005), (NUM_IMAGES, 0.005)]
+        ),
+    ],
+)
+def test_goal(benchmark, bench, monkeypatch, num_images, half_width):
+    checkpoint = bench.checkpoint(SHIPPED)
+    if not fits_shipped_images(checkpoint):
+        pytest.skip("--ckpt: does not fit the shipped images; ddpmbench speed says what it takes")
+    images, counted = db.load_images("fashion-mnist:test", num_images=num_images), []
+    terms = TermsPass.terms
+
+    def counting(terms_pass, rows):
+        counted.append(len(rows))
+        return terms(terms_pass, rows)
+
+    monkeypatch.setattr(TermsPass, "terms", counting)
+    summary = benchmark.pedantic(
+        lambda: (
+            db.evaluate_nll(
+                checkpoint, images, half_width=half_width, device=str(bench.device)
+            ).summary
+        ),
+        rounds=1,
+    )
+    calls, pairs = sum(counted), num_images * summary["num_timesteps"]
+    assert calls == summary["num_evaluations"]
+    assert summary["half_width"] <= half_width
+    seconds = benchmark.stats.stats.median
+    benchmark.group = "bound"
+    benchmark.extra_info.update(
+        model=bench.name(SHIPPED),
+        checkpoint_sha256=checkpoint.sha256,
+        what=f"bound to +-{half_width}",
+        device=device_name(bench.device),
+        precision=summary["precision"],
+        num_images=num_images,
+        num_timesteps=summary["num_timesteps"],
+        half_width=summary["half_width"],
+        bits_per_dim=summary["bits_per_dim"],
+        calls=calls,
+        calls_per_second=calls / seconds,
+        images_per_second=num_images / seconds,
+        every_pair_calls=pairs,
+        ratio_to_every_pair=pairs / calls,
+        eps_error=bench.engine(Case(SHIPPED, bench.device.type, 1, eager())).error,
+    )

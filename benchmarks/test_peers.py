@@ -1,0 +1,168 @@
+"""Peers in the same run, with the same weights, taken in turn; results agree, or the row fails.
+
+Peers run as they come. The one thing that is not theirs is that this process keeps freed memory,
+which makes them faster than they are alone.
+"""
+
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+from bench import relative_error, running
+from cases import BF16, CIFAR10, FP16, FP32, SHIPPED, TF32, Case, cases, compiled, eager, graphed
+from per_step_loop import BPD, PerStepLoop, improved_diffusion
+from rows import Work, few, record, record_ratio, steady
+from subjects import images_for, shortened
+
+from ddpmbench.likelihood.design import EveryPair
+from ddpmbench.likelihood.terms import TermsPass
+from ddpmbench.process.noise import normal_noise
+from ddpmbench.process.units import to_unit_range
+from ddpmbench.quality.sampling import SAMPLE_DRAW, START
+from ddpmbench.runs.devices import evaluating, strict_float32
+from ddpmbench.runs.timing import paired_ratio
+
+LOOP = [
+    Case(SHIPPED, "cpu", 32, eager(), quick=True),
+    *cases(SHIPPED, "cpu", [32], [compiled(), compiled(BF16)]),
+    *cases(CIFAR10, "cpu", [8], [compiled(), compiled(BF16)]),
+    Case(SHIPPED, "cuda", 128, eager(), quick=True),
+    *cases(CIFAR10, "cuda", [128], [eager(), compiled(), compiled(FP16)]),
+]
+PIPELINE = [
+    Case(SHIPPED, "cpu", 32, eager(), quick=True),
+    *cases(SHIPPED, "cpu", [1], [eager(), compiled()]),
+    *cases(SHIPPED, "cpu", [32], [compiled(), compiled(BF16)]),
+    Case(CIFAR10, "cpu", 1, eager()),
+    *cases(CIFAR10, "cpu", [8], [compiled(), compiled(BF16)]),
+    Case(SHIPPED, "cuda", 128, eager(), quick=True),
+    *cases(CIFAR10, "cuda", [1, 512], [eager(), graphed(FP16), compiled(FP16)]),
+]
+TERM_TOLERANCE = {FP32: 1e-4}
+"""Of the bound and of every term, over the bound; other precisions have that of their network."""
+LEVELS = {TF32: 0.5, FP16: 0.5, BF16: 2.0}
+"""By how many of 255 levels samples may differ, root mean square; in float32 no pixel by one."""
+
+
+@pytest.mark.cases(LOOP)
+def test_every_pair_against_the_loop(benchmark, bench, request, case):
+    checkpoint, engine = bench.checkpoint(case.model), bench.engine(case).engine
+    if checkpoint.num_classes or str(checkpoint.prediction) != "eps":
+        pytest.skip("--ckpt: the loop is written for an unconditional network that predicts noise")
+    num_timesteps = steps_of(bench, case)
+    model = shortened(checkpoint, num_timesteps)
+    images = images_for(checkpoint, case.batch)
+    design = EveryPair(len(images), num_timesteps, 1)
+    terms_pass = TermsPass(
+        model,
+        images,
+        seed=0,
+        decoder="tanh",
+        device=bench.device,
+        model_output=engine.model_output,
+    )
+    starts = range(0, len(design), case.batch)
+    batches = [design.rows(start, start + case.batch) for start in starts]
+
+    def ours():
+        with running(engine):
+            return [terms_pass.terms(rows).values["nats"] for rows in batches]
+
+    betas, checkout = model.schedule.betas.numpy(), request.config.getoption("--improved-diffusion")
+    loop = improved_diffusion(Path(checkout), betas) if checkout else PerStepLoop(betas)
+    pixels = torch.tensor(images.pixels, device=bench.device)
+    x_start = to_unit_range(pixels, torch.float32)
+
+    def theirs():
+        with evaluating(checkpoint.network):
+            return loop.calc_bpd_loop(lambda x, t: checkpoint.model_output(x, t + 1), x_start)
+
+    seconds = steady(benchmark, bench, ours)
+    work = Work("every pair against the loop", len(design), steps=num_timesteps)
+    record(benchmark, bench, case, work, seconds)
+    found = paired_ratio(theirs, ours, bench.device, rounds=few(bench, case))
+    record_ratio(benchmark, "ratio", found)
+    error = terms_error(terms_pass, ours, theirs, num_timesteps)
+    benchmark.extra_info.update(peer=loop.label, terms_error=error)
+    assert error <= TERM_TOLERANCE.get(case.choice.precision, engine_tolerance(benchmark))
+
+
+def terms_error(terms_pass, ours, theirs, num_timesteps):
+    """The largest difference of a term, both of the same noise, over the mean bound of an image."""
+    shape = terms_pass.images.pixels.shape
+    image = torch.arange(shape[0], device=terms_pass.device)
+    zero = torch.zeros_like(image)
+    noise = (
+        normal_noise(image, zero + t, zero, shape=shape[1:], seed=terms_pass.seed).float()
+        for t in range(num_timesteps, 0, -1)
+    )
+    with mock.patch("torch.randn_like", side_effect=lambda like: next(noise)), strict_float32():
+        expected = theirs()["vb"].double().flip(1).cpu()
+    nats = torch.cat([torch.from_numpy(values) for values in ours()])
+    found = nats.view(shape[0], num_timesteps) / BPD
+    return float((found - expected).abs().max() / expected.sum(1).mean().abs())
+
+
+@pytest.mark.cases(PIPELINE)
+def test_sampler_against_the_pipeline(benchmark, bench, case):
+    peer = pytest.importorskip("diffusers_peer", reason="diffusers is not installed")
+    checkpoint, engine = bench.checkpoint(case.model), bench.engine(case).engine
+    if (reason := peer.unlike(checkpoint)) is not None:
+        pytest.skip(f"--ckpt: {reason}")
+    num_timesteps = steps_of(bench, case)
+    pipeline = peer.pipeline(checkpoint, num_timesteps)
+    sample = bench.chains(case, num_timesteps)
+
+    def ours():
+        with running(engine):
+            x = sample()
+        return (x / 2 + 0.5).clamp(0, 1).cpu().permute(0, 2, 3, 1).numpy()
+
+    def theirs():
+        return pipeline(
+            batch_size=case.batch, num_inference_steps=num_timesteps, output_type="np"
+        ).images
+
+    seconds = steady(benchmark, bench, ours)
+    calls = case.batch * num_timesteps
+    work = Work("sampler against the pipeline", calls, num_timesteps, case.batch, num_timesteps)
+    record(benchmark, bench, case, work, seconds)
+    found = paired_ratio(theirs, ours, bench.device, rounds=few(bench, case))
+    record_ratio(benchmark, "ratio", found)
+    inputs = bench.inputs(case.model, case.batch)
+    index = torch.arange(case.batch, device=bench.device)
+    draw, shape = torch.full_like(index, SAMPLE_DRAW), tuple(inputs.x_t.shape[1:])
+    noise = (
+        normal_noise(index, torch.full_like(index, t), draw, shape=shape, seed=0)
+        for t in (START, *range(num_timesteps, 1, -1))
+    )
+    with peer.noise_from(noise), strict_float32():
+        expected = theirs()
+        output = pipeline.unet(inputs.x_t, inputs.t - 1).sample
+    levels = 255 * abs(ours() - expected)
+    largest, typical = float(levels.max()), float((levels**2).mean() ** 0.5)
+    error = relative_error(output, bench.reference(case.model, case.batch))
+    benchmark.extra_info.update(
+        peer="diffusers DDPMPipeline",
+        peer_eps_error=error,
+        levels_error=largest,
+        levels_rms_error=typical,
+    )
+    assert error <= 2e-5, "the peer has other weights"
+    if case.choice.precision is FP32:
+        assert largest <= 1
+    else:
+        assert typical <= LEVELS[case.choice.precision]
+
+
+def steps_of(bench, case):
+    """Of the model that both go through."""
+    if bench.device.type == "cpu":
+        return 2 if case.model == CIFAR10 and case.batch > 1 else 8
+    return 20
+
+
+def engine_tolerance(benchmark):
+    """What the row's precision allows its network."""
+    return benchmark.extra_info["eps_tolerance"]

@@ -1,0 +1,64 @@
+"""The sampler: a step of it in steady state, and whole chains from noise to images."""
+
+import pytest
+import torch
+from bench import running
+from cases import (
+    BF16,
+    CIFAR10,
+    FP16,
+    SHIPPED,
+    Case,
+    cases,
+    channels_last,
+    compiled,
+    eager,
+    graphed,
+)
+from rows import Work, record, steady
+
+STEPS = [
+    Case(SHIPPED, "cpu", 1, eager(), quick=True),
+    Case(SHIPPED, "cpu", 1, compiled()),
+    *cases(SHIPPED, "cpu", [32], [eager(), channels_last(), compiled(), compiled(BF16)]),
+    *cases(CIFAR10, "cpu", [1], [eager(), channels_last()]),
+    Case(CIFAR10, "cpu", 8, compiled()),
+    Case(SHIPPED, "cuda", 1, eager(), quick=True),
+    *cases(CIFAR10, "cuda", [1, 512], [eager(), eager(FP16), compiled(FP16), graphed(FP16)]),
+]
+CHAINS = [
+    Case(SHIPPED, "cpu", 32, eager(), quick=True),
+    *cases(SHIPPED, "cpu", [1, 32], [compiled()]),
+    Case(SHIPPED, "cuda", 512, eager(), quick=True),
+    *cases(CIFAR10, "cuda", [1, 512], [graphed(FP16)]),
+]
+
+
+@pytest.mark.cases(STEPS)
+def test_step(benchmark, bench, case):
+    slow = bench.device.type == "cpu" and case.model == CIFAR10
+    measure(benchmark, bench, case, "sampler step", 2 if slow else 10)
+
+
+@pytest.mark.cases(CHAINS)
+def test_sampler(benchmark, bench, case):
+    num_timesteps = 1000 if case.where == "cuda" and case.batch == 1 else 50
+    measure(benchmark, bench, case, "sampler", 5 if bench.quick else num_timesteps)
+
+
+def measure(benchmark, bench, case, what, num_timesteps):
+    engine = bench.engine(case).engine
+    sample = bench.chains(case, num_timesteps)
+    with running(engine):
+        seconds = steady(benchmark, bench, sample)
+        memory = bench.peak_memory(sample)
+        assert torch.isfinite(sample()).all()
+    work = Work(
+        what,
+        calls=case.batch * num_timesteps,
+        steps=num_timesteps,
+        images=case.batch if what == "sampler" else None,
+        num_timesteps=num_timesteps,
+    )
+    record(benchmark, bench, case, work, seconds)
+    benchmark.extra_info["peak_memory_bytes"] = memory
