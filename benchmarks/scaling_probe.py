@@ -21,9 +21,12 @@ import ddpmbench.questions.nll  # noqa: E402
 from ddpmbench.inputs.checkpoints import load_checkpoint  # noqa: E402
 from ddpmbench.inputs.images import load_images  # noqa: E402
 from ddpmbench.likelihood.terms import Rows, TermsPass  # noqa: E402
+from ddpmbench.network.precision import Precision  # noqa: E402
 from ddpmbench.runs.batch_size import BatchSize  # noqa: E402
-from ddpmbench.runs.devices import evaluating, resolve_device, strict_float32  # noqa: E402
+from ddpmbench.runs.devices import resolve_device  # noqa: E402
 from ddpmbench.runs.distributed import Ranks, joined  # noqa: E402
+from ddpmbench.runs.engine import Engine  # noqa: E402
+from ddpmbench.runs.engine_choice import at_once  # noqa: E402
 from ddpmbench.runs.timing import seconds_per_call  # noqa: E402
 
 MEETINGS, MEASURED = 50, 2.0  # seconds
@@ -38,7 +41,15 @@ def main() -> None:
         checkpoint, images = load_checkpoint(ckpt), load_images(data, num_images=int(num_images))
         read = time.perf_counter() - begin
         device = resolve_device(device_option, ranks.local_rank)
-        terms_pass = TermsPass(checkpoint, images, seed=0, decoder="exact", device=device)
+        engine = Engine(checkpoint, device=device, choice=at_once(device, Precision.FP32))
+        terms_pass = TermsPass(
+            checkpoint,
+            images,
+            seed=0,
+            decoder="exact",
+            device=device,
+            model_output=engine.model_output,
+        )
         batch = BatchSize(
             None, device=device, image_shape=images.pixels.shape[1:], warn=lambda line: None
         )
@@ -48,7 +59,8 @@ def main() -> None:
             ranks.wait()
         meet = (time.perf_counter() - begin) / MEETINGS
         sizes = sorted({1, -(-batch.rows // 8), batch.rows})
-        calls = [seconds_of_call(terms_pass, rows, ranks) for rows in sizes]
+        with engine.running():
+            calls = [seconds_of_call(terms_pass, rows, ranks) for rows in sizes]
         found = {
             "began": BEGAN - float(os.environ["DDPMBENCH_PROBED_AT"]),
             "start": started - BEGAN,
@@ -76,10 +88,7 @@ def seconds_of_call(terms_pass: TermsPass, rows: int, ranks: Ranks) -> float:
         draw=position,
     )
     ranks.wait()
-    with evaluating(terms_pass.checkpoint.network), strict_float32():
-        return seconds_per_call(
-            lambda: terms_pass.terms(table), terms_pass.device, at_least=MEASURED
-        )
+    return seconds_per_call(lambda: terms_pass.terms(table), terms_pass.device, at_least=MEASURED)
 
 
 if __name__ == "__main__":
