@@ -1,11 +1,11 @@
 """The bound as improved-diffusion's `calc_bpd_loop` computes it, or that loop itself.
 
 `PerStepLoop` is NOT the authors' code. It is a plain re-implementation of its sequence of
-operations, so that their cost can be measured where their code is not installed: coefficients are
-float64 numpy tables of which each use copies one to the device and looks it up; all images of a
-batch share a step; the decoder's term is computed at every step and thrown away at all but the
-first; the mean squared errors are computed along the way. `--improved-diffusion PATH` measures
-their own class.
+operations, each as often as there, which a test counts, so that their cost can be measured where
+their code is not installed: coefficients are float64 numpy tables of which each use copies one to
+the device and looks it up; all images of a batch share a step; the decoder's term is computed at
+every step and thrown away at all but the first; the mean squared errors are computed along the
+way. `--improved-diffusion PATH` measures their own class.
 """
 
 import importlib
