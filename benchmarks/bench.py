@@ -66,11 +66,12 @@ class Bench:
     Attributes:
         device: where all is measured.
         quick: whether few rounds do.
+        ckpt: what takes the place of the models, or None.
     """
 
     def __init__(self, device: torch.device, *, quick: bool, ckpt: Path | str | None) -> None:
         self.device, self.quick = device, quick
-        self._ckpt = ckpt
+        self.ckpt = ckpt
         self._checkpoints: dict[str, Checkpoint] = {}
         self._inputs: dict[tuple[str, int], Inputs] = {}
         self._references: dict[tuple[str, int], Tensor] = {}
@@ -81,12 +82,12 @@ class Bench:
     def checkpoint(self, model: str) -> Checkpoint:
         """The checkpoint that rows of this model measure."""
         if model not in self._checkpoints:
-            self._checkpoints[model] = load_subject(model, self._ckpt).to(self.device)
+            self._checkpoints[model] = load_subject(model, self.ckpt).to(self.device)
         return self._checkpoints[model]
 
     def name(self, model: str) -> str:
         """What the rows say they measured."""
-        return model if self._ckpt is None else str(self._ckpt)
+        return model if self.ckpt is None else str(self.ckpt)
 
     def inputs(self, model: str, batch: int) -> Inputs:
         """Images with noise at steps from 1 to T."""

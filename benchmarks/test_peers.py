@@ -1,16 +1,32 @@
 """Peers in the same run, with the same weights, taken in turn; results agree, or the row fails.
 
-Peers run as they come. The one thing that is not theirs is that this process keeps freed memory,
-which makes them faster than they are alone.
+Peers run as they come: on a CPU in a process of their own (see `own_process`), on a GPU in ours.
 """
 
+import contextlib
 from pathlib import Path
 from unittest import mock
 
 import pytest
 import torch
 from bench import relative_error, running
-from cases import BF16, CIFAR10, FP16, FP32, SHIPPED, TF32, Case, cases, compiled, eager, graphed
+from cases import (
+    BF16,
+    CIFAR10,
+    FP16,
+    FP32,
+    SHIPPED,
+    TF32,
+    Case,
+    cases,
+    channels_last,
+    compiled,
+    eager,
+    graphed,
+)
+from own_process import LOOP as LOOP_KIND
+from own_process import PIPELINE as PIPELINE_KIND
+from own_process import OwnProcess, Peer
 from per_step_loop import BPD, PerStepLoop, improved_diffusion
 from rows import Work, few, record, record_ratio, steady
 from subjects import images_for, shortened
@@ -24,18 +40,18 @@ from ddpmbench.runs.devices import evaluating, strict_float32
 from ddpmbench.runs.timing import paired_ratio
 
 LOOP = [
-    Case(SHIPPED, "cpu", 32, eager(), quick=True),
-    *cases(SHIPPED, "cpu", [32], [compiled(), compiled(BF16)]),
-    *cases(CIFAR10, "cpu", [8], [compiled(), compiled(BF16)]),
+    Case(SHIPPED, "cpu", 32, channels_last(), quick=True),
+    Case(SHIPPED, "cpu", 32, compiled(BF16)),
+    *cases(CIFAR10, "cpu", [8], [channels_last(), compiled(BF16)]),
     Case(SHIPPED, "cuda", 128, eager(), quick=True),
     *cases(CIFAR10, "cuda", [128], [eager(), compiled(), compiled(FP16)]),
 ]
 PIPELINE = [
-    Case(SHIPPED, "cpu", 32, eager(), quick=True),
-    *cases(SHIPPED, "cpu", [1], [eager(), compiled()]),
-    *cases(SHIPPED, "cpu", [32], [compiled(), compiled(BF16)]),
-    Case(CIFAR10, "cpu", 1, eager()),
-    *cases(CIFAR10, "cpu", [8], [compiled(), compiled(BF16)]),
+    Case(SHIPPED, "cpu", 32, channels_last(), quick=True),
+    Case(SHIPPED, "cpu", 1, channels_last()),
+    Case(SHIPPED, "cpu", 32, compiled(BF16)),
+    Case(CIFAR10, "cpu", 1, channels_last()),
+    *cases(CIFAR10, "cpu", [8], [channels_last(), compiled(BF16)]),
     Case(SHIPPED, "cuda", 128, eager(), quick=True),
     *cases(CIFAR10, "cuda", [1, 512], [eager(), graphed(FP16), compiled(FP16)]),
 ]
@@ -83,7 +99,8 @@ def test_every_pair_against_the_loop(benchmark, bench, request, case):
     seconds = steady(benchmark, bench, ours)
     work = Work("every pair against the loop", len(design), num_timesteps, None, num_timesteps)
     record(benchmark, bench, case, work, seconds)
-    found = paired_ratio(theirs, ours, bench.device, rounds=min(few(bench, case), 5))
+    with as_it_comes(bench, case, LOOP_KIND, num_timesteps, theirs, checkout) as peer:
+        found = paired_ratio(peer, ours, bench.device, rounds=min(few(bench, case), 5))
     record_ratio(benchmark, "ratio", found)
     error = terms_error(terms_pass, ours, theirs, num_timesteps)
     benchmark.extra_info.update(peer=loop.label, terms_error=error)
@@ -130,7 +147,8 @@ def test_sampler_against_the_pipeline(benchmark, bench, case):
     calls = case.batch * num_timesteps
     work = Work("sampler against the pipeline", calls, num_timesteps, case.batch, num_timesteps)
     record(benchmark, bench, case, work, seconds)
-    found = paired_ratio(theirs, ours, bench.device, rounds=few(bench, case))
+    with as_it_comes(bench, case, PIPELINE_KIND, num_timesteps, theirs) as alone:
+        found = paired_ratio(alone, ours, bench.device, rounds=few(bench, case))
     record_ratio(benchmark, "ratio", found)
     inputs = bench.inputs(case.model, case.batch)
     index = torch.arange(case.batch, device=bench.device)
@@ -156,6 +174,17 @@ def test_sampler_against_the_pipeline(benchmark, bench, case):
         assert largest <= 1
     else:
         assert typical <= LEVELS[case.choice.precision]
+
+
+@contextlib.contextmanager
+def as_it_comes(bench, case, kind, num_timesteps, theirs, checkout=None):
+    """The peer's work where it is timed."""
+    if bench.device.type != "cpu":
+        yield theirs
+        return
+    ckpt = None if bench.ckpt is None else str(bench.ckpt)
+    with OwnProcess(Peer(kind, case.model, ckpt, case.batch, num_timesteps, checkout)) as peer:
+        yield peer
 
 
 def steps_of(bench, case, *, many=8):
