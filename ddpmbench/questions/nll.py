@@ -25,7 +25,7 @@ from ddpmbench.runs.correction import CorrectionRun
 from ddpmbench.runs.devices import resolve_device
 from ddpmbench.runs.distributed import joined
 from ddpmbench.runs.engine import Engine
-from ddpmbench.runs.engine_choice import Workload, at_once, settled_engine
+from ddpmbench.runs.engine_choice import NetworkUse, at_once, settled_engine
 from ddpmbench.runs.extremes import EXTREMES, Extremes
 from ddpmbench.runs.finished import (
     DENSITY,
@@ -160,7 +160,7 @@ def evaluate_nll(
         calls = sampling.least_evaluations(len(images), checkpoint.schedule.num_timesteps)
         engine = settled_engine(
             checkpoint,
-            Workload(images.pixels.shape[1:], calls // ranks.count, batch_size),
+            NetworkUse(images.pixels.shape[1:], calls // ranks.count, batch_size),
             device=target,
             precision=computed_in,
             folder=None if folder is None else folder.path,

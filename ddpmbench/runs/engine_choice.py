@@ -33,7 +33,7 @@ _AT_LEAST = 0.3  # seconds that a candidate is measured
 
 
 @dataclasses.dataclass(frozen=True)
-class Workload:
+class NetworkUse:
     """What a run asks of its network.
 
     Attributes:
@@ -49,7 +49,7 @@ class Workload:
 
 def settled_engine(
     checkpoint: Checkpoint,
-    workload: Workload,
+    use: NetworkUse,
     *,
     device: torch.device,
     precision: Precision,
@@ -60,7 +60,7 @@ def settled_engine(
 
     Args:
         checkpoint: the model.
-        workload: what is asked of it.
+        use: what is asked of it.
         device: of this process.
         precision: of the network.
         folder: of the run; None if it is kept in memory.
@@ -73,7 +73,7 @@ def settled_engine(
     def decide() -> EngineChoice:
         choice = None if folder is None else _read(folder / ENGINE, precision)
         if choice is None:
-            choice = fastest(checkpoint, workload, device=device, precision=precision)
+            choice = fastest(checkpoint, use, device=device, precision=precision)
             if folder is not None:
                 _write(folder / ENGINE, choice)
         return choice
@@ -89,22 +89,22 @@ def at_once(device: torch.device, precision: Precision) -> EngineChoice:
 
 
 def fastest(
-    checkpoint: Checkpoint, workload: Workload, *, device: torch.device, precision: Precision
+    checkpoint: Checkpoint, use: NetworkUse, *, device: torch.device, precision: Precision
 ) -> EngineChoice:
     """What is measured to be fastest, if the run is long enough to measure it.
 
     Args:
         checkpoint: the model.
-        workload: what is asked of it.
+        use: what is asked of it.
         device: where.
         precision: of the network.
     """
     known = at_once(device, precision)
-    rows = workload.batch_size or rows_at_first(device, workload.shape)
-    num_batches = workload.num_evaluations / rows
+    rows = use.batch_size or rows_at_first(device, use.shape)
+    num_batches = use.num_evaluations / rows
     if num_batches < _FEW_BATCHES:
         return known
-    probe = _Probe(checkpoint, workload.shape, rows, device)
+    probe = _Probe(checkpoint, use.shape, rows, device)
     try:
         seconds = {known: probe.seconds(known)}
         if seconds[known] * num_batches < WORTH_A_TEST:

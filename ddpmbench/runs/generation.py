@@ -17,7 +17,7 @@ from ddpmbench.quality.sampling import SamplerChoice
 from ddpmbench.runs.batch_size import BatchSize
 from ddpmbench.runs.distributed import Ranks
 from ddpmbench.runs.engine import Engine
-from ddpmbench.runs.engine_choice import Workload, settled_engine
+from ddpmbench.runs.engine_choice import NetworkUse, settled_engine
 from ddpmbench.runs.parts_run import PartsRun
 from ddpmbench.runs.rows import RunListener
 from ddpmbench.runs.samples import SamplesRun
@@ -154,7 +154,7 @@ class Generation:
         calls = num_samples * self.checkpoint.schedule.num_timesteps
         return settled_engine(
             self.checkpoint,
-            Workload(self.shape, calls // ranks.count, batch_size),
+            NetworkUse(self.shape, calls // ranks.count, batch_size),
             device=device,
             precision=self.settings.precision,
             folder=folder,

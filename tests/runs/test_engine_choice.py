@@ -13,7 +13,7 @@ from ddpmbench.runs.engine_choice import (
     COMPILE_SECONDS,
     ENGINE,
     WORTH_A_TEST,
-    Workload,
+    NetworkUse,
     at_once,
     fastest,
     settled_engine,
@@ -41,8 +41,8 @@ def measured(monkeypatch):
 
 
 def chosen(model, batches, precision=Precision.FP32):
-    workload = Workload((1, 8, 8), int(batches * ROWS), ROWS)
-    return fastest(model, workload, device=CPU, precision=precision)
+    use = NetworkUse((1, 8, 8), int(batches * ROWS), ROWS)
+    return fastest(model, use, device=CPU, precision=precision)
 
 
 def test_a_small_run_pays_for_no_test(small_model, measured):
@@ -92,9 +92,9 @@ def test_what_does_not_fit_is_left_to_the_run(small_model, measured, error):
 
 
 def settle(model, folder, precision=Precision.FP32, batches=100):
-    workload = Workload((1, 8, 8), batches * ROWS, ROWS)
+    use = NetworkUse((1, 8, 8), batches * ROWS, ROWS)
     return settled_engine(
-        model, workload, device=CPU, precision=precision, folder=folder, ranks=Ranks()
+        model, use, device=CPU, precision=precision, folder=folder, ranks=Ranks()
     ).choice
 
 
@@ -122,7 +122,7 @@ def test_a_real_test_of_a_real_network(small_model, monkeypatch):
         return tested[-1][1]
 
     monkeypatch.setattr(engine_choice._Probe, "seconds", spy)
-    best = fastest(small_model, Workload((1, 8, 8), 200, 4), device=CPU, precision=Precision.BF16)
+    best = fastest(small_model, NetworkUse((1, 8, 8), 200, 4), device=CPU, precision=Precision.BF16)
     assert {choice for choice, _ in tested} == {
         EngineChoice(Precision.BF16),
         EngineChoice(Precision.BF16, channels_last=True),
