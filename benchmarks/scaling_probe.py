@@ -41,7 +41,9 @@ def main() -> None:
         checkpoint, images = load_checkpoint(ckpt), load_images(data, num_images=int(num_images))
         read = time.perf_counter() - begin
         device = resolve_device(device_option, ranks.local_rank)
-        engine = Engine(checkpoint, device=device, choice=at_once(device, Precision.FP32))
+        engine = Engine(
+            checkpoint, device=device, choice=at_once(checkpoint, device, Precision.FP32)
+        )
         terms_pass = TermsPass(
             checkpoint,
             images,

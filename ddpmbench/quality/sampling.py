@@ -124,7 +124,7 @@ class Sampler(abc.ABC):
             # To look at a number is to wait for the device.
             if (step - 1) % _STEPS_A_LOOK == 0:
                 if not bool(torch.isfinite(x_t).all()):
-                    raise self._not_finite(*checked, sample, *more)
+                    raise self._not_finite(*checked, step, sample, *more)
                 checked = x_t, steps
             yield SamplingStep(step, x_t, pred_x_start)
 
@@ -150,14 +150,19 @@ class Sampler(abc.ABC):
             x_previous = x_previous + deviation * self._noise(sample, t, tuple(x_t.shape[1:]))
         return x_previous, reverse.pred_x_start
 
-    def _not_finite(self, x_t: Tensor, t: Tensor, sample: Tensor, *labels: Tensor) -> InputError:
-        """Names the step, found by taking the steps from one that was finite again."""
-        while bool(torch.isfinite(x_t).all()):
+    def _not_finite(
+        self, x_t: Tensor, t: Tensor, last: int, sample: Tensor, *labels: Tensor
+    ) -> InputError:
+        """Names the step, found by taking those down to `last` again from one that was finite."""
+        step = int(t[0])
+        while step > last:
             x_t, _ = self._take_step(x_t, t, sample, *labels)
-            t = t - 1
+            if not bool(torch.isfinite(x_t).all()):
+                break
+            step, t = step - 1, t - 1
         return InputError(
-            f"--ckpt {self.checkpoint.source}: a sample is not finite after step "
-            f"t = {int(t[0]) + 1}; see whether --clip keeps it in range"
+            f"--ckpt {self.checkpoint.source}: a sample is not finite after step t = {step}; see "
+            "whether --clip, or --precision fp32, keeps it in range"
         )
 
     @abc.abstractmethod

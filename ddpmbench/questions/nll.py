@@ -231,7 +231,9 @@ def _correction(
     if run.precision is Precision.FP32:
         return None
     of = run.terms_pass
-    strict = Engine(of.checkpoint, device=of.device, choice=at_once(of.device, Precision.FP32))
+    strict = Engine(
+        of.checkpoint, device=of.device, choice=at_once(of.checkpoint, of.device, Precision.FP32)
+    )
     return CorrectionRun.of(run, strict, sampling.correction_rows(of), store)
 
 

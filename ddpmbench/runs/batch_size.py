@@ -59,7 +59,7 @@ class BatchSize:
             try:
                 return compute(self.rows)
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
             if self._is_fixed or self.rows == 1:
                 raise InputError(
@@ -71,7 +71,8 @@ class BatchSize:
             self._warn(f"out of memory: going on with --batch-size {self.rows}")
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error is that of memory that is not there, whatever its kind is."""
     return (
         isinstance(error, (torch.OutOfMemoryError, MemoryError))
         or "out of memory" in str(error)

@@ -6,7 +6,9 @@ from functools import partial
 
 import torch
 
+from ddpmbench.errors import InputError
 from ddpmbench.network.precision import Precision
+from ddpmbench.runs.batch_size import is_out_of_memory
 from ddpmbench.runs.engine import Engine, EngineChoice
 from ddpmbench.runs.probe import Probe
 from ddpmbench.runs.timing import seconds_per_call, timer
@@ -99,9 +101,18 @@ def _of_one_engine(
     strict, found = probe.strict_eps, []
     clock = timer(probe.device)
     begin = clock()
-    engine = Engine(probe.checkpoint, device=probe.device, choice=choice)
+    rows = len(probe.rows)
+    engine = Engine(probe.checkpoint, device=probe.device, choice=choice, rows=rows)
     with torch.inference_mode(), engine.running():
-        output = engine.model_output(*probe.inputs(len(probe.rows)))
+        try:
+            output = engine.model_output(*probe.inputs(len(probe.rows)))
+        except RuntimeError as error:
+            if is_out_of_memory(error) or not choice.compiled:
+                raise
+            reason = str(error).strip().splitlines()[0]
+            raise InputError(
+                f"--compile: the network cannot be compiled here ({reason})"
+            ) from error
         first_seconds = clock() - begin
         difference = probe.eps_of(output) - strict
         error = float(difference.square().mean() / strict.square().mean()) ** 0.5

@@ -1,7 +1,6 @@
 """What a quality run will take on a device, measured before it begins."""
 
 import dataclasses
-import time
 from collections.abc import Callable
 
 import numpy as np
@@ -9,6 +8,7 @@ import torch
 
 from ddpmbench.quality.features import FeatureNetwork
 from ddpmbench.runs.samples import SamplesRun
+from ddpmbench.runs.timing import timer
 
 WORTH_SAYING = 60.0
 """Seconds from which on it is said how long a run takes."""
@@ -74,16 +74,10 @@ def seconds_per_image(network: FeatureNetwork, shape: tuple[int, ...], rows: int
 
 
 def _measured(call: Callable[[], bool], device: torch.device) -> float:
-    """Seconds a call, without the first, which warms up."""
+    """Seconds a call, without the first, which warms up; there may be few of them."""
     call()
-    _wait(device)
-    since, count = time.perf_counter(), 0
-    while time.perf_counter() - since < _MEASURED and call():
-        _wait(device)
+    clock = timer(device)
+    since, count = clock(), 0
+    while clock() - since < _MEASURED and call():
         count += 1
-    return (time.perf_counter() - since) / max(count, 1)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    return (clock() - since) / max(count, 1)

@@ -23,22 +23,24 @@ class GraphedCall:
     def __call__(self, *arguments: Tensor) -> Any:  # noqa: ANN401
         """What the function returns."""
         key = tuple((tuple(a.shape), a.dtype) for a in arguments)
-        if key not in self._captured:
-            self._captured[key] = _Capture(self._function, arguments)
-        return self._captured[key].replay(arguments)
+        # Streams and graphs are of the current device, which need not be that of the tensors.
+        with torch.cuda.device(arguments[0].device):
+            if key not in self._captured:
+                self._captured[key] = _Capture(self._function, arguments)
+            return self._captured[key].replay(arguments)
 
 
 class _Capture:
     def __init__(self, function: Callable[..., Any], arguments: tuple[Tensor, ...]) -> None:
         self._inputs = [argument.clone() for argument in arguments]
-        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
             for _ in range(_WARM_UP):
                 function(*self._inputs)
-        torch.cuda.current_stream().wait_stream(side)
+        torch.cuda.current_stream().wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        with torch.cuda.graph(self._graph, stream=stream):
             self._outputs = function(*self._inputs)
 
     def replay(self, arguments: tuple[Tensor, ...]) -> Any:  # noqa: ANN401

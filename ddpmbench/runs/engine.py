@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import warnings
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +13,14 @@ from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.network.precision import Precision
 from ddpmbench.network.timed_unet import TimedUNet
 from ddpmbench.network.unet import UNet
+from ddpmbench.runs.batch_size import is_out_of_memory
 from ddpmbench.runs.cuda_graphs import GraphedCall
 from ddpmbench.runs.devices import evaluating, products_of
 from ddpmbench.runs.memory import keep_memory
 
 T = TypeVar("T")
+
+_RECOMPILATIONS = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +48,7 @@ class EngineChoice:
 class Engine:
     """Calls a checkpoint's network on a device.
 
-    Calls of a compiled or graphed network are of one size, the largest so far; smaller ones are
-    filled up.
+    Calls of a network that is compiled are of one size; smaller ones are filled up.
 
     Attributes:
         choice: how.
@@ -54,7 +56,12 @@ class Engine:
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, *, device: torch.device, choice: EngineChoice
+        self,
+        checkpoint: Checkpoint,
+        *,
+        device: torch.device,
+        choice: EngineChoice,
+        rows: int = 1,
     ) -> None:
         """Bring the network to the device, and into the form that the choice names.
 
@@ -62,10 +69,12 @@ class Engine:
             checkpoint: the model.
             device: where it is called.
             choice: how.
+            rows: images of most calls, where that is known; what is compiled is compiled for so
+                many, or for the most that come.
         """
         self._checkpoint, self.device = checkpoint.to(device), device
         self.choice = choice
-        self._rows = 0
+        self._rows = rows
         steps = torch.arange(1, checkpoint.schedule.num_timesteps + 1, device=device)
         times = checkpoint.network_time(steps)
         network = checkpoint.network
@@ -78,10 +87,13 @@ class Engine:
         )
         self._call: Callable[..., Tensor] = self._network
         if choice.compiled:
-            options = {"freezing": True} if device.type == "cpu" else None
-            self._call = torch.compile(self._network, dynamic=False, options=options)  # type: ignore[arg-type]
+            dynamo: Any = torch._dynamo
+            # Every shape and precision of every model of a process counts against this limit.
+            dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, _RECOMPILATIONS)
+            self._call = torch.compile(self._network, dynamic=False)
+        self._launch: Callable[..., Tensor] = self._call_filled
         if choice.cuda_graph:
-            self._graphed = GraphedCall(self._call)
+            self._launch = GraphedCall(self._call_filled)
 
     def model_output(self, x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """What `Checkpoint.model_output` gives, to the precision of the choice."""
@@ -89,7 +101,7 @@ class Engine:
         if self._checkpoint.num_classes:
             assert labels is not None
             inputs.append(labels)
-        output = self._call_filled(inputs)
+        output = self._launch(*inputs)
         self._checkpoint.check_output(output.shape, x_t.shape)
         return output
 
@@ -97,9 +109,12 @@ class Engine:
         """The same function, launched as one graph where the choice says so.
 
         Args:
-            step: tensors to tensors; calls `model_output`.
+            step: tensors to tensors; the only one that calls `model_output` from now on.
         """
-        return GraphedCall(step) if self.choice.cuda_graph else step
+        if not self.choice.cuda_graph:
+            return step
+        self._launch = self._call_filled  # a graph of the network would lie in that of the step
+        return GraphedCall(step)
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
@@ -113,21 +128,19 @@ class Engine:
         ):
             yield
 
-    def _call_filled(self, inputs: list[Tensor]) -> Tensor:
-        is_captured = self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-        if not (self.choice.compiled or self.choice.cuda_graph) or is_captured:
+    def _call_filled(self, *inputs: Tensor) -> Tensor:
+        if not self.choice.compiled:
             return self._call(*inputs)
         rows = len(inputs[0])
         self._rows = max(self._rows, rows)
-        if rows < self._rows:
-            inputs = [_filled(values, self._rows) for values in inputs]
-        call = self._graphed if self.choice.cuda_graph else self._call
+        filled = [_filled(values, self._rows) for values in inputs]
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the compiler's, of itself
-                return call(*inputs)[:rows]
-        except torch.OutOfMemoryError:
-            self._rows = 0  # what comes next is smaller
+                return self._call(*filled)[:rows]
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                self._rows = 1  # what comes next is smaller
             raise
 
 
@@ -149,4 +162,6 @@ class _TimedNetwork(nn.Module):
 
 def _filled(values: Tensor, rows: int) -> Tensor:
     """With its first row again and again, up to so many."""
+    if len(values) == rows:
+        return values
     return torch.cat([values, values[:1].expand(rows - len(values), *values.shape[1:])])

@@ -14,7 +14,8 @@ import torch
 from ddpmbench.files import naming, replacing
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.network.precision import Precision
-from ddpmbench.runs.batch_size import rows_at_first
+from ddpmbench.network.unet import UNet
+from ddpmbench.runs.batch_size import is_out_of_memory, rows_at_first
 from ddpmbench.runs.distributed import Ranks
 from ddpmbench.runs.engine import Engine, EngineChoice
 from ddpmbench.runs.timing import seconds_per_call
@@ -29,6 +30,7 @@ SHARE_TO_GAIN = 0.1
 """Compilation is tried where it would pay for itself by taking this share off the run."""
 _FEW_BATCHES = 50
 _SMALL_BATCH = 32
+_CLEARLY = 0.05
 _AT_LEAST = 0.3  # seconds that a candidate is measured
 
 
@@ -45,6 +47,10 @@ class NetworkUse:
     shape: tuple[int, ...]
     num_evaluations: int
     batch_size: int | None = None
+
+    def rows(self, device: torch.device) -> int:
+        """Images a call, as a run begins."""
+        return self.batch_size or rows_at_first(device, self.shape)
 
 
 def settled_engine(
@@ -71,21 +77,31 @@ def settled_engine(
     """
 
     def decide() -> EngineChoice:
-        choice = None if folder is None else _read(folder / ENGINE, precision)
-        if choice is None:
+        choice = None if folder is None else _read(folder / ENGINE, device, precision)
+        if choice is None or (choice.compiled and not _compiles(choice)):
             choice = fastest(checkpoint, use, device=device, precision=precision)
             if folder is not None:
-                _write(folder / ENGINE, choice)
+                _write(folder / ENGINE, device, choice)
         return choice
 
-    return Engine(checkpoint, device=device, choice=ranks.once(decide))
+    def _compiles(choice: EngineChoice) -> bool:
+        """Whether what another machine may have compiled can be compiled on this one."""
+        try:
+            _Probe(checkpoint, use, device).seconds(choice)
+        except RuntimeError as error:
+            return is_out_of_memory(error)
+        return True
+
+    choice = ranks.once(decide)
+    return Engine(checkpoint, device=device, choice=choice, rows=use.rows(device))
 
 
-def at_once(device: torch.device, precision: Precision) -> EngineChoice:
+def at_once(checkpoint: Checkpoint, device: torch.device, precision: Precision) -> EngineChoice:
     """What is chosen where a test would take longer than it could save."""
     # On a CPU, 16-bit convolutions have a layout of their own.
     is_narrow_on_cpu = device.type == "cpu" and precision is not Precision.FP32
-    return EngineChoice(precision, channels_last=device.type != "mps" and not is_narrow_on_cpu)
+    channels_last = _has_layouts(checkpoint, device) and not is_narrow_on_cpu
+    return EngineChoice(precision, channels_last=channels_last)
 
 
 def fastest(
@@ -99,39 +115,43 @@ def fastest(
         device: where.
         precision: of the network.
     """
-    known = at_once(device, precision)
-    rows = use.batch_size or rows_at_first(device, use.shape)
-    num_batches = use.num_evaluations / rows
+    known = at_once(checkpoint, device, precision)
+    num_batches = use.num_evaluations / use.rows(device)
     if num_batches < _FEW_BATCHES:
         return known
-    probe = _Probe(checkpoint, use.shape, rows, device)
+    probe = _Probe(checkpoint, use, device)
+    seconds: dict[EngineChoice, float] = {}
     try:
-        seconds = {known: probe.seconds(known)}
+        # The others must be clearly faster: what chance decides would be decided anew each time.
+        seconds[known] = (1 - _CLEARLY) * probe.seconds(known)
         if seconds[known] * num_batches < WORTH_A_TEST:
             return known
-        for candidate in _uncompiled(known, device, rows):
+        for candidate in _uncompiled(known, checkpoint, use, device):
             seconds[candidate] = probe.seconds(candidate)
         best = min(seconds, key=lambda choice: seconds[choice])
         if _is_compilation_worth_a_try(seconds[best] * num_batches, device):
-            for candidate in _compiled(best):
-                seconds[candidate] = probe.seconds(candidate)
-    except (torch.OutOfMemoryError, MemoryError):
-        return known  # the run itself finds a batch that fits
-    except RuntimeError:
-        # No compiler, or one that cannot: what was measured until then is left.
+            compiled = dataclasses.replace(best, compiled=True)
+            seconds[compiled] = probe.seconds(compiled)
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError):
+        # Memory: the run itself finds a batch that fits. Or no compiler, or one that cannot: what
+        # was measured until then is left.
         pass
-    return min(seconds, key=lambda choice: seconds[choice])
+    return min(seconds, key=lambda choice: seconds[choice], default=known)
 
 
-def _uncompiled(known: EngineChoice, device: torch.device, rows: int) -> list[EngineChoice]:
-    other = dataclasses.replace(known, channels_last=not known.channels_last)
-    if device.type == "cuda" and rows <= _SMALL_BATCH:
-        return [other, *(dataclasses.replace(c, cuda_graph=True) for c in (known, other))]
-    return [other]
+def _has_layouts(checkpoint: Checkpoint, device: torch.device) -> bool:
+    return isinstance(checkpoint.network, UNet) and device.type != "mps"
 
 
-def _compiled(best: EngineChoice) -> list[EngineChoice]:
-    return [dataclasses.replace(best, compiled=True)]
+def _uncompiled(
+    known: EngineChoice, checkpoint: Checkpoint, use: NetworkUse, device: torch.device
+) -> list[EngineChoice]:
+    choices = [known]
+    if _has_layouts(checkpoint, device):
+        choices.append(dataclasses.replace(known, channels_last=not known.channels_last))
+    if device.type == "cuda" and use.rows(device) <= _SMALL_BATCH:
+        choices += [dataclasses.replace(choice, cuda_graph=True) for choice in choices]
+    return choices[1:]
 
 
 def _is_compilation_worth_a_try(seconds: float, device: torch.device) -> bool:
@@ -141,34 +161,38 @@ def _is_compilation_worth_a_try(seconds: float, device: torch.device) -> bool:
 class _Probe:
     """Times a batch as a run has it."""
 
-    def __init__(
-        self, checkpoint: Checkpoint, shape: tuple[int, ...], rows: int, device: torch.device
-    ) -> None:
-        self._checkpoint, self._device = checkpoint, device
-        steps = torch.arange(rows, device=device) % checkpoint.schedule.num_timesteps
-        self._arguments: list[torch.Tensor] = [torch.zeros(rows, *shape, device=device), steps + 1]
+    def __init__(self, checkpoint: Checkpoint, use: NetworkUse, device: torch.device) -> None:
+        self._checkpoint, self._device, self._rows = checkpoint, device, use.rows(device)
+        steps = torch.arange(self._rows, device=device) % checkpoint.schedule.num_timesteps
+        images = torch.zeros(self._rows, *use.shape, device=device)
+        self._arguments: list[torch.Tensor] = [images, steps + 1]
         if checkpoint.num_classes:
             self._arguments.append(torch.zeros_like(steps))
 
     def seconds(self, choice: EngineChoice) -> float:
-        engine = Engine(self._checkpoint, device=self._device, choice=choice)
+        engine = Engine(self._checkpoint, device=self._device, choice=choice, rows=self._rows)
         with engine.running(), torch.inference_mode():
             call: Callable[[], object] = lambda: engine.model_output(*self._arguments)  # noqa: E731
             return seconds_per_call(call, self._device, at_least=_AT_LEAST)
 
 
-def _read(path: Path, precision: Precision) -> EngineChoice | None:
-    """That of an earlier sitting; None if there was none, or its file is damaged."""
+_FLAGS = ("channels_last", "compiled", "cuda_graph")
+
+
+def _read(path: Path, device: torch.device, precision: Precision) -> EngineChoice | None:
+    """That of an earlier sitting; None if there was none on such a device, or it is damaged."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        flags = {name: found[name] for name in ("channels_last", "compiled", "cuda_graph")}
+        flags = {name: found[name] for name in _FLAGS}
+        is_of_this_kind = found["device"] == device.type
     except (OSError, ValueError, TypeError, KeyError):
         return None
-    if not all(isinstance(flag, bool) for flag in flags.values()):
+    if not is_of_this_kind or not all(isinstance(flag, bool) for flag in flags.values()):
         return None
     return EngineChoice(precision, **flags)
 
 
-def _write(path: Path, choice: EngineChoice) -> None:
+def _write(path: Path, device: torch.device, choice: EngineChoice) -> None:
+    record = {"device": device.type, **dataclasses.asdict(choice)}
     with naming(path.parent), replacing(path) as temporary:
-        temporary.write_text(json.dumps(dataclasses.asdict(choice), indent=2) + "\n")
+        temporary.write_text(json.dumps(record, indent=2) + "\n")

@@ -21,4 +21,6 @@ def keep_memory() -> bool:
     if platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    return bool(mallopt(_MMAP_THRESHOLD, 2**30)) and bool(mallopt(_TRIM_THRESHOLD, _MOST))
+    # Older versions take no more than 32 MiB.
+    is_mapped_less = mallopt(_MMAP_THRESHOLD, 2**30) or mallopt(_MMAP_THRESHOLD, 2**25)
+    return bool(mallopt(_TRIM_THRESHOLD, _MOST)) and bool(is_mapped_less)

@@ -78,7 +78,7 @@ def environment(
     return {
         "versions": versions(),
         "git_revision": source_revision(),
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}, {' '.join(platform.libc_ver())}",
         "device": device_name(device),
         "arguments": {"given": given, "resolved": resolved},
     }

@@ -21,6 +21,7 @@ from ddpmbench.runs.call_speed import (
 )
 from ddpmbench.runs.devices import evaluating
 from ddpmbench.runs.engine import Engine
+from ddpmbench.runs.precision import resolve_precision
 from ddpmbench.runs.probe import Probe
 from ddpmbench.runs.row_parts import PartSeconds, likelihood_work, part_seconds, step_work
 from ddpmbench.runs.timing import matmul_peak, seconds_per_call
@@ -118,7 +119,7 @@ def measured(probe: Probe, plan: SpeedPlan, *, tell: Told = lambda line: None) -
         InputError: the device has none of a precision that the plan names.
     """
     device, calls = probe.device, []
-    precisions = PRECISIONS[device.type] if plan.precisions is None else plan.precisions
+    precisions = _precisions(device, plan, tell)
     sizes = batch_sizes(len(probe.rows))
     for choice in engine_choices(device, precisions, compiled=plan.compiled):
         tell(f"The network: {choice}")
@@ -146,6 +147,19 @@ def measured(probe: Probe, plan: SpeedPlan, *, tell: Told = lambda line: None) -
     return MeasuredSpeed(calls, parts, peaks, _flop(probe))
 
 
+def _precisions(device: torch.device, plan: SpeedPlan, tell: Told) -> list[Precision]:
+    """Those that are asked for, or that suit the device; it has all of them."""
+    found = []
+    for precision in PRECISIONS[device.type] if plan.precisions is None else plan.precisions:
+        try:
+            found.append(resolve_precision(precision, device))
+        except InputError as error:
+            if plan.precisions is not None:
+                raise
+            tell(f"Left out: {error}")
+    return found
+
+
 def _parts(probe: Probe, call: CallSpeed, at_least: float) -> list[PartSeconds]:
     engine = Engine(probe.checkpoint, device=probe.device, choice=call.choice)
     sampler = SamplerChoice().prepare(
@@ -154,10 +168,10 @@ def _parts(probe: Probe, call: CallSpeed, at_least: float) -> list[PartSeconds]:
     kinds = (True, False) if probe.checkpoint.schedule.num_timesteps > 1 else (True,)
     works = [likelihood_work(probe, engine, first=first) for first in kinds]
     with engine.running():
-        return [
-            part_seconds(work, probe, engine, at_least=at_least)
-            for work in (*works, step_work(probe, sampler.launched(engine.whole_step)))
-        ]
+        found = [part_seconds(work, probe, engine, at_least=at_least) for work in works]
+        # Last: from now on the engine is the step's.
+        step = step_work(probe, sampler.launched(engine.whole_step))
+        return [*found, part_seconds(step, probe, engine, at_least=at_least)]
 
 
 def _flop(probe: Probe) -> int:

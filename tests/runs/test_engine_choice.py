@@ -47,7 +47,7 @@ def chosen(model, batches, precision=Precision.FP32):
 
 def test_a_small_run_pays_for_no_test(small_model, measured):
     _, asked = measured
-    assert chosen(small_model, 49) == at_once(CPU, Precision.FP32) == LAST
+    assert chosen(small_model, 49) == at_once(small_model, CPU, Precision.FP32) == LAST
     assert asked == []
 
 

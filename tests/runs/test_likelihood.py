@@ -19,6 +19,7 @@ from PIL import Image
 import ddpmbench as db
 from ddpmbench.errors import InputError
 from ddpmbench.inputs.images import load_images
+from ddpmbench.network.unet import UNet
 from ddpmbench.questions.nll import evaluate_nll
 from ddpmbench.runs.rows import RunListener
 
@@ -67,14 +68,14 @@ def test_the_parts_sum_to_the_bound_and_every_table_agrees(report):
 
 def test_every_row_is_one_network_call(small_model, small_images, monkeypatch):
     calls = 0
-    forward = small_model.network.forward
+    body = UNet.body
 
-    def counted(x_t, time):
+    def counted(network, x_t, times):
         nonlocal calls
         calls += len(x_t)
-        return forward(x_t, time)
+        return body(network, x_t, times)
 
-    monkeypatch.setattr(small_model.network, "forward", counted)
+    monkeypatch.setattr(UNet, "body", counted)
     report = evaluate_nll(small_model, small_images, estimator="every-pair", draws=3)
     assert calls == report.summary["num_evaluations"] == 6 * 40 * 3
 
@@ -95,11 +96,11 @@ def test_a_single_image_leaves_the_population_unknown(small_model, small_images)
 def test_a_finished_run_makes_no_network_call(small_model, small_images, report, tmp_path):
     evaluate_nll(small_model, small_images, estimator="every-pair", out=tmp_path)
 
-    def refuse(x_t, time):
+    def refuse(network, x_t, times):
         raise AssertionError("the network was called")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(small_model.network, "forward", refuse)
+        patch.setattr(UNet, "body", refuse)
         again = evaluate_nll(small_model, small_images, estimator="every-pair", out=tmp_path)
     np.testing.assert_array_equal(numbers(again), numbers(report))
 
@@ -177,17 +178,17 @@ def test_interrupted_in_a_batch_keeps_what_was_done(small_model, small_images, t
 def test_an_output_that_is_not_finite_is_named_and_nothing_is_lost(
     small_model, small_images, tmp_path, monkeypatch
 ):
-    forward = small_model.network.forward
+    body = UNet.body
 
-    def broken(x_t, time):
-        output = forward(x_t, time)
+    def broken(network, x_t, times):
+        output = body(network, x_t, times)
         broken.calls += 1
         if broken.calls > 10:
             output[0] = torch.nan
         return output
 
     broken.calls = 0
-    monkeypatch.setattr(small_model.network, "forward", broken)
+    monkeypatch.setattr(UNet, "body", broken)
     with pytest.raises(InputError, match=r"not finite for image 1 at t = 1;"):
         evaluate_nll(small_model, small_images, estimator="every-pair", batch_size=8, out=tmp_path)
     kept = sum(len(pd.read_parquet(shard)) for shard in (tmp_path / "shards").glob("*.parquet"))
@@ -196,10 +197,10 @@ def test_an_output_that_is_not_finite_is_named_and_nothing_is_lost(
 
 @pytest.mark.parametrize("shape", [(-1, 2, 8, 8), (-1, 8, 8), (-1, 1, 1, 1)])
 def test_an_output_of_another_shape_is_refused(small_model, small_images, monkeypatch, shape):
-    def other(x_t, time):
+    def other(network, x_t, times):
         return torch.zeros(len(x_t), *shape[1:])
 
-    monkeypatch.setattr(small_model.network, "forward", other)
+    monkeypatch.setattr(UNet, "body", other)
     with pytest.raises(InputError, match="the network's output is"):
         evaluate_nll(small_model, small_images, estimator="every-pair")
 

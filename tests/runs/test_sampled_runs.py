@@ -15,6 +15,7 @@ import torch
 from ddpmbench.cli.main import run
 from ddpmbench.errors import InputError
 from ddpmbench.likelihood.warp import Pilot, RotatedWarp, num_rows
+from ddpmbench.network.unet import UNet
 from ddpmbench.process.prediction import Variance
 from ddpmbench.questions.nll import evaluate_nll
 from ddpmbench.report.tables import SCHEMA
@@ -67,14 +68,14 @@ class Calls:
 def calls(small_model, monkeypatch):
     """Counts the rows the network is called with; `before` sees every call."""
     counted = Calls()
-    forward = small_model.network.forward
+    body = UNet.body
 
-    def counting(x_t, time):
+    def counting(network, x_t, times):
         counted.before(counted)
         counted.rows += len(x_t)
-        return forward(x_t, time)
+        return body(network, x_t, times)
 
-    monkeypatch.setattr(small_model.network, "forward", counting)
+    monkeypatch.setattr(UNet, "body", counting)
     return counted
 
 
@@ -459,20 +460,20 @@ def test_the_published_density_gives_the_rows_of_the_run(wide_folder, wide):
 def test_an_output_that_is_not_finite_is_named_and_nothing_is_lost(
     small_model, small_images, wide_folder, tmp_path, monkeypatch, where
 ):
-    forward = small_model.network.forward
+    body = UNet.body
     pilot = Pilot(6, 40, 0)
     good = 32 if where == "pilot" else -(-len(pilot) // 8) * 8 + 320
     batches = 0
 
-    def broken(x_t, time):
+    def broken(network, x_t, times):
         nonlocal batches
-        output = forward(x_t, time)
+        output = body(network, x_t, times)
         batches += 1
         if batches > -(-good // 8):
             output[3] = torch.nan
         return output
 
-    monkeypatch.setattr(small_model.network, "forward", broken)
+    monkeypatch.setattr(UNet, "body", broken)
     with pytest.raises(InputError, match="not finite for image") as error:
         evaluate_nll(small_model, small_images, half_width=WIDE, batch_size=8, out=tmp_path)
     kept = {

@@ -144,7 +144,7 @@ def test_a_chain_holds_no_more_memory_from_step_to_step(small_model):
         if step.t in (35, 25, 15):
             held.append(live_bytes())
     assert len(held) == 3
-    assert held[0] == held[1] == held[2]
+    assert held[2] <= held[1] <= held[0]  # what other tests have left may go
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
