@@ -72,7 +72,7 @@ def install(monkeypatch, rounding=biased, before=lambda: None):
     rows: list[tuple[Precision, int]] = []
     inside: list[StandIn] = []
 
-    def engine(checkpoint, *, device, choice):
+    def engine(checkpoint, *, device, choice, **size):
         checkpoint.to(device)
         return StandIn(checkpoint, device, choice, rounding, rows, before, inside)
 

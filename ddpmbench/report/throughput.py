@@ -162,7 +162,7 @@ def machine_record(found: Mapping[str, Any]) -> dict[str, Any]:
         "cpu": cpu.get("brand_raw"),
         "cpu_count": cpu.get("count"),
         "architecture": machine.get("machine"),
-        "system": " ".join(filter(None, [machine.get("system"), machine.get("release")])),
+        "system": machine.get("system"),
         "python": machine.get("python_version"),
         "versions": machine.get("versions"),
         "git_revision": commit.get("id"),

@@ -106,13 +106,11 @@ def _of_one_engine(
     with torch.inference_mode(), engine.running():
         try:
             output = engine.model_output(*probe.inputs(len(probe.rows)))
-        except RuntimeError as error:
-            if is_out_of_memory(error) or not choice.compiled:
+        except RuntimeError as failure:
+            if is_out_of_memory(failure) or not choice.compiled:
                 raise
-            reason = str(error).strip().splitlines()[0]
-            raise InputError(
-                f"--compile: the network cannot be compiled here ({reason})"
-            ) from error
+            reason = str(failure).strip().splitlines()[0]
+            raise InputError(f"--compile: this machine cannot compile it ({reason})") from failure
         first_seconds = clock() - begin
         difference = probe.eps_of(output) - strict
         error = float(difference.square().mean() / strict.square().mean()) ** 0.5

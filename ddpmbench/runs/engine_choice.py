@@ -28,7 +28,7 @@ COMPILE_SECONDS = {"cpu": 60.0, "cuda": 120.0}
 """That compiling a network takes at most, as a rule; where it is known only afterwards."""
 SHARE_TO_GAIN = 0.1
 """Compilation is tried where it would pay for itself by taking this share off the run."""
-_FEW_BATCHES = 50
+_FEW_BATCHES = 500
 _SMALL_BATCH = 32
 _CLEARLY = 0.05
 _AT_LEAST = 0.3  # seconds that a candidate is measured

@@ -147,7 +147,7 @@ def measured(probe: Probe, plan: SpeedPlan, *, tell: Told = lambda line: None) -
     return MeasuredSpeed(calls, parts, peaks, _flop(probe))
 
 
-def _precisions(device: torch.device, plan: SpeedPlan, tell: Told) -> list[Precision]:
+def _precisions(device: torch.device, plan: SpeedPlan, tell: Told) -> tuple[Precision, ...]:
     """Those that are asked for, or that suit the device; it has all of them."""
     found = []
     for precision in PRECISIONS[device.type] if plan.precisions is None else plan.precisions:
@@ -157,7 +157,7 @@ def _precisions(device: torch.device, plan: SpeedPlan, tell: Told) -> list[Preci
             if plan.precisions is not None:
                 raise
             tell(f"Left out: {error}")
-    return found
+    return tuple(found)
 
 
 def _parts(probe: Probe, call: CallSpeed, at_least: float) -> list[PartSeconds]:
