@@ -1,7 +1,8 @@
 """Samples of a model: its reverse process, from x_t down to x_0.
 
 Sample i is a function of (checkpoint, sampler, seed, i) alone, because its noise is addressed
-(`process.noise`): neither its neighbors in a batch nor how many there are can change it.
+(`process.noise`): neither its neighbors in a batch nor how many there are can change it, but for
+how a network that is called in another way rounds.
 """
 
 import abc

@@ -110,7 +110,8 @@ def evaluate_nll(
             "auto", which is fp16 on CUDA and fp32 elsewhere. In low precision some rows are
             computed in strict float32 too, and correct the bound, its parts and its intervals; the
             tables are as the rows have them.
-        batch_size: rows a network call, None for what suits the device. It cannot change a number.
+        batch_size: rows a network call, None for what suits the device. Another one
+            changes a number by float rounding.
         out: the run folder; one that holds the same run unfinished, or finished with a wider
             interval, is gone on with. None keeps the run in memory.
         command: the command line, for the record.
