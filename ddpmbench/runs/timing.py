@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from torch.nn.functional import conv2d
 
 from ddpmbench.runs.devices import strict_float32
 
@@ -138,6 +139,12 @@ def matmul_peak(
     """
     size = size or (1024 if device.type == "cpu" else 8192)
     one, other = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    products: list[Callable[[], object]] = [lambda: one @ other]
+    if device.type == "cpu":
+        # The same product by the library of convolutions, which on some processors is far faster.
+        pixels = one.reshape(1, size, 1, size).contiguous(memory_format=torch.channels_last)
+        weights = other.reshape(size, size, 1, 1).contiguous(memory_format=torch.channels_last)
+        products.append(lambda: conv2d(pixels, weights))
     with torch.inference_mode(), strict_float32():
-        seconds = seconds_per_call(lambda: one @ other, device, at_least=at_least)
+        seconds = min(seconds_per_call(call, device, at_least=at_least) for call in products)
     return 2.0 * size**3 / seconds
