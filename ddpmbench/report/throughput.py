@@ -27,6 +27,8 @@ _RENAMED = {"batch": "batch_size", "calls_per_second": "evaluations_per_second"}
 _FLAGS = ("channels_last", "compiled", "cuda_graph")
 _FORWARD = "forward"
 """`what` of a row that times network calls alone."""
+_AGAINST_BATCH = (_FORWARD, "sampler")
+"""`what` of the rows whose speed is shown against the batch size."""
 _PART = "part_seconds"
 """What a row spends on each of its parts, by their names, in `extra_info`."""
 
@@ -115,8 +117,8 @@ def speeds_against_batch(frame: pd.DataFrame) -> pd.DataFrame:
         frame: see `throughput_frame`.
 
     Returns:
-        `panel`, `engine`, `batch_size`, `per_second`: the images/s, or calls/s, of work that was
-        timed in batches of several sizes.
+        `panel`, `engine`, `batch_size`, `per_second`: the images/s, or calls/s, of the network
+        alone and of whole samplers, where they were timed in batches of several sizes.
     """
     columns = ["panel", "engine", "batch_size", "per_second"]
     if not {"what", "model", "batch_size", "engine"} <= set(frame):
@@ -132,7 +134,7 @@ def speeds_against_batch(frame: pd.DataFrame) -> pd.DataFrame:
         panel=frame.what.astype(str) + ", " + frame.model.astype(str),
         per_second=speeds[0] if len(speeds) == 1 else speeds[0].fillna(speeds[1]),
     ).dropna(subset=["what", "model", "engine", "batch_size", "per_second"])
-    found = found.astype({"batch_size": "int64"})
+    found = found[found.what.isin(_AGAINST_BATCH)].astype({"batch_size": "int64"})
     sizes = found.groupby("panel").batch_size.transform("nunique")
     return found.loc[sizes > 1, columns].reset_index(drop=True)
 
