@@ -73,7 +73,9 @@ def run(arguments: list[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         if os.environ.get("RANK", "0") == "0":
             click.echo(
-                "Interrupted: the same command with its --out folder goes on from here.", err=True
+                "Interrupted: the same command with its --out folder goes on from here (speed "
+                "begins again).",
+                err=True,
             )
         return INTERRUPTED
     return status if isinstance(status, int) else DONE

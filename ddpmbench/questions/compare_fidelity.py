@@ -149,6 +149,7 @@ def _facts(run: FinishedRun) -> dict[str, object]:
         "name": of["name"],
         **_flat("protocol", of["protocol"]),
         "num_generated": of["num_generated"],
+        "compute_precision": of["compute_precision"],
         "number of references": len(of["references"]),
         **{
             f"references[{k}].{name}": reference[name]

@@ -97,7 +97,7 @@ def measure_speed(
         settings: what is measured.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         batch_size: of the largest batch; None for what suits the device and the network.
-        out: a folder to write to; an earlier measurement of the same model there is replaced.
+        out: a folder to write to; an earlier measurement of the same kind there is replaced.
         command: the command line, for the record.
         tell: told what is being measured, and what had to be left out.
 
@@ -115,7 +115,8 @@ def measure_speed(
     else:
         checkpoint.check_images(shape, images.source)
         num_images = len(images)
-    folder = None if out is None else RunFolder(Path(out), _identity(checkpoint, target))
+    identity = _identity(checkpoint, target, settings, batch_size)
+    folder = None if out is None else RunFolder(Path(out), identity)
     probe = fitting_probe(checkpoint, images, target, batch_size=batch_size, tell=tell)
     found = measured(probe, settings.plan, tell=tell)
     works = workloads(
@@ -133,7 +134,7 @@ def measure_speed(
                 target,
                 given=command,
                 resolved={
-                    **_identity(checkpoint, target),
+                    **identity,
                     **dataclasses.asdict(settings),
                     "num_images": num_images,
                     "batch_size": len(probe.rows),
@@ -151,12 +152,20 @@ def _shape(
     return Generation(checkpoint, SampleSettings(image_size=settings.image_size)).shape
 
 
-def _identity(checkpoint: Checkpoint, device: torch.device) -> dict[str, Any]:
+def _identity(
+    checkpoint: Checkpoint, device: torch.device, settings: SpeedSettings, batch_size: int | None
+) -> dict[str, Any]:
+    """What another measurement must have in common with that of a folder to take its place."""
+    plan = settings.plan
+    precisions = plan.precisions and [str(precision) for precision in plan.precisions]
     return {
         "schema": report.SCHEMA,
         "checkpoint": checkpoint.sha256,
         "network": checkpoint.fingerprint,
         "device": device_name(device),
+        "precisions": precisions,
+        "compiled": plan.compiled,
+        "batch_size": batch_size,
         "ddpmbench": __version__,
     }
 

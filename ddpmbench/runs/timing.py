@@ -6,6 +6,7 @@ A device works on after a call returns: every clock here waits for it.
 import dataclasses
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -129,7 +130,9 @@ def _interval_of_median(values: np.ndarray) -> tuple[float, float]:
 def matmul_peak(
     device: torch.device, dtype: torch.dtype, *, size: int | None = None, at_least: float = 0.3
 ) -> float:
-    """FLOP/s of a product of two square matrices: what the device does at its best.
+    """FLOP/s of a product of two matrices: what the device does at its best.
+
+    On a CPU also of convolutions, which are such products.
 
     Args:
         device: which.
@@ -139,12 +142,18 @@ def matmul_peak(
     """
     size = size or (1024 if device.type == "cpu" else 8192)
     one, other = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    products: list[Callable[[], object]] = [lambda: one @ other]
+    products: list[tuple[float, Callable[[], object]]] = [(2.0 * size**3, lambda: one @ other)]
     if device.type == "cpu":
-        # The same product by the library of convolutions, which on some processors is far faster.
-        pixels = one.reshape(1, size, 1, size).contiguous(memory_format=torch.channels_last)
-        weights = other.reshape(size, size, 1, 1).contiguous(memory_format=torch.channels_last)
-        products.append(lambda: conv2d(pixels, weights))
+        # The library of convolutions is far faster on some processors, most of all where what it
+        # multiplies by fits into a core's cache.
+        fits = size // 4
+        pixels = one.reshape(4, fits, -1, 32).contiguous(memory_format=torch.channels_last)
+        for width in (1, 3):
+            kernel = torch.randn(fits, fits, width, width).to(dtype)
+            kernel = kernel.contiguous(memory_format=torch.channels_last)
+            call = partial(conv2d, pixels, kernel, padding=width // 2)
+            products.append((2.0 * pixels.numel() * fits * width**2, call))
     with torch.inference_mode(), strict_float32():
-        seconds = min(seconds_per_call(call, device, at_least=at_least) for call in products)
-    return 2.0 * size**3 / seconds
+        return max(
+            flop / seconds_per_call(call, device, at_least=at_least) for flop, call in products
+        )
