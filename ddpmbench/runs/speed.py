@@ -161,7 +161,8 @@ def _precisions(device: torch.device, plan: SpeedPlan, tell: Told) -> tuple[Prec
 
 
 def _parts(probe: Probe, call: CallSpeed, at_least: float) -> list[PartSeconds]:
-    engine = Engine(probe.checkpoint, device=probe.device, choice=call.choice)
+    rows = len(probe.rows)
+    engine = Engine(probe.checkpoint, device=probe.device, choice=call.choice, rows=rows)
     sampler = SamplerChoice().prepare(
         probe.checkpoint, seed=0, device=probe.device, model_output=engine.model_output
     )

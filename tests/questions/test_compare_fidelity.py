@@ -216,6 +216,7 @@ FIELDS = {f"protocol.{name}": 77 for name in summary()["protocol"]} | {
     "references[1].sha256": "0" * 64,
     "references[0].num_reference": 9_999,
     "num_generated": 119,
+    "compute_precision": "bf16",
     "name": "FD[0123456789ab]",
 }
 del FIELDS["protocol.feature_network"]

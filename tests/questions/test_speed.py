@@ -79,6 +79,9 @@ def test_a_new_measurement_takes_the_place_of_the_old_and_of_no_other_model(
     other = dataclasses.replace(small_model, sha256="1" * 64)
     with pytest.raises(InputError, match=r"--out .*another run"):
         quick(other, small_images, out=report.folder)
+    # Nor is it replaced by one of other batches.
+    with pytest.raises(InputError, match=r"--out .*batch_size is 2 there, 1 here"):
+        quick(small_model, small_images, batch_size=1, out=report.folder)
 
 
 def test_images_may_be_left_out_and_are_counted_all_the_same(small_model):

@@ -170,10 +170,10 @@ def test_the_error_is_how_far_the_noise_is_off_from_float32(
 
 
 def refusing(monkeypatch, precision):
-    def refuse(engine, checkpoint, *, device, choice):
+    def refuse(engine, checkpoint, *, device, choice, rows):
         if choice.precision is precision:
             raise InputError("--precision bf16: not here")
-        real(engine, checkpoint, device=device, choice=choice)
+        real(engine, checkpoint, device=device, choice=choice, rows=rows)
 
     real = Engine.__init__
     monkeypatch.setattr(Engine, "__init__", refuse)
@@ -231,10 +231,10 @@ def test_a_compiled_network_is_made_for_each_size(
     made = []
     real = Engine.__init__
 
-    def make(engine, checkpoint, *, device, choice):
+    def make(engine, checkpoint, *, device, choice, rows):
         made.append(choice)
         plain = dataclasses.replace(choice, compiled=False)
-        real(engine, checkpoint, device=device, choice=plain)
+        real(engine, checkpoint, device=device, choice=plain, rows=rows)
 
     monkeypatch.setattr(Engine, "__init__", make)
     compiled = EngineChoice(compiled=True)

@@ -129,7 +129,7 @@ def live_bytes():
     storages = {
         tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
         for tensor in gc.get_objects()
-        if issubclass(type(tensor), torch.Tensor) and tensor.device.type == "cpu"
+        if type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.device.type == "cpu"
     }
     return sum(storages.values())
 
