@@ -244,3 +244,12 @@ def test_the_short_formula_is_the_long_one(ranks):
     assert seconds_of(job, costs, ranks) == pytest.approx(short)
     found = efficiency(job, costs, ranks, seconds=short)
     assert found == pytest.approx(1 / (1 + ranks * (start + end) / (job.rows * costs.full_row)))
+
+
+def test_published_ratios_are_those_that_were_measured():
+    """Of docs/speed.md, each with its interval, as the table of the benchmarks has it."""
+    shown = re.findall(r"\d\.\d\d \(\d\.\d\d to \d\.\d\d\)", SPEED)
+    (table,) = (ROOT / "results" / "throughput").glob("*.md")
+    measured = table.read_text()
+    assert len(shown) >= 8
+    assert [ratio for ratio in shown if ratio not in measured] == []
