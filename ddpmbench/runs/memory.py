@@ -13,7 +13,7 @@ def keep_memory() -> bool:
     """Keep freed memory for the next call of the network, in this process from now on.
 
     By default glibc gives large blocks back to the system at once, and every activation of the
-    network begins with page faults: on a CPU they cost a small network a fifth of its time.
+    network begins with page faults, which on a CPU are a good part of a small network's time.
 
     Returns:
         Whether the C library is one that can be told so.
