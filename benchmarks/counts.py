@@ -13,26 +13,16 @@ from typing import Any
 import click
 import numpy as np
 import torch
+from subjects import CIFAR10_CONFIG
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
 import ddpmbench as db
 from ddpmbench.likelihood.terms import Rows, TermsPass
-from ddpmbench.network.unet import UNet, UNetConfig
+from ddpmbench.network.flops import flop_per_call
+from ddpmbench.network.unet import UNet
 from ddpmbench.process.noise import normal_noise
-
-CIFAR10 = UNetConfig(
-    in_channels=3,
-    out_channels=3,
-    model_channels=128,
-    channels=(128, 256, 256, 256),
-    num_blocks=2,
-    attention=(False, True, False, False),
-)
-"""google/ddpm-cifar10-32; weights do not matter to what is counted."""
 
 
 @dataclasses.dataclass
@@ -98,14 +88,12 @@ def network_counts(network: UNet, size: int) -> NetworkCounts:
     weights = sum(x.numel() * x.element_size() for x in network.parameters())
     x_t = torch.zeros(1, network.config.in_channels, size, size)
     time = torch.zeros(1)
-    with FlopCounterMode(display=False) as flops, sdpa_kernel(SDPBackend.MATH):
-        network(x_t, time)
     with Operations() as operations:
         network(x_t, time)
     parameters = sum(x.numel() for x in network.parameters())
     return NetworkCounts(
         parameters,
-        flops.get_total_flops(),
+        flop_per_call(network, x_t, time),
         operations.launched,
         operations.moved - weights,
     )
@@ -118,7 +106,7 @@ def networks() -> dict[str, NetworkCounts]:
     assert isinstance(shipped.network, UNet)
     return {
         "shipped": network_counts(shipped.network.float().eval(), shipped.image_size or 28),
-        "ddpm-cifar10-32": network_counts(UNet(CIFAR10).eval(), 32),
+        "ddpm-cifar10-32": network_counts(UNet(CIFAR10_CONFIG).eval(), 32),
     }
 
 

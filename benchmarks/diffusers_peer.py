@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint, TimeInput
 from ddpmbench.inputs.checkpoints.diffusers import their_name
-from ddpmbench.network.unet import UNet, UNetConfig
+from ddpmbench.network.unet import UNet
+from ddpmbench.network.unet_config import UNetConfig
 from ddpmbench.process.prediction import Prediction, Variance
 
 with warnings.catch_warnings():

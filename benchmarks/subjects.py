@@ -10,7 +10,8 @@ from cases import CIFAR10, SHIPPED
 import ddpmbench as db
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.inputs.images import ImageSet
-from ddpmbench.network.unet import UNet, UNetConfig
+from ddpmbench.network.unet import UNet
+from ddpmbench.network.unet_config import UNetConfig
 from ddpmbench.process.schedule import NoiseSchedule
 
 CIFAR10_CONFIG = UNetConfig(

@@ -11,7 +11,8 @@ import torch
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.inputs.checkpoints.native import write_native
 from ddpmbench.inputs.images import ImageSet, load_images
-from ddpmbench.network.unet import UNet, UNetConfig
+from ddpmbench.network.unet import UNet
+from ddpmbench.network.unet_config import UNetConfig
 from ddpmbench.process.prediction import Prediction, Variance
 from ddpmbench.process.schedule import NoiseSchedule
 

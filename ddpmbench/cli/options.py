@@ -21,11 +21,12 @@ def _batch_size(context: click.Context, option: click.Parameter, value: str) -> 
     return int(value)
 
 
-def _decorate(options: list[Command]) -> Callable[[Command], Command]:
+def decorate(options: list[Command]) -> Callable[[Command], Command]:
+    """One decorator in the place of several, which appear in their order."""
     return lambda command: functools.reduce(lambda f, option: option(f), reversed(options), command)
 
 
-checkpoint_options = _decorate(
+checkpoint_options = decorate(
     [
         click.option(
             "--ckpt",
@@ -63,7 +64,7 @@ checkpoint_options = _decorate(
     ]
 )
 
-data_options = _decorate(
+data_options = decorate(
     [
         click.option(
             "--data",
@@ -93,7 +94,7 @@ CHECKPOINT = ("ckpt", "model_flags", "prediction", "variance", "clip", "timestep
 INPUTS = (*CHECKPOINT, "data", "num_images", "label")
 """What the checkpoint's and the data's options are called in Python."""
 
-sampler_options = _decorate(
+sampler_options = decorate(
     [
         click.option(
             "--sampler",
@@ -132,7 +133,7 @@ sampler_options = _decorate(
     ]
 )
 
-reference_options = _decorate(
+reference_options = decorate(
     [
         click.option(
             "--samples",
@@ -219,7 +220,7 @@ sampling_precision_option = _precision_option(
     "on CUDA and fp32 elsewhere."
 )
 
-likelihood_options = _decorate(
+likelihood_options = decorate(
     [
         click.option(
             "--estimator",
@@ -265,7 +266,24 @@ likelihood_options = _decorate(
     ]
 )
 
-run_options = _decorate(
+device_option = click.option(
+    "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps."
+)
+
+
+def batch_size_option(what: str) -> Callable[[Command], Command]:
+    """`--batch-size`, with what it is of this command."""
+    return click.option(
+        "--batch-size",
+        default="auto",
+        show_default=True,
+        callback=_batch_size,
+        metavar="N|auto",
+        help=what,
+    )
+
+
+run_options = decorate(
     [
         click.option(
             "--out",
@@ -274,20 +292,10 @@ run_options = _decorate(
             help="Run folder. The same command on an unfinished one goes on with it.  "
             "[default: a new dated folder under runs/]",
         ),
-        click.option(
-            "--batch-size",
-            default="auto",
-            show_default=True,
-            callback=_batch_size,
-            metavar="N|auto",
-            help="Network calls made together; changes a number by float rounding at most.",
+        batch_size_option(
+            "Network calls made together; changes a number by float rounding at most."
         ),
-        click.option(
-            "--device",
-            default="auto",
-            show_default=True,
-            help="auto, cpu, cuda, cuda:N or mps.",
-        ),
+        device_option,
         click.option(
             "--seed",
             type=click.IntRange(0, 2**64 - 1),
@@ -304,83 +312,6 @@ format_option = click.option(
     default="table",
     show_default=True,
     help="What goes to standard output; quiet is the number alone.",
-)
-
-
-speed_options = _decorate(
-    [
-        click.option(
-            "--data",
-            metavar="DATA",
-            help="The images whose bound would be computed.  [default: gray ones]",
-        ),
-        click.option(
-            "--num-images",
-            type=click.IntRange(min=1),
-            metavar="N",
-            help="How many of them.  [default: all of --data; else 10,000]",
-        ),
-        click.option(
-            "--num-samples",
-            type=click.IntRange(min=1),
-            default=50_000,
-            show_default=True,
-            metavar="N",
-            help="How many samples would be made.",
-        ),
-        click.option(
-            "--half-width",
-            type=float,
-            default=0.005,
-            show_default=True,
-            metavar="H",
-            help="The bound would be known to +- H bits/dim.",
-        ),
-        click.option(
-            "--image-size",
-            type=click.IntRange(min=1),
-            metavar="S",
-            help="Height and width, where neither the checkpoint nor --data says.",
-        ),
-        click.option(
-            "--precision",
-            "precisions",
-            type=click.Choice(["fp32", "tf32", "bf16", "fp16"]),
-            multiple=True,
-            help="May be given again.  [default: those that suit the device]",
-        ),
-        click.option(
-            "--compile", "compiled", is_flag=True, help="Compile the network, too: takes minutes."
-        ),
-        click.option(
-            "--out",
-            type=click.Path(path_type=Path),
-            metavar="DIR",
-            help="Tables and figures go there.  [default: nowhere]",
-        ),
-        click.option(
-            "--batch-size",
-            default="auto",
-            show_default=True,
-            callback=_batch_size,
-            metavar="N|auto",
-            help="The largest batch.",
-        ),
-        click.option(
-            "--device",
-            default="auto",
-            show_default=True,
-            help="auto, cpu, cuda, cuda:N or mps.",
-        ),
-        click.option(
-            "--format",
-            "output_format",
-            type=click.Choice(["table", "json", "csv"]),
-            default="table",
-            show_default=True,
-            help="What goes to standard output; csv is the network's calls alone.",
-        ),
-    ]
 )
 
 

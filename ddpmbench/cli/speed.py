@@ -8,10 +8,74 @@ import click
 
 from ddpmbench.cli import options
 
+_speed_options = options.decorate(
+    [
+        click.option(
+            "--data",
+            metavar="DATA",
+            help="The images whose bound would be computed.  [default: gray ones]",
+        ),
+        click.option(
+            "--num-images",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="How many of them.  [default: all of --data; else 10,000]",
+        ),
+        click.option(
+            "--num-samples",
+            type=click.IntRange(min=1),
+            default=50_000,
+            show_default=True,
+            metavar="N",
+            help="How many samples would be made.",
+        ),
+        click.option(
+            "--half-width",
+            type=float,
+            default=0.005,
+            show_default=True,
+            metavar="H",
+            help="The bound would be known to +- H bits/dim.",
+        ),
+        click.option(
+            "--image-size",
+            type=click.IntRange(min=1),
+            metavar="S",
+            help="Height and width, where neither the checkpoint nor --data says.",
+        ),
+        click.option(
+            "--precision",
+            "precisions",
+            type=click.Choice(["fp32", "tf32", "bf16", "fp16"]),
+            multiple=True,
+            help="May be given again.  [default: those that suit the device]",
+        ),
+        click.option(
+            "--compile", "compiled", is_flag=True, help="Compile the network, too: takes minutes."
+        ),
+        click.option(
+            "--out",
+            type=click.Path(path_type=Path),
+            metavar="DIR",
+            help="Tables and figures go there.  [default: nowhere]",
+        ),
+        options.batch_size_option("The largest batch."),
+        options.device_option,
+        click.option(
+            "--format",
+            "output_format",
+            type=click.Choice(["table", "json", "csv"]),
+            default="table",
+            show_default=True,
+            help="What goes to standard output; csv is the network's calls alone.",
+        ),
+    ]
+)
+
 
 @click.command(short_help="How fast a model is here, and how long nll, rd, sample would take.")
 @options.checkpoint_options
-@options.speed_options
+@_speed_options
 def speed(output_format: str, **given: Any) -> None:  # noqa: ANN401
     """How fast a model is on this device, and about how long the other commands would take.
 

@@ -143,7 +143,7 @@ def train(
         ddpmbench train --data fashion-mnist:train --out runs/fashion --steps 20000
     """
     from ddpmbench.inputs.images import load_images
-    from ddpmbench.network.unet import UNetConfig
+    from ddpmbench.network.unet_config import UNetConfig
     from ddpmbench.process.prediction import Variance
     from ddpmbench.runs.devices import resolve_device
     from ddpmbench.training.loop import TrainingProgress, train

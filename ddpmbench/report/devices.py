@@ -6,7 +6,6 @@ from typing import Any
 
 def device_line(summary: Mapping[str, Any]) -> str:
     """The devices and the engine of a run; where no network of a checkpoint ran, its precision."""
-    precision = summary.get("precision", summary.get("compute_precision"))
-    if not isinstance(precision, str):  # a score of that name
-        precision = summary["compute_precision"]
+    # In a summary of fid, `precision` is the score of that name.
+    precision = summary.get("compute_precision") or summary["precision"]
     return f"{summary['device']}, {summary.get('engine') or precision}"

@@ -6,7 +6,7 @@ the same way, so the choice is kept in its folder.
 
 import dataclasses
 import json
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from ddpmbench.network.unet import UNet
 from ddpmbench.runs.batch_size import is_out_of_memory, rows_at_first
 from ddpmbench.runs.distributed import Ranks
 from ddpmbench.runs.engine import Engine, EngineChoice
+from ddpmbench.runs.probe import Probe, gray_images
 from ddpmbench.runs.timing import seconds_per_call
 
 ENGINE = "engine.json"
@@ -87,7 +88,7 @@ def settled_engine(
     def _compiles(choice: EngineChoice) -> bool:
         """Whether what another machine may have compiled can be compiled on this one."""
         try:
-            _Probe(checkpoint, use, device).seconds(choice)
+            _batch_seconds(checkpoint, use, device, choice)
         except RuntimeError as error:
             return is_out_of_memory(error)
         return True
@@ -119,19 +120,19 @@ def fastest(
     num_batches = use.num_evaluations / use.rows(device)
     if num_batches < _FEW_BATCHES:
         return known
-    probe = _Probe(checkpoint, use, device)
+    measure = partial(_batch_seconds, checkpoint, use, device)
     seconds: dict[EngineChoice, float] = {}
     try:
         # The others must be clearly faster: what chance decides would be decided anew each time.
-        seconds[known] = (1 - _CLEARLY) * probe.seconds(known)
+        seconds[known] = (1 - _CLEARLY) * measure(known)
         if seconds[known] * num_batches < WORTH_A_TEST:
             return known
         for candidate in _uncompiled(known, checkpoint, use, device):
-            seconds[candidate] = probe.seconds(candidate)
+            seconds[candidate] = measure(candidate)
         best = min(seconds, key=lambda choice: seconds[choice])
         if _is_compilation_worth_a_try(seconds[best] * num_batches, device):
             compiled = dataclasses.replace(best, compiled=True)
-            seconds[compiled] = probe.seconds(compiled)
+            seconds[compiled] = measure(compiled)
     except (torch.OutOfMemoryError, MemoryError, RuntimeError):
         # Memory: the run itself finds a batch that fits. Or no compiler, or one that cannot: what
         # was measured until then is left.
@@ -158,22 +159,16 @@ def _is_compilation_worth_a_try(seconds: float, device: torch.device) -> bool:
     return SHARE_TO_GAIN * seconds > COMPILE_SECONDS.get(device.type, float("inf"))
 
 
-class _Probe:
-    """Times a batch as a run has it."""
-
-    def __init__(self, checkpoint: Checkpoint, use: NetworkUse, device: torch.device) -> None:
-        self._checkpoint, self._device, self._rows = checkpoint, device, use.rows(device)
-        steps = torch.arange(self._rows, device=device) % checkpoint.schedule.num_timesteps
-        images = torch.zeros(self._rows, *use.shape, device=device)
-        self._arguments: list[torch.Tensor] = [images, steps + 1]
-        if checkpoint.num_classes:
-            self._arguments.append(torch.zeros_like(steps))
-
-    def seconds(self, choice: EngineChoice) -> float:
-        engine = Engine(self._checkpoint, device=self._device, choice=choice, rows=self._rows)
-        with engine.running(), torch.inference_mode():
-            call: Callable[[], object] = lambda: engine.model_output(*self._arguments)  # noqa: E731
-            return seconds_per_call(call, self._device, at_least=_AT_LEAST)
+def _batch_seconds(
+    checkpoint: Checkpoint, use: NetworkUse, device: torch.device, choice: EngineChoice
+) -> float:
+    """What the network takes for a batch as the run has it."""
+    rows = use.rows(device)
+    images = gray_images(use.shape, rows, checkpoint.num_classes)
+    inputs = Probe.of(checkpoint, images, device, rows).inputs(rows)
+    engine = Engine(checkpoint, device=device, choice=choice, rows=rows)
+    with engine.running(), torch.inference_mode():
+        return seconds_per_call(lambda: engine.model_output(*inputs), device, at_least=_AT_LEAST)
 
 
 _FLAGS = ("channels_last", "compiled", "cuda_graph")

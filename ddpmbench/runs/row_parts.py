@@ -130,6 +130,7 @@ def part_seconds(work: RowWork, probe: Probe, engine: Engine, *, at_least: float
             marks.append(clock())
         taken.append(np.diff(marks))
     seconds, network, noise = (float(value) / size for value in np.median(taken, axis=0))
-    network = min(network, seconds)
-    noise = min(noise, seconds - network)
+    # By chance the parts may take longer than the whole: then they are scaled to it.
+    scale = min(1.0, seconds / (network + noise))
+    network, noise = scale * network, scale * noise
     return PartSeconds(work.row, network, noise, seconds - network - noise)

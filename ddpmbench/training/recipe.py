@@ -5,7 +5,7 @@ import math
 from typing import Any, Literal
 
 from ddpmbench.errors import InputError
-from ddpmbench.network.unet import UNetConfig
+from ddpmbench.network.unet_config import UNetConfig
 from ddpmbench.process.prediction import Variance
 from ddpmbench.process.schedule import NoiseSchedule
 

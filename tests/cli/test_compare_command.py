@@ -13,7 +13,7 @@ import torch
 
 import ddpmbench as db
 from ddpmbench.cli.main import run
-from ddpmbench.network.unet import UNetConfig
+from ddpmbench.network.unet_config import UNetConfig
 from ddpmbench.process.prediction import Variance
 from ddpmbench.training.loop import train
 from ddpmbench.training.recipe import TrainingRecipe

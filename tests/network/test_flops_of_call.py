@@ -1,22 +1,16 @@
 """The arithmetic of a call, against what is known of it."""
 
 import torch
+from published import DDPM_CIFAR10
 from torch import nn
 
 from ddpmbench.network.flops import flop_per_call
-from ddpmbench.network.unet import Attention, UNet, UNetConfig
+from ddpmbench.network.unet import Attention, UNet
+from ddpmbench.network.unet_config import UNetConfig
 
 
 def test_the_network_of_ho_et_al_is_as_large_as_is_known():
-    config = UNetConfig(
-        in_channels=3,
-        out_channels=3,
-        model_channels=128,
-        channels=(128, 256, 256, 256),
-        num_blocks=2,
-        attention=(False, True, False, False),
-    )
-    network = UNet(config).eval()
+    network = UNet(DDPM_CIFAR10).eval()
     assert sum(weights.numel() for weights in network.parameters()) == 35_746_307
     found = flop_per_call(network, torch.zeros(1, 3, 32, 32), torch.zeros(1))
     assert round(found / 1e9, 3) == 12.444

@@ -4,10 +4,12 @@ import copy
 
 import pytest
 import torch
+from published import DDPM_CIFAR10
 
 from ddpmbench.network.precision import Precision
 from ddpmbench.network.timed_unet import TimedUNet
-from ddpmbench.network.unet import UNet, UNetConfig
+from ddpmbench.network.unet import UNet
+from ddpmbench.network.unet_config import UNetConfig
 
 CONFIG = dict(
     in_channels=3,
@@ -116,13 +118,5 @@ def test_the_network_itself_is_left_as_it_was(precision):
 
 def test_the_table_is_as_large_as_it_says():
     """20 MB for the network of Ho et al.'s CIFAR-10."""
-    config = UNetConfig(
-        in_channels=3,
-        out_channels=3,
-        model_channels=128,
-        channels=(128, 256, 256, 256),
-        num_blocks=2,
-        attention=(False, True, False, False),
-    )
-    table = TimedUNet(UNet(config), torch.arange(1000.0)).table
+    table = TimedUNet(UNet(DDPM_CIFAR10), torch.arange(1000.0)).table
     assert 19.5e6 < table.numel() * 4 < 20.5e6

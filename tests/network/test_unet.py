@@ -8,7 +8,8 @@ from peers import CIFAR10_UNET, DDPMScheduler, diffusers_unet, save_flat, save_p
 
 from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints import load_checkpoint
-from ddpmbench.network.unet import UNet, UNetConfig
+from ddpmbench.network.unet import UNet
+from ddpmbench.network.unet_config import UNetConfig
 from ddpmbench.process.prediction import Prediction, Variance
 
 HEADS = {

@@ -31,13 +31,13 @@ def measured(monkeypatch):
     """Seconds a batch of each choice, as a test would measure them; and which were tested."""
     seconds, asked = {LAST: 1.0, PLAIN: 2.0, COMPILED: 0.5}, []
 
-    def probe(self, choice):
+    def measure(checkpoint, use, device, choice):
         asked.append(choice)
         if isinstance(seconds[choice], Exception):
             raise seconds[choice]
         return seconds[choice]
 
-    monkeypatch.setattr(engine_choice._Probe, "seconds", probe)
+    monkeypatch.setattr(engine_choice, "_batch_seconds", measure)
     return seconds, asked
 
 
@@ -147,13 +147,13 @@ def test_a_real_test_of_a_real_network(small_model, monkeypatch):
     """No stand-in: candidates are built, called and timed."""
     monkeypatch.setattr(engine_choice, "WORTH_A_TEST", 0.0)
     monkeypatch.setattr(engine_choice, "_AT_LEAST", 0.0)
-    tested, real = [], engine_choice._Probe.seconds
+    tested, real = [], engine_choice._batch_seconds
 
-    def spy(self, choice):
-        tested.append((choice, real(self, choice)))
+    def spy(checkpoint, use, device, choice):
+        tested.append((choice, real(checkpoint, use, device, choice)))
         return tested[-1][1]
 
-    monkeypatch.setattr(engine_choice._Probe, "seconds", spy)
+    monkeypatch.setattr(engine_choice, "_batch_seconds", spy)
     use = NetworkUse((1, 8, 8), 2000, 4)
     best = fastest(small_model, use, device=CPU, precision=Precision.BF16)
     assert {choice for choice, _ in tested} == {

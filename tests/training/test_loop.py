@@ -10,7 +10,7 @@ from safetensors import safe_open
 from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints.native import read_native
 from ddpmbench.inputs.images import load_images
-from ddpmbench.network.unet import UNetConfig
+from ddpmbench.network.unet_config import UNetConfig
 from ddpmbench.process.diffusion import GaussianDiffusion
 from ddpmbench.process.prediction import Variance
 from ddpmbench.process.schedule import NoiseSchedule

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ddpmbench.inputs.checkpoints.fields import Fields
 from ddpmbench.inputs.checkpoints.weights import naming
-from ddpmbench.network.unet import Resampling, UNetConfig
+from ddpmbench.network.unet_config import Resampling, UNetConfig
 
 _CLASSES = ("UNet2DModel", "UNetModel", "UNetUnconditionalModel")
 # What UNet2DModel takes where a file lacks the field.

@@ -18,7 +18,7 @@ from ddpmbench.inputs.checkpoints.weights import (
     sha256_of,
     unet_names,
 )
-from ddpmbench.network.unet import UNetConfig
+from ddpmbench.network.unet_config import UNetConfig
 from ddpmbench.process.prediction import Prediction, Variance
 from ddpmbench.process.schedule import NoiseSchedule
 

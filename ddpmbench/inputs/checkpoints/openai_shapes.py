@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ddpmbench.errors import InputError
-from ddpmbench.network.unet import Resampling
+from ddpmbench.network.unet_config import Resampling
 
 
 @dataclasses.dataclass(frozen=True)

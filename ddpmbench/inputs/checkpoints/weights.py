@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ddpmbench.errors import InputError
-from ddpmbench.network.unet import UNet, UNetConfig
+from ddpmbench.network.unet import UNet
+from ddpmbench.network.unet_config import UNetConfig
 from ddpmbench.process.prediction import Variance
 
 
