@@ -192,3 +192,19 @@ def test_a_sample_that_is_not_finite_is_refused(num_timesteps, at, calls):
         sampled(broken, 2, shape=(1, 4, 4))
     # The look at every fiftieth step ends the chain, and steps since the last are taken again.
     assert broken.network.calls == calls
+
+
+class BrokenOnce(Broken):
+    """Gives no number at one step, and does when it is asked again."""
+
+    def forward(self, x, t):
+        given = super().forward(x, t)
+        return given if self.calls <= 10 else x
+
+
+def test_the_search_for_a_step_that_is_finite_again_has_an_end():
+    checkpoint = oracle_checkpoint(oracle_images(2), NoiseSchedule.cosine(10))
+    broken = dataclasses.replace(checkpoint, network=BrokenOnce(4), source="broken.pt")
+    with pytest.raises(InputError, match=r"not finite after step t = 1;"):
+        sampled(broken, 2, shape=(1, 4, 4))
+    assert broken.network.calls == 10 + 9
