@@ -15,7 +15,7 @@ from ddpmbench.errors import InputError
 from ddpmbench.version import __version__
 
 if TYPE_CHECKING:
-    from ddpmbench.inputs.checkpoints import Checkpoint, load_checkpoint
+    from ddpmbench.inputs.checkpoints import Checkpoint, CheckpointSettings, load_checkpoint
     from ddpmbench.inputs.checkpoints.wrap import wrap_network
     from ddpmbench.inputs.images import ImageSet, load_images
     from ddpmbench.inputs.statistics_files import ReferenceStatistics, read_statistics
@@ -39,6 +39,7 @@ __all__ = [
     "PROTOCOLS",
     "BoundTerms",
     "Checkpoint",
+    "CheckpointSettings",
     "Comparison",
     "FeatureNetwork",
     "FidReport",
@@ -86,6 +87,7 @@ _HOMES = {
     "read_statistics": "ddpmbench.inputs.statistics_files",
     "BoundTerms": "ddpmbench.likelihood.terms",
     "Checkpoint": "ddpmbench.inputs.checkpoints",
+    "CheckpointSettings": "ddpmbench.inputs.checkpoints",
     "Comparison": "ddpmbench.questions.compare",
     "ImageSet": "ddpmbench.inputs.images",
     "NllReport": "ddpmbench.questions.nll",

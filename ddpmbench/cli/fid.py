@@ -128,7 +128,7 @@ def _source(given: dict[str, Any]) -> "Checkpoint | ImageSet":
 
     if given["samples"] is not None:
         return load_images(Path(given["samples"]), on_bad=given["on_bad"], option="--samples")
-    return open_checkpoint(**{name: given[name] for name in options.CHECKPOINT})
+    return open_checkpoint({name: given[name] for name in options.CHECKPOINT})
 
 
 def _references(given: dict[str, Any], num_features: int) -> "list[ImageSet | ReferenceStatistics]":

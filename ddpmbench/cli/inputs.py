@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from ddpmbench.cli import options
 from ddpmbench.errors import InputError
-from ddpmbench.inputs.checkpoints import Checkpoint, load_checkpoint
+from ddpmbench.inputs.checkpoints import Checkpoint, CheckpointSettings, load_checkpoint
 from ddpmbench.inputs.images import ImageSet, load_images
 from ddpmbench.network.precision import Precision
 from ddpmbench.process.units import EightBit
@@ -18,60 +19,36 @@ from ddpmbench.runs.precision import resolve_precision
 DEFAULT_DATA = "fashion-mnist:test"
 
 
-def open_inputs(
-    *,
-    ckpt: str,
-    model_flags: str | None,
-    prediction: str | None,
-    variance: str | None,
-    clip: bool | None,
-    timesteps: int | None,
-    data: str | None,
-    num_images: int | None,
-    label: int | None,
-) -> tuple[Checkpoint, ImageSet]:
+def open_inputs(given: dict[str, Any]) -> tuple[Checkpoint, ImageSet]:
     """The checkpoint under the conventions asked for, and the images.
 
-    The arguments are the options of the same names.
+    Args:
+        given: the options of `options.INPUTS`.
 
     Raises:
         InputError: one of them cannot be had.
     """
-    checkpoint = open_checkpoint(
-        ckpt=ckpt,
-        model_flags=model_flags,
-        prediction=prediction,
-        variance=variance,
-        clip=clip,
-        timesteps=timesteps,
-    )
-    images = load_images(DEFAULT_DATA if data is None else data, num_images=num_images)
-    if label is not None:
-        images = _with_label(images, label, checkpoint)
+    checkpoint = open_checkpoint({name: given[name] for name in options.CHECKPOINT})
+    data = DEFAULT_DATA if given["data"] is None else given["data"]
+    images = load_images(data, num_images=given["num_images"])
+    if given["label"] is not None:
+        images = _with_label(images, given["label"], checkpoint)
     return checkpoint, images
 
 
-def open_checkpoint(
-    *,
-    ckpt: str,
-    model_flags: str | None,
-    prediction: str | None,
-    variance: str | None,
-    clip: bool | None,
-    timesteps: int | None,
-) -> Checkpoint:
+def open_checkpoint(given: dict[str, Any]) -> Checkpoint:
     """The checkpoint under the conventions asked for.
 
-    The arguments are the options of the same names.
+    Args:
+        given: the options of `options.CHECKPOINT`.
 
     Raises:
         InputError: it cannot be had.
     """
-    checkpoint = load_checkpoint(
-        ckpt, model_flags=model_flags, variance=variance, prediction=prediction
-    )
-    checkpoint = checkpoint.with_conventions(clip=clip)
-    return checkpoint if timesteps is None else checkpoint.respaced(timesteps)
+    said = {name: value for name, value in given.items() if name not in ("ckpt", "timesteps")}
+    checkpoint = load_checkpoint(given["ckpt"], CheckpointSettings(**said))
+    steps = given["timesteps"]
+    return checkpoint if steps is None else checkpoint.respaced(steps)
 
 
 def sample_settings(given: dict[str, Any], *, eight_bit: str, local_rank: int) -> SampleSettings:

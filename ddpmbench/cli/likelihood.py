@@ -60,7 +60,7 @@ def evaluate(
     inputs = {name: given.pop(name) for name in options.INPUTS}
 
     def opened() -> "tuple[Checkpoint, ImageSet]":
-        checkpoint, images = open_inputs(**inputs)
+        checkpoint, images = open_inputs(inputs)
         check(checkpoint, images)
         return checkpoint, images
 

@@ -21,6 +21,18 @@ def _batch_size(context: click.Context, option: click.Parameter, value: str) -> 
     return int(value)
 
 
+def _data_range(
+    context: click.Context, option: click.Parameter, value: str | None
+) -> tuple[float, float] | None:
+    if value is None:
+        return None
+    try:
+        low, high = map(float, value.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not LOW,HIGH, as in -1,1") from None
+    return low, high
+
+
 def decorate(options: list[Command]) -> Callable[[Command], Command]:
     """One decorator in the place of several, which appear in their order."""
     return lambda command: functools.reduce(lambda f, option: option(f), reversed(options), command)
@@ -41,14 +53,50 @@ checkpoint_options = decorate(
             'as in your scripts ("--image_size 32 --num_channels 128 ..."), or a preset\'s name.',
         ),
         click.option(
+            "--network",
+            metavar="FILE.py:NAME",
+            help="A network of your own: the callable NAME of your FILE.py, which is run, builds "
+            "it, and --ckpt has its weights.",
+        ),
+        click.option(
+            "--weights",
+            type=click.Choice(["ema", "raw"]),
+            help="Of a file that holds both: those averaged over the training, or its last.  "
+            "[default: ema where there are any]",
+        ),
+        click.option(
+            "--schedule",
+            metavar="SCHEDULE",
+            help="The noise schedule, where the file does not say: linear:1000, cosine:1000, ...",
+        ),
+        click.option(
             "--prediction",
             type=click.Choice([kind.value for kind in Prediction]),
-            help="In place of what the file says.",
+            help="What the network outputs, where the file does not say or is to be overridden.",
         ),
         click.option(
             "--variance",
             type=click.Choice([kind.value for kind in Variance]),
-            help="In place of what the file says.",
+            help="That of the reverse process, likewise.",
+        ),
+        click.option(
+            "--time-input",
+            type=click.Choice(["index", "one-based", "fraction", "rescaled-1000"]),
+            help="What the network is given for step t = 1..T, likewise: t - 1, t, t / T, "
+            "(t - 1) 1000 / T.",
+        ),
+        click.option(
+            "--data-range",
+            metavar="LOW,HIGH",
+            callback=_data_range,
+            help="Lowest and highest value of an image, likewise.  [default: -1,1]",
+        ),
+        click.option(
+            "--levels",
+            type=click.IntRange(2, 256),
+            metavar="L",
+            help="Levels of a pixel, likewise; 8-bit images are reduced to their top bits.  "
+            "[default: 256]",
         ),
         click.option(
             "--clip/--no-clip",
@@ -89,7 +137,10 @@ data_options = decorate(
     ]
 )
 
-CHECKPOINT = ("ckpt", "model_flags", "prediction", "variance", "clip", "timesteps")
+CHECKPOINT = (
+    *("ckpt", "network", "model_flags", "weights", "schedule", "prediction", "variance", "clip"),
+    *("time_input", "data_range", "levels", "timesteps"),
+)
 """What the checkpoint's options are called in Python."""
 INPUTS = (*CHECKPOINT, "data", "num_images", "label")
 """What the checkpoint's and the data's options are called in Python."""

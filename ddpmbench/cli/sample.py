@@ -54,7 +54,7 @@ def sample(out: Path | None, output_format: str, **given: Any) -> None:  # noqa:
     of_checkpoint = {name: given.pop(name) for name in options.CHECKPOINT}
     with joined() as ranks:
         settings = sample_settings(given, eight_bit=eight_bit, local_rank=ranks.local_rank)
-        checkpoint = ranks.first_one(lambda: open_checkpoint(**of_checkpoint))
+        checkpoint = ranks.first_one(lambda: open_checkpoint(of_checkpoint))
         folder = ranks.once(lambda: out or options.dated_folder("sample"))
         if ranks.reports:
             for note in checkpoint.notes:

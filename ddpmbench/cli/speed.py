@@ -95,7 +95,7 @@ def speed(output_format: str, **given: Any) -> None:  # noqa: ANN401
     from ddpmbench.report.printed_speed import printed_speed
     from ddpmbench.runs.speed import SpeedPlan
 
-    checkpoint = open_checkpoint(**{name: given.pop(name) for name in options.CHECKPOINT})
+    checkpoint = open_checkpoint({name: given.pop(name) for name in options.CHECKPOINT})
     for note in checkpoint.notes:
         click.echo(f"Note: {note}", err=True)
     data, num_images = given.pop("data"), given.pop("num_images")

@@ -12,7 +12,7 @@ import torch
 from peers import SMALL_UNET, diffusers_unet, openai_weights, refused, save_flat
 from safetensors.torch import load_file, save_file
 
-from ddpmbench.inputs.checkpoints import load_checkpoint
+from ddpmbench.inputs.checkpoints import CheckpointSettings, load_checkpoint
 
 FLAGS = (
     "--image_size 8 --num_channels 32 --num_res_blocks 1 --channel_mult 1,2 "
@@ -72,7 +72,7 @@ def test_a_truncated_torch_file(tmp_path, old_format, share):
     whole = path.read_bytes()
     path.write_bytes(whole[: int(share * len(whole))])
     with refused(path, "again"):
-        load_checkpoint(path, model_flags=FLAGS)
+        load_checkpoint(path, CheckpointSettings(model_flags=FLAGS))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.99])
@@ -117,7 +117,7 @@ def test_code_in_a_file_does_not_run(tmp_path, how):
         payload = {"extra": RunsCode(canary)}
         path.write_bytes(pickle.dumps(payload, protocol=4 if how == "pickle" else 0))
     with refused(path):
-        load_checkpoint(path, model_flags=FLAGS)
+        load_checkpoint(path, CheckpointSettings(model_flags=FLAGS))
     assert not canary.exists()
     pickle.loads(pickle.dumps(RunsCode(canary)))  # it is a canary: unpickled, it sings
     assert canary.exists()
@@ -216,7 +216,7 @@ def test_weights_that_are_not_the_network(openai_file, wrong):
             weights[name] = 3
     torch.save(weights, openai_file)
     with refused(openai_file, name):
-        load_checkpoint(openai_file, model_flags=FLAGS)
+        load_checkpoint(openai_file, CheckpointSettings(model_flags=FLAGS))
 
 
 @pytest.mark.parametrize("wrong", ["nan", "missing", "extra"])

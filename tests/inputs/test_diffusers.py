@@ -19,7 +19,7 @@ from peers import (
 )
 from safetensors.torch import load_file, save_file
 
-from ddpmbench.inputs.checkpoints import load_checkpoint
+from ddpmbench.inputs.checkpoints import CheckpointSettings, load_checkpoint
 from ddpmbench.inputs.checkpoints.weights import sha256_of
 from ddpmbench.process.prediction import Prediction, Variance
 
@@ -171,24 +171,27 @@ def test_another_sampler_leaves_the_variance_to_an_option(folder):
     DDIMScheduler(beta_schedule="scaled_linear").save_pretrained(folder)
     with refused(path, "DDIMScheduler", "--variance"):
         load_checkpoint(folder)
-    checkpoint = load_checkpoint(folder, variance="fixed_small")
+    checkpoint = load_checkpoint(folder, CheckpointSettings(variance="fixed_small"))
     assert checkpoint.variance is Variance.FIXED_SMALL
     assert checkpoint.schedule.name == "scaled_linear"
     assert any("--variance fixed_small" in note for note in checkpoint.notes)
     PNDMScheduler().save_pretrained(folder)
-    assert any("--no-clip" in n for n in load_checkpoint(folder, variance="fixed_large").notes)
+    assert any(
+        "--no-clip" in n
+        for n in load_checkpoint(folder, CheckpointSettings(variance="fixed_large")).notes
+    )
 
 
 def test_an_option_overrides_what_the_file_says_and_is_noted(folder):
-    checkpoint = load_checkpoint(folder, variance="fixed_large", prediction="v")
+    checkpoint = load_checkpoint(folder, CheckpointSettings(variance="fixed_large", prediction="v"))
     assert (checkpoint.variance, checkpoint.prediction) == (Variance.FIXED_LARGE, Prediction.V)
     assert len(checkpoint.notes) == 2
     with refused("--variance learned_range"):
-        load_checkpoint(folder, variance="learned_range")
+        load_checkpoint(folder, CheckpointSettings(variance="learned_range"))
     with refused("--variance huge", "fixed_small"):
-        load_checkpoint(folder, variance="huge")
+        load_checkpoint(folder, CheckpointSettings(variance="huge"))
     with refused("--prediction noise", "eps"):
-        load_checkpoint(folder, prediction="noise")
+        load_checkpoint(folder, CheckpointSettings(prediction="noise"))
 
 
 @pytest.mark.parametrize(
@@ -274,7 +277,7 @@ def test_a_pipeline_of_latents(peer, tmp_path):
 
 def test_the_flags_of_another_family(folder):
     with refused("--model-flags", folder):
-        load_checkpoint(folder, model_flags="--image_size 32")
+        load_checkpoint(folder, CheckpointSettings(model_flags="--image_size 32"))
 
 
 def test_the_settings_of_google_ddpm_cifar10_32_are_all_understood(tmp_path):

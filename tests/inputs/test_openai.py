@@ -5,7 +5,7 @@ import pytest
 import torch
 from peers import SHARED, needs_shared, openai_weights, refused, same_weights
 
-from ddpmbench.inputs.checkpoints import TimeInput, load_checkpoint
+from ddpmbench.inputs.checkpoints import CheckpointSettings, TimeInput, load_checkpoint
 from ddpmbench.inputs.checkpoints.openai import network_config
 from ddpmbench.inputs.checkpoints.openai_flags import PRESETS, parse_flags
 from ddpmbench.inputs.checkpoints.openai_shapes import read_shapes
@@ -36,7 +36,7 @@ def output(checkpoint, labels=None):
 def test_recorded_outputs_of_the_projects_own_code(project):
     recorded = np.load(SHARED / f"{project}_diffusion_tiny_io.npz")
     path = SHARED / f"{project}_diffusion_tiny.pt"
-    checkpoint = load_checkpoint(path, model_flags=str(recorded["flags"]))
+    checkpoint = load_checkpoint(path, CheckpointSettings(model_flags=str(recorded["flags"])))
     x_t, t = torch.from_numpy(recorded["x_t"]), torch.from_numpy(recorded["t"])
     time = checkpoint.network_time(t + 1)
     with torch.no_grad():
@@ -80,19 +80,22 @@ def test_a_published_name_takes_its_flags(path, monkeypatch, tmp_path):
     published = path.rename(tmp_path / f"{name}.pt")
     by_itself = load_checkpoint(published)
     assert any(name in note for note in by_itself.notes)
-    by_name = load_checkpoint(published, model_flags=name)
+    by_name = load_checkpoint(published, CheckpointSettings(model_flags=name))
     assert same_weights(by_itself, by_name)
     # flags given come before those of the name
     steps = load_checkpoint(
-        published, model_flags=f"{FLAGS} --diffusion_steps 100 --rescale_timesteps False"
+        published,
+        CheckpointSettings(model_flags=f"{FLAGS} --diffusion_steps 100 --rescale_timesteps False"),
     )
     assert steps.schedule.num_timesteps == 100
 
 
 @pytest.mark.parametrize("heads", ["--num_heads 4", "--num_head_channels 16"])
 def test_both_orders_of_the_attention_rows(path, heads):
-    legacy = load_checkpoint(path, model_flags=f"{FLAGS} {heads}")
-    same_rows = load_checkpoint(path, model_flags=f"{FLAGS} {heads} --use_new_attention_order True")
+    legacy = load_checkpoint(path, CheckpointSettings(model_flags=f"{FLAGS} {heads}"))
+    same_rows = load_checkpoint(
+        path, CheckpointSettings(model_flags=f"{FLAGS} {heads} --use_new_attention_order True")
+    )
     assert (output(legacy) - output(same_rows)).abs().max() > 1e-3
     weights = torch.load(path, weights_only=True)
     for name, rows in weights.items():
@@ -106,7 +109,9 @@ def test_both_orders_of_the_attention_rows(path, heads):
             ]
             weights[name] = rows[order]
     torch.save(weights, path)
-    moved = load_checkpoint(path, model_flags=f"{FLAGS} {heads} --use_new_attention_order True")
+    moved = load_checkpoint(
+        path, CheckpointSettings(model_flags=f"{FLAGS} {heads} --use_new_attention_order True")
+    )
     assert same_weights(legacy, moved)
 
 
@@ -127,7 +132,7 @@ def test_both_orders_of_the_attention_rows(path, heads):
 def test_shapes_and_flags_agree_on_a_network(tmp_path, shapes, flags):
     path = tmp_path / "model.pt"
     torch.save(openai_weights(**shapes), path)
-    checkpoint = load_checkpoint(path, model_flags=f"{FLAGS} {flags}")
+    checkpoint = load_checkpoint(path, CheckpointSettings(model_flags=f"{FLAGS} {flags}"))
     assert checkpoint.channels == shapes.get("images", 3)
     assert checkpoint.num_classes == shapes.get("classes", 0)
     learned = shapes.get("learn_sigma", True)
@@ -149,16 +154,20 @@ def test_shapes_and_flags_agree_on_a_network(tmp_path, shapes, flags):
 )
 def test_flags_that_contradict_the_weights(path, flag, found):
     with refused(path, f"has {flag}", f"the weights say {found}"):
-        load_checkpoint(path, model_flags=f"{FLAGS} {flag}")
+        load_checkpoint(path, CheckpointSettings(model_flags=f"{FLAGS} {flag}"))
 
 
 def test_a_default_that_contradicts_the_weights(path):
     with refused(path, "leaves the default --learn_sigma False", "True"):
-        load_checkpoint(path, model_flags=FLAGS.replace("--learn_sigma True", ""))
+        load_checkpoint(
+            path, CheckpointSettings(model_flags=FLAGS.replace("--learn_sigma True", ""))
+        )
     with refused(path, "--image_size 64 (channel multiples 1,2,3,4)", "1,2"):
         load_checkpoint(
             path,
-            model_flags="--image_size 64 --num_channels 32 --num_res_blocks 1 --learn_sigma True",
+            CheckpointSettings(
+                model_flags="--image_size 64 --num_channels 32 --num_res_blocks 1 --learn_sigma True"
+            ),
         )
 
 
@@ -170,7 +179,10 @@ def test_without_flags_the_line_says_what_settles_it_and_what_was_read(path):
 def test_process_flags(path):
     settings = "--diffusion_steps 400 --noise_schedule cosine --rescale_timesteps True"
     checkpoint = load_checkpoint(
-        path, model_flags=f"{FLAGS} {settings} --predict_xstart True --clip_denoised False"
+        path,
+        CheckpointSettings(
+            model_flags=f"{FLAGS} {settings} --predict_xstart True --clip_denoised False"
+        ),
     )
     assert checkpoint.prediction is Prediction.X_START
     assert not checkpoint.clip
@@ -178,7 +190,9 @@ def test_process_flags(path):
     assert checkpoint.time_input is TimeInput.RESCALED_1000
     times = checkpoint.network_time(torch.tensor([1, 2, 400]))
     assert times.tolist() == [0.0, 2.5, 997.5]
-    respaced = load_checkpoint(path, model_flags=f"{FLAGS} {settings} --timestep_respacing 50")
+    respaced = load_checkpoint(
+        path, CheckpointSettings(model_flags=f"{FLAGS} {settings} --timestep_respacing 50")
+    )
     assert respaced.schedule.num_timesteps == 50
     assert respaced.network_time(torch.tensor([50])).tolist() == [997.5]
 
@@ -187,8 +201,11 @@ def test_fixed_variances(tmp_path):
     path = tmp_path / "model.pt"
     torch.save(openai_weights(learn_sigma=False), path)
     flags = FLAGS.replace("--learn_sigma True", "")
-    assert load_checkpoint(path, model_flags=flags).variance is Variance.FIXED_LARGE
-    small = load_checkpoint(path, model_flags=f"{flags} --sigma_small True")
+    assert (
+        load_checkpoint(path, CheckpointSettings(model_flags=flags)).variance
+        is Variance.FIXED_LARGE
+    )
+    small = load_checkpoint(path, CheckpointSettings(model_flags=f"{flags} --sigma_small True"))
     assert small.variance is Variance.FIXED_SMALL
 
 
@@ -209,7 +226,9 @@ def test_which_project_decides_whether_time_is_rescaled(flags, rescales):
 
 
 def test_a_default_that_the_project_decides_is_noted(path):
-    checkpoint = load_checkpoint(path, model_flags=f"{FLAGS} --diffusion_steps 4000")
+    checkpoint = load_checkpoint(
+        path, CheckpointSettings(model_flags=f"{FLAGS} --diffusion_steps 4000")
+    )
     assert checkpoint.time_input is TimeInput.INDEX
     assert any("--rescale_timesteps False" in note for note in checkpoint.notes)
 
@@ -223,7 +242,10 @@ def test_a_project_that_cannot_be_told():
 
 def test_flags_of_training_are_ignored_and_noted(path):
     checkpoint = load_checkpoint(
-        path, model_flags=f"{FLAGS} --lr 1e-4 --batch_size 128 --dropout 0.3 --use_kl True"
+        path,
+        CheckpointSettings(
+            model_flags=f"{FLAGS} --lr 1e-4 --batch_size 128 --dropout 0.3 --use_kl True"
+        ),
     )
     assert any("--lr, --batch_size, --dropout, --use_kl" in n for n in checkpoint.notes)
 
@@ -255,7 +277,9 @@ def test_flags_of_training_are_ignored_and_noted(path):
 def test_flags_that_cannot_be_read(path, flags, word):
     alone = flags.startswith(("cifar11", "--image_size 28"))
     with refused("--model-flags", word):
-        load_checkpoint(path, model_flags=flags if alone else f"{FLAGS} {flags}")
+        load_checkpoint(
+            path, CheckpointSettings(model_flags=flags if alone else f"{FLAGS} {flags}")
+        )
 
 
 def test_networks_of_the_projects_that_are_no_ddpm(tmp_path):
@@ -263,8 +287,8 @@ def test_networks_of_the_projects_that_are_no_ddpm(tmp_path):
     weights = openai_weights()
     torch.save({k: w for k, w in weights.items() if not k.startswith("output_blocks")}, path)
     with refused(path, "classifier"):
-        load_checkpoint(path, model_flags=FLAGS)
+        load_checkpoint(path, CheckpointSettings(model_flags=FLAGS))
     weights["input_blocks.0.0.weight"] = torch.zeros(32, 6, 3, 3)
     torch.save(weights, path)
     with refused(path, "upsampler"):
-        load_checkpoint(path, model_flags=FLAGS)
+        load_checkpoint(path, CheckpointSettings(model_flags=FLAGS))

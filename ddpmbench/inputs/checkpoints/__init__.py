@@ -2,5 +2,6 @@
 
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint, TimeInput
 from ddpmbench.inputs.checkpoints.load import load_checkpoint
+from ddpmbench.inputs.checkpoints.settings import CheckpointSettings
 
-__all__ = ["Checkpoint", "TimeInput", "load_checkpoint"]
+__all__ = ["Checkpoint", "CheckpointSettings", "TimeInput", "load_checkpoint"]

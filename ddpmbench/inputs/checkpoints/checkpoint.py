@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ddpmbench.errors import InputError
 from ddpmbench.network.unet import UNet
+from ddpmbench.process.data_range import UNIT_RANGE, DataRange
 from ddpmbench.process.diffusion import GaussianDiffusion
 from ddpmbench.process.prediction import Prediction, Variance
 from ddpmbench.process.schedule import NoiseSchedule
@@ -43,8 +44,11 @@ class Checkpoint:
         schedule: the noise schedule evaluated, respaced or as trained.
         prediction: what the network outputs.
         variance: the variance of its reverse process.
-        clip: whether the predicted x_start is clamped to [-1, 1].
+        clip: whether the predicted x_start is clamped to the data's range.
         time_input: what the network is given for a step.
+        data_range: the numbers an image is made of.
+        weights: "ema" where they are averaged over the training, "raw" where they are its last;
+            None if that is not known.
         channels: channels of an image; None if that is not known.
         image_size: height and width it was trained on; None if the file does not say.
         size_multiple: height and width of an image must be divisible by this.
@@ -66,6 +70,8 @@ class Checkpoint:
     sha256: str
     clip: bool = True
     time_input: TimeInput = TimeInput.INDEX
+    data_range: DataRange = UNIT_RANGE
+    weights: str | None = None
     image_size: int | None = None
     size_multiple: int = 1
     num_classes: int = 0

@@ -12,6 +12,7 @@ from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.inputs.checkpoints.diffusers_network import read_network
 from ddpmbench.inputs.checkpoints.diffusers_scheduler import read_scheduler
 from ddpmbench.inputs.checkpoints.fields import read_object
+from ddpmbench.inputs.checkpoints.settings import CheckpointSettings
 from ddpmbench.inputs.checkpoints.weights import (
     build_unet,
     check_outputs,
@@ -52,21 +53,14 @@ class _Layout:
     weights: Path
 
 
-def read_diffusers(
-    folder: Path,
-    *,
-    source: str,
-    prediction: Prediction | None = None,
-    variance: Variance | None = None,
-) -> Checkpoint:
+def read_diffusers(folder: Path, *, source: str, settings: CheckpointSettings) -> Checkpoint:
     """The checkpoint in a folder written by diffusers.
 
     Args:
         folder: holds `config.json`, `scheduler_config.json` and the weights, or the same in
             `unet/` and `scheduler/`.
         source: the path or hub id as the user gave it.
-        prediction: what the network outputs, where the scheduler does not say.
-        variance: the variance of the reverse process, where the scheduler does not say.
+        settings: what the scheduler does not say.
 
     Raises:
         InputError: a file is missing or damaged, or says something this package cannot express;
@@ -76,6 +70,8 @@ def read_diffusers(
     """
     layout = _find(folder)
     config, image_size = read_network(layout.config)
+    prediction = None if settings.prediction is None else Prediction(settings.prediction)
+    variance = None if settings.variance is None else Variance(settings.variance)
     conventions = read_scheduler(layout.scheduler, prediction=prediction, variance=variance)
     said_by = layout.scheduler if variance is None else f"--variance {variance}: {layout.config}"
     check_outputs(config, conventions.variance, source=said_by)

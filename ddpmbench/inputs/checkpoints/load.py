@@ -13,8 +13,8 @@ from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.inputs.checkpoints.diffusers import read_diffusers, weights_file
 from ddpmbench.inputs.checkpoints.native import is_native, read_native
 from ddpmbench.inputs.checkpoints.openai import is_openai, read_openai
+from ddpmbench.inputs.checkpoints.settings import CheckpointSettings
 from ddpmbench.inputs.checkpoints.weights import read_state
-from ddpmbench.process.prediction import Prediction, Variance
 
 DEFAULT = "default"
 """The source that names the checkpoint in the package."""
@@ -23,11 +23,7 @@ TRAINED = "checkpoint.safetensors"
 
 
 def load_checkpoint(
-    source: str | Path = DEFAULT,
-    *,
-    model_flags: str | None = None,
-    prediction: str | None = None,
-    variance: str | None = None,
+    source: str | Path = DEFAULT, settings: CheckpointSettings | None = None
 ) -> Checkpoint:
     """The checkpoint in a file, a folder or a model on the Hugging Face Hub.
 
@@ -37,29 +33,23 @@ def load_checkpoint(
         source: a native file or the folder of a training run, a state dict of improved-diffusion
             or guided-diffusion, a folder of diffusers, or a hub id `owner/name`; "default" is
             the one in the package.
-        model_flags: the flags a state dict was trained with, in its project's own spelling, or
-            the name of a published file.
-        prediction: "eps", "x_start", "v" or "previous_mean", where the checkpoint does not say
-            or is to be read otherwise.
-        variance: "fixed_small", "fixed_large", "learned_range" or "learned", likewise.
+        settings: what is said of it besides.
 
     Raises:
         InputError: the source is missing, damaged, of no family that is read, or does not say
             something that an option has to settle.
     """
+    settings = settings or CheckpointSettings()
     try:
-        checkpoint = _load(source, model_flags, _prediction(prediction), _variance(variance))
+        checkpoint = _load(source, settings)
     except OSError as error:
         raise InputError(f"{source}: cannot be read ({error.strerror or error})") from error
-    return checkpoint.with_conventions(prediction=prediction, variance=variance)
+    return checkpoint.with_conventions(
+        prediction=settings.prediction, variance=settings.variance, clip=settings.clip
+    )
 
 
-def _load(
-    source: str | Path,
-    model_flags: str | None,
-    prediction: Prediction | None,
-    variance: Variance | None,
-) -> Checkpoint:
+def _load(source: str | Path, settings: CheckpointSettings) -> Checkpoint:
     path = assets.CHECKPOINT if source == DEFAULT else Path(source)
     name = str(source)
     fetched = False
@@ -70,33 +60,19 @@ def _load(
     if is_native(path / TRAINED):
         path = path / TRAINED
     if path.is_dir():
-        _refuse_flags(model_flags, name)
-        checkpoint = read_diffusers(path, source=name, prediction=prediction, variance=variance)
+        _refuse_flags(settings.model_flags, name)
+        checkpoint = read_diffusers(path, source=name, settings=settings)
         if fetched and (weights := weights_file(path)) is not None:
             hub.check_blob(weights, checkpoint.sha256)
     elif is_native(path):
-        _refuse_flags(model_flags, name)
+        _refuse_flags(settings.model_flags, name)
         checkpoint = dataclasses.replace(read_native(path), source=name)
     else:
         state = read_state(path)
         if not is_openai(state):
             raise InputError(f"{path}: {_what_it_is(path, state)}")
-        checkpoint = read_openai(path, state, source=name, model_flags=model_flags)
+        checkpoint = read_openai(path, state, source=name, settings=settings)
     return checkpoint
-
-
-def _prediction(name: str | None) -> Prediction | None:
-    try:
-        return None if name is None else Prediction(name)
-    except ValueError:
-        raise InputError(f"--prediction {name}: choose from {', '.join(Prediction)}") from None
-
-
-def _variance(name: str | None) -> Variance | None:
-    try:
-        return None if name is None else Variance(name)
-    except ValueError:
-        raise InputError(f"--variance {name}: choose from {', '.join(Variance)}") from None
 
 
 def _refuse_flags(model_flags: str | None, source: str) -> None:

@@ -11,6 +11,7 @@ from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint, TimeInput
 from ddpmbench.inputs.checkpoints.openai_flags import PRESETS, ModelFlags, parse_flags
 from ddpmbench.inputs.checkpoints.openai_shapes import Shapes, read_shapes, shown
+from ddpmbench.inputs.checkpoints.settings import CheckpointSettings
 from ddpmbench.inputs.checkpoints.weights import (
     build_unet,
     naming,
@@ -53,7 +54,7 @@ def is_openai(names: Mapping[str, object]) -> bool:
 
 
 def read_openai(
-    path: Path, state: Mapping[str, object], *, source: str, model_flags: str | None = None
+    path: Path, state: Mapping[str, object], *, source: str, settings: CheckpointSettings
 ) -> Checkpoint:
     """The checkpoint in a state dict of either project.
 
@@ -61,8 +62,7 @@ def read_openai(
         path: the file the state dict came from.
         state: what it holds.
         source: the path as the user gave it.
-        model_flags: the flags it was trained with, in the projects' own spelling, or the name of
-            a published file; may be absent if the file has the name of a published one.
+        settings: its `model_flags` may be absent if the file has the name of a published one.
 
     Raises:
         InputError: the flags are missing, contradict the weights, or ask for what this package
@@ -73,6 +73,7 @@ def read_openai(
     weights = only_tensors(state, source=str(path))
     shapes = read_shapes(weights, path)
     notes = []
+    model_flags = settings.model_flags
     if model_flags is None and path.stem in PRESETS:
         model_flags = path.stem
         notes.append(f"flags of the published {path.stem}: {PRESETS[path.stem]}")

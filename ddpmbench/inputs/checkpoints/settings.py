@@ -1,0 +1,57 @@
+"""What is said of a checkpoint besides its file."""
+
+import dataclasses
+
+from ddpmbench.errors import InputError
+from ddpmbench.inputs.checkpoints.checkpoint import TimeInput
+from ddpmbench.process.prediction import Prediction, Variance
+
+WEIGHTS = ("ema", "raw")
+"""Which weights of a file that holds both: averaged over the training, or its last."""
+_CHOICES = {
+    "weights": WEIGHTS,
+    "prediction": tuple(map(str, Prediction)),
+    "variance": tuple(map(str, Variance)),
+    "time_input": tuple(map(str, TimeInput)),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointSettings:
+    """What a file does not say, or is to be read otherwise; None leaves it to the file.
+
+    Attributes:
+        network: `FILE.py:NAME`, a callable of the user's that builds the network.
+        model_flags: of improved-diffusion and guided-diffusion: the flags a state dict was
+            trained with, in its project's own spelling, or the name of a published file.
+        weights: "ema" or "raw"; None takes the averaged ones where there are any.
+        schedule: the noise schedule, as `linear:1000`.
+        prediction: "eps", "x_start", "v" or "previous_mean".
+        variance: "fixed_small", "fixed_large", "learned_range" or "learned".
+        clip: whether the predicted x_start is clamped to the data's range.
+        time_input: "index", "one-based", "fraction" or "rescaled-1000".
+        data_range: lowest and highest value of an image.
+        levels: how many levels a pixel has, 2..256.
+
+    Raises:
+        InputError: a name is unknown.
+    """
+
+    network: str | None = None
+    model_flags: str | None = None
+    weights: str | None = None
+    schedule: str | None = None
+    prediction: str | None = None
+    variance: str | None = None
+    clip: bool | None = None
+    time_input: str | None = None
+    data_range: tuple[float, float] | None = None
+    levels: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse names that are none."""
+        for name, choices in _CHOICES.items():
+            value = getattr(self, name)
+            if value is not None and value not in choices:
+                option = name.replace("_", "-")
+                raise InputError(f"--{option} {value}: choose from {', '.join(choices)}")
