@@ -166,7 +166,8 @@ def test_a_default_that_contradicts_the_weights(path):
         load_checkpoint(
             path,
             CheckpointSettings(
-                model_flags="--image_size 64 --num_channels 32 --num_res_blocks 1 --learn_sigma True"
+                model_flags="--image_size 64 --num_channels 32 --num_res_blocks 1 "
+                "--learn_sigma True"
             ),
         )
 
