@@ -176,6 +176,8 @@ class Checkpoint:
         text = repr((self.sha256, kind.__module__, kind.__qualname__, config, steps))
         digest = hashlib.sha256(f"{text} {self.time_input}".encode())
         digest.update(self.schedule.betas.numpy().tobytes())
+        if self.weights == "raw":  # of a file that may hold both; the average is the default
+            digest.update(b"raw")
         return digest.hexdigest()
 
     def check_images(self, shape: tuple[int, ...], source: str) -> None:

@@ -11,6 +11,7 @@ from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints import hub
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.inputs.checkpoints.diffusers import read_diffusers, weights_file
+from ddpmbench.inputs.checkpoints.lucidrains import is_lucidrains, read_lucidrains
 from ddpmbench.inputs.checkpoints.native import is_native, read_native
 from ddpmbench.inputs.checkpoints.openai import is_openai, read_openai
 from ddpmbench.inputs.checkpoints.settings import CheckpointSettings
@@ -31,8 +32,8 @@ def load_checkpoint(
 
     Args:
         source: a native file or the folder of a training run, a state dict of improved-diffusion
-            or guided-diffusion, a folder of diffusers, or a hub id `owner/name`; "default" is
-            the one in the package.
+            or guided-diffusion, a file that lucidrains' Trainer saved, a folder of diffusers, or
+            a hub id `owner/name`; "default" is the one in the package.
         settings: what is said of it besides.
 
     Raises:
@@ -69,6 +70,9 @@ def _load(source: str | Path, settings: CheckpointSettings) -> Checkpoint:
         checkpoint = dataclasses.replace(read_native(path), source=name)
     else:
         state = read_state(path)
+        if is_lucidrains(state):
+            _refuse_flags(settings.model_flags, name)
+            return read_lucidrains(path, state, source=name, settings=settings)
         if not is_openai(state):
             raise InputError(f"{path}: {_what_it_is(path, state)}")
         checkpoint = read_openai(path, state, source=name, settings=settings)
@@ -90,7 +94,7 @@ def _what_it_is(path: Path, state: Mapping[str, object]) -> str:
     if any(name.startswith("temb.dense.") for name in state):
         return "of pesser/pytorch_diffusion; this family is not read yet"
     if {"step", "model", "ema"} <= set(state):
-        return "of lucidrains/denoising-diffusion-pytorch; this family is not read yet"
+        return "as lucidrains' Trainer saves it, but of no GaussianDiffusion; pass --network"
     if any(name.startswith(("down_blocks.", "conv_norm_out.")) for name in state):
         return f"the weights of a diffusers folder alone; pass the folder: {path.parent}"
     for name, value in state.items():
