@@ -46,7 +46,7 @@ def edited(path, change):
     content = torch.load(path, weights_only=True)
     ema = content["ema"]
     names = {name.removeprefix("ema_model."): ema.pop(name) for name in [*ema] if "ema_" in name}
-    ema |= {f"ema_model.{name}": value for name, value in (change(names) or names).items()}
+    ema |= {f"ema_model.{name}": value for name, value in change(names).items()}
     torch.save(content, path)
     return path
 
@@ -111,10 +111,13 @@ def test_predictions_and_posterior_are_those_of_the_package(tmp_path, objective,
         (step.pred_x_start, pred_x_start),
         (step.mean, mean),
         (ours.q_posterior(x_start, x_t, STEPS)[0], posterior),
-        (step.log_variance[1:], log_variance[1:]),  # at t = 1 theirs is that of variance 1e-20
     ):
-        scale = expected.abs().amax((1, 2, 3), keepdim=True).clamp(min=1.0)
+        # of what is rounded: theirs multiplies by float32 numbers before it clips
+        size = torch.maximum(expected.abs(), predicted.pred_x_start.abs())
+        scale = size.amax((1, 2, 3), keepdim=True).clamp(min=1.0)
         assert ((found - expected).abs() / scale).max() < 1e-5
+    # at t = 1, where they add no noise, theirs is that of the variance 1e-20
+    assert (step.log_variance - log_variance)[1:].abs().max() < 1e-5
     assert checkpoint.variance is Variance.FIXED_SMALL
     assert checkpoint.clip
     assert checkpoint.schedule.name == beta_schedule
@@ -149,9 +152,9 @@ def test_buffers_that_contradict_each_other_are_no_schedule(tmp_path):
     for index in (0, 20, 39):
         wrong = products.clone()
         wrong[index] *= 0.999
-        with refused(tmp_path, f"t = {index + 1};", "--schedule"):
+        with refused(tmp_path, f"t = {index + 1};", "contradict"):
             read_schedule({"betas": betas, "alphas_cumprod": wrong}, path=tmp_path)
-    with refused(tmp_path, "alphas_cumprod is [39]"):
+    with refused(tmp_path, "alphas_cumprod [39]"):
         read_schedule({"betas": betas, "alphas_cumprod": products[:-1]}, path=tmp_path)
     with refused(tmp_path, "no buffer alphas_cumprod"):
         read_schedule({"betas": betas}, path=tmp_path)
@@ -180,8 +183,8 @@ def test_the_loss_weight_tells_what_the_network_predicts(objective, prediction, 
 
 def test_a_loss_weight_that_tells_nothing_takes_an_option(tmp_path):
     path, theirs = saved(tmp_path, diffusion(objective="pred_x0"))
-    edited(path, lambda names: names["loss_weight"].sqrt_())
-    with refused(path, "--prediction"), pytest.raises(UnsettledError) as caught:
+    edited(path, lambda names: names | {"loss_weight": names["loss_weight"].sqrt()})
+    with pytest.raises(UnsettledError, match="model-1.pt: .*--prediction") as caught:
         load_checkpoint(path)
     assert caught.value.family == "lucidrains"
     assert caught.value.missing == ("--prediction v",)
@@ -257,7 +260,7 @@ def without(*missing):
 
 
 def nan(names):
-    names["model.mid_attn.mem_kv"][0, 0, 0, 0] = torch.nan
+    return names | {"model.final_conv.bias": torch.full((3,), torch.nan)}
 
 
 @pytest.mark.parametrize(
@@ -269,12 +272,12 @@ def nan(names):
         (without("betas"), "2.3.4", ["no GaussianDiffusion", "--network"]),
         (without("alphas_cumprod"), "2.3.4", ["no buffer alphas_cumprod"]),
         (lambda names: names | {"model.more.weight": torch.ones(3)}, "2.3.4", ["left over"]),
-        (nan, "2.3.4", ["mid_attn.mem_kv", "NaN"]),
+        (nan, "2.3.4", ["final_conv.bias", "NaN"]),
         (old, "1.10.17", ["1.10.17", "another", "pip install", "pytorch==1.10.17"]),
         (old, None, ["before 2.0", "--network"]),
         (old, "import os; #", ["before 2.0", "--network"]),
         (lambda names: names | {"betas": 3}, "2.3.4", ["betas is a int"]),
-        (lambda names: names | {"betas": torch.ones(40)}, "2.3.4", ["between 0 and 1"]),
+        (lambda names: names | {"betas": torch.ones(40)}, "2.3.4", ["contradict", "t = 1;"]),
     ],
 )
 def test_files_that_are_not_whole_or_of_another_version(tmp_path, change, version, words):

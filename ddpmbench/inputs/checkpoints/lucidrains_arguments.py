@@ -55,6 +55,11 @@ def read_arguments(weights: Mapping[str, Tensor], path: Path) -> UnetArguments:
             f"{path}: the network of {PACKAGE}'s classifier_free_guidance, which depends on "
             f"classes; only its Unet is read, {OWN}"
         )
+    if "init_conv.weight" not in weights:
+        first = next(iter(weights), "none")
+        raise InputError(
+            f"{path}: its network is not {PACKAGE}'s Unet (its first weight is {first}); {OWN}"
+        )
     shapes = _Shapes(weights, path)
     dim = shapes.of("time_mlp.1.weight", 2)[0] // 4
     init_dim, inputs, *_ = shapes.of("init_conv.weight", 4)

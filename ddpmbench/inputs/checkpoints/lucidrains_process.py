@@ -14,6 +14,8 @@ from ddpmbench.process.schedule import NoiseSchedule
 
 _ULP = 2.0**-23
 """Two float32 numbers that differ by less, relatively, may be roundings of the same one."""
+_ROUNDING = 5e-7
+"""How far beta and the ratio of two products may be from adding up to 1, as float32."""
 _NAMED: dict[str, Callable[[int], NoiseSchedule]] = {
     "linear": NoiseSchedule.linear,
     "cosine": NoiseSchedule.cosine,
@@ -45,18 +47,16 @@ def read_schedule(buffers: Mapping[str, Tensor], *, path: Path) -> NoiseSchedule
             "the file is not whole"
         )
     previous = torch.cat([torch.ones(1, dtype=torch.float64), alphas_cumprod[:-1]])
-    remaining = torch.where(betas > 0.5, alphas_cumprod / previous, 1 - betas)
-    with naming(path):
-        schedule = NoiseSchedule.from_betas(torch.where(betas > 0.5, 1 - remaining, betas))
-    error = (schedule.log_alphas_cumprod - alphas_cumprod.log()).abs()
-    # float32 has 6e-8 of a product near 1, and of each factor, of which the last may be small
-    if not bool((error <= 1e-6 + 1e-4 * schedule.log_alphas_cumprod.abs()).all()):
-        t = 1 + int((error - 1e-4 * schedule.log_alphas_cumprod.abs()).argmax())
+    remaining = alphas_cumprod / previous
+    wrong = ~((remaining - (1 - betas)).abs() <= _ROUNDING)
+    if bool(wrong.any()):
         raise InputError(
-            f"{path}: alphas_cumprod is not the product of 1 - betas at t = {t}; the buffers were "
-            "changed after the training, copy the file again or pass --schedule"
+            f"{path}: betas and alphas_cumprod contradict each other at t = "
+            f"{1 + int(wrong.nonzero()[0])}; they were changed or rounded after the training, "
+            "copy the file again"
         )
-    return _named(schedule)
+    with naming(path):
+        return _named(NoiseSchedule.from_betas(torch.where(betas > 0.5, 1 - remaining, betas)))
 
 
 def _named(schedule: NoiseSchedule) -> NoiseSchedule:
