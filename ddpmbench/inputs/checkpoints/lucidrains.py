@@ -1,13 +1,14 @@
 """The family of lucidrains/denoising-diffusion-pytorch: what its Trainer or its classes save."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
 
-from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.inputs.checkpoints.lucidrains_arguments import (
+    OWN,
     PACKAGE,
     UnetArguments,
     read_arguments,
@@ -17,7 +18,6 @@ from ddpmbench.inputs.checkpoints.lucidrains_network import (
     build_unet,
     installed_version,
     unsaid_arguments,
-    version_in,
 )
 from ddpmbench.inputs.checkpoints.lucidrains_process import read_prediction, read_schedule
 from ddpmbench.inputs.checkpoints.settings import CheckpointSettings
@@ -26,53 +26,70 @@ from ddpmbench.inputs.checkpoints.weights import only_tensors, sha256_of
 from ddpmbench.process.prediction import Prediction, Variance
 from ddpmbench.process.schedule import NoiseSchedule
 
+TELLING = (("betas", "model.init_conv.weight"),)
+"""The names that tell a GaussianDiffusion of the package around one of its convolutional nets."""
 _NETWORK = "model."
-_EMA = "ema_model."
-_ONLINE = "online_model."
+_UNET = ("init_conv.weight", "time_mlp.1.weight", "final_res_block.block1.proj.weight")
 
 
-def is_lucidrains(state: Mapping[str, object]) -> bool:
-    """Whether it is what the Trainer, its EMA or a GaussianDiffusion of the package saves."""
-    first = "init_conv.weight"  # of each of its networks of convolutions
-    sets = _sets(state)
-    if "" in sets:
-        return "betas" in state and _NETWORK + first in state
-    return any(
-        "betas" in names or any(name.endswith(first) for name in names) for names in sets.values()
-    )
+def is_lucidrains(names: Mapping[str, object]) -> bool:
+    """Whether a state dict has the names of a GaussianDiffusion of the package."""
+    return set(TELLING[0]) <= set(names)
+
+
+def other_lucidrains(names: Sequence[str]) -> str | None:
+    """Why a file of the package that is none of a GaussianDiffusion is not read, as a line's rest.
+
+    None if it is of something else.
+
+    Args:
+        names: of all its tensors.
+    """
+    whole = f"only its GaussianDiffusion with its Unet is read, {OWN}"
+    if {"betas", "posterior_mean_coef1", "model.input_block.weight"} <= {
+        name.removeprefix("ema_model.") for name in names
+    }:
+        return f"another network of {PACKAGE} than its Unet; {whole}"
+    ends = {end for end in _UNET if any(name.endswith(end) for name in names)}
+    if len(ends) < len(_UNET):
+        return None
+    if set(_UNET) <= set(names):
+        return (
+            f"the network of {PACKAGE} alone, without its schedule; pass the file that its "
+            f"Trainer saved (model-N.pt), or {OWN}"
+        )
+    return f"a diffusion of {PACKAGE} without betas (elucidated or of continuous time); {whole}"
 
 
 def read_lucidrains(
-    path: Path, state: Mapping[str, object], *, source: str, settings: CheckpointSettings
+    path: Path,
+    state: Mapping[str, object],
+    *,
+    source: str,
+    settings: CheckpointSettings,
+    version: str | None = None,
 ) -> Checkpoint:
-    """The checkpoint that the package's Trainer saved as model-N.pt.
+    """The checkpoint in a state dict of a GaussianDiffusion, as the package's Trainer saves it.
 
-    Also a state dict of a GaussianDiffusion, or of the EMA of one, alone. The schedule comes from
-    its buffers, what the network predicts from how its loss was weighted. Samples of the package
-    have the posterior variance, and clip. The network is the package's own, and is not given its
-    own prediction where it is self-conditioned.
+    The schedule comes from its buffers, what the network predicts from how its loss was weighted.
+    Samples of the package have the posterior variance, and clip. The network is the package's
+    own, and is not given its own prediction where it is self-conditioned.
 
     Args:
-        path: the file the state came from.
+        path: the file the state dict came from.
         state: what it holds.
         source: the path as the user gave it.
-        settings: its `weights` picks one of two sets; its `prediction` settles what the loss does
-            not tell.
+        settings: its `prediction` settles what the loss does not tell.
+        version: of the package that wrote the file; None if that is not known.
 
     Raises:
         UnsettledError: it does not say what the network predicts.
-        InputError: it is not of a GaussianDiffusion with the package's `Unet`, its weights are
-            not whole, or the package is missing or of a version whose network is another.
+        InputError: its network is not the package's `Unet`, its weights are not whole, or the
+            package is missing or of a version whose network is another.
 
     Source: the package's denoising_diffusion_pytorch.py and learned_gaussian_diffusion.py.
     """
-    kind, name, stored = _chosen(_sets(state), settings.weights, path)
-    if "betas" not in stored:
-        raise InputError(
-            f"{path}: saved by {PACKAGE}, but of no GaussianDiffusion ({name or 'it'} has no "
-            "betas); build its network with --network FILE.py:NAME"
-        )
-    tensors = only_tensors(stored, source=str(path))
+    tensors = only_tensors(state, source=str(path))
     weights = {
         name.removeprefix(_NETWORK): tensor
         for name, tensor in tensors.items()
@@ -80,8 +97,7 @@ def read_lucidrains(
     }
     arguments = read_arguments(weights, path)
     schedule = read_schedule(tensors, path=path)
-    written = version_in(state)
-    network = build_unet(arguments, weights, path=path, version=written)
+    network = build_unet(arguments, weights, path=path, version=version)
     prediction, notes = _prediction(arguments, schedule, tensors, settings)
     if prediction is None:
         raise UnsettledError(
@@ -95,13 +111,12 @@ def read_lucidrains(
     learned = arguments.learned_variance
     if learned:
         network = _with_their_range(network, schedule)
-    by = "" if written in (None, installed_version()) else f", written by {written}"
+    by = "" if version in (None, installed_version()) else f", written by {version}"
     return Checkpoint(
         network=network,
         schedule=schedule,
         prediction=prediction,
         variance=Variance.LEARNED_RANGE if learned else Variance.FIXED_SMALL,
-        weights=kind,
         channels=arguments.channels,
         size_multiple=arguments.size_multiple,
         family="lucidrains",
@@ -109,7 +124,6 @@ def read_lucidrains(
         sha256=sha256_of(path),
         notes=(
             f"network run by {PACKAGE} {installed_version()}{by}",
-            *([f"weights: {'EMA' if kind == 'ema' else kind} ({name})"] if kind else []),
             *notes,
             "not in the file, taken as the package has it by default: "
             f"auto_normalize True (else --data-range 0,1), {unsaid_arguments(weights)}",
@@ -117,33 +131,12 @@ def read_lucidrains(
     )
 
 
-def _sets(state: Mapping[str, object]) -> dict[str, Mapping[str, object]]:
-    """The states of a GaussianDiffusion that it holds, by where they are; `""` is all of it."""
-    if {"step", "model", "ema"} <= set(state):
-        found = {f"ema.{_EMA}": _under(_EMA, _dict(state["ema"])), "model": _dict(state["model"])}
-    elif any(name.startswith(_EMA) for name in state):
-        found = {_EMA: _under(_EMA, state), _ONLINE: _under(_ONLINE, state)}
-    else:
-        return {"": state}
-    return {name: names for name, names in found.items() if names}
-
-
-def _chosen(
-    sets: Mapping[str, Mapping[str, object]], asked: str | None, path: Path
-) -> tuple[str | None, str, Mapping[str, object]]:
-    """The kind of weights, where they are, and what is there."""
-    if "" in sets:
-        if asked is not None:
-            raise InputError(
-                f"--weights {asked}: {path} holds one set of weights and does not say which; "
-                "leave the option out"
-            )
-        return None, "", sets[""]
-    kinds = {("ema" if name.endswith(_EMA) else "raw"): name for name in sets}
-    kind = asked or ("ema" if "ema" in kinds else "raw")
-    if kind not in kinds:
-        raise InputError(f"--weights {kind}: {path} holds {' and '.join(kinds) or 'none'} alone")
-    return kind, kinds[kind], sets[kinds[kind]]
+def version_in(content: Mapping[str, object]) -> str | None:
+    """The version of the package that wrote a file, where it says so."""
+    version = content.get("version")
+    if isinstance(version, str) and re.fullmatch(r"\d+(\.\d+)+", version):
+        return version
+    return None
 
 
 def _prediction(
@@ -177,15 +170,3 @@ def _with_their_range(network: nn.Module, schedule: NoiseSchedule) -> nn.Module:
         log_beta=float(schedule.betas[0].log()),
         log_posterior=float(schedule.posterior_variance[1].log()),
     )
-
-
-def _under(prefix: str, names: Mapping[str, object]) -> dict[str, object]:
-    return {
-        name.removeprefix(prefix): value for name, value in names.items() if name.startswith(prefix)
-    }
-
-
-def _dict(value: object) -> Mapping[str, object]:
-    if not isinstance(value, dict):
-        return {}
-    return {str(name): item for name, item in value.items()}

@@ -3,7 +3,6 @@
 import dataclasses
 import importlib.metadata
 import inspect
-import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -145,11 +144,3 @@ def _accepted(arguments: UnetArguments, unet: type[nn.Module]) -> dict[str, obje
         elif set(value if isinstance(value, tuple) else [value]) != {built_in.get(field.name)}:
             raise ValueError(f"{field.name} = {value}")
     return result
-
-
-def version_in(state: Mapping[str, object]) -> str | None:
-    """The version of the package that wrote a file, where it says so."""
-    version = state.get("version")
-    if isinstance(version, str) and re.fullmatch(r"\d+(\.\d+)+", version):
-        return version
-    return None
