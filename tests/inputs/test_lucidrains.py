@@ -1,14 +1,18 @@
 """Files of lucidrains' package mean to us what they mean to its own classes."""
 
+import math
 import sys
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from lucidrains_files import diffusion, package, saved, trained
 from peers import refused
 from torch import nn
 
+import ddpmbench as db
+from ddpmbench.cli.main import run
 from ddpmbench.inputs.checkpoints import CheckpointSettings, load_checkpoint
 from ddpmbench.inputs.checkpoints.lucidrains_process import read_prediction, read_schedule
 from ddpmbench.inputs.checkpoints.unsettled import UnsettledError
@@ -27,6 +31,7 @@ with warnings.catch_warnings():
         WeightedObjectiveGaussianDiffusion,
         classifier_free_guidance,
     )
+    from denoising_diffusion_pytorch.learned_gaussian_diffusion import normal_kl
 
 STEPS = torch.tensor([1, 2, 17, 39, 40])
 
@@ -104,7 +109,7 @@ def test_predictions_and_posterior_are_those_of_the_package(tmp_path, objective,
     checkpoint = load_checkpoint(bare(tmp_path, model))
     x_start, x_t = noised(seed=2).clamp(-1, 1).double(), noised().double()
     output = checkpoint.model_output(x_t, STEPS).detach().double()
-    theirs = model.double()  # so that what differs is not their float32 differences
+    theirs = model.double()  # so that nothing is lost in their differences
     theirs.model = Given(output)
     ours = checkpoint.diffusion
     step = ours.p_mean_variance(output, x_t, STEPS)
@@ -212,6 +217,48 @@ def test_a_learned_variance_is_that_of_the_package_at_every_step(tmp_path):
     assert (step.mean - mean).abs().max() < 1e-5
     assert checkpoint.prediction is Prediction.EPSILON
     assert checkpoint.variance is Variance.LEARNED_RANGE
+
+
+@pytest.mark.parametrize("unet", [{}, {"learned_variance": True}, {"self_condition": True}])
+def test_terms_are_divergences_of_the_package_s_distributions(tmp_path, unet):
+    theirs = diffusion(unet)
+    checkpoint = load_checkpoint(bare(tmp_path, theirs))
+    x_start, eps = noised(seed=2).clamp(-1, 1), noised(seed=3)
+    x_t = theirs.q_sample(x_start, STEPS - 1, eps)
+    with torch.no_grad():
+        output = checkpoint.model_output(x_t, STEPS).double()
+        given = Given(theirs.model(x_t, STEPS - 1).double())
+    x_start, x_t, eps = x_start.double(), x_t.double(), eps.double()
+    theirs = theirs.double()  # so that nothing is lost in their differences
+    theirs.model = given
+    mean, _, log_variance, *_ = theirs.p_mean_variance(x=x_t, t=STEPS - 1, clip_denoised=True)
+    posterior, _, log_posterior = theirs.q_posterior(x_start, x_t, STEPS - 1)
+    expected = normal_kl(posterior, log_posterior, mean, log_variance).mean((1, 2, 3))
+    terms = db.bound_terms(
+        checkpoint.schedule,
+        x_start,
+        STEPS,
+        eps,
+        output,
+        prediction=checkpoint.prediction,
+        variance=checkpoint.variance,
+        clip=checkpoint.clip,
+    )
+    found = terms.bits_per_dim * math.log(2)
+    assert (found / expected - 1)[1:].abs().max() < 1e-5
+
+
+def test_a_run_of_nll_says_how_the_file_is_read(whole, tmp_path, capsys):
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
+    np.savez(tmp_path / "images.npz", arr_0=pixels)
+    arguments = ["nll", "--ckpt", whole[0], "--data", tmp_path / "images.npz", "--draws", 1]
+    arguments += ["--estimator", "every-pair", "--out", tmp_path / "run", "--timesteps", 4]
+    assert run([str(argument) for argument in arguments]) == 0
+    told = capsys.readouterr()
+    for words in ("sigmoid", "v, fixed_small, clip", "(lucidrains, "):
+        assert words in told.out
+    for words in ("run by denoising-diffusion-pytorch", "EMA (ema/ema_model.)", "--data-range 0,1"):
+        assert words in told.err
 
 
 def test_both_sets_of_weights_of_a_short_training(tmp_path, monkeypatch):
