@@ -12,8 +12,10 @@ from ddpmbench.inputs.checkpoints import hub
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.inputs.checkpoints.diffusers import read_diffusers, weights_file
 from ddpmbench.inputs.checkpoints.native import is_native, read_native
+from ddpmbench.inputs.checkpoints.network_file import FAMILY, read_network_file
 from ddpmbench.inputs.checkpoints.openai import is_openai, read_openai
 from ddpmbench.inputs.checkpoints.pesser import is_pesser, read_pesser
+from ddpmbench.inputs.checkpoints.schedule_option import read_schedule
 from ddpmbench.inputs.checkpoints.settings import CheckpointSettings
 from ddpmbench.inputs.checkpoints.weights import read_state
 
@@ -28,7 +30,8 @@ def load_checkpoint(
 ) -> Checkpoint:
     """The checkpoint in a file, a folder or a model on the Hugging Face Hub.
 
-    Nothing in it is run: weights are read with safetensors or `torch.load(weights_only=True)`.
+    Nothing in it is run: weights are read with safetensors or `torch.load(weights_only=True)`. The
+    file that `settings.network` names is the user's own code, and is.
 
     Args:
         source: a native file or the folder of a training run, a state dict of improved-diffusion
@@ -45,6 +48,9 @@ def load_checkpoint(
         checkpoint = _load(source, settings)
     except OSError as error:
         raise InputError(f"{source}: cannot be read ({error.strerror or error})") from error
+    if checkpoint.family != FAMILY:
+        schedule = None if settings.schedule is None else read_schedule(settings.schedule)
+        checkpoint = checkpoint.with_process(schedule=schedule, time_input=settings.time_input)
     return checkpoint.with_conventions(
         prediction=settings.prediction, variance=settings.variance, clip=settings.clip
     )
@@ -58,6 +64,9 @@ def _load(source: str | Path, settings: CheckpointSettings) -> Checkpoint:
         if not isinstance(source, str) or not hub.is_hub_id(source):
             raise InputError(f"--ckpt {source}: no such file or folder")
         path, fetched = hub.download(source), True
+    if settings.network is not None:
+        _refuse_other_families(path, name, settings.network)
+        return read_network_file(path, read_state(path), source=name, settings=settings)
     if is_native(path / TRAINED):
         path = path / TRAINED
     if path.is_dir():
@@ -78,6 +87,18 @@ def _load(source: str | Path, settings: CheckpointSettings) -> Checkpoint:
         else:
             raise InputError(f"{path}: {_what_it_is(path, state)}")
     return checkpoint
+
+
+def _refuse_other_families(path: Path, source: str, network: str) -> None:
+    """Refuse what `--network` has no use for: it takes one file of weights."""
+    if source == DEFAULT:
+        raise InputError(f"--network {network}: pass the file of its weights with --ckpt")
+    if path.is_dir():
+        raise InputError(
+            f"--ckpt {source}: a folder; with --network pass the file of weights in it"
+        )
+    if is_native(path):
+        raise InputError(f"--ckpt {source}: says what its network is; leave out --network")
 
 
 def _refuse_flags(model_flags: str | None, source: str) -> None:
