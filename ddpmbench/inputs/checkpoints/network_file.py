@@ -13,6 +13,7 @@ from ddpmbench.inputs.checkpoints.own_code import OwnFile, calling, own_file
 from ddpmbench.inputs.checkpoints.schedule_option import read_schedule
 from ddpmbench.inputs.checkpoints.schedule_tables import BUFFERS, ScheduleTables, alike
 from ddpmbench.inputs.checkpoints.settings import CheckpointSettings
+from ddpmbench.inputs.checkpoints.states import StateDict, find_state
 from ddpmbench.inputs.checkpoints.unsettled import UnsettledError
 from ddpmbench.inputs.checkpoints.weights import sha256_of
 from ddpmbench.process.data_range import UNIT_RANGE, DataRange
@@ -65,8 +66,10 @@ def read_network_file(
     if settings.data_range is None:
         notes.append("images are taken to be in [-1, 1]; --data-range says otherwise")
     with own_file(option) as file:
-        network = _build(file, state, path)
+        network, state_dict = _build(file, state, path, settings.weights)
         code = file.code
+    if state_dict is not None:
+        notes += state_dict.notes
     return Checkpoint(
         network=network,
         schedule=schedule,
@@ -80,6 +83,8 @@ def read_network_file(
         family=FAMILY,
         source=source,
         sha256=sha256_of(path),
+        weights=None if state_dict is None else state_dict.kind,
+        part="" if state_dict is None or state_dict.alone else state_dict.where,
         code=code,
         notes=tuple(notes),
     )
@@ -117,37 +122,59 @@ def _require(
         )
 
 
-def _build(file: OwnFile, state: Mapping[str, object], path: Path) -> nn.Module:
-    takes_state = _takes_state(file)
+def _build(
+    file: OwnFile, content: Mapping[str, object], path: Path, weights: str | None
+) -> tuple[nn.Module, StateDict | None]:
+    """The finished network, and where in the file its weights are; None if only its code knows."""
+    if _takes_state(file):
+        if weights is not None:
+            raise InputError(
+                f"--weights {weights}: the function of --network {file.option} is given all that "
+                "the file holds and chooses itself; leave --weights out"
+            )
+        network = _twice(file, lambda: _network(file, content))
+        return _checked(network, path), None
+    network = _network(file)
+    state_dict = _state_dict(network, content, path, weights)
 
-    def build(seed: int) -> nn.Module:
+    def load(network: nn.Module) -> nn.Module:
+        _load(network, state_dict, path, file.option)
+        return network
+
+    return _checked(_twice(file, lambda: load(_network(file))), path), state_dict
+
+
+def _network(file: OwnFile, *arguments: object) -> nn.Module:
+    built = file.call(*arguments)
+    if not isinstance(built, nn.Module):
+        kind = type(built).__name__
+        raise InputError(f"--network {file.option}: gives a {kind}, not a torch module")
+    network = built.module if isinstance(built, nn.DataParallel) else built
+    if any(nn.parameter.is_lazy(parameter) for parameter in network.parameters()):
+        raise InputError(
+            f"--network {file.option}: has lazy layers, which have no weights before their first "
+            "call; name their sizes"
+        )
+    return network.float().eval()
+
+
+def _twice(file: OwnFile, build: Callable[[], nn.Module]) -> nn.Module:
+    """What is built, if it is the same whatever random numbers are drawn on the way."""
+    built = []
+    for seed in (0, 1):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            built = file.call(state) if takes_state else file.call()
-            if not isinstance(built, nn.Module):
-                kind = type(built).__name__
-                raise InputError(f"--network {file.option}: gives a {kind}, not a torch module")
-            network = built.module if isinstance(built, nn.DataParallel) else built
-            if any(nn.parameter.is_lazy(parameter) for parameter in network.parameters()):
-                raise InputError(
-                    f"--network {file.option}: has lazy layers, which have no weights before "
-                    "their first call; name their sizes"
-                )
-            if not takes_state:
-                _load(network.float(), state, path, file.option)
-        return network.float().eval()
-
-    network = build(0)
-    if (name := _difference(network, build(1))) is not None:
-        remedy = (
-            "the function that is given the file's contents must load all of them"
-            if takes_state
-            else "it is no weight of the file and is lost; make it a parameter or a buffer and "
-            "train again, or build it by a fixed seed if it was"
-        )
+            built.append(build())
+    if (name := _difference(*built)) is not None:
         raise InputError(
-            f"--network {file.option}: {name} is another each time the network is built; {remedy}"
+            f"--network {file.option}: {name} is another each time the network is built, and so "
+            "it is not what was trained; it must come from the file of weights (a parameter or a "
+            "registered buffer does), or be built the same every time"
         )
+    return built[0]
+
+
+def _checked(network: nn.Module, path: Path) -> nn.Module:
     for name, parameter in network.named_parameters():
         if not bool(parameter.isfinite().all()):
             raise InputError(f"{path}: {name} holds NaN or infinite weights")
@@ -180,8 +207,26 @@ def _takes_state(file: OwnFile) -> bool:
     return True
 
 
-def _load(network: nn.Module, state: Mapping[str, object], path: Path, option: str) -> None:
-    weights = dict(tensors_in(state))
+def _state_dict(
+    network: nn.Module, content: Mapping[str, object], path: Path, weights: str | None
+) -> StateDict:
+    """The part of the file that has the network's names."""
+    names = tuple(network.state_dict())
+    if not names:
+        return StateDict(dict(content), kind=weights)
+    found = find_state(content, path=path, known=[names], weights=weights)
+    if found is None:
+        # Not all of them: where the first is, so that the rest can be named.
+        found = find_state(content, path=path, known=[names[:1]], weights=weights)
+    return found or StateDict(dict(content), kind=weights)
+
+
+def _load(network: nn.Module, state_dict: StateDict, path: Path, option: str) -> None:
+    tensors = {n: value for n, value in state_dict.weights.items() if isinstance(value, Tensor)}
+    expected = network.state_dict()
+    # Tables of the schedule beside the weights are read where they are needed.
+    tables = ScheduleTables.among({n: t for n, t in tensors.items() if n not in expected})
+    weights = {name: tensor for name, tensor in tensors.items() if name not in tables.names}
     assign = any(parameter.is_meta for parameter in network.parameters())
     missing, unexpected = calling(
         lambda: network.load_state_dict(weights, strict=False, assign=assign),

@@ -60,6 +60,11 @@ class ScheduleTables:
 
         return cls(called(_BETAS), called(_PRODUCTS), called(_UNCLEAR))
 
+    @property
+    def names(self) -> frozenset[str]:
+        """What the file calls them."""
+        return frozenset().union(self.betas, self.products, self.unclear)
+
     def __bool__(self) -> bool:
         """Whether a schedule can be read from them."""
         return bool(self.betas or self.products)
@@ -164,7 +169,7 @@ def _schedules(
 
 
 def _may_be_table(tensor: Tensor) -> bool:
-    """Whether it is one number a step; a weight called beta, that of a norm, is no row in (0, 1)."""
+    """Whether it is one number a step, in (0, 1) and monotone; no norm's beta is."""
     if tensor.ndim != 1 or len(tensor) < 2 or not tensor.is_floating_point():
         return False
     values = tensor.detach()
