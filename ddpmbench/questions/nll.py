@@ -193,11 +193,7 @@ def evaluate_nll(
             estimator=estimator,
             sampling=tables.sampling(found, sampling.summary),
             conventions=conventions,
-            checkpoint={
-                "source": checkpoint.source,
-                "family": checkpoint.family,
-                "sha256": checkpoint.sha256,
-            },
+            checkpoint=checkpoint.record,
             data={"source": images.source, "split": images.split, "sha256": images.sha256},
             seed=seed,
             device=" + ".join(sorted(found.devices)),

@@ -136,10 +136,9 @@ class Generation:
         }
 
     @property
-    def checkpoint_record(self) -> dict[str, str]:
+    def checkpoint_record(self) -> dict[str, object]:
         """Which model."""
-        of = self.checkpoint
-        return {"source": of.source, "family": of.family, "sha256": of.sha256}
+        return self.checkpoint.record
 
     def engine(
         self,

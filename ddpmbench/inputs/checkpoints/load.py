@@ -9,10 +9,12 @@ from ddpmbench.inputs.checkpoints import hub
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.inputs.checkpoints.diffusers import read_diffusers, weights_file
 from ddpmbench.inputs.checkpoints.native import is_native, read_native
+from ddpmbench.inputs.checkpoints.network_file import FAMILY
 from ddpmbench.inputs.checkpoints.openai import TELLING as OPENAI
 from ddpmbench.inputs.checkpoints.openai import is_openai, read_openai
 from ddpmbench.inputs.checkpoints.pesser import TELLING as PESSER
 from ddpmbench.inputs.checkpoints.pesser import is_pesser, read_pesser
+from ddpmbench.inputs.checkpoints.schedule_option import read_schedule
 from ddpmbench.inputs.checkpoints.settings import CheckpointSettings
 from ddpmbench.inputs.checkpoints.states import StateDict, find_state
 from ddpmbench.inputs.checkpoints.tensorflow import refuse_tensorflow
@@ -31,7 +33,8 @@ def load_checkpoint(
 ) -> Checkpoint:
     """The checkpoint in a file, a folder or a model on the Hugging Face Hub.
 
-    Nothing in it is run: weights are read with safetensors or `torch.load(weights_only=True)`.
+    Nothing in it is run: weights are read with safetensors or `torch.load(weights_only=True)`. The
+    file that `settings.network` names is the user's own code, and is.
 
     Args:
         source: a native file or the folder of a training run, a state dict of
@@ -49,6 +52,9 @@ def load_checkpoint(
         checkpoint = _load(source, settings)
     except OSError as error:
         raise InputError(f"{source}: cannot be read ({error.strerror or error})") from error
+    if checkpoint.family != FAMILY:
+        schedule = None if settings.schedule is None else read_schedule(settings.schedule)
+        checkpoint = checkpoint.with_process(schedule=schedule, time_input=settings.time_input)
     _check_weights(checkpoint, settings.weights)
     return checkpoint.with_conventions(
         prediction=settings.prediction, variance=settings.variance, clip=settings.clip
@@ -77,6 +83,20 @@ def _load(source: str | Path, settings: CheckpointSettings) -> Checkpoint:
     else:
         checkpoint = _read_state_dict(path, source=name, settings=settings)
     return checkpoint
+
+
+def _refuse_other_families(path: Path, source: str, network: str) -> None:
+    """Refuse what `--network` has no use for: it takes one file of weights."""
+    if source == DEFAULT:
+        raise InputError(f"--network {network}: pass the file of its weights with --ckpt")
+    if not path.exists():
+        raise InputError(f"--ckpt {source}: no such file")
+    if path.is_dir():
+        raise InputError(
+            f"--ckpt {source}: a folder; with --network pass the file of weights in it"
+        )
+    if is_native(path):
+        raise InputError(f"--ckpt {source}: says what its network is; leave out --network")
 
 
 def _check_weights(checkpoint: Checkpoint, asked: str | None) -> None:
