@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
+from ddpmbench.inputs.checkpoints.schedule_option import read_schedule
 from ddpmbench.inputs.checkpoints.settings import CheckpointSettings
 from ddpmbench.inputs.checkpoints.unsettled import UnsettledError
 from ddpmbench.inputs.checkpoints.weights import (
@@ -211,7 +212,7 @@ def _settled(
             weights=weights,
             missing=tuple(missing),
         )
-    return _schedule(settings.schedule), Variance(settings.variance)
+    return read_schedule(settings.schedule), Variance(settings.variance)
 
 
 def _shown(config: UNetConfig) -> str:
@@ -257,11 +258,3 @@ def _count(weights: Mapping[str, Tensor], pattern: str) -> int:
     while pattern.format(number) in weights:
         number += 1
     return number
-
-
-def _schedule(option: str) -> NoiseSchedule:
-    name, steps, *ends = option.split(":")
-    if name != "linear" or not steps.isdecimal() or len(ends) not in (0, 2):
-        raise InputError(f"--schedule {option}: write linear:T or linear:T:START:END")
-    start, end = map(float, ends) if ends else (None, None)
-    return NoiseSchedule.linear(int(steps), beta_start=start, beta_end=end)
