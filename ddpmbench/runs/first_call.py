@@ -96,15 +96,15 @@ class _FirstCall:
                 if is_out_of_memory(error.__cause__):
                     raise MemoryError from error
                 raise InputError(f"{error}; it was called with {self._shown(inputs)}") from error
-        self._check_output(output, x_t)
+        found = self._checked(output, x_t)
         if not torch.equal(x_t, self._x_t[:rows]):
             raise InputError(
                 f"{self._who}: changes x_t, its input, in place; begin with x_t = x_t.clone() or "
                 "write x = x + ... in place of x += ..."
             )
-        return output.float()
+        return found.float()
 
-    def _check_output(self, output: object, x_t: Tensor) -> None:
+    def _checked(self, output: object, x_t: Tensor) -> Tensor:
         if not isinstance(output, Tensor):
             kind = type(output).__name__
             has_sample = isinstance(getattr(output, "sample", None), Tensor)
@@ -131,6 +131,7 @@ class _FirstCall:
                 f"{self._who}: gives NaN or infinite numbers for normal noise as x_t and time "
                 f"{self._time.tolist()}"
             )
+        return output
 
     def _shown(self, inputs: list[Tensor]) -> str:
         names = ("x_t", "time", "labels")

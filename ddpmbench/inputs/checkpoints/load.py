@@ -66,6 +66,9 @@ def _load(source: str | Path, settings: CheckpointSettings) -> Checkpoint:
     name = str(source)
     fetched = False
     refuse_tensorflow(path)
+    if settings.network is not None:
+        _refuse_other_families(path, name, settings.network)
+        return read_network_file(path, read_state(path), source=name, settings=settings)
     if not path.exists():
         if not isinstance(source, str) or not hub.is_hub_id(source):
             raise InputError(f"--ckpt {source}: no such file or folder")
