@@ -91,7 +91,8 @@ class Generation:
             )
         if checkpoint.channels is None:
             raise InputError(
-                f"--ckpt {checkpoint.source}: does not say how many channels its images have"
+                f"--ckpt {checkpoint.source}: does not say how many channels its images have; a "
+                "network of one's own does by an attribute, image_channels = 3"
             )
         return checkpoint.channels, size, size
 

@@ -10,6 +10,7 @@ from ddpmbench.inputs.checkpoints import hub
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.inputs.checkpoints.diffusers import read_diffusers, weights_file
 from ddpmbench.inputs.checkpoints.native import is_native, read_native
+from ddpmbench.inputs.checkpoints.network_file import read_network_file
 from ddpmbench.inputs.checkpoints.openai import TELLING as OPENAI
 from ddpmbench.inputs.checkpoints.openai import is_openai, read_openai
 from ddpmbench.inputs.checkpoints.pesser import TELLING as PESSER
@@ -64,6 +65,9 @@ def _load(source: str | Path, settings: CheckpointSettings) -> Checkpoint:
     name = str(source)
     fetched = False
     refuse_tensorflow(path)
+    if settings.network is not None:
+        _refuse_other_families(path, name, settings.network)
+        return read_network_file(path, read_state(path), source=name, settings=settings)
     if not path.exists():
         if not isinstance(source, str) or not hub.is_hub_id(source):
             raise InputError(f"--ckpt {source}: no such file or folder")

@@ -132,16 +132,17 @@ def _build(
                 f"--weights {weights}: the function of --network {file.option} is given all that "
                 "the file holds and chooses itself; leave --weights out"
             )
-        network = _twice(file, lambda: _network(file, content))
-        return _checked(network, path), None
-    network = _network(file)
-    state_dict = _state_dict(network, content, path, weights)
+        return _twice(file, path, lambda: _network(file, content)), None
+    found: list[StateDict] = []
 
-    def load(network: nn.Module) -> nn.Module:
-        _load(network, state_dict, path, file.option)
+    def build() -> nn.Module:
+        network = _network(file)
+        if not found:
+            found.append(_state_dict(network, content, path, weights))
+        _load(network, found[0], path, file.option)
         return network
 
-    return _checked(_twice(file, lambda: load(_network(file))), path), state_dict
+    return _twice(file, path, build), found[0]
 
 
 def _network(file: OwnFile, *arguments: object) -> nn.Module:
@@ -158,7 +159,7 @@ def _network(file: OwnFile, *arguments: object) -> nn.Module:
     return network.float().eval()
 
 
-def _twice(file: OwnFile, build: Callable[[], nn.Module]) -> nn.Module:
+def _twice(file: OwnFile, path: Path, build: Callable[[], nn.Module]) -> nn.Module:
     """What is built, if it is the same whatever random numbers are drawn on the way."""
     built = []
     for seed in (0, 1):
@@ -171,14 +172,10 @@ def _twice(file: OwnFile, build: Callable[[], nn.Module]) -> nn.Module:
             "it is not what was trained; it must come from the file of weights (a parameter or a "
             "registered buffer does), or be built the same every time"
         )
-    return built[0]
-
-
-def _checked(network: nn.Module, path: Path) -> nn.Module:
-    for name, parameter in network.named_parameters():
+    for name, parameter in built[0].named_parameters():
         if not bool(parameter.isfinite().all()):
             raise InputError(f"{path}: {name} holds NaN or infinite weights")
-    return network
+    return built[0]
 
 
 def _takes_state(file: OwnFile) -> bool:

@@ -123,6 +123,8 @@ def calling(run: Callable[[], T], who: str) -> T:
             f"{who}: {_place(error)}ends the program; what is not of the network belongs under "
             'if __name__ == "__main__":'
         ) from error
+    except InputError:
+        raise
     except Exception as error:  # the user's code raises whatever it likes
         raise InputError(f"{who}: {described(error)}") from error
 
