@@ -9,7 +9,7 @@ from ddpmbench.inputs.checkpoints import hub
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.inputs.checkpoints.diffusers import read_diffusers, weights_file
 from ddpmbench.inputs.checkpoints.native import is_native, read_native
-from ddpmbench.inputs.checkpoints.network_file import FAMILY
+from ddpmbench.inputs.checkpoints.network_file import FAMILY, read_network_file
 from ddpmbench.inputs.checkpoints.openai import TELLING as OPENAI
 from ddpmbench.inputs.checkpoints.openai import is_openai, read_openai
 from ddpmbench.inputs.checkpoints.pesser import TELLING as PESSER
