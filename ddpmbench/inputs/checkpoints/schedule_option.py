@@ -29,10 +29,11 @@ FORMS = (
 Array = NDArray[np.float64]
 
 _FILES = {"betas": betas_schedule, "alphas_cumprod": products_schedule}
-_NO_TABLES = ScheduleTables()
+NO_TABLES = ScheduleTables()
+"""Those of a file that has none."""
 
 
-def read_schedule(option: str, tables: ScheduleTables = _NO_TABLES) -> NoiseSchedule:
+def read_schedule(option: str, tables: ScheduleTables = NO_TABLES) -> NoiseSchedule:
     """The schedule that the option says.
 
     Args:
