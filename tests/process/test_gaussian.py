@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 from torch.distributions import Normal, kl_divergence
 
-from ddpmbench.process.gaussian import HALF_BIN, discretized_normal_log_prob, normal_kl
-from ddpmbench.process.units import to_unit_range
+from ddpmbench.process.data_range import UNIT_RANGE
+from ddpmbench.process.gaussian import discretized_normal_log_prob, normal_kl
 
-LEVELS = to_unit_range(torch.arange(256, dtype=torch.uint8))
+HALF_BIN = UNIT_RANGE.half_bin
+LEVELS = UNIT_RANGE.to_model(torch.arange(256, dtype=torch.uint8))
 many_examples = settings(deadline=None, max_examples=200)
 
 means = st.floats(-3, 3)
