@@ -98,7 +98,7 @@ def _conventions(record: dict[str, Any]) -> dict[str, Any]:
         KeyError: it lacks an end.
         ValueError: one of them is of another type.
     """
-    found = {name: record[name] for name in ("clip", "weights") if name in record}
+    found: dict[str, Any] = {n: record[n] for n in ("clip", "weights") if n in record}
     if not isinstance(found.get("clip", True), bool):
         raise ValueError(f"clip, which is {found['clip']!r}")
     if found.get("weights") not in (None, *WEIGHTS):
