@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ddpmbench.quality.protocols import PROTOCOLS, Protocol
     from ddpmbench.questions.compare import Comparison, compare
     from ddpmbench.questions.fid import FidReport, FidSettings, evaluate_fid
+    from ddpmbench.questions.inspect import Inspection, inspect_checkpoint
     from ddpmbench.questions.nll import NllReport, evaluate_nll
     from ddpmbench.questions.pictures import progressive_pictures
     from ddpmbench.questions.rd import RateDistortion, rate_distortion
@@ -46,6 +47,7 @@ __all__ = [
     "FidSettings",
     "ImageSet",
     "InputError",
+    "Inspection",
     "NllReport",
     "NoiseSchedule",
     "Protocol",
@@ -63,6 +65,7 @@ __all__ = [
     "evaluate_fid",
     "evaluate_nll",
     "generate_samples",
+    "inspect_checkpoint",
     "load_checkpoint",
     "load_feature_network",
     "load_images",
@@ -90,6 +93,7 @@ _HOMES = {
     "CheckpointSettings": "ddpmbench.inputs.checkpoints",
     "Comparison": "ddpmbench.questions.compare",
     "ImageSet": "ddpmbench.inputs.images",
+    "Inspection": "ddpmbench.questions.inspect",
     "NllReport": "ddpmbench.questions.nll",
     "NoiseSchedule": "ddpmbench.process.schedule",
     "RateDistortion": "ddpmbench.questions.rd",
@@ -102,6 +106,7 @@ _HOMES = {
     "bound_terms": "ddpmbench.likelihood.terms",
     "compare": "ddpmbench.questions.compare",
     "evaluate_nll": "ddpmbench.questions.nll",
+    "inspect_checkpoint": "ddpmbench.questions.inspect",
     "generate_samples": "ddpmbench.questions.sample",
     "load_checkpoint": "ddpmbench.inputs.checkpoints",
     "load_images": "ddpmbench.inputs.images",

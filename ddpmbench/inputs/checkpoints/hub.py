@@ -30,6 +30,20 @@ def download(repository: str) -> Path:
     return folder
 
 
+def cached(repository: str) -> Path | None:
+    """The folder of a model in the cache; None if it is not there.
+
+    Args:
+        repository: its id, `owner/name`.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repository, local_files_only=True))
+    except Exception:  # what it raises depends on the client's version; all mean the same here
+        return None
+
+
 def check_blob(weights: Path, sha256: str) -> None:
     """Compare the hash of weights with the one the cache stores them under.
 
