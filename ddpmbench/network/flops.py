@@ -50,8 +50,9 @@ class _WithWeights(nn.Module):
 
     def __init__(self, network: nn.Module, weights: dict[str, Tensor]) -> None:
         super().__init__()
-        self._call = lambda inputs: torch.func.functional_call(network, weights, inputs)
+        self._network, self._weights = (network,), weights  # in a tuple it is no part of this one
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """What the network gives with these tensors."""
-        return self._call(inputs)  # type: ignore[no-any-return]
+        call = torch.func.functional_call
+        return call(self._network[0], self._weights, inputs)  # type: ignore[no-any-return]

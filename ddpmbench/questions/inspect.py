@@ -114,13 +114,12 @@ def _write(
 ) -> None:
     from ddpmbench.runs.folder import RunFolder, write_figure
 
-    said = {
-        name: value for name, value in dataclasses.asdict(settings).items() if value is not None
-    }
+    said = dataclasses.asdict(settings).items()
     identity = {
         "schema": SCHEMA,
         "checkpoint": summary["checkpoint"]["sha256"],
-        "settings": json.loads(json.dumps(said)),
+        # As JSON has it, in which it will be compared.
+        "settings": json.loads(json.dumps({n: value for n, value in said if value is not None})),
         "ddpmbench": __version__,
     }
     folder = RunFolder(out, identity)

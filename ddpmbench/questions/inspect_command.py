@@ -68,7 +68,7 @@ def _data(source: str, look: Look) -> str | None:
 
 def _data_words(look: Look, call: CallFacts) -> str:
     size = call.size if call.size_said else None
-    words = f"{image_words(call.channels, size)}: NAME:SPLIT, a folder or an .npz"
+    words = f"NAME:SPLIT, a folder or an .npz of {image_words(call.channels, size)}"
     if look.checkpoint is not None and look.checkpoint.num_classes:
         words += ", with a class each (or --class N)"
     return words

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -142,7 +143,7 @@ def look_at(source: str | Path, settings: CheckpointSettings) -> Look:
     """
     first: UnsettledError | None = None
     missing: dict[str, str] = {}
-    chosen: dict[str, str] = {}
+    chosen: dict[str, Any] = {}
     while True:
         try:
             checkpoint = load_checkpoint(source, dataclasses.replace(settings, **chosen))
@@ -154,8 +155,9 @@ def look_at(source: str | Path, settings: CheckpointSettings) -> Look:
             if not news or not all(name in _INSTEAD for name in news):
                 return Look(None, first, tuple(missing.values()), settings)
             chosen |= {field: values[0] for field, values in map(_INSTEAD.__getitem__, news)}
-        except InputError:
-            if first is None:
+        except InputError as error:
+            # What is only in the place of something open is no mistake of the user's.
+            if not any(option in str(error) for option in missing):
                 raise
             field, values = _INSTEAD["--variance"]
             if chosen.get(field) != values[0]:

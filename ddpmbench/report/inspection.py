@@ -1,6 +1,7 @@
 """What a checkpoint is, as the object that `inspect` prints and writes."""
 
 import dataclasses
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -91,7 +92,7 @@ def inspection_summary(
         said: everything a number depends on besides, and who says so.
         evaluation: what is to be typed.
     """
-    return {
+    summary: dict[str, Any] = {
         "schema": SCHEMA,
         "settled": not evaluation.missing,
         "checkpoint": {
@@ -111,6 +112,8 @@ def inspection_summary(
         "command": list(evaluation.command),
         "data": evaluation.data,
     }
+    # As JSON has it: what is read again is the same.
+    return dict(json.loads(json.dumps(summary)))
 
 
 def network_record(outline: Outline, call: CallFacts) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import json
 import shlex
 import textwrap
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 from ddpmbench.report.block_plot import area_plot
@@ -13,6 +14,12 @@ _LABEL, _INDENT = 12, " " * 12
 _WIDEST, _PLOT = 100, 80
 """Columns of the longest line, and of the widest plot."""
 _GOES_ON = " \\"
+_FAMILIES = {
+    "native": "native, a file of ddpmbench train or convert",
+    "openai": "openai, that of improved-diffusion and guided-diffusion",
+    "pesser": "pesser, that of pytorch_diffusion",
+    "lucidrains": "lucidrains, that of denoising-diffusion-pytorch",
+}
 _WEIGHTS = {
     "ema": "ema, averaged over the training",
     "raw": "raw, the last of the training",
@@ -35,7 +42,7 @@ def printed_inspect(
         return json.dumps(summary, indent=2)
     width = min(width, _WIDEST)
     blocks = [
-        [headline(summary)],
+        headline(summary),
         _file(summary, width),
         _network(summary["network"], width),
         _process(summary["process"], width, plain=plain),
@@ -46,24 +53,35 @@ def printed_inspect(
     return "\n\n".join("\n".join(block) for block in blocks if block)
 
 
-def headline(summary: Mapping[str, Any]) -> str:
-    """What it is, in one line."""
+def headline(summary: Mapping[str, Any]) -> list[str]:
+    """What it is, and what is needed to evaluate it, a line each."""
     network, process = summary["network"], summary["process"]
     images = image_words(network["channels"], network["image_size"])
-    line = f"{summary['checkpoint']['source']}: a diffusion model of {images}"
-    if process is not None:
-        line += f", T = {process['num_timesteps']:,}"
-    if not summary["settled"]:
-        count = len(summary["missing"])
-        line += f"; {count} option{'s are' if count > 1 else ' is'} needed to evaluate it"
-    return line
+    steps = "" if process is None else f", T = {process['num_timesteps']:,}"
+    name = PurePath(summary["checkpoint"]["source"]).name
+    lines = [f"{name}: a diffusion model of {images}{steps}"]
+    if missing := _missing(summary):
+        lines.append(f"It does not say all that is needed to evaluate it: {_listed(missing)}")
+    return lines
+
+
+def _missing(summary: Mapping[str, Any]) -> list[str]:
+    return [option.split()[0] for option in summary["missing"]]
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def _file(summary: Mapping[str, Any], width: int) -> list[str]:
     of, lines = summary["checkpoint"], []
-    size = "" if of["bytes"] is None else f"{of['file']}, {_size(of['bytes'])}, "
-    lines += _fact("file", f"{size}{of['family']}", width)
+    source = of["source"]
+    if of["file"] not in (None, PurePath(source).name):
+        source += f" ({of['file']})"
+    size = "" if of["bytes"] is None else f", {_size(of['bytes'])}"
+    lines += _fact("file", source + size, width)
     lines += _fact("sha256", of["sha256"], width)
+    lines += _fact("family", _FAMILIES.get(of["family"], of["family"]), width)
     lines += _fact("weights", _WEIGHTS[of["weights"]], width)
     if trained := _training(of["training"]):
         lines += _fact("training", trained, width)
@@ -102,7 +120,7 @@ def _level(level: Mapping[str, Any]) -> tuple[str, ...]:
     if level["name"] == "middle":
         place, path = "middle", f"{_count(blocks, 'block')}"
     else:
-        place = f"{size}x{size}" if size else level["name"]
+        place = f"{size}x{size}" if size else {"1": "full"}.get(level["name"], level["name"])
         path = f"{_count(blocks, 'block')} down, {level['blocks_up']} up"
     attention = ""
     if level["attention"]:
@@ -191,11 +209,10 @@ def _command(summary: Mapping[str, Any], width: int) -> list[str]:
     lines = _shell_lines(summary["command"], width - _LABEL)
     name = "evaluate" if summary["settled"] else "to evaluate"
     shown = [f"{name:<{_LABEL}}{lines[0]}", *(_INDENT + line for line in lines[1:])]
-    if summary["missing"]:
-        options = " and ".join(option.split()[0] for option in summary["missing"])
-        shown += _fact("", f"fill in {options}: what stands there is an example", width)
+    if missing := _missing(summary):
+        shown += _fact("", f"fill in {_listed(missing)}: what stands there is an example", width)
     if summary["data"] is not None:
-        shown += _fact("", f"DATA: {summary['data']}", width)
+        shown += _fact("", f"DATA is {summary['data']}", width)
     return shown
 
 

@@ -29,10 +29,9 @@ _SAYS = {
     "openai": dict.fromkeys(
         ("heads", "image size", "schedule", "prediction", "variance", "clip", "time input"), _NAME
     ),
-    "pesser": dict.fromkeys(("image size", "schedule", "variance"), _NAME),
+    "pesser": dict.fromkeys(("image size", "schedule", "variance", "weights"), _NAME),
     "lucidrains": dict.fromkeys(("schedule", "prediction"), FILE),
 }
-_FAMILIES = frozenset(_SAYS)
 _TIMES = {
     TimeInput.INDEX: "t - 1",
     TimeInput.ONE_BASED: "t",
@@ -113,10 +112,9 @@ def _by(what: str, checkpoint: Checkpoint, settings: CheckpointSettings) -> str:
         return _OPTIONS[what][0]
     if what == "image size" and checkpoint.image_size is None:
         return DATA
-    if what == "weights":
-        return FILE
-    family = checkpoint.family
-    by = _SAYS.get(family, {}).get(what, FAMILY if family in _FAMILIES else ASSUMED)
+    says = _SAYS.get(checkpoint.family)
+    custom = FILE if what == "weights" else ASSUMED if says is None else FAMILY
+    by = custom if says is None else says.get(what, custom)
     return _FLAGS if by == _NAME and settings.model_flags is not None else by
 
 

@@ -44,12 +44,12 @@ def schedule_figure(steps: pd.DataFrame) -> tuple["Figure", pd.DataFrame]:
     signal.plot(few.t, few.alphas_cumprod, color=color, marker=marker)
     signal.set_ylim(0, 1.02)
     finish(signal, "Signal left in x_t", x="step t", y="alphas_cumprod")
-    last = steps.iloc[-1]
-    note(
-        signal, f"{last.alphas_cumprod:.2g} at T", at=(last.t, last.alphas_cumprod), offset=(-3, 9)
-    )
+    t, left = steps.t.iloc[-1], steps.alphas_cumprod.iloc[-1]
+    note(signal, f"{left:.2g} at T", at=(t, left), offset=(-3, 9))
     ratio.axhline(0, color=INK, lw=0.9, ls="--")
     ratio.plot(few.t, few.log_snr, color=color, marker=marker)
+    if len(drowned := steps.t[steps.log_snr <= 0]):
+        note(ratio, "as much noise as signal", at=(drowned.iloc[0], 0), offset=(8, 8))
     finish(ratio, "Signal against noise", x="step t", y="log SNR, nats")
     added.plot(few.t, few.beta, color=color, marker=marker)
     added.set_ylim(bottom=0)
