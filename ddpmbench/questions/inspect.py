@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ddpmbench.inputs.checkpoints import file_names
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.inputs.checkpoints.load import DEFAULT
 from ddpmbench.inputs.checkpoints.located import weights_path
@@ -101,10 +102,11 @@ def _file(source: str, look: Look) -> FileFacts:
     if error is not None:
         path: Path | None = error.path
         family, sha256 = error.family, sha256_of(error.path)
+        weights = look.settings.weights or file_names.kind(error.path)
     else:
         assert checkpoint is not None
         path, family, sha256 = weights_path(source), checkpoint.family, checkpoint.sha256
-    weights = None if checkpoint is None else checkpoint.weights
+        weights = checkpoint.weights
     training = None if checkpoint is None else checkpoint.training
     return FileFacts(source, path, family, sha256, weights, look.notes, training)
 

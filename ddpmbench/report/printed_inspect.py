@@ -46,7 +46,7 @@ def printed_inspect(
         _file(summary, width),
         _network(summary["network"], width),
         _process(summary["process"], width, plain=plain),
-        _said(summary),
+        _said(summary, width),
         _notes(summary, width),
         _command(summary, width),
     ]
@@ -125,7 +125,7 @@ def _level(level: Mapping[str, Any]) -> tuple[str, ...]:
     attention = ""
     if level["attention"]:
         heads = level["heads"]
-        attention = "attention, " + (_count(heads, "head") if heads else "heads not known")
+        attention = "attention, " + (_count(heads, "head") if heads else "? heads")
     return place, f"{level['channels']:,} channels", path, attention
 
 
@@ -182,19 +182,32 @@ def _process(process: Mapping[str, Any] | None, width: int, *, plain: bool) -> l
     ]
 
 
-def _said(summary: Mapping[str, Any]) -> list[str]:
-    rows = [("", "taken as", "said by")]
-    rows += [(item["what"], item["value"] or "open", _by(item)) for item in summary["said"]]
-    wide = max(len(value) for _, value, _ in rows) + 3
-    return [f"{what:<{_LABEL}}{value:<{wide}}{by}" for what, value, by in rows]
+def _said(summary: Mapping[str, Any], width: int) -> list[str]:
+    rows = [
+        (item["what"], item["value"], _by(item))
+        for item in summary["said"]
+        if item["value"] is not None
+    ]
+    lines = []
+    if rows:
+        wide = max(len(value) for _, value, _ in rows) + 3
+        lines = [
+            f"{what:<{_LABEL}}{value:<{wide}}{by}"
+            for what, value, by in [("", "taken as", "said by"), *rows]
+        ]
+    opened: dict[str, list[str]] = {}
+    for item in summary["said"]:
+        if item["value"] is None:
+            opened.setdefault(item["option"].split()[0], []).append(item["what"])
+    for number, (option, whats) in enumerate(opened.items()):
+        settles = f"{_listed(whats)}; {option} settles {'them' if len(whats) > 1 else 'it'}"
+        lines += _fact("" if number else "not said", settles, width)
+    return lines
 
 
 def _by(item: Mapping[str, Any]) -> str:
-    option = item["option"].split()[0]
-    if item["value"] is None:
-        return f"nobody; {option} settles it"
     if item["by"] == "assumed":
-        return f"nobody: assumed; {option} changes it"
+        return f"nobody; {item['option']} changes it"
     return str(item["by"])
 
 

@@ -31,9 +31,10 @@ def test_what_is_recognized_but_open_is_no_mistake(said, tmp_path):
     torch.save(peers.openai_weights(), tmp_path / "model500000.pt")
     status, printed, told = said("inspect", tmp_path / "model500000.pt")
     assert (status, told) == (0, "")
+    printed = " ".join(printed.split())
     assert "It does not say all that is needed to evaluate it: --model-flags" in printed
-    assert "nobody; --model-flags settles it" in printed
-    assert "heads not known" in printed
+    assert "variance and time input; --model-flags settles them" in printed
+    assert "attention, ? heads" in printed
 
 
 def test_json_is_what_is_written(said, small_checkpoint, tmp_path):
