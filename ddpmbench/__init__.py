@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ddpmbench.quality.features import FeatureNetwork, load_feature_network
     from ddpmbench.quality.protocols import PROTOCOLS, Protocol
     from ddpmbench.questions.compare import Comparison, compare
+    from ddpmbench.questions.convert import Conversion, convert_checkpoint
     from ddpmbench.questions.fid import FidReport, FidSettings, evaluate_fid
     from ddpmbench.questions.nll import NllReport, evaluate_nll
     from ddpmbench.questions.pictures import progressive_pictures
@@ -41,6 +42,7 @@ __all__ = [
     "Checkpoint",
     "CheckpointSettings",
     "Comparison",
+    "Conversion",
     "FeatureNetwork",
     "FidReport",
     "FidSettings",
@@ -60,6 +62,7 @@ __all__ = [
     "__version__",
     "bound_terms",
     "compare",
+    "convert_checkpoint",
     "evaluate_fid",
     "evaluate_nll",
     "generate_samples",
@@ -89,6 +92,7 @@ _HOMES = {
     "Checkpoint": "ddpmbench.inputs.checkpoints",
     "CheckpointSettings": "ddpmbench.inputs.checkpoints",
     "Comparison": "ddpmbench.questions.compare",
+    "Conversion": "ddpmbench.questions.convert",
     "ImageSet": "ddpmbench.inputs.images",
     "NllReport": "ddpmbench.questions.nll",
     "NoiseSchedule": "ddpmbench.process.schedule",
@@ -101,6 +105,7 @@ _HOMES = {
     "SpeedSettings": "ddpmbench.questions.speed",
     "bound_terms": "ddpmbench.likelihood.terms",
     "compare": "ddpmbench.questions.compare",
+    "convert_checkpoint": "ddpmbench.questions.convert",
     "evaluate_nll": "ddpmbench.questions.nll",
     "generate_samples": "ddpmbench.questions.sample",
     "load_checkpoint": "ddpmbench.inputs.checkpoints",
