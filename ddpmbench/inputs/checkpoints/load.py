@@ -13,6 +13,7 @@ from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.inputs.checkpoints.diffusers import read_diffusers
 from ddpmbench.inputs.checkpoints.native import is_native, read_native
 from ddpmbench.inputs.checkpoints.openai import is_openai, read_openai
+from ddpmbench.inputs.checkpoints.pesser import is_pesser, read_pesser
 from ddpmbench.inputs.checkpoints.settings import CheckpointSettings
 from ddpmbench.inputs.checkpoints.weights import read_state
 
@@ -66,9 +67,13 @@ def _load(source: str | Path, settings: CheckpointSettings) -> Checkpoint:
         checkpoint = dataclasses.replace(read_native(path), source=name)
     else:
         state = read_state(path)
-        if not is_openai(state):
+        if is_pesser(state):
+            _refuse_flags(settings.model_flags, name)
+            checkpoint = read_pesser(path, state, source=name, settings=settings)
+        elif is_openai(state):
+            checkpoint = read_openai(path, state, source=name, settings=settings)
+        else:
             raise InputError(f"{path}: {_what_it_is(path, state)}")
-        checkpoint = read_openai(path, state, source=name, settings=settings)
     return checkpoint
 
 
@@ -84,8 +89,6 @@ def _what_it_is(path: Path, state: Mapping[str, object]) -> str:
     """Why a weights file that no reader takes is not taken, and what to do."""
     if {"state", "param_groups"} <= set(state):
         return f"an optimizer's state, not a model; {_model_beside(path)}"
-    if any(name.startswith("temb.dense.") for name in state):
-        return "of pesser/pytorch_diffusion; this family is not read yet"
     if {"step", "model", "ema"} <= set(state):
         return "of lucidrains/denoising-diffusion-pytorch; this family is not read yet"
     if any(name.startswith(("down_blocks.", "conv_norm_out.")) for name in state):

@@ -1,6 +1,7 @@
 """What the names and shapes of openai weights say of the network."""
 
 import dataclasses
+import functools
 import re
 from collections.abc import Mapping
 from fractions import Fraction
@@ -9,6 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ddpmbench.errors import InputError
+from ddpmbench.inputs.checkpoints.weights import shape_of
 from ddpmbench.network.unet_config import Resampling
 
 
@@ -53,15 +55,7 @@ def read_shapes(weights: Mapping[str, Tensor], path: Path) -> Shapes:
         InputError: a weight that decides it is missing, or the file is of a classifier or an
             upsampler.
     """
-
-    def shape(name: str, dimensions: int) -> tuple[int, ...]:
-        if name not in weights:
-            raise InputError(f"{path}: weight {name} missing; the file is not whole")
-        found = tuple(weights[name].shape)
-        if len(found) != dimensions or not all(found):
-            raise InputError(f"{path}: {name} is {list(found)}, which no such network has")
-        return found
-
+    shape = functools.partial(shape_of, weights, source=path)
     if not any(name.startswith("output_blocks.") for name in weights):
         raise InputError(f"{path}: a classifier, not a diffusion model: it has no output_blocks")
     in_channels = shape("input_blocks.0.0.weight", 4)[1]

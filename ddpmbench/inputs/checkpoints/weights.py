@@ -123,8 +123,38 @@ def only_tensors(state: Mapping[str, object], *, source: str) -> dict[str, Tenso
     for name, value in state.items():
         if not isinstance(value, Tensor):
             raise InputError(f"{source}: {name} is a {type(value).__name__}, not a tensor")
+        if value.layout == torch.strided and not value.is_meta and not value.is_quantized:
+            held = value.untyped_storage().nbytes() // value.element_size()
+            if value.numel() > held:
+                # a stride of 0 declares any shape; the memory would be taken when it is copied
+                raise InputError(
+                    f"{source}: {name} is {list(value.shape)}, but the file holds {held} numbers "
+                    "for it; it is no checkpoint"
+                )
         tensors[name] = value
     return tensors
+
+
+def shape_of(
+    weights: Mapping[str, Tensor], name: str, dimensions: int, *, source: object
+) -> tuple[int, ...]:
+    """The shape of a weight that decides what the network is.
+
+    Args:
+        weights: the file's weights.
+        name: the weight's name in them.
+        dimensions: how many it must have.
+        source: the file to name in an error.
+
+    Raises:
+        InputError: it is missing, or has another number of dimensions or no elements.
+    """
+    if name not in weights:
+        raise InputError(f"{source}: weight {name} missing; the file is not whole")
+    found = tuple(weights[name].shape)
+    if len(found) != dimensions or not all(found):
+        raise InputError(f"{source}: {name} is {list(found)}, which no such network has")
+    return found
 
 
 def build_unet(
