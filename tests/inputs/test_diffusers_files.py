@@ -233,7 +233,7 @@ def test_weights_that_a_folder_does_not_have(training, peer, tmp_path):
     assert load_checkpoint(flat).weights is None
     shutil.rmtree(folder / "unet")
     assert load_checkpoint(folder).weights == load_checkpoint(folder, EMA).weights == "ema"
-    with refused("--weights raw", folder / "unet_ema", "averaged"):
+    with refused("--weights raw", folder, "averaged"):
         load_checkpoint(folder, RAW)
 
 

@@ -49,6 +49,7 @@ class Checkpoint:
         data_range: the numbers an image is made of.
         weights: "ema" where they are averaged over the training, "raw" where they are its last;
             None if that is not known.
+        part: where they are in a file that holds others of such a network, too; empty otherwise.
         channels: channels of an image; None if that is not known.
         image_size: height and width it was trained on; None if the file does not say.
         size_multiple: height and width of an image must be divisible by this.
@@ -72,6 +73,7 @@ class Checkpoint:
     time_input: TimeInput = TimeInput.INDEX
     data_range: DataRange = UNIT_RANGE
     weights: str | None = None
+    part: str = ""
     image_size: int | None = None
     size_multiple: int = 1
     num_classes: int = 0
@@ -174,7 +176,8 @@ class Checkpoint:
         config = self.network.config if isinstance(self.network, UNet) else None
         steps = self.schedule.original_timesteps.tolist()
         text = repr((self.sha256, kind.__module__, kind.__qualname__, config, steps))
-        digest = hashlib.sha256(f"{text} {self.time_input}".encode())
+        part = f" {self.part}" if self.part else ""
+        digest = hashlib.sha256(f"{text} {self.time_input}{part}".encode())
         digest.update(self.schedule.betas.numpy().tobytes())
         return digest.hexdigest()
 

@@ -70,11 +70,10 @@ def find_layout(folder: Path, *, weights: str | None = None) -> Layout:
     Args:
         folder: flat, a pipeline (`unet/`, `scheduler/`), or what diffusers' training script saves
             on its way (`checkpoint-500/` with `unet/` and `unet_ema/`, the scheduler above it).
-        weights: "ema" or "raw"; None takes the averaged ones where they can be told.
+        weights: "raw" takes the last weights where both are there, and not the averaged ones.
 
     Raises:
-        InputError: a file is missing, the weights asked for are not there, or the pipeline is of
-            another kind.
+        InputError: a file is missing, or the pipeline is of another kind.
     """
     networks = [name for name in NETWORKS if (folder / name).is_dir()]
     network = folder / _chosen(folder, networks, weights) if networks else folder
@@ -86,12 +85,6 @@ def find_layout(folder: Path, *, weights: str | None = None) -> Layout:
     _refuse_other_pipelines(folder / "model_index.json")
     notes = []
     averaged = _averaged(network, networks, config)
-    if weights is not None and averaged != (weights == "ema"):
-        said = {None: "does not say which", True: "says that it is averaged", False: "is raw"}
-        raise InputError(
-            f"--weights {weights}: {network} holds one set of weights and {said[averaged]}; leave "
-            "the option out"
-        )
     if len(networks) > 1:
         notes.append(f"weights: {'EMA' if averaged else 'raw'} ({network.name}/)")
     scheduler = _scheduler(folder, flat=not networks)

@@ -39,13 +39,17 @@ class Shapes:
         """Channels at each resolution, as multiples of `model_channels`."""
         return tuple(Fraction(width, self.model_channels) for width in self.channels)
 
-    def __str__(self) -> str:
+    @property
+    def flags(self) -> str:
+        """What the weights say, in the projects' own spelling."""
         return (
             f"--num_channels {self.model_channels} --num_res_blocks {self.num_blocks} "
             f"--learn_sigma {self.out_channels != self.in_channels} "
-            f"--class_cond {self.num_classes > 0} --use_scale_shift_norm {self.scale_shift}, "
-            f"channel multiples {listed(self.multiples)}"
+            f"--class_cond {self.num_classes > 0} --use_scale_shift_norm {self.scale_shift}"
         )
+
+    def __str__(self) -> str:
+        return f"{self.flags}, channel multiples {listed(self.multiples)}"
 
 
 def read_shapes(weights: Mapping[str, Tensor], path: Path) -> Shapes:

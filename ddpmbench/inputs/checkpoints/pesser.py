@@ -73,6 +73,13 @@ The project's own download puts them in folders: `ema_diffusion_cifar10_model/mo
 """
 
 
+TELLING = (
+    ("temb.dense.0.weight", "conv_in.weight"),
+    ("down.0.block.0.temb_proj.weight", "conv_out.weight"),
+)
+"""Names that tell this family under any prefix; all of a row must be there."""
+
+
 def is_pesser(names: Mapping[str, object]) -> bool:
     """Whether a state dict has the names of this family."""
     return any(name.startswith("temb.dense.") for name in names) and any(
@@ -119,7 +126,6 @@ def read_pesser(
         schedule=schedule,
         prediction=Prediction.EPSILON,
         variance=variance,
-        weights=("ema" if name.startswith("ema_") else "raw") if name else None,
         channels=config.in_channels,
         image_size=image_size,
         size_multiple=config.size_multiple,

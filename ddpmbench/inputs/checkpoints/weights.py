@@ -78,10 +78,24 @@ def read_state(path: Path) -> dict[str, object]:
             raise InputError(
                 f"{path}: not a whole safetensors file ({_line(error)}); copy or download it again"
             ) from error
-    state = _read_torch(path, start)
+    state = _named(_read_torch(path, start))
     if not isinstance(state, dict):
         raise InputError(f"{path}: holds a {type(state).__name__}, not a state dict")
     return {str(name): value for name, value in state.items()}
+
+
+def _named(content: object) -> object:
+    """A list of what training holds, as ermongroup/ddim and others save it, by names.
+
+    Source: ermongroup/ddim, runners/diffusion.py.
+    """
+    if not isinstance(content, list | tuple) or not any(isinstance(v, dict) for v in content):
+        return content
+    names = ["model", "optimizer", "epoch", "step", "ema"]
+    optimizer = content[1] if 4 <= len(content) <= len(names) else None
+    if not isinstance(optimizer, dict) or "param_groups" not in optimizer:
+        names = list(map(str, range(len(content))))
+    return dict(zip(names, content, strict=False))
 
 
 def _read_torch(path: Path, start: bytes) -> object:
