@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ddpmbench.inputs.images import ImageSet, load_images
     from ddpmbench.inputs.statistics_files import ReferenceStatistics, read_statistics
     from ddpmbench.likelihood.terms import BoundTerms, bound_terms, prior_bits_per_dim
+    from ddpmbench.process.data_range import DataRange
     from ddpmbench.process.schedule import NoiseSchedule
     from ddpmbench.quality.features import FeatureNetwork, load_feature_network
     from ddpmbench.quality.protocols import PROTOCOLS, Protocol
@@ -43,6 +44,7 @@ __all__ = [
     "CheckpointSettings",
     "Comparison",
     "Conversion",
+    "DataRange",
     "FeatureNetwork",
     "FidReport",
     "FidSettings",
@@ -95,6 +97,7 @@ _HOMES = {
     "Conversion": "ddpmbench.questions.convert",
     "ImageSet": "ddpmbench.inputs.images",
     "NllReport": "ddpmbench.questions.nll",
+    "DataRange": "ddpmbench.process.data_range",
     "NoiseSchedule": "ddpmbench.process.schedule",
     "RateDistortion": "ddpmbench.questions.rd",
     "RunListener": "ddpmbench.runs.rows",
