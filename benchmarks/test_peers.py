@@ -33,8 +33,8 @@ from subjects import images_for, shortened
 
 from ddpmbench.likelihood.design import EveryPair
 from ddpmbench.likelihood.terms import TermsPass
+from ddpmbench.process.data_range import UNIT_RANGE
 from ddpmbench.process.noise import normal_noise
-from ddpmbench.process.units import to_unit_range
 from ddpmbench.quality.sampling import SAMPLE_DRAW, START
 from ddpmbench.runs.devices import evaluating, strict_float32
 from ddpmbench.runs.timing import paired_ratio
@@ -90,7 +90,7 @@ def test_every_pair_against_the_loop(benchmark, bench, request, case):
     betas, checkout = model.schedule.betas.numpy(), request.config.getoption("--improved-diffusion")
     loop = improved_diffusion(Path(checkout), betas) if checkout else PerStepLoop(betas)
     pixels = torch.tensor(images.pixels, device=bench.device)
-    x_start = to_unit_range(pixels, torch.float32)
+    x_start = UNIT_RANGE.to_model(pixels, torch.float32)
 
     def theirs():
         with evaluating(checkpoint.network):

@@ -20,10 +20,12 @@ if TYPE_CHECKING:
     from ddpmbench.inputs.images import ImageSet, load_images
     from ddpmbench.inputs.statistics_files import ReferenceStatistics, read_statistics
     from ddpmbench.likelihood.terms import BoundTerms, bound_terms, prior_bits_per_dim
+    from ddpmbench.process.data_range import DataRange
     from ddpmbench.process.schedule import NoiseSchedule
     from ddpmbench.quality.features import FeatureNetwork, load_feature_network
     from ddpmbench.quality.protocols import PROTOCOLS, Protocol
     from ddpmbench.questions.compare import Comparison, compare
+    from ddpmbench.questions.convert import Conversion, convert_checkpoint
     from ddpmbench.questions.fid import FidReport, FidSettings, evaluate_fid
     from ddpmbench.questions.inspect import Inspection, inspect_checkpoint
     from ddpmbench.questions.nll import NllReport, evaluate_nll
@@ -42,6 +44,8 @@ __all__ = [
     "Checkpoint",
     "CheckpointSettings",
     "Comparison",
+    "Conversion",
+    "DataRange",
     "FeatureNetwork",
     "FidReport",
     "FidSettings",
@@ -62,6 +66,7 @@ __all__ = [
     "__version__",
     "bound_terms",
     "compare",
+    "convert_checkpoint",
     "evaluate_fid",
     "evaluate_nll",
     "generate_samples",
@@ -92,9 +97,11 @@ _HOMES = {
     "Checkpoint": "ddpmbench.inputs.checkpoints",
     "CheckpointSettings": "ddpmbench.inputs.checkpoints",
     "Comparison": "ddpmbench.questions.compare",
+    "Conversion": "ddpmbench.questions.convert",
     "ImageSet": "ddpmbench.inputs.images",
     "Inspection": "ddpmbench.questions.inspect",
     "NllReport": "ddpmbench.questions.nll",
+    "DataRange": "ddpmbench.process.data_range",
     "NoiseSchedule": "ddpmbench.process.schedule",
     "RateDistortion": "ddpmbench.questions.rd",
     "RunListener": "ddpmbench.runs.rows",
@@ -105,6 +112,7 @@ _HOMES = {
     "SpeedSettings": "ddpmbench.questions.speed",
     "bound_terms": "ddpmbench.likelihood.terms",
     "compare": "ddpmbench.questions.compare",
+    "convert_checkpoint": "ddpmbench.questions.convert",
     "evaluate_nll": "ddpmbench.questions.nll",
     "inspect_checkpoint": "ddpmbench.questions.inspect",
     "generate_samples": "ddpmbench.questions.sample",

@@ -11,8 +11,9 @@ from ddpmbench.cli import options
 
 
 @click.command(short_help="What a checkpoint is, and what command evaluates it.")
-@click.argument("source", metavar="[CKPT]", required=False)
-@options.checkpoint_options
+@click.argument("ckpt", metavar="[CKPT]", default="default")
+@options.reading_options
+@options.timesteps_option
 @click.option(
     "--image-size",
     type=click.IntRange(min=1),
@@ -34,11 +35,11 @@ from ddpmbench.cli import options
     show_default=True,
     help="What goes to standard output.",
 )
-def inspect(source: str | None, output_format: str, **given: Any) -> None:  # noqa: ANN401
+def inspect(ckpt: str, output_format: str, **given: Any) -> None:  # noqa: ANN401
     """What a checkpoint is: its family, network, schedule, and who says what of it.
 
-    Nothing is evaluated. What the file leaves open is listed with the options that settle it, and
-    the command of nll that evaluates it is spelled out. CKPT may also stand behind --ckpt.
+    CKPT is a file, folder or hub id. Nothing is evaluated. What it does not say is listed with the
+    options that settle it, and the command of nll that evaluates it is spelled out.
 
     \b
     Examples:
@@ -51,16 +52,8 @@ def inspect(source: str | None, output_format: str, **given: Any) -> None:  # no
     from ddpmbench.report.block_plot import can_show
     from ddpmbench.report.printed_inspect import printed_inspect
 
-    checkpoint = {name: given.pop(name) for name in options.CHECKPOINT}
-    named, timesteps = checkpoint.pop("ckpt"), checkpoint.pop("timesteps")
-    if source is not None and named not in ("default", source):
-        raise click.UsageError(f"CKPT {source} and --ckpt {named}: name one checkpoint")
-    found = inspect_checkpoint(
-        named if source is None else source,
-        CheckpointSettings(**checkpoint),
-        timesteps=timesteps,
-        **given,
-    )
+    how = {name: given.pop(name) for name in ("timesteps", "image_size", "out")}
+    found = inspect_checkpoint(ckpt, CheckpointSettings(**given), **how)
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 80
     plain = not can_show(sys.stdout.encoding)
     click.echo(printed_inspect(found.summary, output_format, width=width, plain=plain))

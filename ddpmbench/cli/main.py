@@ -7,6 +7,7 @@ from typing import NoReturn
 import click
 
 from ddpmbench.cli.compare import compare
+from ddpmbench.cli.convert import convert
 from ddpmbench.cli.env import env
 from ddpmbench.cli.fid import fid
 from ddpmbench.cli.inspect import inspect
@@ -42,6 +43,7 @@ ddpmbench.add_command(report)
 ddpmbench.add_command(inspect)
 ddpmbench.add_command(speed)
 ddpmbench.add_command(train)
+ddpmbench.add_command(convert)
 ddpmbench.add_command(env)
 
 

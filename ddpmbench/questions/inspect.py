@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ddpmbench.inputs.checkpoints import file_names
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.inputs.checkpoints.load import DEFAULT
-from ddpmbench.inputs.checkpoints.located import weights_path
+from ddpmbench.inputs.checkpoints.located import weight_files_of
 from ddpmbench.inputs.checkpoints.settings import CheckpointSettings
 from ddpmbench.inputs.checkpoints.weights import sha256_of
 from ddpmbench.process.schedule import NoiseSchedule
@@ -99,16 +99,16 @@ def inspect_checkpoint(
 
 def _file(source: str, look: Look) -> FileFacts:
     checkpoint, error = look.checkpoint, look.error
+    files: tuple[Path, ...]
     if error is not None:
-        path: Path | None = error.path
-        family, sha256 = error.family, sha256_of(error.path)
+        files, family, sha256 = (error.path,), error.family, sha256_of(error.path)
         weights = look.settings.weights or file_names.kind(error.path)
     else:
         assert checkpoint is not None
-        path, family, sha256 = weights_path(source), checkpoint.family, checkpoint.sha256
-        weights = checkpoint.weights
+        files = weight_files_of(source, look.settings)
+        family, sha256, weights = checkpoint.family, checkpoint.sha256, checkpoint.weights
     training = None if checkpoint is None else checkpoint.training
-    return FileFacts(source, path, family, sha256, weights, look.notes, training)
+    return FileFacts(source, files, family, sha256, weights, look.notes, training)
 
 
 def _write(

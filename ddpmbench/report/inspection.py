@@ -25,7 +25,7 @@ class FileFacts:
 
     Attributes:
         source: as the user named it.
-        path: the file; None where it is not known.
+        files: those with the weights, one or the shards of one; none where they are not known.
         family: of files.
         sha256: of the file.
         weights: "ema" or "raw"; None if that is not known.
@@ -34,7 +34,7 @@ class FileFacts:
     """
 
     source: str
-    path: Path | None
+    files: tuple[Path, ...]
     family: str
     sha256: str
     weights: str | None
@@ -101,8 +101,8 @@ def inspection_summary(
             "sha256": file.sha256,
             "weights": file.weights,
             "training": file.training,
-            "file": None if file.path is None else file.path.name,
-            "bytes": None if file.path is None else file.path.stat().st_size,
+            "files": [path.name for path in file.files],
+            "bytes": sum(path.stat().st_size for path in file.files) or None,
         },
         "network": network,
         "process": process,

@@ -76,8 +76,11 @@ def _listed(names: Sequence[str]) -> str:
 def _file(summary: Mapping[str, Any], width: int) -> list[str]:
     of, lines = summary["checkpoint"], []
     source = of["source"]
-    if of["file"] not in (None, PurePath(source).name):
-        source += f" ({of['file']})"
+    files = of["files"]
+    if len(files) > 1:
+        source += f" ({len(files)} shards)"
+    elif files and files[0] != PurePath(source).name:
+        source += f" ({files[0]})"
     size = "" if of["bytes"] is None else f", {_size(of['bytes'])}"
     lines += _fact("file", source + size, width)
     lines += _fact("sha256", of["sha256"], width)

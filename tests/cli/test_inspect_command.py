@@ -9,15 +9,11 @@ import pytest
 import torch
 
 
-def test_one_look_by_either_name(said, small_checkpoint):
+def test_a_look(said, small_checkpoint):
     status, printed, told = said("inspect", small_checkpoint)
     assert (status, told) == (0, "")
     assert printed.startswith("small.safetensors: a diffusion model of 8x8 gray images, T = 40\n")
-    assert said("inspect", "--ckpt", small_checkpoint) == (0, printed, "")
-    assert said("inspect", small_checkpoint, "--ckpt", small_checkpoint) == (0, printed, "")
-    assert f"ddpmbench nll --ckpt {small_checkpoint}" in printed.replace("\\\n", "").replace(
-        "  ", ""
-    )
+    assert f"ddpmbench nll --ckpt {small_checkpoint}" in " ".join(printed.replace("\\", "").split())
 
 
 def test_without_a_name_it_is_the_checkpoint_of_the_package(said):
@@ -49,7 +45,6 @@ def test_json_is_what_is_written(said, small_checkpoint, tmp_path):
     ("arguments", "words"),
     [
         (["nosuch.pt"], ["nosuch.pt", "no such file"]),
-        (["one.pt", "--ckpt", "other.pt"], ["one.pt", "other.pt", "one checkpoint"]),
         (["--image-size", 27], ["--image-size 27", "28x28"]),
         (["--timesteps", 2000], ["--timesteps 2000"]),
         (["--variance", "learned"], ["--variance learned"]),

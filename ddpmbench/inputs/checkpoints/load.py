@@ -7,7 +7,7 @@ from ddpmbench import assets
 from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints import hub
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
-from ddpmbench.inputs.checkpoints.diffusers import read_diffusers, weights_file
+from ddpmbench.inputs.checkpoints.diffusers import read_diffusers
 from ddpmbench.inputs.checkpoints.native import is_native, read_native
 from ddpmbench.inputs.checkpoints.openai import TELLING as OPENAI
 from ddpmbench.inputs.checkpoints.openai import is_openai, read_openai
@@ -51,26 +51,26 @@ def load_checkpoint(
         raise InputError(f"{source}: cannot be read ({error.strerror or error})") from error
     _check_weights(checkpoint, settings.weights)
     return checkpoint.with_conventions(
-        prediction=settings.prediction, variance=settings.variance, clip=settings.clip
+        prediction=settings.prediction,
+        variance=settings.variance,
+        clip=settings.clip,
+        data_range=settings.data_range_over(checkpoint.data_range),
     )
 
 
 def _load(source: str | Path, settings: CheckpointSettings) -> Checkpoint:
     path = assets.CHECKPOINT if source == DEFAULT else Path(source)
     name = str(source)
-    fetched = False
     refuse_tensorflow(path)
     if not path.exists():
         if not isinstance(source, str) or not hub.is_hub_id(source):
             raise InputError(f"--ckpt {source}: no such file or folder")
-        path, fetched = hub.download(source), True
+        path = hub.download(source)
     if is_native(path / TRAINED):
         path = path / TRAINED
     if path.is_dir():
         _refuse_flags(settings.model_flags, name)
         checkpoint = read_diffusers(path, source=name, settings=settings)
-        if fetched and (weights := weights_file(path)) is not None:
-            hub.check_blob(weights, checkpoint.sha256)
     elif is_native(path):
         _refuse_flags(settings.model_flags, name)
         checkpoint = dataclasses.replace(read_native(path), source=name)
