@@ -74,7 +74,11 @@ class Look:
     def notes(self) -> tuple[str, ...]:
         """What the reader noted, but for what was put in the place of what is open."""
         notes = () if self.checkpoint is None else self.checkpoint.notes
-        return tuple(note for note in notes if not any(map(self.is_open, note.rstrip(":").split())))
+        return tuple(
+            note
+            for note in notes
+            if not any(self.is_open(word.strip(":;,")) for word in note.split())
+        )
 
     @property
     def outline(self) -> Outline:

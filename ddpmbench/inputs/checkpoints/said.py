@@ -31,7 +31,9 @@ _SAYS = {
     ),
     "pesser": dict.fromkeys(("image size", "schedule", "variance", "weights"), _NAME),
     "lucidrains": dict.fromkeys(("schedule", "prediction"), FILE),
+    "own network": {"image size": "its code"},
 }
+_WITHOUT_CUSTOM = ("own network",)
 _TIMES = {
     TimeInput.INDEX: "t - 1",
     TimeInput.ONE_BASED: "t",
@@ -112,9 +114,9 @@ def _by(what: str, checkpoint: Checkpoint, settings: CheckpointSettings) -> str:
         return _OPTIONS[what][0]
     if what == "image size" and checkpoint.image_size is None:
         return DATA
-    says = _SAYS.get(checkpoint.family)
-    custom = FILE if what == "weights" else ASSUMED if says is None else FAMILY
-    by = custom if says is None else says.get(what, custom)
+    family = checkpoint.family
+    custom = FILE if what == "weights" else ASSUMED if family in _WITHOUT_CUSTOM else FAMILY
+    by = _SAYS.get(family, {}).get(what, custom)
     return _FLAGS if by == _NAME and settings.model_flags is not None else by
 
 
