@@ -103,12 +103,16 @@ def _file(source: str, look: Look) -> FileFacts:
     if error is not None:
         files, family, sha256 = (error.path,), error.family, sha256_of(error.path)
         weights = look.settings.weights or file_names.kind(error.path)
+        weights = weights if checkpoint is None else checkpoint.weights
     else:
         assert checkpoint is not None
         files = weight_files_of(source, look.settings)
         family, sha256, weights = checkpoint.family, checkpoint.sha256, checkpoint.weights
     training = None if checkpoint is None else checkpoint.training
-    return FileFacts(source, files, family, sha256, weights, look.notes, training)
+    code = None
+    if (network := look.settings.network) is not None:
+        code = (network, sha256_of(Path(network.rpartition(":")[0])))
+    return FileFacts(source, files, family, sha256, weights, look.notes, training, code)
 
 
 def _write(

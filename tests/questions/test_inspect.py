@@ -306,5 +306,5 @@ def test_a_size_that_it_does_not_take(files, name, size, words):
 
 
 def test_a_mistake_in_what_is_said_is_one(files):
-    with peers.refused("--schedule", "nonsense"):
-        db.inspect_checkpoint(files["pesser"], db.CheckpointSettings(schedule="nonsense"))
+    with peers.refused("--schedule", "nonsense:100"):
+        db.inspect_checkpoint(files["pesser"], db.CheckpointSettings(schedule="nonsense:100"))
