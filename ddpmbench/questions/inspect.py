@@ -109,9 +109,7 @@ def _file(source: str, look: Look) -> FileFacts:
         files = weight_files_of(source, look.settings)
         family, sha256, weights = checkpoint.family, checkpoint.sha256, checkpoint.weights
     training = None if checkpoint is None else checkpoint.training
-    code = None
-    if (network := look.settings.network) is not None:
-        code = (network, sha256_of(Path(network.rpartition(":")[0])))
+    code = None if checkpoint is None else checkpoint.code
     return FileFacts(source, files, family, sha256, weights, look.notes, training, code)
 
 

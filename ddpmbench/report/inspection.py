@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ddpmbench.inputs.checkpoints.own_code import OwnCode
 from ddpmbench.inputs.checkpoints.said import Said
 from ddpmbench.network.outline import Outline
 from ddpmbench.process.schedule import NoiseSchedule
@@ -31,8 +32,7 @@ class FileFacts:
         weights: "ema" or "raw"; None if that is not known.
         notes: what was settled by a preset or an option, a line each.
         training: the record of its training, where the file holds one.
-        code: `FILE.py:NAME` that builds the network, and the SHA-256 of the file; None of the
-            networks that are known.
+        code: the user's own code that builds the network, where it is not of this package.
     """
 
     source: str
@@ -42,7 +42,7 @@ class FileFacts:
     weights: str | None
     notes: tuple[str, ...]
     training: dict[str, object] | None
-    code: tuple[str, str] | None
+    code: OwnCode | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +95,6 @@ def inspection_summary(
         said: everything a number depends on besides, and who says so.
         evaluation: what is to be typed.
     """
-    code = None if file.code is None else dict(zip(("network", "sha256"), file.code, strict=True))
     summary: dict[str, Any] = {
         "schema": SCHEMA,
         "settled": not evaluation.missing,
@@ -105,7 +104,7 @@ def inspection_summary(
             "sha256": file.sha256,
             "weights": file.weights,
             "training": file.training,
-            "code": code,
+            "code": None if file.code is None else dataclasses.asdict(file.code),
             "files": [path.name for path in file.files],
             "bytes": sum(path.stat().st_size for path in file.files) or None,
         },

@@ -83,7 +83,7 @@ def _file(summary: Mapping[str, Any], width: int) -> list[str]:
     lines += fact("sha256", of["sha256"], width)
     lines += fact("family", _FAMILIES.get(of["family"], of["family"]), width)
     if (code := of["code"]) is not None:
-        lines += fact("code", code["network"], width) + fact("", f"sha256 {code['sha256']}", width)
+        lines += fact("code", f"{code['name']}, sha256 {code['sha256'][:12]}", width)
     lines += fact("weights", _WEIGHTS[of["weights"]], width)
     if trained := _training(of["training"]):
         lines += fact("training", trained, width)

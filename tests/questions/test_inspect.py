@@ -6,6 +6,7 @@ import json
 import math
 import shlex
 
+import lucidrains_files
 import numpy as np
 import pandas as pd
 import peers
@@ -31,6 +32,30 @@ FLAGS = (
 )
 
 
+OWN = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    image_channels = 1
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3, padding=1)
+        self.time = nn.Embedding(100, 4)
+        self.out = nn.Conv2d(4, 1, 3, padding=1)
+
+    def forward(self, x, t):
+        return self.out(torch.relu(self.conv(x) + self.time(t)[:, :, None, None]))
+"""
+
+
+def own_weights():
+    names = {}
+    exec(OWN, names)
+    return names["Net"]().state_dict()
+
+
 def pesser_network(**changes):
     config = UNetConfig(
         in_channels=1,
@@ -50,7 +75,12 @@ def files(small_checkpoint, tmp_path_factory):
     torch.save(peers.openai_weights(classes=10), folder / "ema_0.9999_500000.pt")
     torch.save(peers.pesser_weights(pesser_network()), folder / "model.ckpt")
     torch.save(peers.pesser_weights(pesser_network(out_channels=2)), folder / "learned.ckpt")
+    (folder / "own.py").write_text(OWN)
+    torch.save(own_weights(), folder / "own.pt")
+    trainer, _ = lucidrains_files.saved(folder, lucidrains_files.diffusion())
     return {
+        "lucidrains": str(trainer),
+        "own": str(folder / "own.pt"),
         "default": "default",
         "native": str(small_checkpoint),
         "diffusers": str(
@@ -67,18 +97,36 @@ SETTLED = {
     "native": {},
     "diffusers": {"variance": "fixed_large", "clip": False},
     "openai": {"model_flags": FLAGS},
-    "pesser": {"schedule": "linear:100", "variance": "fixed_large", "prediction": "x_start"},
-    "learned": {"schedule": "linear:100", "variance": "learned_range"},
+    "pesser": {"schedule": "cosine:100", "variance": "fixed_large", "prediction": "x_start"},
+    "learned": {"schedule": "cosine:100", "variance": "learned_range"},
+    "lucidrains": {"clip": False},
+    "own": {
+        "schedule": "cosine:100",
+        "prediction": "v",
+        "variance": "fixed_small",
+        "time_input": "index",
+    },
 }
 OPEN = {
     "openai": ["--model-flags"],
     "pesser": ["--schedule", "--variance"],
     "learned": ["--schedule", "--variance"],
+    "own": ["--schedule", "--prediction", "--variance", "--time-input"],
 }
 
 
-def settings(name):
-    return db.CheckpointSettings(**SETTLED[name])
+def own_code(name, files):
+    return f"{files['own'].removesuffix('.pt')}.py:Net" if name == "own" else None
+
+
+def settings(name, files):
+    """What settles everything of a file."""
+    return db.CheckpointSettings(network=own_code(name, files), **SETTLED[name])
+
+
+def unsettling(name, files):
+    """What leaves open what the file does."""
+    return db.CheckpointSettings(network=own_code(name, files))
 
 
 @pytest.fixture(scope="module")
@@ -105,16 +153,20 @@ def as_typed(command):
 
 @pytest.mark.parametrize("name", list(SETTLED))
 def test_it_says_what_is_loaded(files, name):
-    found = db.inspect_checkpoint(files[name], settings(name))
-    checkpoint = db.load_checkpoint(files[name], settings(name))
+    found = db.inspect_checkpoint(files[name], settings(name, files))
+    checkpoint = db.load_checkpoint(files[name], settings(name, files))
     summary, network = found.summary, found.summary["network"]
     assert summary["settled"]
     assert summary["checkpoint"]["sha256"] == checkpoint.sha256
     assert summary["checkpoint"]["bytes"] > 1000
     assert summary["process"]["num_timesteps"] == checkpoint.schedule.num_timesteps
     assert network["parameters"] == sum(w.numel() for w in checkpoint.network.parameters())
-    blocks = sum(level["blocks_down"] + level["blocks_up"] for level in network["levels"])
-    assert blocks == len(list(checkpoint.network.residual_blocks()))
+    assert network["flop_per_call"] > 0
+    if isinstance(checkpoint.network, UNet):
+        blocks = sum(level["blocks_down"] + level["blocks_up"] for level in network["levels"])
+        assert blocks == len(list(checkpoint.network.residual_blocks()))
+    else:
+        assert network["layers"]["Conv2d"] > 1
     said = {item["what"]: item["value"] for item in summary["said"]}
     assert said["prediction"] == checkpoint.prediction
     assert said["variance"] == checkpoint.variance
@@ -124,9 +176,10 @@ def test_it_says_what_is_loaded(files, name):
 
 @pytest.mark.parametrize("name", list(SETTLED))
 def test_the_command_evaluates_what_was_looked_at(files, name):
-    found = db.inspect_checkpoint(files[name], settings(name), timesteps=20)
+    found = db.inspect_checkpoint(files[name], settings(name, files), timesteps=20)
     source, timesteps, given = as_typed(found.summary["command"])
     typed = db.load_checkpoint(source, given).respaced(timesteps)
+    assert typed.sha256 == found.checkpoint.sha256
     assert typed.fingerprint == found.checkpoint.fingerprint
     for convention in ("prediction", "variance", "clip", "data_range"):
         assert getattr(typed, convention) == getattr(found.checkpoint, convention)
@@ -134,8 +187,8 @@ def test_the_command_evaluates_what_was_looked_at(files, name):
 
 @pytest.mark.parametrize("name", list(OPEN))
 def test_what_is_open_is_named_and_nothing_depends_on_what_stands_in_its_place(files, name):
-    found = db.inspect_checkpoint(files[name], image_size=8)
-    settled = db.inspect_checkpoint(files[name], settings(name), image_size=8)
+    found = db.inspect_checkpoint(files[name], unsettling(name, files), image_size=8)
+    settled = db.inspect_checkpoint(files[name], settings(name, files), image_size=8)
     summary, whole = found.summary, settled.summary
     assert found.checkpoint is None
     assert not summary["settled"]
@@ -152,22 +205,22 @@ def test_what_is_open_is_named_and_nothing_depends_on_what_stands_in_its_place(f
     said = {item["what"]: item for item in summary["said"]}
     assert said["schedule"]["value"] is said["schedule"]["by"] is None
     assert said["variance"]["value"] is None
-    assert not summary["notes"]
+    assert not any(option in note for option in OPEN[name] for note in summary["notes"])
     # It can be typed, and names every option that is open.
     source, _, _ = as_typed(summary["command"])
     assert source == files[name]
     assert set(OPEN[name]) <= set(summary["command"])
 
 
-def test_heads_that_no_shape_tells_are_not_told(seen):
+def test_heads_that_no_shape_tells_are_not_told(files, seen):
     levels = seen("openai")["network"]["levels"]
     assert [level["heads"] for level in levels] == [None, None, None]
-    levels = seen("openai", settings("openai"))["network"]["levels"]
+    levels = seen("openai", settings("openai", files))["network"]["levels"]
     assert [level["heads"] for level in levels] == [None, 4, 4]
 
 
 def test_a_schedule_that_is_known_is_shown_where_something_else_is_open(files):
-    half = db.CheckpointSettings(schedule="linear:100")
+    half = db.CheckpointSettings(schedule="cosine:100")
     summary = db.inspect_checkpoint(files["pesser"], half).summary
     assert summary["process"]["num_timesteps"] == 100
     assert [option.split()[0] for option in summary["missing"]] == ["--variance"]
@@ -215,7 +268,7 @@ def test_the_prior_is_that_of_data_of_unit_mean_square(small_model, tmp_path, sc
 
 @pytest.mark.parametrize("name", ["native", "openai"])
 def test_the_arithmetic_of_a_call_is_counted_without_it(files, name):
-    found = db.inspect_checkpoint(files[name], settings(name))
+    found = db.inspect_checkpoint(files[name], settings(name, files))
     checkpoint = found.checkpoint
     inputs = [torch.zeros(1, checkpoint.channels, 8, 8), torch.zeros(1)]
     if checkpoint.num_classes:
@@ -246,8 +299,8 @@ def test_the_published_network_has_its_known_size(small_model, tmp_path):
 @pytest.mark.parametrize(
     ("name", "whole"), [*((n, True) for n in SETTLED), *((n, False) for n in OPEN)]
 )
-def test_it_fits_the_terminal(seen, name, whole, width):
-    summary = seen(name, settings(name) if whole else None)
+def test_it_fits_the_terminal(files, seen, name, whole, width):
+    summary = seen(name, (settings if whole else unsettling)(name, files))
     # Flags in one pair of quotes, and a path, cannot be broken.
     words = [word if len(word) < 30 else "WORD" for word in summary["command"]]
     checkpoint = {**summary["checkpoint"], "source": "model.pt"}
@@ -260,8 +313,8 @@ def test_it_fits_the_terminal(seen, name, whole, width):
     assert "\n\n\n" not in text
 
 
-def test_the_printed_command_can_be_pasted(seen):
-    summary = seen("openai", settings("openai"))
+def test_the_printed_command_can_be_pasted(files, seen):
+    summary = seen("openai", settings("openai", files))
     text = printed_inspect(summary, "table", width=80)
     pasted = text[text.index("ddpmbench nll") :].split("DATA\n")[0] + "DATA"
     assert shlex.split(pasted.replace("\\\n", " ")) == summary["command"]
@@ -272,7 +325,7 @@ def test_the_printed_command_can_be_pasted(seen):
 
 def test_the_folder_holds_the_schedule_and_all_that_is_printed(files, tmp_path):
     out = tmp_path / "look"
-    found = db.inspect_checkpoint(files["openai"], settings("openai"), out=out)
+    found = db.inspect_checkpoint(files["openai"], settings("openai", files), out=out)
     assert json.loads((out / "inspect.json").read_text()) == found.summary
     names = {path.name for path in (out / "figures").iterdir()}
     assert names == {"schedule.svg", "schedule.png", "schedule.csv"}
@@ -282,7 +335,7 @@ def test_the_folder_holds_the_schedule_and_all_that_is_printed(files, tmp_path):
     np.testing.assert_allclose(steps.alphas_cumprod, schedule.alphas_cumprod, rtol=1e-12)
     np.testing.assert_allclose(steps.log_snr, schedule.snr.log(), rtol=1e-9, atol=1e-12)
     pd.testing.assert_frame_equal(steps, found.schedule)
-    again = db.inspect_checkpoint(files["openai"], settings("openai"), out=out)
+    again = db.inspect_checkpoint(files["openai"], settings("openai", files), out=out)
     assert again.summary == found.summary
     with peers.refused("--out", out, "checkpoint"):
         db.inspect_checkpoint(files["native"], out=out)
