@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from ddpmbench.quality.features import FeatureNetwork, load_feature_network
     from ddpmbench.quality.protocols import PROTOCOLS, Protocol
     from ddpmbench.questions.compare import Comparison, compare
+    from ddpmbench.questions.convert import Conversion, convert_checkpoint
     from ddpmbench.questions.fid import FidReport, FidSettings, evaluate_fid
+    from ddpmbench.questions.inspect import Inspection, inspect_checkpoint
     from ddpmbench.questions.nll import NllReport, evaluate_nll
     from ddpmbench.questions.pictures import progressive_pictures
     from ddpmbench.questions.rd import RateDistortion, rate_distortion
@@ -42,12 +44,14 @@ __all__ = [
     "Checkpoint",
     "CheckpointSettings",
     "Comparison",
+    "Conversion",
     "DataRange",
     "FeatureNetwork",
     "FidReport",
     "FidSettings",
     "ImageSet",
     "InputError",
+    "Inspection",
     "NllReport",
     "NoiseSchedule",
     "Protocol",
@@ -62,9 +66,11 @@ __all__ = [
     "__version__",
     "bound_terms",
     "compare",
+    "convert_checkpoint",
     "evaluate_fid",
     "evaluate_nll",
     "generate_samples",
+    "inspect_checkpoint",
     "load_checkpoint",
     "load_feature_network",
     "load_images",
@@ -91,7 +97,9 @@ _HOMES = {
     "Checkpoint": "ddpmbench.inputs.checkpoints",
     "CheckpointSettings": "ddpmbench.inputs.checkpoints",
     "Comparison": "ddpmbench.questions.compare",
+    "Conversion": "ddpmbench.questions.convert",
     "ImageSet": "ddpmbench.inputs.images",
+    "Inspection": "ddpmbench.questions.inspect",
     "NllReport": "ddpmbench.questions.nll",
     "DataRange": "ddpmbench.process.data_range",
     "NoiseSchedule": "ddpmbench.process.schedule",
@@ -104,7 +112,9 @@ _HOMES = {
     "SpeedSettings": "ddpmbench.questions.speed",
     "bound_terms": "ddpmbench.likelihood.terms",
     "compare": "ddpmbench.questions.compare",
+    "convert_checkpoint": "ddpmbench.questions.convert",
     "evaluate_nll": "ddpmbench.questions.nll",
+    "inspect_checkpoint": "ddpmbench.questions.inspect",
     "generate_samples": "ddpmbench.questions.sample",
     "load_checkpoint": "ddpmbench.inputs.checkpoints",
     "load_images": "ddpmbench.inputs.images",

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,40 @@ def replacing(place: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def scratch_folder(place: Path) -> Iterator[Path]:
+    """An empty folder beside `place` in which something is made that will be there; then gone."""
+    temporary = place.with_name(f"{place.name}.{os.getpid()}.tmp")
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def move_into_place(made: Path, place: Path) -> None:
+    """Put a file or folder that is whole in the place of what may be there.
+
+    Args:
+        made: on the same file system, in a scratch folder.
+        place: where it goes; a folder there is replaced as a whole.
+    """
+    for file in sorted(made.rglob("*")) if made.is_dir() else [made]:
+        if file.is_file():
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+    if not (made.is_dir() and place.is_dir()):
+        made.replace(place)
+        return
+    before = made.with_name(f"{made.name}.before")
+    place.replace(before)
+    try:
+        made.replace(place)
+    except OSError:
+        before.replace(place)
+        raise
 
 
 @contextlib.contextmanager

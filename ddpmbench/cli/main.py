@@ -7,8 +7,10 @@ from typing import NoReturn
 import click
 
 from ddpmbench.cli.compare import compare
+from ddpmbench.cli.convert import convert
 from ddpmbench.cli.env import env
 from ddpmbench.cli.fid import fid
+from ddpmbench.cli.inspect import inspect
 from ddpmbench.cli.nll import nll
 from ddpmbench.cli.rd import rd
 from ddpmbench.cli.report import report
@@ -38,8 +40,10 @@ ddpmbench.add_command(sample)
 ddpmbench.add_command(fid)
 ddpmbench.add_command(compare)
 ddpmbench.add_command(report)
+ddpmbench.add_command(inspect)
 ddpmbench.add_command(speed)
 ddpmbench.add_command(train)
+ddpmbench.add_command(convert)
 ddpmbench.add_command(env)
 
 

@@ -38,14 +38,15 @@ def decorate(options: list[Command]) -> Callable[[Command], Command]:
     return lambda command: functools.reduce(lambda f, option: option(f), reversed(options), command)
 
 
-checkpoint_options = decorate(
+ckpt_option = click.option(
+    "--ckpt",
+    default="default",
+    show_default="the checkpoint that comes with ddpmbench",
+    help="File, folder or hub id (google/ddpm-cifar10-32).",
+)
+
+reading_options = decorate(
     [
-        click.option(
-            "--ckpt",
-            default="default",
-            show_default="the checkpoint that comes with ddpmbench",
-            help="File, folder or hub id (google/ddpm-cifar10-32).",
-        ),
         click.option(
             "--model-flags",
             metavar="FLAGS",
@@ -104,14 +105,18 @@ checkpoint_options = decorate(
             help="Clamp the predicted x_start to the range of the data.  [default: the file's; "
             "else clip]",
         ),
-        click.option(
-            "--timesteps",
-            type=click.IntRange(min=1),
-            metavar="K",
-            help="Evaluate the model that visits only K evenly spaced steps.",
-        ),
     ]
 )
+"""What is said of a checkpoint besides its file: the fields of `CheckpointSettings`."""
+
+timesteps_option = click.option(
+    "--timesteps",
+    type=click.IntRange(min=1),
+    metavar="K",
+    help="Evaluate the model that visits only K evenly spaced steps.",
+)
+
+checkpoint_options = decorate([ckpt_option, reading_options, timesteps_option])
 
 data_options = decorate(
     [

@@ -6,9 +6,11 @@ import shutil
 import huggingface_hub
 import pytest
 from huggingface_hub import constants
-from peers import SMALL_UNET, diffusers_unet, refused, save_flat, save_pipeline
+from huggingface_hub.utils import filter_repo_objects
+from peers import SMALL_UNET, DDPMScheduler, diffusers_unet, refused, save_flat, save_pipeline
+from safetensors.torch import load_file, save_file
 
-from ddpmbench.inputs.checkpoints import load_checkpoint
+from ddpmbench.inputs.checkpoints import CheckpointSettings, load_checkpoint
 
 COMMIT = "0" * 40
 
@@ -50,6 +52,76 @@ def test_weights_that_are_not_those_of_their_name(cache, tmp_path):
     blob = (snapshot / "diffusion_pytorch_model.safetensors").resolve()
     other = save_flat(tmp_path / "other", diffusers_unet(SMALL_UNET, seed=1))
     shutil.copy(other / "diffusion_pytorch_model.safetensors", blob)
+    with refused(blob, "SHA-256"):
+        load_checkpoint("somebody/small-ddpm")
+
+
+# ---- what is asked for
+
+
+@pytest.fixture
+def remote(tmp_path, monkeypatch):
+    """A repository whose files arrive in a snapshot only where a pattern asks for them."""
+    repository, snapshot = tmp_path / "remote", tmp_path / "snapshot"
+    snapshot.mkdir()
+
+    def download(name, *, allow_patterns):
+        names = [str(p.relative_to(repository)) for p in repository.rglob("*") if p.is_file()]
+        for name in filter_repo_objects(names, allow_patterns=allow_patterns):
+            (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(repository / name, snapshot / name)
+        return str(snapshot)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+
+    def arrived():
+        names = {str(p.relative_to(snapshot)) for p in snapshot.rglob("*") if p.is_file()}
+        return sorted(name for name in names if not name.endswith(".json"))
+
+    return repository, arrived
+
+
+SHARDS, PICKLED = {"max_shard_size": "100KB"}, {"safe_serialization": False}
+HALF = {"variant": "fp16"}
+WAYS = [{}, SHARDS, PICKLED, {**PICKLED, **SHARDS}, {**HALF, **SHARDS}, {**HALF, **PICKLED}]
+"""How weights are saved, the way that is read first before the others."""
+
+
+@pytest.mark.parametrize("best", range(len(WAYS)))
+def test_only_the_weights_that_are_read_are_downloaded(remote, tmp_path, best):
+    repository, arrived = remote
+    network, files = diffusers_unet(SMALL_UNET), []
+    for number, way in enumerate(WAYS[best:]):
+        network.save_pretrained(tmp_path / str(number), **way)
+        shutil.copytree(tmp_path / str(number), repository, dirs_exist_ok=True)
+        files.append([f.name for f in (tmp_path / str(number)).iterdir() if f.suffix != ".json"])
+    DDPMScheduler().save_pretrained(repository)
+    load_checkpoint("somebody/small-ddpm")
+    assert arrived() == sorted(files[0])
+
+
+def test_averaged_weights_come_with_the_others(remote):
+    repository, _ = remote
+    save_pipeline(repository, diffusers_unet(SMALL_UNET))
+    diffusers_unet(SMALL_UNET, seed=1).save_pretrained(
+        repository / "unet_ema", max_shard_size="100KB"
+    )
+    assert load_checkpoint("somebody/small-ddpm").weights == "ema"
+    raw = load_checkpoint("somebody/small-ddpm", CheckpointSettings(weights="raw"))
+    assert raw.weights == "raw"
+    assert raw.sha256 == load_checkpoint(repository, CheckpointSettings(weights="raw")).sha256
+
+
+def test_a_damaged_shard_in_the_cache(cache, tmp_path):
+    peer = diffusers_unet(SMALL_UNET)
+    DDPMScheduler().save_pretrained(tmp_path / "saved")
+    peer.save_pretrained(tmp_path / "saved", max_shard_size="100KB")
+    snapshot = put_into(cache, tmp_path / "saved")
+    assert (
+        load_checkpoint("somebody/small-ddpm").sha256 == load_checkpoint(tmp_path / "saved").sha256
+    )
+    blob = sorted(snapshot.glob("*.safetensors"))[-1].resolve()
+    save_file({name: weight + 1 for name, weight in load_file(blob).items()}, blob)
     with refused(blob, "SHA-256"):
         load_checkpoint("somebody/small-ddpm")
 

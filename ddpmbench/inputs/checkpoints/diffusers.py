@@ -1,6 +1,6 @@
 """The family of diffusers: a folder of a UNet2DModel and a DDPMScheduler."""
 
-import dataclasses
+import hashlib
 import re
 from pathlib import Path
 
@@ -9,12 +9,23 @@ from torch import Tensor
 
 from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
+from ddpmbench.inputs.checkpoints.diffusers_files import (
+    NETWORKS,
+    WeightFiles,
+    find_layout,
+    weight_map,
+)
 from ddpmbench.inputs.checkpoints.diffusers_network import read_network
-from ddpmbench.inputs.checkpoints.diffusers_scheduler import read_scheduler
-from ddpmbench.inputs.checkpoints.fields import read_object
+from ddpmbench.inputs.checkpoints.diffusers_scheduler import (
+    Conventions,
+    UnsaidError,
+    read_scheduler,
+)
 from ddpmbench.inputs.checkpoints.settings import CheckpointSettings
+from ddpmbench.inputs.checkpoints.unsettled import UnsettledError
 from ddpmbench.inputs.checkpoints.weights import (
     build_unet,
+    check_blob,
     check_outputs,
     only_tensors,
     read_state,
@@ -23,7 +34,6 @@ from ddpmbench.inputs.checkpoints.weights import (
 )
 from ddpmbench.process.prediction import Prediction, Variance
 
-WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 # Our names -> theirs, applied in this order.
 _RENAMES = (
     (r"^time_(\d)\.", r"time_embedding.linear_\1."),
@@ -44,23 +54,14 @@ _RENAMES = (
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
-@dataclasses.dataclass(frozen=True)
-class _Layout:
-    """Where a folder keeps its three files."""
-
-    config: Path
-    scheduler: Path
-    weights: Path
-
-
 def read_diffusers(folder: Path, *, source: str, settings: CheckpointSettings) -> Checkpoint:
     """The checkpoint in a folder written by diffusers.
 
     Args:
         folder: holds `config.json`, `scheduler_config.json` and the weights, or the same in
-            `unet/` and `scheduler/`.
+            `unet/` and `scheduler/`; averaged weights may be beside them in `unet_ema/`.
         source: the path or hub id as the user gave it.
-        settings: what the scheduler does not say.
+        settings: what the scheduler does not say, and which weights to read.
 
     Raises:
         InputError: a file is missing or damaged, or says something this package cannot express;
@@ -68,74 +69,88 @@ def read_diffusers(folder: Path, *, source: str, settings: CheckpointSettings) -
 
     Source: diffusers' UNet2DModel and DDPMScheduler.
     """
-    layout = _find(folder)
+    layout = find_layout(folder, weights=settings.weights)
+    if not layout.scheduler.is_file():
+        raise InputError(
+            f"{layout.scheduler}: missing, so nothing says the noise schedule; "
+            f"{_where_else(folder)}"
+        )
     config, image_size = read_network(layout.config)
-    prediction = None if settings.prediction is None else Prediction(settings.prediction)
-    variance = None if settings.variance is None else Variance(settings.variance)
-    conventions = read_scheduler(layout.scheduler, prediction=prediction, variance=variance)
-    said_by = layout.scheduler if variance is None else f"--variance {variance}: {layout.config}"
-    check_outputs(config, conventions.variance, source=said_by)
-    weights = only_tensors(read_state(layout.weights), source=str(layout.weights))
+    weights, sha256 = _read_weights(layout.weights)
+    said_by = layout.weights.index or layout.weights.files[0]
+    conventions = _read_conventions(layout.scheduler, settings, said_by, weights)
+    variance = settings.variance
+    said = layout.scheduler if variance is None else f"--variance {variance}: {layout.config}"
+    check_outputs(config, conventions.variance, source=said)
     names = {name: their_name(name) for name in unet_names(config, source=str(layout.config))}
-    weights = _joined(weights, set(names.values()), layout.weights)
-    network = build_unet(config, weights, source=str(layout.weights), names=names)
+    weights = _joined(weights, set(names.values()), str(said_by))
+    network = build_unet(config, weights, source=str(said_by), names=names)
     return Checkpoint(
         network=network,
         schedule=conventions.schedule,
         prediction=conventions.prediction,
         variance=conventions.variance,
         clip=conventions.clip,
+        weights={None: None, True: "ema", False: "raw"}[layout.averaged],
         channels=config.in_channels,
         image_size=image_size,
         size_multiple=config.size_multiple,
         num_classes=config.num_classes,
         family="diffusers",
         source=source,
-        sha256=sha256_of(layout.weights),
-        notes=conventions.notes,
+        sha256=sha256,
+        notes=(*layout.notes, *conventions.notes),
     )
 
 
-def weights_file(folder: Path) -> Path | None:
-    """The weights `read_diffusers` reads; None if there are none."""
-    base = folder / "unet" if (folder / "unet").is_dir() else folder
-    return next((base / name for name in WEIGHTS if (base / name).is_file()), None)
+def _read_conventions(
+    scheduler: Path, settings: CheckpointSettings, file: Path, weights: dict[str, Tensor]
+) -> Conventions:
+    """What the scheduler's file says; `file` and `weights` are for where it does not."""
+    prediction = None if settings.prediction is None else Prediction(settings.prediction)
+    variance = None if settings.variance is None else Variance(settings.variance)
+    try:
+        return read_scheduler(scheduler, prediction=prediction, variance=variance)
+    except UnsaidError as error:
+        raise UnsettledError(
+            str(error), family="diffusers", path=file, weights=weights, missing=(error.option,)
+        ) from error
 
 
-def _find(folder: Path) -> _Layout:
-    """Where the files are; refuses a folder that lacks one, or is of another kind of pipeline."""
-    schedulers = [folder / "scheduler_config.json"]
-    network = folder
-    if (folder / "unet").is_dir():
-        network = folder / "unet"
-        schedulers = [folder / n / schedulers[0].name for n in ("scheduler", "noise_scheduler")]
-    config = network / "config.json"
-    if not config.is_file():
-        files = sorted(p.name for p in folder.iterdir() if p.suffix in (".safetensors", ".pt"))
-        remedy = f"; pass the file itself: {folder / files[0]}" if files else ""
-        raise InputError(f"{folder}: holds no config.json of a diffusers model{remedy}")
-    index = folder / "model_index.json"
-    if index.is_file():
-        for name, value in read_object(index).items():
-            known = name.startswith("_") or name in ("unet", "scheduler", "noise_scheduler")
-            if not known and value not in (None, [None, None]):
+def _where_else(folder: Path) -> str:
+    """Where the scheduler of a folder that has none may be."""
+    above = folder.resolve().parent
+    if folder.resolve().name in NETWORKS:
+        return f"pass {above}"
+    return "copy it there from where the model came"
+
+
+def _read_weights(found: WeightFiles) -> tuple[dict[str, Tensor], str]:
+    """All weights, and the SHA-256 of their file.
+
+    Of shards it is that of the lines that `sha256sum` prints of them, in the order of their names.
+    """
+    weights: dict[str, Tensor] = {}
+    lines = []
+    places = None if found.index is None else weight_map(found.index)
+    for file in found.files:
+        part = only_tensors(read_state(file), source=str(file))
+        digest = sha256_of(file)
+        check_blob(file, digest)
+        lines.append(f"{digest}  {file.name}\n")
+        if places is not None:
+            said = {name for name, place in places.items() if place == file.name}
+            if wrong := sorted(said ^ set(part)):
+                does = "has no" if wrong[0] in said else "has a"
+                assert found.index is not None
                 raise InputError(
-                    f"{index}: the pipeline has a {name} besides unet and scheduler; only "
-                    "models of the images themselves can be read"
+                    f"{file}: {does} weight {wrong[0]}, unlike what {found.index.name} says; copy "
+                    "or download both again"
                 )
-    scheduler = next((path for path in schedulers if path.is_file()), None)
-    if scheduler is None:
-        above = folder.parent / "model_index.json"
-        remedy = (
-            f"pass {folder.parent}"
-            if above.is_file()
-            else "copy it there from where the model came"
-        )
-        raise InputError(f"{schedulers[0]}: missing, so nothing says the noise schedule; {remedy}")
-    weights = weights_file(folder)
-    if weights is None:
-        raise InputError(f"{network}: holds neither {WEIGHTS[0]} nor {WEIGHTS[1]}")
-    return _Layout(config, scheduler, weights)
+        weights |= part
+    if found.index is None:
+        return weights, digest
+    return weights, hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def their_name(name: str) -> str:
@@ -148,7 +163,7 @@ def their_name(name: str) -> str:
     return name
 
 
-def _joined(weights: dict[str, Tensor], wanted: set[str], path: Path) -> dict[str, Tensor]:
+def _joined(weights: dict[str, Tensor], wanted: set[str], source: str) -> dict[str, Tensor]:
     """The file's weights with queries, keys and values as the rows of one `qkv`."""
     old = re.compile(r"(attentions\.\d+)\.(query|key|value|proj_attn)\.")
     result = {
@@ -159,7 +174,7 @@ def _joined(weights: dict[str, Tensor], wanted: set[str], path: Path) -> dict[st
         if ".qkv." in name:
             parts = [name.replace(".qkv.", f".{part}.") for part in ("to_q", "to_k", "to_v")]
             if missing := [part for part in parts if part not in result]:
-                raise InputError(f"{path}: weight {missing[0]} missing; the file is not whole")
+                raise InputError(f"{source}: weight {missing[0]} missing; the file is not whole")
             result[name] = torch.cat([_matrix(result.pop(part)) for part in parts])
         elif ".to_out.0.weight" in name and name in result:
             result[name] = _matrix(result[name])

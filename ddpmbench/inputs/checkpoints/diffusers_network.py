@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ddpmbench.inputs.checkpoints.diffusers_files import AVERAGING
 from ddpmbench.inputs.checkpoints.fields import Fields
 from ddpmbench.inputs.checkpoints.weights import naming
 from ddpmbench.network.unet_config import Resampling, UNetConfig
@@ -39,16 +40,6 @@ _DEFAULTS: dict[str, object] = {
     "num_train_timesteps": None,
 }
 _OLD_NAMES = {"down_blocks": "down_block_types", "up_blocks": "up_block_types"}
-# Written into the same file by diffusers' EMAModel; they say nothing of the network.
-_AVERAGING = {
-    "decay",
-    "inv_gamma",
-    "min_decay",
-    "optimization_step",
-    "power",
-    "update_after_step",
-    "use_ema_warmup",
-}
 # Kind of block -> whether it has attention, and how it resamples; None: as the type field says.
 _DOWN: dict[str, tuple[bool, Resampling | None]] = {
     "DownBlock2D": (False, "conv"),
@@ -75,7 +66,7 @@ def read_network(path: Path) -> tuple[UNetConfig, int | None]:
     fields = Fields.read(path, _DEFAULTS, _OLD_NAMES)
     if fields.values.get("_class_name") not in _CLASSES:
         raise fields.refusal("_class_name", "only UNet2DModel can be read")
-    for name in sorted(fields.given - set(_DEFAULTS) - _AVERAGING):
+    for name in sorted(fields.given - set(_DEFAULTS) - AVERAGING):
         if not name.startswith("_") and fields.values[name] is not None:
             raise fields.refusal(
                 name, "not a field of UNet2DModel; remove it if the network does not depend on it"

@@ -71,6 +71,14 @@ class Conventions:
     notes: tuple[str, ...]
 
 
+class UnsaidError(InputError):
+    """A scheduler file does not say something; `option`, with a value for example, would."""
+
+    def __init__(self, message: InputError | str, option: str) -> None:
+        super().__init__(str(message))
+        self.option = option
+
+
 def read_scheduler(
     path: Path, *, prediction: Prediction | None = None, variance: Variance | None = None
 ) -> Conventions:
@@ -82,8 +90,8 @@ def read_scheduler(
         variance: the variance of the reverse process, where the file does not say.
 
     Raises:
-        InputError: the file says something this package cannot express, or does not say
-            something that no option settles; the line names the field.
+        UnsaidError: the file does not say something that an option would settle.
+        InputError: it says something this package cannot express; the line names the field.
 
     Source: the documented defaults of diffusers' DDPMScheduler. Only its betas are taken, never
     its variances, which are in float32 and clamped.
@@ -110,9 +118,10 @@ def read_scheduler(
         kind = variance
         notes.append(f"--variance {variance}: the {name} does not say")
     else:
-        raise InputError(
+        raise UnsaidError(
             f"{path}: a {name} does not say the variance of the reverse process; settle it with "
-            "--variance fixed_small|fixed_large|learned_range|learned"
+            "--variance fixed_small|fixed_large|learned_range|learned",
+            "--variance fixed_small",
         )
     return Conventions(
         schedule=_schedule(fields),
@@ -157,23 +166,24 @@ def _prediction(fields: Fields, prediction: Prediction | None) -> Prediction:
         return Prediction.X_START
     found = _PREDICTIONS.get(fields.text("prediction_type"), prediction)
     if found is None:
-        raise fields.refusal(
-            "prediction_type", "not known; settle it with --prediction eps|x_start|v|previous_mean"
-        )
+        choices = "--prediction eps|x_start|v|previous_mean"
+        refusal = fields.refusal("prediction_type", f"not known; settle it with {choices}")
+        raise UnsaidError(refusal, "--prediction eps")
     return found
 
 
 def _variance(fields: Fields) -> Variance:
     kind = fields.text("variance_type")
     if kind == "learned":
-        raise fields.refusal(
+        refusal = fields.refusal(
             "variance_type",
             "diffusers takes the output for the variance, ddpmbench for its logarithm; "
             "--variance learned or learned_range says how it was trained",
         )
+        raise UnsaidError(refusal, "--variance learned_range")
     found = _VARIANCES.get(kind)
     if found is None:
-        raise fields.refusal(
-            "variance_type", "not known; settle it with --variance fixed_small|fixed_large"
-        )
+        choices = "--variance fixed_small|fixed_large|learned_range"
+        refusal = fields.refusal("variance_type", f"not known; settle it with {choices}")
+        raise UnsaidError(refusal, "--variance fixed_small")
     return found

@@ -1,13 +1,19 @@
 """Models on the Hugging Face Hub, through its own client, cache and offline mode."""
 
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from ddpmbench.errors import InputError
-from ddpmbench.inputs.checkpoints.diffusers import WEIGHTS, weights_file
+from ddpmbench.inputs.checkpoints.diffusers_files import KINDS, NETWORKS, STEM, weight_files
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FILES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".json")
+# What is asked for, one after the other, until a network is whole: in the order in which
+# `weight_files` takes them.
+_STAGES = (
+    *(f"{STEM}{shards}.{kind}" for kind in KINDS for shards in ("", "-*")),
+    *(f"{STEM}.*.{kind}" for kind in KINDS),
+)
 
 
 def is_hub_id(source: str) -> bool:
@@ -24,31 +30,38 @@ def download(repository: str) -> Path:
     Raises:
         InputError: it does not exist, needs a login, is not in the cache and cannot be reached.
     """
-    folder = _snapshot(repository, WEIGHTS[0])
-    if weights_file(folder) is None:
-        folder = _snapshot(repository, WEIGHTS[1])
+    folder = _snapshot(repository, [*_STAGES[:1], *(f"{name}/{_STAGES[0]}" for name in NETWORKS)])
+    for name in [name for name in NETWORKS if (folder / name).is_dir()] or ["."]:
+        for pattern in _STAGES[1:]:
+            if _whole(folder / name):
+                break
+            _snapshot(repository, [str(PurePosixPath(name, pattern))])
     return folder
 
 
-def check_blob(weights: Path, sha256: str) -> None:
-    """Compare the hash of weights with the one the cache stores them under.
+def _whole(network: Path) -> bool:
+    """Whether the weights of a network are there; a missing shard is one of its files."""
+    try:
+        return weight_files(network) is not None
+    except InputError:
+        return False
+
+
+def cached(repository: str) -> Path | None:
+    """The folder of a model in the cache; None if it is not there.
 
     Args:
-        weights: the file, in the cache a link to a blob named by its SHA-256.
-        sha256: of what the file holds.
-
-    Raises:
-        InputError: they differ.
+        repository: its id, `owner/name`.
     """
-    blob = weights.resolve().name
-    if re.fullmatch(r"[0-9a-f]{64}", blob) and blob != sha256:
-        raise InputError(
-            f"{weights.resolve()}: damaged: its SHA-256 is {sha256[:12]}...; delete it and "
-            "download it again"
-        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repository, local_files_only=True))
+    except Exception:  # what it raises depends on the client's version; all mean the same here
+        return None
 
 
-def _snapshot(repository: str, weights: str) -> Path:
+def _snapshot(repository: str, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -57,8 +70,7 @@ def _snapshot(repository: str, weights: str) -> Path:
     )
 
     try:
-        patterns = ["*.json", weights, f"unet/{weights}"]
-        return Path(snapshot_download(repository, allow_patterns=patterns))
+        return Path(snapshot_download(repository, allow_patterns=["*.json", *patterns]))
     except GatedRepoError as error:
         reason = "needs a login: run hf auth login and accept its terms on the Hub"
         raise InputError(f"{repository}: {reason}") from error

@@ -10,7 +10,7 @@ from ddpmbench import assets
 from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints import hub
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
-from ddpmbench.inputs.checkpoints.diffusers import read_diffusers, weights_file
+from ddpmbench.inputs.checkpoints.diffusers import read_diffusers
 from ddpmbench.inputs.checkpoints.lucidrains import TELLING as LUCIDRAINS
 from ddpmbench.inputs.checkpoints.lucidrains import is_lucidrains, read_lucidrains, version_in
 from ddpmbench.inputs.checkpoints.native import is_native, read_native
@@ -70,7 +70,6 @@ def load_checkpoint(
 def _load(source: str | Path, settings: CheckpointSettings) -> Checkpoint:
     path = assets.CHECKPOINT if source == DEFAULT else Path(source)
     name = str(source)
-    fetched = False
     refuse_tensorflow(path)
     if settings.network is not None:
         _refuse_other_families(path, name, settings.network)
@@ -78,14 +77,12 @@ def _load(source: str | Path, settings: CheckpointSettings) -> Checkpoint:
     if not path.exists():
         if not isinstance(source, str) or not hub.is_hub_id(source):
             raise InputError(f"--ckpt {source}: no such file or folder")
-        path, fetched = hub.download(source), True
+        path = hub.download(source)
     if is_native(path / TRAINED):
         path = path / TRAINED
     if path.is_dir():
         _refuse_flags(settings.model_flags, name)
         checkpoint = read_diffusers(path, source=name, settings=settings)
-        if fetched and (weights := weights_file(path)) is not None:
-            hub.check_blob(weights, checkpoint.sha256)
     elif is_native(path):
         _refuse_flags(settings.model_flags, name)
         checkpoint = dataclasses.replace(read_native(path), source=name)

@@ -165,15 +165,33 @@ def network_config(flags: ModelFlags, shapes: Shapes, path: Path) -> UNetConfig:
     _check(flags, shapes, path)
     by_channels = flags.num_head_channels != -1
     with naming(path):
-        return UNetConfig(
-            **dataclasses.asdict(shapes),
+        return config_of(
+            shapes,
             head_channels=flags.num_head_channels if by_channels else 0,
             num_heads=flags.num_heads,
-            symmetric_padding=True,
-            cosine_first=True,
-            frequency_shift=0.0,
-            norm_eps=1e-5,
         )
+
+
+def config_of(shapes: Shapes, *, head_channels: int = 0, num_heads: int = 1) -> UNetConfig:
+    """The network of these shapes.
+
+    Args:
+        shapes: what the weights say.
+        head_channels: channels of an attention head; 0 if `num_heads` counts.
+        num_heads: attention heads. No shape depends on either.
+
+    Raises:
+        InputError: it is no network.
+    """
+    return UNetConfig(
+        **dataclasses.asdict(shapes),
+        head_channels=head_channels,
+        num_heads=num_heads,
+        symmetric_padding=True,
+        cosine_first=True,
+        frequency_shift=0.0,
+        norm_eps=1e-5,
+    )
 
 
 def _check(flags: ModelFlags, shapes: Shapes, path: Path) -> None:

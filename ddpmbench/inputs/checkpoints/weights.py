@@ -27,6 +27,24 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def check_blob(file: Path, sha256: str) -> None:
+    """Compare the hash of a file in the Hub's cache with the one it is stored under.
+
+    Args:
+        file: in the cache a link to a blob named by its SHA-256; any other file passes.
+        sha256: of what the file holds.
+
+    Raises:
+        InputError: they differ.
+    """
+    blob = file.resolve().name
+    if re.fullmatch(r"[0-9a-f]{64}", blob) and blob != sha256:
+        raise InputError(
+            f"{file.resolve()}: damaged: its SHA-256 is {sha256[:12]}...; delete it and download "
+            "it again"
+        )
+
+
 @contextlib.contextmanager
 def naming(source: object) -> Iterator[None]:
     """Put the file's name before an InputError raised inside, where it is not there yet."""

@@ -1,0 +1,53 @@
+"""`ddpmbench convert`: a checkpoint in another family's files."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ddpmbench.cli import options
+
+
+@click.command(short_help="A checkpoint written as native, or for diffusers.")
+@click.argument("ckpt", metavar="CKPT")
+@click.argument("out", metavar="OUT", type=click.Path(path_type=Path))
+@options.reading_options
+@click.option(
+    "--to",
+    type=click.Choice(["native", "diffusers"]),
+    help="What to write.  [default: native where OUT ends in .safetensors, else diffusers]",
+)
+@click.option("--overwrite", is_flag=True, help="Replace what is there, if it is of the kind.")
+@click.option(
+    "--format",
+    "output_format",
+    type=click.Choice(["table", "json", "quiet"]),
+    default="table",
+    show_default=True,
+    help="What goes to standard output; quiet is the path alone.",
+)
+def convert(ckpt: str, out: Path, output_format: str, **given: Any) -> None:  # noqa: ANN401
+    """Write the checkpoint CKPT (a file, folder, hub id, or `default`) as OUT.
+
+    OUT is a native file, which holds all that a number depends on, or a folder that diffusers'
+    DDPMPipeline.from_pretrained reads. What diffusers cannot express is refused. What is written is
+    read again and compared before it takes its place.
+
+    \b
+    Examples:
+        ddpmbench convert ema_0.9999_500000.pt model.safetensors --model-flags "..."
+        ddpmbench convert model.safetensors model-for-diffusers
+        ddpmbench convert google/ddpm-cifar10-32 cifar10.safetensors
+    """
+    from ddpmbench.inputs.checkpoints import CheckpointSettings, load_checkpoint
+    from ddpmbench.questions.convert import convert_checkpoint
+    from ddpmbench.report.printed_conversion import printed_conversion
+
+    how = {name: given.pop(name) for name in ("to", "overwrite")}
+    checkpoint = load_checkpoint(ckpt, CheckpointSettings(**given))
+    for note in checkpoint.notes:
+        click.echo(f"Note: {note}", err=True)
+    made = convert_checkpoint(checkpoint, out, **how)
+    for note in made.summary["notes"]:
+        click.echo(f"Note: {note}", err=True)
+    click.echo(printed_conversion(made.summary, output_format))

@@ -1,0 +1,61 @@
+"""`ddpmbench inspect`: what a checkpoint is, and what command evaluates it."""
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ddpmbench.cli import options
+
+
+@click.command(short_help="What a checkpoint is, and what command evaluates it.")
+@click.argument("ckpt", metavar="[CKPT]", default="default")
+@options.reading_options
+@options.timesteps_option
+@click.option(
+    "--image-size",
+    type=click.IntRange(min=1),
+    metavar="S",
+    help="Height and width of an image, where the checkpoint does not say.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="The schedule as a figure and a table, and all of it as JSON, go there.  "
+    "[default: nowhere]",
+)
+@click.option(
+    "--format",
+    "output_format",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    show_default=True,
+    help="What goes to standard output.",
+)
+def inspect(ckpt: str, output_format: str, **given: Any) -> None:  # noqa: ANN401
+    """What a checkpoint is: its family, network, schedule, and who says what of it.
+
+    CKPT is a file, folder or hub id. Nothing is evaluated. What it does not say is listed with the
+    options that settle it, and the command of nll that evaluates it is spelled out.
+
+    \b
+    Examples:
+        ddpmbench inspect
+        ddpmbench inspect google/ddpm-cifar10-32
+        ddpmbench inspect ema_0.9999_500000.pt --model-flags "--image_size 32 ..."
+    """
+    from ddpmbench.inputs.checkpoints.settings import CheckpointSettings
+    from ddpmbench.questions.inspect import inspect_checkpoint
+    from ddpmbench.report.block_plot import can_show
+    from ddpmbench.report.printed_inspect import printed_inspect
+
+    how = {name: given.pop(name) for name in ("timesteps", "image_size", "out")}
+    found = inspect_checkpoint(ckpt, CheckpointSettings(**given), **how)
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 80
+    plain = not can_show(sys.stdout.encoding)
+    click.echo(printed_inspect(found.summary, output_format, width=width, plain=plain))
+    if found.folder is not None:
+        click.echo(f"Folder: {found.folder}", err=True)

@@ -1,0 +1,134 @@
+"""What is a checkpoint, what does it say, and what command evaluates it?"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ddpmbench.inputs.checkpoints import file_names
+from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
+from ddpmbench.inputs.checkpoints.load import DEFAULT
+from ddpmbench.inputs.checkpoints.located import weight_files_of
+from ddpmbench.inputs.checkpoints.settings import CheckpointSettings
+from ddpmbench.inputs.checkpoints.weights import sha256_of
+from ddpmbench.process.schedule import NoiseSchedule
+from ddpmbench.questions.inspect_command import evaluation
+from ddpmbench.questions.inspect_look import Look, look_at
+from ddpmbench.report.inspection import (
+    SCHEMA,
+    FileFacts,
+    inspection_summary,
+    network_record,
+    process_record,
+)
+from ddpmbench.version import __version__
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SUMMARY = "inspect.json"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Inspection:
+    """What a checkpoint is.
+
+    Attributes:
+        summary: the object of `inspect.json`.
+        checkpoint: the checkpoint; None where something is open.
+        folder: where it was written; None if nowhere.
+    """
+
+    summary: dict[str, Any]
+    checkpoint: Checkpoint | None
+    folder: Path | None
+
+    @property
+    def schedule(self) -> "pd.DataFrame | None":
+        """One row a step, `t, beta, alphas_cumprod, log_snr`; None where something is open."""
+        if self.checkpoint is None:
+            return None
+        from ddpmbench.report.figures.schedule import schedule_frame
+
+        return schedule_frame(self.checkpoint.schedule)
+
+
+def inspect_checkpoint(
+    source: str | Path = DEFAULT,
+    settings: CheckpointSettings | None = None,
+    *,
+    timesteps: int | None = None,
+    image_size: int | None = None,
+    out: str | Path | None = None,
+) -> Inspection:
+    """Look at a checkpoint without evaluating it; its network computes nothing.
+
+    A file that is recognized but leaves something open is no mistake here: what is open, and the
+    options that settle it, are in the result.
+
+    Args:
+        source: see `load_checkpoint`.
+        settings: what is said of it besides.
+        timesteps: the model that visits only so many evenly spaced steps.
+        image_size: height and width of an image, where the checkpoint does not say.
+        out: a folder to write to; an earlier look at the same checkpoint there is replaced.
+
+    Raises:
+        InputError: there is no such checkpoint, it is damaged, or the folder is another's.
+    """
+    look = look_at(source, settings or CheckpointSettings())
+    schedule = look.schedule
+    if schedule is not None and timesteps is not None:
+        schedule = schedule.respaced(timesteps)
+    call = look.call(image_size)
+    summary = inspection_summary(
+        _file(str(source), look),
+        network=network_record(look.outline, call),
+        process=None if schedule is None else process_record(schedule),
+        said=look.said,
+        evaluation=evaluation(str(source), look, call, timesteps=timesteps),
+    )
+    folder = None if out is None else Path(out)
+    if folder is not None:
+        _write(folder, summary, schedule, look.settings)
+    checkpoint = look.checkpoint if look.error is None else None
+    if checkpoint is not None and timesteps is not None:
+        checkpoint = checkpoint.respaced(timesteps)
+    return Inspection(summary, checkpoint, folder)
+
+
+def _file(source: str, look: Look) -> FileFacts:
+    checkpoint, error = look.checkpoint, look.error
+    files: tuple[Path, ...]
+    if error is not None:
+        files, family, sha256 = (error.path,), error.family, sha256_of(error.path)
+        weights = look.settings.weights or file_names.kind(error.path)
+        weights = weights if checkpoint is None else checkpoint.weights
+    else:
+        assert checkpoint is not None
+        files = weight_files_of(source, look.settings)
+        family, sha256, weights = checkpoint.family, checkpoint.sha256, checkpoint.weights
+    training = None if checkpoint is None else checkpoint.training
+    code = None if checkpoint is None else checkpoint.code
+    return FileFacts(source, files, family, sha256, weights, look.notes, training, code)
+
+
+def _write(
+    out: Path, summary: dict[str, Any], schedule: NoiseSchedule | None, settings: CheckpointSettings
+) -> None:
+    from ddpmbench.runs.folder import RunFolder, write_figure
+
+    said = dataclasses.asdict(settings).items()
+    identity = {
+        "schema": SCHEMA,
+        "checkpoint": summary["checkpoint"]["sha256"],
+        # As JSON has it, in which it will be compared.
+        "settings": json.loads(json.dumps({n: value for n, value in said if value is not None})),
+        "ddpmbench": __version__,
+    }
+    folder = RunFolder(out, identity)
+    if schedule is not None:
+        from ddpmbench.report.figures.schedule import schedule_figure, schedule_frame
+
+        write_figure(folder.path, "schedule", *schedule_figure(schedule_frame(schedule)))
+    folder.write_text(SUMMARY, json.dumps(summary, indent=2) + "\n")

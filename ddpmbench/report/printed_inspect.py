@@ -1,0 +1,207 @@
+"""What `inspect` prints: what a checkpoint is, what is said of it and by whom, what to type."""
+
+import json
+import shlex
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
+
+from ddpmbench.report.block_plot import area_plot
+from ddpmbench.report.facts import INDENT, LABEL, aligned, fact, listed
+from ddpmbench.report.inspection import image_words
+from ddpmbench.report.printed_network import printed_network
+
+_WIDEST, _PLOT = 100, 80
+"""Columns of the longest line, and of the widest plot."""
+_GOES_ON = " \\"
+_FAMILIES = {
+    "native": "native, a file of ddpmbench train or convert",
+    "openai": "openai, that of improved-diffusion and guided-diffusion",
+    "pesser": "pesser, that of pytorch_diffusion",
+    "lucidrains": "lucidrains, that of denoising-diffusion-pytorch",
+}
+_WEIGHTS = {
+    "ema": "ema, averaged over the training",
+    "raw": "raw, the last of the training",
+    None: "not said whether averaged over the training (ema) or its last (raw)",
+}
+
+
+def printed_inspect(
+    summary: Mapping[str, Any], output_format: str, *, width: int = 80, plain: bool = False
+) -> str:
+    """The summary of `inspect` for standard output.
+
+    Args:
+        summary: the object of its `inspect.json`.
+        output_format: "table" for reading, "json" for the object itself.
+        width: columns there are.
+        plain: whether only ASCII can be shown.
+    """
+    if output_format == "json":
+        return json.dumps(summary, indent=2)
+    width = min(width, _WIDEST)
+    blocks = [
+        _headline(summary, width),
+        _file(summary, width),
+        printed_network(summary["network"], width),
+        _process(summary["process"], width, plain=plain),
+        _said(summary, width),
+        _notes(summary, width),
+        _command(summary, width),
+    ]
+    return "\n\n".join("\n".join(block) for block in blocks if block)
+
+
+def _headline(summary: Mapping[str, Any], width: int) -> list[str]:
+    network, process = summary["network"], summary["process"]
+    images = image_words(network["channels"], network["image_size"])
+    steps = "" if process is None else f", T = {process['num_timesteps']:,}"
+    name = PurePath(summary["checkpoint"]["source"]).name
+    lines = [f"{name}: a diffusion model of {images}{steps}"]
+    if missing := _missing(summary):
+        line = f"It does not say all that is needed to evaluate it: {listed(missing)}"
+        lines += textwrap.wrap(line, width, break_on_hyphens=False)
+    return lines
+
+
+def _missing(summary: Mapping[str, Any]) -> list[str]:
+    return [option.split()[0] for option in summary["missing"]]
+
+
+def _file(summary: Mapping[str, Any], width: int) -> list[str]:
+    of, lines = summary["checkpoint"], []
+    source = of["source"]
+    files = of["files"]
+    if len(files) > 1:
+        source += f" ({len(files)} shards)"
+    elif files and files[0] != PurePath(source).name:
+        source += f" ({files[0]})"
+    size = "" if of["bytes"] is None else f", {_size(of['bytes'])}"
+    lines += fact("file", source + size, width)
+    lines += fact("sha256", of["sha256"], width)
+    lines += fact("family", _FAMILIES.get(of["family"], of["family"]), width)
+    if (code := of["code"]) is not None:
+        lines += fact("code", f"{code['name']}, sha256 {code['sha256'][:12]}", width)
+    lines += fact("weights", _WEIGHTS[of["weights"]], width)
+    if trained := _training(of["training"]):
+        lines += fact("training", trained, width)
+    return lines
+
+
+def _training(record: Mapping[str, Any] | None) -> str | None:
+    """The record of `ddpmbench train` in a line; other records are in the JSON alone."""
+    try:
+        of, recipe = record["data"], record["recipe"]  # type: ignore[index]
+        data = of["source"] + (f":{of['split']}" if of["split"] else "")
+        return f"{record['steps']:,} steps of {recipe['batch_size']:,} images of {data}"  # type: ignore[index]
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _process(process: Mapping[str, Any] | None, width: int, *, plain: bool) -> list[str]:
+    if process is None:
+        return []
+    total = process["num_timesteps"]
+    plot = area_plot(
+        process["alphas_cumprod"],
+        ends=("t = 1", f"t = {total:,}"),
+        width=min(width, _PLOT),
+        margin=LABEL,
+        plain=plain,
+    )
+    heads = ("t", "beta", "alphas_cumprod", "log SNR")
+    rows = [
+        (
+            f"{at['t']:,}",
+            f"{at['beta']:.4g}",
+            f"{at['alphas_cumprod']:.4g}",
+            f"{round(at['log_snr'], 2) + 0.0:.2f}",  # -0.00 is 0.00
+        )
+        for at in process["steps"]
+    ]
+    prior = f"{process['prior']:.4f} bits/dim, L_T for data of unit mean square"
+    return [
+        *fact("schedule", f"{process['schedule']}, T = {total:,}", width),
+        "",
+        *plot,
+        f"{INDENT} alphas_cumprod, the share of the signal in x_t",
+        "",
+        *(INDENT + line for line in aligned([heads, *rows], right=True)),
+        "",
+        *fact("prior", prior, width),
+    ]
+
+
+def _said(summary: Mapping[str, Any], width: int) -> list[str]:
+    rows = [
+        (item["what"], item["value"], _by(item))
+        for item in summary["said"]
+        if item["value"] is not None
+    ]
+    lines = []
+    if rows:
+        wide = max(len(value) for _, value, _ in rows) + 3
+        lines = [
+            f"{what:<{LABEL}}{value:<{wide}}{by}"
+            for what, value, by in [("", "taken as", "said by"), *rows]
+        ]
+    opened = {item["what"]: item["option"] for item in summary["said"] if item["value"] is None}
+    if opened:
+        options = list(dict.fromkeys(option.split()[0] for option in opened.values()))
+        settle = "settles" if len(options) == 1 else "settle"
+        them = "it" if len(opened) == 1 else "them"
+        line = f"{listed(list(opened))}; {listed(options)} {settle} {them}"
+        lines += fact("not said", line, width)
+    return lines
+
+
+def _by(item: Mapping[str, Any]) -> str:
+    if item["by"] == "assumed":
+        return f"nobody; {item['option']} changes it"
+    return str(item["by"])
+
+
+def _notes(summary: Mapping[str, Any], width: int) -> list[str]:
+    lines: list[str] = []
+    for note in summary["notes"]:
+        lines += fact("" if lines else "notes", note, width)
+    return lines
+
+
+def _command(summary: Mapping[str, Any], width: int) -> list[str]:
+    lines = _shell_lines(summary["command"], width - LABEL)
+    name = "evaluate" if summary["settled"] else "to evaluate"
+    shown = [f"{name:<{LABEL}}{lines[0]}", *(INDENT + line for line in lines[1:])]
+    if missing := _missing(summary):
+        shown += fact("", f"fill in {listed(missing)}: what stands there is an example", width)
+    if summary["data"] is not None:
+        shown += fact("", f"DATA is {summary['data']}", width)
+    return shown
+
+
+def _shell_lines(words: Sequence[str], width: int) -> list[str]:
+    """A command that can be pasted, in lines as long as there is room for."""
+    parts = [" ".join(words[:2])]
+    for word in map(shlex.quote, words[2:]):
+        if word.startswith("--"):
+            parts.append(word)
+        else:
+            parts[-1] += f" {word}"
+    lines = [parts[0]]
+    for part in parts[1:]:
+        if len(lines[-1]) + 1 + len(part) + len(_GOES_ON) <= width:
+            lines[-1] += f" {part}"
+        else:
+            lines[-1] += _GOES_ON
+            lines.append(f"    {part}")
+    return lines
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"

@@ -1,0 +1,76 @@
+"""`ddpmbench inspect` as it is typed."""
+
+import json
+import subprocess
+import sys
+
+import peers
+import pytest
+import torch
+
+
+def test_a_look(said, small_checkpoint):
+    status, printed, told = said("inspect", small_checkpoint)
+    assert (status, told) == (0, "")
+    assert printed.startswith("small.safetensors: a diffusion model of 8x8 gray images, T = 40\n")
+    assert f"ddpmbench nll --ckpt {small_checkpoint}" in " ".join(printed.replace("\\", "").split())
+
+
+def test_without_a_name_it_is_the_checkpoint_of_the_package(said):
+    status, printed, _ = said("inspect")
+    assert status == 0
+    assert printed.startswith("default: a diffusion model of 28x28 gray images, T = 1,000\n")
+    assert printed.splitlines()[-1] == "evaluate    ddpmbench nll"
+
+
+def test_what_is_recognized_but_open_is_no_mistake(said, tmp_path):
+    torch.save(peers.openai_weights(), tmp_path / "model500000.pt")
+    status, printed, told = said("inspect", tmp_path / "model500000.pt")
+    assert (status, told) == (0, "")
+    printed = " ".join(printed.split())
+    assert "It does not say all that is needed to evaluate it: --model-flags" in printed
+    assert "variance and time input; --model-flags settles them" in printed
+    assert "attention, ? heads" in printed
+
+
+def test_json_is_what_is_written(said, small_checkpoint, tmp_path):
+    out = tmp_path / "look"
+    status, printed, told = said("inspect", small_checkpoint, "--format", "json", "--out", out)
+    assert status == 0
+    assert told == f"Folder: {out}\n"
+    assert json.loads(printed) == json.loads((out / "inspect.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nosuch.pt"], ["nosuch.pt", "no such file"]),
+        (["--image-size", 27], ["--image-size 27", "28x28"]),
+        (["--timesteps", 2000], ["--timesteps 2000"]),
+        (["--variance", "learned"], ["--variance learned"]),
+        (["--image-size", 0], ["--image-size"]),
+    ],
+)
+def test_mistakes_are_one_line(refused, arguments, words):
+    told = refused("inspect", *arguments)
+    for word in words:
+        assert word in told
+
+
+def test_a_file_that_is_no_checkpoint(refused, tmp_path):
+    (tmp_path / "notes.pt").write_bytes(b"no checkpoint at all")
+    assert "notes.pt" in refused("inspect", tmp_path / "notes.pt")
+    torch.save({"first.weight": torch.ones(3)}, tmp_path / "other.pt")
+    assert "other.pt" in refused("inspect", tmp_path / "other.pt")
+
+
+def test_a_look_imports_neither_tables_nor_figures():
+    script = (
+        "import sys; from ddpmbench.cli.main import run; run(['inspect']); "
+        "print(*sorted({'pandas', 'matplotlib', 'scipy', 'PIL'} & set(sys.modules)), "
+        "file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert done.stderr.strip() == ""
+    assert "T = 1,000" in done.stdout
