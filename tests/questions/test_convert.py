@@ -129,6 +129,24 @@ def test_improved_diffusion_to_native(tmp_path, small_images):
     assert same_terms(read, written, small_images)
 
 
+def test_a_native_file_holds_all_that_a_number_depends_on(tmp_path, small_images):
+    start = model(
+        clip=False,
+        data_range=DataRange(-0.5, 0.5, levels=32),
+        prediction=Prediction.PREVIOUS_MEAN,
+        time_input=TimeInput.FRACTION,
+        schedule=NoiseSchedule.from_betas(np.linspace(1e-3, 0.3, 40) ** 1.1, name="mine"),
+        weights="ema",
+        training={"steps": 7},
+    )
+    written = db.convert_checkpoint(start, tmp_path / "model.safetensors").checkpoint
+    for field in ("clip", "data_range", "prediction", "variance", "time_input", "weights"):
+        assert getattr(written, field) == getattr(start, field), field
+    assert written.training == start.training
+    assert torch.equal(written.schedule.betas, start.schedule.betas)
+    assert same_terms(start, written, small_images)
+
+
 def test_pesser_diffusers_and_native_are_one_model(tmp_path, small_images):
     start = model(prediction=Prediction.EPSILON, schedule=NoiseSchedule.linear(40))
     torch.save(pesser_weights(start.network), tmp_path / "model.ckpt")
