@@ -1,18 +1,26 @@
 """From a path or a hub id to a checkpoint: which family it is, told by its layout and names."""
 
 import dataclasses
+import functools
 from pathlib import Path
+
+from torch import Tensor
 
 from ddpmbench import assets
 from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints import hub
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.inputs.checkpoints.diffusers import read_diffusers
+from ddpmbench.inputs.checkpoints.lucidrains import TELLING as LUCIDRAINS
+from ddpmbench.inputs.checkpoints.lucidrains import is_lucidrains, read_lucidrains, version_in
 from ddpmbench.inputs.checkpoints.native import is_native, read_native
+from ddpmbench.inputs.checkpoints.network_file import read_network_file
 from ddpmbench.inputs.checkpoints.openai import TELLING as OPENAI
 from ddpmbench.inputs.checkpoints.openai import is_openai, read_openai
 from ddpmbench.inputs.checkpoints.pesser import TELLING as PESSER
 from ddpmbench.inputs.checkpoints.pesser import is_pesser, read_pesser
+from ddpmbench.inputs.checkpoints.schedule_option import NO_TABLES, read_schedule
+from ddpmbench.inputs.checkpoints.schedule_tables import ScheduleTables
 from ddpmbench.inputs.checkpoints.settings import CheckpointSettings
 from ddpmbench.inputs.checkpoints.states import StateDict, find_state
 from ddpmbench.inputs.checkpoints.tensorflow import refuse_tensorflow
@@ -23,7 +31,7 @@ DEFAULT = "default"
 """The source that names the checkpoint in the package."""
 TRAINED = "checkpoint.safetensors"
 """What a training run calls its checkpoint."""
-_KNOWN = (*OPENAI, *PESSER)
+_KNOWN = (*OPENAI, *PESSER, *LUCIDRAINS)
 
 
 def load_checkpoint(
@@ -31,13 +39,14 @@ def load_checkpoint(
 ) -> Checkpoint:
     """The checkpoint in a file, a folder or a model on the Hugging Face Hub.
 
-    Nothing in it is run: weights are read with safetensors or `torch.load(weights_only=True)`.
+    Nothing in it is run: weights are read with safetensors or `torch.load(weights_only=True)`. The
+    file that `settings.network` names is the user's own code, and is.
 
     Args:
         source: a native file or the folder of a training run, a state dict of
-            improved-diffusion, guided-diffusion or pytorch_diffusion, alone or in what training
-            code wraps it in, a folder of diffusers, or a hub id `owner/name`; "default" is the
-            one in the package.
+            improved-diffusion, guided-diffusion, pytorch_diffusion or
+            denoising-diffusion-pytorch, alone or in what training code wraps it in, a folder of
+            diffusers, or a hub id `owner/name`; "default" is the one in the package.
         settings: what is said of it besides.
 
     Raises:
@@ -62,6 +71,9 @@ def _load(source: str | Path, settings: CheckpointSettings) -> Checkpoint:
     path = assets.CHECKPOINT if source == DEFAULT else Path(source)
     name = str(source)
     refuse_tensorflow(path)
+    if settings.network is not None:
+        _refuse_other_families(path, name, settings.network)
+        return read_network_file(path, read_state(path), source=name, settings=settings)
     if not path.exists():
         if not isinstance(source, str) or not hub.is_hub_id(source):
             raise InputError(f"--ckpt {source}: no such file or folder")
@@ -75,8 +87,22 @@ def _load(source: str | Path, settings: CheckpointSettings) -> Checkpoint:
         _refuse_flags(settings.model_flags, name)
         checkpoint = dataclasses.replace(read_native(path), source=name)
     else:
-        checkpoint = _read_state_dict(path, source=name, settings=settings)
-    return checkpoint
+        return _read_state_dict(path, source=name, settings=settings)
+    return _with_process(checkpoint, settings)
+
+
+def _refuse_other_families(path: Path, source: str, network: str) -> None:
+    """Refuse what `--network` has no use for: it takes one file of weights."""
+    if source == DEFAULT:
+        raise InputError(f"--network {network}: pass the file of its weights with --ckpt")
+    if not path.exists():
+        raise InputError(f"--ckpt {source}: no such file")
+    if path.is_dir():
+        raise InputError(
+            f"--ckpt {source}: a folder; with --network pass the file of weights in it"
+        )
+    if is_native(path):
+        raise InputError(f"--ckpt {source}: says what its network is; leave out --network")
 
 
 def _check_weights(checkpoint: Checkpoint, asked: str | None) -> None:
@@ -105,17 +131,31 @@ def _read_state_dict(path: Path, *, source: str, settings: CheckpointSettings) -
         state = StateDict(dict(content), kind=settings.weights)
     if (why := latent(state.beside, state.weights)) is not None:
         raise InputError(f"{path}: {why}")
+    tensors = {name: value for name, value in state.weights.items() if isinstance(value, Tensor)}
+    tables = ScheduleTables.among({**state.beside, **tensors})
     if is_pesser(state.weights):
         _refuse_flags(settings.model_flags, source)
-        read = read_pesser
+        read = functools.partial(read_pesser, tables=tables)
     elif is_openai(state.weights):
-        read = read_openai
+        read = functools.partial(read_openai, tables=tables)
+    elif is_lucidrains(state.weights):
+        _refuse_flags(settings.model_flags, source)
+        read = functools.partial(read_lucidrains, version=version_in(content))
     else:
         raise InputError(f"{path}: {what_it_is(path, content)}")
     checkpoint = read(path, state.weights, source=source, settings=settings)
-    return dataclasses.replace(
+    read_checkpoint = dataclasses.replace(
         checkpoint,
         weights=state.kind,
         part="" if state.alone else state.where,
         notes=(*state.notes, *checkpoint.notes),
     )
+    return _with_process(read_checkpoint, settings, tables)
+
+
+def _with_process(
+    checkpoint: Checkpoint, settings: CheckpointSettings, tables: ScheduleTables = NO_TABLES
+) -> Checkpoint:
+    """The same with the schedule and the time input that the options say, if they do."""
+    schedule = None if settings.schedule is None else read_schedule(settings.schedule, tables)
+    return checkpoint.with_process(schedule=schedule, time_input=settings.time_input)
