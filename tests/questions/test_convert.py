@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 from peers import (
+    SHARED,
     SMALL_UNET,
     DDPMPipeline,
     DDPMScheduler,
     diffusers_unet,
+    needs_shared,
     openai_weights,
     pesser_weights,
     refused,
@@ -246,6 +248,27 @@ def test_guided_diffusion_in_diffusers(tmp_path):
     read = db.load_checkpoint(tmp_path / "model.pt", db.CheckpointSettings(model_flags=flags))
     db.convert_checkpoint(read, tmp_path / "model")
     check_with_diffusers(read, tmp_path / "model")
+
+
+@needs_shared
+@pytest.mark.parametrize(
+    ("file", "recorded"),
+    [
+        ("guided_diffusion_tiny.pt", "guided_diffusion_tiny_io.npz"),
+        ("pesser_tiny.ckpt", "pesser_tiny_io.npz"),
+    ],
+)
+def test_diffusers_gives_what_the_projects_own_code_did(tmp_path, file, recorded):
+    recorded = np.load(SHARED / recorded)
+    said = {"schedule": "linear:1000", "variance": "fixed_large"}
+    if "flags" in recorded:
+        said = {"model_flags": str(recorded["flags"])}
+    read = db.load_checkpoint(SHARED / file, db.CheckpointSettings(**said))
+    db.convert_checkpoint(read, tmp_path / "model")
+    x_t, t = torch.from_numpy(recorded["x_t"]), torch.from_numpy(recorded["t"])
+    with torch.no_grad():
+        output = pipeline_of(tmp_path / "model").unet(x_t, t).sample.numpy()
+    assert np.abs(output - recorded["output"]).max() < 1e-5
 
 
 def test_the_pipeline_samples_with_what_ours_would_say(tmp_path):
