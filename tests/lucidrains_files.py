@@ -17,7 +17,9 @@ with warnings.catch_warnings():
     )
     from denoising_diffusion_pytorch import denoising_diffusion_pytorch as package
 
-SMALL = {"dim": 8, "dim_mults": (1, 2), "attn_heads": 2, "attn_dim_head": 4}
+SMALL = {"dim": 8, "dim_mults": (1, 2), "attn_heads": 2, "attn_dim_head": 6}  # of 4 memory keys
+
+STEPS = torch.tensor([1, 2, 17, 39, 40])
 
 
 def diffusion(unet=(), seed=0, **settings):
@@ -67,3 +69,23 @@ def trained(folder, model, monkeypatch):
         warnings.simplefilter("ignore")  # their loader's, of a machine without a GPU
         made.train()
     return folder / "results" / "model-1.pt", made.ema.ema_model.eval()
+
+
+def bare(folder, model):
+    """The state dict of a process alone, as users save it."""
+    torch.save(model.state_dict(), folder / "model.pt")
+    return folder / "model.pt"
+
+
+def edited(path, target, change, **fields):
+    """The same file with its average's weights, under the process's names, changed."""
+    content = torch.load(path, weights_only=True) | fields
+    ema = content["ema"]
+    names = {name.removeprefix("ema_model."): ema.pop(name) for name in [*ema] if "ema_" in name}
+    ema |= {f"ema_model.{name}": value for name, value in change(names).items()}
+    torch.save(content, target)
+    return target
+
+
+def noised(channels=3, seed=1):
+    return torch.randn(5, channels, 8, 8, generator=torch.Generator().manual_seed(seed))

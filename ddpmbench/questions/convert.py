@@ -188,13 +188,12 @@ def _compare(one: Checkpoint, other: Checkpoint) -> dict[str, Any]:
 def _random_inputs(checkpoint: Checkpoint) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Random levels as x_start (B, C, H, W), steps (B,), noise (B, C, H, W), classes (B,)."""
     generator = torch.Generator().manual_seed(0)
-    total, span = checkpoint.schedule.num_timesteps, checkpoint.data_range
+    total, multiple = checkpoint.schedule.num_timesteps, checkpoint.size_multiple
     t = torch.tensor(sorted({round(total ** (i / (_STEPS - 1))) for i in range(_STEPS)}))
-    multiple = checkpoint.size_multiple
     size = checkpoint.image_size or multiple * -(-_SIZE // multiple)
     shape = (len(t), checkpoint.channels or 1, size, size)
-    levels = torch.randint(span.levels, shape, generator=generator, dtype=torch.int64)
-    x_start = span.low + levels.double() * ((span.high - span.low) / (span.levels - 1))
+    pixels = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
+    x_start = checkpoint.data_range.to_model(pixels)
     eps = torch.randn(shape, generator=generator, dtype=torch.float64)
     classes = checkpoint.num_classes
     return x_start, t, eps, torch.arange(len(t)) * 7 % classes if classes else None

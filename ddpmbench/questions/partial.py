@@ -78,10 +78,8 @@ def reduce_what_is_left(run: str | Path, *, option: str = "--run") -> PartialRun
         return store.tables(len(design), of_bound)
 
     conventions = finished.summary["conventions"]
-    clip, data_range = (
-        bool(conventions["clip"]),
-        data_range_of(conventions, finished.path / SUMMARY),
-    )
+    clip = bool(conventions["clip"])
+    data_range = data_range_of(conventions, finished.path / SUMMARY)
     found = partial_bound(design, _nats(prior, finished), left, clip=clip)
     if found is None:
         named = f"{option} {finished.path}".strip()

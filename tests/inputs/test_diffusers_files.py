@@ -202,11 +202,27 @@ def test_a_folder_of_the_training_script(training, peer):
     assert load_checkpoint(folder, EMA).sha256 == averaged.sha256 != last.sha256
 
 
+SAID = {"schedule": "cosine:500", "prediction": "eps", "variance": "fixed_large"}
+
+
 def test_the_scheduler_of_a_training_is_nowhere(training):
     folder, _ = training
     shutil.rmtree(folder.parent / "scheduler")
-    with refused(folder / "scheduler" / "scheduler_config.json", "missing"):
-        load_checkpoint(folder)
+    path = folder / "scheduler" / "scheduler_config.json"
+    for missing in (("schedule",), ("prediction", "variance"), tuple(SAID)):
+        said = {name: value for name, value in SAID.items() if name not in missing}
+        with pytest.raises(UnsettledError, match="missing") as caught:
+            load_checkpoint(folder, CheckpointSettings(**said))
+        assert str(path) in str(caught.value)
+        assert [option.split()[0] for option in caught.value.missing] == [
+            f"--{name}" for name in missing
+        ]
+        for option in caught.value.missing:
+            assert option in str(caught.value)
+    checkpoint = load_checkpoint(folder, CheckpointSettings(**SAID))
+    assert (checkpoint.schedule.name, checkpoint.schedule.num_timesteps) == ("cosine", 500)
+    assert (checkpoint.prediction, checkpoint.variance) == ("eps", "fixed_large")
+    assert any(str(path) in note and "cosine:500" in note for note in checkpoint.notes)
 
 
 def test_a_pipeline_takes_no_scheduler_from_above_it(peer, tmp_path):

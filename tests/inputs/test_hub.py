@@ -100,12 +100,11 @@ def test_only_the_weights_that_are_read_are_downloaded(remote, tmp_path, best):
     assert arrived() == sorted(files[0])
 
 
-def test_averaged_weights_come_with_the_others(remote):
+@pytest.mark.parametrize("way", WAYS[:3])
+def test_averaged_weights_come_with_the_others(remote, way):
     repository, _ = remote
     save_pipeline(repository, diffusers_unet(SMALL_UNET))
-    diffusers_unet(SMALL_UNET, seed=1).save_pretrained(
-        repository / "unet_ema", max_shard_size="100KB"
-    )
+    diffusers_unet(SMALL_UNET, seed=1).save_pretrained(repository / "unet_ema", **way)
     assert load_checkpoint("somebody/small-ddpm").weights == "ema"
     raw = load_checkpoint("somebody/small-ddpm", CheckpointSettings(weights="raw"))
     assert raw.weights == "raw"

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 from peers import (
+    SHARED,
     SMALL_UNET,
     DDPMPipeline,
     DDPMScheduler,
     diffusers_unet,
+    needs_shared,
     openai_weights,
     pesser_weights,
     refused,
@@ -129,6 +131,24 @@ def test_improved_diffusion_to_native(tmp_path, small_images):
     assert same_terms(read, written, small_images)
 
 
+def test_a_native_file_holds_all_that_a_number_depends_on(tmp_path, small_images):
+    start = model(
+        clip=False,
+        data_range=DataRange(-0.5, 0.5, levels=32),
+        prediction=Prediction.PREVIOUS_MEAN,
+        time_input=TimeInput.FRACTION,
+        schedule=NoiseSchedule.from_betas(np.linspace(1e-3, 0.3, 40) ** 1.1, name="mine"),
+        weights="ema",
+        training={"steps": 7},
+    )
+    written = db.convert_checkpoint(start, tmp_path / "model.safetensors").checkpoint
+    for field in ("clip", "data_range", "prediction", "variance", "time_input", "weights"):
+        assert getattr(written, field) == getattr(start, field), field
+    assert written.training == start.training
+    assert torch.equal(written.schedule.betas, start.schedule.betas)
+    assert same_terms(start, written, small_images)
+
+
 def test_pesser_diffusers_and_native_are_one_model(tmp_path, small_images):
     start = model(prediction=Prediction.EPSILON, schedule=NoiseSchedule.linear(40))
     torch.save(pesser_weights(start.network), tmp_path / "model.ckpt")
@@ -228,6 +248,27 @@ def test_guided_diffusion_in_diffusers(tmp_path):
     read = db.load_checkpoint(tmp_path / "model.pt", db.CheckpointSettings(model_flags=flags))
     db.convert_checkpoint(read, tmp_path / "model")
     check_with_diffusers(read, tmp_path / "model")
+
+
+@needs_shared
+@pytest.mark.parametrize(
+    ("file", "recorded"),
+    [
+        ("guided_diffusion_tiny.pt", "guided_diffusion_tiny_io.npz"),
+        ("pesser_tiny.ckpt", "pesser_tiny_io.npz"),
+    ],
+)
+def test_diffusers_gives_what_the_projects_own_code_did(tmp_path, file, recorded):
+    recorded = np.load(SHARED / recorded)
+    said = {"schedule": "linear:1000", "variance": "fixed_large"}
+    if "flags" in recorded:
+        said = {"model_flags": str(recorded["flags"])}
+    read = db.load_checkpoint(SHARED / file, db.CheckpointSettings(**said))
+    db.convert_checkpoint(read, tmp_path / "model")
+    x_t, t = torch.from_numpy(recorded["x_t"]), torch.from_numpy(recorded["t"])
+    with torch.no_grad():
+        output = pipeline_of(tmp_path / "model").unet(x_t, t).sample.numpy()
+    assert np.abs(output - recorded["output"]).max() < 1e-5
 
 
 def test_the_pipeline_samples_with_what_ours_would_say(tmp_path):

@@ -21,6 +21,7 @@ from ddpmbench.inputs.checkpoints.diffusers_scheduler import (
     UnsaidError,
     read_scheduler,
 )
+from ddpmbench.inputs.checkpoints.schedule_option import read_schedule
 from ddpmbench.inputs.checkpoints.settings import CheckpointSettings
 from ddpmbench.inputs.checkpoints.unsettled import UnsettledError
 from ddpmbench.inputs.checkpoints.weights import (
@@ -70,17 +71,18 @@ def read_diffusers(folder: Path, *, source: str, settings: CheckpointSettings) -
     Source: diffusers' UNet2DModel and DDPMScheduler.
     """
     layout = find_layout(folder, weights=settings.weights)
-    if not layout.scheduler.is_file():
+    scheduler = layout.scheduler
+    if not scheduler.is_file() and folder.resolve().name in NETWORKS:
         raise InputError(
-            f"{layout.scheduler}: missing, so nothing says the noise schedule; "
-            f"{_where_else(folder)}"
+            f"{scheduler}: missing, so nothing says the noise schedule; pass "
+            f"{folder.resolve().parent}"
         )
     config, image_size = read_network(layout.config)
     weights, sha256 = _read_weights(layout.weights)
     said_by = layout.weights.index or layout.weights.files[0]
-    conventions = _read_conventions(layout.scheduler, settings, said_by, weights)
+    conventions = _conventions(scheduler, settings, said_by, weights)
     variance = settings.variance
-    said = layout.scheduler if variance is None else f"--variance {variance}: {layout.config}"
+    said = scheduler if variance is None else f"--variance {variance}: {layout.config}"
     check_outputs(config, conventions.variance, source=said)
     names = {name: their_name(name) for name in unet_names(config, source=str(layout.config))}
     weights = _joined(weights, set(names.values()), str(said_by))
@@ -103,26 +105,48 @@ def read_diffusers(folder: Path, *, source: str, settings: CheckpointSettings) -
     )
 
 
-def _read_conventions(
+def _conventions(
     scheduler: Path, settings: CheckpointSettings, file: Path, weights: dict[str, Tensor]
 ) -> Conventions:
-    """What the scheduler's file says; `file` and `weights` are for where it does not."""
+    """What the scheduler's file says, or the options where there is none.
+
+    `file` and `weights` are for whoever asks what is known where something is left open.
+    """
     prediction = None if settings.prediction is None else Prediction(settings.prediction)
     variance = None if settings.variance is None else Variance(settings.variance)
     try:
-        return read_scheduler(scheduler, prediction=prediction, variance=variance)
+        if scheduler.is_file():
+            return read_scheduler(scheduler, prediction=prediction, variance=variance)
+        if settings.schedule is None or prediction is None or variance is None:
+            raise _nothing_said(scheduler, settings)
     except UnsaidError as error:
         raise UnsettledError(
-            str(error), family="diffusers", path=file, weights=weights, missing=(error.option,)
+            str(error), family="diffusers", path=file, weights=weights, missing=error.options
         ) from error
+    return Conventions(
+        schedule=read_schedule(settings.schedule),
+        prediction=prediction,
+        variance=variance,
+        clip=True,
+        notes=(
+            f"no {scheduler}; as the options say: {settings.schedule}, {prediction}, {variance}",
+        ),
+    )
 
 
-def _where_else(folder: Path) -> str:
-    """Where the scheduler of a folder that has none may be."""
-    above = folder.resolve().parent
-    if folder.resolve().name in NETWORKS:
-        return f"pass {above}"
-    return "copy it there from where the model came"
+def _nothing_said(scheduler: Path, settings: CheckpointSettings) -> UnsaidError:
+    """The error for a folder without a scheduler, which a training leaves behind."""
+    options = {
+        "--schedule linear:1000": settings.schedule,
+        "--prediction eps": settings.prediction,
+        "--variance fixed_small": settings.variance,
+    }
+    missing = tuple(option for option, said in options.items() if said is None)
+    return UnsaidError(
+        f"{scheduler}: missing, so nothing says the noise schedule; copy it there from where the "
+        f"model came, or say how it was trained: {' '.join(missing)}, or whatever else it was",
+        *missing,
+    )
 
 
 def _read_weights(found: WeightFiles) -> tuple[dict[str, Tensor], str]:

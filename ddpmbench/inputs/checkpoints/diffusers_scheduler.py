@@ -72,11 +72,11 @@ class Conventions:
 
 
 class UnsaidError(InputError):
-    """A scheduler file does not say something; `option`, with a value for example, would."""
+    """A scheduler's file does not say something; `options`, each with a value to begin with, do."""
 
-    def __init__(self, message: InputError | str, option: str) -> None:
+    def __init__(self, message: InputError | str, *options: str) -> None:
         super().__init__(str(message))
-        self.option = option
+        self.options = options
 
 
 def read_scheduler(
