@@ -116,7 +116,7 @@ def _process(process: Mapping[str, Any] | None, width: int, *, plain: bool) -> l
         (
             f"{at['t']:,}",
             f"{at['beta']:.4g}",
-            f"{at['alphas_cumprod']:.4g}",
+            f"{at['alphas_cumprod']:.5g}",
             f"{round(at['log_snr'], 2) + 0.0:.2f}",  # -0.00 is 0.00
         )
         for at in process["steps"]

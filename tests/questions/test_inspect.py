@@ -76,7 +76,9 @@ def files(small_checkpoint, tmp_path_factory):
     torch.save(peers.pesser_weights(pesser_network()), folder / "model.ckpt")
     torch.save(peers.pesser_weights(pesser_network(out_channels=2)), folder / "learned.ckpt")
     (folder / "own.py").write_text(OWN)
-    torch.save(own_weights(), folder / "own.pt")
+    # With a schedule beside its weights: one put in the place of what is open contradicts it.
+    content = {"model": own_weights(), "betas": NoiseSchedule.cosine(50).betas}
+    torch.save(content, folder / "own.pt")
     trainer, _ = lucidrains_files.saved(folder, lucidrains_files.diffusion())
     return {
         "lucidrains": str(trainer),

@@ -8,11 +8,13 @@ import pandas as pd
 import pytest
 from run_folders import extremes, smooth_run, sub_schedules
 
+from ddpmbench.process.schedule import NoiseSchedule
 from ddpmbench.report.figures.bound import bound_figure
 from ddpmbench.report.figures.calls import calls_figure
 from ddpmbench.report.figures.difference import difference_figure
 from ddpmbench.report.figures.images import images_figure
 from ddpmbench.report.figures.rate_distortion import rate_distortion_figure
+from ddpmbench.report.figures.schedule import schedule_figure, schedule_frame
 from ddpmbench.report.figures.style import COLORS, GRID, INK, log_range, shown
 from ddpmbench.report.figures.sub_schedules import sub_schedules_figure
 from ddpmbench.runs.folder import write_figure
@@ -43,6 +45,7 @@ def every_figure(num_timesteps=40):
         "calls": calls_figure(per_timestep, density(num_timesteps), num_images=3, rotations=2),
         "sub_schedules": sub_schedules_figure(sub_schedules(SUMMARY)),
         "difference": difference_figure(steps_of_runs(num_timesteps), "baseline"),
+        "schedule": schedule_figure(schedule_frame(NoiseSchedule.cosine(num_timesteps))),
     }
 
 
@@ -179,7 +182,9 @@ def test_every_axis_has_a_name_and_numbers(laid_out):
         for axes in (axes for part in figure.subfigs for axes in part.axes if axes.axison):
             assert axes.get_title(loc="left"), name
             assert axes.get_xlabel(), name
-            assert re.search("bits/dim|images|calls|RMSE", axes.get_ylabel()), name
+            assert re.search(
+                "bits/dim|images|calls|RMSE|nats|alphas_cumprod|beta", axes.get_ylabel()
+            ), name
             for axis in (axes.xaxis, axes.yaxis):
                 low, high = axis.get_view_interval()
                 named = [tick for tick in axis.get_majorticklocs() if low <= tick <= high]

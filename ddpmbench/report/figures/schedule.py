@@ -11,6 +11,9 @@ from ddpmbench.report.inspection import log_snr_of
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_FEW = 50
+"""Of so many steps each is shown as a point."""
+
 
 def schedule_frame(schedule: NoiseSchedule) -> pd.DataFrame:
     """One row a step: `t`, `beta`, `alphas_cumprod`, `log_snr` (natural logarithm).
@@ -38,6 +41,8 @@ def schedule_figure(steps: pd.DataFrame) -> tuple["Figure", pd.DataFrame]:
     Returns:
         The figure, and the frame.
     """
+    from matplotlib.ticker import MaxNLocator
+
     few, color = steps.iloc[shown(len(steps))], COLORS[0]
     marker = "o" if len(steps) <= _FEW else None
     figure, (signal, ratio, added) = axes_panels(3)
@@ -45,7 +50,8 @@ def schedule_figure(steps: pd.DataFrame) -> tuple["Figure", pd.DataFrame]:
     signal.set_ylim(0, 1.02)
     finish(signal, "Signal left in x_t", x="step t", y="alphas_cumprod")
     t, left = steps.t.iloc[-1], steps.alphas_cumprod.iloc[-1]
-    note(signal, f"{left:.2g} at T", at=(t, left), offset=(-3, 9))
+    # In the corner that a falling curve leaves free.
+    note(signal, f"{left:.2g} at t = {t:,}", at=(t, 0.95), offset=(-3, 0))
     ratio.axhline(0, color=INK, lw=0.9, ls="--")
     ratio.plot(few.t, few.log_snr, color=color, marker=marker)
     if len(drowned := steps.t[steps.log_snr <= 0]):
@@ -53,9 +59,7 @@ def schedule_figure(steps: pd.DataFrame) -> tuple["Figure", pd.DataFrame]:
     finish(ratio, "Signal against noise", x="step t", y="log SNR, nats")
     added.plot(few.t, few.beta, color=color, marker=marker)
     added.set_ylim(bottom=0)
+    for axes in (signal, ratio, added):
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     finish(added, "Noise added at a step", x="step t", y="beta")
     return figure, steps
-
-
-_FEW = 50
-"""Of so many steps each is shown as a point."""
