@@ -1,4 +1,4 @@
-"""A network of one's own is looked at before a run: what the bound takes for granted, or one line."""
+"""A network of one's own is looked at before a run: what the bound rests on, or one line."""
 
 import sys
 
