@@ -15,7 +15,7 @@ import torch
 from per_step_loop import PerStepLoop, improved_diffusion
 from subjects import images_for, load_subject, shortened
 
-from ddpmbench.process.units import to_unit_range
+from ddpmbench.process.data_range import UNIT_RANGE
 from ddpmbench.runs.devices import evaluating
 
 LOOP, PIPELINE = "loop", "pipeline"
@@ -56,7 +56,7 @@ class Peer:
         checkout = self.checkout
         loop = improved_diffusion(Path(checkout), betas) if checkout else PerStepLoop(betas)
         pixels = torch.tensor(images_for(checkpoint, self.batch).pixels)
-        x_start = to_unit_range(pixels, torch.float32)
+        x_start = UNIT_RANGE.to_model(pixels, torch.float32)
 
         def evaluate() -> object:
             with evaluating(checkpoint.network):

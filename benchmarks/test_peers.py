@@ -33,8 +33,8 @@ from subjects import images_for, shortened
 
 from ddpmbench.likelihood.design import EveryPair
 from ddpmbench.likelihood.terms import TermsPass
+from ddpmbench.process.data_range import UNIT_RANGE
 from ddpmbench.process.noise import normal_noise
-from ddpmbench.process.units import to_unit_range
 from ddpmbench.quality.sampling import SAMPLE_DRAW, START
 from ddpmbench.runs.devices import evaluating, strict_float32
 from ddpmbench.runs.timing import paired_ratio
@@ -67,6 +67,8 @@ def test_every_pair_against_the_loop(benchmark, bench, request, case):
     conventions = str(checkpoint.prediction), str(checkpoint.variance), checkpoint.clip
     if checkpoint.num_classes or conventions != ("eps", "fixed_large", True):
         pytest.skip("--ckpt: the loop is of eps, fixed_large and clip, without classes")
+    if checkpoint.data_range != UNIT_RANGE:
+        pytest.skip("--ckpt: the loop is of data in [-1, 1] with 256 levels")
     # At t = 1 a row has terms that the loop has not; it is to be a rare one, as in a real run.
     num_timesteps = steps_of(bench, case, many=25)
     model = shortened(checkpoint, num_timesteps)
@@ -90,7 +92,7 @@ def test_every_pair_against_the_loop(benchmark, bench, request, case):
     betas, checkout = model.schedule.betas.numpy(), request.config.getoption("--improved-diffusion")
     loop = improved_diffusion(Path(checkout), betas) if checkout else PerStepLoop(betas)
     pixels = torch.tensor(images.pixels, device=bench.device)
-    x_start = to_unit_range(pixels, torch.float32)
+    x_start = UNIT_RANGE.to_model(pixels, torch.float32)
 
     def theirs():
         with evaluating(checkpoint.network):

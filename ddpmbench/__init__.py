@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ddpmbench.inputs.images import ImageSet, load_images
     from ddpmbench.inputs.statistics_files import ReferenceStatistics, read_statistics
     from ddpmbench.likelihood.terms import BoundTerms, bound_terms, prior_bits_per_dim
+    from ddpmbench.process.data_range import DataRange
     from ddpmbench.process.schedule import NoiseSchedule
     from ddpmbench.quality.features import FeatureNetwork, load_feature_network
     from ddpmbench.quality.protocols import PROTOCOLS, Protocol
@@ -41,6 +42,7 @@ __all__ = [
     "Checkpoint",
     "CheckpointSettings",
     "Comparison",
+    "DataRange",
     "FeatureNetwork",
     "FidReport",
     "FidSettings",
@@ -91,6 +93,7 @@ _HOMES = {
     "Comparison": "ddpmbench.questions.compare",
     "ImageSet": "ddpmbench.inputs.images",
     "NllReport": "ddpmbench.questions.nll",
+    "DataRange": "ddpmbench.process.data_range",
     "NoiseSchedule": "ddpmbench.process.schedule",
     "RateDistortion": "ddpmbench.questions.rd",
     "RunListener": "ddpmbench.runs.rows",

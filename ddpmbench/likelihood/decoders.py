@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ddpmbench.process.data_range import UNIT_RANGE, DataRange
 from ddpmbench.process.gaussian import discretized_normal_log_prob
 from ddpmbench.process.schedule import NoiseSchedule
 
@@ -53,14 +54,19 @@ def log_variances(schedule: NoiseSchedule) -> NDArray[np.float64]:
 
 
 def decoder_terms(
-    log_variance: NDArray[np.float64], x_start: Tensor, unclipped: Tensor
+    log_variance: NDArray[np.float64],
+    x_start: Tensor,
+    unclipped: Tensor,
+    *,
+    data_range: DataRange = UNIT_RANGE,
 ) -> dict[str, Tensor]:
     """The decoder term under each convention.
 
     Args:
         log_variance: (7,) what `log_variances` returns.
-        x_start: (B, C, H, W) in [-1, 1], 8-bit levels.
+        x_start: (B, C, H, W) levels of the data's range.
         unclipped: (B, C, H, W) the predicted x_start, as the network has it.
+        data_range: where the levels lie, and how many there are.
 
     Returns:
         (B,) nats per dimension for each of `DECODER_COLUMNS`.
@@ -68,12 +74,14 @@ def decoder_terms(
     Source: Ho, Jain & Abbeel 2020, eq. 13.
     """
     variance_of = dict(zip(SCALES, log_variance.tolist(), strict=True))
-    means = {"clip": unclipped.clamp(-1.0, 1.0), "noclip": unclipped}
+    means = {"clip": data_range.clamp(unclipped), "noclip": unclipped}
     result = {}
     for name in DECODER_COLUMNS:
         _, scale, decoder, clip = name.split("_")
         value = torch.as_tensor(variance_of[scale], dtype=x_start.dtype, device=x_start.device)
-        log_prob = discretized_normal_log_prob(x_start, means[clip], value, decoder=decoder)
+        log_prob = discretized_normal_log_prob(
+            x_start, means[clip], value, decoder=decoder, data_range=data_range
+        )
         result[name] = -log_prob.flatten(1).mean(1)
     return result
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy import fft
 
 from ddpmbench.array_store import release
+from ddpmbench.process.data_range import UNIT_RANGE, DataRange
 from ddpmbench.process.schedule import NoiseSchedule
 
 CHUNK_BYTES = 2**23
@@ -21,8 +22,6 @@ MOMENT_IMAGES = 20_000
 """The mean and the spectrum are those of at most this many images, evenly spaced in the set."""
 LEVELS = 512
 """The spectrum has at most this many different values."""
-
-_QUANTIZATION = (2 / 255) ** 2 / 12  # variance of a level's rounding on [-1, 1]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -33,11 +32,12 @@ class GaussianFeatures:
     its colors; the distribution has them independent.
 
     Attributes:
-        mean: (C, H, W) of the images on [-1, 1].
+        mean: (C, H, W) of the images in the data's range.
         color: (C, C) orthonormal, one axis a column.
         level: (D,) which level of the spectrum each coefficient has, D = C H W.
         spectrum: (K,) variance of the coefficients of each level.
         schedule: the noise schedule.
+        data_range: the numbers an image is made of.
 
     Source: Wiener filter; `likelihood.md` names the formula.
     """
@@ -47,35 +47,42 @@ class GaussianFeatures:
     level: NDArray[np.int64]
     spectrum: NDArray[np.float64]
     schedule: NoiseSchedule
+    data_range: DataRange = UNIT_RANGE
 
     @classmethod
-    def fit(cls, pixels: NDArray[np.uint8], schedule: NoiseSchedule) -> Self:
+    def fit(
+        cls,
+        pixels: NDArray[np.uint8],
+        schedule: NoiseSchedule,
+        data_range: DataRange = UNIT_RANGE,
+    ) -> Self:
         """The distribution with the mean and the spectrum of images.
 
         Args:
             pixels: (N, C, H, W) 8-bit levels.
             schedule: the noise schedule.
+            data_range: the numbers an image is made of.
         """
         sample = pixels[:: -(-len(pixels) // MOMENT_IMAGES)]
         channels, height, width = pixels.shape[1:]
         first = np.zeros((channels, height, width))
         second = np.zeros((channels, channels, height, width))
         for part in portions(sample):
-            x = _cosine_transform(_unit_range(sample[part]))
+            x = _cosine_transform(data_range.array_to_model(sample[part]))
             first += x.sum(0)
             second += np.einsum("nchw,ndhw->cdhw", x, x)
         first /= len(sample)
         covariance = second / len(sample) - first[:, None] * first[None, :]
         _, color = np.linalg.eigh(covariance.mean((2, 3)))
         variance = np.einsum("ca,cdhw,da->ahw", color, covariance, color).ravel()
-        variance = np.maximum(variance, 0.0) + _QUANTIZATION
+        variance = np.maximum(variance, 0.0) + (2 * data_range.half_bin) ** 2 / 12  # of rounding
         level = np.empty(variance.size, dtype=np.int64)
         groups = np.array_split(np.argsort(variance, kind="stable"), min(LEVELS, variance.size))
         for k, group in enumerate(groups):
             level[group] = k
         spectrum = np.array([variance[group].mean() for group in groups])
         mean = fft.idctn(first, axes=(1, 2), norm="ortho")
-        return cls(np.asarray(mean), color, level, spectrum, schedule)
+        return cls(np.asarray(mean), color, level, spectrum, schedule, data_range)
 
     @property
     def weight(self) -> NDArray[np.float64]:
@@ -114,7 +121,7 @@ class GaussianFeatures:
 
     def _squares(self, pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
         """(B, K) sum of the squared coefficients of each level."""
-        z = _cosine_transform(_unit_range(pixels) - self.mean)
+        z = _cosine_transform(self.data_range.array_to_model(pixels) - self.mean)
         squares = np.square(np.einsum("ca,nchw->nahw", self.color, z)).reshape(len(z), -1)
         order = np.argsort(self.level, kind="stable")
         starts = np.searchsorted(self.level[order], np.arange(len(self.spectrum)))
@@ -169,10 +176,6 @@ def portions(pixels: NDArray[np.uint8], width: int = 256) -> Iterator[slice]:
     for start in range(0, len(pixels), size):
         yield slice(start, min(start + size, len(pixels)))
         release(pixels)
-
-
-def _unit_range(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
-    return np.asarray(pixels.astype(np.float64) / 127.5 - 1.0)
 
 
 def _cosine_transform(x: NDArray[np.float64]) -> NDArray[np.float64]:

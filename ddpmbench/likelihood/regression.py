@@ -74,7 +74,7 @@ class FeatureTable:
                     step_sums[:, k] += values.sum(0)
                     sums[:, :, k] = np.add.reduceat(values, starts, axis=1)
                 root_sums[:] += np.sqrt(g).sum(0)
-                lengths[part] = code_length(pixels[part])
+                lengths[part] = code_length(features.data_range.reduced(pixels[part]))
                 yield sums
 
         stored = store((len(pixels), len(starts), 2), bin_sums(), np.float32)

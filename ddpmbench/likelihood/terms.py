@@ -21,12 +21,13 @@ from ddpmbench.likelihood.decoders import (
     decoder_terms,
     log_variances,
 )
+from ddpmbench.process.data_range import UNIT_RANGE, DataRange
 from ddpmbench.process.diffusion import GaussianDiffusion, ReverseStep
 from ddpmbench.process.gaussian import discretized_normal_log_prob, normal_kl
 from ddpmbench.process.noise import normal_noise
 from ddpmbench.process.prediction import Prediction, Variance
 from ddpmbench.process.schedule import NoiseSchedule
-from ddpmbench.process.units import NATS_PER_BIT, to_unit_range
+from ddpmbench.process.units import NATS_PER_BIT
 
 VALUE_COLUMNS = (
     "nats",
@@ -55,7 +56,8 @@ class BoundTerms:
     Attributes:
         nats: (B,) the term, nats per dimension: the divergence at t >= 2, minus the log
             probability of the data at t = 1.
-        x_start_mse: (B,) mean squared error of the predicted x_start, clipped to [-1, 1].
+        x_start_mse: (B,) mean squared error of the predicted x_start, clipped to the data's
+            range.
         x_start_mse_noclip: (B,) the same without clipping.
         eps_mse: (B,) mean squared error of the predicted noise, without clipping.
         decoders: a (B,) tensor for each of `DECODER_COLUMNS` and `MODEL_COLUMNS`, nats per
@@ -85,20 +87,22 @@ def bound_terms(
     variance: str = "fixed_large",
     clip: bool = True,
     decoder: str = "exact",
+    data_range: DataRange = UNIT_RANGE,
 ) -> BoundTerms:
     """The terms of the bound that a network's outputs imply.
 
     Args:
         schedule: the noise schedule.
-        x_start: (B, C, H, W) in [-1, 1], 8-bit levels.
+        x_start: (B, C, H, W) levels of the data's range, as `DataRange.to_model` gives them.
         t: (B,) int64 steps in 1..T.
         eps: (B, C, H, W) the noise in x_t = sqrt(ab_t) x_start + sqrt(1 - ab_t) eps.
         model_output: (B, C, H, W) what the network gave for x_t and t; (B, 2C, H, W) where the
             variance is learned.
         prediction: "eps", "x_start", "v" or "previous_mean".
         variance: "fixed_small", "fixed_large", "learned_range" or "learned".
-        clip: whether the predicted x_start is clamped to [-1, 1].
+        clip: whether the predicted x_start is clamped to the data's range.
         decoder: "exact" or "tanh".
+        data_range: the numbers an image is made of, and how many levels there are.
 
     Returns:
         The terms, float64.
@@ -109,7 +113,12 @@ def bound_terms(
     Source: Ho, Jain & Abbeel 2020, eqs. 5 and 13.
     """
     diffusion = GaussianDiffusion(
-        schedule, Prediction(prediction), Variance(variance), clip, device=x_start.device
+        schedule,
+        Prediction(prediction),
+        Variance(variance),
+        clip,
+        data_range,
+        device=x_start.device,
     )
     channels = x_start.shape[1] * (2 if diffusion.variance.is_learned else 1)
     expected = (x_start.shape[0], channels, *x_start.shape[2:])
@@ -121,7 +130,9 @@ def bound_terms(
     if t.shape != x_start.shape[:1]:
         raise ValueError(f"t must hold one step an image, not {tuple(t.shape)}")
     if not x_start.is_floating_point():
-        raise ValueError(f"x_start must be floating point on [-1, 1], not {x_start.dtype}")
+        raise ValueError(
+            f"x_start must be floating point on {data_range.interval}, not {x_start.dtype}"
+        )
     if decoder not in DECODERS:
         raise ValueError(f"decoder must be one of {DECODERS}, not {decoder!r}")
     if bool((t < 1).any()) or bool((t > schedule.num_timesteps).any()):
@@ -162,16 +173,19 @@ def diffusion_terms(
         name: torch.full_like(nats, torch.nan) for name in (*DECODER_COLUMNS, *MODEL_COLUMNS)
     }
     if len(first):
-        nats = nats.index_put((first,), _decoder(step, x_start, first, decoder))
+        nats = nats.index_put((first,), _decoder(diffusion, step, x_start, first, decoder))
         of_first = decoder_terms(
-            log_variances(diffusion.schedule), x_start[first], step.unclipped_pred_x_start[first]
+            log_variances(diffusion.schedule),
+            x_start[first],
+            step.unclipped_pred_x_start[first],
+            data_range=diffusion.data_range,
         )
         if diffusion.variance.is_learned:
             for kind, name in zip(DECODERS, MODEL_COLUMNS, strict=True):
-                of_first[name] = _decoder(step, x_start, first, kind)
+                of_first[name] = _decoder(diffusion, step, x_start, first, kind)
         for name, value in of_first.items():
             decoders[name][first] = value.detach()
-    clipped = step.unclipped_pred_x_start.clamp(-1.0, 1.0)
+    clipped = diffusion.data_range.clamp(step.unclipped_pred_x_start)
     return BoundTerms(
         nats=nats,
         x_start_mse=_mean((x_start - clipped).square()),
@@ -181,11 +195,21 @@ def diffusion_terms(
     )
 
 
-def _decoder(step: ReverseStep, x_start: Tensor, first: Tensor, decoder: str) -> Tensor:
+def _decoder(
+    diffusion: GaussianDiffusion,
+    step: ReverseStep,
+    x_start: Tensor,
+    first: Tensor,
+    decoder: str,
+) -> Tensor:
     """(K,) the term of the rows `first`, with the model's own variance."""
     log_variance = step.log_variance.expand_as(step.mean)[first]
     log_prob = discretized_normal_log_prob(
-        x_start[first], step.mean[first], log_variance, decoder=decoder
+        x_start[first],
+        step.mean[first],
+        log_variance,
+        decoder=decoder,
+        data_range=diffusion.data_range,
     )
     return -_mean(log_prob)
 
@@ -209,7 +233,7 @@ def prior_bits_per_dim(schedule: NoiseSchedule, x_start: Tensor) -> Tensor:
 
     Args:
         schedule: the noise schedule.
-        x_start: (B, C, H, W) in [-1, 1].
+        x_start: (B, C, H, W) in the data's range, whichever it is.
 
     Returns:
         (B,) bits per dimension, float64.
@@ -364,7 +388,7 @@ class TermsPass:
         return torch.from_numpy(np.ascontiguousarray(self.images.pixels[image])).to(self.device)
 
     def _x_start(self, pixels: Tensor) -> Tensor:
-        return to_unit_range(pixels, self.diffusion.dtype)
+        return self.diffusion.data_range.to_model(pixels, self.diffusion.dtype)
 
 
 def _to_numpy(values: Tensor) -> NDArray[np.float64]:

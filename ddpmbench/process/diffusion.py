@@ -7,6 +7,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from ddpmbench.process.data_range import UNIT_RANGE, DataRange
 from ddpmbench.process.prediction import Prediction, Variance
 from ddpmbench.process.schedule import NoiseSchedule
 
@@ -67,7 +68,9 @@ class GaussianDiffusion:
         schedule: the noise schedule.
         prediction: what the network outputs.
         variance: the variance of the reverse process.
-        clip: whether the predicted x_start is clamped to [-1, 1] before the mean is formed.
+        clip: whether the predicted x_start is clamped to the data's range before the mean is
+            formed.
+        data_range: the numbers an image is made of.
         device: where the tables lie.
 
     Source: Ho, Jain & Abbeel 2020, section 2; conventions of the authors' code.
@@ -77,6 +80,7 @@ class GaussianDiffusion:
     prediction: Prediction = Prediction.EPSILON
     variance: Variance = Variance.FIXED_LARGE
     clip: bool = True
+    data_range: DataRange = UNIT_RANGE
     device: torch.device = _CPU
 
     def to(self, device: torch.device) -> Self:
@@ -117,7 +121,7 @@ class GaussianDiffusion:
         """x_t: the data after t steps of noise.
 
         Args:
-            x_start: (B, C, H, W) in [-1, 1].
+            x_start: (B, C, H, W) in the data's range.
             t: (B,) steps.
             eps: (B, C, H, W) standard normal noise.
 
@@ -165,7 +169,7 @@ class GaussianDiffusion:
         else:
             log_variance = c["log_posterior_variance"]
         unclipped = self._unclipped_pred_x_start(output, x_t, c)
-        pred_x_start = unclipped.clamp(-1.0, 1.0) if self.clip else unclipped
+        pred_x_start = self.data_range.clamp(unclipped) if self.clip else unclipped
         if self.prediction is Prediction.PREVIOUS_MEAN:
             mean = output
         else:

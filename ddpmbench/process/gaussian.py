@@ -1,4 +1,4 @@
-"""Normal distributions: divergence, and the probability of an 8-bit level."""
+"""Normal distributions: divergence, and the probability of a level."""
 
 import math
 
@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 from torch.special import log_ndtr
 
-HALF_BIN = 1.0 / 255.0
-"""Half the distance of two neighboring 8-bit levels on [-1, 1]."""
+from ddpmbench.process.data_range import UNIT_RANGE, DataRange
 
 _SMALLEST_CDF = 1e-12
 _FAR = 100.0  # in standard deviations
@@ -35,30 +34,38 @@ def normal_kl(mean1: Tensor, log_variance1: Tensor, mean2: Tensor, log_variance2
 
 
 def discretized_normal_log_prob(
-    x_start: Tensor, mean: Tensor, log_variance: Tensor, *, decoder: str = "exact"
+    x_start: Tensor,
+    mean: Tensor,
+    log_variance: Tensor,
+    *,
+    decoder: str = "exact",
+    data_range: DataRange = UNIT_RANGE,
 ) -> Tensor:
-    """Log probability of 8-bit levels under a normal integrated over their bins.
+    """Log probability of levels under a normal integrated over their bins.
 
-    The bins are 1/255 wide to each side; those of the levels 0 and 255 are open to the outside.
+    A bin reaches half way to the next level, 1/255 to each side on [-1, 1] with 256 levels; those
+    of the lowest and the highest level are open to the outside.
 
     Args:
-        x_start: levels on [-1, 1], that is ``level / 127.5 - 1``; any shape.
+        x_start: levels of the data's range, as `DataRange.to_model` gives them; any shape.
         mean: mean of the normal, the same shape.
         log_variance: its log variance, broadcastable.
         decoder: "exact" takes the normal distribution function in log space and subtracts in the
-            smaller tail, so that every value is finite and the 256 probabilities sum to one;
+            smaller tail, so that every value is finite and the levels' probabilities sum to one;
             "tanh" is the approximation of the authors' code with its clamp at 1e-12.
+        data_range: where the levels lie, and how many there are.
 
     Returns:
         Log probabilities in nats, the shape of `x_start`.
 
     Source: Ho, Jain & Abbeel 2020, eq. 13.
     """
+    half_bin = data_range.half_bin
     inverse_scale = torch.exp(-0.5 * log_variance)
-    upper = (x_start - mean + HALF_BIN) * inverse_scale
-    lower = (x_start - mean - HALF_BIN) * inverse_scale
-    is_lowest = x_start < -1.0 + HALF_BIN
-    is_highest = x_start > 1.0 - HALF_BIN
+    upper = (x_start - mean + half_bin) * inverse_scale
+    lower = (x_start - mean - half_bin) * inverse_scale
+    is_lowest = x_start < data_range.low + half_bin
+    is_highest = x_start > data_range.high - half_bin
     if decoder == "exact":
         return _exact_log_prob(lower, upper, is_lowest, is_highest)
     if decoder == "tanh":

@@ -1,6 +1,6 @@
 """Along the chain, to look at: lossy decoding, generation and interpolation, step by step.
 
-What lies outside [-1, 1] is shown as black or white.
+What lies outside the data's range is shown as black or white.
 """
 
 import dataclasses
@@ -15,7 +15,6 @@ from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.inputs.images import ImageSet
 from ddpmbench.process.noise import normal_noise
-from ddpmbench.process.units import to_pixels, to_unit_range
 from ddpmbench.quality.pictures import (
     Integers,
     Interpolation,
@@ -32,7 +31,6 @@ INTERPOLATION_DRAW = SAMPLE_DRAW + 1
 WEIGHTS = tuple(k / 10 for k in range(11))
 """Of the second image when two are mixed."""
 
-_LEVELS_A_UNIT = 127.5
 _CPU = torch.device("cpu")
 
 
@@ -72,9 +70,19 @@ class PicturePass:
             yield slice(start, min(start + self.batch_size, length))
 
     def x_start(self, image: Integers) -> Tensor:
-        """(B, C, H, W) the images with these indices, in [-1, 1]."""
+        """(B, C, H, W) the images with these indices, in the data's range."""
         pixels = torch.from_numpy(self.images.pixels[image]).to(self.device)
-        return to_unit_range(pixels, self.checkpoint.diffusion.to(self.device).dtype)
+        diffusion = self.checkpoint.diffusion.to(self.device)
+        return diffusion.data_range.to_model(pixels, diffusion.dtype)
+
+    def pixels(self, x: Tensor) -> Pixels:
+        """(B, C, H, W) uint8, what pictures look like."""
+        pixels: Pixels = self.checkpoint.data_range.to_pixels(x).cpu().numpy()
+        return pixels
+
+    def images_shown(self, image: Integers) -> Pixels:
+        """(..., C, H, W) uint8, the images with these indices in the levels of the model."""
+        return self.checkpoint.data_range.shown(self.images.pixels[image])
 
     def labels(self, image: Integers) -> Tensor | None:
         """(B,) their classes; None where the network is conditioned on none."""
@@ -132,8 +140,10 @@ def progressive_decoding(
                 f"--ckpt {checkpoint.source}: the network's output is not finite for a picture; "
                 "--pictures none makes none"
             )
-        held[rows], shown[rows] = _pixels(x_t), _pixels(prediction)
-        rmse[rows] = _LEVELS_A_UNIT * np.sqrt(mse.cpu().numpy().astype(np.float64))
+        held[rows], shown[rows] = run.pixels(x_t), run.pixels(prediction)
+        rmse[rows] = diffusion.data_range.levels_a_unit * np.sqrt(
+            mse.cpu().numpy().astype(np.float64)
+        )
         run.progress(rows.stop, len(row_t))
     size = (len(chosen), len(steps))
     return ProgressiveDecoding(
@@ -141,7 +151,7 @@ def progressive_decoding(
         t=steps,
         image=chosen,
         image_id=run.ids(chosen),
-        x_start=run.images.pixels[chosen],
+        x_start=run.images_shown(chosen),
         x_t=held.reshape(*size, *run.shape),
         pred_x_start=shown.reshape(*size, *run.shape),
         rmse=rmse.reshape(size),
@@ -176,12 +186,12 @@ def progressive_generation(
         x_t = sampler.start(sample, run.shape)
         for step in sampler.steps(x_t, run.num_timesteps, sample=sample, labels=labels):
             for k in np.flatnonzero(steps == step.t):
-                shown[batch, k] = _pixels(step.pred_x_start)
+                shown[batch, k] = run.pixels(step.pred_x_start)
             x_t = step.x_previous
             calls = batch.start * run.num_timesteps
             calls += len(index) * (run.num_timesteps + 1 - step.t)
             run.progress(calls, num_samples * run.num_timesteps)
-        samples[batch] = _pixels(x_t)
+        samples[batch] = run.pixels(x_t)
     return ProgressiveGeneration(run.num_timesteps, steps, shown, samples)
 
 
@@ -225,18 +235,13 @@ def interpolation(run: PicturePass, pair: Sequence[tuple[int, int]], depth: int)
             x_t = step.x_previous
             calls = rows.start * depth + len(sample) * (depth + 1 - step.t)
             run.progress(calls, len(row_pair) * depth)
-        decoded[rows] = _pixels(x_t)
+        decoded[rows] = run.pixels(x_t)
     return Interpolation(
         num_timesteps=run.num_timesteps,
         depth=depth,
         pair=pairs,
         image_id=run.ids(pairs),
         weight=weights,
-        x_start=run.images.pixels[pairs],
+        x_start=run.images_shown(pairs),
         decoded=decoded.reshape(len(pairs), len(weights), *run.shape),
     )
-
-
-def _pixels(x: Tensor) -> Pixels:
-    pixels: Pixels = to_pixels(x).cpu().numpy()
-    return pixels

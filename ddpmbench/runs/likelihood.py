@@ -285,7 +285,8 @@ class _Reduction:
     def _features(self, design: RotatedWarp) -> FeatureTable:
         pixels = self._terms_pass.images.pixels
         if self._known is None:
-            gaussian = GaussianFeatures.fit(pixels, self._terms_pass.checkpoint.schedule)
+            diffusion = self._terms_pass.diffusion
+            gaussian = GaussianFeatures.fit(pixels, diffusion.schedule, diffusion.data_range)
             self._known = gaussian, FeatureTable.of(gaussian, pixels, design)
         else:
             gaussian, table = self._known

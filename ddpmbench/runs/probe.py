@@ -12,7 +12,6 @@ from ddpmbench.inputs.image_files import PositionIds
 from ddpmbench.inputs.images import ImageSet
 from ddpmbench.likelihood.terms import Rows
 from ddpmbench.process.noise import normal_noise
-from ddpmbench.process.units import to_unit_range
 from ddpmbench.runs.devices import evaluating, strict_float32
 
 
@@ -57,7 +56,7 @@ class Probe:
         )
         diffusion = self.checkpoint.diffusion.to(self.device)
         pixels = torch.from_numpy(np.ascontiguousarray(self.images.pixels[rows.image]))
-        x_start = to_unit_range(pixels.to(self.device), diffusion.dtype)
+        x_start = diffusion.data_range.to_model(pixels.to(self.device), diffusion.dtype)
         eps = normal_noise(image, t, draw, shape=tuple(x_start.shape[1:]), seed=0)
         x_t = diffusion.q_sample(x_start, t, eps.to(diffusion.dtype))
         labels = None

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ddpmbench.errors import InputError
 from ddpmbench.files import naming, replacing
-from ddpmbench.process.units import EightBit, to_pixels
+from ddpmbench.process.units import EightBit
 from ddpmbench.quality.sampling import Sampler
 from ddpmbench.runs.engine import Engine
 from ddpmbench.runs.parts import Arrays, PartStore
@@ -73,7 +73,8 @@ class SamplesRun:
         for taken in steps:
             x_t = taken.x_previous
             told(len(index) * (self.num_timesteps + 1 - taken.t))
-        return {"pixels": to_pixels(x_t, self.eight_bit).cpu().numpy()}
+        pixels = self.sampler.diffusion.data_range.to_pixels(x_t, self.eight_bit)
+        return {"pixels": pixels.cpu().numpy()}
 
 
 def write_samples(path: Path, pixels: Pixels, labels: NDArray[np.int64] | None) -> None:

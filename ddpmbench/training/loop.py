@@ -22,10 +22,10 @@ from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.inputs.checkpoints.load import TRAINED
 from ddpmbench.inputs.images import ImageSet
 from ddpmbench.network.unet import UNet
+from ddpmbench.process.data_range import UNIT_RANGE
 from ddpmbench.process.diffusion import GaussianDiffusion
 from ddpmbench.process.noise import philox_4x32
 from ddpmbench.process.prediction import Prediction
-from ddpmbench.process.units import to_unit_range
 from ddpmbench.training.objective import training_loss
 from ddpmbench.training.recipe import TrainingRecipe
 from ddpmbench.training.state import TrainingState, fingerprint_of, publish
@@ -181,7 +181,7 @@ def _train_step(
     size, batch = len(images), recipe.batch_size
     index = torch.randint(size, (batch,), generator=generator)
     t = torch.randint(1, recipe.num_timesteps + 1, (batch,), generator=generator).to(device)
-    x_start = to_unit_range(torch.from_numpy(images.pixels[index.numpy()]), torch.float32)
+    x_start = UNIT_RANGE.to_model(torch.from_numpy(images.pixels[index.numpy()]), torch.float32)
     if recipe.horizontal_flip:
         mirrored = torch.rand(batch, generator=generator) < 0.5
         x_start = torch.where(mirrored[:, None, None, None], x_start.flip(-1), x_start)

@@ -14,9 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ddpmbench.inputs.images import ImageSet
 from ddpmbench.likelihood.design import EveryPair
 from ddpmbench.likelihood.terms import TermsPass
+from ddpmbench.process.data_range import UNIT_RANGE, DataRange
 from ddpmbench.process.noise import normal_noise
 from ddpmbench.process.schedule import NoiseSchedule
-from ddpmbench.process.units import to_unit_range
 from ddpmbench.quality.sampling import SAMPLE_DRAW, START, SamplerChoice
 
 with pytest.MonkeyPatch.context() as patch:
@@ -45,7 +45,7 @@ def test_the_bound_of_the_loop_is_ours(model, small_model, small_images, monkeyp
     waiting = iter(noise)
     monkeypatch.setattr(torch, "randn_like", lambda like: next(waiting).float())
     loop = per_step_loop.PerStepLoop(model.schedule.betas.numpy())
-    x_start = to_unit_range(torch.tensor(small_images.pixels), torch.float32)
+    x_start = UNIT_RANGE.to_model(torch.tensor(small_images.pixels), torch.float32)
     # The step is counted from 0 there.
     found = loop.calc_bpd_loop(lambda x, t: small_model.model_output(x, t + 1), x_start)
     assert next(waiting, None) is None
@@ -170,6 +170,8 @@ def test_what_diffusers_does_not_compute_is_no_peer(small_model):
     assert diffusers_peer.unlike(dataclasses.replace(small_model, network=network))
     assert diffusers_peer.unlike(small_model.with_conventions(clip=False))
     assert diffusers_peer.unlike(small_model.with_conventions(variance="fixed_small"))
+    other = dataclasses.replace(small_model, data_range=DataRange(0, 1))
+    assert diffusers_peer.unlike(other) == "its data are [0, 1], 256 levels"
 
 
 def test_images_of_a_conditional_network_have_classes(small_model):

@@ -11,10 +11,11 @@ from test_sampling import MEAN, SHAPE, SPREAD, gaussian_checkpoint, law_of_chain
 
 from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints import load_checkpoint
+from ddpmbench.process.data_range import UNIT_RANGE
 from ddpmbench.process.noise import normal_noise
 from ddpmbench.process.prediction import Variance
 from ddpmbench.process.schedule import NoiseSchedule
-from ddpmbench.process.units import EightBit, to_pixels
+from ddpmbench.process.units import EightBit
 from ddpmbench.quality.sampling import (
     SAMPLE_DRAW,
     START,
@@ -163,7 +164,7 @@ def test_images_are_those_of_diffusers_pipeline(
         batch_size=4, num_inference_steps=num_timesteps, output_type="np"
     ).images  # (N, H, W, C) in [0, 1]
     ours = chains(AncestralSampler(checkpoint, seed=0, device=CPU), 4, shape)
-    levels = to_pixels(ours).numpy().transpose(0, 2, 3, 1).astype(int)
+    levels = UNIT_RANGE.to_pixels(ours).numpy().transpose(0, 2, 3, 1).astype(int)
     assert np.abs(levels - (255 * theirs).round()).max() <= 1
     assert levels.std() > 20
 
@@ -187,7 +188,7 @@ def test_implicit_images_are_those_of_diffusers(diffusers_model, tmp_path, eta):
                 output, t - 1, x, eta=eta, use_clipped_model_output=True, variance_noise=noise
             ).prev_sample
     ours = chains(sampler, 4, shape)
-    assert (to_pixels(ours).int() - to_pixels(x).int()).abs().max() <= 1
+    assert (UNIT_RANGE.to_pixels(ours).int() - UNIT_RANGE.to_pixels(x).int()).abs().max() <= 1
 
 
 # ---- settings, and pixels
@@ -226,10 +227,10 @@ def test_a_choice_is_the_sampler_it_names():
 def test_a_level_is_the_nearest_or_the_one_below():
     levels = torch.arange(256, dtype=torch.float64)
     x = levels / 127.5 - 1
-    assert torch.equal(to_pixels(x).double(), levels)
+    assert torch.equal(UNIT_RANGE.to_pixels(x).double(), levels)
     above = x + 0.7 / 127.5
-    assert torch.equal(to_pixels(above).double(), (levels + 1).clamp(max=255))
-    assert torch.equal(to_pixels(above, EightBit.TRUNCATE).double(), levels)
+    assert torch.equal(UNIT_RANGE.to_pixels(above).double(), (levels + 1).clamp(max=255))
+    assert torch.equal(UNIT_RANGE.to_pixels(above, EightBit.TRUNCATE).double(), levels)
     outside = torch.tensor([-3.0, 3.0])
     for how in EightBit:
-        assert to_pixels(outside, how).tolist() == [0, 255]
+        assert UNIT_RANGE.to_pixels(outside, how).tolist() == [0, 255]

@@ -86,7 +86,9 @@ class Checkpoint:
     @property
     def diffusion(self) -> GaussianDiffusion:
         """The process the network belongs to, with its tables on the CPU."""
-        return GaussianDiffusion(self.schedule, self.prediction, self.variance, self.clip)
+        return GaussianDiffusion(
+            self.schedule, self.prediction, self.variance, self.clip, self.data_range
+        )
 
     @property
     def record(self) -> dict[str, object]:
@@ -182,6 +184,7 @@ class Checkpoint:
         prediction: str | None = None,
         variance: str | None = None,
         clip: bool | None = None,
+        data_range: DataRange | None = None,
     ) -> Self:
         """The same weights read under other conventions; what is overridden is noted.
 
@@ -204,6 +207,13 @@ class Checkpoint:
         if clip is not None and clip != self.clip:
             notes.append(f"--{'clip' if clip else 'no-clip'} overrides the checkpoint's own")
             result = dataclasses.replace(result, clip=clip)
+        if data_range is not None and data_range != self.data_range:
+            own = self.data_range
+            if data_range.interval != own.interval:
+                notes.append(f"--data-range {data_range.option} overrides {own.option}")
+            if data_range.levels != own.levels:
+                notes.append(f"--levels {data_range.levels} overrides {own.levels}")
+            result = dataclasses.replace(result, data_range=data_range)
         return dataclasses.replace(result, notes=tuple(notes))
 
     @property

@@ -56,7 +56,10 @@ def load_checkpoint(
         raise InputError(f"{source}: cannot be read ({error.strerror or error})") from error
     _check_weights(checkpoint, settings.weights)
     return checkpoint.with_conventions(
-        prediction=settings.prediction, variance=settings.variance, clip=settings.clip
+        prediction=settings.prediction,
+        variance=settings.variance,
+        clip=settings.clip,
+        data_range=settings.data_range_over(checkpoint.data_range),
     )
 
 

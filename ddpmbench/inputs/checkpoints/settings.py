@@ -4,6 +4,7 @@ import dataclasses
 
 from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints.checkpoint import TimeInput
+from ddpmbench.process.data_range import DataRange
 from ddpmbench.process.prediction import Prediction, Variance
 
 WEIGHTS = ("ema", "raw")
@@ -55,3 +56,16 @@ class CheckpointSettings:
             if value is not None and value not in choices:
                 option = name.replace("_", "-")
                 raise InputError(f"--{option} {value}: choose from {', '.join(choices)}")
+
+    def data_range_over(self, own: DataRange) -> DataRange:
+        """The numbers an image is made of; what is not said is as the file has it.
+
+        Args:
+            own: as the file has it.
+
+        Raises:
+            InputError: they are no range, or there is no such number of levels.
+        """
+        low, high = (own.low, own.high) if self.data_range is None else self.data_range
+        levels = own.levels if self.levels is None else self.levels
+        return DataRange(float(low), float(high), levels)
