@@ -187,11 +187,7 @@ def _report(
     predictions = report.predictions_frame(found, works)
     summary = {
         "schema": report.SCHEMA,
-        "checkpoint": {
-            "source": checkpoint.source,
-            "family": checkpoint.family,
-            "sha256": checkpoint.sha256,
-        },
+        "checkpoint": checkpoint.record,
         "shape": list(probe.images.pixels.shape[1:]),
         "num_timesteps": checkpoint.schedule.num_timesteps,
         "parameters": sum(p.numel() for p in checkpoint.network.parameters()),

@@ -12,6 +12,7 @@ from ddpmbench.report.comparison_fidelity_shown import printed_fidelity_comparis
 from ddpmbench.report.correction import compared_note, correction_line, uncorrected_note
 from ddpmbench.report.data_ranges import data_range_words
 from ddpmbench.report.devices import device_line
+from ddpmbench.report.models import checkpoint_line
 
 PARTS = {
     "prior": "L_T, the end of the chain",
@@ -151,13 +152,12 @@ def comparability(summary: dict[str, Any]) -> list[str]:
 
 def comparable_facts(summary: dict[str, Any]) -> dict[str, str]:
     """What a number of `nll` must be the same in to compare with another, by its name."""
-    conventions, checkpoint = summary["conventions"], summary["checkpoint"]
-    weights = f"{checkpoint['family']}, {checkpoint['sha256'][:12]}"
+    conventions = summary["conventions"]
     respaced = " (a model of its own)" if " of " in conventions["schedule"] else ""
     correction = correction_line(summary)
     return {
         "images": images_line(summary),
-        "checkpoint": f"{checkpoint['source']} ({weights})",
+        "checkpoint": checkpoint_line(summary["checkpoint"]),
         "process": f"T = {summary['num_timesteps']}, {conventions['schedule']}{respaced}",
         "conventions": conventions_line(conventions),
         "estimator": f"{summary['estimator']}, {_amount(summary['sampling'])}, "

@@ -9,6 +9,7 @@ import pandas as pd
 
 from ddpmbench.report.devices import device_line
 from ddpmbench.report.fidelity import reference_name
+from ddpmbench.report.models import checkpoint_line
 from ddpmbench.report.samples import sampler_line
 
 MEASURES = {
@@ -159,8 +160,7 @@ def fidelity_facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
     found += [("reference", reference_line(reference)) for reference in summary["references"]]
     if checkpoint is not None:
-        weights = f"{checkpoint['family']}, {checkpoint['sha256'][:12]}"
-        found.append(("checkpoint", f"{checkpoint['source']} ({weights})"))
+        found.append(("checkpoint", checkpoint_line(checkpoint)))
     if sampler is not None:
         calls, seed = summary["num_evaluations"], summary["seed"]
         line = sampler_line(dict(sampler))

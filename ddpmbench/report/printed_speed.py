@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from ddpmbench.report.cost import duration
+from ddpmbench.report.models import checkpoint_line
 
 _NAME = 30
 
@@ -86,13 +87,12 @@ def _predictions(summary: Mapping[str, Any]) -> list[str]:
 
 
 def _facts(summary: Mapping[str, Any]) -> list[str]:
-    checkpoint = summary["checkpoint"]
     channels, height, width = summary["shape"]
     color = {1: "gray", 3: "RGB"}.get(channels, f"{channels} channels")
     peaks = ", ".join(f"{name} {peak:.3g}" for name, peak in summary["matmul_tflops"].items())
     facts = {
-        "checkpoint": f"{checkpoint['source']} ({checkpoint['family']}, "
-        f"{checkpoint['sha256'][:12]}), {summary['parameters']:,} parameters, "
+        "checkpoint": f"{checkpoint_line(summary['checkpoint'])}, "
+        f"{summary['parameters']:,} parameters, "
         f"{summary['flop_per_call'] / 1e9:.3f} GFLOP a call",
         "process": f"T = {summary['num_timesteps']:,}, {width}x{height} {color}",
         "peak": f"of the matrix product: {peaks} TFLOP/s",

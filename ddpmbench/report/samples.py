@@ -6,6 +6,7 @@ from typing import Any
 
 from ddpmbench.report.data_ranges import data_range_words
 from ddpmbench.report.devices import device_line
+from ddpmbench.report.models import checkpoint_line
 
 
 def printed_samples(summary: dict[str, Any], path: Path, output_format: str) -> str:
@@ -24,12 +25,10 @@ def printed_samples(summary: dict[str, Any], path: Path, output_format: str) -> 
             return str(path)
     channels, height, width = summary["shape"]
     color = "gray" if channels == 1 else "RGB"
-    checkpoint = summary["checkpoint"]
     speed = summary["images_per_second"]
     pace = f", {speed:.3g} images/s" if speed else ""
     facts = {
-        "checkpoint": f"{checkpoint['source']} ({checkpoint['family']}, "
-        f"{checkpoint['sha256'][:12]})",
+        "checkpoint": checkpoint_line(summary["checkpoint"]),
         "sampler": sampler_line(summary["sampler"]),
         "pixels": f"{summary['eight_bit']} to 8 bits, sha256 {summary['sha256'][:12]}",
         "calls": f"{summary['num_evaluations']:,} network calls, seed {summary['seed']}",

@@ -353,7 +353,20 @@ OTHER_NETWORKS = [
     ),
     Wrong("an upsampler", saved(lambda: openai_weights(images=6)), ("upsampler",), FOR_OPENAI),
     Wrong(
-        "a file of lucidrains", saved({"step": 1, "model": {}, "opt": {}, "ema": {}}), ("lucid",)
+        "the network of lucidrains alone",
+        saved(
+            {
+                "init_conv.weight": torch.zeros(8, 3, 7, 7),
+                "time_mlp.1.weight": torch.zeros(32, 8),
+                "final_res_block.block1.proj.weight": torch.zeros(8, 16, 3, 3),
+            }
+        ),
+        ("denoising-diffusion-pytorch", "without its schedule"),
+    ),
+    Wrong(
+        "a training of lucidrains without weights",
+        saved({"step": 1, "model": {}, "opt": {}, "ema": {}}),
+        ("holds no weights",),
     ),
 ]
 NOT_WHOLE = [

@@ -1,5 +1,7 @@
 """State dicts of improved-diffusion and guided-diffusion, and the flags they need."""
 
+import shlex
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from ddpmbench.inputs.checkpoints import CheckpointSettings, TimeInput, load_che
 from ddpmbench.inputs.checkpoints.openai import network_config
 from ddpmbench.inputs.checkpoints.openai_flags import PRESETS, parse_flags
 from ddpmbench.inputs.checkpoints.openai_shapes import read_shapes
+from ddpmbench.inputs.checkpoints.unsettled import UnsettledError
 from ddpmbench.inputs.checkpoints.weights import unet_names
 from ddpmbench.process.prediction import Prediction, Variance
 
@@ -113,6 +116,32 @@ def test_both_orders_of_the_attention_rows(path, heads):
         path, CheckpointSettings(model_flags=f"{FLAGS} {heads} --use_new_attention_order True")
     )
     assert same_weights(legacy, moved)
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        {},
+        {"classes": 7, "scale_shift": False},
+        {"updown": True},
+        {"attended": (False, False), "learn_sigma": False},
+        {"multiples": (1, 2, 3), "attended": (True, False, True), "num_res_blocks": 2},
+    ],
+)
+def test_a_file_without_flags_says_what_its_weights_say(tmp_path, shapes):
+    path = tmp_path / "model.pt"
+    weights = openai_weights(**shapes)
+    torch.save(weights, path)
+    with pytest.raises(UnsettledError) as caught:
+        load_checkpoint(path)
+    assert (caught.value.family, caught.value.path) == ("openai", path)
+    assert set(caught.value.weights) == set(weights)
+    # what it proposes, placeholders and all, is a command that reads the file
+    (option,) = caught.value.missing
+    name, flags = shlex.split(option)
+    assert name == "--model-flags"
+    checkpoint = load_checkpoint(path, CheckpointSettings(model_flags=flags))
+    assert checkpoint.num_classes == shapes.get("classes", 0)
 
 
 @pytest.mark.parametrize(

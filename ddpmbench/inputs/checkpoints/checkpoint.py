@@ -98,6 +98,8 @@ class Checkpoint:
             "family": self.family,
             "sha256": self.sha256,
         }
+        if self.weights is not None:
+            found["weights"] = self.weights
         if self.code is not None:
             found |= {"network": self.code.name, "network_sha256": self.code.sha256}
         return found

@@ -4,11 +4,15 @@ import dataclasses
 import functools
 from pathlib import Path
 
+from torch import Tensor
+
 from ddpmbench import assets
 from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints import hub
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.inputs.checkpoints.diffusers import read_diffusers, weights_file
+from ddpmbench.inputs.checkpoints.lucidrains import TELLING as LUCIDRAINS
+from ddpmbench.inputs.checkpoints.lucidrains import is_lucidrains, read_lucidrains, version_in
 from ddpmbench.inputs.checkpoints.native import is_native, read_native
 from ddpmbench.inputs.checkpoints.network_file import read_network_file
 from ddpmbench.inputs.checkpoints.openai import TELLING as OPENAI
@@ -27,7 +31,7 @@ DEFAULT = "default"
 """The source that names the checkpoint in the package."""
 TRAINED = "checkpoint.safetensors"
 """What a training run calls its checkpoint."""
-_KNOWN = (*OPENAI, *PESSER)
+_KNOWN = (*OPENAI, *PESSER, *LUCIDRAINS)
 
 
 def load_checkpoint(
@@ -40,9 +44,9 @@ def load_checkpoint(
 
     Args:
         source: a native file or the folder of a training run, a state dict of
-            improved-diffusion, guided-diffusion or pytorch_diffusion, alone or in what training
-            code wraps it in, a folder of diffusers, or a hub id `owner/name`; "default" is the
-            one in the package.
+            improved-diffusion, guided-diffusion, pytorch_diffusion or
+            denoising-diffusion-pytorch, alone or in what training code wraps it in, a folder of
+            diffusers, or a hub id `owner/name`; "default" is the one in the package.
         settings: what is said of it besides.
 
     Raises:
@@ -130,12 +134,16 @@ def _read_state_dict(path: Path, *, source: str, settings: CheckpointSettings) -
         state = StateDict(dict(content), kind=settings.weights)
     if (why := latent(state.beside, state.weights)) is not None:
         raise InputError(f"{path}: {why}")
-    tables = ScheduleTables.among(state.beside)
+    tensors = {name: value for name, value in state.weights.items() if isinstance(value, Tensor)}
+    tables = ScheduleTables.among({**state.beside, **tensors})
     if is_pesser(state.weights):
         _refuse_flags(settings.model_flags, source)
         read = functools.partial(read_pesser, tables=tables)
     elif is_openai(state.weights):
         read = functools.partial(read_openai, tables=tables)
+    elif is_lucidrains(state.weights):
+        _refuse_flags(settings.model_flags, source)
+        read = functools.partial(read_lucidrains, version=version_in(content))
     else:
         raise InputError(f"{path}: {what_it_is(path, content)}")
     checkpoint = read(path, state.weights, source=source, settings=settings)

@@ -10,7 +10,7 @@ from torch import Tensor
 from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint, TimeInput
 from ddpmbench.inputs.checkpoints.openai_flags import PRESETS, ModelFlags, parse_flags
-from ddpmbench.inputs.checkpoints.openai_shapes import Shapes, read_shapes, shown
+from ddpmbench.inputs.checkpoints.openai_shapes import Shapes, listed, read_shapes, shown
 from ddpmbench.inputs.checkpoints.schedule_option import NO_TABLES
 from ddpmbench.inputs.checkpoints.schedule_tables import BUFFERS, ScheduleTables, alike
 from ddpmbench.inputs.checkpoints.settings import CheckpointSettings
@@ -142,10 +142,17 @@ def read_openai(
 
 
 def _flags_to_fill(shapes: Shapes) -> str:
-    """The flags of a file: what its weights say, and a placeholder where they do not."""
+    """The flags of a file: what its weights say, and placeholders where they do not.
+
+    The resolutions that have attention are those of the size that stands there in place of the
+    file's own.
+    """
+    size = max(32, 2 ** len(shapes.channels))
+    attended = [str(size >> level) for level, yes in enumerate(shapes.attention) if yes]
     return (
-        "--image_size 32 --num_heads 4 --diffusion_steps 1000 --noise_schedule linear "
-        f"{shapes.flags}"
+        f"--image_size {size} --num_heads 1 --diffusion_steps 1000 --noise_schedule linear "
+        f"--channel_mult {listed(shapes.multiples)} "
+        f"--attention_resolutions {','.join(attended) or 2 * size} {shapes.flags}"
     )
 
 

@@ -42,10 +42,11 @@ class Shapes:
     @property
     def flags(self) -> str:
         """What the weights say, in the projects' own spelling."""
+        updown = " --resblock_updown True" if self.resampling == "block" else ""
         return (
             f"--num_channels {self.model_channels} --num_res_blocks {self.num_blocks} "
             f"--learn_sigma {self.out_channels != self.in_channels} "
-            f"--class_cond {self.num_classes > 0} --use_scale_shift_norm {self.scale_shift}"
+            f"--class_cond {self.num_classes > 0} --use_scale_shift_norm {self.scale_shift}{updown}"
         )
 
     def __str__(self) -> str:

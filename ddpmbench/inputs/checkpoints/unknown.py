@@ -6,8 +6,9 @@ from pathlib import Path
 from torch import Tensor
 
 from ddpmbench.inputs.checkpoints.file_names import model_beside
+from ddpmbench.inputs.checkpoints.lucidrains import other_lucidrains
 
-FAMILIES = "native, diffusers, openai, pesser"
+FAMILIES = "native, diffusers, openai, pesser, lucidrains"
 _LATENT = ("first_stage_model.", "cond_stage_model.", "conditioner.")
 
 
@@ -20,9 +21,9 @@ def what_it_is(path: Path, content: Mapping[str, object]) -> str:
     """
     if {"state", "param_groups"} <= set(content):
         return f"an optimizer's state, not a model; {model_beside(path)}"
-    if {"step", "model", "ema"} <= set(content):
-        return "of lucidrains/denoising-diffusion-pytorch; this family is not read yet"
     names = _names(content)
+    if (why := other_lucidrains(names)) is not None:
+        return why
     if (averages := _without_names(content)) is not None:
         return (
             f"averaged weights without names ({averages}), which only the training code can put "

@@ -1,0 +1,56 @@
+"""`--weights` from the command line to the result."""
+
+import json
+
+import pytest
+import torch
+from peers import pesser_weights
+
+from ddpmbench.network.unet import UNet
+from ddpmbench.network.unet_config import UNetConfig
+
+PROCESS = ("--schedule", "linear:21:0.001:0.2", "--variance", "fixed_small")
+ROWS = ("--estimator", "every-pair", "--num-images", 2, "--draws", 1)
+
+
+@pytest.fixture
+def training(tmp_path):
+    """A file with the last and the averaged weights of a network for gray images."""
+    config = UNetConfig(
+        in_channels=1,
+        out_channels=1,
+        model_channels=32,
+        channels=(32, 32),
+        num_blocks=1,
+        attention=(False, False),
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        last = pesser_weights(UNet(config))
+    averaged = {name: 0.5 * weight for name, weight in last.items()}
+    torch.save({"model": last, "ema": averaged}, tmp_path / "training.ckpt")
+    return tmp_path / "training.ckpt"
+
+
+def test_which_weights_were_evaluated_stands_with_the_result(said, training, small_npz, tmp_path):
+    command = ("nll", "--ckpt", training, *PROCESS, "--data", small_npz, *ROWS)
+    found = {}
+    for kind, option in {"ema": (), "raw": ("--weights", "raw")}.items():
+        out = tmp_path / kind
+        status, printed, told = said(*command, *option, "--out", out)
+        assert status == 0, told
+        assert f"(pesser, {kind}, " in printed
+        assert {"ema": "weights: EMA (ema)", "raw": "weights: raw (model)"}[kind] in told
+        found[kind] = json.loads((out / "summary.json").read_text())
+        assert found[kind]["checkpoint"]["weights"] == kind
+    assert found["ema"]["bits_per_dim"] != found["raw"]["bits_per_dim"]
+    status, printed, told = said(*command, "--weights", "raw", "--out", tmp_path / "ema")
+    assert status == 2
+    assert str(tmp_path / "ema") in told
+    assert printed == ""
+
+
+def test_weights_that_are_not_there(refused, small_checkpoint, small_npz):
+    line = refused("nll", "--ckpt", small_checkpoint, "--weights", "raw", "--data", small_npz)
+    assert "--weights raw" in line
+    assert str(small_checkpoint) in line
