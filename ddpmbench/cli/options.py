@@ -56,8 +56,9 @@ reading_options = decorate(
         click.option(
             "--network",
             metavar="FILE.py:NAME",
-            help="A network of your own: the callable NAME of your FILE.py, which is run, builds "
-            "it, and --ckpt has its weights.",
+            help="A network of your own: FILE.py is your own code and is run; its class or "
+            "function NAME builds the network, and --ckpt has its weights. Needs --schedule, "
+            "--prediction, --variance and --time-input.",
         ),
         click.option(
             "--weights",
@@ -68,7 +69,10 @@ reading_options = decorate(
         click.option(
             "--schedule",
             metavar="SCHEDULE",
-            help="The noise schedule, where the file does not say: linear:1000, cosine:1000, ...",
+            help="The noise schedule, where the file does not say: linear:1000, "
+            "linear:T:START:END, cosine:T, sigmoid:T, scaled-linear:T:START:END, "
+            "sqrt-linear:T:END, sigmoid-betas:T:START:END, betas:FILE, alphas_cumprod:FILE, or "
+            "buffers, the tables beside the weights.",
         ),
         click.option(
             "--prediction",
@@ -83,8 +87,8 @@ reading_options = decorate(
         click.option(
             "--time-input",
             type=click.Choice(["index", "one-based", "fraction", "rescaled-1000"]),
-            help="What the network is given for step t = 1..T, likewise: t - 1, t, t / T, "
-            "(t - 1) 1000 / T.",
+            help="What the network is given for step t = 1..T, likewise: t - 1 or t, whole "
+            "numbers; t / T or (t - 1) 1000 / T, floating-point ones.",
         ),
         click.option(
             "--data-range",

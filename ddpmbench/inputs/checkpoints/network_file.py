@@ -16,7 +16,7 @@ from ddpmbench.inputs.checkpoints.settings import CheckpointSettings
 from ddpmbench.inputs.checkpoints.states import StateDict, find_state
 from ddpmbench.inputs.checkpoints.unsettled import UnsettledError
 from ddpmbench.inputs.checkpoints.weights import sha256_of
-from ddpmbench.process.data_range import UNIT_RANGE, DataRange
+from ddpmbench.process.data_range import UNIT_RANGE
 from ddpmbench.process.prediction import Prediction, Variance
 
 FAMILY = "own network"
@@ -62,7 +62,6 @@ def read_network_file(
     notes = []
     if settings.schedule != BUFFERS and tables and not alike(schedule, tables.schedule()):
         notes.append(f"--schedule {settings.schedule} is not that of the tables in the file")
-    low, high = settings.data_range or (UNIT_RANGE.low, UNIT_RANGE.high)
     if settings.data_range is None:
         notes.append("images are taken to be in [-1, 1]; --data-range says otherwise")
     with own_file(option) as file:
@@ -76,7 +75,7 @@ def read_network_file(
         prediction=Prediction(str(settings.prediction)),
         variance=Variance(str(settings.variance)),
         time_input=TimeInput(str(settings.time_input)),
-        data_range=DataRange(low, high, settings.levels or UNIT_RANGE.levels),
+        data_range=settings.data_range_over(UNIT_RANGE),
         channels=_attribute(network, "image_channels") or None,
         image_size=_attribute(network, "image_size") or None,
         num_classes=_attribute(network, "num_classes"),

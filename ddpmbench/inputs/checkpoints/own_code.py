@@ -78,7 +78,8 @@ def own_file(option: str) -> Iterator[OwnFile]:
     """The file that `FILE.py:NAME` names, run; it is to be used inside.
 
     What it imports is looked for in its own folder first, then in the current one, as it was when
-    the network was trained. What it prints goes to standard error.
+    the network was trained; in a package, relative imports are its own. What it prints goes to
+    standard error.
 
     Args:
         option: as `--network` takes it.
@@ -96,7 +97,8 @@ def own_file(option: str) -> Iterator[OwnFile]:
     path, digest = path.resolve(), hashlib.sha256(source).hexdigest()
     module = types.ModuleType(f"ddpmbench_network_{digest[:16]}")
     module.__file__ = str(path)
-    with _importing_from(path.parent, Path.cwd()) as imported:
+    module.__package__, above = _package(path.parent)
+    with _importing_from(path.parent, above, Path.cwd()) as imported:
         # Classes are looked up by their module's name, long after this.
         sys.modules[module.__name__] = module
         calling(lambda: exec(compile(source, path, "exec"), vars(module)), f"--network {option}")
@@ -135,6 +137,8 @@ def described(error: BaseException) -> str:
     text = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
     if isinstance(error, ModuleNotFoundError):
         text += "; modules are looked for in its own folder, the current one and PYTHONPATH"
+    elif isinstance(error, ImportError) and "no known parent package" in text:
+        text += "; an __init__.py in its folder makes a package of it"
     if isinstance(error, SyntaxError):
         text = " ".join(error.msg.split())
     return f"{_place(error)}{type(error).__name__}{': ' if text else ''}{text}"
@@ -146,6 +150,15 @@ def _place(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     own = [f for f in frames if not f.filename.startswith(_NOT_THE_USER_S)]
     return f"{Path(own[-1].filename).name}, line {own[-1].lineno}: " if own else ""
+
+
+def _package(folder: Path) -> tuple[str, Path]:
+    """The name of the package that a folder is, and the folder that the package is in."""
+    names: list[str] = []
+    while (folder / "__init__.py").is_file():
+        names.insert(0, folder.name)
+        folder = folder.parent
+    return ".".join(names), folder
 
 
 def _split(option: str) -> tuple[Path, str]:

@@ -4,6 +4,7 @@ Nothing is guessed that changes a number: a schedule whose usual ends depend on 
 name its ends, and a table that may be something else is refused.
 """
 
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -140,15 +141,16 @@ def _numbers(path: Path, name: str) -> Array:
     """(T,) the numbers of a file."""
     try:
         if path.suffix in (".npy", ".npz"):
-            found = np.load(path, allow_pickle=False)
-            values = found if path.suffix == ".npy" else _only(found, name)
+            with path.open("rb") as file:
+                found = np.load(file, allow_pickle=False)
+                values = found if path.suffix == ".npy" else _only(found, name)
         else:
             text = path.read_text(encoding="utf-8").replace(",", " ").split()
             values = np.array([float(word) for word in text])
         values = np.asarray(values, dtype=np.float64)
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror or error})") from error
-    except (ValueError, TypeError, EOFError) as error:
+    except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"no numbers of a .npy, .npz or text file ({error})") from error
     return values
 
