@@ -77,11 +77,13 @@ class Score:
         Source: Kingma, Salimans, Poole & Ho 2021, eq. 17.
         """
         points = np.linspace(low, high, _POINTS)
-        with np.errstate(invalid="ignore"):
-            bounded = np.clip(np.nan_to_num(self.eps_mse, nan=_MOST, posinf=_MOST), _LEAST, _MOST)
-        logs = np.log(bounded)
+        logs = np.log(_bounded(self.eps_mse))
         values = np.exp([np.interp(points, self.log_snr[::-1], row[::-1]) for row in logs])
         return np.asarray(0.5 * np.trapezoid(values, points, axis=1))
+
+
+def _bounded(eps_mse: Array) -> Array:
+    return np.asarray(np.clip(np.nan_to_num(eps_mse, nan=_MOST), _LEAST, _MOST))
 
 
 def log_snr(reading: Reading) -> Array:
@@ -113,6 +115,17 @@ def shared_areas(first: Score, second: Score) -> tuple[Array, Array]:
     if not low < high:
         return np.ones(count), np.ones(count)
     return first.areas(low, high)[:count], second.areas(low, high)[:count]
+
+
+def furthest_apart(first: Score, second: Score) -> tuple[int, float, float]:
+    """The step at which the first is worst beside the second: t, and the eps_mse of both there.
+
+    That of the second is the one it has at the same `log_snr`, or the nearest that it has.
+    """
+    own, other = (np.log(_bounded(score.eps_mse)).mean(0) for score in (first, second))
+    other = np.interp(first.log_snr[::-1], second.log_snr[::-1], other[::-1])[::-1]
+    i = int((own - other).argmax())
+    return int(first.steps[i]), float(np.exp(own[i])), float(np.exp(other[i]))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ from ddpmbench.likelihood.terms import Rows, TermsPass, TermTable, concatenate
 from ddpmbench.runs.batch_size import BatchSize, is_out_of_memory
 from ddpmbench.runs.devices import evaluating, strict_float32
 
-WORTH_A_CHECK = 10_000
+WORTH_A_CHECK = 15_000
 """Network calls of a run from which on its checkpoint is checked first."""
 _PIXEL_IMAGES = 64
 
