@@ -162,6 +162,51 @@ def openai_weights(
     return weights
 
 
+def pesser_weights(network):
+    """The weights of our U-Net under the names and in the shapes of pesser/pytorch_diffusion."""
+    levels, weights = len(network.config.channels), {}
+
+    def put(name, module, *, pixels=False):
+        for leaf, tensor in module.state_dict().items():
+            convolved = pixels and leaf == "weight"
+            weights[f"{name}.{leaf}"] = tensor[:, :, None, None] if convolved else tensor
+
+    def residual(name, block):
+        for theirs, ours in {"temb_proj": "time", "nin_shortcut": "shortcut"}.items():
+            put(f"{name}.{theirs}", getattr(block, ours))
+        for layer in ("norm", "conv"):
+            for number in "12":
+                put(f"{name}.{layer}{number}", getattr(block, f"{layer}_{number}"))
+
+    def attention(name, layer):
+        put(f"{name}.norm", layer.norm)
+        put(f"{name}.proj_out", layer.out, pixels=True)
+        rows = layer.qkv.state_dict()
+        for part, weight, bias in zip(
+            "qkv", rows["weight"].chunk(3), rows["bias"].chunk(3), strict=True
+        ):
+            weights[f"{name}.{part}.weight"] = weight[:, :, None, None].clone()
+            weights[f"{name}.{part}.bias"] = bias.clone()
+
+    put("temb.dense.0", network.time_1)
+    put("temb.dense.1", network.time_2)
+    for name in ("conv_in", "norm_out", "conv_out"):
+        put(name, getattr(network, name))
+    for way in ("down", "up"):
+        for position, level in enumerate(getattr(network, way)):
+            name = f"{way}.{position if way == 'down' else levels - 1 - position}"
+            for number, block in enumerate(level.blocks):
+                residual(f"{name}.block.{number}", block)
+            for number, layer in enumerate(level.attentions):
+                attention(f"{name}.attn.{number}", layer)
+            if getattr(level.resample, "conv", None) is not None:
+                put(f"{name}.{way}sample.conv", level.resample.conv)
+    residual("mid.block_1", network.middle.block_1)
+    attention("mid.attn_1", network.middle.attention)
+    residual("mid.block_2", network.middle.block_2)
+    return weights
+
+
 def same_weights(one, other):
     """Whether two checkpoints hold the same network, to the last bit."""
     weights, others = one.network.state_dict(), other.network.state_dict()

@@ -32,6 +32,7 @@ from ddpmbench.runs.devices import resolve_device
 from ddpmbench.runs.distributed import joined
 from ddpmbench.runs.engine import Engine
 from ddpmbench.runs.finished import ENVIRONMENT, PER_IMAGE, SUMMARY
+from ddpmbench.runs.first_call import check_first_call
 from ddpmbench.runs.folder import RunFolder
 from ddpmbench.runs.generation import Generation, SampleSettings
 from ddpmbench.runs.parts import PartStore, gathered
@@ -128,6 +129,8 @@ def evaluate_fid(
         run = QualityRun(
             made, settings.num_generated, known, settings.network, target, ranks, batch_size
         )
+        if isinstance(made, Generation):
+            ranks.once(lambda: check_first_call(made.checkpoint, made.shape, target))
         identity = _identity(run, settings)
         refuse_other_runs({**identity, "num_generated": settings.num_generated}, ranks)
         folder = None if out is None else open_folder(Path(out), identity, ranks)

@@ -36,6 +36,7 @@ from ddpmbench.runs.finished import (
     density_frame,
     write_predictions,
 )
+from ddpmbench.runs.first_call import check_first_call
 from ddpmbench.runs.folder import RunFolder
 from ddpmbench.runs.likelihood import LikelihoodRun
 from ddpmbench.runs.precision import resolve_precision
@@ -142,6 +143,7 @@ def evaluate_nll(
         target = resolve_device(device, ranks.local_rank)
         computed_in = resolve_precision(precision, target)
         sampling.check(checkpoint, images, seed=seed, precision=computed_in)
+        ranks.once(lambda: check_first_call(checkpoint, images.pixels.shape[1:], target))
         conventions = _conventions(checkpoint, images, decoder=decoder)
         identity = {
             "schema": tables.SCHEMA,
@@ -201,11 +203,7 @@ def evaluate_nll(
             estimator=estimator,
             sampling=tables.sampling(found, sampling.summary),
             conventions=conventions,
-            checkpoint={
-                "source": checkpoint.source,
-                "family": checkpoint.family,
-                "sha256": checkpoint.sha256,
-            },
+            checkpoint=checkpoint.record,
             data={"source": images.source, "split": images.split, "sha256": images.sha256},
             seed=seed,
             device=" + ".join(sorted(found.devices)),

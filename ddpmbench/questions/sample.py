@@ -17,6 +17,7 @@ from ddpmbench.runs.devices import resolve_device
 from ddpmbench.runs.distributed import joined
 from ddpmbench.runs.engine import EngineChoice
 from ddpmbench.runs.finished import ENVIRONMENT, SUMMARY
+from ddpmbench.runs.first_call import check_first_call
 from ddpmbench.runs.folder import RunFolder, write_figure
 from ddpmbench.runs.generation import Generation, SampleSettings
 from ddpmbench.runs.parts import FolderParts, MemoryParts, PartStore, gathered
@@ -90,6 +91,7 @@ def generate_samples(
         if ranks.count > 1 and out is None:
             raise InputError("--out: several processes need a folder that they share; name one")
         target = resolve_device(device, ranks.local_rank)
+        ranks.once(lambda: check_first_call(checkpoint, generation.shape, target))
         tables = str(checkpoint.diffusion.to(target).dtype)
         identity = {
             "schema": SCHEMA,

@@ -18,6 +18,7 @@ from ddpmbench.report import speed as report
 from ddpmbench.report.figures.throughput import batch_figure, parts_figure
 from ddpmbench.runs.devices import device_name, resolve_device
 from ddpmbench.runs.finished import ENVIRONMENT, SUMMARY
+from ddpmbench.runs.first_call import check_first_call
 from ddpmbench.runs.folder import RunFolder, write_figure
 from ddpmbench.runs.generation import Generation, SampleSettings
 from ddpmbench.runs.probe import Probe, gray_images
@@ -115,6 +116,7 @@ def measure_speed(
     else:
         checkpoint.check_images(shape, images.source)
         num_images = len(images)
+    check_first_call(checkpoint, shape, target)
     identity = _identity(checkpoint, target, settings, batch_size)
     folder = None if out is None else RunFolder(Path(out), identity)
     probe = fitting_probe(checkpoint, images, target, batch_size=batch_size, tell=tell)

@@ -91,7 +91,8 @@ class Generation:
             )
         if checkpoint.channels is None:
             raise InputError(
-                f"--ckpt {checkpoint.source}: does not say how many channels its images have"
+                f"--ckpt {checkpoint.source}: does not say how many channels its images have; a "
+                "network of one's own does by an attribute, image_channels = 3"
             )
         return checkpoint.channels, size, size
 
@@ -136,10 +137,9 @@ class Generation:
         }
 
     @property
-    def checkpoint_record(self) -> dict[str, str]:
+    def checkpoint_record(self) -> dict[str, object]:
         """Which model."""
-        of = self.checkpoint
-        return {"source": of.source, "family": of.family, "sha256": of.sha256}
+        return self.checkpoint.record
 
     def engine(
         self,

@@ -177,9 +177,9 @@ def test_archives_that_are_no_checkpoint(tmp_path, inside):
         (torch.zeros(3), "Tensor"),
         ({}, "empty"),
         ({"fc.weight": torch.zeros(3)}, "fc.weight"),
-        ({"state_dict": {"fc.weight": torch.zeros(3)}, "epoch": 3}, '["state_dict"]'),
-        ({"module.conv.weight": torch.zeros(3)}, "module."),
-        ({"temb.dense.0.weight": torch.zeros(3)}, "pesser"),
+        ({"state_dict": {"fc.weight": torch.zeros(3)}, "epoch": 3}, "fc.weight"),
+        ({"module.conv.weight": torch.zeros(3)}, "--network"),
+        ({"temb.dense.0.weight": torch.zeros(3)}, "temb.dense.0.weight"),
         ({"step": 3, "model": {}, "opt": {}, "ema": {}}, "lucidrains"),
     ],
 )

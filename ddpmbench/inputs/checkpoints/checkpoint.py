@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpmbench.errors import InputError
+from ddpmbench.inputs.checkpoints.own_code import OwnCode
 from ddpmbench.network.unet import UNet
 from ddpmbench.process.data_range import UNIT_RANGE, DataRange
 from ddpmbench.process.diffusion import GaussianDiffusion
@@ -49,6 +50,7 @@ class Checkpoint:
         data_range: the numbers an image is made of.
         weights: "ema" where they are averaged over the training, "raw" where they are its last;
             None if that is not known.
+        part: where they are in a file that holds others of such a network, too; empty otherwise.
         channels: channels of an image; None if that is not known.
         image_size: height and width it was trained on; None if the file does not say.
         size_multiple: height and width of an image must be divisible by this.
@@ -56,6 +58,7 @@ class Checkpoint:
         family: the family of files.
         source: the path or hub id as given.
         sha256: of the file that holds the weights.
+        code: the user's own code that builds the network, where it is not of this package.
         training: the record of its training, where the file holds one.
         notes: what was settled by a preset or an option, a line each.
     """
@@ -72,9 +75,11 @@ class Checkpoint:
     time_input: TimeInput = TimeInput.INDEX
     data_range: DataRange = UNIT_RANGE
     weights: str | None = None
+    part: str = ""
     image_size: int | None = None
     size_multiple: int = 1
     num_classes: int = 0
+    code: OwnCode | None = None
     training: dict[str, object] | None = None
     notes: tuple[str, ...] = ()
 
@@ -85,15 +90,31 @@ class Checkpoint:
             self.schedule, self.prediction, self.variance, self.clip, self.data_range
         )
 
+    @property
+    def record(self) -> dict[str, object]:
+        """Which model, where a result is kept."""
+        found: dict[str, object] = {
+            "source": self.source,
+            "family": self.family,
+            "sha256": self.sha256,
+        }
+        if self.code is not None:
+            found |= {"network": self.code.name, "network_sha256": self.code.sha256}
+        return found
+
     def network_time(self, t: Tensor) -> Tensor:
-        """The network's time input, (B,) float32, for steps t = 1..T of `schedule`, (B,) int64."""
+        """The network's time input for steps t = 1..T of `schedule`, (B,) int64.
+
+        It is of the kind that training code has: (B,) int64 where it counts steps, so that it may
+        index an embedding, and float32 where it is a share of them.
+        """
         original = self.schedule.original_timesteps.to(t.device)[t - 1]
         total = self.schedule.num_original_timesteps
         match self.time_input:
             case TimeInput.INDEX:
-                return (original - 1).float()
+                return original - 1
             case TimeInput.ONE_BASED:
-                return original.float()
+                return original
             case TimeInput.FRACTION:
                 return original.float() / total
             case TimeInput.RESCALED_1000:
@@ -135,6 +156,27 @@ class Checkpoint:
         """The model that visits only evenly spaced steps."""
         schedule = self.schedule.respaced(num_timesteps)
         return dataclasses.replace(self, schedule=schedule)
+
+    def with_process(
+        self, *, schedule: NoiseSchedule | None = None, time_input: str | None = None
+    ) -> Self:
+        """The same weights with another schedule or time input; what is overridden is noted.
+
+        Args:
+            schedule: as it was trained; a respaced one is replaced whole.
+            time_input: what the network is given for a step.
+        """
+        notes, result = list(self.notes), self
+        if schedule is not None and not torch.equal(schedule.betas, self.schedule.betas):
+            theirs, ours = (
+                f"{s.name} of {s.num_timesteps:,} steps" for s in (self.schedule, schedule)
+            )
+            notes.append(f"--schedule: {ours} overrides {theirs}")
+            result = dataclasses.replace(result, schedule=schedule)
+        if time_input is not None and time_input != self.time_input:
+            notes.append(f"--time-input {time_input} overrides {self.time_input}")
+            result = dataclasses.replace(result, time_input=TimeInput(time_input))
+        return dataclasses.replace(result, notes=tuple(notes))
 
     def with_conventions(
         self,
@@ -178,14 +220,18 @@ class Checkpoint:
     def fingerprint(self) -> str:
         """Hexadecimal digits that change with the weights, the network and its schedule.
 
-        Of a network that is not the built-in U-Net only the class's name is known.
+        Of a network that is not the built-in U-Net the class's name is known, and the file that
+        builds it where `code` names one.
         """
         kind = type(self.network)
         config = self.network.config if isinstance(self.network, UNet) else None
         steps = self.schedule.original_timesteps.tolist()
         text = repr((self.sha256, kind.__module__, kind.__qualname__, config, steps))
-        digest = hashlib.sha256(f"{text} {self.time_input}".encode())
+        part = f" {self.part}" if self.part else ""
+        digest = hashlib.sha256(f"{text} {self.time_input}{part}".encode())
         digest.update(self.schedule.betas.numpy().tobytes())
+        if self.code is not None:
+            digest.update(self.code.sha256.encode())
         return digest.hexdigest()
 
     def check_images(self, shape: tuple[int, ...], source: str) -> None:

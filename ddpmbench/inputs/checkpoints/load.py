@@ -1,10 +1,7 @@
 """From a path or a hub id to a checkpoint: which family it is, told by its layout and names."""
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
-
-from torch import Tensor
 
 from ddpmbench import assets
 from ddpmbench.errors import InputError
@@ -12,14 +9,23 @@ from ddpmbench.inputs.checkpoints import hub
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.inputs.checkpoints.diffusers import read_diffusers, weights_file
 from ddpmbench.inputs.checkpoints.native import is_native, read_native
+from ddpmbench.inputs.checkpoints.network_file import FAMILY, read_network_file
+from ddpmbench.inputs.checkpoints.openai import TELLING as OPENAI
 from ddpmbench.inputs.checkpoints.openai import is_openai, read_openai
+from ddpmbench.inputs.checkpoints.pesser import TELLING as PESSER
+from ddpmbench.inputs.checkpoints.pesser import is_pesser, read_pesser
+from ddpmbench.inputs.checkpoints.schedule_option import read_schedule
 from ddpmbench.inputs.checkpoints.settings import CheckpointSettings
+from ddpmbench.inputs.checkpoints.states import StateDict, find_state
+from ddpmbench.inputs.checkpoints.tensorflow import refuse_tensorflow
+from ddpmbench.inputs.checkpoints.unknown import latent, what_it_is
 from ddpmbench.inputs.checkpoints.weights import read_state
 
 DEFAULT = "default"
 """The source that names the checkpoint in the package."""
 TRAINED = "checkpoint.safetensors"
 """What a training run calls its checkpoint."""
+_KNOWN = (*OPENAI, *PESSER)
 
 
 def load_checkpoint(
@@ -27,12 +33,14 @@ def load_checkpoint(
 ) -> Checkpoint:
     """The checkpoint in a file, a folder or a model on the Hugging Face Hub.
 
-    Nothing in it is run: weights are read with safetensors or `torch.load(weights_only=True)`.
+    Nothing in it is run: weights are read with safetensors or `torch.load(weights_only=True)`. The
+    file that `settings.network` names is the user's own code, and is.
 
     Args:
-        source: a native file or the folder of a training run, a state dict of improved-diffusion
-            or guided-diffusion, a folder of diffusers, or a hub id `owner/name`; "default" is
-            the one in the package.
+        source: a native file or the folder of a training run, a state dict of
+            improved-diffusion, guided-diffusion or pytorch_diffusion, alone or in what training
+            code wraps it in, a folder of diffusers, or a hub id `owner/name`; "default" is the
+            one in the package.
         settings: what is said of it besides.
 
     Raises:
@@ -44,6 +52,10 @@ def load_checkpoint(
         checkpoint = _load(source, settings)
     except OSError as error:
         raise InputError(f"{source}: cannot be read ({error.strerror or error})") from error
+    if checkpoint.family != FAMILY:
+        schedule = None if settings.schedule is None else read_schedule(settings.schedule)
+        checkpoint = checkpoint.with_process(schedule=schedule, time_input=settings.time_input)
+    _check_weights(checkpoint, settings.weights)
     return checkpoint.with_conventions(
         prediction=settings.prediction,
         variance=settings.variance,
@@ -56,6 +68,10 @@ def _load(source: str | Path, settings: CheckpointSettings) -> Checkpoint:
     path = assets.CHECKPOINT if source == DEFAULT else Path(source)
     name = str(source)
     fetched = False
+    refuse_tensorflow(path)
+    if settings.network is not None:
+        _refuse_other_families(path, name, settings.network)
+        return read_network_file(path, read_state(path), source=name, settings=settings)
     if not path.exists():
         if not isinstance(source, str) or not hub.is_hub_id(source):
             raise InputError(f"--ckpt {source}: no such file or folder")
@@ -71,11 +87,31 @@ def _load(source: str | Path, settings: CheckpointSettings) -> Checkpoint:
         _refuse_flags(settings.model_flags, name)
         checkpoint = dataclasses.replace(read_native(path), source=name)
     else:
-        state = read_state(path)
-        if not is_openai(state):
-            raise InputError(f"{path}: {_what_it_is(path, state)}")
-        checkpoint = read_openai(path, state, source=name, settings=settings)
+        checkpoint = _read_state_dict(path, source=name, settings=settings)
     return checkpoint
+
+
+def _refuse_other_families(path: Path, source: str, network: str) -> None:
+    """Refuse what `--network` has no use for: it takes one file of weights."""
+    if source == DEFAULT:
+        raise InputError(f"--network {network}: pass the file of its weights with --ckpt")
+    if not path.exists():
+        raise InputError(f"--ckpt {source}: no such file")
+    if path.is_dir():
+        raise InputError(
+            f"--ckpt {source}: a folder; with --network pass the file of weights in it"
+        )
+    if is_native(path):
+        raise InputError(f"--ckpt {source}: says what its network is; leave out --network")
+
+
+def _check_weights(checkpoint: Checkpoint, asked: str | None) -> None:
+    if asked is not None and asked != checkpoint.weights:
+        kind = {"ema": "averaged", "raw": "its last", None: "not known to be either"}
+        raise InputError(
+            f"--weights {asked}: {checkpoint.source} holds one set of weights, "
+            f"{kind[checkpoint.weights]}; leave --weights out"
+        )
 
 
 def _refuse_flags(model_flags: str | None, source: str) -> None:
@@ -86,33 +122,26 @@ def _refuse_flags(model_flags: str | None, source: str) -> None:
         )
 
 
-def _what_it_is(path: Path, state: Mapping[str, object]) -> str:
-    """Why a weights file that no reader takes is not taken, and what to do."""
-    if {"state", "param_groups"} <= set(state):
-        return f"an optimizer's state, not a model; {_model_beside(path)}"
-    if any(name.startswith("temb.dense.") for name in state):
-        return "of pesser/pytorch_diffusion; this family is not read yet"
-    if {"step", "model", "ema"} <= set(state):
-        return "of lucidrains/denoising-diffusion-pytorch; this family is not read yet"
-    if any(name.startswith(("down_blocks.", "conv_norm_out.")) for name in state):
-        return f"the weights of a diffusers folder alone; pass the folder: {path.parent}"
-    for name, value in state.items():
-        if isinstance(value, dict) and any(isinstance(item, Tensor) for item in value.values()):
-            return (
-                f"a state dict inside a dict; save it alone: "
-                f'torch.save(torch.load(PATH)["{name}"], NEW)'
-            )
-    if any(name.startswith("module.") for name in state):
-        return "saved from DataParallel; strip module. from its names and save it again"
-    first = next(iter(state), None)
-    found = "it is empty" if first is None else f"its first weight is {first}"
-    return f"of no family that is read (native, diffusers, openai): {found}"
-
-
-def _model_beside(path: Path) -> str:
-    step = path.stem.removeprefix("opt")
-    names = [*sorted(path.parent.glob(f"ema_*_{step}.pt")), path.parent / f"model{step}.pt"]
-    found = next((name for name in names if name.is_file()), None)
-    if found is not None:
-        return f"the model beside it is {found.name}"
-    return f"pass the model beside it: ema_RATE_{step}.pt or model{step}.pt"
+def _read_state_dict(path: Path, *, source: str, settings: CheckpointSettings) -> Checkpoint:
+    """The checkpoint in a file of weights, whatever they are wrapped in."""
+    content = read_state(path)
+    state = find_state(content, path=path, known=_KNOWN, weights=settings.weights)
+    if state is None:
+        # perhaps a network that lacks what it is told by; its reader says what is missing
+        state = StateDict(dict(content), kind=settings.weights)
+    if (why := latent(state.beside, state.weights)) is not None:
+        raise InputError(f"{path}: {why}")
+    if is_pesser(state.weights):
+        _refuse_flags(settings.model_flags, source)
+        read = read_pesser
+    elif is_openai(state.weights):
+        read = read_openai
+    else:
+        raise InputError(f"{path}: {what_it_is(path, content)}")
+    checkpoint = read(path, state.weights, source=source, settings=settings)
+    return dataclasses.replace(
+        checkpoint,
+        weights=state.kind,
+        part="" if state.alone else state.where,
+        notes=(*state.notes, *checkpoint.notes),
+    )

@@ -12,6 +12,7 @@ from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint, TimeInput
 from ddpmbench.inputs.checkpoints.openai_flags import PRESETS, ModelFlags, parse_flags
 from ddpmbench.inputs.checkpoints.openai_shapes import Shapes, read_shapes, shown
 from ddpmbench.inputs.checkpoints.settings import CheckpointSettings
+from ddpmbench.inputs.checkpoints.unsettled import UnsettledError
 from ddpmbench.inputs.checkpoints.weights import (
     build_unet,
     naming,
@@ -46,6 +47,13 @@ _LAYERS = {
 }
 
 
+TELLING = (
+    ("input_blocks.0.0.weight", "time_embed.0.weight"),
+    ("middle_block.0.in_layers.0.weight", "out.2.weight"),
+)
+"""Names that tell this family under any prefix; all of a row must be there."""
+
+
 def is_openai(names: Mapping[str, object]) -> bool:
     """Whether a state dict has the names of this family."""
     return any(name.startswith("input_blocks.") for name in names) and any(
@@ -78,10 +86,14 @@ def read_openai(
         model_flags = path.stem
         notes.append(f"flags of the published {path.stem}: {PRESETS[path.stem]}")
     if model_flags is None or not model_flags.strip():
-        raise InputError(
+        raise UnsettledError(
             f"{path}: says nothing of heads, schedule and steps; pass --model-flags with the "
             "flags it was trained with (--image_size, --num_heads, --diffusion_steps, "
-            f"--noise_schedule, ...) or a published file's name; its weights have {shapes}"
+            f"--noise_schedule, ...) or a published file's name; its weights have {shapes}",
+            family="openai",
+            path=path,
+            weights=weights,
+            missing=(f'--model-flags "{_flags_to_fill(shapes)}"',),
         )
     flags = parse_flags(model_flags)
     if flags.ignored:
@@ -115,6 +127,14 @@ def read_openai(
         source=source,
         sha256=sha256_of(path),
         notes=tuple(notes),
+    )
+
+
+def _flags_to_fill(shapes: Shapes) -> str:
+    """The flags of a file: what its weights say, and a placeholder where they do not."""
+    return (
+        "--image_size 32 --num_heads 4 --diffusion_steps 1000 --noise_schedule linear "
+        f"{shapes.flags}"
     )
 
 

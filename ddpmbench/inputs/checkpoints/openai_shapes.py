@@ -1,6 +1,7 @@
 """What the names and shapes of openai weights say of the network."""
 
 import dataclasses
+import functools
 import re
 from collections.abc import Mapping
 from fractions import Fraction
@@ -9,6 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ddpmbench.errors import InputError
+from ddpmbench.inputs.checkpoints.weights import shape_of
 from ddpmbench.network.unet_config import Resampling
 
 
@@ -37,13 +39,17 @@ class Shapes:
         """Channels at each resolution, as multiples of `model_channels`."""
         return tuple(Fraction(width, self.model_channels) for width in self.channels)
 
-    def __str__(self) -> str:
+    @property
+    def flags(self) -> str:
+        """What the weights say, in the projects' own spelling."""
         return (
             f"--num_channels {self.model_channels} --num_res_blocks {self.num_blocks} "
             f"--learn_sigma {self.out_channels != self.in_channels} "
-            f"--class_cond {self.num_classes > 0} --use_scale_shift_norm {self.scale_shift}, "
-            f"channel multiples {listed(self.multiples)}"
+            f"--class_cond {self.num_classes > 0} --use_scale_shift_norm {self.scale_shift}"
         )
+
+    def __str__(self) -> str:
+        return f"{self.flags}, channel multiples {listed(self.multiples)}"
 
 
 def read_shapes(weights: Mapping[str, Tensor], path: Path) -> Shapes:
@@ -53,15 +59,7 @@ def read_shapes(weights: Mapping[str, Tensor], path: Path) -> Shapes:
         InputError: a weight that decides it is missing, or the file is of a classifier or an
             upsampler.
     """
-
-    def shape(name: str, dimensions: int) -> tuple[int, ...]:
-        if name not in weights:
-            raise InputError(f"{path}: weight {name} missing; the file is not whole")
-        found = tuple(weights[name].shape)
-        if len(found) != dimensions or not all(found):
-            raise InputError(f"{path}: {name} is {list(found)}, which no such network has")
-        return found
-
+    shape = functools.partial(shape_of, weights, source=path)
     if not any(name.startswith("output_blocks.") for name in weights):
         raise InputError(f"{path}: a classifier, not a diffusion model: it has no output_blocks")
     in_channels = shape("input_blocks.0.0.weight", 4)[1]

@@ -60,10 +60,24 @@ def read_state(path: Path) -> dict[str, object]:
             raise InputError(
                 f"{path}: not a whole safetensors file ({_line(error)}); copy or download it again"
             ) from error
-    state = _read_torch(path, start)
+    state = _named(_read_torch(path, start))
     if not isinstance(state, dict):
         raise InputError(f"{path}: holds a {type(state).__name__}, not a state dict")
     return {str(name): value for name, value in state.items()}
+
+
+def _named(content: object) -> object:
+    """A list of what training holds, as ermongroup/ddim and others save it, by names.
+
+    Source: ermongroup/ddim, runners/diffusion.py.
+    """
+    if not isinstance(content, list | tuple) or not any(isinstance(v, dict) for v in content):
+        return content
+    names = ["model", "optimizer", "epoch", "step", "ema"]
+    optimizer = content[1] if 4 <= len(content) <= len(names) else None
+    if not isinstance(optimizer, dict) or "param_groups" not in optimizer:
+        names = list(map(str, range(len(content))))
+    return dict(zip(names, content, strict=False))
 
 
 def _read_torch(path: Path, start: bytes) -> object:
@@ -105,8 +119,38 @@ def only_tensors(state: Mapping[str, object], *, source: str) -> dict[str, Tenso
     for name, value in state.items():
         if not isinstance(value, Tensor):
             raise InputError(f"{source}: {name} is a {type(value).__name__}, not a tensor")
+        if value.layout == torch.strided and not value.is_meta and not value.is_quantized:
+            held = value.untyped_storage().nbytes() // value.element_size()
+            if value.numel() > held:
+                # a stride of 0 declares any shape; the memory would be taken when it is copied
+                raise InputError(
+                    f"{source}: {name} is {list(value.shape)}, but the file holds {held} numbers "
+                    "for it; it is no checkpoint"
+                )
         tensors[name] = value
     return tensors
+
+
+def shape_of(
+    weights: Mapping[str, Tensor], name: str, dimensions: int, *, source: object
+) -> tuple[int, ...]:
+    """The shape of a weight that decides what the network is.
+
+    Args:
+        weights: the file's weights.
+        name: the weight's name in them.
+        dimensions: how many it must have.
+        source: the file to name in an error.
+
+    Raises:
+        InputError: it is missing, or has another number of dimensions or no elements.
+    """
+    if name not in weights:
+        raise InputError(f"{source}: weight {name} missing; the file is not whole")
+    found = tuple(weights[name].shape)
+    if len(found) != dimensions or not all(found):
+        raise InputError(f"{source}: {name} is {list(found)}, which no such network has")
+    return found
 
 
 def build_unet(

@@ -1,0 +1,267 @@
+"""A network of the user's own: weights in a file, and the user's code that builds the network."""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ddpmbench.errors import InputError
+from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint, TimeInput
+from ddpmbench.inputs.checkpoints.own_code import OwnFile, calling, own_file
+from ddpmbench.inputs.checkpoints.schedule_option import read_schedule
+from ddpmbench.inputs.checkpoints.schedule_tables import BUFFERS, ScheduleTables, alike
+from ddpmbench.inputs.checkpoints.settings import CheckpointSettings
+from ddpmbench.inputs.checkpoints.states import StateDict, find_state
+from ddpmbench.inputs.checkpoints.unsettled import UnsettledError
+from ddpmbench.inputs.checkpoints.weights import sha256_of
+from ddpmbench.process.data_range import UNIT_RANGE, DataRange
+from ddpmbench.process.prediction import Prediction, Variance
+
+FAMILY = "own network"
+
+_PLACEHOLDERS = {
+    "schedule": "--schedule linear:1000",
+    "prediction": "--prediction eps",
+    "variance": "--variance fixed_large",
+    "time_input": "--time-input index",
+}
+
+
+def read_network_file(
+    path: Path, state: Mapping[str, object], *, source: str, settings: CheckpointSettings
+) -> Checkpoint:
+    """The network that the user's file builds, with the weights of another file.
+
+    NAME without parameters gives a torch module, which receives the weights, all of them and no
+    other. NAME of one parameter is called with what the file of weights holds, and gives the
+    finished module. A module's attributes `image_channels`, `image_size` and `num_classes`, where
+    it has them, say what it takes; with classes it is called with labels, too.
+
+    Args:
+        path: the file of weights.
+        state: what it holds, as `read_state` gives it.
+        source: the path as the user gave it.
+        settings: its `network` names the file and what in it builds the network. The schedule,
+            what it predicts, its variance and its time must be there.
+
+    Raises:
+        UnsettledError: one of these is not.
+        InputError: the user's code fails, or what it builds does not go with the weights.
+    """
+    option = str(settings.network)
+    if settings.model_flags is not None:
+        raise InputError("--model-flags: are of other families; with --network leave them out")
+    if {"state", "param_groups"} <= set(state):
+        raise InputError(f"{path}: an optimizer's state, not a model; pass the model's file")
+    tensors = dict(tensors_in(state))
+    tables = ScheduleTables.among(tensors)
+    _require(settings, path, tensors, tables)
+    schedule = read_schedule(str(settings.schedule), tables)
+    notes = []
+    if settings.schedule != BUFFERS and tables and not alike(schedule, tables.schedule()):
+        notes.append(f"--schedule {settings.schedule} is not that of the tables in the file")
+    low, high = settings.data_range or (UNIT_RANGE.low, UNIT_RANGE.high)
+    if settings.data_range is None:
+        notes.append("images are taken to be in [-1, 1]; --data-range says otherwise")
+    with own_file(option) as file:
+        network, state_dict = _build(file, state, path, settings.weights)
+        code = file.code
+    if state_dict is not None:
+        notes += state_dict.notes
+    return Checkpoint(
+        network=network,
+        schedule=schedule,
+        prediction=Prediction(str(settings.prediction)),
+        variance=Variance(str(settings.variance)),
+        time_input=TimeInput(str(settings.time_input)),
+        data_range=DataRange(low, high, settings.levels or UNIT_RANGE.levels),
+        channels=_attribute(network, "image_channels") or None,
+        image_size=_attribute(network, "image_size") or None,
+        num_classes=_attribute(network, "num_classes"),
+        family=FAMILY,
+        source=source,
+        sha256=sha256_of(path),
+        weights=None if state_dict is None else state_dict.kind,
+        part="" if state_dict is None or state_dict.alone else state_dict.where,
+        code=code,
+        notes=tuple(notes),
+    )
+
+
+def tensors_in(state: object, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of nested dicts and lists, under its path."""
+    if isinstance(state, Tensor):
+        yield prefix, state
+    elif isinstance(state, Mapping):
+        for name, value in state.items():
+            yield from tensors_in(value, f"{prefix}.{name}" if prefix else str(name))
+    elif isinstance(state, list | tuple):
+        for index, value in enumerate(state):
+            yield from tensors_in(value, f"{prefix}.{index}")
+
+
+def _require(
+    settings: CheckpointSettings, path: Path, tensors: Mapping[str, Tensor], tables: ScheduleTables
+) -> None:
+    placeholders = {**_PLACEHOLDERS}
+    if tables:
+        placeholders["schedule"] = f"--schedule {BUFFERS}"
+    missing = tuple(
+        placeholder for name, placeholder in placeholders.items() if getattr(settings, name) is None
+    )
+    if missing:
+        raise UnsettledError(
+            f"--network {settings.network}: no file of weights says how it was trained; add "
+            f"{' '.join(missing)}, or whatever it was",
+            family=FAMILY,
+            path=path,
+            weights=tensors,
+            missing=missing,
+        )
+
+
+def _build(
+    file: OwnFile, content: Mapping[str, object], path: Path, weights: str | None
+) -> tuple[nn.Module, StateDict | None]:
+    """The finished network, and where in the file its weights are; None if only its code knows."""
+    if _takes_state(file):
+        if weights is not None:
+            raise InputError(
+                f"--weights {weights}: the function of --network {file.option} is given all that "
+                "the file holds and chooses itself; leave --weights out"
+            )
+        return _twice(file, path, lambda: _network(file, content)), None
+    found: list[StateDict] = []
+
+    def build() -> nn.Module:
+        network = _network(file)
+        if not found:
+            found.append(_state_dict(network, content, path, weights))
+        _load(network, found[0], path, file.option)
+        return network
+
+    return _twice(file, path, build), found[0]
+
+
+def _network(file: OwnFile, *arguments: object) -> nn.Module:
+    built = file.call(*arguments)
+    if not isinstance(built, nn.Module):
+        kind = type(built).__name__
+        raise InputError(f"--network {file.option}: gives a {kind}, not a torch module")
+    network = built.module if isinstance(built, nn.DataParallel) else built
+    if any(nn.parameter.is_lazy(parameter) for parameter in network.parameters()):
+        raise InputError(
+            f"--network {file.option}: has lazy layers, which have no weights before their first "
+            "call; name their sizes"
+        )
+    return network.float().eval()
+
+
+def _twice(file: OwnFile, path: Path, build: Callable[[], nn.Module]) -> nn.Module:
+    """What is built, if it is the same whatever random numbers are drawn on the way."""
+    built = []
+    for seed in (0, 1):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            built.append(build())
+    if (name := _difference(*built)) is not None:
+        raise InputError(
+            f"--network {file.option}: {name} is another each time the network is built, and so "
+            "it is not what was trained; it must come from the file of weights (a parameter or a "
+            "registered buffer does), or be built the same every time"
+        )
+    for name, parameter in built[0].named_parameters():
+        if not bool(parameter.isfinite().all()):
+            raise InputError(f"{path}: {name} holds NaN or infinite weights")
+    return built[0]
+
+
+def _takes_state(file: OwnFile) -> bool:
+    """Whether NAME is to be called with what the file of weights holds."""
+    found, option = file.found, file.option
+    name = option.rpartition(":")[2]
+    if isinstance(found, nn.Module) or not callable(found):
+        what = "a network that is built already" if callable(found) else f"{found!r:.50}"
+        raise InputError(
+            f"--network {option}: {name} is {what}; name the class, or a function that builds it"
+        )
+    try:
+        parameters = inspect.signature(found).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    needed = [p for p in parameters if p.default is p.empty and p.kind not in variadic]
+    if not needed:
+        return False
+    if inspect.isclass(found) or len(needed) > 1 or needed[0].kind is needed[0].KEYWORD_ONLY:
+        names = ", ".join(parameter.name for parameter in needed)
+        raise InputError(
+            f"--network {option}: {name} cannot be called without {names}; name a function that "
+            f"calls it as it was when it was trained: def build(): return {name}(...)"
+        )
+    return True
+
+
+def _state_dict(
+    network: nn.Module, content: Mapping[str, object], path: Path, weights: str | None
+) -> StateDict:
+    """The part of the file that has the network's names."""
+    names = tuple(network.state_dict())
+    if not names:
+        return StateDict(dict(content), kind=weights)
+    found = find_state(content, path=path, known=[names], weights=weights)
+    if found is None:
+        # Not all of them: where the first is, so that the rest can be named.
+        found = find_state(content, path=path, known=[names[:1]], weights=weights)
+    return found or StateDict(dict(content), kind=weights)
+
+
+def _load(network: nn.Module, state_dict: StateDict, path: Path, option: str) -> None:
+    tensors = {n: value for n, value in state_dict.weights.items() if isinstance(value, Tensor)}
+    expected = network.state_dict()
+    # Tables of the schedule beside the weights are read where they are needed.
+    tables = ScheduleTables.among({n: t for n, t in tensors.items() if n not in expected})
+    weights = {name: tensor for name, tensor in tensors.items() if name not in tables.names}
+    assign = any(parameter.is_meta for parameter in network.parameters())
+    missing, unexpected = calling(
+        lambda: network.load_state_dict(weights, strict=False, assign=assign),
+        f"--network {option}: {path} does not fit",
+    )
+    if missing or unexpected:
+        sides = (("missing", missing), ("left over", unexpected))
+        what = "; ".join(f"{_some(names)} {side}" for side, names in sides if names)
+        raise InputError(f"{path}: {what}; these are not the weights of --network {option}")
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"weight {names[0]}{more}"
+
+
+def _difference(one: nn.Module, other: nn.Module) -> str | None:
+    """The first tensor that is not the same in both, weight or not; None if all are."""
+    others = dict(_tensors_of(other))
+    for name, tensor in _tensors_of(one):
+        twin = others.get(name)
+        if twin is None or twin.shape != tensor.shape or twin.dtype != tensor.dtype:
+            return name
+        is_same = (tensor == twin) | ((tensor != tensor) & (twin != twin))
+        if not bool(is_same.all()):
+            return name
+    return None
+
+
+def _tensors_of(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters, buffers and plain attributes."""
+    for prefix, module in network.named_modules():
+        for name, value in {**vars(module), **module._parameters, **module._buffers}.items():
+            if isinstance(value, Tensor):
+                yield f"{prefix}.{name}" if prefix else name, value
+
+
+def _attribute(network: nn.Module, name: str) -> int:
+    """A whole number that the module says of itself; 0 if it does not."""
+    value = getattr(network, name, None)
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0

@@ -1,0 +1,183 @@
+"""The first call of a network that is not of this package, before a run is made of millions.
+
+What the bound and the samples take for granted is looked at with two images: the output is a
+tensor of the right shape and finite, does not depend on chance or on the other images of a batch,
+and the input is left as it was.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from ddpmbench.errors import InputError
+from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
+from ddpmbench.inputs.checkpoints.own_code import calling
+from ddpmbench.network.unet import UNet
+from ddpmbench.runs.batch_size import is_out_of_memory
+from ddpmbench.runs.devices import evaluating, strict_float32
+
+_TOLERANCE = 1e-2
+"""Of the largest output: what another batch may change by rounding, with much to spare."""
+
+
+def check_first_call(checkpoint: Checkpoint, shape: tuple[int, ...], device: torch.device) -> None:
+    """Call a network of the user's own on two images, and refuse what cannot be evaluated.
+
+    The built-in U-Net is known, and not called; nor does memory that is too small matter here.
+
+    Args:
+        checkpoint: the model.
+        shape: (C, H, W) of an image.
+        device: where it will run.
+
+    Raises:
+        InputError: the network fails, or its output is not what the conventions say; one line.
+    """
+    if isinstance(checkpoint.network, UNet):
+        return
+    first = _FirstCall(checkpoint.to(device), shape, device)
+    with (
+        torch.inference_mode(),
+        torch.random.fork_rng(devices=[]),
+        evaluating(checkpoint.network),
+        strict_float32(),
+        contextlib.suppress(torch.OutOfMemoryError, MemoryError),
+    ):
+        first.check()
+
+
+class _FirstCall:
+    """Two images at the first and the last step, together and one alone."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, shape: tuple[int, ...], device: torch.device
+    ) -> None:
+        self._checkpoint = checkpoint
+        numbers = torch.randn((2, *shape), generator=torch.Generator().manual_seed(0))
+        self._x_t = numbers.to(device)
+        steps = torch.tensor([1, checkpoint.schedule.num_timesteps], device=device)
+        self._time = checkpoint.network_time(steps)
+        self._labels = torch.tensor([0, max(checkpoint.num_classes - 1, 0)], device=device)
+        code = checkpoint.code
+        self._who = f"network {checkpoint.source}" if code is None else f"--network {code.name}"
+
+    def check(self) -> None:
+        both = self._output(2)
+        one = self._output(1)
+        self._compare(one, both[:1])
+
+    def _compare(self, alone: Tensor, among: Tensor) -> None:
+        """Refuse an output of the same image that differs by more than rounding."""
+        if _alike(alone, among):
+            return
+        if not _alike(alone, self._output(1)):
+            raise InputError(
+                f"{self._who}: gives another output for the same input each time; chance, such "
+                "as F.dropout without training=self.training, has no place in evaluation"
+            )
+        raise InputError(
+            f"{self._who}: an image's output depends on the other images of its batch, as of a "
+            "batch normalization that does not heed eval(); the bound is of each image alone"
+        )
+
+    def _output(self, rows: int) -> Tensor:
+        x_t = self._x_t[:rows].clone()
+        inputs = [x_t, self._time[:rows].clone()]
+        if self._checkpoint.num_classes:
+            inputs.append(self._labels[:rows].clone())
+        with _watching_embeddings(self._checkpoint, inputs[1], self._who):
+            try:
+                output = calling(lambda: self._checkpoint.network(*inputs), self._who)
+            except InputError as error:
+                if error.__cause__ is None:
+                    raise
+                if is_out_of_memory(error.__cause__):
+                    raise MemoryError from error
+                raise InputError(f"{error}; it was called with {self._shown(inputs)}") from error
+        found = self._checked(output, x_t)
+        if not torch.equal(x_t, self._x_t[:rows]):
+            raise InputError(
+                f"{self._who}: changes x_t, its input, in place; begin with x_t = x_t.clone() or "
+                "write x = x + ... in place of x += ..."
+            )
+        return found.float()
+
+    def _checked(self, output: object, x_t: Tensor) -> Tensor:
+        if not isinstance(output, Tensor):
+            kind = type(output).__name__
+            has_sample = isinstance(getattr(output, "sample", None), Tensor)
+            remedy = "its .sample" if has_sample else "the prediction alone"
+            raise InputError(f"{self._who}: gives a {kind}, not a tensor; return {remedy}")
+        batch, channels, *size = x_t.shape
+        learned = self._checkpoint.variance.is_learned
+        shape = (batch, channels * (2 if learned else 1), *size)
+        if output.shape != shape:
+            remedy = ""
+            if output.shape == (batch, 2 * channels, *size):
+                remedy = "; if half of it is a variance, say --variance learned_range or learned"
+            elif learned and output.shape == x_t.shape:
+                remedy = "; without a variance in it, say --variance fixed_small or fixed_large"
+            raise InputError(
+                f"{self._who}: gives {tuple(output.shape)} for x_t of {tuple(x_t.shape)}; with "
+                f"--variance {self._checkpoint.variance} it takes {shape}{remedy}"
+            )
+        if not output.is_floating_point():
+            kind = str(output.dtype).removeprefix("torch.")
+            raise InputError(f"{self._who}: gives {kind}, not floating-point numbers")
+        if not bool(output.isfinite().all()):
+            raise InputError(
+                f"{self._who}: gives NaN or infinite numbers for normal noise as x_t and time "
+                f"{self._time.tolist()}"
+            )
+        return output
+
+    def _shown(self, inputs: list[Tensor]) -> str:
+        names = ("x_t", "time", "labels")
+        shown = [
+            f"{name} {tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+            for name, tensor in zip(names, inputs, strict=False)
+        ]
+        low, high = self._time.tolist()
+        time = f"--time-input {self._checkpoint.time_input}: {low:g} to {high:g}"
+        return f"{', '.join(shown)} ({time})"
+
+
+@contextlib.contextmanager
+def _watching_embeddings(checkpoint: Checkpoint, time: Tensor, who: str) -> Iterator[None]:
+    """Inside, a row that an embedding does not have is named, which no device does by itself."""
+
+    def watch(module: nn.Module, inputs: tuple[object, ...]) -> None:
+        assert isinstance(module, nn.Embedding)
+        index = inputs[0] if inputs else None
+        if not isinstance(index, Tensor) or index.is_floating_point():
+            kind = "floating-point numbers" if isinstance(index, Tensor) else type(index).__name__
+            raise InputError(
+                f"{who}: an nn.Embedding is given {kind}, and takes whole ones; with --time-input "
+                f"index time is t - 1, with one-based t, here it is {checkpoint.time_input}"
+            )
+        rows, low, high = module.num_embeddings, int(index.min()), int(index.max())
+        if low >= 0 and high < rows:
+            return
+        line = f"an nn.Embedding of {rows} rows is asked for row {low if low < 0 else high}"
+        if index.numel() == time.numel() and bool((index.flatten() == time).all()):
+            line += (
+                f"; --time-input {checkpoint.time_input} and the schedule's "
+                f"{checkpoint.schedule.num_original_timesteps} steps do, and one of the two is not "
+                "as it was trained (index counts from 0, one-based from 1)"
+            )
+        raise InputError(f"{who}: {line}")
+
+    embeddings = [m for m in checkpoint.network.modules() if isinstance(m, nn.Embedding)]
+    handles = [embedding.register_forward_pre_hook(watch) for embedding in embeddings]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    scale = max(float(one.abs().max()), 1e-6)
+    return bool((one - other).abs().max() <= _TOLERANCE * scale)

@@ -1,0 +1,231 @@
+"""What training code wraps weights in: the network comes out whole, or not at all."""
+
+import collections
+
+import pytest
+import torch
+from peers import openai_weights, pesser_weights, refused, same_weights
+from torch import nn
+
+from ddpmbench.inputs.checkpoints import CheckpointSettings, load_checkpoint
+from ddpmbench.network.unet import UNet
+from ddpmbench.network.unet_config import UNetConfig
+
+FLAGS = (
+    "--image_size 8 --num_channels 32 --num_res_blocks 1 --channel_mult 1,2 "
+    "--attention_resolutions 4 --learn_sigma True"
+)
+OPENAI = {"model_flags": FLAGS}
+PESSER = {"schedule": "linear:1000", "variance": "fixed_small"}
+LAST = openai_weights()
+AVERAGED = {name: 0.5 * weight for name, weight in LAST.items()}
+OPTIMIZER = {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": [{"lr": 1e-4}]}
+
+
+def under(prefix, weights):
+    return {prefix + name: weight for name, weight in weights.items()}
+
+
+def load(path, content, weights=None, **said):
+    torch.save(content, path)
+    return load_checkpoint(path, CheckpointSettings(weights=weights, **(said or OPENAI)))
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "last.ckpt"
+
+
+@pytest.fixture
+def last(tmp_path):
+    return load(tmp_path / "raw.pt", LAST)
+
+
+@pytest.fixture
+def averaged(tmp_path):
+    return load(tmp_path / "averaged.pt", AVERAGED)
+
+
+def flattened(weights):
+    """As latent-diffusion's LitEma keeps them."""
+    names = {f"model_ema.diffusion_model{name.replace('.', '')}": w for name, w in weights.items()}
+    return {
+        **names,
+        "model_ema.decay": torch.tensor(0.99),
+        "model_ema.num_updates": torch.tensor(3),
+    }
+
+
+ONE_SET = {
+    "bare": LAST,
+    "DataParallel": under("module.", LAST),
+    "compiled": under("_orig_mod.module.", LAST),
+    "Lightning": {"state_dict": under("model.", LAST), "epoch": 3, "optimizer_states": [OPTIMIZER]},
+    "beside buffers": {"model": {**under("denoise_fn.", LAST), "loss_weight": torch.ones(9)}},
+    "a training state": {"net": LAST, "opt": OPTIMIZER, "step": 10},
+    "the same weights twice": {"model": LAST, "network": under("module.", LAST)},
+    "the list of ermongroup/ddim": [under("module.", LAST), OPTIMIZER, 3, 100],
+}
+
+
+@pytest.mark.parametrize("name", ONE_SET)
+def test_one_set_of_weights_comes_out_of_its_wrapping(name, path, last):
+    read = load(path, ONE_SET[name])
+    assert same_weights(read, last)
+    assert (read.weights, read.part) == (None, "")
+    with refused("--weights ema", path):
+        load(path, ONE_SET[name], weights="ema")
+    assert load(path, ONE_SET[name], weights="raw").weights == "raw"
+
+
+BOTH_SETS = {
+    "two dicts": ({"model": LAST, "ema": AVERAGED}, "ema"),
+    "timm": ({"state_dict": LAST, "state_dict_ema": AVERAGED}, "state_dict_ema"),
+    "two prefixes": ({**under("model.", LAST), **under("model_ema.", AVERAGED)}, "model_ema."),
+    "Lightning": (
+        {"state_dict": {**under("net.", LAST), **under("ema_net.module.", AVERAGED)}},
+        "state_dict/ema_net.module.",
+    ),
+    "ema_pytorch": (
+        {"ema": {**under("online_model.", LAST), **under("ema_model.", AVERAGED)}},
+        "ema/ema_model.",
+    ),
+    "ema_pytorch and the model": (
+        {"model": LAST, "ema": {**under("online_model.", LAST), **under("ema_model.", AVERAGED)}},
+        "ema/ema_model.",
+    ),
+    "a shadow by name": (
+        {"model": LAST, "EMAHelper": {"shadow": AVERAGED, "mu": 0.99}},
+        "EMAHelper/shadow",
+    ),
+    "AveragedModel": (
+        {"model": LAST, "mean": {"n_averaged": torch.tensor(3), **under("module.", AVERAGED)}},
+        "mean/module.",
+    ),
+    "LitEma": (
+        {"state_dict": {**under("model.diffusion_model.", LAST), **flattened(AVERAGED)}},
+        "state_dict/model_ema.",
+    ),
+    "camel case": ({"netG": LAST, "netEMA": AVERAGED}, "netEMA"),
+    "the list of ermongroup/ddim": ([under("module.", LAST), OPTIMIZER, 3, 9, AVERAGED], "ema"),
+}
+
+
+@pytest.mark.parametrize("name", BOTH_SETS)
+def test_averaged_weights_come_before_the_last_ones(name, path, last, averaged):
+    content, where = BOTH_SETS[name]
+    by_itself, raw = load(path, content), load(path, content, weights="raw")
+    assert same_weights(by_itself, averaged)
+    assert same_weights(raw, last)
+    assert (by_itself.weights, raw.weights) == ("ema", "raw")
+    assert f"weights: EMA ({where})" in by_itself.notes
+    assert any(note.startswith("weights: raw (") for note in raw.notes)
+    assert same_weights(load(path, content, weights="ema"), averaged)
+    # a run of one of them does not go on with the other, though the file is the same
+    assert by_itself.sha256 == raw.sha256
+    assert by_itself.fingerprint != raw.fingerprint
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "model.unet."])
+def test_pesser_s_names_are_found_under_prefixes(prefix, path, tmp_path):
+    config = UNetConfig(
+        in_channels=1,
+        out_channels=1,
+        model_channels=32,
+        channels=(32, 64),
+        num_blocks=1,
+        attention=(True, False),
+    )
+    weights = pesser_weights(UNet(config))
+    bare = load(tmp_path / "bare.ckpt", weights, **PESSER)
+    content = {"state_dict": under(prefix, weights), "ema": under(prefix, weights)}
+    read = load(path, content, **PESSER)
+    assert same_weights(read, bare)
+    assert (read.family, read.weights) == ("pesser", "ema")
+
+
+SHADOWS = {"decay": 0.99, "shadow_params": list(AVERAGED.values())}
+
+
+@pytest.mark.parametrize(
+    "average",
+    [
+        {"ema": SHADOWS},
+        {"ema": {name: AVERAGED[name] for name in list(AVERAGED)[20:22]}},
+        {"ema": {f"renamed_{name}": weight for name, weight in AVERAGED.items()}},
+        {"model_ema.time_embed.0.weight": AVERAGED["time_embed.0.weight"]},
+    ],
+    ids=["list", "not whole", "other names", "prefix"],
+)
+def test_an_average_that_cannot_be_read_is_not_passed_over(average, path, last):
+    content = {"model": LAST, **average}
+    with refused(path, "--weights raw", "averaged"):
+        load(path, content)
+    assert same_weights(load(path, content, weights="raw"), last)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"net_a": LAST, "net_b": AVERAGED}, ("net_a", "net_b", "several")),
+        ({"ema_0.99": LAST, "ema_0.9999": AVERAGED}, ("ema_0.99", "ema_0.9999", "several")),
+    ],
+)
+def test_which_of_several_is_meant_is_not_guessed(content, words, path):
+    with refused(path, *words):
+        load(path, content)
+
+
+def test_a_file_of_averaged_weights_has_no_others(path):
+    with refused("--weights raw", path, "averaged weights alone (ema)"):
+        load(path, {"ema": AVERAGED}, weights="raw")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "other"),
+    [
+        ("ema_0.9999_500000.pt", "ema", "model500000.pt"),
+        ("model500000.pt", "raw", "ema_0.9999_500000.pt"),
+    ],
+)
+def test_the_names_of_the_projects_say_which_they_are(name, kind, other, tmp_path):
+    torch.save(LAST, tmp_path / "ema_0.9999_500000.pt")
+    torch.save(LAST, tmp_path / "model500000.pt")
+    said = {"model_flags": FLAGS}
+    assert load_checkpoint(tmp_path / name, CheckpointSettings(**said)).weights == kind
+    same = load_checkpoint(tmp_path / name, CheckpointSettings(weights=kind, **said))
+    assert same.weights == kind
+    opposite = "raw" if kind == "ema" else "ema"
+    with refused(f"--weights {opposite}", tmp_path / name, other):
+        load_checkpoint(tmp_path / name, CheckpointSettings(weights=opposite, **said))
+
+
+def test_weights_of_half_precision_say_so(path, last):
+    read = load(path, {name: weight.half() for name, weight in LAST.items()})
+    assert any("float16" in note for note in read.notes)
+    assert not last.notes
+    for name, weight in last.network.state_dict().items():
+        assert torch.equal(read.network.state_dict()[name], weight.half().float())
+
+
+def test_a_file_that_says_it_all_itself_has_one_set_of_weights(small_checkpoint):
+    with refused("--weights raw", small_checkpoint):
+        load_checkpoint(small_checkpoint, CheckpointSettings(weights="raw"))
+
+
+def test_torch_s_own_average_is_what_it_is_taken_for(path, last):
+    """The layouts above are written by hand; this one is what torch writes."""
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            for name, weight in LAST.items():
+                self.register_buffer(name.replace(".", "/"), weight)
+
+    made = torch.optim.swa_utils.AveragedModel(Network())
+    state = collections.OrderedDict(
+        (name.replace("/", "."), weight) for name, weight in made.state_dict().items()
+    )
+    read = load(path, {"model": LAST, "swa": state})
+    assert same_weights(read, last)
+    assert read.weights == "ema"
