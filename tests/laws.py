@@ -19,10 +19,12 @@ from oracles import (
     expected_terms,
     gaussian_denoiser,
     log_snr_schedule,
+    model_range,
     oracle_checkpoint,
     oracle_images,
     reference_prior,
     reference_terms,
+    scaled_schedule,
     unit_range,
 )
 from scipy.stats import norm
@@ -34,6 +36,7 @@ from ddpmbench.likelihood import bound, terms
 from ddpmbench.likelihood.decoders import decoder_column
 from ddpmbench.likelihood.design import EveryPair
 from ddpmbench.process import noise
+from ddpmbench.process.data_range import DataRange
 from ddpmbench.process.diffusion import GaussianDiffusion
 from ddpmbench.process.prediction import Prediction, Variance
 from ddpmbench.process.schedule import NoiseSchedule
@@ -261,7 +264,7 @@ def check_checkpoint_rows(
     got = terms_pass.terms(rows).values["nats"]
     image, t, draw = (torch.from_numpy(part) for part in (rows.image, rows.t, rows.draw))
     eps = noise.normal_noise(image, t, draw, shape=images.pixels.shape[1:], seed=seed)
-    x_start = unit_range(images)
+    x_start = model_range(images, checkpoint.data_range)
     labels = None if images.labels is None else torch.from_numpy(images.labels)[image]
     expected = reference_terms(checkpoint, alphas_cumprod, x_start[image], rows.t, eps, labels)
     np.testing.assert_allclose(got, expected, rtol=2e-3, atol=2e-5)
@@ -279,6 +282,93 @@ def check_respaced() -> None:
     assert respaced.schedule.num_timesteps == 7
     assert respaced.schedule.num_original_timesteps == 61
     check_checkpoint_rows(respaced, images, alphas_cumprod)
+
+
+# ---- a range of the data that is not [-1, 1] with 256 levels
+
+RANGES = [DataRange(0, 1), DataRange(-0.5, 0.5), DataRange(0, 255), DataRange(-3, 1, 32)]
+
+
+def check_rows_in_ranges() -> None:
+    """`check_rows` in every range, of 32 and of 2 levels among them."""
+    for of in (*RANGES, DataRange(0, 1, 2)):
+        check_rows(variance="learned", data_range=of)
+        check_rows(variance="fixed_large", clip=False, data_range=of)
+
+
+def check_terms_do_not_depend_on_the_range() -> None:
+    """A model of the affine images of another's data, with its schedule scaled, has its terms.
+
+    With x' = a + s x and SNR' = SNR / s^2, x'_t = sqrt(ab'_t) a + r_t x_t with the same noise, and
+    so a variance of p(x_{t-1} | x_t) is r_{t-1}^2 times the other's, r_0 = s. That of the posterior
+    is by itself, and a learned one where the network says so; at t = 1 a fixed one is not.
+    """
+    generator = torch.Generator().manual_seed(0)
+    schedule, t = NoiseSchedule.cosine(30), torch.arange(1, 31)
+    eps, error, extra = torch.randn(3, 30, 1, 3, 3, generator=generator, dtype=torch.float64)
+    pixels = torch.randint(0, 256, eps.shape, generator=generator, dtype=torch.uint8)
+    for of in RANGES:
+        scaled, plain = scaled_schedule(schedule, of), DataRange(levels=of.levels)
+        half = (of.high - of.low) / 2
+        own, its = (torch.cat([torch.ones(1), s.alphas_cumprod]) for s in (schedule, scaled))
+        ratio = half * (its / own).sqrt()
+        log_ratio = ratio[:-1].log().reshape(-1, 1, 1, 1)
+        for variance, clip in itertools.product(("fixed_small", "learned"), (True, False)):
+            output = eps + 0.3 * error
+            here, there = output, output
+            if variance == "learned":
+                log_variance = (0.1 * schedule.betas).log().reshape(-1, 1, 1, 1) + extra
+                here = torch.cat([output, log_variance], 1)
+                there = torch.cat([output, log_variance + 2 * log_ratio], 1)
+            options = {"variance": variance, "clip": clip}
+            expected = terms.bound_terms(
+                schedule, plain.to_model(pixels), t, eps, here, **options, data_range=plain
+            )
+            found = terms.bound_terms(
+                scaled, of.to_model(pixels), t, eps, there, **options, data_range=of
+            )
+            where = f"{of}, {variance}, clip {clip}"
+            first = 0 if variance == "learned" else 1
+            np.testing.assert_allclose(
+                found.nats[first:], expected.nats[first:], rtol=1e-9, err_msg=where
+            )
+            for name in ("x_start_mse", "x_start_mse_noclip"):
+                values = getattr(found, name) / half**2
+                np.testing.assert_allclose(values, getattr(expected, name), rtol=1e-9)
+            np.testing.assert_allclose(found.eps_mse, expected.eps_mse, rtol=1e-9)
+            if variance == "learned":
+                for name in ("decoder_model_exact", "decoder_model_tanh"):
+                    got = found.decoders[name][0].item()
+                    assert got == pytest.approx(expected.decoders[name][0].item(), rel=1e-9), name
+
+
+def uniform_pixel_bits(of: DataRange, num_timesteps: int, *, finest: float) -> float:
+    """Total bits of a pixel that has any level of a range, as a run computes them.
+
+    Its first noise is so many times finer than the distance of two levels.
+    """
+    pixels = np.ceil(np.arange(of.levels) * 256 / of.levels).astype(np.uint8).reshape(-1, 1, 1, 1)
+    images = ImageSet(pixels, [str(i) for i in range(of.levels)], "all levels")
+    noise_of_first = (of.high - of.low) / (of.levels - 1) / finest
+    largest = max(abs(of.low), abs(of.high))
+    schedule = log_snr_schedule(
+        num_timesteps, first=-2 * math.log(noise_of_first), last=-2 * math.log(largest) - 9
+    )
+    checkpoint = oracle_checkpoint(images, schedule, variance="learned", data_range=of)
+    return evaluate(checkpoint, images, draws=3000 // of.levels).nats / LN2
+
+
+def check_uniform_levels_cost_their_logarithm() -> None:
+    """A pixel that may have any of L levels costs log2 L bits, whatever numbers they are.
+
+    Where x_1 leaves it open which level it was, wrong bins would cost less than that, or much more.
+    """
+    for of in (DataRange(0, 1, 32), DataRange(-3, 5, 32), DataRange(0, 1, 2), DataRange(0, 255, 2)):
+        gap = uniform_pixel_bits(of, 100, finest=3) - math.log2(of.levels)
+        assert 0 < gap < 0.15, of
+    for of in (DataRange(-3, 5, 32), DataRange(0, 1, 2)):
+        gap = uniform_pixel_bits(of, 200, finest=6) - math.log2(of.levels)
+        assert 0 < gap < 0.03, of
 
 
 # ---- noise

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.inputs.images import ImageSet
+from ddpmbench.process.data_range import UNIT_RANGE, DataRange
 from ddpmbench.process.prediction import Prediction, Variance
 from ddpmbench.process.schedule import NoiseSchedule
 
@@ -137,16 +138,17 @@ def oracle_checkpoint(
     variance: str = "fixed_small",
     clip: bool = True,
     spread: float = 0.0,
+    data_range: DataRange = UNIT_RANGE,
 ) -> Checkpoint:
     """The best possible model of a set of images that are equally likely.
 
     With a spread it is that of the images with normal noise on them, which is what makes small
-    steps matter, and the predicted x_start leave [-1, 1].
+    steps matter, and the predicted x_start leave the data's range.
     """
     schedule = NoiseSchedule.linear(50) if schedule is None else schedule
     classes = None if images.labels is None else torch.from_numpy(images.labels)
     network = MixtureDenoiser(
-        unit_range(images),
+        model_range(images, data_range),
         schedule,
         spread=spread,
         prediction=prediction,
@@ -167,6 +169,7 @@ def oracle_checkpoint(
         source="oracle",
         sha256=hashlib.sha256(weights).hexdigest(),
         clip=clip,
+        data_range=data_range,
         image_size=height if height == width else None,
         num_classes=0 if images.labels is None else int(images.labels.max()) + 1,
     )
@@ -175,6 +178,45 @@ def oracle_checkpoint(
 def unit_range(images: ImageSet) -> Tensor:
     """(N, C, H, W) float64 in [-1, 1]."""
     return torch.from_numpy(images.pixels.astype(np.float64) / 127.5 - 1)
+
+
+def model_range(images: ImageSet, of: DataRange) -> Tensor:
+    """(N, C, H, W) float64, the levels of a range."""
+    share = np.floor(images.pixels / 256 * of.levels) / (of.levels - 1)
+    return torch.from_numpy(of.low + share * (of.high - of.low))
+
+
+def scaled_schedule(schedule: NoiseSchedule, of: DataRange) -> NoiseSchedule:
+    """Its x_t of data in a range are affine images of what the schedule makes of them on [-1, 1].
+
+    Its signal-to-noise ratio is so many times that of the schedule as data on [-1, 1] have the
+    variance of data in the range.
+    """
+    ab, half = schedule.alphas_cumprod.numpy(), (of.high - of.low) / 2
+    return NoiseSchedule.from_alphas_cumprod(ab / (ab + half**2 * (1 - ab)), name="scaled")
+
+
+class ScaledNetwork(nn.Module):
+    """A network for a range of the data that does what another does for [-1, 1].
+
+    Args:
+        network: predicts the noise, given the index of a step.
+        schedule: its schedule.
+        of: the range; `scaled_schedule` goes with it.
+    """
+
+    def __init__(self, network: nn.Module, schedule: NoiseSchedule, of: DataRange) -> None:
+        super().__init__()
+        self.network = network
+        own = exact_alphas_cumprod(schedule)
+        scaled = exact_alphas_cumprod(scaled_schedule(schedule, of))
+        self.shift = torch.from_numpy(np.sqrt(scaled) * (of.low + of.high) / 2)
+        self.scale = torch.from_numpy(np.sqrt((1 - scaled) / (1 - own)))
+
+    def forward(self, x_t: Tensor, time: Tensor, labels: Tensor | None = None) -> Tensor:
+        index, more = time.round().long(), () if labels is None else (labels,)
+        shift, scale = (table[index].reshape(-1, 1, 1, 1) for table in (self.shift, self.scale))
+        return self.network(((x_t.double() - shift) / scale).to(x_t.dtype), time, *more)
 
 
 def log_snr_schedule(
@@ -227,7 +269,7 @@ def reference_terms(
         )
     )
     if checkpoint.clip and checkpoint.prediction is not Prediction.PREVIOUS_MEAN:
-        mean = mean.clip(-1, 1)
+        mean = mean.clip(checkpoint.data_range.low, checkpoint.data_range.high)
     x_start_weight = np.sqrt(previous) * beta / (1 - ab)
     first = (t == 1).reshape(-1, 1, 1, 1)
     small = np.where(first, second, posterior)
@@ -243,13 +285,14 @@ def reference_terms(
             variance = np.clip(matched, np.minimum(small, beta), np.maximum(small, beta))
     error = x_start_weight**2 * (x0 - mean) ** 2
     kl = 0.5 * (np.log(variance / small) + (small + error) / variance - 1)
-    decoder = -bin_log_prob(x0, mean, np.sqrt(variance))
+    decoder = -bin_log_prob(x0, mean, np.sqrt(variance), checkpoint.data_range)
     return np.where(first, decoder, kl).reshape(len(t), -1).mean(1)
 
 
-def bin_log_prob(x: Array, mean: Array, scale: Array) -> Array:
-    low = np.where(x < -0.999, -np.inf, (x - mean - 1 / 255) / scale)
-    high = np.where(x > 0.999, np.inf, (x - mean + 1 / 255) / scale)
+def bin_log_prob(x: Array, mean: Array, scale: Array, of: DataRange = UNIT_RANGE) -> Array:
+    step = (of.high - of.low) / (of.levels - 1)
+    low = np.where(x < of.low + step / 4, -np.inf, (x - mean - step / 2) / scale)
+    high = np.where(x > of.high - step / 4, np.inf, (x - mean + step / 2) / scale)
     flip = low > 0  # into the left tail, where log_ndtr has its digits
     low, high = np.where(flip, -high, low), np.where(flip, -low, high)
     return log_ndtr(high) + np.log(-np.expm1(log_ndtr(low) - log_ndtr(high)))

@@ -101,7 +101,8 @@ checkpoint_options = decorate(
         click.option(
             "--clip/--no-clip",
             default=None,
-            help="Clamp the predicted x_start to [-1, 1].  [default: the file's; else clip]",
+            help="Clamp the predicted x_start to the range of the data.  [default: the file's; "
+            "else clip]",
         ),
         click.option(
             "--timesteps",

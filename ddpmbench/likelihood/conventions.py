@@ -35,7 +35,7 @@ class Convention:
 
     Attributes:
         variance: of the reverse process.
-        clip: whether the predicted x_start is clamped to [-1, 1].
+        clip: whether the predicted x_start is clamped to the data's range.
         decoder: "exact" or "tanh" distribution function at t = 1.
         decoder_variance: at t = 1: "posterior" of t = 2, "beta" for beta_1, or "model" where it
             is learned.

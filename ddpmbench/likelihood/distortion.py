@@ -26,7 +26,9 @@ _ROOT, _MSE = range(2)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Distortion:
-    """The error of the predicted x_start on [-1, 1] at each step t = 1..T, over the images.
+    """The error of the predicted x_start at each step t = 1..T, in the model's numbers.
+
+    It is over the images.
 
     Attributes:
         rmse: (T,) mean of the images' root mean squared errors.
@@ -49,7 +51,7 @@ def distortion_of_pairs(
     Args:
         design: the rows that were computed.
         tables: the terms of every row once, with the draws of a pair side by side.
-        clip: whether the prediction is clamped to [-1, 1].
+        clip: whether the prediction is clamped to the data's range.
 
     Source: Ho, Jain & Abbeel 2020, section 4.3.
     """
@@ -86,7 +88,7 @@ def distortion_of_warp(
         design: the rows that were computed.
         tables: the terms of every row once, in any order and any portions.
         features: of the same images and rows.
-        clip: whether the prediction is clamped to [-1, 1].
+        clip: whether the prediction is clamped to the data's range.
 
     Source: Cochran 1977, chapter 6, for the ratio and its error.
     """
@@ -133,7 +135,7 @@ def distortion_of_rows(
         num_images: N.
         num_timesteps: T.
         tables: the terms of every row once, in any order and any portions.
-        clip: whether the prediction is clamped to [-1, 1].
+        clip: whether the prediction is clamped to the data's range.
     """
     _, column, _ = columns_of_bound(clip=clip)
     first = np.full((2, 2, num_images), np.nan)  # of draws 0 and 1

@@ -64,6 +64,16 @@ class DataRange:
         return f"{self.low:.12g},{self.high:.12g}"
 
     @property
+    def record(self) -> dict[str, object]:
+        """The range as the records of a result have it."""
+        return {"data_range": self.interval, "levels": self.levels}
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """What of it determines a run: nothing where it is that of all runs of before."""
+        return {} if self == UNIT_RANGE else self.record
+
+    @property
     def half_bin(self) -> float:
         """Half the distance of two neighboring levels."""
         return 0.5 / self._steps_a_unit

@@ -33,6 +33,7 @@ from ddpmbench.questions.report import schema_of, write_report
 from ddpmbench.questions.unlike import refuse_unlike
 from ddpmbench.report import comparison, fidelity, tables
 from ddpmbench.report.checks import STRICT, check_run
+from ddpmbench.report.data_ranges import with_data_range
 from ddpmbench.runs.correction import store_name
 from ddpmbench.runs.finished import SUMMARY, FinishedRun
 from ddpmbench.runs.folder import RunFolder
@@ -170,11 +171,12 @@ _IDENTITY_FACTS = ("schedule_sha256", "labels_sha256", "precision", "tables")
 def _facts(run: FinishedRun) -> dict[str, object]:
     """What must be the same, by its name in `summary.json`."""
     of = run.summary
+    conventions = with_data_range(of["conventions"])
     return {
         "num_images": of["num_images"],
         "num_timesteps": of["num_timesteps"],
         "data.sha256": of["data"]["sha256"],
-        **{f"conventions.{name}": value for name, value in of["conventions"].items()},
+        **{f"conventions.{name}": value for name, value in conventions.items()},
         **{name: run.identity.get(name) for name in _IDENTITY_FACTS},
         "precision_correction.num_evaluations": _rows_of_correction(run),
         "estimator": of["estimator"],

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.inputs.images import ImageSet
+from ddpmbench.inputs.levels import refuse_reduced
 from ddpmbench.inputs.statistics_files import ReferenceStatistics
 from ddpmbench.network.precision import Precision
 from ddpmbench.quality.features import FeatureNetwork
@@ -179,6 +180,8 @@ def _check(
     for reference in references:
         if isinstance(reference, ImageSet) and len(reference) < 2:
             raise InputError(f"--data {reference.source}: a distance takes at least 2 images")
+        if isinstance(reference, ImageSet) and isinstance(source, Checkpoint):
+            refuse_reduced(reference, source.data_range)
 
 
 def _generation(checkpoint: Checkpoint, settings: FidSettings) -> Generation:

@@ -12,10 +12,12 @@ import pandas as pd
 from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.inputs.images import ImageSet
+from ddpmbench.inputs.levels import refuse_reduced
 from ddpmbench.likelihood.decoders import DECODERS
 from ddpmbench.likelihood.sampled_bound import SampledBound
 from ddpmbench.likelihood.terms import TermsPass
 from ddpmbench.network.precision import Precision
+from ddpmbench.process.data_range import DataRange
 from ddpmbench.questions.check import CheckBefore
 from ddpmbench.questions.sampling import Sampling
 from ddpmbench.report import tables
@@ -158,6 +160,7 @@ def evaluate_nll(
             "tables": str(checkpoint.diffusion.to(target).dtype),
             "ddpmbench": __version__,
             **conventions,
+            **checkpoint.data_range.identity,
             "schedule_sha256": _schedule_sha256(checkpoint),
             "network": checkpoint.fingerprint,
         }
@@ -202,7 +205,7 @@ def evaluate_nll(
             num_evaluations=found.num_evaluations,
             estimator=estimator,
             sampling=tables.sampling(found, sampling.summary),
-            conventions=conventions,
+            conventions={**conventions, **checkpoint.data_range.record},
             checkpoint=checkpoint.record,
             data={"source": images.source, "split": images.split, "sha256": images.sha256},
             seed=seed,
@@ -213,13 +216,14 @@ def evaluate_nll(
             seconds=round(found.seconds, 3),
             check=None if checked is None else checked.to_dict(),
         )
-        report = _report(found, comparability, images, folder)
+        report = _report(found, comparability, images, checkpoint.data_range, folder)
         if folder is not None and ranks.reports:
             record = environment(
                 target,
                 given=command,
                 resolved={
                     **identity,
+                    **checkpoint.data_range.record,
                     **sampling.settings,
                     "device": str(target),
                     "batch_size": batch_size or "auto",
@@ -227,7 +231,7 @@ def evaluate_nll(
                     "processes": ranks.count,
                 },
             )
-            _write(folder, report, found, _extremes(found, images), record)
+            _write(folder, report, found, _extremes(found, images, checkpoint.data_range), record)
         ranks.wait()
         return report
 
@@ -253,12 +257,13 @@ def _report(
     found: LikelihoodRun,
     comparability: tables.Comparability,
     images: ImageSet,
+    data_range: DataRange,
     folder: RunFolder | None,
 ) -> NllReport:
     return NllReport(
         summary=tables.summary(found.bound, comparability),
         per_timestep=tables.per_timestep(found.bound),
-        rate_distortion=tables.rate_distortion(found.bound, found.distortion),
+        rate_distortion=tables.rate_distortion(found.bound, found.distortion, data_range),
         conventions=conventions_frame(found.others, len(found.bound.term)),
         sub_schedules=sub_schedules_frame(found.others),
         per_image=tables.per_image(found.bound, images.ids),
@@ -289,11 +294,11 @@ def _write(
     folder.write_text(SUMMARY, json.dumps(report.summary, indent=2) + "\n")
 
 
-def _extremes(found: LikelihoodRun, images: ImageSet) -> Extremes:
+def _extremes(found: LikelihoodRun, images: ImageSet, data_range: DataRange) -> Extremes:
     """By the whole bound, or by its decoder where that alone is known of every image."""
     bound = found.bound
     values = bound.image_decoder if isinstance(bound, SampledBound) else bound.total
-    return Extremes.of(values, images.pixels)
+    return Extremes.of(values, images.pixels).shown(data_range)
 
 
 def _conventions(checkpoint: Checkpoint, images: ImageSet, *, decoder: str) -> dict[str, object]:
@@ -338,6 +343,7 @@ def _check_options(*, decoder: str, seed: int, batch_size: int | None) -> None:
 
 def _check_images(checkpoint: Checkpoint, images: ImageSet) -> None:
     checkpoint.check_images(images.pixels.shape[1:], images.source)
+    refuse_reduced(images, checkpoint.data_range)
     if not checkpoint.num_classes:
         return
     if images.labels is None:

@@ -19,6 +19,7 @@ from ddpmbench.process.units import NATS_PER_BIT
 from ddpmbench.report import tables
 from ddpmbench.report.checks import CORRECTION, check
 from ddpmbench.report.correction import CorrectionInBits
+from ddpmbench.report.data_ranges import data_range_of
 from ddpmbench.runs.finished import RATE_DISTORTION, SUMMARY, FinishedRun
 from ddpmbench.runs.losses import Losses, columns_of, find_losses, usable
 
@@ -76,7 +77,9 @@ def reduce_what_is_left(run: str | Path, *, option: str = "--run") -> PartialRun
     def left() -> Iterator[TermTable]:
         return store.tables(len(design), of_bound)
 
-    clip = bool(finished.summary["conventions"]["clip"])
+    conventions = finished.summary["conventions"]
+    clip = bool(conventions["clip"])
+    data_range = data_range_of(conventions, finished.path / SUMMARY)
     found = partial_bound(design, _nats(prior, finished), left, clip=clip)
     if found is None:
         named = f"{option} {finished.path}".strip()
@@ -89,7 +92,7 @@ def reduce_what_is_left(run: str | Path, *, option: str = "--run") -> PartialRun
     partial = PartialRun(
         summary=summary,
         per_timestep=tables.per_timestep(found.bound),
-        rate_distortion=tables.rate_distortion(found.bound, found.distortion),
+        rate_distortion=tables.rate_distortion(found.bound, found.distortion, data_range),
         folder=finished.path / FOLDER,
     )
     _write(partial)

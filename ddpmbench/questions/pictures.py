@@ -16,6 +16,7 @@ from ddpmbench.quality.progressive import (
     progressive_generation,
 )
 from ddpmbench.questions.nll import NllReport
+from ddpmbench.report.data_ranges import with_data_range
 from ddpmbench.runs.batch_size import BatchSize
 from ddpmbench.runs.devices import evaluating, resolve_device, strict_float32
 from ddpmbench.runs.pictures import Pictures
@@ -173,7 +174,8 @@ def _plan(
 
 
 def _check_run(checkpoint: Checkpoint, images: ImageSet, report: NllReport) -> None:
-    run, conventions = report.summary, report.summary["conventions"]
+    run, conventions = report.summary, with_data_range(report.summary["conventions"])
+    data_range = checkpoint.data_range
     for name, there, here in (
         ("checkpoint", run["checkpoint"]["sha256"], checkpoint.sha256),
         ("image set", run["data"]["sha256"], images.sha256),
@@ -181,6 +183,8 @@ def _check_run(checkpoint: Checkpoint, images: ImageSet, report: NllReport) -> N
         ("prediction", conventions["prediction"], checkpoint.prediction),
         ("variance", conventions["variance"], checkpoint.variance),
         ("clip", conventions["clip"], checkpoint.clip),
+        ("data range", conventions["data_range"], data_range.interval),
+        ("number of levels", conventions["levels"], data_range.levels),
     ):
         if there != here:
             raise InputError(f"pictures: the run has another {name}; give what it was made with")

@@ -14,6 +14,7 @@ import torch
 from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.inputs.images import ImageSet
+from ddpmbench.inputs.levels import refuse_reduced
 from ddpmbench.report import speed as report
 from ddpmbench.report.figures.throughput import batch_figure, parts_figure
 from ddpmbench.runs.devices import device_name, resolve_device
@@ -115,6 +116,7 @@ def measure_speed(
         images = gray_images(shape, 256, checkpoint.num_classes)
     else:
         checkpoint.check_images(shape, images.source)
+        refuse_reduced(images, checkpoint.data_range)
         num_images = len(images)
     check_first_call(checkpoint, shape, target)
     identity = _identity(checkpoint, target, settings, batch_size)
@@ -168,6 +170,7 @@ def _identity(
         "precisions": precisions,
         "compiled": plan.compiled,
         "batch_size": batch_size,
+        **checkpoint.data_range.identity,
         "ddpmbench": __version__,
     }
 

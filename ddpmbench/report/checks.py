@@ -1,5 +1,6 @@
 """What the records of a result must hold to be shown: a folder is a user's file."""
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,14 @@ STRICT = "fp32"
 Kinds = Mapping[str, Any]
 """Names to the types that their values may have, or to the kinds of a record within."""
 
+
+@dataclasses.dataclass(frozen=True)
+class Maybe:
+    """The types of a value that a result of an earlier version does not have."""
+
+    kinds: tuple[type, ...]
+
+
 DATA: Kinds = {"source": _TEXT, "split": _TEXT_OR_NONE, "sha256": _TEXT}
 CONVENTIONS: Kinds = {
     "prediction": _TEXT,
@@ -23,6 +32,8 @@ CONVENTIONS: Kinds = {
     "decoder": _TEXT,
     "schedule": _TEXT,
     "labels": _TEXT_OR_NONE,
+    "data_range": Maybe(_TEXT),
+    "levels": Maybe(_WHOLE),
 }
 RUN: Kinds = {
     "bits_per_dim": _NUMBER,
@@ -141,6 +152,8 @@ SAMPLER: Kinds = {
     "eta": _NUMBER_OR_NONE,
     "added_noise": _TEXT_OR_NONE,
     "labels": _TEXT_OR_NONE,
+    "data_range": Maybe(_TEXT),
+    "levels": Maybe(_WHOLE),
 }
 """How samples were made."""
 FIDELITY_COMPARISON: Kinds = {
@@ -217,6 +230,10 @@ def _check(record: object, kinds: Kinds, path: Path, within: str) -> None:
     if not isinstance(record, dict):
         raise _damaged(path, within.rstrip(".") or "the whole")
     for name, kind in kinds.items():
+        if isinstance(kind, Maybe):
+            if name not in record:
+                continue
+            kind = kind.kinds
         if name not in record:
             raise _damaged(path, within + name)
         value = record[name]

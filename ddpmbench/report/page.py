@@ -13,7 +13,13 @@ from ddpmbench.report.contents import RunContents
 from ddpmbench.report.correction import compared_note, uncorrected_note
 from ddpmbench.report.figures.style import shown
 from ddpmbench.report.figures.sub_schedules import TALLEST
-from ddpmbench.report.printed import PARTS, comparable_facts, images_name, partial_line
+from ddpmbench.report.printed import (
+    PARTS,
+    comparable_facts,
+    conventions_line,
+    images_name,
+    partial_line,
+)
 from ddpmbench.report.rendering import made, panels, rendered
 
 FIGURES = {
@@ -110,8 +116,7 @@ def comparison_page(
         "images": f"{summary['num_images']:,} of {images_name(dict(summary))} "
         f"({summary['data']['sha256'][:12]})",
         "process": f"T = {summary['num_timesteps']}, {conventions['schedule']}",
-        "conventions": f"{conventions['prediction']}, {conventions['variance']}, "
-        f"{'clip' if conventions['clip'] else 'no clip'}, {conventions['decoder']} decoder",
+        "conventions": conventions_line(conventions),
         "estimator": f"{summary['estimator']}, seed {summary['seed']}",
     }
     if note := compared_note(dict(summary)):

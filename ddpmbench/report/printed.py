@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -9,6 +10,7 @@ import pandas as pd
 from ddpmbench.report.comparison_fidelity import SCHEMA as FIDELITY
 from ddpmbench.report.comparison_fidelity_shown import printed_fidelity_comparison
 from ddpmbench.report.correction import compared_note, correction_line, uncorrected_note
+from ddpmbench.report.data_ranges import data_range_words
 from ddpmbench.report.devices import device_line
 
 PARTS = {
@@ -152,19 +154,33 @@ def comparable_facts(summary: dict[str, Any]) -> dict[str, str]:
     conventions, checkpoint = summary["conventions"], summary["checkpoint"]
     weights = f"{checkpoint['family']}, {checkpoint['sha256'][:12]}"
     respaced = " (a model of its own)" if " of " in conventions["schedule"] else ""
-    clip = "clip" if conventions["clip"] else "no clip"
     correction = correction_line(summary)
     return {
         "images": images_line(summary),
         "checkpoint": f"{checkpoint['source']} ({weights})",
         "process": f"T = {summary['num_timesteps']}, {conventions['schedule']}{respaced}",
-        "conventions": f"{conventions['prediction']}, {conventions['variance']}, {clip}, "
-        f"{conventions['decoder']} decoder",
+        "conventions": conventions_line(conventions),
         "estimator": f"{summary['estimator']}, {_amount(summary['sampling'])}, "
         f"{summary['num_evaluations']:,} network calls, seed {summary['seed']}",
         **({"precision": correction} if correction else {}),
         "device": f"{device_line(summary)}, {summary['seconds']:.0f} s",
     }
+
+
+def conventions_line(conventions: Mapping[str, Any]) -> str:
+    """What two bounds of one network can differ in, in words.
+
+    Args:
+        conventions: of the `summary.json` of a run or a comparison.
+    """
+    parts = [
+        conventions["prediction"],
+        conventions["variance"],
+        "clip" if conventions["clip"] else "no clip",
+        f"{conventions['decoder']} decoder",
+        *data_range_words(conventions),
+    ]
+    return ", ".join(parts)
 
 
 def images_name(summary: dict[str, Any]) -> str:

@@ -5,6 +5,8 @@ from typing import Any
 
 import pandas as pd
 
+from ddpmbench.process.data_range import UNIT_RANGE
+from ddpmbench.report.data_ranges import with_data_range
 from ddpmbench.report.printed import comparability, partial_line
 
 SCHEMA = "ddpmbench.rd/1"
@@ -36,7 +38,8 @@ def summary(curve: pd.DataFrame, run: dict[str, Any]) -> dict[str, Any]:
     steps = {round(num_timesteps * k / _POINTS) for k in range(1, _POINTS + 1)} - {0}
     points = curve[curve.num_decoded_steps.isin(steps)].drop(columns="t")
     rows = points.astype(object).where(points.notna(), None).to_dict("records")
-    if run["data"]["source"] == "cifar10" and steps == set(PUBLISHED):
+    is_published = run["data"]["source"] == "cifar10" and steps == set(PUBLISHED)
+    if is_published and with_data_range(run["conventions"])["levels"] == UNIT_RANGE.levels:
         for row in rows:
             rate, distortion = PUBLISHED[row["num_decoded_steps"]]
             row |= {"published_rate_bits_per_dim": rate, "published_distortion_rmse": distortion}

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ddpmbench.report.data_ranges import data_range_words
 from ddpmbench.report.devices import device_line
 
 
@@ -49,6 +50,7 @@ def sampler_line(sampler: dict[str, Any]) -> str:
     else:
         parts.append(f"eta {sampler['eta']:g}")
     parts.append("clip" if sampler["clip"] else "no clip")
+    parts += data_range_words(sampler)
     if sampler["labels"] is not None:
         parts.append(f"classes: {sampler['labels']}")
     return ", ".join(parts)

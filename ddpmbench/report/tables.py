@@ -9,6 +9,7 @@ import pandas as pd
 from ddpmbench.likelihood.bound import BoundEstimate
 from ddpmbench.likelihood.distortion import Distortion
 from ddpmbench.likelihood.sampled_bound import SampledBound
+from ddpmbench.process.data_range import UNIT_RANGE, DataRange
 from ddpmbench.process.units import NATS_PER_BIT
 from ddpmbench.report.correction import CorrectionInBits, in_bits, widened
 from ddpmbench.runs.likelihood import LikelihoodRun
@@ -24,7 +25,6 @@ RATE_DISTORTION_COLUMNS = {
     "distortion_rmse_of_mean_mse": "float64",
     "psnr": "float64",
 }
-_LEVELS_A_UNIT = 127.5  # 8-bit levels to the range [-1, 1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +86,7 @@ def sampling(run: LikelihoodRun, options: dict[str, object]) -> dict[str, object
 
 
 def per_timestep(bound: BoundEstimate | SampledBound) -> pd.DataFrame:
-    """One row a step t = 1..T; terms in bits per dimension, errors on [-1, 1].
+    """One row a step t = 1..T; terms in bits per dimension, errors in the model's numbers.
 
     Of a sampled bound every term is unbiased and they sum to the bound; an error is empty where
     it cannot be told.
@@ -122,16 +122,26 @@ def rate(bound: BoundEstimate | SampledBound) -> pd.DataFrame:
     )
 
 
-def rate_distortion(bound: BoundEstimate | SampledBound, distortion: Distortion) -> pd.DataFrame:
+def rate_distortion(
+    bound: BoundEstimate | SampledBound,
+    distortion: Distortion,
+    data_range: DataRange = UNIT_RANGE,
+) -> pd.DataFrame:
     """`rate`, and the distortion of what the receiver shows, on 0..255.
 
     It is the mean of the images' root mean squared errors, and the root of the mean of their
     squared errors, from which the `psnr` is.
+
+    Args:
+        bound: of a run.
+        distortion: of the same run, in the numbers that its model has.
+        data_range: which those are.
     """
-    root = _LEVELS_A_UNIT * np.sqrt(distortion.mse)
+    levels_a_unit = data_range.levels_a_unit
+    root = levels_a_unit * np.sqrt(distortion.mse)
     return rate(bound).assign(
-        distortion_rmse=_LEVELS_A_UNIT * distortion.rmse,
-        distortion_standard_error=_LEVELS_A_UNIT * distortion.rmse_standard_error,
+        distortion_rmse=levels_a_unit * distortion.rmse,
+        distortion_standard_error=levels_a_unit * distortion.rmse_standard_error,
         distortion_rmse_of_mean_mse=root,
         psnr=20 * np.log10(255 / root),
     )

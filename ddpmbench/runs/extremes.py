@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddpmbench.errors import InputError
+from ddpmbench.process.data_range import DataRange
 
 EXTREMES = "extremes.npz"
 SHOWN = 8
@@ -43,6 +44,11 @@ class Extremes:
         best = order[: min(SHOWN, len(order) // 2)]
         worst = order[::-1][: len(best)]
         return cls(best, pixels[np.array(best)], worst, pixels[np.array(worst)])
+
+    def shown(self, data_range: DataRange) -> Self:
+        """The same images in the levels of a model."""
+        best, worst = map(data_range.shown, (self.best_pixels, self.worst_pixels))
+        return dataclasses.replace(self, best_pixels=best, worst_pixels=worst)
 
     @classmethod
     def read(cls, path: Path) -> Self:

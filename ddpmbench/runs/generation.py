@@ -118,14 +118,18 @@ class Generation:
             "eta": None if is_ancestral else sampler.eta or 0.0,
             "added_noise": str(sampler.added_noise) if is_ancestral else None,
             "labels": self._classes,
+            **self.checkpoint.data_range.record,
         }
 
     @property
     def identity(self) -> dict[str, Any]:
         """Everything that determines a sample, besides its index."""
+        data_range = self.checkpoint.data_range
+        of_sampler = {n: v for n, v in self.record.items() if n not in data_range.record}
+        of_sampler |= data_range.identity
         return {
             # First what an option says: it is the first difference that is named.
-            **{f"sampler.{name}": value for name, value in self.record.items()},
+            **{f"sampler.{name}": value for name, value in of_sampler.items()},
             "eight_bit": str(self.settings.eight_bit),
             "shape": list(self.shape),
             "seed": self.settings.seed,

@@ -10,8 +10,9 @@ from peers import refused
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from ddpmbench.inputs.checkpoints import TimeInput, load_checkpoint
+from ddpmbench.inputs.checkpoints import CheckpointSettings, TimeInput, load_checkpoint
 from ddpmbench.inputs.checkpoints.native import write_native
+from ddpmbench.process.data_range import UNIT_RANGE, DataRange
 from ddpmbench.process.prediction import Prediction, Variance
 from ddpmbench.process.schedule import NoiseSchedule
 
@@ -54,6 +55,56 @@ def test_everything_survives(small_model, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
 
 
+def record_of(path):
+    with safe_open(path, framework="pt") as file:
+        return json.loads(file.metadata()["ddpmbench"])
+
+
+@pytest.mark.parametrize(
+    ("change", "number"),
+    [
+        ({}, 1),
+        ({"weights": "raw"}, 1),
+        ({"clip": False}, 2),
+        ({"data_range": DataRange(-0.1, 1 / 3, 32)}, 2),
+        ({"clip": False, "data_range": DataRange(0, 255), "weights": "ema"}, 2),
+    ],
+)
+def test_what_is_not_the_default_survives_and_is_not_passed_over_by_older_readers(
+    small_model, tmp_path, change, number
+):
+    model = dataclasses.replace(small_model, **change)
+    write_native(tmp_path / "a.safetensors", model)
+    record = record_of(tmp_path / "a.safetensors")
+    assert record["format"] == number
+    assert set(change) == {"clip", "data_range", "weights"} & set(record)
+    read = load_checkpoint(tmp_path / "a.safetensors")
+    assert (read.clip, read.data_range, read.weights) == (
+        model.clip,
+        model.data_range,
+        model.weights,
+    )
+    assert not read.notes
+
+
+def test_options_override_what_a_file_says_of_its_data(small_model, tmp_path):
+    path = tmp_path / "a.safetensors"
+    write_native(path, dataclasses.replace(small_model, data_range=DataRange(0, 1, 32)))
+    for said, of, notes in (
+        ({"levels": 32}, DataRange(0, 1, 32), ()),
+        ({"levels": 4}, DataRange(0, 1, 4), ("--levels 4 overrides 32",)),
+        (
+            {"data_range": (-1.0, 1.0), "levels": 256},
+            UNIT_RANGE,
+            ("--data-range -1,1 overrides 0,1", "--levels 256 overrides 32"),
+        ),
+    ):
+        read = load_checkpoint(path, CheckpointSettings(**said))
+        assert (read.data_range, read.notes) == (of, notes)
+    with refused("--data-range 1,0"):
+        load_checkpoint(path, CheckpointSettings(data_range=(1.0, 0.0)))
+
+
 def test_other_weights_can_be_written_in_place_of_the_networks(small_model, tmp_path):
     doubled = {name: 2 * weight for name, weight in small_model.network.state_dict().items()}
     write_native(tmp_path / "a.safetensors", small_model, weights=doubled)
@@ -73,7 +124,15 @@ def test_what_is_not_written(small_model, tmp_path):
 @pytest.mark.parametrize(
     ("record", "word"),
     [
-        ({"format": 2}, "newer"),
+        ({"format": 3}, "newer"),
+        ({"format": 0}, "format 0"),
+        ({"clip": "no"}, "clip"),
+        ({"weights": "both"}, "weights"),
+        ({"data_range": [0, 1]}, "record"),
+        ({"data_range": {"low": 0, "high": 1}}, "levels"),
+        ({"data_range": {"low": 1, "high": 0, "levels": 256}}, "data-range 1,0"),
+        ({"data_range": {"low": 0, "high": 1, "levels": 1}}, "levels 1"),
+        ({"data_range": {"low": 0, "high": 1, "levels": 2.5}}, "record"),
         ({"network": None}, "network"),
         ({"network": {"width": 3}}, "width"),
         ({"network": []}, "record"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from mixtures import feature_table
-from oracles import gaussian_denoiser, oracle_images
+from oracles import gaussian_denoiser, oracle_images, scaled_schedule
 from scipy import fft
 
 from ddpmbench.likelihood import blocks, features
@@ -16,6 +16,7 @@ from ddpmbench.likelihood.features import GaussianFeatures, code_length
 from ddpmbench.likelihood.regression import FeatureTable, log_bins, predict
 from ddpmbench.likelihood.terms import bound_terms
 from ddpmbench.likelihood.warp import RotatedWarp
+from ddpmbench.process.data_range import DataRange
 from ddpmbench.process.diffusion import GaussianDiffusion
 from ddpmbench.process.schedule import NoiseSchedule
 
@@ -69,6 +70,20 @@ def test_the_terms_are_those_of_the_wiener_filter_of_a_fitted_spectrum():
         noise = (1 - ab) * np.square(wiener).sum()
         expected = weight * (np.square(bias).sum(1) + noise) / 60
         np.testing.assert_allclose(got[:, t - 2], expected, rtol=1e-8)
+
+
+@pytest.mark.parametrize("levels", [256, 8])
+def test_the_features_do_not_depend_on_the_range_of_the_data(levels):
+    images, schedule = oracle_images(20, shape=(3, 4, 4)), NoiseSchedule.cosine(30)
+    plain, of = DataRange(levels=levels), DataRange(-3, 1, levels)
+    expected = GaussianFeatures.fit(images.pixels, schedule, plain)
+    found = GaussianFeatures.fit(images.pixels, scaled_schedule(schedule, of), of)
+    np.testing.assert_allclose(
+        found.divergence(images.pixels), expected.divergence(images.pixels), rtol=1e-9
+    )
+    table = FeatureTable.of(found, images.pixels, uniform_warp(20, 30))
+    reduced = images.pixels // (256 // levels)
+    np.testing.assert_array_equal(table.code_length, code_length(reduced))
 
 
 def test_the_colors_are_decorrelated():

@@ -22,13 +22,17 @@ from laws import (
     check_prior_known_answers,
     check_respaced,
     check_rows,
+    check_rows_in_ranges,
     check_schedule_digits,
+    check_terms_do_not_depend_on_the_range,
+    check_uniform_levels_cost_their_logarithm,
 )
 from torch import Tensor
 from traces import SLICE, check_trace, load_trace
 
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.likelihood import bound, terms
+from ddpmbench.process.data_range import UNIT_RANGE, DataRange
 from ddpmbench.process.diffusion import GaussianDiffusion
 from ddpmbench.process.schedule import NoiseSchedule
 
@@ -58,6 +62,9 @@ LAWS = {
     "rows of a second implementation": rows,
     "respaced model": check_respaced,
     "fresh noise": check_noise_is_fresh,
+    "rows in other ranges": check_rows_in_ranges,
+    "terms in other ranges": check_terms_do_not_depend_on_the_range,
+    "log of the number of levels": check_uniform_levels_cost_their_logarithm,
     "brute force mean": check_estimate_is_the_brute_force_mean,
 }
 
@@ -268,6 +275,49 @@ def clip_left_off(monkeypatch):
         "p_mean_variance",
         lambda self, *a: original(dataclasses.replace(self, clip=False), *a),
     )
+
+
+@caught_by("rows in other ranges", "log of the number of levels")
+def bins_of_256_levels_on_the_unit_range(monkeypatch):
+    monkeypatch.setattr(DataRange, "half_bin", 1 / 255)
+
+
+@caught_by("rows in other ranges", "log of the number of levels")
+def bins_a_half_too_wide(monkeypatch):
+    half_bin = DataRange.half_bin.fget
+    monkeypatch.setattr(DataRange, "half_bin", property(lambda self: 1.5 * half_bin(self)))
+
+
+@caught_by("rows in other ranges", "terms in other ranges")
+def clip_to_the_unit_range(monkeypatch):
+    monkeypatch.setattr(DataRange, "clamp", lambda self, x: x.clamp(-1, 1))
+
+
+@caught_by("rows in other ranges", "log of the number of levels")
+def images_on_the_unit_range(monkeypatch):
+    monkeypatch.setattr(
+        terms.TermsPass,
+        "_x_start",
+        lambda self, pixels: UNIT_RANGE.to_model(pixels, self.diffusion.dtype),
+    )
+
+
+@caught_by("rows in other ranges", "log of the number of levels")
+def range_left_out_of_the_process(monkeypatch):
+    monkeypatch.setattr(
+        Checkpoint,
+        "diffusion",
+        property(lambda of: GaussianDiffusion(of.schedule, of.prediction, of.variance, of.clip)),
+    )
+
+
+@caught_by("rows in other ranges")
+def levels_by_rounding_and_not_by_their_top_bits(monkeypatch):
+    def to_model(self: DataRange, pixels: Tensor, dtype: torch.dtype) -> Tensor:
+        share = (pixels.to(dtype) / 255 * (self.levels - 1)).round() / (self.levels - 1)
+        return self.low + share * (self.high - self.low)
+
+    monkeypatch.setattr(DataRange, "to_model", to_model)
 
 
 @caught_by("respaced model")

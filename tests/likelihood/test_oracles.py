@@ -14,6 +14,8 @@ from laws import (
     check_gaussian_fixed_gaps,
     check_noise_is_fresh,
     check_respaced,
+    check_terms_do_not_depend_on_the_range,
+    check_uniform_levels_cost_their_logarithm,
     evaluate,
 )
 from oracles import (
@@ -45,6 +47,14 @@ def test_a_run_on_a_finite_set_costs_the_log_of_its_size():
 
 def test_a_finite_set_costs_the_log_of_its_size_as_the_steps_grow():
     check_finite_set_rate()
+
+
+def test_a_pixel_costs_the_log_of_the_number_of_its_levels():
+    check_uniform_levels_cost_their_logarithm()
+
+
+def test_the_terms_do_not_depend_on_the_range_of_the_data():
+    check_terms_do_not_depend_on_the_range()
 
 
 def test_a_short_chain_does_not_undercut_the_log_of_the_size():

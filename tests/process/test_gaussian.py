@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 from torch.distributions import Normal, kl_divergence
 
-from ddpmbench.process.data_range import UNIT_RANGE
+from ddpmbench.process.data_range import UNIT_RANGE, DataRange
 from ddpmbench.process.gaussian import discretized_normal_log_prob, normal_kl
 
 HALF_BIN = UNIT_RANGE.half_bin
@@ -29,6 +29,32 @@ def scalar(value: float) -> torch.Tensor:
 def level_log_probs(mean: float, log_variance: float, **decoder: str) -> torch.Tensor:
     means = torch.full((256,), mean, dtype=torch.float64)
     return discretized_normal_log_prob(LEVELS, means, scalar(log_variance), **decoder)
+
+
+ranges = st.builds(
+    lambda low, width, levels: DataRange(low, low + width, levels),
+    st.floats(-3, 3),
+    st.sampled_from([0.1, 1.0, 2.0, 255.0]),
+    st.integers(2, 256),
+)
+
+
+@many_examples
+@given(ranges, st.floats(-1, 2), st.floats(-8, 8), st.sampled_from(["exact", "tanh"]))
+def test_the_probabilities_of_the_levels_of_any_range_sum_to_one(of, place, log_ratio, decoder):
+    width = of.high - of.low
+    level = of.low + width * torch.arange(of.levels, dtype=torch.float64) / (of.levels - 1)
+    mean = torch.full_like(level, of.low + place * width)
+    log_variance = scalar(2 * (math.log(width / of.levels) + log_ratio))
+    found = discretized_normal_log_prob(
+        level, mean, log_variance, decoder=decoder, data_range=of
+    ).exp()
+    # The tanh's cumulative probabilities are clamped at 1e-12 each.
+    assert found.sum().item() == pytest.approx(1.0, abs=1e-9)
+    if decoder == "exact":
+        # Half way between two levels one bin ends and the next begins.
+        ends = ((level[1:] + level[:-1]) / 2 - mean[1:]) / (log_variance / 2).exp()
+        np.testing.assert_allclose(found.cumsum(0)[:-1], norm.cdf(ends), atol=1e-9)
 
 
 @many_examples

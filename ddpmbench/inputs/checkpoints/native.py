@@ -1,6 +1,8 @@
 """The family of this project: one safetensors file with a JSON record in its metadata."""
 
+import dataclasses
 import json
+import operator
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +14,16 @@ from torch import Tensor
 from ddpmbench.errors import InputError
 from ddpmbench.files import replacing
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint, TimeInput
+from ddpmbench.inputs.checkpoints.settings import WEIGHTS
 from ddpmbench.inputs.checkpoints.weights import build_unet, check_outputs, naming, sha256_of
 from ddpmbench.network.unet import UNet
 from ddpmbench.network.unet_config import UNetConfig
+from ddpmbench.process.data_range import UNIT_RANGE, DataRange
 from ddpmbench.process.prediction import Prediction, Variance
 from ddpmbench.process.schedule import NoiseSchedule
 
-FORMAT = 1
+FORMAT = 2
+"""The last; readers of the first would pass over a clip or a data range that is not the default."""
 _RECORD = "ddpmbench"
 _BETAS = "schedule.betas"
 _NETWORK = "network."
@@ -51,15 +56,16 @@ def read_native(path: Path) -> Checkpoint:
         ) from error
     if not isinstance(record, dict):
         raise InputError(f"{path}: its record is a {type(record).__name__}, not an object")
-    if record.get("format") != FORMAT:
+    if record.get("format") not in range(1, FORMAT + 1):
         raise InputError(
-            f"{path}: native format {record.get('format')}; this version reads {FORMAT}, "
+            f"{path}: native format {record.get('format')}; this version reads up to {FORMAT}, "
             "install a newer ddpmbench"
         )
     try:
         with naming(path):
             config = UNetConfig.from_dict(record["network"])
             schedule = NoiseSchedule.from_betas(tensors.pop(_BETAS), name=record["schedule"])
+            conventions = _conventions(record)
         prediction, variance = Prediction(record["prediction"]), Variance(record["variance"])
         time_input, image_size = TimeInput(record["time_input"]), record["image_size"]
     except (KeyError, ValueError, TypeError, AttributeError) as error:
@@ -80,7 +86,37 @@ def read_native(path: Path) -> Checkpoint:
         source=str(path),
         sha256=sha256_of(path),
         training=record.get("training"),
+        **conventions,
     )
+
+
+def _conventions(record: dict[str, Any]) -> dict[str, Any]:
+    """What stands in a record only where it is not the default.
+
+    Raises:
+        InputError: the data's range is none.
+        KeyError: it lacks an end.
+        ValueError: one of them is of another type.
+    """
+    found: dict[str, Any] = {n: record[n] for n in ("clip", "weights") if n in record}
+    if not isinstance(found.get("clip", True), bool):
+        raise ValueError(f"clip, which is {found['clip']!r}")
+    if found.get("weights") not in (None, *WEIGHTS):
+        raise ValueError(f"weights, which are {found['weights']!r}")
+    if "data_range" in record:
+        low, high, levels = (record["data_range"][name] for name in ("low", "high", "levels"))
+        found["data_range"] = DataRange(float(low), float(high), operator.index(levels))
+    return found
+
+
+def _not_default(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What `_conventions` reads."""
+    found: dict[str, Any] = {}
+    if not checkpoint.clip:
+        found["clip"] = False
+    if checkpoint.data_range != UNIT_RANGE:
+        found["data_range"] = dataclasses.asdict(checkpoint.data_range)
+    return found
 
 
 def write_native(
@@ -109,8 +145,10 @@ def write_native(
         raise InputError(
             f"{checkpoint.source}: a respaced schedule is not written; respace it when it is read"
         )
+    conventions = _not_default(checkpoint)
     record = {
-        "format": FORMAT,
+        # What says nothing new is of the first format, which every version reads.
+        "format": FORMAT if conventions else 1,
         "network": network.config.to_dict(),
         "schedule": checkpoint.schedule.name,
         "prediction": checkpoint.prediction,
@@ -118,6 +156,8 @@ def write_native(
         "time_input": checkpoint.time_input,
         "image_size": checkpoint.image_size,
         "training": training,
+        **conventions,
+        **({} if checkpoint.weights is None else {"weights": checkpoint.weights}),
     }
     state = weights if weights is not None else network.state_dict()
     tensors = {

@@ -1,0 +1,30 @@
+"""Whether images are already what a model of few levels makes of them."""
+
+from ddpmbench.errors import InputError
+from ddpmbench.inputs.images import ImageSet
+from ddpmbench.process.data_range import UNIT_RANGE, DataRange
+
+_PORTION = 1024  # images looked at together
+
+
+def refuse_reduced(images: ImageSet, data_range: DataRange) -> None:
+    """Refuse images whose pixels are levels already, which would be reduced once more.
+
+    Args:
+        images: 8-bit pixels on 0..255.
+        data_range: of the model.
+
+    Raises:
+        InputError: it has fewer than 256 levels, and no pixel is above its highest.
+    """
+    levels = data_range.levels
+    if levels == UNIT_RANGE.levels:
+        return
+    for start in range(0, len(images), _PORTION):
+        if images.pixels[start : start + _PORTION].max() >= levels:
+            return
+    raise InputError(
+        f"--data {images.source}: no pixel is above {levels - 1}, so its images look reduced to "
+        f"{levels} levels already, but --levels {levels} takes pixels on 0..255 and reduces them "
+        f"itself; save level k as the pixel 255 k / {levels - 1}"
+    )
