@@ -15,14 +15,18 @@ from numpy.typing import NDArray
 
 from ddpmbench.likelihood.readings import Reading
 from ddpmbench.likelihood.terms import TermTable
+from ddpmbench.process.prediction import Prediction
 
 Array = NDArray[np.float64]
 
 MOST_STEPS = 8
 """Steps that a reading is judged from."""
 _POINTS = 65
-_LEAST, _MOST = 1e-6, 1e3  # of eps_mse, in areas; what is not finite is the latter
+_LEAST, _MOST = 1e-6, 2.0
+"""Of eps_mse, in areas: what is worse than predicting nothing is not told apart, so that a network
+that predicts x_start, whose noise is far off where there is hardly any, is not judged by that."""
 _HIGH_NOISE = 0.05
+_LITTLE_NOISE = 100.0
 _SOLVED = 0.1
 _NOTHING_GAINED = 1.5
 
@@ -150,8 +154,10 @@ def worst_fault(score: Score, *, spread: float) -> Fault | None:
     """The worst of what a trained model does not do; None if there is nothing.
 
     Where hardly any of the data is left in x_t, x_t is the noise, and eps_mse must be far below
-    1. It is nowhere clearly above 1, which is what predicting 0 gives. And where hardly any noise
-    is in x_t, the predicted x_start must be nearer than the mean of all pixels.
+    1. It is nowhere clearly above 1, which is what predicting 0 gives; but where the network
+    predicts x_start, it may be where there is little noise. And there the predicted x_start must be
+    nearer than the mean of all pixels. Of a network that predicts the previous mean, which says
+    little of either at large t, only that is asked, where there is hardly any noise.
 
     Args:
         score: of a reading.
@@ -159,11 +165,15 @@ def worst_fault(score: Score, *, spread: float) -> Fault | None:
     """
     snr = spread * np.exp(score.log_snr)
     eps, x_start = score.eps_mse.mean(0), score.x_start_mse.mean(0) / spread
-    limits = np.where(snr < _HIGH_NOISE, _SOLVED, _NOTHING_GAINED)
+    prediction = score.reading.checkpoint.prediction
+    is_mean = prediction is Prediction.PREVIOUS_MEAN
     found = []
     for i, t in enumerate(score.steps.tolist()):
-        found.append(Fault(t, "eps_mse", float(eps[i]), float(limits[i])))
-        if snr[i] > 1:
+        if snr[i] < _HIGH_NOISE and not is_mean:
+            found.append(Fault(t, "eps_mse", float(eps[i]), _SOLVED))
+        elif prediction in (Prediction.EPSILON, Prediction.V):
+            found.append(Fault(t, "eps_mse", float(eps[i]), _NOTHING_GAINED))
+        if snr[i] > (_LITTLE_NOISE if is_mean else 1.0):
             found.append(Fault(t, "x_start_mse", float(x_start[i]), 1.0))
     faults = [fault for fault in found if not fault.value < fault.limit]
     return max(faults, key=_excess, default=None)
