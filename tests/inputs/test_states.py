@@ -10,6 +10,7 @@ from torch import nn
 from ddpmbench.inputs.checkpoints import CheckpointSettings, load_checkpoint
 from ddpmbench.network.unet import UNet
 from ddpmbench.network.unet_config import UNetConfig
+from ddpmbench.process.schedule import NoiseSchedule
 
 FLAGS = (
     "--image_size 8 --num_channels 32 --num_res_blocks 1 --channel_mult 1,2 "
@@ -17,6 +18,14 @@ FLAGS = (
 )
 OPENAI = {"model_flags": FLAGS}
 PESSER = {"schedule": "linear:1000", "variance": "fixed_small"}
+SMALL = UNetConfig(
+    in_channels=1,
+    out_channels=1,
+    model_channels=32,
+    channels=(32, 64),
+    num_blocks=1,
+    attention=(True, False),
+)
 LAST = openai_weights()
 AVERAGED = {name: 0.5 * weight for name, weight in LAST.items()}
 OPTIMIZER = {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": [{"lr": 1e-4}]}
@@ -126,17 +135,45 @@ def test_averaged_weights_come_before_the_last_ones(name, path, last, averaged):
     assert by_itself.fingerprint != raw.fingerprint
 
 
+def beside(weights, schedule):
+    """As Lightning modules keep them: float32 tables beside the network."""
+    return {
+        **under("model.", weights),
+        "betas": schedule.betas.float(),
+        "loss_weight": torch.ones(9),
+    }
+
+
+def test_flags_that_contradict_the_tables_beside_the_weights_are_refused(path):
+    content = beside(LAST, NoiseSchedule.cosine(1000))
+    with refused(path, "linear", "--schedule buffers"):
+        load(path, content)
+    read = load(path, content, model_flags=f"{FLAGS} --noise_schedule cosine")
+    assert torch.equal(read.schedule.betas, NoiseSchedule.cosine(1000).betas)
+    tables = load(path, content, model_flags=FLAGS, schedule="buffers")
+    assert torch.allclose(tables.schedule.betas, NoiseSchedule.cosine(1000).betas, rtol=1e-6)
+    assert any("--schedule" in note for note in tables.notes)
+    linear = load(path, content, model_flags=FLAGS, schedule="linear:1000")
+    assert torch.equal(linear.schedule.betas, NoiseSchedule.linear(1000).betas)
+
+
+def test_a_schedule_in_tables_beside_the_weights_is_taken_where_nothing_says_another(path):
+    weights = pesser_weights(UNet(SMALL))
+    content = beside(weights, NoiseSchedule.cosine(40))
+    with refused(path, "add --variance fixed_large,"):
+        load(path, content, prediction="eps")
+    read = load(path, content, variance="fixed_small")
+    assert torch.allclose(read.schedule.betas, NoiseSchedule.cosine(40).betas, rtol=1e-6)
+    assert any("tables beside the weights" in note for note in read.notes)
+    linear = load(path, content, **PESSER)
+    assert torch.equal(linear.schedule.betas, NoiseSchedule.linear(1000).betas)
+    with refused("--schedule buffers", path):
+        load(path, weights, variance="fixed_small", schedule="buffers")
+
+
 @pytest.mark.parametrize("prefix", ["", "module.", "model.unet."])
 def test_pesser_s_names_are_found_under_prefixes(prefix, path, tmp_path):
-    config = UNetConfig(
-        in_channels=1,
-        out_channels=1,
-        model_channels=32,
-        channels=(32, 64),
-        num_blocks=1,
-        attention=(True, False),
-    )
-    weights = pesser_weights(UNet(config))
+    weights = pesser_weights(UNet(SMALL))
     bare = load(tmp_path / "bare.ckpt", weights, **PESSER)
     content = {"state_dict": under(prefix, weights), "ema": under(prefix, weights)}
     read = load(path, content, **PESSER)

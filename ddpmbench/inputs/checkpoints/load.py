@@ -1,6 +1,7 @@
 """From a path or a hub id to a checkpoint: which family it is, told by its layout and names."""
 
 import dataclasses
+import functools
 from pathlib import Path
 
 from ddpmbench import assets
@@ -9,12 +10,13 @@ from ddpmbench.inputs.checkpoints import hub
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.inputs.checkpoints.diffusers import read_diffusers, weights_file
 from ddpmbench.inputs.checkpoints.native import is_native, read_native
-from ddpmbench.inputs.checkpoints.network_file import FAMILY, read_network_file
+from ddpmbench.inputs.checkpoints.network_file import read_network_file
 from ddpmbench.inputs.checkpoints.openai import TELLING as OPENAI
 from ddpmbench.inputs.checkpoints.openai import is_openai, read_openai
 from ddpmbench.inputs.checkpoints.pesser import TELLING as PESSER
 from ddpmbench.inputs.checkpoints.pesser import is_pesser, read_pesser
-from ddpmbench.inputs.checkpoints.schedule_option import read_schedule
+from ddpmbench.inputs.checkpoints.schedule_option import NO_TABLES, read_schedule
+from ddpmbench.inputs.checkpoints.schedule_tables import ScheduleTables
 from ddpmbench.inputs.checkpoints.settings import CheckpointSettings
 from ddpmbench.inputs.checkpoints.states import StateDict, find_state
 from ddpmbench.inputs.checkpoints.tensorflow import refuse_tensorflow
@@ -52,9 +54,6 @@ def load_checkpoint(
         checkpoint = _load(source, settings)
     except OSError as error:
         raise InputError(f"{source}: cannot be read ({error.strerror or error})") from error
-    if checkpoint.family != FAMILY:
-        schedule = None if settings.schedule is None else read_schedule(settings.schedule)
-        checkpoint = checkpoint.with_process(schedule=schedule, time_input=settings.time_input)
     _check_weights(checkpoint, settings.weights)
     return checkpoint.with_conventions(
         prediction=settings.prediction,
@@ -87,8 +86,8 @@ def _load(source: str | Path, settings: CheckpointSettings) -> Checkpoint:
         _refuse_flags(settings.model_flags, name)
         checkpoint = dataclasses.replace(read_native(path), source=name)
     else:
-        checkpoint = _read_state_dict(path, source=name, settings=settings)
-    return checkpoint
+        return _read_state_dict(path, source=name, settings=settings)
+    return _with_process(checkpoint, settings)
 
 
 def _refuse_other_families(path: Path, source: str, network: str) -> None:
@@ -131,17 +130,27 @@ def _read_state_dict(path: Path, *, source: str, settings: CheckpointSettings) -
         state = StateDict(dict(content), kind=settings.weights)
     if (why := latent(state.beside, state.weights)) is not None:
         raise InputError(f"{path}: {why}")
+    tables = ScheduleTables.among(state.beside)
     if is_pesser(state.weights):
         _refuse_flags(settings.model_flags, source)
-        read = read_pesser
+        read = functools.partial(read_pesser, tables=tables)
     elif is_openai(state.weights):
-        read = read_openai
+        read = functools.partial(read_openai, tables=tables)
     else:
         raise InputError(f"{path}: {what_it_is(path, content)}")
     checkpoint = read(path, state.weights, source=source, settings=settings)
-    return dataclasses.replace(
+    read_checkpoint = dataclasses.replace(
         checkpoint,
         weights=state.kind,
         part="" if state.alone else state.where,
         notes=(*state.notes, *checkpoint.notes),
     )
+    return _with_process(read_checkpoint, settings, tables)
+
+
+def _with_process(
+    checkpoint: Checkpoint, settings: CheckpointSettings, tables: ScheduleTables = NO_TABLES
+) -> Checkpoint:
+    """The same with the schedule and the time input that the options say, if they do."""
+    schedule = None if settings.schedule is None else read_schedule(settings.schedule, tables)
+    return checkpoint.with_process(schedule=schedule, time_input=settings.time_input)

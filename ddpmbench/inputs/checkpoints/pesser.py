@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
-from ddpmbench.inputs.checkpoints.schedule_option import read_schedule
+from ddpmbench.inputs.checkpoints.schedule_option import NO_TABLES, read_schedule
+from ddpmbench.inputs.checkpoints.schedule_tables import BUFFERS, ScheduleTables
 from ddpmbench.inputs.checkpoints.settings import CheckpointSettings
 from ddpmbench.inputs.checkpoints.unsettled import UnsettledError
 from ddpmbench.inputs.checkpoints.weights import (
@@ -89,7 +90,12 @@ def is_pesser(names: Mapping[str, object]) -> bool:
 
 
 def read_pesser(
-    path: Path, state: Mapping[str, object], *, source: str, settings: CheckpointSettings
+    path: Path,
+    state: Mapping[str, object],
+    *,
+    source: str,
+    settings: CheckpointSettings,
+    tables: ScheduleTables = NO_TABLES,
 ) -> Checkpoint:
     """The checkpoint in a state dict of the project, or of one with its network.
 
@@ -99,6 +105,7 @@ def read_pesser(
         source: the path as the user gave it.
         settings: its `schedule` and `variance` may be absent if the file has the name of a
             published one.
+        tables: of a schedule, where the file has them beside the weights.
 
     Raises:
         UnsettledError: schedule or variance are not given, and the file is not a published one.
@@ -115,7 +122,12 @@ def read_pesser(
         variance, image_size = published.variance, published.image_size
         notes.append(f"by its name the published {name}: linear schedule of 1000 steps, {variance}")
     else:
-        schedule, variance = _settled(path, weights, settings, config)
+        _require(path, weights, config, settings, tables)
+        with naming(path):
+            schedule = read_schedule(settings.schedule or BUFFERS, tables)
+        variance = Variance(str(settings.variance))
+        if settings.schedule is None:
+            notes.append("schedule: that of the tables beside the weights")
         image_size = None
     check_outputs(config, variance, source=f"{path}: --variance {variance}")
     names = {ours: _their_name(ours, config) for ours in unet_names(config, source=str(path))}
@@ -193,26 +205,29 @@ def _published(path: Path, config: UNetConfig) -> tuple[str, Published | None]:
     return "", None
 
 
-def _settled(
-    path: Path, weights: Mapping[str, Tensor], settings: CheckpointSettings, config: UNetConfig
-) -> tuple[NoiseSchedule, Variance]:
-    """Schedule and variance from the options, where no name tells them."""
+def _require(
+    path: Path,
+    weights: Mapping[str, Tensor],
+    config: UNetConfig,
+    settings: CheckpointSettings,
+    tables: ScheduleTables,
+) -> None:
+    """Refuse a file that neither its name nor the options say the process of."""
     missing = []
-    if settings.schedule is None:
+    if settings.schedule is None and not tables:
         missing.append("--schedule linear:1000")
     if settings.variance is None:
         missing.append("--variance fixed_large")
-    if settings.schedule is None or settings.variance is None:
+    if missing:
         raise UnsettledError(
             f"{path}: weights of pesser/pytorch_diffusion's network ({_shown(config)}), which do "
-            f"not say how they were trained; add {' and '.join(missing)}, or whatever else it was "
-            f"(published files are known by name: ema_cifar10.ckpt, ...)",
+            f"not say how they were trained; add {' and '.join(missing)}, or whatever it was "
+            "(published files are known by their names: ema_cifar10.ckpt, ...)",
             family="pesser",
             path=path,
             weights=weights,
             missing=tuple(missing),
         )
-    return read_schedule(settings.schedule), Variance(settings.variance)
 
 
 def _shown(config: UNetConfig) -> str:

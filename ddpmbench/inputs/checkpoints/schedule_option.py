@@ -4,6 +4,7 @@ Nothing is guessed that changes a number: a schedule whose usual ends depend on 
 name its ends, and a table that may be something else is refused.
 """
 
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -29,10 +30,11 @@ FORMS = (
 Array = NDArray[np.float64]
 
 _FILES = {"betas": betas_schedule, "alphas_cumprod": products_schedule}
-_NO_TABLES = ScheduleTables()
+NO_TABLES = ScheduleTables()
+"""Those of a file that has none."""
 
 
-def read_schedule(option: str, tables: ScheduleTables = _NO_TABLES) -> NoiseSchedule:
+def read_schedule(option: str, tables: ScheduleTables = NO_TABLES) -> NoiseSchedule:
     """The schedule that the option says.
 
     Args:
@@ -139,15 +141,16 @@ def _numbers(path: Path, name: str) -> Array:
     """(T,) the numbers of a file."""
     try:
         if path.suffix in (".npy", ".npz"):
-            found = np.load(path, allow_pickle=False)
-            values = found if path.suffix == ".npy" else _only(found, name)
+            with path.open("rb") as file:
+                found = np.load(file, allow_pickle=False)
+                values = found if path.suffix == ".npy" else _only(found, name)
         else:
             text = path.read_text(encoding="utf-8").replace(",", " ").split()
             values = np.array([float(word) for word in text])
         values = np.asarray(values, dtype=np.float64)
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror or error})") from error
-    except (ValueError, TypeError, EOFError) as error:
+    except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"no numbers of a .npy, .npz or text file ({error})") from error
     return values
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ddpmbench.errors import InputError
+from ddpmbench.inputs.checkpoints import disguised
 from ddpmbench.network.unet import UNet
 from ddpmbench.network.unet_config import UNetConfig
 from ddpmbench.process.prediction import Variance
@@ -53,6 +54,8 @@ def read_state(path: Path) -> dict[str, object]:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     if not start:
         raise InputError(f"{path}: an empty file; copy or download it again")
+    if (why := disguised.refusal(path)) is not None:
+        raise InputError(f"{path}: {why}")
     if path.suffix == ".safetensors":
         try:
             return dict(load_file(path))
@@ -86,9 +89,6 @@ def _read_torch(path: Path, start: bytes) -> object:
     if start == b"PK":
         if not zipfile.is_zipfile(path):
             raise InputError(damaged)
-        with zipfile.ZipFile(path) as archive:
-            if not any(name.endswith("/data.pkl") for name in archive.namelist()):
-                raise InputError(f"{path}: a zip archive, but not one written by torch.save")
     elif start[:1] != b"\x80":
         raise InputError(f"{path}: not a file written by torch.save")
     try:
@@ -183,8 +183,13 @@ def unet_names(config: UNetConfig, *, source: str) -> list[str]:
 
 def _unallocated(config: UNetConfig, source: str) -> UNet:
     # on the meta device nothing is allocated before the shapes are known to be the file's
-    with naming(source), torch.device("meta"):
-        return UNet(config)
+    try:
+        with naming(source), torch.device("meta"):
+            return UNet(config)
+    except (RuntimeError, OverflowError) as error:
+        raise InputError(
+            f"{source}: no network can be as large as it says ({_line(error)})"
+        ) from error
 
 
 def check_outputs(config: UNetConfig, variance: Variance, *, source: object) -> None:

@@ -1,0 +1,52 @@
+"""Files that are something else than their suffix or their reader takes them for, told by bytes."""
+
+import zipfile
+from pathlib import Path
+
+_LFS = b"version https://git-lfs"
+_HEADER_LENGTH = 8  # safetensors begins with the length of its JSON header, which begins with {
+_LONGEST_HEADER = 100_000_000
+
+
+def refusal(path: Path) -> str | None:
+    """Why a file cannot be weights under its name, and what to do; None if it may be.
+
+    Args:
+        path: a file that is not empty.
+    """
+    with path.open("rb") as file:
+        start = file.read(len(_LFS))
+    is_safetensors = _is_safetensors(start)
+    if start == _LFS:
+        return "a pointer of Git LFS, not the file itself; fetch it with git lfs pull"
+    if path.suffix == ".safetensors":
+        if start[:2] == b"PK":
+            return "written by torch.save, not safetensors; rename it to .pt"
+    elif is_safetensors:
+        return "a safetensors file; rename it to .safetensors"
+    elif start[:2] == b"PK" and zipfile.is_zipfile(path):
+        return _archive(path)
+    return None
+
+
+def _is_safetensors(start: bytes) -> bool:
+    length = int.from_bytes(start[:_HEADER_LENGTH], "little")
+    return 0 < length < _LONGEST_HEADER and start[_HEADER_LENGTH : _HEADER_LENGTH + 2] == b'{"'
+
+
+def _archive(path: Path) -> str | None:
+    """Why a zip archive is not what `torch.save` writes."""
+    with zipfile.ZipFile(path) as archive:
+        infos = archive.infolist()
+    names = [info.filename for info in infos]
+    if any(name.endswith("/constants.pkl") for name in names):
+        return (
+            "a TorchScript program, which is run and not read; save its state dict: "
+            "torch.save(torch.jit.load(PATH).state_dict(), NEW)"
+        )
+    if not any(name.endswith("/data.pkl") for name in names):
+        return "a zip archive, but not one written by torch.save"
+    if any(info.compress_type != zipfile.ZIP_STORED for info in infos):
+        # torch.save compresses nothing; what is compressed may take any amount of memory
+        return "a compressed archive, which torch.save does not write; save it again with torch"
+    return None

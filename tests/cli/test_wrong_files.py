@@ -1,0 +1,569 @@
+"""A corpus of files that are no DDPM, or no whole one: one line each, and none of them loads."""
+
+import dataclasses
+import json
+import os
+import pickle
+import struct
+import tarfile
+import warnings
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peers import (
+    SMALL_UNET,
+    diffusers_unet,
+    edit_json,
+    openai_weights,
+    pesser_weights,
+    save_flat,
+    save_pipeline,
+)
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from ddpmbench.errors import InputError
+from ddpmbench.inputs.checkpoints import CheckpointSettings, load_checkpoint
+from ddpmbench.network.unet import UNet
+from ddpmbench.network.unet_config import UNetConfig
+
+FLAGS = (
+    "--image_size 8 --num_channels 32 --num_res_blocks 1 --channel_mult 1,2 "
+    "--attention_resolutions 4 --learn_sigma True"
+)
+FOR_OPENAI = ("--model-flags", FLAGS)
+FOR_PESSER = ("--schedule", "linear:1000", "--variance", "fixed_large")
+MIDDLE = "middle_block.0.out_layers.3.weight"
+OPENAI = openai_weights()
+DIFFUSERS = diffusers_unet(SMALL_UNET).state_dict()
+with torch.random.fork_rng():
+    torch.manual_seed(0)
+    PESSER = pesser_weights(
+        UNet(
+            UNetConfig(
+                in_channels=1,
+                out_channels=1,
+                model_channels=32,
+                channels=(32, 64),
+                num_blocks=1,
+                attention=(False, True),
+            )
+        )
+    )
+OPTIMIZER = {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": [{"lr": 1e-4}]}
+TABLE_END = bytes.fromhex("57fb808b247547db")
+
+
+@dataclasses.dataclass(frozen=True)
+class Wrong:
+    """A file that is none.
+
+    Attributes:
+        name: what it is.
+        make: writes it into a folder and returns its path.
+        words: what the line must hold besides the path.
+        options: those that would do for a file of the kind that it is taken for.
+        unsettled: whether nothing is wrong but that options are missing or others.
+    """
+
+    name: str
+    make: Callable[[Path], Path]
+    words: tuple[str, ...]
+    options: tuple[str, ...] = ()
+    unsettled: bool = False
+
+
+def saved(content, name="model.pt", **how):
+    """Written by torch.save."""
+
+    def make(folder):
+        torch.save(content() if callable(content) else content, folder / name, **how)
+        return folder / name
+
+    return make
+
+
+def holding(content, name="model.pt"):
+    """Of these bytes."""
+
+    def make(folder):
+        (folder / name).write_bytes(content)
+        return folder / name
+
+    return make
+
+
+def changed(weights, **changes):
+    """A state dict in which some weights are others; None takes one out."""
+    names = {name.replace("__", "."): value for name, value in changes.items()}
+    return {name: w for name, w in {**weights, **names}.items() if w is not None}
+
+
+def cut(make, share):
+    """The beginning of what `make` writes."""
+
+    def made(folder):
+        path = make(folder)
+        os.truncate(path, int(share * path.stat().st_size))
+        return path
+
+    return made
+
+
+def picture(folder):
+    Image.new("RGB", (8, 8)).save(folder / "model.png")
+    return (folder / "model.png").rename(folder / "model.pt")
+
+
+def archive(*members, compression=zipfile.ZIP_STORED):
+    def make(folder):
+        with zipfile.ZipFile(folder / "model.pt", "w", compression) as file:
+            for name in members:
+                file.writestr(name, b"\0" * 10_000)
+        return folder / "model.pt"
+
+    return make
+
+
+def arrays(folder):
+    np.savez(folder / "model.npz", conv=np.zeros(3))
+    return (folder / "model.npz").rename(folder / "model.pt")
+
+
+def tar(folder):
+    (folder / "text").write_text("text")
+    with tarfile.open(folder / "model.pt", "w") as file:
+        file.add(folder / "text", "text")
+    return folder / "model.pt"
+
+
+def program(folder):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # people have such files, though torch advises against it
+        torch.jit.save(torch.jit.script(torch.nn.Identity()), folder / "model.pt")
+    return folder / "model.pt"
+
+
+def compressed(folder):
+    torch.save(OPENAI, folder / "plain.pt")
+    with (
+        zipfile.ZipFile(folder / "plain.pt") as plain,
+        zipfile.ZipFile(folder / "model.pt", "w", zipfile.ZIP_DEFLATED) as file,
+    ):
+        for name in plain.namelist():
+            file.writestr(name, plain.read(name))
+    return folder / "model.pt"
+
+
+def safetensors(weights, name="model.safetensors", **how):
+    def make(folder):
+        save_file({key: w.contiguous().clone() for key, w in weights.items()}, folder / name, **how)
+        return folder / name
+
+    return make
+
+
+def promising(shape):
+    """A safetensors file whose header declares more than there is."""
+    tensor = {"dtype": "F32", "shape": shape, "data_offsets": [0, 4 * int(np.prod(shape))]}
+    text = json.dumps({"temb.dense.0.weight": tensor}).encode()
+    return holding(struct.pack("<Q", len(text)) + text + b"\0" * 64, "model.safetensors")
+
+
+def flat(change):
+    """A folder of diffusers with something done to it."""
+
+    def make(folder):
+        save_flat(folder / "model", diffusers_unet(SMALL_UNET))
+        change(folder / "model")
+        return folder / "model"
+
+    return make
+
+
+def inside_a_pipeline(folder):
+    save_pipeline(folder / "model", diffusers_unet(SMALL_UNET))
+    return folder / "model" / "unet"
+
+
+def tensorflow(name):
+    def make(folder):
+        (folder / "model.ckpt-790000.index").write_bytes(b"\0" * 40 + TABLE_END)
+        (folder / "model.ckpt-790000.meta").write_bytes(b"\n")
+        (folder / "model.ckpt-790000.data-00000-of-00001").write_bytes(b"\0" * 80)
+        return folder / name
+
+    return make
+
+
+class RunsCode:
+    def __reduce__(self):
+        return (print, ("this would have run",))
+
+
+def huge():
+    """Weights that declare 2^10 numbers in each dimension and hold one."""
+    return {
+        name: torch.ones(1).as_strided([2**10] * weight.ndim, [0] * weight.ndim)
+        for name, weight in PESSER.items()
+    }
+
+
+def quantized():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # likewise
+        return {**OPENAI, MIDDLE: torch.quantize_per_tensor(OPENAI[MIDDLE], 0.1, 0, torch.qint8)}
+
+
+NO_CHECKPOINT = [
+    Wrong("empty", holding(b""), ("empty",)),
+    Wrong("a text", holding(b"a text"), ("not a file written by torch.save",)),
+    Wrong("a page", holding(b"<!doctype html>404", "m.ckpt"), ("not a file written by",)),
+    Wrong("JSON", holding(b'{"a": 1}', "m.ckpt"), ("not a file written by torch.save",)),
+    Wrong("a picture", picture, ("not a file written by torch.save",)),
+    Wrong("HDF5 of Keras", holding(b"\x89HDF\r\n\x1a\n"), ("not a file written by torch.save",)),
+    Wrong(
+        "a pointer of Git LFS",
+        holding(b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "m.safetensors"),
+        ("Git LFS", "git lfs pull"),
+    ),
+    Wrong("an archive", archive("a.txt"), ("not one written by torch.save",)),
+    Wrong("arrays", arrays, ("not one written by torch.save",)),
+    Wrong("a tar archive", tar, ("not a file written by torch.save",)),
+    Wrong("an archive with a name of torch's", archive("a/data.pkl"), ("truncated or damaged",)),
+    Wrong("a compressed archive", compressed, ("compressed",), FOR_OPENAI),
+    Wrong("TorchScript", program, ("TorchScript", "state_dict()")),
+    Wrong("a cut state dict", cut(saved(OPENAI), 0.7), ("truncated",), FOR_OPENAI),
+    Wrong(
+        "a cut state dict of old",
+        cut(saved(OPENAI, _use_new_zipfile_serialization=False), 0.7),
+        ("truncated",),
+        FOR_OPENAI,
+    ),
+    Wrong("cut safetensors", cut(safetensors(PESSER), 0.7), ("not a whole",), FOR_PESSER),
+    Wrong("a pickle that runs code", holding(pickle.dumps(RunsCode())), ("running code",)),
+    Wrong(
+        "a state dict that runs code",
+        saved({**OPENAI, "extra": RunsCode()}),
+        ("running code",),
+        FOR_OPENAI,
+    ),
+    Wrong("a whole module", saved(lambda: torch.nn.Linear(2, 2)), ("Linear", "state_dict()")),
+    Wrong("a tensor", saved(torch.zeros(3)), ("Tensor", "not a state dict")),
+    Wrong("a list of numbers", saved([1, 2]), ("list", "not a state dict")),
+    Wrong("a header of 2^62 bytes", holding(struct.pack("<Q", 2**62) + b"{}", "m.safetensors"), ()),
+    Wrong("safetensors that promise 4 TB", promising([2**20, 2**20]), ("not a whole",), FOR_PESSER),
+    Wrong("tensors that declare 4 TB each", saved(huge), ("holds 1 numbers",), FOR_PESSER),
+]
+RENAMED = [
+    Wrong("safetensors called .pt", safetensors(PESSER, "m.pt"), ("rename it",), FOR_PESSER),
+    Wrong(
+        "a state dict called .safetensors",
+        saved(PESSER, "m.safetensors"),
+        ("rename it to .pt",),
+        FOR_PESSER,
+    ),
+]
+OTHER_THINGS = [
+    Wrong("no weights", saved({}), ("it is empty",)),
+    Wrong("numbers", saved({"step": 3, "loss": 0.1}), ("holds no weights",)),
+    Wrong("an optimizer", saved(OPTIMIZER, "opt500000.pt"), ("optimizer", "model500000.pt")),
+    Wrong("an optimizer in a dict", saved({"optimizer": OPTIMIZER, "step": 3}), ("no weights",)),
+    Wrong(
+        "a shadow of torch_ema",
+        saved({"decay": 0.99, "shadow_params": list(OPENAI.values())}),
+        ("averaged weights without names", "shadow_params"),
+        FOR_OPENAI,
+    ),
+    Wrong(
+        "a shadow beside its model",
+        saved({"model": OPENAI, "ema": {"shadow_params": list(OPENAI.values())}}),
+        ("ema/shadow_params", "--weights raw"),
+        FOR_OPENAI,
+    ),
+    Wrong(
+        "two models",
+        saved({"net_a": OPENAI, "net_b": changed(OPENAI, out__0__bias=torch.ones(32))}),
+        ("net_a", "net_b"),
+        FOR_OPENAI,
+    ),
+    Wrong(
+        "LoRA of peft",
+        saved({"base_model.model.mid_block.to_q.lora_A.weight": torch.zeros(4, 4)}),
+        ("LoRA", "merge"),
+    ),
+    Wrong(
+        "LoRA of kohya",
+        safetensors({"lora_unet_down_blocks_0.lora_down.weight": torch.zeros(4, 4)}),
+        ("LoRA",),
+    ),
+    *(
+        Wrong(
+            f"TensorFlow: {name or 'the folder'}", tensorflow(name), ("TensorFlow", "google/ddpm")
+        )
+        for name in (
+            "",
+            "model.ckpt-790000",
+            "model.ckpt-790000.index",
+            "model.ckpt-790000.meta",
+            "model.ckpt-790000.data-00000-of-00001",
+        )
+    ),
+]
+OTHER_NETWORKS = [
+    Wrong("a classifier", saved({"layer1.0.conv1.weight": torch.zeros(4, 4)}), ("layer1.0.conv1",)),
+    Wrong(
+        "a network of score_sde",
+        saved({"model": {"module.all_modules.0.weight": torch.zeros(3)}, "optimizer": OPTIMIZER}),
+        ("all_modules.0.weight", "--network"),
+    ),
+    Wrong(
+        "an autoencoder",
+        saved({"state_dict": {"encoder.down.0.block.0.conv1.weight": torch.zeros(3)}}),
+        ("autoencoder",),
+    ),
+    Wrong(
+        "a latent diffusion model",
+        saved(
+            {
+                "state_dict": {
+                    **{f"model.diffusion_model.{name}": w for name, w in OPENAI.items()},
+                    "first_stage_model.encoder.conv_in.weight": torch.zeros(3),
+                }
+            }
+        ),
+        ("latents", "first_stage_model"),
+        FOR_OPENAI,
+    ),
+    Wrong(
+        "a network with cross attention",
+        saved({**OPENAI, "input_blocks.1.1.transformer_blocks.0.norm.weight": torch.zeros(3)}),
+        ("cross attention",),
+        FOR_OPENAI,
+    ),
+    Wrong(
+        "a classifier of guided-diffusion",
+        saved({name: w for name, w in OPENAI.items() if "output_blocks" not in name}),
+        ("classifier",),
+        FOR_OPENAI,
+    ),
+    Wrong("an upsampler", saved(lambda: openai_weights(images=6)), ("upsampler",), FOR_OPENAI),
+    Wrong(
+        "a file of lucidrains", saved({"step": 1, "model": {}, "opt": {}, "ema": {}}), ("lucid",)
+    ),
+]
+NOT_WHOLE = [
+    Wrong(
+        "openai, a weight short", saved(changed(OPENAI, **{MIDDLE: None})), (MIDDLE,), FOR_OPENAI
+    ),
+    Wrong(
+        "openai in Lightning, a weight short",
+        saved({"state_dict": {f"net.{n}": w for n, w in OPENAI.items() if n != MIDDLE}}),
+        (MIDDLE,),
+        FOR_OPENAI,
+    ),
+    Wrong(
+        "openai, the first weight short",
+        saved(changed(OPENAI, input_blocks__0__0__weight=None)),
+        ("input_blocks.0.0.weight",),
+        FOR_OPENAI,
+    ),
+    Wrong(
+        "openai, a weight more",
+        saved({**OPENAI, "middle_block.3.weight": torch.zeros(3)}),
+        ("middle_block.3.weight", "left over"),
+        FOR_OPENAI,
+    ),
+    Wrong(
+        "openai of another shape",
+        saved(changed(OPENAI, **{MIDDLE: OPENAI[MIDDLE][:1]})),
+        (MIDDLE, "the network takes"),
+        FOR_OPENAI,
+    ),
+    Wrong(
+        "openai laid out as Flax does",
+        saved(changed(OPENAI, **{MIDDLE: OPENAI[MIDDLE].permute(2, 3, 1, 0).clone()})),
+        (MIDDLE, "the network takes"),
+        FOR_OPENAI,
+    ),
+    Wrong(
+        "openai with a NaN",
+        saved(changed(OPENAI, **{MIDDLE: OPENAI[MIDDLE] * torch.nan})),
+        (MIDDLE, "NaN"),
+        FOR_OPENAI,
+    ),
+    Wrong(
+        "openai beyond float16",
+        saved(changed(OPENAI, **{MIDDLE: (1e6 * OPENAI[MIDDLE]).half()})),
+        (MIDDLE, "infinite"),
+        FOR_OPENAI,
+    ),
+    Wrong("openai in 8 bits", saved(quantized), (MIDDLE, "float32"), FOR_OPENAI),
+    Wrong(
+        "openai in integers",
+        saved(changed(OPENAI, **{MIDDLE: OPENAI[MIDDLE].int()})),
+        (MIDDLE, "int32"),
+        FOR_OPENAI,
+    ),
+    Wrong(
+        "openai in complex numbers",
+        saved(changed(OPENAI, **{MIDDLE: OPENAI[MIDDLE].to(torch.complex64)})),
+        (MIDDLE, "complex64"),
+        FOR_OPENAI,
+    ),
+    Wrong(
+        "openai, a sparse weight",
+        saved(changed(OPENAI, **{MIDDLE: OPENAI[MIDDLE].to_sparse()})),
+        (MIDDLE,),
+        FOR_OPENAI,
+    ),
+    Wrong(
+        "openai without numbers",
+        saved(lambda: openai_weights(device="meta")),
+        ("no plain floating-point tensor",),
+        FOR_OPENAI,
+    ),
+    Wrong("openai without flags", saved(OPENAI), ("--model-flags",), unsettled=True),
+    Wrong(
+        "openai with another's flags",
+        saved(OPENAI),
+        ("--num_channels 128", "32"),
+        ("--model-flags", "--image_size 32"),
+        unsettled=True,
+    ),
+    Wrong(
+        "pesser without a schedule",
+        saved(PESSER, "model.ckpt"),
+        ("--schedule", "--variance"),
+        unsettled=True,
+    ),
+    Wrong(
+        "pesser, a weight short",
+        saved(changed(PESSER, mid__attn_1__k__bias=None), "model.ckpt"),
+        ("mid.attn_1.k.bias", "missing"),
+        FOR_PESSER,
+    ),
+    Wrong(
+        "pesser with an autoencoder's stem",
+        saved(changed(PESSER, conv_in__weight=torch.zeros(64, 1, 3, 3)), "model.ckpt"),
+        ("first resolution",),
+        FOR_PESSER,
+    ),
+]
+NATIVE_AND_DIFFUSERS = [
+    Wrong(
+        "native without its record",
+        safetensors({"network.time_1.weight": torch.zeros(3)}),
+        ("lost its record",),
+    ),
+    Wrong(
+        "native of a later version",
+        safetensors({"schedule.betas": torch.zeros(3)}, metadata={"ddpmbench": '{"format": 9}'}),
+        ("install a newer ddpmbench",),
+    ),
+    Wrong("an empty folder", lambda folder: folder, ("config.json",)),
+    Wrong(
+        "weights of diffusers alone",
+        safetensors(DIFFUSERS, "diffusion_pytorch_model.safetensors"),
+        ("pass the folder",),
+    ),
+    Wrong(
+        "diffusers in Lightning",
+        saved({"state_dict": {f"unet.{name}": w for name, w in DIFFUSERS.items()}}),
+        ("save_pretrained",),
+    ),
+    Wrong(
+        "diffusers without a scheduler",
+        flat(lambda folder: (folder / "scheduler_config.json").unlink()),
+        ("schedule",),
+    ),
+    Wrong("diffusers, unet/ alone", inside_a_pipeline, ("scheduler_config.json", "pass ")),
+    Wrong(
+        "diffusers with text",
+        flat(lambda folder: edit_json(folder / "config.json", _class_name="UNet2DConditionModel")),
+        ("_class_name",),
+    ),
+    Wrong(
+        "diffusers of flow matching",
+        flat(
+            lambda folder: edit_json(
+                folder / "scheduler_config.json", _class_name="FlowMatchEulerDiscreteScheduler"
+            )
+        ),
+        ("_class_name",),
+    ),
+    Wrong(
+        "diffusers, other weights",
+        flat(
+            lambda folder: save_file(
+                load_file(folder / "diffusion_pytorch_model.safetensors")
+                | {"mid_block.more": torch.zeros(1)},
+                folder / "diffusion_pytorch_model.safetensors",
+            )
+        ),
+        ("mid_block.more",),
+    ),
+    Wrong(
+        "diffusers, a config of 2^40 channels",
+        flat(lambda folder: edit_json(folder / "config.json", block_out_channels=[2**40, 2**40])),
+        (str(2**40),),
+    ),
+]
+CORPUS = [
+    *NO_CHECKPOINT,
+    *RENAMED,
+    *OTHER_THINGS,
+    *OTHER_NETWORKS,
+    *NOT_WHOLE,
+    *NATIVE_AND_DIFFUSERS,
+]
+every_wrong_file = pytest.mark.parametrize("wrong", CORPUS, ids=[wrong.name for wrong in CORPUS])
+
+
+@pytest.fixture
+def place(tmp_path):
+    (tmp_path / "files").mkdir()
+    return tmp_path / "files"
+
+
+@every_wrong_file
+def test_a_wrong_file_is_one_line_that_names_it(wrong, place, refused):
+    path = wrong.make(place)
+    line = refused("nll", "--ckpt", path, *wrong.options)
+    for word in (str(path), *wrong.words):
+        assert word in line
+    assert "Traceback" not in line
+
+
+def test_the_corpus_is_one():
+    assert len(CORPUS) >= 30
+    assert len({wrong.name for wrong in CORPUS}) == len(CORPUS)
+
+
+@pytest.mark.parametrize(
+    "wrong", [wrong for wrong in CORPUS if not wrong.unsettled], ids=lambda wrong: wrong.name
+)
+def test_what_its_family_s_files_need_does_not_make_it_a_model(wrong, place):
+    path = wrong.make(place)
+    for said in (
+        {},
+        {"model_flags": FLAGS},
+        {"schedule": "linear:1000", "variance": "fixed_large"},
+        {"weights": "ema", "model_flags": FLAGS},
+    ):
+        with pytest.raises(InputError):
+            load_checkpoint(path, CheckpointSettings(**said))
+
+
+@pytest.mark.parametrize("weights", [OPENAI, PESSER], ids=["openai", "pesser"])
+def test_what_the_corpus_is_made_of_is_read_where_nothing_is_wrong(weights, place):
+    path = saved(weights)(place)
+    said = {"model_flags": FLAGS} if weights is OPENAI else {"schedule": "linear:1000"}
+    loaded = load_checkpoint(
+        path, CheckpointSettings(variance=None if weights is OPENAI else "fixed_large", **said)
+    )
+    assert loaded.network is not None
