@@ -14,7 +14,6 @@ from torch import Tensor
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.network.flops import flop_per_call
 from ddpmbench.network.precision import Precision
-from ddpmbench.process.data_range import UNIT_RANGE
 from ddpmbench.process.noise import normal_noise
 from ddpmbench.quality.sampling import SamplerChoice
 from ddpmbench.runs.devices import evaluating, strict_float32
@@ -98,7 +97,7 @@ class Bench:
             steps = np.linspace(1, last, batch) if batch > 1 else np.array([last / 2])
             t = torch.from_numpy(np.rint(steps).astype(np.int64)).to(self.device)
             pixels = torch.tensor(images.pixels, device=self.device)
-            x_start = UNIT_RANGE.to_model(pixels, torch.float64)
+            x_start = checkpoint.data_range.to_model(pixels, torch.float64)
             index = torch.arange(batch, device=self.device)
             shape = tuple(x_start.shape[1:])
             eps = normal_noise(index, t, torch.zeros_like(index), shape=shape, seed=0)

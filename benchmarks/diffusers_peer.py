@@ -12,6 +12,7 @@ from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint, TimeInput
 from ddpmbench.inputs.checkpoints.diffusers import their_name
 from ddpmbench.network.unet import UNet
 from ddpmbench.network.unet_config import UNetConfig
+from ddpmbench.process.data_range import UNIT_RANGE
 from ddpmbench.process.prediction import Prediction, Variance
 
 with warnings.catch_warnings():
@@ -42,6 +43,8 @@ def unlike(checkpoint: Checkpoint) -> str | None:
         True,
     ):
         return "it is not eps, fixed_large, clip"
+    if checkpoint.data_range != UNIT_RANGE:
+        return f"its data are {checkpoint.data_range}"
     return None
 
 

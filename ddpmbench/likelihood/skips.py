@@ -33,7 +33,7 @@ class Skips:
     schedule: NoiseSchedule
 
     def weight(self, variance: Variance, s: Steps, t: Steps) -> Values:
-        """Nats per dimension that a mean squared error of 1 on [-1, 1] costs."""
+        """Nats per dimension that a mean squared error of 1 in the model's numbers costs."""
         if variance is Variance.FIXED_SMALL:
             return self.snr_gain(s, t) / 2
         log, noise = self._tables()

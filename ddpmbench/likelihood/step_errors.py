@@ -21,7 +21,7 @@ class StepErrors:
     """The mean squared error of the predicted x_start at each step t = 1..T.
 
     Attributes:
-        mse: (T,) mean over the images, on [-1, 1].
+        mse: (T,) mean over the images, in the model's numbers.
         influence: (T, T) how much of each step's rows goes into the estimate at each step, or
             None where an estimate rests on its own step's rows alone.
         spread: (T,) variance that those rows give it; NaN where that cannot be known.

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ddpmbench.inputs.images import ImageSet
 from ddpmbench.likelihood.design import EveryPair
 from ddpmbench.likelihood.terms import TermsPass
-from ddpmbench.process.data_range import UNIT_RANGE
+from ddpmbench.process.data_range import UNIT_RANGE, DataRange
 from ddpmbench.process.noise import normal_noise
 from ddpmbench.process.schedule import NoiseSchedule
 from ddpmbench.quality.sampling import SAMPLE_DRAW, START, SamplerChoice
@@ -170,6 +170,8 @@ def test_what_diffusers_does_not_compute_is_no_peer(small_model):
     assert diffusers_peer.unlike(dataclasses.replace(small_model, network=network))
     assert diffusers_peer.unlike(small_model.with_conventions(clip=False))
     assert diffusers_peer.unlike(small_model.with_conventions(variance="fixed_small"))
+    other = dataclasses.replace(small_model, data_range=DataRange(0, 1))
+    assert diffusers_peer.unlike(other) == "its data are [0, 1], 256 levels"
 
 
 def test_images_of_a_conditional_network_have_classes(small_model):
