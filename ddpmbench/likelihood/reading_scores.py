@@ -22,7 +22,7 @@ Array = NDArray[np.float64]
 MOST_STEPS = 8
 """Steps that a reading is judged from."""
 _POINTS = 65
-_LEAST, _MOST = 1e-6, 2.0
+_LEAST, _MOST = 1e-6, 1.0
 """Of eps_mse, in areas: what is worse than predicting nothing is not told apart, so that a network
 that predicts x_start, whose noise is far off where there is hardly any, is not judged by that."""
 _HIGH_NOISE = 0.05

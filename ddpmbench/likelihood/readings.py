@@ -7,16 +7,16 @@ code tells the right one (`likelihood.reading_check`).
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import nn
 
 from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint, TimeInput
+from ddpmbench.inputs.checkpoints.schedule_option import read_schedule
 from ddpmbench.network.unet import UNet
 from ddpmbench.process.prediction import Prediction
-from ddpmbench.process.schedule import NoiseSchedule
 
 INTERVALS = ((-1.0, 1.0), (-0.5, 0.5), (0.0, 1.0), (0.0, 255.0))
 """The ranges that people train in."""
@@ -121,25 +121,28 @@ def _may_be_looked_up(stated: Checkpoint) -> bool:
 
 
 def _schedules(stated: Checkpoint) -> Iterator[Reading]:
-    own, total = stated.schedule, stated.schedule.num_original_timesteps
-    half = (0.1 / total, 10.0 / total)
-    named: dict[str, Callable[[], NoiseSchedule]] = {
-        f"linear:{total}": lambda: NoiseSchedule.linear(total),
-        f"linear:{total}:{half[0]:g}:{half[1]:g}": lambda: NoiseSchedule.linear(
-            total, beta_start=half[0], beta_end=half[1]
-        ),
-        f"cosine:{total}": lambda: NoiseSchedule.cosine(total),
-        f"sigmoid:{total}": lambda: NoiseSchedule.sigmoid(total),
-        f"scaled-linear:{total}:0.00085:0.012": lambda: NoiseSchedule.scaled_linear(total),
-    }
-    for name, build in named.items():
+    own = stated.schedule
+    for form in _schedule_forms(own.num_original_timesteps):
         try:
-            schedule = build().subset(own.original_timesteps.tolist())
+            schedule = read_schedule(form).subset(own.original_timesteps.tolist())
         except InputError:  # a schedule of so few steps there is not
             continue
         log_snr, other = own.snr.log(), schedule.snr.log()
         if not torch.allclose(log_snr, other, rtol=0.0, atol=_SAME):
-            yield Reading(f"--schedule {name}", dataclasses.replace(stated, schedule=schedule))
+            yield Reading(f"--schedule {form}", dataclasses.replace(stated, schedule=schedule))
+
+
+def _schedule_forms(total: int) -> Iterator[str]:
+    """Those that people train with, of so many steps, as `--schedule` takes them."""
+    if total == 1000:
+        yield "linear:1000"
+    else:
+        yield f"linear:{total}:0.0001:0.02"
+        yield f"linear:{total}:{0.1 / total:g}:{20 / total:g}"
+    yield f"linear:{total}:0.0001:0.01"
+    yield f"cosine:{total}"
+    yield f"sigmoid:{total}"
+    yield f"scaled-linear:{total}:0.00085:0.012"
 
 
 def _ranges(stated: Checkpoint) -> Iterator[Reading]:

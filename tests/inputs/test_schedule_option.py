@@ -23,9 +23,15 @@ PRODUCTS = LINEAR.alphas_cumprod
         ("linear:50:1e-4:2e-2", NoiseSchedule.linear(50, beta_start=1e-4, beta_end=0.02)),
         ("cosine:400", NoiseSchedule.cosine(400)),
         ("sigmoid:400", NoiseSchedule.sigmoid(400)),
-        ("scaled-linear:9:0.001:0.1", NoiseSchedule.scaled_linear(9, beta_start=1e-3, beta_end=0.1)),
+        (
+            "scaled-linear:9:0.001:0.1",
+            NoiseSchedule.scaled_linear(9, beta_start=1e-3, beta_end=0.1),
+        ),
         ("sqrt-linear:70:0.03", NoiseSchedule.sqrt_linear(70, beta_end=0.03)),
-        ("sigmoid-betas:8:0.001:0.3", NoiseSchedule.sigmoid_betas(8, beta_start=1e-3, beta_end=0.3)),
+        (
+            "sigmoid-betas:8:0.001:0.3",
+            NoiseSchedule.sigmoid_betas(8, beta_start=1e-3, beta_end=0.3),
+        ),
     ],
 )
 def test_a_name_is_its_constructor(option, schedule):
