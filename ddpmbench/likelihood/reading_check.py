@@ -200,7 +200,7 @@ class Checker:
             other,
             gain=float(gain.mean()),
             standard_error=_standard_error(gain),
-            certainty=max(float(v.mean()) / _standard_error(v) for v in (gain, ratio)),
+            certainty=max(_certainty(gain), _certainty(ratio)),
             fault=worst_fault(other, spread=self.spread),
         )
 
@@ -273,6 +273,12 @@ def _pairs(looks: Rows, steps: NDArray[np.int64]) -> Rows:
 
 def _told_at_first(reading: Reading) -> int:
     return int(reading.checkpoint.network_time(torch.tensor([1])).item())
+
+
+def _certainty(values: Array) -> float:
+    """How many standard errors the mean is above 0; NaN of a single image."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return float(values.mean() / np.float64(_standard_error(values)))
 
 
 def _standard_error(values: Array) -> float:

@@ -22,9 +22,11 @@ Array = NDArray[np.float64]
 MOST_STEPS = 8
 """Steps that a reading is judged from."""
 _POINTS = 65
-_LEAST, _MOST = 1e-6, 1.0
-"""Of eps_mse, in areas: what is worse than predicting nothing is not told apart, so that a network
-that predicts x_start, whose noise is far off where there is hardly any, is not judged by that."""
+_NOTHING_LEARNED = 1.0
+"""Most that eps_mse counts in an area: what is worse than predicting nothing is not told apart, so
+that a network that predicts x_start, whose noise is far off where there is hardly any, is not
+judged by that."""
+_LEAST, _MOST = 1e-6, 1e6  # of eps_mse, between which its logarithm is taken
 _HIGH_NOISE = 0.05
 _LITTLE_NOISE = 100.0
 _SOLVED = 0.1
@@ -81,13 +83,13 @@ class Score:
         Source: Kingma, Salimans, Poole & Ho 2021, eq. 17.
         """
         points = np.linspace(low, high, _POINTS)
-        logs = np.log(_bounded(self.eps_mse))
-        values = np.exp([np.interp(points, self.log_snr[::-1], row[::-1]) for row in logs])
-        return np.asarray(0.5 * np.trapezoid(values, points, axis=1))
+        rows = _log(self.eps_mse)
+        values = np.exp([np.interp(points, self.log_snr[::-1], row[::-1]) for row in rows])
+        return np.asarray(0.5 * np.trapezoid(values.clip(max=_NOTHING_LEARNED), points, axis=1))
 
 
-def _bounded(eps_mse: Array) -> Array:
-    return np.asarray(np.clip(np.nan_to_num(eps_mse, nan=_MOST), _LEAST, _MOST))
+def _log(eps_mse: Array) -> Array:
+    return np.asarray(np.log(np.clip(np.nan_to_num(eps_mse, nan=_MOST), _LEAST, _MOST)))
 
 
 def log_snr(reading: Reading) -> Array:
@@ -126,10 +128,10 @@ def furthest_apart(first: Score, second: Score) -> tuple[int, float, float]:
 
     That of the second is the one it has at the same `log_snr`, or the nearest that it has.
     """
-    own, other = (np.log(_bounded(score.eps_mse)).mean(0) for score in (first, second))
-    other = np.interp(first.log_snr[::-1], second.log_snr[::-1], other[::-1])[::-1]
-    i = int((own - other).argmax())
-    return int(first.steps[i]), float(np.exp(own[i])), float(np.exp(other[i]))
+    own, other = (score.eps_mse.mean(0) for score in (first, second))
+    nearby = np.interp(first.log_snr, second.log_snr[::-1], _log(other)[::-1])
+    i = int((_log(own) - nearby).argmax())
+    return int(first.steps[i]), float(own[i]), float(np.exp(nearby[i]))
 
 
 @dataclasses.dataclass(frozen=True)
