@@ -31,6 +31,7 @@ _HIGH_NOISE = 0.05
 _LITTLE_NOISE = 100.0
 _SOLVED = 0.1
 _NOTHING_GAINED = 1.5
+_PIXELS = 0.95  # of the code that takes each pixel by itself
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -139,14 +140,14 @@ class Fault:
     """Something that a trained model does not do.
 
     Attributes:
-        t: the step.
-        name: "eps_mse" or "x_start_mse".
+        t: the step; None of all of them.
+        name: "eps_mse", "x_start_mse" or "nats", which is the code length of all steps.
         value: what was found, the mean over images; of x_start_mse in units of the variance of
-            the pixels.
+            the pixels, of nats per dimension.
         limit: what a trained model is below.
     """
 
-    t: int
+    t: int | None
     name: str
     value: float
     limit: float
@@ -159,7 +160,8 @@ def worst_fault(score: Score, *, spread: float) -> Fault | None:
     1. It is nowhere clearly above 1, which is what predicting 0 gives; but where the network
     predicts x_start, it may be where there is little noise. And there the predicted x_start must be
     nearer than the mean of all pixels. Of a network that predicts the previous mean, which says
-    little of either at large t, only that is asked, where there is hardly any noise.
+    little of either at large t, only that is asked, where there is hardly any noise. And all codes
+    are shorter than the best that takes each pixel by itself, as from a normal distribution.
 
     Args:
         score: of a reading.
@@ -177,6 +179,12 @@ def worst_fault(score: Score, *, spread: float) -> Fault | None:
             found.append(Fault(t, "eps_mse", float(eps[i]), _NOTHING_GAINED))
         if snr[i] > (_LITTLE_NOISE if is_mean else 1.0):
             found.append(Fault(t, "x_start_mse", float(x_start[i]), 1.0))
+    low, high = score.log_snr[-1], score.log_snr[0]
+    if low < high and not is_mean:
+        # What it is of a normal distribution, from as many steps: as coarse as what it is held to.
+        alone = dataclasses.replace(score, eps_mse=(snr / (1 + snr))[None]).areas(low, high)[0]
+        nats = float(score.areas(low, high).mean())
+        found.append(Fault(None, "nats", nats, _PIXELS * float(alone)))
     faults = [fault for fault in found if not fault.value < fault.limit]
     return max(faults, key=_excess, default=None)
 

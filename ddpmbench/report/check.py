@@ -94,12 +94,22 @@ def _warning(found: ReadingCheck) -> str | None:
 def _untrained(found: ReadingCheck, source: str) -> str:
     fault = found.fault
     assert fault is not None
-    unit = " of the pixels' variance" if fault.name == "x_start_mse" else ""
+    if fault.name == "nats":
+        found_bits, most = fault.value / NATS_PER_BIT, fault.limit / NATS_PER_BIT
+        what = (
+            f"images cost {found_bits:.2f} bits/dim, where those of a trained model are below "
+            f"{most:.2f}, what they cost pixel by pixel"
+        )
+    else:
+        unit = " of the pixels' variance" if fault.name == "x_start_mse" else ""
+        what = (
+            f"{fault.name} at t = {fault.t} is {_short(fault.value)}{unit}, where that of a "
+            f"trained model is below {fault.limit:g}"
+        )
     return (
-        f"--ckpt {source}: is read otherwise than it was trained, or its weights are not of a "
-        f"trained model: {fault.name} at t = {fault.t} is {_short(fault.value)}{unit}, where that "
-        f"of a trained model is below {fault.limit:g}; no other prediction, time input, schedule "
-        "or data range alone mends it"
+        f"--ckpt {source}: is read otherwise than it was trained, or its weights are not those of "
+        f"a trained model: {what}; no other prediction, time input, schedule or data range alone "
+        "mends it"
     )
 
 
