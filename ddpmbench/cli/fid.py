@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 
 from ddpmbench.cli import options
-from ddpmbench.cli.likelihood import warn
+from ddpmbench.cli.likelihood import note, warn
 from ddpmbench.cli.progress import Update, progress
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ _OF_CHECKPOINT = {
     *options.CHECKPOINT,
     *("sampler", "eta", "added_noise", "image_size", "label", "num_generated", "batch_size"),
     "precision",
+    "check",
 }
 
 
@@ -33,6 +34,7 @@ _OF_CHECKPOINT = {
 @options.sampler_options
 @options.sampling_precision_option
 @options.reference_options
+@options.check_option
 @options.run_options
 @options.format_option
 def fid(out: Path | None, output_format: str, **given: Any) -> None:  # noqa: ANN401
@@ -62,18 +64,18 @@ def fid(out: Path | None, output_format: str, **given: Any) -> None:  # noqa: AN
         references = ranks.first_one(lambda: _references(given, network.num_features))
         folder = ranks.once(lambda: out or options.dated_folder("fid"))
         if ranks.reports:
-            for note in getattr(source, "notes", ()):
-                click.echo(f"Note: {note}", err=True)
+            for line in getattr(source, "notes", ()):
+                note(line)
             click.echo(f"To go on after a stop: --out {folder}", err=True)
         report = evaluate_fid(
             source,
             references,
-            FidSettings(network, protocol, given["num_generated"], samples),
+            FidSettings(network, protocol, given["num_generated"], samples, given["check"]),
             device=given["device"],
             batch_size=given["batch_size"],
             out=folder,
             command=["ddpmbench", *sys.argv[1:]],
-            listener=QualityListener(_stage, _say_cost, warn),
+            listener=QualityListener(_stage, _say_cost, warn, note),
         )
     if ranks.reports:
         click.echo(printed_fidelity(report.summary, output_format))

@@ -68,8 +68,8 @@ def evaluate(
         checkpoint, images = ranks.first_one(opened)
         folder = ranks.once(lambda: out or options.dated_folder(command))
         if ranks.reports:
-            for note in checkpoint.notes:
-                click.echo(f"Note: {note}", err=True)
+            for line in checkpoint.notes:
+                note(line)
         with progress(command, "evaluations") as update:
 
             def on_start(rows: int) -> None:
@@ -83,7 +83,7 @@ def evaluate(
                 **given,
                 out=folder,
                 command=["ddpmbench", *sys.argv[1:]],
-                listener=RunListener(on_start, lambda now: update(*_shown(now)), warn),
+                listener=RunListener(on_start, lambda now: update(*_shown(now)), warn, note),
             )
     return Evaluation(report, checkpoint, images) if ranks.reports else None
 
@@ -96,6 +96,11 @@ def _shown(now: "RunProgress") -> tuple[int, int, str]:
         return now.done, now.total, ""
     bits, half_width = now.bound.nats / NATS_PER_BIT, now.bound.half_width / NATS_PER_BIT
     return now.done, now.total, f"so far {bound_line(bits, half_width)}"
+
+
+def note(line: str) -> None:
+    """Say on standard error what may be worth knowing."""
+    click.echo(f"Note: {line}", err=True)
 
 
 def warn(line: str) -> None:

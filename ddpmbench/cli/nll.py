@@ -13,6 +13,7 @@ from ddpmbench.cli.likelihood import evaluate
 @options.checkpoint_options
 @options.data_options
 @options.likelihood_options
+@options.check_option
 @options.run_options
 @options.precision_option
 @options.format_option

@@ -327,6 +327,13 @@ likelihood_options = decorate(
     ]
 )
 
+check_option = click.option(
+    "--check/--no-check",
+    default=None,
+    help="First look, with some hundred network calls on a few images, whether the checkpoint is "
+    "read as it was trained.  [default: check before runs of 15,000 calls and more]",
+)
+
 device_option = click.option(
     "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps."
 )

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 @options.checkpoint_options
 @options.data_options
 @options.likelihood_options
+@options.check_option
 @options.run_options
 @options.precision_option
 @options.format_option

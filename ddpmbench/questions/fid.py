@@ -23,8 +23,10 @@ from ddpmbench.quality.kernel_distance import SUBSET_SIZE, SUBSETS
 from ddpmbench.quality.precision_recall import NEIGHBORS, nearest_images
 from ddpmbench.quality.protocols import PUBLISHED_AT, Protocol
 from ddpmbench.quality.statistics import FeatureGaussian
+from ddpmbench.questions.check import CheckBefore
 from ddpmbench.questions.fid_warnings import warnings_of
 from ddpmbench.report import fidelity_tables as tables
+from ddpmbench.report.check import CheckRecord
 from ddpmbench.report.fidelity import AGAINST_N, INFLUENCE, NEAREST, SCHEMA, NearestImages
 from ddpmbench.runs.agreement import open_folder, refuse_other_runs
 from ddpmbench.runs.devices import resolve_device
@@ -52,12 +54,16 @@ class FidSettings:
         protocol: how images become scores; the network resizes as it says.
         num_generated: samples of a checkpoint.
         samples: how a checkpoint is sampled; the protocol says how samples become pixels.
+        check: whether some network calls beforehand look, by the first reference that has images
+            such as the checkpoint's, whether it is read as it was trained; None where the run is
+            long.
     """
 
     network: FeatureNetwork
     protocol: Protocol
     num_generated: int = PUBLISHED_AT
     samples: SampleSettings = dataclasses.field(default_factory=SampleSettings)
+    check: bool | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -133,9 +139,11 @@ def evaluate_fid(
             ranks.once(lambda: folder.refuse_more("num_generated", settings.num_generated))
         told = listener if listener is not None and ranks.reports else QualityListener()
         stores = QualityStores.of(known, settings.network, None if folder is None else folder.path)
+        checked = _checked(run, settings, told, folder)
         engine = run.engine(None if folder is None else folder.path)
         images = run.compute(engine, stores, told)
-        found = ranks.once(lambda: _Scoring(run, engine, settings, images, stores).report(folder))
+        scoring = _Scoring(run, engine, settings, images, stores, checked)
+        found = ranks.once(lambda: scoring.report(folder))
         if ranks.reports:
             for line in found.summary["warnings"]:
                 told.warn(line)
@@ -181,6 +189,40 @@ def _generation(checkpoint: Checkpoint, settings: FidSettings) -> Generation:
     return Generation(checkpoint, dataclasses.replace(settings.samples, eight_bit=eight_bit))
 
 
+def _checked(
+    run: QualityRun, settings: FidSettings, told: QualityListener, folder: RunFolder | None
+) -> CheckRecord | None:
+    """By the first reference whose images the network could have been trained on, if any is."""
+    if not isinstance(run.source, Generation):
+        return None
+    checkpoint = run.source.checkpoint
+    calls = run.num_generated * checkpoint.schedule.num_timesteps
+    check = CheckBefore(
+        settings.check,
+        calls,
+        seed=settings.samples.seed,
+        batch_size=run.batch_size,
+        note=told.note,
+        warn=told.warn,
+    )
+    for reference in run.references:
+        if isinstance(reference, ImageSet) and _is_of_its_kind(reference, run.source):
+            return check.made(
+                checkpoint, reference, device=run.device, ranks=run.ranks, folder=folder
+            )
+    if settings.check:
+        told.note("--check: no --data has images such as the checkpoint makes; left out")
+    return None
+
+
+def _is_of_its_kind(reference: ImageSet, source: Generation) -> bool:
+    labels, classes = reference.labels, source.checkpoint.num_classes
+    is_labeled = not classes or (
+        labels is not None and labels.min() >= 0 and labels.max() < classes
+    )
+    return is_labeled and reference.pixels.shape[1:] == source.shape
+
+
 def _identity(run: QualityRun, settings: FidSettings) -> dict[str, Any]:
     """Everything that determines the scores, besides how many samples there are."""
     of_samples: dict[str, Any]
@@ -211,6 +253,7 @@ class _Scoring:
     settings: FidSettings
     images: ImageSet
     stores: QualityStores
+    checked: CheckRecord | None = None
 
     def report(self, folder: RunFolder | None) -> FidReport:
         features = gathered(self.stores.features, "features", len(self.images))
@@ -330,6 +373,7 @@ class _Scoring:
             "engine": None if self.engine is None else str(self.engine.choice),
             "seconds": round(sum(s.seconds(count) for s in stores), 3),
             "warnings": self._warnings(scores[0]),
+            "check": None if self.checked is None else self.checked.to_dict(),
         }
 
     def _protocol(self, classes: InceptionScore | None) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from ddpmbench.likelihood.sampled_bound import SampledBound
 from ddpmbench.likelihood.terms import TermsPass
 from ddpmbench.network.precision import Precision
 from ddpmbench.process.data_range import DataRange
+from ddpmbench.questions.check import CheckBefore
 from ddpmbench.questions.sampling import Sampling
 from ddpmbench.report import tables
 from ddpmbench.report.conventions import conventions_frame, sub_schedules_frame
@@ -84,6 +85,7 @@ def evaluate_nll(
     device: str = "auto",
     precision: str = "fp32",
     batch_size: int | None = None,
+    check: bool | None = None,
     out: str | Path | None = None,
     command: list[str] | None = None,
     listener: RunListener | None = None,
@@ -115,6 +117,8 @@ def evaluate_nll(
             tables are as the rows have them.
         batch_size: rows a network call, None for what suits the device. Another one
             changes a number by float rounding.
+        check: whether a few network calls beforehand, which are none of the run's, look whether
+            the checkpoint is read as it was trained; None where the run is long.
         out: the run folder; one that holds the same run unfinished, or finished with a wider
             interval, is gone on with. None keeps the run in memory.
         command: the command line, for the record.
@@ -164,6 +168,10 @@ def evaluate_nll(
         folder = None if out is None else open_folder(Path(out), identity, ranks)
         store: Callable[[str], TermStore] = _in_memory if folder is None else folder.shards
         calls = sampling.least_evaluations(len(images), checkpoint.schedule.num_timesteps)
+        told = listener if listener is not None and ranks.reports else RunListener()
+        checked = CheckBefore(
+            check, calls, seed=seed, batch_size=batch_size, note=told.note, warn=told.warn
+        ).made(checkpoint, images, device=target, ranks=ranks, folder=folder)
         engine = settled_engine(
             checkpoint,
             NetworkUse(images.pixels.shape[1:], calls // ranks.count, batch_size),
@@ -184,13 +192,13 @@ def evaluate_nll(
             terms_pass,
             batch_size=batch_size,
             ranks=ranks,
-            listener=listener if ranks.reports else None,
+            listener=told,
             precision=computed_in,
         )
         with engine.running():
             found = sampling.run(run, store, correction=_correction(run, sampling, store))
-        if ranks.reports and listener is not None and (line := sampling.warning(found)):
-            listener.warn(line)
+        if line := sampling.warning(found):
+            told.warn(line)
         comparability = tables.Comparability(
             num_images=len(images),
             num_timesteps=checkpoint.schedule.num_timesteps,
@@ -206,6 +214,7 @@ def evaluate_nll(
             engine=str(engine.choice),
             precision_correction=in_bits(found),
             seconds=round(found.seconds, 3),
+            check=None if checked is None else checked.to_dict(),
         )
         report = _report(found, comparability, images, checkpoint.data_range, folder)
         if folder is not None and ranks.reports:

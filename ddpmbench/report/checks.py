@@ -65,6 +65,12 @@ CORRECTION: Kinds = {
     "decoder": _NUMBER,
 }
 """`precision_correction` there, which a run in low precision has, and none in strict float32."""
+READING_CHECK: Kinds = {
+    "warning": _TEXT_OR_NONE,
+    "likely": _TEXT_OR_NONE,
+    "num_evaluations": _WHOLE,
+}
+"""`check` there, which only a run has before which the reading of its checkpoint was checked."""
 COMPARED: Kinds = {
     "run": _TEXT,
     "bits_per_dim": _NUMBER,
@@ -203,6 +209,21 @@ def check_run(summary: dict[str, Any], path: Path) -> None:
         check(summary, {"precision_correction": CORRECTION}, path)
     elif summary.get("precision_correction") is not None:
         raise _damaged(path, "precision_correction")
+    check_reading_check(summary, path)
+
+
+def check_reading_check(summary: Mapping[str, Any], path: Path) -> None:
+    """Refuse a `summary.json` whose `check` is not whole; it need not have one.
+
+    Args:
+        summary: what was read.
+        path: the file that it is from.
+
+    Raises:
+        InputError: one line that names the file and the first thing that is wrong.
+    """
+    if summary.get("check") is not None:
+        check(summary, {"check": READING_CHECK}, path)
 
 
 def _check(record: object, kinds: Kinds, path: Path, within: str) -> None:

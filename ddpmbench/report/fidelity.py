@@ -196,6 +196,7 @@ def check_summary(summary: dict[str, Any], path: Path) -> None:
     """
     check(summary, checks.FIDELITY, path)
     check(summary["protocol"], checks.FIDELITY_PROTOCOL, path)
+    checks.check_reading_check(summary, path)
     references = summary["references"]
     if not references or not all(isinstance(text, str) for text in summary["warnings"]):
         raise lost(path)

@@ -55,7 +55,7 @@ def fid_page(contents: FidelityContents, svgs: Mapping[str, str]) -> str:
         summary=summary,
         headline=headline(summary),
         heading=_heading(summary),
-        notes=[*([only] if only else []), *summary["warnings"]],
+        notes=[*([only] if only else []), *_of_reading(summary), *summary["warnings"]],
         facts=joined(fidelity_facts(summary)),
         references=[reference_name(of) for of in references],
         rows=_rows(summary),
@@ -83,6 +83,11 @@ def joined(facts: Sequence[tuple[str, str]]) -> dict[str, str]:
         last = name or last
         found[last] = f"{found[last]}; {text}" if last in found else text
     return found
+
+
+def _of_reading(summary: Mapping[str, Any]) -> list[str]:
+    found = summary.get("check")
+    return [found["warning"]] if found is not None and found["warning"] is not None else []
 
 
 def _heading(summary: Mapping[str, Any]) -> str:

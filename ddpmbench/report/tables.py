@@ -48,6 +48,7 @@ class Comparability:
     engine: str
     precision_correction: CorrectionInBits | None
     seconds: float
+    check: dict[str, object] | None = None
 
 
 def summary(bound: BoundEstimate | SampledBound, comparability: Comparability) -> dict[str, object]:

@@ -49,11 +49,13 @@ class QualityListener:
             that; gives who is told how the stage goes.
         cost: called with what the run takes, before it begins, unless it is short.
         warn: called with a line when something is worth saying.
+        note: called with a line that is no warning.
     """
 
     stage: Stage = _silent
     cost: Callable[[Cost], None] = lambda cost: None
     warn: Callable[[str], None] = lambda line: None
+    note: Callable[[str], None] = lambda line: None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

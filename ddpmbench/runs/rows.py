@@ -52,11 +52,13 @@ class RunListener:
         start: called once, with the number of rows that are missing.
         progress: called after every batch.
         warn: called with a line when something is worth saying.
+        note: called with a line that is no warning.
     """
 
     start: Callable[[int], None] = lambda rows: None
     progress: Callable[[RunProgress], None] = lambda progress: None
     warn: Callable[[str], None] = lambda line: None
+    note: Callable[[str], None] = lambda line: None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -1,0 +1,107 @@
+"""Is a checkpoint read as it was trained? Asked before a long run, once."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+
+import torch
+
+from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
+from ddpmbench.inputs.images import ImageSet
+from ddpmbench.report.check import CheckRecord, check_frame
+from ddpmbench.runs.batch_size import BatchSize
+from ddpmbench.runs.check import WORTH_A_CHECK, check_reading
+from ddpmbench.runs.distributed import Ranks
+from ddpmbench.runs.folder import RunFolder
+
+TABLE, RECORD = "check.csv", "check.json"
+"""What a check leaves in a run folder: its table, and the record that a run that goes on finds."""
+_ANNOUNCEMENT = (
+    "First some hundred network calls on a few images, none of the run's: is the checkpoint read "
+    "as it was trained? --no-check leaves them out"
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class CheckBefore:
+    """The check of a run.
+
+    Attributes:
+        wanted: whether it is asked for; None where it is made before long runs.
+        num_evaluations: network calls of the run, as far as they are known.
+        seed: of the noise.
+        batch_size: rows a network call, None for what suits the device.
+        note: called with a line before it begins.
+        warn: called with a line where something speaks against the reading, and where memory is
+            short.
+    """
+
+    wanted: bool | None
+    num_evaluations: int
+    seed: int = 0
+    batch_size: int | None = None
+    note: Callable[[str], None] = lambda line: None
+    warn: Callable[[str], None] = lambda line: None
+
+    def made(
+        self,
+        checkpoint: Checkpoint,
+        images: ImageSet,
+        *,
+        device: torch.device,
+        ranks: Ranks,
+        folder: RunFolder | None,
+    ) -> CheckRecord | None:
+        """Check, or find what an earlier sitting of the run found; the first process does.
+
+        Args:
+            checkpoint: the model.
+            images: of the kind that it is a model of.
+            device: where the network runs.
+            ranks: the processes of the run.
+            folder: its folder; None if the run is kept in memory.
+
+        Returns:
+            What was found; None if nothing was checked.
+
+        Raises:
+            InputError: the folder cannot be written, or no batch fits into memory.
+        """
+        return ranks.once(lambda: self._made(checkpoint, images, device, folder))
+
+    def _made(
+        self,
+        checkpoint: Checkpoint,
+        images: ImageSet,
+        device: torch.device,
+        folder: RunFolder | None,
+    ) -> CheckRecord | None:
+        if self.wanted is False:
+            return None
+        record = None if folder is None else _found(folder)
+        if record is None:
+            if self.wanted is None and self.num_evaluations < WORTH_A_CHECK:
+                return None
+            self.note(_ANNOUNCEMENT)
+            shape = images.pixels.shape[1:]
+            batch = BatchSize(self.batch_size, device=device, image_shape=shape, warn=self.warn)
+            found = check_reading(checkpoint, images, seed=self.seed, device=device, batch=batch)
+            record = CheckRecord.of(found)
+            if folder is not None:
+                folder.write_frame(TABLE, check_frame(found))
+                folder.write_text(RECORD, json.dumps(record.to_dict(), indent=2) + "\n")
+        if record.warning is not None:
+            self.warn(record.warning)
+        return record
+
+
+def _found(folder: RunFolder) -> CheckRecord | None:
+    """That of an earlier sitting; None where there was none, or it is damaged."""
+    try:
+        of = json.loads((folder.path / RECORD).read_text(encoding="utf-8"))
+        record = CheckRecord(of["warning"], of["likely"], of["num_evaluations"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    texts = (record.warning, record.likely)
+    is_whole = all(isinstance(text, str | None) for text in texts)
+    return record if is_whole and isinstance(record.num_evaluations, int) else None
