@@ -184,7 +184,13 @@ def test_the_unet_is_not_called(small_model, monkeypatch):
 
 def test_a_run_does_not_begin_and_leaves_no_folder(small_images, tmp_path):
     with refused("another output"):
-        evaluate_nll(wrapped(WRONG["chance"][0]), small_images, out=tmp_path / "run")
+        evaluate_nll(
+            wrapped(WRONG["chance"][0]),
+            small_images,
+            estimator="every-pair",
+            draws=1,
+            out=tmp_path / "run",
+        )
     with refused("another output"):
         db.generate_samples(
             wrapped(WRONG["chance"][0]),

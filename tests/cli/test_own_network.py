@@ -1,0 +1,123 @@
+"""`--network` on the command line: from a folder with net.py and weights.pt to a bound."""
+
+import json
+
+import pytest
+import torch
+
+NET = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    image_channels, image_size = 1, 8
+
+    def __init__(self):
+        super().__init__()
+        self.time = nn.Embedding(40, 1)
+        self.conv = nn.Conv2d(1, 1, 3, padding=1)
+
+    def forward(self, x, t):
+        return self.conv(x) + self.time(t)[:, :, None, None]
+"""
+SAID = {
+    "--schedule": "linear:40:0.001:0.3",
+    "--prediction": "eps",
+    "--variance": "fixed_small",
+    "--time-input": "index",
+    "--data-range": "-1,1",
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    made = tmp_path / "own"
+    made.mkdir()
+    (made / "net.py").write_text(NET)
+    spaces = {}
+    exec(NET, spaces)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        torch.save(spaces["Net"]().state_dict(), made / "weights.pt")
+    return made
+
+
+def options(folder, **changed):
+    said = {**SAID, **{f"--{name.replace('_', '-')}": value for name, value in changed.items()}}
+    words = [word for name, value in said.items() if value is not None for word in (name, value)]
+    network = f"{folder / 'net.py'}:Net"
+    return ["--ckpt", folder / "weights.pt", "--network", network, *words]
+
+
+def evaluation(folder, small_npz, *more, **changed):
+    sizes = ["--data", small_npz, "--estimator", "every-pair", "--draws", "1"]
+    return ["nll", *options(folder, **changed), *sizes, *more]
+
+
+def test_it_is_evaluated_and_named(said, folder, small_npz, tmp_path):
+    status, printed, _ = said(
+        *evaluation(folder, small_npz, "--out", tmp_path / "run", "--format", "json")
+    )
+    assert status == 0
+    checkpoint = json.loads(printed)["checkpoint"]
+    assert checkpoint["family"] == "own network"
+    assert checkpoint["network"].endswith("net.py:Net")
+
+
+def test_it_is_sampled(said, folder, tmp_path):
+    status, _, told = said("sample", *options(folder), "-n", "2", "--out", tmp_path / "samples")
+    assert status == 0, told
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        (
+            dict.fromkeys(["schedule", "prediction", "variance", "time_input"]),
+            [
+                "--schedule linear:1000",
+                "--prediction eps",
+                "--variance fixed_large",
+                "--time-input index",
+            ],
+        ),
+        ({"schedule": None}, ["add --schedule linear:1000,"]),
+        ({"schedule": "linear:40"}, ["--schedule linear:40", "linear:40:0.0001:0.02"]),
+        ({"schedule": "betas:nowhere.npy"}, ["--schedule betas:nowhere.npy"]),
+        ({"schedule": "linear:50:0.001:0.3"}, ["nn.Embedding of 40 rows", "50 steps"]),
+        ({"time_input": "one-based"}, ["nn.Embedding of 40 rows", "--time-input one-based"]),
+        ({"time_input": "fraction"}, ["nn.Embedding", "whole"]),
+        ({"variance": "learned"}, ["--variance learned", "fixed_small"]),
+        ({"network": "nowhere.py:Net"}, ["nowhere.py"]),
+        ({"model_flags": "--image_size 8"}, ["--model-flags"]),
+        ({"weights": "ema"}, ["--weights ema", "weights.pt"]),
+    ],
+)
+def test_a_mistake_is_one_line_and_writes_nothing(refused, folder, small_npz, changed, words):
+    line = refused(*evaluation(folder, small_npz, **changed))
+    assert all(word in line for word in words), line
+
+
+def test_code_that_fails_is_one_line_with_its_place(refused, folder, small_npz):
+    (folder / "net.py").write_text(NET.replace("self.conv(x)", "self.convolution(x)"))
+    line = refused(*evaluation(folder, small_npz))
+    assert "net.py, line 14: AttributeError: 'Net' object has no attribute 'convolution'" in line
+    assert "x_t (2, 1, 8, 8) float32, time (2,) int64" in line
+
+
+def test_a_mistake_that_is_mended_leaves_the_folder_free(said, folder, small_npz, tmp_path):
+    command = evaluation(folder, small_npz, "--out", tmp_path / "run")
+    (folder / "net.py").write_text(NET.replace("self.conv(x)", "self.convolution(x)"))
+    assert said(*command)[0] == 2
+    (folder / "net.py").write_text(NET)
+    assert said(*command)[0] == 0
+    (folder / "net.py").write_text(NET.replace("self.conv(x)", "2 * self.conv(x)"))
+    status, _, told = said(*command)
+    assert status == 2
+    assert str(tmp_path / "run") in told
+
+
+def test_native_files_have_a_network_already(refused, small_checkpoint, folder, small_npz):
+    arguments = evaluation(folder, small_npz)
+    arguments[arguments.index("--ckpt") + 1] = small_checkpoint
+    assert "leave out --network" in refused(*arguments)
