@@ -226,6 +226,16 @@ def check_reading_check(summary: Mapping[str, Any], path: Path) -> None:
         check(summary, {"check": READING_CHECK}, path)
 
 
+def reading_warning(summary: Mapping[str, Any]) -> str | None:
+    """What spoke against the reading of a run's checkpoint before it; None if nothing did.
+
+    Args:
+        summary: the object of its `summary.json`, of this version or an older one.
+    """
+    found = summary.get("check")
+    return None if found is None else found["warning"]
+
+
 def _check(record: object, kinds: Kinds, path: Path, within: str) -> None:
     if not isinstance(record, dict):
         raise _damaged(path, within.rstrip(".") or "the whole")

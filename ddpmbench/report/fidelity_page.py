@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ddpmbench.report.checks import reading_warning
 from ddpmbench.report.fidelity import FidelityContents, reference_name
 from ddpmbench.report.printed_fidelity import (
     MEASURES,
@@ -55,7 +56,7 @@ def fid_page(contents: FidelityContents, svgs: Mapping[str, str]) -> str:
         summary=summary,
         headline=headline(summary),
         heading=_heading(summary),
-        notes=[*([only] if only else []), *_of_reading(summary), *summary["warnings"]],
+        notes=[line for line in (only, reading_warning(summary)) if line] + summary["warnings"],
         facts=joined(fidelity_facts(summary)),
         references=[reference_name(of) for of in references],
         rows=_rows(summary),
@@ -83,11 +84,6 @@ def joined(facts: Sequence[tuple[str, str]]) -> dict[str, str]:
         last = name or last
         found[last] = f"{found[last]}; {text}" if last in found else text
     return found
-
-
-def _of_reading(summary: Mapping[str, Any]) -> list[str]:
-    found = summary.get("check")
-    return [found["warning"]] if found is not None and found["warning"] is not None else []
 
 
 def _heading(summary: Mapping[str, Any]) -> str:

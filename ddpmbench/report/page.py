@@ -9,6 +9,7 @@ import pandas as pd
 from markupsafe import Markup, escape
 
 from ddpmbench.report import rate_distortion
+from ddpmbench.report.checks import reading_warning
 from ddpmbench.report.contents import RunContents
 from ddpmbench.report.correction import compared_note, uncorrected_note
 from ddpmbench.report.figures.style import shown
@@ -69,6 +70,7 @@ def run_page(contents: RunContents, svgs: Mapping[str, str]) -> str:
         "run.html.j2",
         summary=summary,
         partial=partial_line(summary) if "partial" in summary else None,
+        misread=reading_warning(summary),
         data=images_name(summary),
         these=_these(summary["num_images"]),
         spread=_spread(summary),
