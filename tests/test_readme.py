@@ -52,7 +52,7 @@ def run_folders(small_model, small_images, tmp_path_factory):
     every = {"estimator": "every-pair", "draws": 1}
     one = small_images.subset(1)
     report = evaluate_nll(small_model, one, **every, out=folder / "every-pair")
-    evaluate_nll(small_model, small_images, half_width=9, out=folder / "rotated-warp")
+    evaluate_nll(small_model, small_images, half_width=9, check=True, out=folder / "rotated-warp")
     progressive_pictures(small_model, one, report)
     for kind in ("every-pair", "rotated-warp"):
         write_report(folder / kind)

@@ -67,6 +67,9 @@ class CheckBefore:
         Raises:
             InputError: the folder cannot be written, or no batch fits into memory.
         """
+        is_short = self.num_evaluations < WORTH_A_CHECK
+        if self.wanted is False or (self.wanted is None and is_short):
+            return None
         return ranks.once(lambda: self._made(checkpoint, images, device, folder))
 
     def _made(
@@ -75,13 +78,9 @@ class CheckBefore:
         images: ImageSet,
         device: torch.device,
         folder: RunFolder | None,
-    ) -> CheckRecord | None:
-        if self.wanted is False:
-            return None
+    ) -> CheckRecord:
         record = None if folder is None else _found(folder)
         if record is None:
-            if self.wanted is None and self.num_evaluations < WORTH_A_CHECK:
-                return None
             self.note(_ANNOUNCEMENT)
             shape = images.pixels.shape[1:]
             batch = BatchSize(self.batch_size, device=device, image_shape=shape, warn=self.warn)

@@ -131,7 +131,7 @@ def evaluate_fid(
             made, settings.num_generated, known, settings.network, target, ranks, batch_size
         )
         if isinstance(made, Generation):
-            ranks.once(lambda: check_first_call(made.checkpoint, made.shape, target))
+            check_first_call(made.checkpoint, made.shape, device=target, ranks=ranks)
         identity = _identity(run, settings)
         refuse_other_runs({**identity, "num_generated": settings.num_generated}, ranks)
         folder = None if out is None else open_folder(Path(out), identity, ranks)

@@ -145,7 +145,7 @@ def evaluate_nll(
         target = resolve_device(device, ranks.local_rank)
         computed_in = resolve_precision(precision, target)
         sampling.check(checkpoint, images, seed=seed, precision=computed_in)
-        ranks.once(lambda: check_first_call(checkpoint, images.pixels.shape[1:], target))
+        check_first_call(checkpoint, images.pixels.shape[1:], device=target, ranks=ranks)
         conventions = _conventions(checkpoint, images, decoder=decoder)
         identity = {
             "schema": tables.SCHEMA,

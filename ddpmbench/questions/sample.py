@@ -91,7 +91,7 @@ def generate_samples(
         if ranks.count > 1 and out is None:
             raise InputError("--out: several processes need a folder that they share; name one")
         target = resolve_device(device, ranks.local_rank)
-        ranks.once(lambda: check_first_call(checkpoint, generation.shape, target))
+        check_first_call(checkpoint, generation.shape, device=target, ranks=ranks)
         tables = str(checkpoint.diffusion.to(target).dtype)
         identity = {
             "schema": SCHEMA,

@@ -118,7 +118,7 @@ def measure_speed(
         checkpoint.check_images(shape, images.source)
         refuse_reduced(images, checkpoint.data_range)
         num_images = len(images)
-    check_first_call(checkpoint, shape, target)
+    check_first_call(checkpoint, shape, device=target)
     identity = _identity(checkpoint, target, settings, batch_size)
     folder = None if out is None else RunFolder(Path(out), identity)
     probe = fitting_probe(checkpoint, images, target, batch_size=batch_size, tell=tell)

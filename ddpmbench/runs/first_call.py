@@ -17,12 +17,19 @@ from ddpmbench.inputs.checkpoints.own_code import calling
 from ddpmbench.network.unet import UNet
 from ddpmbench.runs.batch_size import is_out_of_memory
 from ddpmbench.runs.devices import evaluating, strict_float32
+from ddpmbench.runs.distributed import Ranks
 
 _TOLERANCE = 1e-2
 """Of the largest output: what another batch may change by rounding, with much to spare."""
 
 
-def check_first_call(checkpoint: Checkpoint, shape: tuple[int, ...], device: torch.device) -> None:
+def check_first_call(
+    checkpoint: Checkpoint,
+    shape: tuple[int, ...],
+    *,
+    device: torch.device,
+    ranks: Ranks | None = None,
+) -> None:
     """Call a network of the user's own on two images, and refuse what cannot be evaluated.
 
     The built-in U-Net is known, and not called; nor does memory that is too small matter here.
@@ -31,12 +38,20 @@ def check_first_call(checkpoint: Checkpoint, shape: tuple[int, ...], device: tor
         checkpoint: the model.
         shape: (C, H, W) of an image.
         device: where it will run.
+        ranks: the processes of the run, of which the first calls it; None of a single one.
 
     Raises:
         InputError: the network fails, or its output is not what the conventions say; one line.
     """
     if isinstance(checkpoint.network, UNet):
         return
+    if ranks is None:
+        _check(checkpoint, shape, device)
+    else:
+        ranks.once(lambda: _check(checkpoint, shape, device))
+
+
+def _check(checkpoint: Checkpoint, shape: tuple[int, ...], device: torch.device) -> None:
     first = _FirstCall(checkpoint.to(device), shape, device)
     with (
         torch.inference_mode(),

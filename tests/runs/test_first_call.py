@@ -43,7 +43,7 @@ def wrapped(call, *, variance="fixed_small", time_input="index", num_classes=0, 
 
 
 def check(*given, **named):
-    check_first_call(wrapped(*given, **named), SHAPE, CPU)
+    check_first_call(wrapped(*given, **named), SHAPE, device=CPU)
 
 
 def embedding(rows):
@@ -161,7 +161,7 @@ def test_nothing_of_the_network_is_changed():
     checkpoint = wrapped(look_up, **embedding(30))
     network = checkpoint.network.train()
     before, state = dict(network.state_dict()), torch.get_rng_state()
-    check_first_call(checkpoint, SHAPE, CPU)
+    check_first_call(checkpoint, SHAPE, device=CPU)
     assert network.training
     assert network.drop.training
     assert not network.steps._forward_pre_hooks
@@ -179,7 +179,7 @@ def test_memory_is_the_engine_s_matter(error):
 
 def test_the_unet_is_not_called(small_model, monkeypatch):
     monkeypatch.setattr(type(small_model.network), "forward", None)
-    check_first_call(small_model, SHAPE, CPU)
+    check_first_call(small_model, SHAPE, device=CPU)
 
 
 def test_a_run_does_not_begin_and_leaves_no_folder(small_images, tmp_path):
@@ -229,7 +229,7 @@ def test_steps_are_counted_in_whole_numbers_and_shares_are_not(time_input, times
     torch.testing.assert_close(found.double(), torch.tensor(times).double())
     respaced = checkpoint.respaced(2).network_time(torch.tensor([1, 2]))
     torch.testing.assert_close(respaced, found[[0, 2]])
-    check_first_call(checkpoint, SHAPE, CPU)
+    check_first_call(checkpoint, SHAPE, device=CPU)
     assert {t.dtype for t in seen} == {kind}
 
 
