@@ -15,10 +15,11 @@ def refuse_reduced(images: ImageSet, data_range: DataRange) -> None:
         data_range: of the model.
 
     Raises:
-        InputError: it has fewer than 256 levels, and no pixel is above its highest.
+        InputError: it has no more than half as many levels as pixels have, and no pixel is above
+            its highest; more levels leave a dark set in doubt, which is then taken as it is.
     """
     levels = data_range.levels
-    if levels == UNIT_RANGE.levels:
+    if levels > UNIT_RANGE.levels // 2:
         return
     for start in range(0, len(images), _PORTION):
         if images.pixels[start : start + _PORTION].max() >= levels:
@@ -26,5 +27,6 @@ def refuse_reduced(images: ImageSet, data_range: DataRange) -> None:
     raise InputError(
         f"--data {images.source}: no pixel is above {levels - 1}, so its images look reduced to "
         f"{levels} levels already, but --levels {levels} takes pixels on 0..255 and reduces them "
-        f"itself; save level k as the pixel 255 k / {levels - 1}"
+        f"itself; save level k as the pixel 256 k / {levels}, rounded up (of a set that is so dark take "
+        "more images)"
     )

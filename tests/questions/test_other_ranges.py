@@ -228,18 +228,20 @@ def test_samples_have_the_levels_of_the_model(small):
 # ---- images that look reduced already
 
 
-@pytest.mark.parametrize("levels", [2, 32])
+@pytest.mark.parametrize("levels", [2, 32, 100])
 def test_images_that_look_reduced_already_are_refused(small, small_images, levels):
     model = dataclasses.replace(small.respaced(2), data_range=DataRange(levels=levels))
     levels_of = small_images.pixels.astype(int) * levels // 256
     reduced = dataclasses.replace(small_images, pixels=levels_of.astype(np.uint8))
-    line = f"no pixel is above {levels - 1}, .* save level k as the pixel 255 k / {levels - 1}$"
+    line = (
+        f"no pixel is above {levels - 1}, .* save level k as the pixel 256 k / {levels}, rounded up"
+    )
     with pytest.raises(InputError, match=line):
         db.evaluate_nll(model, reduced, **PAIRS)
     with pytest.raises(InputError, match=line):
         db.measure_speed(model, reduced)
     # As the line says, they cost the same as the images that they come from.
-    pixels = np.rint(levels_of * 255 / (levels - 1)).astype(np.uint8)
+    pixels = np.ceil(256 * levels_of / levels).astype(np.uint8)
     saved = dataclasses.replace(small_images, pixels=pixels)
     found, expected = (db.evaluate_nll(model, of, **PAIRS) for of in (saved, small_images))
     assert found.summary["bits_per_dim"] == expected.summary["bits_per_dim"]

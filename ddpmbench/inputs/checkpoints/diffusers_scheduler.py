@@ -60,7 +60,7 @@ class Conventions:
         schedule: the noise schedule.
         prediction: what the network outputs.
         variance: the variance of the reverse process.
-        clip: whether the predicted x_start is clamped to [-1, 1].
+        clip: whether the predicted x_start is clamped to the data's range.
         notes: what the file did not say and an option settled, a line each.
     """
 
