@@ -27,6 +27,6 @@ def refuse_reduced(images: ImageSet, data_range: DataRange) -> None:
     raise InputError(
         f"--data {images.source}: no pixel is above {levels - 1}, so its images look reduced to "
         f"{levels} levels already, but --levels {levels} takes pixels on 0..255 and reduces them "
-        f"itself; save level k as the pixel 256 k / {levels}, rounded up (of a set that is so dark take "
-        "more images)"
+        f"itself; save level k as the pixel 256 k / {levels}, rounded up (of a set that is so "
+        "dark take more images)"
     )
