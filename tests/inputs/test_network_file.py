@@ -232,6 +232,22 @@ def test_buffers_that_are_masks_and_counts_are_no_damage(folder, net):
         folder.load("Masked")
 
 
+def test_what_a_module_keeps_besides_tensors_is_its_own(folder, net):
+    folder.add("""
+        class Extra(Net):
+            def get_extra_state(self): return {"version": 3}
+            def set_extra_state(self, state): pass
+        def build(state):
+            net = Extra()
+            net.load_state_dict(state)
+            return net
+    """)
+    folder.save({**net.state_dict(), "_extra_state": {"version": 3}})
+    same_outputs(folder.load("build"), net)
+    folder.save({**net.state_dict(), "_extra_state": torch.ones(1)})
+    same_outputs(folder.load("Extra"), net)
+
+
 def test_buffers_are_the_schedule(folder, net):
     betas = torch.linspace(0.002, 0.2, 20, dtype=torch.float64)
     folder.save({**net.state_dict(), "betas": betas})

@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint, TimeInput
-from ddpmbench.inputs.checkpoints.own_code import OwnFile, calling, own_file
-from ddpmbench.inputs.checkpoints.plain import is_plain, kind_of
+from ddpmbench.inputs.checkpoints.own_code import OwnFile, own_file
+from ddpmbench.inputs.checkpoints.own_weights import check_finite, load_own
 from ddpmbench.inputs.checkpoints.schedule_option import read_schedule
 from ddpmbench.inputs.checkpoints.schedule_tables import BUFFERS, ScheduleTables, alike
 from ddpmbench.inputs.checkpoints.settings import CheckpointSettings
 from ddpmbench.inputs.checkpoints.states import StateDict, find_state
 from ddpmbench.inputs.checkpoints.unsettled import UnsettledError
-from ddpmbench.inputs.checkpoints.weights import sha256_of, some_weights
+from ddpmbench.inputs.checkpoints.weights import sha256_of
 from ddpmbench.process.data_range import UNIT_RANGE
 from ddpmbench.process.prediction import Prediction, Variance
 
@@ -139,7 +139,7 @@ def _build(
         network = _network(file)
         if not found:
             found.append(_state_dict(network, content, path, weights))
-        _load(network, found[0], path, file.option)
+        load_own(network, found[0], path, file.option)
         return network
 
     return _twice(file, path, build), found[0]
@@ -172,13 +172,7 @@ def _twice(file: OwnFile, path: Path, build: Callable[[], nn.Module]) -> nn.Modu
             "it is not what was trained; it must come from the file of weights (a parameter or a "
             "registered buffer does), or be built the same every time"
         )
-    parameters = dict(built[0].named_parameters())
-    for name, tensor in built[0].state_dict().items():
-        finite = tensor.isfinite()
-        if name not in parameters:
-            finite |= tensor == -torch.inf  # a mask of attention
-        if not bool(finite.all()):
-            raise InputError(f"{path}: {name} holds NaN or infinite weights")
+    check_finite(built[0], path)
     return built[0]
 
 
@@ -220,46 +214,6 @@ def _state_dict(
         # Not all of them: where the first is, so that the rest can be named.
         found = find_state(content, path=path, known=[names[:1]], weights=weights)
     return found or StateDict(dict(content), kind=weights)
-
-
-def _load(network: nn.Module, state_dict: StateDict, path: Path, option: str) -> None:
-    tensors = {n: value for n, value in state_dict.weights.items() if isinstance(value, Tensor)}
-    expected = network.state_dict()
-    # Tables of the schedule beside the weights are read where they are needed.
-    tables = ScheduleTables.among({n: t for n, t in tensors.items() if n not in expected})
-    weights = {name: tensor for name, tensor in tensors.items() if name not in tables.names}
-    for name, wanted in expected.items():
-        # what has another shape is named by torch, and may declare more than there is memory for
-        if name in weights and weights[name].shape == wanted.shape:
-            weights[name] = _as_wanted(weights[name], wanted, f"{path}: {name}", option)
-    assign = any(parameter.is_meta for parameter in network.parameters())
-    missing, unexpected = calling(
-        lambda: network.load_state_dict(weights, strict=False, assign=assign),
-        f"--network {option}: {path} does not fit",
-    )
-    if missing or unexpected:
-        sides = (("missing", missing), ("left over", unexpected))
-        what = "; ".join(f"{some_weights(names)} {side}" for side, names in sides if names)
-        raise InputError(f"{path}: {what}; these are not the weights of --network {option}")
-
-
-def _as_wanted(tensor: Tensor, wanted: Tensor, named: str, option: str) -> Tensor:
-    """A weight as the network computes with it; of another kind of number it is not one.
-
-    Copying would make floats of integers, and drop imaginary parts, without a word.
-    """
-    is_float = wanted.is_floating_point()
-    if tensor.is_floating_point() != is_float or tensor.is_complex() != wanted.is_complex():
-        raise InputError(
-            f"{named} is {kind_of(tensor)}, and --network {option} has {kind_of(wanted)} there; "
-            f"save it as {kind_of(wanted)}"
-        )
-    if is_float and not is_plain(tensor):
-        raise InputError(
-            f"{named} is no plain floating-point tensor ({kind_of(tensor)}); save the weights as "
-            "float32"
-        )
-    return tensor.float() if is_float else tensor
 
 
 def _difference(one: nn.Module, other: nn.Module) -> str | None:
