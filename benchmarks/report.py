@@ -14,7 +14,7 @@ import click
 import pandas as pd
 
 from ddpmbench.errors import InputError
-from ddpmbench.files import naming, replacing
+from ddpmbench.files import replacing, writing_to
 from ddpmbench.report.figures.throughput import batch_figure, parts_figure, peak_figure
 from ddpmbench.report.throughput import (
     device_slug,
@@ -37,7 +37,7 @@ def main(file, out):
     try:
         found = read_benchmarks(file)
         frame, parts, record = throughput_frame(found), parts_frame(found), machine_record(found)
-        with naming(out):
+        with writing_to(out):
             out.mkdir(parents=True, exist_ok=True)
         for device, rows in frame.groupby("device", sort=False):
             slug, own = device_slug(device), rows.dropna(axis="columns", how="all")
@@ -52,7 +52,7 @@ def main(file, out):
 
 
 def write(place, text):
-    with naming(place.parent), replacing(place) as temporary:
+    with writing_to(place.parent), replacing(place) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 

@@ -49,16 +49,17 @@ def move_into_place(made: Path, place: Path) -> None:
         made.replace(place)
         return
     before = made.with_name(f"{made.name}.before")
-    place.replace(before)
     try:
+        place.replace(before)
         made.replace(place)
-    except OSError:
-        before.replace(place)
+    except BaseException:  # an interruption, too: the scratch folder and all in it will be gone
+        if before.exists() and not place.exists():
+            before.replace(place)
         raise
 
 
 @contextlib.contextmanager
-def naming(folder: Path, option: str = "--out") -> Iterator[None]:
+def writing_to(folder: Path, option: str = "--out") -> Iterator[None]:
     """Turn what the file system refuses into an InputError that names the folder.
 
     Args:

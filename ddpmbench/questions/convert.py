@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ddpmbench.errors import InputError
-from ddpmbench.files import move_into_place, naming, scratch_folder
+from ddpmbench.files import move_into_place, scratch_folder, writing_to
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.inputs.checkpoints.diffusers_writer import refuse_inexpressible, write_diffusers
 from ddpmbench.inputs.checkpoints.load import load_checkpoint
@@ -22,6 +22,8 @@ FAMILIES = ("native", "diffusers")
 """What can be written."""
 SCHEMA = "ddpmbench.convert/1"
 _SUFFIX = ".safetensors"
+_OF_FILES = (".pt", ".pth", ".ckpt", ".bin")
+"""Endings of what is no folder to anybody, and which nothing here writes."""
 _PIPELINE = {"model_index.json", "unet", "scheduler", "README.md", ".gitattributes"}
 """All that is in the folder of a pipeline that may be overwritten."""
 _STEPS = 8
@@ -81,7 +83,7 @@ def convert_checkpoint(
         )
     if family == "diffusers":
         refuse_inexpressible(checkpoint)
-    with naming(place, "OUT"), scratch_folder(place) as scratch:
+    with writing_to(place, "OUT"), scratch_folder(place) as scratch:
         made = scratch / place.name
         if family == "native":
             write_native(made, checkpoint, training=checkpoint.training)
@@ -98,19 +100,26 @@ def convert_checkpoint(
         "written": _record(written),
         "path": str(place),
         **proof,
-        "notes": _notes(written),
+        "notes": _notes(checkpoint, written),
     }
     return Conversion(written, place, summary)
 
 
 def _family(place: Path, to: str | None) -> str:
     """What to write: as `to` says, or the name; the two must not contradict each other."""
+    if place.name in ("", ".."):
+        raise InputError(f"OUT {place}: has no name of its own; name the file or folder to write")
     by_name = "native" if place.suffix == _SUFFIX else "diffusers"
     if to not in (None, *FAMILIES):
         raise InputError(f"--to {to}: choose from {', '.join(FAMILIES)}")
     if to is not None and to != by_name:
         needs = f"is a file that ends in {_SUFFIX}" if to == "native" else "is a folder"
         raise InputError(f"OUT {place}: {to} {needs}; give it another name")
+    if to is None and place.suffix.lower() in _OF_FILES:
+        raise InputError(
+            f"OUT {place}: no {place.suffix} file is written; name it "
+            f"{place.with_suffix(_SUFFIX).name} (native), or pass --to diffusers for a folder"
+        )
     return by_name
 
 
@@ -222,9 +231,12 @@ def _record(checkpoint: Checkpoint) -> dict[str, object]:
     }
 
 
-def _notes(written: Checkpoint) -> list[str]:
+def _notes(read: Checkpoint, written: Checkpoint) -> list[str]:
     """What whoever uses the folder with diffusers must know."""
     notes = []
+    if written.family == "diffusers" and read.weights is not None:
+        kind = {"ema": "averaged weights", "raw": "a training's last weights, not averaged"}
+        notes.append(f"diffusers' files do not say that these are {kind[read.weights]}")
     if written.family == "diffusers" and written.num_classes:
         notes.append(
             "DDPMPipeline passes no class; call its unet with class_labels, and its scheduler"

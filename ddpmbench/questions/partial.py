@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ddpmbench.errors import InputError
-from ddpmbench.files import naming, replacing
+from ddpmbench.files import replacing, writing_to
 from ddpmbench.likelihood.partial import PartialBound, partial_bound
 from ddpmbench.likelihood.terms import TermTable
 from ddpmbench.process.units import NATS_PER_BIT
@@ -142,7 +142,7 @@ def _summary(
 
 
 def _write(partial: PartialRun) -> None:
-    with naming(partial.folder):
+    with writing_to(partial.folder):
         partial.folder.mkdir(exist_ok=True)
         for name, frame in (
             ("per_timestep.csv", partial.per_timestep),

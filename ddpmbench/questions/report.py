@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from ddpmbench.errors import InputError
-from ddpmbench.files import naming, replacing
+from ddpmbench.files import replacing, writing_to
 from ddpmbench.questions.fidelity_report import report_of_fidelity, report_of_fidelity_comparison
 from ddpmbench.questions.partial import SCHEMA as PARTIAL_SCHEMA
 from ddpmbench.questions.partial import reduce_what_is_left
@@ -80,7 +80,7 @@ def write_report(run: str | Path, *, partial: bool = False) -> Path:
         refuse_losses(finished, option="")
         page = _of_run(finished)
         write_hugging_face(path, finished.summary)
-    with naming(path), replacing(path / PAGE) as temporary:
+    with writing_to(path), replacing(path / PAGE) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return path / PAGE
 

@@ -7,7 +7,7 @@ hub, and the older `model-index` at the head of a model card. The hub's own pack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ddpmbench.files import naming, replacing
+from ddpmbench.files import replacing, writing_to
 from ddpmbench.runs.finished import FinishedRun
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def write_hugging_face(folder: Path, summary: dict[str, Any]) -> list[Path]:
     texts = {MODEL_INDEX: card.to_yaml() + "\n"}
     if entries := eval_results(summary, version=version):
         texts[EVAL_RESULTS] = yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False)
-    with naming(folder):
+    with writing_to(folder):
         for place, text in texts.items():
             (folder / place).parent.mkdir(parents=True, exist_ok=True)
             with replacing(folder / place) as temporary:

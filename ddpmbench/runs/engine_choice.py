@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from ddpmbench.files import naming, replacing
+from ddpmbench.files import replacing, writing_to
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.network.precision import Precision
 from ddpmbench.network.unet import UNet
@@ -189,5 +189,5 @@ def _read(path: Path, device: torch.device, precision: Precision) -> EngineChoic
 
 def _write(path: Path, device: torch.device, choice: EngineChoice) -> None:
     record = {"device": device.type, **dataclasses.asdict(choice)}
-    with naming(path.parent), replacing(path) as temporary:
+    with writing_to(path.parent), replacing(path) as temporary:
         temporary.write_text(json.dumps(record, indent=2) + "\n")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from ddpmbench.errors import InputError
-from ddpmbench.files import naming, replacing
+from ddpmbench.files import replacing, writing_to
 from ddpmbench.runs.shards import Shards
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class RunFolder:
             InputError: the path is no folder, holds something else, or cannot be written.
         """
         self.path = path
-        with naming(path):
+        with writing_to(path):
             if path.exists() and not path.is_dir():
                 raise InputError(f"--out {path}: is a file; name a folder")
             if (path / IDENTITY).exists():
@@ -56,7 +56,7 @@ class RunFolder:
 
     def shards(self, name: str) -> Shards:
         """The terms of the rows of this name."""
-        with naming(self.path):
+        with writing_to(self.path):
             (self.path / "shards").mkdir(exist_ok=True)
         return Shards(self.path / "shards", name)
 
@@ -88,7 +88,7 @@ class RunFolder:
     @contextlib.contextmanager
     def replacing(self, name: str) -> Iterator[Path]:
         """A path to write to, which takes the place of the file `name` if nothing fails."""
-        with naming(self.path), replacing(self.path / name) as temporary:
+        with writing_to(self.path), replacing(self.path / name) as temporary:
             yield temporary
 
     def write_frame(self, name: str, frame: pd.DataFrame) -> None:
@@ -124,7 +124,7 @@ def write_figure(folder: Path, name: str, figure: "Figure", numbers: pd.DataFram
         x, y, width, height = axes.get_position(original=True).bounds
         axes.set_position((round(x, 5), round(y, 5), round(width, 5), round(height, 5)))
     with (
-        naming(folder),
+        writing_to(folder),
         matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "ddpmbench"}),
     ):
         figures.mkdir(exist_ok=True)

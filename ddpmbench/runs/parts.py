@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ddpmbench.array_store import store
 from ddpmbench.errors import InputError
-from ddpmbench.files import naming, replacing
+from ddpmbench.files import replacing, writing_to
 from ddpmbench.runs.positions import gaps_between, wait_until_there
 
 Arrays = dict[str, NDArray[Any]]
@@ -101,7 +101,7 @@ class FolderParts:
         """
         path = self.folder / f"{start:09d}-{start + _length(arrays):09d}.npz"
         record = {_SECONDS: np.float64(seconds), _DEVICE: np.str_(device)}
-        with naming(self.folder.parent, self._option):
+        with writing_to(self.folder.parent, self._option):
             self.folder.mkdir(parents=True, exist_ok=True)
             with replacing(path) as temporary, temporary.open("wb") as file:
                 np.savez(file, **arrays, **record)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ddpmbench.errors import InputError
-from ddpmbench.files import naming, replacing
+from ddpmbench.files import replacing, writing_to
 from ddpmbench.quality.pictures import Interpolation, ProgressiveDecoding, ProgressiveGeneration
 
 PICTURES = "pictures.npz"
@@ -99,7 +99,11 @@ class Pictures:
             record = getattr(self, kind.name)
             for field in dataclasses.fields(record) if record is not None else ():
                 arrays[f"{kind.name}.{field.name}"] = getattr(record, field.name)
-        with naming(folder), replacing(folder / PICTURES) as temporary, temporary.open("wb") as out:
+        with (
+            writing_to(folder),
+            replacing(folder / PICTURES) as temporary,
+            temporary.open("wb") as out,
+        ):
             np.savez_compressed(out, **arrays)
 
 

@@ -11,7 +11,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from ddpmbench.errors import InputError
-from ddpmbench.files import naming, replacing
+from ddpmbench.files import replacing, writing_to
 from ddpmbench.process.units import EightBit
 from ddpmbench.quality.sampling import Sampler
 from ddpmbench.runs.engine import Engine
@@ -92,7 +92,7 @@ def write_samples(path: Path, pixels: Pixels, labels: NDArray[np.int64] | None) 
     header = npy.header_data_from_array_1_0(pixels[:0])
     header |= {"shape": (count, height, width, channels), "fortran_order": False}
     with (
-        naming(path.parent),
+        writing_to(path.parent),
         replacing(path) as temporary,
         zipfile.ZipFile(temporary, "w") as archive,
     ):
@@ -118,7 +118,7 @@ def write_pngs(folder: Path, pixels: Pixels) -> None:
         raise InputError(
             f"--png: Pillow, which writes them, cannot be imported ({error}): pip install pillow"
         ) from error
-    with naming(folder.parent):
+    with writing_to(folder.parent):
         folder.mkdir(exist_ok=True)
         for index, image in enumerate(pixels):
             place = folder / f"{index:06d}.png"

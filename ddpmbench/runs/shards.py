@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ddpmbench.errors import InputError
-from ddpmbench.files import naming, replacing
+from ddpmbench.files import replacing, writing_to
 from ddpmbench.likelihood.design import Design
 from ddpmbench.likelihood.terms import VALUE_COLUMNS, Rows, TermTable
 from ddpmbench.runs.positions import gaps_between
@@ -113,7 +113,7 @@ class Shards:
         metadata = {_SECONDS: repr(seconds).encode(), _DEVICE: device.encode()}
         arrow = arrow.replace_schema_metadata(metadata)
         path = self._folder / self.name_of(start, start + len(table))
-        with naming(self._folder.parent), replacing(path) as temporary:
+        with writing_to(self._folder.parent), replacing(path) as temporary:
             pq.write_table(arrow, temporary)
 
     def missing(self, length: int) -> list[tuple[int, int]]:
@@ -184,7 +184,7 @@ class Shards:
         return {_metadata(path)[_DEVICE].decode() for _, _, path in self._ranges(length)}
 
     def _ranges(self, length: int) -> list[tuple[int, int, Path]]:
-        with naming(self._folder.parent):
+        with writing_to(self._folder.parent):
             matches = [(self._pattern.fullmatch(p.name), p) for p in self._folder.iterdir()]
         ranges = sorted(
             (int(m[1]), int(m[2]), path)

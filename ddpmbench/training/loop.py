@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ddpmbench.errors import InputError
-from ddpmbench.files import naming
+from ddpmbench.files import writing_to
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.inputs.checkpoints.load import TRAINED
 from ddpmbench.inputs.images import ImageSet
@@ -105,7 +105,7 @@ def train(
                 on_progress(TrainingProgress(state.step, steps, _end_interval(state)))
             is_due = time.perf_counter() - saved >= SAVE_SECONDS
             if is_due or state.step == steps or interrupted.is_set():
-                with naming(folder):
+                with writing_to(folder):
                     state.save(state_path, fingerprint)
                     publish(state, recipe, model, images, folder)
                 saved = time.perf_counter()
@@ -148,7 +148,7 @@ def _end_interval(state: TrainingState) -> float:
 
 
 def _claim(folder: Path, state_path: Path) -> None:
-    with naming(folder):
+    with writing_to(folder):
         if folder.is_dir() and any(folder.iterdir()) and not state_path.exists():
             raise InputError(f"--out {folder}: holds files but no training run; name a new folder")
         folder.mkdir(parents=True, exist_ok=True)

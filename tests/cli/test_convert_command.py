@@ -91,6 +91,8 @@ def test_the_checkpoint_of_the_package(ran, tmp_path):
         (["{small}", "{new}", "--timesteps", "5"], ["--timesteps"]),
         (["{small}", "{new}", "--format", "csv"], ["--format"]),
         (["{small}"], ["OUT"]),
+        (["{small}", "{new}.pt"], ["OUT {new}.pt", "{new}.safetensors", "--to diffusers"]),
+        (["{small}", ".", "--overwrite"], ["OUT .", "no name"]),
         (["nowhere.pt", "{new}"], ["nowhere.pt"]),
         (["{openai}", "{new}"], ["{openai}", "--model-flags"]),
         (["{openai}", "{new}", "--model-flags", FLAGS + " --diffusion_steps 4000"], ["999.75 at"]),

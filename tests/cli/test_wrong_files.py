@@ -68,6 +68,9 @@ class Wrong:
         words: what the line must hold besides the path.
         options: those that would do for a file of the kind that it is taken for.
         unsettled: whether nothing is wrong but that options are missing or others.
+    raw: whether a whole model stands beside what is wrong, which `--weights raw` names.
+    own: whether its network is whole and wrong for what it is of, which is for those to know who
+        bring a network of their own.
     """
 
     name: str
@@ -75,6 +78,8 @@ class Wrong:
     words: tuple[str, ...]
     options: tuple[str, ...] = ()
     unsettled: bool = False
+    raw: bool = False
+    own: bool = False
 
 
 def saved(content, name="model.pt", **how):
@@ -117,6 +122,20 @@ def cut(make, share):
 def picture(folder):
     Image.new("RGB", (8, 8)).save(folder / "model.png")
     return (folder / "model.png").rename(folder / "model.pt")
+
+
+def with_bytes(make, name, offset, value):
+    """An archive with some bytes changed, counted from the first entry of its table or its end."""
+
+    def made(folder):
+        path = make(folder)
+        content = bytearray(path.read_bytes())
+        start = content.index({"entry": b"PK\1\2", "end": b"PK\5\6"}[name]) + offset
+        content[start : start + len(value)] = value
+        path.write_bytes(content)
+        return path
+
+    return made
 
 
 def archive(*members, compression=zipfile.ZIP_STORED):
@@ -239,6 +258,24 @@ NO_CHECKPOINT = [
     Wrong("TorchScript", program, ("TorchScript", "state_dict()")),
     Wrong("a cut state dict", cut(saved(OPENAI), 0.7), ("truncated",), FOR_OPENAI),
     Wrong(
+        "a state dict whose table of contents is spoiled",
+        with_bytes(saved(OPENAI), "entry", 0, b"XX"),
+        ("truncated or damaged; copy",),
+        FOR_OPENAI,
+    ),
+    Wrong(
+        "a state dict for an archiver of version 9.9",
+        with_bytes(saved(OPENAI), "entry", 6, bytes([99])),
+        ("truncated or damaged; copy",),
+        FOR_OPENAI,
+    ),
+    Wrong(
+        "a state dict on several disks",
+        with_bytes(saved(OPENAI), "end", -16, struct.pack("<L", 2)),
+        ("truncated or damaged; copy",),
+        FOR_OPENAI,
+    ),
+    Wrong(
         "a cut state dict of old",
         cut(saved(OPENAI, _use_new_zipfile_serialization=False), 0.7),
         ("truncated",),
@@ -284,6 +321,7 @@ OTHER_THINGS = [
         saved({"model": OPENAI, "ema": {"shadow_params": list(OPENAI.values())}}),
         ("ema/shadow_params", "--weights raw"),
         FOR_OPENAI,
+        raw=True,
     ),
     Wrong(
         "two models",
@@ -338,6 +376,7 @@ OTHER_NETWORKS = [
         ),
         ("latents", "first_stage_model"),
         FOR_OPENAI,
+        own=True,
     ),
     Wrong(
         "a network with cross attention",
@@ -414,6 +453,35 @@ NOT_WHOLE = [
         saved(changed(OPENAI, **{MIDDLE: (1e6 * OPENAI[MIDDLE]).half()})),
         (MIDDLE, "infinite"),
         FOR_OPENAI,
+    ),
+    Wrong(
+        "openai with a NaN of 8 bits",
+        saved(changed(OPENAI, **{MIDDLE: (OPENAI[MIDDLE] * torch.nan).to(torch.float8_e4m3fn)})),
+        (MIDDLE, "NaN"),
+        FOR_OPENAI,
+    ),
+    Wrong(
+        "openai in 4 bits",
+        saved(
+            changed(
+                OPENAI,
+                **{MIDDLE: OPENAI[MIDDLE].to(torch.uint8).view(torch.float4_e2m1fn_x2)},
+            )
+        ),
+        (MIDDLE, "float4_e2m1fn_x2"),
+        FOR_OPENAI,
+    ),
+    Wrong(
+        "openai beside betas without numbers",
+        saved({**changed(OPENAI, **{MIDDLE: None}), "betas": torch.ones(9, device="meta")}),
+        (MIDDLE,),
+        FOR_OPENAI,
+    ),
+    Wrong(
+        "pesser beside betas that declare 4 TB",
+        saved({"model": PESSER, "betas": torch.ones(1).as_strided([2**40], [0])}),
+        ("--schedule",),
+        unsettled=True,
     ),
     Wrong("openai in 8 bits", saved(quantized), (MIDDLE, "float32"), FOR_OPENAI),
     Wrong(
@@ -549,7 +617,6 @@ def test_a_wrong_file_is_one_line_that_names_it(wrong, place, refused):
     line = refused("nll", "--ckpt", path, *wrong.options)
     for word in (str(path), *wrong.words):
         assert word in line
-    assert "Traceback" not in line
 
 
 def test_the_corpus_is_one():
@@ -557,26 +624,100 @@ def test_the_corpus_is_one():
     assert len({wrong.name for wrong in CORPUS}) == len(CORPUS)
 
 
-@pytest.mark.parametrize(
+# ---- whatever is said of them
+
+IS_OPENAI = {"model_flags": FLAGS}
+IS_PESSER = {"schedule": "linear:1000", "variance": "fixed_large"}
+OWN = """
+from torch import empty, nn
+
+def build(shapes):
+    network = nn.Module()
+    for name, shape in shapes.items():
+        *path, leaf = name.split(".")
+        inner = network
+        for part in path:
+            if part not in inner._modules:
+                inner.add_module(part, nn.Module())
+            inner = inner._modules[part]
+        inner.register_parameter(leaf, nn.Parameter(empty(shape)))
+    return network
+
+def openai(): return build({openai})
+def pesser(): return build({pesser})
+"""
+
+
+def shapes(weights):
+    return {name: tuple(weight.shape) for name, weight in weights.items()}
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """What is said with a network of one's own that has the very weights of a family's."""
+    path = tmp_path_factory.mktemp("own") / "net.py"
+    path.write_text(
+        OWN.replace("{openai}", repr(shapes(OPENAI))).replace("{pesser}", repr(shapes(PESSER)))
+    )
+
+    def said(name):
+        return {
+            **IS_PESSER,
+            "network": f"{path}:{name}",
+            "prediction": "eps",
+            "time_input": "index",
+        }
+
+    return said
+
+
+not_unsettled = pytest.mark.parametrize(
     "wrong", [wrong for wrong in CORPUS if not wrong.unsettled], ids=lambda wrong: wrong.name
 )
-def test_what_its_family_s_files_need_does_not_make_it_a_model(wrong, place):
+
+
+@not_unsettled
+@pytest.mark.parametrize("weights", [None, "ema", "raw"])
+def test_what_its_family_s_files_need_does_not_make_it_a_model(wrong, weights, place):
     path = wrong.make(place)
-    for said in (
-        {},
-        {"model_flags": FLAGS},
-        {"schedule": "linear:1000", "variance": "fixed_large"},
-        {"weights": "ema", "model_flags": FLAGS},
-    ):
+    for said in ({}, IS_OPENAI, IS_PESSER):
+        settings = CheckpointSettings(**said, weights=weights)
+        if wrong.raw and weights == "raw" and said is IS_OPENAI:
+            holds(load_checkpoint(path, settings), OPENAI)
+            continue
         with pytest.raises(InputError):
-            load_checkpoint(path, CheckpointSettings(**said))
+            load_checkpoint(path, settings)
+
+
+@not_unsettled
+def test_nor_does_a_network_of_one_s_own(wrong, place, own):
+    path = wrong.make(place)
+    for family in ("openai", "pesser"):
+        for weights in (None, "raw"):
+            settings = CheckpointSettings(**own(family), weights=weights)
+            if family == "openai" and (wrong.own or (wrong.raw and weights == "raw")):
+                holds(load_checkpoint(path, settings), OPENAI)
+                continue
+            with pytest.raises(InputError):
+                load_checkpoint(path, settings)
+
+
+def holds(checkpoint, weights):
+    """Whether its network has all these numbers and no others, whatever it calls them.
+
+    Queries, keys and values may lie in other places of one weight, and pixels in no dimensions.
+    """
+    mine = checkpoint.network.state_dict().values()
+    ours, theirs = (
+        torch.cat([weight.flatten() for weight in found]).sort().values
+        for found in (mine, weights.values())
+    )
+    assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize("weights", [OPENAI, PESSER], ids=["openai", "pesser"])
-def test_what_the_corpus_is_made_of_is_read_where_nothing_is_wrong(weights, place):
+def test_what_the_corpus_is_made_of_is_read_where_nothing_is_wrong(weights, place, own):
     path = saved(weights)(place)
-    said = {"model_flags": FLAGS} if weights is OPENAI else {"schedule": "linear:1000"}
-    loaded = load_checkpoint(
-        path, CheckpointSettings(variance=None if weights is OPENAI else "fixed_large", **said)
-    )
-    assert loaded.network is not None
+    is_openai = weights is OPENAI
+    for said in (IS_OPENAI if is_openai else IS_PESSER, own("openai" if is_openai else "pesser")):
+        holds(load_checkpoint(path, CheckpointSettings(**said)), weights)

@@ -37,6 +37,10 @@ class Net(nn.Module):
 """
 
 
+COUNT, VAR = "norm.num_batches_tracked", "norm.running_var"
+EIGHT = torch.float8_e4m3fn
+
+
 class Folder:
     """A folder with net.py and weights.pt, as people have it."""
 
@@ -193,6 +197,55 @@ def test_weights_of_16_bits_are_computed_with_in_32(folder, net):
     checkpoint = folder.load()
     assert {p.dtype for p in checkpoint.network.parameters()} == {torch.float32}
     assert any("float16" in note for note in checkpoint.notes)
+
+
+def test_weights_of_8_bits_are_computed_with_in_32_and_noted(folder, net):
+    folder.save(
+        {n: v.to(EIGHT) if v.is_floating_point() else v for n, v in net.state_dict().items()}
+    )
+    for name in ("Net", "on_meta"):
+        folder.add("""
+            def on_meta():
+                with torch.device("meta"):
+                    return Net()
+        """)
+        checkpoint = folder.load(name)
+        for weight, own in zip(checkpoint.network.parameters(), net.parameters(), strict=True):
+            assert torch.equal(weight, own.to(EIGHT).float())
+        assert any("float8_e4m3fn" in note for note in checkpoint.notes)
+
+
+def test_buffers_that_are_masks_and_counts_are_no_damage(folder, net):
+    folder.add("""
+        class Masked(Net):
+            def __init__(self):
+                super().__init__()
+                self.register_buffer("mask", torch.zeros(3, 3))
+    """)
+    mask = torch.full((3, 3), -torch.inf).triu(1)
+    folder.save({**net.state_dict(), COUNT: net.state_dict()[COUNT].int(), "mask": mask})
+    checkpoint = folder.load("Masked")
+    assert torch.equal(checkpoint.network.mask, mask)
+    same_outputs(checkpoint, net)
+    folder.save({**net.state_dict(), "mask": -mask})
+    with refused("mask holds NaN or infinite"):
+        folder.load("Masked")
+
+
+def test_what_a_module_keeps_besides_tensors_is_its_own(folder, net):
+    folder.add("""
+        class Extra(Net):
+            def get_extra_state(self): return {"version": 3}
+            def set_extra_state(self, state): pass
+        def build(state):
+            net = Extra()
+            net.load_state_dict(state)
+            return net
+    """)
+    folder.save({**net.state_dict(), "_extra_state": {"version": 3}})
+    same_outputs(folder.load("build"), net)
+    folder.save({**net.state_dict(), "_extra_state": torch.ones(1)})
+    same_outputs(folder.load("Extra"), net)
 
 
 def test_buffers_are_the_schedule(folder, net):
@@ -421,6 +474,11 @@ def test_an_option_that_names_no_network(folder, option, words):
         load_checkpoint(folder.path / "weights.pt", CheckpointSettings(network=option, **SAID))
 
 
+def huge():
+    """One number that declares 4 TB."""
+    return torch.ones(1).as_strided([2**10] * 4, [0] * 4)
+
+
 def without(state, name):
     return {key: value for key, value in state.items() if key != name}
 
@@ -434,6 +492,17 @@ def without(state, name):
         (lambda s: {**s, "more.weight": torch.zeros(3)}, ["weight more.weight left over"]),
         (lambda s: {**s, "last.bias": torch.zeros(2)}, ["size mismatch for last.bias"]),
         (lambda s: {**s, "last.bias": torch.full((1,), torch.nan)}, ["last.bias holds NaN"]),
+        (lambda s: {**s, "last.bias": s["last.bias"].to(torch.int8)}, ["last.bias is int8"]),
+        (lambda s: {**s, "last.bias": s["last.bias"] > 0}, ["last.bias is bool"]),
+        (lambda s: {**s, "last.bias": s["last.bias"] * 1j}, ["last.bias is complex64"]),
+        (lambda s: {**s, COUNT: s[COUNT].float()}, [f"{COUNT} is float32", "has int64"]),
+        (lambda s: {**s, COUNT: s[COUNT] * 1j}, [f"{COUNT} is complex64", "has int64"]),
+        (lambda s: {**s, "last.bias": s["last.bias"].to_sparse()}, ["last.bias", "sparse_coo"]),
+        (lambda s: {**s, "last.bias": s["last.bias"].to("meta")}, ["last.bias", "no plain"]),
+        (lambda s: {**s, "last.weight": huge()}, ["size mismatch for last.weight"]),
+        (lambda s: {**s, VAR: torch.full((4,), torch.nan)}, [f"{VAR} holds NaN"]),
+        (lambda s: {**s, VAR: torch.full((4,), torch.inf)}, [f"{VAR} holds NaN or inf"]),
+        (lambda s: {**s, VAR: torch.full((4,), 1e6).half()}, [f"{VAR} holds NaN or inf"]),
         (lambda s: {"fc.weight": torch.zeros(3)}, ["missing", "fc.weight left over"]),
         (lambda s: {"state": {}, "param_groups": []}, ["optimizer"]),
         (lambda s: {}, ["missing"]),

@@ -1,5 +1,7 @@
 """`--schedule`: each form is its constructor, and whatever is unclear is refused in one line."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -169,11 +171,26 @@ def test_buffers_are_found_and_agree(tensors):
         ({"a__betas": BETAS, "b__betas": BETAS / 2}, ["a.betas and b.betas"]),
         ({"betas": BETAS[:500], "alphas_cumprod": PRODUCTS}, ["contradict"]),
         ({"betas": BETAS.half()}, ["betas has 16 bits"]),
+        ({"betas": (10 * BETAS).to(torch.float8_e5m2)}, ["betas has 8 bits"]),
+        ({"betas": BETAS.to_sparse()}, ["no betas"]),
+        ({"betas": BETAS.to("meta")}, ["no betas"]),
+        ({"betas": torch.ones(1).mul(0.5).as_strided([10**12], [0])}, ["no betas"]),
+        ({"betas": torch.ones(1).mul(0.5).as_strided([1000], [0])}, ["no betas"]),
+        ({"betas": BETAS[:1].repeat(10**6 + 1)}, ["no betas"]),
+        ({"betas": BETAS.to(torch.complex64)}, ["no betas"]),
     ],
 )
 def test_buffers_that_are_unclear(tensors, words):
     with refused("--schedule buffers", *words):
         read(**tensors)
+
+
+def test_buffers_of_integers_for_floats_are_none():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # people have such files, though torch advises against it
+        quantized = torch.quantize_per_tensor(SINGLE, 1e-4, 0, torch.quint8)
+    with refused("--schedule buffers", "no betas"):
+        read(betas=quantized)
 
 
 # ---- of a checkpoint that says its own

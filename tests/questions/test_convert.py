@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -418,6 +419,66 @@ def test_a_name_that_contradicts_the_family(tmp_path):
         db.convert_checkpoint(model(), tmp_path / "model.safetensors", to="diffusers")
     with refused("--to onnx", "native, diffusers"):
         db.convert_checkpoint(model(), tmp_path / "model", to="onnx")
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".ckpt", ".bin", ".PT"])
+def test_a_folder_is_not_called_as_files_are_unless_asked_for(tmp_path, suffix):
+    place = tmp_path / f"a{suffix}"
+    with refused(f"OUT {place}", "a.safetensors", "--to diffusers"):
+        db.convert_checkpoint(model(), place)
+    assert not place.exists()
+    if suffix == ".pt":
+        assert db.convert_checkpoint(model(), place, to="diffusers").checkpoint.family
+        assert place.is_dir()
+
+
+@pytest.mark.parametrize("out", [".", "..", "model/..", "/"])
+def test_a_place_without_a_name(tmp_path, monkeypatch, out):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with refused("OUT", "no name"):
+        db.convert_checkpoint(model(), out, overwrite=True)
+    assert [path.name for path in tmp_path.rglob("*")] == ["here"]
+
+
+@pytest.mark.parametrize(
+    ("move", "after", "left"),
+    [(1, False, "v"), (1, True, "v"), (2, False, "v"), (2, True, "eps")],
+)
+def test_an_interruption_leaves_what_was_there(tmp_path, monkeypatch, move, after, left):
+    """Or what was to be, once it is; whichever of the two moves it falls before or after."""
+    db.convert_checkpoint(model(), tmp_path / "model")
+    replace, moves = Path.replace, []
+
+    def interrupted(path, target):
+        moves.extend([target] if path.name == "model" else [])
+        is_now = path.name == "model" and len(moves) == move
+        if is_now and not after:
+            raise KeyboardInterrupt
+        replace(path, target)
+        if is_now:
+            raise KeyboardInterrupt
+
+    other = model(prediction=Prediction.EPSILON)
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        db.convert_checkpoint(other, tmp_path / "model", overwrite=True)
+    assert len(moves) == move
+    assert os.listdir(tmp_path) == ["model"]
+    assert db.load_checkpoint(tmp_path / "model").prediction == left
+
+
+@pytest.mark.parametrize(("weights", "words"), [("ema", ["averaged"]), ("raw", ["last"])])
+def test_what_diffusers_does_not_say_of_weights_is_said(tmp_path, weights, words):
+    """Native files hold it."""
+    made = db.convert_checkpoint(model(weights=weights), tmp_path / "model")
+    (note,) = made.summary["notes"]
+    assert all(word in note for word in ("diffusers", *words))
+    assert made.checkpoint.weights is None
+    made = db.convert_checkpoint(model(weights=weights), tmp_path / "model.safetensors")
+    assert made.summary["notes"] == []
+    assert made.checkpoint.weights == weights
+    assert db.convert_checkpoint(model(), tmp_path / "other").summary["notes"] == []
 
 
 def test_a_place_that_cannot_be_written(tmp_path):

@@ -1,11 +1,16 @@
 """Files that are something else than their suffix or their reader takes them for, told by bytes."""
 
+import struct
 import zipfile
 from pathlib import Path
 
+DAMAGED = "truncated or damaged; copy or download it again"
+"""What is said of a file that begins as one of the kind and goes on otherwise."""
 _LFS = b"version https://git-lfs"
 _HEADER_LENGTH = 8  # safetensors begins with the length of its JSON header, which begins with {
 _LONGEST_HEADER = 100_000_000
+_DAMAGE = (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, struct.error)
+"""What zipfile raises where an archive is cut, or its table of contents spoiled."""
 
 
 def refusal(path: Path) -> str | None:
@@ -24,7 +29,7 @@ def refusal(path: Path) -> str | None:
             return "written by torch.save, not safetensors; rename it to .pt"
     elif is_safetensors:
         return "a safetensors file; rename it to .safetensors"
-    elif start[:2] == b"PK" and zipfile.is_zipfile(path):
+    elif start[:2] == b"PK":
         return _archive(path)
     return None
 
@@ -35,9 +40,12 @@ def _is_safetensors(start: bytes) -> bool:
 
 
 def _archive(path: Path) -> str | None:
-    """Why a zip archive is not what `torch.save` writes."""
-    with zipfile.ZipFile(path) as archive:
-        infos = archive.infolist()
+    """Why what begins as a zip archive is not what `torch.save` writes."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            infos = archive.infolist()
+    except _DAMAGE:
+        return DAMAGED
     names = [info.filename for info in infos]
     if any(name.endswith("/constants.pkl") for name in names):
         return (

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint, TimeInput
-from ddpmbench.inputs.checkpoints.own_code import OwnFile, calling, own_file
+from ddpmbench.inputs.checkpoints.own_code import OwnFile, own_file
+from ddpmbench.inputs.checkpoints.own_weights import check_finite, load_own
 from ddpmbench.inputs.checkpoints.schedule_option import read_schedule
 from ddpmbench.inputs.checkpoints.schedule_tables import BUFFERS, ScheduleTables, alike
 from ddpmbench.inputs.checkpoints.settings import CheckpointSettings
@@ -138,7 +139,7 @@ def _build(
         network = _network(file)
         if not found:
             found.append(_state_dict(network, content, path, weights))
-        _load(network, found[0], path, file.option)
+        load_own(network, found[0], path, file.option)
         return network
 
     return _twice(file, path, build), found[0]
@@ -171,9 +172,7 @@ def _twice(file: OwnFile, path: Path, build: Callable[[], nn.Module]) -> nn.Modu
             "it is not what was trained; it must come from the file of weights (a parameter or a "
             "registered buffer does), or be built the same every time"
         )
-    for name, parameter in built[0].named_parameters():
-        if not bool(parameter.isfinite().all()):
-            raise InputError(f"{path}: {name} holds NaN or infinite weights")
+    check_finite(built[0], path)
     return built[0]
 
 
@@ -215,28 +214,6 @@ def _state_dict(
         # Not all of them: where the first is, so that the rest can be named.
         found = find_state(content, path=path, known=[names[:1]], weights=weights)
     return found or StateDict(dict(content), kind=weights)
-
-
-def _load(network: nn.Module, state_dict: StateDict, path: Path, option: str) -> None:
-    tensors = {n: value for n, value in state_dict.weights.items() if isinstance(value, Tensor)}
-    expected = network.state_dict()
-    # Tables of the schedule beside the weights are read where they are needed.
-    tables = ScheduleTables.among({n: t for n, t in tensors.items() if n not in expected})
-    weights = {name: tensor for name, tensor in tensors.items() if name not in tables.names}
-    assign = any(parameter.is_meta for parameter in network.parameters())
-    missing, unexpected = calling(
-        lambda: network.load_state_dict(weights, strict=False, assign=assign),
-        f"--network {option}: {path} does not fit",
-    )
-    if missing or unexpected:
-        sides = (("missing", missing), ("left over", unexpected))
-        what = "; ".join(f"{_some(names)} {side}" for side, names in sides if names)
-        raise InputError(f"{path}: {what}; these are not the weights of --network {option}")
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-    return f"weight {names[0]}{more}"
 
 
 def _difference(one: nn.Module, other: nn.Module) -> str | None:

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddpmbench.errors import InputError
-from ddpmbench.process.schedule import NoiseSchedule
+from ddpmbench.inputs.checkpoints.plain import is_plain, numbers_held
+from ddpmbench.process.schedule import MAX_TIMESTEPS, NoiseSchedule
 
 BUFFERS = "buffers"
 """What `--schedule` calls the tables beside the weights."""
@@ -159,8 +160,8 @@ def _schedules(
 ) -> dict[str, NoiseSchedule]:
     made = {}
     for name, tensor in tables.items():
-        if tensor.dtype in (torch.float16, torch.bfloat16):
-            raise InputError(f"the file's {name} has 16 bits, too few; name the schedule")
+        if (size := tensor.element_size()) < 4:
+            raise InputError(f"the file's {name} has {8 * size} bits, too few; name the schedule")
         try:
             made[name] = make(tensor.detach().cpu().double().numpy(), name=BUFFERS)
         except InputError as error:
@@ -170,9 +171,11 @@ def _schedules(
 
 def _may_be_table(tensor: Tensor) -> bool:
     """Whether it is one number a step, in (0, 1) and monotone; no norm's beta is."""
-    if tensor.ndim != 1 or len(tensor) < 2 or not tensor.is_floating_point():
+    if not is_plain(tensor) or tensor.ndim != 1 or not 2 <= len(tensor) <= MAX_TIMESTEPS:
         return False
-    values = tensor.detach()
+    if len(tensor) > (numbers_held(tensor) or 0):
+        return False
+    values = tensor.detach().double()
     rises = values.diff() >= 0
     is_between = bool(((values > 0) & (values < 1)).all())
     return is_between and (bool(rises.all()) or not bool(rises.any()))

@@ -5,7 +5,6 @@ import hashlib
 import pickle
 import re
 import warnings
-import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints import disguised
+from ddpmbench.inputs.checkpoints.plain import is_plain, kind_of, numbers_held
 from ddpmbench.network.unet import UNet
 from ddpmbench.network.unet_config import UNetConfig
 from ddpmbench.process.prediction import Variance
@@ -103,11 +103,8 @@ def _named(content: object) -> object:
 
 def _read_torch(path: Path, start: bytes) -> object:
     """What `torch.save` wrote; `start` is the first two bytes, which tell its two formats."""
-    damaged = f"{path}: truncated or damaged; copy or download it again"
-    if start == b"PK":
-        if not zipfile.is_zipfile(path):
-            raise InputError(damaged)
-    elif start[:1] != b"\x80":
+    damaged = f"{path}: {disguised.DAMAGED}"
+    if start != b"PK" and start[:1] != b"\x80":
         raise InputError(f"{path}: not a file written by torch.save")
     try:
         with warnings.catch_warnings():
@@ -137,14 +134,12 @@ def only_tensors(state: Mapping[str, object], *, source: str) -> dict[str, Tenso
     for name, value in state.items():
         if not isinstance(value, Tensor):
             raise InputError(f"{source}: {name} is a {type(value).__name__}, not a tensor")
-        if value.layout == torch.strided and not value.is_meta and not value.is_quantized:
-            held = value.untyped_storage().nbytes() // value.element_size()
-            if value.numel() > held:
-                # a stride of 0 declares any shape; the memory would be taken when it is copied
-                raise InputError(
-                    f"{source}: {name} is {list(value.shape)}, but the file holds {held} numbers "
-                    "for it; it is no checkpoint"
-                )
+        held = numbers_held(value)
+        if held is not None and value.numel() > held:
+            raise InputError(
+                f"{source}: {name} is {list(value.shape)}, but the file holds {held} numbers "
+                "for it; it is no checkpoint"
+            )
         tensors[name] = value
     return tensors
 
@@ -240,9 +235,9 @@ def load_weights(
     expected = network.state_dict()
     theirs = {name: names[name] if names is not None else name for name in expected}
     if missing := sorted(set(theirs.values()) - set(weights)):
-        raise InputError(f"{source}: {_some(missing)} missing; the file is not whole")
+        raise InputError(f"{source}: {some_weights(missing)} missing; the file is not whole")
     if extra := sorted(set(weights) - set(theirs.values())):
-        raise InputError(f"{source}: {_some(extra)} left over; it holds another network")
+        raise InputError(f"{source}: {some_weights(extra)} left over; it holds another network")
     state = {}
     for name, wanted in expected.items():
         tensor = weights[theirs[name]]
@@ -251,19 +246,19 @@ def load_weights(
                 f"{source}: {theirs[name]} is {list(tensor.shape)}, the network takes "
                 f"{list(wanted.shape)}"
             )
-        if tensor.layout != torch.strided or tensor.is_meta or not tensor.is_floating_point():
-            kind = str(tensor.dtype).removeprefix("torch.")
+        if not is_plain(tensor):
             raise InputError(
-                f"{source}: {theirs[name]} is no plain floating-point tensor ({kind}); save the "
-                "weights as float32"
+                f"{source}: {theirs[name]} is no plain floating-point tensor ({kind_of(tensor)}); "
+                "save the weights as float32"
             )
-        if not bool(tensor.isfinite().all()):
+        state[name] = tensor.float().contiguous()  # isfinite is not written for 8 bits
+        if not bool(state[name].isfinite().all()):
             raise InputError(f"{source}: {theirs[name]} holds NaN or infinite weights")
-        state[name] = tensor.float().contiguous()
     network.load_state_dict(state, assign=any(w.is_meta for w in expected.values()))
 
 
-def _some(names: list[str]) -> str:
+def some_weights(names: list[str]) -> str:
+    """The first of so many names of weights, and how many more there are."""
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     return f"weight {names[0]}{more}"
 
