@@ -61,7 +61,10 @@ def inspect_checkpoint(
     image_size: int | None = None,
     out: str | Path | None = None,
 ) -> Inspection:
-    """Look at a checkpoint without evaluating it; its network computes nothing.
+    """Look at a checkpoint without evaluating it.
+
+    Its network computes nothing, but for one of the user's own whose code needs numbers to go on:
+    that is called once, with zeros.
 
     A file that is recognized but leaves something open is no mistake here: what is open, and the
     options that settle it, are in the result.

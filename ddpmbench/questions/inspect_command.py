@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from ddpmbench.inputs.checkpoints.load import DEFAULT
 from ddpmbench.inputs.checkpoints.settings import CheckpointSettings
 from ddpmbench.inputs.datasets import SPLITS
+from ddpmbench.process.data_range import DataRange
 from ddpmbench.questions.inspect_look import Look
 from ddpmbench.report.inspection import CallFacts, Evaluation, image_words
 
@@ -49,8 +50,7 @@ def _options(settings: CheckpointSettings) -> list[str]:
     if settings.time_input is not None:
         words += ["--time-input", settings.time_input]
     if settings.data_range is not None:
-        low, high = settings.data_range
-        words.append(f"--data-range={low:g},{high:g}")
+        words.append(f"--data-range={DataRange(*settings.data_range).option}")
     if settings.levels is not None:
         words += ["--levels", str(settings.levels)]
     return words

@@ -12,10 +12,11 @@ from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.inputs.checkpoints.load import load_checkpoint
 from ddpmbench.inputs.checkpoints.openai import config_of, is_openai
 from ddpmbench.inputs.checkpoints.openai_shapes import read_shapes
+from ddpmbench.inputs.checkpoints.own_code import calling
 from ddpmbench.inputs.checkpoints.said import Said, what_is_open, what_is_said
 from ddpmbench.inputs.checkpoints.settings import CheckpointSettings
 from ddpmbench.inputs.checkpoints.unsettled import UnsettledError
-from ddpmbench.network.flops import flop_of_shapes
+from ddpmbench.network.flops import call_of_shapes, flop_of_unet
 from ddpmbench.network.outline import Outline
 from ddpmbench.network.unet import UNet
 from ddpmbench.network.unet_config import UNetConfig
@@ -30,6 +31,7 @@ _INSTEAD = {
     "--variance": ("variance", ("fixed_small", "learned_range")),
     "--time-input": ("time_input", ("index",)),
 }
+_UNCOUNTED = "a call could not be counted"
 _SIZE = 32
 """The side of an image for the counted call, where nothing says it."""
 
@@ -94,38 +96,61 @@ class Look:
         return Outline.of_config(config, parameters=parameters, heads_known=False)
 
     def call(self, image_size: int | None) -> CallFacts:
-        """One call of the network; only its shapes are worked out.
+        """One call of the network.
+
+        Only its shapes are worked out, but of a network of the user's own whose code needs numbers.
 
         Args:
             image_size: height and width of an image, where the checkpoint does not say.
+
+        Raises:
+            InputError: the network takes no images of this size.
         """
         checkpoint, config = self.checkpoint, self._config
-        said, time = None, torch.zeros(1)
+        said, multiple = None, 1
         if checkpoint is not None:
             network: nn.Module = checkpoint.network
-            channels = checkpoint.channels or _channels(network)
-            num_classes, multiple = checkpoint.num_classes, checkpoint.size_multiple
-            said, time = checkpoint.image_size, checkpoint.network_time(torch.ones(1).long())
+            said, multiple = checkpoint.image_size, checkpoint.size_multiple
         elif config is not None:
-            channels, num_classes = config.in_channels, config.num_classes
-            multiple = config.size_multiple
             with torch.device("meta"):
                 network = UNet(config).eval()
         else:
             return CallFacts()
+        if type(network) is UNet:
+            multiple = network.config.size_multiple
         if said is not None and image_size not in (None, said):
             raise InputError(f"--image-size {image_size}: the checkpoint takes {said}x{said}")
         size = said or image_size or -(-_SIZE // multiple) * multiple
         if size % multiple:
             raise InputError(f"--image-size {size}: the network takes multiples of {multiple}")
         is_said = said is not None or image_size is not None
-        flop = None
-        if channels is not None:
-            inputs = [torch.zeros(1, channels, size, size), time]
-            if num_classes:
-                inputs.append(torch.zeros(1, dtype=torch.int64))
-            flop = _flop(network, inputs)
-        return CallFacts(channels, size, is_said, flop)
+        if type(network) is UNet:
+            flop = flop_of_unet(network, size)
+            return CallFacts(network.config.in_channels, size, is_said, flop)
+        assert checkpoint is not None
+        return self._counted(checkpoint, CallFacts(checkpoint.channels, size, is_said))
+
+    def _counted(self, checkpoint: Checkpoint, call: CallFacts) -> CallFacts:
+        """The same call with its arithmetic, and its channels where it tells them."""
+        tried = call.channels or _first_channels(checkpoint.network)
+        if tried is None:
+            return call
+        assert call.size is not None
+        shape = (1, tried, call.size, call.size)
+        inputs = [torch.zeros(shape), checkpoint.network_time(torch.ones(1).long())]
+        if checkpoint.num_classes:
+            inputs.append(torch.zeros(1, dtype=torch.int64))
+        call = dataclasses.replace(call, tried_channels=tried)
+        try:
+            found = calling(lambda: call_of_shapes(checkpoint.network, *inputs), _UNCOUNTED)
+        except InputError as error:
+            return dataclasses.replace(call, uncounted=str(error))
+        # What came in as an image comes out as one, and maybe its variance.
+        outputs = {(1, tried, *shape[2:])}
+        if checkpoint.variance.is_learned or self.is_open("--variance"):
+            outputs.add((1, 2 * tried, *shape[2:]))
+        channels = tried if found.shape in outputs else call.channels
+        return dataclasses.replace(call, channels=channels, flop=found.flop)
 
     @property
     def _config(self) -> UNetConfig | None:
@@ -171,15 +196,8 @@ def look_at(source: str | Path, settings: CheckpointSettings) -> Look:
             return Look(checkpoint, first, tuple(missing.values()), settings)
 
 
-def _channels(network: nn.Module) -> int | None:
-    """Those of an image: what its first convolution takes."""
+def _first_channels(network: nn.Module) -> int | None:
+    """What its first convolution takes, which may be more than an image has."""
     convolutions = (part for part in network.modules() if isinstance(part, nn.Conv2d))
     first = next(convolutions, None)
     return None if first is None else first.in_channels
-
-
-def _flop(network: nn.Module, inputs: list[torch.Tensor]) -> int | None:
-    try:
-        return flop_of_shapes(network, *inputs)
-    except Exception:  # a network of the user's own raises what it likes; then nothing is known
-        return None

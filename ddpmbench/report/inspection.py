@@ -50,16 +50,20 @@ class CallFacts:
     """What one call of the network is.
 
     Attributes:
-        channels: of an image; None if not known.
+        channels: of an image; None if nothing says them.
         size: its height and width; None if there was nothing to call.
         size_said: whether the checkpoint or an option says the size, or it was chosen.
         flop: floating point operations of a call; None where they could not be counted.
+        tried_channels: of the image that it was called with; None where it was not called.
+        uncounted: why they could not be counted, where the network failed.
     """
 
     channels: int | None = None
     size: int | None = None
     size_said: bool = False
     flop: int | None = None
+    tried_channels: int | None = None
+    uncounted: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +140,8 @@ def network_record(outline: Outline, call: CallFacts) -> dict[str, Any]:
         "image_size": size,
         "flop_per_call": call.flop,
         "flop_image_size": None if call.flop is None else call.size,
+        "flop_channels": None if call.flop is None else call.tried_channels or call.channels,
+        "uncounted": call.uncounted,
         "levels": [
             {**dataclasses.asdict(level), "size": size // level.divisor if size else None}
             for level in outline.levels

@@ -57,7 +57,7 @@ def printed_inspect(
 def _headline(summary: Mapping[str, Any], width: int) -> list[str]:
     network, process = summary["network"], summary["process"]
     images = image_words(network["channels"], network["image_size"])
-    steps = "" if process is None else f", T = {process['num_timesteps']:,}"
+    steps = "" if process is None else f", T = {_steps(process)}"
     name = PurePath(summary["checkpoint"]["source"]).name
     lines = [f"{name}: a diffusion model of {images}{steps}"]
     if missing := _missing(summary):
@@ -132,6 +132,12 @@ def _process(process: Mapping[str, Any] | None, width: int, *, plain: bool) -> l
         "",
         *fact("prior", prior, width),
     ]
+
+
+def _steps(process: Mapping[str, Any]) -> str:
+    """How many, and of how many where not all are visited."""
+    total, original = process["num_timesteps"], process["num_original_timesteps"]
+    return f"{total:,}" if total == original else f"{total:,} of {original:,}"
 
 
 def _said(summary: Mapping[str, Any], width: int) -> list[str]:

@@ -27,7 +27,7 @@ def printed_network(network: Mapping[str, Any], width: int) -> list[str]:
     lines = fact("network", ", ".join(words), width)
     rows = [_level(level) for level in network["levels"]]
     lines += [INDENT + row for row in aligned(rows)]
-    for trait in _traits(network):
+    for trait in (*_traits(network), *_unknown(network)):
         lines += fact("", trait, width)
     return lines
 
@@ -68,6 +68,21 @@ def _traits(network: Mapping[str, Any]) -> list[str]:
     if config["out_channels"] != config["in_channels"]:
         traits.append("a second output of each channel, for the variance")
     return traits
+
+
+def _unknown(network: Mapping[str, Any]) -> list[str]:
+    """What could not be told of a network of the user's own."""
+    lines = []
+    if network["uncounted"] is not None:
+        lines.append(network["uncounted"])
+        if network["image_size"] is None:
+            lines.append("--image-size S calls it with images of another size")
+    if network["channels"] is None and network["kind"] is not None:
+        line = "channels of an image: not said; its attribute image_channels says them"
+        if (tried := network["flop_channels"]) is not None:
+            line += f" (a call was counted with {tried})"
+        lines.append(line)
+    return lines
 
 
 def _flop(count: int) -> str:

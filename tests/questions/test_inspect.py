@@ -96,7 +96,7 @@ def files(small_checkpoint, tmp_path_factory):
 
 SETTLED = {
     "default": {},
-    "native": {},
+    "native": {"data_range": (-0.12345678, 100.125), "levels": 32},
     "diffusers": {"variance": "fixed_large", "clip": False},
     "openai": {"model_flags": FLAGS},
     "pesser": {"schedule": "cosine:100", "variance": "fixed_large", "prediction": "x_start"},
@@ -313,6 +313,15 @@ def test_it_fits_the_terminal(files, seen, name, whole, width):
     assert max(map(len, lines)) <= min(width, 100)
     assert not any(line != line.rstrip() for line in lines)
     assert "\n\n\n" not in text
+
+
+def test_steps_that_are_not_visited_are_told():
+    summary = db.inspect_checkpoint("default", timesteps=50).summary
+    text = printed_inspect(summary, "table", width=100)
+    assert text.splitlines()[0].endswith("gray images, T = 50 of 1,000")
+    assert "linear, T = 1,000 " in text  # what the file says
+    every = db.inspect_checkpoint("default").summary
+    assert " of 1,000" not in printed_inspect(every, "table", width=100)
 
 
 def test_the_printed_command_can_be_pasted(files, seen):

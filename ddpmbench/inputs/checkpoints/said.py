@@ -4,6 +4,7 @@ import dataclasses
 
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint, TimeInput
 from ddpmbench.inputs.checkpoints.settings import CheckpointSettings
+from ddpmbench.process.data_range import UNIT_RANGE, DataRange
 
 FILE, FAMILY, DATA, ASSUMED = "the file", "its family", "the images", "assumed"
 _NAME, _SCHEDULER, _CONFIG = "its published name", "its scheduler", "its config"
@@ -17,7 +18,8 @@ _OPTIONS = {
     "variance": ("--variance", _FLAGS),
     "clip": ("--clip/--no-clip",),
     "time input": ("--time-input", _FLAGS),
-    "data range": ("--data-range", "--levels"),
+    "data range": ("--data-range",),
+    "levels": ("--levels",),
     "weights": ("--weights",),
 }
 # Who says it in each family, where no option does; what is not named here is its family's custom.
@@ -34,6 +36,7 @@ _SAYS = {
     "own network": {"image size": "its code"},
 }
 _WITHOUT_CUSTOM = ("own network",)
+_CLIP = {True: "x_start is clamped", False: "no"}
 _TIMES = {
     TimeInput.INDEX: "t - 1",
     TimeInput.ONE_BASED: "t",
@@ -72,9 +75,10 @@ def what_is_said(checkpoint: Checkpoint, settings: CheckpointSettings) -> tuple[
         "schedule": f"{checkpoint.schedule.name}, T = {checkpoint.schedule.num_timesteps:,}",
         "prediction": str(checkpoint.prediction),
         "variance": str(checkpoint.variance),
-        "clip": "x_start is clamped" if checkpoint.clip else "no",
+        "clip": _CLIP[checkpoint.clip],
         "time input": f"{_TIMES[checkpoint.time_input]}  ({checkpoint.time_input})",
-        "data range": str(checkpoint.data_range),
+        "data range": checkpoint.data_range.interval,
+        "levels": str(checkpoint.data_range.levels),
         "weights": checkpoint.weights,
     }
     return tuple(
@@ -115,17 +119,36 @@ def _by(what: str, checkpoint: Checkpoint, settings: CheckpointSettings) -> str:
     if what == "image size" and checkpoint.image_size is None:
         return DATA
     family = checkpoint.family
+    if family == "native" and _in_record(what, checkpoint, settings):
+        return FILE
     custom = FILE if what == "weights" else ASSUMED if family in _WITHOUT_CUSTOM else FAMILY
     by = _SAYS.get(family, {}).get(what, custom)
     return _FLAGS if by == _NAME and settings.model_flags is not None else by
 
 
+def _in_record(what: str, checkpoint: Checkpoint, settings: CheckpointSettings) -> bool:
+    """Whether it stands in a native file, which says these only where they are not the custom."""
+    of = checkpoint.data_range
+    if what == "clip":
+        return not checkpoint.clip
+    if what not in ("data range", "levels"):
+        return False
+    if settings.data_range is None and settings.levels is None:
+        return of != UNIT_RANGE
+    # What an option says hides what the file does; the other half is still the file's.
+    if what == "data range":
+        return of.interval != UNIT_RANGE.interval
+    return of.levels != UNIT_RANGE.levels
+
+
 def _given(what: str, settings: CheckpointSettings) -> str | None:
     """What an option says of it."""
     value = getattr(settings, what.replace(" ", "_"), None)
-    if what == "data range" and value is None:
-        value = settings.levels
-    return None if value is None else str(value)
+    if value is None:
+        return None
+    if what == "clip":
+        return _CLIP[value]
+    return DataRange(*value).interval if what == "data range" else str(value)
 
 
 def _image_size(checkpoint: Checkpoint) -> str:
