@@ -16,7 +16,7 @@ from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.inputs.checkpoints.own_code import calling
 from ddpmbench.network.unet import UNet
 from ddpmbench.runs.batch_size import is_out_of_memory
-from ddpmbench.runs.devices import evaluating, strict_float32
+from ddpmbench.runs.devices import evaluating_checkpoint, strict_float32
 from ddpmbench.runs.distributed import Ranks
 
 _TOLERANCE = 1e-2
@@ -56,7 +56,7 @@ def _check(checkpoint: Checkpoint, shape: tuple[int, ...], device: torch.device)
     with (
         torch.inference_mode(),
         torch.random.fork_rng(devices=[]),
-        evaluating(checkpoint.network),
+        evaluating_checkpoint(checkpoint),
         strict_float32(),
         contextlib.suppress(torch.OutOfMemoryError, MemoryError),
     ):

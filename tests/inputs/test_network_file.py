@@ -12,6 +12,7 @@ from ddpmbench.inputs.checkpoints import CheckpointSettings, load_checkpoint
 from ddpmbench.inputs.checkpoints.unsettled import UnsettledError
 from ddpmbench.process.data_range import DataRange
 from ddpmbench.process.schedule import NoiseSchedule
+from ddpmbench.runs.devices import evaluating_checkpoint
 
 SAID = {
     "schedule": "linear:20:0.001:0.3",
@@ -284,6 +285,47 @@ def test_the_code_enters_the_fingerprint(folder):
     folder.add("# now with a remark")
     assert first.fingerprint != folder.load().fingerprint
     assert first.record["network"] == folder.option()
+
+
+def test_two_functions_of_one_file_are_two_networks(folder):
+    folder.add("""
+        def once(): return Net()
+        def twice(): return Net()
+    """)
+    once = folder.load("once")
+    assert once.fingerprint != folder.load("twice").fingerprint
+    (folder.path / "moved").mkdir()
+    moved = Folder(folder.path / "moved")
+    moved.code((folder.path / "net.py").read_text())
+    moved.save(torch.load(folder.path / "weights.pt"))
+    assert once.fingerprint == moved.load("once").fingerprint
+
+
+LAZY = """
+class Lazy(Net):
+    def forward(self, x, t):
+        from lazy_of_net import FACTOR
+        return super().forward(x, t) * FACTOR
+"""
+
+
+def test_what_a_call_imports_is_its_own_and_counts(folder, net, monkeypatch, tmp_path_factory):
+    """Also in another folder, and where another file has called for a module of that name."""
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    other = Folder(tmp_path_factory.mktemp("other"))
+    other.save(net.state_dict())
+    for place, factor in ((folder, 2), (other, 3)):
+        place.code(f"FACTOR = {factor}\n", "lazy_of_net.py")
+        place.add(LAZY)
+    x_t, t, path = torch.randn(2, 1, 6, 6), torch.tensor([1, 20]), list(sys.path)
+    for checkpoint, factor in ((folder.load("Lazy"), 2), (other.load("Lazy"), 3)):
+        with torch.no_grad(), evaluating_checkpoint(checkpoint):
+            found = checkpoint.model_output(x_t, t)
+            torch.testing.assert_close(found, factor * net(x_t, t - 1))
+        assert sys.path == path
+    before = folder.load("Lazy").code
+    folder.code("FACTOR = 4\n", "lazy_of_net.py")
+    assert before.sha256 != folder.load("Lazy").code.sha256
 
 
 def test_what_it_prints_is_no_result(folder, capsys):

@@ -222,8 +222,8 @@ class Checkpoint:
     def fingerprint(self) -> str:
         """Hexadecimal digits that change with the weights, the network and its schedule.
 
-        Of a network that is not the built-in U-Net the class's name is known, and the file that
-        builds it where `code` names one.
+        Of a network that is not the built-in U-Net the class's name is known, and the file and
+        what in it builds it where `code` names them.
         """
         kind = type(self.network)
         config = self.network.config if isinstance(self.network, UNet) else None
@@ -233,7 +233,7 @@ class Checkpoint:
         digest = hashlib.sha256(f"{text} {self.time_input}{part}".encode())
         digest.update(self.schedule.betas.numpy().tobytes())
         if self.code is not None:
-            digest.update(self.code.sha256.encode())
+            digest.update(f"{self.code.sha256} {self.code.builder}".encode())
         return digest.hexdigest()
 
     def check_images(self, shape: tuple[int, ...], source: str) -> None:

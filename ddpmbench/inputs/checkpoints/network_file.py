@@ -66,7 +66,7 @@ def read_network_file(
         notes.append("images are taken to be in [-1, 1]; --data-range says otherwise")
     with own_file(option) as file:
         network, state_dict = _build(file, state, path, settings.weights)
-        code = file.code
+    code = file.code
     if state_dict is not None:
         notes += state_dict.notes
     return Checkpoint(
