@@ -140,6 +140,29 @@ def test_a_function_that_builds_it(folder, net, builder):
     same_outputs(folder.load("build"), net)
 
 
+UNUSED = """
+class Recorded(Net):
+    def __init__(self):
+        super().__init__()
+        self.time.losses = torch.randn(3)
+class Sized(Recorded):
+    image_channels, image_size = 1, 8
+class Strict(Recorded):
+    def forward(self, x, t):
+        assert x.shape[-1] == 6
+        return super().forward(x, t)
+"""
+
+
+@pytest.mark.parametrize(("name", "noted"), [("Recorded", 0), ("Sized", 0), ("Strict", 1)])
+def test_an_attribute_that_is_not_used_may_be_another_each_time(folder, net, name, noted):
+    """It is noted where no image could be tried."""
+    folder.add(UNUSED)
+    checkpoint = folder.load(name)
+    same_outputs(checkpoint, net)
+    assert sum("time.losses is another each time" in note for note in checkpoint.notes) == noted
+
+
 def averaged(net):
     return {
         name: value * 2 if value.is_floating_point() else value
@@ -373,7 +396,7 @@ def test_tables_in_the_file_are_proposed(folder, net):
         ("deep", ["net.py, line ", "ZeroDivisionError"]),
         ("lazy", ["lazy layers"]),
         ("ends", ["net.py, line ", "ends the program", "__main__"]),
-        ("random_table", ["table is another each time"]),
+        ("random_table", ["table is another each time", "its output with it"]),
         ("forgets", ["another each time", "must come from the file"]),
         ("part", ["last.weight is another each time"]),
         ("numpy_table", ["frequencies is another each time"]),
@@ -397,10 +420,12 @@ def test_what_the_name_may_not_be(folder, name, words):
         def inner(): return 1 / 0
         def lazy(): return nn.LazyConv2d(3, 3)
         def ends(): sys.exit("usage: net.py --data DATA")
-        def random_table():
-            net = Net()
-            net.table = torch.randn(8)
-            return net
+        class Adds(Net):
+            def __init__(self):
+                super().__init__()
+                self.table = torch.randn(1)
+            def forward(self, x, t): return super().forward(x, t) + self.table
+        def random_table(): return Adds()
         def numpy_table():
             net = Net()
             net.time.register_buffer("frequencies", torch.tensor(np.random.randn(3)), False)
