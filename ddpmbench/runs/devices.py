@@ -91,9 +91,7 @@ def evaluating_checkpoint(checkpoint: Checkpoint) -> Iterator[None]:
 
     Every call of a checkpoint's network belongs inside.
     """
-    code = checkpoint.code
-    running = contextlib.nullcontext() if code is None else code.running()
-    with running, evaluating(checkpoint.network):
+    with checkpoint.running(), evaluating(checkpoint.network):
         yield
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints.built_twice import BuiltTwice, first_difference
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint, TimeInput
-from ddpmbench.inputs.checkpoints.own_code import OwnCode, OwnFile, calling, own_file
+from ddpmbench.inputs.checkpoints.own_code import OwnFile, calling, own_file
 from ddpmbench.inputs.checkpoints.schedule_option import read_schedule
 from ddpmbench.inputs.checkpoints.schedule_tables import BUFFERS, ScheduleTables, alike
 from ddpmbench.inputs.checkpoints.settings import CheckpointSettings
@@ -68,7 +68,7 @@ def read_network_file(
         notes.append("images are taken to be in [-1, 1]; --data-range says otherwise")
     with own_file(option) as file:
         built, state_dict = _build(file, state, path, settings.weights)
-    network, code = built.network, file.code
+    network = built.network
     if state_dict is not None:
         notes += state_dict.notes
     checkpoint = Checkpoint(
@@ -86,20 +86,21 @@ def read_network_file(
         sha256=sha256_of(path),
         weights=None if state_dict is None else state_dict.kind,
         part="" if state_dict is None or state_dict.alone else state_dict.where,
-        code=code,
+        code=file.code,
+        imports=file.imports,
         notes=tuple(notes),
     )
-    return dataclasses.replace(checkpoint, notes=(*notes, *_notes_of(built, checkpoint, code)))
+    return dataclasses.replace(checkpoint, notes=(*notes, *_notes_of(built, checkpoint)))
 
 
-def _notes_of(built: BuiltTwice, checkpoint: Checkpoint, code: OwnCode) -> tuple[str, ...]:
+def _notes_of(built: BuiltTwice, checkpoint: Checkpoint) -> tuple[str, ...]:
     steps = torch.tensor([1, checkpoint.schedule.num_timesteps])
 
     def output(network: nn.Module, x_t: Tensor) -> Tensor:
         of = dataclasses.replace(checkpoint, network=network)
         return of.model_output(x_t, steps, torch.zeros_like(steps))
 
-    with code.running():
+    with checkpoint.running():
         return built.notes(checkpoint.channels, checkpoint.image_size, output)
 
 

@@ -35,23 +35,15 @@ class OwnCode:
     Attributes:
         name: `FILE.py:NAME`, as given.
         sha256: of the file; of all of them, where it imports others beside it.
-        imports: where it finds its own modules.
     """
 
     name: str
     sha256: str
-    imports: OwnImports = dataclasses.field(repr=False, compare=False)
 
     @property
     def builder(self) -> str:
         """NAME."""
         return self.name.rpartition(":")[2]
-
-    @contextlib.contextmanager
-    def running(self) -> Iterator[None]:
-        """Inside, it finds its own modules, and what it prints goes to standard error."""
-        with contextlib.redirect_stdout(sys.stderr), self.imports.inside():
-            yield
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -61,19 +53,19 @@ class OwnFile:
     Attributes:
         option: `FILE.py:NAME`.
         found: what the file calls NAME.
+        imports: where it finds its own modules.
     """
 
     option: str
     found: object
+    imports: OwnImports
     _path: Path
     _sha256: str
-    _imports: OwnImports
 
     @property
     def code(self) -> OwnCode:
         """What it is, to be asked for after it was used."""
-        digest = self._imports.digest(self._path, self._sha256)
-        return OwnCode(self.option, digest, self._imports)
+        return OwnCode(self.option, self.imports.digest(self._path, self._sha256))
 
     def call(self, *arguments: object) -> object:
         """What NAME gives for these arguments.
@@ -118,7 +110,7 @@ def own_file(option: str) -> Iterator[OwnFile]:
         calling(lambda: exec(compile(source, path, "exec"), vars(module)), f"--network {option}")
         if not hasattr(module, name):
             raise InputError(f"--network {option}: has no {name}; it defines {_defined(source)}")
-        yield OwnFile(option, getattr(module, name), path, digest, imports)
+        yield OwnFile(option, getattr(module, name), imports, path, digest)
 
 
 def calling(run: Callable[[], T], who: str) -> T:
