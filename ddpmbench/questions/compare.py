@@ -30,7 +30,7 @@ from ddpmbench.likelihood.warp import RotatedWarp
 from ddpmbench.process.units import NATS_PER_BIT
 from ddpmbench.questions.compare_fidelity import FidelityComparison, compare_fidelity
 from ddpmbench.questions.report import schema_of, write_report
-from ddpmbench.questions.unlike import refuse_unlike
+from ddpmbench.questions.unlike import Facts, refuse_unlike
 from ddpmbench.report import comparison, fidelity, tables
 from ddpmbench.report.checks import STRICT, check_run
 from ddpmbench.report.data_ranges import with_data_range
@@ -81,7 +81,7 @@ def compare(
     opened = [FinishedRun.open(Path(run), option="", schema=tables.SCHEMA) for run in runs]
     baseline = opened[0]
     for run in opened[1:]:
-        refuse_unlike(run, baseline, _facts)
+        refuse_unlike(run, baseline, _facts_beside(run, baseline))
     differences = [_difference(run, baseline) for run in opened[1:]]
     frame = comparison.runs_frame(names, [run.summary for run in opened], differences)
     found = Comparison(
@@ -166,6 +166,19 @@ def _rows_of_correction(run: FinishedRun) -> int | None:
 
 
 _IDENTITY_FACTS = ("schedule_sha256", "labels_sha256", "precision", "tables")
+
+
+def _facts_beside(one: FinishedRun, other: FinishedRun) -> Facts:
+    """What must be the same in two runs; of one schedule not what it is called."""
+    schedules = {run.identity.get("schedule_sha256") for run in (one, other)}
+
+    def facts(run: FinishedRun) -> dict[str, object]:
+        found = _facts(run)
+        if len(schedules) == 1 and None not in schedules:
+            found.pop("conventions.schedule", None)
+        return found
+
+    return facts
 
 
 def _facts(run: FinishedRun) -> dict[str, object]:

@@ -18,7 +18,7 @@ from ddpmbench.quality.progressive import (
 from ddpmbench.questions.nll import NllReport
 from ddpmbench.report.data_ranges import with_data_range
 from ddpmbench.runs.batch_size import BatchSize
-from ddpmbench.runs.devices import evaluating, resolve_device, strict_float32
+from ddpmbench.runs.devices import evaluating_checkpoint, resolve_device, strict_float32
 from ddpmbench.runs.pictures import Pictures
 from ddpmbench.runs.rows import RunListener, RunProgress
 
@@ -128,7 +128,7 @@ def progressive_pictures(
             seed = report.summary["seed"]
             return part.make(PicturePass(checkpoint, images, seed, target, rows, progress))
 
-        with evaluating(checkpoint.network), strict_float32():
+        with evaluating_checkpoint(checkpoint), strict_float32():
             found = found.with_those_of(batch.attempt(make))
         before += part.num_calls
         if report.folder is not None:

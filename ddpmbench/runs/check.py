@@ -12,7 +12,7 @@ from ddpmbench.likelihood.reading_check import Checker, ReadingCheck
 from ddpmbench.likelihood.readings import Reading
 from ddpmbench.likelihood.terms import Rows, TermsPass, TermTable, concatenate
 from ddpmbench.runs.batch_size import BatchSize, is_out_of_memory
-from ddpmbench.runs.devices import evaluating, strict_float32
+from ddpmbench.runs.devices import evaluating_checkpoint, strict_float32
 
 WORTH_A_CHECK = 15_000
 """Network calls of a run from which on its checkpoint is checked first."""
@@ -46,7 +46,7 @@ def check_reading(
         spread=_spread(images),
         evaluate=passes.evaluate,
     )
-    with evaluating(checkpoint.network), strict_float32():
+    with evaluating_checkpoint(checkpoint), strict_float32():
         return checker.check()
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ddpmbench.errors import InputError
+from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.network.precision import Precision
 
 
@@ -82,6 +83,16 @@ def evaluating(network: nn.Module) -> Iterator[None]:
     finally:
         for module, was_training in training.items():
             module.training = was_training
+
+
+@contextlib.contextmanager
+def evaluating_checkpoint(checkpoint: Checkpoint) -> Iterator[None]:
+    """Inside, its network is evaluated; code of the user's finds its modules and prints to stderr.
+
+    Every call of a checkpoint's network belongs inside.
+    """
+    with checkpoint.running(), evaluating(checkpoint.network):
+        yield
 
 
 def device_name(device: torch.device) -> str:

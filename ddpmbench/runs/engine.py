@@ -15,7 +15,7 @@ from ddpmbench.network.timed_unet import TimedUNet
 from ddpmbench.network.unet import UNet
 from ddpmbench.runs.batch_size import is_out_of_memory
 from ddpmbench.runs.cuda_graphs import GraphedCall
-from ddpmbench.runs.devices import evaluating, products_of
+from ddpmbench.runs.devices import evaluating, evaluating_checkpoint, products_of
 from ddpmbench.runs.memory import keep_memory
 
 T = TypeVar("T")
@@ -122,7 +122,7 @@ class Engine:
         if self.device.type == "cpu":
             keep_memory()
         with (
-            evaluating(self._checkpoint.network),
+            evaluating_checkpoint(self._checkpoint),
             evaluating(self._network),
             products_of(self.choice.precision),
         ):

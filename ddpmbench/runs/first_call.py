@@ -6,7 +6,7 @@ and the input is left as it was.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.inputs.checkpoints.own_code import calling
 from ddpmbench.network.unet import UNet
 from ddpmbench.runs.batch_size import is_out_of_memory
-from ddpmbench.runs.devices import evaluating, strict_float32
+from ddpmbench.runs.devices import evaluating_checkpoint, strict_float32
 from ddpmbench.runs.distributed import Ranks
 
 _TOLERANCE = 1e-2
@@ -56,7 +56,7 @@ def _check(checkpoint: Checkpoint, shape: tuple[int, ...], device: torch.device)
     with (
         torch.inference_mode(),
         torch.random.fork_rng(devices=[]),
-        evaluating(checkpoint.network),
+        evaluating_checkpoint(checkpoint),
         strict_float32(),
         contextlib.suppress(torch.OutOfMemoryError, MemoryError),
     ):
@@ -110,7 +110,9 @@ class _FirstCall:
                     raise
                 if is_out_of_memory(error.__cause__):
                     raise MemoryError from error
-                raise InputError(f"{error}; it was called with {self._shown(inputs)}") from error
+                raise InputError(
+                    f"{error}; it was called with {self._shown(inputs)}{_on_gradients(error)}"
+                ) from error
         found = self._checked(output, x_t)
         if not torch.equal(x_t, self._x_t[:rows]):
             raise InputError(
@@ -163,14 +165,16 @@ class _FirstCall:
 def _watching_embeddings(checkpoint: Checkpoint, time: Tensor, who: str) -> Iterator[None]:
     """Inside, a row that an embedding does not have is named, which no device does by itself."""
 
-    def watch(module: nn.Module, inputs: tuple[object, ...]) -> None:
+    def watch(module: nn.Module, inputs: tuple[object, ...], named: Mapping[str, object]) -> None:
         assert isinstance(module, nn.Embedding)
-        index = inputs[0] if inputs else None
-        if not isinstance(index, Tensor) or index.is_floating_point():
-            kind = "floating-point numbers" if isinstance(index, Tensor) else type(index).__name__
+        index = inputs[0] if inputs else named.get("input")
+        if not isinstance(index, Tensor) or not index.numel():
+            return
+        if index.is_floating_point():
             raise InputError(
-                f"{who}: an nn.Embedding is given {kind}, and takes whole ones; with --time-input "
-                f"index time is t - 1, with one-based t, here it is {checkpoint.time_input}"
+                f"{who}: an nn.Embedding is given floating-point numbers, and takes whole ones; "
+                "with --time-input index time is t - 1, with one-based t, here it is "
+                f"{checkpoint.time_input}"
             )
         rows, low, high = module.num_embeddings, int(index.min()), int(index.max())
         if low >= 0 and high < rows:
@@ -184,13 +188,25 @@ def _watching_embeddings(checkpoint: Checkpoint, time: Tensor, who: str) -> Iter
             )
         raise InputError(f"{who}: {line}")
 
-    embeddings = [m for m in checkpoint.network.modules() if isinstance(m, nn.Embedding)]
-    handles = [embedding.register_forward_pre_hook(watch) for embedding in embeddings]
+    # Subclasses do what they like with what they are given.
+    embeddings = [m for m in checkpoint.network.modules() if type(m) is nn.Embedding]
+    handles = [m.register_forward_pre_hook(watch, with_kwargs=True) for m in embeddings]
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _on_gradients(error: InputError) -> str:
+    """What to do for a network that differentiates, and cannot here; empty for others."""
+    text = str(error.__cause__)
+    if not any(word in text for word in ("require grad", "requires_grad", "nference tensor")):
+        return ""
+    return (
+        "; networks are called in torch.inference_mode: take gradients with "
+        "torch.inference_mode(False), torch.enable_grad() around them and clones of x_t and time"
+    )
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:

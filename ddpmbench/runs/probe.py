@@ -12,7 +12,7 @@ from ddpmbench.inputs.image_files import PositionIds
 from ddpmbench.inputs.images import ImageSet
 from ddpmbench.likelihood.terms import Rows
 from ddpmbench.process.noise import normal_noise
-from ddpmbench.runs.devices import evaluating, strict_float32
+from ddpmbench.runs.devices import evaluating_checkpoint, strict_float32
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -74,9 +74,9 @@ class Probe:
     def strict_eps(self) -> Tensor:
         """(B, C, H, W) the noise that strict float32 predicts for all rows."""
         inputs = self.inputs(len(self.rows))
-        network = self.checkpoint.network
-        with torch.inference_mode(), evaluating(network), strict_float32():
-            return self.eps_of(self.checkpoint.model_output(*inputs))
+        checkpoint = self.checkpoint
+        with torch.inference_mode(), evaluating_checkpoint(checkpoint), strict_float32():
+            return self.eps_of(checkpoint.model_output(*inputs))
 
 
 def spread_rows(num_images: int, num_timesteps: int, count: int) -> Rows:

@@ -19,7 +19,7 @@ from ddpmbench.runs.call_speed import (
     engine_choices,
     fastest,
 )
-from ddpmbench.runs.devices import evaluating
+from ddpmbench.runs.devices import evaluating_checkpoint
 from ddpmbench.runs.engine import Engine
 from ddpmbench.runs.precision import resolve_precision
 from ddpmbench.runs.probe import Probe
@@ -95,7 +95,7 @@ def fitting_probe(
     batch = BatchSize(batch_size, device=device, image_shape=images.pixels.shape[1:], warn=tell)
     if batch_size is None:
         inputs = Probe.of(checkpoint, images, device, 1).inputs(1)
-        with torch.inference_mode(), evaluating(checkpoint.network):
+        with torch.inference_mode(), evaluating_checkpoint(checkpoint):
             one = seconds_per_call(lambda: checkpoint.model_output(*inputs), device, at_least=0)
         batch.rows = min(batch.rows, max(_LEAST_BATCH, int(BATCH_SECONDS / max(one, 1e-9))))
 
@@ -178,5 +178,5 @@ def _parts(probe: Probe, call: CallSpeed, at_least: float) -> list[PartSeconds]:
 def _flop(probe: Probe) -> int:
     x_t, t, labels = probe.inputs(1)
     inputs = [x_t.float(), probe.checkpoint.network_time(t), *([] if labels is None else [labels])]
-    with evaluating(probe.checkpoint.network):
+    with evaluating_checkpoint(probe.checkpoint):
         return flop_per_call(probe.checkpoint.network, *inputs)

@@ -69,6 +69,20 @@ def test_it_is_sampled(said, folder, tmp_path):
     assert status == 0, told
 
 
+def test_what_a_call_prints_or_imports_spoils_nothing(
+    said, folder, small_npz, tmp_path, monkeypatch
+):
+    """From another folder, and in every call of a run."""
+    monkeypatch.chdir(tmp_path)
+    (folder / "factors_of_net.py").write_text("FACTOR = 2\n")
+    call = "from factors_of_net import FACTOR; print('called'); return FACTOR * self.conv(x)"
+    (folder / "net.py").write_text(NET.replace("return self.conv(x)", call))
+    status, printed, told = said(*evaluation(folder, small_npz, "--format", "json"))
+    assert status == 0, told
+    assert json.loads(printed)["checkpoint"]["family"] == "own network"
+    assert told.count("called") > 2  # two are before the run
+
+
 @pytest.mark.parametrize(
     ("changed", "words"),
     [

@@ -12,6 +12,7 @@ from ddpmbench.inputs.checkpoints import CheckpointSettings, load_checkpoint
 from ddpmbench.inputs.checkpoints.unsettled import UnsettledError
 from ddpmbench.process.data_range import DataRange
 from ddpmbench.process.schedule import NoiseSchedule
+from ddpmbench.runs.devices import evaluating_checkpoint
 
 SAID = {
     "schedule": "linear:20:0.001:0.3",
@@ -141,6 +142,29 @@ BUILDERS = {
 def test_a_function_that_builds_it(folder, net, builder):
     folder.add(builder)
     same_outputs(folder.load("build"), net)
+
+
+UNUSED = """
+class Recorded(Net):
+    def __init__(self):
+        super().__init__()
+        self.time.losses = torch.randn(3)
+class Sized(Recorded):
+    image_channels, image_size = 1, 8
+class Strict(Recorded):
+    def forward(self, x, t):
+        assert x.shape[-1] == 6
+        return super().forward(x, t)
+"""
+
+
+@pytest.mark.parametrize(("name", "noted"), [("Recorded", 0), ("Sized", 0), ("Strict", 1)])
+def test_an_attribute_that_is_not_used_may_be_another_each_time(folder, net, name, noted):
+    """It is noted where no image could be tried."""
+    folder.add(UNUSED)
+    checkpoint = folder.load(name)
+    same_outputs(checkpoint, net)
+    assert sum("time.losses is another each time" in note for note in checkpoint.notes) == noted
 
 
 def averaged(net):
@@ -339,6 +363,47 @@ def test_the_code_enters_the_fingerprint(folder):
     assert first.record["network"] == folder.option()
 
 
+def test_two_functions_of_one_file_are_two_networks(folder):
+    folder.add("""
+        def once(): return Net()
+        def twice(): return Net()
+    """)
+    once = folder.load("once")
+    assert once.fingerprint != folder.load("twice").fingerprint
+    (folder.path / "moved").mkdir()
+    moved = Folder(folder.path / "moved")
+    moved.code((folder.path / "net.py").read_text())
+    moved.save(torch.load(folder.path / "weights.pt"))
+    assert once.fingerprint == moved.load("once").fingerprint
+
+
+LAZY = """
+class Lazy(Net):
+    def forward(self, x, t):
+        from lazy_of_net import FACTOR
+        return super().forward(x, t) * FACTOR
+"""
+
+
+def test_what_a_call_imports_is_its_own_and_counts(folder, net, monkeypatch, tmp_path_factory):
+    """Also in another folder, and where another file has called for a module of that name."""
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    other = Folder(tmp_path_factory.mktemp("other"))
+    other.save(net.state_dict())
+    for place, factor in ((folder, 2), (other, 3)):
+        place.code(f"FACTOR = {factor}\n", "lazy_of_net.py")
+        place.add(LAZY)
+    x_t, t, path = torch.randn(2, 1, 6, 6), torch.tensor([1, 20]), list(sys.path)
+    for checkpoint, factor in ((folder.load("Lazy"), 2), (other.load("Lazy"), 3)):
+        with torch.no_grad(), evaluating_checkpoint(checkpoint):
+            found = checkpoint.model_output(x_t, t)
+            torch.testing.assert_close(found, factor * net(x_t, t - 1))
+        assert sys.path == path
+    before = folder.load("Lazy").code
+    folder.code("FACTOR = 4\n", "lazy_of_net.py")
+    assert before.sha256 != folder.load("Lazy").code.sha256
+
+
 def test_what_it_prints_is_no_result(folder, capsys):
     folder.add("print('hello')")
     folder.load()
@@ -384,7 +449,7 @@ def test_tables_in_the_file_are_proposed(folder, net):
         ("deep", ["net.py, line ", "ZeroDivisionError"]),
         ("lazy", ["lazy layers"]),
         ("ends", ["net.py, line ", "ends the program", "__main__"]),
-        ("random_table", ["table is another each time"]),
+        ("random_table", ["table is another each time", "its output with it"]),
         ("forgets", ["another each time", "must come from the file"]),
         ("part", ["last.weight is another each time"]),
         ("numpy_table", ["frequencies is another each time"]),
@@ -408,10 +473,12 @@ def test_what_the_name_may_not_be(folder, name, words):
         def inner(): return 1 / 0
         def lazy(): return nn.LazyConv2d(3, 3)
         def ends(): sys.exit("usage: net.py --data DATA")
-        def random_table():
-            net = Net()
-            net.table = torch.randn(8)
-            return net
+        class Adds(Net):
+            def __init__(self):
+                super().__init__()
+                self.table = torch.randn(1)
+            def forward(self, x, t): return super().forward(x, t) + self.table
+        def random_table(): return Adds()
         def numpy_table():
             net = Net()
             net.time.register_buffer("frequencies", torch.tensor(np.random.randn(3)), False)

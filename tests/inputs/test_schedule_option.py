@@ -91,6 +91,13 @@ def test_a_file_is_its_numbers(tmp_path, name, suffix):
     torch.testing.assert_close(read.alphas_cumprod, PRODUCTS, rtol=1e-12, atol=0)
 
 
+def test_where_a_file_lies_is_no_part_of_its_schedule(tmp_path):
+    np.save(tmp_path / "one.npy", BETAS.numpy())
+    np.save(tmp_path / "other.npy", PRODUCTS.numpy())
+    assert read_schedule(f"betas:{tmp_path / 'one.npy'}").name == "betas"
+    assert read_schedule(f"alphas_cumprod:{tmp_path / 'other.npy'}").name == "alphas_cumprod"
+
+
 @pytest.mark.parametrize(
     ("name", "values", "word"),
     [
@@ -216,5 +223,5 @@ def test_a_time_that_is_named_again_is_noted_where_it_differs(small_checkpoint):
 
 
 def test_a_native_file_has_no_buffers(small_checkpoint):
-    with refused("--schedule buffers"):
+    with refused("--schedule buffers", small_checkpoint, "leave --schedule out"):
         load_checkpoint(small_checkpoint, CheckpointSettings(schedule="buffers"))

@@ -63,6 +63,14 @@ def test_schedules_of_one_name_are_told_apart(small_model, small_images, runs, t
         db.compare([runs / "warp", tmp_path / "run"])
 
 
+def test_a_schedule_of_another_name_is_the_same(small_model, small_images, runs, tmp_path):
+    named = dataclasses.replace(small_model.schedule, name="betas")
+    other = dataclasses.replace(small_model, schedule=named)
+    db.evaluate_nll(other, small_images, half_width=5.0, out=tmp_path / "run")
+    (found,) = db.compare([runs / "warp", tmp_path / "run"]).summary["runs"]
+    assert found["difference"] == 0
+
+
 def summary_of(run):
     return json.loads((run / "summary.json").read_text())
 

@@ -1,5 +1,6 @@
 """A network of one's own is looked at before a run: what the bound rests on, or one line."""
 
+import contextlib
 import sys
 
 import pytest
@@ -54,6 +55,22 @@ def look_up(net, x, t, *labels):
     return net.conv(x) + net.steps(t)[:, :, None, None]
 
 
+class Rounds(nn.Embedding):
+    """Takes shares of its rows."""
+
+    def forward(self, share):
+        return super().forward((share * (self.num_embeddings - 1)).long())
+
+
+def slope_of(net, x, *contexts):
+    """The gradient of an energy."""
+    with contextlib.ExitStack() as stack:
+        for context in contexts:
+            stack.enter_context(context)
+        x = x.clone().requires_grad_()
+        return torch.autograd.grad(net.conv(x).square().sum(), x)[0]
+
+
 class Sampled:
     def __init__(self, sample):
         self.sample = sample
@@ -76,6 +93,16 @@ FINE = {
     "classes": (
         lambda net, x, t, y: x + net.classes(y)[:, :, None, None],
         {"classes": nn.Embedding(3, 1), "num_classes": 3},
+    ),
+    "an embedding that rounds": (look_up, {"steps": Rounds(30, 1), "time_input": "fraction"}),
+    "an embedding by name": (
+        lambda net, x, t: net.conv(x) + net.steps(input=t)[:, :, None, None],
+        embedding(30),
+    ),
+    "an embedding of nothing": (lambda net, x, t: x + net.steps(t[:0]).sum(), embedding(30)),
+    "an energy": (
+        lambda net, x, t: slope_of(net, x, torch.inference_mode(False), torch.enable_grad()),
+        {},
     ),
     "nothing at all": (lambda net, x, t: torch.zeros_like(x), {}),
 }
@@ -135,6 +162,16 @@ WRONG = {
         look_up,
         {**embedding(30), "time_input": "fraction"},
         ["takes whole ones", "fraction"],
+    ),
+    "a share for an embedding, by name": (
+        lambda net, x, t: x + net.steps(input=t)[:, :, None, None],
+        {**embedding(30), "time_input": "fraction"},
+        ["takes whole ones", "fraction"],
+    ),
+    "gradients of a tensor without": (
+        lambda net, x, t: slope_of(net, x, torch.enable_grad()),
+        {},
+        ["does not require grad", "torch.inference_mode(False)", "clones of x_t"],
     ),
     "a class too many": (
         lambda net, x, t, y: x + net.classes(y)[:, :, None, None],

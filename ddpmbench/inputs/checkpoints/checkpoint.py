@@ -1,8 +1,10 @@
 """The record every reader returns: a network and what its numbers mean."""
 
+import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from enum import StrEnum
 from typing import Self
 
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 
 from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints.own_code import OwnCode
+from ddpmbench.inputs.checkpoints.own_imports import OwnImports
 from ddpmbench.network.unet import UNet
 from ddpmbench.process.data_range import UNIT_RANGE, DataRange
 from ddpmbench.process.diffusion import GaussianDiffusion
@@ -59,6 +62,7 @@ class Checkpoint:
         source: the path or hub id as given.
         sha256: of the file that holds the weights.
         code: the user's own code that builds the network, where it is not of this package.
+        imports: where that code finds its own modules.
         training: the record of its training, where the file holds one.
         notes: what was settled by a preset or an option, a line each.
     """
@@ -80,6 +84,7 @@ class Checkpoint:
     size_multiple: int = 1
     num_classes: int = 0
     code: OwnCode | None = None
+    imports: OwnImports | None = None
     training: dict[str, object] | None = None
     notes: tuple[str, ...] = ()
 
@@ -121,6 +126,15 @@ class Checkpoint:
                 return original.float() / total
             case TimeInput.RESCALED_1000:
                 return (original - 1).float() * (1000.0 / total)
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Inside, code of the user's finds its own modules, and prints to standard error."""
+        if self.imports is None:
+            yield
+            return
+        with contextlib.redirect_stdout(sys.stderr), self.imports.inside():
+            yield
 
     def model_output(self, x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """What the network gives for x_t.
@@ -222,8 +236,8 @@ class Checkpoint:
     def fingerprint(self) -> str:
         """Hexadecimal digits that change with the weights, the network and its schedule.
 
-        Of a network that is not the built-in U-Net the class's name is known, and the file that
-        builds it where `code` names one.
+        Of a network that is not the built-in U-Net the class's name is known, and the file and
+        what in it builds it where `code` names them.
         """
         kind = type(self.network)
         config = self.network.config if isinstance(self.network, UNet) else None
@@ -233,7 +247,7 @@ class Checkpoint:
         digest = hashlib.sha256(f"{text} {self.time_input}{part}".encode())
         digest.update(self.schedule.betas.numpy().tobytes())
         if self.code is not None:
-            digest.update(self.code.sha256.encode())
+            digest.update(f"{self.code.sha256} {self.code.builder}".encode())
         return digest.hexdigest()
 
     def check_images(self, shape: tuple[int, ...], source: str) -> None:

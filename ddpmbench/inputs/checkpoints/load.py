@@ -20,7 +20,7 @@ from ddpmbench.inputs.checkpoints.openai import is_openai, read_openai
 from ddpmbench.inputs.checkpoints.pesser import TELLING as PESSER
 from ddpmbench.inputs.checkpoints.pesser import is_pesser, read_pesser
 from ddpmbench.inputs.checkpoints.schedule_option import NO_TABLES, read_schedule
-from ddpmbench.inputs.checkpoints.schedule_tables import ScheduleTables
+from ddpmbench.inputs.checkpoints.schedule_tables import BUFFERS, ScheduleTables
 from ddpmbench.inputs.checkpoints.settings import CheckpointSettings
 from ddpmbench.inputs.checkpoints.states import StateDict, find_state
 from ddpmbench.inputs.checkpoints.tensorflow import refuse_tensorflow
@@ -157,5 +157,10 @@ def _with_process(
     checkpoint: Checkpoint, settings: CheckpointSettings, tables: ScheduleTables = NO_TABLES
 ) -> Checkpoint:
     """The same with the schedule and the time input that the options say, if they do."""
+    if settings.schedule == BUFFERS and tables is NO_TABLES:
+        raise InputError(
+            f"--schedule {BUFFERS}: {checkpoint.source} says its schedule itself; leave --schedule "
+            "out"
+        )
     schedule = None if settings.schedule is None else read_schedule(settings.schedule, tables)
     return checkpoint.with_process(schedule=schedule, time_input=settings.time_input)

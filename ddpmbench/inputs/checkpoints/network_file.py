@@ -1,5 +1,6 @@
 """A network of the user's own: weights in a file, and the user's code that builds the network."""
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpmbench.errors import InputError
+from ddpmbench.inputs.checkpoints.built_twice import BuiltTwice, first_difference
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint, TimeInput
 from ddpmbench.inputs.checkpoints.own_code import OwnFile, own_file
 from ddpmbench.inputs.checkpoints.own_weights import check_finite, load_own
@@ -66,11 +68,11 @@ def read_network_file(
     if settings.data_range is None:
         notes.append("images are taken to be in [-1, 1]; --data-range says otherwise")
     with own_file(option) as file:
-        network, state_dict = _build(file, state, path, settings.weights)
-        code = file.code
+        built, state_dict = _build(file, state, path, settings.weights)
+    network = built.network
     if state_dict is not None:
         notes += state_dict.notes
-    return Checkpoint(
+    checkpoint = Checkpoint(
         network=network,
         schedule=schedule,
         prediction=Prediction(str(settings.prediction)),
@@ -85,9 +87,22 @@ def read_network_file(
         sha256=sha256_of(path),
         weights=None if state_dict is None else state_dict.kind,
         part="" if state_dict is None or state_dict.alone else state_dict.where,
-        code=code,
+        code=file.code,
+        imports=file.imports,
         notes=tuple(notes),
     )
+    return dataclasses.replace(checkpoint, notes=(*notes, *_notes_of(built, checkpoint)))
+
+
+def _notes_of(built: BuiltTwice, checkpoint: Checkpoint) -> tuple[str, ...]:
+    steps = torch.tensor([1, checkpoint.schedule.num_timesteps])
+
+    def output(network: nn.Module, x_t: Tensor) -> Tensor:
+        of = dataclasses.replace(checkpoint, network=network)
+        return of.model_output(x_t, steps, torch.zeros_like(steps))
+
+    with checkpoint.running():
+        return built.notes(checkpoint.channels, checkpoint.image_size, output)
 
 
 def tensors_in(state: object, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -124,7 +139,7 @@ def _require(
 
 def _build(
     file: OwnFile, content: Mapping[str, object], path: Path, weights: str | None
-) -> tuple[nn.Module, StateDict | None]:
+) -> tuple[BuiltTwice, StateDict | None]:
     """The finished network, and where in the file its weights are; None if only its code knows."""
     if _takes_state(file):
         if weights is not None:
@@ -159,8 +174,8 @@ def _network(file: OwnFile, *arguments: object) -> nn.Module:
     return network.float().eval()
 
 
-def _twice(file: OwnFile, path: Path, build: Callable[[], nn.Module]) -> nn.Module:
-    """What is built, if it is the same whatever random numbers are drawn on the way."""
+def _twice(file: OwnFile, path: Path, build: Callable[[], nn.Module]) -> BuiltTwice:
+    """What is built, if its weights are the same whatever random numbers are drawn on the way."""
     built = []
     for seed in (0, 1):
         with torch.random.fork_rng(devices=[]):
@@ -173,7 +188,7 @@ def _twice(file: OwnFile, path: Path, build: Callable[[], nn.Module]) -> nn.Modu
             "registered buffer does), or be built the same every time"
         )
     check_finite(built[0], path)
-    return built[0]
+    return BuiltTwice(built[0], built[1], file.option)
 
 
 def _takes_state(file: OwnFile) -> bool:
@@ -217,24 +232,13 @@ def _state_dict(
 
 
 def _difference(one: nn.Module, other: nn.Module) -> str | None:
-    """The first tensor that is not the same in both, weight or not; None if all are."""
-    others = dict(_tensors_of(other))
-    for name, tensor in _tensors_of(one):
-        twin = others.get(name)
-        if twin is None or twin.shape != tensor.shape or twin.dtype != tensor.dtype:
-            return name
-        is_same = (tensor == twin) | ((tensor != tensor) & (twin != twin))
-        if not bool(is_same.all()):
-            return name
-    return None
+    """The first parameter or buffer, saved or not, that is not the same in both."""
+    return first_difference(_weights_of(one), _weights_of(other))
 
 
-def _tensors_of(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters, buffers and plain attributes."""
-    for prefix, module in network.named_modules():
-        for name, value in {**vars(module), **module._parameters, **module._buffers}.items():
-            if isinstance(value, Tensor):
-                yield f"{prefix}.{name}" if prefix else name, value
+def _weights_of(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from network.named_parameters()
+    yield from network.named_buffers()
 
 
 def _attribute(network: nn.Module, name: str) -> int:

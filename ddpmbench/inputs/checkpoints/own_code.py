@@ -4,7 +4,6 @@ import ast
 import contextlib
 import dataclasses
 import hashlib
-import importlib
 import sys
 import sysconfig
 import traceback
@@ -16,12 +15,11 @@ from typing import TypeVar
 import torch
 
 from ddpmbench.errors import InputError
+from ddpmbench.inputs.checkpoints.own_imports import OwnImports
 
 T = TypeVar("T")
 
 _LONGEST = 300
-_KEPT = frozenset({"ddpmbench", "torch", "numpy"})
-"""Packages that a folder of the same name does not hide."""
 _NOT_THE_USER_S = (
     *(sysconfig.get_path(kind) for kind in ("stdlib", "purelib", "platlib")),
     str(Path(torch.__file__).parent),
@@ -42,6 +40,11 @@ class OwnCode:
     name: str
     sha256: str
 
+    @property
+    def builder(self) -> str:
+        """NAME."""
+        return self.name.rpartition(":")[2]
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class OwnFile:
@@ -50,17 +53,19 @@ class OwnFile:
     Attributes:
         option: `FILE.py:NAME`.
         found: what the file calls NAME.
+        imports: where it finds its own modules.
     """
 
     option: str
     found: object
+    imports: OwnImports
+    _path: Path
     _sha256: str
-    _imported: Callable[[], list[types.ModuleType]]
 
     @property
     def code(self) -> OwnCode:
-        """What has been run up to now."""
-        return OwnCode(self.option, _digest(self._sha256, self._imported()))
+        """What it is, to be asked for after it was used."""
+        return OwnCode(self.option, self.imports.digest(self._path, self._sha256))
 
     def call(self, *arguments: object) -> object:
         """What NAME gives for these arguments.
@@ -98,13 +103,14 @@ def own_file(option: str) -> Iterator[OwnFile]:
     module = types.ModuleType(f"ddpmbench_network_{digest[:16]}")
     module.__file__ = str(path)
     module.__package__, above = _package(path.parent)
-    with _importing_from(path.parent, above, Path.cwd()) as imported:
+    imports = OwnImports(path.parent, above, Path.cwd())
+    with imports.inside():
         # Classes are looked up by their module's name, long after this.
         sys.modules[module.__name__] = module
         calling(lambda: exec(compile(source, path, "exec"), vars(module)), f"--network {option}")
         if not hasattr(module, name):
             raise InputError(f"--network {option}: has no {name}; it defines {_defined(source)}")
-        yield OwnFile(option, getattr(module, name), digest, imported)
+        yield OwnFile(option, getattr(module, name), imports, path, digest)
 
 
 def calling(run: Callable[[], T], who: str) -> T:
@@ -187,54 +193,3 @@ def _defined(source: bytes) -> str:
     except (SyntaxError, ValueError):
         names = []
     return ", ".join(names) or "no class and no function"
-
-
-@contextlib.contextmanager
-def _importing_from(*folders: Path) -> Iterator[Callable[[], list[types.ModuleType]]]:
-    """Inside, modules come from these folders first, as if nothing of their names were imported.
-
-    Gives what tells which modules have been imported from there.
-    """
-    path_before, before = list(sys.path), dict(sys.modules)
-    beside = {name for folder in folders for name in _modules_in(folder)}
-    for name in list(sys.modules):
-        if name.partition(".")[0] in beside:
-            del sys.modules[name]
-    hidden = {name: module for name, module in before.items() if name not in sys.modules}
-    importlib.invalidate_caches()
-    sys.path[:0] = [str(folder) for folder in dict.fromkeys(folders)]
-
-    def imported() -> list[types.ModuleType]:
-        new = [m for name, m in sys.modules.items() if before.get(name) is not m]
-        return [module for module in new if _is_under(module, folders)]
-
-    try:
-        yield imported
-    finally:
-        sys.path[:] = path_before
-        sys.modules.update(hidden)
-
-
-def _modules_in(folder: Path) -> set[str]:
-    """Names of modules and packages in a folder that would be imported from there."""
-    files = {path.stem for path in folder.glob("*.py")}
-    packages = {path.parent.name for path in folder.glob("*/__init__.py")}
-    return (files | packages) - _KEPT - sys.stdlib_module_names
-
-
-def _is_under(module: types.ModuleType, folders: tuple[Path, ...]) -> bool:
-    file = getattr(module, "__file__", None)
-    if not file or "site-packages" in Path(file).parts:
-        return False
-    return any(Path(file).resolve().is_relative_to(folder.resolve()) for folder in folders)
-
-
-def _digest(of_file: str, imported: list[types.ModuleType]) -> str:
-    """That of the file; with those it imports from beside it, of all of them."""
-    paths = {Path(str(module.__file__)).resolve() for module in imported}
-    files = [path for path in paths if path.suffix == ".py" and path.is_file()]
-    others = {(path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in files}
-    others = {(name, digest) for name, digest in others if digest != of_file}
-    if not others:
-        return of_file
-    return hashlib.sha256(repr((of_file, sorted(others))).encode()).hexdigest()

@@ -52,7 +52,7 @@ def read_schedule(option: str, tables: ScheduleTables = NO_TABLES) -> NoiseSched
         if option == BUFFERS:
             return tables.schedule()
         if name in _FILES:
-            return _FILES[name](_numbers(Path(rest), name), name=option)
+            return _FILES[name](_numbers(Path(rest), name), name=name)
         if name not in _NAMED:
             raise InputError(f"no schedule has this form; choose from {FORMS}")
         numbers = rest.split(":") if rest else []
