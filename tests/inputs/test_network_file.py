@@ -278,6 +278,9 @@ def test_buffers_are_the_schedule(folder, net):
     assert torch.equal(folder.load(schedule="buffers").schedule.betas, betas)
     other = folder.load()
     assert any("not that of the tables in the file" in note for note in other.notes)
+    folder.save({**net.state_dict(), "betas": betas, "old": {"betas": betas / 2}})
+    assert any("contradict each other" in note for note in folder.load().notes)
+    folder.save({**net.state_dict(), "betas": betas})
     agreeing = folder.load(schedule="linear:20:0.002:0.2")
     assert not any("tables" in note for note in agreeing.notes)
 
@@ -554,7 +557,10 @@ def without(state, name):
     ("change", "words"),
     [
         (lambda s: without(s, "last.bias"), ["weight last.bias missing", "not the weights of"]),
-        (lambda s: without(s, "norm.running_mean"), ["weight norm.running_mean missing"]),
+        (
+            lambda s: without(s, "norm.running_mean"),
+            ["weight norm.running_mean missing", "buffers"],
+        ),
         (lambda s: {"model": without(s, "last.bias")}, ["weight last.bias missing"]),
         (lambda s: {**s, "more.weight": torch.zeros(3)}, ["weight more.weight left over"]),
         (lambda s: {**s, "last.bias": torch.zeros(2)}, ["size mismatch for last.bias"]),
@@ -581,6 +587,33 @@ def test_weights_of_something_else(folder, net, change, words):
     folder.save(change(net.state_dict()))
     with refused("weights.pt", *words):
         folder.load()
+
+
+def test_averages_of_the_parameters_alone_say_that_the_buffers_are_missing(folder, net):
+    parameters = {name: 2 * value.detach() for name, value in net.named_parameters()}
+    words = ["norm.running_mean and 1 more missing", "parameters alone", "NAME(state)"]
+    folder.save(parameters)
+    with refused("weights.pt", *words):
+        folder.load()
+    folder.save({"model": net.state_dict(), "ema": parameters})
+    for weights in (None, "ema"):
+        with refused("weights.pt", *words, "averaged weights (ema)", "--weights raw"):
+            folder.load(weights=weights)
+    same_outputs(folder.load(weights="raw"), net)
+    folder.add("""
+        def join(state):
+            net = Net()
+            net.load_state_dict({**state["model"], **state["ema"]})
+            return net
+    """)
+    joined = folder.load("join").network
+    assert torch.equal(joined.last.weight, 2 * net.last.weight)
+    assert torch.equal(joined.norm.running_mean, net.norm.running_mean)
+
+
+def test_the_count_of_batches_may_be_missing_as_for_torch(folder, net):
+    folder.save(without(net.state_dict(), "norm.num_batches_tracked"))
+    same_outputs(folder.load(), net)
 
 
 def test_what_network_does_not_go_with(folder, small_checkpoint, tmp_path):

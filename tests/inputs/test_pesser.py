@@ -7,6 +7,7 @@ import pytest
 import torch
 from peers import SHARED, needs_shared, pesser_weights, refused, same_weights
 
+from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints import Checkpoint, CheckpointSettings, TimeInput, load_checkpoint
 from ddpmbench.inputs.checkpoints.native import write_native
 from ddpmbench.inputs.checkpoints.pesser import PUBLISHED, network_config
@@ -179,6 +180,29 @@ def test_a_name_that_anybody_s_file_may_have_says_nothing(path, tmp_path, name):
         load_checkpoint(path.rename(renamed))
 
 
+@pytest.mark.usefixtures("published")
+def test_a_file_that_only_has_the_name_of_a_published_one_is_told_why_it_is_none(path, tmp_path):
+    for name in ("ema_lsun_cat.ckpt", "diffusion_lsun_cat_model/model-1761000.ckpt"):
+        renamed = tmp_path / name
+        renamed.parent.mkdir(exist_ok=True)
+        path = path.rename(renamed)
+        with refused(path, "name of the published", "lsun_cat, whose network is of 128, 128"):
+            load_checkpoint(path)
+
+
+@pytest.mark.usefixtures("published")
+def test_a_published_name_does_not_come_before_the_file_s_own_tables(path, tmp_path):
+    named, weights = tmp_path / "ema_cifar10.ckpt", torch.load(path, weights_only=True)
+    torch.save({"model": weights, "betas": torch.linspace(1e-4, 0.01, 500)}, named)
+    with refused(named, "its name says the linear schedule of 1,000", "betas", "500 steps"):
+        load_checkpoint(named)
+    assert (
+        load_checkpoint(named, CheckpointSettings(schedule="buffers")).schedule.betas.numel() == 500
+    )
+    torch.save({"model": weights, "betas": NoiseSchedule.linear(1000).betas.float()}, named)
+    assert torch.equal(load_checkpoint(named).schedule.betas, NoiseSchedule.linear(1000).betas)
+
+
 def test_the_published_networks_have_the_size_of_the_published_files():
     # Ho et al. 2020, appendix B: 35.7 million parameters for CIFAR-10, 114 million for LSUN.
     for name, attention, millions in (("cifar10", 1, 35.7), ("lsun_cat", 4, 113.7)):
@@ -227,6 +251,13 @@ def test_weights_of_a_network_that_cannot_be_read(path, wrong, word):
     torch.save(weights, path)
     with refused(path, word):
         load_checkpoint(path, SAID)
+
+
+@pytest.mark.parametrize("option", ["betas:bad.npy", "betas:", "lineal:1000", "buffers"])
+def test_an_error_of_the_option_begins_with_the_option(path, option):
+    with pytest.raises(InputError) as caught:
+        load_checkpoint(path, dataclasses.replace(SAID, schedule=option))
+    assert str(caught.value).startswith(f"--schedule {option}: ")
 
 
 def test_flags_of_another_family_are_refused(path):

@@ -7,7 +7,8 @@ import torch
 from peers import openai_weights, pesser_weights, refused, same_weights
 from torch import nn
 
-from ddpmbench.inputs.checkpoints import CheckpointSettings, load_checkpoint
+from ddpmbench.inputs.checkpoints import CheckpointSettings, file_names, load_checkpoint
+from ddpmbench.inputs.checkpoints.pesser import PUBLISHED
 from ddpmbench.network.unet import UNet
 from ddpmbench.network.unet_config import UNetConfig
 from ddpmbench.process.schedule import NoiseSchedule
@@ -167,8 +168,71 @@ def test_a_schedule_in_tables_beside_the_weights_is_taken_where_nothing_says_ano
     assert any("tables beside the weights" in note for note in read.notes)
     linear = load(path, content, **PESSER)
     assert torch.equal(linear.schedule.betas, NoiseSchedule.linear(1000).betas)
+    assert any("not that of the tables in the file (the table betas" in n for n in linear.notes)
+    same = load(path, content, schedule="cosine:40", variance="fixed_small")
+    assert not any("tables" in note for note in same.notes)
     with refused("--schedule buffers", path):
         load(path, weights, variance="fixed_small", schedule="buffers")
+
+
+BETAS = NoiseSchedule.linear(1000).betas
+TABLES_AROUND = {
+    "outer dict": lambda weights, betas: {"model": weights, "betas": betas},
+    "another dict": lambda weights, betas: {"net": weights, "diffusion": {"betas": betas}},
+    "deep": lambda weights, betas: {"a": {"b": {"state": weights}}, "tables": [{"betas": betas}]},
+    "both copies": lambda weights, betas: {
+        "model": {**under("net.", weights), "betas": betas},
+        "ema": {**under("net.", weights), "betas": betas.float()},
+    },
+}
+
+
+@pytest.mark.parametrize("around", TABLES_AROUND.values(), ids=TABLES_AROUND)
+def test_tables_are_found_wherever_they_are_in_the_file(around, path):
+    weights = pesser_weights(UNet(SMALL))
+    said = {"variance": "fixed_small"}
+    content = around(weights, BETAS[:500])
+    for options in (said, {**said, "schedule": "buffers"}):
+        read = load(path, content, **options)
+        assert torch.allclose(read.schedule.betas, BETAS[:500], rtol=1e-6)
+    assert any("tables in the file" in note for note in load(path, content, **PESSER).notes)
+    with refused(path, "--model-flags say the linear", "500 steps"):
+        load(path, around(LAST, BETAS[:500]))
+    assert load(path, around(LAST, BETAS)).schedule.num_timesteps == 1000
+
+
+def test_tables_that_contradict_each_other_say_nothing_and_the_option_does(path):
+    weights = pesser_weights(UNet(SMALL))
+    content = {"model": weights, "betas": BETAS, "ema": {"betas": BETAS / 2}}
+    for options in ({}, {"schedule": "buffers"}):
+        with refused(path, "betas and ema.betas contradict each other"):
+            load(path, content, variance="fixed_small", **options)
+    with refused(path, "betas and ema.betas contradict each other", "correct the flags"):
+        load(path, {**content, "model": LAST})
+    read = load(path, content, **PESSER)
+    assert torch.equal(read.schedule.betas, BETAS)
+    assert any("contradict each other" in note for note in read.notes)
+
+
+def test_flags_of_fewer_steps_are_compared_with_the_tables_of_all(path):
+    respaced = {"model_flags": f"{FLAGS} --timestep_respacing 50"}
+    read = load(path, {"model": LAST, "betas": BETAS.float()}, **respaced)
+    assert read.schedule.num_timesteps == 50
+    with refused(path, "correct the flags"):
+        load(path, {"model": LAST, "betas": BETAS / 2}, **respaced)
+
+
+def test_a_dict_that_holds_itself_is_gone_through_once(path):
+    content = {"model": LAST, "betas": BETAS}
+    content["self"] = content
+    assert load(path, content).schedule.num_timesteps == 1000
+
+
+def test_a_table_is_no_average_of_weights(path, last):
+    content = {**under("model.", LAST), "ema.betas": BETAS.float()}
+    assert same_weights(load(path, content), last)
+    with refused(path, "averaged"):
+        load(path, {**content, "ema.weight": torch.randn(9)})
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "model.unet."])
@@ -235,6 +299,36 @@ def test_the_names_of_the_projects_say_which_they_are(name, kind, other, tmp_pat
     opposite = "raw" if kind == "ema" else "ema"
     with refused(f"--weights {opposite}", tmp_path / name, other):
         load_checkpoint(tmp_path / name, CheckpointSettings(weights=opposite, **said))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("ema_0.9999_500000.pt", "ema"),
+        ("ema_off_ablation.pt", None),
+        ("ema_cifar10.ckpt", "ema"),
+        ("ema_celeba.ckpt", None),
+        ("ema_diffusion_lsun_cat_model/model-1761000.ckpt", "ema"),
+        ("ema_diffusion_celeba_model/model-20.ckpt", None),
+        ("diffusion_celeba_model/model-20.ckpt", "raw"),
+        ("diffusion_celeba_model/model000020.pt", "raw"),
+        ("diffusion_celeba_model/model_ema.ckpt", None),
+        ("diffusion_celeba_model/best.ckpt", None),
+        ("diffusion_celeba_model.ckpt", None),
+        ("diffusion_cifar10_model.ckpt", "raw"),
+    ],
+)
+def test_only_names_of_the_projects_own_say_what_weights_are(name, kind, tmp_path):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    weights = pesser_weights(UNet(SMALL))
+    assert load(path, weights, **PESSER).weights == kind
+    # what wraps them says what they are, or nothing does
+    assert load(path, {"model": weights, "optimizer": OPTIMIZER}, **PESSER).weights is None
+
+
+def test_the_names_of_published_files_are_those_that_are_read():
+    assert set(file_names.PESSER_NAMES) == set(PUBLISHED)
 
 
 def test_weights_of_half_precision_say_so(path, last):

@@ -4,10 +4,10 @@ import hashlib
 import re
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from ddpmbench.errors import InputError
+from ddpmbench.inputs.checkpoints.attention_rows import join_attention
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.inputs.checkpoints.diffusers_files import (
     NETWORKS,
@@ -85,7 +85,13 @@ def read_diffusers(folder: Path, *, source: str, settings: CheckpointSettings) -
     said = scheduler if variance is None else f"--variance {variance}: {layout.config}"
     check_outputs(config, conventions.variance, source=said)
     names = {name: their_name(name) for name in unet_names(config, source=str(layout.config))}
-    weights = _joined(weights, set(names.values()), str(said_by))
+    weights = join_attention(
+        _named_as_now(weights),
+        names.values(),
+        parts=("to_q", "to_k", "to_v"),
+        output="to_out.0",
+        source=said_by,
+    )
     network = build_unet(config, weights, source=str(said_by), names=names)
     return Checkpoint(
         network=network,
@@ -187,24 +193,10 @@ def their_name(name: str) -> str:
     return name
 
 
-def _joined(weights: dict[str, Tensor], wanted: set[str], source: str) -> dict[str, Tensor]:
-    """The file's weights with queries, keys and values as the rows of one `qkv`."""
+def _named_as_now(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same weights, those of attention under the names of today."""
     old = re.compile(r"(attentions\.\d+)\.(query|key|value|proj_attn)\.")
-    result = {
+    return {
         old.sub(lambda found: f"{found[1]}.{_OLD_ATTENTION[found[2]]}.", name): tensor
         for name, tensor in weights.items()
     }
-    for name in sorted(wanted):
-        if ".qkv." in name:
-            parts = [name.replace(".qkv.", f".{part}.") for part in ("to_q", "to_k", "to_v")]
-            if missing := [part for part in parts if part not in result]:
-                raise InputError(f"{source}: weight {missing[0]} missing; the file is not whole")
-            result[name] = torch.cat([_matrix(result.pop(part)) for part in parts])
-        elif ".to_out.0.weight" in name and name in result:
-            result[name] = _matrix(result[name])
-    return result
-
-
-def _matrix(weight: Tensor) -> Tensor:
-    """A layer on every pixel, written as a matrix or as a convolution of one pixel."""
-    return weight.flatten(1) if weight.ndim > 2 else weight

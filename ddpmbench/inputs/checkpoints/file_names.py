@@ -11,17 +11,29 @@ from pathlib import Path
 _OPENAI_RAW = re.compile(r"model(\d{2,})")
 _OPENAI_EMA = re.compile(r"ema_[0-9.]+_(\d{2,})")
 _PESSER = re.compile(r"(ema_)?diffusion_\w+_model")
+_PESSER_FILE = re.compile(r"model-\d+")
+PESSER_NAMES = ("cifar10", "lsun_bedroom", "lsun_cat", "lsun_church")
+"""What pesser/pytorch_diffusion calls the models that it publishes."""
+_PUBLISHED = re.compile(rf"(ema_)?diffusion_({'|'.join(PESSER_NAMES)})_model")
+_SHORT = re.compile(rf"ema_({'|'.join(PESSER_NAMES)})")
 
 
 def kind(path: Path) -> str | None:
-    """Whether a file's name, or its folder's, says "ema" or "raw"; None if it says neither."""
-    if path.stem.startswith("ema_"):
+    """Whether the name of a bare state dict says "ema" or "raw"; None if it says neither.
+
+    It does in the words of the projects alone: anybody's file may begin with ema_.
+    """
+    if _OPENAI_EMA.fullmatch(path.stem) or _SHORT.fullmatch(path.stem):
         return "ema"
     if _OPENAI_RAW.fullmatch(path.stem):
         return "raw"
-    for name in (path.stem, path.parent.name):
-        if found := _PESSER.fullmatch(name):
+    if found := _PUBLISHED.fullmatch(path.stem):
+        return "ema" if found[1] else "raw"
+    if _PESSER_FILE.fullmatch(path.stem):
+        if found := _PUBLISHED.fullmatch(path.parent.name):
             return "ema" if found[1] else "raw"
+        if (found := _PESSER.fullmatch(path.parent.name)) and not found[1]:
+            return "raw"
     return None
 
 

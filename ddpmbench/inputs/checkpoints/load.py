@@ -1,10 +1,7 @@
 """From a path or a hub id to a checkpoint: which family it is, told by its layout and names."""
 
 import dataclasses
-import functools
 from pathlib import Path
-
-from torch import Tensor
 
 from ddpmbench import assets
 from ddpmbench.errors import InputError
@@ -20,12 +17,13 @@ from ddpmbench.inputs.checkpoints.openai import is_openai, read_openai
 from ddpmbench.inputs.checkpoints.pesser import TELLING as PESSER
 from ddpmbench.inputs.checkpoints.pesser import is_pesser, read_pesser
 from ddpmbench.inputs.checkpoints.schedule_option import NO_TABLES, read_schedule
-from ddpmbench.inputs.checkpoints.schedule_tables import BUFFERS, ScheduleTables
+from ddpmbench.inputs.checkpoints.schedule_tables import BUFFERS, ScheduleTables, alike
 from ddpmbench.inputs.checkpoints.settings import CheckpointSettings
 from ddpmbench.inputs.checkpoints.states import StateDict, find_state
 from ddpmbench.inputs.checkpoints.tensorflow import refuse_tensorflow
 from ddpmbench.inputs.checkpoints.unknown import latent, what_it_is
 from ddpmbench.inputs.checkpoints.weights import read_state
+from ddpmbench.process.schedule import NoiseSchedule
 
 DEFAULT = "default"
 """The source that names the checkpoint in the package."""
@@ -73,7 +71,10 @@ def _load(source: str | Path, settings: CheckpointSettings) -> Checkpoint:
     refuse_tensorflow(path)
     if settings.network is not None:
         _refuse_other_families(path, name, settings.network)
-        return read_network_file(path, read_state(path), source=name, settings=settings)
+        content = read_state(path)
+        tables = ScheduleTables.within(content, source=str(path))
+        checkpoint = read_network_file(path, content, source=name, settings=settings, tables=tables)
+        return _with_process(checkpoint, settings, tables)
     if not path.exists():
         if not isinstance(source, str) or not hub.is_hub_id(source):
             raise InputError(f"--ckpt {source}: no such file or folder")
@@ -131,19 +132,21 @@ def _read_state_dict(path: Path, *, source: str, settings: CheckpointSettings) -
         state = StateDict(dict(content), kind=settings.weights)
     if (why := latent(state.beside, state.weights)) is not None:
         raise InputError(f"{path}: {why}")
-    tensors = {name: value for name, value in state.weights.items() if isinstance(value, Tensor)}
-    tables = ScheduleTables.among({**state.beside, **tensors})
-    if is_pesser(state.weights):
+    tables = ScheduleTables.within(content, source=str(path))
+    weights = state.weights
+    if is_pesser(weights):
         _refuse_flags(settings.model_flags, source)
-        read = functools.partial(read_pesser, tables=tables)
-    elif is_openai(state.weights):
-        read = functools.partial(read_openai, tables=tables)
-    elif is_lucidrains(state.weights):
+        checkpoint = read_pesser(path, weights, source=source, settings=settings, tables=tables)
+    elif is_openai(weights):
+        checkpoint = read_openai(path, weights, source=source, settings=settings)
+    elif is_lucidrains(weights):
         _refuse_flags(settings.model_flags, source)
-        read = functools.partial(read_lucidrains, version=version_in(content))
+        version = version_in(content)
+        checkpoint = read_lucidrains(
+            path, weights, source=source, settings=settings, version=version
+        )
     else:
         raise InputError(f"{path}: {what_it_is(path, content)}")
-    checkpoint = read(path, state.weights, source=source, settings=settings)
     read_checkpoint = dataclasses.replace(
         checkpoint,
         weights=state.kind,
@@ -156,11 +159,54 @@ def _read_state_dict(path: Path, *, source: str, settings: CheckpointSettings) -
 def _with_process(
     checkpoint: Checkpoint, settings: CheckpointSettings, tables: ScheduleTables = NO_TABLES
 ) -> Checkpoint:
-    """The same with the schedule and the time input that the options say, if they do."""
-    if settings.schedule == BUFFERS and tables is NO_TABLES:
+    """The same with the schedule and the time input that the options say, if they do.
+
+    Tables in the file that are of another schedule are noted where the option says it, and refused
+    where only the file's name or its flags do.
+    """
+    option = settings.schedule
+    if option is None:
+        if tables:
+            _refuse_other_tables(checkpoint, settings, tables)
+        return checkpoint.with_process(time_input=settings.time_input)
+    if option == BUFFERS and tables is NO_TABLES:
         raise InputError(
             f"--schedule {BUFFERS}: {checkpoint.source} says its schedule itself; leave --schedule "
             "out"
         )
-    schedule = None if settings.schedule is None else read_schedule(settings.schedule, tables)
+    schedule = read_schedule(option, tables)
+    if tables and option != BUFFERS and (why := _contradiction(schedule, tables)) is not None:
+        note = f"--schedule {option} is not that of the tables in the file ({why})"
+        checkpoint = dataclasses.replace(checkpoint, notes=(*checkpoint.notes, note))
     return checkpoint.with_process(schedule=schedule, time_input=settings.time_input)
+
+
+def _refuse_other_tables(
+    checkpoint: Checkpoint, settings: CheckpointSettings, tables: ScheduleTables
+) -> None:
+    if (why := _contradiction(checkpoint.schedule, tables)) is None:
+        return
+    name, steps = checkpoint.schedule.name, checkpoint.schedule.num_timesteps
+    said_by, remedy = "its name says", "rename it"
+    if settings.model_flags is not None:
+        said_by, remedy = "--model-flags say", "correct the flags"
+    elif checkpoint.family == "lucidrains":
+        said_by, remedy = "the network's buffers say", "copy it again"
+    raise InputError(
+        f"{checkpoint.source}: {said_by} the {name} schedule of {steps:,} steps, but {why}; "
+        f"{remedy}, or pass --schedule {BUFFERS} or the one it was trained on"
+    )
+
+
+def _contradiction(schedule: NoiseSchedule, tables: ScheduleTables) -> str | None:
+    """How the tables of a file contradict a schedule; None if they say the same."""
+    try:
+        theirs = tables.schedule()
+    except InputError as error:
+        return str(error).partition(";")[0]  # the rest is what to do where none is named
+    kept = theirs
+    if theirs.num_timesteps == schedule.num_original_timesteps:
+        kept = theirs.subset(schedule.original_timesteps.tolist())
+    if alike(schedule, theirs) or alike(schedule, kept):
+        return None
+    return f"the table {min(tables.names)} says another, of {theirs.num_timesteps:,} steps"

@@ -1,5 +1,6 @@
 """A network of the user's own: weights in a file, and the user's code that builds the network."""
 
+import contextlib
 import dataclasses
 import inspect
 from collections.abc import Callable, Iterator, Mapping
@@ -11,14 +12,15 @@ from torch import Tensor, nn
 from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints.built_twice import BuiltTwice, first_difference
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint, TimeInput
+from ddpmbench.inputs.checkpoints.nested import tensors_in
 from ddpmbench.inputs.checkpoints.own_code import OwnFile, own_file
 from ddpmbench.inputs.checkpoints.own_weights import check_finite, load_own
 from ddpmbench.inputs.checkpoints.schedule_option import read_schedule
-from ddpmbench.inputs.checkpoints.schedule_tables import BUFFERS, ScheduleTables, alike
+from ddpmbench.inputs.checkpoints.schedule_tables import BUFFERS, ScheduleTables
 from ddpmbench.inputs.checkpoints.settings import CheckpointSettings
 from ddpmbench.inputs.checkpoints.states import StateDict, find_state
 from ddpmbench.inputs.checkpoints.unsettled import UnsettledError
-from ddpmbench.inputs.checkpoints.weights import sha256_of
+from ddpmbench.inputs.checkpoints.weights import sha256_of, some_weights
 from ddpmbench.process.data_range import UNIT_RANGE
 from ddpmbench.process.prediction import Prediction, Variance
 
@@ -33,7 +35,12 @@ _PLACEHOLDERS = {
 
 
 def read_network_file(
-    path: Path, state: Mapping[str, object], *, source: str, settings: CheckpointSettings
+    path: Path,
+    state: Mapping[str, object],
+    *,
+    source: str,
+    settings: CheckpointSettings,
+    tables: ScheduleTables,
 ) -> Checkpoint:
     """The network that the user's file builds, with the weights of another file.
 
@@ -48,6 +55,7 @@ def read_network_file(
         source: the path as the user gave it.
         settings: its `network` names the file and what in it builds the network. The schedule,
             what it predicts, its variance and its time must be there.
+        tables: of a schedule, where the file has them.
 
     Raises:
         UnsettledError: one of these is not.
@@ -58,13 +66,9 @@ def read_network_file(
         raise InputError("--model-flags: are of other families; with --network leave them out")
     if {"state", "param_groups"} <= set(state):
         raise InputError(f"{path}: an optimizer's state, not a model; pass the model's file")
-    tensors = dict(tensors_in(state))
-    tables = ScheduleTables.among(tensors)
-    _require(settings, path, tensors, tables)
+    _require(settings, path, state, tables)
     schedule = read_schedule(str(settings.schedule), tables)
     notes = []
-    if settings.schedule != BUFFERS and tables and not alike(schedule, tables.schedule()):
-        notes.append(f"--schedule {settings.schedule} is not that of the tables in the file")
     if settings.data_range is None:
         notes.append("images are taken to be in [-1, 1]; --data-range says otherwise")
     with own_file(option) as file:
@@ -105,20 +109,8 @@ def _notes_of(built: BuiltTwice, checkpoint: Checkpoint) -> tuple[str, ...]:
         return built.notes(checkpoint.channels, checkpoint.image_size, output)
 
 
-def tensors_in(state: object, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of nested dicts and lists, under its path."""
-    if isinstance(state, Tensor):
-        yield prefix, state
-    elif isinstance(state, Mapping):
-        for name, value in state.items():
-            yield from tensors_in(value, f"{prefix}.{name}" if prefix else str(name))
-    elif isinstance(state, list | tuple):
-        for index, value in enumerate(state):
-            yield from tensors_in(value, f"{prefix}.{index}")
-
-
 def _require(
-    settings: CheckpointSettings, path: Path, tensors: Mapping[str, Tensor], tables: ScheduleTables
+    settings: CheckpointSettings, path: Path, state: Mapping[str, object], tables: ScheduleTables
 ) -> None:
     placeholders = {**_PLACEHOLDERS}
     if tables:
@@ -132,7 +124,7 @@ def _require(
             f"{' '.join(missing)}, or whatever it was",
             family=FAMILY,
             path=path,
-            weights=tensors,
+            weights=dict(tensors_in(state)),
             missing=missing,
         )
 
@@ -224,11 +216,43 @@ def _state_dict(
     names = tuple(network.state_dict())
     if not names:
         return StateDict(dict(content), kind=weights)
-    found = find_state(content, path=path, known=[names], weights=weights)
+    try:
+        found = find_state(content, path=path, known=[names], weights=weights)
+    except InputError:
+        _refuse_without_buffers(network, content, path, weights)
+        raise
     if found is None:
+        _refuse_without_buffers(network, content, path, weights)
         # Not all of them: where the first is, so that the rest can be named.
         found = find_state(content, path=path, known=[names[:1]], weights=weights)
     return found or StateDict(dict(content), kind=weights)
+
+
+def _refuse_without_buffers(
+    network: nn.Module, content: Mapping[str, object], path: Path, weights: str | None
+) -> None:
+    """Refuse weights that lack nothing but buffers, as averages of the parameters alone do."""
+    parameters = [name for name, _ in network.named_parameters()]
+    found = None
+    with contextlib.suppress(InputError):  # of weights that cannot be chosen among
+        found = find_state(content, path=path, known=[parameters], weights=weights)
+    if not parameters or found is None:
+        return
+    # torch itself does without the count of batches, which old files have not
+    missing = [
+        name
+        for name in network.state_dict()
+        if name not in found.weights and not name.endswith("num_batches_tracked")
+    ]
+    if missing:
+        kind = {"ema": "averaged weights", "raw": "last weights", None: "weights"}[found.kind]
+        where = f" ({found.where})" if found.where else ""
+        other = ", or pass --weights raw" if found.kind == "ema" and not found.alone else ""
+        raise InputError(
+            f"{path}: {some_weights(missing)} missing: its {kind}{where} are parameters alone, "
+            "without the network's buffers; where the file has them, a function of --network that takes "
+            f"what it holds, NAME(state), can join them{other}"
+        )
 
 
 def _difference(one: nn.Module, other: nn.Module) -> str | None:

@@ -11,8 +11,6 @@ from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint, TimeInput
 from ddpmbench.inputs.checkpoints.openai_flags import PRESETS, ModelFlags, parse_flags
 from ddpmbench.inputs.checkpoints.openai_shapes import Shapes, listed, read_shapes, shown
-from ddpmbench.inputs.checkpoints.schedule_option import NO_TABLES
-from ddpmbench.inputs.checkpoints.schedule_tables import BUFFERS, ScheduleTables, alike
 from ddpmbench.inputs.checkpoints.settings import CheckpointSettings
 from ddpmbench.inputs.checkpoints.unsettled import UnsettledError
 from ddpmbench.inputs.checkpoints.weights import (
@@ -69,7 +67,6 @@ def read_openai(
     *,
     source: str,
     settings: CheckpointSettings,
-    tables: ScheduleTables = NO_TABLES,
 ) -> Checkpoint:
     """The checkpoint in a state dict of either project.
 
@@ -78,7 +75,6 @@ def read_openai(
         state: what it holds.
         source: the path as the user gave it.
         settings: its `model_flags` may be absent if the file has the name of a published one.
-        tables: of a schedule, where the file has them beside the weights.
 
     Raises:
         InputError: the flags are missing, contradict the weights, or ask for what this package
@@ -107,9 +103,6 @@ def read_openai(
     if flags.ignored:
         notes.append(f"--model-flags: ignored {', '.join('--' + name for name in flags.ignored)}")
     config = network_config(flags, shapes, path)
-    schedule = _schedule(flags)
-    if settings.schedule is None:
-        _check_tables(schedule, tables, path)
     names = {name: _their_name(name, config) for name in unet_names(config, source=str(path))}
     for name, tensor in weights.items():
         if re.search(r"\.(qkv|proj_out)\.weight$", name):
@@ -125,7 +118,7 @@ def read_openai(
         notes.append(f"--model-flags: --rescale_timesteps {rescales}, the default of {project}")
     return Checkpoint(
         network=network,
-        schedule=schedule,
+        schedule=_schedule(flags),
         prediction=Prediction.X_START if flags.predict_xstart else Prediction.EPSILON,
         variance=_variance(flags),
         clip=flags.clip_denoised,
@@ -247,20 +240,6 @@ def _schedule(flags: ModelFlags) -> NoiseSchedule:
             f"{flags.diffusion_steps} can be read"
         )
     return schedule.respaced(int(asked))
-
-
-def _check_tables(schedule: NoiseSchedule, tables: ScheduleTables, path: Path) -> None:
-    """Refuse flags that say another schedule than the file has beside the weights."""
-    if not tables or schedule.num_timesteps != schedule.num_original_timesteps:
-        return
-    with naming(path):
-        theirs = tables.schedule()
-    if not alike(schedule, theirs):
-        raise InputError(
-            f"{path}: --model-flags say the {schedule.name} schedule of {schedule.num_timesteps} "
-            "steps, and the tables beside the weights are of another; correct the flags, or pass "
-            f"--schedule {BUFFERS}"
-        )
 
 
 def _variance(flags: ModelFlags) -> Variance:

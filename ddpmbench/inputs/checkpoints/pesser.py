@@ -6,13 +6,13 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from ddpmbench.errors import InputError
+from ddpmbench.inputs.checkpoints.attention_rows import join_attention
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.inputs.checkpoints.schedule_option import NO_TABLES, read_schedule
-from ddpmbench.inputs.checkpoints.schedule_tables import BUFFERS, ScheduleTables
+from ddpmbench.inputs.checkpoints.schedule_tables import ScheduleTables
 from ddpmbench.inputs.checkpoints.settings import CheckpointSettings
 from ddpmbench.inputs.checkpoints.unsettled import UnsettledError
 from ddpmbench.inputs.checkpoints.weights import (
@@ -122,18 +122,35 @@ def read_pesser(
         variance, image_size = published.variance, published.image_size
         notes.append(f"by its name the published {name}: linear schedule of 1000 steps, {variance}")
     else:
-        _require(path, weights, config, settings, tables)
-        with naming(path):
-            schedule = read_schedule(settings.schedule or BUFFERS, tables)
-        variance = Variance(str(settings.variance))
-        if settings.schedule is None:
+        asked = "published files are known by their names: ema_cifar10.ckpt, ..."
+        if name:
+            channels = _listed(PUBLISHED[name.removeprefix("ema_")].channels)
+            asked = f"it has the name of the published {name}, whose network is of {channels}"
+        missing = _missing(settings, tables)
+        if missing:
+            raise UnsettledError(
+                f"{path}: weights of pesser/pytorch_diffusion's network ({_shown(config)}), which "
+                f"do not say how they were trained; add {' and '.join(missing)}, or whatever it "
+                f"was ({asked})",
+                family="pesser",
+                path=path,
+                weights=weights,
+                missing=missing,
+            )
+        if settings.schedule is not None:
+            schedule = read_schedule(settings.schedule, tables)
+        else:
+            with naming(path):
+                schedule = tables.schedule()
             notes.append("schedule: that of the tables beside the weights")
+        variance = Variance(str(settings.variance))
         image_size = None
     check_outputs(config, variance, source=f"{path}: --variance {variance}")
     names = {ours: _their_name(ours, config) for ours in unet_names(config, source=str(path))}
-    network = build_unet(
-        config, _joined(weights, set(names.values()), path), source=str(path), names=names
+    weights = join_attention(
+        weights, names.values(), parts=("q", "k", "v"), output="proj_out", source=path
     )
+    network = build_unet(config, weights, source=str(path), names=names)
     return Checkpoint(
         network=network,
         schedule=schedule,
@@ -191,47 +208,38 @@ def network_config(weights: Mapping[str, Tensor], path: Path) -> UNetConfig:
 
 
 def _published(path: Path, config: UNetConfig) -> tuple[str, Published | None]:
-    """The published file that a path has the name of, and that has its network.
+    """The published file that a path has the name of, and what is known of it.
 
-    A short name without `ema_` is none: anybody's own file may be called cifar10.ckpt.
+    Nothing is where the file holds another network. A short name without `ema_` is no published
+    one: anybody's own file may be called cifar10.ckpt.
     """
     for name, published in PUBLISHED.items():
         for prefix in ("ema_", ""):
             folder = f"{prefix}diffusion_{name}_model"
             named = path.stem in ((folder, f"ema_{name}") if prefix else (folder,))
             in_folder = path.parent.name == folder and path.stem == f"model-{published.step}"
-            if (named or in_folder) and config.channels == published.channels:
-                return prefix + name, published
+            if named or in_folder:
+                is_its = config.channels == published.channels
+                return prefix + name, published if is_its else None
     return "", None
 
 
-def _require(
-    path: Path,
-    weights: Mapping[str, Tensor],
-    config: UNetConfig,
-    settings: CheckpointSettings,
-    tables: ScheduleTables,
-) -> None:
-    """Refuse a file that neither its name nor the options say the process of."""
+def _missing(settings: CheckpointSettings, tables: ScheduleTables) -> tuple[str, ...]:
+    """The options that say what neither a file's name nor its tables do."""
     missing = []
     if settings.schedule is None and not tables:
         missing.append("--schedule linear:1000")
     if settings.variance is None:
         missing.append("--variance fixed_large")
-    if missing:
-        raise UnsettledError(
-            f"{path}: weights of pesser/pytorch_diffusion's network ({_shown(config)}), which do "
-            f"not say how they were trained; add {' and '.join(missing)}, or whatever it was "
-            "(published files are known by their names: ema_cifar10.ckpt, ...)",
-            family="pesser",
-            path=path,
-            weights=weights,
-            missing=tuple(missing),
-        )
+    return tuple(missing)
 
 
 def _shown(config: UNetConfig) -> str:
-    return f"{', '.join(map(str, config.channels))} channels, {config.num_blocks} blocks each"
+    return f"{_listed(config.channels)}, {config.num_blocks} blocks each"
+
+
+def _listed(channels: tuple[int, ...]) -> str:
+    return f"{', '.join(map(str, channels))} channels"
 
 
 def _their_name(name: str, config: UNetConfig) -> str:
@@ -244,27 +252,6 @@ def _their_name(name: str, config: UNetConfig) -> str:
     for pattern, replacement in _RENAMES:
         name = re.sub(pattern, replacement, name)
     return name
-
-
-def _joined(weights: Mapping[str, Tensor], wanted: set[str], path: Path) -> dict[str, Tensor]:
-    """The file's weights with queries, keys and values as the rows of one `qkv`.
-
-    Its layers on every pixel are convolutions, ours matrices.
-    """
-    result = dict(weights)
-    for name in sorted(wanted):
-        if ".qkv." in name:
-            parts = [name.replace(".qkv.", f".{part}.") for part in ("q", "k", "v")]
-            if missing := [part for part in parts if part not in result]:
-                raise InputError(f"{path}: weight {missing[0]} missing; the file is not whole")
-            result[name] = torch.cat([_matrix(result.pop(part)) for part in parts])
-        elif name.endswith(".proj_out.weight") and name in result:
-            result[name] = _matrix(result[name])
-    return result
-
-
-def _matrix(weight: Tensor) -> Tensor:
-    return weight.flatten(1) if weight.ndim == 4 else weight
 
 
 def _count(weights: Mapping[str, Tensor], pattern: str) -> int:

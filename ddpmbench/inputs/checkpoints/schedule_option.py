@@ -52,6 +52,8 @@ def read_schedule(option: str, tables: ScheduleTables = NO_TABLES) -> NoiseSched
         if option == BUFFERS:
             return tables.schedule()
         if name in _FILES:
+            if not rest:
+                raise InputError(f"name the file, as in {name}:FILE.npy")
             return _FILES[name](_numbers(Path(rest), name), name=name)
         if name not in _NAMED:
             raise InputError(f"no schedule has this form; choose from {FORMS}")

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddpmbench.errors import InputError
+from ddpmbench.inputs.checkpoints.nested import tensors_in
 from ddpmbench.inputs.checkpoints.plain import is_plain, numbers_held
 from ddpmbench.process.schedule import MAX_TIMESTEPS, NoiseSchedule
 
@@ -38,11 +39,13 @@ class ScheduleTables:
         betas: tables called betas, (T,) each.
         products: tables called a product of alphas, (T,) each.
         unclear: tables called alpha, which may be either, (T,) each.
+        source: the file they are in, where a line names it.
     """
 
     betas: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
     products: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
     unclear: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+    source: str = "the file"
 
     @classmethod
     def among(cls, tensors: Mapping[str, Tensor]) -> Self:
@@ -60,6 +63,16 @@ class ScheduleTables:
             }
 
         return cls(called(_BETAS), called(_PRODUCTS), called(_UNCLEAR))
+
+    @classmethod
+    def within(cls, content: Mapping[str, object], *, source: str) -> Self:
+        """Those anywhere in a file: beside the weights, among them or in a dict around them.
+
+        Args:
+            content: what `read_state` gave.
+            source: the file to name in an error.
+        """
+        return dataclasses.replace(cls.among(dict(tensors_in(content))), source=source)
 
     @property
     def names(self) -> frozenset[str]:
@@ -79,24 +92,39 @@ class ScheduleTables:
         if not self:
             if self.unclear:
                 raise InputError(
-                    f"the file has {next(iter(self.unclear))}, which is 1 - beta to some and its "
-                    "product to others; pass the product as alphas_cumprod:FILE"
+                    f"{self.source} has {next(iter(self.unclear))}, which is 1 - beta to some and "
+                    "its product to others; pass the product as alphas_cumprod:FILE"
                 )
             raise InputError(
-                "the file holds no betas and no alphas_cumprod; name the schedule it was trained on"
+                f"{self.source} holds no betas and no alphas_cumprod; name the schedule it was "
+                "trained on"
             )
         made = {
-            **_schedules(self.betas, betas_schedule),
-            **_schedules(self.products, products_schedule),
+            **self._made(self.betas, betas_schedule),
+            **self._made(self.products, products_schedule),
         }
         (first, schedule), *others = made.items()
         for name, other in others:
             if not alike(schedule, other):
                 raise InputError(
-                    f"the file's {first} and {name} contradict each other; name the schedule it "
-                    "was trained on"
+                    f"{self.source}'s {first} and {name} contradict each other; name the schedule "
+                    "it was trained on"
                 )
         return schedule
+
+    def _made(
+        self, tables: Mapping[str, Tensor], make: Callable[..., NoiseSchedule]
+    ) -> dict[str, NoiseSchedule]:
+        made = {}
+        for name, tensor in tables.items():
+            what = f"{self.source}'s {name}"
+            if (size := tensor.element_size()) < 4:
+                raise InputError(f"{what} has {8 * size} bits, too few; name the schedule")
+            try:
+                made[name] = make(tensor.detach().cpu().double().numpy(), name=BUFFERS)
+            except InputError as error:
+                raise InputError(f"{what}: {error}") from error
+        return made
 
 
 def betas_schedule(values: Array, *, name: str = "betas") -> NoiseSchedule:
@@ -153,20 +181,6 @@ def alike(one: NoiseSchedule, other: NoiseSchedule) -> bool:
         return False
     products = one.alphas_cumprod, other.alphas_cumprod
     return torch.allclose(*products, rtol=1e-3, atol=1e-6)
-
-
-def _schedules(
-    tables: Mapping[str, Tensor], make: Callable[..., NoiseSchedule]
-) -> dict[str, NoiseSchedule]:
-    made = {}
-    for name, tensor in tables.items():
-        if (size := tensor.element_size()) < 4:
-            raise InputError(f"the file's {name} has {8 * size} bits, too few; name the schedule")
-        try:
-            made[name] = make(tensor.detach().cpu().double().numpy(), name=BUFFERS)
-        except InputError as error:
-            raise InputError(f"the file's {name}: {error}") from error
-    return made
 
 
 def _may_be_table(tensor: Tensor) -> bool:

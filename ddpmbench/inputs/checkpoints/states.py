@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints import file_names
+from ddpmbench.inputs.checkpoints.schedule_tables import ScheduleTables
 
 _DEPTH = 4
 _AVERAGED = re.compile(
@@ -82,7 +83,7 @@ def find_state(
     found = _distinct([state for names in known for state in _under(content, names)])
     if not found:
         return None
-    if len(found) == 1 and found[0].kind is None:
+    if len(found) == 1 and found[0].kind is None and not found[0].where:
         found = [dataclasses.replace(found[0], kind=file_names.kind(path))]
     averaged = [state for state in found if state.kind == "ema"]
     others = [state for state in found if state.kind != "ema"]
@@ -211,9 +212,15 @@ def _unread_average(content: Mapping[str, object], read: list[StateDict]) -> str
             many = isinstance(value, list | tuple) and any(isinstance(v, Tensor) for v in value)
             if many and (name in _WITHOUT_NAMES or _AVERAGED.search(where)):
                 return where
-            if isinstance(value, Tensor) and value.numel() > 1 and _AVERAGED.search(where):
+            is_weight = isinstance(value, Tensor) and value.numel() > 1
+            if is_weight and _AVERAGED.search(where) and not _is_table(name, value):
                 return "/".join((*keys, name.partition(".")[0]))
     return ""
+
+
+def _is_table(name: str, value: object) -> bool:
+    """Whether it is of a schedule, which is not averaged whatever keeps it."""
+    return isinstance(value, Tensor) and bool(ScheduleTables.among({name: value}).names)
 
 
 def _shown(states: list[StateDict]) -> str:
