@@ -221,8 +221,9 @@ def _refuse_without_buffers(
     parameters = [name for name, _ in network.named_parameters()]
     found = None
     with contextlib.suppress(InputError):  # of weights that cannot be chosen among
-        found = find_state(content, path=path, known=[parameters], weights=weights)
-    if not parameters or found is None:
+        known = [parameters] if parameters else []
+        found = find_state(content, path=path, known=known, weights=weights)
+    if found is None:
         return
     # torch itself does without the count of batches, which old files have not
     missing = [
@@ -233,11 +234,12 @@ def _refuse_without_buffers(
     if missing:
         kind = {"ema": "averaged weights", "raw": "last weights", None: "weights"}[found.kind]
         where = f" ({found.where})" if found.where else ""
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         other = ", or pass --weights raw" if found.kind == "ema" and not found.alone else ""
         raise InputError(
-            f"{path}: {_some(missing)} missing: its {kind}{where} are parameters alone, without "
-            "the network's buffers; where the file has them, a function of --network that takes "
-            f"what it holds, NAME(state), can join them{other}"
+            f"{path}: weight {missing[0]}{more} missing: its {kind}{where} are parameters alone, "
+            "without the network's buffers; where the file has them, a function of --network that "
+            f"takes what it holds, NAME(state), can join them{other}"
         )
 
 

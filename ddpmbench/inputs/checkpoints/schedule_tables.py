@@ -117,8 +117,8 @@ class ScheduleTables:
         made = {}
         for name, tensor in tables.items():
             what = f"{self.source}'s {name}"
-            if tensor.dtype in (torch.float16, torch.bfloat16):
-                raise InputError(f"{what} has 16 bits, too few; name the schedule")
+            if (size := tensor.element_size()) < 4:
+                raise InputError(f"{what} has {8 * size} bits, too few; name the schedule")
             try:
                 made[name] = make(tensor.detach().cpu().double().numpy(), name=BUFFERS)
             except InputError as error:
