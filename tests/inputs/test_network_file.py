@@ -611,6 +611,21 @@ def test_averages_of_the_parameters_alone_say_that_the_buffers_are_missing(folde
     assert torch.equal(joined.norm.running_mean, net.norm.running_mean)
 
 
+def test_a_network_of_buffers_alone_that_lacks_one(folder):
+    folder.add("""
+        class Fixed(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.register_buffer("a", torch.ones(1))
+                self.register_buffer("b", torch.ones(1))
+            def forward(self, x, t):
+                return self.a * x + self.b
+    """)
+    folder.save({"a": torch.ones(1)})
+    with refused("weights.pt", "weight b missing"):
+        folder.load("Fixed")
+
+
 def test_the_count_of_batches_may_be_missing_as_for_torch(folder, net):
     folder.save(without(net.state_dict(), "norm.num_batches_tracked"))
     same_outputs(folder.load(), net)

@@ -235,8 +235,9 @@ def _refuse_without_buffers(
     parameters = [name for name, _ in network.named_parameters()]
     found = None
     with contextlib.suppress(InputError):  # of weights that cannot be chosen among
-        found = find_state(content, path=path, known=[parameters], weights=weights)
-    if not parameters or found is None:
+        known = [parameters] if parameters else []
+        found = find_state(content, path=path, known=known, weights=weights)
+    if found is None:
         return
     # torch itself does without the count of batches, which old files have not
     missing = [
@@ -250,8 +251,8 @@ def _refuse_without_buffers(
         other = ", or pass --weights raw" if found.kind == "ema" and not found.alone else ""
         raise InputError(
             f"{path}: {some_weights(missing)} missing: its {kind}{where} are parameters alone, "
-            "without the network's buffers; where the file has them, a function of --network that takes "
-            f"what it holds, NAME(state), can join them{other}"
+            "without the network's buffers; where the file has them, a function of --network that "
+            f"takes what it holds, NAME(state), can join them{other}"
         )
 
 
