@@ -43,8 +43,8 @@ class DataRange:
         """Refuse what is no range."""
         if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
             raise InputError(
-                f"--data-range {self.option}: the lowest and the highest value of "
-                "an image, as in -1,1"
+                f"--data-range {self.option}: takes two finite numbers, the lower one first, as in "
+                "-1,1: between which an image lies"
             )
         if not 2 <= self.levels <= _ALL:
             raise InputError(f"--levels {self.levels}: choose from 2 to 256")

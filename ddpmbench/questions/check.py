@@ -89,6 +89,8 @@ class CheckBefore:
             if folder is not None:
                 folder.write_frame(TABLE, check_frame(found))
                 folder.write_text(RECORD, json.dumps(record.to_dict(), indent=2) + "\n")
+            if record.warning is None:
+                self.note(f"{record.num_evaluations:,} of them: nothing speaks against its reading")
         if record.warning is not None:
             self.warn(record.warning)
         return record

@@ -60,9 +60,9 @@ def test_samples_say_them(said, small_checkpoint, tmp_path):
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        (("--data-range", "1,-1"), "--data-range 1,-1: the lowest and the highest value"),
-        (("--data-range", "0,0"), "--data-range 0,0: the lowest and the highest value"),
-        (("--data-range", "nan,1"), "--data-range nan,1: the lowest and the highest value"),
+        (("--data-range", "1,-1"), "--data-range 1,-1: takes two finite numbers, the lower one"),
+        (("--data-range", "0,0"), "--data-range 0,0: takes two finite numbers, the lower one"),
+        (("--data-range", "nan,1"), "--data-range nan,1: takes two finite numbers, the lower one"),
         (("--data-range", "0:1"), "'--data-range': '0:1' is not LOW,HIGH, as in -1,1"),
         (("--data-range", "0,1,2"), "'--data-range': '0,1,2' is not LOW,HIGH, as in -1,1"),
         (("--levels", "1"), "'--levels': 1 is not in the range 2<=x<=256"),

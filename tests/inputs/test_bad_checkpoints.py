@@ -51,6 +51,17 @@ def test_a_folder_without_a_config(tmp_path):
     (tmp_path / "checkpoint.safetensors").touch()
     with refused(tmp_path, "pass the file itself", "checkpoint.safetensors"):
         load_checkpoint(tmp_path)
+    for name in "dcba":
+        (tmp_path / f"{name}.pt").touch()
+    with refused(tmp_path, "pass a file in it: a.pt, b.pt, c.pt, ..."):
+        load_checkpoint(tmp_path)
+
+
+def test_an_optimizer_state_of_another_name_has_no_model_beside_it(tmp_path):
+    path = tmp_path / "optim.pt"
+    torch.save({"state": {}, "param_groups": []}, path)
+    with refused(path, "an optimizer's state, not a model; pass the file of the model that it"):
+        load_checkpoint(path)
 
 
 def test_an_optimizer_state_names_the_model_beside_it(tmp_path):

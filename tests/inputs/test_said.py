@@ -2,11 +2,16 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
+import torch
+from peers import pesser_weights
 
 import ddpmbench as db
 from ddpmbench.inputs.checkpoints.native import write_native
 from ddpmbench.inputs.checkpoints.said import what_is_open, what_is_said
+from ddpmbench.network.unet import UNet
+from ddpmbench.network.unet_config import UNetConfig
 
 FILE, FAMILY = "the file", "its family"
 UNIT, LEVELS = {"data_range": db.DataRange(0.0, 1.0)}, {"data_range": db.DataRange(levels=32)}
@@ -47,3 +52,23 @@ def test_options_are_in_the_words_of_a_file_that_can_be_read(small_model):
 def test_levels_are_no_data_range():
     (found,) = what_is_open((), (), db.CheckpointSettings(levels=32))
     assert (found.what, found.value, found.by) == ("levels", "32", "--levels")
+
+
+def test_what_stands_in_a_wrapped_file_is_not_its_published_name(tmp_path):
+    path = tmp_path / "mine.ckpt"
+    config = UNetConfig(
+        in_channels=1,
+        out_channels=1,
+        model_channels=32,
+        channels=(32,),
+        num_blocks=1,
+        attention=(False,),
+    )
+    weights = pesser_weights(UNet(config))
+    state = {f"{prefix}.{n}": t for prefix in ("model", "ema_model") for n, t in weights.items()}
+    state["betas"] = torch.from_numpy(np.linspace(1e-4, 0.02, 1000)).float()
+    torch.save({"state_dict": state}, path)
+    settings = db.CheckpointSettings(variance="fixed_large")
+    said = what_is_said(db.load_checkpoint(path, settings), settings)
+    by = {item.what: item.by for item in said}
+    assert (by["schedule"], by["weights"]) == (FILE, FILE)

@@ -135,10 +135,13 @@ def test_the_page_shows_what_speaks_against_the_reading_and_nothing_else(
     _, report, _ = misread_run
     page = write_report(report.folder).read_text()
     assert "likely trained to be read with --prediction v" in page
-    right = evaluate_nll(
-        shipped.respaced(4), images, **EVERY_PAIR, check=True, out=tmp_path / "right"
-    )
+    said = []
+    listener = RunListener(note=said.append, warn=said.append)
+    given = {"check": True, "out": tmp_path / "right", "listener": listener}
+    right = evaluate_nll(shipped.respaced(4), images, **EVERY_PAIR, **given)
     assert right.summary["check"]["warning"] is None
+    calls = right.summary["check"]["num_evaluations"]
+    assert said[1:] == [f"{calls:,} of them: nothing speaks against its reading"]
     assert 'role="note"' not in write_report(right.folder).read_text()
 
 

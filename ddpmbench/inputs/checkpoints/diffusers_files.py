@@ -81,6 +81,8 @@ def find_layout(folder: Path, *, weights: str | None = None) -> Layout:
     if not config.is_file():
         files = sorted(p.name for p in folder.iterdir() if p.suffix in (".safetensors", ".pt"))
         remedy = f"; pass the file itself: {folder / files[0]}" if files else ""
+        if len(files) > 1:
+            remedy = f"; pass a file in it: {', '.join(files[:3])}{', ...' if files[3:] else ''}"
         raise InputError(f"{folder}: holds no config.json of a diffusers model{remedy}")
     _refuse_other_pipelines(folder / "model_index.json")
     notes = []

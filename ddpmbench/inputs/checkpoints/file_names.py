@@ -52,6 +52,8 @@ def other_weights(path: Path) -> str | None:
 def model_beside(path: Path) -> str:
     """What to say of an optimizer's file `optSTEP.pt`: the model that it trained."""
     step = path.stem.removeprefix("opt")
+    if not (step.isdecimal() and path.stem.startswith("opt")):
+        return "pass the file of the model that it trained"
     names = [_averaged(path, step), f"model{step}.pt"]
     found = next((name for name in names if (path.parent / name).is_file()), None)
     if found is not None:

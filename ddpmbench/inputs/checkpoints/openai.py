@@ -143,7 +143,8 @@ def _flags_to_fill(shapes: Shapes) -> str:
     size = max(32, 2 ** len(shapes.channels))
     attended = [str(size >> level) for level, yes in enumerate(shapes.attention) if yes]
     return (
-        f"--image_size {size} --num_heads 1 --diffusion_steps 1000 --noise_schedule linear "
+        f"--image_size {size} --num_heads 1 --use_new_attention_order False "
+        "--diffusion_steps 1000 --noise_schedule linear "
         f"--channel_mult {listed(shapes.multiples)} "
         f"--attention_resolutions {','.join(attended) or 2 * size} {shapes.flags}"
     )

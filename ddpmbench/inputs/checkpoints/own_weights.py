@@ -40,14 +40,34 @@ def load_own(network: nn.Module, state_dict: StateDict, path: Path, option: str)
         ):
             weights[name] = _as_wanted(weights[name], wanted, f"{path}: {name}", option)
     assign = any(parameter.is_meta for parameter in network.parameters())
-    missing, unexpected = calling(
-        lambda: network.load_state_dict(weights, strict=False, assign=assign),
-        f"--network {option}: {path} does not fit",
-    )
+    try:
+        missing, unexpected = calling(
+            lambda: network.load_state_dict(weights, strict=False, assign=assign),
+            f"--network {option}: {path} does not fit",
+        )
+    except InputError as error:
+        # torch names every shape in one long text
+        if (what := _other_shapes(weights, expected)) is None:
+            raise
+        raise InputError(f"--network {option}: {path} does not fit: {what}") from error
     if missing or unexpected:
         sides = (("missing", missing), ("left over", unexpected))
         what = "; ".join(f"{some_weights(names)} {side}" for side, names in sides if names)
         raise InputError(f"{path}: {what}; these are not the weights of --network {option}")
+
+
+def _other_shapes(weights: dict[str, Tensor], expected: dict[str, Tensor]) -> str | None:
+    """The first weight of another shape, and how many there are; None if there is none."""
+    names = [
+        name
+        for name, wanted in expected.items()
+        if name in weights and isinstance(wanted, Tensor) and weights[name].shape != wanted.shape
+    ]
+    if not names:
+        return None
+    found, wanted = list(weights[names[0]].shape), list(expected[names[0]].shape)
+    more = f" (and {len(names) - 1} more are of other sizes)" if len(names) > 1 else ""
+    return f"{names[0]} is {found}, the network takes {wanted}{more}"
 
 
 def check_finite(network: nn.Module, path: Path) -> None:

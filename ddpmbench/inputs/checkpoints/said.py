@@ -3,6 +3,7 @@
 import dataclasses
 
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint, TimeInput
+from ddpmbench.inputs.checkpoints.schedule_tables import BUFFERS
 from ddpmbench.inputs.checkpoints.settings import CheckpointSettings
 from ddpmbench.process.data_range import UNIT_RANGE, DataRange
 
@@ -12,6 +13,7 @@ _FLAGS = "--model-flags"
 # What is open -> the options that can settle it, the family's own first.
 _OPTIONS = {
     "heads": (_FLAGS,),
+    "order of the attention's rows": (_FLAGS,),
     "image size": (_FLAGS,),
     "schedule": ("--schedule", _FLAGS),
     "prediction": ("--prediction", _FLAGS),
@@ -123,7 +125,15 @@ def _by(what: str, checkpoint: Checkpoint, settings: CheckpointSettings) -> str:
         return FILE
     custom = FILE if what == "weights" else ASSUMED if family in _WITHOUT_CUSTOM else FAMILY
     by = _SAYS.get(family, {}).get(what, custom)
+    of_file = checkpoint.schedule.name == BUFFERS if what == "schedule" else _is_noted(checkpoint)
+    if by == _NAME and what in ("schedule", "weights") and of_file:
+        return FILE
     return _FLAGS if by == _NAME and settings.model_flags is not None else by
+
+
+def _is_noted(checkpoint: Checkpoint) -> bool:
+    """Whether it is the file that says where in it the weights are."""
+    return any(note.startswith("weights: ") for note in checkpoint.notes)
 
 
 def _in_record(what: str, checkpoint: Checkpoint, settings: CheckpointSettings) -> bool:

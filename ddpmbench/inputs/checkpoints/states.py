@@ -49,8 +49,8 @@ class StateDict:
         """What is worth saying of them, a line each."""
         notes = []
         if self.where:
-            kind = {"ema": "EMA ", "raw": "raw ", None: ""}[self.kind]
-            notes.append(f"weights: {kind}({self.where})")
+            kind = {"ema": f"EMA ({self.where})", "raw": f"raw ({self.where})", None: self.where}
+            notes.append(f"weights: {kind[self.kind]}")
         tensors = [value for value in self.weights.values() if isinstance(value, Tensor)]
         small = {t.dtype for t in tensors if t.is_floating_point() and t.element_size() < 4}
         for dtype in sorted(map(str, small)):
