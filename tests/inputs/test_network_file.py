@@ -283,6 +283,10 @@ def test_buffers_are_the_schedule(folder, net):
     folder.save({**net.state_dict(), "betas": betas})
     agreeing = folder.load(schedule="linear:20:0.002:0.2")
     assert not any("tables" in note for note in agreeing.notes)
+    folder.save({**net.state_dict(), "betas": betas.half()})
+    with refused("16 bits"):
+        folder.load(schedule="buffers")
+    assert any("tables" in note for note in folder.load().notes)
 
 
 def test_attributes_say_what_an_image_is(folder, net):
