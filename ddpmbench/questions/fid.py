@@ -23,7 +23,7 @@ from ddpmbench.quality.kernel_distance import SUBSET_SIZE, SUBSETS
 from ddpmbench.quality.precision_recall import NEIGHBORS, nearest_images
 from ddpmbench.quality.protocols import PUBLISHED_AT, Protocol
 from ddpmbench.quality.statistics import FeatureGaussian
-from ddpmbench.questions.check import CheckBefore
+from ddpmbench.questions.fid_check import check_of_samples
 from ddpmbench.questions.fid_warnings import warnings_of
 from ddpmbench.report import fidelity_tables as tables
 from ddpmbench.report.check import CheckRecord
@@ -139,7 +139,7 @@ def evaluate_fid(
             ranks.once(lambda: folder.refuse_more("num_generated", settings.num_generated))
         told = listener if listener is not None and ranks.reports else QualityListener()
         stores = QualityStores.of(known, settings.network, None if folder is None else folder.path)
-        checked = _checked(run, settings, told, folder)
+        checked = check_of_samples(run, settings.check, settings.samples.seed, told, folder)
         engine = run.engine(None if folder is None else folder.path)
         images = run.compute(engine, stores, told)
         scoring = _Scoring(run, engine, settings, images, stores, checked)
@@ -187,40 +187,6 @@ def _check(
 def _generation(checkpoint: Checkpoint, settings: FidSettings) -> Generation:
     eight_bit = settings.protocol.eight_bit
     return Generation(checkpoint, dataclasses.replace(settings.samples, eight_bit=eight_bit))
-
-
-def _checked(
-    run: QualityRun, settings: FidSettings, told: QualityListener, folder: RunFolder | None
-) -> CheckRecord | None:
-    """By the first reference whose images the network could have been trained on, if any is."""
-    if not isinstance(run.source, Generation):
-        return None
-    checkpoint = run.source.checkpoint
-    calls = run.num_generated * checkpoint.schedule.num_timesteps
-    check = CheckBefore(
-        settings.check,
-        calls,
-        seed=settings.samples.seed,
-        batch_size=run.batch_size,
-        note=told.note,
-        warn=told.warn,
-    )
-    for reference in run.references:
-        if isinstance(reference, ImageSet) and _is_of_its_kind(reference, run.source):
-            return check.made(
-                checkpoint, reference, device=run.device, ranks=run.ranks, folder=folder
-            )
-    if settings.check:
-        told.note("--check: no --data has images such as the checkpoint makes; left out")
-    return None
-
-
-def _is_of_its_kind(reference: ImageSet, source: Generation) -> bool:
-    labels, classes = reference.labels, source.checkpoint.num_classes
-    is_labeled = not classes or (
-        labels is not None and labels.min() >= 0 and labels.max() < classes
-    )
-    return is_labeled and reference.pixels.shape[1:] == source.shape
 
 
 def _identity(run: QualityRun, settings: FidSettings) -> dict[str, Any]:

@@ -138,6 +138,7 @@ def test_a_file_without_flags_says_what_its_weights_say(tmp_path, shapes):
     assert set(caught.value.weights) == set(weights)
     # what it proposes, placeholders and all, is a command that reads the file
     (option,) = caught.value.missing
+    assert "--use_new_attention_order " in option  # which no weight tells
     name, flags = shlex.split(option)
     assert name == "--model-flags"
     checkpoint = load_checkpoint(path, CheckpointSettings(model_flags=flags))

@@ -151,6 +151,7 @@ def test_flags_that_contradict_the_tables_beside_the_weights_are_refused(path):
         load(path, content)
     read = load(path, content, model_flags=f"{FLAGS} --noise_schedule cosine")
     assert torch.equal(read.schedule.betas, NoiseSchedule.cosine(1000).betas)
+    assert any(note.startswith("weights: ") and "model." in note for note in read.notes)
     tables = load(path, content, model_flags=FLAGS, schedule="buffers")
     assert torch.allclose(tables.schedule.betas, NoiseSchedule.cosine(1000).betas, rtol=1e-6)
     assert any("--schedule" in note for note in tables.notes)

@@ -222,7 +222,7 @@ def test_both_options_are_there_and_the_warning_is_one_line_of_standard_error(
 def test_samples_are_checked_with_the_first_reference_that_has_images_such_as_theirs(
     shipped, images, monkeypatch
 ):
-    from ddpmbench.questions import fid
+    from ddpmbench.questions import fid, fid_check
 
     asked, said = [], []
 
@@ -230,7 +230,7 @@ def test_samples_are_checked_with_the_first_reference_that_has_images_such_as_th
         asked.append((of, self.num_evaluations))
         raise InputError("far enough")
 
-    monkeypatch.setattr(fid.CheckBefore, "made", stop)
+    monkeypatch.setattr(fid_check.CheckBefore, "made", stop)
     monkeypatch.setattr(fid, "_identity", lambda run, settings: {})
     small = dataclasses.replace(images, pixels=images.pixels[:, :, 4:20, 4:20].copy())
 
