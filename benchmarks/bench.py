@@ -65,11 +65,19 @@ class Bench:
     Attributes:
         device: where all is measured.
         quick: whether few rounds do.
+        smoke: whether all is as small as it can be, so that every row runs and none means anything.
         ckpt: what takes the place of the models, or None.
     """
 
-    def __init__(self, device: torch.device, *, quick: bool, ckpt: Path | str | None) -> None:
-        self.device, self.quick = device, quick
+    def __init__(
+        self,
+        device: torch.device,
+        *,
+        quick: bool,
+        ckpt: Path | str | None,
+        smoke: bool = False,
+    ) -> None:
+        self.device, self.quick, self.smoke = device, quick, smoke
         self.ckpt = ckpt
         self._checkpoints: dict[str, Checkpoint] = {}
         self._inputs: dict[tuple[str, int], Inputs] = {}
@@ -159,7 +167,8 @@ class Bench:
             return float("nan")
         if precision.dtype not in self._peaks:
             # The best of a few: what else the machine does can only make it less.
-            found = [matmul_peak(self.device, precision.dtype, at_least=0.2) for _ in range(4)]
+            seconds = 0.01 if self.smoke else 0.2
+            found = [matmul_peak(self.device, precision.dtype, at_least=seconds) for _ in range(4)]
             self._peaks[precision.dtype] = max(found)
         return self._peaks[precision.dtype]
 

@@ -36,15 +36,23 @@ class Case:
         words = str(self.choice).replace(", ", "+")
         return f"{self.model}-{self.where}-{self.batch}-{words}"
 
-    def missing(self, device: torch.device, *, has_ckpt: bool = False) -> str | None:
-        """Why there is no such row on this device; None if there is one."""
+    def missing(
+        self, device: torch.device, *, has_ckpt: bool = False, emulated: bool = False
+    ) -> str | None:
+        """Why there is no such row on this device; None if there is one.
+
+        Args:
+            device: where rows are measured.
+            has_ckpt: whether a checkpoint takes the place of both models.
+            emulated: whether bfloat16 may be computed by other means than the device's own.
+        """
         if self.where != device.type:
             if self.where == "cuda":
                 return f"{self.model}, batch {self.batch}, {self.choice}: needs a CUDA device"
             return f"{self.model}, batch {self.batch}, {self.choice}: --device cpu has it"
         if has_ckpt and self.model != CIFAR10 and not self.quick:
             return f"{self.model}, batch {self.batch}, {self.choice}: --ckpt takes its place"
-        if self.choice.precision is BF16 and not _has_bf16(device):
+        if self.choice.precision is BF16 and not (emulated or _has_bf16(device)):
             return f"{self.choice}: this {device.type} computes no bfloat16"
         return None
 
@@ -87,3 +95,9 @@ def cases(
     """Every batch with every choice."""
     chosen = list(choices)
     return [Case(model, where, batch, choice, quick) for batch in batches for choice in chosen]
+
+
+def one_of_each_kind(rows: Iterable[Case]) -> list[Case]:
+    """The first row of each device and choice, with two images a call: what `--smoke` runs."""
+    kinds = {(row.where, row.choice): row for row in reversed(list(rows))}
+    return [dataclasses.replace(row, batch=2, quick=True) for row in reversed(kinds.values())]

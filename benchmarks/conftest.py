@@ -1,6 +1,6 @@
 """Options of the benchmarks, and what their rows share.
 
-pytest benchmarks/ --benchmark-only [--quick] [--device cuda] [--ckpt CKPT]
+pytest benchmarks/ --benchmark-only [--quick | --smoke] [--device cuda] [--ckpt CKPT]
 """
 
 import dataclasses
@@ -8,8 +8,9 @@ import os
 import tempfile
 
 import pytest
+import torch
 from bench import Bench
-from cases import Case
+from cases import Case, one_of_each_kind
 
 from ddpmbench.errors import InputError
 from ddpmbench.runs.devices import resolve_device
@@ -22,6 +23,12 @@ def pytest_addoption(parser):
     group.addoption("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     group.addoption("--ckpt", default=None, help="measure this checkpoint in the place of both")
     group.addoption("--quick", action="store_true", help="a few rows of each suite, few rounds")
+    group.addoption(
+        "--smoke",
+        action="store_true",
+        help="every test and every kind of row once, as small as they come; their times are of "
+        "no use, and nothing is compiled",
+    )
     group.addoption(
         "--improved-diffusion",
         default=None,
@@ -37,6 +44,10 @@ def pytest_configure(config):
         config.bench_device = resolve_device(config.getoption("--device"))
     except InputError as error:
         raise pytest.UsageError(str(error)) from error
+    if config.getoption("--smoke"):
+        # Here and in the processes that rows start.
+        torch._dynamo.config.disable = True
+        os.environ["TORCHDYNAMO_DISABLE"] = "1"
     # What an earlier session compiled would make the seconds of compiling those of reading.
     config.bench_cache = tempfile.TemporaryDirectory(prefix="ddpmbench-inductor-")
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = config.bench_cache.name
@@ -56,13 +67,18 @@ def pytest_generate_tests(metafunc):
     if marker is None:
         return
     config = metafunc.config
-    rows = [case for case in marker.args[0] if case.quick or not config.getoption("--quick")]
+    rows = marker.args[0]
+    if config.getoption("--smoke"):
+        rows = one_of_each_kind(rows)
+    elif config.getoption("--quick"):
+        rows = [case for case in rows if case.quick]
     metafunc.parametrize("case", [_param(case, config) for case in rows])
 
 
 def _param(case: Case, config):
     has_ckpt = config.getoption("--ckpt") is not None
-    reason = case.missing(config.bench_device, has_ckpt=has_ckpt)
+    smoke = config.getoption("--smoke")
+    reason = case.missing(config.bench_device, has_ckpt=has_ckpt, emulated=smoke)
     return pytest.param(
         case,
         marks=[] if reason is None else pytest.mark.skip(reason=reason),
@@ -84,6 +100,7 @@ def bench(request) -> Bench:
     config = request.config
     return Bench(
         config.bench_device,
-        quick=config.getoption("--quick"),
+        quick=config.getoption("--quick") or config.getoption("--smoke"),
+        smoke=config.getoption("--smoke"),
         ckpt=config.getoption("--ckpt"),
     )

@@ -14,14 +14,20 @@ from ddpmbench.network.unet import UNet
 from ddpmbench.network.unet_config import UNetConfig
 from ddpmbench.process.schedule import NoiseSchedule
 
-CIFAR10_CONFIG = UNetConfig(
-    in_channels=3,
-    out_channels=3,
-    model_channels=128,
-    channels=(128, 256, 256, 256),
-    num_blocks=2,
-    attention=(False, True, False, False),
-)
+
+def cifar10_config(width: int = 128) -> UNetConfig:
+    """The architecture of google/ddpm-cifar10-32, which has the width 128."""
+    return UNetConfig(
+        in_channels=3,
+        out_channels=3,
+        model_channels=width,
+        channels=(width, 2 * width, 2 * width, 2 * width),
+        num_blocks=2,
+        attention=(False, True, False, False),
+    )
+
+
+CIFAR10_CONFIG = cifar10_config()
 """google/ddpm-cifar10-32: 35,746,307 parameters."""
 _SIZE = 32
 
@@ -38,11 +44,11 @@ def load_subject(model: str, ckpt: Path | str | None = None) -> Checkpoint:
     return db.load_checkpoint() if model == SHIPPED else cifar10_checkpoint()
 
 
-def cifar10_checkpoint() -> Checkpoint:
+def cifar10_checkpoint(width: int = 128) -> Checkpoint:
     """The architecture with seeded random weights, which its speed does not depend on."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = UNet(CIFAR10_CONFIG).eval().requires_grad_(False)
+        network = UNet(cifar10_config(width)).eval().requires_grad_(False)
     checkpoint = db.wrap_network(network, schedule=NoiseSchedule.linear(1000), channels=3)
     return dataclasses.replace(
         checkpoint,

@@ -47,6 +47,9 @@ def started(benchmark, bench, what, arguments, *, rounds):
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     variables = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
+    if bench.smoke:
+        rounds = 1
+
     def start():
         return subprocess.run(
             [sys.executable, *arguments], env=variables, capture_output=True, text=True, check=True

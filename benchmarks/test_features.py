@@ -20,7 +20,7 @@ def test_features(benchmark, bench):
         network = load_feature_network(EFFICIENTNET, resize="clean", device=bench.device)
     except InputError as error:
         pytest.skip(str(error))
-    batch = 16 if bench.quick else BATCH
+    batch = 2 if bench.smoke else 16 if bench.quick else BATCH
     pixels = db.load_images("fashion-mnist:test", num_images=batch).pixels
     seconds = steady(benchmark, bench, lambda: network(pixels))
     found = torch.from_numpy(network(pixels).features)

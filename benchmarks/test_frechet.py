@@ -20,11 +20,11 @@ NUM_REFERENCE = 5000
 pytest.importorskip("pytest_benchmark")
 
 
-def features_of(n, seed):
+def features_of(n, seed, size):
     """With a spectrum that falls as that of Inception's features does, other axes a seed."""
     generator = np.random.default_rng(seed)
-    spectrum = np.roll(np.arange(1, SIZE + 1) ** -0.75, seed)
-    return (generator.normal(size=(n, SIZE)) * spectrum + 0.01 * seed).astype(np.float32)
+    spectrum = np.roll(np.arange(1, size + 1) ** -0.75, seed)
+    return (generator.normal(size=(n, size)) * spectrum + 0.01 * seed).astype(np.float32)
 
 
 def of_sqrtm(one, other):
@@ -38,14 +38,20 @@ def of_sqrtm(one, other):
 
 
 @pytest.fixture(scope="module")
-def reference():
-    return FeatureStatistics.of(features_of(NUM_REFERENCE, 1))
+def scale(bench):
+    """By what all sizes are divided."""
+    return 32 if bench.smoke else 1
+
+
+@pytest.fixture(scope="module")
+def reference(scale):
+    return FeatureStatistics.of(features_of(NUM_REFERENCE // scale, 1, SIZE // scale))
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("n", [5000, 1000])
-def test_distance_against_sqrtm(benchmark, reference, n):
-    features, found = features_of(n, 2), []
+def test_distance_against_sqrtm(benchmark, reference, scale, n):
+    features, found = features_of(n // scale, 2, SIZE // scale), []
 
     def measure():
         # A new record, so that the factor of the reference is made each time.
@@ -65,8 +71,8 @@ def test_distance_against_sqrtm(benchmark, reference, n):
 
 
 @pytest.mark.parametrize("n", [pytest.param(5000, marks=pytest.mark.full), 1000])
-def test_interval_against_distance(benchmark, reference, n):
-    features, seconds = features_of(n, 2), []
+def test_interval_against_distance(benchmark, reference, scale, n):
+    features, seconds = features_of(n // scale, 2, SIZE // scale), []
 
     def distance():
         begin = time.perf_counter()

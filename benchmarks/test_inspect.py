@@ -24,12 +24,14 @@ status = run(["inspect", *sys.argv[1:], "--format", "json"])
 seconds = time.perf_counter() - begin - torch_seconds
 print(f"{status} {torch_seconds} {seconds}", file=sys.stdout)
 """
+WIDTH = 128
+"""Of google/ddpm-cifar10-32."""
 OWN = """
 from ddpmbench.network.unet import UNet
 from ddpmbench.network.unet_config import UNetConfig
 
 def build():
-    return UNet(UNetConfig(3, 3, 128, (128, 256, 256, 256), 2, (False, True, False, False)))
+    return UNet(UNetConfig(3, 3, {0}, ({0}, {1}, {1}, {1}), 2, (False, True, False, False)))
 """
 HOW = {
     "--schedule": "linear:1000",
@@ -39,46 +41,48 @@ HOW = {
 }
 
 
-def native(folder):
-    write_native(folder / "model.safetensors", cifar10_checkpoint())
+def native(folder, width):
+    write_native(folder / "model.safetensors", cifar10_checkpoint(width))
     return [folder / "model.safetensors"]
 
 
-def diffusers(folder):
-    db.convert_checkpoint(cifar10_checkpoint(), folder / "pipeline")
+def diffusers(folder, width):
+    db.convert_checkpoint(cifar10_checkpoint(width), folder / "pipeline")
     return [folder / "pipeline"]
 
 
-def pesser(folder):
+def pesser(folder, width):
     from peers import pesser_weights
 
+    # Files of that repository are known by their sizes.
     name = folder / "ema_cifar10.ckpt"
-    torch.save(pesser_weights(cifar10_checkpoint().network), name)
+    torch.save(pesser_weights(cifar10_checkpoint(WIDTH).network), name)
     return [name]
 
 
-def openai(folder, *flags):
+def openai(folder, width, *flags):
     from peers import openai_weights
 
     name = folder / "ema_0.9999_500000.pt"
-    torch.save(openai_weights(128, (1, 2, 2, 2), 3, (False, True, True, False)), name)
+    torch.save(openai_weights(width, (1, 2, 2, 2), 3, (False, True, True, False)), name)
     return [name, *flags]
 
 
-def openai_with_flags(folder):
-    return openai(folder, "--model-flags", "cifar10_uncond_50M_500K")
+def openai_with_flags(folder, width):
+    # A preset, which has its width.
+    return openai(folder, WIDTH, "--model-flags", "cifar10_uncond_50M_500K")
 
 
-def lucidrains(folder):
+def lucidrains(folder, width):
     from lucidrains_files import bare, diffusion
 
-    unet = {"dim": 64, "dim_mults": (1, 2, 4, 8), "attn_heads": 4, "attn_dim_head": 32}
+    unet = {"dim": width // 2, "dim_mults": (1, 2, 4, 8), "attn_heads": 4, "attn_dim_head": 32}
     return [bare(folder, diffusion(unet, image_size=32, timesteps=1000))]
 
 
-def own(folder):
-    (folder / "own.py").write_text(OWN)
-    torch.save(cifar10_checkpoint().network.state_dict(), folder / "own.pt")
+def own(folder, width):
+    (folder / "own.py").write_text(OWN.format(width, 2 * width))
+    torch.save(cifar10_checkpoint(width).network.state_dict(), folder / "own.pt")
     options = [word for option in HOW.items() for word in option]
     return [folder / "own.pt", "--network", f"{folder / 'own.py'}:build", *options]
 
@@ -109,6 +113,7 @@ def test_look_at_the_shipped_checkpoint(benchmark, bench):
 @pytest.mark.full
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__)
 def test_look(benchmark, bench, tmp_path, family):
-    summary = look(benchmark, bench, f"inspect, {family.__name__}", family(tmp_path))
+    arguments = family(tmp_path, 32 if bench.smoke else WIDTH)
+    summary = look(benchmark, bench, f"inspect, {family.__name__}", arguments)
     assert summary["settled"] == (family is not openai)
-    assert summary["network"]["parameters"] > 35e6
+    assert summary["network"]["parameters"] > (1e6 if bench.smoke else 35e6)

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from feature_networks import write_network
 
 NUM_SAMPLES, NUM_TIMESTEPS = 2000, 20
+SMOKE_SAMPLES, SMOKE_TIMESTEPS = 80, 3
 
 
 @contextlib.contextmanager
@@ -41,13 +42,15 @@ def timed(kind, name, seconds):
 
 
 @pytest.mark.full
-def test_outside_the_networks(benchmark, tmp_path, monkeypatch):
+def test_outside_the_networks(benchmark, bench, tmp_path, monkeypatch):
+    sizes = (SMOKE_SAMPLES, SMOKE_TIMESTEPS) if bench.smoke else (NUM_SAMPLES, NUM_TIMESTEPS)
+    num_samples, num_timesteps = sizes
     monkeypatch.setenv("DDPMBENCH_CACHE", str(tmp_path / "cache"))
     path = write_network(tmp_path / "network.pt", num_features=64, num_classes=10)
     network = load_feature_network(path, resize="clean", device=torch.device("cpu"))
-    checkpoint = db.load_checkpoint().respaced(NUM_TIMESTEPS)
-    images = db.load_images("fashion-mnist:test", num_images=NUM_SAMPLES)
-    settings = db.FidSettings(network, db.PROTOCOLS["clean"], NUM_SAMPLES)
+    checkpoint = db.load_checkpoint().respaced(num_timesteps)
+    images = db.load_images("fashion-mnist:test", num_images=num_samples)
+    settings = db.FidSettings(network, db.PROTOCOLS["clean"], num_samples)
     seconds = []
     with (
         timed(Engine, "model_output", seconds),
@@ -61,4 +64,4 @@ def test_outside_the_networks(benchmark, tmp_path, monkeypatch):
     benchmark.extra_info["what"] = "outside the networks of fid"
     benchmark.extra_info["seconds_in_networks"] = sum(seconds)
     benchmark.extra_info["share_outside"] = 1 - sum(seconds) / whole
-    assert len(seconds) > NUM_TIMESTEPS
+    assert len(seconds) > num_timesteps

@@ -1,5 +1,6 @@
 """The suites of benchmarks/ run, and what they write says what it is."""
 
+import ast
 import dataclasses
 import json
 import os
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ddpmbench.inputs.checkpoints.native import write_native
 from ddpmbench.runs.engine import EngineChoice
 from ddpmbench.runs.timing import PairedRatio
 
@@ -37,42 +39,112 @@ def benchmarks(*arguments, cwd=ROOT):
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
 
 
+@dataclasses.dataclass(frozen=True)
+class Session:
+    """Rows of the JSON file, and what was printed."""
+
+    rows: list
+    printed: str
+
+    @classmethod
+    def of(cls, folder, *arguments, **options):
+        done = benchmarks(*arguments, "-ra", "--benchmark-json", folder / "rows.json", **options)
+        assert done.returncode == 0, done.stdout + done.stderr
+        rows = json.loads((folder / "rows.json").read_text())["benchmarks"]
+        return cls(rows, done.stdout)
+
+    @property
+    def left_out(self):
+        return [line for line in self.printed.splitlines() if line.startswith("SKIPPED")]
+
+    def of_networks(self):
+        """The rows in which a case is measured."""
+        return [row for row in self.rows if set(row["extra_info"]) >= COLUMNS]
+
+
 @pytest.fixture(scope="module")
-def quick(small_checkpoint, tmp_path_factory):
-    """A row of each of the suites that cost little, of a small checkpoint, from another folder."""
-    path = tmp_path_factory.mktemp("json") / "rows.json"
-    names = "test_forward or test_step or test_every_pair or test_sampler"
-    done = benchmarks(
-        *("../benchmarks", "--quick", "--device", "cpu", "--benchmark-json", path),
-        *("--ckpt", small_checkpoint, "-k", f"({names}) and not compiled and not overhead"),
+def tiny_checkpoint(small_model, tmp_path_factory):
+    """A network with random weights that the shipped images fit."""
+    path = tmp_path_factory.mktemp("checkpoint") / "tiny.safetensors"
+    write_native(path, dataclasses.replace(small_model, image_size=28))
+    return path
+
+
+@pytest.fixture(scope="module")
+def smoke(tiny_checkpoint, tmp_path_factory):
+    """Every test of every suite and every kind of row, once, from another folder."""
+    return Session.of(
+        tmp_path_factory.mktemp("json"),
+        *("../benchmarks", "--smoke", "--device", "cpu", "--ckpt", tiny_checkpoint),
         cwd=ROOT / "tests",
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    rows = json.loads(path.read_text())["benchmarks"]
-    return {row["extra_info"]["what"]: row for row in rows}, done.stdout
 
 
-def test_rows_say_what_they_are(quick, small_checkpoint):
-    found, _ = quick
-    assert set(found) == {
+def functions_of(folder):
+    """FILE::NAME of every test there."""
+    return {
+        f"{path.name}::{node.name}"
+        for path in folder.glob("test_*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+    }
+
+
+def test_every_test_of_every_suite_has_run(smoke):
+    run = {row["fullname"].rpartition("/")[-1].partition("[")[0] for row in smoke.rows}
+    assert run == functions_of(ROOT / "benchmarks")
+    assert len(run) > 10
+
+
+def test_only_rows_of_another_device_are_left_out(smoke):
+    assert smoke.left_out
+    for line in smoke.left_out:
+        assert line.endswith("needs a CUDA device")
+
+
+def test_every_kind_of_row_has_one():
+    rows = [
+        *cases.cases(cases.SHIPPED, "cpu", [32, 1], [cases.eager(), cases.compiled()], quick=True),
+        *cases.cases(cases.CIFAR10, "cpu", [8], [cases.eager(), cases.eager(cases.BF16)]),
+        *cases.cases(cases.CIFAR10, "cuda", [1, 512], [cases.graphed(cases.FP16)]),
+    ]
+    chosen = cases.one_of_each_kind(rows)
+    kinds = [(row.where, row.choice) for row in chosen]
+    assert set(kinds) == {(row.where, row.choice) for row in rows}
+    assert len(kinds) == len(set(kinds))
+    assert all(row.batch == 2 for row in chosen)
+
+
+def test_the_calls_of_a_goal_are_the_run_s_own(smoke):
+    goals = [row["extra_info"] for row in smoke.rows if "::test_goal" in row["fullname"]]
+    assert {info["check_calls"] > 0 for info in goals} == {True, False}
+    for info in goals:
+        assert info["ratio_to_every_pair"] == info["every_pair_calls"] / info["calls"]
+
+
+def test_rows_say_what_they_are(smoke, tiny_checkpoint):
+    found = smoke.of_networks()
+    assert {row["extra_info"]["what"] for row in found} == {
         "forward",
         "sampler step",
         "sampler",
         "every pair",
         "every pair against the loop",
         "sampler against the pipeline",
+        "likelihood, t = 1",
+        "likelihood, t >= 2",
+        "step of a sample",
     }
-    for row in found.values():
+    for row in found:
         info = row["extra_info"]
-        assert set(info) >= COLUMNS
-        assert info["model"] == str(small_checkpoint)
+        assert info["model"] == str(tiny_checkpoint)
         assert info["eps_error"] <= info["eps_tolerance"]
         assert row["stats"]["rounds"] >= 3
         assert row["stats"]["min"] * row["stats"]["iterations"] > 0
 
 
-def test_rates_belong_to_the_times(quick):
-    for row in quick[0].values():
+def test_rates_belong_to_the_times(smoke):
+    for row in smoke.of_networks():
         info, seconds = row["extra_info"], row["stats"]["median"]
         assert info["calls_per_second"] == pytest.approx(info["calls"] / seconds)
         assert info["tflops"] * 1e12 == pytest.approx(
@@ -81,8 +153,12 @@ def test_rates_belong_to_the_times(quick):
         assert info["share_of_peak"] == pytest.approx(info["tflops"] / info["matmul_peak_tflops"])
 
 
-def test_rows_of_another_device_are_left_out_by_name(quick):
-    assert "needs a CUDA device" in quick[1]
+def test_quick_measures_a_few_rows(tiny_checkpoint, tmp_path):
+    session = Session.of(
+        tmp_path,
+        *("benchmarks/test_sampler.py", "--quick", "--device", "cpu", "--ckpt", tiny_checkpoint),
+    )
+    assert [row["extra_info"]["batch"] for row in session.rows] == [1, 32]
 
 
 def test_a_device_that_is_not_there_is_one_line():
