@@ -1,8 +1,67 @@
-"""The tensors of what training code saves, however deep they lie in it."""
+"""What training code saves: dicts and lists, however deep the tensors lie in them."""
 
+import dataclasses
+import re
 from collections.abc import Iterator, Mapping
 
+import numpy as np
+import torch
 from torch import Tensor
+
+from ddpmbench.errors import InputError
+
+MAX_DEPTH = 64
+_NUMBERS = "biufc"
+
+
+@dataclasses.dataclass(frozen=True)
+class Container:
+    """A dict or list of a file.
+
+    Attributes:
+        keys: those that lead to it.
+        items: what it holds, by name or position; an array of NumPy is a tensor here.
+        is_list: whether it is a list.
+        optimizer: how many of the keys lead to the optimizer that it is a part of; None if it is
+            of none.
+    """
+
+    keys: tuple[str, ...]
+    items: dict[str, object]
+    is_list: bool
+    optimizer: int | None
+
+
+def containers(content: object, *, apart: re.Pattern[str] | None = None) -> Iterator[Container]:
+    """Every dict and list in a file, the outer ones first; one that holds itself is entered once.
+
+    Args:
+        content: what `read_state` gave, or a part of it.
+        apart: what is there several times is entered once more below keys that match this.
+
+    Raises:
+        InputError: they lie deeper than any training code puts them.
+    """
+    seen: set[tuple[int, bool]] = set()
+    waiting: list[tuple[tuple[str, ...], object, bool, int | None]] = [((), content, False, None)]
+    while waiting:
+        keys, value, matched, optimizer = waiting.pop()
+        matched = matched or bool(apart and keys and apart.search(keys[-1]))
+        if (id(value), matched) in seen or not isinstance(value, Mapping | list | tuple):
+            continue
+        seen.add((id(value), matched))
+        if len(keys) > MAX_DEPTH:
+            raise InputError(
+                f"its dicts and lists lie more than {MAX_DEPTH} deep; save the state dict alone: "
+                "torch.save(model.state_dict(), PATH)"
+            )
+        named = value.items() if isinstance(value, Mapping) else enumerate(value)
+        items = {str(name): _as_tensor(item) for name, item in named}
+        if optimizer is None and "param_groups" in items:
+            optimizer = len(keys)
+        yield Container(keys, items, not isinstance(value, Mapping), optimizer)
+        inner = [(name, item) for name, item in items.items() if not isinstance(item, Tensor)]
+        waiting += [((*keys, name), item, matched, optimizer) for name, item in reversed(inner)]
 
 
 def tensors_in(content: object) -> Iterator[tuple[str, Tensor]]:
@@ -13,14 +72,14 @@ def tensors_in(content: object) -> Iterator[tuple[str, Tensor]]:
     Args:
         content: what `read_state` gave, or a part of it.
     """
-    yield from _below(content, "", set())
+    for container in containers(content):
+        for name, value in container.items.items():
+            if isinstance(value, Tensor):
+                yield ".".join((*container.keys, name)), value
 
 
-def _below(content: object, path: str, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
-    if isinstance(content, Tensor):
-        yield path, content
-    elif isinstance(content, Mapping | list | tuple) and id(content) not in seen:
-        seen.add(id(content))  # a pickle may hold a dict that holds itself
-        items = content.items() if isinstance(content, Mapping) else enumerate(content)
-        for name, value in items:
-            yield from _below(value, f"{path}.{name}" if path else str(name), seen)
+def _as_tensor(value: object) -> object:
+    if isinstance(value, np.ndarray) and value.dtype.kind in _NUMBERS:
+        native = value.astype(value.dtype.newbyteorder("="))
+        return torch.from_numpy(np.ascontiguousarray(native).reshape(value.shape))
+    return value

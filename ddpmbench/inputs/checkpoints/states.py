@@ -15,14 +15,20 @@ from torch import Tensor
 
 from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints import file_names
+from ddpmbench.inputs.checkpoints.nested import Container, containers
+from ddpmbench.inputs.checkpoints.plain import numbers_held
 from ddpmbench.inputs.checkpoints.schedule_tables import ScheduleTables
+from ddpmbench.inputs.checkpoints.weights import rounding_notes
 
-_DEPTH = 4
 _AVERAGED = re.compile(
-    r"(?i:(?<![a-z])(ema|averaged|shadow)(?![a-z]))|[a-z]EMA(?![A-Za-z])|(?<![A-Za-z])ema[A-Z]"
+    r"(?i:(?<![a-z])(emas?|averaged?|averages|(?<!exp_)avg|swa|polyak|shadow)(?![a-z]))"
+    r"|[a-z]EMA(?![A-Za-z])|(?<![A-Za-z])(ema[A-Z]|EMA[A-Z][a-z])"
 )
-_ONLINE = re.compile(r"(?<![a-z])online_model\.")
-_WITHOUT_NAMES = ("shadow_params", "collected_params")
+_RAW = re.compile(r"(?<![a-z])(online_model\.|current_model_state(?![a-z]))")
+_WITHOUT_NAMES = (("shadow_params",), ("collected_params",))
+# Lightning's WeightAveraging: what is in `state_dict` beside them is the average
+_SWAPPED = {"state_dict", "current_model_state", "averaging_state"}
+_MOMENTS = re.compile(r"(max_)?exp_avg(_sq)?|exp_inf|momentum(_buffer)?|square_avg|grad_avg")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -36,6 +42,7 @@ class StateDict:
         where: keys and prefix that lead to them; empty where they are the file itself.
         alone: whether the file holds no other weights of such a network.
         beside: the other tensors of the dict that they are in, under the names they have there.
+        not_read: where else in the file there are weights, which are none of such a network.
     """
 
     weights: dict[str, object]
@@ -43,6 +50,7 @@ class StateDict:
     where: str = ""
     alone: bool = True
     beside: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+    not_read: tuple[str, ...] = ()
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -51,13 +59,11 @@ class StateDict:
         if self.where:
             kind = {"ema": f"EMA ({self.where})", "raw": f"raw ({self.where})", None: self.where}
             notes.append(f"weights: {kind[self.kind]}")
-        tensors = [value for value in self.weights.values() if isinstance(value, Tensor)]
-        small = {t.dtype for t in tensors if t.is_floating_point() and t.element_size() < 4}
-        for dtype in sorted(map(str, small)):
-            notes.append(
-                f"weights are {dtype.removeprefix('torch.')}, rounded when they were saved"
-            )
-        return tuple(notes)
+        if self.not_read:
+            first, more = self.not_read[:3], len(self.not_read) - 3
+            also = f" and {more} more" if more > 0 else ""
+            notes.append(f"other weights in the file are not read: {', '.join(first)}{also}")
+        return (*notes, *rounding_notes(self.weights))
 
 
 def find_state(
@@ -80,7 +86,9 @@ def find_state(
         InputError: there are several, and nothing says which are meant; or not those asked for;
             or averaged ones that cannot be read, while nothing was asked for.
     """
-    found = _distinct([state for names in known for state in _under(content, names)])
+    places = list(containers(content, apart=_AVERAGED))
+    every = [state for names in known for state in _under(places, names)]
+    found = _distinct(every)
     if not found:
         return None
     if len(found) == 1 and found[0].kind is None and not found[0].where:
@@ -89,12 +97,14 @@ def find_state(
     others = [state for state in found if state.kind != "ema"]
     if averaged:
         others = [dataclasses.replace(state, kind="raw") for state in others]
-    wanted = weights or ("ema" if averaged else "raw")
-    if weights is None and not averaged and (where := _unread_average(content, others)):
+    rest = _rest(places, every)
+    unread = next((where for where, is_average in rest.items() if is_average), None)
+    if weights != "raw" and not averaged and unread is not None:
         raise InputError(
-            f"{path}: its averaged weights ({where}) are no state dict with the network's names; "
+            f"{path}: its averaged weights ({unread}) are no state dict with the network's names; "
             "pass --weights raw for its last ones, or save the averaged ones as a state dict"
         )
+    wanted = weights or ("ema" if averaged else "raw")
     choice = averaged if wanted == "ema" else others
     if not choice:
         raise InputError(f"--weights {wanted}: {path} {_lacks(wanted, path, found)}")
@@ -105,7 +115,7 @@ def find_state(
             "torch.save(STATE_DICT, PATH)"
         )
     kind = choice[0].kind or weights
-    return dataclasses.replace(choice[0], kind=kind, alone=len(found) == 1)
+    return dataclasses.replace(choice[0], kind=kind, alone=len(found) == 1, not_read=tuple(rest))
 
 
 def _lacks(wanted: str, path: Path, found: list[StateDict]) -> str:
@@ -116,33 +126,26 @@ def _lacks(wanted: str, path: Path, found: list[StateDict]) -> str:
     return f"holds {has}{_shown(found)}; {remedy}"
 
 
-def _under(content: Mapping[str, object], names: Sequence[str]) -> Iterator[StateDict]:
+def _under(places: list[Container], names: Sequence[str]) -> Iterator[StateDict]:
     """Everything in a file that has all of the names under one prefix."""
-    for keys, container in _containers(content):
-        first = names[0]
-        for name in container:
-            if name != first and not name.endswith(f".{first}"):
+    lightning = [p.keys for p in places if set(p.items) >= _SWAPPED]
+    for place in places:
+        if place.is_list or place.optimizer is not None:
+            continue
+        averaged = place.keys[-1:] == ("state_dict",) and place.keys[:-1] in lightning
+        for name in place.items:
+            if name != names[0] and not name.endswith(f".{names[0]}"):
                 continue
-            prefix = name.removesuffix(first)
-            if all(isinstance(container.get(prefix + other), Tensor) for other in names):
-                yield _state(container, prefix, keys)
-                yield from _flattened(container, prefix, keys)
-
-
-def _containers(
-    content: Mapping[str, object], keys: tuple[str, ...] = ()
-) -> Iterator[tuple[tuple[str, ...], Mapping[str, object]]]:
-    """Every dict in a file with the keys that lead to it, but for those of optimizers."""
-    yield keys, content
-    for name, value in content.items():
-        if isinstance(value, Mapping) and "param_groups" not in value and len(keys) < _DEPTH:
-            inner = {str(key): item for key, item in value.items()}
-            yield from _containers(inner, (*keys, str(name)))
+            prefix = name.removesuffix(names[0])
+            if all(isinstance(place.items.get(prefix + other), Tensor) for other in names):
+                state = _state(place.items, prefix, place.keys)
+                yield dataclasses.replace(state, kind="ema") if averaged else state
+                yield from _flattened(place.items, prefix, place.keys)
 
 
 def _state(container: Mapping[str, object], prefix: str, keys: tuple[str, ...]) -> StateDict:
     where = "/".join((*keys, prefix) if prefix else keys)
-    online = bool(_ONLINE.search(prefix))
+    last = bool(_RAW.search(where))
     averaged = bool(_AVERAGED.search(where)) or (
         # torch.optim.swa_utils.AveragedModel
         prefix.endswith("module.") and f"{prefix.removesuffix('module.')}n_averaged" in container
@@ -153,7 +156,7 @@ def _state(container: Mapping[str, object], prefix: str, keys: tuple[str, ...]) 
             for name, value in container.items()
             if name.startswith(prefix)
         },
-        kind="raw" if online else "ema" if averaged else None,
+        kind="raw" if last else "ema" if averaged else None,
         where=where,
         beside={
             name: value
@@ -195,32 +198,45 @@ def _equal(one: StateDict, other: StateDict) -> bool:
         return False
     pairs = ((value, other.weights[name]) for name, value in one.weights.items())
     return all(
-        isinstance(a, Tensor) and isinstance(b, Tensor) and a.shape == b.shape and torch.equal(a, b)
-        for a, b in pairs
+        isinstance(a, Tensor) and isinstance(b, Tensor) and _same_numbers(a, b) for a, b in pairs
     )
 
 
-def _unread_average(content: Mapping[str, object], read: list[StateDict]) -> str:
-    """Where the file holds averaged weights that are none of those read; empty if nowhere."""
-    whole = any(not state.where for state in read)
-    inside = tuple(w if w.endswith(".") else f"{w}/" for w in (s.where for s in read) if w)
-    for keys, container in _containers(content):
-        for name, value in container.items():
-            where = "/".join((*keys, name))
-            if where.startswith(inside) or (whole and not keys and isinstance(value, Tensor)):
-                continue  # a weight of what is read, whatever it is called
-            many = isinstance(value, list | tuple) and any(isinstance(v, Tensor) for v in value)
-            if many and (name in _WITHOUT_NAMES or _AVERAGED.search(where)):
-                return where
-            is_weight = isinstance(value, Tensor) and value.numel() > 1
-            if is_weight and _AVERAGED.search(where) and not _is_table(name, value):
-                return "/".join((*keys, name.partition(".")[0]))
-    return ""
+def _same_numbers(a: Tensor, b: Tensor) -> bool:
+    # a shape may declare more numbers than the file holds, and more than can be compared
+    whole = all(t.numel() <= (numbers_held(t) or 0) for t in (a, b))
+    return whole and a.shape == b.shape and torch.equal(a, b)
 
 
-def _is_table(name: str, value: object) -> bool:
-    """Whether it is of a schedule, which is not averaged whatever keeps it."""
-    return isinstance(value, Tensor) and bool(ScheduleTables.among({name: value}).names)
+def _rest(places: list[Container], read: list[StateDict]) -> dict[str, bool]:
+    """Where the file holds weights that are none of those read, and whether they are averaged."""
+    known: dict[int, list[str]] = {}
+    for state in read:
+        for value in state.weights.values():
+            known.setdefault(id(value), []).append(state.where)
+    result: dict[str, bool] = {}
+    for place in places:
+        tensors = {n: v for n, v in place.items.items() if isinstance(v, Tensor) and v.numel() > 1}
+        tables = ScheduleTables.among(tensors).names
+        mixed = not place.keys or any(id(value) in known for value in tensors.values())
+        for name, tensor in tensors.items():
+            path, read_at = "/".join((*place.keys, name)), tuple(known.get(id(tensor), ()))
+            inside = "/".join((*place.keys, name)[place.optimizer or 0 :])
+            averaged = bool(_AVERAGED.search(inside)) or place.keys[-1:] in _WITHOUT_NAMES
+            # an average that shares a tensor with the weights that are read is still an average
+            if name in tables or (read_at and (not averaged or path.startswith(read_at))):
+                continue
+            if _MOMENTS.fullmatch(name) or not (averaged or _is_weight(tensor, place)):
+                continue
+            head = name.partition(".")[0] if mixed and not place.is_list else ""
+            where = "/".join((*place.keys, head) if head else place.keys)
+            result[where] = result.get(where, False) or averaged
+    return result
+
+
+def _is_weight(tensor: Tensor, place: Container) -> bool:
+    """Whether it may be one of a network's weights."""
+    return place.optimizer is None and tensor.is_floating_point() and tensor.ndim > 1
 
 
 def _shown(states: list[StateDict]) -> str:

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints import disguised
+from ddpmbench.inputs.checkpoints.nested import containers
+from ddpmbench.inputs.checkpoints.numpy_pickles import SAFE_GLOBALS
 from ddpmbench.inputs.checkpoints.plain import is_plain, kind_of, numbers_held
 from ddpmbench.network.unet import UNet
 from ddpmbench.network.unet_config import UNetConfig
@@ -84,6 +86,9 @@ def read_state(path: Path) -> dict[str, object]:
     state = _named(_read_torch(path, start))
     if not isinstance(state, dict):
         raise InputError(f"{path}: holds a {type(state).__name__}, not a state dict")
+    with naming(path):
+        for _ in containers(state):
+            pass  # too deep a file is refused before anything else looks into it
     return {str(name): value for name, value in state.items()}
 
 
@@ -110,7 +115,8 @@ def _read_torch(path: Path, start: bytes) -> object:
         with warnings.catch_warnings():
             # torch warns of old formats and pickles; that they can be read is all that matters
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(SAFE_GLOBALS):
+                return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         if found is None and "Unsupported" not in str(error):
@@ -122,6 +128,14 @@ def _read_torch(path: Path, start: bytes) -> object:
         ) from error
     except Exception as error:  # torch.load raises whatever the damaged bytes lead to
         raise InputError(damaged) from error
+
+
+def rounding_notes(weights: Mapping[str, object]) -> tuple[str, ...]:
+    """That weights were saved in a low precision, a line for each that there is."""
+    tensors = [value for value in weights.values() if isinstance(value, Tensor)]
+    small = {t.dtype for t in tensors if t.is_floating_point() and t.element_size() < 4}
+    names = sorted(str(dtype).removeprefix("torch.") for dtype in small)
+    return tuple(f"weights are {name}, rounded when they were saved" for name in names)
 
 
 def only_tensors(state: Mapping[str, object], *, source: str) -> dict[str, Tensor]:
