@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from ddpmbench.errors import InputError
 
+MAX_BLOCKS = 1000
+"""Residual blocks on the way down, of all resolutions; published networks have some twenty."""
 Resampling = Literal["conv", "pool", "block"]
 
 
@@ -62,6 +64,11 @@ class UNetConfig:
             raise InputError("network: `channels` and `attention` need one entry a resolution")
         if self.out_channels not in (self.in_channels, 2 * self.in_channels):
             raise InputError("network: the output needs once or twice the channels of the image")
+        if (blocks := len(self.channels) * self.num_blocks) > MAX_BLOCKS:
+            raise InputError(
+                f"network: {self.num_blocks:,} blocks at each of {len(self.channels):,} "
+                f"resolutions are {blocks:,}, more than {MAX_BLOCKS:,}; correct their number"
+            )
         for channels in (self.model_channels, *self.channels):
             if channels < 2 or channels % self.norm_groups:
                 raise InputError(

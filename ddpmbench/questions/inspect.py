@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from ddpmbench.inputs.checkpoints import file_names
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.inputs.checkpoints.load import DEFAULT
-from ddpmbench.inputs.checkpoints.located import weight_files_of
 from ddpmbench.inputs.checkpoints.settings import CheckpointSettings
 from ddpmbench.inputs.checkpoints.weights import sha256_of
 from ddpmbench.process.schedule import NoiseSchedule
@@ -109,7 +108,7 @@ def _file(source: str, look: Look) -> FileFacts:
         weights = weights if checkpoint is None else checkpoint.weights
     else:
         assert checkpoint is not None
-        files = weight_files_of(source, look.settings)
+        files = tuple(map(Path, checkpoint.files))
         family, sha256, weights = checkpoint.family, checkpoint.sha256, checkpoint.weights
     training = None if checkpoint is None else checkpoint.training
     code = None if checkpoint is None else checkpoint.code

@@ -200,12 +200,18 @@ def test_families_that_are_not_read(tmp_path, content, word):
         load_checkpoint(tmp_path / "model.pt")
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
-def test_the_weights_of_a_diffusers_folder_alone(folder, suffix):
-    path = folder / f"diffusion_pytorch_model{suffix}"
-    if suffix == ".bin":
-        torch.save(load_file(path.with_suffix(".safetensors")), path)
-    with refused(path, f"pass the folder: {folder}"):
+def test_a_network_too_deep_to_be_built(folder):
+    values = json.loads((folder / "config.json").read_text())
+    values["layers_per_block"] = 10_000_000
+    (folder / "config.json").write_text(json.dumps(values))
+    with refused(folder / "config.json", "10,000,000 blocks", "correct their number"):
+        load_checkpoint(folder)
+
+
+def test_a_record_too_deep_to_be_parsed(tmp_path):
+    path = tmp_path / "deep.safetensors"
+    save_file({"w": torch.ones(1)}, path, metadata={"ddpmbench": "[" * 100_000})
+    with refused(path, "too deep"):
         load_checkpoint(path)
 
 

@@ -61,6 +61,8 @@ class Checkpoint:
         family: the family of files.
         source: the path or hub id as given.
         sha256: of the file that holds the weights.
+        files: the file that holds the weights, or its shards; empty where there is none.
+        where: keys and prefix that lead to them in the file; empty where they are the file itself.
         code: the user's own code that builds the network, where it is not of this package.
         imports: where that code finds its own modules.
         training: the record of its training, where the file holds one.
@@ -75,6 +77,8 @@ class Checkpoint:
     family: str
     source: str
     sha256: str
+    files: tuple[str, ...] = ()
+    where: str = ""
     clip: bool = True
     time_input: TimeInput = TimeInput.INDEX
     data_range: DataRange = UNIT_RANGE
@@ -103,8 +107,12 @@ class Checkpoint:
             "family": self.family,
             "sha256": self.sha256,
         }
+        if self.files:
+            found["files"] = list(self.files)
         if self.weights is not None:
             found["weights"] = self.weights
+        if self.where:
+            found["where"] = self.where
         if self.code is not None:
             found |= {"network": self.code.name, "network_sha256": self.code.sha256}
         return found

@@ -2,8 +2,10 @@
 
 import hashlib
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from ddpmbench.errors import InputError
@@ -11,8 +13,10 @@ from ddpmbench.inputs.checkpoints.attention_rows import join_attention
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.inputs.checkpoints.diffusers_files import (
     NETWORKS,
+    Layout,
     WeightFiles,
     find_layout,
+    relative,
     weight_map,
 )
 from ddpmbench.inputs.checkpoints.diffusers_network import read_network
@@ -23,6 +27,7 @@ from ddpmbench.inputs.checkpoints.diffusers_scheduler import (
 )
 from ddpmbench.inputs.checkpoints.schedule_option import read_schedule
 from ddpmbench.inputs.checkpoints.settings import CheckpointSettings
+from ddpmbench.inputs.checkpoints.states import StateDict
 from ddpmbench.inputs.checkpoints.unsettled import UnsettledError
 from ddpmbench.inputs.checkpoints.weights import (
     build_unet,
@@ -30,6 +35,7 @@ from ddpmbench.inputs.checkpoints.weights import (
     check_outputs,
     only_tensors,
     read_state,
+    rounding_notes,
     sha256_of,
     unet_names,
 )
@@ -55,7 +61,23 @@ _RENAMES = (
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
-def read_diffusers(folder: Path, *, source: str, settings: CheckpointSettings) -> Checkpoint:
+TELLING = (("time_embedding.linear_1.weight", "conv_norm_out.weight"),)
+"""Names that tell this family under any prefix; all of a row must be there."""
+
+
+def is_diffusers(names: Mapping[str, object]) -> bool:
+    """Whether a state dict has the names of diffusers' UNet2DModel."""
+    return set(TELLING[0]) <= set(names)
+
+
+def read_diffusers(
+    folder: Path,
+    *,
+    source: str,
+    settings: CheckpointSettings,
+    chosen: WeightFiles | None = None,
+    state: StateDict | None = None,
+) -> Checkpoint:
     """The checkpoint in a folder written by diffusers.
 
     Args:
@@ -63,14 +85,16 @@ def read_diffusers(folder: Path, *, source: str, settings: CheckpointSettings) -
             `unet/` and `scheduler/`; averaged weights may be beside them in `unet_ema/`.
         source: the path or hub id as the user gave it.
         settings: what the scheduler does not say, and which weights to read.
+        chosen: the weights to read; None leaves the choice to what is there.
+        state: what is read of the file chosen, where it holds more than one state dict.
 
     Raises:
-        InputError: a file is missing or damaged, or says something this package cannot express;
-            the line names the file and the field.
+        InputError: there are several sets of weights that differ; or a file is missing or damaged,
+            or says something this package cannot express; the line names the file and the field.
 
     Source: diffusers' UNet2DModel and DDPMScheduler.
     """
-    layout = find_layout(folder, weights=settings.weights)
+    layout = find_layout(folder, weights=settings.weights, chosen=chosen)
     scheduler = layout.scheduler
     if not scheduler.is_file() and folder.resolve().name in NETWORKS:
         raise InputError(
@@ -78,15 +102,15 @@ def read_diffusers(folder: Path, *, source: str, settings: CheckpointSettings) -
             f"{folder.resolve().parent}"
         )
     config, image_size = read_network(layout.config)
-    weights, sha256 = _read_weights(layout.weights)
-    said_by = layout.weights.index or layout.weights.files[0]
+    found, weights, sha256, equal = _read_candidates(layout, folder, state)
+    said_by, kind = found.path, found.kind if state is None else state.kind or found.kind
     conventions = _conventions(scheduler, settings, said_by, weights)
     variance = settings.variance
     said = scheduler if variance is None else f"--variance {variance}: {layout.config}"
     check_outputs(config, conventions.variance, source=said)
     names = {name: their_name(name) for name in unet_names(config, source=str(layout.config))}
     weights = join_attention(
-        _named_as_now(weights),
+        weights,
         names.values(),
         parts=("to_q", "to_k", "to_v"),
         output="to_out.0",
@@ -99,7 +123,10 @@ def read_diffusers(folder: Path, *, source: str, settings: CheckpointSettings) -
         prediction=conventions.prediction,
         variance=conventions.variance,
         clip=conventions.clip,
-        weights={None: None, True: "ema", False: "raw"}[layout.averaged],
+        weights=kind,
+        part="" if state is None or state.alone else state.where,
+        where="" if state is None else state.where,
+        files=tuple(map(str, found.files)),
         channels=config.in_channels,
         image_size=image_size,
         size_multiple=config.size_multiple,
@@ -107,7 +134,7 @@ def read_diffusers(folder: Path, *, source: str, settings: CheckpointSettings) -
         family="diffusers",
         source=source,
         sha256=sha256,
-        notes=(*layout.notes, *conventions.notes),
+        notes=(*layout.notes, *equal, *conventions.notes),
     )
 
 
@@ -155,8 +182,58 @@ def _nothing_said(scheduler: Path, settings: CheckpointSettings) -> UnsaidError:
     )
 
 
-def _read_weights(found: WeightFiles) -> tuple[dict[str, Tensor], str]:
-    """All weights, and the SHA-256 of their file.
+def _read_candidates(
+    layout: Layout, folder: Path, state: StateDict | None
+) -> tuple[WeightFiles, dict[str, Tensor], str, list[str]]:
+    """The weights, if all candidates hold the same, their SHA-256 and what to note of them.
+
+    Where some hold them rounded, those that are not are read.
+    """
+    found, *others = layout.candidates
+    weights, sha256 = _read_weights(found, state)
+    notes = [*(state.notes if state is not None else rounding_notes(weights))]
+    equal = []
+    for other in others:
+        theirs, their_sha256 = _read_weights(other)
+        if not _same_weights(weights, theirs):
+            names = ", ".join(relative(each.path, folder) for each in layout.candidates)
+            raise InputError(
+                f"{folder}: holds sets of weights that differ: {names}; pass the one to read: "
+                f"--ckpt {found.path}, or --ckpt {other.path}"
+            )
+        rounded = ", rounded" if _bytes_of(theirs) != _bytes_of(weights) else ""
+        if _bytes_of(theirs) > _bytes_of(weights):
+            found, other = other, found
+            weights, sha256, notes = theirs, their_sha256, [*rounding_notes(theirs)]
+        equal.append(f"{relative(other.path, folder)}{rounded}")
+    if equal:
+        notes.append(
+            f"weights: {relative(found.path, folder)} is read; the same are in {', '.join(equal)}"
+        )
+    return found, weights, sha256, notes
+
+
+def _bytes_of(weights: Mapping[str, Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in weights.values())
+
+
+def _same_weights(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    """Whether two sets are the same, or one is the other rounded."""
+    if one.keys() != other.keys():
+        return False
+    for name, a in one.items():
+        narrow, wide = sorted((a, other[name]), key=Tensor.element_size)
+        if narrow.numel() != wide.numel() or not torch.equal(
+            wide.to(narrow.dtype).flatten(), narrow.flatten()
+        ):
+            return False
+    return True
+
+
+def _read_weights(
+    found: WeightFiles, state: StateDict | None = None
+) -> tuple[dict[str, Tensor], str]:
+    """All weights, those of attention under the names of today, and the SHA-256 of their file.
 
     Of shards it is that of the lines that `sha256sum` prints of them, in the order of their names.
     """
@@ -164,7 +241,7 @@ def _read_weights(found: WeightFiles) -> tuple[dict[str, Tensor], str]:
     lines = []
     places = None if found.index is None else weight_map(found.index)
     for file in found.files:
-        part = only_tensors(read_state(file), source=str(file))
+        part = only_tensors(read_state(file) if state is None else state.weights, source=str(file))
         digest = sha256_of(file)
         check_blob(file, digest)
         lines.append(f"{digest}  {file.name}\n")
@@ -178,6 +255,7 @@ def _read_weights(found: WeightFiles) -> tuple[dict[str, Tensor], str]:
                     "or download both again"
                 )
         weights |= part
+    weights = _named_as_now(weights)
     if found.index is None:
         return weights, digest
     return weights, hashlib.sha256("".join(lines).encode()).hexdigest()

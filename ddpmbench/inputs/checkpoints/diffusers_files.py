@@ -10,6 +10,10 @@ from ddpmbench.inputs.checkpoints.fields import read_object
 STEM = "diffusion_pytorch_model"
 KINDS = ("safetensors", "bin")
 """How weights are written, the one that is taken first before the other."""
+_OTHER_STEMS = ("model", "pytorch_model")
+"""What accelerate and others call the weights that diffusers calls `STEM`."""
+_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+_NO_WEIGHTS = re.compile(r"(optim|scheduler|scaler|sampler|training_args|random_states|rng)|opt\d")
 NETWORKS = ("unet", "unet_ema")
 """Folders of a network: as trained last, and averaged over the training."""
 _SCHEDULERS = ("scheduler", "noise_scheduler")
@@ -32,17 +36,30 @@ AVERAGING = frozenset(
 
 @dataclasses.dataclass(frozen=True)
 class WeightFiles:
-    """The files that together hold the weights.
+    """The files that together hold one set of weights.
 
     Attributes:
         files: one file, or its shards in the order of their names.
         index: the JSON file that says which shard holds which weight; None of a single file.
         variant: "fp16" or the like where they are a variant of the weights; None if plain.
+        kind: "ema" where they are averaged over the training, "raw" where they are its last; None
+            if nothing says so.
     """
 
     files: tuple[Path, ...]
     index: Path | None = None
     variant: str | None = None
+    kind: str | None = None
+
+    @property
+    def path(self) -> Path:
+        """The file that names them: their index, or the only one."""
+        return self.index or self.files[0]
+
+    @property
+    def folder(self) -> Path:
+        """The folder of their network."""
+        return self.path.parent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,86 +69,196 @@ class Layout:
     Attributes:
         config: the network's configuration.
         scheduler: the scheduler's; may be missing.
-        weights: the files of weights.
-        averaged: whether they are averaged over the training; None if nothing says so.
+        candidates: the sets of weights of the kind asked for, the first to be taken first.
         notes: what was chosen, a line each.
     """
 
     config: Path
     scheduler: Path
-    weights: WeightFiles
-    averaged: bool | None
+    candidates: tuple[WeightFiles, ...]
     notes: tuple[str, ...]
 
 
-def find_layout(folder: Path, *, weights: str | None = None) -> Layout:
+def find_layout(
+    folder: Path, *, weights: str | None = None, chosen: WeightFiles | None = None
+) -> Layout:
     """Where the files of a model are.
 
     Args:
         folder: flat, a pipeline (`unet/`, `scheduler/`), or what diffusers' training script saves
             on its way (`checkpoint-500/` with `unet/` and `unet_ema/`, the scheduler above it).
-        weights: "raw" takes the last weights where both are there, and not the averaged ones.
+        weights: "ema" or "raw" of averaged weights and the last ones; None takes averaged ones
+            where there are any.
+        chosen: the weights to read; None leaves the choice to what is there.
 
     Raises:
         InputError: a file is missing, or the pipeline is of another kind.
     """
-    networks = [name for name in NETWORKS if (folder / name).is_dir()]
-    network = folder / _chosen(folder, networks, weights) if networks else folder
-    config = network / "config.json"
-    if not config.is_file():
-        files = sorted(p.name for p in folder.iterdir() if p.suffix in (".safetensors", ".pt"))
-        remedy = f"; pass the file itself: {folder / files[0]}" if files else ""
-        if len(files) > 1:
-            remedy = f"; pass a file in it: {', '.join(files[:3])}{', ...' if files[3:] else ''}"
-        raise InputError(f"{folder}: holds no config.json of a diffusers model{remedy}")
+    networks = [folder / name for name in NETWORKS if (folder / name).is_dir()]
+    flat = not networks if chosen is None else chosen.folder.resolve() == folder.resolve()
+    places = [folder] if flat and chosen is not None else networks or [folder]
     _refuse_other_pipelines(folder / "model_index.json")
+    if networks and chosen is None:
+        places = [*places, folder]  # weights of an older version may lie beside unet/
+    sets = _with_kinds([found for place in places for found in weight_sets(place)])
+    if chosen is not None:
+        sets = [found for found in sets if found.path == chosen.path] or [chosen]
+    if not sets:
+        raise InputError(
+            f"{places[0]}: holds no weights, neither {STEM}.safetensors nor {STEM}.bin, whole or "
+            "in shards"
+        )
+    wanted = weights or ("ema" if any(found.kind == "ema" for found in sets) else "raw")
+    kinds = (wanted,) if weights is not None else (wanted, None)
+    # where there is one kind alone, that another is asked for is refused by whoever asked
+    candidates = sorted(
+        [found for found in sets if found.kind in kinds] or sets,
+        key=lambda found: found.kind != wanted,
+    )
+    config = candidates[0].folder / "config.json"
+    if not config.is_file():
+        raise InputError(f"{config}: missing; copy it there from where the weights came")
+    scheduler = _scheduler(folder, flat=flat)
     notes = []
-    averaged = _averaged(network, networks, config)
-    if len(networks) > 1:
-        notes.append(f"weights: {'EMA' if averaged else 'raw'} ({network.name}/)")
-    scheduler = _scheduler(folder, flat=not networks)
+    if chosen is None:
+        notes += [*_choice(candidates[0], sets, folder), *_passed_over(folder, places, sets)]
     if scheduler.is_file() and folder not in scheduler.parents:
         notes.append(f"schedule: of {scheduler}")
-    found = weight_files(network)
-    if found is None:
-        raise InputError(
-            f"{network}: holds no weights, neither {STEM}.safetensors nor {STEM}.bin, whole or in "
-            "shards"
-        )
-    if found.variant is not None:
-        file = (found.index or found.files[0]).name
-        notes.append(f"weights: only their variant {found.variant} is there ({file})")
-    return Layout(config, scheduler, found, averaged, tuple(notes))
+    return Layout(config, scheduler, tuple(candidates), tuple(notes))
 
 
-def weight_files(folder: Path) -> WeightFiles | None:
-    """The weights in the folder of a network; None if there are none.
-
-    One file comes before shards, safetensors before bin, and a variant is taken only where there
-    are no plain weights.
+def weight_sets(folder: Path) -> tuple[WeightFiles, ...]:
+    """The sets of weights in the folder of a network, plain ones before variants.
 
     Raises:
-        InputError: an index is damaged or names what is no file of the folder, or there are
-            several variants and nothing besides.
+        InputError: an index is damaged or names what is no file of the folder.
     """
-    for kind in KINDS:
-        if (single := folder / f"{STEM}.{kind}").is_file():
-            return WeightFiles((single,))
-        if (index := folder / f"{STEM}.{kind}.index.json").is_file():
-            return WeightFiles(_shards(index, kind), index)
-    variants: dict[str, WeightFiles] = {}
-    for path in sorted(folder.glob(f"{STEM}.*")):
-        for kind in KINDS[::-1]:
-            if found := re.fullmatch(rf"{STEM}\.(\w+)\.{kind}", path.name):
-                variants[found[1]] = WeightFiles((path,), None, found[1])
-            elif found := re.fullmatch(rf"{STEM}\.{kind}\.index\.(\w+)\.json", path.name):
-                variants.setdefault(found[1], WeightFiles(_shards(path, kind), path, found[1]))
-    if len(variants) > 1:
-        raise InputError(
-            f"{folder}: holds only variants of the weights ({', '.join(sorted(variants))}); name "
-            f"the one to read {STEM}.safetensors or .bin as it is"
-        )
-    return next(iter(variants.values()), None)
+    for stem in (STEM, *_OTHER_STEMS):
+        if found := _sets_called(folder, stem):
+            return found
+    return ()
+
+
+def _sets_called(folder: Path, stem: str) -> tuple[WeightFiles, ...]:
+    single = re.compile(rf"{stem}(?:\.(\w+))?\.(safetensors|bin)")
+    # the variant stands behind .index, or before the kind in what old versions wrote
+    index = re.compile(rf"{stem}(?:\.(\w+))?\.(safetensors|bin)\.index(?:\.(\w+))?\.json")
+    found: dict[tuple[bool, str, bool, bool, str], WeightFiles] = {}
+    absent = []
+    for path in sorted(folder.glob(f"{stem}.*")):
+        shards = match = index.fullmatch(path.name)
+        match = match or single.fullmatch(path.name)
+        if match is None or not path.is_file():
+            continue
+        variant, kind = match[1] or (shards and shards[3]) or None, match[2]
+        order = (variant is not None, variant or "", kind == "bin", bool(shards), path.name)
+        if shards and not any((folder / name).is_file() for name in weight_map(path).values()):
+            absent.append((path, kind))
+        else:
+            files = _shards(path, kind) if shards else (path,)
+            of = {None: None, True: "raw", False: "ema"}[_is_raw(variant)]
+            found[order] = WeightFiles(files, path if shards else None, variant, of)
+    if not found and absent:
+        _shards(*absent[0])  # names the file that is missing
+    return tuple(found[order] for order in sorted(found))
+
+
+def _is_raw(variant: str | None) -> bool | None:
+    """Whether a variant is of the last weights, or else of the averaged ones; None of neither."""
+    if variant is None or not re.search(r"(?<![a-z])ema(?![a-z])", variant):
+        return None
+    return bool(re.search(r"(?<![a-z])no[nt]?_?ema", variant))
+
+
+def is_model(folder: Path) -> bool:
+    """Whether a folder has the configuration of a network, in it or in `unet/`."""
+    return any((folder / name / "config.json").is_file() for name in (".", *NETWORKS))
+
+
+def set_of(path: Path) -> tuple[Path, WeightFiles] | None:
+    """The model's folder and the set of weights that a file of it names; None if there is none.
+
+    Args:
+        path: a file of weights, a shard or an index, with the network's `config.json` beside it.
+
+    Raises:
+        InputError: an index is damaged or names what is no file of the folder.
+    """
+    folder, config = path.parent, path.parent / "config.json"
+    if not config.is_file() or not str(read_object(config).get("_class_name")).startswith("UNet"):
+        return None
+    for found in weight_sets(folder):
+        if path in (found.path, *found.files):
+            return model_folder(folder), found
+    return None
+
+
+def model_folder(network: Path) -> Path:
+    """The folder of the model whose network is in this one: itself, or above `unet/`."""
+    return network.resolve().parent if network.resolve().name in NETWORKS else network
+
+
+def other_weights_in(folder: Path) -> list[str]:
+    """Names of files in a folder that look like weights, in order; not those of optimizers."""
+    return sorted(
+        path.name
+        for path in folder.iterdir()
+        if path.suffix in _SUFFIXES and not _NO_WEIGHTS.match(path.name) and path.is_file()
+    )
+
+
+def _with_kinds(sets: list[WeightFiles]) -> list[WeightFiles]:
+    """The same with what each must be beside the others."""
+    sets = [
+        dataclasses.replace(found, kind=found.kind or ("ema" if _is_average(found) else None))
+        for found in sets
+    ]
+    kinds = {found.kind for found in sets} - {None}
+    if len(kinds) != 1:
+        return sets
+    (kind,) = kinds
+    other = "raw" if kind == "ema" else "ema"
+    return [dataclasses.replace(found, kind=found.kind or other) for found in sets]
+
+
+def _is_average(found: WeightFiles) -> bool:
+    """Whether the folder's name, or what EMAModel writes, says that weights are averaged."""
+    config = found.folder / "config.json"
+    return found.folder.name == "unet_ema" or (
+        config.is_file() and bool(AVERAGING & set(read_object(config)))
+    )
+
+
+def _choice(first: WeightFiles, sets: list[WeightFiles], folder: Path) -> list[str]:
+    """A note of what is taken where there was a choice, or nothing but a variant."""
+    if len({found.kind for found in sets}) > 1:
+        alone = sum(found.folder == first.folder for found in sets) == 1
+        place = f"{first.folder.name}/" if alone else relative(first.path, folder)
+        name = {"ema": "EMA", "raw": "raw", None: "not known to be EMA or raw"}[first.kind]
+        return [f"weights: {name} ({place})"]
+    if len(sets) == 1 and first.variant is not None:
+        return [f"weights: only their variant {first.variant} is there ({first.path.name})"]
+    return []
+
+
+def _passed_over(folder: Path, places: list[Path], sets: list[WeightFiles]) -> list[str]:
+    """A note of files that look like weights and are in none of the sets."""
+    known = {file for found in sets for file in found.files}
+    names = [
+        relative(place / name, folder)
+        for place in dict.fromkeys((*places, folder))
+        for name in other_weights_in(place)
+        if place / name not in known
+    ]
+    if not names:
+        return []
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return [f"other weights in the folder are not read: {', '.join(names[:3])}{more}"]
+
+
+def relative(path: Path, folder: Path) -> str:
+    """A path as seen from a folder that it may be in."""
+    return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
 
 
 def weight_map(index: Path) -> dict[str, str]:
@@ -162,19 +289,6 @@ def _shards(index: Path, kind: str) -> tuple[Path, ...]:
     return files
 
 
-def _chosen(folder: Path, networks: list[str], weights: str | None) -> str:
-    if len(networks) == 1:
-        return networks[0]
-    return "unet" if weights == "raw" else "unet_ema"
-
-
-def _averaged(network: Path, networks: list[str], config: Path) -> bool | None:
-    """Whether weights are averaged: said by the folder's name, or by what EMAModel writes."""
-    if network.name == "unet_ema" or AVERAGING & set(read_object(config)):
-        return True
-    return False if len(networks) > 1 else None
-
-
 def _refuse_other_pipelines(index: Path) -> None:
     if not index.is_file():
         return
@@ -189,9 +303,9 @@ def _refuse_other_pipelines(index: Path) -> None:
 
 def _scheduler(folder: Path, *, flat: bool) -> Path:
     """The scheduler's file, or where it should be."""
-    if flat:
-        return folder / _SCHEDULER_FILE
     # the training script saves the scheduler only with the pipeline, above its checkpoint-500/
     above = [folder.resolve().parent] if folder.resolve().name.startswith("checkpoint-") else []
     places = [base / name / _SCHEDULER_FILE for base in (folder, *above) for name in _SCHEDULERS]
+    root = folder / _SCHEDULER_FILE
+    places = [root, *places] if flat else [*places, root]
     return next((path for path in places if path.is_file()), places[0])

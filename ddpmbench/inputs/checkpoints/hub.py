@@ -4,12 +4,12 @@ import re
 from pathlib import Path, PurePosixPath
 
 from ddpmbench.errors import InputError
-from ddpmbench.inputs.checkpoints.diffusers_files import KINDS, NETWORKS, STEM, weight_files
+from ddpmbench.inputs.checkpoints.diffusers_files import KINDS, NETWORKS, STEM, weight_sets
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FILES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".json")
 # What is asked for, one after the other, until a network is whole: in the order in which
-# `weight_files` takes them.
+# `weight_sets` takes them.
 _STAGES = (
     *(f"{STEM}{shards}.{kind}" for kind in KINDS for shards in ("", "-*")),
     *(f"{STEM}.*.{kind}" for kind in KINDS),
@@ -42,7 +42,7 @@ def download(repository: str) -> Path:
 def _whole(network: Path) -> bool:
     """Whether the weights of a network are there; a missing shard is one of its files."""
     try:
-        return weight_files(network) is not None
+        return bool(weight_sets(network))
     except InputError:
         return False
 

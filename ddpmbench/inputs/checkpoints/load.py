@@ -7,7 +7,16 @@ from ddpmbench import assets
 from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints import hub
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
-from ddpmbench.inputs.checkpoints.diffusers import read_diffusers
+from ddpmbench.inputs.checkpoints.diffusers import TELLING as DIFFUSERS
+from ddpmbench.inputs.checkpoints.diffusers import is_diffusers, read_diffusers
+from ddpmbench.inputs.checkpoints.diffusers_files import (
+    NETWORKS,
+    WeightFiles,
+    is_model,
+    model_folder,
+    other_weights_in,
+    set_of,
+)
 from ddpmbench.inputs.checkpoints.lucidrains import TELLING as LUCIDRAINS
 from ddpmbench.inputs.checkpoints.lucidrains import is_lucidrains, read_lucidrains, version_in
 from ddpmbench.inputs.checkpoints.native import is_native, read_native
@@ -21,7 +30,13 @@ from ddpmbench.inputs.checkpoints.schedule_tables import BUFFERS, ScheduleTables
 from ddpmbench.inputs.checkpoints.settings import CheckpointSettings
 from ddpmbench.inputs.checkpoints.states import StateDict, find_state
 from ddpmbench.inputs.checkpoints.tensorflow import refuse_tensorflow
-from ddpmbench.inputs.checkpoints.unknown import latent, what_it_is
+from ddpmbench.inputs.checkpoints.unknown import (
+    DISTRIBUTED,
+    distributed,
+    latent,
+    what_folder_is,
+    what_it_is,
+)
 from ddpmbench.inputs.checkpoints.weights import read_state
 from ddpmbench.process.schedule import NoiseSchedule
 
@@ -29,7 +44,7 @@ DEFAULT = "default"
 """The source that names the checkpoint in the package."""
 TRAINED = "checkpoint.safetensors"
 """What a training run calls its checkpoint."""
-_KNOWN = (*OPENAI, *PESSER, *LUCIDRAINS)
+_KNOWN = (*OPENAI, *PESSER, *LUCIDRAINS, *DIFFUSERS)
 
 
 def load_checkpoint(
@@ -66,30 +81,54 @@ def load_checkpoint(
 
 
 def _load(source: str | Path, settings: CheckpointSettings) -> Checkpoint:
+    if not str(source).strip():
+        raise InputError("--ckpt: is empty; name a file, a folder or a hub id, or leave it out")
     path = assets.CHECKPOINT if source == DEFAULT else Path(source)
     name = str(source)
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise InputError(f"--ckpt {source}: a pipe, socket or device; write it to a file first")
     refuse_tensorflow(path)
     if settings.network is not None:
         _refuse_other_families(path, name, settings.network)
         content = read_state(path)
         tables = ScheduleTables.within(content, source=str(path))
         checkpoint = read_network_file(path, content, source=name, settings=settings, tables=tables)
+        checkpoint = dataclasses.replace(checkpoint, files=(name,))
         return _with_process(checkpoint, settings, tables)
     if not path.exists():
         if not isinstance(source, str) or not hub.is_hub_id(source):
             raise InputError(f"--ckpt {source}: no such file or folder")
         path = hub.download(source)
     if is_native(path / TRAINED):
+        _refuse_two_models(path)
         path = path / TRAINED
     if path.is_dir():
+        if not is_model(path):
+            raise InputError(f"{path}: {what_folder_is(path)}")
         _refuse_flags(settings.model_flags, name)
         checkpoint = read_diffusers(path, source=name, settings=settings)
     elif is_native(path):
         _refuse_flags(settings.model_flags, name)
         checkpoint = dataclasses.replace(read_native(path), source=name)
+    elif (found := set_of(path)) is not None:
+        _refuse_flags(settings.model_flags, name)
+        folder, chosen = found
+        checkpoint = read_diffusers(folder, source=name, settings=settings, chosen=chosen)
     else:
         return _read_state_dict(path, source=name, settings=settings)
+    if not checkpoint.files:
+        checkpoint = dataclasses.replace(checkpoint, files=(str(path),))
     return _with_process(checkpoint, settings)
+
+
+def _refuse_two_models(folder: Path) -> None:
+    """Refuse a folder that a training run and diffusers have both written a model into."""
+    theirs = [place for place in (*(folder / name for name in NETWORKS), folder) if is_model(place)]
+    if theirs:
+        raise InputError(
+            f"{folder}: holds {TRAINED} and a model of diffusers in {theirs[0]}; pass --ckpt "
+            f"{folder / TRAINED}, or a file of weights in {theirs[0]}"
+        )
 
 
 def _refuse_other_families(path: Path, source: str, network: str) -> None:
@@ -99,8 +138,10 @@ def _refuse_other_families(path: Path, source: str, network: str) -> None:
     if not path.exists():
         raise InputError(f"--ckpt {source}: no such file")
     if path.is_dir():
+        names = ", ".join(other_weights_in(path)[:3])
         raise InputError(
             f"--ckpt {source}: a folder; with --network pass the file of weights in it"
+            f"{f' ({names})' if names else ''}"
         )
     if is_native(path):
         raise InputError(f"--ckpt {source}: says what its network is; leave out --network")
@@ -125,6 +166,11 @@ def _refuse_flags(model_flags: str | None, source: str) -> None:
 
 def _read_state_dict(path: Path, *, source: str, settings: CheckpointSettings) -> Checkpoint:
     """The checkpoint in a file of weights, whatever they are wrapped in."""
+    if path.suffix == ".json":
+        folder = model_folder(path.parent)
+        raise InputError(f"{path}: a configuration, not weights; pass the folder: {folder}")
+    if path.suffix == ".distcp" and (path.parent / DISTRIBUTED).is_file():
+        raise InputError(f"{path}: in {distributed(path.parent)}")
     content = read_state(path)
     state = find_state(content, path=path, known=_KNOWN, weights=settings.weights)
     if state is None:
@@ -145,15 +191,37 @@ def _read_state_dict(path: Path, *, source: str, settings: CheckpointSettings) -
         checkpoint = read_lucidrains(
             path, weights, source=source, settings=settings, version=version
         )
+    elif is_diffusers(weights):
+        _refuse_flags(settings.model_flags, source)
+        return _read_alone(path, state, source=source, settings=settings)
     else:
         raise InputError(f"{path}: {what_it_is(path, content)}")
     read_checkpoint = dataclasses.replace(
         checkpoint,
         weights=state.kind,
+        files=(str(path),),
         part="" if state.alone else state.where,
+        where=state.where,
         notes=(*state.notes, *checkpoint.notes),
     )
     return _with_process(read_checkpoint, settings, tables)
+
+
+def _read_alone(
+    path: Path, state: StateDict, *, source: str, settings: CheckpointSettings
+) -> Checkpoint:
+    """The checkpoint of a file of diffusers' weights that has the rest of its folder beside it."""
+    if not (path.parent / "config.json").is_file():
+        raise InputError(
+            f"{path}: weights of diffusers' UNet2DModel, which do not say what it is; copy its "
+            f"config.json and scheduler_config.json beside them, into {path.parent}, or build it "
+            "with --network FILE.py:NAME"
+        )
+    chosen = WeightFiles((path,), kind=state.kind)
+    checkpoint = read_diffusers(
+        model_folder(path.parent), source=source, settings=settings, chosen=chosen, state=state
+    )
+    return _with_process(checkpoint, settings)
 
 
 def _with_process(

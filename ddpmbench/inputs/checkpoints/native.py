@@ -50,6 +50,8 @@ def read_native(path: Path) -> Checkpoint:
         with safe_open(path, framework="pt") as file:
             record = json.loads(file.metadata()[_RECORD])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except RecursionError as error:
+        raise InputError(f"{path}: its record is nested too deep; copy it again") from error
     except (SafetensorError, ValueError) as error:
         raise InputError(
             f"{path}: not a whole safetensors file ({error}); copy or download it again"

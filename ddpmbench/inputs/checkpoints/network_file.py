@@ -91,6 +91,7 @@ def read_network_file(
         sha256=sha256_of(path),
         weights=None if state_dict is None else state_dict.kind,
         part="" if state_dict is None or state_dict.alone else state_dict.where,
+        where="" if state_dict is None else state_dict.where,
         code=file.code,
         imports=file.imports,
         notes=tuple(notes),

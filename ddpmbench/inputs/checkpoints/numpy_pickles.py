@@ -37,10 +37,10 @@ class _Array(np.ndarray[Any, Any]):
     def __new__(cls) -> Self:
         return super().__new__(cls, 0, np.int8)
 
-    def __setstate__(self, state: tuple[Any, ...]) -> None:  # type: ignore[override]
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, dtype, column_major, raw = state
         found = _numbers(dtype, raw, math.prod(shape))
-        super().__setstate__((1, shape, found.dtype, bool(column_major), found.tobytes()))
+        super().__setstate__((1, shape, found.dtype, np.bool_(column_major), found.tobytes()))
 
 
 def _numbers(dtype: object, raw: object, count: int) -> NDArray[Any]:

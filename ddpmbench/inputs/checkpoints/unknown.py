@@ -1,14 +1,22 @@
-"""What a weights file is that no reader takes, and what to do."""
+"""What a file or folder is that no reader takes, and what to do."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ddpmbench.inputs.checkpoints.diffusers_files import is_model, other_weights_in
 from ddpmbench.inputs.checkpoints.file_names import model_beside
 from ddpmbench.inputs.checkpoints.lucidrains import other_lucidrains
+from ddpmbench.inputs.checkpoints.nested import containers
 
 FAMILIES = "native, diffusers, openai, pesser, lucidrains"
+DISTRIBUTED = ".metadata"
+"""The file that tells a folder of torch.distributed.checkpoint."""
+_SHARD = re.compile(r"-\d+-of-\d+")
+_DIGITS = re.compile(r"(\d+)")
 _LATENT = ("first_stage_model.", "cond_stage_model.", "conditioner.")
 
 
@@ -34,15 +42,18 @@ def what_it_is(path: Path, content: Mapping[str, object]) -> str:
         return "an adapter (LoRA), not a model; merge it into its model and save that"
     if any(name.startswith("network.time_1.") for name in names):
         return "a native file that has lost its record; copy it again from where it was written"
-    if any("down_blocks." in name or "conv_norm_out." in name for name in names):
-        if any(name.startswith(("down_blocks.", "conv_norm_out.")) for name in content):
-            return f"the weights of a diffusers folder alone; pass the folder: {path.parent}"
-        return (
-            "a network of diffusers in another code's file, which does not say what it is; save "
-            "it with its configuration: unet.save_pretrained(FOLDER), and the scheduler likewise"
-        )
-    if any("encoder.down." in name for name in names):
+    if any("encoder.down" in name for name in names):
         return "an autoencoder, not a diffusion model"
+    if any("down_blocks." in name or "conv_norm_out." in name for name in names):
+        if _SHARD.search(path.name):
+            return (
+                "one of several files that hold the weights together; copy the others and their "
+                f"index (.index.json) beside it, and pass the folder: {path.parent}"
+            )
+        return (
+            "not the whole network of diffusers' UNet2DModel; save it again: "
+            "unet.save_pretrained(FOLDER), and the scheduler likewise"
+        )
     first = next(iter(names), None)
     if first is None:
         return "holds no weights" if content else "it is empty, and so no model"
@@ -69,24 +80,81 @@ def latent(content: Mapping[str, object], weights: Mapping[str, object]) -> str 
     return None
 
 
-def _names(content: Mapping[str, object], depth: int = 3) -> list[str]:
-    """The names of all tensors, down to some depth."""
-    names = []
-    for name, value in content.items():
-        if isinstance(value, Tensor):
-            names.append(str(name))
-        elif isinstance(value, Mapping) and depth and "param_groups" not in value:
-            names += _names(value, depth - 1)
-    return names
+def distributed(folder: Path) -> str:
+    """What to do with a folder that torch.distributed.checkpoint has written, likewise."""
+    return (
+        "a distributed checkpoint of PyTorch; gather it with python -m "
+        f"torch.distributed.checkpoint.format_utils dcp_to_torch {folder} FILE.pt, and pass FILE.pt"
+    )
+
+
+def what_folder_is(folder: Path) -> str:
+    """Why a folder is not read, as the rest of a line that begins with its path."""
+    inside = [path for path in folder.iterdir() if path.is_dir()]
+    for place in (folder, *sorted(inside)):
+        if (place / DISTRIBUTED).is_file():
+            return distributed(place)
+        if (place / "zero_to_fp32.py").is_file():
+            return (
+                f"a checkpoint of DeepSpeed; gather it with python {place / 'zero_to_fp32.py'} "
+                f"{place} OUT, and pass the file that this writes"
+            )
+    deeper = [path for place in inside for path in place.iterdir() if path.is_dir()]
+    if models := sorted(filter(_is_readable, inside), key=_by_number) or sorted(
+        filter(_is_readable, deeper), key=_by_number
+    ):
+        more = f" ({len(models)} folders in it can be read)" if models[1:] else ""
+        return f"holds no model itself; pass the folder in it: {models[-1]}{more}"
+    files = other_weights_in(folder)
+    if len(files) > 1:
+        names = f"{', '.join(files[:3])}{', ...' if files[3:] else ''}"
+        return f"holds no config.json of a diffusers model; pass a file in it: {names}"
+    if not files:
+        return "holds no config.json of a diffusers model, and no file of weights"
+    if _is_of_diffusers(folder / files[0]):
+        return (
+            f"holds no config.json that says what {files[0]} is, the weights of diffusers' "
+            "UNet2DModel; copy its config.json and scheduler_config.json there"
+        )
+    return f"holds no config.json of a diffusers model; pass the file itself: {folder / files[0]}"
+
+
+def _is_readable(folder: Path) -> bool:
+    return is_model(folder) or (folder / "checkpoint.safetensors").is_file()
+
+
+def _by_number(folder: Path) -> list[tuple[int, str]]:
+    """Sorts checkpoint-1000 behind checkpoint-500."""
+    return [
+        (int(part), "") if part.isdecimal() else (0, part) for part in _DIGITS.split(str(folder))
+    ]
+
+
+def _is_of_diffusers(path: Path) -> bool:
+    if path.suffix != ".safetensors":
+        return False
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {"conv_in.weight", "conv_norm_out.weight"} <= set(file.keys())
+    except (SafetensorError, OSError):
+        return False
+
+
+def _names(content: Mapping[str, object]) -> list[str]:
+    """The names of all tensors but those of optimizers."""
+    return [
+        name
+        for place in containers(content)
+        if not place.is_list and place.optimizer is None
+        for name, value in place.items.items()
+        if isinstance(value, Tensor)
+    ]
 
 
 def _without_names(content: Mapping[str, object]) -> str | None:
     """Where a list of tensors is that an average may be; None if there is none."""
-    for name, value in content.items():
-        if isinstance(value, list | tuple) and any(isinstance(item, Tensor) for item in value):
-            return str(name)
-        if isinstance(value, Mapping) and "param_groups" not in value:
-            inner = _without_names(value)
-            if inner is not None:
-                return f"{name}/{inner}"
+    for place in containers(content):
+        tensors = any(isinstance(value, Tensor) for value in place.items.values())
+        if place.is_list and place.optimizer is None and tensors:
+            return "/".join(place.keys)
     return None
