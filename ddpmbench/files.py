@@ -3,10 +3,19 @@
 import contextlib
 import os
 import shutil
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
 from ddpmbench.errors import InputError
+
+
+def escaped(text: str) -> str:
+    """The text with its control characters as escapes: names reach a terminal in messages."""
+    return "".join(
+        letter.encode("unicode_escape").decode() if unicodedata.category(letter) == "Cc" else letter
+        for letter in text
+    )
 
 
 @contextlib.contextmanager

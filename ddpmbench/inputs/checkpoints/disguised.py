@@ -7,6 +7,13 @@ from pathlib import Path
 DAMAGED = "truncated or damaged; copy or download it again"
 """What is said of a file that begins as one of the kind and goes on otherwise."""
 _LFS = b"version https://git-lfs"
+_PACKED = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"7z\xbc\xaf\x27\x1c": "7z",
+}
 _HEADER_LENGTH = 8  # safetensors begins with the length of its JSON header, which begins with {
 _LONGEST_HEADER = 100_000_000
 _DAMAGE = (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, struct.error)
@@ -24,6 +31,8 @@ def refusal(path: Path) -> str | None:
     is_safetensors = _is_safetensors(start)
     if start == _LFS:
         return "a pointer of Git LFS, not the file itself; fetch it with git lfs pull"
+    if packed := next((kind for magic, kind in _PACKED.items() if start.startswith(magic)), None):
+        return f"a file packed with {packed}; unpack it first"
     if path.suffix == ".safetensors":
         if start[:2] == b"PK":
             return "written by torch.save, not safetensors; rename it to .pt"
@@ -53,7 +62,9 @@ def _archive(path: Path) -> str | None:
             "torch.save(torch.jit.load(PATH).state_dict(), NEW)"
         )
     if not any(name.endswith("/data.pkl") for name in names):
-        return "a zip archive, but not one written by torch.save"
+        if names and all(name.endswith(".npy") for name in names):
+            return "arrays of NumPy (npz), not weights; images are passed with --data"
+        return "a zip archive, but not one written by torch.save; unpack it and pass a file in it"
     if any(info.compress_type != zipfile.ZIP_STORED for info in infos):
         # torch.save compresses nothing; what is compressed may take any amount of memory
         return "a compressed archive, which torch.save does not write; save it again with torch"

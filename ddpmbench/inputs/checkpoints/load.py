@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ddpmbench import assets
 from ddpmbench.errors import InputError
+from ddpmbench.files import escaped
 from ddpmbench.inputs.checkpoints import hub
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.inputs.checkpoints.diffusers import TELLING as DIFFUSERS
@@ -72,7 +73,8 @@ def load_checkpoint(
     except OSError as error:
         raise InputError(f"{source}: cannot be read ({error.strerror or error})") from error
     _check_weights(checkpoint, settings.weights)
-    return checkpoint.with_conventions(
+    notes = tuple(map(escaped, checkpoint.notes))
+    return dataclasses.replace(checkpoint, notes=notes).with_conventions(
         prediction=settings.prediction,
         variance=settings.variance,
         clip=settings.clip,
@@ -93,7 +95,8 @@ def _load(source: str | Path, settings: CheckpointSettings) -> Checkpoint:
         content = read_state(path)
         tables = ScheduleTables.within(content, source=str(path))
         checkpoint = read_network_file(path, content, source=name, settings=settings, tables=tables)
-        checkpoint = dataclasses.replace(checkpoint, files=(name,))
+        if not checkpoint.files:
+            checkpoint = dataclasses.replace(checkpoint, files=(name,))
         return _with_process(checkpoint, settings, tables)
     if not path.exists():
         if not isinstance(source, str) or not hub.is_hub_id(source):

@@ -15,7 +15,13 @@ from ddpmbench.errors import InputError
 from ddpmbench.files import replacing
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint, TimeInput
 from ddpmbench.inputs.checkpoints.settings import WEIGHTS
-from ddpmbench.inputs.checkpoints.weights import build_unet, check_outputs, naming, sha256_of
+from ddpmbench.inputs.checkpoints.weights import (
+    build_unet,
+    check_outputs,
+    naming,
+    rounding_notes,
+    sha256_of,
+)
 from ddpmbench.network.unet import UNet
 from ddpmbench.network.unet_config import UNetConfig
 from ddpmbench.process.data_range import UNIT_RANGE, DataRange
@@ -88,6 +94,7 @@ def read_native(path: Path) -> Checkpoint:
         source=str(path),
         sha256=sha256_of(path),
         training=record.get("training"),
+        notes=rounding_notes(weights),
         **conventions,
     )
 
