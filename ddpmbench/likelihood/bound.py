@@ -6,12 +6,10 @@ from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from ddpmbench.likelihood.design import EveryPair
+from ddpmbench.likelihood.intervals import freedom_of_sum, quantile
 from ddpmbench.likelihood.terms import TermTable, columns_of_bound
-
-CONFIDENCE = 0.95
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -125,7 +123,7 @@ def estimate_bound(
     total = prior + kl + decoder
     variance = squares / draws / num_images**2
     unknown = np.full(num_timesteps, math.nan)
-    half_width = noise_half_width(variance.sum(), squares.sum(), fourth, draws)
+    half_width = noise_half_width(float(squares.sum()), fourth, design)
     return BoundEstimate(
         prior=prior,
         kl=kl,
@@ -141,40 +139,24 @@ def estimate_bound(
     )
 
 
-def noise_half_width(variance: float, squares: float, fourth: float, draws: int) -> float | None:
+def noise_half_width(squares: float, fourth: float, design: EveryPair) -> float | None:
     """Half width of the 95 % interval that the noise of every pair leaves.
 
     Args:
-        variance: of the bound.
         squares: sum over the pairs of the variance among their draws.
         fourth: sum of the squares of these.
-        draws: noise draws a pair; None is returned for a single one.
+        design: of a single draw a pair nothing is known; None is returned.
     """
-    if draws == 1:
+    if design.draws == 1:
         return None
-    if variance == 0:
+    if squares == 0:
         return 0.0
-    # Degrees of freedom after Satterthwaite 1946: a few pairs at small t carry most of the
-    # variance.
-    freedom = (draws - 1) * squares**2 / fourth
-    return float(_quantile(freedom) * math.sqrt(variance))
-
-
-def half_width_of(variance: float, doubt: float) -> float | None:
-    """Half width of the 95 % interval of a sum of independent parts; None where it is unknown.
-
-    Args:
-        variance: of the sum; NaN where it cannot be known.
-        doubt: sum over the parts of the square of the variance over its degrees of freedom.
-
-    Source: Satterthwaite 1946.
-    """
-    if math.isnan(variance):
-        return None
-    if variance == 0:
-        return 0.0
-    freedom = max(1.0, variance**2 / doubt) if doubt > 0 else math.inf
-    return float(_quantile(freedom) * math.sqrt(variance))
+    # Each pair has draws - 1 degrees of freedom. Where a few of them carry the sum, what is
+    # estimated is too large by about four; with the estimates in the place of the variances
+    # Satterthwaite's are too few, which is the wide side.
+    plain = (design.draws - 1) * squares**2 / fourth
+    freedom = max(plain, freedom_of_sum(squares, fourth / (design.draws + 1)) - 4)
+    return quantile(freedom) * math.sqrt(squares / design.draws) / design.num_images
 
 
 def _population_half_width(total: NDArray[np.float64], noise: float | None) -> float | None:
@@ -182,9 +164,5 @@ def _population_half_width(total: NDArray[np.float64], noise: float | None) -> f
     # totals it may come out smaller by chance, which the noise tells.
     if len(total) < 2:
         return None
-    spread = _quantile(len(total) - 1) * total.std(ddof=1) / math.sqrt(len(total))
+    spread = quantile(len(total) - 1) * total.std(ddof=1) / math.sqrt(len(total))
     return max(float(spread), noise or 0.0)
-
-
-def _quantile(freedom: float) -> float:
-    return float(stats.t.ppf(0.5 + CONFIDENCE / 2, freedom))

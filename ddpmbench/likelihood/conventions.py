@@ -136,13 +136,12 @@ def conventions_of_pairs(
         weight = np.append(0.0, weight)
         squares = float(np.square(weight) @ steps.squares) + float(first.squares[0])
         fourth = float(weight**4 @ steps.fourth) + float(first.fourth[0])
-        variance = squares / design.draws / design.num_images**2
         found.append(
             ConventionBound(
                 convention,
                 rate=float(prior.mean() + constant.sum() + weight @ steps.mean),
                 decoder=float(first.mean[0]),
-                half_width=noise_half_width(variance, squares, fourth, design.draws),
+                half_width=noise_half_width(squares, fourth, design),
             )
         )
     return found

@@ -5,9 +5,9 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
-from ddpmbench.likelihood.bound import CONFIDENCE, cumulative_rate
+from ddpmbench.likelihood.bound import cumulative_rate
+from ddpmbench.likelihood.intervals import doubt_of, freedom_of_sum, half_width_of, quantile
 from ddpmbench.likelihood.panel import Interaction
 from ddpmbench.likelihood.regression import Predictions
 from ddpmbench.likelihood.sampled_rows import NATS, SampledRows
@@ -91,7 +91,7 @@ def assembled(
         spread = float(of_image.var(ddof=1))
         # The spread of the images' estimates already contains the error of each; where the images
         # are alike it may come out smaller by chance, or because it has more degrees of freedom.
-        population = _quantile(num_images - 1) * math.sqrt(spread / num_images)
+        population = quantile(num_images - 1) * math.sqrt(spread / num_images)
         population = max(population, half_width)
         deviation = math.sqrt(max(0.0, spread - num_images * variance))
     return SampledBound(
@@ -119,31 +119,15 @@ def assembled(
 def _half_width(
     rows: SampledRows, spread: NDArray[np.float64], kl_variance: float, rotations: int
 ) -> float:
-    variance = kl_variance + rows.decoder_variance
-    if variance == 0:
-        return 0.0
-    # Satterthwaite 1946, each part with the degrees of freedom of its images.
-    of_rows = degrees_of_freedom(spread, np.full(len(spread), rotations - 1))
-    of_decoder = degrees_of_freedom(rows.decoder_squares, rows.decoder_draws - 1)
+    # Each part with the degrees of freedom of its images.
+    of_rows = _freedom(spread, np.full(len(spread), rotations - 1))
+    of_decoder = _freedom(rows.decoder_squares, rows.decoder_draws - 1)
     parts = np.array([kl_variance, rows.decoder_variance])
-    freedom = degrees_of_freedom(parts, np.array([of_rows, of_decoder]))
-    return float(_quantile(freedom) * math.sqrt(variance))
+    doubt = doubt_of(parts, np.array([of_rows, of_decoder]))
+    half_width = half_width_of(kl_variance + rows.decoder_variance, doubt)
+    assert half_width is not None
+    return half_width
 
 
-def degrees_of_freedom(
-    squares: NDArray[np.float64], freedom: NDArray[np.float64 | np.int64]
-) -> float:
-    """Of a sum of variances that differ, from their multiples of chi-square and degrees each.
-
-    Source: Satterthwaite 1946.
-    """
-    # The square of a chi-square with f degrees is f (f + 2) on average, not f^2; and what is found
-    # for a single one must be f.
-    total = float(squares.sum())
-    if total == 0:
-        return 1.0
-    return max(1.0, total**2 / float((np.square(squares) / (freedom + 2)).sum()) - 2)
-
-
-def _quantile(freedom: float) -> float:
-    return float(stats.t.ppf(0.5 + CONFIDENCE / 2, freedom))
+def _freedom(variances: NDArray[np.float64], freedom: NDArray[np.int64]) -> float:
+    return freedom_of_sum(float(variances.sum()), doubt_of(variances, freedom))

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ddpmbench.likelihood.bound import half_width_of
 from ddpmbench.likelihood.decoders import SCALES, WIDEST_RATIO, interpolated, log_variances
+from ddpmbench.likelihood.intervals import half_width_of
 from ddpmbench.likelihood.skips import Skips
 from ddpmbench.likelihood.step_errors import StepErrors
 from ddpmbench.process.prediction import Variance
@@ -73,7 +73,7 @@ class StepCosts:
         decoder: (7,) the exact decoder at the variances of `decoders.SCALES`, mean over the
             images.
         decoder_variance: of that mean: its noise; NaN where that cannot be known.
-        decoder_doubt: the square of that over its degrees of freedom.
+        decoder_doubt: of that variance; see `intervals.doubt_of`.
     """
 
     schedule: NoiseSchedule

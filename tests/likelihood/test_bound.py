@@ -7,6 +7,7 @@ import pytest
 
 from ddpmbench.likelihood.bound import estimate_bound
 from ddpmbench.likelihood.design import EveryPair
+from ddpmbench.likelihood.intervals import doubt_of, freedom_of_sum, half_width_of, quantile
 from ddpmbench.likelihood.terms import VALUE_COLUMNS, TermTable
 
 REPEATS = 2000
@@ -38,6 +39,37 @@ def test_the_interval_for_these_images_covers(num_images, draws):
     # Satterthwaite's degrees of freedom are estimated from few draws where there are few images;
     # they may then err, but to the wide side.
     assert 0.935 * REPEATS <= covered <= (0.965 if num_images == 40 else 0.995) * REPEATS
+
+
+@pytest.mark.parametrize("num_images", [4, 16])
+def test_two_draws_have_as_many_degrees_of_freedom_as_they_should(num_images):
+    """Where all pairs are equally noisy there is one a pair, and the interval is tight."""
+    design, generator = EveryPair(num_images, 6, 2), np.random.default_rng(1)
+    covered, ratios = 0, []
+    for _ in range(REPEATS):
+        nats = generator.normal(size=len(design))
+        bound = estimate_bound(design, np.zeros(num_images), [table(design, nats)])
+        covered += abs(bound.nats) <= bound.half_width
+        standard_error = np.sqrt(np.square(bound.term_standard_error).sum())
+        ratios.append(bound.half_width / standard_error)
+    assert 0.94 * REPEATS <= covered <= 0.96 * REPEATS
+    assert np.mean(ratios) == pytest.approx(quantile(6 * num_images), rel=0.015)
+
+
+def test_one_formula_gives_the_degrees_of_freedom_of_every_estimate():
+    """Of every pair and of sampled rows: the pairs, summed as they come, against all at once."""
+    design, generator = EveryPair(30, 5, 2), np.random.default_rng(2)
+    nats = generator.normal(size=len(design))
+    variances = nats.reshape(-1, 2).var(1, ddof=1) / 2 / 30**2
+    doubt = doubt_of(variances, np.full(len(variances), 1))
+    bound = estimate_bound(design, np.zeros(30), [table(design, nats)])
+    assert bound.half_width == pytest.approx(half_width_of(variances.sum(), doubt), rel=1e-3)
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 9])
+def test_degrees_of_freedom_of_a_single_part_are_its_own(freedom):
+    doubt = doubt_of(np.array([3.0]), np.array([freedom]))
+    assert freedom_of_sum(3.0, doubt) == pytest.approx(freedom)
 
 
 @pytest.mark.parametrize("num_images", [2, 5, 40])

@@ -1,0 +1,57 @@
+"""95 % intervals from variances that are themselves estimated."""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+CONFIDENCE = 0.95
+
+
+def half_width_of(variance: float, doubt: float) -> float | None:
+    """Half width of the 95 % interval of a sum of independent parts; None where it is unknown.
+
+    Args:
+        variance: of the sum; NaN where it cannot be known.
+        doubt: of that variance; see `doubt_of`.
+    """
+    if math.isnan(variance):
+        return None
+    if variance == 0:
+        return 0.0
+    return quantile(freedom_of_sum(variance, doubt)) * math.sqrt(variance)
+
+
+def doubt_of(variances: NDArray[np.float64], freedom: NDArray[np.float64 | np.int64]) -> float:
+    """Sum of V_i^2 / (f_i + 2): how well a sum of estimated variances V_i is known.
+
+    Args:
+        variances: (n,) V_i, each estimated with f_i degrees of freedom.
+        freedom: (n,) f_i.
+    """
+    return float((np.square(variances) / (freedom + 2)).sum())
+
+
+def freedom_of_sum(variance: float, doubt: float) -> float:
+    """Degrees of freedom of a sum of estimated variances: (sum V_i)^2 / doubt - 2, at least 1.
+
+    Satterthwaite's are (sum v_i)^2 / sum (v_i^2 / f_i) of the true variances v_i. The estimate V_i
+    is v_i times a chi-square over its f_i degrees, so that V_i^2 is (f_i + 2) / f_i v_i^2 on
+    average, which is three times v_i^2 with two draws. What is estimated for a single part must be
+    f_i: hence the 2 that is subtracted.
+
+    Args:
+        variance: sum of V_i.
+        doubt: of it; see `doubt_of`. Infinitely many degrees where it is 0.
+
+    Source: Satterthwaite 1946.
+    """
+    if variance == 0:
+        return 1.0
+    return max(1.0, variance**2 / doubt - 2) if doubt > 0 else math.inf
+
+
+def quantile(freedom: float) -> float:
+    """Of Student's t: half widths of the 95 % interval in standard errors."""
+    return float(stats.t.ppf(0.5 + CONFIDENCE / 2, freedom))
