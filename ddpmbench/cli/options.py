@@ -70,9 +70,11 @@ reading_options = decorate(
             "--schedule",
             metavar="SCHEDULE",
             help="The noise schedule, where the file does not say: linear:1000, "
-            "linear:T:START:END, cosine:T, sigmoid:T, scaled-linear:T:START:END, "
-            "sqrt-linear:T:END, sigmoid-betas:T:START:END, betas:FILE, alphas_cumprod:FILE, or "
-            "buffers, the tables beside the weights.",
+            "linear:T:START:END, cosine:T, cosine:T:OFFSET:POWER, sigmoid:T, "
+            "sigmoid:T:START:END:TAU, scaled-linear:T:START:END, sqrt-linear:T:END, "
+            "geometric:T:START:END, const:T:BETA, warmup10:T:START:END, warmup50:T:START:END, "
+            "sigmoid-betas:T:START:END, cosine-betas:T:START:END, betas:FILE, "
+            "alphas_cumprod:FILE, or buffers, the tables beside the weights.",
         ),
         click.option(
             "--prediction",

@@ -29,7 +29,8 @@ class NoiseSchedule:
     """The variances of the forward process and what follows from them.
 
     Build one with a named constructor: `linear`, `cosine`, `sigmoid`, `scaled_linear`,
-    `sqrt_linear`, `from_betas`, `from_alphas_cumprod`.
+    `sqrt_linear`, `geometric`, `warmup`, `cosine_betas`, `sigmoid_betas`, `from_betas`,
+    `from_alphas_cumprod`.
 
     Attributes:
         betas: (T,) float64, variance added at each step, in (0, 1).
@@ -214,11 +215,50 @@ class NoiseSchedule:
         return cls.from_betas(beta_end * steps / num_timesteps, name="sqrt_linear")
 
     @classmethod
-    def cosine(cls, num_timesteps: int, *, offset: float = 0.008, max_beta: float = 0.999) -> Self:
-        """Squared cosine of the elapsed share (Nichol & Dhariwal 2021, eq. 17)."""
+    def geometric(
+        cls, num_timesteps: int, *, beta_start: float = 1e-4, beta_end: float = 0.02
+    ) -> Self:
+        """Variances whose logarithms are evenly spaced: beta_start (end / start)^(i / (T - 1))."""
+        _check_length(num_timesteps)
+        if min(beta_start, beta_end) <= 0:
+            raise InputError("schedule geometric: a beta must be positive")
+        return cls.from_betas(np.geomspace(beta_start, beta_end, num_timesteps), name="geometric")
+
+    @classmethod
+    def warmup(
+        cls,
+        num_timesteps: int,
+        *,
+        beta_start: float = 1e-4,
+        beta_end: float = 0.02,
+        share: float = 0.1,
+    ) -> Self:
+        """Variances that rise linearly over a share of the steps and stay (the code of Ho et al.).
+
+        A share of 0 gives a constant variance, `const` there.
+        """
+        _check_length(num_timesteps)
+        betas = np.full(num_timesteps, float(beta_end))
+        rising = int(num_timesteps * share)
+        betas[:rising] = np.linspace(beta_start, beta_end, rising)
+        return cls.from_betas(betas, name="warmup" if rising else "const")
+
+    @classmethod
+    def cosine(
+        cls,
+        num_timesteps: int,
+        *,
+        offset: float = 0.008,
+        power: float = 2.0,
+        max_beta: float = 0.999,
+    ) -> Self:
+        """A power of the cosine of the elapsed share (Nichol & Dhariwal 2021, eq. 17).
+
+        Another power than 2 is a raised cosine (Chen 2023, with tau = power / 2).
+        """
         _check_length(num_timesteps)
         share = (np.arange(num_timesteps + 1) / num_timesteps + offset) / (1 + offset)
-        alpha_bar = np.cos(share * np.pi / 2) ** 2
+        alpha_bar = np.cos(share * np.pi / 2) ** power
         betas = np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], max_beta)
         return cls.from_betas(betas, name="cosine")
 
@@ -248,6 +288,15 @@ class NoiseSchedule:
         _check_length(num_timesteps)
         logistic = 1 / (1 + np.exp(-np.linspace(-6, 6, num_timesteps)))
         return cls.from_betas(logistic * (beta_end - beta_start) + beta_start, name="sigmoid_betas")
+
+    @classmethod
+    def cosine_betas(
+        cls, num_timesteps: int, *, beta_start: float = 1e-4, beta_end: float = 0.02
+    ) -> Self:
+        """Variances that rise along half a period of a cosine, a raised cosine in beta itself."""
+        _check_length(num_timesteps)
+        rise = (1 - np.cos(np.linspace(0, np.pi, num_timesteps))) / 2
+        return cls.from_betas(beta_start + (beta_end - beta_start) * rise, name="cosine_betas")
 
 
 def _float64(values: ArrayLike | Tensor) -> NDArray[np.float64]:

@@ -19,6 +19,9 @@ NAMED = {
     "cosine": NoiseSchedule.cosine,
     "sigmoid": NoiseSchedule.sigmoid,
     "sigmoid_betas": NoiseSchedule.sigmoid_betas,
+    "geometric": NoiseSchedule.geometric,
+    "warmup": NoiseSchedule.warmup,
+    "cosine_betas": NoiseSchedule.cosine_betas,
 }
 TABLES = (
     "betas",
@@ -231,3 +234,30 @@ def test_what_is_no_schedule_is_refused_in_one_line(build):
         build()
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) > 10
+
+
+def test_the_logarithms_of_geometric_variances_are_evenly_spaced():
+    betas = NoiseSchedule.geometric(7, beta_start=1e-3, beta_end=0.4).betas
+    assert_allclose(betas.log().diff(), math.log(400) / 6, rtol=1e-12)
+    assert_allclose(betas[[0, -1]], [1e-3, 0.4], rtol=1e-12)
+
+
+def test_a_warmup_rises_over_its_share_and_stays():
+    betas = NoiseSchedule.warmup(20, beta_start=0.01, beta_end=0.3, share=0.5).betas
+    assert_allclose(betas[:10], np.linspace(0.01, 0.3, 10), rtol=1e-12)
+    assert (betas[10:] == 0.3).all()
+    constant = NoiseSchedule.warmup(20, beta_end=0.3, share=0.0)
+    assert constant.name == "const"
+    assert (constant.betas == 0.3).all()
+
+
+def test_the_power_of_a_raised_cosine_is_that_of_what_is_left():
+    squared, cubed = NoiseSchedule.cosine(50), NoiseSchedule.cosine(50, power=3.0)
+    # the last step's variance is capped
+    assert_allclose(cubed.alphas_cumprod[:-1], squared.alphas_cumprod[:-1] ** 1.5, rtol=1e-12)
+
+
+def test_raised_cosine_variances_are_flat_at_both_ends():
+    betas = NoiseSchedule.cosine_betas(101, beta_start=1e-3, beta_end=0.1).betas
+    assert_allclose(betas[[0, 50, 100]], [1e-3, 0.0505, 0.1], rtol=1e-9)
+    assert_allclose(betas + betas.flip(0), 0.101, rtol=1e-9)

@@ -4,6 +4,7 @@ Nothing is guessed that changes a number: a schedule whose usual ends depend on 
 name its ends, and a table that may be something else is refused.
 """
 
+import functools
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,10 +23,14 @@ from ddpmbench.inputs.checkpoints.weights import naming
 from ddpmbench.process.schedule import NoiseSchedule
 
 FORMS = (
-    "linear:1000, linear:T:START:END, cosine:T, sigmoid:T, scaled-linear:T:START:END, "
-    "sqrt-linear:T:END, sigmoid-betas:T:START:END, betas:FILE, alphas_cumprod:FILE, buffers"
+    "linear:1000, linear:T:START:END, cosine:T, cosine:T:OFFSET:POWER, sigmoid:T, "
+    "sigmoid:T:START:END:TAU, scaled-linear:T:START:END, sqrt-linear:T:END, "
+    "geometric:T:START:END, const:T:BETA, warmup10:T:START:END, warmup50:T:START:END, "
+    "sigmoid-betas:T:START:END, cosine-betas:T:START:END, betas:FILE, alphas_cumprod:FILE, buffers"
 )
 """All that the option takes, in one line."""
+_ALIASES = {"quad": "scaled-linear", "squaredcos-cap-v2": "cosine"}
+"""What the code of Ho et al. and diffusers call them."""
 
 Array = NDArray[np.float64]
 
@@ -55,72 +60,92 @@ def read_schedule(option: str, tables: ScheduleTables = NO_TABLES) -> NoiseSched
             if not rest:
                 raise InputError(f"name the file, as in {name}:FILE.npy")
             return _FILES[name](_numbers(Path(rest), name), name=name)
+        name = name.replace("_", "-")
+        name = _ALIASES.get(name, name)
         if name not in _NAMED:
             raise InputError(f"no schedule has this form; choose from {FORMS}")
-        numbers = rest.split(":") if rest else []
-        if not numbers:
+        steps, *others = rest.split(":")
+        if not steps:
             raise InputError(f"say how many steps it has, as in {name}:1000")
-        return _NAMED[name](_steps(numbers[0]), [_beta(text) for text in numbers[1:]])
+        return _NAMED[name](_steps(steps), [_number(text) for text in others])
 
 
-def _linear(steps: int, ends: list[float]) -> NoiseSchedule:
-    if not ends and steps == 1000:
+def _linear(steps: int, numbers: list[float]) -> NoiseSchedule:
+    if not numbers and steps == 1000:
         return NoiseSchedule.linear(steps)
-    if len(ends) != 2:
+    if len(numbers) != 2:
         scaled = f"linear:{steps}:{0.1 / steps:g}:{20 / steps:g}"
         raise InputError(
             f"of {steps} steps it is one thing to some and another to others; name its first and "
             f"last beta: linear:{steps}:0.0001:0.02 as Ho et al. have them, {scaled} scaled with "
             "1000 / T as Nichol & Dhariwal do"
         )
-    return NoiseSchedule.linear(steps, beta_start=ends[0], beta_end=ends[1])
+    start, end = map(_beta, numbers)
+    return NoiseSchedule.linear(steps, beta_start=start, beta_end=end)
 
 
-def _scaled_linear(steps: int, ends: list[float]) -> NoiseSchedule:
-    start, end = _two(ends, f"scaled-linear:{steps}:0.00085:0.012")
-    return NoiseSchedule.scaled_linear(steps, beta_start=start, beta_end=end)
+def _two_betas(
+    make: Callable[..., NoiseSchedule], name: str, start: float = 1e-4, end: float = 0.02
+) -> Callable[[int, list[float]], NoiseSchedule]:
+    """The form `name:T:START:END` of a constructor; usual ends are its example."""
+
+    def schedule(steps: int, numbers: list[float]) -> NoiseSchedule:
+        if len(numbers) != 2:
+            example = f"{name}:{steps}:{start:g}:{end:g}"
+            raise InputError(f"name its first and its last beta, as in {example}")
+        return make(steps, beta_start=_beta(numbers[0]), beta_end=_beta(numbers[1]))
+
+    return schedule
 
 
-def _sigmoid_betas(steps: int, ends: list[float]) -> NoiseSchedule:
-    start, end = _two(ends, f"sigmoid-betas:{steps}:0.0001:0.02")
-    return NoiseSchedule.sigmoid_betas(steps, beta_start=start, beta_end=end)
-
-
-def _sqrt_linear(steps: int, ends: list[float]) -> NoiseSchedule:
-    if len(ends) != 1:
+def _sqrt_linear(steps: int, numbers: list[float]) -> NoiseSchedule:
+    if len(numbers) != 1:
         raise InputError(f"name its last beta, as in sqrt-linear:{steps}:0.02")
-    return NoiseSchedule.sqrt_linear(steps, beta_end=ends[0])
+    return NoiseSchedule.sqrt_linear(steps, beta_end=_beta(numbers[0]))
 
 
-def _cosine(steps: int, ends: list[float]) -> NoiseSchedule:
-    _none(ends, f"cosine:{steps}")
-    return NoiseSchedule.cosine(steps)
+def _const(steps: int, numbers: list[float]) -> NoiseSchedule:
+    if len(numbers) != 1:
+        raise InputError(f"name its beta, as in const:{steps}:0.02")
+    return NoiseSchedule.warmup(steps, beta_end=_beta(numbers[0]), share=0.0)
 
 
-def _sigmoid(steps: int, ends: list[float]) -> NoiseSchedule:
-    _none(ends, f"sigmoid:{steps}")
-    return NoiseSchedule.sigmoid(steps)
+def _cosine(steps: int, numbers: list[float]) -> NoiseSchedule:
+    if not numbers:
+        return NoiseSchedule.cosine(steps)
+    if len(numbers) != 2 or not (0 <= numbers[0] < 1 and 0 < numbers[1] <= 100):
+        raise InputError(
+            f"it takes its steps alone, as in cosine:{steps}, or an offset in [0, 1) and a power, "
+            f"as in cosine:{steps}:0.008:2"
+        )
+    return NoiseSchedule.cosine(steps, offset=numbers[0], power=numbers[1])
+
+
+def _sigmoid(steps: int, numbers: list[float]) -> NoiseSchedule:
+    if not numbers:
+        return NoiseSchedule.sigmoid(steps)
+    if len(numbers) != 3 or not (-100 <= numbers[0] < numbers[1] <= 100 and numbers[2] >= 0.01):
+        raise InputError(
+            f"it takes its steps alone, as in sigmoid:{steps}, or two ends that rise and a "
+            f"temperature, as in sigmoid:{steps}:-3:3:1"
+        )
+    start, end, temperature = numbers
+    return NoiseSchedule.sigmoid(steps, start=start, end=end, temperature=temperature)
 
 
 _NAMED: Mapping[str, Callable[[int, list[float]], NoiseSchedule]] = {
     "linear": _linear,
     "cosine": _cosine,
     "sigmoid": _sigmoid,
-    "scaled-linear": _scaled_linear,
+    "scaled-linear": _two_betas(NoiseSchedule.scaled_linear, "scaled-linear", 0.00085, 0.012),
     "sqrt-linear": _sqrt_linear,
-    "sigmoid-betas": _sigmoid_betas,
+    "geometric": _two_betas(NoiseSchedule.geometric, "geometric"),
+    "const": _const,
+    "warmup10": _two_betas(functools.partial(NoiseSchedule.warmup, share=0.1), "warmup10"),
+    "warmup50": _two_betas(functools.partial(NoiseSchedule.warmup, share=0.5), "warmup50"),
+    "sigmoid-betas": _two_betas(NoiseSchedule.sigmoid_betas, "sigmoid-betas"),
+    "cosine-betas": _two_betas(NoiseSchedule.cosine_betas, "cosine-betas"),
 }
-
-
-def _two(ends: list[float], example: str) -> tuple[float, float]:
-    if len(ends) != 2:
-        raise InputError(f"name its first and its last beta, as in {example}")
-    return ends[0], ends[1]
-
-
-def _none(ends: list[float], example: str) -> None:
-    if ends:
-        raise InputError(f"it takes its steps and nothing else, as in {example}")
 
 
 def _steps(text: str) -> int:
@@ -129,13 +154,16 @@ def _steps(text: str) -> int:
     return int(text[:9])
 
 
-def _beta(text: str) -> float:
+def _number(text: str) -> float:
     try:
-        value = float(text)
+        return float(text)
     except ValueError:
         raise InputError(f"{text!r} is no number") from None
+
+
+def _beta(value: float) -> float:
     if not 0 < value < 1:
-        raise InputError(f"{text} is no beta, which lies strictly between 0 and 1")
+        raise InputError(f"{value:g} is no beta, which lies strictly between 0 and 1")
     return value
 
 
