@@ -25,11 +25,12 @@ from ddpmbench.report.inspection import CallFacts
 
 # What is put in the place of an open option to see the network. None of them changes it, but for
 # the outputs that a variance takes: the second is tried where the first does not fit them.
-_INSTEAD = {
+_INSTEAD: dict[str, tuple[str, tuple[object, ...]]] = {
     "--schedule": ("schedule", ("linear:1000",)),
     "--prediction": ("prediction", ("eps",)),
     "--variance": ("variance", ("fixed_small", "learned_range")),
     "--time-input": ("time_input", ("index",)),
+    "--clip": ("clip", (True,)),
 }
 _UNCOUNTED = "a call could not be counted"
 _SIZE = 32

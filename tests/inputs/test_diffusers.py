@@ -85,19 +85,11 @@ def test_conventions(peer, tmp_path, settings, found):
     assert found in (checkpoint.variance, checkpoint.prediction, checkpoint.clip)
 
 
-def test_what_a_file_lacks_is_what_the_class_takes(folder, peer):
+def test_what_a_config_lacks_is_what_the_class_takes(folder, peer):
     before = load_checkpoint(folder)
-    (folder / "scheduler_config.json").write_text('{"_class_name": "DDPMScheduler"}')
     kept = {**{name: peer.config[name] for name in SMALL_UNET}, "_class_name": "UNet2DModel"}
     (folder / "config.json").write_text(json.dumps(kept))
-    after = load_checkpoint(folder)
-    assert after.network.config == before.network.config
-    assert torch.equal(after.schedule.betas, before.schedule.betas)
-    assert (after.variance, after.prediction, after.clip) == (
-        before.variance,
-        before.prediction,
-        before.clip,
-    )
+    assert load_checkpoint(folder).network.config == before.network.config
 
 
 def test_old_spellings(folder):

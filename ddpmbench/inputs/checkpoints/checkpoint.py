@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from enum import StrEnum
 from typing import Self
 
@@ -67,6 +67,8 @@ class Checkpoint:
         imports: where that code finds its own modules.
         training: the record of its training, where the file holds one.
         notes: what was settled by a preset or an option, a line each.
+        sources: who says a setting, where it is neither the file nor an option: a library's
+            default; by what `inspect` calls it.
     """
 
     network: nn.Module
@@ -91,6 +93,7 @@ class Checkpoint:
     imports: OwnImports | None = None
     training: dict[str, object] | None = None
     notes: tuple[str, ...] = ()
+    sources: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def diffusion(self) -> GaussianDiffusion:
@@ -113,6 +116,8 @@ class Checkpoint:
             found["weights"] = self.weights
         if self.where:
             found["where"] = self.where
+        if self.sources:
+            found["sources"] = dict(self.sources)
         if self.code is not None:
             found |= {"network": self.code.name, "network_sha256": self.code.sha256}
         return found

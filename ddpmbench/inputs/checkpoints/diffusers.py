@@ -21,6 +21,7 @@ from ddpmbench.inputs.checkpoints.diffusers_files import (
 )
 from ddpmbench.inputs.checkpoints.diffusers_network import read_network
 from ddpmbench.inputs.checkpoints.diffusers_scheduler import (
+    DEFAULT,
     Conventions,
     UnsaidError,
     read_scheduler,
@@ -135,6 +136,7 @@ def read_diffusers(
         source=source,
         sha256=sha256,
         notes=(*layout.notes, *equal, *conventions.notes),
+        sources=conventions.sources,
     )
 
 
@@ -145,25 +147,23 @@ def _conventions(
 
     `file` and `weights` are for whoever asks what is known where something is left open.
     """
-    prediction = None if settings.prediction is None else Prediction(settings.prediction)
-    variance = None if settings.variance is None else Variance(settings.variance)
     try:
         if scheduler.is_file():
-            return read_scheduler(scheduler, prediction=prediction, variance=variance)
-        if settings.schedule is None or prediction is None or variance is None:
+            return read_scheduler(scheduler, settings)
+        if None in (settings.schedule, settings.prediction, settings.variance):
             raise _nothing_said(scheduler, settings)
     except UnsaidError as error:
         raise UnsettledError(
             str(error), family="diffusers", path=file, weights=weights, missing=error.options
         ) from error
+    said = (str(settings.schedule), str(settings.prediction), str(settings.variance))
     return Conventions(
-        schedule=read_schedule(settings.schedule),
-        prediction=prediction,
-        variance=variance,
+        schedule=read_schedule(said[0]),
+        prediction=Prediction(said[1]),
+        variance=Variance(said[2]),
         clip=True,
-        notes=(
-            f"no {scheduler}; as the options say: {settings.schedule}, {prediction}, {variance}",
-        ),
+        notes=(f"no {scheduler}; as the options say: {', '.join(said)}",),
+        sources={"clip": DEFAULT},
     )
 
 

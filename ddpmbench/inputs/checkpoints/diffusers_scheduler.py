@@ -1,15 +1,23 @@
 """The schedule and the conventions in the scheduler file of a diffusers folder."""
 
 import dataclasses
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints.fields import Fields
+from ddpmbench.inputs.checkpoints.schedule_option import read_schedule
+from ddpmbench.inputs.checkpoints.settings import CheckpointSettings
 from ddpmbench.inputs.checkpoints.weights import naming
 from ddpmbench.process.prediction import Prediction, Variance
 from ddpmbench.process.schedule import NoiseSchedule
 
-# What the classes of diffusers take where a file lacks the field.
+DEFAULT = "diffusers' default"
+"""Who says what a file lacks, where the library has one value for it."""
+
+# What the classes of diffusers take where a file lacks the field; nothing is taken so that changes
+# the number, unless the field did not exist when the file was written.
 _DEFAULTS: dict[str, object] = {
     "_class_name": "DDPMScheduler",
     "num_train_timesteps": 1000,
@@ -52,6 +60,21 @@ _VARIANCES = {
 }
 
 
+# Fields that came when `prediction_type` had, or later: every file written since has them.
+_SINCE_PREDICTION_TYPE = {
+    *("clip_sample_range", "dynamic_thresholding_ratio", "rescale_betas_zero_snr"),
+    *("sample_max_value", "thresholding", "timestep_spacing"),
+}
+_PREDICTION_TYPE_SINCE = (0, 12)
+"""The version from which on a file of diffusers always has `prediction_type`."""
+_REMEDIES = {
+    "schedule": "--schedule names the one to evaluate",
+    "prediction": "settle it with --prediction eps|x_start|v|previous_mean",
+    "variance": "settle it with --variance fixed_small|fixed_large|learned_range|learned",
+    "clip": "--clip or --no-clip says whether x_start is clamped to the data's range",
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Conventions:
     """What a scheduler file says of the process.
@@ -61,37 +84,41 @@ class Conventions:
         prediction: what the network outputs.
         variance: the variance of the reverse process.
         clip: whether the predicted x_start is clamped to the data's range.
-        notes: what the file did not say and an option settled, a line each.
+        notes: what the file did not say and an option or a default settled, a line each.
+        sources: who says what of them the file does not say.
     """
 
     schedule: NoiseSchedule
     prediction: Prediction
     variance: Variance
     clip: bool
-    notes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    sources: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 class UnsaidError(InputError):
     """A scheduler's file does not say something; `options`, each with a value to begin with, do."""
 
-    def __init__(self, message: InputError | str, *options: str) -> None:
+    def __init__(self, message: str | Exception, *options: str) -> None:
+        """Keep the options that settle it beside the line."""
         super().__init__(str(message))
         self.options = options
 
 
-def read_scheduler(
-    path: Path, *, prediction: Prediction | None = None, variance: Variance | None = None
-) -> Conventions:
-    """What a `scheduler_config.json` says.
+def read_scheduler(path: Path, settings: CheckpointSettings) -> Conventions:
+    """What `scheduler_config.json` says of the process.
+
+    An option comes before a field that is missing, or that this package cannot express.
 
     Args:
         path: the file.
-        prediction: what the network outputs, where the file does not say.
-        variance: the variance of the reverse process, where the file does not say.
+        settings: the options; one that contradicts a field that can be read is left to whoever
+            calls, but for the variance, which the network's outputs depend on.
 
     Raises:
-        UnsaidError: the file does not say something that an option would settle.
-        InputError: it says something this package cannot express; the line names the field.
+        UnsaidError: the file does not say something, or something that cannot be expressed, and
+            the option that settles it is not given.
+        InputError: it is of no scheduler that can be read.
 
     Source: the documented defaults of diffusers' DDPMScheduler. Only its betas are taken, never
     its variances, which are in float32 and clamped.
@@ -99,91 +126,199 @@ def read_scheduler(
     fields = Fields.read(path, _DEFAULTS, _OLD_NAMES)
     name = fields.text("_class_name")
     if name not in _DDPM + _OTHER_SAMPLERS:
-        raise fields.refusal("_class_name", "not a scheduler of a DDPM that can be read")
-    fields.require("rescale_betas_zero_snr", (False,))
-    fields.require("thresholding", (False, None))
+        return _of_another_class(fields, settings)
+    readers: dict[str, Callable[[Fields], object]] = {
+        "schedule": _schedule,
+        "prediction": _prediction,
+        "variance": _variance,
+        "clip": _clip,
+    }
+    values: dict[str, object] = {}
     notes: list[str] = []
-    clip = fields.flag("clip_sample")
-    if name not in _DDPM and "clip_sample" not in fields.given:
+    unsaid: dict[str, str] = {}
+    for setting, read in readers.items():
+        try:
+            values[setting] = read(fields)
+        except InputError as error:
+            option = getattr(settings, setting)
+            if option is None:
+                unsaid[setting] = str(error)
+                continue
+            values[setting] = _given(setting, option)
+            notes.append(f"{_shown(setting, option)} is taken: {error}")
+    if unsaid:
+        raise _unsaid(fields, unsaid)
+    stated = Conventions(**values)  # type: ignore[arg-type]
+    if settings.variance is not None and settings.variance != stated.variance:
+        notes.append(f"--variance {settings.variance} overrides {fields.text('variance_type')}")
+        stated = dataclasses.replace(stated, variance=Variance(settings.variance))
+    sources = {}
+    if settings.prediction is None and _lacks_prediction(fields):
+        sources["prediction"] = DEFAULT
+        notes.append(f"prediction {stated.prediction}: {DEFAULT}, {path.name} does not say")
+    if settings.clip is None and "clip_sample" not in fields.given:
+        sources["clip"] = DEFAULT
         notes.append(f"x_start is clipped: the {name} does not say (--no-clip to change it)")
-    if clip and fields.number("clip_sample_range") != 1.0:
-        raise fields.refusal("clip_sample_range", "x_start can only be clipped to [-1, 1]")
-    if name in _DDPM and variance is None:
-        kind = _variance(fields)
-    elif name in _DDPM and variance is not None:
-        kind = variance
-        if _VARIANCES.get(fields.text("variance_type")) is not kind:
-            notes.append(f"--variance {kind} overrides {fields.text('variance_type')}")
-    elif variance is not None:
-        kind = variance
-        notes.append(f"--variance {variance}: the {name} does not say")
-    else:
-        raise UnsaidError(
-            f"{path}: a {name} does not say the variance of the reverse process; settle it with "
-            "--variance fixed_small|fixed_large|learned_range|learned",
-            "--variance fixed_small",
+    return dataclasses.replace(stated, notes=tuple(notes), sources=sources)
+
+
+def _of_another_class(fields: Fields, settings: CheckpointSettings) -> Conventions:
+    """As the options say, if they say all of it."""
+    if None in (settings.schedule, settings.prediction, settings.variance):
+        raise fields.refusal(
+            "_class_name",
+            "not a scheduler of a DDPM that can be read; if the model is one, say how it was "
+            "trained with --schedule, --prediction and --variance",
         )
-    return Conventions(
-        schedule=_schedule(fields),
-        prediction=_prediction(fields, prediction),
-        variance=kind,
-        clip=clip,
-        notes=tuple(notes),
+    shown = " ".join(
+        _shown(name, getattr(settings, name)) for name in ("schedule", "prediction", "variance")
     )
+    return Conventions(
+        schedule=read_schedule(str(settings.schedule)),
+        prediction=Prediction(str(settings.prediction)),
+        variance=Variance(str(settings.variance)),
+        clip=True,
+        notes=(f"{fields.path} is of a {fields.text('_class_name')}; as the options say: {shown}",),
+        sources={"clip": DEFAULT},
+    )
+
+
+def _unsaid(fields: Fields, unsaid: dict[str, str]) -> UnsaidError:
+    """The error for all that is missing or cannot be read, with the options that settle it."""
+    total = fields.values["num_train_timesteps"] if "num_train_timesteps" in fields.given else "T"
+    examples = {
+        "schedule": "--schedule linear:1000"
+        if total == 1000
+        else f"--schedule linear:{total}:START:END",
+        "prediction": "--prediction eps",
+        "variance": "--variance fixed_small",
+        "clip": "--clip",
+    }
+    if "learned" in unsaid.get("variance", ""):
+        examples["variance"] = "--variance learned_range"
+    options = [examples[setting] for setting in unsaid]
+    first, *others = unsaid.values()
+    if not others:
+        return UnsaidError(f"{first}; {_REMEDIES[next(iter(unsaid))]}", *options)
+    rest = "".join(f"; {text.removeprefix(f'{fields.path}: ')}" for text in others)
+    return UnsaidError(
+        f"{first}{rest}; say how it was trained: {' '.join(options)}, or whatever it was", *options
+    )
+
+
+def _given(setting: str, option: object) -> object:
+    match setting:
+        case "schedule":
+            return read_schedule(str(option))
+        case "prediction":
+            return Prediction(str(option))
+        case "variance":
+            return Variance(str(option))
+    return option
+
+
+def _shown(setting: str, option: object) -> str:
+    if setting == "clip":
+        return "--clip" if option else "--no-clip"
+    return f"--{setting} {option}"
+
+
+def _require_given(fields: Fields, *names: str) -> None:
+    missing = [name for name in names if name not in fields.given]
+    if missing:
+        raise InputError(f"{fields.path}: does not say {', '.join(missing)}")
 
 
 def _schedule(fields: Fields) -> NoiseSchedule:
-    num_timesteps = fields.integer("num_train_timesteps")
-    if num_timesteps < 1:
-        raise fields.refusal("num_train_timesteps", "must be at least 1")
-    start, end = fields.number("beta_start"), fields.number("beta_end")
+    fields.require("rescale_betas_zero_snr", (False, None))
+    trained = fields.values["trained_betas"] is not None
+    if not trained:
+        _require_given(fields, "num_train_timesteps", "beta_schedule")
     with naming(fields.path):
-        if fields.values["trained_betas"] is not None:
+        if trained:
             betas = fields.numbers("trained_betas")
-            if len(betas) != num_timesteps:
+            total = fields.values["num_train_timesteps"]
+            if "num_train_timesteps" in fields.given and len(betas) != total:
                 raise fields.refusal(
-                    "trained_betas",
-                    f"{len(betas)} of them, but num_train_timesteps is {num_timesteps}",
+                    "trained_betas", f"{len(betas)} of them, but num_train_timesteps is {total}"
                 )
             return NoiseSchedule.from_betas(betas, name="trained_betas")
-        match fields.text("beta_schedule"):
-            case "linear":
-                return NoiseSchedule.linear(num_timesteps, beta_start=start, beta_end=end)
-            case "scaled_linear":
-                return NoiseSchedule.scaled_linear(num_timesteps, beta_start=start, beta_end=end)
-            case "squaredcos_cap_v2":
-                return NoiseSchedule.cosine(num_timesteps)
-            case "sigmoid":
-                return NoiseSchedule.sigmoid_betas(num_timesteps, beta_start=start, beta_end=end)
-    raise fields.refusal(
-        "beta_schedule", "only linear, scaled_linear, squaredcos_cap_v2 and sigmoid can be read"
-    )
+        num_timesteps = fields.integer("num_train_timesteps")
+        if num_timesteps < 1:
+            raise fields.refusal("num_train_timesteps", "must be at least 1")
+        name = fields.text("beta_schedule")
+        if name == "squaredcos_cap_v2":
+            return NoiseSchedule.cosine(num_timesteps)
+        if name not in _BY_ENDS:
+            raise fields.refusal(
+                "beta_schedule",
+                "only linear, scaled_linear, squaredcos_cap_v2 and sigmoid can be read",
+            )
+        _require_given(fields, "beta_start", "beta_end")
+        start, end = fields.number("beta_start"), fields.number("beta_end")
+        return _BY_ENDS[name](num_timesteps, beta_start=start, beta_end=end)
 
 
-def _prediction(fields: Fields, prediction: Prediction | None) -> Prediction:
+_BY_ENDS: dict[str, Callable[..., NoiseSchedule]] = {
+    "linear": NoiseSchedule.linear,
+    "scaled_linear": NoiseSchedule.scaled_linear,
+    "sigmoid": NoiseSchedule.sigmoid_betas,
+}
+
+
+def _prediction(fields: Fields) -> Prediction:
     # Until diffusers 0.12 the field was a flag under this name.
     if "prediction_type" not in fields.given and fields.values.get("predict_epsilon") is False:
         return Prediction.X_START
-    found = _PREDICTIONS.get(fields.text("prediction_type"), prediction)
+    if _lacks_prediction(fields) and not _is_before_prediction_type(fields):
+        raise InputError(f"{fields.path}: does not say prediction_type")
+    found = _PREDICTIONS.get(fields.text("prediction_type"))
     if found is None:
-        choices = "--prediction eps|x_start|v|previous_mean"
-        refusal = fields.refusal("prediction_type", f"not known; settle it with {choices}")
-        raise UnsaidError(refusal, "--prediction eps")
+        raise fields.refusal("prediction_type", "not known")
     return found
 
 
+def _lacks_prediction(fields: Fields) -> bool:
+    return fields.given.isdisjoint({"prediction_type", "predict_epsilon"})
+
+
+def _is_before_prediction_type(fields: Fields) -> bool:
+    """Whether the file was written when every network of diffusers predicted the noise."""
+    if fields.given.isdisjoint({"beta_schedule", "trained_betas"}):
+        return False  # no diffusers has written it
+    if fields.text("_class_name") == "GaussianDDPMScheduler":
+        return True
+    version = re.match(r"(\d+)\.(\d+)", str(fields.values.get("_diffusers_version", "")))
+    if version is not None:
+        return (int(version[1]), int(version[2])) < _PREDICTION_TYPE_SINCE
+    return fields.given.isdisjoint(_SINCE_PREDICTION_TYPE)
+
+
 def _variance(fields: Fields) -> Variance:
+    name = fields.text("_class_name")
+    if name not in _DDPM:
+        raise InputError(
+            f"{fields.path}: a {name} does not say the variance of the reverse process"
+        )
+    _require_given(fields, "variance_type")
     kind = fields.text("variance_type")
     if kind == "learned":
-        refusal = fields.refusal(
+        raise fields.refusal(
             "variance_type",
             "diffusers takes the output for the variance, ddpmbench for its logarithm; "
             "--variance learned or learned_range says how it was trained",
         )
-        raise UnsaidError(refusal, "--variance learned_range")
     found = _VARIANCES.get(kind)
     if found is None:
-        choices = "--variance fixed_small|fixed_large|learned_range"
-        refusal = fields.refusal("variance_type", f"not known; settle it with {choices}")
-        raise UnsaidError(refusal, "--variance fixed_small")
+        raise fields.refusal("variance_type", "not known")
     return found
+
+
+def _clip(fields: Fields) -> bool:
+    fields.require("thresholding", (False, None))
+    if fields.text("_class_name") in _DDPM:
+        _require_given(fields, "clip_sample")
+    clip = fields.flag("clip_sample")
+    if clip and fields.number("clip_sample_range") != 1.0:
+        raise fields.refusal("clip_sample_range", "x_start can only be clipped to [-1, 1]")
+    return clip

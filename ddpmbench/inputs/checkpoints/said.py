@@ -1,4 +1,4 @@
-"""Who says what of a checkpoint: its file, its family, its published name, an option, nobody."""
+"""Who says what of a checkpoint: its file, its family, a library's default, an option, nobody."""
 
 import dataclasses
 
@@ -18,7 +18,7 @@ _OPTIONS = {
     "schedule": ("--schedule", _FLAGS),
     "prediction": ("--prediction", _FLAGS),
     "variance": ("--variance", _FLAGS),
-    "clip": ("--clip/--no-clip",),
+    "clip": ("--clip/--no-clip", "--clip"),
     "time input": ("--time-input", _FLAGS),
     "data range": ("--data-range",),
     "levels": ("--levels",),
@@ -120,6 +120,8 @@ def _by(what: str, checkpoint: Checkpoint, settings: CheckpointSettings) -> str:
         return _OPTIONS[what][0]
     if what == "image size" and checkpoint.image_size is None:
         return DATA
+    if what in checkpoint.sources:
+        return checkpoint.sources[what]
     family = checkpoint.family
     if family == "native" and _in_record(what, checkpoint, settings):
         return FILE
