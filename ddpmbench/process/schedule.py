@@ -19,6 +19,16 @@ MAX_TIMESTEPS = 1_000_000
 """A longer schedule is taken for a mistake."""
 
 
+def _spaced(total: int, count: int) -> list[int]:
+    """So many evenly spaced numbers of 1..total, the first and the last among them."""
+    stride = (total - 1) / max(count - 1, 1)
+    position, steps = 0.0, []
+    for _ in range(count):
+        steps.append(1 + round(position))
+        position += stride  # summed, not multiplied: the same rounding as the source
+    return steps
+
+
 def _check_length(num_timesteps: int) -> None:
     if not 1 <= num_timesteps <= MAX_TIMESTEPS:
         raise InputError(f"schedule: {num_timesteps} steps; take from 1 to {MAX_TIMESTEPS:,}")
@@ -110,14 +120,30 @@ class NoiseSchedule:
             raise InputError(
                 f"--timesteps {num_timesteps}: choose from 1 to {total}, the checkpoint's steps"
             )
-        if num_timesteps == 1:
-            return [total]
-        stride = (total - 1) / (num_timesteps - 1)
-        position, steps = 0.0, []
-        for _ in range(num_timesteps):
-            steps.append(1 + round(position))
-            position += stride  # summed, not multiplied: the same rounding as the source
-        return steps
+        return [total] if num_timesteps == 1 else _spaced(total, num_timesteps)
+
+    def in_sections(self, counts: Sequence[int]) -> Self:
+        """The schedule that visits so many evenly spaced steps of each of equal sections.
+
+        The first sections are a step longer where T is no multiple of their number; a single step
+        is the first of its section.
+
+        Args:
+            counts: steps of each section, at least 1, the section nearest to the data first.
+
+        Source: Dhariwal & Nichol 2021, `space_timesteps` in the project's code.
+        """
+        length, longer = divmod(self.num_timesteps, len(counts))
+        start, steps = 0, []
+        for number, count in enumerate(counts):
+            size = length + (number < longer)
+            if not 1 <= count <= size:
+                raise InputError(
+                    f"section {number + 1} of {len(counts)} has {size} steps, not {count}"
+                )
+            steps += [start + step for step in _spaced(size, count)]
+            start += size
+        return self.subset(steps)
 
     def subset(self, timesteps: Sequence[int]) -> Self:
         """The schedule that visits only the given steps.

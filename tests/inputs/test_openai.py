@@ -228,6 +228,38 @@ def test_process_flags(path):
     assert respaced.network_time(torch.tensor([50])).tolist() == [997.5]
 
 
+def test_the_respacing_of_a_sampler_is_named_as_options_that_work(path):
+    flags = f"{FLAGS} --diffusion_steps 40 --rescale_timesteps False"
+    with refused("--model-flags", "leave it out", "--timesteps 8", "--sampler ddim"):
+        load_checkpoint(path, CheckpointSettings(model_flags=f"{flags} --timestep_respacing ddim8"))
+    settings = CheckpointSettings(model_flags=flags)
+    assert load_checkpoint(path, settings).respaced(8).schedule.num_timesteps == 8
+
+
+@pytest.mark.parametrize("respacing", ["10,8,4", "5,5", "1,1,1,1", "14,13,13", "40"])
+def test_sections_are_those_of_the_source(path, respacing):
+    flags = f"{FLAGS} --diffusion_steps 40 --rescale_timesteps False"
+    settings = CheckpointSettings(model_flags=f"{flags} --timestep_respacing {respacing}")
+    schedule = load_checkpoint(path, settings).schedule
+    expected = spaced_timesteps(40, [int(count) for count in respacing.split(",")])
+    assert schedule.original_timesteps.tolist() == [1 + index for index in sorted(expected)]
+
+
+def spaced_timesteps(num_timesteps, section_counts):
+    """As guided-diffusion's space_timesteps has them, from 0 on."""
+    size_per, extra = divmod(num_timesteps, len(section_counts))
+    start, steps = 0, set()
+    for i, count in enumerate(section_counts):
+        size = size_per + (1 if i < extra else 0)
+        stride = 1 if count <= 1 else (size - 1) / (count - 1)
+        position = 0.0
+        for _ in range(count):
+            steps.add(start + round(position))
+            position += stride
+        start += size
+    return steps
+
+
 def test_fixed_variances(tmp_path):
     path = tmp_path / "model.pt"
     torch.save(openai_weights(learn_sigma=False), path)
@@ -297,8 +329,9 @@ def test_flags_of_training_are_ignored_and_noted(path):
         ("cifar11", "cifar10_uncond_50M_500K"),
         ('--image_size "32', "quotation"),
         ("--image_size 28", "--channel_mult"),
-        ("--timestep_respacing ddim50", "--timestep_respacing ddim50"),
-        ("--timestep_respacing 10,20", "--timestep_respacing 10,20"),
+        ("--timestep_respacing ddim50", "pass --timesteps 50, to sample and fid"),
+        ("--timestep_respacing 10,many", "--timestep_respacing 10,many"),
+        ("--timestep_respacing 10,0", "section 2 of 2 has 500 steps, not 0"),
         ("--timestep_respacing 5000", "--timestep_respacing 5000"),
         ("--num_heads_upsample 2", "--num_heads_upsample 2"),
         ("--num_heads 5", "--num_heads 5"),

@@ -235,12 +235,19 @@ def _schedule(flags: ModelFlags) -> NoiseSchedule:
     asked = flags.timestep_respacing
     if not asked:
         return schedule
-    if not asked.isdecimal() or not 2 <= int(asked) <= flags.diffusion_steps:
+    if (steps := re.fullmatch(r"ddim(\d+)", asked)) is not None:
+        raise InputError(
+            f"--model-flags: --timestep_respacing {asked} is of a sampler, not of the model; leave "
+            f"it out, and pass --timesteps {steps[1]}, to sample and fid also --sampler ddim"
+        )
+    counts = asked.split(",")
+    if not all(re.fullmatch(r"[0-9]{1,7}", count) for count in counts) or counts == ["1"]:
         raise InputError(
             f"--model-flags: --timestep_respacing {asked}: only a number of steps from 2 to "
-            f"{flags.diffusion_steps} can be read"
+            f"{flags.diffusion_steps}, or one for each of several sections, can be read"
         )
-    return schedule.respaced(int(asked))
+    with naming(f"--model-flags: --timestep_respacing {asked}"):
+        return schedule.in_sections([int(count) for count in counts])
 
 
 def _variance(flags: ModelFlags) -> Variance:

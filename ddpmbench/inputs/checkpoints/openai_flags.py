@@ -67,7 +67,8 @@ class ModelFlags:
         class_cond: whether the network is conditioned on a class.
         diffusion_steps: T.
         noise_schedule: "linear" or "cosine".
-        timestep_respacing: number of steps to keep; empty for all.
+        timestep_respacing: number of steps to keep, or one for each of several sections; empty
+            for all.
         predict_xstart: whether the network outputs x_start and not the noise.
         rescale_timesteps: whether the network's time runs to 1000 whatever T; None if not given.
         use_scale_shift_norm: whether the time scales and shifts the normalizations.
