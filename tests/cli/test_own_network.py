@@ -89,13 +89,13 @@ def test_what_a_call_prints_or_imports_spoils_nothing(
         (
             dict.fromkeys(["schedule", "prediction", "variance", "time_input"]),
             [
-                "--schedule linear:1000",
+                "--schedule linear:T:START:END",
                 "--prediction eps",
                 "--variance fixed_large",
                 "--time-input index",
             ],
         ),
-        ({"schedule": None}, ["add --schedule linear:1000,"]),
+        ({"schedule": None}, ["add --schedule linear:T:START:END,"]),
         ({"schedule": "linear:40"}, ["--schedule linear:40", "linear:40:0.0001:0.02"]),
         ({"schedule": "betas:nowhere.npy"}, ["--schedule betas:nowhere.npy"]),
         ({"schedule": "linear:50:0.001:0.3"}, ["nn.Embedding of 40 rows", "50 steps"]),

@@ -120,9 +120,9 @@ def test_a_learned_variance_takes_an_output_for_it(tmp_path):
 @pytest.mark.parametrize(
     ("said", "missing"),
     [
-        ({}, ("--schedule linear:1000", "--variance fixed_large")),
+        ({}, ("--schedule linear:T:START:END", "--variance fixed_large")),
         ({"schedule": "linear:40:0.0025:0.5"}, ("--variance fixed_large",)),
-        ({"variance": "fixed_small"}, ("--schedule linear:1000",)),
+        ({"variance": "fixed_small"}, ("--schedule linear:T:START:END",)),
     ],
 )
 def test_what_the_file_does_not_say_is_asked_for(path, said, missing):
@@ -131,7 +131,7 @@ def test_what_the_file_does_not_say_is_asked_for(path, said, missing):
     assert caught.value.missing == missing
     assert (caught.value.family, caught.value.path) == ("pesser", path)
     assert set(caught.value.weights) == set(torch.load(path, weights_only=True))
-    for option in ("--schedule linear:1000", "--variance fixed_large"):
+    for option in ("--schedule linear:T:START:END", "--variance fixed_large"):
         assert (option in str(caught.value)) == (option in missing)
     assert "\n" not in str(caught.value)
 

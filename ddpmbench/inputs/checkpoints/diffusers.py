@@ -26,7 +26,7 @@ from ddpmbench.inputs.checkpoints.diffusers_scheduler import (
     UnsaidError,
     read_scheduler,
 )
-from ddpmbench.inputs.checkpoints.schedule_option import read_schedule
+from ddpmbench.inputs.checkpoints.schedule_option import NO_TABLES, read_schedule
 from ddpmbench.inputs.checkpoints.settings import CheckpointSettings
 from ddpmbench.inputs.checkpoints.states import StateDict
 from ddpmbench.inputs.checkpoints.unsettled import UnsettledError
@@ -170,7 +170,7 @@ def _conventions(
 def _nothing_said(scheduler: Path, settings: CheckpointSettings) -> UnsaidError:
     """The error for a folder without a scheduler, which a training leaves behind."""
     options = {
-        "--schedule linear:1000": settings.schedule,
+        NO_TABLES.example: settings.schedule,
         "--prediction eps": settings.prediction,
         "--variance fixed_small": settings.variance,
     }

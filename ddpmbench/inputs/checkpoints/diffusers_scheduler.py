@@ -8,6 +8,7 @@ from pathlib import Path
 from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints.fields import Fields
 from ddpmbench.inputs.checkpoints.schedule_option import read_schedule
+from ddpmbench.inputs.checkpoints.schedule_tables import ScheduleTables
 from ddpmbench.inputs.checkpoints.settings import CheckpointSettings
 from ddpmbench.inputs.checkpoints.weights import naming
 from ddpmbench.process.prediction import Prediction, Variance
@@ -60,6 +61,7 @@ _VARIANCES = {
 }
 
 
+_STEPS = "num_train_timesteps"
 # Fields that came when `prediction_type` had, or later: every file written since has them.
 _SINCE_PREDICTION_TYPE = {
     *("clip_sample_range", "dynamic_thresholding_ratio", "rescale_betas_zero_snr"),
@@ -185,11 +187,9 @@ def _of_another_class(fields: Fields, settings: CheckpointSettings) -> Conventio
 
 def _unsaid(fields: Fields, unsaid: dict[str, str]) -> UnsaidError:
     """The error for all that is missing or cannot be read, with the options that settle it."""
-    total = fields.values["num_train_timesteps"] if "num_train_timesteps" in fields.given else "T"
+    steps = {n: v for n in fields.given & {_STEPS} if type(v := fields.values[n]) is int and v > 1}
     examples = {
-        "schedule": "--schedule linear:1000"
-        if total == 1000
-        else f"--schedule linear:{total}:START:END",
+        "schedule": ScheduleTables(steps=steps).example,
         "prediction": "--prediction eps",
         "variance": "--variance fixed_small",
         "clip": "--clip",

@@ -232,24 +232,39 @@ def _with_process(
 ) -> Checkpoint:
     """The same with the schedule and the time input that the options say, if they do.
 
-    Tables in the file that are of another schedule are noted where the option says it, and refused
-    where only the file's name or its flags do.
+    Tables in the file that are of another schedule, and a number of steps there, are noted where
+    the option says it; the tables are refused where only the file's name or its flags do.
     """
     option = settings.schedule
     if option is None:
-        if tables:
+        if tables and checkpoint.schedule.name != BUFFERS:
             _refuse_other_tables(checkpoint, settings, tables)
-        return checkpoint.with_process(time_input=settings.time_input)
-    if option == BUFFERS and tables is NO_TABLES:
-        raise InputError(
-            f"--schedule {BUFFERS}: {checkpoint.source} says its schedule itself; leave --schedule "
-            "out"
-        )
-    schedule = read_schedule(option, tables)
-    if tables and option != BUFFERS and (why := _contradiction(schedule, tables)) is not None:
-        note = f"--schedule {option} is not that of the tables in the file ({why})"
-        checkpoint = dataclasses.replace(checkpoint, notes=(*checkpoint.notes, note))
-    return checkpoint.with_process(schedule=schedule, time_input=settings.time_input)
+        result = checkpoint.with_process(time_input=settings.time_input)
+    else:
+        if option.partition(":")[0] == BUFFERS and tables is NO_TABLES:
+            raise InputError(
+                f"--schedule {BUFFERS}: {checkpoint.source} says its schedule itself; leave "
+                "--schedule out"
+            )
+        schedule = read_schedule(option, tables)
+        result = checkpoint.with_process(schedule=schedule, time_input=settings.time_input)
+    notes = _notes(result.schedule, tables, option)
+    return dataclasses.replace(result, notes=(*result.notes, *notes))
+
+
+def _notes(schedule: NoiseSchedule, tables: ScheduleTables, option: str | None) -> tuple[str, ...]:
+    """What is worth saying of a schedule beside what the file has of one, a line each."""
+    notes: list[str] = []
+    stated = f"the {schedule.name} schedule" if option is None else f"--schedule {option}"
+    if schedule.name == BUFFERS:
+        notes += tables.notes(schedule)
+    elif tables and option is not None and (why := _contradiction(schedule, tables)) is not None:
+        notes.append(f"{stated} is not that of the tables in the file ({why})")
+    total = schedule.num_original_timesteps
+    if tables.steps and total not in tables.steps.values():
+        name, steps = next(iter(tables.steps.items()))
+        notes.append(f"{stated} has {total:,} steps, and the file says {name} = {steps:,}")
+    return tuple(notes)
 
 
 def _refuse_other_tables(
@@ -272,12 +287,14 @@ def _refuse_other_tables(
 def _contradiction(schedule: NoiseSchedule, tables: ScheduleTables) -> str | None:
     """How the tables of a file contradict a schedule; None if they say the same."""
     try:
-        theirs = tables.schedule()
+        readings = tables.readings
     except InputError as error:
         return str(error).partition(";")[0]  # the rest is what to do where none is named
-    kept = theirs
-    if theirs.num_timesteps == schedule.num_original_timesteps:
-        kept = theirs.subset(schedule.original_timesteps.tolist())
-    if alike(schedule, theirs) or alike(schedule, kept):
-        return None
-    return f"the table {min(tables.names)} says another, of {theirs.num_timesteps:,} steps"
+    for theirs in readings:
+        kept = theirs
+        if theirs.num_timesteps == schedule.num_original_timesteps:
+            kept = theirs.subset(schedule.original_timesteps.tolist())
+        if alike(schedule, theirs) or alike(schedule, kept):
+            return None
+    of_steps = " or ".join(f"{theirs.num_timesteps:,}" for theirs in readings)
+    return f"the table {min(tables.names)} says another, of {of_steps} steps"

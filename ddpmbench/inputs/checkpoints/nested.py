@@ -72,10 +72,27 @@ def tensors_in(content: object) -> Iterator[tuple[str, Tensor]]:
     Args:
         content: what `read_state` gave, or a part of it.
     """
+    for path, value in leaves_in(content):
+        if isinstance(value, Tensor):
+            yield path, value
+
+
+def leaves_in(content: object) -> Iterator[tuple[str, object]]:
+    """The same of everything that is no dict or list; a list of fractions is one leaf."""
     for container in containers(content):
+        if container.is_list and _is_row(list(container.items.values())):
+            continue
         for name, value in container.items.items():
-            if isinstance(value, Tensor):
+            if not isinstance(value, Mapping | list | tuple) or _is_row(value):
                 yield ".".join((*container.keys, name)), value
+
+
+def _is_row(content: object) -> bool:
+    return (
+        isinstance(content, list | tuple)
+        and len(content) > 1
+        and all(type(item) is float for item in content)
+    )
 
 
 def _as_tensor(value: object) -> object:

@@ -16,7 +16,7 @@ from ddpmbench.inputs.checkpoints.nested import tensors_in
 from ddpmbench.inputs.checkpoints.own_code import OwnFile, own_file
 from ddpmbench.inputs.checkpoints.own_weights import check_finite, load_own
 from ddpmbench.inputs.checkpoints.schedule_option import read_schedule
-from ddpmbench.inputs.checkpoints.schedule_tables import BUFFERS, ScheduleTables
+from ddpmbench.inputs.checkpoints.schedule_tables import ScheduleTables
 from ddpmbench.inputs.checkpoints.settings import CheckpointSettings
 from ddpmbench.inputs.checkpoints.states import StateDict, find_state
 from ddpmbench.inputs.checkpoints.unsettled import UnsettledError
@@ -27,7 +27,6 @@ from ddpmbench.process.prediction import Prediction, Variance
 FAMILY = "own network"
 
 _PLACEHOLDERS = {
-    "schedule": "--schedule linear:1000",
     "prediction": "--prediction eps",
     "variance": "--variance fixed_large",
     "time_input": "--time-input index",
@@ -113,9 +112,7 @@ def _notes_of(built: BuiltTwice, checkpoint: Checkpoint) -> tuple[str, ...]:
 def _require(
     settings: CheckpointSettings, path: Path, state: Mapping[str, object], tables: ScheduleTables
 ) -> None:
-    placeholders = {**_PLACEHOLDERS}
-    if tables:
-        placeholders["schedule"] = f"--schedule {BUFFERS}"
+    placeholders = {"schedule": tables.example, **_PLACEHOLDERS}
     missing = tuple(
         placeholder for name, placeholder in placeholders.items() if getattr(settings, name) is None
     )

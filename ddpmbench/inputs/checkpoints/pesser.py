@@ -228,7 +228,7 @@ def _missing(settings: CheckpointSettings, tables: ScheduleTables) -> tuple[str,
     """The options that say what neither a file's name nor its tables do."""
     missing = []
     if settings.schedule is None and not tables:
-        missing.append("--schedule linear:1000")
+        missing.append(tables.example)
     if settings.variance is None:
         missing.append("--variance fixed_large")
     return tuple(missing)

@@ -26,7 +26,8 @@ FORMS = (
     "linear:1000, linear:T:START:END, cosine:T, cosine:T:OFFSET:POWER, sigmoid:T, "
     "sigmoid:T:START:END:TAU, scaled-linear:T:START:END, sqrt-linear:T:END, "
     "geometric:T:START:END, const:T:BETA, warmup10:T:START:END, warmup50:T:START:END, "
-    "sigmoid-betas:T:START:END, cosine-betas:T:START:END, betas:FILE, alphas_cumprod:FILE, buffers"
+    "sigmoid-betas:T:START:END, cosine-betas:T:START:END, betas:FILE, alphas_cumprod:FILE, "
+    "buffers, buffers:T"
 )
 """All that the option takes, in one line."""
 _ALIASES = {"quad": "scaled-linear", "squaredcos-cap-v2": "cosine"}
@@ -45,7 +46,7 @@ def read_schedule(option: str, tables: ScheduleTables = NO_TABLES) -> NoiseSched
     Args:
         option: one of `FORMS`: a name with its number of steps, and its first and last beta where
             it has them; a file of numbers (.npy, .npz or text), one a step, t = 1 first; or
-            `buffers`, the tables beside the weights.
+            `buffers`, the tables beside the weights, with T where they have one entry more.
         tables: those beside the weights; they may be none.
 
     Raises:
@@ -54,8 +55,8 @@ def read_schedule(option: str, tables: ScheduleTables = NO_TABLES) -> NoiseSched
     """
     name, _, rest = option.partition(":")
     with naming(f"--schedule {option}"):
-        if option == BUFFERS:
-            return tables.schedule()
+        if name == BUFFERS:
+            return tables.schedule(_steps(rest) if ":" in option else None)
         if name in _FILES:
             if not rest:
                 raise InputError(f"name the file, as in {name}:FILE.npy")

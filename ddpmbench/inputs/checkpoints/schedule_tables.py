@@ -1,11 +1,14 @@
 """The tables of a noise schedule beside the weights: betas and products that training code keeps.
 
-Names do not tell what a table is: "alpha" is 1 - beta to some and its product to others. What can
-be checked is checked, and the rest is refused.
+Names do not tell what a table is: "alpha" is 1 - beta to some and its product to others, and entry
+0 is that of the first step or that of no noise. What can be checked is: of two tables, one is the
+cumulative product of what the other says of single steps. The rest is refused.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
 from typing import Self
 
 import numpy as np
@@ -14,21 +17,78 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddpmbench.errors import InputError
-from ddpmbench.inputs.checkpoints.nested import tensors_in
+from ddpmbench.inputs.checkpoints.nested import leaves_in
 from ddpmbench.inputs.checkpoints.plain import is_plain, numbers_held
 from ddpmbench.process.schedule import MAX_TIMESTEPS, NoiseSchedule
 
 BUFFERS = "buffers"
 """What `--schedule` calls the tables beside the weights."""
 
-_BETAS = ("betas", "beta")
+_BETAS = ("betas", "beta", "beta_t", "betas_t", "b_t")
 _PRODUCTS = (
     *("alphas_cumprod", "alpha_cumprod", "alphas_cum_prod", "alpha_cum_prod", "alphas_cumulative"),
     *("alphas_bar", "alpha_bar", "alpha_bars", "alphas_bars", "alphabar", "alpha_hat"),
+    *("alphabar_t", "alphabars", "alpha_bar_t", "alphas_bar_t", "alpha_bars_t", "ab_t"),
 )
-_UNCLEAR = ("alphas", "alpha")
+_UNCLEAR = ("alphas", "alpha", "alpha_t", "alphas_t", "a_t")
+# Names of minDiffusion and what descends from it, whose tables begin with an entry for t = 0.
+_FROM_ZERO = ("oneover_sqrta", "sqrtab", "sqrtmab", "mab_over_sqrtmab", "mab_over_sqrtmab_inv")
+_STEPS = (
+    *("timesteps", "num_timesteps", "n_timesteps", "num_train_timesteps", "train_timesteps"),
+    *("diffusion_steps", "num_diffusion_steps", "num_diffusion_timesteps", "n_diffusion_steps"),
+    *("noise_steps", "num_noise_steps", "n_T", "T"),
+)
+_LEAST_UNNAMED = 4
+"""Two shorter rows of numbers may agree by chance."""
 
 Array = NDArray[np.float64]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Track:
+    """alphas_cumprod by the entries of a file's tables.
+
+    Attributes:
+        name: of the table that it is computed from.
+        products: (L,) values; the first is 1 where entry 0 is that of no noise.
+        betas: (L,) what each entry takes off; None where the table is of products.
+        is_longer: whether entry 0 is not in the table.
+    """
+
+    name: str
+    products: Array
+    betas: Array | None = None
+    is_longer: bool = False
+
+    def agrees(self, other: Self) -> bool:
+        """Whether both have the same products."""
+        mine, theirs = self.products, other.products
+        return len(mine) == len(theirs) and _near(mine[-1:], theirs[-1:]) and _near(mine, theirs)
+
+    def schedule(self, num_timesteps: int) -> NoiseSchedule:
+        """Of T steps, the last so many entries."""
+        first = len(self.products) - num_timesteps
+        if self.betas is None:
+            return NoiseSchedule.from_alphas_cumprod(self.products[first:], name=BUFFERS)
+        betas = self.betas[first:].copy()
+        # a variance before the first step is there, too
+        betas[0] = -np.expm1(np.log1p(-self.betas[: first + 1]).sum())
+        return NoiseSchedule.from_betas(betas, name=BUFFERS)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Agreement:
+    """What a table of single steps and one of products say together.
+
+    Attributes:
+        track: it.
+        names: of all tables that say so.
+        is_clear: whether no others, or the same as roots of what they are, say something else.
+    """
+
+    track: _Track
+    names: frozenset[str]
+    is_clear: bool = True
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -36,33 +96,38 @@ class ScheduleTables:
     """What is there of a schedule, by the names of the file.
 
     Attributes:
-        betas: tables called betas, (T,) each.
-        products: tables called a product of alphas, (T,) each.
-        unclear: tables called alpha, which may be either, (T,) each.
+        betas: tables called betas, (T,) or (T + 1,) each.
+        products: tables called a product of alphas, likewise.
+        unclear: tables called alpha, which may be either.
+        others: rows of numbers under other names, some of which may be such tables.
+        steps: whole numbers under a name of T.
         source: the file they are in, where a line names it.
     """
 
     betas: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
     products: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
     unclear: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+    others: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+    steps: Mapping[str, int] = dataclasses.field(default_factory=dict)
     source: str = "the file"
 
     @classmethod
     def among(cls, tensors: Mapping[str, Tensor]) -> Self:
-        """Those among the tensors of a file, told by the last part of a name.
+        """Those among the tensors of a file.
 
         Args:
-            tensors: by name.
+            tensors: by name, whose last part may tell what it is.
         """
-
-        def called(names: tuple[str, ...]) -> dict[str, Tensor]:
-            return {
-                name: tensor
-                for name, tensor in tensors.items()
-                if name.rpartition(".")[2] in names and _may_be_table(tensor)
-            }
-
-        return cls(called(_BETAS), called(_PRODUCTS), called(_UNCLEAR))
+        found: dict[str, dict[str, Tensor]] = {"betas": {}, "products": {}, "unclear": {}}
+        others = {}
+        for name, tensor in tensors.items():
+            called = name.rpartition(".")[2]
+            kind = next((kind for kind, names in _NAMES.items() if called in names), None)
+            if kind is not None and _may_be_table(tensor):
+                found[kind][name] = tensor
+            elif kind is None and _may_be_unnamed(tensor):
+                others[name] = tensor
+        return cls(found["betas"], found["products"], found["unclear"], others)
 
     @classmethod
     def within(cls, content: Mapping[str, object], *, source: str) -> Self:
@@ -72,23 +137,132 @@ class ScheduleTables:
             content: what `read_state` gave.
             source: the file to name in an error.
         """
-        return dataclasses.replace(cls.among(dict(tensors_in(content))), source=source)
+        tensors, steps = {}, {}
+        for name, value in leaves_in(content):
+            if (row := _row(value)) is not None:
+                tensors[name] = row
+            if name.rpartition(".")[2] in _STEPS and (count := _count(value)) is not None:
+                steps[name] = count
+        return dataclasses.replace(cls.among(tensors), steps=steps, source=source)
 
     @property
     def names(self) -> frozenset[str]:
-        """What the file calls them."""
-        return frozenset().union(self.betas, self.products, self.unclear)
+        """What the file calls them, with whatever else it keeps of as many entries beside them."""
+        found = frozenset().union(self.betas, self.products, self.unclear)
+        if self._agreed is None:
+            return found
+        places = {(n.rpartition(".")[0], len(self._all[n])) for n in self._agreed.names}
+        beside = {n for n, t in self.others.items() if (n.rpartition(".")[0], len(t)) in places}
+        return found | beside
+
+    @property
+    def num_timesteps(self) -> int | None:
+        """T as the file has it in words; None where it does not say, or says several."""
+        found = set(self.steps.values())
+        return found.pop() if len(found) == 1 else None
+
+    @property
+    def example(self) -> str:
+        """What to begin with where `--schedule` is missing."""
+        if self:
+            return f"--schedule {BUFFERS}"
+        if self.num_timesteps == 1000:
+            return "--schedule linear:1000"
+        return f"--schedule linear:{self.num_timesteps or 'T'}:START:END"
 
     def __bool__(self) -> bool:
         """Whether a schedule can be read from them."""
-        return bool(self.betas or self.products)
+        agreed = self._agreed
+        return bool(self.betas or self.products or (agreed is not None and agreed.is_clear))
 
-    def schedule(self) -> NoiseSchedule:
+    def notes(self, schedule: NoiseSchedule) -> tuple[str, ...]:
+        """What is worth saying of a schedule that was read from them, a line each."""
+        track = self._track()
+        if len(track.products) == schedule.num_original_timesteps:
+            return ()
+        return (
+            f"{self.source}'s {track.name} has {len(track.products):,} entries, the first for "
+            f"t = 0: T = {schedule.num_original_timesteps:,}",
+        )
+
+    def schedule(self, num_timesteps: int | None = None) -> NoiseSchedule:
         """The schedule of the tables; by its betas where there are any.
+
+        Args:
+            num_timesteps: T, where the tables have as many entries or one more; None where they
+                tell it.
 
         Raises:
             InputError: there are none, they contradict each other, or what they are is not clear.
         """
+        track = self._track()
+        entries = len(track.products)
+        if num_timesteps is None:
+            num_timesteps = self._steps_of(track)
+        possible = [entries - 1] if track.products[0] == 1 else [entries, entries - 1]
+        if num_timesteps not in possible:
+            raise InputError(
+                f"{self.source}'s {track.name} has {entries:,} entries; take {self._forms(track)}"
+            )
+        self._check_first(track, num_timesteps)
+        return track.schedule(num_timesteps)
+
+    @property
+    def readings(self) -> tuple[NoiseSchedule, ...]:
+        """The schedule of the tables; where they do not tell T, that of either.
+
+        Raises:
+            InputError: as `schedule`, but for what is not clear.
+        """
+        track = self._track()
+        entries = len(track.products)
+        try:
+            return (track.schedule(self._steps_of(track)),)
+        except InputError:
+            return (track.schedule(entries), track.schedule(entries - 1))
+
+    def _forms(self, track: _Track) -> str:
+        entries = len(track.products)
+        skipped = f"{BUFFERS}:{entries - 1} where the first is for t = 0"
+        if track.products[0] == 1:
+            return skipped
+        return f"{BUFFERS}:{entries} where the first is for t = 1, {skipped}"
+
+    def _steps_of(self, track: _Track) -> int:
+        """T, if entry 0, a number in the file or the number of entries tells it."""
+        entries = len(track.products)
+        if track.products[0] == 1:
+            return entries - 1
+        stated = {entries, entries - 1} & set(self.steps.values())
+        if len(stated) == 1:
+            return stated.pop()
+        from_zero = any(name.rpartition(".")[2] in _FROM_ZERO for name in self.others)
+        one_more = _is_usual(entries - 1) and not _is_usual(entries)
+        if not one_more and not from_zero:
+            return entries
+        if one_more and (from_zero or not _is_plainly_named(track.name)):
+            return entries - 1
+        raise InputError(
+            f"{self.source}'s {track.name} has {entries:,} entries, and does not say which is of "
+            f"t = 1; take --schedule {self._forms(track)}"
+        )
+
+    def _check_first(self, track: _Track, num_timesteps: int) -> None:
+        """Refuse betas alone with an entry for t = 0, which counts for some and not for others."""
+        skipped = num_timesteps < len(track.products) and track.products[0] < 1
+        if skipped and track.betas is not None and self._agreed is None:
+            raise InputError(
+                f"{self.source}'s {track.name} has an entry for t = 0, {track.betas[0]:g}, and no "
+                "table beside it tells whether the products of 1 - beta include it; pass them as "
+                "alphas_cumprod:FILE, t = 1 first"
+            )
+
+    def _track(self) -> _Track:
+        if self._agreed is not None and not self._agreed.is_clear:
+            raise InputError(
+                f"{self.source}'s {' and '.join(sorted(self._agreed.names))} can be read as two "
+                "schedules; name the schedule it was trained on"
+            )
         if not self:
             if self.unclear:
                 raise InputError(
@@ -99,32 +273,147 @@ class ScheduleTables:
                 f"{self.source} holds no betas and no alphas_cumprod; name the schedule it was "
                 "trained on"
             )
-        made = {
-            **self._made(self.betas, betas_schedule),
-            **self._made(self.products, products_schedule),
-        }
-        (first, schedule), *others = made.items()
-        for name, other in others:
-            if not alike(schedule, other):
-                raise InputError(
-                    f"{self.source}'s {first} and {name} contradict each other; name the schedule "
-                    "it was trained on"
-                )
-        return schedule
-
-    def _made(
-        self, tables: Mapping[str, Tensor], make: Callable[..., NoiseSchedule]
-    ) -> dict[str, NoiseSchedule]:
-        made = {}
-        for name, tensor in tables.items():
-            what = f"{self.source}'s {name}"
+        for name, tensor in {**self.betas, **self.products}.items():
             if (size := tensor.element_size()) < 4:
-                raise InputError(f"{what} has {8 * size} bits, too few; name the schedule")
-            try:
-                made[name] = make(tensor.detach().cpu().double().numpy(), name=BUFFERS)
-            except InputError as error:
-                raise InputError(f"{what}: {error}") from error
-        return made
+                raise InputError(
+                    f"{self.source}'s {name} has {8 * size} bits, too few; name the schedule"
+                )
+        if self._agreed is not None:
+            agreed = self._agreed
+            apart = sorted({*self.betas, *self.products} - agreed.names)
+            if apart:
+                raise self._contradiction(agreed.track.name, apart[0])
+            return agreed.track
+        tracks = [
+            *(self._alone(name, table, _betas_track) for name, table in self.betas.items()),
+            *(self._alone(name, table, _products_track) for name, table in self.products.items()),
+        ]
+        first, *others = tracks
+        for other in others:
+            if not first.agrees(other):
+                raise self._contradiction(first.name, other.name)
+        return first
+
+    def _contradiction(self, one: str, other: str) -> InputError:
+        return InputError(
+            f"{self.source}'s {one} and {other} contradict each other; name the schedule it was "
+            "trained on"
+        )
+
+    def _alone(self, name: str, table: Tensor, make: Callable[[str, Array], _Track]) -> _Track:
+        try:
+            return make(name, _values(table))
+        except InputError as error:
+            raise InputError(f"{self.source}'s {name}: {error}") from error
+
+    @property
+    def _all(self) -> dict[str, Tensor]:
+        return {**self.betas, **self.products, **self.unclear, **self.others}
+
+    @cached_property
+    def _agreed(self) -> _Agreement | None:
+        """None where no two tables are of the same steps."""
+        steps: list[_Track] = []
+        products: list[_Track] = []
+        for name, table in self._all.items():
+            if table.element_size() < 4 or (name in self.others and len(table) < _LEAST_UNNAMED):
+                continue
+            for left, lost in self._shares(name, table):
+                steps += _step_tracks(name, left, lost) if name not in self.products else []
+                products += _product_tracks(name, left) if name not in self.betas else []
+        pairs = [
+            (track, step.name, product.name)
+            for product, step in itertools.product(products, steps)
+            if product.name != step.name and (track := _together(product, step)) is not None
+        ]
+        if not pairs:
+            return None
+        readings: list[_Agreement] = []
+        for track, *names in sorted(pairs, key=lambda pair: pair[1] not in self.betas):
+            for i, known in enumerate(readings):
+                if known.track.agrees(track):
+                    readings[i] = _Agreement(known.track, known.names.union(names))
+                    break
+            else:
+                readings.append(_Agreement(track, frozenset(names)))
+        # A pair that is of another schedule as square roots is settled by any third table.
+        first, *others = sorted(readings, key=lambda reading: -len(reading.names))
+        clear = not others or len(others[0].names) < len(first.names)
+        return dataclasses.replace(first, is_clear=clear)
+
+    def _shares(self, name: str, table: Tensor) -> Iterator[tuple[Array, Array]]:
+        """What a table may say of the variance: the share that is left, and the share lost."""
+        x = _values(table)
+        if name in self.betas:
+            yield 1 - x, x
+        elif name in self.products or name in self.unclear:
+            yield x, 1 - x
+        elif x.max() <= 1:
+            yield from ((1 - x, x), (1 - x**2, x**2), (x, 1 - x), (x**2, 1 - x**2))
+        elif x.min() >= 1:
+            yield x**-2, 1 - x**-2
+
+
+_NAMES = {"betas": _BETAS, "products": _PRODUCTS, "unclear": _UNCLEAR}
+
+
+def _step_tracks(name: str, left: Array, lost: Array) -> Iterator[_Track]:
+    """A table of single steps: as it is, and with an entry for no noise before it or in it."""
+    if not ((left > 0) & (left <= 1)).all():
+        return
+    yield _Track(name, left.cumprod(), lost)
+    yield _Track(name, np.append(1.0, left.cumprod()), np.append(0.0, lost), is_longer=True)
+    if lost[0] > 0:
+        yield _Track(name, np.append(1.0, left[1:].cumprod()), np.append(0.0, lost[1:]))
+
+
+def _product_tracks(name: str, left: Array) -> Iterator[_Track]:
+    """A table of products: as it is, and with the product of no steps before it."""
+    if ((left > 0) & (left <= 1)).all() and (np.diff(left) < 0).all():
+        yield _Track(name, left)
+        if left[0] < 1:
+            yield _Track(name, np.append(1.0, left), is_longer=True)
+
+
+def _together(product: _Track, step: _Track) -> _Track | None:
+    """What both say, where they say the same."""
+    mine, theirs = product.products, step.products
+    if len(mine) != len(theirs) or (product.is_longer and step.is_longer):
+        return None
+    if not _near(mine[-1:], theirs[-1:]) or not _near(mine[1:], theirs[1:]):
+        return None
+    if mine[0] == 1:
+        # An entry 0 set to 1 leaves what is taken off there in the products behind it.
+        return dataclasses.replace(step, products=np.append(1.0, theirs[1:]))
+    return step if _near(mine[:1], theirs[:1]) else None
+
+
+def _near(one: Array, other: Array) -> bool:
+    """Whether products are one but for the rounding of float32 tables, at both of their ends."""
+    return bool(
+        np.allclose(one, other, rtol=1e-3, atol=1e-6)
+        and np.allclose(1 - one, 1 - other, rtol=1e-2, atol=1e-6)
+    )
+
+
+def _betas_track(name: str, values: Array) -> _Track:
+    betas_schedule(values[1:] if values[0] == 0 else values)
+    return _Track(name, (1 - values).cumprod(), values)
+
+
+def _products_track(name: str, values: Array) -> _Track:
+    products_schedule(values[1:] if values[0] == 1 else values)
+    return _Track(name, values)
+
+
+def _is_usual(count: int) -> bool:
+    """Whether it is a number of steps that people choose."""
+    return count > 4 and (count % 5 == 0 or count & (count - 1) == 0)
+
+
+def _is_plainly_named(name: str) -> bool:
+    called = name.rpartition(".")[2]
+    return called in _BETAS + _PRODUCTS and not called.endswith("_t")
 
 
 def betas_schedule(values: Array, *, name: str = "betas") -> NoiseSchedule:
@@ -167,7 +456,7 @@ def products_schedule(values: Array, *, name: str = "alphas_cumprod") -> NoiseSc
         raise InputError(
             "its numbers do not fall strictly from below 1 to above 0, as products of 1 - beta do"
         )
-    if values[-1] > 0.5:
+    if values[-1] > 0.5 and _look_like_alphas(values):
         raise InputError(
             f"its last number is {values[-1]:g}, more than half of the data's variance: these "
             "look like alphas = 1 - beta; take their cumulative product"
@@ -175,24 +464,92 @@ def products_schedule(values: Array, *, name: str = "alphas_cumprod") -> NoiseSc
     return NoiseSchedule.from_alphas_cumprod(values, name=name)
 
 
+def _look_like_alphas(values: Array) -> bool:
+    """Whether falling numbers are 1 - beta of single steps and not their products.
+
+    1 - them is then spaced evenly, or its square root or logarithm is; as products they would be
+    of a variance that falls after the first step.
+    """
+    rounding = 2.0**-23
+    betas = -np.diff(values, prepend=1.0) / np.append(1.0, values[:-1])
+    if betas[1] < betas[0] - 4 * rounding:
+        return True
+    lost = 1 - values
+    scales: tuple[tuple[Array, Array], ...] = (
+        (lost, np.full_like(lost, rounding)),
+        (np.sqrt(lost), rounding / np.sqrt(lost)),
+        (np.log(lost), rounding / lost),
+    )
+    return len(values) > 2 and any(
+        bool((np.abs(np.diff(row, 2)) <= 1e-3 * np.diff(row).mean() + 4 * error[1:-1]).all())
+        for row, error in scales
+    )
+
+
 def alike(one: NoiseSchedule, other: NoiseSchedule) -> bool:
     """Whether two schedules are one but for the rounding of float32 tables."""
     if one.num_timesteps != other.num_timesteps:
         return False
-    products = one.alphas_cumprod, other.alphas_cumprod
-    return torch.allclose(*products, rtol=1e-3, atol=1e-6)
+    return _near(one.alphas_cumprod.numpy(), other.alphas_cumprod.numpy())
 
 
 def _may_be_table(tensor: Tensor) -> bool:
-    """Whether it is one number a step, in (0, 1) and monotone; no norm's beta is."""
+    """Whether it is one number a step, in (0, 1) and monotone; no norm's beta is.
+
+    Entry 0 may be that of no noise, 0 or 1.
+    """
+    if not _is_row(tensor):
+        return False
+    values = _values(tensor)
+    inside = values[1:] if values[0] in (0, 1) else values
+    return bool(((inside > 0) & (inside < 1)).all()) and _is_monotone(values)
+
+
+def _may_be_unnamed(tensor: Tensor) -> bool:
+    """Whether it may be such a table whatever it is called, or a root or inverse of one."""
+    if not _is_row(tensor):
+        return False
+    values = _values(tensor)
+    if not np.isfinite(values).all() or values.min() < 0 or values[0] == values[-1]:
+        return False
+    return bool(values.max() <= 1 or values.min() >= 1) and _is_monotone(values)
+
+
+def _is_row(tensor: Tensor) -> bool:
     if not is_plain(tensor) or tensor.ndim != 1 or not 2 <= len(tensor) <= MAX_TIMESTEPS:
         return False
-    if len(tensor) > (numbers_held(tensor) or 0):
-        return False
-    values = tensor.detach().double()
-    rises = values.diff() >= 0
-    is_between = bool(((values > 0) & (values < 1)).all())
-    return is_between and (bool(rises.all()) or not bool(rises.any()))
+    return len(tensor) <= (numbers_held(tensor) or 0)
+
+
+def _is_monotone(values: Array) -> bool:
+    rises = np.diff(values) >= 0
+    return bool(rises.all() or not rises.any())
+
+
+def _values(tensor: Tensor) -> Array:
+    values: Array = tensor.detach().cpu().double().numpy()
+    return values
+
+
+def _row(value: object) -> Tensor | None:
+    """A tensor, or a row of numbers in a list or an array."""
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, np.ndarray) and value.dtype.kind == "f":
+        return torch.from_numpy(np.ascontiguousarray(value))
+    if isinstance(value, list | tuple) and len(value) >= _LEAST_UNNAMED:  # an optimizer's are 2
+        return torch.tensor(value, dtype=torch.float64)
+    return None
+
+
+def _count(value: object) -> int | None:
+    """A whole number that may be T."""
+    if isinstance(value, Tensor | np.ndarray | np.generic):
+        is_whole = str(value.dtype).rpartition(".")[2].startswith("int")
+        value = value.item() if is_whole and np.prod(value.shape) == 1 else None
+    if type(value) is not int or not 1 <= value <= MAX_TIMESTEPS:
+        return None
+    return value
 
 
 def _check_row(values: Array) -> None:

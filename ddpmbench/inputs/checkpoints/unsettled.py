@@ -17,7 +17,7 @@ class UnsettledError(InputError):
         weights: what is known of the network: the names and tensors of its weights, as the file
             has them.
         missing: the options that would settle it, each with a placeholder of a value:
-            `--schedule linear:1000`.
+            `--schedule linear:T:START:END`.
     """
 
     def __init__(
