@@ -19,6 +19,8 @@ PARTS = {
     "kl": "L_1..L_{T-1}, the steps",
     "decoder": "L_0, the pixels",
 }
+LARGE_PRIOR = 0.1
+"""Bits per dimension of L_T that are worth a line."""
 
 
 def printed_nll(summary: dict[str, Any], output_format: str) -> str:
@@ -145,6 +147,10 @@ def _parts(summary: dict[str, Any]) -> list[str]:
 def comparability(summary: dict[str, Any]) -> list[str]:
     """What a number of `nll` must be the same in to compare with another, a line each."""
     fields = {"interval": _interval(summary), **comparable_facts(summary)}
+    if summary["prior"] >= LARGE_PRIOR:
+        fields["prior"] = (
+            f"{summary['prior']:.4f} bits/dim: the chain does not end in noise, where samples begin"
+        )
     if note := uncorrected_note(summary):
         fields["tables"] = note
     return [f"{name:<12}{value}" for name, value in fields.items()]

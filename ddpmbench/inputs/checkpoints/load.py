@@ -297,4 +297,4 @@ def _contradiction(schedule: NoiseSchedule, tables: ScheduleTables) -> str | Non
         if alike(schedule, theirs) or alike(schedule, kept):
             return None
     of_steps = " or ".join(f"{theirs.num_timesteps:,}" for theirs in readings)
-    return f"the table {min(tables.names)} says another, of {of_steps} steps"
+    return f"the table {min(tables.names - {*tables.steps})} says another, of {of_steps} steps"

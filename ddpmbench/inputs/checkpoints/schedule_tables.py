@@ -127,7 +127,8 @@ class ScheduleTables:
                 found[kind][name] = tensor
             elif kind is None and _may_be_unnamed(tensor):
                 others[name] = tensor
-        return cls(found["betas"], found["products"], found["unclear"], others)
+        steps = _steps_in(tensors)
+        return cls(found["betas"], found["products"], found["unclear"], others, steps)
 
     @classmethod
     def within(cls, content: Mapping[str, object], *, source: str) -> Self:
@@ -137,18 +138,14 @@ class ScheduleTables:
             content: what `read_state` gave.
             source: the file to name in an error.
         """
-        tensors, steps = {}, {}
-        for name, value in leaves_in(content):
-            if (row := _row(value)) is not None:
-                tensors[name] = row
-            if name.rpartition(".")[2] in _STEPS and (count := _count(value)) is not None:
-                steps[name] = count
-        return dataclasses.replace(cls.among(tensors), steps=steps, source=source)
+        leaves = dict(leaves_in(content))
+        tensors = {n: row for n, value in leaves.items() if (row := _row(value)) is not None}
+        return dataclasses.replace(cls.among(tensors), steps=_steps_in(leaves), source=source)
 
     @property
     def names(self) -> frozenset[str]:
         """What the file calls them, with whatever else it keeps of as many entries beside them."""
-        found = frozenset().union(self.betas, self.products, self.unclear)
+        found = frozenset().union(self.betas, self.products, self.unclear, self.steps)
         if self._agreed is None:
             return found
         places = {(n.rpartition(".")[0], len(self._all[n])) for n in self._agreed.names}
@@ -536,10 +533,15 @@ def _row(value: object) -> Tensor | None:
     if isinstance(value, Tensor):
         return value
     if isinstance(value, np.ndarray) and value.dtype.kind == "f":
-        return torch.from_numpy(np.ascontiguousarray(value))
+        return torch.from_numpy(value.astype(f"f{min(value.itemsize, 8)}"))
     if isinstance(value, list | tuple) and len(value) >= _LEAST_UNNAMED:  # an optimizer's are 2
         return torch.tensor(value, dtype=torch.float64)
     return None
+
+
+def _steps_in(values: Mapping[str, object]) -> dict[str, int]:
+    called = {name: value for name, value in values.items() if name.rpartition(".")[2] in _STEPS}
+    return {n: count for n, value in called.items() if (count := _count(value)) is not None}
 
 
 def _count(value: object) -> int | None:
