@@ -194,6 +194,95 @@ def test_what_training_code_wraps_weights_in(folder, net, wrap):
     same_outputs(folder.load(), net)
 
 
+ADAPTER = """
+class Adapter(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = Net()
+    def forward(self, x_t, time):
+        return self.net(x_t, time)
+class InTwo(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.wrapped = Adapter()
+    def forward(self, x_t, time):
+        return self.wrapped(x_t, time)
+class Table(Adapter):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("scale", torch.ones(3))
+class OwnTable(Adapter):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("scale", torch.ones(3), persistent=False)
+"""
+PREFIXES = ("", "module.", "model.", "_orig_mod.", "denoise_fn.", "net.", "_orig_mod.module.")
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("name", ["Net", "Adapter", "InTwo"])
+def test_names_less_one_prefix_are_the_network_s(folder, net, name, prefix):
+    """The network's, as an adapter's self.net gives it; the file's; or both."""
+    folder.add(ADAPTER)
+    folder.save({prefix + n: v for n, v in net.state_dict().items()})
+    checkpoint = folder.load(name)
+    same_outputs(checkpoint, net)
+    is_added = name != "Net" and not (name == "Adapter" and prefix == "net.")
+    assert any("the network's names" in note for note in checkpoint.notes) == is_added
+
+
+def test_an_adapter_reads_the_kind_of_weights_that_the_network_does(folder, net):
+    folder.add(ADAPTER)
+    folder.save({"model": net.state_dict(), "ema": averaged(net)})
+    assert torch.equal(folder.load("Adapter").network.net.last.weight, 2 * net.last.weight)
+    raw = folder.load("Adapter", weights="raw")
+    assert torch.equal(raw.network.net.last.weight, net.last.weight)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda s: without(s, "last.bias"), ["weight net.last.bias missing", "not the weights of"]),
+        (lambda s: {**s, "more.weight": torch.zeros(3)}, ["more.weight left over"]),
+        (
+            lambda s: {**{f"a.{n}": v for n, v in s.items()}, "b.weight": torch.zeros(3)},
+            ["b.weight is beside", "NAME(state)"],
+        ),
+        (
+            lambda s: {f"{p}.{n}": v + k for k, p in enumerate("ab") for n, v in s.items()},
+            ["several sets", "(a., b.)"],
+        ),
+        (lambda s: {**s, "last.bias": torch.zeros(2)}, ["net.last.bias is [2]", "takes [1]"]),
+        (lambda s: {**s, "last.bias": torch.full((1,), torch.nan)}, ["net.last.bias holds NaN"]),
+    ],
+)
+def test_a_prefix_makes_no_other_network_fit(folder, net, change, words):
+    """One missing, left over, beside it, of another shape: none is read in part."""
+    folder.add(ADAPTER)
+    folder.save(change(net.state_dict()))
+    with refused("weights.pt", *words):
+        folder.load("Adapter")
+
+
+def test_what_is_beside_the_weights_and_not_read_is_noted(folder, net):
+    prefixed = {f"net.{n}": v for n, v in net.state_dict().items()}
+    folder.save({**prefixed, "loss.weight": torch.ones(3), "loss.bias": torch.ones(3)})
+    checkpoint = folder.load()
+    same_outputs(checkpoint, net)
+    assert any(
+        "2 tensors beside them (loss.weight, ...) are not read" in n for n in checkpoint.notes
+    )
+    folder.save({**prefixed, "step": torch.tensor(3), "betas": torch.linspace(0.001, 0.3, 20)})
+    assert not any("beside" in note for note in folder.load().notes)
+
+
+def test_what_an_adapter_adds_is_not_asked_of_the_file(folder, net):
+    folder.add(ADAPTER)
+    with refused("weight scale missing", "persistent=False"):
+        folder.load("Table")
+    same_outputs(folder.load("OwnTable"), net)
+
+
 def test_averaged_weights_before_the_last_ones(folder, net):
     folder.save({"model": net.state_dict(), "ema": averaged(net)})
     checkpoint, raw = folder.load(), folder.load(weights="raw")
@@ -572,7 +661,6 @@ def without(state, name):
         (lambda s: {**s, "last.bias": s["last.bias"].to(torch.int8)}, ["last.bias is int8"]),
         (lambda s: {**s, "last.bias": s["last.bias"] > 0}, ["last.bias is bool"]),
         (lambda s: {**s, "last.bias": s["last.bias"] * 1j}, ["last.bias is complex64"]),
-        (lambda s: {**s, COUNT: s[COUNT].float()}, [f"{COUNT} is float32", "has int64"]),
         (lambda s: {**s, COUNT: s[COUNT] * 1j}, [f"{COUNT} is complex64", "has int64"]),
         (lambda s: {**s, "last.bias": s["last.bias"].to_sparse()}, ["last.bias", "sparse_coo"]),
         (lambda s: {**s, "last.bias": s["last.bias"].to("meta")}, ["last.bias", "no plain"]),
@@ -633,9 +721,26 @@ def test_a_network_of_buffers_alone_that_lacks_one(folder):
         folder.load("Fixed")
 
 
-def test_the_count_of_batches_may_be_missing_as_for_torch(folder, net):
-    folder.save(without(net.state_dict(), "norm.num_batches_tracked"))
-    same_outputs(folder.load(), net)
+COUNTS = {
+    "missing": lambda count: {},
+    "float": lambda count: {COUNT: count.float()},
+    "averaged": lambda count: {COUNT: torch.tensor(2.7, dtype=torch.float64)},
+    "NaN": lambda count: {COUNT: torch.tensor(torch.nan)},
+    "int32": lambda count: {COUNT: count.int()},
+    "in a list": lambda count: {COUNT: count[None]},
+}
+
+
+@pytest.mark.parametrize("name", ["Net", "Adapter"])
+@pytest.mark.parametrize("count", COUNTS.values(), ids=COUNTS)
+def test_the_count_of_batches_may_be_any_number_or_missing(folder, net, count, name):
+    """It enters no output in evaluation."""
+    folder.add(ADAPTER)
+    folder.save({**without(net.state_dict(), COUNT), **count(net.state_dict()[COUNT])})
+    same_outputs(folder.load(name), net)
+    average = {**without(net.state_dict(), COUNT), **count(net.state_dict()[COUNT])}
+    folder.save({"model": {n: v + 1 for n, v in net.state_dict().items()}, "ema": average})
+    same_outputs(folder.load(name), net)
 
 
 def test_what_network_does_not_go_with(folder, small_checkpoint, tmp_path):

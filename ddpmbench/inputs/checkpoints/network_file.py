@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from ddpmbench.inputs.checkpoints.built_twice import BuiltTwice, first_differenc
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint, TimeInput
 from ddpmbench.inputs.checkpoints.nested import tensors_in
 from ddpmbench.inputs.checkpoints.own_code import OwnFile, own_file
-from ddpmbench.inputs.checkpoints.own_weights import check_finite, load_own
+from ddpmbench.inputs.checkpoints.own_weights import BATCH_COUNT, check_finite, load_own
 from ddpmbench.inputs.checkpoints.schedule_option import read_schedule
 from ddpmbench.inputs.checkpoints.schedule_tables import ScheduleTables
 from ddpmbench.inputs.checkpoints.settings import CheckpointSettings
@@ -75,6 +75,10 @@ def read_network_file(
     network = built.network
     if state_dict is not None:
         notes += state_dict.notes
+        if state_dict.alone and (other := _other_weights(state_dict)):
+            them = f"{len(other)} tensors" if other[1:] else "1 tensor"
+            more = ", ..." if other[1:] else ""
+            notes.append(f"weights: {them} beside them ({other[0]}{more}) are not read")
     checkpoint = Checkpoint(
         network=network,
         schedule=schedule,
@@ -211,19 +215,73 @@ def _state_dict(
     network: nn.Module, content: Mapping[str, object], path: Path, weights: str | None
 ) -> StateDict:
     """The part of the file that has the network's names."""
-    names = tuple(network.state_dict())
+    names = list(network.state_dict())
     if not names:
         return StateDict(dict(content), kind=weights)
     try:
-        found = find_state(content, path=path, known=[names], weights=weights)
+        found = _find(names, content, path, weights)
     except InputError:
         _refuse_without_buffers(network, content, path, weights)
         raise
     if found is None:
         _refuse_without_buffers(network, content, path, weights)
         # Not all of them: where the first is, so that the rest can be named.
-        found = find_state(content, path=path, known=[names[:1]], weights=weights)
+        found = _find(names, content, path, weights, needed=names[:1])
     return found or StateDict(dict(content), kind=weights)
+
+
+def _find(
+    names: Sequence[str],
+    content: Mapping[str, object],
+    path: Path,
+    weights: str | None,
+    needed: Sequence[str] | None = None,
+) -> StateDict | None:
+    """The weights with the network's names, or with all of them less one prefix.
+
+    An adapter that keeps the trained network in `self.net` has names `net.x` for the file's x.
+
+    Args:
+        names: all of the network's.
+        content: what the file holds.
+        path: the file to name in an error.
+        weights: "ema" or "raw".
+        needed: those that must be there; all of them if absent.
+    """
+    needed = [n for n in needed or names if not n.endswith(BATCH_COUNT)]
+    for prefix in ("", *_common_prefixes(names)):
+        known = [name.removeprefix(prefix) for name in needed]
+        found = find_state(content, path=path, known=[known] if known else [], weights=weights)
+        if found is None:
+            continue
+        if not prefix:
+            return found
+        if other := _other_weights(found):
+            raise InputError(
+                f"{path}: {other[0]} is beside the network's weights, and so its names are not "
+                f"those of the network without {prefix}; a function of --network that takes what "
+                "the file holds, NAME(state), can choose them"
+            )
+        named = {prefix + name: value for name, value in found.weights.items()}
+        return dataclasses.replace(found, weights=named, added=prefix)
+    return None
+
+
+def _common_prefixes(names: Sequence[str]) -> Iterator[str]:
+    """Those of whole parts that all names begin with, the shortest first."""
+    first, *others = names
+    parts = first.split(".")[:-1]
+    for count in range(1, len(parts) + 1):
+        prefix = ".".join(parts[:count]) + "."
+        if not all(name.startswith(prefix) for name in others):
+            return
+        yield prefix
+
+
+def _other_weights(state: StateDict) -> list[str]:
+    """Names of what may be another network's beside these: all but tables and single numbers."""
+    tables = ScheduleTables.among(dict(state.beside)).names
+    return [name for name, t in state.beside.items() if t.numel() > 1 and name not in tables]
 
 
 def _refuse_without_buffers(
@@ -233,15 +291,14 @@ def _refuse_without_buffers(
     parameters = [name for name, _ in network.named_parameters()]
     found = None
     with contextlib.suppress(InputError):  # of weights that cannot be chosen among
-        known = [parameters] if parameters else []
-        found = find_state(content, path=path, known=known, weights=weights)
+        found = _find(parameters, content, path, weights) if parameters else None
     if found is None:
         return
     # torch itself does without the count of batches, which old files have not
     missing = [
         name
         for name in network.state_dict()
-        if name not in found.weights and not name.endswith("num_batches_tracked")
+        if name not in found.weights and not name.endswith(BATCH_COUNT)
     ]
     if missing:
         kind = {"ema": "averaged weights", "raw": "last weights", None: "weights"}[found.kind]
@@ -249,8 +306,9 @@ def _refuse_without_buffers(
         other = ", or pass --weights raw" if found.kind == "ema" and not found.alone else ""
         raise InputError(
             f"{path}: {some_weights(missing)} missing: its {kind}{where} are parameters alone, "
-            "without the network's buffers; where the file has them, a function of --network that "
-            f"takes what it holds, NAME(state), can join them{other}"
+            "without the network's buffers; register those that the code computes with "
+            "persistent=False; where the file has them, a function of --network that takes what it "
+            f"holds, NAME(state), can join them{other}"
         )
 
 

@@ -12,6 +12,9 @@ from ddpmbench.inputs.checkpoints.schedule_tables import ScheduleTables
 from ddpmbench.inputs.checkpoints.states import StateDict
 from ddpmbench.inputs.checkpoints.weights import some_weights
 
+BATCH_COUNT = "num_batches_tracked"
+"""The buffer of a batch normalization whose value changes nothing in evaluation."""
+
 
 def load_own(network: nn.Module, state_dict: StateDict, path: Path, option: str) -> None:
     """Put weights into the network, whose own code may have its say in it.
@@ -31,6 +34,7 @@ def load_own(network: nn.Module, state_dict: StateDict, path: Path, option: str)
     # Tables of the schedule beside the weights are read where they are needed.
     tables = ScheduleTables.among({n: t for n, t in tensors.items() if n not in expected})
     weights = {name: tensor for name, tensor in tensors.items() if name not in tables.names}
+    weights |= _batch_counts(weights, expected)
     for name, wanted in expected.items():
         # what has another shape is named by torch, and may declare more than there is memory for
         if (
@@ -54,6 +58,18 @@ def load_own(network: nn.Module, state_dict: StateDict, path: Path, option: str)
         sides = (("missing", missing), ("left over", unexpected))
         what = "; ".join(f"{some_weights(names)} {side}" for side, names in sides if names)
         raise InputError(f"{path}: {what}; these are not the weights of --network {option}")
+
+
+def _batch_counts(weights: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    """In place of counts of batches that are averages, casts or of shape (1,)."""
+    return {
+        name: torch.zeros(wanted.shape, dtype=wanted.dtype)
+        for name, wanted in expected.items()
+        if name.endswith(BATCH_COUNT)
+        and (count := weights.get(name)) is not None
+        and count.numel() == wanted.numel() == 1
+        and (count.is_floating_point() or count.shape != wanted.shape)
+    }
 
 
 def _other_shapes(weights: dict[str, Tensor], expected: dict[str, Tensor]) -> str | None:

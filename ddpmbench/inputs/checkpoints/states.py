@@ -43,6 +43,7 @@ class StateDict:
         alone: whether the file holds no other weights of such a network.
         beside: the other tensors of the dict that they are in, under the names they have there.
         not_read: where else in the file there are weights, which are none of such a network.
+        added: a prefix that the names above have and those of the file have not.
     """
 
     weights: dict[str, object]
@@ -51,14 +52,24 @@ class StateDict:
     alone: bool = True
     beside: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
     not_read: tuple[str, ...] = ()
+    added: str = ""
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What is worth saying of them, a line each."""
         notes = []
         if self.where:
-            kind = {"ema": f"EMA ({self.where})", "raw": f"raw ({self.where})", None: self.where}
+            kind = {
+                "ema": f"EMA ({self.where})",
+                "raw": f"raw ({self.where})",
+                None: f"those under {self.where} in the file",
+            }
             notes.append(f"weights: {kind[self.kind]}")
+        if self.added:
+            notes.append(
+                f"the network's names begin with {self.added}, those of the file do not; they are "
+                "the same without it"
+            )
         if self.not_read:
             first, more = self.not_read[:3], len(self.not_read) - 3
             also = f" and {more} more" if more > 0 else ""
