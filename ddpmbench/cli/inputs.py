@@ -79,10 +79,8 @@ def sample_settings(given: dict[str, Any], *, eight_bit: str, local_rank: int) -
 
 
 def _with_label(images: ImageSet, label: int, checkpoint: Checkpoint) -> ImageSet:
-    if label >= checkpoint.num_classes:
+    if not checkpoint.has_class(label):
         if not checkpoint.num_classes:
             raise InputError(f"--class {label}: the checkpoint has no classes; leave it out")
-        raise InputError(
-            f"--class {label}: the checkpoint has classes 0..{checkpoint.num_classes - 1}"
-        )
+        raise InputError(f"--class {label}: the checkpoint has {checkpoint.classes}")
     return dataclasses.replace(images, labels=np.full(len(images), label, dtype=np.int64))

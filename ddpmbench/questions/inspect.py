@@ -102,14 +102,14 @@ def inspect_checkpoint(
 def _file(source: str, look: Look) -> FileFacts:
     checkpoint, error = look.checkpoint, look.error
     files: tuple[Path, ...]
-    if error is not None:
+    if checkpoint is None:
+        assert error is not None
         files, family, sha256 = (error.path,), error.family, sha256_of(error.path)
         weights = look.settings.weights or file_names.kind(error.path)
-        weights = weights if checkpoint is None else checkpoint.weights
     else:
-        assert checkpoint is not None
         files = tuple(map(Path, checkpoint.files))
         family, sha256, weights = checkpoint.family, checkpoint.sha256, checkpoint.weights
+        source = checkpoint.source
     training = None if checkpoint is None else checkpoint.training
     code = None if checkpoint is None else checkpoint.code
     return FileFacts(source, files, family, sha256, weights, look.notes, training, code)

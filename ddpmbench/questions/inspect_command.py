@@ -23,6 +23,7 @@ def evaluation(source: str, look: Look, call: CallFacts, *, timesteps: int | Non
         call: one of its network's calls.
         timesteps: the model that visits only so many evenly spaced steps.
     """
+    is_shipped = source == DEFAULT and look.settings.network is None
     words = ["ddpmbench", "nll"]
     if source != DEFAULT:
         words += ["--ckpt", source]
@@ -31,7 +32,7 @@ def evaluation(source: str, look: Look, call: CallFacts, *, timesteps: int | Non
         words += shlex.split(option)
     if timesteps is not None:
         words += ["--timesteps", str(timesteps)]
-    if source == DEFAULT:
+    if is_shipped:
         return Evaluation(tuple(words), look.missing, None)
     data = _data(source, look)
     words += ["--data", data or _DATA]

@@ -349,10 +349,11 @@ def _check_images(checkpoint: Checkpoint, images: ImageSet) -> None:
     if images.labels is None:
         raise InputError(
             f"--data {images.source}: has no labels, but the checkpoint is conditioned on "
-            f"{checkpoint.num_classes} classes; add arr_1 to an npz, or name one with --class"
+            f"{checkpoint.num_classes} classes; add arr_1 to an npz, or name one with --class N "
+            f"(it has {checkpoint.classes})"
         )
-    if images.labels.min() < 0 or images.labels.max() >= checkpoint.num_classes:
+    if not all(checkpoint.has_class(label) for label in set(images.labels.tolist())):
         raise InputError(
             f"--data {images.source}: labels {images.labels.min()}..{images.labels.max()} do not "
-            f"fit the checkpoint's classes 0..{checkpoint.num_classes - 1}"
+            f"fit the checkpoint's {checkpoint.classes}"
         )

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
-from ddpmbench.inputs.checkpoints.own_code import calling
+from ddpmbench.inputs.checkpoints.own_call import refused_call
+from ddpmbench.inputs.checkpoints.own_code import calling, described_value
+from ddpmbench.inputs.checkpoints.own_state import TorchDefaults
 from ddpmbench.network.unet import UNet
 from ddpmbench.runs.batch_size import is_out_of_memory
 from ddpmbench.runs.devices import evaluating_checkpoint, strict_float32
@@ -74,11 +76,16 @@ class _FirstCall:
         self._x_t = numbers.to(device)
         steps = torch.tensor([1, checkpoint.schedule.num_timesteps], device=device)
         self._time = checkpoint.network_time(steps)
-        self._labels = torch.tensor([0, max(checkpoint.num_classes - 1, 0)], device=device)
+        last = max(checkpoint.num_classes - 1, 0)
+        null = checkpoint.null_class
+        self._labels = torch.tensor([0, last if null is None else null], device=device)
         code = checkpoint.code
         self._who = f"network {checkpoint.source}" if code is None else f"--network {code.name}"
 
     def check(self) -> None:
+        network, has_classes = self._checkpoint.network, bool(self._checkpoint.num_classes)
+        if (why := refused_call(network, has_classes=has_classes)) is not None:
+            raise InputError(f"{self._who}: {why}")
         both = self._output(2)
         one = self._output(1)
         self._compare(one, both[:1])
@@ -102,6 +109,7 @@ class _FirstCall:
         inputs = [x_t, self._time[:rows].clone()]
         if self._checkpoint.num_classes:
             inputs.append(self._labels[:rows].clone())
+        defaults = TorchDefaults.now()
         with _watching_embeddings(self._checkpoint, inputs[1], self._who):
             try:
                 output = calling(lambda: self._checkpoint.network(*inputs), self._who)
@@ -113,6 +121,11 @@ class _FirstCall:
                 raise InputError(
                     f"{error}; it was called with {self._shown(inputs)}{_on_gradients(error)}"
                 ) from error
+        if (call := defaults.changed()) is not None:
+            raise InputError(
+                f"{self._who}: a call leaves another default of torch behind ({call}), which "
+                "would change the evaluation; set it back before it returns"
+            )
         found = self._checked(output, x_t)
         if not torch.equal(x_t, self._x_t[:rows]):
             raise InputError(
@@ -123,10 +136,12 @@ class _FirstCall:
 
     def _checked(self, output: object, x_t: Tensor) -> Tensor:
         if not isinstance(output, Tensor):
-            kind = type(output).__name__
-            has_sample = isinstance(getattr(output, "sample", None), Tensor)
-            remedy = "its .sample" if has_sample else "the prediction alone"
-            raise InputError(f"{self._who}: gives a {kind}, not a tensor; return {remedy}")
+            part = _prediction_in(output, x_t.shape)
+            returns = f"self.net(x_t, time){part}" if part else "the prediction alone"
+            raise InputError(
+                f"{self._who}: gives {described_value(output)}, not a tensor; name an adapter, a "
+                f"module with self.net = Net() whose forward(self, x_t, time) returns {returns}"
+            )
         batch, channels, *size = x_t.shape
         learned = self._checkpoint.variance.is_learned
         shape = (batch, channels * (2 if learned else 1), *size)
@@ -196,6 +211,26 @@ def _watching_embeddings(checkpoint: Checkpoint, time: Tensor, who: str) -> Iter
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _prediction_in(output: object, shape: torch.Size) -> str:
+    """What to write behind a call to take the prediction out of what it gives."""
+    if isinstance(output, tuple | list):
+        parts = [(f"[{index}]", value) for index, value in enumerate(output)]
+    elif isinstance(output, Mapping):
+        # what diffusers gives is a dict with attributes
+        parts = [
+            (f".{name}" if hasattr(output, str(name)) else f"[{name!r}]", value)
+            for name, value in output.items()
+        ]
+    else:
+        parts = [(f".{name}", value) for name, value in getattr(output, "__dict__", {}).items()]
+    fitting = [
+        part
+        for part, value in parts
+        if isinstance(value, Tensor) and value.shape[:1] + value.shape[2:] == shape[:1] + shape[2:]
+    ]
+    return fitting[0] if len(fitting) == 1 else ""
 
 
 def _on_gradients(error: InputError) -> str:

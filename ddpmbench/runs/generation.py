@@ -64,9 +64,12 @@ class Generation:
         seed, label = self.settings.seed, self.settings.label
         if not isinstance(seed, int) or not 0 <= seed < 2**64:
             raise InputError(f"--seed {seed}: choose a whole number from 0 to 2^64 - 1")
-        if label is not None and not 0 <= label < self.checkpoint.num_classes:
-            classes = self.checkpoint.num_classes
-            has = f"classes 0..{classes - 1}" if classes else "no classes; leave it out"
+        if label is not None and not self.checkpoint.has_class(label):
+            has = (
+                self.checkpoint.classes
+                if self.checkpoint.num_classes
+                else "no classes; leave it out"
+            )
             raise InputError(f"--class {label}: the checkpoint has {has}")
         self.checkpoint.check_images(self.shape, "samples")
 

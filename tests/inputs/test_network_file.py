@@ -540,7 +540,7 @@ def test_tables_in_the_file_are_proposed(folder, net):
         ("One", ["without width", "def build(): return One(...)"]),
         ("two", ["without a, b"]),
         ("key", ["without state"]),
-        ("nothing", ["gives a NoneType, not a torch module"]),
+        ("nothing", ["gives None, not a torch module", "return the network"]),
         ("fails", ["net.py, line ", "KeyError: 'dim'"]),
         ("deep", ["net.py, line ", "ZeroDivisionError"]),
         ("lazy", ["lazy layers"]),

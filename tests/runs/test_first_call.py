@@ -114,9 +114,19 @@ def test_what_is_fine_passes(call, named):
 
 
 WRONG = {
-    "two outputs": (lambda net, x, t: (x, x), {}, ["gives a tuple", "the prediction alone"]),
-    "a record": (lambda net, x, t: Sampled(x), {}, ["gives a Sampled", "return its .sample"]),
-    "no output": (lambda net, x, t: None, {}, ["gives a NoneType"]),
+    "two outputs": (
+        lambda net, x, t: (x, x),
+        {},
+        ["gives a tuple", "returns the prediction alone"],
+    ),
+    "a record": (
+        lambda net, x, t: Sampled(x),
+        {},
+        ["gives an object of class Sampled", "returns self.net(x_t, time).sample"],
+    ),
+    "a dict": (lambda net, x, t: {"eps": x, "t": t}, {}, ["gives a dict", "time)['eps']"]),
+    "a tuple of a prediction and more": (lambda net, x, t: (t, x), {}, ["self.net(x_t, time)[1]"]),
+    "no output": (lambda net, x, t: None, {}, ["gives None, not a tensor"]),
     "another shape": (lambda net, x, t: x[..., 1:], {}, ["(2, 1, 8, 7)", "(2, 1, 8, 8)"]),
     "one image less": (lambda net, x, t: x[0], {}, ["gives (1, 8, 8)"]),
     "a variance that is not said": (

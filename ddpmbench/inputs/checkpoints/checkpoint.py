@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import hashlib
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from enum import StrEnum
 from typing import Self
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints.own_code import OwnCode
 from ddpmbench.inputs.checkpoints.own_imports import OwnImports
+from ddpmbench.inputs.checkpoints.own_state import own_process_state
 from ddpmbench.network.unet import UNet
 from ddpmbench.process.data_range import UNIT_RANGE, DataRange
 from ddpmbench.process.diffusion import GaussianDiffusion
@@ -58,6 +58,7 @@ class Checkpoint:
         image_size: height and width it was trained on; None if the file does not say.
         size_multiple: height and width of an image must be divisible by this.
         num_classes: classes it is conditioned on; 0 if none.
+        null_class: the label that stands for none of them; None if there is no such label.
         family: the family of files.
         source: the path or hub id as given.
         sha256: of the file that holds the weights.
@@ -89,6 +90,7 @@ class Checkpoint:
     image_size: int | None = None
     size_multiple: int = 1
     num_classes: int = 0
+    null_class: int | None = None
     code: OwnCode | None = None
     imports: OwnImports | None = None
     training: dict[str, object] | None = None
@@ -142,11 +144,12 @@ class Checkpoint:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """Inside, code of the user's finds its own modules, and prints to standard error."""
-        if self.imports is None:
+        """Inside, code of the user's finds its own modules; see `own_process_state`."""
+        if isinstance(self.network, UNet):
             yield
             return
-        with contextlib.redirect_stdout(sys.stderr), self.imports.inside():
+        imports = contextlib.nullcontext() if self.imports is None else self.imports.inside()
+        with own_process_state(), imports:
             yield
 
     def model_output(self, x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -262,6 +265,16 @@ class Checkpoint:
         if self.code is not None:
             digest.update(f"{self.code.sha256} {self.code.builder}".encode())
         return digest.hexdigest()
+
+    def has_class(self, label: int) -> bool:
+        """Whether it takes a label: one of its classes, or the one that stands for none."""
+        return 0 <= label < self.num_classes or (label == self.null_class and self.num_classes > 0)
+
+    @property
+    def classes(self) -> str:
+        """The labels that it takes, in words."""
+        words = f"classes 0..{self.num_classes - 1}"
+        return words if self.null_class is None else f"{words}, and {self.null_class} for none"
 
     def check_images(self, shape: tuple[int, ...], source: str) -> None:
         """Raise InputError if the network cannot take images of this shape, (C, H, W)."""

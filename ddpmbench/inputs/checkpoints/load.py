@@ -21,7 +21,7 @@ from ddpmbench.inputs.checkpoints.diffusers_files import (
 from ddpmbench.inputs.checkpoints.lucidrains import TELLING as LUCIDRAINS
 from ddpmbench.inputs.checkpoints.lucidrains import is_lucidrains, read_lucidrains, version_in
 from ddpmbench.inputs.checkpoints.native import is_native, read_native
-from ddpmbench.inputs.checkpoints.network_file import read_network_file
+from ddpmbench.inputs.checkpoints.network_file import read_network_code, read_network_file
 from ddpmbench.inputs.checkpoints.openai import TELLING as OPENAI
 from ddpmbench.inputs.checkpoints.openai import is_openai, read_openai
 from ddpmbench.inputs.checkpoints.pesser import TELLING as PESSER
@@ -60,7 +60,8 @@ def load_checkpoint(
         source: a native file or the folder of a training run, a state dict of
             improved-diffusion, guided-diffusion, pytorch_diffusion or
             denoising-diffusion-pytorch, alone or in what training code wraps it in, a folder of
-            diffusers, or a hub id `owner/name`; "default" is the one in the package.
+            diffusers, or a hub id `owner/name`; "default" is the one in the package, and with
+            `settings.network` no file: its code loads the weights.
         settings: what is said of it besides.
 
     Raises:
@@ -90,6 +91,8 @@ def _load(source: str | Path, settings: CheckpointSettings) -> Checkpoint:
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise InputError(f"--ckpt {source}: a pipe, socket or device; write it to a file first")
     refuse_tensorflow(path)
+    if settings.network is not None and source == DEFAULT:
+        return _with_process(read_network_code(settings), settings)
     if settings.network is not None:
         _refuse_other_families(path, name, settings.network)
         content = read_state(path)
@@ -136,8 +139,6 @@ def _refuse_two_models(folder: Path) -> None:
 
 def _refuse_other_families(path: Path, source: str, network: str) -> None:
     """Refuse what `--network` has no use for: it takes one file of weights."""
-    if source == DEFAULT:
-        raise InputError(f"--network {network}: pass the file of its weights with --ckpt")
     if not path.exists():
         raise InputError(f"--ckpt {source}: no such file")
     if path.is_dir():

@@ -13,9 +13,11 @@ from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints.built_twice import BuiltTwice, first_difference
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint, TimeInput
 from ddpmbench.inputs.checkpoints.nested import tensors_in
-from ddpmbench.inputs.checkpoints.own_code import OwnFile, own_file
+from ddpmbench.inputs.checkpoints.network_digest import network_digest
+from ddpmbench.inputs.checkpoints.own_call import unused_class
+from ddpmbench.inputs.checkpoints.own_code import OwnFile, described_value, own_file
 from ddpmbench.inputs.checkpoints.own_weights import BATCH_COUNT, check_finite, load_own
-from ddpmbench.inputs.checkpoints.schedule_option import read_schedule
+from ddpmbench.inputs.checkpoints.schedule_option import NO_TABLES, read_schedule
 from ddpmbench.inputs.checkpoints.schedule_tables import ScheduleTables
 from ddpmbench.inputs.checkpoints.settings import CheckpointSettings
 from ddpmbench.inputs.checkpoints.states import StateDict, find_state
@@ -45,8 +47,8 @@ def read_network_file(
 
     NAME without parameters gives a torch module, which receives the weights, all of them and no
     other. NAME of one parameter is called with what the file of weights holds, and gives the
-    finished module. A module's attributes `image_channels`, `image_size` and `num_classes`, where
-    it has them, say what it takes; with classes it is called with labels, too.
+    finished module. A module's attributes `image_channels`, `image_size`, `num_classes` and
+    `null_class`, where it has them, say what it takes; with classes it is called with labels, too.
 
     Args:
         path: the file of weights.
@@ -60,28 +62,80 @@ def read_network_file(
         UnsettledError: one of these is not.
         InputError: the user's code fails, or what it builds does not go with the weights.
     """
-    option = str(settings.network)
-    if settings.model_flags is not None:
-        raise InputError("--model-flags: are of other families; with --network leave them out")
+    _refuse_flags(settings)
     if {"state", "param_groups"} <= set(state):
         raise InputError(f"{path}: an optimizer's state, not a model; pass the model's file")
     _require(settings, path, state, tables)
-    schedule = read_schedule(str(settings.schedule), tables)
-    notes = []
-    if settings.data_range is None:
-        notes.append("images are taken to be in [-1, 1]; --data-range says otherwise")
-    with own_file(option) as file:
+    with own_file(str(settings.network)) as file:
         built, state_dict = _build(file, state, path, settings.weights)
-    network = built.network
+    notes: list[str] = []
     if state_dict is not None:
         notes += state_dict.notes
         if state_dict.alone and (other := _other_weights(state_dict)):
             them = f"{len(other)} tensors" if other[1:] else "1 tensor"
             more = ", ..." if other[1:] else ""
             notes.append(f"weights: {them} beside them ({other[0]}{more}) are not read")
-    checkpoint = Checkpoint(
+    checkpoint = dataclasses.replace(
+        _checkpoint(file, built, settings, tables),
+        source=source,
+        sha256=sha256_of(path),
+        weights=None if state_dict is None else state_dict.kind,
+        part="" if state_dict is None or state_dict.alone else state_dict.where,
+        where="" if state_dict is None else state_dict.where,
+    )
+    return _with_notes(checkpoint, notes, built, settings)
+
+
+def read_network_code(settings: CheckpointSettings) -> Checkpoint:
+    """The network that the user's function gives with its weights in it, without another file.
+
+    As a function that loads a TorchScript program does, or one that fetches weights by itself.
+
+    Args:
+        settings: as `read_network_file` takes them.
+
+    Raises:
+        UnsettledError: the schedule or something else is not there.
+        InputError: the user's code fails, or its network has another weight each time.
+    """
+    option = str(settings.network)
+    _refuse_flags(settings)
+    if settings.weights is not None:
+        raise InputError(
+            f"--weights {settings.weights}: chooses among those in a file, and there is none; "
+            "pass --ckpt FILE or leave --weights out"
+        )
+    with own_file(option) as file:
+        if _takes_state(file):
+            raise InputError(
+                f"--network {option}: is to be given what a file of weights holds; pass the file "
+                "with --ckpt FILE"
+            )
+        built = _twice(file, lambda: _network(file), without_file=True)
+    _require(settings, file.path, built.network.state_dict(), NO_TABLES)
+    check_finite(built.network, f"--network {option}")
+    checkpoint = dataclasses.replace(
+        _checkpoint(file, built, settings, NO_TABLES),
+        source=option,
+        sha256=network_digest(built.network, f"--network {option}"),
+    )
+    notes = ["weights: those that the code of --network loads; no --ckpt was given"]
+    return _with_notes(checkpoint, notes, built, settings)
+
+
+def _refuse_flags(settings: CheckpointSettings) -> None:
+    if settings.model_flags is not None:
+        raise InputError("--model-flags: are of other families; with --network leave them out")
+
+
+def _checkpoint(
+    file: OwnFile, built: BuiltTwice, settings: CheckpointSettings, tables: ScheduleTables
+) -> Checkpoint:
+    """All but where its weights are from."""
+    network = built.network
+    return Checkpoint(
         network=network,
-        schedule=schedule,
+        schedule=read_schedule(str(settings.schedule), tables),
         prediction=Prediction(str(settings.prediction)),
         variance=Variance(str(settings.variance)),
         time_input=TimeInput(str(settings.time_input)),
@@ -89,16 +143,26 @@ def read_network_file(
         channels=_attribute(network, "image_channels") or None,
         image_size=_attribute(network, "image_size") or None,
         num_classes=_attribute(network, "num_classes"),
+        null_class=_null_class(network),
         family=FAMILY,
-        source=source,
-        sha256=sha256_of(path),
-        weights=None if state_dict is None else state_dict.kind,
-        part="" if state_dict is None or state_dict.alone else state_dict.where,
-        where="" if state_dict is None else state_dict.where,
+        source="",
+        sha256="",
         code=file.code,
         imports=file.imports,
-        notes=tuple(notes),
     )
+
+
+def _with_notes(
+    checkpoint: Checkpoint, notes: list[str], built: BuiltTwice, settings: CheckpointSettings
+) -> Checkpoint:
+    if settings.data_range is None:
+        notes = ["images are taken to be in [-1, 1]; --data-range says otherwise", *notes]
+    name = unused_class(checkpoint.network)
+    if name is not None and not checkpoint.num_classes:
+        notes.append(
+            f"the network's forward takes {name}, and is called without it; an attribute "
+            "num_classes says how many classes it is conditioned on"
+        )
     return dataclasses.replace(checkpoint, notes=(*notes, *_notes_of(built, checkpoint)))
 
 
@@ -141,25 +205,31 @@ def _build(
                 f"--weights {weights}: the function of --network {file.option} is given all that "
                 "the file holds and chooses itself; leave --weights out"
             )
-        return _twice(file, path, lambda: _network(file, content)), None
+        return _checked(_twice(file, lambda: _network(file, content)), path), None
     found: list[StateDict] = []
 
     def build() -> nn.Module:
         network = _network(file)
         if not found:
-            found.append(_state_dict(network, content, path, weights))
+            found.append(_state_dict(network, content, path, weights, file.option))
         load_own(network, found[0], path, file.option)
         return network
 
-    return _twice(file, path, build), found[0]
+    return _checked(_twice(file, build), path), found[0]
+
+
+def _checked(built: BuiltTwice, path: Path) -> BuiltTwice:
+    check_finite(built.network, path)
+    return built
 
 
 def _network(file: OwnFile, *arguments: object) -> nn.Module:
-    built = file.call(*arguments)
-    if not isinstance(built, nn.Module):
-        kind = type(built).__name__
-        raise InputError(f"--network {file.option}: gives a {kind}, not a torch module")
-    network = built.module if isinstance(built, nn.DataParallel) else built
+    network = _unwrapped(file.call(*arguments))
+    if not isinstance(network, nn.Module):
+        raise InputError(
+            f"--network {file.option}: gives {described_value(network)}, not a torch module; "
+            "return the network"
+        )
     if any(nn.parameter.is_lazy(parameter) for parameter in network.parameters()):
         raise InputError(
             f"--network {file.option}: has lazy layers, which have no weights before their first "
@@ -168,21 +238,44 @@ def _network(file: OwnFile, *arguments: object) -> nn.Module:
     return network.float().eval()
 
 
-def _twice(file: OwnFile, path: Path, build: Callable[[], nn.Module]) -> BuiltTwice:
+def _unwrapped(built: object) -> object:
+    """The network in DataParallel, and the one that torch.compile was given."""
+    while True:
+        if isinstance(built, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            built = built.module
+        elif type(built).__name__ == "OptimizedModule":
+            built = getattr(built, "_orig_mod")  # noqa: B009 - of a class that torch keeps private
+        else:
+            return built
+
+
+def _twice(
+    file: OwnFile, build: Callable[[], nn.Module], *, without_file: bool = False
+) -> BuiltTwice:
     """What is built, if its weights are the same whatever random numbers are drawn on the way."""
     built = []
     for seed in (0, 1):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             built.append(build())
-    if (name := _difference(*built)) is not None:
+    one, other = built
+    if without_file and one is other:
         raise InputError(
-            f"--network {file.option}: {name} is another each time the network is built, and so "
-            "it is not what was trained; it must come from the file of weights (a parameter or a "
-            "registered buffer does), or be built the same every time"
+            f"--network {file.option}: gives the same module each time, so that random weights "
+            "would not show; build it and load its weights inside the function"
         )
-    check_finite(built[0], path)
-    return BuiltTwice(built[0], built[1], file.option)
+    if (name := _difference(one, other)) is not None:
+        line = f"--network {file.option}: {name} is another each time the network is built"
+        if without_file:
+            raise InputError(
+                f"{line}: its weights are random; pass the file of its weights with --ckpt FILE, "
+                "or load them in the function"
+            )
+        raise InputError(
+            f"{line}, and so it is not what was trained; it must come from the file of weights (a "
+            "parameter or a registered buffer does), or be built the same every time"
+        )
+    return BuiltTwice(one, other, file.option)
 
 
 def _takes_state(file: OwnFile) -> bool:
@@ -212,12 +305,15 @@ def _takes_state(file: OwnFile) -> bool:
 
 
 def _state_dict(
-    network: nn.Module, content: Mapping[str, object], path: Path, weights: str | None
+    network: nn.Module, content: Mapping[str, object], path: Path, weights: str | None, option: str
 ) -> StateDict:
     """The part of the file that has the network's names."""
     names = list(network.state_dict())
     if not names:
-        return StateDict(dict(content), kind=weights)
+        raise InputError(
+            f"--network {option}: gives a network without weights to load, as a frozen one is; if "
+            f"its code loads them, leave --ckpt {path} out"
+        )
     try:
         found = _find(names, content, path, weights)
     except InputError:
@@ -320,6 +416,11 @@ def _difference(one: nn.Module, other: nn.Module) -> str | None:
 def _weights_of(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from network.named_parameters()
     yield from network.named_buffers()
+
+
+def _null_class(network: nn.Module) -> int | None:
+    value = getattr(network, "null_class", None)
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
 def _attribute(network: nn.Module, name: str) -> int:

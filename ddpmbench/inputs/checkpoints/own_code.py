@@ -16,6 +16,7 @@ import torch
 
 from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints.own_imports import OwnImports
+from ddpmbench.inputs.checkpoints.own_state import own_process_state
 
 T = TypeVar("T")
 
@@ -54,18 +55,19 @@ class OwnFile:
         option: `FILE.py:NAME`.
         found: what the file calls NAME.
         imports: where it finds its own modules.
+        path: of the file.
     """
 
     option: str
     found: object
     imports: OwnImports
-    _path: Path
+    path: Path
     _sha256: str
 
     @property
     def code(self) -> OwnCode:
         """What it is, to be asked for after it was used."""
-        return OwnCode(self.option, self.imports.digest(self._path, self._sha256))
+        return OwnCode(self.option, self.imports.digest(self.path, self._sha256))
 
     def call(self, *arguments: object) -> object:
         """What NAME gives for these arguments.
@@ -92,19 +94,19 @@ def own_file(option: str) -> Iterator[OwnFile]:
     Raises:
         InputError: there is no such file, it fails, or has no such name.
     """
-    path, name = _split(option)
     try:
+        path, name = _split(option)
         source = path.read_bytes()
     except OSError as error:
         raise InputError(
-            f"--network {option}: cannot be read ({error.strerror or error})"
+            f"--network {option:.200}: cannot be read ({error.strerror or error})"
         ) from error
     path, digest = path.resolve(), hashlib.sha256(source).hexdigest()
     module = types.ModuleType(f"ddpmbench_network_{digest[:16]}")
     module.__file__ = str(path)
     module.__package__, above = _package(path.parent)
     imports = OwnImports(path.parent, above, Path.cwd())
-    with imports.inside():
+    with own_process_state(), imports.inside():
         # Classes are looked up by their module's name, long after this.
         sys.modules[module.__name__] = module
         calling(lambda: exec(compile(source, path, "exec"), vars(module)), f"--network {option}")
@@ -139,15 +141,34 @@ def calling(run: Callable[[], T], who: str) -> T:
 
 def described(error: BaseException) -> str:
     """File and line of the user's where it was raised, its kind and what it says, in one line."""
-    text = " ".join(str(error).split())
+    text = "".join(c if c.isprintable() else "?" for c in " ".join(_text(error).split()))
     text = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
     if isinstance(error, ModuleNotFoundError):
         text += "; modules are looked for in its own folder, the current one and PYTHONPATH"
     elif isinstance(error, ImportError) and "no known parent package" in text:
         text += "; an __init__.py in its folder makes a package of it"
+    elif isinstance(error, EOFError):
+        text += "; there is no input to read"
     if isinstance(error, SyntaxError):
         text = " ".join(error.msg.split())
     return f"{_place(error)}{type(error).__name__}{': ' if text else ''}{text}"
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # of the user's own, too
+        return ""
+
+
+def described_value(value: object) -> str:
+    """What code of the user's gave: `None`, `a tuple`, `an object of class Net`."""
+    if value is None:
+        return "None"
+    kind = type(value)
+    article = "an" if kind.__name__[0] in "aeio" else "a"
+    is_plain = kind.__module__ == "builtins"
+    return f"{article} {kind.__name__}" if is_plain else f"an object of class {kind.__name__}"
 
 
 def _place(error: BaseException) -> str:
@@ -181,7 +202,8 @@ def _split(option: str) -> tuple[Path, str]:
             f"--network {option}: takes FILE.py:NAME, where NAME is a class or function in it"
         )
     if not path.is_file():
-        raise InputError(f"--network {option}: no such file as {path}")
+        what = "is no regular file" if path.exists() else "no such file"
+        raise InputError(f"--network {option}: {path}: {what}; name the file with its code")
     return path, name
 
 

@@ -43,7 +43,8 @@ def load_own(network: nn.Module, state_dict: StateDict, path: Path, option: str)
             and weights[name].shape == wanted.shape
         ):
             weights[name] = _as_wanted(weights[name], wanted, f"{path}: {name}", option)
-    assign = any(parameter.is_meta for parameter in network.parameters())
+    # What was made in torch.inference_mode cannot be written to.
+    assign = any(p.is_meta or p.is_inference() for p in network.parameters())
     try:
         missing, unexpected = calling(
             lambda: network.load_state_dict(weights, strict=False, assign=assign),
@@ -86,25 +87,25 @@ def _other_shapes(weights: dict[str, Tensor], expected: dict[str, Tensor]) -> st
     return f"{names[0]} is {found}, the network takes {wanted}{more}"
 
 
-def check_finite(network: nn.Module, path: Path) -> None:
+def check_finite(network: nn.Module, source: object) -> None:
     """Refuse weights and buffers that are NaN or infinite; a mask's may be -inf.
 
     Args:
         network: with its weights.
-        path: the file to name in an error.
+        source: the file or the code that they are from, to name in an error.
 
     Raises:
         InputError: naming the first of them.
     """
     parameters = dict(network.named_parameters())
     for name, tensor in {**network.state_dict(), **parameters}.items():
-        if not isinstance(tensor, Tensor):
+        if not isinstance(tensor, Tensor) or nn.parameter.is_lazy(tensor) or tensor.is_meta:
             continue
         finite = tensor.isfinite()
         if name not in parameters:
             finite |= tensor == -torch.inf
         if not bool(finite.all()):
-            raise InputError(f"{path}: {name} holds NaN or infinite weights")
+            raise InputError(f"{source}: {name} holds NaN or infinite weights")
 
 
 def _as_wanted(tensor: Tensor, wanted: Tensor, named: str, option: str) -> Tensor:
