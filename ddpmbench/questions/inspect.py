@@ -62,8 +62,8 @@ def inspect_checkpoint(
 ) -> Inspection:
     """Look at a checkpoint without evaluating it.
 
-    Its network computes nothing, but for one of the user's own whose code needs numbers to go on:
-    that is called once, with zeros.
+    Its network computes nothing, but for one of the user's own: it is called as a run calls it
+    first, where the shape of an image is known, so that the command is one that runs.
 
     A file that is recognized but leaves something open is no mistake here: what is open, and the
     options that settle it, are in the result.

@@ -36,7 +36,8 @@ def evaluation(source: str, look: Look, call: CallFacts, *, timesteps: int | Non
         return Evaluation(tuple(words), look.missing, None)
     data = _data(source, look)
     words += ["--data", data or _DATA]
-    return Evaluation(tuple(words), look.missing, None if data else _data_words(look, call))
+    needed = None if data else _data_words(look, call)
+    return Evaluation(tuple(words), look.missing, needed, look.refused(call))
 
 
 def _options(settings: CheckpointSettings) -> list[str]:
@@ -69,7 +70,7 @@ def _data(source: str, look: Look) -> str | None:
 
 def _data_words(look: Look, call: CallFacts) -> str:
     size = call.size if call.size_said else None
-    words = f"NAME:SPLIT, a folder or an .npz of {image_words(call.channels, size)}"
+    words = f"NAME:SPLIT, a folder, an .npz or an idx file of {image_words(call.channels, size)}"
     if look.checkpoint is not None and look.checkpoint.num_classes:
         words += ", with a class each (or --class N)"
     return words

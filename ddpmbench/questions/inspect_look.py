@@ -1,5 +1,6 @@
 """Reading a checkpoint as far as it can be read, where something is left open too."""
 
+import copy
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.inputs.checkpoints.load import load_checkpoint
 from ddpmbench.inputs.checkpoints.openai import config_of, is_openai
 from ddpmbench.inputs.checkpoints.openai_shapes import read_shapes
+from ddpmbench.inputs.checkpoints.own_call import refused_call
 from ddpmbench.inputs.checkpoints.own_code import calling
 from ddpmbench.inputs.checkpoints.said import Said, what_is_open, what_is_said
 from ddpmbench.inputs.checkpoints.settings import CheckpointSettings
@@ -22,6 +24,7 @@ from ddpmbench.network.unet import UNet
 from ddpmbench.network.unet_config import UNetConfig
 from ddpmbench.process.schedule import NoiseSchedule
 from ddpmbench.report.inspection import CallFacts
+from ddpmbench.runs.first_call import check_first_call
 
 # What is put in the place of an open option to see the network. None of them changes it, but for
 # the outputs that a variance takes: the second is tried where the first does not fit them.
@@ -152,6 +155,35 @@ class Look:
             outputs.add((1, 2 * tried, *shape[2:]))
         channels = tried if found.shape in outputs else call.channels
         return dataclasses.replace(call, channels=channels, flop=found.flop)
+
+    def refused(self, call: CallFacts) -> str | None:
+        """Why a run would refuse a network of the user's own; None if nothing speaks against it.
+
+        Where all is settled and the shape of an image is known, a copy is called as a run does
+        first; else its parameters alone are looked at.
+
+        Args:
+            call: one of its calls.
+        """
+        checkpoint = self.checkpoint
+        if checkpoint is None or checkpoint.code is None:
+            return None
+        network, who = checkpoint.network, f"--network {checkpoint.code.name}"
+        why = refused_call(network, has_classes=bool(checkpoint.num_classes))
+        if why is not None:
+            return f"{who}: {why}"
+        if self.error is not None or not call.size_said or not (call.channels and call.size):
+            return None
+        try:
+            copied = dataclasses.replace(checkpoint, network=copy.deepcopy(network))
+        except Exception:  # of the user's own; a run does not copy it
+            return None
+        shape = (call.channels, call.size, call.size)
+        try:
+            check_first_call(copied, shape, device=torch.device("cpu"))
+        except InputError as error:
+            return str(error)
+        return None
 
     @property
     def _config(self) -> UNetConfig | None:

@@ -75,11 +75,13 @@ class Evaluation:
             what is open.
         missing: options that have to be settled before it runs, each with a placeholder.
         data: what `--data` has to be, in words; None where the command is whole.
+        refused: why a run would refuse the network; None where nothing speaks against it.
     """
 
     command: tuple[str, ...]
     missing: tuple[str, ...]
     data: str | None
+    refused: str | None = None
 
 
 def inspection_summary(
@@ -119,6 +121,7 @@ def inspection_summary(
         "missing": list(evaluation.missing),
         "command": list(evaluation.command),
         "data": evaluation.data,
+        "refused": evaluation.refused,
     }
     # As JSON has it: what is read again is the same.
     return dict(json.loads(json.dumps(summary)))

@@ -178,10 +178,17 @@ def _notes(summary: Mapping[str, Any], width: int) -> list[str]:
 
 def _command(summary: Mapping[str, Any], width: int) -> list[str]:
     lines = _shell_lines(summary["command"], width - LABEL)
-    name = "evaluate" if summary["settled"] else "to evaluate"
-    shown = [f"{name:<{LABEL}}{lines[0]}", *(INDENT + line for line in lines[1:])]
-    if missing := _missing(summary):
-        shown += fact("", f"fill in {listed(missing)}: what stands there is an example", width)
+    refused = summary["refused"]
+    shown = [] if refused is None else fact("refused", refused, width)
+    name = "evaluate" if summary["settled"] and refused is None else "to evaluate"
+    shown += [f"{name:<{LABEL}}{lines[0]}", *(INDENT + line for line in lines[1:])]
+    missing = [option.partition(" ")[::2] for option in summary["missing"]]
+    placeholders = [value for _, value in missing if value.isupper()]
+    examples = [option for option, value in missing if not value.isupper()]
+    if placeholders:
+        shown += fact("", f"put how it was trained in place of {listed(placeholders)}", width)
+    if examples:
+        shown += fact("", f"fill in {listed(examples)}: what stands there is an example", width)
     if summary["data"] is not None:
         shown += fact("", f"DATA is {summary['data']}", width)
     return shown

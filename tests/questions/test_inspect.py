@@ -116,6 +116,14 @@ OPEN = {
     "own": ["--schedule", "--prediction", "--variance", "--time-input"],
 }
 
+FILLED = {
+    "SCHEDULE": "cosine:100",
+    "PREDICTION": "v",
+    "VARIANCE": "fixed_small",
+    "TIME": "index",
+}
+"""What is put in place of a placeholder."""
+
 
 def own_code(name, files):
     return f"{files['own'].removesuffix('.pt')}.py:Net" if name == "own" else None
@@ -208,10 +216,11 @@ def test_what_is_open_is_named_and_nothing_depends_on_what_stands_in_its_place(f
     assert said["schedule"]["value"] is said["schedule"]["by"] is None
     assert said["variance"]["value"] is None
     assert not any(option in note for option in OPEN[name] for note in summary["notes"])
-    # It can be typed, and names every option that is open.
-    source, _, _ = as_typed(summary["command"])
-    assert source == files[name]
+    # It can be typed once its placeholders are filled in, and names every option that is open.
     assert set(OPEN[name]) <= set(summary["command"])
+    words = [FILLED.get(word, word) for word in summary["command"]]
+    source, _, _ = as_typed(words)
+    assert source == files[name]
 
 
 def test_heads_that_no_shape_tells_are_not_told(files, seen):

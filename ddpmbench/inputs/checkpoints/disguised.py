@@ -58,8 +58,9 @@ def _archive(path: Path) -> str | None:
     names = [info.filename for info in infos]
     if any(name.endswith("/constants.pkl") for name in names):
         return (
-            "a TorchScript program, which is run and not read; save its state dict: "
-            "torch.save(torch.jit.load(PATH).state_dict(), NEW)"
+            "a TorchScript program, which is run and not read; let a function of your own load "
+            "it, --network FILE.py:NAME without --ckpt: def NAME(): return torch.jit.load(PATH); "
+            "or save its weights: torch.save(torch.jit.load(PATH).state_dict(), NEW)"
         )
     if not any(name.endswith("/data.pkl") for name in names):
         if names and all(name.endswith(".npy") for name in names):

@@ -15,9 +15,9 @@ from ddpmbench.inputs.checkpoints.diffusers_files import (
     WeightFiles,
     is_model,
     model_folder,
-    other_weights_in,
     set_of,
 )
+from ddpmbench.inputs.checkpoints.files_of_weights import INDEX, files_in, read_shards
 from ddpmbench.inputs.checkpoints.lucidrains import TELLING as LUCIDRAINS
 from ddpmbench.inputs.checkpoints.lucidrains import is_lucidrains, read_lucidrains, version_in
 from ddpmbench.inputs.checkpoints.native import is_native, read_native
@@ -95,7 +95,7 @@ def _load(source: str | Path, settings: CheckpointSettings) -> Checkpoint:
         return _with_process(read_network_code(settings), settings)
     if settings.network is not None:
         _refuse_other_families(path, name, settings.network)
-        content = read_state(path)
+        content = read_shards(path) if path.name.endswith(INDEX) else read_state(path)
         tables = ScheduleTables.within(content, source=str(path))
         checkpoint = read_network_file(path, content, source=name, settings=settings, tables=tables)
         if not checkpoint.files:
@@ -142,11 +142,7 @@ def _refuse_other_families(path: Path, source: str, network: str) -> None:
     if not path.exists():
         raise InputError(f"--ckpt {source}: no such file")
     if path.is_dir():
-        names = ", ".join(other_weights_in(path)[:3])
-        raise InputError(
-            f"--ckpt {source}: a folder; with --network pass the file of weights in it"
-            f"{f' ({names})' if names else ''}"
-        )
+        raise InputError(f"--ckpt {source}: a folder; with --network {files_in(path)}")
     if is_native(path):
         raise InputError(f"--ckpt {source}: says what its network is; leave out --network")
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import warnings
 
 import torch
 from torch import nn
@@ -26,7 +27,9 @@ def network_digest(network: nn.Module, who: str) -> str:
     digest = hashlib.sha256()
     if isinstance(network, torch.jit.ScriptModule):
         program = io.BytesIO()
-        torch.jit.save(network, program)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of TorchScript's deprecation
+            torch.jit.save(network, program)
         digest.update(program.getvalue())
         return digest.hexdigest()
     for name, tensor in sorted(tensors_in(network.state_dict()), key=lambda item: item[0]):

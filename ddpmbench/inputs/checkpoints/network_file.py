@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints.built_twice import BuiltTwice, first_difference
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint, TimeInput
+from ddpmbench.inputs.checkpoints.files_of_weights import INDEX, sha256_of_shards
 from ddpmbench.inputs.checkpoints.nested import tensors_in
 from ddpmbench.inputs.checkpoints.network_digest import network_digest
 from ddpmbench.inputs.checkpoints.own_call import unused_class
@@ -29,10 +30,16 @@ from ddpmbench.process.prediction import Prediction, Variance
 FAMILY = "own network"
 
 _PLACEHOLDERS = {
-    "prediction": "--prediction eps",
-    "variance": "--variance fixed_large",
-    "time_input": "--time-input index",
+    "prediction": "--prediction PREDICTION",
+    "variance": "--variance VARIANCE",
+    "time_input": "--time-input TIME",
 }
+_MEANT = {
+    "PREDICTION": ", ".join(Prediction),
+    "VARIANCE": ", ".join(Variance),
+    "TIME": ", ".join(TimeInput),
+}
+"""What a placeholder stands for."""
 
 
 def read_network_file(
@@ -78,7 +85,7 @@ def read_network_file(
     checkpoint = dataclasses.replace(
         _checkpoint(file, built, settings, tables),
         source=source,
-        sha256=sha256_of(path),
+        sha256=sha256_of_shards(path) if path.name.endswith(INDEX) else sha256_of(path),
         weights=None if state_dict is None else state_dict.kind,
         part="" if state_dict is None or state_dict.alone else state_dict.where,
         where="" if state_dict is None else state_dict.where,
@@ -185,9 +192,11 @@ def _require(
         placeholder for name, placeholder in placeholders.items() if getattr(settings, name) is None
     )
     if missing:
+        values = (option.partition(" ")[2] for option in missing)
+        meant = "; ".join(f"{value}: {_MEANT[value]}" for value in values if value in _MEANT)
         raise UnsettledError(
             f"--network {settings.network}: no file of weights says how it was trained; add "
-            f"{' '.join(missing)}, or whatever it was",
+            f"{' '.join(missing)} as it was" + (f" ({meant})" if meant else ""),
             family=FAMILY,
             path=path,
             weights=dict(tensors_in(state)),
