@@ -12,6 +12,7 @@ import pandas as pd
 import peers
 import pytest
 import torch
+from own_networks import bound_of
 from published import DDPM_CIFAR10
 
 import ddpmbench as db
@@ -193,6 +194,27 @@ def test_the_command_evaluates_what_was_looked_at(files, name):
     assert typed.fingerprint == found.checkpoint.fingerprint
     for convention in ("prediction", "variance", "clip", "data_range"):
         assert getattr(typed, convention) == getattr(found.checkpoint, convention)
+
+
+@pytest.mark.parametrize(
+    ("name", "whole"), [*((n, True) for n in SETTLED), *((n, False) for n in OPEN)]
+)
+def test_the_command_arrives_at_a_number(files, seen, tmp_path, name, whole):
+    """Of what is open, once its placeholders are filled in with what it was trained with."""
+    summary = seen(name, (settings if whole else unsettling)(name, files))
+    assert summary["refused"] is None
+    network, words = summary["network"], summary["command"][2:]
+    if "DATA" in words:
+        side = network["image_size"] or 8
+        pixels = np.zeros((2, side, side, network["channels"]), np.uint8)
+        pixels[:, 1::2] = 200
+        np.savez(tmp_path / "images.npz", arr_0=pixels)
+        words[words.index("DATA")] = str(tmp_path / "images.npz")
+    words = [FILLED.get(word, FLAGS if word.startswith("--image_size") else word) for word in words]
+    if name == "learned" and "fixed_large" in words:
+        words[words.index("fixed_large")] = "learned_range"
+    label = ["--class", "0"] if name == "openai" else []
+    assert math.isfinite(bound_of([*words, *label, "--num-images", "1", "--timesteps", "3"]))
 
 
 @pytest.mark.parametrize("name", list(OPEN))

@@ -1,7 +1,10 @@
 """What is told of a network of one's own, whose code is the user's."""
 
+import dataclasses
+
 import pytest
 import torch
+from peers import refused
 
 import ddpmbench as db
 from ddpmbench.report.printed_inspect import printed_inspect
@@ -104,3 +107,94 @@ def test_what_was_looked_at_can_be_evaluated(own, first):
     network = own(PLAIN.format(outputs=3, first=first)).checkpoint.network
     assert network.table is None
     assert network(torch.ones(1, 3, 4, 4), torch.ones(1)).isfinite().all()
+
+
+# ---- the call that a run makes first
+
+SHARES = """
+class Net(nn.Module):
+    image_channels, image_size = 1, 8
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 1, 3, padding=1)
+        self.linear = nn.Linear(1, 1)
+
+    def forward(self, x, t):
+        return self.conv(x) * self.linear(t[:, None])[:, :, None, None]
+"""
+LABELLED = SHARES.replace("def forward(self, x, t):", "def forward(self, x, t, y):")
+CHANCE = SHARES.replace("return ", "return torch.rand(1) * ").replace("(t[", "(t.float()[")
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "words"),
+    [
+        (SHARES, {}, ["time (2,) int64", "--time-input index"]),
+        (CHANCE, {}, ["gives another output for the same input each time"]),
+        (LABELLED, {"time_input": "fraction"}, ["needs y too", "num_classes = 10"]),
+        (LABELLED.replace("image_channels, image_size = 1, 8", ""), {}, ["needs y too"]),
+        (LABELLED, {"time_input": None}, ["needs y too"]),
+    ],
+)
+def test_what_a_run_would_refuse_is_refused(own, code, said, words):
+    """With the run's own line; of a network whose images are not known, its parameters alone."""
+    found = own(code, **said)
+    text = printed(found)
+    assert all(word in found.summary["refused"] for word in words)
+    assert all(word in text for word in words)
+    assert "to evaluate ddpmbench nll" in text
+    if found.checkpoint is not None and found.checkpoint.image_size is not None:
+        images = db.load_images("fashion-mnist:test", num_images=1)
+        small = dataclasses.replace(images, pixels=images.pixels[:, :, :8, :8].copy())
+        with refused(found.summary["refused"]):
+            db.evaluate_nll(found.checkpoint, small, device="cpu")
+
+
+def test_what_a_run_takes_is_not_refused(own):
+    found = own(SHARES, time_input="fraction")
+    assert found.summary["refused"] is None
+    assert "evaluate ddpmbench nll" in printed(found)
+    # of a side that is not known nothing is refused: 32 may not be its own
+    of_eight = PLAIN.format(outputs=3, first="assert x.shape[-1] == 8")
+    assert own(of_eight).summary["refused"] is None
+    assert own(of_eight, time_input=None).summary["refused"] is None
+
+
+def test_a_call_of_a_look_leaves_nothing_behind(own):
+    kept = PLAIN.format(outputs=3, first="pass").replace(
+        "def __init__", "image_channels, image_size = 3, 8\n    def __init__"
+    )
+    network = own(kept).checkpoint.network
+    assert network.table is None
+
+
+def test_what_is_not_known_is_a_placeholder(own):
+    found = own(SHARES, **dict.fromkeys(HOW))
+    assert found.summary["refused"] is None
+    command = " ".join(found.summary["command"])
+    assert "--schedule SCHEDULE --prediction PREDICTION" in command
+    text = printed(found)
+    assert "put how it was trained in place of SCHEDULE, PREDICTION, VARIANCE and TIME" in text
+    assert "linear:1000" not in text
+
+
+def test_code_that_loads_its_weights_is_looked_at_without_a_file(own, tmp_path):
+    own(SHARES, time_input="fraction")
+    (tmp_path / "load.py").write_text(
+        f"from net import Net\nimport torch\ndef load():\n    net = Net()\n"
+        f"    net.load_state_dict(torch.load({str(tmp_path / 'net.pt')!r}))\n    return net\n"
+    )
+    option = f"{tmp_path / 'load.py'}:load"
+    said = db.CheckpointSettings(**{**HOW, "time_input": "fraction"}, network=option)
+    found = db.inspect_checkpoint(settings=said)
+    command = found.summary["command"]
+    assert command[:4] == ["ddpmbench", "nll", "--network", option]
+    assert "--ckpt" not in command
+    assert found.summary["checkpoint"]["source"] == option
+    assert found.summary["checkpoint"]["bytes"] is None
+    assert found.summary["refused"] is None
+    assert "load.py:load: a diffusion model of 8x8 gray images" in printed(found)
+    open_one = db.inspect_checkpoint(settings=db.CheckpointSettings(network=option))
+    assert "--schedule SCHEDULE" in " ".join(open_one.summary["command"])
+    assert "--ckpt" not in open_one.summary["command"]

@@ -141,7 +141,7 @@ def calling(run: Callable[[], T], who: str) -> T:
 
 def described(error: BaseException) -> str:
     """File and line of the user's where it was raised, its kind and what it says, in one line."""
-    text = "".join(c if c.isprintable() else "?" for c in " ".join(_text(error).split()))
+    text = "".join(c if c.isprintable() else "?" for c in " ".join(str(error).split()))
     text = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
     if isinstance(error, ModuleNotFoundError):
         text += "; modules are looked for in its own folder, the current one and PYTHONPATH"
@@ -152,13 +152,6 @@ def described(error: BaseException) -> str:
     if isinstance(error, SyntaxError):
         text = " ".join(error.msg.split())
     return f"{_place(error)}{type(error).__name__}{': ' if text else ''}{text}"
-
-
-def _text(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception:  # of the user's own, too
-        return ""
 
 
 def described_value(value: object) -> str:

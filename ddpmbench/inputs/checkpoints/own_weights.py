@@ -101,7 +101,7 @@ def check_finite(network: nn.Module, source: object) -> None:
     for name, tensor in {**network.state_dict(), **parameters}.items():
         if not isinstance(tensor, Tensor) or nn.parameter.is_lazy(tensor) or tensor.is_meta:
             continue
-        finite = tensor.isfinite()
+        finite = tensor.detach().isfinite()
         if name not in parameters:
             finite |= tensor == -torch.inf
         if not bool(finite.all()):

@@ -1,0 +1,487 @@
+"""What is said of a network of one's own names a remedy; following it leads to a number."""
+
+import os
+import shutil
+import textwrap
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from own_networks import bound_of, opened
+from peers import refused as one_line
+from safetensors.torch import save_file
+from torch import nn
+
+import ddpmbench as db
+
+SAID = {
+    "--schedule": "linear:20:0.001:0.3",
+    "--prediction": "eps",
+    "--variance": "fixed_large",
+    "--time-input": "index",
+    "--data-range": "-1,1",
+}
+NET = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    image_channels, image_size = 1, 8
+
+    def __init__(self, outputs=1):
+        super().__init__()
+        self.conv = nn.Conv2d(1, outputs, 3, padding=1)
+        self.time = nn.Embedding(20, 1)
+
+    def forward(self, x, t):
+        return self.conv(x) + self.time(t)[:, :, None, None]
+"""
+
+
+class Own:
+    """A folder with net.py and weights.pt, and the words of a command."""
+
+    def __init__(self, path, data):
+        self.path, self.data = path, data
+        spaces = {"__name__": "net"}
+        exec(NET, spaces)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.net = spaces["Net"]().eval()
+        torch.save(self.net.state_dict(), path / "weights.pt")
+        self.code("")
+
+    def code(self, text, name="net.py"):
+        (self.path / name).write_text(NET + textwrap.dedent(text))
+
+    def words(self, name="Net", ckpt="weights.pt", file="net.py", **changed):
+        said = {**SAID, **{f"--{key.replace('_', '-')}": value for key, value in changed.items()}}
+        words = ["--network", f"{self.path / file}:{name}", "--data", self.data]
+        words += [] if ckpt is None else ["--ckpt", self.path / ckpt]
+        words += ["--num-images", "1"]
+        return [*words, *(w for pair in said.items() if pair[1] is not None for w in pair)]
+
+    def bound(self, *names, **changed):
+        return bound_of(self.words(*names, **changed))
+
+
+@pytest.fixture
+def own(tmp_path, small_npz):
+    return Own(tmp_path, small_npz)
+
+
+@pytest.fixture
+def right(own):
+    """The number of the network as it is."""
+    return own.bound()
+
+
+# ---- weights
+
+
+LOADED = """
+from pathlib import Path
+
+def load():
+    net = Net()
+    net.load_state_dict(torch.load(Path(__file__).with_name("weights.pt")))
+    return net
+def frozen(): return load().requires_grad_(False)
+def parallel(): return nn.DataParallel(load())
+def compiled(): return torch.compile(load())
+def both(): return torch.compile(nn.DataParallel(load()))
+def inference():
+    with torch.inference_mode():
+        return load()
+def half(): return load().half()
+kept = load()
+def once(): return kept
+"""
+
+
+@pytest.mark.parametrize("name", ["load", "frozen", "parallel", "compiled", "both", "inference"])
+def test_code_that_loads_its_own_weights_needs_no_file(own, right, name):
+    own.code(LOADED)
+    assert own.bound(name, ckpt=None) == right
+    assert own.bound(name) == right  # of --ckpt, which are the same
+
+
+def test_the_weights_that_code_loads_are_its_fingerprint(own):
+    own.code(LOADED)
+    first, _ = opened(own.words("load", ckpt=None))
+    again, _ = opened(own.words("load", ckpt=None))
+    torch.save({n: w + 1 for n, w in own.net.state_dict().items()}, own.path / "weights.pt")
+    other, _ = opened(own.words("load", ckpt=None))
+    assert first.fingerprint == again.fingerprint != other.fingerprint
+    assert first.sha256 != other.sha256
+    assert any("no --ckpt was given" in note for note in first.notes)
+
+
+def program(net, path, *, frozen):
+    """A TorchScript file; torch.jit is to go, one day."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(net, (torch.zeros(2, 1, 8, 8), torch.tensor([1, 2])))
+        torch.jit.save(torch.jit.freeze(traced) if frozen else traced, path)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_torchscript_program(own, right, frozen):
+    path = own.path / "net.pt"
+    program(own.net, path, frozen=frozen)
+    own.code(f"def load(): return torch.jit.load({str(path)!r}, map_location='cpu')")
+    with one_line("net.pt", "--network FILE.py:NAME without --ckpt", "torch.jit.load(PATH)"):
+        own.bound(ckpt="net.pt")
+    assert own.bound("load", ckpt=None) == pytest.approx(right, abs=1e-5)
+    if frozen:
+        with one_line("without weights to load", "leave --ckpt"):
+            own.bound("load")
+    first, _ = opened(own.words("load", ckpt=None))
+    assert opened(own.words("load", ckpt=None))[0].sha256 == first.sha256
+    with torch.no_grad():
+        own.net.conv.weight += 1
+    program(own.net, path, frozen=frozen)
+    assert opened(own.words("load", ckpt=None))[0].sha256 != first.sha256
+
+
+def test_random_weights_are_none(own, right):
+    """Without a file; the remedies are the file, and code that loads it."""
+    own.code(LOADED + "def seeded(): return Net()\nnet = Net()\ndef same(): return net\n")
+    for name in ("Net", "seeded"):
+        with one_line("its weights are random", "--ckpt FILE"):
+            own.bound(name, ckpt=None)
+    for name in ("same", "once"):
+        with one_line("the same module each time", "inside the function"):
+            own.bound(name, ckpt=None)
+        assert own.bound(name) == right
+    with one_line("--weights ema", "leave --weights out"):
+        own.bound("load", ckpt=None, weights="ema")
+    with one_line("--model-flags"):
+        own.bound("load", ckpt=None, model_flags="x")
+    own.code("def build(state): return Net()")
+    with one_line("what a file of weights holds", "--ckpt FILE"):
+        own.bound("build", ckpt=None)
+
+
+def test_nan_in_the_weights_that_code_loads(own):
+    own.code(LOADED)
+    torch.save({n: w * torch.nan for n, w in own.net.state_dict().items()}, own.path / "weights.pt")
+    with one_line("net.py:load", "holds NaN"):
+        own.bound("load", ckpt=None)
+
+
+def test_a_folder_names_the_file_in_it(own, right):
+    (own.path / "state").mkdir()
+    shutil.move(own.path / "weights.pt", own.path / "state" / "pytorch_model.bin")
+    for other in ("optimizer.bin", "scheduler.bin", "random_states_0.pkl", "training_args.bin"):
+        (own.path / "state" / other).write_bytes(b"other")
+    with one_line(f"--ckpt {own.path / 'state' / 'pytorch_model.bin'}"):
+        own.bound(ckpt="state")
+    assert own.bound(ckpt="state/pytorch_model.bin") == right
+    (own.path / "empty").mkdir()
+    with one_line("pass a file of weights", "holds none"):
+        own.bound(ckpt="empty")
+
+
+def shards(folder, state):
+    """As `save_model` of accelerate divides weights."""
+    import json
+
+    files = {n: f"model-0000{k % 2 + 1}-of-00002.safetensors" for k, n in enumerate(state)}
+    for file in set(files.values()):
+        part = {name: state[name].contiguous() for name in state if files[name] == file}
+        save_file(part, folder / file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
+    return files
+
+
+def test_shards_are_read_by_their_index(own, right):
+    (own.path / "state").mkdir()
+    files = shards(own.path / "state", own.net.state_dict())
+    index = "state/model.safetensors.index.json"
+    with one_line(f"--ckpt {own.path / index}"):
+        own.bound(ckpt="state")
+    assert own.bound(ckpt=index) == right
+    first, _ = opened(own.words(ckpt=index))
+    changed = {n: w + 1 for n, w in own.net.state_dict().items()}
+    shards(own.path / "state", changed)
+    assert opened(own.words(ckpt=index))[0].sha256 != first.sha256
+    (own.path / "state" / next(iter(files.values()))).unlink()
+    with one_line("model-00001-of-00002.safetensors", "cannot be read"):
+        own.bound(ckpt=index)
+
+
+def test_a_native_file_needs_no_network(own, small_checkpoint):
+    with one_line("leave out --network"):
+        own.bound(ckpt=small_checkpoint)
+    assert bound_of(["--ckpt", small_checkpoint, "--data", own.data, "--num-images", "1"])
+
+
+def test_several_sets_are_chosen_by_a_function(own, right):
+    state = own.net.state_dict()
+    torch.save({"a": state, "b": {n: w + 1 for n, w in state.items()}}, own.path / "weights.pt")
+    with one_line("several sets of weights", "torch.save(STATE_DICT, PATH)"):
+        own.bound()
+    own.code("""
+        def build(state):
+            net = Net()
+            net.load_state_dict(state["a"])
+            return net
+    """)
+    assert own.bound("build") == right
+
+
+# ---- the call
+
+
+CALLS = """
+class Labelled(Net):
+    def forward(self, x, t, y): return super().forward(x, t) + y[:, None, None, None]
+class Counted(Labelled): num_classes = 3
+class Null(Counted): null_class = 5
+class Keyword(Net):
+    def forward(self, x, t, *, y): return super().forward(x, t)
+class KeywordCounted(Keyword): num_classes = 3
+class Masked(Net):
+    num_classes = 3
+    def forward(self, x, c, t, mask): return super().forward(x, t)
+class Swapped(Net):
+    num_classes = 3
+    def forward(self, x, y, t): return super().forward(x, t)
+class Conditioned(Net):
+    num_classes = 3
+    def forward(self, x, t, x_self_cond=None, y=None): return super().forward(x, t)
+class TimeFirst(Net):
+    def forward(self, t, x): return super().forward(x, t)
+class Unlabelled(Net): num_classes = 3
+class Optional(Net):
+    def forward(self, x, t, y=None): return super().forward(x, t)
+class Adapter(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = Masked()
+    def forward(self, x_t, time):
+        return self.net(x_t, None, time, None)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("Labelled", ["forward(x, t, y) needs y too", "num_classes = 10", "null_class", "adapter"]),
+        ("Keyword", ["forward(x, t, y) takes something else", "adapter"]),
+        ("KeywordCounted", ["as it says num_classes", "leave num_classes out", "adapter"]),
+        ("Masked", ["forward(x, c, t, mask) takes something else", "adapter", "self.net = Net()"]),
+        ("Swapped", ["has y where time is given and t elsewhere", "adapter"]),
+        ("Conditioned", ["has x_self_cond where labels are given and y elsewhere"]),
+        ("TimeFirst", ["has x where time is given and t elsewhere"]),
+        ("Unlabelled", ["forward(x, t) takes fewer", "leave num_classes out"]),
+    ],
+)
+def test_a_call_that_forward_does_not_take(own, name, words):
+    own.code(CALLS)
+    with one_line("net.py", *words, "docs/checkpoints.md"):
+        own.bound(name, **{"class": None if name in ("Labelled", "Keyword", "TimeFirst") else 1})
+
+
+def test_its_remedies_arrive_at_a_number(own, right):
+    own.code(CALLS)
+    assert own.bound("Adapter") == right
+    assert own.bound("Counted", **{"class": 0}) == right
+    assert own.bound("Null", **{"class": 5}) != right
+    assert own.bound("Optional") == right
+    checkpoint, _ = opened(own.words("Optional"))
+    assert any("forward takes y, and is called without it" in note for note in checkpoint.notes)
+
+
+def test_a_null_class_is_said_and_no_other_is_taken(own):
+    own.code(CALLS)
+    for name, label, words in (
+        ("Counted", 3, ["classes 0..2"]),
+        ("Null", 4, ["classes 0..2, and 5 for none"]),
+        ("Null", None, ["--class N", "classes 0..2, and 5 for none"]),
+    ):
+        with one_line(*words):
+            own.bound(name, **{"class": label})
+    checkpoint, _ = opened(own.words("Null", **{"class": 5}))
+    settings = db.SampleSettings(label=5)
+    assert len(db.generate_samples(checkpoint, 2, settings=settings, device="cpu").images) == 2
+    with one_line("--class 4", "5 for none"):
+        db.generate_samples(checkpoint, 2, settings=db.SampleSettings(label=4), device="cpu")
+
+
+# ---- what a call gives and does
+
+
+OUTPUTS = """
+import os, random, sys
+import numpy as np
+
+class Double(Net):
+    def forward(self, x, t): return super().forward(x, t).double()
+class Half(Net):
+    def forward(self, x, t): return super().forward(x, t).half()
+class Same(Net):
+    def forward(self, x, t): return x
+class Prints(Net):
+    def forward(self, x, t):
+        print("in forward")
+        return super().forward(x, t)
+class Seeds(Net):
+    def forward(self, x, t):
+        torch.manual_seed(0); np.random.seed(0); random.seed(0)
+        return super().forward(x, t)
+class Threads(Net):
+    def forward(self, x, t):
+        torch.set_num_threads(2)
+        return super().forward(x, t)
+class InPlace(Net):
+    def forward(self, x, t): return super().forward(x.mul_(2), t)
+class Learned(Net):
+    def forward(self, x, t): return super().forward(x, t).repeat(1, 2, 1, 1)
+class Long(Net):
+    def forward(self, x, t): raise ValueError("one\\ntwo " + "long " * 1000 + "\\x1b[31m")
+class Dies(Net):
+    def forward(self, x, t): sys.exit("bye")
+class Asks(Net):
+    def forward(self, x, t): return x * float(input("factor? "))
+class Dtype(Net):
+    def forward(self, x, t):
+        torch.set_default_dtype(torch.float64)
+        return super().forward(x, t)
+class Grad(Net):
+    def forward(self, x, t):
+        torch.set_grad_enabled(True)
+        return super().forward(x, t)
+class NaN(Net):
+    def forward(self, x, t): return x * torch.nan
+class Batch(Net):
+    def forward(self, x, t): return x - x.mean(0)
+"""
+
+
+@pytest.mark.parametrize("name", ["Double", "Half", "Same", "Prints", "Seeds", "Threads"])
+def test_what_a_call_may_do(own, right, name, capsys):
+    own.code(OUTPUTS)
+    state, threads = torch.get_rng_state(), torch.get_num_threads()
+    found = own.bound(name)
+    if name not in ("Half", "Same"):
+        assert found == pytest.approx(right, abs=1e-6)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.get_num_threads() == threads
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("InPlace", ["changes x_t", "x_t.clone()"]),
+        ("Learned", ["(2, 2, 8, 8)", "--variance learned_range"]),
+        ("Long", ["net.py, line ", "ValueError: one two long", "..."]),
+        ("Dies", ["ends the program", "__main__"]),
+        ("Asks", ["EOFError", "no input to read"]),
+        ("Dtype", ["torch.set_default_dtype", "set it back"]),
+        ("Grad", ["torch.set_grad_enabled", "set it back"]),
+        ("NaN", ["NaN or infinite"]),
+        ("Batch", ["depends on the other images"]),
+    ],
+)
+def test_what_a_call_may_not_do_is_one_line(own, name, words):
+    own.code(OUTPUTS)
+    dtype, grad = torch.get_default_dtype(), torch.is_grad_enabled()
+    with one_line("net.py", *words):
+        own.bound(name)
+    assert torch.get_default_dtype() is dtype
+    assert torch.is_grad_enabled() is grad
+
+
+SETS = """
+import os, random
+import numpy as np
+os.chdir("/")
+torch.set_default_dtype(torch.float64)
+torch.set_grad_enabled(False)
+torch.manual_seed(7); np.random.seed(7); random.seed(7)
+torch.set_num_threads(2)
+torch.set_default_device("meta")
+torch.set_default_device("cpu")
+"""
+
+
+def test_what_its_file_sets_of_the_process_is_undone(own, right):
+    """And changes no number."""
+    own.code(SETS)
+    folder, state, threads = os.getcwd(), torch.get_rng_state(), torch.get_num_threads()
+    numbers = np.random.get_state()[1].copy()
+    assert own.bound() == pytest.approx(right, abs=1e-6)
+    assert torch.get_default_dtype() is torch.float32
+    assert torch.is_grad_enabled()
+    assert torch.get_num_threads() == threads
+    assert os.getcwd() == folder
+    assert torch.equal(torch.get_rng_state(), state)
+    assert np.array_equal(np.random.get_state()[1], numbers)
+
+
+# ---- the name and the file
+
+
+def test_names_of_files(own, right):
+    own.code("", "a net, with spaces (1).py")
+    assert own.bound(file="a net, with spaces (1).py") == right
+    with one_line("cannot be read", "File name too long"):
+        own.bound(file=f"{'n' * 300}.py")
+    with one_line("no such file", "name the file"):
+        own.bound(file="n\x07.py")
+    os.mkfifo(own.path / "pipe.py")
+    with one_line("is no regular file"):
+        own.bound(file="pipe.py")
+    (own.path / "folder.py").mkdir()
+    with one_line("is no regular file"):
+        own.bound(file="folder.py")
+
+
+def test_what_name_may_be(own, right):
+    own.code("""
+        import functools
+        short = lambda: Net()
+        part = functools.partial(Net, outputs=1)
+        net = Net()
+        class Holder: net = Net
+        class Plain: pass
+    """)
+    assert own.bound("short") == own.bound("part") == right
+    with one_line("built already", "a function that builds it"):
+        own.bound("net")
+    with one_line("FILE.py:NAME"):
+        own.bound("Holder.net")
+    with one_line("an object of class Plain", "return the network"):
+        own.bound("Plain")
+
+
+# ---- a module in hand
+
+
+def test_a_module_in_hand_is_left_as_it_was(own, small_images):
+    net = own.net.train()
+    before = {name: weight.clone() for name, weight in net.state_dict().items()}
+    checkpoint = db.wrap_network(net, schedule="linear:20:0.001:0.3")
+    db.evaluate_nll(checkpoint, small_images, estimator="every-pair", draws=1, device="cpu")
+    assert net.training
+    assert all(weight.requires_grad for weight in net.parameters())
+    assert {p.device.type for p in net.parameters()} == {"cpu"}
+    assert all(torch.equal(before[name], weight) for name, weight in net.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("network", "words"),
+    [
+        (lambda: nn.LazyConv2d(1, 1), ["no numbers yet"]),
+        (lambda: nn.Conv2d(1, 1, 1, device="meta"), ["no numbers yet"]),
+        (lambda: nn.Conv2d, ["takes a torch module", "type"]),
+    ],
+)
+def test_a_module_that_has_no_weights_is_one_line(network, words):
+    with one_line("wrap_network", *words):
+        db.wrap_network(network(), schedule="linear:1000")
