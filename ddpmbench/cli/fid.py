@@ -141,7 +141,8 @@ def _references(given: dict[str, Any], num_features: int) -> "list[ImageSet | Re
 
     specs = given["data"]
     if not specs:
-        if given["samples"] is not None or given["ckpt"] != "default":
+        is_shipped = given["ckpt"] == "default" and given["network"] is None
+        if given["samples"] is not None or not is_shipped:
             raise InputError("--data: name the real images that the samples are held against")
         specs = (DEFAULT_DATA,)
     return [

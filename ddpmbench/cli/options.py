@@ -57,8 +57,8 @@ reading_options = decorate(
             "--network",
             metavar="FILE.py:NAME",
             help="A network of your own: FILE.py is your own code and is run; its class or "
-            "function NAME builds the network, and --ckpt has its weights. Needs --schedule, "
-            "--prediction, --variance and --time-input.",
+            "function NAME builds the network, and --ckpt has its weights; without --ckpt the code "
+            "loads them. Needs --schedule, --prediction, --variance and --time-input.",
         ),
         click.option(
             "--weights",

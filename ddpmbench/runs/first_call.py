@@ -83,8 +83,13 @@ class _FirstCall:
         self._who = f"network {checkpoint.source}" if code is None else f"--network {code.name}"
 
     def check(self) -> None:
-        network, has_classes = self._checkpoint.network, bool(self._checkpoint.num_classes)
-        if (why := refused_call(network, has_classes=has_classes)) is not None:
+        checkpoint = self._checkpoint
+        why = refused_call(
+            checkpoint.network,
+            has_classes=bool(checkpoint.num_classes),
+            wrapped=checkpoint.code is None,
+        )
+        if why is not None:
             raise InputError(f"{self._who}: {why}")
         both = self._output(2)
         one = self._output(1)

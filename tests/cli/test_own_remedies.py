@@ -270,9 +270,15 @@ class Adapter(nn.Module):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("Labelled", ["forward(x, t, y) needs y too", "num_classes = 10", "null_class", "adapter"]),
+        (
+            "Labelled",
+            ["forward(x, t, y) needs y too", "attribute num_classes = 10", "null_class", "adapter"],
+        ),
         ("Keyword", ["forward(x, t, y) takes something else", "adapter"]),
-        ("KeywordCounted", ["as it says num_classes", "leave num_classes out", "adapter"]),
+        (
+            "KeywordCounted",
+            ["because of the network's attribute num_classes", "leave num_classes out", "adapter"],
+        ),
         ("Masked", ["forward(x, c, t, mask) takes something else", "adapter", "self.net = Net()"]),
         ("Swapped", ["has y where time is given and t elsewhere", "adapter"]),
         ("Conditioned", ["has x_self_cond where labels are given and y elsewhere"]),

@@ -1,6 +1,8 @@
 """A network of one's own is looked at before a run: what the bound rests on, or one line."""
 
 import contextlib
+import dataclasses
+import functools
 import sys
 
 import pytest
@@ -202,6 +204,26 @@ WRONG = {
 def test_what_is_wrong_is_one_line(call, named, words):
     with refused("network Calls", *words):
         check(call, **named)
+
+
+class Takes(nn.Module):
+    def forward(self, x_t, time, y):
+        return x_t
+
+
+def test_classes_of_a_module_in_hand_are_said_by_an_argument():
+    """Which is the remedy: with it nothing is refused."""
+    wrap = functools.partial(db.wrap_network, Takes(), schedule=db.NoiseSchedule.linear(30))
+    with refused("network Takes", "wrap_network's argument num_classes = 10"):
+        check_first_call(wrap(), SHAPE, device=CPU)
+    check_first_call(wrap(num_classes=10), SHAPE, device=CPU)
+    wide = wrapped(
+        lambda net, x, t, y: x + net.classes(y)[:, :, None, None],
+        num_classes=3,
+        classes=nn.Embedding(3, 1),
+    )
+    with refused("nn.Embedding of 3 rows is asked for row 3"):
+        check_first_call(dataclasses.replace(wide, null_class=3), SHAPE, device=CPU)
 
 
 def test_nothing_of_the_network_is_changed():

@@ -23,12 +23,13 @@ _MANY = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _BY_PLACE = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
-def refused_call(network: nn.Module, *, has_classes: bool) -> str | None:
+def refused_call(network: nn.Module, *, has_classes: bool, wrapped: bool = False) -> str | None:
     """Why a network cannot be called with x_t, time and labels in these places, and what to do.
 
     Args:
         network: the network.
         has_classes: whether it is called with labels.
+        wrapped: whether arguments of wrap_network say so, and not attributes of the network.
 
     Returns:
         The rest of a line that begins with who it is; None if it may be called.
@@ -46,13 +47,13 @@ def refused_call(network: nn.Module, *, has_classes: bool) -> str | None:
         more = [p.name for p in required if p not in named[: len(given)] and p.kind not in _MANY]
         if has_classes and len(named) < len(given):
             return (
-                f"{called}, as it says num_classes, and its {shown} takes fewer by their place; "
-                f"without classes leave num_classes out, else {ADAPTER}"
+                f"{called}, because of {_of(wrapped)} num_classes, and its {shown} takes fewer by "
+                f"their place; without classes leave num_classes out, else {ADAPTER}"
             )
         if not has_classes and len(more) == 1 and more == [p.name for p in named[2:3]]:
             return (
                 f"{called}, and its {shown} needs {more[0]} too; where that is the class, say how "
-                "many there are by an attribute, num_classes = 10 (and null_class = 10 where "
+                f"many there are by {_of(wrapped)} num_classes = 10 (and null_class = 10 where "
                 f"class 10 stands for none), else {ADAPTER}"
             )
         return f"{called}, and its {shown} takes something else; {ADAPTER}"
@@ -66,6 +67,10 @@ def refused_call(network: nn.Module, *, has_classes: bool) -> str | None:
                 f"{ADAPTER}"
             )
     return None
+
+
+def _of(wrapped: bool) -> str:
+    return "wrap_network's argument" if wrapped else "the network's attribute"
 
 
 def unused_class(network: nn.Module) -> str | None:
