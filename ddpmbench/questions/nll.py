@@ -11,6 +11,7 @@ import pandas as pd
 
 from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
+from ddpmbench.inputs.checkpoints.own_code import own_errors
 from ddpmbench.inputs.images import ImageSet
 from ddpmbench.inputs.levels import refuse_reduced
 from ddpmbench.likelihood.decoders import DECODERS
@@ -195,7 +196,7 @@ def evaluate_nll(
             listener=told,
             precision=computed_in,
         )
-        with engine.running():
+        with own_errors(checkpoint.network_name), engine.running():
             found = sampling.run(run, store, correction=_correction(run, sampling, store))
         if line := sampling.warning(found):
             told.warn(line)

@@ -7,6 +7,7 @@ import numpy as np
 
 from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
+from ddpmbench.inputs.checkpoints.own_code import own_errors
 from ddpmbench.inputs.images import ImageSet
 from ddpmbench.quality.progressive import (
     WEIGHTS,
@@ -128,7 +129,8 @@ def progressive_pictures(
             seed = report.summary["seed"]
             return part.make(PicturePass(checkpoint, images, seed, target, rows, progress))
 
-        with evaluating_checkpoint(checkpoint), strict_float32():
+        who = checkpoint.network_name
+        with own_errors(who), evaluating_checkpoint(checkpoint), strict_float32():
             found = found.with_those_of(batch.attempt(make))
         before += part.num_calls
         if report.folder is not None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint, ModelOutput
+from ddpmbench.inputs.checkpoints.own_code import own_errors
 from ddpmbench.inputs.images import ImageSet
 from ddpmbench.likelihood.reading_check import Checker, ReadingCheck
 from ddpmbench.likelihood.readings import Reading
@@ -46,7 +47,8 @@ def check_reading(
         spread=_spread(images),
         evaluate=passes.evaluate,
     )
-    with evaluating_checkpoint(checkpoint), strict_float32():
+    who = checkpoint.network_name
+    with own_errors(who), evaluating_checkpoint(checkpoint), strict_float32():
         return checker.check()
 
 

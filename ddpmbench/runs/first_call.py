@@ -79,8 +79,7 @@ class _FirstCall:
         last = max(checkpoint.num_classes - 1, 0)
         null = checkpoint.null_class
         self._labels = torch.tensor([0, last if null is None else null], device=device)
-        code = checkpoint.code
-        self._who = f"network {checkpoint.source}" if code is None else f"--network {code.name}"
+        self._who = checkpoint.network_name
 
     def check(self) -> None:
         checkpoint = self._checkpoint

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ddpmbench.errors import InputError
 from ddpmbench.files import replacing, writing_to
+from ddpmbench.inputs.checkpoints.own_code import own_errors
 from ddpmbench.process.units import EightBit
 from ddpmbench.quality.sampling import Sampler
 from ddpmbench.runs.engine import Engine
@@ -59,7 +60,7 @@ class SamplesRun:
             InputError: a sample is not finite; or see `PartsRun.compute`.
             ProcessLostError: another process has stopped.
         """
-        with self.engine.running():
+        with own_errors(self.engine.network_name), self.engine.running():
             self.parts.compute(num_samples, store, self.sampled, calls=self.num_timesteps)
 
     def sampled(self, index: NDArray[np.int64], told: Callable[[int], None]) -> Arrays:

@@ -403,6 +403,43 @@ def test_what_a_call_may_not_do_is_one_line(own, name, words):
     assert torch.is_grad_enabled() is grad
 
 
+LATER = """
+import sys
+class Raises(Net):
+    def forward(self, x, t):
+        if 7 in t.tolist(): raise ValueError("no such step")
+        return super().forward(x, t)
+class Dies(Net):
+    def forward(self, x, t):
+        if 7 in t.tolist(): sys.exit(0)
+        return super().forward(x, t)
+class NaN(Net):
+    def forward(self, x, t):
+        return super().forward(x, t) * torch.where(t == 7, torch.nan, 1.0)[:, None, None, None]
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("Raises", ["net.py, line ", "ValueError: no such step"]),
+        ("Dies", ["net.py, line ", "SystemExit"]),
+        ("NaN", ["t = 8"]),
+    ],
+)
+def test_what_goes_wrong_in_a_later_call_is_one_line_too(own, name, words):
+    """In a run, in its check beforehand and in samples; the first call is of other steps."""
+    own.code(LATER)
+    with one_line(*words):
+        own.bound(name)
+    checkpoint, images = opened(own.words(name))
+    if name != "NaN":
+        with one_line(*words):
+            db.evaluate_nll(checkpoint, images, check=True, device="cpu")
+        with one_line(*words):
+            db.generate_samples(checkpoint, 2, device="cpu")
+
+
 SETS = """
 import os, random
 import numpy as np

@@ -124,6 +124,11 @@ class Checkpoint:
             found |= {"network": self.code.name, "network_sha256": self.code.sha256}
         return found
 
+    @property
+    def network_name(self) -> str:
+        """What a line about its network begins with."""
+        return f"network {self.source}" if self.code is None else f"--network {self.code.name}"
+
     def network_time(self, t: Tensor) -> Tensor:
         """The network's time input for steps t = 1..T of `schedule`, (B,) int64.
 

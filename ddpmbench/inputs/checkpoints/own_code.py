@@ -139,6 +139,26 @@ def calling(run: Callable[[], T], who: str) -> T:
         raise InputError(f"{who}: {described(error)}") from error
 
 
+@contextlib.contextmanager
+def own_errors(who: str) -> Iterator[None]:
+    """Inside, what code of the user's raises becomes one line; other errors are as they are.
+
+    Args:
+        who: the option or the network to name.
+
+    Raises:
+        InputError: code of the user's raised something, or wanted to end the program.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except (Exception, SystemExit) as error:
+        if not _place(error):
+            raise
+        raise InputError(f"{who}: {described(error)}") from error
+
+
 def described(error: BaseException) -> str:
     """File and line of the user's where it was raised, its kind and what it says, in one line."""
     text = "".join(c if c.isprintable() else "?" for c in " ".join(str(error).split()))
