@@ -100,6 +100,8 @@ def speed(output_format: str, **given: Any) -> None:  # noqa: ANN401
         click.echo(f"Note: {note}", err=True)
     data, num_images = given.pop("data"), given.pop("num_images")
     images = None if data is None else load_images(data, num_images=num_images)
+    for line in () if images is None else images.notes:
+        click.echo(f"Note: {line}", err=True)
     precisions = tuple(map(Precision, dict.fromkeys(given.pop("precisions"))))
     settings = SpeedSettings(
         plan=SpeedPlan(precisions or None, given.pop("compiled")),

@@ -154,6 +154,8 @@ def train(
             f"{strange[0]} is none of 0..{len(channels) - 1}", param_hint="--attention"
         )
     images = load_images(data)
+    for line in images.notes:
+        click.echo(f"Note: {line}", err=True)
     learned = recipe["objective"] == "hybrid"
     kind = Variance(variance or ("learned_range" if learned else "fixed_large"))
     in_channels, image_size = images.pixels.shape[1], images.pixels.shape[2]

@@ -18,7 +18,8 @@ from ddpmbench import assets
 from ddpmbench.array_store import store
 from ddpmbench.errors import InputError
 from ddpmbench.inputs.idx_files import read_idx
-from ddpmbench.inputs.image_files import ImageData, PositionIds, count_to_read, refusal
+from ddpmbench.inputs.image_files import ImageData, PositionIds
+from ddpmbench.inputs.refusals import count_to_read, refusal
 
 SPLITS = {"fashion-mnist": ("train", "test"), "cifar10": ("train", "test")}
 """The splits of each data set that has a name."""

@@ -12,14 +12,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ddpmbench.inputs.image_files import (
-    ImageData,
-    PositionIds,
-    count_to_read,
-    image_shape,
-    refusal,
-)
+from ddpmbench.inputs.image_files import ImageData, PositionIds, image_shape
 from ddpmbench.inputs.pixel_store import read_pixels
+from ddpmbench.inputs.refusals import count_to_read, refusal
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _TYPES = (0x08, 0x09, 0x0B, 0x0C, 0x0D, 0x0E)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import os
 import re
 import warnings
 import zipfile
@@ -17,15 +16,14 @@ from numpy.typing import NDArray
 
 from ddpmbench.array_store import store
 from ddpmbench.errors import InputError
+from ddpmbench.inputs.file_kinds import IMAGE_SUFFIXES, require_regular
+from ddpmbench.inputs.folder_contents import FolderContents, class_folder, listed
 from ddpmbench.inputs.pixel_store import read_pixels
+from ddpmbench.inputs.refusals import count_to_read, refusal
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif")
-
-# To pass over these as if they were stray notes would drop images from the set unseen.
-_UNREAD_SUFFIXES = (".avif", ".heic", ".heif", ".jp2", ".jxl", ".pgm", ".ppm", ".pnm", ".npy")
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "GIF")
 _MODES = {
     "1": "has 1 bit a pixel",
@@ -39,6 +37,10 @@ _MODES = {
     "F": "has floating-point pixels",
 }
 _REMEDY = "save it as 8-bit gray or 8-bit RGB without transparency"
+_OR_SKIP = "; or pass over it with --on-bad skip"
+_CONVERTED = {"rgb": "RGB", "gray": "L"}
+CONVERSIONS = tuple(_CONVERTED)
+"""What `--convert` can be."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -50,12 +52,37 @@ class ImageData:
         ids: (N,) a name for each image.
         labels: (N,) int64 classes, or None.
         skipped: a line for each file that was passed over because it holds no such image.
+        classes: the name of each class, where labels are of class folders.
+        passed_over: how many other files the folder holds, by kind.
+        archives: the names of those that are archives or arrays.
     """
 
     pixels: NDArray[np.uint8]
     ids: Sequence[str]
     labels: NDArray[np.int64] | None = None
     skipped: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+    passed_over: dict[str, int] = dataclasses.field(default_factory=dict)
+    archives: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class FolderOptions:
+    """How the images of a folder are read.
+
+    Attributes:
+        skip_bad: pass over files that do not hold an image like the others, and list them.
+        convert: "rgb" repeats gray to three channels, "gray" takes the luma of color; None reads
+            images as they are stored.
+        class_names: the class folders in the order of the classes; None for sorted.
+    """
+
+    skip_bad: bool = False
+    convert: str | None = None
+    class_names: tuple[str, ...] | None = None
+
+
+_AS_STORED = FolderOptions()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,46 +104,25 @@ class PositionIds(Sequence[str]):
         return str(self.positions[index])
 
 
-def refusal(subject: object, reason: str) -> InputError:
-    """The error to raise: one line, whatever a path or another library's message holds."""
-    return InputError(" ".join(f"{subject}: {reason}".splitlines()))
-
-
-def count_to_read(num_images: int | None, total: int, source: object) -> int:
-    """How many images to take of those there are.
-
-    Raises:
-        InputError: if `num_images` lies outside 1..total.
-    """
-    if num_images is None:
-        return total
-    if not 1 <= num_images <= total:
-        raise refusal(
-            f"--num-images {num_images}",
-            f"{source} holds {total} images; give a number from 1 to {total}",
-        )
-    return num_images
-
-
 def read_folder(
-    folder: Path, num_images: int | None = None, *, skip_bad: bool = False
+    folder: Path, num_images: int | None = None, options: FolderOptions = _AS_STORED
 ) -> ImageData:
     """The images of a folder and its subfolders, in natural order: 2.png before 10.png.
 
-    Hidden files and files without an image's suffix are passed over. Pixels are taken as stored:
-    an EXIF orientation is not applied (that of a TIFF is, as its format asks), no color space is
-    converted. The ids are paths relative to the folder, with slashes. Only the first
-    `num_images` files are opened.
+    Pixels are taken as stored: an EXIF orientation is not applied (that of a TIFF is, as its format
+    asks), no color space is converted. The ids are paths relative to the folder, with slashes. Only
+    the first `num_images` images are decoded. Where every image lies in a class folder, its label
+    is the position of that folder among the sorted ones.
 
     Args:
         folder: which.
         num_images: how many, from the first on; None for all.
-        skip_bad: pass over files that do not hold an image like the others, and say which.
+        options: how.
 
     Raises:
-        InputError: if there is no image, or, unless it is passed over, one that is not 8-bit gray
-            or RGB, has more than one frame, cannot be decoded, or differs from the first in size
-            or channels.
+        InputError: if there is no image, or, unless it is passed over, one that is not read, is not
+            8-bit gray or RGB, has more than one frame, cannot be decoded, or differs from the
+            first in size or channels.
     """
     try:
         from PIL import Image
@@ -125,22 +131,27 @@ def read_folder(
             f"Pillow, which reads images, cannot be imported ({error}): pip install pillow"
         ) from error
 
-    names = _image_names(folder)
-    if not names:
-        raise refusal(
-            folder, f"holds no images; their names must end in one of {' '.join(IMAGE_SUFFIXES)}"
-        )
-    skipped: tuple[str, ...] = ()
+    contents = FolderContents.of(folder)
+    if contents.refused and not options.skip_bad:
+        raise InputError(f"{next(iter(contents.refused.values()))}{_OR_SKIP}")
+    if not contents.names:
+        raise _no_images(folder, contents)
+    names, skipped = list(contents.names), tuple(contents.refused.values())
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        if skip_bad:
-            names, skipped = _good_names(folder, names)
+        if options.skip_bad:
+            names, bad = _good_names(folder, names, options.convert)
+            skipped += bad
         names = names[: count_to_read(num_images, len(names), folder)]
-        images = _images_alike(folder, names)
+        images = _images_alike(folder, names, options.convert)
         first = next(images)
         shape = (len(names), *first.shape[1:])
         pixels = store(shape, itertools.chain([first], images), np.uint8)
-    return ImageData(pixels, names, skipped=skipped)
+    classes = _classes(folder, contents, options.class_names)
+    labels = _folder_labels(names, classes) if classes else None
+    return ImageData(
+        pixels, names, labels, skipped, classes, contents.passed_over, contents.archives
+    )
 
 
 def read_npz(path: Path, num_images: int | None = None) -> ImageData:
@@ -189,66 +200,74 @@ def shape_refusal(subject: str, shape: tuple[int, ...]) -> InputError:
     )
 
 
-def _image_names(folder: Path) -> list[str]:
-    names = []
-    seen = set()
-    # A link that leads back up would be walked until the path is too long for the system.
-    for parent, subfolders, files in os.walk(folder, followlinks=True, onerror=_raise):
-        real = os.path.realpath(parent)
-        if real in seen:
-            raise refusal(parent, "links to a folder that is read already; remove the link")
-        seen.add(real)
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        for name in files:
-            suffix = os.path.splitext(name)[1].lower()
-            if name.startswith("."):
-                continue
-            if suffix in _UNREAD_SUFFIXES:
-                raise refusal(Path(parent, name), f"{suffix} is not read; save it as PNG")
-            if suffix in IMAGE_SUFFIXES:
-                names.append(_text(Path(parent, name).relative_to(folder).as_posix()))
-    return sorted(names, key=_natural_key)
+def _no_images(folder: Path, contents: FolderContents) -> InputError:
+    if contents.refused:
+        return refusal(
+            folder, f"holds no image that can be read; {next(iter(contents.refused.values()))}"
+        )
+    if contents.archives:
+        return refusal(
+            folder,
+            f"holds no images, but {listed(contents.archives)}; give --data the path of one, as in "
+            f"{folder / contents.archives[0]}",
+        )
+    return refusal(
+        folder, f"holds no images; their names must end in one of {' '.join(IMAGE_SUFFIXES)}"
+    )
 
 
-def _raise(error: OSError) -> None:
-    raise error
+def _classes(
+    folder: Path, contents: FolderContents, names: tuple[str, ...] | None
+) -> tuple[str, ...]:
+    """The name of each class, in order; empty where images do not lie in class folders."""
+    if names is None:
+        return contents.classes
+    if not contents.classes:
+        raise refusal(
+            "--class-names", f"not every image of {folder} lies in a class folder; leave it out"
+        )
+    if len(set(names)) != len(names):
+        raise refusal("--class-names", "names a class twice; name each once")
+    if unnamed := [name for name in contents.classes if name not in names]:
+        raise refusal(
+            "--class-names", f"lacks {unnamed[0]}, a folder of {folder}; name every class folder"
+        )
+    return names
 
 
-def _text(name: str) -> str:
-    # An id goes into tables, which are UTF-8: better refused now than at the end of a run.
-    try:
-        name.encode()
-    except UnicodeEncodeError as error:
-        raise refusal(os.fsencode(name), "the name is not UTF-8; rename the file") from error
-    return name
+def _folder_labels(names: Sequence[str], classes: tuple[str, ...]) -> NDArray[np.int64]:
+    numbers = {name: number for number, name in enumerate(classes)}
+    return np.array([numbers[class_folder(name)] for name in names], np.int64)
 
 
-def _natural_key(name: str) -> tuple[str, str]:
-    # One text, because lists of a name's parts would take many times its memory. A number is its
-    # length and its digits; the end of a part comes before a number, which comes before text.
-    def number(match: re.Match[str]) -> str:
-        digits = match[0].lstrip("0")
-        return f"\1{chr(len(digits))}{digits}"
-
-    return re.sub("[0-9]+", number, name.replace("/", "\0")), name
-
-
-def _images_alike(folder: Path, names: list[str]) -> Iterator[NDArray[np.uint8]]:
+def _images_alike(
+    folder: Path, names: list[str], convert: str | None
+) -> Iterator[NDArray[np.uint8]]:
     """(1, C, H, W) each."""
     first = None
     for name in names:
-        image = _decode(folder / name)
+        try:
+            image = _decode(folder / name, convert)
+        except InputError as error:
+            raise InputError(f"{error}{_OR_SKIP}") from error
         first = image if first is None else first
         if image.shape != first.shape:
+            sizes_differ = image.shape[1:] != first.shape[1:]
+            remedy = "make all images of the folder alike, or pass over those that differ from "
+            remedy += "most with --on-bad skip"
+            if not sizes_differ:
+                remedy += "; --convert rgb repeats gray to RGB"
             raise refusal(
                 folder / name,
                 f"is {_describe(image.shape)}, but {names[0]} is {_describe(first.shape)}; "
-                "make all images of the folder alike",
+                f"{remedy}",
             )
         yield image[None]
 
 
-def _good_names(folder: Path, names: list[str]) -> tuple[list[str], tuple[str, ...]]:
+def _good_names(
+    folder: Path, names: list[str], convert: str | None
+) -> tuple[list[str], tuple[str, ...]]:
     """Those of images of the size that most have, and what is wrong with each other one.
 
     Raises:
@@ -258,7 +277,7 @@ def _good_names(folder: Path, names: list[str]) -> tuple[list[str], tuple[str, .
     complaints: dict[str, str] = {}
     for name in names:
         try:
-            shapes[name] = _decode(folder / name).shape
+            shapes[name] = _decode(folder / name, convert).shape
         except InputError as error:
             complaints[name] = str(error)
     if not shapes:
@@ -273,15 +292,16 @@ def _good_names(folder: Path, names: list[str]) -> tuple[list[str], tuple[str, .
     return good, tuple(complaints[name] for name in names if name in complaints)
 
 
-def _decode(path: Path) -> NDArray[np.uint8]:
+def _decode(path: Path, convert: str | None) -> NDArray[np.uint8]:
     from PIL import Image
 
     try:
+        require_regular(path)
         with Image.open(path, formats=_FORMATS) as image:
-            complaint = _complaint(image)
+            complaint = _complaint(image, convert)
             if complaint is None:
                 image.load()
-                pixels = np.asarray(image)
+                pixels = np.asarray(_converted(image, convert))
     # The decoders raise whatever a damaged file leads them to.
     except Exception as error:
         raise refusal(
@@ -292,19 +312,42 @@ def _decode(path: Path) -> NDArray[np.uint8]:
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
-def _complaint(image: "Image") -> str | None:
+def _converted(image: "Image", convert: str | None) -> "Image":
+    return image if convert is None else image.convert(_CONVERTED[convert])
+
+
+def _complaint(image: "Image", convert: str | None) -> str | None:
     if getattr(image, "is_animated", False):
         return "has more than one frame; save each frame as a file of its own"
-    if image.mode not in ("L", "RGB"):
-        return f"{_MODES.get(image.mode, 'is not gray or RGB')} (mode {image.mode}); {_REMEDY}"
+    raw_mode = _scaled_raw_mode(image)
+    is_convertible = _is_convertible(image) and (raw_mode is None or image.mode == "P")
+    if image.mode not in ("L", "RGB") and not (is_convertible and convert):
+        remedy = f"{_REMEDY}, or convert it with --convert rgb" if is_convertible else _REMEDY
+        return f"{_MODES.get(image.mode, 'is not gray or RGB')} (mode {image.mode}); {remedy}"
     if "transparency" in image.info:
         return f"has a transparent color; {_REMEDY}"
-    # Pillow scales 2, 4, 5 and 16 bits a channel to 8 unasked; the raw mode tells, as in "RGB;16B".
-    for tile in getattr(image, "tile", ()):
-        raw_mode = tile[3] if isinstance(tile[3], str) else tile[3][0]
-        if re.search(";[0-9]", str(raw_mode)):
-            return f"does not have 8 bits a channel ({raw_mode}); {_REMEDY}"
+    if raw_mode is not None and image.mode != "P":
+        return f"does not have 8 bits a channel ({raw_mode}); {_REMEDY}"
     return None
+
+
+def _scaled_raw_mode(image: "Image") -> str | None:
+    """Where a file has other than 8 bits a channel, how it holds them, as in "RGB;16B".
+
+    Pillow scales 2, 4, 5 and 16 bits a channel to 8 unasked.
+    """
+    for tile in getattr(image, "tile", ()):
+        raw_mode = str(tile[3] if isinstance(tile[3], str) else tile[3][0])
+        if re.search(";[0-9]", raw_mode):
+            return raw_mode
+    return None
+
+
+def _is_convertible(image: "Image") -> bool:
+    """Whether RGB holds all there is in an image of another mode."""
+    if image.mode in ("LA", "RGBA"):
+        return image.getchannel("A").getextrema() == (255, 255)
+    return image.mode in ("1", "P") and "transparency" not in image.info
 
 
 def _describe(shape: tuple[int, ...]) -> str:

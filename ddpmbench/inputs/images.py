@@ -2,10 +2,10 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,17 +13,14 @@ from numpy.typing import NDArray
 from ddpmbench.array_store import release
 from ddpmbench.errors import InputError
 from ddpmbench.inputs.datasets import SPLITS, dataset_specs, read_dataset
+from ddpmbench.inputs.file_kinds import IMAGE_SUFFIXES, printable
+from ddpmbench.inputs.folder_contents import passed_over_words
 from ddpmbench.inputs.idx_files import read_idx
-from ddpmbench.inputs.image_files import (
-    IMAGE_SUFFIXES,
-    ImageData,
-    count_to_read,
-    read_folder,
-    read_npz,
-    refusal,
-)
+from ddpmbench.inputs.image_files import FolderOptions, ImageData, read_folder, read_npz
+from ddpmbench.inputs.refusals import count_to_read, refusal
 
 _HASH_CHUNK = 1 << 24
+_MOST_LISTED = 10  # archives in a record
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -36,7 +33,10 @@ class ImageSet:
         source: the data set's name or the path, as given.
         labels: (N,) int64 classes, or None.
         split: the named data set's split, or None.
-        skipped: a line for each file that was passed over.
+        skipped: a line for each image of a folder that was passed over.
+        classes: the name of each class, where labels are of class folders.
+        passed_over: how many other files the folder holds, by kind.
+        archives: the names of those that are archives or arrays.
 
     Raises:
         InputError: if the pixels are not uint8 (N, C, H, W), or ids or labels differ in number.
@@ -48,6 +48,9 @@ class ImageSet:
     labels: NDArray[np.int64] | None = None
     split: str | None = None
     skipped: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+    passed_over: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    archives: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse what is not one id, and one label or none, for each 8-bit image."""
@@ -67,6 +70,31 @@ class ImageSet:
     def name(self) -> str:
         """As `--data` names it."""
         return f"{self.source}:{self.split}" if self.split else self.source
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What a result records of it: where it is from, and what was not read as it is."""
+        record: dict[str, Any] = {
+            "source": self.source,
+            "split": self.split,
+            "sha256": self.sha256,
+        }
+        if self.skipped:
+            record["skipped"] = len(self.skipped)
+        if self.passed_over:
+            record["passed_over"] = dict(self.passed_over)
+        if self.archives:
+            record["archives"] = list(self.archives[:_MOST_LISTED])
+        return record
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """A line for each thing worth knowing about how the images were read."""
+        lines = []
+        if self.passed_over:
+            words = passed_over_words(self.passed_over, self.archives)
+            lines.append(printable(f"{self.source}: passed over besides the images: {words}"))
+        return tuple(lines)
 
     @cached_property
     def sha256(self) -> str:
@@ -129,7 +157,7 @@ def load_images(
             return ImageSet(data.pixels, data.ids, name, data.labels, split)
         if not str(spec) or not Path(spec).exists():
             raise _unknown(spec, name, option)
-        data = _read_path(Path(spec), num_images, skip_bad=on_bad == "skip")
+        data = _read_path(Path(spec), num_images, FolderOptions(on_bad == "skip"))
     except MemoryError as error:
         raise refusal(
             f"{option} {spec}", "does not fit in memory; take fewer images with --num-images"
@@ -138,12 +166,21 @@ def load_images(
         raise refusal(
             f"{option} {spec}", f"cannot be read ({error}); check the file and its permissions"
         ) from error
-    return ImageSet(data.pixels, data.ids, str(spec), data.labels, skipped=data.skipped)
+    return ImageSet(
+        data.pixels,
+        data.ids,
+        str(spec),
+        data.labels,
+        skipped=data.skipped,
+        classes=data.classes,
+        passed_over=data.passed_over,
+        archives=data.archives,
+    )
 
 
-def _read_path(path: Path, num_images: int | None, *, skip_bad: bool) -> ImageData:
+def _read_path(path: Path, num_images: int | None, options: FolderOptions) -> ImageData:
     if path.is_dir():
-        return read_folder(path, num_images, skip_bad=skip_bad)
+        return read_folder(path, num_images, options)
     if path.suffix.lower() == ".npz":
         return read_npz(path, num_images)
     if path.suffix.lower() in IMAGE_SUFFIXES:

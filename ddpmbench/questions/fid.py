@@ -139,6 +139,9 @@ def evaluate_fid(
             ranks.once(lambda: folder.refuse_more("num_generated", settings.num_generated))
         told = listener if listener is not None and ranks.reports else QualityListener()
         stores = QualityStores.of(known, settings.network, None if folder is None else folder.path)
+        for images in (made, *known):
+            for line in images.notes if isinstance(images, ImageSet) else ():
+                told.note(line)
         checked = check_of_samples(run, settings.check, settings.samples.seed, told, folder)
         engine = run.engine(None if folder is None else folder.path)
         images = run.compute(engine, stores, told)
@@ -304,8 +307,8 @@ class _Scoring:
         stores = [self.stores.features] + ([self.stores.samples] if generation else [])
         references = [
             {
+                **(reference.record if isinstance(reference, ImageSet) else {"split": None}),
                 "source": _name(reference),
-                "split": getattr(reference, "split", None),
                 "sha256": reference.sha256,
                 "num_reference": len(reference) if isinstance(reference, ImageSet) else None,
                 **tables.scores_summary(of),
@@ -325,6 +328,7 @@ class _Scoring:
                 "sha256": self.images.sha256,
                 "num_images": count,
                 "skipped": len(self.images.skipped),
+                **_passed_over(self.images),
             },
             "checkpoint": None if generation is None else generation.checkpoint_record,
             "sampler": None if generation is None else generation.record,
@@ -369,6 +373,10 @@ class _Scoring:
 
     def _warnings(self, scores: Scores) -> list[str]:
         return warnings_of(self.images, self.run.references, self.run.network, scores)
+
+
+def _passed_over(images: ImageSet) -> dict[str, Any]:
+    return {"passed_over": dict(images.passed_over)} if images.passed_over else {}
 
 
 def _name(reference: Reference) -> str:

@@ -170,6 +170,7 @@ def evaluate_nll(
         store: Callable[[str], TermStore] = _in_memory if folder is None else folder.shards
         calls = sampling.least_evaluations(len(images), checkpoint.schedule.num_timesteps)
         told = listener if listener is not None and ranks.reports else RunListener()
+        _say_how_images_were_read(images, told)
         checked = CheckBefore(
             check, calls, seed=seed, batch_size=batch_size, note=told.note, warn=told.warn
         ).made(checkpoint, images, device=target, ranks=ranks, folder=folder)
@@ -208,7 +209,7 @@ def evaluate_nll(
             sampling=tables.sampling(found, sampling.summary),
             conventions={**conventions, **checkpoint.data_range.record},
             checkpoint=checkpoint.record,
-            data={"source": images.source, "split": images.split, "sha256": images.sha256},
+            data=images.record,
             seed=seed,
             device=" + ".join(sorted(found.devices)),
             precision=str(computed_in),
@@ -331,6 +332,16 @@ def _labels_sha256(checkpoint: Checkpoint, images: ImageSet) -> str | None:
     if not checkpoint.num_classes or images.labels is None:
         return None
     return hashlib.sha256(images.labels.tobytes()).hexdigest()
+
+
+def _say_how_images_were_read(images: ImageSet, told: RunListener) -> None:
+    for line in images.notes:
+        told.note(line)
+    if images.skipped:
+        told.warn(
+            f"{len(images.skipped)} files of {images.name} were passed over; the first: "
+            f"{images.skipped[0]}"
+        )
 
 
 def _check_options(*, decoder: str, seed: int, batch_size: int | None) -> None:

@@ -84,7 +84,7 @@ def publish(
     record = {
         "recipe": recipe.to_dict(),
         "steps": state.step,
-        "data": {"source": images.source, "split": images.split, "sha256": images.sha256},
+        "data": images.record,
         "num_images": len(images),
         "final_loss": state.curve[-1][1] if state.curve else None,
         "seconds": round(state.seconds, 1),

@@ -19,7 +19,7 @@ from PIL import Image
 
 from ddpmbench import array_store
 from ddpmbench.errors import InputError
-from ddpmbench.inputs import image_files, pixel_store
+from ddpmbench.inputs import folder_contents, pixel_store
 from ddpmbench.inputs.image_files import PositionIds
 from ddpmbench.inputs.images import load_images
 
@@ -236,4 +236,4 @@ def test_names_are_sorted_by_parts_text_and_numbers(names):
         parts = [re.split("([0-9]+)", part) for part in name.split("/")]
         return [[int(p) if i % 2 else p for i, p in enumerate(part)] for part in parts], name
 
-    assert sorted(names, key=image_files._natural_key) == sorted(names, key=by_parts)
+    assert sorted(names, key=folder_contents.natural_key) == sorted(names, key=by_parts)

@@ -1,0 +1,25 @@
+"""What a reader of images raises."""
+
+from ddpmbench.errors import InputError
+from ddpmbench.inputs.file_kinds import printable
+
+
+def refusal(subject: object, reason: str) -> InputError:
+    """The error to raise: one line, whatever a path or another library's message holds."""
+    return InputError(printable(f"{subject}: {reason}"))
+
+
+def count_to_read(num_images: int | None, total: int, source: object) -> int:
+    """How many images to take of those there are.
+
+    Raises:
+        InputError: if `num_images` lies outside 1..total.
+    """
+    if num_images is None:
+        return total
+    if not 1 <= num_images <= total:
+        raise refusal(
+            f"--num-images {num_images}",
+            f"{source} holds {total} images; give a number from 1 to {total}",
+        )
+    return num_images
