@@ -1,8 +1,11 @@
 """Large arrays lie in a temporary file: of what comes in portions, little is ever in memory."""
 
 import contextlib
+import errno
 import math
 import mmap
+import os
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
@@ -51,6 +54,8 @@ def store(
         with _no_room_refused(shape[0], size):
             # Without a buffer: closing would write the rest of it, and fail a second time.
             file = stack.enter_context(tempfile.TemporaryFile(buffering=0))
+            if shutil.disk_usage(tempfile.gettempdir()).free < size:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         for part in portions:
             left = np.ascontiguousarray(part).data.cast("B")
             with _no_room_refused(shape[0], size):

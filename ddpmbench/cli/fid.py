@@ -129,7 +129,12 @@ def _source(given: dict[str, Any]) -> "Checkpoint | ImageSet":
     from ddpmbench.inputs.images import load_images
 
     if given["samples"] is not None:
-        return load_images(Path(given["samples"]), on_bad=given["on_bad"], option="--samples")
+        return load_images(
+            Path(given["samples"]),
+            on_bad=given["on_bad"],
+            convert=given["convert"],
+            option="--samples",
+        )
     return open_checkpoint({name: given[name] for name in options.CHECKPOINT})
 
 

@@ -1,6 +1,7 @@
 """From the options to the checkpoint and the images they name."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,14 @@ def open_inputs(given: dict[str, Any]) -> tuple[Checkpoint, ImageSet]:
     """
     checkpoint = open_checkpoint({name: given[name] for name in options.CHECKPOINT})
     data = DEFAULT_DATA if given["data"] is None else given["data"]
-    images = load_images(data, num_images=given["num_images"])
+    images = load_images(
+        data,
+        num_images=given["num_images"],
+        on_bad=given["on_bad"],
+        convert=given["convert"],
+        pad=given["pad"],
+        class_names=_class_names(given["class_names"]),
+    )
     if given["label"] is not None:
         images = _with_label(images, given["label"], checkpoint)
     return checkpoint, images
@@ -78,9 +86,22 @@ def sample_settings(given: dict[str, Any], *, eight_bit: str, local_rank: int) -
     )
 
 
+def _class_names(given: str | None) -> list[str] | None:
+    """The names in a text file, one a line, or those between commas."""
+    if given is None:
+        return None
+    try:
+        is_file = Path(given).is_file()
+        names = Path(given).read_text("utf-8").splitlines() if is_file else given.split(",")
+    except (OSError, ValueError) as error:
+        raise InputError(f"--class-names {given}: cannot be read ({error})") from error
+    return [name.strip() for name in names if name.strip()]
+
+
 def _with_label(images: ImageSet, label: int, checkpoint: Checkpoint) -> ImageSet:
     if not checkpoint.has_class(label):
         if not checkpoint.num_classes:
             raise InputError(f"--class {label}: the checkpoint has no classes; leave it out")
         raise InputError(f"--class {label}: the checkpoint has {checkpoint.classes}")
-    return dataclasses.replace(images, labels=np.full(len(images), label, dtype=np.int64))
+    labels = np.full(len(images), label, dtype=np.int64)
+    return dataclasses.replace(images, labels=labels, classes=())

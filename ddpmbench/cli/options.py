@@ -124,14 +124,28 @@ timesteps_option = click.option(
 
 checkpoint_options = decorate([ckpt_option, reading_options, timesteps_option])
 
+convert_option = click.option(
+    "--convert",
+    type=click.Choice(["rgb", "gray"]),
+    help="rgb: gray images are repeated to RGB, as for a folder of both; gray: RGB becomes its "
+    "luma (ITU-R BT.601).  [default: as they are stored]",
+)
+on_bad_option = click.option(
+    "--on-bad",
+    type=click.Choice(["fail", "skip"]),
+    default="fail",
+    show_default=True,
+    help="What a file that holds no image like the others leads to; skipped ones count.",
+)
+
 data_options = decorate(
     [
         click.option(
             "--data",
             default=None,
             show_default="the images that come with ddpmbench",
-            help="NAME:SPLIT (fashion-mnist, cifar10; train, test), a folder of images, an .npz "
-            "(arr_0, uint8 NHWC) or an idx file.",
+            help="NAME:SPLIT (fashion-mnist, mnist, kmnist, cifar10; train, test), a folder of "
+            "images, an .npz (arr_0, uint8 NHWC), an .npy or an idx file.",
         ),
         click.option(
             "--num-images",
@@ -146,6 +160,21 @@ data_options = decorate(
             metavar="N",
             help="Condition every image on class N, in place of the set's labels.",
         ),
+        click.option(
+            "--class-names",
+            metavar="NAMES|FILE",
+            help="The class folders of --data in the order of the checkpoint's classes, as in "
+            "cat,dog, or a text file with one a line.  [default: sorted]",
+        ),
+        convert_option,
+        click.option(
+            "--pad",
+            type=click.IntRange(min=1),
+            metavar="S",
+            help="Pad images with black to S x S, as MNIST's 28 to 32; the bits are then per "
+            "dimension of the padded images.",
+        ),
+        on_bad_option,
     ]
 )
 
@@ -154,7 +183,9 @@ CHECKPOINT = (
     *("time_input", "data_range", "levels", "timesteps"),
 )
 """What the checkpoint's options are called in Python."""
-INPUTS = (*CHECKPOINT, "data", "num_images", "label")
+DATA = ("data", "num_images", "label", "class_names", "convert", "pad", "on_bad")
+"""What the data's options are called in Python."""
+INPUTS = (*CHECKPOINT, *DATA)
 """What the checkpoint's and the data's options are called in Python."""
 
 sampler_options = decorate(
@@ -244,13 +275,8 @@ reference_options = decorate(
             metavar="FILE",
             help="inception-2015-12-05.pt.  [default: $DDPMBENCH_INCEPTION, or downloaded once]",
         ),
-        click.option(
-            "--on-bad",
-            type=click.Choice(["fail", "skip"]),
-            default="fail",
-            show_default=True,
-            help="What a file that holds no image like the others leads to; skipped ones count.",
-        ),
+        convert_option,
+        on_bad_option,
     ]
 )
 

@@ -76,6 +76,7 @@ _DATA = {
     "arrow file": rb"ARROW1",
     "HDF5 file": rb"\x89HDF\r\n\x1a\n",
     "MATLAB file": rb"MATLAB 5\.0",
+    "HDF5 file, of MATLAB": rb"MATLAB 7\.3",
     "SQLite file": rb"SQLite format 3",
     "LMDB file": rb".{16}\xde\xc0\xef\xbe",
     "idx file": rb"\0\0\x08[\x03\x04]",

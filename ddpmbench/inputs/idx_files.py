@@ -6,19 +6,23 @@ import io
 import re
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ddpmbench.inputs.image_files import ImageData, PositionIds, image_shape
-from ddpmbench.inputs.pixel_store import read_pixels
+from ddpmbench.inputs.pixel_store import read_pixels, refuse_shorter
 from ddpmbench.inputs.refusals import count_to_read, refusal
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _TYPES = (0x08, 0x09, 0x0B, 0x0C, 0x0D, 0x0E)
 _UINT8 = 0x08
+_IMAGES = re.compile(r"(.*)images([-.]idx)[0-9]-ubyte(\.gz)?")
+_PREFIXES = {"train": "train", "t10k": "test", "test": "test"}
+IDX_SPLITS = ("train", "test")
+"""Splits that the names of idx files can have."""
 
 _Bytes = gzip.GzipFile | io.BufferedReader
 
@@ -35,18 +39,64 @@ def read_idx(path: Path, num_images: int | None = None) -> ImageData:
 
     Source: LeCun, "The MNIST database of handwritten digits", file formats.
     """
-    with _damage_refused(path), _open_maybe_gzip(path) as file:
+    with _damage_refused(path), open_maybe_gzip(path) as file:
         shape = _shape(file, path)
         if len(shape) not in (3, 4):
             what = "a labels file" if len(shape) == 1 else f"{len(shape)}-dimensional"
             raise refusal(path, f"is {what}; give the idx file of images, with 3 or 4 dimensions")
         count = count_to_read(num_images, shape[0], path)
-        pixels = read_pixels(file, image_shape(shape, str(path)), count)
+        images = image_shape(shape, str(path))
+        if isinstance(file, io.BufferedReader):
+            refuse_shorter(path.stat().st_size - file.tell(), (count, *images[1:]))
+        pixels = read_pixels(file, images, count)
         if count == shape[0]:
             _refuse_more(file, shape, path)
     labels = _labels(path, shape[0])
     labels = None if labels is None else labels[:count]
     return ImageData(pixels, PositionIds(range(count)), labels)
+
+
+def chosen_idx(folder: Path, names: Sequence[str], split: str) -> str:
+    """The idx file of images among those of a folder.
+
+    Args:
+        folder: for messages.
+        names: of its files, relative.
+        split: "train" or "test", as the names begin; empty where there is but one.
+
+    Raises:
+        InputError: there is none, or the choice is open.
+    """
+    # Beside a file there may be the same file gzipped.
+    found = {name.removesuffix(".gz"): name for name in sorted(names, reverse=True)}
+    if split:
+        of_split = [name for name in found.values() if _split(name) == split]
+        if len(of_split) != 1:
+            raise refusal(
+                f"{folder}:{split}",
+                f"the folder holds {len(of_split)} idx files of images of this split; give the "
+                "path of one",
+            )
+        return of_split[0]
+    if len(found) > 1:
+        splits = sorted({_split(name) for name in found} - {""}, reverse=True)
+        choices = " or ".join(f"{folder}:{split}" for split in splits)
+        raise refusal(
+            folder,
+            f"holds the idx files {', '.join(sorted(found.values()))}; give "
+            f"{choices or 'the path of one'}",
+        )
+    return next(iter(found.values()))
+
+
+def _split(name: str) -> str:
+    base = name.rsplit("/", 1)[-1]
+    return next((split for prefix, split in _PREFIXES.items() if base.startswith(prefix)), "")
+
+
+def is_idx_of_images(name: str) -> bool:
+    """Whether a file's name is that of an idx file of images."""
+    return _IMAGES.fullmatch(name.rsplit("/", 1)[-1]) is not None
 
 
 @contextlib.contextmanager
@@ -61,7 +111,8 @@ def _damage_refused(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _open_maybe_gzip(path: Path) -> _Bytes:
+def open_maybe_gzip(path: Path) -> _Bytes:
+    """A file's content, unpacked where it is gzipped."""
     with open(path, "rb") as file:
         is_gzip = file.read(2) == _GZIP_MAGIC
     return gzip.open(path, "rb") if is_gzip else open(path, "rb")
@@ -85,7 +136,7 @@ def _refuse_more(file: _Bytes, shape: tuple[int, ...], path: Path) -> None:
 
 
 def _labels(path: Path, num_images: int) -> NDArray[np.int64] | None:
-    match = re.fullmatch(r"(.*)images([-.]idx)[0-9]-ubyte(\.gz)?", path.name)
+    match = _IMAGES.fullmatch(path.name)
     if match is None:
         return None
     stem = f"{match[1]}labels{match[2]}1-ubyte"
@@ -94,7 +145,7 @@ def _labels(path: Path, num_images: int) -> NDArray[np.int64] | None:
     sibling = next((candidate for candidate in siblings if candidate.exists()), None)
     if sibling is None:
         return None
-    with _damage_refused(sibling), _open_maybe_gzip(sibling) as file:
+    with _damage_refused(sibling), open_maybe_gzip(sibling) as file:
         shape = _shape(file, sibling)
         if shape != (num_images,):
             raise refusal(

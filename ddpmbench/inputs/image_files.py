@@ -1,5 +1,6 @@
 """Readers of image files: a folder or an npz, as 8-bit pixels, never converted."""
 
+import contextlib
 import dataclasses
 import itertools
 import re
@@ -18,7 +19,7 @@ from ddpmbench.array_store import store
 from ddpmbench.errors import InputError
 from ddpmbench.inputs.file_kinds import IMAGE_SUFFIXES, require_regular
 from ddpmbench.inputs.folder_contents import FolderContents, class_folder, listed
-from ddpmbench.inputs.pixel_store import read_pixels
+from ddpmbench.inputs.pixel_store import read_pixels, refuse_shorter
 from ddpmbench.inputs.refusals import count_to_read, refusal
 
 if TYPE_CHECKING:
@@ -37,10 +38,9 @@ _MODES = {
     "F": "has floating-point pixels",
 }
 _REMEDY = "save it as 8-bit gray or 8-bit RGB without transparency"
+_CIFAR10_BATCHES = {"data_batch_1", "test_batch"}
 _OR_SKIP = "; or pass over it with --on-bad skip"
 _CONVERTED = {"rgb": "RGB", "gray": "L"}
-CONVERSIONS = tuple(_CONVERTED)
-"""What `--convert` can be."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -105,7 +105,10 @@ class PositionIds(Sequence[str]):
 
 
 def read_folder(
-    folder: Path, num_images: int | None = None, options: FolderOptions = _AS_STORED
+    folder: Path,
+    contents: FolderContents,
+    num_images: int | None = None,
+    options: FolderOptions = _AS_STORED,
 ) -> ImageData:
     """The images of a folder and its subfolders, in natural order: 2.png before 10.png.
 
@@ -116,6 +119,7 @@ def read_folder(
 
     Args:
         folder: which.
+        contents: what it holds.
         num_images: how many, from the first on; None for all.
         options: how.
 
@@ -131,7 +135,6 @@ def read_folder(
             f"Pillow, which reads images, cannot be imported ({error}): pip install pillow"
         ) from error
 
-    contents = FolderContents.of(folder)
     if contents.refused and not options.skip_bad:
         raise InputError(f"{next(iter(contents.refused.values()))}{_OR_SKIP}")
     if not contents.names:
@@ -154,6 +157,34 @@ def read_folder(
     )
 
 
+def read_npy(path: Path, num_images: int | None = None) -> ImageData:
+    """The images of an npy file: uint8 (N, H, W, C) or (N, H, W).
+
+    With `num_images`, what follows the last image wanted is not read.
+
+    Raises:
+        InputError: if it is cut short or corrupt, or holds anything but 8-bit gray or RGB images.
+    """
+    with _damage_refused(path, "np.save"), path.open("rb") as file:
+        header = _npy_header(file)
+        shape = _npy_shape(header, "the array", path)
+        count = count_to_read(num_images, shape[0], path)
+        refuse_shorter(path.stat().st_size - file.tell(), (count, *shape[1:]))
+        if header[1]:
+            file.seek(0)
+            return ImageData(_fortran_pixels(file, shape, count), PositionIds(range(count)))
+        return ImageData(read_pixels(file, shape, count), PositionIds(range(count)))
+
+
+def is_npz(path: Path) -> bool:
+    """Whether a file is a zip archive of arrays, whatever it is called."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith(".npy") for name in archive.namelist())
+    except (zipfile.BadZipFile, ValueError):
+        return False
+
+
 def read_npz(path: Path, num_images: int | None = None) -> ImageData:
     """The images of an npz archive: arr_0 uint8 (N, H, W, C) or (N, H, W), arr_1 labels if any.
 
@@ -166,15 +197,20 @@ def read_npz(path: Path, num_images: int | None = None) -> ImageData:
     """
     if not zipfile.is_zipfile(path):
         raise refusal(path, "is not an npz archive, or is cut short; copy or save it again")
+    with _damage_refused(path, "np.savez"), zipfile.ZipFile(path) as archive:
+        return _npz_images(archive, num_images, path)
+
+
+@contextlib.contextmanager
+def _damage_refused(path: Path, function: str) -> Iterator[None]:
     try:
-        with zipfile.ZipFile(path) as archive:
-            return _npz_images(archive, num_images, path)
+        yield
     except (InputError, MemoryError):
         raise
     # numpy and zipfile raise whatever a damaged archive or header leads them to.
     except Exception as error:
         raise refusal(
-            path, f"cannot be read ({error}); save it with np.savez and plain uint8 pixels"
+            path, f"cannot be read ({error}); save it with {function} and plain uint8 pixels"
         ) from error
 
 
@@ -195,8 +231,10 @@ def image_shape(shape: tuple[int, ...], subject: str) -> tuple[int, int, int, in
 
 def shape_refusal(subject: str, shape: tuple[int, ...]) -> InputError:
     """The error to raise for a shape that is not that of images."""
+    order = ": x.transpose(0, 2, 3, 1)" if len(shape) == 4 and shape[1] in (1, 3) else ""
     return refusal(
-        subject, f"has shape {shape}; save gray as (N, H, W) or (N, H, W, 1), RGB as (N, H, W, 3)"
+        subject,
+        f"has shape {shape}; save gray as (N, H, W) or (N, H, W, 1), RGB as (N, H, W, 3){order}",
     )
 
 
@@ -204,6 +242,12 @@ def _no_images(folder: Path, contents: FolderContents) -> InputError:
     if contents.refused:
         return refusal(
             folder, f"holds no image that can be read; {next(iter(contents.refused.values()))}"
+        )
+    if _CIFAR10_BATCHES & {name.rsplit("/", 1)[-1] for name in contents.archives}:
+        return refusal(
+            folder,
+            "holds the batches of CIFAR-10; name the data set with --data cifar10:train or "
+            "cifar10:test",
         )
     if contents.archives:
         return refusal(
@@ -293,27 +337,34 @@ def _good_names(
 
 
 def _decode(path: Path, convert: str | None) -> NDArray[np.uint8]:
+    """(C, H, W)."""
     from PIL import Image
 
     try:
         require_regular(path)
         with Image.open(path, formats=_FORMATS) as image:
-            complaint = _complaint(image, convert)
-            if complaint is None:
-                image.load()
-                pixels = np.asarray(_converted(image, convert))
+            return pixels_of(image, convert)
+    except InputError as error:
+        raise refusal(path, str(error)) from error
     # The decoders raise whatever a damaged file leads them to.
     except Exception as error:
         raise refusal(
             path, f"cannot be read as an image ({error}); replace or remove it"
         ) from error
+
+
+def pixels_of(image: "Image", convert: str | None) -> NDArray[np.uint8]:
+    """The pixels of a Pillow image, (C, H, W).
+
+    Raises:
+        InputError: it is not 8-bit gray or RGB, nor can become so.
+    """
+    complaint = _complaint(image, convert)
     if complaint is not None:
-        raise refusal(path, complaint)
+        raise InputError(complaint)
+    image.load()
+    pixels = np.asarray(image if convert is None else image.convert(_CONVERTED[convert]))
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-
-
-def _converted(image: "Image", convert: str | None) -> "Image":
-    return image if convert is None else image.convert(_CONVERTED[convert])
 
 
 def _complaint(image: "Image", convert: str | None) -> str | None:
@@ -363,21 +414,43 @@ def _npz_images(archive: zipfile.ZipFile, num_images: int | None, path: Path) ->
         )
     classes = _npz_array(archive, "arr_1") if "arr_1" in names else None
     with archive.open("arr_0.npy") as file:
-        shape, is_fortran, dtype = _npy_header(file)
-        if dtype != np.uint8:
-            raise refusal(path, f"arr_0 is {dtype}; save the pixels as uint8, 0..255")
-        # (N, H, W) to the letter, but more likely one color image that lacks its first axis.
-        if len(shape) == 3 and shape[-1] in (3, 4):
-            raise shape_refusal(f"{path}: arr_0", shape)
-        shape = image_shape(shape, f"{path}: arr_0")
+        header = _npy_header(file)
+        shape = _npy_shape(header, "arr_0", path)
         count = count_to_read(num_images, shape[0], path)
         labels = None if classes is None else _npz_labels(classes, shape[0], path)[:count]
-        if is_fortran:
-            whole = _npz_array(archive, "arr_0").reshape(shape).transpose(0, 3, 1, 2)
-            pixels = store((count, *whole.shape[1:]), [whole[:count]], np.uint8)
+        # As far as the archive says: what is read is checked again.
+        refuse_shorter(archive.getinfo("arr_0.npy").file_size, (count, *shape[1:]))
+        if header[1]:
+            with archive.open("arr_0.npy") as whole:
+                pixels = _fortran_pixels(whole, shape, count)
         else:
             pixels = read_pixels(file, shape, count)
     return ImageData(pixels, PositionIds(range(count)), labels)
+
+
+def _npy_shape(
+    header: tuple[tuple[int, ...], bool, np.dtype[Any]], name: str, path: Path
+) -> tuple[int, int, int, int]:
+    """(N, H, W, C) of an array that holds pixels.
+
+    Raises:
+        InputError: it holds something else.
+    """
+    shape, _, dtype = header
+    if dtype != np.uint8:
+        raise refusal(path, f"{name} is {dtype}; save the pixels as uint8, 0..255")
+    # (N, H, W) to the letter, but more likely one color image that lacks its first axis.
+    if len(shape) == 3 and shape[-1] in (3, 4):
+        raise shape_refusal(f"{path}: {name}", shape)
+    return image_shape(shape, f"{path}: {name}")
+
+
+def _fortran_pixels(
+    file: IO[bytes], shape: tuple[int, int, int, int], count: int
+) -> NDArray[np.uint8]:
+    whole = np.asarray(npy.read_array(file, allow_pickle=False))
+    images = whole.reshape(shape).transpose(0, 3, 1, 2)
+    return store((count, *images.shape[1:]), [images[:count]], np.uint8)
 
 
 def _npz_array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:

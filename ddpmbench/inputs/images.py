@@ -5,22 +5,32 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ddpmbench.array_store import release
 from ddpmbench.errors import InputError
+from ddpmbench.inputs.arrays import SOURCE, Arrays, read_array
+from ddpmbench.inputs.conversions import CONVERSIONS, converted, padded
 from ddpmbench.inputs.datasets import SPLITS, dataset_specs, read_dataset
-from ddpmbench.inputs.file_kinds import IMAGE_SUFFIXES, printable
-from ddpmbench.inputs.folder_contents import passed_over_words
-from ddpmbench.inputs.idx_files import read_idx
-from ddpmbench.inputs.image_files import FolderOptions, ImageData, read_folder, read_npz
+from ddpmbench.inputs.file_kinds import IMAGE_SUFFIXES, first_bytes, kind_of, printable
+from ddpmbench.inputs.folder_contents import FolderContents, listed, passed_over_words
+from ddpmbench.inputs.idx_files import IDX_SPLITS, chosen_idx, is_idx_of_images, read_idx
+from ddpmbench.inputs.image_files import (
+    FolderOptions,
+    ImageData,
+    is_npz,
+    read_folder,
+    read_npy,
+    read_npz,
+)
+from ddpmbench.inputs.other_files import other_file
 from ddpmbench.inputs.refusals import count_to_read, refusal
 
 _HASH_CHUNK = 1 << 24
-_MOST_LISTED = 10  # archives in a record
+_MOST_LISTED = 10  # names in a record or a line
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -35,8 +45,11 @@ class ImageSet:
         split: the named data set's split, or None.
         skipped: a line for each image of a folder that was passed over.
         classes: the name of each class, where labels are of class folders.
+        class_order_open: whether those are numbers that sort otherwise than as text.
         passed_over: how many other files the folder holds, by kind.
         archives: the names of those that are archives or arrays.
+        convert: what color or gray was converted to; see `inputs.conversions`.
+        padded_from: (H, W) before they were padded with black, or None.
 
     Raises:
         InputError: if the pixels are not uint8 (N, C, H, W), or ids or labels differ in number.
@@ -49,8 +62,11 @@ class ImageSet:
     split: str | None = None
     skipped: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
+    class_order_open: bool = False
     passed_over: Mapping[str, int] = dataclasses.field(default_factory=dict)
     archives: tuple[str, ...] = ()
+    convert: str | None = None
+    padded_from: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         """Refuse what is not one id, and one label or none, for each 8-bit image."""
@@ -85,6 +101,11 @@ class ImageSet:
             record["passed_over"] = dict(self.passed_over)
         if self.archives:
             record["archives"] = list(self.archives[:_MOST_LISTED])
+        if self.convert is not None:
+            record["convert"] = self.convert
+        if self.padded_from is not None:
+            sides = {"from": list(self.padded_from), "to": list(self.pixels.shape[2:])}
+            record["padding"] = {**sides, "value": 0}
         return record
 
     @property
@@ -94,7 +115,64 @@ class ImageSet:
         if self.passed_over:
             words = passed_over_words(self.passed_over, self.archives)
             lines.append(printable(f"{self.source}: passed over besides the images: {words}"))
+        if self.convert is not None:
+            lines.append(f"--convert {self.convert}: {CONVERSIONS[self.convert]}")
+        if self.padded_from is not None:
+            height, width = self.padded_from
+            side = self.pixels.shape[-1]
+            lines.append(
+                f"--pad {side}: the {width}x{height} images stand in {side}x{side} of black; bits "
+                "are per dimension of the padded images"
+            )
         return tuple(lines)
+
+    def check_classes(self, num_classes: int, *, null_class: int | None = None) -> None:
+        """Refuse labels that cannot be those of a checkpoint with so many classes.
+
+        Args:
+            num_classes: of the checkpoint.
+            null_class: its label for no class, where it has one.
+
+        Raises:
+            InputError: there are none, or they are of other classes; or class folders are not as
+                many, or numbers whose order as text is another.
+        """
+        labels, classes = self.labels, self.classes
+        known = f"classes 0..{num_classes - 1}"
+        known += "" if null_class is None else f", and {null_class} for none"
+        if labels is None:
+            raise refusal(
+                f"--data {self.source}",
+                f"has no labels, but the checkpoint is conditioned on {num_classes} classes; put "
+                "the images into a folder a class, add arr_1 to an npz, or name one with --class N "
+                f"(it has {known})",
+            )
+        if classes and len(classes) != num_classes:
+            raise refusal(
+                f"--data {self.source}",
+                f"has {len(classes)} class folders ({listed(classes)}), but the checkpoint is "
+                f"conditioned on {num_classes} classes; name all {num_classes} in their order with "
+                "--class-names, or one for all images with --class",
+            )
+        if self.class_order_open:
+            raise refusal(
+                f"--data {self.source}",
+                "its class folders are numbers, and sorted as text they are in another order; name "
+                "them in the order of the checkpoint's classes with --class-names",
+            )
+        named = labels if null_class is None else labels[labels != null_class]
+        if ((named < 0) | (named >= num_classes)).any():
+            raise refusal(
+                f"--data {self.source}",
+                f"labels {labels.min()}..{labels.max()} do not fit the checkpoint's {known}",
+            )
+
+    @property
+    def class_note(self) -> str:
+        """Which class folder is which class, in a line."""
+        pairs = [f"{name} = {number}" for number, name in enumerate(self.classes)]
+        shown = pairs if len(pairs) <= _MOST_LISTED else [*pairs[:3], "...", pairs[-1]]
+        return printable(f"{self.source}: classes by folder: {', '.join(shown)}")
 
     @cached_property
     def sha256(self) -> str:
@@ -122,25 +200,37 @@ class ImageSet:
         )
 
 
+ImageSource: TypeAlias = "ImageSet | str | Path | Arrays"
+"""What `load_images` takes."""
+
+
 def load_images(
-    spec: str | Path,
+    source: ImageSource,
     *,
     num_images: int | None = None,
     on_bad: str = "fail",
+    convert: str | None = None,
+    pad: int | None = None,
+    class_names: Sequence[str] | None = None,
     option: str = "--data",
 ) -> ImageSet:
     """Read an image set.
 
     Args:
-        spec: `name:split` of a named data set; or a folder of images, an .npz (arr_0 uint8
-            (N, H, W, C) or (N, H, W), arr_1 labels) or an idx file. A `Path` is never a name.
+        source: `name:split` of a named data set; or a folder of images, an .npz (arr_0 uint8
+            (N, H, W, C) or (N, H, W), arr_1 labels), an .npy or an idx file; or images in memory,
+            see `inputs.arrays.read_array`. A `Path` is never a name. An image set is returned,
+            with what is asked for besides.
         num_images: how many images, from the first on; None for all.
         on_bad: what a file of a folder that holds no image like the others leads to: "fail", or
             "skip", which passes over it.
+        convert: "rgb" repeats gray to RGB, "gray" takes the luma of color; None for neither.
+        pad: height and width to which images are padded with black on all sides; None for none.
+        class_names: the class folders in the order of the checkpoint's classes; None for sorted.
         option: how the user named them, for messages.
 
     Returns:
-        The images as they are stored: nothing is resized, nor turned to gray or to color.
+        The images; nothing is resized.
 
     Raises:
         InputError: if there is no such data set or file, it holds something else than 8-bit
@@ -150,49 +240,104 @@ def load_images(
         raise InputError(f"--num-images {num_images}: give a number of at least 1")
     if on_bad not in ("fail", "skip"):
         raise InputError(f"--on-bad {on_bad}: choose fail or skip")
-    name, _, split = spec.partition(":") if isinstance(spec, str) else ("", "", "")
+    if convert not in (None, *CONVERSIONS):
+        raise InputError(f"--convert {convert}: choose {' or '.join(CONVERSIONS)}")
+    names = None if class_names is None else tuple(class_names)
+    options = FolderOptions(on_bad == "skip", convert, names)
+    if isinstance(source, ImageSet):
+        images = source if num_images is None else source.subset(num_images)
+    else:
+        images = _read(source, num_images, options, option)
+    if names is not None and not images.classes:
+        raise refusal("--class-names", f"{images.name} has no class folders; leave it out")
+    if convert is not None:
+        images = dataclasses.replace(
+            images, pixels=converted(images.pixels, convert), convert=convert
+        )
+    if pad is not None:
+        images = dataclasses.replace(
+            images,
+            pixels=padded(images.pixels, pad, images.name),
+            padded_from=images.pixels.shape[2:],
+        )
+    return images
+
+
+def _read(
+    source: "str | Path | Arrays", num_images: int | None, options: FolderOptions, option: str
+) -> ImageSet:
+    if not isinstance(source, str | Path):
+        data = read_array(source, num_images, options.convert)
+        return ImageSet(data.pixels, data.ids, SOURCE)
+    name, _, split = source.partition(":") if isinstance(source, str) else ("", "", "")
     try:
         if split in SPLITS.get(name, ()):
             data = read_dataset(name, split, num_images)
             return ImageSet(data.pixels, data.ids, name, data.labels, split)
-        if not str(spec) or not Path(spec).exists():
-            raise _unknown(spec, name, option)
-        data = _read_path(Path(spec), num_images, FolderOptions(on_bad == "skip"))
+        path, split = Path(source), ""
+        if not str(source) or not path.exists():
+            folder, split = _folder_of_split(source)
+            if folder is None:
+                raise _unknown(source, name, option)
+            path = folder
+        data = _read_path(path, split, num_images, options)
     except MemoryError as error:
         raise refusal(
-            f"{option} {spec}", "does not fit in memory; take fewer images with --num-images"
+            f"{option} {source}", "does not fit in memory; take fewer images with --num-images"
         ) from error
     except OSError as error:
         raise refusal(
-            f"{option} {spec}", f"cannot be read ({error}); check the file and its permissions"
+            f"{option} {source}", f"cannot be read ({error}); check the file and its permissions"
         ) from error
     return ImageSet(
         data.pixels,
         data.ids,
-        str(spec),
+        str(source),
         data.labels,
         skipped=data.skipped,
         classes=data.classes,
+        class_order_open=options.class_names is None and _sorts_otherwise(data.classes),
         passed_over=data.passed_over,
         archives=data.archives,
     )
 
 
-def _read_path(path: Path, num_images: int | None, options: FolderOptions) -> ImageData:
+def _sorts_otherwise(classes: tuple[str, ...]) -> bool:
+    return all(name.isdecimal() for name in classes) and list(classes) != sorted(classes, key=int)
+
+
+def _folder_of_split(source: str | Path) -> tuple[Path | None, str]:
+    """The folder and split that FOLDER:SPLIT names, as of MNIST's files; None if it does not."""
+    folder, _, split = str(source).rpartition(":")
+    is_split = split in IDX_SPLITS and folder and Path(folder).is_dir()
+    return (Path(folder), split) if is_split else (None, "")
+
+
+def _read_path(path: Path, split: str, num_images: int | None, options: FolderOptions) -> ImageData:
     if path.is_dir():
-        return read_folder(path, num_images, options)
-    if path.suffix.lower() == ".npz":
+        contents = FolderContents.of(path)
+        idx = list(filter(is_idx_of_images, contents.archives))
+        if split or (idx and not contents.names and not contents.refused):
+            return read_idx(path / chosen_idx(path, idx, split), num_images)
+        return read_folder(path, contents, num_images, options)
+    suffix, kind = path.suffix.lower(), kind_of(first_bytes(path))
+    if suffix == ".npz" or is_npz(path):
         return read_npz(path, num_images)
-    if path.suffix.lower() in IMAGE_SUFFIXES:
+    if kind == ("unread", "npy"):
+        return read_npy(path, num_images)
+    if suffix in IMAGE_SUFFIXES or (kind and kind[0] in ("read", "unread")):
         raise refusal(path, "is a single image; give the folder that holds it")
+    if (complaint := other_file(path, kind[1] if kind else "")) is not None:
+        raise complaint
     return read_idx(path, num_images)
 
 
-def _unknown(spec: str | Path, name: str, option: str) -> InputError:
+def _unknown(source: str | Path, name: str, option: str) -> InputError:
     if name in SPLITS:
         choices = ", ".join(f"{name}:{split}" for split in SPLITS[name])
-        return refusal(f"{option} {spec}", f"name a split of {name}: {choices}")
+        return refusal(f"{option} {source}", f"name a split of {name}: {choices}")
     names = ", ".join(dataset_specs())
     return refusal(
-        f"{option} {spec}", f"no such file or folder, nor a data set's name; the names are {names}"
+        f"{option} {source}",
+        f"no such file or folder, nor a data set's name; the names are {names}",
     )

@@ -38,26 +38,33 @@ def read_pixels(
         InputError: if there is no room for a temporary file.
     """
     _, height, width, channels = shape
-    portions = (part.transpose(0, 3, 1, 2) for part in _portions(stream, shape, count))
-    return store((count, channels, height, width), portions, np.uint8)
-
-
-def _portions(
-    stream: ByteStream, shape: tuple[int, ...], count: int
-) -> Iterator[NDArray[np.uint8]]:
-    """(B, H, W, C) each, all in the same memory."""
     size = math.prod(shape[1:])
     try:
         buffer = np.empty((min(count, max(1, _PORTION // size)), *shape[1:]), np.uint8)
     except (ValueError, MemoryError) as error:
         raise MemoryError(f"it claims the shape {shape}") from error
+    portions = (part.transpose(0, 3, 1, 2) for part in _portions(stream, buffer, count, shape[0]))
+    return store((count, channels, height, width), portions, np.uint8)
+
+
+def refuse_shorter(size: int, shape: tuple[int, ...]) -> None:
+    """Raise EOFError where a file is too short for what it claims, before room is made for it."""
+    if size < math.prod(shape):
+        raise EOFError(f"it holds {size} bytes of {math.prod(shape)}")
+
+
+def _portions(
+    stream: ByteStream, buffer: NDArray[np.uint8], count: int, total: int
+) -> Iterator[NDArray[np.uint8]]:
+    """(B, H, W, C) each, all in the same memory."""
+    size = math.prod(buffer.shape[1:])
     for start in range(0, count, len(buffer)):
         part = buffer[: count - start]
         view, filled = part.data.cast("B"), 0
         while filled < len(view):
             content = stream.read(len(view) - filled)
             if not content:
-                raise EOFError(f"it holds {start * size + filled} bytes of {math.prod(shape)}")
+                raise EOFError(f"it holds {start * size + filled} bytes of {total * size}")
             view[filled : filled + len(content)] = content
             filled += len(content)
         yield part

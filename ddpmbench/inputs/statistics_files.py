@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddpmbench.errors import InputError
+from ddpmbench.inputs.file_kinds import require_regular
 
 _DAMAGE = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error)
 _REMEDY = "it must hold mu (D,) and sigma (D, D) as pytorch-fid, clean-fid and ADM write them"
@@ -38,15 +39,16 @@ class ReferenceStatistics:
         return digest.hexdigest()
 
 
-def is_statistics(spec: str) -> bool:
+def is_statistics(spec: str | Path) -> bool:
     """Whether a path is an npz of a mean and a covariance, whatever else it holds."""
     path = Path(spec)
-    if path.suffix.lower() != ".npz" or not path.is_file():
+    if path.suffix.lower() != ".npz":
         return False
     try:
+        require_regular(path)
         with zipfile.ZipFile(path) as archive:
             names = {name.removesuffix(".npy") for name in archive.namelist()}
-    except (OSError, zipfile.BadZipFile):
+    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError):
         return False
     # The reference batches of ADM hold some of the images beside the moments of all of them.
     return {"mu", "sigma"} <= names or ("arr_0" not in names and bool(names & {"mu", "sigma"}))

@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -12,9 +12,13 @@ from numpy.typing import NDArray
 
 from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
-from ddpmbench.inputs.images import ImageSet
+from ddpmbench.inputs.images import ImageSet, ImageSource, load_images
 from ddpmbench.inputs.levels import refuse_reduced
-from ddpmbench.inputs.statistics_files import ReferenceStatistics
+from ddpmbench.inputs.statistics_files import (
+    ReferenceStatistics,
+    is_statistics,
+    read_statistics,
+)
 from ddpmbench.network.precision import Precision
 from ddpmbench.quality.features import FeatureNetwork
 from ddpmbench.quality.fidelity import Scores, scores_of
@@ -42,6 +46,7 @@ from ddpmbench.runs.quality import QualityListener, QualityRun, QualityStores, R
 from ddpmbench.runs.samples import SAMPLES, write_samples
 from ddpmbench.version import __version__
 
+ReferenceSource: TypeAlias = "ReferenceStatistics | ImageSource"
 _SHOWN, _NEAREST_SHOWN = 8, 4  # samples, and real images beside each
 
 
@@ -84,8 +89,8 @@ class FidReport:
 
 
 def evaluate_fid(
-    source: Checkpoint | ImageSet,
-    references: Reference | Sequence[Reference],
+    source: "Checkpoint | ImageSource",
+    references: "ReferenceSource | Sequence[ReferenceSource]",
     settings: FidSettings,
     *,
     device: str = "auto",
@@ -100,9 +105,9 @@ def evaluate_fid(
     and all return the report.
 
     Args:
-        source: a checkpoint to be sampled, or samples.
-        references: real images, or the moments of their features, or several; the first is the
-            headline's.
+        source: a checkpoint to be sampled, or samples: what `load_images` returns or takes.
+        references: real images, likewise, or the moments of their features, or a list or tuple
+            of several; the first is the headline's.
         settings: how.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         batch_size: samples made together, None for what suits the device.
@@ -118,9 +123,10 @@ def evaluate_fid(
     Source: Heusel et al. 2017; Salimans et al. 2016; Binkowski et al. 2018; Kynkaanniemi et al.
     2019; Chong & Forsyth 2020.
     """
-    if isinstance(references, ImageSet | ReferenceStatistics):
-        references = [references]
-    known = tuple(references)
+    if not isinstance(source, Checkpoint):
+        source = load_images(source, option="--samples")
+    several: Sequence[Any] = references if isinstance(references, list | tuple) else [references]
+    known = tuple(load_reference(of, settings.network.num_features) for of in several)
     _check(source, known, settings)
     with joined() as ranks:
         if ranks.count > 1 and out is None:
@@ -164,6 +170,23 @@ def evaluate_fid(
             folder.write_text(SUMMARY, json.dumps(found.summary, indent=2) + "\n")
         ranks.wait()
         return found
+
+
+def load_reference(source: "ReferenceSource", num_features: int) -> Reference:
+    """A reference: images, or moments of features where a path is to a file of them.
+
+    Args:
+        source: what `load_images` takes, the path of an npz of `mu` and `sigma`, or either read.
+        num_features: of the feature network.
+
+    Raises:
+        InputError: there is no such reference, or it is of other features.
+    """
+    if isinstance(source, ReferenceStatistics):
+        return source
+    if isinstance(source, str | Path) and is_statistics(source):
+        return read_statistics(Path(source), num_features=num_features)
+    return load_images(source)
 
 
 def _check(

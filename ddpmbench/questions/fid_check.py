@@ -1,5 +1,6 @@
 """The check of a checkpoint's reading before samples of it are scored."""
 
+from ddpmbench.errors import InputError
 from ddpmbench.inputs.images import ImageSet
 from ddpmbench.questions.check import CheckBefore
 from ddpmbench.report.check import CheckRecord
@@ -49,8 +50,10 @@ def check_of_samples(
 
 
 def _is_of_its_kind(reference: ImageSet, source: Generation) -> bool:
-    labels, classes = reference.labels, source.checkpoint.num_classes
-    is_labeled = not classes or (
-        labels is not None and labels.min() >= 0 and labels.max() < classes
-    )
-    return is_labeled and reference.pixels.shape[1:] == source.shape
+    classes = source.checkpoint.num_classes
+    if classes:
+        try:
+            reference.check_classes(classes, null_class=source.checkpoint.null_class)
+        except InputError:
+            return False
+    return reference.pixels.shape[1:] == source.shape

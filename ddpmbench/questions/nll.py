@@ -12,7 +12,7 @@ import pandas as pd
 from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.inputs.checkpoints.own_code import own_errors
-from ddpmbench.inputs.images import ImageSet
+from ddpmbench.inputs.images import ImageSet, ImageSource, load_images
 from ddpmbench.inputs.levels import refuse_reduced
 from ddpmbench.likelihood.decoders import DECODERS
 from ddpmbench.likelihood.sampled_bound import SampledBound
@@ -74,7 +74,7 @@ class NllReport:
 
 def evaluate_nll(
     checkpoint: Checkpoint,
-    images: ImageSet,
+    images: ImageSource,
     *,
     estimator: str = "rotated-warp",
     half_width: float | None = None,
@@ -98,7 +98,7 @@ def evaluate_nll(
 
     Args:
         checkpoint: what `load_checkpoint` returns; its conventions are those of the bound.
-        images: what `load_images` returns.
+        images: what `load_images` returns or takes: a name, a path, a uint8 array.
         estimator: "rotated-warp" computes a few steps of every image, chosen so that the bound
             is unbiased and its interval narrow; "every-pair" every step of every image.
         half_width: rotated-warp: of the 95 % interval for these images, bits per dimension; rows
@@ -132,6 +132,7 @@ def evaluate_nll(
     Source: Ho, Jain & Abbeel 2020, eq. 5.
     """
     _check_options(decoder=decoder, seed=seed, batch_size=batch_size)
+    images = load_images(images)
     _check_images(checkpoint, images)
     sampling = Sampling.of(
         estimator,
@@ -170,7 +171,8 @@ def evaluate_nll(
         store: Callable[[str], TermStore] = _in_memory if folder is None else folder.shards
         calls = sampling.least_evaluations(len(images), checkpoint.schedule.num_timesteps)
         told = listener if listener is not None and ranks.reports else RunListener()
-        _say_how_images_were_read(images, told)
+        uses_folders = bool(checkpoint.num_classes and images.classes)
+        _say_how_images_were_read(images, told, class_folders=uses_folders)
         checked = CheckBefore(
             check, calls, seed=seed, batch_size=batch_size, note=told.note, warn=told.warn
         ).made(checkpoint, images, device=target, ranks=ranks, folder=folder)
@@ -209,7 +211,7 @@ def evaluate_nll(
             sampling=tables.sampling(found, sampling.summary),
             conventions={**conventions, **checkpoint.data_range.record},
             checkpoint=checkpoint.record,
-            data=images.record,
+            data={**images.record, **({"classes": list(images.classes)} if uses_folders else {})},
             seed=seed,
             device=" + ".join(sorted(found.devices)),
             precision=str(computed_in),
@@ -334,8 +336,8 @@ def _labels_sha256(checkpoint: Checkpoint, images: ImageSet) -> str | None:
     return hashlib.sha256(images.labels.tobytes()).hexdigest()
 
 
-def _say_how_images_were_read(images: ImageSet, told: RunListener) -> None:
-    for line in images.notes:
+def _say_how_images_were_read(images: ImageSet, told: RunListener, *, class_folders: bool) -> None:
+    for line in (*images.notes, *([images.class_note] if class_folders else [])):
         told.note(line)
     if images.skipped:
         told.warn(
@@ -356,16 +358,5 @@ def _check_options(*, decoder: str, seed: int, batch_size: int | None) -> None:
 def _check_images(checkpoint: Checkpoint, images: ImageSet) -> None:
     checkpoint.check_images(images.pixels.shape[1:], images.source)
     refuse_reduced(images, checkpoint.data_range)
-    if not checkpoint.num_classes:
-        return
-    if images.labels is None:
-        raise InputError(
-            f"--data {images.source}: has no labels, but the checkpoint is conditioned on "
-            f"{checkpoint.num_classes} classes; add arr_1 to an npz, or name one with --class N "
-            f"(it has {checkpoint.classes})"
-        )
-    if not all(checkpoint.has_class(label) for label in set(images.labels.tolist())):
-        raise InputError(
-            f"--data {images.source}: labels {images.labels.min()}..{images.labels.max()} do not "
-            f"fit the checkpoint's {checkpoint.classes}"
-        )
+    if checkpoint.num_classes:
+        images.check_classes(checkpoint.num_classes, null_class=checkpoint.null_class)

@@ -8,7 +8,7 @@ import numpy as np
 from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.inputs.checkpoints.own_code import own_errors
-from ddpmbench.inputs.images import ImageSet
+from ddpmbench.inputs.images import ImageSet, ImageSource, load_images
 from ddpmbench.quality.progressive import (
     WEIGHTS,
     PicturePass,
@@ -69,7 +69,7 @@ def check_pictures(
 
 def progressive_pictures(
     checkpoint: Checkpoint,
-    images: ImageSet,
+    images: ImageSource,
     report: NllReport,
     *,
     pictures: str = "decoding",
@@ -104,6 +104,7 @@ def progressive_pictures(
 
     Source: Ho, Jain & Abbeel 2020, section 4.3 and figures 6 and 8.
     """
+    images = load_images(images)
     check_pictures(checkpoint, images, pictures=pictures, depth=depth)
     if batch_size is not None and batch_size < 1:
         raise InputError(f"--batch-size {batch_size}: needs at least one picture, or auto")

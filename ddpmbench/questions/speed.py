@@ -13,7 +13,7 @@ import torch
 
 from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
-from ddpmbench.inputs.images import ImageSet
+from ddpmbench.inputs.images import ImageSet, ImageSource, load_images
 from ddpmbench.inputs.levels import refuse_reduced
 from ddpmbench.report import speed as report
 from ddpmbench.report.figures.throughput import batch_figure, parts_figure
@@ -82,7 +82,7 @@ class SpeedReport:
 
 def measure_speed(
     checkpoint: Checkpoint,
-    images: ImageSet | None = None,
+    images: "ImageSource | None" = None,
     *,
     settings: SpeedSettings | None = None,
     device: str = "auto",
@@ -111,6 +111,7 @@ def measure_speed(
     if batch_size is not None and batch_size < 1:
         raise InputError(f"--batch-size {batch_size}: needs at least one row, or auto")
     target = resolve_device(device)
+    images = None if images is None else load_images(images)
     shape, num_images = _shape(checkpoint, images, settings), settings.num_images
     if images is None:
         images = gray_images(shape, 256, checkpoint.num_classes)
