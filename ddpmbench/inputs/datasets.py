@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import hashlib
 import http.client
+import importlib
 import os
 import sys
 import tempfile
@@ -11,6 +12,7 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +23,8 @@ from ddpmbench.inputs.idx_files import read_idx
 from ddpmbench.inputs.image_files import ImageData, PositionIds
 from ddpmbench.inputs.refusals import count_to_read, refusal
 
-SPLITS = {"fashion-mnist": ("train", "test"), "cifar10": ("train", "test")}
+_BOTH = ("train", "test")
+SPLITS = dict.fromkeys(("fashion-mnist", "mnist", "kmnist", "cifar10"), _BOTH)
 """The splits of each data set that has a name."""
 
 CACHE_VARIABLE = "DDPMBENCH_CACHE"
@@ -49,6 +52,11 @@ _FASHION_MNIST = {
         ),
     },
 }
+
+
+# Where torchvision has the address and the MD5 of each file.
+_CLASSES = {"fashion-mnist": "FashionMNIST", "mnist": "MNIST", "kmnist": "KMNIST"}
+_PREFIXES = {"train": "train", "test": "t10k"}
 
 
 def dataset_specs() -> list[str]:
@@ -80,7 +88,7 @@ def is_at_hand(name: str, split: str) -> bool:
     if name == "cifar10":
         folder = cache_folder() / "cifar10"
         return any((folder / part).exists() for part in ("cifar-10-batches-py", _CIFAR10_ARCHIVE))
-    return any(_holds(folder, _FASHION_MNIST[split]) for folder in _fashion_mnist_folders())
+    return _idx_folder(name, split) is not None
 
 
 def read_dataset(name: str, split: str, num_images: int | None) -> ImageData:
@@ -96,20 +104,32 @@ def read_dataset(name: str, split: str, num_images: int | None) -> ImageData:
     """
     if name == "cifar10":
         return _read_cifar10(split, num_images)
-    return _read_fashion_mnist(split, num_images)
-
-
-def _read_fashion_mnist(split: str, num_images: int | None) -> ImageData:
-    hashes = _FASHION_MNIST[split]
-    folder = next((folder for folder in _fashion_mnist_folders() if _holds(folder, hashes)), None)
+    names, folder = _idx_names(split), _idx_folder(name, split)
     if folder is None:
-        cache = cache_folder() / "fashion-mnist"
-        with _downloading(f"fashion-mnist:{split}", list(hashes), cache):
-            _download_fashion_mnist(list(hashes), cache)
-            if not _holds(cache, hashes):
+        cache = cache_folder() / name
+        with _downloading(f"{name}:{split}", names, cache):
+            _download(name, names, cache)
+            folder = _idx_folder(name, split)
+            if folder is None:
                 raise RuntimeError("the files are not the published ones")
-        folder = cache
-    return read_idx(folder / next(iter(hashes)), num_images)
+    return read_idx(folder / names[0], num_images)
+
+
+def _idx_names(split: str) -> list[str]:
+    prefix = _PREFIXES[split]
+    return [f"{prefix}-images-idx3-ubyte.gz", f"{prefix}-labels-idx1-ubyte.gz"]
+
+
+def _idx_folder(name: str, split: str) -> Path | None:
+    """The folder in which the published files of a split are."""
+    if name == "fashion-mnist":
+        hashes = _FASHION_MNIST[split]
+        for folder in _fashion_mnist_folders():
+            if all(_content_sha256(folder / file) == sha256 for file, sha256 in hashes.items()):
+                return folder
+        return None
+    folder = cache_folder() / name
+    return folder if all(_is_published(name, folder / file) for file in _idx_names(split)) else None
 
 
 def _fashion_mnist_folders() -> Iterator[Path]:
@@ -118,8 +138,22 @@ def _fashion_mnist_folders() -> Iterator[Path]:
     yield cache_folder() / "fashion-mnist"
 
 
-def _holds(folder: Path, hashes: dict[str, str]) -> bool:
-    return all(_content_sha256(folder / name) == sha256 for name, sha256 in hashes.items())
+def _is_published(name: str, path: Path) -> bool:
+    """Whether a file is there, and as its authors published it."""
+    try:
+        with path.open("rb") as file:
+            md5 = hashlib.file_digest(file, _md5).hexdigest()
+    except OSError:
+        return False
+    return bool(md5 == dict(_torchvision_class(name).resources)[path.name])
+
+
+def _md5() -> "hashlib._Hash":
+    return hashlib.md5(usedforsecurity=False)
+
+
+def _torchvision_class(name: str) -> Any:  # noqa: ANN401
+    return getattr(importlib.import_module("torchvision.datasets"), _CLASSES[name])
 
 
 def _content_sha256(path: Path) -> str | None:
@@ -131,17 +165,17 @@ def _content_sha256(path: Path) -> str | None:
         return None
 
 
-def _download_fashion_mnist(names: list[str], folder: Path) -> None:
-    from torchvision.datasets import FashionMNIST
+def _download(name: str, files: list[str], folder: Path) -> None:
+    published = _torchvision_class(name)
     from torchvision.datasets.utils import download_url
 
-    md5 = dict(FashionMNIST.resources)
+    md5 = dict(published.resources)
     folder.mkdir(parents=True, exist_ok=True)
     # Moved into place when complete, so that an interrupted download leaves nothing behind.
     with tempfile.TemporaryDirectory(dir=folder) as partial:
-        for name in names:
-            download_url(FashionMNIST.mirrors[0] + name, partial, filename=name, md5=md5[name])
-            os.replace(Path(partial, name), folder / name)
+        for file in files:
+            download_url(published.mirrors[0] + file, partial, filename=file, md5=md5[file])
+            os.replace(Path(partial, file), folder / file)
 
 
 def _read_cifar10(split: str, num_images: int | None) -> ImageData:

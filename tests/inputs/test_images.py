@@ -472,7 +472,8 @@ def test_an_idx_brings_the_labels_of_its_sibling(tmp_path, suffix, labels_suffix
         ("cifar10", "name a split of cifar10: cifar10:train, cifar10:test"),
         ("cifar10:", "name a split of cifar10"),
         ("fashion-mnist:val", "name a split of fashion-mnist: fashion-mnist:train, "),
-        ("mnist:test", "no such file or folder, nor a data set's name; the names are fashion-mnis"),
+        ("svhn:test", "no such file or folder, nor a data set's name; the names are fashion-mnis"),
+        ("mnist:val", "name a split of mnist: mnist:train, mnist:test"),
         ("no/such/folder", "no such file or folder"),
         ("", "no such file or folder"),
         (Path("cifar10:test"), "no such file or folder"),
@@ -555,6 +556,9 @@ def test_the_training_split_is_found_in_debian_s_folder_or_the_cache(monkeypatch
     ("spec", "names"),
     [
         ("fashion-mnist:train", TRAIN),
+        ("mnist:train", TRAIN),
+        ("mnist:test", T10K),
+        ("kmnist:test", T10K),
         ("cifar10:train", ["cifar-10-python.tar.gz"]),
         ("cifar10:test", ["cifar-10-python.tar.gz"]),
     ],
@@ -650,6 +654,35 @@ def test_a_download_is_kept_and_used_again(monkeypatch, not_shipped, capsys):
     assert capsys.readouterr().out == ""
     folder = datasets.cache_folder() / "fashion-mnist"
     assert sorted(path.name for path in folder.iterdir()) == sorted(T10K)
+
+
+@pytest.mark.parametrize("name", ["MNIST", "KMNIST"])
+def test_mnist_is_downloaded_verified_and_kept(monkeypatch, name):
+    import torchvision
+
+    spec = f"{name.lower()}:test"
+    assert "not downloaded" in refused(spec)
+    labels = np.arange(4, dtype=np.uint8)
+    contents = {n: gzip.compress(idx_bytes(v)) for n, v in zip(T10K, (GRAY, labels), strict=True)}
+    md5 = {n: hashlib.md5(c, usedforsecurity=False).hexdigest() for n, c in contents.items()}
+    resources = list(md5.items())
+    serve(monkeypatch, contents)
+    assert "not downloaded" in refused(spec)  # those are not the published ones
+    monkeypatch.setattr(getattr(torchvision.datasets, name), "resources", resources)
+    asked = serve(monkeypatch, contents)
+    loaded = load_images(spec)
+    assert set(asked) == set(T10K)
+    assert (loaded.source, loaded.split) == (name.lower(), "test")
+    assert loaded.labels.tolist() == [0, 1, 2, 3]
+    np.testing.assert_array_equal(loaded.pixels[:, 0], GRAY)
+    asked.clear()
+    assert load_images(spec).sha256 == loaded.sha256
+    assert asked == []
+    path = datasets.cache_folder() / name.lower() / T10K[1]
+    path.write_bytes(path.read_bytes()[:-1] + b"\0")
+    asked = serve(monkeypatch, contents)
+    assert load_images(spec).labels.tolist() == [0, 1, 2, 3]
+    assert asked
 
 
 @pytest.mark.parametrize("damaged", T10K)
