@@ -36,35 +36,37 @@ def flop_per_call(network: nn.Module, *inputs: Tensor) -> int:
     return _any_call(network, inputs).flop
 
 
-def flop_of_unet(network: UNet, size: int) -> int:
+def flop_of_unet(network: UNet, height: int, width: int) -> int:
     """`flop_per_call` of the built-in U-Net for one image, which is not called.
 
     What counts operations takes torch half a second to import, and so does a call of shapes alone.
 
     Args:
         network: on any device.
-        size: height and width of the image.
+        height: of the image.
+        width: of the image.
     """
+    pixels = height * width
     ends: list[nn.Module] = [network.conv_in, network.conv_out]
     products = network.time_1.weight.numel() + network.time_2.weight.numel()
-    products += sum(_products(part, size) for part in ends)
+    products += sum(_products(part, pixels) for part in ends)
     for level in cast(Iterable[Level], network.down):
-        products += _products(level.blocks, size) + _products(level.attentions, size)
+        products += _products(level.blocks, pixels) + _products(level.attentions, pixels)
         if level.resample is not None:
-            size //= 2
-            products += _products(level.resample, size)
-    products += _products(network.middle, size)
+            pixels //= 4
+            products += _products(level.resample, pixels)
+    products += _products(network.middle, pixels)
     for level in cast(Iterable[Level], network.up):
-        products += _products(level.blocks, size) + _products(level.attentions, size)
+        products += _products(level.blocks, pixels) + _products(level.attentions, pixels)
         if level.resample is not None:
-            size *= 2
-            products += _products(level.resample, size)
+            pixels *= 4
+            products += _products(level.resample, pixels)
     return 2 * products
 
 
-def _products(part: nn.Module, size: int) -> int:
-    """Those of a part of the U-Net whose convolutions all give images of one size."""
-    pixels, found = size**2, 0
+def _products(part: nn.Module, pixels: int) -> int:
+    """Those of a part of the U-Net whose convolutions all give images of so many pixels."""
+    found = 0
     for layer in part.modules():
         if isinstance(layer, nn.Conv2d):
             found += layer.weight.numel() * pixels

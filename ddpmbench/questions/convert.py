@@ -12,6 +12,7 @@ from ddpmbench.errors import InputError
 from ddpmbench.files import move_into_place, scratch_folder, writing_to
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.inputs.checkpoints.diffusers_writer import refuse_inexpressible, write_diffusers
+from ddpmbench.inputs.checkpoints.image_size import sides_of
 from ddpmbench.inputs.checkpoints.load import load_checkpoint
 from ddpmbench.inputs.checkpoints.native import write_native
 from ddpmbench.likelihood.terms import diffusion_terms
@@ -200,7 +201,7 @@ def _random_inputs(checkpoint: Checkpoint) -> tuple[Tensor, Tensor, Tensor, Tens
     total, multiple = checkpoint.schedule.num_timesteps, checkpoint.size_multiple
     t = torch.tensor(sorted({round(total ** (i / (_STEPS - 1))) for i in range(_STEPS)}))
     size = checkpoint.image_size or multiple * -(-_SIZE // multiple)
-    shape = (len(t), checkpoint.channels or 1, size, size)
+    shape = (len(t), checkpoint.channels or 1, *sides_of(size))
     pixels = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
     x_start = checkpoint.data_range.to_model(pixels)
     eps = torch.randn(shape, generator=generator, dtype=torch.float64)

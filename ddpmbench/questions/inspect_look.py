@@ -10,6 +10,7 @@ from torch import nn
 
 from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
+from ddpmbench.inputs.checkpoints.image_size import ImageSize, sides_of, size_words
 from ddpmbench.inputs.checkpoints.load import load_checkpoint
 from ddpmbench.inputs.checkpoints.openai import config_of, is_openai
 from ddpmbench.inputs.checkpoints.openai_shapes import read_shapes
@@ -111,7 +112,8 @@ class Look:
             InputError: the network takes no images of this size.
         """
         checkpoint, config = self.checkpoint, self._config
-        said, multiple = None, 1
+        said: ImageSize | None = None
+        multiple = 1
         if checkpoint is not None:
             network: nn.Module = checkpoint.network
             said, multiple = checkpoint.image_size, checkpoint.size_multiple
@@ -123,13 +125,14 @@ class Look:
         if type(network) is UNet:
             multiple = network.config.size_multiple
         if said is not None and image_size not in (None, said):
-            raise InputError(f"--image-size {image_size}: the checkpoint takes {said}x{said}")
+            raise InputError(f"--image-size {image_size}: the checkpoint takes {size_words(said)}")
         size = said or image_size or -(-_SIZE // multiple) * multiple
-        if size % multiple:
+        height, width = sides_of(size)
+        if height % multiple or width % multiple:
             raise InputError(f"--image-size {size}: the network takes multiples of {multiple}")
         is_said = said is not None or image_size is not None
         if type(network) is UNet:
-            flop = flop_of_unet(network, size)
+            flop = flop_of_unet(network, height, width)
             return CallFacts(network.config.in_channels, size, is_said, flop)
         assert checkpoint is not None
         return self._counted(checkpoint, CallFacts(checkpoint.channels, size, is_said))
@@ -140,7 +143,7 @@ class Look:
         if tried is None:
             return call
         assert call.size is not None
-        shape = (1, tried, call.size, call.size)
+        shape = (1, tried, *sides_of(call.size))
         inputs = [torch.zeros(shape), checkpoint.network_time(torch.ones(1).long())]
         if checkpoint.num_classes:
             inputs.append(torch.zeros(1, dtype=torch.int64))

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ddpmbench.inputs.checkpoints.image_size import ImageSize, size_words
 from ddpmbench.inputs.checkpoints.own_code import OwnCode
 from ddpmbench.inputs.checkpoints.said import Said
 from ddpmbench.network.outline import Outline
@@ -59,7 +60,7 @@ class CallFacts:
     """
 
     channels: int | None = None
-    size: int | None = None
+    size: ImageSize | None = None
     size_said: bool = False
     flop: int | None = None
     tried_channels: int | None = None
@@ -146,13 +147,23 @@ def network_record(outline: Outline, call: CallFacts) -> dict[str, Any]:
         "flop_channels": None if call.flop is None else call.tried_channels or call.channels,
         "uncounted": call.uncounted,
         "levels": [
-            {**dataclasses.asdict(level), "size": size // level.divisor if size else None}
+            {
+                **dataclasses.asdict(level),
+                "size": None if size is None else _at(size, level.divisor),
+            }
             for level in outline.levels
         ],
         "config": None if config is None else config.to_dict(),
         "layers": dict(outline.layers),
         "ends": {name: list(shape) for name, shape in outline.ends},
     }
+
+
+def _at(size: ImageSize, divisor: int) -> ImageSize:
+    """The size of images at a resolution of the network."""
+    if isinstance(size, int):
+        return size // divisor
+    return size[0] // divisor, size[1] // divisor
 
 
 def process_record(schedule: NoiseSchedule) -> dict[str, Any]:
@@ -189,11 +200,16 @@ def process_record(schedule: NoiseSchedule) -> dict[str, Any]:
     }
 
 
-def image_words(channels: int | None, size: int | None) -> str:
+def image_words(channels: int | None, size: ImageSize | list[int] | None) -> str:
     """What images a network takes: 32x32 RGB images."""
     kind = {None: "", 1: "gray ", 3: "RGB "}.get(channels)
-    side = "" if size is None else f"{size}x{size} "
+    side = "" if size is None else f"{shown_size(size)} "
     return f"{side}images of {channels} channels" if kind is None else f"{side}{kind}images"
+
+
+def shown_size(size: ImageSize | list[int]) -> str:
+    """As people write it: 32x16. A pair is a list in JSON."""
+    return size_words(size if isinstance(size, int) else (size[0], size[1]))
 
 
 def log_snr_of(schedule: NoiseSchedule) -> torch.Tensor:

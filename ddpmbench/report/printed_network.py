@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ddpmbench.report.facts import INDENT, aligned, counted, fact
+from ddpmbench.report.inspection import shown_size
 
 
 def printed_network(network: Mapping[str, Any], width: int) -> list[str]:
@@ -22,7 +23,7 @@ def printed_network(network: Mapping[str, Any], width: int) -> list[str]:
         call = f"{_flop(network['flop_per_call'])} a call"
         if network["image_size"] is None:
             size = network["flop_image_size"]
-            call += f" at {size}x{size} (--image-size S for another size)"
+            call += f" at {shown_size(size)} (--image-size S for another size)"
         words.append(call)
     lines = fact("network", ", ".join(words), width)
     rows = [_level(level) for level in network["levels"]]
@@ -37,7 +38,7 @@ def _level(level: Mapping[str, Any]) -> tuple[str, ...]:
     if level["name"] == "middle":
         place, path = "middle", f"{counted(blocks, 'block')}"
     else:
-        place = f"{size}x{size}" if size else {"1": "full"}.get(level["name"], level["name"])
+        place = shown_size(size) if size else {"1": "full"}.get(level["name"], level["name"])
         path = f"{counted(blocks, 'block')} down, {level['blocks_up']} up"
     attention = ""
     if level["attention"]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
+from ddpmbench.inputs.checkpoints.image_size import sides_of, size_words
 from ddpmbench.network.precision import Precision
 from ddpmbench.process.units import EightBit
 from ddpmbench.quality.sampling import SamplerChoice
@@ -87,17 +88,17 @@ class Generation:
                 f"--ckpt {checkpoint.source}: does not say how large its images are; name their "
                 "height and width with --image-size"
             )
-        if checkpoint.image_size not in (None, size):
+        if checkpoint.image_size is not None and checkpoint.image_size != size:
             raise InputError(
                 f"--image-size {size}: the checkpoint {checkpoint.source} was trained on "
-                f"{checkpoint.image_size}x{checkpoint.image_size}; leave it out"
+                f"{size_words(checkpoint.image_size)}; leave it out"
             )
         if checkpoint.channels is None:
             raise InputError(
                 f"--ckpt {checkpoint.source}: does not say how many channels its images have; a "
                 "network of one's own does by an attribute, image_channels = 3"
             )
-        return checkpoint.channels, size, size
+        return checkpoint.channels, *sides_of(size)
 
     def labels(self, index: NDArray[np.int64]) -> NDArray[np.int64]:
         """(B,) the classes of the samples with these indices."""

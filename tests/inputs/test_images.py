@@ -679,7 +679,7 @@ def test_mnist_is_downloaded_verified_and_kept(monkeypatch, name):
     assert load_images(spec).sha256 == loaded.sha256
     assert asked == []
     path = datasets.cache_folder() / name.lower() / T10K[1]
-    path.write_bytes(path.read_bytes()[:-1] + b"\0")
+    path.write_bytes(path.read_bytes()[:-1] + b"\1")
     asked = serve(monkeypatch, contents)
     assert load_images(spec).labels.tolist() == [0, 1, 2, 3]
     assert asked

@@ -63,13 +63,13 @@ VARIANTS = [
 def test_the_u_net_is_known_without_a_call(changes, size):
     network = UNet(dataclasses.replace(SMALL, **changes)).eval()
     config = network.config
-    inputs = [torch.zeros(1, config.in_channels, size, size), torch.zeros(1)]
+    inputs = [torch.zeros(1, config.in_channels, size, 2 * size), torch.zeros(1)]
     if config.num_classes:
         inputs.append(torch.zeros(1, dtype=torch.int64))
-    assert flop_of_unet(network, size) == flop_per_call(network, *inputs)
+    assert flop_of_unet(network, size, 2 * size) == flop_per_call(network, *inputs)
 
 
 def test_the_network_of_ho_et_al_is_known_without_weights():
     with torch.device("meta"):
         network = UNet(DDPM_CIFAR10)
-    assert flop_of_unet(network, 32) == 12_443_713_536
+    assert flop_of_unet(network, 32, 32) == 12_443_713_536

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpmbench.errors import InputError
+from ddpmbench.inputs.checkpoints.image_size import ImageSize, sides_of
 from ddpmbench.inputs.checkpoints.own_code import calling
 
 _SIZES = (32, 28, 64)
@@ -30,7 +31,9 @@ class BuiltTwice:
     twin: nn.Module
     option: str
 
-    def notes(self, channels: int | None, size: int | None, output: Output) -> tuple[str, ...]:
+    def notes(
+        self, channels: int | None, size: ImageSize | None, output: Output
+    ) -> tuple[str, ...]:
         """What is to be noted of tensors that are neither parameters nor buffers.
 
         They may be what a loss was recorded in, and are looked at only if they differ: then both
@@ -48,7 +51,7 @@ class BuiltTwice:
         if (name := first_difference(*attributes)) is None:
             return ()
         for side in _SIZES if size is None else (size,):
-            shape = (2, channels or self._channels, side, side)
+            shape = (2, channels or self._channels, *sides_of(side))
             x_t = torch.randn(shape, generator=torch.Generator().manual_seed(0))
             try:
                 one, other = (self._called(net, x_t, output) for net in (self.network, self.twin))

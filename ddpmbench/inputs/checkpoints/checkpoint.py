@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpmbench.errors import InputError
+from ddpmbench.inputs.checkpoints.image_size import ImageSize, sides_of, size_words
 from ddpmbench.inputs.checkpoints.own_code import OwnCode
 from ddpmbench.inputs.checkpoints.own_imports import OwnImports
 from ddpmbench.inputs.checkpoints.own_state import own_process_state
@@ -20,6 +21,10 @@ from ddpmbench.process.diffusion import GaussianDiffusion
 from ddpmbench.process.prediction import Prediction, Variance
 from ddpmbench.process.schedule import NoiseSchedule
 
+_CONVERT = {
+    (1, 3): "; --convert rgb repeats gray to RGB",
+    (3, 1): "; --convert gray takes the luma of RGB",
+}
 ModelOutput = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """Called as `Checkpoint.model_output` is, and gives what it gives, to some precision."""
 
@@ -55,7 +60,8 @@ class Checkpoint:
             None if that is not known.
         part: where they are in a file that holds others of such a network, too; empty otherwise.
         channels: channels of an image; None if that is not known.
-        image_size: height and width it was trained on; None if the file does not say.
+        image_size: height and width it was trained on, one number where they are equal; None if
+            the file does not say.
         size_multiple: height and width of an image must be divisible by this.
         num_classes: classes it is conditioned on; 0 if none.
         null_class: the label that stands for none of them; None if there is no such label.
@@ -87,7 +93,7 @@ class Checkpoint:
     data_range: DataRange = UNIT_RANGE
     weights: str | None = None
     part: str = ""
-    image_size: int | None = None
+    image_size: ImageSize | None = None
     size_multiple: int = 1
     num_classes: int = 0
     null_class: int | None = None
@@ -284,21 +290,32 @@ class Checkpoint:
     def check_images(self, shape: tuple[int, ...], source: str) -> None:
         """Raise InputError if the network cannot take images of this shape, (C, H, W)."""
         channels, height, width = shape
+        asked = (channels, self.channels or channels)
         if self.channels is not None and channels != self.channels:
             raise InputError(
                 f"--data {source}: images have {channels} channels, "
-                f"the checkpoint {self.source} takes {self.channels}"
+                f"the checkpoint {self.source} takes {self.channels}{_CONVERT.get(asked, '')}"
             )
         if height % self.size_multiple or width % self.size_multiple:
             raise InputError(
                 f"--data {source}: images are {width}x{height}, but the checkpoint {self.source} "
                 f"takes only sizes divisible by {self.size_multiple}"
+                f"{self._padding_remedy(height, width)}"
             )
-        if self.image_size is not None and (height, width) != (self.image_size, self.image_size):
+        if self.image_size is not None and (height, width) != sides_of(self.image_size):
             raise InputError(
                 f"--data {source}: images are {width}x{height}, the checkpoint {self.source} "
-                f"was trained on {self.image_size}x{self.image_size}"
+                f"was trained on {size_words(self.image_size)}{self._padding_remedy(height, width)}"
             )
+
+    def _padding_remedy(self, height: int, width: int) -> str:
+        """The option that makes images of this size fit by a border, where there is one."""
+        multiple = self.size_multiple
+        least = -(-max(height, width) // multiple) * multiple
+        high, wide = (least, least) if self.image_size is None else sides_of(self.image_size)
+        borders = (high - height, wide - width)
+        fits = high == wide and min(borders) >= 0 and not any(b % 2 or b > 8 for b in borders)
+        return f"; --pad {high} adds a black border" if fits else ""
 
     def to(self, device: torch.device) -> Self:
         """The same checkpoint, its network moved to another device."""

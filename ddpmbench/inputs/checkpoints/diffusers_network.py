@@ -4,6 +4,7 @@ from pathlib import Path
 
 from ddpmbench.inputs.checkpoints.diffusers_files import AVERAGING
 from ddpmbench.inputs.checkpoints.fields import Fields
+from ddpmbench.inputs.checkpoints.image_size import ImageSize
 from ddpmbench.inputs.checkpoints.weights import naming
 from ddpmbench.network.unet_config import Resampling, UNetConfig
 
@@ -54,7 +55,7 @@ _UP: dict[str, tuple[bool, Resampling | None]] = {
 _RESAMPLING: dict[str, Resampling] = {"conv": "conv", "resnet": "block"}
 
 
-def read_network(path: Path) -> tuple[UNetConfig, int | None]:
+def read_network(path: Path) -> tuple[UNetConfig, ImageSize | None]:
     """The network of a `config.json`, and the size of the images it was trained on.
 
     Raises:
@@ -155,13 +156,13 @@ def _optional_integer(fields: Fields, name: str) -> int:
     return value
 
 
-def _image_size(fields: Fields) -> int | None:
+def _image_size(fields: Fields) -> ImageSize | None:
     size = fields.values["sample_size"]
     if size is None:
         return None
     if isinstance(size, list):
         sides = fields.integers("sample_size")
-        if len(sides) != 2 or sides[0] != sides[1]:
-            raise fields.refusal("sample_size", "only square images can be read")
-        return sides[0]
+        if len(sides) != 2 or min(sides) < 1:
+            raise fields.refusal("sample_size", "must be a number, or a height and a width")
+        return sides[0] if sides[0] == sides[1] else (sides[0], sides[1])
     return fields.integer("sample_size")

@@ -16,6 +16,7 @@ from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.inputs.checkpoints.diffusers import their_name
 from ddpmbench.inputs.checkpoints.diffusers_files import STEM
+from ddpmbench.inputs.checkpoints.image_size import ImageSize
 from ddpmbench.network.unet import UNet
 from ddpmbench.network.unet_config import UNetConfig
 from ddpmbench.process.data_range import UNIT_RANGE
@@ -127,7 +128,7 @@ def _head_widths(config: UNetConfig) -> list[int]:
     return sorted(width // config.num_heads for width in layers)
 
 
-def _network(config: UNetConfig, image_size: int | None) -> dict[str, object]:
+def _network(config: UNetConfig, image_size: ImageSize | None) -> dict[str, object]:
     """The fields of UNet2DModel."""
     kinds = [_BLOCKS[config.resampling][yes] for yes in config.attention]
     resampling = {"conv": "conv", "block": "resnet"}[config.resampling]

@@ -76,7 +76,9 @@ def read_native(path: Path) -> Checkpoint:
             conventions = _conventions(record)
         prediction, variance = Prediction(record["prediction"]), Variance(record["variance"])
         time_input, image_size = TimeInput(record["time_input"]), record["image_size"]
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        if isinstance(image_size, list):
+            image_size = (int(image_size[0]), int(image_size[1]))
+    except (LookupError, ValueError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: its record lacks or misspells {error}") from error
     check_outputs(config, variance, source=path)
     weights = {name.removeprefix(_NETWORK): tensor for name, tensor in tensors.items()}

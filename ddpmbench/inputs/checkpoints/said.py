@@ -3,6 +3,7 @@
 import dataclasses
 
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint, TimeInput
+from ddpmbench.inputs.checkpoints.image_size import size_words
 from ddpmbench.inputs.checkpoints.schedule_tables import BUFFERS
 from ddpmbench.inputs.checkpoints.settings import CheckpointSettings
 from ddpmbench.process.data_range import UNIT_RANGE, DataRange
@@ -166,4 +167,4 @@ def _given(what: str, settings: CheckpointSettings) -> str | None:
 def _image_size(checkpoint: Checkpoint) -> str:
     if checkpoint.image_size is None:
         return "that of --data"
-    return f"{checkpoint.image_size}x{checkpoint.image_size}"
+    return size_words(checkpoint.image_size)
