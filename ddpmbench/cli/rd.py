@@ -91,9 +91,12 @@ def _print(source: "NllReport | Path", output_format: str, *, partial: bool = Fa
     from ddpmbench.questions.rd import rate_distortion
     from ddpmbench.report.printed import partial_line
     from ddpmbench.report.rate_distortion import printed_rate_distortion
+    from ddpmbench.report.raw_pixels import raw_warning
 
     found = rate_distortion(source, partial=partial)
     click.echo(printed_rate_distortion(found.summary, found.curve, output_format))
+    if isinstance(source, Path) and (line := raw_warning(found.summary)):
+        warn(line)
     if "partial" in found.summary:
         click.echo(f"Warning: {partial_line(found.summary)}", err=True)
     elif partial and found.folder is not None:

@@ -221,6 +221,8 @@ def evaluate_nll(
             check=None if checked is None else checked.to_dict(),
         )
         report = _report(found, comparability, images, checkpoint.data_range, folder)
+        if line := report.summary["worse_than_raw_pixels"]:
+            told.warn(line)
         if folder is not None and ranks.reports:
             record = environment(
                 target,

@@ -21,6 +21,7 @@ from ddpmbench.report.printed import (
     images_name,
     partial_line,
 )
+from ddpmbench.report.raw_pixels import raw_warning
 from ddpmbench.report.rendering import made, panels, rendered
 
 FIGURES = {
@@ -71,6 +72,7 @@ def run_page(contents: RunContents, svgs: Mapping[str, str]) -> str:
         summary=summary,
         partial=partial_line(summary) if "partial" in summary else None,
         misread=reading_warning(summary),
+        worse_than_raw=raw_warning(summary),
         data=images_name(summary),
         these=_these(summary["num_images"]),
         spread=_spread(summary),

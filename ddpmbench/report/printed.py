@@ -13,6 +13,7 @@ from ddpmbench.report.correction import compared_note, correction_line, uncorrec
 from ddpmbench.report.data_ranges import data_range_words
 from ddpmbench.report.devices import device_line
 from ddpmbench.report.models import checkpoint_line
+from ddpmbench.report.raw_pixels import unpadded
 
 PARTS = {
     "prior": "L_T, the end of the chain",
@@ -163,6 +164,7 @@ def comparable_facts(summary: dict[str, Any]) -> dict[str, str]:
     correction = correction_line(summary)
     return {
         "images": images_line(summary),
+        **_padding_line(summary),
         "checkpoint": checkpoint_line(summary["checkpoint"]),
         "process": f"T = {summary['num_timesteps']}, {conventions['schedule']}{respaced}",
         "conventions": conventions_line(conventions),
@@ -171,6 +173,16 @@ def comparable_facts(summary: dict[str, Any]) -> dict[str, str]:
         **({"precision": correction} if correction else {}),
         "device": f"{device_line(summary)}, {summary['seconds']:.0f} s",
     }
+
+
+def _padding_line(summary: dict[str, Any]) -> dict[str, str]:
+    of_images = unpadded(summary)
+    if of_images is None:
+        return {}
+    padding = summary["data"]["padding"]
+    before, after = (f"{width}x{height}" for height, width in (padding["from"], padding["to"]))
+    value = _value(of_images["bits_per_dim"] or 0.0, of_images["half_width"])
+    return {"padding": f"{before} to {after} with black; <= {value} bits per dimension of {before}"}
 
 
 def conventions_line(conventions: Mapping[str, Any]) -> str:

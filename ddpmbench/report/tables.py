@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from ddpmbench.likelihood.sampled_bound import SampledBound
 from ddpmbench.process.data_range import UNIT_RANGE, DataRange
 from ddpmbench.process.units import NATS_PER_BIT
 from ddpmbench.report.correction import CorrectionInBits, in_bits, widened
+from ddpmbench.report.raw_pixels import raw_warning, unpadded
 from ddpmbench.runs.likelihood import LikelihoodRun
 
 SCHEMA = "ddpmbench.nll/1"
@@ -51,13 +53,13 @@ class Comparability:
     check: dict[str, object] | None = None
 
 
-def summary(bound: BoundEstimate | SampledBound, comparability: Comparability) -> dict[str, object]:
+def summary(bound: BoundEstimate | SampledBound, comparability: Comparability) -> dict[str, Any]:
     """The object of `summary.json`: the bound in bits per dimension, and what it is of.
 
     Where there is a correction, bound, parts and intervals have it.
     """
     correction = comparability.precision_correction or CorrectionInBits()
-    return {
+    found: dict[str, Any] = {
         "schema": SCHEMA,
         "bits_per_dim": bound.nats / NATS_PER_BIT + correction.bits_per_dim,
         "half_width": widened(_bits(bound.half_width), correction),
@@ -67,6 +69,10 @@ def summary(bound: BoundEstimate | SampledBound, comparability: Comparability) -
         "decoder": float(np.mean(bound.decoder)) / NATS_PER_BIT + correction.decoder,
         **dataclasses.asdict(comparability),
     }
+    found["worse_than_raw_pixels"] = raw_warning(found)
+    if (of_images := unpadded(found)) is not None:
+        found["unpadded"] = of_images
+    return found
 
 
 def sampling(run: LikelihoodRun, options: dict[str, object]) -> dict[str, object]:

@@ -1,0 +1,408 @@
+"""What is said of images, and each remedy that a message names, followed to a number."""
+
+import dataclasses
+import io
+import json
+import pickle
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.io
+import torch
+from PIL import Image
+
+from ddpmbench.inputs.checkpoints import load_checkpoint
+from ddpmbench.inputs.checkpoints.native import write_native
+from ddpmbench.inputs.images import load_images
+from ddpmbench.network.unet import UNet
+
+FAST = ("--estimator", "every-pair", "--draws", "1", "--no-check", "--device", "cpu")
+
+
+def random_images(count, *shape, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, *shape), dtype=np.uint8)
+
+
+def save(folder, pixels, end=".png"):
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, image in enumerate(pixels):
+        Image.fromarray(image).save(folder / f"{index}{end}")
+    return folder
+
+
+@pytest.fixture
+def model(small_model, tmp_path):
+    """Writes the small network with other channels, classes or size; its path."""
+
+    def write(*, channels=1, num_classes=0, image_size=8):
+        config = dataclasses.replace(
+            small_model.network.config,
+            in_channels=channels,
+            out_channels=channels,
+            num_classes=num_classes,
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            network = UNet(config).eval()
+        path = tmp_path / f"c{channels}-k{num_classes}-s{image_size}.safetensors"
+        checkpoint = dataclasses.replace(
+            small_model,
+            network=network,
+            channels=channels,
+            num_classes=num_classes,
+            image_size=image_size,
+        )
+        write_native(path, checkpoint)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def nll(said, tmp_path):
+    """Runs nll; returns its status, its summary if there is one, and what it said."""
+
+    def call(checkpoint, data, *options):
+        out = tmp_path / "run"
+        shutil.rmtree(out, ignore_errors=True)
+        status, _, told = said(
+            "nll", "--ckpt", checkpoint, "--data", data, *FAST, "--out", out, *options
+        )
+        if status:
+            assert status == 2
+            assert told.splitlines()[-1].startswith("Error: ")
+            return status, None, told
+        return status, json.loads((out / "summary.json").read_text()), told
+
+    return call
+
+
+# What is not read is said
+
+
+def test_what_is_passed_over_is_in_a_line_and_in_the_summary(nll, model, tmp_path):
+    folder = save(tmp_path / "f", random_images(2, 8, 8))
+    (folder / "labels.csv").write_text("a")
+    (folder / ".hidden").write_text("")
+    status, summary, told = nll(model(), folder)
+    assert status == 0
+    assert told.count("passed over besides the images: 1 hidden, 1 .csv") == 1
+    assert summary["data"]["passed_over"] == {"hidden": 1, ".csv": 1}
+    Image.fromarray(random_images(1, 8, 8)[0]).save(folder / "9.tga")
+    status, _, told = nll(model(), folder)
+    assert status == 2
+    assert "9.tga: .tga is not read" in told
+    status, summary, told = nll(model(), folder, *_named(told, "--on-bad"))
+    assert (status, summary["num_images"], summary["data"]["skipped"]) == (0, 2, 1)
+    assert "1 files of" in told
+
+
+def _named(told, option):
+    """The option as the message names it, with its value."""
+    return re.search(rf"{option} \w+", told)[0].split()
+
+
+# Images that are not alike
+
+
+def test_one_gray_image_is_converted_as_the_message_says(nll, model, tmp_path):
+    pixels = random_images(4, 8, 8, 3)
+    folder = save(tmp_path / "f", pixels)
+    Image.fromarray(pixels[0, ..., 0]).save(folder / "0.png")
+    status, _, told = nll(model(channels=3), folder)
+    assert status == 2
+    status, summary, told_then = nll(model(channels=3), folder, *_named(told, "--convert"))
+    assert status == 0
+    assert summary["num_images"] == 4
+    assert summary["data"]["convert"] == "rgb"
+    assert "gray is repeated to RGB" in told_then
+    pixels[0] = pixels[0, ..., :1]
+    np.savez(tmp_path / "same.npz", pixels)
+    assert load_images(tmp_path / "same.npz").sha256 == summary["data"]["sha256"]
+    status, summary, _ = nll(model(channels=3), folder, *_named(told, "--on-bad"))
+    assert summary["num_images"] == 3
+
+
+def test_another_size_is_skipped_as_the_message_says(nll, model, tmp_path):
+    folder = save(tmp_path / "f", random_images(3, 8, 8))
+    Image.fromarray(random_images(1, 8, 9)[0]).save(folder / "1.png")
+    status, _, told = nll(model(), folder)
+    assert status == 2
+    assert "--convert" not in told  # which would not help
+    status, summary, _ = nll(model(), folder, *_named(told, "--on-bad"))
+    assert summary["num_images"] == 2
+
+
+@pytest.mark.parametrize(("channels", "of_model"), [(1, 3), (3, 1)])
+def test_channels_that_the_model_does_not_take_are_converted(
+    nll, model, tmp_path, channels, of_model
+):
+    shape = (2, 8, 8) if channels == 1 else (2, 8, 8, 3)
+    np.savez(tmp_path / "a.npz", random_images(*shape))
+    status, _, told = nll(model(channels=of_model), tmp_path / "a.npz")
+    assert status == 2
+    assert nll(model(channels=of_model), tmp_path / "a.npz", *_named(told, "--convert"))[0] == 0
+
+
+@pytest.mark.parametrize("to", ["rgb", "gray"])
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA"])
+def test_a_conversion_is_pillow_s(tmp_path, mode, to):
+    image = Image.fromarray(random_images(1, 8, 8, 3)[0]).convert(mode)
+    folder = tmp_path / "f"
+    folder.mkdir()
+    image.save(folder / "0.png")
+    loaded = load_images(folder, convert=to).pixels[0]
+    expected = np.asarray(image.convert("RGB") if to == "rgb" else image.convert("L"))
+    np.testing.assert_array_equal(loaded.transpose(1, 2, 0).squeeze(), expected)
+    if mode == "RGB":
+        np.savez(tmp_path / "a.npz", np.asarray(image)[None])
+        np.testing.assert_array_equal(load_images(tmp_path / "a.npz", convert=to).pixels[0], loaded)
+
+
+# Classes
+
+
+@pytest.fixture
+def class_folders(tmp_path):
+    for index, name in enumerate(("cat", "dog")):
+        save(tmp_path / "classes" / name, random_images(2, 8, 8, seed=index))
+    return tmp_path / "classes"
+
+
+def test_class_folders_are_the_classes_in_sorted_order(nll, model, class_folders, tmp_path):
+    checkpoint = model(num_classes=2)
+    status, summary, told = nll(checkpoint, class_folders)
+    assert status == 0
+    assert told.count("cat = 0, dog = 1") == 1
+    assert summary["data"]["classes"] == ["cat", "dog"]
+    images = load_images(class_folders)
+    pixels = images.pixels.transpose(0, 2, 3, 1)
+    for labels, is_same in (([0, 0, 1, 1], True), ([1, 1, 0, 0], False)):
+        np.savez(tmp_path / "a.npz", pixels, np.array(labels))
+        of_npz = nll(checkpoint, tmp_path / "a.npz")[1]
+        assert (of_npz["bits_per_dim"] == summary["bits_per_dim"]) == is_same
+    assert (
+        of_npz["bits_per_dim"]
+        == nll(checkpoint, class_folders, "--class-names", "dog,cat")[1]["bits_per_dim"]
+    )
+    # The labels are those of the folder, however few of its images are taken.
+    assert nll(checkpoint, class_folders, "--num-images", "2")[0] == 0
+    assert "cat = 0" not in nll(checkpoint, class_folders, "--class", "1")[2]
+    assert "cat = 0" not in nll(model(), class_folders)[2]
+
+
+def test_fewer_folders_than_classes_are_named_as_the_message_says(
+    nll, model, class_folders, tmp_path
+):
+    checkpoint = model(num_classes=3)
+    status, _, told = nll(checkpoint, class_folders)
+    assert status == 2
+    assert "2 class folders (cat, dog)" in told
+    assert "--class-names" in told
+    (tmp_path / "names.txt").write_text("bird\ncat\ndog\n")
+    status, summary, told = nll(checkpoint, class_folders, "--class-names", tmp_path / "names.txt")
+    assert status == 0
+    assert summary["data"]["classes"] == ["bird", "cat", "dog"]
+    np.savez(
+        tmp_path / "a.npz",
+        load_images(class_folders).pixels.transpose(0, 2, 3, 1),
+        np.array([1, 1, 2, 2]),
+    )
+    assert nll(checkpoint, tmp_path / "a.npz")[1]["bits_per_dim"] == summary["bits_per_dim"]
+    for names in ("bird,cat", "bird,cat,cat,dog", "a,b,c"):
+        assert nll(checkpoint, class_folders, "--class-names", names)[0] == 2
+
+
+def test_numbers_that_sort_in_two_ways_are_not_guessed(nll, model, tmp_path):
+    for number in (0, 1, 2, 10):
+        save(tmp_path / "f" / str(number), random_images(1, 8, 8, seed=number))
+    checkpoint = model(num_classes=4)
+    status, _, told = nll(checkpoint, tmp_path / "f")
+    assert status == 2
+    assert "--class-names" in told
+    for names in ("0,1,10,2", "0,1,2,10"):
+        status, summary, _ = nll(checkpoint, tmp_path / "f", "--class-names", names)
+        assert status == 0
+        assert summary["data"]["classes"] == names.split(",")
+
+
+# Archives and arrays of other kinds
+
+
+def as_npy(folder, pixels):
+    np.save(folder / "a.npy", pixels)
+    return folder / "a.npy"
+
+
+def as_zip(folder, pixels):
+    with zipfile.ZipFile(folder / "a.zip", "w") as archive:
+        for index, image in enumerate(pixels):
+            archive.writestr(f"{index}.png", _png(image))
+    return folder / "a.zip"
+
+
+def as_tar(folder, pixels, mode="w"):
+    with tarfile.open(folder / "a.tar", mode) as archive:
+        for index, image in enumerate(pixels):
+            info = tarfile.TarInfo(f"{index}.png")
+            info.size = len(_png(image))
+            archive.addfile(info, io.BytesIO(_png(image)))
+    return folder / "a.tar"
+
+
+def as_tar_gz(folder, pixels):
+    return as_tar(folder, pixels, "w:gz").rename(folder / "a.tar.gz")
+
+
+def as_parquet(folder, pixels):
+    rows = [{"bytes": _png(image), "path": None} for image in pixels]
+    frame = pd.DataFrame({"img": rows, "label": range(len(rows))})
+    frame.to_parquet(folder / "a.parquet")
+    return folder / "a.parquet"
+
+
+def as_mat(folder, pixels):
+    scipy.io.savemat(folder / "a.mat", {"X": pixels.transpose(1, 2, 3, 0), "y": np.arange(4)})
+    return folder / "a.mat"
+
+
+def as_batch_of_cifar(folder, pixels):
+    large = np.zeros((len(pixels), 32, 32, 3), np.uint8)
+    large[:, :8, :8] = pixels
+    content = {"data": large.transpose(0, 3, 1, 2).reshape(len(large), -1), "labels": [1, 2, 3, 4]}
+    (folder / "data_batch_1").write_bytes(pickle.dumps(content))
+    return folder / "data_batch_1"
+
+
+def as_tensor(folder, pixels):
+    torch.save(torch.from_numpy(pixels).permute(0, 3, 1, 2), folder / "a.pt")
+    return folder / "a.pt"
+
+
+def as_float_tensors_with_labels(folder, pixels):
+    x = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 127.5 - 1
+    torch.save({"images": x, "labels": torch.arange(4)}, folder / "b.pt")
+    return folder / "b.pt"
+
+
+def _png(image):
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        *(as_zip, as_tar, as_tar_gz, as_parquet, as_mat, as_batch_of_cifar, as_tensor),
+        as_float_tensors_with_labels,
+    ],
+)
+def test_the_line_that_makes_images_of_another_file_works(tmp_path, make):
+    pixels = random_images(4, 8, 8, 3)
+    path = make(tmp_path, pixels)
+    with pytest.raises(Exception, match="give --data") as info:
+        load_images(path)
+    command, given = re.search(
+        r"with: (python .*),? and give --data (\S+)$", str(info.value)
+    ).groups()
+    words = shlex.split(command.rstrip(","))
+    subprocess.run([sys.executable, *words[1:]], check=True, cwd=tmp_path)
+    loaded = load_images(given)
+    side = 32 if make is as_batch_of_cifar else 8
+    assert loaded.pixels.shape == (4, 3, side, side)
+    np.testing.assert_array_equal(loaded.pixels[..., :8, :8].transpose(0, 2, 3, 1), pixels)
+    if make in (as_parquet, as_float_tensors_with_labels):
+        assert loaded.labels.tolist() == [0, 1, 2, 3]
+
+
+def test_an_npy_is_read(nll, model, tmp_path):
+    pixels = random_images(4, 8, 8, 3)
+    expected = load_images(pixels)
+    for array in (pixels, np.asfortranarray(pixels)):
+        loaded = load_images(as_npy(tmp_path, array))
+        assert loaded.sha256 == expected.sha256
+        assert load_images(tmp_path / "a.npy", num_images=2).sha256 == expected.subset(2).sha256
+    assert nll(model(channels=3), tmp_path / "a.npy")[0] == 0
+
+
+# A border
+
+
+def test_padding_is_said_and_counted(nll, model, tmp_path):
+    pixels = random_images(3, 6, 6)
+    np.savez(tmp_path / "small.npz", pixels)
+    bordered = np.pad(pixels, ((0, 0), (1, 1), (1, 1)))
+    np.savez(tmp_path / "bordered.npz", bordered)
+    status, _, told = nll(model(), tmp_path / "small.npz")
+    assert status == 2
+    status, summary, told = nll(model(), tmp_path / "small.npz", *_named(told, "--pad"))
+    assert status == 0
+    same = nll(model(), tmp_path / "bordered.npz")[1]
+    assert summary["bits_per_dim"] == same["bits_per_dim"]
+    assert "unpadded" not in same
+    assert summary["data"]["padding"] == {"from": [6, 6], "to": [8, 8], "value": 0}
+    assert summary["unpadded"]["bits_per_dim"] == summary["bits_per_dim"] * 64 / 36
+    assert "per dimension of the padded images" in told
+    for side in (4, 7, 9):
+        assert nll(model(), tmp_path / "small.npz", "--pad", side)[0] == 2
+
+
+def test_the_printed_result_says_both(said, model, tmp_path):
+    np.savez(tmp_path / "small.npz", random_images(3, 6, 6))
+    arguments = ("--ckpt", model(), "--data", tmp_path / "small.npz", "--pad", "8", *FAST)
+    _, printed, _ = said("nll", *arguments, "--out", tmp_path / "run")
+    assert re.search(
+        r"padding +6x6 to 8x8 with black; <= [0-9.]+ bits per dimension of 6x6", printed
+    )
+
+
+# Rectangles
+
+
+def test_a_rectangle_goes_through_every_command(nll, model, said, tmp_path):
+    checkpoint = model(image_size=(8, 16))
+    np.savez(tmp_path / "a.npz", random_images(3, 8, 16))
+    np.savez(tmp_path / "turned.npz", random_images(3, 16, 8))
+    status, summary, _ = nll(checkpoint, tmp_path / "a.npz")
+    assert status == 0
+    assert "are 8x16, the checkpoint" in nll(checkpoint, tmp_path / "turned.npz")[2]
+    assert "16x8" in said("inspect", checkpoint)[1]
+    assert said("sample", "--ckpt", checkpoint, "-n", 2, "--out", tmp_path / "s")[0] == 0
+    assert load_images(tmp_path / "s" / "samples.npz").pixels.shape == (2, 1, 8, 16)
+    assert said("convert", checkpoint, tmp_path / "diffusers")[0] == 0
+    assert load_checkpoint(tmp_path / "diffusers").image_size == (8, 16)
+    again = nll(tmp_path / "diffusers", tmp_path / "a.npz")[1]
+    assert again["bits_per_dim"] == pytest.approx(summary["bits_per_dim"], abs=1e-6)
+    config = tmp_path / "diffusers" / "unet" / "config.json"
+    for size, expected in (([8, 8], 8), (8, 8), (None, None)):
+        fields = {**json.loads(config.read_text()), "sample_size": size}
+        config.write_text(json.dumps(fields))
+        assert load_checkpoint(tmp_path / "diffusers").image_size == expected
+    for size in ([8], [8, 8, 8], [0, 8], [-8, 8], ["8", 8]):
+        config.write_text(json.dumps({**fields, "sample_size": size}))
+        assert "sample_size" in nll(tmp_path / "diffusers", tmp_path / "a.npz")[2]
+
+
+# A bound above the raw pixels
+
+
+@pytest.mark.parametrize(("levels", "raw"), [(256, "8"), (16, "4"), (5, "2.322")])
+def test_a_bound_above_the_raw_pixels_is_said(nll, model, said, tmp_path, levels, raw):
+    np.savez(tmp_path / "a.npz", random_images(2, 8, 8))
+    status, summary, told = nll(model(), tmp_path / "a.npz", "--levels", levels)
+    assert status == 0
+    line = f"worse than sending raw pixels ({raw} bits/dim)"
+    assert summary["bits_per_dim"] > np.log2(levels)
+    assert told.count(line) == 1
+    assert summary["worse_than_raw_pixels"].startswith(line)
+    assert (tmp_path / "run" / "report.html").read_text().count(line) == 1
+    assert said("rd", "--run", tmp_path / "run")[2].count(line) == 1
