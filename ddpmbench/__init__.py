@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ddpmbench.questions.convert import Conversion, convert_checkpoint
     from ddpmbench.questions.fid import FidReport, FidSettings, evaluate_fid
     from ddpmbench.questions.inspect import Inspection, inspect_checkpoint
+    from ddpmbench.questions.load_report import load_report
     from ddpmbench.questions.nll import NllReport, evaluate_nll
     from ddpmbench.questions.pictures import progressive_pictures
     from ddpmbench.questions.rd import RateDistortion, rate_distortion
@@ -74,6 +75,7 @@ __all__ = [
     "load_checkpoint",
     "load_feature_network",
     "load_images",
+    "load_report",
     "measure_speed",
     "prior_bits_per_dim",
     "progressive_pictures",
@@ -118,6 +120,7 @@ _HOMES = {
     "generate_samples": "ddpmbench.questions.sample",
     "load_checkpoint": "ddpmbench.inputs.checkpoints",
     "load_images": "ddpmbench.inputs.images",
+    "load_report": "ddpmbench.questions.load_report",
     "measure_speed": "ddpmbench.questions.speed",
     "prior_bits_per_dim": "ddpmbench.likelihood.terms",
     "progressive_pictures": "ddpmbench.questions.pictures",

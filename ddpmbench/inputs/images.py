@@ -28,6 +28,7 @@ from ddpmbench.inputs.image_files import (
 )
 from ddpmbench.inputs.other_files import other_file
 from ddpmbench.inputs.refusals import count_to_read, refusal
+from ddpmbench.records import short_repr
 
 _HASH_CHUNK = 1 << 24
 _MOST_LISTED = 10  # names in a record or a line
@@ -67,6 +68,8 @@ class ImageSet:
     archives: tuple[str, ...] = ()
     convert: str | None = None
     padded_from: tuple[int, ...] | None = None
+
+    __repr__ = short_repr
 
     def __post_init__(self) -> None:
         """Refuse what is not one id, and one label or none, for each 8-bit image."""

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ddpmbench.errors import InputError
 from ddpmbench.inputs.file_kinds import require_regular
+from ddpmbench.records import short_repr
 
 _DAMAGE = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error)
 _REMEDY = "it must hold mu (D,) and sigma (D, D) as pytorch-fid, clean-fid and ADM write them"
@@ -30,6 +31,8 @@ class ReferenceStatistics:
     mean: NDArray[np.float64]
     covariance: NDArray[np.float64]
     source: str
+
+    __repr__ = short_repr
 
     @property
     def sha256(self) -> str:

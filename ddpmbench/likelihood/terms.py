@@ -28,6 +28,7 @@ from ddpmbench.process.noise import normal_noise
 from ddpmbench.process.prediction import Prediction, Variance
 from ddpmbench.process.schedule import NoiseSchedule
 from ddpmbench.process.units import NATS_PER_BIT
+from ddpmbench.records import short_repr
 
 VALUE_COLUMNS = (
     "nats",
@@ -69,6 +70,8 @@ class BoundTerms:
     x_start_mse_noclip: Tensor
     eps_mse: Tensor
     decoders: dict[str, Tensor]
+
+    __repr__ = short_repr
 
     @property
     def bits_per_dim(self) -> Tensor:

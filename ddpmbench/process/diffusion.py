@@ -10,6 +10,7 @@ from torch import Tensor
 from ddpmbench.process.data_range import UNIT_RANGE, DataRange
 from ddpmbench.process.prediction import Prediction, Variance
 from ddpmbench.process.schedule import NoiseSchedule
+from ddpmbench.records import short_repr
 
 _CPU = torch.device("cpu")
 
@@ -82,6 +83,8 @@ class GaussianDiffusion:
     clip: bool = True
     data_range: DataRange = UNIT_RANGE
     device: torch.device = _CPU
+
+    __repr__ = short_repr
 
     def to(self, device: torch.device) -> Self:
         """The same process with its tables on another device."""

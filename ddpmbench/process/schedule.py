@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from ddpmbench.errors import InputError
+from ddpmbench.records import short_value
 
 MAX_TIMESTEPS = 1_000_000
 """A longer schedule is taken for a mistake."""
@@ -63,6 +64,9 @@ class NoiseSchedule:
             raise InputError(f"schedule {self.name}: betas must be one row of float64 numbers")
         if not bool(((self.betas > 0) & (self.betas < 1)).all()):
             raise InputError(f"schedule {self.name}: every beta must lie strictly between 0 and 1")
+
+    def __repr__(self) -> str:
+        return f"NoiseSchedule({short_value(self.name)}, T = {self.num_timesteps})"
 
     @property
     def num_timesteps(self) -> int:

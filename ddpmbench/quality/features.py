@@ -23,6 +23,7 @@ from ddpmbench.inputs.feature_weights import (
     inception_file,
     sha256_of,
 )
+from ddpmbench.records import short_value
 
 EFFICIENTNET = "efficientnet-lite0"
 _CPU = torch.device("cpu")
@@ -55,6 +56,10 @@ class FeatureNetwork(abc.ABC):
     sha256: str
     num_features: int
     resize: str
+
+    def __repr__(self) -> str:
+        kind = type(self).__name__
+        return f"{kind}({short_value(self.name)}, {self.num_features} features, {self.resize})"
 
     @property
     def is_inception(self) -> bool:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from ddpmbench.questions.compare_fidelity import FidelityComparison, compare_fid
 from ddpmbench.questions.report import schema_of, write_report
 from ddpmbench.questions.unlike import Facts, refuse_unlike
 from ddpmbench.report import comparison, fidelity, tables
+from ddpmbench.report.card import Card, Draw, Shown
 from ddpmbench.report.checks import STRICT, check_run
 from ddpmbench.report.data_ranges import with_data_range
 from ddpmbench.runs.correction import store_name
@@ -40,8 +41,8 @@ from ddpmbench.runs.folder import RunFolder
 from ddpmbench.runs.rows import checked
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Comparison:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Comparison(Shown):
     """Runs on the same rows, against the first of them.
 
     Attributes:
@@ -53,6 +54,17 @@ class Comparison:
     summary: dict[str, Any]
     runs: pd.DataFrame
     per_timestep: pd.DataFrame
+
+    def _card(self) -> Card:
+        from ddpmbench.report.cards import comparison_card
+
+        return comparison_card(self.summary)
+
+    def _figures(self) -> Mapping[str, Draw]:
+        from ddpmbench.report.figures.difference import difference_figure
+
+        baseline = str(self.summary["baseline"]["run"])
+        return {"difference": lambda: difference_figure(self.per_timestep, baseline)}
 
 
 def compare(

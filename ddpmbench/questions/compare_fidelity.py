@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ddpmbench.questions.report import write_report
 from ddpmbench.questions.unlike import refuse_unlike
 from ddpmbench.report import comparison_fidelity
+from ddpmbench.report.card import Card, Draw, Shown
 from ddpmbench.report.checks import FIDELITY_VALUES
 from ddpmbench.report.comparison_fidelity import FidelityDifference, difference
 from ddpmbench.report.contents import lost
@@ -27,8 +28,8 @@ _WITH_INFLUENCE = ("fid", "kid", "precision", "inception_score")
 Influence = Mapping[str, NDArray[np.float64]]
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class FidelityComparison:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class FidelityComparison(Shown):
     """Runs of `fid` by the same protocol, against the first of them.
 
     Attributes:
@@ -38,6 +39,17 @@ class FidelityComparison:
 
     summary: dict[str, Any]
     differences: pd.DataFrame
+
+    def _card(self) -> Card:
+        from ddpmbench.report.cards import fidelity_comparison_card
+
+        return fidelity_comparison_card(self.summary)
+
+    def _figures(self) -> Mapping[str, Draw]:
+        from ddpmbench.report.figures.fidelity_differences import differences_figure
+
+        drawn = differences_figure(self.differences, self.summary["name"])
+        return {} if drawn is None else {"differences": lambda: drawn}
 
 
 def compare_fidelity(

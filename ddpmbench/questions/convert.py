@@ -18,6 +18,7 @@ from ddpmbench.inputs.checkpoints.native import write_native
 from ddpmbench.likelihood.terms import diffusion_terms
 from ddpmbench.network.unet import UNet
 from ddpmbench.process.units import NATS_PER_BIT
+from ddpmbench.report.card import Card, Shown
 
 FAMILIES = ("native", "diffusers")
 """What can be written."""
@@ -35,8 +36,8 @@ _TOLERANCE = 1e-5
 """Of the largest output; more is another network."""
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Conversion:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Conversion(Shown):
     """What was written, and how far it is from what was read.
 
     Attributes:
@@ -48,6 +49,11 @@ class Conversion:
     checkpoint: Checkpoint
     path: Path
     summary: dict[str, Any]
+
+    def _card(self) -> Card:
+        from ddpmbench.report.cards import conversion_card
+
+        return conversion_card(self.summary)
 
 
 def convert_checkpoint(

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -30,6 +30,7 @@ from ddpmbench.quality.statistics import FeatureGaussian
 from ddpmbench.questions.fid_check import check_of_samples
 from ddpmbench.questions.fid_warnings import warnings_of
 from ddpmbench.report import fidelity_tables as tables
+from ddpmbench.report.card import Card, Draw, Shown
 from ddpmbench.report.check import CheckRecord
 from ddpmbench.report.fidelity import AGAINST_N, INFLUENCE, NEAREST, SCHEMA, NearestImages
 from ddpmbench.runs.agreement import open_folder, refuse_other_runs
@@ -71,8 +72,8 @@ class FidSettings:
     check: bool | None = None
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class FidReport:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class FidReport(Shown):
     """Scores of samples against references.
 
     Attributes:
@@ -86,6 +87,16 @@ class FidReport:
     per_image: pd.DataFrame
     against_n: pd.DataFrame
     folder: Path | None
+
+    def _card(self) -> Card:
+        from ddpmbench.report.cards import fidelity_card
+
+        return fidelity_card(self.summary, self.folder)
+
+    def _figures(self) -> Mapping[str, Draw]:
+        from ddpmbench.questions.fidelity_report import figures_of_scores
+
+        return figures_of_scores(self.summary, self.per_image, self.against_n)
 
 
 def evaluate_fid(

@@ -1,12 +1,13 @@
 """What did a run of `fid`, or a comparison of such runs, find? Figures and page of its folder."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from ddpmbench.report.card import Draw
 from ddpmbench.report.comparison_fidelity import check_comparison
 from ddpmbench.report.comparison_fidelity_shown import FIGURE, fidelity_comparison_page
 from ddpmbench.report.contents import read_svgs
@@ -64,19 +65,34 @@ def report_of_fidelity_comparison(path: Path) -> str:
     return fidelity_comparison_page(summary, read_svgs(path, [FIGURE[0]] if drawn else []))
 
 
-def _figures(contents: FidelityContents) -> Iterator[tuple[str, tuple["Figure", pd.DataFrame]]]:
-    """Those that the run has the tables and pictures for, by name."""
-    summary = contents.summary
-    if contents.against_n is not None:
+def figures_of_scores(
+    summary: Mapping[str, Any], per_image: pd.DataFrame, against_n: pd.DataFrame | None
+) -> dict[str, Draw]:
+    """What draws the figures of the tables that there are, by name.
+
+    Args:
+        summary: the object of `summary.json` of a run of `fid`.
+        per_image: one row a sample; see `report.fidelity.PER_IMAGE_COLUMNS`.
+        against_n: one row a reference and number of samples; None or empty where there are none.
+    """
+    found: dict[str, Draw] = {}
+    if against_n is not None and len(against_n):
         ends = {
             name: (of["fid_infinity"], of["fid_infinity_half_width"])
             for of in summary["references"]
             for name in (of["source"], reference_name(of))
         }
-        yield "fid_against_n", against_n_figure(contents.against_n, ends, summary["name"])
-    histograms = per_image_figure(contents.per_image)
-    if histograms is not None:
-        yield "per_image", histograms
+        found["fid_against_n"] = lambda: against_n_figure(against_n, ends, summary["name"])
+    if (histograms := per_image_figure(per_image)) is not None:
+        found["per_image"] = lambda: histograms
+    return found
+
+
+def _figures(contents: FidelityContents) -> Iterator[tuple[str, tuple["Figure", pd.DataFrame]]]:
+    """Those that the run has the tables and pictures for, by name."""
+    drawn = figures_of_scores(contents.summary, contents.per_image, contents.against_n)
+    for name, draw in drawn.items():
+        yield name, draw()
     if contents.nearest is not None:
         yield "nearest", nearest_figure(contents.nearest)
     if contents.samples is not None:

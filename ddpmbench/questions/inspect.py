@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from ddpmbench.inputs.checkpoints.weights import sha256_of
 from ddpmbench.process.schedule import NoiseSchedule
 from ddpmbench.questions.inspect_command import evaluation
 from ddpmbench.questions.inspect_look import Look, look_at
+from ddpmbench.report.card import Card, Draw, Shown
 from ddpmbench.report.inspection import (
     SCHEMA,
     FileFacts,
@@ -28,8 +30,8 @@ if TYPE_CHECKING:
 SUMMARY = "inspect.json"
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Inspection:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Inspection(Shown):
     """What a checkpoint is.
 
     Attributes:
@@ -41,6 +43,17 @@ class Inspection:
     summary: dict[str, Any]
     checkpoint: Checkpoint | None
     folder: Path | None
+
+    def _card(self) -> Card:
+        from ddpmbench.report.cards import inspection_card
+
+        return inspection_card(self.summary, self.folder)
+
+    def _figures(self) -> Mapping[str, Draw]:
+        from ddpmbench.report.figures.schedule import schedule_figure
+
+        steps = self.schedule
+        return {} if steps is None else {"schedule": lambda: schedule_figure(steps)}
 
     @property
     def schedule(self) -> "pd.DataFrame | None":

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from ddpmbench.process.data_range import DataRange
 from ddpmbench.questions.check import CheckBefore
 from ddpmbench.questions.sampling import Sampling
 from ddpmbench.report import tables
+from ddpmbench.report.card import Card, Draw, Shown
+from ddpmbench.report.contents import bits_of_images
 from ddpmbench.report.conventions import conventions_frame, sub_schedules_frame
 from ddpmbench.report.correction import in_bits
 from ddpmbench.runs.agreement import open_folder, refuse_other_runs
@@ -49,8 +51,8 @@ from ddpmbench.runs.shards import MemoryTerms, TermStore
 from ddpmbench.version import __version__
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class NllReport:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class NllReport(Shown):
     """The variational bound of a checkpoint on images.
 
     Attributes:
@@ -70,6 +72,27 @@ class NllReport:
     sub_schedules: pd.DataFrame
     per_image: pd.DataFrame
     folder: Path | None
+
+    def _card(self) -> Card:
+        from ddpmbench.report.cards import bound_card
+
+        return bound_card(self.summary, self.folder)
+
+    def _figures(self) -> Mapping[str, Draw]:
+        from ddpmbench.report.figures.bound import bound_figure
+        from ddpmbench.report.figures.images import images_figure
+        from ddpmbench.report.figures.rate_distortion import rate_distortion_figure
+        from ddpmbench.report.figures.sub_schedules import sub_schedules_figure
+
+        bits, what = bits_of_images(self.per_image)
+        found: dict[str, Draw] = {
+            "bound": lambda: bound_figure(self.per_timestep, self.rate_distortion),
+            "rate_distortion": lambda: rate_distortion_figure(self.rate_distortion),
+            "images": lambda: images_figure(bits, what, None),
+        }
+        if len(self.sub_schedules):
+            found["sub_schedules"] = lambda: sub_schedules_figure(self.sub_schedules)
+        return found
 
 
 def evaluate_nll(

@@ -1,6 +1,7 @@
 """What does a picture cost, and how good is it by then? Rate and distortion of lossy decoding."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,14 @@ import pandas as pd
 from ddpmbench.questions.nll import NllReport
 from ddpmbench.questions.partial import reduce_what_is_left
 from ddpmbench.report import rate_distortion as report
+from ddpmbench.report.card import Card, Draw, Shown
 from ddpmbench.report.tables import RATE_DISTORTION_COLUMNS, SCHEMA
 from ddpmbench.runs.finished import RATE_DISTORTION, FinishedRun
 from ddpmbench.runs.losses import refuse_losses
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class RateDistortion:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class RateDistortion(Shown):
     """The rate-distortion curve of a checkpoint on images.
 
     Attributes:
@@ -27,6 +29,16 @@ class RateDistortion:
     summary: dict[str, Any]
     curve: pd.DataFrame
     folder: Path | None
+
+    def _card(self) -> Card:
+        from ddpmbench.report.cards import curve_card
+
+        return curve_card(self.summary, self.folder)
+
+    def _figures(self) -> Mapping[str, Draw]:
+        from ddpmbench.report.figures.rate_distortion import rate_distortion_figure
+
+        return {"rate_distortion": lambda: rate_distortion_figure(self.curve)}
 
 
 def rate_distortion(run: NllReport | str | Path, *, partial: bool = False) -> RateDistortion:

@@ -95,7 +95,7 @@ def _of_run(run: FinishedRun) -> str:
 
 
 def _of_comparison(path: Path) -> str:
-    summary = _summary_of_comparison(path)
+    summary = summary_of_comparison(path)
     steps = read_table(path / "per_timestep.csv", _STEPS)
     figure, numbers = difference_figure(steps, str(summary["baseline"]["run"]))
     write_figure(path, "difference", figure, numbers)
@@ -134,7 +134,12 @@ def schema_of(path: Path) -> str | None:
         return None
 
 
-def _summary_of_comparison(path: Path) -> dict[str, Any]:
+def summary_of_comparison(path: Path) -> dict[str, Any]:
+    """The object of `summary.json` of a comparison of runs of `nll`.
+
+    Raises:
+        InputError: it is damaged.
+    """
     found = json.loads((path / SUMMARY).read_text(encoding="utf-8"))
     check(found, {**checks.COMPARISON, "runs": (list,)}, path / SUMMARY)
     for run in found["runs"]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.inputs.image_files import PositionIds
 from ddpmbench.inputs.images import ImageSet
+from ddpmbench.report.card import Card, Draw, Shown
 from ddpmbench.report.figures.samples import samples_figure
 from ddpmbench.runs.agreement import open_folder, refuse_other_runs
 from ddpmbench.runs.devices import resolve_device
@@ -31,8 +33,8 @@ SCHEMA = "ddpmbench.sample/1"
 PNGS = "png"
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class SampleReport:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class SampleReport(Shown):
     """Samples of a checkpoint.
 
     Attributes:
@@ -44,6 +46,14 @@ class SampleReport:
     summary: dict[str, Any]
     images: ImageSet
     folder: Path | None
+
+    def _card(self) -> Card:
+        from ddpmbench.report.cards import samples_card
+
+        return samples_card(self.summary, self.folder)
+
+    def _figures(self) -> Mapping[str, Draw]:
+        return {"samples": lambda: samples_figure(self.images.pixels, self.images.labels)}
 
 
 def generate_samples(

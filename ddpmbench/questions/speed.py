@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.inputs.images import ImageSet, ImageSource, load_images
 from ddpmbench.inputs.levels import refuse_reduced
 from ddpmbench.report import speed as report
+from ddpmbench.report.card import Card, Draw, Shown
 from ddpmbench.report.figures.throughput import batch_figure, parts_figure
 from ddpmbench.runs.devices import device_name, resolve_device
 from ddpmbench.runs.finished import ENVIRONMENT, SUMMARY
@@ -61,8 +62,8 @@ class SpeedSettings:
                 raise InputError(f"--{option.replace('_', '-')} {value}: choose at least one")
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class SpeedReport:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class SpeedReport(Shown):
     """How fast a model is on a device.
 
     Attributes:
@@ -78,6 +79,20 @@ class SpeedReport:
     parts: pd.DataFrame
     predictions: pd.DataFrame
     folder: Path | None
+
+    def _card(self) -> Card:
+        from ddpmbench.report.cards import speed_card
+
+        return speed_card(self.summary, self.folder)
+
+    def _figures(self) -> Mapping[str, Draw]:
+        named = self.calls.assign(
+            panel="Network calls", per_second=self.calls.evaluations_per_second
+        )
+        return {
+            "calls": lambda: batch_figure(named, unit="calls/s"),
+            "parts": lambda: parts_figure(self.parts),
+        }
 
 
 def measure_speed(
@@ -203,17 +218,16 @@ def _report(
     return SpeedReport(summary, calls, parts, predictions, None if folder is None else folder.path)
 
 
-def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+def _records(frame: pd.DataFrame) -> list[dict[Any, Any]]:
     """As JSON can hold them: what is not known is null."""
-    return list(json.loads(frame.to_json(orient="records", double_precision=15)))
+    return frame.astype(object).where(frame.notna(), None).to_dict("records")
 
 
 def _write(folder: RunFolder, made: SpeedReport, record: dict[str, object]) -> None:
     folder.write_frame("calls.csv", made.calls)
     folder.write_frame("parts.csv", made.parts)
     folder.write_frame("predictions.csv", made.predictions)
-    named = made.calls.assign(panel="Network calls", per_second=made.calls.evaluations_per_second)
-    write_figure(folder.path, "calls", *batch_figure(named, unit="calls/s"))
-    write_figure(folder.path, "parts", *parts_figure(made.parts))
+    for name, draw in made._figures().items():
+        write_figure(folder.path, name, *draw())
     folder.write_text(ENVIRONMENT, json.dumps(record, indent=2) + "\n")
     folder.write_text(SUMMARY, json.dumps(made.summary, indent=2) + "\n")

@@ -88,9 +88,14 @@ def steps_frame(names: Sequence[str], differences: Sequence[Difference]) -> pd.D
     return pd.concat(frames, ignore_index=True)
 
 
+def rows_of(frame: pd.DataFrame) -> list[dict[Any, Any]]:
+    """The rows of `runs_frame` as JSON can hold them."""
+    return frame.astype(object).where(frame.notna(), None).to_dict("records")
+
+
 def summary(frame: pd.DataFrame, baseline: dict[str, Any]) -> dict[str, Any]:
     """The object of a comparison's `summary.json`."""
-    rows = frame.astype(object).where(frame.notna(), None).to_dict("records")
+    rows = rows_of(frame)
     return {
         "schema": SCHEMA,
         "baseline": rows[0],

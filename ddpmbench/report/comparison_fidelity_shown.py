@@ -55,6 +55,16 @@ def printed_fidelity_comparison(summary: dict[str, Any], output_format: str) -> 
     return "\n".join([*lines, "", *facts, *(["", only] if only else [])])
 
 
+def fidelity_comparison_numbers(summary: Mapping[str, Any]) -> dict[str, str]:
+    """The differences of each run from the first with their intervals, by run and measure."""
+    found = {}
+    for run in summary["runs"]:
+        for of in run["differences"]:
+            name, _, _, difference, how, against = _cells(of, summary["name"])
+            found[f"{run['run']}, {name} {against}".rstrip()] = f"{difference} ({how})"
+    return found
+
+
 def fidelity_comparison_page(summary: Mapping[str, Any], svgs: Mapping[str, str]) -> str:
     """The page of a comparison of runs of `fid`.
 

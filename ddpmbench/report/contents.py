@@ -26,7 +26,7 @@ from ddpmbench.runs.finished import (
 )
 from ddpmbench.runs.pictures import Pictures
 
-_PER_TIMESTEP = {
+PER_TIMESTEP = {
     "t": "int64",
     "part": "str",
     "bits_per_dim": "float64",
@@ -70,10 +70,7 @@ class RunContents:
     def bits_of_images(self) -> tuple[NDArray[np.float64], str]:
         """(N,) the bits of each image that can be told, and in words what they are of."""
         assert self.per_image is not None
-        whole = self.per_image.bits_per_dim
-        if whole.notna().all():
-            return whole.to_numpy(), "Bits"
-        return self.per_image.decoder.to_numpy(), "Bits of the decoder"
+        return bits_of_images(self.per_image)
 
     @classmethod
     def of(cls, run: FinishedRun) -> "RunContents":
@@ -86,7 +83,7 @@ class RunContents:
         check_run(run.summary, place / SUMMARY)
         kind = "rotations" if run.summary["estimator"] == "rotated-warp" else "draws"
         check(run.summary["sampling"], {kind: (int,)}, place / SUMMARY)
-        per_timestep = read_table(place / "per_timestep.csv", _PER_TIMESTEP)
+        per_timestep = read_table(place / "per_timestep.csv", PER_TIMESTEP)
         curve = read_table(place / RATE_DISTORTION, RATE_DISTORTION_COLUMNS)
         per_image = _table_if_there(place / "per_image.csv", _PER_IMAGE)
         steps = np.arange(1, run.summary["num_timesteps"] + 1)
@@ -110,6 +107,18 @@ class RunContents:
             pictures=Pictures.read(place, run.summary["num_timesteps"]),
             environment=read_environment(place / "environment.json"),
         )
+
+
+def bits_of_images(per_image: pd.DataFrame) -> tuple[NDArray[np.float64], str]:
+    """(N,) the bits of each image that can be told, and in words what they are of.
+
+    Args:
+        per_image: see `report.tables.per_image`.
+    """
+    whole = per_image.bits_per_dim
+    if whole.notna().all():
+        return whole.to_numpy(), "Bits"
+    return per_image.decoder.to_numpy(), "Bits of the decoder"
 
 
 def read_table(path: Path, columns: Mapping[str, str]) -> pd.DataFrame:

@@ -13,6 +13,7 @@ from ddpmbench.report.correction import compared_note, correction_line, uncorrec
 from ddpmbench.report.data_ranges import data_range_words
 from ddpmbench.report.devices import device_line
 from ddpmbench.report.models import checkpoint_line
+from ddpmbench.report.numbers import digits_by, with_interval
 from ddpmbench.report.raw_pixels import unpadded
 
 PARTS = {
@@ -49,7 +50,7 @@ def headline(summary: dict[str, Any]) -> str:
 
 def bound_line(value: float, half_width: float | None) -> str:
     """A bound and its interval, bits per dimension."""
-    return f"NLL <= {_value(value, half_width)} bits/dim"
+    return f"NLL <= {with_interval(value, half_width)} bits/dim"
 
 
 def partial_line(summary: dict[str, Any]) -> str:
@@ -90,10 +91,11 @@ def printed_comparison(summary: dict[str, Any], output_format: str) -> str:
     width = max(map(len, [*names, "run"])) + 2
     lines = [
         f"{'run':<{width}}{'bits/dim':<20}difference from the first",
-        f"{baseline['run']:<{width}}{_value(baseline['bits_per_dim'], baseline['half_width'])}",
+        f"{baseline['run']:<{width}}"
+        f"{with_interval(baseline['bits_per_dim'], baseline['half_width'])}",
     ]
     for run in runs:
-        own = _value(run["bits_per_dim"], run["half_width"])
+        own = with_interval(run["bits_per_dim"], run["half_width"])
         lines.append(f"{run['run']:<{width}}{own:<20}{_paired(run)}")
     facts = {
         "images": images_line(summary),
@@ -103,6 +105,11 @@ def printed_comparison(summary: dict[str, Any], output_format: str) -> str:
     if note := compared_note(summary):
         facts["precision"] = note
     return "\n".join([*lines, "", *(f"{name:<12}{value}" for name, value in facts.items())])
+
+
+def comparison_numbers(summary: Mapping[str, Any]) -> dict[str, str]:
+    """The difference of each run of `nll` from the first with its interval, by the run's name."""
+    return {run["run"]: f"{_paired(run)}" for run in summary["runs"]}
 
 
 def _shared(runs: list[dict[str, Any]], first: str) -> str:
@@ -118,20 +125,15 @@ def _shared(runs: list[dict[str, Any]], first: str) -> str:
 
 def _paired(run: dict[str, Any]) -> str:
     own, population = run["difference_half_width"], run["difference_half_width_population"]
-    text = _value(run["difference"], own, sign="+")
+    text = with_interval(run["difference"], own, sign="+")
     if population is not None:
-        text += f" ({population:.4f})"
+        text += f" ({population:,.{digits_by(population)}f})"
     unpaired = run["half_width_unpaired"]
     if own and unpaired and unpaired < own:
         text += ", wider than unpaired: the rows do not suit both"
     elif own and unpaired and unpaired < 1000 * own:
         text += f", {unpaired / own:.1f} times narrower than unpaired"
     return text
-
-
-def _value(value: float, half_width: float | None, *, sign: str = "") -> str:
-    interval = "" if half_width is None else f" +- {half_width:.4f}"
-    return f"{value:{sign}.4f}{interval}"
 
 
 def _csv(frame: pd.DataFrame) -> str:
@@ -141,7 +143,8 @@ def _csv(frame: pd.DataFrame) -> str:
 
 
 def _parts(summary: dict[str, Any]) -> list[str]:
-    lines = [f"{name:<12}{summary[name]:>10.4f}  {what}" for name, what in PARTS.items()]
+    digits = digits_by(summary["half_width"])
+    lines = [f"{name:<12}{summary[name]:>10,.{digits}f}  {what}" for name, what in PARTS.items()]
     return [f"{'part':<12}{'bits/dim':>10}", *lines]
 
 
@@ -227,8 +230,12 @@ def _interval(summary: dict[str, Any]) -> str:
             draws = "no second draw of the decoder is left"
         noise = f"unknown for these images ({draws})"
     else:
-        noise = f"+- {summary['half_width']:.4f} for these images"
+        noise = f"{_half_width(summary['half_width'])} for these images"
     population = summary["half_width_population"]
     if population is None:
         return f"95 %: {noise}; unknown for their population (one image)"
-    return f"95 %: {noise}; +- {population:.4f} for the population they are drawn from"
+    return f"95 %: {noise}; {_half_width(population)} for the population they are drawn from"
+
+
+def _half_width(value: float) -> str:
+    return f"+- {value:,.{digits_by(value)}f}"

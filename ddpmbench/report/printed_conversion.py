@@ -18,15 +18,19 @@ def printed_conversion(summary: Mapping[str, Any], output_format: str) -> str:
             return json.dumps(summary, indent=2)
         case "quiet":
             return str(summary["path"])
+    return "\n".join(f"{name:<9}{fact}" for name, fact in conversion_facts(summary).items())
+
+
+def conversion_facts(summary: Mapping[str, Any]) -> dict[str, str]:
+    """What was read and written, and how the two differ, by name."""
     inputs = f"{summary['num_inputs']} random inputs, float32"
-    facts = {
+    return {
         "read": _line(summary["source"]),
         "written": _line(summary["written"]),
         "output": f"differs by at most {summary['output_difference']:.1e} of "
         f"{summary['output_max']:.1e} ({inputs})",
         "terms": f"differ by at most {summary['term_difference_bits_per_dim']:.1e} bits/dim",
     }
-    return "\n".join(f"{name:<9}{fact}" for name, fact in facts.items())
 
 
 def _line(checkpoint: Mapping[str, str]) -> str:

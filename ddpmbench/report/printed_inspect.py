@@ -43,7 +43,11 @@ def printed_inspect(
         return json.dumps(summary, indent=2)
     width = min(width, _WIDEST)
     blocks = [
-        _headline(summary, width),
+        [
+            line
+            for text in headline_lines(summary)
+            for line in textwrap.wrap(text, width, break_on_hyphens=False)
+        ],
         _file(summary, width),
         printed_network(summary["network"], width),
         _process(summary["process"], width, plain=plain),
@@ -54,15 +58,15 @@ def printed_inspect(
     return "\n\n".join("\n".join(block) for block in blocks if block)
 
 
-def _headline(summary: Mapping[str, Any], width: int) -> list[str]:
+def headline_lines(summary: Mapping[str, Any]) -> list[str]:
+    """What the checkpoint is; and what it does not say, where that is needed."""
     network, process = summary["network"], summary["process"]
     images = image_words(network["channels"], network["image_size"])
     steps = "" if process is None else f", T = {_steps(process)}"
     name = PurePath(summary["checkpoint"]["source"]).name
     lines = [f"{name}: a diffusion model of {images}{steps}"]
     if missing := _missing(summary):
-        line = f"It does not say all that is needed to evaluate it: {listed(missing)}"
-        lines += textwrap.wrap(line, width, break_on_hyphens=False)
+        lines.append(f"It does not say all that is needed to evaluate it: {listed(missing)}")
     return lines
 
 

@@ -23,20 +23,28 @@ def printed_samples(summary: dict[str, Any], path: Path, output_format: str) -> 
             return json.dumps(summary, indent=2)
         case "quiet":
             return str(path)
+    lines = [f"{name:<12}{fact}" for name, fact in samples_facts(summary).items()]
+    return "\n".join([f"{samples_headline(summary)}: {path}", "", *lines])
+
+
+def samples_headline(summary: dict[str, Any]) -> str:
+    """How many samples of which size."""
     channels, height, width = summary["shape"]
     color = "gray" if channels == 1 else "RGB"
+    return f"{summary['num_samples']:,} samples, {width}x{height} {color}"
+
+
+def samples_facts(summary: dict[str, Any]) -> dict[str, str]:
+    """What makes samples comparable, and how they were made, by name."""
     speed = summary["images_per_second"]
     pace = f", {speed:.3g} images/s" if speed else ""
-    facts = {
+    return {
         "checkpoint": checkpoint_line(summary["checkpoint"]),
         "sampler": sampler_line(summary["sampler"]),
         "pixels": f"{summary['eight_bit']} to 8 bits, sha256 {summary['sha256'][:12]}",
         "calls": f"{summary['num_evaluations']:,} network calls, seed {summary['seed']}",
         "device": f"{device_line(summary)}, {summary['seconds']:,.0f} s{pace}",
     }
-    lines = [f"{name:<12}{fact}" for name, fact in facts.items()]
-    amount = f"{summary['num_samples']:,} samples, {width}x{height} {color}: {path}"
-    return "\n".join([amount, "", *lines])
 
 
 def sampler_line(sampler: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from ddpmbench.errors import InputError
 from ddpmbench.files import replacing, writing_to
 from ddpmbench.quality.pictures import Interpolation, ProgressiveDecoding, ProgressiveGeneration
+from ddpmbench.records import short_repr
 
 PICTURES = "pictures.npz"
 
@@ -43,6 +44,8 @@ class Pictures:
     decoding: ProgressiveDecoding | None = None
     generation: ProgressiveGeneration | None = None
     interpolation: Interpolation | None = None
+
+    __repr__ = short_repr
 
     @property
     def _steps(self) -> set[int]:

@@ -16,6 +16,7 @@ from ddpmbench.likelihood.design import Design
 from ddpmbench.likelihood.running import RoughBound
 from ddpmbench.likelihood.terms import Rows, TermsPass, TermTable, concatenate
 from ddpmbench.network.precision import Precision
+from ddpmbench.records import short_repr
 from ddpmbench.runs.batch_size import BatchSize
 from ddpmbench.runs.devices import device_name
 from ddpmbench.runs.distributed import Ranks
@@ -59,6 +60,8 @@ class RunListener:
     progress: Callable[[RunProgress], None] = lambda progress: None
     warn: Callable[[str], None] = lambda line: None
     note: Callable[[str], None] = lambda line: None
+
+    __repr__ = short_repr
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -20,6 +20,7 @@ from ddpmbench.process.data_range import UNIT_RANGE, DataRange
 from ddpmbench.process.diffusion import GaussianDiffusion
 from ddpmbench.process.prediction import Prediction, Variance
 from ddpmbench.process.schedule import NoiseSchedule
+from ddpmbench.records import short_repr
 
 _CONVERT = {
     (1, 3): "; --convert rgb repeats gray to RGB",
@@ -102,6 +103,8 @@ class Checkpoint:
     training: dict[str, object] | None = None
     notes: tuple[str, ...] = ()
     sources: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    __repr__ = short_repr
 
     @property
     def diffusion(self) -> GaussianDiffusion:

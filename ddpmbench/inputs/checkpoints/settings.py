@@ -6,6 +6,7 @@ from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints.checkpoint import TimeInput
 from ddpmbench.process.data_range import DataRange
 from ddpmbench.process.prediction import Prediction, Variance
+from ddpmbench.records import short_repr
 
 WEIGHTS = ("ema", "raw")
 """Which weights of a file that holds both: averaged over the training, or its last."""
@@ -56,6 +57,8 @@ class CheckpointSettings:
             if value is not None and value not in choices:
                 option = name.replace("_", "-")
                 raise InputError(f"--{option} {value}: choose from {', '.join(choices)}")
+
+    __repr__ = short_repr
 
     def data_range_over(self, own: DataRange) -> DataRange:
         """The numbers an image is made of; what is not said is as the file has it.

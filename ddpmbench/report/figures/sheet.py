@@ -69,10 +69,10 @@ class Sheet:
 
     def figure(self) -> "Figure":
         """The sheet as a figure."""
-        from matplotlib.figure import Figure
+        from ddpmbench.report.figures.notebook import NotebookFigure
 
         width, height = int(self._left[-1]) + self._width, self._top
-        figure = Figure(figsize=(width / 100, height / 100), dpi=100)
+        figure = NotebookFigure(figsize=(width / 100, height / 100), dpi=100)
         axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
         for left, top, picture in self._pictures:
             extent = (left, left + self._width, top + self._height, top)

@@ -62,10 +62,10 @@ def drawing() -> Iterator[None]:
 
 def panels(count: int) -> tuple["Figure", list["SubFigure"]]:
     """A figure of equal panels side by side, each whole in itself."""
-    from matplotlib.figure import Figure
+    from ddpmbench.report.figures.notebook import NotebookFigure
 
     width, height = _PANEL
-    figure = Figure(figsize=(count * width, height), layout="constrained")
+    figure = NotebookFigure(figsize=(count * width, height), layout="constrained")
     return figure, list(figure.subfigures(1, count, squeeze=False)[0])
 
 

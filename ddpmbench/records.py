@@ -1,0 +1,63 @@
+"""Records that print as a line: what is large in them by its size, not by its contents."""
+
+import dataclasses
+import reprlib
+from collections.abc import Mapping
+from enum import Enum
+
+_LONGEST_VALUE, _LONGEST = 60, 400
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = _LONGEST_VALUE
+_short.maxlevel = 2
+
+
+def short_repr(record: object) -> str:
+    """The repr of a dataclass in at most some 400 characters.
+
+    Arrays and tables are named by type and shape, networks by their number of parameters. Fields
+    that are None or empty are left out, and so are the last ones where there is no room.
+
+    Args:
+        record: an instance of a dataclass.
+    """
+    assert dataclasses.is_dataclass(record)
+    parts: list[str] = []
+    left = _LONGEST
+    for field in dataclasses.fields(record):
+        value = getattr(record, field.name)
+        if not field.repr or _is_empty(value):
+            continue
+        part = f"{field.name}={short_value(value)}"
+        left -= len(part) + 2
+        if left < 0:
+            parts.append("...")
+            break
+        parts.append(part)
+    return f"{type(record).__name__}({', '.join(parts)})"
+
+
+def short_value(value: object) -> str:
+    """A value in at most some 60 characters."""
+    kind = type(value).__name__
+    shape = getattr(value, "shape", None)
+    if isinstance(shape, tuple):
+        dtype = getattr(value, "dtype", None)
+        text = f"<{kind} {'x'.join(map(str, shape)) or 'scalar'}"
+        return f"{text}>" if dtype is None else f"{text} {str(dtype).removeprefix('torch.')}>"
+    if callable(parameters := getattr(value, "parameters", None)):
+        return f"<{kind} of {sum(p.numel() for p in parameters()):,} parameters>"
+    if isinstance(value, Enum):
+        return str(value)
+    if isinstance(value, Mapping):
+        return f"<{kind} of {len(value):,}>" if value else "{}"
+    if callable(value):
+        return getattr(value, "__name__", kind)
+    if hasattr(value, "__len__") and not isinstance(value, str | tuple | list | bytes):
+        return f"<{kind} of {len(value):,}>"
+    text = _short.repr(value)
+    return text if len(text) <= _LONGEST_VALUE else f"<{kind}>"
+
+
+def _is_empty(value: object) -> bool:
+    return value is None or (isinstance(value, str | tuple | dict) and not value)

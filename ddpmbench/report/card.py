@@ -1,0 +1,101 @@
+"""A result as Python shows it: a few lines, a table in a notebook, figures."""
+
+import abc
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from markupsafe import Markup
+
+from ddpmbench.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+_MOST_LINES, _LONGEST_LINE = 7, 70
+# No colors but the notebook's own, so that it can be read in light and dark.
+_LEFT = 'style="text-align: left; color: inherit; background: none"'
+_TABLE = Markup("<table {}><caption {}><b>{}</b></caption>\n{}\n</table>")
+_ROW = Markup('<tr {}><th scope="row" {}>{}</th><td {}>{}</td></tr>')
+_SIGNS = {"+-": "\N{PLUS-MINUS SIGN}", "<=": "\N{LESS-THAN OR EQUAL TO}"}
+
+
+@dataclass(frozen=True)
+class Card:
+    """What is shown of a result.
+
+    Attributes:
+        headline: its number, with its interval.
+        numbers: further numbers with their intervals, by name.
+        facts: what they depend on, by name.
+    """
+
+    headline: str
+    numbers: Mapping[str, str] = field(default_factory=dict)
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+
+Draw = Callable[[], "tuple[Figure, pd.DataFrame]"]
+
+
+class Shown(abc.ABC):
+    """A result with a short repr, a table for notebooks, and figures."""
+
+    @abc.abstractmethod
+    def _card(self) -> Card:
+        """What is shown."""
+
+    def _figures(self) -> Mapping[str, Draw]:
+        """What draws its figures, by name; the first is the default."""
+        return {}
+
+    def plot(self, figure: str | None = None) -> "Figure":
+        """One of the figures of its page.
+
+        Args:
+            figure: its name; None for the first of them. An unknown name is answered by all.
+
+        Returns:
+            A matplotlib figure, on white.
+
+        Raises:
+            InputError: there is no figure of that name.
+        """
+        known = self._figures()
+        name = figure or next(iter(known), "")
+        if name not in known:
+            kind = type(self).__name__
+            choices = f"; choose from {', '.join(known)}" if known else ""
+            raise InputError(f"plot({figure!r}): {kind} has no such figure{choices}")
+        drawn, _ = known[name]()
+        drawn.set_facecolor("white")
+        return drawn
+
+    def __repr__(self) -> str:
+        """The headline and what it depends on, in at most 500 characters."""
+        card = self._card()
+        lines = [f"{type(self).__name__}: {card.headline}"]
+        lines += [f"  {name:<11} {value}" for name, value in card.facts.items()]
+        return "\n".join(_shortened(line) for line in lines[:_MOST_LINES])
+
+    def _repr_html_(self) -> str:
+        card = self._card()
+        rows = [
+            _ROW.format(Markup(_LEFT), Markup(_LEFT), name, Markup(_LEFT), _typeset(value))
+            for name, value in [*card.numbers.items(), *card.facts.items()]
+        ]
+        style = Markup(_LEFT)
+        headline = f"{type(self).__name__}: {_typeset(card.headline)}"
+        return str(_TABLE.format(style, style, headline, Markup("\n").join(rows)))
+
+
+def _typeset(text: str) -> str:
+    for plain, sign in _SIGNS.items():
+        text = text.replace(plain, sign)
+    return text
+
+
+def _shortened(line: str) -> str:
+    line = " ".join(line.splitlines())
+    return line if len(line) <= _LONGEST_LINE else f"{line[: _LONGEST_LINE - 3]}..."

@@ -1,0 +1,137 @@
+"""What Python shows of each kind of result, from its summary."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ddpmbench.report.card import Card
+from ddpmbench.report.comparison_fidelity_shown import fidelity_comparison_numbers
+from ddpmbench.report.cost import duration
+from ddpmbench.report.fidelity_page import joined
+from ddpmbench.report.models import checkpoint_line
+from ddpmbench.report.numbers import with_interval
+from ddpmbench.report.printed import (
+    PARTS,
+    comparable_facts,
+    comparison_numbers,
+    headline,
+    images_line,
+)
+from ddpmbench.report.printed_conversion import conversion_facts
+from ddpmbench.report.printed_fidelity import fidelity_facts, measures
+from ddpmbench.report.printed_fidelity import headline as fidelity_headline
+from ddpmbench.report.printed_inspect import headline_lines
+from ddpmbench.report.printed_speed import headline as speed_headline
+from ddpmbench.report.samples import samples_facts, samples_headline
+
+Summary = Mapping[str, Any]
+
+
+def bound_card(summary: Summary, folder: Path | None) -> Card:
+    """Of a run of `nll`."""
+    found = dict(summary)
+    numbers = {
+        "for these images": _bound(found, "half_width"),
+        "for their population": _bound(found, "half_width_population"),
+        **{name: f"{found[name]:,.4f} ({what})" for name, what in PARTS.items()},
+    }
+    return Card(headline(found), numbers, _in_folder(comparable_facts(found), folder))
+
+
+def curve_card(summary: Summary, folder: Path | None) -> Card:
+    """Of a rate-distortion curve."""
+    points = summary["curve"]
+    numbers = {
+        f"{point['num_decoded_steps']:,} steps": f"{point['rate_bits_per_dim']:.4f} bits/dim, "
+        f"RMSE {_known(point['distortion_rmse'], 2)} of 255"
+        for point in points
+    }
+    whole = points[0]
+    line = (
+        f"{whole['rate_bits_per_dim']:.4f} bits/dim for an RMSE of "
+        f"{_known(whole['distortion_rmse'], 2)} of 255"
+    )
+    facts = {
+        "images": images_line(dict(summary)),
+        "checkpoint": checkpoint_line(summary["checkpoint"]),
+    }
+    return Card(line, numbers, _in_folder(facts, folder))
+
+
+def fidelity_card(summary: Summary, folder: Path | None) -> Card:
+    """Of a run of `fid`."""
+    numbers = {f"{of.label}, {of.against}": of.text for of in measures(summary)}
+    facts = _in_folder(joined(fidelity_facts(summary)), folder)
+    return Card(fidelity_headline(summary), numbers, facts)
+
+
+def samples_card(summary: Summary, folder: Path | None) -> Card:
+    """Of samples."""
+    facts = _in_folder(samples_facts(dict(summary)), folder)
+    return Card(samples_headline(dict(summary)), {}, facts)
+
+
+def speed_card(summary: Summary, folder: Path | None) -> Card:
+    """Of a measurement of speed."""
+    numbers = {
+        f"{row['question']}, {row['precision']}": f"about {duration(row['seconds'])}"
+        for row in summary["predictions"]
+    }
+    facts = {
+        "checkpoint": checkpoint_line(summary["checkpoint"]),
+        "device": str(summary["device"]),
+    }
+    return Card(speed_headline(summary), numbers, _in_folder(facts, folder))
+
+
+def comparison_card(summary: Summary) -> Card:
+    """Of a comparison of runs of `nll`."""
+    line = f"against {summary['baseline']['run']}, bits/dim; below 0 is better"
+    facts = {
+        **comparison_numbers(summary),
+        "images": images_line(dict(summary)),
+        "estimator": f"{summary['estimator']}, seed {summary['seed']}",
+    }
+    return Card(line, {}, facts)
+
+
+def fidelity_comparison_card(summary: Summary) -> Card:
+    """Of a comparison of runs of `fid`."""
+    line = f"{summary['name']} ({summary['protocol']['id']}) against {summary['baseline']['run']}"
+    return Card(line, {}, fidelity_comparison_numbers(summary))
+
+
+def inspection_card(summary: Summary, folder: Path | None) -> Card:
+    """Of a look at a checkpoint."""
+    line, *more = headline_lines(summary)
+    numbers = {item["what"]: item["value"] or "not said" for item in summary["said"]}
+    facts = {"open": " ".join(more)} if more else {}
+    facts["evaluate"] = " ".join(summary["command"])
+    return Card(line, numbers, _in_folder(facts, folder))
+
+
+def conversion_card(summary: Summary) -> Card:
+    """Of a conversion."""
+    return Card(f"wrote {summary['path']}", {}, conversion_facts(summary))
+
+
+def _bound(summary: dict[str, Any], name: str) -> str:
+    half_width = summary[name]
+    if half_width is None:
+        return "interval not known"
+    return f"{with_interval(summary['bits_per_dim'], half_width)} bits/dim, 95 %"
+
+
+def _known(value: float | None, digits: int) -> str:
+    return "unknown" if value is None else f"{value:.{digits}f}"
+
+
+def _in_folder(facts: Mapping[str, str], folder: Path | None) -> dict[str, str]:
+    """The facts with the folder before the device, which is the last of them."""
+    found = dict(facts)
+    device = found.pop("device", None)
+    if folder is not None:
+        found["folder"] = str(folder)
+    if device is not None:
+        found["device"] = device
+    return found
