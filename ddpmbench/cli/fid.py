@@ -11,7 +11,7 @@ from click.core import ParameterSource
 
 from ddpmbench.cli import options
 from ddpmbench.cli.likelihood import note, warn
-from ddpmbench.cli.progress import Update, progress
+from ddpmbench.runs.progress import Update, progress
 
 if TYPE_CHECKING:
     from ddpmbench.inputs.checkpoints import Checkpoint

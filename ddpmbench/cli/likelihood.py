@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddpmbench.cli import options
-from ddpmbench.cli.progress import progress
+from ddpmbench.runs.progress import progress
 
 if TYPE_CHECKING:
     from ddpmbench.inputs.checkpoints import Checkpoint
     from ddpmbench.inputs.images import ImageSet
     from ddpmbench.questions.nll import NllReport
-    from ddpmbench.runs.rows import RunProgress
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,9 +52,10 @@ def evaluate(
         The run; None in a process that does not report.
     """
     from ddpmbench.cli.inputs import open_inputs
+    from ddpmbench.questions.listening import remark
     from ddpmbench.questions.nll import evaluate_nll
     from ddpmbench.runs.distributed import joined
-    from ddpmbench.runs.rows import RunListener
+    from ddpmbench.runs.rows import RunListener, RunProgress
 
     inputs = {name: given.pop(name) for name in options.INPUTS}
 
@@ -77,25 +77,20 @@ def evaluate(
                 amount = f"{rows:,} network calls" if rows else "No network calls are needed"
                 click.echo(f"{amount} to begin with; {where}", err=True)
 
+            def on_progress(now: RunProgress) -> None:
+                update(now.done, now.total, remark(now))
+
             report = evaluate_nll(
                 checkpoint,
                 images,
                 **given,
                 out=folder,
                 command=["ddpmbench", *sys.argv[1:]],
-                listener=RunListener(on_start, lambda now: update(*_shown(now)), warn, note),
+                listener=RunListener(
+                    on_start, lambda now: update(now.done, now.total, remark(now)), warn, note
+                ),
             )
     return Evaluation(report, checkpoint, images) if ranks.reports else None
-
-
-def _shown(now: "RunProgress") -> tuple[int, int, str]:
-    from ddpmbench.process.units import NATS_PER_BIT
-    from ddpmbench.report.printed import bound_line
-
-    if now.bound is None:
-        return now.done, now.total, ""
-    bits, half_width = now.bound.nats / NATS_PER_BIT, now.bound.half_width / NATS_PER_BIT
-    return now.done, now.total, f"so far {bound_line(bits, half_width)}"
 
 
 def note(line: str) -> None:

@@ -9,7 +9,7 @@ from click.core import ParameterSource
 
 from ddpmbench.cli import options
 from ddpmbench.cli.likelihood import Evaluation, evaluate, warn
-from ddpmbench.cli.progress import progress
+from ddpmbench.runs.progress import progress
 
 if TYPE_CHECKING:
     from ddpmbench.questions.nll import NllReport

@@ -8,7 +8,7 @@ import click
 
 from ddpmbench.cli import options
 from ddpmbench.cli.likelihood import warn
-from ddpmbench.cli.progress import progress
+from ddpmbench.runs.progress import progress
 
 
 @click.command(short_help="Images that a model makes, as npz and png.")

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from ddpmbench.cli.progress import progress
+from ddpmbench.runs.progress import progress
 
 
 def _integers(context: click.Context, option: click.Parameter, value: str) -> tuple[int, ...]:

@@ -18,17 +18,20 @@ class RoughBound:
     Attributes:
         nats: the bound, nats per dimension.
         half_width: of its 95 % interval for the images.
+        is_rough: whether the rows count as independent, which makes the interval wider than that
+            of the estimate from the same rows.
     """
 
     nats: float
     half_width: float
+    is_rough: bool = False
 
     def plus(self, correction: Correction | None) -> "RoughBound":
         """The bound corrected, if it is to be."""
         if correction is None:
             return self
         half_width = math.hypot(self.half_width, correction.half_width)
-        return RoughBound(self.nats + correction.nats, half_width)
+        return RoughBound(self.nats + correction.nats, half_width, self.is_rough)
 
 
 class RunningBound:
@@ -59,7 +62,7 @@ class RunningBound:
         left = 1 - self._decoder.count / self._design.num_images
         variance = self._decoder.variance_of_mean * left + self._steps.variance_of_mean
         nats_so_far = self._prior + self._decoder.mean + self._steps.mean
-        return RoughBound(nats_so_far, 1.96 * math.sqrt(variance))
+        return RoughBound(nats_so_far, 1.96 * math.sqrt(variance), is_rough=True)
 
 
 class _Moments:

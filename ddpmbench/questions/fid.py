@@ -29,6 +29,7 @@ from ddpmbench.quality.protocols import PUBLISHED_AT, Protocol
 from ddpmbench.quality.statistics import FeatureGaussian
 from ddpmbench.questions.fid_check import check_of_samples
 from ddpmbench.questions.fid_warnings import warnings_of
+from ddpmbench.questions.listening import quality_listening
 from ddpmbench.report import fidelity_tables as tables
 from ddpmbench.report.card import Card, Draw, Shown
 from ddpmbench.report.check import CheckRecord
@@ -109,6 +110,7 @@ def evaluate_fid(
     out: str | Path | None = None,
     command: list[str] | None = None,
     listener: QualityListener | None = None,
+    progress: bool = True,
 ) -> FidReport:
     """Frechet distance, kernel distance, precision, recall and Inception score of samples.
 
@@ -126,6 +128,8 @@ def evaluate_fid(
             None keeps the run in memory.
         command: the command line, for the record.
         listener: who is told how the run goes.
+        progress: whether progress, warnings and notes go to standard error where there is no
+            listener.
 
     Raises:
         InputError: an argument, the inputs or the folder do not fit.
@@ -154,7 +158,9 @@ def evaluate_fid(
         folder = None if out is None else open_folder(Path(out), identity, ranks)
         if folder is not None and not isinstance(made, ImageSet):
             ranks.once(lambda: folder.refuse_more("num_generated", settings.num_generated))
-        told = listener if listener is not None and ranks.reports else QualityListener()
+        told = quality_listening(
+            listener if ranks.reports else None, shown=progress and ranks.reports
+        )
         stores = QualityStores.of(known, settings.network, None if folder is None else folder.path)
         for images in (made, *known):
             for line in images.notes if isinstance(images, ImageSet) else ():

@@ -1,12 +1,13 @@
 """What did a run of `fid`, or a comparison of such runs, find? Figures and page of its folder."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
+from ddpmbench.questions.figures import write_figures
 from ddpmbench.report.card import Draw
 from ddpmbench.report.comparison_fidelity import check_comparison
 from ddpmbench.report.comparison_fidelity_shown import FIGURE, fidelity_comparison_page
@@ -20,15 +21,13 @@ from ddpmbench.report.figures.samples import nearest_figure, samples_figure
 from ddpmbench.runs.finished import SUMMARY
 from ddpmbench.runs.folder import write_figure
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
-
-def report_of_fidelity(path: Path) -> str:
+def report_of_fidelity(path: Path, *, progress: bool) -> str:
     """Draw the figures of a finished run of `fid` into its folder.
 
     Args:
         path: the folder.
+        progress: whether it shows how many figures are drawn.
 
     Returns:
         Its page.
@@ -37,10 +36,7 @@ def report_of_fidelity(path: Path) -> str:
         InputError: the folder holds no finished run of `fid`, is damaged, or cannot be written.
     """
     contents = FidelityContents.read(path)
-    names = []
-    for name, (figure, numbers) in _figures(contents):
-        write_figure(path, name, figure, numbers)
-        names.append(name)
+    names = write_figures(path, _figures(contents), progress=progress)
     return fid_page(contents, read_svgs(path, names))
 
 
@@ -88,12 +84,11 @@ def figures_of_scores(
     return found
 
 
-def _figures(contents: FidelityContents) -> Iterator[tuple[str, tuple["Figure", pd.DataFrame]]]:
-    """Those that the run has the tables and pictures for, by name."""
-    drawn = figures_of_scores(contents.summary, contents.per_image, contents.against_n)
-    for name, draw in drawn.items():
-        yield name, draw()
-    if contents.nearest is not None:
-        yield "nearest", nearest_figure(contents.nearest)
-    if contents.samples is not None:
-        yield "samples", samples_figure(contents.samples.pixels, contents.samples.labels)
+def _figures(contents: FidelityContents) -> dict[str, Draw]:
+    """What draws those that the run has the tables and pictures for, by name."""
+    found = figures_of_scores(contents.summary, contents.per_image, contents.against_n)
+    if (nearest := contents.nearest) is not None:
+        found["nearest"] = lambda: nearest_figure(nearest)
+    if (samples := contents.samples) is not None:
+        found["samples"] = lambda: samples_figure(samples.pixels, samples.labels)
+    return found

@@ -20,6 +20,7 @@ from ddpmbench.likelihood.terms import TermsPass
 from ddpmbench.network.precision import Precision
 from ddpmbench.process.data_range import DataRange
 from ddpmbench.questions.check import CheckBefore
+from ddpmbench.questions.listening import listening
 from ddpmbench.questions.sampling import Sampling
 from ddpmbench.report import tables
 from ddpmbench.report.card import Card, Draw, Shown
@@ -113,6 +114,7 @@ def evaluate_nll(
     out: str | Path | None = None,
     command: list[str] | None = None,
     listener: RunListener | None = None,
+    progress: bool = True,
 ) -> NllReport:
     """The variational bound in bits per dimension, its three parts and two intervals.
 
@@ -147,6 +149,8 @@ def evaluate_nll(
             interval, is gone on with. None keeps the run in memory.
         command: the command line, for the record.
         listener: who is told how the run goes.
+        progress: whether progress, warnings and notes go to standard error where there is no
+            listener.
 
     Raises:
         InputError: an argument, the images or the folder do not fit.
@@ -164,7 +168,15 @@ def evaluate_nll(
         rows_of=None if rows_of is None else Path(rows_of),
         draws=draws,
     )
-    with joined() as ranks:
+    with (
+        joined() as ranks,
+        listening(
+            listener if ranks.reports else None,
+            "nll",
+            "evaluations",
+            shown=progress and ranks.reports,
+        ) as told,
+    ):
         if ranks.count > 1 and out is None:
             raise InputError("--out: several processes need a folder that they share; name one")
         target = resolve_device(device, ranks.local_rank)
@@ -193,7 +205,6 @@ def evaluate_nll(
         folder = None if out is None else open_folder(Path(out), identity, ranks)
         store: Callable[[str], TermStore] = _in_memory if folder is None else folder.shards
         calls = sampling.least_evaluations(len(images), checkpoint.schedule.num_timesteps)
-        told = listener if listener is not None and ranks.reports else RunListener()
         uses_folders = bool(checkpoint.num_classes and images.classes)
         _say_how_images_were_read(images, told, class_folders=uses_folders)
         checked = CheckBefore(

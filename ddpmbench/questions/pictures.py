@@ -16,6 +16,7 @@ from ddpmbench.quality.progressive import (
     progressive_decoding,
     progressive_generation,
 )
+from ddpmbench.questions.listening import listening
 from ddpmbench.questions.nll import NllReport
 from ddpmbench.report.data_ranges import with_data_range
 from ddpmbench.runs.batch_size import BatchSize
@@ -77,6 +78,7 @@ def progressive_pictures(
     device: str = "auto",
     batch_size: int | None = None,
     listener: RunListener | None = None,
+    progress: bool = True,
 ) -> Pictures:
     """Pictures of what a run's numbers are about, with the run's own noise.
 
@@ -94,6 +96,8 @@ def progressive_pictures(
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         batch_size: network calls made together; None for what suits the device.
         listener: who is told how many calls there are, and how it goes.
+        progress: whether progress, warnings and notes go to standard error where there is no
+            listener.
 
     Returns:
         All pictures that the run has.
@@ -109,33 +113,33 @@ def progressive_pictures(
     if batch_size is not None and batch_size < 1:
         raise InputError(f"--batch-size {batch_size}: needs at least one picture, or auto")
     _check_run(checkpoint, images, report)
-    listener = listener or RunListener()
     target = resolve_device(device)
     shape = images.pixels.shape[1:]
-    batch = BatchSize(batch_size, device=target, image_shape=shape, warn=listener.warn)
     num_timesteps = checkpoint.schedule.num_timesteps
     found = Pictures()
     if report.folder is not None:
         found = Pictures.read(report.folder, num_timesteps)
     plan = _plan(pictures, found, num_images=len(images), num_timesteps=num_timesteps, depth=depth)
     total, before = sum(part.num_calls for part in plan), 0
-    if total:
-        listener.start(total)
-    for part in plan:
+    with listening(listener, "pictures", "evaluations", shown=progress) as told:
+        batch = BatchSize(batch_size, device=target, image_shape=shape, warn=told.warn)
+        if total:
+            told.start(total)
+        for part in plan:
 
-        def make(rows: int, part: _Part = part, before: int = before) -> Pictures:
-            def progress(done: int, of: int) -> None:
-                listener.progress(RunProgress(before + done, total))
+            def make(rows: int, part: _Part = part, before: int = before) -> Pictures:
+                def progress(done: int, of: int) -> None:
+                    told.progress(RunProgress(before + done, total))
 
-            seed = report.summary["seed"]
-            return part.make(PicturePass(checkpoint, images, seed, target, rows, progress))
+                seed = report.summary["seed"]
+                return part.make(PicturePass(checkpoint, images, seed, target, rows, progress))
 
-        who = checkpoint.network_name
-        with own_errors(who), evaluating_checkpoint(checkpoint), strict_float32():
-            found = found.with_those_of(batch.attempt(make))
-        before += part.num_calls
-        if report.folder is not None:
-            found.write(report.folder)
+            who = checkpoint.network_name
+            with own_errors(who), evaluating_checkpoint(checkpoint), strict_float32():
+                found = found.with_those_of(batch.attempt(make))
+            before += part.num_calls
+            if report.folder is not None:
+                found.write(report.folder)
     return found
 
 

@@ -1,18 +1,18 @@
 """What did a run find? All of it on one page that people can look at."""
 
 import json
-from collections.abc import Iterator
+from functools import partial as partial_of
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import pandas as pd
+from typing import Any
 
 from ddpmbench.errors import InputError
 from ddpmbench.files import replacing, writing_to
 from ddpmbench.questions.fidelity_report import report_of_fidelity, report_of_fidelity_comparison
+from ddpmbench.questions.figures import write_figures
 from ddpmbench.questions.partial import SCHEMA as PARTIAL_SCHEMA
 from ddpmbench.questions.partial import reduce_what_is_left
 from ddpmbench.report import checks, comparison, comparison_fidelity, fidelity, tables
+from ddpmbench.report.card import Draw
 from ddpmbench.report.checks import check
 from ddpmbench.report.contents import RunContents, read_svgs, read_table
 from ddpmbench.report.figures.bound import bound_figure
@@ -28,9 +28,6 @@ from ddpmbench.runs.finished import SUMMARY, FinishedRun, refuse_later
 from ddpmbench.runs.folder import write_figure
 from ddpmbench.runs.losses import refuse_losses
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 PAGE = "report.html"
 _STEPS = {
     "run": "str",
@@ -41,10 +38,8 @@ _STEPS = {
     "rate_standard_error": "float64",
 }
 
-Drawn = tuple["Figure", pd.DataFrame]
 
-
-def write_report(run: str | Path, *, partial: bool = False) -> Path:
+def write_report(run: str | Path, *, partial: bool = False, progress: bool = True) -> Path:
     """Draw the figures of a finished run into its folder, and write its page.
 
     No network is called, and nothing is loaded from elsewhere; nor does the page when it is read.
@@ -54,6 +49,7 @@ def write_report(run: str | Path, *, partial: bool = False) -> Path:
         run: the folder of a run of `evaluate_nll` or of `fid`, or of a comparison.
         partial: where shards of the folder are gone or damaged, the page of the images all of
             whose rows are left, in `partial/` of the folder.
+        progress: whether it shows on standard error how many figures are drawn.
 
     Returns:
         The page.
@@ -70,27 +66,24 @@ def write_report(run: str | Path, *, partial: bool = False) -> Path:
     if schema == comparison.SCHEMA:
         page = _of_comparison(path)
     elif schema == fidelity.SCHEMA:
-        page = report_of_fidelity(path)
+        page = report_of_fidelity(path, progress=progress)
     elif schema == comparison_fidelity.SCHEMA:
         page = report_of_fidelity_comparison(path)
     elif schema == PARTIAL_SCHEMA:
-        page = _of_run(FinishedRun.open(path, option="", schema=schema))
+        page = _of_run(FinishedRun.open(path, option="", schema=schema), progress=progress)
     else:
         finished = FinishedRun.open(path, option="", schema=tables.SCHEMA)
         refuse_losses(finished, option="")
-        page = _of_run(finished)
+        page = _of_run(finished, progress=progress)
         write_hugging_face(path, finished.summary)
     with writing_to(path), replacing(path / PAGE) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return path / PAGE
 
 
-def _of_run(run: FinishedRun) -> str:
+def _of_run(run: FinishedRun, *, progress: bool) -> str:
     contents = RunContents.of(run)
-    names = []
-    for name, (figure, numbers) in _figures(contents):
-        write_figure(run.path, name, figure, numbers)
-        names.append(name)
+    names = write_figures(run.path, _figures(contents), progress=progress)
     return run_page(contents, read_svgs(run.path, names))
 
 
@@ -102,28 +95,37 @@ def _of_comparison(path: Path) -> str:
     return comparison_page(summary, numbers, read_svgs(path, ["difference"]))
 
 
-def _figures(contents: RunContents) -> Iterator[tuple[str, Drawn]]:
-    """Those that the run has the tables for, by name."""
-    yield "bound", bound_figure(contents.per_timestep, contents.rate_distortion)
-    yield "rate_distortion", rate_distortion_figure(contents.rate_distortion)
+def _figures(contents: RunContents) -> dict[str, Draw]:
+    """What draws those that the run has the tables for, by name."""
+    summary, per_timestep, curve = (
+        contents.summary,
+        contents.per_timestep,
+        contents.rate_distortion,
+    )
+    found: dict[str, Draw] = {
+        "bound": partial_of(bound_figure, per_timestep, curve),
+        "rate_distortion": partial_of(rate_distortion_figure, curve),
+    }
     if contents.per_image is not None:
-        bits, what = contents.bits_of_images
-        yield "images", images_figure(bits, what, contents.extremes)
+        found["images"] = partial_of(images_figure, *contents.bits_of_images, contents.extremes)
     if contents.sub_schedules is not None:
-        yield "sub_schedules", sub_schedules_figure(contents.sub_schedules)
+        found["sub_schedules"] = partial_of(sub_schedules_figure, contents.sub_schedules)
     if contents.density is not None:
-        sizes = {
-            "num_images": contents.summary["num_images"],
-            "rotations": contents.summary["sampling"]["rotations"],
-        }
-        yield "calls", calls_figure(contents.per_timestep, contents.density, **sizes)
+        found["calls"] = partial_of(
+            calls_figure,
+            per_timestep,
+            contents.density,
+            num_images=summary["num_images"],
+            rotations=summary["sampling"]["rotations"],
+        )
     pictures = contents.pictures
     if pictures.decoding is not None:
-        yield "decoding", decoding_figure(pictures.decoding, contents.rate_distortion)
+        found["decoding"] = partial_of(decoding_figure, pictures.decoding, curve)
     if pictures.generation is not None:
-        yield "generation", generation_figure(pictures.generation)
+        found["generation"] = partial_of(generation_figure, pictures.generation)
     if pictures.interpolation is not None:
-        yield "interpolation", interpolation_figure(pictures.interpolation)
+        found["interpolation"] = partial_of(interpolation_figure, pictures.interpolation)
+    return found
 
 
 def schema_of(path: Path) -> str | None:

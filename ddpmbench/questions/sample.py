@@ -12,6 +12,7 @@ from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.inputs.image_files import PositionIds
 from ddpmbench.inputs.images import ImageSet
+from ddpmbench.questions.listening import listening
 from ddpmbench.report.card import Card, Draw, Shown
 from ddpmbench.report.figures.samples import samples_figure
 from ddpmbench.runs.agreement import open_folder, refuse_other_runs
@@ -67,6 +68,7 @@ def generate_samples(
     out: str | Path | None = None,
     command: list[str] | None = None,
     listener: RunListener | None = None,
+    progress: bool = True,
 ) -> SampleReport:
     """Samples 0..N - 1 of a checkpoint.
 
@@ -85,6 +87,8 @@ def generate_samples(
             the run in memory.
         command: the command line, for the record.
         listener: who is told how the run goes.
+        progress: whether progress, warnings and notes go to standard error where there is no
+            listener.
 
     Raises:
         InputError: an argument, the checkpoint or the folder do not fit.
@@ -97,7 +101,17 @@ def generate_samples(
     if png and out is None:
         raise InputError("--png: needs a folder; name one with --out")
     generation = Generation(checkpoint, settings or SampleSettings())
-    with joined() as ranks:
+    steps = checkpoint.schedule.num_timesteps
+    with (
+        joined() as ranks,
+        listening(
+            listener if ranks.reports else None,
+            "sample",
+            "images",
+            calls=steps,
+            shown=progress and ranks.reports,
+        ) as told,
+    ):
         if ranks.count > 1 and out is None:
             raise InputError("--out: several processes need a folder that they share; name one")
         target = resolve_device(device, ranks.local_rank)
@@ -114,7 +128,6 @@ def generate_samples(
         if folder is not None:
             ranks.once(lambda: folder.refuse_more("num_samples", num_samples))
         store: PartStore = MemoryParts() if folder is None else FolderParts(folder.path / PARTS)
-        told = listener if listener is not None and ranks.reports else RunListener()
         engine = generation.engine(
             num_samples,
             target,

@@ -15,6 +15,7 @@ from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.inputs.images import ImageSet, ImageSource, load_images
 from ddpmbench.inputs.levels import refuse_reduced
+from ddpmbench.questions.listening import tell as to_standard_error
 from ddpmbench.report import speed as report
 from ddpmbench.report.card import Card, Draw, Shown
 from ddpmbench.report.figures.throughput import batch_figure, parts_figure
@@ -104,7 +105,8 @@ def measure_speed(
     batch_size: int | None = None,
     out: str | Path | None = None,
     command: list[str] | None = None,
-    tell: Callable[[str], None] = lambda line: None,
+    tell: Callable[[str], None] | None = None,
+    progress: bool = True,
 ) -> SpeedReport:
     """Time the network of a checkpoint, what surrounds it, and predict what questions take here.
 
@@ -116,12 +118,14 @@ def measure_speed(
         batch_size: of the largest batch; None for what suits the device and the network.
         out: a folder to write to; an earlier measurement of the same kind there is replaced.
         command: the command line, for the record.
-        tell: told what is being measured, and what had to be left out.
+        tell: told what is being measured, and what had to be left out; None for standard error.
+        progress: False for silence where `tell` is None.
 
     Raises:
         InputError: the device cannot do what is asked, or an argument does not fit.
     """
     since = time.perf_counter()
+    tell = tell or (to_standard_error if progress else _nobody)
     settings = settings or SpeedSettings()
     if batch_size is not None and batch_size < 1:
         raise InputError(f"--batch-size {batch_size}: needs at least one row, or auto")
@@ -162,6 +166,10 @@ def measure_speed(
             ),
         )
     return made
+
+
+def _nobody(line: str) -> None:
+    pass
 
 
 def _shape(

@@ -184,7 +184,7 @@ def _padding_line(summary: dict[str, Any]) -> dict[str, str]:
         return {}
     padding = summary["data"]["padding"]
     before, after = (f"{width}x{height}" for height, width in (padding["from"], padding["to"]))
-    value = _value(of_images["bits_per_dim"] or 0.0, of_images["half_width"])
+    value = with_interval(of_images["bits_per_dim"] or 0.0, of_images["half_width"])
     return {"padding": f"{before} to {after} with black; <= {value} bits per dimension of {before}"}
 
 

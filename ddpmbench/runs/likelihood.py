@@ -31,8 +31,11 @@ from ddpmbench.likelihood.stopping import first_rotations, first_rows, rotations
 from ddpmbench.likelihood.terms import TermTable, columns_of_bound
 from ddpmbench.likelihood.warp import Pilot, RotatedWarp, num_rows, warp_density
 from ddpmbench.runs.correction import CorrectionRun, OptionalCorrection
-from ddpmbench.runs.rows import RowsRun, checked
+from ddpmbench.runs.rows import RowsRun, RunProgress, checked
 from ddpmbench.runs.shards import TermStore
+
+TABLES = "the bound under other conventions"
+"""What is being done when all rows are there."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -93,6 +96,8 @@ def run_every_pair(
     run.compute(design, store, whole=design.draws, before=extra.num_evaluations)
 
     def reduce() -> LikelihoodRun:
+        calls = length + extra.num_evaluations
+        run.listener.progress(RunProgress(calls, calls, stage=TABLES))
         diffusion, prior = run.terms_pass.diffusion, run.prior()
         columns = columns_of_bound(clip=diffusion.clip)
         tables = checked(store.tables(length, columns), design)
@@ -204,18 +209,21 @@ def run_rotated_warp(
         watch(table)
     while True:
         run.compute(design, store, watch=watch, before=pilot_evaluations + extra.num_evaluations)
+        calls = pilot_evaluations + len(design) + extra.num_evaluations
+        run.listener.progress(RunProgress(calls, calls, stage="the estimate"))
         bound = run.ranks.once(partial(reduction.by_regression, design))
+        last = RoughBound(bound.nats, bound.half_width).plus(corrected)
         needed = min(rotations_needed(design, bound, goal.half_width), allowed)
         if needed == design.rotations:
             break
         design = dataclasses.replace(design, rotations=needed)
-        last = RoughBound(bound.nats, bound.half_width).plus(corrected)
         watch = partial(_at_last_look, last)
+    run.listener.progress(RunProgress(calls, calls, last, stage=TABLES))
     return LikelihoodRun(
         bound=bound,
         distortion=run.ranks.once(partial(reduction.distortion, design)),
         others=run.ranks.once(partial(reduction.others, design)),
-        num_evaluations=pilot_evaluations + len(design) + extra.num_evaluations,
+        num_evaluations=calls,
         # By one process: every shard is opened, and each process has shards.
         seconds=run.ranks.once(
             lambda: (

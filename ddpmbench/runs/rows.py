@@ -38,11 +38,13 @@ class RunProgress:
             taken to come as fast as this one's.
         total: rows known to be needed.
         bound: what is known of the bound so far, if anything.
+        stage: what is being done where no rows are computed; empty where they are.
     """
 
     done: int
     total: int
     bound: RoughBound | None = None
+    stage: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -228,7 +228,7 @@ def test_training_interrupted_from_the_keyboard_loses_nothing(tmp_path):
 )
 def test_progress_is_plain_lines_where_there_is_no_terminal(tmp_path, options, total):
     script = (
-        "import ddpmbench.cli.progress as p; p.SECONDS_BETWEEN_LINES = 0.5\n"
+        "import ddpmbench.runs.progress as p; p.SECONDS_BETWEEN_LINES = 0.5\n"
         "from ddpmbench.cli.main import main; main()"
     )
     arguments = ["nll", "--num-images", 1, *options, "--out", tmp_path / "run"]

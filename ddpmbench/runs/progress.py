@@ -1,0 +1,161 @@
+"""Progress: a bar on a terminal, one line that changes in a notebook, lines elsewhere."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+SECONDS_BETWEEN_LINES = 10.0
+_SECONDS_BETWEEN_CHANGES = 0.5
+_LONGEST_BAR = 40
+_WITH_UNIT = 72
+"""Columns from which on the unit of the pace is written out."""
+
+Update = Callable[[int, int, str], None]
+
+
+@contextlib.contextmanager
+def progress(label: str, unit: str, *, calls: int = 1) -> Iterator[Update]:
+    """Show how far a long piece of work is, how fast it goes and how long it will take.
+
+    Args:
+        label: what is being done.
+        unit: what is counted.
+        calls: steps of the count that make one of the unit.
+
+    Yields:
+        A function of (done, total, remark). What is done at the first call was done in an
+        earlier sitting and does not count towards the speed.
+    """
+    pace = _Pace(unit, calls)
+    if sys.stderr.isatty():
+        from rich.console import Console
+
+        shown = terminal_bar(label, pace, Console(stderr=True))
+    elif (display := _notebook_display()) is not None:
+        shown = _notebook_line(label, pace, display)
+    else:
+        shown = _lines(label, pace)
+    with shown as update:
+        yield update
+
+
+@contextlib.contextmanager
+def terminal_bar(label: str, pace: "_Pace", console: "Console") -> Iterator[Update]:
+    """A bar with the percentage and the time left, which always have room; the remark is below."""
+    from rich.console import RenderableType
+    from rich.progress import BarColumn, Progress, TextColumn
+    from rich.table import Column
+    from rich.text import Text
+
+    class Bars(Progress):
+        def get_renderables(self) -> Iterator[RenderableType]:
+            yield self.make_tasks_table(self.tasks)
+            for task in self.tasks:
+                if remark := task.fields["remark"]:
+                    yield Text(remark, no_wrap=True, overflow="ellipsis")
+
+    whole = Column(no_wrap=True)
+    columns = (
+        TextColumn("{task.description}", table_column=whole),
+        BarColumn(max(5, min(_LONGEST_BAR, console.width - 56))),
+        TextColumn("{task.percentage:>3.0f} %", table_column=whole),
+        TextColumn("{task.fields[pace]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
+    )
+    with Bars(*columns, console=console, transient=True) as bars:
+        task = bars.add_task(label, total=None, pace="", remark="")
+
+        def update(done: int, total: int, remark: str = "") -> None:
+            text = pace.text(done, total, with_unit=console.width >= _WITH_UNIT)
+            bars.update(task, completed=done, total=total, pace=text, remark=remark)
+
+        yield update
+
+
+def _notebook_display() -> Callable[..., Any] | None:
+    """What shows things in the notebook that this runs in; None where it runs in none."""
+    ipython: Any = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    if getattr(shell, "kernel", None) is None:
+        return None
+    from IPython.display import display  # type: ignore[import-not-found]
+
+    return display  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def _notebook_line(label: str, pace: "_Pace", display: Callable[..., Any]) -> Iterator[Update]:
+    """One line of text that is replaced; it needs no widgets."""
+    handle: Any = None
+    changed = -_SECONDS_BETWEEN_CHANGES
+
+    def update(done: int, total: int, remark: str = "") -> None:
+        nonlocal handle, changed
+        text = pace.text(done, total)
+        if time.monotonic() - changed < _SECONDS_BETWEEN_CHANGES and done < total:
+            return
+        changed = time.monotonic()
+        line = {"text/plain": _line(label, pace, done, total, text, remark)}
+        if handle is None:
+            handle = display(line, raw=True, display_id=True)
+        else:
+            handle.update(line, raw=True)
+
+    yield update
+
+
+@contextlib.contextmanager
+def _lines(label: str, pace: "_Pace") -> Iterator[Update]:
+    spoken = time.monotonic()
+
+    def update(done: int, total: int, remark: str = "") -> None:
+        nonlocal spoken
+        text = pace.text(done, total)
+        if time.monotonic() - spoken < SECONDS_BETWEEN_LINES:
+            return
+        spoken = time.monotonic()
+        click.echo(_line(label, pace, done, total, text, remark), err=True)
+
+    yield update
+
+
+def _line(label: str, pace: "_Pace", done: int, total: int, text: str, remark: str) -> str:
+    share = f" ({done / total:.0%})" if total else ""
+    amount = f"{label}: {done // pace.calls:,} of {total // pace.calls:,}{share}"
+    return ", ".join(part for part in (amount, text, remark) if part)
+
+
+class _Pace:
+    def __init__(self, unit: str, calls: int) -> None:
+        self._unit, self.calls = unit, calls
+        self._first: int | None = None
+        self._start = time.monotonic()
+
+    def text(self, done: int, total: int, *, with_unit: bool = True) -> str:
+        if self._first is None:
+            self._first, self._start = done, time.monotonic()
+        elapsed = time.monotonic() - self._start
+        if done == self._first or elapsed < 0.5:
+            return ""
+        rate = (done - self._first) / elapsed
+        left = _duration((total - done) / rate)
+        unit = f" {self._unit}" if with_unit else ""
+        return f"{_figures(rate / self.calls)}{unit}/s, {left} left"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _figures(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
