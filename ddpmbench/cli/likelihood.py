@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddpmbench.cli import options
-from ddpmbench.runs.progress import progress
+from ddpmbench.runs.progress import progress, tell
 
 if TYPE_CHECKING:
     from ddpmbench.inputs.checkpoints import Checkpoint
@@ -95,9 +95,9 @@ def evaluate(
 
 def note(line: str) -> None:
     """Say on standard error what may be worth knowing."""
-    click.echo(f"Note: {line}", err=True)
+    tell(f"Note: {line}")
 
 
 def warn(line: str) -> None:
     """Say on standard error what is worth saying."""
-    click.echo(f"Warning: {line}", err=True)
+    tell(f"Warning: {line}")

@@ -3,13 +3,11 @@
 import contextlib
 from collections.abc import Iterator
 
-import click
-
 from ddpmbench.process.units import NATS_PER_BIT
 from ddpmbench.report.cost import cost_lines
 from ddpmbench.report.printed import bound_line
 from ddpmbench.runs.cost import Cost
-from ddpmbench.runs.progress import progress
+from ddpmbench.runs.progress import progress, tell
 from ddpmbench.runs.quality import QualityListener
 from ddpmbench.runs.rows import RunListener, RunProgress
 
@@ -59,11 +57,6 @@ def remark(now: RunProgress) -> str:
         line = bound_line(now.bound.nats / NATS_PER_BIT, half_width)
         parts.append(f"so far {line}, narrower at the end" if now.bound.is_rough else line)
     return "; ".join([*parts, *([now.stage] if now.stage else [])])
-
-
-def tell(line: str) -> None:
-    """Say a line on standard error."""
-    click.echo(line, err=True)
 
 
 def note(line: str) -> None:

@@ -15,7 +15,6 @@ from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.inputs.images import ImageSet, ImageSource, load_images
 from ddpmbench.inputs.levels import refuse_reduced
-from ddpmbench.questions.listening import tell as to_standard_error
 from ddpmbench.report import speed as report
 from ddpmbench.report.card import Card, Draw, Shown
 from ddpmbench.report.figures.throughput import batch_figure, parts_figure
@@ -25,6 +24,7 @@ from ddpmbench.runs.first_call import check_first_call
 from ddpmbench.runs.folder import RunFolder, write_figure
 from ddpmbench.runs.generation import Generation, SampleSettings
 from ddpmbench.runs.probe import Probe, gray_images
+from ddpmbench.runs.progress import tell as to_standard_error
 from ddpmbench.runs.provenance import environment
 from ddpmbench.runs.speed import MeasuredSpeed, SpeedPlan, fitting_probe, measured
 from ddpmbench.runs.workloads import Workload, workloads

@@ -34,7 +34,7 @@ from ddpmbench.runs.correction import CorrectionRun, OptionalCorrection
 from ddpmbench.runs.rows import RowsRun, RunProgress, checked
 from ddpmbench.runs.shards import TermStore
 
-TABLES = "the bound under other conventions"
+TABLES = "other conventions"
 """What is being done when all rows are there."""
 
 

@@ -68,14 +68,24 @@ def terminal_bar(label: str, pace: "_Pace", console: "Console") -> Iterator[Upda
         TextColumn("{task.percentage:>3.0f} %", table_column=whole),
         TextColumn("{task.fields[pace]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
     )
-    with Bars(*columns, console=console, transient=True) as bars:
-        task = bars.add_task(label, total=None, pace="", remark="")
+    bars = Bars(*columns, console=console, transient=True)
+    task = bars.add_task(label, total=None, pace="", remark="")
 
-        def update(done: int, total: int, remark: str = "") -> None:
-            text = pace.text(done, total, with_unit=console.width >= _WITH_UNIT)
-            bars.update(task, completed=done, total=total, pace=text, remark=remark)
+    def update(done: int, total: int, remark: str = "") -> None:
+        text = pace.text(done, total, with_unit=console.width >= _WITH_UNIT)
+        bars.update(task, completed=done, total=total, pace=text, remark=remark)
+        bars.start()  # not before: what is said until then has the terminal to itself
 
+    try:
         yield update
+    finally:
+        bars.stop()
+
+
+def tell(line: str) -> None:
+    """Say a line on standard error, above the bar where there is one."""
+    # What click takes by default is the stream below the one that a bar stands in for.
+    click.echo(line, file=sys.stderr)
 
 
 def _notebook_display() -> Callable[..., Any] | None:
@@ -120,7 +130,7 @@ def _lines(label: str, pace: "_Pace") -> Iterator[Update]:
         if time.monotonic() - spoken < SECONDS_BETWEEN_LINES:
             return
         spoken = time.monotonic()
-        click.echo(_line(label, pace, done, total, text, remark), err=True)
+        tell(_line(label, pace, done, total, text, remark))
 
     yield update
 

@@ -37,7 +37,7 @@ def screen(label, width, text):
     lines = []
     with terminal_bar(label, Pace(), console) as update:
         update(45, 100, text)
-        live = console._live_stack[-1] if hasattr(console, "_live_stack") else console._live
+        live = console._live_stack[-1]
         lines = console.render_lines(live.get_renderable())
     return ["".join(part.text for part in Segment.simplify(line)).rstrip() for line in lines]
 
