@@ -181,7 +181,7 @@ class Look:
             copied = dataclasses.replace(checkpoint, network=copy.deepcopy(network))
         except Exception:  # of the user's own; a run does not copy it
             return None
-        shape = (call.channels, call.size, call.size)
+        shape = (call.channels, *sides_of(call.size))
         try:
             check_first_call(copied, shape, device=torch.device("cpu"))
         except InputError as error:
