@@ -118,7 +118,7 @@ OPEN = {
 }
 
 FILLED = {
-    "SCHEDULE": "cosine:100",
+    "linear:T:START:END": "cosine:100",
     "PREDICTION": "v",
     "VARIANCE": "fixed_small",
     "TIME": "index",
