@@ -7,6 +7,7 @@ cumulative product of what the other says of single steps. The rest is refused.
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import Self
@@ -40,6 +41,8 @@ _STEPS = (
 )
 _LEAST_UNNAMED = 4
 """Two shorter rows of numbers may agree by chance."""
+_MOST_TOGETHER = 64
+"""Of one module; a schedule has some twenty tables."""
 
 Array = NDArray[np.float64]
 
@@ -63,7 +66,7 @@ class _Track:
     def agrees(self, other: Self) -> bool:
         """Whether both have the same products."""
         mine, theirs = self.products, other.products
-        return len(mine) == len(theirs) and _near(mine[-1:], theirs[-1:]) and _near(mine, theirs)
+        return len(mine) == len(theirs) and _near(mine, theirs)
 
     def schedule(self, num_timesteps: int) -> NoiseSchedule:
         """Of T steps, the last so many entries."""
@@ -303,26 +306,18 @@ class ScheduleTables:
         except InputError as error:
             raise InputError(f"{self.source}'s {name}: {error}") from error
 
-    @property
+    @cached_property
     def _all(self) -> dict[str, Tensor]:
         return {**self.betas, **self.products, **self.unclear, **self.others}
 
     @cached_property
     def _agreed(self) -> _Agreement | None:
-        """None where no two tables are of the same steps."""
-        steps: list[_Track] = []
-        products: list[_Track] = []
+        """None where no two tables of one module are of the same steps."""
+        together: dict[str, list[str]] = {}
         for name, table in self._all.items():
-            if table.element_size() < 4 or (name in self.others and len(table) < _LEAST_UNNAMED):
-                continue
-            for left, lost in self._shares(name, table):
-                steps += _step_tracks(name, left, lost) if name not in self.products else []
-                products += _product_tracks(name, left) if name not in self.betas else []
-        pairs = [
-            (track, step.name, product.name)
-            for product, step in itertools.product(products, steps)
-            if product.name != step.name and (track := _together(product, step)) is not None
-        ]
+            if table.element_size() >= 4 and len(table) >= self._least(name):
+                together.setdefault(name.rpartition(".")[0], []).append(name)
+        pairs = [pair for names in together.values() for pair in self._pairs(names)]
         if not pairs:
             return None
         readings: list[_Agreement] = []
@@ -337,6 +332,25 @@ class ScheduleTables:
         first, *others = sorted(readings, key=lambda reading: -len(reading.names))
         clear = not others or len(others[0].names) < len(first.names)
         return dataclasses.replace(first, is_clear=clear)
+
+    def _least(self, name: str) -> int:
+        return _LEAST_UNNAMED if name in self.others else 2
+
+    def _pairs(self, names: list[str]) -> Iterator[tuple[_Track, str, str]]:
+        """What any two of the tables say together, with both of their names."""
+        if len(names) > _MOST_TOGETHER:
+            return  # no schedule's, and too many to compare
+        steps: list[_Track] = []
+        products: list[_Track] = []
+        for name in names:
+            for left, lost in self._shares(name, self._all[name]):
+                steps += _step_tracks(name, left, lost) if name not in self.products else []
+                products += _product_tracks(name, left) if name not in self.betas else []
+        for product, step in itertools.product(products, steps):
+            if product.name == step.name:
+                continue
+            if (track := _together(product, step)) is not None:
+                yield track, step.name, product.name
 
     def _shares(self, name: str, table: Tensor) -> Iterator[tuple[Array, Array]]:
         """What a table may say of the variance: the share that is left, and the share lost."""
@@ -377,7 +391,10 @@ def _together(product: _Track, step: _Track) -> _Track | None:
     mine, theirs = product.products, step.products
     if len(mine) != len(theirs) or (product.is_longer and step.is_longer):
         return None
-    if not _near(mine[-1:], theirs[-1:]) or not _near(mine[1:], theirs[1:]):
+    # the last first, as a network may have many short rows
+    if not math.isclose(mine[-1], theirs[-1], rel_tol=1e-2, abs_tol=1e-5):
+        return None
+    if not _near(mine[1:], theirs[1:]):
         return None
     if mine[0] == 1:
         # An entry 0 set to 1 leaves what is taken off there in the products behind it.
@@ -549,7 +566,7 @@ def _count(value: object) -> int | None:
     if isinstance(value, Tensor | np.ndarray | np.generic):
         is_whole = str(value.dtype).rpartition(".")[2].startswith("int")
         value = value.item() if is_whole and np.prod(value.shape) == 1 else None
-    if type(value) is not int or not 1 <= value <= MAX_TIMESTEPS:
+    if type(value) is not int or not 2 <= value <= MAX_TIMESTEPS:
         return None
     return value
 
