@@ -2,10 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from peers import SMALL_UNET, DDPMScheduler, diffusers_unet, edit_json, refused, save_flat
 
+import ddpmbench as db
 from ddpmbench.inputs.checkpoints import CheckpointSettings, load_checkpoint
 from ddpmbench.inputs.checkpoints.said import what_is_said
 from ddpmbench.inputs.checkpoints.unsettled import UnsettledError
@@ -170,8 +172,6 @@ def test_a_file_of_no_such_scheduler_is_read_where_the_options_say_all(saved, sc
 
 
 def test_inspect_names_what_is_open_and_what_is_a_default(saved, scheduler):
-    import ddpmbench as db
-
     edit_json(scheduler, remove=("clip_sample",), beta_schedule="laplace")
     summary = db.inspect_checkpoint(saved).summary
     assert [option.split()[0] for option in summary["missing"]] == ["--schedule", "--clip"]
@@ -182,3 +182,28 @@ def test_inspect_names_what_is_open_and_what_is_a_default(saved, scheduler):
     (item,) = (i for i in db.inspect_checkpoint(saved).summary["said"] if i["what"] == "prediction")
     assert (item["value"], item["by"]) == ("eps", DEFAULT)
     assert json.loads(scheduler.read_text())["_diffusers_version"] == "0.0.4"
+
+
+@pytest.mark.parametrize(
+    ("fields", "given"),
+    [
+        ({"clip_sample_range": 2.0}, {"clip": False}),
+        ({"thresholding": True}, {"clip": True}),
+        ({"beta_schedule": "laplace"}, {"schedule": "cosine:20"}),
+        ({"rescale_betas_zero_snr": True}, {"schedule": SCHEDULE}),
+    ],
+)
+def test_the_remedy_leads_to_the_number_of_the_option(saved, scheduler, fields, given):
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 8, 8), dtype=np.uint8)
+    images = db.ImageSet(pixels, ("0", "1"), "random")
+
+    def number():
+        checkpoint = load_checkpoint(saved, CheckpointSettings(**given))
+        report = db.evaluate_nll(
+            checkpoint, images, estimator="every-pair", draws=1, device="cpu", check=False
+        )
+        return report.summary["bits_per_dim"]
+
+    plain = number()
+    edit_json(scheduler, **fields)
+    assert number() == plain

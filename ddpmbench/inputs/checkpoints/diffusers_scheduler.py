@@ -126,7 +126,7 @@ def read_scheduler(path: Path, settings: CheckpointSettings) -> Conventions:
     its variances, which are in float32 and clamped.
     """
     fields = Fields.read(path, _DEFAULTS, _OLD_NAMES)
-    name = fields.text("_class_name")
+    name = fields.values["_class_name"]
     if name not in _DDPM + _OTHER_SAMPLERS:
         return _of_another_class(fields, settings)
     readers: dict[str, Callable[[Fields], object]] = {
@@ -180,7 +180,9 @@ def _of_another_class(fields: Fields, settings: CheckpointSettings) -> Conventio
         prediction=Prediction(str(settings.prediction)),
         variance=Variance(str(settings.variance)),
         clip=True,
-        notes=(f"{fields.path} is of a {fields.text('_class_name')}; as the options say: {shown}",),
+        notes=(
+            f"{fields.path} is of a {fields.values['_class_name']}; as the options say: {shown}",
+        ),
         sources={"clip": DEFAULT},
     )
 
@@ -305,8 +307,7 @@ def _variance(fields: Fields) -> Variance:
     if kind == "learned":
         raise fields.refusal(
             "variance_type",
-            "diffusers takes the output for the variance, ddpmbench for its logarithm; "
-            "--variance learned or learned_range says how it was trained",
+            "diffusers takes the output for the variance, ddpmbench for its logarithm",
         )
     found = _VARIANCES.get(kind)
     if found is None:
