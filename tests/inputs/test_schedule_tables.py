@@ -148,6 +148,20 @@ def test_the_number_of_steps_is_that_of_the_file():
         read(with_a_product_of_one(100), option="buffers:101")
 
 
+@pytest.mark.parametrize("total", [37, 15])
+def test_an_unusual_number_of_steps_is_asked_for(total):
+    for tables in (min_diffusion(total), dict(list(with_a_product_of_one(total).items())[:2])):
+        tables["kept"] = (1 - from_zero(total)).cumprod(0)
+        with refused(f"buffers:{total + 1}", f"buffers:{total}"):
+            read(tables)
+        schedule = read(tables, option=f"buffers:{total}")
+        products = expected(total, includes_first=True)
+        torch.testing.assert_close(schedule.alphas_cumprod, products, rtol=1e-4, atol=0)
+    linear = NoiseSchedule.linear(total + 1, beta_start=1e-4, beta_end=0.02)
+    plain = {"betas": linear.betas, "alphas_cumprod": linear.alphas_cumprod}
+    assert read(plain).num_timesteps == total + 1
+
+
 def test_variances_alone_do_not_say_whether_entry_0_counts(tmp_path):
     beta = from_zero(100)
     with refused("entry for t = 0", "alphas_cumprod:FILE"):

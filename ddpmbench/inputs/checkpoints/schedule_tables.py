@@ -237,11 +237,14 @@ class ScheduleTables:
         if len(stated) == 1:
             return stated.pop()
         from_zero = any(name.rpartition(".")[2] in _FROM_ZERO for name in self.others)
-        one_more = _is_usual(entries - 1) and not _is_usual(entries)
-        if not one_more and not from_zero:
+        hinted = from_zero or not _is_plainly_named(track.name)
+        usual, one_less_usual = _is_usual(entries), _is_usual(entries - 1)
+        if usual > one_less_usual and not from_zero:
             return entries
-        if one_more and (from_zero or not _is_plainly_named(track.name)):
+        if one_less_usual > usual and hinted:
             return entries - 1
+        if usual == one_less_usual and not hinted:
+            return entries
         raise InputError(
             f"{self.source}'s {track.name} has {entries:,} entries, and does not say which is of "
             f"t = 1; take --schedule {self._forms(track)}"
