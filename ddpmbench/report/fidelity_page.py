@@ -67,6 +67,7 @@ def fid_page(contents: FidelityContents, svgs: Mapping[str, str]) -> str:
             name: panels(svgs[name], name, text) if name in svgs else None
             for name, text in FIGURES.items()
         },
+        captions=FIGURES,
         strips=[
             {"title": title, "text": text, "figure": panels(svgs[name], name, title)}
             for name, (title, text) in STRIPS.items()

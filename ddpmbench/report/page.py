@@ -14,6 +14,7 @@ from ddpmbench.report.contents import RunContents
 from ddpmbench.report.correction import compared_note, uncorrected_note
 from ddpmbench.report.figures.style import shown
 from ddpmbench.report.figures.sub_schedules import TALLEST
+from ddpmbench.report.numbers import digits_by
 from ddpmbench.report.printed import (
     PARTS,
     comparable_facts,
@@ -50,6 +51,10 @@ STRIPS = {
 }
 """Strips of pictures that may be there, by name: title and text."""
 
+_BEST_CONSTANT = (
+    "\u201cbest_constant\u201d is the variance of each step, the same for all pixels and images, "
+    "with which these images cost the fewest bits (Bao et al. 2022)."
+)
 _MOST_ROWS = 4000  # of the table of steps; a page must stay small
 _COLORS = {"prior": 3, "kl": 1, "decoder": 2}
 
@@ -88,6 +93,9 @@ def run_page(contents: RunContents, svgs: Mapping[str, str]) -> str:
         fewer=every_pair / summary["num_evaluations"],
         every_step=_listed(steps).to_dict("records"),
         most=TALLEST,
+        digits=digits_by(summary["half_width"]),
+        best_constant=_BEST_CONSTANT,
+        captions=FIGURES,
         steps_text=_steps_text(summary),
         figures={
             name: panels(svgs[name], name, label) if name in svgs else None
@@ -134,6 +142,7 @@ def comparison_page(
         num_timesteps=summary["num_timesteps"],
         groups=groups.to_dict("records"),
         figures={"difference": panels(svgs["difference"], "difference", FIGURES["difference"])},
+        captions=FIGURES,
     )
 
 

@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from ddpmbench.report.figures.style import NORMAL
 from ddpmbench.report.inline_svg import inline_panels
+from ddpmbench.report.numbers import digits_by
 from ddpmbench.version import __version__
 
 UNKNOWN = "unknown"
@@ -38,6 +39,8 @@ def rendered(template: str, **values: object) -> str:
         "count": _count,
         "times": _times,
         "half_width": _half_width,
+        "digits": digits_by,
+        "fixed_half_width": lambda value: _fixed(value, digits_by(value)),
     }
     css = (Path(__file__).parent / "templates" / "page.css").read_text(encoding="utf-8")
     page = environment.get_template(template)

@@ -15,7 +15,7 @@ from ddpmbench.report.figures.difference import difference_figure
 from ddpmbench.report.figures.images import images_figure
 from ddpmbench.report.figures.rate_distortion import rate_distortion_figure
 from ddpmbench.report.figures.schedule import schedule_figure, schedule_frame
-from ddpmbench.report.figures.style import COLORS, GRID, INK, log_range, shown
+from ddpmbench.report.figures.style import COLORS, GRID, INK, log_axis, shown
 from ddpmbench.report.figures.sub_schedules import sub_schedules_figure
 from ddpmbench.runs.folder import write_figure
 
@@ -192,16 +192,46 @@ def test_every_axis_has_a_name_and_numbers(laid_out):
 
 
 @pytest.mark.parametrize(
-    ("low", "high"), [(3.3, 5.1), (1.9, 5.1), (0.8, 30.0), (2.0, 40.0), (1e-6, 2.0)]
+    ("low", "high"),
+    [(3.3, 5.1), (1.9, 5.1), (1, 4), (2, 9), (1, 10), (0.8, 30.0), (2.0, 40.0), (1e-6, 2.0)],
 )
 def test_a_logarithmic_range_has_numbers_however_short_it_is(low, high):
     from matplotlib.figure import Figure
 
     axes = Figure().subplots()
-    axes.set_yscale("log")
-    log_range(axes, "y", low, high)
+    log_axis(axes, "y")
+    axes.set_ylim(low, high)
     inside = [tick for tick in axes.yaxis.get_majorticklocs() if low <= tick <= high]
     assert 3 <= len(inside) <= 12
+
+
+@pytest.mark.parametrize("times", [0.01, 2.9, 3.1, 100.0, 1e9])
+def test_no_panel_is_empty_whatever_the_bounds(times):
+    table = sub_schedules(SUMMARY)
+    one = table.variance == table.variance.iloc[-1]
+    assert not one.all()
+    table.loc[one, "bits_per_dim"] *= times
+    figure, _ = sub_schedules_figure(table)
+    for part, (_, of) in zip(figure.subfigs, table.groupby("variance", sort=False), strict=True):
+        low, high = part.axes[0].get_ylim()
+        assert ((of.bits_per_dim > low) & (of.bits_per_dim < high)).sum() >= 2
+
+
+def test_nothing_in_a_legend_can_be_taken_for_data():
+    steps = steps_of_runs(40, ("one", "a run whose name is long enough"))
+    for figure, _ in (
+        difference_figure(steps, "first"),
+        sub_schedules_figure(sub_schedules(SUMMARY)),
+    ):
+        figure.draw_without_rendering()
+        for part in figure.subfigs:
+            axes = part.axes[0]
+            box, whole = axes.get_legend().get_window_extent(), part.bbox
+            assert not box.overlaps(axes.get_window_extent())
+            assert not box.overlaps(axes.xaxis.label.get_window_extent())
+            assert whole.y0 <= box.y0
+            assert whole.x0 <= box.x0
+            assert box.x1 <= whole.x1
 
 
 def test_a_bound_of_thousands_of_bits_does_not_flatten_the_others():

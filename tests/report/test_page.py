@@ -10,7 +10,7 @@ import pytest
 from run_folders import conventions, per_image, smooth_run
 
 from ddpmbench.report.contents import RunContents
-from ddpmbench.report.page import comparison_page, run_page
+from ddpmbench.report.page import FIGURES, comparison_page, run_page
 from ddpmbench.runs.pictures import Pictures
 
 SUMMARY = {
@@ -99,8 +99,35 @@ def test_what_is_unknown_is_said():
 
 def test_the_parts_have_their_shares():
     said = words(run_page(contents(), ALWAYS))
-    assert "kl 2.0139 55.7 % L 1 ..L T-1 , the steps" in said
-    assert "decoder 1.6020 44.3 % L 0 , the pixels" in said
+    assert "kl L 1 ..L T-1 , the steps 2.0139 55.7 %" in said
+    assert "decoder L 0 , the pixels 1.6020 44.3 %" in said
+
+
+def test_a_value_has_the_digits_and_the_commas_of_its_half_width():
+    wide = contents(bits_per_dim=1465.7481, half_width=18.8284, half_width_population=120.21)
+    said = words(run_page(wide, ALWAYS))
+    assert "1,465.7 +- 18.8 bits/dim" in said
+    assert "The line, +- 120, is" in said
+    for text in ("1,465.7481", "18.8284"):
+        assert text not in said
+
+
+def test_a_table_stands_behind_its_figure_and_its_words_are_explained():
+    table = conventions(SUMMARY)
+    found = dataclasses.replace(contents(), conventions=table)
+    said = words(run_page(found, {**ALWAYS, "sub_schedules": SVG}))
+    figure, table = said.index("Fewer steps The model"), said.index("The same model under other")
+    assert figure < table
+    for part in (said[figure:table], said[table:]):
+        assert "best_constant\u201d is the variance of each step" in part
+
+
+def test_every_figure_is_named():
+    names = ("bound", "rate_distortion", "images", "sub_schedules", "calls")
+    page = run_page(contents(), {name: SVG for name in names})
+    for name in names:
+        assert f"<figcaption>{FIGURES[name]}</figcaption>" in page
+        assert f'aria-label="{FIGURES[name]}"' in page
 
 
 @pytest.mark.parametrize("num_timesteps", [3, 10, 1000])
@@ -176,7 +203,7 @@ def test_every_step_is_in_the_page():
     page = run_page(contents(), ALWAYS)
     rows = page.split('<tbody class="steps">')[1].split("</tbody>")[0]
     assert rows.count("<tr>") == 1000
-    assert "1.000000" in rows
+    assert '>1.0000 <span class="pm">&plusmn;&nbsp;0.0196</span>' in rows
     assert "0.000001" in rows
 
 
@@ -229,7 +256,8 @@ def test_a_difference_is_said_with_its_interval():
     said = words(comparison_page(compared(), GROUPS, {"difference": SVG}))
     assert "\N{MINUS SIGN}0.0135 +- 0.0002 bits/dim" in said
     assert "runs/other needs fewer bits than runs/default" in said
-    assert "100 % 31,000 better" in said
+    assert "\N{MINUS SIGN}0.013530 +- " not in said
+    assert re.search(r"runs/other .0\.0135 \+- 0\.0002 better 3\.6024 .* 100 % 31,000", said)
     assert "10,000 of fashion-mnist:test (1f464896e377)" in said
     assert "2 &ndash; 9" in said.replace("2&ndash;9", "2 &ndash; 9")
 
@@ -255,4 +283,4 @@ def test_several_runs_have_a_row_each():
     said = words(comparison_page(summary, GROUPS, {"difference": SVG}))
     assert "2 runs against runs/default" in said
     assert said.count("better") >= 2
-    assert "runs/third 3.6024" in said
+    assert re.search(r"runs/third .0\.0135 \+- 0\.0002 better 3\.6024", said)

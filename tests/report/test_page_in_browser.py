@@ -185,6 +185,35 @@ def test_everything_is_within_the_screen(browser, folders, name):
             assert visit.misplaced() == []
 
 
+TABLES = """() => [...document.querySelectorAll('.scroll')].filter(
+    scroll => scroll.querySelector('table') && scroll.scrollWidth > scroll.clientWidth + 1
+  ).map(scroll => {
+    const rows = [...scroll.querySelectorAll('tbody tr')].filter(row => row.cells.length > 2);
+    const first = rows[0].cells[0];
+    const wide = cell => cell.getBoundingClientRect().width;
+    const values = [...scroll.querySelectorAll('.pm')].map(interval => interval.closest('td'));
+    const room = scroll.clientWidth - wide(first);
+    const seen = values.every(cell => cell.colSpan > 1 || wide(cell) <= room);
+    const before = first.getBoundingClientRect().left;
+    scroll.scrollLeft = 150;
+    const lines = rows.map(row => row.getBoundingClientRect().height / 20);
+    return {name: scroll.getAttribute('aria-label'), seen, lines: Math.max(...lines),
+            moved: Math.abs(first.getBoundingClientRect().left - before)};
+  })"""
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_on_a_phone_a_table_keeps_its_first_column_and_its_intervals(browser, folders, name):
+    with Visit(browser, folders / name / "report.html", width=360) as visit:
+        visit.page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+        tables = visit.page.evaluate(TABLES)
+    for table in tables:
+        assert table["moved"] < 1, table
+        assert table["seen"], table
+        assert table["lines"] < 7, table
+    assert tables
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_every_text_is_legible_in_light_and_dark(browser, folders, name):
     papers = set()

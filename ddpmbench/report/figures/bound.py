@@ -12,7 +12,6 @@ from ddpmbench.report.figures.style import (
     drawing,
     finish,
     log_axis,
-    log_range,
     note,
 )
 
@@ -56,7 +55,7 @@ def bound_figure(per_timestep: pd.DataFrame, curve: pd.DataFrame) -> tuple["Figu
     # Errors that reach 0 would stretch the axis without end.
     positive = numbers.bits_per_step[numbers.bits_per_step > 0]
     if len(positive):
-        log_range(step, "y", positive.min() / 2.5, positive.max() * 2.5)
+        step.set_ylim(positive.min() / 2.5, positive.max() * 2.5)
         note(step, "decoder, t = 1", at=(1, pixels.bits_per_step.iloc[0]), offset=(8, 0))
     finish(step, "Bits in one step", x="step t", y="bits/dim")
 

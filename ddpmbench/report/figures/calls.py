@@ -13,7 +13,6 @@ from ddpmbench.report.figures.style import (
     drawing,
     finish,
     log_axis,
-    log_range,
     note,
     shown,
 )
@@ -55,7 +54,7 @@ def calls_figure(
     log_axis(axes, "x", "y")
     called = mean[mean > 0]
     low, high = min(called.min(), few.expected.min()), max(num_images, called.max())
-    log_range(axes, "y", low / 2, high * 3)
+    axes.set_ylim(low / 2, high * 3)
     note(axes, "every pair", at=(first[-1], 1.4 * num_images), offset=(-1, 2))
     middle = few.iloc[np.abs(np.log(few.t) - np.log(last[-1]) / 2).argmin()]
     note(axes, "as the density meant", at=(middle.t, middle.expected), offset=(9, 6))

@@ -14,6 +14,7 @@ from ddpmbench.report.figures.style import (
     axes_panels,
     drawing,
     finish,
+    legend_below,
     log_axis,
     shortened,
 )
@@ -59,7 +60,7 @@ def difference_figure(per_timestep: pd.DataFrame, baseline: str) -> tuple["Figur
     for axes in (left, right):
         axes.axhline(0, color=INK, lw=0.6)
         log_axis(axes, "x")
-        axes.legend()
+        legend_below(axes)
     minus = f"minus {shortened(baseline)}, bits/dim"
     finish(left, "Difference in each group of steps", x="step t", y=minus)
     finish(right, "Difference summed from T down to t", x="step t", y=minus)

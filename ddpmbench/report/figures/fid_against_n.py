@@ -14,6 +14,7 @@ from ddpmbench.report.figures.style import (
     axes_panels,
     drawing,
     finish,
+    legend_below,
     shortened,
 )
 
@@ -59,7 +60,7 @@ def against_n_figure(points: pd.DataFrame, ends: Ends, name: str) -> tuple["Figu
     whole = pd.concat(numbers, ignore_index=True)
     _inverse_axis(axes, whole.num_generated.to_numpy())
     if len(numbers) > 1:
-        axes.legend()
+        legend_below(axes)
     finish(axes, "Against the number of samples", x="samples N, on a scale of 1/N", y=name)
     return figure, whole
 

@@ -27,7 +27,8 @@ NORMAL = 1.96
 _PANEL = (4.4, 3.2)
 _FONT_SIZE = 9.5
 _POINTS = 240
-_LONGEST_NAME = 28
+_LONGEST_NAME, _LONGEST_OF_TWO = 28, 18
+_BELOW = 38  # points that the numbers and the name of an axis take
 
 
 @contextlib.contextmanager
@@ -86,34 +87,32 @@ def finish(axes: "Axes", title: str, *, x: str, y: str) -> None:
 
 
 def log_axis(axes: "Axes", *names: str) -> None:
-    """Make axes logarithmic, with their numbers written out."""
+    """Make axes logarithmic, with several numbers on each, written out."""
     from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    from ddpmbench.report.figures.log_ticks import LogTicks
 
     for name in names:
         axes.set(**{f"{name}scale": "log"})
         axis = axes.xaxis if name == "x" else axes.yaxis
+        axis.set_major_locator(LogTicks())
         axis.set_major_formatter(FuncFormatter(lambda value, _: written_out(value)))
         axis.set_minor_formatter(NullFormatter())
 
 
-def log_range(axes: "Axes", name: str, low: float, high: float) -> None:
-    """Set the range of a logarithmic axis, with numbers on it however short it is.
+def legend_below(axes: "Axes") -> None:
+    """A legend under the name of the x axis, where nothing in it can be taken for data."""
+    from matplotlib.transforms import ScaledTranslation
 
-    Args:
-        axes: on which.
-        name: "x" or "y".
-        low: the least that is shown, positive.
-        high: the most.
-    """
-    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
-
-    axes.set(**{f"{name}lim": (low, high)})
-    axis = axes.xaxis if name == "x" else axes.yaxis
-    if high < 5 * low:
-        axis.set_major_locator(MaxNLocator(6))
-        axis.set_minor_locator(NullLocator())
-    elif high < 300 * low:
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    _, labels = axes.get_legend_handles_labels()
+    below = ScaledTranslation(0, -_BELOW / 72, axes.figure.dpi_scale_trans)
+    axes.legend(
+        loc="upper center",
+        bbox_to_anchor=(0.5, 0.0),
+        bbox_transform=axes.transAxes + below,
+        ncols=2 if max(map(len, labels), default=0) <= _LONGEST_OF_TWO else 1,
+        borderaxespad=0,
+    )
 
 
 def shortened(name: str) -> str:

@@ -11,8 +11,9 @@ from ddpmbench.report.figures.style import (
     axes_panels,
     drawing,
     finish,
+    legend_below,
     log_axis,
-    log_range,
+    written_out,
 )
 
 if TYPE_CHECKING:
@@ -22,12 +23,15 @@ SPACINGS = ("evenly spaced", "best")
 TALLEST = 3
 """The axes end at so many times the least bound: a few steps can cost thousands of bits."""
 
+_WRITTEN_OUT = 1e6
+
 
 @drawing()
 def sub_schedules_figure(table: pd.DataFrame) -> tuple["Figure", pd.DataFrame]:
     """Bound against number of steps, a panel a variance, all with the same axes.
 
-    What is far above the least bound is beyond the axes, and said.
+    What is far above the least bound is beyond the axes, and said; a panel all of whose bounds are
+    has an axis of its own.
 
     Args:
         table: `variance`, `spacing` (one of `SPACINGS`), `num_timesteps`, `bits_per_dim`,
@@ -36,6 +40,8 @@ def sub_schedules_figure(table: pd.DataFrame) -> tuple["Figure", pd.DataFrame]:
     Returns:
         The figure, and the table without the steps.
     """
+    from matplotlib.ticker import FuncFormatter
+
     variances = list(dict.fromkeys(table.variance))
     figure, parts = axes_panels(len(variances))
     for variance, axes in zip(variances, parts, strict=True):
@@ -55,23 +61,32 @@ def sub_schedules_figure(table: pd.DataFrame) -> tuple["Figure", pd.DataFrame]:
                 elinewidth=0.9,
             )
         log_axis(axes, "x")
-        axes.legend(loc="upper right")
+        legend_below(axes)
         finish(axes, f"Variance {variance}", x="number of steps", y="bound, bits/dim")
-    low, most = table.bits_per_dim.min(), table.bits_per_dim.max()
-    high = min(most + 0.1 * (most - low), TALLEST * low)
+    common = _range(table.bits_per_dim)
     for variance, axes in zip(variances, parts, strict=True):
-        log_range(axes, "x", table.num_timesteps.min() / 1.1, table.num_timesteps.max() * 1.1)
+        axes.set_xlim(table.num_timesteps.min() / 1.1, table.num_timesteps.max() * 1.1)
+        of = table[table.variance == variance]
+        low, high = common if of.bits_per_dim.min() < common[1] else _range(of.bits_per_dim)
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: written_out(value)))
         axes.set_ylim(low - 0.05 * (high - low), high)
-        beyond = table[(table.variance == variance) & (table.bits_per_dim > high)]
+        beyond = of[of.bits_per_dim > high]
         if len(beyond):
-            steps, bits = beyond.num_timesteps.min(), beyond.bits_per_dim.max()
+            steps, most = beyond.num_timesteps.min(), beyond.bits_per_dim.max()
+            bits = f"{most:,.0f}" if most < _WRITTEN_OUT else f"{most:.1e}"
             axes.text(
                 0.98,
                 0.78,
-                f"up to {bits:,.0f} at {steps} steps",
+                f"up to {bits} at {steps} steps",
                 transform=axes.transAxes,
                 ha="right",
                 va="top",
                 fontsize="small",
             )
     return figure, table.drop(columns="steps", errors="ignore")
+
+
+def _range(bits: "pd.Series[float]") -> tuple[float, float]:
+    """The least of bounds, and where an axis that begins there ends."""
+    low, most = float(bits.min()), float(bits.max())
+    return low, min(most + 0.1 * (most - low), TALLEST * low)

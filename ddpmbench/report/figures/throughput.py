@@ -14,8 +14,8 @@ from ddpmbench.report.figures.style import (
     axes_panels,
     drawing,
     finish,
+    legend_below,
     log_axis,
-    log_range,
 )
 
 if TYPE_CHECKING:
@@ -58,8 +58,8 @@ def batch_figure(speeds: pd.DataFrame, *, unit: str) -> tuple["Figure", pd.DataF
         sizes = sorted(of_panel.batch_size.unique())
         axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
         axes.minorticks_off()
-        log_range(axes, "y", of_panel.per_second.min() / 1.5, of_panel.per_second.max() * 1.5)
-        axes.legend()
+        axes.set_ylim(of_panel.per_second.min() / 1.5, of_panel.per_second.max() * 1.5)
+        legend_below(axes)
         finish(axes, name, x="images in a batch", y=unit)
     return figure, numbers
 
