@@ -53,7 +53,7 @@ STRIPS = {
 
 _BEST_CONSTANT = (
     "\u201cbest_constant\u201d is the variance of each step, the same for all pixels and images, "
-    "with which these images cost the fewest bits (Bao et al. 2022)."
+    "with which these images take the fewest bits (Bao et al. 2022)."
 )
 _MOST_ROWS = 4000  # of the table of steps; a page must stay small
 _COLORS = {"prior": 3, "kl": 1, "decoder": 2}
