@@ -121,7 +121,7 @@ def natural_key(name: str) -> tuple[str, str]:
 
 def _files(folder: Path, counts: "Counter[str]") -> list[Path]:
     """Every file but the hidden ones, which are counted."""
-    found, seen = [], set()
+    paths, seen = [], set()
     # A link that leads back up would be walked until the path is too long for the system.
     for parent, subfolders, files in os.walk(folder, followlinks=True, onerror=_raise):
         real = os.path.realpath(parent)
@@ -130,8 +130,8 @@ def _files(folder: Path, counts: "Counter[str]") -> list[Path]:
         seen.add(real)
         counts[_HIDDEN] += sum(map(is_system_file, [*subfolders, *files]))
         subfolders[:] = [name for name in subfolders if not is_system_file(name)]
-        found += [Path(parent, name) for name in files if not is_system_file(name)]
-    return found
+        paths += [Path(parent, name) for name in files if not is_system_file(name)]
+    return paths
 
 
 def _classified(path: Path) -> tuple[str, str]:

@@ -68,9 +68,9 @@ def chosen_idx(folder: Path, names: Sequence[str], split: str) -> str:
         InputError: there is none, or the choice is open.
     """
     # Beside a file there may be the same file gzipped.
-    found = {name.removesuffix(".gz"): name for name in sorted(names, reverse=True)}
+    candidates = {name.removesuffix(".gz"): name for name in sorted(names, reverse=True)}
     if split:
-        of_split = [name for name in found.values() if _split(name) == split]
+        of_split = [name for name in candidates.values() if _split(name) == split]
         if len(of_split) != 1:
             raise refusal(
                 f"{folder}:{split}",
@@ -78,15 +78,15 @@ def chosen_idx(folder: Path, names: Sequence[str], split: str) -> str:
                 "path of one",
             )
         return of_split[0]
-    if len(found) > 1:
-        splits = sorted({_split(name) for name in found} - {""}, reverse=True)
+    if len(candidates) > 1:
+        splits = sorted({_split(name) for name in candidates} - {""}, reverse=True)
         choices = " or ".join(f"{folder}:{split}" for split in splits)
         raise refusal(
             folder,
-            f"holds the idx files {', '.join(sorted(found.values()))}; give "
+            f"holds the idx files {', '.join(sorted(candidates.values()))}; give "
             f"{choices or 'the path of one'}",
         )
-    return next(iter(found.values()))
+    return next(iter(candidates.values()))
 
 
 def _split(name: str) -> str:

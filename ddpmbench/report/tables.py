@@ -59,7 +59,7 @@ def summary(bound: BoundEstimate | SampledBound, comparability: Comparability) -
     Where there is a correction, bound, parts and intervals have it.
     """
     correction = comparability.precision_correction or CorrectionInBits()
-    found: dict[str, Any] = {
+    record: dict[str, Any] = {
         "schema": SCHEMA,
         "bits_per_dim": bound.nats / NATS_PER_BIT + correction.bits_per_dim,
         "half_width": widened(_bits(bound.half_width), correction),
@@ -69,10 +69,10 @@ def summary(bound: BoundEstimate | SampledBound, comparability: Comparability) -
         "decoder": float(np.mean(bound.decoder)) / NATS_PER_BIT + correction.decoder,
         **dataclasses.asdict(comparability),
     }
-    found["worse_than_raw_pixels"] = raw_warning(found)
-    if (of_images := unpadded(found)) is not None:
-        found["unpadded"] = of_images
-    return found
+    record["worse_than_raw_pixels"] = raw_warning(record)
+    if (of_images := unpadded(record)) is not None:
+        record["unpadded"] = of_images
+    return record
 
 
 def sampling(run: LikelihoodRun, options: dict[str, object]) -> dict[str, object]:
