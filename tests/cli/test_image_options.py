@@ -157,7 +157,7 @@ def test_channels_that_the_model_does_not_take_are_converted(
 @pytest.mark.parametrize("to", ["rgb", "gray"])
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA"])
 def test_a_conversion_is_pillow_s(tmp_path, mode, to):
-    image = Image.fromarray(random_images(1, 8, 8, 3)[0]).convert(mode)
+    image = Image.fromarray(random_images(1, 64, 64, 3)[0]).convert(mode)
     folder = tmp_path / "f"
     folder.mkdir()
     image.save(folder / "0.png")

@@ -210,7 +210,7 @@ def test_an_option_overrides_what_the_file_says_and_is_noted(folder):
         ("norm_num_groups", 2.5),
         ("resnet_time_scale_shift", "spatial"),
         ("resnet_time_scale_shift", "scale_shift"),
-        ("sample_size", [8, 16]),
+        ("sample_size", [8, 16, 16]),
         ("time_embedding_dim", 100),
         ("time_embedding_type", "fourier"),
         ("up_block_types", ["UpBlock2D", "AttnUpBlock2D"]),
