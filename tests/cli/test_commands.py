@@ -61,7 +61,7 @@ def test_the_run_folder_holds_the_contract(finished):
         "schema", "bits_per_dim", "half_width", "half_width_population", "prior", "kl", "decoder",
         "num_images", "num_timesteps", "num_evaluations", "estimator", "sampling", "conventions",
         "checkpoint", "data", "seed", "device", "precision", "engine", "precision_correction",
-        "seconds", "check",
+        "seconds", "check", "worse_than_raw_pixels",
     ]  # fmt: skip
     assert summary["check"] is None
     assert summary["schema"] == "ddpmbench.nll/1"
