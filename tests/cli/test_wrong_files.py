@@ -251,7 +251,7 @@ NO_CHECKPOINT = [
         ("Git LFS", "git lfs pull"),
     ),
     Wrong("an archive", archive("a.txt"), ("not one written by torch.save",)),
-    Wrong("arrays", arrays, ("not one written by torch.save",)),
+    Wrong("arrays", arrays, ("npz", "--data")),
     Wrong("a tar archive", tar, ("not a file written by torch.save",)),
     Wrong("an archive with a name of torch's", archive("a/data.pkl"), ("truncated or damaged",)),
     Wrong("a compressed archive", compressed, ("compressed",), FOR_OPENAI),
@@ -550,12 +550,12 @@ NATIVE_AND_DIFFUSERS = [
     Wrong(
         "weights of diffusers alone",
         safetensors(DIFFUSERS, "diffusion_pytorch_model.safetensors"),
-        ("pass the folder",),
+        ("copy its config.json and scheduler_config.json beside it",),
     ),
     Wrong(
         "diffusers in Lightning",
         saved({"state_dict": {f"unet.{name}": w for name, w in DIFFUSERS.items()}}),
-        ("save_pretrained",),
+        ("copy its config.json and scheduler_config.json beside it",),
     ),
     Wrong(
         "diffusers without a scheduler",

@@ -111,6 +111,19 @@ def test_averaged_weights_come_with_the_others(remote, way):
     assert raw.sha256 == load_checkpoint(repository, CheckpointSettings(weights="raw")).sha256
 
 
+@pytest.mark.parametrize("variant", ["ema", "non_ema"])
+def test_both_kinds_come_where_they_are_variants(remote, variant):
+    repository, _ = remote
+    save_pipeline(repository, diffusers_unet(SMALL_UNET))
+    diffusers_unet(SMALL_UNET, seed=1).save_pretrained(repository / "unet", variant=variant)
+    for kind in ("ema", "raw"):
+        read = load_checkpoint("somebody/small-ddpm", CheckpointSettings(weights=kind))
+        assert read.files[0].endswith(f"{variant}.safetensors") == (
+            kind == ("ema" if variant == "ema" else "raw")
+        )
+    assert load_checkpoint("somebody/small-ddpm").weights == "ema"
+
+
 def test_a_damaged_shard_in_the_cache(cache, tmp_path):
     peer = diffusers_unet(SMALL_UNET)
     DDPMScheduler().save_pretrained(tmp_path / "saved")

@@ -139,6 +139,8 @@ def test_an_index_whose_shards_were_never_copied_is_no_set(pipeline, peers):
         load_checkpoint(pipeline)
     files[0].unlink()
     read = load_checkpoint(pipeline)
+    (note,) = read.notes
+    assert note == f"other weights in the folder are not read: unet/{index.name}"
     assert torch.equal(read.network.conv_in.weight, peers[0].conv_in.weight)
 
 
@@ -272,11 +274,33 @@ def test_a_shard_without_its_index_names_what_is_missing(peers, tmp_path):
     files = sorted(tmp_path.glob("*-of-*"))
     assert same_weights(load_checkpoint(files[0]), load_checkpoint(tmp_path))
     kept = index.rename(tmp_path / "kept")
-    with refused(files[0], "index", f"pass the folder: {tmp_path}"):
+    with refused(files[0], "index", "must lie beside it", "pass the folder"):
         load_checkpoint(files[0])
     kept.rename(index)
     (tmp_path / f"{STEM}.safetensors").unlink()
     assert load_checkpoint(tmp_path).files == tuple(map(str, files))
+
+
+def test_shards_without_a_configuration_ask_for_it(peers, pipeline, tmp_path):
+    folder = tmp_path / "run" / "checkpoint-7"
+    peers[0].save_pretrained(folder, max_shard_size="50KB")
+    (folder / "config.json").unlink()
+    for path in (folder, next(folder.glob("*-of-*"))):
+        with refused(path, "copy its config.json and scheduler_config.json"):
+            load_checkpoint(path)
+    with refused(tmp_path / "run", "copy its config.json", str(folder)):
+        load_checkpoint(tmp_path / "run")
+    shutil.copy(pipeline / "unet" / "config.json", folder)
+    shutil.copy(pipeline / "scheduler" / "scheduler_config.json", folder)
+    assert same_weights(load_checkpoint(folder), load_checkpoint(pipeline))
+    with refused(tmp_path / "run", f"pass the folder in it: {folder}"):
+        load_checkpoint(tmp_path / "run")
+
+
+def test_a_pipeline_whose_network_lost_its_configuration(pipeline):
+    (pipeline / "unet" / "config.json").unlink()
+    with refused(pipeline, "unet/config.json is missing"):
+        load_checkpoint(pipeline)
 
 
 def test_a_file_of_another_family_beside_a_config(tmp_path, peers):

@@ -243,13 +243,16 @@ def _choice(first: WeightFiles, sets: list[WeightFiles], folder: Path) -> list[s
 
 def _passed_over(folder: Path, places: list[Path], sets: list[WeightFiles]) -> list[str]:
     """A note of files that look like weights and are in none of the sets."""
-    known = {file for found in sets for file in found.files}
-    names = [
-        relative(place / name, folder)
+    known = {file for found in sets for file in (*found.files, found.path)}
+    files = [
+        file
         for place in dict.fromkeys((*places, folder))
-        for name in other_weights_in(place)
-        if place / name not in known
+        for file in (
+            *(place / name for name in other_weights_in(place)),
+            *sorted(place.glob(f"{STEM}.*.index*.json")),  # the shards may be missing
+        )
     ]
+    names = [relative(file, folder) for file in files if file not in known]
     if not names:
         return []
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""

@@ -7,12 +7,17 @@ from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints.diffusers_files import KINDS, NETWORKS, STEM, weight_sets
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_FOLDERS = tuple(f"{name}/" for name in NETWORKS)
 _FILES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".json")
 # What is asked for, one after the other, until a network is whole: in the order in which
-# `weight_sets` takes them.
+# `weight_sets` takes them, with the variants that are averaged over the training or are not.
 _STAGES = (
-    *(f"{STEM}{shards}.{kind}" for kind in KINDS for shards in ("", "-*")),
-    *(f"{STEM}.*.{kind}" for kind in KINDS),
+    *(
+        (f"{STEM}{shards}.{kind}", f"{STEM}.*ema*.{kind}")
+        for kind in KINDS
+        for shards in ("", "-*")
+    ),
+    *((f"{STEM}.*.{kind}",) for kind in KINDS),
 )
 
 
@@ -30,12 +35,13 @@ def download(repository: str) -> Path:
     Raises:
         InputError: it does not exist, needs a login, is not in the cache and cannot be reached.
     """
-    folder = _snapshot(repository, [*_STAGES[:1], *(f"{name}/{_STAGES[0]}" for name in NETWORKS)])
+    first = [f"{place}{pattern}" for place in ("", *_FOLDERS) for pattern in _STAGES[0]]
+    folder = _snapshot(repository, first)
     for name in [name for name in NETWORKS if (folder / name).is_dir()] or ["."]:
-        for pattern in _STAGES[1:]:
+        for patterns in _STAGES[1:]:
             if _whole(folder / name):
                 break
-            _snapshot(repository, [str(PurePosixPath(name, pattern))])
+            _snapshot(repository, [str(PurePosixPath(name, pattern)) for pattern in patterns])
     return folder
 
 
@@ -45,20 +51,6 @@ def _whole(network: Path) -> bool:
         return bool(weight_sets(network))
     except InputError:
         return False
-
-
-def cached(repository: str) -> Path | None:
-    """The folder of a model in the cache; None if it is not there.
-
-    Args:
-        repository: its id, `owner/name`.
-    """
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(repository, local_files_only=True))
-    except Exception:  # what it raises depends on the client's version; all mean the same here
-        return None
 
 
 def _snapshot(repository: str, patterns: list[str]) -> Path:

@@ -32,6 +32,7 @@ from ddpmbench.inputs.checkpoints.settings import CheckpointSettings
 from ddpmbench.inputs.checkpoints.states import StateDict, find_state
 from ddpmbench.inputs.checkpoints.tensorflow import refuse_tensorflow
 from ddpmbench.inputs.checkpoints.unknown import (
+    BESIDE,
     DISTRIBUTED,
     distributed,
     latent,
@@ -213,9 +214,8 @@ def _read_alone(
     """The checkpoint of a file of diffusers' weights that has the rest of its folder beside it."""
     if not (path.parent / "config.json").is_file():
         raise InputError(
-            f"{path}: weights of diffusers' UNet2DModel, which do not say what it is; copy its "
-            f"config.json and scheduler_config.json beside them, into {path.parent}, or build it "
-            "with --network FILE.py:NAME"
+            f"{path}: weights of diffusers' UNet2DModel, which do not say what it is; {BESIDE} "
+            f"beside it, into {path.parent}, or build it with --network FILE.py:NAME"
         )
     chosen = WeightFiles((path,), kind=state.kind)
     checkpoint = read_diffusers(

@@ -7,7 +7,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ddpmbench.inputs.checkpoints.diffusers_files import is_model, other_weights_in
+from ddpmbench.inputs.checkpoints.diffusers_files import NETWORKS, is_model, other_weights_in
 from ddpmbench.inputs.checkpoints.file_names import model_beside
 from ddpmbench.inputs.checkpoints.lucidrains import other_lucidrains
 from ddpmbench.inputs.checkpoints.nested import containers
@@ -15,6 +15,8 @@ from ddpmbench.inputs.checkpoints.nested import containers
 FAMILIES = "native, diffusers, openai, pesser, lucidrains"
 DISTRIBUTED = ".metadata"
 """The file that tells a folder of torch.distributed.checkpoint."""
+BESIDE = "copy its config.json and scheduler_config.json"
+"""What weights without their folder need."""
 _SHARD = re.compile(r"-\d+-of-\d+")
 _DIGITS = re.compile(r"(\d+)")
 _LATENT = ("first_stage_model.", "cond_stage_model.", "conditioner.")
@@ -42,14 +44,14 @@ def what_it_is(path: Path, content: Mapping[str, object]) -> str:
         return "an adapter (LoRA), not a model; merge it into its model and save that"
     if any(name.startswith("network.time_1.") for name in names):
         return "a native file that has lost its record; copy it again from where it was written"
+    if _SHARD.search(path.name):
+        return (
+            "one of several files that hold the weights together; the others, their index "
+            f"(.index.json) and config.json must lie beside it: {BESIDE} and pass the folder"
+        )
     if any("encoder.down" in name for name in names):
         return "an autoencoder, not a diffusion model"
     if any("down_blocks." in name or "conv_norm_out." in name for name in names):
-        if _SHARD.search(path.name):
-            return (
-                "one of several files that hold the weights together; copy the others and their "
-                f"index (.index.json) beside it, and pass the folder: {path.parent}"
-            )
         return (
             "not the whole network of diffusers' UNet2DModel; save it again: "
             "unet.save_pretrained(FOLDER), and the scheduler likewise"
@@ -105,18 +107,23 @@ def what_folder_is(folder: Path) -> str:
     ):
         more = f" ({len(models)} folders in it can be read)" if models[1:] else ""
         return f"holds no model itself; pass the folder in it: {models[-1]}{more}"
-    files = other_weights_in(folder)
-    if len(files) > 1:
-        names = f"{', '.join(files[:3])}{', ...' if files[3:] else ''}"
-        return f"holds no config.json of a diffusers model; pass a file in it: {names}"
+    for place in inside:
+        if place.name in NETWORKS and other_weights_in(place):
+            return f"{place.name}/config.json is missing; copy it there from where they came"
+    files = [folder / name for name in other_weights_in(folder)] or [
+        place / name for place in sorted(inside, key=_by_number) for name in other_weights_in(place)
+    ][-1:]
+    if any(_SHARD.search(file.name) for file in files) or (files and _is_of_diffusers(files[0])):
+        return (
+            f"holds no config.json that says what {files[0].name} is; {BESIDE} into "
+            f"{files[0].parent}, or build it with --network FILE.py:NAME"
+        )
     if not files:
         return "holds no config.json of a diffusers model, and no file of weights"
-    if _is_of_diffusers(folder / files[0]):
-        return (
-            f"holds no config.json that says what {files[0]} is, the weights of diffusers' "
-            "UNet2DModel; copy its config.json and scheduler_config.json there"
-        )
-    return f"holds no config.json of a diffusers model; pass the file itself: {folder / files[0]}"
+    if len(files) > 1:
+        names = f"{', '.join(file.name for file in files[:3])}{', ...' if files[3:] else ''}"
+        return f"holds no config.json of a diffusers model; pass a file in it: {names}"
+    return f"holds no config.json of a diffusers model; pass the file itself: {files[0]}"
 
 
 def _is_readable(folder: Path) -> bool:
