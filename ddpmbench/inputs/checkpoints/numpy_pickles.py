@@ -40,7 +40,6 @@ class _Array(np.ndarray[Any, Any]):
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, dtype, column_major, raw = state
         found = _numbers(dtype, raw, math.prod(shape))
-        # NumPy takes a bool here, and its own types another
         state = (1, shape, found.dtype, bool(column_major), found.tobytes())
         super().__setstate__(state)  # type: ignore[arg-type]
 
