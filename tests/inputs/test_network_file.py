@@ -281,6 +281,9 @@ def test_what_an_adapter_adds_is_not_asked_of_the_file(folder, net):
     with refused("weight scale missing", "persistent=False"):
         folder.load("Table")
     same_outputs(folder.load("OwnTable"), net)
+    folder.save({**net.state_dict(), "scale": torch.ones(3)})
+    with refused("weight scale missing"):
+        folder.load("Table")  # no prefix is common to all of its names
 
 
 def test_averaged_weights_before_the_last_ones(folder, net):
