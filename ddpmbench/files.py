@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shutil
 import unicodedata
 from collections.abc import Iterator
@@ -64,6 +65,26 @@ def move_into_place(made: Path, place: Path) -> None:
     except BaseException:  # an interruption, too: the scratch folder and all in it will be gone
         if before.exists() and not place.exists():
             before.replace(place)
+        raise
+
+
+@contextlib.contextmanager
+def os_errors() -> Iterator[None]:
+    """Raise what the file system refuses as the OSError it is, whoever writes.
+
+    safetensors raises an error of its own, and `torch.save` a RuntimeError after the OSError of the
+    open file it is given.
+    """
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        if of_system := re.search(r"\(os error (\d+)\)", str(error)):
+            code = int(of_system[1])
+            raise OSError(code, os.strerror(code)) from error
         raise
 
 

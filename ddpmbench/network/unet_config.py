@@ -90,12 +90,24 @@ class UNetConfig:
         ):
             value = getattr(self, name)
             if not isinstance(value, int | float) or not low <= value <= high:
-                raise InputError(f"network: {name} {value!r} is out of range")
+                raise InputError(
+                    f"network: {name} {value!r} is out of range; choose from {low:g} to {high:g}"
+                )
 
     @property
     def size_multiple(self) -> int:
         """Height and width of an image must be divisible by this."""
         return int(2 ** (len(self.channels) - 1))
+
+    @property
+    def blocks_a_level(self) -> int:
+        """Residual blocks at each resolution, down and up."""
+        return 2 * self.num_blocks + 1
+
+    @property
+    def least_parameters(self) -> int:
+        """Parameters of the last convolution of each block; the whole network has more."""
+        return self.blocks_a_level * sum(9 * channels**2 for channels in self.channels)
 
     def heads(self, channels: int) -> int:
         """Attention heads of a layer of so many channels."""

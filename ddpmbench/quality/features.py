@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -82,6 +82,10 @@ class FeatureNetwork(abc.ABC):
         )
 
     @abc.abstractmethod
+    def to(self, device: torch.device) -> Self:
+        """This network, moved to a device: `evaluate_fid` moves it to that of the run."""
+
+    @abc.abstractmethod
     def _see(self, rgb: NDArray[np.uint8]) -> tuple[Tensor, Tensor | None]:
         """(B, D) features and (B, K) logits of (B, 3, H, W) images."""
 
@@ -124,6 +128,12 @@ class TorchScriptNetwork(FeatureNetwork):
             raise _no_network(path, f"gives features of shape {found.shape}")
         if self.sha256 == INCEPTION_SHA256:
             self.name = INCEPTION.removesuffix(".pt")
+
+    def to(self, device: torch.device) -> Self:
+        """This network, moved to a device."""
+        self._device, self._network = device, self._network.to(device)
+        self._classes = self._classes.to(_float64_device(device))
+        return self
 
     def _see(self, rgb: NDArray[np.uint8]) -> tuple[Tensor, Tensor | None]:
         if self.resize == "clean":
@@ -184,6 +194,11 @@ class EfficientNetLite0(FeatureNetwork):
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
         self._network = network.eval().to(device)
 
+    def to(self, device: torch.device) -> Self:
+        """This network, moved to a device."""
+        self._device, self._network = device, self._network.to(device)
+        return self
+
     def _see(self, rgb: NDArray[np.uint8]) -> tuple[Tensor, Tensor | None]:
         x = torch.from_numpy(_resized(rgb, _pil_bicubic(self.SIDE))).to(self._device)
         features = self._network.extract_features((x - 127.0) / 128.0).mean((2, 3))
@@ -203,7 +218,7 @@ def load_feature_network(
     Args:
         name: "inception", "efficientnet-lite0", or a TorchScript file.
         resize: "clean" or "legacy_tensorflow".
-        device: where it runs.
+        device: where it lies; `evaluate_fid` moves it to the device of the run.
         inception: the user's file of Inception.
         told: hears of a download: bytes there, and of how many.
 

@@ -45,6 +45,7 @@ from ddpmbench.runs.generation import Generation, SampleSettings
 from ddpmbench.runs.parts import PartStore, gathered
 from ddpmbench.runs.provenance import environment
 from ddpmbench.runs.quality import QualityListener, QualityRun, QualityStores, Reference
+from ddpmbench.runs.room import check_room
 from ddpmbench.runs.samples import SAMPLES, write_samples
 from ddpmbench.version import __version__
 
@@ -122,7 +123,7 @@ def evaluate_fid(
         references: real images, likewise, or the moments of their features, or a list or tuple
             of several; the first is the headline's.
         settings: how.
-        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps": of both networks.
         batch_size: samples made together, None for what suits the device.
         out: the run folder; one that holds the same run, of fewer samples too, is gone on with.
             None keeps the run in memory.
@@ -148,10 +149,11 @@ def evaluate_fid(
             raise InputError("--out: several processes need a folder that they share; name one")
         target = resolve_device(device, ranks.local_rank)
         made = _generation(source, settings) if isinstance(source, Checkpoint) else source
-        run = QualityRun(
-            made, settings.num_generated, known, settings.network, target, ranks, batch_size
-        )
+        network = settings.network.to(target)
+        run = QualityRun(made, settings.num_generated, known, network, target, ranks, batch_size)
         if isinstance(made, Generation):
+            wanted, room_in = settings.num_generated, None if out is None else Path(out)
+            ranks.once(lambda: check_room("--num-generated", wanted, made.shape, room_in))
             check_first_call(made.checkpoint, made.shape, device=target, ranks=ranks)
         identity = _identity(run, settings)
         refuse_other_runs({**identity, "num_generated": settings.num_generated}, ranks)

@@ -26,6 +26,7 @@ from ddpmbench.runs.generation import Generation, SampleSettings
 from ddpmbench.runs.parts import FolderParts, MemoryParts, PartStore, gathered
 from ddpmbench.runs.provenance import environment
 from ddpmbench.runs.quality import PARTS
+from ddpmbench.runs.room import check_room
 from ddpmbench.runs.rows import RunListener
 from ddpmbench.runs.samples import SAMPLES, write_pngs, write_samples
 from ddpmbench.version import __version__
@@ -114,6 +115,8 @@ def generate_samples(
     ):
         if ranks.count > 1 and out is None:
             raise InputError("--out: several processes need a folder that they share; name one")
+        room_in = None if out is None else Path(out)
+        ranks.once(lambda: check_room("--num-samples", num_samples, generation.shape, room_in))
         target = resolve_device(device, ranks.local_rank)
         check_first_call(checkpoint, generation.shape, device=target, ranks=ranks)
         tables = str(checkpoint.diffusion.to(target).dtype)

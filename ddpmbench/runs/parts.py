@@ -23,7 +23,8 @@ from ddpmbench.runs.positions import gaps_between, wait_until_there
 
 Arrays = dict[str, NDArray[Any]]
 
-_ALL = 10**9
+MOST_POSITIONS = 10**9
+"""Which the names of parts have no digits for."""
 _SECONDS, _DEVICE = "part_seconds", "part_device"
 _NAME = re.compile(r"(\d{9})-(\d{9})\.npz")
 _DAMAGE = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error)
@@ -136,7 +137,7 @@ class FolderParts:
 
     def drop_damaged(self) -> None:
         """Remove the parts that cannot be read, so that they are made again."""
-        for start, stop, path in self._ranges(_ALL):
+        for start, stop, path in self._ranges(MOST_POSITIONS):
             try:
                 self._read(path, stop - start)
             except InputError:

@@ -6,7 +6,6 @@ run that was interrupted and resumed is the run that was not.
 
 import contextlib
 import dataclasses
-import math
 import signal
 import threading
 import time
@@ -26,12 +25,15 @@ from ddpmbench.process.data_range import UNIT_RANGE
 from ddpmbench.process.diffusion import GaussianDiffusion
 from ddpmbench.process.noise import philox_4x32
 from ddpmbench.process.prediction import Prediction
+from ddpmbench.runs.batch_size import is_out_of_memory
+from ddpmbench.training.memory import check_memory
 from ddpmbench.training.objective import training_loss
 from ddpmbench.training.recipe import TrainingRecipe
 from ddpmbench.training.state import TrainingState, fingerprint_of, publish
 
 CURVE_INTERVAL = 50
 """Steps whose mean loss is one point of the training curve."""
+MOST_STEPS = 10**9
 SAVE_SECONDS = 60.0
 """A run is saved at least this often; a killed run loses no more work than that."""
 
@@ -75,10 +77,14 @@ def train(
         The path of the native checkpoint.
 
     Raises:
-        InputError: the folder holds another run, or the images do not fit the network.
+        InputError: the folder holds another run, the images do not fit the network, the run does
+            not fit into memory, or the loss is no longer finite.
 
     Source: Ho, Jain & Abbeel 2020, Algorithm 1.
     """
+    if not 1 <= steps <= MOST_STEPS:
+        raise InputError(f"--steps {steps}: choose a number from 1 to {MOST_STEPS:,}")
+    check_memory(recipe, device)
     fingerprint = fingerprint_of(recipe, images)
     state = TrainingState(recipe, device)
     model = _model(recipe, state.network)
@@ -99,12 +105,17 @@ def train(
     saved = time.perf_counter()
     with _between_steps() as interrupted:
         while state.step < steps:
-            state.losses.append(_train_step(state, recipe, model, diffusion, images, device))
+            with _fitting_memory(recipe):
+                state.losses.append(_train_step(state, recipe, model, diffusion, images, device))
             state.seconds = time.perf_counter() - start
-            if state.step % CURVE_INTERVAL == 0 or state.step == steps:
-                on_progress(TrainingProgress(state.step, steps, _end_interval(state)))
+            is_point = state.step % CURVE_INTERVAL == 0 or state.step == steps
             is_due = time.perf_counter() - saved >= SAVE_SECONDS
-            if is_due or state.step == steps or interrupted.is_set():
+            is_saved = is_due or state.step == steps or interrupted.is_set()
+            if (is_point or is_saved) and not state.is_finite:
+                raise InputError(_divergence(state, folder))
+            if is_point:
+                on_progress(TrainingProgress(state.step, steps, _end_interval(state)))
+            if is_saved:
                 with writing_to(folder):
                     state.save(state_path, fingerprint)
                     publish(state, recipe, model, images, folder)
@@ -135,13 +146,29 @@ def _between_steps() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, before)
 
 
+def _divergence(state: TrainingState, folder: Path) -> str:
+    kept = " (the last good checkpoint is kept)" if (folder / TRAINED).exists() else ""
+    return (
+        f"training diverged before step {state.step}: the loss or a weight is not finite{kept}; "
+        "lower --learning-rate, and name a new folder with --out"
+    )
+
+
+@contextlib.contextmanager
+def _fitting_memory(recipe: TrainingRecipe) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise InputError(
+            f"--batch-size {recipe.batch_size}: a step of training does not fit into memory; lower "
+            "--batch-size, --channels or --num-blocks"
+        ) from error
+
+
 def _end_interval(state: TrainingState) -> float:
     loss = float(torch.stack(state.losses).mean())
-    if not math.isfinite(loss):
-        raise InputError(
-            f"training diverged before step {state.step}: the loss is not finite; "
-            "lower --learning-rate"
-        )
     state.losses = []
     state.curve.append((state.step, loss))
     return loss

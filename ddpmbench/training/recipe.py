@@ -9,6 +9,12 @@ from ddpmbench.network.unet_config import UNetConfig
 from ddpmbench.process.prediction import Variance
 from ddpmbench.process.schedule import NoiseSchedule
 
+MOST_TIMESTEPS = 1_000_000
+MOST_BATCH = 2**16
+MOST_BLOCKS = 1000
+MOST_CHANNELS = 2**16
+"""Far beyond every network that was published; what is larger is a slip of the keyboard."""
+
 Objective = Literal["simple", "vlb", "hybrid"]
 
 
@@ -66,8 +72,25 @@ class TrainingRecipe:
         ):
             if not 0 < value < math.inf:
                 raise InputError(f"--{name} {value}: must be positive and finite")
+        if not 0 <= self.ema_decay <= 1:
+            raise InputError(f"--ema-decay {self.ema_decay}: choose a number from 0 to 1")
         if not 0 <= self.seed < 2**64:
             raise InputError(f"--seed {self.seed}: choose a whole number from 0 to 2^64 - 1")
+        for name, value, most in (
+            ("timesteps", self.num_timesteps, MOST_TIMESTEPS),
+            ("batch-size", self.batch_size, MOST_BATCH),
+            ("num-blocks", self.network.num_blocks, MOST_BLOCKS),
+            ("channels", max(self.network.channels), MOST_CHANNELS),
+            ("model-channels", self.network.model_channels, MOST_CHANNELS),
+        ):
+            if value > most:
+                raise InputError(f"--{name} {value}: choose at most {most:,}")
+        if self.image_size % self.network.size_multiple:
+            raise InputError(
+                f"--channels: {len(self.network.channels)} resolutions need height and width to be "
+                f"divisible by {self.network.size_multiple}, and the images are "
+                f"{self.image_size}x{self.image_size}; name fewer"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON can hold them."""

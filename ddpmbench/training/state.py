@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ddpmbench.errors import InputError
-from ddpmbench.files import replacing
+from ddpmbench.files import os_errors, replacing
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.inputs.checkpoints.load import TRAINED
 from ddpmbench.inputs.checkpoints.native import write_native
@@ -36,6 +36,12 @@ class TrainingState:
         self.curve: list[tuple[int, float]] = []
         self.losses: list[Tensor] = []  # since the last point of the curve
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether every weight, every average and the losses since the last point are numbers."""
+        tensors = [*self.network.state_dict().values(), *self.average.values(), *self.losses]
+        return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
+
     def save(self, path: Path, fingerprint: str) -> None:
         """Write everything, atomically."""
         state = {
@@ -48,8 +54,8 @@ class TrainingState:
             "curve": self.curve,
             "losses": self.losses,
         }
-        with replacing(path) as temporary:
-            torch.save(state, temporary)
+        with replacing(path) as temporary, os_errors(), temporary.open("wb") as file:
+            torch.save(state, file)
 
     def restore(self, path: Path, fingerprint: str, device: torch.device) -> None:
         """Go on from what was saved; refuses the run of another recipe or other images."""

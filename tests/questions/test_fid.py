@@ -420,3 +420,43 @@ def test_features_that_are_not_finite_are_refused(reference, settings, monkeypat
     monkeypatch.setattr(type(settings.network), "__call__", broken)
     with pytest.raises(db.InputError, match=r"--feature-network stand-in\.pt: .* not finite"):
         db.evaluate_fid(reference, [reference], settings)
+
+
+# ---- where the networks lie
+
+
+def test_the_features_are_computed_where_the_samples_are(
+    small_model, reference, settings, network_file, monkeypatch
+):
+    """Seen without a GPU: of the two networks the other is told, too, where the run is."""
+    elsewhere, moved = torch.device("meta"), []
+
+    class Moved(Exception):
+        pass
+
+    def to(network, device):
+        moved.append(device)
+        raise Moved
+
+    network = load_feature_network(network_file, resize="clean")
+    monkeypatch.setattr(type(network), "to", to)
+    monkeypatch.setattr("ddpmbench.questions.fid.resolve_device", lambda *of: elsewhere)
+    with pytest.raises(Moved):
+        db.evaluate_fid(
+            small_model, [reference], dataclasses.replace(settings, network=network), device="auto"
+        )
+    assert moved == [elsewhere]
+
+
+def test_a_feature_network_moves_whole(network_file):
+    meta, moved = torch.device("meta"), []
+
+    class Module:
+        def to(self, device):
+            moved.append(device)
+            return self
+
+    network = load_feature_network(network_file, resize="clean")
+    network._network = Module()
+    assert network.to(meta) is network
+    assert [*moved, network._device, network._classes.device] == [meta] * 3

@@ -11,12 +11,16 @@ import time
 
 import numpy as np
 import pytest
+from feature_networks import write_network
 from oracles import oracle_checkpoint, oracle_images
 from PIL import Image
 
 import ddpmbench as db
+from ddpmbench.cli.main import run
+from ddpmbench.errors import InputError
 from ddpmbench.process.schedule import NoiseSchedule
 from ddpmbench.quality.sampling import SamplerChoice
+from ddpmbench.runs import room
 from ddpmbench.runs import samples as module
 
 N = 12
@@ -241,3 +245,43 @@ def test_an_interruption_keeps_the_batches_that_are_whole(
     )
     assert told == [4 * small_model.schedule.num_timesteps]
     assert np.array_equal(found.images.pixels, whole.images.pixels)
+
+
+# ---- more than there is room for
+
+
+@pytest.mark.parametrize("command", ["sample", "fid"])
+@pytest.mark.parametrize("count", [10**8, 10**12, 10**30])
+def test_more_samples_than_there_is_room_for_are_refused_at_once(
+    small_checkpoint, small_npz, tmp_path, capsys, monkeypatch, command, count
+):
+    monkeypatch.setattr(room, "_free", lambda out: 40_000)
+    monkeypatch.setattr("ddpmbench.runs.samples.SamplesRun.compute", None)
+    out = tmp_path / "run"
+    of = ["-n"] if command == "sample" else ["--data", small_npz, "--num-generated"]
+    features = ["--feature-network", write_network(tmp_path / "n.pt", num_features=6)]
+    options = [*of, count, *(features if command == "fid" else [])]
+    arguments = [command, "--ckpt", small_checkpoint, "--out", out, "--timesteps", 2, *options]
+    assert run([str(argument) for argument in arguments]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("Error: --num-samples" if command == "sample" else "Error: --num-gen")
+    assert not out.exists()
+
+
+def test_the_number_that_is_advised_fits(small_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(room, "_free", lambda out: 4_000)
+    shortened = small_model.respaced(2)
+    with pytest.raises(InputError, match="choose at most") as refused:
+        db.generate_samples(shortened, 1000, out=tmp_path / "run")
+    advised = int(str(refused.value).split()[-1])
+    made = db.generate_samples(shortened, advised, out=tmp_path / "run")
+    assert len(made.images) == advised == 4_000 // (4 * 64)
+    # Those that are there take no more room.
+    monkeypatch.setattr(room, "_free", lambda out: advised * 64)
+    assert len(db.generate_samples(shortened, advised, out=tmp_path / "run").images) == advised
+
+
+def test_a_run_in_memory_is_held_against_memory(small_model, monkeypatch):
+    monkeypatch.setattr(room, "_memory", lambda: 4_000)
+    with pytest.raises(InputError, match="GB of memory"):
+        db.generate_samples(small_model.respaced(2), 1000)

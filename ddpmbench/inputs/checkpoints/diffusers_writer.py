@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ddpmbench.errors import InputError
+from ddpmbench.files import os_errors
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.inputs.checkpoints.diffusers import their_name
 from ddpmbench.inputs.checkpoints.diffusers_files import STEM
@@ -72,7 +73,8 @@ def write_diffusers(folder: Path, checkpoint: Checkpoint) -> None:
     _write(folder / "unet" / "config.json", _network(network.config, checkpoint.image_size))
     _write(folder / "scheduler" / "scheduler_config.json", _scheduler(checkpoint))
     path = folder / "unet" / f"{STEM}.safetensors"
-    save_file(_weights(network), path, metadata={"format": "pt"})
+    with os_errors():
+        save_file(_weights(network), path, metadata={"format": "pt"})
     path.chmod(0o644)  # safetensors makes it the writer's alone
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ddpmbench.errors import InputError
-from ddpmbench.files import replacing
+from ddpmbench.files import os_errors, replacing
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint, TimeInput
 from ddpmbench.inputs.checkpoints.settings import WEIGHTS
 from ddpmbench.inputs.checkpoints.weights import (
@@ -175,6 +175,6 @@ def write_native(
         _NETWORK + name: tensor.detach().cpu().contiguous() for name, tensor in state.items()
     }
     tensors[_BETAS] = checkpoint.schedule.betas.to(torch.float64)
-    with replacing(path) as temporary:
+    with replacing(path) as temporary, os_errors():
         save_file(tensors, temporary, metadata={_RECORD: json.dumps(record)})
         temporary.chmod(0o644)  # safetensors makes it the writer's alone

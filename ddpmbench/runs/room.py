@@ -1,0 +1,54 @@
+"""Is there room for so many samples? Asked before the first is made."""
+
+import math
+import os
+import shutil
+from pathlib import Path
+
+from ddpmbench.errors import InputError
+from ddpmbench.runs.parts import MOST_POSITIONS, FolderParts
+from ddpmbench.runs.quality import PARTS
+
+_SPARE = 2
+"""What is advised leaves as much free as it takes, for figures, features and files under way."""
+
+
+def check_room(option: str, count: int, shape: tuple[int, int, int], out: Path | None) -> None:
+    """Refuse more samples than there is room for.
+
+    They are kept as parts and as one file in the run folder, or in memory where there is none.
+
+    Args:
+        option: that asks for them.
+        count: how many.
+        shape: (C, H, W) of each, 8 bits a pixel.
+        out: the run folder, made or not; None if the run is kept in memory.
+
+    Raises:
+        InputError: there is no room; it says for how many there is.
+    """
+    if count >= MOST_POSITIONS:
+        raise InputError(f"{option} {count}: a run has fewer than {MOST_POSITIONS:,} samples")
+    each = math.prod(shape)
+    if out is None:
+        where, needs, has = "memory", count * each, _memory()
+        most = has // (_SPARE * each)
+    else:
+        missing = sum(stop - start for start, stop in FolderParts(out / PARTS).missing(count))
+        where, needs, has = "disk", (missing + count) * each, _free(out)
+        most = has // (_SPARE * 2 * each)
+    if needs > has:
+        raise InputError(
+            f"{option} {count}: takes {needs / 1e9:,.1f} GB of {where}, and {has / 1e9:,.1f} GB "
+            f"are free; choose at most {most}"
+        )
+
+
+def _free(out: Path) -> int:
+    """Bytes free where the folder is, or will be."""
+    there = next(path for path in (out, *out.absolute().parents) if path.exists())
+    return shutil.disk_usage(there).free
+
+
+def _memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
