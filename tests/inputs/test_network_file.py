@@ -128,6 +128,7 @@ BUILDERS = {
             return net
     """,
     "DataParallel": "def build(): return nn.DataParallel(Net())",
+    "AveragedModel": "def build(): return torch.optim.swa_utils.AveragedModel(Net())",
     "double": "def build(): return Net().double()",
     "in training": "def build(): return Net().train()",
     "on meta": """
@@ -393,6 +394,39 @@ def test_attributes_say_what_an_image_is(folder, net):
     x_t, t, y = torch.randn(2, 1, 6, 6), torch.tensor([1, 2]), torch.tensor([2, 0])
     with torch.no_grad():
         torch.testing.assert_close(checkpoint.model_output(x_t, t, y), net(x_t, t - 1 + y))
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        ("3", 3),
+        ("3.0", 3),
+        ("np.int64(3)", 3),
+        ("torch.tensor(3)", 3),
+        *((value, 0) for value in ("None", "True", "-3", "2.5", "(3, 3)", "'3'")),
+    ],
+)
+def test_a_number_is_one_of_whatever_kind(folder, value, found):
+    folder.add(f"""
+        import numpy as np
+        class Said(Net):
+            num_classes = {value}
+            null_class = {value}
+            def forward(self, x, t, y=None): return super().forward(x, t)
+    """)
+    checkpoint = folder.load("Said")
+    assert checkpoint.num_classes == found
+    assert checkpoint.null_class == (found or None)
+
+
+def test_an_attribute_that_fails_is_one_line(folder):
+    folder.add("""
+        class Said(Net):
+            @property
+            def num_classes(self): raise RuntimeError("not yet")
+    """)
+    with refused("net.py:Said: num_classes", "RuntimeError: not yet"):
+        folder.load("Said")
 
 
 # ---- whose code it is

@@ -3,11 +3,13 @@
 import contextlib
 import dataclasses
 import inspect
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints.built_twice import BuiltTwice, first_difference
@@ -16,7 +18,7 @@ from ddpmbench.inputs.checkpoints.files_of_weights import INDEX, sha256_of_shard
 from ddpmbench.inputs.checkpoints.nested import tensors_in
 from ddpmbench.inputs.checkpoints.network_digest import network_digest
 from ddpmbench.inputs.checkpoints.own_call import unused_class
-from ddpmbench.inputs.checkpoints.own_code import OwnFile, described_value, own_file
+from ddpmbench.inputs.checkpoints.own_code import OwnFile, calling, described_value, own_file
 from ddpmbench.inputs.checkpoints.own_weights import BATCH_COUNT, check_finite, load_own
 from ddpmbench.inputs.checkpoints.schedule_option import NO_TABLES, read_schedule
 from ddpmbench.inputs.checkpoints.schedule_tables import ScheduleTables
@@ -28,6 +30,8 @@ from ddpmbench.process.data_range import UNIT_RANGE
 from ddpmbench.process.prediction import Prediction, Variance
 
 FAMILY = "own network"
+_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
+"""Modules that keep the network itself as `module`."""
 
 _PLACEHOLDERS = {
     "prediction": "--prediction PREDICTION",
@@ -147,10 +151,10 @@ def _checkpoint(
         variance=Variance(str(settings.variance)),
         time_input=TimeInput(str(settings.time_input)),
         data_range=settings.data_range_over(UNIT_RANGE),
-        channels=_attribute(network, "image_channels") or None,
-        image_size=_attribute(network, "image_size") or None,
-        num_classes=_attribute(network, "num_classes"),
-        null_class=_null_class(network),
+        channels=_attribute(file, network, "image_channels") or None,
+        image_size=_attribute(file, network, "image_size") or None,
+        num_classes=_attribute(file, network, "num_classes"),
+        null_class=_null_class(file, network),
         family=FAMILY,
         source="",
         sha256="",
@@ -248,9 +252,9 @@ def _network(file: OwnFile, *arguments: object) -> nn.Module:
 
 
 def _unwrapped(built: object) -> object:
-    """The network in DataParallel, and the one that torch.compile was given."""
+    """The network in DataParallel or AveragedModel, and the one that torch.compile was given."""
     while True:
-        if isinstance(built, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        if isinstance(built, _WRAPPERS):
             built = built.module
         elif type(built).__name__ == "OptimizedModule":
             built = getattr(built, "_orig_mod")  # noqa: B009 - of a class that torch keeps private
@@ -427,12 +431,25 @@ def _weights_of(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from network.named_buffers()
 
 
-def _null_class(network: nn.Module) -> int | None:
-    value = getattr(network, "null_class", None)
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+def _null_class(file: OwnFile, network: nn.Module) -> int | None:
+    value = _number(file, network, "null_class")
+    return value if value is not None and value >= 0 else None
 
 
-def _attribute(network: nn.Module, name: str) -> int:
-    """A whole number that the module says of itself; 0 if it does not."""
-    value = getattr(network, name, None)
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+def _attribute(file: OwnFile, network: nn.Module, name: str) -> int:
+    """A whole number above 0 that the module says of itself; 0 if it does not."""
+    value = _number(file, network, name)
+    return value if value is not None and value > 0 else 0
+
+
+def _number(file: OwnFile, network: nn.Module, name: str) -> int | None:
+    """A whole number that the module has as an attribute, of whatever kind of number."""
+    value = calling(lambda: getattr(network, name, None), f"--network {file.option}: {name}")
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return None
