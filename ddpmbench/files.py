@@ -10,6 +10,18 @@ from pathlib import Path
 
 from ddpmbench.errors import InputError
 
+_TEMPORARY = re.compile(r".+\.\d+\.ddpmbench\.tmp", re.DOTALL)
+_STEM = 80  # characters of a name that its temporary file has; names have a limit
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a name is that of a file which a process is writing, or was when it was killed."""
+    return _TEMPORARY.fullmatch(path.name) is not None
+
+
+def _temporary(place: Path) -> Path:
+    return place.with_name(f"{place.name[:_STEM]}.{os.getpid()}.ddpmbench.tmp")
+
 
 def escaped(text: str) -> str:
     """The text with its control characters as escapes: names reach a terminal in messages."""
@@ -22,7 +34,7 @@ def escaped(text: str) -> str:
 @contextlib.contextmanager
 def replacing(place: Path) -> Iterator[Path]:
     """A path to write to; the file takes the place of `place` if nothing fails."""
-    temporary = place.with_name(f"{place.name}.{os.getpid()}.tmp")
+    temporary = _temporary(place)
     try:
         yield temporary
         with temporary.open("rb") as file:
@@ -36,7 +48,7 @@ def replacing(place: Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def scratch_folder(place: Path) -> Iterator[Path]:
     """An empty folder beside `place` in which something is made that will be there; then gone."""
-    temporary = place.with_name(f"{place.name}.{os.getpid()}.tmp")
+    temporary = _temporary(place)
     temporary.mkdir(parents=True)
     try:
         yield temporary

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ddpmbench.inputs.images import ImageSet
     from ddpmbench.inputs.statistics_files import ReferenceStatistics
     from ddpmbench.quality.features import FeatureNetwork
+    from ddpmbench.questions.made_samples import MadeBy
     from ddpmbench.runs.cost import Cost
     from ddpmbench.runs.rows import RunListener
 
@@ -60,17 +61,19 @@ def fid(out: Path | None, output_format: str, **given: Any) -> None:  # noqa: AN
     with joined() as ranks:
         samples = sample_settings(given, eight_bit="round", local_rank=ranks.local_rank)
         network, protocol = ranks.first_one(lambda: _network(given, ranks.local_rank))
-        source = ranks.first_one(lambda: _source(given))
+        source, made_by = ranks.first_one(lambda: _source(given))
         references = ranks.first_one(lambda: _references(given, network.num_features))
         folder = ranks.once(lambda: out or options.dated_folder("fid"))
         if ranks.reports:
             for line in getattr(source, "notes", ()):
                 note(line)
-            click.echo(f"To go on after a stop: --out {folder}", err=True)
+            click.echo(f"To resume after a stop: --out {folder}", err=True)
         report = evaluate_fid(
             source,
             references,
-            FidSettings(network, protocol, given["num_generated"], samples, given["check"]),
+            FidSettings(
+                network, protocol, given["num_generated"], samples, given["check"], made_by
+            ),
             device=given["device"],
             batch_size=given["batch_size"],
             out=folder,
@@ -124,18 +127,13 @@ def _network(given: dict[str, Any], local_rank: int) -> "tuple[FeatureNetwork, A
     return network, protocol
 
 
-def _source(given: dict[str, Any]) -> "Checkpoint | ImageSet":
+def _source(given: dict[str, Any]) -> "tuple[Checkpoint | ImageSet, MadeBy | None]":
     from ddpmbench.cli.inputs import open_checkpoint
-    from ddpmbench.inputs.images import load_images
+    from ddpmbench.questions.made_samples import load_samples
 
     if given["samples"] is not None:
-        return load_images(
-            Path(given["samples"]),
-            on_bad=given["on_bad"],
-            convert=given["convert"],
-            option="--samples",
-        )
-    return open_checkpoint({name: given[name] for name in options.CHECKPOINT})
+        return load_samples(given["samples"], on_bad=given["on_bad"], convert=given["convert"])
+    return open_checkpoint({name: given[name] for name in options.CHECKPOINT}), None
 
 
 def _references(given: dict[str, Any], num_features: int) -> "list[ImageSet | ReferenceStatistics]":

@@ -1,11 +1,11 @@
 """Is a checkpoint read as it was trained? Asked before a long run, once."""
 
 import dataclasses
-import json
 from collections.abc import Callable
 
 import torch
 
+from ddpmbench.checksums import DamageError, read_json
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.inputs.images import ImageSet
 from ddpmbench.report.check import CheckRecord, check_frame
@@ -88,7 +88,7 @@ class CheckBefore:
             record = CheckRecord.of(found)
             if folder is not None:
                 folder.write_frame(TABLE, check_frame(found))
-                folder.write_text(RECORD, json.dumps(record.to_dict(), indent=2) + "\n")
+                folder.write_json(RECORD, record.to_dict())
             if record.warning is None:
                 self.note(f"{record.num_evaluations:,} of them: nothing speaks against its reading")
         if record.warning is not None:
@@ -99,9 +99,9 @@ class CheckBefore:
 def _found(folder: RunFolder) -> CheckRecord | None:
     """That of an earlier sitting; None where there was none, or it is damaged."""
     try:
-        of = json.loads((folder.path / RECORD).read_text(encoding="utf-8"))
+        of = read_json(folder.path / RECORD)
         record = CheckRecord(of["warning"], of["likely"], of["num_evaluations"])
-    except (OSError, ValueError, TypeError, KeyError):
+    except (DamageError, KeyError):
         return None
     texts = (record.warning, record.likely)
     is_whole = all(isinstance(text, str | None) for text in texts)

@@ -1,7 +1,6 @@
 """Which of several models is better, and is it sure? Paired differences between runs."""
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +37,7 @@ from ddpmbench.report.data_ranges import with_data_range
 from ddpmbench.runs.correction import store_name
 from ddpmbench.runs.finished import SUMMARY, FinishedRun
 from ddpmbench.runs.folder import RunFolder
+from ddpmbench.runs.losses import refuse_losses
 from ddpmbench.runs.rows import checked
 
 
@@ -91,6 +91,9 @@ def compare(
     if schema_of(Path(runs[0])) == fidelity.SCHEMA:
         return compare_fidelity(runs, out=out)
     opened = [FinishedRun.open(Path(run), option="", schema=tables.SCHEMA) for run in runs]
+    for run in opened:
+        check_run(run.summary, run.path / SUMMARY)
+        refuse_losses(run, option="", has_partial=False)
     baseline = opened[0]
     for run in opened[1:]:
         refuse_unlike(run, baseline, _facts_beside(run, baseline))
@@ -112,7 +115,7 @@ def _write(path: Path, found: Comparison) -> None:
     folder = RunFolder(path, {"schema": comparison.SCHEMA, **compared})
     folder.write_frame("runs.csv", found.runs)
     folder.write_frame("per_timestep.csv", found.per_timestep)
-    folder.write_text(SUMMARY, json.dumps(found.summary, indent=2) + "\n")
+    folder.write_summary(found.summary)
     write_report(path)
 
 
@@ -173,7 +176,6 @@ def _tables(run: FinishedRun, design: Design) -> Tables:
 def _rows_of_correction(run: FinishedRun) -> int | None:
     if run.summary.get("precision", STRICT) == STRICT:
         return None
-    check_run(run.summary, run.path / SUMMARY)
     return int(run.summary["precision_correction"]["num_evaluations"])
 
 

@@ -1,8 +1,6 @@
 """Which samples are more like real images, and is it sure? Differences between runs of `fid`."""
 
 import dataclasses
-import json
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from ddpmbench.checksums import DamageError, read_npz
 from ddpmbench.questions.report import write_report
 from ddpmbench.questions.unlike import refuse_unlike
 from ddpmbench.report import comparison_fidelity
@@ -94,7 +93,7 @@ def _write(path: Path, found: FidelityComparison) -> None:
     compared = {name: [run[name] for run in runs] for name in ("run", "samples")}
     folder = RunFolder(path, {"schema": comparison_fidelity.SCHEMA, **compared})
     folder.write_frame("differences.csv", found.differences)
-    folder.write_text(SUMMARY, json.dumps(found.summary, indent=2) + "\n")
+    folder.write_summary(found.summary)
     write_report(path)
 
 
@@ -141,13 +140,11 @@ def _influence(run: FinishedRun) -> Influence:
     if not path.exists() or number < 2:
         return {}
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            found = {
-                name: archive[name].astype(np.float64)
-                for name in _WITH_INFLUENCE
-                if name in archive.files
-            }
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        arrays = read_npz(path)
+        found = {
+            name: arrays[name].astype(np.float64) for name in _WITH_INFLUENCE if name in arrays
+        }
+    except (DamageError, ValueError) as error:
         raise lost(path) from error
     if any(of.shape != (number,) or not np.isfinite(of).all() for of in found.values()):
         raise lost(path)

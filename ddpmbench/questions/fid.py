@@ -1,7 +1,6 @@
 """How good are a model's samples? Distances to real images in the features of a network."""
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -10,6 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from ddpmbench.checksums import write_npz
 from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.inputs.images import ImageSet, ImageSource, load_images
@@ -30,6 +30,7 @@ from ddpmbench.quality.statistics import FeatureGaussian
 from ddpmbench.questions.fid_check import check_of_samples
 from ddpmbench.questions.fid_warnings import warnings_of
 from ddpmbench.questions.listening import quality_listening
+from ddpmbench.questions.made_samples import MadeBy
 from ddpmbench.report import fidelity_tables as tables
 from ddpmbench.report.card import Card, Draw, Shown
 from ddpmbench.report.check import CheckRecord
@@ -38,7 +39,7 @@ from ddpmbench.runs.agreement import open_folder, refuse_other_runs
 from ddpmbench.runs.devices import resolve_device
 from ddpmbench.runs.distributed import joined
 from ddpmbench.runs.engine import Engine
-from ddpmbench.runs.finished import ENVIRONMENT, PER_IMAGE, SUMMARY
+from ddpmbench.runs.finished import ENVIRONMENT, PER_IMAGE
 from ddpmbench.runs.first_call import check_first_call
 from ddpmbench.runs.folder import RunFolder
 from ddpmbench.runs.generation import Generation, SampleSettings
@@ -65,6 +66,7 @@ class FidSettings:
         check: whether some network calls beforehand look, by the first reference that has images
             such as the checkpoint's, whether it is read as it was trained; None where the run is
             long.
+        made_by: how samples that are given were made, where a run says so; see `load_samples`.
     """
 
     network: FeatureNetwork
@@ -72,6 +74,7 @@ class FidSettings:
     num_generated: int = PUBLISHED_AT
     samples: SampleSettings = dataclasses.field(default_factory=SampleSettings)
     check: bool | None = None
+    made_by: MadeBy | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -185,8 +188,8 @@ def evaluate_fid(
                 "processes": ranks.count,
             }
             record = environment(target, given=command, resolved=resolved)
-            folder.write_text(ENVIRONMENT, json.dumps(record, indent=2) + "\n")
-            folder.write_text(SUMMARY, json.dumps(found.summary, indent=2) + "\n")
+            folder.write_json(ENVIRONMENT, record)
+            folder.write_summary(found.summary)
         ranks.wait()
         return found
 
@@ -324,8 +327,8 @@ class _Scoring:
             for name, of in parts.items()
             if of is not None and of.influence is not None
         }
-        with folder.replacing(INFLUENCE) as temporary, temporary.open("wb") as file:
-            np.savez(file, **influences)
+        with folder.replacing(INFLUENCE) as temporary:
+            write_npz(temporary, influences)
         if not isinstance(first, ImageSet) or store is None:
             return
         # Pictures of other sizes or colors cannot stand beside one another.
@@ -346,6 +349,7 @@ class _Scoring:
     def _summary(self, scores: Sequence[Scores], classes: InceptionScore | None) -> dict[str, Any]:
         run, count = self.run, len(self.images)
         generation = run.source if isinstance(run.source, Generation) else None
+        made_by = self._made_by
         stores = [self.stores.features] + ([self.stores.samples] if generation else [])
         references = [
             {
@@ -372,29 +376,40 @@ class _Scoring:
                 "skipped": len(self.images.skipped),
                 **_passed_over(self.images),
             },
-            "checkpoint": None if generation is None else generation.checkpoint_record,
-            "sampler": None if generation is None else generation.record,
+            "checkpoint": None if made_by is None else made_by.checkpoint,
+            "sampler": None if made_by is None else made_by.sampler,
             "num_evaluations": 0
             if generation is None
             else count * generation.checkpoint.schedule.num_timesteps,
-            "seed": self.settings.samples.seed,
+            "seed": self.settings.samples.seed if made_by is None else made_by.seed,
             "device": " + ".join(sorted(set().union(*(s.devices(count) for s in stores)))),
-            "compute_precision": str(
-                Precision.FP32 if generation is None else generation.settings.precision
-            ),
+            "compute_precision": str(Precision.FP32 if made_by is None else made_by.precision),
             "engine": None if self.engine is None else str(self.engine.choice),
             "seconds": round(sum(s.seconds(count) for s in stores), 3),
             "warnings": self._warnings(scores[0]),
             "check": None if self.checked is None else self.checked.to_dict(),
         }
 
+    @property
+    def _made_by(self) -> MadeBy | None:
+        source = self.run.source
+        if isinstance(source, ImageSet):
+            return self.settings.made_by
+        settings = source.settings
+        return MadeBy(
+            source.checkpoint_record,
+            source.record,
+            settings.seed,
+            str(settings.eight_bit),
+            str(settings.precision),
+        )
+
     def _protocol(self, classes: InceptionScore | None) -> dict[str, Any]:
         protocol, network = self.settings.protocol, self.run.network
-        is_made = isinstance(self.run.source, Generation)
         return {
             "id": protocol.id,
             "resize": network.resize,
-            "eight_bit": str(protocol.eight_bit) if is_made else "as given",
+            "eight_bit": "as given" if self._made_by is None else self._made_by.eight_bit,
             "channels": "gray repeated" if self.images.pixels.shape[1] == 1 else "RGB",
             "feature_network": {
                 "name": network.name,

@@ -1,6 +1,5 @@
 """What did a run of `fid`, or a comparison of such runs, find? Figures and page of its folder."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from ddpmbench.report.figures.fid_against_n import against_n_figure
 from ddpmbench.report.figures.fidelity_differences import differences_figure
 from ddpmbench.report.figures.per_image import per_image_figure
 from ddpmbench.report.figures.samples import nearest_figure, samples_figure
-from ddpmbench.runs.finished import SUMMARY
+from ddpmbench.runs.finished import SUMMARY, read_summary
 from ddpmbench.runs.folder import write_figure
 
 
@@ -52,7 +51,7 @@ def report_of_fidelity_comparison(path: Path) -> str:
     Raises:
         InputError: its summary is damaged, or the folder cannot be written.
     """
-    summary = json.loads((path / SUMMARY).read_text(encoding="utf-8"))
+    summary = read_summary(path)
     check_comparison(summary, path / SUMMARY)
     rows = [{"run": run["run"], **of} for run in summary["runs"] for of in run["differences"]]
     drawn = differences_figure(pd.DataFrame(rows), summary["name"])

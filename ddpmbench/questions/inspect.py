@@ -146,4 +146,4 @@ def _write(
         from ddpmbench.report.figures.schedule import schedule_figure, schedule_frame
 
         write_figure(folder.path, "schedule", *schedule_figure(schedule_frame(schedule)))
-    folder.write_text(SUMMARY, json.dumps(summary, indent=2) + "\n")
+    folder.write_json(SUMMARY, summary)

@@ -1,6 +1,5 @@
 """What did a finished run find? Its report again, from its folder."""
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -26,7 +25,7 @@ from ddpmbench.report.comparison_fidelity import check_comparison
 from ddpmbench.report.contents import PER_TIMESTEP, lost, read_table
 from ddpmbench.report.conventions import CONVENTION_COLUMNS, SUB_SCHEDULE_COLUMNS
 from ddpmbench.report.tables import RATE_DISTORTION_COLUMNS
-from ddpmbench.runs.finished import PER_IMAGE, RATE_DISTORTION, SUMMARY, FinishedRun, refuse_later
+from ddpmbench.runs.finished import PER_IMAGE, RATE_DISTORTION, SUMMARY, FinishedRun, read_summary, refuse_later
 from ddpmbench.runs.losses import refuse_losses
 from ddpmbench.runs.samples import SAMPLES
 
@@ -159,8 +158,7 @@ def _of_fidelity_comparison(path: Path) -> FidelityComparison:
 
 
 def _summary(path: Path, needed: tuple[str, ...]) -> dict[str, Any]:
-    # It is an object with a schema: that has been read.
-    found: dict[str, Any] = json.loads((path / SUMMARY).read_text(encoding="utf-8"))
+    found = read_summary(path)
     if not set(needed) <= set(found):
         raise lost(path / SUMMARY)
     return found

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -38,13 +37,13 @@ from ddpmbench.runs.finished import (
     DENSITY,
     PREDICTIONS,
     RATE_DISTORTION,
-    SUMMARY,
     density_frame,
     write_predictions,
 )
 from ddpmbench.runs.first_call import check_first_call
 from ddpmbench.runs.folder import RunFolder
 from ddpmbench.runs.likelihood import LikelihoodRun
+from ddpmbench.runs.parts import made_again
 from ddpmbench.runs.precision import resolve_precision
 from ddpmbench.runs.provenance import environment
 from ddpmbench.runs.rows import RowsRun, RunListener
@@ -205,6 +204,9 @@ def evaluate_nll(
         folder = None if out is None else open_folder(Path(out), identity, ranks)
         store: Callable[[str], TermStore] = _in_memory if folder is None else folder.shards
         calls = sampling.least_evaluations(len(images), checkpoint.schedule.num_timesteps)
+        dropped = [] if folder is None else ranks.once(folder.drop_damaged_shards)
+        if dropped:
+            told.warn(made_again(dropped))
         uses_folders = bool(checkpoint.num_classes and images.classes)
         _say_how_images_were_read(images, told, class_folders=uses_folders)
         checked = CheckBefore(
@@ -330,8 +332,8 @@ def _write(
     if isinstance(found.bound, SampledBound):
         with folder.replacing(PREDICTIONS) as temporary:
             write_predictions(temporary, found.bound.predictions)
-    folder.write_text("environment.json", json.dumps(record, indent=2) + "\n")
-    folder.write_text(SUMMARY, json.dumps(report.summary, indent=2) + "\n")
+    folder.write_json("environment.json", record)
+    folder.write_summary(report.summary)
 
 
 def _extremes(found: LikelihoodRun, images: ImageSet, data_range: DataRange) -> Extremes:

@@ -1,7 +1,6 @@
 """What does a damaged run still say? The images all of whose rows are left."""
 
 import dataclasses
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from ddpmbench.checksums import checksum, write_json
 from ddpmbench.errors import InputError
 from ddpmbench.files import replacing, writing_to
 from ddpmbench.likelihood.partial import PartialBound, partial_bound
@@ -84,8 +84,8 @@ def reduce_what_is_left(run: str | Path, *, option: str = "--run") -> PartialRun
     if found is None:
         named = f"{option} {finished.path}".strip()
         raise InputError(
-            f"{named}: --partial: no image has all its rows left: {losses.named}; delete the "
-            f"damaged files, if there are any, and run its command again with --out {finished.path}"
+            f"{named}: --partial: no image has all its rows left: {losses.named}; run its "
+            f"command again with --out {finished.path}"
         )
     summary = _summary(finished, found, losses, store.seconds(len(design)))
     summary["partial"]["prior"] = "of all images" if prior is None else "of these images"
@@ -142,6 +142,7 @@ def _summary(
 
 
 def _write(partial: PartialRun) -> None:
+    checksums = {}
     with writing_to(partial.folder):
         partial.folder.mkdir(exist_ok=True)
         for name, frame in (
@@ -150,5 +151,6 @@ def _write(partial: PartialRun) -> None:
         ):
             with replacing(partial.folder / name) as temporary:
                 frame.to_csv(temporary, index=False)
+                checksums[name] = checksum(temporary)
         with replacing(partial.folder / SUMMARY) as temporary:
-            temporary.write_text(json.dumps(partial.summary, indent=2) + "\n", encoding="utf-8")
+            write_json(temporary, partial.summary, checksums)

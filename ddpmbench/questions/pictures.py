@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
@@ -21,7 +22,8 @@ from ddpmbench.questions.nll import NllReport
 from ddpmbench.report.data_ranges import with_data_range
 from ddpmbench.runs.batch_size import BatchSize
 from ddpmbench.runs.devices import evaluating_checkpoint, resolve_device, strict_float32
-from ddpmbench.runs.pictures import Pictures
+from ddpmbench.runs.parts import made_again
+from ddpmbench.runs.pictures import PICTURES, DamagedPicturesError, Pictures
 from ddpmbench.runs.rows import RunListener, RunProgress
 
 KINDS = ("none", "decoding", "all")
@@ -118,7 +120,7 @@ def progressive_pictures(
     num_timesteps = checkpoint.schedule.num_timesteps
     found = Pictures()
     if report.folder is not None:
-        found = Pictures.read(report.folder, num_timesteps)
+        found = _kept(report.folder, num_timesteps, listener)
     plan = _plan(pictures, found, num_images=len(images), num_timesteps=num_timesteps, depth=depth)
     total, before = sum(part.num_calls for part in plan), 0
     with listening(listener, "pictures", "evaluations", shown=progress) as told:
@@ -141,6 +143,15 @@ def progressive_pictures(
             if report.folder is not None:
                 found.write(report.folder)
     return found
+
+
+def _kept(folder: Path, num_timesteps: int, listener: RunListener) -> Pictures:
+    """Those of an earlier sitting; none where they are damaged, so that they are made again."""
+    try:
+        return Pictures.read(folder, num_timesteps)
+    except DamagedPicturesError:
+        listener.warn(made_again([PICTURES]))
+        return Pictures()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -11,8 +11,9 @@ from ddpmbench.questions.nll import NllReport
 from ddpmbench.questions.partial import reduce_what_is_left
 from ddpmbench.report import rate_distortion as report
 from ddpmbench.report.card import Card, Draw, Shown
+from ddpmbench.report.checks import check_run
 from ddpmbench.report.tables import RATE_DISTORTION_COLUMNS, SCHEMA
-from ddpmbench.runs.finished import RATE_DISTORTION, FinishedRun
+from ddpmbench.runs.finished import RATE_DISTORTION, SUMMARY, FinishedRun
 from ddpmbench.runs.losses import refuse_losses
 
 
@@ -62,6 +63,7 @@ def rate_distortion(run: NllReport | str | Path, *, partial: bool = False) -> Ra
     else:
         finished = FinishedRun.open(Path(run), option="--run", schema=SCHEMA)
         refuse_losses(finished, option="--run")
+        check_run(finished.summary, finished.path / SUMMARY)
         summary, folder = finished.summary, finished.path
         curve = finished.table(RATE_DISTORTION, RATE_DISTORTION_COLUMNS)
     return RateDistortion(report.summary(curve, summary), curve, folder)

@@ -1,10 +1,11 @@
 """What did a run find? All of it on one page that people can look at."""
 
-import json
+import contextlib
 from functools import partial as partial_of
 from pathlib import Path
 from typing import Any
 
+from ddpmbench.checksums import DamageError, read_json
 from ddpmbench.errors import InputError
 from ddpmbench.files import replacing, writing_to
 from ddpmbench.questions.fidelity_report import report_of_fidelity, report_of_fidelity_comparison
@@ -24,11 +25,17 @@ from ddpmbench.report.figures.sub_schedules import sub_schedules_figure
 from ddpmbench.report.hugging_face import write_hugging_face
 from ddpmbench.report.page import comparison_page, run_page
 from ddpmbench.report.pictures import decoding_figure, generation_figure, interpolation_figure
-from ddpmbench.runs.finished import SUMMARY, FinishedRun, refuse_later
-from ddpmbench.runs.folder import write_figure
+from ddpmbench.runs.finished import SUMMARY, FinishedRun, read_summary, refuse_later
+from ddpmbench.runs.folder import IDENTITY, write_figure
 from ddpmbench.runs.losses import refuse_losses
 
 PAGE = "report.html"
+_WITHOUT_PAGE = {
+    "sample": "its samples are drawn in figures/samples.png, and fid --samples scores them",
+    "speed": "its figures are in figures/",
+    "inspect": "its figure is in figures/",
+}
+"""Commands whose folders are no run's, to where what they hold is shown."""
 _STEPS = {
     "run": "str",
     "t": "int64",
@@ -59,6 +66,7 @@ def write_report(run: str | Path, *, partial: bool = False, progress: bool = Tru
     """
     path = Path(run)
     schema = schema_of(path)
+    _refuse_without_page(path, schema)
     if partial and schema == tables.SCHEMA and (left := reduce_what_is_left(path, option="")):
         path, schema = left.folder, PARTIAL_SCHEMA
     for own in (comparison.SCHEMA, PARTIAL_SCHEMA, fidelity.SCHEMA, comparison_fidelity.SCHEMA):
@@ -79,6 +87,18 @@ def write_report(run: str | Path, *, partial: bool = False, progress: bool = Tru
     with writing_to(path), replacing(path / PAGE) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return path / PAGE
+
+
+def _refuse_without_page(path: Path, schema: str | None) -> None:
+    if schema is None:  # unfinished, or of a command that leaves no summary
+        with contextlib.suppress(DamageError, KeyError):
+            schema = str(read_json(path / IDENTITY)["schema"])
+    kind, _, command = (schema or "").partition("/")[0].partition(".")
+    if kind == "ddpmbench" and command in _WITHOUT_PAGE:
+        raise InputError(
+            f"{path}: is a folder of {command}, which has no page: {_WITHOUT_PAGE[command]}; a "
+            "page is made of a run of nll, rd or fid, and of a comparison"
+        )
 
 
 def _of_run(run: FinishedRun, *, progress: bool) -> str:
@@ -131,8 +151,8 @@ def _figures(contents: RunContents) -> dict[str, Draw]:
 def schema_of(path: Path) -> str | None:
     """What a folder holds; None where whoever opens a run will say what is wrong with it."""
     try:
-        return str(json.loads((path / SUMMARY).read_text(encoding="utf-8"))["schema"])
-    except (OSError, ValueError, TypeError, KeyError):
+        return str(read_json(path / SUMMARY)["schema"])
+    except (DamageError, KeyError):
         return None
 
 
@@ -142,10 +162,10 @@ def summary_of_comparison(path: Path) -> dict[str, Any]:
     Raises:
         InputError: it is damaged.
     """
-    found = json.loads((path / SUMMARY).read_text(encoding="utf-8"))
+    found = read_summary(path)
     check(found, {**checks.COMPARISON, "runs": (list,)}, path / SUMMARY)
     for run in found["runs"]:
         check(run, checks.COMPARED, path / SUMMARY)
     if not found["runs"]:
         raise InputError(f"{path / SUMMARY}: missing or damaged: it compares no run")
-    return dict(found)
+    return found

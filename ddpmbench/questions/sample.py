@@ -1,7 +1,6 @@
 """What does a model make? Samples, as files that others can score."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,11 @@ from ddpmbench.runs.agreement import open_folder, refuse_other_runs
 from ddpmbench.runs.devices import resolve_device
 from ddpmbench.runs.distributed import joined
 from ddpmbench.runs.engine import EngineChoice
-from ddpmbench.runs.finished import ENVIRONMENT, SUMMARY
+from ddpmbench.runs.finished import ENVIRONMENT
 from ddpmbench.runs.first_call import check_first_call
 from ddpmbench.runs.folder import RunFolder, write_figure
 from ddpmbench.runs.generation import Generation, SampleSettings
-from ddpmbench.runs.parts import FolderParts, MemoryParts, PartStore, gathered
+from ddpmbench.runs.parts import FolderParts, MemoryParts, PartStore, gathered, made_again
 from ddpmbench.runs.provenance import environment
 from ddpmbench.runs.quality import PARTS
 from ddpmbench.runs.room import check_room
@@ -139,6 +138,8 @@ def generate_samples(
             ranks=ranks,
         )
         run = generation.run(engine, batch_size=batch_size, ranks=ranks, listener=told)
+        if isinstance(store, FolderParts) and (dropped := ranks.once(store.drop_damaged)):
+            told.warn(made_again(dropped))
         run.compute(num_samples, store)
         report = _report(generation, num_samples, engine.choice, store, folder)
         if folder is not None and ranks.reports:
@@ -152,13 +153,13 @@ def generate_samples(
             }
             record = environment(target, given=command, resolved=resolved)
             write_samples(folder.path / SAMPLES, report.images.pixels, report.images.labels)
-            folder.write_text(ENVIRONMENT, json.dumps(record, indent=2) + "\n")
+            folder.write_json(ENVIRONMENT, record)
             write_figure(
                 folder.path, "samples", *samples_figure(report.images.pixels, report.images.labels)
             )
             if png:
                 write_pngs(folder.path / PNGS, report.images.pixels)
-            folder.write_text(SUMMARY, json.dumps(report.summary, indent=2) + "\n")
+            folder.write_summary(report.summary)
         ranks.wait()
         return report
 

@@ -1,7 +1,6 @@
 """How fast is a model here, and how long would the other questions take?"""
 
 import dataclasses
-import json
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -19,7 +18,7 @@ from ddpmbench.report import speed as report
 from ddpmbench.report.card import Card, Draw, Shown
 from ddpmbench.report.figures.throughput import batch_figure, parts_figure
 from ddpmbench.runs.devices import device_name, resolve_device
-from ddpmbench.runs.finished import ENVIRONMENT, SUMMARY
+from ddpmbench.runs.finished import ENVIRONMENT
 from ddpmbench.runs.first_call import check_first_call
 from ddpmbench.runs.folder import RunFolder, write_figure
 from ddpmbench.runs.generation import Generation, SampleSettings
@@ -237,5 +236,5 @@ def _write(folder: RunFolder, made: SpeedReport, record: dict[str, object]) -> N
     folder.write_frame("predictions.csv", made.predictions)
     for name, draw in made._figures().items():
         write_figure(folder.path, name, *draw())
-    folder.write_text(ENVIRONMENT, json.dumps(record, indent=2) + "\n")
-    folder.write_text(SUMMARY, json.dumps(made.summary, indent=2) + "\n")
+    folder.write_json(ENVIRONMENT, record)
+    folder.write_summary(made.summary)

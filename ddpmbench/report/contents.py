@@ -1,7 +1,6 @@
 """What a finished run's folder holds, for those who look at it."""
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from ddpmbench.checksums import DamageError, read_json
 from ddpmbench.errors import InputError
 from ddpmbench.report import checks
 from ddpmbench.report.checks import check, check_run
@@ -23,6 +23,7 @@ from ddpmbench.runs.finished import (
     SUMMARY,
     FinishedRun,
     density_frame,
+    texts_of,
 )
 from ddpmbench.runs.pictures import Pictures
 
@@ -86,9 +87,9 @@ class RunContents:
         per_timestep = read_table(place / "per_timestep.csv", PER_TIMESTEP)
         curve = read_table(place / RATE_DISTORTION, RATE_DISTORTION_COLUMNS)
         per_image = _table_if_there(place / "per_image.csv", _PER_IMAGE)
-        steps = np.arange(1, run.summary["num_timesteps"] + 1)
+        num_timesteps = run.summary["num_timesteps"]
         for name, table in (("per_timestep.csv", per_timestep), (RATE_DISTORTION, curve)):
-            if not np.array_equal(table.t, steps):
+            if len(table) != num_timesteps or (np.diff(table.t, prepend=0) != 1).any():
                 raise lost(place / name)
         if per_image is not None and len(per_image) != run.summary["num_images"]:
             raise lost(place / "per_image.csv")
@@ -132,10 +133,9 @@ def read_table(path: Path, columns: Mapping[str, str]) -> pd.DataFrame:
         InputError: it is not there, or damaged.
     """
     try:
-        # As text: what reads numbers in pandas rounds the last digit by default.
-        texts = pd.read_csv(path, dtype=str)
+        texts = texts_of(path)
         frame = pd.DataFrame({name: _column(texts[name], kind) for name, kind in columns.items()})
-    except (OSError, ValueError, KeyError) as error:
+    except (ValueError, KeyError) as error:
         raise lost(path) from error
     return frame
 
@@ -184,8 +184,8 @@ def read_environment(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        found = read_json(path)
+    except DamageError as error:
         raise lost(path) from error
     check(found, checks.ENVIRONMENT, path)
     given = found["arguments"].get("given")

@@ -1,7 +1,6 @@
 """What the folder of a finished run of `fid` holds, for those who look at it."""
 
 import dataclasses
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +8,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from ddpmbench.checksums import DamageError, is_whole, read_npz, write_npz
 from ddpmbench.errors import InputError
-from ddpmbench.inputs.image_files import read_npz
+from ddpmbench.inputs import image_files
 from ddpmbench.report import checks
 from ddpmbench.report.checks import check
 from ddpmbench.report.contents import lost, read_environment, read_table
@@ -67,9 +67,8 @@ class NearestImages:
         """
         names = [field.name for field in dataclasses.fields(cls)]
         try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-                found = cls(**{name: archive[name] for name in names})
-        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            found = cls(**read_npz(path, names))
+        except DamageError as error:
             raise lost(path) from error
         if not found._is_whole():
             raise lost(path)
@@ -77,8 +76,7 @@ class NearestImages:
 
     def write(self, path: Path) -> None:
         """Write what `read` reads."""
-        with path.open("wb") as file:
-            np.savez_compressed(file, **dataclasses.asdict(self))
+        write_npz(path, dataclasses.asdict(self), compressed=True)
 
     def _is_whole(self) -> bool:
         kinds = {"samples": "u", "sample": "i", "references": "u", "distance": "f"}
@@ -121,8 +119,10 @@ class FirstSamples:
             InputError: it is damaged.
         """
         try:
-            found = read_npz(path, min(NUM_SHOWN, num_samples))
-        except InputError as error:
+            if is_whole(path) is False:
+                raise lost(path)
+            found = image_files.read_npz(path, min(NUM_SHOWN, num_samples))
+        except (DamageError, InputError) as error:
             raise lost(path) from error
         return cls(found.pixels, found.labels)
 

@@ -5,12 +5,12 @@ the same way, so the choice is kept in its folder.
 """
 
 import dataclasses
-import json
 from functools import partial
 from pathlib import Path
 
 import torch
 
+from ddpmbench.checksums import DamageError, read_json, write_json
 from ddpmbench.files import replacing, writing_to
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.network.precision import Precision
@@ -177,10 +177,10 @@ _FLAGS = ("channels_last", "compiled", "cuda_graph")
 def _read(path: Path, device: torch.device, precision: Precision) -> EngineChoice | None:
     """That of an earlier sitting; None if there was none on such a device, or it is damaged."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
         flags = {name: found[name] for name in _FLAGS}
         is_of_this_kind = found["device"] == device.type
-    except (OSError, ValueError, TypeError, KeyError):
+    except (DamageError, KeyError):
         return None
     if not is_of_this_kind or not all(isinstance(flag, bool) for flag in flags.values()):
         return None
@@ -190,4 +190,4 @@ def _read(path: Path, device: torch.device, precision: Precision) -> EngineChoic
 def _write(path: Path, device: torch.device, choice: EngineChoice) -> None:
     record = {"device": device.type, **dataclasses.asdict(choice)}
     with writing_to(path.parent), replacing(path) as temporary:
-        temporary.write_text(json.dumps(record, indent=2) + "\n")
+        write_json(temporary, record)

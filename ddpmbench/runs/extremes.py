@@ -1,13 +1,13 @@
 """The images that a model predicts best and worst, kept with a run so that they can be shown."""
 
 import dataclasses
-import zipfile
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ddpmbench.checksums import DamageError, read_npz, write_npz
 from ddpmbench.errors import InputError
 from ddpmbench.process.data_range import DataRange
 
@@ -59,9 +59,8 @@ class Extremes:
         """
         names = [field.name for field in dataclasses.fields(cls)]
         try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-                found = cls(**{name: archive[name] for name in names})
-        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            found = cls(**read_npz(path, names))
+        except DamageError as error:
             raise _lost(path) from error
         sizes = {len(getattr(found, name)) for name in names}
         pixels = (found.best_pixels, found.worst_pixels)
@@ -71,8 +70,7 @@ class Extremes:
 
     def write(self, path: Path) -> None:
         """Write what `read` reads."""
-        with path.open("wb") as file:
-            np.savez_compressed(file, **dataclasses.asdict(self))
+        write_npz(path, dataclasses.asdict(self), compressed=True)
 
 
 def _lost(path: Path) -> InputError:

@@ -2,9 +2,8 @@
 
 import contextlib
 import dataclasses
-import json
+import math
 import os
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,20 +13,30 @@ import pandas as pd
 from numpy.typing import NDArray
 from packaging.version import InvalidVersion, Version
 
+from ddpmbench.checksums import (
+    CHECKSUMS,
+    DamageError,
+    checksum,
+    read_json,
+    read_npz,
+    write_npz,
+)
 from ddpmbench.errors import InputError
 from ddpmbench.likelihood.design import EveryPair
 from ddpmbench.likelihood.regression import Predictions
 from ddpmbench.likelihood.warp import RotatedWarp
-from ddpmbench.runs.folder import IDENTITY
+from ddpmbench.runs.folder import IDENTITY, tag
 from ddpmbench.runs.shards import Shards
 from ddpmbench.version import __version__
 
 SUMMARY, RATE_DISTORTION = "summary.json", "rate_distortion.csv"
 PER_IMAGE, ENVIRONMENT = "per_image.csv", "environment.json"
 DENSITY, PREDICTIONS = "warp.csv", "predictions.npz"
+_MOST = 2**31
 _PARTS = ("rows", "totals", "steps")
 _NEEDED = {
     "ddpmbench.fid": ("name", "fid", "num_generated", "protocol", "references", "samples"),
+    "ddpmbench.sample": ("num_samples", "sha256", "sampler", "checkpoint", "seed"),
 }
 """What a summary must hold, by the kind of its schema; of all others what follows."""
 _NEEDED_OF_BOUND = (
@@ -74,20 +83,24 @@ class FinishedRun:
                 raise InputError(f"{named}: the run is unfinished; run its command again first")
             raise InputError(f"{named}: holds no run of ddpmbench; name what --out of a run named")
         try:
-            summary = json.loads((path / SUMMARY).read_text(encoding="utf-8"))
+            summary = read_json(path / SUMMARY)
             found = summary["schema"]
             needed = _NEEDED.get(schema.partition("/")[0], _NEEDED_OF_BOUND)
             complete = found != schema or set(needed) <= set(summary)
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (DamageError, KeyError) as error:
             raise InputError(f"{named}: {SUMMARY} is damaged; run its command again") from error
         refuse_later(found, schema, named=named)
         if found != schema:
             raise InputError(f"{named}: is a run of {found}, not of {schema}; name another folder")
+        summary.pop(CHECKSUMS, None)
         run = cls(path, summary)
         refuse_later(run.identity.get("schema"), schema, named=named)
         run._refuse_newer(named)
+        complete = complete and _has_plausible_counts(summary)
         if not complete:
-            raise InputError(f"{named}: {SUMMARY} is of another version; run its command again")
+            raise InputError(
+                f"{named}: {SUMMARY} is damaged or of another version; run its command again"
+            )
         return run
 
     def _refuse_newer(self, named: str) -> None:
@@ -116,9 +129,8 @@ class FinishedRun:
         found = self.identity.get("ddpmbench")
         if found is None:
             # A published result has no run.json.
-            with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-                record = json.loads((self.path / ENVIRONMENT).read_text(encoding="utf-8"))
-                found = record["versions"]["ddpmbench"]
+            with contextlib.suppress(DamageError, TypeError, KeyError):
+                found = read_json(self.path / ENVIRONMENT)["versions"]["ddpmbench"]
         return None if found is None else str(found)
 
     @property
@@ -126,9 +138,9 @@ class FinishedRun:
         """The object of `run.json`; empty where only the result was kept."""
         path = self.path / IDENTITY
         try:
-            return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
-        except (OSError, ValueError, TypeError) as error:
-            raise InputError(f"{path}: damaged; run the command of its folder again") from error
+            return read_json(path) if path.exists() else {}
+        except DamageError as error:
+            raise InputError(f"{path}: damaged; run its command again with a new --out") from error
 
     @property
     def design(self) -> EveryPair | RotatedWarp:
@@ -154,7 +166,7 @@ class FinishedRun:
             raise InputError(
                 f"{self.path}: has no shards; run its command again with a new --out, and name that"
             )
-        return Shards(folder, name)
+        return Shards(folder, name, run=tag(self.path))
 
     def table(self, name: str, columns: Mapping[str, str]) -> pd.DataFrame:
         """A table of the folder with one row a step.
@@ -168,9 +180,11 @@ class FinishedRun:
         """
         path = self.path / name
         try:
-            frame = _as_written(path).astype(columns)[list(columns)]
-        except (OSError, ValueError, KeyError) as error:
+            frame = texts_of(path).map(float).astype(columns)[list(columns)]
+        except (ValueError, KeyError) as error:
             raise _lost(path) from error
+        if len(frame) != self.summary["num_timesteps"]:
+            raise _lost(path)
         if not np.array_equal(frame.t, np.arange(1, self.summary["num_timesteps"] + 1)):
             raise _lost(path)
         return frame
@@ -185,8 +199,8 @@ class FinishedRun:
         if not path.exists():
             return None
         try:
-            prior = pd.read_csv(path, dtype=str)["prior"].map(float).to_numpy()
-        except (OSError, ValueError, KeyError) as error:
+            prior = texts_of(path)["prior"].map(float).to_numpy()
+        except (ValueError, KeyError) as error:
             raise _lost(path) from error
         if len(prior) != self.summary["num_images"] or not np.isfinite(prior).all():
             raise _lost(path)
@@ -202,12 +216,12 @@ class FinishedRun:
         if not path.exists():
             raise InputError(f"{self.path}: has no {DENSITY}; it is no run of rotated-warp")
         try:
-            density = _as_written(path)["density"].to_numpy()
-        except (OSError, ValueError, KeyError) as error:
-            raise InputError(f"{path}: damaged; run the command of its folder again") from error
+            density = texts_of(path)["density"].map(float).to_numpy()
+        except (ValueError, KeyError) as error:
+            raise _lost(path) from error
         is_whole = len(density) == self.summary["num_timesteps"] - 1
         if not is_whole or not (density > 0).all() or abs(density.sum() - 1) > 1e-9:
-            raise InputError(f"{path}: damaged; run the command of its folder again")
+            raise _lost(path)
         return density
 
     def predictions(self) -> Predictions:
@@ -218,9 +232,8 @@ class FinishedRun:
         """
         path = self.path / PREDICTIONS
         try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-                parts = {name: archive[name] for name in _PARTS}
-        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            parts = read_npz(path, _PARTS)
+        except DamageError as error:
             raise _lost(path) from error
         rotations = self.summary["sampling"]["rotations"]
         of_rows = (rotations, self.summary["num_images"])
@@ -228,6 +241,18 @@ class FinishedRun:
         if [parts[name].shape for name in _PARTS] != [of_rows, of_rows, of_steps]:
             raise _lost(path)
         return Predictions(**parts)
+
+
+def _has_plausible_counts(summary: Mapping[str, Any]) -> bool:
+    """Whether what a summary counts can be counted: tables are made that long."""
+    names = ("num_images", "num_timesteps", "num_generated", "num_samples")
+    sampling = summary.get("sampling")
+    inner = sampling if isinstance(sampling, dict) else {}
+    counts = [summary[name] for name in names if name in summary]
+    counts += [inner[name] for name in ("draws", "rotations") if name in inner]
+    return all(type(count) is int and 0 < count < _MOST for count in counts) and (
+        math.prod(counts) < _MOST**2
+    )
 
 
 def refuse_later(found: object, schema: str, *, named: str) -> None:
@@ -250,10 +275,33 @@ def refuse_later(found: object, schema: str, *, named: str) -> None:
         )
 
 
-def _as_written(path: Path) -> pd.DataFrame:
-    """Numbers with all their digits."""
-    # As text: what reads numbers in pandas rounds the last digit by default.
-    return pd.read_csv(path, dtype=str).map(float)
+def read_summary(folder: Path) -> dict[str, Any]:
+    """The object of a folder's `summary.json`.
+
+    Raises:
+        InputError: it is not there, or damaged.
+    """
+    try:
+        return read_json(folder / SUMMARY)
+    except DamageError as error:
+        raise _lost(folder / SUMMARY) from error
+
+
+def texts_of(path: Path) -> pd.DataFrame:
+    """A csv of a run folder as it was written: of every number all digits.
+
+    Raises:
+        InputError: it is not there or damaged, or not that of the `summary.json` beside it.
+    """
+    try:
+        found = checksum(path)
+        known = read_json(path.parent / SUMMARY).get(CHECKSUMS)
+        if known is not None and known.get(path.name) != found:
+            raise _lost(path)
+        # As text: what reads numbers in pandas rounds the last digit by default.
+        return pd.read_csv(path, dtype=str)
+    except (DamageError, OSError, ValueError) as error:
+        raise _lost(path) from error
 
 
 def _lost(path: Path) -> InputError:
@@ -262,8 +310,7 @@ def _lost(path: Path) -> InputError:
 
 def write_predictions(path: Path, predictions: Predictions) -> None:
     """Write what `FinishedRun.predictions` reads."""
-    with path.open("wb") as file:
-        np.savez(file, **{name: getattr(predictions, name) for name in _PARTS})
+    write_npz(path, {name: getattr(predictions, name) for name in _PARTS})
 
 
 def density_frame(density: NDArray[np.float64]) -> pd.DataFrame:

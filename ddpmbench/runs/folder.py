@@ -1,17 +1,17 @@
 """The run folder: what a run is, its shards and its tables."""
 
 import contextlib
-import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from ddpmbench.checksums import CHECKSUMS, DamageError, checksum, read_json, write_json
 from ddpmbench.errors import InputError
-from ddpmbench.files import replacing, writing_to
-from ddpmbench.runs.shards import Shards
+from ddpmbench.files import is_temporary, replacing, writing_to
+from ddpmbench.runs.shards import Shards, drop_damaged
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,6 +40,7 @@ class RunFolder:
             InputError: the path is no folder, holds something else, or cannot be written.
         """
         self.path = path
+        self._tables: dict[str, str] = {}
         with writing_to(path):
             if path.exists() and not path.is_dir():
                 raise InputError(f"--out {path}: is a file; name a folder")
@@ -51,14 +52,23 @@ class RunFolder:
                 )
             path.mkdir(parents=True, exist_ok=True)
             if not (path / IDENTITY).exists():
-                self.write_text(IDENTITY, json.dumps(identity, indent=2) + "\n")
+                self.write_json(IDENTITY, identity)
             _remove_leftovers(path)
 
     def shards(self, name: str) -> Shards:
         """The terms of the rows of this name."""
         with writing_to(self.path):
             (self.path / "shards").mkdir(exist_ok=True)
-        return Shards(self.path / "shards", name)
+        return Shards(self.path / "shards", name, run=self._run)
+
+    def drop_damaged_shards(self) -> list[str]:
+        """Remove the shards that cannot be used; what is wrong with each, after its name."""
+        folder = self.path / "shards"
+        return drop_damaged(folder, self._run) if folder.is_dir() else []
+
+    @property
+    def _run(self) -> str:
+        return tag(self.path) or ""
 
     def refuse_more(self, name: str, count: int) -> None:
         """Refuse to replace a result by that of fewer samples.
@@ -71,8 +81,8 @@ class RunFolder:
             InputError: the result in the folder is of more.
         """
         try:
-            found = json.loads((self.path / "summary.json").read_text(encoding="utf-8"))[name]
-        except (OSError, ValueError, TypeError, KeyError):
+            found = read_json(self.path / "summary.json").get(name)
+        except DamageError:
             return  # unfinished, or to be written again
         if isinstance(found, int) and found > count:
             raise InputError(
@@ -80,10 +90,15 @@ class RunFolder:
                 "name a new folder"
             )
 
-    def write_text(self, name: str, text: str) -> None:
-        """Write a text file atomically."""
+    def write_json(self, name: str, record: Mapping[str, Any]) -> None:
+        """Write a record with its checksum, atomically."""
         with self.replacing(name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+            write_json(temporary, record)
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Write `summary.json`, which names the checksums of the tables written before it."""
+        with self.replacing("summary.json") as temporary:
+            write_json(temporary, summary, self._tables)
 
     @contextlib.contextmanager
     def replacing(self, name: str) -> Iterator[Path]:
@@ -95,6 +110,21 @@ class RunFolder:
         """Write a table as csv, atomically; floating point numbers keep all their digits."""
         with self.replacing(name) as temporary:
             frame.to_csv(temporary, index=False)
+            self._tables[name] = checksum(temporary)
+
+
+def tag(path: Path) -> str | None:
+    """What the shards of a run folder name their run by; None where the folder has no `run.json`.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    if not (path / IDENTITY).exists():
+        return None
+    try:
+        return checksum(path / IDENTITY)
+    except DamageError as error:
+        raise InputError(f"{path / IDENTITY}: cannot be read ({error})") from error
 
 
 def write_figure(folder: Path, name: str, figure: "Figure", numbers: pd.DataFrame) -> None:
@@ -137,12 +167,12 @@ def write_figure(folder: Path, name: str, figure: "Figure", numbers: pd.DataFram
 
 def _is_foreign(path: Path) -> bool:
     """Whether a file is none that a run killed at its very start can have left."""
-    return path.suffix != ".tmp" and not (path.name == "shards" and not any(path.iterdir()))
+    return not is_temporary(path) and not (path.name == "shards" and not any(path.iterdir()))
 
 
 def _remove_leftovers(path: Path) -> None:
     """Remove what killed runs were writing; a file that is being written now is younger."""
-    for leftover in path.rglob("*.tmp"):
+    for leftover in filter(is_temporary, path.rglob("*.tmp")):
         with contextlib.suppress(FileNotFoundError):
             if time.time() - leftover.stat().st_mtime > LEFTOVER_SECONDS:
                 leftover.unlink()
@@ -150,9 +180,13 @@ def _remove_leftovers(path: Path) -> None:
 
 def _refuse_another_run(path: Path, identity: dict[str, Any]) -> None:
     try:
-        found = dict(json.loads((path / IDENTITY).read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise InputError(f"--out {path}: {IDENTITY} is damaged; name a new folder") from error
+        found = read_json(path / IDENTITY)
+    except DamageError as error:
+        raise InputError(
+            f"--out {path}: {IDENTITY} is damaged ({error}), so that nobody can tell which run "
+            "the folder holds; name a new folder"
+        ) from error
+    found.pop(CHECKSUMS, None)
     for name in [*identity, *found]:
         if found.get(name) != identity.get(name):
             raise InputError(

@@ -46,8 +46,8 @@ def find_losses(run: FinishedRun, *, design: Design | None = None) -> Losses | N
 
     Args:
         run: the run.
-        design: None looks at the names and the footers of the files, which takes no time; the
-            rows of the run reads all of them, and sees what else is damaged.
+        design: None takes the word of the files' checksums; the rows of the run holds what is in
+            them against it.
 
     Returns:
         What is gone; None where nothing is.
@@ -71,12 +71,13 @@ def find_losses(run: FinishedRun, *, design: Design | None = None) -> Losses | N
     )
 
 
-def refuse_losses(run: FinishedRun, *, option: str) -> None:
+def refuse_losses(run: FinishedRun, *, option: str, has_partial: bool = True) -> None:
     """Refuse a run of which rows are gone.
 
     Args:
         run: the run.
         option: how the user named it.
+        has_partial: whether the command has `--partial`.
 
     Raises:
         InputError: some are; it names them.
@@ -88,12 +89,10 @@ def refuse_losses(run: FinishedRun, *, option: str) -> None:
     if any(EARLIER in fault for fault in losses.faults.values()):
         remedy = "run its command again with a new --out"
     else:
-        first = "delete the damaged files and " if losses.faults else ""
-        remedy = f"{first}run its command again with --out {run.path} to compute them again"
-    raise InputError(
-        f"{named}: not all of its shards are whole: {losses.named}; {remedy}, or see what the "
-        "rest says with --partial"
-    )
+        remedy = f"run its command again with --out {run.path} to compute them again"
+    if has_partial:
+        remedy += ", or see what the rest says with --partial"
+    raise InputError(f"{named}: not all of its shards are whole: {losses.named}; {remedy}")
 
 
 def usable(run: FinishedRun, faults: dict[str, str]) -> Shards:

@@ -1,14 +1,13 @@
 """Arrays that come in parts: what is made of image i lies at position i, whoever made it.
 
 A part is an npz file named by its positions. Whatever is on disk is whole, because every file is
-written beside its place and then moved there, and an npz tells when it is damaged; so a run that
-was killed goes on with the positions that no part covers.
+written beside its place and then moved there; so a run that was killed goes on with the positions
+that no part covers. A part holds its checksum and its first position: one that has changed since is
+none.
 """
 
 import itertools
 import re
-import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddpmbench.array_store import store
+from ddpmbench.checksums import DamageError, read_npz, write_npz
 from ddpmbench.errors import InputError
 from ddpmbench.files import replacing, writing_to
 from ddpmbench.runs.positions import gaps_between, wait_until_there
@@ -25,9 +25,9 @@ Arrays = dict[str, NDArray[Any]]
 
 MOST_POSITIONS = 10**9
 """Which the names of parts have no digits for."""
-_SECONDS, _DEVICE = "part_seconds", "part_device"
+_NAMED = 3  # damaged files in a message
+_SECONDS, _DEVICE, _START = "part_seconds", "part_device", "part_start"
 _NAME = re.compile(r"(\d{9})-(\d{9})\.npz")
-_DAMAGE = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error)
 
 
 class PartStore(Protocol):
@@ -101,11 +101,15 @@ class FolderParts:
             InputError: the folder cannot be written.
         """
         path = self.folder / f"{start:09d}-{start + _length(arrays):09d}.npz"
-        record = {_SECONDS: np.float64(seconds), _DEVICE: np.str_(device)}
+        record = {
+            _SECONDS: np.float64(seconds),
+            _DEVICE: np.str_(device),
+            _START: np.int64(start),
+        }
         with writing_to(self.folder.parent, self._option):
             self.folder.mkdir(parents=True, exist_ok=True)
-            with replacing(path) as temporary, temporary.open("wb") as file:
-                np.savez(file, **arrays, **record)  # type: ignore[arg-type]
+            with replacing(path) as temporary:
+                write_npz(temporary, {**arrays, **record})
 
     def missing(self, length: int) -> list[tuple[int, int]]:
         """The gaps: ranges of positions below `length` that no part covers."""
@@ -123,7 +127,7 @@ class FolderParts:
             first, last = max(start, covered), min(stop, length)
             if first >= last:
                 continue
-            arrays = self._read(path, stop - start)
+            arrays = self._read(path, start, stop)
             covered = last
             yield {name: array[first - start : last - start] for name, array in arrays.items()}
 
@@ -135,13 +139,24 @@ class FolderParts:
         """Where they were made."""
         return {str(self._record(path)[_DEVICE]) for *_, path in self._ranges(length)}
 
-    def drop_damaged(self) -> None:
-        """Remove the parts that cannot be read, so that they are made again."""
+    def drop_damaged(self) -> list[str]:
+        """Remove the parts that cannot be used, so that they are made again.
+
+        Returns:
+            Their names.
+
+        Raises:
+            InputError: the folder cannot be written.
+        """
+        dropped = []
         for start, stop, path in self._ranges(MOST_POSITIONS):
             try:
-                self._read(path, stop - start)
+                self._read(path, start, stop)
             except InputError:
-                path.unlink(missing_ok=True)
+                with writing_to(self.folder.parent, self._option):
+                    path.unlink(missing_ok=True)
+                dropped.append(f"{self.folder.name}/{path.name}")
+        return dropped
 
     def _ranges(self, length: int) -> list[tuple[int, int, Path]]:
         """Of every part that begins below `length`, in order, the longer of two first."""
@@ -153,26 +168,17 @@ class FolderParts:
                     found.append((start, stop, path))
         return sorted(found, key=lambda part: (part[0], -part[1]))
 
-    def _read(self, path: Path, length: int) -> Arrays:
-        arrays = self._load(path)
-        for name in (_SECONDS, _DEVICE):
-            del arrays[name]
-        if not arrays or any(array.shape[:1] != (length,) for array in arrays.values()):
+    def _read(self, path: Path, start: int, stop: int) -> Arrays:
+        arrays = _load(path)
+        record = {name: arrays.pop(name, None) for name in (_SECONDS, _DEVICE, _START)}
+        lengths = {array.shape[:1] for array in arrays.values()}
+        is_whole = all(value is not None for value in record.values())
+        if not is_whole or record[_START] != start or lengths != {(stop - start,)}:
             raise _damaged(path)
         return arrays
 
     def _record(self, path: Path) -> Arrays:
-        return self._load(path, (_SECONDS, _DEVICE))
-
-    def _load(self, path: Path, names: tuple[str, ...] | None = None) -> Arrays:
-        try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in names or archive.files}
-        except _DAMAGE as error:
-            raise _damaged(path) from error
-        if not {_SECONDS, _DEVICE} <= set(arrays):
-            raise _damaged(path)
-        return arrays
+        return _load(path, (_SECONDS, _DEVICE))
 
 
 def gathered(kept: PartStore, name: str, length: int) -> NDArray[Any]:
@@ -186,6 +192,17 @@ def gathered(kept: PartStore, name: str, length: int) -> NDArray[Any]:
     first = next(parts)
     shape = (length, *first.shape[1:])
     return store(shape, itertools.chain([first], parts), first.dtype.type)
+
+
+def made_again(dropped: list[str]) -> str:
+    """That damaged files of a run were removed, in a line.
+
+    Args:
+        dropped: their names, with what was wrong if it is known.
+    """
+    more = len(dropped) - _NAMED
+    named = ", ".join(dropped[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+    return f"damaged since the last run, and now computed again: {named}"
 
 
 def blocks(gaps: list[tuple[int, int]], rows: int) -> list[tuple[int, int]]:
@@ -205,5 +222,12 @@ def _length(arrays: Arrays) -> int:
     return len(next(iter(arrays.values())))
 
 
+def _load(path: Path, names: tuple[str, ...] | None = None) -> Arrays:
+    try:
+        return read_npz(path, names, must_be_sealed=True)
+    except DamageError as error:
+        raise _damaged(path) from error
+
+
 def _damaged(path: Path) -> InputError:
-    return InputError(f"{path}: damaged; delete it, and run the command of its folder again")
+    return InputError(f"{path}: damaged; run the command of its folder again to make it again")

@@ -1,13 +1,12 @@
 """The pictures of a run folder: all that it takes to draw them again without the network."""
 
 import dataclasses
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
+from ddpmbench.checksums import DamageError, read_npz, write_npz
 from ddpmbench.errors import InputError
 from ddpmbench.files import replacing, writing_to
 from ddpmbench.quality.pictures import Interpolation, ProgressiveDecoding, ProgressiveGeneration
@@ -17,18 +16,11 @@ PICTURES = "pictures.npz"
 
 Record = TypeVar("Record", ProgressiveDecoding, ProgressiveGeneration, Interpolation)
 
-_DAMAGE = (
-    OSError,
-    EOFError,
-    ValueError,
-    TypeError,
-    IndexError,
-    KeyError,
-    MemoryError,
-    NotImplementedError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
+_DAMAGE = (DamageError, ValueError, TypeError, LookupError)
+
+
+class DamagedPicturesError(InputError):
+    """The file of a run's pictures cannot be read as it was written."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -76,16 +68,15 @@ class Pictures:
         if not path.exists():
             return cls()
         try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in archive.files}
+            arrays = read_npz(path)
             found = cls(
                 _record(ProgressiveDecoding, "decoding", arrays),
                 _record(ProgressiveGeneration, "generation", arrays),
                 _record(Interpolation, "interpolation", arrays),
             )
         except _DAMAGE as error:
-            raise InputError(
-                f"{path}: damaged; delete it, and run the command of its folder again"
+            raise DamagedPicturesError(
+                f"{path}: damaged; run rd with the options of its folder again to make it again"
             ) from error
         if not found._steps <= {num_timesteps}:
             raise InputError(f"{path}: is that of another run; delete it")
@@ -102,12 +93,8 @@ class Pictures:
             record = getattr(self, kind.name)
             for field in dataclasses.fields(record) if record is not None else ():
                 arrays[f"{kind.name}.{field.name}"] = getattr(record, field.name)
-        with (
-            writing_to(folder),
-            replacing(folder / PICTURES) as temporary,
-            temporary.open("wb") as out,
-        ):
-            np.savez_compressed(out, **arrays)
+        with writing_to(folder), replacing(folder / PICTURES) as temporary:
+            write_npz(temporary, arrays, compressed=True)
 
 
 def _record(kind: type[Record], name: str, arrays: dict[str, Any]) -> Record | None:

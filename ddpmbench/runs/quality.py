@@ -21,7 +21,7 @@ from ddpmbench.runs.distributed import Ranks
 from ddpmbench.runs.engine import Engine
 from ddpmbench.runs.features import BATCH_SHAPE, FeaturesRun, reference_store
 from ddpmbench.runs.generation import Generation
-from ddpmbench.runs.parts import FolderParts, MemoryParts, PartStore, gathered
+from ddpmbench.runs.parts import FolderParts, MemoryParts, PartStore, gathered, made_again
 from ddpmbench.runs.parts_run import PartsRun
 from ddpmbench.runs.rows import RunListener
 from ddpmbench.runs.samples import SAMPLES, SamplesRun
@@ -87,11 +87,15 @@ class QualityStores:
         ]
         return cls(store(PARTS), store(FEATURES), tuple(of_references))
 
-    def drop_damaged_references(self) -> None:
-        """Forget what is damaged of the references: it is a cache, and made again."""
-        for store in self.references:
-            if isinstance(store, FolderParts):
-                store.drop_damaged()
+    def drop_damaged(self) -> list[str]:
+        """Remove the parts that cannot be used, so that they are made again; their names."""
+        stores = (self.samples, self.features, *self.references)
+        return [
+            name
+            for store in stores
+            if isinstance(store, FolderParts)
+            for name in store.drop_damaged()
+        ]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -145,7 +149,8 @@ class QualityRun:
             InputError: a sample or a feature is not finite; or see `PartsRun.compute`.
             ProcessLostError: another process has stopped.
         """
-        self.ranks.once(stores.drop_damaged_references)
+        if dropped := self.ranks.once(stores.drop_damaged):
+            told.warn(made_again(dropped))
         if self.ranks.reports:
             self._tell_cost(engine, stores, told)
         images = self._samples(engine, stores.samples, told)

@@ -10,6 +10,7 @@ import torch
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from ddpmbench.checksums import seal
 from ddpmbench.errors import InputError
 from ddpmbench.files import replacing, writing_to
 from ddpmbench.inputs.checkpoints.own_code import own_errors
@@ -92,19 +93,17 @@ def write_samples(path: Path, pixels: Pixels, labels: NDArray[np.int64] | None) 
     count, channels, height, width = pixels.shape
     header = npy.header_data_from_array_1_0(pixels[:0])
     header |= {"shape": (count, height, width, channels), "fortran_order": False}
-    with (
-        writing_to(path.parent),
-        replacing(path) as temporary,
-        zipfile.ZipFile(temporary, "w") as archive,
-    ):
-        with archive.open(zipfile.ZipInfo("arr_0.npy"), "w", force_zip64=True) as file:
-            npy.write_array_header_1_0(file, header)
-            for start in range(0, count, _CHUNK):
-                part = pixels[start : start + _CHUNK].transpose(0, 2, 3, 1)
-                file.write(np.ascontiguousarray(part).tobytes())
-        if labels is not None:
-            with archive.open(zipfile.ZipInfo("arr_1.npy"), "w", force_zip64=True) as file:
-                npy.write_array(file, labels, allow_pickle=False)
+    with writing_to(path.parent), replacing(path) as temporary:
+        with zipfile.ZipFile(temporary, "w") as archive:
+            with archive.open(zipfile.ZipInfo("arr_0.npy"), "w", force_zip64=True) as file:
+                npy.write_array_header_1_0(file, header)
+                for start in range(0, count, _CHUNK):
+                    part = pixels[start : start + _CHUNK].transpose(0, 2, 3, 1)
+                    file.write(np.ascontiguousarray(part).tobytes())
+            if labels is not None:
+                with archive.open(zipfile.ZipInfo("arr_1.npy"), "w", force_zip64=True) as file:
+                    npy.write_array(file, labels, allow_pickle=False)
+        seal(temporary)
 
 
 def write_pngs(folder: Path, pixels: Pixels) -> None:

@@ -2,7 +2,9 @@
 
 A shard is a parquet file named by the positions of its rows in the design. Whatever is on disk is
 whole, because every file is written beside its place and then moved there; so a run that was
-killed goes on with the positions that no shard covers, whoever computed the others.
+killed goes on with the positions that no shard covers, whoever computed the others. A shard holds
+its checksum, its first position and the run that it is of: one that has changed since, or came from
+elsewhere, is none.
 """
 
 import re
@@ -14,14 +16,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ddpmbench.checksums import DamageError, is_whole, seal
 from ddpmbench.errors import InputError
 from ddpmbench.files import replacing, writing_to
 from ddpmbench.likelihood.design import Design
 from ddpmbench.likelihood.terms import VALUE_COLUMNS, Rows, TermTable
 from ddpmbench.runs.positions import gaps_between
 
-_SECONDS, _DEVICE = b"seconds", b"device"
+_SECONDS, _DEVICE, _START, _RUN = b"seconds", b"device", b"start", b"run"
 _ADDRESS = ("image", "t", "draw")
+_FINITE = ("nats", "x_start_mse", "eps_mse")
+_ELSEWHERE = "is of another run"
+_ANY = re.compile(r".+-(\d{12})-(\d{12})\.parquet")
 EARLIER = "an earlier version wrote it"
 """Said of a shard without some of the columns."""
 
@@ -85,15 +91,24 @@ class MemoryTerms:
 class Shards:
     """The shards of one sequence of rows in a folder; several processes may add to them."""
 
-    def __init__(self, folder: Path, name: str, *, without: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        *,
+        run: str | None = None,
+        without: Collection[str] = (),
+    ) -> None:
         """Look at a folder that exists.
 
         Args:
             folder: holds the shards.
             name: the first part of their names.
+            run: which run they are of, as `RunFolder.tag` has it; None where it is not known.
             without: files that count as not there.
         """
         self._folder, self._name, self._without = folder, name, frozenset(without)
+        self._run = run
         self._pattern = re.compile(re.escape(name) + r"-(\d{12})-(\d{12})\.parquet")
 
     def save(self, start: int, table: TermTable, *, seconds: float, device: str) -> None:
@@ -110,11 +125,17 @@ class Shards:
         """
         columns = {name: getattr(table.rows, name) for name in _ADDRESS}
         arrow = pa.table({**columns, **table.values})
-        metadata = {_SECONDS: repr(seconds).encode(), _DEVICE: device.encode()}
+        metadata = {
+            _SECONDS: repr(seconds).encode(),
+            _DEVICE: device.encode(),
+            _START: str(start).encode(),
+            _RUN: (self._run or "").encode(),
+        }
         arrow = arrow.replace_schema_metadata(metadata)
         path = self._folder / self.name_of(start, start + len(table))
         with writing_to(self._folder.parent), replacing(path) as temporary:
             pq.write_table(arrow, temporary)
+            seal(temporary)
 
     def missing(self, length: int) -> list[tuple[int, int]]:
         """The gaps: ranges of positions below `length` that no shard covers."""
@@ -143,7 +164,8 @@ class Shards:
 
     def without(self, names: Collection[str]) -> "Shards":
         """The same shards but for these files, which count as not there."""
-        return Shards(self._folder, self._name, without=self._without.union(names))
+        without = self._without.union(names)
+        return Shards(self._folder, self._name, run=self._run, without=without)
 
     def faults(
         self, length: int, columns: Sequence[str], *, design: Design | None = None
@@ -153,15 +175,15 @@ class Shards:
         Args:
             length: the positions are below it.
             columns: the values that are needed.
-            design: None looks at the files' footers, which takes no time; a design of that length
-                reads the files, and holds the rows in them against its own.
+            design: None takes the word of the files' checksums; a design of that length holds the
+                rows in them against its own.
 
         Returns:
             What is wrong with each, by the name of its file.
         """
         faults = {}
         for start, stop, path in self._ranges(length):
-            fault = _fault(path, stop - start, columns)
+            fault = _fault(path, range(start, stop), columns, self._run)
             if fault is None and design is not None:
                 fault = _fault_inside(path, design, range(start, stop), columns)
             if fault is not None:
@@ -184,8 +206,10 @@ class Shards:
         return {_metadata(path)[_DEVICE].decode() for _, _, path in self._ranges(length)}
 
     def _ranges(self, length: int) -> list[tuple[int, int, Path]]:
-        with writing_to(self._folder.parent):
+        try:
             matches = [(self._pattern.fullmatch(p.name), p) for p in self._folder.iterdir()]
+        except OSError as error:
+            raise InputError(f"{self._folder}: cannot be read ({error.strerror})") from error
         ranges = sorted(
             (int(m[1]), int(m[2]), path)
             for m, path in matches
@@ -194,15 +218,54 @@ class Shards:
         return [found for found in ranges if found[0] < length]
 
 
+def drop_damaged(folder: Path, run: str) -> list[str]:
+    """Remove the shards that cannot be used, so that their rows are computed again.
+
+    Args:
+        folder: holds shards.
+        run: which run they must be of.
+
+    Returns:
+        What is wrong with each, after its name.
+
+    Raises:
+        InputError: the folder cannot be written, or has a shard of another run.
+    """
+    dropped = []
+    with writing_to(folder.parent):
+        for path in sorted(folder.iterdir()):
+            if match := _ANY.fullmatch(path.name):
+                start, stop = map(int, match.groups())
+                if fault := _fault(path, range(start, stop), VALUE_COLUMNS, run):
+                    if fault == _ELSEWHERE:
+                        raise InputError(f"{path}: {fault}; move it out of the folder")
+                    path.unlink()
+                    dropped.append(f"{path.name} {fault}")
+    return dropped
+
+
 def _metadata(path: Path) -> dict[bytes, bytes]:
+    _refuse_damaged(path)
     try:
-        metadata: dict[bytes, bytes] = pq.read_schema(path).metadata
+        metadata: dict[bytes, bytes] | None = pq.read_schema(path).metadata
     except (pa.ArrowException, OSError) as error:
         raise _damaged(path) from error
+    if not metadata or not {_SECONDS, _DEVICE} <= set(metadata):
+        raise _damaged(path)
     return metadata
 
 
+def _refuse_damaged(path: Path) -> None:
+    try:
+        whole = is_whole(path)
+    except DamageError as error:
+        raise _damaged(path) from error
+    if not whole:
+        raise _damaged(path)
+
+
 def _read(path: Path, length: int, columns: Sequence[str]) -> TermTable:
+    _refuse_damaged(path)
     try:
         arrow = pq.read_table(path, columns=[*_ADDRESS, *columns])
         rows = Rows(*(arrow[name].to_numpy() for name in _ADDRESS))
@@ -210,22 +273,34 @@ def _read(path: Path, length: int, columns: Sequence[str]) -> TermTable:
     except (pa.ArrowException, OSError, KeyError) as error:
         raise _damaged(path) from error
     if len(table) != length:
-        raise InputError(
-            f"{path}: does not hold the rows it names; delete this shard and run the command again"
-        )
+        raise _damaged(path)
+    finite = [table.values[name] for name in columns if name in _FINITE]
+    if not all(np.isfinite(values).all() for values in finite):
+        raise _damaged(path)
     return table
 
 
-def _fault(path: Path, length: int, columns: Sequence[str]) -> str | None:
+def _fault(path: Path, positions: range, columns: Sequence[str], run: str | None) -> str | None:
+    try:
+        whole = is_whole(path)
+    except DamageError as error:
+        return f"cannot be read ({error})"
+    if not whole:
+        return "is damaged"
     try:
         footer = pq.read_metadata(path)
     except (pa.ArrowException, OSError):
-        return "is truncated or unreadable"
+        return "is damaged"
     lacks = [name for name in (*_ADDRESS, *columns) if name not in footer.schema.names]
     if lacks:
         return f"lacks {', '.join(lacks)}: {EARLIER}"
-    if footer.num_rows != length:
-        return f"holds {footer.num_rows} rows, not {length}"
+    if footer.num_rows != len(positions):
+        return f"holds {footer.num_rows} rows, not {len(positions)}"
+    metadata = footer.metadata or {}
+    if metadata.get(_START) != str(positions.start).encode():
+        return "holds other rows than its name says"
+    if run is not None and metadata.get(_RUN) != run.encode():
+        return _ELSEWHERE
     return None
 
 
@@ -245,4 +320,4 @@ def _fault_inside(
 
 
 def _damaged(path: Path) -> InputError:
-    return InputError(f"{path}: damaged; delete this shard and run the command again")
+    return InputError(f"{path}: damaged; run the command of its folder again to compute it again")

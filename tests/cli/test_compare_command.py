@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sealing import read_record, seal_again, write_text
 
 import ddpmbench as db
 from ddpmbench.cli.main import run
@@ -74,7 +75,7 @@ def test_the_paired_interval_is_three_times_narrower(compared, said):
         "compare", compared / "a", compared / "b", compared / "own", "--out", compared / "out"
     )
     assert status == 0, told
-    summary = json.loads((compared / "out" / "summary.json").read_text())
+    summary = read_record(compared / "out" / "summary.json")
     on_same_rows, on_own_rows = summary["runs"]
     own = [json.loads((compared / name / "summary.json").read_text()) for name in ("a", "b")]
     widths = [bound["half_width"] for bound in own]
@@ -97,7 +98,7 @@ def test_the_formats_print_the_same_result(compared, said, tmp_path):
             "compare", *runs, "--format", kind, "--out", tmp_path / "out"
         )
         assert status == 0, told
-    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    summary = read_record(tmp_path / "out" / "summary.json")
     assert json.loads(printed["json"]) == summary
     assert printed["csv"] == (tmp_path / "out" / "runs.csv").read_text()
     differences = [run["difference"] for run in summary["runs"]]
@@ -297,7 +298,7 @@ def edit_summary(**changes):
         summary = json.loads(path.read_text())
         summary |= changes
         kept = {name: value for name, value in summary.items() if value is not ...}
-        path.write_text(json.dumps(kept))
+        write_text(path, json.dumps(kept))
 
     return change
 
@@ -318,6 +319,7 @@ def other_rows(path):
     frame = pd.read_parquet(path)
     frame["t"] = 1 + frame["t"] % 5
     frame.to_parquet(path)
+    seal_again(path)
 
 
 def remove_shards(path):
@@ -331,12 +333,12 @@ DAMAGES = [
     ("pairs", "summary.json", lambda path: path.write_text("[]"), "summary.json is damaged"),
     ("pairs", "summary.json", edit_summary(schema="ddpmbench.nll/2"), "ddpmbench.nll/2"),
     ("pairs", "summary.json", edit_summary(sampling=...), "another version"),
-    ("pairs", "summary.json", edit_summary(conventions=None), "another version"),
+    ("pairs", "summary.json", edit_summary(conventions=None), "conventions is not there"),
     ("pairs", "run.json", truncate, "run.json: damaged"),
     ("pairs", "shards", remove_shards, "shards"),
-    ("pairs", "shards/*", remove, "shards are gone"),
+    ("pairs", "shards/*", remove, "no shard holds rows"),
     ("pairs", "shards/*", truncate, "damaged"),
-    ("pairs", "shards/*", other_rows, "the shards do not hold the rows"),
+    ("pairs", "shards/*", other_rows, "holds other rows than its name says"),
     ("warp", "warp.csv", remove, "warp.csv"),
     ("warp", "warp.csv", truncate, "warp.csv"),
     ("warp", "warp.csv", empty, "warp.csv"),

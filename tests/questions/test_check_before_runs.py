@@ -8,6 +8,7 @@ import misread
 import pandas as pd
 import pytest
 import torch
+from sealing import read_record
 
 from ddpmbench import (
     FidSettings,
@@ -97,7 +98,7 @@ def test_the_table_holds_every_reading_at_its_steps(misread_run):
     assert list(stated.t) == list(v.t)
     assert (v.difference < -4 * v.standard_error).all()
     assert stated.eps_mse.max() > 0.1 > v.eps_mse.iloc[-1]
-    assert json.loads((report.folder / RECORD).read_text()) == report.summary["check"]
+    assert read_record(report.folder / RECORD) == report.summary["check"]
 
 
 def test_a_run_that_goes_on_is_not_checked_again_but_says_it_again(

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sealing import read_record
 
 import ddpmbench as db
 from ddpmbench.likelihood.bound import estimate_bound
@@ -144,7 +145,7 @@ def test_runs_of_unequal_length_compare(runs, other_model, small_images, tmp_pat
 def test_every_file_holds_the_same_numbers(runs, baseline, run, tmp_path):
     found = db.compare([runs / baseline, runs / run], out=tmp_path / "out")
     out = tmp_path / "out"
-    assert json.loads((out / "summary.json").read_text()) == found.summary
+    assert read_record(out / "summary.json") == found.summary
     (there,) = found.summary["runs"]
     table = pd.read_csv(out / "runs.csv", dtype={"checkpoint": str})
     for k, row in enumerate([found.summary["baseline"], there]):

@@ -18,6 +18,7 @@ from fidelity_folders import (
     summary,
 )
 from run_folders import run_folder
+from sealing import read_record, write_text
 
 import ddpmbench as db
 from ddpmbench.report.printed import printed_comparison
@@ -271,7 +272,7 @@ def test_two_runs_are_needed(pair, count):
 
 def test_every_file_holds_the_same_numbers(pair, tmp_path):
     found = db.compare(pair(), out=tmp_path / "out")
-    assert json.loads((tmp_path / "out" / "summary.json").read_text()) == found.summary
+    assert read_record(tmp_path / "out" / "summary.json") == found.summary
     assert found.summary["schema"] == "ddpmbench.compare-fid/1"
     table = pd.read_csv(tmp_path / "out" / "differences.csv", keep_default_na=False)
     pd.testing.assert_frame_equal(table, found.differences)
@@ -300,7 +301,7 @@ def test_a_damaged_comparison_is_named(pair, tmp_path, change):
     place = tmp_path / "out" / "summary.json"
     whole = json.loads(place.read_text())
     change(whole)
-    place.write_text(json.dumps(whole))
+    write_text(place, json.dumps(whole))
     with pytest.raises(db.InputError, match=re.escape(str(place))):
         db.write_report(tmp_path / "out")
 

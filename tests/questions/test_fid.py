@@ -1,7 +1,6 @@
 """Scores of a run: whatever interrupts or divides it, they are those of its samples."""
 
 import dataclasses
-import json
 import os
 import random
 import signal
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from feature_networks import write_network
+from sealing import read_record
 
 import ddpmbench as db
 from ddpmbench.network.unet import UNet
@@ -164,7 +164,7 @@ def test_a_folder_holds_what_memory_does(small_model, reference, settings, whole
     assert scores(found) == scores(whole)
     assert scores(whole) == {
         name: of
-        for name, of in json.loads((tmp_path / "run" / "summary.json").read_text()).items()
+        for name, of in read_record(tmp_path / "run" / "summary.json").items()
         if name != "seconds"
     }
     page = db.write_report(tmp_path / "run")
@@ -338,7 +338,7 @@ def same_run(one, other):
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
     summaries = []
     for folder in (one, other):
-        summaries.append(json.loads((folder / "summary.json").read_text()))
+        summaries.append(read_record(folder / "summary.json"))
         del summaries[-1]["seconds"]
     assert summaries[0] == summaries[1]
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from own_networks import bound_of
 from published import DDPM_CIFAR10
+from sealing import read_record
 
 import ddpmbench as db
 from ddpmbench.cli import options
@@ -368,7 +369,7 @@ def test_the_printed_command_can_be_pasted(files, seen):
 def test_the_folder_holds_the_schedule_and_all_that_is_printed(files, tmp_path):
     out = tmp_path / "look"
     found = db.inspect_checkpoint(files["openai"], settings("openai", files), out=out)
-    assert json.loads((out / "inspect.json").read_text()) == found.summary
+    assert read_record(out / "inspect.json") == found.summary
     names = {path.name for path in (out / "figures").iterdir()}
     assert names == {"schedule.svg", "schedule.png", "schedule.csv"}
     steps = pd.read_csv(out / "figures" / "schedule.csv")

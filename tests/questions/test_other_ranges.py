@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from oracles import ScaledNetwork, oracle_checkpoint, oracle_images, scaled_schedule
+from sealing import write_text
 
 import ddpmbench as db
 from ddpmbench.errors import InputError
@@ -41,7 +42,7 @@ def small(small_model):
 def with_summary(folder, change):
     summary = json.loads((folder / "summary.json").read_text())
     change(summary)
-    (folder / "summary.json").write_text(json.dumps(summary))
+    write_text(folder / "summary.json", json.dumps(summary))
 
 
 # ---- a range is only another way to write the same images

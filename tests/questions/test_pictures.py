@@ -2,11 +2,11 @@
 
 import dataclasses
 import errno
-import json
 
 import numpy as np
 import pandas as pd
 import pytest
+from sealing import read_record
 
 import ddpmbench as db
 from ddpmbench.errors import InputError
@@ -44,8 +44,7 @@ def figures(folder):
 def test_the_error_under_a_picture_is_that_of_the_stored_row(small_model, small_images, run):
     found = db.progressive_pictures(small_model, small_images, run).decoding
     design = EveryPair(6, 40, 2)
-    identity = (run.folder / "run.json").read_text()
-    shards = RunFolder(run.folder, json.loads(identity)).shards("terms")
+    shards = RunFolder(run.folder, read_record(run.folder / "run.json")).shards("terms")
     terms = concatenate(list(shards.tables(len(design))))
     assert list(found.t) == STEPS
     assert list(found.image) == list(range(6))

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from run_folders import OPTIONS, run_folder
+from sealing import edit, write_text
 
 import ddpmbench as db
 
@@ -116,7 +117,7 @@ def test_a_run_without_the_newer_tables_has_a_page_too(copied):
 def test_a_run_without_models_that_skip_steps_has_no_section_on_them(copied):
     assert "Fewer steps" in db.write_report(copied).read_text()
     head = (copied / "sub_schedules.csv").read_text().splitlines()[0]
-    (copied / "sub_schedules.csv").write_text(head + "\n")
+    write_text(copied / "sub_schedules.csv", head + "\n")
     assert "<h2>Fewer steps</h2>" not in db.write_report(copied).read_text()
 
 
@@ -180,7 +181,7 @@ def test_a_damaged_file_is_named_and_the_old_page_stays(copied, name):
 def test_a_table_of_another_kind_is_named(copied, name):
     head = (copied / name).read_text().splitlines()[0] + "\n"
     for content in ("", "a,b\n1,2\n", *([head] if name != "sub_schedules.csv" else [])):
-        (copied / name).write_text(content)
+        write_text(copied / name, content)
         with pytest.raises(db.InputError, match=f"{name}: missing or damaged"):
             db.write_report(copied)
 
@@ -205,8 +206,7 @@ def test_pictures_that_are_none_are_named(copied, change):
 def test_a_run_that_is_none_unfinished_or_newer_is_refused(copied, tmp_path):
     with pytest.raises(db.InputError, match="is no run folder"):
         db.write_report(tmp_path / "nowhere")
-    newer = {**json.loads((copied / "summary.json").read_text()), "schema": "ddpmbench.nll/2"}
-    (copied / "summary.json").write_text(json.dumps(newer))
+    edit(copied / "summary.json", schema="ddpmbench.nll/2")
     with pytest.raises(db.InputError, match=r"ddpmbench\.nll/2"):
         db.write_report(copied)
     (copied / "summary.json").unlink()
@@ -250,7 +250,7 @@ def test_a_damaged_comparison_is_named(name, content, tmp_path):
 def edited(path, change):
     record = json.loads(path.read_text())
     change(record)
-    path.write_text(json.dumps(record))
+    write_text(path, json.dumps(record))
 
 
 RECORDS = {
@@ -318,6 +318,6 @@ def test_a_comparison_of_a_newer_version_is_refused(folders, tmp_path):
 
 def test_a_density_that_was_cut_is_named(copied):
     lines = (copied / "warp.csv").read_text().splitlines()
-    (copied / "warp.csv").write_text("\n".join(lines[:9]) + "\n")
-    with pytest.raises(db.InputError, match=r"warp\.csv: damaged"):
+    write_text(copied / "warp.csv", "\n".join(lines[:9]) + "\n")
+    with pytest.raises(db.InputError, match=r"warp\.csv: missing or damaged"):
         db.write_report(copied)

@@ -1,7 +1,6 @@
 """Sample i is a function of checkpoint, sampler, seed and i: nothing else can change it."""
 
 import dataclasses
-import json
 import os
 import random
 import signal
@@ -14,6 +13,7 @@ import pytest
 from feature_networks import write_network
 from oracles import oracle_checkpoint, oracle_images
 from PIL import Image
+from sealing import read_record
 
 import ddpmbench as db
 from ddpmbench.cli.main import run
@@ -172,7 +172,7 @@ def test_the_number_of_processes_changes_nothing(small_checkpoint, in_one_sittin
         capture_output=True,
     )
     assert same_images(out, in_one_sitting)
-    one, other = (json.loads((f / "summary.json").read_text()) for f in (out, in_one_sitting))
+    one, other = (read_record(f / "summary.json") for f in (out, in_one_sitting))
     changing = {"seconds", "images_per_second"}
     assert {k: v for k, v in one.items() if k not in changing} == {
         k: v for k, v in other.items() if k not in changing

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from sealing import read_record
 
 import ddpmbench as db
 from ddpmbench.cli.main import run
@@ -63,7 +64,7 @@ def test_the_folder_holds_them_too(report):
         pd.testing.assert_frame_equal(
             pd.read_csv(report.folder / f"{name}.csv"), getattr(report, name), check_dtype=False
         )
-    assert json.loads((report.folder / "summary.json").read_text()) == report.summary
+    assert read_record(report.folder / "summary.json") == report.summary
     drawn = pd.read_csv(report.folder / "figures" / "calls.csv")
     assert sorted(drawn.per_second) == pytest.approx(sorted(report.calls.evaluations_per_second))
     resolved = json.loads((report.folder / "environment.json").read_text())["arguments"]["resolved"]
@@ -74,7 +75,7 @@ def test_a_new_measurement_takes_the_place_of_the_old_and_of_no_other_model(
     report, small_model, small_images
 ):
     again = quick(small_model, small_images, out=report.folder, num_samples=3)
-    assert json.loads((report.folder / "summary.json").read_text()) == again.summary
+    assert read_record(report.folder / "summary.json") == again.summary
     assert "3 samples of 40 steps" in set(again.predictions.question)
     other = dataclasses.replace(small_model, sha256="1" * 64)
     with pytest.raises(InputError, match=r"--out .*another run"):
@@ -152,7 +153,7 @@ def test_the_command_measures(told, small_checkpoint, small_npz, tmp_path):
     summary = json.loads(printed)
     assert summary["checkpoint"]["source"] == str(small_checkpoint)
     assert {call["precision"] for call in summary["calls"]} == {"fp32"}
-    assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary
+    assert read_record(tmp_path / "run" / "summary.json") == summary
     status, printed, said = told("report", tmp_path / "run")
     assert (status, printed, said.count("\n")) == (2, "", 1), said
 

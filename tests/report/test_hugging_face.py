@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 from huggingface_hub import EvalResultEntry, ModelCard, parse_eval_result_entries
+from sealing import write_text
 
 import ddpmbench as db
 from ddpmbench.report.hugging_face import (
@@ -162,7 +163,7 @@ def test_a_run_says_which_version_made_it(small_model, small_images, tmp_path, o
     report = db.evaluate_nll(small_model, small_images, **options, out=tmp_path / "run")
     # As if an older one had.
     path = tmp_path / "run" / "run.json"
-    path.write_text(path.read_text().replace(f'"{db.__version__}"', '"0.0.7"'))
+    write_text(path, path.read_text().replace(f'"{db.__version__}"', '"0.0.7"'))
     assert write_hugging_face(report.folder, report.summary) == [report.folder / INDEX]
     (result,) = read_card(report.folder).eval_results
     assert result.metric_args["ddpmbench"] == "0.0.7"

@@ -1,10 +1,10 @@
 import errno
-import json
 import os
 
 import numpy as np
 import pytest
 
+from ddpmbench.checksums import read_json
 from ddpmbench.errors import InputError
 from ddpmbench.likelihood.terms import VALUE_COLUMNS, Rows, TermTable
 from ddpmbench.runs.folder import RunFolder
@@ -76,7 +76,7 @@ def test_values_come_back_bit_for_bit(shards):
 
 def test_the_same_run_goes_on_and_leftovers_go(folder, shards):
     shards.save(0, table(0, 5), seconds=0, device="cpu")
-    leftover = folder.path / "shards" / "terms-000000000005-000000000009.parquet.77.tmp"
+    leftover = folder.path / "shards" / "terms-000000000005-000000000009.parquet.77.ddpmbench.tmp"
     leftover.write_bytes(b"half a shard")
     RunFolder(folder.path, IDENTITY)
     assert leftover.exists(), "another process may be writing it"
@@ -89,7 +89,8 @@ def test_the_same_run_goes_on_and_leftovers_go(folder, shards):
 def test_another_run_is_refused_by_the_field_that_differs(folder):
     with pytest.raises(InputError, match=r"seed is 0 there, 1 here"):
         RunFolder(folder.path, {**IDENTITY, "seed": 1})
-    assert json.loads((folder.path / "run.json").read_text()) == IDENTITY
+    found = read_json(folder.path / "run.json")
+    assert {name: found[name] for name in IDENTITY} == IDENTITY
 
 
 def test_a_folder_with_other_files_is_refused_and_left_alone(tmp_path):
@@ -102,7 +103,7 @@ def test_a_folder_with_other_files_is_refused_and_left_alone(tmp_path):
 @pytest.mark.parametrize("left", ["nothing", "temporary", "shards"])
 def test_a_run_killed_at_its_very_start_goes_on(tmp_path, left):
     if left == "temporary":
-        (tmp_path / "run.json.77.tmp").write_text("{")
+        (tmp_path / "run.json.77.ddpmbench.tmp").write_text("{")
     elif left == "shards":
         (tmp_path / "shards").mkdir()
     assert RunFolder(tmp_path, IDENTITY).shards("terms").missing(5) == [(0, 5)]
@@ -147,7 +148,7 @@ def test_a_write_that_fails_leaves_what_was_there(folder):
             temporary.write_text("new")
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    folder.write_text("summary.json", "old")
+    (folder.path / "summary.json").write_text("old")
     with pytest.raises(InputError, match=f"{folder.path}: cannot be written .no space left"):
         write_to_a_full_disk()
     assert (folder.path / "summary.json").read_text() == "old"

@@ -57,7 +57,7 @@ def test_a_damaged_part_is_named(store, cut):
     save(store, 0, 4)
     path = store.folder / "000000000-000000004.npz"
     path.write_bytes(path.read_bytes()[:cut])
-    with pytest.raises(InputError, match=r"000000000-000000004\.npz: damaged; delete it"):
+    with pytest.raises(InputError, match=r"000000000-000000004\.npz: damaged; run the command"):
         list(store.parts(4))
 
 

@@ -401,7 +401,7 @@ def unfit_folders(small_model, small_images, wide_folder, tmp_path_factory):
         ("images", "--num-images"),
         ("steps", "--timesteps"),
         ("pairs", "is no run of rotated-warp"),
-        *((name, "warp.csv: damaged") for name in ("cut", "empty", "words", "sum")),
+        *((name, "warp.csv: missing or damaged") for name in ("cut", "empty", "words", "sum")),
     ],
 )
 def test_rows_that_cannot_be_had_are_refused(command, tmp_path, unfit_folders, name, said):

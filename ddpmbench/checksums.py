@@ -1,0 +1,235 @@
+"""Files that show when a bit of them has changed: the checksum lies in the file itself.
+
+A file and its checksum come to a folder by one rename, so no kill and no other process can part
+them. The checksum is the sha256 of all bytes but its own 64 hexadecimal digits, which lie where the
+readers of the format pass them by: in an npz in the comment at its end, in JSON in the last field,
+in parquet between the columns and the footer. A csv has no such place; `summary.json`, which is
+written after the tables, names theirs.
+"""
+
+import functools
+import hashlib
+import json
+import os
+import re
+import stat
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+CHECKSUMS = "checksums"
+"""The last field of a JSON file: those of other files by their names, then its own."""
+_DIGITS = 64
+_MARK = b"ddpmbench sha256 "
+_NONE = _MARK + b"0" * _DIGITS  # before it is known
+_TRACE = re.compile(rb"ddpmbench sh|a256 ")
+"""One of these is left of a mark of which one bit has changed."""
+_JSON_END = b'"\n  }\n}\n'
+_PARQUET_END = 8  # bytes: the length of the footer, and b"PAR1"
+_CHUNK = 1 << 20
+
+
+class DamageError(Exception):
+    """A file cannot be read as it was written."""
+
+
+def seal(path: Path) -> None:
+    """Put its checksum into a file that was just written: an npz, JSON of `write_json`, or parquet.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    with path.open("rb") as file:
+        kind = file.read(4)
+    if kind[:2] == b"PK":
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.comment = _NONE
+    elif kind == b"PAR1":
+        content = path.read_bytes()
+        place = len(content) - _PARQUET_END - int.from_bytes(content[-8:-4], "little")
+        path.write_bytes(content[:place] + _NONE + content[place:])
+    with path.open("r+b") as file:
+        place = _place(file)
+        digest = _digest(file, place)
+        file.seek(place)
+        file.write(digest)
+
+
+def is_whole(path: Path) -> bool | None:
+    """Whether a file is as it was written; None where it has no checksum at all.
+
+    A file is read for this once, until it changes.
+
+    Raises:
+        DamageError: it is not there, is no plain file, or cannot be read.
+    """
+    found = _stat(path)
+    try:
+        return _is_whole(path, found.st_ino, found.st_size, found.st_mtime_ns)
+    except OSError as error:
+        raise DamageError(_reason(error)) from error
+
+
+def _stat(path: Path) -> os.stat_result:
+    """Of a plain file: another kind may be waited for without end."""
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise DamageError(_reason(error)) from error
+    if not stat.S_ISREG(found.st_mode):
+        raise DamageError("it is no plain file")
+    return found
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _is_whole(path: Path, inode: int, size: int, changed: int) -> bool | None:
+    with path.open("rb") as file:
+        place = _place(file)
+        if place >= 0:
+            file.seek(place)
+            if file.read(_DIGITS) == _digest(file, place):
+                return True
+        file.seek(max(0, size - len(_NONE) - len(_JSON_END)))
+        return False if _TRACE.search(file.read()) else None
+
+
+def _place(file: IO[bytes]) -> int:
+    """Where the checksum of a file begins; negative where it is too short to have one."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - _PARQUET_END))
+    end = file.read()
+    if end.endswith(_JSON_END):
+        return size - len(_JSON_END) - _DIGITS
+    if end.endswith(b"PAR1"):
+        return size - _PARQUET_END - int.from_bytes(end[:4], "little") - _DIGITS
+    return size - _DIGITS
+
+
+def _digest(file: IO[bytes], place: int) -> bytes:
+    """The checksum of all but the digits at `place`."""
+    found = hashlib.sha256()
+    file.seek(0)
+    left = place
+    while left and (chunk := file.read(min(left, _CHUNK))):
+        found.update(chunk)
+        left -= len(chunk)
+    file.seek(place + _DIGITS)
+    while chunk := file.read(_CHUNK):
+        found.update(chunk)
+    return found.hexdigest().encode()
+
+
+def checksum(path: Path) -> str:
+    """The sha256 of a whole file.
+
+    Raises:
+        DamageError: it is not there, is no plain file, or cannot be read.
+    """
+    _stat(path)
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DamageError(_reason(error)) from error
+
+
+def write_json(
+    path: Path, record: Mapping[str, Any], tables: Mapping[str, str] | None = None
+) -> None:
+    """Write a record with its checksum.
+
+    Args:
+        path: of the file; in the place of another only with `files.replacing`.
+        record: as JSON can hold it.
+        tables: the checksums of other files by their names, which it is to tell of.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    of = {**(tables or {}), "this": _NONE.decode()}
+    text = json.dumps({**record, CHECKSUMS: of}, indent=2) + "\n"
+    path.write_text(text, encoding="utf-8")
+    seal(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The record of a JSON file, whose checksum holds if it has one.
+
+    What the checksums of other files are is in its field `CHECKSUMS`.
+
+    Raises:
+        DamageError: the file is not there or damaged, or holds no record.
+    """
+    if is_whole(path) is False:
+        raise DamageError("its checksum does not hold")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_record)
+    except (OSError, ValueError, RecursionError) as error:
+        raise DamageError("it is no JSON") from error
+    if not isinstance(found, dict):
+        raise DamageError("it is no record")
+    return found
+
+
+def _record(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        raise ValueError("a name stands there twice")
+    return record
+
+
+def write_npz(path: Path, arrays: Mapping[str, Any], *, compressed: bool = False) -> None:
+    """Write arrays with their checksum.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    with path.open("wb") as file:
+        (np.savez_compressed if compressed else np.savez)(file, **arrays)
+    seal(path)
+
+
+_UNREADABLE = (
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    LookupError,
+    MemoryError,
+    NotImplementedError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What numpy and zipfile raise at an archive that is none."""
+
+
+def read_npz(
+    path: Path, names: Sequence[str] | None = None, *, must_be_sealed: bool = False
+) -> dict[str, NDArray[Any]]:
+    """The arrays of an npz file, whose checksum holds if it has one.
+
+    Args:
+        path: of the file.
+        names: of the arrays that are needed; None for all.
+        must_be_sealed: whether one without a checksum counts as damaged.
+
+    Raises:
+        DamageError: the file is not there or damaged, or lacks an array.
+    """
+    if not is_whole(path) and (must_be_sealed or is_whole(path) is False):
+        raise DamageError("its checksum does not hold")
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            return {name: archive[name] for name in names or archive.files}
+    except _UNREADABLE as error:
+        raise DamageError("it holds no such arrays") from error
