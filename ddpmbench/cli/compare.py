@@ -4,14 +4,14 @@ from pathlib import Path
 
 import click
 
-from ddpmbench.cli import options
+from ddpmbench.cli import options, paths
 
 
 @click.command(short_help="Paired differences between runs.")
-@click.argument("runs", nargs=-1, required=True, metavar="RUN RUN ...", type=click.Path())
+@click.argument("runs", nargs=-1, required=True, metavar="RUN RUN ...", type=paths.text)
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=paths.path,
     metavar="DIR",
     help="Receives the tables, the figure and the page.  [default: a new dated folder under runs/]",
 )

@@ -5,12 +5,13 @@ from typing import Any
 
 import click
 
-from ddpmbench.cli import options
+from ddpmbench.cli import options, paths
+from ddpmbench.cli.likelihood import note
 
 
 @click.command(short_help="A checkpoint written as native, or for diffusers.")
-@click.argument("ckpt", metavar="CKPT")
-@click.argument("out", metavar="OUT", type=click.Path(path_type=Path))
+@click.argument("ckpt", metavar="CKPT", type=paths.text)
+@click.argument("out", metavar="OUT", type=paths.path)
 @options.reading_options
 @click.option(
     "--to",
@@ -45,9 +46,9 @@ def convert(ckpt: str, out: Path, output_format: str, **given: Any) -> None:  # 
 
     how = {name: given.pop(name) for name in ("to", "overwrite")}
     checkpoint = load_checkpoint(ckpt, CheckpointSettings(**given))
-    for note in checkpoint.notes:
-        click.echo(f"Note: {note}", err=True)
+    for line in checkpoint.notes:
+        note(line)
     made = convert_checkpoint(checkpoint, out, **how)
-    for note in made.summary["notes"]:
-        click.echo(f"Note: {note}", err=True)
+    for line in made.summary["notes"]:
+        note(line)
     click.echo(printed_conversion(made.summary, output_format))

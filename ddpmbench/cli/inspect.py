@@ -2,16 +2,15 @@
 
 import shutil
 import sys
-from pathlib import Path
 from typing import Any
 
 import click
 
-from ddpmbench.cli import options
+from ddpmbench.cli import options, paths
 
 
 @click.command(short_help="What a checkpoint is, and what command evaluates it.")
-@click.argument("ckpt", metavar="[CKPT]", default="default")
+@click.argument("ckpt", metavar="[CKPT]", default="default", type=paths.text)
 @options.reading_options
 @options.timesteps_option
 @click.option(
@@ -22,7 +21,7 @@ from ddpmbench.cli import options
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=paths.path,
     metavar="DIR",
     help="The schedule as a figure and a table, and all of it as JSON, go there.  "
     "[default: nowhere]",

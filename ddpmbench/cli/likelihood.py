@@ -73,9 +73,12 @@ def evaluate(
         with progress(command, "evaluations") as update:
 
             def on_start(rows: int) -> None:
-                where = f"to go on after a stop: --out {folder}"
-                amount = f"{rows:,} network calls" if rows else "No network calls are needed"
-                click.echo(f"{amount} to begin with; {where}", err=True)
+                line = (
+                    f"{rows:,} network calls to begin with; to resume after a stop: --out {folder}"
+                )
+                if not rows:
+                    line = f"The network calls made before are in {folder}; none is repeated"
+                click.echo(line, err=True)
 
             def on_progress(now: RunProgress) -> None:
                 update(now.done, now.total, remark(now))

@@ -12,15 +12,17 @@ from ddpmbench.cli.env import env
 from ddpmbench.cli.fid import fid
 from ddpmbench.cli.inspect import inspect
 from ddpmbench.cli.nll import nll
+from ddpmbench.cli.paths import escaped
 from ddpmbench.cli.rd import rd
 from ddpmbench.cli.report import report
 from ddpmbench.cli.sample import sample
+from ddpmbench.cli.signals import Stopped, stopping
 from ddpmbench.cli.speed import speed
 from ddpmbench.cli.train import train
 from ddpmbench.errors import InputError, ProcessLostError, ReportedError
 from ddpmbench.version import __version__
 
-DONE, FAILED, USER_MISTAKE, INTERRUPTED = 0, 1, 2, 130
+DONE, FAILED, USER_MISTAKE = 0, 1, 2
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -48,7 +50,10 @@ ddpmbench.add_command(env)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """Run a command and exit: 0 done, 2 the user's mistake, 130 interrupted, 1 anything else.
+    """Run a command and exit.
+
+    The status is 0 when it is done, 2 for the user's mistake, 128 and the signal's number where one
+    stopped it (130 for Ctrl-C, 143 for SIGTERM), and 1 for anything else.
 
     Args:
         arguments: the command line without the program's name; None for the process's own.
@@ -58,6 +63,11 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 def run(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit code."""
+    with stopping() as stopped:
+        return _run(arguments, stopped)
+
+
+def _run(arguments: list[str] | None, stopped: Stopped) -> int:
     try:
         status = ddpmbench.main(arguments, prog_name="ddpmbench", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -77,13 +87,14 @@ def run(arguments: list[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         if os.environ.get("RANK", "0") == "0":
             click.echo(
-                "Interrupted: the same command with its --out folder goes on from here (speed "
-                "begins again).",
+                "Interrupted: run the same command with --out and its folder to resume (speed "
+                "starts over)",
                 err=True,
             )
-        return INTERRUPTED
+        return stopped.status
     return status if isinstance(status, int) else DONE
 
 
 def _one_line(message: str) -> str:
-    return " ".join(message.split())
+    """A message on one line, the control characters of names in it as escapes."""
+    return escaped(" ".join(message.split()))

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from ddpmbench.cli import paths
 from ddpmbench.process.prediction import Prediction, Variance
 
 Command = Callable[..., Any]
@@ -40,6 +41,7 @@ def decorate(options: list[Command]) -> Callable[[Command], Command]:
 
 ckpt_option = click.option(
     "--ckpt",
+    type=paths.text,
     default="default",
     show_default="the checkpoint that comes with ddpmbench",
     help="File, folder or hub id (google/ddpm-cifar10-32).",
@@ -55,6 +57,7 @@ reading_options = decorate(
         ),
         click.option(
             "--network",
+            type=paths.text,
             metavar="FILE.py:NAME",
             help="A network of your own: FILE.py is your own code and is run; its class or "
             "function NAME builds the network, and --ckpt has its weights; without --ckpt the code "
@@ -142,6 +145,7 @@ data_options = decorate(
     [
         click.option(
             "--data",
+            type=paths.text,
             default=None,
             show_default="the images that come with ddpmbench",
             help="NAME:SPLIT (fashion-mnist, mnist, kmnist, cifar10; train, test), a folder of "
@@ -231,8 +235,10 @@ reference_options = decorate(
     [
         click.option(
             "--samples",
+            type=paths.text,
             metavar="DIR|NPZ",
-            help="Samples that there are already, in place of --ckpt: PNG files or an npz.",
+            help="Samples that there are already, in place of --ckpt: PNG files, an npz, or the "
+            "run folder of sample.",
         ),
         click.option(
             "--num-generated",
@@ -244,6 +250,7 @@ reference_options = decorate(
         ),
         click.option(
             "--data",
+            type=paths.text,
             multiple=True,
             metavar="DATA",
             help="Real images: NAME:SPLIT, a folder, an npz or idx file; or an npz of mu and sigma "
@@ -263,6 +270,7 @@ reference_options = decorate(
         ),
         click.option(
             "--feature-network",
+            type=paths.text,
             default="inception",
             show_default=True,
             metavar="NAME|FILE",
@@ -271,7 +279,7 @@ reference_options = decorate(
         ),
         click.option(
             "--inception",
-            type=click.Path(path_type=Path),
+            type=paths.path,
             metavar="FILE",
             help="inception-2015-12-05.pt.  [default: $DDPMBENCH_INCEPTION, or downloaded once]",
         ),
@@ -334,7 +342,7 @@ likelihood_options = decorate(
         ),
         click.option(
             "--rows-of",
-            type=click.Path(path_type=Path),
+            type=paths.path,
             metavar="RUN",
             help="rotated-warp: the rows of that run folder, so that compare can pair the two.",
         ),
@@ -383,7 +391,7 @@ run_options = decorate(
     [
         click.option(
             "--out",
-            type=click.Path(path_type=Path),
+            type=paths.path,
             metavar="DIR",
             help="Run folder. The same command on an unfinished one goes on with it.  "
             "[default: a new dated folder under runs/]",

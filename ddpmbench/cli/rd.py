@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from ddpmbench.cli import options
+from ddpmbench.cli import options, paths
 from ddpmbench.cli.likelihood import Evaluation, evaluate, warn
 from ddpmbench.runs.progress import progress
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--run",
-    type=click.Path(path_type=Path),
+    type=paths.path,
     metavar="DIR",
     help="A finished run of nll or rd: its curve, without a network call.",
 )

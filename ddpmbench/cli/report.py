@@ -4,9 +4,11 @@ from pathlib import Path
 
 import click
 
+from ddpmbench.cli import paths
+
 
 @click.command(short_help="The figures and the page of a finished run.")
-@click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("run", metavar="RUN", type=paths.path)
 @click.option(
     "--partial",
     is_flag=True,

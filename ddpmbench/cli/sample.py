@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from ddpmbench.cli import options
-from ddpmbench.cli.likelihood import warn
+from ddpmbench.cli.likelihood import note, warn
 from ddpmbench.runs.progress import progress
 
 
@@ -57,15 +57,15 @@ def sample(out: Path | None, output_format: str, **given: Any) -> None:  # noqa:
         checkpoint = ranks.first_one(lambda: open_checkpoint(of_checkpoint))
         folder = ranks.once(lambda: out or options.dated_folder("sample"))
         if ranks.reports:
-            for note in checkpoint.notes:
-                click.echo(f"Note: {note}", err=True)
+            for line in checkpoint.notes:
+                note(line)
         steps = checkpoint.schedule.num_timesteps
         with progress("sample", "images", calls=steps) as update:
 
             def on_start(calls: int) -> None:
                 amount = f"{calls // steps:,} images to make, {steps:,} network calls each"
-                where = f"{amount}; to go on after a stop: --out {folder}"
-                click.echo(where if calls else "All of them are there already", err=True)
+                line = f"{amount}; to resume after a stop: --out {folder}"
+                click.echo(line if calls else f"All samples are in {folder} already", err=True)
 
             report = generate_samples(
                 checkpoint,

@@ -6,12 +6,14 @@ from typing import Any
 
 import click
 
-from ddpmbench.cli import options
+from ddpmbench.cli import options, paths
+from ddpmbench.cli.likelihood import note
 
 _speed_options = options.decorate(
     [
         click.option(
             "--data",
+            type=paths.text,
             metavar="DATA",
             help="The images whose bound would be computed.  [default: gray ones]",
         ),
@@ -55,7 +57,7 @@ _speed_options = options.decorate(
         ),
         click.option(
             "--out",
-            type=click.Path(path_type=Path),
+            type=paths.path,
             metavar="DIR",
             help="Tables and figures go there.  [default: nowhere]",
         ),
@@ -96,8 +98,8 @@ def speed(output_format: str, **given: Any) -> None:  # noqa: ANN401
     from ddpmbench.runs.speed import SpeedPlan
 
     checkpoint = open_checkpoint({name: given.pop(name) for name in options.CHECKPOINT})
-    for note in checkpoint.notes:
-        click.echo(f"Note: {note}", err=True)
+    for line in checkpoint.notes:
+        note(line)
     data, num_images = given.pop("data"), given.pop("num_images")
     images = None if data is None else load_images(data, num_images=num_images)
     for line in () if images is None else images.notes:

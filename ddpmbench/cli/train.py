@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from ddpmbench.cli import paths
 from ddpmbench.runs.progress import progress
 
 
@@ -16,11 +17,16 @@ def _integers(context: click.Context, option: click.Parameter, value: str) -> tu
 
 
 @click.command(short_help="Train a reference DDPM.")
-@click.option("--data", required=True, help="As for nll: NAME:SPLIT, a folder, .npz or idx file.")
+@click.option(
+    "--data",
+    type=paths.text,
+    required=True,
+    help="As for nll: NAME:SPLIT, a folder, .npz or idx file.",
+)
 @click.option(
     "--out",
     required=True,
-    type=click.Path(path_type=Path),
+    type=paths.path,
     metavar="DIR",
     help="Receives checkpoint.safetensors, the training curve and what resuming needs.",
 )

@@ -25,7 +25,14 @@ from ddpmbench.report.comparison_fidelity import check_comparison
 from ddpmbench.report.contents import PER_TIMESTEP, lost, read_table
 from ddpmbench.report.conventions import CONVENTION_COLUMNS, SUB_SCHEDULE_COLUMNS
 from ddpmbench.report.tables import RATE_DISTORTION_COLUMNS
-from ddpmbench.runs.finished import PER_IMAGE, RATE_DISTORTION, SUMMARY, FinishedRun, read_summary, refuse_later
+from ddpmbench.runs.finished import (
+    PER_IMAGE,
+    RATE_DISTORTION,
+    SUMMARY,
+    FinishedRun,
+    read_summary,
+    refuse_later,
+)
 from ddpmbench.runs.losses import refuse_losses
 from ddpmbench.runs.samples import SAMPLES
 

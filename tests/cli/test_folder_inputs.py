@@ -1,0 +1,120 @@
+"""Names and folders that a command is given: what can be none, and what a folder is good for."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+from feature_networks import write_network
+
+import ddpmbench as db
+from ddpmbench.runs.folder import RunFolder
+
+OPTIONS = [
+    ("nll", "--out"), ("nll", "--ckpt"), ("nll", "--data"), ("nll", "--rows-of"),
+    ("rd", "--run"), ("sample", "--out"), ("fid", "--samples"), ("fid", "--inception"),
+    ("speed", "--out"), ("inspect", "--out"), ("train", "--out"), ("compare", "--out"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("command", "option"), OPTIONS)
+def test_an_empty_name_is_not_the_current_folder(refused, command, option):
+    for name in ("", "  "):
+        line = refused(command, option, name)
+        assert option in line
+        assert "is empty" in line
+
+
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [("n" * 300, "300 bytes"), ("a/\x1b[31mred", r"\x1b[31mred"), ("a\0b", r"\x00")],
+)
+def test_a_name_that_no_file_has_is_refused_and_shown(refused, name, word):
+    for command in (("nll", "--out", name), ("report", name), ("inspect", name)):
+        assert word in refused(*command)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000,
+        '{"schema": "ddpmbench.nll/1", "schema": "ddpmbench.nll/1"}',
+        '{"schema": ' + "9" * 5000 + "}",
+        '{"schema": ["ddpmbench.nll/1"]}',
+        "\x00",
+    ],
+)
+@pytest.mark.parametrize("name", ["run.json", "summary.json"])
+def test_a_record_that_is_none_is_one_line(refused, tmp_path, name, text):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / name).write_text(text)
+    for command in (("report", folder), ("rd", "--run", folder), ("compare", folder, folder)):
+        assert str(folder) in refused(*command)
+
+
+def test_a_pipe_is_not_waited_for(refused, tmp_path):
+    os.mkfifo(tmp_path / "summary.json")
+    for command in (("report", tmp_path), ("compare", tmp_path, tmp_path)):
+        assert "summary.json is damaged" in refused(*command)
+
+
+def test_temporary_files_of_others_stay(tmp_path):
+    for name in ("thesis.tmp", "run.json.77.tmp"):
+        (tmp_path / name).write_text("precious")
+        os.utime(tmp_path / name, (0, 0))
+    with pytest.raises(db.InputError, match="holds files but no run"):
+        RunFolder(tmp_path, {"schema": "x"})
+    (tmp_path / "run").mkdir()
+    RunFolder(tmp_path / "run", {"schema": "x"})
+    (tmp_path / "run" / "notes.tmp").write_text("precious")
+    kept = tmp_path / "run" / "summary.json.77.ddpmbench.tmp"
+    kept.write_text("half")
+    for path in (tmp_path / "run" / "notes.tmp", kept):
+        os.utime(path, (0, 0))
+    RunFolder(tmp_path / "run", {"schema": "x"})
+    assert (tmp_path / "run" / "notes.tmp").exists()
+    assert not kept.exists()
+
+
+@pytest.fixture(scope="module")
+def samples(small_model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("samples") / "run"
+    db.generate_samples(small_model.respaced(3), 8, out=folder)
+    return folder
+
+
+def test_samples_have_no_page(refused, samples):
+    line = refused("report", samples)
+    assert "is a folder of sample, which has no page" in line
+    assert "nll, rd or fid" in line
+
+
+def test_the_samples_of_a_run_are_scored_with_its_record(
+    said, samples, small_npz, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("DDPMBENCH_CACHE", str(tmp_path / "cache"))
+    network = write_network(tmp_path / "stand-in.pt", num_features=6, num_classes=4)
+    common = ["--data", small_npz, "--feature-network", network, "--format", "json"]
+    found = {}
+    for name, given in (("run", samples), ("file", samples / "samples.npz")):
+        status, printed, told = said("fid", "--samples", given, *common, "--out", tmp_path / name)
+        assert status == 0, told
+        found[name] = json.loads(printed)
+    assert found["run"]["fid"] == found["file"]["fid"]
+    record = json.loads((samples / "summary.json").read_text())
+    for field in ("checkpoint", "sampler", "seed"):
+        assert found["run"][field] == record[field]
+    assert found["run"]["protocol"]["eight_bit"] == "round"
+    assert found["file"]["sampler"] is None
+
+
+def test_samples_that_are_not_those_of_their_run_are_refused(refused, samples, tmp_path):
+    (tmp_path / "summary.json").write_text((samples / "summary.json").read_text())
+    np.savez(tmp_path / "samples.npz", arr_0=np.zeros((8, 8, 8, 1), np.uint8))
+    network = write_network(tmp_path / "stand-in.pt", num_features=6, num_classes=4)
+    line = refused(
+        "fid", "--samples", tmp_path, "--data", tmp_path / "samples.npz",
+        "--feature-network", network,
+    )  # fmt: skip
+    assert "does not hold the samples of its summary.json" in line

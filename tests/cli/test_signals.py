@@ -1,0 +1,80 @@
+"""What stops a command: one line, the status that a shell expects, and what is whole is kept."""
+
+import os
+import signal
+
+import pytest
+
+from ddpmbench.cli import signals
+from ddpmbench.network.unet import UNet
+from ddpmbench.runs.shards import Shards
+
+
+@pytest.fixture
+def nll(said, small_checkpoint, small_npz, tmp_path):
+    options = ["--estimator", "every-pair", "--timesteps", 5, "--batch-size", 4, "--draws", 1]
+    command = ["nll", "--ckpt", small_checkpoint, "--data", small_npz, *options]
+    return lambda: said(*command, "--out", tmp_path / "run", "--format", "quiet")
+
+
+@pytest.fixture
+def stopped_by(monkeypatch):
+    """The network sends this signal to its process at its third call."""
+
+    def arrange(number):
+        body, calls = UNet.body, []
+
+        def sending(network, x_t, times):
+            calls.append(len(x_t))
+            if calls.count(4) == 4:
+                os.kill(os.getpid(), number)
+            return body(network, x_t, times)
+
+        monkeypatch.setattr(UNet, "body", sending)
+        return lambda: monkeypatch.setattr(UNet, "body", body)
+
+    return arrange
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_each_is_an_interruption(nll, stopped_by, tmp_path, name):
+    before = signal.getsignal(getattr(signal, name))
+    go_on = stopped_by(getattr(signal, name))
+    status, printed, told = nll()
+    assert status == 128 + getattr(signal, name)
+    assert printed == ""
+    assert "Interrupted: run the same command" in told.splitlines()[-1]
+    assert "Traceback" not in told
+    assert signal.getsignal(getattr(signal, name)) == before
+    kept = list((tmp_path / "run" / "shards").iterdir())
+    assert len(kept) == 1
+    content = kept[0].read_bytes()
+    go_on()
+    status, printed, _ = nll()
+    assert status == 0
+    assert float(printed) > 0
+    assert kept[0].read_bytes() == content
+
+
+def test_a_second_one_does_not_stop_what_is_being_kept(nll, stopped_by, monkeypatch, tmp_path):
+    stopped_by(signal.SIGINT)
+    save = Shards.save
+
+    def impatient(*of, **more):
+        os.kill(os.getpid(), signal.SIGINT)
+        save(*of, **more)
+
+    monkeypatch.setattr(Shards, "save", impatient)
+    status, _, told = nll()
+    assert status == 130
+    assert told.count("Interrupted") == 1
+    assert len(list((tmp_path / "run" / "shards").iterdir())) == 1
+
+
+def test_one_that_is_ignored_stays_so():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with signals.stopping():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
