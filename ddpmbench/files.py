@@ -4,7 +4,6 @@ import contextlib
 import os
 import re
 import shutil
-import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,14 +20,6 @@ def is_temporary(path: Path) -> bool:
 
 def _temporary(place: Path) -> Path:
     return place.with_name(f"{place.name[:_STEM]}.{os.getpid()}.ddpmbench.tmp")
-
-
-def escaped(text: str) -> str:
-    """The text with its control characters as escapes: names reach a terminal in messages."""
-    return "".join(
-        letter.encode("unicode_escape").decode() if unicodedata.category(letter) == "Cc" else letter
-        for letter in text
-    )
 
 
 @contextlib.contextmanager

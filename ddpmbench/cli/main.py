@@ -12,14 +12,13 @@ from ddpmbench.cli.env import env
 from ddpmbench.cli.fid import fid
 from ddpmbench.cli.inspect import inspect
 from ddpmbench.cli.nll import nll
-from ddpmbench.cli.paths import escaped
 from ddpmbench.cli.rd import rd
 from ddpmbench.cli.report import report
 from ddpmbench.cli.sample import sample
 from ddpmbench.cli.signals import Stopped, stopping
 from ddpmbench.cli.speed import speed
 from ddpmbench.cli.train import train
-from ddpmbench.errors import InputError, ProcessLostError, ReportedError
+from ddpmbench.errors import InputError, ProcessLostError, ReportedError, printable
 from ddpmbench.version import __version__
 
 DONE, FAILED, USER_MISTAKE = 0, 1, 2
@@ -74,15 +73,15 @@ def _run(arguments: list[str] | None, stopped: Stopped) -> int:
         click.echo(error.format_message(), err=True)
         return USER_MISTAKE
     except click.ClickException as error:
-        click.echo(f"Error: {_one_line(error.format_message())}", err=True)
+        click.echo(f"Error: {printable(error.format_message())}", err=True)
         return USER_MISTAKE
     except ReportedError:
         return USER_MISTAKE
     except InputError as error:
-        click.echo(f"Error: {_one_line(str(error))}", err=True)
+        click.echo(f"Error: {error}", err=True)
         return USER_MISTAKE
     except ProcessLostError as error:
-        click.echo(f"Error: {error}", err=True)
+        click.echo(f"Error: {printable(str(error))}", err=True)
         return FAILED
     except (click.Abort, KeyboardInterrupt):
         if os.environ.get("RANK", "0") == "0":
@@ -93,8 +92,3 @@ def _run(arguments: list[str] | None, stopped: Stopped) -> int:
             )
         return stopped.status
     return status if isinstance(status, int) else DONE
-
-
-def _one_line(message: str) -> str:
-    """A message on one line, the control characters of names in it as escapes."""
-    return escaped(" ".join(message.split()))

@@ -5,15 +5,9 @@ from pathlib import Path
 
 import click
 
+from ddpmbench.errors import escaped
+
 _LONGEST_NAME, _LONGEST_PATH = 255, 4095  # bytes; those of Linux, and of most file systems
-
-
-def escaped(text: str) -> str:
-    """The text with its control characters as escapes: names reach a terminal in messages."""
-    return "".join(
-        letter.encode("unicode_escape").decode() if unicodedata.category(letter) == "Cc" else letter
-        for letter in text
-    )
 
 
 def text(value: str) -> str:
@@ -24,7 +18,7 @@ def text(value: str) -> str:
     """
     if not value.strip():
         raise click.BadParameter("is empty; name a file or folder, or leave it out")
-    if escaped(value) != value:
+    if any(unicodedata.category(letter) == "Cc" for letter in value):
         raise click.BadParameter(f"{escaped(value)} holds a control character; rename it")
     longest = max(len(part.encode(errors="surrogateescape")) for part in value.split("/"))
     if longest > _LONGEST_NAME:

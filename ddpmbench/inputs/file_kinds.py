@@ -138,9 +138,3 @@ def kind_of(content: bytes) -> tuple[str, str] | None:
             if pattern.match(content):
                 return group, name
     return None
-
-
-def printable(text: str) -> str:
-    """On one line, without what a terminal would obey: control characters become escapes."""
-    line = " ".join(text.splitlines())
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)

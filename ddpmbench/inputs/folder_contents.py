@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ddpmbench.errors import printable
 from ddpmbench.inputs.file_kinds import (
     IMAGE_SUFFIXES,
     UNREAD_SUFFIXES,
@@ -15,7 +16,6 @@ from ddpmbench.inputs.file_kinds import (
     holds_data,
     is_system_file,
     kind_of,
-    printable,
     special_kind,
 )
 from ddpmbench.inputs.refusals import refusal

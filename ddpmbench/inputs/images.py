@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddpmbench.array_store import release
-from ddpmbench.errors import InputError
+from ddpmbench.errors import InputError, printable
 from ddpmbench.inputs.arrays import SOURCE, Arrays, read_array
 from ddpmbench.inputs.conversions import CONVERSIONS, converted, padded
 from ddpmbench.inputs.datasets import SPLITS, dataset_specs, read_dataset
-from ddpmbench.inputs.file_kinds import IMAGE_SUFFIXES, first_bytes, kind_of, printable
+from ddpmbench.inputs.file_kinds import IMAGE_SUFFIXES, first_bytes, kind_of
 from ddpmbench.inputs.folder_contents import FolderContents, listed, passed_over_words
 from ddpmbench.inputs.idx_files import IDX_SPLITS, chosen_idx, is_idx_of_images, read_idx
 from ddpmbench.inputs.image_files import (

@@ -1,12 +1,11 @@
 """What a reader of images raises."""
 
 from ddpmbench.errors import InputError
-from ddpmbench.inputs.file_kinds import printable
 
 
 def refusal(subject: object, reason: str) -> InputError:
     """The error to raise: one line, whatever a path or another library's message holds."""
-    return InputError(printable(f"{subject}: {reason}"))
+    return InputError(f"{subject}: {reason}")
 
 
 def count_to_read(num_images: int | None, total: int, source: object) -> int:

@@ -119,11 +119,12 @@ def progressive_pictures(
     shape = images.pixels.shape[1:]
     num_timesteps = checkpoint.schedule.num_timesteps
     found = Pictures()
-    if report.folder is not None:
-        found = _kept(report.folder, num_timesteps, listener)
-    plan = _plan(pictures, found, num_images=len(images), num_timesteps=num_timesteps, depth=depth)
-    total, before = sum(part.num_calls for part in plan), 0
     with listening(listener, "pictures", "evaluations", shown=progress) as told:
+        if report.folder is not None:
+            found = _kept(report.folder, num_timesteps, told)
+        size = len(images)
+        plan = _plan(pictures, found, num_images=size, num_timesteps=num_timesteps, depth=depth)
+        total, before = sum(part.num_calls for part in plan), 0
         batch = BatchSize(batch_size, device=target, image_shape=shape, warn=told.warn)
         if total:
             told.start(total)

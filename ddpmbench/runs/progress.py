@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ddpmbench.errors import printable
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -85,7 +87,7 @@ def terminal_bar(label: str, pace: "_Pace", console: "Console") -> Iterator[Upda
 def tell(line: str) -> None:
     """Say a line on standard error, above the bar where there is one."""
     # What click takes by default is the stream below the one that a bar stands in for.
-    click.echo(line, file=sys.stderr)
+    click.echo(printable(line), file=sys.stderr)
 
 
 def _notebook_display() -> Callable[..., Any] | None:

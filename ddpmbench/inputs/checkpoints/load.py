@@ -4,8 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from ddpmbench import assets
-from ddpmbench.errors import InputError
-from ddpmbench.files import escaped
+from ddpmbench.errors import InputError, printable
 from ddpmbench.inputs.checkpoints import hub
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.inputs.checkpoints.diffusers import TELLING as DIFFUSERS
@@ -75,7 +74,7 @@ def load_checkpoint(
     except OSError as error:
         raise InputError(f"{source}: cannot be read ({error.strerror or error})") from error
     _check_weights(checkpoint, settings.weights)
-    notes = tuple(map(escaped, checkpoint.notes))
+    notes = tuple(map(printable, checkpoint.notes))
     return dataclasses.replace(checkpoint, notes=notes).with_conventions(
         prediction=settings.prediction,
         variance=settings.variance,
