@@ -122,3 +122,50 @@ def giving_x_start(shipped: Checkpoint) -> Checkpoint:
     """Its output is x_start."""
     network = GivesXStart(shipped.network, shipped.schedule)
     return dataclasses.replace(shipped, network=network, prediction=Prediction.X_START)
+
+
+class TrainedOtherwise(nn.Module):
+    """A network of another schedule, prediction, time input and data range, all at once.
+
+    It finds the signal-to-noise ratio that belongs to the time it is given, takes x_t to be of
+    that, and brings it to what the network inside knows. So it is wrong where it is given the wrong
+    time, as a trained network is. A time that its schedule does not have is taken for the nearest.
+    """
+
+    def __init__(self, shipped: Checkpoint, outside: Checkpoint) -> None:
+        super().__init__()
+        self.inner, self.outside = (
+            shipped.network,
+            dataclasses.replace(outside, network=nn.Identity()),
+        )
+        data, schedule = outside.data_range, outside.schedule
+        self.scale, self.shift = 2 / (data.high - data.low), (data.low + data.high) / 2
+        t = torch.arange(1, schedule.num_timesteps + 1)
+        self.times = outside.network_time(t).double().numpy()
+        self.log_snr = schedule.snr.log().numpy()
+        self.known = -shipped.schedule.snr.log().numpy()
+
+    def forward(self, x_t: Tensor, time: Tensor) -> Tensor:
+        log_snr = np.interp(time.double().numpy(), self.times, self.log_snr)
+        inside = log_snr - 2 * np.log(self.scale)
+        told = torch.from_numpy(np.interp(-inside, self.known, np.arange(len(self.known))))
+        snr, unit_snr = (
+            torch.from_numpy(np.exp(of))[:, None, None, None] for of in (log_snr, inside)
+        )
+        kept = snr / (1 + snr)
+        gain = ((1 + snr) / (1 + unit_snr)).sqrt()
+        known = (x_t.double() - kept.sqrt() * self.shift) * gain
+        eps = self.inner(known.float(), told.float()).double()
+        x_start = (x_t - (1 - kept).sqrt() * eps) / kept.sqrt()
+        match self.prediction:
+            case Prediction.X_START:
+                return x_start.float()
+            case Prediction.V:
+                return (kept.sqrt() * eps - (1 - kept).sqrt() * x_start).float()
+        return eps.float()
+
+
+def trained(shipped: Checkpoint, **changes: object) -> Checkpoint:
+    """The shipped model as if it had been trained with these fields of a checkpoint."""
+    outside = dataclasses.replace(shipped, **changes)
+    return dataclasses.replace(outside, network=TrainedOtherwise(shipped, outside).eval())

@@ -30,7 +30,11 @@ def _data_range(
     try:
         low, high = map(float, value.split(","))
     except ValueError:
-        raise click.BadParameter(f"{value!r} is not LOW,HIGH, as in -1,1") from None
+        raise click.BadParameter(
+            f"{value!r} is not LOW,HIGH, as in -1,1, which hold for all channels; data normalized "
+            "by a mean M and a deviation S lie from -M/S to (1 - M)/S (of several channels take "
+            "the means of both)"
+        ) from None
     return low, high
 
 

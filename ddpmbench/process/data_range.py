@@ -84,6 +84,11 @@ class DataRange:
         return (_ALL - 1) / (self.high - self.low)
 
     @property
+    def log_width(self) -> float:
+        """Log of the distance from `low` to `high`."""
+        return math.log(self.high - self.low)
+
+    @property
     def _steps_a_unit(self) -> float:
         return (self.levels - 1) / (self.high - self.low)
 

@@ -1,4 +1,4 @@
-"""Is a checkpoint read as it was trained? Asked before a long run, once."""
+"""The sanity check before a long run: is a checkpoint read as it was trained?"""
 
 import dataclasses
 from collections.abc import Callable
@@ -8,7 +8,7 @@ import torch
 from ddpmbench.checksums import DamageError, read_json
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.inputs.images import ImageSet
-from ddpmbench.report.check import CheckRecord, check_frame
+from ddpmbench.report.check import CheckRecord, check_frame, note
 from ddpmbench.runs.batch_size import BatchSize
 from ddpmbench.runs.check import WORTH_A_CHECK, check_reading
 from ddpmbench.runs.distributed import Ranks
@@ -17,8 +17,8 @@ from ddpmbench.runs.folder import RunFolder
 TABLE, RECORD = "check.csv", "check.json"
 """What a check leaves in a run folder: its table, and the record that a run that goes on finds."""
 _ANNOUNCEMENT = (
-    "First some hundred network calls on a few images, none of the run's: is the checkpoint read "
-    "as it was trained? --no-check leaves them out"
+    "First some hundred network evaluations on a few images: is the checkpoint read as it was "
+    "trained? They do not count towards the run; --no-check leaves them out"
 )
 
 
@@ -28,12 +28,12 @@ class CheckBefore:
 
     Attributes:
         wanted: whether it is asked for; None where it is made before long runs.
-        num_evaluations: network calls of the run, as far as they are known.
+        num_evaluations: network evaluations of the run, as far as they are known.
         seed: of the noise.
-        batch_size: rows a network call, None for what suits the device.
+        batch_size: terms a network evaluation, None for what suits the device.
         note: called with a line before it begins.
-        warn: called with a line where something speaks against the reading, and where memory is
-            short.
+        warn: called with a line where something speaks against the parameterization, and where
+            memory is short.
     """
 
     wanted: bool | None
@@ -52,7 +52,7 @@ class CheckBefore:
         ranks: Ranks,
         folder: RunFolder | None,
     ) -> CheckRecord | None:
-        """Check, or find what an earlier sitting of the run found; the first process does.
+        """Check, or find what it arrived at before an interruption; the first process does.
 
         Args:
             checkpoint: the model.
@@ -89,20 +89,21 @@ class CheckBefore:
             if folder is not None:
                 folder.write_frame(TABLE, check_frame(found))
                 folder.write_json(RECORD, record.to_dict())
-            if record.warning is None:
-                self.note(f"{record.num_evaluations:,} of them: nothing speaks against its reading")
+            if (line := note(record)) is not None:
+                self.note(line)
         if record.warning is not None:
             self.warn(record.warning)
         return record
 
 
 def _found(folder: RunFolder) -> CheckRecord | None:
-    """That of an earlier sitting; None where there was none, or it is damaged."""
+    """That of an earlier run; None where there was none, or it is damaged."""
     try:
         of = read_json(folder.path / RECORD)
-        record = CheckRecord(of["warning"], of["likely"], of["num_evaluations"])
+        names = ("warning", "likely", "num_evaluations", "outcome", "better")
+        record = CheckRecord(**{name: of[name] for name in names})
     except (DamageError, KeyError):
         return None
-    texts = (record.warning, record.likely)
+    texts = (record.warning, record.likely, record.outcome, record.better)
     is_whole = all(isinstance(text, str | None) for text in texts)
     return record if is_whole and isinstance(record.num_evaluations, int) else None

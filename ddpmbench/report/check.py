@@ -1,12 +1,18 @@
-"""What the check of a checkpoint's reading found: its table, its record and the line it says."""
+"""What the sanity check of a checkpoint arrived at: its table, its record and its line."""
 
 import dataclasses
 from typing import Any
 
 import pandas as pd
 
-from ddpmbench.likelihood.reading_check import CLOSE_STEPS, Compared, ReadingCheck
-from ddpmbench.likelihood.reading_scores import Score, furthest_apart
+from ddpmbench.likelihood.reading_check import (
+    CLOSE_STEPS,
+    NUM_IMAGES,
+    Compared,
+    Outcome,
+    SanityCheck,
+)
+from ddpmbench.likelihood.reading_scores import Fault, Score, furthest_apart
 from ddpmbench.process.units import NATS_PER_BIT
 
 
@@ -15,106 +21,174 @@ class CheckRecord:
     """`check` of `summary.json`.
 
     Attributes:
-        warning: what to say; None where nothing speaks against the reading.
-        likely: the option that is likely meant.
-        num_evaluations: network calls of the check, which are none of the run's.
+        warning: one line; None where nothing surely speaks against the stated parameterization.
+        likely: the options that the network was likely trained with; None if there are none.
+        num_evaluations: network evaluations of the check, which do not count towards the run.
+        outcome: in a word, one of `Outcome`; None in a record of before there was one.
+        better: the options that surely lower the bound, likely or not; None if there are none.
     """
 
     warning: str | None
     likely: str | None
     num_evaluations: int
+    outcome: str | None = None
+    better: str | None = None
 
     @classmethod
-    def of(cls, found: ReadingCheck) -> "CheckRecord":
-        """What was found, in short."""
-        return cls(_warning(found), found.cause, found.num_evaluations)
+    def of(cls, check: SanityCheck) -> "CheckRecord":
+        """What it arrived at, in short."""
+        better = None if check.named is None else check.named.score.candidate.option
+        return cls(
+            _warning(check),
+            check.cause,
+            check.num_evaluations,
+            str(check.outcome),
+            better or check.cause,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON can hold it."""
         return dataclasses.asdict(self)
 
 
-def check_frame(found: ReadingCheck) -> pd.DataFrame:
-    """One row a reading and step, the reading that was asked for first.
+def check_frame(check: SanityCheck) -> pd.DataFrame:
+    """One row a candidate and step, the stated parameterization first; none of too few images.
 
-    `difference` is what its code is longer by than that of the reading that was asked for, and
-    `eps_difference` the same of eps_mse at the first steps, a share, where that was looked at.
-    Both have their standard errors, which one image alone does not have. Squared errors of x_start
-    are those of images on [0, 1].
+    `difference` is by how much half the area under its eps_mse over the log of the signal-to-noise
+    ratio is larger than that of the stated one, in bits, `bound_difference` by how much its bound
+    is higher, in bits/dim, as far as these steps tell, and `eps_difference` the same of eps_mse at
+    the first steps, a share, where that was evaluated. They have their standard errors over images,
+    which one image alone does not have. Squared errors of x_start are those of images on [0, 1].
     """
-    frames = [_rows(found.stated, reading="as asked for")]
-    for of in found.others:
-        values: dict[str, Any] = {
+    if check.stated is None:
+        return _rows([])
+    rows: list[_Row] = [("as asked for", check.stated, {})]
+    for of in check.others:
+        values = {
             "difference": -of.gain / NATS_PER_BIT,
             "standard_error": of.standard_error / NATS_PER_BIT,
+            "bound_difference": -of.bound_gain / NATS_PER_BIT,
+            "bound_standard_error": of.bound_standard_error / NATS_PER_BIT,
         }
-        if found.close is not None and found.close.option == of.score.reading.option:
-            values["eps_difference"] = -found.close.gain
-            values["eps_standard_error"] = found.close.standard_error
-        frames.append(_rows(of.score, reading=of.score.reading.option, **values))
-    return pd.concat(frames, ignore_index=True)
+        rows.append((of.score.candidate.option, of.score, values))
+    if (close := check.close) is not None:
+        option = close.candidate.option or "a step away"
+        values = {"eps_difference": -close.gain, "eps_standard_error": close.standard_error}
+        rows.append((option, None, values))
+    return _rows(rows)
 
 
-def _rows(score: Score, *, reading: str, **values: float) -> pd.DataFrame:
-    columns = ("difference", "standard_error", "eps_difference", "eps_standard_error")
-    return pd.DataFrame(
-        {
-            "reading": reading,
-            "num_images": len(score.eps_mse),
-            **{name: values.get(name, float("nan")) for name in columns},
-            "t": score.steps,
-            "eps_mse": score.eps_mse.mean(0),
-            "x_start_mse": score.x_start_mse.mean(0),
-        }
-    )
+_Row = tuple[str, Score | None, dict[str, float]]
+_DIFFERENCES = (
+    *("difference", "standard_error", "bound_difference", "bound_standard_error"),
+    *("eps_difference", "eps_standard_error"),
+)
 
 
-def _warning(found: ReadingCheck) -> str | None:
-    """One line, that names the option and the numbers; None where there is nothing to say."""
-    source, option = found.stated.reading.checkpoint.source, found.cause
-    if option is None:
-        return None if found.fault is None else _untrained(found, source)
-    likely = f"--ckpt {source}: was likely trained to be read with {option}"
-    if found.close is not None and found.close.option == option:
-        close = found.close
+def _rows(rows: list[_Row]) -> pd.DataFrame:
+    nan = float("nan")
+    columns = ("reading", "num_images", *_DIFFERENCES, "t", "eps_mse", "x_start_mse")
+    table = []
+    for name, score, values in rows:
+        differences = [values.get(column, nan) for column in _DIFFERENCES]
+        if score is None:
+            table.append((name, 0, *differences, 0, nan, nan))
+            continue
+        x_start = score.x_start_mse.mean(0) / score.squared_width
+        for t, eps, x in zip(score.steps, score.eps_mse.mean(0), x_start, strict=True):
+            table.append((name, len(score.eps_mse), *differences, int(t), float(eps), float(x)))
+    return pd.DataFrame(table, columns=list(columns))
+
+
+def note(record: CheckRecord) -> str | None:
+    """What to say where there is no warning; None where there is one."""
+    if record.warning is not None:
+        return None
+    calls = f"{record.num_evaluations:,} of them: "
+    match record.outcome:
+        case Outcome.TOO_FEW_IMAGES:
+            return f"the sanity check takes {NUM_IMAGES} images or more: nothing was checked"
+        case Outcome.UNDECIDED:
+            return calls + (
+                "the sanity check could not tell: something is unusual for a trained model, but "
+                "not surely wrong (check.csv has the numbers)"
+            )
+    return calls + "nothing speaks against its parameterization"
+
+
+def _warning(check: SanityCheck) -> str | None:
+    """One line, that names the option and the numbers; None where there is nothing sure."""
+    stated = check.stated
+    if stated is None or check.outcome in (Outcome.PASSED, Outcome.UNDECIDED):
+        return None
+    begin = f"--ckpt {stated.candidate.checkpoint.source}: "
+    named = check.named
+    if named is not None:
+        t, own, other = furthest_apart(stated, named.score)
+        option = named.score.candidate.option
+        numbers = (
+            f"on {len(named.score.eps_mse)} images its bound is about {_bits(named)} bits/dim "
+            f"lower so, and eps_mse at t = {t} is {_short(own)} as it is read and {_short(other)} "
+            "so"
+        )
+        if check.outcome is Outcome.LIKELY:
+            which = "that option" if len(named.score.candidate.options) == 1 else "these options"
+            return (
+                f"{begin}was likely trained with {option}: {numbers}; give {which}, or --no-check "
+                "if this is meant"
+            )
+        return f"{begin}reads better with {option}, {_perhaps(named)}: {numbers}"
+    if check.outcome is Outcome.FAULT and check.fault is not None:
         return (
-            f"{likely}: at t = {CLOSE_STEPS[0]}..{CLOSE_STEPS[-1]} of {close.num_looks} images "
-            f"eps_mse is {close.gain:.1%} lower so (+- {2 * close.standard_error:.1%}); give that "
+            f"{begin}is read otherwise than it was trained, or its weights are not those of a "
+            f"trained model: {_what(check.fault)}; no usual prediction, time input, schedule or "
+            "data range mends it"
+        )
+    assert check.close is not None
+    close = check.close
+    numbers = (
+        f"at t = {CLOSE_STEPS[0]}..{CLOSE_STEPS[-1]} of {close.num_images} images eps_mse is "
+        f"{close.gain:.1%} lower so (+- {2 * close.standard_error:.1%})"
+    )
+    if check.outcome is Outcome.LIKELY:
+        return (
+            f"{begin}was likely trained with {close.candidate.option}: {numbers}; give that "
             "option, or --no-check if this is meant"
         )
-    of = next(of for of in found.others if of.score.reading.option == option)
-    t, own, other = furthest_apart(found.stated, of.score)
     return (
-        f"{likely}: {len(of.score.eps_mse)} images cost {_bits(of)} bits/dim less so, and eps_mse "
-        f"at t = {t} is {_short(own)} as it is read and {_short(other)} so; give that option, or "
-        "--no-check if this is meant"
+        f"{begin}reads better if it is given the time of {_STEP[close.is_later]}, perhaps since "
+        f"its schedule has an entry more, for no noise: {numbers}"
     )
 
 
-def _untrained(found: ReadingCheck, source: str) -> str:
-    fault = found.fault
-    assert fault is not None
+_STEP = {True: "the next step", False: "the step before"}
+
+
+def _perhaps(named: Compared) -> str:
+    candidate = named.score.candidate
+    if not candidate.is_exact:
+        return "perhaps since its data were normalized by a mean and a deviation of each channel"
+    if any(option.startswith("--schedule") for option in candidate.options):
+        return "perhaps a schedule that is not listed"
+    return "but is perhaps read otherwise than it was trained in other ways, too"
+
+
+def _what(fault: Fault) -> str:
     if fault.name == "nats":
-        found_bits, most = fault.value / NATS_PER_BIT, fault.limit / NATS_PER_BIT
-        what = (
-            f"images cost {found_bits:.2f} bits/dim, where those of a trained model are below "
-            f"{most:.2f}, what they cost pixel by pixel"
+        value, most = fault.value / NATS_PER_BIT, fault.limit / NATS_PER_BIT
+        return (
+            f"half the area under eps_mse over log SNR is {value:.2f} bits, where that of a "
+            f"trained model is below {most:.2f}, that of pixels one by one"
         )
-    else:
-        unit = " of the pixels' variance" if fault.name == "x_start_mse" else ""
-        what = (
-            f"{fault.name} at t = {fault.t} is {_short(fault.value)}{unit}, where that of a "
-            f"trained model is below {fault.limit:g}"
-        )
+    unit = " of the pixels' variance" if fault.name == "x_start_mse" else ""
     return (
-        f"--ckpt {source}: is read otherwise than it was trained, or its weights are not those of "
-        f"a trained model: {what}; no other prediction, time input, schedule or data range alone "
-        "mends it"
+        f"{fault.name} at t = {fault.t} is {_short(fault.value)}{unit}, where that of a trained "
+        f"model is below {fault.limit:g}"
     )
 
 
 def _bits(of: Compared) -> str:
-    bits, error = of.gain / NATS_PER_BIT, of.standard_error / NATS_PER_BIT
+    bits, error = of.bound_gain / NATS_PER_BIT, of.bound_standard_error / NATS_PER_BIT
     return f"{bits:.2f} (+- {2 * error:.2f})"
 
 

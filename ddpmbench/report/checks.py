@@ -69,8 +69,10 @@ READING_CHECK: Kinds = {
     "warning": _TEXT_OR_NONE,
     "likely": _TEXT_OR_NONE,
     "num_evaluations": _WHOLE,
+    "outcome": Maybe(_TEXT),
+    "better": Maybe(_TEXT_OR_NONE),
 }
-"""`check` there, which only a run has before which the reading of its checkpoint was checked."""
+"""`check` there, which only a run has before which the sanity check of its checkpoint was made."""
 COMPARED: Kinds = {
     "run": _TEXT,
     "bits_per_dim": _NUMBER,

@@ -1,4 +1,4 @@
-"""A checkpoint that is read otherwise than it was trained is told; one that is read right is not.
+"""A checkpoint that is read otherwise than it was trained is named; one that is read right is not.
 
 Misread models are the shipped one behind an adapter (`misread`): exactly what it is, trained
 otherwise.
@@ -16,7 +16,7 @@ from torch import nn
 from ddpmbench import load_checkpoint, load_images
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint, TimeInput
 from ddpmbench.inputs.images import ImageSet
-from ddpmbench.likelihood.reading_check import ReadingCheck
+from ddpmbench.likelihood.reading_check import NUM_IMAGES, Outcome, SanityCheck
 from ddpmbench.process.data_range import UNIT_RANGE, DataRange
 from ddpmbench.process.prediction import Prediction
 from ddpmbench.process.schedule import NoiseSchedule
@@ -39,7 +39,7 @@ def images() -> ImageSet:
 
 def checked(
     checkpoint: Checkpoint, images: ImageSet, *, seed: int = 0, batch_size: int | None = None
-) -> ReadingCheck:
+) -> SanityCheck:
     shape = images.pixels.shape[1:]
     batch = BatchSize(batch_size, device=CPU, image_shape=shape, warn=pytest.fail)
     return check_reading(checkpoint, images, seed=seed, device=CPU, batch=batch)
@@ -55,8 +55,8 @@ RIGHT = {
     "giving x_start": misread.giving_x_start,
     "of cosine": misread.of_cosine,
     "half the range": lambda model: misread.in_range(model, -0.5, 0.5),
-    "in bytes": lambda model: misread.in_range(model, 0, 255),
 }
+IN_BYTES = lambda model: misread.in_range(model, 0, 255)  # noqa: E731
 
 
 @pytest.mark.parametrize("name", RIGHT)
@@ -77,7 +77,7 @@ WRONG = {
     "--schedule linear:1000": (RIGHT["as shipped"], {"schedule": COSINE}),
     "--data-range -0.5,0.5": (RIGHT["half the range"], {"data_range": UNIT_RANGE}),
     "--data-range -1,1": (RIGHT["as shipped"], {"data_range": DataRange(0, 1)}),
-    "--data-range 0,255": (RIGHT["in bytes"], {"data_range": UNIT_RANGE}),
+    "--data-range 0,255": (IN_BYTES, {"data_range": UNIT_RANGE}),
 }
 
 
@@ -97,7 +97,14 @@ def test_fractions_for_steps_and_bytes_for_units_are_told_too(shipped, images):
         assert checked(dataclasses.replace(shipped, **read), images).cause == option
 
 
-@pytest.mark.parametrize("seed", range(4))
+def test_of_an_error_that_may_be_chance_nothing_is_said_but_that_it_could_not_tell(shipped, images):
+    # In bytes the network inside knows no ratio as high as the first, and adds to the noise there.
+    found = checked(IN_BYTES(shipped), images)
+    assert found.outcome is Outcome.UNDECIDED
+    assert found.fault.value > 1
+
+
+@pytest.mark.parametrize("seed", range(2))
 def test_no_draw_of_the_noise_and_no_images_raise_a_false_alarm(seed, shipped, images):
     some = slice(400 * seed, 400 * seed + 300)
     part = dataclasses.replace(
@@ -124,15 +131,18 @@ def test_a_network_two_steps_away_is_not_said_to_be_one(shipped, images):
     found = checked(later, images)
     assert found.close.gain > 0.004
     assert not found.close.is_likely
+    assert found.close.num_images == 64
     assert found.is_passed
 
 
 def test_what_is_set_by_one_image_is_asked_of_no_more(shipped, images):
     found = checked(shipped, images)
-    looks = {of.score.reading.option: len(of.score.eps_mse) for of in found.others}
+    looks = {of.score.candidate.option: len(of.score.eps_mse) for of in found.others}
     assert looks["--prediction x_start"] == looks["--data-range 0,255"] == 1
-    assert looks["--time-input one-based"] == len(found.stated.eps_mse) == 8
+    assert len(found.stated.eps_mse) == NUM_IMAGES
     assert np.isnan(next(of for of in found.others if len(of.score.eps_mse) == 1).standard_error)
+    # Every time is the best there is, so no schedule is tried.
+    assert not any("schedule" in option or "time-input" in option for option in looks)
 
 
 @dataclasses.dataclass
@@ -180,10 +190,10 @@ def test_a_table_of_steps_is_asked_for_none_that_it_does_not_have(time_input):
         network=network,
         time_input=TimeInput(time_input),
     )
-    found = checked(stated, oracle_images())
+    found = checked(stated, oracle_images(20))
     assert not network.outside
-    # It takes whole numbers only: what is a fraction is no reading of it.
-    assert "--time-input fraction" not in {of.score.reading.option for of in found.others}
+    # It takes whole numbers only: what is a fraction is no candidate.
+    assert "--time-input fraction" not in {of.score.candidate.option for of in found.others}
 
 
 def test_the_best_model_there_is_of_its_data_passes_in_every_schedule():
@@ -202,5 +212,6 @@ def test_the_best_model_there_is_of_its_data_passes_in_every_schedule():
 @pytest.mark.parametrize("steps", [1, 2, 3, 4])
 def test_of_a_few_steps_or_a_single_image_what_can_be_told_is_told(steps):
     images = oracle_images(1)
+    many = dataclasses.replace(images, pixels=np.repeat(images.pixels, 16, 0))
     schedule = NoiseSchedule.from_betas([0.3] * steps)
-    assert checked(oracle_checkpoint(images, schedule, spread=0.02), images).is_passed
+    assert checked(oracle_checkpoint(images, schedule, spread=0.02), many).named is None
