@@ -134,10 +134,7 @@ class TrainedOtherwise(nn.Module):
 
     def __init__(self, shipped: Checkpoint, outside: Checkpoint) -> None:
         super().__init__()
-        self.inner, self.outside = (
-            shipped.network,
-            dataclasses.replace(outside, network=nn.Identity()),
-        )
+        self.inner, self.prediction = shipped.network, outside.prediction
         data, schedule = outside.data_range, outside.schedule
         self.scale, self.shift = 2 / (data.high - data.low), (data.low + data.high) / 2
         t = torch.arange(1, schedule.num_timesteps + 1)

@@ -431,7 +431,12 @@ class Checker:
             pair = self._compared(other.score, named.score)
             if pair.certainty < SURE / 2 and abs(pair.bound_gain) > _LEAST_BOUND_GAIN:
                 return True
-        return False
+        # A time one step away that no option gives, as where a schedule has one more entry.
+        unnamed = [near for _, near in one_step_away(self._stated) if near.is_stated]
+        if not named.score.candidate.is_of_time:
+            unnamed = []
+        scores = [s for near in unnamed for s in self._scores([near], self._looks(NUM_IMAGES))]
+        return any(not self._compared(score, named.score).certainty > SURE / 2 for score in scores)
 
     def _numbers(self, score: Score) -> Array:
         """(N, ...) of the images, as the model has them."""

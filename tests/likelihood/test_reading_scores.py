@@ -55,7 +55,7 @@ def test_the_area_is_the_code_length_of_a_gaussian_source_and_the_steps_suffice(
         of = score(checkpoint, variance)
         low, high = of.log_snr[-1], of.log_snr[0]
         found = of.areas(low, high)
-        assert found == pytest.approx([known_area(variance, low, high)] * 2, rel=0.1)
+        assert found == pytest.approx([known_area(variance, low, high)] * 2, rel=0.06)
         every = score(checkpoint, variance, np.arange(1, 1001))
         found = every.areas(low, high)
         assert found == pytest.approx([known_area(variance, low, high)] * 2, rel=2e-3)

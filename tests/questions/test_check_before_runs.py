@@ -5,6 +5,7 @@ import json
 import re
 
 import misread
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -23,12 +24,14 @@ from ddpmbench.cli.main import run
 from ddpmbench.cli.options import check_option
 from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
+from ddpmbench.inputs.checkpoints.native import write_native
 from ddpmbench.inputs.images import ImageSet
+from ddpmbench.likelihood.reading_check import Outcome
 from ddpmbench.process.prediction import Prediction
 from ddpmbench.quality.protocols import PROTOCOLS
 from ddpmbench.questions import check
 from ddpmbench.questions.check import RECORD, TABLE, CheckBefore
-from ddpmbench.report.check import CheckRecord
+from ddpmbench.report.check import CheckRecord, note
 from ddpmbench.runs.check import WORTH_A_CHECK
 from ddpmbench.runs.distributed import Ranks
 from ddpmbench.runs.quality import QualityListener
@@ -43,7 +46,7 @@ def shipped() -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def images() -> ImageSet:
-    return load_images("fashion-mnist:test", num_images=9)
+    return load_images("fashion-mnist:test", num_images=16)
 
 
 @pytest.fixture(scope="module")
@@ -67,31 +70,34 @@ def forbidden(*arguments, **keywords):
 
 
 def test_a_misread_model_is_said_in_one_line_with_the_option_and_the_numbers(misread_run):
-    _, report, (note, line) = misread_run
-    assert note.startswith("note First some hundred network calls")
-    assert "--no-check" in note
+    _, report, (first, line) = misread_run
+    assert first.startswith("note First some hundred network evaluations")
+    assert "--no-check" in first
     assert "\n" not in line
     assert line.startswith("--ckpt ")
-    assert "likely trained to be read with --prediction v:" in line
-    assert re.search(r"\d+ images cost [\d.]+ \(\+- [\d.]+\) bits/dim less so", line)
+    assert "was likely trained with --prediction v:" in line
+    assert re.search(r"on 16 images its bound is about [\d.]+ \(\+- [\d.]+\) bits/dim lower", line)
     assert re.search(r"eps_mse at t = \d is [\d.]+ as it is read and [\d.e-]+ so", line)
     record = report.summary["check"]
     assert record == {
         "warning": line,
         "likely": "--prediction v",
         "num_evaluations": record["num_evaluations"],
+        "outcome": "likely",
+        "better": "--prediction v",
     }
     # They are none of the run's.
     assert record["num_evaluations"] > 0
-    assert report.summary["num_evaluations"] == 9 * 4
+    assert report.summary["num_evaluations"] == 16 * 4
 
 
-def test_the_table_holds_every_reading_at_its_steps(misread_run):
+def test_the_table_holds_every_candidate_at_its_steps(misread_run):
     _, report, _ = misread_run
     table = pd.read_csv(report.folder / TABLE)
     assert list(table) == [
-        "reading", "num_images", "difference", "standard_error", "eps_difference",
-        "eps_standard_error", "t", "eps_mse", "x_start_mse",
+        "reading", "num_images", "difference", "standard_error", "bound_difference",
+        "bound_standard_error", "eps_difference", "eps_standard_error", "t", "eps_mse",
+        "x_start_mse",
     ]  # fmt: skip
     assert table.reading[0] == "as asked for"
     (stated, v) = (table[table.reading == name] for name in ("as asked for", "--prediction v"))
@@ -135,14 +141,14 @@ def test_the_page_shows_what_speaks_against_the_reading_and_nothing_else(
 ):
     _, report, _ = misread_run
     page = write_report(report.folder).read_text()
-    assert "likely trained to be read with --prediction v" in page
+    assert "was likely trained with --prediction v" in page
     said = []
     listener = RunListener(note=said.append, warn=said.append)
     given = {"check": True, "out": tmp_path / "right", "listener": listener}
     right = evaluate_nll(shipped.respaced(4), images, **EVERY_PAIR, **given)
     assert right.summary["check"]["warning"] is None
     calls = right.summary["check"]["num_evaluations"]
-    assert said[1:] == [f"{calls:,} of them: nothing speaks against its reading"]
+    assert said[1:] == [f"{calls:,} of them: nothing speaks against its parameterization"]
     assert 'role="note"' not in write_report(right.folder).read_text()
 
 
@@ -160,6 +166,13 @@ def test_the_check_changes_no_number_of_the_run(shipped, images):
     first, second = (run.summary for run in runs)
     assert first["bits_per_dim"] == second["bits_per_dim"]
     assert runs[0].per_timestep.equals(runs[1].per_timestep)
+
+
+@pytest.fixture(scope="module")
+def enough(small_images) -> ImageSet:
+    """As many crops as the check takes."""
+    pixels, ids = np.resize(small_images.pixels, (16, 1, 8, 8)), [str(i) for i in range(16)]
+    return ImageSet(pixels, ids, "crops")
 
 
 def made(before: CheckBefore, checkpoint, images, ranks=Ranks()) -> CheckRecord | None:  # noqa: B008
@@ -180,13 +193,54 @@ def test_long_runs_are_checked_and_short_ones_if_that_is_asked_for(
     assert f"{WORTH_A_CHECK:,} calls" in check_option(lambda: None).__click_params__[0].help
 
 
-def test_random_weights_are_said_to_be_no_trained_model(small_model, small_images):
+def test_random_weights_are_said_to_be_no_trained_model(small_model, enough):
     said = []
-    made(CheckBefore(True, 1, warn=said.append), small_model, small_images)
+    made(CheckBefore(True, 1, warn=said.append), small_model, enough)
     (line,) = said
     assert "\n" not in line
     assert "--ckpt small: is read otherwise than it was trained, or its weights are not" in line
     assert "where that of a trained model is below" in line
+
+
+def test_of_too_few_images_it_says_that_nothing_was_checked(small_model, small_images):
+    said = []
+    record = made(CheckBefore(True, 1, note=said.append), small_model, small_images)
+    assert record == CheckRecord(None, None, 0, "too few images", None)
+    assert said[1:] == ["the sanity check takes 16 images or more: nothing was checked"]
+
+
+@pytest.mark.parametrize("outcome", Outcome)
+def test_every_outcome_has_a_line(outcome):
+    line = note(CheckRecord(None, None, 7, str(outcome), None))
+    assert ("could not tell" in line) == (outcome is Outcome.UNDECIDED)
+    assert ("nothing was checked" in line) == (outcome is Outcome.TOO_FEW_IMAGES)
+    if outcome is Outcome.PASSED:
+        assert line.endswith("nothing speaks against its parameterization")
+    assert note(CheckRecord("a warning", None, 7, str(outcome), None)) is None
+
+
+def test_the_remedy_of_a_misread_checkpoint_gives_the_number_of_the_truth(
+    shipped, tmp_path, capsys
+):
+    # The shipped weights in a file that says that their output is v.
+    path = tmp_path / "misread.safetensors"
+    write_native(path, dataclasses.replace(shipped, prediction=Prediction.V))
+    common = ["--num-images", "16", "--estimator", "every-pair", "--draws", "1"]
+    common += ["--timesteps", "3", "--device", "cpu", "--format", "quiet"]
+
+    def number(*options):
+        arguments = [*options, *common]
+        status = run(["nll", *arguments, "--out", str(tmp_path / str(len(options)))])
+        captured = capsys.readouterr()
+        assert status == 0, captured.err
+        return float(captured.out), captured.err
+
+    data = ["--data", "fashion-mnist:test"]
+    wrong, lines = number("--ckpt", str(path), *data, "--check")
+    (remedy,) = re.findall(r"was likely trained with (--\S+ \S+):", lines)
+    right, _ = number("--ckpt", str(path), *data, *remedy.split())
+    truth, _ = number(*data)
+    assert right == truth < wrong - 0.1
 
 
 def test_the_first_process_alone_checks(small_model, small_images, monkeypatch):
@@ -201,9 +255,11 @@ def test_the_first_process_alone_checks(small_model, small_images, monkeypatch):
 
 
 def test_both_options_are_there_and_the_warning_is_one_line_of_standard_error(
-    tmp_path, small_npz, small_checkpoint, capsys
+    tmp_path, enough, small_checkpoint, capsys
 ):
-    arguments = ["--ckpt", small_checkpoint, "--data", small_npz, "--estimator", "every-pair"]
+    crops = tmp_path / "crops.npz"
+    np.savez(crops, arr_0=enough.pixels.transpose(0, 2, 3, 1))
+    arguments = ["--ckpt", small_checkpoint, "--data", crops, "--estimator", "every-pair"]
     arguments += ["--draws", 1, "--timesteps", 5, "--device", "cpu", "--format", "quiet"]
 
     def told(*more):
@@ -214,7 +270,7 @@ def test_both_options_are_there_and_the_warning_is_one_line_of_standard_error(
         return [line for line in captured.err.splitlines() if "trained" in line]
 
     first, second = told("checked", "--check")
-    assert first.startswith("Note: First some hundred network calls")
+    assert first.startswith("Note: First some hundred network evaluations")
     assert second.startswith(f"Warning: --ckpt {small_checkpoint}: is read otherwise")
     assert not told("left-out", "--no-check")
     assert not told("short")

@@ -1,0 +1,181 @@
+"""The sanity check names nothing that makes the exact bound worse, and accuses no right model.
+
+The shipped model stands behind an adapter (`misread.trained`): exactly what it is, trained
+otherwise. Its bound is summed here over the terms, without the check's own estimate.
+"""
+
+import dataclasses
+
+import misread
+import numpy as np
+import pytest
+import torch
+
+from ddpmbench import load_checkpoint, load_images
+from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint, TimeInput
+from ddpmbench.inputs.images import ImageSet
+from ddpmbench.likelihood.reading_check import Checker, Outcome, SanityCheck
+from ddpmbench.likelihood.terms import VALUE_COLUMNS, Rows, TermsPass, TermTable
+from ddpmbench.process.data_range import UNIT_RANGE, DataRange
+from ddpmbench.process.prediction import Prediction
+from ddpmbench.process.schedule import NoiseSchedule
+from ddpmbench.runs.batch_size import BatchSize
+from ddpmbench.runs.check import check_reading
+
+CPU = torch.device("cpu")
+LINEAR = NoiseSchedule.linear(1000)
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Checkpoint:
+    return load_checkpoint()
+
+
+@pytest.fixture(scope="module")
+def images() -> ImageSet:
+    return load_images("fashion-mnist:test")
+
+
+def checked(checkpoint: Checkpoint, images: ImageSet) -> SanityCheck:
+    batch = BatchSize(None, device=CPU, image_shape=images.pixels.shape[1:], warn=pytest.fail)
+    return check_reading(checkpoint, images, seed=0, device=CPU, batch=batch)
+
+
+def exact_bound(checkpoint: Checkpoint, images: ImageSet) -> float:
+    """Nats per dimension of two images, the terms of steps in between linear in t."""
+    total, image = checkpoint.schedule.num_timesteps, np.array([100, 8000])
+    t = np.unique(np.rint(np.geomspace(1, total, 40)).astype(np.int64))
+    terms_pass = TermsPass(checkpoint, images, seed=7, decoder="exact", device=CPU)
+    rows = Rows(np.repeat(image, len(t)), np.tile(t, 2), np.zeros(2 * len(t), np.int64))
+    nats = terms_pass.terms(rows).values["nats"].reshape(2, -1).mean(0)
+    kl = np.interp(np.arange(2, total + 1), t[1:], nats[1:]).sum()
+    return float(terms_pass.prior(image).mean() + nats[0] + kl)
+
+
+def one_more_entry(steps: int, end: float) -> NoiseSchedule:
+    """The linear schedule of steps + 1 entries, the first of which is for no step."""
+    kept = np.cumprod(1 - np.linspace(1e-4, end, steps + 1))
+    return NoiseSchedule.from_alphas_cumprod(kept[1:])
+
+
+def cubed_cosine() -> NoiseSchedule:
+    """Of which alphas_cumprod is a cosine to the third power: no usual form is near it."""
+    share = np.arange(1, 1001) / 1000
+    return NoiseSchedule.from_alphas_cumprod(np.cos(0.998 * np.pi / 2 * share) ** 3)
+
+
+TWO = {"data_range": DataRange(0, 1), "prediction": Prediction.V}
+READ = {
+    "raised cosine": (
+        {"schedule": NoiseSchedule.cosine_betas(1000)},
+        {"schedule": LINEAR},
+    ),
+    "ten steps": ({"schedule": NoiseSchedule.cosine(10)}, {"schedule": LINEAR}),
+    "50 steps": ({"schedule": NoiseSchedule.linear(50)}, {"schedule": LINEAR}),
+    "200 steps": ({"schedule": NoiseSchedule.linear(200)}, {"schedule": LINEAR}),
+    "4000 steps": ({"schedule": NoiseSchedule.cosine(4000)}, {"schedule": LINEAR}),
+    "geometric": ({"schedule": NoiseSchedule.geometric(1000)}, {"schedule": LINEAR}),
+    "not listed": ({"schedule": cubed_cosine()}, {"schedule": LINEAR}),
+    "one more entry": (
+        {"schedule": one_more_entry(100, 0.2), "time_input": TimeInput.FRACTION},
+        {"schedule": NoiseSchedule.linear(100, beta_start=1e-4, beta_end=0.2)},
+    ),
+    "normalized": (
+        {"data_range": DataRange(-0.1307 / 0.3081, 0.8693 / 0.3081)},
+        {"data_range": UNIT_RANGE},
+    ),
+    "two mistakes": (TWO, {"data_range": UNIT_RANGE, "prediction": Prediction.EPSILON}),
+}
+LIKELY = {
+    "50 steps": "--schedule linear:50:0.002:0.4",
+    "200 steps": "--schedule linear:200:0.0005:0.1",
+    "4000 steps": "--schedule cosine:4000",
+    "raised cosine": "--schedule cosine-betas:1000:0.0001:0.02",
+    "geometric": "--schedule geometric:1000:0.0001:0.02",
+    "normalized": "--data-range -0.424213,2.821487",
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_what_is_named_lowers_the_exact_bound_and_what_is_misread_does_not_pass(
+    name, shipped, images
+):
+    trained, read = READ[name]
+    stated = dataclasses.replace(misread.trained(shipped, **trained), **read)
+    check = checked(stated, images)
+    assert not check.is_passed
+    assert check.num_evaluations < 3500
+    if name in LIKELY:
+        assert check.cause == LIKELY[name]
+    if check.named is not None:
+        named = check.named.score.candidate.checkpoint
+        assert exact_bound(named, images) < exact_bound(stated, images) - 0.01
+    if name == "two mistakes":
+        assert check.named is not None
+        assert set(check.named.score.candidate.options) == {"--data-range 0,1", "--prediction v"}
+    if name == "one more entry":
+        # No option gives it, so none is likely.
+        assert check.outcome in (Outcome.BETTER, Outcome.UNDECIDED)
+        assert check.cause is None
+    if name == "not listed":
+        assert check.outcome is Outcome.BETTER
+        assert check.cause is None
+
+
+class Pool:
+    """The terms of all pairs that were asked for of a few images, evaluated once."""
+
+    def __init__(self, images: ImageSet) -> None:
+        self.images = images
+        self.known: dict[object, dict[str, np.ndarray]] = {}
+
+    def evaluate(self, candidates, rows: Rows, chosen: np.ndarray) -> list[TermTable]:
+        return [self._table(candidate, rows, chosen) for candidate in candidates]
+
+    def _table(self, candidate, rows: Rows, chosen: np.ndarray) -> TermTable:
+        pairs = np.stack([rows.t, rows.draw], 1)
+        values = {name: np.empty(len(rows)) for name in VALUE_COLUMNS}
+        for t, draw in np.unique(pairs, axis=0).tolist():
+            of = (rows.t == t) & (rows.draw == draw)
+            known = self._known(candidate, t, draw)
+            for name, column in values.items():
+                column[of] = known[name][chosen[rows.image[of]]]
+        return TermTable(rows, values)
+
+    def _known(self, candidate, t: int, draw: int) -> dict[str, np.ndarray]:
+        network, time = candidate.checkpoint.network, candidate.checkpoint.network_time
+        given = time(torch.tensor([t]))
+        while hasattr(network, "_change"):
+            given, network = network._change(given), network.network
+        key = (candidate.options, float(given[0]), t, draw)
+        if key not in self.known:
+            count = len(self.images)
+            terms_pass = TermsPass(
+                candidate.checkpoint, self.images, seed=0, decoder="exact", device=CPU
+            )
+            full = np.full(count, t), np.full(count, draw)
+            self.known[key] = terms_pass.terms(Rows(np.arange(count), *full)).values
+        return self.known[key]
+
+
+@pytest.fixture(scope="module")
+def pool(images) -> Pool:
+    some = np.linspace(0, len(images) - 1, 24).astype(int)
+    return Pool(ImageSet(images.pixels[some], [str(i) for i in some], "pool"))
+
+
+@pytest.mark.parametrize("size", [1, 4, 15, 16])
+def test_no_few_images_accuse_a_right_model(size, shipped, pool):
+    generator = np.random.default_rng(size)
+    outcomes = []
+    for _ in range(200):
+        chosen = generator.choice(len(pool.images), size, replace=False)
+        few = ImageSet(pool.images.pixels[chosen], [str(i) for i in chosen], "subset")
+        check = Checker(
+            shipped, few, lambda group, rows, of=chosen: pool.evaluate(group, rows, of)
+        ).check()
+        outcomes.append(check.outcome)
+        assert check.named is None
+    expected = Outcome.PASSED if size == 16 else Outcome.TOO_FEW_IMAGES
+    assert outcomes.count(expected) >= 190
+    assert set(outcomes) <= {expected, Outcome.UNDECIDED}
