@@ -8,7 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddpmbench.likelihood.design import EveryPair
-from ddpmbench.likelihood.intervals import freedom_of_sum, quantile
+from ddpmbench.likelihood.intervals import (
+    freedom_of_sum,
+    half_width_of,
+    least_freedom_of_sum,
+    quantile,
+)
 from ddpmbench.likelihood.terms import TermTable, columns_of_bound
 
 
@@ -149,14 +154,11 @@ def noise_half_width(squares: float, fourth: float, design: EveryPair) -> float 
     """
     if design.draws == 1:
         return None
-    if squares == 0:
-        return 0.0
     # Each pair has draws - 1 degrees of freedom. Where a few of them carry the sum, what is
-    # estimated is too large by about four; with the estimates in the place of the variances
-    # Satterthwaite's are too few, which is the wide side.
-    plain = (design.draws - 1) * squares**2 / fourth
-    freedom = max(plain, freedom_of_sum(squares, fourth / (design.draws + 1)) - 4)
-    return quantile(freedom) * math.sqrt(squares / design.draws) / design.num_images
+    # estimated is too large by about four.
+    estimated = freedom_of_sum(squares, fourth / (design.draws + 1))
+    freedom = max(least_freedom_of_sum(squares, fourth / (design.draws - 1)), estimated - 4)
+    return half_width_of(squares / design.draws / design.num_images**2, freedom)
 
 
 def _population_half_width(total: NDArray[np.float64], noise: float | None) -> float | None:

@@ -23,7 +23,7 @@ from ddpmbench.likelihood.addressed import (
     unit_interval,
     words,
 )
-from ddpmbench.likelihood.intervals import doubt_of, half_width_of
+from ddpmbench.likelihood.intervals import doubt_of, freedom_of_sum, half_width_of
 from ddpmbench.likelihood.terms import Rows, TermTable
 
 CORRECTION_DRAW = 3 * 2**30
@@ -198,7 +198,7 @@ def estimate_correction(design: CorrectionRows, difference: NDArray[np.float64])
     squares = np.append(of_pairs, of_decoder)
     freedom = np.append(np.ones(len(of_pairs)), len(decoder) - 1)
     variance = float(squares.sum())
-    half_width = half_width_of(variance, doubt_of(squares, freedom))
+    half_width = half_width_of(variance, freedom_of_sum(variance, doubt_of(squares, freedom)))
     assert half_width is not None
     return Correction(
         kl=float(weighted.mean()) if len(later) else 0.0,

@@ -9,18 +9,16 @@ from scipy import stats
 CONFIDENCE = 0.95
 
 
-def half_width_of(variance: float, doubt: float) -> float | None:
+def half_width_of(variance: float, freedom: float) -> float | None:
     """Half width of the 95 % interval of a sum of independent parts; None where it is unknown.
 
     Args:
         variance: of the sum; NaN where it cannot be known.
-        doubt: of that variance; see `doubt_of`.
+        freedom: degrees of freedom with which it is estimated.
     """
     if math.isnan(variance):
         return None
-    if variance == 0:
-        return 0.0
-    return quantile(freedom_of_sum(variance, doubt)) * math.sqrt(variance)
+    return quantile(freedom) * math.sqrt(variance) if variance else 0.0
 
 
 def doubt_of(variances: NDArray[np.float64], freedom: NDArray[np.float64 | np.int64]) -> float:
@@ -50,6 +48,21 @@ def freedom_of_sum(variance: float, doubt: float) -> float:
     if variance == 0:
         return 1.0
     return max(1.0, variance**2 / doubt - 2) if doubt > 0 else math.inf
+
+
+def least_freedom_of_sum(variance: float, doubt: float) -> float:
+    """Satterthwaite's degrees of freedom with estimates in the place of the variances, at least 1.
+
+    On average they are too few, which is the wide side: for sums of so few parts, or of parts so
+    little independent, that `freedom_of_sum` may come out too large.
+
+    Args:
+        variance: sum of V_i.
+        doubt: sum of V_i^2 / f_i. Infinitely many degrees where it is 0.
+
+    Source: Satterthwaite 1946.
+    """
+    return max(1.0, variance**2 / doubt) if doubt > 0 else math.inf
 
 
 def quantile(freedom: float) -> float:

@@ -129,7 +129,7 @@ def other_bounds_of_warp(
         errors=errors,
         decoder=_decoder_means(design.num_images, tables(decoders), decoders),
         decoder_variance=rows.decoder_variance,
-        decoder_doubt=rows.decoder_variance**2 / (max(len(design.redrawn), 1) + 2),
+        decoder_doubt=rows.decoder_variance**2 / max(len(design.redrawn), 1),
     )
     of_best = sub_schedule_bounds(costs, chosen_by=chosen_by, judged_by=judged_by)
     return OtherBounds(found, of_best)

@@ -123,11 +123,11 @@ def _half_width(
     of_rows = _freedom(spread, np.full(len(spread), rotations - 1))
     of_decoder = _freedom(rows.decoder_squares, rows.decoder_draws - 1)
     parts = np.array([kl_variance, rows.decoder_variance])
-    doubt = doubt_of(parts, np.array([of_rows, of_decoder]))
-    half_width = half_width_of(kl_variance + rows.decoder_variance, doubt)
+    freedom = _freedom(parts, np.array([of_rows, of_decoder]))
+    half_width = half_width_of(kl_variance + rows.decoder_variance, freedom)
     assert half_width is not None
     return half_width
 
 
-def _freedom(variances: NDArray[np.float64], freedom: NDArray[np.int64]) -> float:
+def _freedom(variances: NDArray[np.float64], freedom: NDArray[np.float64 | np.int64]) -> float:
     return freedom_of_sum(float(variances.sum()), doubt_of(variances, freedom))

@@ -25,7 +25,7 @@ class StepErrors:
         influence: (T, T) how much of each step's rows goes into the estimate at each step, or
             None where an estimate rests on its own step's rows alone.
         spread: (T,) variance that those rows give it; NaN where that cannot be known.
-        doubt: (T,) of that variance; see `intervals.doubt_of`.
+        doubt: (T,) square of that variance over its degrees of freedom.
     """
 
     mse: Values
@@ -68,7 +68,7 @@ def errors_of_pairs(design: EveryPair, sums: ColumnSums) -> StepErrors:
     if design.draws == 1:
         unknown = np.full_like(sums.mean, np.nan)
         return StepErrors(sums.mean, None, unknown, unknown)
-    doubt = sums.fourth / scale**2 / (design.draws + 1)
+    doubt = sums.fourth / scale**2 / (design.draws - 1)
     return StepErrors(sums.mean, None, sums.squares / scale, doubt)
 
 
@@ -124,5 +124,5 @@ def errors_of_warp(
         mse=np.append(np.nan, ratio * known),
         influence=whole,
         spread=np.append(np.nan, spread),
-        doubt=np.append(np.nan, np.square(spread) / (np.maximum(count, 1) + 2)),
+        doubt=np.append(np.nan, np.square(spread) / np.maximum(count, 1)),
     )

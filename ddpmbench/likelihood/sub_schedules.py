@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddpmbench.likelihood.decoders import SCALES, WIDEST_RATIO, interpolated, log_variances
-from ddpmbench.likelihood.intervals import half_width_of
+from ddpmbench.likelihood.intervals import half_width_of, least_freedom_of_sum
 from ddpmbench.likelihood.skips import Skips
 from ddpmbench.likelihood.step_errors import StepErrors
 from ddpmbench.process.prediction import Variance
@@ -73,7 +73,7 @@ class StepCosts:
         decoder: (7,) the exact decoder at the variances of `decoders.SCALES`, mean over the
             images.
         decoder_variance: of that mean: its noise; NaN where that cannot be known.
-        decoder_doubt: of that variance; see `intervals.doubt_of`.
+        decoder_doubt: the square of that over its degrees of freedom.
     """
 
     schedule: NoiseSchedule
@@ -105,14 +105,15 @@ class StepCosts:
         terms, slopes = self._terms(variance, s, t)
         weights = np.zeros(self.schedule.num_timesteps)
         weights[t - 1] = slopes
-        of_steps, doubt = self.errors.variance(weights)
+        of_steps, steps_doubt = self.errors.variance(weights)
+        variance_of_sum, doubt = of_steps + self.decoder_variance, steps_doubt + self.decoder_doubt
         return SubScheduleBound(
             variance=variance,
             spacing=spacing,
             steps=visited,
             rate=float(self.prior + terms.sum()),
             decoder=float(self._decoder(visited[1:2])[0]),
-            half_width=half_width_of(of_steps + self.decoder_variance, doubt + self.decoder_doubt),
+            half_width=half_width_of(variance_of_sum, least_freedom_of_sum(variance_of_sum, doubt)),
         )
 
     def best_steps(self, variance: Variance | None, lengths: Sequence[int]) -> list[list[int]]:

@@ -27,21 +27,21 @@ def check_room(option: str, count: int, shape: tuple[int, int, int], out: Path |
     Raises:
         InputError: there is no room; it says for how many there is.
     """
-    if count >= MOST_POSITIONS:
-        raise InputError(f"{option} {count}: a run has fewer than {MOST_POSITIONS:,} samples")
     each = math.prod(shape)
     if out is None:
-        where, needs, has = "memory", count * each, _memory()
-        most = has // (_SPARE * each)
+        where, kept, copies, has = "memory", 0, 1, _memory()
     else:
         missing = sum(stop - start for start, stop in FolderParts(out / PARTS).missing(count))
-        where, needs, has = "disk", (missing + count) * each, _free(out)
-        most = has // (_SPARE * 2 * each)
+        where, kept, copies, has = "disk", count - missing, 2, _free(out)
+    needs = (copies * count - kept) * each
+    most = min(has // (_SPARE * copies * each), MOST_POSITIONS - 1)
     if needs > has:
         raise InputError(
             f"{option} {count}: takes {needs / 1e9:,.1f} GB of {where}, and {has / 1e9:,.1f} GB "
             f"are free; choose at most {most}"
         )
+    if count >= MOST_POSITIONS:
+        raise InputError(f"{option} {count}: is more than a run holds; choose at most {most}")
 
 
 def _free(out: Path) -> int:

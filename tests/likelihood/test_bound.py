@@ -63,7 +63,8 @@ def test_one_formula_gives_the_degrees_of_freedom_of_every_estimate():
     variances = nats.reshape(-1, 2).var(1, ddof=1) / 2 / 30**2
     doubt = doubt_of(variances, np.full(len(variances), 1))
     bound = estimate_bound(design, np.zeros(30), [table(design, nats)])
-    assert bound.half_width == pytest.approx(half_width_of(variances.sum(), doubt), rel=1e-3)
+    freedom = freedom_of_sum(variances.sum(), doubt)
+    assert bound.half_width == pytest.approx(half_width_of(variances.sum(), freedom), rel=1e-3)
 
 
 @pytest.mark.parametrize("freedom", [1, 2, 9])

@@ -109,7 +109,7 @@ def test_with_few_degrees_of_freedom_the_interval_is_wider():
     sure = of.bound(None, SCHEDULE.evenly_spaced(2)).half_width
     # Of a single step the errors have as many degrees of freedom as its variance has.
     for freedom in (1, 3, 30):
-        unsure = costs(decoder_variance=0.0, doubt=1e-8 / (freedom + 2))
+        unsure = costs(decoder_variance=0.0, doubt=1e-8 / freedom)
         half_width = unsure.bound(None, SCHEDULE.evenly_spaced(2)).half_width
         quantile = stats.t.ppf(0.975, freedom)
         assert half_width / sure == pytest.approx(quantile / stats.norm.ppf(0.975), rel=1e-9)
