@@ -84,6 +84,6 @@ def test_every_result_says_which_weights_of_which_file_it_is_of(
 
 def check_record(out, file, kind, where):
     record = json.loads((out / "summary.json").read_text())["checkpoint"]
-    assert record["files"] == [str(file)]
+    assert record["files"] == [file.name]
     assert record["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
     assert (record["weights"], record["where"]) == (kind, where)

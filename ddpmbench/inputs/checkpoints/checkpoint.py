@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from enum import StrEnum
+from pathlib import Path
 from typing import Self
 
 import torch
@@ -122,7 +123,8 @@ class Checkpoint:
             "sha256": self.sha256,
         }
         if self.files:
-            found["files"] = list(self.files)
+            # Below the folder that was named: where that lies is not the model's.
+            found["files"] = [_below(file, self.source) for file in self.files]
         if self.weights is not None:
             found["weights"] = self.weights
         if self.where:
@@ -324,3 +326,8 @@ class Checkpoint:
         """The same checkpoint, its network moved to another device."""
         self.network.to(device)
         return self
+
+
+def _below(file: str, folder: str) -> str:
+    path = Path(file)
+    return str(path.relative_to(folder)) if path.is_relative_to(folder) else path.name
