@@ -330,4 +330,5 @@ class Checkpoint:
 
 def _below(file: str, folder: str) -> str:
     path = Path(file)
-    return str(path.relative_to(folder)) if path.is_relative_to(folder) else path.name
+    is_below = path.is_relative_to(folder) and path != Path(folder)
+    return str(path.relative_to(folder)) if is_below else path.name
