@@ -454,7 +454,8 @@ class Checker:
 
     def _better_time(self, base: Score) -> BetterTime | None:
         """The step whose time is surely not the best; None if none is."""
-        if base.candidate.checkpoint.prediction is Prediction.PREVIOUS_MEAN:
+        is_mean = base.candidate.checkpoint.prediction is Prediction.PREVIOUS_MEAN
+        if is_mean or len(base.steps) < 2:
             return None
         found = [of for sign in (1, -1) for of in self._better_times(base, sign)]
         return max(found, key=lambda of: of.gain, default=None)

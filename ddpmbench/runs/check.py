@@ -38,7 +38,7 @@ def check_reading(
     Raises:
         InputError: not even a single row fits into memory.
     """
-    passes = _Passes(images, seed, device, batch)
+    passes = _Passes(checkpoint, images, seed, device, batch)
     checker = Checker(checkpoint, images, passes.evaluate, is_safe_outside=device.type == "cpu")
     who = checkpoint.network_name
     with own_errors(who), evaluating_checkpoint(checkpoint), strict_float32():
@@ -48,7 +48,15 @@ def check_reading(
 class _Passes:
     """Terms of a few rows under candidates."""
 
-    def __init__(self, images: ImageSet, seed: int, device: torch.device, batch: BatchSize) -> None:
+    def __init__(
+        self,
+        stated: Checkpoint,
+        images: ImageSet,
+        seed: int,
+        device: torch.device,
+        batch: BatchSize,
+    ) -> None:
+        self._stated = stated
         self._images, self._seed, self._device, self._batch = images, seed, device, batch
 
     def evaluate(self, candidates: Sequence[Candidate], rows: Rows) -> list[TermTable | None]:
@@ -68,7 +76,7 @@ class _Passes:
                 start += len(parts[-1][0])
         except Exception as error:
             # What a network does with a step of a kind that it does not know is its own affair.
-            if candidates[0].is_stated or is_out_of_memory(error):
+            if candidates[0].checkpoint is self._stated or is_out_of_memory(error):
                 raise
             return [None] * len(candidates)
         return [concatenate([part[i] for part in parts]) for i in range(len(candidates))]
