@@ -22,6 +22,17 @@ def _temporary(place: Path) -> Path:
     return place.with_name(f"{place.name[:_STEM]}.{os.getpid()}.ddpmbench.tmp")
 
 
+def named_path(out: str | Path) -> Path:
+    """The place that a caller names for a result.
+
+    Raises:
+        InputError: it is empty, which would be the current folder.
+    """
+    if not str(out).strip():
+        raise InputError("out: is empty; name a folder or a file")
+    return Path(out)
+
+
 @contextlib.contextmanager
 def replacing(place: Path) -> Iterator[Path]:
     """A path to write to; the file takes the place of `place` if nothing fails."""

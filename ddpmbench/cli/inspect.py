@@ -46,6 +46,7 @@ def inspect(ckpt: str, output_format: str, **given: Any) -> None:  # noqa: ANN40
         ddpmbench inspect google/ddpm-cifar10-32
         ddpmbench inspect ema_0.9999_500000.pt --model-flags "--image_size 32 ..."
     """
+    from ddpmbench.errors import escaped
     from ddpmbench.inputs.checkpoints.settings import CheckpointSettings
     from ddpmbench.questions.inspect import inspect_checkpoint
     from ddpmbench.report.block_plot import can_show
@@ -55,6 +56,7 @@ def inspect(ckpt: str, output_format: str, **given: Any) -> None:  # noqa: ANN40
     found = inspect_checkpoint(ckpt, CheckpointSettings(**given), **how)
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 80
     plain = not can_show(sys.stdout.encoding)
-    click.echo(printed_inspect(found.summary, output_format, width=width, plain=plain))
+    printed = printed_inspect(found.summary, output_format, width=width, plain=plain)
+    click.echo("\n".join(map(escaped, printed.splitlines())))  # names in a file may hold anything
     if found.folder is not None:
         click.echo(f"Folder: {found.folder}", err=True)

@@ -10,6 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ddpmbench.errors import InputError
+from ddpmbench.files import named_path
 from ddpmbench.likelihood.correction import (
     Correction,
     CorrectionRows,
@@ -105,7 +106,7 @@ def compare(
         per_timestep=comparison.steps_frame(names[1:], differences),
     )
     if out is not None:
-        _write(Path(out), found)
+        _write(named_path(out), found)
     return found
 
 

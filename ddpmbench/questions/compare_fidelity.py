@@ -10,6 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ddpmbench.checksums import DamageError, read_npz
+from ddpmbench.files import named_path
 from ddpmbench.questions.report import write_report
 from ddpmbench.questions.unlike import refuse_unlike
 from ddpmbench.report import comparison_fidelity
@@ -84,7 +85,7 @@ def compare_fidelity(
         pd.DataFrame([dataclasses.asdict(found) for found in differences]),
     )
     if out is not None:
-        _write(Path(out), compared)
+        _write(named_path(out), compared)
     return compared
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ddpmbench.errors import InputError
-from ddpmbench.files import move_into_place, scratch_folder, writing_to
+from ddpmbench.files import move_into_place, named_path, scratch_folder, writing_to
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.inputs.checkpoints.diffusers_writer import refuse_inexpressible, write_diffusers
 from ddpmbench.inputs.checkpoints.image_size import sides_of
@@ -73,7 +73,7 @@ def convert_checkpoint(
     Raises:
         InputError: something is there already, or the family has no words for the model.
     """
-    place = Path(out)
+    place = named_path(out)
     family = _family(place, to)
     _check_place(place, family, overwrite=overwrite)
     if not isinstance(checkpoint.network, UNet):

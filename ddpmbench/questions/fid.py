@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ddpmbench.checksums import write_npz
 from ddpmbench.errors import InputError
+from ddpmbench.files import named_path
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.inputs.images import ImageSet, ImageSource, load_images
 from ddpmbench.inputs.levels import refuse_reduced
@@ -155,12 +156,12 @@ def evaluate_fid(
         network = settings.network.to(target)
         run = QualityRun(made, settings.num_generated, known, network, target, ranks, batch_size)
         if isinstance(made, Generation):
-            wanted, room_in = settings.num_generated, None if out is None else Path(out)
+            wanted, room_in = settings.num_generated, None if out is None else named_path(out)
             ranks.once(lambda: check_room("--num-generated", wanted, made.shape, room_in))
             check_first_call(made.checkpoint, made.shape, device=target, ranks=ranks)
         identity = _identity(run, settings)
         refuse_other_runs({**identity, "num_generated": settings.num_generated}, ranks)
-        folder = None if out is None else open_folder(Path(out), identity, ranks)
+        folder = None if out is None else open_folder(named_path(out), identity, ranks)
         if folder is not None and not isinstance(made, ImageSet):
             ranks.once(lambda: folder.refuse_more("num_generated", settings.num_generated))
         told = quality_listening(

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ddpmbench.files import named_path
 from ddpmbench.inputs.checkpoints import file_names
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.inputs.checkpoints.load import DEFAULT
@@ -103,7 +104,7 @@ def inspect_checkpoint(
         said=look.said,
         evaluation=evaluation(str(source), look, call, timesteps=timesteps),
     )
-    folder = None if out is None else Path(out)
+    folder = None if out is None else named_path(out)
     if folder is not None:
         _write(folder, summary, schedule, look.settings)
     checkpoint = look.checkpoint if look.error is None else None

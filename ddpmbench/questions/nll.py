@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from ddpmbench.errors import InputError
+from ddpmbench.files import named_path
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.inputs.checkpoints.own_code import own_errors
 from ddpmbench.inputs.images import ImageSet, ImageSource, load_images
@@ -201,7 +202,7 @@ def evaluate_nll(
             "network": checkpoint.fingerprint,
         }
         refuse_other_runs({**identity, **sampling.settings}, ranks)
-        folder = None if out is None else open_folder(Path(out), identity, ranks)
+        folder = None if out is None else open_folder(named_path(out), identity, ranks)
         store: Callable[[str], TermStore] = _in_memory if folder is None else folder.shards
         calls = sampling.least_evaluations(len(images), checkpoint.schedule.num_timesteps)
         dropped = [] if folder is None else ranks.once(folder.drop_damaged_shards)

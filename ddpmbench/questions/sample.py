@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ddpmbench.errors import InputError
+from ddpmbench.files import named_path
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.inputs.image_files import PositionIds
 from ddpmbench.inputs.images import ImageSet
@@ -114,7 +115,7 @@ def generate_samples(
     ):
         if ranks.count > 1 and out is None:
             raise InputError("--out: several processes need a folder that they share; name one")
-        room_in = None if out is None else Path(out)
+        room_in = None if out is None else named_path(out)
         ranks.once(lambda: check_room("--num-samples", num_samples, generation.shape, room_in))
         target = resolve_device(device, ranks.local_rank)
         check_first_call(checkpoint, generation.shape, device=target, ranks=ranks)
@@ -126,7 +127,7 @@ def generate_samples(
             "ddpmbench": __version__,
         }
         refuse_other_runs({**identity, "num_samples": num_samples}, ranks)
-        folder = None if out is None else open_folder(Path(out), identity, ranks)
+        folder = None if out is None else open_folder(named_path(out), identity, ranks)
         if folder is not None:
             ranks.once(lambda: folder.refuse_more("num_samples", num_samples))
         store: PartStore = MemoryParts() if folder is None else FolderParts(folder.path / PARTS)

@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 
 from ddpmbench.errors import InputError
+from ddpmbench.files import named_path
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
 from ddpmbench.inputs.images import ImageSet, ImageSource, load_images
 from ddpmbench.inputs.levels import refuse_reduced
@@ -139,7 +140,7 @@ def measure_speed(
         num_images = len(images)
     check_first_call(checkpoint, shape, device=target)
     identity = _identity(checkpoint, target, settings, batch_size)
-    folder = None if out is None else RunFolder(Path(out), identity)
+    folder = None if out is None else RunFolder(named_path(out), identity)
     probe = fitting_probe(checkpoint, images, target, batch_size=batch_size, tell=tell)
     found = measured(probe, settings.plan, tell=tell)
     works = workloads(

@@ -25,6 +25,15 @@ def test_an_empty_name_is_not_the_current_folder(refused, command, option):
         assert "is empty" in line
 
 
+def test_an_empty_name_from_python_is_not_the_current_folder(small_model, small_images):
+    for call in (
+        lambda: db.evaluate_nll(small_model, small_images, out=" "),
+        lambda: db.generate_samples(small_model.respaced(2), 1, out=""),
+    ):
+        with pytest.raises(db.InputError, match="out: is empty"):
+            call()
+
+
 @pytest.mark.parametrize(
     ("name", "word"),
     [("n" * 300, "300 bytes"), ("a/\x1b[31mred", r"\x1b[31mred"), ("a\0b", r"\x00")],
