@@ -125,8 +125,7 @@ def _half_width(
     parts = np.array([kl_variance, rows.decoder_variance])
     freedom = _freedom(parts, np.array([of_rows, of_decoder]))
     half_width = half_width_of(kl_variance + rows.decoder_variance, freedom)
-    assert half_width is not None
-    return half_width
+    return math.nan if half_width is None else half_width
 
 
 def _freedom(variances: NDArray[np.float64], freedom: NDArray[np.float64 | np.int64]) -> float:

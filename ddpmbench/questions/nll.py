@@ -205,9 +205,8 @@ def evaluate_nll(
         folder = None if out is None else open_folder(named_path(out), identity, ranks)
         store: Callable[[str], TermStore] = _in_memory if folder is None else folder.shards
         calls = sampling.least_evaluations(len(images), checkpoint.schedule.num_timesteps)
-        dropped = [] if folder is None else ranks.once(folder.drop_damaged_shards)
-        if dropped:
-            told.warn(made_again(dropped))
+        if folder is not None and folder.dropped:
+            told.warn(made_again(list(folder.dropped)))
         uses_folders = bool(checkpoint.num_classes and images.classes)
         _say_how_images_were_read(images, told, class_folders=uses_folders)
         checked = CheckBefore(

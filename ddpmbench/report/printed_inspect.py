@@ -180,6 +180,11 @@ def _notes(summary: Mapping[str, Any], width: int) -> list[str]:
     return lines
 
 
+def _is_open(value: str) -> bool:
+    """Whether it has words in the place of values: PREDICTION, linear:T:START:END."""
+    return any(part.isupper() for part in value.split(":"))
+
+
 def _command(summary: Mapping[str, Any], width: int) -> list[str]:
     lines = _shell_lines(summary["command"], width - LABEL)
     refused = summary["refused"]
@@ -187,8 +192,8 @@ def _command(summary: Mapping[str, Any], width: int) -> list[str]:
     name = "evaluate" if summary["settled"] and refused is None else "to evaluate"
     shown += [f"{name:<{LABEL}}{lines[0]}", *(INDENT + line for line in lines[1:])]
     missing = [option.partition(" ")[::2] for option in summary["missing"]]
-    placeholders = [value for _, value in missing if value.isupper()]
-    examples = [option for option, value in missing if not value.isupper()]
+    placeholders = [value for _, value in missing if _is_open(value)]
+    examples = [option for option, value in missing if not _is_open(value)]
     if placeholders:
         shown += fact("", f"put how it was trained in place of {listed(placeholders)}", width)
     if examples:

@@ -28,12 +28,18 @@ def refuse_other_runs(here: dict[str, Any], ranks: Ranks) -> None:
 
 
 def open_folder(path: Path, identity: dict[str, Any], ranks: Ranks) -> RunFolder:
-    """The folder, which rank 0 makes and the others find.
+    """The folder, which rank 0 makes and the others find, without the shards that are damaged.
 
     Raises:
         InputError: it holds something else, cannot be written, or is not shared.
     """
-    folder = ranks.once(lambda: RunFolder(path, identity))
+
+    def opened() -> RunFolder:
+        folder = RunFolder(path, identity)
+        folder.dropped = tuple(folder.drop_damaged_shards())
+        return folder
+
+    folder = ranks.once(opened)
 
     def find() -> RunFolder:
         if not (path / IDENTITY).exists():

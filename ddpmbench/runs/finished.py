@@ -276,15 +276,17 @@ def refuse_later(found: object, schema: str, *, named: str) -> None:
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """The object of a folder's `summary.json`.
+    """The object of a folder's `summary.json`, as it was in memory: without checksums.
 
     Raises:
         InputError: it is not there, or damaged.
     """
     try:
-        return read_json(folder / SUMMARY)
+        found = read_json(folder / SUMMARY)
     except DamageError as error:
         raise _lost(folder / SUMMARY) from error
+    found.pop(CHECKSUMS, None)
+    return found
 
 
 def texts_of(path: Path) -> pd.DataFrame:

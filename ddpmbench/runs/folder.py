@@ -27,6 +27,7 @@ class RunFolder:
 
     Attributes:
         path: the folder.
+        dropped: the damaged shards that were removed when it was opened.
     """
 
     def __init__(self, path: Path, identity: dict[str, Any]) -> None:
@@ -41,6 +42,7 @@ class RunFolder:
         """
         self.path = path
         self._tables: dict[str, str] = {}
+        self.dropped: tuple[str, ...] = ()
         with writing_to(path):
             if path.exists() and not path.is_dir():
                 raise InputError(f"--out {path}: is a file; name a folder")

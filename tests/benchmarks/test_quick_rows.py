@@ -35,7 +35,9 @@ def benchmarks(*arguments, cwd=ROOT):
     """A session of pytest of its own, as the README has it."""
     command = [sys.executable, "-m", "pytest", "--benchmark-only", "-q", *arguments]
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    # pytest-benchmark measures nothing in a worker of pytest-xdist, which this may be.
+    inherited = {name: of for name, of in os.environ.items() if "XDIST" not in name}
+    environment = {**inherited, "PYTHONPATH": os.pathsep.join(paths)}
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
 
 

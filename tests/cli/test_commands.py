@@ -12,8 +12,10 @@ import pandas as pd
 import peers
 import pytest
 import torch
+from sealing import read_record
 
 from ddpmbench import load_images
+from ddpmbench.report.numbers import digits_by
 
 COMMAND = [sys.executable, "-m", "ddpmbench"]
 EVERY_PAIR = ("--estimator", "every-pair", "--draws", 1)
@@ -46,9 +48,11 @@ def test_the_result_is_on_stdout_and_all_else_on_stderr(finished):
     lines = result.stdout.splitlines()
     summary = json.loads((out / "summary.json").read_text())
     half_width = summary["half_width"]
-    assert lines[0] == f"NLL <= {summary['bits_per_dim']:.4f} +- {half_width:.4f} bits/dim"
+    digits = digits_by(half_width)
+    bound = f"{summary['bits_per_dim']:.{digits}f} +- {half_width:.{digits}f}"
+    assert lines[0] == f"NLL <= {bound} bits/dim"
     for name in ("prior", "kl", "decoder"):
-        assert any(line.split()[:2] == [name, f"{summary[name]:.4f}"] for line in lines)
+        assert any(line.split()[:2] == [name, f"{summary[name]:.{digits}f}"] for line in lines)
     for fact in ("T = 40, linear", "eps, fixed_large, clip, exact decoder", "seed 0", "6 of"):
         assert fact in result.stdout
     assert str(out) in result.stderr
@@ -61,7 +65,7 @@ def test_the_run_folder_holds_the_contract(finished):
         "schema", "bits_per_dim", "half_width", "half_width_population", "prior", "kl", "decoder",
         "num_images", "num_timesteps", "num_evaluations", "estimator", "sampling", "conventions",
         "checkpoint", "data", "seed", "device", "precision", "engine", "precision_correction",
-        "seconds", "check", "worse_than_raw_pixels",
+        "seconds", "check", "worse_than_raw_pixels", "checksums",
     ]  # fmt: skip
     assert summary["check"] is None
     assert summary["schema"] == "ddpmbench.nll/1"
@@ -105,7 +109,7 @@ def test_the_run_folder_holds_the_contract(finished):
 
 def test_the_formats_print_the_same_result(finished):
     out, arguments, _ = finished
-    summary = json.loads((out / "summary.json").read_text())
+    summary = read_record(out / "summary.json")
     assert json.loads(ddpmbench(*arguments, "--format", "json").stdout) == summary
     assert float(ddpmbench(*arguments, "--format", "quiet").stdout) == summary["bits_per_dim"]
     table = pd.read_csv(io.StringIO(ddpmbench(*arguments, "--format", "csv").stdout))

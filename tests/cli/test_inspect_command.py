@@ -7,6 +7,7 @@ import sys
 import peers
 import pytest
 import torch
+from sealing import read_record
 
 
 def test_a_look(said, small_checkpoint):
@@ -38,7 +39,7 @@ def test_json_is_what_is_written(said, small_checkpoint, tmp_path):
     status, printed, told = said("inspect", small_checkpoint, "--format", "json", "--out", out)
     assert status == 0
     assert told == f"Folder: {out}\n"
-    assert json.loads(printed) == json.loads((out / "inspect.json").read_text())
+    assert json.loads(printed) == read_record(out / "inspect.json")
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import shutil
 import textwrap
 import warnings
 
+import click
 import numpy as np
 import pytest
 import torch
@@ -473,9 +474,9 @@ def test_what_its_file_sets_of_the_process_is_undone(own, right):
 def test_names_of_files(own, right):
     own.code("", "a net, with spaces (1).py")
     assert own.bound(file="a net, with spaces (1).py") == right
-    with one_line("cannot be read", "File name too long"):
+    with pytest.raises(click.BadParameter, match="a name of 307 bytes"):
         own.bound(file=f"{'n' * 300}.py")
-    with one_line("no such file", "name the file"):
+    with pytest.raises(click.BadParameter, match="control character"):
         own.bound(file="n\x07.py")
     os.mkfifo(own.path / "pipe.py")
     with one_line("is no regular file"):

@@ -111,14 +111,15 @@ def test_pictures_that_cannot_be_made(refused, arguments, tmp_path, options, mes
     assert not (tmp_path / "run").exists(), "the run was begun"
 
 
-@pytest.mark.parametrize("again", ["the same command", "report"])
-def test_damaged_pictures_are_named(said, arguments, tmp_path, again):
+def test_damaged_pictures_are_named_and_made_again(said, arguments, tmp_path):
     _, curve, _ = said(*arguments)
     path = tmp_path / "run" / PICTURES
+    whole = path.read_bytes()
     os.truncate(path, path.stat().st_size // 2)
-    status, printed, told = said(
-        *(arguments if again != "report" else ("report", tmp_path / "run"))
-    )
-    # The curve does not need them.
-    assert (status, printed) == (2, curve if again != "report" else "")
+    status, printed, told = said("report", tmp_path / "run")
+    assert (status, printed) == (2, "")
     assert f"Error: {path}: damaged" in told
+    status, printed, told = said(*arguments)
+    assert (status, printed) == (0, curve)
+    assert f"now computed again: {PICTURES}" in told
+    assert path.read_bytes() == whole

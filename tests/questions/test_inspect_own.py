@@ -175,9 +175,10 @@ def test_what_is_not_known_is_a_placeholder(own):
     found = own(SHARES, **dict.fromkeys(HOW))
     assert found.summary["refused"] is None
     command = " ".join(found.summary["command"])
-    assert "--schedule SCHEDULE --prediction PREDICTION" in command
-    text = printed(found)
-    assert "put how it was trained in place of SCHEDULE, PREDICTION, VARIANCE and TIME" in text
+    assert "--schedule linear:T:START:END --prediction PREDICTION" in command
+    text = " ".join(printed(found).split())
+    placeholders = "linear:T:START:END, PREDICTION, VARIANCE and TIME"
+    assert f"put how it was trained in place of {placeholders}" in text
     assert "linear:1000" not in text
 
 
@@ -198,5 +199,5 @@ def test_code_that_loads_its_weights_is_looked_at_without_a_file(own, tmp_path):
     assert found.summary["refused"] is None
     assert "load.py:load: a diffusion model of 8x8 gray images" in printed(found)
     open_one = db.inspect_checkpoint(settings=db.CheckpointSettings(network=option))
-    assert "--schedule SCHEDULE" in " ".join(open_one.summary["command"])
+    assert "--schedule linear:T:START:END" in " ".join(open_one.summary["command"])
     assert "--ckpt" not in open_one.summary["command"]

@@ -149,7 +149,7 @@ def test_a_correction_that_is_too_wide_is_said(engines, small_model, small_image
     options = {"precision": "bf16", "listener": RunListener(warn=said.append)}
     of = db.evaluate_nll(small_model, small_images, half_width=0.25, **options).summary
     assert of["precision_correction"]["half_width"] > 0.25
-    (line,) = said
+    (line,) = (line for line in said if "raw pixels" not in line)
     assert "wider than +- 0.25" in line
     assert "--precision fp32" in line
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import inspect
-import json
 import re
 import shutil
 from xml.etree import ElementTree
@@ -12,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from feature_networks import write_network
+from sealing import edit, read_record
 
 import ddpmbench as db
 from ddpmbench.quality.features import load_feature_network
@@ -210,9 +210,8 @@ def test_a_damaged_folder_is_one_line(reports, folders, tmp_path, kind):
         assert "\n" not in str(caught.value)
         assert str(folder) in str(caught.value)
     (folder / name).write_bytes(whole)
-    summary = json.loads((folder / "summary.json").read_text())
-    later = {**summary, "schema": summary["schema"].partition("/")[0] + "/99"}
-    (folder / "summary.json").write_text(json.dumps(later))
+    schema = read_record(folder / "summary.json")["schema"]
+    edit(folder / "summary.json", schema=schema.partition("/")[0] + "/99")
     with pytest.raises(db.InputError, match="upgrade ddpmbench"):
         db.load_report(folder)
 

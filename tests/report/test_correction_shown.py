@@ -39,7 +39,8 @@ def of(correction, *, half_width):
     in_bits = None
     if correction is not None:
         in_bits = CorrectionInBits.of(correction, uncorrected=bound.nats)
-    return summary(bound, Comparability(**values | {"precision_correction": in_bits}))
+    values |= {"conventions": {}, "data": {}, "precision_correction": in_bits}
+    return summary(bound, Comparability(**values))
 
 
 def test_bound_parts_and_intervals_are_corrected():

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from sealing import seal_again
 
 import ddpmbench as db
 from ddpmbench.errors import InputError
@@ -212,6 +213,7 @@ def test_rows_in_the_wrong_shard_are_refused(small_model, small_images, tmp_path
     column = table.schema.get_field_index("t")
     table = table.set_column(column, "t", pc.add(table["t"], 1))
     pq.write_table(table, shard)
+    seal_again(shard)
     with pytest.raises(InputError, match="delete the shards"):
         evaluate_nll(small_model, small_images, estimator="every-pair", draws=1, out=tmp_path)
 

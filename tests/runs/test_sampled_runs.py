@@ -264,7 +264,7 @@ def test_the_half_width_is_reached_and_nothing_is_said(small_model, small_images
             small_model, small_images, half_width=goal, listener=RunListener(warn=said.append)
         )
         assert report.summary["half_width"] <= goal
-        assert not said
+        assert all("raw pixels" in line for line in said)  # of a network with random weights
 
 
 @pytest.mark.parametrize("cap", [792, 800, 1000, 1200])
@@ -280,7 +280,7 @@ def test_the_cap_holds_and_is_used(small_model, small_images, cap):
     next_rotation = num_rows(6, summary["sampling"]["rotations"] + 1)
     assert summary["num_evaluations"] <= cap
     assert cap < next_rotation + summary["sampling"]["pilot_evaluations"]
-    (line,) = said
+    (line,) = (line for line in said if "raw pixels" not in line)
     assert f"+- {summary['half_width']:.4f}" in line
     assert f"--max-evaluations {cap:,}" in line
 
@@ -299,7 +299,7 @@ def command(small_checkpoint, small_npz, capsys):
 def test_a_half_width_out_of_reach_is_warned_of_and_the_result_printed(command, tmp_path):
     status, out, err = command("--max-evaluations", 900, "--out", tmp_path / "run")
     assert status == 0
-    (warning,) = [line for line in err if line.startswith("Warning: ")]
+    (warning,) = [line for line in err if line.startswith("Warning: ") and "raw pixels" not in line]
     reached = out.splitlines()[0].split("+- ")[1].split()[0]
     assert out.startswith("NLL <= ")
     assert f"+- {reached} is as narrow as --max-evaluations 900 allows, not +- 0.005" in warning
