@@ -65,6 +65,34 @@ def store(
             return np.asarray(np.memmap(file, dtype, "r", shape=shape))
 
 
+def store_flat(portions: Iterable[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """Put bytes together that come in portions, nobody knows how many; see `store`.
+
+    Args:
+        portions: flat, in order. None is needed again, nor kept.
+
+    Returns:
+        All of them, flat, contiguous and read-only.
+
+    Raises:
+        InputError: if the file cannot be written, as on a full disk.
+    """
+    size = count = 0
+    # Without a buffer, as in `store`.
+    with tempfile.SpooledTemporaryFile(IN_MEMORY, buffering=0) as file:
+        for count, part in enumerate(portions, start=1):
+            size += part.nbytes
+            left = np.ascontiguousarray(part).data
+            with _no_room_refused(count, size):
+                while left:
+                    left = left[file.write(left) :]
+        if size <= IN_MEMORY:
+            file.seek(0)
+            return np.frombuffer(file.read(), np.uint8)
+        with _no_room_refused(count, size):
+            return np.asarray(np.memmap(file, np.uint8, "r"))
+
+
 def release(array: NDArray[Any]) -> None:
     """Take what was read of a stored array out of this process's memory, until it is read again.
 

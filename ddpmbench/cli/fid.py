@@ -65,7 +65,8 @@ def fid(out: Path | None, output_format: str, **given: Any) -> None:  # noqa: AN
         references = ranks.first_one(lambda: _references(given, network.num_features))
         folder = ranks.once(lambda: out or options.dated_folder("fid"))
         if ranks.reports:
-            for line in getattr(source, "notes", ()):
+            # `evaluate_fid` gives those of images.
+            for line in source.notes if given["samples"] is None else ():
                 note(line)
             click.echo(f"To resume after a stop: --out {folder}", err=True)
         report = evaluate_fid(
@@ -151,7 +152,9 @@ def _references(given: dict[str, Any], num_features: int) -> "list[ImageSet | Re
     return [
         read_statistics(Path(spec), num_features=num_features)
         if is_statistics(spec)
-        else load_images(spec, num_images=given["num_images"], on_bad=given["on_bad"])
+        else load_images(
+            spec, num_images=given["num_images"], on_bad=given["on_bad"], any_size=True
+        )
         for spec in specs
     ]
 

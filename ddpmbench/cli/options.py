@@ -142,7 +142,8 @@ on_bad_option = click.option(
     type=click.Choice(["fail", "skip"]),
     default="fail",
     show_default=True,
-    help="What a file that holds no image like the others leads to; skipped ones count.",
+    help="What a file that holds no image like the others (for fid: none at all) leads to; skipped "
+    "ones count.",
 )
 
 data_options = decorate(

@@ -53,6 +53,23 @@ def padded(pixels: Pixels, side: int, source: str) -> Pixels:
     return _mapped(pixels, (pixels.shape[1], side, side), bordered)
 
 
+def picture_of(image: Pixels, shape: tuple[int, ...]) -> Pixels:
+    """An image (C, H, W) as a picture of another shape, only to be looked at.
+
+    Args:
+        image: C = 1 or 3.
+        shape: (C, H, W); gray is repeated where it has three channels.
+    """
+    from PIL import Image
+
+    channels, height, width = shape
+    planes = [
+        np.asarray(Image.fromarray(plane).resize((width, height), Image.Resampling.BICUBIC))
+        for plane in image
+    ]
+    return np.stack(planes * (channels // len(planes)))
+
+
 def _repeated(part: Pixels) -> Pixels:
     return np.repeat(part, 3, axis=1)
 

@@ -19,6 +19,7 @@ from ddpmbench.array_store import store
 from ddpmbench.errors import InputError
 from ddpmbench.inputs.file_kinds import IMAGE_SUFFIXES, require_regular
 from ddpmbench.inputs.folder_contents import FolderContents, class_folder, listed
+from ddpmbench.inputs.packed_images import packed
 from ddpmbench.inputs.pixel_store import read_pixels, refuse_shorter
 from ddpmbench.inputs.refusals import count_to_read, refusal
 
@@ -48,13 +49,14 @@ class ImageData:
     """What a file or folder holds.
 
     Attributes:
-        pixels: (N, C, H, W) uint8.
+        pixels: (N, C, H, W) uint8, or flat; see `packed_images.packed`.
         ids: (N,) a name for each image.
         labels: (N,) int64 classes, or None.
         skipped: a line for each file that was passed over because it holds no such image.
         classes: the name of each class, where labels are of class folders.
         passed_over: how many other files the folder holds, by kind.
         archives: the names of those that are archives or arrays.
+        shapes: (N, 3) of images that differ in it; else None.
     """
 
     pixels: NDArray[np.uint8]
@@ -64,6 +66,7 @@ class ImageData:
     classes: tuple[str, ...] = ()
     passed_over: dict[str, int] = dataclasses.field(default_factory=dict)
     archives: tuple[str, ...] = ()
+    shapes: NDArray[np.int64] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,11 +78,13 @@ class FolderOptions:
         convert: "rgb" repeats gray to three channels, "gray" takes the luma of color; None reads
             images as they are stored.
         class_names: the class folders in the order of the classes; None for sorted.
+        any_size: take images that differ in size and channels.
     """
 
     skip_bad: bool = False
     convert: str | None = None
     class_names: tuple[str, ...] | None = None
+    any_size: bool = False
 
 
 _AS_STORED = FolderOptions()
@@ -125,8 +130,8 @@ def read_folder(
 
     Raises:
         InputError: if there is no image, or, unless it is passed over, one that is not read, is not
-            8-bit gray or RGB, has more than one frame, cannot be decoded, or differs from the
-            first in size or channels.
+            8-bit gray or RGB, has more than one frame, cannot be decoded, or, unless any size is
+            taken, differs from the first in size or channels.
     """
     try:
         from PIL import Image
@@ -143,17 +148,14 @@ def read_folder(
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         if options.skip_bad:
-            names, bad = _good_names(folder, names, options.convert)
+            names, bad = _good_names(folder, names, options)
             skipped += bad
         names = names[: count_to_read(num_images, len(names), folder)]
-        images = _images_alike(folder, names, options.convert)
-        first = next(images)
-        shape = (len(names), *first.shape[1:])
-        pixels = store(shape, itertools.chain([first], images), np.uint8)
+        pixels, shapes = _folder_pixels(folder, names, options)
     classes = _classes(folder, contents, options.class_names)
     labels = _folder_labels(names, classes) if classes else None
     return ImageData(
-        pixels, names, labels, skipped, classes, contents.passed_over, contents.archives
+        pixels, names, labels, skipped, classes, contents.passed_over, contents.archives, shapes
     )
 
 
@@ -284,21 +286,38 @@ def _folder_labels(names: Sequence[str], classes: tuple[str, ...]) -> NDArray[np
     return np.array([numbers[class_folder(name)] for name in names], np.int64)
 
 
+def _folder_pixels(
+    folder: Path, names: list[str], options: FolderOptions
+) -> tuple[NDArray[np.uint8], NDArray[np.int64] | None]:
+    images = _images(folder, names, options.convert)
+    if options.any_size:
+        return packed(images)
+    alike = _images_alike(folder, names, images)
+    first = next(alike)
+    shape = (len(names), *first.shape[1:])
+    return store(shape, itertools.chain([first], alike), np.uint8), None
+
+
+def _images(folder: Path, names: list[str], convert: str | None) -> Iterator[NDArray[np.uint8]]:
+    """(C, H, W) each."""
+    for name in names:
+        try:
+            yield _decode(folder / name, convert)
+        except InputError as error:
+            raise InputError(f"{error}{_OR_SKIP}") from error
+
+
 def _images_alike(
-    folder: Path, names: list[str], convert: str | None
+    folder: Path, names: list[str], images: Iterator[NDArray[np.uint8]]
 ) -> Iterator[NDArray[np.uint8]]:
     """(1, C, H, W) each."""
     first = None
-    for name in names:
-        try:
-            image = _decode(folder / name, convert)
-        except InputError as error:
-            raise InputError(f"{error}{_OR_SKIP}") from error
+    for name, image in zip(names, images, strict=True):
         first = image if first is None else first
         if image.shape != first.shape:
             sizes_differ = image.shape[1:] != first.shape[1:]
             remedy = "make all images of the folder alike, or pass over those that differ from "
-            remedy += "most with --on-bad skip"
+            remedy += "most with --on-bad skip (fid takes images of any size as they are)"
             if not sizes_differ:
                 remedy += "; --convert rgb repeats gray to RGB"
             raise refusal(
@@ -310,9 +329,9 @@ def _images_alike(
 
 
 def _good_names(
-    folder: Path, names: list[str], convert: str | None
+    folder: Path, names: list[str], options: FolderOptions
 ) -> tuple[list[str], tuple[str, ...]]:
-    """Those of images of the size that most have, and what is wrong with each other one.
+    """Those of images of the size that most have, or of any, and what is wrong with each other one.
 
     Raises:
         InputError: there is none.
@@ -321,14 +340,14 @@ def _good_names(
     complaints: dict[str, str] = {}
     for name in names:
         try:
-            shapes[name] = _decode(folder / name, convert).shape
+            shapes[name] = _decode(folder / name, options.convert).shape
         except InputError as error:
             complaints[name] = str(error)
     if not shapes:
         raise refusal(folder, f"holds no image that can be read; {complaints[names[0]]}")
     usual = Counter(shapes.values()).most_common(1)[0][0]
     for name, shape in shapes.items():
-        if shape != usual:
+        if shape != usual and not options.any_size:
             complaints[name] = str(
                 refusal(folder / name, f"is {_describe(shape)}, but most are {_describe(usual)}")
             )

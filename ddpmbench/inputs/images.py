@@ -27,6 +27,7 @@ from ddpmbench.inputs.image_files import (
     read_npz,
 )
 from ddpmbench.inputs.other_files import other_file
+from ddpmbench.inputs.packed_images import packed, shape_words
 from ddpmbench.inputs.refusals import count_to_read, refusal
 from ddpmbench.records import short_repr
 
@@ -39,7 +40,8 @@ class ImageSet:
     """Images in a fixed order.
 
     Attributes:
-        pixels: (N, C, H, W) uint8; those of a large set lie in a file (`array_store`).
+        pixels: (N, C, H, W) uint8; those of a large set lie in a file (`array_store`). Flat where
+            images differ in shape, one after another: see `shapes` and `part`.
         ids: (N,) a name for each image.
         source: the data set's name or the path, as given.
         labels: (N,) int64 classes, or None.
@@ -51,9 +53,10 @@ class ImageSet:
         archives: the names of those that are archives or arrays.
         convert: what color or gray was converted to; see `inputs.conversions`.
         padded_from: (H, W) before they were padded with black, or None.
+        shapes: (N, 3), C, H, W of each image of a set in which they differ; else None.
 
     Raises:
-        InputError: if the pixels are not uint8 (N, C, H, W), or ids or labels differ in number.
+        InputError: if the pixels are not uint8 of these shapes, or ids or labels differ in number.
     """
 
     pixels: NDArray[np.uint8]
@@ -68,12 +71,14 @@ class ImageSet:
     archives: tuple[str, ...] = ()
     convert: str | None = None
     padded_from: tuple[int, ...] | None = None
+    shapes: NDArray[np.int64] | None = None
 
     __repr__ = short_repr
 
     def __post_init__(self) -> None:
         """Refuse what is not one id, and one label or none, for each 8-bit image."""
-        if self.pixels.dtype != np.uint8 or self.pixels.ndim != 4 or not self.pixels.size:
+        has_shapes = self.pixels.ndim == 4 if self.shapes is None else self._is_packed
+        if self.pixels.dtype != np.uint8 or not has_shapes or not self.pixels.size:
             raise InputError(
                 f"images {self.source}: pixels must be uint8 of shape (N, C, H, W), N >= 1"
             )
@@ -83,7 +88,45 @@ class ImageSet:
             raise InputError(f"images {self.source}: there must be one id and one label an image")
 
     def __len__(self) -> int:
-        return len(self.pixels)
+        return len(self.pixels if self.shapes is None else self.shapes)
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """(C, H, W) of every image; None where they differ in it."""
+        return self.pixels.shape[1:] if self.shapes is None else None
+
+    @property
+    def channels(self) -> frozenset[int]:
+        """How many channels they have, each number once."""
+        return frozenset([self.pixels.shape[1]] if self.shapes is None else self.shapes[:, 0])
+
+    @property
+    def shape_words(self) -> str:
+        """Their sizes and colors, in words."""
+        return shape_words(
+            np.array([self.pixels.shape[1:]]) if self.shapes is None else self.shapes
+        )
+
+    def part(self, start: int, stop: int) -> "NDArray[np.uint8] | list[NDArray[np.uint8]]":
+        """Images start..stop - 1: (B, C, H, W), or a list of (C, H, W) where they differ in it."""
+        if self.shapes is None:
+            return self.pixels[start:stop]
+        shapes, ends = self.shapes[start:stop], self._ends[start:stop]
+        return [
+            self.pixels[end - shape.prod() : end].reshape(shape)
+            for shape, end in zip(shapes, ends, strict=True)
+        ]
+
+    @cached_property
+    def _ends(self) -> NDArray[np.int64]:
+        """(N,) where each image of a packed set ends."""
+        assert self.shapes is not None
+        ends: NDArray[np.int64] = self.shapes.prod(axis=1).cumsum()
+        return ends
+
+    @property
+    def _is_packed(self) -> bool:
+        return self.pixels.shape == tuple(self._ends[-1:])
 
     @property
     def name(self) -> str:
@@ -109,6 +152,8 @@ class ImageSet:
         if self.padded_from is not None:
             sides = {"from": list(self.padded_from), "to": list(self.pixels.shape[2:])}
             record["padding"] = {**sides, "value": 0}
+        if self.shapes is not None:
+            record["shapes"] = len(np.unique(self.shapes, axis=0))
         return record
 
     @property
@@ -127,6 +172,10 @@ class ImageSet:
                 f"--pad {side}: the {width}x{height} images stand in {side}x{side} of black; bits "
                 "are per dimension of the padded images"
             )
+        if self.shapes is not None:
+            words = f"images are {self.shape_words}; each is resized by the protocol alone"
+            words += ", gray is repeated to RGB" if 1 in self.shapes[:, 0] else ""
+            lines.append(printable(f"{self.source}: {words}"))
         return tuple(lines)
 
     def check_classes(self, num_classes: int, *, null_class: int | None = None) -> None:
@@ -179,11 +228,12 @@ class ImageSet:
 
     @cached_property
     def sha256(self) -> str:
-        """Of shape and pixels: the same for the same images in any kind of file."""
-        digest = hashlib.sha256(str(self.pixels.shape).encode())
+        """Of shapes and pixels: the same for the same images in any kind of file."""
+        shapes = self.pixels.shape if self.shapes is None else self.shapes.tolist()
+        digest = hashlib.sha256(str(shapes).encode())
         # In chunks, because pixels that are a view must be copied to be hashed.
         step = max(1, _HASH_CHUNK // max(1, self.pixels[:1].nbytes))
-        for start in range(0, len(self), step):
+        for start in range(0, len(self.pixels), step):
             digest.update(np.ascontiguousarray(self.pixels[start : start + step]).data)
             release(self.pixels)
         return digest.hexdigest()
@@ -195,9 +245,13 @@ class ImageSet:
             InputError: if there are not that many, or less than one is asked for.
         """
         count = count_to_read(num_images, len(self), self.source)
+        pixels, shapes = self.pixels[:count], None
+        if self.shapes is not None:
+            pixels, shapes = packed(self.part(0, count))
         return dataclasses.replace(
             self,
-            pixels=self.pixels[:count],
+            pixels=pixels,
+            shapes=shapes,
             ids=self.ids[:count],
             labels=None if self.labels is None else self.labels[:count],
         )
@@ -215,6 +269,7 @@ def load_images(
     convert: str | None = None,
     pad: int | None = None,
     class_names: Sequence[str] | None = None,
+    any_size: bool = False,
     option: str = "--data",
 ) -> ImageSet:
     """Read an image set.
@@ -230,6 +285,8 @@ def load_images(
         convert: "rgb" repeats gray to RGB, "gray" takes the luma of color; None for neither.
         pad: height and width to which images are padded with black on all sides; None for none.
         class_names: the class folders in the order of the checkpoint's classes; None for sorted.
+        any_size: take the images of a folder in several sizes, gray among RGB, too, as `fid` does;
+            a file that can be read is none to pass over, then.
         option: how the user named them, for messages.
 
     Returns:
@@ -237,7 +294,7 @@ def load_images(
 
     Raises:
         InputError: if there is no such data set or file, it holds something else than 8-bit
-            gray or RGB images of one size, or fewer than `num_images` of them.
+            gray or RGB images of one size, unless any is taken, or fewer than `num_images` of them.
     """
     if num_images is not None and num_images < 1:
         raise InputError(f"--num-images {num_images}: give a number of at least 1")
@@ -246,17 +303,21 @@ def load_images(
     if convert not in (None, *CONVERSIONS):
         raise InputError(f"--convert {convert}: choose {' or '.join(CONVERSIONS)}")
     names = None if class_names is None else tuple(class_names)
-    options = FolderOptions(on_bad == "skip", convert, names)
+    options = FolderOptions(on_bad == "skip", convert, names, any_size)
     if isinstance(source, ImageSet):
         images = source if num_images is None else source.subset(num_images)
     else:
         images = _read(source, num_images, options, option)
     if names is not None and not images.classes:
         raise refusal("--class-names", f"{images.name} has no class folders; leave it out")
-    if convert is not None:
-        images = dataclasses.replace(
-            images, pixels=converted(images.pixels, convert), convert=convert
+    if images.shapes is not None and (pad is not None or not any_size):
+        raise refusal(
+            images.name,
+            f"images are {images.shape_words}, which only fid takes; read the folder without "
+            'any_size, with on_bad="skip" to pass over those that differ from most',
         )
+    if convert is not None:
+        images = _converted(images, convert)
     if pad is not None:
         images = dataclasses.replace(
             images,
@@ -264,6 +325,15 @@ def load_images(
             padded_from=images.pixels.shape[2:],
         )
     return images
+
+
+def _converted(images: ImageSet, to: str) -> ImageSet:
+    if images.shapes is None:
+        pixels, shapes = converted(images.pixels, to), None
+    else:
+        parts = images.part(0, len(images))
+        pixels, shapes = packed(converted(image[None], to)[0] for image in parts)
+    return dataclasses.replace(images, pixels=pixels, shapes=shapes, convert=to)
 
 
 def _read(
@@ -302,6 +372,7 @@ def _read(
         class_order_open=options.class_names is None and _sorts_otherwise(data.classes),
         passed_over=data.passed_over,
         archives=data.archives,
+        shapes=data.shapes,
     )
 
 

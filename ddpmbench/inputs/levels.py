@@ -22,7 +22,7 @@ def refuse_reduced(images: ImageSet, data_range: DataRange) -> None:
     if levels > UNIT_RANGE.levels // 2:
         return
     for start in range(0, len(images), _PORTION):
-        if images.pixels[start : start + _PORTION].max() >= levels:
+        if max(image.max() for image in images.part(start, start + _PORTION)) >= levels:
             return
     raise InputError(
         f"--data {images.source}: no pixel is above {levels - 1}, so its images look reduced to "

@@ -4,10 +4,10 @@ import abc
 import dataclasses
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 import torch
@@ -27,6 +27,9 @@ from ddpmbench.records import short_value
 
 EFFICIENTNET = "efficientnet-lite0"
 _CPU = torch.device("cpu")
+
+Images: TypeAlias = "NDArray[np.uint8] | Sequence[NDArray[np.uint8]]"
+"""(B, C, H, W), or B of (C, H, W) that differ in it."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -72,10 +75,9 @@ class FeatureNetwork(abc.ABC):
         return "FID" if self.is_inception else f"FD[{self.sha256[:12]}]"
 
     @torch.inference_mode()
-    def __call__(self, pixels: NDArray[np.uint8]) -> Features:
-        """The features of (B, C, H, W) images."""
-        rgb = np.repeat(pixels, 3, axis=1) if pixels.shape[1] == 1 else pixels
-        features, logits = self._see(rgb)
+    def __call__(self, pixels: Images) -> Features:
+        """The features of (B, C, H, W) images, or of a list of B (C, H, W) ones of any sizes."""
+        features, logits = self._see(_repeated(pixels))
         return Features(
             features.float().cpu().numpy(),
             None if logits is None else logits.double().cpu().numpy(),
@@ -86,8 +88,8 @@ class FeatureNetwork(abc.ABC):
         """This network, moved to a device: `evaluate_fid` moves it to that of the run."""
 
     @abc.abstractmethod
-    def _see(self, rgb: NDArray[np.uint8]) -> tuple[Tensor, Tensor | None]:
-        """(B, D) features and (B, K) logits of (B, 3, H, W) images."""
+    def _see(self, rgb: Images) -> tuple[Tensor, Tensor | None]:
+        """(B, D) features and (B, K) logits of (B, 3, H, W) images, or a list of (3, H, W) ones."""
 
 
 class TorchScriptNetwork(FeatureNetwork):
@@ -135,15 +137,17 @@ class TorchScriptNetwork(FeatureNetwork):
         self._classes = self._classes.to(_float64_device(device))
         return self
 
-    def _see(self, rgb: NDArray[np.uint8]) -> tuple[Tensor, Tensor | None]:
+    def _see(self, rgb: Images) -> tuple[Tensor, Tensor | None]:
         if self.resize == "clean":
-            x = torch.from_numpy(_resized(rgb, _clean_resizer()))
+            features = self._forward(_resized(rgb, _clean_resizer()))
+        elif isinstance(rgb, np.ndarray):
+            features = self._forward(rgb.astype(np.float32))
         else:
-            x = torch.from_numpy(rgb.astype(np.float32))
-        features: Tensor = self._forward(x.to(self._device))
+            features = _by_size(rgb, lambda same: self._forward(same.astype(np.float32)))
         return features, features.to(self._classes.device).double() @ self._classes
 
-    def _forward(self, x: Tensor) -> Tensor:
+    def _forward(self, images: NDArray[np.float32]) -> Tensor:
+        x = torch.from_numpy(images).to(self._device)
         # clean-fid's wrapper takes 2048 features for granted.
         if self.num_features == 2048:
             features: Tensor = self._network(x)
@@ -199,7 +203,7 @@ class EfficientNetLite0(FeatureNetwork):
         self._device, self._network = device, self._network.to(device)
         return self
 
-    def _see(self, rgb: NDArray[np.uint8]) -> tuple[Tensor, Tensor | None]:
+    def _see(self, rgb: Images) -> tuple[Tensor, Tensor | None]:
         x = torch.from_numpy(_resized(rgb, _pil_bicubic(self.SIDE))).to(self._device)
         features = self._network.extract_features((x - 127.0) / 128.0).mean((2, 3))
         return features, self._network._fc(features)
@@ -272,10 +276,29 @@ def _pil_bicubic(side: int) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]
     return resizer
 
 
+def _repeated(pixels: Images) -> Images:
+    """With three channels each."""
+    if isinstance(pixels, np.ndarray):
+        return np.repeat(pixels, 3, axis=1) if pixels.shape[1] == 1 else pixels
+    return [np.repeat(image, 3, axis=0) if len(image) == 1 else image for image in pixels]
+
+
+def _by_size(
+    rgb: Sequence[NDArray[np.uint8]], forward: Callable[[NDArray[np.uint8]], Tensor]
+) -> Tensor:
+    """(B, D) features of (3, H, W) images in their order, by a call for each size."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for index, image in enumerate(rgb):
+        groups.setdefault(image.shape, []).append(index)
+    seen = [forward(np.stack([rgb[index] for index in group])) for group in groups.values()]
+    order = np.argsort([index for group in groups.values() for index in group])
+    return torch.cat(seen)[order]
+
+
 def _resized(
-    rgb: NDArray[np.uint8], resizer: Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+    rgb: Images, resizer: Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 ) -> NDArray[np.float32]:
-    """(B, 3, S, S) float32 of (B, 3, H, W): image by image, as PIL does, in threads."""
+    """(B, 3, S, S) float32 of (3, H, W) each: image by image, as PIL does, in threads."""
     images = [image.transpose(1, 2, 0) for image in rgb]
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         return np.stack([image.transpose(2, 0, 1) for image in pool.map(resizer, images)])

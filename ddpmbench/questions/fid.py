@@ -13,6 +13,7 @@ from ddpmbench.checksums import write_npz
 from ddpmbench.errors import InputError
 from ddpmbench.files import named_path
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
+from ddpmbench.inputs.conversions import picture_of
 from ddpmbench.inputs.images import ImageSet, ImageSource, load_images
 from ddpmbench.inputs.levels import refuse_reduced
 from ddpmbench.inputs.statistics_files import (
@@ -53,6 +54,13 @@ from ddpmbench.version import __version__
 
 ReferenceSource: TypeAlias = "ReferenceStatistics | ImageSource"
 _SHOWN, _NEAREST_SHOWN = 8, 4  # samples, and real images beside each
+_LARGEST_SHOWN = 299  # of pictures that are resized to be shown: what Inception sees
+_CHANNELS = {
+    frozenset({1}): "gray repeated",
+    frozenset({3}): "RGB",
+    frozenset({1, 3}): "RGB, gray repeated",
+}
+_OF_SOME = ("passed_over", "shapes")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -144,7 +152,7 @@ def evaluate_fid(
     2019; Chong & Forsyth 2020.
     """
     if not isinstance(source, Checkpoint):
-        source = load_images(source, option="--samples")
+        source = load_images(source, any_size=True, option="--samples")
     several: Sequence[Any] = references if isinstance(references, list | tuple) else [references]
     known = tuple(load_reference(of, settings.network.num_features) for of in several)
     _check(source, known, settings)
@@ -209,7 +217,7 @@ def load_reference(source: "ReferenceSource", num_features: int) -> Reference:
         return source
     if isinstance(source, str | Path) and is_statistics(source):
         return read_statistics(Path(source), num_features=num_features)
-    return load_images(source)
+    return load_images(source, any_size=True)
 
 
 def _check(
@@ -332,15 +340,17 @@ class _Scoring:
             write_npz(temporary, influences)
         if not isinstance(first, ImageSet) or store is None:
             return
-        # Pictures of other sizes or colors cannot stand beside one another.
-        if first.pixels.shape[1:] == self.images.pixels.shape[1:]:
+        # Pictures of two sizes or colors do not stand side by side; those of several are resized.
+        if first.shape == self.images.shape or None in (first.shape, self.images.shape):
             count = min(_NEAREST_SHOWN, len(first))
             known = gathered(store, "features", len(first))
             index, distance = nearest_images(features[:_SHOWN], known, count)
+            sample = np.arange(len(index))
+            shape = _shape_shown(self.images, first)
             nearest = NearestImages(
-                samples=self.images.pixels[:_SHOWN],
-                sample=np.arange(len(index)),
-                references=first.pixels[index],
+                samples=_shown(self.images, sample, shape),
+                sample=sample,
+                references=_shown(first, index, shape),
                 reference_id=np.array([[first.ids[int(i)] for i in row] for row in index]),
                 distance=distance,
             )
@@ -375,7 +385,7 @@ class _Scoring:
                 "sha256": self.images.sha256,
                 "num_images": count,
                 "skipped": len(self.images.skipped),
-                **_passed_over(self.images),
+                **_differing(self.images),
             },
             "checkpoint": None if made_by is None else made_by.checkpoint,
             "sampler": None if made_by is None else made_by.sampler,
@@ -411,7 +421,7 @@ class _Scoring:
             "id": protocol.id,
             "resize": network.resize,
             "eight_bit": "as given" if self._made_by is None else self._made_by.eight_bit,
-            "channels": "gray repeated" if self.images.pixels.shape[1] == 1 else "RGB",
+            "channels": _CHANNELS[self.images.channels],
             "feature_network": {
                 "name": network.name,
                 "sha256": network.sha256,
@@ -433,8 +443,28 @@ class _Scoring:
         return warnings_of(self.images, self.run.references, self.run.network, scores)
 
 
-def _passed_over(images: ImageSet) -> dict[str, Any]:
-    return {"passed_over": dict(images.passed_over)} if images.passed_over else {}
+def _differing(images: ImageSet) -> dict[str, Any]:
+    """Of the record of samples, what most have nothing to say of."""
+    return {name: images.record[name] for name in _OF_SOME if name in images.record}
+
+
+def _shape_shown(samples: ImageSet, reference: ImageSet) -> tuple[int, ...]:
+    """(C, H, W) of pictures beside one another: of the first sample, or color if any image is."""
+    if samples.shape == reference.shape and samples.shape is not None:
+        return samples.shape
+    _, *sides = samples.part(0, 1)[0].shape
+    channels = max(samples.channels | reference.channels)
+    return (channels, *(min(side, _LARGEST_SHOWN) for side in sides))
+
+
+def _shown(
+    images: ImageSet, positions: NDArray[np.int64], shape: tuple[int, ...]
+) -> NDArray[np.uint8]:
+    """Images at (...) positions as pictures, (..., C, H, W)."""
+    if images.shape == shape:
+        return images.pixels[positions]
+    pictures = [picture_of(images.part(k, k + 1)[0], shape) for k in positions.flatten().tolist()]
+    return np.stack(pictures).reshape(*positions.shape, *shape)
 
 
 def _name(reference: Reference) -> str:

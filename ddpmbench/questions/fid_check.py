@@ -56,4 +56,4 @@ def _is_of_its_kind(reference: ImageSet, source: Generation) -> bool:
             reference.check_classes(classes, null_class=source.checkpoint.null_class)
         except InputError:
             return False
-    return reference.pixels.shape[1:] == source.shape
+    return reference.shape == source.shape

@@ -55,22 +55,20 @@ def warnings_of(
             continue
         if reference.skipped:
             found.append(f"{len(reference.skipped)} files of {reference.name} were passed over")
-        if images.pixels.shape[1:] != reference.pixels.shape[1:]:
+        if images.shape_words != reference.shape_words:
             found.append(
-                f"samples are {_size(images)}, the images of {reference.name} "
-                f"{_size(reference)}: their resizing differs"
+                f"samples are {images.shape_words}, the images of {reference.name} "
+                f"{reference.shape_words}: their resizing differs"
             )
-        elif shared := int(np.isin(own, _hashes(reference)).sum()):
+        if shared := int(np.isin(own, _hashes(reference)).sum()):
             found.append(f"{shared:,} samples are also in {reference.name}")
     return found
 
 
 def _hashes(images: ImageSet) -> NDArray[np.uint64]:
     """(N,) of the pixels of each image; equal images have equal ones."""
-    digests = [hashlib.blake2b(image.tobytes(), digest_size=8).digest() for image in images.pixels]
+    digests = [
+        hashlib.blake2b(str(image.shape).encode() + image.tobytes(), digest_size=8).digest()
+        for image in images.part(0, len(images))
+    ]
     return np.frombuffer(b"".join(digests), np.uint64)
-
-
-def _size(images: ImageSet) -> str:
-    _, channels, height, width = images.pixels.shape
-    return f"{width}x{height} {'gray' if channels == 1 else 'RGB'}"

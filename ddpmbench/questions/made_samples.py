@@ -58,7 +58,10 @@ def load_samples(
     path = Path(path)
     schema = schema_of(path) or ""
     if not schema.startswith("ddpmbench.") and not (path / IDENTITY).is_file():
-        return load_images(path, on_bad=on_bad, convert=convert, option="--samples"), None
+        images = load_images(
+            path, on_bad=on_bad, convert=convert, any_size=True, option="--samples"
+        )
+        return images, None
     has_samples = schema in (SAMPLE, fidelity.SCHEMA) and (path / SAMPLES).exists()
     if schema and not has_samples:
         raise InputError(

@@ -53,7 +53,7 @@ class FeaturesRun:
         self, images: ImageSet
     ) -> Callable[[NDArray[np.int64], Callable[[int], None]], Arrays]:
         def features(index: NDArray[np.int64], told: Callable[[int], None]) -> Arrays:
-            found = self.network(images.pixels[index[0] : index[-1] + 1])
+            found = self.network(images.part(int(index[0]), int(index[-1]) + 1))
             release(images.pixels)
             bad = np.flatnonzero(~np.isfinite(found.features).all(axis=1))
             if len(bad):

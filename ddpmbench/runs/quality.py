@@ -192,7 +192,7 @@ class QualityRun:
         """Measure what the run takes, where it may be long."""
         source, samples, per_call, num_timesteps = self.source, 0, 0.0, 0
         if isinstance(source, ImageSet):
-            num_images, shape = _missing(stores.features, len(source)), source.pixels.shape[1:]
+            num_images, shape = _missing(stores.features, len(source)), source.part(0, 1)[0].shape
         else:
             samples, shape = _missing(stores.samples, self.num_generated), source.shape
             num_images = _missing(stores.features, self.num_generated)

@@ -34,13 +34,15 @@ def pictures():
 
 
 @pytest.mark.parametrize("resize", RESIZERS)
-@pytest.mark.parametrize("shape", ["whole", "small"])
+@pytest.mark.parametrize("shape", ["whole", "small", "both"])
 def test_features_are_those_of_clean_fids_pipeline(
     stand_in, pictures, tmp_path, monkeypatch, resize, shape
 ):
     from cleanfid import fid, inception_torchscript
 
-    pixels = pictures if shape == "whole" else pictures[:, :, ::5, ::4]
+    small = pictures[:, :, ::5, ::4]
+    pixels = {"whole": pictures, "small": small, "both": [*pictures[:2], *small[2:4], pictures[4]]}
+    pixels = pixels[shape]
     for index, picture in enumerate(pixels):
         Image.fromarray(picture.transpose(1, 2, 0)).save(tmp_path / f"{index}.png")
     real = torch.jit.load
@@ -63,6 +65,8 @@ def test_features_are_those_of_clean_fids_pipeline(
         num_workers=0,
         device=CPU,
         shuffle=False,
+        # It batches what it does not resize before the network as it is.
+        batch_size=1 if shape == "both" else 128,
         verbose=False,
     )
     ours = load_feature_network(stand_in, resize=resize, device=CPU)(pixels).features
