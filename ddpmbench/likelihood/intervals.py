@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy.special import stdtrit
 
 CONFIDENCE = 0.95
 
@@ -67,4 +67,4 @@ def least_freedom_of_sum(variance: float, doubt: float) -> float:
 
 def quantile(freedom: float) -> float:
     """Of Student's t: half widths of the 95 % interval in standard errors."""
-    return float(stats.t.ppf(0.5 + CONFIDENCE / 2, freedom))
+    return float(stdtrit(freedom, 0.5 + CONFIDENCE / 2))
