@@ -135,15 +135,16 @@ class StepCosts:
             return []
         cost = self._cost(variance)
         last = len(cost) - 1
-        total = cost[0] + np.append(np.inf, self._decoder(np.arange(2, last + 2)))
+        total = cost[:, 0] + np.append(np.inf, self._decoder(np.arange(2, last + 2)))
         came_from: list[NDArray[np.int64]] = []
         found = {}
+        through = np.empty_like(cost)
         for length in range(2, max(wanted) + 1):
             if length > 2:
-                # A column a step t: what it takes to be there from every s.
-                through = total[:, None] + cost
-                came_from.append(through.argmin(0))
-                total = np.take_along_axis(through, came_from[-1][None], axis=0)[0]
+                # A row a step t: what it takes to be there from every s.
+                np.add(total, cost, out=through)
+                came_from.append(through.argmin(1))
+                total = np.take_along_axis(through, came_from[-1][:, None], axis=1)[:, 0]
             if length in wanted:
                 path = [last]
                 for before in reversed(came_from):
@@ -153,12 +154,15 @@ class StepCosts:
         return list(found.values())
 
     def _cost(self, variance: Variance | None) -> Values:
-        """(T, T) of the step from each t (columns) to each s (rows); infinite where s >= t."""
+        """(T, T) of the step from each t (rows) to each s (columns); infinite where s >= t.
+
+        The minimum over s is taken many times, and is fastest along rows.
+        """
         t = np.arange(1, self.schedule.num_timesteps + 1)
         cost = np.full((len(t), len(t)), np.inf)
         s, later = np.triu_indices(len(t), 1)
-        cost[s, later], _ = self._terms(variance, t[s], t[later])
-        cost[:, :-1][:, ~self.errors.is_known[:-1]] = np.inf  # every model visits T
+        cost[later, s], _ = self._terms(variance, t[s], t[later])
+        cost[:-1][~self.errors.is_known[:-1]] = np.inf  # every model visits T
         return cost
 
     def _terms(
