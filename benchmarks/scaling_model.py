@@ -80,12 +80,12 @@ class Job:
         """A rotated warp that the first look finds narrow enough."""
         pilot = len(Pilot(num_images, num_timesteps, 0))
         rounds = pilot, num_rows(num_images, first_rotations(num_images))
-        return cls(rounds, tables, meetings=22)
+        return cls(rounds, tables, meetings=23)
 
     @classmethod
     def every_pair(cls, num_images: int, num_timesteps: int, *, tables: float) -> "Job":
         """Every step of every image, one draw."""
-        return cls((len(EveryPair(num_images, num_timesteps, 1)),), tables, meetings=13)
+        return cls((len(EveryPair(num_images, num_timesteps, 1)),), tables, meetings=14)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

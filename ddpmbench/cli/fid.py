@@ -53,7 +53,7 @@ def fid(out: Path | None, output_format: str, **given: Any) -> None:  # noqa: AN
     _refuse_what_has_no_effect(given["samples"])
     from ddpmbench.cli.inputs import sample_settings
     from ddpmbench.questions.fid import FidSettings, evaluate_fid
-    from ddpmbench.questions.report import write_report
+    from ddpmbench.questions.page_of import page_of
     from ddpmbench.report.printed_fidelity import printed_fidelity
     from ddpmbench.runs.distributed import joined
     from ddpmbench.runs.quality import QualityListener
@@ -84,7 +84,7 @@ def fid(out: Path | None, output_format: str, **given: Any) -> None:  # noqa: AN
     if ranks.reports:
         click.echo(printed_fidelity(report.summary, output_format))
         click.echo(f"Run folder: {folder}", err=True)
-        click.echo(f"Report: {write_report(folder)}", err=True)
+        click.echo(f"Report: {page_of(folder)}", err=True)
 
 
 @contextlib.contextmanager

@@ -30,7 +30,7 @@ def nll(out: Path | None, output_format: str, **given: Any) -> None:  # noqa: AN
     found = evaluate("nll", out, given)
     if found is None:
         return
-    from ddpmbench.questions.report import write_report
+    from ddpmbench.questions.page_of import page_of
     from ddpmbench.report.printed import printed_nll
 
     folder = found.report.folder
@@ -38,4 +38,4 @@ def nll(out: Path | None, output_format: str, **given: Any) -> None:  # noqa: AN
 
     click.echo(printed_nll(found.report.summary, output_format))
     click.echo(f"Run folder: {folder}", err=True)
-    click.echo(f"Report: {write_report(folder)}", err=True)
+    click.echo(f"Report: {page_of(folder)}", err=True)

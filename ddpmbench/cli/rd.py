@@ -81,10 +81,10 @@ def rd(
     _print(found.report, output_format)
     options = {"pictures": pictures, "depth": depth}
     _make_pictures(found, **options, device=given["device"], batch_size=given["batch_size"])
-    from ddpmbench.questions.report import write_report
+    from ddpmbench.questions.page_of import page_of
 
     assert found.report.folder is not None
-    click.echo(f"Report: {write_report(found.report.folder)}", err=True)
+    click.echo(f"Report: {page_of(found.report.folder)}", err=True)
 
 
 def _print(source: "NllReport | Path", output_format: str, *, partial: bool = False) -> None:

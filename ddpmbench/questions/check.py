@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -43,6 +44,11 @@ class CheckBefore:
     note: Callable[[str], None] = lambda line: None
     warn: Callable[[str], None] = lambda line: None
 
+    @property
+    def is_made(self) -> bool:
+        """Whether there is one: it is asked for, or the run is long."""
+        return self.num_evaluations >= WORTH_A_CHECK if self.wanted is None else self.wanted
+
     def made(
         self,
         checkpoint: Checkpoint,
@@ -67,8 +73,7 @@ class CheckBefore:
         Raises:
             InputError: the folder cannot be written, or no batch fits into memory.
         """
-        is_short = self.num_evaluations < WORTH_A_CHECK
-        if self.wanted is False or (self.wanted is None and is_short):
+        if not self.is_made:
             return None
         return ranks.once(lambda: self._made(checkpoint, images, device, folder))
 
@@ -79,7 +84,7 @@ class CheckBefore:
         device: torch.device,
         folder: RunFolder | None,
     ) -> CheckRecord:
-        record = None if folder is None else _found(folder)
+        record = None if folder is None else recorded_check(folder.path)
         if record is None:
             self.note(_ANNOUNCEMENT)
             shape = images.pixels.shape[1:]
@@ -96,10 +101,10 @@ class CheckBefore:
         return record
 
 
-def _found(folder: RunFolder) -> CheckRecord | None:
-    """That of an earlier run; None where there was none, or it is damaged."""
+def recorded_check(folder: Path) -> CheckRecord | None:
+    """That of an earlier run in its folder; None where there was none, or it is damaged."""
     try:
-        of = read_json(folder.path / RECORD)
+        of = read_json(folder / RECORD)
         names = ("warning", "likely", "num_evaluations", "outcome", "better")
         record = CheckRecord(**{name: of[name] for name in names})
     except (DamageError, KeyError):

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from ddpmbench.likelihood.sampled_bound import SampledBound
 from ddpmbench.likelihood.terms import TermsPass
 from ddpmbench.network.precision import Precision
 from ddpmbench.process.data_range import DataRange
-from ddpmbench.questions.check import CheckBefore
+from ddpmbench.questions.answered import Asked, answer_in
+from ddpmbench.questions.check import CheckBefore, recorded_check
 from ddpmbench.questions.listening import listening
 from ddpmbench.questions.sampling import Sampling
 from ddpmbench.report import tables
@@ -182,7 +184,6 @@ def evaluate_nll(
         target = resolve_device(device, ranks.local_rank)
         computed_in = resolve_precision(precision, target)
         sampling.check(checkpoint, images, seed=seed, precision=computed_in)
-        check_first_call(checkpoint, images.pixels.shape[1:], device=target, ranks=ranks)
         conventions = _conventions(checkpoint, images, decoder=decoder)
         identity = {
             "schema": tables.SCHEMA,
@@ -202,16 +203,57 @@ def evaluate_nll(
             "network": checkpoint.fingerprint,
         }
         refuse_other_runs({**identity, **sampling.settings}, ranks)
+        calls = sampling.least_evaluations(len(images), checkpoint.schedule.num_timesteps)
+        before = CheckBefore(
+            check, calls, seed=seed, batch_size=batch_size, note=told.note, warn=told.warn
+        )
+        uses_folders = bool(checkpoint.num_classes and images.classes)
+        classes = {"classes": list(images.classes)} if uses_folders else {}
+        known: dict[str, Any] = {
+            "num_images": len(images),
+            "num_timesteps": checkpoint.schedule.num_timesteps,
+            "estimator": estimator,
+            "conventions": {**conventions, **checkpoint.data_range.record},
+            "checkpoint": checkpoint.record,
+            "data": {**images.record, **classes},
+            "seed": seed,
+            "precision": str(computed_in),
+        }
+        settings = {
+            **identity,
+            **checkpoint.data_range.record,
+            **sampling.settings,
+            "device": str(target),
+            "batch_size": batch_size or "auto",
+            "processes": ranks.count,
+        }
+
+        def answer(path: Path) -> NllReport | None:
+            record = recorded_check(path) if before.is_made else None
+            if before.is_made and record is None:
+                return None
+            asked = Asked(
+                identity,
+                {**known, "check": None if record is None else record.to_dict()},
+                sampling.summary,
+                environment(target, given=command, resolved=settings),
+                images.ids,
+            )
+            return answer_in(path, asked)
+
+        answered = None if out is None else ranks.once(partial(answer, named_path(out)))
+        if answered is None:
+            check_first_call(checkpoint, images.pixels.shape[1:], device=target, ranks=ranks)
         folder = None if out is None else open_folder(named_path(out), identity, ranks)
         store: Callable[[str], TermStore] = _in_memory if folder is None else folder.shards
-        calls = sampling.least_evaluations(len(images), checkpoint.schedule.num_timesteps)
         if folder is not None and folder.dropped:
             told.warn(made_again(list(folder.dropped)))
-        uses_folders = bool(checkpoint.num_classes and images.classes)
         _say_how_images_were_read(images, told, class_folders=uses_folders)
-        checked = CheckBefore(
-            check, calls, seed=seed, batch_size=batch_size, note=told.note, warn=told.warn
-        ).made(checkpoint, images, device=target, ranks=ranks, folder=folder)
+        checked = before.made(checkpoint, images, device=target, ranks=ranks, folder=folder)
+        if answered is not None:
+            told.start(0)
+            _warn_of(answered, sampling, told)
+            return answered
         engine = settled_engine(
             checkpoint,
             NetworkUse(images.pixels.shape[1:], calls // ranks.count, batch_size),
@@ -237,42 +279,21 @@ def evaluate_nll(
         )
         with own_errors(checkpoint.network_name), engine.running():
             found = sampling.run(run, store, correction=_correction(run, sampling, store))
-        if line := sampling.warning(found):
-            told.warn(line)
         comparability = tables.Comparability(
-            num_images=len(images),
-            num_timesteps=checkpoint.schedule.num_timesteps,
+            **known,
             num_evaluations=found.num_evaluations,
-            estimator=estimator,
             sampling=tables.sampling(found, sampling.summary),
-            conventions={**conventions, **checkpoint.data_range.record},
-            checkpoint=checkpoint.record,
-            data={**images.record, **({"classes": list(images.classes)} if uses_folders else {})},
-            seed=seed,
             device=" + ".join(sorted(found.devices)),
-            precision=str(computed_in),
             engine=str(engine.choice),
             precision_correction=in_bits(found),
             seconds=round(found.seconds, 3),
             check=None if checked is None else checked.to_dict(),
         )
         report = _report(found, comparability, images, checkpoint.data_range, folder)
-        if line := report.summary["worse_than_raw_pixels"]:
-            told.warn(line)
+        _warn_of(report, sampling, told)
         if folder is not None and ranks.reports:
-            record = environment(
-                target,
-                given=command,
-                resolved={
-                    **identity,
-                    **checkpoint.data_range.record,
-                    **sampling.settings,
-                    "device": str(target),
-                    "batch_size": batch_size or "auto",
-                    "engine": str(engine.choice),
-                    "processes": ranks.count,
-                },
-            )
+            resolved = {**settings, "engine": str(engine.choice)}
+            record = environment(target, given=command, resolved=resolved)
             _write(folder, report, found, _extremes(found, images, checkpoint.data_range), record)
         ranks.wait()
         return report
@@ -289,6 +310,12 @@ def _correction(
         of.checkpoint, device=of.device, choice=at_once(of.checkpoint, of.device, Precision.FP32)
     )
     return CorrectionRun.of(run, strict, sampling.correction_rows(of), store)
+
+
+def _warn_of(report: NllReport, sampling: Sampling, told: RunListener) -> None:
+    for line in (sampling.warning(report.summary), report.summary["worse_than_raw_pixels"]):
+        if line:
+            told.warn(line)
 
 
 def _in_memory(name: str) -> MemoryTerms:

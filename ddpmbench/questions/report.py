@@ -10,6 +10,7 @@ from ddpmbench.errors import InputError
 from ddpmbench.files import replacing, writing_to
 from ddpmbench.questions.fidelity_report import report_of_fidelity, report_of_fidelity_comparison
 from ddpmbench.questions.figures import write_figures
+from ddpmbench.questions.page_of import PAGE
 from ddpmbench.questions.partial import SCHEMA as PARTIAL_SCHEMA
 from ddpmbench.questions.partial import reduce_what_is_left
 from ddpmbench.report import checks, comparison, comparison_fidelity, fidelity, tables
@@ -29,7 +30,6 @@ from ddpmbench.runs.finished import SUMMARY, FinishedRun, read_summary, refuse_l
 from ddpmbench.runs.folder import IDENTITY, write_figure
 from ddpmbench.runs.losses import refuse_losses
 
-PAGE = "report.html"
 _WITHOUT_PAGE = {
     "sample": "its samples are drawn in figures/samples.png, and fid --samples scores them",
     "speed": "its figures are in figures/",

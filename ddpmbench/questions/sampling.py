@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -180,24 +180,25 @@ class Sampling:
         """What of it stands in `summary.json`."""
         return self.settings or {"draws": self.draws}
 
-    def warning(self, found: LikelihoodRun) -> str | None:
-        """What to say where the interval is wider than was asked for."""
-        reached = found.half_width
+    def warning(self, summary: Mapping[str, Any]) -> str | None:
+        """What to say where the interval of a `summary.json` is wider than was asked for."""
+        reached = summary["half_width"]
         if self.estimator == "every-pair" or reached is None:
             return None
-        if reached <= self.goal.half_width * (1 + 1e-9):
+        if reached <= self.half_width * (1 + 1e-9):
             return None
-        if found.correction is not None and self.goal.is_hidden_by(found.correction):
-            alone = found.correction.half_width / NATS_PER_BIT
+        correction = summary["precision_correction"]
+        alone = 0.0 if correction is None else correction["half_width"]
+        if self.goal.is_hidden_by(alone * NATS_PER_BIT):
             return (
-                f"+- {reached / NATS_PER_BIT:.4f} is wider than +- {self.half_width:g}, because "
+                f"+- {reached:.4f} is wider than +- {self.half_width:g}, because "
                 f"what a low precision changes is known to +- {alone:.4f} alone; choose "
                 "--precision fp32, which needs no correction"
             )
         if self.max_evaluations is None:
             return None
         return (
-            f"+- {reached / NATS_PER_BIT:.4f} is as narrow as --max-evaluations "
+            f"+- {reached:.4f} is as narrow as --max-evaluations "
             f"{self.max_evaluations:,} allows, not +- {self.half_width:g}; allow more, and the "
             "same command goes on"
         )

@@ -67,13 +67,6 @@ class LikelihoodRun:
     pilot_evaluations: int = 0
     correction: Correction | None = None
 
-    @property
-    def half_width(self) -> float | None:
-        """Of the 95 % interval of the corrected bound for these images, nats per dimension."""
-        if self.correction is None or self.bound.half_width is None:
-            return self.bound.half_width
-        return math.hypot(self.bound.half_width, self.correction.half_width)
-
 
 def run_every_pair(
     run: RowsRun, design: EveryPair, store: TermStore, *, correction: CorrectionRun | None = None
@@ -144,10 +137,9 @@ class Goal:
             None if allowed is None else allowed - correction.num_evaluations,
         )
 
-    def is_hidden_by(self, correction: Correction | None) -> bool:
-        """Whether the interval of a correction alone keeps a run from its half width."""
-        most = math.sqrt(1 - _LEAST_SHARE**2) * self.half_width
-        return correction is not None and correction.half_width > most
+    def is_hidden_by(self, half_width: float) -> bool:
+        """Whether the interval of a correction, nats per dimension, alone keeps a run from it."""
+        return half_width > math.sqrt(1 - _LEAST_SHARE**2) * self.half_width
 
 
 def run_rotated_warp(

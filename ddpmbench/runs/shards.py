@@ -233,15 +233,26 @@ def drop_damaged(folder: Path, run: str) -> list[str]:
     """
     dropped = []
     with writing_to(folder.parent):
-        for path in sorted(folder.iterdir()):
-            if match := _ANY.fullmatch(path.name):
-                start, stop = map(int, match.groups())
-                if fault := _fault(path, range(start, stop), VALUE_COLUMNS, run):
-                    if fault == _ELSEWHERE:
-                        raise InputError(f"{path}: {fault}; move it out of the folder")
-                    path.unlink()
-                    dropped.append(f"{path.name} {fault}")
+        for path, fault in faults_in(folder, run):
+            if fault == _ELSEWHERE:
+                raise InputError(f"{path}: {fault}; move it out of the folder")
+            path.unlink()
+            dropped.append(f"{path.name} {fault}")
     return dropped
+
+
+def faults_in(folder: Path, run: str) -> Iterator[tuple[Path, str]]:
+    """The shards of a folder, of whatever rows, that cannot be used, and why.
+
+    Args:
+        folder: holds shards.
+        run: which run they must be of.
+    """
+    for path in sorted(folder.iterdir()):
+        if match := _ANY.fullmatch(path.name):
+            start, stop = map(int, match.groups())
+            if fault := _fault(path, range(start, stop), VALUE_COLUMNS, run):
+                yield path, fault
 
 
 def _metadata(path: Path) -> dict[bytes, bytes]:

@@ -1,0 +1,177 @@
+"""A finished run that is asked for once more is answered from its folder."""
+
+import dataclasses
+import shutil
+from collections import Counter
+
+import pytest
+
+import ddpmbench as db
+from ddpmbench.questions import page_of, report
+from ddpmbench.questions.sampling import Sampling
+from ddpmbench.runs import provenance
+from ddpmbench.runs.engine import Engine
+
+
+@pytest.fixture(autouse=True)
+def done(monkeypatch):
+    """Counts what is made; the source counts as committed, as that of an installed package."""
+    for module in (provenance, page_of):
+        monkeypatch.setattr(module, "source_revision", lambda: None)
+    counts = Counter()
+
+    def counted(place, name):
+        function = getattr(place, name)
+
+        def call(*given, **options):
+            counts[name] += 1
+            return function(*given, **options)
+
+        monkeypatch.setattr(place, name, call)
+
+    for place, name in ((Engine, "model_output"), (Sampling, "run"), (report, "write_figures")):
+        counted(place, name)
+    return counts
+
+
+@pytest.fixture(scope="module")
+def first(small_checkpoint, small_npz, tmp_path_factory):
+    """Where the first answers are kept, by command."""
+    return tmp_path_factory.mktemp("first")
+
+
+@pytest.fixture
+def asked(first, small_checkpoint, small_npz, said, done, tmp_path):
+    """Asks with a command; the first answer is computed once and copied."""
+    given = ("--ckpt", small_checkpoint, "--data", small_npz, "--half-width", 5)
+
+    def ask(command, out, *options):
+        status, printed, told = said(command, *given, *options, "--out", out)
+        assert status == 0, told
+        return printed, told.replace(str(out), "OUT")
+
+    def both(command="nll"):
+        kept, out = first / command, tmp_path / command
+        if not kept.exists():
+            (first / f"{command}.txt").write_text(ask(command, kept)[0])
+        shutil.copytree(kept, out)
+        done.clear()
+        return out, (first / f"{command}.txt").read_text(), lambda *of: ask(command, out, *of)
+
+    return both
+
+
+def contents(folder):
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+@pytest.mark.parametrize("command", ["nll", "rd"])
+def test_nothing_is_made_again(command, asked, done):
+    out, printed, ask = asked(command)
+    before = contents(out)
+    assert ask()[0] == printed
+    assert not done
+    assert contents(out) == before
+    # How it is printed, and what is not passed to the run, does not matter.
+    assert ask("--format", "json")[0] != printed
+    assert not done
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_damaged_or_missing_result_is_made_again(small_model, small_images, done, tmp_path):
+    out = tmp_path / "run"
+    given = {"half_width": 5.0, "out": out, "progress": False}
+    printed = db.evaluate_nll(small_model, small_images, **given).summary["bits_per_dim"]
+    before = contents(out)
+    names = sorted(before.keys() - {"run.json", "engine.json"})  # which run it is, and by which way
+    for k, name in enumerate(names):
+        done.clear()
+        if k % 2:
+            flip(out / name)
+        else:
+            (out / name).unlink()
+        found = db.evaluate_nll(small_model, small_images, **given)
+        assert found.summary["bits_per_dim"] == pytest.approx(printed, rel=1e-6)
+        assert done["run"] == 1, name
+        assert bool(done["model_output"]) == name.startswith("shards"), name
+        assert contents(out).keys() == before.keys(), name
+        db.evaluate_nll(small_model, small_images, **given)
+        assert done["run"] == 1, name
+
+
+@pytest.mark.parametrize("name", ["report.html", "report.json", "figures/bound.svg"])
+def test_a_damaged_or_missing_page_is_drawn_again(name, asked, done):
+    out, printed, ask = asked()
+    before = contents(out)
+    harm = flip if name == "report.html" else lambda path: path.unlink()
+    harm(out / name)
+    assert ask()[0] == printed
+    assert done == {"write_figures": 1}
+    assert contents(out) == before
+
+
+OTHERS = {
+    "wider": {"half_width": 9.0},
+    "narrower": {"half_width": 0.5},
+    "capped": {"max_evaluations": 10**6},
+    "checked": {"check": True},
+    "batch": {"batch_size": 2},
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_another_question_has_its_own_answer(other, asked, done, small_checkpoint, small_npz):
+    out, _, _ = asked()
+    given = {"half_width": 5.0, "out": out, "progress": False} | OTHERS[other]
+    model = db.load_checkpoint(str(small_checkpoint))
+    found = db.evaluate_nll(model, str(small_npz), **given)
+    assert done["run"] == 1
+    again = db.evaluate_nll(model, str(small_npz), **given)
+    assert done["run"] == 1
+    assert again.summary == found.summary
+    alone = db.evaluate_nll(model, str(small_npz), **(given | {"out": None}))
+    assert again.summary["bits_per_dim"] == pytest.approx(alone.summary["bits_per_dim"], rel=1e-6)
+    assert again.summary["num_evaluations"] == alone.summary["num_evaluations"]
+    assert again.summary["check"] == alone.summary["check"]
+
+
+def test_the_report_read_back_is_the_one_computed(small_model, small_images, done, tmp_path):
+    for given in ({"half_width": 5.0}, {"estimator": "every-pair"}, {"precision": "bf16"}):
+        given = {"out": tmp_path / str(len(given)) / str(*given), "progress": False} | given
+        if "precision" in given:
+            given["half_width"] = 5.0
+        first, calls = db.evaluate_nll(small_model, small_images, **given), done["run"]
+        again = db.evaluate_nll(small_model, small_images, **given)
+        assert done["run"] == calls
+        assert again.summary == first.summary
+        for name in ("per_timestep", "rate_distortion", "conventions", "sub_schedules"):
+            assert getattr(again, name).equals(getattr(first, name)), name
+        assert again.per_image.equals(first.per_image)
+
+
+def test_the_same_pixels_under_other_names_are_named_anew(small_model, small_images, tmp_path):
+    given = {"half_width": 5.0, "out": tmp_path / "run", "progress": False}
+    db.evaluate_nll(small_model, small_images, **given)
+    renamed = dataclasses.replace(small_images, ids=list("abcdef"))
+    found = db.evaluate_nll(small_model, renamed, **given)
+    assert list(found.per_image.image_id) == list("abcdef")
+
+
+@pytest.mark.parametrize("changed", ["source", "versions"])
+def test_another_source_or_package_computes_it_again(changed, asked, done, monkeypatch):
+    _, _, ask = asked()
+    if changed == "source":
+        monkeypatch.setattr(provenance, "source_revision", lambda: "0123+")
+    else:
+        monkeypatch.setattr(provenance, "versions", lambda: {"numpy": "0"})
+    ask()
+    assert done["run"] == 1
