@@ -364,3 +364,28 @@ def test_the_scheduler_of_a_flat_folder_may_have_one_of_its_own(peers, tmp_path)
     with pytest.raises(InputError):
         load_checkpoint(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["layers_per_block"] == 1
+
+
+def reads(checkpoint, network):
+    return torch.equal(checkpoint.network.conv_in.weight, network.conv_in.weight)
+
+
+@pytest.mark.parametrize("name", ["ema_unet", "ema", "unet-ema", "unet_EMA"])
+def test_an_average_beside_the_network_is_one_whatever_its_folder_is_called(pipeline, peers, name):
+    peers[1].save_pretrained(pipeline / name)
+    for settings, network in {None: peers[1], EMA: peers[1], RAW: peers[0]}.items():
+        assert reads(load_checkpoint(pipeline, settings), network)
+    chosen = pipeline / name / f"{STEM}.safetensors"
+    assert reads(load_checkpoint(chosen), peers[1])
+
+
+@pytest.mark.parametrize("name", ["unet_old", "best", "model"])
+def test_another_network_beside_it_is_a_choice(pipeline, peers, name):
+    peers[1].save_pretrained(pipeline / name)
+    with refused(name, "unet"):
+        load_checkpoint(pipeline)
+    for place, network in {"unet": peers[0], name: peers[1]}.items():
+        file = pipeline / place / f"{STEM}.safetensors"
+        assert reads(load_checkpoint(file), network)
+    shutil.copytree(pipeline / "unet", pipeline / name, dirs_exist_ok=True)
+    assert reads(load_checkpoint(pipeline), peers[0])

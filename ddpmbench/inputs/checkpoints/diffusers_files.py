@@ -98,8 +98,9 @@ def find_layout(
     flat = not networks if chosen is None else chosen.folder.resolve() == folder.resolve()
     places = [folder] if flat and chosen is not None else networks or [folder]
     _refuse_other_pipelines(folder / "model_index.json")
-    if networks and chosen is None:
-        places = [*places, folder]  # weights of an older version may lie beside unet/
+    if chosen is None:
+        # weights of an older version, or an average, may lie beside unet/ or below a flat folder
+        places = list(dict.fromkeys([*places, folder, *_other_networks(folder)]))
     sets = _with_kinds([found for place in places for found in weight_sets(place)])
     if chosen is not None:
         sets = [found for found in sets if found.path == chosen.path] or [chosen]
@@ -125,6 +126,16 @@ def find_layout(
     if scheduler.is_file() and folder not in scheduler.parents:
         notes.append(f"schedule: of {scheduler}")
     return Layout(config, scheduler, tuple(candidates), tuple(notes))
+
+
+def _other_networks(folder: Path) -> list[Path]:
+    """Folders of a network below a model's, whatever they are called."""
+    return [path.parent for path in sorted(folder.glob("*/config.json")) if _is_network(path)]
+
+
+def _is_network(config: Path) -> bool:
+    is_file = config.is_file() and config.parent.name not in NETWORKS
+    return is_file and str(read_object(config).get("_class_name")).startswith("UNet")
 
 
 def weight_sets(folder: Path) -> tuple[WeightFiles, ...]:
@@ -195,7 +206,11 @@ def set_of(path: Path) -> tuple[Path, WeightFiles] | None:
 
 def model_folder(network: Path) -> Path:
     """The folder of the model whose network is in this one: itself, or above `unet/`."""
-    return network.resolve().parent if network.resolve().name in NETWORKS else network
+    path = network.resolve()
+    beside = ("model_index.json", *_SCHEDULERS)
+    is_below = any((path.parent / name).exists() for name in beside)
+    is_alone = any((path / name).exists() for name in (*beside, _SCHEDULER_FILE))
+    return path.parent if path.name in NETWORKS or (is_below and not is_alone) else network
 
 
 def other_weights_in(folder: Path) -> list[str]:
@@ -224,7 +239,7 @@ def _with_kinds(sets: list[WeightFiles]) -> list[WeightFiles]:
 def _is_average(found: WeightFiles) -> bool:
     """Whether the folder's name, or what EMAModel writes, says that weights are averaged."""
     config = found.folder / "config.json"
-    return found.folder.name == "unet_ema" or (
+    return _is_raw(found.folder.name.lower()) is False or (
         config.is_file() and bool(AVERAGING & set(read_object(config)))
     )
 
