@@ -7,7 +7,9 @@ error at the first steps alone. Otherwise other time inputs, schedules and numbe
 tried, too. From the best candidate the same once more: there may be two mistakes.
 
 It is rather silent than wrong. An option is named only if it lowers the bound, and is what a
-network was likely trained with only if such a network shows nothing that a trained one does not.
+network was likely trained with only if such a network has no sure fault. A fault that may be
+chance, as of a network that was never given so little noise, keeps the stated parameterization from
+passing, but does not keep another from being named.
 """
 
 import dataclasses
@@ -118,9 +120,10 @@ class Compared:
 
     @property
     def is_advisable(self) -> bool:
-        """Whether it surely lowers the bound, and shows nothing that a trained model does not."""
+        """Whether it surely lowers the bound, with no sure fault; of two options, with none."""
         least = max(_LEAST_BOUND_GAIN, SURE * self.bound_standard_error)
-        return self.fault is None and self.is_shorter and self.bound_gain > least
+        is_plausible = not _is_sure(self.fault) if _num_options(self) == 1 else self.fault is None
+        return is_plausible and self.is_shorter and self.bound_gain > least
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -214,8 +217,8 @@ class _Explored:
 
     @property
     def is_trained(self) -> bool:
-        """Whether it shows nothing that a trained model does not."""
-        return self.fault is None and self.better_time is None
+        """Whether it has no sure fault, and no surely better time."""
+        return not _is_sure(self.fault) and self.better_time is None
 
 
 class Checker:
@@ -262,9 +265,9 @@ class Checker:
         )
         if named is not None:
             outcome = Outcome.LIKELY if is_likely else Outcome.BETTER
-        elif first.fault is not None and first.fault.is_sure:
+        elif _is_sure(first.fault):
             outcome = Outcome.FAULT
-        elif not first.is_trained:
+        elif first.fault is not None or not first.is_trained:
             outcome = Outcome.UNDECIDED
         else:
             return self._closer(result)
@@ -298,7 +301,7 @@ class Checker:
     def _explored(self, base: Score, *, is_alone: bool = False) -> _Explored:
         """A candidate, and unless it `is_alone` others that differ from it in one thing."""
         fault = worst_fault(base, spread=self._spread(base))
-        better_time = None if fault is not None else self._better_time(base)
+        better_time = None if _is_sure(fault) else self._better_time(base)
         explored = _Explored(fault, better_time, ())
         if is_alone:
             return explored
@@ -558,6 +561,10 @@ def _clustered(values: Array, looks: Rows) -> tuple[float, float]:
     _, of = np.unique(looks.image[: len(values)], return_inverse=True)
     means = np.bincount(of, values) / np.bincount(of)
     return float(means.mean()), standard_error(means)
+
+
+def _is_sure(fault: Fault | None) -> bool:
+    return fault is not None and fault.is_sure
 
 
 def _num_options(of: Compared) -> int:

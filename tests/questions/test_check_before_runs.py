@@ -267,7 +267,8 @@ def test_both_options_are_there_and_the_warning_is_one_line_of_standard_error(
         captured = capsys.readouterr()
         assert status == 0, captured.err
         float(captured.out)
-        return [line for line in captured.err.splitlines() if "trained" in line]
+        lines = captured.err.splitlines()
+        return [line for line in lines if "trained" in line and "raw pixels" not in line]
 
     first, second = told("checked", "--check")
     assert first.startswith("Note: First some hundred network evaluations")
@@ -294,6 +295,7 @@ def test_samples_are_checked_with_the_first_reference_that_has_images_such_as_th
     class Network:
         resize = PROTOCOLS["clean"].resize
         sha256 = "0" * 64
+        num_features = 2
 
     def evaluate(*references):
         settings = FidSettings(Network(), PROTOCOLS["clean"], num_generated=5, check=True)

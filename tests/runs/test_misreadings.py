@@ -81,16 +81,7 @@ WRONG = {
 }
 
 
-NOT_NAMED = pytest.mark.xfail(
-    strict=True, reason="said to be read otherwise than it was trained, but its option is not named"
-)
-UNNAMED = ("--prediction x_start", "--data-range 0,255")
-
-
-@pytest.mark.parametrize(
-    "option",
-    [pytest.param(option, marks=NOT_NAMED if option in UNNAMED else ()) for option in WRONG],
-)
+@pytest.mark.parametrize("option", WRONG)
 def test_what_is_misread_is_told_with_the_option_that_mends_it(option, shipped, images):
     trained, read = WRONG[option]
     found = checked(dataclasses.replace(trained(shipped), **read), images)
