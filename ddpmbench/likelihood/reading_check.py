@@ -35,6 +35,7 @@ from ddpmbench.likelihood.readings import (
     Candidate,
     alternatives,
     always_given,
+    counts_steps,
     largest_time,
     may_look_up,
     nudged,
@@ -60,6 +61,7 @@ CLOSE_STEPS = (2, 3, 4, 6)
 _ROUNDS = ((1, 0.25), (2, 0.1), (NUM_IMAGES, np.inf))
 """After so many images, candidates that are so much longer than the shortest, in nats per
 dimension, are looked at no more."""
+_SAME_TIME = 0.1  # of its logarithm, by which the times of two schedules differ at least
 _FINALISTS = 6  # of schedules of other lengths
 _TIMES = 28  # at which their network is evaluated to find them
 _LEAST_GAIN = 0.03  # nats per dimension that another candidate must be shorter by
@@ -434,12 +436,30 @@ class Checker:
             pair = self._compared(other.score, named.score)
             if pair.certainty < SURE / 2 and abs(pair.bound_gain) > _LEAST_BOUND_GAIN:
                 return True
+        if self._has_twin(named.score.candidate):
+            return True
         # A time one step away that no option gives, as where a schedule has one more entry.
         unnamed = [near for _, near in one_step_away(self._stated) if near.is_stated]
         if not named.score.candidate.is_of_time:
             unnamed = []
         scores = [s for near in unnamed for s in self._scores([near], self._looks(NUM_IMAGES))]
         return any(not self._compared(score, named.score).certainty > SURE / 2 for score in scores)
+
+    def _has_twin(self, named: Candidate) -> bool:
+        """Whether another schedule gives its network nearly the same time at every noise level."""
+        stated, schedules = self._stated, [o for o in named.options if o.startswith("--schedule")]
+        listed = other_lengths(stated)
+        if not schedules or not listed or not counts_steps(named):
+            return False
+        same = alternatives(stated, self._pixels.shape[1])
+        listed += tuple(of for of in same if of.option.startswith("--schedule"))
+        log_snr = stated.checkpoint.schedule.snr.log().numpy()[steps_of(stated) - 1]
+        own = np.log1p(time_at(named, log_snr))
+        return any(
+            np.abs(np.log1p(time_at(of, log_snr)) - own).mean() < _SAME_TIME
+            for of in listed
+            if of.option not in schedules
+        )
 
     def _numbers(self, score: Score) -> Array:
         """(N, ...) of the images, as the model has them."""

@@ -112,6 +112,11 @@ def largest_time(candidate: Candidate) -> float:
     return float(candidate.checkpoint.network_time(total).item())
 
 
+def counts_steps(candidate: Candidate) -> bool:
+    """Whether its network is given the number of a step."""
+    return candidate.checkpoint.time_input in _WHOLE
+
+
 def may_look_up(checkpoint: Checkpoint) -> bool:
     """Whether a step may be a position in a table, which has nothing outside."""
     return checkpoint.time_input in _WHOLE and not isinstance(checkpoint.network, UNet)

@@ -1,0 +1,77 @@
+"""The best denoiser of normal data, trained with any parameterization, and images of such data.
+
+It costs nothing to evaluate, so that the sanity check can be tried on many parameterizations.
+"""
+
+import dataclasses
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
+from ddpmbench.inputs.images import ImageSet
+from ddpmbench.process.data_range import UNIT_RANGE
+from ddpmbench.process.prediction import Prediction, Variance
+from ddpmbench.process.schedule import NoiseSchedule
+
+SHAPE = (1, 12, 12)
+VARIANCES = np.random.default_rng(3).permutation(np.geomspace(3e-4, 0.12, 144)).reshape(SHAPE)
+"""Of each pixel, on [-1, 1]; the mean is 0."""
+
+
+class NormalDenoiser(nn.Module):
+    """Wiener's filter of every pixel, for the noise that belongs to the time that it is given.
+
+    Given a wrong time it is wrong, as a trained network is; a time that its schedule does not have
+    is taken for the nearest.
+    """
+
+    def __init__(self, trained: Checkpoint) -> None:
+        super().__init__()
+        data, schedule = trained.data_range, trained.schedule
+        half = (data.high - data.low) / 2
+        self.mean, self.variance = (data.high + data.low) / 2, torch.from_numpy(VARIANCES) * half**2
+        self.times = trained.network_time(torch.arange(1, schedule.num_timesteps + 1)).numpy()
+        self.log_snr, self.prediction = schedule.snr.log().numpy(), trained.prediction
+
+    def forward(self, x_t: Tensor, time: Tensor) -> Tensor:
+        snr = torch.from_numpy(np.exp(np.interp(time.numpy(), self.times, self.log_snr)))
+        kept = (snr / (1 + snr))[:, None, None, None]
+        signal, noise = kept.sqrt(), (1 - kept).sqrt()
+        share = self.variance / (kept * self.variance + 1 - kept)
+        x_start = self.mean + signal * share * (x_t.double() - signal * self.mean)
+        eps = (x_t.double() - signal * x_start) / noise
+        match self.prediction:
+            case Prediction.X_START:
+                return x_start.float()
+            case Prediction.V:
+                return (signal * eps - noise * x_start).float()
+        return eps.float()
+
+
+def normal_images(count: int, *, seed: int = 0) -> ImageSet:
+    """So many 8-bit images of the data."""
+    numbers = np.random.default_rng(seed).normal(0, 1, (count, *SHAPE)) * np.sqrt(VARIANCES)
+    pixels = np.rint((numbers.clip(-1, 1) + 1) * 127.5).astype(np.uint8)
+    return ImageSet(pixels, [str(i) for i in range(count)], "normal data")
+
+
+def trained_on_normal_data(**changes: object) -> Checkpoint:
+    """The best model, with these fields of a checkpoint."""
+    checkpoint = Checkpoint(
+        network=nn.Identity(),
+        schedule=NoiseSchedule.linear(1000),
+        prediction=Prediction.EPSILON,
+        variance=Variance.FIXED_SMALL,
+        channels=1,
+        family="oracle",
+        source="oracle",
+        sha256="0" * 64,
+        clip=True,
+        data_range=UNIT_RANGE,
+        image_size=SHAPE[1],
+        num_classes=0,
+    )
+    checkpoint = dataclasses.replace(checkpoint, **changes)
+    return dataclasses.replace(checkpoint, network=NormalDenoiser(checkpoint).eval())
