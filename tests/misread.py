@@ -114,11 +114,13 @@ class GivesXStart(GivesV):
     Three times as coarse, its bound would be worse than if its output were read as the noise.
     """
 
+    coarseness = 0.03
+
     def forward(self, x_t: Tensor, time: Tensor) -> Tensor:
         kept = self.schedule.alphas_cumprod[time.long()][:, None, None, None]
         eps = self.inner(x_t, time).double()
         x_start = (x_t - (1 - kept).sqrt() * eps) / kept.sqrt()
-        return (x_start + 0.03 * torch.sin(1000 * x_start)).float()
+        return (x_start + self.coarseness * torch.sin(1000 * x_start)).float()
 
 
 def giving_x_start(shipped: Checkpoint) -> Checkpoint:

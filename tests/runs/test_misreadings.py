@@ -88,6 +88,13 @@ def test_what_is_misread_is_told_with_the_option_that_mends_it(option, shipped, 
     assert found.cause == option
 
 
+def test_what_is_right_is_not_named_where_it_makes_the_bound_worse(shipped, images):
+    coarse = misread.giving_x_start(shipped)
+    coarse.network.coarseness = 0.1
+    check = checked(dataclasses.replace(coarse, prediction=Prediction.EPSILON), images)
+    assert check.outcome is Outcome.FAULT
+
+
 def test_fractions_for_steps_and_bytes_for_units_are_told_too(shipped, images):
     for read, option in (
         ({"time_input": TimeInput.FRACTION}, "--time-input index"),

@@ -16,7 +16,7 @@ from normal_data import normal_images, trained_on_normal_data
 from ddpmbench import load_checkpoint, load_images
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint, TimeInput
 from ddpmbench.inputs.images import ImageSet
-from ddpmbench.likelihood.reading_check import Checker, Outcome, SanityCheck
+from ddpmbench.likelihood.reading_check import Checker, Outcome, SanityCheck, _clustered
 from ddpmbench.likelihood.terms import VALUE_COLUMNS, Rows, TermsPass, TermTable
 from ddpmbench.process.data_range import UNIT_RANGE, DataRange
 from ddpmbench.process.prediction import Prediction
@@ -91,6 +91,7 @@ READ |= {
     ),
     "cosine, 4000 steps": ({"schedule": NoiseSchedule.cosine(4000)}, {"schedule": LINEAR}),
     "geometric": ({"schedule": NoiseSchedule.geometric(1000)}, {"schedule": LINEAR}),
+    "geometric, 200 steps": ({"schedule": NoiseSchedule.geometric(200)}, {"schedule": LINEAR}),
     "not listed": ({"schedule": cubed_cosine()}, {"schedule": LINEAR}),
     "one more entry": (
         {"schedule": one_more_entry(100, 0.2), "time_input": FRACTION},
@@ -172,6 +173,13 @@ def test_so_it_is_with_a_network_that_was_trained(name, shipped, images):
     check = checked(stated, images)
     assert_lawful(check, stated, images)
     assert check.cause == (name if name.startswith("--") else None)
+
+
+def test_draws_of_the_same_image_are_no_further_evidence():
+    image = np.repeat(np.arange(4), 16)
+    rows = Rows(image, np.zeros(64, np.int64), np.tile(np.arange(16), 4))
+    mean, error = _clustered(image.astype(float), rows)
+    assert (mean, error) == (1.5, pytest.approx(np.std(range(4), ddof=1) / 2))
 
 
 class Pool:
