@@ -16,7 +16,15 @@ from normal_data import normal_images, trained_on_normal_data
 from ddpmbench import load_checkpoint, load_images
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint, TimeInput
 from ddpmbench.inputs.images import ImageSet
-from ddpmbench.likelihood.reading_check import Checker, Outcome, SanityCheck, _clustered
+from ddpmbench.likelihood.reading_check import (
+    Checker,
+    Compared,
+    Outcome,
+    SanityCheck,
+    _clustered,
+)
+from ddpmbench.likelihood.reading_scores import Fault, Score
+from ddpmbench.likelihood.readings import Candidate
 from ddpmbench.likelihood.terms import VALUE_COLUMNS, Rows, TermsPass, TermTable
 from ddpmbench.process.data_range import UNIT_RANGE, DataRange
 from ddpmbench.process.prediction import Prediction
@@ -180,6 +188,19 @@ def test_draws_of_the_same_image_are_no_further_evidence():
     rows = Rows(image, np.zeros(64, np.int64), np.tile(np.arange(16), 4))
     mean, error = _clustered(image.astype(float), rows)
     assert (mean, error) == (1.5, pytest.approx(np.std(range(4), ddof=1) / 2))
+
+
+@pytest.mark.parametrize(
+    ("options", "is_sure", "is_advisable"), [(1, False, True), (1, True, False), (2, False, False)]
+)
+def test_what_may_have_a_fault_is_named_alone_and_if_it_is_not_sure(
+    options, is_sure, is_advisable, shipped
+):
+    candidate = Candidate(("--prediction v", "--time-input fraction")[:options], shipped)
+    errors = np.ones((16, 1))
+    score = Score(candidate, np.ones(1, int), np.ones(1), errors, errors, np.ones(16))
+    fault = Fault(1, "eps_mse", 1.1, 1.0, is_sure)
+    assert Compared(score, 1.0, 0.01, 100.0, 1.0, 0.01, fault).is_advisable is is_advisable
 
 
 class Pool:
