@@ -10,12 +10,15 @@ from ddpmbench.report.data_ranges import with_data_range
 def raw_warning(summary: Mapping[str, Any]) -> str | None:
     """A line where even the lower end of a bound's interval is above log2(levels) bits/dim.
 
+    Of padded images it is the bound per dimension of what was padded: a border costs nothing.
+
     Args:
         summary: the object of `summary.json` of a run, of this version or an older one.
     """
     levels = with_data_range(summary["conventions"])["levels"]
     raw = math.log2(levels)
-    if not summary["bits_per_dim"] - (summary["half_width"] or 0.0) > raw:
+    bound: Mapping[str, Any] = unpadded(summary) or summary
+    if not bound["bits_per_dim"] - (bound["half_width"] or 0.0) > raw:
         return None
     return (
         f"worse than sending raw pixels ({raw:.4g} bits/dim); likely causes: an untrained or "

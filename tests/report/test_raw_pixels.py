@@ -1,0 +1,14 @@
+"""Whether a bound is worse than sending the pixels: of padded images, than sending theirs."""
+
+import pytest
+
+from ddpmbench.report.raw_pixels import raw_warning
+
+
+@pytest.mark.parametrize(("bound", "is_worse"), [(6.5, True), (6.1, False), (8.1, True)])
+def test_padded_images_are_held_against_their_own_pixels(bound, is_worse):
+    padding = {"from": [28, 28], "to": [32, 32], "value": 0}
+    summary = {"bits_per_dim": bound, "half_width": 0.01, "conventions": {}, "data": {}}
+    assert (raw_warning(summary) is not None) == (bound > 8)
+    summary["data"] = {"padding": padding}
+    assert (raw_warning(summary) is not None) == is_worse
