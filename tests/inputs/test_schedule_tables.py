@@ -5,6 +5,7 @@ import pytest
 import torch
 from peers import refused
 
+from ddpmbench.inputs.checkpoints import schedule_tables
 from ddpmbench.inputs.checkpoints.schedule_option import read_schedule
 from ddpmbench.inputs.checkpoints.schedule_tables import ScheduleTables
 from ddpmbench.process.schedule import NoiseSchedule
@@ -183,6 +184,16 @@ def test_tables_in_lists_and_arrays_are_read(kind):
 def test_the_betas_of_an_optimizer_are_no_table():
     for betas in ((0.9, 0.999), [0.5, 0.9, 0.99]):
         assert not ScheduleTables.within({"opt": {"betas": betas}}, source="f.pt")
+
+
+def test_what_is_too_large_to_compare_is_read_by_its_name_alone(monkeypatch):
+    tables = {f"ddpm.{name}": table for name, table in min_diffusion(100).items()}
+    both = ScheduleTables.within(tables, source="f.pt")
+    assert "ddpm.beta_t" not in tables
+    assert both.read_from == "ddpm.alphabar_t"
+    assert "ddpm.sqrtab" in both.names
+    monkeypatch.setattr(schedule_tables, "_MOST_ENTRIES", 101 * len(tables) - 1)
+    assert "ddpm.sqrtab" not in ScheduleTables.within(tables, source="f.pt").names
 
 
 def test_tables_of_low_precision_are_one_line():

@@ -202,6 +202,16 @@ def test_tables_are_found_wherever_they_are_in_the_file(around, path):
     assert load(path, around(LAST, BETAS)).schedule.num_timesteps == 1000
 
 
+def test_tables_of_half_precision_do_not_contradict_what_is_right(path):
+    content = {"state_dict": LAST, "betas": BETAS.half()}
+    read = load(path, content, model_flags=FLAGS)
+    assert torch.equal(read.schedule.betas, NoiseSchedule.linear(1000).betas)
+    assert any(n.endswith("cannot be compared with the tables in the file") for n in read.notes)
+    read = load(path, content, model_flags=FLAGS, schedule="linear:1000")
+    assert any("--schedule linear:1000 cannot be compared" in note for note in read.notes)
+    assert not any("is not that of" in note for note in read.notes)
+
+
 def test_tables_that_contradict_each_other_say_nothing_and_the_option_does(path):
     weights = pesser_weights(UNet(SMALL))
     content = {"model": weights, "betas": BETAS, "ema": {"betas": BETAS / 2}}

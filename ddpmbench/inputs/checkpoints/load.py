@@ -256,6 +256,8 @@ def _notes(schedule: NoiseSchedule, tables: ScheduleTables, option: str | None) 
         notes += tables.notes(schedule)
     elif tables and option is not None and (why := _contradiction(schedule, tables)) is not None:
         notes.append(f"{stated} is not that of the tables in the file ({why})")
+    elif tables and tables.contradiction is None and not tables.readings:
+        notes.append(f"{stated} cannot be compared with the tables in the file")
     total = schedule.num_original_timesteps
     if tables.steps and total not in tables.steps.values():
         name, steps = next(iter(tables.steps.items()))
@@ -281,11 +283,9 @@ def _refuse_other_tables(
 
 
 def _contradiction(schedule: NoiseSchedule, tables: ScheduleTables) -> str | None:
-    """How the tables of a file contradict a schedule; None if they say the same."""
-    try:
-        readings = tables.readings
-    except InputError as error:
-        return str(error).partition(";")[0]  # the rest is what to do where none is named
+    """How the tables of a file contradict a schedule; None if they say the same, or nothing."""
+    if (why := tables.contradiction) is not None or not (readings := tables.readings):
+        return why
     for theirs in readings:
         kept = theirs
         if theirs.num_timesteps == schedule.num_original_timesteps:
@@ -293,4 +293,4 @@ def _contradiction(schedule: NoiseSchedule, tables: ScheduleTables) -> str | Non
         if alike(schedule, theirs) or alike(schedule, kept):
             return None
     of_steps = " or ".join(f"{theirs.num_timesteps:,}" for theirs in readings)
-    return f"the table {min(tables.names - {*tables.steps})} says another, of {of_steps} steps"
+    return f"the table {tables.read_from} says another, of {of_steps} steps"

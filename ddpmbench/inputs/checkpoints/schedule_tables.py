@@ -43,8 +43,18 @@ _LEAST_UNNAMED = 4
 """Two shorter rows of numbers may agree by chance."""
 _MOST_TOGETHER = 64
 """Of one module; a schedule has some twenty tables."""
+_MOST_ENTRIES = 2**20
+"""Of all tables of one module; comparing them takes some 300 bytes an entry."""
 
 Array = NDArray[np.float64]
+
+
+class _ContradictionError(InputError):
+    """Tables of a file are of several schedules; `what` names two of them."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what}; name the schedule it was trained on")
+        self.what = what
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -209,17 +219,38 @@ class ScheduleTables:
 
     @property
     def readings(self) -> tuple[NoiseSchedule, ...]:
-        """The schedule of the tables; where they do not tell T, that of either.
-
-        Raises:
-            InputError: as `schedule`, but for what is not clear.
-        """
-        track = self._track()
+        """The schedule of the tables; where they do not tell T, both; where unreadable, none."""
+        try:
+            track = self._track()
+        except InputError:
+            return ()
         entries = len(track.products)
         try:
             return (track.schedule(self._steps_of(track)),)
         except InputError:
             return (track.schedule(entries), track.schedule(entries - 1))
+
+    @property
+    def contradiction(self) -> str | None:
+        """Which of the tables contradict each other; None where none do."""
+        try:
+            self._track()
+        except _ContradictionError as error:
+            return error.what
+        except InputError:
+            return None
+        return None
+
+    @property
+    def read_from(self) -> str:
+        """The name of the table that says what they are read as, a plain name where one does.
+
+        Raises:
+            InputError: they cannot be read.
+        """
+        named = {*self.betas, *self.products}
+        agreed = named & self._agreed.names if self._agreed is not None else set()
+        return min(agreed, default=self._track().name)
 
     def _forms(self, track: _Track) -> str:
         entries = len(track.products)
@@ -298,10 +329,7 @@ class ScheduleTables:
         return first
 
     def _contradiction(self, one: str, other: str) -> InputError:
-        return InputError(
-            f"{self.source}'s {one} and {other} contradict each other; name the schedule it was "
-            "trained on"
-        )
+        return _ContradictionError(f"{self.source}'s {one} and {other} contradict each other")
 
     def _alone(self, name: str, table: Tensor, make: Callable[[str, Array], _Track]) -> _Track:
         try:
@@ -341,7 +369,8 @@ class ScheduleTables:
 
     def _pairs(self, names: list[str]) -> Iterator[tuple[_Track, str, str]]:
         """What any two of the tables say together, with both of their names."""
-        if len(names) > _MOST_TOGETHER:
+        entries = sum(len(self._all[name]) for name in names)
+        if len(names) > _MOST_TOGETHER or entries > _MOST_ENTRIES:
             return  # no schedule's, and too many to compare
         steps: list[_Track] = []
         products: list[_Track] = []
