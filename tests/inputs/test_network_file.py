@@ -397,6 +397,18 @@ def test_attributes_say_what_an_image_is(folder, net):
 
 
 @pytest.mark.parametrize(
+    ("value", "size"),
+    [("(32, 16)", (32, 16)), ("[6, 6.0]", 6), ("(6, 0)", None), ("(6,)", None), ("'6'", None)],
+)
+def test_the_size_of_an_image_may_be_a_pair(folder, value, size):
+    folder.add(f"""
+        class Pair(Net):
+            image_size = {value}
+    """)
+    assert folder.load("Pair").image_size == size
+
+
+@pytest.mark.parametrize(
     ("value", "found"),
     [
         ("3", 3),

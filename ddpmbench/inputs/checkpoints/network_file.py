@@ -15,6 +15,7 @@ from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints.built_twice import BuiltTwice, first_difference
 from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint, TimeInput
 from ddpmbench.inputs.checkpoints.files_of_weights import INDEX, sha256_of_shards
+from ddpmbench.inputs.checkpoints.image_size import ImageSize
 from ddpmbench.inputs.checkpoints.nested import tensors_in
 from ddpmbench.inputs.checkpoints.network_digest import network_digest
 from ddpmbench.inputs.checkpoints.own_call import unused_class
@@ -152,7 +153,7 @@ def _checkpoint(
         time_input=TimeInput(str(settings.time_input)),
         data_range=settings.data_range_over(UNIT_RANGE),
         channels=_attribute(file, network, "image_channels") or None,
-        image_size=_attribute(file, network, "image_size") or None,
+        image_size=_image_size(file, network),
         num_classes=_attribute(file, network, "num_classes"),
         null_class=_null_class(file, network),
         family=FAMILY,
@@ -442,9 +443,27 @@ def _attribute(file: OwnFile, network: nn.Module, name: str) -> int:
     return value if value is not None and value > 0 else 0
 
 
+def _image_size(file: OwnFile, network: nn.Module) -> ImageSize | None:
+    """Height and width that the module says of itself; None if it does not."""
+    value = _value(file, network, "image_size")
+    given = value if isinstance(value, tuple | list) else (value, value)
+    sides = [side for item in given if (side := _whole(item)) is not None and side > 0]
+    if len(given) != 2 or len(sides) != 2:
+        return None
+    height, width = sides
+    return height if height == width else (height, width)
+
+
 def _number(file: OwnFile, network: nn.Module, name: str) -> int | None:
     """A whole number that the module has as an attribute, of whatever kind of number."""
-    value = calling(lambda: getattr(network, name, None), f"--network {file.option}: {name}")
+    return _whole(_value(file, network, name))
+
+
+def _value(file: OwnFile, network: nn.Module, name: str) -> object:
+    return calling(lambda: getattr(network, name, None), f"--network {file.option}: {name}")
+
+
+def _whole(value: object) -> int | None:
     if isinstance(value, bool):
         return None
     if isinstance(value, float) and value.is_integer():
