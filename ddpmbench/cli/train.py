@@ -164,7 +164,12 @@ def train(
         click.echo(f"Note: {line}", err=True)
     learned = recipe["objective"] == "hybrid"
     kind = Variance(variance or ("learned_range" if learned else "fixed_large"))
-    in_channels, image_size = images.pixels.shape[1], images.pixels.shape[2]
+    in_channels, image_size, width = images.pixels.shape[1:]
+    if width != image_size:
+        raise click.BadParameter(
+            f"images of {width}x{image_size}; crop them to squares, which are what is trained on",
+            param_hint="--data",
+        )
     network = UNetConfig(
         in_channels=in_channels,
         out_channels=in_channels * (2 if kind.is_learned else 1),

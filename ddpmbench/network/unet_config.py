@@ -66,8 +66,8 @@ class UNetConfig:
             raise InputError("network: the output needs once or twice the channels of the image")
         if (blocks := len(self.channels) * self.num_blocks) > MAX_BLOCKS:
             raise InputError(
-                f"network: {self.num_blocks:,} blocks at each of {len(self.channels):,} "
-                f"resolutions are {blocks:,}, more than {MAX_BLOCKS:,}; correct their number"
+                f"network: num_blocks {self.num_blocks:,} at each of {len(self.channels):,} "
+                f"resolutions of channels are {blocks:,}, more than {MAX_BLOCKS:,}; correct them"
             )
         for channels in (self.model_channels, *self.channels):
             if channels < 2 or channels % self.norm_groups:

@@ -7,11 +7,9 @@ from typing import Any, Literal
 from ddpmbench.errors import InputError
 from ddpmbench.network.unet_config import UNetConfig
 from ddpmbench.process.prediction import Variance
-from ddpmbench.process.schedule import NoiseSchedule
+from ddpmbench.process.schedule import MAX_TIMESTEPS, NoiseSchedule
 
-MOST_TIMESTEPS = 1_000_000
 MOST_BATCH = 2**16
-MOST_BLOCKS = 1000
 MOST_CHANNELS = 2**16
 """Far beyond every network that was published; what is larger is a slip of the keyboard."""
 
@@ -77,9 +75,8 @@ class TrainingRecipe:
         if not 0 <= self.seed < 2**64:
             raise InputError(f"--seed {self.seed}: choose a whole number from 0 to 2^64 - 1")
         for name, value, most in (
-            ("timesteps", self.num_timesteps, MOST_TIMESTEPS),
+            ("timesteps", self.num_timesteps, MAX_TIMESTEPS),
             ("batch-size", self.batch_size, MOST_BATCH),
-            ("num-blocks", self.network.num_blocks, MOST_BLOCKS),
             ("channels", max(self.network.channels), MOST_CHANNELS),
             ("model-channels", self.network.model_channels, MOST_CHANNELS),
         ):

@@ -69,7 +69,15 @@ NUMBERS = {
 def test_a_number_that_makes_no_sense_is_refused_before_anything_is_built(refused, option):
     for value in NUMBERS[option]:
         line = refused(option, value, "--attention", "0")
-        assert option.strip("-") in line or "norm groups" in line or "blocks at each" in line
+        named = option.strip("-")
+        assert any(named.replace("-", mark) in line for mark in "-_ "), line
+
+
+def test_images_that_are_not_square_are_refused(refused, tmp_path):
+    np.savez(tmp_path / "wide.npz", np.zeros((4, 8, 16, 1), np.uint8))
+    line = refused("--data", tmp_path / "wide.npz")
+    assert "--data" in line
+    assert "16x8; crop them to squares" in line
 
 
 def test_a_network_that_does_not_fit_is_refused_and_a_smaller_one_trains(
