@@ -52,6 +52,7 @@ def fid(out: Path | None, output_format: str, **given: Any) -> None:  # noqa: AN
     """
     _refuse_what_has_no_effect(given["samples"])
     from ddpmbench.cli.inputs import sample_settings
+    from ddpmbench.inputs.checkpoints import Checkpoint
     from ddpmbench.questions.fid import FidSettings, evaluate_fid
     from ddpmbench.questions.page_of import page_of
     from ddpmbench.report.printed_fidelity import printed_fidelity
@@ -65,8 +66,7 @@ def fid(out: Path | None, output_format: str, **given: Any) -> None:  # noqa: AN
         references = ranks.first_one(lambda: _references(given, network.num_features))
         folder = ranks.once(lambda: out or options.dated_folder("fid"))
         if ranks.reports:
-            # `evaluate_fid` gives those of images.
-            for line in source.notes if given["samples"] is None else ():
+            for line in source.notes if isinstance(source, Checkpoint) else ():
                 note(line)
             click.echo(f"To resume after a stop: --out {folder}", err=True)
         report = evaluate_fid(
