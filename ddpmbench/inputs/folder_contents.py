@@ -38,22 +38,24 @@ class FolderContents:
         passed_over: how many other files there are of each kind: by ending, "hidden" with those
             that systems leave, "archive or array", "no ending", and "other".
         archives: the names of the archives and arrays.
+        folders: the names of the folders in the folder itself, but for hidden ones.
     """
 
     names: tuple[str, ...]
     refused: dict[str, str]
     passed_over: dict[str, int]
     archives: tuple[str, ...]
+    folders: tuple[str, ...] = ()
 
     @property
     def classes(self) -> tuple[str, ...]:
         """The names of the class folders, sorted; empty unless every image lies in one.
 
+        A folder without an image that is read counts, too: the others keep their numbers.
+
         Source: torchvision's ImageFolder, which numbers them in this order.
         """
-        if not all("/" in name for name in self.names):
-            return ()
-        return tuple(sorted({class_folder(name) for name in self.names}))
+        return self.folders if all("/" in name for name in self.names) else ()
 
     @classmethod
     def of(cls, folder: Path) -> "FolderContents":
@@ -69,7 +71,8 @@ class FolderContents:
         refused: dict[str, str] = {}
         archives: list[str] = []
         counts: Counter[str] = Counter()
-        for path in _files(folder, counts):
+        paths, folders = _files(folder, counts)
+        for path in paths:
             kind, reason = _classified(path)
             name = path.relative_to(folder).as_posix()
             if kind == "read":
@@ -85,6 +88,7 @@ class FolderContents:
             {name: refused[name] for name in sorted(refused, key=natural_key)},
             _commonest(counts),
             tuple(sorted(archives, key=natural_key)),
+            tuple(sorted(map(_text, folders))),
         )
 
 
@@ -119,9 +123,11 @@ def natural_key(name: str) -> tuple[str, str]:
     return re.sub("[0-9]+", number, name.replace("/", "\0")), name
 
 
-def _files(folder: Path, counts: "Counter[str]") -> list[Path]:
-    """Every file but the hidden ones, which are counted."""
-    paths, seen = [], set()
+def _files(folder: Path, counts: "Counter[str]") -> tuple[list[Path], list[str]]:
+    """Every file but the hidden ones, which are counted; and the folders in the folder itself."""
+    paths: list[Path] = []
+    top: list[str] | None = None
+    seen = set()
     # A link that leads back up would be walked until the path is too long for the system.
     for parent, subfolders, files in os.walk(folder, followlinks=True, onerror=_raise):
         real = os.path.realpath(parent)
@@ -130,8 +136,9 @@ def _files(folder: Path, counts: "Counter[str]") -> list[Path]:
         seen.add(real)
         counts[_HIDDEN] += sum(map(is_system_file, [*subfolders, *files]))
         subfolders[:] = [name for name in subfolders if not is_system_file(name)]
+        top = [*subfolders] if top is None else top
         paths += [Path(parent, name) for name in files if not is_system_file(name)]
-    return paths
+    return paths, top or []
 
 
 def _classified(path: Path) -> tuple[str, str]:

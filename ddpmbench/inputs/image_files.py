@@ -274,7 +274,7 @@ def _classes(
         )
     if len(set(names)) != len(names):
         raise refusal("--class-names", "names a class twice; name each once")
-    if unnamed := [name for name in contents.classes if name not in names]:
+    if unnamed := sorted({class_folder(name) for name in contents.names}.difference(names)):
         raise refusal(
             "--class-names", f"lacks {unnamed[0]}, a folder of {folder}; name every class folder"
         )

@@ -305,6 +305,9 @@ def load_images(
     names = None if class_names is None else tuple(class_names)
     options = FolderOptions(on_bad == "skip", convert, names, any_size)
     if isinstance(source, ImageSet):
+        if names is not None or on_bad != "fail":
+            given = "--on-bad" if names is None else "--class-names"
+            raise refusal(given, f"{source.name} is read already; read its folder with it")
         images = source if num_images is None else source.subset(num_images)
     else:
         images = _read(source, num_images, options, option)
@@ -322,7 +325,7 @@ def load_images(
         images = dataclasses.replace(
             images,
             pixels=padded(images.pixels, pad, images.name),
-            padded_from=images.pixels.shape[2:],
+            padded_from=images.padded_from or images.pixels.shape[2:],
         )
     return images
 

@@ -19,6 +19,7 @@ import scipy.io
 import torch
 from PIL import Image
 
+from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints import load_checkpoint
 from ddpmbench.inputs.checkpoints.native import write_native
 from ddpmbench.inputs.images import load_images
@@ -201,6 +202,21 @@ def test_class_folders_are_the_classes_in_sorted_order(nll, model, class_folders
     assert "cat = 0" not in nll(model(), class_folders)[2]
 
 
+@pytest.mark.parametrize("kind", ["empty", "unread"])
+def test_a_class_folder_without_images_keeps_its_number(nll, model, class_folders, kind):
+    (class_folders / "cow").mkdir()
+    options = []
+    if kind == "unread":
+        (class_folders / "cow" / "0.pgm").write_bytes(b"P5 8 8 255 " + bytes(64))
+        options = ["--on-bad", "skip"]
+    status, summary, told = nll(model(num_classes=3), class_folders, *options)
+    assert status == 0, told
+    assert summary["data"]["classes"] == ["cat", "cow", "dog"]
+    assert set(load_images(class_folders, on_bad="skip").labels) == {0, 2}
+    names = ("--class-names", "dog,cat")  # what has no images needs no name
+    assert nll(model(num_classes=2), class_folders, *options, *names)[0] == 0
+
+
 def test_fewer_folders_than_classes_are_named_as_the_message_says(
     nll, model, class_folders, tmp_path
 ):
@@ -356,6 +372,15 @@ def test_padding_is_said_and_counted(nll, model, tmp_path):
     assert "per dimension of the padded images" in told
     for side in (4, 7, 9):
         assert nll(model(), tmp_path / "small.npz", "--pad", side)[0] == 2
+    twice = load_images(load_images(tmp_path / "small.npz", pad=8), pad=10)
+    assert twice.record["padding"] == {"from": [6, 6], "to": [10, 10], "value": 0}
+
+
+@pytest.mark.parametrize("option", [{"on_bad": "skip"}, {"class_names": ["a"]}])
+def test_what_is_read_already_cannot_be_read_otherwise(option):
+    images = load_images(random_images(3, 6, 6))
+    with pytest.raises(InputError, match="read already; read its folder"):
+        load_images(images, **option)
 
 
 def test_the_printed_result_says_both(said, model, tmp_path):
