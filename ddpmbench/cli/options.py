@@ -33,7 +33,7 @@ def _data_range(
         raise click.BadParameter(
             f"{value!r} is not LOW,HIGH, as in -1,1, which hold for all channels; data normalized "
             "by a mean M and a deviation S lie from -M/S to (1 - M)/S (of several channels take "
-            "the means of both)"
+            "the means of both: the number is then approximate)"
         ) from None
     return low, high
 

@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 from feature_networks import write_network
+from PIL import Image
 
 from ddpmbench.cli.main import run
 from ddpmbench.report.cost import cost_lines
@@ -100,6 +101,17 @@ def test_samples_are_made_and_made_again(said, small_checkpoint, tmp_path):
     path = said(*command, "--format", "quiet")[1].strip()
     assert path == str(tmp_path / "run" / "samples.npz")
     assert json.loads(said(*command, "--format", "json")[1])["num_samples"] == 5
+
+
+def test_a_note_of_samples_is_printed_once(said, small_npz, network, tmp_path):
+    with np.load(small_npz) as archive:
+        for index, image in enumerate(archive["arr_0"]):
+            Image.fromarray(image.squeeze()).save(tmp_path / f"{index}.png")
+    (tmp_path / "read.me").write_text("of other things")
+    known = ("--samples", tmp_path, "--data", small_npz, "--feature-network", network)
+    status, _, told = said("fid", *known, "--out", tmp_path / "run")
+    assert status == 0, told
+    assert told.count("passed over besides the images") == 1
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """What a scheduler file lacks is asked for, and an option comes before what cannot be read."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -207,3 +208,14 @@ def test_the_remedy_leads_to_the_number_of_the_option(saved, scheduler, fields, 
     plain = number()
     edit_json(scheduler, **fields)
     assert number() == plain
+
+
+@pytest.mark.parametrize(
+    ("kind", "example"), [("huge", "fixed_small"), ("learned", "learned_range")]
+)
+def test_the_field_and_no_folder_says_whether_a_variance_is_learned(saved, tmp_path, kind, example):
+    folder = shutil.copytree(saved, tmp_path / "learned")
+    edit_json(folder / "scheduler_config.json", variance_type=kind)
+    with pytest.raises(UnsettledError) as caught:
+        load_checkpoint(folder)
+    assert caught.value.missing == (f"--variance {example}",)

@@ -196,7 +196,7 @@ def _unsaid(fields: Fields, unsaid: dict[str, str]) -> UnsaidError:
         "variance": "--variance fixed_small",
         "clip": "--clip",
     }
-    if "learned" in unsaid.get("variance", ""):
+    if str(fields.values.get("variance_type")).startswith("learned"):
         examples["variance"] = "--variance learned_range"
     options = [examples[setting] for setting in unsaid]
     first, *others = unsaid.values()

@@ -128,15 +128,10 @@ def _by(what: str, checkpoint: Checkpoint, settings: CheckpointSettings) -> str:
         return FILE
     custom = FILE if what == "weights" else ASSUMED if family in _WITHOUT_CUSTOM else FAMILY
     by = _SAYS.get(family, {}).get(what, custom)
-    of_file = checkpoint.schedule.name == BUFFERS if what == "schedule" else _is_noted(checkpoint)
+    of_file = checkpoint.schedule.name == BUFFERS if what == "schedule" else bool(checkpoint.where)
     if by == _NAME and what in ("schedule", "weights") and of_file:
         return FILE
     return _FLAGS if by == _NAME and settings.model_flags is not None else by
-
-
-def _is_noted(checkpoint: Checkpoint) -> bool:
-    """Whether it is the file that says where in it the weights are."""
-    return any(note.startswith("weights: ") for note in checkpoint.notes)
 
 
 def _in_record(what: str, checkpoint: Checkpoint, settings: CheckpointSettings) -> bool:
