@@ -38,6 +38,10 @@ class DamageError(Exception):
     """A file cannot be read as it was written."""
 
 
+class UnreadableError(DamageError):
+    """A file cannot be read at all, which says nothing of what is in it."""
+
+
 def seal(path: Path) -> None:
     """Put its checksum into a file that was just written: an npz, JSON of `write_json`, or parquet.
 
@@ -66,23 +70,27 @@ def is_whole(path: Path) -> bool | None:
     A file is read for this once, until it changes.
 
     Raises:
-        DamageError: it is not there, is no plain file, or cannot be read.
+        UnreadableError: it is not there, is no plain file, or cannot be read.
     """
-    found = _stat(path)
+    found = status_of(path)
     try:
         return _is_whole(path, found.st_ino, found.st_size, found.st_mtime_ns)
     except OSError as error:
-        raise DamageError(_reason(error)) from error
+        raise UnreadableError(_reason(error)) from error
 
 
-def _stat(path: Path) -> os.stat_result:
-    """Of a plain file: another kind may be waited for without end."""
+def status_of(path: Path) -> os.stat_result:
+    """That of a plain file: another kind may be waited for without end.
+
+    Raises:
+        UnreadableError: it is not there, or is no plain file.
+    """
     try:
         found = path.stat()
     except OSError as error:
-        raise DamageError(_reason(error)) from error
+        raise UnreadableError(_reason(error)) from error
     if not stat.S_ISREG(found.st_mode):
-        raise DamageError("it is no plain file")
+        raise UnreadableError("it is no plain file")
     return found
 
 
@@ -98,8 +106,12 @@ def _is_whole(path: Path, inode: int, size: int, changed: int) -> bool | None:
             file.seek(place)
             if file.read(_DIGITS) == _digest(file, place):
                 return True
-        file.seek(max(0, size - len(_NONE) - len(_JSON_END)))
-        return False if _TRACE.search(file.read()) else None
+        length = len(_NONE) + len(_JSON_END)
+        for begin in (place - len(_MARK), size - length):
+            file.seek(max(0, begin))
+            if _TRACE.search(file.read(length)):
+                return False
+        return None
 
 
 def _place(file: IO[bytes]) -> int:
@@ -132,14 +144,14 @@ def checksum(path: Path) -> str:
     """The sha256 of a whole file.
 
     Raises:
-        DamageError: it is not there, is no plain file, or cannot be read.
+        UnreadableError: it is not there, is no plain file, or cannot be read.
     """
-    _stat(path)
+    status_of(path)
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise DamageError(_reason(error)) from error
+        raise UnreadableError(_reason(error)) from error
 
 
 def write_json(

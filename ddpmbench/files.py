@@ -4,7 +4,7 @@ import contextlib
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ddpmbench.errors import InputError
@@ -45,6 +45,37 @@ def replacing(place: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def remove_if(place: Path, fault: Callable[[Path], str | None]) -> bool:
+    """Remove a file with a fault, even while other processes may put a good one in its place.
+
+    It is moved aside and judged there, so that what is removed is what was judged.
+
+    Args:
+        place: the file.
+        fault: what is wrong with it, at whatever path; None or empty where nothing is.
+
+    Returns:
+        Whether it was removed, by this process.
+
+    Raises:
+        OSError: it cannot be removed.
+    """
+    aside = _temporary(place)
+    try:
+        place.rename(aside)
+    except FileNotFoundError:
+        return False
+    removes = False
+    try:
+        removes = bool(fault(aside))
+    finally:
+        if not removes:
+            aside.replace(place)
+    if removes:
+        aside.unlink(missing_ok=True)
+    return removes
 
 
 @contextlib.contextmanager

@@ -94,7 +94,7 @@ def compare(
     opened = [FinishedRun.open(Path(run), option="", schema=tables.SCHEMA) for run in runs]
     for run in opened:
         check_run(run.summary, run.path / SUMMARY)
-        refuse_losses(run, option="", has_partial=False)
+        refuse_losses(run, option="", reads_rows=True)
     baseline = opened[0]
     for run in opened[1:]:
         refuse_unlike(run, baseline, _facts_beside(run, baseline))

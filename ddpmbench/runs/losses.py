@@ -39,7 +39,9 @@ class Losses:
         return ", ".join(parts[:_NAMED]) + (f", and {more} more" if more > 0 else "")
 
 
-def find_losses(run: FinishedRun, *, design: Design | None = None) -> Losses | None:
+def find_losses(
+    run: FinishedRun, *, design: Design | None = None, by_footers: bool = False
+) -> Losses | None:
     """Whether the shards of a run are all there and whole.
 
     A folder without shards is a published one, of which none are expected.
@@ -48,6 +50,7 @@ def find_losses(run: FinishedRun, *, design: Design | None = None) -> Losses | N
         run: the run.
         design: None takes the word of the files' checksums; the rows of the run holds what is in
             them against it.
+        by_footers: whether the checksums of the shards are left out, for who does not read them.
 
     Returns:
         What is gone; None where nothing is.
@@ -58,7 +61,7 @@ def find_losses(run: FinishedRun, *, design: Design | None = None) -> Losses | N
     if not (run.path / "shards").is_dir():
         return None
     length, store = _length(run), run.shards(ROWS)
-    faults = store.faults(length, columns_of(run), design=design)
+    faults = store.faults(length, columns_of(run), design=design, by_footers=by_footers)
     absent = store.missing(length)
     if not absent and not faults:
         return None
@@ -71,18 +74,19 @@ def find_losses(run: FinishedRun, *, design: Design | None = None) -> Losses | N
     )
 
 
-def refuse_losses(run: FinishedRun, *, option: str, has_partial: bool = True) -> None:
+def refuse_losses(run: FinishedRun, *, option: str, reads_rows: bool = False) -> None:
     """Refuse a run of which rows are gone.
 
     Args:
         run: the run.
         option: how the user named it.
-        has_partial: whether the command has `--partial`.
+        reads_rows: whether the command computes with the rows, so that all of each shard counts;
+            the others read the tables, whose checksums are known, and have `--partial`.
 
     Raises:
         InputError: some are; it names them.
     """
-    losses = find_losses(run)
+    losses = find_losses(run, by_footers=not reads_rows)
     if losses is None:
         return
     named = f"{option} {run.path}".strip()
@@ -90,7 +94,7 @@ def refuse_losses(run: FinishedRun, *, option: str, has_partial: bool = True) ->
         remedy = "run its command again with a new --out"
     else:
         remedy = f"run its command again with --out {run.path} to compute them again"
-    if has_partial:
+    if not reads_rows:
         remedy += ", or see what the rest says with --partial"
     raise InputError(f"{named}: not all of its shards are whole: {losses.named}; {remedy}")
 

@@ -198,11 +198,12 @@ def made_again(dropped: list[str]) -> str:
     """That damaged files of a run were removed, in a line.
 
     Args:
-        dropped: their names, with what was wrong if it is known.
+        dropped: their names.
     """
     more = len(dropped) - _NAMED
     named = ", ".join(dropped[:_NAMED]) + (f" and {more} more" if more > 0 else "")
-    return f"damaged since the last run, and now computed again: {named}"
+    how = "was damaged and is" if len(dropped) == 1 else "were damaged and are"
+    return f"{named} {how} computed again"
 
 
 def blocks(gaps: list[tuple[int, int]], rows: int) -> list[tuple[int, int]]:

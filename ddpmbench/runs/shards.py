@@ -7,8 +7,9 @@ its checksum, its first position and the run that it is of: one that has changed
 elsewhere, is none.
 """
 
+import os
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -16,9 +17,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ddpmbench.checksums import DamageError, is_whole, seal
+from ddpmbench.checksums import UnreadableError, is_whole, seal, status_of
 from ddpmbench.errors import InputError
-from ddpmbench.files import replacing, writing_to
+from ddpmbench.files import remove_if, replacing, writing_to
 from ddpmbench.likelihood.design import Design
 from ddpmbench.likelihood.terms import VALUE_COLUMNS, Rows, TermTable
 from ddpmbench.runs.positions import gaps_between
@@ -26,10 +27,17 @@ from ddpmbench.runs.positions import gaps_between
 _SECONDS, _DEVICE, _START, _RUN = b"seconds", b"device", b"start", b"run"
 _ADDRESS = ("image", "t", "draw")
 _FINITE = ("nats", "x_start_mse", "eps_mse")
-_ELSEWHERE = "is of another run"
+_ELSEWHERE, _UNREAD = "is of another run", "cannot be read"
 _ANY = re.compile(r".+-(\d{12})-(\d{12})\.parquet")
 EARLIER = "an earlier version wrote it"
-"""Said of a shard without some of the columns."""
+"""Said of a shard without a checksum, or without some of the columns."""
+_UNSEALED = f"has no checksum: {EARLIER}"
+_KEPT = {
+    _ELSEWHERE: "move it out of the folder",
+    EARLIER: "name a new --out",
+    _UNREAD: "try again when it can, or name a new --out",
+}
+"""What is wrong with shards that are not removed, and what then to do."""
 
 
 class TermStore(Protocol):
@@ -168,7 +176,12 @@ class Shards:
         return Shards(self._folder, self._name, run=self._run, without=without)
 
     def faults(
-        self, length: int, columns: Sequence[str], *, design: Design | None = None
+        self,
+        length: int,
+        columns: Sequence[str],
+        *,
+        design: Design | None = None,
+        by_footers: bool = False,
     ) -> dict[str, str]:
         """The shards of the rows below `length` that cannot be used.
 
@@ -177,13 +190,14 @@ class Shards:
             columns: the values that are needed.
             design: None takes the word of the files' checksums; a design of that length holds the
                 rows in them against its own.
+            by_footers: whether the checksums are left out, for who does not read the rows.
 
         Returns:
             What is wrong with each, by the name of its file.
         """
         faults = {}
         for start, stop, path in self._ranges(length):
-            fault = _fault(path, range(start, stop), columns, self._run)
+            fault = _fault(path, range(start, stop), columns, self._run, by_footer=by_footers)
             if fault is None and design is not None:
                 fault = _fault_inside(path, design, range(start, stop), columns)
             if fault is not None:
@@ -219,26 +233,26 @@ class Shards:
 
 
 def drop_damaged(folder: Path, run: str) -> list[str]:
-    """Remove the shards that cannot be used, so that their rows are computed again.
+    """Remove the shards that are damaged, so that their rows are computed again.
 
     Args:
         folder: holds shards.
         run: which run they must be of.
 
     Returns:
-        What is wrong with each, after its name.
+        Their names.
 
     Raises:
-        InputError: the folder cannot be written, or has a shard of another run.
+        InputError: the folder cannot be written, or has a shard that cannot be read, is of another
+            run, or of an earlier version; then none is removed.
     """
-    dropped = []
     with writing_to(folder.parent):
-        for path, fault in faults_in(folder, run):
-            if fault == _ELSEWHERE:
-                raise InputError(f"{path}: {fault}; move it out of the folder")
-            path.unlink()
-            dropped.append(f"{path.name} {fault}")
-    return dropped
+        faults = list(faults_in(folder, run))
+        for path, fault in faults:
+            for kind, remedy in _KEPT.items():
+                if kind in fault:
+                    raise InputError(f"{path}: {fault}; {remedy}")
+        return [path.name for path, _ in faults if remove_if(path, _judge(path.name, run))]
 
 
 def faults_in(folder: Path, run: str) -> Iterator[tuple[Path, str]]:
@@ -249,10 +263,18 @@ def faults_in(folder: Path, run: str) -> Iterator[tuple[Path, str]]:
         run: which run they must be of.
     """
     for path in sorted(folder.iterdir()):
-        if match := _ANY.fullmatch(path.name):
-            start, stop = map(int, match.groups())
-            if fault := _fault(path, range(start, stop), VALUE_COLUMNS, run):
-                yield path, fault
+        fault = _judge(path.name, run)(path)
+        # One that is not there any more was removed by another process.
+        if fault and os.path.lexists(path):
+            yield path, fault
+
+
+def _judge(name: str, run: str) -> Callable[[Path], str | None]:
+    """What is wrong with a file as a shard of this name; nothing, where it is none of a shard."""
+    if not (match := _ANY.fullmatch(name)):
+        return lambda _: None
+    positions = range(*map(int, match.groups()))
+    return lambda path: _fault(path, positions, VALUE_COLUMNS, run)
 
 
 def _metadata(path: Path) -> dict[bytes, bytes]:
@@ -269,8 +291,8 @@ def _metadata(path: Path) -> dict[bytes, bytes]:
 def _refuse_damaged(path: Path) -> None:
     try:
         whole = is_whole(path)
-    except DamageError as error:
-        raise _damaged(path) from error
+    except UnreadableError as error:
+        raise InputError(f"{path}: {_UNREAD} ({error}); try again when it can") from error
     if not whole:
         raise _damaged(path)
 
@@ -291,23 +313,41 @@ def _read(path: Path, length: int, columns: Sequence[str]) -> TermTable:
     return table
 
 
-def _fault(path: Path, positions: range, columns: Sequence[str], run: str | None) -> str | None:
+def _fault(
+    path: Path,
+    positions: range,
+    columns: Sequence[str],
+    run: str | None,
+    *,
+    by_footer: bool = False,
+) -> str | None:
     try:
+        status_of(path)
+        with path.open("rb") as file:
+            footer = pq.read_metadata(file)
+        fault = _fault_of(footer, positions, columns, run)
+        if by_footer and fault is None:
+            return None
         whole = is_whole(path)
-    except DamageError as error:
-        return f"cannot be read ({error})"
-    if not whole:
+    except (UnreadableError, pa.ArrowException, OSError) as error:
+        if isinstance(error, UnreadableError) or getattr(error, "errno", None):
+            return f"{_UNREAD} ({(getattr(error, 'strerror', None) or str(error)).lower()})"
         return "is damaged"
-    try:
-        footer = pq.read_metadata(path)
-    except (pa.ArrowException, OSError):
-        return "is damaged"
+    # Those of earlier versions name no run.
+    return fault if whole or (whole is None and fault == _UNSEALED) else "is damaged"
+
+
+def _fault_of(
+    footer: pq.FileMetaData, positions: range, columns: Sequence[str], run: str | None
+) -> str | None:
+    metadata = footer.metadata or {}
+    if _RUN not in metadata:
+        return _UNSEALED
     lacks = [name for name in (*_ADDRESS, *columns) if name not in footer.schema.names]
     if lacks:
         return f"lacks {', '.join(lacks)}: {EARLIER}"
     if footer.num_rows != len(positions):
         return f"holds {footer.num_rows} rows, not {len(positions)}"
-    metadata = footer.metadata or {}
     if metadata.get(_START) != str(positions.start).encode():
         return "holds other rows than its name says"
     if run is not None and metadata.get(_RUN) != run.encode():

@@ -121,5 +121,5 @@ def test_damaged_pictures_are_named_and_made_again(said, arguments, tmp_path):
     assert f"Error: {path}: damaged" in told
     status, printed, told = said(*arguments)
     assert (status, printed) == (0, curve)
-    assert f"now computed again: {PICTURES}" in told
+    assert f"{PICTURES} was damaged and is computed again" in told
     assert path.read_bytes() == whole
