@@ -244,4 +244,31 @@ def read_npz(
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return {name: archive[name] for name in names or archive.files}
     except _UNREADABLE as error:
-        raise DamageError("it holds no such arrays") from error
+        raise _no_arrays(error) from error
+
+
+def lengths_of_npz(path: Path) -> dict[str, int | None]:
+    """The length of each array of an npz file, None where it is a number; none is loaded.
+
+    Raises:
+        UnreadableError: the file is not there, is no plain file, or cannot be read.
+        DamageError: it is no npz file.
+    """
+    status_of(path)
+    try:
+        lengths = {}
+        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+            for name in archive.namelist():
+                with archive.open(name) as array:
+                    np.lib.format.read_magic(array)
+                    shape = np.lib.format.read_array_header_1_0(array)[0]
+                lengths[name.removesuffix(".npy")] = shape[0] if shape else None
+        return lengths
+    except _UNREADABLE as error:
+        raise _no_arrays(error) from error
+
+
+def _no_arrays(error: Exception) -> DamageError:
+    if isinstance(error, OSError) and error.errno:
+        return UnreadableError(_reason(error))
+    return DamageError("it holds no such arrays")

@@ -47,14 +47,14 @@ def replacing(place: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def remove_if(place: Path, fault: Callable[[Path], str | None]) -> bool:
+def remove_if(place: Path, fault: Callable[[Path], object]) -> bool:
     """Remove a file with a fault, even while other processes may put a good one in its place.
 
     It is moved aside and judged there, so that what is removed is what was judged.
 
     Args:
         place: the file.
-        fault: what is wrong with it, at whatever path; None or empty where nothing is.
+        fault: what is wrong with it, at whatever path; false where nothing is.
 
     Returns:
         Whether it was removed, by this process.

@@ -84,8 +84,8 @@ def reduce_what_is_left(run: str | Path, *, option: str = "--run") -> PartialRun
     if found is None:
         named = f"{option} {finished.path}".strip()
         raise InputError(
-            f"{named}: --partial: no image has all its rows left: {losses.named}; run its "
-            f"command again with --out {finished.path}"
+            f"{named}: --partial: no image has all its rows left: {losses.named}; "
+            f"{losses.remedy(finished)}"
         )
     summary = _summary(finished, found, losses, store.seconds(len(design)))
     summary["partial"]["prior"] = "of all images" if prior is None else "of these images"

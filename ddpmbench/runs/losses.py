@@ -7,7 +7,7 @@ from ddpmbench.likelihood.design import Design
 from ddpmbench.likelihood.terms import columns_of_bound
 from ddpmbench.likelihood.warp import num_rows
 from ddpmbench.runs.finished import SUMMARY, FinishedRun
-from ddpmbench.runs.shards import EARLIER, Shards
+from ddpmbench.runs.shards import EARLIER, UNREAD, Shards
 
 ROWS = "terms"
 """The name of the rows that a result is made of."""
@@ -37,6 +37,14 @@ class Losses:
         parts += [f"{name} {fault}" for name, fault in self.faults.items()]
         more = len(parts) - _NAMED
         return ", ".join(parts[:_NAMED]) + (f", and {more} more" if more > 0 else "")
+
+    def remedy(self, run: FinishedRun) -> str:
+        """What brings them back."""
+        if any(EARLIER in fault for fault in self.faults.values()):
+            return "run its command again with a new --out"
+        if any(UNREAD in fault for fault in self.faults.values()):
+            return "try again when they can be read"
+        return f"run its command again with --out {run.path} to compute them again"
 
 
 def find_losses(
@@ -90,10 +98,7 @@ def refuse_losses(run: FinishedRun, *, option: str, reads_rows: bool = False) ->
     if losses is None:
         return
     named = f"{option} {run.path}".strip()
-    if any(EARLIER in fault for fault in losses.faults.values()):
-        remedy = "run its command again with a new --out"
-    else:
-        remedy = f"run its command again with --out {run.path} to compute them again"
+    remedy = losses.remedy(run)
     if not reads_rows:
         remedy += ", or see what the rest says with --partial"
     raise InputError(f"{named}: not all of its shards are whole: {losses.named}; {remedy}")

@@ -6,7 +6,9 @@ that no part covers. A part holds its checksum and its first position: one that 
 none.
 """
 
+import functools
 import itertools
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,9 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddpmbench.array_store import store
-from ddpmbench.checksums import DamageError, read_npz, write_npz
+from ddpmbench.checksums import (
+    DamageError,
+    UnreadableError,
+    is_whole,
+    lengths_of_npz,
+    read_npz,
+    write_npz,
+)
 from ddpmbench.errors import InputError
-from ddpmbench.files import replacing, writing_to
+from ddpmbench.files import remove_if, replacing, writing_to
 from ddpmbench.runs.positions import gaps_between, wait_until_there
 
 Arrays = dict[str, NDArray[Any]]
@@ -27,6 +36,7 @@ MOST_POSITIONS = 10**9
 """Which the names of parts have no digits for."""
 _NAMED = 3  # damaged files in a message
 _SECONDS, _DEVICE, _START = "part_seconds", "part_device", "part_start"
+_RECORD = (_SECONDS, _DEVICE, _START)
 _NAME = re.compile(r"(\d{9})-(\d{9})\.npz")
 
 
@@ -146,17 +156,42 @@ class FolderParts:
             Their names.
 
         Raises:
-            InputError: the folder cannot be written.
+            InputError: the folder cannot be written, or has a part that cannot be read, or that an
+                earlier version wrote; then none is removed.
         """
-        dropped = []
-        for start, stop, path in self._ranges(MOST_POSITIONS):
-            try:
-                self._read(path, start, stop)
-            except InputError:
-                with writing_to(self.folder.parent, self._option):
-                    path.unlink(missing_ok=True)
-                dropped.append(f"{self.folder.name}/{path.name}")
-        return dropped
+        parts = self._ranges(MOST_POSITIONS)
+        with writing_to(self.folder.parent, self._option):
+            damaged = [part for part in parts if self._is_damaged(part[2], *part[:2])]
+            return [
+                f"{self.folder.name}/{path.name}"
+                for start, stop, path in damaged
+                if remove_if(path, functools.partial(self._is_damaged, start=start, stop=stop))
+            ]
+
+    def _is_damaged(self, path: Path, start: int, stop: int) -> bool:
+        """Whether a file is there, but not as the part of these positions; none is loaded."""
+        try:
+            if (whole := is_whole(path)) is False:
+                return True
+            lengths = lengths_of_npz(path)
+            if whole is None and _START not in lengths:
+                raise InputError(
+                    f"{path}: has no checksum: an earlier version wrote it; name a new "
+                    f"{self._option}"
+                )
+            lacks = any(lengths.pop(name, 0) is not None for name in _RECORD)
+            if not whole or lacks or set(lengths.values()) != {stop - start}:
+                return True
+            return int(read_npz(path, (_START,))[_START]) != start
+        except UnreadableError as error:
+            if not os.path.lexists(path):
+                return False  # another process removed it
+            raise InputError(
+                f"{path}: cannot be read ({error}); try again when it can, or name a new "
+                f"{self._option}"
+            ) from error
+        except DamageError:
+            return True
 
     def _ranges(self, length: int) -> list[tuple[int, int, Path]]:
         """Of every part that begins below `length`, in order, the longer of two first."""
@@ -170,7 +205,7 @@ class FolderParts:
 
     def _read(self, path: Path, start: int, stop: int) -> Arrays:
         arrays = _load(path)
-        record = {name: arrays.pop(name, None) for name in (_SECONDS, _DEVICE, _START)}
+        record = {name: arrays.pop(name, None) for name in _RECORD}
         lengths = {array.shape[:1] for array in arrays.values()}
         is_whole = all(value is not None for value in record.values())
         if not is_whole or record[_START] != start or lengths != {(stop - start,)}:
@@ -226,6 +261,8 @@ def _length(arrays: Arrays) -> int:
 def _load(path: Path, names: tuple[str, ...] | None = None) -> Arrays:
     try:
         return read_npz(path, names, must_be_sealed=True)
+    except UnreadableError as error:
+        raise InputError(f"{path}: cannot be read ({error}); try again when it can") from error
     except DamageError as error:
         raise _damaged(path) from error
 

@@ -27,15 +27,17 @@ from ddpmbench.runs.positions import gaps_between
 _SECONDS, _DEVICE, _START, _RUN = b"seconds", b"device", b"start", b"run"
 _ADDRESS = ("image", "t", "draw")
 _FINITE = ("nats", "x_start_mse", "eps_mse")
-_ELSEWHERE, _UNREAD = "is of another run", "cannot be read"
+_ELSEWHERE = "is of another run"
 _ANY = re.compile(r".+-(\d{12})-(\d{12})\.parquet")
 EARLIER = "an earlier version wrote it"
 """Said of a shard without a checksum, or without some of the columns."""
+UNREAD = "cannot be read"
+"""Said of a shard, before the reason."""
 _UNSEALED = f"has no checksum: {EARLIER}"
 _KEPT = {
     _ELSEWHERE: "move it out of the folder",
     EARLIER: "name a new --out",
-    _UNREAD: "try again when it can, or name a new --out",
+    UNREAD: "try again when it can, or name a new --out",
 }
 """What is wrong with shards that are not removed, and what then to do."""
 
@@ -292,7 +294,7 @@ def _refuse_damaged(path: Path) -> None:
     try:
         whole = is_whole(path)
     except UnreadableError as error:
-        raise InputError(f"{path}: {_UNREAD} ({error}); try again when it can") from error
+        raise InputError(f"{path}: {UNREAD} ({error}); try again when it can") from error
     if not whole:
         raise _damaged(path)
 
@@ -331,7 +333,7 @@ def _fault(
         whole = is_whole(path)
     except (UnreadableError, pa.ArrowException, OSError) as error:
         if isinstance(error, UnreadableError) or getattr(error, "errno", None):
-            return f"{_UNREAD} ({(getattr(error, 'strerror', None) or str(error)).lower()})"
+            return f"{UNREAD} ({(getattr(error, 'strerror', None) or str(error)).lower()})"
         return "is damaged"
     # Those of earlier versions name no run.
     return fault if whole or (whole is None and fault == _UNSEALED) else "is damaged"

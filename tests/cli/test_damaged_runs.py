@@ -208,6 +208,25 @@ def test_what_is_damaged_is_named(refused, said, runs, run, damage):
     assert not (run / "figures").exists()
 
 
+def test_a_run_of_an_earlier_version_is_refused_and_kept(refused, runs, pairs, evaluate):
+    for path in shards(pairs):
+        table = pq.read_table(path)
+        pq.write_table(table.replace_schema_metadata({b"seconds": b"1", b"device": b"cpu"}), path)
+    kept = content(pairs)
+    for command in (
+        ("rd", "--run", pairs),
+        ("rd", "--run", pairs, "--partial"),
+        ("report", pairs),
+        ("compare", runs / "pairs", pairs),
+    ):
+        line = refused(*command)
+        assert "an earlier version wrote it" in line
+        assert "run its command again with a new --out" in line
+    with pytest.raises(db.InputError, match="an earlier version wrote it; name a new --out"):
+        evaluate("pairs", pairs)
+    assert content(pairs) == kept
+
+
 def test_a_few_are_named_and_the_others_counted(refused, pairs):
     paths = shards(pairs)
     said = [truncate(path) for path in paths[3:12]]

@@ -1,12 +1,15 @@
 """Arrays in parts: what was kept is what comes back, once, in order."""
 
+import errno
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ddpmbench import checksums
 from ddpmbench.errors import InputError
-from ddpmbench.runs import positions
+from ddpmbench.runs import parts, positions
 from ddpmbench.runs.parts import FolderParts, MemoryParts, blocks, gathered
 
 
@@ -77,6 +80,64 @@ def test_a_part_that_holds_less_than_its_name_says_is_named(store):
     (store.folder / "000000000-000000003.npz").rename(store.folder / "000000000-000000004.npz")
     with pytest.raises(InputError, match="damaged"):
         list(store.parts(4))
+
+
+def only(store):
+    (path,) = store.folder.iterdir()
+    return path
+
+
+def test_whole_parts_are_not_loaded_to_be_checked(store, monkeypatch):
+    save(store, 0, 4)
+    loaded, read = [], parts.read_npz
+
+    def count(path, names=None, **how):
+        loaded.append(names)
+        return read(path, names, **how)
+
+    monkeypatch.setattr(parts, "read_npz", count)
+    assert store.drop_damaged() == []
+    assert loaded == [("part_start",)]
+
+
+@pytest.mark.parametrize("name", ["000000000-000000005", "000000001-000000005"])
+def test_a_part_under_another_name_is_removed(store, name):
+    save(store, 0, 4)
+    only(store).rename(store.folder / f"{name}.npz")
+    assert store.drop_damaged() == [f"parts/{name}.npz"]
+    assert store.missing(4) == [(0, 4)]
+
+
+@pytest.mark.parametrize("where", [0.0, 0.1, 0.5, 0.9, 0.999])
+def test_a_part_of_which_a_bit_changed_is_removed(store, where):
+    save(store, 0, 4)
+    content = bytearray(only(store).read_bytes())
+    content[int(where * len(content))] ^= 2
+    only(store).write_bytes(content)
+    assert store.drop_damaged() == ["parts/000000000-000000004.npz"]
+
+
+def test_a_part_that_cannot_be_read_is_kept(store, monkeypatch):
+    save(store, 0, 4)
+    kept = only(store).read_bytes()
+
+    def fail(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(checksums, "_digest", fail)
+    checksums._is_whole.cache_clear()
+    with pytest.raises(InputError, match=r"4\.npz: cannot be read \(input/output error\); try"):
+        store.drop_damaged()
+    assert only(store).read_bytes() == kept
+
+
+def test_a_part_of_an_earlier_version_is_kept(store):
+    store.folder.mkdir()
+    path = store.folder / "000000000-000000004.npz"
+    np.savez(path, **part(0, 4), part_seconds=1.0, part_device="cpu")
+    with pytest.raises(InputError, match="an earlier version wrote it; name a new --out"):
+        store.drop_damaged()
+    assert only(store) == path
 
 
 @given(
