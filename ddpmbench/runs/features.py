@@ -19,7 +19,7 @@ from ddpmbench.runs.parts_run import PartsRun
 BATCH_SHAPE = (3, 64, 64)
 """As large as images are taken to be where a batch size is chosen: a feature network makes them as
 large as it wants them, but soon small again."""
-FORMAT = 2
+FORMAT = 3
 """Of the features kept; another number makes them anew."""
 
 

@@ -1,11 +1,25 @@
-"""What the C library does with memory that is given back."""
+"""How much memory is available, and what the C library does with what is given back."""
 
 import ctypes
 import functools
+import os
 import platform
+import re
+from pathlib import Path
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt, from malloc.h
 _MOST = 2**31 - 1
+
+
+def available_memory() -> int:
+    """Bytes that can be had without swapping: all there are where the system does not say."""
+    try:
+        text = Path("/proc/meminfo").read_text(encoding="ascii")
+    except OSError:
+        text = ""
+    if found := re.search(r"^MemAvailable: +(\d+) kB$", text, re.MULTILINE):
+        return int(found[1]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 @functools.cache

@@ -1,11 +1,11 @@
 """Is there room for so many samples? Asked before the first is made."""
 
 import math
-import os
 import shutil
 from pathlib import Path
 
 from ddpmbench.errors import InputError
+from ddpmbench.runs.memory import available_memory
 from ddpmbench.runs.parts import MOST_POSITIONS, FolderParts
 from ddpmbench.runs.quality import PARTS
 
@@ -29,16 +29,20 @@ def check_room(option: str, count: int, shape: tuple[int, int, int], out: Path |
     """
     each = math.prod(shape)
     if out is None:
-        where, kept, copies, has = "memory", 0, 1, _memory()
+        where, kept, copies, has = "memory", 0, 1, available_memory()
     else:
         missing = sum(stop - start for start, stop in FolderParts(out / PARTS).missing(count))
         where, kept, copies, has = "disk", count - missing, 2, _free(out)
     needs = (copies * count - kept) * each
-    most = min(has // (_SPARE * copies * each), MOST_POSITIONS - 1)
+    fits = has // (copies * each)
+    most = min(max(fits // _SPARE, min(fits, 1)), MOST_POSITIONS - 1)
     if needs > has:
+        other = "name another --out" if out is not None else "name an --out, on disk"
+        none = f"there is no room for one; free some, or {other}"
+        remedy = f"choose at most {most}" if most else none
         raise InputError(
             f"{option} {count}: takes {needs / 1e9:,.1f} GB of {where}, and {has / 1e9:,.1f} GB "
-            f"are free; choose at most {most}"
+            f"are free; {remedy}"
         )
     if count >= MOST_POSITIONS:
         raise InputError(f"{option} {count}: is more than a run holds; choose at most {most}")
@@ -48,7 +52,3 @@ def _free(out: Path) -> int:
     """Bytes free where the folder is, or will be."""
     there = next(path for path in (out, *out.absolute().parents) if path.exists())
     return shutil.disk_usage(there).free
-
-
-def _memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

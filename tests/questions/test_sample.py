@@ -20,7 +20,7 @@ from ddpmbench.cli.main import run
 from ddpmbench.errors import InputError
 from ddpmbench.process.schedule import NoiseSchedule
 from ddpmbench.quality.sampling import SamplerChoice
-from ddpmbench.runs import room
+from ddpmbench.runs import memory, room
 from ddpmbench.runs import samples as module
 
 N = 12
@@ -282,6 +282,17 @@ def test_the_number_that_is_advised_fits(small_model, tmp_path, monkeypatch):
 
 
 def test_a_run_in_memory_is_held_against_memory(small_model, monkeypatch):
-    monkeypatch.setattr(room, "_memory", lambda: 4_000)
+    monkeypatch.setattr(room, "available_memory", lambda: 4_000)
     with pytest.raises(InputError, match="GB of memory"):
         db.generate_samples(small_model.respaced(2), 1000)
+    monkeypatch.setattr(room, "available_memory", lambda: 63)
+    with pytest.raises(InputError, match="no room for one; free some, or name an --out"):
+        db.generate_samples(small_model.respaced(2), 1000)
+    monkeypatch.setattr(room, "available_memory", lambda: 64)
+    with pytest.raises(InputError, match=r"choose at most 1$"):
+        db.generate_samples(small_model.respaced(2), 1000)
+    assert len(db.generate_samples(small_model.respaced(2), 1).images) == 1
+
+
+def test_memory_in_use_is_not_free():
+    assert 0 < memory.available_memory() < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
