@@ -18,11 +18,10 @@ from ddpmbench.inputs.file_kinds import (
     kind_of,
     special_kind,
 )
-from ddpmbench.inputs.refusals import refusal
+from ddpmbench.inputs.refusals import listed, refusal
 
 _MOST_KINDS = 20
 """Endings that are counted one by one; the rarer ones are counted together."""
-_MOST_LISTED = 3
 _ARCHIVE = "archive or array"
 _HIDDEN = "hidden"
 _OTHER = "other"
@@ -103,12 +102,6 @@ def passed_over_words(passed_over: Mapping[str, int], archives: Sequence[str]) -
     if archives:
         words[_ARCHIVE] += f" ({listed(archives)})"
     return ", ".join(words.values())
-
-
-def listed(names: Sequence[str]) -> str:
-    """The first of these names, and how many more there are."""
-    more = f" and {len(names) - _MOST_LISTED:,} more" if len(names) > _MOST_LISTED else ""
-    return f"{', '.join(names[:_MOST_LISTED])}{more}"
 
 
 def natural_key(name: str) -> tuple[str, str]:

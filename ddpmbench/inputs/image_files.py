@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from ddpmbench.array_store import store
 from ddpmbench.errors import InputError
 from ddpmbench.inputs.file_kinds import IMAGE_SUFFIXES, require_regular
-from ddpmbench.inputs.folder_contents import FolderContents, class_folder, listed
+from ddpmbench.inputs.folder_contents import FolderContents, class_folder
 from ddpmbench.inputs.packed_images import packed
 from ddpmbench.inputs.pixel_store import read_pixels, refuse_shorter
-from ddpmbench.inputs.refusals import count_to_read, refusal
+from ddpmbench.inputs.refusals import count_to_read, listed, refusal
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -16,7 +16,7 @@ from ddpmbench.inputs.arrays import SOURCE, Arrays, read_array
 from ddpmbench.inputs.conversions import CONVERSIONS, converted, padded
 from ddpmbench.inputs.datasets import SPLITS, dataset_specs, read_dataset
 from ddpmbench.inputs.file_kinds import IMAGE_SUFFIXES, first_bytes, kind_of
-from ddpmbench.inputs.folder_contents import FolderContents, listed, passed_over_words
+from ddpmbench.inputs.folder_contents import FolderContents, passed_over_words
 from ddpmbench.inputs.idx_files import IDX_SPLITS, chosen_idx, is_idx_of_images, read_idx
 from ddpmbench.inputs.image_files import (
     FolderOptions,
@@ -28,7 +28,7 @@ from ddpmbench.inputs.image_files import (
 )
 from ddpmbench.inputs.other_files import other_file
 from ddpmbench.inputs.packed_images import packed, shape_words
-from ddpmbench.inputs.refusals import count_to_read, refusal
+from ddpmbench.inputs.refusals import count_to_read, listed, refusal
 from ddpmbench.records import short_repr
 
 _HASH_CHUNK = 1 << 24

@@ -53,7 +53,7 @@ def test_a_folder_without_a_config(tmp_path):
         load_checkpoint(tmp_path)
     for name in "dcba":
         (tmp_path / f"{name}.pt").touch()
-    with refused(tmp_path, "pass a file in it: a.pt, b.pt, c.pt, ..."):
+    with refused(tmp_path, "pass a file in it: a.pt, b.pt, c.pt and 2 more"):
         load_checkpoint(tmp_path)
 
 

@@ -6,14 +6,15 @@ from pathlib import Path
 
 from ddpmbench.errors import InputError
 from ddpmbench.inputs.checkpoints.fields import read_object
+from ddpmbench.inputs.refusals import listed
 
 STEM = "diffusion_pytorch_model"
 KINDS = ("safetensors", "bin")
 """How weights are written, the one that is taken first before the other."""
 _OTHER_STEMS = ("model", "pytorch_model")
 """What accelerate and others call the weights that diffusers calls `STEM`."""
-_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
-_NO_WEIGHTS = re.compile(r"(optim|scheduler|scaler|sampler|training_args|random_states|rng)|opt\d")
+SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+NO_WEIGHTS = re.compile(r"(optim|scheduler|scaler|sampler|training_args|random_states|rng)|opt\d")
 NETWORKS = ("unet", "unet_ema")
 """Folders of a network: as trained last, and averaged over the training."""
 _SCHEDULERS = ("scheduler", "noise_scheduler")
@@ -218,7 +219,7 @@ def other_weights_in(folder: Path) -> list[str]:
     return sorted(
         path.name
         for path in folder.iterdir()
-        if path.suffix in _SUFFIXES and not _NO_WEIGHTS.match(path.name) and path.is_file()
+        if path.suffix in SUFFIXES and not NO_WEIGHTS.match(path.name) and path.is_file()
     )
 
 
@@ -270,8 +271,7 @@ def _passed_over(folder: Path, places: list[Path], sets: list[WeightFiles]) -> l
     names = [relative(file, folder) for file in files if file not in known]
     if not names:
         return []
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return [f"other weights in the folder are not read: {', '.join(names[:3])}{more}"]
+    return [f"other weights in the folder are not read: {listed(names)}"]
 
 
 def relative(path: Path, folder: Path) -> str:

@@ -10,13 +10,13 @@ from pathlib import Path
 from torch import Tensor
 
 from ddpmbench.errors import InputError
-from ddpmbench.inputs.checkpoints.diffusers_files import weight_map
+from ddpmbench.inputs.checkpoints.diffusers_files import NO_WEIGHTS, SUFFIXES, weight_map
 from ddpmbench.inputs.checkpoints.weights import only_tensors, read_state, sha256_of
+from ddpmbench.inputs.refusals import listed
 
 INDEX = ".index.json"
 """How the name of a file ends that says which shard holds which weight."""
-_SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", INDEX)
-_OTHERS = re.compile(r"(optimizer|opt\d|scheduler|random_states|rng_state|scaler|training_args)")
+_SUFFIXES = (*SUFFIXES, INDEX)
 _SHARD = re.compile(r".*-\d+-of-\d+\.\w+")
 
 
@@ -31,15 +31,14 @@ def files_in(folder: Path) -> str:
         for path in sorted([*folder.glob("*"), *folder.glob("*/*")])
         if path.name.endswith(_SUFFIXES)
         and path.is_file()
-        and not _OTHERS.match(path.name)
+        and not NO_WEIGHTS.match(path.name)
         and not _SHARD.fullmatch(path.name)
     ]
     if not found:
         return f"pass a file of weights ({', '.join(_SUFFIXES)}), of which it holds none"
     if len(found) == 1:
         return f"pass the file of weights in it: --ckpt {found[0]}"
-    more = ", ..." if found[3:] else ""
-    return f"pass a file of weights in it, as --ckpt {', '.join(map(str, found[:3]))}{more}"
+    return f"pass a file of weights in it, as --ckpt {listed([*map(str, found)])}"
 
 
 def read_shards(index: Path) -> dict[str, object]:

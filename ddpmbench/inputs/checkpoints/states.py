@@ -19,6 +19,7 @@ from ddpmbench.inputs.checkpoints.nested import Container, containers
 from ddpmbench.inputs.checkpoints.plain import numbers_held
 from ddpmbench.inputs.checkpoints.schedule_tables import ScheduleTables
 from ddpmbench.inputs.checkpoints.weights import rounding_notes
+from ddpmbench.inputs.refusals import listed
 
 _AVERAGED = re.compile(
     r"(?i:(?<![a-z])(emas?|averaged?|averages|(?<!exp_)avg|swa|polyak|shadow)(?![a-z]))"
@@ -71,9 +72,7 @@ class StateDict:
                 "the same without it"
             )
         if self.not_read:
-            first, more = self.not_read[:3], len(self.not_read) - 3
-            also = f" and {more} more" if more > 0 else ""
-            notes.append(f"other weights in the file are not read: {', '.join(first)}{also}")
+            notes.append(f"other weights in the file are not read: {listed(self.not_read)}")
         return (*notes, *rounding_notes(self.weights))
 
 

@@ -11,6 +11,7 @@ from ddpmbench.inputs.checkpoints.diffusers_files import NETWORKS, is_model, oth
 from ddpmbench.inputs.checkpoints.file_names import model_beside
 from ddpmbench.inputs.checkpoints.lucidrains import other_lucidrains
 from ddpmbench.inputs.checkpoints.nested import containers
+from ddpmbench.inputs.refusals import listed
 
 FAMILIES = "native, diffusers, openai, pesser, lucidrains"
 DISTRIBUTED = ".metadata"
@@ -121,7 +122,7 @@ def what_folder_is(folder: Path) -> str:
     if not files:
         return "holds no config.json of a diffusers model, and no file of weights"
     if len(files) > 1:
-        names = f"{', '.join(file.name for file in files[:3])}{', ...' if files[3:] else ''}"
+        names = listed([file.name for file in files])
         return f"holds no config.json of a diffusers model; pass a file in it: {names}"
     return f"holds no config.json of a diffusers model; pass the file itself: {files[0]}"
 
