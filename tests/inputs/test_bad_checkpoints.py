@@ -204,7 +204,7 @@ def test_a_network_too_deep_to_be_built(folder):
     values = json.loads((folder / "config.json").read_text())
     values["layers_per_block"] = 10_000_000
     (folder / "config.json").write_text(json.dumps(values))
-    with refused(folder / "config.json", "10,000,000 blocks", "correct their number"):
+    with refused(folder / "config.json", "num_blocks 10,000,000", "correct them"):
         load_checkpoint(folder)
 
 
