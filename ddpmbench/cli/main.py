@@ -85,10 +85,8 @@ def _run(arguments: list[str] | None, stopped: Stopped) -> int:
         return FAILED
     except (click.Abort, KeyboardInterrupt):
         if os.environ.get("RANK", "0") == "0":
-            click.echo(
-                "Interrupted: run the same command with --out and its folder to resume (speed "
-                "starts over)",
-                err=True,
-            )
+            given = sys.argv[1:] if arguments is None else arguments
+            again = "again" if given[:1] == ["speed"] else "with --out and its folder to resume"
+            click.echo(f"Interrupted: run the same command {again}", err=True)
         return stopped.status
     return status if isinstance(status, int) else DONE

@@ -168,7 +168,7 @@ def _with_notes(
     checkpoint: Checkpoint, notes: list[str], built: BuiltTwice, settings: CheckpointSettings
 ) -> Checkpoint:
     if settings.data_range is None:
-        notes = ["images are taken to be in [-1, 1]; --data-range says otherwise", *notes]
+        notes = ["images are taken to be in [-1, 1] unless --data-range says otherwise", *notes]
     name = unused_class(checkpoint.network)
     if name is not None and not checkpoint.num_classes:
         notes.append(
