@@ -11,7 +11,7 @@ from ddpmbench.inputs.refusals import refusal
 Pixels = NDArray[np.uint8]
 
 CONVERSIONS = {
-    "rgb": "gray is repeated to RGB",
+    "rgb": "gray is repeated to RGB, and alpha that is opaque left out",
     "gray": "RGB becomes its luma, (299 R + 587 G + 114 B) / 1000",
 }
 """What images can be converted to, and how."""

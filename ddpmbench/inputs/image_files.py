@@ -444,7 +444,9 @@ def _npz_images(archive: zipfile.ZipFile, num_images: int | None, path: Path) ->
                 pixels = _fortran_pixels(whole, shape, count)
         else:
             pixels = read_pixels(file, shape, count)
-    return ImageData(pixels, PositionIds(range(count)), labels)
+    others = len(set(names) - {"arr_0", "arr_1"})
+    passed_over = {"array": others} if others else {}
+    return ImageData(pixels, PositionIds(range(count)), labels, passed_over=passed_over)
 
 
 def _npy_shape(

@@ -75,6 +75,8 @@ def load_report(folder: str | Path) -> Report:
         InputError: the folder holds no finished run, or a file of it is missing or damaged; one
             line names it.
     """
+    if not isinstance(folder, str | Path) or not str(folder).strip():
+        raise InputError(f"load_report({folder!r}): names no folder; name the `out` of a run")
     path = Path(folder)
     found = schema_of(path)
     for schema, read in _READERS.items():

@@ -241,3 +241,12 @@ def test_dicts_that_hold_themselves_or_lie_too_deep(path):
 def _chain(depth):
     """A pickle of a dict in a dict in a dict ...; `pickle.dumps` itself cannot go so deep."""
     return b"\x80\x02" + b"}U\x01d" * depth + b"}" + b"s" * depth + b"."
+
+
+def test_an_average_of_another_shape_names_the_last_weights(path, last):
+    averaged = {**LAST, next(iter(LAST)): torch.zeros(3)}
+    torch.save({"model": LAST, "ema": averaged}, path)
+    with refused(path, "--weights raw"):
+        load_checkpoint(path, CheckpointSettings(model_flags=FLAGS))
+    raw = CheckpointSettings(model_flags=FLAGS, weights="raw")
+    assert same_weights(load_checkpoint(path, raw), last)

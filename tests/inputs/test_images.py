@@ -776,3 +776,10 @@ def test_a_damaged_pickle_is_never_opened(monkeypatch, small_cifar10):
     monkeypatch.setattr(pickle, "load", opened)
     serve(monkeypatch, {"cifar-10-python.tar.gz": b"another archive"})
     assert "--data cifar10:test: " in refused("cifar10:test")
+
+
+def test_other_arrays_of_an_archive_are_counted(tmp_path):
+    np.savez(tmp_path / "two.npz", arr_0=np.zeros((2, 8, 8), np.uint8), images=np.zeros(3))
+    images = load_images(tmp_path / "two.npz")
+    assert images.passed_over == {"array": 1}
+    assert any("1 array" in note for note in images.notes)

@@ -216,6 +216,12 @@ def test_a_damaged_folder_is_one_line(reports, folders, tmp_path, kind):
         db.load_report(folder)
 
 
+@pytest.mark.parametrize("folder", ["", "  ", None, 123])
+def test_what_names_no_folder_is_one_line(folder):
+    with pytest.raises(db.InputError, match="names no folder"):
+        db.load_report(folder)
+
+
 def test_what_is_no_run_is_one_line(tmp_path, reports, folders):
     for folder in (tmp_path, tmp_path / "nowhere", folders / "cache"):
         with pytest.raises(db.InputError, match="no run"):

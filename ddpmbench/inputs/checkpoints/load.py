@@ -1,6 +1,7 @@
 """From a path or a hub id to a checkpoint: which family it is, told by its layout and names."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
 from ddpmbench import assets
@@ -38,6 +39,7 @@ from ddpmbench.inputs.checkpoints.unknown import (
     what_folder_is,
     what_it_is,
 )
+from ddpmbench.inputs.checkpoints.unsettled import UnsettledError
 from ddpmbench.inputs.checkpoints.weights import read_state
 from ddpmbench.process.schedule import NoiseSchedule
 
@@ -179,6 +181,26 @@ def _read_state_dict(path: Path, *, source: str, settings: CheckpointSettings) -
     if (why := latent(state.beside, state.weights)) is not None:
         raise InputError(f"{path}: {why}")
     tables = ScheduleTables.within(content, source=str(path))
+    try:
+        return _of_family(path, content, state, tables, source=source, settings=settings)
+    except UnsettledError:
+        raise
+    except InputError as error:
+        if state.kind != "ema" or state.alone or settings.weights is not None:
+            raise
+        raise InputError(f"{error}; or pass --weights raw, for the last weights") from error
+
+
+def _of_family(
+    path: Path,
+    content: Mapping[str, object],
+    state: StateDict,
+    tables: ScheduleTables,
+    *,
+    source: str,
+    settings: CheckpointSettings,
+) -> Checkpoint:
+    """The checkpoint of the family that the names of its weights are of."""
     weights = state.weights
     if is_pesser(weights):
         _refuse_flags(settings.model_flags, source)
