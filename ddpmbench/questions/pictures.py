@@ -147,7 +147,7 @@ def progressive_pictures(
 
 
 def _kept(folder: Path, num_timesteps: int, listener: RunListener) -> Pictures:
-    """Those of an earlier sitting; none where they are damaged, so that they are made again."""
+    """Those of an earlier session; none where they are damaged, so that they are made again."""
     try:
         return Pictures.read(folder, num_timesteps)
     except DamagedPicturesError:

@@ -33,7 +33,7 @@ def progress(label: str, unit: str, *, calls: int = 1) -> Iterator[Update]:
 
     Yields:
         A function of (done, total, remark). What is done at the first call was done in an
-        earlier sitting and does not count towards the speed.
+        earlier session and does not count towards the speed.
     """
     pace = _Pace(unit, calls)
     if sys.stderr.isatty():
