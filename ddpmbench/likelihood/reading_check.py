@@ -485,6 +485,8 @@ class Checker:
 
     def _better_times(self, base: Score, sign: int) -> list[BetterTime]:
         """The steps that surely have a better time later, or earlier; the first is left out."""
+        if len(base.steps) < 2:
+            return []
         steps, gains = base.steps[1:], np.empty((0, len(base.steps) - 1))
         # What eps_mse weighs in the area: half the distance to the steps beside it.
         weight = np.convolve(-np.diff(base.log_snr), [0.25, 0.25])[1:]

@@ -69,7 +69,7 @@ def sub_schedules_figure(table: pd.DataFrame) -> tuple["Figure", pd.DataFrame]:
         of = table[table.variance == variance]
         low, high = common if of.bits_per_dim.min() < common[1] else _range(of.bits_per_dim)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: written_out(value)))
-        axes.set_ylim(low - 0.05 * (high - low), high)
+        axes.set_ylim(low - (0.05 * (high - low) or 0.05), high)
         beyond = of[of.bits_per_dim > high]
         if len(beyond):
             steps, most = beyond.num_timesteps.min(), beyond.bits_per_dim.max()
