@@ -11,14 +11,14 @@ from cases import Case
 from subjects import images_for, load_subject, shortened
 from torch import Tensor
 
-from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
-from ddpmbench.network.flops import flop_per_call
-from ddpmbench.network.precision import Precision
-from ddpmbench.process.noise import normal_noise
-from ddpmbench.quality.sampling import SamplerChoice
-from ddpmbench.runs.devices import evaluating, strict_float32
-from ddpmbench.runs.engine import Engine
-from ddpmbench.runs.timing import matmul_peak, timer
+from ddpmbench.diffusion.model import Checkpoint
+from ddpmbench.diffusion.noise import normal_noise
+from ddpmbench.execution.devices import evaluating, strict_float32
+from ddpmbench.execution.engine import Engine
+from ddpmbench.execution.timing import matmul_peak, timer
+from ddpmbench.samples.samplers import SamplerChoice
+from ddpmbench.unet.flops import flop_per_call
+from ddpmbench.unet.precision import Precision
 
 TOLERANCE = {
     Precision.FP32: 2e-5,

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 
 import torch
 
-from ddpmbench.network.precision import Precision
-from ddpmbench.runs.engine import EngineChoice
+from ddpmbench.execution.engine import EngineChoice
+from ddpmbench.unet.precision import Precision
 
 SHIPPED, CIFAR10 = "shipped", "ddpm-cifar10-32"
 MODELS = (SHIPPED, CIFAR10)

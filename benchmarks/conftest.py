@@ -13,9 +13,9 @@ from bench import Bench
 from cases import Case, one_of_each_kind
 
 from ddpmbench.errors import InputError
-from ddpmbench.runs.devices import resolve_device
-from ddpmbench.runs.provenance import versions
-from ddpmbench.runs.timing import timer
+from ddpmbench.execution.devices import resolve_device
+from ddpmbench.execution.folder import versions
+from ddpmbench.execution.timing import timer
 
 
 def pytest_addoption(parser):

@@ -19,10 +19,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import ddpmbench as db
+from ddpmbench.diffusion.noise import normal_noise
 from ddpmbench.likelihood.terms import Rows, TermsPass
-from ddpmbench.network.flops import flop_per_call
-from ddpmbench.network.unet import UNet
-from ddpmbench.process.noise import normal_noise
+from ddpmbench.unet.flops import flop_per_call
+from ddpmbench.unet.unet import UNet
 
 
 @dataclasses.dataclass

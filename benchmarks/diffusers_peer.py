@@ -8,12 +8,11 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint, TimeInput
-from ddpmbench.inputs.checkpoints.diffusers import their_name
-from ddpmbench.network.unet import UNet
-from ddpmbench.network.unet_config import UNetConfig
-from ddpmbench.process.data_range import UNIT_RANGE
-from ddpmbench.process.prediction import Prediction, Variance
+from ddpmbench.checkpoints.diffusers import their_name
+from ddpmbench.diffusion.data_range import UNIT_RANGE
+from ddpmbench.diffusion.model import Checkpoint, TimeInput
+from ddpmbench.diffusion.process import Prediction, Variance
+from ddpmbench.unet.unet import UNet, UNetConfig
 
 with warnings.catch_warnings():
     # What diffusers' own imports warn of is not ours to mend.

@@ -8,16 +8,16 @@ from functools import cached_property
 
 import numpy as np
 
-from ddpmbench.likelihood.regression import FeatureTable
-from ddpmbench.likelihood.sampled import greg, horvitz_thompson
-from ddpmbench.likelihood.terms import VALUE_COLUMNS, Rows, TermTable
-from ddpmbench.likelihood.warp import (
+from ddpmbench.likelihood.designs import (
     REDRAWN_IMAGES,
     Pilot,
     RotatedWarp,
     decoder_draws,
     warp_density,
 )
+from ddpmbench.likelihood.estimator import greg, horvitz_thompson
+from ddpmbench.likelihood.regression import FeatureTable
+from ddpmbench.likelihood.terms import VALUE_COLUMNS, Rows, TermTable
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -22,11 +22,10 @@ from estimator_designs import DESIGNS, Design, Estimate, Population, Setting
 from scipy import optimize
 
 import ddpmbench as db
+from ddpmbench.diffusion.data_range import NATS_PER_BIT
 from ddpmbench.errors import InputError
-from ddpmbench.likelihood.features import GaussianFeatures
-from ddpmbench.likelihood.regression import FeatureTable
-from ddpmbench.process.units import NATS_PER_BIT
-from ddpmbench.runs.progress import progress
+from ddpmbench.execution.progress import progress
+from ddpmbench.likelihood.regression import FeatureTable, GaussianFeatures
 
 SIZES = {
     "images": (1, 2, 5, 10, 20, 50, 100, 200),

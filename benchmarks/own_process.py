@@ -15,8 +15,8 @@ import torch
 from per_step_loop import PerStepLoop, improved_diffusion
 from subjects import images_for, load_subject, shortened
 
-from ddpmbench.process.data_range import UNIT_RANGE
-from ddpmbench.runs.devices import evaluating
+from ddpmbench.diffusion.data_range import UNIT_RANGE
+from ddpmbench.execution.devices import evaluating
 
 LOOP, PIPELINE = "loop", "pipeline"
 _DONE = "done"

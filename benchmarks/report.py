@@ -14,6 +14,7 @@ import click
 import pandas as pd
 
 from ddpmbench.errors import InputError
+from ddpmbench.execution.folder import write_figure
 from ddpmbench.files import replacing, writing_to
 from ddpmbench.report.figures.throughput import batch_figure, parts_figure, peak_figure
 from ddpmbench.report.throughput import (
@@ -26,7 +27,6 @@ from ddpmbench.report.throughput import (
     speeds_against_batch,
     throughput_frame,
 )
-from ddpmbench.runs.folder import write_figure
 
 
 @click.command()

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from bench import TOLERANCE, Bench
 from cases import Case
 
-from ddpmbench.runs.devices import device_name
-from ddpmbench.runs.timing import LEAST_SECONDS, PairedRatio, timer
+from ddpmbench.execution.devices import device_name
+from ddpmbench.execution.timing import LEAST_SECONDS, PairedRatio, timer
 
 _ROUNDS = range(3, 21)
 _SECONDS = 1.5  # for which rounds are measured, where so many are enough

@@ -24,8 +24,8 @@ from scaling_report import draw, readme
 from scaling_simulation import Cluster, simulate
 from scaling_tables import Tables, measure_tables
 
-from ddpmbench.runs.devices import resolve_device
-from ddpmbench.runs.provenance import environment
+from ddpmbench.execution.devices import resolve_device
+from ddpmbench.execution.folder import environment
 
 PROCESSES = (1, 2, 4)
 RANKS = tuple(2**power for power in range(11))

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from scaling_model import Costs
 
+from ddpmbench.execution.folder import RunFolder
 from ddpmbench.likelihood.terms import VALUE_COLUMNS, Rows, TermTable, columns_of_bound
-from ddpmbench.runs.folder import RunFolder
 
 PROBE = Path(__file__).with_name("scaling_probe.py")
 REDUCTIONS = 4

@@ -10,11 +10,10 @@ import functools
 import numpy as np
 from numpy.typing import NDArray
 
-from ddpmbench.likelihood.design import EveryPair
+from ddpmbench.execution.distributed import Ranks
+from ddpmbench.execution.terms import SHARD_SECONDS
+from ddpmbench.likelihood.designs import EveryPair, Pilot, num_rows
 from ddpmbench.likelihood.stopping import first_rotations
-from ddpmbench.likelihood.warp import Pilot, num_rows
-from ddpmbench.runs.distributed import Ranks
-from ddpmbench.runs.rows import SHARD_SECONDS
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,17 +17,16 @@ BEGAN = time.time()
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-import ddpmbench.questions.nll  # noqa: E402
-from ddpmbench.inputs.checkpoints import load_checkpoint  # noqa: E402
-from ddpmbench.inputs.images import load_images  # noqa: E402
+import ddpmbench.evaluate.nll  # noqa: E402
+from ddpmbench.checkpoints import load_checkpoint  # noqa: E402
+from ddpmbench.data.images import load_images  # noqa: E402
+from ddpmbench.execution.devices import resolve_device  # noqa: E402
+from ddpmbench.execution.distributed import Ranks, joined  # noqa: E402
+from ddpmbench.execution.engine import BatchSize, Engine  # noqa: E402
+from ddpmbench.execution.engine_choice import at_once  # noqa: E402
+from ddpmbench.execution.timing import seconds_per_call  # noqa: E402
 from ddpmbench.likelihood.terms import Rows, TermsPass  # noqa: E402
-from ddpmbench.network.precision import Precision  # noqa: E402
-from ddpmbench.runs.batch_size import BatchSize  # noqa: E402
-from ddpmbench.runs.devices import resolve_device  # noqa: E402
-from ddpmbench.runs.distributed import Ranks, joined  # noqa: E402
-from ddpmbench.runs.engine import Engine  # noqa: E402
-from ddpmbench.runs.engine_choice import at_once  # noqa: E402
-from ddpmbench.runs.timing import seconds_per_call  # noqa: E402
+from ddpmbench.unet.precision import Precision  # noqa: E402
 
 MEETINGS, MEASURED = 50, 2.0  # seconds
 
@@ -94,6 +93,6 @@ def seconds_of_call(terms_pass: TermsPass, rows: int, ranks: Ranks) -> float:
 
 
 if __name__ == "__main__":
-    assert ddpmbench.questions.nll  # what the command imports before it reads
+    assert ddpmbench.evaluate.nll  # what the command imports before it reads
     torch.set_num_threads(1)
     main()

@@ -8,6 +8,7 @@ import pandas as pd
 from scaling_model import Costs
 from scaling_simulation import Cluster
 
+from ddpmbench.execution.folder import write_figure
 from ddpmbench.report.figures.style import (
     COLORS,
     DASHES,
@@ -18,7 +19,6 @@ from ddpmbench.report.figures.style import (
     finish,
     log_axis,
 )
-from ddpmbench.runs.folder import write_figure
 
 
 @drawing()

@@ -10,11 +10,11 @@ import numpy as np
 from scaling_measure import ENDLESS, Inputs, seconds_of
 from scaling_model import Costs, Job
 
-from ddpmbench.inputs.checkpoints import Checkpoint, load_checkpoint
-from ddpmbench.inputs.images import ImageSet, load_images
+from ddpmbench.checkpoints import Checkpoint, load_checkpoint
+from ddpmbench.data.images import ImageSet, load_images
+from ddpmbench.evaluate.nll import evaluate_nll
 from ddpmbench.likelihood.decoders import DECODER_COLUMNS, MODEL_COLUMNS
 from ddpmbench.likelihood.terms import VALUE_COLUMNS, Rows, TermsPass, TermTable
-from ddpmbench.questions.nll import evaluate_nll
 
 
 @dataclasses.dataclass(frozen=True)

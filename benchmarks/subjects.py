@@ -8,11 +8,10 @@ import torch
 from cases import CIFAR10, SHIPPED
 
 import ddpmbench as db
-from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
-from ddpmbench.inputs.images import ImageSet
-from ddpmbench.network.unet import UNet
-from ddpmbench.network.unet_config import UNetConfig
-from ddpmbench.process.schedule import NoiseSchedule
+from ddpmbench.data.images import ImageSet
+from ddpmbench.diffusion.model import Checkpoint
+from ddpmbench.diffusion.schedule import NoiseSchedule
+from ddpmbench.unet.unet import UNet, UNetConfig
 
 
 def cifar10_config(width: int = 128) -> UNetConfig:

@@ -9,9 +9,9 @@ from rows import Work, record, steady
 from subjects import fits_shipped_images, images_for
 
 import ddpmbench as db
-from ddpmbench.likelihood.design import EveryPair
+from ddpmbench.execution.devices import device_name
+from ddpmbench.likelihood.designs import EveryPair
 from ddpmbench.likelihood.terms import TermsPass
-from ddpmbench.runs.devices import device_name
 
 NUM_IMAGES = 10_000
 EVERY_PAIR = [
@@ -86,7 +86,7 @@ def test_goal(benchmark, bench, monkeypatch, num_images, half_width):
             counted.append(len(rows))
             return super().terms(rows)
 
-    monkeypatch.setattr("ddpmbench.questions.nll.TermsPass", CountingPass)
+    monkeypatch.setattr("ddpmbench.evaluate.nll.TermsPass", CountingPass)
     summary = benchmark.pedantic(
         lambda: (
             db.evaluate_nll(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ddpmbench.runs.devices import device_name
+from ddpmbench.execution.devices import device_name
 
 ROOT = Path(__file__).parents[1]
 FIRST_CALL = """
@@ -22,7 +22,7 @@ import ddpmbench as db
 lap("import_ddpmbench")
 checkpoint = db.load_checkpoint(*sys.argv[3:])
 lap("load")
-from ddpmbench.runs.engine import Engine, EngineChoice
+from ddpmbench.execution.engine import Engine, EngineChoice
 compiled = sys.argv[2] == "compiled"
 choice = EngineChoice(channels_last=compiled, compiled=compiled)
 device = torch.device(sys.argv[1])

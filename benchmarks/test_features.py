@@ -7,9 +7,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import ddpmbench as db
 from ddpmbench.errors import InputError
-from ddpmbench.network.precision import Precision
-from ddpmbench.quality.features import EFFICIENTNET, load_feature_network
-from ddpmbench.runs.devices import device_name, strict_float32
+from ddpmbench.execution.devices import device_name, strict_float32
+from ddpmbench.samples.feature_networks import EFFICIENTNET, load_feature_network
+from ddpmbench.unet.precision import Precision
 
 BATCH = 64
 TOLERANCE = {"cpu": 1e-5, "cuda": 1e-2}  # as a run of fid has them: TF32 where that is the default

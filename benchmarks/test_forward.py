@@ -22,7 +22,7 @@ from cases import (
 )
 from rows import Work, few, record, record_ratio, steady
 
-from ddpmbench.runs.timing import paired_ratio
+from ddpmbench.execution.timing import paired_ratio
 
 CASES = [
     Case(SHIPPED, "cpu", 32, eager(), quick=True),

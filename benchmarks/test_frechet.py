@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 from scipy import linalg
 
-from ddpmbench.quality.frechet import frechet_distance
-from ddpmbench.quality.frechet_jackknife import leave_one_out
-from ddpmbench.quality.statistics import FeatureGaussian, FeatureStatistics
+from ddpmbench.samples.frechet import frechet_distance, leave_one_out
+from ddpmbench.samples.statistics import FeatureGaussian, FeatureStatistics
 
 SIZE = 2048
 NUM_REFERENCE = 5000

@@ -12,7 +12,7 @@ from subjects import cifar10_checkpoint
 from test_cold_start import started
 
 import ddpmbench as db
-from ddpmbench.inputs.checkpoints.native import write_native
+from ddpmbench.checkpoints.native import write_native
 
 LOOK = """
 import sys, time
@@ -27,8 +27,8 @@ print(f"{status} {torch_seconds} {seconds}", file=sys.stdout)
 WIDTH = 128
 """Of google/ddpm-cifar10-32."""
 OWN = """
-from ddpmbench.network.unet import UNet
-from ddpmbench.network.unet_config import UNetConfig
+from ddpmbench.unet.unet import UNet
+from ddpmbench.unet.unet import UNetConfig
 
 def build():
     return UNet(UNetConfig(3, 3, {0}, ({0}, {1}, {1}, {1}), 2, (False, True, False, False)))

@@ -12,9 +12,9 @@ from cases import CIFAR10, FP16, SHIPPED, cases, channels_last, eager, graphed
 from rows import Work, record, steady
 from subjects import images_for
 
-from ddpmbench.quality.sampling import SamplerChoice
-from ddpmbench.runs.probe import Probe
-from ddpmbench.runs.row_parts import likelihood_work, part_seconds, step_work
+from ddpmbench.execution.speed import likelihood_work, part_seconds, step_work
+from ddpmbench.execution.timing import Probe
+from ddpmbench.samples.samplers import SamplerChoice
 
 ROWS = [
     *cases(SHIPPED, "cpu", [48], [channels_last()], quick=True),

@@ -31,13 +31,13 @@ from per_step_loop import BPD, PerStepLoop, improved_diffusion
 from rows import Work, few, record, record_ratio, steady
 from subjects import images_for, shortened
 
-from ddpmbench.likelihood.design import EveryPair
+from ddpmbench.diffusion.data_range import UNIT_RANGE
+from ddpmbench.diffusion.noise import normal_noise
+from ddpmbench.execution.devices import evaluating, strict_float32
+from ddpmbench.execution.timing import paired_ratio
+from ddpmbench.likelihood.designs import EveryPair
 from ddpmbench.likelihood.terms import TermsPass
-from ddpmbench.process.data_range import UNIT_RANGE
-from ddpmbench.process.noise import normal_noise
-from ddpmbench.quality.sampling import SAMPLE_DRAW, START
-from ddpmbench.runs.devices import evaluating, strict_float32
-from ddpmbench.runs.timing import paired_ratio
+from ddpmbench.samples.samplers import SAMPLE_DRAW, START
 
 LOOP = [
     Case(SHIPPED, "cpu", 32, channels_last(), quick=True),

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 import ddpmbench as db
-from ddpmbench.quality.features import FeatureNetwork, load_feature_network
-from ddpmbench.runs.engine import Engine
+from ddpmbench.execution.engine import Engine
+from ddpmbench.samples.feature_networks import FeatureNetwork, load_feature_network
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from feature_networks import write_network

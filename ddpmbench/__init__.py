@@ -15,29 +15,29 @@ from ddpmbench.errors import InputError
 from ddpmbench.version import __version__
 
 if TYPE_CHECKING:
-    from ddpmbench.inputs.checkpoints import Checkpoint, CheckpointSettings, load_checkpoint
-    from ddpmbench.inputs.checkpoints.wrap import wrap_network
-    from ddpmbench.inputs.images import ImageSet, load_images
-    from ddpmbench.inputs.statistics_files import ReferenceStatistics, read_statistics
+    from ddpmbench.checkpoints import Checkpoint, CheckpointSettings, load_checkpoint
+    from ddpmbench.checkpoints.custom import wrap_network
+    from ddpmbench.data.images import ImageSet, load_images
+    from ddpmbench.diffusion.data_range import DataRange
+    from ddpmbench.diffusion.schedule import NoiseSchedule
+    from ddpmbench.evaluate.compare import Comparison, compare
+    from ddpmbench.evaluate.convert import Conversion, convert_checkpoint
+    from ddpmbench.evaluate.fid import FidReport, FidSettings, evaluate_fid
+    from ddpmbench.evaluate.inspect.inspection import Inspection, inspect_checkpoint
+    from ddpmbench.evaluate.load_report import load_report
+    from ddpmbench.evaluate.nll import NllReport, evaluate_nll
+    from ddpmbench.evaluate.pictures import progressive_pictures
+    from ddpmbench.evaluate.rate_distortion import RateDistortion, rate_distortion
+    from ddpmbench.evaluate.report import write_report
+    from ddpmbench.evaluate.sample import SampleReport, generate_samples
+    from ddpmbench.evaluate.speed import SpeedReport, SpeedSettings, measure_speed
+    from ddpmbench.execution.samples import SampleSettings
+    from ddpmbench.execution.speed import SpeedPlan
+    from ddpmbench.execution.terms import RunListener
     from ddpmbench.likelihood.terms import BoundTerms, bound_terms, prior_bits_per_dim
-    from ddpmbench.process.data_range import DataRange
-    from ddpmbench.process.schedule import NoiseSchedule
-    from ddpmbench.quality.features import FeatureNetwork, load_feature_network
-    from ddpmbench.quality.protocols import PROTOCOLS, Protocol
-    from ddpmbench.questions.compare import Comparison, compare
-    from ddpmbench.questions.convert import Conversion, convert_checkpoint
-    from ddpmbench.questions.fid import FidReport, FidSettings, evaluate_fid
-    from ddpmbench.questions.inspect import Inspection, inspect_checkpoint
-    from ddpmbench.questions.load_report import load_report
-    from ddpmbench.questions.nll import NllReport, evaluate_nll
-    from ddpmbench.questions.pictures import progressive_pictures
-    from ddpmbench.questions.rd import RateDistortion, rate_distortion
-    from ddpmbench.questions.report import write_report
-    from ddpmbench.questions.sample import SampleReport, generate_samples
-    from ddpmbench.questions.speed import SpeedReport, SpeedSettings, measure_speed
-    from ddpmbench.runs.generation import SampleSettings
-    from ddpmbench.runs.rows import RunListener
-    from ddpmbench.runs.speed import SpeedPlan
+    from ddpmbench.samples.feature_networks import FeatureNetwork, load_feature_network
+    from ddpmbench.samples.protocols import PROTOCOLS, Protocol
+    from ddpmbench.samples.statistics import ReferenceStatistics, read_statistics
 
 __all__ = [
     "PROTOCOLS",
@@ -86,47 +86,47 @@ __all__ = [
 ]
 
 _HOMES = {
-    "PROTOCOLS": "ddpmbench.quality.protocols",
-    "FeatureNetwork": "ddpmbench.quality.features",
-    "FidReport": "ddpmbench.questions.fid",
-    "FidSettings": "ddpmbench.questions.fid",
-    "Protocol": "ddpmbench.quality.protocols",
-    "ReferenceStatistics": "ddpmbench.inputs.statistics_files",
-    "evaluate_fid": "ddpmbench.questions.fid",
-    "load_feature_network": "ddpmbench.quality.features",
-    "read_statistics": "ddpmbench.inputs.statistics_files",
+    "PROTOCOLS": "ddpmbench.samples.protocols",
+    "FeatureNetwork": "ddpmbench.samples.feature_networks",
+    "FidReport": "ddpmbench.evaluate.fid",
+    "FidSettings": "ddpmbench.evaluate.fid",
+    "Protocol": "ddpmbench.samples.protocols",
+    "ReferenceStatistics": "ddpmbench.samples.statistics",
+    "evaluate_fid": "ddpmbench.evaluate.fid",
+    "load_feature_network": "ddpmbench.samples.feature_networks",
+    "read_statistics": "ddpmbench.samples.statistics",
     "BoundTerms": "ddpmbench.likelihood.terms",
-    "Checkpoint": "ddpmbench.inputs.checkpoints",
-    "CheckpointSettings": "ddpmbench.inputs.checkpoints",
-    "Comparison": "ddpmbench.questions.compare",
-    "Conversion": "ddpmbench.questions.convert",
-    "ImageSet": "ddpmbench.inputs.images",
-    "Inspection": "ddpmbench.questions.inspect",
-    "NllReport": "ddpmbench.questions.nll",
-    "DataRange": "ddpmbench.process.data_range",
-    "NoiseSchedule": "ddpmbench.process.schedule",
-    "RateDistortion": "ddpmbench.questions.rd",
-    "RunListener": "ddpmbench.runs.rows",
-    "SampleReport": "ddpmbench.questions.sample",
-    "SampleSettings": "ddpmbench.runs.generation",
-    "SpeedPlan": "ddpmbench.runs.speed",
-    "SpeedReport": "ddpmbench.questions.speed",
-    "SpeedSettings": "ddpmbench.questions.speed",
+    "Checkpoint": "ddpmbench.checkpoints",
+    "CheckpointSettings": "ddpmbench.checkpoints",
+    "Comparison": "ddpmbench.evaluate.compare",
+    "Conversion": "ddpmbench.evaluate.convert",
+    "ImageSet": "ddpmbench.data.images",
+    "Inspection": "ddpmbench.evaluate.inspect.inspection",
+    "NllReport": "ddpmbench.evaluate.nll",
+    "DataRange": "ddpmbench.diffusion.data_range",
+    "NoiseSchedule": "ddpmbench.diffusion.schedule",
+    "RateDistortion": "ddpmbench.evaluate.rate_distortion",
+    "RunListener": "ddpmbench.execution.terms",
+    "SampleReport": "ddpmbench.evaluate.sample",
+    "SampleSettings": "ddpmbench.execution.samples",
+    "SpeedPlan": "ddpmbench.execution.speed",
+    "SpeedReport": "ddpmbench.evaluate.speed",
+    "SpeedSettings": "ddpmbench.evaluate.speed",
     "bound_terms": "ddpmbench.likelihood.terms",
-    "compare": "ddpmbench.questions.compare",
-    "convert_checkpoint": "ddpmbench.questions.convert",
-    "evaluate_nll": "ddpmbench.questions.nll",
-    "inspect_checkpoint": "ddpmbench.questions.inspect",
-    "generate_samples": "ddpmbench.questions.sample",
-    "load_checkpoint": "ddpmbench.inputs.checkpoints",
-    "load_images": "ddpmbench.inputs.images",
-    "load_report": "ddpmbench.questions.load_report",
-    "measure_speed": "ddpmbench.questions.speed",
+    "compare": "ddpmbench.evaluate.compare",
+    "convert_checkpoint": "ddpmbench.evaluate.convert",
+    "evaluate_nll": "ddpmbench.evaluate.nll",
+    "inspect_checkpoint": "ddpmbench.evaluate.inspect.inspection",
+    "generate_samples": "ddpmbench.evaluate.sample",
+    "load_checkpoint": "ddpmbench.checkpoints",
+    "load_images": "ddpmbench.data.images",
+    "load_report": "ddpmbench.evaluate.load_report",
+    "measure_speed": "ddpmbench.evaluate.speed",
     "prior_bits_per_dim": "ddpmbench.likelihood.terms",
-    "progressive_pictures": "ddpmbench.questions.pictures",
-    "rate_distortion": "ddpmbench.questions.rd",
-    "wrap_network": "ddpmbench.inputs.checkpoints.wrap",
-    "write_report": "ddpmbench.questions.report",
+    "progressive_pictures": "ddpmbench.evaluate.pictures",
+    "rate_distortion": "ddpmbench.evaluate.rate_distortion",
+    "wrap_network": "ddpmbench.checkpoints.custom",
+    "write_report": "ddpmbench.evaluate.report",
 }
 
 

@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
-from ddpmbench.inputs.checkpoints.native import write_native
-from ddpmbench.inputs.images import ImageSet, load_images
-from ddpmbench.network.unet import UNet
-from ddpmbench.network.unet_config import UNetConfig
-from ddpmbench.process.prediction import Prediction, Variance
-from ddpmbench.process.schedule import NoiseSchedule
+from ddpmbench.checkpoints.native import write_native
+from ddpmbench.data.images import ImageSet, load_images
+from ddpmbench.diffusion.model import Checkpoint
+from ddpmbench.diffusion.process import Prediction, Variance
+from ddpmbench.diffusion.schedule import NoiseSchedule
+from ddpmbench.unet.unet import UNet, UNetConfig
 
 # Networks as small as these lose by threads, most of all on a busy machine; commands that are
 # started in processes of their own inherit this.

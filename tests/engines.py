@@ -7,10 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
-from ddpmbench.network.precision import Precision
-from ddpmbench.runs.devices import evaluating, strict_float32
-from ddpmbench.runs.engine import EngineChoice
+from ddpmbench.diffusion.model import Checkpoint
+from ddpmbench.execution.devices import evaluating, strict_float32
+from ddpmbench.execution.engine import EngineChoice
+from ddpmbench.unet.precision import Precision
 
 
 def biased(output: Tensor) -> Tensor:
@@ -76,6 +76,6 @@ def install(monkeypatch, rounding=biased, before=lambda: None):
         checkpoint.to(device)
         return StandIn(checkpoint, device, choice, rounding, rows, before, inside)
 
-    monkeypatch.setattr("ddpmbench.questions.nll.Engine", engine)
-    monkeypatch.setattr("ddpmbench.runs.engine_choice.Engine", engine)
+    monkeypatch.setattr("ddpmbench.evaluate.nll.Engine", engine)
+    monkeypatch.setattr("ddpmbench.execution.engine_choice.Engine", engine)
     return rows

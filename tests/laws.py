@@ -30,16 +30,15 @@ from oracles import (
 from scipy.stats import norm
 from torch import Tensor
 
-from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
-from ddpmbench.inputs.images import ImageSet
+from ddpmbench.data.images import ImageSet
+from ddpmbench.diffusion import noise
+from ddpmbench.diffusion.data_range import DataRange
+from ddpmbench.diffusion.model import Checkpoint
+from ddpmbench.diffusion.process import GaussianDiffusion, Prediction, Variance
+from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.likelihood import bound, terms
 from ddpmbench.likelihood.decoders import decoder_column
-from ddpmbench.likelihood.design import EveryPair
-from ddpmbench.process import noise
-from ddpmbench.process.data_range import DataRange
-from ddpmbench.process.diffusion import GaussianDiffusion
-from ddpmbench.process.prediction import Prediction, Variance
-from ddpmbench.process.schedule import NoiseSchedule
+from ddpmbench.likelihood.designs import EveryPair
 
 CPU = torch.device("cpu")
 LN2 = math.log(2)

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint, TimeInput
-from ddpmbench.process.data_range import DataRange
-from ddpmbench.process.prediction import Prediction
-from ddpmbench.process.schedule import NoiseSchedule
+from ddpmbench.diffusion.data_range import DataRange
+from ddpmbench.diffusion.model import Checkpoint, TimeInput
+from ddpmbench.diffusion.process import Prediction
+from ddpmbench.diffusion.schedule import NoiseSchedule
 
 
 class CountsFrom(nn.Module):

@@ -11,9 +11,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from ddpmbench.likelihood.designs import Pilot, RotatedWarp, warp_density
 from ddpmbench.likelihood.regression import FeatureTable, log_bins
 from ddpmbench.likelihood.terms import VALUE_COLUMNS, Rows, TermTable
-from ddpmbench.likelihood.warp import Pilot, RotatedWarp, warp_density
 
 Array = NDArray[np.float64]
 

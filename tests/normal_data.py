@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
-from ddpmbench.inputs.images import ImageSet
-from ddpmbench.process.data_range import UNIT_RANGE
-from ddpmbench.process.prediction import Prediction, Variance
-from ddpmbench.process.schedule import NoiseSchedule
+from ddpmbench.data.images import ImageSet
+from ddpmbench.diffusion.data_range import UNIT_RANGE
+from ddpmbench.diffusion.model import Checkpoint
+from ddpmbench.diffusion.process import Prediction, Variance
+from ddpmbench.diffusion.schedule import NoiseSchedule
 
 SHAPE = (1, 12, 12)
 VARIANCES = np.random.default_rng(3).permutation(np.geomspace(3e-4, 0.12, 144)).reshape(SHAPE)

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from scipy.special import log_ndtr
 from torch import Tensor, nn
 
-from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
-from ddpmbench.inputs.images import ImageSet
-from ddpmbench.process.data_range import UNIT_RANGE, DataRange
-from ddpmbench.process.prediction import Prediction, Variance
-from ddpmbench.process.schedule import NoiseSchedule
+from ddpmbench.data.images import ImageSet
+from ddpmbench.diffusion.data_range import UNIT_RANGE, DataRange
+from ddpmbench.diffusion.model import Checkpoint
+from ddpmbench.diffusion.process import Prediction, Variance
+from ddpmbench.diffusion.schedule import NoiseSchedule
 
 Array = NDArray[np.float64]
 

@@ -1,6 +1,6 @@
 """Networks that others have published, as ours."""
 
-from ddpmbench.network.unet_config import UNetConfig
+from ddpmbench.unet.unet import UNetConfig
 
 DDPM_CIFAR10 = UNetConfig(
     in_channels=3,

@@ -7,12 +7,11 @@ import torch
 from oracles import bin_log_prob
 from torch import Tensor
 
+from ddpmbench.diffusion.process import GaussianDiffusion, Prediction, Variance
+from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.likelihood.conventions import Convention
-from ddpmbench.likelihood.design import EveryPair
+from ddpmbench.likelihood.designs import EveryPair
 from ddpmbench.likelihood.terms import TermTable, bound_terms, prior_bits_per_dim
-from ddpmbench.process.diffusion import GaussianDiffusion
-from ddpmbench.process.prediction import Prediction, Variance
-from ddpmbench.process.schedule import NoiseSchedule
 
 LN2 = np.log(2)
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pandas as pd
 
-from ddpmbench.questions.nll import evaluate_nll
-from ddpmbench.runs.extremes import Extremes
+from ddpmbench.evaluate.nll import evaluate_nll
+from ddpmbench.execution.terms import Extremes
 
 OPTIONS = {"every-pair": {"estimator": "every-pair"}, "rotated-warp": {"half_width": 5.0}}
 

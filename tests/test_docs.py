@@ -8,7 +8,7 @@ import pytest
 import yaml
 from documents import ROOT, blocks, check, commands, torchrun_options, torchrun_variables
 
-from ddpmbench.likelihood.warp import Pilot, num_rows
+from ddpmbench.likelihood.designs import Pilot, num_rows
 
 with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(str(ROOT / "benchmarks"))

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from ddpmbench import assets, load_checkpoint, load_images
-from ddpmbench.inputs.checkpoints.weights import sha256_of
+from ddpmbench.checkpoints.weights import sha256_of
+from ddpmbench.diffusion.data_range import NATS_PER_BIT
+from ddpmbench.execution.finished import FinishedRun
+from ddpmbench.likelihood.designs import Pilot, warp_density
 from ddpmbench.likelihood.terms import Rows, TermsPass
-from ddpmbench.likelihood.warp import Pilot, warp_density
-from ddpmbench.process.units import NATS_PER_BIT
-from ddpmbench.runs.finished import FinishedRun
 
 RESULTS = Path(__file__).parents[1] / "results" / "default"
 

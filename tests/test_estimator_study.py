@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from mixtures import SyntheticModel
 
 import ddpmbench as db
-from ddpmbench.likelihood.warp import Pilot, RotatedWarp
+from ddpmbench.likelihood.designs import Pilot, RotatedWarp
 
 with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))

@@ -10,15 +10,15 @@ import torch
 from documents import ROOT
 from feature_networks import write_network
 
-from ddpmbench.inputs.checkpoints import load_checkpoint
-from ddpmbench.quality.features import load_feature_network
-from ddpmbench.quality.protocols import PROTOCOLS
-from ddpmbench.questions.fid import FidSettings, evaluate_fid
-from ddpmbench.questions.nll import evaluate_nll
-from ddpmbench.questions.page_of import RECORD
-from ddpmbench.questions.pictures import progressive_pictures
-from ddpmbench.questions.report import write_report
-from ddpmbench.report.printed import printed_comparison, printed_nll
+from ddpmbench.checkpoints import load_checkpoint
+from ddpmbench.evaluate.answered import RECORD
+from ddpmbench.evaluate.fid import FidSettings, evaluate_fid
+from ddpmbench.evaluate.nll import evaluate_nll
+from ddpmbench.evaluate.pictures import progressive_pictures
+from ddpmbench.evaluate.report import write_report
+from ddpmbench.report.nll_text import printed_comparison, printed_nll
+from ddpmbench.samples.feature_networks import load_feature_network
+from ddpmbench.samples.protocols import PROTOCOLS
 
 README = (ROOT / "README.md").read_text()
 

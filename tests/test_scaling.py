@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 import ddpmbench as db
 from ddpmbench.cli.main import run
+from ddpmbench.execution.distributed import Ranks
 from ddpmbench.likelihood.terms import TermsPass
-from ddpmbench.runs.distributed import Ranks
 
 with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.likelihood import terms
-from ddpmbench.process.schedule import NoiseSchedule
 
 LN2 = math.log(2)
 SLICE = Path(__file__).parent / "data" / "trace_slice.npz"

@@ -40,9 +40,9 @@ def convert(ckpt: str, out: Path, output_format: str, **given: Any) -> None:  # 
         ddpmbench convert model.safetensors model-for-diffusers
         ddpmbench convert google/ddpm-cifar10-32 cifar10.safetensors
     """
-    from ddpmbench.inputs.checkpoints import CheckpointSettings, load_checkpoint
-    from ddpmbench.questions.convert import convert_checkpoint
-    from ddpmbench.report.printed_conversion import printed_conversion
+    from ddpmbench.checkpoints import CheckpointSettings, load_checkpoint
+    from ddpmbench.evaluate.convert import convert_checkpoint
+    from ddpmbench.report.conversion import printed_conversion
 
     how = {name: given.pop(name) for name in ("to", "overwrite")}
     checkpoint = load_checkpoint(ckpt, CheckpointSettings(**given))

@@ -8,10 +8,10 @@ def env() -> None:
     """Versions, devices, data sets and caches here, and what is missing."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    from ddpmbench.inputs.checkpoints import load_checkpoint
-    from ddpmbench.inputs.datasets import cache_folder, dataset_specs, is_at_hand
-    from ddpmbench.inputs.feature_weights import feature_networks
-    from ddpmbench.runs.provenance import describe_devices, source_revision, versions
+    from ddpmbench.checkpoints import load_checkpoint
+    from ddpmbench.data.datasets import cache_folder, dataset_specs, is_at_hand
+    from ddpmbench.execution.folder import describe_devices, source_revision, versions
+    from ddpmbench.samples.feature_weights import feature_networks
 
     for name, version in versions().items():
         _line(name, version or f"missing: pip install {name}")

@@ -11,16 +11,16 @@ from click.core import ParameterSource
 
 from ddpmbench.cli import options
 from ddpmbench.cli.likelihood import note, warn
-from ddpmbench.runs.progress import Update, progress
+from ddpmbench.execution.progress import Update, progress
 
 if TYPE_CHECKING:
-    from ddpmbench.inputs.checkpoints import Checkpoint
-    from ddpmbench.inputs.images import ImageSet
-    from ddpmbench.inputs.statistics_files import ReferenceStatistics
-    from ddpmbench.quality.features import FeatureNetwork
-    from ddpmbench.questions.made_samples import MadeBy
-    from ddpmbench.runs.cost import Cost
-    from ddpmbench.runs.rows import RunListener
+    from ddpmbench.checkpoints import Checkpoint
+    from ddpmbench.data.images import ImageSet
+    from ddpmbench.evaluate.sample import MadeBy
+    from ddpmbench.execution.features import Cost
+    from ddpmbench.execution.terms import RunListener
+    from ddpmbench.samples.feature_networks import FeatureNetwork
+    from ddpmbench.samples.statistics import ReferenceStatistics
 
 _OF_CHECKPOINT = {
     *options.CHECKPOINT,
@@ -51,13 +51,13 @@ def fid(out: Path | None, output_format: str, **given: Any) -> None:  # noqa: AN
         torchrun --nproc-per-node 4 -m ddpmbench fid --data cifar10:train --out runs/four
     """
     _refuse_what_has_no_effect(given["samples"])
+    from ddpmbench.checkpoints import Checkpoint
     from ddpmbench.cli.inputs import sample_settings
-    from ddpmbench.inputs.checkpoints import Checkpoint
-    from ddpmbench.questions.fid import FidSettings, evaluate_fid
-    from ddpmbench.questions.page_of import page_of
-    from ddpmbench.report.printed_fidelity import printed_fidelity
-    from ddpmbench.runs.distributed import joined
-    from ddpmbench.runs.quality import QualityListener
+    from ddpmbench.evaluate.answered import page_of
+    from ddpmbench.evaluate.fid import FidSettings, evaluate_fid
+    from ddpmbench.execution.distributed import joined
+    from ddpmbench.execution.features import QualityListener
+    from ddpmbench.report.fidelity_text import printed_fidelity
 
     with joined() as ranks:
         samples = sample_settings(given, eight_bit="round", local_rank=ranks.local_rank)
@@ -89,7 +89,7 @@ def fid(out: Path | None, output_format: str, **given: Any) -> None:  # noqa: AN
 
 @contextlib.contextmanager
 def _stage(name: str, unit: str, calls: int) -> "Iterator[RunListener]":
-    from ddpmbench.runs.rows import RunListener
+    from ddpmbench.execution.terms import RunListener
 
     def on_start(missing: int) -> None:
         if missing:
@@ -100,16 +100,16 @@ def _stage(name: str, unit: str, calls: int) -> "Iterator[RunListener]":
 
 
 def _say_cost(cost: "Cost") -> None:
-    from ddpmbench.report.cost import cost_lines
+    from ddpmbench.report.text import cost_lines
 
     for line in cost_lines(cost):
         click.echo(line, err=True)
 
 
 def _network(given: dict[str, Any], local_rank: int) -> "tuple[FeatureNetwork, Any]":
-    from ddpmbench.quality.features import load_feature_network, resizes_inside
-    from ddpmbench.quality.protocols import protocol_named
-    from ddpmbench.runs.devices import resolve_device
+    from ddpmbench.execution.devices import resolve_device
+    from ddpmbench.samples.feature_networks import load_feature_network, resizes_inside
+    from ddpmbench.samples.protocols import protocol_named
 
     name = given["feature_network"]
     protocol = protocol_named(given["protocol"], resizes_inside=resizes_inside(name))
@@ -130,7 +130,7 @@ def _network(given: dict[str, Any], local_rank: int) -> "tuple[FeatureNetwork, A
 
 def _source(given: dict[str, Any]) -> "tuple[Checkpoint | ImageSet, MadeBy | None]":
     from ddpmbench.cli.inputs import open_checkpoint
-    from ddpmbench.questions.made_samples import load_samples
+    from ddpmbench.evaluate.sample import load_samples
 
     if given["samples"] is not None:
         return load_samples(given["samples"], on_bad=given["on_bad"], convert=given["convert"])
@@ -139,9 +139,9 @@ def _source(given: dict[str, Any]) -> "tuple[Checkpoint | ImageSet, MadeBy | Non
 
 def _references(given: dict[str, Any], num_features: int) -> "list[ImageSet | ReferenceStatistics]":
     from ddpmbench.cli.inputs import DEFAULT_DATA
+    from ddpmbench.data.images import load_images
     from ddpmbench.errors import InputError
-    from ddpmbench.inputs.images import load_images
-    from ddpmbench.inputs.statistics_files import is_statistics, read_statistics
+    from ddpmbench.samples.statistics import is_statistics, read_statistics
 
     specs = given["data"]
     if not specs:

@@ -6,16 +6,16 @@ from typing import Any
 
 import numpy as np
 
+from ddpmbench.checkpoints import Checkpoint, CheckpointSettings, load_checkpoint
 from ddpmbench.cli import options
+from ddpmbench.data.images import ImageSet, load_images
+from ddpmbench.diffusion.data_range import EightBit
 from ddpmbench.errors import InputError
-from ddpmbench.inputs.checkpoints import Checkpoint, CheckpointSettings, load_checkpoint
-from ddpmbench.inputs.images import ImageSet, load_images
-from ddpmbench.network.precision import Precision
-from ddpmbench.process.units import EightBit
-from ddpmbench.quality.sampling import AddedNoise, SamplerChoice
-from ddpmbench.runs.devices import resolve_device
-from ddpmbench.runs.generation import SampleSettings
-from ddpmbench.runs.precision import resolve_precision
+from ddpmbench.execution.devices import resolve_device
+from ddpmbench.execution.engine import resolve_precision
+from ddpmbench.execution.samples import SampleSettings
+from ddpmbench.samples.samplers import AddedNoise, SamplerChoice
+from ddpmbench.unet.precision import Precision
 
 DEFAULT_DATA = "fashion-mnist:test"
 

@@ -46,11 +46,10 @@ def inspect(ckpt: str, output_format: str, **given: Any) -> None:  # noqa: ANN40
         ddpmbench inspect google/ddpm-cifar10-32
         ddpmbench inspect ema_0.9999_500000.pt --model-flags "--image_size 32 ..."
     """
+    from ddpmbench.checkpoints.settings import CheckpointSettings
     from ddpmbench.errors import escaped
-    from ddpmbench.inputs.checkpoints.settings import CheckpointSettings
-    from ddpmbench.questions.inspect import inspect_checkpoint
-    from ddpmbench.report.block_plot import can_show
-    from ddpmbench.report.printed_inspect import printed_inspect
+    from ddpmbench.evaluate.inspect.inspection import inspect_checkpoint
+    from ddpmbench.report.inspection_text import can_show, printed_inspect
 
     how = {name: given.pop(name) for name in ("timesteps", "image_size", "out")}
     found = inspect_checkpoint(ckpt, CheckpointSettings(**given), **how)

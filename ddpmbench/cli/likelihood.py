@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddpmbench.cli import options
-from ddpmbench.runs.progress import progress, tell
+from ddpmbench.execution.progress import progress, tell
 
 if TYPE_CHECKING:
-    from ddpmbench.inputs.checkpoints import Checkpoint
-    from ddpmbench.inputs.images import ImageSet
-    from ddpmbench.questions.nll import NllReport
+    from ddpmbench.checkpoints import Checkpoint
+    from ddpmbench.data.images import ImageSet
+    from ddpmbench.evaluate.nll import NllReport
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -52,10 +52,10 @@ def evaluate(
         The run; None in a process that does not report.
     """
     from ddpmbench.cli.inputs import open_inputs
-    from ddpmbench.questions.listening import remark
-    from ddpmbench.questions.nll import evaluate_nll
-    from ddpmbench.runs.distributed import joined
-    from ddpmbench.runs.rows import RunListener, RunProgress
+    from ddpmbench.evaluate.nll import evaluate_nll
+    from ddpmbench.evaluate.progress import remark
+    from ddpmbench.execution.distributed import joined
+    from ddpmbench.execution.terms import RunListener, RunProgress
 
     inputs = {name: given.pop(name) for name in options.INPUTS}
 

@@ -30,8 +30,8 @@ def nll(out: Path | None, output_format: str, **given: Any) -> None:  # noqa: AN
     found = evaluate("nll", out, given)
     if found is None:
         return
-    from ddpmbench.questions.page_of import page_of
-    from ddpmbench.report.printed import printed_nll
+    from ddpmbench.evaluate.answered import page_of
+    from ddpmbench.report.nll_text import printed_nll
 
     folder = found.report.folder
     assert folder is not None

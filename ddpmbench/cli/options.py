@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from ddpmbench.cli import paths
-from ddpmbench.process.prediction import Prediction, Variance
+from ddpmbench.diffusion.process import Prediction, Variance
 
 Command = Callable[..., Any]
 

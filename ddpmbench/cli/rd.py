@@ -9,10 +9,10 @@ from click.core import ParameterSource
 
 from ddpmbench.cli import options, paths
 from ddpmbench.cli.likelihood import Evaluation, evaluate, warn
-from ddpmbench.runs.progress import progress
+from ddpmbench.execution.progress import progress
 
 if TYPE_CHECKING:
-    from ddpmbench.questions.nll import NllReport
+    from ddpmbench.evaluate.nll import NllReport
 
 
 @click.command(short_help="Rate-distortion of progressive lossy decoding.")
@@ -72,7 +72,7 @@ def rd(
         return
     if partial:
         raise click.UsageError("--partial: is of a finished run; name its folder with --run")
-    from ddpmbench.questions.pictures import check_pictures
+    from ddpmbench.evaluate.pictures import check_pictures
 
     check = functools.partial(check_pictures, pictures=pictures, depth=depth)
     found = evaluate("rd", out, given, check=check)
@@ -81,17 +81,17 @@ def rd(
     _print(found.report, output_format)
     options = {"pictures": pictures, "depth": depth}
     _make_pictures(found, **options, device=given["device"], batch_size=given["batch_size"])
-    from ddpmbench.questions.page_of import page_of
+    from ddpmbench.evaluate.answered import page_of
 
     assert found.report.folder is not None
     click.echo(f"Report: {page_of(found.report.folder)}", err=True)
 
 
 def _print(source: "NllReport | Path", output_format: str, *, partial: bool = False) -> None:
-    from ddpmbench.questions.rd import rate_distortion
-    from ddpmbench.report.printed import partial_line
+    from ddpmbench.evaluate.rate_distortion import rate_distortion
+    from ddpmbench.report.nll_text import partial_line
     from ddpmbench.report.rate_distortion import printed_rate_distortion
-    from ddpmbench.report.raw_pixels import raw_warning
+    from ddpmbench.report.text import raw_warning
 
     found = rate_distortion(source, partial=partial)
     click.echo(printed_rate_distortion(found.summary, found.curve, output_format))
@@ -110,8 +110,8 @@ def _print(source: "NllReport | Path", output_format: str, *, partial: bool = Fa
 
 
 def _make_pictures(found: Evaluation, **options: Any) -> None:  # noqa: ANN401
-    from ddpmbench.questions.pictures import progressive_pictures
-    from ddpmbench.runs.rows import RunListener
+    from ddpmbench.evaluate.pictures import progressive_pictures
+    from ddpmbench.execution.terms import RunListener
 
     with progress("pictures", "evaluations") as update:
 

@@ -24,6 +24,6 @@ def report(run: Path, partial: bool) -> None:
     Example:
         ddpmbench report runs/mine
     """
-    from ddpmbench.questions.report import write_report
+    from ddpmbench.evaluate.report import write_report
 
     click.echo(str(write_report(run, partial=partial)))

@@ -8,7 +8,7 @@ import click
 
 from ddpmbench.cli import options
 from ddpmbench.cli.likelihood import note, warn
-from ddpmbench.runs.progress import progress
+from ddpmbench.execution.progress import progress
 
 
 @click.command(short_help="Images that a model makes, as npz and png.")
@@ -45,10 +45,10 @@ def sample(out: Path | None, output_format: str, **given: Any) -> None:  # noqa:
         torchrun --nproc-per-node 4 -m ddpmbench sample -n 1000 --out runs/four
     """
     from ddpmbench.cli.inputs import open_checkpoint, sample_settings
-    from ddpmbench.questions.sample import generate_samples
+    from ddpmbench.evaluate.sample import generate_samples
+    from ddpmbench.execution.distributed import joined
+    from ddpmbench.execution.terms import RunListener
     from ddpmbench.report.samples import printed_samples
-    from ddpmbench.runs.distributed import joined
-    from ddpmbench.runs.rows import RunListener
 
     eight_bit = given.pop("eight_bit")
     of_checkpoint = {name: given.pop(name) for name in options.CHECKPOINT}

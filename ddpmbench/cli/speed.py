@@ -91,11 +91,11 @@ def speed(output_format: str, **given: Any) -> None:  # noqa: ANN401
         ddpmbench speed --data cifar10:test --ckpt DIR --precision fp32 --precision fp16
     """
     from ddpmbench.cli.inputs import open_checkpoint
-    from ddpmbench.inputs.images import load_images
-    from ddpmbench.network.precision import Precision
-    from ddpmbench.questions.speed import SpeedSettings, measure_speed
-    from ddpmbench.report.printed_speed import printed_speed
-    from ddpmbench.runs.speed import SpeedPlan
+    from ddpmbench.data.images import load_images
+    from ddpmbench.evaluate.speed import SpeedSettings, measure_speed
+    from ddpmbench.execution.speed import SpeedPlan
+    from ddpmbench.report.speed import printed_speed
+    from ddpmbench.unet.precision import Precision
 
     checkpoint = open_checkpoint({name: given.pop(name) for name in options.CHECKPOINT})
     for line in checkpoint.notes:

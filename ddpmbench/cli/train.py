@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from ddpmbench.cli import paths
-from ddpmbench.runs.progress import progress
+from ddpmbench.execution.progress import progress
 
 
 def _integers(context: click.Context, option: click.Parameter, value: str) -> tuple[int, ...]:
@@ -148,12 +148,12 @@ def train(
     Example:
         ddpmbench train --data fashion-mnist:train --out runs/fashion --steps 20000
     """
-    from ddpmbench.inputs.images import load_images
-    from ddpmbench.network.unet_config import UNetConfig
-    from ddpmbench.process.prediction import Variance
-    from ddpmbench.runs.devices import resolve_device
-    from ddpmbench.training.loop import TrainingProgress, train
-    from ddpmbench.training.recipe import TrainingRecipe
+    from ddpmbench.data.images import load_images
+    from ddpmbench.diffusion.process import Variance
+    from ddpmbench.execution.devices import resolve_device
+    from ddpmbench.train.loop import TrainingProgress, train
+    from ddpmbench.train.recipe import TrainingRecipe
+    from ddpmbench.unet.unet import UNetConfig
 
     if strange := [depth for depth in attention if not 0 <= depth < len(channels)]:
         raise click.BadParameter(

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from ddpmbench.likelihood.design import EveryPair
+from ddpmbench.likelihood.designs import EveryPair
 from ddpmbench.likelihood.intervals import (
     freedom_of_sum,
     half_width_of,

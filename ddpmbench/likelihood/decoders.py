@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ddpmbench.process.data_range import UNIT_RANGE, DataRange
-from ddpmbench.process.gaussian import discretized_normal_log_prob
-from ddpmbench.process.schedule import NoiseSchedule
+from ddpmbench.diffusion.data_range import UNIT_RANGE, DataRange
+from ddpmbench.diffusion.gaussian import discretized_normal_log_prob
+from ddpmbench.diffusion.schedule import NoiseSchedule
 
 DECODERS = ("exact", "tanh")
 """The distribution functions of the decoder."""

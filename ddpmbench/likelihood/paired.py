@@ -16,15 +16,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddpmbench.likelihood.bound import BoundEstimate, estimate_bound
-from ddpmbench.likelihood.design import EveryPair
-from ddpmbench.likelihood.panel import interaction
+from ddpmbench.likelihood.designs import EveryPair, RotatedWarp
+from ddpmbench.likelihood.estimator import (
+    SampledBound,
+    assembled,
+    contributions,
+    interaction,
+    with_predictions,
+    without_cells,
+)
+from ddpmbench.likelihood.per_timestep import StepTable, rate_standard_error, step_table
 from ddpmbench.likelihood.regression import Predictions, no_predictions
-from ddpmbench.likelihood.sampled import contributions, with_predictions, without_cells
-from ddpmbench.likelihood.sampled_bound import SampledBound, assembled
-from ddpmbench.likelihood.sampled_rows import sampled_rows
-from ddpmbench.likelihood.sampled_steps import StepTable, rate_standard_error, step_table
+from ddpmbench.likelihood.sampled_terms import sampled_rows
 from ddpmbench.likelihood.terms import Rows, TermTable
-from ddpmbench.likelihood.warp import RotatedWarp
 
 Tables = Callable[[int], Iterable[TermTable]]
 """The terms of the first rows of a design, in its order, of a number of them."""

@@ -13,19 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddpmbench.likelihood.bound import BoundEstimate, estimate_bound
-from ddpmbench.likelihood.design import Design, EveryPair
-from ddpmbench.likelihood.distortion import (
-    Distortion,
-    distortion_of_pairs,
-    distortion_of_rows,
-)
-from ddpmbench.likelihood.panel import Interaction
+from ddpmbench.likelihood.designs import Design, EveryPair, RotatedWarp
+from ddpmbench.likelihood.estimator import Interaction, SampledBound, assembled
+from ddpmbench.likelihood.per_timestep import StepTable, rate_standard_error
+from ddpmbench.likelihood.rate_distortion import Distortion, distortion_of_pairs, distortion_of_rows
 from ddpmbench.likelihood.regression import Predictions, log_bins
-from ddpmbench.likelihood.sampled_bound import SampledBound, assembled
-from ddpmbench.likelihood.sampled_rows import EPS, NATS, X_START, SampledRows
-from ddpmbench.likelihood.sampled_steps import StepTable, rate_standard_error
+from ddpmbench.likelihood.sampled_terms import EPS, NATS, X_START, SampledRows
 from ddpmbench.likelihood.terms import Rows, TermTable, columns_of_bound
-from ddpmbench.likelihood.warp import RotatedWarp
 
 Tables = Callable[[], Iterable[TermTable]]
 """The terms that are left, once each; called more than once."""

@@ -7,17 +7,241 @@ are best is a shortest path.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ddpmbench.diffusion.process import Variance
+from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.likelihood.decoders import SCALES, WIDEST_RATIO, interpolated, log_variances
+from ddpmbench.likelihood.designs import EveryPair, RotatedWarp
 from ddpmbench.likelihood.intervals import half_width_of, least_freedom_of_sum
-from ddpmbench.likelihood.skips import Skips
-from ddpmbench.likelihood.step_errors import StepErrors
-from ddpmbench.process.prediction import Variance
-from ddpmbench.process.schedule import NoiseSchedule
+from ddpmbench.likelihood.rate_distortion import RatioLine, step_windows
+from ddpmbench.likelihood.regression import FeatureTable
+from ddpmbench.likelihood.terms import TermTable
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ColumnSums:
+    """A column of every pair, over the images.
+
+    Attributes:
+        mean: (T,) at each step; (1,) of a decoder's column.
+        squares: as many, sums of the variances among draws; 0 with a single draw.
+        fourth: as many, sums of the squares of these variances.
+    """
+
+    mean: NDArray[np.float64]
+    squares: NDArray[np.float64]
+    fourth: NDArray[np.float64]
+
+
+class PairSums:
+    """Some columns, over every pair."""
+
+    def __init__(
+        self, design: EveryPair, tables: Iterable[TermTable], columns: Iterable[str]
+    ) -> None:
+        """Sum up.
+
+        Args:
+            design: the rows that were computed.
+            tables: the terms of every row once, with the draws of a pair side by side.
+            columns: which.
+        """
+        names = list(columns)
+        sizes = [1 if name.startswith("decoder") else design.num_timesteps for name in names]
+        sums = {name: np.zeros((3, size)) for name, size in zip(names, sizes, strict=True)}
+        for table in tables:
+            index = table.rows.t[:: design.draws] - 1
+            for name, (mean, squares, fourth) in sums.items():
+                by_draw = table.values[name].reshape(-1, design.draws)
+                of = index < len(mean)  # a decoder's column has values at t = 1 alone
+                by_draw, step = by_draw[of], index[of]
+                mean += np.bincount(step, by_draw.mean(1), len(mean))
+                if design.draws > 1:
+                    spread = by_draw.var(axis=1, ddof=1)
+                    squares += np.bincount(step, spread, len(mean))
+                    fourth += np.bincount(step, np.square(spread), len(mean))
+        self._sums = {
+            name: ColumnSums(mean / design.num_images, squares, fourth)
+            for name, (mean, squares, fourth) in sums.items()
+        }
+
+    def of(self, column: str) -> ColumnSums:
+        """A column."""
+        return self._sums[column]
+
+
+Values = NDArray[np.float64]
+
+_ALL = slice(None)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StepErrors:
+    """The mean squared error of the predicted x_start at each step t = 1..T.
+
+    Attributes:
+        mse: (T,) mean over the images, in the model's numbers.
+        influence: (T, T) how much of each step's rows goes into the estimate at each step, or
+            None where an estimate rests on its own step's rows alone.
+        spread: (T,) variance that those rows give it; NaN where that cannot be known.
+        doubt: (T,) square of that variance over its degrees of freedom.
+    """
+
+    mse: Values
+    influence: Values | None
+    spread: Values
+    doubt: Values
+
+    def variance(self, weights: Values) -> tuple[float, float]:
+        """Of the sum of weight times error, on this image set, and the doubt of it.
+
+        Args:
+            weights: (T,).
+
+        Returns:
+            NaN where they cannot be known.
+        """
+        of_rows = weights if self.influence is None else weights @ self.influence
+        used = of_rows != 0
+        squares = np.square(of_rows[used])
+        return float(squares @ self.spread[used]), float(np.square(squares) @ self.doubt[used])
+
+    @property
+    def is_known(self) -> NDArray[np.bool_]:
+        """(T,) whether there is an error at a step whose own error can be known."""
+        if self.influence is None:
+            return np.isfinite(self.mse)
+        unknown = np.isnan(self.spread)
+        known: NDArray[np.bool_] = ~(self.influence[:, unknown] != 0).any(1)
+        return known & np.isfinite(self.mse)
+
+
+def errors_of_pairs(design: EveryPair, sums: ColumnSums) -> StepErrors:
+    """The errors, or another column, from every pair; what is not known is the noise.
+
+    Args:
+        design: the rows that were computed.
+        sums: of the column.
+    """
+    scale = design.draws * design.num_images**2
+    if design.draws == 1:
+        unknown = np.full_like(sums.mean, np.nan)
+        return StepErrors(sums.mean, None, unknown, unknown)
+    doubt = sums.fourth / scale**2 / (design.draws - 1)
+    return StepErrors(sums.mean, None, sums.squares / scale, doubt)
+
+
+def errors_of_warp(
+    design: RotatedWarp, mse: Values, features: FeatureTable, rotations: slice = _ALL
+) -> StepErrors:
+    """The errors from the rows of a rotated warp.
+
+    At a step they are the linear denoiser's, which are known for all images, times the ratio of
+    the two at the rows of this step, or a line in log t through those of the steps around it
+    where they are few (`distortion`). Where there are no rows near, the ratio is that of the
+    nearest steps with rows, and what rests on it has no known error.
+
+    Args:
+        design: the rows.
+        mse: (r, N) the errors of each image in each rotation.
+        features: of the same images and rows.
+        rotations: which of them count.
+
+    Returns:
+        The errors; of the decoder's step, which is measured on every image, nothing.
+
+    Source: Cochran 1977, chapter 6.
+    """
+    step = design.t[rotations].ravel() - 2
+    size = design.num_timesteps - 1
+    y = mse[rotations].ravel()
+    x = features.rows[rotations].ravel() * features.error_scale[0, step]
+    parts = (np.ones_like(x), y, x, y * y, y * x, x * x)
+    moments = np.stack([np.bincount(step, part, size).astype(np.float64) for part in parts])
+    count, sum_y, _, yy, yx, xx = moments
+    known = features.step_means[:, 0] * features.error_scale[0]
+    influence = np.zeros((size, size))
+    factor = np.full(size, np.nan)
+    for index, window in enumerate(step_windows(count)):
+        line = RatioLine.of(moments, index, window)
+        if line is not None:
+            influence[index, window] = line.weights
+            rows = count[window].sum()
+            factor[index] = rows / line.freedom if line.freedom > 0 else np.nan
+    ratio = influence @ sum_y
+    there = influence.any(1)
+    t = np.log(np.arange(2, size + 2))
+    ratio = np.interp(t, t[there], ratio[there]) if there.any() else np.ones(size)
+    squares = np.maximum(yy - 2 * ratio * yx + np.square(ratio) * xx, 0.0)
+    own = np.where(there, factor, np.nan)
+    influence[~there, ~there] = 1.0  # what is not known makes the sum unknown
+    influence *= known[:, None]
+    whole = np.zeros((size + 1, size + 1))
+    whole[1:, 1:] = influence
+    spread = np.where(count > 0, squares * own, np.where(there, 0.0, np.nan))
+    return StepErrors(
+        mse=np.append(np.nan, ratio * known),
+        influence=whole,
+        spread=np.append(np.nan, spread),
+        doubt=np.append(np.nan, np.square(spread) / np.maximum(count, 1)),
+    )
+
+
+Steps = NDArray[np.int64]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Skips:
+    """The steps of all models that visit some steps of a schedule.
+
+    Every method takes steps s < t, int64 arrays that broadcast, in 1..T.
+
+    Attributes:
+        schedule: the noise schedule.
+
+    Source: Ho, Jain & Abbeel 2020, eqs. 5 to 8, with s in the place of t - 1; Kingma et al. 2021,
+    eq. 13, for the weight in signal-to-noise ratios.
+    """
+
+    schedule: NoiseSchedule
+
+    def weight(self, variance: Variance, s: Steps, t: Steps) -> Values:
+        """Nats per dimension that a mean squared error of 1 in the model's numbers costs."""
+        if variance is Variance.FIXED_SMALL:
+            return self.snr_gain(s, t) / 2
+        log, noise = self._tables()
+        beta = -np.expm1(log[t - 1] - log[s - 1])
+        return np.asarray(np.exp(log[s - 1]) * beta / np.square(noise[t - 1]) / 2)
+
+    def constant(self, variance: Variance, s: Steps, t: Steps) -> Values:
+        """Nats per dimension that a perfect prediction costs."""
+        log_ratio = self.log_variance(s, t)
+        if variance is Variance.FIXED_SMALL:
+            return np.zeros_like(log_ratio)
+        log, _ = self._tables()
+        log_ratio = log_ratio - np.log(-np.expm1(log[t - 1] - log[s - 1]))
+        return np.asarray((np.expm1(log_ratio) - log_ratio) / 2)
+
+    def snr_gain(self, s: Steps, t: Steps) -> Values:
+        """SNR(s) - SNR(t), without the difference."""
+        log, noise = self._tables()
+        beta = -np.expm1(log[t - 1] - log[s - 1])
+        return np.asarray(np.exp(log[s - 1]) * beta / noise[s - 1] / noise[t - 1])
+
+    def log_variance(self, s: Steps, t: Steps) -> Values:
+        """Log variance of q(x_s | x_t, x_start)."""
+        log, noise = self._tables()
+        beta = -np.expm1(log[t - 1] - log[s - 1])
+        return np.asarray(np.log(beta * noise[s - 1] / noise[t - 1]))
+
+    def _tables(self) -> tuple[Values, Values]:
+        schedule = self.schedule
+        return schedule.log_alphas_cumprod.numpy(), schedule.one_minus_alphas_cumprod.numpy()
+
 
 EVENLY_SPACED, BEST = "evenly spaced", "best"
 VARIANCES = (Variance.FIXED_LARGE, Variance.FIXED_SMALL, None)
@@ -32,8 +256,6 @@ LONGEST_BEST = 250
 LONGEST_SCHEDULE = 5000
 """A table of all skips of a longer schedule would be too large."""
 _WORK = 10**9  # additions of the search
-
-Values = NDArray[np.float64]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -5,15 +5,20 @@ is addressed (`process.noise`). This is the only module that calls the network f
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint, ModelOutput
-from ddpmbench.inputs.images import ImageSet
+from ddpmbench.data.images import ImageSet
+from ddpmbench.diffusion.data_range import NATS_PER_BIT, UNIT_RANGE, DataRange
+from ddpmbench.diffusion.gaussian import discretized_normal_log_prob, normal_kl
+from ddpmbench.diffusion.model import Checkpoint, ModelOutput
+from ddpmbench.diffusion.noise import normal_noise
+from ddpmbench.diffusion.process import GaussianDiffusion, Prediction, ReverseStep, Variance
+from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.likelihood.decoders import (
     DECODER_COLUMNS,
     DECODERS,
@@ -21,14 +26,18 @@ from ddpmbench.likelihood.decoders import (
     decoder_terms,
     log_variances,
 )
-from ddpmbench.process.data_range import UNIT_RANGE, DataRange
-from ddpmbench.process.diffusion import GaussianDiffusion, ReverseStep
-from ddpmbench.process.gaussian import discretized_normal_log_prob, normal_kl
-from ddpmbench.process.noise import normal_noise
-from ddpmbench.process.prediction import Prediction, Variance
-from ddpmbench.process.schedule import NoiseSchedule
-from ddpmbench.process.units import NATS_PER_BIT
 from ddpmbench.records import short_repr
+
+ROWS = 4096
+"""Temporary arrays hold about this many rows; then they stay in the processor's cache."""
+
+
+def image_blocks(num_images: int, rows_an_image: int = 1) -> Iterator[slice]:
+    """Slices that cover the images, each of at most about `ROWS` rows."""
+    size = max(1, ROWS // rows_an_image)
+    for start in range(0, num_images, size):
+        yield slice(start, min(start + size, num_images))
+
 
 VALUE_COLUMNS = (
     "nats",

@@ -5,24 +5,22 @@ from pathlib import Path
 from typing import Any
 
 from ddpmbench.report.card import Card
-from ddpmbench.report.comparison_fidelity_shown import fidelity_comparison_numbers
-from ddpmbench.report.cost import duration
+from ddpmbench.report.conversion import conversion_facts
+from ddpmbench.report.fidelity_comparison_page import fidelity_comparison_numbers
 from ddpmbench.report.fidelity_page import joined
-from ddpmbench.report.models import checkpoint_line
-from ddpmbench.report.numbers import with_interval
-from ddpmbench.report.printed import (
+from ddpmbench.report.fidelity_text import fidelity_facts, measures
+from ddpmbench.report.fidelity_text import headline as fidelity_headline
+from ddpmbench.report.inspection_text import headline_lines
+from ddpmbench.report.nll_text import (
     PARTS,
     comparable_facts,
     comparison_numbers,
     headline,
     images_line,
 )
-from ddpmbench.report.printed_conversion import conversion_facts
-from ddpmbench.report.printed_fidelity import fidelity_facts, measures
-from ddpmbench.report.printed_fidelity import headline as fidelity_headline
-from ddpmbench.report.printed_inspect import headline_lines
-from ddpmbench.report.printed_speed import headline as speed_headline
 from ddpmbench.report.samples import samples_facts, samples_headline
+from ddpmbench.report.speed import headline as speed_headline
+from ddpmbench.report.text import checkpoint_line, duration, with_interval
 
 Summary = Mapping[str, Any]
 

@@ -7,13 +7,12 @@ from typing import Any
 
 import pandas as pd
 
+from ddpmbench.diffusion.data_range import NATS_PER_BIT
 from ddpmbench.likelihood.bound import BoundEstimate
-from ddpmbench.likelihood.correction import Correction
-from ddpmbench.likelihood.sampled_bound import SampledBound
-from ddpmbench.process.units import NATS_PER_BIT
-from ddpmbench.report.checks import STRICT
-from ddpmbench.report.correction import CorrectionInBits, widened
-from ddpmbench.report.tables import per_timestep, rate
+from ddpmbench.likelihood.estimator import SampledBound
+from ddpmbench.likelihood.precision import Correction
+from ddpmbench.report.schema import STRICT
+from ddpmbench.report.tables import CorrectionInBits, per_timestep, rate, widened
 
 SCHEMA = "ddpmbench.comparison/1"
 

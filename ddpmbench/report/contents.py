@@ -12,12 +12,7 @@ from numpy.typing import NDArray
 
 from ddpmbench.checksums import DamageError, read_json
 from ddpmbench.errors import InputError
-from ddpmbench.report import checks
-from ddpmbench.report.checks import check, check_run
-from ddpmbench.report.conventions import CONVENTION_COLUMNS, SUB_SCHEDULE_COLUMNS
-from ddpmbench.report.tables import RATE_DISTORTION_COLUMNS
-from ddpmbench.runs.extremes import EXTREMES, Extremes
-from ddpmbench.runs.finished import (
+from ddpmbench.execution.finished import (
     DENSITY,
     RATE_DISTORTION,
     SUMMARY,
@@ -25,7 +20,15 @@ from ddpmbench.runs.finished import (
     density_frame,
     texts_of,
 )
-from ddpmbench.runs.pictures import Pictures
+from ddpmbench.execution.pictures import Pictures
+from ddpmbench.execution.terms import EXTREMES, Extremes
+from ddpmbench.report import schema
+from ddpmbench.report.schema import check, check_run
+from ddpmbench.report.tables import (
+    CONVENTION_COLUMNS,
+    RATE_DISTORTION_COLUMNS,
+    SUB_SCHEDULE_COLUMNS,
+)
 
 PER_TIMESTEP = {
     "t": "int64",
@@ -187,7 +190,7 @@ def read_environment(path: Path) -> dict[str, Any] | None:
         found = read_json(path)
     except DamageError as error:
         raise lost(path) from error
-    check(found, checks.ENVIRONMENT, path)
+    check(found, schema.ENVIRONMENT, path)
     given = found["arguments"].get("given")
     if given is not None and not (
         isinstance(given, list) and all(isinstance(word, str) for word in given)

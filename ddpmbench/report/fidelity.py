@@ -1,6 +1,7 @@
 """What the folder of a finished run of `fid` holds, for those who look at it."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ddpmbench.checksums import DamageError, is_whole, read_npz, write_npz
+from ddpmbench.data import image_files
 from ddpmbench.errors import InputError
-from ddpmbench.inputs import image_files
-from ddpmbench.report import checks
-from ddpmbench.report.checks import check
+from ddpmbench.execution.finished import SUMMARY, FinishedRun
+from ddpmbench.report import schema
 from ddpmbench.report.contents import lost, read_environment, read_table
-from ddpmbench.runs.finished import SUMMARY, FinishedRun
+from ddpmbench.report.schema import check
+from ddpmbench.samples.estimate import Estimate
+from ddpmbench.samples.scores import InceptionScore, Scores
 
 SCHEMA = "ddpmbench.fid/1"
 PER_IMAGE, AGAINST_N = "per_image.csv", "fid_against_n.csv"
@@ -194,15 +197,15 @@ def check_summary(summary: dict[str, Any], path: Path) -> None:
     Raises:
         InputError: one line that names the file and the first thing that is wrong.
     """
-    check(summary, checks.FIDELITY, path)
-    check(summary["protocol"], checks.FIDELITY_PROTOCOL, path)
-    checks.check_reading_check(summary, path)
+    check(summary, schema.FIDELITY, path)
+    check(summary["protocol"], schema.FIDELITY_PROTOCOL, path)
+    schema.check_reading_check(summary, path)
     references = summary["references"]
     if not references or not all(isinstance(text, str) for text in summary["warnings"]):
         raise lost(path)
     for reference in references:
-        check(reference, checks.REFERENCE, path)
-    for name, kinds in (("checkpoint", checks.CHECKPOINT), ("sampler", checks.SAMPLER)):
+        check(reference, schema.REFERENCE, path)
+    for name, kinds in (("checkpoint", schema.CHECKPOINT), ("sampler", schema.SAMPLER)):
         if summary[name] is not None:
             check(summary[name], kinds, path)
 
@@ -228,3 +231,70 @@ def _against_n(path: Path, references: list[dict[str, Any]]) -> pd.DataFrame | N
 
 def _can_be_shown(pixels: NDArray[np.uint8]) -> bool:
     return pixels.shape[1] in (1, 3)
+
+
+def per_image_frame(
+    ids: Sequence[str],
+    scores: Scores,
+    reference_ids: Sequence[str],
+    classes: InceptionScore | None,
+) -> pd.DataFrame:
+    """One row a sample, the columns `PER_IMAGE_COLUMNS`; what is not known is empty.
+
+    Args:
+        ids: the samples' names.
+        scores: against the first reference.
+        reference_ids: the names of its images.
+        classes: their classes, in nats.
+    """
+    found = scores.neighbors
+    nearest = None if found is None else [reference_ids[int(i)] for i in found.nearest]
+    columns = {
+        "image_id": list(ids),
+        "nearest_reference_id": nearest,
+        "nearest_reference_distance": None if found is None else found.distance,
+        "class_entropy": None if classes is None else classes.class_entropy,
+    }
+    return pd.DataFrame(columns, columns=list(PER_IMAGE_COLUMNS))
+
+
+def against_n_frame(sources: Sequence[str], scores: Sequence[Scores]) -> pd.DataFrame:
+    """The distance at N, N / 2 and N / 4 samples against each reference."""
+    rows: list[tuple[str, int, float, float]] = []
+    for source, of in zip(sources, scores, strict=True):
+        for point in of.infinity.points if of.infinity is not None else ():
+            error = point.standard_error
+            rows.append(
+                (source, point.num_generated, point.fid, np.nan if error is None else error)
+            )
+    return pd.DataFrame(rows, columns=list(AGAINST_N_COLUMNS))
+
+
+def scores_summary(scores: Scores) -> dict[str, float | None]:
+    """The scores against one reference by name, each with its half width."""
+    infinity = scores.infinity
+    neighbors = scores.neighbors
+    return {
+        **_pair("fid", scores.frechet),
+        **_pair("fid_infinity", None if infinity is None else infinity.estimate),
+        **_pair("kid", scores.kernel),
+        **_pair("precision", None if neighbors is None else neighbors.precision),
+        **_pair("recall", None if neighbors is None else neighbors.recall),
+    }
+
+
+def headline_summary(scores: Scores, classes: InceptionScore | None) -> dict[str, float | None]:
+    """The scores of the headline: against the first reference, and the Inception score."""
+    found = scores_summary(scores)
+    inception = _pair("inception_score", None if classes is None else classes.estimate)
+    order = ("fid", "fid_infinity", "inception_score", "kid", "precision", "recall")
+    together = {**found, **inception}
+    return {
+        name + suffix: together[name + suffix] for name in order for suffix in ("", "_half_width")
+    }
+
+
+def _pair(name: str, estimate: Estimate | None) -> dict[str, Any]:
+    if estimate is None:
+        return {name: None, f"{name}_half_width": None}
+    return {name: estimate.value, f"{name}_half_width": estimate.half_width}

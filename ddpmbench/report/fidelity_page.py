@@ -3,9 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ddpmbench.report.checks import reading_warning
 from ddpmbench.report.fidelity import FidelityContents, reference_name
-from ddpmbench.report.printed_fidelity import (
+from ddpmbench.report.fidelity_text import (
     MEASURES,
     comparable_only,
     fidelity_facts,
@@ -14,6 +13,7 @@ from ddpmbench.report.printed_fidelity import (
     measured,
 )
 from ddpmbench.report.rendering import made, panels, rendered
+from ddpmbench.report.schema import reading_warning
 
 FIGURES = {
     "fid_against_n": "The distance against the number of samples, with the line to its end",

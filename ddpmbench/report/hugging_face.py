@@ -7,8 +7,8 @@ hub, and the older `model-index` at the head of a model card. The hub's own pack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ddpmbench.execution.finished import FinishedRun
 from ddpmbench.files import replacing, writing_to
-from ddpmbench.runs.finished import FinishedRun
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, EvalResultEntry

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from ddpmbench.inputs.checkpoints.image_size import ImageSize, size_words
-from ddpmbench.inputs.checkpoints.own_code import OwnCode
-from ddpmbench.inputs.checkpoints.said import Said
-from ddpmbench.network.outline import Outline
-from ddpmbench.process.schedule import NoiseSchedule
-from ddpmbench.process.units import NATS_PER_BIT
+from ddpmbench.checkpoints.provenance import Said
+from ddpmbench.diffusion.data_range import NATS_PER_BIT
+from ddpmbench.diffusion.model import ImageSize, size_words
+from ddpmbench.diffusion.schedule import NoiseSchedule
+from ddpmbench.unet.outline import Outline
+from ddpmbench.user_code import OwnCode
 
 SCHEMA = "ddpmbench.inspect/1"
 CURVE_POINTS = 480

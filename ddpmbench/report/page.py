@@ -9,21 +9,20 @@ import pandas as pd
 from markupsafe import Markup, escape
 
 from ddpmbench.report import rate_distortion
-from ddpmbench.report.checks import reading_warning
 from ddpmbench.report.contents import RunContents
-from ddpmbench.report.correction import compared_note, uncorrected_note
 from ddpmbench.report.figures.style import shown
 from ddpmbench.report.figures.sub_schedules import TALLEST
-from ddpmbench.report.numbers import digits_by
-from ddpmbench.report.printed import (
+from ddpmbench.report.nll_text import (
     PARTS,
     comparable_facts,
     conventions_line,
     images_name,
     partial_line,
 )
-from ddpmbench.report.raw_pixels import raw_warning
 from ddpmbench.report.rendering import made, panels, rendered
+from ddpmbench.report.schema import reading_warning
+from ddpmbench.report.tables import compared_note, uncorrected_note
+from ddpmbench.report.text import digits_by, raw_warning
 
 FIGURES = {
     "bound": "Bits in one step, and bits sent so far, over the steps",

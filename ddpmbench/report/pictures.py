@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from ddpmbench.quality.pictures import Interpolation, ProgressiveDecoding, ProgressiveGeneration
-from ddpmbench.report.figures.sheet import GAP, Pixels, Sheet
+from ddpmbench.report.figures.images import GAP, Pixels, Sheet
+from ddpmbench.samples.progressive import Interpolation, ProgressiveDecoding, ProgressiveGeneration
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -5,9 +5,9 @@ from typing import Any
 
 import pandas as pd
 
-from ddpmbench.process.data_range import UNIT_RANGE
-from ddpmbench.report.data_ranges import with_data_range
-from ddpmbench.report.printed import comparability, partial_line
+from ddpmbench.diffusion.data_range import UNIT_RANGE
+from ddpmbench.report.nll_text import comparability, partial_line
+from ddpmbench.report.text import with_data_range
 
 SCHEMA = "ddpmbench.rd/1"
 _POINTS = 10

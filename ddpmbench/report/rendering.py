@@ -1,18 +1,146 @@
-"""What pages are made of: templates, figures in their colors, numbers as they are shown."""
+"""Figures within a page: one svg a panel, in the page's own colors, with names of its own."""
 
+import copy
 import math
+import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
+from xml.etree.ElementTree import Element
 
 import jinja2
 from markupsafe import Markup
 
-from ddpmbench.report.figures.style import NORMAL
-from ddpmbench.report.inline_svg import inline_panels
-from ddpmbench.report.numbers import digits_by
+from ddpmbench.report.figures.style import COLORS, GRID, INK, NORMAL
+from ddpmbench.report.text import digits_by
 from ddpmbench.version import __version__
+
+_SVG = "{http://www.w3.org/2000/svg}"
+_HREFS = ("{http://www.w3.org/1999/xlink}href", "href")
+_PANEL = re.compile(r"subfigure_\d+")
+_REFERENCE = re.compile(r"url\(#([^)]+)\)")
+_FONT = re.compile(r"font-family:[^;]*;?\s*")
+# What draws, and no more: nothing that runs, links or loads.
+_SHAPES = {"path", "rect", "circle", "ellipse", "line", "polyline", "polygon", "text", "tspan"}
+_PAINT = {"linearGradient", "radialGradient", "stop", "pattern", "mask", "clipPath"}
+_DRAWN = _SHAPES | _PAINT | {"svg", "g", "defs", "use", "image"}
+
+VARIABLES: Mapping[str, str] = {
+    INK: "var(--ink)",
+    GRID: "var(--grid)",
+    **{color: f"var(--data-{k})" for k, color in enumerate(COLORS, 1)},
+}
+"""The figures' colors to the page's."""
+
+
+def inline_panels(svg: str, name: str, label: str) -> list[str]:
+    """The panels of a figure as elements of a page, in order; without panels the figure whole.
+
+    Args:
+        svg: the file's text.
+        name: what the names within it shall begin with.
+        label: what it shows, for those who hear the page.
+
+    Raises:
+        ElementTree.ParseError: the text is no svg.
+    """
+    root = ElementTree.fromstring(svg)
+    _keep_what_draws(root)
+    for element in root.iter():
+        _dress(element)
+    left, top, width, height = map(float, root.attrib["viewBox"].split())
+    parts = [part for part in root.iter("g") if _PANEL.fullmatch(part.get("id", ""))]
+    if not parts:
+        return [_element(root, list(root), (left, top, width, height), name, label)]
+    width /= len(parts)
+    panels = []
+    for k, part in enumerate(parts):
+        box = (left + k * width, top, width, height)
+        which = label if len(parts) == 1 else f"{label}, {k + 1} of {len(parts)}"
+        panels.append(_element(root, [part], box, f"{name}-{k + 1}", which))
+    return panels
+
+
+def _keep_what_draws(parent: Element) -> None:
+    for child in list(parent):
+        tag = child.tag if isinstance(child.tag, str) else ""
+        if tag.startswith(_SVG) and tag.removeprefix(_SVG) in _DRAWN:
+            _keep_what_draws(child)
+        else:
+            parent.remove(child)
+
+
+def _dress(element: Element) -> None:
+    """Names as html has them, the page's colors and font, and no space that only indents."""
+    element.tag = element.tag.removeprefix(_SVG)
+    if element.tag not in ("text", "tspan"):
+        element.text = None
+    if element.tag != "tspan":
+        element.tail = None
+    for name, value in list(element.attrib.items()):
+        if name.startswith("on"):
+            del element.attrib[name]
+        elif name in _HREFS:
+            del element.attrib[name]
+            if value.startswith(("#", "data:image/")):
+                element.set("href", value)
+    style = _FONT.sub("", element.get("style", ""))
+    for color, variable in VARIABLES.items():
+        style = re.sub(color, variable, style, flags=re.IGNORECASE)
+    if style:
+        element.set("style", style)
+    if "d" in element.attrib:
+        element.set("d", " ".join(element.attrib["d"].split()))
+
+
+def _element(
+    root: Element,
+    parts: list[Element],
+    box: tuple[float, float, float, float],
+    name: str,
+    label: str,
+) -> str:
+    """An svg of its own around some parts of another, with the definitions that they use."""
+    own = Element("svg", {"viewBox": " ".join(f"{x:g}" for x in box)})
+    own.attrib |= {"class": "panel", "role": "img", "aria-label": label}
+    defined = {of.attrib["id"]: of for of in root.iter() if "id" in of.attrib}
+    there = {of.attrib["id"] for part in parts for of in part.iter() if "id" in of.attrib}
+    used = {use for part in parts for use in _uses(part)}
+    missing = [defined[use] for use in sorted(used - there) if use in defined]
+    if missing:
+        ElementTree.SubElement(own, "defs").extend(missing)
+    own.extend(parts)
+    # What panels share each has for itself.
+    own = copy.deepcopy(own)
+    for element in own.iter():
+        _rename(element, used, name)
+    return ElementTree.tostring(own, encoding="unicode")
+
+
+def _uses(part: Element) -> Iterator[str]:
+    for element in part.iter():
+        for name, value in element.attrib.items():
+            if name == "href" and value.startswith("#"):
+                yield value[1:]
+            else:
+                yield from _REFERENCE.findall(value)
+
+
+def _rename(element: Element, used: Set[str], name: str) -> None:
+    """Give what is used a name that no other panel has; what is not used needs none."""
+    for attribute, value in list(element.attrib.items()):
+        if attribute == "id":
+            if value in used:
+                element.set("id", f"{name}-{value}")
+            else:
+                del element.attrib["id"]
+        elif attribute == "href" and value.startswith("#"):
+            element.set("href", f"#{name}-{value[1:]}")
+        else:
+            element.set(attribute, _REFERENCE.sub(rf"url(#{name}-\1)", value))
+
 
 UNKNOWN = "unknown"
 """What stands for a number that is not known."""

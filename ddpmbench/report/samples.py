@@ -4,9 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ddpmbench.report.data_ranges import data_range_words
-from ddpmbench.report.devices import device_line
-from ddpmbench.report.models import checkpoint_line
+from ddpmbench.report.text import checkpoint_line, data_range_words, device_line
 
 
 def printed_samples(summary: dict[str, Any], path: Path, output_format: str) -> str:

@@ -11,13 +11,13 @@ import torch
 from peers import refused
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ddpmbench.inputs.images import ImageSet
-from ddpmbench.likelihood.design import EveryPair
+from ddpmbench.data.images import ImageSet
+from ddpmbench.diffusion.data_range import UNIT_RANGE, DataRange
+from ddpmbench.diffusion.noise import normal_noise
+from ddpmbench.diffusion.schedule import NoiseSchedule
+from ddpmbench.likelihood.designs import EveryPair
 from ddpmbench.likelihood.terms import TermsPass
-from ddpmbench.process.data_range import UNIT_RANGE, DataRange
-from ddpmbench.process.noise import normal_noise
-from ddpmbench.process.schedule import NoiseSchedule
-from ddpmbench.quality.sampling import SAMPLE_DRAW, START, SamplerChoice
+from ddpmbench.samples.samplers import SAMPLE_DRAW, START, SamplerChoice
 
 with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddpmbench.inputs.checkpoints.native import write_native
-from ddpmbench.runs.engine import EngineChoice
-from ddpmbench.runs.timing import PairedRatio
+from ddpmbench.checkpoints.native import write_native
+from ddpmbench.execution.engine import EngineChoice
+from ddpmbench.execution.timing import PairedRatio
 
 ROOT = Path(__file__).parents[2]
 

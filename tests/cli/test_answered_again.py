@@ -7,16 +7,16 @@ from collections import Counter
 import pytest
 
 import ddpmbench as db
-from ddpmbench.questions import page_of, report
-from ddpmbench.questions.sampling import Sampling
-from ddpmbench.runs import provenance
-from ddpmbench.runs.engine import Engine
+from ddpmbench.evaluate import answered, report
+from ddpmbench.evaluate.estimators import Sampling
+from ddpmbench.execution import folder as provenance
+from ddpmbench.execution.engine import Engine
 
 
 @pytest.fixture(autouse=True)
 def done(monkeypatch):
     """Counts what is made; the source counts as committed, as that of an installed package."""
-    for module in (provenance, page_of):
+    for module in (provenance, answered):
         monkeypatch.setattr(module, "source_revision", lambda: None)
     counts = Counter()
 

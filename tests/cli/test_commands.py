@@ -15,7 +15,7 @@ import torch
 from sealing import read_record
 
 from ddpmbench import load_images
-from ddpmbench.report.numbers import digits_by
+from ddpmbench.report.text import digits_by
 
 COMMAND = [sys.executable, "-m", "ddpmbench"]
 EVERY_PAIR = ("--estimator", "every-pair", "--draws", 1)
@@ -200,7 +200,7 @@ def test_training_interrupted_from_the_keyboard_loses_nothing(tmp_path):
     script = (
         # A test that itself runs in the background inherits a SIGINT that is ignored.
         "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from ddpmbench.training import loop; loop.SAVE_SECONDS = 0.1\n"
+        "from ddpmbench.train import loop; loop.SAVE_SECONDS = 0.1\n"
         "from ddpmbench.cli.main import main; main(sys.argv[1:])"
     )
     process = subprocess.Popen(
@@ -232,7 +232,7 @@ def test_training_interrupted_from_the_keyboard_loses_nothing(tmp_path):
 )
 def test_progress_is_plain_lines_where_there_is_no_terminal(tmp_path, options, total):
     script = (
-        "import ddpmbench.runs.progress as p; p.SECONDS_BETWEEN_LINES = 0.5\n"
+        "import ddpmbench.execution.progress as p; p.SECONDS_BETWEEN_LINES = 0.5\n"
         "from ddpmbench.cli.main import main; main()"
     )
     arguments = ["nll", "--num-images", 1, *options, "--out", tmp_path / "run"]

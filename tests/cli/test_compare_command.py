@@ -16,10 +16,10 @@ from sealing import read_record, seal_again, write_text
 
 import ddpmbench as db
 from ddpmbench.cli.main import run
-from ddpmbench.network.unet_config import UNetConfig
-from ddpmbench.process.prediction import Variance
-from ddpmbench.training.loop import train
-from ddpmbench.training.recipe import TrainingRecipe
+from ddpmbench.diffusion.process import Variance
+from ddpmbench.train.loop import train
+from ddpmbench.train.recipe import TrainingRecipe
+from ddpmbench.unet.unet import UNetConfig
 
 # ---- two checkpoints of one training run
 

@@ -15,13 +15,12 @@ from sealing import edit, write_frame
 import ddpmbench as db
 from ddpmbench import checksums
 from ddpmbench.checksums import seal
+from ddpmbench.execution import terms
+from ddpmbench.execution.finished import FinishedRun, find_losses
+from ddpmbench.execution.term_store import Shards
 from ddpmbench.likelihood.bound import estimate_bound
-from ddpmbench.likelihood.design import EveryPair
+from ddpmbench.likelihood.designs import EveryPair
 from ddpmbench.likelihood.terms import VALUE_COLUMNS, Rows, TermTable
-from ddpmbench.runs import rows
-from ddpmbench.runs.finished import FinishedRun
-from ddpmbench.runs.losses import find_losses
-from ddpmbench.runs.shards import Shards
 
 OPTIONS = {"pairs": {"estimator": "every-pair"}, "warp": {"half_width": 5.0}}
 SHARD = 20
@@ -50,7 +49,7 @@ def runs(evaluate, tmp_path_factory):
     """A run of each estimator, in many shards."""
     root = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rows, "SHARD_ROWS", 1)
+        patch.setattr(terms, "SHARD_ROWS", 1)
         for kind in OPTIONS:
             evaluate(kind, root / kind)
     return root
@@ -254,7 +253,7 @@ def test_what_the_message_says_mends_it(said, run, damage, evaluate, monkeypatch
             evaluate(run.name, run)
         assert content(run) == kept
         run = run.parent / "again" / run.name
-        monkeypatch.setattr(rows, "SHARD_ROWS", 1)  # the rows share their calls as before
+        monkeypatch.setattr(terms, "SHARD_ROWS", 1)  # the rows share their calls as before
     evaluate(run.name, run)
     assert said("rd", "--run", run)[0] == 0
     assert (run / "rate_distortion.csv").read_bytes() == before

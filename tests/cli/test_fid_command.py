@@ -10,8 +10,8 @@ from feature_networks import write_network
 from PIL import Image
 
 from ddpmbench.cli.main import run
-from ddpmbench.report.cost import cost_lines
-from ddpmbench.runs.cost import Cost
+from ddpmbench.execution.features import Cost
+from ddpmbench.report.text import cost_lines
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +72,7 @@ def test_published_weights_are_fetched_once_and_their_distance_is_called_fid(
     assert "is not FID" not in printed
     kept = tmp_path / "cache" / "inception" / "inception-2015-12-05.pt"
     assert kept.read_bytes() == content
-    monkeypatch.setattr("ddpmbench.inputs.feature_weights.INCEPTION_URL", "file:///nothing")
+    monkeypatch.setattr("ddpmbench.samples.feature_weights.INCEPTION_URL", "file:///nothing")
     assert said(*command, "--out", tmp_path / "again")[1].split()[1] == printed.split()[1]
 
 
@@ -154,7 +154,7 @@ def test_a_cache_that_cannot_be_written_is_named(fid, tmp_path, monkeypatch):
 
 def test_without_weights_nothing_is_sampled(refused, monkeypatch, tmp_path):
     monkeypatch.setattr(
-        "ddpmbench.inputs.feature_weights.INCEPTION_URL", "http://127.0.0.1:1/nothing"
+        "ddpmbench.samples.feature_weights.INCEPTION_URL", "http://127.0.0.1:1/nothing"
     )
     refused("sample", "--ckpt", "nothing")  # what is imported is imported
     since = time.monotonic()

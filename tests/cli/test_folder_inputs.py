@@ -8,7 +8,7 @@ import pytest
 from feature_networks import write_network
 
 import ddpmbench as db
-from ddpmbench.runs.folder import RunFolder
+from ddpmbench.execution.folder import RunFolder
 
 OPTIONS = [
     ("nll", "--out"), ("nll", "--ckpt"), ("nll", "--data"), ("nll", "--rows-of"),

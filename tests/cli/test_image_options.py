@@ -19,12 +19,12 @@ import scipy.io
 import torch
 from PIL import Image
 
+from ddpmbench.checkpoints import load_checkpoint
+from ddpmbench.checkpoints.native import write_native
+from ddpmbench.data.images import load_images
 from ddpmbench.errors import InputError
-from ddpmbench.inputs.checkpoints import load_checkpoint
-from ddpmbench.inputs.checkpoints.native import write_native
-from ddpmbench.inputs.images import load_images
-from ddpmbench.network.unet import UNet
-from ddpmbench.questions.report import write_report
+from ddpmbench.evaluate.report import write_report
+from ddpmbench.unet.unet import UNet
 
 FAST = ("--estimator", "every-pair", "--draws", "1", "--no-check", "--timesteps", "4")
 
@@ -71,7 +71,7 @@ def model(small_model, tmp_path):
 @pytest.fixture
 def nll(said, tmp_path, monkeypatch):
     """Runs nll without a page; returns its status, its summary if any, and what it said."""
-    monkeypatch.setattr("ddpmbench.questions.report.write_report", lambda folder: folder)
+    monkeypatch.setattr("ddpmbench.evaluate.report.write_report", lambda folder: folder)
 
     def call(checkpoint, data, *options):
         out = tmp_path / "run"

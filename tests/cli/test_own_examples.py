@@ -8,7 +8,7 @@ import torch
 from documents import ROOT, blocks, commands
 from own_networks import bound_of, opened
 
-from ddpmbench.runs.devices import evaluating_checkpoint
+from ddpmbench.execution.devices import evaluating_checkpoint
 
 TEXT = (ROOT / "docs" / "checkpoints.md").read_text()
 (CODE,) = [block for block in blocks(TEXT, "python") if block.startswith("# own.py")]

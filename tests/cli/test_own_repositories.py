@@ -5,7 +5,7 @@ import torch
 from own_networks import bound_of, opened
 from own_repositories import REPOSITORIES
 
-from ddpmbench.runs.devices import evaluating_checkpoint
+from ddpmbench.execution.devices import evaluating_checkpoint
 
 
 @pytest.mark.parametrize("name", REPOSITORIES)

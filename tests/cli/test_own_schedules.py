@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ddpmbench.report.printed import printed_nll
+from ddpmbench.report.nll_text import printed_nll
 
 TOTAL = 10
 NET = """

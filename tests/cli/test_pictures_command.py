@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from ddpmbench.runs.pictures import PICTURES, Pictures
+from ddpmbench.execution.pictures import PICTURES, Pictures
 
 HEAD = "network calls more for the pictures"
 

@@ -6,8 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from ddpmbench.inputs.checkpoints.native import write_native
-from ddpmbench.process.data_range import DataRange
+from ddpmbench.checkpoints.native import write_native
+from ddpmbench.diffusion.data_range import DataRange
 
 RANGE = ("--data-range", "0,1", "--levels", 32)
 FEW = ("--timesteps", 3, "--estimator", "every-pair", "--draws", 1)

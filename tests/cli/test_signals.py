@@ -5,9 +5,9 @@ import signal
 
 import pytest
 
-from ddpmbench.cli import signals
-from ddpmbench.network.unet import UNet
-from ddpmbench.runs.shards import Shards
+from ddpmbench.cli import main
+from ddpmbench.execution.term_store import Shards
+from ddpmbench.unet.unet import UNet
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_a_second_one_does_not_stop_what_is_being_kept(nll, stopped_by, monkeypa
 def test_one_that_is_ignored_stays_so():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with signals.stopping():
+        with main.stopping():
             assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)

@@ -8,8 +8,7 @@ import torch
 from feature_networks import write_network
 from peers import pesser_weights
 
-from ddpmbench.network.unet import UNet
-from ddpmbench.network.unet_config import UNetConfig
+from ddpmbench.unet.unet import UNet, UNetConfig
 
 PROCESS = ("--schedule", "linear:21:0.001:0.2", "--variance", "fixed_small")
 ROWS = ("--estimator", "every-pair", "--num-images", 2, "--draws", 1)

@@ -26,10 +26,9 @@ from peers import (
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from ddpmbench.checkpoints import CheckpointSettings, load_checkpoint
 from ddpmbench.errors import InputError
-from ddpmbench.inputs.checkpoints import CheckpointSettings, load_checkpoint
-from ddpmbench.network.unet import UNet
-from ddpmbench.network.unet_config import UNetConfig
+from ddpmbench.unet.unet import UNet, UNetConfig
 
 FLAGS = (
     "--image_size 8 --num_channels 32 --num_res_blocks 1 --channel_mult 1,2 "

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ddpmbench.likelihood.bound import estimate_bound
-from ddpmbench.likelihood.design import EveryPair
+from ddpmbench.likelihood.designs import EveryPair
 from ddpmbench.likelihood.intervals import doubt_of, freedom_of_sum, half_width_of, quantile
 from ddpmbench.likelihood.terms import VALUE_COLUMNS, TermTable
 

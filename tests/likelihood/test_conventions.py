@@ -8,22 +8,21 @@ from recorded import Recorded
 from traces import WHOLE, load_trace
 
 import ddpmbench as db
+from ddpmbench.diffusion.process import GaussianDiffusion, Prediction, Variance
+from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.likelihood.bound import estimate_bound
 from ddpmbench.likelihood.conventions import (
     FIXED,
     Convention,
     columns_of,
     conventions_of_pairs,
+    other_bounds_of_pairs,
+    other_bounds_of_warp,
     published_conventions,
 )
-from ddpmbench.likelihood.other_bounds import other_bounds_of_pairs, other_bounds_of_warp
-from ddpmbench.likelihood.pair_sums import PairSums
-from ddpmbench.likelihood.sub_schedules import BEST, EVENLY_SPACED, VARIANCES
+from ddpmbench.likelihood.designs import RotatedWarp
+from ddpmbench.likelihood.sub_schedules import BEST, EVENLY_SPACED, VARIANCES, PairSums
 from ddpmbench.likelihood.terms import TermTable
-from ddpmbench.likelihood.warp import RotatedWarp
-from ddpmbench.process.diffusion import GaussianDiffusion
-from ddpmbench.process.prediction import Prediction, Variance
-from ddpmbench.process.schedule import NoiseSchedule
 
 SCHEDULE = NoiseSchedule.linear(40)
 # Two steps under fixed_small cost 400,000 nats: there the last digits are not 1e-6.

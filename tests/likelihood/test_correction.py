@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from ddpmbench.likelihood.correction import (
+from ddpmbench.likelihood.designs import PILOT_DRAW
+from ddpmbench.likelihood.precision import (
     CORRECTION_DRAW,
     FEWEST_ROWS,
     MOST_ROWS,
@@ -13,8 +14,7 @@ from ddpmbench.likelihood.correction import (
     rows_of_correction,
 )
 from ddpmbench.likelihood.terms import TermTable
-from ddpmbench.likelihood.warp import PILOT_DRAW
-from ddpmbench.quality.sampling import SAMPLE_DRAW
+from ddpmbench.samples.samplers import SAMPLE_DRAW
 
 N, T = 30, 50
 SEEDS = range(400)

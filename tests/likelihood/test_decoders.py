@@ -5,6 +5,7 @@ import pytest
 import torch
 from oracles import bin_log_prob
 
+from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.likelihood.decoders import (
     SCALES,
     decoder_column,
@@ -13,7 +14,6 @@ from ddpmbench.likelihood.decoders import (
     log_variances,
 )
 from ddpmbench.likelihood.sub_schedules import can_skip
-from ddpmbench.process.schedule import NoiseSchedule
 
 SCHEDULES = {
     "linear 1000": NoiseSchedule.linear(1000),

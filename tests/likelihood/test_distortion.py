@@ -7,15 +7,14 @@ import numpy as np
 import pytest
 from mixtures import SyntheticModel
 
-from ddpmbench.likelihood.design import EveryPair
-from ddpmbench.likelihood.distortion import (
+from ddpmbench.likelihood.designs import EveryPair, RotatedWarp
+from ddpmbench.likelihood.rate_distortion import (
     Distortion,
     RatioLine,
     distortion_of_pairs,
     distortion_of_warp,
 )
 from ddpmbench.likelihood.terms import TermTable
-from ddpmbench.likelihood.warp import RotatedWarp
 
 T = 120
 SEEDS = 150

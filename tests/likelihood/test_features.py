@@ -11,14 +11,19 @@ from mixtures import feature_table
 from oracles import gaussian_denoiser, oracle_images, scaled_schedule
 from scipy import fft
 
-from ddpmbench.likelihood import blocks, features
-from ddpmbench.likelihood.features import GaussianFeatures, code_length
-from ddpmbench.likelihood.regression import FeatureTable, log_bins, predict
+from ddpmbench.diffusion.data_range import DataRange
+from ddpmbench.diffusion.process import GaussianDiffusion
+from ddpmbench.diffusion.schedule import NoiseSchedule
+from ddpmbench.likelihood import regression, terms
+from ddpmbench.likelihood.designs import RotatedWarp
+from ddpmbench.likelihood.regression import (
+    FeatureTable,
+    GaussianFeatures,
+    code_length,
+    log_bins,
+    predict,
+)
 from ddpmbench.likelihood.terms import bound_terms
-from ddpmbench.likelihood.warp import RotatedWarp
-from ddpmbench.process.data_range import DataRange
-from ddpmbench.process.diffusion import GaussianDiffusion
-from ddpmbench.process.schedule import NoiseSchedule
 
 
 def uniform_warp(num_images, num_timesteps, rotations=2):
@@ -98,7 +103,7 @@ def test_the_colors_are_decorrelated():
 def test_a_spectrum_of_few_levels_keeps_its_energy(monkeypatch):
     images, schedule = oracle_images(20, shape=(3, 6, 6)), NoiseSchedule.linear(50)
     full = GaussianFeatures.fit(images.pixels, schedule)
-    monkeypatch.setattr(features, "LEVELS", 20)
+    monkeypatch.setattr(regression, "LEVELS", 20)
     coarse = GaussianFeatures.fit(images.pixels, schedule)
     assert len(coarse.spectrum) == 20
     total = [f.spectrum[f.level].sum() for f in (full, coarse)]
@@ -128,8 +133,8 @@ def test_portions_do_not_matter(monkeypatch):
     whole = table()
     nats = np.random.default_rng(0).exponential(size=design.t.shape)
     predictions = predict(design, nats, whole)
-    monkeypatch.setattr(features, "CHUNK_BYTES", 7 * 8 * 256)
-    monkeypatch.setattr(blocks, "ROWS", 7)
+    monkeypatch.setattr(regression, "CHUNK_BYTES", 7 * 8 * 256)
+    monkeypatch.setattr(terms, "ROWS", 7)
     assert_close(table(), whole)
     assert_close(predict(design, nats, whole), predictions)
 
@@ -154,10 +159,10 @@ def test_memory_is_modest():
         tracemalloc.stop()
         return found
 
-    with mock.patch.object(features, "CHUNK_BYTES", 2**18):
+    with mock.patch.object(regression, "CHUNK_BYTES", 2**18):
         assert (peak(40_000, 200) - peak(20_000, 200)) / 20_000 < 400  # bytes an image
         # Nor are the terms of all images at all steps ever there together.
-        assert peak(1000, 2000) - peak(10, 2000) < 10 * features.CHUNK_BYTES
+        assert peak(1000, 2000) - peak(10, 2000) < 10 * regression.CHUNK_BYTES
 
 
 def test_rounded_sums_are_as_good_as_exact_ones():

@@ -5,13 +5,12 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from ddpmbench import array_store
-from ddpmbench.array_store import store
-from ddpmbench.likelihood.blocks import image_blocks
+from ddpmbench.data import pixel_store
+from ddpmbench.data.pixel_store import store
+from ddpmbench.likelihood.designs import RotatedWarp
+from ddpmbench.likelihood.estimator import greg, horvitz_thompson
 from ddpmbench.likelihood.regression import FeatureTable, log_bins
-from ddpmbench.likelihood.sampled import greg, horvitz_thompson
-from ddpmbench.likelihood.terms import VALUE_COLUMNS, TermTable
-from ddpmbench.likelihood.warp import RotatedWarp
+from ddpmbench.likelihood.terms import VALUE_COLUMNS, TermTable, image_blocks
 
 T = 60
 BATCH = 1000
@@ -60,7 +59,7 @@ def peak(num_images, rotations):
 
 @pytest.mark.parametrize("rotations", [2, 6])
 def test_memory_grows_by_a_few_numbers_an_image_and_a_row(monkeypatch, rotations):
-    monkeypatch.setattr(array_store, "IN_MEMORY", 2**16)
+    monkeypatch.setattr(pixel_store, "IN_MEMORY", 2**16)
     few, many = 20_000, 60_000
     growth = (peak(many, rotations) - peak(few, rotations)) / (many - few)
     assert growth < 100 + 90 * rotations  # bytes; 8 a number

@@ -30,11 +30,11 @@ from laws import (
 from torch import Tensor
 from traces import SLICE, check_trace, load_trace
 
-from ddpmbench.inputs.checkpoints.checkpoint import Checkpoint
+from ddpmbench.diffusion.data_range import UNIT_RANGE, DataRange
+from ddpmbench.diffusion.model import Checkpoint
+from ddpmbench.diffusion.process import GaussianDiffusion
+from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.likelihood import bound, terms
-from ddpmbench.process.data_range import UNIT_RANGE, DataRange
-from ddpmbench.process.diffusion import GaussianDiffusion
-from ddpmbench.process.schedule import NoiseSchedule
 
 
 def recorded_network() -> None:

@@ -28,8 +28,8 @@ from oracles import (
     unit_range,
 )
 
-from ddpmbench.process.prediction import Prediction
-from ddpmbench.process.schedule import NoiseSchedule
+from ddpmbench.diffusion.process import Prediction
+from ddpmbench.diffusion.schedule import NoiseSchedule
 
 
 @pytest.mark.parametrize("num_timesteps", [100, 1000, 4000])

@@ -8,17 +8,16 @@ import pytest
 import torch
 from mixtures import SyntheticModel, smooth
 
-from ddpmbench.likelihood.design import EveryPair
+from ddpmbench.diffusion.noise import normal_noise
+from ddpmbench.likelihood.designs import EveryPair, RotatedWarp
+from ddpmbench.likelihood.estimator import greg, horvitz_thompson
 from ddpmbench.likelihood.paired import (
     WarpTerms,
     difference_of_pairs,
     difference_of_warps,
     same_steps,
 )
-from ddpmbench.likelihood.sampled import greg, horvitz_thompson
 from ddpmbench.likelihood.terms import TermTable
-from ddpmbench.likelihood.warp import RotatedWarp
-from ddpmbench.process.noise import normal_noise
 
 SEEDS = 200
 PRIOR = 0.003  # by which the priors differ

@@ -7,12 +7,11 @@ import pytest
 from mixtures import SyntheticModel
 
 from ddpmbench.likelihood.bound import estimate_bound
-from ddpmbench.likelihood.design import EveryPair
-from ddpmbench.likelihood.distortion import distortion_of_pairs
+from ddpmbench.likelihood.designs import EveryPair, RotatedWarp, decoder_draws
+from ddpmbench.likelihood.estimator import horvitz_thompson
 from ddpmbench.likelihood.partial import partial_bound
-from ddpmbench.likelihood.sampled import horvitz_thompson
+from ddpmbench.likelihood.rate_distortion import distortion_of_pairs
 from ddpmbench.likelihood.terms import Rows
-from ddpmbench.likelihood.warp import RotatedWarp, decoder_draws
 
 SEEDS = 200
 MODEL = SyntheticModel(num_images=150, num_timesteps=60)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from mixtures import SyntheticModel
 
-from ddpmbench.likelihood.running import RunningBound
-from ddpmbench.likelihood.sampled import horvitz_thompson
-from ddpmbench.likelihood.warp import RotatedWarp
+from ddpmbench.likelihood.designs import RotatedWarp
+from ddpmbench.likelihood.estimator import horvitz_thompson
+from ddpmbench.likelihood.stopping import RunningBound
 
 
 def followed(model, seed, *, portion, rotations=4):

@@ -9,15 +9,13 @@ import torch
 from mixtures import SyntheticModel
 from oracles import expected_terms, oracle_checkpoint, oracle_images
 
+from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.likelihood.bound import cumulative_rate
-from ddpmbench.likelihood.features import GaussianFeatures
-from ddpmbench.likelihood.panel import cell_means
-from ddpmbench.likelihood.regression import FeatureTable, predict
-from ddpmbench.likelihood.sampled import greg, horvitz_thompson
+from ddpmbench.likelihood.designs import Pilot, RotatedWarp, warp_density
+from ddpmbench.likelihood.estimator import cell_means, greg, horvitz_thompson
+from ddpmbench.likelihood.regression import FeatureTable, GaussianFeatures, predict
 from ddpmbench.likelihood.stopping import first_rotations, rotations_needed
 from ddpmbench.likelihood.terms import TermsPass, concatenate
-from ddpmbench.likelihood.warp import Pilot, RotatedWarp, warp_density
-from ddpmbench.process.schedule import NoiseSchedule
 
 SEEDS = 500
 # Half widths that make the rule add rotations at most seeds, but not at all.

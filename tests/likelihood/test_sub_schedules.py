@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ddpmbench.likelihood.step_errors import StepErrors
+from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.likelihood.sub_schedules import (
     BEST,
     VARIANCES,
     StepCosts,
+    StepErrors,
     sub_schedule_bounds,
 )
-from ddpmbench.process.schedule import NoiseSchedule
 
 T = 9
 SCHEDULE = NoiseSchedule.linear(40).respaced(T)

@@ -12,11 +12,10 @@ from laws import (
 from oracles import oracle_checkpoint, oracle_images
 from traces import SLICE, WHOLE, check_trace, load_trace
 
+from ddpmbench.diffusion.process import GaussianDiffusion, Prediction, Variance
+from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.likelihood.decoders import MODEL_COLUMNS
 from ddpmbench.likelihood.terms import Rows, TermsPass, bound_terms, prior_bits_per_dim
-from ddpmbench.process.diffusion import GaussianDiffusion
-from ddpmbench.process.prediction import Prediction, Variance
-from ddpmbench.process.schedule import NoiseSchedule
 
 GENERATOR = torch.Generator().manual_seed(0)
 SCHEDULE = NoiseSchedule.linear(40)

@@ -7,8 +7,7 @@ import pytest
 from mixtures import SyntheticModel
 from scipy import stats
 
-from ddpmbench.likelihood.terms import VALUE_COLUMNS, TermTable
-from ddpmbench.likelihood.warp import (
+from ddpmbench.likelihood.designs import (
     PILOT_DRAW,
     PILOT_IMAGES,
     Pilot,
@@ -16,6 +15,7 @@ from ddpmbench.likelihood.warp import (
     decoder_draws,
     warp_density,
 )
+from ddpmbench.likelihood.terms import VALUE_COLUMNS, TermTable
 
 
 def falling(num_timesteps):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ddpmbench.report.block_plot import area_plot, can_show
+from ddpmbench.report.inspection_text import area_plot, can_show
 
 LEVELS = {False: " \u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588", True: " .:#"}
 MARGIN = 12

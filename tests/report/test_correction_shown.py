@@ -7,15 +7,14 @@ import numpy as np
 import pytest
 from test_page import ALWAYS, SUMMARY, contents, words
 
+from ddpmbench.diffusion.data_range import NATS_PER_BIT
 from ddpmbench.errors import InputError
 from ddpmbench.likelihood.bound import BoundEstimate
-from ddpmbench.likelihood.correction import Correction
-from ddpmbench.process.units import NATS_PER_BIT
-from ddpmbench.report.checks import check_run
-from ddpmbench.report.correction import CorrectionInBits
+from ddpmbench.likelihood.precision import Correction
+from ddpmbench.report.nll_text import printed_nll
 from ddpmbench.report.page import run_page
-from ddpmbench.report.printed import printed_nll
-from ddpmbench.report.tables import Comparability, summary
+from ddpmbench.report.schema import check_run
+from ddpmbench.report.tables import Comparability, CorrectionInBits, summary
 
 CORRECTION = Correction(kl=-0.003, decoder=-0.007, variance=1e-7, half_width=0.004, num_rows=1000)
 RECORD = {

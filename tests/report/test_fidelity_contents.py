@@ -10,6 +10,7 @@ import pytest
 from fidelity_folders import NUM_GENERATED, fidelity_folder, nearest, reference, summary
 
 import ddpmbench as db
+from ddpmbench.execution.finished import FinishedRun
 from ddpmbench.report.fidelity import (
     NUM_SHOWN,
     FidelityContents,
@@ -17,7 +18,6 @@ from ddpmbench.report.fidelity import (
     NearestImages,
     reference_name,
 )
-from ddpmbench.runs.finished import FinishedRun
 
 
 @pytest.fixture(scope="module")

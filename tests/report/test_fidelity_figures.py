@@ -12,10 +12,8 @@ from PIL import Image
 
 import ddpmbench as db
 from ddpmbench.report.fidelity import NUM_SHOWN
-from ddpmbench.report.figures.fid_against_n import against_n_figure
-from ddpmbench.report.figures.fidelity_differences import differences_figure
-from ddpmbench.report.figures.per_image import per_image_figure
-from ddpmbench.report.figures.samples import nearest_figure, samples_figure
+from ddpmbench.report.figures.fidelity import against_n_figure, differences_figure, per_image_figure
+from ddpmbench.report.figures.images import nearest_figure, samples_figure
 
 ENDS = {"fashion-mnist:test": (11.9, 0.25)}
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from fidelity_folders import HASH, of_another_network, reference, summary
 
-from ddpmbench.report.printed_fidelity import (
+from ddpmbench.report.fidelity_text import (
     MEASURES,
     comparable_only,
     fidelity_facts,

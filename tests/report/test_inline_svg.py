@@ -6,11 +6,11 @@ from xml.etree import ElementTree
 import pytest
 from run_folders import smooth_run
 
-from ddpmbench.report.figures.bound import bound_figure
+from ddpmbench.execution.folder import write_figure
 from ddpmbench.report.figures.rate_distortion import rate_distortion_figure
 from ddpmbench.report.figures.style import COLORS, GRID, INK
-from ddpmbench.report.inline_svg import inline_panels
-from ddpmbench.runs.folder import write_figure
+from ddpmbench.report.figures.timesteps import bound_figure
+from ddpmbench.report.rendering import inline_panels
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 from run_folders import conventions, per_image, smooth_run
 
+from ddpmbench.execution.pictures import Pictures
 from ddpmbench.report.contents import RunContents
 from ddpmbench.report.page import FIGURES, comparison_page, run_page
-from ddpmbench.runs.pictures import Pictures
 
 SUMMARY = {
     "schema": "ddpmbench.nll/1",

@@ -10,13 +10,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from ddpmbench.quality.pictures import Interpolation, ProgressiveDecoding, ProgressiveGeneration
-from ddpmbench.report.figures.sheet import MAX_PIXELS
-from ddpmbench.report.pictures import (
-    decoding_figure,
-    generation_figure,
-    interpolation_figure,
-)
+from ddpmbench.report.figures.images import MAX_PIXELS
+from ddpmbench.report.pictures import decoding_figure, generation_figure, interpolation_figure
+from ddpmbench.samples.progressive import Interpolation, ProgressiveDecoding, ProgressiveGeneration
 
 RNG = np.random.default_rng(0)
 T = 40

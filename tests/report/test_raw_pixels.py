@@ -2,7 +2,7 @@
 
 import pytest
 
-from ddpmbench.report.raw_pixels import raw_warning
+from ddpmbench.report.text import raw_warning
 
 
 @pytest.mark.parametrize(("bound", "is_worse"), [(6.5, True), (6.1, False), (8.1, True)])

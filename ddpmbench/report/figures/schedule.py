@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from ddpmbench.process.schedule import NoiseSchedule
+from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.report.figures.style import COLORS, INK, axes_panels, drawing, finish, note, shown
 from ddpmbench.report.inspection import log_snr_of
 

@@ -5,15 +5,41 @@ background, so that a page can give each a color of its own.
 """
 
 import contextlib
+import io
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
+
+
+class LogTicks(LogLocator):
+    """Powers of ten on a long axis, their 1, 2 and 5 on a short one, even steps on a very short."""
+
+    def tick_values(self, vmin: float, vmax: float) -> Any:  # noqa: ANN401, D102
+        low, high = sorted((vmin, vmax))
+        if not low > 0 or high >= 300 * low:
+            return LogLocator().tick_values(vmin, vmax)
+        if high >= 5 * low:
+            return LogLocator(subs=(1.0, 2.0, 5.0)).tick_values(vmin, vmax)
+        return MaxNLocator(6).tick_values(vmin, vmax)
+
+
+class NotebookFigure(Figure):
+    """A figure as IPython asks for it."""
+
+    def _repr_png_(self) -> bytes:
+        png = io.BytesIO()
+        kept: Any = {"dpi": 110, "facecolor": "white"}
+        self.savefig(png, format="png", **kept)
+        return png.getvalue()
+
 
 INK, GRID = "#222222", "#e5e5e5"
 # Okabe & Ito 2008; with the markers and dashes they can be told apart in grey.
@@ -63,8 +89,6 @@ def drawing() -> Iterator[None]:
 
 def panels(count: int) -> tuple["Figure", list["SubFigure"]]:
     """A figure of equal panels side by side, each whole in itself."""
-    from ddpmbench.report.figures.notebook import NotebookFigure
-
     width, height = _PANEL
     figure = NotebookFigure(figsize=(count * width, height), layout="constrained")
     return figure, list(figure.subfigures(1, count, squeeze=False)[0])
@@ -89,8 +113,6 @@ def finish(axes: "Axes", title: str, *, x: str, y: str) -> None:
 def log_axis(axes: "Axes", *names: str) -> None:
     """Make axes logarithmic, with several numbers on each, written out."""
     from matplotlib.ticker import FuncFormatter, NullFormatter
-
-    from ddpmbench.report.figures.log_ticks import LogTicks
 
     for name in names:
         axes.set(**{f"{name}scale": "log"})

@@ -1,0 +1,441 @@
+"""The family of diffusers: a folder of a UNet2DModel and a DDPMScheduler."""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ddpmbench.checkpoints.diffusers_files import (
+    AVERAGING,
+    NETWORKS,
+    Layout,
+    WeightFiles,
+    find_layout,
+    relative,
+    weight_map,
+)
+from ddpmbench.checkpoints.diffusers_scheduler import (
+    DEFAULT,
+    Conventions,
+    Fields,
+    UnsaidError,
+    read_scheduler,
+)
+from ddpmbench.checkpoints.schedules import NO_TABLES, read_schedule
+from ddpmbench.checkpoints.settings import CheckpointSettings, UnsettledError
+from ddpmbench.checkpoints.state_dicts import StateDict, join_attention
+from ddpmbench.checkpoints.weights import (
+    build_unet,
+    check_blob,
+    check_outputs,
+    naming,
+    only_tensors,
+    read_state,
+    rounding_notes,
+    sha256_of,
+    unet_names,
+)
+from ddpmbench.diffusion.model import Checkpoint, ImageSize
+from ddpmbench.diffusion.process import Prediction, Variance
+from ddpmbench.errors import InputError
+from ddpmbench.unet.unet import Resampling, UNetConfig
+
+_CLASSES = ("UNet2DModel", "UNetModel", "UNetUnconditionalModel")
+# What UNet2DModel takes where a file lacks the field.
+_DEFAULTS: dict[str, object] = {
+    "sample_size": None,
+    "in_channels": 3,
+    "out_channels": 3,
+    "center_input_sample": False,
+    "time_embedding_type": "positional",
+    "time_embedding_dim": None,
+    "freq_shift": 0,
+    "flip_sin_to_cos": True,
+    "down_block_types": ("DownBlock2D", *["AttnDownBlock2D"] * 3),
+    "mid_block_type": "UNetMidBlock2D",
+    "up_block_types": (*["AttnUpBlock2D"] * 3, "UpBlock2D"),
+    "block_out_channels": (224, 448, 672, 896),
+    "layers_per_block": 2,
+    "mid_block_scale_factor": 1,
+    "downsample_padding": 1,
+    "downsample_type": "conv",
+    "upsample_type": "conv",
+    "dropout": 0.0,
+    "act_fn": "silu",
+    "attention_head_dim": 8,
+    "norm_num_groups": 32,
+    "attn_norm_num_groups": None,
+    "norm_eps": 1e-5,
+    "resnet_time_scale_shift": "default",
+    "add_attention": True,
+    "class_embed_type": None,
+    "num_class_embeds": None,
+    "num_train_timesteps": None,
+}
+_OLD_NAMES = {"down_blocks": "down_block_types", "up_blocks": "up_block_types"}
+# Kind of block -> whether it has attention, and how it resamples; None: as the type field says.
+_DOWN: dict[str, tuple[bool, Resampling | None]] = {
+    "DownBlock2D": (False, "conv"),
+    "AttnDownBlock2D": (True, None),
+    "ResnetDownsampleBlock2D": (False, "block"),
+}
+_UP: dict[str, tuple[bool, Resampling | None]] = {
+    "UpBlock2D": (False, "conv"),
+    "AttnUpBlock2D": (True, None),
+    "ResnetUpsampleBlock2D": (False, "block"),
+}
+_RESAMPLING: dict[str, Resampling] = {"conv": "conv", "resnet": "block"}
+
+
+def read_network(path: Path) -> tuple[UNetConfig, ImageSize | None]:
+    """The network of a `config.json`, and the size of the images it was trained on.
+
+    Raises:
+        InputError: the file is damaged, or describes a network that our U-Net cannot express;
+            the line names the field.
+
+    Source: diffusers' UNet2DModel and its documented defaults.
+    """
+    fields = Fields.read(path, _DEFAULTS, _OLD_NAMES)
+    if fields.values.get("_class_name") not in _CLASSES:
+        raise fields.refusal("_class_name", "only UNet2DModel can be read")
+    for name in sorted(fields.given - set(_DEFAULTS) - AVERAGING):
+        if not name.startswith("_") and fields.values[name] is not None:
+            raise fields.refusal(
+                name, "not a field of UNet2DModel; remove it if the network does not depend on it"
+            )
+    channels = fields.integers("block_out_channels")
+    if not channels:
+        raise fields.refusal("block_out_channels", "must name at least one resolution")
+    groups = fields.integer("norm_num_groups")
+    shift = fields.text("resnet_time_scale_shift") == "scale_shift"
+    fields.require("resnet_time_scale_shift", ("default", "scale_shift"))
+    fields.require("center_input_sample", (False,))
+    fields.require("time_embedding_type", ("positional",))
+    fields.require("time_embedding_dim", (None, 4 * channels[0]))
+    fields.require("mid_block_type", ("UNetMidBlock2D",))
+    fields.require("mid_block_scale_factor", (1,))
+    fields.require("act_fn", ("silu", "swish"))
+    # with scale_shift, diffusers leaves the middle attention without a normalization if null
+    fields.require("attn_norm_num_groups", (groups,) if shift else (None, groups))
+    fields.require("add_attention", (True,))
+    fields.require("class_embed_type", (None,))
+    attention, resampling = _blocks(fields, len(channels))
+    if resampling == "conv":
+        fields.require("downsample_padding", (0, 1))
+    head_channels = _optional_integer(fields, "attention_head_dim")
+    if head_channels and any(
+        c % head_channels for c in (channels[-1], *_with(channels, attention))
+    ):
+        raise fields.refusal("attention_head_dim", f"does not divide the channels {channels}")
+    with naming(path):
+        config = UNetConfig(
+            in_channels=fields.integer("in_channels"),
+            out_channels=fields.integer("out_channels"),
+            model_channels=channels[0],
+            channels=channels,
+            num_blocks=fields.integer("layers_per_block"),
+            attention=attention,
+            head_channels=head_channels,
+            num_classes=_optional_integer(fields, "num_class_embeds"),
+            scale_shift=shift,
+            resampling=resampling,
+            symmetric_padding=fields.values["downsample_padding"] == 1,
+            cosine_first=fields.flag("flip_sin_to_cos"),
+            frequency_shift=fields.number("freq_shift"),
+            norm_groups=groups,
+            norm_eps=fields.number("norm_eps"),
+            dropout=fields.number("dropout"),
+        )
+    return config, _image_size(fields)
+
+
+def _blocks(fields: Fields, depth: int) -> tuple[tuple[bool, ...], Resampling]:
+    """Which resolutions have attention, and how all of them resample."""
+    attention: dict[str, list[bool]] = {}
+    resampling: dict[str, Resampling] = {}
+    for way, kinds in (("down", _DOWN), ("up", _UP)):
+        field = f"{way}_block_types"
+        types = [name.removeprefix("UNetRes") for name in fields.texts(field)]
+        if len(types) != depth:
+            raise fields.refusal(field, f"must be {depth} long, like block_out_channels")
+        if unknown := [name for name in types if name not in kinds]:
+            raise fields.refusal(field, f"{unknown[0]} cannot be read")
+        attention[way] = [kinds[name][0] for name in types]
+        # the last block of either way does not resample
+        for name in types[:-1]:
+            kind = kinds[name][1]
+            if kind is None:
+                fields.require(f"{way}sample_type", tuple(_RESAMPLING))
+                kind = _RESAMPLING[fields.text(f"{way}sample_type")]
+            if resampling.setdefault("", kind) != kind:
+                raise fields.refusal(field, "resamples in more than one way, which cannot be read")
+    if attention["down"] != attention["up"][::-1]:
+        raise fields.refusal("up_block_types", "does not mirror down_block_types")
+    return tuple(attention["down"]), resampling.get("", "conv")
+
+
+def _with(channels: tuple[int, ...], chosen: tuple[bool, ...]) -> list[int]:
+    return [width for width, wanted in zip(channels, chosen, strict=True) if wanted]
+
+
+def _optional_integer(fields: Fields, name: str) -> int:
+    """A field that is a positive number; 0 if it is null."""
+    if fields.values[name] is None:
+        return 0
+    if not (value := fields.integer(name)):
+        raise fields.refusal(name, "must be null or at least 1")
+    return value
+
+
+def _image_size(fields: Fields) -> ImageSize | None:
+    size = fields.values["sample_size"]
+    if size is None:
+        return None
+    if isinstance(size, list):
+        sides = fields.integers("sample_size")
+        if len(sides) != 2 or min(sides) < 1:
+            raise fields.refusal("sample_size", "must be a number, or a height and a width")
+        return sides[0] if sides[0] == sides[1] else (sides[0], sides[1])
+    return fields.integer("sample_size")
+
+
+# Our names -> theirs, applied in this order.
+_RENAMES = (
+    (r"^time_(\d)\.", r"time_embedding.linear_\1."),
+    (r"^classes\.", "class_embedding."),
+    (r"^norm_out\.", "conv_norm_out."),
+    (r"^(down|up)\.(\d+)\.blocks\.", r"\1_blocks.\2.resnets."),
+    (r"^(down|up)\.(\d+)\.attentions\.", r"\1_blocks.\2.attentions."),
+    (r"^(down|up)\.(\d+)\.resample\.", r"\1_blocks.\2.\1samplers.0."),
+    (r"^middle\.block_1\.", "mid_block.resnets.0."),
+    (r"^middle\.block_2\.", "mid_block.resnets.1."),
+    (r"^middle\.attention\.", "mid_block.attentions.0."),
+    (r"\.(norm|conv)_(\d)\.", r".\1\2."),
+    (r"\.time\.", ".time_emb_proj."),
+    (r"\.shortcut\.", ".conv_shortcut."),
+    (r"(attentions\.\d+)\.norm\.", r"\1.group_norm."),
+    (r"(attentions\.\d+)\.out\.", r"\1.to_out.0."),
+)
+_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+TELLING = (("time_embedding.linear_1.weight", "conv_norm_out.weight"),)
+"""Names that tell this family under any prefix; all of a row must be there."""
+
+
+def is_diffusers(names: Mapping[str, object]) -> bool:
+    """Whether a state dict has the names of diffusers' UNet2DModel."""
+    return set(TELLING[0]) <= set(names)
+
+
+def read_diffusers(
+    folder: Path,
+    *,
+    source: str,
+    settings: CheckpointSettings,
+    chosen: WeightFiles | None = None,
+    state: StateDict | None = None,
+) -> Checkpoint:
+    """The checkpoint in a folder written by diffusers.
+
+    Args:
+        folder: holds `config.json`, `scheduler_config.json` and the weights, or the same in
+            `unet/` and `scheduler/`; averaged weights may be beside them in `unet_ema/`.
+        source: the path or hub id as the user gave it.
+        settings: what the scheduler does not say, and which weights to read.
+        chosen: the weights to read; None leaves the choice to what is there.
+        state: what is read of the file chosen, where it holds more than one state dict.
+
+    Raises:
+        InputError: there are several sets of weights that differ; or a file is missing or damaged,
+            or says something this package cannot express; the line names the file and the field.
+
+    Source: diffusers' UNet2DModel and DDPMScheduler.
+    """
+    layout = find_layout(folder, weights=settings.weights, chosen=chosen)
+    scheduler = layout.scheduler
+    if not scheduler.is_file() and folder.resolve().name in NETWORKS:
+        raise InputError(
+            f"{scheduler}: missing, so nothing says the noise schedule; pass "
+            f"{folder.resolve().parent}"
+        )
+    config, image_size = read_network(layout.config)
+    found, weights, sha256, equal = _read_candidates(layout, folder, state)
+    said_by, kind = found.path, found.kind if state is None else state.kind or found.kind
+    conventions = _conventions(scheduler, settings, said_by, weights)
+    variance = settings.variance
+    said = scheduler if variance is None else f"--variance {variance}: {layout.config}"
+    check_outputs(config, conventions.variance, source=said)
+    names = {name: their_name(name) for name in unet_names(config, source=str(layout.config))}
+    weights = join_attention(
+        weights,
+        names.values(),
+        parts=("to_q", "to_k", "to_v"),
+        output="to_out.0",
+        source=said_by,
+    )
+    network = build_unet(config, weights, source=str(said_by), names=names)
+    return Checkpoint(
+        network=network,
+        schedule=conventions.schedule,
+        prediction=conventions.prediction,
+        variance=conventions.variance,
+        clip=conventions.clip,
+        weights=kind,
+        part="" if state is None or state.alone else state.where,
+        where="" if state is None else state.where,
+        files=tuple(map(str, found.files)),
+        channels=config.in_channels,
+        image_size=image_size,
+        size_multiple=config.size_multiple,
+        num_classes=config.num_classes,
+        family="diffusers",
+        source=source,
+        sha256=sha256,
+        notes=(*layout.notes, *equal, *conventions.notes),
+        sources=conventions.sources,
+    )
+
+
+def _conventions(
+    scheduler: Path, settings: CheckpointSettings, file: Path, weights: dict[str, Tensor]
+) -> Conventions:
+    """What the scheduler's file says, or the options where there is none.
+
+    `file` and `weights` are for whoever asks what is known where something is left open.
+    """
+    try:
+        if scheduler.is_file():
+            return read_scheduler(scheduler, settings)
+        if None in (settings.schedule, settings.prediction, settings.variance):
+            raise _nothing_said(scheduler, settings)
+    except UnsaidError as error:
+        raise UnsettledError(
+            str(error), family="diffusers", path=file, weights=weights, missing=error.options
+        ) from error
+    said = (str(settings.schedule), str(settings.prediction), str(settings.variance))
+    return Conventions(
+        schedule=read_schedule(said[0]),
+        prediction=Prediction(said[1]),
+        variance=Variance(said[2]),
+        clip=True,
+        notes=(f"no {scheduler}; as the options say: {', '.join(said)}",),
+        sources={"clip": DEFAULT},
+    )
+
+
+def _nothing_said(scheduler: Path, settings: CheckpointSettings) -> UnsaidError:
+    """The error for a folder without a scheduler, which a training leaves behind."""
+    options = {
+        NO_TABLES.example: settings.schedule,
+        "--prediction eps": settings.prediction,
+        "--variance fixed_small": settings.variance,
+    }
+    missing = tuple(option for option, said in options.items() if said is None)
+    return UnsaidError(
+        f"{scheduler}: missing, so nothing says the noise schedule; copy it there from where the "
+        f"model came, or say how it was trained: {' '.join(missing)}, or whatever else it was",
+        *missing,
+    )
+
+
+def _read_candidates(
+    layout: Layout, folder: Path, state: StateDict | None
+) -> tuple[WeightFiles, dict[str, Tensor], str, list[str]]:
+    """The weights, if all candidates hold the same, their SHA-256 and what to note of them.
+
+    Where some hold them rounded, those that are not are read.
+    """
+    found, *others = layout.candidates
+    weights, sha256 = _read_weights(found, state)
+    notes = [*(state.notes if state is not None else rounding_notes(weights))]
+    equal = []
+    for other in others:
+        theirs, their_sha256 = _read_weights(other)
+        if not _same_weights(weights, theirs):
+            names = ", ".join(relative(each.path, folder) for each in layout.candidates)
+            raise InputError(
+                f"{folder}: holds sets of weights that differ: {names}; pass the one to read: "
+                f"--ckpt {found.path}, or --ckpt {other.path}"
+            )
+        rounded = ", rounded" if _bytes_of(theirs) != _bytes_of(weights) else ""
+        if _bytes_of(theirs) > _bytes_of(weights):
+            found, other = other, found
+            weights, sha256, notes = theirs, their_sha256, [*rounding_notes(theirs)]
+        equal.append(f"{relative(other.path, folder)}{rounded}")
+    if equal:
+        notes.append(
+            f"weights: {relative(found.path, folder)} is read; the same are in {', '.join(equal)}"
+        )
+    return found, weights, sha256, notes
+
+
+def _bytes_of(weights: Mapping[str, Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in weights.values())
+
+
+def _same_weights(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    """Whether two sets are the same, or one is the other rounded."""
+    if one.keys() != other.keys():
+        return False
+    for name, a in one.items():
+        narrow, wide = sorted((a, other[name]), key=Tensor.element_size)
+        if narrow.numel() != wide.numel() or not torch.equal(
+            wide.to(narrow.dtype).flatten(), narrow.flatten()
+        ):
+            return False
+    return True
+
+
+def _read_weights(
+    found: WeightFiles, state: StateDict | None = None
+) -> tuple[dict[str, Tensor], str]:
+    """All weights, those of attention under the names of today, and the SHA-256 of their file.
+
+    Of shards it is that of the lines that `sha256sum` prints of them, in the order of their names.
+    """
+    weights: dict[str, Tensor] = {}
+    lines = []
+    places = None if found.index is None else weight_map(found.index)
+    for file in found.files:
+        part = only_tensors(read_state(file) if state is None else state.weights, source=str(file))
+        digest = sha256_of(file)
+        check_blob(file, digest)
+        lines.append(f"{digest}  {file.name}\n")
+        if places is not None:
+            said = {name for name, place in places.items() if place == file.name}
+            if wrong := sorted(said ^ set(part)):
+                does = "has no" if wrong[0] in said else "has a"
+                assert found.index is not None
+                raise InputError(
+                    f"{file}: {does} weight {wrong[0]}, unlike what {found.index.name} says; copy "
+                    "or download both again"
+                )
+        weights |= part
+    weights = _named_as_now(weights)
+    if found.index is None:
+        return weights, digest
+    return weights, hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def their_name(name: str) -> str:
+    """What diffusers calls a weight of `network.unet.UNet`.
+
+    Queries, keys and values are one `qkv` in the name; diffusers has to_q, to_k and to_v.
+    """
+    for pattern, replacement in _RENAMES:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _named_as_now(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same weights, those of attention under the names of today."""
+    old = re.compile(r"(attentions\.\d+)\.(query|key|value|proj_attn)\.")
+    return {
+        old.sub(lambda found: f"{found[1]}.{_OLD_ATTENTION[found[2]]}.", name): tensor
+        for name, tensor in weights.items()
+    }

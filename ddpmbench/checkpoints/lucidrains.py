@@ -1,0 +1,524 @@
+"""The family of lucidrains/denoising-diffusion-pytorch: what its Trainer or its classes save."""
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import inspect
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ddpmbench.checkpoints.settings import CheckpointSettings, UnsettledError
+from ddpmbench.checkpoints.weights import load_weights, naming, only_tensors, sha256_of
+from ddpmbench.diffusion.model import Checkpoint
+from ddpmbench.diffusion.process import Prediction, Variance
+from ddpmbench.diffusion.schedule import NoiseSchedule
+from ddpmbench.errors import InputError
+
+PACKAGE = "denoising-diffusion-pytorch"
+OWN = "build it with --network FILE.py:NAME"
+"""What to do with a network of the package that is not read."""
+HEAD_CHANNELS = 32
+"""What versions before 1.9, whose networks have no memory keys, have by default."""
+
+
+@dataclasses.dataclass(frozen=True)
+class UnetArguments:
+    """What the package's `Unet` is built with, under its names; one entry a resolution."""
+
+    dim: int
+    init_dim: int
+    out_dim: int
+    channels: int
+    self_condition: bool
+    dim_mults: tuple[int, ...]
+    full_attn: tuple[bool, ...]
+    attn_heads: tuple[int, ...]
+    attn_dim_head: tuple[int, ...]
+
+    @property
+    def learned_variance(self) -> bool:
+        """Whether there is a second image's worth of outputs."""
+        return self.out_dim == 2 * self.channels
+
+    @property
+    def size_multiple(self) -> int:
+        """Height and width of an image must be divisible by this."""
+        return int(2 ** (len(self.dim_mults) - 1))
+
+
+def read_arguments(weights: Mapping[str, Tensor], path: Path) -> UnetArguments:
+    """The arguments of the network that has these weights.
+
+    Args:
+        weights: the network's own names and tensors.
+        path: the file to name in an error.
+
+    Raises:
+        InputError: they are not those of the package's unconditional two-dimensional `Unet`.
+    """
+    if "classes_emb.weight" in weights:
+        raise InputError(
+            f"{path}: the network of {PACKAGE}'s classifier_free_guidance, which depends on "
+            f"classes; only its Unet is read, {OWN}"
+        )
+    if "init_conv.weight" not in weights:
+        first = next(iter(weights), "none")
+        raise InputError(
+            f"{path}: its network is not {PACKAGE}'s Unet (its first weight is {first}); {OWN}"
+        )
+    shapes = _Shapes(weights, path)
+    dim = shapes.of("time_mlp.1.weight", 2)[0] // 4
+    init_dim, inputs, *_ = shapes.of("init_conv.weight", 4)
+    out_dim = shapes.of("final_conv.weight", 4)[0]
+    if out_dim == 2 * inputs + 2:
+        raise InputError(
+            f"{path}: the network of a WeightedObjectiveGaussianDiffusion, which predicts both "
+            f"noise and x_start; this is not read, {OWN}"
+        )
+    self_condition = inputs == 2 * out_dim
+    if not self_condition and out_dim not in (inputs, 2 * inputs):
+        raise InputError(
+            f"{path}: the network gives {out_dim} channels for {inputs}, which no objective of "
+            f"{PACKAGE} takes; {OWN}"
+        )
+    levels, multiples = 0, []
+    while f"downs.{levels}.0.block1.proj.weight" in weights:
+        last = f"downs.{levels}.3.weight"
+        width = shapes.of(last if last in weights else f"downs.{levels}.3.1.weight", 4)[0]
+        if not dim or width % dim:
+            raise InputError(
+                f"{path}: {width} channels are no multiple of dim = {dim}, which {PACKAGE} cannot "
+                f"build; {OWN}"
+            )
+        multiples.append(width // dim)
+        levels += 1
+    if not levels:
+        raise InputError(f"{path}: has no downs.0.0.block1.proj.weight; the file is not whole")
+    attention = [shapes.attention(f"downs.{level}.2") for level in range(levels)]
+    full, heads, head_channels = zip(*attention, strict=True)
+    return UnetArguments(
+        dim=dim,
+        init_dim=init_dim,
+        out_dim=out_dim,
+        channels=inputs // 2 if self_condition else inputs,
+        self_condition=self_condition,
+        dim_mults=tuple(multiples),
+        full_attn=full,
+        attn_heads=heads,
+        attn_dim_head=head_channels,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shapes:
+    weights: Mapping[str, Tensor]
+    path: Path
+
+    def of(self, name: str, dims: int) -> tuple[int, ...]:
+        tensor = self.weights.get(name)
+        if tensor is None:
+            raise InputError(f"{self.path}: has no weight {name}; the file is not whole")
+        if tensor.ndim != dims:
+            kind = "its one-dimensional Unet1D" if tensor.ndim == 3 else "another network"
+            raise InputError(
+                f"{self.path}: {name} is {list(tensor.shape)}, that of {kind}; only {PACKAGE}'s "
+                f"Unet is read, {OWN}"
+            )
+        return tuple(tensor.shape)
+
+    def attention(self, prefix: str) -> tuple[bool, int, int]:
+        """Whether it is full attention, its heads, and the channels of each."""
+        if f"{prefix}.fn.fn.to_qkv.weight" in self.weights:
+            prefix += ".fn.fn"
+        full = f"{prefix}.to_out.weight" in self.weights
+        if f"{prefix}.mem_kv" in self.weights:
+            _, heads, *last = self.of(f"{prefix}.mem_kv", 4)
+            return full, heads, last[1 if full else 0]
+        rows = self.of(f"{prefix}.to_qkv.weight", 4)[0]
+        if rows % (3 * HEAD_CHANNELS):
+            raise InputError(
+                f"{self.path}: {prefix}.to_qkv.weight has {rows} rows, which are no queries, keys "
+                f"and values of heads of {HEAD_CHANNELS} channels; {OWN}"
+            )
+        return full, rows // (3 * HEAD_CHANNELS), HEAD_CHANNELS
+
+
+_LOG_FLOOR = -46.051701859880914  # log 1e-20
+
+
+def build_unet(
+    arguments: UnetArguments, weights: Mapping[str, Tensor], *, path: Path, version: str | None
+) -> nn.Module:
+    """The installed package's network with these weights in it, in evaluation mode.
+
+    Called with x_t (B, C, H, W) and time (B,); gives (B, C, H, W), or (B, 2C, H, W).
+
+    Args:
+        arguments: what `read_arguments` found.
+        weights: the network's own names and tensors.
+        path: the file to name in an error.
+        version: of the package that wrote the file; None if it does not say.
+
+    Raises:
+        InputError: the package is missing or of a version whose network is another, or the
+            weights are not whole.
+    """
+    unet = _imported(path)
+    generation = _generation(weights)
+    # From 2.0 on the same names are the same function. Before, attention and convolutions changed
+    # without a change of names, so only the version that wrote a file is known to read it.
+    if generation != "2" and version is None:
+        raise InputError(
+            f"{path}: its network is of {PACKAGE} before 2.0, but it does not say of which "
+            f"version, and they differ; {OWN}"
+        )
+    install = f"{PACKAGE}=={version}" if version else f"'{PACKAGE}>=2'"
+    other = InputError(
+        f"{path}: its network is that of {PACKAGE} {version or 'from 2.0 on'}, the installed "
+        f"{installed_version()} has another: pip install {install}"
+    )
+    try:
+        with torch.device("meta"):  # nothing is allocated before the shapes are the file's
+            network: nn.Module = unet(**_accepted(arguments, unet))
+    except (AssertionError, TypeError, ValueError, RuntimeError) as error:
+        raise other from error
+    is_same = generation == "2" or version == installed_version()
+    names = network.state_dict()
+    is_another = version not in (None, installed_version()) and set(names) != set(weights)
+    if _generation(names) != generation or is_another or not is_same:
+        raise other
+    with naming(path):
+        load_weights(network, weights, source=str(path))
+    return network.eval()
+
+
+def installed_version() -> str:
+    """The version of the package on this machine."""
+    return importlib.metadata.version(PACKAGE)
+
+
+def unsaid_arguments(weights: Mapping[str, Tensor]) -> str:
+    """What the shapes of the network do not tell, with the value that is taken for it."""
+    values = ["sinusoidal_pos_emb_theta 10000"]
+    if _generation(weights) != "2":
+        values.append("resnet_block_groups 8")
+    if _generation(weights) == "before 1.9":
+        values.append(f"attn_dim_head {HEAD_CHANNELS}")
+    return ", ".join(values)
+
+
+class RangeFromZero(nn.Module):
+    """A network whose variance at t = 1 is interpolated from the package's lower end.
+
+    The package interpolates between log 1e-20 and log beta at t = 1, where the posterior variance
+    is 0; `Variance.LEARNED_RANGE` between that of t = 2 and beta. The value that gives the same
+    variance in the latter is handed on. A respaced schedule has another t = 2, and so a variance
+    at t = 1 that lies between the network's and beta.
+    """
+
+    def __init__(self, network: nn.Module, *, log_beta: float, log_posterior: float) -> None:
+        super().__init__()
+        self.network = network
+        self._stretch = (log_beta - _LOG_FLOOR) / (log_beta - log_posterior)
+
+    def forward(self, x_t: Tensor, time: Tensor) -> Tensor:
+        """As the network, (B, 2C, H, W)."""
+        output, value = self.network(x_t, time).float().chunk(2, dim=1)
+        at_first = (time == 0).view(-1, 1, 1, 1)
+        value = torch.where(at_first, 1 - (1 - value) * self._stretch, value)
+        return torch.cat([output, value], dim=1)
+
+
+def _imported(path: Path) -> type[nn.Module]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what its imports warn of is not ours to mend
+            from denoising_diffusion_pytorch import Unet
+    except ImportError as error:
+        raise InputError(
+            f"{path}: its network runs through {PACKAGE}, which cannot be imported ({error}): "
+            "pip install 'ddpmbench[lucidrains]'"
+        ) from error
+    unet: type[nn.Module] = Unet
+    return unet
+
+
+def _generation(weights: Mapping[str, object]) -> str:
+    """Which versions of the package have a network with such names."""
+    if "downs.0.0.block1.norm.g" in weights:
+        return "2"
+    return "1.9 to 1.11" if "mid_attn.mem_kv" in weights else "before 1.9"
+
+
+def _accepted(arguments: UnetArguments, unet: type[nn.Module]) -> dict[str, object]:
+    """The arguments that this version knows, one number where it may not know several.
+
+    Raises:
+        ValueError: it does not know one that is not what it has built in.
+    """
+    built_in = {"attn_heads": 4, "attn_dim_head": HEAD_CHANNELS, "full_attn": False}
+    known = inspect.signature(unet).parameters
+    result: dict[str, object] = {}
+    for field in dataclasses.fields(arguments):
+        value = getattr(arguments, field.name)
+        if field.name in ("attn_heads", "attn_dim_head") and len(set(value)) == 1:
+            value = value[0]
+        if field.name in known:
+            result[field.name] = value
+        elif set(value if isinstance(value, tuple) else [value]) != {built_in.get(field.name)}:
+            raise ValueError(f"{field.name} = {value}")
+    return result
+
+
+_ULP = 2.0**-23
+"""Two float32 numbers that differ by less, relatively, may be roundings of the same one."""
+_ROUNDING = 5e-7
+"""How far beta and the ratio of two products may be from adding up to 1, as float32."""
+_NAMED: dict[str, Callable[[int], NoiseSchedule]] = {
+    "linear": NoiseSchedule.linear,
+    "cosine": NoiseSchedule.cosine,
+    "sigmoid": NoiseSchedule.sigmoid,
+}
+_AGREEMENT = 1e-3
+"""How far, relatively, a loss weight may be from the one its objective would have."""
+
+
+def read_schedule(buffers: Mapping[str, Tensor], *, path: Path) -> NoiseSchedule:
+    """The schedule in the buffers `betas` and `alphas_cumprod`, which are float32.
+
+    A linear or cosine schedule that rounds to them is taken as it is in float64. Of any other,
+    beta is right to 6e-8 and 1 - beta to 2e-7, relatively: where beta is large, 1 - beta is the
+    ratio of two of the cumulative products, because the difference would have lost its digits.
+
+    Args:
+        buffers: (T,) each, under the package's names.
+        path: the file to name in an error.
+
+    Raises:
+        InputError: a buffer is missing or no schedule, or the two contradict each other.
+    """
+    betas = _buffer(buffers, "betas", path)
+    alphas_cumprod = _buffer(buffers, "alphas_cumprod", path)
+    if betas.shape != alphas_cumprod.shape:
+        raise InputError(
+            f"{path}: betas is {list(betas.shape)}, alphas_cumprod {list(alphas_cumprod.shape)}; "
+            "the file is not whole"
+        )
+    previous = torch.cat([torch.ones(1, dtype=torch.float64), alphas_cumprod[:-1]])
+    remaining = alphas_cumprod / previous
+    wrong = ~((remaining - (1 - betas)).abs() <= _ROUNDING)
+    if bool(wrong.any()):
+        raise InputError(
+            f"{path}: betas and alphas_cumprod contradict each other at t = "
+            f"{1 + int(wrong.nonzero()[0])}; they were changed or rounded after the training, "
+            "copy the file again"
+        )
+    with naming(path):
+        return _named(NoiseSchedule.from_betas(torch.where(betas > 0.5, 1 - remaining, betas)))
+
+
+def _named(schedule: NoiseSchedule) -> NoiseSchedule:
+    """The schedule with its name; in float64 where it is one that rounds to it."""
+    for name, make in _NAMED.items():
+        with contextlib.suppress(InputError):  # too few steps for a schedule of that name
+            known = make(schedule.num_timesteps)
+            off = (schedule.betas / known.betas - 1).abs()
+            if bool((off <= _ULP).all()):
+                return known
+            # The package's sigmoid has ends in float32, which shows where little is left.
+            if name == "sigmoid" and bool((off[:-1] < 1e-2).all()):
+                return NoiseSchedule.from_betas(schedule.betas, name=name)
+    return schedule
+
+
+def read_prediction(schedule: NoiseSchedule, loss_weight: Tensor | None) -> Prediction | None:
+    """What the network outputs, told by how the loss was weighted over t; None if nothing tells.
+
+    With s = min(snr, gamma), gamma infinite by default, the weight is s / snr where the target is
+    the noise, s where it is x_start and s / (snr + 1) where it is v.
+
+    Args:
+        schedule: of T steps.
+        loss_weight: (T,); None if the file has none.
+
+    Source: Hang et al. 2023; GaussianDiffusion of the package.
+    """
+    if loss_weight is None or loss_weight.shape != schedule.snr.shape:
+        return None
+    weight, snr = loss_weight.double(), schedule.snr
+    implied = {
+        Prediction.EPSILON: weight * snr,
+        Prediction.X_START: weight,
+        Prediction.V: weight * (snr + 1),
+    }
+    found = [prediction for prediction, values in implied.items() if _is_clipped(values, snr)]
+    return found[0] if len(found) == 1 else None
+
+
+def _is_clipped(values: Tensor, snr: Tensor) -> bool:
+    """Whether the values are min(snr, gamma) of some gamma."""
+    gamma = values.max()
+    expected = snr.clamp(max=float(gamma))
+    return bool(((values - expected).abs() <= _AGREEMENT * expected).all())
+
+
+def _buffer(buffers: Mapping[str, Tensor], name: str, path: Path) -> Tensor:
+    values = buffers.get(name)
+    if values is None:
+        raise InputError(f"{path}: has no buffer {name}; the file is not whole")
+    if values.ndim != 1 or not len(values) or not values.is_floating_point():
+        raise InputError(
+            f"{path}: {name} is {list(values.shape)} {values.dtype}, not one row of numbers"
+        )
+    return values.detach().cpu().double()
+
+
+TELLING = (("betas", "model.init_conv.weight"),)
+"""The names that tell a GaussianDiffusion of the package around one of its convolutional nets."""
+_NETWORK = "model."
+_UNET = ("init_conv.weight", "time_mlp.1.weight", "final_res_block.block1.proj.weight")
+
+
+def is_lucidrains(names: Mapping[str, object]) -> bool:
+    """Whether a state dict has the names of a GaussianDiffusion of the package."""
+    return set(TELLING[0]) <= set(names)
+
+
+def other_lucidrains(names: Sequence[str]) -> str | None:
+    """Why a file of the package that is none of a GaussianDiffusion is not read, as a line's rest.
+
+    None if it is of something else.
+
+    Args:
+        names: of all its tensors.
+    """
+    whole = f"only its GaussianDiffusion with its Unet is read, {OWN}"
+    if {"betas", "posterior_mean_coef1", "model.input_block.weight"} <= {
+        name.removeprefix("ema_model.") for name in names
+    }:
+        return f"another network of {PACKAGE} than its Unet; {whole}"
+    ends = {end for end in _UNET if any(name.endswith(end) for name in names)}
+    if len(ends) < len(_UNET):
+        return None
+    if set(_UNET) <= set(names):
+        return (
+            f"the network of {PACKAGE} alone, without its schedule; pass the file that its "
+            f"Trainer saved (model-N.pt), or {OWN}"
+        )
+    return f"a diffusion of {PACKAGE} without betas (elucidated or of continuous time); {whole}"
+
+
+def read_lucidrains(
+    path: Path,
+    state: Mapping[str, object],
+    *,
+    source: str,
+    settings: CheckpointSettings,
+    version: str | None = None,
+) -> Checkpoint:
+    """The checkpoint in a state dict of a GaussianDiffusion, as the package's Trainer saves it.
+
+    The schedule comes from its buffers, what the network predicts from how its loss was weighted.
+    Samples of the package have the posterior variance, and clip. The network is the package's
+    own, and is not given its own prediction where it is self-conditioned.
+
+    Args:
+        path: the file the state dict came from.
+        state: what it holds.
+        source: the path as the user gave it.
+        settings: its `prediction` settles what the loss does not tell.
+        version: of the package that wrote the file; None if that is not known.
+
+    Raises:
+        UnsettledError: it does not say what the network predicts.
+        InputError: its network is not the package's `Unet`, its weights are not whole, or the
+            package is missing or of a version whose network is another.
+
+    Source: the package's denoising_diffusion_pytorch.py and learned_gaussian_diffusion.py.
+    """
+    tensors = only_tensors(state, source=str(path))
+    weights = {
+        name.removeprefix(_NETWORK): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(_NETWORK)
+    }
+    arguments = read_arguments(weights, path)
+    schedule = read_schedule(tensors, path=path)
+    network = build_unet(arguments, weights, path=path, version=version)
+    prediction, notes = _prediction(arguments, schedule, tensors, settings)
+    if prediction is None:
+        raise UnsettledError(
+            f"{path}: does not say what the network predicts (its loss_weight is that of no "
+            "objective); pass --prediction eps, x_start or v, whichever it was trained with",
+            family="lucidrains",
+            path=path,
+            weights=weights,
+            missing=("--prediction v",),
+        )
+    learned = arguments.learned_variance
+    if learned:
+        network = _with_their_range(network, schedule)
+    by = "" if version in (None, installed_version()) else f", written by {version}"
+    return Checkpoint(
+        network=network,
+        schedule=schedule,
+        prediction=prediction,
+        variance=Variance.LEARNED_RANGE if learned else Variance.FIXED_SMALL,
+        channels=arguments.channels,
+        size_multiple=arguments.size_multiple,
+        family="lucidrains",
+        source=source,
+        sha256=sha256_of(path),
+        notes=(
+            f"network run by {PACKAGE} {installed_version()}{by}",
+            *notes,
+            "not in the file, taken as the package has it by default: "
+            f"auto_normalize True (else --data-range 0,1), {unsaid_arguments(weights)}",
+        ),
+    )
+
+
+def version_in(content: Mapping[str, object]) -> str | None:
+    """The version of the package that wrote a file, where it says so."""
+    version = content.get("version")
+    if isinstance(version, str) and re.fullmatch(r"\d+(\.\d+)+", version):
+        return version
+    return None
+
+
+def _prediction(
+    arguments: UnetArguments,
+    schedule: NoiseSchedule,
+    tensors: Mapping[str, Tensor],
+    settings: CheckpointSettings,
+) -> tuple[Prediction | None, list[str]]:
+    """What the network predicts, and what there is to say of it."""
+    if arguments.learned_variance:
+        return Prediction.EPSILON, [
+            "a LearnedGaussianDiffusion, which is trained on the noise whatever its objective"
+        ]
+    notes = []
+    if arguments.self_condition:
+        notes.append(
+            "self-conditioned: its own prediction is zeros here, as in half of its training"
+        )
+    prediction = read_prediction(schedule, tensors.get("loss_weight"))
+    if prediction is None and settings.prediction is not None:
+        prediction = Prediction(settings.prediction)
+        notes.append(f"--prediction {prediction}, which the file does not say")
+    return prediction, notes
+
+
+def _with_their_range(network: nn.Module, schedule: NoiseSchedule) -> nn.Module:
+    if schedule.num_timesteps == 1:
+        return network
+    return RangeFromZero(
+        network,
+        log_beta=float(schedule.betas[0].log()),
+        log_posterior=float(schedule.posterior_variance[1].log()),
+    )

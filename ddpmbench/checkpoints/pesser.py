@@ -1,0 +1,261 @@
+"""The family of pesser/pytorch_diffusion: the network of Ho et al. as a bare state dict."""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from ddpmbench.checkpoints.schedule_tables import ScheduleTables
+from ddpmbench.checkpoints.schedules import NO_TABLES, read_schedule
+from ddpmbench.checkpoints.settings import CheckpointSettings, UnsettledError
+from ddpmbench.checkpoints.state_dicts import join_attention
+from ddpmbench.checkpoints.weights import (
+    build_unet,
+    check_outputs,
+    naming,
+    only_tensors,
+    sha256_of,
+    shape_of,
+    unet_names,
+)
+from ddpmbench.diffusion.model import Checkpoint
+from ddpmbench.diffusion.process import Prediction, Variance
+from ddpmbench.diffusion.schedule import NoiseSchedule
+from ddpmbench.errors import InputError
+from ddpmbench.unet.unet import UNetConfig
+
+# Our names -> theirs, applied in this order.
+_RENAMES = (
+    (r"^time_1\.", "temb.dense.0."),
+    (r"^time_2\.", "temb.dense.1."),
+    (r"^middle\.attention\.", "mid.attn_1."),
+    (r"^middle\.", "mid."),
+    (r"^(down|up)\.(\d+)\.blocks\.", r"\1.\2.block."),
+    (r"^(down|up)\.(\d+)\.attentions\.", r"\1.\2.attn."),
+    (r"^(down|up)\.(\d+)\.resample\.", r"\1.\2.\1sample."),
+    (r"\.(norm|conv)_(\d)\.", r".\1\2."),
+    (r"\.time\.", ".temb_proj."),
+    (r"\.shortcut\.", ".nin_shortcut."),
+    (r"(attn[._]\d+)\.out\.", r"\1.proj_out."),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """What the project's code says of a file that it publishes, beside the weights.
+
+    Attributes:
+        step: the number in the file's name.
+        image_size: height and width of its images.
+        variance: that of its reverse process.
+        channels: of its network, at each resolution.
+    """
+
+    step: int
+    image_size: int
+    variance: Variance
+    channels: tuple[int, ...]
+
+
+_CIFAR10 = (128, 256, 256, 256)
+_LSUN = (128, 128, 256, 256, 512, 512)
+PUBLISHED = {
+    "cifar10": Published(790_000, 32, Variance.FIXED_LARGE, _CIFAR10),
+    "lsun_bedroom": Published(2_388_000, 256, Variance.FIXED_SMALL, _LSUN),
+    "lsun_cat": Published(1_761_000, 256, Variance.FIXED_SMALL, _LSUN),
+    "lsun_church": Published(4_432_000, 256, Variance.FIXED_SMALL, _LSUN),
+}
+"""The published files by name; each is there with the averaged weights, too, as `ema_NAME`.
+
+The project's own download puts them in folders: `ema_diffusion_cifar10_model/model-790000.ckpt`.
+"""
+
+
+TELLING = (
+    ("temb.dense.0.weight", "conv_in.weight"),
+    ("down.0.block.0.temb_proj.weight", "conv_out.weight"),
+)
+"""Names that tell this family under any prefix; all of a row must be there."""
+
+
+def is_pesser(names: Mapping[str, object]) -> bool:
+    """Whether a state dict has the names of this family."""
+    return any(name.startswith("temb.dense.") for name in names) and any(
+        name.startswith("down.0.block.") for name in names
+    )
+
+
+def read_pesser(
+    path: Path,
+    state: Mapping[str, object],
+    *,
+    source: str,
+    settings: CheckpointSettings,
+    tables: ScheduleTables = NO_TABLES,
+) -> Checkpoint:
+    """The checkpoint in a state dict of the project, or of one with its network.
+
+    Args:
+        path: the file the state dict came from.
+        state: what it holds.
+        source: the path as the user gave it.
+        settings: its `schedule` and `variance` may be absent if the file has the name of a
+            published one.
+        tables: of a schedule, where the file has them beside the weights.
+
+    Raises:
+        UnsettledError: schedule or variance are not given, and the file is not a published one.
+        InputError: the weights are not whole, or are of a network that cannot be expressed.
+
+    Source: Ho et al. 2020 and pytorch_diffusion's model.py and diffusion.py.
+    """
+    weights = only_tensors(state, source=str(path))
+    config = network_config(weights, path)
+    name, published = _published(path, config)
+    notes = []
+    if published is not None:
+        schedule = NoiseSchedule.linear(1000)
+        variance, image_size = published.variance, published.image_size
+        notes.append(f"by its name the published {name}: linear schedule of 1000 steps, {variance}")
+    else:
+        asked = "published files are known by their names: ema_cifar10.ckpt, ..."
+        if name:
+            channels = _listed(PUBLISHED[name.removeprefix("ema_")].channels)
+            asked = f"it has the name of the published {name}, whose network is of {channels}"
+        missing = _missing(settings, tables)
+        if missing:
+            raise UnsettledError(
+                f"{path}: weights of pesser/pytorch_diffusion's network ({_shown(config)}), which "
+                f"do not say how they were trained; add {' and '.join(missing)}, or whatever it "
+                f"was ({asked})",
+                family="pesser",
+                path=path,
+                weights=weights,
+                missing=missing,
+            )
+        if settings.schedule is not None:
+            schedule = read_schedule(settings.schedule, tables)
+        else:
+            with naming(path):
+                schedule = tables.schedule()
+            notes.append("schedule: that of the tables beside the weights")
+        variance = Variance(str(settings.variance))
+        image_size = None
+    check_outputs(config, variance, source=f"{path}: --variance {variance}")
+    names = {ours: _their_name(ours, config) for ours in unet_names(config, source=str(path))}
+    weights = join_attention(
+        weights, names.values(), parts=("q", "k", "v"), output="proj_out", source=path
+    )
+    network = build_unet(config, weights, source=str(path), names=names)
+    return Checkpoint(
+        network=network,
+        schedule=schedule,
+        prediction=Prediction.EPSILON,
+        variance=variance,
+        channels=config.in_channels,
+        image_size=image_size,
+        size_multiple=config.size_multiple,
+        family="pesser",
+        source=source,
+        sha256=sha256_of(path),
+        notes=tuple(notes),
+    )
+
+
+def network_config(weights: Mapping[str, Tensor], path: Path) -> UNetConfig:
+    """The network that the weights are of; all but its resolution can be read from them.
+
+    Raises:
+        InputError: a weight that decides it is missing, or our U-Net cannot express it.
+    """
+    shape = functools.partial(shape_of, weights, source=path)
+    levels = _count(weights, "down.{}.block.0.conv1.weight")
+    channels = tuple(shape(f"down.{level}.block.0.conv1.weight", 4)[0] for level in range(levels))
+    embedded = shape("temb.dense.0.weight", 2)[1]
+    stem, in_channels = shape("conv_in.weight", 4)[:2]
+    if not channels:
+        raise InputError(f"{path}: weight down.0.block.0.conv1.weight missing; it is not whole")
+    if not stem == embedded == channels[0]:
+        raise InputError(
+            f"{path}: its first resolution has {channels[0]} channels, the convolution before it "
+            f"{stem} and its time {embedded}; only a network of one number in all three can be read"
+        )
+    if any(".conv_shortcut." in name for name in weights):
+        raise InputError(
+            f"{path}: has conv_shortcut, a 3x3 convolution beside a block; only nin_shortcut, of "
+            "one pixel, can be read"
+        )
+    pooled = levels > 1 and not any("sample.conv." in name for name in weights)
+    with naming(path):
+        return UNetConfig(
+            in_channels=in_channels,
+            out_channels=shape("conv_out.weight", 4)[0],
+            model_channels=embedded,
+            channels=channels,
+            num_blocks=_count(weights, "down.0.block.{}.conv1.weight"),
+            attention=tuple(f"down.{level}.attn.0.q.weight" in weights for level in range(levels)),
+            resampling="pool" if pooled else "conv",
+            symmetric_padding=False,
+            cosine_first=False,
+            frequency_shift=1.0,
+            norm_groups=32,
+            norm_eps=1e-6,
+        )
+
+
+def _published(path: Path, config: UNetConfig) -> tuple[str, Published | None]:
+    """The published file that a path has the name of, and what is known of it.
+
+    Nothing is where the file holds another network. A short name without `ema_` is no published
+    one: anybody's own file may be called cifar10.ckpt.
+    """
+    for name, published in PUBLISHED.items():
+        for prefix in ("ema_", ""):
+            folder = f"{prefix}diffusion_{name}_model"
+            named = path.stem in ((folder, f"ema_{name}") if prefix else (folder,))
+            in_folder = path.parent.name == folder and path.stem == f"model-{published.step}"
+            if named or in_folder:
+                is_its = config.channels == published.channels
+                return prefix + name, published if is_its else None
+    return "", None
+
+
+def _missing(settings: CheckpointSettings, tables: ScheduleTables) -> tuple[str, ...]:
+    """The options that say what neither a file's name nor its tables do."""
+    missing = []
+    if settings.schedule is None and not tables:
+        missing.append(tables.example)
+    if settings.variance is None:
+        missing.append("--variance fixed_large")
+    return tuple(missing)
+
+
+def _shown(config: UNetConfig) -> str:
+    return f"{_listed(config.channels)}, {config.num_blocks} blocks each"
+
+
+def _listed(channels: tuple[int, ...]) -> str:
+    return f"{', '.join(map(str, channels))} channels"
+
+
+def _their_name(name: str, config: UNetConfig) -> str:
+    """The file's name of one of our weights: its way up counts resolutions from the image down.
+
+    Queries, keys and values are one `qkv` in the name; the file has q, k and v.
+    """
+    last = len(config.channels) - 1
+    name = re.sub(r"^up\.(\d+)\.", lambda found: f"up.{last - int(found[1])}.", name)
+    for pattern, replacement in _RENAMES:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _count(weights: Mapping[str, Tensor], pattern: str) -> int:
+    """How many of the numbered weights there are, from 0 on without a gap."""
+    number = 0
+    while pattern.format(number) in weights:
+        number += 1
+    return number

@@ -1,0 +1,107 @@
+"""What is said of a checkpoint besides its file."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from ddpmbench.diffusion.data_range import DataRange
+from ddpmbench.diffusion.model import TimeInput
+from ddpmbench.diffusion.process import Prediction, Variance
+from ddpmbench.errors import InputError
+from ddpmbench.records import short_repr
+
+WEIGHTS = ("ema", "raw")
+"""Which weights of a file that holds both: averaged over the training, or its last."""
+_CHOICES = {
+    "weights": WEIGHTS,
+    "prediction": tuple(map(str, Prediction)),
+    "variance": tuple(map(str, Variance)),
+    "time_input": tuple(map(str, TimeInput)),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointSettings:
+    """What a file does not say, or is to be read otherwise; None leaves it to the file.
+
+    Attributes:
+        network: `FILE.py:NAME`, a callable of the user's that builds the network.
+        model_flags: of improved-diffusion and guided-diffusion: the flags a state dict was
+            trained with, in its project's own spelling, or the name of a published file.
+        weights: "ema" or "raw"; None takes the averaged ones where there are any.
+        schedule: the noise schedule, as `linear:1000`.
+        prediction: "eps", "x_start", "v" or "previous_mean".
+        variance: "fixed_small", "fixed_large", "learned_range" or "learned".
+        clip: whether the predicted x_start is clamped to the data's range.
+        time_input: "index", "one-based", "fraction" or "rescaled-1000".
+        data_range: lowest and highest value of an image.
+        levels: how many levels a pixel has, 2..256.
+
+    Raises:
+        InputError: a name is unknown.
+    """
+
+    network: str | None = None
+    model_flags: str | None = None
+    weights: str | None = None
+    schedule: str | None = None
+    prediction: str | None = None
+    variance: str | None = None
+    clip: bool | None = None
+    time_input: str | None = None
+    data_range: tuple[float, float] | None = None
+    levels: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse names that are none."""
+        for name, choices in _CHOICES.items():
+            value = getattr(self, name)
+            if value is not None and value not in choices:
+                option = name.replace("_", "-")
+                raise InputError(f"--{option} {value}: choose from {', '.join(choices)}")
+
+    __repr__ = short_repr
+
+    def data_range_over(self, own: DataRange) -> DataRange:
+        """The numbers an image is made of; what is not said is as the file has it.
+
+        Args:
+            own: as the file has it.
+
+        Raises:
+            InputError: they are no range, or there is no such number of levels.
+        """
+        low, high = (own.low, own.high) if self.data_range is None else self.data_range
+        levels = own.levels if self.levels is None else self.levels
+        return DataRange(float(low), float(high), levels)
+
+
+class UnsettledError(InputError):
+    """A file of a known family that leaves something open which an option has to settle.
+
+    Attributes:
+        family: the family it was recognized as, as in `Checkpoint.family`.
+        path: the file.
+        weights: what is known of the network: the names and tensors of its weights, as the file
+            has them.
+        missing: the options that would settle it, each with a placeholder of a value:
+            `--schedule linear:T:START:END`.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        family: str,
+        path: Path,
+        weights: Mapping[str, Tensor],
+        missing: tuple[str, ...],
+    ) -> None:
+        """Keep what is known beside the one line that is shown."""
+        super().__init__(message)
+        self.family = family
+        self.path = path
+        self.weights = weights
+        self.missing = missing

@@ -1,0 +1,389 @@
+"""From what a weights file holds to one state dict: out of its wrapping, averaged or not.
+
+Training code wraps a network's weights: in a dict beside the optimizer, under the prefixes of
+Lightning, DataParallel or torch.compile, twice where they are also averaged. Where a network's
+weights are is told by names that it is known to have, never by what happens to fit.
+"""
+
+import dataclasses
+import hashlib
+import io
+import re
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ddpmbench.checkpoints.schedule_tables import ScheduleTables
+from ddpmbench.checkpoints.weights import (
+    Container,
+    containers,
+    numbers_held,
+    rounding_notes,
+    tensors_in,
+)
+from ddpmbench.errors import InputError, listed
+
+_OPENAI_RAW = re.compile(r"model(\d{2,})")
+_OPENAI_EMA = re.compile(r"ema_[0-9.]+_(\d{2,})")
+_PESSER = re.compile(r"(ema_)?diffusion_\w+_model")
+_PESSER_FILE = re.compile(r"model-\d+")
+PESSER_NAMES = ("cifar10", "lsun_bedroom", "lsun_cat", "lsun_church")
+"""What pesser/pytorch_diffusion calls the models that it publishes."""
+_PUBLISHED = re.compile(rf"(ema_)?diffusion_({'|'.join(PESSER_NAMES)})_model")
+_SHORT = re.compile(rf"ema_({'|'.join(PESSER_NAMES)})")
+
+
+def kind_in_name(path: Path) -> str | None:
+    """Whether the name of a bare state dict says "ema" or "raw"; None if it says neither.
+
+    It does in the words of the projects alone: anybody's file may begin with ema_.
+    """
+    if _OPENAI_EMA.fullmatch(path.stem) or _SHORT.fullmatch(path.stem):
+        return "ema"
+    if _OPENAI_RAW.fullmatch(path.stem):
+        return "raw"
+    if found := _PUBLISHED.fullmatch(path.stem):
+        return "ema" if found[1] else "raw"
+    if _PESSER_FILE.fullmatch(path.stem):
+        if found := _PUBLISHED.fullmatch(path.parent.name):
+            return "ema" if found[1] else "raw"
+        if (found := _PESSER.fullmatch(path.parent.name)) and not found[1]:
+            return "raw"
+    return None
+
+
+def other_weights(path: Path) -> str | None:
+    """The file beside, there or to be looked for, that has the weights of the other kind."""
+    if found := _OPENAI_EMA.fullmatch(path.stem):
+        return f"model{found[1]}.pt"
+    if found := _OPENAI_RAW.fullmatch(path.stem):
+        return _averaged(path, found[1])
+    if found := _PESSER.fullmatch(path.parent.name):
+        folder = path.parent.name.removeprefix("ema_") if found[1] else f"ema_{path.parent.name}"
+        return f"{folder}/{path.name}"
+    return None
+
+
+def model_beside(path: Path) -> str:
+    """What to say of an optimizer's file `optSTEP.pt`: the model that it trained."""
+    step = path.stem.removeprefix("opt")
+    if not (step.isdecimal() and path.stem.startswith("opt")):
+        return "pass the file of the model that it trained"
+    names = [_averaged(path, step), f"model{step}.pt"]
+    found = next((name for name in names if (path.parent / name).is_file()), None)
+    if found is not None:
+        return f"the model beside it is {found}"
+    return f"pass the model beside it: ema_RATE_{step}.pt or model{step}.pt"
+
+
+def _averaged(path: Path, step: str) -> str:
+    found = sorted(path.parent.glob(f"ema_*_{step}.pt"))
+    return found[0].name if found else f"ema_RATE_{step}.pt"
+
+
+def join_attention(
+    weights: Mapping[str, Tensor],
+    wanted: Iterable[str],
+    *,
+    parts: tuple[str, str, str],
+    output: str,
+    source: object,
+) -> dict[str, Tensor]:
+    """A file's weights with queries, keys and values as the rows of one `qkv`.
+
+    Its layers on every pixel may be convolutions; ours are matrices.
+
+    Args:
+        weights: the file's.
+        wanted: the names that its weights are to have, `qkv` in those to be joined.
+        parts: what the file calls query, key and value in place of `qkv`.
+        output: what it calls the layer after them.
+        source: the file to name in an error.
+
+    Raises:
+        InputError: one of the three is missing.
+    """
+    result = dict(weights)
+    for name in sorted(wanted):
+        if ".qkv." in name:
+            theirs = [name.replace(".qkv.", f".{part}.") for part in parts]
+            if missing := [part for part in theirs if part not in result]:
+                raise InputError(f"{source}: weight {missing[0]} missing; the file is not whole")
+            result[name] = torch.cat([_matrix(result.pop(part)) for part in theirs])
+        elif name.endswith(f".{output}.weight") and name in result:
+            result[name] = _matrix(result[name])
+    return result
+
+
+def _matrix(weight: Tensor) -> Tensor:
+    """A layer on every pixel, written as a matrix or as a convolution of one pixel."""
+    return weight.flatten(1) if weight.ndim > 2 else weight
+
+
+_AVERAGED = re.compile(
+    r"(?i:(?<![a-z])(emas?|averaged?|averages|(?<!exp_)avg|swa|polyak|shadow)(?![a-z]))"
+    r"|[a-z]EMA(?![A-Za-z])|(?<![A-Za-z])(ema[A-Z]|EMA[A-Z][a-z])"
+)
+_RAW = re.compile(r"(?<![a-z])(online_model\.|current_model_state(?![a-z]))")
+_WITHOUT_NAMES = (("shadow_params",), ("collected_params",))
+# Lightning's WeightAveraging: what is in `state_dict` beside them is the average
+_SWAPPED = {"state_dict", "current_model_state", "averaging_state"}
+_MOMENTS = re.compile(r"(max_)?exp_avg(_sq)?|exp_inf|momentum(_buffer)?|square_avg|grad_avg")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StateDict:
+    """The weights of one network, named as the network names them.
+
+    Attributes:
+        weights: what is there by name, which may be no tensor.
+        kind: "ema" where they are known to be averaged over the training, "raw" where they are
+            known to be its last; None if the file does not say.
+        where: keys and prefix that lead to them; empty where they are the file itself.
+        alone: whether the file holds no other weights of such a network.
+        beside: the other tensors of the dict that they are in, under the names they have there.
+        not_read: where else in the file there are weights, which are none of such a network.
+        added: a prefix that the names above have and those of the file have not.
+    """
+
+    weights: dict[str, object]
+    kind: str | None = None
+    where: str = ""
+    alone: bool = True
+    beside: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+    not_read: tuple[str, ...] = ()
+    added: str = ""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is worth saying of them, a line each."""
+        notes = []
+        if self.where:
+            kind = {
+                "ema": f"EMA ({self.where})",
+                "raw": f"raw ({self.where})",
+                None: f"those under {self.where} in the file",
+            }
+            notes.append(f"weights: {kind[self.kind]}")
+        if self.added:
+            notes.append(
+                f"the network's names begin with {self.added}, those of the file do not; they are "
+                "the same without it"
+            )
+        if self.not_read:
+            notes.append(f"other weights in the file are not read: {listed(self.not_read)}")
+        return (*notes, *rounding_notes(self.weights))
+
+
+def find_state(
+    content: Mapping[str, object],
+    *,
+    path: Path,
+    known: Iterable[Sequence[str]],
+    weights: str | None = None,
+) -> StateDict | None:
+    """The weights in a file that are to be read; None if there are none of a known network.
+
+    Args:
+        content: what `read_state` gave.
+        path: the file to name in an error.
+        known: names that tell a network, one sequence for each way to tell; all of a sequence
+            must be there under one prefix.
+        weights: "ema" or "raw" of those; None takes the averaged ones where there are any.
+
+    Raises:
+        InputError: there are several, and nothing says which are meant; or not those asked for;
+            or averaged ones that cannot be read, while nothing was asked for.
+    """
+    places = list(containers(content, apart=_AVERAGED))
+    every = [state for names in known for state in _under(places, names)]
+    found = _distinct(every)
+    if not found:
+        return None
+    if len(found) == 1 and found[0].kind is None and not found[0].where:
+        found = [dataclasses.replace(found[0], kind=kind_in_name(path))]
+    averaged = [state for state in found if state.kind == "ema"]
+    others = [state for state in found if state.kind != "ema"]
+    if averaged:
+        others = [dataclasses.replace(state, kind="raw") for state in others]
+    rest = _rest(places, every)
+    unread = next((where for where, is_average in rest.items() if is_average), None)
+    if weights != "raw" and not averaged and unread is not None:
+        raise InputError(
+            f"{path}: its averaged weights ({unread}) are no state dict with the network's names; "
+            "pass --weights raw for its last ones, or save the averaged ones as a state dict"
+        )
+    wanted = weights or ("ema" if averaged else "raw")
+    choice = averaged if wanted == "ema" else others
+    if not choice:
+        raise InputError(f"--weights {wanted}: {path} {_lacks(wanted, path, found)}")
+    if len(choice) > 1:
+        raise InputError(
+            f"{path}: holds several sets of {'averaged ' if wanted == 'ema' else ''}weights"
+            f"{_shown(choice)}; save the one you mean as a file of its own: "
+            "torch.save(STATE_DICT, PATH)"
+        )
+    kind = choice[0].kind or weights
+    return dataclasses.replace(choice[0], kind=kind, alone=len(found) == 1, not_read=tuple(rest))
+
+
+def _lacks(wanted: str, path: Path, found: list[StateDict]) -> str:
+    """Why a file has no weights of the kind wanted, and what to do."""
+    has = "averaged weights alone" if wanted == "raw" else "no weights known to be averaged"
+    other = other_weights(path)
+    remedy = f"the others are in {other}" if other is not None else "leave --weights out"
+    return f"holds {has}{_shown(found)}; {remedy}"
+
+
+def _under(places: list[Container], names: Sequence[str]) -> Iterator[StateDict]:
+    """Everything in a file that has all of the names under one prefix."""
+    lightning = [p.keys for p in places if set(p.items) >= _SWAPPED]
+    for place in places:
+        if place.is_list or place.optimizer is not None:
+            continue
+        averaged = place.keys[-1:] == ("state_dict",) and place.keys[:-1] in lightning
+        for name in place.items:
+            if name != names[0] and not name.endswith(f".{names[0]}"):
+                continue
+            prefix = name.removesuffix(names[0])
+            if all(isinstance(place.items.get(prefix + other), Tensor) for other in names):
+                state = _state(place.items, prefix, place.keys)
+                yield dataclasses.replace(state, kind="ema") if averaged else state
+                yield from _flattened(place.items, prefix, place.keys)
+
+
+def _state(container: Mapping[str, object], prefix: str, keys: tuple[str, ...]) -> StateDict:
+    where = "/".join((*keys, prefix) if prefix else keys)
+    last = bool(_RAW.search(where))
+    averaged = bool(_AVERAGED.search(where)) or (
+        # torch.optim.swa_utils.AveragedModel
+        prefix.endswith("module.") and f"{prefix.removesuffix('module.')}n_averaged" in container
+    )
+    return StateDict(
+        weights={
+            name.removeprefix(prefix): value
+            for name, value in container.items()
+            if name.startswith(prefix)
+        },
+        kind="raw" if last else "ema" if averaged else None,
+        where=where,
+        beside={
+            name: value
+            for name, value in container.items()
+            if prefix and isinstance(value, Tensor) and not name.startswith(prefix)
+        },
+    )
+
+
+def _flattened(
+    container: Mapping[str, object], prefix: str, keys: tuple[str, ...]
+) -> Iterator[StateDict]:
+    """The average that latent-diffusion's LitEma keeps of weights: buffers without the dots."""
+    raw = _state(container, prefix, keys)
+    parts = prefix.split(".")[:-1]
+    for skipped in range(len(parts) + 1):
+        inner = "".join(parts[skipped:])
+        theirs = {name: f"model_ema.{inner}{name.replace('.', '')}" for name in raw.weights}
+        if len(set(theirs.values())) == len(theirs) and set(theirs.values()) <= set(container):
+            weights = {name: container[flat] for name, flat in theirs.items()}
+            where = "/".join((*keys, "model_ema."))
+            yield dataclasses.replace(raw, weights=weights, kind="ema", where=where)
+            return
+
+
+def _distinct(found: list[StateDict]) -> list[StateDict]:
+    """The same without those that hold what one before them holds, as copies or twice found."""
+    result: list[StateDict] = []
+    for state in found:
+        if not any(_equal(state, other) for other in result):
+            result.append(state)
+    return result
+
+
+def _equal(one: StateDict, other: StateDict) -> bool:
+    if one.where == other.where:
+        return True
+    if (one.kind == "ema") != (other.kind == "ema") or one.weights.keys() != other.weights.keys():
+        return False
+    pairs = ((value, other.weights[name]) for name, value in one.weights.items())
+    return all(
+        isinstance(a, Tensor) and isinstance(b, Tensor) and _same_numbers(a, b) for a, b in pairs
+    )
+
+
+def _same_numbers(a: Tensor, b: Tensor) -> bool:
+    # a shape may declare more numbers than the file holds, and more than can be compared
+    whole = all(t.numel() <= (numbers_held(t) or 0) for t in (a, b))
+    return whole and a.shape == b.shape and torch.equal(a, b)
+
+
+def _rest(places: list[Container], read: list[StateDict]) -> dict[str, bool]:
+    """Where the file holds weights that are none of those read, and whether they are averaged."""
+    known: dict[int, list[str]] = {}
+    for state in read:
+        for value in state.weights.values():
+            known.setdefault(id(value), []).append(state.where)
+    result: dict[str, bool] = {}
+    for place in places:
+        tensors = {n: v for n, v in place.items.items() if isinstance(v, Tensor) and v.numel() > 1}
+        tables = ScheduleTables.among(tensors).names
+        mixed = not place.keys or any(id(value) in known for value in tensors.values())
+        for name, tensor in tensors.items():
+            path, read_at = "/".join((*place.keys, name)), tuple(known.get(id(tensor), ()))
+            inside = "/".join((*place.keys, name)[place.optimizer or 0 :])
+            averaged = bool(_AVERAGED.search(inside)) or place.keys[-1:] in _WITHOUT_NAMES
+            # an average that shares a tensor with the weights that are read is still an average
+            if name in tables or (read_at and (not averaged or path.startswith(read_at))):
+                continue
+            if _MOMENTS.fullmatch(name) or not (averaged or _is_weight(tensor, place)):
+                continue
+            head = name.partition(".")[0] if mixed and not place.is_list else ""
+            where = "/".join((*place.keys, head) if head else place.keys)
+            result[where] = result.get(where, False) or averaged
+    return result
+
+
+def _is_weight(tensor: Tensor, place: Container) -> bool:
+    """Whether it may be one of a network's weights."""
+    return place.optimizer is None and tensor.is_floating_point() and tensor.ndim > 1
+
+
+def _shown(states: list[StateDict]) -> str:
+    names = [state.where for state in states if state.where]
+    return f" ({', '.join(names)})" if names else ""
+
+
+def network_digest(network: nn.Module, who: str) -> str:
+    """SHA-256, in hexadecimal digits, of the names and numbers of a network's weights.
+
+    Of a TorchScript program it is of the whole program, since a frozen one keeps its weights as
+    constants.
+
+    Args:
+        network: on any device.
+        who: the option or function to name in an error.
+
+    Raises:
+        InputError: a weight has no numbers yet.
+    """
+    digest = hashlib.sha256()
+    if isinstance(network, torch.jit.ScriptModule):
+        program = io.BytesIO()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of TorchScript's deprecation
+            torch.jit.save(network, program)
+        digest.update(program.getvalue())
+        return digest.hexdigest()
+    for name, tensor in sorted(tensors_in(network.state_dict()), key=lambda item: item[0]):
+        if nn.parameter.is_lazy(tensor) or tensor.is_meta:
+            raise InputError(f"{who}: weight {name} has no numbers yet; load the weights first")
+        digest.update(name.encode())
+        dense = tensor.detach().cpu()
+        if dense.is_quantized:
+            dense = dense.int_repr()
+        flat = (dense.to_dense() if dense.layout != torch.strided else dense).contiguous().flatten()
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

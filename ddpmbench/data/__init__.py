@@ -1,0 +1,1 @@
+"""The images that a model is evaluated on."""

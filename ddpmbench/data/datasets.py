@@ -1,0 +1,211 @@
+"""Named data sets: shipped, found on the machine, or downloaded once and verified."""
+
+import contextlib
+import gzip
+import hashlib
+import http.client
+import importlib
+import os
+import sys
+import tempfile
+import warnings
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ddpmbench import assets
+from ddpmbench.data.idx_files import read_idx
+from ddpmbench.data.image_files import ImageData, PositionIds
+from ddpmbench.data.pixel_store import store
+from ddpmbench.errors import InputError, count_to_read, refusal
+
+_BOTH = ("train", "test")
+SPLITS = dict.fromkeys(("fashion-mnist", "mnist", "kmnist", "cifar10"), _BOTH)
+"""The splits of each data set that has a name."""
+
+CACHE_VARIABLE = "DDPMBENCH_CACHE"
+
+_SHIPPED = assets.FOLDER / "fashion-mnist"
+_CIFAR10_ARCHIVE = "cifar-10-python.tar.gz"
+_DEBIAN = Path("/usr/share/datasets/fashion-mnist")
+
+# The gzip headers differ from one distributor to the next, so the hashes are of what is inside.
+_FASHION_MNIST = {
+    "train": {
+        "train-images-idx3-ubyte.gz": (
+            "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888"
+        ),
+        "train-labels-idx1-ubyte.gz": (
+            "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9"
+        ),
+    },
+    "test": {
+        "t10k-images-idx3-ubyte.gz": (
+            "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b"
+        ),
+        "t10k-labels-idx1-ubyte.gz": (
+            "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34"
+        ),
+    },
+}
+
+
+# Where torchvision has the address and the MD5 of each file.
+_CLASSES = {"fashion-mnist": "FashionMNIST", "mnist": "MNIST", "kmnist": "KMNIST"}
+_PREFIXES = {"train": "train", "test": "t10k"}
+
+
+def dataset_specs() -> list[str]:
+    """Every data set that can be asked for by name, as `name:split`."""
+    return [f"{name}:{split}" for name, splits in SPLITS.items() for split in splits]
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept: $DDPMBENCH_CACHE, or else the user's cache folder.
+
+    Raises:
+        InputError: if the variable is not set and platformdirs cannot be imported.
+    """
+    chosen = os.environ.get(CACHE_VARIABLE)
+    if chosen:
+        return Path(chosen).expanduser()
+    try:
+        import platformdirs
+    except ImportError as error:
+        raise InputError(
+            f"platformdirs cannot be imported ({error}): pip install platformdirs, or set "
+            f"{CACHE_VARIABLE} to a folder for downloads"
+        ) from error
+    return Path(platformdirs.user_cache_dir("ddpmbench"))
+
+
+def is_at_hand(name: str, split: str) -> bool:
+    """Whether a named data set can be read here without a download."""
+    if name == "cifar10":
+        folder = cache_folder() / "cifar10"
+        return any((folder / part).exists() for part in ("cifar-10-batches-py", _CIFAR10_ARCHIVE))
+    return _idx_folder(name, split) is not None
+
+
+def read_dataset(name: str, split: str, num_images: int | None) -> ImageData:
+    """The first images of a named data set, with their labels.
+
+    Args:
+        name: a key of `SPLITS`.
+        split: one of its splits.
+        num_images: how many, or None for all.
+
+    Raises:
+        InputError: if it is not on this machine and cannot be downloaded.
+    """
+    if name == "cifar10":
+        return _read_cifar10(split, num_images)
+    names, folder = _idx_names(split), _idx_folder(name, split)
+    if folder is None:
+        cache = cache_folder() / name
+        with _downloading(f"{name}:{split}", names, cache):
+            _download(name, names, cache)
+            folder = _idx_folder(name, split)
+            if folder is None:
+                raise RuntimeError("the files are not the published ones")
+    return read_idx(folder / names[0], num_images)
+
+
+def _idx_names(split: str) -> list[str]:
+    prefix = _PREFIXES[split]
+    return [f"{prefix}-images-idx3-ubyte.gz", f"{prefix}-labels-idx1-ubyte.gz"]
+
+
+def _idx_folder(name: str, split: str) -> Path | None:
+    """The folder in which the published files of a split are."""
+    if name == "fashion-mnist":
+        hashes = _FASHION_MNIST[split]
+        for folder in _fashion_mnist_folders():
+            if all(_content_sha256(folder / file) == sha256 for file, sha256 in hashes.items()):
+                return folder
+        return None
+    folder = cache_folder() / name
+    return folder if all(_is_published(name, folder / file) for file in _idx_names(split)) else None
+
+
+def _fashion_mnist_folders() -> Iterator[Path]:
+    yield _SHIPPED
+    yield _DEBIAN
+    yield cache_folder() / "fashion-mnist"
+
+
+def _is_published(name: str, path: Path) -> bool:
+    """Whether a file is there, and as its authors published it."""
+    try:
+        with path.open("rb") as file:
+            md5 = hashlib.file_digest(file, _md5).hexdigest()
+    except OSError:
+        return False
+    return bool(md5 == dict(_torchvision_class(name).resources)[path.name])
+
+
+def _md5() -> "hashlib._Hash":
+    return hashlib.md5(usedforsecurity=False)
+
+
+def _torchvision_class(name: str) -> Any:  # noqa: ANN401
+    return getattr(importlib.import_module("torchvision.datasets"), _CLASSES[name])
+
+
+def _content_sha256(path: Path) -> str | None:
+    """The hash of what a gzip file holds; None if there is no such file or it is damaged."""
+    try:
+        with gzip.open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except (OSError, EOFError, zlib.error):
+        return None
+
+
+def _download(name: str, files: list[str], folder: Path) -> None:
+    published = _torchvision_class(name)
+    from torchvision.datasets.utils import download_url
+
+    md5 = dict(published.resources)
+    folder.mkdir(parents=True, exist_ok=True)
+    # Moved into place when complete, so that an interrupted download leaves nothing behind.
+    with tempfile.TemporaryDirectory(dir=folder) as partial:
+        for file in files:
+            download_url(published.mirrors[0] + file, partial, filename=file, md5=md5[file])
+            os.replace(Path(partial, file), folder / file)
+
+
+def _read_cifar10(split: str, num_images: int | None) -> ImageData:
+    folder = cache_folder() / "cifar10"
+    with _downloading(f"cifar10:{split}", [_CIFAR10_ARCHIVE], folder):
+        from torchvision.datasets import CIFAR10
+
+        # CIFAR-10 comes as pickles. torchvision opens one only if its hash is the published one.
+        dataset = CIFAR10(str(folder), train=split == "train", download=True)
+    count = count_to_read(num_images, len(dataset.data), f"cifar10:{split}")
+    pixels = store((count, 3, 32, 32), [dataset.data[:count].transpose(0, 3, 1, 2)], np.uint8)
+    labels = np.array(dataset.targets[:count], np.int64)
+    return ImageData(pixels, PositionIds(range(count)), labels)
+
+
+@contextlib.contextmanager
+def _downloading(spec: str, names: list[str], folder: Path) -> Iterator[None]:
+    """What torchvision prints goes to stderr; what it raises becomes one line with a remedy."""
+    try:
+        with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
+            # The published pickles and archives are old: numpy and tarfile warn of their form.
+            warnings.simplefilter("ignore")
+            yield
+    except ImportError as error:
+        raise InputError(
+            f"--data {spec}: torchvision cannot be imported ({error}): pip install torchvision"
+        ) from error
+    # RuntimeError: a hash that differs, or too many redirections.
+    except (OSError, RuntimeError, EOFError, http.client.HTTPException) as error:
+        raise refusal(
+            f"--data {spec}",
+            f"not found intact on this machine, and not downloaded ({error}); put "
+            f"{' and '.join(names)}, as published, into {folder} ({CACHE_VARIABLE} moves it)",
+        ) from error

@@ -1,0 +1,453 @@
+"""Image sets: named data sets, folders, npz and idx files, all as 8-bit pixels."""
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddpmbench.data.arrays import CONVERSIONS, SOURCE, Arrays, converted, padded, read_array
+from ddpmbench.data.datasets import SPLITS, dataset_specs, read_dataset
+from ddpmbench.data.folder_contents import (
+    IMAGE_SUFFIXES,
+    FolderContents,
+    first_bytes,
+    kind_of,
+    passed_over_words,
+)
+from ddpmbench.data.idx_files import IDX_SPLITS, chosen_idx, is_idx_of_images, read_idx
+from ddpmbench.data.image_files import (
+    FolderOptions,
+    ImageData,
+    is_npz,
+    packed,
+    read_folder,
+    read_npy,
+    read_npz,
+    shape_words,
+)
+from ddpmbench.data.other_files import other_file
+from ddpmbench.data.pixel_store import release
+from ddpmbench.diffusion.data_range import UNIT_RANGE, DataRange
+from ddpmbench.errors import InputError, count_to_read, listed, printable, refusal
+from ddpmbench.records import short_repr
+
+_HASH_CHUNK = 1 << 24
+_MOST_LISTED = 10  # names in a record or a line
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Images in a fixed order.
+
+    Attributes:
+        pixels: (N, C, H, W) uint8; those of a large set lie in a file (`array_store`). Flat where
+            images differ in shape, one after another: see `shapes` and `part`.
+        ids: (N,) a name for each image.
+        source: the data set's name or the path, as given.
+        labels: (N,) int64 classes, or None.
+        split: the named data set's split, or None.
+        skipped: a line for each image of a folder that was passed over.
+        classes: the name of each class, where labels are of class folders.
+        class_order_open: whether those are numbers that sort otherwise than as text.
+        passed_over: how many other files the folder holds, by kind.
+        archives: the names of those that are archives or arrays.
+        convert: what color or gray was converted to; see `inputs.conversions`.
+        padded_from: (H, W) before they were padded with black, or None.
+        shapes: (N, 3), C, H, W of each image of a set in which they differ; else None.
+
+    Raises:
+        InputError: if the pixels are not uint8 of these shapes, or ids or labels differ in number.
+    """
+
+    pixels: NDArray[np.uint8]
+    ids: Sequence[str]
+    source: str
+    labels: NDArray[np.int64] | None = None
+    split: str | None = None
+    skipped: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+    class_order_open: bool = False
+    passed_over: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    archives: tuple[str, ...] = ()
+    convert: str | None = None
+    padded_from: tuple[int, ...] | None = None
+    shapes: NDArray[np.int64] | None = None
+
+    __repr__ = short_repr
+
+    def __post_init__(self) -> None:
+        """Refuse what is not one id, and one label or none, for each 8-bit image."""
+        has_shapes = self.pixels.ndim == 4 if self.shapes is None else self._is_packed
+        if self.pixels.dtype != np.uint8 or not has_shapes or not self.pixels.size:
+            raise InputError(
+                f"images {self.source}: pixels must be uint8 of shape (N, C, H, W), N >= 1"
+            )
+        if len(self.ids) != len(self) or (
+            self.labels is not None and self.labels.shape != (len(self),)
+        ):
+            raise InputError(f"images {self.source}: there must be one id and one label an image")
+
+    def __len__(self) -> int:
+        return len(self.pixels if self.shapes is None else self.shapes)
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """(C, H, W) of every image; None where they differ in it."""
+        return self.pixels.shape[1:] if self.shapes is None else None
+
+    @property
+    def channels(self) -> frozenset[int]:
+        """How many channels they have, each number once."""
+        return frozenset([self.pixels.shape[1]] if self.shapes is None else self.shapes[:, 0])
+
+    @property
+    def shape_words(self) -> str:
+        """Their sizes and colors, in words."""
+        return shape_words(
+            np.array([self.pixels.shape[1:]]) if self.shapes is None else self.shapes
+        )
+
+    def part(self, start: int, stop: int) -> "NDArray[np.uint8] | list[NDArray[np.uint8]]":
+        """Images start..stop - 1: (B, C, H, W), or a list of (C, H, W) where they differ in it."""
+        if self.shapes is None:
+            return self.pixels[start:stop]
+        shapes, ends = self.shapes[start:stop], self._ends[start:stop]
+        return [
+            self.pixels[end - shape.prod() : end].reshape(shape)
+            for shape, end in zip(shapes, ends, strict=True)
+        ]
+
+    @cached_property
+    def _ends(self) -> NDArray[np.int64]:
+        """(N,) where each image of a packed set ends."""
+        assert self.shapes is not None
+        ends: NDArray[np.int64] = self.shapes.prod(axis=1).cumsum()
+        return ends
+
+    @property
+    def _is_packed(self) -> bool:
+        return self.pixels.shape == tuple(self._ends[-1:])
+
+    @property
+    def name(self) -> str:
+        """As `--data` names it."""
+        return f"{self.source}:{self.split}" if self.split else self.source
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What a result records of it: where it is from, and what was not read as it is."""
+        record: dict[str, Any] = {
+            "source": self.source,
+            "split": self.split,
+            "sha256": self.sha256,
+        }
+        if self.skipped:
+            record["skipped"] = len(self.skipped)
+        if self.passed_over:
+            record["passed_over"] = dict(self.passed_over)
+        if self.archives:
+            record["archives"] = list(self.archives[:_MOST_LISTED])
+        if self.convert is not None:
+            record["convert"] = self.convert
+        if self.padded_from is not None:
+            sides = {"from": list(self.padded_from), "to": list(self.pixels.shape[2:])}
+            record["padding"] = {**sides, "value": 0}
+        if self.shapes is not None:
+            record["shapes"] = len(np.unique(self.shapes, axis=0))
+        return record
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """A line for each thing worth knowing about how the images were read."""
+        lines = []
+        if self.passed_over:
+            words = passed_over_words(self.passed_over, self.archives)
+            lines.append(printable(f"{self.source}: passed over besides the images: {words}"))
+        if self.convert is not None:
+            lines.append(f"--convert {self.convert}: {CONVERSIONS[self.convert]}")
+        if self.padded_from is not None:
+            height, width = self.padded_from
+            side = self.pixels.shape[-1]
+            lines.append(
+                f"--pad {side}: the {width}x{height} images stand in {side}x{side} of black; bits "
+                "are per dimension of the padded images"
+            )
+        if self.shapes is not None:
+            words = f"images are {self.shape_words}; each is resized by the protocol alone"
+            words += ", gray is repeated to RGB" if 1 in self.shapes[:, 0] else ""
+            lines.append(printable(f"{self.source}: {words}"))
+        return tuple(lines)
+
+    def check_classes(self, num_classes: int, *, null_class: int | None = None) -> None:
+        """Refuse labels that cannot be those of a checkpoint with so many classes.
+
+        Args:
+            num_classes: of the checkpoint.
+            null_class: its label for no class, where it has one.
+
+        Raises:
+            InputError: there are none, or they are of other classes; or class folders are not as
+                many, or numbers whose order as text is another.
+        """
+        labels, classes = self.labels, self.classes
+        known = f"classes 0..{num_classes - 1}"
+        known += "" if null_class is None else f", and {null_class} for none"
+        if labels is None:
+            raise refusal(
+                f"--data {self.source}",
+                f"has no labels, but the checkpoint is conditioned on {num_classes} classes; put "
+                "the images into a folder a class, add arr_1 to an npz, or name one with --class N "
+                f"(it has {known})",
+            )
+        if classes and len(classes) != num_classes:
+            raise refusal(
+                f"--data {self.source}",
+                f"has {len(classes)} class folders ({listed(classes)}), but the checkpoint is "
+                f"conditioned on {num_classes} classes; name all {num_classes} in their order with "
+                "--class-names, or one for all images with --class",
+            )
+        if self.class_order_open:
+            raise refusal(
+                f"--data {self.source}",
+                "its class folders are numbers, and sorted as text they are in another order; name "
+                "them in the order of the checkpoint's classes with --class-names",
+            )
+        named = labels if null_class is None else labels[labels != null_class]
+        if ((named < 0) | (named >= num_classes)).any():
+            raise refusal(
+                f"--data {self.source}",
+                f"labels {labels.min()}..{labels.max()} do not fit the checkpoint's {known}",
+            )
+
+    @property
+    def class_note(self) -> str:
+        """Which class folder is which class, in a line."""
+        pairs = [f"{name} = {number}" for number, name in enumerate(self.classes)]
+        shown = pairs if len(pairs) <= _MOST_LISTED else [*pairs[:3], "...", pairs[-1]]
+        return printable(f"{self.source}: classes by folder: {', '.join(shown)}")
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of shapes and pixels: the same for the same images in any kind of file."""
+        shapes = self.pixels.shape if self.shapes is None else self.shapes.tolist()
+        digest = hashlib.sha256(str(shapes).encode())
+        # In chunks, because pixels that are a view must be copied to be hashed.
+        step = max(1, _HASH_CHUNK // max(1, self.pixels[:1].nbytes))
+        for start in range(0, len(self.pixels), step):
+            digest.update(np.ascontiguousarray(self.pixels[start : start + step]).data)
+            release(self.pixels)
+        return digest.hexdigest()
+
+    def subset(self, num_images: int) -> Self:
+        """The first images of the set.
+
+        Raises:
+            InputError: if there are not that many, or less than one is asked for.
+        """
+        count = count_to_read(num_images, len(self), self.source)
+        pixels, shapes = self.pixels[:count], None
+        if self.shapes is not None:
+            pixels, shapes = packed(self.part(0, count))
+        return dataclasses.replace(
+            self,
+            pixels=pixels,
+            shapes=shapes,
+            ids=self.ids[:count],
+            labels=None if self.labels is None else self.labels[:count],
+        )
+
+
+ImageSource: TypeAlias = "ImageSet | str | Path | Arrays"
+"""What `load_images` takes."""
+
+
+def load_images(
+    source: ImageSource,
+    *,
+    num_images: int | None = None,
+    on_bad: str = "fail",
+    convert: str | None = None,
+    pad: int | None = None,
+    class_names: Sequence[str] | None = None,
+    any_size: bool = False,
+    option: str = "--data",
+) -> ImageSet:
+    """Read an image set.
+
+    Args:
+        source: `name:split` of a named data set; or a folder of images, an .npz (arr_0 uint8
+            (N, H, W, C) or (N, H, W), arr_1 labels), an .npy or an idx file; or images in memory,
+            see `inputs.arrays.read_array`. A `Path` is never a name. An image set is returned,
+            with what is asked for besides.
+        num_images: how many images, from the first on; None for all.
+        on_bad: what a file of a folder that holds no image like the others leads to: "fail", or
+            "skip", which passes over it.
+        convert: "rgb" repeats gray to RGB, "gray" takes the luma of color; None for neither.
+        pad: height and width to which images are padded with black on all sides; None for none.
+        class_names: the class folders in the order of the checkpoint's classes; None for sorted.
+        any_size: take the images of a folder in several sizes, gray among RGB, too, as `fid` does;
+            a file that can be read is none to pass over, then.
+        option: how the user named them, for messages.
+
+    Returns:
+        The images; nothing is resized.
+
+    Raises:
+        InputError: if there is no such data set or file, it holds something else than 8-bit
+            gray or RGB images of one size, unless any is taken, or fewer than `num_images` of them.
+    """
+    if num_images is not None and num_images < 1:
+        raise InputError(f"--num-images {num_images}: give a number of at least 1")
+    if on_bad not in ("fail", "skip"):
+        raise InputError(f"--on-bad {on_bad}: choose fail or skip")
+    if convert not in (None, *CONVERSIONS):
+        raise InputError(f"--convert {convert}: choose {' or '.join(CONVERSIONS)}")
+    names = None if class_names is None else tuple(class_names)
+    options = FolderOptions(on_bad == "skip", convert, names, any_size)
+    if isinstance(source, ImageSet):
+        if names is not None or on_bad != "fail":
+            given = "--on-bad" if names is None else "--class-names"
+            raise refusal(given, f"{source.name} is read already; read its folder with it")
+        images = source if num_images is None else source.subset(num_images)
+    else:
+        images = _read(source, num_images, options, option)
+    if names is not None and not images.classes:
+        raise refusal("--class-names", f"{images.name} has no class folders; leave it out")
+    if images.shapes is not None and (pad is not None or not any_size):
+        raise refusal(
+            images.name,
+            f"images are {images.shape_words}, which only fid takes; read the folder without "
+            'any_size, with on_bad="skip" to pass over those that differ from most',
+        )
+    if convert is not None:
+        images = _converted(images, convert)
+    if pad is not None:
+        images = dataclasses.replace(
+            images,
+            pixels=padded(images.pixels, pad, images.name),
+            padded_from=images.padded_from or images.pixels.shape[2:],
+        )
+    return images
+
+
+def _converted(images: ImageSet, to: str) -> ImageSet:
+    if images.shapes is None:
+        pixels, shapes = converted(images.pixels, to), None
+    else:
+        parts = images.part(0, len(images))
+        pixels, shapes = packed(converted(image[None], to)[0] for image in parts)
+    return dataclasses.replace(images, pixels=pixels, shapes=shapes, convert=to)
+
+
+def _read(
+    source: "str | Path | Arrays", num_images: int | None, options: FolderOptions, option: str
+) -> ImageSet:
+    if not isinstance(source, str | Path):
+        data = read_array(source, num_images, options.convert)
+        return ImageSet(data.pixels, data.ids, SOURCE)
+    name, _, split = source.partition(":") if isinstance(source, str) else ("", "", "")
+    try:
+        if split in SPLITS.get(name, ()):
+            data = read_dataset(name, split, num_images)
+            return ImageSet(data.pixels, data.ids, name, data.labels, split)
+        path, split = Path(source), ""
+        if not str(source) or not path.exists():
+            folder, split = _folder_of_split(source)
+            if folder is None:
+                raise _unknown(source, name, option)
+            path = folder
+        data = _read_path(path, split, num_images, options)
+    except MemoryError as error:
+        raise refusal(
+            f"{option} {source}", "does not fit in memory; take fewer images with --num-images"
+        ) from error
+    except OSError as error:
+        raise refusal(
+            f"{option} {source}", f"cannot be read ({error}); check the file and its permissions"
+        ) from error
+    return ImageSet(
+        data.pixels,
+        data.ids,
+        str(source),
+        data.labels,
+        skipped=data.skipped,
+        classes=data.classes,
+        class_order_open=options.class_names is None and _sorts_otherwise(data.classes),
+        passed_over=data.passed_over,
+        archives=data.archives,
+        shapes=data.shapes,
+    )
+
+
+def _sorts_otherwise(classes: tuple[str, ...]) -> bool:
+    return all(name.isdecimal() for name in classes) and list(classes) != sorted(classes, key=int)
+
+
+def _folder_of_split(source: str | Path) -> tuple[Path | None, str]:
+    """The folder and split that FOLDER:SPLIT names, as of MNIST's files; None if it does not."""
+    folder, _, split = str(source).rpartition(":")
+    is_split = split in IDX_SPLITS and folder and Path(folder).is_dir()
+    return (Path(folder), split) if is_split else (None, "")
+
+
+def _read_path(path: Path, split: str, num_images: int | None, options: FolderOptions) -> ImageData:
+    if path.is_dir():
+        contents = FolderContents.of(path)
+        idx = list(filter(is_idx_of_images, contents.archives))
+        if split or (idx and not contents.names and not contents.refused):
+            return read_idx(path / chosen_idx(path, idx, split), num_images)
+        return read_folder(path, contents, num_images, options)
+    suffix, kind = path.suffix.lower(), kind_of(first_bytes(path))
+    if suffix == ".npz" or is_npz(path):
+        return read_npz(path, num_images)
+    if kind == ("unread", "npy"):
+        return read_npy(path, num_images)
+    if suffix in IMAGE_SUFFIXES or (kind and kind[0] in ("read", "unread")):
+        raise refusal(path, "is a single image; give the folder that holds it")
+    if (complaint := other_file(path, kind[1] if kind else "")) is not None:
+        raise complaint
+    return read_idx(path, num_images)
+
+
+def _unknown(source: str | Path, name: str, option: str) -> InputError:
+    if name in SPLITS:
+        choices = ", ".join(f"{name}:{split}" for split in SPLITS[name])
+        return refusal(f"{option} {source}", f"name a split of {name}: {choices}")
+    names = ", ".join(dataset_specs())
+    return refusal(
+        f"{option} {source}",
+        f"no such file or folder, nor a data set's name; the names are {names}",
+    )
+
+
+_PORTION = 1024  # images looked at together
+
+
+def refuse_reduced(images: ImageSet, data_range: DataRange) -> None:
+    """Refuse images whose pixels are levels already, which would be reduced once more.
+
+    Args:
+        images: 8-bit pixels on 0..255.
+        data_range: of the model.
+
+    Raises:
+        InputError: it has no more than half as many levels as pixels have, and no pixel is above
+            its highest; more levels leave a dark set in doubt, which is then taken as it is.
+    """
+    levels = data_range.levels
+    if levels > UNIT_RANGE.levels // 2:
+        return
+    for start in range(0, len(images), _PORTION):
+        if max(image.max() for image in images.part(start, start + _PORTION)) >= levels:
+            return
+    raise InputError(
+        f"--data {images.source}: no pixel is above {levels - 1}, so its images look reduced to "
+        f"{levels} levels already, but --levels {levels} takes pixels on 0..255 and reduces them "
+        f"itself; save level k as the pixel 256 k / {levels}, rounded up (of a set that is so "
+        "dark take more images)"
+    )

@@ -1,0 +1,179 @@
+"""Large arrays lie in a temporary file: of what comes in portions, little is ever in memory."""
+
+import contextlib
+import errno
+import math
+import mmap
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddpmbench.errors import InputError
+
+IN_MEMORY = 1 << 26
+"""Arrays of more bytes than this are kept in a temporary file."""
+
+Scalar = TypeVar("Scalar", bound=np.generic)
+
+
+def store(
+    shape: tuple[int, ...], portions: Iterable[NDArray[Scalar]], dtype: type[Scalar]
+) -> NDArray[Scalar]:
+    """Put together what is known of images and comes in portions.
+
+    Beyond `IN_MEMORY` it lies in a temporary file without a name, which goes when the array goes
+    or the process ends. The file is written, and mapped when it is whole: pages written through a
+    mapping would count as memory of this process.
+
+    Args:
+        shape: (N, ...) of all together.
+        portions: (B, ...) each, in order. None is needed again, nor kept.
+        dtype: of every portion.
+
+    Returns:
+        (N, ...), contiguous and read-only.
+
+    Raises:
+        InputError: if the file cannot be written, as on a full disk.
+    """
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    if size <= IN_MEMORY:
+        whole = np.empty(shape, dtype)
+        start = 0
+        for part in portions:
+            whole[start : start + len(part)] = part
+            start += len(part)
+        whole.setflags(write=False)
+        return whole
+    with contextlib.ExitStack() as stack:
+        with _no_room_refused(shape[0], size):
+            # Without a buffer: closing would write the rest of it, and fail a second time.
+            file = stack.enter_context(tempfile.TemporaryFile(buffering=0))
+            if shutil.disk_usage(tempfile.gettempdir()).free < size:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        for part in portions:
+            left = np.ascontiguousarray(part).data.cast("B")
+            with _no_room_refused(shape[0], size):
+                while left:
+                    left = left[file.write(left) :]
+        with _no_room_refused(shape[0], size):
+            return np.asarray(np.memmap(file, dtype, "r", shape=shape))
+
+
+def store_flat(portions: Iterable[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """Put bytes together that come in portions, nobody knows how many; see `store`.
+
+    Args:
+        portions: flat, in order. None is needed again, nor kept.
+
+    Returns:
+        All of them, flat, contiguous and read-only.
+
+    Raises:
+        InputError: if the file cannot be written, as on a full disk.
+    """
+    size = count = 0
+    # Without a buffer, as in `store`.
+    with tempfile.SpooledTemporaryFile(IN_MEMORY, buffering=0) as file:
+        for count, part in enumerate(portions, start=1):
+            size += part.nbytes
+            left = np.ascontiguousarray(part).data
+            with _no_room_refused(count, size):
+                while left:
+                    left = left[file.write(left) :]
+        if size <= IN_MEMORY:
+            file.seek(0)
+            return np.frombuffer(file.read(), np.uint8)
+        with _no_room_refused(count, size):
+            return np.asarray(np.memmap(file, np.uint8, "r"))
+
+
+def release(array: NDArray[Any]) -> None:
+    """Take what was read of a stored array out of this process's memory, until it is read again.
+
+    The system would do so when memory is short; until then it counts as used. Of an array that
+    lies in memory nothing is taken.
+    """
+    base: object = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        base.madvise(mmap.MADV_DONTNEED)
+
+
+@contextlib.contextmanager
+def _no_room_refused(num_images: int, size: int) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        message = (
+            f"{num_images} images take a temporary file of {size:,} bytes, which cannot "
+            f"be had ({error}); set TMPDIR to a folder with room, or take fewer with --num-images"
+        )
+        raise InputError(" ".join(message.splitlines())) from error
+
+
+_PORTION = 1 << 24  # bytes read at a time
+
+
+class ByteStream(Protocol):
+    """What can be read from: a file, compressed or not."""
+
+    def read(self, size: int, /) -> bytes:
+        """At most so many bytes, none at the end."""
+
+
+def read_pixels(
+    stream: ByteStream, shape: tuple[int, int, int, int], count: int
+) -> NDArray[np.uint8]:
+    """The first images of a stream of pixels, the channels put first.
+
+    Args:
+        stream: stands at the first pixel; is left after the last that was wanted.
+        shape: (N, H, W, C) of what it holds.
+        count: how many images to read.
+
+    Returns:
+        (count, C, H, W), contiguous and read-only; those of a large set lie in a file.
+
+    Raises:
+        EOFError: if the stream ends early.
+        MemoryError: if a single image is too large.
+        InputError: if there is no room for a temporary file.
+    """
+    _, height, width, channels = shape
+    size = math.prod(shape[1:])
+    try:
+        buffer = np.empty((min(count, max(1, _PORTION // size)), *shape[1:]), np.uint8)
+    except (ValueError, MemoryError) as error:
+        raise MemoryError(f"it claims the shape {shape}") from error
+    portions = (part.transpose(0, 3, 1, 2) for part in _portions(stream, buffer, count, shape[0]))
+    return store((count, channels, height, width), portions, np.uint8)
+
+
+def refuse_shorter(size: int, shape: tuple[int, ...]) -> None:
+    """Raise EOFError where a file is too short for what it claims, before room is made for it."""
+    if size < math.prod(shape):
+        raise EOFError(f"it holds {size} bytes of {math.prod(shape)}")
+
+
+def _portions(
+    stream: ByteStream, buffer: NDArray[np.uint8], count: int, total: int
+) -> Iterator[NDArray[np.uint8]]:
+    """(B, H, W, C) each, all in the same memory."""
+    size = math.prod(buffer.shape[1:])
+    for start in range(0, count, len(buffer)):
+        part = buffer[: count - start]
+        view, filled = part.data.cast("B"), 0
+        while filled < len(view):
+            content = stream.read(len(view) - filled)
+            if not content:
+                raise EOFError(f"it holds {start * size + filled} bytes of {total * size}")
+            view[filled : filled + len(content)] = content
+            filled += len(content)
+        yield part

@@ -1,0 +1,161 @@
+"""The range of numbers that a model takes its images in, and how many levels a pixel has."""
+
+import dataclasses
+import math
+from enum import StrEnum
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ddpmbench.errors import InputError
+
+NATS_PER_BIT = math.log(2.0)
+
+
+class EightBit(StrEnum):
+    """How a real number becomes one of the levels; published evaluations differ."""
+
+    ROUND = "round"
+    """to the nearest"""
+    TRUNCATE = "truncate"
+    """to the one below, as in the code of Dhariwal & Nichol 2021"""
+
+
+_ALL = 256  # levels of an 8-bit pixel
+
+
+@dataclasses.dataclass(frozen=True)
+class DataRange:
+    """`levels` evenly spaced numbers from `low` to `high`.
+
+    Level k is low + k (high - low) / (levels - 1), and its bin reaches half way to the next; those
+    of the lowest and the highest level are open to the outside. An 8-bit pixel p is level
+    p levels // 256, that is its top bits; level k is shown as the pixel nearest to
+    255 k / (levels - 1).
+
+    Attributes:
+        low: what the darkest level becomes.
+        high: what the brightest becomes.
+        levels: how many a pixel can have, 2..256; the 8-bit pixels of an image are reduced to
+            their top bits where there are fewer.
+
+    Raises:
+        InputError: it is no range, or has no such number of levels.
+
+    Source: Ho, Jain & Abbeel 2020, eq. 13, which has [-1, 1] and 256 levels.
+    """
+
+    low: float = -1.0
+    high: float = 1.0
+    levels: int = _ALL
+
+    def __post_init__(self) -> None:
+        """Refuse what is no range."""
+        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
+            raise InputError(
+                f"--data-range {self.option}: takes two finite numbers, the lower one first, as in "
+                "-1,1: between which an image lies"
+            )
+        if not 2 <= self.levels <= _ALL:
+            raise InputError(f"--levels {self.levels}: choose from 2 to 256")
+
+    def __str__(self) -> str:
+        """In words."""
+        return f"{self.interval}, {self.levels} levels"
+
+    @property
+    def interval(self) -> str:
+        """From where to where, as people write it."""
+        return f"[{self.low:.12g}, {self.high:.12g}]"
+
+    @property
+    def option(self) -> str:
+        """From where to where, as `--data-range` takes it."""
+        return f"{self.low:.12g},{self.high:.12g}"
+
+    @property
+    def record(self) -> dict[str, object]:
+        """The range as the records of a result have it."""
+        return {"data_range": self.interval, "levels": self.levels}
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """What of it determines a run: nothing where it is that of all runs of before."""
+        return {} if self == UNIT_RANGE else self.record
+
+    @property
+    def half_bin(self) -> float:
+        """Half the distance of two neighboring levels."""
+        return 0.5 / self._steps_a_unit
+
+    @property
+    def levels_a_unit(self) -> float:
+        """What turns a distance in the model into one on 0..255, however many levels there are."""
+        return (_ALL - 1) / (self.high - self.low)
+
+    @property
+    def log_width(self) -> float:
+        """Log of the distance from `low` to `high`."""
+        return math.log(self.high - self.low)
+
+    @property
+    def _steps_a_unit(self) -> float:
+        return (self.levels - 1) / (self.high - self.low)
+
+    def reduced(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The levels of 8-bit pixels: uint8, the same shape."""
+        if self.levels == _ALL:
+            return pixels
+        return (pixels.astype(np.uint16) * self.levels // _ALL).astype(np.uint8)
+
+    def to_model(self, pixels: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+        """8-bit pixels to what the model takes.
+
+        Args:
+            pixels: uint8, any shape.
+            dtype: floating type of the result.
+
+        Returns:
+            In [low, high], the same shape.
+        """
+        if self.levels != _ALL:
+            pixels = pixels.to(torch.int32) * self.levels // _ALL
+        return pixels.to(dtype) / self._steps_a_unit + self.low
+
+    def array_to_model(self, pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
+        """`to_model` of an array, in float64."""
+        return np.asarray(self.reduced(pixels).astype(np.float64) / self._steps_a_unit + self.low)
+
+    def to_pixels(self, x: Tensor, how: EightBit = EightBit.ROUND) -> Tensor:
+        """8-bit pixels to show; what is outside [low, high] becomes 0 or 255.
+
+        Args:
+            x: finite, any shape, in the model's numbers.
+            how: to the nearest level or to the one below.
+
+        Returns:
+            uint8, the same shape.
+        """
+        level = (x - self.low) * self._steps_a_unit
+        level = level.round() if how is EightBit.ROUND else level.floor()
+        level = level.clamp(0.0, self.levels - 1.0)
+        if self.levels != _ALL:
+            level = (level * ((_ALL - 1) / (self.levels - 1))).round()
+        return level.to(torch.uint8)
+
+    def shown(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """What the levels of 8-bit pixels look like: uint8, the same shape."""
+        if self.levels == _ALL:
+            return pixels
+        level = self.reduced(pixels).astype(np.float64)
+        return np.rint(level * ((_ALL - 1) / (self.levels - 1))).astype(np.uint8)
+
+    def clamp(self, x: Tensor) -> Tensor:
+        """What lies outside the range moved to its nearer end."""
+        return x.clamp(self.low, self.high)
+
+
+UNIT_RANGE = DataRange()
+"""[-1, 1] with 256 levels, that of Ho et al. 2020."""

@@ -1,0 +1,1 @@
+"""One module a capability; the commands and `import ddpmbench` offer nothing else."""

@@ -1,0 +1,222 @@
+"""A finished run that is asked for once more: its folder holds the answer already."""
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ddpmbench.checksums import CHECKSUMS, DamageError, checksum, is_whole, read_json, write_json
+from ddpmbench.errors import InputError
+from ddpmbench.execution.finished import (
+    DENSITY,
+    ENVIRONMENT,
+    PER_IMAGE,
+    PREDICTIONS,
+    RATE_DISTORTION,
+    SUMMARY,
+)
+from ddpmbench.execution.folder import IDENTITY, source_revision, tag, versions
+from ddpmbench.execution.precision_correction import store_name
+from ddpmbench.execution.term_store import Shards, faults_in
+from ddpmbench.execution.terms import EXTREMES
+from ddpmbench.files import is_temporary, replacing, writing_to
+from ddpmbench.unet.precision import Precision
+
+if TYPE_CHECKING:
+    from ddpmbench.evaluate.nll import NllReport
+
+
+PAGE = "report.html"
+RECORD = "report.json"
+"""Beside the page: what it and its figures were drawn of, by checksums, and theirs."""
+_SHOWN_KINDS = (".json", ".csv", ".npz")
+_FOLDERS = ("figures", "huggingface")
+
+
+def page_of(folder: Path) -> Path:
+    """The page of a finished run with its figures, drawn where they are not there and whole.
+
+    Args:
+        folder: of a run of `nll`, `rd` or `fid`.
+
+    Raises:
+        InputError: see `write_report`.
+    """
+    of = _drawn_of(folder)
+    if of is None or not _is_drawn(folder, of):
+        # Only here: what draws takes long to import.
+        from ddpmbench.evaluate.report import write_report
+
+        write_report(folder)
+        if of is not None:
+            with (
+                contextlib.suppress(DamageError),  # a file that is no page's, then drawn each time
+                writing_to(folder),
+                replacing(folder / RECORD) as temporary,
+            ):
+                write_json(temporary, of, _drawn(folder))
+    return folder / PAGE
+
+
+def _drawn_of(folder: Path) -> dict[str, Any] | None:
+    """All that a page depends on; None where that cannot be known."""
+    revision = source_revision()
+    if revision is not None and revision.endswith("+"):
+        return None
+    try:
+        files = {
+            path.name: checksum(path)
+            for path in sorted(folder.iterdir())
+            if path.suffix in _SHOWN_KINDS and path.name != RECORD
+        }
+    except (DamageError, OSError):
+        return None
+    return {"versions": versions(), "git_revision": revision, "files": files}
+
+
+def _is_drawn(folder: Path, of: dict[str, Any]) -> bool:
+    try:
+        record = read_json(folder / RECORD)
+        known = record.pop(CHECKSUMS)
+        known.pop("this")
+        return bool(record == of and known == _drawn(folder))
+    except (DamageError, OSError, KeyError):
+        return False
+
+
+def _drawn(folder: Path) -> dict[str, str]:
+    """The checksums of a page and its figures.
+
+    Raises:
+        DamageError: a file is not there.
+    """
+    paths = [folder / PAGE]
+    for name in _FOLDERS:
+        paths += [path for path in sorted((folder / name).rglob("*")) if path.is_file()]
+    return {str(p.relative_to(folder)): checksum(p) for p in paths if not is_temporary(p)}
+
+
+_SEALED = (IDENTITY, SUMMARY, ENVIRONMENT, EXTREMES)
+_TABLES = (
+    "per_timestep.csv",
+    RATE_DISTORTION,
+    "conventions.csv",
+    "sub_schedules.csv",
+    PER_IMAGE,
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Asked:
+    """All that the result of a run of `nll` depends on.
+
+    Attributes:
+        identity: the object of its `run.json`.
+        summary: the fields of its `summary.json` that are known before it.
+        sampling: those of `sampling` there.
+        environment: the object of its `environment.json`; the command and the engine do not count.
+        image_ids: of the images, in order.
+    """
+
+    identity: Mapping[str, Any]
+    summary: Mapping[str, Any]
+    sampling: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    image_ids: Sequence[str]
+
+
+def answer_in(folder: Path, asked: Asked) -> "NllReport | None":
+    """The report of a folder, where a run would arrive at just this one.
+
+    The folder must hold the same run with the same goal, made by the same versions on the same
+    device, and be whole: shards, tables and all. Nothing in it is changed.
+
+    Args:
+        folder: that the run would have.
+        asked: what it would be.
+
+    Returns:
+        The report as it was computed; None where anything is another, missing, damaged, or not
+        known, such as what a source with uncommitted changes would compute.
+    """
+    # It reads the reports of every question, also of the one that asks here.
+    from ddpmbench.evaluate.load_report import load_report
+
+    if not (folder / SUMMARY).exists() or _is_changed(asked.environment):
+        return None
+    try:
+        if not _is_answer(folder, asked):
+            return None
+        report: Any = load_report(folder)
+    except (DamageError, InputError, OSError, LookupError, TypeError, ValueError):
+        return None
+    return report if list(report.per_image.image_id) == list(map(str, asked.image_ids)) else None
+
+
+def _is_changed(environment: Mapping[str, Any]) -> bool:
+    return str(environment["git_revision"]).endswith("+")
+
+
+def _is_answer(folder: Path, asked: Asked) -> bool:
+    summary = read_json(folder / SUMMARY)
+    identity = read_json(folder / IDENTITY)
+    identity.pop(CHECKSUMS)
+    return (
+        identity == _as_read(asked.identity)
+        and _holds(summary, asked.summary)
+        and _holds(summary["sampling"], asked.sampling)
+        and _comparable(read_json(folder / ENVIRONMENT)) == _comparable(asked.environment)
+        and _has_whole_files(folder, summary)
+        and _has_whole_shards(folder, summary)
+    )
+
+
+def _holds(record: Mapping[str, Any], fields: Mapping[str, Any]) -> bool:
+    return all(record[name] == value for name, value in _as_read(fields).items())
+
+
+def _as_read(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record as it comes back from a JSON file."""
+    found: dict[str, Any] = json.loads(json.dumps(record))
+    return found
+
+
+def _comparable(environment: Mapping[str, Any]) -> dict[str, Any]:
+    """What a result can depend on of where and how it was made."""
+    found = _as_read(environment)
+    found.pop(CHECKSUMS, None)
+    resolved = found.pop("arguments")["resolved"]
+    resolved.pop("engine", None)
+    return {**found, "resolved": resolved}
+
+
+def _has_whole_files(folder: Path, summary: Mapping[str, Any]) -> bool:
+    sealed, tables = list(_SEALED), list(_TABLES)
+    if summary["estimator"] == "rotated-warp":
+        sealed.append(PREDICTIONS)
+        tables.append(DENSITY)
+    known = {name: value for name, value in summary[CHECKSUMS].items() if name != "this"}
+    return (
+        set(tables) <= set(known)
+        and all(checksum(folder / name) == value for name, value in known.items())
+        and all(is_whole(folder / name) for name in sealed)
+    )
+
+
+def _has_whole_shards(folder: Path, summary: Mapping[str, Any]) -> bool:
+    """Whether all that are there are whole, and none is missing.
+
+    Those of the rows of the result itself are looked for where its report is read.
+    """
+    shards, run = folder / "shards", tag(folder)
+    rows = {"pilot": summary["sampling"].get("pilot_evaluations", 0)}
+    if (correction := summary["precision_correction"]) is not None:
+        for precision in (Precision.FP32, summary["precision"]):
+            rows[store_name(precision)] = correction["num_evaluations"] // 2
+    return (
+        run is not None
+        and not any(faults_in(shards, run))
+        and not any(Shards(shards, name, run=run).missing(size) for name, size in rows.items())
+    )

@@ -1,0 +1,403 @@
+"""Which of several models is better, and is it sure? Paired differences between runs."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from ddpmbench.checksums import DamageError, read_npz
+from ddpmbench.diffusion.data_range import NATS_PER_BIT
+from ddpmbench.errors import InputError
+from ddpmbench.evaluate.report import schema_of, write_report
+from ddpmbench.execution.finished import SUMMARY, FinishedRun, refuse_losses
+from ddpmbench.execution.folder import RunFolder
+from ddpmbench.execution.precision_correction import store_name
+from ddpmbench.execution.terms import checked
+from ddpmbench.files import named_path
+from ddpmbench.likelihood.designs import Design, EveryPair, RotatedWarp
+from ddpmbench.likelihood.paired import (
+    Tables,
+    WarpTerms,
+    difference_of_pairs,
+    difference_of_warps,
+    same_steps,
+)
+from ddpmbench.likelihood.precision import (
+    Correction,
+    CorrectionRows,
+    differences,
+    estimate_correction,
+)
+from ddpmbench.likelihood.terms import columns_of_bound
+from ddpmbench.report import comparison, fidelity, fidelity_comparison, tables
+from ddpmbench.report.card import Card, Draw, Shown
+from ddpmbench.report.contents import lost
+from ddpmbench.report.fidelity import INFLUENCE, SCHEMA, check_summary
+from ddpmbench.report.fidelity_comparison import FidelityDifference, difference
+from ddpmbench.report.figures.style import NORMAL
+from ddpmbench.report.schema import FIDELITY_VALUES, STRICT, check_run
+from ddpmbench.report.text import with_data_range
+
+Facts = Callable[[FinishedRun], Mapping[str, object]]
+
+
+def refuse_unlike(run: FinishedRun, baseline: FinishedRun, facts: Facts) -> None:
+    """Refuse a run that does not compare with another.
+
+    Args:
+        run: one.
+        baseline: the other.
+        facts: takes what must be the same from a run, by its name in `summary.json`.
+
+    Raises:
+        InputError: one line that names the first fact that differs, or the folder whose summary
+            is damaged.
+    """
+    here, there = _facts_of(run, facts), _facts_of(baseline, facts)
+    for name in {**here, **there}:
+        if here.get(name) != there.get(name):
+            raise InputError(
+                f"{run.path}: {name} is {here.get(name)}, but {there.get(name)} in "
+                f"{baseline.path}; runs compare only where these are the same"
+            )
+
+
+def _facts_of(run: FinishedRun, facts: Facts) -> Mapping[str, object]:
+    try:
+        return facts(run)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{run.path}: {SUMMARY} is damaged or of another version; run its command again"
+        ) from error
+
+
+_WITH_INFLUENCE = ("fid", "kid", "precision", "inception_score")
+
+Influence = Mapping[str, NDArray[np.float64]]
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class FidelityComparison(Shown):
+    """Runs of `fid` by the same protocol, against the first of them.
+
+    Attributes:
+        summary: the object of `summary.json`.
+        differences: one row a run, measure and reference; the fields of `FidelityDifference`.
+    """
+
+    summary: dict[str, Any]
+    differences: pd.DataFrame
+
+    def _card(self) -> Card:
+        from ddpmbench.report.cards import fidelity_comparison_card
+
+        return fidelity_comparison_card(self.summary)
+
+    def _figures(self) -> Mapping[str, Draw]:
+        from ddpmbench.report.figures.fidelity import differences_figure
+
+        drawn = differences_figure(self.differences, self.summary["name"])
+        return {} if drawn is None else {"differences": lambda: drawn}
+
+
+def compare_fidelity(
+    runs: Sequence[str | Path], *, out: str | Path | None = None
+) -> FidelityComparison:
+    """The differences between runs of `fid`, with their intervals.
+
+    Where both runs sampled with the same seed, sample i of both has the same noise: the interval
+    is that of the mean of N differences of influences, narrower than that of runs that share
+    nothing.
+
+    Args:
+        runs: two run folders or more; the first is the baseline.
+        out: a folder for the table and the page; None writes nothing.
+
+    Raises:
+        InputError: one is no finished run of `fid`, or their protocols or references differ.
+    """
+    names = [str(run) for run in runs]
+    opened = [FinishedRun.open(Path(run), option="", schema=SCHEMA) for run in runs]
+    for run in opened:
+        check_summary(run.summary, run.path / SUMMARY)
+    baseline = opened[0]
+    for run in opened[1:]:
+        refuse_unlike(run, baseline, _fidelity_facts)
+    differences = [
+        found
+        for name, run in zip(names[1:], opened[1:], strict=True)
+        for found in _differences(name, run, baseline)
+    ]
+    compared = FidelityComparison(
+        fidelity_comparison.summary(names, [run.summary for run in opened], differences),
+        pd.DataFrame([dataclasses.asdict(found) for found in differences]),
+    )
+    if out is not None:
+        _write_fidelity(named_path(out), compared)
+    return compared
+
+
+def _write_fidelity(path: Path, found: FidelityComparison) -> None:
+    runs = [found.summary["baseline"], *found.summary["runs"]]
+    compared = {name: [run[name] for run in runs] for name in ("run", "samples")}
+    folder = RunFolder(path, {"schema": fidelity_comparison.SCHEMA, **compared})
+    folder.write_frame("differences.csv", found.differences)
+    folder.write_summary(found.summary)
+    write_report(path)
+
+
+def _differences(name: str, run: FinishedRun, baseline: FinishedRun) -> list[FidelityDifference]:
+    """Of each measure against each reference, and of the inception score."""
+    paired = _paired_half_widths(run, baseline)
+    of = run.summary["references"], baseline.summary["references"]
+    found = [
+        # Influences are on the measures against the first reference.
+        difference(measure, (name, own), first, paired=paired.get(measure) if k == 0 else None)
+        for k, (own, first) in enumerate(zip(*of, strict=True))
+        for measure in FIDELITY_VALUES
+    ]
+    score = difference(
+        "inception_score",
+        (name, run.summary),
+        baseline.summary,
+        paired=paired.get("inception_score"),
+    )
+    return [*found, score]
+
+
+def _paired_half_widths(run: FinishedRun, baseline: FinishedRun) -> dict[str, float]:
+    """By measure; none where the runs do not share their noise."""
+    if not _share_noise(run.summary, baseline.summary):
+        return {}
+    here, there = _influence(run), _influence(baseline)
+    return {
+        name: NORMAL * float((here[name] - there[name]).std(ddof=1)) / len(here[name]) ** 0.5
+        for name in _WITH_INFLUENCE
+        if name in here and name in there
+    }
+
+
+def _share_noise(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    sampled = one["sampler"] is not None and other["sampler"] is not None
+    return sampled and one["seed"] is not None and bool(one["seed"] == other["seed"])
+
+
+def _influence(run: FinishedRun) -> Influence:
+    """Those that the folder has; of fewer than two samples nothing is known."""
+    path = run.path / INFLUENCE
+    number = run.summary["num_generated"]
+    if not path.exists() or number < 2:
+        return {}
+    try:
+        arrays = read_npz(path)
+        found = {
+            name: arrays[name].astype(np.float64) for name in _WITH_INFLUENCE if name in arrays
+        }
+    except (DamageError, ValueError) as error:
+        raise lost(path) from error
+    if any(of.shape != (number,) or not np.isfinite(of).all() for of in found.values()):
+        raise lost(path)
+    return found
+
+
+def _fidelity_facts(run: FinishedRun) -> dict[str, object]:
+    """What must be the same, by its name in `summary.json`."""
+    of = run.summary
+    return {
+        "name": of["name"],
+        **_flat("protocol", of["protocol"]),
+        "num_generated": of["num_generated"],
+        "compute_precision": of["compute_precision"],
+        "number of references": len(of["references"]),
+        **{
+            f"references[{k}].{name}": reference[name]
+            for k, reference in enumerate(of["references"])
+            for name in ("sha256", "num_reference")
+        },
+    }
+
+
+def _flat(name: str, value: object) -> dict[str, object]:
+    """The fields of a record by their whole names."""
+    if not isinstance(value, dict):
+        return {name: value}
+    return {
+        whole: of
+        for key, inner in value.items()
+        for whole, of in _flat(f"{name}.{key}", inner).items()
+    }
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Comparison(Shown):
+    """Runs on the same rows, against the first of them.
+
+    Attributes:
+        summary: the object of `summary.json`.
+        runs: one row a run; see `report.comparison.runs_frame`.
+        per_timestep: one row a run and step; see `report.comparison.steps_frame`.
+    """
+
+    summary: dict[str, Any]
+    runs: pd.DataFrame
+    per_timestep: pd.DataFrame
+
+    def _card(self) -> Card:
+        from ddpmbench.report.cards import comparison_card
+
+        return comparison_card(self.summary)
+
+    def _figures(self) -> Mapping[str, Draw]:
+        from ddpmbench.report.figures.timesteps import difference_figure
+
+        baseline = str(self.summary["baseline"]["run"])
+        return {"difference": lambda: difference_figure(self.per_timestep, baseline)}
+
+
+def compare(
+    runs: Sequence[str | Path], *, out: str | Path | None = None
+) -> Comparison | FidelityComparison:
+    """The differences between runs, with their intervals.
+
+    The interval of a difference is much narrower than those of the bounds, because the runs were
+    made on the same rows with the same noise.
+
+    Args:
+        runs: two run folders of `evaluate_nll` or more, or of `fid`; the first is the baseline.
+        out: a folder for the tables, the figure and the page; None writes nothing.
+
+    Raises:
+        InputError: one is no finished run, or their images, conventions or rows differ, or what
+            the samples of runs of `fid` were measured with.
+    """
+    if len(runs) < 2:
+        raise InputError("compare: name two run folders or more")
+    names = [str(run) for run in runs]
+    if len(set(names[1:])) < len(names[1:]):
+        raise InputError("compare: a run is named twice; name each that is compared once")
+    if schema_of(Path(runs[0])) == fidelity.SCHEMA:
+        return compare_fidelity(runs, out=out)
+    opened = [FinishedRun.open(Path(run), option="", schema=tables.SCHEMA) for run in runs]
+    for run in opened:
+        check_run(run.summary, run.path / SUMMARY)
+        refuse_losses(run, option="", reads_rows=True)
+    baseline = opened[0]
+    for run in opened[1:]:
+        refuse_unlike(run, baseline, _facts_beside(run, baseline))
+    differences = [_difference(run, baseline) for run in opened[1:]]
+    frame = comparison.runs_frame(names, [run.summary for run in opened], differences)
+    found = Comparison(
+        summary=comparison.summary(frame, baseline.summary),
+        runs=frame,
+        per_timestep=comparison.steps_frame(names[1:], differences),
+    )
+    if out is not None:
+        _write(named_path(out), found)
+    return found
+
+
+def _write(path: Path, found: Comparison) -> None:
+    runs = [found.summary["baseline"], *found.summary["runs"]]
+    compared = {name: [run[name] for run in runs] for name in ("run", "checkpoint")}
+    folder = RunFolder(path, {"schema": comparison.SCHEMA, **compared})
+    folder.write_frame("runs.csv", found.runs)
+    folder.write_frame("per_timestep.csv", found.per_timestep)
+    folder.write_summary(found.summary)
+    write_report(path)
+
+
+def _difference(run: FinishedRun, baseline: FinishedRun) -> comparison.Difference:
+    prior = (run.summary["prior"] - baseline.summary["prior"]) * NATS_PER_BIT
+    clip = bool(baseline.summary["conventions"]["clip"])
+    design, correction = baseline.design, _correction(run, baseline)
+    if isinstance(design, EveryPair):
+        of = _tables(run, design), _tables(baseline, design)
+        pairs = difference_of_pairs(design, *of, prior=prior, clip=clip)
+        return comparison.Difference(pairs, 1.0, correction)
+    model, other = _warp_terms(run), _warp_terms(baseline)
+    bound = difference_of_warps(model, other, prior=prior, clip=clip)
+    return comparison.Difference(bound, same_steps(model.design, other.design), correction)
+
+
+def _correction(run: FinishedRun, baseline: FinishedRun) -> Correction | None:
+    """Of the difference; both runs were corrected by the same rows."""
+    if baseline.summary.get("precision", STRICT) == STRICT:
+        return None
+    of_run, of_baseline = (_correction_terms(one) for one in (run, baseline))
+    return estimate_correction(_correction_rows(run), of_run - of_baseline)
+
+
+def _correction_rows(run: FinishedRun) -> CorrectionRows:
+    of = run.summary
+    size = (of["num_images"], of["num_timesteps"])
+    return CorrectionRows(*size, of["seed"], of["precision_correction"]["num_evaluations"] // 2)
+
+
+def _correction_terms(run: FinishedRun) -> NDArray[np.float64]:
+    design, tables_of = _correction_rows(run), []
+    for precision in (STRICT, run.summary["precision"]):
+        store = run.shards(store_name(precision))
+        if store.missing(len(design)):
+            raise InputError(
+                f"{run.path}: some shards of its {store_name(precision)} are gone; run its command "
+                "again"
+            )
+        tables_of.append(checked(store.tables(len(design), ("nats",)), design, where=run.path))
+    return differences(design, *tables_of)
+
+
+def _warp_terms(run: FinishedRun) -> WarpTerms:
+    design = run.design
+    assert isinstance(design, RotatedWarp)
+    return WarpTerms(design, _tables(run, design), run.predictions())
+
+
+def _tables(run: FinishedRun, design: Design) -> Tables:
+    store = run.shards("terms")
+    if store.missing(len(design)):
+        raise InputError(f"{run.path}: some of its shards are gone; run its command again")
+    columns = columns_of_bound(clip=bool(run.summary["conventions"]["clip"]))
+    return lambda length: checked(store.tables(length, columns), design, where=run.path)
+
+
+def _rows_of_correction(run: FinishedRun) -> int | None:
+    if run.summary.get("precision", STRICT) == STRICT:
+        return None
+    return int(run.summary["precision_correction"]["num_evaluations"])
+
+
+_IDENTITY_FACTS = ("schedule_sha256", "labels_sha256", "precision", "tables")
+
+
+def _facts_beside(one: FinishedRun, other: FinishedRun) -> Facts:
+    """What must be the same in two runs; of one schedule not what it is called."""
+    schedules = {run.identity.get("schedule_sha256") for run in (one, other)}
+
+    def facts(run: FinishedRun) -> dict[str, object]:
+        found = _facts(run)
+        if len(schedules) == 1 and None not in schedules:
+            found.pop("conventions.schedule", None)
+        return found
+
+    return facts
+
+
+def _facts(run: FinishedRun) -> dict[str, object]:
+    """What must be the same, by its name in `summary.json`."""
+    of = run.summary
+    conventions = with_data_range(of["conventions"])
+    return {
+        "num_images": of["num_images"],
+        "num_timesteps": of["num_timesteps"],
+        "data.sha256": of["data"]["sha256"],
+        **{f"conventions.{name}": value for name, value in conventions.items()},
+        **{name: run.identity.get(name) for name in _IDENTITY_FACTS},
+        "precision_correction.num_evaluations": _rows_of_correction(run),
+        "estimator": of["estimator"],
+        "seed": of["seed"],
+        "sampling.draws": of["sampling"].get("draws"),
+    }

@@ -1,0 +1,254 @@
+"""The same model in another family's files, and the proof that it is the same."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddpmbench.checkpoints.diffusers_writer import refuse_inexpressible, write_diffusers
+from ddpmbench.checkpoints.load import load_checkpoint
+from ddpmbench.checkpoints.native import write_native
+from ddpmbench.diffusion.data_range import NATS_PER_BIT
+from ddpmbench.diffusion.model import Checkpoint, sides_of
+from ddpmbench.errors import InputError
+from ddpmbench.files import move_into_place, named_path, scratch_folder, writing_to
+from ddpmbench.likelihood.terms import diffusion_terms
+from ddpmbench.report.card import Card, Shown
+from ddpmbench.unet.unet import UNet
+
+FAMILIES = ("native", "diffusers")
+"""What can be written."""
+SCHEMA = "ddpmbench.convert/1"
+_SUFFIX = ".safetensors"
+_OF_FILES = (".pt", ".pth", ".ckpt", ".bin")
+"""Endings of what is no folder to anybody, and which nothing here writes."""
+_PIPELINE = {"model_index.json", "unet", "scheduler", "README.md", ".gitattributes"}
+"""All that is in the folder of a pipeline that may be overwritten."""
+_STEPS = 8
+"""Steps at which the networks are compared, evenly spaced in log t."""
+_SIZE = 16
+"""Height and width of the images for that, where the checkpoint does not say."""
+_TOLERANCE = 1e-5
+"""Of the largest output; more is another network."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Conversion(Shown):
+    """What was written, and how far it is from what was read.
+
+    Attributes:
+        checkpoint: what is read from `path`.
+        path: the file or folder.
+        summary: all of it as `--format json` prints it.
+    """
+
+    checkpoint: Checkpoint
+    path: Path
+    summary: dict[str, Any]
+
+    def _card(self) -> Card:
+        from ddpmbench.report.cards import conversion_card
+
+        return conversion_card(self.summary)
+
+
+def convert_checkpoint(
+    checkpoint: Checkpoint, out: str | Path, *, to: str | None = None, overwrite: bool = False
+) -> Conversion:
+    """Write a checkpoint as another family has it.
+
+    What is written is read again before it takes its place: everything that a number depends on
+    must be the same, and both networks are called with the same random inputs.
+
+    Args:
+        checkpoint: of our U-Net, with the schedule that it was trained on.
+        out: a file `*.safetensors`, native, or a folder, of diffusers' DDPMPipeline.
+        to: "native" or "diffusers", where the name is not to say it.
+        overwrite: whether a file or a folder of a pipeline may be replaced.
+
+    Raises:
+        InputError: something is there already, or the family has no words for the model.
+    """
+    place = named_path(out)
+    family = _family(place, to)
+    _check_place(place, family, overwrite=overwrite)
+    if not isinstance(checkpoint.network, UNet):
+        raise InputError(
+            f"{checkpoint.source}: only the U-Net of Ho et al. and its kin can be converted, not "
+            f"a network of the kind {type(checkpoint.network).__name__}"
+        )
+    schedule = checkpoint.schedule
+    if schedule.num_timesteps != schedule.num_original_timesteps:
+        raise InputError(
+            f"{checkpoint.source}: respaced to {schedule.num_timesteps:,} of "
+            f"{schedule.num_original_timesteps:,} steps; convert the original, and respace it "
+            "when it is read (--timesteps)"
+        )
+    if family == "diffusers":
+        refuse_inexpressible(checkpoint)
+    with writing_to(place, "OUT"), scratch_folder(place) as scratch:
+        made = scratch / place.name
+        if family == "native":
+            write_native(made, checkpoint, training=checkpoint.training)
+        else:
+            write_diffusers(made, checkpoint)
+        written = load_checkpoint(made)
+        _check_meaning(checkpoint, written, family)
+        proof = _compare(checkpoint, written)
+        move_into_place(made, place)
+    written = dataclasses.replace(written, source=str(place))
+    summary = {
+        "schema": SCHEMA,
+        "source": _record(checkpoint),
+        "written": _record(written),
+        "path": str(place),
+        **proof,
+        "notes": _notes(checkpoint, written),
+    }
+    return Conversion(written, place, summary)
+
+
+def _family(place: Path, to: str | None) -> str:
+    """What to write: as `to` says, or the name; the two must not contradict each other."""
+    if place.name in ("", ".."):
+        raise InputError(f"OUT {place}: has no name of its own; name the file or folder to write")
+    by_name = "native" if place.suffix == _SUFFIX else "diffusers"
+    if to not in (None, *FAMILIES):
+        raise InputError(f"--to {to}: choose from {', '.join(FAMILIES)}")
+    if to is not None and to != by_name:
+        needs = f"is a file that ends in {_SUFFIX}" if to == "native" else "is a folder"
+        raise InputError(f"OUT {place}: {to} {needs}; give it another name")
+    if to is None and place.suffix.lower() in _OF_FILES:
+        raise InputError(
+            f"OUT {place}: no {place.suffix} file is written; name it "
+            f"{place.with_suffix(_SUFFIX).name} (native), or pass --to diffusers for a folder"
+        )
+    return by_name
+
+
+def _check_place(place: Path, family: str, *, overwrite: bool) -> None:
+    """Refuse what is there, unless it is to be overwritten and is of the kind."""
+    if not (place.exists() or place.is_symlink()):
+        return
+    if not overwrite:
+        raise InputError(f"OUT {place}: exists; pass --overwrite or another name")
+    if place.is_dir() != (family == "diffusers"):
+        kind = "folder" if place.is_dir() else "file"
+        raise InputError(f"OUT {place}: is a {kind}; give it another name")
+    if place.is_dir():
+        names = {path.name for path in place.iterdir()}
+        if names and (others := sorted(names - _PIPELINE) or "model_index.json" not in names):
+            what = others[0] if isinstance(others, list) else "no model_index.json"
+            raise InputError(
+                f"OUT {place}: holds {what}, so it is more than a pipeline of diffusers and is not "
+                "overwritten; give it another name"
+            )
+
+
+def _check_meaning(one: Checkpoint, other: Checkpoint, family: str) -> None:
+    """Refuse files in which something was lost that a number depends on."""
+    readers: dict[str, Callable[[Checkpoint], object]] = {
+        "prediction": lambda c: c.prediction,
+        "variance": lambda c: c.variance,
+        "clip": lambda c: c.clip,
+        "data range": lambda c: c.data_range,
+        "image size": lambda c: c.image_size,
+        "channels": lambda c: c.channels,
+        "number of classes": lambda c: c.num_classes,
+    }
+    for name, read in readers.items():
+        if read(one) != read(other):
+            raise InputError(
+                f"{one.source}: {family} files do not hold its {name}, {read(one)}; they would be "
+                f"read as {read(other)}"
+            )
+    steps = torch.arange(1, one.schedule.num_timesteps + 1)
+    same = other.schedule.num_timesteps == len(steps) and torch.allclose(
+        one.schedule.betas, other.schedule.betas, rtol=1e-11, atol=0.0
+    )
+    if not same or not torch.equal(one.network_time(steps), other.network_time(steps)):
+        raise InputError(f"{one.source}: {family} files do not hold its schedule or time input")
+
+
+def _compare(one: Checkpoint, other: Checkpoint) -> dict[str, Any]:
+    """How far both are from each other on the same random inputs, in float32.
+
+    Raises:
+        RuntimeError: too far, which is a mistake of this package.
+    """
+    inputs = _random_inputs(one)
+    outputs = [_output(checkpoint, *inputs) for checkpoint in (one, other)]
+    largest = float(outputs[0].abs().max())
+    difference = float((outputs[0] - outputs[1]).abs().max())
+    if not difference <= _TOLERANCE * largest:
+        raise RuntimeError(
+            f"{one.source}: what was written gives outputs {difference:.3g} away, of {largest:.3g}"
+        )
+    x_start, t, eps, _ = inputs
+    terms = [
+        diffusion_terms(checkpoint.diffusion, x_start, t, eps, output).nats / NATS_PER_BIT
+        for checkpoint, output in zip((one, other), outputs, strict=True)
+    ]
+    return {
+        "output_difference": difference,
+        "output_max": largest,
+        "term_difference_bits_per_dim": float((terms[0] - terms[1]).abs().max()),
+        "num_inputs": len(t),
+    }
+
+
+def _random_inputs(checkpoint: Checkpoint) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Random levels as x_start (B, C, H, W), steps (B,), noise (B, C, H, W), classes (B,)."""
+    generator = torch.Generator().manual_seed(0)
+    total, multiple = checkpoint.schedule.num_timesteps, checkpoint.size_multiple
+    t = torch.tensor(sorted({round(total ** (i / (_STEPS - 1))) for i in range(_STEPS)}))
+    size = checkpoint.image_size or multiple * -(-_SIZE // multiple)
+    shape = (len(t), checkpoint.channels or 1, *sides_of(size))
+    pixels = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
+    x_start = checkpoint.data_range.to_model(pixels)
+    eps = torch.randn(shape, generator=generator, dtype=torch.float64)
+    classes = checkpoint.num_classes
+    return x_start, t, eps, torch.arange(len(t)) * 7 % classes if classes else None
+
+
+def _output(
+    checkpoint: Checkpoint, x_start: Tensor, t: Tensor, eps: Tensor, labels: Tensor | None
+) -> Tensor:
+    """The network's outputs, one image at a time: large ones would not fit all at once."""
+    x_t = checkpoint.diffusion.q_sample(x_start, t, eps)
+    device = next(checkpoint.network.parameters()).device
+    rows = []
+    with torch.inference_mode():
+        for i in range(len(t)):
+            label = None if labels is None else labels[i : i + 1].to(device)
+            row = checkpoint.model_output(x_t[i : i + 1].to(device), t[i : i + 1].to(device), label)
+            rows.append(row.cpu())
+    return torch.cat(rows)
+
+
+def _record(checkpoint: Checkpoint) -> dict[str, object]:
+    return {
+        "source": checkpoint.source,
+        "family": checkpoint.family,
+        "sha256": checkpoint.sha256,
+    }
+
+
+def _notes(read: Checkpoint, written: Checkpoint) -> list[str]:
+    """What whoever uses the folder with diffusers must know."""
+    notes = []
+    if written.family == "diffusers" and read.weights is not None:
+        kind = {"ema": "averaged weights", "raw": "a training's last weights, not averaged"}
+        notes.append(f"diffusers' files do not say that these are {kind[read.weights]}")
+    if written.family == "diffusers" and written.num_classes:
+        notes.append(
+            "DDPMPipeline passes no class; call its unet with class_labels, and its scheduler"
+        )
+    if written.family == "diffusers" and written.image_size is None:
+        notes.append(
+            "DDPMPipeline cannot sample before sample_size in unet/config.json says the image size"
+        )
+    return notes

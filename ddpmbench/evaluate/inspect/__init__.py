@@ -1,0 +1,1 @@
+"""What a checkpoint is, what it leaves open, and which command evaluates it."""

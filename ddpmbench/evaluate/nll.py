@@ -1,0 +1,421 @@
+"""How well does a model predict images? The variational bound."""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ddpmbench.data.images import ImageSet, ImageSource, load_images, refuse_reduced
+from ddpmbench.diffusion.data_range import DataRange
+from ddpmbench.diffusion.model import Checkpoint
+from ddpmbench.errors import InputError
+from ddpmbench.evaluate.answered import Asked, answer_in
+from ddpmbench.evaluate.estimators import Sampling
+from ddpmbench.evaluate.progress import listening
+from ddpmbench.execution.chunks import made_again
+from ddpmbench.execution.devices import resolve_device
+from ddpmbench.execution.distributed import joined, open_folder, refuse_other_runs
+from ddpmbench.execution.engine import Engine, resolve_precision
+from ddpmbench.execution.engine_choice import NetworkUse, at_once, settled_engine
+from ddpmbench.execution.finished import (
+    DENSITY,
+    PREDICTIONS,
+    RATE_DISTORTION,
+    density_frame,
+    write_predictions,
+)
+from ddpmbench.execution.folder import RunFolder, environment
+from ddpmbench.execution.likelihood import LikelihoodRun
+from ddpmbench.execution.network_check import check_first_call
+from ddpmbench.execution.precision_correction import CorrectionRun
+from ddpmbench.execution.term_store import MemoryTerms, TermStore
+from ddpmbench.execution.terms import EXTREMES, Extremes, RowsRun, RunListener
+from ddpmbench.files import named_path
+from ddpmbench.likelihood.decoders import DECODERS
+from ddpmbench.likelihood.estimator import SampledBound
+from ddpmbench.likelihood.terms import TermsPass
+from ddpmbench.report import tables
+from ddpmbench.report.card import Card, Draw, Shown
+from ddpmbench.report.contents import bits_of_images
+from ddpmbench.report.tables import conventions_frame, in_bits, sub_schedules_frame
+from ddpmbench.sanity_check.run import CheckBefore, recorded_check
+from ddpmbench.unet.precision import Precision
+from ddpmbench.user_code import own_errors
+from ddpmbench.version import __version__
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class NllReport(Shown):
+    """The variational bound of a checkpoint on images.
+
+    Attributes:
+        summary: the object of `summary.json`.
+        per_timestep: one row a step; see `report.tables.per_timestep`.
+        rate_distortion: one row a step; see `report.tables.rate_distortion`.
+        conventions: one row a published convention; see `report.conventions`.
+        sub_schedules: one row a model that visits some of the steps; see there.
+        per_image: one row an image; see `report.tables.per_image`.
+        folder: the run folder; None if the run was kept in memory.
+    """
+
+    summary: dict[str, Any]
+    per_timestep: pd.DataFrame
+    rate_distortion: pd.DataFrame
+    conventions: pd.DataFrame
+    sub_schedules: pd.DataFrame
+    per_image: pd.DataFrame
+    folder: Path | None
+
+    def _card(self) -> Card:
+        from ddpmbench.report.cards import bound_card
+
+        return bound_card(self.summary, self.folder)
+
+    def _figures(self) -> Mapping[str, Draw]:
+        from ddpmbench.report.figures.images import images_figure
+        from ddpmbench.report.figures.rate_distortion import rate_distortion_figure
+        from ddpmbench.report.figures.sub_schedules import sub_schedules_figure
+        from ddpmbench.report.figures.timesteps import bound_figure
+
+        bits, what = bits_of_images(self.per_image)
+        found: dict[str, Draw] = {
+            "bound": lambda: bound_figure(self.per_timestep, self.rate_distortion),
+            "rate_distortion": lambda: rate_distortion_figure(self.rate_distortion),
+            "images": lambda: images_figure(bits, what, None),
+        }
+        if len(self.sub_schedules):
+            found["sub_schedules"] = lambda: sub_schedules_figure(self.sub_schedules)
+        return found
+
+
+def evaluate_nll(
+    checkpoint: Checkpoint,
+    images: ImageSource,
+    *,
+    estimator: str = "rotated-warp",
+    half_width: float | None = None,
+    max_evaluations: int | None = None,
+    rows_of: str | Path | None = None,
+    draws: int | None = None,
+    decoder: str = "exact",
+    seed: int = 0,
+    device: str = "auto",
+    precision: str = "fp32",
+    batch_size: int | None = None,
+    check: bool | None = None,
+    out: str | Path | None = None,
+    command: list[str] | None = None,
+    listener: RunListener | None = None,
+    progress: bool = True,
+) -> NllReport:
+    """The variational bound in bits per dimension, its three parts and two intervals.
+
+    In processes that torchrun started, each computes a share of the rows, and all return the
+    report.
+
+    Args:
+        checkpoint: what `load_checkpoint` returns; its conventions are those of the bound.
+        images: what `load_images` returns or takes: a name, a path, a uint8 array.
+        estimator: "rotated-warp" computes a few steps of every image, chosen so that the bound
+            is unbiased and its interval narrow; "every-pair" every step of every image.
+        half_width: rotated-warp: of the 95 % interval for these images, bits per dimension; rows
+            are added until it is that narrow. None for `HALF_WIDTH`.
+        max_evaluations: rotated-warp: network calls not to be exceeded, however wide the
+            interval is then.
+        rows_of: rotated-warp: the folder of a run on the same images, whose rows are computed;
+            `compare` takes runs with the same rows.
+        draws: every-pair: noise draws a pair; with one, the interval for this image set cannot
+            be known. None for `DRAWS`.
+        decoder: "exact" or "tanh" for the distribution function of the decoder.
+        seed: of the noise and the choice of rows, 0 <= seed < 2^64.
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        precision: what the network computes in: "fp32" strictly, "tf32", "bf16", "fp16", or
+            "auto", which is fp16 on CUDA and fp32 elsewhere. In low precision some rows are
+            computed in strict float32 too, and correct the bound, its parts and its intervals; the
+            tables are as the rows have them.
+        batch_size: rows a network call, None for what suits the device. Another one
+            changes a number by float rounding.
+        check: whether a few network calls beforehand, which are none of the run's, look whether
+            the checkpoint is read as it was trained; None where the run is long.
+        out: the run folder; one that holds the same run unfinished, or finished with a wider
+            interval, is gone on with. None keeps the run in memory.
+        command: the command line, for the record.
+        listener: who is told how the run goes.
+        progress: whether progress, warnings and notes go to standard error where there is no
+            listener.
+
+    Raises:
+        InputError: an argument, the images or the folder do not fit.
+        ProcessLostError: another process of the run has stopped.
+
+    Source: Ho, Jain & Abbeel 2020, eq. 5.
+    """
+    _check_options(decoder=decoder, seed=seed, batch_size=batch_size)
+    images = load_images(images)
+    _check_images(checkpoint, images)
+    sampling = Sampling.of(
+        estimator,
+        half_width=half_width,
+        max_evaluations=max_evaluations,
+        rows_of=None if rows_of is None else Path(rows_of),
+        draws=draws,
+    )
+    with (
+        joined() as ranks,
+        listening(
+            listener if ranks.reports else None,
+            "nll",
+            "evaluations",
+            shown=progress and ranks.reports,
+        ) as told,
+    ):
+        if ranks.count > 1 and out is None:
+            raise InputError("--out: several processes need a folder that they share; name one")
+        target = resolve_device(device, ranks.local_rank)
+        computed_in = resolve_precision(precision, target)
+        sampling.check(checkpoint, images, seed=seed, precision=computed_in)
+        conventions = _conventions(checkpoint, images, decoder=decoder)
+        identity = {
+            "schema": tables.SCHEMA,
+            "checkpoint": checkpoint.sha256,
+            "data": images.sha256,
+            "labels_sha256": _labels_sha256(checkpoint, images),
+            "num_images": len(images),
+            "num_timesteps": checkpoint.schedule.num_timesteps,
+            **sampling.identity,
+            "seed": seed,
+            "precision": str(computed_in),
+            "tables": str(checkpoint.diffusion.to(target).dtype),
+            "ddpmbench": __version__,
+            **conventions,
+            **checkpoint.data_range.identity,
+            "schedule_sha256": _schedule_sha256(checkpoint),
+            "network": checkpoint.fingerprint,
+        }
+        refuse_other_runs({**identity, **sampling.settings}, ranks)
+        calls = sampling.least_evaluations(len(images), checkpoint.schedule.num_timesteps)
+        before = CheckBefore(
+            check, calls, seed=seed, batch_size=batch_size, note=told.note, warn=told.warn
+        )
+        uses_folders = bool(checkpoint.num_classes and images.classes)
+        classes = {"classes": list(images.classes)} if uses_folders else {}
+        known: dict[str, Any] = {
+            "num_images": len(images),
+            "num_timesteps": checkpoint.schedule.num_timesteps,
+            "estimator": estimator,
+            "conventions": {**conventions, **checkpoint.data_range.record},
+            "checkpoint": checkpoint.record,
+            "data": {**images.record, **classes},
+            "seed": seed,
+            "precision": str(computed_in),
+        }
+        settings = {
+            **identity,
+            **checkpoint.data_range.record,
+            **sampling.settings,
+            "device": str(target),
+            "batch_size": batch_size or "auto",
+            "processes": ranks.count,
+        }
+
+        def answer(path: Path) -> NllReport | None:
+            record = recorded_check(path) if before.is_made else None
+            if before.is_made and record is None:
+                return None
+            asked = Asked(
+                identity,
+                {**known, "check": None if record is None else record.to_dict()},
+                sampling.summary,
+                environment(target, given=command, resolved=settings),
+                images.ids,
+            )
+            return answer_in(path, asked)
+
+        answered = None if out is None else ranks.once(partial(answer, named_path(out)))
+        if answered is None:
+            check_first_call(checkpoint, images.pixels.shape[1:], device=target, ranks=ranks)
+        folder = None if out is None else open_folder(named_path(out), identity, ranks)
+        store: Callable[[str], TermStore] = _in_memory if folder is None else folder.shards
+        if folder is not None and folder.dropped:
+            told.warn(made_again(list(folder.dropped)))
+        _say_how_images_were_read(images, told, class_folders=uses_folders)
+        checked = before.made(checkpoint, images, device=target, ranks=ranks, folder=folder)
+        if answered is not None:
+            told.start(0)
+            _warn_of(answered, sampling, told)
+            return answered
+        engine = settled_engine(
+            checkpoint,
+            NetworkUse(images.pixels.shape[1:], calls // ranks.count, batch_size),
+            device=target,
+            precision=computed_in,
+            folder=None if folder is None else folder.path,
+            ranks=ranks,
+        )
+        terms_pass = TermsPass(
+            checkpoint,
+            images,
+            seed=seed,
+            decoder=decoder,
+            device=target,
+            model_output=engine.model_output,
+        )
+        run = RowsRun.of(
+            terms_pass,
+            batch_size=batch_size,
+            ranks=ranks,
+            listener=told,
+            precision=computed_in,
+        )
+        with own_errors(checkpoint.network_name), engine.running():
+            found = sampling.run(run, store, correction=_correction(run, sampling, store))
+        comparability = tables.Comparability(
+            **known,
+            num_evaluations=found.num_evaluations,
+            sampling=tables.sampling(found, sampling.summary),
+            device=" + ".join(sorted(found.devices)),
+            engine=str(engine.choice),
+            precision_correction=in_bits(found),
+            seconds=round(found.seconds, 3),
+            check=None if checked is None else checked.to_dict(),
+        )
+        report = _report(found, comparability, images, checkpoint.data_range, folder)
+        _warn_of(report, sampling, told)
+        if folder is not None and ranks.reports:
+            resolved = {**settings, "engine": str(engine.choice)}
+            record = environment(target, given=command, resolved=resolved)
+            _write(folder, report, found, _extremes(found, images, checkpoint.data_range), record)
+        ranks.wait()
+        return report
+
+
+def _correction(
+    run: RowsRun, sampling: Sampling, store: Callable[[str], TermStore]
+) -> CorrectionRun | None:
+    """What corrects a run in low precision: the same network in strict float32."""
+    if run.precision is Precision.FP32:
+        return None
+    of = run.terms_pass
+    strict = Engine(
+        of.checkpoint, device=of.device, choice=at_once(of.checkpoint, of.device, Precision.FP32)
+    )
+    return CorrectionRun.of(run, strict, sampling.correction_rows(of), store)
+
+
+def _warn_of(report: NllReport, sampling: Sampling, told: RunListener) -> None:
+    for line in (sampling.warning(report.summary), report.summary["worse_than_raw_pixels"]):
+        if line:
+            told.warn(line)
+
+
+def _in_memory(name: str) -> MemoryTerms:
+    return MemoryTerms()
+
+
+def _report(
+    found: LikelihoodRun,
+    comparability: tables.Comparability,
+    images: ImageSet,
+    data_range: DataRange,
+    folder: RunFolder | None,
+) -> NllReport:
+    return NllReport(
+        summary=tables.summary(found.bound, comparability),
+        per_timestep=tables.per_timestep(found.bound),
+        rate_distortion=tables.rate_distortion(found.bound, found.distortion, data_range),
+        conventions=conventions_frame(found.others, len(found.bound.term)),
+        sub_schedules=sub_schedules_frame(found.others),
+        per_image=tables.per_image(found.bound, images.ids),
+        folder=folder.path if folder is not None else None,
+    )
+
+
+def _write(
+    folder: RunFolder,
+    report: NllReport,
+    found: LikelihoodRun,
+    extremes: Extremes,
+    record: dict[str, object],
+) -> None:
+    folder.write_frame("per_timestep.csv", report.per_timestep)
+    folder.write_frame(RATE_DISTORTION, report.rate_distortion)
+    folder.write_frame("conventions.csv", report.conventions)
+    folder.write_frame("sub_schedules.csv", report.sub_schedules)
+    folder.write_frame("per_image.csv", report.per_image)
+    with folder.replacing(EXTREMES) as temporary:
+        extremes.write(temporary)
+    if found.density is not None:
+        folder.write_frame(DENSITY, density_frame(found.density))
+    if isinstance(found.bound, SampledBound):
+        with folder.replacing(PREDICTIONS) as temporary:
+            write_predictions(temporary, found.bound.predictions)
+    folder.write_json("environment.json", record)
+    folder.write_summary(report.summary)
+
+
+def _extremes(found: LikelihoodRun, images: ImageSet, data_range: DataRange) -> Extremes:
+    """By the whole bound, or by its decoder where that alone is known of every image."""
+    bound = found.bound
+    values = bound.image_decoder if isinstance(bound, SampledBound) else bound.total
+    return Extremes.of(values, images.pixels).shown(data_range)
+
+
+def _conventions(checkpoint: Checkpoint, images: ImageSet, *, decoder: str) -> dict[str, object]:
+    return {
+        "prediction": str(checkpoint.prediction),
+        "variance": str(checkpoint.variance),
+        "clip": checkpoint.clip,
+        "decoder": decoder,
+        "schedule": checkpoint.schedule.name,
+        "time_input": str(checkpoint.time_input),
+        "labels": _labels(checkpoint, images),
+    }
+
+
+def _labels(checkpoint: Checkpoint, images: ImageSet) -> str | None:
+    """What the network is conditioned on, in words."""
+    if not checkpoint.num_classes or images.labels is None:
+        return None
+    first = int(images.labels[0])
+    return f"class {first}" if (images.labels == first).all() else "of the images"
+
+
+def _schedule_sha256(checkpoint: Checkpoint) -> str:
+    schedule = checkpoint.schedule
+    return hashlib.sha256(schedule.log_alphas_cumprod.numpy().tobytes()).hexdigest()
+
+
+def _labels_sha256(checkpoint: Checkpoint, images: ImageSet) -> str | None:
+    if not checkpoint.num_classes or images.labels is None:
+        return None
+    return hashlib.sha256(images.labels.tobytes()).hexdigest()
+
+
+def _say_how_images_were_read(images: ImageSet, told: RunListener, *, class_folders: bool) -> None:
+    for line in (*images.notes, *([images.class_note] if class_folders else [])):
+        told.note(line)
+    if images.skipped:
+        told.warn(
+            f"{len(images.skipped)} files of {images.name} were passed over; the first: "
+            f"{images.skipped[0]}"
+        )
+
+
+def _check_options(*, decoder: str, seed: int, batch_size: int | None) -> None:
+    if decoder not in DECODERS:
+        raise InputError(f"--decoder {decoder}: choose exact or tanh")
+    if not isinstance(seed, int) or not 0 <= seed < 2**64:
+        raise InputError(f"--seed {seed}: choose a whole number from 0 to 2^64 - 1")
+    if batch_size is not None and batch_size < 1:
+        raise InputError(f"--batch-size {batch_size}: needs at least one row, or auto")
+
+
+def _check_images(checkpoint: Checkpoint, images: ImageSet) -> None:
+    checkpoint.check_images(images.pixels.shape[1:], images.source)
+    refuse_reduced(images, checkpoint.data_range)
+    if checkpoint.num_classes:
+        images.check_classes(checkpoint.num_classes, null_class=checkpoint.null_class)

@@ -1,0 +1,209 @@
+"""What does a model see on its way? Pictures along the chain, of a run and into its folder."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from ddpmbench.data.images import ImageSet, ImageSource, load_images
+from ddpmbench.diffusion.model import Checkpoint
+from ddpmbench.errors import InputError
+from ddpmbench.evaluate.nll import NllReport
+from ddpmbench.evaluate.progress import listening
+from ddpmbench.execution.chunks import made_again
+from ddpmbench.execution.devices import evaluating_checkpoint, resolve_device, strict_float32
+from ddpmbench.execution.engine import BatchSize
+from ddpmbench.execution.pictures import PICTURES, DamagedPicturesError, Pictures
+from ddpmbench.execution.terms import RunListener, RunProgress
+from ddpmbench.report.text import with_data_range
+from ddpmbench.samples.progressive import (
+    WEIGHTS,
+    PicturePass,
+    interpolation,
+    progressive_decoding,
+    progressive_generation,
+)
+from ddpmbench.user_code import own_errors
+
+KINDS = ("none", "decoding", "all")
+"""Which pictures are made."""
+NUM_PICTURES = 8
+"""Images decoded, and samples; half as many pairs are interpolated."""
+NUM_STEPS = 10
+"""The steps shown are the first and every T / 10."""
+
+
+def check_pictures(
+    checkpoint: Checkpoint, images: ImageSet, *, pictures: str, depth: int | None
+) -> None:
+    """Refuse pictures that cannot be made.
+
+    Args:
+        checkpoint: the model.
+        images: the image set.
+        pictures: which; one of `KINDS`.
+        depth: the step at which images are mixed, or None.
+
+    Raises:
+        InputError: one line that names the option.
+    """
+    if pictures not in KINDS:
+        raise InputError(f"--pictures {pictures}: choose {', '.join(KINDS[:-1])} or {KINDS[-1]}")
+    if images.pixels.shape[1] not in (1, 3) and pictures != "none":
+        raise InputError(
+            f"--pictures {pictures}: images of {images.pixels.shape[1]} channels cannot be shown; "
+            "choose none"
+        )
+    if depth is not None and pictures != "all":
+        raise InputError(
+            f"--depth {depth}: is where --pictures all mixes images; add that, or leave it out"
+        )
+    num_timesteps = checkpoint.schedule.num_timesteps
+    if depth is not None and not 1 <= depth <= num_timesteps:
+        raise InputError(
+            f"--depth {depth}: choose a step from 1 to {num_timesteps}, the checkpoint's steps"
+        )
+    if pictures == "all" and len(images) < 2:
+        raise InputError(
+            "--pictures all: mixes two images, and there is one; take more, or choose decoding"
+        )
+
+
+def progressive_pictures(
+    checkpoint: Checkpoint,
+    images: ImageSource,
+    report: NllReport,
+    *,
+    pictures: str = "decoding",
+    depth: int | None = None,
+    device: str = "auto",
+    batch_size: int | None = None,
+    listener: RunListener | None = None,
+    progress: bool = True,
+) -> Pictures:
+    """Pictures of what a run's numbers are about, with the run's own noise.
+
+    Of the first images what a receiver holds and shows at some steps; and with "all", samples on
+    their way, and what lies between pairs of images. They go into `pictures.npz` of the run
+    folder, from which `write_report` draws them. What is there already is not made again;
+    interpolation is where it was at another depth.
+
+    Args:
+        checkpoint: that of the run.
+        images: those of the run.
+        report: of the run, what `evaluate_nll` returned.
+        pictures: "none", "decoding" or "all".
+        depth: the step in 1..T at which images are mixed; None for T / 2.
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        batch_size: network calls made together; None for what suits the device.
+        listener: who is told how many calls there are, and how it goes.
+        progress: whether progress, warnings and notes go to standard error where there is no
+            listener.
+
+    Returns:
+        All pictures that the run has.
+
+    Raises:
+        InputError: an argument does not fit, the run is of another checkpoint or of other images,
+            or its folder cannot be written or holds damaged pictures.
+
+    Source: Ho, Jain & Abbeel 2020, section 4.3 and figures 6 and 8.
+    """
+    images = load_images(images)
+    check_pictures(checkpoint, images, pictures=pictures, depth=depth)
+    if batch_size is not None and batch_size < 1:
+        raise InputError(f"--batch-size {batch_size}: needs at least one picture, or auto")
+    _check_run(checkpoint, images, report)
+    target = resolve_device(device)
+    shape = images.pixels.shape[1:]
+    num_timesteps = checkpoint.schedule.num_timesteps
+    found = Pictures()
+    with listening(listener, "pictures", "evaluations", shown=progress) as told:
+        if report.folder is not None:
+            found = _kept(report.folder, num_timesteps, told)
+        size = len(images)
+        plan = _plan(pictures, found, num_images=size, num_timesteps=num_timesteps, depth=depth)
+        total, before = sum(part.num_calls for part in plan), 0
+        batch = BatchSize(batch_size, device=target, image_shape=shape, warn=told.warn)
+        if total:
+            told.start(total)
+        for part in plan:
+
+            def make(rows: int, part: _Part = part, before: int = before) -> Pictures:
+                def progress(done: int, of: int) -> None:
+                    told.progress(RunProgress(before + done, total))
+
+                seed = report.summary["seed"]
+                return part.make(PicturePass(checkpoint, images, seed, target, rows, progress))
+
+            who = checkpoint.network_name
+            with own_errors(who), evaluating_checkpoint(checkpoint), strict_float32():
+                found = found.with_those_of(batch.attempt(make))
+            before += part.num_calls
+            if report.folder is not None:
+                found.write(report.folder)
+    return found
+
+
+def _kept(folder: Path, num_timesteps: int, listener: RunListener) -> Pictures:
+    """Those of an earlier session; none where they are damaged, so that they are made again."""
+    try:
+        return Pictures.read(folder, num_timesteps)
+    except DamagedPicturesError:
+        listener.warn(made_again([PICTURES]))
+        return Pictures()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Part:
+    num_calls: int
+    make: Callable[[PicturePass], Pictures]
+
+
+def _plan(
+    pictures: str, found: Pictures, *, num_images: int, num_timesteps: int, depth: int | None
+) -> list[_Part]:
+    """What is asked for and not there."""
+    steps = np.rint(np.arange(NUM_STEPS + 1) * num_timesteps / NUM_STEPS).astype(np.int64)
+    t = (num_timesteps + 1 - np.unique(np.maximum(steps, 1))).tolist()
+    image = range(min(NUM_PICTURES, num_images))
+    pair = [(i, i + 1) for i in image[:-1:2]]
+    middle = max(1, num_timesteps // 2) if depth is None else depth
+    there = found.interpolation is not None and found.interpolation.depth == middle
+
+    def decoding(run: PicturePass) -> Pictures:
+        return Pictures(decoding=progressive_decoding(run, image, t))
+
+    def generation(run: PicturePass) -> Pictures:
+        # The last step shows the sample itself.
+        return Pictures(generation=progressive_generation(run, NUM_PICTURES, t[:-1] or t))
+
+    def between(run: PicturePass) -> Pictures:
+        return Pictures(interpolation=interpolation(run, pair, middle))
+
+    plan = []
+    if pictures != "none" and found.decoding is None:
+        plan.append(_Part(len(image) * len(t), decoding))
+    if pictures == "all" and found.generation is None:
+        plan.append(_Part(NUM_PICTURES * num_timesteps, generation))
+    if pictures == "all" and not there:
+        plan.append(_Part(len(pair) * len(WEIGHTS) * middle, between))
+    return plan
+
+
+def _check_run(checkpoint: Checkpoint, images: ImageSet, report: NllReport) -> None:
+    run, conventions = report.summary, with_data_range(report.summary["conventions"])
+    data_range = checkpoint.data_range
+    for name, there, here in (
+        ("checkpoint", run["checkpoint"]["sha256"], checkpoint.sha256),
+        ("image set", run["data"]["sha256"], images.sha256),
+        ("number of steps", run["num_timesteps"], checkpoint.schedule.num_timesteps),
+        ("prediction", conventions["prediction"], checkpoint.prediction),
+        ("variance", conventions["variance"], checkpoint.variance),
+        ("clip", conventions["clip"], checkpoint.clip),
+        ("data range", conventions["data_range"], data_range.interval),
+        ("number of levels", conventions["levels"], data_range.levels),
+    ):
+        if there != here:
+            raise InputError(f"pictures: the run has another {name}; give what it was made with")

@@ -1,0 +1,68 @@
+"""Who is told how a run goes: whoever the caller names, else people, on standard error."""
+
+import contextlib
+from collections.abc import Iterator
+
+from ddpmbench.diffusion.data_range import NATS_PER_BIT
+from ddpmbench.execution.features import Cost, QualityListener
+from ddpmbench.execution.progress import progress, tell
+from ddpmbench.execution.terms import RunListener, RunProgress
+from ddpmbench.report.nll_text import bound_line
+from ddpmbench.report.text import cost_lines
+
+
+@contextlib.contextmanager
+def listening(
+    listener: RunListener | None, name: str, unit: str, *, calls: int = 1, shown: bool
+) -> Iterator[RunListener]:
+    """The caller's listener; without one progress, warnings and notes go to standard error.
+
+    Args:
+        listener: the caller's, or None.
+        name: what is being done.
+        unit: what is counted.
+        calls: network calls that make one of the unit.
+        shown: False for silence where there is no listener.
+    """
+    if listener is not None or not shown:
+        yield listener or RunListener()
+        return
+    with progress(name, unit, calls=calls) as update:
+        yield RunListener(
+            progress=lambda now: update(now.done, now.total, remark(now)), warn=warn, note=note
+        )
+
+
+def quality_listening(listener: QualityListener | None, *, shown: bool) -> QualityListener:
+    """The same of a run of `fid`, whose stages have their own progress."""
+    if listener is not None or not shown:
+        return listener or QualityListener()
+
+    def stage(name: str, unit: str, calls: int) -> contextlib.AbstractContextManager[RunListener]:
+        return listening(None, name, unit, calls=calls, shown=True)
+
+    def cost(of: Cost) -> None:
+        for line in cost_lines(of):
+            tell(line)
+
+    return QualityListener(stage, cost, warn, note)
+
+
+def remark(now: RunProgress) -> str:
+    """What is known of the bound and what is being done besides the rows, in a line."""
+    parts = []
+    if now.bound is not None:
+        half_width = now.bound.half_width / NATS_PER_BIT
+        line = bound_line(now.bound.nats / NATS_PER_BIT, half_width)
+        parts.append(f"so far {line}, narrower at the end" if now.bound.is_rough else line)
+    return "; ".join([*parts, *([now.stage] if now.stage else [])])
+
+
+def note(line: str) -> None:
+    """Say on standard error what may be worth knowing."""
+    tell(f"Note: {line}")
+
+
+def warn(line: str) -> None:
+    """Say on standard error what is worth saying."""
+    tell(f"Warning: {line}")

@@ -1,0 +1,68 @@
+"""What does a picture cost, and how good is it by then? Rate and distortion of lossy decoding."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ddpmbench.evaluate.nll import NllReport
+from ddpmbench.evaluate.partial import reduce_what_is_left
+from ddpmbench.execution.finished import RATE_DISTORTION, SUMMARY, FinishedRun, refuse_losses
+from ddpmbench.report import rate_distortion as report
+from ddpmbench.report.card import Card, Draw, Shown
+from ddpmbench.report.schema import check_run
+from ddpmbench.report.tables import RATE_DISTORTION_COLUMNS, SCHEMA
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class RateDistortion(Shown):
+    """The rate-distortion curve of a checkpoint on images.
+
+    Attributes:
+        summary: what makes it comparable, and the curve at ten steps.
+        curve: one row a step; see `report.tables.rate_distortion`.
+        folder: the run folder, or that of what is left of it; None if the run was kept in memory.
+    """
+
+    summary: dict[str, Any]
+    curve: pd.DataFrame
+    folder: Path | None
+
+    def _card(self) -> Card:
+        from ddpmbench.report.cards import curve_card
+
+        return curve_card(self.summary, self.folder)
+
+    def _figures(self) -> Mapping[str, Draw]:
+        from ddpmbench.report.figures.rate_distortion import rate_distortion_figure
+
+        return {"rate_distortion": lambda: rate_distortion_figure(self.curve)}
+
+
+def rate_distortion(run: NllReport | str | Path, *, partial: bool = False) -> RateDistortion:
+    """The rate-distortion curve of progressive lossy decoding, without a network call.
+
+    Args:
+        run: what `evaluate_nll` returned, or the folder of a finished run.
+        partial: where shards of the folder are gone or damaged, the curve of the images all of
+            whose rows are left; the summary then says under `partial` what is gone.
+
+    Raises:
+        InputError: the folder holds no finished run, or is damaged.
+
+    Source: Ho, Jain & Abbeel 2020, section 4.3.
+    """
+    if isinstance(run, NllReport):
+        summary, curve, folder = run.summary, run.rate_distortion, run.folder
+    elif partial and (left := reduce_what_is_left(run)) is not None:
+        curve = left.rate_distortion
+        return RateDistortion(report.summary(curve, left.summary), curve, left.folder)
+    else:
+        finished = FinishedRun.open(Path(run), option="--run", schema=SCHEMA)
+        refuse_losses(finished, option="--run")
+        check_run(finished.summary, finished.path / SUMMARY)
+        summary, folder = finished.summary, finished.path
+        curve = finished.table(RATE_DISTORTION, RATE_DISTORTION_COLUMNS)
+    return RateDistortion(report.summary(curve, summary), curve, folder)

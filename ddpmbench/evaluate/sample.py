@@ -1,0 +1,282 @@
+"""What does a model make? Samples, as files that others can score."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ddpmbench.data.image_files import PositionIds
+from ddpmbench.data.images import ImageSet, load_images
+from ddpmbench.diffusion.model import Checkpoint
+from ddpmbench.errors import InputError
+from ddpmbench.evaluate.progress import listening
+from ddpmbench.evaluate.report import schema_of
+from ddpmbench.execution.chunks import FolderParts, MemoryParts, PartStore, gathered, made_again
+from ddpmbench.execution.devices import resolve_device
+from ddpmbench.execution.distributed import joined, open_folder, refuse_other_runs
+from ddpmbench.execution.engine import EngineChoice
+from ddpmbench.execution.features import PARTS, check_room
+from ddpmbench.execution.finished import ENVIRONMENT, SUMMARY, FinishedRun
+from ddpmbench.execution.folder import IDENTITY, RunFolder, environment, write_figure
+from ddpmbench.execution.network_check import check_first_call
+from ddpmbench.execution.samples import (
+    SAMPLES,
+    Generation,
+    SampleSettings,
+    write_pngs,
+    write_samples,
+)
+from ddpmbench.execution.terms import RunListener
+from ddpmbench.files import named_path
+from ddpmbench.report import fidelity
+from ddpmbench.report import schema as checks
+from ddpmbench.report.card import Card, Draw, Shown
+from ddpmbench.report.figures.images import samples_figure
+from ddpmbench.version import __version__
+
+_KINDS: checks.Kinds = {
+    "checkpoint": checks.CHECKPOINT,
+    "sampler": checks.SAMPLER,
+    "seed": (int,),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class MadeBy:
+    """How samples were made.
+
+    Attributes:
+        checkpoint: the record of the model.
+        sampler: that of how it was sampled.
+        seed: of the noise.
+        eight_bit: how samples became pixels.
+        precision: of the network.
+    """
+
+    checkpoint: dict[str, Any]
+    sampler: dict[str, Any]
+    seed: int
+    eight_bit: str
+    precision: str
+
+
+def load_samples(
+    path: str | Path, *, on_bad: str = "fail", convert: str | None = None
+) -> tuple[ImageSet, MadeBy | None]:
+    """Samples of a file or a folder; of a run folder of `sample` or `fid` those that it made.
+
+    Args:
+        path: an .npz, a folder of images, or a run folder.
+        on_bad: see `load_images`.
+        convert: likewise.
+
+    Returns:
+        The samples, and how they were made; None where nobody says.
+
+    Raises:
+        InputError: they cannot be read, or the run has none, is unfinished, or is damaged.
+    """
+    path = Path(path)
+    schema = schema_of(path) or ""
+    if not schema.startswith("ddpmbench.") and not (path / IDENTITY).is_file():
+        images = load_images(
+            path, on_bad=on_bad, convert=convert, any_size=True, option="--samples"
+        )
+        return images, None
+    has_samples = schema in (SCHEMA, fidelity.SCHEMA) and (path / SAMPLES).exists()
+    if schema and not has_samples:
+        raise InputError(
+            f"--samples {path}: is a run folder without samples ({schema}); name one of sample, "
+            "or a file or a folder of images"
+        )
+    run = FinishedRun.open(path, option="--samples", schema=schema or SCHEMA)
+    images = load_images(path / SAMPLES, on_bad=on_bad, option="--samples")
+    return images, _made_by(run, images)
+
+
+def _made_by(run: FinishedRun, images: ImageSet) -> MadeBy:
+    of, place = run.summary, run.path / SUMMARY
+    checks.check(of, _KINDS, place)
+    if of["schema"] == SCHEMA:
+        checks.check(of, {"sha256": (str,), "eight_bit": (str,), "precision": (str,)}, place)
+        sha256, eight_bit, precision = of["sha256"], of["eight_bit"], of["precision"]
+    else:
+        fidelity.check_summary(of, place)
+        sha256, eight_bit = of["samples"]["sha256"], of["protocol"]["eight_bit"]
+        precision = of["compute_precision"]
+    if images.sha256 != sha256:
+        raise InputError(
+            f"--samples {run.path}: {SAMPLES} does not hold the samples of its {SUMMARY}; run its "
+            "command again"
+        )
+    return MadeBy(of["checkpoint"], of["sampler"], of["seed"], eight_bit, precision)
+
+
+SCHEMA = "ddpmbench.sample/1"
+PNGS = "png"
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class SampleReport(Shown):
+    """Samples of a checkpoint.
+
+    Attributes:
+        summary: the object of `summary.json`.
+        images: the samples, with their classes where they have any.
+        folder: the run folder; None if the run was kept in memory.
+    """
+
+    summary: dict[str, Any]
+    images: ImageSet
+    folder: Path | None
+
+    def _card(self) -> Card:
+        from ddpmbench.report.cards import samples_card
+
+        return samples_card(self.summary, self.folder)
+
+    def _figures(self) -> Mapping[str, Draw]:
+        return {"samples": lambda: samples_figure(self.images.pixels, self.images.labels)}
+
+
+def generate_samples(
+    checkpoint: Checkpoint,
+    num_samples: int,
+    *,
+    settings: SampleSettings | None = None,
+    png: bool = False,
+    device: str = "auto",
+    batch_size: int | None = None,
+    out: str | Path | None = None,
+    command: list[str] | None = None,
+    listener: RunListener | None = None,
+    progress: bool = True,
+) -> SampleReport:
+    """Samples 0..N - 1 of a checkpoint.
+
+    In processes that torchrun started, each makes a share of them, and all return the report.
+
+    Args:
+        checkpoint: what `load_checkpoint` returns; its steps, variance and clip are those of the
+            sampler.
+        num_samples: N.
+        settings: the sampler, and how samples become pixels.
+        png: also a file an image.
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        batch_size: samples made together, None for what suits the device. Another one changes
+            a sample by float rounding.
+        out: the run folder; one that holds some of the same samples is gone on with. None keeps
+            the run in memory.
+        command: the command line, for the record.
+        listener: who is told how the run goes.
+        progress: whether progress, warnings and notes go to standard error where there is no
+            listener.
+
+    Raises:
+        InputError: an argument, the checkpoint or the folder do not fit.
+        ProcessLostError: another process of the run has stopped.
+
+    Source: Ho, Jain & Abbeel 2020, Algorithm 2; Song, Meng & Ermon 2021.
+    """
+    if num_samples < 1:
+        raise InputError(f"--num-samples {num_samples}: make at least one")
+    if png and out is None:
+        raise InputError("--png: needs a folder; name one with --out")
+    generation = Generation(checkpoint, settings or SampleSettings())
+    steps = checkpoint.schedule.num_timesteps
+    with (
+        joined() as ranks,
+        listening(
+            listener if ranks.reports else None,
+            "sample",
+            "images",
+            calls=steps,
+            shown=progress and ranks.reports,
+        ) as told,
+    ):
+        if ranks.count > 1 and out is None:
+            raise InputError("--out: several processes need a folder that they share; name one")
+        room_in = None if out is None else named_path(out)
+        ranks.once(lambda: check_room("--num-samples", num_samples, generation.shape, room_in))
+        target = resolve_device(device, ranks.local_rank)
+        check_first_call(checkpoint, generation.shape, device=target, ranks=ranks)
+        tables = str(checkpoint.diffusion.to(target).dtype)
+        identity = {
+            "schema": SCHEMA,
+            **generation.identity,
+            "tables": tables,
+            "ddpmbench": __version__,
+        }
+        refuse_other_runs({**identity, "num_samples": num_samples}, ranks)
+        folder = None if out is None else open_folder(named_path(out), identity, ranks)
+        if folder is not None:
+            ranks.once(lambda: folder.refuse_more("num_samples", num_samples))
+        store: PartStore = MemoryParts() if folder is None else FolderParts(folder.path / PARTS)
+        engine = generation.engine(
+            num_samples,
+            target,
+            batch_size=batch_size,
+            folder=None if folder is None else folder.path,
+            ranks=ranks,
+        )
+        run = generation.run(engine, batch_size=batch_size, ranks=ranks, listener=told)
+        if isinstance(store, FolderParts) and (dropped := ranks.once(store.drop_damaged)):
+            told.warn(made_again(dropped))
+        run.compute(num_samples, store)
+        report = _report(generation, num_samples, engine.choice, store, folder)
+        if folder is not None and ranks.reports:
+            resolved = {
+                **identity,
+                "num_samples": num_samples,
+                "device": str(target),
+                "batch_size": batch_size or "auto",
+                "engine": str(engine.choice),
+                "processes": ranks.count,
+            }
+            record = environment(target, given=command, resolved=resolved)
+            write_samples(folder.path / SAMPLES, report.images.pixels, report.images.labels)
+            folder.write_json(ENVIRONMENT, record)
+            write_figure(
+                folder.path, "samples", *samples_figure(report.images.pixels, report.images.labels)
+            )
+            if png:
+                write_pngs(folder.path / PNGS, report.images.pixels)
+            folder.write_summary(report.summary)
+        ranks.wait()
+        return report
+
+
+def _report(
+    generation: Generation,
+    num_samples: int,
+    engine: EngineChoice,
+    store: PartStore,
+    folder: RunFolder | None,
+) -> SampleReport:
+    checkpoint = generation.checkpoint
+    index = np.arange(num_samples)
+    labels = generation.labels(index) if checkpoint.num_classes else None
+    pixels = gathered(store, "pixels", num_samples)
+    ids = PositionIds(range(num_samples))
+    images = ImageSet(pixels, ids, "samples" if folder is None else SAMPLES, labels)
+    num_evaluations = num_samples * checkpoint.schedule.num_timesteps
+    seconds = store.seconds(num_samples)
+    summary = {
+        "schema": SCHEMA,
+        "num_samples": num_samples,
+        "shape": list(generation.shape),
+        "sha256": images.sha256,
+        "sampler": generation.record,
+        "eight_bit": str(generation.settings.eight_bit),
+        "checkpoint": generation.checkpoint_record,
+        "num_evaluations": num_evaluations,
+        "seed": generation.settings.seed,
+        "device": " + ".join(sorted(store.devices(num_samples))),
+        "precision": str(generation.settings.precision),
+        "engine": str(engine),
+        "seconds": round(seconds, 3),
+        "images_per_second": round(num_samples / seconds, 4) if seconds else None,
+    }
+    return SampleReport(summary, images, None if folder is None else folder.path)

@@ -1,0 +1,140 @@
+"""The device a run computes on, and that float32 and evaluation mean there what they say."""
+
+import contextlib
+import ctypes
+import functools
+import os
+import platform
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ddpmbench.diffusion.model import Checkpoint
+from ddpmbench.errors import InputError
+from ddpmbench.unet.precision import Precision
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt, from malloc.h
+_MOST = 2**31 - 1
+
+
+def available_memory() -> int:
+    """Bytes that can be had without swapping: all there are where the system does not say."""
+    try:
+        text = Path("/proc/meminfo").read_text(encoding="ascii")
+    except OSError:
+        text = ""
+    if found := re.search(r"^MemAvailable: +(\d+) kB$", text, re.MULTILINE):
+        return int(found[1]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+@functools.cache
+def keep_memory() -> bool:
+    """Keep freed memory for the next call of the network, in this process from now on.
+
+    By default glibc gives large blocks back to the system at once, and every activation of the
+    network begins with page faults, which on a CPU are a good part of a small network's time.
+
+    Returns:
+        Whether the C library is one that can be told so.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    # Older versions take no more than 32 MiB.
+    is_mapped_less = mallopt(_MMAP_THRESHOLD, 2**30) or mallopt(_MMAP_THRESHOLD, 2**25)
+    return bool(mallopt(_TRIM_THRESHOLD, _MOST)) and bool(is_mapped_less)
+
+
+def resolve_device(name: str, local_rank: int = 0) -> torch.device:
+    """The device a `--device` option names.
+
+    Args:
+        name: "auto" (CUDA, then MPS, then the CPU), "cpu", "cuda", "cuda:1" or "mps".
+        local_rank: which process on this machine asks; each has a CUDA device of its own as
+            long as there are enough.
+
+    Raises:
+        InputError: there is no such device here.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return _cuda_of(local_rank)
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda", "mps") or (index and not (kind == "cuda" and index.isdigit())):
+        raise InputError(f"--device {name}: choose auto, cpu, cuda, cuda:N or mps")
+    if kind == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if int(index or 0) >= count:
+            raise InputError(
+                f"--device {name}: this machine has {count} CUDA devices; use --device auto"
+            )
+        if not index:
+            return _cuda_of(local_rank)
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise InputError(f"--device {name}: this machine has no MPS device; use --device auto")
+    return torch.device(name)
+
+
+def _cuda_of(local_rank: int) -> torch.device:
+    return torch.device("cuda", local_rank % torch.cuda.device_count())
+
+
+@contextlib.contextmanager
+def products_of(precision: Precision) -> Iterator[None]:
+    """Inside, products and convolutions of float32 are rounded to nothing less, unless to TF32."""
+    backends: Any = torch.backends
+    switches = [
+        backends.cuda.matmul,
+        backends.cudnn.conv,
+        backends.mkldnn.matmul,
+        backends.mkldnn.conv,
+    ]
+    before = [switch.fp32_precision for switch in switches]
+    try:
+        for switch in switches:
+            is_rounded = precision is Precision.TF32 and switch in switches[:2]
+            switch.fp32_precision = "tf32" if is_rounded else "ieee"
+        yield
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            switch.fp32_precision = value
+
+
+def strict_float32() -> contextlib.AbstractContextManager[None]:
+    """Inside, float32 means float32: products and convolutions are rounded to nothing less."""
+    return products_of(Precision.FP32)
+
+
+@contextlib.contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Inside, the network is in evaluation mode; afterwards every part is as it was."""
+    training = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, was_training in training.items():
+            module.training = was_training
+
+
+@contextlib.contextmanager
+def evaluating_checkpoint(checkpoint: Checkpoint) -> Iterator[None]:
+    """Inside, its network is evaluated; code of the user's finds its modules and prints to stderr.
+
+    Every call of a checkpoint's network belongs inside.
+    """
+    with checkpoint.running(), evaluating(checkpoint.network):
+        yield
+
+
+def device_name(device: torch.device) -> str:
+    """What the device calls itself, with the number of threads where it is the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {torch.get_num_threads()} threads" if device.type == "cpu" else "mps"

@@ -1,0 +1,232 @@
+"""The processes of a run that torchrun started; without torchrun it is one.
+
+They share the run folder and nothing else. Each computes its share of the missing rows without a
+word to the others; between two looks at the bound they wait for one another.
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from ddpmbench.errors import InputError, ProcessLostError, ReportedError
+from ddpmbench.execution.folder import IDENTITY, RunFolder
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+T = TypeVar("T")
+
+STRIPES = 8
+"""A process has its share of the rows in so many parts, where they are long enough."""
+PATIENCE = datetime.timedelta(days=30)
+"""How long a process waits for a slower one; one that dies is noticed at once."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Ranks:
+    """The processes of a run, seen from one of them.
+
+    Attributes:
+        rank: which this is, 0 <= rank < count; rank 0 reports.
+        count: how many there are.
+        local_rank: which this is on its machine.
+        group: what they talk through; None where there is one.
+    """
+
+    rank: int = 0
+    count: int = 1
+    local_rank: int = 0
+    group: "ProcessGroup | None" = None
+
+    @property
+    def reports(self) -> bool:
+        """Whether this is the process that speaks and writes the tables."""
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """Go on when all have come here.
+
+        Raises:
+            ProcessLostError: one of the others has stopped.
+        """
+        self.once(lambda: None)
+
+    def once(self, compute: Callable[[], T]) -> T:
+        """What rank 0 computes when all have come here; the others receive it.
+
+        Raises:
+            ProcessLostError: one of the others has stopped.
+        """
+        if self.group is None:
+            return compute()
+        import torch.distributed as dist
+
+        with _noticing_loss():
+            dist.barrier(self.group)
+        value: T | None = None
+        error: InputError | None = None
+        if self.rank == 0:
+            try:
+                value = compute()
+            except InputError as found:
+                error = found
+        sent: list[tuple[T | None, bool]] = [(value, error is not None)]
+        with _noticing_loss():
+            dist.broadcast_object_list(sent, src=0, group=self.group)
+        if error is not None:
+            raise error
+        if sent[0][1]:
+            raise ReportedError("rank 0 reports the error")
+        return cast(T, value if self.rank == 0 else sent[0][0])
+
+    def together(self, compute: Callable[[], T]) -> T:
+        """What each process computes for itself, if all of them can.
+
+        Raises:
+            InputError: this process came upon it.
+            ReportedError: another did.
+            ProcessLostError: one of the others has stopped.
+        """
+        if self.group is None:
+            return compute()
+        import torch.distributed as dist
+
+        value: T | None = None
+        error: InputError | None = None
+        try:
+            value = compute()
+        except InputError as found:
+            error = found
+        failed: list[bool] = [False] * self.count
+        with _noticing_loss():
+            dist.all_gather_object(failed, error is not None, group=self.group)
+        if error is not None:
+            raise error
+        if any(failed):
+            raise ReportedError(f"rank {failed.index(True)} reports the error")
+        return cast(T, value)
+
+    def first_one(self, compute: Callable[[], T]) -> T:
+        """What each computes for itself, rank 0 before the others, as where it may download."""
+        if self.rank == 0:
+            own: list[T] = []
+            # Kept here, not sent: what is computed may be too large, or tied to this process.
+            self.once(lambda: own.append(compute()))
+            return self.together(lambda: own[0])
+        self.once(lambda: None)
+        return self.together(compute)
+
+    def share(
+        self, gaps: list[tuple[int, int]], whole: int, *, batch: int = 1
+    ) -> list[tuple[int, int]]:
+        """This process's part of the positions in gaps, in multiples of `whole`.
+
+        The parts of all processes are the gaps, each position once; their sizes differ by at
+        most `STRIPES` times `whole`. A part is spread over the gaps, so that each process sees
+        rows of every kind; but not in pieces of fewer positions than share a network call.
+
+        Args:
+            gaps: ranges of positions.
+            whole: so many positions that follow one another stay together.
+            batch: positions that share a network call.
+        """
+        units = sum(stop - start for start, stop in gaps) // whole
+        calls = units * whole // (self.count * batch)
+        stripes = min(STRIPES, max(1, calls)) * self.count if self.count > 1 else 1
+        edges = [whole * (units * stripe // stripes) for stripe in range(stripes + 1)]
+        part, before = [], 0
+        for start, stop in gaps:
+            for stripe in range(self.rank, stripes, self.count):
+                first, last = (
+                    start + min(max(edge - before, 0), stop - start)
+                    for edge in edges[stripe : stripe + 2]
+                )
+                if first < last:
+                    part.append((first, last))
+            before += stop - start
+        return part
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[Ranks]:
+    """The processes that torchrun started with this one, until the end of the block.
+
+    A process group that exists already, as in a program of one's own, is used.
+
+    Source: the environment variables of `torchrun`.
+    """
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1 or "MASTER_ADDR" not in os.environ:
+        yield Ranks()
+        return
+    import torch.distributed as dist
+
+    # The processes exchange a few bytes between two looks; gloo does that on any device.
+    was_there = dist.is_initialized()
+    if not was_there:
+        dist.init_process_group("gloo", timeout=PATIENCE)
+    group = cast("ProcessGroup", dist.new_group(backend="gloo", timeout=PATIENCE))
+    try:
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        yield Ranks(dist.get_rank(), dist.get_world_size(), local_rank, group)
+    finally:
+        dist.destroy_process_group(None if not was_there else group)
+
+
+@contextlib.contextmanager
+def _noticing_loss() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise ProcessLostError(
+            "another process of this run has stopped; run the same command again"
+        ) from error
+
+
+def refuse_other_runs(here: dict[str, Any], ranks: Ranks) -> None:
+    """All processes must be the same run: by options, files and package.
+
+    Raises:
+        InputError: this one differs from process 0.
+    """
+    there = ranks.once(lambda: here)
+
+    def compare() -> None:
+        for name, value in here.items():
+            if value != there.get(name):
+                raise InputError(
+                    f"process {ranks.rank}: {name} is {value}, but {there.get(name)} in process 0; "
+                    "start all with the same options, files and version"
+                )
+
+    ranks.together(compare)
+
+
+def open_folder(path: Path, identity: dict[str, Any], ranks: Ranks) -> RunFolder:
+    """The folder, which rank 0 makes and the others find, without the shards that are damaged.
+
+    Raises:
+        InputError: it holds something else, cannot be written, or is not shared.
+    """
+
+    def opened() -> RunFolder:
+        folder = RunFolder(path, identity)
+        folder.dropped = tuple(folder.drop_damaged_shards())
+        return folder
+
+    folder = ranks.once(opened)
+
+    def find() -> RunFolder:
+        if not (path / IDENTITY).exists():
+            raise InputError(
+                f"--out {path}: another process made it, but it is not there; name a folder on a "
+                "file system that all machines share"
+            )
+        return folder
+
+    return ranks.together(find)

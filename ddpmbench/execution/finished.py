@@ -1,0 +1,441 @@
+"""Finished runs, as others left them in their folders."""
+
+import contextlib
+import dataclasses
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from packaging.version import InvalidVersion, Version
+
+from ddpmbench.checksums import CHECKSUMS, DamageError, checksum, read_json, read_npz, write_npz
+from ddpmbench.errors import InputError
+from ddpmbench.execution.folder import IDENTITY, tag
+from ddpmbench.execution.term_store import EARLIER, UNREAD, Shards
+from ddpmbench.likelihood.designs import Design, EveryPair, RotatedWarp, num_rows
+from ddpmbench.likelihood.regression import Predictions
+from ddpmbench.likelihood.terms import columns_of_bound
+from ddpmbench.version import __version__
+
+SUMMARY, RATE_DISTORTION = "summary.json", "rate_distortion.csv"
+PER_IMAGE, ENVIRONMENT = "per_image.csv", "environment.json"
+DENSITY, PREDICTIONS = "warp.csv", "predictions.npz"
+_MOST = 2**31
+_PARTS = ("rows", "totals", "steps")
+_NEEDED = {
+    "ddpmbench.fid": ("name", "fid", "num_generated", "protocol", "references", "samples"),
+    "ddpmbench.sample": ("num_samples", "sha256", "sampler", "checkpoint", "seed"),
+}
+"""What a summary must hold, by the kind of its schema; of all others what follows."""
+_NEEDED_OF_BOUND = (
+    "num_images",
+    "num_timesteps",
+    "estimator",
+    "sampling",
+    "conventions",
+    "checkpoint",
+    "data",
+    "seed",
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FinishedRun:
+    """A run folder with a result in it.
+
+    Attributes:
+        path: the folder.
+        summary: the object of `summary.json`.
+    """
+
+    path: Path
+    summary: dict[str, Any]
+
+    @classmethod
+    def open(cls, path: Path, *, option: str, schema: str) -> "FinishedRun":
+        """Look into a folder.
+
+        Args:
+            path: the folder.
+            option: how the user named it, for messages.
+            schema: what its summary must be.
+
+        Raises:
+            InputError: it holds no such run, an unfinished one, or one of a newer version.
+        """
+        named = f"{option} {path}".strip()
+        if not os.path.isdir(path):
+            raise InputError(f"{named}: is no run folder; name what --out of a run named")
+        if not (path / SUMMARY).exists():
+            if (path / IDENTITY).exists():
+                raise InputError(f"{named}: the run is unfinished; run its command again first")
+            raise InputError(f"{named}: holds no run of ddpmbench; name what --out of a run named")
+        try:
+            summary = read_json(path / SUMMARY)
+            found = summary["schema"]
+            needed = _NEEDED.get(schema.partition("/")[0], _NEEDED_OF_BOUND)
+            complete = found != schema or set(needed) <= set(summary)
+        except (DamageError, KeyError) as error:
+            raise InputError(f"{named}: {SUMMARY} is damaged; run its command again") from error
+        refuse_later(found, schema, named=named)
+        if found != schema:
+            raise InputError(f"{named}: is a run of {found}, not of {schema}; name another folder")
+        summary.pop(CHECKSUMS, None)
+        run = cls(path, summary)
+        refuse_later(run.identity.get("schema"), schema, named=named)
+        run._refuse_newer(named)
+        complete = complete and _has_plausible_counts(summary)
+        if not complete:
+            raise InputError(
+                f"{named}: {SUMMARY} is damaged or of another version; run its command again"
+            )
+        return run
+
+    def _refuse_newer(self, named: str) -> None:
+        if self.version is None:
+            return
+        try:
+            is_newer = Version(self.version) > Version(__version__)
+        except InvalidVersion as error:
+            raise InputError(
+                f"{named}: {self.version} is no version of ddpmbench; its {IDENTITY} is damaged, "
+                "run its command again with a new --out"
+            ) from error
+        if is_newer:
+            raise InputError(
+                f"{named}: ddpmbench {self.version} made it, and this is {__version__}; upgrade "
+                "ddpmbench"
+            )
+
+    @property
+    def version(self) -> str | None:
+        """The version of ddpmbench that made it; None where its folder does not say.
+
+        Raises:
+            InputError: `run.json` is damaged.
+        """
+        found = self.identity.get("ddpmbench")
+        if found is None:
+            # A published result has no run.json.
+            with contextlib.suppress(DamageError, TypeError, KeyError):
+                found = read_json(self.path / ENVIRONMENT)["versions"]["ddpmbench"]
+        return None if found is None else str(found)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The object of `run.json`; empty where only the result was kept."""
+        path = self.path / IDENTITY
+        try:
+            return read_json(path) if path.exists() else {}
+        except DamageError as error:
+            raise InputError(f"{path}: damaged; run its command again with a new --out") from error
+
+    @property
+    def design(self) -> EveryPair | RotatedWarp:
+        """Its rows.
+
+        Raises:
+            InputError: the folder does not hold what they follow from.
+        """
+        of, sampling = self.summary, self.summary["sampling"]
+        if of["estimator"] == "every-pair":
+            return EveryPair(of["num_images"], of["num_timesteps"], sampling["draws"])
+        size = (of["num_images"], of["num_timesteps"])
+        return RotatedWarp(*size, self.density(), of["seed"], sampling["rotations"])
+
+    def shards(self, name: str) -> Shards:
+        """The terms of the rows of this name.
+
+        Raises:
+            InputError: the folder has no shards.
+        """
+        folder = self.path / "shards"
+        if not folder.is_dir():
+            raise InputError(
+                f"{self.path}: has no shards; run its command again with a new --out, and name that"
+            )
+        return Shards(folder, name, run=tag(self.path))
+
+    def table(self, name: str, columns: Mapping[str, str]) -> pd.DataFrame:
+        """A table of the folder with one row a step.
+
+        Args:
+            name: of the file.
+            columns: to their types; `t` among them.
+
+        Raises:
+            InputError: it is not there, or damaged.
+        """
+        path = self.path / name
+        try:
+            frame = texts_of(path).map(float).astype(columns)[list(columns)]
+        except (ValueError, KeyError) as error:
+            raise _lost(path) from error
+        if len(frame) != self.summary["num_timesteps"]:
+            raise _lost(path)
+        if not np.array_equal(frame.t, np.arange(1, self.summary["num_timesteps"] + 1)):
+            raise _lost(path)
+        return frame
+
+    def prior(self) -> NDArray[np.float64] | None:
+        """(N,) L_T of every image, bits per dimension; None where the folder does not hold it.
+
+        Raises:
+            InputError: the file that holds it is damaged.
+        """
+        path = self.path / PER_IMAGE
+        if not path.exists():
+            return None
+        try:
+            prior = texts_of(path)["prior"].map(float).to_numpy()
+        except (ValueError, KeyError) as error:
+            raise _lost(path) from error
+        if len(prior) != self.summary["num_images"] or not np.isfinite(prior).all():
+            raise _lost(path)
+        return prior
+
+    def density(self) -> NDArray[np.float64]:
+        """(T - 1,) that of the rotated warp over t = 2..T.
+
+        Raises:
+            InputError: the run has none, or it is damaged.
+        """
+        path = self.path / DENSITY
+        if not path.exists():
+            raise InputError(f"{self.path}: has no {DENSITY}; it is no run of rotated-warp")
+        try:
+            density = texts_of(path)["density"].map(float).to_numpy()
+        except (ValueError, KeyError) as error:
+            raise _lost(path) from error
+        is_whole = len(density) == self.summary["num_timesteps"] - 1
+        if not is_whole or not (density > 0).all() or abs(density.sum() - 1) > 1e-9:
+            raise _lost(path)
+        return density
+
+    def predictions(self) -> Predictions:
+        """What was subtracted at the rows of the rotated warp.
+
+        Raises:
+            InputError: they are not there, or damaged.
+        """
+        path = self.path / PREDICTIONS
+        try:
+            parts = read_npz(path, _PARTS)
+        except DamageError as error:
+            raise _lost(path) from error
+        rotations = self.summary["sampling"]["rotations"]
+        of_rows = (rotations, self.summary["num_images"])
+        of_steps = (rotations, self.summary["num_timesteps"] - 1)
+        if [parts[name].shape for name in _PARTS] != [of_rows, of_rows, of_steps]:
+            raise _lost(path)
+        return Predictions(**parts)
+
+
+def _has_plausible_counts(summary: Mapping[str, Any]) -> bool:
+    """Whether what a summary counts can be counted: tables are made that long."""
+    names = ("num_images", "num_timesteps", "num_generated", "num_samples")
+    sampling = summary.get("sampling")
+    inner = sampling if isinstance(sampling, dict) else {}
+    counts = [summary[name] for name in names if name in summary]
+    counts += [inner[name] for name in ("draws", "rotations") if name in inner]
+    return all(type(count) is int and 0 < count < _MOST for count in counts) and (
+        math.prod(counts) < _MOST**2
+    )
+
+
+def refuse_later(found: object, schema: str, *, named: str) -> None:
+    """Refuse a result of the same kind that a newer version made.
+
+    Args:
+        found: its schema.
+        schema: the one that is read here.
+        named: the folder, for the message.
+
+    Raises:
+        InputError: its number is higher.
+    """
+    kind, _, number = str(found).rpartition("/")
+    own, _, least = schema.rpartition("/")
+    if kind == own and number.isdecimal() and int(number) > int(least):
+        raise InputError(
+            f"{named}: a newer version of ddpmbench made it ({found}; this one reads {schema}); "
+            "upgrade ddpmbench"
+        )
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """The object of a folder's `summary.json`, as it was in memory: without checksums.
+
+    Raises:
+        InputError: it is not there, or damaged.
+    """
+    try:
+        found = read_json(folder / SUMMARY)
+    except DamageError as error:
+        raise _lost(folder / SUMMARY) from error
+    found.pop(CHECKSUMS, None)
+    return found
+
+
+def texts_of(path: Path) -> pd.DataFrame:
+    """A csv of a run folder as it was written: of every number all digits.
+
+    Raises:
+        InputError: it is not there or damaged, or not that of the `summary.json` beside it.
+    """
+    try:
+        found = checksum(path)
+        known = read_json(path.parent / SUMMARY).get(CHECKSUMS)
+        if known is not None and known.get(path.name) != found:
+            raise _lost(path)
+        # As text: what reads numbers in pandas rounds the last digit by default.
+        return pd.read_csv(path, dtype=str)
+    except (DamageError, OSError, ValueError) as error:
+        raise _lost(path) from error
+
+
+def _lost(path: Path) -> InputError:
+    return InputError(f"{path}: missing or damaged; run the command of its folder again")
+
+
+def write_predictions(path: Path, predictions: Predictions) -> None:
+    """Write what `FinishedRun.predictions` reads."""
+    write_npz(path, {name: getattr(predictions, name) for name in _PARTS})
+
+
+def density_frame(density: NDArray[np.float64]) -> pd.DataFrame:
+    """What `FinishedRun.density` reads."""
+    return pd.DataFrame({"t": np.arange(2, len(density) + 2), "density": density})
+
+
+ROWS = "terms"
+"""The name of the rows that a result is made of."""
+_NAMED = 4  # in a message; of the others it says how many there are
+
+
+@dataclasses.dataclass(frozen=True)
+class Losses:
+    """What is gone of the rows of a run.
+
+    Attributes:
+        num_rows: how many rows no shard holds that can be used.
+        absent: the ranges of positions that no shard is named for, from and up to.
+        faults: what is wrong with each shard that cannot be used, by its name.
+        shards: what the shards are called that are gone or cannot be used.
+    """
+
+    num_rows: int
+    absent: tuple[tuple[int, int], ...]
+    faults: dict[str, str]
+    shards: tuple[str, ...]
+
+    @property
+    def named(self) -> str:
+        """All of them in words, or the first few and how many more."""
+        parts = [f"no shard holds rows {start} to {stop - 1}" for start, stop in self.absent]
+        parts += [f"{name} {fault}" for name, fault in self.faults.items()]
+        more = len(parts) - _NAMED
+        return ", ".join(parts[:_NAMED]) + (f", and {more} more" if more > 0 else "")
+
+    def remedy(self, run: FinishedRun) -> str:
+        """What brings them back."""
+        if any(EARLIER in fault for fault in self.faults.values()):
+            return "run its command again with a new --out"
+        if any(UNREAD in fault for fault in self.faults.values()):
+            return "try again when they can be read"
+        return f"run its command again with --out {run.path} to compute them again"
+
+
+def find_losses(
+    run: FinishedRun, *, design: Design | None = None, by_footers: bool = False
+) -> Losses | None:
+    """Whether the shards of a run are all there and whole.
+
+    A folder without shards is a published one, of which none are expected.
+
+    Args:
+        run: the run.
+        design: None takes the word of the files' checksums; the rows of the run holds what is in
+            them against it.
+        by_footers: whether the checksums of the shards are left out, for who does not read them.
+
+    Returns:
+        What is gone; None where nothing is.
+
+    Raises:
+        InputError: the folder cannot be read, or its summary is damaged.
+    """
+    if not (run.path / "shards").is_dir():
+        return None
+    length, store = _length(run), run.shards(ROWS)
+    faults = store.faults(length, columns_of(run), design=design, by_footers=by_footers)
+    absent = store.missing(length)
+    if not absent and not faults:
+        return None
+    left = usable(run, faults).missing(length)
+    return Losses(
+        num_rows=sum(stop - start for start, stop in left),
+        absent=tuple(absent),
+        faults=faults,
+        shards=tuple(sorted([*(store.name_of(*gap) for gap in absent), *faults])),
+    )
+
+
+def refuse_losses(run: FinishedRun, *, option: str, reads_rows: bool = False) -> None:
+    """Refuse a run of which rows are gone.
+
+    Args:
+        run: the run.
+        option: how the user named it.
+        reads_rows: whether the command computes with the rows, so that all of each shard counts;
+            the others read the tables, whose checksums are known, and have `--partial`.
+
+    Raises:
+        InputError: some are; it names them.
+    """
+    losses = find_losses(run, by_footers=not reads_rows)
+    if losses is None:
+        return
+    named = f"{option} {run.path}".strip()
+    remedy = losses.remedy(run)
+    if not reads_rows:
+        remedy += ", or see what the rest says with --partial"
+    raise InputError(f"{named}: not all of its shards are whole: {losses.named}; {remedy}")
+
+
+def usable(run: FinishedRun, faults: dict[str, str]) -> Shards:
+    """The shards of a run without those that cannot be used."""
+    return run.shards(ROWS).without(faults)
+
+
+def columns_of(run: FinishedRun) -> tuple[str, str, str]:
+    """The columns that the result of a run is made of.
+
+    Raises:
+        InputError: its summary is damaged.
+    """
+    try:
+        return columns_of_bound(clip=bool(run.summary["conventions"]["clip"]))
+    except (KeyError, TypeError) as error:
+        raise _damaged(run) from error
+
+
+def _length(run: FinishedRun) -> int:
+    """Rows of the run; what they follow from need not be at hand."""
+    of = run.summary
+    try:
+        num_images, num_timesteps = int(of["num_images"]), int(of["num_timesteps"])
+        if of["estimator"] == "every-pair":
+            return num_images * num_timesteps * int(of["sampling"]["draws"])
+        return num_rows(num_images, int(of["sampling"]["rotations"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(run) from error
+
+
+def _damaged(run: FinishedRun) -> InputError:
+    return InputError(f"{run.path / SUMMARY}: damaged; run the command of its folder again")

@@ -1,0 +1,283 @@
+"""The run folder: what a run is, its shards and its tables."""
+
+import contextlib
+import importlib.metadata
+import platform
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import torch
+
+from ddpmbench.checksums import CHECKSUMS, DamageError, checksum, read_json, write_json
+from ddpmbench.errors import InputError
+from ddpmbench.execution.devices import device_name
+from ddpmbench.execution.term_store import Shards, drop_damaged
+from ddpmbench.files import is_temporary, replacing, writing_to
+from ddpmbench.version import __version__
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "numpy",
+    "scipy",
+    "pandas",
+    "pyarrow",
+    "safetensors",
+    "huggingface_hub",
+    "clean-fid",
+    "matplotlib",
+    "pillow",
+    "click",
+    "rich",
+)
+
+
+def versions() -> dict[str, str | None]:
+    """Installed versions of what a result depends on; None where a package is missing."""
+    found: dict[str, str | None] = {"ddpmbench": __version__, "python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def source_revision() -> str | None:
+    """The git revision of the package's source, "+" where it was changed; None if installed."""
+    folder = Path(__file__).resolve().parents[2]
+    if not (folder / ".git").exists():
+        return None
+    try:
+        revision = _git(folder, "rev-parse", "HEAD")
+        return revision + ("+" if _git(folder, "status", "--porcelain", "ddpmbench") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def describe_devices() -> list[str]:
+    """Every device PyTorch can compute on here."""
+    names = [
+        f"cpu: {platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    ]
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            properties = torch.cuda.get_device_properties(index)
+            memory = properties.total_memory / 2**30
+            names.append(f"cuda:{index}: {properties.name}, {memory:.0f} GiB")
+    if torch.backends.mps.is_available():
+        names.append("mps")
+    return names
+
+
+def environment(
+    device: torch.device, *, given: list[str] | None, resolved: dict[str, object]
+) -> dict[str, object]:
+    """The record kept beside a result.
+
+    Args:
+        device: where it was computed.
+        given: the command line as it was typed; None when called from Python.
+        resolved: the settings it came to mean.
+    """
+    return {
+        "versions": versions(),
+        "git_revision": source_revision(),
+        "platform": f"{platform.system()} {platform.machine()}, {' '.join(platform.libc_ver())}",
+        "device": device_name(device),
+        "arguments": {"given": given, "resolved": resolved},
+    }
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+IDENTITY = "run.json"
+_DOTS_AN_INCH = 144
+LEFTOVER_SECONDS = 600.0
+"""A temporary file older than this was left by a run that was killed."""
+
+
+class RunFolder:
+    """A folder that holds one run.
+
+    Attributes:
+        path: the folder.
+        dropped: the damaged shards that were removed when it was opened.
+    """
+
+    def __init__(self, path: Path, identity: dict[str, Any]) -> None:
+        """Begin a run in a new or empty folder, or go on with the same run in its folder.
+
+        Args:
+            path: the folder.
+            identity: everything that determines the run's numbers, as JSON can hold it.
+
+        Raises:
+            InputError: the path is no folder, holds something else, or cannot be written.
+        """
+        self.path = path
+        self._tables: dict[str, str] = {}
+        self.dropped: tuple[str, ...] = ()
+        with writing_to(path):
+            if path.exists() and not path.is_dir():
+                raise InputError(f"--out {path}: is a file; name a folder")
+            if (path / IDENTITY).exists():
+                _refuse_another_run(path, identity)
+            elif path.exists() and any(map(_is_foreign, path.iterdir())):
+                raise InputError(
+                    f"--out {path}: holds files but no run of ddpmbench; name a new folder"
+                )
+            path.mkdir(parents=True, exist_ok=True)
+            if not (path / IDENTITY).exists():
+                self.write_json(IDENTITY, identity)
+            _remove_leftovers(path)
+
+    def shards(self, name: str) -> Shards:
+        """The terms of the rows of this name."""
+        with writing_to(self.path):
+            (self.path / "shards").mkdir(exist_ok=True)
+        return Shards(self.path / "shards", name, run=self._run)
+
+    def drop_damaged_shards(self) -> list[str]:
+        """Remove the shards that cannot be used; what is wrong with each, after its name."""
+        folder = self.path / "shards"
+        return drop_damaged(folder, self._run) if folder.is_dir() else []
+
+    @property
+    def _run(self) -> str:
+        return tag(self.path) or ""
+
+    def refuse_more(self, name: str, count: int) -> None:
+        """Refuse to replace a result by that of fewer samples.
+
+        Args:
+            name: what their number is called in `summary.json`.
+            count: how many are asked for.
+
+        Raises:
+            InputError: the result in the folder is of more.
+        """
+        try:
+            found = read_json(self.path / "summary.json").get(name)
+        except DamageError:
+            return  # unfinished, or to be written again
+        if isinstance(found, int) and found > count:
+            raise InputError(
+                f"--out {self.path}: holds {found:,} samples, more than the {count:,} asked for; "
+                "name a new folder"
+            )
+
+    def write_json(self, name: str, record: Mapping[str, Any]) -> None:
+        """Write a record with its checksum, atomically."""
+        with self.replacing(name) as temporary:
+            write_json(temporary, record)
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Write `summary.json`, which names the checksums of the tables written before it."""
+        with self.replacing("summary.json") as temporary:
+            write_json(temporary, summary, self._tables)
+
+    @contextlib.contextmanager
+    def replacing(self, name: str) -> Iterator[Path]:
+        """A path to write to, which takes the place of the file `name` if nothing fails."""
+        with writing_to(self.path), replacing(self.path / name) as temporary:
+            yield temporary
+
+    def write_frame(self, name: str, frame: pd.DataFrame) -> None:
+        """Write a table as csv, atomically; floating point numbers keep all their digits."""
+        with self.replacing(name) as temporary:
+            frame.to_csv(temporary, index=False)
+            self._tables[name] = checksum(temporary)
+
+
+def tag(path: Path) -> str | None:
+    """What the shards of a run folder name their run by; None where the folder has no `run.json`.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    if not (path / IDENTITY).exists():
+        return None
+    try:
+        return checksum(path / IDENTITY)
+    except DamageError as error:
+        raise InputError(f"{path / IDENTITY}: cannot be read ({error})") from error
+
+
+def write_figure(folder: Path, name: str, figure: "Figure", numbers: pd.DataFrame) -> None:
+    """Write a figure as svg and png under `figures/`, and the numbers behind it as csv.
+
+    The svg has no background, its texts are text, and the same figure gives the same file; the png
+    is on white.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    import matplotlib
+
+    figures = folder / "figures"
+    kinds: dict[str, dict[str, Any]] = {
+        "svg": {"transparent": True, "metadata": {"Date": None, "Creator": None}},
+        "png": {"facecolor": "white", "dpi": _DOTS_AN_INCH},
+    }
+    # The place of everything is found once, not twice for each file.
+    if (layout := figure.get_layout_engine()) is not None:
+        layout.execute(figure)
+        figure.set_layout_engine(None)
+    # The last bits of a layout are not the same each time.
+    for part in figure.subfigs:
+        part.bbox_relative.set_points(part.bbox_relative.get_points().round(9))
+    for axes in figure.get_axes():
+        x, y, width, height = axes.get_position(original=True).bounds
+        axes.set_position((round(x, 5), round(y, 5), round(width, 5), round(height, 5)))
+    with (
+        writing_to(folder),
+        matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "ddpmbench"}),
+    ):
+        figures.mkdir(exist_ok=True)
+        for kind, how in kinds.items():
+            with replacing(figures / f"{name}.{kind}") as temporary:
+                figure.savefig(temporary, format=kind, **how)
+        with replacing(figures / f"{name}.csv") as temporary:
+            numbers.to_csv(temporary, index=False)
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether a file is none that a run killed at its very start can have left."""
+    return not is_temporary(path) and not (path.name == "shards" and not any(path.iterdir()))
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove what killed runs were writing; a file that is being written now is younger."""
+    for leftover in filter(is_temporary, path.rglob("*.tmp")):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - leftover.stat().st_mtime > LEFTOVER_SECONDS:
+                leftover.unlink()
+
+
+def _refuse_another_run(path: Path, identity: dict[str, Any]) -> None:
+    try:
+        found = read_json(path / IDENTITY)
+    except DamageError as error:
+        raise InputError(
+            f"--out {path}: {IDENTITY} is damaged ({error}), so that nobody can tell which run "
+            "the folder holds; name a new folder"
+        ) from error
+    found.pop(CHECKSUMS, None)
+    for name in [*identity, *found]:
+        if found.get(name) != identity.get(name):
+            raise InputError(
+                f"--out {path}: holds another run ({name} is {found.get(name)} there, "
+                f"{identity.get(name)} here); name a new folder"
+            )

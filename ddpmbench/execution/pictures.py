@@ -1,0 +1,118 @@
+"""The pictures of a run folder: all that it takes to draw them again without the network."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from ddpmbench.checksums import DamageError, read_npz, write_npz
+from ddpmbench.errors import InputError
+from ddpmbench.files import replacing, writing_to
+from ddpmbench.records import short_repr
+from ddpmbench.samples.progressive import Interpolation, ProgressiveDecoding, ProgressiveGeneration
+
+PICTURES = "pictures.npz"
+
+Record = TypeVar("Record", ProgressiveDecoding, ProgressiveGeneration, Interpolation)
+
+_DAMAGE = (DamageError, ValueError, TypeError, LookupError)
+
+
+class DamagedPicturesError(InputError):
+    """The file of a run's pictures cannot be read as it was written."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pictures:
+    """The pictures of a run, those that were made.
+
+    Attributes:
+        decoding: what a receiver holds and shows.
+        generation: samples on their way.
+        interpolation: what lies between images.
+    """
+
+    decoding: ProgressiveDecoding | None = None
+    generation: ProgressiveGeneration | None = None
+    interpolation: Interpolation | None = None
+
+    __repr__ = short_repr
+
+    @property
+    def _steps(self) -> set[int]:
+        """The T of those that were made: of one run it is one."""
+        made = (self.decoding, self.generation, self.interpolation)
+        return {record.num_timesteps for record in made if record is not None}
+
+    def with_those_of(self, other: "Pictures") -> "Pictures":
+        """The pictures of both, the other's where both have them."""
+        return Pictures(
+            other.decoding or self.decoding,
+            other.generation or self.generation,
+            other.interpolation or self.interpolation,
+        )
+
+    @classmethod
+    def read(cls, folder: Path, num_timesteps: int) -> "Pictures":
+        """Those of a run folder; none where it has none.
+
+        Args:
+            folder: of the run.
+            num_timesteps: its T.
+
+        Raises:
+            InputError: the file is damaged, or that of another run.
+        """
+        path = folder / PICTURES
+        if not path.exists():
+            return cls()
+        try:
+            arrays = read_npz(path)
+            found = cls(
+                _record(ProgressiveDecoding, "decoding", arrays),
+                _record(ProgressiveGeneration, "generation", arrays),
+                _record(Interpolation, "interpolation", arrays),
+            )
+        except _DAMAGE as error:
+            raise DamagedPicturesError(
+                f"{path}: damaged; run rd with the options of its folder again to make it again"
+            ) from error
+        if not found._steps <= {num_timesteps}:
+            raise InputError(f"{path}: is that of another run; delete it")
+        return found
+
+    def write(self, folder: Path) -> None:
+        """Write them into a run folder, atomically, in the place of what it has.
+
+        Raises:
+            InputError: the folder cannot be written.
+        """
+        arrays: dict[str, Any] = {}
+        for kind in dataclasses.fields(self):
+            record = getattr(self, kind.name)
+            for field in dataclasses.fields(record) if record is not None else ():
+                arrays[f"{kind.name}.{field.name}"] = getattr(record, field.name)
+        with writing_to(folder), replacing(folder / PICTURES) as temporary:
+            write_npz(temporary, arrays, compressed=True)
+
+
+def _record(kind: type[Record], name: str, arrays: dict[str, Any]) -> Record | None:
+    """The record of this name, None where no array is one of its fields.
+
+    Raises:
+        KeyError: a field is missing.
+        ValueError: they do not go together.
+    """
+    prefix = f"{name}."
+    if not any(stored.startswith(prefix) for stored in arrays):
+        return None
+    fields: dict[str, Any] = {}
+    for field in dataclasses.fields(kind):
+        value = arrays[prefix + field.name]
+        if field.type is int:
+            if value.shape or not np.issubdtype(value.dtype, np.integer):
+                raise ValueError(f"{field.name} is no whole number")
+            value = int(value)
+        fields[field.name] = value
+    return kind(**fields)

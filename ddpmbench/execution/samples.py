@@ -1,0 +1,314 @@
+"""Samples of a checkpoint as a run makes them: of what shape and classes, and by which sampler."""
+
+import dataclasses
+import hashlib
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from ddpmbench.checksums import seal
+from ddpmbench.diffusion.data_range import EightBit
+from ddpmbench.diffusion.model import Checkpoint, sides_of, size_words
+from ddpmbench.errors import InputError
+from ddpmbench.execution.chunks import Arrays, PartsRun, PartStore
+from ddpmbench.execution.distributed import Ranks
+from ddpmbench.execution.engine import BatchSize, Engine
+from ddpmbench.execution.engine_choice import NetworkUse, settled_engine
+from ddpmbench.execution.terms import RunListener
+from ddpmbench.files import replacing, writing_to
+from ddpmbench.samples.samplers import Sampler, SamplerChoice
+from ddpmbench.unet.precision import Precision
+from ddpmbench.user_code import own_errors
+
+Pixels = NDArray[np.uint8]
+SAMPLES = "samples.npz"
+_CHUNK = 4096  # samples written at a time
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SamplesRun:
+    """What makes samples.
+
+    Attributes:
+        engine: calls the network.
+        sampler: takes the steps.
+        shape: (C, H, W) of a sample.
+        labels: the classes of samples by their indices; None where there are no classes.
+        eight_bit: how a sample becomes 8-bit pixels.
+        parts: in which batches, and by which processes; it counts network calls.
+    """
+
+    engine: Engine
+    sampler: Sampler
+    shape: tuple[int, int, int]
+    labels: Callable[[NDArray[np.int64]], NDArray[np.int64]] | None
+    eight_bit: EightBit
+    parts: PartsRun
+
+    @property
+    def num_timesteps(self) -> int:
+        """T: network calls a sample."""
+        return self.sampler.checkpoint.schedule.num_timesteps
+
+    def compute(self, num_samples: int, store: PartStore) -> None:
+        """Make the samples that are missing, as `pixels`.
+
+        Args:
+            num_samples: samples 0..N - 1.
+            store: holds what an earlier sitting made, and receives the rest.
+
+        Raises:
+            InputError: a sample is not finite; or see `PartsRun.compute`.
+            ProcessLostError: another process has stopped.
+        """
+        with own_errors(self.engine.network_name), self.engine.running():
+            self.parts.compute(num_samples, store, self.sampled, calls=self.num_timesteps)
+
+    def sampled(self, index: NDArray[np.int64], told: Callable[[int], None]) -> Arrays:
+        """(B, C, H, W) uint8 `pixels` of the samples with these indices."""
+        sample = torch.from_numpy(index).to(self.parts.device)
+        labels = None
+        if self.labels is not None:
+            labels = torch.from_numpy(self.labels(index)).to(self.parts.device)
+        x_t = self.sampler.start(sample, self.shape)
+        steps = self.sampler.steps(x_t, self.num_timesteps, sample=sample, labels=labels)
+        for taken in steps:
+            x_t = taken.x_previous
+            told(len(index) * (self.num_timesteps + 1 - taken.t))
+        pixels = self.sampler.diffusion.data_range.to_pixels(x_t, self.eight_bit)
+        return {"pixels": pixels.cpu().numpy()}
+
+
+def write_samples(path: Path, pixels: Pixels, labels: NDArray[np.int64] | None) -> None:
+    """Write images as the published evaluations read them: arr_0 uint8 NHWC, arr_1 the labels.
+
+    Args:
+        path: an .npz; written atomically, and the same for the same images.
+        pixels: (N, C, H, W).
+        labels: (N,) classes, if any.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    count, channels, height, width = pixels.shape
+    header = npy.header_data_from_array_1_0(pixels[:0])
+    header |= {"shape": (count, height, width, channels), "fortran_order": False}
+    with writing_to(path.parent), replacing(path) as temporary:
+        with zipfile.ZipFile(temporary, "w") as archive:
+            with archive.open(zipfile.ZipInfo("arr_0.npy"), "w", force_zip64=True) as file:
+                npy.write_array_header_1_0(file, header)
+                for start in range(0, count, _CHUNK):
+                    part = pixels[start : start + _CHUNK].transpose(0, 2, 3, 1)
+                    file.write(np.ascontiguousarray(part).tobytes())
+            if labels is not None:
+                with archive.open(zipfile.ZipInfo("arr_1.npy"), "w", force_zip64=True) as file:
+                    npy.write_array(file, labels, allow_pickle=False)
+        seal(temporary)
+
+
+def write_pngs(folder: Path, pixels: Pixels) -> None:
+    """Write each image as a PNG named by its index; those that are there are left.
+
+    Raises:
+        InputError: the folder cannot be written, or Pillow is missing.
+    """
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise InputError(
+            f"--png: Pillow, which writes them, cannot be imported ({error}): pip install pillow"
+        ) from error
+    with writing_to(folder.parent):
+        folder.mkdir(exist_ok=True)
+        for index, image in enumerate(pixels):
+            place = folder / f"{index:06d}.png"
+            if not place.exists():
+                array = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
+                with replacing(place) as temporary:
+                    Image.fromarray(np.ascontiguousarray(array)).save(temporary, format="PNG")
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleSettings:
+    """How samples are made.
+
+    Attributes:
+        sampler: which, and its settings.
+        eight_bit: how they become 8-bit pixels.
+        image_size: height and width where the checkpoint does not say.
+        label: the class of all samples; None takes the classes in turn.
+        seed: of the noise, 0 <= seed < 2^64.
+        precision: of the network.
+    """
+
+    sampler: SamplerChoice = dataclasses.field(default_factory=SamplerChoice)
+    eight_bit: EightBit = EightBit.ROUND
+    image_size: int | None = None
+    label: int | None = None
+    seed: int = 0
+    precision: Precision = Precision.FP32
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Generation:
+    """Samples of a checkpoint: sample i is a function of these, its seed and i.
+
+    Attributes:
+        checkpoint: the model.
+        settings: how it is sampled.
+
+    Raises:
+        InputError: they do not go together.
+    """
+
+    checkpoint: Checkpoint
+    settings: SampleSettings
+
+    def __post_init__(self) -> None:
+        """Refuse settings that the checkpoint does not have."""
+        seed, label = self.settings.seed, self.settings.label
+        if not isinstance(seed, int) or not 0 <= seed < 2**64:
+            raise InputError(f"--seed {seed}: choose a whole number from 0 to 2^64 - 1")
+        if label is not None and not self.checkpoint.has_class(label):
+            has = (
+                self.checkpoint.classes
+                if self.checkpoint.num_classes
+                else "no classes; leave it out"
+            )
+            raise InputError(f"--class {label}: the checkpoint has {has}")
+        self.checkpoint.check_images(self.shape, "samples")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of a sample.
+
+        Raises:
+            InputError: the checkpoint does not say, and no one else does.
+        """
+        checkpoint, wanted = self.checkpoint, self.settings.image_size
+        size = checkpoint.image_size if wanted is None else wanted
+        if size is None:
+            raise InputError(
+                f"--ckpt {checkpoint.source}: does not say how large its images are; name their "
+                "height and width with --image-size"
+            )
+        if checkpoint.image_size is not None and checkpoint.image_size != size:
+            raise InputError(
+                f"--image-size {size}: the checkpoint {checkpoint.source} was trained on "
+                f"{size_words(checkpoint.image_size)}; leave it out"
+            )
+        if checkpoint.channels is None:
+            raise InputError(
+                f"--ckpt {checkpoint.source}: does not say how many channels its images have; a "
+                "network of one's own does by an attribute, image_channels = 3"
+            )
+        return checkpoint.channels, *sides_of(size)
+
+    def labels(self, index: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(B,) the classes of the samples with these indices."""
+        if self.settings.label is not None:
+            return np.full(len(index), self.settings.label, np.int64)
+        return index % self.checkpoint.num_classes
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What makes samples comparable."""
+        schedule, sampler = self.checkpoint.schedule, self.settings.sampler
+        is_ancestral = sampler.method == "ancestral"
+        return {
+            "method": sampler.method,
+            "variance": str(self.checkpoint.variance) if is_ancestral else None,
+            "clip": self.checkpoint.clip,
+            "num_timesteps": schedule.num_timesteps,
+            "num_original_timesteps": schedule.num_original_timesteps,
+            "schedule": schedule.name,
+            "prediction": str(self.checkpoint.prediction),
+            "eta": None if is_ancestral else sampler.eta or 0.0,
+            "added_noise": str(sampler.added_noise) if is_ancestral else None,
+            "labels": self._classes,
+            **self.checkpoint.data_range.record,
+        }
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that determines a sample, besides its index."""
+        data_range = self.checkpoint.data_range
+        of_sampler = {n: v for n, v in self.record.items() if n not in data_range.record}
+        of_sampler |= data_range.identity
+        return {
+            # First what an option says: it is the first difference that is named.
+            **{f"sampler.{name}": value for name, value in of_sampler.items()},
+            "eight_bit": str(self.settings.eight_bit),
+            "shape": list(self.shape),
+            "seed": self.settings.seed,
+            "checkpoint": self.checkpoint.sha256,
+            "network": self.checkpoint.fingerprint,
+            "schedule_sha256": _sha256(self.checkpoint.schedule.log_alphas_cumprod),
+            "time_input": str(self.checkpoint.time_input),
+            "precision": str(self.settings.precision),
+        }
+
+    @property
+    def checkpoint_record(self) -> dict[str, object]:
+        """Which model."""
+        return self.checkpoint.record
+
+    def engine(
+        self,
+        num_samples: int,
+        device: torch.device,
+        *,
+        batch_size: int | None,
+        folder: Path | None,
+        ranks: Ranks,
+    ) -> Engine:
+        """What calls the network for so many samples; see `settled_engine`."""
+        calls = num_samples * self.checkpoint.schedule.num_timesteps
+        return settled_engine(
+            self.checkpoint,
+            NetworkUse(self.shape, calls // ranks.count, batch_size),
+            device=device,
+            precision=self.settings.precision,
+            folder=folder,
+            ranks=ranks,
+        )
+
+    def run(
+        self, engine: Engine, *, batch_size: int | None, ranks: Ranks, listener: RunListener
+    ) -> SamplesRun:
+        """What makes samples."""
+        sampler = self.settings.sampler.prepare(
+            self.checkpoint,
+            seed=self.settings.seed,
+            device=engine.device,
+            model_output=engine.model_output,
+        )
+        batch = BatchSize(
+            batch_size, device=engine.device, image_shape=self.shape, warn=listener.warn
+        )
+        parts = PartsRun(engine.device, batch, ranks, listener)
+        return SamplesRun(
+            engine=engine,
+            sampler=sampler.launched(engine.whole_step),
+            shape=self.shape,
+            labels=self.labels if self.checkpoint.num_classes else None,
+            eight_bit=EightBit(self.settings.eight_bit),
+            parts=parts,
+        )
+
+    @property
+    def _classes(self) -> str | None:
+        if not self.checkpoint.num_classes:
+            return None
+        label = self.settings.label
+        return f"i mod {self.checkpoint.num_classes}" if label is None else f"class {label}"
+
+
+def _sha256(table: torch.Tensor) -> str:
+    return hashlib.sha256(table.numpy().tobytes()).hexdigest()

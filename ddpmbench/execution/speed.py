@@ -1,0 +1,399 @@
+"""A short measurement of a model on a device: engines, rows, and the device's own limit."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+
+import numpy as np
+import torch
+
+from ddpmbench.data.images import ImageSet
+from ddpmbench.diffusion.model import Checkpoint
+from ddpmbench.diffusion.noise import normal_noise
+from ddpmbench.errors import InputError
+from ddpmbench.execution.devices import evaluating_checkpoint
+from ddpmbench.execution.engine import BatchSize, Engine, resolve_precision
+from ddpmbench.execution.engine_choice import (
+    CallSpeed,
+    batch_sizes,
+    call_speeds,
+    engine_choices,
+    fastest_call,
+)
+from ddpmbench.execution.timing import Probe, matmul_peak, seconds_per_call, synchronize, timer
+from ddpmbench.likelihood.designs import Pilot, num_rows
+from ddpmbench.likelihood.stopping import first_rotations
+from ddpmbench.likelihood.terms import TermsPass
+from ddpmbench.samples.samplers import Sampler, SamplerChoice, SamplingStep
+from ddpmbench.unet.flops import flop_per_call
+from ddpmbench.unet.precision import Precision
+
+ROW_HALF_WIDTH = 0.541
+"""Bits/dim: the half width of a bound from r rotations of N images, times sqrt(r N), as
+`results/estimator` found it for the model in the package; that of another model differs."""
+FEW_STEPS = 50
+"""A sampler that skips most steps has so many."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RowSeconds:
+    """What rows take on a device, one by one as they come in a batch.
+
+    Attributes:
+        first: a row of a likelihood evaluation at t = 1, where the decoder is.
+        later: one at t = 2..T.
+        step: a step of a sample.
+    """
+
+    first: float
+    later: float
+    step: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """A question, and how many rows of each kind answer it.
+
+    Attributes:
+        name: in words.
+        command: what asks it, without the checkpoint and the images.
+        first: rows at t = 1.
+        later: rows at t = 2..T.
+        steps: steps of samples.
+    """
+
+    name: str
+    command: str
+    first: int = 0
+    later: int = 0
+    steps: int = 0
+
+    @property
+    def num_evaluations(self) -> int:
+        """Network calls."""
+        return self.first + self.later + self.steps
+
+    def seconds(self, row: RowSeconds) -> float:
+        """They take, where a row takes so much."""
+        return self.first * row.first + self.later * row.later + self.steps * row.step
+
+
+def workloads(
+    num_images: int, num_timesteps: int, *, half_width: float, num_samples: int
+) -> list[Workload]:
+    """The bound to a half width and by every pair; samples of all steps and of a few.
+
+    Args:
+        num_images: N.
+        num_timesteps: T.
+        half_width: of the bound, bits per dimension.
+        num_samples: how many samples.
+    """
+    pairs = Workload(
+        "every pair, one draw",
+        "nll --estimator every-pair --draws 1",
+        first=num_images,
+        later=num_images * (num_timesteps - 1),
+    )
+    samples = [
+        Workload(
+            f"{num_samples:,} samples of {steps:,} steps",
+            f"sample -n {num_samples} --timesteps {steps}",
+            steps=num_samples * steps,
+        )
+        for steps in sorted({num_timesteps, min(num_timesteps, FEW_STEPS)}, reverse=True)
+    ]
+    if num_timesteps < 2:
+        return [pairs, *samples]
+    return [_sampled_bound(num_images, num_timesteps, half_width), pairs, *samples]
+
+
+def _sampled_bound(num_images: int, num_timesteps: int, half_width: float) -> Workload:
+    enough = math.ceil((ROW_HALF_WIDTH / half_width) ** 2 / num_images)
+    rotations = max(first_rotations(num_images), enough)
+    pilot, of_rotations = len(Pilot(num_images, num_timesteps, 0)), num_images * rotations
+    return Workload(
+        f"nll, rd to +- {half_width:g} bits/dim",
+        f"nll --half-width {half_width:g}",
+        first=num_rows(num_images, rotations) - of_rotations,
+        later=of_rotations + pilot,
+    )
+
+
+_LEAST_ROUNDS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class PartSeconds:
+    """What a row takes, and for what; the parts add up to it.
+
+    Attributes:
+        row: which kind.
+        network: in the network.
+        noise: for the noise.
+        rest: for all else: terms or the posterior, tables, copies.
+    """
+
+    row: str
+    network: float
+    noise: float
+    rest: float
+
+    @property
+    def seconds(self) -> float:
+        """Of the row."""
+        return self.network + self.noise + self.rest
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RowWork:
+    """Rows of one kind, computed together.
+
+    Attributes:
+        row: which kind.
+        compute: computes as many as the probe has.
+    """
+
+    row: str
+    compute: Callable[[], object]
+
+
+def likelihood_work(probe: Probe, engine: Engine, *, first: bool) -> RowWork:
+    """Rows of a likelihood evaluation.
+
+    Args:
+        probe: how many of which images.
+        engine: calls the network; running when the rows are computed.
+        first: whether they are at t = 1, where the decoder is, or after it.
+    """
+    steps = np.ones_like(probe.rows.t) if first else np.maximum(probe.rows.t, 2)
+    terms_pass = TermsPass(
+        probe.checkpoint,
+        probe.images,
+        seed=0,
+        decoder="exact",
+        device=probe.device,
+        model_output=engine.model_output,
+    )
+    rows = dataclasses.replace(probe.rows, t=steps)
+    return RowWork(f"likelihood, t {'= 1' if first else '>= 2'}", partial(terms_pass.terms, rows))
+
+
+def step_work(probe: Probe, sampler: Sampler) -> RowWork:
+    """Steps of samples, from T down and again.
+
+    Args:
+        probe: how many.
+        sampler: its engine is running when they are computed.
+    """
+    sample = torch.arange(len(probe.rows), device=probe.device)
+    _, _, labels = probe.inputs(len(probe.rows))
+    x_t = sampler.start(sample, probe.images.pixels.shape[1:])
+    num_timesteps = probe.checkpoint.schedule.num_timesteps
+    steps: list[Iterator[SamplingStep]] = [iter(())]
+
+    def step() -> None:
+        if next(steps[0], None) is None:
+            steps[0] = sampler.steps(x_t, num_timesteps, sample=sample, labels=labels)
+            next(steps[0])
+
+    return RowWork("step of a sample", step)
+
+
+@torch.inference_mode()
+def part_seconds(work: RowWork, probe: Probe, engine: Engine, *, at_least: float) -> PartSeconds:
+    """What one row takes, and for what.
+
+    The whole, its network and its noise take turns, so that all meet the same machine.
+
+    Args:
+        work: the rows.
+        probe: how many there are.
+        engine: calls the network; running.
+        at_least: seconds that are measured.
+    """
+    inputs, size = probe.inputs(len(probe.rows)), len(probe.rows)
+    address = [
+        torch.from_numpy(values).to(probe.device)
+        for values in (probe.rows.image, probe.rows.t, probe.rows.draw)
+    ]
+    shape = tuple(probe.images.pixels.shape[1:])
+    works: list[Callable[[], object]] = [
+        work.compute,
+        lambda: engine.model_output(*inputs),
+        lambda: normal_noise(*address, shape=shape, seed=0),
+    ]
+    for call in works:
+        call()
+    synchronize(probe.device)
+    clock = timer(probe.device)
+    taken: list[np.ndarray] = []
+    since = clock()
+    while len(taken) < _LEAST_ROUNDS or clock() - since < at_least:
+        marks = [clock()]
+        for call in works:
+            call()
+            marks.append(clock())
+        taken.append(np.diff(marks))
+    seconds, network, noise = (float(value) / size for value in np.median(taken, axis=0))
+    # By chance the parts may take longer than the whole: then they are scaled to it.
+    scale = min(1.0, seconds / (network + noise))
+    network, noise = scale * network, scale * noise
+    return PartSeconds(work.row, network, noise, seconds - network - noise)
+
+
+PRECISIONS = {
+    "cpu": (Precision.FP32, Precision.BF16),
+    "cuda": tuple(Precision),
+    "mps": (Precision.FP32, Precision.FP16),
+}
+"""What is measured where no one says which."""
+BATCH_SECONDS = 1.0
+"""A batch that no one asked for takes about so long at most: a larger one is no faster."""
+_LEAST_BATCH = 4
+_PEAKS = 3
+
+Told = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class SpeedPlan:
+    """What is measured.
+
+    Attributes:
+        precisions: of the network; None for those that suit the device, as far as it has them.
+        compiled: whether compiling is tried, which takes longer than all else.
+        at_least: seconds that each speed is measured.
+    """
+
+    precisions: tuple[Precision, ...] | None = None
+    compiled: bool = False
+    at_least: float = 0.3
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class MeasuredSpeed:
+    """How fast a device is at a model.
+
+    Attributes:
+        calls: the network called in every way, in batches of every size.
+        parts: what rows take, by precision, each with the fastest engine of that precision.
+        peaks: FLOP/s of a product of matrices, by precision, where it was measured.
+        flop_per_call: of the network, one image.
+    """
+
+    calls: Sequence[CallSpeed]
+    parts: Mapping[Precision, Sequence[PartSeconds]]
+    peaks: Mapping[Precision, float]
+    flop_per_call: int
+
+
+def fitting_probe(
+    checkpoint: Checkpoint,
+    images: ImageSet,
+    device: torch.device,
+    *,
+    batch_size: int | None = None,
+    tell: Told = lambda line: None,
+) -> Probe:
+    """Rows for a batch that fits into memory, and takes no longer than a measurement needs.
+
+    Args:
+        checkpoint: the model.
+        images: that the rows are of.
+        device: where.
+        batch_size: how many; None for what suits the device and the network.
+        tell: told when they do not fit.
+
+    Raises:
+        InputError: they do not fit, and the number was asked for.
+    """
+    batch = BatchSize(batch_size, device=device, image_shape=images.pixels.shape[1:], warn=tell)
+    if batch_size is None:
+        inputs = Probe.of(checkpoint, images, device, 1).inputs(1)
+        with torch.inference_mode(), evaluating_checkpoint(checkpoint):
+            one = seconds_per_call(lambda: checkpoint.model_output(*inputs), device, at_least=0)
+        batch.rows = min(batch.rows, max(_LEAST_BATCH, int(BATCH_SECONDS / max(one, 1e-9))))
+
+    def tried(rows: int) -> Probe:
+        probe = Probe.of(checkpoint, images, device, rows)
+        _ = probe.strict_eps
+        return probe
+
+    return batch.attempt(tried)
+
+
+def measured(probe: Probe, plan: SpeedPlan, *, tell: Told = lambda line: None) -> MeasuredSpeed:
+    """Time every engine, the rows with the fastest of each precision, and the matrix product.
+
+    Args:
+        probe: the model and the rows of the largest batch.
+        plan: what is measured.
+        tell: told what is being measured, and what is left out because the device has it not.
+
+    Raises:
+        InputError: the device has none of a precision that the plan names.
+    """
+    device, calls = probe.device, []
+    precisions = _precisions(device, plan, tell)
+    sizes = batch_sizes(len(probe.rows))
+    for choice in engine_choices(device, precisions, compiled=plan.compiled):
+        tell(f"The network: {choice}")
+        # What is compiled is compiled again for every size.
+        own = sizes if not choice.compiled else sorted({sizes[0], sizes[-1]})
+        try:
+            calls += call_speeds(probe, choice, own, at_least=plan.at_least)
+        except InputError as error:
+            if plan.precisions is not None:
+                raise
+            tell(f"Left out: {error}")
+    parts: dict[Precision, list[PartSeconds]] = {}
+    peaks: dict[Precision, float] = {}
+    for precision in dict.fromkeys(call.choice.precision for call in calls):
+        best = fastest_call(calls, precision)
+        tell(f"Rows and the matrix product: {best.choice}")
+        parts[precision] = _parts(probe, best, plan.at_least)
+        # The product that is measured is strict, which tf32 is not.
+        if precision is not Precision.TF32:
+            # The best of a few: what else the machine does can only make it less.
+            peaks[precision] = max(
+                matmul_peak(device, precision.dtype, at_least=plan.at_least / _PEAKS)
+                for _ in range(_PEAKS)
+            )
+    return MeasuredSpeed(calls, parts, peaks, _flop(probe))
+
+
+def _precisions(device: torch.device, plan: SpeedPlan, tell: Told) -> tuple[Precision, ...]:
+    """Those that are asked for, or that suit the device; it has all of them."""
+    found = []
+    for precision in PRECISIONS[device.type] if plan.precisions is None else plan.precisions:
+        try:
+            found.append(resolve_precision(precision, device))
+        except InputError as error:
+            if plan.precisions is not None:
+                raise
+            tell(f"Left out: {error}")
+    return tuple(found)
+
+
+def _parts(probe: Probe, call: CallSpeed, at_least: float) -> list[PartSeconds]:
+    rows = len(probe.rows)
+    engine = Engine(probe.checkpoint, device=probe.device, choice=call.choice, rows=rows)
+    sampler = SamplerChoice().prepare(
+        probe.checkpoint, seed=0, device=probe.device, model_output=engine.model_output
+    )
+    kinds = (True, False) if probe.checkpoint.schedule.num_timesteps > 1 else (True,)
+    works = [likelihood_work(probe, engine, first=first) for first in kinds]
+    with engine.running():
+        found = [part_seconds(work, probe, engine, at_least=at_least) for work in works]
+        # Last: from now on the engine is the step's.
+        step = step_work(probe, sampler.launched(engine.whole_step))
+        return [*found, part_seconds(step, probe, engine, at_least=at_least)]
+
+
+def _flop(probe: Probe) -> int:
+    x_t, t, labels = probe.inputs(1)
+    inputs = [x_t.float(), probe.checkpoint.network_time(t), *([] if labels is None else [labels])]
+    with evaluating_checkpoint(probe.checkpoint):
+        return flop_per_call(probe.checkpoint.network, *inputs)

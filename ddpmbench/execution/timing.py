@@ -1,0 +1,244 @@
+"""Seconds that work takes on a device, and ratios of them.
+
+A device works on after a call returns: every clock here waits for it.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from functools import cached_property, partial
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import conv2d
+
+from ddpmbench.data.image_files import PositionIds
+from ddpmbench.data.images import ImageSet
+from ddpmbench.diffusion.model import Checkpoint
+from ddpmbench.diffusion.noise import normal_noise
+from ddpmbench.execution.devices import evaluating_checkpoint, strict_float32
+from ddpmbench.likelihood.terms import Rows
+
+LEAST_SECONDS = 0.02
+"""What is timed at once takes at least so long."""
+_RESAMPLES = 2000
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def timer(device: torch.device) -> Callable[[], float]:
+    """A clock that waits for the device first; pytest-benchmark takes it as `timer`."""
+
+    def now() -> float:
+        synchronize(device)
+        return time.perf_counter()
+
+    return now
+
+
+def seconds_per_call(
+    call: Callable[[], object], device: torch.device, *, at_least: float = 0.3
+) -> float:
+    """The median of what a call takes, after one that warms up.
+
+    Args:
+        call: the work.
+        device: where it is done.
+        at_least: seconds that are measured.
+    """
+    clock = timer(device)
+    call()
+    found: list[float] = []
+    since = clock()
+    while not found or clock() - since < at_least:
+        begin = clock()
+        call()
+        found.append(clock() - begin)
+    return float(np.median(found))
+
+
+@dataclasses.dataclass(frozen=True)
+class PairedRatio:
+    """How many times faster one work is than another, timed in turn.
+
+    Attributes:
+        ratio: the median of the ratios of neighbors.
+        low: where its 95 % interval begins.
+        high: where it ends.
+        rounds: pairs.
+        slow_seconds: the median of the first.
+        fast_seconds: the median of the second.
+    """
+
+    ratio: float
+    low: float
+    high: float
+    rounds: int
+    slow_seconds: float
+    fast_seconds: float
+
+
+def paired_ratio(
+    slow: Callable[[], object],
+    fast: Callable[[], object],
+    device: torch.device,
+    *,
+    rounds: int = 10,
+) -> PairedRatio:
+    """The seconds of one work over those of another, from runs that take turns.
+
+    Whatever else the machine does meets both alike.
+
+    Args:
+        slow: the work in the numerator.
+        fast: the work in the denominator.
+        device: where both are done.
+        rounds: pairs; each after one round that warms up.
+    """
+    clock = timer(device)
+    repeats = []
+    for work in (slow, fast):
+        work()
+        begin = clock()
+        work()
+        repeats.append(max(1, int(np.ceil(LEAST_SECONDS / max(clock() - begin, 1e-9)))))
+    seconds = np.empty((rounds, 2))
+    for row in range(rounds):
+        # Neither is always the first.
+        for which in (0, 1) if row % 2 == 0 else (1, 0):
+            begin = clock()
+            for _ in range(repeats[which]):
+                (slow, fast)[which]()
+            seconds[row, which] = (clock() - begin) / repeats[which]
+    ratios = seconds[:, 0] / seconds[:, 1]
+    low, high = _interval_of_median(ratios)
+    slow_median, fast_median = np.median(seconds, axis=0)
+    return PairedRatio(
+        float(np.median(ratios)), low, high, rounds, float(slow_median), float(fast_median)
+    )
+
+
+def _interval_of_median(values: np.ndarray) -> tuple[float, float]:
+    """95 %, by the bootstrap."""
+    generator = np.random.default_rng(0)
+    drawn = generator.choice(values, (_RESAMPLES, len(values)))
+    low, high = np.quantile(np.median(drawn, axis=1), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def matmul_peak(
+    device: torch.device, dtype: torch.dtype, *, size: int | None = None, at_least: float = 0.3
+) -> float:
+    """FLOP/s of a product of two matrices: what the device does at its best.
+
+    On a CPU also of convolutions, which are such products.
+
+    Args:
+        device: which.
+        dtype: of the matrices; float32 products are rounded to nothing less.
+        size: rows; None for what fills the device.
+        at_least: seconds that are measured.
+    """
+    size = size or (1024 if device.type == "cpu" else 8192)
+    one, other = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    products: list[tuple[float, Callable[[], object]]] = [(2.0 * size**3, lambda: one @ other)]
+    if device.type == "cpu":
+        # The library of convolutions is far faster on some processors, most of all where what it
+        # multiplies by fits into a core's cache.
+        fits = size // 4
+        pixels = one.reshape(4, fits, -1, 32).contiguous(memory_format=torch.channels_last)
+        for width in (1, 3):
+            kernel = torch.randn(fits, fits, width, width).to(dtype)
+            kernel = kernel.contiguous(memory_format=torch.channels_last)
+            call = partial(conv2d, pixels, kernel, padding=width // 2)
+            products.append((2.0 * pixels.numel() * fits * width**2, call))
+    with torch.inference_mode(), strict_float32():
+        return max(
+            flop / seconds_per_call(call, device, at_least=at_least) for flop, call in products
+        )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Probe:
+    """Rows that a network is timed on, and what strict float32 makes of them.
+
+    Attributes:
+        checkpoint: the model, on the device.
+        images: that the rows are of.
+        device: where it is called.
+        rows: those of a whole batch, at steps spread over 1..T.
+    """
+
+    checkpoint: Checkpoint
+    images: ImageSet
+    device: torch.device
+    rows: Rows
+
+    @classmethod
+    def of(
+        cls, checkpoint: Checkpoint, images: ImageSet, device: torch.device, batch_size: int
+    ) -> "Probe":
+        """Rows of the first images."""
+        return cls(
+            checkpoint.to(device),
+            images,
+            device,
+            spread_rows(len(images), checkpoint.schedule.num_timesteps, batch_size),
+        )
+
+    def of_size(self, batch_size: int) -> "Probe":
+        """The same with another number of rows."""
+        return Probe.of(self.checkpoint, self.images, self.device, batch_size)
+
+    def inputs(self, batch_size: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """x_t (B, C, H, W), t (B,) and the labels (B,) of so many rows, as terms are made of."""
+        num_timesteps = self.checkpoint.schedule.num_timesteps
+        rows = spread_rows(len(self.images), num_timesteps, batch_size)
+        image, t, draw = (
+            torch.from_numpy(values).to(self.device) for values in (rows.image, rows.t, rows.draw)
+        )
+        diffusion = self.checkpoint.diffusion.to(self.device)
+        pixels = torch.from_numpy(np.ascontiguousarray(self.images.pixels[rows.image]))
+        x_start = diffusion.data_range.to_model(pixels.to(self.device), diffusion.dtype)
+        eps = normal_noise(image, t, draw, shape=tuple(x_start.shape[1:]), seed=0)
+        x_t = diffusion.q_sample(x_start, t, eps.to(diffusion.dtype))
+        labels = None
+        if self.checkpoint.num_classes and self.images.labels is not None:
+            labels = torch.from_numpy(self.images.labels[rows.image]).to(self.device)
+        return x_t, t, labels
+
+    @torch.inference_mode()
+    def eps_of(self, output: Tensor) -> Tensor:
+        """(B, C, H, W) the noise that an output for all rows implies, without clipping."""
+        x_t, t, _ = self.inputs(len(self.rows))
+        return self.checkpoint.diffusion.to(self.device).p_mean_variance(output, x_t, t).pred_eps
+
+    @cached_property
+    def strict_eps(self) -> Tensor:
+        """(B, C, H, W) the noise that strict float32 predicts for all rows."""
+        inputs = self.inputs(len(self.rows))
+        checkpoint = self.checkpoint
+        with torch.inference_mode(), evaluating_checkpoint(checkpoint), strict_float32():
+            return self.eps_of(checkpoint.model_output(*inputs))
+
+
+def spread_rows(num_images: int, num_timesteps: int, count: int) -> Rows:
+    """So many rows, evenly spread over the steps."""
+    index = np.arange(count, dtype=np.int64)
+    t = 1 + (2 * index + 1) * num_timesteps // (2 * count)
+    return Rows(image=index % num_images, t=t, draw=np.zeros_like(index))
+
+
+def gray_images(shape: tuple[int, ...], count: int, num_classes: int) -> ImageSet:
+    """Images (C, H, W) of one level each, where there are no others: time depends on none."""
+    levels = np.linspace(0, 255, count).round().astype(np.uint8)
+    pixels = np.broadcast_to(levels[:, None, None, None], (count, *shape)).copy()
+    labels = np.arange(count) % num_classes if num_classes else None
+    return ImageSet(pixels, PositionIds(range(count)), "gray", labels)

@@ -1,0 +1,322 @@
+"""The rotated warp: few rows, each image once a rotation, the steps by how much they vary.
+
+Almost all that a sampled bound can err by is between steps and between images. So the decoder
+(t = 1), which varies most, is computed on every image; and in a rotation every image has one
+further step, drawn from a density over t = 2..T that follows the standard deviations a small pilot
+found. The steps of a rotation are stratified: the images, in random order, divide the
+distribution function of the density into N equal cells, one each.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterable
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ddpmbench.diffusion.noise import philox_4x32
+from ddpmbench.likelihood.terms import Rows, TermTable, image_blocks
+
+
+class Design(Protocol):
+    """A sequence of rows."""
+
+    def __len__(self) -> int:
+        """Number of rows, which is the number of network calls."""
+
+    def rows(self, start: int, stop: int) -> Rows:
+        """The rows at positions start..stop - 1."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EveryPair:
+    """Every image at every step, each with the same number of draws.
+
+    Rows are ordered by image, then step, then draw.
+
+    Attributes:
+        num_images: N.
+        num_timesteps: T.
+        draws: noise draws a pair; the error of the noise is known from two on.
+    """
+
+    num_images: int
+    num_timesteps: int
+    draws: int
+
+    def __len__(self) -> int:
+        """Number of rows, which is the number of network calls."""
+        return self.num_images * self.num_timesteps * self.draws
+
+    def rows(self, start: int, stop: int) -> Rows:
+        """The rows at positions start..stop - 1."""
+        position = np.arange(start, stop, dtype=np.int64)
+        pair, draw = np.divmod(position, self.draws)
+        image, step = np.divmod(pair, self.num_timesteps)
+        return Rows(image=image, t=step + 1, draw=draw)
+
+
+# What a random number is for. The noise's counters are (image, t, draw, block) with t >= 1; those
+# of the designs have 0 in the place of t, and the purpose in the place of the block.
+ROTATION, REDRAW, PILOT, CORRECTION_OF_DECODER, CORRECTION_OF_STEPS, CORRECTION_STEP = range(6)
+
+
+def words(count: int, seed: int, *, turn: int, purpose: int) -> NDArray[np.uint64]:
+    """Two 64-bit numbers for each of some images, or whatever else is counted.
+
+    Args:
+        count: how many there are.
+        seed: 0 <= seed < 2^64.
+        turn: which time they are asked for.
+        purpose: one of the constants above.
+
+    Returns:
+        (2, count) uniform on [0, 2^64).
+    """
+    numbers = np.empty((2, count), dtype=np.uint64)
+    zero, j, what = (torch.tensor([word]) for word in (0, turn, purpose))
+    for part in image_blocks(count):
+        index = torch.arange(part.start, part.stop)
+        word = [w.numpy().astype(np.uint64) for w in philox_4x32((index, zero, j, what), seed)]
+        numbers[0, part] = (word[0] << np.uint64(32)) | word[1]
+        numbers[1, part] = (word[2] << np.uint64(32)) | word[3]
+    return numbers
+
+
+def unit_interval(numbers: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """The same as numbers of [0, 1), by their upper 53 bits."""
+    return np.asarray((numbers >> np.uint64(11)) * 2.0**-53)
+
+
+def ranks(keys: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Which each number is in increasing order: of random ones a random permutation."""
+    found = np.empty(len(keys), dtype=np.int64)
+    found[np.argsort(keys, kind="stable")] = np.arange(len(keys))
+    return found
+
+
+PILOT_IMAGES = 8
+PILOT_STEPS = 50
+PILOT_DRAW = 2**30
+"""The draw of the pilot's rows: no row of an estimate shares noise with it."""
+FLOOR = 1e-5
+"""No step has less of the density than this, nor less than 1 % spread over all steps."""
+REDRAWN_IMAGES = 64
+"""At least so many images have a second draw of the decoder, and at least one in ten."""
+
+_BANDWIDTH = 0.25  # of the pilot's smoothing, in log t; its steps lie 0.13 apart at T = 1000
+_MEAN_SHARE = 0.05  # of the mean that is added to a standard deviation
+_LOG_GRID = 64  # standard deviations count to the nearest 1/64 of a factor e
+
+_REDRAWN_RUN = 1  # of the runs of rows, the one that not every image is in
+
+
+@dataclasses.dataclass(frozen=True)
+class Pilot:
+    """A few images at a few steps, from which the density of the warp is made.
+
+    Rows are ordered by image, then step. They take no part in the estimate.
+
+    Attributes:
+        num_images: N.
+        num_timesteps: T, at least 2.
+        seed: chooses the images, 0 <= seed < 2^64.
+    """
+
+    num_images: int
+    num_timesteps: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        """Refuse what has no steps but the decoder's."""
+        _check(self.num_images, self.num_timesteps)
+
+    @cached_property
+    def image(self) -> NDArray[np.int64]:
+        """The images, at most `PILOT_IMAGES`."""
+        return _choose(self.num_images, PILOT_IMAGES, self.seed, PILOT)
+
+    @cached_property
+    def t(self) -> NDArray[np.int64]:
+        """The steps, increasing and from 2 to T: at most `PILOT_STEPS`, evenly spaced in log t."""
+        return np.unique(np.geomspace(2, self.num_timesteps, PILOT_STEPS).round().astype(np.int64))
+
+    def __len__(self) -> int:
+        """Number of rows, which is the number of network calls."""
+        return len(self.image) * len(self.t)
+
+    def rows(self, start: int, stop: int) -> Rows:
+        """The rows at positions start..stop - 1."""
+        image, step = np.divmod(np.arange(start, stop, dtype=np.int64), len(self.t))
+        draw = np.full(len(image), PILOT_DRAW, dtype=np.int64)
+        return Rows(image=self.image[image], t=self.t[step], draw=draw)
+
+
+def warp_density(pilot: Pilot, tables: Iterable[TermTable]) -> NDArray[np.float64]:
+    """The density over t = 2..T that follows the standard deviations of the terms.
+
+    They are those over the pilot's images, smoothed along log t, joined by power laws, and raised
+    where the density would fall below the floor. Whatever the pilot finds, an estimate is
+    unbiased; a poor density costs rows only.
+
+    Args:
+        pilot: the rows.
+        tables: the terms of every row, in order, in any portions.
+
+    Returns:
+        (T - 1,) positive, sums to 1.
+
+    Raises:
+        ValueError: a row is missing, or its term is not finite.
+
+    Source: Neyman 1934 for the proportion.
+    """
+    nats = np.concatenate([table.values["nats"] for table in tables])
+    if len(nats) != len(pilot) or not np.isfinite(nats).all():
+        raise ValueError("the tables do not hold a finite term for every row of the pilot")
+    by_image = nats.reshape(len(pilot.image), len(pilot.t))
+    # A share of the mean keeps a step alive at which the few images happen to agree. A single
+    # image varies over the steps alone, and there the mean is the right density.
+    share = max(_MEAN_SHARE, 1 / len(pilot.image))
+    deviation = np.hypot(by_image.std(axis=0, ddof=len(by_image) > 1), share * by_image.mean(0))
+    log_t = np.log(np.arange(2, pilot.num_timesteps + 1))
+    density = np.ones(pilot.num_timesteps - 1)
+    if deviation.max() > 0:
+        knots = np.log(pilot.t)
+        log_deviation = np.log(np.maximum(deviation / deviation.max(), 1e-9))
+        # Rounded, so that the last bits of the pilot's terms, which depend on batch size and
+        # device, do not move the rows.
+        log_deviation = np.round(log_deviation * _LOG_GRID) / _LOG_GRID
+        density = np.exp(np.interp(log_t, knots, _local_lines(knots, log_deviation)))
+    density = np.maximum(density / density.sum(), min(FLOOR, 0.01 / len(density)))
+    return np.asarray(density / density.sum())
+
+
+def _local_lines(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+    # A local mean would flatten the ends, and at t = 2 lies most of the density.
+    smooth = np.empty_like(y)
+    for i, center in enumerate(x):
+        weight = np.exp(-0.5 * np.square((x - center) / _BANDWIDTH))
+        offset = x - center - weight @ (x - center) / weight.sum()
+        spread = weight @ np.square(offset)
+        slope = weight @ (offset * y) / spread if spread > 1e-12 else 0.0
+        smooth[i] = weight @ y / weight.sum() + slope * offset[i]
+    return smooth
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RotatedWarp:
+    """The decoder on every image, and every image at one further step a rotation.
+
+    The rows come in this order: t = 1 on every image; t = 1 with draw 1 on some images, from which
+    the decoder's noise is known; rotations 0 and 1; then t = 1 on every image with a new draw
+    ahead of every second rotation, because the error of the decoder's noise must fall with that
+    of the steps. More rotations lengthen the sequence and change no earlier row. In rotation j
+    image n is at t = F^-1((pi(n) + u_n) / N) with draw j; F is the distribution function of the
+    density, pi a permutation and u uniform, both functions of (seed, j, image) alone. So every
+    image is at step t with probability density(t), exactly.
+
+    Attributes:
+        num_images: N.
+        num_timesteps: T, at least 2.
+        density: (T - 1,) over t = 2..T, positive, sums to 1.
+        seed: 0 <= seed < 2^64.
+        rotations: r; the error of the estimate is known from two on.
+
+    Raises:
+        ValueError: the density is none over t = 2..T, or there is no rotation.
+    """
+
+    num_images: int
+    num_timesteps: int
+    density: NDArray[np.float64]
+    seed: int
+    rotations: int = 2
+
+    def __post_init__(self) -> None:
+        """Refuse a density under which some row could never be drawn."""
+        _check(self.num_images, self.num_timesteps)
+        if self.density.shape != (self.num_timesteps - 1,) or not (self.density > 0).all():
+            raise ValueError(f"density must be positive over t = 2..{self.num_timesteps}")
+        if not math.isclose(self.density.sum(), 1.0, rel_tol=1e-9) or self.rotations < 1:
+            raise ValueError("density must sum to 1, and there must be at least one rotation")
+
+    @cached_property
+    def cell(self) -> NDArray[np.int64]:
+        """(r, N) pi(n): which of N equal cells of [0, 1] each image has in each rotation."""
+        cell = np.empty((self.rotations, self.num_images), dtype=np.int64)
+        for j in range(self.rotations):
+            cell[j] = ranks(self._words(j)[0])
+        return cell
+
+    @cached_property
+    def t(self) -> NDArray[np.int64]:
+        """(r, N) step of each image in each rotation."""
+        cumulative, t = np.cumsum(self.density)[:-1], np.empty_like(self.cell)
+        for j, cell in enumerate(self.cell):
+            position = (cell + unit_interval(self._words(j)[1])) / self.num_images
+            t[j] = 2 + np.searchsorted(cumulative, position, side="right")
+        return t
+
+    @cached_property
+    def redrawn(self) -> NDArray[np.int64]:
+        """The images that have a second draw of the decoder from the start."""
+        return _choose(self.num_images, _redrawn(self.num_images), self.seed, REDRAW)
+
+    @cached_property
+    def _runs(self) -> NDArray[np.int64]:
+        """(3, K) where each run of rows begins, its draw, and its rotation or -1 at t = 1."""
+        runs = [(0, 0, -1), (self.num_images, 1, -1)]
+        start = self.num_images + len(self.redrawn)
+        for j in range(self.rotations):
+            if decoder_draws(j + 1) > decoder_draws(j):
+                runs.append((start, decoder_draws(j + 1), -1))
+                start += self.num_images
+            runs.append((start, j, j))
+            start += self.num_images
+        return np.array(runs).T
+
+    def _words(self, rotation: int) -> NDArray[np.uint64]:
+        return words(self.num_images, self.seed, turn=rotation, purpose=ROTATION)
+
+    def __len__(self) -> int:
+        """Number of rows, which is the number of network calls."""
+        return num_rows(self.num_images, self.rotations)
+
+    def rows(self, start: int, stop: int) -> Rows:
+        """The rows at positions start..stop - 1."""
+        position = np.arange(start, min(stop, len(self)), dtype=np.int64)
+        starts, draws, rotations = self._runs
+        run = np.searchsorted(starts, position, side="right") - 1
+        image, t = position - starts[run], np.ones_like(position)
+        again, later = run == _REDRAWN_RUN, rotations[run] >= 0
+        image[again] = self.redrawn[image[again]]
+        t[later] = self.t[rotations[run[later]], image[later]]
+        return Rows(image=image, t=t, draw=draws[run])
+
+
+def decoder_draws(rotations: int) -> int:
+    """How many draws of the decoder every image has; the one on some images not counted."""
+    return 1 + max(rotations - 1, 0) // 2
+
+
+def num_rows(num_images: int, rotations: int) -> int:
+    """How many rows a `RotatedWarp` has."""
+    return num_images * (rotations + decoder_draws(rotations)) + _redrawn(num_images)
+
+
+def _redrawn(num_images: int) -> int:
+    return min(num_images, max(REDRAWN_IMAGES, -(-num_images // 10)))
+
+
+def _check(num_images: int, num_timesteps: int) -> None:
+    if num_images < 1 or num_timesteps < 2:
+        raise ValueError(f"needs an image and two steps, not {num_images} and {num_timesteps}")
+
+
+def _choose(num_images: int, count: int, seed: int, purpose: int) -> NDArray[np.int64]:
+    key, _ = words(num_images, seed, turn=0, purpose=purpose)
+    return np.flatnonzero(ranks(key) < count)

@@ -1,0 +1,191 @@
+"""The table of steps from the rows of a rotated warp."""
+
+import dataclasses
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddpmbench.likelihood.designs import RotatedWarp
+from ddpmbench.likelihood.regression import FeatureTable, Predictions, log_bins
+from ddpmbench.likelihood.sampled_terms import EPS, NATS, X_START, SampledRows
+from ddpmbench.likelihood.terms import image_blocks
+
+_FEWEST_ROWS = 10
+"""A standard error of a sum over steps is known from so many rows."""
+_STEP_PRIOR_ROWS = 20.0  # what the ratio of a bin is worth at one of its steps
+_RATIO_PRIOR_ROWS = 4.0  # what the ratio of all bins is worth in the ratio of one
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StepTable:
+    """Means over the images at each step t = 1..T; see `SampledBound`.
+
+    Attributes:
+        term: (T,) nats per dimension.
+        standard_error: (T,) of the term on this image set.
+        x_start_mse: (T,) mean squared error of the predicted x_start.
+        eps_mse: (T,) mean squared error of the predicted noise.
+        num_evaluations: (T,) rows.
+    """
+
+    term: NDArray[np.float64]
+    standard_error: NDArray[np.float64]
+    x_start_mse: NDArray[np.float64]
+    eps_mse: NDArray[np.float64]
+    num_evaluations: NDArray[np.int64]
+
+
+def step_table(
+    design: RotatedWarp,
+    rows: SampledRows,
+    predictions: Predictions,
+    features: FeatureTable | None,
+) -> StepTable:
+    """Split the estimate among the steps.
+
+    A term is the mean prediction plus what its rows differ from theirs by, over the density; so
+    the terms are unbiased and sum to the estimate. An error is the mean over the step's rows,
+    corrected for which images they are by the ratio to the linear denoiser's error; where no row
+    fell it is that ratio's alone, and NaN without features; where there are few it leans on it.
+
+    Args:
+        design: the rows.
+        rows: their values.
+        predictions: of their terms; zeros for the Horvitz-Thompson estimator.
+        features: of the same rows, or None.
+    """
+    count = np.bincount(design.t.ravel(), minlength=design.num_timesteps + 1)[2:]
+    left = rows.rotations[NATS] - predictions.rows
+    expected = design.num_images * design.rotations * design.density
+    term = predictions.steps.mean(0) + _sums(design, left) / expected
+    standard_error = np.sqrt(_variance(design, left, count))
+    errors = [_errors(design, rows, count, features, which) for which in (X_START, EPS)]
+    first = rows.decoder.mean(1)
+    return StepTable(
+        term=np.append(first[NATS], term),
+        standard_error=np.append(np.sqrt(rows.decoder_variance), standard_error),
+        x_start_mse=np.append(first[X_START], errors[0]),
+        eps_mse=np.append(first[EPS], errors[1]),
+        num_evaluations=np.append(rows.decoder_draws.sum(), count),
+    )
+
+
+def _sums(design: RotatedWarp, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(T - 1,) sums over the rows at each step."""
+    length = design.num_timesteps + 1
+    sums = np.bincount(design.t.ravel(), weights=values.ravel(), minlength=length)
+    return np.asarray(sums[2:])
+
+
+def _variance(
+    design: RotatedWarp, left: NDArray[np.float64], count: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """(T - 1,) of each term: which images fell on the step, and how many."""
+    # Over the density: mean and sum of squared deviations of the rows at each step.
+    mean = _sums(design, left) / np.maximum(count, 1)
+    squares = np.zeros(len(count))
+    for part in image_blocks(design.num_images, design.rotations):
+        step = design.t[:, part] - 2
+        deviation = (left[:, part] - mean[step]).ravel()
+        squares += np.bincount(step.ravel(), weights=np.square(deviation), minlength=len(count))
+    mean, squares = mean / design.density, squares / np.square(design.density)
+    # At few steps are there rows enough; over the density, those of a bin are alike.
+    bins = log_bins(design.num_timesteps)
+    rows = np.maximum(np.bincount(bins, weights=count), 1)
+    of_bin = np.bincount(bins, weights=count * mean) / rows
+    within = squares + count * np.square(mean - of_bin[bins])
+    spread = np.bincount(bins, weights=within) / np.maximum(rows - 1, 1)
+    together = (count @ mean) / count.sum()
+    pooled = (squares + count * np.square(mean - together)).sum() / count.sum()
+    spread = np.where(np.bincount(bins, weights=count) < 2, pooled, spread)
+    scale = design.num_images * design.rotations
+    expected, of_count = design.num_images * design.density, _count_variance(design)
+    total = expected * spread[bins] + of_count * np.square(of_bin[bins])
+    return np.asarray(total * design.rotations / scale**2)
+
+
+def _count_variance(design: RotatedWarp) -> NDArray[np.float64]:
+    """(T - 1,) variance of the number of a rotation's rows at each step."""
+    # A step has all of the cells inside its share of [0, 1], and those that reach over an end of
+    # the share by chance.
+    end = np.cumsum(design.density) * design.num_images
+    end[-1] = design.num_images
+    start = np.append(0.0, end[:-1])
+    inside_one = np.floor(start) >= np.ceil(end) - 1
+    low, high = np.ceil(start) - start, end - np.floor(end)
+    within = np.clip(end - start, 0, 1)
+    apart = low * (1 - low) + high * (1 - high)
+    return np.asarray(np.where(inside_one, within * (1 - within), apart))
+
+
+def rate_standard_error(
+    num_timesteps: int,
+    rotation: NDArray[np.int64],
+    t: NDArray[np.int64],
+    values: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Of the sum over the later steps of the mean term, at each step.
+
+    An image's contributions in two rotations differ by the sampling of its steps and by noise,
+    whatever the image; rows at t and before count as 0.
+
+    Args:
+        num_timesteps: T.
+        rotation: (K,) the rotations 0, 1, ..., at least two; each once, or more often where its
+            contributions come from several designs.
+        t: (K, N) the step of each image's row.
+        values: (K, N) what it contributes to the sum over the steps, without the contribution
+            of its cell.
+
+    Returns:
+        (T,) standard error of the sum over s > t, t = 1..T; 0 at T.
+    """
+    rotations, num_images = int(rotation.max()) + 1, t.shape[1]
+    squares = np.zeros(num_timesteps + 1)
+    for part in image_blocks(num_images, len(t)):
+        step, value = t[:, part], values[:, part]
+        for k in range(len(t)):
+            # Two rows count together as long as the earlier of their steps does.
+            earlier, product = np.minimum(step[k], step[k:]), value[k] * value[k:]
+            share = (rotation[k:] == rotation[k]) - 1 / rotations
+            share[1:] *= 2
+            weights = (share[:, None] * product).ravel()
+            squares += np.bincount(earlier.ravel(), weights=weights, minlength=num_timesteps + 1)
+    scale = num_images**2 * rotations * (rotations - 1)
+    error = np.sqrt(np.maximum(_after(squares), 0.0) / scale)
+    # A few rows do not tell how far they may be off; the error of a longer sum is no smaller.
+    count = np.bincount(t.ravel(), minlength=num_timesteps + 1).astype(np.float64)
+    few = _after(count) < _FEWEST_ROWS
+    few[-1] = False  # nothing is after T
+    longer = np.flatnonzero(~few[:-1])
+    if len(longer):
+        error[few] = np.maximum(error[few], error[longer[-1]])
+    return np.asarray(error)
+
+
+def _after(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(T,) sums over s > t, t = 1..T, from values at 0..T."""
+    return np.append(np.cumsum(values[::-1])[::-1], 0.0)[2:]
+
+
+def _errors(
+    design: RotatedWarp,
+    rows: SampledRows,
+    count: NDArray[np.int64],
+    features: FeatureTable | None,
+    which: int,
+) -> NDArray[np.float64]:
+    """(T - 1,) mean error at each step, `X_START` or `EPS`."""
+    values = rows.rotations[which]
+    sums = _sums(design, values)
+    if features is None:
+        return np.where(count > 0, sums / np.maximum(count, 1), np.nan)
+    scale = features.error_scale[which - X_START]
+    linear, ratios = _sums(design, features.rows), _sums(design, values / features.rows)
+    bins, together = log_bins(design.num_timesteps), (ratios / scale).sum() / count.sum()
+    left = np.bincount(bins, weights=ratios / scale - together * count)
+    of_bin = together + left / (np.bincount(bins, weights=count) + _RATIO_PRIOR_ROWS)
+    ratio = of_bin[bins] * scale
+    # A few rows say little about the mean, whatever the ratio leaves of them.
+    left_at_step = (sums - ratio * linear) / (count + _STEP_PRIOR_ROWS)
+    return np.asarray(np.maximum(ratio * features.step_means[:, 0] + left_at_step, 0.0))

@@ -1,0 +1,82 @@
+"""The rows of a rotated warp, read from tables and put in their places."""
+
+import dataclasses
+from collections.abc import Iterable
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddpmbench.likelihood.designs import RotatedWarp, decoder_draws
+from ddpmbench.likelihood.terms import TermTable, columns_of_bound
+
+NATS, X_START, EPS = range(3)
+"""Which value of a row: its term, the mean squared error of x_start, and of the noise."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SampledRows:
+    """The values of all rows of a rotated warp.
+
+    Attributes:
+        rotations: (3, r, N) `NATS`, `X_START` and `EPS` of each image in each rotation.
+        decoder: (3, N) the same at t = 1, mean over the draws.
+        decoder_draws: (N,) how many there are.
+        decoder_squares: (N,) sum of the squared deviations of the term from its mean.
+    """
+
+    rotations: NDArray[np.float64]
+    decoder: NDArray[np.float64]
+    decoder_draws: NDArray[np.int64]
+    decoder_squares: NDArray[np.float64]
+
+    @cached_property
+    def decoder_spread(self) -> float:
+        """Variance of the decoder's term among the draws of an image, mean over the images."""
+        return float(self.decoder_squares.sum() / (self.decoder_draws - 1).sum())
+
+    @property
+    def decoder_variance(self) -> float:
+        """Of the mean over the images of the decoder's term: its noise."""
+        return self.decoder_spread * float((1 / self.decoder_draws).mean()) / len(self.decoder[0])
+
+
+def sampled_rows(design: RotatedWarp, tables: Iterable[TermTable], *, clip: bool) -> SampledRows:
+    """Put the rows in their places.
+
+    Args:
+        design: the rows that were computed.
+        tables: the terms of every row once, in any order and any portions.
+        clip: whether the error of x_start is that of the clipped prediction.
+
+    Raises:
+        ValueError: a row is missing, comes twice, or is not one of the design.
+    """
+    num_images, draws = design.num_images, 1 + decoder_draws(design.rotations)
+    rotations = np.full((3, design.rotations, num_images), np.nan)
+    mean, squares = np.zeros((3, num_images)), np.zeros(num_images)
+    there = np.zeros((draws, num_images), dtype=bool)
+    count = np.zeros(num_images, dtype=np.int64)
+    seen = 0
+    for table in tables:
+        image, t, draw = table.rows.image, table.rows.t, table.rows.draw
+        values = np.stack([table.values[name] for name in columns_of_bound(clip=clip)])
+        first = t == 1
+        later = (draw[~first], image[~first])
+        if (design.t[later] != t[~first]).any() or (draw[first] >= draws).any():
+            raise ValueError("the tables hold rows of another design")
+        rotations[:, *later] = values[:, ~first]
+        for k in np.unique(draw[first]):
+            of_draw = np.flatnonzero(first & (draw == k))
+            x, of_image = values[:, of_draw], image[of_draw]
+            # Welford 1962.
+            count[of_image] += 1
+            deviation = x - mean[:, of_image]
+            mean[:, of_image] += deviation / count[of_image]
+            squares[of_image] += deviation[NATS] * (x[NATS] - mean[NATS, of_image])
+            there[k, of_image] = ~np.isnan(x[NATS])
+        seen += len(table)
+    found = int(there.sum()) + int((~np.isnan(rotations[NATS])).sum())
+    if seen != len(design) or found != len(design):
+        raise ValueError("the tables do not hold every row of the design exactly once")
+    return SampledRows(rotations, mean, count, squares)

@@ -1,1 +1,0 @@
-"""What a model makes: samples and pictures, from a checkpoint and images; no files."""

@@ -1,1 +1,0 @@
-"""One module a question; the commands and `import ddpmbench` offer nothing else."""

@@ -1,0 +1,229 @@
+"""The Frechet distance against the number of samples, and where it ends."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from ddpmbench.report.fidelity_text import label
+from ddpmbench.report.figures.style import (
+    COLORS,
+    DASHES,
+    INK,
+    MARKERS,
+    NORMAL,
+    axes_panels,
+    drawing,
+    finish,
+    legend_below,
+    note,
+    shortened,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+Ends = Mapping[str, tuple[float | None, float | None]]
+
+
+@drawing()
+def against_n_figure(points: pd.DataFrame, ends: Ends, name: str) -> tuple["Figure", pd.DataFrame]:
+    """The distance against 1/N with the line to its end at 1/N = 0, a reference a color.
+
+    Args:
+        points: `reference`, `num_generated`, `fid`, `standard_error` (empty where not known).
+        ends: references to the distance at infinitely many samples and the half width of its
+            interval; None where they are not known.
+        name: of the distance, "FID" or "FD[...]".
+
+    Returns:
+        The figure, and one row a point: `reference`, `num_generated`, `fid`, `half_width`, the
+        `line` there, and the line's end, `fid_infinity` and `fid_infinity_half_width`.
+
+    Source: Chong & Forsyth 2020.
+    """
+    figure, (axes,) = axes_panels(1)
+    numbers = []
+    for k, (reference, own) in enumerate(points.groupby("reference", sort=False)):
+        own = own.sort_values("num_generated")
+        end, end_half_width = ends.get(str(reference), (None, None))
+        inverse = 1 / own.num_generated.to_numpy()
+        table = own[["reference", "num_generated", "fid"]].assign(
+            half_width=NORMAL * own.standard_error,
+            line=np.nan
+            if end is None
+            else end + _slope(inverse, own.fid.to_numpy(), end) * inverse,
+            fid_infinity=np.nan if end is None else end,
+            fid_infinity_half_width=np.nan if end_half_width is None else end_half_width,
+        )
+        _draw(axes, table, k)
+        numbers.append(table)
+    whole = pd.concat(numbers, ignore_index=True)
+    _inverse_axis(axes, whole.num_generated.to_numpy())
+    if len(numbers) > 1:
+        legend_below(axes)
+    finish(axes, "Against the number of samples", x="samples N, on a scale of 1/N", y=name)
+    return figure, whole
+
+
+def _slope(
+    inverse: np.ndarray[tuple[int], np.dtype[np.float64]],
+    fid: np.ndarray[tuple[int], np.dtype[np.float64]],
+    end: float,
+) -> float:
+    """Of the line of least squares through its known end: that of the fit that had this end."""
+    return float(inverse @ (fid - end) / (inverse @ inverse))
+
+
+def _draw(axes: "Axes", table: pd.DataFrame, k: int) -> None:
+    color, inverse = COLORS[k % 6], 1 / table.num_generated
+    error = table.half_width.to_numpy() if table.half_width.notna().any() else None
+    axes.errorbar(
+        inverse,
+        table.fid,
+        error,
+        color=color,
+        marker=MARKERS[k % 6],
+        ls="none",
+        elinewidth=0.9,
+        label=shortened(str(table.reference.iloc[0])),
+    )
+    end, half_width = table.fid_infinity.iloc[0], table.fid_infinity_half_width.iloc[0]
+    if np.isnan(end):
+        return
+    first = table.iloc[0]
+    axes.plot([0, 1 / first.num_generated], [end, first.line], color=color, ls=DASHES[k % 4], lw=1)
+    # Hollow: it is no measurement.
+    bar = None if np.isnan(half_width) else half_width
+    axes.errorbar(
+        0, end, bar, color=color, marker=MARKERS[k % 6], mfc="none", ms=6, capsize=3, clip_on=False
+    )
+
+
+def _inverse_axis(
+    axes: "Axes", num_generated: "np.ndarray[tuple[int], np.dtype[np.int64]]"
+) -> None:
+    """Numbers of samples where their inverses are, as far apart as they can be read."""
+    least = 1 / num_generated.min()
+    apart = 0.16 * least
+    ticks = [0.0]
+    for number in sorted(set(num_generated), reverse=True):
+        last = number == num_generated.min()
+        if 1 / number - ticks[-1] >= apart and (last or least - 1 / number >= apart):
+            ticks.append(1 / number)
+    labels = ["\u221e", *(f"{round(1 / tick):,}" for tick in ticks[1:])]
+    axes.set_xticks(ticks, labels)
+    axes.set_xlim(-0.04 * least, 1.06 * least)
+
+
+_SHOWN = ("fid", "precision", "recall")
+_COLUMNS = ["measure", "run", "difference", "half_width", "half_width_unpaired", "how"]
+
+
+@drawing()
+def differences_figure(
+    differences: pd.DataFrame, name: str
+) -> tuple["Figure", pd.DataFrame] | None:
+    """Differences from the first run against the first reference, a run a line.
+
+    Args:
+        differences: one row a run, measure and reference; the fields of
+            `report.comparison_fidelity.FidelityDifference`.
+        name: of the distance, "FID" or "FD[...]".
+
+    Returns:
+        The figure, and one row a measure and run: `measure`, `run`, `difference`, `half_width`,
+        `half_width_unpaired`, `how`; None where no difference is known.
+    """
+    table = differences.astype({column: "float64" for column in _COLUMNS[2:5]})
+    first = table[table.measure == "fid"].reference.iloc[0]
+    table = table[(table.reference == first) & table.difference.notna()]
+    known = [measure for measure in _SHOWN if (table.measure == measure).any()]
+    if not known:
+        return None
+    runs = list(dict.fromkeys(differences.run))
+    figure, several = axes_panels(len(known))
+    for axes, measure in zip(several, known, strict=True):
+        _draw_differences(axes, table[table.measure == measure], runs)
+        better = "less" if measure == "fid" else "more"
+        finish(axes, label(measure, name), x=f"difference; {better} is better", y="")
+        axes.grid(visible=False)
+    numbers = table[table.measure.isin(known)][_COLUMNS]
+    return figure, numbers.reset_index(drop=True)
+
+
+def _draw_differences(axes: "Axes", rows: pd.DataFrame, runs: list[str]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.axvline(0, color=INK, lw=0.9, ls="--")
+    widths = rows[["half_width_unpaired", "half_width"]].to_numpy()
+    for run, value, half_widths in zip(rows.run, rows.difference.to_numpy(), widths, strict=True):
+        k = runs.index(run)
+        color = COLORS[k % 6]
+        for width, thick in zip(half_widths, (0.8, 2.4), strict=True):
+            if not np.isnan(width):
+                ends = (value - width, value + width)
+                axes.plot(ends, (k, k), color=color, lw=thick, solid_capstyle="butt")
+        axes.plot(value, k, color=color, marker=MARKERS[k % 6], ms=6, ls="none")
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.set_yticks(range(len(runs)), [shortened(run) for run in runs])
+    axes.set_ylim(len(runs) - 0.5, -0.5)
+
+
+_MOST_BINS = 60
+_PER_IMAGE = {
+    "nearest_reference_distance": ("Distance to the nearest reference", "in feature space"),
+    "class_entropy": ("Entropy of the class", "nats"),
+}
+
+
+@drawing()
+def per_image_figure(per_image: pd.DataFrame) -> tuple["Figure", pd.DataFrame] | None:
+    """Histograms over the samples of what is known of each.
+
+    Args:
+        per_image: `nearest_reference_distance`, `class_entropy`; empty where not known.
+
+    Returns:
+        The figure, and one row a bin: `measure`, `bin_from`, `bin_to`, `num_images`; None where
+        nothing is known of single samples.
+    """
+    known = {name: of for name in _PER_IMAGE if len(of := per_image[name].dropna())}
+    if not known:
+        return None
+    figure, several = axes_panels(len(known))
+    numbers = []
+    for axes, (name, values) in zip(several, known.items(), strict=True):
+        counts, edges = _histogram(axes, values.to_numpy())
+        title, unit = _PER_IMAGE[name]
+        finish(axes, title, x=unit, y="samples")
+        numbers.append(
+            pd.DataFrame(
+                {"measure": name, "bin_from": edges[:-1], "bin_to": edges[1:], "num_images": counts}
+            )
+        )
+    return figure, pd.concat(numbers, ignore_index=True)
+
+
+def _histogram(
+    axes: "Axes", values: NDArray[np.float64]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    from matplotlib.ticker import MaxNLocator
+
+    edges = np.histogram_bin_edges(values, "auto")
+    if len(edges) > _MOST_BINS + 1:
+        edges = np.histogram_bin_edges(values, _MOST_BINS)
+    counts, edges = np.histogram(values, edges)
+    axes.stairs(counts, edges, fill=True, color=COLORS[0], alpha=0.35)
+    axes.stairs(counts, edges, color=COLORS[0], lw=1)
+    median = float(np.median(values))
+    axes.axvline(median, color=INK, lw=0.9, ls="--")
+    axes.set_ylim(0, 1.18 * counts.max())
+    note(axes, f"median {median:.3g}", at=(median, 1.11 * counts.max()), offset=(5, 0))
+    axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.yaxis.set_major_formatter("{x:,.0f}")
+    return counts, edges

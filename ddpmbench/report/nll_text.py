@@ -1,0 +1,244 @@
+"""The result as it is printed: one headline, the parts, what makes it comparable."""
+
+import io
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from ddpmbench.report.fidelity_comparison import SCHEMA as FIDELITY
+from ddpmbench.report.fidelity_comparison_page import printed_fidelity_comparison
+from ddpmbench.report.tables import compared_note, correction_line, uncorrected_note
+from ddpmbench.report.text import (
+    checkpoint_line,
+    data_range_words,
+    device_line,
+    digits_by,
+    unpadded,
+    with_interval,
+)
+
+PARTS = {
+    "prior": "L_T, the end of the chain",
+    "kl": "L_1..L_{T-1}, the steps",
+    "decoder": "L_0, the pixels",
+}
+LARGE_PRIOR = 0.1
+"""Bits per dimension of L_T that are worth a line."""
+
+
+def printed_nll(summary: dict[str, Any], output_format: str) -> str:
+    """The summary of `nll` for standard output.
+
+    Args:
+        summary: the object of `summary.json`.
+        output_format: "table" for reading, "json" for the object itself, "csv" for one row with
+            nested names joined by dots, "quiet" for the number alone.
+    """
+    match output_format:
+        case "json":
+            return json.dumps(summary, indent=2)
+        case "csv":
+            return _csv(pd.json_normalize(summary))
+        case "quiet":
+            return repr(summary["bits_per_dim"])
+    return "\n".join([headline(summary), "", *_parts(summary), "", *comparability(summary)])
+
+
+def headline(summary: dict[str, Any]) -> str:
+    """The bound and its interval in one line."""
+    return bound_line(summary["bits_per_dim"], summary["half_width"])
+
+
+def bound_line(value: float, half_width: float | None) -> str:
+    """A bound and its interval, bits per dimension."""
+    return f"NLL <= {with_interval(value, half_width)} bits/dim"
+
+
+def partial_line(summary: dict[str, Any]) -> str:
+    """What is left of a damaged run, in one line.
+
+    Args:
+        summary: what has `partial` in it.
+    """
+    of = summary["partial"]
+    line = (
+        f"PARTIAL: {of['num_images']:,} of {of['of']:,} images, those all of whose rows are left; "
+        f"{of['lost_rows']:,} rows are gone"
+    )
+    if of["prior"] != "of these images":
+        line += "; the prior is the mean of all images"
+    return line
+
+
+def printed_comparison(summary: dict[str, Any], output_format: str) -> str:
+    """The summary of `compare` for standard output.
+
+    Args:
+        summary: the object of the comparison's `summary.json`, of whichever runs.
+        output_format: "table", "json", "csv" with one row a run, or "quiet" for the differences
+            alone, one a line.
+    """
+    if summary["schema"] == FIDELITY:
+        return printed_fidelity_comparison(summary, output_format)
+    baseline, runs = summary["baseline"], summary["runs"]
+    match output_format:
+        case "json":
+            return json.dumps(summary, indent=2)
+        case "csv":
+            return _csv(pd.DataFrame([baseline, *runs]).astype({"num_evaluations": "Int64"}))
+        case "quiet":
+            return "\n".join(repr(run["difference"]) for run in runs)
+    names = [baseline["run"], *(run["run"] for run in runs)]
+    width = max(map(len, [*names, "run"])) + 2
+    lines = [
+        f"{'run':<{width}}{'bits/dim':<20}difference from the first",
+        f"{baseline['run']:<{width}}"
+        f"{with_interval(baseline['bits_per_dim'], baseline['half_width'])}",
+    ]
+    for run in runs:
+        own = with_interval(run["bits_per_dim"], run["half_width"])
+        lines.append(f"{run['run']:<{width}}{own:<20}{_paired(run)}")
+    facts = {
+        "images": images_line(summary),
+        "rows": f"{summary['estimator']}, seed {summary['seed']}; {_shared(runs, baseline['run'])}",
+        "interval": "95 %, for these images; in brackets for the population they are drawn from",
+    }
+    if note := compared_note(summary):
+        facts["precision"] = note
+    return "\n".join([*lines, "", *(f"{name:<12}{value}" for name, value in facts.items())])
+
+
+def comparison_numbers(summary: Mapping[str, Any]) -> dict[str, str]:
+    """The difference of each run of `nll` from the first with its interval, by the run's name."""
+    return {run["run"]: f"{_paired(run)}" for run in summary["runs"]}
+
+
+def _shared(runs: list[dict[str, Any]], first: str) -> str:
+    least = min(run["same_rows"] for run in runs)
+    calls = f"{min(run['num_evaluations'] for run in runs):,}"
+    if least == 1:
+        return f"{calls} network calls of each, the same for all"
+    return (
+        f"{calls} network calls of each, {least:.0%} the same, the others nearby; narrower with "
+        f"nll --rows-of {first}"
+    )
+
+
+def _paired(run: dict[str, Any]) -> str:
+    own, population = run["difference_half_width"], run["difference_half_width_population"]
+    text = with_interval(run["difference"], own, sign="+")
+    if population is not None:
+        text += f" ({population:,.{digits_by(population)}f})"
+    unpaired = run["half_width_unpaired"]
+    if own and unpaired and unpaired < own:
+        text += ", wider than unpaired: the rows do not suit both"
+    elif own and unpaired and unpaired < 1000 * own:
+        text += f", {unpaired / own:.1f} times narrower than unpaired"
+    return text
+
+
+def _csv(frame: pd.DataFrame) -> str:
+    text = io.StringIO()
+    frame.to_csv(text, index=False)
+    return text.getvalue().rstrip()
+
+
+def _parts(summary: dict[str, Any]) -> list[str]:
+    digits = digits_by(summary["half_width"])
+    lines = [f"{name:<12}{summary[name]:>10,.{digits}f}  {what}" for name, what in PARTS.items()]
+    return [f"{'part':<12}{'bits/dim':>10}", *lines]
+
+
+def comparability(summary: dict[str, Any]) -> list[str]:
+    """What a number of `nll` must be the same in to compare with another, a line each."""
+    fields = {"interval": _interval(summary), **comparable_facts(summary)}
+    if summary["prior"] >= LARGE_PRIOR:
+        fields["prior"] = (
+            f"{summary['prior']:.4f} bits/dim: the chain does not end in noise, where samples begin"
+        )
+    if note := uncorrected_note(summary):
+        fields["tables"] = note
+    return [f"{name:<12}{value}" for name, value in fields.items()]
+
+
+def comparable_facts(summary: dict[str, Any]) -> dict[str, str]:
+    """What a number of `nll` must be the same in to compare with another, by its name."""
+    conventions = summary["conventions"]
+    respaced = " (a model of its own)" if " of " in conventions["schedule"] else ""
+    correction = correction_line(summary)
+    return {
+        "images": images_line(summary),
+        **_padding_line(summary),
+        "checkpoint": checkpoint_line(summary["checkpoint"]),
+        "process": f"T = {summary['num_timesteps']}, {conventions['schedule']}{respaced}",
+        "conventions": conventions_line(conventions),
+        "estimator": f"{summary['estimator']}, {_amount(summary['sampling'])}, "
+        f"{summary['num_evaluations']:,} network calls, seed {summary['seed']}",
+        **({"precision": correction} if correction else {}),
+        "device": f"{device_line(summary)}, {summary['seconds']:.0f} s",
+    }
+
+
+def _padding_line(summary: dict[str, Any]) -> dict[str, str]:
+    of_images = unpadded(summary)
+    if of_images is None:
+        return {}
+    padding = summary["data"]["padding"]
+    before, after = (f"{width}x{height}" for height, width in (padding["from"], padding["to"]))
+    value = with_interval(of_images["bits_per_dim"] or 0.0, of_images["half_width"])
+    return {"padding": f"{before} to {after} with black; <= {value} bits per dimension of {before}"}
+
+
+def conventions_line(conventions: Mapping[str, Any]) -> str:
+    """What two bounds of one network can differ in, in words.
+
+    Args:
+        conventions: of the `summary.json` of a run or a comparison.
+    """
+    parts = [
+        conventions["prediction"],
+        conventions["variance"],
+        "clip" if conventions["clip"] else "no clip",
+        f"{conventions['decoder']} decoder",
+        *data_range_words(conventions),
+    ]
+    return ", ".join(parts)
+
+
+def images_name(summary: dict[str, Any]) -> str:
+    """The image set, as `--data` names it."""
+    data = summary["data"]
+    return f"{data['source']}:{data['split']}" if data["split"] else str(data["source"])
+
+
+def images_line(summary: dict[str, Any]) -> str:
+    """How many images of which set."""
+    sha256 = summary["data"]["sha256"][:12]
+    whole = f"{summary['partial']['of']:,} of " if "partial" in summary else ""
+    return f"{summary['num_images']:,} of {whole}{images_name(summary)} ({sha256})"
+
+
+def _amount(sampling: dict[str, Any]) -> str:
+    if "rotations" in sampling:
+        return f"{sampling['rotations']} rotations"
+    return f"{sampling['draws']} draws"
+
+
+def _interval(summary: dict[str, Any]) -> str:
+    if summary["half_width"] is None:
+        draws = "one draw; choose --draws 2"
+        if "rotations" in summary["sampling"]:
+            draws = "no second draw of the decoder is left"
+        noise = f"unknown for these images ({draws})"
+    else:
+        noise = f"{_half_width(summary['half_width'])} for these images"
+    population = summary["half_width_population"]
+    if population is None:
+        return f"95 %: {noise}; unknown for their population (one image)"
+    return f"95 %: {noise}; {_half_width(population)} for the population they are drawn from"
+
+
+def _half_width(value: float) -> str:
+    return f"+- {value:,.{digits_by(value)}f}"

@@ -1,0 +1,220 @@
+"""What a long run takes, and what cheaper ones would, as it is said before it begins."""
+
+import math
+import re
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ddpmbench.diffusion.data_range import UNIT_RANGE, DataRange
+from ddpmbench.errors import InputError
+from ddpmbench.execution.features import WORTH_SAYING, Cost
+
+MOST_DIGITS = 4
+"""After the point, of bits per dimension."""
+
+
+def digits_by(half_width: float | None, most: int = MOST_DIGITS) -> int:
+    """Digits after the point with which a half width has three that count, at most `most`."""
+    if half_width is None or not 0 < half_width < math.inf:
+        return most
+    return min(most, max(0, 2 - math.floor(math.log10(half_width))))
+
+
+def with_interval(
+    value: float, half_width: float | None, *, sign: str = "", most: int = MOST_DIGITS
+) -> str:
+    """A number and its half width, both with the same digits: `1,465.7 +- 18.8`."""
+    digits = digits_by(half_width, most)
+    interval = "" if half_width is None else f" +- {half_width:,.{digits}f}"
+    return f"{value:{sign},.{digits}f}{interval}"
+
+
+def checkpoint_line(checkpoint: Mapping[str, Any]) -> str:
+    """A checkpoint as the printed results name it: where it came from, and what the file is.
+
+    Args:
+        checkpoint: `checkpoint` of a summary. Whether its weights are averaged over the training
+            stands there where that is known.
+    """
+    kind = checkpoint.get("weights")
+    kinds = [checkpoint["family"], *([kind] if kind else []), checkpoint["sha256"][:12]]
+    return f"{checkpoint['source']} ({', '.join(kinds)})"
+
+
+def device_line(summary: Mapping[str, Any]) -> str:
+    """The devices and the engine of a run; where no network of a checkpoint ran, its precision."""
+    # In a summary of fid, `precision` is the score of that name.
+    precision = summary.get("compute_precision") or summary["precision"]
+    return f"{summary['device']}, {summary.get('engine') or precision}"
+
+
+LABEL, INDENT = 12, " " * 12
+"""Columns of a name, and what stands in their place below it."""
+
+
+def fact(name: str, value: str, width: int) -> list[str]:
+    """A name and what it is, whose further lines stand below their first."""
+    return textwrap.wrap(
+        value,
+        width,
+        initial_indent=f"{name:<{LABEL}}",
+        subsequent_indent=INDENT,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def aligned(rows: Sequence[Sequence[str]], *, right: bool = False) -> list[str]:
+    """Columns three spaces apart."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "   ".join(
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width in zip(row, widths, strict=True)
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def counted(number: int, what: str) -> str:
+    """So many of a thing."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names as they are written in a sentence."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
+_STEPS, _SAMPLES = (250, 100, 50), (10_000, 5_000)
+
+
+def cost_lines(cost: Cost) -> list[str]:
+    """Lines to be said of a run; none where it is short."""
+    if cost.seconds < WORTH_SAYING:
+        return []
+    lines = [
+        f"About {duration(cost.seconds)} on this device: {cost.num_samples:,} samples of "
+        f"{cost.num_timesteps:,} steps {duration(cost.sampling)}, features of "
+        f"{cost.num_images:,} images {duration(cost.seconds - cost.sampling)}"
+    ]
+    if cost.sampling < WORTH_SAYING:
+        return lines
+    fewer_steps = [steps for steps in _STEPS if 2 * steps <= cost.num_timesteps]
+    fewer = [count for count in _SAMPLES if 2 * count <= cost.num_samples]
+    if fewer_steps:
+        options = _listed(
+            (f"--timesteps {steps}", cost.with_timesteps(steps).seconds) for steps in fewer_steps
+        )
+        lines.append(f"Cheaper: {options}; another sampler, whose scores are another model's")
+    if fewer:
+        options = _listed(
+            (f"--num-generated {count}", cost.with_samples(count).seconds) for count in fewer
+        )
+        lines.append(
+            f"Cheaper: {options}; the distance is biased upwards more, and compares only with "
+            "others of as many samples (fid_infinity is corrected for it)"
+        )
+    return lines
+
+
+def _listed(options: Iterable[tuple[str, float]]) -> str:
+    return ", ".join(f"{option} {duration(seconds)}" for option, seconds in options)
+
+
+def duration(seconds: float) -> str:
+    """A time in words, to two figures."""
+    if seconds < 99:
+        return f"{seconds:.0f} s"
+    minutes = seconds / 60
+    if minutes < 99:
+        return f"{minutes:.0f} min"
+    hours = minutes / 60
+    return f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.1f} days"
+
+
+_INTERVAL = re.compile(r"\[(\S+), (\S+)\]")
+
+
+def with_data_range(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record with what one of before does not say.
+
+    Args:
+        record: `conventions` of a run, or `sampler` of samples.
+    """
+    return {**UNIT_RANGE.record, **record}
+
+
+def data_range_words(record: Mapping[str, Any]) -> list[str]:
+    """What to print of the range: nothing where it is [-1, 1] with 256 levels, else one thing.
+
+    Args:
+        record: see `with_data_range`.
+    """
+    found = with_data_range(record)
+    if all(found[name] == value for name, value in UNIT_RANGE.record.items()):
+        return []
+    return [f"data in {found['data_range']}, {found['levels']} levels"]
+
+
+def data_range_of(record: Mapping[str, Any], path: Path) -> DataRange:
+    """The range that a record says.
+
+    Args:
+        record: see `with_data_range`.
+        path: the file that it is from.
+
+    Raises:
+        InputError: it says none.
+    """
+    found = with_data_range(record)
+    try:
+        low, high = _INTERVAL.fullmatch(found["data_range"]).groups()  # type: ignore[union-attr]
+        return DataRange(float(low), float(high), found["levels"])
+    except (ValueError, TypeError, AttributeError, InputError) as error:
+        raise InputError(
+            f"{path}: missing or damaged: data_range or levels is no such thing; run the command "
+            "of its folder again"
+        ) from error
+
+
+def raw_warning(summary: Mapping[str, Any]) -> str | None:
+    """A line where even the lower end of a bound's interval is above log2(levels) bits/dim.
+
+    Of padded images it is the bound per dimension of what was padded: a border costs nothing.
+
+    Args:
+        summary: the object of `summary.json` of a run, of this version or an older one.
+    """
+    levels = with_data_range(summary["conventions"])["levels"]
+    raw = math.log2(levels)
+    bound: Mapping[str, Any] = unpadded(summary) or summary
+    if not bound["bits_per_dim"] - (bound["half_width"] or 0.0) > raw:
+        return None
+    return (
+        f"worse than sending raw pixels ({raw:.4g} bits/dim); likely causes: an untrained or "
+        "damaged checkpoint, a checkpoint read otherwise than it was trained (schedule, "
+        "prediction, time input, data range), or other images than it was trained on"
+    )
+
+
+def unpadded(summary: Mapping[str, Any]) -> dict[str, float | None] | None:
+    """A bound per dimension of the images before they were padded; None if they were not.
+
+    The bits of a padded image are those of the image and of its border, so that they bound the
+    image's: b' = b (H_pad W_pad) / (H W).
+
+    Args:
+        summary: see `raw_warning`.
+    """
+    padding = summary["data"].get("padding")
+    if padding is None:
+        return None
+    ratio = math.prod(padding["to"]) / math.prod(padding["from"])
+    half_width = summary["half_width"]
+    return {
+        "bits_per_dim": ratio * summary["bits_per_dim"],
+        "half_width": None if half_width is None else ratio * half_width,
+    }

@@ -1,0 +1,1 @@
+"""Samplers, and metrics of samples from features."""

@@ -1,0 +1,315 @@
+"""The networks in whose features images are compared; the only module that knows clean-fid."""
+
+import abc
+import dataclasses
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Self, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ddpmbench.errors import InputError
+from ddpmbench.records import short_value
+from ddpmbench.samples.feature_weights import (
+    EFFICIENTNET_SHA256,
+    INCEPTION,
+    INCEPTION_SHA256,
+    efficientnet_file,
+    inception_file,
+    sha256_of,
+)
+
+EFFICIENTNET = "efficientnet-lite0"
+_CPU = torch.device("cpu")
+
+Images: TypeAlias = "NDArray[np.uint8] | Sequence[NDArray[np.uint8]]"
+"""(B, C, H, W), or B of (C, H, W) that differ in it."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Features:
+    """What a feature network sees in B images.
+
+    Attributes:
+        features: (B, D) float32.
+        logits: (B, K) float64, of classes; None where it has none.
+    """
+
+    features: NDArray[np.float32]
+    logits: NDArray[np.float64] | None
+
+
+class FeatureNetwork(abc.ABC):
+    """Makes features of 8-bit images of any size; gray is repeated to RGB.
+
+    Attributes:
+        name: of the network.
+        sha256: of its weights.
+        num_features: D.
+        resize: "clean" or "legacy_tensorflow"; see `quality.protocols`.
+    """
+
+    name: str
+    sha256: str
+    num_features: int
+    resize: str
+
+    def __repr__(self) -> str:
+        kind = type(self).__name__
+        return f"{kind}({short_value(self.name)}, {self.num_features} features, {self.resize})"
+
+    @property
+    def is_inception(self) -> bool:
+        """Whether its distance is what is called FID."""
+        return self.sha256 == INCEPTION_SHA256
+
+    @property
+    def label(self) -> str:
+        """What its distance is called."""
+        return "FID" if self.is_inception else f"FD[{self.sha256[:12]}]"
+
+    @torch.inference_mode()
+    def __call__(self, pixels: Images) -> Features:
+        """The features of (B, C, H, W) images, or of a list of B (C, H, W) ones of any sizes."""
+        features, logits = self._see(_repeated(pixels))
+        return Features(
+            features.float().cpu().numpy(),
+            None if logits is None else logits.double().cpu().numpy(),
+        )
+
+    @abc.abstractmethod
+    def to(self, device: torch.device) -> Self:
+        """This network, moved to a device: `evaluate_fid` moves it to that of the run."""
+
+    @abc.abstractmethod
+    def _see(self, rgb: Images) -> tuple[Tensor, Tensor | None]:
+        """(B, D) features and (B, K) logits of (B, 3, H, W) images, or a list of (3, H, W) ones."""
+
+
+class TorchScriptNetwork(FeatureNetwork):
+    """Inception as clean-fid runs it, or another TorchScript module with the same interface.
+
+    The module has `layers`, from (B, 3, 299, 299) in [-1, 1] to features, `output`, a linear layer
+    from them to classes, and `forward(x, return_features=True)`, which resizes (B, 3, H, W) in
+    0..255 itself.
+    """
+
+    def __init__(self, path: Path, *, resize: str, device: torch.device) -> None:
+        """Load a module.
+
+        Args:
+            path: a TorchScript file, which can hold no code but TorchScript's own.
+            resize: "clean" or "legacy_tensorflow".
+            device: where it runs.
+
+        Raises:
+            InputError: it is none, or has another interface.
+        """
+        self.name, self.resize, self._device = path.name, resize, device
+        try:
+            self.sha256 = sha256_of(path)
+            self._network = _clean_fid_wrapper(path, resize_inside=resize != "clean").to(device)
+            weight = self._network.base.output.weight
+            self._classes = weight.detach().double().T.to(_float64_device(device))
+            self.num_features = int(weight.shape[1])
+            found = self(np.zeros((1, 3, 32, 32), np.uint8)).features
+        except OSError as error:
+            reason = " ".join((error.strerror or str(error)).split()).lower()
+            raise _no_network(path, f"cannot be read ({reason})") from error
+        # TorchScript raises whatever the content of a file leads it to.
+        except (RuntimeError, ValueError, AttributeError, TypeError, AssertionError) as error:
+            last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+            raise _no_network(path, f"is no TorchScript module like Inception ({last})") from error
+        if found.shape != (1, self.num_features):
+            raise _no_network(path, f"gives features of shape {found.shape}")
+        if self.sha256 == INCEPTION_SHA256:
+            self.name = INCEPTION.removesuffix(".pt")
+
+    def to(self, device: torch.device) -> Self:
+        """This network, moved to a device."""
+        self._device, self._network = device, self._network.to(device)
+        self._classes = self._classes.to(_float64_device(device))
+        return self
+
+    def _see(self, rgb: Images) -> tuple[Tensor, Tensor | None]:
+        if self.resize == "clean":
+            features = self._forward(_resized(rgb, _clean_resizer()))
+        elif isinstance(rgb, np.ndarray):
+            features = self._forward(rgb.astype(np.float32))
+        else:
+            features = _by_size(rgb, lambda same: self._forward(same.astype(np.float32)))
+        return features, features.to(self._classes.device).double() @ self._classes
+
+    def _forward(self, images: NDArray[np.float32]) -> Tensor:
+        x = torch.from_numpy(images).to(self._device)
+        # clean-fid's wrapper takes 2048 features for granted.
+        if self.num_features == 2048:
+            features: Tensor = self._network(x)
+            return features
+        base = self._network.base
+        seen = (
+            base(x, return_features=True)
+            if self.resize != "clean"
+            else base.layers((x - 128) / 128)
+        )
+        return seen.reshape(len(x), -1)  # type: ignore[no-any-return]
+
+
+class EfficientNetLite0(FeatureNetwork):
+    """EfficientNet-lite0, trained on ImageNet, whose weights come as a package.
+
+    Source: Tan & Le 2019; the weights are those converted by the package of its name.
+    """
+
+    SIDE = 224
+
+    def __init__(self, *, resize: str, device: torch.device) -> None:
+        """Load it.
+
+        Args:
+            resize: "clean".
+            device: where it runs.
+
+        Raises:
+            InputError: its packages are missing, or it is to resize otherwise.
+        """
+        if resize != "clean":
+            raise InputError(
+                f"--feature-network {EFFICIENTNET}: is never resized as TensorFlow did; choose "
+                "--protocol clean"
+            )
+        path = efficientnet_file()
+        try:
+            from efficientnet_lite_pytorch import EfficientNet
+        except ImportError as error:
+            raise InputError(
+                f"--feature-network {EFFICIENTNET}: a package is missing ({error}): pip install "
+                "efficientnet-lite-pytorch"
+            ) from error
+        self.name, self.sha256, self.resize = EFFICIENTNET, EFFICIENTNET_SHA256, resize
+        self.num_features, self._device = 1280, device
+        network = EfficientNet.from_name(EFFICIENTNET)
+        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        self._network = network.eval().to(device)
+
+    def to(self, device: torch.device) -> Self:
+        """This network, moved to a device."""
+        self._device, self._network = device, self._network.to(device)
+        return self
+
+    def _see(self, rgb: Images) -> tuple[Tensor, Tensor | None]:
+        x = torch.from_numpy(_resized(rgb, _pil_bicubic(self.SIDE))).to(self._device)
+        features = self._network.extract_features((x - 127.0) / 128.0).mean((2, 3))
+        return features, self._network._fc(features)
+
+
+def load_feature_network(
+    name: str | Path,
+    *,
+    resize: str = "clean",
+    device: torch.device = _CPU,
+    inception: Path | None = None,
+    told: Callable[[int, int], None] = lambda done, total: None,
+) -> FeatureNetwork:
+    """A feature network, verified.
+
+    Args:
+        name: "inception", "efficientnet-lite0", or a TorchScript file.
+        resize: "clean" or "legacy_tensorflow".
+        device: where it lies; `evaluate_fid` moves it to the device of the run.
+        inception: the user's file of Inception.
+        told: hears of a download: bytes there, and of how many.
+
+    Raises:
+        InputError: it cannot be had.
+    """
+    if inception is not None and str(name) != "inception":
+        raise InputError(f"--inception {inception}: is for --feature-network inception")
+    if str(name) == "inception":
+        path = inception_file(inception, told=told)
+        return TorchScriptNetwork(path, resize=resize, device=device)
+    if str(name) == EFFICIENTNET:
+        return EfficientNetLite0(resize=resize, device=device)
+    if not Path(name).is_file():
+        raise InputError(
+            f"--feature-network {name}: is no file, nor one of inception, {EFFICIENTNET}"
+        )
+    return TorchScriptNetwork(Path(name), resize=resize, device=device)
+
+
+def resizes_inside(name: str | Path) -> bool:
+    """Whether a network of this name can resize as TensorFlow did."""
+    return str(name) != EFFICIENTNET
+
+
+def _clean_fid_wrapper(path: Path, *, resize_inside: bool) -> Any:  # noqa: ANN401
+    from cleanfid.inception_torchscript import InceptionV3W
+
+    # clean-fid takes a folder, in which it opens a file of this name.
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        (Path(folder) / INCEPTION).symlink_to(path.resolve())
+        # torch.jit is to go, one day; the published weights come in no other form.
+        warnings.filterwarnings("ignore", message=".*torch.jit.*")
+        return InceptionV3W(folder, download=False, resize_inside=resize_inside).eval()
+
+
+def _clean_resizer() -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
+    from cleanfid.resize import build_resizer
+
+    resizer: Callable[[NDArray[np.uint8]], NDArray[np.float32]] = build_resizer("clean")
+    return resizer
+
+
+def _pil_bicubic(side: int) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
+    """clean-fid's own resizer, to another size."""
+    from cleanfid.resize import make_resizer
+
+    resizer: Callable[[NDArray[np.uint8]], NDArray[np.float32]] = make_resizer(
+        "PIL", False, "bicubic", (side, side)
+    )
+    return resizer
+
+
+def _repeated(pixels: Images) -> Images:
+    """With three channels each."""
+    if isinstance(pixels, np.ndarray):
+        return np.repeat(pixels, 3, axis=1) if pixels.shape[1] == 1 else pixels
+    return [np.repeat(image, 3, axis=0) if len(image) == 1 else image for image in pixels]
+
+
+def _by_size(
+    rgb: Sequence[NDArray[np.uint8]], forward: Callable[[NDArray[np.uint8]], Tensor]
+) -> Tensor:
+    """(B, D) features of (3, H, W) images in their order, by a call for each size."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for index, image in enumerate(rgb):
+        groups.setdefault(image.shape, []).append(index)
+    seen = [forward(np.stack([rgb[index] for index in group])) for group in groups.values()]
+    order = np.argsort([index for group in groups.values() for index in group])
+    return torch.cat(seen)[order]
+
+
+def _resized(
+    rgb: Images, resizer: Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+) -> NDArray[np.float32]:
+    """(B, 3, S, S) float32 of (3, H, W) each: image by image, as PIL does, in threads."""
+    images = [image.transpose(1, 2, 0) for image in rgb]
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        return np.stack([image.transpose(2, 0, 1) for image in pool.map(resizer, images)])
+
+
+def _float64_device(device: torch.device) -> torch.device:
+    return torch.device("cpu") if device.type == "mps" else device
+
+
+def _no_network(path: Path, reason: str) -> InputError:
+    return InputError(
+        f"--feature-network {path}: {reason}; it takes a TorchScript file with `layers`, `output` "
+        "and forward(x, return_features=True), like inception-2015-12-05.pt"
+    )

@@ -1,0 +1,286 @@
+"""The Frechet distance without each image in turn, all from one decomposition.
+
+Leaving out an image takes a matrix of rank one from the covariance. What that takes from the trace
+of the root is an integral of log det, and the determinant after a change of rank one is known.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from ddpmbench.samples.estimate import Estimate
+from ddpmbench.samples.statistics import (
+    FeatureArray,
+    FeatureGaussian,
+    FeatureStatistics,
+    Floats,
+    chunks,
+    without_rounding,
+)
+
+
+def frechet_distance(
+    first: FeatureGaussian | FeatureStatistics, second: FeatureGaussian | FeatureStatistics
+) -> float:
+    """|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^1/2), at least 0.
+
+    Where a Gaussian is `FeatureGaussian.of` fewer features than there are dimensions, only a
+    matrix of that many rows is decomposed. The second one's factor is kept for its next distance.
+
+    Args:
+        first: one.
+        second: the other, such as a reference.
+
+    Raises:
+        InputError: statistics of fewer than two vectors.
+
+    Source: Heusel et al. 2017, equation 6; Dowson & Landau 1982.
+    """
+    one, other = _gaussian(first), _gaussian(second)
+    shift = one.mean - other.mean
+    distance = float(shift @ shift) + one.trace + other.trace - 2 * _root_trace(one, other)
+    return max(distance, 0.0)
+
+
+def _root_trace(one: FeatureGaussian, other: FeatureGaussian) -> float:
+    if other.thin_factor is not None and one.thin_factor is None:
+        one, other = other, one
+    if other.thin_factor is not None:
+        product = one.factor.T @ other.factor
+        matrix = product @ product.T if len(product) < len(product.T) else product.T @ product
+    elif one.thin_factor is not None:
+        matrix = one.thin_factor.T @ other.covariance @ one.thin_factor
+    else:
+        matrix = other.factor.T @ one.covariance @ other.factor
+    values: Floats = np.linalg.eigvalsh(matrix).astype(np.float64, copy=False)
+    return float(np.sqrt(without_rounding(values)).sum())
+
+
+def _gaussian(given: FeatureGaussian | FeatureStatistics) -> FeatureGaussian:
+    return given.gaussian() if isinstance(given, FeatureStatistics) else given
+
+
+STEP = 0.5
+"""Of the integral: its error is exp(-pi^2 / STEP), 3e-9 of what an image takes."""
+_BELOW, _ABOVE = 16.0, 5.0
+"""How far it goes on either side of what matters; what lies beyond is a geometric series."""
+_SMALLEST = float(np.finfo(np.float64).eps)
+
+Squares = Callable[[Floats, slice], Floats]
+"""Of vectors about their mean, (B, D), and which rows they are: (B, r) squared coordinates."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LeaveOneOut:
+    """The distance of N images from a reference, and what it is without each.
+
+    Attributes:
+        distance: of all of them.
+        without: (N,) of the N - 1 others.
+    """
+
+    distance: float
+    without: Floats
+
+    @property
+    def estimate(self) -> Estimate:
+        """The distance; its error is that of drawing N images anew, the reference as it is.
+
+        Its interval is for the mean of the distance of N images, which is above that of the
+        distributions. The error is the jackknife's, which holds, a little too large, where N is
+        less than the number of features too.
+
+        Source: Efron & Stein 1981.
+        """
+        n = len(self.without)
+        if n < 3:
+            return Estimate(self.distance, None)
+        influence = (n - 1) * (self.without.mean() - self.without)
+        return Estimate.of_influence(self.distance, influence)
+
+    @property
+    def at_infinity(self) -> float:
+        """Where the line through the distances of N and of N - 1 images, against 1/N, ends."""
+        n = len(self.without)
+        return n * self.distance - (n - 1) * float(self.without.mean())
+
+
+def leave_one_out(features: FeatureArray, reference: FeatureGaussian) -> LeaveOneOut:
+    """The distance of features from a reference, and what it is without each of them.
+
+    It costs about twice the distance: a decomposition with vectors where that has one without,
+    and a product of the features with a square matrix.
+
+    Args:
+        features: (N, D), N >= 3.
+        reference: held fixed.
+
+    Raises:
+        InputError: fewer than two vectors, or a feature that is not finite.
+
+    Source: Quenouille 1956 for the estimate; the matrix determinant lemma for the sums.
+    """
+    statistics = FeatureStatistics.of(features)
+    n, trace = statistics.n, float(np.trace(statistics.covariance))
+    shift = statistics.mean - reference.mean
+    thin = n < reference.factor.shape[1]
+    values, squares = (_thin if thin else _square)(features, statistics, reference)
+    root_trace = float(np.sqrt(values).sum())
+    distance = float(shift @ shift) + trace + reference.trace - 2 * root_trace
+    if n < 3:
+        return LeaveOneOut(max(distance, 0.0), np.full(n, np.nan))
+    without, row = np.empty(n), 0
+    more = (n - 1) / (n - 2)
+    for rows in chunks(features):
+        centered, here = rows - statistics.mean, slice(row, row + len(rows))
+        length = np.einsum("ij,ij->i", centered, centered)
+        left = shift @ shift - 2 * (centered @ shift) / (n - 1) + length / (n - 1) ** 2
+        left += more * (trace - length * n / (n - 1) ** 2) + reference.trace
+        lost = _lost(values, squares(centered, here), root_trace / n)
+        left -= 2 * math.sqrt(more) * (root_trace - lost)
+        without[here] = left
+        row = here.stop
+    return LeaveOneOut(max(distance, 0.0), without)
+
+
+def _square(
+    features: FeatureArray, statistics: FeatureStatistics, reference: FeatureGaussian
+) -> tuple[Floats, Squares]:
+    """Of M = F^T S F, its eigenvalues and what each vector x takes from it.
+
+    That is an outer product, of which the coordinates in the eigenvectors are squared.
+    """
+    factor = reference.factor
+    values, vectors = np.linalg.eigh(factor.T @ statistics.covariance @ factor)
+    values = without_rounding(values)
+    # Products of the size of the features are most of the cost, and as exact as they are.
+    kind = np.result_type(features.dtype, np.float32)
+    onto = factor.astype(kind, copy=False) @ vectors.astype(kind, copy=False)
+    onto *= math.sqrt(statistics.n) / (statistics.n - 1) * (values > 0)
+
+    def squares(centered: Floats, rows: slice) -> Floats:
+        product = centered.astype(kind, copy=False) @ onto
+        found: Floats = np.square(product, dtype=np.float64)
+        return found
+
+    return values, squares
+
+
+def _thin(
+    features: FeatureArray, statistics: FeatureStatistics, reference: FeatureGaussian
+) -> tuple[Floats, Squares]:
+    """The same where M, of the rank of the features, is larger than their Gram matrix."""
+    n = statistics.n
+    product = np.concatenate(
+        [(rows - statistics.mean) @ reference.factor for rows in chunks(features)]
+    )
+    values, vectors = np.linalg.eigh(product @ product.T / (n - 1))
+    values = without_rounding(values)
+    return values, lambda centered, rows: np.square(vectors[rows]) * (values * (n / (n - 1)))
+
+
+def _lost(values: Floats, removed: Floats, scale: float) -> Floats:
+    """What outer products, each taken alone from a matrix, take from the trace of its root.
+
+    tr M^1/2 = int_0^inf log det(1 + M / s) s^-1/2 ds / (2 pi), with s = exp(2 y).
+
+    Args:
+        values: (r,) eigenvalues of M.
+        removed: (B, r) squared coordinates of the B vectors in its eigenvectors.
+        scale: of a loss; what is lost to rounding is far less.
+    """
+    if not scale:
+        return np.zeros(len(removed))
+    top = 0.5 * math.log(values.max()) + _ABOVE
+    y = np.arange(top, math.log(scale) - _BELOW, -STEP)
+    share = removed @ (1 / (values[:, None] + np.exp(2 * y)))
+    terms = -np.log(np.maximum(1 - share, _SMALLEST)) * np.exp(y)
+    series = 1 / math.expm1(STEP)
+    beyond = (removed.sum(1) * math.exp(-top) + terms[:, -1]) * series
+    lost: Floats = (terms.sum(1) + beyond) * (STEP / math.pi)
+    return lost
+
+
+LEAST_IMAGES = 8
+"""Of which quarters have a covariance."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FrechetPoint:
+    """The mean distance of disjoint parts of the images.
+
+    Attributes:
+        num_generated: images in a part, the N that the distance is of.
+        fid: the mean over the parts.
+        standard_error: of that mean; None where it is not known.
+    """
+
+    num_generated: int
+    fid: float
+    standard_error: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class FrechetInfinity:
+    """The distance that ever more images tend to, and how it was come by.
+
+    Attributes:
+        estimate: the distance; the error is of drawing the N images anew, the reference as it is.
+        points: of all images, of halves and of quarters, the largest N first.
+    """
+
+    estimate: Estimate
+    points: tuple[FrechetPoint, ...]
+
+
+def frechet_infinity(
+    features: FeatureArray,
+    reference: FeatureGaussian,
+    *,
+    seed: int,
+    whole: LeaveOneOut | None = None,
+) -> FrechetInfinity:
+    """The intercept of the distance against 1/N.
+
+    The line is through N and N - 1 images, each of these left out in turn: of all lines it adds
+    least noise, and its bias is of order 1/N^2. Those of N and N / 2, and of N and N / 4, have
+    more of that bias, so that how far they end from it tells where the distances lie on no line:
+    the farther is part of the error. Simulated, that covers where N is no less than the number of
+    features that matter. The points share their images: to first order their errors are alike.
+
+    Args:
+        features: (N, D).
+        reference: held fixed; the distance is from it, with the bias of its own images if it is
+            of few.
+        seed: of the division into parts.
+        whole: `leave_one_out` of the same, if it is known.
+
+    Raises:
+        InputError: fewer than two vectors, or a feature that is not finite.
+
+    Source: Chong & Forsyth 2020, who fit a line to overlapping parts; Quenouille 1956.
+    """
+    whole = leave_one_out(features, reference) if whole is None else whole
+    n, error = len(features), whole.estimate.standard_error
+    points = [FrechetPoint(n, whole.distance, error)]
+    if n < LEAST_IMAGES or error is None:
+        return FrechetInfinity(Estimate(whole.at_infinity if n > 2 else np.nan, None), (points[0],))
+    order = np.random.default_rng(seed).permutation(n)
+    for parts in (2, 4):
+        size = n // parts
+        rows = np.sort(order[: parts * size].reshape(parts, size))
+        distances = [
+            frechet_distance(FeatureGaussian.of(features[part]), reference) for part in rows
+        ]
+        points.append(FrechetPoint(size, float(np.mean(distances)), error))
+    limit = whole.at_infinity
+    bend = max(abs(_intercept(points[0], point) - limit) for point in points[1:])
+    return FrechetInfinity(Estimate(limit, math.hypot(error, bend)), tuple(points))
+
+
+def _intercept(one: FrechetPoint, other: FrechetPoint) -> float:
+    """Where the line through two points against 1/N ends."""
+    n, m = one.num_generated, other.num_generated
+    return (n * one.fid - m * other.fid) / (n - m)

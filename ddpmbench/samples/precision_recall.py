@@ -1,0 +1,150 @@
+"""Precision and recall by nearest neighbors, and the nearest images themselves."""
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddpmbench.samples.estimate import Estimate
+
+Array = NDArray[np.float64]
+NEIGHBORS = 3
+"""The radius of an image is the distance of its k-th neighbor."""
+_CHUNK = 1024
+_GROUPS = 10  # of samples, left out in turn
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PrecisionRecall:
+    """How many samples lie among the real images, and how many real images among the samples.
+
+    Attributes:
+        precision: its error is that of other samples.
+        recall: the same.
+        nearest: (N,) int64 index of the nearest real image of each sample.
+        distance: (N,) how far that is.
+    """
+
+    precision: Estimate
+    recall: Estimate
+    nearest: NDArray[np.int64]
+    distance: Array
+
+
+def precision_recall(
+    features: NDArray[np.floating], reference: NDArray[np.floating]
+) -> PrecisionRecall:
+    """Precision and recall with k = `NEIGHBORS`, against a reference that counts as known.
+
+    The error of recall is that of leaving out a tenth of the samples in turn, because a sample
+    bears on the radii of others.
+
+    Args:
+        features: (N, D) of samples.
+        reference: (M, D) of real images.
+
+    Source: Kynkaanniemi et al. 2019, eqs. 1 to 3.
+    """
+    own, real = _Points(features), _Points(reference)
+    real_radius, own_radii = _radii(real), _radii_without_groups(own)
+    inside = np.empty(len(own), bool)
+    covered = np.zeros((1 + _GROUPS, len(real)), bool)
+    nearest, distance = np.empty(len(own), np.int64), np.empty(len(own))
+    for rows, squares in own.squares_to(real):
+        inside[rows] = (squares <= real_radius).any(1)
+        nearest[rows] = squares.argmin(1)
+        distance[rows] = np.sqrt(squares.min(1))
+        for g, radius in enumerate(own_radii[:, rows]):
+            covered[g] |= (squares <= radius[:, None]).any(0)
+    precision, recall = float(inside.mean()), covered.mean(1)
+    error = None
+    if len(own) >= _GROUPS * (NEIGHBORS + 2):
+        error = float(np.sqrt((_GROUPS - 1) * recall[1:].var()))
+    return PrecisionRecall(
+        precision=Estimate.of_influence(precision, inside - precision),
+        recall=Estimate(float(recall[0]), error),
+        nearest=nearest,
+        distance=distance,
+    )
+
+
+def nearest_images(
+    features: NDArray[np.floating], reference: NDArray[np.floating], count: int
+) -> tuple[NDArray[np.int64], Array]:
+    """Indices of the nearest real images, the nearest first, and how far they are.
+
+    Args:
+        features: (N, D).
+        reference: (M, D).
+        count: how many of each, at most M.
+
+    Returns:
+        (N, count) and (N, count).
+    """
+    own, real = _Points(features), _Points(reference)
+    found = np.empty((len(features), count), np.int64)
+    distance = np.empty((len(features), count))
+    for rows, squares in own.squares_to(real):
+        order = np.argsort(squares, axis=1, kind="stable")[:, :count]
+        found[rows] = order
+        distance[rows] = np.sqrt(np.take_along_axis(squares, order, 1))
+    return found, distance
+
+
+def _radii(points: "_Points") -> Array:
+    """(N,) squared distance of the k-th neighbor of each; of fewer, that of the farthest."""
+    found = np.empty(len(points))
+    place = min(NEIGHBORS, len(points) - 1)
+    for rows, squares in points.squares_to(points):
+        found[rows] = np.partition(squares, place, axis=1)[:, place]
+    return found
+
+
+def _radii_without_groups(points: "_Points") -> Array:
+    """(1 + G, N) the radii, and those where one group is left out, of which they are -1."""
+    count = len(points)
+    # By chance, because samples may come in the order of their classes.
+    group = np.random.default_rng(0).permutation(count) % _GROUPS
+    found = np.empty((1 + _GROUPS, count))
+    # So many neighbors hold k of other groups, but for a chance that no one will meet.
+    kept = min(count, _GROUPS * (NEIGHBORS + 1))
+    for rows, squares in points.squares_to(points):
+        order = np.argpartition(squares, kept - 1, axis=1)[:, :kept]
+        near = np.take_along_axis(squares, order, 1)
+        sequence = np.argsort(near, axis=1, kind="stable")
+        near = np.take_along_axis(near, sequence, 1)
+        of_group = group[np.take_along_axis(order, sequence, 1)]
+        found[0, rows] = near[:, min(NEIGHBORS, kept - 1)]
+        for g in range(_GROUPS):
+            # The point itself is the first of those that count.
+            reached = (of_group != g).cumsum(1) > NEIGHBORS
+            place = np.where(reached.any(1), reached.argmax(1), kept - 1)
+            found[1 + g, rows] = near[np.arange(len(near)), place]
+    for g in range(_GROUPS):
+        found[1 + g, group == g] = -1.0
+    return found
+
+
+class _Points:
+    """(N, D) points."""
+
+    def __init__(self, points: NDArray[np.floating]) -> None:
+        self._points = points.astype(np.float64)
+        self._squares = np.square(self._points).sum(1)
+
+    def __len__(self) -> int:
+        return len(self._points)
+
+    def squares_to(self, others: "_Points") -> Iterator[tuple[slice, Array]]:
+        """(B, M) squared distances of B points at a time to M others; of a point to itself 0."""
+        for start in range(0, len(self), _CHUNK):
+            rows = slice(start, min(start + _CHUNK, len(self)))
+            squares = -2 * (self._points[rows] @ others._points.T)
+            squares += self._squares[rows, None]
+            squares += others._squares
+            np.maximum(squares, 0.0, out=squares)
+            if others is self:
+                index = np.arange(rows.start, rows.stop)
+                squares[index - start, index] = 0.0
+            yield rows, squares

@@ -1,0 +1,177 @@
+"""The kernel distance (KID): the squared maximum mean discrepancy with a cubic kernel."""
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import log_softmax
+
+from ddpmbench.samples.estimate import Estimate
+from ddpmbench.samples.frechet import FrechetInfinity, frechet_infinity, leave_one_out
+from ddpmbench.samples.precision_recall import NEIGHBORS, PrecisionRecall, precision_recall
+from ddpmbench.samples.statistics import FeatureGaussian
+
+Array = NDArray[np.float64]
+SHUFFLE_SEED = 2020
+"""Of the order "shuffled": that of torch-fidelity."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class InceptionScore:
+    """The score, and what each image has to do with it.
+
+    Attributes:
+        estimate: the mean over splits; its error is that of the samples.
+        over_splits: (S,) the score of each split.
+        class_entropy: (N,) of each image's classes, nats.
+    """
+
+    estimate: Estimate
+    over_splits: Array
+    class_entropy: Array
+
+
+def inception_score(
+    logits: NDArray[np.floating], edges: Sequence[int], *, order: str = "file"
+) -> InceptionScore:
+    """Exp of the mean divergence of an image's classes from those of all, averaged over splits.
+
+    Args:
+        logits: (N, K) before the softmax.
+        edges: where the S parts begin and end that are scored apart, from 0 to N.
+        order: "file", or "shuffled" before it is split.
+
+    Source: Salimans et al. 2016, section 4; the order of torch-fidelity.
+    """
+    log_p = log_softmax(logits.astype(np.float64), axis=1)
+    p = np.exp(log_p)
+    entropy = -np.where(p > 0, p * log_p, 0.0).sum(1)
+    count = len(logits)
+    position = np.arange(count)
+    if order == "shuffled":
+        position = np.random.RandomState(SHUFFLE_SEED).permutation(count)
+    splits = len(edges) - 1
+    scores, influence = np.empty(splits), np.empty(count)
+    for k, (start, stop) in enumerate(itertools.pairwise(edges)):
+        part = position[start:stop]
+        marginal = p[part].mean(0)
+        log_marginal = np.log(marginal, where=marginal > 0, out=np.zeros_like(marginal))
+        divergence = -entropy[part] - p[part] @ log_marginal
+        scores[k] = np.exp(divergence.mean())
+        # To first order the marginal's own change has no effect: its divergences sum to 0.
+        weight = count / (splits * len(part))
+        influence[part] = weight * scores[k] * (divergence - divergence.mean())
+    estimate = Estimate.of_influence(scores.mean(), influence)
+    return InceptionScore(estimate, scores, entropy)
+
+
+SUBSETS, SUBSET_SIZE = 100, 1000
+SUBSET_SEED = 2020
+"""Of the choice of subsets: that of torch-fidelity."""
+_ANCHORS = 2000
+_CHUNK = 2048
+
+
+def kernel_distance(features: NDArray[np.floating], reference: NDArray[np.floating]) -> Estimate:
+    """The unbiased estimate, averaged over `SUBSETS` pairs of subsets.
+
+    A subset has `SUBSET_SIZE` images, or all where there are fewer. The error is that of other
+    samples, the reference being what it is, and of the choice of subsets.
+
+    Args:
+        features: (N, D) of samples, N >= 2.
+        reference: (M, D) of real images, M >= 2.
+
+    Source: Binkowski et al. 2018; the subsets of torch-fidelity.
+    """
+    rng = np.random.RandomState(SUBSET_SEED)
+    size = min(SUBSET_SIZE, len(features), len(reference))
+    values = np.empty(SUBSETS)
+    for k in range(SUBSETS):
+        x = features[rng.choice(len(features), size, replace=False)].astype(np.float64)
+        y = reference[rng.choice(len(reference), size, replace=False)].astype(np.float64)
+        values[k] = _unbiased(x, y)
+    of_choice = values.std(ddof=1) / np.sqrt(SUBSETS)
+    return Estimate.of_influence(values.mean(), _influence(features, reference), besides=of_choice)
+
+
+def _unbiased(x: Array, y: Array) -> float:
+    size = len(x)
+    within = _kernel(x, x), _kernel(y, y)
+    alike = sum(float(k.sum() - np.trace(k)) for k in within)
+    return alike / (size * (size - 1)) - 2 * float(_kernel(x, y).mean())
+
+
+def _influence(features: NDArray[np.floating], reference: NDArray[np.floating]) -> Array:
+    """(N,) first order: twice what a sample is nearer to other samples than to real images."""
+    rng = np.random.RandomState(SUBSET_SEED)
+    anchors = _some(features, rng), _some(reference, rng)
+    found = np.empty(len(features))
+    for start in range(0, len(features), _CHUNK):
+        rows = features[start : start + _CHUNK].astype(np.float64)
+        to_samples, to_real = (_kernel(rows, anchor).mean(1) for anchor in anchors)
+        found[start : start + len(rows)] = 2 * (to_samples - to_real)
+    centered: Array = found - found.mean()
+    return centered
+
+
+def _some(features: NDArray[np.floating], rng: np.random.RandomState) -> Array:
+    if len(features) <= _ANCHORS:
+        return features.astype(np.float64)
+    return features[rng.choice(len(features), _ANCHORS, replace=False)].astype(np.float64)
+
+
+def _kernel(x: Array, y: Array) -> Array:
+    kernel: Array = (x @ y.T / x.shape[1] + 1) ** 3
+    return kernel
+
+
+_LEAST_NEIGHBORS = NEIGHBORS + 1
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scores:
+    """Scores of samples against one reference; None where the reference does not tell.
+
+    Attributes:
+        frechet: the Frechet distance.
+        infinity: what it is at infinitely many samples.
+        kernel: the kernel distance.
+        neighbors: precision, recall and the nearest real images.
+    """
+
+    frechet: Estimate
+    infinity: FrechetInfinity | None
+    kernel: Estimate | None
+    neighbors: PrecisionRecall | None
+
+
+def scores_of(
+    features: NDArray[np.floating],
+    reference: NDArray[np.floating] | FeatureGaussian,
+    *,
+    seed: int,
+) -> Scores:
+    """All scores of (N, D) features.
+
+    Args:
+        features: of samples, N >= 2.
+        reference: (M, D) features of real images, or their moments alone.
+        seed: of the division into parts that extrapolation takes.
+    """
+    moments = reference
+    if not isinstance(moments, FeatureGaussian):
+        moments = FeatureGaussian.of(moments)
+    whole = leave_one_out(features, moments)
+    frechet = whole.estimate
+    infinity = None
+    if len(features) > 2:
+        infinity = frechet_infinity(features, moments, seed=seed, whole=whole)
+    if isinstance(reference, FeatureGaussian):
+        return Scores(frechet, infinity, None, None)
+    neighbors = None
+    if min(len(features), len(reference)) >= _LEAST_NEIGHBORS:
+        neighbors = precision_recall(features, reference)
+    return Scores(frechet, infinity, kernel_distance(features, reference), neighbors)

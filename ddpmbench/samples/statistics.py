@@ -1,0 +1,240 @@
+"""Mean and covariance of features: gathered in portions, merged, and as a Gaussian."""
+
+import dataclasses
+import hashlib
+import zipfile
+import zlib
+from collections.abc import Iterator
+from functools import cached_property, reduce
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddpmbench.data.folder_contents import require_regular
+from ddpmbench.errors import InputError
+from ddpmbench.records import short_repr
+
+_DAMAGE = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error)
+_REMEDY = "it must hold mu (D,) and sigma (D, D) as pytorch-fid, clean-fid and ADM write them"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ReferenceStatistics:
+    """Mean and covariance of the features of real images.
+
+    Attributes:
+        mean: (D,) float64.
+        covariance: (D, D) float64, symmetric.
+        source: the path as given.
+        sha256: of both.
+    """
+
+    mean: NDArray[np.float64]
+    covariance: NDArray[np.float64]
+    source: str
+
+    __repr__ = short_repr
+
+    @property
+    def sha256(self) -> str:
+        """Of both: the same for the same numbers in any file."""
+        digest = hashlib.sha256(self.mean.tobytes())
+        digest.update(np.ascontiguousarray(self.covariance).tobytes())
+        return digest.hexdigest()
+
+
+def is_statistics(spec: str | Path) -> bool:
+    """Whether a path is an npz of a mean and a covariance, whatever else it holds."""
+    path = Path(spec)
+    if path.suffix.lower() != ".npz":
+        return False
+    try:
+        require_regular(path)
+        with zipfile.ZipFile(path) as archive:
+            names = {name.removesuffix(".npy") for name in archive.namelist()}
+    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError):
+        return False
+    # The reference batches of ADM hold some of the images beside the moments of all of them.
+    return {"mu", "sigma"} <= names or ("arr_0" not in names and bool(names & {"mu", "sigma"}))
+
+
+def read_statistics(path: Path, *, num_features: int) -> ReferenceStatistics:
+    """Read `mu` and `sigma`.
+
+    Args:
+        path: an npz.
+        num_features: D of the feature network.
+
+    Raises:
+        InputError: it does not hold them, they are not finite, or of other features.
+    """
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            missing = [name for name in ("mu", "sigma") if name not in archive.files]
+            if missing:
+                raise InputError(f"--data {path}: has no {missing[0]}; {_REMEDY}")
+            mean, covariance = archive["mu"], archive["sigma"]
+    except _DAMAGE as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"--data {path}: cannot be read ({reason}); {_REMEDY}") from error
+    if covariance.shape != 2 * mean.shape:
+        raise InputError(
+            f"--data {path}: mu has shape {mean.shape} and sigma {covariance.shape}; {_REMEDY}"
+        )
+    for name, array, shape in (
+        ("mu", mean, (num_features,)),
+        ("sigma", covariance, (num_features, num_features)),
+    ):
+        if array.dtype.kind not in "fiu":
+            raise InputError(f"--data {path}: {name} is {array.dtype}; {_REMEDY}")
+        if array.shape != shape:
+            raise InputError(
+                f"--data {path}: {name} has shape {array.shape}, but the feature network has "
+                f"{num_features} features; it is of another network"
+            )
+        if not np.isfinite(array).all():
+            raise InputError(
+                f"--data {path}: {name} holds numbers that are not finite; write it again"
+            )
+    covariance = covariance.astype(np.float64)
+    scale = np.abs(covariance).max()
+    if np.abs(covariance - covariance.T).max() > 1e-6 * scale or (covariance.diagonal() < 0).any():
+        raise InputError(
+            f"--data {path}: sigma is no covariance: it must be symmetric, and its diagonal "
+            "not negative; write it again"
+        )
+    symmetric = (covariance + covariance.T) / 2
+    return ReferenceStatistics(mean.astype(np.float64), symmetric, str(path))
+
+
+Floats = NDArray[np.float64]
+FeatureArray = NDArray[np.floating[Any]]
+"""(N, D) a row an image."""
+
+CHUNK = 4096
+"""Rows made float64 at once."""
+_NEGLIGIBLE = 10 * float(np.finfo(np.float64).eps)
+"""Eigenvalues below this share of the largest are rounding."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FeatureStatistics:
+    """What a Frechet distance needs of N feature vectors, in float64.
+
+    Attributes:
+        n: N, 0 allowed.
+        mean: (D,).
+        scatter: (D, D) sum of the outer products of the vectors about their mean.
+    """
+
+    n: int
+    mean: Floats
+    scatter: Floats
+
+    @classmethod
+    def of(cls, features: FeatureArray, chunk: int = CHUNK) -> Self:
+        """Gather from (N, D) features, so many rows at once.
+
+        Raises:
+            InputError: a feature is not finite.
+        """
+        empty = cls(0, np.zeros(features.shape[1]), np.zeros((features.shape[1],) * 2))
+        return reduce(cls.merged, (cls._of_rows(rows) for rows in chunks(features, chunk)), empty)
+
+    @classmethod
+    def _of_rows(cls, rows: Floats) -> Self:
+        mean = rows.mean(0)
+        if not np.isfinite(mean).all():
+            raise InputError("--feature-network: its output is not finite; use another one")
+        centered = rows - mean
+        return cls(len(rows), mean, centered.T @ centered)
+
+    def merged(self, other: Self) -> Self:
+        """The statistics of both sets of vectors together.
+
+        Source: Chan, Golub & LeVeque 1983.
+        """
+        if not self.n or not other.n:
+            return self if self.n else other
+        n, shift = self.n + other.n, other.mean - self.mean
+        scatter = self.scatter + other.scatter
+        scatter += np.outer(shift, shift) * (self.n * other.n / n)
+        return type(self)(n, self.mean + shift * (other.n / n), scatter)
+
+    @property
+    def covariance(self) -> Floats:
+        """(D, D) with N - 1 in the denominator.
+
+        Raises:
+            InputError: fewer than two vectors.
+        """
+        if self.n < 2:
+            raise InputError(f"a covariance needs at least 2 images, and there are {self.n}")
+        return self.scatter / (self.n - 1)
+
+    def gaussian(self) -> "FeatureGaussian":
+        """The normal distribution with this mean and covariance."""
+        return FeatureGaussian(self.mean, self.covariance)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FeatureGaussian:
+    """A normal distribution of features.
+
+    Attributes:
+        mean: (D,).
+        covariance: (D, D), of any rank.
+        thin_factor: (D, r) with r < D, its product with its transpose being the covariance; None
+            where none is known.
+    """
+
+    mean: Floats
+    covariance: Floats
+    thin_factor: Floats | None = None
+
+    @classmethod
+    def of(cls, features: FeatureArray) -> Self:
+        """That of (N, D) features; where N < D they are themselves its factor, without rounding.
+
+        Raises:
+            InputError: fewer than two vectors, or a feature that is not finite.
+        """
+        statistics = FeatureStatistics.of(features)
+        covariance = statistics.covariance
+        if len(features) >= features.shape[1]:
+            return cls(statistics.mean, covariance)
+        centered = features.astype(np.float64) - statistics.mean
+        return cls(statistics.mean, covariance, centered.T / np.sqrt(len(features) - 1))
+
+    @property
+    def trace(self) -> float:
+        """Of the covariance."""
+        return float(np.trace(self.covariance))
+
+    @cached_property
+    def factor(self) -> Floats:
+        """(D, r) its product with its transpose is the covariance; made once, then kept."""
+        if self.thin_factor is not None:
+            return self.thin_factor
+        try:
+            factor: Floats = np.linalg.cholesky(self.covariance).astype(np.float64, copy=False)
+            return factor
+        except np.linalg.LinAlgError:  # not of full rank
+            values, vectors = np.linalg.eigh(self.covariance)
+            kept = values > _NEGLIGIBLE * values[-1]
+            factor = vectors[:, kept] * np.sqrt(values[kept])
+            return factor
+
+
+def chunks(features: FeatureArray, size: int = CHUNK) -> Iterator[Floats]:
+    """The rows in float64, at most so many at once."""
+    for start in range(0, len(features), size):
+        yield np.asarray(features[start : start + size], np.float64)
+
+
+def without_rounding(values: Floats) -> Floats:
+    """Eigenvalues of a matrix that has none below 0, those that are rounding made 0."""
+    floor = _NEGLIGIBLE * max(float(values.max(initial=0.0)), 0.0)
+    return np.where(values > floor, values, 0.0)

@@ -1,0 +1,1 @@
+"""The sanity check: is a checkpoint evaluated as it was trained?"""

@@ -1,0 +1,289 @@
+"""The loop: Algorithm 1 of Ho et al. 2020.
+
+Every step draws its images, steps and noise from a generator seeded by (seed, step), so that a
+run that was interrupted and resumed is the run that was not.
+"""
+
+import contextlib
+import dataclasses
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ddpmbench.checkpoints.load import TRAINED
+from ddpmbench.data.images import ImageSet
+from ddpmbench.diffusion.data_range import UNIT_RANGE
+from ddpmbench.diffusion.model import Checkpoint
+from ddpmbench.diffusion.noise import philox_4x32
+from ddpmbench.diffusion.process import GaussianDiffusion, Prediction
+from ddpmbench.errors import InputError
+from ddpmbench.execution.devices import available_memory
+from ddpmbench.execution.engine import is_out_of_memory
+from ddpmbench.files import writing_to
+from ddpmbench.train.objective import training_loss
+from ddpmbench.train.recipe import TrainingRecipe
+from ddpmbench.train.state import TrainingState, fingerprint_of, publish
+from ddpmbench.unet.unet import UNet
+
+_FLOAT = 4
+_COPIES = 5
+"""Of the weights: they, their average, the gradient, and Adam's two moments."""
+
+
+def check_memory(recipe: TrainingRecipe, device: torch.device) -> None:
+    """Refuse a run that needs more memory than a GPU has, or than is free for a CPU.
+
+    Raises:
+        InputError: weights and activations take more, counted as if the network had only the last
+            convolution of each block.
+    """
+    has = _memory_of(device)
+    limit = f"the device has {_size(has)}" if device.type == "cuda" else f"{_size(has)} are free"
+    weights = _COPIES * _FLOAT * recipe.network.least_parameters
+    if weights > has:
+        raise InputError(
+            f"--channels, --num-blocks: training such a network takes more than {_size(weights)} "
+            f"of memory, and {limit}; lower them"
+        )
+    activations = _least_activations(recipe)
+    if weights + activations > has:
+        raise InputError(
+            f"--batch-size {recipe.batch_size}: a step of training takes more than "
+            f"{_size(weights + activations)} of memory, and {limit}; lower "
+            "--batch-size, --channels or --num-blocks"
+        )
+
+
+def _least_activations(recipe: TrainingRecipe) -> int:
+    network, bytes_each = recipe.network, 2 if recipe.precision == "bf16" else _FLOAT
+    numbers = sum(
+        network.blocks_a_level * channels * max(recipe.image_size >> level, 1) ** 2
+        for level, channels in enumerate(network.channels)
+    )
+    return recipe.batch_size * numbers * bytes_each
+
+
+def _memory_of(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return available_memory()
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:,.1f} GB"
+
+
+CURVE_INTERVAL = 50
+"""Steps whose mean loss is one point of the training curve."""
+MOST_STEPS = 10**9
+SAVE_SECONDS = 60.0
+"""A run is saved at least this often; a killed run loses no more work than that."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingProgress:
+    """Where a training run stands.
+
+    Attributes:
+        step: steps done.
+        total: steps asked for.
+        loss: mean loss of the last interval of steps; None before the first.
+    """
+
+    step: int
+    total: int
+    loss: float | None
+
+
+def train(
+    recipe: TrainingRecipe,
+    images: ImageSet,
+    folder: Path,
+    *,
+    steps: int,
+    device: torch.device,
+    on_progress: Callable[[TrainingProgress], None] = lambda progress: None,
+) -> Path:
+    """Train a DDPM, or go on with the training run that the folder holds.
+
+    Args:
+        recipe: what is trained, and how.
+        images: what it is trained on.
+        folder: receives `checkpoint.safetensors` (moving average, native format),
+            `training_curve.csv` and `training_state.pt`.
+        steps: length of the run; a finished run goes on if it is asked for more.
+        device: where to train.
+        on_progress: called at every point of the training curve.
+
+    Returns:
+        The path of the native checkpoint.
+
+    Raises:
+        InputError: the folder holds another run, the images do not fit the network, the run does
+            not fit into memory, or the loss is no longer finite.
+
+    Source: Ho, Jain & Abbeel 2020, Algorithm 1.
+    """
+    if not 1 <= steps <= MOST_STEPS:
+        raise InputError(f"--steps {steps}: choose a number from 1 to {MOST_STEPS:,}")
+    check_memory(recipe, device)
+    fingerprint = fingerprint_of(recipe, images)
+    state = TrainingState(recipe, device)
+    model = _model(recipe, state.network)
+    model.check_images(images.pixels.shape[1:], images.source)
+    state_path = folder / "training_state.pt"
+    _claim(folder, state_path)
+    if state_path.exists():
+        state.restore(state_path, fingerprint, device)
+    if state.step > steps:
+        raise InputError(
+            f"--steps {steps}: the run in {folder} is already at step {state.step}; ask for more, "
+            "or name a new folder"
+        )
+    diffusion = model.diffusion.to(device)
+    state.network.train()
+    on_progress(TrainingProgress(state.step, steps, None))
+    start = time.perf_counter() - state.seconds
+    saved = time.perf_counter()
+    with _between_steps() as interrupted:
+        while state.step < steps:
+            with _fitting_memory(recipe):
+                state.losses.append(_train_step(state, recipe, model, diffusion, images, device))
+            state.seconds = time.perf_counter() - start
+            is_point = state.step % CURVE_INTERVAL == 0 or state.step == steps
+            is_due = time.perf_counter() - saved >= SAVE_SECONDS
+            is_saved = is_due or state.step == steps or interrupted.is_set()
+            if (is_point or is_saved) and not state.is_finite:
+                raise InputError(_divergence(state, folder))
+            if is_point:
+                on_progress(TrainingProgress(state.step, steps, _end_interval(state)))
+            if is_saved:
+                with writing_to(folder):
+                    state.save(state_path, fingerprint)
+                    publish(state, recipe, model, images, folder)
+                saved = time.perf_counter()
+            if interrupted.is_set():
+                raise KeyboardInterrupt
+    return folder / TRAINED
+
+
+@contextlib.contextmanager
+def _between_steps() -> Iterator[threading.Event]:
+    """Ctrl-C sets the event, so that no step is cut in two; a second one is as ever."""
+    interrupted = threading.Event()
+    before = signal.getsignal(signal.SIGINT)
+    # Handlers are the main thread's alone, and a background job ignores Ctrl-C on purpose.
+    if threading.current_thread() is not threading.main_thread() or before is signal.SIG_IGN:
+        yield interrupted
+        return
+
+    def on_interrupt(number: int, frame: object) -> None:
+        signal.signal(signal.SIGINT, before)
+        interrupted.set()
+
+    signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _divergence(state: TrainingState, folder: Path) -> str:
+    kept = " (the last good checkpoint is kept)" if (folder / TRAINED).exists() else ""
+    return (
+        f"training diverged before step {state.step}: the loss or a weight is not finite{kept}; "
+        "lower --learning-rate, and name a new folder with --out"
+    )
+
+
+@contextlib.contextmanager
+def _fitting_memory(recipe: TrainingRecipe) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise InputError(
+            f"--batch-size {recipe.batch_size}: a step of training does not fit into memory; lower "
+            "--batch-size, --channels or --num-blocks"
+        ) from error
+
+
+def _end_interval(state: TrainingState) -> float:
+    loss = float(torch.stack(state.losses).mean())
+    state.losses = []
+    state.curve.append((state.step, loss))
+    return loss
+
+
+def _claim(folder: Path, state_path: Path) -> None:
+    with writing_to(folder):
+        if folder.is_dir() and any(folder.iterdir()) and not state_path.exists():
+            raise InputError(f"--out {folder}: holds files but no training run; name a new folder")
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+def _model(recipe: TrainingRecipe, network: UNet) -> Checkpoint:
+    return Checkpoint(
+        network=network,
+        schedule=recipe.noise_schedule(),
+        prediction=Prediction.EPSILON,
+        variance=recipe.variance,
+        channels=recipe.network.in_channels,
+        image_size=recipe.image_size,
+        size_multiple=recipe.network.size_multiple,
+        family="native",
+        source="the network asked for",
+        sha256="",
+    )
+
+
+def _train_step(
+    state: TrainingState,
+    recipe: TrainingRecipe,
+    model: Checkpoint,
+    diffusion: GaussianDiffusion,
+    images: ImageSet,
+    device: torch.device,
+) -> Tensor:
+    generator = _step_generator(recipe.seed, state.step)
+    size, batch = len(images), recipe.batch_size
+    index = torch.randint(size, (batch,), generator=generator)
+    t = torch.randint(1, recipe.num_timesteps + 1, (batch,), generator=generator).to(device)
+    x_start = UNIT_RANGE.to_model(torch.from_numpy(images.pixels[index.numpy()]), torch.float32)
+    if recipe.horizontal_flip:
+        mirrored = torch.rand(batch, generator=generator) < 0.5
+        x_start = torch.where(mirrored[:, None, None, None], x_start.flip(-1), x_start)
+    eps = torch.randn(x_start.shape, generator=generator).to(device)
+    x_start = x_start.to(device)
+    x_t = diffusion.q_sample(x_start.to(diffusion.dtype), t, eps).float()
+    with (
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"),
+    ):
+        torch.manual_seed(generator.initial_seed())  # dropout's
+        output = state.network(x_t, model.network_time(t)).float()
+    loss = training_loss(recipe.objective, diffusion, x_start, t, eps, output)
+    for group in state.optimizer.param_groups:
+        group["lr"] = recipe.learning_rate * min(1.0, (state.step + 1) / recipe.warmup_steps)
+    state.optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    torch.nn.utils.clip_grad_norm_(state.network.parameters(), recipe.gradient_clip)
+    state.optimizer.step()
+    state.step += 1
+    decay = min(recipe.ema_decay, (1 + state.step) / (10 + state.step))
+    with torch.no_grad():
+        for name, weight in state.network.state_dict().items():
+            state.average[name].lerp_(weight, 1 - decay)
+    return loss.detach()
+
+
+def _step_generator(seed: int, step: int) -> torch.Generator:
+    zero = torch.zeros((), dtype=torch.int64)
+    words = philox_4x32((torch.tensor(step), zero, zero, zero), seed)
+    return torch.Generator().manual_seed(int(words[0]) << 31 ^ int(words[1]))

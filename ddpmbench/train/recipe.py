@@ -1,0 +1,105 @@
+"""What determines a training run besides its data and its length."""
+
+import dataclasses
+import math
+from typing import Any, Literal
+
+from ddpmbench.diffusion.process import Variance
+from ddpmbench.diffusion.schedule import MAX_TIMESTEPS, NoiseSchedule
+from ddpmbench.errors import InputError
+from ddpmbench.unet.unet import UNetConfig
+
+MOST_BATCH = 2**16
+MOST_CHANNELS = 2**16
+"""Far beyond every network that was published; what is larger is a slip of the keyboard."""
+
+Objective = Literal["simple", "vlb", "hybrid"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingRecipe:
+    """What determines a training run besides its data and its length.
+
+    Attributes:
+        network: the U-Net.
+        image_size: height and width of an image.
+        schedule: name of the noise schedule, one of `NoiseSchedule`'s constructors of T alone.
+        num_timesteps: T.
+        variance: of the reverse process; learned_range for the objective "hybrid".
+        objective: "simple" is L_simple (Ho et al. 2020, eq. 14), "vlb" the bound itself with t
+            uniform, "hybrid" L_simple + 0.001 L_vlb with the mean held fixed in the latter
+            (Nichol & Dhariwal 2021, eq. 16).
+        batch_size: images a step.
+        learning_rate: of Adam, after the warm-up.
+        warmup_steps: steps over which the learning rate rises linearly.
+        ema_decay: of the moving average of the weights; it starts at (1 + step) / (10 + step).
+        gradient_clip: largest norm of the gradient.
+        horizontal_flip: whether images are mirrored at random.
+        precision: "fp32", or "bf16" for the network's forward pass.
+        seed: of the weights, the order of images, the steps and the noise.
+    """
+
+    network: UNetConfig
+    image_size: int
+    schedule: str = "linear"
+    num_timesteps: int = 1000
+    variance: Variance = Variance.FIXED_LARGE
+    objective: Objective = "simple"
+    batch_size: int = 128
+    learning_rate: float = 2e-4
+    warmup_steps: int = 1000
+    ema_decay: float = 0.9999
+    gradient_clip: float = 1.0
+    horizontal_flip: bool = False
+    precision: str = "fp32"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse an objective that does not go with the variance."""
+        if self.objective == "hybrid" and not self.variance.is_learned:
+            raise InputError("--objective hybrid needs --variance learned_range")
+        if self.objective == "simple" and self.variance.is_learned:
+            raise InputError(
+                "--objective simple does not train a variance; use --objective hybrid or vlb"
+            )
+        for name, value in (
+            ("learning-rate", self.learning_rate),
+            ("batch-size", self.batch_size),
+            ("gradient-clip", self.gradient_clip),
+            ("warmup-steps", self.warmup_steps),
+        ):
+            if not 0 < value < math.inf:
+                raise InputError(f"--{name} {value}: must be positive and finite")
+        if not 0 <= self.ema_decay <= 1:
+            raise InputError(f"--ema-decay {self.ema_decay}: choose a number from 0 to 1")
+        if not 0 <= self.seed < 2**64:
+            raise InputError(f"--seed {self.seed}: choose a whole number from 0 to 2^64 - 1")
+        for name, value, most in (
+            ("timesteps", self.num_timesteps, MAX_TIMESTEPS),
+            ("batch-size", self.batch_size, MOST_BATCH),
+            ("channels", max(self.network.channels), MOST_CHANNELS),
+            ("model-channels", self.network.model_channels, MOST_CHANNELS),
+        ):
+            if value > most:
+                raise InputError(f"--{name} {value}: choose at most {most:,}")
+        if self.image_size % self.network.size_multiple:
+            raise InputError(
+                f"--channels: {len(self.network.channels)} resolutions need height and width to be "
+                f"divisible by {self.network.size_multiple}, and the images are "
+                f"{self.image_size}x{self.image_size}; name fewer"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON can hold them."""
+        return dataclasses.asdict(self)
+
+    def noise_schedule(self) -> NoiseSchedule:
+        """The schedule that is named; raises InputError if it cannot have so many steps."""
+        match self.schedule:
+            case "linear":
+                return NoiseSchedule.linear(self.num_timesteps)
+            case "cosine":
+                return NoiseSchedule.cosine(self.num_timesteps)
+            case "sigmoid":
+                return NoiseSchedule.sigmoid(self.num_timesteps)
+        raise InputError(f"--schedule {self.schedule}: choose linear, cosine or sigmoid")

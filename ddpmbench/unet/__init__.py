@@ -1,0 +1,1 @@
+"""The U-Net of Ho et al. 2020 and its descendants."""

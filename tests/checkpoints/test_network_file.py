@@ -1,0 +1,812 @@
+"""`--network FILE.py:NAME`: the user's network as it was trained, or one line that says why not."""
+
+import sys
+import textwrap
+
+import pytest
+import torch
+from peers import refused
+from torch import nn
+
+from ddpmbench.checkpoints import CheckpointSettings, load_checkpoint
+from ddpmbench.checkpoints.settings import UnsettledError
+from ddpmbench.diffusion.data_range import DataRange
+from ddpmbench.diffusion.schedule import NoiseSchedule
+from ddpmbench.execution.devices import evaluating_checkpoint
+
+SAID = {
+    "schedule": "linear:20:0.001:0.3",
+    "prediction": "v",
+    "variance": "fixed_small",
+    "time_input": "index",
+}
+NET = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, width=4):
+        super().__init__()
+        self.time = nn.Embedding(20, width)
+        self.first = nn.Conv2d(1, width, 3, padding=1)
+        self.norm = nn.BatchNorm2d(width)
+        self.last = nn.Conv2d(width, 1, 3, padding=1)
+
+    def forward(self, x, t):
+        h = self.norm(self.first(x)) + self.time(t)[:, :, None, None]
+        return self.last(torch.relu(h))
+"""
+
+
+COUNT, VAR = "norm.num_batches_tracked", "norm.running_var"
+EIGHT = torch.float8_e4m3fn
+
+
+class Folder:
+    """A folder with net.py and weights.pt, as people have it."""
+
+    def __init__(self, path):
+        self.path = path
+        self.code(NET)
+
+    def code(self, text, name="net.py"):
+        (self.path / name).write_text(textwrap.dedent(text))
+
+    def add(self, text):
+        self.code(NET + textwrap.dedent(text))
+
+    def save(self, content):
+        torch.save(content, self.path / "weights.pt")
+
+    def option(self, name="Net"):
+        return f"{self.path / 'net.py'}:{name}"
+
+    def load(self, name="Net", **said):
+        settings = CheckpointSettings(network=self.option(name), **{**SAID, **said})
+        return load_checkpoint(self.path / "weights.pt", settings)
+
+
+def trained():
+    """The network of NET after some training, its BatchNorm's statistics among it."""
+    spaces = {}
+    exec(NET, spaces)
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        net = spaces["Net"]()
+        for _ in range(3):
+            net(torch.randn(4, 1, 6, 6) * 2 + 1, torch.randint(20, (4,)))
+        return net.eval()
+
+
+@pytest.fixture(scope="module")
+def net():
+    return trained()
+
+
+@pytest.fixture
+def folder(tmp_path, net):
+    made = Folder(tmp_path)
+    made.save(net.state_dict())
+    return made
+
+
+def same_outputs(checkpoint, net):
+    x_t, t = torch.randn(3, 1, 6, 6), torch.tensor([1, 7, 20])
+    with torch.no_grad():
+        torch.testing.assert_close(checkpoint.model_output(x_t, t), net(x_t, t - 1))
+
+
+# ---- what is read
+
+
+def test_a_class_is_the_network_as_it_was_trained(folder, net):
+    checkpoint = folder.load()
+    same_outputs(checkpoint, net)
+    assert not checkpoint.network.training
+    assert torch.equal(
+        checkpoint.schedule.betas, NoiseSchedule.linear(20, beta_start=0.001, beta_end=0.3).betas
+    )
+    assert (checkpoint.prediction, checkpoint.variance) == ("v", "fixed_small")
+    assert checkpoint.data_range == DataRange()
+    assert any("--data-range" in note for note in checkpoint.notes)
+
+
+def test_a_range_that_is_said_is_taken_and_not_noted(folder):
+    checkpoint = folder.load(data_range=(-0.5, 0.5), levels=32)
+    assert checkpoint.data_range == DataRange(-0.5, 0.5, 32)
+    assert not any("images are taken" in note for note in checkpoint.notes)
+
+
+BUILDERS = {
+    "no parameter": "def build(): return Net(4)",
+    "a default": "def build(width=4): return Net(width)",
+    "partial": "import functools\nbuild = functools.partial(Net, width=4)",
+    "the state": """
+        def build(state):
+            net = Net()
+            net.load_state_dict(state)
+            return net
+    """,
+    "DataParallel": "def build(): return nn.DataParallel(Net())",
+    "AveragedModel": "def build(): return torch.optim.swa_utils.AveragedModel(Net())",
+    "double": "def build(): return Net().double()",
+    "in training": "def build(): return Net().train()",
+    "on meta": """
+        def build():
+            with torch.device("meta"):
+                return Net()
+    """,
+}
+
+
+@pytest.mark.parametrize("builder", BUILDERS.values(), ids=BUILDERS)
+def test_a_function_that_builds_it(folder, net, builder):
+    folder.add(builder)
+    same_outputs(folder.load("build"), net)
+
+
+UNUSED = """
+class Recorded(Net):
+    def __init__(self):
+        super().__init__()
+        self.time.losses = torch.randn(3)
+class Sized(Recorded):
+    image_channels, image_size = 1, 8
+class Strict(Recorded):
+    def forward(self, x, t):
+        assert x.shape[-1] == 6
+        return super().forward(x, t)
+"""
+
+
+@pytest.mark.parametrize(("name", "noted"), [("Recorded", 0), ("Sized", 0), ("Strict", 1)])
+def test_an_attribute_that_is_not_used_may_be_another_each_time(folder, net, name, noted):
+    """It is noted where no image could be tried."""
+    folder.add(UNUSED)
+    checkpoint = folder.load(name)
+    same_outputs(checkpoint, net)
+    assert sum("time.losses is another each time" in note for note in checkpoint.notes) == noted
+
+
+def averaged(net):
+    return {
+        name: value * 2 if value.is_floating_point() else value
+        for name, value in net.state_dict().items()
+    }
+
+
+WRAPPINGS = {
+    "model": lambda state: {"model": state, "epoch": 3, "optimizer": {"param_groups": []}},
+    "lightning": lambda state: {"state_dict": {f"net.{n}": v for n, v in state.items()}},
+    "module": lambda state: {f"module.{n}": v for n, v in state.items()},
+    "compiled": lambda state: {f"_orig_mod.{n}": v for n, v in state.items()},
+    "epoch beside": lambda state: {**state, "epoch": 3},
+    "betas beside": lambda state: {**state, "betas": torch.linspace(0.001, 0.3, 20)},
+    "in a process": lambda state: {
+        "betas": torch.linspace(0.001, 0.3, 20),
+        **{f"model.{n}": v for n, v in state.items()},
+    },
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPINGS.values(), ids=WRAPPINGS)
+def test_what_training_code_wraps_weights_in(folder, net, wrap):
+    folder.save(wrap(net.state_dict()))
+    same_outputs(folder.load(), net)
+
+
+ADAPTER = """
+class Adapter(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = Net()
+    def forward(self, x_t, time):
+        return self.net(x_t, time)
+class InTwo(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.wrapped = Adapter()
+    def forward(self, x_t, time):
+        return self.wrapped(x_t, time)
+class Table(Adapter):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("scale", torch.ones(3))
+class OwnTable(Adapter):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("scale", torch.ones(3), persistent=False)
+"""
+PREFIXES = ("", "module.", "model.", "_orig_mod.", "denoise_fn.", "net.", "_orig_mod.module.")
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("name", ["Net", "Adapter", "InTwo"])
+def test_names_less_one_prefix_are_the_network_s(folder, net, name, prefix):
+    """The network's, as an adapter's self.net gives it; the file's; or both."""
+    folder.add(ADAPTER)
+    folder.save({prefix + n: v for n, v in net.state_dict().items()})
+    checkpoint = folder.load(name)
+    same_outputs(checkpoint, net)
+    is_added = name != "Net" and not (name == "Adapter" and prefix == "net.")
+    assert any("the network's names" in note for note in checkpoint.notes) == is_added
+
+
+def test_an_adapter_reads_the_kind_of_weights_that_the_network_does(folder, net):
+    folder.add(ADAPTER)
+    folder.save({"model": net.state_dict(), "ema": averaged(net)})
+    assert torch.equal(folder.load("Adapter").network.net.last.weight, 2 * net.last.weight)
+    raw = folder.load("Adapter", weights="raw")
+    assert torch.equal(raw.network.net.last.weight, net.last.weight)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda s: without(s, "last.bias"), ["weight net.last.bias missing", "not the weights of"]),
+        (lambda s: {**s, "more.weight": torch.zeros(3)}, ["more.weight left over"]),
+        (
+            lambda s: {**{f"a.{n}": v for n, v in s.items()}, "b.weight": torch.zeros(3)},
+            ["b.weight is beside", "NAME(state)"],
+        ),
+        (
+            lambda s: {f"{p}.{n}": v + k for k, p in enumerate("ab") for n, v in s.items()},
+            ["several sets", "(a., b.)"],
+        ),
+        (lambda s: {**s, "last.bias": torch.zeros(2)}, ["net.last.bias is [2]", "takes [1]"]),
+        (lambda s: {**s, "last.bias": torch.full((1,), torch.nan)}, ["net.last.bias holds NaN"]),
+    ],
+)
+def test_a_prefix_makes_no_other_network_fit(folder, net, change, words):
+    """One missing, left over, beside it, of another shape: none is read in part."""
+    folder.add(ADAPTER)
+    folder.save(change(net.state_dict()))
+    with refused("weights.pt", *words):
+        folder.load("Adapter")
+
+
+def test_what_is_beside_the_weights_and_not_read_is_noted(folder, net):
+    prefixed = {f"net.{n}": v for n, v in net.state_dict().items()}
+    folder.save({**prefixed, "loss.weight": torch.ones(3), "loss.bias": torch.ones(3)})
+    checkpoint = folder.load()
+    same_outputs(checkpoint, net)
+    assert any(
+        "2 tensors beside them (loss.weight, ...) are not read" in n for n in checkpoint.notes
+    )
+    folder.save({**prefixed, "step": torch.tensor(3), "betas": torch.linspace(0.001, 0.3, 20)})
+    assert not any("beside" in note for note in folder.load().notes)
+
+
+def test_what_an_adapter_adds_is_not_asked_of_the_file(folder, net):
+    folder.add(ADAPTER)
+    with refused("weight scale missing", "persistent=False"):
+        folder.load("Table")
+    same_outputs(folder.load("OwnTable"), net)
+    folder.save({**net.state_dict(), "scale": torch.ones(3)})
+    with refused("weight scale missing"):
+        folder.load("Table")  # no prefix is common to all of its names
+
+
+def test_averaged_weights_before_the_last_ones(folder, net):
+    folder.save({"model": net.state_dict(), "ema": averaged(net)})
+    checkpoint, raw = folder.load(), folder.load(weights="raw")
+    assert torch.equal(checkpoint.network.last.weight, 2 * net.last.weight)
+    assert torch.equal(raw.network.last.weight, net.last.weight)
+    assert (checkpoint.weights, raw.weights) == ("ema", "raw")
+    assert checkpoint.fingerprint != raw.fingerprint
+
+
+def test_a_function_of_the_state_is_given_all_that_the_file_holds(folder, net):
+    folder.save({"settings": {"width": 4}, "best": {"weights": net.state_dict()}})
+    folder.add("""
+        def build(state):
+            net = Net(**state["settings"])
+            net.load_state_dict(state["best"]["weights"])
+            return net
+    """)
+    same_outputs(folder.load("build"), net)
+    with refused("--weights ema", "build", "leave --weights out"):
+        folder.load("build", weights="ema")
+
+
+def test_weights_of_16_bits_are_computed_with_in_32(folder, net):
+    folder.save({n: v.half() if v.is_floating_point() else v for n, v in net.state_dict().items()})
+    checkpoint = folder.load()
+    assert {p.dtype for p in checkpoint.network.parameters()} == {torch.float32}
+    assert any("float16" in note for note in checkpoint.notes)
+
+
+def test_weights_of_8_bits_are_computed_with_in_32_and_noted(folder, net):
+    folder.save(
+        {n: v.to(EIGHT) if v.is_floating_point() else v for n, v in net.state_dict().items()}
+    )
+    for name in ("Net", "on_meta"):
+        folder.add("""
+            def on_meta():
+                with torch.device("meta"):
+                    return Net()
+        """)
+        checkpoint = folder.load(name)
+        for weight, own in zip(checkpoint.network.parameters(), net.parameters(), strict=True):
+            assert torch.equal(weight, own.to(EIGHT).float())
+        assert any("float8_e4m3fn" in note for note in checkpoint.notes)
+
+
+def test_buffers_that_are_masks_and_counts_are_no_damage(folder, net):
+    folder.add("""
+        class Masked(Net):
+            def __init__(self):
+                super().__init__()
+                self.register_buffer("mask", torch.zeros(3, 3))
+    """)
+    mask = torch.full((3, 3), -torch.inf).triu(1)
+    folder.save({**net.state_dict(), COUNT: net.state_dict()[COUNT].int(), "mask": mask})
+    checkpoint = folder.load("Masked")
+    assert torch.equal(checkpoint.network.mask, mask)
+    same_outputs(checkpoint, net)
+    folder.save({**net.state_dict(), "mask": -mask})
+    with refused("mask holds NaN or infinite"):
+        folder.load("Masked")
+
+
+def test_what_a_module_keeps_besides_tensors_is_its_own(folder, net):
+    folder.add("""
+        class Extra(Net):
+            def get_extra_state(self): return {"version": 3}
+            def set_extra_state(self, state): pass
+        def build(state):
+            net = Extra()
+            net.load_state_dict(state)
+            return net
+    """)
+    folder.save({**net.state_dict(), "_extra_state": {"version": 3}})
+    same_outputs(folder.load("build"), net)
+    folder.save({**net.state_dict(), "_extra_state": torch.ones(1)})
+    same_outputs(folder.load("Extra"), net)
+
+
+def test_buffers_are_the_schedule(folder, net):
+    betas = torch.linspace(0.002, 0.2, 20, dtype=torch.float64)
+    folder.save({**net.state_dict(), "betas": betas})
+    assert torch.equal(folder.load(schedule="buffers").schedule.betas, betas)
+    other = folder.load()
+    assert any("not that of the tables in the file" in note for note in other.notes)
+    folder.save({**net.state_dict(), "betas": betas, "old": {"betas": betas / 2}})
+    assert any("contradict each other" in note for note in folder.load().notes)
+    folder.save({**net.state_dict(), "betas": betas})
+    agreeing = folder.load(schedule="linear:20:0.002:0.2")
+    assert not any("tables" in note for note in agreeing.notes)
+    folder.save({**net.state_dict(), "betas": betas.half()})
+    with refused("16 bits"):
+        folder.load(schedule="buffers")
+    assert any("tables" in note for note in folder.load().notes)
+
+
+def test_attributes_say_what_an_image_is(folder, net):
+    folder.add("""
+        class Said(Net):
+            image_channels, image_size, num_classes = 1, 6, 3
+            def forward(self, x, t, y):
+                return super().forward(x, t + y)
+    """)
+    checkpoint = folder.load("Said")
+    assert (checkpoint.channels, checkpoint.image_size, checkpoint.num_classes) == (1, 6, 3)
+    x_t, t, y = torch.randn(2, 1, 6, 6), torch.tensor([1, 2]), torch.tensor([2, 0])
+    with torch.no_grad():
+        torch.testing.assert_close(checkpoint.model_output(x_t, t, y), net(x_t, t - 1 + y))
+
+
+@pytest.mark.parametrize(
+    ("value", "size"),
+    [("(32, 16)", (32, 16)), ("[6, 6.0]", 6), ("(6, 0)", None), ("(6,)", None), ("'6'", None)],
+)
+def test_the_size_of_an_image_may_be_a_pair(folder, value, size):
+    folder.add(f"""
+        class Pair(Net):
+            image_size = {value}
+    """)
+    assert folder.load("Pair").image_size == size
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        ("3", 3),
+        ("3.0", 3),
+        ("np.int64(3)", 3),
+        ("torch.tensor(3)", 3),
+        *((value, 0) for value in ("None", "True", "-3", "2.5", "(3, 3)", "'3'")),
+    ],
+)
+def test_a_number_is_one_of_whatever_kind(folder, value, found):
+    folder.add(f"""
+        import numpy as np
+        class Said(Net):
+            num_classes = {value}
+            null_class = {value}
+            def forward(self, x, t, y=None): return super().forward(x, t)
+    """)
+    checkpoint = folder.load("Said")
+    assert checkpoint.num_classes == found
+    assert checkpoint.null_class == (found or None)
+
+
+def test_an_attribute_that_fails_is_one_line(folder):
+    folder.add("""
+        class Said(Net):
+            @property
+            def num_classes(self): raise RuntimeError("not yet")
+    """)
+    with refused("net.py:Said: num_classes", "RuntimeError: not yet"):
+        folder.load("Said")
+
+
+# ---- whose code it is
+
+
+def test_files_beside_it_are_its_own_and_count(folder, net, monkeypatch, tmp_path_factory):
+    """Two folders with files of the same names do not see each other's."""
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    folder.code("WIDTH = 4\n", "sizes_of_net.py")
+    folder.code(NET + "from sizes_of_net import WIDTH\ndef build(): return Net(WIDTH)\n")
+    first = folder.load("build")
+    same_outputs(first, net)
+    other = Folder(tmp_path_factory.mktemp("other"))
+    other.save(net.state_dict())
+    other.code("WIDTH = 5\n", "sizes_of_net.py")
+    other.code((folder.path / "net.py").read_text())
+    with refused("the network takes"):
+        other.load("build")
+    folder.code("WIDTH = 4  # as ever\n", "sizes_of_net.py")
+    second = folder.load("build")
+    assert first.fingerprint != second.fingerprint
+    assert first.code.sha256 != second.code.sha256
+
+
+def test_modules_of_the_current_folder_are_found_too(folder, net, monkeypatch, tmp_path):
+    package = tmp_path / "models_of_mine"
+    package.mkdir()
+    folder.code(NET, "models_of_mine/net.py")
+    (package / "main.py").write_text("from models_of_mine.net import Net")
+    monkeypatch.chdir(tmp_path)
+    settings = CheckpointSettings(network="models_of_mine/main.py:Net", **SAID)
+    same_outputs(load_checkpoint("weights.pt", settings), net)
+
+
+def test_relative_imports_of_a_package(folder, net):
+    package = folder.path / "package_of_mine" / "models"
+    package.mkdir(parents=True)
+    for place in (package.parent, package):
+        (place / "__init__.py").touch()
+    folder.code(NET, "package_of_mine/net.py")
+    (package / "main.py").write_text("from ..net import Net")
+    settings = CheckpointSettings(network=f"{package / 'main.py'}:Net", **SAID)
+    checkpoint = load_checkpoint(folder.path / "weights.pt", settings)
+    same_outputs(checkpoint, net)
+    folder.code(NET + "# changed", "package_of_mine/net.py")
+    again = load_checkpoint(folder.path / "weights.pt", settings)
+    assert checkpoint.fingerprint != again.fingerprint
+
+
+def test_what_was_imported_and_searched_before_is_as_it_was(folder, monkeypatch):
+    folder.code("VALUE = 1\n", "module_of_mine.py")
+    folder.add("import module_of_mine\nassert module_of_mine.VALUE == 1")
+    mine = object()
+    monkeypatch.setitem(sys.modules, "module_of_mine", mine)
+    path, state = list(sys.path), torch.get_rng_state()
+    folder.load()
+    assert sys.modules["module_of_mine"] is mine
+    assert sys.path == path
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_code_enters_the_fingerprint(folder):
+    first = folder.load()
+    assert first.fingerprint == folder.load().fingerprint
+    folder.add("# now with a remark")
+    assert first.fingerprint != folder.load().fingerprint
+    assert first.record["network"] == folder.option()
+
+
+def test_two_functions_of_one_file_are_two_networks(folder):
+    folder.add("""
+        def once(): return Net()
+        def twice(): return Net()
+    """)
+    once = folder.load("once")
+    assert once.fingerprint != folder.load("twice").fingerprint
+    (folder.path / "moved").mkdir()
+    moved = Folder(folder.path / "moved")
+    moved.code((folder.path / "net.py").read_text())
+    moved.save(torch.load(folder.path / "weights.pt"))
+    assert once.fingerprint == moved.load("once").fingerprint
+
+
+LAZY = """
+class Lazy(Net):
+    def forward(self, x, t):
+        from lazy_of_net import FACTOR
+        return super().forward(x, t) * FACTOR
+"""
+
+
+def test_what_a_call_imports_is_its_own_and_counts(folder, net, monkeypatch, tmp_path_factory):
+    """Also in another folder, and where another file has called for a module of that name."""
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    other = Folder(tmp_path_factory.mktemp("other"))
+    other.save(net.state_dict())
+    for place, factor in ((folder, 2), (other, 3)):
+        place.code(f"FACTOR = {factor}\n", "lazy_of_net.py")
+        place.add(LAZY)
+    x_t, t, path = torch.randn(2, 1, 6, 6), torch.tensor([1, 20]), list(sys.path)
+    for checkpoint, factor in ((folder.load("Lazy"), 2), (other.load("Lazy"), 3)):
+        with torch.no_grad(), evaluating_checkpoint(checkpoint):
+            found = checkpoint.model_output(x_t, t)
+            torch.testing.assert_close(found, factor * net(x_t, t - 1))
+        assert sys.path == path
+    before = folder.load("Lazy").code
+    folder.code("FACTOR = 4\n", "lazy_of_net.py")
+    assert before.sha256 != folder.load("Lazy").code.sha256
+
+
+def test_what_it_prints_is_no_result(folder, capsys):
+    folder.add("print('hello')")
+    folder.load()
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "hello" in captured.err
+
+
+# ---- what is refused
+
+
+@pytest.mark.parametrize("missing", [*SAID, "all"])
+def test_what_no_file_says_must_be_said_at_once(folder, missing):
+    names = SAID if missing == "all" else (missing,)
+    with pytest.raises(UnsettledError) as caught:
+        folder.load(**dict.fromkeys(names))
+    options = {f"--{name.replace('_', '-')}" for name in names}
+    assert {option.split()[0] for option in caught.value.missing} == options
+    assert all(option in str(caught.value) for option in caught.value.missing)
+    assert "\n" not in str(caught.value)
+    assert "first.weight" in caught.value.weights
+
+
+def test_tables_in_the_file_are_proposed(folder, net):
+    folder.save({**net.state_dict(), "betas": torch.linspace(0.001, 0.3, 20)})
+    with refused("--schedule buffers"):
+        folder.load(schedule=None)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("Nett", ["has no Nett", "Net"]),
+        ("torch", ["torch is <module"]),
+        ("net", ["net is a network that is built already"]),
+        ("WIDTH", ["WIDTH is 4"]),
+        ("Wide", ["without width, depth", "def build(): return Wide(...)"]),
+        ("One", ["without width", "def build(): return One(...)"]),
+        ("two", ["without a, b"]),
+        ("key", ["without state"]),
+        ("nothing", ["gives None, not a torch module", "return the network"]),
+        ("fails", ["net.py, line ", "KeyError: 'dim'"]),
+        ("deep", ["net.py, line ", "ZeroDivisionError"]),
+        ("lazy", ["lazy layers"]),
+        ("ends", ["net.py, line ", "ends the program", "__main__"]),
+        ("random_table", ["table is another each time", "its output with it"]),
+        ("forgets", ["another each time", "must come from the file"]),
+        ("part", ["last.weight is another each time"]),
+        ("numpy_table", ["frequencies is another each time"]),
+    ],
+)
+def test_what_the_name_may_not_be(folder, name, words):
+    folder.add("""
+        import sys
+        import numpy as np
+        WIDTH = 4
+        net = Net()
+        class Wide(Net):
+            def __init__(self, width, depth): super().__init__(width)
+        class One(Net):
+            def __init__(self, width): super().__init__(width)
+        def two(a, b): return Net()
+        def key(*, state): return Net()
+        def nothing(): Net()
+        def fails(): return Net({}["dim"])
+        def deep(): return inner()
+        def inner(): return 1 / 0
+        def lazy(): return nn.LazyConv2d(3, 3)
+        def ends(): sys.exit("usage: net.py --data DATA")
+        class Adds(Net):
+            def __init__(self):
+                super().__init__()
+                self.table = torch.randn(1)
+            def forward(self, x, t): return super().forward(x, t) + self.table
+        def random_table(): return Adds()
+        def numpy_table():
+            net = Net()
+            net.time.register_buffer("frequencies", torch.tensor(np.random.randn(3)), False)
+            return net
+        def forgets(state): return Net()
+        def part(state):
+            net = Net()
+            net.load_state_dict({n: v for n, v in state.items() if "last" not in n}, strict=False)
+            return net
+    """)
+    with refused(f"--network {folder.option(name)}", *words):
+        folder.load(name)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("import torch\ndef build(:\n", ["net.py, line 2", "SyntaxError"]),
+        (
+            "import torch\n\nimport no_such_thing\n",
+            ["net.py, line 3", "no_such_thing", "own"],
+        ),
+        ("from .blocks import Block\n", ["net.py, line 1", "relative import", "an __init__.py"]),
+        ("import sys\nsys.exit(2)\n", ["net.py, line 2", "ends the program"]),
+        (
+            "import argparse\np = argparse.ArgumentParser()\n"
+            "p.add_argument('--data', required=True)\np.parse_args()\n",
+            ["net.py, line 4", "ends the program"],
+        ),
+        ("open('/nowhere/config.yaml')\n", ["net.py, line 1", "FileNotFoundError"]),
+        ("raise ValueError('a\\nb\\n' + 'long ' * 1000)\n", ["ValueError: a b long"]),
+        ("x = 1\0\n", ["null bytes"]),
+        ("", ["has no Net", "no class and no function"]),
+    ],
+)
+def test_a_file_that_fails(folder, capfd, text, words):
+    (folder.path / "net.py").write_text(text)
+    with refused("--network", "net.py:Net", *words):
+        folder.load()
+    assert capfd.readouterr().err.count("\n") <= 3
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("{}/net.py", ["name what builds", "it defines Net"]),
+        ("{}/nowhere.py:Net", ["no such file"]),
+        ("{}/net.py:", ["FILE.py:NAME"]),
+        ("{}/net.py:a.b", ["FILE.py:NAME"]),
+        ("{}/weights.pt:Net", ["FILE.py:NAME"]),
+        ("package.net:Net", ["FILE.py:NAME"]),
+        ("Net", ["FILE.py:NAME"]),
+        ("", ["FILE.py:NAME"]),
+        ("{}:Net", ["FILE.py:NAME"]),
+    ],
+)
+def test_an_option_that_names_no_network(folder, option, words):
+    option = option.format(folder.path)
+    with refused(f"--network {option}", *words):
+        load_checkpoint(folder.path / "weights.pt", CheckpointSettings(network=option, **SAID))
+
+
+def huge():
+    """One number that declares 4 TB."""
+    return torch.ones(1).as_strided([2**10] * 4, [0] * 4)
+
+
+def without(state, name):
+    return {key: value for key, value in state.items() if key != name}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda s: without(s, "last.bias"), ["weight last.bias missing", "not the weights of"]),
+        (
+            lambda s: without(s, "norm.running_mean"),
+            ["weight norm.running_mean missing", "buffers"],
+        ),
+        (lambda s: {"model": without(s, "last.bias")}, ["weight last.bias missing"]),
+        (lambda s: {**s, "more.weight": torch.zeros(3)}, ["weight more.weight left over"]),
+        (lambda s: {**s, "last.bias": torch.zeros(2)}, ["last.bias is [2], the network takes [1]"]),
+        (lambda s: {**s, "last.bias": torch.full((1,), torch.nan)}, ["last.bias holds NaN"]),
+        (lambda s: {**s, "last.bias": s["last.bias"].to(torch.int8)}, ["last.bias is int8"]),
+        (lambda s: {**s, "last.bias": s["last.bias"] > 0}, ["last.bias is bool"]),
+        (lambda s: {**s, "last.bias": s["last.bias"] * 1j}, ["last.bias is complex64"]),
+        (lambda s: {**s, COUNT: s[COUNT] * 1j}, [f"{COUNT} is complex64", "has int64"]),
+        (lambda s: {**s, "last.bias": s["last.bias"].to_sparse()}, ["last.bias", "sparse_coo"]),
+        (lambda s: {**s, "last.bias": s["last.bias"].to("meta")}, ["last.bias", "no plain"]),
+        (
+            lambda s: {**s, "last.weight": huge()},
+            ["last.weight is [1024, 1024, 1024, 1024], the network takes [1, 4, 3, 3]"],
+        ),
+        (lambda s: {**s, VAR: torch.full((4,), torch.nan)}, [f"{VAR} holds NaN"]),
+        (lambda s: {**s, VAR: torch.full((4,), torch.inf)}, [f"{VAR} holds NaN or inf"]),
+        (lambda s: {**s, VAR: torch.full((4,), 1e6).half()}, [f"{VAR} holds NaN or inf"]),
+        (lambda s: {"fc.weight": torch.zeros(3)}, ["missing", "fc.weight left over"]),
+        (lambda s: {"state": {}, "param_groups": []}, ["optimizer"]),
+        (lambda s: {}, ["missing"]),
+        (lambda s: {"model": s, "ema": {"shadow_params": list(s.values())}}, ["--weights raw"]),
+        (lambda s: {"g": s, "d": {n: v + 1 for n, v in s.items()}}, ["several sets"]),
+    ],
+)
+def test_weights_of_something_else(folder, net, change, words):
+    folder.save(change(net.state_dict()))
+    with refused("weights.pt", *words):
+        folder.load()
+
+
+def test_averages_of_the_parameters_alone_say_that_the_buffers_are_missing(folder, net):
+    parameters = {name: 2 * value.detach() for name, value in net.named_parameters()}
+    words = ["norm.running_mean and 1 more missing", "parameters alone", "NAME(state)"]
+    folder.save(parameters)
+    with refused("weights.pt", *words):
+        folder.load()
+    folder.save({"model": net.state_dict(), "ema": parameters})
+    for weights in (None, "ema"):
+        with refused("weights.pt", *words, "averaged weights (ema)", "--weights raw"):
+            folder.load(weights=weights)
+    same_outputs(folder.load(weights="raw"), net)
+    folder.add("""
+        def join(state):
+            net = Net()
+            net.load_state_dict({**state["model"], **state["ema"]})
+            return net
+    """)
+    joined = folder.load("join").network
+    assert torch.equal(joined.last.weight, 2 * net.last.weight)
+    assert torch.equal(joined.norm.running_mean, net.norm.running_mean)
+
+
+def test_a_network_of_buffers_alone_that_lacks_one(folder):
+    folder.add("""
+        class Fixed(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.register_buffer("a", torch.ones(1))
+                self.register_buffer("b", torch.ones(1))
+            def forward(self, x, t):
+                return self.a * x + self.b
+    """)
+    folder.save({"a": torch.ones(1)})
+    with refused("weights.pt", "weight b missing"):
+        folder.load("Fixed")
+
+
+COUNTS = {
+    "missing": lambda count: {},
+    "float": lambda count: {COUNT: count.float()},
+    "averaged": lambda count: {COUNT: torch.tensor(2.7, dtype=torch.float64)},
+    "NaN": lambda count: {COUNT: torch.tensor(torch.nan)},
+    "int32": lambda count: {COUNT: count.int()},
+    "in a list": lambda count: {COUNT: count[None]},
+}
+
+
+@pytest.mark.parametrize("name", ["Net", "Adapter"])
+@pytest.mark.parametrize("count", COUNTS.values(), ids=COUNTS)
+def test_the_count_of_batches_may_be_any_number_or_missing(folder, net, count, name):
+    """It enters no output in evaluation."""
+    folder.add(ADAPTER)
+    folder.save({**without(net.state_dict(), COUNT), **count(net.state_dict()[COUNT])})
+    same_outputs(folder.load(name), net)
+    average = {**without(net.state_dict(), COUNT), **count(net.state_dict()[COUNT])}
+    folder.save({"model": {n: v + 1 for n, v in net.state_dict().items()}, "ema": average})
+    same_outputs(folder.load(name), net)
+
+
+def test_what_network_does_not_go_with(folder, small_checkpoint, tmp_path):
+    settings = CheckpointSettings(network=folder.option(), **SAID)
+    with refused(f"--network {folder.option()}", "--ckpt"):
+        load_checkpoint("default", settings)
+    with refused("owner/name", "no such file"):
+        load_checkpoint("owner/name", settings)
+    with refused(tmp_path, "the file of weights in it"):
+        load_checkpoint(tmp_path, settings)
+    with refused(small_checkpoint, "leave out --network"):
+        load_checkpoint(small_checkpoint, settings)
+    with refused("--model-flags", "leave them out"):
+        folder.load(model_flags="--image_size 8")
+
+
+def test_a_whole_module_in_the_file_of_weights(folder):
+    folder.save(nn.Linear(2, 2))
+    with refused("weights.pt", "torch.nn.modules.linear.Linear", "state_dict()"):
+        folder.load()

@@ -1,0 +1,118 @@
+"""What is no file of weights whatever its name: refused at once, in one line."""
+
+import gzip
+import os
+import shutil
+import socket
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from peers import SMALL_UNET, diffusers_unet, openai_weights, refused, save_pipeline
+from safetensors.torch import load_file, save_file
+
+from ddpmbench.checkpoints import CheckpointSettings, load_checkpoint
+from ddpmbench.errors import printable
+
+OWN = CheckpointSettings(network="net.py:Net")
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("settings", [CheckpointSettings(), OWN], ids=["family", "own"])
+def test_a_pipe_is_not_waited_for(settings, here):
+    os.mkfifo("pipe.pt")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind("socket.pt")
+        for path in ("pipe.pt", "socket.pt", "/dev/zero", "/dev/null"):
+            with refused(f"--ckpt {path}", "write it to a file first"):
+                load_checkpoint(path, settings)
+
+
+@pytest.mark.parametrize("name", ["unet/config.json", "scheduler/scheduler_config.json", "weights"])
+def test_a_pipe_in_a_folder_is_no_file_of_it(name, here):
+    folder = save_pipeline(here / "model", diffusers_unet(SMALL_UNET))
+    name = "unet/diffusion_pytorch_model.safetensors" if name == "weights" else name
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with refused(folder):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("settings", [CheckpointSettings(), OWN], ids=["family", "own"])
+@pytest.mark.parametrize(
+    "source", ["x" * 300, "x" * 300 + ".pt", f"a/{'b' * 300}", "a/" * 3000, "loop", "a\0b"]
+)
+def test_names_that_lead_to_no_file(source, settings, here):
+    os.symlink("loop", "loop")
+    with refused(printable(source)):
+        load_checkpoint(source, settings)
+
+
+@pytest.mark.parametrize("source", ["", "  "])
+def test_an_empty_name_is_not_the_current_folder(source, here):
+    save_pipeline(here, diffusers_unet(SMALL_UNET))
+    with refused("--ckpt", "empty"):
+        load_checkpoint(source)
+    load_checkpoint(".")
+
+
+def test_a_file_that_may_not_be_read(here, monkeypatch):
+    path = here / "model.pt"
+    torch.save(openai_weights(), path)
+    path.chmod(0)
+    if os.access(path, os.R_OK):
+        pytest.skip("whoever runs this may read everything")
+    with refused(path, "Permission denied"):
+        load_checkpoint(path)
+
+
+def test_archives_say_what_they_are(here):
+    np.savez(here / "a.npz", x=np.zeros(3))
+    shutil.copy("a.npz", "npz.pt")
+    with zipfile.ZipFile("zip.pt", "w") as archive:
+        archive.writestr("weights.pt", b"")
+    with gzip.open("gzip.pt", "wb") as file:
+        file.write(b"weights")
+    for name, words in {"npz": "--data", "zip": "unpack it", "gzip": "unpack it"}.items():
+        with refused(f"{name}.pt", words):
+            load_checkpoint(f"{name}.pt")
+
+
+def test_control_characters_of_names_in_a_file_do_not_reach_the_terminal(here):
+    flags = (
+        "--image_size 8 --num_channels 32 --num_res_blocks 1 --channel_mult 1,2 "
+        "--attention_resolutions 4 --learn_sigma True"
+    )
+    content = {"mo\x1b[2Jdel": openai_weights(), "cri\x07tic": {"w": torch.ones(2, 2)}}
+    torch.save(content, here / "model.pt")
+    notes = load_checkpoint(here / "model.pt", CheckpointSettings(model_flags=flags)).notes
+    assert "\\x1b" in "".join(notes)
+    assert "\\x07" in "".join(notes)
+    assert "".join(notes).isprintable()
+
+
+def test_shapes_of_more_numbers_than_the_file_holds_are_not_compared(here):
+    """Two sets of a trillion numbers each, which are one number in memory."""
+    names = ("temb.dense.0.weight", "conv_in.weight")
+    huge = torch.zeros(1).expand(10**6, 10**6)
+    torch.save({key: dict.fromkeys(names, huge) for key in ("one", "two")}, here / "model.pt")
+    with refused("model.pt", "several sets"):
+        load_checkpoint("model.pt")
+
+
+def test_a_native_file_in_low_precision_says_so(small_checkpoint, here):
+    from safetensors import safe_open
+
+    with safe_open(small_checkpoint, framework="pt") as file:
+        metadata = file.metadata()
+    weights = load_file(small_checkpoint)
+    half = {n: w if n == "schedule.betas" else w.half() for n, w in weights.items()}
+    save_file(half, here / "half.safetensors", metadata=metadata)
+    assert any("float16" in note for note in load_checkpoint("half.safetensors").notes)
+    assert not load_checkpoint(small_checkpoint).notes

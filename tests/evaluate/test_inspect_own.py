@@ -1,0 +1,203 @@
+"""What is told of a network of one's own, whose code is the user's."""
+
+import dataclasses
+
+import pytest
+import torch
+from peers import refused
+
+import ddpmbench as db
+from ddpmbench.report.inspection_text import printed_inspect
+
+IMPORTS = "import sys\nimport torch\nfrom torch import nn\n"
+COORDINATES = """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3, padding=1)
+        self.last = nn.Conv2d(4, 1, 3, padding=1)
+
+    def forward(self, x, t):
+        maps = torch.zeros(x.shape[0], 2, *x.shape[2:], device=x.device)
+        return self.last(self.first(torch.cat([x, maps], 1)))
+"""
+PLAIN = """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, {outputs}, 3, padding=1)
+        self.table = None
+
+    def forward(self, x, t):
+        {first}
+        if self.table is None:
+            self.table = torch.ones(1, device=x.device)
+        return self.conv(x) * self.table
+"""
+HOW = {
+    "schedule": "cosine:100",
+    "prediction": "v",
+    "variance": "fixed_small",
+    "time_input": "index",
+}
+
+
+@pytest.fixture
+def own(tmp_path):
+    """Gives a look at a network of one's own."""
+
+    def look(code, **changes):
+        (tmp_path / "net.py").write_text(IMPORTS + code)
+        names = {}
+        exec(IMPORTS + code, names)
+        torch.save(names["Net"]().state_dict(), tmp_path / "net.pt")
+        given = {**HOW, "network": f"{tmp_path / 'net.py'}:Net", **changes}
+        return db.inspect_checkpoint(tmp_path / "net.pt", db.CheckpointSettings(**given))
+
+    return look
+
+
+def printed(found):
+    return " ".join(printed_inspect(found.summary, "table", width=80).split())
+
+
+@pytest.mark.parametrize(
+    ("outputs", "variance", "channels"),
+    [(3, "fixed_small", 3), (6, "learned", 3), (6, "fixed_small", None), (6, None, 3)],
+)
+def test_channels_are_those_that_come_in_and_out(own, outputs, variance, channels):
+    found = own(PLAIN.format(outputs=outputs, first="pass"), variance=variance)
+    network = found.summary["network"]
+    assert network["channels"] == channels
+    assert network["flop_per_call"] == 2 * 32 * 32 * 3 * 9 * outputs
+    assert network["flop_channels"] == 3
+    assert ("RGB" in printed(found)) == (channels == 3)
+    assert ("image_channels" in printed(found)) == (channels is None)
+
+
+def test_what_the_first_convolution_takes_is_no_fact(own):
+    found = own(COORDINATES)
+    network = found.summary["network"]
+    assert network["channels"] is network["flop_per_call"] is None
+    text = printed(found)
+    assert "a diffusion model of images, T" in text
+    assert "a call could not be counted: net.py, line 13: RuntimeError" in text
+    assert "image_channels" in text
+    said = own(COORDINATES.replace("def __init__", "image_channels = 1\n\n    def __init__", 1))
+    assert said.summary["network"]["flop_per_call"] == 2 * 32 * 32 * (3 * 9 * 4 + 4 * 9)
+    assert "image_channels" not in printed(said)
+
+
+@pytest.mark.parametrize(
+    ("first", "told"),
+    [
+        ("sys.exit(3)", "a call could not be counted: net.py, line 12: ends the program"),
+        ("raise KeyError('no')", "a call could not be counted: net.py, line 12: KeyError: 'no'"),
+        ("print('in the network')", "MFLOP a call"),
+    ],
+)
+def test_what_a_network_does_in_a_call_stays_there(own, capsys, first, told):
+    found = own(PLAIN.format(outputs=3, first=first))
+    assert told in printed(found)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("first", ["pass", "x.sum().item()"])
+def test_what_was_looked_at_can_be_evaluated(own, first):
+    network = own(PLAIN.format(outputs=3, first=first)).checkpoint.network
+    assert network.table is None
+    assert network(torch.ones(1, 3, 4, 4), torch.ones(1)).isfinite().all()
+
+
+# ---- the call that a run makes first
+
+SHARES = """
+class Net(nn.Module):
+    image_channels, image_size = 1, 8
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 1, 3, padding=1)
+        self.linear = nn.Linear(1, 1)
+
+    def forward(self, x, t):
+        return self.conv(x) * self.linear(t[:, None])[:, :, None, None]
+"""
+LABELLED = SHARES.replace("def forward(self, x, t):", "def forward(self, x, t, y):")
+CHANCE = SHARES.replace("return ", "return torch.rand(1) * ").replace("(t[", "(t.float()[")
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "words"),
+    [
+        (SHARES, {}, ["time (2,) int64", "--time-input index"]),
+        (CHANCE, {}, ["gives another output for the same input each time"]),
+        (LABELLED, {"time_input": "fraction"}, ["needs y too", "num_classes = 10"]),
+        (LABELLED.replace("image_channels, image_size = 1, 8", ""), {}, ["needs y too"]),
+        (LABELLED, {"time_input": None}, ["needs y too"]),
+    ],
+)
+def test_what_a_run_would_refuse_is_refused(own, code, said, words):
+    """With the run's own line; of a network whose images are not known, its parameters alone."""
+    found = own(code, **said)
+    text = printed(found)
+    assert all(word in found.summary["refused"] for word in words)
+    assert all(word in text for word in words)
+    assert "to evaluate ddpmbench nll" in text
+    if found.checkpoint is not None and found.checkpoint.image_size is not None:
+        images = db.load_images("fashion-mnist:test", num_images=1)
+        small = dataclasses.replace(images, pixels=images.pixels[:, :, :8, :8].copy())
+        with refused(found.summary["refused"]):
+            db.evaluate_nll(found.checkpoint, small, device="cpu")
+
+
+def test_what_a_run_takes_is_not_refused(own):
+    found = own(SHARES, time_input="fraction")
+    assert found.summary["refused"] is None
+    assert "evaluate ddpmbench nll" in printed(found)
+    # of a side that is not known nothing is refused: 32 may not be its own
+    of_eight = PLAIN.format(outputs=3, first="assert x.shape[-1] == 8").replace(
+        "def __init__", "image_channels = 3\n    def __init__"
+    )
+    assert own(of_eight).summary["refused"] is None
+    assert own(of_eight, time_input=None).summary["refused"] is None
+
+
+def test_a_call_of_a_look_leaves_nothing_behind(own):
+    kept = PLAIN.format(outputs=3, first="pass").replace(
+        "def __init__", "image_channels, image_size = 3, 8\n    def __init__"
+    )
+    network = own(kept).checkpoint.network
+    assert network.table is None
+
+
+def test_what_is_not_known_is_a_placeholder(own):
+    found = own(SHARES, **dict.fromkeys(HOW))
+    assert found.summary["refused"] is None
+    command = " ".join(found.summary["command"])
+    assert "--schedule linear:T:START:END --prediction PREDICTION" in command
+    text = " ".join(printed(found).split())
+    placeholders = "linear:T:START:END, PREDICTION, VARIANCE and TIME"
+    assert f"put how it was trained in place of {placeholders}" in text
+    assert "linear:1000" not in text
+
+
+def test_code_that_loads_its_weights_is_looked_at_without_a_file(own, tmp_path):
+    own(SHARES, time_input="fraction")
+    (tmp_path / "load.py").write_text(
+        f"from net import Net\nimport torch\ndef load():\n    net = Net()\n"
+        f"    net.load_state_dict(torch.load({str(tmp_path / 'net.pt')!r}))\n    return net\n"
+    )
+    option = f"{tmp_path / 'load.py'}:load"
+    said = db.CheckpointSettings(**{**HOW, "time_input": "fraction"}, network=option)
+    found = db.inspect_checkpoint(settings=said)
+    command = found.summary["command"]
+    assert command[:4] == ["ddpmbench", "nll", "--network", option]
+    assert "--ckpt" not in command
+    assert found.summary["checkpoint"]["source"] == option
+    assert found.summary["checkpoint"]["bytes"] is None
+    assert found.summary["refused"] is None
+    assert "load.py:load: a diffusion model of 8x8 gray images" in printed(found)
+    open_one = db.inspect_checkpoint(settings=db.CheckpointSettings(network=option))
+    assert "--schedule linear:T:START:END" in " ".join(open_one.summary["command"])
+    assert "--ckpt" not in open_one.summary["command"]

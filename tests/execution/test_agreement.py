@@ -1,0 +1,93 @@
+"""The package and a second implementation agree, term by term, within their own errors."""
+
+import numpy as np
+import pytest
+import torch
+from peers import DDPMScheduler, UNet2DModel
+from reference import reference_term
+
+from ddpmbench.checkpoints import load_checkpoint
+from ddpmbench.data.images import load_images
+from ddpmbench.diffusion.data_range import NATS_PER_BIT
+from ddpmbench.likelihood.terms import Rows, TermsPass
+
+DRAWS = 8
+NUM_IMAGES = 3
+STEPS = np.unique(np.geomspace(1, 1000, 30).round().astype(int))
+
+
+@pytest.fixture(scope="module")
+def diffusers_folder(tmp_path_factory):
+    """The shipped weights in diffusers' layout."""
+    folder = tmp_path_factory.mktemp("diffusers")
+    shipped = load_checkpoint().network
+    config = shipped.config
+    down = ["AttnDownBlock2D" if attends else "DownBlock2D" for attends in config.attention]
+    network = UNet2DModel(
+        sample_size=28,
+        in_channels=config.in_channels,
+        out_channels=config.out_channels,
+        block_out_channels=config.channels,
+        layers_per_block=config.num_blocks,
+        down_block_types=down,
+        up_block_types=[name.replace("Down", "Up") for name in reversed(down)],
+        attention_head_dim=None,
+        downsample_padding=0,
+        flip_sin_to_cos=False,
+        freq_shift=1,
+        norm_eps=config.norm_eps,
+        norm_num_groups=config.norm_groups,
+    )
+    scheduler = DDPMScheduler(variance_type="fixed_large", clip_sample=True)
+    # Which of diffusers' names goes where: number its weights and see where the reader puts them.
+    numbered = {
+        name: torch.full_like(tensor, index)
+        for index, (name, tensor) in enumerate(network.state_dict().items())
+    }
+    network.load_state_dict(numbered)
+    network.save_pretrained(folder)
+    scheduler.save_pretrained(folder)
+    places = load_checkpoint(folder).network.state_dict()
+    weights, names = {}, list(numbered)
+    for name, tensor in shipped.state_dict().items():
+        for number in places[name].unique():
+            part = (
+                tensor[(places[name] == number).flatten(1).all(1)]
+                if tensor.ndim > 1
+                else (tensor[places[name] == number])
+            )
+            weights[names[int(number)]] = part.reshape(numbered[names[int(number)]].shape)
+    network.load_state_dict(weights)
+    network.save_pretrained(folder)
+    return folder
+
+
+def test_every_term_agrees_within_its_error(diffusers_folder):
+    images = load_images("fashion-mnist:test", num_images=NUM_IMAGES)
+    terms_pass = TermsPass(
+        load_checkpoint(diffusers_folder),
+        images,
+        seed=0,
+        decoder="exact",
+        device=torch.device("cpu"),
+    )
+    image, t, draw = np.meshgrid(np.arange(NUM_IMAGES), STEPS, np.arange(DRAWS), indexing="ij")
+    rows = Rows(image.ravel(), t.ravel(), draw.ravel())
+    bits = terms_pass.terms(rows).values["nats"] / NATS_PER_BIT
+    ours = bits.reshape(NUM_IMAGES, len(STEPS), DRAWS)
+
+    network = UNet2DModel.from_pretrained(diffusers_folder).double().eval()
+    generator = np.random.default_rng(1)
+    theirs = np.empty_like(ours)
+    for index in np.ndindex(theirs.shape):
+        x_start = images.pixels[index[0]] / 127.5 - 1
+        eps = generator.normal(size=x_start.shape)
+        theirs[index] = reference_term(network, x_start, int(STEPS[index[1]]), eps)
+
+    difference = (ours.mean(2) - theirs.mean(2)).sum(0)
+    variance = (ours.var(2, ddof=1) + theirs.var(2, ddof=1)).sum(0) / DRAWS
+    z = difference / np.sqrt(variance)
+    assert np.abs(z).max() < 4.5
+    assert 0.6 < np.sqrt((z**2).mean()) < 1.4
+    # The errors are small: this is no test of wide intervals.
+    assert (np.sqrt(variance) < 0.2 * ours.mean((0, 2)) * NUM_IMAGES).all()

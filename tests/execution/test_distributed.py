@@ -1,0 +1,283 @@
+"""The number of processes cannot change a number, whichever of them die."""
+
+import contextlib
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ddpmbench.execution.distributed import STRIPES, Ranks
+
+OPTIONS = {
+    "rotated-warp": ("--half-width", "0.07"),
+    "every-pair": ("--estimator", "every-pair"),
+}
+
+# Like `python -m ddpmbench`, with shards so small that a run can be killed between two of them,
+# and a line on standard error that says which process this is.
+MODULE = """
+import os
+import sys
+
+from ddpmbench.cli.main import main
+from ddpmbench.execution import terms
+
+terms.SHARD_SECONDS = 0.02
+sys.stderr.write(f"process {os.environ['RANK']} {os.getpid()}\\n")  # in one piece
+main()
+"""
+
+
+@pytest.fixture(scope="module")
+def inputs(small_checkpoint, small_npz):
+    return ["nll", "--ckpt", str(small_checkpoint), "--data", str(small_npz), "--batch-size", "8"]
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory):
+    path = tmp_path_factory.mktemp("module") / "slow.py"
+    path.write_text(MODULE)
+    return path
+
+
+def by_hand(script, *arguments):
+    """A process for each list of arguments; torchrun would end them before they can speak."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    processes = []
+    for rank, of_rank in enumerate(arguments):
+        world = {"RANK": rank, "WORLD_SIZE": len(arguments), "LOCAL_RANK": rank}
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, str(script), *of_rank],
+                env={**os.environ, **{name: str(v) for name, v in world.items()}, **address},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    return processes
+
+
+def torchrun(count, *what):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    return [*command, "--nproc-per-node", str(count), *map(str, what)]
+
+
+def tables(folder):
+    """Everything of a run that is a number and no time."""
+    summary = pd.read_json(folder / "summary.json", typ="series")
+    names = ("bits_per_dim", "half_width", "half_width_population", "prior", "kl", "decoder")
+    steps = pd.read_csv(folder / "per_timestep.csv").drop(columns="part")
+    curve = pd.read_csv(folder / "rate_distortion.csv").drop(columns="psnr")
+    # In units of the range: 1e-6 of 255 levels.
+    frames = [steps, curve / np.where(curve.columns.str.startswith("distortion"), 255, 1)]
+    if (folder / "per_image.csv").exists():
+        frames.append(pd.read_csv(folder / "per_image.csv").drop(columns="image_id"))
+    numbers = [[float(summary[name]) for name in (*names, "num_evaluations")]]
+    return np.concatenate(numbers + [frame.to_numpy(float).ravel() for frame in frames])
+
+
+@pytest.fixture(scope="module")
+def alone(inputs, tmp_path_factory):
+    """The tables of one process without torchrun, by estimator."""
+    found = {}
+    for name, options in OPTIONS.items():
+        out = tmp_path_factory.mktemp("alone") / name
+        command = [sys.executable, "-m", "ddpmbench", *inputs, *options, "--out", str(out)]
+        subprocess.run(command, check=True, capture_output=True, timeout=120)
+        found[name] = tables(out)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("estimator", "count"),
+    [("rotated-warp", 1), ("rotated-warp", 2), ("rotated-warp", 3), ("every-pair", 3)],
+)
+def test_the_number_of_processes_cannot_change_a_number(inputs, alone, tmp_path, estimator, count):
+    command = torchrun(count, "-m", "ddpmbench", *inputs, *OPTIONS[estimator])
+    result = subprocess.run(
+        command, cwd=tmp_path, check=True, capture_output=True, text=True, timeout=120
+    )
+    # Without --out one process chooses the folder for all.
+    (folder,) = (tmp_path / "runs").iterdir()
+    np.testing.assert_allclose(tables(folder), alone[estimator], rtol=0, atol=1e-6)
+    assert result.stdout.count("NLL <= ") == result.stdout.count("part ") == 1
+    assert result.stderr.count("Run folder: ") == 1
+    assert result.stderr.count("network calls to begin with") == 1
+    by_name = [path.name.split("-") for path in (folder / "shards").iterdir()]
+    for name in {kind for kind, *_ in by_name}:
+        spans = sorted(
+            (int(start), int(stop.split(".")[0])) for kind, start, stop in by_name if kind == name
+        )
+        assert len(spans) >= count, "one process did the work of all"
+        ends = [0] + [stop for _, stop in spans]
+        assert [start for start, _ in spans] == ends[:-1], "a row twice, or not at all"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("estimator", list(OPTIONS))
+def test_killed_and_finished_by_another_number_of_processes(
+    inputs, slow, alone, tmp_path, estimator
+):
+    out = tmp_path / "run"
+    arguments = [*inputs[:-1], "1", *OPTIONS[estimator], "--out", str(out)]
+    generator = random.Random(estimator)
+    for count, victims in ((3, "one process"), (2, "all processes")):
+        before = len(list(out.glob("shards/*.parquet")))
+        sitting = subprocess.Popen(
+            torchrun(count, slow, *arguments),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        pids = {}
+        while len(pids) < count:
+            line = sitting.stderr.readline().split()
+            assert sitting.poll() is None, "the run ended before it could be killed"
+            if line[:1] == ["process"]:
+                pids[int(line[1])] = int(line[2])
+        wanted = before + generator.randint(1, 8)
+        _until(lambda n=wanted: len(list(out.glob("shards/*.parquet"))) >= n, sitting)
+        time.sleep(generator.uniform(0, 0.03))
+        if victims == "all processes":
+            os.killpg(sitting.pid, signal.SIGKILL)
+            for pid in pids.values():  # torchrun gives each a session of its own
+                _kill(pid)
+            sitting.communicate()
+        else:
+            _kill(pids[generator.randrange(count)])
+            sitting.communicate(timeout=120)
+            assert sitting.returncode != 0
+        assert not (out / "summary.json").exists()
+    subprocess.run(
+        torchrun(generator.randint(1, 3), slow, *arguments),
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
+    np.testing.assert_allclose(tables(out), alone[estimator], rtol=0, atol=1e-6)
+
+
+def test_a_process_that_is_lost_ends_the_others_with_one_line(inputs, slow, tmp_path):
+    arguments = [*inputs[:-1], "1", *OPTIONS["every-pair"], "--out", str(tmp_path / "run")]
+    survivor, victim = by_hand(slow, arguments, arguments)
+    shards = tmp_path / "run" / "shards"
+    _until(lambda: shards.exists() and len(list(shards.iterdir())) > 1, survivor)
+    victim.kill()
+    victim.communicate()
+    out, err = survivor.communicate(timeout=120)
+    assert survivor.returncode == 1, err
+    assert out == ""
+    assert "Traceback" not in err
+    (line,) = [line for line in err.splitlines() if line.startswith("Error")]
+    assert line == "Error: another process of this run has stopped; run the same command again"
+
+
+@pytest.mark.parametrize(
+    ("options", "other", "fact"),
+    [
+        (("--half-width", "9"), ("--half-width", "8"), "half_width_goal is 8.0, but 9.0 in"),
+        (("--seed", "3"), ("--seed", "4"), "seed is 4, but 3 in"),
+        ((), ("--ckpt", "missing.safetensors"), "missing.safetensors"),
+    ],
+)
+def test_processes_that_are_not_one_run_are_refused(inputs, slow, tmp_path, options, other, fact):
+    out = ("--out", str(tmp_path / "run"))
+    first, second = by_hand(slow, [*inputs, *options, *out], [*inputs, *other, *out])
+    said = [process.communicate(timeout=120) for process in (first, second)]
+    assert (first.returncode, second.returncode) == (2, 2), said
+    assert "Error" not in said[0][1], "the other one reports it"
+    (line,) = [line for line in said[1][1].splitlines() if line.startswith("Error")]
+    assert fact in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_from_python_several_processes_need_a_folder(tmp_path):
+    script = tmp_path / "own.py"
+    script.write_text(
+        "import ddpmbench as db\n"
+        "try:\n"
+        "    images = db.load_images('fashion-mnist:test', num_images=1)\n"
+        "    db.evaluate_nll(db.load_checkpoint(), images)\n"
+        "except db.InputError as error:\n"
+        "    print(error)\n"
+    )
+    result = subprocess.run(
+        torchrun(2, script), cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("--out: several processes need a folder that they share") == 2
+    assert {path.name for path in tmp_path.iterdir()} == {"own.py"}
+
+
+def _until(is_so, process):
+    deadline = time.monotonic() + 120
+    while not is_so():
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def _kill(pid):
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+# ---- who computes what
+
+
+@given(
+    sizes=st.lists(st.tuples(st.integers(0, 50), st.integers(1, 50)), max_size=8),
+    count=st.integers(1, 9),
+    whole=st.integers(1, 5),
+    batch=st.integers(1, 40),
+)
+def test_the_shares_of_all_processes_are_the_gaps(sizes, count, whole, batch):
+    gaps, position = [], 0
+    for apart, size in sizes:
+        start = position + apart * whole
+        position = start + size * whole
+        gaps.append((start, position))
+    parts = [Ranks(rank, count).share(gaps, whole, batch=batch) for rank in range(count)]
+    positions = [at for part in parts for start, stop in part for at in range(start, stop)]
+    assert sorted(positions) == [at for start, stop in gaps for at in range(start, stop)]
+    for part in parts:
+        assert all(start % whole == stop % whole == 0 for start, stop in part)
+        assert all(start < stop for start, stop in part)
+    amounts = [sum(stop - start for start, stop in part) for part in parts]
+    assert max(amounts) - min(amounts) <= STRIPES * whole
+
+
+def test_every_process_sees_rows_from_the_beginning_and_the_end():
+    for rank in range(5):
+        part = Ranks(rank, 5).share([(0, 1000)], 1)
+        assert part[0][0] < 150
+        assert part[-1][1] > 850
+
+
+@pytest.mark.parametrize(("rows", "pieces"), [(4 * 8 * 48, 8), (4 * 3 * 48, 3), (4 * 12, 1)])
+def test_a_network_call_is_not_divided_while_there_are_enough_rows(rows, pieces):
+    for rank in range(4):
+        part = Ranks(rank, 4).share([(0, rows)], 1, batch=48)
+        assert len(part) == pieces
+        assert {stop - start for start, stop in part} == {rows // 4 // pieces}
+
+
+def test_one_process_is_all_there_is():
+    ranks = Ranks()
+    assert ranks.reports
+    assert ranks.once(lambda: 7) == 7
+    assert ranks.share([(3, 9)], 2) == [(3, 9)]

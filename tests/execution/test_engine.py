@@ -1,0 +1,225 @@
+"""Engines give what the network gives, whatever makes them fast."""
+
+import copy
+import dataclasses
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from ddpmbench.diffusion.schedule import NoiseSchedule
+from ddpmbench.execution import engine as engines
+from ddpmbench.execution.devices import products_of
+from ddpmbench.execution.engine import Engine, EngineChoice
+from ddpmbench.unet.precision import Precision
+from ddpmbench.unet.unet import UNet
+
+CPU = torch.device("cpu")
+
+
+def batch(rows=5, num_timesteps=40):
+    generator = torch.Generator().manual_seed(0)
+    x_t = torch.randn(rows, 1, 8, 8, generator=generator, dtype=torch.float64)
+    return x_t, torch.randint(1, num_timesteps + 1, (rows,), generator=generator)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@torch.no_grad()
+def test_an_engine_gives_what_the_checkpoint_gives(small_model, channels_last):
+    engine = Engine(small_model, device=CPU, choice=EngineChoice(channels_last=channels_last))
+    x_t, t = batch()
+    found = engine.model_output(x_t, t)
+    assert found.dtype is torch.float32
+    torch.testing.assert_close(found, small_model.model_output(x_t, t), rtol=1e-5, atol=1e-6)
+
+
+@torch.no_grad()
+def test_a_respaced_model_keeps_its_own_times(small_model):
+    few = small_model.respaced(7)
+    x_t, t = batch(num_timesteps=7)
+    engine = Engine(few, device=CPU, choice=EngineChoice())
+    torch.testing.assert_close(
+        engine.model_output(x_t, t), few.model_output(x_t, t), rtol=1e-5, atol=1e-6
+    )
+
+
+class Own(nn.Module):
+    """A network of someone's own, which takes a time."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 1, 3, padding=1)
+
+    def forward(self, x, time):
+        return self.conv(x) * time[:, None, None, None].cos()
+
+
+@torch.no_grad()
+def test_any_network_can_be_called(small_model):
+    own = dataclasses.replace(small_model, network=Own())
+    x_t, t = batch()
+    expected = own.model_output(x_t, t)
+    plain = Engine(own, device=CPU, choice=EngineChoice()).model_output(x_t, t)
+    assert torch.equal(plain, expected)
+    low = Engine(own, device=CPU, choice=EngineChoice(Precision.BF16)).model_output(x_t, t)
+    assert low.dtype is torch.float32
+    assert 0 < (low - expected).abs().max() < 0.05
+
+
+@torch.no_grad()
+def test_calls_of_a_compiled_network_are_of_one_size(small_model, monkeypatch):
+    """What is compiled for one shape is not compiled again for the batch that is left over."""
+    sizes = []
+
+    def compiled(network, **options):
+        assert options["dynamic"] is False
+
+        def call(*given):
+            sizes.append({len(values) for values in given})
+            return network(*given)
+
+        return call
+
+    monkeypatch.setattr(engines.torch, "compile", compiled)
+    choice = EngineChoice(compiled=True)
+    engine = Engine(small_model, device=CPU, choice=choice, rows=6)
+    x_t, t = batch(6)
+    for rows in (2, 6, 5):
+        found = engine.model_output(x_t[:rows], t[:rows])
+        expected = small_model.model_output(x_t[:rows], t[:rows])
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    assert sizes == [{6}] * 3
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError(), RuntimeError("can't allocate memory")], ids=str
+)
+@torch.no_grad()
+def test_when_memory_is_short_smaller_calls_are_smaller(small_model, monkeypatch, error):
+    sizes = []
+
+    def compiled(network, **options):
+        def call(x_t, t):
+            sizes.append(len(x_t))
+            if len(x_t) > 4:
+                raise error
+            return network(x_t, t)
+
+        return call
+
+    monkeypatch.setattr(engines.torch, "compile", compiled)
+    engine = Engine(small_model, device=CPU, choice=EngineChoice(compiled=True))
+    x_t, t = batch(8)
+    with pytest.raises(RuntimeError):
+        engine.model_output(x_t, t)
+    engine.model_output(x_t[:4], t[:4])
+    assert sizes == [8, 4]
+
+
+@pytest.mark.slow
+def test_a_compiled_network_gives_the_same(small_model):
+    """With the real compiler, if this machine has one."""
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    x_t, t = batch()
+    eager = Engine(small_model, device=CPU, choice=EngineChoice(Precision.BF16))
+    engine = Engine(small_model, device=CPU, choice=EngineChoice(Precision.BF16, compiled=True))
+    with torch.inference_mode(), engine.running():
+        try:
+            found = engine.model_output(x_t, t)
+        except RuntimeError as error:
+            if isinstance(error.__cause__, InvalidCxxCompiler) or "C++" in str(error):
+                pytest.skip("needs a C++ compiler")
+            raise
+        few = engine.model_output(x_t[:2], t[:2])
+        expected = eager.model_output(x_t, t)
+    torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02)
+    torch.testing.assert_close(few, found[:2], rtol=0.02, atol=0.02)
+
+
+def test_a_network_of_another_shape_is_refused(small_model):
+    wrong = dataclasses.replace(small_model, network=nn.Module())
+    wrong.network.forward = lambda x, time: x[:, :, :4]
+    engine = Engine(wrong, device=CPU, choice=EngineChoice())
+    with pytest.raises(Exception, match="--ckpt small: the network's output is"):
+        engine.model_output(*batch())
+
+
+def test_inside_the_network_evaluates_and_afterwards_it_is_as_it_was(small_model):
+    model = dataclasses.replace(small_model, network=copy.deepcopy(small_model.network).train())
+    for choice in (EngineChoice(), EngineChoice(channels_last=True)):
+        engine = Engine(model, device=CPU, choice=choice)
+        with engine.running():
+            inner = engine._network.unet
+            assert isinstance(inner, UNet)
+            assert not inner.training
+            assert not inner.residual_blocks()[0].dropout.training
+            assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"
+        assert model.network.training
+
+
+def test_products_are_rounded_on_a_gpu_alone_and_only_if_asked():
+    backends = torch.backends
+    before = backends.cuda.matmul.fp32_precision
+    with products_of(Precision.TF32):
+        assert backends.cuda.matmul.fp32_precision == "tf32"
+        assert backends.cudnn.conv.fp32_precision == "tf32"
+        assert backends.mkldnn.conv.fp32_precision == "ieee"
+    with products_of(Precision.BF16):
+        assert backends.cuda.matmul.fp32_precision == "ieee"
+    assert backends.cuda.matmul.fp32_precision == before
+
+
+def test_a_choice_says_what_it_is():
+    assert str(EngineChoice()) == "fp32"
+    everything = EngineChoice(Precision.BF16, True, True, True)
+    assert str(everything) == "bf16, channels_last, compiled, cuda_graph"
+
+
+FAULTS = """
+import resource, sys, torch
+from ddpmbench.execution.devices import keep_memory
+
+torch.set_num_threads(1)
+if sys.argv[1] == "kept":
+    assert keep_memory()
+x = torch.zeros(4, 64, 64, 64)  # 4 MiB
+
+def activations():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        held = [torch.cat([x, x]) for _ in range(8)]
+        del held
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+activations()
+print(activations())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_memory_that_is_kept_is_there_for_the_next_call():
+    """Page faults of calls, once warm: none to speak of, where without it there are many."""
+    # Large blocks are the system's from the start, as they are until glibc has learned otherwise.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072"}
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+
+    def faults(how):
+        command = [sys.executable, "-c", FAULTS, how]
+        done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+        return int(done.stdout)
+
+    assert faults("kept") < 0.1 * faults("as it comes")
+
+
+def test_a_model_of_one_step(small_model):
+    one = dataclasses.replace(small_model, schedule=NoiseSchedule.linear(40).respaced(1))
+    engine = Engine(one, device=CPU, choice=EngineChoice())
+    x_t, t = batch(2, 1)
+    with torch.no_grad():
+        expected = one.model_output(x_t, t)
+        torch.testing.assert_close(engine.model_output(x_t, t), expected, rtol=1e-5, atol=1e-6)

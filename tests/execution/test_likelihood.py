@@ -1,0 +1,243 @@
+"""A run of every pair gives the same numbers however it is batched, interrupted or fed."""
+
+import gzip
+import random
+import signal
+import struct
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from sealing import seal_again
+
+import ddpmbench as db
+from ddpmbench.data.images import load_images
+from ddpmbench.errors import InputError
+from ddpmbench.evaluate.nll import evaluate_nll
+from ddpmbench.execution.terms import RunListener
+from ddpmbench.unet.unet import UNet
+
+KILLS = 10
+
+SITTING = """
+import sys
+from ddpmbench.execution import terms
+terms.SHARD_SECONDS = 0.02
+from ddpmbench.cli.main import main
+main(sys.argv[1:])
+"""
+
+
+def numbers(report):
+    return np.concatenate(
+        [
+            [report.summary[name] for name in ("bits_per_dim", "half_width", "prior", "kl")],
+            report.per_timestep.drop(columns=["t", "part"]).to_numpy().ravel(),
+            report.per_image.drop(columns="image_id").to_numpy().ravel(),
+        ]
+    )
+
+
+@pytest.fixture(scope="module")
+def report(small_model, small_images):
+    return evaluate_nll(small_model, small_images, estimator="every-pair")
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+def test_batch_size_cannot_change_a_number(small_model, small_images, report, batch_size):
+    other = evaluate_nll(small_model, small_images, estimator="every-pair", batch_size=batch_size)
+    np.testing.assert_allclose(numbers(other), numbers(report), rtol=0, atol=1e-6)
+
+
+def test_the_parts_sum_to_the_bound_and_every_table_agrees(report):
+    summary = report.summary
+    parts = summary["prior"] + summary["kl"] + summary["decoder"]
+    assert parts == pytest.approx(summary["bits_per_dim"], abs=1e-12)
+    steps = report.per_timestep.bits_per_dim
+    assert steps.sum() + summary["prior"] == pytest.approx(summary["bits_per_dim"], abs=1e-12)
+    assert steps[0] == pytest.approx(summary["decoder"], abs=1e-12)
+    assert report.per_image.bits_per_dim.mean() == pytest.approx(summary["bits_per_dim"], abs=1e-12)
+    assert report.per_timestep.num_evaluations.sum() == summary["num_evaluations"]
+
+
+def test_every_row_is_one_network_call(small_model, small_images, monkeypatch):
+    calls = 0
+    body = UNet.body
+
+    def counted(network, x_t, times):
+        nonlocal calls
+        calls += len(x_t)
+        return body(network, x_t, times)
+
+    monkeypatch.setattr(UNet, "body", counted)
+    report = evaluate_nll(small_model, small_images, estimator="every-pair", draws=3)
+    assert calls == report.summary["num_evaluations"] == 6 * 40 * 3
+
+
+def test_one_draw_leaves_the_noise_unknown(small_model, small_images):
+    report = evaluate_nll(small_model, small_images, estimator="every-pair", draws=1)
+    assert report.summary["half_width"] is None
+    assert report.summary["half_width_population"] > 0
+    assert report.per_timestep.standard_error.isna().all()
+
+
+def test_a_single_image_leaves_the_population_unknown(small_model, small_images):
+    report = evaluate_nll(small_model, small_images.subset(1), estimator="every-pair")
+    assert report.summary["half_width_population"] is None
+    assert report.summary["half_width"] > 0
+
+
+def test_a_finished_run_makes_no_network_call(small_model, small_images, report, tmp_path):
+    evaluate_nll(small_model, small_images, estimator="every-pair", out=tmp_path)
+
+    def refuse(network, x_t, times):
+        raise AssertionError("the network was called")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(UNet, "body", refuse)
+        again = evaluate_nll(small_model, small_images, estimator="every-pair", out=tmp_path)
+    np.testing.assert_array_equal(numbers(again), numbers(report))
+
+
+@pytest.mark.parametrize("kind", ["folder", "npz", "idx"])
+def test_the_kind_of_file_cannot_change_a_number(
+    small_model, small_images, report, small_npz, tmp_path, kind
+):
+    pixels = small_images.pixels
+    if kind == "folder":
+        path = tmp_path
+        for index, image in enumerate(pixels):
+            Image.fromarray(image[0]).save(path / f"{2 * index + 7}.png")
+    elif kind == "npz":
+        path = small_npz
+    else:
+        path = tmp_path / "crops-images-idx3-ubyte.gz"
+        with gzip.open(path, "wb") as file:
+            file.write(struct.pack(">4B3I", 0, 0, 8, 3, *pixels[:, 0].shape) + pixels.tobytes())
+    other = evaluate_nll(small_model, load_images(path), estimator="every-pair")
+    assert other.summary["data"]["sha256"] == report.summary["data"]["sha256"]
+    np.testing.assert_array_equal(numbers(other), numbers(report))
+
+
+def test_killed_at_ten_random_points_and_resumed(small_checkpoint, small_npz, report, tmp_path):
+    out = tmp_path / "run"
+    command = [sys.executable, "-c", SITTING, "nll", "--ckpt", str(small_checkpoint)]
+    command += ["--data", str(small_npz), "--estimator", "every-pair"]
+    command += ["--batch-size", "2", "--out", str(out)]
+    generator = random.Random(0)
+    for _ in range(KILLS):
+        before = len(list(out.glob("shards/*.parquet")))
+        sitting = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        deadline = time.monotonic() + 120
+        wanted = before + generator.randint(0, 2)
+        while not out.exists() or len(list(out.glob("shards/*.parquet"))) < wanted:
+            assert sitting.poll() is None, "the run ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        time.sleep(generator.uniform(0, 0.03))
+        assert sitting.poll() is None, "the run ended before it could be killed"
+        sitting.send_signal(signal.SIGKILL)
+        sitting.communicate()
+        assert not (out / "summary.json").exists()
+    assert list(out.glob("shards/*.parquet")), "no sitting got anything done"
+    subprocess.run(command, check=True, capture_output=True)
+    resumed = pd.read_csv(out / "per_timestep.csv")
+    np.testing.assert_allclose(
+        resumed.bits_per_dim, report.per_timestep.bits_per_dim, rtol=0, atol=1e-6
+    )
+    images = pd.read_csv(out / "per_image.csv")
+    np.testing.assert_allclose(
+        images.bits_per_dim, report.per_image.bits_per_dim, rtol=0, atol=1e-6
+    )
+
+
+def test_interrupted_in_a_batch_keeps_what_was_done(small_model, small_images, tmp_path):
+    def stop(now):
+        if now.done > 100:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_nll(
+            small_model,
+            small_images,
+            estimator="every-pair",
+            batch_size=32,
+            out=tmp_path,
+            listener=RunListener(progress=stop),
+        )
+    (shard,) = (tmp_path / "shards").glob("*.parquet")
+    assert len(pd.read_parquet(shard)) == 128
+
+
+def test_an_output_that_is_not_finite_is_named_and_nothing_is_lost(
+    small_model, small_images, tmp_path, monkeypatch
+):
+    body = UNet.body
+
+    def broken(network, x_t, times):
+        output = body(network, x_t, times)
+        broken.calls += 1
+        if broken.calls > 10:
+            output[0] = torch.nan
+        return output
+
+    broken.calls = 0
+    monkeypatch.setattr(UNet, "body", broken)
+    with pytest.raises(InputError, match=r"not finite for image 1 at t = 1;"):
+        evaluate_nll(small_model, small_images, estimator="every-pair", batch_size=8, out=tmp_path)
+    kept = sum(len(pd.read_parquet(shard)) for shard in (tmp_path / "shards").glob("*.parquet"))
+    assert kept == 80
+
+
+@pytest.mark.parametrize("shape", [(-1, 2, 8, 8), (-1, 8, 8), (-1, 1, 1, 1)])
+def test_an_output_of_another_shape_is_refused(small_model, small_images, monkeypatch, shape):
+    def other(network, x_t, times):
+        return torch.zeros(len(x_t), *shape[1:])
+
+    monkeypatch.setattr(UNet, "body", other)
+    with pytest.raises(InputError, match="the network's output is"):
+        evaluate_nll(small_model, small_images, estimator="every-pair")
+
+
+def test_rows_in_the_wrong_shard_are_refused(small_model, small_images, tmp_path):
+    evaluate_nll(small_model, small_images, estimator="every-pair", draws=1, out=tmp_path)
+    (shard,) = (tmp_path / "shards").iterdir()
+    table = pq.read_table(shard)
+    column = table.schema.get_field_index("t")
+    table = table.set_column(column, "t", pc.add(table["t"], 1))
+    pq.write_table(table, shard)
+    seal_again(shard)
+    (tmp_path / "summary.json").unlink()  # a finished run is not reduced again
+    with pytest.raises(InputError, match="delete the shards"):
+        evaluate_nll(small_model, small_images, estimator="every-pair", draws=1, out=tmp_path)
+
+
+def test_the_user_s_network_stays_as_it_was(small_images):
+    network = torch.nn.Conv2d(1, 1, 3, padding=1)
+
+    class Plain(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = network
+            self.dropout = torch.nn.Dropout(0.5)
+
+        def forward(self, x_t, time):
+            return self.dropout(self.inner(x_t))
+
+    plain = Plain()
+    checkpoint = db.wrap_network(plain, schedule=db.NoiseSchedule.linear(30))
+    first, second = (
+        evaluate_nll(checkpoint, small_images, estimator="every-pair", draws=1).summary
+        for _ in range(2)
+    )
+    assert first["bits_per_dim"] == second["bits_per_dim"], "dropout was on"
+    assert plain.training
+    assert plain.dropout.training
+    assert all(parameter.requires_grad for parameter in plain.parameters())

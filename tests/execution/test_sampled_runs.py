@@ -1,0 +1,525 @@
+"""A run of the rotated warp gives the same numbers however it is batched, interrupted or grown."""
+
+import dataclasses
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from ddpmbench.cli.main import run
+from ddpmbench.diffusion.process import Variance
+from ddpmbench.errors import InputError
+from ddpmbench.evaluate.nll import evaluate_nll
+from ddpmbench.execution.finished import FinishedRun
+from ddpmbench.execution.terms import RunListener
+from ddpmbench.likelihood.designs import Pilot, RotatedWarp, num_rows
+from ddpmbench.report.tables import SCHEMA
+from ddpmbench.unet.unet import UNet
+
+KILLS = 4
+# Six images take 67 rotations until a first look. The first half width is reached there, the
+# second some looks later.
+WIDE, NARROW = 0.1, 0.06
+
+SITTING = """
+import sys
+from ddpmbench.execution import terms
+terms.SHARD_SECONDS = 0.02
+from ddpmbench.cli.main import main
+main(sys.argv[1:])
+"""
+
+
+def numbers(report):
+    summary = report.summary
+    names = ("bits_per_dim", "half_width", "half_width_population", "prior", "kl", "decoder")
+    plain = summary["sampling"]["horvitz_thompson"]
+    amounts = [summary["num_evaluations"], summary["sampling"]["rotations"]]
+    curve = report.rate_distortion.drop(columns="psnr")  # in decibels, of the column before
+    return np.concatenate(
+        [
+            [summary[name] for name in names],
+            [plain["bits_per_dim"], plain["half_width"], *amounts],
+            report.per_timestep.drop(columns="part").to_numpy().ravel(),
+            (curve / np.where(curve.columns.str.startswith("distortion"), 255, 1))
+            .to_numpy()
+            .ravel(),
+        ]
+    )
+
+
+def same(one, other):
+    np.testing.assert_allclose(numbers(one), numbers(other), rtol=0, atol=1e-6)
+
+
+@dataclasses.dataclass
+class Calls:
+    rows: int = 0
+    before: object = lambda calls: None
+
+
+@pytest.fixture
+def calls(small_model, monkeypatch):
+    """Counts the rows the network is called with; `before` sees every call."""
+    counted = Calls()
+    body = UNet.body
+
+    def counting(network, x_t, times):
+        counted.before(counted)
+        counted.rows += len(x_t)
+        return body(network, x_t, times)
+
+    monkeypatch.setattr(UNet, "body", counting)
+    return counted
+
+
+@pytest.fixture(scope="module")
+def wide(small_model, small_images):
+    return evaluate_nll(small_model, small_images, half_width=WIDE)
+
+
+@pytest.fixture(scope="module")
+def narrow(small_model, small_images):
+    return evaluate_nll(small_model, small_images, half_width=NARROW)
+
+
+@pytest.fixture(scope="module")
+def wide_folder(small_model, small_images, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "wide"
+    evaluate_nll(small_model, small_images, half_width=WIDE, out=out)
+    return out
+
+
+def rows_of(folder):
+    """(image, t, draw) of the rows of the estimate, in the order of the design."""
+    shards = sorted((folder / "shards").glob("terms-*.parquet"))
+    frame = pd.concat(pd.read_parquet(shard) for shard in shards)
+    return frame[["image", "t", "draw"]].to_numpy()
+
+
+# ---- nothing but the rows determines a number
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 1000])
+def test_batch_size_cannot_change_a_number(small_model, small_images, narrow, batch_size):
+    same(evaluate_nll(small_model, small_images, half_width=NARROW, batch_size=batch_size), narrow)
+
+
+def test_killed_at_random_points_and_resumed(small_checkpoint, small_npz, narrow, tmp_path):
+    out = tmp_path / "run"
+    command = [sys.executable, "-c", SITTING, "nll", "--ckpt", str(small_checkpoint)]
+    command += ["--data", str(small_npz), "--half-width", str(NARROW)]
+    command += ["--batch-size", "4", "--out", str(out)]
+    generator = random.Random(0)
+    # On a busy machine shards hold fewer rows, and the pilot takes more of them.
+    kills = 0
+    while kills < KILLS or not list(out.glob("shards/terms-*.parquet")):
+        kills += 1
+        assert kills < 10 * KILLS, "no sitting came beyond the pilot"
+        before = len(list(out.glob("shards/*.parquet")))
+        sitting = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        deadline = time.monotonic() + 120
+        wanted = before + generator.randint(1, 8)
+        while not out.exists() or len(list(out.glob("shards/*.parquet"))) < wanted:
+            assert sitting.poll() is None, "the run ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        time.sleep(generator.uniform(0, 0.03))
+        sitting.send_signal(signal.SIGKILL)
+        sitting.communicate()
+        assert not (out / "summary.json").exists()
+    subprocess.run(command, check=True, capture_output=True)
+    steps = pd.read_csv(out / "per_timestep.csv")
+    expected = narrow.per_timestep
+    np.testing.assert_array_equal(steps.num_evaluations, expected.num_evaluations)
+    for name in ("bits_per_dim", "standard_error", "x_start_mse", "eps_mse"):
+        np.testing.assert_allclose(steps[name], expected[name], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("at", ["pilot", "first rotations", "later looks"])
+def test_interrupted_anywhere_nothing_is_computed_twice(
+    small_model, small_images, narrow, calls, tmp_path, at
+):
+    pilot, first = len(Pilot(6, 40, 0)), num_rows(6, 67)
+    rows = {"pilot": 50, "first rotations": pilot + 300, "later looks": pilot + first + 200}[at]
+    assert rows < narrow.summary["num_evaluations"]
+
+    def stop(now):
+        if calls.rows >= rows:
+            raise KeyboardInterrupt
+
+    options = {"half_width": NARROW, "batch_size": 10, "out": tmp_path}
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_nll(small_model, small_images, **options, listener=RunListener(progress=stop))
+    same(evaluate_nll(small_model, small_images, **options), narrow)
+    assert calls.rows == narrow.summary["num_evaluations"]
+
+
+def test_shards_in_any_order_and_overlap_give_the_same(small_model, small_images, narrow, tmp_path):
+    """As processes leave them that were given gaps, not a beginning."""
+    evaluate_nll(small_model, small_images, half_width=NARROW, out=tmp_path)
+    whole = next(iter((tmp_path / "shards").glob("terms-000000000000-*")))
+    frame = pd.read_parquet(whole)
+    cuts = [(0, 100), (60, 250), (250, len(frame))]
+    for start, stop in cuts[:2]:
+        part = whole.with_name(f"terms-{start:012d}-{stop:012d}.parquet")
+        _copy_rows(whole, part, start, stop)
+    whole.unlink()
+    (tmp_path / "summary.json").unlink()
+    same(evaluate_nll(small_model, small_images, half_width=NARROW, out=tmp_path), narrow)
+
+
+def _copy_rows(source, target, start, stop):
+    import pyarrow.parquet as pq
+
+    pq.write_table(pq.read_table(source).slice(start, stop - start), target)
+
+
+def test_a_narrower_half_width_goes_on_and_a_wider_one_goes_back(
+    small_model, small_images, wide, narrow, calls, tmp_path
+):
+    def evaluate(half_width):
+        return evaluate_nll(small_model, small_images, half_width=half_width, out=tmp_path)
+
+    same(evaluate(WIDE), wide)
+    same(evaluate(NARROW), narrow)
+    assert calls.rows == narrow.summary["num_evaluations"] > wide.summary["num_evaluations"]
+    again = evaluate(WIDE)
+    assert calls.rows == narrow.summary["num_evaluations"], "what is there was computed again"
+    same(again, wide)
+
+
+def test_the_user_s_network_is_evaluated_as_it_is(small_images):
+    plain = torch.nn.Sequential(torch.nn.Conv2d(1, 1, 3, padding=1), torch.nn.Dropout(0.5))
+    import ddpmbench as db
+
+    class TakesTime(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = plain
+
+        def forward(self, x_t, time):
+            return self.inner(x_t)
+
+    checkpoint = db.wrap_network(TakesTime(), schedule=db.NoiseSchedule.linear(30))
+    first, second = (evaluate_nll(checkpoint, small_images, half_width=5) for _ in range(2))
+    np.testing.assert_array_equal(numbers(first), numbers(second), err_msg="dropout was on")
+
+
+# ---- what the tables say
+
+
+def test_every_row_is_one_network_call(small_model, small_images, calls):
+    report = evaluate_nll(small_model, small_images, half_width=NARROW)
+    assert calls.rows == report.summary["num_evaluations"]
+    pilot = report.summary["sampling"]["pilot_evaluations"]
+    assert pilot == len(Pilot(6, 40, 0))
+    assert report.per_timestep.num_evaluations.sum() == calls.rows - pilot
+
+
+def test_the_parts_sum_to_the_bound_and_every_table_agrees(narrow):
+    summary, steps, rate = narrow.summary, narrow.per_timestep, narrow.rate_distortion
+    bound = pytest.approx(summary["bits_per_dim"], abs=1e-7)  # the features are float32
+    assert summary["prior"] + summary["kl"] + summary["decoder"] == bound
+    assert summary["prior"] + steps.bits_per_dim.sum() == bound
+    assert steps.bits_per_dim[0] == pytest.approx(summary["decoder"], abs=1e-12)
+    rates = rate.set_index("t").rate_bits_per_dim
+    assert rates[1] + summary["decoder"] == bound
+    assert rates[40] == pytest.approx(summary["prior"], abs=1e-12)
+    # What a step adds to the rate is its term.
+    np.testing.assert_allclose(-np.diff(rates), steps.bits_per_dim[1:], rtol=0, atol=1e-12)
+    assert narrow.per_image[["kl", "bits_per_dim"]].isna().all(axis=None)
+    assert narrow.per_image.decoder.mean() == pytest.approx(summary["decoder"], abs=1e-12)
+    assert narrow.per_image.prior.mean() == pytest.approx(summary["prior"], abs=1e-12)
+
+
+def test_the_errors_of_the_rate_end_at_those_of_the_parts(narrow):
+    error = narrow.rate_distortion.set_index("t").rate_standard_error
+    assert error[40] == 0
+    # At t = 1 the rate lacks nothing but the decoder, whose noise is apart from it.
+    of_decoder = narrow.per_timestep.standard_error[0]
+    half_width = narrow.summary["half_width"]
+    assert 1.96 * np.hypot(error[1], of_decoder) == pytest.approx(half_width, rel=0.1)
+
+
+def test_every_pair_and_sampled_rows_bound_the_same(small_model, small_images, narrow):
+    exact = evaluate_nll(small_model, small_images, estimator="every-pair", draws=30).summary
+    error = np.hypot(exact["half_width"], narrow.summary["half_width"]) / 1.96
+    assert abs(narrow.summary["bits_per_dim"] - exact["bits_per_dim"]) < 4 * error
+
+
+# ---- when it ends
+
+
+def test_the_half_width_is_reached_and_nothing_is_said(small_model, small_images):
+    for goal in (WIDE, NARROW):
+        said = []
+        report = evaluate_nll(
+            small_model, small_images, half_width=goal, listener=RunListener(warn=said.append)
+        )
+        assert report.summary["half_width"] <= goal
+        assert all("raw pixels" in line for line in said)  # of a network with random weights
+
+
+@pytest.mark.parametrize("cap", [792, 800, 1000, 1200])
+def test_the_cap_holds_and_is_used(small_model, small_images, cap):
+    said = []
+    report = evaluate_nll(
+        small_model,
+        small_images,
+        max_evaluations=cap,
+        listener=RunListener(warn=said.append),
+    )
+    summary = report.summary
+    next_rotation = num_rows(6, summary["sampling"]["rotations"] + 1)
+    assert summary["num_evaluations"] <= cap
+    assert cap < next_rotation + summary["sampling"]["pilot_evaluations"]
+    (line,) = (line for line in said if "raw pixels" not in line)
+    assert f"+- {summary['half_width']:.4f}" in line
+    assert f"--max-evaluations {cap:,}" in line
+
+
+@pytest.fixture
+def command(small_checkpoint, small_npz, capsys):
+    def execute(*arguments):
+        inputs = ["--ckpt", small_checkpoint, "--data", small_npz]
+        status = run([str(argument) for argument in ("nll", *inputs, *arguments)])
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err.splitlines()
+
+    return execute
+
+
+def test_a_half_width_out_of_reach_is_warned_of_and_the_result_printed(command, tmp_path):
+    status, out, err = command("--max-evaluations", 900, "--out", tmp_path / "run")
+    assert status == 0
+    (warning,) = [line for line in err if line.startswith("Warning: ") and "raw pixels" not in line]
+    reached = out.splitlines()[0].split("+- ")[1].split()[0]
+    assert out.startswith("NLL <= ")
+    assert f"+- {reached} is as narrow as --max-evaluations 900 allows, not +- 0.005" in warning
+
+
+def test_a_cap_below_the_first_look_is_refused_before_any_call(
+    small_model, small_images, calls, command, tmp_path
+):
+    with pytest.raises(InputError, match=r"--max-evaluations 791: 6 images take 792 network calls"):
+        evaluate_nll(small_model, small_images, max_evaluations=791)
+    assert calls.rows == 0
+    status, out, err = command("--max-evaluations", 791, "--out", tmp_path / "run")
+    assert (status, out, len(err)) == (2, "", 1)
+    assert err[0].startswith("Error: --max-evaluations 791: ")
+
+
+# ---- options that make no sense
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--draws", 2], ["--draws", "rotated-warp"]),
+        (["--estimator", "every-pair", "--half-width", 1], ["--half-width", "every-pair"]),
+        (["--estimator", "every-pair", "--max-evaluations", 99], ["--max-eval", "every-pair"]),
+        (["--estimator", "every-pair", "--rows-of", "x"], ["--rows-of", "every-pair"]),
+        (["--timesteps", 1], ["rotated-warp", "--timesteps 1", "every-pair"]),
+        (["--half-width", 0], ["--half-width 0"]),
+        (["--half-width", -1], ["--half-width -1"]),
+        (["--half-width", "nan"], ["--half-width nan"]),
+        (["--half-width", "inf"], ["--half-width inf"]),
+        (["--max-evaluations", 0], ["--max-evaluations"]),
+        (["--estimator", "uniform"], ["--estimator", "rotated-warp", "every-pair"]),
+    ],
+)
+def test_options_that_make_no_sense_are_named(command, tmp_path, options, named):
+    status, out, err = command(*options, "--out", tmp_path / "run")
+    assert (status, out, len(err)) == (2, "", 1), err
+    assert err[0].startswith("Error: ")
+    for name in named:
+        assert name in err[0]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"estimator": "uniform"}, "--estimator uniform"),
+        ({"half_width": 0.0}, "--half-width 0.0"),
+        ({"max_evaluations": 0}, "--max-evaluations 0"),
+        ({"estimator": "every-pair", "draws": 0}, "--draws 0"),
+        ({"draws": 2}, "--draws 2"),
+    ],
+)
+def test_python_refuses_them_too(small_model, small_images, given, named):
+    with pytest.raises(InputError, match=named):
+        evaluate_nll(small_model, small_images, **given)
+
+
+@pytest.fixture(scope="module")
+def unfit_folders(small_model, small_images, wide_folder, tmp_path_factory):
+    """Folders from which this run cannot have its rows, and what is said of each."""
+    folder = tmp_path_factory.mktemp("unfit")
+    (folder / "other").mkdir()
+    (folder / "other" / "thesis.tex").write_text("precious")
+    (folder / "unfinished").mkdir()
+    (folder / "unfinished" / "run.json").write_text("{}")
+    (folder / "damaged").mkdir()
+    (folder / "damaged" / "summary.json").write_text("{")
+    (folder / "later").mkdir()
+    (folder / "later" / "summary.json").write_text('{"schema": "ddpmbench.nll/7"}')
+    evaluate_nll(small_model, small_images, half_width=9, seed=1, out=folder / "seed")
+    evaluate_nll(small_model, small_images.subset(5), half_width=9, out=folder / "images")
+    evaluate_nll(small_model.respaced(9), small_images, half_width=9, out=folder / "steps")
+    every = {"estimator": "every-pair", "draws": 1}
+    evaluate_nll(small_model, small_images, **every, out=folder / "pairs")
+    rows = (wide_folder / "warp.csv").read_text().splitlines()
+    for name, damaged in {
+        "cut": rows[:-1],
+        "empty": [],
+        "words": [*rows[:-1], "40,much"],
+        "sum": [*rows[:-1], "40,0.5"],
+    }.items():
+        (folder / name).mkdir()
+        (folder / name / "summary.json").write_text((wide_folder / "summary.json").read_text())
+        (folder / name / "warp.csv").write_text("\n".join(damaged))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("nowhere", "is no run folder"),
+        ("other", "holds no run"),
+        ("unfinished", "is unfinished"),
+        ("damaged", "summary.json is damaged"),
+        ("later", "a newer version of ddpmbench made it (ddpmbench.nll/7"),
+        ("seed", "--seed"),
+        ("images", "--num-images"),
+        ("steps", "--timesteps"),
+        ("pairs", "is no run of rotated-warp"),
+        *((name, "warp.csv: missing or damaged") for name in ("cut", "empty", "words", "sum")),
+    ],
+)
+def test_rows_that_cannot_be_had_are_refused(command, tmp_path, unfit_folders, name, said):
+    there = unfit_folders / name
+    status, out, err = command("--rows-of", there, "--out", tmp_path / "run")
+    assert (status, out, len(err)) == (2, "", 1), err
+    assert err[0].startswith("Error: ")
+    assert said in err[0]
+    assert str(there) in err[0]
+    assert not (tmp_path / "run").exists()
+
+
+# ---- the rows of another run
+
+
+def test_the_rows_of_another_run_are_computed(
+    small_model, small_images, wide_folder, calls, tmp_path
+):
+    """Another model, whose own pilot would choose other rows, on the same rows and noise."""
+    other = dataclasses.replace(small_model, variance=Variance.FIXED_SMALL, sha256="1" * 64)
+    own = evaluate_nll(other, small_images, max_evaluations=1000, out=tmp_path / "own")
+    calls.rows = 0
+    report = evaluate_nll(
+        other, small_images, max_evaluations=900, rows_of=wide_folder, out=tmp_path / "paired"
+    )
+    assert calls.rows == report.summary["num_evaluations"]
+    assert report.summary["sampling"]["pilot_evaluations"] == 0
+    theirs, ours = rows_of(wide_folder), rows_of(tmp_path / "paired")
+    shared = min(len(theirs), len(ours))
+    np.testing.assert_array_equal(ours[:shared], theirs[:shared])
+    assert (rows_of(tmp_path / "own")[:shared] != theirs[:shared]).any()
+    error = np.hypot(own.summary["half_width"], report.summary["half_width"]) / 1.96
+    assert abs(own.summary["bits_per_dim"] - report.summary["bits_per_dim"]) < 4 * error
+
+
+def test_the_rows_of_a_folder_are_part_of_what_a_run_is(
+    small_model, small_images, wide_folder, tmp_path
+):
+    evaluate_nll(small_model, small_images, half_width=WIDE, out=tmp_path)
+    with pytest.raises(InputError, match=r"holds another run .rows_of is None there"):
+        evaluate_nll(small_model, small_images, rows_of=wide_folder, out=tmp_path)
+
+
+def test_the_published_density_gives_the_rows_of_the_run(wide_folder, wide):
+    density = FinishedRun.open(wide_folder, option="", schema=SCHEMA).density()
+    design = RotatedWarp(6, 40, density, 0, wide.summary["sampling"]["rotations"])
+    rows = design.rows(0, len(design))
+    expected = np.stack([rows.image, rows.t, rows.draw], axis=1)
+    np.testing.assert_array_equal(rows_of(wide_folder), expected)
+
+
+# ---- what the network says wrong
+
+
+@pytest.mark.parametrize("where", ["pilot", "terms"])
+def test_an_output_that_is_not_finite_is_named_and_nothing_is_lost(
+    small_model, small_images, wide_folder, tmp_path, monkeypatch, where
+):
+    body = UNet.body
+    pilot = Pilot(6, 40, 0)
+    good = 32 if where == "pilot" else -(-len(pilot) // 8) * 8 + 320
+    batches = 0
+
+    def broken(network, x_t, times):
+        nonlocal batches
+        output = body(network, x_t, times)
+        batches += 1
+        if batches > -(-good // 8):
+            output[3] = torch.nan
+        return output
+
+    monkeypatch.setattr(UNet, "body", broken)
+    with pytest.raises(InputError, match="not finite for image") as error:
+        evaluate_nll(small_model, small_images, half_width=WIDE, batch_size=8, out=tmp_path)
+    kept = {
+        name: sum(len(pd.read_parquet(s)) for s in (tmp_path / "shards").glob(f"{name}-*"))
+        for name in ("pilot", "terms")
+    }
+    if where == "pilot":
+        assert kept == {"pilot": 35, "terms": 0}
+        rows = pilot.rows(35, 36)
+        image, t = int(rows.image[0]), int(rows.t[0])
+    else:
+        assert kept == {"pilot": len(pilot), "terms": 323}
+        image, t, _ = rows_of(wide_folder)[323]
+    assert f"for image {small_images.ids[image]} at t = {t};" in str(error.value)
+
+
+def test_the_first_batch_that_breaks_in_a_rotation_is_reported_once(
+    small_checkpoint, small_npz, command, tmp_path, monkeypatch
+):
+    from ddpmbench.likelihood import terms
+
+    whole = terms.TermsPass.terms
+
+    def broken(self, rows):
+        table = whole(self, rows)
+        table.values["nats"][rows.draw == 3] = np.nan
+        return table
+
+    monkeypatch.setattr(terms.TermsPass, "terms", broken)
+    status, out, err = command("--half-width", WIDE, "--out", tmp_path / "run")
+    assert (status, out) == (2, "")
+    assert sum("not finite" in line for line in err) == 1
+    assert err[-1].startswith("Error: ")
+
+
+def test_a_second_sitting_shows_the_bound_at_once(small_model, small_images, tmp_path):
+    seen = []
+
+    def stop(now):
+        if now.bound is not None and now.done > 400:
+            raise KeyboardInterrupt
+
+    arguments = {"half_width": NARROW, "batch_size": 16, "out": tmp_path}
+    listener = RunListener(progress=stop)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_nll(small_model, small_images, **arguments, listener=listener)
+    evaluate_nll(small_model, small_images, **arguments, listener=RunListener(progress=seen.append))
+    first = next(now for now in seen if now.done > 400 + 32)
+    assert first.bound is not None

@@ -1,0 +1,80 @@
+"""How many network calls the questions take is what runs really make."""
+
+import shlex
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from ddpmbench.cli.main import ddpmbench
+from ddpmbench.evaluate.nll import evaluate_nll
+from ddpmbench.evaluate.sample import generate_samples
+from ddpmbench.execution.speed import ROW_HALF_WIDTH, RowSeconds, workloads
+
+ROOT = Path(__file__).parents[2]
+EVEN = RowSeconds(first=1.0, later=1.0, step=1.0)
+
+
+def of(images, steps, *, half_width=0.005, samples=4):
+    return workloads(images, steps, half_width=half_width, num_samples=samples)
+
+
+def test_the_calls_of_a_bound_are_those_that_a_run_makes(small_model, small_images):
+    sampled, pairs, *_ = of(len(small_images), 40, half_width=9)
+    report = evaluate_nll(small_model, small_images, half_width=9)
+    assert sampled.num_evaluations == report.summary["num_evaluations"]
+    report = evaluate_nll(small_model, small_images, estimator="every-pair", draws=1)
+    assert pairs.num_evaluations == report.summary["num_evaluations"]
+    firsts = report.per_timestep.num_evaluations[0]
+    assert (pairs.first, pairs.later) == (firsts, pairs.num_evaluations - firsts)
+
+
+def test_the_rows_at_the_first_step_are_those_that_a_run_makes(small_model, small_images):
+    sampled, *_ = of(len(small_images), 40, half_width=9)
+    report = evaluate_nll(small_model, small_images, half_width=9)
+    assert sampled.first == report.per_timestep.num_evaluations[0]
+
+
+def test_the_calls_of_samples_are_those_that_a_run_makes(small_model):
+    _, _, whole = of(6, 40, samples=3)
+    report = generate_samples(small_model, 3)
+    assert whole.steps == whole.num_evaluations == report.summary["num_evaluations"]
+
+
+def test_the_published_run_is_predicted():
+    sampled, *_ = of(10_000, 1000)
+    assert sampled.num_evaluations == 31_360
+
+
+def test_the_half_width_of_a_row_is_the_published_one():
+    table = pd.read_csv(ROOT / "results" / "estimator" / "calls_needed.csv").set_index("design")
+    found = table.loc["rotated GREG"]
+    rows = found.whole_size * found.num_images
+    assert pytest.approx(found.whole_half_width * rows**0.5, rel=1e-3) == ROW_HALF_WIDTH
+
+
+def test_a_narrower_interval_takes_more_calls_and_a_wide_one_no_fewer_than_a_first_look():
+    calls = [of(10_000, 1000, half_width=h)[0].num_evaluations for h in (9, 0.01, 0.002, 0.0005)]
+    assert calls[0] == calls[1] < calls[2] < calls[3]
+    # The error falls as one over the root of the rows.
+    assert calls[3] / calls[2] == pytest.approx(16, rel=0.1)
+
+
+def test_slower_rows_make_longer_questions_and_only_of_their_kind():
+    for work in of(100, 50):
+        assert work.seconds(EVEN) == work.num_evaluations
+        assert work.seconds(RowSeconds(2, 2, 2)) == 2 * work.num_evaluations
+        for kind in ("first", "later", "step"):
+            slower = RowSeconds(**{**vars(EVEN), kind: 3.0})
+            own = getattr(work, "steps" if kind == "step" else kind)
+            assert work.seconds(slower) - work.seconds(EVEN) == 2 * own
+
+
+def test_a_model_of_one_step_has_no_sampled_bound():
+    assert [work.command.split()[0] for work in of(10, 1)] == ["nll", "sample"]
+
+
+@pytest.mark.parametrize("work", of(100, 1000), ids=lambda work: work.name)
+def test_every_command_parses(work):
+    name, *arguments = shlex.split(work.command)
+    ddpmbench.commands[name].make_context(name, arguments)

@@ -1,0 +1,318 @@
+"""The check before a run: when it is made, what it leaves, and that it changes no number."""
+
+import dataclasses
+import json
+import re
+
+import misread
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sealing import read_record
+
+from ddpmbench import (
+    FidSettings,
+    RunListener,
+    evaluate_fid,
+    evaluate_nll,
+    load_checkpoint,
+    load_images,
+    write_report,
+)
+from ddpmbench.checkpoints.native import write_native
+from ddpmbench.cli.main import run
+from ddpmbench.cli.options import check_option
+from ddpmbench.data.images import ImageSet
+from ddpmbench.diffusion.model import Checkpoint
+from ddpmbench.diffusion.process import Prediction
+from ddpmbench.errors import InputError
+from ddpmbench.execution.distributed import Ranks
+from ddpmbench.execution.features import QualityListener
+from ddpmbench.samples.protocols import PROTOCOLS
+from ddpmbench.sanity_check import run as check
+from ddpmbench.sanity_check.check import Outcome
+from ddpmbench.sanity_check.record import CheckRecord, note
+from ddpmbench.sanity_check.run import RECORD, TABLE, WORTH_A_CHECK, CheckBefore
+
+EVERY_PAIR = {"estimator": "every-pair", "draws": 1, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Checkpoint:
+    return load_checkpoint()
+
+
+@pytest.fixture(scope="module")
+def images() -> ImageSet:
+    return load_images("fashion-mnist:test", num_images=16)
+
+
+@pytest.fixture(scope="module")
+def misread_run(shipped, images, tmp_path_factory):
+    """A run of a model that is misread, and the lines that it said."""
+    out, said = tmp_path_factory.mktemp("runs") / "misread", []
+    wrong = dataclasses.replace(misread.giving_v(shipped), prediction=Prediction.EPSILON)
+    report = evaluate_nll(
+        wrong.respaced(4),
+        images,
+        **EVERY_PAIR,
+        check=True,
+        out=out,
+        listener=RunListener(warn=said.append, note=lambda line: said.append(f"note {line}")),
+    )
+    return wrong.respaced(4), report, said
+
+
+def forbidden(*arguments, **keywords):
+    pytest.fail("it was checked")
+
+
+def test_a_misread_model_is_said_in_one_line_with_the_option_and_the_numbers(misread_run):
+    _, report, (first, line) = misread_run
+    assert first.startswith("note First some hundred network evaluations")
+    assert "--no-check" in first
+    assert "\n" not in line
+    assert line.startswith("--ckpt ")
+    assert "was likely trained with --prediction v:" in line
+    assert re.search(r"on 16 images its bound is about [\d.]+ \(\+- [\d.]+\) bits/dim lower", line)
+    assert re.search(r"eps_mse at t = \d is [\d.]+ as it is read and [\d.e-]+ so", line)
+    record = report.summary["check"]
+    assert record == {
+        "warning": line,
+        "likely": "--prediction v",
+        "num_evaluations": record["num_evaluations"],
+        "outcome": "likely",
+        "better": "--prediction v",
+    }
+    # They are none of the run's.
+    assert record["num_evaluations"] > 0
+    assert report.summary["num_evaluations"] == 16 * 4
+
+
+def test_the_table_holds_every_candidate_at_its_steps(misread_run):
+    _, report, _ = misread_run
+    table = pd.read_csv(report.folder / TABLE)
+    assert list(table) == [
+        "reading", "num_images", "difference", "standard_error", "bound_difference",
+        "bound_standard_error", "eps_difference", "eps_standard_error", "t", "eps_mse",
+        "x_start_mse",
+    ]  # fmt: skip
+    assert table.reading[0] == "as asked for"
+    (stated, v) = (table[table.reading == name] for name in ("as asked for", "--prediction v"))
+    assert list(stated.t) == list(v.t)
+    assert (v.difference < -4 * v.standard_error).all()
+    assert stated.eps_mse.max() > 0.1 > v.eps_mse.iloc[-1]
+    assert read_record(report.folder / RECORD) == report.summary["check"]
+
+
+def test_a_run_that_goes_on_is_not_checked_again_but_says_it_again(
+    misread_run, images, monkeypatch
+):
+    checkpoint, report, (_, line) = misread_run
+    monkeypatch.setattr(check, "check_reading", forbidden)
+    said = []
+    again = evaluate_nll(
+        checkpoint,
+        images,
+        **EVERY_PAIR,
+        check=True,
+        out=report.folder,
+        listener=RunListener(warn=said.append),
+    )
+    assert said == [line]
+    assert again.summary["check"] == report.summary["check"]
+
+
+def test_a_damaged_record_is_made_again(misread_run, shipped, images, tmp_path):
+    record = CheckRecord("a warning", "--prediction v", 7)
+    for text in ("", "[]", '{"warning": 1, "likely": null, "num_evaluations": 3}'):
+        out = tmp_path / str(len(text))
+        kept = evaluate_nll(shipped.respaced(3), images, **EVERY_PAIR, check=False, out=out)
+        assert kept.summary["check"] is None
+        (out / RECORD).write_text(text)
+        found = evaluate_nll(shipped.respaced(3), images, **EVERY_PAIR, check=True, out=out)
+        assert found.summary["check"]["num_evaluations"] > record.num_evaluations
+
+
+def test_the_page_shows_what_speaks_against_the_reading_and_nothing_else(
+    misread_run, shipped, images, tmp_path
+):
+    _, report, _ = misread_run
+    page = write_report(report.folder).read_text()
+    assert "was likely trained with --prediction v" in page
+    said = []
+    listener = RunListener(note=said.append, warn=said.append)
+    given = {"check": True, "out": tmp_path / "right", "listener": listener}
+    right = evaluate_nll(shipped.respaced(4), images, **EVERY_PAIR, **given)
+    assert right.summary["check"]["warning"] is None
+    calls = right.summary["check"]["num_evaluations"]
+    assert said[1:] == [f"{calls:,} of them: nothing speaks against its parameterization"]
+    assert 'role="note"' not in write_report(right.folder).read_text()
+
+
+@pytest.mark.parametrize("value", [3, {"warning": None}, {"warning": 5, "likely": None}])
+def test_a_damaged_check_in_a_summary_is_refused(value, shipped, images, tmp_path):
+    found = evaluate_nll(shipped.respaced(2), images, **EVERY_PAIR, out=tmp_path / "run")
+    path = found.folder / "summary.json"
+    path.write_text(json.dumps(found.summary | {"check": value}))
+    with pytest.raises(InputError, match=r"summary.json: missing or damaged: check"):
+        write_report(found.folder)
+
+
+def test_the_check_changes_no_number_of_the_run(shipped, images):
+    runs = [evaluate_nll(shipped.respaced(3), images, **EVERY_PAIR, check=c) for c in (True, False)]
+    first, second = (run.summary for run in runs)
+    assert first["bits_per_dim"] == second["bits_per_dim"]
+    assert runs[0].per_timestep.equals(runs[1].per_timestep)
+
+
+@pytest.fixture(scope="module")
+def enough(small_images) -> ImageSet:
+    """As many crops as the check takes."""
+    pixels, ids = np.resize(small_images.pixels, (16, 1, 8, 8)), [str(i) for i in range(16)]
+    return ImageSet(pixels, ids, "crops")
+
+
+def made(before: CheckBefore, checkpoint, images, ranks=Ranks()) -> CheckRecord | None:  # noqa: B008
+    return before.made(checkpoint, images, device=torch.device("cpu"), ranks=ranks, folder=None)
+
+
+def test_long_runs_are_checked_and_short_ones_if_that_is_asked_for(
+    small_model, small_images, monkeypatch
+):
+    for wanted, calls, is_checked in (
+        (None, WORTH_A_CHECK, True),
+        (None, WORTH_A_CHECK - 1, False),
+        (True, 1, True),
+        (False, 10**9, False),
+    ):
+        found = made(CheckBefore(wanted, calls), small_model, small_images)
+        assert (found is not None) == is_checked
+    assert f"{WORTH_A_CHECK:,} calls" in check_option(lambda: None).__click_params__[0].help
+
+
+def test_random_weights_are_said_to_be_no_trained_model(small_model, enough):
+    said = []
+    made(CheckBefore(True, 1, warn=said.append), small_model, enough)
+    (line,) = said
+    assert "\n" not in line
+    assert "--ckpt small: is read otherwise than it was trained, or its weights are not" in line
+    assert "where that of a trained model is below" in line
+
+
+def test_of_too_few_images_it_says_that_nothing_was_checked(small_model, small_images):
+    said = []
+    record = made(CheckBefore(True, 1, note=said.append), small_model, small_images)
+    assert record == CheckRecord(None, None, 0, "too few images", None)
+    assert said[1:] == ["the sanity check takes 16 images or more: nothing was checked"]
+
+
+@pytest.mark.parametrize("outcome", Outcome)
+def test_every_outcome_has_a_line(outcome):
+    line = note(CheckRecord(None, None, 7, str(outcome), None))
+    assert ("could not tell" in line) == (outcome is Outcome.UNDECIDED)
+    assert ("nothing was checked" in line) == (outcome is Outcome.TOO_FEW_IMAGES)
+    if outcome is Outcome.PASSED:
+        assert line.endswith("nothing speaks against its parameterization")
+    assert note(CheckRecord("a warning", None, 7, str(outcome), None)) is None
+
+
+def test_the_remedy_of_a_misread_checkpoint_gives_the_number_of_the_truth(
+    shipped, tmp_path, capsys
+):
+    # The shipped weights in a file that says that their output is v.
+    path = tmp_path / "misread.safetensors"
+    write_native(path, dataclasses.replace(shipped, prediction=Prediction.V))
+    common = ["--num-images", "16", "--estimator", "every-pair", "--draws", "1"]
+    common += ["--timesteps", "3", "--device", "cpu", "--format", "quiet"]
+
+    def number(*options):
+        arguments = [*options, *common]
+        status = run(["nll", *arguments, "--out", str(tmp_path / str(len(options)))])
+        captured = capsys.readouterr()
+        assert status == 0, captured.err
+        return float(captured.out), captured.err
+
+    data = ["--data", "fashion-mnist:test"]
+    wrong, lines = number("--ckpt", str(path), *data, "--check")
+    (remedy,) = re.findall(r"was likely trained with (--\S+ \S+):", lines)
+    right, _ = number("--ckpt", str(path), *data, *remedy.split())
+    truth, _ = number(*data)
+    assert right == truth < wrong - 0.1
+
+
+def test_the_first_process_alone_checks(small_model, small_images, monkeypatch):
+    monkeypatch.setattr(check, "check_reading", forbidden)
+
+    class Second(Ranks):
+        def once(self, compute):
+            return "what the first found"
+
+    found = made(CheckBefore(True, 1), small_model, small_images, Second(rank=1, count=2))
+    assert found == "what the first found"
+
+
+def test_both_options_are_there_and_the_warning_is_one_line_of_standard_error(
+    tmp_path, enough, small_checkpoint, capsys
+):
+    crops = tmp_path / "crops.npz"
+    np.savez(crops, arr_0=enough.pixels.transpose(0, 2, 3, 1))
+    arguments = ["--ckpt", small_checkpoint, "--data", crops, "--estimator", "every-pair"]
+    arguments += ["--draws", 1, "--timesteps", 5, "--device", "cpu", "--format", "quiet"]
+
+    def told(*more):
+        status = run([str(a) for a in ("nll", *arguments, "--out", tmp_path / more[0], *more[1:])])
+        captured = capsys.readouterr()
+        assert status == 0, captured.err
+        float(captured.out)
+        lines = captured.err.splitlines()
+        return [line for line in lines if "trained" in line and "raw pixels" not in line]
+
+    first, second = told("checked", "--check")
+    assert first.startswith("Note: First some hundred network evaluations")
+    assert second.startswith(f"Warning: --ckpt {small_checkpoint}: is read otherwise")
+    assert not told("left-out", "--no-check")
+    assert not told("short")
+
+
+def test_samples_are_checked_with_the_first_reference_that_has_images_such_as_theirs(
+    shipped, images, monkeypatch
+):
+    from ddpmbench.evaluate import fid
+
+    asked, said = [], []
+
+    def stop(self, checkpoint, of, **others):
+        asked.append((of, self.num_evaluations))
+        raise InputError("far enough")
+
+    monkeypatch.setattr(fid.CheckBefore, "made", stop)
+    monkeypatch.setattr(fid, "_identity", lambda run, settings: {})
+    small = dataclasses.replace(images, pixels=images.pixels[:, :, 4:20, 4:20].copy())
+
+    class Network:
+        resize = PROTOCOLS["clean"].resize
+        sha256 = "0" * 64
+        num_features = 2
+
+        def to(self, device):
+            return self
+
+    def evaluate(*references):
+        settings = FidSettings(Network(), PROTOCOLS["clean"], num_generated=5, check=True)
+        listener = QualityListener(note=said.append)
+        evaluate_fid(shipped.respaced(6), references, settings, device="cpu", listener=listener)
+
+    monkeypatch.setattr(fid.QualityStores, "of", lambda *arguments: None)
+    with pytest.raises(InputError, match="far enough"):
+        evaluate(small, images)
+    assert asked == [(images, 30)]
+    monkeypatch.setattr(fid.QualityRun, "engine", stop_here)
+    with pytest.raises(InputError, match="no further"):
+        evaluate(small)
+    assert said == ["--check: no --data has images such as the checkpoint makes; left out"]
+
+
+def stop_here(self, folder):
+    raise InputError("no further")

@@ -1,0 +1,178 @@
+import dataclasses
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors import safe_open
+
+from ddpmbench.checkpoints.native import read_native
+from ddpmbench.data.images import load_images
+from ddpmbench.diffusion.process import GaussianDiffusion, Variance
+from ddpmbench.diffusion.schedule import NoiseSchedule
+from ddpmbench.errors import InputError
+from ddpmbench.evaluate.nll import evaluate_nll
+from ddpmbench.train import loop
+from ddpmbench.train.loop import train
+from ddpmbench.train.objective import training_loss
+from ddpmbench.train.recipe import TrainingRecipe
+from ddpmbench.unet.unet import UNetConfig
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def crops():
+    whole = load_images("fashion-mnist:test", num_images=300)
+    pixels = np.ascontiguousarray(whole.pixels[:, :, 6:22:2, 6:22:2])
+    return dataclasses.replace(whole, pixels=pixels, source="crops", split=None)
+
+
+def recipe(objective="simple", **changes):
+    learned = objective == "hybrid" or changes.get("variance") == Variance.LEARNED_RANGE
+    network = UNetConfig(
+        in_channels=1,
+        out_channels=2 if learned else 1,
+        model_channels=8,
+        channels=(8, 16),
+        num_blocks=1,
+        attention=(False, False),
+        norm_groups=4,
+        dropout=0.1,
+    )
+    settings = {
+        "network": network,
+        "image_size": 8,
+        "num_timesteps": 50,
+        "objective": objective,
+        "variance": Variance.LEARNED_RANGE if learned else Variance.FIXED_LARGE,
+        "batch_size": 32,
+        "learning_rate": 3e-3,
+        "warmup_steps": 5,
+        "ema_decay": 0.95,
+    }
+    return TrainingRecipe(**{**settings, **changes})
+
+
+def weights(path):
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+@pytest.mark.parametrize(
+    ("objective", "variance"),
+    [
+        ("simple", Variance.FIXED_LARGE),
+        ("vlb", Variance.FIXED_SMALL),
+        ("vlb", Variance.LEARNED_RANGE),
+        ("hybrid", Variance.LEARNED_RANGE),
+    ],
+)
+def test_training_lowers_the_bound(objective, variance, crops, tmp_path):
+    images = crops.subset(8)
+    before = after = None
+    for steps in (1, 120):
+        path = train(recipe(objective, variance=variance), crops, tmp_path, steps=steps, device=CPU)
+        checkpoint = read_native(path)
+        before, after = after, evaluate_nll(checkpoint, images, estimator="every-pair", draws=1)
+    assert after.summary["bits_per_dim"] < before.summary["bits_per_dim"] - 0.5
+    assert after.per_timestep.eps_mse.mean() < 0.7 * before.per_timestep.eps_mse.mean()
+
+
+def test_hybrid_moves_the_mean_by_l_simple_alone(crops, tmp_path):
+    # L_vlb reaches only the variance channels: the mean's channels see L_simple's gradient.
+    diffusion = GaussianDiffusion(NoiseSchedule.linear(50), variance=Variance.LEARNED_RANGE)
+    generator = torch.Generator().manual_seed(0)
+    x_start, eps = torch.randn(2, 4, 1, 8, 8, generator=generator).clamp(-1, 1)
+    output = torch.randn(4, 2, 8, 8, generator=generator).requires_grad_()
+    t = torch.tensor([1, 2, 30, 50])
+    training_loss("hybrid", diffusion, x_start, t, eps, output).backward()
+    simple = 2 * (output[:, :1] - eps).detach() / eps.numel()
+    torch.testing.assert_close(output.grad[:, :1], simple)
+    assert output.grad[:, 1:].abs().max() > 0
+
+
+@pytest.mark.parametrize("killed_at", [50, 57])
+def test_killed_and_resumed_is_the_run_that_was_not(crops, tmp_path, monkeypatch, killed_at):
+    whole = train(recipe(), crops, tmp_path / "whole", steps=60, device=CPU)
+    step = loop._train_step
+
+    def killed(state, *arguments):
+        if state.step == killed_at:
+            raise SystemExit
+        return step(state, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "SAVE_SECONDS", 0)
+        patch.setattr(loop, "_train_step", killed)
+        with pytest.raises(SystemExit):
+            train(recipe(), crops, tmp_path / "cut", steps=60, device=CPU)
+    resumed = train(recipe(), crops, tmp_path / "cut", steps=60, device=CPU)
+    expected, found = weights(whole), weights(resumed)
+    assert expected.keys() == found.keys()
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=0, atol=0)
+    curves = [pd.read_csv(path.with_name("training_curve.csv")) for path in (whole, resumed)]
+    pd.testing.assert_frame_equal(*curves, check_exact=True)
+    assert list(curves[0].step) == [50, 60]
+
+
+def test_a_run_that_is_further_than_asked_for_is_refused(crops, tmp_path):
+    path = train(recipe(), crops, tmp_path, steps=3, device=CPU)
+    before = path.read_bytes()
+    with pytest.raises(InputError, match=r"--steps 2: .* already at step 3"):
+        train(recipe(), crops, tmp_path, steps=2, device=CPU)
+    assert path.read_bytes() == before
+
+
+def test_the_record_says_how_it_was_trained(crops, tmp_path):
+    path = train(recipe(), crops, tmp_path, steps=3, device=CPU)
+    record = read_native(path).training
+    assert record["steps"] == 3
+    assert record["data"]["sha256"] == crops.sha256
+    assert record["recipe"] == json.loads(json.dumps(recipe().to_dict()))
+
+
+def test_another_recipe_is_refused_and_the_folder_left_alone(crops, tmp_path):
+    path = train(recipe(), crops, tmp_path, steps=2, device=CPU)
+    before = path.read_bytes()
+    with pytest.raises(InputError, match="another recipe"):
+        train(recipe(seed=1), crops, tmp_path, steps=2, device=CPU)
+    assert path.read_bytes() == before
+
+
+def test_a_folder_with_other_files_is_refused(crops, tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(InputError, match="holds files but no training run"):
+        train(recipe(), crops, tmp_path, steps=2, device=CPU)
+
+
+def test_divergence_is_said(crops, tmp_path):
+    with pytest.raises(InputError, match="lower --learning-rate"):
+        train(
+            recipe(learning_rate=1e18, gradient_clip=1e30),
+            crops,
+            tmp_path,
+            steps=60,
+            device=CPU,
+        )
+
+
+@pytest.mark.parametrize(
+    ("objective", "variance"),
+    [("simple", Variance.LEARNED_RANGE), ("hybrid", Variance.FIXED_LARGE)],
+)
+def test_an_objective_that_does_not_train_the_variance_is_refused(objective, variance):
+    with pytest.raises(InputError, match=f"--objective {objective}"):
+        TrainingRecipe(
+            network=recipe().network, image_size=8, objective=objective, variance=variance
+        )
+
+
+def test_the_caller_s_random_state_is_not_touched(crops, tmp_path):
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    train(recipe(), crops, tmp_path, steps=2, device=CPU)
+    torch.testing.assert_close(torch.rand(4), expected, rtol=0, atol=0)
