@@ -174,7 +174,7 @@ def test_the_operators_pods_are_processes_of_one_run():
     assert check(words)
     assert container["resources"]["limits"]["nvidia.com/gpu"] == 1
     check_volumes(spec, words[-1].removeprefix("--out="))
-    code = (ROOT / "ddpmbench" / "runs" / "distributed.py").read_text()
+    code = (ROOT / "ddpmbench" / "execution" / "distributed.py").read_text()
     for name in ("WORLD_SIZE", "MASTER_ADDR"):
         assert name in code
 

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from ddpmbench.cli import options, paths
-from ddpmbench.cli.likelihood import note
+from ddpmbench.cli.messages import note
 
 
 @click.command(short_help="A checkpoint written as native, or for diffusers.")

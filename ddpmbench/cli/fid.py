@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 
 from ddpmbench.cli import options
-from ddpmbench.cli.likelihood import note, warn
+from ddpmbench.cli.messages import note, warn
 from ddpmbench.execution.progress import Update, progress
 
 if TYPE_CHECKING:

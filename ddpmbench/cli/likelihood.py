@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddpmbench.cli import options
-from ddpmbench.execution.progress import progress, tell
+from ddpmbench.cli.messages import note, warn
+from ddpmbench.execution.progress import progress
 
 if TYPE_CHECKING:
     from ddpmbench.checkpoints import Checkpoint
@@ -94,13 +95,3 @@ def evaluate(
                 ),
             )
     return Evaluation(report, checkpoint, images) if ranks.reports else None
-
-
-def note(line: str) -> None:
-    """Say on standard error what may be worth knowing."""
-    tell(f"Note: {line}")
-
-
-def warn(line: str) -> None:
-    """Say on standard error what is worth saying."""
-    tell(f"Warning: {line}")

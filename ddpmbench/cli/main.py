@@ -17,6 +17,7 @@ from ddpmbench.cli.convert import convert
 from ddpmbench.cli.env import env
 from ddpmbench.cli.fid import fid
 from ddpmbench.cli.inspect import inspect
+from ddpmbench.cli.messages import with_options
 from ddpmbench.cli.nll import nll
 from ddpmbench.cli.rd import rd
 from ddpmbench.cli.report import report
@@ -119,6 +120,7 @@ def run(arguments: list[str] | None = None) -> int:
 
 
 def _run(arguments: list[str] | None, stopped: Stopped) -> int:
+    given = sys.argv[1:] if arguments is None else arguments
     try:
         status = ddpmbench.main(arguments, prog_name="ddpmbench", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -130,15 +132,18 @@ def _run(arguments: list[str] | None, stopped: Stopped) -> int:
     except ReportedError:
         return USER_MISTAKE
     except InputError as error:
-        click.echo(f"Error: {error}", err=True)
+        click.echo(f"Error: {with_options(str(error), _command(given))}", err=True)
         return USER_MISTAKE
     except ProcessLostError as error:
         click.echo(f"Error: {printable(str(error))}", err=True)
         return FAILED
     except (click.Abort, KeyboardInterrupt):
         if os.environ.get("RANK", "0") == "0":
-            given = sys.argv[1:] if arguments is None else arguments
             again = "again" if given[:1] == ["speed"] else "with --out and its folder to resume"
             click.echo(f"Interrupted: run the same command {again}", err=True)
         return stopped.status
     return status if isinstance(status, int) else DONE
+
+
+def _command(given: list[str]) -> click.Command | None:
+    return next((ddpmbench.commands[word] for word in given if word in ddpmbench.commands), None)

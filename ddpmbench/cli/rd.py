@@ -8,7 +8,8 @@ import click
 from click.core import ParameterSource
 
 from ddpmbench.cli import options, paths
-from ddpmbench.cli.likelihood import Evaluation, evaluate, warn
+from ddpmbench.cli.likelihood import Evaluation, evaluate
+from ddpmbench.cli.messages import warn
 from ddpmbench.execution.progress import progress
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from ddpmbench.cli import options
-from ddpmbench.cli.likelihood import note, warn
+from ddpmbench.cli.messages import note, warn
 from ddpmbench.execution.progress import progress
 
 

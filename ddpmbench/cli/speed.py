@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from ddpmbench.cli import options, paths
-from ddpmbench.cli.likelihood import note
+from ddpmbench.cli.messages import note
 
 _speed_options = options.decorate(
     [
