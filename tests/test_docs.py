@@ -13,7 +13,6 @@ from ddpmbench.likelihood.designs import Pilot, num_rows
 with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(str(ROOT / "benchmarks"))
     import counts
-    from scaling_model import Costs, Job, efficiency, seconds_of
 
 DOCUMENTS = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md")),
@@ -231,19 +230,6 @@ def test_the_rows_are_those_of_the_formula():
     for num_images, rotations in ((10_000, 2), (1000, 5), (100, 4)):
         n, r = num_images, rotations
         assert num_rows(n, r) == n * (r + 1 + (r - 1) // 2) + min(n, max(64, -(-n // 10)))
-
-
-@pytest.mark.parametrize("ranks", [1, 2, 8, 40])
-def test_the_short_formula_is_the_long_one(ranks):
-    costs = Costs(3.0, 2.0, 0.5, 0, 0.002, 0.003, 32, 0.0, 0.002, 0.0)
-    job = Job((ranks * 32 * 64,), 3.0)
-    files = ranks * 8 if ranks > 1 else 1
-    start = costs.launch + costs.start + costs.read * (2 if ranks > 1 else 1)
-    end = job.tables + files * costs.gather
-    short = start + job.rows * costs.full_row / ranks + end
-    assert seconds_of(job, costs, ranks) == pytest.approx(short)
-    found = efficiency(job, costs, ranks, seconds=short)
-    assert found == pytest.approx(1 / (1 + ranks * (start + end) / (job.rows * costs.full_row)))
 
 
 def test_published_ratios_are_those_that_were_measured():
