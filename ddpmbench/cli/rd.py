@@ -44,14 +44,8 @@ if TYPE_CHECKING:
     metavar="DIR",
     help="A finished run of nll or rd: its curve, without a network call.",
 )
-@click.option(
-    "--partial",
-    is_flag=True,
-    help="With --run, where shards are gone or damaged: the curve of the images that are whole.",
-)
 def rd(
     run: Path | None,
-    partial: bool,
     out: Path | None,
     output_format: str,
     pictures: str,
@@ -69,10 +63,8 @@ def rd(
     """
     if run is not None:
         _refuse_other_options(run)
-        _print(run, output_format, partial=partial)
+        _print(run, output_format)
         return
-    if partial:
-        raise click.UsageError("--partial: is of a finished run; name its folder with --run")
     from ddpmbench.evaluate.pictures import check_pictures
 
     check = functools.partial(check_pictures, pictures=pictures, depth=depth)
@@ -88,25 +80,15 @@ def rd(
     click.echo(f"Report: {page_of(found.report.folder)}", err=True)
 
 
-def _print(source: "NllReport | Path", output_format: str, *, partial: bool = False) -> None:
+def _print(source: "NllReport | Path", output_format: str) -> None:
     from ddpmbench.evaluate.rate_distortion import rate_distortion
-    from ddpmbench.report.nll_text import partial_line
     from ddpmbench.report.rate_distortion import printed_rate_distortion
     from ddpmbench.report.text import raw_warning
 
-    found = rate_distortion(source, partial=partial)
+    found = rate_distortion(source)
     click.echo(printed_rate_distortion(found.summary, found.curve, output_format))
     if isinstance(source, Path) and (line := raw_warning(found.summary)):
         warn(line)
-    if "partial" in found.summary:
-        click.echo(f"Warning: {partial_line(found.summary)}", err=True)
-    elif partial and found.folder is not None:
-        whole = (
-            "no shard is missing or damaged"
-            if (found.folder / "shards").is_dir()
-            else ("the folder has no shards, and its tables are as they were written")
-        )
-        click.echo(f"Note: {whole}; this is the whole run", err=True)
     click.echo(f"Run folder: {found.folder}", err=True)
 
 
@@ -130,7 +112,7 @@ def _refuse_other_options(run: Path) -> None:
     for option in context.command.params:
         name = option.name or ""
         given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
-        if given and name not in ("run", "partial", "output_format"):
+        if given and name not in ("run", "output_format"):
             raise click.UsageError(
                 f"{option.opts[0]}: has no effect on a finished run; leave it out, or leave out "
                 f"--run {run}"

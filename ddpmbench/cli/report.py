@@ -9,12 +9,7 @@ from ddpmbench.cli import paths
 
 @click.command(short_help="The figures and the page of a finished run.")
 @click.argument("run", metavar="RUN", type=paths.path)
-@click.option(
-    "--partial",
-    is_flag=True,
-    help="Where shards are gone or damaged: the page of the images that are whole.",
-)
-def report(run: Path, partial: bool) -> None:
+def report(run: Path) -> None:
     """Draw the figures of a finished run again and write its page, report.html.
 
     RUN is the folder of a run of nll, rd or fid, or of a comparison. No network is called. The page
@@ -26,4 +21,4 @@ def report(run: Path, partial: bool) -> None:
     """
     from ddpmbench.evaluate.report import write_report
 
-    click.echo(str(write_report(run, partial=partial)))
+    click.echo(str(write_report(run)))

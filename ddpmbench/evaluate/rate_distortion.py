@@ -8,7 +8,6 @@ from typing import Any
 import pandas as pd
 
 from ddpmbench.evaluate.nll import NllReport
-from ddpmbench.evaluate.partial import reduce_what_is_left
 from ddpmbench.execution.finished import RATE_DISTORTION, SUMMARY, FinishedRun, refuse_losses
 from ddpmbench.report import rate_distortion as report
 from ddpmbench.report.card import Card, Draw, Shown
@@ -23,7 +22,7 @@ class RateDistortion(Shown):
     Attributes:
         summary: what makes it comparable, and the curve at ten steps.
         curve: one row a step; see `report.tables.rate_distortion`.
-        folder: the run folder, or that of what is left of it; None if the run was kept in memory.
+        folder: the run folder; None if the run was kept in memory.
     """
 
     summary: dict[str, Any]
@@ -41,13 +40,11 @@ class RateDistortion(Shown):
         return {"rate_distortion": lambda: rate_distortion_figure(self.curve)}
 
 
-def rate_distortion(run: NllReport | str | Path, *, partial: bool = False) -> RateDistortion:
+def rate_distortion(run: NllReport | str | Path) -> RateDistortion:
     """The rate-distortion curve of progressive lossy decoding, without a network call.
 
     Args:
         run: what `evaluate_nll` returned, or the folder of a finished run.
-        partial: where shards of the folder are gone or damaged, the curve of the images all of
-            whose rows are left; the summary then says under `partial` what is gone.
 
     Raises:
         InputError: the folder holds no finished run, or is damaged.
@@ -56,9 +53,6 @@ def rate_distortion(run: NllReport | str | Path, *, partial: bool = False) -> Ra
     """
     if isinstance(run, NllReport):
         summary, curve, folder = run.summary, run.rate_distortion, run.folder
-    elif partial and (left := reduce_what_is_left(run)) is not None:
-        curve = left.rate_distortion
-        return RateDistortion(report.summary(curve, left.summary), curve, left.folder)
     else:
         finished = FinishedRun.open(Path(run), option="--run", schema=SCHEMA)
         refuse_losses(finished, option="--run")

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Mapping
-from functools import partial as partial_of
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,6 @@ import pandas as pd
 from ddpmbench.checksums import DamageError, read_json
 from ddpmbench.errors import InputError
 from ddpmbench.evaluate.answered import PAGE
-from ddpmbench.evaluate.partial import SCHEMA as PARTIAL_SCHEMA
-from ddpmbench.evaluate.partial import reduce_what_is_left
 from ddpmbench.execution import progress as running
 from ddpmbench.execution.finished import (
     SUMMARY,
@@ -157,7 +155,7 @@ _STEPS = {
 }
 
 
-def write_report(run: str | Path, *, partial: bool = False, progress: bool = True) -> Path:
+def write_report(run: str | Path, *, progress: bool = True) -> Path:
     """Draw the figures of a finished run into its folder, and write its page.
 
     No network is called, and nothing is loaded from elsewhere; nor does the page when it is read.
@@ -165,8 +163,6 @@ def write_report(run: str | Path, *, partial: bool = False, progress: bool = Tru
 
     Args:
         run: the folder of a run of `evaluate_nll` or of `fid`, or of a comparison.
-        partial: where shards of the folder are gone or damaged, the page of the images all of
-            whose rows are left, in `partial/` of the folder.
         progress: whether it shows on standard error how many figures are drawn.
 
     Returns:
@@ -178,9 +174,7 @@ def write_report(run: str | Path, *, partial: bool = False, progress: bool = Tru
     path = Path(run)
     schema = schema_of(path)
     _refuse_without_page(path, schema)
-    if partial and schema == tables.SCHEMA and (left := reduce_what_is_left(path, option="")):
-        path, schema = left.folder, PARTIAL_SCHEMA
-    for own in (comparison.SCHEMA, PARTIAL_SCHEMA, fidelity.SCHEMA, fidelity_comparison.SCHEMA):
+    for own in (comparison.SCHEMA, fidelity.SCHEMA, fidelity_comparison.SCHEMA):
         refuse_later(schema, own, named=str(path))
     if schema == comparison.SCHEMA:
         page = _of_comparison(path)
@@ -188,8 +182,6 @@ def write_report(run: str | Path, *, partial: bool = False, progress: bool = Tru
         page = report_of_fidelity(path, progress=progress)
     elif schema == fidelity_comparison.SCHEMA:
         page = report_of_fidelity_comparison(path)
-    elif schema == PARTIAL_SCHEMA:
-        page = _of_run(FinishedRun.open(path, option="", schema=schema), progress=progress)
     else:
         finished = FinishedRun.open(path, option="", schema=tables.SCHEMA)
         refuse_losses(finished, option="")
@@ -234,15 +226,15 @@ def _figures(contents: RunContents) -> dict[str, Draw]:
         contents.rate_distortion,
     )
     found: dict[str, Draw] = {
-        "bound": partial_of(bound_figure, per_timestep, curve),
-        "rate_distortion": partial_of(rate_distortion_figure, curve),
+        "bound": partial(bound_figure, per_timestep, curve),
+        "rate_distortion": partial(rate_distortion_figure, curve),
     }
     if contents.per_image is not None:
-        found["images"] = partial_of(images_figure, *contents.bits_of_images, contents.extremes)
+        found["images"] = partial(images_figure, *contents.bits_of_images, contents.extremes)
     if contents.sub_schedules is not None:
-        found["sub_schedules"] = partial_of(sub_schedules_figure, contents.sub_schedules)
+        found["sub_schedules"] = partial(sub_schedules_figure, contents.sub_schedules)
     if contents.density is not None:
-        found["calls"] = partial_of(
+        found["calls"] = partial(
             calls_figure,
             per_timestep,
             contents.density,
@@ -251,11 +243,11 @@ def _figures(contents: RunContents) -> dict[str, Draw]:
         )
     pictures = contents.pictures
     if pictures.decoding is not None:
-        found["decoding"] = partial_of(decoding_figure, pictures.decoding, curve)
+        found["decoding"] = partial(decoding_figure, pictures.decoding, curve)
     if pictures.generation is not None:
-        found["generation"] = partial_of(generation_figure, pictures.generation)
+        found["generation"] = partial(generation_figure, pictures.generation)
     if pictures.interpolation is not None:
-        found["interpolation"] = partial_of(interpolation_figure, pictures.interpolation)
+        found["interpolation"] = partial(interpolation_figure, pictures.interpolation)
     return found
 
 

@@ -17,7 +17,7 @@ from ddpmbench.checksums import CHECKSUMS, DamageError, checksum, read_json, rea
 from ddpmbench.errors import InputError
 from ddpmbench.execution.folder import IDENTITY, tag
 from ddpmbench.execution.term_store import EARLIER, UNREAD, Shards
-from ddpmbench.likelihood.designs import Design, EveryPair, RotatedWarp, num_rows
+from ddpmbench.likelihood.designs import EveryPair, RotatedWarp, num_rows
 from ddpmbench.likelihood.regression import Predictions
 from ddpmbench.likelihood.terms import columns_of_bound
 from ddpmbench.version import __version__
@@ -182,23 +182,6 @@ class FinishedRun:
             raise _lost(path)
         return frame
 
-    def prior(self) -> NDArray[np.float64] | None:
-        """(N,) L_T of every image, bits per dimension; None where the folder does not hold it.
-
-        Raises:
-            InputError: the file that holds it is damaged.
-        """
-        path = self.path / PER_IMAGE
-        if not path.exists():
-            return None
-        try:
-            prior = texts_of(path)["prior"].map(float).to_numpy()
-        except (ValueError, KeyError) as error:
-            raise _lost(path) from error
-        if len(prior) != self.summary["num_images"] or not np.isfinite(prior).all():
-            raise _lost(path)
-        return prior
-
     def density(self) -> NDArray[np.float64]:
         """(T - 1,) that of the rotated warp over t = 2..T.
 
@@ -351,17 +334,13 @@ class Losses:
         return f"run its command again with --out {run.path} to compute them again"
 
 
-def find_losses(
-    run: FinishedRun, *, design: Design | None = None, by_footers: bool = False
-) -> Losses | None:
+def find_losses(run: FinishedRun, *, by_footers: bool = False) -> Losses | None:
     """Whether the shards of a run are all there and whole.
 
     A folder without shards is a published one, of which none are expected.
 
     Args:
         run: the run.
-        design: None takes the word of the files' checksums; the rows of the run holds what is in
-            them against it.
         by_footers: whether the checksums of the shards are left out, for who does not read them.
 
     Returns:
@@ -373,11 +352,11 @@ def find_losses(
     if not (run.path / "shards").is_dir():
         return None
     length, store = _length(run), run.shards(ROWS)
-    faults = store.faults(length, columns_of(run), design=design, by_footers=by_footers)
+    faults = store.faults(length, columns_of(run), by_footers=by_footers)
     absent = store.missing(length)
     if not absent and not faults:
         return None
-    left = usable(run, faults).missing(length)
+    left = store.without(faults).missing(length)
     return Losses(
         num_rows=sum(stop - start for start, stop in left),
         absent=tuple(absent),
@@ -393,7 +372,7 @@ def refuse_losses(run: FinishedRun, *, option: str, reads_rows: bool = False) ->
         run: the run.
         option: how the user named it.
         reads_rows: whether the command computes with the rows, so that all of each shard counts;
-            the others read the tables, whose checksums are known, and have `--partial`.
+            the others read the tables, whose checksums are known.
 
     Raises:
         InputError: some are; it names them.
@@ -402,15 +381,9 @@ def refuse_losses(run: FinishedRun, *, option: str, reads_rows: bool = False) ->
     if losses is None:
         return
     named = f"{option} {run.path}".strip()
-    remedy = losses.remedy(run)
-    if not reads_rows:
-        remedy += ", or see what the rest says with --partial"
-    raise InputError(f"{named}: not all of its shards are whole: {losses.named}; {remedy}")
-
-
-def usable(run: FinishedRun, faults: dict[str, str]) -> Shards:
-    """The shards of a run without those that cannot be used."""
-    return run.shards(ROWS).without(faults)
+    raise InputError(
+        f"{named}: not all of its shards are whole: {losses.named}; {losses.remedy(run)}"
+    )
 
 
 def columns_of(run: FinishedRun) -> tuple[str, str, str]:

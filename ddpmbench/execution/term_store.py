@@ -21,7 +21,6 @@ import pyarrow.parquet as pq
 from ddpmbench.checksums import UnreadableError, is_whole, seal, status_of
 from ddpmbench.errors import InputError
 from ddpmbench.files import remove_if, replacing, writing_to
-from ddpmbench.likelihood.designs import Design
 from ddpmbench.likelihood.terms import VALUE_COLUMNS, Rows, TermTable
 
 ARRIVAL_SECONDS = 120.0
@@ -225,7 +224,6 @@ class Shards:
         length: int,
         columns: Sequence[str],
         *,
-        design: Design | None = None,
         by_footers: bool = False,
     ) -> dict[str, str]:
         """The shards of the rows below `length` that cannot be used.
@@ -233,8 +231,6 @@ class Shards:
         Args:
             length: the positions are below it.
             columns: the values that are needed.
-            design: None takes the word of the files' checksums; a design of that length holds the
-                rows in them against its own.
             by_footers: whether the checksums are left out, for who does not read the rows.
 
         Returns:
@@ -243,8 +239,6 @@ class Shards:
         faults = {}
         for start, stop, path in self._ranges(length):
             fault = _fault(path, range(start, stop), columns, self._run, by_footer=by_footers)
-            if fault is None and design is not None:
-                fault = _fault_inside(path, design, range(start, stop), columns)
             if fault is not None:
                 faults[path.name] = fault
         return faults
@@ -397,21 +391,6 @@ def _fault_of(
         return "holds other rows than its name says"
     if run is not None and metadata.get(_RUN) != run.encode():
         return _ELSEWHERE
-    return None
-
-
-def _fault_inside(
-    path: Path, design: Design, positions: range, columns: Sequence[str]
-) -> str | None:
-    try:
-        rows = _read(path, len(positions), columns).rows
-    except InputError:
-        return "is unreadable"
-    expected = design.rows(positions.start, positions.stop)
-    # A shard may go beyond the design.
-    rows = rows[: len(expected)]
-    if not all(np.array_equal(getattr(rows, n), getattr(expected, n)) for n in _ADDRESS):
-        return "holds other rows than its name says"
     return None
 
 

@@ -18,7 +18,6 @@ WINDOW_ROWS = 60
 """A sampled step borrows the rows of the steps around it until it has so many."""
 _WIDEST = 1.5  # ratio of steps
 _STEEPEST = 2.0  # a ratio of errors does not change by more within a window
-_FEWEST_ROWS = 10  # that tell how far their mean may be off
 
 _ROOT, _MSE = range(2)
 
@@ -119,46 +118,6 @@ def distortion_of_warp(
     rmse, _, mse, _ = parts
     # The mean of squares is no less than the square of the mean, whatever the two lines make of it.
     np.maximum(mse, np.square(rmse), out=mse)
-    return Distortion(*parts)
-
-
-def distortion_of_rows(
-    num_images: int, num_timesteps: int, tables: Iterable[TermTable], *, clip: bool = True
-) -> Distortion:
-    """The distortion from rows of a rotated warp alone, each step by itself.
-
-    At t = 1 every image has a row. At another step it is the mean over the rows that fell on it,
-    which are of images at random, and NaN where they are few.
-
-    Args:
-        num_images: N.
-        num_timesteps: T.
-        tables: the terms of every row once, in any order and any portions.
-        clip: whether the prediction is clamped to the data's range.
-    """
-    _, column, _ = columns_of_bound(clip=clip)
-    first = np.full((2, 2, num_images), np.nan)  # of draws 0 and 1
-    steps, values = [], []
-    for table in tables:
-        image, t, draw = table.rows.image, table.rows.t, table.rows.draw
-        both = _both(table.values[column])
-        for k in (0, 1):
-            of_draw = (t == 1) & (draw == k)
-            first[:, k, image[of_draw]] = both[:, of_draw]
-        steps.append(t[t > 1] - 2)
-        values.append(both[:, t > 1])
-    step, value = np.concatenate(steps), np.concatenate(values, axis=1)
-    count = np.bincount(step, minlength=num_timesteps - 1).astype(np.float64)
-    count[count == 0] = np.nan
-    freedom = np.where(count >= _FEWEST_ROWS, count - 1, np.nan)
-    parts = []
-    for which in (_ROOT, _MSE):
-        mean = np.bincount(step, weights=value[which], minlength=len(count)) / count
-        squares = np.square(value[which] - mean[step])
-        variance = np.bincount(step, weights=squares, minlength=len(count)) / freedom
-        at_first, noise = _decoder(first[which])
-        parts.append(np.append(at_first, np.where(np.isnan(freedom), np.nan, mean)))
-        parts.append(np.append(noise, np.sqrt(variance / count)))
     return Distortion(*parts)
 
 

@@ -86,7 +86,7 @@ def write_hugging_face(folder: Path, summary: dict[str, Any]) -> list[Path]:
     """Write both formats into `huggingface/` of a run folder, to be put into a model's repository.
 
     `.eval_results/` goes there as it is; what is in `model-index.yaml` goes to the head of the
-    model's card. What is left of a damaged run is not written: a card would not say so.
+    model's card.
 
     Args:
         folder: the run folder.
@@ -101,8 +101,6 @@ def write_hugging_face(folder: Path, summary: dict[str, Any]) -> list[Path]:
     import yaml
     from huggingface_hub import ModelCardData, eval_result_entries_to_yaml
 
-    if "partial" in summary:
-        return []
     version = FinishedRun(folder, summary).version
     name = Path(summary["checkpoint"]["source"]).name
     result = model_index_result(summary, version=version)

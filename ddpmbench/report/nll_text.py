@@ -56,22 +56,6 @@ def bound_line(value: float, half_width: float | None) -> str:
     return f"NLL <= {with_interval(value, half_width)} bits/dim"
 
 
-def partial_line(summary: dict[str, Any]) -> str:
-    """What is left of a damaged run, in one line.
-
-    Args:
-        summary: what has `partial` in it.
-    """
-    of = summary["partial"]
-    line = (
-        f"PARTIAL: {of['num_images']:,} of {of['of']:,} images, those all of whose rows are left; "
-        f"{of['lost_rows']:,} rows are gone"
-    )
-    if of["prior"] != "of these images":
-        line += "; the prior is the mean of all images"
-    return line
-
-
 def printed_comparison(summary: dict[str, Any], output_format: str) -> str:
     """The summary of `compare` for standard output.
 
@@ -216,8 +200,7 @@ def images_name(summary: dict[str, Any]) -> str:
 def images_line(summary: dict[str, Any]) -> str:
     """How many images of which set."""
     sha256 = summary["data"]["sha256"][:12]
-    whole = f"{summary['partial']['of']:,} of " if "partial" in summary else ""
-    return f"{summary['num_images']:,} of {whole}{images_name(summary)} ({sha256})"
+    return f"{summary['num_images']:,} of {images_name(summary)} ({sha256})"
 
 
 def _amount(sampling: dict[str, Any]) -> str:
@@ -228,10 +211,7 @@ def _amount(sampling: dict[str, Any]) -> str:
 
 def _interval(summary: dict[str, Any]) -> str:
     if summary["half_width"] is None:
-        draws = "one draw; choose --draws 2"
-        if "rotations" in summary["sampling"]:
-            draws = "no second draw of the decoder is left"
-        noise = f"unknown for these images ({draws})"
+        noise = "unknown for these images (one draw; choose --draws 2)"
     else:
         noise = f"{_half_width(summary['half_width'])} for these images"
     population = summary["half_width_population"]

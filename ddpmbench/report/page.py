@@ -17,7 +17,6 @@ from ddpmbench.report.nll_text import (
     comparable_facts,
     conventions_line,
     images_name,
-    partial_line,
 )
 from ddpmbench.report.rendering import made, panels, rendered
 from ddpmbench.report.schema import reading_warning
@@ -74,7 +73,6 @@ def run_page(contents: RunContents, svgs: Mapping[str, str]) -> str:
     return rendered(
         "run.html.j2",
         summary=summary,
-        partial=partial_line(summary) if "partial" in summary else None,
         misread=reading_warning(summary),
         worse_than_raw=raw_warning(summary),
         data=images_name(summary),

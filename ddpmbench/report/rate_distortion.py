@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from ddpmbench.diffusion.data_range import UNIT_RANGE
-from ddpmbench.report.nll_text import comparability, partial_line
+from ddpmbench.report.nll_text import comparability
 from ddpmbench.report.text import with_data_range
 
 SCHEMA = "ddpmbench.rd/1"
@@ -67,7 +67,7 @@ def printed_rate_distortion(summary: dict[str, Any], curve: pd.DataFrame, form: 
     head = f"{'steps':>6}{'rate, bits/dim':>22}{'RMSE of 255':>20}{'of mean MSE':>13}{'PSNR':>8}"
     if published:
         head += f"{'Ho et al. 2020: rate':>24}{'RMSE':>10}"
-    lines = [partial_line(summary), "", head] if "partial" in summary else [head]
+    lines = [head]
     for row in rows:
         rate = _value(row["rate_bits_per_dim"], 5, row["rate_standard_error"])
         distortion = _value(row["distortion_rmse"], 3, row["distortion_standard_error"])

@@ -1,14 +1,11 @@
 """What a long run takes, and what cheaper ones would, as it is said before it begins."""
 
 import math
-import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from ddpmbench.diffusion.data_range import UNIT_RANGE, DataRange
-from ddpmbench.errors import InputError
+from ddpmbench.diffusion.data_range import UNIT_RANGE
 from ddpmbench.execution.features import WORTH_SAYING, Cost
 
 MOST_DIGITS = 4
@@ -135,9 +132,6 @@ def duration(seconds: float) -> str:
     return f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.1f} days"
 
 
-_INTERVAL = re.compile(r"\[(\S+), (\S+)\]")
-
-
 def with_data_range(record: Mapping[str, Any]) -> dict[str, Any]:
     """The record with what one of before does not say.
 
@@ -157,27 +151,6 @@ def data_range_words(record: Mapping[str, Any]) -> list[str]:
     if all(found[name] == value for name, value in UNIT_RANGE.record.items()):
         return []
     return [f"data in {found['data_range']}, {found['levels']} levels"]
-
-
-def data_range_of(record: Mapping[str, Any], path: Path) -> DataRange:
-    """The range that a record says.
-
-    Args:
-        record: see `with_data_range`.
-        path: the file that it is from.
-
-    Raises:
-        InputError: it says none.
-    """
-    found = with_data_range(record)
-    try:
-        low, high = _INTERVAL.fullmatch(found["data_range"]).groups()  # type: ignore[union-attr]
-        return DataRange(float(low), float(high), found["levels"])
-    except (ValueError, TypeError, AttributeError, InputError) as error:
-        raise InputError(
-            f"{path}: missing or damaged: data_range or levels is no such thing; run the command "
-            "of its folder again"
-        ) from error
 
 
 def raw_warning(summary: Mapping[str, Any]) -> str | None:

@@ -4,7 +4,6 @@ import dataclasses
 import json
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from oracles import ScaledNetwork, oracle_checkpoint, oracle_images, scaled_schedule
@@ -14,7 +13,6 @@ import ddpmbench as db
 from ddpmbench.diffusion.data_range import UNIT_RANGE, DataRange
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.errors import InputError
-from ddpmbench.execution import terms
 from ddpmbench.report import tables as convention_tables
 from ddpmbench.report.nll_text import conventions_line
 from ddpmbench.samples.samplers import SamplerChoice
@@ -170,19 +168,6 @@ def test_a_folder_of_before_compares_and_one_of_another_range_does_not(
         assert db.compare(pair).summary["runs"][0]["difference"] == 0.0
     with pytest.raises(InputError, match=r"conventions\.levels is 128, but 256 in"):
         db.compare([runs[1], runs[2]])
-
-
-def test_what_is_left_of_a_run_is_on_0_to_255_too(small, small_images, tmp_path, monkeypatch):
-    monkeypatch.setattr(terms, "SHARD_ROWS", 1)  # many shards
-    model = in_range(small, OTHER)
-    db.evaluate_nll(model, small_images, **PAIRS, batch_size=40, out=tmp_path)
-    lost, *shards = sorted((tmp_path / "shards").glob("terms-*"))
-    lost.unlink()
-    left = db.rate_distortion(tmp_path, partial=True)
-    table = pd.concat(pd.read_parquet(path) for path in shards)
-    table = table[table.image >= 6 - left.summary["num_images"]]
-    root = table.assign(root=np.sqrt(table.x_start_mse)).groupby("t").root.mean()
-    np.testing.assert_allclose(left.curve.distortion_rmse, 255 * root, rtol=1e-12)
 
 
 def test_a_range_that_is_none_in_a_summary_is_named(small, small_images, tmp_path):

@@ -13,7 +13,6 @@ from engines import biased, biased_and_rounded, install, noisy
 from oracles import oracle_checkpoint, oracle_images
 
 import ddpmbench as db
-from ddpmbench.execution import terms
 from ddpmbench.execution.terms import RunListener
 from ddpmbench.likelihood.designs import EveryPair
 from ddpmbench.likelihood.precision import CorrectionRows, differences, estimate_correction
@@ -300,20 +299,3 @@ def test_a_correction_that_is_gone_is_named(pair):
         path.unlink()
     with pytest.raises(db.InputError, match=r"warp-two: some shards of its correction-bf16 are"):
         db.compare([pair / "warp-one", pair / "warp-two"])
-
-
-def test_what_is_left_of_a_run_is_corrected_too(
-    engines, small_model, small_images, tmp_path, monkeypatch
-):
-    engines()
-    monkeypatch.setattr(terms, "SHARD_ROWS", 1)
-    options = {"estimator": "every-pair", "precision": "bf16", "batch_size": 80}
-    whole = db.evaluate_nll(small_model, small_images, **options, out=tmp_path).summary
-    sorted((tmp_path / "shards").glob("terms-*"))[2].unlink()
-    left = db.rate_distortion(tmp_path, partial=True).summary
-    record = left["precision_correction"]
-    assert left["partial"]["num_images"] == 5
-    assert record["bits_per_dim"] == whole["precision_correction"]["bits_per_dim"]
-    assert record["uncorrected_bits_per_dim"] + record["bits_per_dim"] == pytest.approx(
-        left["bits_per_dim"], abs=1e-12
-    )

@@ -149,11 +149,6 @@ def test_a_model_is_called_as_its_file(folder, source, name):
     assert "/home" not in (folder / INDEX).read_text()
 
 
-def test_what_is_left_of_a_damaged_run_is_not_written(folder):
-    assert write_hugging_face(folder, summary_of(folder) | {"partial": {"of": 9}}) == []
-    assert not (folder / "huggingface").exists()
-
-
 @pytest.mark.parametrize("options", [{"half_width": 5.0}, {"estimator": "every-pair", "draws": 1}])
 def test_a_run_says_which_version_made_it(small_model, small_images, tmp_path, options):
     report = db.evaluate_nll(small_model, small_images, **options, out=tmp_path / "run")
