@@ -10,10 +10,10 @@ import numpy as np
 
 from ddpmbench.likelihood.designs import (
     REDRAWN_IMAGES,
-    Pilot,
-    RotatedWarp,
+    ImportanceDesign,
+    PilotDesign,
     decoder_draws,
-    warp_density,
+    proposal_density,
 )
 from ddpmbench.likelihood.estimator import greg, horvitz_thompson
 from ddpmbench.likelihood.regression import FeatureTable
@@ -40,7 +40,7 @@ class Setting:
     @property
     def pilot_calls(self) -> int:
         """Network calls of the pilot."""
-        return len(Pilot(self.num_images, self.num_timesteps, 0))
+        return len(PilotDesign(self.num_images, self.num_timesteps, 0))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -58,7 +58,7 @@ class Population:
 
     computed: np.ndarray
     prior: np.ndarray
-    features: Callable[[RotatedWarp], FeatureTable]
+    features: Callable[[ImportanceDesign], FeatureTable]
 
     @cached_property
     def truth(self) -> float:
@@ -97,8 +97,8 @@ class Population:
 
     def density(self, generator):
         """What a pilot finds."""
-        pilot = Pilot(len(self.prior), self.computed.shape[1], _seed(generator))
-        return warp_density(pilot, [self.table(pilot.rows(0, len(pilot)), generator)])
+        pilot = PilotDesign(len(self.prior), self.computed.shape[1], _seed(generator))
+        return proposal_density(pilot, [self.table(pilot.rows(0, len(pilot)), generator)])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,22 +221,22 @@ class StratifiedSteps(Design):
         return 1 / size, setting.noise[0] / setting.num_images
 
 
-class Rotated(Design):
-    """The package's rotated warp, from its own pilot, by either of its estimators."""
+class Importance(Design):
+    """The package's importance design, from its own pilot, by either of its estimators."""
 
-    unit = "rotations"
+    unit = "num_replicates"
 
     def __init__(self, *, regression: bool):
         self.regression = regression
-        self.name = "rotated GREG" if regression else "rotated HT"
-        # The regression for a rotation learns from the others: at 10,000 images from 10,000 rows
-        # in the least, at 200 images and 32 rotations from 6,200.
+        self.name = "importance GREG" if regression else "importance HT"
+        # The regression for a replicate learns from the others: at 10,000 images from 10,000 rows
+        # in the least, at 200 images and 32 replicates from 6,200.
         self.settled = 32 if regression else 2
 
     def estimate(self, population, size, generator):
         density = population.density(generator)
         images, steps = population.computed.shape[:2]
-        design = RotatedWarp(images, steps, density, _seed(generator), size)
+        design = ImportanceDesign(images, steps, density, _seed(generator), size)
         tables = [population.table(design.rows(0, len(design)), generator)]
         if self.regression:
             bound = greg(design, population.prior, tables, population.features(design))
@@ -257,7 +257,7 @@ class Rotated(Design):
         return 1 / (setting.num_images * size), setting.noise[0] * share / setting.num_images
 
     def whole(self, size):
-        return max(2, math.ceil(size))  # the error of a single rotation cannot be known
+        return max(2, math.ceil(size))  # the error of a single replicate cannot be known
 
 
 DESIGNS: tuple[Design, ...] = (
@@ -265,8 +265,8 @@ DESIGNS: tuple[Design, ...] = (
     UniformSteps(),
     StratifiedSteps(neyman=False),
     StratifiedSteps(neyman=True),
-    Rotated(regression=False),
-    Rotated(regression=True),
+    Importance(regression=False),
+    Importance(regression=True),
 )
 
 

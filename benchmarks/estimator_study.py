@@ -30,7 +30,7 @@ from ddpmbench.likelihood.regression import FeatureTable, GaussianFeatures
 SIZES = {
     "images": (1, 2, 5, 10, 20, 50, 100, 200),
     "rows": (1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000),
-    "rotations": (2, 4, 8, 16, 32, 64),
+    "num_replicates": (2, 4, 8, 16, 32, 64),
 }
 QUANTILE = 1.96
 NUM_IMAGES, HALF_WIDTH = 10_000, 0.005  # what the calls are counted for
@@ -41,8 +41,8 @@ STYLES = {
     "uniform t": {"color": "#D55E00", "marker": "v", "linestyle": (0, (1, 1.5))},
     "stratified t": {"color": "#E69F00", "marker": "D", "linestyle": (0, (6, 2))},
     "Neyman": {"color": "#009E73", "marker": "^", "linestyle": (0, (6, 1.5, 1, 1.5))},
-    "rotated HT": {"color": "#56B4E9", "marker": "o", "linestyle": (0, (3, 1.5))},
-    "rotated GREG": {"color": "#0072B2", "marker": "*", "linestyle": "-"},
+    "importance HT": {"color": "#56B4E9", "marker": "o", "linestyle": (0, (3, 1.5))},
+    "importance GREG": {"color": "#0072B2", "marker": "*", "linestyle": "-"},
 }
 
 
@@ -248,7 +248,7 @@ def draw(measured: pd.DataFrame, needed: pd.DataFrame, setting: Setting, out: Pa
 
 def curve_sizes(design: Design) -> np.ndarray:
     """The sizes that the curve of a design goes through at `NUM_IMAGES` images."""
-    if design.unit == "rotations":
+    if design.unit == "num_replicates":
         return np.arange(2, 65)
     if design.unit == "images":
         return np.geomspace(10, NUM_IMAGES, 100)

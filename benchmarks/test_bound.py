@@ -10,7 +10,7 @@ from subjects import fits_shipped_images, images_for
 
 import ddpmbench as db
 from ddpmbench.execution.devices import device_name
-from ddpmbench.likelihood.designs import EveryPair
+from ddpmbench.likelihood.designs import EveryPairDesign
 from ddpmbench.likelihood.terms import TermsPass
 
 NUM_IMAGES = 10_000
@@ -28,7 +28,7 @@ EVERY_PAIR = [
 def test_every_pair(benchmark, bench, case):
     checkpoint, engine = bench.checkpoint(case.model), bench.engine(case).engine
     images = images_for(checkpoint, 64)
-    design = EveryPair(len(images), checkpoint.schedule.num_timesteps, 1)
+    design = EveryPairDesign(len(images), checkpoint.schedule.num_timesteps, 1)
     terms_pass = TermsPass(
         checkpoint,
         images,

@@ -35,7 +35,7 @@ from ddpmbench.diffusion.data_range import UNIT_RANGE
 from ddpmbench.diffusion.noise import normal_noise
 from ddpmbench.execution.devices import evaluating, strict_float32
 from ddpmbench.execution.timing import paired_ratio
-from ddpmbench.likelihood.designs import EveryPair
+from ddpmbench.likelihood.designs import EveryPairDesign
 from ddpmbench.likelihood.terms import TermsPass
 from ddpmbench.samples.samplers import SAMPLE_DRAW, START
 
@@ -73,7 +73,7 @@ def test_every_pair_against_the_loop(benchmark, bench, request, case):
     num_timesteps = steps_of(bench, case, many=25)
     model = shortened(checkpoint, num_timesteps)
     images = images_for(checkpoint, case.batch)
-    design = EveryPair(len(images), num_timesteps, 1)
+    design = EveryPairDesign(len(images), num_timesteps, 1)
     terms_pass = TermsPass(
         model,
         images,

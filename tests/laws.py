@@ -38,7 +38,7 @@ from ddpmbench.diffusion.process import GaussianDiffusion, Prediction, Variance
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.likelihood import bound, terms
 from ddpmbench.likelihood.decoders import decoder_column
-from ddpmbench.likelihood.designs import EveryPair
+from ddpmbench.likelihood.designs import EveryPairDesign
 
 CPU = torch.device("cpu")
 LN2 = math.log(2)
@@ -54,7 +54,7 @@ def evaluate(
 ) -> bound.BoundEstimate:
     """The bound as a run computes it: rows in batches, then the reduction."""
     terms_pass = terms.TermsPass(checkpoint, images, seed=seed, decoder="exact", device=CPU)
-    design = EveryPair(len(images), checkpoint.schedule.num_timesteps, draws)
+    design = EveryPairDesign(len(images), checkpoint.schedule.num_timesteps, draws)
     size = pairs_per_batch * draws
     tables = [
         terms_pass.terms(design.rows(start, min(start + size, len(design))))
@@ -257,7 +257,7 @@ def check_checkpoint_rows(
 ) -> None:
     """`check_rows` for a checkpoint and the cumulative products it ought to have."""
     num_timesteps, seed = len(alphas_cumprod), 5
-    design = EveryPair(len(images), num_timesteps, 1)
+    design = EveryPairDesign(len(images), num_timesteps, 1)
     rows = design.rows(0, len(design))
     terms_pass = terms.TermsPass(checkpoint, images, seed=seed, decoder="exact", device=CPU)
     got = terms_pass.terms(rows).values["nats"]
@@ -391,7 +391,7 @@ def check_noise_is_fresh() -> None:
     checkpoint = oracle_checkpoint(images, NoiseSchedule.linear(40))
     recorder = Recorder()
     checkpoint = dataclasses.replace(checkpoint, network=recorder)
-    design = EveryPair(2, 40, 2)
+    design = EveryPairDesign(2, 40, 2)
     rows = design.rows(0, len(design))
     terms.TermsPass(checkpoint, images, seed=0, decoder="exact", device=CPU).terms(rows)
     ab = torch.from_numpy(exact_alphas_cumprod(checkpoint.schedule))[rows.t - 1, None, None, None]

@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from ddpmbench.likelihood.designs import Pilot, RotatedWarp, warp_density
+from ddpmbench.likelihood.designs import ImportanceDesign, PilotDesign, proposal_density
 from ddpmbench.likelihood.regression import FeatureTable, log_bins
 from ddpmbench.likelihood.terms import VALUE_COLUMNS, Rows, TermTable
 
@@ -87,10 +87,10 @@ class SyntheticModel:
 
     def density(self, seed: int, generator: np.random.Generator) -> Array:
         """What a pilot finds."""
-        pilot = Pilot(self.num_images, self.num_timesteps, seed)
-        return warp_density(pilot, [self.table(pilot.rows(0, len(pilot)), generator)])
+        pilot = PilotDesign(self.num_images, self.num_timesteps, seed)
+        return proposal_density(pilot, [self.table(pilot.rows(0, len(pilot)), generator)])
 
-    def features(self, design: RotatedWarp, *, garbage: bool = False) -> FeatureTable:
+    def features(self, design: ImportanceDesign, *, garbage: bool = False) -> FeatureTable:
         """Features that follow the terms, or have nothing to do with them."""
         _, g, code, _ = self._parts
         if garbage:
@@ -99,7 +99,7 @@ class SyntheticModel:
         return feature_table(design, g, code)
 
 
-def feature_table(design: RotatedWarp, g: Array, code: Array) -> FeatureTable:
+def feature_table(design: ImportanceDesign, g: Array, code: Array) -> FeatureTable:
     """What a regression needs, from all features in memory."""
     bins, t = log_bins(design.num_timesteps), np.arange(2, design.num_timesteps + 1)
     both = np.stack([g, np.log(g)], axis=2)

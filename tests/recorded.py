@@ -10,7 +10,7 @@ from torch import Tensor
 from ddpmbench.diffusion.process import GaussianDiffusion, Prediction, Variance
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.likelihood.conventions import Convention
-from ddpmbench.likelihood.designs import EveryPair
+from ddpmbench.likelihood.designs import EveryPairDesign
 from ddpmbench.likelihood.terms import TermTable, bound_terms, prior_bits_per_dim
 
 LN2 = np.log(2)
@@ -56,8 +56,8 @@ class Recorded:
         return cls(schedule, pixels.double() / 127.5 - 1, eps, output, **options)
 
     @property
-    def design(self) -> EveryPair:
-        return EveryPair(*self.eps.shape[:3])
+    def design(self) -> EveryPairDesign:
+        return EveryPairDesign(*self.eps.shape[:3])
 
     @property
     def prior(self) -> np.ndarray:

@@ -6,7 +6,7 @@ import pandas as pd
 from ddpmbench.evaluate.nll import evaluate_nll
 from ddpmbench.execution.terms import Extremes
 
-OPTIONS = {"every-pair": {"estimator": "every-pair"}, "rotated-warp": {"half_width": 5.0}}
+OPTIONS = {"every-pair": {"estimator": "every-pair"}, "importance": {"half_width": 5.0}}
 
 
 def run_folder(kind, checkpoint, images, folder):

@@ -12,7 +12,7 @@ from ddpmbench import assets, load_checkpoint, load_images
 from ddpmbench.checkpoints.weights import sha256_of
 from ddpmbench.diffusion.data_range import NATS_PER_BIT
 from ddpmbench.execution.finished import FinishedRun
-from ddpmbench.likelihood.designs import Pilot, warp_density
+from ddpmbench.likelihood.designs import PilotDesign, proposal_density
 from ddpmbench.likelihood.terms import Rows, TermsPass
 
 RESULTS = Path(__file__).parents[1] / "results" / "default"
@@ -80,8 +80,8 @@ def test_the_published_terms_come_out_again(checkpoint, published):
     run = FinishedRun(RESULTS, published)
     design = run.design
     # The density says what the pilot's terms are at every step, but for a common factor.
-    pilot = Pilot(len(images), design.num_timesteps, published["seed"])
-    density = warp_density(pilot, [terms_pass.terms(pilot.rows(0, len(pilot)))])
+    pilot = PilotDesign(len(images), design.num_timesteps, published["seed"])
+    density = proposal_density(pilot, [terms_pass.terms(pilot.rows(0, len(pilot)))])
     np.testing.assert_allclose(density, run.density(), rtol=1e-6)
     # The tables say what the terms are on average, within what some of the rows can tell.
     steps = pd.read_csv(RESULTS / "per_timestep.csv").set_index("t")

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from mixtures import SyntheticModel
 
 import ddpmbench as db
-from ddpmbench.likelihood.designs import Pilot, RotatedWarp
+from ddpmbench.likelihood.designs import ImportanceDesign, PilotDesign
 
 with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
@@ -20,8 +20,8 @@ with pytest.MonkeyPatch.context() as patch:
     import estimator_study as study
 
 IMAGES, STEPS = 60, 100
-SEEDS = {"images": 300, "rows": 300, "rotations": 100}
-SIZE = {"images": 12, "rows": 400, "rotations": 4}
+SEEDS = {"images": 300, "rows": 300, "num_replicates": 100}
+SIZE = {"images": 12, "rows": 400, "num_replicates": 4}
 NAMES = [design.name for design in designs.DESIGNS]
 
 
@@ -58,9 +58,9 @@ def test_every_design_is_unbiased_and_costs_what_it_says(name):
     design, estimates = found(name)
     measured = row(name)
     assert abs(measured["mean_error"]) < 3 * measured["mean_error_standard_error"]
-    pilot, density = len(Pilot(IMAGES, STEPS, 0)), np.full(STEPS - 1, 1 / (STEPS - 1))
-    rotated = pilot + len(RotatedWarp(IMAGES, STEPS, density, 0, 4))
-    calls = [12 * STEPS, 400, IMAGES + 400, pilot + IMAGES + 400, rotated, rotated]
+    pilot, density = len(PilotDesign(IMAGES, STEPS, 0)), np.full(STEPS - 1, 1 / (STEPS - 1))
+    importance = pilot + len(ImportanceDesign(IMAGES, STEPS, density, 0, 4))
+    calls = [12 * STEPS, 400, IMAGES + 400, pilot + IMAGES + 400, importance, importance]
     expected = calls[NAMES.index(name)]
     assert {one.num_evaluations for one in estimates} == {expected}
     assert design.num_evaluations(SIZE[design.unit], population().setting) == expected
@@ -111,7 +111,7 @@ def test_the_variance_of_a_row_is_that_of_theory(name):
     assert expected - error < measured["per_row_variance"] < (1 + slack) * expected + error
 
 
-@pytest.mark.parametrize("name", ["rotated HT", "rotated GREG"])
+@pytest.mark.parametrize("name", ["importance HT", "importance GREG"])
 def test_the_stated_half_widths_are_those_measured(name):
     measured = row(name)
     error = 3 * measured["half_width_standard_error"]
@@ -144,11 +144,11 @@ def test_a_design_that_is_wrong_is_noticed():
 
 
 def test_what_few_images_say_holds_for_more():
-    design, model = found("rotated HT")[0], SyntheticModel(4 * IMAGES, STEPS, seed=1)
+    design, model = found("importance HT")[0], SyntheticModel(4 * IMAGES, STEPS, seed=1)
     more = designs.Population(np.stack([model.mean] * 2, axis=2), model.prior, model.features)
     stated = [design.estimate(more, 8, np.random.default_rng(k)).half_width for k in range(20)]
     setting = dataclasses.replace(study.in_bits(population().setting), num_images=4 * IMAGES)
-    width = study.scaled_half_width(design, 8, row("rotated HT")["per_row_variance"], setting)
+    width = study.scaled_half_width(design, 8, row("importance HT")["per_row_variance"], setting)
     assert width == pytest.approx(np.mean(stated) / np.log(2), rel=0.25)
 
 
@@ -200,7 +200,7 @@ def invoke(run, out):
 
 
 def test_the_command_writes_the_figure_and_tables_that_follow_from_the_seed(run, monkeypatch):
-    sizes = {"images": (1,), "rows": (10_000,), "rotations": (50,)}
+    sizes = {"images": (1,), "rows": (10_000,), "num_replicates": (50,)}
     monkeypatch.setattr(study, "SIZES", sizes)
     result = invoke(run, run / "out")
     assert result.exit_code == 0, result.output

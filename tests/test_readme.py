@@ -53,11 +53,11 @@ def run_folders(small_model, small_images, tmp_path_factory):
     every = {"estimator": "every-pair", "draws": 1}
     one = small_images.subset(1)
     report = evaluate_nll(small_model, one, **every, out=folder / "every-pair")
-    evaluate_nll(small_model, small_images, half_width=9, check=True, out=folder / "rotated-warp")
+    evaluate_nll(small_model, small_images, half_width=9, check=True, out=folder / "importance")
     progressive_pictures(small_model, one, report)
-    for kind in ("every-pair", "rotated-warp"):
+    for kind in ("every-pair", "importance"):
         write_report(folder / kind)
-    return [folder / "every-pair", folder / "rotated-warp"]
+    return [folder / "every-pair", folder / "importance"]
 
 
 def test_the_table_of_the_run_folder_is_complete(run_folders):

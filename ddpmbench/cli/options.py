@@ -326,8 +326,8 @@ likelihood_options = decorate(
     [
         click.option(
             "--estimator",
-            type=click.Choice(["rotated-warp", "every-pair"]),
-            default="rotated-warp",
+            type=click.Choice(["importance", "every-pair"]),
+            default="importance",
             show_default=True,
             help="Which network calls are made: a few chosen steps of every image, which give the "
             "same bound with an interval, or every step of every image.",
@@ -336,20 +336,20 @@ likelihood_options = decorate(
             "--half-width",
             type=float,
             metavar="H",
-            help="rotated-warp: calls are made until the bound is known to +- H bits/dim, 95 %.  "
+            help="importance: calls are made until the bound is known to +- H bits/dim, 95 %.  "
             "[default: 0.005]",
         ),
         click.option(
             "--max-evaluations",
             type=click.IntRange(min=1),
             metavar="M",
-            help="rotated-warp: no more network calls than that, however wide the interval is.",
+            help="importance: no more network calls than that, however wide the interval is.",
         ),
         click.option(
             "--rows-of",
             type=paths.path,
             metavar="RUN",
-            help="rotated-warp: the rows of that run folder, so that compare can pair the two.",
+            help="importance: the rows of that run folder, so that compare can pair the two.",
         ),
         click.option(
             "--draws",

@@ -194,7 +194,7 @@ def _comparable(environment: Mapping[str, Any]) -> dict[str, Any]:
 
 def _has_whole_files(folder: Path, summary: Mapping[str, Any]) -> bool:
     sealed, tables = list(_SEALED), list(_TABLES)
-    if summary["estimator"] == "rotated-warp":
+    if summary["estimator"] == "importance":
         sealed.append(PREDICTIONS)
         tables.append(DENSITY)
     known = {name: value for name, value in summary[CHECKSUMS].items() if name != "this"}

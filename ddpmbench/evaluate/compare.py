@@ -18,12 +18,12 @@ from ddpmbench.execution.folder import RunFolder
 from ddpmbench.execution.precision_correction import store_name
 from ddpmbench.execution.terms import checked
 from ddpmbench.files import named_path
-from ddpmbench.likelihood.designs import Design, EveryPair, RotatedWarp
+from ddpmbench.likelihood.designs import Design, EveryPairDesign, ImportanceDesign
 from ddpmbench.likelihood.paired import (
+    ImportanceTerms,
     Tables,
-    WarpTerms,
-    difference_of_pairs,
-    difference_of_warps,
+    every_pair_difference,
+    importance_difference,
     same_steps,
 )
 from ddpmbench.likelihood.precision import (
@@ -314,12 +314,12 @@ def _difference(run: FinishedRun, baseline: FinishedRun) -> comparison.Differenc
     prior = (run.summary["prior"] - baseline.summary["prior"]) * NATS_PER_BIT
     clip = bool(baseline.summary["conventions"]["clip"])
     design, correction = baseline.design, _correction(run, baseline)
-    if isinstance(design, EveryPair):
+    if isinstance(design, EveryPairDesign):
         of = _tables(run, design), _tables(baseline, design)
-        pairs = difference_of_pairs(design, *of, prior=prior, clip=clip)
+        pairs = every_pair_difference(design, *of, prior=prior, clip=clip)
         return comparison.Difference(pairs, 1.0, correction)
-    model, other = _warp_terms(run), _warp_terms(baseline)
-    bound = difference_of_warps(model, other, prior=prior, clip=clip)
+    model, other = _importance_terms(run), _importance_terms(baseline)
+    bound = importance_difference(model, other, prior=prior, clip=clip)
     return comparison.Difference(bound, same_steps(model.design, other.design), correction)
 
 
@@ -350,10 +350,10 @@ def _correction_terms(run: FinishedRun) -> NDArray[np.float64]:
     return differences(design, *tables_of)
 
 
-def _warp_terms(run: FinishedRun) -> WarpTerms:
+def _importance_terms(run: FinishedRun) -> ImportanceTerms:
     design = run.design
-    assert isinstance(design, RotatedWarp)
-    return WarpTerms(design, _tables(run, design), run.predictions())
+    assert isinstance(design, ImportanceDesign)
+    return ImportanceTerms(design, _tables(run, design), run.predictions())
 
 
 def _tables(run: FinishedRun, design: Design) -> Tables:

@@ -21,21 +21,21 @@ from ddpmbench.execution.likelihood import (
     LikelihoodRun,
     refuse_small_cap,
     run_every_pair,
-    run_rotated_warp,
+    run_importance,
 )
 from ddpmbench.execution.precision_correction import CorrectionRun
 from ddpmbench.execution.term_store import TermStore
 from ddpmbench.execution.terms import RowsRun
-from ddpmbench.likelihood.designs import EveryPair
+from ddpmbench.likelihood.designs import EveryPairDesign
 from ddpmbench.likelihood.precision import CorrectionRows, rows_of_correction
 from ddpmbench.likelihood.stopping import first_rows
 from ddpmbench.likelihood.terms import TermsPass
 from ddpmbench.report.tables import SCHEMA
 from ddpmbench.unet.precision import Precision
 
-ESTIMATORS = ("rotated-warp", "every-pair")
+ESTIMATORS = ("importance", "every-pair")
 HALF_WIDTH = 0.005
-"""Of the interval that rotated-warp aims at, bits per dimension."""
+"""Of the interval that importance aims at, bits per dimension."""
 DRAWS = 2
 """Noise draws a pair of every-pair."""
 
@@ -47,8 +47,8 @@ class Sampling:
     Attributes:
         estimator: one of `ESTIMATORS`.
         draws: of every-pair.
-        half_width: of rotated-warp, bits per dimension.
-        max_evaluations: of rotated-warp; None for no limit.
+        half_width: of importance, bits per dimension.
+        max_evaluations: of importance; None for no limit.
         model: the run whose rows are computed, or None.
     """
 
@@ -79,7 +79,7 @@ class Sampling:
             "rows_of": rows_of,
             "draws": draws,
         }
-        own = {"every-pair": {"draws"}, "rotated-warp": set(given) - {"draws"}}
+        own = {"every-pair": {"draws"}, "importance": set(given) - {"draws"}}
         if estimator not in own:
             raise InputError(f"--estimator {estimator}: choose {' or '.join(ESTIMATORS)}")
         for name, value in given.items():
@@ -121,12 +121,12 @@ class Sampling:
             InputError: there are too few steps, or the rows are those of other images.
         """
         num_timesteps = checkpoint.schedule.num_timesteps
-        if self.estimator == "rotated-warp" and num_timesteps < 2:
+        if self.estimator == "importance" and num_timesteps < 2:
             raise InputError(
-                f"--timesteps {num_timesteps}: too few for --estimator rotated-warp; choose "
+                f"--timesteps {num_timesteps}: too few for --estimator importance; choose "
                 "every-pair"
             )
-        if self.estimator == "rotated-warp":
+        if self.estimator == "importance":
             refuse_small_cap(
                 len(images),
                 num_timesteps,
@@ -151,7 +151,7 @@ class Sampling:
 
     @property
     def goal(self) -> Goal:
-        """When rotated-warp stops."""
+        """When importance stops."""
         return Goal(self.half_width * NATS_PER_BIT, self.max_evaluations)
 
     @cached_property
@@ -206,7 +206,7 @@ class Sampling:
     def least_evaluations(self, num_images: int, num_timesteps: int) -> int:
         """Network calls that are certain, those of a pilot and of a correction left out."""
         if self.estimator == "every-pair":
-            return len(EveryPair(num_images, num_timesteps, self.draws))
+            return len(EveryPairDesign(num_images, num_timesteps, self.draws))
         return first_rows(num_images)
 
     def correction_rows(self, terms_pass: TermsPass) -> CorrectionRows:
@@ -228,9 +228,9 @@ class Sampling:
         if self.estimator == "every-pair":
             images = len(run.terms_pass.images)
             num_timesteps = run.terms_pass.checkpoint.schedule.num_timesteps
-            design = EveryPair(images, num_timesteps, self.draws)
+            design = EveryPairDesign(images, num_timesteps, self.draws)
             return run_every_pair(run, design, store("terms"), correction=correction)
-        return run_rotated_warp(
+        return run_importance(
             run,
             store("pilot"),
             store("terms"),

@@ -96,7 +96,7 @@ def evaluate_nll(
     checkpoint: Checkpoint,
     images: ImageSource,
     *,
-    estimator: str = "rotated-warp",
+    estimator: str = "importance",
     half_width: float | None = None,
     max_evaluations: int | None = None,
     rows_of: str | Path | None = None,
@@ -120,13 +120,13 @@ def evaluate_nll(
     Args:
         checkpoint: what `load_checkpoint` returns; its conventions are those of the bound.
         images: what `load_images` returns or takes: a name, a path, a uint8 array.
-        estimator: "rotated-warp" computes a few steps of every image, chosen so that the bound
+        estimator: "importance" computes a few steps of every image, chosen so that the bound
             is unbiased and its interval narrow; "every-pair" every step of every image.
-        half_width: rotated-warp: of the 95 % interval for these images, bits per dimension; rows
+        half_width: importance: of the 95 % interval for these images, bits per dimension; rows
             are added until it is that narrow. None for `HALF_WIDTH`.
-        max_evaluations: rotated-warp: network calls not to be exceeded, however wide the
+        max_evaluations: importance: network calls not to be exceeded, however wide the
             interval is then.
-        rows_of: rotated-warp: the folder of a run on the same images, whose rows are computed;
+        rows_of: importance: the folder of a run on the same images, whose rows are computed;
             `compare` takes runs with the same rows.
         draws: every-pair: noise draws a pair; with one, the interval for this image set cannot
             be known. None for `DRAWS`.

@@ -239,7 +239,7 @@ def _figures(contents: RunContents) -> dict[str, Draw]:
             per_timestep,
             contents.density,
             num_images=summary["num_images"],
-            rotations=summary["sampling"]["rotations"],
+            num_replicates=summary["sampling"]["num_replicates"],
         )
     pictures = contents.pictures
     if pictures.decoding is not None:

@@ -17,14 +17,14 @@ from ddpmbench.checksums import CHECKSUMS, DamageError, checksum, read_json, rea
 from ddpmbench.errors import InputError
 from ddpmbench.execution.folder import IDENTITY, tag
 from ddpmbench.execution.term_store import EARLIER, UNREAD, Shards
-from ddpmbench.likelihood.designs import EveryPair, RotatedWarp, num_rows
+from ddpmbench.likelihood.designs import EveryPairDesign, ImportanceDesign, num_rows
 from ddpmbench.likelihood.regression import Predictions
 from ddpmbench.likelihood.terms import columns_of_bound
 from ddpmbench.version import __version__
 
 SUMMARY, RATE_DISTORTION = "summary.json", "rate_distortion.csv"
 PER_IMAGE, ENVIRONMENT = "per_image.csv", "environment.json"
-DENSITY, PREDICTIONS = "warp.csv", "predictions.npz"
+DENSITY, PREDICTIONS = "proposal.csv", "predictions.npz"
 _MOST = 2**31
 _PARTS = ("rows", "totals", "steps")
 _NEEDED = {
@@ -136,7 +136,7 @@ class FinishedRun:
             raise InputError(f"{path}: damaged; run its command again with a new --out") from error
 
     @property
-    def design(self) -> EveryPair | RotatedWarp:
+    def design(self) -> EveryPairDesign | ImportanceDesign:
         """Its rows.
 
         Raises:
@@ -144,9 +144,9 @@ class FinishedRun:
         """
         of, sampling = self.summary, self.summary["sampling"]
         if of["estimator"] == "every-pair":
-            return EveryPair(of["num_images"], of["num_timesteps"], sampling["draws"])
+            return EveryPairDesign(of["num_images"], of["num_timesteps"], sampling["draws"])
         size = (of["num_images"], of["num_timesteps"])
-        return RotatedWarp(*size, self.density(), of["seed"], sampling["rotations"])
+        return ImportanceDesign(*size, self.density(), of["seed"], sampling["num_replicates"])
 
     def shards(self, name: str) -> Shards:
         """The terms of the rows of this name.
@@ -183,14 +183,16 @@ class FinishedRun:
         return frame
 
     def density(self) -> NDArray[np.float64]:
-        """(T - 1,) that of the rotated warp over t = 2..T.
+        """(T - 1,) that of the importance estimator over t = 2..T.
 
         Raises:
             InputError: the run has none, or it is damaged.
         """
         path = self.path / DENSITY
         if not path.exists():
-            raise InputError(f"{self.path}: has no {DENSITY}; it is no run of rotated-warp")
+            raise InputError(
+                f"{self.path}: has no {DENSITY}; it is no run of the importance estimator"
+            )
         try:
             density = texts_of(path)["density"].map(float).to_numpy()
         except (ValueError, KeyError) as error:
@@ -201,7 +203,7 @@ class FinishedRun:
         return density
 
     def predictions(self) -> Predictions:
-        """What was subtracted at the rows of the rotated warp.
+        """What was subtracted at the rows of the importance estimator.
 
         Raises:
             InputError: they are not there, or damaged.
@@ -211,9 +213,9 @@ class FinishedRun:
             parts = read_npz(path, _PARTS)
         except DamageError as error:
             raise _lost(path) from error
-        rotations = self.summary["sampling"]["rotations"]
-        of_rows = (rotations, self.summary["num_images"])
-        of_steps = (rotations, self.summary["num_timesteps"] - 1)
+        num_replicates = self.summary["sampling"]["num_replicates"]
+        of_rows = (num_replicates, self.summary["num_images"])
+        of_steps = (num_replicates, self.summary["num_timesteps"] - 1)
         if [parts[name].shape for name in _PARTS] != [of_rows, of_rows, of_steps]:
             raise _lost(path)
         return Predictions(**parts)
@@ -225,7 +227,7 @@ def _has_plausible_counts(summary: Mapping[str, Any]) -> bool:
     sampling = summary.get("sampling")
     inner = sampling if isinstance(sampling, dict) else {}
     counts = [summary[name] for name in names if name in summary]
-    counts += [inner[name] for name in ("draws", "rotations") if name in inner]
+    counts += [inner[name] for name in ("draws", "num_replicates") if name in inner]
     return all(type(count) is int and 0 < count < _MOST for count in counts) and (
         math.prod(counts) < _MOST**2
     )
@@ -405,7 +407,7 @@ def _length(run: FinishedRun) -> int:
         num_images, num_timesteps = int(of["num_images"]), int(of["num_timesteps"])
         if of["estimator"] == "every-pair":
             return num_images * num_timesteps * int(of["sampling"]["draws"])
-        return num_rows(num_images, int(of["sampling"]["rotations"]))
+        return num_rows(num_images, int(of["sampling"]["num_replicates"]))
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(run) from error
 

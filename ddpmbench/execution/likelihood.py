@@ -1,4 +1,4 @@
-"""Likelihood runs: every pair, or a rotated warp that grows until its interval is narrow."""
+"""Likelihood runs: every pair, or an importance sample that grows until its interval is narrow."""
 
 import dataclasses
 import math
@@ -15,20 +15,30 @@ from ddpmbench.execution.terms import RowsRun, RunProgress, checked
 from ddpmbench.likelihood.bound import BoundEstimate, estimate_bound
 from ddpmbench.likelihood.conventions import (
     OtherBounds,
-    other_bounds_of_pairs,
-    other_bounds_of_warp,
+    every_pair_other_bounds,
+    importance_other_bounds,
 )
-from ddpmbench.likelihood.designs import EveryPair, Pilot, RotatedWarp, num_rows, warp_density
+from ddpmbench.likelihood.designs import (
+    EveryPairDesign,
+    ImportanceDesign,
+    PilotDesign,
+    num_rows,
+    proposal_density,
+)
 from ddpmbench.likelihood.estimator import SampledBound, greg, horvitz_thompson
 from ddpmbench.likelihood.precision import Correction, rows_of_correction
-from ddpmbench.likelihood.rate_distortion import Distortion, distortion_of_pairs, distortion_of_warp
+from ddpmbench.likelihood.rate_distortion import (
+    Distortion,
+    every_pair_distortion,
+    importance_distortion,
+)
 from ddpmbench.likelihood.regression import FeatureTable, GaussianFeatures
 from ddpmbench.likelihood.stopping import (
     RoughBound,
     RunningBound,
-    first_rotations,
     first_rows,
-    rotations_needed,
+    initial_replicates,
+    replicates_needed,
 )
 from ddpmbench.likelihood.terms import TermTable, columns_of_bound
 
@@ -47,9 +57,9 @@ class LikelihoodRun:
         num_evaluations: network calls, those of a pilot and of a correction among them.
         seconds: they took, summed over processes, interruptions left out.
         devices: where they were made.
-        horvitz_thompson: rotated warp: the bound from the same rows without regression.
-        density: rotated warp: (T - 1,) of the steps t = 2..T.
-        pilot_evaluations: rotated warp: network calls that went into the density.
+        horvitz_thompson: importance: the bound from the same rows without regression.
+        density: importance: (T - 1,) of the steps t = 2..T.
+        pilot_evaluations: importance: network calls that went into the density.
         correction: where the rows are in low precision, what is to be added to the bound; all else
             here is as the rows have it.
     """
@@ -67,7 +77,11 @@ class LikelihoodRun:
 
 
 def run_every_pair(
-    run: RowsRun, design: EveryPair, store: TermStore, *, correction: CorrectionRun | None = None
+    run: RowsRun,
+    design: EveryPairDesign,
+    store: TermStore,
+    *,
+    correction: CorrectionRun | None = None,
 ) -> LikelihoodRun:
     """Compute the rows that are missing, and reduce all of them to the bound.
 
@@ -96,8 +110,8 @@ def run_every_pair(
         again = store.tables(length, columns)
         return LikelihoodRun(
             bound=bound,
-            distortion=distortion_of_pairs(design, again, clip=diffusion.clip),
-            others=other_bounds_of_pairs(
+            distortion=every_pair_distortion(design, again, clip=diffusion.clip),
+            others=every_pair_other_bounds(
                 design, prior, partial(store.tables, length), diffusion, run.terms_pass.decoder
             ),
             num_evaluations=length + extra.num_evaluations,
@@ -140,7 +154,7 @@ class Goal:
         return half_width > math.sqrt(1 - _LEAST_SHARE**2) * self.half_width
 
 
-def run_rotated_warp(
+def run_importance(
     run: RowsRun,
     pilot_store: TermStore,
     store: TermStore,
@@ -149,7 +163,7 @@ def run_rotated_warp(
     density: NDArray[np.float64] | None = None,
     correction: CorrectionRun | None = None,
 ) -> LikelihoodRun:
-    """Compute rotations until the interval is as narrow as the goal says.
+    """Compute replicates until the interval is as narrow as the goal says.
 
     What is computed depends on the goal and on the terms alone: rows that an earlier sitting left
     beyond it are not looked at.
@@ -170,9 +184,9 @@ def run_rotated_warp(
     terms_pass = run.terms_pass
     num_images, seed = len(terms_pass.images), terms_pass.seed
     num_timesteps = terms_pass.diffusion.schedule.num_timesteps
-    pilot = Pilot(num_images, num_timesteps, seed)
+    pilot = PilotDesign(num_images, num_timesteps, seed)
     pilot_evaluations = len(pilot) if density is None else 0
-    rotations, first = first_rotations(num_images), first_rows(num_images)
+    num_replicates, first = initial_replicates(num_images), first_rows(num_images)
     extra = OptionalCorrection(correction)
     refuse_small_cap(
         num_images,
@@ -185,14 +199,16 @@ def run_rotated_warp(
     run.listener.start(missing + extra.num_missing)
     corrected = extra.compute(after=pilot_evaluations + first)
     goal = goal.besides(corrected)
-    allowed = _rotations_allowed(num_images, pilot_evaluations, goal.max_evaluations)
+    allowed = _replicates_allowed(num_images, pilot_evaluations, goal.max_evaluations)
     if density is None:
         run.compute(pilot, pilot_store, before=extra.num_evaluations, after=first)
         density = run.ranks.once(
-            lambda: warp_density(pilot, checked(pilot_store.tables(len(pilot), ("nats",)), pilot))
+            lambda: proposal_density(
+                pilot, checked(pilot_store.tables(len(pilot), ("nats",)), pilot)
+            )
         )
     prior = run.prior() if run.ranks.reports else np.zeros(num_images)
-    design = RotatedWarp(num_images, num_timesteps, density, seed, rotations)
+    design = ImportanceDesign(num_images, num_timesteps, density, seed, num_replicates)
     reduction = _Reduction(run, store, prior)
     watch = _corrected(RunningBound(design, prior.mean()).add, corrected)
     for table in store.tables(len(design), ("nats",)) if run.ranks.reports else ():
@@ -203,10 +219,10 @@ def run_rotated_warp(
         run.listener.progress(RunProgress(calls, calls, stage="the estimate"))
         bound = run.ranks.once(partial(reduction.by_regression, design))
         last = RoughBound(bound.nats, bound.half_width).plus(corrected)
-        needed = min(rotations_needed(design, bound, goal.half_width), allowed)
-        if needed == design.rotations:
+        needed = min(replicates_needed(design, bound, goal.half_width), allowed)
+        if needed == design.num_replicates:
             break
-        design = dataclasses.replace(design, rotations=needed)
+        design = dataclasses.replace(design, num_replicates=needed)
         watch = partial(_at_last_look, last)
     run.listener.progress(RunProgress(calls, calls, last, stage=TABLES))
     return LikelihoodRun(
@@ -255,19 +271,19 @@ class _Reduction:
         self._clip = run.terms_pass.diffusion.clip
         self._known: tuple[GaussianFeatures, FeatureTable] | None = None
 
-    def by_regression(self, design: RotatedWarp) -> SampledBound:
+    def by_regression(self, design: ImportanceDesign) -> SampledBound:
         features = self._features(design)
         return greg(design, self._prior, self._tables(design), features, clip=self._clip)
 
-    def horvitz_thompson(self, design: RotatedWarp) -> SampledBound:
+    def horvitz_thompson(self, design: ImportanceDesign) -> SampledBound:
         return horvitz_thompson(design, self._prior, self._tables(design), clip=self._clip)
 
-    def distortion(self, design: RotatedWarp) -> Distortion:
+    def distortion(self, design: ImportanceDesign) -> Distortion:
         features = self._features(design)
-        return distortion_of_warp(design, self._tables(design), features, clip=self._clip)
+        return importance_distortion(design, self._tables(design), features, clip=self._clip)
 
-    def others(self, design: RotatedWarp) -> OtherBounds:
-        return other_bounds_of_warp(
+    def others(self, design: ImportanceDesign) -> OtherBounds:
+        return importance_other_bounds(
             design,
             self._prior,
             partial(self._store.tables, len(design)),
@@ -276,11 +292,11 @@ class _Reduction:
             self._terms_pass.decoder,
         )
 
-    def _tables(self, design: RotatedWarp) -> Iterator[TermTable]:
+    def _tables(self, design: ImportanceDesign) -> Iterator[TermTable]:
         columns = columns_of_bound(clip=self._clip)
         return checked(self._store.tables(len(design), columns), design)
 
-    def _features(self, design: RotatedWarp) -> FeatureTable:
+    def _features(self, design: ImportanceDesign) -> FeatureTable:
         pixels = self._terms_pass.images.pixels
         if self._known is None:
             diffusion = self._terms_pass.diffusion
@@ -296,13 +312,13 @@ def _count_missing(store: TermStore, length: int) -> int:
     return sum(stop - start for start, stop in store.missing(length))
 
 
-def _rotations_allowed(num_images: int, pilot: int, max_evaluations: int | None) -> int:
+def _replicates_allowed(num_images: int, pilot: int, max_evaluations: int | None) -> int:
     if max_evaluations is None:
         return 2**31
-    rotations = max(0, (max_evaluations - pilot) // num_images)  # more than there can be
-    while rotations and pilot + num_rows(num_images, rotations) > max_evaluations:
-        rotations -= 1
-    return rotations
+    num_replicates = max(0, (max_evaluations - pilot) // num_images)  # more than there can be
+    while num_replicates and pilot + num_rows(num_images, num_replicates) > max_evaluations:
+        num_replicates -= 1
+    return num_replicates
 
 
 def refuse_small_cap(
@@ -322,7 +338,7 @@ def refuse_small_cap(
         return
 
     def least(images: int) -> int:
-        pilot = len(Pilot(images, num_timesteps, 0)) if with_pilot else 0
+        pilot = len(PilotDesign(images, num_timesteps, 0)) if with_pilot else 0
         rows = first_rows(images)
         return pilot + rows + (2 * rows_of_correction(rows) if with_correction else 0)
 

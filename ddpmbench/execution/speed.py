@@ -22,15 +22,15 @@ from ddpmbench.execution.engine_choice import (
     fastest_call,
 )
 from ddpmbench.execution.timing import Probe, matmul_peak, seconds_per_call, synchronize, timer
-from ddpmbench.likelihood.designs import Pilot, num_rows
-from ddpmbench.likelihood.stopping import first_rotations
+from ddpmbench.likelihood.designs import PilotDesign, num_rows
+from ddpmbench.likelihood.stopping import initial_replicates
 from ddpmbench.likelihood.terms import TermsPass
 from ddpmbench.samples.samplers import Sampler, SamplerChoice, SamplingStep
 from ddpmbench.unet.flops import flop_per_call
 from ddpmbench.unet.precision import Precision
 
 ROW_HALF_WIDTH = 0.541
-"""Bits/dim: the half width of a bound from r rotations of N images, times sqrt(r N), as
+"""Bits/dim: the half width of a bound from r replicates of N images, times sqrt(r N), as
 `results/estimator` found it for the model in the package; that of another model differs."""
 FEW_STEPS = 50
 """A sampler that skips most steps has so many."""
@@ -111,13 +111,16 @@ def workloads(
 
 def _sampled_bound(num_images: int, num_timesteps: int, half_width: float) -> Workload:
     enough = math.ceil((ROW_HALF_WIDTH / half_width) ** 2 / num_images)
-    rotations = max(first_rotations(num_images), enough)
-    pilot, of_rotations = len(Pilot(num_images, num_timesteps, 0)), num_images * rotations
+    num_replicates = max(initial_replicates(num_images), enough)
+    pilot, of_replicates = (
+        len(PilotDesign(num_images, num_timesteps, 0)),
+        num_images * num_replicates,
+    )
     return Workload(
         f"nll, rd to +- {half_width:g} bits/dim",
         f"nll --half-width {half_width:g}",
-        first=num_rows(num_images, rotations) - of_rotations,
-        later=of_rotations + pilot,
+        first=num_rows(num_images, num_replicates) - of_replicates,
+        later=of_replicates + pilot,
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from ddpmbench.likelihood.designs import EveryPair
+from ddpmbench.likelihood.designs import EveryPairDesign
 from ddpmbench.likelihood.intervals import (
     freedom_of_sum,
     half_width_of,
@@ -79,7 +79,7 @@ def _after(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def estimate_bound(
-    design: EveryPair,
+    design: EveryPairDesign,
     prior: NDArray[np.float64],
     tables: Iterable[TermTable],
     *,
@@ -144,7 +144,7 @@ def estimate_bound(
     )
 
 
-def noise_half_width(squares: float, fourth: float, design: EveryPair) -> float | None:
+def noise_half_width(squares: float, fourth: float, design: EveryPairDesign) -> float | None:
     """Half width of the 95 % interval that the noise of every pair leaves.
 
     Args:

@@ -16,7 +16,7 @@ from ddpmbench.diffusion.process import GaussianDiffusion, Prediction, Variance
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.likelihood.bound import noise_half_width
 from ddpmbench.likelihood.decoders import MODEL_COLUMNS, SCALES, decoder_column
-from ddpmbench.likelihood.designs import EveryPair, RotatedWarp
+from ddpmbench.likelihood.designs import EveryPairDesign, ImportanceDesign
 from ddpmbench.likelihood.estimator import greg
 from ddpmbench.likelihood.regression import FeatureTable
 from ddpmbench.likelihood.sampled_terms import X_START, sampled_rows
@@ -26,8 +26,8 @@ from ddpmbench.likelihood.sub_schedules import (
     StepCosts,
     SubScheduleBound,
     can_skip,
-    errors_of_pairs,
-    errors_of_warp,
+    every_pair_errors,
+    importance_errors,
     sub_schedule_bounds,
 )
 from ddpmbench.likelihood.terms import TermTable, columns_of_bound
@@ -120,8 +120,8 @@ def published_conventions(diffusion: GaussianDiffusion, decoder: str) -> list[Co
     return found
 
 
-def conventions_of_pairs(
-    design: EveryPair,
+def every_pair_conventions(
+    design: EveryPairDesign,
     prior: NDArray[np.float64],
     sums: PairSums,
     conventions: Iterable[Convention],
@@ -154,15 +154,15 @@ def conventions_of_pairs(
     return found
 
 
-def conventions_of_warp(
-    design: RotatedWarp,
+def importance_conventions(
+    design: ImportanceDesign,
     prior: NDArray[np.float64],
     tables: Tables,
     features: FeatureTable,
     conventions: Iterable[Convention],
     schedule: NoiseSchedule,
 ) -> list[ConventionBound]:
-    """The bound under each convention from the rows of a rotated warp, by regression.
+    """The bound under each convention from the rows of an importance sample, by regression.
 
     It is what a run under that convention finds from the same rows.
 
@@ -246,8 +246,8 @@ class OtherBounds:
     sub_schedules: list[SubScheduleBound]
 
 
-def other_bounds_of_pairs(
-    design: EveryPair,
+def every_pair_other_bounds(
+    design: EveryPairDesign,
     prior: NDArray[np.float64],
     tables: TablesWith,
     diffusion: GaussianDiffusion,
@@ -266,11 +266,11 @@ def other_bounds_of_pairs(
     error, decoders = _skipping(diffusion)
     columns = sorted({*columns_of(conventions), error, *decoders})
     sums = PairSums(design, tables(columns), columns)
-    found = conventions_of_pairs(design, prior, sums, conventions, diffusion.schedule)
+    found = every_pair_conventions(design, prior, sums, conventions, diffusion.schedule)
     if not _skips(diffusion):
         return OtherBounds(found, [])
     first = [sums.of(name) for name in decoders]
-    noise, errors = errors_of_pairs(design, first[0]), errors_of_pairs(design, sums.of(error))
+    noise, errors = every_pair_errors(design, first[0]), every_pair_errors(design, sums.of(error))
     costs = StepCosts(
         schedule=diffusion.schedule,
         prior=float(prior.mean()),
@@ -284,15 +284,15 @@ def other_bounds_of_pairs(
     return OtherBounds(found, of_best)
 
 
-def other_bounds_of_warp(
-    design: RotatedWarp,
+def importance_other_bounds(
+    design: ImportanceDesign,
     prior: NDArray[np.float64],
     tables: TablesWith,
     features: FeatureTable,
     diffusion: GaussianDiffusion,
     decoder: str,
 ) -> OtherBounds:
-    """What the rows of a rotated warp say.
+    """What the rows of an importance sample say.
 
     Args:
         design: the rows that were computed.
@@ -305,7 +305,7 @@ def other_bounds_of_warp(
     conventions = published_conventions(diffusion, decoder)
     either = (name for clip in (True, False) for name in columns_of_bound(clip=clip))
     columns = sorted({*columns_of(conventions), *either})
-    found = conventions_of_warp(
+    found = importance_conventions(
         design, prior, lambda: tables(columns), features, conventions, diffusion.schedule
     )
     if not _skips(diffusion):
@@ -313,10 +313,10 @@ def other_bounds_of_warp(
     _, decoders = _skipping(diffusion)
     clip = clips(diffusion)
     rows = sampled_rows(design, tables(list(columns_of_bound(clip=clip))), clip=clip)
-    # The best steps are chosen by half of the rotations, and their bound is from the others.
-    middle = design.rotations // 2
+    # The best steps are chosen by half of the replicates, and their bound is from the others.
+    middle = design.num_replicates // 2
     errors, chosen_by, judged_by = (
-        errors_of_warp(design, rows.rotations[X_START], features, part)
+        importance_errors(design, rows.replicates[X_START], features, part)
         for part in (slice(None), slice(0, middle), slice(middle, None))
     )
     costs = StepCosts(

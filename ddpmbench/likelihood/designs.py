@@ -1,9 +1,9 @@
-"""The rotated warp: few rows, each image once a rotation, the steps by how much they vary.
+"""The importance estimator: few rows, each image once a replicate, the steps by how much they vary.
 
 Almost all that a sampled bound can err by is between steps and between images. So the decoder
-(t = 1), which varies most, is computed on every image; and in a rotation every image has one
+(t = 1), which varies most, is computed on every image; and in a replicate every image has one
 further step, drawn from a density over t = 2..T that follows the standard deviations a small pilot
-found. The steps of a rotation are stratified: the images, in random order, divide the
+found. The steps of a replicate are stratified: the images, in random order, divide the
 distribution function of the density into N equal cells, one each.
 """
 
@@ -32,7 +32,7 @@ class Design(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class EveryPair:
+class EveryPairDesign:
     """Every image at every step, each with the same number of draws.
 
     Rows are ordered by image, then step, then draw.
@@ -61,7 +61,7 @@ class EveryPair:
 
 # What a random number is for. The noise's counters are (image, t, draw, block) with t >= 1; those
 # of the designs have 0 in the place of t, and the purpose in the place of the block.
-ROTATION, REDRAW, PILOT, CORRECTION_OF_DECODER, CORRECTION_OF_STEPS, CORRECTION_STEP = range(6)
+REPLICATE, REDRAW, PILOT, CORRECTION_OF_DECODER, CORRECTION_OF_STEPS, CORRECTION_STEP = range(6)
 
 
 def words(count: int, seed: int, *, turn: int, purpose: int) -> NDArray[np.uint64]:
@@ -115,8 +115,8 @@ _REDRAWN_RUN = 1  # of the runs of rows, the one that not every image is in
 
 
 @dataclasses.dataclass(frozen=True)
-class Pilot:
-    """A few images at a few steps, from which the density of the warp is made.
+class PilotDesign:
+    """A few images at a few steps, from which the density of the importance is made.
 
     Rows are ordered by image, then step. They take no part in the estimate.
 
@@ -155,7 +155,7 @@ class Pilot:
         return Rows(image=self.image[image], t=self.t[step], draw=draw)
 
 
-def warp_density(pilot: Pilot, tables: Iterable[TermTable]) -> NDArray[np.float64]:
+def proposal_density(pilot: PilotDesign, tables: Iterable[TermTable]) -> NDArray[np.float64]:
     """The density over t = 2..T that follows the standard deviations of the terms.
 
     They are those over the pilot's images, smoothed along log t, joined by power laws, and raised
@@ -208,13 +208,13 @@ def _local_lines(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.f
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class RotatedWarp:
-    """The decoder on every image, and every image at one further step a rotation.
+class ImportanceDesign:
+    """The decoder on every image, and every image at one further step a replicate.
 
     The rows come in this order: t = 1 on every image; t = 1 with draw 1 on some images, from which
-    the decoder's noise is known; rotations 0 and 1; then t = 1 on every image with a new draw
-    ahead of every second rotation, because the error of the decoder's noise must fall with that
-    of the steps. More rotations lengthen the sequence and change no earlier row. In rotation j
+    the decoder's noise is known; replicates 0 and 1; then t = 1 on every image with a new draw
+    ahead of every second replicate, because the error of the decoder's noise must fall with that
+    of the steps. More replicates lengthen the sequence and change no earlier row. In replicate j
     image n is at t = F^-1((pi(n) + u_n) / N) with draw j; F is the distribution function of the
     density, pi a permutation and u uniform, both functions of (seed, j, image) alone. So every
     image is at step t with probability density(t), exactly.
@@ -224,37 +224,37 @@ class RotatedWarp:
         num_timesteps: T, at least 2.
         density: (T - 1,) over t = 2..T, positive, sums to 1.
         seed: 0 <= seed < 2^64.
-        rotations: r; the error of the estimate is known from two on.
+        num_replicates: r; the error of the estimate is known from two on.
 
     Raises:
-        ValueError: the density is none over t = 2..T, or there is no rotation.
+        ValueError: the density is none over t = 2..T, or there is no replicate.
     """
 
     num_images: int
     num_timesteps: int
     density: NDArray[np.float64]
     seed: int
-    rotations: int = 2
+    num_replicates: int = 2
 
     def __post_init__(self) -> None:
         """Refuse a density under which some row could never be drawn."""
         _check(self.num_images, self.num_timesteps)
         if self.density.shape != (self.num_timesteps - 1,) or not (self.density > 0).all():
             raise ValueError(f"density must be positive over t = 2..{self.num_timesteps}")
-        if not math.isclose(self.density.sum(), 1.0, rel_tol=1e-9) or self.rotations < 1:
-            raise ValueError("density must sum to 1, and there must be at least one rotation")
+        if not math.isclose(self.density.sum(), 1.0, rel_tol=1e-9) or self.num_replicates < 1:
+            raise ValueError("density must sum to 1, and there must be at least one replicate")
 
     @cached_property
     def cell(self) -> NDArray[np.int64]:
-        """(r, N) pi(n): which of N equal cells of [0, 1] each image has in each rotation."""
-        cell = np.empty((self.rotations, self.num_images), dtype=np.int64)
-        for j in range(self.rotations):
+        """(r, N) pi(n): which of N equal cells of [0, 1] each image has in each replicate."""
+        cell = np.empty((self.num_replicates, self.num_images), dtype=np.int64)
+        for j in range(self.num_replicates):
             cell[j] = ranks(self._words(j)[0])
         return cell
 
     @cached_property
     def t(self) -> NDArray[np.int64]:
-        """(r, N) step of each image in each rotation."""
+        """(r, N) step of each image in each replicate."""
         cumulative, t = np.cumsum(self.density)[:-1], np.empty_like(self.cell)
         for j, cell in enumerate(self.cell):
             position = (cell + unit_interval(self._words(j)[1])) / self.num_images
@@ -268,10 +268,10 @@ class RotatedWarp:
 
     @cached_property
     def _runs(self) -> NDArray[np.int64]:
-        """(3, K) where each run of rows begins, its draw, and its rotation or -1 at t = 1."""
+        """(3, K) where each run of rows begins, its draw, and its replicate or -1 at t = 1."""
         runs = [(0, 0, -1), (self.num_images, 1, -1)]
         start = self.num_images + len(self.redrawn)
-        for j in range(self.rotations):
+        for j in range(self.num_replicates):
             if decoder_draws(j + 1) > decoder_draws(j):
                 runs.append((start, decoder_draws(j + 1), -1))
                 start += self.num_images
@@ -279,33 +279,33 @@ class RotatedWarp:
             start += self.num_images
         return np.array(runs).T
 
-    def _words(self, rotation: int) -> NDArray[np.uint64]:
-        return words(self.num_images, self.seed, turn=rotation, purpose=ROTATION)
+    def _words(self, replicate: int) -> NDArray[np.uint64]:
+        return words(self.num_images, self.seed, turn=replicate, purpose=REPLICATE)
 
     def __len__(self) -> int:
         """Number of rows, which is the number of network calls."""
-        return num_rows(self.num_images, self.rotations)
+        return num_rows(self.num_images, self.num_replicates)
 
     def rows(self, start: int, stop: int) -> Rows:
         """The rows at positions start..stop - 1."""
         position = np.arange(start, min(stop, len(self)), dtype=np.int64)
-        starts, draws, rotations = self._runs
+        starts, draws, replicates = self._runs
         run = np.searchsorted(starts, position, side="right") - 1
         image, t = position - starts[run], np.ones_like(position)
-        again, later = run == _REDRAWN_RUN, rotations[run] >= 0
+        again, later = run == _REDRAWN_RUN, replicates[run] >= 0
         image[again] = self.redrawn[image[again]]
-        t[later] = self.t[rotations[run[later]], image[later]]
+        t[later] = self.t[replicates[run[later]], image[later]]
         return Rows(image=image, t=t, draw=draws[run])
 
 
-def decoder_draws(rotations: int) -> int:
+def decoder_draws(num_replicates: int) -> int:
     """How many draws of the decoder every image has; the one on some images not counted."""
-    return 1 + max(rotations - 1, 0) // 2
+    return 1 + max(num_replicates - 1, 0) // 2
 
 
-def num_rows(num_images: int, rotations: int) -> int:
-    """How many rows a `RotatedWarp` has."""
-    return num_images * (rotations + decoder_draws(rotations)) + _redrawn(num_images)
+def num_rows(num_images: int, num_replicates: int) -> int:
+    """How many rows an `ImportanceDesign` has."""
+    return num_images * (num_replicates + decoder_draws(num_replicates)) + _redrawn(num_images)
 
 
 def _redrawn(num_images: int) -> int:

@@ -1,4 +1,4 @@
-"""The bound from the rows of a rotated warp: two estimators, each with its two intervals."""
+"""The bound from the rows of an importance sample: two estimators, each with its two intervals."""
 
 import dataclasses
 import math
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddpmbench.likelihood.bound import cumulative_rate
-from ddpmbench.likelihood.designs import RotatedWarp
+from ddpmbench.likelihood.designs import ImportanceDesign
 from ddpmbench.likelihood.intervals import doubt_of, freedom_of_sum, half_width_of, quantile
 from ddpmbench.likelihood.per_timestep import StepTable, rate_standard_error, step_table
 from ddpmbench.likelihood.regression import FeatureTable, Predictions, no_predictions, predict
@@ -22,11 +22,11 @@ _ROWS_A_KNOT = 5
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Interaction:
-    """The rows of a warp, taken apart.
+    """The rows of an importance sample, taken apart.
 
     Attributes:
-        image: (N,) mean over the rotations of each image, without the contribution of the cells.
-        spread: (N,) variance among rotations of each image, without that contribution.
+        image: (N,) mean over the replicates of each image, without the contribution of the cells.
+        spread: (N,) variance among replicates of each image, without that contribution.
         cell: (N,) contribution of each cell, up to a constant.
         mean: over all rows.
         variance: of that mean.
@@ -39,40 +39,40 @@ class Interaction:
     variance: float
 
 
-def interaction(design: RotatedWarp, values: NDArray[np.float64]) -> Interaction:
+def interaction(design: ImportanceDesign, values: NDArray[np.float64]) -> Interaction:
     """Take image and cell out of the rows by least squares.
 
     Args:
-        design: the rows; at least two rotations.
+        design: the rows; at least two replicates.
         values: (r, N) what each row contributes, an estimate of its image's total.
 
     Source: Owen 1992, "A central limit theorem for Latin hypercube sampling", for the variance.
     """
-    rotations, num_images = values.shape
-    freedom = num_images * (rotations - 1)
+    num_replicates, num_images = values.shape
+    freedom = num_images * (num_replicates - 1)
     hats = _hats(design, freedom // _ROWS_A_KNOT)
     of_cells = CellMeans(design, hats)
     columns = hats.shape[1]
     gram, moment = np.zeros((columns, columns)), np.zeros(columns)
-    for part in image_blocks(num_images, rotations):
+    for part in image_blocks(num_images, num_replicates):
         x = _within(of_cells.at(design.cell[:, part]))
         gram += np.einsum("jnk,jnl->kl", x, x, optimize=True)
         moment += np.einsum("jnk,jn->k", x, _within(values[:, part]), optimize=True)
     trend, _, rank, _ = np.linalg.lstsq(gram, moment, rcond=1e-10)
     cell = cell_means(design, hats @ trend)
     image, spread = np.empty(num_images), np.empty(num_images)
-    for part in image_blocks(num_images, rotations):
+    for part in image_blocks(num_images, num_replicates):
         left = values[:, part] - cell[design.cell[:, part]]
         image[part] = left.mean(0)
         spread[part] = left.var(axis=0, ddof=1) * freedom / (freedom - rank)
-    # The images of a rotation share the cells among themselves: N / (N - 1).
+    # The images of a replicate share the cells among themselves: N / (N - 1).
     shared = num_images / max(num_images - 1, 1)
     return Interaction(
         image=image,
         spread=spread,
         cell=cell,
         mean=float(values.mean()),
-        variance=float(spread.sum() / rotations / num_images**2 * shared),
+        variance=float(spread.sum() / num_replicates / num_images**2 * shared),
     )
 
 
@@ -83,7 +83,7 @@ def _within(values: NDArray[np.float64]) -> NDArray[np.float64]:
 class CellMeans:
     """Means over cells of the density, of values that belong to the steps."""
 
-    def __init__(self, design: RotatedWarp, values: NDArray[np.float64]) -> None:
+    def __init__(self, design: ImportanceDesign, values: NDArray[np.float64]) -> None:
         """Integrate the values over the density.
 
         Args:
@@ -108,7 +108,7 @@ class CellMeans:
         return np.asarray(self._integral[step] + self._values[step] * within)
 
 
-def cell_means(design: RotatedWarp, values: NDArray[np.float64]) -> NDArray[np.float64]:
+def cell_means(design: ImportanceDesign, values: NDArray[np.float64]) -> NDArray[np.float64]:
     """(N,) means over each cell of (T - 1,) values that belong to the steps."""
     means, of_cells = np.empty(design.num_images), CellMeans(design, values)
     for part in image_blocks(design.num_images):
@@ -116,7 +116,7 @@ def cell_means(design: RotatedWarp, values: NDArray[np.float64]) -> NDArray[np.f
     return means
 
 
-def _hats(design: RotatedWarp, count: int) -> NDArray[np.float64]:
+def _hats(design: ImportanceDesign, count: int) -> NDArray[np.float64]:
     """(T - 1, columns) functions that are linear in log t between knots.
 
     They span all such functions up to a constant.
@@ -145,7 +145,7 @@ class SampledBound:
         eps_mse: (T,) the same of the predicted noise.
         rate_standard_error: (T,) of the rate at t, the prior and the terms of the steps after t.
         num_evaluations: (T,) network calls; those of the pilot are not among them.
-        rotations: how often every image was sampled.
+        num_replicates: how often every image was sampled.
         half_width: of the 95 % interval for these images: sampling of rows and noise.
         half_width_population: of the 95 % interval for the population the images are drawn
             from; it contains the other. None for a single image.
@@ -167,7 +167,7 @@ class SampledBound:
     eps_mse: NDArray[np.float64]
     rate_standard_error: NDArray[np.float64]
     num_evaluations: NDArray[np.int64]
-    rotations: int
+    num_replicates: int
     half_width: float
     half_width_population: float | None
     image_deviation: float | None
@@ -198,10 +198,10 @@ def assembled(
     predictions: Predictions,
 ) -> SampledBound:
     """The estimate, from its decoder and its later steps: here they become intervals."""
-    num_images, rotations = len(prior), len(rows.rotations[NATS])
+    num_images, num_replicates = len(prior), len(rows.replicates[NATS])
     variance = parts.variance + rows.decoder_variance
     of_image = prior + rows.decoder[NATS] + parts.image
-    half_width = _half_width(rows, parts.spread, parts.variance, rotations)
+    half_width = _half_width(rows, parts.spread, parts.variance, num_replicates)
     population, deviation = None, None
     if num_images > 1:
         spread = float(of_image.var(ddof=1))
@@ -220,7 +220,7 @@ def assembled(
         eps_mse=steps.eps_mse,
         rate_standard_error=rate_error,
         num_evaluations=steps.num_evaluations,
-        rotations=rotations,
+        num_replicates=num_replicates,
         half_width=half_width,
         half_width_population=population,
         image_deviation=deviation,
@@ -233,10 +233,10 @@ def assembled(
 
 
 def _half_width(
-    rows: SampledRows, spread: NDArray[np.float64], kl_variance: float, rotations: int
+    rows: SampledRows, spread: NDArray[np.float64], kl_variance: float, num_replicates: int
 ) -> float:
     # Each part with the degrees of freedom of its images.
-    of_rows = _freedom(spread, np.full(len(spread), rotations - 1))
+    of_rows = _freedom(spread, np.full(len(spread), num_replicates - 1))
     of_decoder = _freedom(rows.decoder_squares, rows.decoder_draws - 1)
     parts = np.array([kl_variance, rows.decoder_variance])
     freedom = _freedom(parts, np.array([of_rows, of_decoder]))
@@ -249,7 +249,7 @@ def _freedom(variances: NDArray[np.float64], freedom: NDArray[np.float64 | np.in
 
 
 def horvitz_thompson(
-    design: RotatedWarp,
+    design: ImportanceDesign,
     prior: NDArray[np.float64],
     tables: Iterable[TermTable],
     *,
@@ -258,7 +258,7 @@ def horvitz_thompson(
     """The bound with every row counted by the inverse of its density.
 
     Args:
-        design: the rows that were computed; at least two rotations.
+        design: the rows that were computed; at least two replicates.
         prior: (N,) L_T of each image, nats per dimension.
         tables: the terms of every row once, in any order and any portions.
         clip: whether `x_start_mse` is that of the clipped prediction.
@@ -268,7 +268,7 @@ def horvitz_thompson(
         unbiased and to sum to the bound, and errors of NaN.
 
     Raises:
-        ValueError: a row is missing or comes twice, or there is a single rotation.
+        ValueError: a row is missing or comes twice, or there is a single replicate.
 
     Source: Horvitz & Thompson 1952.
     """
@@ -277,7 +277,7 @@ def horvitz_thompson(
 
 
 def greg(
-    design: RotatedWarp,
+    design: ImportanceDesign,
     prior: NDArray[np.float64],
     tables: Iterable[TermTable],
     features: FeatureTable,
@@ -287,7 +287,7 @@ def greg(
     """The generalized regression estimator: predictions everywhere, corrected at the rows.
 
     Args:
-        design: the rows that were computed; at least two rotations.
+        design: the rows that were computed; at least two replicates.
         prior: (N,) L_T of each image, nats per dimension.
         tables: the terms of every row once, in any order and any portions.
         features: of the same images and rows. They bear on the width of the intervals only.
@@ -297,18 +297,18 @@ def greg(
         The estimate. A step at which no row fell has its prediction.
 
     Raises:
-        ValueError: a row is missing or comes twice, or there is a single rotation.
+        ValueError: a row is missing or comes twice, or there is a single replicate.
 
     Source: Saerndal, Swensson & Wretman 1992, chapter 6.
     """
     _check(design)
     rows = sampled_rows(design, tables, clip=clip)
-    predictions = predict(design, rows.rotations[NATS], features)
+    predictions = predict(design, rows.replicates[NATS], features)
     return _estimate(design, prior, rows, predictions, features)
 
 
 def with_predictions(
-    design: RotatedWarp,
+    design: ImportanceDesign,
     prior: NDArray[np.float64],
     tables: Iterable[TermTable],
     predictions: Predictions,
@@ -321,14 +321,14 @@ def with_predictions(
     and between the predictions of these, it is the difference between their bounds.
 
     Args:
-        design: the rows; at least two rotations.
+        design: the rows; at least two replicates.
         prior: (N,) L_T of each image, nats per dimension.
         tables: the terms of every row once, in any order and any portions.
-        predictions: of the same rows; those of a rotation must not depend on its terms.
+        predictions: of the same rows; those of a replicate must not depend on its terms.
         clip: whether `x_start_mse` is that of the clipped prediction.
 
     Raises:
-        ValueError: a row is missing or comes twice, or there is a single rotation.
+        ValueError: a row is missing or comes twice, or there is a single replicate.
 
     Source: Saerndal, Swensson & Wretman 1992, chapter 6.
     """
@@ -336,13 +336,13 @@ def with_predictions(
     return _estimate(design, prior, rows, predictions, None)
 
 
-def _check(design: RotatedWarp) -> None:
-    if design.rotations < 2:
-        raise ValueError("the error of a single rotation cannot be known; take two")
+def _check(design: ImportanceDesign) -> None:
+    if design.num_replicates < 2:
+        raise ValueError("the error of a single replicate cannot be known; take two")
 
 
 def _estimate(
-    design: RotatedWarp,
+    design: ImportanceDesign,
     prior: NDArray[np.float64],
     rows: SampledRows,
     predictions: Predictions,
@@ -353,7 +353,7 @@ def _estimate(
     parts = interaction(design, part.totals)
     rate_error = rate_standard_error(
         design.num_timesteps,
-        np.arange(design.rotations),
+        np.arange(design.num_replicates),
         design.t,
         without_cells(design, part.rows, parts),
     )
@@ -386,29 +386,29 @@ class Contributions:
 
 
 def contributions(
-    design: RotatedWarp, rows: SampledRows, predictions: Predictions
+    design: ImportanceDesign, rows: SampledRows, predictions: Predictions
 ) -> Contributions:
     """What every row contributes.
 
-    What the predictions of a rotation have in common in a cell is no error, because every cell
-    has its row; but it differs between rotations, and is counted with the row.
+    What the predictions of a replicate have in common in a cell is no error, because every cell
+    has its row; but it differs between replicates, and is counted with the row.
     """
     of_rows = np.empty(design.t.shape)
     for j, mean in enumerate(predictions.steps):
         common = CellMeans(design, mean / design.density)
         for part in image_blocks(design.num_images):
-            left = rows.rotations[NATS, j, part] - predictions.rows[j, part]
+            left = rows.replicates[NATS, j, part] - predictions.rows[j, part]
             weighted = left / design.density[design.t[j, part] - 2]
             of_rows[j, part] = weighted + common.at(design.cell[j, part]) - mean.sum()
     return Contributions(predictions.totals, of_rows)
 
 
 def without_cells(
-    design: RotatedWarp, rows: NDArray[np.float64], parts: Interaction
+    design: ImportanceDesign, rows: NDArray[np.float64], parts: Interaction
 ) -> NDArray[np.float64]:
     """(r, N) contributions without those of their cells, 0 in the mean."""
     left = np.empty_like(rows)
-    for j, of_rotation in enumerate(rows):
-        np.subtract(of_rotation, parts.cell[design.cell[j]], out=left[j])
+    for j, of_replicate in enumerate(rows):
+        np.subtract(of_replicate, parts.cell[design.cell[j]], out=left[j])
     left -= left.mean()
     return left

@@ -4,9 +4,9 @@ A reduction of a table of terms is linear in them. So the difference needs no ar
 own: what makes a bound of terms makes the difference, with its intervals, of differences of terms.
 They vary much less than the terms, because image, step and noise of a row are the same for both.
 
-Two rotated warps with densities of their own have not quite the same rows. But their seed puts an
-image into the same cell of either density, which is the same step or one nearby; so the difference
-is still taken image by image and rotation by rotation.
+Two importance samples with proposals of their own have not quite the same rows. But their seed puts
+an image into the same cell of either density, which is the same step or one nearby; so the
+difference is still taken image by image and replicate by replicate.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddpmbench.likelihood.bound import BoundEstimate, estimate_bound
-from ddpmbench.likelihood.designs import EveryPair, RotatedWarp
+from ddpmbench.likelihood.designs import EveryPairDesign, ImportanceDesign
 from ddpmbench.likelihood.estimator import (
     SampledBound,
     assembled,
@@ -34,8 +34,8 @@ Tables = Callable[[int], Iterable[TermTable]]
 """The terms of the first rows of a design, in its order, of a number of them."""
 
 
-def difference_of_pairs(
-    design: EveryPair,
+def every_pair_difference(
+    design: EveryPairDesign,
     model: Tables,
     baseline: Tables,
     *,
@@ -62,8 +62,8 @@ def difference_of_pairs(
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class WarpTerms:
-    """The terms of one model at the rows of a rotated warp.
+class ImportanceTerms:
+    """The terms of one model at the rows of an importance sample.
 
     Attributes:
         design: the rows.
@@ -71,18 +71,18 @@ class WarpTerms:
         predictions: of the terms.
     """
 
-    design: RotatedWarp
+    design: ImportanceDesign
     tables: Tables
     predictions: Predictions
 
-    def shortened(self, rotations: int) -> "WarpTerms":
-        """The same with fewer rotations."""
-        design = dataclasses.replace(self.design, rotations=rotations)
+    def shortened(self, num_replicates: int) -> "ImportanceTerms":
+        """The same with fewer replicates."""
+        design = dataclasses.replace(self.design, num_replicates=num_replicates)
         of = self.predictions
-        parts = (of.rows[:rotations], of.totals[:rotations], of.steps[:rotations])
-        return WarpTerms(design, self.tables, Predictions(*parts))
+        parts = (of.rows[:num_replicates], of.totals[:num_replicates], of.steps[:num_replicates])
+        return ImportanceTerms(design, self.tables, Predictions(*parts))
 
-    def unpredicted(self) -> "WarpTerms":
+    def unpredicted(self) -> "ImportanceTerms":
         """The same without predictions."""
         return dataclasses.replace(self, predictions=no_predictions(self.design))
 
@@ -91,18 +91,18 @@ class WarpTerms:
         return self.tables(len(self.design))
 
 
-def same_steps(one: RotatedWarp, other: RotatedWarp) -> float:
-    """Which share of the rows of the rotations that both have is the same."""
-    rotations = min(one.rotations, other.rotations)
-    return float((one.t[:rotations] == other.t[:rotations]).mean())
+def same_steps(one: ImportanceDesign, other: ImportanceDesign) -> float:
+    """Which share of the rows of the replicates that both have is the same."""
+    num_replicates = min(one.num_replicates, other.num_replicates)
+    return float((one.t[:num_replicates] == other.t[:num_replicates]).mean())
 
 
-def difference_of_warps(
-    model: WarpTerms, baseline: WarpTerms, *, prior: float = 0.0, clip: bool = True
+def importance_difference(
+    model: ImportanceTerms, baseline: ImportanceTerms, *, prior: float = 0.0, clip: bool = True
 ) -> SampledBound:
-    """The bound of a model minus that of a baseline, from rotated warps of one seed.
+    """The bound of a model minus that of a baseline, from importance samples of one seed.
 
-    Where one has more rotations than the other, they are not looked at.
+    Where one has more replicates than the other, they are not looked at.
 
     Args:
         model: its terms.
@@ -118,14 +118,14 @@ def difference_of_warps(
     Raises:
         ValueError: a row is missing.
     """
-    rotations = min(model.design.rotations, baseline.design.rotations)
-    is_cut = model.design.rotations != baseline.design.rotations
-    model, baseline = model.shortened(rotations), baseline.shortened(rotations)
+    num_replicates = min(model.design.num_replicates, baseline.design.num_replicates)
+    is_cut = model.design.num_replicates != baseline.design.num_replicates
+    model, baseline = model.shortened(num_replicates), baseline.shortened(num_replicates)
     priors = np.full(model.design.num_images, prior)
     if not np.array_equal(model.design.density, baseline.design.density):
         return _by_cell(model, baseline, priors, clip=clip)
     if is_cut:
-        # The predictions of one know rotations that the other has not: a model would differ from
+        # The predictions of one know replicates that the other has not: a model would differ from
         # itself.
         model, baseline = model.unpredicted(), baseline.unpredicted()
     tables = _differences(model.rows(), baseline.rows())
@@ -134,7 +134,7 @@ def difference_of_warps(
 
 
 def _by_cell(
-    model: WarpTerms, baseline: WarpTerms, prior: NDArray[np.float64], *, clip: bool
+    model: ImportanceTerms, baseline: ImportanceTerms, prior: NDArray[np.float64], *, clip: bool
 ) -> SampledBound:
     pair = (model, baseline)
     rows = [sampled_rows(one.design, one.rows(), clip=clip) for one in pair]
@@ -146,10 +146,10 @@ def _by_cell(
         without_cells(one.design, part.rows, interaction(one.design, part.totals))
         for one, part in zip(pair, parts, strict=True)
     ]
-    rotation = np.arange(model.design.rotations)
+    replicate = np.arange(model.design.num_replicates)
     rate_error = rate_standard_error(
         model.design.num_timesteps,
-        np.append(rotation, rotation),
+        np.append(replicate, replicate),
         np.concatenate([one.design.t for one in pair]),
         np.concatenate([left[0], -left[1]]),
     )

@@ -1,11 +1,11 @@
-"""The table of steps from the rows of a rotated warp."""
+"""The table of steps from the rows of an importance sample."""
 
 import dataclasses
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ddpmbench.likelihood.designs import RotatedWarp
+from ddpmbench.likelihood.designs import ImportanceDesign
 from ddpmbench.likelihood.regression import FeatureTable, Predictions, log_bins
 from ddpmbench.likelihood.sampled_terms import EPS, NATS, X_START, SampledRows
 from ddpmbench.likelihood.terms import image_blocks
@@ -36,7 +36,7 @@ class StepTable:
 
 
 def step_table(
-    design: RotatedWarp,
+    design: ImportanceDesign,
     rows: SampledRows,
     predictions: Predictions,
     features: FeatureTable | None,
@@ -55,8 +55,8 @@ def step_table(
         features: of the same rows, or None.
     """
     count = np.bincount(design.t.ravel(), minlength=design.num_timesteps + 1)[2:]
-    left = rows.rotations[NATS] - predictions.rows
-    expected = design.num_images * design.rotations * design.density
+    left = rows.replicates[NATS] - predictions.rows
+    expected = design.num_images * design.num_replicates * design.density
     term = predictions.steps.mean(0) + _sums(design, left) / expected
     standard_error = np.sqrt(_variance(design, left, count))
     errors = [_errors(design, rows, count, features, which) for which in (X_START, EPS)]
@@ -70,7 +70,7 @@ def step_table(
     )
 
 
-def _sums(design: RotatedWarp, values: NDArray[np.float64]) -> NDArray[np.float64]:
+def _sums(design: ImportanceDesign, values: NDArray[np.float64]) -> NDArray[np.float64]:
     """(T - 1,) sums over the rows at each step."""
     length = design.num_timesteps + 1
     sums = np.bincount(design.t.ravel(), weights=values.ravel(), minlength=length)
@@ -78,13 +78,13 @@ def _sums(design: RotatedWarp, values: NDArray[np.float64]) -> NDArray[np.float6
 
 
 def _variance(
-    design: RotatedWarp, left: NDArray[np.float64], count: NDArray[np.int64]
+    design: ImportanceDesign, left: NDArray[np.float64], count: NDArray[np.int64]
 ) -> NDArray[np.float64]:
     """(T - 1,) of each term: which images fell on the step, and how many."""
     # Over the density: mean and sum of squared deviations of the rows at each step.
     mean = _sums(design, left) / np.maximum(count, 1)
     squares = np.zeros(len(count))
-    for part in image_blocks(design.num_images, design.rotations):
+    for part in image_blocks(design.num_images, design.num_replicates):
         step = design.t[:, part] - 2
         deviation = (left[:, part] - mean[step]).ravel()
         squares += np.bincount(step.ravel(), weights=np.square(deviation), minlength=len(count))
@@ -98,14 +98,14 @@ def _variance(
     together = (count @ mean) / count.sum()
     pooled = (squares + count * np.square(mean - together)).sum() / count.sum()
     spread = np.where(np.bincount(bins, weights=count) < 2, pooled, spread)
-    scale = design.num_images * design.rotations
+    scale = design.num_images * design.num_replicates
     expected, of_count = design.num_images * design.density, _count_variance(design)
     total = expected * spread[bins] + of_count * np.square(of_bin[bins])
-    return np.asarray(total * design.rotations / scale**2)
+    return np.asarray(total * design.num_replicates / scale**2)
 
 
-def _count_variance(design: RotatedWarp) -> NDArray[np.float64]:
-    """(T - 1,) variance of the number of a rotation's rows at each step."""
+def _count_variance(design: ImportanceDesign) -> NDArray[np.float64]:
+    """(T - 1,) variance of the number of a replicate's rows at each step."""
     # A step has all of the cells inside its share of [0, 1], and those that reach over an end of
     # the share by chance.
     end = np.cumsum(design.density) * design.num_images
@@ -120,18 +120,18 @@ def _count_variance(design: RotatedWarp) -> NDArray[np.float64]:
 
 def rate_standard_error(
     num_timesteps: int,
-    rotation: NDArray[np.int64],
+    replicate: NDArray[np.int64],
     t: NDArray[np.int64],
     values: NDArray[np.float64],
 ) -> NDArray[np.float64]:
     """Of the sum over the later steps of the mean term, at each step.
 
-    An image's contributions in two rotations differ by the sampling of its steps and by noise,
+    An image's contributions in two replicates differ by the sampling of its steps and by noise,
     whatever the image; rows at t and before count as 0.
 
     Args:
         num_timesteps: T.
-        rotation: (K,) the rotations 0, 1, ..., at least two; each once, or more often where its
+        replicate: (K,) the replicates 0, 1, ..., at least two; each once, or more often where its
             contributions come from several designs.
         t: (K, N) the step of each image's row.
         values: (K, N) what it contributes to the sum over the steps, without the contribution
@@ -140,18 +140,18 @@ def rate_standard_error(
     Returns:
         (T,) standard error of the sum over s > t, t = 1..T; 0 at T.
     """
-    rotations, num_images = int(rotation.max()) + 1, t.shape[1]
+    num_replicates, num_images = int(replicate.max()) + 1, t.shape[1]
     squares = np.zeros(num_timesteps + 1)
     for part in image_blocks(num_images, len(t)):
         step, value = t[:, part], values[:, part]
         for k in range(len(t)):
             # Two rows count together as long as the earlier of their steps does.
             earlier, product = np.minimum(step[k], step[k:]), value[k] * value[k:]
-            share = (rotation[k:] == rotation[k]) - 1 / rotations
+            share = (replicate[k:] == replicate[k]) - 1 / num_replicates
             share[1:] *= 2
             weights = (share[:, None] * product).ravel()
             squares += np.bincount(earlier.ravel(), weights=weights, minlength=num_timesteps + 1)
-    scale = num_images**2 * rotations * (rotations - 1)
+    scale = num_images**2 * num_replicates * (num_replicates - 1)
     error = np.sqrt(np.maximum(_after(squares), 0.0) / scale)
     # A few rows do not tell how far they may be off; the error of a longer sum is no smaller.
     count = np.bincount(t.ravel(), minlength=num_timesteps + 1).astype(np.float64)
@@ -169,14 +169,14 @@ def _after(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _errors(
-    design: RotatedWarp,
+    design: ImportanceDesign,
     rows: SampledRows,
     count: NDArray[np.int64],
     features: FeatureTable | None,
     which: int,
 ) -> NDArray[np.float64]:
     """(T - 1,) mean error at each step, `X_START` or `EPS`."""
-    values = rows.rotations[which]
+    values = rows.replicates[which]
     sums = _sums(design, values)
     if features is None:
         return np.where(count > 0, sums / np.maximum(count, 1), np.nan)

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from ddpmbench.likelihood.designs import EveryPair, RotatedWarp
+from ddpmbench.likelihood.designs import EveryPairDesign, ImportanceDesign
 from ddpmbench.likelihood.regression import FeatureTable
 from ddpmbench.likelihood.terms import TermTable, columns_of_bound
 
@@ -41,8 +41,8 @@ class Distortion:
     mse_standard_error: NDArray[np.float64]
 
 
-def distortion_of_pairs(
-    design: EveryPair, tables: Iterable[TermTable], *, clip: bool = True
+def every_pair_distortion(
+    design: EveryPairDesign, tables: Iterable[TermTable], *, clip: bool = True
 ) -> Distortion:
     """The distortion from every pair; what is not known is the noise.
 
@@ -69,14 +69,14 @@ def distortion_of_pairs(
     return Distortion(mean[_ROOT], error[_ROOT], mean[_MSE], error[_MSE])
 
 
-def distortion_of_warp(
-    design: RotatedWarp,
+def importance_distortion(
+    design: ImportanceDesign,
     tables: Iterable[TermTable],
     features: FeatureTable,
     *,
     clip: bool = True,
 ) -> Distortion:
-    """The distortion from the rows of a rotated warp.
+    """The distortion from the rows of an importance sample.
 
     At t = 1 every image has a row. At another step it is the linear denoiser's distortion, which
     is known for all images, times the ratio of the two at the rows of this step; where they are

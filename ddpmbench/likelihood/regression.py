@@ -1,4 +1,4 @@
-"""Terms predicted from features, fitted on some rotations and used on another."""
+"""Terms predicted from features, fitted on some replicates and used on another."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from scipy import fft
 from ddpmbench.data.pixel_store import release, store
 from ddpmbench.diffusion.data_range import UNIT_RANGE, DataRange
 from ddpmbench.diffusion.schedule import NoiseSchedule
-from ddpmbench.likelihood.designs import RotatedWarp
+from ddpmbench.likelihood.designs import ImportanceDesign
 from ddpmbench.likelihood.terms import image_blocks
 
 CHUNK_BYTES = 2**23
@@ -113,7 +113,7 @@ class GaussianFeatures:
         """
         factor, constant = self._coefficients()
         squares, columns = self._squares(pixels), factor.T
-        # A rotation at a time: together they could be many times the images.
+        # A replicate at a time: together they could be many times the images.
         dots = [np.einsum("bk,bk->b", squares, columns[step - 2]) for step in t]
         return np.stack(dots) + constant[t - 2]
 
@@ -197,12 +197,12 @@ def log_bins(num_timesteps: int) -> NDArray[np.int64]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FeatureTable:
-    """What a regression needs of the features: at the rows of a warp, and their sums.
+    """What a regression needs of the features: at the rows of an importance sample, and their sums.
 
     G is the linear denoiser's term (`GaussianFeatures`), log G its logarithm.
 
     Attributes:
-        rows: (r, N) G of each image at its step in each rotation.
+        rows: (r, N) G of each image at its step in each replicate.
         bin_sums: (N, bins, 2) float32, sums of G and of log G over the steps of each bin; those
             of many images lie in a file (`array_store`). The rounding errs up and down alike, by
             less than 1e-7.
@@ -221,7 +221,9 @@ class FeatureTable:
     error_scale: NDArray[np.float64]
 
     @classmethod
-    def of(cls, features: GaussianFeatures, pixels: NDArray[np.uint8], design: RotatedWarp) -> Self:
+    def of(
+        cls, features: GaussianFeatures, pixels: NDArray[np.uint8], design: ImportanceDesign
+    ) -> Self:
         """The features of images, which are taken in portions.
 
         Args:
@@ -257,9 +259,9 @@ class FeatureTable:
         )
 
     def extended(
-        self, features: GaussianFeatures, pixels: NDArray[np.uint8], design: RotatedWarp
+        self, features: GaussianFeatures, pixels: NDArray[np.uint8], design: ImportanceDesign
     ) -> Self:
-        """The table for a design that has more rotations; only their rows are worked out."""
+        """The table for a design that has more replicates; only their rows are worked out."""
         new = design.t[len(self.rows) :]
         if not len(new):
             return self
@@ -278,7 +280,7 @@ def _at_rows(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Predictions:
-    """Terms predicted for the rows of each rotation from the rows of the others.
+    """Terms predicted for the rows of each replicate from the rows of the others.
 
     Attributes:
         rows: (r, N) at each row.
@@ -291,33 +293,35 @@ class Predictions:
     steps: NDArray[np.float64]
 
 
-def no_predictions(design: RotatedWarp) -> Predictions:
+def no_predictions(design: ImportanceDesign) -> Predictions:
     """Zeros, with which a regression estimator is that of Horvitz and Thompson."""
     # A single zero, seen as many.
-    zeros = np.broadcast_to(0.0, (design.rotations, design.num_images))
-    return Predictions(zeros, zeros, np.zeros((design.rotations, design.num_timesteps - 1)))
+    zeros = np.broadcast_to(0.0, (design.num_replicates, design.num_images))
+    return Predictions(zeros, zeros, np.zeros((design.num_replicates, design.num_timesteps - 1)))
 
 
-def predict(design: RotatedWarp, nats: NDArray[np.float64], features: FeatureTable) -> Predictions:
+def predict(
+    design: ImportanceDesign, nats: NDArray[np.float64], features: FeatureTable
+) -> Predictions:
     """Fit the terms in bins of log t, with (1, G, log G, code length) for regressors.
 
-    The coefficients for a rotation come from the other rotations. Its steps are independent of
+    The coefficients for a replicate come from the other replicates. Its steps are independent of
     theirs, and so is its noise: whatever the features are worth, what is left of its rows after
     subtracting the predictions has the expectation it ought to have, exactly. (Folds of images
-    would leave a trace: within a rotation the images share the cells among themselves.)
+    would leave a trace: within a replicate the images share the cells among themselves.)
 
     Args:
-        design: the rows; at least two rotations.
-        nats: (r, N) the terms of the rotations.
+        design: the rows; at least two replicates.
+        nats: (r, N) the terms of the replicates.
         features: of the same images and rows.
     """
     bins = log_bins(design.num_timesteps)
     steps_in_bin = np.bincount(bins)
     bin_density = np.bincount(bins, weights=design.density) / steps_in_bin
     basis = _Basis.of(features, bins)
-    gram = np.zeros((design.rotations, len(steps_in_bin), 4, 4))
-    moment = np.zeros((design.rotations, len(steps_in_bin), 4))
-    for j in range(design.rotations):
+    gram = np.zeros((design.num_replicates, len(steps_in_bin), 4, 4))
+    moment = np.zeros((design.num_replicates, len(steps_in_bin), 4))
+    for j in range(design.num_replicates):
         for part in image_blocks(design.num_images):
             step = design.t[j, part] - 2
             b, p = bins[step], design.density[step]
@@ -332,7 +336,7 @@ def predict(design: RotatedWarp, nats: NDArray[np.float64], features: FeatureTab
     rows, totals = np.empty(nats.shape), np.empty(nats.shape)
     betas = [
         _shrunk(gram.sum(0) - gram[j], moment.sum(0) - moment[j]) * bin_density[:, None]
-        for j in range(design.rotations)
+        for j in range(design.num_replicates)
     ]
     steps = np.stack([(step_x * beta[bins]).sum(1) for beta in betas])
     for part in image_blocks(design.num_images):
@@ -364,7 +368,7 @@ class _Basis:
         return cls(mean[:, 0], mean[:, 1], code, steps_in_bin)
 
     def at(self, g: NDArray[np.float64], b: NDArray[np.int64], part: slice) -> NDArray[np.float64]:
-        """(B, 4) at the rows that some of the images have in one rotation."""
+        """(B, 4) at the rows that some of the images have in one replicate."""
         columns = (g / self.g_scale[b] - 1, np.log(g) - self.log_center[b], self.code[part])
         return np.stack([np.ones_like(g), *columns], axis=1)
 

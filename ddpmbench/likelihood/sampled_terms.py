@@ -1,4 +1,4 @@
-"""The rows of a rotated warp, read from tables and put in their places."""
+"""The rows of an importance sample, read from tables and put in their places."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from ddpmbench.likelihood.designs import RotatedWarp, decoder_draws
+from ddpmbench.likelihood.designs import ImportanceDesign, decoder_draws
 from ddpmbench.likelihood.terms import TermTable, columns_of_bound
 
 NATS, X_START, EPS = range(3)
@@ -16,16 +16,16 @@ NATS, X_START, EPS = range(3)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SampledRows:
-    """The values of all rows of a rotated warp.
+    """The values of all rows of an importance sample.
 
     Attributes:
-        rotations: (3, r, N) `NATS`, `X_START` and `EPS` of each image in each rotation.
+        replicates: (3, r, N) `NATS`, `X_START` and `EPS` of each image in each replicate.
         decoder: (3, N) the same at t = 1, mean over the draws.
         decoder_draws: (N,) how many there are.
         decoder_squares: (N,) sum of the squared deviations of the term from its mean.
     """
 
-    rotations: NDArray[np.float64]
+    replicates: NDArray[np.float64]
     decoder: NDArray[np.float64]
     decoder_draws: NDArray[np.int64]
     decoder_squares: NDArray[np.float64]
@@ -41,7 +41,9 @@ class SampledRows:
         return self.decoder_spread * float((1 / self.decoder_draws).mean()) / len(self.decoder[0])
 
 
-def sampled_rows(design: RotatedWarp, tables: Iterable[TermTable], *, clip: bool) -> SampledRows:
+def sampled_rows(
+    design: ImportanceDesign, tables: Iterable[TermTable], *, clip: bool
+) -> SampledRows:
     """Put the rows in their places.
 
     Args:
@@ -52,8 +54,8 @@ def sampled_rows(design: RotatedWarp, tables: Iterable[TermTable], *, clip: bool
     Raises:
         ValueError: a row is missing, comes twice, or is not one of the design.
     """
-    num_images, draws = design.num_images, 1 + decoder_draws(design.rotations)
-    rotations = np.full((3, design.rotations, num_images), np.nan)
+    num_images, draws = design.num_images, 1 + decoder_draws(design.num_replicates)
+    replicates = np.full((3, design.num_replicates, num_images), np.nan)
     mean, squares = np.zeros((3, num_images)), np.zeros(num_images)
     there = np.zeros((draws, num_images), dtype=bool)
     count = np.zeros(num_images, dtype=np.int64)
@@ -65,7 +67,7 @@ def sampled_rows(design: RotatedWarp, tables: Iterable[TermTable], *, clip: bool
         later = (draw[~first], image[~first])
         if (design.t[later] != t[~first]).any() or (draw[first] >= draws).any():
             raise ValueError("the tables hold rows of another design")
-        rotations[:, *later] = values[:, ~first]
+        replicates[:, *later] = values[:, ~first]
         for k in np.unique(draw[first]):
             of_draw = np.flatnonzero(first & (draw == k))
             x, of_image = values[:, of_draw], image[of_draw]
@@ -76,7 +78,7 @@ def sampled_rows(design: RotatedWarp, tables: Iterable[TermTable], *, clip: bool
             squares[of_image] += deviation[NATS] * (x[NATS] - mean[NATS, of_image])
             there[k, of_image] = ~np.isnan(x[NATS])
         seen += len(table)
-    found = int(there.sum()) + int((~np.isnan(rotations[NATS])).sum())
+    found = int(there.sum()) + int((~np.isnan(replicates[NATS])).sum())
     if seen != len(design) or found != len(design):
         raise ValueError("the tables do not hold every row of the design exactly once")
-    return SampledRows(rotations, mean, count, squares)
+    return SampledRows(replicates, mean, count, squares)

@@ -6,7 +6,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from ddpmbench.likelihood.designs import RotatedWarp, decoder_draws, num_rows
+from ddpmbench.likelihood.designs import ImportanceDesign, decoder_draws, num_rows
 from ddpmbench.likelihood.estimator import SampledBound
 from ddpmbench.likelihood.precision import Correction
 from ddpmbench.likelihood.terms import TermTable
@@ -14,27 +14,27 @@ from ddpmbench.likelihood.terms import TermTable
 FIRST_ROWS = 400
 
 
-def first_rotations(num_images: int) -> int:
-    """How many rotations to compute before looking how wide the interval is: `FIRST_ROWS` rows.
+def initial_replicates(num_images: int) -> int:
+    """How many replicates to compute before looking how wide the interval is: `FIRST_ROWS` rows.
 
     To stop where the interval happens to be narrow makes it too narrow unless its width is known
-    well by then; at 8 images with two rotations it covered 88 %.
+    well by then; at 8 images with two replicates it covered 88 %.
     """
     return max(2, -(-FIRST_ROWS // num_images))
 
 
 def first_rows(num_images: int) -> int:
     """How many rows there are at that look."""
-    return num_rows(num_images, first_rotations(num_images))
+    return num_rows(num_images, initial_replicates(num_images))
 
 
-def rotations_needed(design: RotatedWarp, bound: SampledBound, half_width: float) -> int:
-    """How many rotations the next look should have: those there are where they suffice.
+def replicates_needed(design: ImportanceDesign, bound: SampledBound, half_width: float) -> int:
+    """How many replicates the next look should have: those there are where they suffice.
 
-    Begin with `first_rotations`. Look, extend the design to this number, compute the new rows, and
-    look again, until it is the number there is. It at most doubles from look to look, because what
-    a first look has of the variance may be little. The interval at which this ends covers as one
-    that was not chosen.
+    Begin with `initial_replicates`. Look, extend the design to this number, compute the new rows,
+    and look again, until it is the number there is. It at most doubles from look to look, because
+    a first look may see little of the variance. The interval at which this ends covers as one that
+    was not chosen.
 
     Args:
         design: the rows the bound was estimated from.
@@ -46,17 +46,17 @@ def rotations_needed(design: RotatedWarp, bound: SampledBound, half_width: float
     """
     if not half_width > 0:
         raise ValueError(f"half_width must be positive, not {half_width}")
-    rotations = design.rotations
-    if rotations < first_rotations(design.num_images):
-        return first_rotations(design.num_images)
+    num_replicates = design.num_replicates
+    if num_replicates < initial_replicates(design.num_images):
+        return initial_replicates(design.num_images)
     if bound.half_width <= half_width:
-        return rotations
+        return num_replicates
     goal = (bound.kl_variance + bound.decoder_variance) * (half_width / bound.half_width) ** 2
-    for more in range(rotations + 1, 2 * rotations):
-        draws = decoder_draws(rotations) / decoder_draws(more)
-        if bound.kl_variance * rotations / more + bound.decoder_variance * draws <= goal:
+    for more in range(num_replicates + 1, 2 * num_replicates):
+        draws = decoder_draws(num_replicates) / decoder_draws(more)
+        if bound.kl_variance * num_replicates / more + bound.decoder_variance * draws <= goal:
             return more
-    return 2 * rotations
+    return 2 * num_replicates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,11 +85,11 @@ class RoughBound:
 class RunningBound:
     """Horvitz and Thompson's estimate from the rows so far, as if each were drawn by itself.
 
-    It takes no account of what the rows of a rotation have in common, so its interval is wider
+    It takes no account of what the rows of a replicate have in common, so its interval is wider
     than the one the same rows have at the end.
     """
 
-    def __init__(self, design: RotatedWarp, prior: float) -> None:
+    def __init__(self, design: ImportanceDesign, prior: float) -> None:
         """Begin without rows.
 
         Args:

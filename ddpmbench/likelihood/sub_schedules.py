@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ddpmbench.diffusion.process import Variance
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.likelihood.decoders import SCALES, WIDEST_RATIO, interpolated, log_variances
-from ddpmbench.likelihood.designs import EveryPair, RotatedWarp
+from ddpmbench.likelihood.designs import EveryPairDesign, ImportanceDesign
 from ddpmbench.likelihood.intervals import half_width_of, least_freedom_of_sum
 from ddpmbench.likelihood.rate_distortion import RatioLine, step_windows
 from ddpmbench.likelihood.regression import FeatureTable
@@ -41,7 +41,7 @@ class PairSums:
     """Some columns, over every pair."""
 
     def __init__(
-        self, design: EveryPair, tables: Iterable[TermTable], columns: Iterable[str]
+        self, design: EveryPairDesign, tables: Iterable[TermTable], columns: Iterable[str]
     ) -> None:
         """Sum up.
 
@@ -120,7 +120,7 @@ class StepErrors:
         return known & np.isfinite(self.mse)
 
 
-def errors_of_pairs(design: EveryPair, sums: ColumnSums) -> StepErrors:
+def every_pair_errors(design: EveryPairDesign, sums: ColumnSums) -> StepErrors:
     """The errors, or another column, from every pair; what is not known is the noise.
 
     Args:
@@ -135,10 +135,10 @@ def errors_of_pairs(design: EveryPair, sums: ColumnSums) -> StepErrors:
     return StepErrors(sums.mean, None, sums.squares / scale, doubt)
 
 
-def errors_of_warp(
-    design: RotatedWarp, mse: Values, features: FeatureTable, rotations: slice = _ALL
+def importance_errors(
+    design: ImportanceDesign, mse: Values, features: FeatureTable, replicates: slice = _ALL
 ) -> StepErrors:
-    """The errors from the rows of a rotated warp.
+    """The errors from the rows of an importance sample.
 
     At a step they are the linear denoiser's, which are known for all images, times the ratio of
     the two at the rows of this step, or a line in log t through those of the steps around it
@@ -147,19 +147,19 @@ def errors_of_warp(
 
     Args:
         design: the rows.
-        mse: (r, N) the errors of each image in each rotation.
+        mse: (r, N) the errors of each image in each replicate.
         features: of the same images and rows.
-        rotations: which of them count.
+        replicates: which of them count.
 
     Returns:
         The errors; of the decoder's step, which is measured on every image, nothing.
 
     Source: Cochran 1977, chapter 6.
     """
-    step = design.t[rotations].ravel() - 2
+    step = design.t[replicates].ravel() - 2
     size = design.num_timesteps - 1
-    y = mse[rotations].ravel()
-    x = features.rows[rotations].ravel() * features.error_scale[0, step]
+    y = mse[replicates].ravel()
+    x = features.rows[replicates].ravel() * features.error_scale[0, step]
     parts = (np.ones_like(x), y, x, y * y, y * x, x * x)
     moments = np.stack([np.bincount(step, part, size).astype(np.float64) for part in parts])
     count, sum_y, _, yy, yx, xx = moments

@@ -51,7 +51,7 @@ class RunContents:
         per_timestep: see `report.tables.per_timestep`.
         rate_distortion: see `report.tables.rate_distortion`.
         per_image: one row an image; `decoder` and, where it can be told, `bits_per_dim`.
-        density: of a rotated warp, `t` and `density`.
+        density: of the importance estimator, `t` and `density`.
         conventions: one row a convention; its first is the run's own.
         sub_schedules: one row a variance, spacing and number of steps.
         extremes: the images that cost the fewest and the most bits.
@@ -85,7 +85,7 @@ class RunContents:
         """
         place = run.path
         check_run(run.summary, place / SUMMARY)
-        kind = "rotations" if run.summary["estimator"] == "rotated-warp" else "draws"
+        kind = "num_replicates" if run.summary["estimator"] == "importance" else "draws"
         check(run.summary["sampling"], {kind: (int,)}, place / SUMMARY)
         per_timestep = read_table(place / "per_timestep.csv", PER_TIMESTEP)
         curve = read_table(place / RATE_DISTORTION, RATE_DISTORTION_COLUMNS)

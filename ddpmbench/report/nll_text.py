@@ -204,8 +204,8 @@ def images_line(summary: dict[str, Any]) -> str:
 
 
 def _amount(sampling: dict[str, Any]) -> str:
-    if "rotations" in sampling:
-        return f"{sampling['rotations']} rotations"
+    if "num_replicates" in sampling:
+        return f"{sampling['num_replicates']} replicates"
     return f"{sampling['draws']} draws"
 
 

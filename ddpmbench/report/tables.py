@@ -165,7 +165,7 @@ def sampling(run: LikelihoodRun, options: dict[str, object]) -> dict[str, object
     plain, correction = run.horvitz_thompson, in_bits(run) or CorrectionInBits()
     return {
         **options,
-        "rotations": run.bound.rotations,
+        "num_replicates": run.bound.num_replicates,
         "pilot_evaluations": run.pilot_evaluations,
         "horvitz_thompson": {
             "bits_per_dim": plain.nats / NATS_PER_BIT + correction.bits_per_dim,

@@ -15,7 +15,7 @@ from ddpmbench.data.images import ImageSet
 from ddpmbench.diffusion.data_range import UNIT_RANGE, DataRange
 from ddpmbench.diffusion.noise import normal_noise
 from ddpmbench.diffusion.schedule import NoiseSchedule
-from ddpmbench.likelihood.designs import EveryPair
+from ddpmbench.likelihood.designs import EveryPairDesign
 from ddpmbench.likelihood.terms import TermsPass
 from ddpmbench.samples.samplers import SAMPLE_DRAW, START, SamplerChoice
 
@@ -37,7 +37,7 @@ def model(small_model):
 def test_the_bound_of_the_loop_is_ours(model, small_model, small_images, monkeypatch):
     count, size = len(small_images), small_images.pixels.shape[1:]
     terms_pass = TermsPass(model, small_images, seed=3, decoder="tanh", device=CPU)
-    design = EveryPair(count, STEPS, 1)
+    design = EveryPairDesign(count, STEPS, 1)
     table = terms_pass.terms(design.rows(0, len(design)))
     index = torch.arange(count)
     zero = torch.zeros_like(index)

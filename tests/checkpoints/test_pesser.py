@@ -15,7 +15,7 @@ from ddpmbench.diffusion.process import Prediction, Variance
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.errors import InputError
 from ddpmbench.likelihood.bound import estimate_bound
-from ddpmbench.likelihood.designs import EveryPair
+from ddpmbench.likelihood.designs import EveryPairDesign
 from ddpmbench.likelihood.terms import TermsPass
 from ddpmbench.unet.unet import UNet, UNetConfig
 
@@ -79,7 +79,7 @@ def test_recorded_outputs_of_the_projects_own_code():
 
 def test_the_same_weights_give_the_same_terms_as_in_a_native_file(path, small_images, tmp_path):
     made, read = native(network(), tmp_path / "native.safetensors"), load_checkpoint(path, SAID)
-    design = EveryPair(len(small_images), 40, draws=1)
+    design = EveryPairDesign(len(small_images), 40, draws=1)
     tables, bounds = [], []
     for model in (made, read):
         terms = TermsPass(model, small_images, seed=3, decoder="exact", device=torch.device("cpu"))

@@ -29,7 +29,7 @@ def ddpmbench(*arguments, cwd=None):
 
 OF = {
     "every-pair": ("--estimator", "every-pair"),
-    "rotated-warp": ("--half-width", 0.05),
+    "importance": ("--half-width", 0.05),
 }
 
 
@@ -84,15 +84,15 @@ def test_the_run_folder_holds_the_contract(finished):
     sampling = summary["sampling"]
     if summary["estimator"] == "every-pair":
         assert sampling == {"draws": 2}
-        assert not (out / "warp.csv").exists()
+        assert not (out / "proposal.csv").exists()
     else:
         assert list(sampling) == [
-            "half_width_goal", "max_evaluations", "rotations", "pilot_evaluations",
+            "half_width_goal", "max_evaluations", "num_replicates", "pilot_evaluations",
             "horvitz_thompson",
         ]  # fmt: skip
-        warp = pd.read_csv(out / "warp.csv")
-        assert list(warp.t) == list(range(2, 41))
-        assert warp.density.sum() == pytest.approx(1, abs=1e-12)
+        proposal = pd.read_csv(out / "proposal.csv")
+        assert list(proposal.t) == list(range(2, 41))
+        assert proposal.density.sum() == pytest.approx(1, abs=1e-12)
     images = pd.read_csv(out / "per_image.csv")
     assert list(images) == ["image_id", "prior", "kl", "decoder", "bits_per_dim"]
     known = images.notna().all()

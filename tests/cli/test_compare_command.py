@@ -177,7 +177,7 @@ def evaluate(small_model, small_images, tmp_path_factory):
                 model = model.with_conventions(clip=False)
             case "variance":
                 model = dataclasses.replace(model, variance=Variance.FIXED_SMALL)
-            case "rotated-warp":
+            case "importance":
                 options = {"half_width": 5.0}
         if labels := options.pop("labels", None):
             network = Conditional(copy.deepcopy(model.network))
@@ -204,7 +204,7 @@ def baseline(evaluate):
         ({"change": "variance"}, "conventions.variance is fixed_small, but fixed_large in"),
         ({"decoder": "tanh"}, "conventions.decoder is tanh, but exact in"),
         ({"seed": 1}, "seed is 1, but 0 in"),
-        ({"change": "rotated-warp"}, "estimator is rotated-warp, but every-pair in"),
+        ({"change": "importance"}, "estimator is importance, but every-pair in"),
         ({"draws": 2}, "sampling.draws is 2, but 1 in"),
     ],
 )
@@ -341,26 +341,28 @@ DAMAGES = [
     ("pairs", "shards/*", remove, "no shard holds rows"),
     ("pairs", "shards/*", truncate, "damaged"),
     ("pairs", "shards/*", other_rows, "do not hold the rows"),
-    ("warp", "warp.csv", remove, "warp.csv"),
-    ("warp", "warp.csv", truncate, "warp.csv"),
-    ("warp", "warp.csv", empty, "warp.csv"),
-    ("warp", "warp.csv", another_density, "warp.csv"),
-    ("warp", "predictions.npz", remove, "predictions.npz"),
-    ("warp", "predictions.npz", truncate, "predictions.npz"),
-    ("warp", "predictions.npz", empty, "predictions.npz"),
-    ("warp", "predictions.npz", flip, "predictions.npz"),
+    ("importance", "proposal.csv", remove, "proposal.csv"),
+    ("importance", "proposal.csv", truncate, "proposal.csv"),
+    ("importance", "proposal.csv", empty, "proposal.csv"),
+    ("importance", "proposal.csv", another_density, "proposal.csv"),
+    ("importance", "predictions.npz", remove, "predictions.npz"),
+    ("importance", "predictions.npz", truncate, "predictions.npz"),
+    ("importance", "predictions.npz", empty, "predictions.npz"),
+    ("importance", "predictions.npz", flip, "predictions.npz"),
 ]
 
 
 @pytest.fixture(scope="module")
-def warp_run(evaluate):
-    return evaluate("rotated-warp")
+def importance_run(evaluate):
+    return evaluate("importance")
 
 
 @pytest.mark.parametrize(("kind", "name", "damage", "word"), DAMAGES)
 @pytest.mark.parametrize("place", ["first", "second"])
-def test_a_damaged_run(refused, baseline, warp_run, tmp_path, kind, name, damage, word, place):
-    whole = baseline if kind == "pairs" else warp_run
+def test_a_damaged_run(
+    refused, baseline, importance_run, tmp_path, kind, name, damage, word, place
+):
+    whole = baseline if kind == "pairs" else importance_run
     damaged = shutil.copytree(whole, tmp_path / "damaged")
     (path,) = damaged.glob(name)
     damage(path)

@@ -19,18 +19,18 @@ from ddpmbench.execution.finished import FinishedRun, find_losses
 from ddpmbench.execution.term_store import Shards
 from ddpmbench.likelihood.terms import VALUE_COLUMNS, Rows, TermTable
 
-OPTIONS = {"pairs": {"estimator": "every-pair"}, "warp": {"half_width": 5.0}}
+OPTIONS = {"pairs": {"estimator": "every-pair"}, "importance": {"half_width": 5.0}}
 SHARD = 20
 PAIRS_OF_IMAGE = 40 * 2  # T = 40, two draws
 
 
-IMAGES = {"pairs": 6, "warp": 200}
+IMAGES = {"pairs": 6, "importance": 200}
 
 
 @pytest.fixture(scope="module")
 def evaluate(small_model):
     """Makes the run of an estimator, or goes on with it."""
-    whole = db.load_images("fashion-mnist:test", num_images=IMAGES["warp"])
+    whole = db.load_images("fashion-mnist:test", num_images=IMAGES["importance"])
     crops = np.ascontiguousarray(whole.pixels[:, :, 10:18, 10:18])
     images = dataclasses.replace(whole, pixels=crops, source="crops", split=None)
 
@@ -64,8 +64,8 @@ def pairs(runs, tmp_path):
 
 
 @pytest.fixture
-def warp(runs, tmp_path):
-    return shutil.copytree(runs / "warp", tmp_path / "warp")
+def importance(runs, tmp_path):
+    return shutil.copytree(runs / "importance", tmp_path / "importance")
 
 
 def shards(folder):
@@ -102,38 +102,38 @@ def of_a_later_version_published(folder):
         (of_a_later_version_published, "ddpmbench 7.0rc1"),
     ],
 )
-def test_a_run_of_a_newer_version(refused, runs, warp, make, name):
-    make(warp)
+def test_a_run_of_a_newer_version(refused, runs, importance, make, name):
+    make(importance)
     for command in (
-        ("rd", "--run", warp),
-        ("compare", runs / "warp", warp),
-        ("compare", warp, runs / "warp"),
-        ("nll", "--num-images", 200, "--rows-of", warp, "--out", "x"),
+        ("rd", "--run", importance),
+        ("compare", runs / "importance", importance),
+        ("compare", importance, runs / "importance"),
+        ("nll", "--num-images", 200, "--rows-of", importance, "--out", "x"),
     ):
         line = refused(*command)
         assert name in line
-        assert str(warp) in line
+        assert str(importance) in line
         assert "upgrade ddpmbench" in line
 
 
 @pytest.mark.parametrize("version", ["0.0.9", db.__version__, f"{db.__version__}rc2"])
-def test_a_run_of_an_older_version_is_read(said, warp, version):
-    edit(warp / "run.json", ddpmbench=version)
-    shutil.rmtree(warp / "shards")  # which are of the run of this version
-    status, _, told = said("rd", "--run", warp)
+def test_a_run_of_an_older_version_is_read(said, importance, version):
+    edit(importance / "run.json", ddpmbench=version)
+    shutil.rmtree(importance / "shards")  # which are of the run of this version
+    status, _, told = said("rd", "--run", importance)
     assert status == 0, told
 
 
-def test_a_later_result_of_another_kind_is_no_newer_version(refused, warp):
-    edit(warp / "summary.json", schema="ddpmbench.comparison/2")
-    line = refused("rd", "--run", warp)
+def test_a_later_result_of_another_kind_is_no_newer_version(refused, importance):
+    edit(importance / "summary.json", schema="ddpmbench.comparison/2")
+    line = refused("rd", "--run", importance)
     assert "is a run of ddpmbench.comparison/2" in line
     assert "upgrade" not in line
 
 
-def test_a_version_that_is_none(refused, warp):
-    edit(warp / "run.json", ddpmbench="latest")
-    assert "run.json is damaged" in refused("rd", "--run", warp)
+def test_a_version_that_is_none(refused, importance):
+    edit(importance / "run.json", ddpmbench="latest")
+    assert "run.json is damaged" in refused("rd", "--run", importance)
 
 
 # ---- what is gone is named
@@ -258,8 +258,8 @@ def test_a_published_folder_has_no_shards(said, run, runs):
     assert printed == said("rd", "--run", runs / run.name)[1]
 
 
-def test_rows_beyond_the_result_and_the_pilot_are_not_looked_at(warp):
-    last = shards(warp)[-1]
+def test_rows_beyond_the_result_and_the_pilot_are_not_looked_at(importance):
+    last = shards(importance)[-1]
     start, length = (int(word) for word in last.stem.split("-")[1:])
     # One shard goes beyond the result, another begins there.
     table = pq.read_table(last)
@@ -268,8 +268,8 @@ def test_rows_beyond_the_result_and_the_pilot_are_not_looked_at(warp):
     pq.write_table(pa.concat_tables([table, table[:2]]), longer)
     seal(longer)
     for name in (f"terms-{length:012d}-{length + 9:012d}.parquet", "pilot-1.parquet", "terms.txt"):
-        (warp / "shards" / name).write_bytes(b"")
-    run = FinishedRun.open(warp, option="", schema="ddpmbench.nll/1")
+        (importance / "shards" / name).write_bytes(b"")
+    run = FinishedRun.open(importance, option="", schema="ddpmbench.nll/1")
     assert find_losses(run) is None
 
 

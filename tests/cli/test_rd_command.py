@@ -14,7 +14,7 @@ from sealing import write_frame
 import ddpmbench as db
 from ddpmbench.cli import inputs
 
-OPTIONS = {"pairs": {"estimator": "every-pair"}, "warp": {"half_width": 5.0}}
+OPTIONS = {"pairs": {"estimator": "every-pair"}, "importance": {"half_width": 5.0}}
 
 
 @pytest.fixture(scope="module", params=list(OPTIONS))
@@ -133,7 +133,7 @@ def test_a_path_that_is_no_run(refused, tmp_path):
         ("--out", "there"),
         ("--num-images", 3),
         ("--half-width", 1),
-        ("--estimator", "rotated-warp"),
+        ("--estimator", "importance"),
         ("--no-clip",),
         ("--class", 1),
         ("--seed", 0),

@@ -14,14 +14,19 @@ from sealing import read_record
 import ddpmbench as db
 from ddpmbench.diffusion.data_range import NATS_PER_BIT
 from ddpmbench.likelihood.bound import estimate_bound
-from ddpmbench.likelihood.designs import EveryPair
+from ddpmbench.likelihood.designs import EveryPairDesign
 from ddpmbench.likelihood.terms import TermsPass, TermTable
 from ddpmbench.report.comparison import Difference, steps_frame
 from ddpmbench.report.figures.timesteps import difference_figure
 
 KINDS = pytest.mark.parametrize(
     ("baseline", "run"),
-    [("warp", "warp-other"), ("warp", "warp-own"), ("pairs", "pairs-other"), ("one", "one-other")],
+    [
+        ("importance", "importance-other"),
+        ("importance", "importance-own"),
+        ("pairs", "pairs-other"),
+        ("one", "one-other"),
+    ],
 )
 
 
@@ -40,11 +45,11 @@ def other_model(small_model):
 def runs(small_model, other_model, small_images, tmp_path_factory):
     """Run folders by name."""
     root = tmp_path_factory.mktemp("runs")
-    warp, pairs = {"half_width": 5.0}, {"estimator": "every-pair"}
+    importance, pairs = {"half_width": 5.0}, {"estimator": "every-pair"}
     for name, options in {
-        "warp": warp,
-        "warp-other": {**warp, "rows_of": root / "warp"},
-        "warp-own": warp,
+        "importance": importance,
+        "importance-other": {**importance, "rows_of": root / "importance"},
+        "importance-own": importance,
         "pairs": pairs,
         "pairs-other": pairs,
         "one": {**pairs, "draws": 1},
@@ -61,14 +66,14 @@ def test_schedules_of_one_name_are_told_apart(small_model, small_images, runs, t
     other = dataclasses.replace(small_model, schedule=steeper)
     db.evaluate_nll(other, small_images, half_width=9.0, out=tmp_path / "run")
     with pytest.raises(db.InputError, match="schedule_sha256 is"):
-        db.compare([runs / "warp", tmp_path / "run"])
+        db.compare([runs / "importance", tmp_path / "run"])
 
 
 def test_a_schedule_of_another_name_is_the_same(small_model, small_images, runs, tmp_path):
     named = dataclasses.replace(small_model.schedule, name="betas")
     other = dataclasses.replace(small_model, schedule=named)
     db.evaluate_nll(other, small_images, half_width=5.0, out=tmp_path / "run")
-    (found,) = db.compare([runs / "warp", tmp_path / "run"]).summary["runs"]
+    (found,) = db.compare([runs / "importance", tmp_path / "run"]).summary["runs"]
     assert found["difference"] == 0
 
 
@@ -76,7 +81,7 @@ def summary_of(run):
     return json.loads((run / "summary.json").read_text())
 
 
-@pytest.mark.parametrize("name", ["warp", "pairs"])
+@pytest.mark.parametrize("name", ["importance", "pairs"])
 def test_a_run_does_not_differ_from_itself(runs, name):
     found = db.compare([runs / name, runs / name])
     (run,) = found.summary["runs"]
@@ -95,7 +100,7 @@ def test_the_difference_is_that_of_the_printed_bounds(runs, baseline, run):
     assert there["difference"] == pytest.approx(expected, abs=1e-9)
     assert there["difference"] != 0
     assert there["bits_per_dim"] == second["bits_per_dim"]
-    assert (there["same_rows"] == 1) == (run != "warp-own")
+    assert (there["same_rows"] == 1) == (run != "importance-own")
     steps = [pd.read_csv(runs / name / "per_timestep.csv") for name in (baseline, run)]
     np.testing.assert_allclose(
         found.per_timestep.bits_per_dim,
@@ -117,7 +122,7 @@ def test_swapped_runs_differ_the_other_way(runs, baseline, run):
 
 
 def test_the_first_run_is_the_baseline_of_all_others(runs):
-    names = [runs / name for name in ("warp", "warp-other", "warp-own")]
+    names = [runs / name for name in ("importance", "importance-other", "importance-own")]
     found = db.compare(names)
     assert found.summary["baseline"]["run"] == str(names[0])
     assert list(found.runs.run) == [str(name) for name in names]
@@ -128,15 +133,15 @@ def test_the_first_run_is_the_baseline_of_all_others(runs):
 
 
 def test_runs_of_unequal_length_compare(runs, other_model, small_images, tmp_path):
-    half_width = 0.9 * summary_of(runs / "warp-other")["half_width"]
-    options = {"rows_of": runs / "warp", "half_width": half_width}
+    half_width = 0.9 * summary_of(runs / "importance-other")["half_width"]
+    options = {"rows_of": runs / "importance", "half_width": half_width}
     db.evaluate_nll(other_model, small_images, **options, out=tmp_path)
-    longer, short = (summary_of(path)["sampling"] for path in (tmp_path, runs / "warp"))
-    assert longer["rotations"] > short["rotations"]
-    (run,) = db.compare([runs / "warp", tmp_path]).summary["runs"]
-    rows = summary_of(runs / "warp")["num_evaluations"] - short["pilot_evaluations"]
+    longer, short = (summary_of(path)["sampling"] for path in (tmp_path, runs / "importance"))
+    assert longer["num_replicates"] > short["num_replicates"]
+    (run,) = db.compare([runs / "importance", tmp_path]).summary["runs"]
+    rows = summary_of(runs / "importance")["num_evaluations"] - short["pilot_evaluations"]
     assert run["num_evaluations"] == rows
-    (expected,) = db.compare([runs / "warp", runs / "warp-other"]).summary["runs"]
+    (expected,) = db.compare([runs / "importance", runs / "importance-other"]).summary["runs"]
     assert run["difference"] == pytest.approx(expected["difference"], abs=0.02)
     assert 0 < run["difference_half_width"] < run["half_width_unpaired"]
 
@@ -175,7 +180,7 @@ def test_every_file_holds_the_same_numbers(runs, baseline, run, tmp_path):
 
 def bound(num_timesteps, *, draws=2, prior=0.0):
     """Of terms without a model."""
-    design, generator = EveryPair(3, num_timesteps, draws), np.random.default_rng(0)
+    design, generator = EveryPairDesign(3, num_timesteps, draws), np.random.default_rng(0)
     rows = design.rows(0, len(design))
     values = {name: generator.normal(size=len(rows)) for name in ("nats", "x_start_mse", "eps_mse")}
     return estimate_bound(design, np.full(3, prior), [TermTable(rows, values)])
@@ -207,11 +212,13 @@ def test_nothing_is_computed_with_a_network_again(runs, monkeypatch):
     monkeypatch.setattr(TermsPass, "terms", refuse)
     monkeypatch.setattr(torch.nn.Module, "__call__", refuse)
     monkeypatch.setattr("ddpmbench.checkpoints.load.load_checkpoint", refuse)
-    for names in (("warp", "warp-own"), ("pairs", "pairs-other")):
+    for names in (("importance", "importance-own"), ("pairs", "pairs-other")):
         db.compare([runs / name for name in names])
 
 
-@pytest.mark.parametrize("names", [[], ["warp"], ["warp", "warp-other", "warp-other"]])
+@pytest.mark.parametrize(
+    "names", [[], ["importance"], ["importance", "importance-other", "importance-other"]]
+)
 def test_runs_are_two_or_more_and_different(runs, names):
     with pytest.raises(db.InputError, match=r"two run folders|named twice"):
         db.compare([runs / name for name in names])

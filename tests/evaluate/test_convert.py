@@ -31,7 +31,7 @@ from ddpmbench.diffusion.process import Prediction, Variance
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.evaluate import convert as module
 from ddpmbench.likelihood.bound import estimate_bound
-from ddpmbench.likelihood.designs import EveryPair
+from ddpmbench.likelihood.designs import EveryPairDesign
 from ddpmbench.likelihood.terms import TermsPass
 from ddpmbench.unet.unet import UNet, UNetConfig
 
@@ -100,7 +100,7 @@ def model(config=SMALL, **changes):
 
 
 def terms_and_bound(checkpoint, images):
-    design = EveryPair(len(images), checkpoint.schedule.num_timesteps, draws=1)
+    design = EveryPairDesign(len(images), checkpoint.schedule.num_timesteps, draws=1)
     terms = TermsPass(checkpoint, images, seed=3, decoder="exact", device=CPU)
     table = terms.terms(design.rows(0, len(design)))
     prior = terms.prior(np.arange(len(images)))

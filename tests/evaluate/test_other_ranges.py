@@ -18,7 +18,7 @@ from ddpmbench.report.nll_text import conventions_line
 from ddpmbench.samples.samplers import SamplerChoice
 
 PAIRS = {"estimator": "every-pair", "draws": 2}
-WARP = {"half_width": 20.0}
+IMPORTANCE = {"half_width": 20.0}
 OTHER = DataRange(0, 1)
 
 
@@ -46,7 +46,7 @@ def with_summary(folder, change):
 # ---- a range is only another way to write the same images
 
 
-@pytest.mark.parametrize("options", [PAIRS, WARP], ids=["every-pair", "rotated-warp"])
+@pytest.mark.parametrize("options", [PAIRS, IMPORTANCE], ids=["every-pair", "importance"])
 @pytest.mark.parametrize("of", [OTHER, DataRange(-3, 1, 32)], ids=str)
 def test_a_whole_run_finds_the_same_steps_and_distortions(
     small, small_images, options, of, monkeypatch

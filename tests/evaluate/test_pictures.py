@@ -14,7 +14,7 @@ from ddpmbench.evaluate import pictures as questions
 from ddpmbench.execution.folder import RunFolder
 from ddpmbench.execution.pictures import PICTURES, Pictures
 from ddpmbench.execution.terms import RunListener
-from ddpmbench.likelihood.designs import EveryPair
+from ddpmbench.likelihood.designs import EveryPairDesign
 from ddpmbench.likelihood.terms import concatenate
 
 PAIRS = {"estimator": "every-pair", "draws": 2, "seed": 5}
@@ -43,7 +43,7 @@ def figures(folder):
 
 def test_the_error_under_a_picture_is_that_of_the_stored_row(small_model, small_images, run):
     found = db.progressive_pictures(small_model, small_images, run).decoding
-    design = EveryPair(6, 40, 2)
+    design = EveryPairDesign(6, 40, 2)
     shards = RunFolder(run.folder, read_record(run.folder / "run.json")).shards("terms")
     terms = concatenate(list(shards.tables(len(design))))
     assert list(found.t) == STEPS

@@ -14,7 +14,7 @@ from oracles import oracle_checkpoint, oracle_images
 
 import ddpmbench as db
 from ddpmbench.execution.terms import RunListener
-from ddpmbench.likelihood.designs import EveryPair
+from ddpmbench.likelihood.designs import EveryPairDesign
 from ddpmbench.likelihood.precision import CorrectionRows, differences, estimate_correction
 from ddpmbench.likelihood.terms import TermsPass
 from ddpmbench.unet.precision import Precision
@@ -79,7 +79,7 @@ def test_its_interval_covers_over_repeats():
         parts = [design.rows(a, a + size) for a in range(0, len(design), size)]
         return [[one.terms(terms) for terms in parts] for one in passes]
 
-    every = EveryPair(len(images), num_timesteps, 100)
+    every = EveryPairDesign(len(images), num_timesteps, 100)
     strict, rounded = (
         np.concatenate([table.values["nats"] for table in tables])
         for tables in both(every, 1, 5000)
@@ -249,7 +249,10 @@ def pair(engines, small_model, small_images, tmp_path):
     """Folders of two models in low precision, and of the first in strict float32."""
     engines()
     other = further_on(small_model)
-    for kind, options in (("warp", {"half_width": WIDE}), ("pairs", {"estimator": "every-pair"})):
+    for kind, options in (
+        ("importance", {"half_width": WIDE}),
+        ("pairs", {"estimator": "every-pair"}),
+    ):
         for name, model in (("one", small_model), ("two", other)):
             out = tmp_path / f"{kind}-{name}"
             db.evaluate_nll(model, small_images, **options, precision="bf16", out=out)
@@ -270,7 +273,7 @@ def summary_of(folder):
 
 
 def test_differences_are_of_corrected_bounds(pair, tmp_path):
-    for kind in ("warp", "pairs"):
+    for kind in ("importance", "pairs"):
         one, two = pair / f"{kind}-one", pair / f"{kind}-two"
         summary = db.compare([one, two], out=tmp_path / f"compare-{kind}").summary
         (run,) = summary["runs"]
@@ -285,17 +288,17 @@ def test_differences_are_of_corrected_bounds(pair, tmp_path):
             "differences are corrected"
             in (tmp_path / f"compare-{kind}" / "report.html").read_text()
         )
-    same_run = db.compare([pair / "warp-one", pair / "warp-one"]).summary["runs"][0]
+    same_run = db.compare([pair / "importance-one", pair / "importance-one"]).summary["runs"][0]
     assert same_run["difference"] == same_run["difference_half_width"] == 0
 
 
 def test_runs_in_other_precisions_are_not_compared(pair):
     with pytest.raises(db.InputError, match="precision is bf16"):
-        db.compare([pair / "strict", pair / "warp-one"])
+        db.compare([pair / "strict", pair / "importance-one"])
 
 
 def test_a_correction_that_is_gone_is_named(pair):
-    for path in (pair / "warp-two" / "shards").glob("correction-bf16-*"):
+    for path in (pair / "importance-two" / "shards").glob("correction-bf16-*"):
         path.unlink()
-    with pytest.raises(db.InputError, match=r"warp-two: some shards of its correction-bf16 are"):
-        db.compare([pair / "warp-one", pair / "warp-two"])
+    with pytest.raises(db.InputError, match=r"importance-two: some shards of its correction-bf16 are"):
+        db.compare([pair / "importance-one", pair / "importance-two"])

@@ -28,7 +28,7 @@ SPREAD = 0.3
 OPTIONS = {
     "every-pair": {"estimator": "every-pair"},
     "one draw": {"estimator": "every-pair", "draws": 1},
-    "rotated-warp": {"half_width": 5.0},
+    "importance": {"half_width": 5.0},
 }
 
 
@@ -116,7 +116,7 @@ def test_rate_and_decoder_are_the_bound(small_model, small_images, kind):
     found = db.evaluate_nll(small_model, small_images, **OPTIONS[kind])
     whole = found.rate_distortion.rate_bits_per_dim[0] + found.summary["decoder"]
     # Predictions are summed over the steps in float32 (`FeatureTable`).
-    tolerance = 1e-7 if kind == "rotated-warp" else 1e-12
+    tolerance = 1e-7 if kind == "importance" else 1e-12
     assert whole == pytest.approx(found.summary["bits_per_dim"], abs=tolerance)
 
 

@@ -16,7 +16,7 @@ import ddpmbench as db
 
 SHIPPED = Path(__file__).parents[2] / "results"
 COMMON = {"bound", "rate_distortion", "images", "sub_schedules"}
-DRAWN = {"every-pair": COMMON, "rotated-warp": COMMON | {"calls"}}
+DRAWN = {"every-pair": COMMON, "importance": COMMON | {"calls"}}
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def folder(folders, kind):
 @pytest.fixture
 def copied(folders, tmp_path):
     """A run that a test may spoil."""
-    return Path(shutil.copytree(folders / "rotated-warp", tmp_path / "run"))
+    return Path(shutil.copytree(folders / "importance", tmp_path / "run"))
 
 
 def test_every_figure_is_there_in_every_form(folder, kind):
@@ -78,7 +78,7 @@ def test_the_same_folder_gives_the_same_page_without_a_network(folders, monkeypa
 
     monkeypatch.setattr(torch.nn.Module, "__call__", refuse)
     monkeypatch.setattr("socket.socket.connect", refuse)
-    folder = folders / "rotated-warp"
+    folder = folders / "importance"
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     db.write_report(str(folder))
     assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -108,7 +108,7 @@ def test_a_run_without_the_newer_tables_has_a_page_too(copied):
     shorter = db.write_report(copied).read_text()
     assert len(shorter) < len(whole)
     names = {path.stem for path in (copied / "figures").iterdir()}
-    assert names == DRAWN["rotated-warp"] - {"images", "sub_schedules"}
+    assert names == DRAWN["importance"] - {"images", "sub_schedules"}
     for heading in ("Image by image", "Fewer steps", "other conventions", "How it was made"):
         assert heading in whole
         assert heading not in shorter
@@ -219,7 +219,7 @@ def test_a_run_that_is_none_unfinished_or_newer_is_refused(copied, tmp_path):
 
 def test_a_comparison_has_a_page_of_its_own(folders, tmp_path):
     out = tmp_path / "compared"
-    db.compare([folders / "rotated-warp", folders / "rotated-warp"], out=out)
+    db.compare([folders / "importance", folders / "importance"], out=out)
     before = (out / "report.html").read_bytes()
     assert b" against " in before
     (out / "report.html").unlink()
@@ -268,7 +268,7 @@ RECORDS = {
     "no checkpoint": ("summary.json", lambda of: of.update(checkpoint=None), "checkpoint"),
     "a flag for a number": ("summary.json", lambda of: of.update(prior=True), "prior"),
     "no labels": ("summary.json", lambda of: of["conventions"].pop("labels"), "conventions.labels"),
-    "no rotations": ("summary.json", lambda of: of["sampling"].pop("rotations"), "summary"),
+    "no replicates": ("summary.json", lambda of: of["sampling"].pop("num_replicates"), "summary"),
     "no command": ("environment.json", lambda of: of["arguments"].update(given=3), "environment"),
     "no settings": (
         "environment.json",
@@ -300,7 +300,7 @@ COMPARED = {
 
 @pytest.mark.parametrize("kind", COMPARED)
 def test_an_edited_comparison_is_named(folders, tmp_path, kind):
-    one = folders / "rotated-warp"
+    one = folders / "importance"
     db.compare([one, one], out=tmp_path / "comparison")
     edited(tmp_path / "comparison" / "summary.json", COMPARED[kind])
     with pytest.raises(db.InputError, match=r"summary\.json: missing or damaged"):
@@ -308,7 +308,7 @@ def test_an_edited_comparison_is_named(folders, tmp_path, kind):
 
 
 def test_a_comparison_of_a_newer_version_is_refused(folders, tmp_path):
-    one = folders / "rotated-warp"
+    one = folders / "importance"
     db.compare([one, one], out=tmp_path / "comparison")
     summary = tmp_path / "comparison" / "summary.json"
     edited(summary, lambda of: of.update(schema="ddpmbench.comparison/2"))
@@ -317,7 +317,7 @@ def test_a_comparison_of_a_newer_version_is_refused(folders, tmp_path):
 
 
 def test_a_density_that_was_cut_is_named(copied):
-    lines = (copied / "warp.csv").read_text().splitlines()
-    write_text(copied / "warp.csv", "\n".join(lines[:9]) + "\n")
-    with pytest.raises(db.InputError, match=r"warp\.csv: missing or damaged"):
+    lines = (copied / "proposal.csv").read_text().splitlines()
+    write_text(copied / "proposal.csv", "\n".join(lines[:9]) + "\n")
+    with pytest.raises(db.InputError, match=r"importance\.csv: missing or damaged"):
         db.write_report(copied)

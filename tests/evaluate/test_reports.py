@@ -19,7 +19,7 @@ from ddpmbench.samples.feature_networks import load_feature_network
 
 HOSTILE = "<script>alert('&')</script>" + "x" * 300
 LONGEST = 500
-KINDS = ("every-pair", "rotated-warp", "fid", "sample", "speed", "compare", "compare-fid")
+KINDS = ("every-pair", "importance", "fid", "sample", "speed", "compare", "compare-fid")
 LOADED_FROM = {"compare": "runs.csv", "compare-fid": "summary.json", "sample": "samples.npz"}
 
 
@@ -60,8 +60,8 @@ def reports(model, images, network, folders):
             "every-pair": db.evaluate_nll(
                 model, images, estimator="every-pair", draws=2, out=folders / "every-pair"
             ),
-            "rotated-warp": db.evaluate_nll(
-                model, images, half_width=9.0, out=folders / "rotated-warp"
+            "importance": db.evaluate_nll(
+                model, images, half_width=9.0, out=folders / "importance"
             ),
             "fid": db.evaluate_fid(model, images, fid, out=folders / "fid"),
             "sample": db.generate_samples(model, 5, out=folders / "sample"),
@@ -105,7 +105,7 @@ def test_a_report_is_a_few_lines(shown):
 
 
 def test_a_report_shows_its_number_with_its_interval(reports):
-    report = reports["rotated-warp"]
+    report = reports["importance"]
     text = re.search(r"NLL <= ([\d.]+) \+- ([\d.]+) bits/dim", repr(report))
     value, half_width = map(float, text.groups())
     assert value == pytest.approx(report.summary["bits_per_dim"], abs=0.001)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from ddpmbench.execution.distributed import STRIPES, Ranks
 
 OPTIONS = {
-    "rotated-warp": ("--half-width", "0.07"),
+    "importance": ("--half-width", "0.07"),
     "every-pair": ("--estimator", "every-pair"),
 }
 
@@ -103,7 +103,7 @@ def alone(inputs, tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("estimator", "count"),
-    [("rotated-warp", 1), ("rotated-warp", 2), ("rotated-warp", 3), ("every-pair", 3)],
+    [("importance", 1), ("importance", 2), ("importance", 3), ("every-pair", 3)],
 )
 def test_the_number_of_processes_cannot_change_a_number(inputs, alone, tmp_path, estimator, count):
     command = torchrun(count, "-m", "ddpmbench", *inputs, *OPTIONS[estimator])

@@ -22,8 +22,8 @@ from ddpmbench.report.fidelity import FidelityContents
 from ddpmbench.report.tables import SCHEMA
 from ddpmbench.samples.protocols import PROTOCOLS
 
-FLIPS = {"warp": 1, "pairs": 4, "sample": 4, "fid": 4}
-"""Of each file, at random places; to read a folder of a warp takes longest."""
+FLIPS = {"importance": 1, "pairs": 4, "sample": 4, "fid": 4}
+"""Of each file, at random places; to read a folder of an importance sample takes longest."""
 DRAWN = {"figures", "report.html", "huggingface"}
 TIMES = ["seconds", "images_per_second"]
 # Other rows may share their network calls.
@@ -49,7 +49,7 @@ def commands(small_model, small_images, tmp_path_factory):
     def pairs(out):
         return db.evaluate_nll(small_model, small_images, estimator="every-pair", out=out)
 
-    def warp(out):
+    def importance(out):
         report = db.evaluate_nll(
             small_model, small_images, half_width=5.0, precision="bf16", check=True, out=out
         )
@@ -63,7 +63,7 @@ def commands(small_model, small_images, tmp_path_factory):
         settings = db.FidSettings(features, PROTOCOLS["clean"], 8)
         return db.evaluate_fid(small_model, [small_images], settings, out=out)
 
-    return {"pairs": pairs, "warp": warp, "sample": sample, "fid": fid}
+    return {"pairs": pairs, "importance": importance, "sample": sample, "fid": fid}
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def whole(commands, tmp_path_factory):
     return root
 
 
-@pytest.fixture(params=["pairs", "warp", "sample", "fid"])
+@pytest.fixture(params=["pairs", "importance", "sample", "fid"])
 def run(request, whole, tmp_path):
     """A copy of one of them."""
     return shutil.copytree(whole / request.param, tmp_path / request.param)

@@ -1,4 +1,4 @@
-"""A run of the rotated warp gives the same numbers however it is batched, interrupted or grown."""
+"""The importance estimator gives the same numbers however a run is batched, stopped or grown."""
 
 import dataclasses
 import random
@@ -18,12 +18,12 @@ from ddpmbench.errors import InputError
 from ddpmbench.evaluate.nll import evaluate_nll
 from ddpmbench.execution.finished import FinishedRun
 from ddpmbench.execution.terms import RunListener
-from ddpmbench.likelihood.designs import Pilot, RotatedWarp, num_rows
+from ddpmbench.likelihood.designs import ImportanceDesign, PilotDesign, num_rows
 from ddpmbench.report.tables import SCHEMA
 from ddpmbench.unet.unet import UNet
 
 KILLS = 4
-# Six images take 67 rotations until a first look. The first half width is reached there, the
+# Six images take 67 replicates until a first look. The first half width is reached there, the
 # second some looks later.
 WIDE, NARROW = 0.1, 0.06
 
@@ -40,7 +40,7 @@ def numbers(report):
     summary = report.summary
     names = ("bits_per_dim", "half_width", "half_width_population", "prior", "kl", "decoder")
     plain = summary["sampling"]["horvitz_thompson"]
-    amounts = [summary["num_evaluations"], summary["sampling"]["rotations"]]
+    amounts = [summary["num_evaluations"], summary["sampling"]["num_replicates"]]
     curve = report.rate_distortion.drop(columns="psnr")  # in decibels, of the column before
     return np.concatenate(
         [
@@ -142,12 +142,12 @@ def test_killed_at_random_points_and_resumed(small_checkpoint, small_npz, narrow
         np.testing.assert_allclose(steps[name], expected[name], rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("at", ["pilot", "first rotations", "later looks"])
+@pytest.mark.parametrize("at", ["pilot", "first replicates", "later looks"])
 def test_interrupted_anywhere_nothing_is_computed_twice(
     small_model, small_images, narrow, calls, tmp_path, at
 ):
-    pilot, first = len(Pilot(6, 40, 0)), num_rows(6, 67)
-    rows = {"pilot": 50, "first rotations": pilot + 300, "later looks": pilot + first + 200}[at]
+    pilot, first = len(PilotDesign(6, 40, 0)), num_rows(6, 67)
+    rows = {"pilot": 50, "first replicates": pilot + 300, "later looks": pilot + first + 200}[at]
     assert rows < narrow.summary["num_evaluations"]
 
     def stop(now):
@@ -219,7 +219,7 @@ def test_every_row_is_one_network_call(small_model, small_images, calls):
     report = evaluate_nll(small_model, small_images, half_width=NARROW)
     assert calls.rows == report.summary["num_evaluations"]
     pilot = report.summary["sampling"]["pilot_evaluations"]
-    assert pilot == len(Pilot(6, 40, 0))
+    assert pilot == len(PilotDesign(6, 40, 0))
     assert report.per_timestep.num_evaluations.sum() == calls.rows - pilot
 
 
@@ -277,9 +277,9 @@ def test_the_cap_holds_and_is_used(small_model, small_images, cap):
         listener=RunListener(warn=said.append),
     )
     summary = report.summary
-    next_rotation = num_rows(6, summary["sampling"]["rotations"] + 1)
+    next_replicate = num_rows(6, summary["sampling"]["num_replicates"] + 1)
     assert summary["num_evaluations"] <= cap
-    assert cap < next_rotation + summary["sampling"]["pilot_evaluations"]
+    assert cap < next_replicate + summary["sampling"]["pilot_evaluations"]
     (line,) = (line for line in said if "raw pixels" not in line)
     assert f"+- {summary['half_width']:.4f}" in line
     assert f"--max-evaluations {cap:,}" in line
@@ -322,17 +322,17 @@ def test_a_cap_below_the_first_look_is_refused_before_any_call(
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        (["--draws", 2], ["--draws", "rotated-warp"]),
+        (["--draws", 2], ["--draws", "importance"]),
         (["--estimator", "every-pair", "--half-width", 1], ["--half-width", "every-pair"]),
         (["--estimator", "every-pair", "--max-evaluations", 99], ["--max-eval", "every-pair"]),
         (["--estimator", "every-pair", "--rows-of", "x"], ["--rows-of", "every-pair"]),
-        (["--timesteps", 1], ["rotated-warp", "--timesteps 1", "every-pair"]),
+        (["--timesteps", 1], ["importance", "--timesteps 1", "every-pair"]),
         (["--half-width", 0], ["--half-width 0"]),
         (["--half-width", -1], ["--half-width -1"]),
         (["--half-width", "nan"], ["--half-width nan"]),
         (["--half-width", "inf"], ["--half-width inf"]),
         (["--max-evaluations", 0], ["--max-evaluations"]),
-        (["--estimator", "uniform"], ["--estimator", "rotated-warp", "every-pair"]),
+        (["--estimator", "uniform"], ["--estimator", "importance", "every-pair"]),
     ],
 )
 def test_options_that_make_no_sense_are_named(command, tmp_path, options, named):
@@ -376,7 +376,7 @@ def unfit_folders(small_model, small_images, wide_folder, tmp_path_factory):
     evaluate_nll(small_model.respaced(9), small_images, half_width=9, out=folder / "steps")
     every = {"estimator": "every-pair", "draws": 1}
     evaluate_nll(small_model, small_images, **every, out=folder / "pairs")
-    rows = (wide_folder / "warp.csv").read_text().splitlines()
+    rows = (wide_folder / "proposal.csv").read_text().splitlines()
     for name, damaged in {
         "cut": rows[:-1],
         "empty": [],
@@ -385,7 +385,7 @@ def unfit_folders(small_model, small_images, wide_folder, tmp_path_factory):
     }.items():
         (folder / name).mkdir()
         (folder / name / "summary.json").write_text((wide_folder / "summary.json").read_text())
-        (folder / name / "warp.csv").write_text("\n".join(damaged))
+        (folder / name / "proposal.csv").write_text("\n".join(damaged))
     return folder
 
 
@@ -400,8 +400,8 @@ def unfit_folders(small_model, small_images, wide_folder, tmp_path_factory):
         ("seed", "--seed"),
         ("images", "--num-images"),
         ("steps", "--timesteps"),
-        ("pairs", "is no run of rotated-warp"),
-        *((name, "warp.csv: missing or damaged") for name in ("cut", "empty", "words", "sum")),
+        ("pairs", "is no run of the importance estimator"),
+        *((name, "proposal.csv: missing or damaged") for name in ("cut", "empty", "words", "sum")),
     ],
 )
 def test_rows_that_cannot_be_had_are_refused(command, tmp_path, unfit_folders, name, said):
@@ -447,7 +447,7 @@ def test_the_rows_of_a_folder_are_part_of_what_a_run_is(
 
 def test_the_published_density_gives_the_rows_of_the_run(wide_folder, wide):
     density = FinishedRun.open(wide_folder, option="", schema=SCHEMA).density()
-    design = RotatedWarp(6, 40, density, 0, wide.summary["sampling"]["rotations"])
+    design = ImportanceDesign(6, 40, density, 0, wide.summary["sampling"]["num_replicates"])
     rows = design.rows(0, len(design))
     expected = np.stack([rows.image, rows.t, rows.draw], axis=1)
     np.testing.assert_array_equal(rows_of(wide_folder), expected)
@@ -461,7 +461,7 @@ def test_an_output_that_is_not_finite_is_named_and_nothing_is_lost(
     small_model, small_images, wide_folder, tmp_path, monkeypatch, where
 ):
     body = UNet.body
-    pilot = Pilot(6, 40, 0)
+    pilot = PilotDesign(6, 40, 0)
     good = 32 if where == "pilot" else -(-len(pilot) // 8) * 8 + 320
     batches = 0
 
@@ -490,7 +490,7 @@ def test_an_output_that_is_not_finite_is_named_and_nothing_is_lost(
     assert f"for image {small_images.ids[image]} at t = {t};" in str(error.value)
 
 
-def test_the_first_batch_that_breaks_in_a_rotation_is_reported_once(
+def test_the_first_batch_that_breaks_in_a_replicate_is_reported_once(
     small_checkpoint, small_npz, command, tmp_path, monkeypatch
 ):
     from ddpmbench.likelihood import terms

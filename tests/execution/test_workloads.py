@@ -48,7 +48,7 @@ def test_the_published_run_is_predicted():
 
 def test_the_half_width_of_a_row_is_the_published_one():
     table = pd.read_csv(ROOT / "results" / "estimator" / "calls_needed.csv").set_index("design")
-    found = table.loc["rotated GREG"]
+    found = table.loc["importance GREG"]
     rows = found.whole_size * found.num_images
     assert pytest.approx(found.whole_half_width * rows**0.5, rel=1e-3) == ROW_HALF_WIDTH
 

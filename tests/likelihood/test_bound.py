@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ddpmbench.likelihood.bound import estimate_bound
-from ddpmbench.likelihood.designs import EveryPair
+from ddpmbench.likelihood.designs import EveryPairDesign
 from ddpmbench.likelihood.intervals import doubt_of, freedom_of_sum, half_width_of, quantile
 from ddpmbench.likelihood.terms import VALUE_COLUMNS, TermTable
 
@@ -30,7 +30,7 @@ def synthetic(design, generator, *, image_spread, noise):
 
 @pytest.mark.parametrize(("num_images", "draws"), [(1, 2), (2, 2), (8, 2), (3, 4), (40, 2)])
 def test_the_interval_for_these_images_covers(num_images, draws):
-    design, generator = EveryPair(num_images, 6, draws), np.random.default_rng(0)
+    design, generator = EveryPairDesign(num_images, 6, draws), np.random.default_rng(0)
     prior, covered = np.zeros(num_images), 0
     for _ in range(REPEATS):
         truth, nats = synthetic(design, generator, image_spread=0.5, noise=1.0)
@@ -44,7 +44,7 @@ def test_the_interval_for_these_images_covers(num_images, draws):
 @pytest.mark.parametrize("num_images", [4, 16])
 def test_two_draws_have_as_many_degrees_of_freedom_as_they_should(num_images):
     """Where all pairs are equally noisy there is one a pair, and the interval is tight."""
-    design, generator = EveryPair(num_images, 6, 2), np.random.default_rng(1)
+    design, generator = EveryPairDesign(num_images, 6, 2), np.random.default_rng(1)
     covered, ratios = 0, []
     for _ in range(REPEATS):
         nats = generator.normal(size=len(design))
@@ -58,7 +58,7 @@ def test_two_draws_have_as_many_degrees_of_freedom_as_they_should(num_images):
 
 def test_one_formula_gives_the_degrees_of_freedom_of_every_estimate():
     """Of every pair and of sampled rows: the pairs, summed as they come, against all at once."""
-    design, generator = EveryPair(30, 5, 2), np.random.default_rng(2)
+    design, generator = EveryPairDesign(30, 5, 2), np.random.default_rng(2)
     nats = generator.normal(size=len(design))
     variances = nats.reshape(-1, 2).var(1, ddof=1) / 2 / 30**2
     doubt = doubt_of(variances, np.full(len(variances), 1))
@@ -76,7 +76,7 @@ def test_degrees_of_freedom_of_a_single_part_are_its_own(freedom):
 @pytest.mark.parametrize("num_images", [2, 5, 40])
 @pytest.mark.parametrize("noise", [0.0, 1.5])
 def test_the_interval_for_the_population_covers(num_images, noise):
-    design, generator = EveryPair(num_images, 6, 2), np.random.default_rng(0)
+    design, generator = EveryPairDesign(num_images, 6, 2), np.random.default_rng(0)
     covered = 0
     for _ in range(REPEATS):
         # The prior varies with the image, and against the rest of its bound.
@@ -90,7 +90,7 @@ def test_the_interval_for_the_population_covers(num_images, noise):
 
 
 def test_the_order_and_the_portions_of_the_tables_do_not_matter():
-    design, generator = EveryPair(5, 7, 3), np.random.default_rng(0)
+    design, generator = EveryPairDesign(5, 7, 3), np.random.default_rng(0)
     whole = table(design, generator.normal(size=len(design)))
     expected = estimate_bound(design, np.ones(5), [whole])
     cuts = np.array([0, 3, 30, 33, 90, 105])
@@ -111,12 +111,12 @@ def test_the_order_and_the_portions_of_the_tables_do_not_matter():
     ],
 )
 def test_rows_that_are_missing_or_come_twice_are_noticed(positions):
-    design = EveryPair(3, 4, 1)
+    design = EveryPairDesign(3, 4, 1)
     tables = [table(design, np.ones(12))[p : p + 1] for p in positions]
     with pytest.raises(ValueError, match="exactly once"):
         estimate_bound(design, np.zeros(3), tables)
 
 
 def test_a_model_without_noise_has_no_interval_for_these_images():
-    design = EveryPair(3, 4, 2)
+    design = EveryPairDesign(3, 4, 2)
     assert estimate_bound(design, np.zeros(3), [table(design, np.ones(24))]).half_width == 0

@@ -15,12 +15,12 @@ from ddpmbench.likelihood.conventions import (
     FIXED,
     Convention,
     columns_of,
-    conventions_of_pairs,
-    other_bounds_of_pairs,
-    other_bounds_of_warp,
+    every_pair_conventions,
+    every_pair_other_bounds,
+    importance_other_bounds,
     published_conventions,
 )
-from ddpmbench.likelihood.designs import RotatedWarp
+from ddpmbench.likelihood.designs import ImportanceDesign
 from ddpmbench.likelihood.sub_schedules import BEST, EVENLY_SPACED, VARIANCES, PairSums
 from ddpmbench.likelihood.terms import TermTable
 
@@ -48,7 +48,7 @@ def shuffled(table, draws):
 
 def others_of(recorded):
     tables = shuffled(recorded.table(), recorded.design.draws)
-    return other_bounds_of_pairs(
+    return every_pair_other_bounds(
         recorded.design, recorded.prior, lambda columns: tables, recorded.diffusion,
         recorded.decoder,
     )  # fmt: skip
@@ -148,7 +148,7 @@ def test_what_predicts_the_previous_mean_has_no_clip_and_no_other_schedule():
     assert len(conventions) == len(set(conventions)) == 8
     recorded = Recorded.at_random(SCHEDULE)
     tables = [recorded.table()]
-    others = other_bounds_of_pairs(
+    others = every_pair_other_bounds(
         recorded.design, recorded.prior, lambda columns: tables, diffusion, "exact"
     )
     assert others.sub_schedules == []
@@ -163,14 +163,14 @@ def test_only_what_conventions_need_is_read():
     table = recorded.table()
     few = TermTable(table.rows, {name: table.values[name] for name in columns})
     sums = PairSums(recorded.design, [few], columns)
-    small, large = conventions_of_pairs(
+    small, large = every_pair_conventions(
         recorded.design, recorded.prior, sums, conventions, SCHEDULE
     )
     assert small.decoder == large.decoder
     assert small.rate < large.rate
 
 
-# ---- a rotated warp
+# ---- an importance sample
 
 
 @pytest.mark.parametrize(
@@ -219,10 +219,10 @@ def sampled():
     found = []
     for seed in range(80):
         generator = np.random.default_rng([seed, 21])
-        design = RotatedWarp(200, T, model.density(seed, generator), seed, 3)
+        design = ImportanceDesign(200, T, model.density(seed, generator), seed, 3)
         table = with_decoders(model, model.table(design.rows(0, len(design)), generator))
         features = model.features(design)
-        others = other_bounds_of_warp(
+        others = importance_other_bounds(
             design, model.prior, lambda columns, table=table: [table], features, diffusion, "exact"
         )
         found.append(others.sub_schedules)

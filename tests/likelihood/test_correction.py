@@ -127,7 +127,7 @@ def test_no_row_shares_its_noise():
     design = CorrectionRows(2, 3, 0, 900)
     rows = design.rows(0, 900)
     assert len(set(rows.draw)) == 900
-    # Rotations count from 0, samples have draws of their own beside theirs.
+    # Replicates count from 0, samples have draws of their own beside theirs.
     assert rows.draw.min() > SAMPLE_DRAW + 1000 > PILOT_DRAW
     assert rows.draw.max() < CORRECTION_DRAW + 2**30 <= 2**32
 

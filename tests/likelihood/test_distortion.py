@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from mixtures import SyntheticModel
 
-from ddpmbench.likelihood.designs import EveryPair, RotatedWarp
+from ddpmbench.likelihood.designs import EveryPairDesign, ImportanceDesign
 from ddpmbench.likelihood.rate_distortion import (
     Distortion,
     RatioLine,
-    distortion_of_pairs,
-    distortion_of_warp,
+    every_pair_distortion,
+    importance_distortion,
 )
 from ddpmbench.likelihood.terms import TermTable
 
@@ -50,13 +50,13 @@ def standard_errors(distortion):
 
 def of_pairs(model, design, seed, **options):
     table = table_of(model, design.rows(0, len(design)), np.random.default_rng([seed, 7]))
-    return table, distortion_of_pairs(design, [table], **options)
+    return table, every_pair_distortion(design, [table], **options)
 
 
 @pytest.mark.parametrize("draws", [1, 3])
 def test_every_pair_is_the_mean_whatever_the_portions_and_their_order(draws):
     model = SyntheticModel(7, 20)
-    design = EveryPair(7, 20, draws)
+    design = EveryPairDesign(7, 20, draws)
     table, found = of_pairs(model, design, 0)
     mse = table.values["x_start_mse"]
     for t in range(1, 21):
@@ -72,7 +72,7 @@ def test_every_pair_is_the_mean_whatever_the_portions_and_their_order(draws):
         for some in np.array_split(pairs, 9)
         for at in [(some[:, None] * draws + np.arange(draws)).ravel()]
     ]
-    again = distortion_of_pairs(design, portions)
+    again = every_pair_distortion(design, portions)
     np.testing.assert_allclose(means(again), means(found), rtol=1e-12)
     np.testing.assert_allclose(standard_errors(again), standard_errors(found), rtol=1e-9)
     assert np.isnan(standard_errors(found)).all() == (draws == 1)
@@ -82,7 +82,7 @@ def test_every_pair_is_the_mean_whatever_the_portions_and_their_order(draws):
 def test_the_error_of_every_pair_is_the_noise_s(draws):
     # Images differ by 35 %, which is no part of it: these images are all there are.
     model = SyntheticModel(10, 20, noise=0.1)
-    design = EveryPair(10, 20, draws)
+    design = EveryPairDesign(10, 20, draws)
     found = [of_pairs(model, design, seed)[1] for seed in range(SEEDS)]
     errors = np.stack([means(each) for each in found]) - truth(model)
     reported = np.stack([standard_errors(each) for each in found])
@@ -93,42 +93,42 @@ def test_the_error_of_every_pair_is_the_noise_s(draws):
     assert np.sqrt(ratio) == pytest.approx([1, 1], rel=0.08)
 
 
-# ---- rows of a warp
+# ---- rows of an importance sample
 
 
-def of_warp(model, seed, *, rotations=2, **options):
+def of_importance(model, seed, *, num_replicates=2, **options):
     generator = np.random.default_rng([seed, 7])
     size = (model.num_images, model.num_timesteps)
-    design = RotatedWarp(*size, model.density(seed, generator), seed, rotations)
+    design = ImportanceDesign(*size, model.density(seed, generator), seed, num_replicates)
     table = table_of(model, design.rows(0, len(design)), generator)
-    return distortion_of_warp(design, [table], model.features(design), **options)
+    return importance_distortion(design, [table], model.features(design), **options)
 
 
 @functools.cache
 def study():
     """(seeds, 2, grid) errors and standard errors, each seed with images of its own."""
     models = [SyntheticModel(200, T, seed=seed) for seed in range(SEEDS)]
-    found = [of_warp(model, model.seed) for model in models]
+    found = [of_importance(model, model.seed) for model in models]
     errors = [means(each) - truth(model) for each, model in zip(found, models, strict=True)]
     reported = [standard_errors(each) for each in found]
     return np.stack(errors)[..., GRID], np.stack(reported)[..., GRID]
 
 
-def test_a_warp_is_unbiased():
+def test_importance_is_unbiased():
     errors, _ = study()
     bias = errors.mean(0) / np.sqrt(np.square(errors).mean(0))
     assert np.abs(bias).max() < 3.5 / np.sqrt(SEEDS)
     assert np.abs(bias.mean(1)).max() < 0.06  # of a standard error, over the grid
 
 
-def test_the_error_of_a_warp_is_the_reported_one():
+def test_the_error_of_importance_is_the_reported_one():
     errors, reported = study()
     ratio = np.sqrt(np.square(errors).mean(0) / np.square(reported).mean(0))
     np.testing.assert_allclose(ratio, 1, atol=0.25)
     assert ratio.mean(1) == pytest.approx([1, 1], abs=0.08)
 
 
-def test_a_warp_knows_more_than_the_linear_denoiser():
+def test_importance_knows_more_than_the_linear_denoiser():
     # That is off by a fifth of the logarithm; and the rows are 400 of 24,000.
     errors, _ = study()
     exact = truth(SyntheticModel(200, T))[:, GRID]
@@ -138,7 +138,7 @@ def test_a_warp_knows_more_than_the_linear_denoiser():
 def test_at_the_first_step_every_image_has_a_row():
     # So that images do not enter the error, only the noise of one draw each.
     model = SyntheticModel(200, T)
-    found = of_warp(model, 0)
+    found = of_importance(model, 0)
     exact = truth(model)[:, 0]
     noise = model.noise * exact[1] / np.sqrt(model.num_images)
     assert found.mse[0] == pytest.approx(exact[1], abs=4 * noise)
@@ -149,10 +149,10 @@ def test_at_the_first_step_every_image_has_a_row():
 def test_the_portions_and_their_order_do_not_matter():
     model = SyntheticModel(40, T)
     generator = np.random.default_rng(0)
-    design = RotatedWarp(40, T, model.density(0, generator), 0, 4)
+    design = ImportanceDesign(40, T, model.density(0, generator), 0, 4)
     table = table_of(model, design.rows(0, len(design)), generator)
     features = model.features(design)
-    whole = distortion_of_warp(design, [table], features)
+    whole = importance_distortion(design, [table], features)
     portions = [
         TermTable(
             type(table.rows)(table.rows.image[at], table.rows.t[at], table.rows.draw[at]),
@@ -160,18 +160,18 @@ def test_the_portions_and_their_order_do_not_matter():
         )
         for at in np.array_split(generator.permutation(len(design)), 7)
     ]
-    again = distortion_of_warp(design, portions, features)
+    again = importance_distortion(design, portions, features)
     np.testing.assert_allclose(means(again), means(whole), rtol=1e-9)
     np.testing.assert_allclose(standard_errors(again), standard_errors(whole), rtol=1e-6)
 
 
 @pytest.mark.parametrize(
-    ("num_images", "num_timesteps", "rotations"),
+    ("num_images", "num_timesteps", "num_replicates"),
     [(1, 1000, 1), (1, 120, 2), (3, 120, 2), (1, 2, 1), (6, 2, 2), (1, 4, 5)],
 )
-def test_where_rows_are_too_few_it_is_unknown(num_images, num_timesteps, rotations):
+def test_where_rows_are_too_few_it_is_unknown(num_images, num_timesteps, num_replicates):
     model = SyntheticModel(num_images, num_timesteps)
-    found = of_warp(model, 0, rotations=rotations)
+    found = of_importance(model, 0, num_replicates=num_replicates)
     for mean, error in zip(means(found), standard_errors(found), strict=True):
         assert np.isfinite([mean[0], error[0]]).all()
         assert (mean[np.isfinite(mean)] > 0).all()
@@ -179,19 +179,19 @@ def test_where_rows_are_too_few_it_is_unknown(num_images, num_timesteps, rotatio
         # Nothing is said without an error.
         np.testing.assert_array_equal(np.isnan(mean), np.isnan(error))
     # Of a single row for many steps most are out of reach, and an error takes two.
-    rows = num_images * rotations
+    rows = num_images * num_replicates
     assert np.isnan(found.rmse).any() == (rows == 1 or rows < 7 < num_timesteps)
     if rows == 1:
         assert np.isnan(standard_errors(found)[:, 1:]).all()
 
 
-@pytest.mark.parametrize("kind", ["pairs", "warp"])
+@pytest.mark.parametrize("kind", ["pairs", "importance"])
 def test_each_clip_setting_has_its_own_errors(kind):
     def found(clip):
         model = SyntheticModel(40, 30)
-        if kind == "warp":
-            return of_warp(model, 0, clip=clip)
-        return of_pairs(model, EveryPair(40, 30, 2), 0, clip=clip)[1]
+        if kind == "importance":
+            return of_importance(model, 0, clip=clip)
+        return of_pairs(model, EveryPairDesign(40, 30, 2), 0, clip=clip)[1]
 
     clipped, unclipped = found(True), found(False)
     for name in (field.name for field in dataclasses.fields(Distortion)):
@@ -201,7 +201,7 @@ def test_each_clip_setting_has_its_own_errors(kind):
 
 def test_the_root_of_the_mean_is_no_less_than_the_mean_of_roots():
     for seed in range(20):
-        found = of_warp(SyntheticModel(20, T), seed, rotations=2)
+        found = of_importance(SyntheticModel(20, T), seed, num_replicates=2)
         known = np.isfinite(found.rmse)
         assert (found.rmse[known] <= np.sqrt(found.mse[known]) * (1 + 1e-12)).all()
 

@@ -15,7 +15,7 @@ from ddpmbench.diffusion.data_range import DataRange
 from ddpmbench.diffusion.process import GaussianDiffusion
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.likelihood import regression, terms
-from ddpmbench.likelihood.designs import RotatedWarp
+from ddpmbench.likelihood.designs import ImportanceDesign
 from ddpmbench.likelihood.regression import (
     FeatureTable,
     GaussianFeatures,
@@ -26,9 +26,9 @@ from ddpmbench.likelihood.regression import (
 from ddpmbench.likelihood.terms import bound_terms
 
 
-def uniform_warp(num_images, num_timesteps, rotations=2):
+def uniform_design(num_images, num_timesteps, num_replicates=2):
     density = np.full(num_timesteps - 1, 1 / (num_timesteps - 1))
-    return RotatedWarp(num_images, num_timesteps, density, 0, rotations)
+    return ImportanceDesign(num_images, num_timesteps, density, 0, num_replicates)
 
 
 @pytest.mark.parametrize("schedule", [NoiseSchedule.linear(40), NoiseSchedule.cosine(200)])
@@ -86,7 +86,7 @@ def test_the_features_do_not_depend_on_the_range_of_the_data(levels):
     np.testing.assert_allclose(
         found.divergence(images.pixels), expected.divergence(images.pixels), rtol=1e-9
     )
-    table = FeatureTable.of(found, images.pixels, uniform_warp(20, 30))
+    table = FeatureTable.of(found, images.pixels, uniform_design(20, 30))
     reduced = images.pixels // (256 // levels)
     np.testing.assert_array_equal(table.code_length, code_length(reduced))
 
@@ -125,7 +125,7 @@ def test_images_that_are_all_the_same_have_finite_features(value, num_images):
 
 def test_portions_do_not_matter(monkeypatch):
     images, schedule = oracle_images(50, shape=(3, 4, 4)), NoiseSchedule.linear(60)
-    design = uniform_warp(50, 60)
+    design = uniform_design(50, 60)
 
     def table():
         return FeatureTable.of(GaussianFeatures.fit(images.pixels, schedule), images.pixels, design)
@@ -150,7 +150,7 @@ def assert_close(found, expected):
 def test_memory_is_modest():
     def peak(num_images, num_timesteps):
         images = oracle_images(num_images, shape=(1, 8, 8))
-        design = uniform_warp(num_images, num_timesteps)
+        design = uniform_design(num_images, num_timesteps)
         nats = np.ones(design.t.shape)
         fitted = GaussianFeatures.fit(images.pixels, NoiseSchedule.linear(num_timesteps))
         tracemalloc.start()
@@ -167,7 +167,7 @@ def test_memory_is_modest():
 
 def test_rounded_sums_are_as_good_as_exact_ones():
     images, schedule = oracle_images(500, shape=(1, 6, 6)), NoiseSchedule.linear(300)
-    fitted, design = GaussianFeatures.fit(images.pixels, schedule), uniform_warp(500, 300)
+    fitted, design = GaussianFeatures.fit(images.pixels, schedule), uniform_design(500, 300)
     g, code = fitted.divergence(images.pixels), code_length(images.pixels)
     exact = feature_table(design, g, code)
     table = FeatureTable.of(fitted, images.pixels, design)
@@ -183,13 +183,13 @@ def test_rounded_sums_are_as_good_as_exact_ones():
 
 def test_the_table_holds_the_features_at_the_rows_and_their_sums():
     images, schedule = oracle_images(30, shape=(1, 6, 6)), NoiseSchedule.linear(100)
-    fitted, design = GaussianFeatures.fit(images.pixels, schedule), uniform_warp(30, 100)
+    fitted, design = GaussianFeatures.fit(images.pixels, schedule), uniform_design(30, 100)
     table = FeatureTable.of(fitted, images.pixels, design)
     dense = feature_table(design, fitted.divergence(images.pixels), code_length(images.pixels))
     for name in ("rows", "step_means", "code_length"):
         np.testing.assert_allclose(getattr(table, name), getattr(dense, name), rtol=1e-10)
     np.testing.assert_allclose(table.bin_sums, dense.bin_sums, rtol=1e-7)
-    more = dataclasses.replace(design, rotations=5)
+    more = dataclasses.replace(design, num_replicates=5)
     extended = table.extended(fitted, images.pixels, more)
     fresh = FeatureTable.of(fitted, images.pixels, more)
     np.testing.assert_allclose(extended.rows, fresh.rows, rtol=1e-12)

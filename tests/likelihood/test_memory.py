@@ -7,7 +7,7 @@ import pytest
 
 from ddpmbench.data import pixel_store
 from ddpmbench.data.pixel_store import store
-from ddpmbench.likelihood.designs import RotatedWarp
+from ddpmbench.likelihood.designs import ImportanceDesign
 from ddpmbench.likelihood.estimator import greg, horvitz_thompson
 from ddpmbench.likelihood.regression import FeatureTable, log_bins
 from ddpmbench.likelihood.terms import VALUE_COLUMNS, TermTable, image_blocks
@@ -16,9 +16,11 @@ T = 60
 BATCH = 1000
 
 
-def warp(num_images, rotations):
+def importance(num_images, num_replicates):
     density = 1 / np.arange(2, T + 1)
-    return RotatedWarp(num_images, T, density / density.sum(), seed=0, rotations=rotations)
+    return ImportanceDesign(
+        num_images, T, density / density.sum(), seed=0, num_replicates=num_replicates
+    )
 
 
 def tables(design):
@@ -42,10 +44,10 @@ def features(design):
     )
 
 
-def peak(num_images, rotations):
+def peak(num_images, num_replicates):
     """Of all that goes from addresses to the two estimates, which are there together at last."""
     tracemalloc.start()
-    design, prior = warp(num_images, rotations), np.zeros(num_images)
+    design, prior = importance(num_images, num_replicates), np.zeros(num_images)
     known = features(design)
     bounds = [
         greg(design, prior, tables(design), known),
@@ -53,22 +55,22 @@ def peak(num_images, rotations):
     ]
     found = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert bounds[0].rotations == bounds[1].rotations == rotations
+    assert bounds[0].num_replicates == bounds[1].num_replicates == num_replicates
     return found
 
 
-@pytest.mark.parametrize("rotations", [2, 6])
-def test_memory_grows_by_a_few_numbers_an_image_and_a_row(monkeypatch, rotations):
+@pytest.mark.parametrize("num_replicates", [2, 6])
+def test_memory_grows_by_a_few_numbers_an_image_and_a_row(monkeypatch, num_replicates):
     monkeypatch.setattr(pixel_store, "IN_MEMORY", 2**16)
     few, many = 20_000, 60_000
-    growth = (peak(many, rotations) - peak(few, rotations)) / (many - few)
-    assert growth < 100 + 90 * rotations  # bytes; 8 a number
+    growth = (peak(many, num_replicates) - peak(few, num_replicates)) / (many - few)
+    assert growth < 100 + 90 * num_replicates  # bytes; 8 a number
 
 
 def test_a_design_has_its_addresses_and_no_more():
     def held(num_images):
         tracemalloc.start()
-        design = warp(num_images, 2)
+        design = importance(num_images, 2)
         for start in range(0, len(design), BATCH):
             design.rows(start, start + BATCH)
         found = tracemalloc.get_traced_memory()[0]

@@ -77,9 +77,11 @@ def test_the_error_falls_as_the_root_of_the_draws():
     images = oracle_images(2, shape=(1, 2, 2))
     checkpoint = oracle_checkpoint(images, NoiseSchedule.linear(24), spread=0.05)
     spread = {}
-    replicates = 120
+    num_replicates = 120
     for draws in (1, 16):
-        nats = [evaluate(checkpoint, images, draws=draws, seed=s).nats for s in range(replicates)]
+        nats = [
+            evaluate(checkpoint, images, draws=draws, seed=s).nats for s in range(num_replicates)
+        ]
         spread[draws] = np.std(nats, ddof=1)
     # Each deviation is known to 1 / sqrt(2 * 119) = 6.5 %, their ratio to 9 %.
     assert spread[1] / spread[16] == pytest.approx(4.0, rel=0.3)
@@ -90,14 +92,14 @@ def test_intervals_cover():
     checkpoint = oracle_checkpoint(images, NoiseSchedule.linear(24), spread=0.05)
     truth = expected_terms(checkpoint, images, draws=4000)
     truth_error = math.sqrt(np.square(truth.standard_error).sum()) / len(images)
-    replicates, inside = 150, 0
-    for seed in range(replicates):
+    num_replicates, inside = 150, 0
+    for seed in range(num_replicates):
         result = evaluate(checkpoint, images, draws=3, seed=seed)
         assert result.half_width > 5 * truth_error
         inside += abs(result.nats - truth.nats) < result.half_width
     # Binomial with p = 0.95: 142.5 +- 2.7.
-    assert inside / replicates > 0.95 - 4 * math.sqrt(0.95 * 0.05 / replicates)
-    assert inside < replicates
+    assert inside / num_replicates > 0.95 - 4 * math.sqrt(0.95 * 0.05 / num_replicates)
+    assert inside < num_replicates
 
 
 # ---- the oracles themselves

@@ -9,12 +9,12 @@ import torch
 from mixtures import SyntheticModel, smooth
 
 from ddpmbench.diffusion.noise import normal_noise
-from ddpmbench.likelihood.designs import EveryPair, RotatedWarp
+from ddpmbench.likelihood.designs import EveryPairDesign, ImportanceDesign
 from ddpmbench.likelihood.estimator import greg, horvitz_thompson
 from ddpmbench.likelihood.paired import (
-    WarpTerms,
-    difference_of_pairs,
-    difference_of_warps,
+    ImportanceTerms,
+    every_pair_difference,
+    importance_difference,
     same_steps,
 )
 from ddpmbench.likelihood.terms import TermTable
@@ -70,16 +70,18 @@ def tables(model, design):
     return lambda length: (table[i : min(i + 38, length)] for i in range(0, length, 38))
 
 
-def warp(model, density, *, rotations=2):
+def importance(model, density, *, num_replicates=2):
     """The terms of a model at the rows of a density, by kind of estimator, and its bounds."""
     size = (model.num_images, model.num_timesteps)
-    design = RotatedWarp(*size, density, model.seed, rotations)
+    design = ImportanceDesign(*size, density, model.seed, num_replicates)
     own = tables(model, design)
     bounds = {
         "ht": horvitz_thompson(design, model.prior, own(len(design))),
         "greg": greg(design, model.prior, own(len(design)), model.features(design)),
     }
-    terms = {kind: WarpTerms(design, own, bound.predictions) for kind, bound in bounds.items()}
+    terms = {
+        kind: ImportanceTerms(design, own, bound.predictions) for kind, bound in bounds.items()
+    }
     return terms, bounds
 
 
@@ -107,14 +109,16 @@ def studies():
     found = {(rows, kind): [] for rows in ("same", "own") for kind in ("ht", "greg")}
     for seed in range(SEEDS):
         younger, older = pair(seed)
-        baseline, unpaired = warp(older, older.density(seed, None))
+        baseline, unpaired = importance(older, older.density(seed, None))
         term = (younger.mean - older.mean).mean(0)
         of_population = younger.population_term - older.population_term
         for rows, source in (("same", older), ("own", younger)):
-            # Rotations that the other does not have are left out.
-            model, bounds = warp(younger, source.density(seed, None), rotations=2 + seed % 3)
+            # Replicates that the other does not have are left out.
+            model, bounds = importance(
+                younger, source.density(seed, None), num_replicates=2 + seed % 3
+            )
             for kind in bounds:
-                difference = difference_of_warps(model[kind], baseline[kind], prior=PRIOR)
+                difference = importance_difference(model[kind], baseline[kind], prior=PRIOR)
                 found[rows, kind].append(
                     (
                         difference.nats - PRIOR - term.sum(),
@@ -185,10 +189,12 @@ def test_the_steps_and_the_rate_are_unbiased_and_know_their_errors(rows):
 
 
 def test_every_pair_is_unbiased_and_its_interval_covers():
-    design, found = EveryPair(6, 5, 2), []
+    design, found = EveryPairDesign(6, 5, 2), []
     for seed in range(300):
         younger, older = models = pair(seed, 6, 5)
-        difference = difference_of_pairs(design, *(tables(m, design) for m in models), prior=PRIOR)
+        difference = every_pair_difference(
+            design, *(tables(m, design) for m in models), prior=PRIOR
+        )
         truth = PRIOR + (younger.mean - older.mean).sum(1).mean()
         found.append((difference.nats - truth, difference.half_width))
     error, half_width = np.array(found).T
@@ -199,23 +205,23 @@ def test_every_pair_is_unbiased_and_its_interval_covers():
 # ---- exact laws of one difference
 
 
-def both(rows, kind, rotations=(2, 2)):
+def both(rows, kind, num_replicates=(2, 2)):
     """The terms of a pair, and their bounds."""
     models = pair()
     densities = [models[rows == "same"].density(0, None), models[1].density(0, None)]
-    each = zip(models, densities, rotations, strict=True)
-    found = [warp(model, density, rotations=many) for model, density, many in each]
+    each = zip(models, densities, num_replicates, strict=True)
+    found = [importance(model, density, num_replicates=many) for model, density, many in each]
     return [terms[kind] for terms, _ in found], [bounds[kind] for _, bounds in found]
 
 
 def difference_of(rows, kind, *, swapped=False, prior=PRIOR):
-    """The difference of a pair of warps, or of every pair."""
+    """The difference of a pair of importance samples, or of every pair."""
     order = slice(None, None, -1 if swapped else 1)
     if kind == "every-pair":
-        design = EveryPair(6, 5, 2)
+        design = EveryPairDesign(6, 5, 2)
         models = pair(0, 6, 5)[order]
-        return difference_of_pairs(design, *(tables(m, design) for m in models), prior=prior)
-    return difference_of_warps(*both(rows, kind)[0][order], prior=prior)
+        return every_pair_difference(design, *(tables(m, design) for m in models), prior=prior)
+    return importance_difference(*both(rows, kind)[0][order], prior=prior)
 
 
 ALL = pytest.mark.parametrize(
@@ -227,11 +233,11 @@ ALL = pytest.mark.parametrize(
 @pytest.mark.parametrize("kind", ["greg", "ht", "every-pair"])
 def test_a_model_does_not_differ_from_itself(kind):
     if kind == "every-pair":
-        design, older = EveryPair(6, 5, 2), pair(0, 6, 5)[1]
-        found = difference_of_pairs(design, tables(older, design), tables(older, design))
+        design, older = EveryPairDesign(6, 5, 2), pair(0, 6, 5)[1]
+        found = every_pair_difference(design, tables(older, design), tables(older, design))
     else:
         own = both("same", kind)[0][1]
-        found = difference_of_warps(own, own)
+        found = importance_difference(own, own)
     for name in ("nats", "half_width", "half_width_population"):
         assert getattr(found, name) == 0
     for name in ("term", "term_standard_error", "rate", "rate_standard_error"):
@@ -269,7 +275,7 @@ def test_the_parts_and_the_terms_of_the_difference_sum_to_it(rows, kind):
 @KINDS
 def test_the_difference_is_that_of_the_two_bounds(rows, kind):
     terms, bounds = both(rows, kind)
-    found = difference_of_warps(*terms)
+    found = importance_difference(*terms)
     for name in ("nats", "kl", "decoder", "term", "x_start_mse", "eps_mse"):
         one, other = (getattr(bound, name) for bound in bounds)
         if not name.endswith("mse") or kind == "ht":  # features enter the errors of a bound
@@ -277,36 +283,38 @@ def test_the_difference_is_that_of_the_two_bounds(rows, kind):
 
 
 @ROWS
-@pytest.mark.parametrize("rotations", [(2, 5), (4, 2), (3, 4)])
-def test_the_rotations_that_one_model_alone_has_are_not_looked_at(rows, rotations):
-    terms, _ = both(rows, "greg", rotations)
-    found, few = difference_of_warps(*terms), min(rotations)
-    assert found.rotations == few
+@pytest.mark.parametrize("num_replicates", [(2, 5), (4, 2), (3, 4)])
+def test_the_replicates_that_one_model_alone_has_are_not_looked_at(rows, num_replicates):
+    terms, _ = both(rows, "greg", num_replicates)
+    found, few = importance_difference(*terms), min(num_replicates)
+    assert found.num_replicates == few
     cut = [one.shortened(few) for one in terms]
-    expected = difference_of_warps(*([one.unpredicted() for one in cut] if rows == "same" else cut))
+    expected = importance_difference(
+        *([one.unpredicted() for one in cut] if rows == "same" else cut)
+    )
     assert (found.nats, found.half_width) == (expected.nats, expected.half_width)
     assert found.num_evaluations.sum() == len(terms[0].shortened(few).design)
 
 
-def test_a_model_is_no_better_than_itself_with_more_rotations():
+def test_a_model_is_no_better_than_itself_with_more_replicates():
     (terms, _), _ = both("same", "greg", (5, 5))
-    found = difference_of_warps(terms, terms.shortened(2))
-    assert found.rotations == 2
+    found = importance_difference(terms, terms.shortened(2))
+    assert found.num_replicates == 2
     assert (found.nats, found.half_width, found.half_width_population) == (0, 0, 0)
 
 
 def test_densities_that_happen_to_give_the_same_steps_are_still_two():
     densities = [np.array([0.6, 0.2, 0.2]), np.array([0.5, 0.3, 0.2])]
-    found = [warp(*both) for both in zip(pair(1, 3, 4), densities, strict=True)]
+    found = [importance(*both) for both in zip(pair(1, 3, 4), densities, strict=True)]
     terms, bounds = zip(*((terms["ht"], bounds["ht"]) for terms, bounds in found), strict=True)
     assert same_steps(*(one.design for one in terms)) == 1
-    difference = difference_of_warps(*terms)
+    difference = importance_difference(*terms)
     assert difference.nats == pytest.approx(bounds[0].nats - bounds[1].nats, abs=1e-9)
 
 
 def test_with_one_draw_there_is_no_interval_for_the_images():
-    design, models = EveryPair(6, 5, 1), pair(0, 6, 5)
-    found = difference_of_pairs(design, *(tables(model, design) for model in models))
+    design, models = EveryPairDesign(6, 5, 1), pair(0, 6, 5)
+    found = every_pair_difference(design, *(tables(model, design) for model in models))
     assert found.half_width is None
     assert found.half_width_population > 0
     assert np.isnan(found.term_standard_error).all()
@@ -316,11 +324,13 @@ def test_with_one_draw_there_is_no_interval_for_the_images():
 def test_terms_of_other_rows_are_noticed(change):
     (model, baseline), _ = both("same", "greg")
     if change == "missing":
-        cut = WarpTerms(baseline.design, lambda n: baseline.tables(n - 1), baseline.predictions)
+        cut = ImportanceTerms(
+            baseline.design, lambda n: baseline.tables(n - 1), baseline.predictions
+        )
         word = "fewer rows"
     else:
         other = dataclasses.replace(baseline.design, seed=1)
-        cut = WarpTerms(baseline.design, tables(pair()[1], other), baseline.predictions)
+        cut = ImportanceTerms(baseline.design, tables(pair()[1], other), baseline.predictions)
         word = "same rows"
     with pytest.raises(ValueError, match=word):
-        difference_of_warps(model, cut)
+        importance_difference(model, cut)

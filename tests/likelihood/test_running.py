@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 from mixtures import SyntheticModel
 
-from ddpmbench.likelihood.designs import RotatedWarp
+from ddpmbench.likelihood.designs import ImportanceDesign
 from ddpmbench.likelihood.estimator import horvitz_thompson
 from ddpmbench.likelihood.stopping import RunningBound
 
 
-def followed(model, seed, *, portion, rotations=4):
+def followed(model, seed, *, portion, num_replicates=4):
     """What is said after every portion, and the estimate from all rows."""
     generator = np.random.default_rng([seed, 3])
     density = model.density(seed, generator)
-    design = RotatedWarp(model.num_images, model.num_timesteps, density, seed, rotations)
+    design = ImportanceDesign(model.num_images, model.num_timesteps, density, seed, num_replicates)
     table = model.table(design.rows(0, len(design)), generator)
     running = RunningBound(design, float(model.prior.mean()))
     parts = (table[i : i + portion] for i in range(0, len(table), portion))

@@ -11,14 +11,14 @@ from oracles import expected_terms, oracle_checkpoint, oracle_images
 
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.likelihood.bound import cumulative_rate
-from ddpmbench.likelihood.designs import Pilot, RotatedWarp, warp_density
+from ddpmbench.likelihood.designs import ImportanceDesign, PilotDesign, proposal_density
 from ddpmbench.likelihood.estimator import cell_means, greg, horvitz_thompson
 from ddpmbench.likelihood.regression import FeatureTable, GaussianFeatures, predict
-from ddpmbench.likelihood.stopping import first_rotations, rotations_needed
+from ddpmbench.likelihood.stopping import initial_replicates, replicates_needed
 from ddpmbench.likelihood.terms import TermsPass, concatenate
 
 SEEDS = 500
-# Half widths that make the rule add rotations at most seeds, but not at all.
+# Half widths that make the rule add replicates at most seeds, but not at all.
 GOALS = {"ht": 0.066, "greg": 0.042}
 
 
@@ -34,7 +34,7 @@ class Study:
     rate_error: np.ndarray  # (seeds, T)
     rate_standard_error: np.ndarray
     calls: np.ndarray
-    rotations: np.ndarray
+    replicates: np.ndarray
 
 
 def estimate(kind, model, design, tables):
@@ -45,18 +45,18 @@ def estimate(kind, model, design, tables):
 
 
 def measure(kind, model, seed, *, goal=None):
-    """A whole run: pilot, first rotations, and more while the rule asks for them."""
+    """A whole run: pilot, first replicates, and more while the rule asks for them."""
     generator = np.random.default_rng([seed, 7])
     density = model.density(seed, generator)
-    first = first_rotations(model.num_images)
-    design = RotatedWarp(model.num_images, model.num_timesteps, density, seed, first)
+    first = initial_replicates(model.num_images)
+    design = ImportanceDesign(model.num_images, model.num_timesteps, density, seed, first)
     tables = [model.table(design.rows(0, len(design)), generator)]
     while True:
         bound = estimate(kind, model, design, tables)
-        needed = design.rotations if goal is None else rotations_needed(design, bound, goal)
-        if needed == design.rotations:
+        needed = design.num_replicates if goal is None else replicates_needed(design, bound, goal)
+        if needed == design.num_replicates:
             return design, bound
-        longer = dataclasses.replace(design, rotations=needed)
+        longer = dataclasses.replace(design, num_replicates=needed)
         tables.append(model.table(longer.rows(len(design), len(longer)), generator))
         design = longer
 
@@ -79,7 +79,7 @@ def study(kind, *, goal=None, num_images=200, num_timesteps=100, seeds=SEEDS):
                 bound.rate - cumulative_rate(model.prior.mean(), model.mean.mean(0)),
                 bound.rate_standard_error,
                 bound.num_evaluations.sum(),
-                design.rotations,
+                design.num_replicates,
             )
         )
     return Study(*(np.array(column) for column in zip(*found, strict=True)))
@@ -109,7 +109,7 @@ def test_the_bound_is_unbiased_and_both_intervals_cover(kind, stops):
     assert found.half_width.mean() / 1.96 / found.error.std() == pytest.approx(1, abs=0.1)
     if stops:
         assert (found.half_width <= GOALS[kind]).all()
-        assert found.rotations.max() > 2
+        assert found.replicates.max() > 2
 
 
 @pytest.mark.slow
@@ -125,7 +125,7 @@ def test_the_intervals_cover_with_few_images(kind, num_images, goal):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ht", "greg"])
 def test_the_interval_covers_where_the_noise_is_all_there_is(kind):
-    # With two steps every image is at t = 2 in every rotation.
+    # With two steps every image is at t = 2 in every replicate.
     found = study(kind, num_timesteps=2)
     assert abs(z_score(found.error)) < 3
     assert 0.93 <= (np.abs(found.error) <= found.half_width).mean() <= 0.97
@@ -168,7 +168,7 @@ def test_a_half_width_needs_fewer_calls_the_more_is_known():
     variance = model.mean[:, 1:].var(0, ddof=1).sum()
     calls = {"uniform": 1000 + 299 * variance / (goal / 1.96) ** 2}
     for kind in ("ht", "greg"):
-        pilot = len(Pilot(1000, 300, 0))
+        pilot = len(PilotDesign(1000, 300, 0))
         runs = [measure(kind, model, seed, goal=goal) for seed in range(5)]
         assert all(bound.half_width <= goal for _, bound in runs)
         calls[kind] = pilot + np.mean([bound.num_evaluations.sum() for _, bound in runs])
@@ -181,11 +181,11 @@ def test_a_half_width_needs_fewer_calls_the_more_is_known():
 
 @pytest.mark.parametrize("kind", ["ht", "greg"])
 @pytest.mark.parametrize(("num_images", "num_timesteps"), [(1, 2), (1, 30), (3, 3), (150, 80)])
-@pytest.mark.parametrize("rotations", [2, 3, 5])
-def test_the_terms_sum_to_the_bound(kind, num_images, num_timesteps, rotations):
+@pytest.mark.parametrize("num_replicates", [2, 3, 5])
+def test_the_terms_sum_to_the_bound(kind, num_images, num_timesteps, num_replicates):
     model, generator = SyntheticModel(num_images, num_timesteps), np.random.default_rng(0)
     density = model.density(0, generator)
-    design = RotatedWarp(num_images, num_timesteps, density, 0, rotations)
+    design = ImportanceDesign(num_images, num_timesteps, density, 0, num_replicates)
     table = model.table(design.rows(0, len(design)), generator)
     bound = estimate(kind, model, design, [table])
     assert bound.term.sum() + bound.prior == pytest.approx(bound.nats, rel=1e-10)
@@ -204,7 +204,7 @@ def test_the_terms_sum_to_the_bound(kind, num_images, num_timesteps, rotations):
 
 def test_portions_and_their_order_do_not_matter():
     model, generator = SyntheticModel(60, 40), np.random.default_rng(0)
-    design = RotatedWarp(60, 40, model.density(0, generator), 0, 3)
+    design = ImportanceDesign(60, 40, model.density(0, generator), 0, 3)
     whole = model.table(design.rows(0, len(design)), generator)
     cuts = [whole[i : i + 17] for i in range(0, len(whole), 17)]
     for kind in ("ht", "greg"):
@@ -219,7 +219,7 @@ def test_portions_and_their_order_do_not_matter():
 
 def test_terms_that_the_features_predict_leave_no_error_but_the_noise():
     model, generator = SyntheticModel(2000, 60, noise=0.0), np.random.default_rng(0)
-    design = RotatedWarp(2000, 60, model.density(0, generator), 0)
+    design = ImportanceDesign(2000, 60, model.density(0, generator), 0)
     features = model.features(design)
     table = model.table(design.rows(0, len(design)), generator)
     later = table.rows.t > 1
@@ -233,7 +233,7 @@ def test_terms_that_the_features_predict_leave_no_error_but_the_noise():
 def test_a_model_without_differences_has_no_interval():
     model, generator = SyntheticModel(300, 20), np.random.default_rng(0)
     density = model.density(0, generator)
-    design = RotatedWarp(300, 20, density, 0)
+    design = ImportanceDesign(300, 20, density, 0)
     table = model.table(design.rows(0, len(design)), generator)
     # Every image the same, and the terms in proportion to the density: every row says the same.
     table.values["nats"][:] = np.where(table.rows.t == 1, 1.0, 3 * density[table.rows.t - 2])
@@ -247,7 +247,7 @@ def test_a_model_without_differences_has_no_interval():
 def test_the_interval_of_the_population_contains_the_other(kind, num_images):
     for seed in range(20):
         model, generator = SyntheticModel(num_images, 40), np.random.default_rng(seed)
-        design = RotatedWarp(num_images, 40, model.density(seed, generator), seed, 3)
+        design = ImportanceDesign(num_images, 40, model.density(seed, generator), seed, 3)
         table = model.table(design.rows(0, len(design)), generator)
         # Images that are all alike: what differs is noise.
         alike = model.mean.mean(0)[table.rows.t - 1]
@@ -258,7 +258,7 @@ def test_the_interval_of_the_population_contains_the_other(kind, num_images):
 
 def test_the_predictions_for_a_rotation_do_not_know_its_terms():
     model, generator = SyntheticModel(100, 50), np.random.default_rng(0)
-    design = RotatedWarp(100, 50, model.density(0, generator), 0, 3)
+    design = ImportanceDesign(100, 50, model.density(0, generator), 0, 3)
     features, nats = model.features(design), generator.normal(size=(3, 100))
     before = predict(design, nats, features)
     nats[1] += generator.normal(size=100)
@@ -272,7 +272,7 @@ def test_the_predictions_for_a_rotation_do_not_know_its_terms():
 
 def test_the_mean_over_the_cells_is_the_mean_over_the_density():
     model = SyntheticModel(37, 50)
-    design = RotatedWarp(37, 50, model.density(0, np.random.default_rng(0)), 0)
+    design = ImportanceDesign(37, 50, model.density(0, np.random.default_rng(0)), 0)
     values = np.random.default_rng(1).normal(size=49)
     means = cell_means(design, values)
     assert means.mean() == pytest.approx(design.density @ values, rel=1e-12)
@@ -284,21 +284,21 @@ def test_the_mean_over_the_cells_is_the_mean_over_the_density():
 def test_the_rule_asks_for_as_many_rotations_as_the_variance_says():
     model = SyntheticModel(400, 60)
     design, bound = measure("greg", model, 0)
-    assert rotations_needed(design, bound, bound.half_width) == 2
-    assert rotations_needed(design, bound, 0.99 * bound.half_width) == 3
-    assert rotations_needed(design, bound, 0.01 * bound.half_width) == 4  # at most doubled
+    assert replicates_needed(design, bound, bound.half_width) == 2
+    assert replicates_needed(design, bound, 0.99 * bound.half_width) == 3
+    assert replicates_needed(design, bound, 0.01 * bound.half_width) == 4  # at most doubled
     long, bound = measure("greg", model, 0, goal=bound.half_width / 3)
-    assert 2 * 5 < long.rotations < 2 * 20
+    assert 2 * 5 < long.num_replicates < 2 * 20
     with pytest.raises(ValueError, match="positive"):
-        rotations_needed(design, bound, 0.0)
+        replicates_needed(design, bound, 0.0)
 
 
 def test_with_few_images_the_first_look_waits():
-    assert [first_rotations(n) for n in (1, 8, 150, 200, 10_000)] == [400, 50, 3, 2, 2]
+    assert [initial_replicates(n) for n in (1, 8, 150, 200, 10_000)] == [400, 50, 3, 2, 2]
     model, generator = SyntheticModel(8, 30), np.random.default_rng(0)
-    design = RotatedWarp(8, 30, model.density(0, generator), 0)
+    design = ImportanceDesign(8, 30, model.density(0, generator), 0)
     bound = estimate("ht", model, design, [model.table(design.rows(0, len(design)), generator)])
-    assert rotations_needed(design, bound, 100.0) == first_rotations(8)
+    assert replicates_needed(design, bound, 100.0) == initial_replicates(8)
 
 
 def test_the_noise_of_the_decoder_can_be_brought_down_too():
@@ -308,10 +308,10 @@ def test_the_noise_of_the_decoder_can_be_brought_down_too():
     assert bound.num_evaluations[0] > 600
 
 
-@pytest.mark.parametrize("change", ["missing", "twice", "other image", "single rotation"])
+@pytest.mark.parametrize("change", ["missing", "twice", "other image", "single replicate"])
 def test_rows_that_are_not_those_of_the_design_are_noticed(change):
     model, generator = SyntheticModel(30, 20), np.random.default_rng(0)
-    design = RotatedWarp(30, 20, model.density(0, generator), 0, 2)
+    design = ImportanceDesign(30, 20, model.density(0, generator), 0, 2)
     table = model.table(design.rows(0, len(design)), generator)
     if change == "missing":
         table = table[:-1]
@@ -320,10 +320,10 @@ def test_rows_that_are_not_those_of_the_design_are_noticed(change):
     elif change == "other image":
         table.rows.image[:] = np.roll(table.rows.image, 1)
     else:
-        design = dataclasses.replace(design, rotations=1)
+        design = dataclasses.replace(design, num_replicates=1)
         table = model.table(design.rows(0, len(design)), generator)
     for kind in ("ht", "greg"):
-        with pytest.raises(ValueError, match=r"exactly once|another design|single rotation"):
+        with pytest.raises(ValueError, match=r"exactly once|another design|single replicate"):
             estimate(kind, model, design, [table])
 
 
@@ -341,9 +341,9 @@ def test_a_network_is_measured_without_bias():
         network = TermsPass(
             checkpoint, images, seed=seed, decoder="exact", device=torch.device("cpu")
         )
-        prior, pilot = network.prior(np.arange(12)), Pilot(12, 24, seed)
-        density = warp_density(pilot, [network.terms(pilot.rows(0, len(pilot)))])
-        design = RotatedWarp(12, 24, density, seed, first_rotations(12))
+        prior, pilot = network.prior(np.arange(12)), PilotDesign(12, 24, seed)
+        density = proposal_density(pilot, [network.terms(pilot.rows(0, len(pilot)))])
+        design = ImportanceDesign(12, 24, density, seed, initial_replicates(12))
         table = network.terms(design.rows(0, len(design)))
         known = FeatureTable.of(features, images.pixels, design)
         for kind, bound in (

@@ -9,7 +9,7 @@ import pytest
 import ddpmbench as db
 from ddpmbench.report.tables import CONVENTION_COLUMNS, RESPACINGS, SUB_SCHEDULE_COLUMNS, THIS_RUN
 
-RUNS = {"every-pair": {"estimator": "every-pair"}, "rotated-warp": {"half_width": 3.0}}
+RUNS = {"every-pair": {"estimator": "every-pair"}, "importance": {"half_width": 3.0}}
 
 
 @pytest.fixture(scope="module", params=RUNS)

@@ -24,8 +24,8 @@ SUMMARY = {
     "num_images": 10_000,
     "num_timesteps": 1000,
     "num_evaluations": 31_360,
-    "estimator": "rotated-warp",
-    "sampling": {"rotations": 2},
+    "estimator": "importance",
+    "sampling": {"num_replicates": 2},
     "conventions": {
         "prediction": "eps",
         "variance": "fixed_large",
@@ -69,7 +69,7 @@ def test_the_headline_has_its_interval_and_what_makes_it_comparable():
         "default (native, f6215dda321f)",
         "T = 1000, linear",
         "eps, fixed_large, clip, exact decoder",
-        "rotated-warp, 2 rotations, 31,360 network calls, seed 0",
+        "importance, 2 replicates, 31,360 network calls, seed 0",
         "cpu, 2 threads, fp32, 79 s",
     ):
         assert fact in said

@@ -90,7 +90,7 @@ def folders(small_model, small_images, tmp_path_factory):
         report = run_folder(kind, small_model, small_images, root / kind)
         db.progressive_pictures(small_model, small_images, report, pictures="all")
         db.write_report(root / kind)
-    one = root / "rotated-warp"
+    one = root / "importance"
     db.compare([one, one], out=root / "comparison")
     both = [reference(), reference("fashion-mnist:train", fid=14.1)]
     for name, whole in (("fid", summary(both)), ("fid-other", of_another_network(summary(both)))):
@@ -239,12 +239,12 @@ def test_a_page_is_printed_in_light_colors_and_whole(browser, folders, name):
 
 def test_every_panel_of_a_figure_is_drawn(browser, folders):
     """Marks and lines have their colors, though the panels were cut out of one file."""
-    with Visit(browser, folders / "rotated-warp" / "report.html") as visit:
+    with Visit(browser, folders / "importance" / "report.html") as visit:
         drawn = visit.page.evaluate(
             """[...document.querySelectorAll('svg')].map(svg => [...svg.querySelectorAll('*')]
                .filter(e => e.getBBox && !e.closest('defs') && e.getBBox().width > 0).length)"""
         )
-        variances = pd.read_csv(folders / "rotated-warp" / "sub_schedules.csv").variance.nunique()
+        variances = pd.read_csv(folders / "importance" / "sub_schedules.csv").variance.nunique()
         assert len(drawn) == 2 + 3 + 3 + variances + 1 + len(STRIPS)
         assert min(drawn) > 10
 

@@ -18,7 +18,7 @@ from torch import nn
 from ddpmbench.diffusion.process import Variance
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.errors import InputError
-from ddpmbench.likelihood.designs import EveryPair, Pilot, RotatedWarp
+from ddpmbench.likelihood.designs import EveryPairDesign, ImportanceDesign, PilotDesign
 from ddpmbench.samples import samplers
 from ddpmbench.samples.progressive import INTERPOLATION_DRAW
 from ddpmbench.samples.samplers import SAMPLE_DRAW, START, AncestralSampler
@@ -160,12 +160,12 @@ def test_no_noise_is_shared_with_likelihood_or_used_twice(addresses):
     # One of each step, whose weight at the last is 0, and x_T's own.
     assert addresses == {(t, SAMPLE_DRAW) for t in (*range(1, 31), START)}
     density = np.full(29, 1 / 29)
-    warp, pilot, pairs = (
-        RotatedWarp(6, 30, density, 0, rotations=100),
-        Pilot(6, 30, 0),
-        EveryPair(6, 30, 100),
+    importance, pilot, pairs = (
+        ImportanceDesign(6, 30, density, 0, num_replicates=100),
+        PilotDesign(6, 30, 0),
+        EveryPairDesign(6, 30, 100),
     )
-    for design in (warp, pilot, pairs):
+    for design in (importance, pilot, pairs):
         assert design.rows(0, len(design)).draw.max() < SAMPLE_DRAW
     assert SAMPLE_DRAW != INTERPOLATION_DRAW
     assert max(START, SAMPLE_DRAW, INTERPOLATION_DRAW) < 2**32

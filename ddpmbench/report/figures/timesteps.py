@@ -125,21 +125,21 @@ def bound_figure(per_timestep: pd.DataFrame, curve: pd.DataFrame) -> tuple["Figu
 
 @drawing()
 def calls_figure(
-    per_timestep: pd.DataFrame, density: pd.DataFrame, *, num_images: int, rotations: int
+    per_timestep: pd.DataFrame, density: pd.DataFrame, *, num_images: int, num_replicates: int
 ) -> tuple["Figure", pd.DataFrame]:
     """The network calls at each step, those that the density meant, and those of every pair.
 
     Args:
         per_timestep: see `report.tables.per_timestep`.
-        density: `t`, `density` of the rotated warp, t = 2..T.
+        density: `t`, `density` of the importance estimator, t = 2..T.
         num_images: N, the calls that every pair makes at each step.
-        rotations: how often each image had a step of the density.
+        num_replicates: how often each image had a step of the density.
 
     Returns:
         The figure, and one row a step: `t`, `num_evaluations`, `expected` by the density (empty
         at t = 1, where every image is), `every_pair`.
     """
-    expected = density.assign(expected=rotations * num_images * density.density)
+    expected = density.assign(expected=num_replicates * num_images * density.density)
     numbers = (
         per_timestep[["t", "num_evaluations"]]
         .merge(expected[["t", "expected"]], on="t", how="left")

@@ -1,4 +1,4 @@
-"""The rotated warp: every image at every step with the probability it says, evenly spread."""
+"""The importance design: every image at every timestep with its probability, evenly spread."""
 
 import dataclasses
 
@@ -10,10 +10,10 @@ from scipy import stats
 from ddpmbench.likelihood.designs import (
     PILOT_DRAW,
     PILOT_IMAGES,
-    Pilot,
-    RotatedWarp,
+    ImportanceDesign,
+    PilotDesign,
     decoder_draws,
-    warp_density,
+    proposal_density,
 )
 from ddpmbench.likelihood.terms import VALUE_COLUMNS, TermTable
 
@@ -27,8 +27,8 @@ def addresses(rows):
     return list(zip(rows.image.tolist(), rows.t.tolist(), rows.draw.tolist(), strict=True))
 
 
-def warp(num_images=50, num_timesteps=20, *, seed=0, rotations=2):
-    return RotatedWarp(num_images, num_timesteps, falling(num_timesteps), seed, rotations)
+def importance(num_images=50, num_timesteps=20, *, seed=0, num_replicates=2):
+    return ImportanceDesign(num_images, num_timesteps, falling(num_timesteps), seed, num_replicates)
 
 
 def pilot_table(pilot, nats):
@@ -42,7 +42,7 @@ def pilot_table(pilot, nats):
 
 @pytest.mark.parametrize(("num_images", "num_timesteps"), [(1, 2), (3, 5), (500, 1000), (9, 4000)])
 def test_the_pilot_is_small_and_shares_no_noise_with_an_estimate(num_images, num_timesteps):
-    pilot = Pilot(num_images, num_timesteps, seed=3)
+    pilot = PilotDesign(num_images, num_timesteps, seed=3)
     rows = pilot.rows(0, len(pilot))
     assert len(pilot) <= 400
     assert len(set(addresses(rows))) == len(pilot)
@@ -50,14 +50,14 @@ def test_the_pilot_is_small_and_shares_no_noise_with_an_estimate(num_images, num
     assert (rows.t.min(), rows.t.max()) == (2, num_timesteps)
     assert len(np.unique(rows.image)) == min(num_images, PILOT_IMAGES)
     density = np.full(num_timesteps - 1, 1 / (num_timesteps - 1))
-    design = RotatedWarp(num_images, num_timesteps, density, 3, 4)
+    design = ImportanceDesign(num_images, num_timesteps, density, 3, 4)
     assert design.rows(0, len(design)).draw.max() < PILOT_DRAW == rows.draw.min()
 
 
 def test_the_seed_chooses_the_images_of_the_pilot():
-    chosen = {tuple(Pilot(100, 10, seed).image.tolist()) for seed in range(20)}
+    chosen = {tuple(PilotDesign(100, 10, seed).image.tolist()) for seed in range(20)}
     assert len(chosen) == 20
-    share = np.bincount(np.concatenate([Pilot(20, 9, s).image for s in range(500)])) / 500
+    share = np.bincount(np.concatenate([PilotDesign(20, 9, s).image for s in range(500)])) / 500
     assert np.abs(share - PILOT_IMAGES / 20).max() < 0.1
 
 
@@ -77,63 +77,63 @@ def test_the_density_follows_the_standard_deviations():
 
 @pytest.mark.parametrize("value", [0.0, 1.0, 1e-300, 1e300])
 def test_images_that_agree_do_not_kill_a_step(value):
-    pilot = Pilot(20, 50, 0)
-    density = warp_density(pilot, [pilot_table(pilot, np.full(len(pilot), value))])
+    pilot = PilotDesign(20, 50, 0)
+    density = proposal_density(pilot, [pilot_table(pilot, np.full(len(pilot), value))])
     np.testing.assert_allclose(density, 1 / 49)
 
 
 def test_a_single_image_is_sampled_where_its_terms_are():
-    pilot = Pilot(1, 60, 0)
-    density = warp_density(pilot, [pilot_table(pilot, 1 / pilot.t)])
+    pilot = PilotDesign(1, 60, 0)
+    density = proposal_density(pilot, [pilot_table(pilot, 1 / pilot.t)])
     np.testing.assert_allclose(density, 1 / np.arange(2, 61) / (1 / np.arange(2, 61)).sum(), 0.02)
-    two = Pilot(1, 2, 0)
-    assert warp_density(two, [pilot_table(two, [0.3])]).tolist() == [1.0]
+    two = PilotDesign(1, 2, 0)
+    assert proposal_density(two, [pilot_table(two, [0.3])]).tolist() == [1.0]
 
 
 def test_a_step_without_variance_keeps_the_floor():
-    pilot = Pilot(20, 1000, 0)
+    pilot = PilotDesign(20, 1000, 0)
     nats = np.where(pilot.t < 100, np.arange(len(pilot.image))[:, None] / pilot.t**3, 0.0)
-    density = warp_density(pilot, [pilot_table(pilot, nats)])
+    density = proposal_density(pilot, [pilot_table(pilot, nats)])
     assert density.min() == pytest.approx(1e-5, rel=0.02)
 
 
 def test_terms_that_are_not_finite_or_not_there_are_refused():
-    pilot = Pilot(5, 9, 0)
+    pilot = PilotDesign(5, 9, 0)
     nats = np.ones(len(pilot))
     with pytest.raises(ValueError, match="finite"):
-        warp_density(pilot, [pilot_table(pilot, nats)[1:]])
+        proposal_density(pilot, [pilot_table(pilot, nats)[1:]])
     nats[3] = np.nan
     with pytest.raises(ValueError, match="finite"):
-        warp_density(pilot, [pilot_table(pilot, nats)])
+        proposal_density(pilot, [pilot_table(pilot, nats)])
 
 
 # ---- the rows
 
 
 @pytest.mark.parametrize(("num_images", "num_timesteps"), [(1, 2), (7, 3), (100, 40), (900, 1000)])
-@pytest.mark.parametrize("rotations", [1, 2, 5])
+@pytest.mark.parametrize("num_replicates", [1, 2, 5])
 def test_every_image_comes_once_a_rotation_and_the_decoder_first(
-    num_images, num_timesteps, rotations
+    num_images, num_timesteps, num_replicates
 ):
-    design = warp(num_images, num_timesteps, rotations=rotations)
+    design = importance(num_images, num_timesteps, num_replicates=num_replicates)
     rows = design.rows(0, len(design))
     assert len(rows) == len(design) == len(set(addresses(rows)))
     everyone = np.arange(num_images)
     np.testing.assert_array_equal(rows.image[:num_images], everyone)
     assert (rows.t[:num_images] == 1).all()
     assert (rows.draw[:num_images] == 0).all()
-    for j in range(rotations):
-        of_rotation = (rows.t > 1) & (rows.draw == j)
-        np.testing.assert_array_equal(rows.image[of_rotation], everyone)
-        np.testing.assert_array_equal(rows.t[of_rotation], design.t[j])
+    for j in range(num_replicates):
+        of_replicate = (rows.t > 1) & (rows.draw == j)
+        np.testing.assert_array_equal(rows.image[of_replicate], everyone)
+        np.testing.assert_array_equal(rows.t[of_replicate], design.t[j])
     draws = np.bincount(rows.image[rows.t == 1])
     redrawn = min(num_images, max(64, -(-num_images // 10)))
-    assert (draws - decoder_draws(rotations)).sum() == redrawn == len(design.redrawn)
-    assert set(np.unique(draws - decoder_draws(rotations))) <= {0, 1}
+    assert (draws - decoder_draws(num_replicates)).sum() == redrawn == len(design.redrawn)
+    assert set(np.unique(draws - decoder_draws(num_replicates))) <= {0, 1}
 
 
 def test_portions_do_not_matter():
-    design = warp(77, 30, rotations=4)
+    design = importance(77, 30, num_replicates=4)
     whole = addresses(design.rows(0, len(design)))
     for size in (1, 13, 200):
         starts = range(0, len(design), size)
@@ -142,9 +142,9 @@ def test_portions_do_not_matter():
 
 
 def test_more_rotations_change_no_earlier_row():
-    short = warp(40, 25, rotations=2)
-    for rotations in (3, 4, 7):
-        long = dataclasses.replace(short, rotations=rotations)
+    short = importance(40, 25, num_replicates=2)
+    for num_replicates in (3, 4, 7):
+        long = dataclasses.replace(short, num_replicates=num_replicates)
         assert len(long) > len(short)
         assert addresses(long.rows(0, len(short))) == addresses(short.rows(0, len(short)))
         short = long
@@ -153,20 +153,20 @@ def test_more_rotations_change_no_earlier_row():
 @pytest.mark.parametrize("seed", [0, 1, 2**64 - 1])
 def test_each_rotation_is_stratified(seed):
     for num_images, num_timesteps in ((1000, 200), (333, 7), (20, 1000)):
-        design = warp(num_images, num_timesteps, seed=seed, rotations=3)
+        design = importance(num_images, num_timesteps, seed=seed, num_replicates=3)
         share = np.cumsum(design.density)
         for t in design.t:
             below = np.cumsum(np.bincount(t - 2, minlength=num_timesteps - 1))
             assert np.abs(below - num_images * share).max() < 1 + 1e-9
 
 
-@pytest.mark.parametrize("over", ["seeds", "rotations"])
+@pytest.mark.parametrize("over", ["seeds", "num_replicates"])
 def test_an_image_is_at_each_step_with_the_probability_of_the_density(over):
     num_images, num_timesteps, repeats = 4, 9, 2000
     if over == "seeds":
-        t = np.stack([warp(num_images, num_timesteps, seed=s).t[1] for s in range(repeats)])
+        t = np.stack([importance(num_images, num_timesteps, seed=s).t[1] for s in range(repeats)])
     else:
-        t = warp(num_images, num_timesteps, rotations=repeats).t
+        t = importance(num_images, num_timesteps, num_replicates=repeats).t
     expected = repeats * falling(num_timesteps)
     for of_image in t.T:
         counts = np.bincount(of_image - 2, minlength=num_timesteps - 1)
@@ -176,8 +176,8 @@ def test_an_image_is_at_each_step_with_the_probability_of_the_density(over):
 
 
 def test_rotations_images_and_seeds_are_independent():
-    cells = warp(2000, 50, rotations=3).cell
-    other = warp(2000, 50, seed=1).cell
+    cells = importance(2000, 50, num_replicates=3).cell
+    other = importance(2000, 50, seed=1).cell
     pairs = [(cells[0], cells[1]), (cells[1], cells[2]), (cells[0], other[0])]
     pairs += [(cells[0], np.arange(2000)), (cells[0, 1:], cells[0, :-1])]
     for left, right in pairs:
@@ -185,23 +185,23 @@ def test_rotations_images_and_seeds_are_independent():
 
 
 @pytest.mark.parametrize(
-    ("num_images", "density", "rotations"),
+    ("num_images", "density", "num_replicates"),
     [(0, [0.5, 0.5], 2), (3, [1.0], 2), (3, [1.0, 0.0], 2), (3, [0.5, 0.4], 2), (3, [0.5, 0.5], 0)],
 )
-def test_what_is_no_design_is_refused(num_images, density, rotations):
+def test_what_is_no_design_is_refused(num_images, density, num_replicates):
     with pytest.raises(ValueError, match=r"needs an image|density must"):
-        RotatedWarp(num_images, 3, np.array(density), 0, rotations)
+        ImportanceDesign(num_images, 3, np.array(density), 0, num_replicates)
     with pytest.raises(ValueError, match="two steps"):
-        Pilot(3, 1, 0)
+        PilotDesign(3, 1, 0)
 
 
 def test_the_last_bits_of_the_pilot_s_terms_do_not_move_the_density():
-    model, pilot = SyntheticModel(200, 120), Pilot(200, 120, 0)
+    model, pilot = SyntheticModel(200, 120), PilotDesign(200, 120, 0)
     table = model.table(pilot.rows(0, len(pilot)), np.random.default_rng(0))
-    density = warp_density(pilot, [table])
+    density = proposal_density(pilot, [table])
     for seed in range(5):
         relative = 1e-7 * np.random.default_rng(seed).normal(size=len(table))
         other = TermTable(table.rows, {"nats": table.values["nats"] * (1 + relative)})
-        np.testing.assert_array_equal(warp_density(pilot, [other]), density)
+        np.testing.assert_array_equal(proposal_density(pilot, [other]), density)
     other = TermTable(table.rows, {"nats": table.values["nats"] ** 1.1})
-    assert np.abs(warp_density(pilot, [other]) / density - 1).max() > 0.01
+    assert np.abs(proposal_density(pilot, [other]) / density - 1).max() > 0.01
