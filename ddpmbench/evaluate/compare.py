@@ -36,10 +36,10 @@ from ddpmbench.likelihood.terms import columns_of_bound
 from ddpmbench.report import comparison, fidelity, fidelity_comparison, tables
 from ddpmbench.report.card import Card, Draw, Shown
 from ddpmbench.report.contents import lost
-from ddpmbench.report.fidelity import INFLUENCE, SCHEMA, check_summary
+from ddpmbench.report.fidelity import INFLUENCE, SCHEMA
 from ddpmbench.report.fidelity_comparison import FidelityDifference, difference
 from ddpmbench.report.figures.style import NORMAL
-from ddpmbench.report.schema import FIDELITY_VALUES, STRICT, check_run
+from ddpmbench.report.schema import FIDELITY_VALUES, STRICT, Fidelity, Run, check
 from ddpmbench.report.text import with_data_range
 
 Facts = Callable[[FinishedRun], Mapping[str, object]]
@@ -123,7 +123,7 @@ def compare_fidelity(
     names = [str(run) for run in runs]
     opened = [FinishedRun.open(Path(run), option="", schema=SCHEMA) for run in runs]
     for run in opened:
-        check_summary(run.summary, run.path / SUMMARY)
+        check(run.summary, Fidelity, run.path / SUMMARY)
     baseline = opened[0]
     for run in opened[1:]:
         refuse_unlike(run, baseline, _fidelity_facts)
@@ -283,7 +283,7 @@ def compare(
         return compare_fidelity(runs, out=out)
     opened = [FinishedRun.open(Path(run), option="", schema=tables.SCHEMA) for run in runs]
     for run in opened:
-        check_run(run.summary, run.path / SUMMARY)
+        check(run.summary, Run, run.path / SUMMARY)
         refuse_losses(run, option="", reads_rows=True)
     baseline = opened[0]
     for run in opened[1:]:

@@ -29,9 +29,9 @@ from ddpmbench.execution.finished import (
 )
 from ddpmbench.execution.samples import SAMPLES
 from ddpmbench.report import comparison, fidelity, fidelity_comparison, speed, tables
+from ddpmbench.report import schema as records
 from ddpmbench.report.contents import PER_TIMESTEP, lost, read_table
-from ddpmbench.report.fidelity_comparison import check_comparison
-from ddpmbench.report.schema import check_run
+from ddpmbench.report.schema import check
 from ddpmbench.report.tables import (
     CONVENTION_COLUMNS,
     RATE_DISTORTION_COLUMNS,
@@ -92,7 +92,7 @@ def load_report(folder: str | Path) -> Report:
 def _of_bound(path: Path) -> NllReport:
     run = FinishedRun.open(path, option="", schema=tables.SCHEMA)
     refuse_losses(run, option="")
-    check_run(run.summary, path / SUMMARY)
+    check(run.summary, records.Run, path / SUMMARY)
     per_image = _read(path / PER_IMAGE, _PER_IMAGE)
     if len(per_image) != run.summary["num_images"]:
         raise lost(path / PER_IMAGE)
@@ -117,7 +117,7 @@ def _steps(run: FinishedRun, name: str, columns: Mapping[str, str]) -> pd.DataFr
 
 def _of_fidelity(path: Path) -> FidReport:
     run = FinishedRun.open(path, option="", schema=fidelity.SCHEMA)
-    fidelity.check_summary(run.summary, path / SUMMARY)
+    check(run.summary, records.Fidelity, path / SUMMARY)
     per_image = _read(path / fidelity.PER_IMAGE, fidelity.PER_IMAGE_COLUMNS)
     if len(per_image) != run.summary["num_generated"]:
         raise lost(path / fidelity.PER_IMAGE)
@@ -126,7 +126,8 @@ def _of_fidelity(path: Path) -> FidReport:
 
 
 def _of_samples(path: Path) -> SampleReport:
-    summary = _summary(path, ("num_samples", "sha256"))
+    summary = read_summary(path)
+    check(summary, records.SampleRun, path / SUMMARY)
     try:
         data = read_npz(path / SAMPLES, None)
     except InputError as error:
@@ -162,8 +163,8 @@ def _of_comparison(path: Path) -> Comparison:
 
 
 def _of_fidelity_comparison(path: Path) -> FidelityComparison:
-    summary = _summary(path, ())
-    check_comparison(summary, path / SUMMARY)
+    summary = read_summary(path)
+    check(summary, records.FidelityComparison, path / SUMMARY)
     rows = [{"run": run["run"], **of} for run in summary["runs"] for of in run["differences"]]
     return FidelityComparison(summary, pd.DataFrame(rows))
 

@@ -11,7 +11,7 @@ from ddpmbench.evaluate.nll import NllReport
 from ddpmbench.execution.finished import RATE_DISTORTION, SUMMARY, FinishedRun, refuse_losses
 from ddpmbench.report import rate_distortion as report
 from ddpmbench.report.card import Card, Draw, Shown
-from ddpmbench.report.schema import check_run
+from ddpmbench.report.schema import Run, check
 from ddpmbench.report.tables import RATE_DISTORTION_COLUMNS, SCHEMA
 
 
@@ -56,7 +56,7 @@ def rate_distortion(run: NllReport | str | Path) -> RateDistortion:
     else:
         finished = FinishedRun.open(Path(run), option="--run", schema=SCHEMA)
         refuse_losses(finished, option="--run")
-        check_run(finished.summary, finished.path / SUMMARY)
+        check(finished.summary, Run, finished.path / SUMMARY)
         summary, folder = finished.summary, finished.path
         curve = finished.table(RATE_DISTORTION, RATE_DISTORTION_COLUMNS)
     return RateDistortion(report.summary(curve, summary), curve, folder)

@@ -22,11 +22,9 @@ from ddpmbench.execution.finished import (
 from ddpmbench.execution.folder import IDENTITY, write_figure
 from ddpmbench.files import replacing, writing_to
 from ddpmbench.report import comparison, fidelity, fidelity_comparison, tables
-from ddpmbench.report import schema as checks
 from ddpmbench.report.card import Draw
 from ddpmbench.report.contents import RunContents, read_svgs, read_table
 from ddpmbench.report.fidelity import FidelityContents, reference_name
-from ddpmbench.report.fidelity_comparison import check_comparison
 from ddpmbench.report.fidelity_comparison_page import FIGURE, fidelity_comparison_page
 from ddpmbench.report.fidelity_page import fid_page
 from ddpmbench.report.figures.fidelity import against_n_figure, differences_figure, per_image_figure
@@ -37,7 +35,7 @@ from ddpmbench.report.figures.timesteps import bound_figure, calls_figure, diffe
 from ddpmbench.report.hugging_face import write_hugging_face
 from ddpmbench.report.page import comparison_page, run_page
 from ddpmbench.report.pictures import decoding_figure, generation_figure, interpolation_figure
-from ddpmbench.report.schema import check
+from ddpmbench.report.schema import Comparison, FidelityComparison, check
 
 
 def write_figures(folder: Path, figures: Mapping[str, Draw], *, progress: bool) -> list[str]:
@@ -98,7 +96,7 @@ def report_of_fidelity_comparison(path: Path) -> str:
         InputError: its summary is damaged, or the folder cannot be written.
     """
     summary = read_summary(path)
-    check_comparison(summary, path / SUMMARY)
+    check(summary, FidelityComparison, path / SUMMARY)
     rows = [{"run": run["run"], **of} for run in summary["runs"] for of in run["differences"]]
     drawn = differences_figure(pd.DataFrame(rows), summary["name"])
     if drawn is not None:
@@ -266,9 +264,5 @@ def summary_of_comparison(path: Path) -> dict[str, Any]:
         InputError: it is damaged.
     """
     found = read_summary(path)
-    check(found, {**checks.COMPARISON, "runs": (list,)}, path / SUMMARY)
-    for run in found["runs"]:
-        check(run, checks.COMPARED, path / SUMMARY)
-    if not found["runs"]:
-        raise InputError(f"{path / SUMMARY}: missing or damaged: it compares no run")
+    check(found, Comparison, path / SUMMARY)
     return found

@@ -31,16 +31,10 @@ from ddpmbench.execution.samples import (
 from ddpmbench.execution.terms import RunListener
 from ddpmbench.files import named_path
 from ddpmbench.report import fidelity
-from ddpmbench.report import schema as checks
 from ddpmbench.report.card import Card, Draw, Shown
 from ddpmbench.report.figures.images import samples_figure
+from ddpmbench.report.schema import Fidelity, Sampled, SampleRun, check
 from ddpmbench.version import __version__
-
-_KINDS: checks.Kinds = {
-    "checkpoint": checks.CHECKPOINT,
-    "sampler": checks.SAMPLER,
-    "seed": (int,),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,12 +92,12 @@ def load_samples(
 
 def _made_by(run: FinishedRun, images: ImageSet) -> MadeBy:
     of, place = run.summary, run.path / SUMMARY
-    checks.check(of, _KINDS, place)
     if of["schema"] == SCHEMA:
-        checks.check(of, {"sha256": (str,), "eight_bit": (str,), "precision": (str,)}, place)
+        check(of, SampleRun, place)
         sha256, eight_bit, precision = of["sha256"], of["eight_bit"], of["precision"]
     else:
-        fidelity.check_summary(of, place)
+        check(of, Sampled, place)
+        check(of, Fidelity, place)
         sha256, eight_bit = of["samples"]["sha256"], of["protocol"]["eight_bit"]
         precision = of["compute_precision"]
     if images.sha256 != sha256:

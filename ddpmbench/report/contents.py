@@ -22,8 +22,7 @@ from ddpmbench.execution.finished import (
 )
 from ddpmbench.execution.pictures import Pictures
 from ddpmbench.execution.terms import EXTREMES, Extremes
-from ddpmbench.report import schema
-from ddpmbench.report.schema import check, check_run
+from ddpmbench.report.schema import Environment, Run, check
 from ddpmbench.report.tables import (
     CONVENTION_COLUMNS,
     RATE_DISTORTION_COLUMNS,
@@ -84,9 +83,7 @@ class RunContents:
             InputError: a file is damaged; it is named.
         """
         place = run.path
-        check_run(run.summary, place / SUMMARY)
-        kind = "num_replicates" if run.summary["estimator"] == "importance" else "draws"
-        check(run.summary["sampling"], {kind: (int,)}, place / SUMMARY)
+        check(run.summary, Run, place / SUMMARY)
         per_timestep = read_table(place / "per_timestep.csv", PER_TIMESTEP)
         curve = read_table(place / RATE_DISTORTION, RATE_DISTORTION_COLUMNS)
         per_image = _table_if_there(place / "per_image.csv", _PER_IMAGE)
@@ -190,12 +187,7 @@ def read_environment(path: Path) -> dict[str, Any] | None:
         found = read_json(path)
     except DamageError as error:
         raise lost(path) from error
-    check(found, schema.ENVIRONMENT, path)
-    given = found["arguments"].get("given")
-    if given is not None and not (
-        isinstance(given, list) and all(isinstance(word, str) for word in given)
-    ):
-        raise lost(path)
+    check(found, Environment, path)
     return found
 
 

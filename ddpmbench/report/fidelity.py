@@ -13,9 +13,8 @@ from ddpmbench.checksums import DamageError, is_whole, read_npz, write_npz
 from ddpmbench.data import image_files
 from ddpmbench.errors import InputError
 from ddpmbench.execution.finished import SUMMARY, FinishedRun
-from ddpmbench.report import schema
 from ddpmbench.report.contents import lost, read_environment, read_table
-from ddpmbench.report.schema import check
+from ddpmbench.report.schema import Fidelity, check
 from ddpmbench.samples.estimate import Estimate
 from ddpmbench.samples.scores import InceptionScore, Scores
 
@@ -167,7 +166,7 @@ class FidelityContents:
             InputError: a file is damaged; it is named.
         """
         place = run.path
-        check_summary(run.summary, place / SUMMARY)
+        check(run.summary, Fidelity, place / SUMMARY)
         per_image = read_table(place / PER_IMAGE, PER_IMAGE_COLUMNS)
         if not len(per_image) == run.summary["num_generated"] > 0:
             raise lost(place / PER_IMAGE)
@@ -185,29 +184,6 @@ class FidelityContents:
             samples=samples if samples and _can_be_shown(samples.pixels) else None,
             environment=read_environment(place / "environment.json"),
         )
-
-
-def check_summary(summary: dict[str, Any], path: Path) -> None:
-    """Refuse a summary of `fid` that lacks something.
-
-    Args:
-        summary: what was read.
-        path: the file that it is from.
-
-    Raises:
-        InputError: one line that names the file and the first thing that is wrong.
-    """
-    check(summary, schema.FIDELITY, path)
-    check(summary["protocol"], schema.FIDELITY_PROTOCOL, path)
-    schema.check_reading_check(summary, path)
-    references = summary["references"]
-    if not references or not all(isinstance(text, str) for text in summary["warnings"]):
-        raise lost(path)
-    for reference in references:
-        check(reference, schema.REFERENCE, path)
-    for name, kinds in (("checkpoint", schema.CHECKPOINT), ("sampler", schema.SAMPLER)):
-        if summary[name] is not None:
-            check(summary[name], kinds, path)
 
 
 def reference_name(reference: dict[str, Any]) -> str:

@@ -3,14 +3,9 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-from ddpmbench.report import schema
-from ddpmbench.report.contents import lost
 from ddpmbench.report.fidelity import reference_name
-from ddpmbench.report.fidelity_text import MEASURES
-from ddpmbench.report.schema import check
 
 SCHEMA = "ddpmbench.compare-fid/1"
 PAIRED, INDEPENDENT = "paired", "independent"
@@ -81,31 +76,6 @@ def summary(
         "protocol": first["protocol"],
         "references": [{name: of[name] for name in kept} for of in first["references"]],
     }
-
-
-def check_comparison(found: dict[str, Any], path: Path) -> None:
-    """Refuse a summary of a comparison that lacks something.
-
-    Args:
-        found: what was read.
-        path: the file that it is from.
-
-    Raises:
-        InputError: one line that names the file and the first thing that is wrong.
-    """
-    check(found, schema.FIDELITY_COMPARISON, path)
-    if not found["runs"] or not found["references"]:
-        raise lost(path)
-    for reference in found["references"]:
-        check(reference, {**schema.DATA, "num_reference": (int, type(None))}, path)
-    for run in found["runs"]:
-        check(run, {"run": (str,), "differences": (list,)}, path)
-        for difference in run["differences"]:
-            check(difference, schema.FIDELITY_DIFFERENCE, path)
-            if difference["measure"] not in MEASURES:
-                raise lost(path)
-        if not run["differences"] or run["differences"][0]["measure"] != "fid":
-            raise lost(path)
 
 
 def difference(

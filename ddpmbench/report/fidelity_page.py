@@ -13,7 +13,7 @@ from ddpmbench.report.fidelity_text import (
     measured,
 )
 from ddpmbench.report.rendering import made, panels, rendered
-from ddpmbench.report.schema import reading_warning
+from ddpmbench.report.schema import sanity_check_warning
 
 FIGURES = {
     "fid_against_n": "The distance against the number of samples, with the line to its end",
@@ -56,7 +56,8 @@ def fid_page(contents: FidelityContents, svgs: Mapping[str, str]) -> str:
         summary=summary,
         headline=headline(summary),
         heading=_heading(summary),
-        notes=[line for line in (only, reading_warning(summary)) if line] + summary["warnings"],
+        notes=[line for line in (only, sanity_check_warning(summary)) if line]
+        + summary["warnings"],
         facts=joined(fidelity_facts(summary)),
         references=[reference_name(of) for of in references],
         rows=_rows(summary),

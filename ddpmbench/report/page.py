@@ -19,7 +19,7 @@ from ddpmbench.report.nll_text import (
     images_name,
 )
 from ddpmbench.report.rendering import made, panels, rendered
-from ddpmbench.report.schema import reading_warning
+from ddpmbench.report.schema import sanity_check_warning
 from ddpmbench.report.tables import compared_note, uncorrected_note
 from ddpmbench.report.text import digits_by, raw_warning
 
@@ -73,7 +73,7 @@ def run_page(contents: RunContents, svgs: Mapping[str, str]) -> str:
     return rendered(
         "run.html.j2",
         summary=summary,
-        misread=reading_warning(summary),
+        misread=sanity_check_warning(summary),
         worse_than_raw=raw_warning(summary),
         data=images_name(summary),
         these=_these(summary["num_images"]),

@@ -1,262 +1,345 @@
-"""What the records of a result must hold to be shown: a folder is a user's file."""
+"""What `summary.json` and `environment.json` hold, checked when a folder is read."""
 
-import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct
 
 from ddpmbench.errors import InputError
 
-_NUMBER, _NUMBER_OR_NONE = (int, float), (int, float, type(None))
-_TEXT, _TEXT_OR_NONE, _WHOLE = (str,), (str, type(None)), (int,)
-
 STRICT = "fp32"
 """The precision that needs no correction."""
-
-Kinds = Mapping[str, Any]
-"""Names to the types that their values may have, or to the kinds of a record within."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Maybe:
-    """The types of a value that a result of an earlier version does not have."""
-
-    kinds: tuple[type, ...]
-
-
-DATA: Kinds = {"source": _TEXT, "split": _TEXT_OR_NONE, "sha256": _TEXT}
-CONVENTIONS: Kinds = {
-    "prediction": _TEXT,
-    "variance": _TEXT,
-    "clip": (bool,),
-    "decoder": _TEXT,
-    "schedule": _TEXT,
-    "labels": _TEXT_OR_NONE,
-    "data_range": Maybe(_TEXT),
-    "levels": Maybe(_WHOLE),
-}
-RUN: Kinds = {
-    "bits_per_dim": _NUMBER,
-    "half_width": _NUMBER_OR_NONE,
-    "half_width_population": _NUMBER_OR_NONE,
-    "prior": _NUMBER,
-    "kl": _NUMBER,
-    "decoder": _NUMBER,
-    "num_images": _WHOLE,
-    "num_timesteps": _WHOLE,
-    "num_evaluations": _WHOLE,
-    "estimator": _TEXT,
-    "sampling": {},
-    "conventions": CONVENTIONS,
-    "checkpoint": {"source": _TEXT, "family": _TEXT, "sha256": _TEXT},
-    "data": DATA,
-    "seed": _WHOLE,
-    "device": _TEXT,
-    "precision": _TEXT,
-    "seconds": _NUMBER,
-}
-"""`summary.json` of a run."""
-CORRECTION: Kinds = {
-    "bits_per_dim": _NUMBER,
-    "half_width": _NUMBER,
-    "num_evaluations": _WHOLE,
-    "uncorrected_bits_per_dim": _NUMBER,
-    "kl": _NUMBER,
-    "decoder": _NUMBER,
-}
-"""`precision_correction` there, which a run in low precision has, and none in strict float32."""
-READING_CHECK: Kinds = {
-    "warning": _TEXT_OR_NONE,
-    "likely": _TEXT_OR_NONE,
-    "num_evaluations": _WHOLE,
-    "outcome": Maybe(_TEXT),
-    "better": Maybe(_TEXT_OR_NONE),
-}
-"""`check` there, which only a run has before which the sanity check of its checkpoint was made."""
-COMPARED: Kinds = {
-    "run": _TEXT,
-    "bits_per_dim": _NUMBER,
-    "half_width": _NUMBER_OR_NONE,
-    "difference": _NUMBER_OR_NONE,
-    "difference_half_width": _NUMBER_OR_NONE,
-    "difference_half_width_population": _NUMBER_OR_NONE,
-    "half_width_unpaired": _NUMBER_OR_NONE,
-    "num_evaluations": _NUMBER_OR_NONE,
-    "same_rows": _NUMBER_OR_NONE,
-}
-"""A run in `summary.json` of a comparison."""
-COMPARISON: Kinds = {
-    "baseline": COMPARED,
-    "num_images": _WHOLE,
-    "num_timesteps": _WHOLE,
-    "estimator": _TEXT,
-    "conventions": CONVENTIONS,
-    "data": DATA,
-    "seed": _WHOLE,
-}
-"""`summary.json` of a comparison, but for its `runs`."""
 FIDELITY_VALUES = ("fid", "fid_infinity", "kid", "precision", "recall")
-"""What is measured against a reference; each has its half width beside it."""
+"""Scores against a reference; each has its half width beside it."""
+Measure = Literal["fid", "fid_infinity", "kid", "precision", "recall", "inception_score"]
 
 
-def _estimates(*names: str) -> Kinds:
-    """Values that may not be known, and their half widths."""
-    return {name: _NUMBER_OR_NONE for of in names for name in (of, f"{of}_half_width")}
+class Data(Struct):
+    """An image set."""
+
+    source: str
+    split: str | None
+    sha256: str
 
 
-FIDELITY_PROTOCOL: Kinds = {
-    "id": _TEXT,
-    "resize": _TEXT,
-    "eight_bit": _TEXT,
-    "channels": _TEXT,
-    "feature_network": {"name": _TEXT, "sha256": _TEXT, "num_features": _WHOLE},
-    "inception_splits": (int, type(None)),
-    "inception_order": _TEXT_OR_NONE,
-    "kid_subsets": _WHOLE,
-    "kid_subset_size": _WHOLE,
-    "neighbors": _WHOLE,
-    "num_generated": _WHOLE,
-    "dtype": _TEXT,
-}
-"""What two scores must have been made with alike to compare."""
-REFERENCE: Kinds = {
-    **DATA,
-    "num_reference": (int, type(None)),
-    **_estimates(*FIDELITY_VALUES),
-}
-"""A reference in `summary.json` of a run of `fid`."""
-FIDELITY: Kinds = {
-    "name": _TEXT,
-    **_estimates(*FIDELITY_VALUES, "inception_score"),
-    "num_generated": _WHOLE,
-    "num_reference": (int, type(None)),
-    "protocol": FIDELITY_PROTOCOL,
-    "references": (list,),
-    "samples": {"source": _TEXT, "sha256": _TEXT, "num_images": _WHOLE, "skipped": _WHOLE},
-    "checkpoint": (dict, type(None)),
-    "sampler": (dict, type(None)),
-    "num_evaluations": (int, type(None)),
-    "seed": (int, type(None)),
-    "device": _TEXT,
-    "compute_precision": _TEXT,
-    "seconds": _NUMBER,
-    "warnings": (list,),
-}
-"""`summary.json` of a run of `fid`; of its lists and of what may be null see `report.fidelity`."""
-CHECKPOINT: Kinds = {"source": _TEXT, "family": _TEXT, "sha256": _TEXT}
-"""The checkpoint that samples are of."""
-SAMPLER: Kinds = {
-    "method": _TEXT,
-    "variance": _TEXT_OR_NONE,
-    "clip": (bool,),
-    "num_timesteps": _WHOLE,
-    "num_original_timesteps": _WHOLE,
-    "eta": _NUMBER_OR_NONE,
-    "added_noise": _TEXT_OR_NONE,
-    "labels": _TEXT_OR_NONE,
-    "data_range": Maybe(_TEXT),
-    "levels": Maybe(_WHOLE),
-}
-"""How samples were made."""
-FIDELITY_COMPARISON: Kinds = {
-    "baseline": {"run": _TEXT},
-    "runs": (list,),
-    "name": _TEXT,
-    "num_generated": _WHOLE,
-    "protocol": FIDELITY_PROTOCOL,
-    "references": (list,),
-}
-"""`summary.json` of a comparison of runs of `fid`."""
-FIDELITY_DIFFERENCE: Kinds = {
-    "measure": _TEXT,
-    "reference": _TEXT,
-    "baseline": _NUMBER_OR_NONE,
-    "value": _NUMBER_OR_NONE,
-    "difference": _NUMBER_OR_NONE,
-    "half_width": _NUMBER_OR_NONE,
-    "half_width_unpaired": _NUMBER_OR_NONE,
-    "how": _TEXT,
-}
-"""A difference of a run there."""
-ENVIRONMENT: Kinds = {"versions": {}, "arguments": {"resolved": {}}}
-"""`environment.json`."""
+class Checkpoint(Struct):
+    """The checkpoint of a run."""
+
+    source: str
+    family: str
+    sha256: str
 
 
-def check(record: object, kinds: Kinds, path: Path) -> None:
-    """Refuse a record that lacks something, or has something of another type.
+class Range(Struct, kw_only=True):
+    """The data range; results of earlier versions do not have it, and are of the default one."""
+
+    data_range: str = ""
+    levels: int = 0
+
+
+class Conventions(Range):
+    """The conventions of a bound."""
+
+    prediction: str
+    variance: str
+    clip: bool
+    decoder: str
+    schedule: str
+    labels: str | None
+
+
+class Correction(Struct):
+    """`precision_correction` of a run in low precision."""
+
+    bits_per_dim: float
+    half_width: float
+    num_evaluations: int
+    uncorrected_bits_per_dim: float
+    kl: float
+    decoder: float
+
+
+class SanityCheck(Struct, kw_only=True):
+    """`check` of a run whose checkpoint was checked beforehand."""
+
+    warning: str | None
+    likely: str | None
+    num_evaluations: int
+    outcome: str = ""
+    better: str | None = None
+
+
+class Run(Struct, kw_only=True):
+    """`summary.json` of a run of `nll`."""
+
+    bits_per_dim: float
+    half_width: float | None
+    half_width_population: float | None
+    prior: float
+    kl: float
+    decoder: float
+    num_images: int
+    num_timesteps: int
+    num_evaluations: int
+    estimator: str
+    sampling: dict[str, Any]
+    conventions: Conventions
+    checkpoint: Checkpoint
+    data: Data
+    seed: int
+    device: str
+    precision: str
+    seconds: float
+    precision_correction: Correction | None = None
+    check: SanityCheck | None = None
+
+    def __post_init__(self) -> None:
+        if (self.precision == STRICT) != (self.precision_correction is None):
+            raise ValueError(f"precision_correction: does not belong to {self.precision}")
+        count = "draws" if self.estimator == "every-pair" else "rotations"
+        if not isinstance(self.sampling.get(count), int):
+            raise ValueError(f"sampling.{count}: missing, or not an integer")
+
+
+class Compared(Struct):
+    """A run in `summary.json` of a comparison; the baseline has no difference."""
+
+    run: str
+    bits_per_dim: float
+    half_width: float | None
+    difference: float | None
+    difference_half_width: float | None
+    difference_half_width_population: float | None
+    half_width_unpaired: float | None
+    num_evaluations: int | None
+    same_rows: float | None
+
+
+class Comparison(Struct):
+    """`summary.json` of a comparison of runs of `nll`."""
+
+    baseline: Compared
+    runs: Annotated[list[Compared], Meta(min_length=1)]
+    num_images: int
+    num_timesteps: int
+    estimator: str
+    conventions: Conventions
+    data: Data
+    seed: int
+
+
+class FeatureNetwork(Struct):
+    """The network of a protocol."""
+
+    name: str
+    sha256: str
+    num_features: int
+
+
+class Protocol(Struct):
+    """What two scores must have in common to be comparable."""
+
+    id: str
+    resize: str
+    eight_bit: str
+    channels: str
+    feature_network: FeatureNetwork
+    inception_splits: int | None
+    inception_order: str | None
+    kid_subsets: int
+    kid_subset_size: int
+    neighbors: int
+    num_generated: int
+    dtype: str
+
+
+class Scores(Struct):
+    """Scores against a reference; None where unknown."""
+
+    fid: float | None
+    fid_half_width: float | None
+    fid_infinity: float | None
+    fid_infinity_half_width: float | None
+    kid: float | None
+    kid_half_width: float | None
+    precision: float | None
+    precision_half_width: float | None
+    recall: float | None
+    recall_half_width: float | None
+
+
+class Reference(Scores):
+    """A reference of a run of `fid`, and the scores against it."""
+
+    source: str
+    split: str | None
+    sha256: str
+    num_reference: int | None
+
+
+class Samples(Struct):
+    """The samples that were scored."""
+
+    source: str
+    sha256: str
+    num_images: int
+    skipped: int
+
+
+class Sampler(Range):
+    """The sampler and its settings."""
+
+    method: str
+    variance: str | None
+    clip: bool
+    num_timesteps: int
+    num_original_timesteps: int
+    eta: float | None
+    added_noise: str | None
+    labels: str | None
+
+
+class Sampled(Struct, kw_only=True):
+    """`summary.json` of what sampled a checkpoint."""
+
+    checkpoint: Checkpoint
+    sampler: Sampler
+    seed: int
+
+
+class SampleRun(Sampled, kw_only=True):
+    """`summary.json` of a run of `sample`."""
+
+    num_samples: int
+    sha256: str
+    eight_bit: str
+    precision: str
+
+
+class Fidelity(Scores, kw_only=True):
+    """`summary.json` of a run of `fid`; of given samples the checkpoint may be unknown."""
+
+    name: str
+    inception_score: float | None
+    inception_score_half_width: float | None
+    num_generated: int
+    num_reference: int | None
+    protocol: Protocol
+    references: Annotated[list[Reference], Meta(min_length=1)]
+    samples: Samples
+    checkpoint: Checkpoint | None
+    sampler: Sampler | None
+    num_evaluations: int | None
+    seed: int | None
+    device: str
+    compute_precision: str
+    seconds: float
+    warnings: list[str]
+    check: SanityCheck | None = None
+
+
+class FidelityDifference(Struct):
+    """The difference of a measure between two runs of `fid`."""
+
+    measure: Measure
+    reference: str
+    baseline: float | None
+    value: float | None
+    difference: float | None
+    half_width: float | None
+    half_width_unpaired: float | None
+    how: str
+
+
+class FidelityRun(Struct):
+    """A run of `fid` in a comparison; the Frechet distance comes first."""
+
+    run: str
+    differences: list[FidelityDifference]
+
+    def __post_init__(self) -> None:
+        if not self.differences or self.differences[0].measure != "fid":
+            raise ValueError("differences: the first must be of fid")
+
+
+class FidelityBaseline(Struct):
+    """The first run."""
+
+    run: str
+
+
+class ComparedReference(Data):
+    """A reference of runs that are compared."""
+
+    num_reference: int | None
+
+
+class FidelityComparison(Struct):
+    """`summary.json` of a comparison of runs of `fid`."""
+
+    baseline: FidelityBaseline
+    runs: Annotated[list[FidelityRun], Meta(min_length=1)]
+    name: str
+    num_generated: int
+    protocol: Protocol
+    references: Annotated[list[ComparedReference], Meta(min_length=1)]
+
+
+class Arguments(Struct):
+    """The arguments of a command, as resolved and as given."""
+
+    resolved: dict[str, Any]
+    given: list[str] | None = None
+
+
+class Environment(Struct):
+    """`environment.json`."""
+
+    versions: dict[str, Any]
+    arguments: Arguments
+
+
+_PLACE = re.compile(r"(?P<problem>.*?)(?: - at `\$\.?(?P<place>.*)`)?")
+_MISSING = re.compile(r"Object missing required field `(?P<name>.*)`")
+
+
+def check(record: object, kind: type[Struct], path: Path) -> None:
+    """Check a record that was read from a folder.
 
     Args:
-        record: what was read.
-        kinds: what it must hold.
-        path: the file that it is from.
+        record: the parsed JSON.
+        kind: one of the records above.
+        path: the file, for the message.
 
     Raises:
-        InputError: one line that names the file and the first thing that is wrong.
+        InputError: a field is missing or has another type; one line names the file and the field.
     """
-    _check(record, kinds, path, "")
+    try:
+        msgspec.convert(record, kind)
+    except msgspec.ValidationError as error:
+        raise InputError(
+            f"{path}: missing or damaged: {_where(str(error))}; run the command of its folder again"
+        ) from error
 
 
-def check_run(summary: dict[str, Any], path: Path) -> None:
-    """Refuse a `summary.json` of a run that is not whole.
+def sanity_check_warning(summary: Mapping[str, Any]) -> str | None:
+    """The warning of the sanity check before a run; None if there is none.
 
     Args:
-        summary: what was read.
-        path: the file that it is from.
-
-    Raises:
-        InputError: one line that names the file and the first thing that is wrong.
+        summary: the object of its `summary.json`.
     """
-    check(summary, RUN, path)
-    if summary["precision"] != STRICT:
-        check(summary, {"precision_correction": CORRECTION}, path)
-    elif summary.get("precision_correction") is not None:
-        raise _damaged(path, "precision_correction")
-    check_reading_check(summary, path)
+    record = summary.get("check")
+    return None if record is None else record["warning"]
 
 
-def check_reading_check(summary: Mapping[str, Any], path: Path) -> None:
-    """Refuse a `summary.json` whose `check` is not whole; it need not have one.
-
-    Args:
-        summary: what was read.
-        path: the file that it is from.
-
-    Raises:
-        InputError: one line that names the file and the first thing that is wrong.
-    """
-    if summary.get("check") is not None:
-        check(summary, {"check": READING_CHECK}, path)
-
-
-def reading_warning(summary: Mapping[str, Any]) -> str | None:
-    """What spoke against the reading of a run's checkpoint before it; None if nothing did.
-
-    Args:
-        summary: the object of its `summary.json`, of this version or an older one.
-    """
-    found = summary.get("check")
-    return None if found is None else found["warning"]
-
-
-def _check(record: object, kinds: Kinds, path: Path, within: str) -> None:
-    if not isinstance(record, dict):
-        raise _damaged(path, within.rstrip(".") or "the whole")
-    for name, kind in kinds.items():
-        if isinstance(kind, Maybe):
-            if name not in record:
-                continue
-            kind = kind.kinds
-        if name not in record:
-            raise _damaged(path, within + name)
-        value = record[name]
-        if isinstance(kind, Mapping):
-            _check(value, kind, path, f"{within}{name}.")
-        elif not isinstance(value, kind) or (isinstance(value, bool) and bool not in kind):
-            raise _damaged(path, within + name)
-
-
-def _damaged(path: Path, name: str) -> InputError:
-    return InputError(
-        f"{path}: missing or damaged: {name} is not there, or no such thing; run the command of "
-        "its folder again"
-    )
+def _where(error: str) -> str:
+    """A message of msgspec as `conventions.labels: missing`."""
+    match = _PLACE.fullmatch(error)
+    assert match is not None
+    problem, place = match["problem"], match["place"] or ""
+    if missing := _MISSING.fullmatch(problem):
+        problem, place = "missing", f"{place}.{missing['name']}".lstrip(".")
+    return f"{place}: {problem}".removeprefix(": ").replace("`", "")

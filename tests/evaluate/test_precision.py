@@ -300,5 +300,7 @@ def test_runs_in_other_precisions_are_not_compared(pair):
 def test_a_correction_that_is_gone_is_named(pair):
     for path in (pair / "importance-two" / "shards").glob("correction-bf16-*"):
         path.unlink()
-    with pytest.raises(db.InputError, match=r"importance-two: some shards of its correction-bf16 are"):
+    with pytest.raises(
+        db.InputError, match=r"importance-two: some shards of its correction-bf16 are"
+    ):
         db.compare([pair / "importance-one", pair / "importance-two"])

@@ -13,7 +13,7 @@ from ddpmbench.likelihood.bound import BoundEstimate
 from ddpmbench.likelihood.precision import Correction
 from ddpmbench.report.nll_text import printed_nll
 from ddpmbench.report.page import run_page
-from ddpmbench.report.schema import check_run
+from ddpmbench.report.schema import Run, check
 from ddpmbench.report.tables import Comparability, CorrectionInBits, summary
 
 CORRECTION = Correction(kl=-0.003, decoder=-0.007, variance=1e-7, half_width=0.004, num_rows=1000)
@@ -78,9 +78,9 @@ def whole(**changes):
 
 
 def test_a_run_in_strict_float32_is_whole_without_a_correction(tmp_path):
-    check_run(whole(), tmp_path)  # as earlier versions wrote it
-    check_run(whole(precision_correction=None), tmp_path)
-    check_run(whole(**LOW), tmp_path)
+    check(whole(), Run, tmp_path)  # as earlier versions wrote it
+    check(whole(precision_correction=None), Run, tmp_path)
+    check(whole(**LOW), Run, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -95,4 +95,4 @@ def test_a_run_in_strict_float32_is_whole_without_a_correction(tmp_path):
 )
 def test_a_correction_that_is_missing_or_damaged_is_refused(tmp_path, changes):
     with pytest.raises(InputError, match="missing or damaged: precision_correction"):
-        check_run(whole(**changes), tmp_path)
+        check(whole(**changes), Run, tmp_path)
