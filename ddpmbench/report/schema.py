@@ -99,7 +99,7 @@ class Run(Struct, kw_only=True):
     def __post_init__(self) -> None:
         if (self.precision == STRICT) != (self.precision_correction is None):
             raise ValueError(f"precision_correction: does not belong to {self.precision}")
-        count = "draws" if self.estimator == "every-pair" else "rotations"
+        count = "draws" if self.estimator == "every-pair" else "num_replicates"
         if not isinstance(self.sampling.get(count), int):
             raise ValueError(f"sampling.{count}: missing, or not an integer")
 
