@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from ddpmbench.cli import options, paths
+from ddpmbench.cli.messages import with_options
 
 
 @click.command(short_help="What a checkpoint is, and what command evaluates it.")
@@ -35,10 +36,10 @@ from ddpmbench.cli import options, paths
     help="What goes to standard output.",
 )
 def inspect(ckpt: str, output_format: str, **given: Any) -> None:  # noqa: ANN401
-    """What a checkpoint is: its family, network, schedule, and who says what of it.
+    """What a checkpoint is: its family, network, schedule and settings.
 
-    CKPT is a file, folder or hub id. Nothing is evaluated. What it does not say is listed with the
-    options that settle it, and the command of nll that evaluates it is spelled out.
+    CKPT is a file, folder or hub id. Nothing is evaluated. Options for missing settings are listed,
+    and the command of nll that evaluates it is spelled out.
 
     \b
     Examples:
@@ -49,13 +50,14 @@ def inspect(ckpt: str, output_format: str, **given: Any) -> None:  # noqa: ANN40
     from ddpmbench.checkpoints.settings import CheckpointSettings
     from ddpmbench.errors import escaped
     from ddpmbench.evaluate.inspect.inspection import inspect_checkpoint
-    from ddpmbench.report.inspection_text import can_show, printed_inspect
+    from ddpmbench.evaluate.inspect.text import printed_inspect
 
     how = {name: given.pop(name) for name in ("timesteps", "image_size", "out")}
-    found = inspect_checkpoint(ckpt, CheckpointSettings(**given), **how)
+    inspection = inspect_checkpoint(ckpt, CheckpointSettings(**given), **how)
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 80
-    plain = not can_show(sys.stdout.encoding)
-    printed = printed_inspect(found.summary, output_format, width=width, plain=plain)
+    printed = printed_inspect(inspection.summary, output_format, width=width)
+    if output_format == "table":
+        printed = with_options(printed, click.get_current_context().command)
     click.echo("\n".join(map(escaped, printed.splitlines())))  # names in a file may hold anything
-    if found.folder is not None:
-        click.echo(f"Folder: {found.folder}", err=True)
+    if inspection.folder is not None:
+        click.echo(f"Folder: {inspection.folder}", err=True)

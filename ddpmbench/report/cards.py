@@ -10,7 +10,6 @@ from ddpmbench.report.fidelity_comparison_page import fidelity_comparison_number
 from ddpmbench.report.fidelity_page import joined
 from ddpmbench.report.fidelity_text import fidelity_facts, measures
 from ddpmbench.report.fidelity_text import headline as fidelity_headline
-from ddpmbench.report.inspection_text import headline_lines
 from ddpmbench.report.nll_text import (
     PARTS,
     comparable_facts,
@@ -97,15 +96,6 @@ def fidelity_comparison_card(summary: Summary) -> Card:
     """Of a comparison of runs of `fid`."""
     line = f"{summary['name']} ({summary['protocol']['id']}) against {summary['baseline']['run']}"
     return Card(line, {}, fidelity_comparison_numbers(summary))
-
-
-def inspection_card(summary: Summary, folder: Path | None) -> Card:
-    """Of a look at a checkpoint."""
-    line, *more = headline_lines(summary)
-    numbers = {item["what"]: item["value"] or "not said" for item in summary["said"]}
-    facts = {"open": " ".join(more)} if more else {}
-    facts["evaluate"] = " ".join(summary["command"])
-    return Card(line, numbers, _in_folder(facts, folder))
 
 
 def conversion_card(summary: Summary) -> Card:

@@ -3,10 +3,12 @@
 import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ddpmbench.diffusion.data_range import UNIT_RANGE
-from ddpmbench.execution.features import WORTH_SAYING, Cost
+
+if TYPE_CHECKING:
+    from ddpmbench.execution.features import Cost
 
 MOST_DIGITS = 4
 """After the point, of bits per dimension."""
@@ -88,8 +90,10 @@ def listed(names: Sequence[str]) -> str:
 _STEPS, _SAMPLES = (250, 100, 50), (10_000, 5_000)
 
 
-def cost_lines(cost: Cost) -> list[str]:
+def cost_lines(cost: "Cost") -> list[str]:
     """Lines to be said of a run; none where it is short."""
+    from ddpmbench.execution.features import WORTH_SAYING
+
     if cost.seconds < WORTH_SAYING:
         return []
     lines = [

@@ -10,11 +10,10 @@ from peers import SMALL_UNET, DDPMScheduler, diffusers_unet, edit_json, refused,
 
 import ddpmbench as db
 from ddpmbench.checkpoints import CheckpointSettings, load_checkpoint
-from ddpmbench.checkpoints.provenance import what_is_said
 from ddpmbench.checkpoints.settings import UnsettledError
 
 SCHEDULE = "linear:20:0.001:0.3"
-DEFAULT, SCHEDULER = "diffusers' default", "its scheduler"
+DEFAULT = "diffusers' default"
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +43,8 @@ def asked(folder, **given):
 
 
 def sources(folder, **given):
-    settings = CheckpointSettings(**given)
-    said = what_is_said(load_checkpoint(folder, settings), settings)
-    return {item.what: item.by for item in said}
+    summary = db.inspect_checkpoint(folder, CheckpointSettings(**given)).summary
+    return {name: item["source"] for name, item in summary["settings"].items()}
 
 
 ALL = {"schedule": SCHEDULE, "prediction": "eps", "variance": "fixed_small", "clip": True}
@@ -65,8 +63,7 @@ def test_a_file_that_says_nothing_says_nothing(saved, scheduler, text):
     after = load_checkpoint(saved, CheckpointSettings(**ALL))
     assert torch.equal(after.schedule.betas, before.schedule.betas)
     by = sources(saved, **ALL)
-    assert by["schedule"] == "--schedule"
-    assert by["clip"] == "--clip/--no-clip"
+    assert by["schedule"] == by["clip"] == "option"
 
 
 @pytest.mark.parametrize(
@@ -88,8 +85,7 @@ def test_a_field_that_changes_the_number_is_asked_for(saved, scheduler, field, n
     assert f"does not say {field}" in line
     checkpoint = load_checkpoint(saved, CheckpointSettings(**{name: value}))
     assert any(field in note for note in checkpoint.notes)
-    option = "--clip/--no-clip" if name == "clip" else f"--{name}"
-    assert sources(saved, **{name: value})[name] == option
+    assert sources(saved, **{name: value})[name] == "option"
 
 
 def old(scheduler, *, remove=(), **fields):
@@ -109,9 +105,9 @@ def test_an_old_file_predicts_the_noise_by_default(saved, scheduler, fields):
     assert checkpoint.record["sources"] == {"prediction": DEFAULT}
     assert any(DEFAULT in note for note in checkpoint.notes)
     by = sources(saved)
-    assert by["prediction"] == DEFAULT
-    assert by["schedule"] == by["variance"] == by["clip"] == SCHEDULER
-    assert sources(saved, prediction="v")["prediction"] == "--prediction"
+    assert by["prediction"] == "default"
+    assert by["schedule"] == by["variance"] == by["clip"] == "checkpoint"
+    assert sources(saved, prediction="v")["prediction"] == "option"
 
 
 def test_what_a_whole_file_says_is_no_default(saved):
@@ -175,13 +171,13 @@ def test_a_file_of_no_such_scheduler_is_read_where_the_options_say_all(saved, sc
 def test_inspect_names_what_is_open_and_what_is_a_default(saved, scheduler):
     edit_json(scheduler, remove=("clip_sample",), beta_schedule="laplace")
     summary = db.inspect_checkpoint(saved).summary
-    assert [option.split()[0] for option in summary["missing"]] == ["--schedule", "--clip"]
-    open_items = {item["what"] for item in summary["said"] if item["value"] is None}
-    assert open_items == {"schedule", "clip"}
+    assert list(summary["missing"]) == ["schedule", "clip"]
+    missing = {name for name, item in summary["settings"].items() if item["value"] is None}
+    assert missing == {"schedule", "clip"}
     edit_json(scheduler, beta_schedule="linear", clip_sample=True)
     old(scheduler, _diffusers_version="0.0.4")
-    (item,) = (i for i in db.inspect_checkpoint(saved).summary["said"] if i["what"] == "prediction")
-    assert (item["value"], item["by"]) == ("eps", DEFAULT)
+    prediction = db.inspect_checkpoint(saved).summary["settings"]["prediction"]
+    assert prediction == {"value": "eps", "source": "default"}
     assert json.loads(scheduler.read_text())["_diffusers_version"] == "0.0.4"
 
 

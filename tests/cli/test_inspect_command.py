@@ -14,7 +14,7 @@ def test_a_look(said, small_checkpoint):
     status, printed, told = said("inspect", small_checkpoint)
     assert (status, told) == (0, "")
     assert printed.startswith("small.safetensors: a diffusion model of 8x8 gray images, T = 40\n")
-    assert f"ddpmbench nll --ckpt {small_checkpoint}" in " ".join(printed.replace("\\", "").split())
+    assert f"evaluate    ddpmbench nll --ckpt {small_checkpoint}" in printed
 
 
 def test_without_a_name_it_is_the_checkpoint_of_the_package(said):
@@ -29,9 +29,9 @@ def test_what_is_recognized_but_open_is_no_mistake(said, tmp_path):
     status, printed, told = said("inspect", tmp_path / "model500000.pt")
     assert (status, told) == (0, "")
     printed = " ".join(printed.split())
-    assert "It does not say all that is needed to evaluate it: --model-flags" in printed
-    assert "variance and time input; --model-flags settles them" in printed
-    assert "attention, ? heads" in printed
+    assert "To evaluate it, say how it was trained: --model-flags" in printed
+    assert "time input missing" in printed
+    assert "`" not in printed
 
 
 def test_json_is_what_is_written(said, small_checkpoint, tmp_path):

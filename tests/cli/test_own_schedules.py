@@ -112,5 +112,5 @@ def test_inspect_begins_with_what_the_file_has(said, folder, file, schedule):
     status, printed, told = said("inspect", folder / file, "--network", network, "--format", "json")
     assert status == 0, told
     summary = json.loads(printed)
-    assert f"--schedule {schedule}" in summary["missing"]
+    assert summary["missing"]["schedule"] == schedule
     assert schedule in summary["command"]

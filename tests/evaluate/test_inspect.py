@@ -21,8 +21,8 @@ from ddpmbench.checkpoints.native import write_native
 from ddpmbench.cli import options
 from ddpmbench.cli.nll import nll
 from ddpmbench.diffusion.schedule import NoiseSchedule
+from ddpmbench.evaluate.inspect.text import printed_inspect
 from ddpmbench.execution.folder import IDENTITY
-from ddpmbench.report.inspection_text import printed_inspect
 from ddpmbench.unet.flops import flop_per_call
 from ddpmbench.unet.unet import UNet, UNetConfig
 
@@ -111,10 +111,10 @@ SETTLED = {
     },
 }
 OPEN = {
-    "openai": ["--model-flags"],
-    "pesser": ["--schedule", "--variance"],
-    "learned": ["--schedule", "--variance"],
-    "own": ["--schedule", "--prediction", "--variance", "--time-input"],
+    "openai": ["model_flags"],
+    "pesser": ["schedule", "variance"],
+    "learned": ["schedule", "variance"],
+    "own": ["schedule", "prediction", "variance", "time_input"],
 }
 
 FILLED = {
@@ -173,15 +173,9 @@ def test_it_says_what_is_loaded(files, name):
     assert summary["process"]["num_timesteps"] == checkpoint.schedule.num_timesteps
     assert network["parameters"] == sum(w.numel() for w in checkpoint.network.parameters())
     assert network["flop_per_call"] > 0
-    if isinstance(checkpoint.network, UNet):
-        blocks = sum(level["blocks_down"] + level["blocks_up"] for level in network["levels"])
-        assert blocks == len(list(checkpoint.network.residual_blocks()))
-    else:
-        assert network["layers"]["Conv2d"] > 1
-    said = {item["what"]: item["value"] for item in summary["said"]}
-    assert said["prediction"] == checkpoint.prediction
-    assert said["variance"] == checkpoint.variance
-    assert said["clip"] == ("x_start is clamped" if checkpoint.clip else "no")
+    assert network["kind"] == type(checkpoint.network).__name__
+    for setting in ("prediction", "variance", "clip", "time_input"):
+        assert summary["settings"][setting]["value"] == getattr(checkpoint, setting)
     assert summary == json.loads(printed_inspect(summary, "json"))
 
 
@@ -210,7 +204,10 @@ def test_the_command_arrives_at_a_number(files, seen, tmp_path, name, whole):
         pixels[:, 1::2] = 200
         np.savez(tmp_path / "images.npz", arr_0=pixels)
         words[words.index("DATA")] = str(tmp_path / "images.npz")
-    words = [FILLED.get(word, FLAGS if word.startswith("--image_size") else word) for word in words]
+    flags = f"--model-flags={FLAGS}"
+    words = [
+        flags if word.startswith("--model-flags") else FILLED.get(word, word) for word in words
+    ]
     if name == "learned" and "fixed_large" in words:
         words[words.index("fixed_large")] = "learned_range"
     label = ["--class", "0"] if name == "openai" else []
@@ -224,60 +221,47 @@ def test_what_is_open_is_named_and_nothing_depends_on_what_stands_in_its_place(f
     summary, whole = found.summary, settled.summary
     assert found.checkpoint is None
     assert not summary["settled"]
-    assert [option.split()[0] for option in summary["missing"]] == OPEN[name]
+    assert list(summary["missing"]) == OPEN[name]
     assert summary["checkpoint"]["sha256"] == whole["checkpoint"]["sha256"]
     assert summary["checkpoint"]["family"] == whole["checkpoint"]["family"]
     assert summary["process"] is None
     network, other = summary["network"], whole["network"]
     for fact in ("parameters", "flop_per_call", "channels", "image_size"):
         assert network[fact] == other[fact]
-    for level, known in zip(network["levels"], other["levels"], strict=True):
-        for fact in ("channels", "blocks_down", "blocks_up", "attention", "size"):
-            assert level[fact] == known[fact]
-    said = {item["what"]: item for item in summary["said"]}
-    assert said["schedule"]["value"] is said["schedule"]["by"] is None
-    assert said["variance"]["value"] is None
-    assert not any(option in note for option in OPEN[name] for note in summary["notes"])
-    # It can be typed once its placeholders are filled in, and names every option that is open.
-    assert set(OPEN[name]) <= set(summary["command"])
+    missing = {name for name, item in summary["settings"].items() if item["value"] is None}
+    assert missing >= {"schedule", "variance"}
+    assert all(summary["settings"][name]["source"] is None for name in missing)
+    assert summary["notes"] == []
+    # It can be typed once its placeholders are filled in, and names every missing option.
     words = [FILLED.get(word, word) for word in summary["command"]]
-    source, _, _ = as_typed(words)
+    source, _, typed = as_typed(words)
     assert source == files[name]
-
-
-def test_heads_that_no_shape_tells_are_not_told(files, seen):
-    levels = seen("openai")["network"]["levels"]
-    assert [level["heads"] for level in levels] == [None, None, None]
-    levels = seen("openai", settings("openai", files))["network"]["levels"]
-    assert [level["heads"] for level in levels] == [None, 4, 4]
+    assert all(getattr(typed, parameter) is not None for parameter in OPEN[name])
 
 
 def test_a_schedule_that_is_known_is_shown_where_something_else_is_open(files):
     half = db.CheckpointSettings(schedule="cosine:100")
     summary = db.inspect_checkpoint(files["pesser"], half).summary
     assert summary["process"]["num_timesteps"] == 100
-    assert [option.split()[0] for option in summary["missing"]] == ["--variance"]
+    assert list(summary["missing"]) == ["variance"]
 
 
 @pytest.mark.parametrize(
-    ("name", "changes", "who"),
+    ("name", "changes", "sources"),
     [
-        (
-            "native",
-            {},
-            {"schedule": "the file", "variance": "the file", "data range": "its family"},
-        ),
-        ("diffusers", {}, {"variance": "its scheduler", "image size": "its config"}),
-        ("diffusers", {"variance": "fixed_large"}, {"variance": "--variance"}),
-        ("openai", {"model_flags": FLAGS}, {"schedule": "--model-flags", "clip": "--model-flags"}),
-        ("pesser", SETTLED["pesser"], {"schedule": "--schedule", "image size": "the images"}),
-        ("native", {"clip": False}, {"clip": "--clip/--no-clip", "prediction": "the file"}),
+        ("native", {}, {"schedule": "checkpoint", "variance": "checkpoint"}),
+        ("native", {"clip": False}, {"clip": "option", "prediction": "checkpoint"}),
+        ("native", {"levels": 32}, {"levels": "option", "data_range": "checkpoint"}),
+        ("diffusers", {"variance": "fixed_large"}, {"variance": "option", "clip": "checkpoint"}),
+        ("openai", {"model_flags": FLAGS}, {"schedule": "option", "levels": "checkpoint"}),
+        ("pesser", SETTLED["pesser"], {"schedule": "option", "time_input": "checkpoint"}),
+        ("own", SETTLED["own"], {"prediction": "option", "clip": "default"}),
     ],
 )
-def test_who_says_so(seen, name, changes, who):
-    summary = seen(name, db.CheckpointSettings(**changes))
-    said = {item["what"]: item["by"] for item in summary["said"]}
-    assert {what: said[what] for what in who} == who
+def test_the_source_of_a_setting(seen, files, name, changes, sources):
+    given = db.CheckpointSettings(network=own_code(name, files), **changes)
+    recorded = seen(name, given)["settings"]
+    assert {setting: recorded[setting]["source"] for setting in sources} == sources
 
 
 # ---- numbers
@@ -322,7 +306,6 @@ def test_the_published_network_has_its_known_size(small_model, tmp_path):
     found = db.inspect_checkpoint(tmp_path / "model.safetensors").summary["network"]
     assert found["parameters"] == 35_746_307
     assert found["flop_per_call"] == 12_443_713_536
-    assert [level["size"] for level in found["levels"]] == [32, 16, 8, 4, 4]
 
 
 # ---- what is printed
@@ -334,11 +317,10 @@ def test_the_published_network_has_its_known_size(small_model, tmp_path):
 )
 def test_it_fits_the_terminal(files, seen, name, whole, width):
     summary = seen(name, (settings if whole else unsettling)(name, files))
-    # Flags in one pair of quotes, and a path, cannot be broken.
-    words = [word if len(word) < 30 else "WORD" for word in summary["command"]]
+    # The command is one line, to be pasted, and a path cannot be broken.
     checkpoint = {**summary["checkpoint"], "source": "model.pt"}
-    summary = {**summary, "command": words, "checkpoint": checkpoint}
-    text = printed_inspect(summary, "table", width=width, plain=True)
+    summary = {**summary, "command": ["ddpmbench", "nll"], "checkpoint": checkpoint}
+    text = printed_inspect(summary, "table", width=width)
     assert text.isascii()
     lines = text.splitlines()
     assert max(map(len, lines)) <= min(width, 100)
@@ -350,7 +332,7 @@ def test_steps_that_are_not_visited_are_told():
     summary = db.inspect_checkpoint("default", timesteps=50).summary
     text = printed_inspect(summary, "table", width=100)
     assert text.splitlines()[0].endswith("gray images, T = 50 of 1,000")
-    assert "linear, T = 1,000 " in text  # what the file says
+    assert "linear, T = 1,000 " in text  # as trained
     every = db.inspect_checkpoint("default").summary
     assert " of 1,000" not in printed_inspect(every, "table", width=100)
 
@@ -358,8 +340,8 @@ def test_steps_that_are_not_visited_are_told():
 def test_the_printed_command_can_be_pasted(files, seen):
     summary = seen("openai", settings("openai", files))
     text = printed_inspect(summary, "table", width=80)
-    pasted = text[text.index("ddpmbench nll") :].split("DATA\n")[0] + "DATA"
-    assert shlex.split(pasted.replace("\\\n", " ")) == summary["command"]
+    (line,) = (line for line in text.splitlines() if "ddpmbench nll" in line)
+    assert shlex.split(line)[1:] == summary["command"]
 
 
 # ---- what is written
@@ -393,13 +375,29 @@ def test_what_is_open_has_no_figure(files, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "size", "words"),
-    [("native", 16, ("--image-size 16", "8x8")), ("pesser", 9, ("--image-size 9", "of 2"))],
+    [("native", 16, ("`image_size=16`", "8x8")), ("pesser", 9, ("`image_size=9`", "of 2"))],
 )
 def test_a_size_that_it_does_not_take(files, name, size, words):
     with peers.refused(*words):
         db.inspect_checkpoint(files[name], image_size=size)
 
 
-def test_a_mistake_in_what_is_said_is_one(files):
-    with peers.refused("--schedule", "nonsense:100"):
-        db.inspect_checkpoint(files["pesser"], db.CheckpointSettings(schedule="nonsense:100"))
+@pytest.mark.parametrize(
+    ("name", "given", "words"),
+    [
+        ("pesser", {"schedule": "nonsense:100"}, ("nonsense:100",)),
+        ("pesser", {"variance": "learned"}, ("variance", "learned")),
+        ("learned", {"prediction": "previous_mean", "variance": "fixed_small"}, ("variance",)),
+    ],
+)
+def test_stand_ins_hide_no_mistake(files, name, given, words):
+    with peers.refused(*words):
+        db.inspect_checkpoint(files[name], db.CheckpointSettings(**given))
+
+
+def test_stand_ins_hide_no_damage(tmp_path):
+    weights = peers.pesser_weights(pesser_network(out_channels=2))
+    weights["conv_out.bias"] = weights["conv_out.bias"] * math.nan
+    torch.save(weights, tmp_path / "model.ckpt")
+    with peers.refused("model.ckpt", "conv_out.bias"):
+        db.inspect_checkpoint(tmp_path / "model.ckpt")

@@ -12,7 +12,7 @@ from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.execution.folder import write_figure
 from ddpmbench.report.figures.images import images_figure
 from ddpmbench.report.figures.rate_distortion import rate_distortion_figure
-from ddpmbench.report.figures.schedule import schedule_figure, schedule_frame
+from ddpmbench.report.figures.schedule import schedule_figure
 from ddpmbench.report.figures.style import COLORS, GRID, INK, log_axis, shown
 from ddpmbench.report.figures.sub_schedules import sub_schedules_figure
 from ddpmbench.report.figures.timesteps import bound_figure, calls_figure, difference_figure
@@ -31,6 +31,17 @@ def steps_of_runs(num_timesteps, names=("one", "other")):
     return pd.concat([steps.assign(run=name) for name in names], ignore_index=True)
 
 
+def steps_of_schedule(schedule):
+    return pd.DataFrame(
+        {
+            "t": range(1, schedule.num_timesteps + 1),
+            "beta": schedule.betas.numpy(),
+            "alphas_cumprod": schedule.alphas_cumprod.numpy(),
+            "log_snr": schedule.snr.log().numpy(),
+        }
+    )
+
+
 def every_figure(num_timesteps=40):
     """Each figure there is, by name, with the numbers behind it."""
     per_timestep, curve = smooth_run(num_timesteps)
@@ -43,7 +54,7 @@ def every_figure(num_timesteps=40):
         "calls": calls_figure(per_timestep, density(num_timesteps), num_images=3, num_replicates=2),
         "sub_schedules": sub_schedules_figure(sub_schedules(SUMMARY)),
         "difference": difference_figure(steps_of_runs(num_timesteps), "baseline"),
-        "schedule": schedule_figure(schedule_frame(NoiseSchedule.cosine(num_timesteps))),
+        "schedule": schedule_figure(steps_of_schedule(NoiseSchedule.cosine(num_timesteps))),
     }
 
 

@@ -1,1 +1,1 @@
-"""What a checkpoint is, what it leaves open, and which command evaluates it."""
+"""What a checkpoint is, which settings it lacks, and the command that evaluates it."""
