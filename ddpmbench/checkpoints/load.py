@@ -305,7 +305,7 @@ def _load(source: str | Path, settings: CheckpointSettings) -> Checkpoint:
         return _with_process(checkpoint, settings, tables)
     if not path.exists():
         if not isinstance(source, str) or not hub.is_hub_id(source):
-            raise InputError(f"--ckpt {source}: no such file or folder")
+            raise InputError(f"`ckpt={source}`: no such file or folder")
         path = hub.download(source)
     if is_native(path / TRAINED):
         _refuse_two_models(path)
@@ -342,7 +342,7 @@ def _refuse_two_models(folder: Path) -> None:
 def _refuse_other_families(path: Path, source: str, network: str) -> None:
     """Refuse what `--network` has no use for: it takes one file of weights."""
     if not path.exists():
-        raise InputError(f"--ckpt {source}: no such file")
+        raise InputError(f"`ckpt={source}`: no such file")
     if path.is_dir():
         raise InputError(f"--ckpt {source}: a folder; with --network {files_in(path)}")
     if is_native(path):

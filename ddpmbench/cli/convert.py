@@ -41,14 +41,13 @@ def convert(ckpt: str, out: Path, output_format: str, **given: Any) -> None:  # 
         ddpmbench convert google/ddpm-cifar10-32 cifar10.safetensors
     """
     from ddpmbench.checkpoints import CheckpointSettings, load_checkpoint
-    from ddpmbench.evaluate.convert import convert_checkpoint
-    from ddpmbench.report.conversion import printed_conversion
+    from ddpmbench.evaluate.convert import convert_checkpoint, printed_conversion
 
     how = {name: given.pop(name) for name in ("to", "overwrite")}
     checkpoint = load_checkpoint(ckpt, CheckpointSettings(**given))
     for line in checkpoint.notes:
         note(line)
-    made = convert_checkpoint(checkpoint, out, **how)
-    for line in made.summary["notes"]:
+    conversion = convert_checkpoint(checkpoint, out, **how)
+    for line in conversion.summary["notes"]:
         note(line)
-    click.echo(printed_conversion(made.summary, output_format))
+    click.echo(printed_conversion(conversion.summary, output_format))

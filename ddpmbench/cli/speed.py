@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from ddpmbench.cli import options, paths
-from ddpmbench.cli.messages import note
+from ddpmbench.cli.messages import note, with_options
 
 _speed_options = options.decorate(
     [
@@ -47,7 +47,6 @@ _speed_options = options.decorate(
         ),
         click.option(
             "--precision",
-            "precisions",
             type=click.Choice(["fp32", "tf32", "bf16", "fp16"]),
             multiple=True,
             help="May be given again.  [default: those that suit the device]",
@@ -92,9 +91,8 @@ def speed(output_format: str, **given: Any) -> None:  # noqa: ANN401
     """
     from ddpmbench.cli.inputs import open_checkpoint
     from ddpmbench.data.images import load_images
-    from ddpmbench.evaluate.speed import SpeedSettings, measure_speed
+    from ddpmbench.evaluate.speed import SpeedSettings, measure_speed, printed_speed
     from ddpmbench.execution.speed import SpeedPlan
-    from ddpmbench.report.speed import printed_speed
     from ddpmbench.unet.precision import Precision
 
     checkpoint = open_checkpoint({name: given.pop(name) for name in options.CHECKPOINT})
@@ -103,21 +101,22 @@ def speed(output_format: str, **given: Any) -> None:  # noqa: ANN401
     data, num_images = given.pop("data"), given.pop("num_images")
     images = None if data is None else load_images(data, num_images=num_images)
     for line in () if images is None else images.notes:
-        click.echo(f"Note: {line}", err=True)
-    precisions = tuple(map(Precision, dict.fromkeys(given.pop("precisions"))))
+        note(line)
+    precisions = tuple(map(Precision, dict.fromkeys(given.pop("precision"))))
     settings = SpeedSettings(
         plan=SpeedPlan(precisions or None, given.pop("compiled")),
         num_images=num_images or SpeedSettings.num_images,
         **{name: given.pop(name) for name in ("half_width", "num_samples", "image_size")},
     )
     out: Path | None = given["out"]
+    command = click.get_current_context().command
     report = measure_speed(
         checkpoint,
         images,
         settings=settings,
         **given,
         command=["ddpmbench", *sys.argv[1:]],
-        tell=lambda line: click.echo(line, err=True),
+        tell=lambda line: click.echo(with_options(line, command), err=True),
     )
     click.echo(printed_speed(report.summary, output_format))
     if out is not None:

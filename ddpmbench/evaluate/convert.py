@@ -1,7 +1,8 @@
-"""The same model in another family's files, and the proof that it is the same."""
+"""The same model in another family's files, compared before they take their place."""
 
 import dataclasses
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,25 +25,25 @@ FAMILIES = ("native", "diffusers")
 SCHEMA = "ddpmbench.convert/1"
 _SUFFIX = ".safetensors"
 _OF_FILES = (".pt", ".pth", ".ckpt", ".bin")
-"""Endings of what is no folder to anybody, and which nothing here writes."""
+"""Endings of files that are never written, and would be odd for a folder."""
 _PIPELINE = {"model_index.json", "unet", "scheduler", "README.md", ".gitattributes"}
 """All that is in the folder of a pipeline that may be overwritten."""
-_STEPS = 8
-"""Steps at which the networks are compared, evenly spaced in log t."""
+_TIMESTEPS = 8
+"""Timesteps at which the networks are compared, evenly spaced in log t."""
 _SIZE = 16
 """Height and width of the images for that, where the checkpoint does not say."""
 _TOLERANCE = 1e-5
-"""Of the largest output; more is another network."""
+"""The largest difference, relative to the largest output."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Conversion(Shown):
-    """What was written, and how far it is from what was read.
+    """What was written, and its distance from what was read.
 
     Attributes:
         checkpoint: what is read from `path`.
         path: the file or folder.
-        summary: all of it as `--format json` prints it.
+        summary: the record of both, as the command prints it in JSON.
     """
 
     checkpoint: Checkpoint
@@ -50,9 +51,7 @@ class Conversion(Shown):
     summary: dict[str, Any]
 
     def _card(self) -> Card:
-        from ddpmbench.report.cards import conversion_card
-
-        return conversion_card(self.summary)
+        return Card(f"wrote {self.summary['path']}", {}, _facts(self.summary))
 
 
 def convert_checkpoint(
@@ -66,11 +65,11 @@ def convert_checkpoint(
     Args:
         checkpoint: of our U-Net, with the schedule that it was trained on.
         out: a file `*.safetensors`, native, or a folder, of diffusers' DDPMPipeline.
-        to: "native" or "diffusers", where the name is not to say it.
+        to: "native" or "diffusers"; None decides by the ending of `out`.
         overwrite: whether a file or a folder of a pipeline may be replaced.
 
     Raises:
-        InputError: something is there already, or the family has no words for the model.
+        InputError: something is there already, or the family cannot express the model.
     """
     place = named_path(out)
     family = _family(place, to)
@@ -85,71 +84,71 @@ def convert_checkpoint(
         raise InputError(
             f"{checkpoint.source}: respaced to {schedule.num_timesteps:,} of "
             f"{schedule.num_original_timesteps:,} steps; convert the original, and respace it "
-            "when it is read (--timesteps)"
+            "when it is evaluated"
         )
     if family == "diffusers":
         refuse_inexpressible(checkpoint)
-    with writing_to(place, "OUT"), scratch_folder(place) as scratch:
-        made = scratch / place.name
+    with writing_to(place, "`out`"), scratch_folder(place) as scratch:
+        target = scratch / place.name
         if family == "native":
-            write_native(made, checkpoint, training=checkpoint.training)
+            write_native(target, checkpoint, training=checkpoint.training)
         else:
-            write_diffusers(made, checkpoint)
-        written = load_checkpoint(made)
+            write_diffusers(target, checkpoint)
+        written = load_checkpoint(target)
         _check_meaning(checkpoint, written, family)
-        proof = _compare(checkpoint, written)
-        move_into_place(made, place)
+        differences = _compare(checkpoint, written)
+        move_into_place(target, place)
     written = dataclasses.replace(written, source=str(place))
     summary = {
         "schema": SCHEMA,
         "source": _record(checkpoint),
         "written": _record(written),
         "path": str(place),
-        **proof,
+        **differences,
         "notes": _notes(checkpoint, written),
     }
     return Conversion(written, place, summary)
 
 
 def _family(place: Path, to: str | None) -> str:
-    """What to write: as `to` says, or the name; the two must not contradict each other."""
+    """The family to write, by `to` or by the name; the two must agree."""
     if place.name in ("", ".."):
-        raise InputError(f"OUT {place}: has no name of its own; name the file or folder to write")
+        raise InputError(f"`out` {place}: has no name of its own; name the file or folder to write")
     by_name = "native" if place.suffix == _SUFFIX else "diffusers"
     if to not in (None, *FAMILIES):
-        raise InputError(f"--to {to}: choose from {', '.join(FAMILIES)}")
+        raise InputError(f"`to={to}`: choose from {', '.join(FAMILIES)}")
     if to is not None and to != by_name:
         needs = f"is a file that ends in {_SUFFIX}" if to == "native" else "is a folder"
-        raise InputError(f"OUT {place}: {to} {needs}; give it another name")
+        raise InputError(f"`out` {place}: {to} {needs}; give it another name")
     if to is None and place.suffix.lower() in _OF_FILES:
         raise InputError(
-            f"OUT {place}: no {place.suffix} file is written; name it "
-            f"{place.with_suffix(_SUFFIX).name} (native), or pass --to diffusers for a folder"
+            f"`out` {place}: no {place.suffix} file is written; name it "
+            f"{place.with_suffix(_SUFFIX).name} (native), or pass `to=diffusers` for a folder"
         )
     return by_name
 
 
 def _check_place(place: Path, family: str, *, overwrite: bool) -> None:
-    """Refuse what is there, unless it is to be overwritten and is of the kind."""
+    """Refuse what is there, unless it may be overwritten and is of the same kind."""
     if not (place.exists() or place.is_symlink()):
         return
     if not overwrite:
-        raise InputError(f"OUT {place}: exists; pass --overwrite or another name")
+        raise InputError(f"`out` {place}: exists; pass `overwrite` or another name")
     if place.is_dir() != (family == "diffusers"):
         kind = "folder" if place.is_dir() else "file"
-        raise InputError(f"OUT {place}: is a {kind}; give it another name")
+        raise InputError(f"`out` {place}: is a {kind}; give it another name")
     if place.is_dir():
         names = {path.name for path in place.iterdir()}
         if names and (others := sorted(names - _PIPELINE) or "model_index.json" not in names):
             what = others[0] if isinstance(others, list) else "no model_index.json"
             raise InputError(
-                f"OUT {place}: holds {what}, so it is more than a pipeline of diffusers and is not "
+                f"`out` {place}: holds {what}, so it is more than a pipeline of diffusers and not "
                 "overwritten; give it another name"
             )
 
 
 def _check_meaning(one: Checkpoint, other: Checkpoint, family: str) -> None:
-    """Refuse files in which something was lost that a number depends on."""
+    """Refuse files that do not hold everything that a number depends on."""
     readers: dict[str, Callable[[Checkpoint], object]] = {
         "prediction": lambda c: c.prediction,
         "variance": lambda c: c.variance,
@@ -174,10 +173,10 @@ def _check_meaning(one: Checkpoint, other: Checkpoint, family: str) -> None:
 
 
 def _compare(one: Checkpoint, other: Checkpoint) -> dict[str, Any]:
-    """How far both are from each other on the same random inputs, in float32.
+    """The largest differences of outputs and terms on the same random inputs, in float32.
 
     Raises:
-        RuntimeError: too far, which is a mistake of this package.
+        RuntimeError: they are too large, which is a mistake of this package.
     """
     inputs = _random_inputs(one)
     outputs = [_output(checkpoint, *inputs) for checkpoint in (one, other)]
@@ -185,7 +184,7 @@ def _compare(one: Checkpoint, other: Checkpoint) -> dict[str, Any]:
     difference = float((outputs[0] - outputs[1]).abs().max())
     if not difference <= _TOLERANCE * largest:
         raise RuntimeError(
-            f"{one.source}: what was written gives outputs {difference:.3g} away, of {largest:.3g}"
+            f"{one.source}: outputs of what was written differ by {difference:.3g} of {largest:.3g}"
         )
     x_start, t, eps, _ = inputs
     terms = [
@@ -201,10 +200,10 @@ def _compare(one: Checkpoint, other: Checkpoint) -> dict[str, Any]:
 
 
 def _random_inputs(checkpoint: Checkpoint) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Random levels as x_start (B, C, H, W), steps (B,), noise (B, C, H, W), classes (B,)."""
+    """Random images as x_start (B, C, H, W), t (B,), noise (B, C, H, W), classes (B,)."""
     generator = torch.Generator().manual_seed(0)
     total, multiple = checkpoint.schedule.num_timesteps, checkpoint.size_multiple
-    t = torch.tensor(sorted({round(total ** (i / (_STEPS - 1))) for i in range(_STEPS)}))
+    t = torch.tensor(sorted({round(total ** (i / (_TIMESTEPS - 1))) for i in range(_TIMESTEPS)}))
     size = checkpoint.image_size or multiple * -(-_SIZE // multiple)
     shape = (len(t), checkpoint.channels or 1, *sides_of(size))
     pixels = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
@@ -238,7 +237,7 @@ def _record(checkpoint: Checkpoint) -> dict[str, object]:
 
 
 def _notes(read: Checkpoint, written: Checkpoint) -> list[str]:
-    """What whoever uses the folder with diffusers must know."""
+    """What a user of the folder has to know."""
     notes = []
     if written.family == "diffusers" and read.weights is not None:
         kind = {"ema": "averaged weights", "raw": "a training's last weights, not averaged"}
@@ -252,3 +251,35 @@ def _notes(read: Checkpoint, written: Checkpoint) -> list[str]:
             "DDPMPipeline cannot sample before sample_size in unet/config.json says the image size"
         )
     return notes
+
+
+def printed_conversion(summary: Mapping[str, Any], output_format: str) -> str:
+    """The summary of `convert` for standard output.
+
+    Args:
+        summary: that of a `Conversion`.
+        output_format: "table" for reading, "json" for the object itself, "quiet" for the path
+            alone.
+    """
+    match output_format:
+        case "json":
+            return json.dumps(summary, indent=2)
+        case "quiet":
+            return str(summary["path"])
+    return "\n".join(f"{name:<9}{fact}" for name, fact in _facts(summary).items())
+
+
+def _facts(summary: Mapping[str, Any]) -> dict[str, str]:
+    """What was read and written, and how the two differ."""
+    inputs = f"{summary['num_inputs']} random inputs, float32"
+    return {
+        "read": _line(summary["source"]),
+        "written": _line(summary["written"]),
+        "output": f"differs by at most {summary['output_difference']:.1e} of "
+        f"{summary['output_max']:.1e} ({inputs})",
+        "terms": f"differ by at most {summary['term_difference_bits_per_dim']:.1e} bits/dim",
+    }
+
+
+def _line(checkpoint: Mapping[str, str]) -> str:
+    return f"{checkpoint['source']} ({checkpoint['family']}, {checkpoint['sha256'][:12]})"

@@ -11,7 +11,7 @@ import pandas as pd
 from ddpmbench.data.image_files import PositionIds, read_npz
 from ddpmbench.data.images import ImageSet
 from ddpmbench.errors import InputError
-from ddpmbench.evaluate import sample
+from ddpmbench.evaluate import sample, speed
 from ddpmbench.evaluate.compare import Comparison, FidelityComparison
 from ddpmbench.evaluate.fid import FidReport
 from ddpmbench.evaluate.nll import NllReport
@@ -28,7 +28,7 @@ from ddpmbench.execution.finished import (
     refuse_losses,
 )
 from ddpmbench.execution.samples import SAMPLES
-from ddpmbench.report import comparison, fidelity, fidelity_comparison, speed, tables
+from ddpmbench.report import comparison, fidelity, fidelity_comparison, tables
 from ddpmbench.report import schema as records
 from ddpmbench.report.contents import PER_TIMESTEP, lost, read_table
 from ddpmbench.report.schema import check

@@ -1,12 +1,14 @@
-"""How fast is a model here, and how long would the other questions take?"""
+"""How fast a model is on a device, and how long the other commands would take."""
 
 import dataclasses
+import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -14,6 +16,7 @@ from ddpmbench.data.images import ImageSet, ImageSource, load_images, refuse_red
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.errors import InputError
 from ddpmbench.execution.devices import device_name, resolve_device
+from ddpmbench.execution.engine_choice import CallSpeed
 from ddpmbench.execution.finished import ENVIRONMENT
 from ddpmbench.execution.folder import RunFolder, environment, write_figure
 from ddpmbench.execution.network_check import check_first_call
@@ -21,6 +24,7 @@ from ddpmbench.execution.progress import tell as to_standard_error
 from ddpmbench.execution.samples import Generation, SampleSettings
 from ddpmbench.execution.speed import (
     MeasuredSpeed,
+    RowSeconds,
     SpeedPlan,
     Workload,
     fitting_probe,
@@ -29,15 +33,17 @@ from ddpmbench.execution.speed import (
 )
 from ddpmbench.execution.timing import Probe, gray_images
 from ddpmbench.files import named_path
-from ddpmbench.report import speed as report
 from ddpmbench.report.card import Card, Draw, Shown
 from ddpmbench.report.figures.throughput import batch_figure, parts_figure
+from ddpmbench.report.text import checkpoint_line, duration
 from ddpmbench.version import __version__
+
+SCHEMA = "ddpmbench.speed/1"
 
 
 @dataclasses.dataclass(frozen=True)
 class SpeedSettings:
-    """What is measured, and for which questions.
+    """What is measured, and for which commands it is predicted.
 
     Attributes:
         plan: of the measurement.
@@ -47,7 +53,7 @@ class SpeedSettings:
         image_size: height and width where neither checkpoint nor images say.
 
     Raises:
-        InputError: one of them has no sense.
+        InputError: one of them makes no sense.
     """
 
     plan: SpeedPlan = dataclasses.field(default_factory=SpeedPlan)
@@ -57,14 +63,14 @@ class SpeedSettings:
     image_size: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be asked."""
+        """Refuse numbers that make no sense."""
         if not 0 < self.half_width < math.inf:
             raise InputError(
-                f"--half-width {self.half_width}: choose a number above 0, such as 0.005"
+                f"`half_width={self.half_width}`: choose a number above 0, such as 0.005"
             )
-        for option in ("num_images", "num_samples"):
-            if (value := getattr(self, option)) < 1:
-                raise InputError(f"--{option.replace('_', '-')} {value}: choose at least one")
+        for name in ("num_images", "num_samples"):
+            if (value := getattr(self, name)) < 1:
+                raise InputError(f"`{name}={value}`: choose at least one")
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -73,9 +79,15 @@ class SpeedReport(Shown):
 
     Attributes:
         summary: the object of `summary.json`.
-        calls: one row a way to call the network; see `report.speed.calls_frame`.
-        parts: one row a kind of row; see `report.speed.parts_frame`.
-        predictions: one row a question; see `report.speed.predictions_frame`.
+        calls: one row an engine and a batch size: `engine` in words, `precision`,
+            `channels_last`, `compiled`, `cuda_graph`, `batch_size`, `evaluations_per_second`,
+            `ms_per_batch`, `tflops`, `share_of_peak` of the matrix product of that precision,
+            `eps_error` against strict float32, `first_seconds`, and `break_even_evaluations`
+            after which compiling has paid off (empty if not compiled, or never).
+        parts: one row a kind of work and precision, in milliseconds: `row`, `precision`, `ms`,
+            `network`, `noise`, `rest`.
+        predictions: one row a command and precision: `question`, `command`, `num_evaluations`,
+            `precision`, `seconds`.
         folder: where it was written; None if nowhere.
     """
 
@@ -86,16 +98,22 @@ class SpeedReport(Shown):
     folder: Path | None
 
     def _card(self) -> Card:
-        from ddpmbench.report.cards import speed_card
-
-        return speed_card(self.summary, self.folder)
+        numbers = {
+            f"{row['question']}, {row['precision']}": f"about {duration(row['seconds'])}"
+            for row in self.summary["predictions"]
+        }
+        facts = {"checkpoint": checkpoint_line(self.summary["checkpoint"])}
+        if self.folder is not None:
+            facts["folder"] = str(self.folder)
+        facts["device"] = str(self.summary["device"])
+        return Card(_headline(self.summary), numbers, facts)
 
     def _figures(self) -> Mapping[str, Draw]:
         named = self.calls.assign(
-            panel="Network calls", per_second=self.calls.evaluations_per_second
+            panel="Network evaluations", per_second=self.calls.evaluations_per_second
         )
         return {
-            "calls": lambda: batch_figure(named, unit="calls/s"),
+            "calls": lambda: batch_figure(named, unit="evaluations/s"),
             "parts": lambda: parts_figure(self.parts),
         }
 
@@ -112,27 +130,28 @@ def measure_speed(
     tell: Callable[[str], None] | None = None,
     progress: bool = True,
 ) -> SpeedReport:
-    """Time the network of a checkpoint, what surrounds it, and predict what questions take here.
+    """Time the network of a checkpoint and what surrounds it; predict the time of other commands.
 
     Args:
         checkpoint: what `load_checkpoint` returns.
-        images: what the bound would be of; None for as many gray ones as the settings say.
+        images: those whose bound is predicted; None for as many gray ones as the settings say.
         settings: what is measured.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         batch_size: of the largest batch; None for what suits the device and the network.
         out: a folder to write to; an earlier measurement of the same kind there is replaced.
         command: the command line, for the record.
-        tell: told what is being measured, and what had to be left out; None for standard error.
+        tell: called with a line for each engine that is measured or left out; None for standard
+            error.
         progress: False for silence where `tell` is None.
 
     Raises:
         InputError: the device cannot do what is asked, or an argument does not fit.
     """
     since = time.perf_counter()
-    tell = tell or (to_standard_error if progress else _nobody)
+    tell = tell or (to_standard_error if progress else _silent)
     settings = settings or SpeedSettings()
     if batch_size is not None and batch_size < 1:
-        raise InputError(f"--batch-size {batch_size}: needs at least one row, or auto")
+        raise InputError(f"`batch_size={batch_size}`: choose at least one")
     target = resolve_device(device)
     images = None if images is None else load_images(images)
     shape, num_images = _shape(checkpoint, images, settings), settings.num_images
@@ -146,18 +165,18 @@ def measure_speed(
     identity = _identity(checkpoint, target, settings, batch_size)
     folder = None if out is None else RunFolder(named_path(out), identity)
     probe = fitting_probe(checkpoint, images, target, batch_size=batch_size, tell=tell)
-    found = measured(probe, settings.plan, tell=tell)
+    speed = measured(probe, settings.plan, tell=tell)
     works = workloads(
         num_images,
         checkpoint.schedule.num_timesteps,
         half_width=settings.half_width,
         num_samples=settings.num_samples,
     )
-    made = _report(found, works, probe, folder, time.perf_counter() - since)
+    report = _report(speed, works, probe, folder, time.perf_counter() - since)
     if folder is not None:
         _write(
             folder,
-            made,
+            report,
             environment(
                 target,
                 given=command,
@@ -169,11 +188,11 @@ def measure_speed(
                 },
             ),
         )
-    return made
+    return report
 
 
-def _nobody(line: str) -> None:
-    pass
+def _silent(line: str) -> None:
+    """Drop the line."""
 
 
 def _shape(
@@ -187,11 +206,11 @@ def _shape(
 def _identity(
     checkpoint: Checkpoint, device: torch.device, settings: SpeedSettings, batch_size: int | None
 ) -> dict[str, Any]:
-    """What another measurement must have in common with that of a folder to take its place."""
+    """What a measurement must share with that of a folder to replace it."""
     plan = settings.plan
     precisions = plan.precisions and [str(precision) for precision in plan.precisions]
     return {
-        "schema": report.SCHEMA,
+        "schema": SCHEMA,
         "checkpoint": checkpoint.sha256,
         "network": checkpoint.fingerprint,
         "device": device_name(device),
@@ -204,24 +223,24 @@ def _identity(
 
 
 def _report(
-    found: MeasuredSpeed,
+    speed: MeasuredSpeed,
     works: list[Workload],
     probe: Probe,
     folder: RunFolder | None,
     seconds: float,
 ) -> SpeedReport:
     checkpoint = probe.checkpoint
-    calls, parts = report.calls_frame(found), report.parts_frame(found)
-    predictions = report.predictions_frame(found, works)
+    calls, parts = calls_frame(speed), parts_frame(speed)
+    predictions = _predictions_frame(speed, works)
     summary = {
-        "schema": report.SCHEMA,
+        "schema": SCHEMA,
         "checkpoint": checkpoint.record,
         "shape": list(probe.images.pixels.shape[1:]),
         "num_timesteps": checkpoint.schedule.num_timesteps,
         "parameters": sum(p.numel() for p in checkpoint.network.parameters()),
-        "flop_per_call": found.flop_per_call,
+        "flop_per_call": speed.flop_per_call,
         "device": device_name(probe.device),
-        "matmul_tflops": {str(kind): peak / 1e12 for kind, peak in found.peaks.items()},
+        "matmul_tflops": {str(kind): peak / 1e12 for kind, peak in speed.peaks.items()},
         "calls": _records(calls),
         "parts": _records(parts),
         "predictions": _records(predictions),
@@ -231,15 +250,196 @@ def _report(
 
 
 def _records(frame: pd.DataFrame) -> list[dict[Any, Any]]:
-    """As JSON can hold them: what is not known is null."""
+    """Rows for JSON, which has null for what is not known."""
     return frame.astype(object).where(frame.notna(), None).to_dict("records")
 
 
-def _write(folder: RunFolder, made: SpeedReport, record: dict[str, object]) -> None:
-    folder.write_frame("calls.csv", made.calls)
-    folder.write_frame("parts.csv", made.parts)
-    folder.write_frame("predictions.csv", made.predictions)
-    for name, draw in made._figures().items():
+def _write(folder: RunFolder, report: SpeedReport, record: dict[str, object]) -> None:
+    folder.write_frame("calls.csv", report.calls)
+    folder.write_frame("parts.csv", report.parts)
+    folder.write_frame("predictions.csv", report.predictions)
+    for name, draw in report._figures().items():
         write_figure(folder.path, name, *draw())
     folder.write_json(ENVIRONMENT, record)
-    folder.write_summary(made.summary)
+    folder.write_summary(report.summary)
+
+
+def calls_frame(speed: MeasuredSpeed) -> pd.DataFrame:
+    """One row an engine and a batch size; see `SpeedReport.calls`."""
+    rows = []
+    for call in speed.calls:
+        flops = speed.flop_per_call * call.per_second
+        peak = speed.peaks.get(call.choice.precision, np.nan)
+        rows.append(
+            {
+                "engine": str(call.choice),
+                **dataclasses.asdict(call.choice),
+                "precision": str(call.choice.precision),
+                "batch_size": call.batch_size,
+                "evaluations_per_second": call.per_second,
+                "ms_per_batch": 1000 * call.seconds * call.batch_size,
+                "tflops": flops / 1e12,
+                "share_of_peak": flops / peak,
+                "eps_error": call.eps_error,
+                "first_seconds": call.first_seconds,
+                "break_even_evaluations": _break_even(call, speed.calls),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _break_even(call: CallSpeed, calls: Sequence[CallSpeed]) -> float:
+    """Evaluations after which compiling has paid off."""
+    if not call.choice.compiled:
+        return np.nan
+    plain = [
+        other
+        for other in calls
+        if not other.choice.compiled
+        and (other.choice.precision, other.batch_size) == (call.choice.precision, call.batch_size)
+    ]
+    saved = min((other.seconds for other in plain), default=0.0) - call.seconds
+    return call.first_seconds / saved if saved > 0 else np.nan
+
+
+def parts_frame(speed: MeasuredSpeed) -> pd.DataFrame:
+    """One row a kind of work and precision; see `SpeedReport.parts`."""
+    return pd.DataFrame(
+        [
+            {
+                "row": part.row,
+                "precision": str(precision),
+                "ms": 1000 * part.seconds,
+                "network": 1000 * part.network,
+                "noise": 1000 * part.noise,
+                "rest": 1000 * part.rest,
+            }
+            for precision, parts in speed.parts.items()
+            for part in parts
+        ]
+    )
+
+
+def _predictions_frame(speed: MeasuredSpeed, works: Sequence[Workload]) -> pd.DataFrame:
+    """One row a command and precision; see `SpeedReport.predictions`."""
+    return pd.DataFrame(
+        [
+            {
+                "question": work.name,
+                "command": work.command,
+                "num_evaluations": work.num_evaluations,
+                "precision": str(precision),
+                "seconds": work.seconds(RowSeconds.of_parts(parts)),
+            }
+            for work in works
+            for precision, parts in speed.parts.items()
+        ]
+    )
+
+
+_NAME = 30
+
+
+def printed_speed(summary: Mapping[str, Any], output_format: str) -> str:
+    """The summary of `speed` for standard output.
+
+    Args:
+        summary: the object of its `summary.json`.
+        output_format: "table" for reading, "json" for the object itself, "csv" for one row an
+            engine and batch size.
+    """
+    match output_format:
+        case "json":
+            return json.dumps(summary, indent=2)
+        case "csv":
+            return str(pd.DataFrame(summary["calls"]).to_csv(index=False)).rstrip()
+    blocks = [[_headline(summary)], _calls(summary), _parts(summary), _predictions(summary)]
+    return "\n\n".join("\n".join(block) for block in [*blocks, _facts(summary)])
+
+
+def _headline(summary: Mapping[str, Any]) -> str:
+    """The fastest strict float32 where there is one, else the fastest of all, in one line."""
+    strict = [call for call in summary["calls"] if call["precision"] == "fp32"]
+    best = max(strict or summary["calls"], key=lambda call: call["evaluations_per_second"])
+    return (
+        f"{_speed(best['evaluations_per_second'])} network evaluations/s: {best['engine']}, "
+        f"{best['batch_size']:,} at once"
+    )
+
+
+def _calls(summary: Mapping[str, Any]) -> list[str]:
+    rows = []
+    for call in summary["calls"]:
+        share, error = call["share_of_peak"], call["eps_error"]
+        rows.append(
+            (
+                call["engine"],
+                f"{call['batch_size']:,}",
+                _speed(call["evaluations_per_second"]),
+                _speed(1000 * call["tflops"]),
+                "" if share is None else f"{share:.0%}",
+                f"{error:.1e}" if error else "0",
+            )
+        )
+    heads = ("network", "at once", "evaluations/s", "GFLOP/s", "of the peak", "error of eps")
+    return [*_table(heads, rows), *_compiled(summary)]
+
+
+def _compiled(summary: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for call in summary["calls"]:
+        if call["compiled"]:
+            calls = call["break_even_evaluations"]
+            pays = "not won back" if calls is None else f"won back after {calls:,.0f} evaluations"
+            what = f"{call['engine']}, {call['batch_size']:,} at once"
+            lines.append(f"{what}: compiled in {call['first_seconds']:.0f} s, {pays}")
+    return lines
+
+
+def _parts(summary: Mapping[str, Any]) -> list[str]:
+    rows = []
+    for part in summary["parts"]:
+        shares = (f"{part[name] / part['ms']:.0%}" for name in ("network", "noise", "rest"))
+        rows.append((f"{part['row']}, {part['precision']}", f"{part['ms']:.3g}", *shares))
+    return _table(("one row", "ms", "network", "noise", "all else"), rows)
+
+
+def _predictions(summary: Mapping[str, Any]) -> list[str]:
+    precisions = list(dict.fromkeys(row["precision"] for row in summary["predictions"]))
+    questions: dict[str, list[str]] = {}
+    for row in summary["predictions"]:
+        cells = questions.setdefault(row["question"], [f"{row['num_evaluations']:,}"])
+        cells.append(f"about {duration(row['seconds'])}")
+    rows = [(question, *cells) for question, cells in questions.items()]
+    return _table(("here it takes", "evaluations", *precisions), rows)
+
+
+def _facts(summary: Mapping[str, Any]) -> list[str]:
+    channels, height, width = summary["shape"]
+    color = {1: "gray", 3: "RGB"}.get(channels, f"{channels} channels")
+    peaks = ", ".join(f"{name} {peak:.3g}" for name, peak in summary["matmul_tflops"].items())
+    facts = {
+        "checkpoint": f"{checkpoint_line(summary['checkpoint'])}, "
+        f"{summary['parameters']:,} parameters, "
+        f"{summary['flop_per_call'] / 1e9:.3f} GFLOP an evaluation",
+        "process": f"T = {summary['num_timesteps']:,}, {width}x{height} {color}",
+        "peak": f"of the matrix product: {peaks} TFLOP/s",
+        "device": f"{summary['device']}, measured in {summary['seconds']:.0f} s",
+    }
+    return [f"{name:<12}{fact}" for name, fact in facts.items()]
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Names left-aligned, numbers right-aligned."""
+    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
+    return [
+        "   ".join(
+            cell.rjust(width) if k else cell.ljust(max(width, _NAME))
+            for k, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in (heads, *rows)
+    ]
+
+
+def _speed(per_second: float) -> str:
+    return f"{per_second:,.0f}" if per_second >= 100 else f"{per_second:.3g}"

@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 import torch
 
+from ddpmbench.command_line import command
 from ddpmbench.data.images import ImageSet
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.diffusion.noise import normal_noise
@@ -50,16 +51,26 @@ class RowSeconds:
     later: float
     step: float
 
+    @classmethod
+    def of_parts(cls, parts: "Sequence[PartSeconds]") -> "RowSeconds":
+        """From measured parts of one precision.
+
+        Args:
+            parts: at t = 1, at t = 2..T where T > 1, and of a step of a sample, in this order.
+        """
+        first, *later, step = (part.seconds for part in parts)
+        return cls(first, later[0] if later else 0.0, step)
+
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """A question, and how many rows of each kind answer it.
+    """A command, and how many network evaluations of each kind it takes.
 
     Attributes:
-        name: in words.
-        command: what asks it, without the checkpoint and the images.
-        first: rows at t = 1.
-        later: rows at t = 2..T.
+        name: what it computes, in words.
+        command: to type, without the checkpoint and the images.
+        first: terms at t = 1.
+        later: terms at t = 2..T.
         steps: steps of samples.
     """
 
@@ -71,11 +82,15 @@ class Workload:
 
     @property
     def num_evaluations(self) -> int:
-        """Network calls."""
+        """Network evaluations."""
         return self.first + self.later + self.steps
 
     def seconds(self, row: RowSeconds) -> float:
-        """They take, where a row takes so much."""
+        """Seconds that it takes.
+
+        Args:
+            row: seconds of an evaluation of each kind.
+        """
         return self.first * row.first + self.later * row.later + self.steps * row.step
 
 
@@ -92,14 +107,14 @@ def workloads(
     """
     pairs = Workload(
         "every pair, one draw",
-        "nll --estimator every-pair --draws 1",
+        command("nll", estimator="every-pair", draws=1),
         first=num_images,
         later=num_images * (num_timesteps - 1),
     )
     samples = [
         Workload(
             f"{num_samples:,} samples of {steps:,} steps",
-            f"sample -n {num_samples} --timesteps {steps}",
+            command("sample", num_samples=num_samples, timesteps=steps),
             steps=num_samples * steps,
         )
         for steps in sorted({num_timesteps, min(num_timesteps, FEW_STEPS)}, reverse=True)
@@ -118,7 +133,7 @@ def _sampled_bound(num_images: int, num_timesteps: int, half_width: float) -> Wo
     )
     return Workload(
         f"nll, rd to +- {half_width:g} bits/dim",
-        f"nll --half-width {half_width:g}",
+        command("nll", half_width=f"{half_width:g}"),
         first=num_rows(num_images, num_replicates) - of_replicates,
         later=of_replicates + pilot,
     )

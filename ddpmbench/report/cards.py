@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from ddpmbench.report.card import Card
-from ddpmbench.report.conversion import conversion_facts
 from ddpmbench.report.fidelity_comparison_page import fidelity_comparison_numbers
 from ddpmbench.report.fidelity_page import joined
 from ddpmbench.report.fidelity_text import fidelity_facts, measures
@@ -18,8 +17,7 @@ from ddpmbench.report.nll_text import (
     images_line,
 )
 from ddpmbench.report.samples import samples_facts, samples_headline
-from ddpmbench.report.speed import headline as speed_headline
-from ddpmbench.report.text import checkpoint_line, duration, with_interval
+from ddpmbench.report.text import checkpoint_line, with_interval
 
 Summary = Mapping[str, Any]
 
@@ -68,19 +66,6 @@ def samples_card(summary: Summary, folder: Path | None) -> Card:
     return Card(samples_headline(dict(summary)), {}, facts)
 
 
-def speed_card(summary: Summary, folder: Path | None) -> Card:
-    """Of a measurement of speed."""
-    numbers = {
-        f"{row['question']}, {row['precision']}": f"about {duration(row['seconds'])}"
-        for row in summary["predictions"]
-    }
-    facts = {
-        "checkpoint": checkpoint_line(summary["checkpoint"]),
-        "device": str(summary["device"]),
-    }
-    return Card(speed_headline(summary), numbers, _in_folder(facts, folder))
-
-
 def comparison_card(summary: Summary) -> Card:
     """Of a comparison of runs of `nll`."""
     line = f"against {summary['baseline']['run']}, bits/dim; below 0 is better"
@@ -96,11 +81,6 @@ def fidelity_comparison_card(summary: Summary) -> Card:
     """Of a comparison of runs of `fid`."""
     line = f"{summary['name']} ({summary['protocol']['id']}) against {summary['baseline']['run']}"
     return Card(line, {}, fidelity_comparison_numbers(summary))
-
-
-def conversion_card(summary: Summary) -> Card:
-    """Of a conversion."""
-    return Card(f"wrote {summary['path']}", {}, conversion_facts(summary))
 
 
 def _bound(summary: dict[str, Any], name: str) -> str:

@@ -93,7 +93,7 @@ def test_the_checkpoint_of_the_package(ran, tmp_path):
         (["{small}"], ["OUT"]),
         (["{small}", "{new}.pt"], ["OUT {new}.pt", "{new}.safetensors", "--to diffusers"]),
         (["{small}", ".", "--overwrite"], ["OUT .", "no name"]),
-        (["nowhere.pt", "{new}"], ["nowhere.pt"]),
+        (["nowhere.pt", "{new}"], ["Error: nowhere.pt: no such file or folder"]),
         (["{openai}", "{new}"], ["{openai}", "--model-flags"]),
         (["{openai}", "{new}", "--model-flags", FLAGS + " --diffusion_steps 4000"], ["999.75 at"]),
         (

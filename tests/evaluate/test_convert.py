@@ -348,7 +348,7 @@ def test_a_rescaled_time_that_is_the_step_itself_is_one(tmp_path):
 
 @pytest.mark.parametrize("out", ["model", "model.safetensors"])
 def test_neither_family_takes_these(tmp_path, out):
-    with refused("made", "convert the original", "--timesteps"):
+    with refused("made", "convert the original", "respace it"):
         db.convert_checkpoint(model().respaced(5), tmp_path / out)
     with refused("made", "ReLU"):
         db.convert_checkpoint(model(network=torch.nn.ReLU()), tmp_path / out)
@@ -378,7 +378,7 @@ def test_what_a_family_would_lose_is_refused(tmp_path, monkeypatch):
 def test_nothing_is_overwritten_unasked(tmp_path):
     for name in ("model", "model.safetensors"):
         first = db.convert_checkpoint(model(), tmp_path / name).checkpoint
-        with refused(tmp_path / name, "--overwrite"):
+        with refused(tmp_path / name, "`overwrite`"):
             db.convert_checkpoint(model(prediction=Prediction.EPSILON), tmp_path / name)
         assert db.load_checkpoint(tmp_path / name).prediction is first.prediction is Prediction.V
         db.convert_checkpoint(model(prediction=Prediction.EPSILON), tmp_path / name, overwrite=True)
@@ -412,18 +412,18 @@ def test_a_checkpoint_may_be_replaced_by_itself(tmp_path):
 
 
 def test_a_name_that_contradicts_the_family(tmp_path):
-    with refused("OUT", "native", ".safetensors"):
+    with refused("`out`", "native", ".safetensors"):
         db.convert_checkpoint(model(), tmp_path / "model", to="native")
-    with refused("OUT", "diffusers", "folder"):
+    with refused("`out`", "diffusers", "folder"):
         db.convert_checkpoint(model(), tmp_path / "model.safetensors", to="diffusers")
-    with refused("--to onnx", "native, diffusers"):
+    with refused("`to=onnx`", "native, diffusers"):
         db.convert_checkpoint(model(), tmp_path / "model", to="onnx")
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".ckpt", ".bin", ".PT"])
 def test_a_folder_is_not_called_as_files_are_unless_asked_for(tmp_path, suffix):
     place = tmp_path / f"a{suffix}"
-    with refused(f"OUT {place}", "a.safetensors", "--to diffusers"):
+    with refused(f"`out` {place}", "a.safetensors", "`to=diffusers`"):
         db.convert_checkpoint(model(), place)
     assert not place.exists()
     if suffix == ".pt":
@@ -435,7 +435,7 @@ def test_a_folder_is_not_called_as_files_are_unless_asked_for(tmp_path, suffix):
 def test_a_place_without_a_name(tmp_path, monkeypatch, out):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    with refused("OUT", "no name"):
+    with refused("`out`", "no name"):
         db.convert_checkpoint(model(), out, overwrite=True)
     assert [path.name for path in tmp_path.rglob("*")] == ["here"]
 
@@ -482,7 +482,7 @@ def test_what_diffusers_does_not_say_of_weights_is_said(tmp_path, weights, words
 
 def test_a_place_that_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
-    with refused("OUT", tmp_path / "file"):
+    with refused("`out`", tmp_path / "file"):
         db.convert_checkpoint(model(), tmp_path / "file" / "model")
 
 

@@ -11,8 +11,8 @@ from sealing import read_record
 import ddpmbench as db
 from ddpmbench.cli.main import run
 from ddpmbench.errors import InputError
+from ddpmbench.evaluate.speed import printed_speed
 from ddpmbench.execution.speed import workloads
-from ddpmbench.report.speed import printed_speed
 from ddpmbench.report.text import duration
 
 QUICK = db.SpeedPlan(at_least=0.0)

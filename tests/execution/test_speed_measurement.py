@@ -9,12 +9,14 @@ from torch import nn
 
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.errors import InputError
+from ddpmbench.evaluate.speed import calls_frame, parts_frame
 from ddpmbench.execution import engine_choice, timing
 from ddpmbench.execution import speed as row_parts
 from ddpmbench.execution.engine import Engine, EngineChoice
 from ddpmbench.execution.engine_choice import CallSpeed, batch_sizes, engine_choices, fastest_call
 from ddpmbench.execution.speed import (
     MeasuredSpeed,
+    RowSeconds,
     SpeedPlan,
     fitting_probe,
     likelihood_work,
@@ -22,7 +24,6 @@ from ddpmbench.execution.speed import (
 )
 from ddpmbench.execution.timing import Probe, gray_images, spread_rows
 from ddpmbench.likelihood import terms
-from ddpmbench.report.speed import calls_frame, parts_frame, row_seconds
 from ddpmbench.samples import samplers
 from ddpmbench.unet.precision import Precision
 
@@ -138,7 +139,7 @@ def test_a_slower_network_makes_slower_rows_and_steps(small_model, small_images,
     found = []
     for seconds in (1.0, 3.0):
         engine_takes(lambda choice, size, seconds=seconds: seconds)
-        found.append(row_seconds(speeds(small_model, small_images).parts[FP32]))
+        found.append(RowSeconds.of_parts(speeds(small_model, small_images).parts[FP32]))
     fast, slow = found
     assert slow.first > fast.first
     assert slow.later > fast.later
