@@ -12,21 +12,22 @@ from pathlib import Path
 
 import click
 import pandas as pd
-
-from ddpmbench.errors import InputError
-from ddpmbench.execution.folder import write_figure
-from ddpmbench.files import replacing, writing_to
-from ddpmbench.report.figures.throughput import batch_figure, parts_figure, peak_figure
-from ddpmbench.report.throughput import (
+from throughput import (
     device_slug,
     machine_record,
     markdown,
     parts_frame,
+    peak_figure,
     read_benchmarks,
     shares_of_peak,
     speeds_against_batch,
     throughput_frame,
 )
+
+from ddpmbench.errors import InputError
+from ddpmbench.execution.folder import write_figure
+from ddpmbench.files import replacing, writing_to
+from ddpmbench.report.figures.throughput import batch_figure, parts_figure
 
 
 @click.command()

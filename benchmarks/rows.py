@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 from bench import TOLERANCE, Bench
 from cases import Case
+from ratios import LEAST_SECONDS, PairedRatio
 
 from ddpmbench.execution.devices import device_name
-from ddpmbench.execution.timing import LEAST_SECONDS, PairedRatio, timer
+from ddpmbench.execution.timing import timer
 
 _ROUNDS = range(3, 21)
 _SECONDS = 1.5  # for which rounds are measured, where so many are enough

@@ -20,9 +20,8 @@ from cases import (
     eager,
     graphed,
 )
+from ratios import paired_ratio
 from rows import Work, few, record, record_ratio, steady
-
-from ddpmbench.execution.timing import paired_ratio
 
 CASES = [
     Case(SHIPPED, "cpu", 32, eager(), quick=True),

@@ -28,13 +28,13 @@ from own_process import LOOP as LOOP_KIND
 from own_process import PIPELINE as PIPELINE_KIND
 from own_process import OwnProcess, Peer
 from per_step_loop import BPD, PerStepLoop, improved_diffusion
+from ratios import paired_ratio
 from rows import Work, few, record, record_ratio, steady
 from subjects import images_for, shortened
 
 from ddpmbench.diffusion.data_range import UNIT_RANGE
 from ddpmbench.diffusion.noise import normal_noise
 from ddpmbench.execution.devices import evaluating, strict_float32
-from ddpmbench.execution.timing import paired_ratio
 from ddpmbench.likelihood.designs import EveryPairDesign
 from ddpmbench.likelihood.terms import TermsPass
 from ddpmbench.samples.samplers import SAMPLE_DRAW, START

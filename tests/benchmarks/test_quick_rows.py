@@ -13,7 +13,6 @@ import torch
 
 from ddpmbench.checkpoints.native import write_native
 from ddpmbench.execution.engine import EngineChoice
-from ddpmbench.execution.timing import PairedRatio
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,6 +20,7 @@ with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(str(ROOT / "benchmarks"))
     import bench
     import cases
+    import ratios
     import rows
     import subjects
 
@@ -213,6 +213,6 @@ def test_a_ratio_has_its_interval():
     class Benchmark:
         extra_info = {}  # noqa: RUF012
 
-    rows.record_ratio(Benchmark, "ratio", PairedRatio(2.0, 1.5, 2.5, 10, 4.0, 2.0))
+    rows.record_ratio(Benchmark, "ratio", ratios.PairedRatio(2.0, 1.5, 2.5, 10, 4.0, 2.0))
     assert Benchmark.extra_info["ratio"] == 2.0
     assert Benchmark.extra_info["ratio_low"] < 2.0 < Benchmark.extra_info["ratio_high"]

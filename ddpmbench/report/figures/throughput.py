@@ -1,4 +1,4 @@
-"""How fast a device is: against the batch, part by part, and against its limit."""
+"""How fast a device is, against the batch size and part by part."""
 
 from typing import TYPE_CHECKING
 
@@ -9,7 +9,6 @@ from ddpmbench.report.figures.style import (
     COLORS,
     DASHES,
     GRID,
-    INK,
     MARKERS,
     axes_panels,
     drawing,
@@ -23,12 +22,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PARTS = ("network", "noise", "rest")
-_BAR = 0.4
+BAR = 0.4
+"""Height of a bar, of the distance between two."""
 
 
 @drawing()
 def batch_figure(speeds: pd.DataFrame, *, unit: str) -> tuple["Figure", pd.DataFrame]:
-    """Speed against the batch size, a line a way to compute, a panel a kind of work.
+    """Speed against the batch size: a line an engine, a panel a kind of work.
 
     Args:
         speeds: `panel`, `engine`, `batch_size`, `per_second`.
@@ -66,7 +66,7 @@ def batch_figure(speeds: pd.DataFrame, *, unit: str) -> tuple["Figure", pd.DataF
 
 @drawing()
 def parts_figure(parts: pd.DataFrame) -> tuple["Figure", pd.DataFrame]:
-    """What share of its time a row spends on what, a bar a kind of row.
+    """Shares of the time of network, noise and rest, a bar a kind of work.
 
     Args:
         parts: `row`, `precision`, and the milliseconds `network`, `noise` and `rest`.
@@ -84,49 +84,28 @@ def parts_figure(parts: pd.DataFrame) -> tuple["Figure", pd.DataFrame]:
     place, left = np.arange(len(names)), np.zeros(len(names))
     for part, color in zip(PARTS, COLORS, strict=False):
         share = 100 * (numbers[part] / whole).to_numpy()
-        axes.barh(place, share, left=left, color=color, height=_BAR, label=part)
+        axes.barh(place, share, left=left, color=color, height=BAR, label=part)
         left += share
     axes.set_xlim(0, 100)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=len(PARTS))
-    finish(axes, "What a row spends its time on", x="% of its time", y="")
-    _bars(figure, axes, names)
+    finish(axes, "Share of the time", x="% of its time", y="")
+    name_bars(figure, axes, names)
     return figure, numbers
 
 
-@drawing()
-def peak_figure(shares: pd.DataFrame) -> tuple["Figure", pd.DataFrame]:
-    """The share of the measured matrix product that a network call reaches, a bar a way.
+def name_bars(figure: "Figure", axes: "Axes", names: list[str]) -> None:
+    """Write a name above each horizontal bar, and make room for all of them.
 
     Args:
-        shares: `panel`, `engine`, `batch_size`, `share_of_peak`.
-
-    Returns:
-        The figure, and one row a bar: of each panel and engine the best batch.
+        figure: the figure.
+        axes: its bars are at 0, 1, ... of the y axis, `BAR` high.
+        names: of the bars.
     """
-    best = shares.groupby(["panel", "engine"], sort=False).share_of_peak.idxmax()
-    numbers = shares.loc[best, ["panel", "engine", "batch_size", "share_of_peak"]]
-    numbers = numbers.reset_index(drop=True)
-    panels = list(dict.fromkeys(numbers.panel))
-    figure, all_axes = axes_panels(len(panels))
-    for axes, panel in zip(all_axes, panels, strict=True):
-        own = numbers[numbers.panel == panel]
-        place = np.arange(len(own))
-        axes.barh(place, 100 * own.share_of_peak, color=COLORS[0], height=_BAR)
-        axes.axvline(100, color=INK, lw=0.9, ls="--")
-        axes.set_xlim(0, max(105.0, 105 * own.share_of_peak.max()))
-        finish(axes, panel, x="% of the matrix product", y="")
-        names = [f"{e}, {b:,} at once" for e, b in zip(own.engine, own.batch_size, strict=True)]
-        _bars(figure, axes, names)
-    return figure, numbers
-
-
-def _bars(figure: "Figure", axes: "Axes", names: list[str]) -> None:
-    """A name above each bar, where it may be long, and as much room as the bars need."""
     width, _ = figure.get_size_inches()
     figure.set_size_inches(width, max(figure.get_size_inches()[1], 1.3 + 0.45 * len(names)))
     axes.set_yticks([])
     for place, name in enumerate(names):
-        axes.annotate(name, (0, place - _BAR / 2), (2, 2), textcoords="offset points", va="bottom")
+        axes.annotate(name, (0, place - BAR / 2), (2, 2), textcoords="offset points", va="bottom")
     axes.set_ylim(len(names) - 0.5, -0.9)
     axes.grid(visible=False, axis="y")
     axes.grid(axis="x", color=GRID, lw=0.7)

@@ -12,8 +12,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from ddpmbench.errors import InputError
+from ddpmbench.report.figures.style import COLORS, INK, axes_panels, drawing, finish
+from ddpmbench.report.figures.throughput import BAR, name_bars
 
 COLUMNS = (
     *("suite", "name", "device", "what", "model", "batch_size"),
@@ -154,6 +157,33 @@ def shares_of_peak(frame: pd.DataFrame) -> pd.DataFrame:
     found = frame[(frame.what == _FORWARD) & frame.share_of_peak.notna()]
     found = found.assign(panel=found.model).astype({"batch_size": "int64"})
     return found[columns].reset_index(drop=True)
+
+
+@drawing()
+def peak_figure(shares: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
+    """The share of the measured matrix product that a network call reaches, a bar an engine.
+
+    Args:
+        shares: `panel`, `engine`, `batch_size`, `share_of_peak`.
+
+    Returns:
+        The figure, and one row a bar: of each panel and engine the best batch.
+    """
+    best = shares.groupby(["panel", "engine"], sort=False).share_of_peak.idxmax()
+    numbers = shares.loc[best, ["panel", "engine", "batch_size", "share_of_peak"]]
+    numbers = numbers.reset_index(drop=True)
+    panels = list(dict.fromkeys(numbers.panel))
+    figure, all_axes = axes_panels(len(panels))
+    for axes, panel in zip(all_axes, panels, strict=True):
+        own = numbers[numbers.panel == panel]
+        place = np.arange(len(own))
+        axes.barh(place, 100 * own.share_of_peak, color=COLORS[0], height=BAR)
+        axes.axvline(100, color=INK, lw=0.9, ls="--")
+        axes.set_xlim(0, max(105.0, 105 * own.share_of_peak.max()))
+        finish(axes, panel, x="% of the matrix product", y="")
+        names = [f"{e}, {b:,} at once" for e, b in zip(own.engine, own.batch_size, strict=True)]
+        name_bars(figure, axes, names)
+    return figure, numbers
 
 
 def machine_record(found: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,16 +11,19 @@ import pandas as pd
 import pytest
 
 from ddpmbench.errors import InputError
-from ddpmbench.report.throughput import (
-    COLUMNS,
-    machine_record,
-    markdown,
-    read_benchmarks,
-    speeds_against_batch,
-    throughput_frame,
-)
 
 ROOT = Path(__file__).parents[2]
+with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(str(ROOT / "benchmarks"))
+    from throughput import (
+        COLUMNS,
+        machine_record,
+        markdown,
+        read_benchmarks,
+        speeds_against_batch,
+        throughput_frame,
+    )
+
 HOST = "host-of-the-benchmarks"
 BENCHMARKS = """
 import pytest
