@@ -298,7 +298,7 @@ def evaluate_fid(
             for line in images.notes if isinstance(images, ImageSet) else ():
                 told.note(line)
         checked = check_of_samples(run, settings.check, settings.samples.seed, told, folder)
-        engine = run.engine(None if folder is None else folder.path)
+        engine = run.engine(None if folder is None else folder.path, note=told.note)
         images = run.compute(engine, stores, told)
         scoring = _Scoring(run, engine, settings, images, stores, checked)
         found = ranks.once(lambda: scoring.report(folder))

@@ -255,6 +255,7 @@ def evaluate_nll(
             precision=computed_in,
             folder=None if folder is None else folder.path,
             ranks=ranks,
+            note=told.note,
         )
         terms_pass = TermsPass(
             checkpoint,

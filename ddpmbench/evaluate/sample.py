@@ -214,6 +214,7 @@ def generate_samples(
             batch_size=batch_size,
             folder=None if folder is None else folder.path,
             ranks=ranks,
+            note=told.note,
         )
         run = generation.run(engine, batch_size=batch_size, ranks=ranks, listener=told)
         if isinstance(store, FolderParts) and (dropped := ranks.once(store.drop_damaged)):

@@ -1,4 +1,4 @@
-"""The device a run computes on, and that float32 and evaluation mean there what they say."""
+"""The device of a run, and settings of the process that hold during a run alone."""
 
 import contextlib
 import ctypes
@@ -22,7 +22,7 @@ _MOST = 2**31 - 1
 
 
 def available_memory() -> int:
-    """Bytes that can be had without swapping: all there are where the system does not say."""
+    """Bytes available without swapping; all of the memory where the system does not say."""
     try:
         text = Path("/proc/meminfo").read_text(encoding="ascii")
     except OSError:
@@ -32,31 +32,56 @@ def available_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-@functools.cache
-def keep_memory() -> bool:
-    """Keep freed memory for the next call of the network, in this process from now on.
+@contextlib.contextmanager
+def keeping_memory() -> Iterator[None]:
+    """Inside, freed memory is kept for the next call of the network, where glibc is the C library.
 
-    By default glibc gives large blocks back to the system at once, and every activation of the
+    By default glibc returns large blocks to the system at once, and every activation of the
     network begins with page faults, which on a CPU are a good part of a small network's time.
 
-    Returns:
-        Whether the C library is one that can be told so.
+    Afterwards what was kept is returned. glibc does not say what its thresholds were; they become
+    those of the environment, or the ones that glibc itself arrives at in a process that frees
+    large blocks.
     """
-    if platform.libc_ver()[0] != "glibc":
-        return False
-    mallopt = ctypes.CDLL(None).mallopt
-    # Older versions take no more than 32 MiB.
-    is_mapped_less = mallopt(_MMAP_THRESHOLD, 2**30) or mallopt(_MMAP_THRESHOLD, 2**25)
-    return bool(mallopt(_TRIM_THRESHOLD, _MOST)) and bool(is_mapped_less)
+    libc = _glibc()
+    if libc is None:
+        yield
+        return
+    _keepers.append(None)
+    if not libc.mallopt(_MMAP_THRESHOLD, 2**30):
+        libc.mallopt(_MMAP_THRESHOLD, 2**25)  # older versions take no more
+    libc.mallopt(_TRIM_THRESHOLD, _MOST)
+    try:
+        yield
+    finally:
+        _keepers.pop()
+        if not _keepers:
+            libc.mallopt(_MMAP_THRESHOLD, _from_environment("MALLOC_MMAP_THRESHOLD_", 2**25))
+            libc.mallopt(_TRIM_THRESHOLD, _from_environment("MALLOC_TRIM_THRESHOLD_", 2**26))
+            libc.malloc_trim(0)
+
+
+_keepers: list[None] = []
+"""One for each block of `keeping_memory` that is entered: they may be nested."""
+
+
+@functools.cache
+def _glibc() -> ctypes.CDLL | None:
+    return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
+
+
+def _from_environment(name: str, default: int) -> int:
+    value = os.environ.get(name, "")
+    return int(value) if value.isdecimal() else default
 
 
 def resolve_device(name: str, local_rank: int = 0) -> torch.device:
-    """The device a `--device` option names.
+    """The device that a name stands for.
 
     Args:
         name: "auto" (CUDA, then MPS, then the CPU), "cpu", "cuda", "cuda:1" or "mps".
-        local_rank: which process on this machine asks; each has a CUDA device of its own as
-            long as there are enough.
+        local_rank: of this process on this machine; each has a CUDA device of its own as long as
+            there are enough.
 
     Raises:
         InputError: there is no such device here.
@@ -67,17 +92,15 @@ def resolve_device(name: str, local_rank: int = 0) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     kind, _, index = name.partition(":")
     if kind not in ("cpu", "cuda", "mps") or (index and not (kind == "cuda" and index.isdigit())):
-        raise InputError(f"--device {name}: choose auto, cpu, cuda, cuda:N or mps")
+        raise InputError(f"`device={name}`: choose auto, cpu, cuda, cuda:N or mps")
     if kind == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if int(index or 0) >= count:
-            raise InputError(
-                f"--device {name}: this machine has {count} CUDA devices; use --device auto"
-            )
+            raise InputError(f"`device={name}`: this machine has {count} CUDA devices; choose auto")
         if not index:
             return _cuda_of(local_rank)
     if kind == "mps" and not torch.backends.mps.is_available():
-        raise InputError(f"--device {name}: this machine has no MPS device; use --device auto")
+        raise InputError(f"`device={name}`: this machine has no MPS device; choose auto")
     return torch.device(name)
 
 
@@ -87,7 +110,7 @@ def _cuda_of(local_rank: int) -> torch.device:
 
 @contextlib.contextmanager
 def products_of(precision: Precision) -> Iterator[None]:
-    """Inside, products and convolutions of float32 are rounded to nothing less, unless to TF32."""
+    """Inside, products and convolutions of float32 are in full precision, or in TF32."""
     backends: Any = torch.backends
     switches = [
         backends.cuda.matmul,
@@ -107,7 +130,7 @@ def products_of(precision: Precision) -> Iterator[None]:
 
 
 def strict_float32() -> contextlib.AbstractContextManager[None]:
-    """Inside, float32 means float32: products and convolutions are rounded to nothing less."""
+    """Inside, products and convolutions of float32 are in full precision."""
     return products_of(Precision.FP32)
 
 
@@ -125,7 +148,7 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def evaluating_checkpoint(checkpoint: Checkpoint) -> Iterator[None]:
-    """Inside, its network is evaluated; code of the user's finds its modules and prints to stderr.
+    """Inside, its network is in evaluation mode; the user's code imports its own modules.
 
     Every call of a checkpoint's network belongs inside.
     """
@@ -134,7 +157,7 @@ def evaluating_checkpoint(checkpoint: Checkpoint) -> Iterator[None]:
 
 
 def device_name(device: torch.device) -> str:
-    """What the device calls itself, with the number of threads where it is the CPU."""
+    """The name of the device, with the number of threads of a CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type}, {torch.get_num_threads()} threads" if device.type == "cpu" else "mps"

@@ -1,4 +1,4 @@
-"""How a network is called fast on a device, and what that choice is."""
+"""Calling a network fast on a device."""
 
 import contextlib
 import dataclasses
@@ -13,7 +13,12 @@ from torch.nn.functional import conv2d, group_norm, scaled_dot_product_attention
 
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.errors import InputError
-from ddpmbench.execution.devices import evaluating, evaluating_checkpoint, keep_memory, products_of
+from ddpmbench.execution.devices import (
+    evaluating,
+    evaluating_checkpoint,
+    keeping_memory,
+    products_of,
+)
 from ddpmbench.unet.precision import Precision
 from ddpmbench.unet.timed_unet import TimedUNet
 from ddpmbench.unet.unet import UNet
@@ -26,12 +31,12 @@ _TENSOR_CORES = (8, 0)
 def resolve_precision(
     name: str, device: torch.device, *, on_cuda: Precision = Precision.FP16
 ) -> Precision:
-    """The precision that an option names.
+    """The precision that a name stands for.
 
     Args:
         name: a `Precision`, or "auto": strict float32 on the CPU and MPS, `on_cuda` on CUDA.
         device: where the network runs.
-        on_cuda: what suits the question there; likelihood wants the mantissa of float16.
+        on_cuda: the choice of "auto" there; a likelihood wants the mantissa of float16.
 
     Raises:
         InputError: there is no such precision, or not on this device.
@@ -39,16 +44,16 @@ def resolve_precision(
     if name == AUTO:
         return on_cuda if device.type == "cuda" else Precision.FP32
     if name not in set(Precision):
-        raise InputError(f"--precision {name}: choose {', '.join(Precision)} or {AUTO}")
+        raise InputError(f"`precision={name}`: choose {', '.join(Precision)} or {AUTO}")
     precision = Precision(name)
     if precision is Precision.TF32 and not _has_tf32(device):
         raise InputError(
-            f"--precision tf32: rounds the products of CUDA devices from Ampere on, and this run "
+            f"`precision=tf32`: rounds the products of CUDA devices from Ampere on, and this run "
             f"is on {device}; choose fp32"
         )
     if precision.dtype is not torch.float32 and not _computes_in(precision.dtype, device):
         raise InputError(
-            f"--precision {name}: {device} cannot compute a network in it; choose fp32"
+            f"`precision={name}`: {device} cannot compute a network in it; choose fp32"
         )
     return precision
 
@@ -58,7 +63,7 @@ def _has_tf32(device: torch.device) -> bool:
 
 
 def _computes_in(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether the kinds of layers that a U-Net is made of have this type on the device."""
+    """Whether the layers of a U-Net support this type on the device."""
     x = torch.linspace(-1, 1, 2 * 8 * 4 * 4, device=device, dtype=dtype).reshape(2, 8, 4, 4)
     try:
         h = group_norm(conv2d(x, x[:1, :, :3, :3].expand(8, 8, 3, 3), padding=1), 4)
@@ -72,16 +77,16 @@ def _computes_in(dtype: torch.dtype, device: torch.device) -> bool:
 T = TypeVar("T")
 
 PIXELS_PER_BATCH = {"cpu": 48 * 28 * 28, "cuda": 2048 * 32 * 32, "mps": 256 * 32 * 32}
-"""Where `--batch-size auto` starts: pixels of one channel that share a network call."""
+"""Pixels of one channel in a first batch whose size is not given."""
 
 
 def rows_at_first(device: torch.device, image_shape: tuple[int, ...]) -> int:
-    """What `--batch-size auto` starts with, for images of (C, H, W)."""
+    """The size of a first batch of images (C, H, W), where it is not given."""
     return max(1, PIXELS_PER_BATCH[device.type] // math.prod(image_shape[1:]))
 
 
 class BatchSize:
-    """How many rows share a network call; halves itself when they do not fit into memory.
+    """How many images share a network call; halves itself when they do not fit into memory.
 
     Attributes:
         rows: the number at present.
@@ -95,26 +100,26 @@ class BatchSize:
         image_shape: tuple[int, ...],
         warn: Callable[[str], None],
     ) -> None:
-        """Begin with the number asked for, or with one that suits the device.
+        """Begin with the given number, or with one that suits the device.
 
         Args:
-            option: rows a call; None for "auto".
+            option: images a call; None for what suits the device.
             device: where the network runs.
             image_shape: (C, H, W).
-            warn: told when the number is halved.
+            warn: called with a line when the number is halved.
         """
         self._is_fixed = option is not None
         self._warn = warn
         self.rows = option if option is not None else rows_at_first(device, image_shape)
 
     def attempt(self, compute: Callable[[int], T]) -> T:
-        """What `compute` returns for the largest number of rows that fits.
+        """What `compute` returns for the largest batch that fits.
 
         Args:
-            compute: called with a number of rows.
+            compute: called with the number of images.
 
         Raises:
-            InputError: the number was asked for, or a single row, and does not fit.
+            InputError: the number was given, or is one, and does not fit.
         """
         while True:
             try:
@@ -124,16 +129,16 @@ class BatchSize:
                     raise
             if self._is_fixed or self.rows == 1:
                 raise InputError(
-                    f"--batch-size {self.rows}: does not fit into memory; choose a smaller one"
+                    f"`batch_size={self.rows}`: does not fit into memory; choose a smaller one"
                 )
             self.rows //= 2
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            self._warn(f"out of memory: going on with --batch-size {self.rows}")
+            self._warn(f"out of memory: continuing with `batch_size={self.rows}`")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error is that of memory that is not there, whatever its kind is."""
+    """Whether an error of any kind says that memory ran out."""
     return (
         isinstance(error, (torch.OutOfMemoryError, MemoryError))
         or "out of memory" in str(error)
@@ -188,6 +193,17 @@ class _Capture:
 
 
 _RECOMPILATIONS = 64
+
+
+def _recompiling() -> contextlib.AbstractContextManager[None]:
+    """Inside, a network may be compiled for many shapes.
+
+    Every shape and precision of every model of the process counts against the limit.
+    """
+    config: Any = torch._dynamo.config
+    limit = max(config.recompile_limit, _RECOMPILATIONS)
+    patch: contextlib.AbstractContextManager[None] = config.patch(recompile_limit=limit)
+    return patch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -254,9 +270,6 @@ class Engine:
         )
         self._call: Callable[..., Tensor] = self._network
         if choice.compiled:
-            dynamo: Any = torch._dynamo
-            # Every shape and precision of every model of a process counts against this limit.
-            dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, _RECOMPILATIONS)
             self._call = torch.compile(self._network, dynamic=False)
         self._launch: Callable[..., Tensor] = self._call_filled
         if choice.cuda_graph:
@@ -285,19 +298,20 @@ class Engine:
 
     @property
     def network_name(self) -> str:
-        """What a line about its network begins with."""
+        """The beginning of messages about its network."""
         return self._checkpoint.network_name
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
         """Inside, the network is in evaluation mode and products are of the choice's precision."""
-        if self.device.type == "cpu":
-            keep_memory()
-        with (
-            evaluating_checkpoint(self._checkpoint),
-            evaluating(self._network),
-            products_of(self.choice.precision),
-        ):
+        with contextlib.ExitStack() as stack:
+            if self.device.type == "cpu":
+                stack.enter_context(keeping_memory())
+            if self.choice.compiled:
+                stack.enter_context(_recompiling())
+            stack.enter_context(evaluating_checkpoint(self._checkpoint))
+            stack.enter_context(evaluating(self._network))
+            stack.enter_context(products_of(self.choice.precision))
             yield
 
     def _call_filled(self, *inputs: Tensor) -> Tensor:
@@ -333,7 +347,7 @@ class _TimedNetwork(nn.Module):
 
 
 def _filled(values: Tensor, rows: int) -> Tensor:
-    """With its first row again and again, up to so many."""
+    """Padded to so many rows with copies of its first."""
     if len(values) == rows:
         return values
     return torch.cat([values, values[:1].expand(rows - len(values), *values.shape[1:])])

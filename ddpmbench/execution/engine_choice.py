@@ -1,11 +1,11 @@
-"""Which engine a run has: that of its folder, else the fastest of a short test.
+"""The engine of a run: that of its folder, else the fastest of a short test.
 
-The choice is within rounding, and so is what the run finds; but a run that goes on must go on in
-the same way, so the choice is kept in its folder.
+Engines differ by rounding alone. A resumed run must round as it did before, so the choice is kept
+in its folder.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -118,7 +118,9 @@ def _of_one_engine(
             if is_out_of_memory(failure) or not choice.compiled:
                 raise
             reason = str(failure).strip().splitlines()[0]
-            raise InputError(f"--compile: this machine cannot compile it ({reason})") from failure
+            raise InputError(
+                f"`compiled=True`: this machine cannot compile the network ({reason})"
+            ) from failure
         first_seconds = clock() - begin
         difference = probe.eps_of(output) - strict
         error = float(difference.square().mean() / strict.square().mean()) ** 0.5
@@ -139,11 +141,11 @@ def fastest_call(calls: Sequence[CallSpeed], precision: Precision) -> CallSpeed:
 ENGINE = "engine.json"
 
 WORTH_A_TEST = 30.0
-"""Seconds that a run takes, from which on what is fastest is measured."""
+"""Seconds of a run from which on a test pays off."""
 COMPILE_SECONDS = {"cpu": 60.0, "cuda": 120.0}
-"""That compiling a network takes at most, as a rule; where it is known only afterwards."""
+"""Seconds that compiling a network takes at most, as a rule."""
 SHARE_TO_GAIN = 0.1
-"""Compilation is tried where it would pay for itself by taking this share off the run."""
+"""Compilation is tried where saving this share of the run would pay for it."""
 _FEW_BATCHES = 500
 _SMALL_BATCH = 32
 _CLEARLY = 0.05
@@ -152,12 +154,12 @@ _AT_LEAST = 0.3  # seconds that a candidate is measured
 
 @dataclasses.dataclass(frozen=True)
 class NetworkUse:
-    """What a run asks of its network.
+    """How a run uses its network.
 
     Attributes:
         shape: (C, H, W) of an image.
-        num_evaluations: network calls, one an image, as far as they are known.
-        batch_size: of them made together; None for what suits the device.
+        num_evaluations: network evaluations, as far as they are known.
+        batch_size: evaluations a call; None for what suits the device.
     """
 
     shape: tuple[int, ...]
@@ -177,16 +179,18 @@ def settled_engine(
     precision: Precision,
     folder: Path | None,
     ranks: Ranks,
+    note: Callable[[str], None] = lambda line: None,
 ) -> Engine:
-    """The engine of a run, the same in every sitting and process of it.
+    """The engine of a run, the same in every session and process of it.
 
     Args:
         checkpoint: the model.
-        use: what is asked of it.
+        use: how it is used.
         device: of this process.
         precision: of the network.
         folder: of the run; None if it is kept in memory.
         ranks: the processes of the run; the first decides.
+        note: called with a line before the network is compiled for a test.
 
     Raises:
         InputError: the folder cannot be written.
@@ -195,13 +199,14 @@ def settled_engine(
     def decide() -> EngineChoice:
         choice = None if folder is None else _read(folder / ENGINE, device, precision)
         if choice is None or (choice.compiled and not _compiles(choice)):
-            choice = fastest(checkpoint, use, device=device, precision=precision)
+            choice = fastest(checkpoint, use, device=device, precision=precision, note=note)
             if folder is not None:
                 _write(folder / ENGINE, device, choice)
         return choice
 
     def _compiles(choice: EngineChoice) -> bool:
-        """Whether what another machine may have compiled can be compiled on this one."""
+        """Whether this machine can compile the network, as that of an earlier session could."""
+        note(_compiling("as in the earlier session", device))
         try:
             _batch_seconds(checkpoint, use, device, choice)
         except RuntimeError as error:
@@ -213,7 +218,7 @@ def settled_engine(
 
 
 def at_once(checkpoint: Checkpoint, device: torch.device, precision: Precision) -> EngineChoice:
-    """What is chosen where a test would take longer than it could save."""
+    """The choice where a test would take longer than it could save."""
     # On a CPU, 16-bit convolutions have a layout of their own.
     is_narrow_on_cpu = device.type == "cpu" and precision is not Precision.FP32
     channels_last = _has_layouts(checkpoint, device) and not is_narrow_on_cpu
@@ -221,15 +226,21 @@ def at_once(checkpoint: Checkpoint, device: torch.device, precision: Precision) 
 
 
 def fastest(
-    checkpoint: Checkpoint, use: NetworkUse, *, device: torch.device, precision: Precision
+    checkpoint: Checkpoint,
+    use: NetworkUse,
+    *,
+    device: torch.device,
+    precision: Precision,
+    note: Callable[[str], None] = lambda line: None,
 ) -> EngineChoice:
-    """What is measured to be fastest, if the run is long enough to measure it.
+    """The fastest engine by measurement, if the run is long enough to measure it.
 
     Args:
         checkpoint: the model.
-        use: what is asked of it.
+        use: how it is used.
         device: where.
         precision: of the network.
+        note: called with a line before the network is compiled.
     """
     known = at_once(checkpoint, device, precision)
     num_batches = use.num_evaluations / use.rows(device)
@@ -247,12 +258,18 @@ def fastest(
         best = min(seconds, key=lambda choice: seconds[choice])
         if _is_compilation_worth_a_try(seconds[best] * num_batches, device):
             compiled = dataclasses.replace(best, compiled=True)
+            note(_compiling("to see if that is faster", device))
             seconds[compiled] = measure(compiled)
     except (torch.OutOfMemoryError, MemoryError, RuntimeError):
         # Memory: the run itself finds a batch that fits. Or no compiler, or one that cannot: what
         # was measured until then is left.
         pass
     return min(seconds, key=lambda choice: seconds[choice], default=known)
+
+
+def _compiling(why: str, device: torch.device) -> str:
+    seconds = COMPILE_SECONDS.get(device.type, max(COMPILE_SECONDS.values()))
+    return f"compiling the network {why}: about {seconds:.0f} s, more on a busy machine"
 
 
 def _has_layouts(checkpoint: Checkpoint, device: torch.device) -> bool:
@@ -277,7 +294,7 @@ def _is_compilation_worth_a_try(seconds: float, device: torch.device) -> bool:
 def _batch_seconds(
     checkpoint: Checkpoint, use: NetworkUse, device: torch.device, choice: EngineChoice
 ) -> float:
-    """What the network takes for a batch as the run has it."""
+    """Seconds that the network takes for a batch of the run."""
     rows = use.rows(device)
     images = gray_images(use.shape, rows, checkpoint.num_classes)
     inputs = Probe.of(checkpoint, images, device, rows).inputs(rows)
@@ -290,7 +307,7 @@ _FLAGS = ("channels_last", "compiled", "cuda_graph")
 
 
 def _read(path: Path, device: torch.device, precision: Precision) -> EngineChoice | None:
-    """That of an earlier sitting; None if there was none on such a device, or it is damaged."""
+    """That of an earlier session; None if it is damaged or of another kind of device."""
     try:
         found = read_json(path)
         flags = {name: found[name] for name in _FLAGS}

@@ -268,7 +268,9 @@ class QualityRun:
     ranks: Ranks
     batch_size: int | None = None
 
-    def engine(self, folder: Path | None) -> Engine | None:
+    def engine(
+        self, folder: Path | None, *, note: Callable[[str], None] = lambda line: None
+    ) -> Engine | None:
         """What calls the network of a checkpoint, that of the run's folder if there is one."""
         if isinstance(self.source, ImageSet):
             return None
@@ -278,6 +280,7 @@ class QualityRun:
             batch_size=self.batch_size,
             folder=folder,
             ranks=self.ranks,
+            note=note,
         )
 
     def compute(

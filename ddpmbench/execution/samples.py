@@ -267,6 +267,7 @@ class Generation:
         batch_size: int | None,
         folder: Path | None,
         ranks: Ranks,
+        note: Callable[[str], None] = lambda line: None,
     ) -> Engine:
         """What calls the network for so many samples; see `settled_engine`."""
         calls = num_samples * self.checkpoint.schedule.num_timesteps
@@ -277,6 +278,7 @@ class Generation:
             precision=self.settings.precision,
             folder=folder,
             ranks=ranks,
+            note=note,
         )
 
     def run(

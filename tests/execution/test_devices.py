@@ -26,16 +26,16 @@ def test_auto_halves_until_it_fits_stays_there_and_says_so():
     size = batch(said=said)
     assert size.attempt(fits(40)) == 24
     assert size.attempt(fits(1000)) == 24
-    assert [line.rsplit(" ", 1)[1] for line in said] == ["24"]
+    assert [line.rsplit(" ", 1)[1] for line in said] == ["`batch_size=24`"]
 
 
 def test_what_was_asked_for_is_not_changed():
-    with pytest.raises(InputError, match="--batch-size 64"):
+    with pytest.raises(InputError, match="`batch_size=64`"):
         batch(64).attempt(fits(40))
 
 
 def test_a_single_row_that_does_not_fit_is_the_end():
-    with pytest.raises(InputError, match="--batch-size 1:"):
+    with pytest.raises(InputError, match="`batch_size=1`:"):
         batch().attempt(fits(0))
 
 
@@ -56,7 +56,7 @@ def test_the_real_allocator_is_understood():
 
 @pytest.mark.parametrize("name", ["gpu", "cpu:1", "cuda:x", "cuda:99", "mps:0", ""])
 def test_a_device_that_is_not_there_is_named(name):
-    with pytest.raises(InputError, match=f"--device {name}"):
+    with pytest.raises(InputError, match=f"`device={name}`"):
         resolve_device(name)
 
 

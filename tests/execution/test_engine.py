@@ -182,11 +182,9 @@ def test_a_choice_says_what_it_is():
 
 FAULTS = """
 import resource, sys, torch
-from ddpmbench.execution.devices import keep_memory
+from ddpmbench.execution.devices import keeping_memory
 
 torch.set_num_threads(1)
-if sys.argv[1] == "kept":
-    assert keep_memory()
 x = torch.zeros(4, 64, 64, 64)  # 4 MiB
 
 def activations():
@@ -196,24 +194,41 @@ def activations():
         del held
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-activations()
-print(activations())
+def warm():
+    activations()
+    return activations()
+
+before = warm()
+with keeping_memory():
+    with keeping_memory():
+        pass
+    inside = warm()
+print(before, inside, warm())
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
 def test_memory_that_is_kept_is_there_for_the_next_call():
-    """Page faults of calls, once warm: none to speak of, where without it there are many."""
+    """Page faults of calls, once warm: none to speak of inside, many before and afterwards."""
     # Large blocks are the system's from the start, as they are until glibc has learned otherwise.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072"}
     environment["PYTHONPATH"] = os.pathsep.join(sys.path)
 
-    def faults(how):
-        command = [sys.executable, "-c", FAULTS, how]
-        done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
-        return int(done.stdout)
+    command = [sys.executable, "-c", FAULTS]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    before, inside, after = map(int, done.stdout.split())
+    assert inside < 0.1 * before
+    assert after > 0.5 * before
 
-    assert faults("kept") < 0.1 * faults("as it comes")
+
+def test_the_limit_of_compilations_is_as_it_was(small_model):
+    config = torch._dynamo.config
+    limit = config.recompile_limit
+    engine = Engine(small_model, device=CPU, choice=EngineChoice(compiled=True))
+    assert config.recompile_limit == limit
+    with engine.running():
+        assert config.recompile_limit >= max(limit, 64)
+    assert config.recompile_limit == limit
 
 
 def test_a_model_of_one_step(small_model):

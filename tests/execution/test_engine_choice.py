@@ -41,9 +41,9 @@ def measured(monkeypatch):
     return seconds, asked
 
 
-def chosen(model, batches, precision=Precision.FP32):
+def chosen(model, batches, precision=Precision.FP32, note=lambda line: None):
     use = NetworkUse((1, 8, 8), int(batches * ROWS), ROWS)
-    return fastest(model, use, device=CPU, precision=precision)
+    return fastest(model, use, device=CPU, precision=precision, note=note)
 
 
 def test_a_small_run_pays_for_no_test(small_model, measured):
@@ -82,6 +82,24 @@ def test_compilation_is_tried_only_where_it_can_be_won_back(small_model, measure
     assert chosen(small_model, break_even + 1) == LAST
 
 
+def test_nobody_waits_for_the_compiler_without_a_line(small_model, measured, tmp_path):
+    """It comes before the compilation, in a resumed run too."""
+    _, asked = measured
+    lines = []
+
+    def note(line):
+        assert COMPILED not in asked
+        lines.append(line)
+
+    chosen(small_model, 500, note=note)
+    assert lines == []
+    assert settle(small_model, tmp_path, batches=10_000, note=note) == COMPILED
+    asked.clear()
+    assert settle(small_model, tmp_path, batches=10_000, note=note) == COMPILED
+    assert len(lines) == 2
+    assert all("compiling the network" in line and "60 s" in line for line in lines)
+
+
 def test_what_cannot_compile_is_left_as_it_is(small_model, measured):
     seconds, _ = measured
     seconds[COMPILED] = RuntimeError("no compiler")
@@ -101,10 +119,10 @@ def test_what_does_not_fit_is_left_to_the_run(small_model, measured, error):
     assert chosen(small_model, 10_000) == LAST
 
 
-def settle(model, folder, precision=Precision.FP32, batches=500):
+def settle(model, folder, precision=Precision.FP32, batches=500, note=lambda line: None):
     use = NetworkUse((1, 8, 8), batches * ROWS, ROWS)
     return settled_engine(
-        model, use, device=CPU, precision=precision, folder=folder, ranks=Ranks()
+        model, use, device=CPU, precision=precision, folder=folder, ranks=Ranks(), note=note
     ).choice
 
 

@@ -46,12 +46,12 @@ def test_auto_is_strict_float32_but_on_cuda():
 
 
 def test_no_such_precision():
-    with pytest.raises(db.InputError, match="--precision int8: choose fp32, tf32, bf16, fp16 or"):
+    with pytest.raises(db.InputError, match="`precision=int8`: choose fp32, tf32, bf16, fp16 or"):
         resolve_precision("int8", CPU)
 
 
 def test_tf32_needs_tensor_cores(monkeypatch):
-    with pytest.raises(db.InputError, match=r"--precision tf32: .* this run is on cpu; choose"):
+    with pytest.raises(db.InputError, match=r"`precision=tf32`: .* this run is on cpu; choose"):
         resolve_precision("tf32", CPU)
     for capability, has_it in (((7, 5), False), ((8, 0), True), ((9, 0), True)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
@@ -68,7 +68,7 @@ def test_a_device_that_cannot_compute_in_it(monkeypatch):
         raise RuntimeError("not implemented for 'Half'")
 
     monkeypatch.setattr(module, "conv2d", conv2d)
-    with pytest.raises(db.InputError, match=r"--precision fp16: cpu cannot .*; choose fp32"):
+    with pytest.raises(db.InputError, match=r"`precision=fp16`: cpu cannot .*; choose fp32"):
         resolve_precision("fp16", CPU)
     assert resolve_precision("fp32", CPU) is Precision.FP32
 

@@ -179,7 +179,7 @@ def test_the_error_is_how_far_the_noise_is_off_from_float32(
 def refusing(monkeypatch, precision):
     def refuse(engine, checkpoint, *, device, choice, rows):
         if choice.precision is precision:
-            raise InputError("--precision bf16: not here")
+            raise InputError("`precision=bf16`: not here")
         real(engine, checkpoint, device=device, choice=choice, rows=rows)
 
     real = Engine.__init__
@@ -194,12 +194,12 @@ def test_what_the_device_lacks_is_left_out_and_said(
     told = []
     found = measured(probe_of(small_model, small_images), SpeedPlan(), tell=told.append)
     assert list(found.parts) == [FP32]
-    assert any(line.startswith("Left out: --precision bf16") for line in told)
+    assert any(line.startswith("Left out: `precision=bf16`") for line in told)
 
 
 def test_what_was_asked_for_is_not_left_out(small_model, small_images, monkeypatch):
     refusing(monkeypatch, BF16)
-    with pytest.raises(InputError, match="--precision bf16"):
+    with pytest.raises(InputError, match="`precision=bf16`"):
         speeds(small_model, small_images, precisions=(BF16,))
 
 
@@ -279,8 +279,8 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(
     told = []
     probe = fitting_probe(small_model, small_images, CPU, tell=told.append)
     assert 50 < len(probe.rows) <= 100
-    assert "--batch-size" in told[-1]
-    with pytest.raises(InputError, match="--batch-size 101"):
+    assert "`batch_size=" in told[-1]
+    with pytest.raises(InputError, match="`batch_size=101`"):
         fitting_probe(small_model, small_images, CPU, batch_size=101)
 
 
