@@ -39,7 +39,7 @@ def test_parts(benchmark, bench, case, kind):
         seconds = steady(benchmark, bench, work.compute)
         least = 0.01 if bench.smoke else 0.1 if bench.quick else 1.0
         found = part_seconds(work, probe, engine, at_least=least)
-    record(benchmark, bench, case, Work(work.row, case.batch), seconds)
+    record(benchmark, bench, case, Work(work.kind, case.batch), seconds)
     parts = dataclasses.asdict(found)
     benchmark.extra_info["part_seconds"] = {n: parts[n] for n in ("network", "noise", "rest")}
     assert sum(benchmark.extra_info["part_seconds"].values()) == pytest.approx(found.seconds)

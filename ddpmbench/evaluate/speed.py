@@ -23,8 +23,8 @@ from ddpmbench.execution.network_check import check_first_call
 from ddpmbench.execution.progress import tell as to_standard_error
 from ddpmbench.execution.samples import Generation, SampleSettings
 from ddpmbench.execution.speed import (
+    EvaluationSeconds,
     MeasuredSpeed,
-    RowSeconds,
     SpeedPlan,
     Workload,
     fitting_probe,
@@ -134,7 +134,7 @@ def measure_speed(
 
     Args:
         checkpoint: what `load_checkpoint` returns.
-        images: those whose bound is predicted; None for as many gray ones as the settings say.
+        images: those whose bound is predicted; None for `num_images` gray ones.
         settings: what is measured.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         batch_size: of the largest batch; None for what suits the device and the network.
@@ -307,7 +307,7 @@ def parts_frame(speed: MeasuredSpeed) -> pd.DataFrame:
     return pd.DataFrame(
         [
             {
-                "row": part.row,
+                "row": part.kind,
                 "precision": str(precision),
                 "ms": 1000 * part.seconds,
                 "network": 1000 * part.network,
@@ -329,7 +329,7 @@ def _predictions_frame(speed: MeasuredSpeed, works: Sequence[Workload]) -> pd.Da
                 "command": work.command,
                 "num_evaluations": work.num_evaluations,
                 "precision": str(precision),
-                "seconds": work.seconds(RowSeconds.of_parts(parts)),
+                "seconds": work.seconds(EvaluationSeconds.of_parts(parts)),
             }
             for work in works
             for precision, parts in speed.parts.items()
@@ -401,7 +401,7 @@ def _parts(summary: Mapping[str, Any]) -> list[str]:
     for part in summary["parts"]:
         shares = (f"{part[name] / part['ms']:.0%}" for name in ("network", "noise", "rest"))
         rows.append((f"{part['row']}, {part['precision']}", f"{part['ms']:.3g}", *shares))
-    return _table(("one row", "ms", "network", "noise", "all else"), rows)
+    return _table(("one evaluation", "ms", "network", "noise", "all else"), rows)
 
 
 def _predictions(summary: Mapping[str, Any]) -> list[str]:

@@ -32,7 +32,7 @@ class CallSpeed:
         choice: how.
         batch_size: images a call.
         seconds: an image, the median of several batches.
-        first_seconds: of the first call of all, for which the network is made ready and compiled.
+        first_seconds: of the first call, with preparing and compiling the network.
         eps_error: root mean square of what the predicted noise is off from strict float32, over
             that of the noise; steps spread over 1..T.
     """
@@ -106,7 +106,7 @@ def call_speeds(
 def _of_one_engine(
     probe: Probe, choice: EngineChoice, sizes: list[int], at_least: float
 ) -> list[CallSpeed]:
-    strict, found = probe.strict_eps, []
+    strict, speeds = probe.strict_eps, []
     clock = timer(probe.device)
     begin = clock()
     rows = len(probe.rows)
@@ -127,8 +127,8 @@ def _of_one_engine(
         for size in sizes:
             call = partial(engine.model_output, *probe.inputs(size))
             seconds = seconds_per_call(call, probe.device, at_least=at_least) / size
-            found.append(CallSpeed(choice, size, seconds, first_seconds, error))
-    return found
+            speeds.append(CallSpeed(choice, size, seconds, first_seconds, error))
+    return speeds
 
 
 def fastest_call(calls: Sequence[CallSpeed], precision: Precision) -> CallSpeed:
@@ -309,9 +309,9 @@ _FLAGS = ("channels_last", "compiled", "cuda_graph")
 def _read(path: Path, device: torch.device, precision: Precision) -> EngineChoice | None:
     """That of an earlier session; None if it is damaged or of another kind of device."""
     try:
-        found = read_json(path)
-        flags = {name: found[name] for name in _FLAGS}
-        is_of_this_kind = found["device"] == device.type
+        record = read_json(path)
+        flags = {name: record[name] for name in _FLAGS}
+        is_of_this_kind = record["device"] == device.type
     except (DamageError, KeyError):
         return None
     if not is_of_this_kind or not all(isinstance(flag, bool) for flag in flags.values()):

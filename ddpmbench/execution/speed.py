@@ -1,4 +1,4 @@
-"""A short measurement of a model on a device: engines, rows, and the device's own limit."""
+"""A short measurement of a model on a device: engines, kinds of work, and the device's limit."""
 
 import dataclasses
 import math
@@ -30,21 +30,21 @@ from ddpmbench.samples.samplers import Sampler, SamplerChoice, SamplingStep
 from ddpmbench.unet.flops import flop_per_call
 from ddpmbench.unet.precision import Precision
 
-ROW_HALF_WIDTH = 0.541
+TERM_HALF_WIDTH = 0.541
 """Bits/dim: the half width of a bound from r replicates of N images, times sqrt(r N), as
-`results/estimator` found it for the model in the package; that of another model differs."""
+measured in `results/estimator` for the default model; other models differ."""
 FEW_STEPS = 50
-"""A sampler that skips most steps has so many."""
+"""Steps of a sampler that skips most timesteps."""
 
 
 @dataclasses.dataclass(frozen=True)
-class RowSeconds:
-    """What rows take on a device, one by one as they come in a batch.
+class EvaluationSeconds:
+    """Seconds of one network evaluation with what surrounds it, in a batch.
 
     Attributes:
-        first: a row of a likelihood evaluation at t = 1, where the decoder is.
-        later: one at t = 2..T.
-        step: a step of a sample.
+        first: for a term of the bound at t = 1, where the decoder is.
+        later: for a term at t = 2..T.
+        step: for a step of a sample.
     """
 
     first: float
@@ -52,7 +52,7 @@ class RowSeconds:
     step: float
 
     @classmethod
-    def of_parts(cls, parts: "Sequence[PartSeconds]") -> "RowSeconds":
+    def of_parts(cls, parts: "Sequence[PartSeconds]") -> "EvaluationSeconds":
         """From measured parts of one precision.
 
         Args:
@@ -85,13 +85,13 @@ class Workload:
         """Network evaluations."""
         return self.first + self.later + self.steps
 
-    def seconds(self, row: RowSeconds) -> float:
-        """Seconds that it takes.
+    def seconds(self, of: EvaluationSeconds) -> float:
+        """Seconds of the whole command.
 
         Args:
-            row: seconds of an evaluation of each kind.
+            of: an evaluation of each kind.
         """
-        return self.first * row.first + self.later * row.later + self.steps * row.step
+        return self.first * of.first + self.later * of.later + self.steps * of.step
 
 
 def workloads(
@@ -125,7 +125,7 @@ def workloads(
 
 
 def _sampled_bound(num_images: int, num_timesteps: int, half_width: float) -> Workload:
-    enough = math.ceil((ROW_HALF_WIDTH / half_width) ** 2 / num_images)
+    enough = math.ceil((TERM_HALF_WIDTH / half_width) ** 2 / num_images)
     num_replicates = max(initial_replicates(num_images), enough)
     pilot, of_replicates = (
         len(PilotDesign(num_images, num_timesteps, 0)),
@@ -144,46 +144,46 @@ _LEAST_ROUNDS = 3
 
 @dataclasses.dataclass(frozen=True)
 class PartSeconds:
-    """What a row takes, and for what; the parts add up to it.
+    """Seconds of one network evaluation with what surrounds it, in parts that add up.
 
     Attributes:
-        row: which kind.
+        kind: of work.
         network: in the network.
         noise: for the noise.
-        rest: for all else: terms or the posterior, tables, copies.
+        rest: for terms or the posterior, tables and copies.
     """
 
-    row: str
+    kind: str
     network: float
     noise: float
     rest: float
 
     @property
     def seconds(self) -> float:
-        """Of the row."""
+        """Their sum."""
         return self.network + self.noise + self.rest
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class RowWork:
-    """Rows of one kind, computed together.
+class TimedWork:
+    """Work of one kind.
 
     Attributes:
-        row: which kind.
-        compute: computes as many as the probe has.
+        kind: in words.
+        compute: does it for a whole batch of the probe.
     """
 
-    row: str
+    kind: str
     compute: Callable[[], object]
 
 
-def likelihood_work(probe: Probe, engine: Engine, *, first: bool) -> RowWork:
-    """Rows of a likelihood evaluation.
+def likelihood_work(probe: Probe, engine: Engine, *, first: bool) -> TimedWork:
+    """Terms of the bound.
 
     Args:
-        probe: how many of which images.
-        engine: calls the network; running when the rows are computed.
-        first: whether they are at t = 1, where the decoder is, or after it.
+        probe: the images and the number of terms.
+        engine: calls the network; running when the terms are computed.
+        first: whether they are at t = 1, where the decoder is, or at t = 2..T.
     """
     steps = np.ones_like(probe.rows.t) if first else np.maximum(probe.rows.t, 2)
     terms_pass = TermsPass(
@@ -195,14 +195,14 @@ def likelihood_work(probe: Probe, engine: Engine, *, first: bool) -> RowWork:
         model_output=engine.model_output,
     )
     rows = dataclasses.replace(probe.rows, t=steps)
-    return RowWork(f"likelihood, t {'= 1' if first else '>= 2'}", partial(terms_pass.terms, rows))
+    return TimedWork(f"likelihood, t {'= 1' if first else '>= 2'}", partial(terms_pass.terms, rows))
 
 
-def step_work(probe: Probe, sampler: Sampler) -> RowWork:
+def step_work(probe: Probe, sampler: Sampler) -> TimedWork:
     """Steps of samples, from T down and again.
 
     Args:
-        probe: how many.
+        probe: the number of samples.
         sampler: its engine is running when they are computed.
     """
     sample = torch.arange(len(probe.rows), device=probe.device)
@@ -216,18 +216,18 @@ def step_work(probe: Probe, sampler: Sampler) -> RowWork:
             steps[0] = sampler.steps(x_t, num_timesteps, sample=sample, labels=labels)
             next(steps[0])
 
-    return RowWork("step of a sample", step)
+    return TimedWork("step of a sample", step)
 
 
 @torch.inference_mode()
-def part_seconds(work: RowWork, probe: Probe, engine: Engine, *, at_least: float) -> PartSeconds:
-    """What one row takes, and for what.
+def part_seconds(work: TimedWork, probe: Probe, engine: Engine, *, at_least: float) -> PartSeconds:
+    """Seconds of the whole, the network and the noise, for one network evaluation.
 
-    The whole, its network and its noise take turns, so that all meet the same machine.
+    The three take turns, so that a busy machine slows all of them alike.
 
     Args:
-        work: the rows.
-        probe: how many there are.
+        work: of one kind.
+        probe: the batch.
         engine: calls the network; running.
         at_least: seconds that are measured.
     """
@@ -258,7 +258,7 @@ def part_seconds(work: RowWork, probe: Probe, engine: Engine, *, at_least: float
     # By chance the parts may take longer than the whole: then they are scaled to it.
     scale = min(1.0, seconds / (network + noise))
     network, noise = scale * network, scale * noise
-    return PartSeconds(work.row, network, noise, seconds - network - noise)
+    return PartSeconds(work.kind, network, noise, seconds - network - noise)
 
 
 PRECISIONS = {
@@ -266,13 +266,13 @@ PRECISIONS = {
     "cuda": tuple(Precision),
     "mps": (Precision.FP32, Precision.FP16),
 }
-"""What is measured where no one says which."""
+"""Precisions that are measured by default."""
 BATCH_SECONDS = 1.0
-"""A batch that no one asked for takes about so long at most: a larger one is no faster."""
+"""The longest a batch of the default size takes: a larger one is no faster."""
 _LEAST_BATCH = 4
 _PEAKS = 3
 
-Told = Callable[[str], None]
+Tell = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -296,7 +296,7 @@ class MeasuredSpeed:
 
     Attributes:
         calls: the network called in every way, in batches of every size.
-        parts: what rows take, by precision, each with the fastest engine of that precision.
+        parts: of each kind of work, by precision, with the fastest engine of that precision.
         peaks: FLOP/s of a product of matrices, by precision, where it was measured.
         flop_per_call: of the network, one image.
     """
@@ -313,19 +313,19 @@ def fitting_probe(
     device: torch.device,
     *,
     batch_size: int | None = None,
-    tell: Told = lambda line: None,
+    tell: Tell = lambda line: None,
 ) -> Probe:
-    """Rows for a batch that fits into memory, and takes no longer than a measurement needs.
+    """A batch that fits into memory, and takes no longer than a measurement needs.
 
     Args:
         checkpoint: the model.
-        images: that the rows are of.
+        images: the images of the batch.
         device: where.
-        batch_size: how many; None for what suits the device and the network.
-        tell: told when they do not fit.
+        batch_size: of the batch; None for what suits the device and the network.
+        tell: called with a line when a batch does not fit.
 
     Raises:
-        InputError: they do not fit, and the number was asked for.
+        InputError: a batch of the given size does not fit.
     """
     batch = BatchSize(batch_size, device=device, image_shape=images.pixels.shape[1:], warn=tell)
     if batch_size is None:
@@ -342,16 +342,16 @@ def fitting_probe(
     return batch.attempt(tried)
 
 
-def measured(probe: Probe, plan: SpeedPlan, *, tell: Told = lambda line: None) -> MeasuredSpeed:
-    """Time every engine, the rows with the fastest of each precision, and the matrix product.
+def measured(probe: Probe, plan: SpeedPlan, *, tell: Tell = lambda line: None) -> MeasuredSpeed:
+    """Time every engine, each kind of work with the fastest of a precision, the matrix product.
 
     Args:
-        probe: the model and the rows of the largest batch.
+        probe: the model and the largest batch.
         plan: what is measured.
-        tell: told what is being measured, and what is left out because the device has it not.
+        tell: called with a line for what is measured, and for what the device does not support.
 
     Raises:
-        InputError: the device has none of a precision that the plan names.
+        InputError: the device does not support a precision that the plan names.
     """
     device, calls = probe.device, []
     precisions = _precisions(device, plan, tell)
@@ -370,7 +370,7 @@ def measured(probe: Probe, plan: SpeedPlan, *, tell: Told = lambda line: None) -
     peaks: dict[Precision, float] = {}
     for precision in dict.fromkeys(call.choice.precision for call in calls):
         best = fastest_call(calls, precision)
-        tell(f"Rows and the matrix product: {best.choice}")
+        tell(f"Terms, samples and the matrix product: {best.choice}")
         parts[precision] = _parts(probe, best, plan.at_least)
         # The product that is measured is strict, which tf32 is not.
         if precision is not Precision.TF32:
@@ -382,17 +382,17 @@ def measured(probe: Probe, plan: SpeedPlan, *, tell: Told = lambda line: None) -
     return MeasuredSpeed(calls, parts, peaks, _flop(probe))
 
 
-def _precisions(device: torch.device, plan: SpeedPlan, tell: Told) -> tuple[Precision, ...]:
-    """Those that are asked for, or that suit the device; it has all of them."""
-    found = []
+def _precisions(device: torch.device, plan: SpeedPlan, tell: Tell) -> tuple[Precision, ...]:
+    """Those of the plan, or those that the device supports."""
+    supported = []
     for precision in PRECISIONS[device.type] if plan.precisions is None else plan.precisions:
         try:
-            found.append(resolve_precision(precision, device))
+            supported.append(resolve_precision(precision, device))
         except InputError as error:
             if plan.precisions is not None:
                 raise
             tell(f"Left out: {error}")
-    return tuple(found)
+    return tuple(supported)
 
 
 def _parts(probe: Probe, call: CallSpeed, at_least: float) -> list[PartSeconds]:
@@ -404,10 +404,10 @@ def _parts(probe: Probe, call: CallSpeed, at_least: float) -> list[PartSeconds]:
     kinds = (True, False) if probe.checkpoint.schedule.num_timesteps > 1 else (True,)
     works = [likelihood_work(probe, engine, first=first) for first in kinds]
     with engine.running():
-        found = [part_seconds(work, probe, engine, at_least=at_least) for work in works]
+        parts = [part_seconds(work, probe, engine, at_least=at_least) for work in works]
         # Last: from now on the engine is the step's.
         step = step_work(probe, sampler.launched(engine.whole_step))
-        return [*found, part_seconds(step, probe, engine, at_least=at_least)]
+        return [*parts, part_seconds(step, probe, engine, at_least=at_least)]
 
 
 def _flop(probe: Probe) -> int:

@@ -42,7 +42,7 @@ def timer(device: torch.device) -> Callable[[], float]:
 def seconds_per_call(
     call: Callable[[], object], device: torch.device, *, at_least: float = 0.3
 ) -> float:
-    """The median of what a call takes, after one that warms up.
+    """The median seconds of a call, after one that warms up.
 
     Args:
         call: the work.
@@ -51,19 +51,19 @@ def seconds_per_call(
     """
     clock = timer(device)
     call()
-    found: list[float] = []
+    seconds: list[float] = []
     since = clock()
-    while not found or clock() - since < at_least:
+    while not seconds or clock() - since < at_least:
         begin = clock()
         call()
-        found.append(clock() - begin)
-    return float(np.median(found))
+        seconds.append(clock() - begin)
+    return float(np.median(seconds))
 
 
 def matmul_peak(
     device: torch.device, dtype: torch.dtype, *, size: int | None = None, at_least: float = 0.3
 ) -> float:
-    """FLOP/s of a product of two matrices: what the device does at its best.
+    """FLOP/s of a product of two matrices, the fastest work of a device.
 
     On a CPU also of convolutions, which are such products.
 
@@ -94,13 +94,13 @@ def matmul_peak(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Probe:
-    """Rows that a network is timed on, and what strict float32 makes of them.
+    """A batch that a network is timed on, and its output in strict float32.
 
     Attributes:
         checkpoint: the model, on the device.
-        images: that the rows are of.
+        images: of the batch.
         device: where it is called.
-        rows: those of a whole batch, at steps spread over 1..T.
+        rows: image, timestep and draw of each element; the timesteps are spread over 1..T.
     """
 
     checkpoint: Checkpoint
@@ -112,7 +112,7 @@ class Probe:
     def of(
         cls, checkpoint: Checkpoint, images: ImageSet, device: torch.device, batch_size: int
     ) -> "Probe":
-        """Rows of the first images."""
+        """A batch of the first images."""
         return cls(
             checkpoint.to(device),
             images,
@@ -121,11 +121,11 @@ class Probe:
         )
 
     def of_size(self, batch_size: int) -> "Probe":
-        """The same with another number of rows."""
+        """The same with another batch size."""
         return Probe.of(self.checkpoint, self.images, self.device, batch_size)
 
     def inputs(self, batch_size: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """x_t (B, C, H, W), t (B,) and the labels (B,) of so many rows, as terms are made of."""
+        """x_t (B, C, H, W), t (B,) and labels (B,) of a batch of another size."""
         num_timesteps = self.checkpoint.schedule.num_timesteps
         rows = spread_rows(len(self.images), num_timesteps, batch_size)
         image, t, draw = (
@@ -143,13 +143,13 @@ class Probe:
 
     @torch.inference_mode()
     def eps_of(self, output: Tensor) -> Tensor:
-        """(B, C, H, W) the noise that an output for all rows implies, without clipping."""
+        """(B, C, H, W) the noise that an output for the batch implies, without clipping."""
         x_t, t, _ = self.inputs(len(self.rows))
         return self.checkpoint.diffusion.to(self.device).p_mean_variance(output, x_t, t).pred_eps
 
     @cached_property
     def strict_eps(self) -> Tensor:
-        """(B, C, H, W) the noise that strict float32 predicts for all rows."""
+        """(B, C, H, W) the noise predicted in strict float32."""
         inputs = self.inputs(len(self.rows))
         checkpoint = self.checkpoint
         with torch.inference_mode(), evaluating_checkpoint(checkpoint), strict_float32():
@@ -157,14 +157,14 @@ class Probe:
 
 
 def spread_rows(num_images: int, num_timesteps: int, count: int) -> Rows:
-    """So many rows, evenly spread over the steps."""
+    """Images, evenly spread timesteps, and the first draw."""
     index = np.arange(count, dtype=np.int64)
     t = 1 + (2 * index + 1) * num_timesteps // (2 * count)
     return Rows(image=index % num_images, t=t, draw=np.zeros_like(index))
 
 
 def gray_images(shape: tuple[int, ...], count: int, num_classes: int) -> ImageSet:
-    """Images (C, H, W) of one level each, where there are no others: time depends on none."""
+    """Images (C, H, W) of one level each, for timing, which depends on no image."""
     levels = np.linspace(0, 255, count).round().astype(np.uint8)
     pixels = np.broadcast_to(levels[:, None, None, None], (count, *shape)).copy()
     labels = np.arange(count) % num_classes if num_classes else None

@@ -10,7 +10,7 @@ import torch
 from sealing import read_record
 
 
-def test_a_look(said, small_checkpoint):
+def test_a_checkpoint_that_lacks_nothing(said, small_checkpoint):
     status, printed, told = said("inspect", small_checkpoint)
     assert (status, told) == (0, "")
     assert printed.startswith("small.safetensors: a diffusion model of 8x8 gray images, T = 40\n")
@@ -24,7 +24,7 @@ def test_without_a_name_it_is_the_checkpoint_of_the_package(said):
     assert printed.splitlines()[-1] == "evaluate    ddpmbench nll"
 
 
-def test_what_is_recognized_but_open_is_no_mistake(said, tmp_path):
+def test_missing_settings_are_no_mistake(said, tmp_path):
     torch.save(peers.openai_weights(), tmp_path / "model500000.pt")
     status, printed, told = said("inspect", tmp_path / "model500000.pt")
     assert (status, told) == (0, "")
@@ -65,7 +65,7 @@ def test_a_file_that_is_no_checkpoint(refused, tmp_path):
     assert "other.pt" in refused("inspect", tmp_path / "other.pt")
 
 
-def test_a_look_imports_neither_tables_nor_figures_nor_the_compiler():
+def test_inspect_imports_neither_tables_nor_figures_nor_the_compiler():
     script = (
         "import sys; from ddpmbench.cli.main import run; run(['inspect']); "
         "print(*sorted({'pandas', 'matplotlib', 'scipy', 'PIL', 'torch._dynamo'} & "

@@ -1,4 +1,4 @@
-"""What a checkpoint is: what is read of it, printed, and to be typed."""
+"""Inspecting a checkpoint: its record, what is printed, and the command that evaluates it."""
 
 import dataclasses
 import functools
@@ -123,7 +123,7 @@ FILLED = {
     "VARIANCE": "fixed_small",
     "TIME": "index",
 }
-"""What is put in place of a placeholder."""
+"""Values for the placeholders."""
 
 
 def own_code(name, files):
@@ -131,12 +131,12 @@ def own_code(name, files):
 
 
 def settings(name, files):
-    """What settles everything of a file."""
+    """All settings that a file lacks."""
     return db.CheckpointSettings(network=own_code(name, files), **SETTLED[name])
 
 
-def unsettling(name, files):
-    """What leaves open what the file does."""
+def without_settings(name, files):
+    """The code of a network alone: nothing of how it was trained."""
     return db.CheckpointSettings(network=own_code(name, files))
 
 
@@ -159,11 +159,11 @@ def as_typed(command):
     return of.pop("ckpt"), of.pop("timesteps"), db.CheckpointSettings(**of)
 
 
-# ---- what is read
+# ---- the record
 
 
 @pytest.mark.parametrize("name", list(SETTLED))
-def test_it_says_what_is_loaded(files, name):
+def test_the_record_is_that_of_the_loaded_checkpoint(files, name):
     found = db.inspect_checkpoint(files[name], settings(name, files))
     checkpoint = db.load_checkpoint(files[name], settings(name, files))
     summary, network = found.summary, found.summary["network"]
@@ -180,7 +180,7 @@ def test_it_says_what_is_loaded(files, name):
 
 
 @pytest.mark.parametrize("name", list(SETTLED))
-def test_the_command_evaluates_what_was_looked_at(files, name):
+def test_the_command_loads_the_same_model(files, name):
     found = db.inspect_checkpoint(files[name], settings(name, files), timesteps=20)
     source, timesteps, given = as_typed(found.summary["command"])
     typed = db.load_checkpoint(source, given).respaced(timesteps)
@@ -195,7 +195,7 @@ def test_the_command_evaluates_what_was_looked_at(files, name):
 )
 def test_the_command_arrives_at_a_number(files, seen, tmp_path, name, whole):
     """Of what is open, once its placeholders are filled in with what it was trained with."""
-    summary = seen(name, (settings if whole else unsettling)(name, files))
+    summary = seen(name, (settings if whole else without_settings)(name, files))
     assert summary["refused"] is None
     network, words = summary["network"], summary["command"][2:]
     if "DATA" in words:
@@ -215,8 +215,8 @@ def test_the_command_arrives_at_a_number(files, seen, tmp_path, name, whole):
 
 
 @pytest.mark.parametrize("name", list(OPEN))
-def test_what_is_open_is_named_and_nothing_depends_on_what_stands_in_its_place(files, name):
-    found = db.inspect_checkpoint(files[name], unsettling(name, files), image_size=8)
+def test_missing_settings_are_named_and_nothing_depends_on_stand_ins(files, name):
+    found = db.inspect_checkpoint(files[name], without_settings(name, files), image_size=8)
     settled = db.inspect_checkpoint(files[name], settings(name, files), image_size=8)
     summary, whole = found.summary, settled.summary
     assert found.checkpoint is None
@@ -239,7 +239,7 @@ def test_what_is_open_is_named_and_nothing_depends_on_what_stands_in_its_place(f
     assert all(getattr(typed, parameter) is not None for parameter in OPEN[name])
 
 
-def test_a_schedule_that_is_known_is_shown_where_something_else_is_open(files):
+def test_a_known_schedule_is_shown_where_other_settings_are_missing(files):
     half = db.CheckpointSettings(schedule="cosine:100")
     summary = db.inspect_checkpoint(files["pesser"], half).summary
     assert summary["process"]["num_timesteps"] == 100
@@ -316,7 +316,7 @@ def test_the_published_network_has_its_known_size(small_model, tmp_path):
     ("name", "whole"), [*((n, True) for n in SETTLED), *((n, False) for n in OPEN)]
 )
 def test_it_fits_the_terminal(files, seen, name, whole, width):
-    summary = seen(name, (settings if whole else unsettling)(name, files))
+    summary = seen(name, (settings if whole else without_settings)(name, files))
     # The command is one line, to be pasted, and a path cannot be broken.
     checkpoint = {**summary["checkpoint"], "source": "model.pt"}
     summary = {**summary, "command": ["ddpmbench", "nll"], "checkpoint": checkpoint}
@@ -328,7 +328,7 @@ def test_it_fits_the_terminal(files, seen, name, whole, width):
     assert "\n\n\n" not in text
 
 
-def test_steps_that_are_not_visited_are_told():
+def test_respaced_timesteps_are_shown():
     summary = db.inspect_checkpoint("default", timesteps=50).summary
     text = printed_inspect(summary, "table", width=100)
     assert text.splitlines()[0].endswith("gray images, T = 50 of 1,000")
@@ -365,7 +365,7 @@ def test_the_folder_holds_the_schedule_and_all_that_is_printed(files, tmp_path):
         db.inspect_checkpoint(files["native"], out=out)
 
 
-def test_what_is_open_has_no_figure(files, tmp_path):
+def test_a_missing_schedule_has_no_figure(files, tmp_path):
     db.inspect_checkpoint(files["pesser"], out=tmp_path / "look")
     assert {path.name for path in (tmp_path / "look").iterdir()} == {IDENTITY, "inspect.json"}
 

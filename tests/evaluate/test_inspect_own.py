@@ -1,4 +1,4 @@
-"""What is told of a network of one's own, whose code is the user's."""
+"""Inspecting a network whose code is the user's."""
 
 import dataclasses
 
@@ -103,7 +103,7 @@ def test_what_a_network_does_in_a_call_stays_there(own, capsys, first, told):
 
 
 @pytest.mark.parametrize("first", ["pass", "x.sum().item()"])
-def test_what_was_looked_at_can_be_evaluated(own, first):
+def test_inspection_leaves_the_network_usable(own, first):
     network = own(PLAIN.format(outputs=3, first=first)).checkpoint.network
     assert network.table is None
     assert network(torch.ones(1, 3, 4, 4), torch.ones(1)).isfinite().all()
@@ -163,7 +163,7 @@ def test_what_a_run_takes_is_not_refused(own):
     assert own(of_eight, time_input=None).summary["refused"] is None
 
 
-def test_a_call_of_a_look_leaves_nothing_behind(own):
+def test_the_network_check_leaves_nothing_behind(own):
     kept = PLAIN.format(outputs=3, first="pass").replace(
         "def __init__", "image_channels, image_size = 3, 8\n    def __init__"
     )
@@ -182,7 +182,7 @@ def test_what_is_not_known_is_a_placeholder(own):
     assert "linear:1000" not in text
 
 
-def test_code_that_loads_its_weights_is_looked_at_without_a_file(own, tmp_path):
+def test_code_that_loads_its_weights_needs_no_file(own, tmp_path):
     own(SHARES, time_input="fraction")
     (tmp_path / "load.py").write_text(
         f"from net import Net\nimport torch\ndef load():\n    net = Net()\n"

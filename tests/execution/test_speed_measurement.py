@@ -15,8 +15,8 @@ from ddpmbench.execution import speed as row_parts
 from ddpmbench.execution.engine import Engine, EngineChoice
 from ddpmbench.execution.engine_choice import CallSpeed, batch_sizes, engine_choices, fastest_call
 from ddpmbench.execution.speed import (
+    EvaluationSeconds,
     MeasuredSpeed,
-    RowSeconds,
     SpeedPlan,
     fitting_probe,
     likelihood_work,
@@ -139,7 +139,7 @@ def test_a_slower_network_makes_slower_rows_and_steps(small_model, small_images,
     found = []
     for seconds in (1.0, 3.0):
         engine_takes(lambda choice, size, seconds=seconds: seconds)
-        found.append(RowSeconds.of_parts(speeds(small_model, small_images).parts[FP32]))
+        found.append(EvaluationSeconds.of_parts(speeds(small_model, small_images).parts[FP32]))
     fast, slow = found
     assert slow.first > fast.first
     assert slow.later > fast.later

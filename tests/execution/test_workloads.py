@@ -9,10 +9,10 @@ import pytest
 from ddpmbench.cli.main import ddpmbench
 from ddpmbench.evaluate.nll import evaluate_nll
 from ddpmbench.evaluate.sample import generate_samples
-from ddpmbench.execution.speed import ROW_HALF_WIDTH, RowSeconds, workloads
+from ddpmbench.execution.speed import TERM_HALF_WIDTH, EvaluationSeconds, workloads
 
 ROOT = Path(__file__).parents[2]
-EVEN = RowSeconds(first=1.0, later=1.0, step=1.0)
+EVEN = EvaluationSeconds(first=1.0, later=1.0, step=1.0)
 
 
 def of(images, steps, *, half_width=0.005, samples=4):
@@ -50,7 +50,7 @@ def test_the_half_width_of_a_row_is_the_published_one():
     table = pd.read_csv(ROOT / "results" / "estimator" / "calls_needed.csv").set_index("design")
     found = table.loc["importance GREG"]
     rows = found.whole_size * found.num_images
-    assert pytest.approx(found.whole_half_width * rows**0.5, rel=1e-3) == ROW_HALF_WIDTH
+    assert pytest.approx(found.whole_half_width * rows**0.5, rel=1e-3) == TERM_HALF_WIDTH
 
 
 def test_a_narrower_interval_takes_more_calls_and_a_wide_one_no_fewer_than_a_first_look():
@@ -63,9 +63,9 @@ def test_a_narrower_interval_takes_more_calls_and_a_wide_one_no_fewer_than_a_fir
 def test_slower_rows_make_longer_questions_and_only_of_their_kind():
     for work in of(100, 50):
         assert work.seconds(EVEN) == work.num_evaluations
-        assert work.seconds(RowSeconds(2, 2, 2)) == 2 * work.num_evaluations
+        assert work.seconds(EvaluationSeconds(2, 2, 2)) == 2 * work.num_evaluations
         for kind in ("first", "later", "step"):
-            slower = RowSeconds(**{**vars(EVEN), kind: 3.0})
+            slower = EvaluationSeconds(**{**vars(EVEN), kind: 3.0})
             own = getattr(work, "steps" if kind == "step" else kind)
             assert work.seconds(slower) - work.seconds(EVEN) == 2 * own
 
