@@ -51,14 +51,15 @@ class Inspection(Shown):
     folder: Path | None
 
     def _card(self) -> Card:
-        line, *more = headline_lines(self.summary)
+        line = headline_lines(self.summary)[0]
         numbers = {
             name.replace("_", " "): "missing"
             if item["value"] is None
             else shown_value(item["value"])
             for name, item in self.summary["settings"].items()
         }
-        facts = {"missing": " ".join(more)} if more else {}
+        missing = ", ".join(self.summary["missing"])
+        facts = {"missing": missing} if missing else {}
         facts["evaluate"] = shlex.join(self.summary["command"])
         if self.folder is not None:
             facts["folder"] = str(self.folder)
@@ -236,7 +237,8 @@ def _settings_record(probe: Probe) -> dict[str, dict[str, object]]:
     """Each setting with its value and source: checkpoint, option or default; null if missing."""
     record: dict[str, dict[str, object]] = {}
     for name, read in _READ.items():
-        if name in probe.missing or "model_flags" in probe.missing:
+        is_of_flags = name in _OF_FLAGS and "model_flags" in probe.missing
+        if name in probe.missing or is_of_flags:
             record[name] = {"value": None, "source": None}
         elif probe.checkpoint is not None:
             record[name] = {"value": read(probe.checkpoint), "source": _source(name, probe)}

@@ -20,7 +20,7 @@ _FAMILIES = {
 _WEIGHTS = {
     "ema": "ema, averaged over the training",
     "raw": "raw, the last of the training",
-    None: "ema (averaged over the training) or raw (the last): unknown",
+    None: "unknown: ema (averaged over the training) or raw (the last of it)",
 }
 
 
@@ -184,7 +184,7 @@ def _command_lines(summary: Mapping[str, Any], width: int) -> list[str]:
     if placeholders:
         lines += fact("", f"put how it was trained in place of {listed(placeholders)}", width)
     if examples:
-        lines += fact("", f"fill in {listed(examples)}: the command shows an example", width)
+        lines += fact("", f"check {listed(examples)}: the value above is an example", width)
     if summary["data"] is not None:
         lines += fact("", f"DATA is {summary['data']}", width)
     return lines
