@@ -96,9 +96,9 @@ def _notebook_display() -> Callable[..., Any] | None:
     shell = None if ipython is None else ipython.get_ipython()
     if getattr(shell, "kernel", None) is None:
         return None
-    from IPython.display import display  # type: ignore[import-not-found]
+    from IPython.display import display
 
-    return display  # type: ignore[no-any-return]
+    return display
 
 
 @contextlib.contextmanager
