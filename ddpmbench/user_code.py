@@ -1,4 +1,4 @@
-"""Running a file of the user's own code, so that whatever goes wrong in it is one line."""
+"""Run a Python file of the user's; whatever goes wrong in it becomes one line."""
 
 import ast
 import contextlib
@@ -12,64 +12,48 @@ import sys
 import sysconfig
 import traceback
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ddpmbench.errors import InputError
 
+# ---- the state of the process
 
-@dataclasses.dataclass(frozen=True)
-class TorchDefaults:
-    """What every tensor made after it, and every call, depends on.
+_DEFAULTS: dict[Callable[[Any], object], Callable[[], object]] = {
+    torch.set_default_dtype: torch.get_default_dtype,
+    torch.set_default_device: torch.get_default_device,
+    torch.set_grad_enabled: torch.is_grad_enabled,
+}
+"""What sets a default of torch on which later tensors and calls depend, and what reads it."""
 
-    Attributes:
-        dtype: of tensors that do not name theirs.
-        device: likewise.
-        grad: whether gradients are recorded.
-    """
+TorchDefaults = Mapping[Callable[[Any], object], object]
 
-    dtype: torch.dtype
-    device: torch.device
-    grad: bool
 
-    @classmethod
-    def now(cls) -> Self:
-        """Those in force."""
-        return cls(torch.get_default_dtype(), torch.get_default_device(), torch.is_grad_enabled())
+def torch_defaults() -> TorchDefaults:
+    """The defaults in force, by the functions that set them."""
+    return {set_: get() for set_, get in _DEFAULTS.items()}
 
-    def restore(self) -> None:
-        """Set them again, where they are others."""
-        now = type(self).now()
-        if now.dtype is not self.dtype:
-            torch.set_default_dtype(self.dtype)
-        if now.device != self.device:
-            torch.set_default_device(self.device)
-        if now.grad is not self.grad:
-            torch.set_grad_enabled(self.grad)
 
-    def changed(self) -> str | None:
-        """The call that would have changed one of them; None where all are the same."""
-        now = type(self).now()
-        calls = {
-            "torch.set_default_dtype": now.dtype is not self.dtype,
-            "torch.set_default_device": now.device != self.device,
-            "torch.set_grad_enabled": now.grad is not self.grad,
-        }
-        return next((name for name, is_changed in calls.items() if is_changed), None)
+def changed_default(before: TorchDefaults) -> str | None:
+    """The call that changed a default since then, `torch.set_default_dtype`; None if none did."""
+    changed = (set_ for set_, get in _DEFAULTS.items() if get() != before[set_])
+    return next((f"torch.{set_.__name__}" for set_ in changed), None)
 
 
 @contextlib.contextmanager
-def own_process_state() -> Iterator[None]:
-    """Inside, code of the user's prints to standard error and reads an empty standard input.
+def restored_process_state() -> Iterator[None]:
+    """Inside, user code prints to standard error and reads an empty standard input.
 
-    Afterwards the defaults of torch, its threads, the random number generators and the current
-    folder are as they were.
+    Afterwards the defaults of torch, its number of threads, the random number generators and the
+    current folder are as they were.
     """
-    defaults, threads, folder = TorchDefaults.now(), torch.get_num_threads(), os.getcwd()
+    defaults, threads, folder = torch_defaults(), torch.get_num_threads(), os.getcwd()
     generators: tuple[Any, ...] = (random.getstate(), np.random.get_state(), torch.get_rng_state())
     stdin = sys.stdin
     try:
@@ -78,7 +62,9 @@ def own_process_state() -> Iterator[None]:
             yield
     finally:
         sys.stdin = stdin
-        defaults.restore()
+        for set_, value in defaults.items():
+            if _DEFAULTS[set_]() != value:
+                set_(value)
         if torch.get_num_threads() != threads:
             torch.set_num_threads(threads)
         random.setstate(generators[0])
@@ -88,34 +74,69 @@ def own_process_state() -> Iterator[None]:
             os.chdir(folder)
 
 
-_KEPT = frozenset({"ddpmbench", "torch", "numpy"})
+class RandomNumbersAreNaN(TorchFunctionMode):
+    """Inside, random numbers of torch are NaN, but for those of a generator passed explicitly.
+
+    A network is built inside. Its random initialization becomes visible wherever no trained weight
+    has replaced it: in a parameter, a buffer, or the output.
+    """
+
+    _SAMPLERS = frozenset(
+        {torch.rand, torch.randn, torch.rand_like, torch.randn_like, torch.normal, torch.bernoulli}
+        | {Tensor.uniform_, Tensor.normal_, Tensor.bernoulli_, Tensor.exponential_}
+        | {Tensor.log_normal_, Tensor.cauchy_, Tensor.geometric_}
+        # which are not looked into
+        | {nn.init.uniform_, nn.init.normal_, nn.init.trunc_normal_, nn.init.orthogonal_}
+        | {nn.init.xavier_uniform_, nn.init.xavier_normal_, nn.init.sparse_}
+        | {nn.init.kaiming_uniform_, nn.init.kaiming_normal_}
+    )
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401 - whatever the function returns
+        """Call a function of torch."""
+        named = kwargs or {}
+        result = func(*args, **named)
+        is_random = func in self._SAMPLERS and named.get("generator") is None
+        if is_random and isinstance(result, Tensor) and result.is_floating_point():
+            with torch.no_grad():
+                result.fill_(torch.nan)
+        return result
+
+
+# ---- modules beside the file
+
+_KEPT = frozenset({"ddpmbench", "torch", "numpy"}) | sys.stdlib_module_names
 """Packages that a folder of the same name does not hide."""
 
 
-class OwnImports:
-    """Modules of some folders, which are found only where `inside` is entered.
+class UserModules:
+    """The modules in some folders, which can be imported only inside `importable`.
 
-    They are kept from one time to the next, and another file's of the same names are not seen.
+    Networks from two folders do not see each other's modules of the same name.
     """
 
     def __init__(self, *folders: Path) -> None:
-        """Take what is in these folders; the first that has a module is asked for it."""
-        self._folders = tuple(dict.fromkeys(folders))
+        """Search these folders, in this order."""
+        self._folders = tuple(dict.fromkeys(folder.resolve() for folder in folders))
         self._modules: dict[str, types.ModuleType] = {}
         self._is_inside = False
 
     @contextlib.contextmanager
-    def inside(self) -> Iterator[None]:
-        """Inside, modules come from the folders first, as if none of their names were imported."""
+    def importable(self) -> Iterator[None]:
+        """Inside, modules of the folders hide imported ones; afterwards they are out of sight."""
         if self._is_inside:
             yield
             return
         path_before, before = list(sys.path), dict(sys.modules)
-        beside = {name for folder in self._folders for name in _modules_in(folder)}
+        names = self._names()
         for name in before:
-            if name.partition(".")[0] in beside:
+            if name.partition(".")[0] in names:
                 del sys.modules[name]
-        hidden = {name: module for name, module in before.items() if name not in sys.modules}
         sys.modules.update(self._modules)
         importlib.invalidate_caches()
         sys.path[:0] = [str(folder) for folder in self._folders]
@@ -124,105 +145,38 @@ class OwnImports:
             yield
         finally:
             self._is_inside = False
-            self._modules |= {
-                name: module
-                for name, module in sys.modules.items()
-                if before.get(name) is not module and self._has(module)
-            }
+            now = {n: m for n, m in sys.modules.items() if before.get(n) is not m and self._has(m)}
+            self._modules |= now
+            for name in now:
+                del sys.modules[name]
             sys.path[:] = path_before
-            sys.modules.update(hidden)
+            sys.modules.update({n: m for n, m in before.items() if n not in sys.modules})
 
-    def digest(self, path: Path, of_file: str) -> str:
-        """That of a file; with those it imports from the folders, of all of them.
-
-        Counted are modules that were imported and, as a function may import when it is called,
-        those that an import statement anywhere names. To be called after `inside`.
-
-        Args:
-            path: the file.
-            of_file: its own sha256, in hexadecimal digits.
-        """
-        paths = {Path(str(module.__file__)).resolve() for module in self._modules.values()}
-        files = {path for path in paths if path.suffix == ".py" and path.is_file()}
-        files |= self._named({path, *files})
-        others = {(file.name, hashlib.sha256(file.read_bytes()).hexdigest()) for file in files}
-        others = {(name, digest) for name, digest in others if digest != of_file}
-        if not others:
-            return of_file
-        return hashlib.sha256(repr((of_file, sorted(others))).encode()).hexdigest()
+    def _names(self) -> set[str]:
+        files = {path.stem for folder in self._folders for path in folder.glob("*.py")}
+        packages = {p.parent.name for folder in self._folders for p in folder.glob("*/__init__.py")}
+        return (files | packages) - _KEPT
 
     def _has(self, module: types.ModuleType) -> bool:
-        file = getattr(module, "__file__", None)
-        if not file or "site-packages" in Path(file).parts:
+        # A package without __init__.py has no file, but a path. `getattr` may run code.
+        names = getattr(module, "__dict__", {})
+        places = [names.get("__file__"), *(names.get("__path__") or ())]
+        place = next((place for place in places if place), None)
+        if not isinstance(place, str) or "site-packages" in Path(place).parts:
             return False
-        return any(Path(file).resolve().is_relative_to(f.resolve()) for f in self._folders)
-
-    def _named(self, files: set[Path]) -> set[Path]:
-        """Files of the folders that import statements of these name, and theirs in turn."""
-        found, to_read = set[Path](), list(files)
-        while to_read:
-            named = set(self._named_in(to_read.pop())) - found - files
-            found |= named
-            to_read += named
-        return found
-
-    def _named_in(self, path: Path) -> Iterator[Path]:
-        try:
-            tree = ast.parse(path.read_bytes())
-        except (SyntaxError, ValueError, OSError):
-            return
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Import):
-                for alias in node.names:
-                    yield from self._files_of(alias.name.split("."), self._folders)
-            elif isinstance(node, ast.ImportFrom):
-                parts = node.module.split(".") if node.module else []
-                up = (path.parents[min(node.level, len(path.parents)) - 1],)
-                for alias in node.names:
-                    roots = up if node.level else self._folders
-                    yield from self._files_of([*parts, alias.name], roots)
-
-    @staticmethod
-    def _files_of(parts: list[str], roots: tuple[Path, ...]) -> Iterator[Path]:
-        """Those of a module, and of the packages that it is in."""
-        if parts[0] in _KEPT | sys.stdlib_module_names:
-            return
-        for root in roots:
-            found = []
-            for depth in range(1, len(parts) + 1):
-                place = root.joinpath(*parts[:depth])
-                files = (place / "__init__.py", place.with_name(f"{place.name}.py"))
-                found += [file.resolve() for file in files if file.is_file()]
-            if found:
-                yield from found
-                return
+        return any(Path(place).resolve().is_relative_to(folder) for folder in self._folders)
 
 
-def _modules_in(folder: Path) -> set[str]:
-    """Names of modules and packages in a folder that would be imported from there."""
-    files = {path.stem for path in folder.glob("*.py")}
-    packages = {path.parent.name for path in folder.glob("*/__init__.py")}
-    return (files | packages) - _KEPT - sys.stdlib_module_names
-
-
-T = TypeVar("T")
-
-_LONGEST = 300
-_NOT_THE_USER_S = (
-    *(sysconfig.get_path(kind) for kind in ("stdlib", "purelib", "platlib")),
-    str(Path(torch.__file__).parent),
-    str(Path(__file__).parent),
-    "<frozen ",
-)
+# ---- the file
 
 
 @dataclasses.dataclass(frozen=True)
-class OwnCode:
-    """The user's own code that builds a network.
+class UserCode:
+    """The user's code that builds a network.
 
     Attributes:
         name: `FILE.py:NAME`, as given.
-        sha256: of the file; of all of them, where it imports others beside it.
+        sha256: of the file.
     """
 
     name: str
@@ -235,119 +189,164 @@ class OwnCode:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class OwnFile:
-    """A file of the user's, after it has been run.
+class UserFile:
+    """A file of the user's that has been run.
 
     Attributes:
-        option: `FILE.py:NAME`.
-        found: what the file calls NAME.
-        imports: where it finds its own modules.
+        code: its name and hash.
         path: of the file.
+        value: what the file calls NAME.
+        modules: those it can import from its folders.
     """
 
-    option: str
-    found: object
-    imports: OwnImports
+    code: UserCode
     path: Path
-    _sha256: str
+    value: object
+    modules: UserModules
 
     @property
-    def code(self) -> OwnCode:
-        """What it is, to be asked for after it was used."""
-        return OwnCode(self.option, self.imports.digest(self.path, self._sha256))
+    def who(self) -> str:
+        """The beginning of a line about it."""
+        return f"`network={self.code.name}`"
 
     def call(self, *arguments: object) -> object:
-        """What NAME gives for these arguments.
+        """What NAME returns for these arguments.
 
         Raises:
-            InputError: it fails; the line says where.
+            InputError: it fails; the line names the place.
         """
-        found = self.found
-        assert callable(found)
-        return calling(lambda: found(*arguments), f"--network {self.option}")
+        value = self.value
+        assert callable(value)
+        return calling(lambda: value(*arguments), self.who)
 
 
 @contextlib.contextmanager
-def own_file(option: str) -> Iterator[OwnFile]:
-    """The file that `FILE.py:NAME` names, run; it is to be used inside.
+def user_file(network: str) -> Iterator[UserFile]:
+    """Run the file that `FILE.py:NAME` names; its code is to be used inside.
 
-    What it imports is looked for in its own folder first, then in the current one, as it was when
-    the network was trained; in a package, relative imports are its own. What it prints goes to
-    standard error.
+    Its imports are looked for in its own folder, then in the package's and the current one, as
+    when the network was trained. What it prints goes to standard error.
 
     Args:
-        option: as `--network` takes it.
+        network: `FILE.py:NAME`.
 
     Raises:
-        InputError: there is no such file, it fails, or has no such name.
+        InputError: there is no such file, it fails, or does not define NAME.
     """
+    who = f"`network={network}`"
     try:
-        path, name = _split(option)
+        path, name = _split(network)
         source = path.read_bytes()
     except OSError as error:
         raise InputError(
-            f"--network {option:.200}: cannot be read ({error.strerror or error})"
+            f"`network={network:.200}`: cannot be read ({error.strerror or error})"
         ) from error
     path, digest = path.resolve(), hashlib.sha256(source).hexdigest()
     module = types.ModuleType(f"ddpmbench_network_{digest[:16]}")
     module.__file__ = str(path)
     module.__package__, above = _package(path.parent)
-    imports = OwnImports(path.parent, above, Path.cwd())
-    with own_process_state(), imports.inside():
-        # Classes are looked up by their module's name, long after this.
+    modules = UserModules(path.parent, above, Path.cwd())
+    with restored_process_state(), modules.importable():
+        # Classes are looked up by their module's name.
         sys.modules[module.__name__] = module
-        calling(lambda: exec(compile(source, path, "exec"), vars(module)), f"--network {option}")
+        calling(lambda: exec(compile(source, path, "exec"), vars(module)), who)
         if not hasattr(module, name):
-            raise InputError(f"--network {option}: has no {name}; it defines {_defined(source)}")
-        yield OwnFile(option, getattr(module, name), imports, path, digest)
+            raise InputError(f"{who}: has no {name}; it defines {_defined(source)}")
+        yield UserFile(UserCode(network, digest), path, getattr(module, name), modules)
+
+
+def _package(folder: Path) -> tuple[str, Path]:
+    """The name of the package that a folder is, and the folder that the package is in."""
+    names: list[str] = []
+    while (folder / "__init__.py").is_file():
+        names.insert(0, folder.name)
+        folder = folder.parent
+    return ".".join(names), folder
+
+
+def _split(network: str) -> tuple[Path, str]:
+    file, _, name = network.rpartition(":")
+    path, who = Path(file), f"`network={network}`"
+    if not file and Path(network).is_file():
+        known = _defined(Path(network).read_bytes())
+        raise InputError(f"{who}: add what builds the network, {network}:NAME; it defines {known}")
+    if not file or not name.isidentifier() or path.suffix != ".py":
+        raise InputError(f"{who}: takes FILE.py:NAME, where NAME is a class or function in it")
+    if not path.is_file():
+        what = "is no regular file" if path.exists() else "no such file"
+        raise InputError(f"{who}: {path}: {what}; name the file with its code")
+    return path, name
+
+
+def _defined(source: bytes) -> str:
+    """The classes and functions of a file, without running it."""
+    kinds = ast.ClassDef | ast.FunctionDef
+    try:
+        names = [node.name for node in ast.parse(source).body if isinstance(node, kinds)]
+    except (SyntaxError, ValueError):
+        names = []
+    return ", ".join(names) or "no class and no function"
+
+
+# ---- its errors
+
+T = TypeVar("T")
+
+_LONGEST = 300
+_NOT_THE_USER_S = (
+    *(sysconfig.get_path(kind) for kind in ("stdlib", "purelib", "platlib")),
+    str(Path(torch.__file__).parent),
+    str(Path(__file__).parent),
+    "<frozen ",
+)
 
 
 def calling(run: Callable[[], T], who: str) -> T:
-    """What code of the user's returns; whatever it raises becomes one line.
+    """What user code returns; whatever it raises but Ctrl-C becomes one line.
 
     Args:
         run: calls it.
-        who: the option or the network to name.
+        who: the beginning of the line.
 
     Raises:
-        InputError: it raised something, or wanted to end the program.
+        InputError: it raised something, or tried to end the program.
     """
     try:
         with contextlib.redirect_stdout(sys.stderr):
             return run()
+    except (InputError, KeyboardInterrupt):
+        raise
     except SystemExit as error:
         raise InputError(
-            f"{who}: {_place(error)}ends the program; what is not of the network belongs under "
+            f"{who}: {_place(error)}ends the program; move what is not of the network under "
             'if __name__ == "__main__":'
         ) from error
-    except InputError:
-        raise
-    except Exception as error:  # the user's code raises whatever it likes
+    except BaseException as error:  # user code raises anything
         raise InputError(f"{who}: {described(error)}") from error
 
 
 @contextlib.contextmanager
-def own_errors(who: str) -> Iterator[None]:
-    """Inside, what code of the user's raises becomes one line; other errors are as they are.
+def user_errors(who: str) -> Iterator[None]:
+    """Inside, what user code raises becomes one line; other errors pass.
 
     Args:
-        who: the option or the network to name.
+        who: the beginning of the line.
 
     Raises:
-        InputError: code of the user's raised something, or wanted to end the program.
+        InputError: user code raised something, or tried to end the program.
     """
     try:
         yield
-    except InputError:
+    except (InputError, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         if not _place(error):
             raise
         raise InputError(f"{who}: {described(error)}") from error
 
 
 def described(error: BaseException) -> str:
-    """File and line of the user's where it was raised, its kind and what it says, in one line."""
+    """An error in one line: file and line of the user's, its kind and its text."""
     text = "".join(c if c.isprintable() else "?" for c in " ".join(str(error).split()))
     text = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
     if isinstance(error, ModuleNotFoundError):
@@ -356,13 +355,13 @@ def described(error: BaseException) -> str:
         text += "; an __init__.py in its folder makes a package of it"
     elif isinstance(error, EOFError):
         text += "; there is no input to read"
-    if isinstance(error, SyntaxError):
+    elif isinstance(error, SyntaxError):
         text = " ".join(error.msg.split())
     return f"{_place(error)}{type(error).__name__}{': ' if text else ''}{text}"
 
 
 def described_value(value: object) -> str:
-    """What code of the user's gave: `None`, `a tuple`, `an object of class Net`."""
+    """What user code returned: `None`, `a tuple`, `an object of class Net`."""
     if value is None:
         return "None"
     kind = type(value)
@@ -375,43 +374,5 @@ def _place(error: BaseException) -> str:
     if isinstance(error, SyntaxError) and error.filename:
         return f"{Path(error.filename).name}, line {error.lineno}: "
     frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if not f.filename.startswith(_NOT_THE_USER_S)]
-    return f"{Path(own[-1].filename).name}, line {own[-1].lineno}: " if own else ""
-
-
-def _package(folder: Path) -> tuple[str, Path]:
-    """The name of the package that a folder is, and the folder that the package is in."""
-    names: list[str] = []
-    while (folder / "__init__.py").is_file():
-        names.insert(0, folder.name)
-        folder = folder.parent
-    return ".".join(names), folder
-
-
-def _split(option: str) -> tuple[Path, str]:
-    file, _, name = option.rpartition(":")
-    path = Path(file)
-    if not file and Path(option).is_file():
-        known = _defined(Path(option).read_bytes())
-        raise InputError(
-            f"--network {option}: name what builds the network too, as in {option}:NAME; it "
-            f"defines {known}"
-        )
-    if not file or not name.isidentifier() or path.suffix != ".py":
-        raise InputError(
-            f"--network {option}: takes FILE.py:NAME, where NAME is a class or function in it"
-        )
-    if not path.is_file():
-        what = "is no regular file" if path.exists() else "no such file"
-        raise InputError(f"--network {option}: {path}: {what}; name the file with its code")
-    return path, name
-
-
-def _defined(source: bytes) -> str:
-    """The classes and functions of a file, without running it."""
-    kinds = ast.ClassDef | ast.FunctionDef
-    try:
-        names = [node.name for node in ast.parse(source).body if isinstance(node, kinds)]
-    except (SyntaxError, ValueError):
-        names = []
-    return ", ".join(names) or "no class and no function"
+    users = [f for f in frames if not f.filename.startswith(_NOT_THE_USER_S)]
+    return f"{Path(users[-1].filename).name}, line {users[-1].lineno}: " if users else ""

@@ -30,7 +30,7 @@ from ddpmbench.execution.features import (
 )
 from ddpmbench.execution.finished import ENVIRONMENT, PER_IMAGE
 from ddpmbench.execution.folder import RunFolder, environment
-from ddpmbench.execution.network_check import check_first_call
+from ddpmbench.execution.network_check import check_network
 from ddpmbench.execution.samples import SAMPLES, Generation, SampleSettings, write_samples
 from ddpmbench.files import named_path
 from ddpmbench.report import fidelity as tables
@@ -280,11 +280,13 @@ def evaluate_fid(
         target = resolve_device(device, ranks.local_rank)
         made = _generation(source, settings) if isinstance(source, Checkpoint) else source
         network = settings.network.to(target)
-        run = QualityRun(made, settings.num_generated, known, network, target, ranks, batch_size)
         if isinstance(made, Generation):
             wanted, room_in = settings.num_generated, None if out is None else named_path(out)
-            ranks.once(lambda: check_room("--num-generated", wanted, made.shape, room_in))
-            check_first_call(made.checkpoint, made.shape, device=target, ranks=ranks)
+            shape = made.shape
+            ranks.once(lambda: check_room("--num-generated", wanted, shape, room_in))
+            model = check_network(made.checkpoint, shape, device=target, ranks=ranks)
+            made = dataclasses.replace(made, checkpoint=model)
+        run = QualityRun(made, settings.num_generated, known, network, target, ranks, batch_size)
         identity = _identity(run, settings)
         refuse_other_runs({**identity, "num_generated": settings.num_generated}, ranks)
         folder = None if out is None else open_folder(named_path(out), identity, ranks)

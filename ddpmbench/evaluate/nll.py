@@ -30,7 +30,7 @@ from ddpmbench.execution.finished import (
 )
 from ddpmbench.execution.folder import RunFolder, environment
 from ddpmbench.execution.likelihood import LikelihoodRun
-from ddpmbench.execution.network_check import check_first_call
+from ddpmbench.execution.network_check import check_network
 from ddpmbench.execution.precision_correction import CorrectionRun
 from ddpmbench.execution.term_store import MemoryTerms, TermStore
 from ddpmbench.execution.terms import EXTREMES, Extremes, RowsRun, RunListener
@@ -44,7 +44,7 @@ from ddpmbench.report.contents import bits_of_images
 from ddpmbench.report.tables import conventions_frame, in_bits, sub_schedules_frame
 from ddpmbench.sanity_check.run import CheckBefore, recorded_check
 from ddpmbench.unet.precision import Precision
-from ddpmbench.user_code import own_errors
+from ddpmbench.user_code import user_errors
 from ddpmbench.version import __version__
 
 
@@ -179,6 +179,7 @@ def evaluate_nll(
         computed_in = resolve_precision(precision, target)
         sampling.check(checkpoint, images, seed=seed, precision=computed_in)
         conventions = _conventions(checkpoint, images, decoder=decoder)
+        checkpoint = check_network(checkpoint, images.pixels.shape[1:], device=target, ranks=ranks)
         identity = {
             "schema": tables.SCHEMA,
             "checkpoint": checkpoint.sha256,
@@ -236,8 +237,6 @@ def evaluate_nll(
             return answer_in(path, asked)
 
         answered = None if out is None else ranks.once(partial(answer, named_path(out)))
-        if answered is None:
-            check_first_call(checkpoint, images.pixels.shape[1:], device=target, ranks=ranks)
         folder = None if out is None else open_folder(named_path(out), identity, ranks)
         store: Callable[[str], TermStore] = _in_memory if folder is None else folder.shards
         if folder is not None and folder.dropped:
@@ -272,7 +271,7 @@ def evaluate_nll(
             listener=told,
             precision=computed_in,
         )
-        with own_errors(checkpoint.network_name), engine.running():
+        with user_errors(checkpoint.network_name), engine.running():
             found = sampling.run(run, store, correction=_correction(run, sampling, store))
         comparability = tables.Comparability(
             **known,

@@ -24,7 +24,7 @@ from ddpmbench.samples.progressive import (
     progressive_decoding,
     progressive_generation,
 )
-from ddpmbench.user_code import own_errors
+from ddpmbench.user_code import user_errors
 
 KINDS = ("none", "decoding", "all")
 """Which pictures are made."""
@@ -138,7 +138,7 @@ def progressive_pictures(
                 return part.make(PicturePass(checkpoint, images, seed, target, rows, progress))
 
             who = checkpoint.network_name
-            with own_errors(who), evaluating_checkpoint(checkpoint), strict_float32():
+            with user_errors(who), evaluating_checkpoint(checkpoint), strict_float32():
                 found = found.with_those_of(batch.attempt(make))
             before += part.num_calls
             if report.folder is not None:

@@ -20,7 +20,7 @@ from ddpmbench.execution.engine import EngineChoice
 from ddpmbench.execution.features import PARTS, check_room
 from ddpmbench.execution.finished import ENVIRONMENT, SUMMARY, FinishedRun
 from ddpmbench.execution.folder import IDENTITY, RunFolder, environment, write_figure
-from ddpmbench.execution.network_check import check_first_call
+from ddpmbench.execution.network_check import check_network
 from ddpmbench.execution.samples import (
     SAMPLES,
     Generation,
@@ -195,7 +195,8 @@ def generate_samples(
         room_in = None if out is None else named_path(out)
         ranks.once(lambda: check_room("--num-samples", num_samples, generation.shape, room_in))
         target = resolve_device(device, ranks.local_rank)
-        check_first_call(checkpoint, generation.shape, device=target, ranks=ranks)
+        checkpoint = check_network(checkpoint, generation.shape, device=target, ranks=ranks)
+        generation = dataclasses.replace(generation, checkpoint=checkpoint)
         tables = str(checkpoint.diffusion.to(target).dtype)
         identity = {
             "schema": SCHEMA,

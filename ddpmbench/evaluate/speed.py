@@ -19,7 +19,7 @@ from ddpmbench.execution.devices import device_name, resolve_device
 from ddpmbench.execution.engine_choice import CallSpeed
 from ddpmbench.execution.finished import ENVIRONMENT
 from ddpmbench.execution.folder import RunFolder, environment, write_figure
-from ddpmbench.execution.network_check import check_first_call
+from ddpmbench.execution.network_check import check_network
 from ddpmbench.execution.progress import tell as to_standard_error
 from ddpmbench.execution.samples import Generation, SampleSettings
 from ddpmbench.execution.speed import (
@@ -161,7 +161,7 @@ def measure_speed(
         checkpoint.check_images(shape, images.source)
         refuse_reduced(images, checkpoint.data_range)
         num_images = len(images)
-    check_first_call(checkpoint, shape, device=target)
+    checkpoint = check_network(checkpoint, shape, device=target)
     identity = _identity(checkpoint, target, settings, batch_size)
     folder = None if out is None else RunFolder(named_path(out), identity)
     probe = fitting_probe(checkpoint, images, target, batch_size=batch_size, tell=tell)

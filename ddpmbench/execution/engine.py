@@ -260,7 +260,7 @@ class Engine:
         self._rows = rows
         steps = torch.arange(1, checkpoint.schedule.num_timesteps + 1, device=device)
         times = checkpoint.network_time(steps)
-        network = checkpoint.network
+        network = self._checkpoint.network
         self._network: nn.Module = (
             TimedUNet(
                 network, times, precision=choice.precision, channels_last=choice.channels_last

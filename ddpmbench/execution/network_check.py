@@ -1,59 +1,70 @@
-"""The first call of a network that is not of this package, before a run is made of millions.
+"""The check of a network before a run: one call on two images, for any but this package's U-Net.
 
-What the bound and the samples take for granted is looked at with two images: the output is a
-tensor of the right shape and finite, does not depend on chance or on the other images of a batch,
-and the input is left as it was.
+The bound and the samples assume that the output is a finite tensor of the right shape, a
+deterministic function of each image alone, and that the input is left unchanged.
 """
 
 import contextlib
+import dataclasses
+import hashlib
+import inspect
 from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from ddpmbench.checkpoints.custom_call import refused_call
+from ddpmbench.checkpoints.custom import LABELS, signature_of
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.errors import InputError
 from ddpmbench.execution.devices import evaluating_checkpoint, strict_float32
 from ddpmbench.execution.distributed import Ranks
 from ddpmbench.execution.engine import is_out_of_memory
 from ddpmbench.unet.unet import UNet
-from ddpmbench.user_code import TorchDefaults, calling, described_value
+from ddpmbench.user_code import calling, changed_default, described_value, torch_defaults
 
 _TOLERANCE = 1e-2
-"""Of the largest output: what another batch may change by rounding, with much to spare."""
+"""Of the largest output: far more than another batch size changes by rounding."""
+_NUM_PROJECTIONS = 8
 
 
-def check_first_call(
+def check_network(
     checkpoint: Checkpoint,
     shape: tuple[int, ...],
     *,
     device: torch.device,
     ranks: Ranks | None = None,
-) -> None:
-    """Call a network of the user's own on two images, and refuse what cannot be evaluated.
+) -> Checkpoint:
+    """Call a network on two images, and refuse one that cannot be evaluated.
 
-    The built-in U-Net is known, and not called; nor does memory that is too small matter here.
+    The U-Net of this package is known and is not called. Memory that does not suffice is no error
+    here.
 
     Args:
         checkpoint: the model.
         shape: (C, H, W) of an image.
         device: where it will run.
-        ranks: the processes of the run, of which the first calls it; None of a single one.
+        ranks: the processes of the run, of which the first calls it; None for a single one.
+
+    Returns:
+        The checkpoint to evaluate: on the device, with the digest of the output in its
+        fingerprint.
 
     Raises:
-        InputError: the network fails, or its output is not what the conventions say; one line.
+        InputError: the network fails, or its output is not as the conventions state; one line.
     """
+    checkpoint = checkpoint.to(device)
     if isinstance(checkpoint.network, UNet):
-        return
+        return checkpoint
     if ranks is None:
-        _check(checkpoint, shape, device)
+        digest = _check(checkpoint, shape, device)
     else:
-        ranks.once(lambda: _check(checkpoint, shape, device))
+        digest = ranks.once(lambda: _check(checkpoint, shape, device))
+    return dataclasses.replace(checkpoint, call_digest=digest)
 
 
-def _check(checkpoint: Checkpoint, shape: tuple[int, ...], device: torch.device) -> None:
-    first = _FirstCall(checkpoint.to(device), shape, device)
+def _check(checkpoint: Checkpoint, shape: tuple[int, ...], device: torch.device) -> str:
+    """The digest of the output; empty where memory does not suffice."""
+    check = _NetworkCheck(checkpoint, shape, device)
     with (
         torch.inference_mode(),
         torch.random.fork_rng(devices=[]),
@@ -61,11 +72,12 @@ def _check(checkpoint: Checkpoint, shape: tuple[int, ...], device: torch.device)
         strict_float32(),
         contextlib.suppress(torch.OutOfMemoryError, MemoryError),
     ):
-        first.check()
+        return check.run()
+    return ""
 
 
-class _FirstCall:
-    """Two images at the first and the last step, together and one alone."""
+class _NetworkCheck:
+    """Two images at the first and the last timestep, together and one alone."""
 
     def __init__(
         self, checkpoint: Checkpoint, shape: tuple[int, ...], device: torch.device
@@ -80,7 +92,7 @@ class _FirstCall:
         self._labels = torch.tensor([0, last if null is None else null], device=device)
         self._who = checkpoint.network_name
 
-    def check(self) -> None:
+    def run(self) -> str:
         checkpoint = self._checkpoint
         why = refused_call(
             checkpoint.network,
@@ -89,30 +101,25 @@ class _FirstCall:
         )
         if why is not None:
             raise InputError(f"{self._who}: {why}")
-        both = self._output(2)
-        one = self._output(1)
-        self._compare(one, both[:1])
-
-    def _compare(self, alone: Tensor, among: Tensor) -> None:
-        """Refuse an output of the same image that differs by more than rounding."""
-        if _alike(alone, among):
-            return
-        if not _alike(alone, self._output(1)):
+        both, again, alone = self._output(2), self._output(2), self._output(1)
+        if not _alike(both, again):
             raise InputError(
-                f"{self._who}: gives another output for the same input each time; chance, such "
-                "as F.dropout without training=self.training, has no place in evaluation"
+                f"{self._who}: gives another output for the same input each time; turn off what is "
+                "random in evaluation, such as F.dropout without training=self.training"
             )
-        raise InputError(
-            f"{self._who}: an image's output depends on the other images of its batch, as of a "
-            "batch normalization that does not heed eval(); the bound is of each image alone"
-        )
+        if not _alike(alone, both[:1]):
+            raise InputError(
+                f"{self._who}: an image's output depends on the other images of its batch, as of "
+                "a batch normalization that ignores eval(); the bound is of each image alone"
+            )
+        return _digest(both)
 
     def _output(self, rows: int) -> Tensor:
         x_t = self._x_t[:rows].clone()
         inputs = [x_t, self._time[:rows].clone()]
         if self._checkpoint.num_classes:
             inputs.append(self._labels[:rows].clone())
-        defaults = TorchDefaults.now()
+        defaults = torch_defaults()
         with _watching_embeddings(self._checkpoint, inputs[1], self._who):
             try:
                 output = calling(lambda: self._checkpoint.network(*inputs), self._who)
@@ -124,18 +131,18 @@ class _FirstCall:
                 raise InputError(
                     f"{error}; it was called with {self._shown(inputs)}{_on_gradients(error)}"
                 ) from error
-        if (call := defaults.changed()) is not None:
+        if (call := changed_default(defaults)) is not None:
             raise InputError(
                 f"{self._who}: a call leaves another default of torch behind ({call}), which "
                 "would change the evaluation; set it back before it returns"
             )
-        found = self._checked(output, x_t)
+        output = self._checked(output, x_t)
         if not torch.equal(x_t, self._x_t[:rows]):
             raise InputError(
                 f"{self._who}: changes x_t, its input, in place; begin with x_t = x_t.clone() or "
                 "write x = x + ... in place of x += ..."
             )
-        return found.float()
+        return output.float()
 
     def _checked(self, output: object, x_t: Tensor) -> Tensor:
         if not isinstance(output, Tensor):
@@ -146,25 +153,34 @@ class _FirstCall:
                 f"module with self.net = Net() whose forward(self, x_t, time) returns {returns}"
             )
         batch, channels, *size = x_t.shape
-        learned = self._checkpoint.variance.is_learned
-        shape = (batch, channels * (2 if learned else 1), *size)
+        variance = self._checkpoint.variance
+        shape = (batch, channels * (2 if variance.is_learned else 1), *size)
         if output.shape != shape:
             remedy = ""
             if output.shape == (batch, 2 * channels, *size):
-                remedy = "; if half of it is a variance, say --variance learned_range or learned"
-            elif learned and output.shape == x_t.shape:
-                remedy = "; without a variance in it, say --variance fixed_small or fixed_large"
+                remedy = "; if half of it is a variance, choose `variance=learned_range` or learned"
+            elif variance.is_learned and output.shape == x_t.shape:
+                remedy = "; it has no variance: choose `variance=fixed_small` or fixed_large"
             raise InputError(
                 f"{self._who}: gives {tuple(output.shape)} for x_t of {tuple(x_t.shape)}; with "
-                f"--variance {self._checkpoint.variance} it takes {shape}{remedy}"
+                f"`variance={variance}` it takes {shape}{remedy}"
             )
         if not output.is_floating_point():
             kind = str(output.dtype).removeprefix("torch.")
             raise InputError(f"{self._who}: gives {kind}, not floating-point numbers")
         if not bool(output.isfinite().all()):
+            name = _random_attribute(self._checkpoint.network)
+            why = (
+                ""
+                if name is None
+                else (
+                    f"; {name} is NaN, or random and in no file: register it as a buffer that is "
+                    "saved, or draw it with generator=torch.Generator().manual_seed(SEED)"
+                )
+            )
             raise InputError(
                 f"{self._who}: gives NaN or infinite numbers for normal noise as x_t and time "
-                f"{self._time.tolist()}"
+                f"{self._time.tolist()}{why}"
             )
         return output
 
@@ -175,13 +191,38 @@ class _FirstCall:
             for name, tensor in zip(names, inputs, strict=False)
         ]
         low, high = self._time.tolist()
-        time = f"--time-input {self._checkpoint.time_input}: {low:g} to {high:g}"
+        time = f"`time_input={self._checkpoint.time_input}`: {low:g} to {high:g}"
         return f"{', '.join(shown)} ({time})"
+
+
+def _digest(output: Tensor) -> str:
+    """Hexadecimal digits of an output, the same for outputs that differ by rounding.
+
+    Of the root mean square r and of projections <output, z> / (r sqrt(n)) on normal noise z, two
+    decimals count: rounding of another device, some 1e-6, changes a digit with a probability of
+    about 1e-3.
+    """
+    flat = output.double().cpu().flatten()
+    size = flat.square().mean().sqrt().clamp(min=torch.finfo(torch.float32).tiny)
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn((_NUM_PROJECTIONS, len(flat)), generator=generator).double()
+    numbers = [float(size.log2()), *(noise @ flat / (size * len(flat) ** 0.5)).tolist()]
+    text = " ".join(f"{number + 0.0:.2f}" for number in numbers).replace("-0.00", "0.00")
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _random_attribute(network: nn.Module) -> str | None:
+    """A NaN tensor that is neither parameter nor buffer, as `RandomNumbersAreNaN` leaves."""
+    for prefix, module in network.named_modules():
+        for name, value in vars(module).items():
+            if isinstance(value, Tensor) and bool(value.isnan().any()):
+                return f"{prefix}.{name}" if prefix else name
+    return None
 
 
 @contextlib.contextmanager
 def _watching_embeddings(checkpoint: Checkpoint, time: Tensor, who: str) -> Iterator[None]:
-    """Inside, a row that an embedding does not have is named, which no device does by itself."""
+    """Inside, a row that an embedding does not have is an error on every device."""
 
     def watch(module: nn.Module, inputs: tuple[object, ...], named: Mapping[str, object]) -> None:
         assert isinstance(module, nn.Embedding)
@@ -191,7 +232,7 @@ def _watching_embeddings(checkpoint: Checkpoint, time: Tensor, who: str) -> Iter
         if index.is_floating_point():
             raise InputError(
                 f"{who}: an nn.Embedding is given floating-point numbers, and takes whole ones; "
-                "with --time-input index time is t - 1, with one-based t, here it is "
+                "with `time_input=index` time is t - 1, with one-based t, here it is "
                 f"{checkpoint.time_input}"
             )
         rows, low, high = module.num_embeddings, int(index.min()), int(index.max())
@@ -200,13 +241,13 @@ def _watching_embeddings(checkpoint: Checkpoint, time: Tensor, who: str) -> Iter
         line = f"an nn.Embedding of {rows} rows is asked for row {low if low < 0 else high}"
         if index.numel() == time.numel() and bool((index.flatten() == time).all()):
             line += (
-                f"; --time-input {checkpoint.time_input} and the schedule's "
+                f"; `time_input={checkpoint.time_input}` and the schedule's "
                 f"{checkpoint.schedule.num_original_timesteps} steps do, and one of the two is not "
                 "as it was trained (index counts from 0, one-based from 1)"
             )
         raise InputError(f"{who}: {line}")
 
-    # Subclasses do what they like with what they are given.
+    # A subclass may take other inputs.
     embeddings = [m for m in checkpoint.network.modules() if type(m) is nn.Embedding]
     handles = [m.register_forward_pre_hook(watch, with_kwargs=True) for m in embeddings]
     try:
@@ -217,11 +258,11 @@ def _watching_embeddings(checkpoint: Checkpoint, time: Tensor, who: str) -> Iter
 
 
 def _prediction_in(output: object, shape: torch.Size) -> str:
-    """What to write behind a call to take the prediction out of what it gives."""
+    """What to write behind a call to take the prediction out of its result."""
     if isinstance(output, tuple | list):
         parts = [(f"[{index}]", value) for index, value in enumerate(output)]
     elif isinstance(output, Mapping):
-        # what diffusers gives is a dict with attributes
+        # the output of diffusers is a dict with attributes
         parts = [
             (f".{name}" if hasattr(output, str(name)) else f"[{name!r}]", value)
             for name, value in output.items()
@@ -237,7 +278,7 @@ def _prediction_in(output: object, shape: torch.Size) -> str:
 
 
 def _on_gradients(error: InputError) -> str:
-    """What to do for a network that differentiates, and cannot here; empty for others."""
+    """The remedy for a network that differentiates, and cannot here; empty for others."""
     text = str(error.__cause__)
     if not any(word in text for word in ("require grad", "requires_grad", "nference tensor")):
         return ""
@@ -250,3 +291,64 @@ def _on_gradients(error: InputError) -> str:
 def _alike(one: Tensor, other: Tensor) -> bool:
     scale = max(float(one.abs().max()), 1e-6)
     return bool((one - other).abs().max() <= _TOLERANCE * scale)
+
+
+# ---- the signature of `forward`
+
+_ADAPTER = (
+    "name an adapter in its place, a module with self.net = Net() whose forward(self, x_t, time) "
+    "calls it as it was trained (docs/checkpoints.md has one)"
+)
+_TIMES = frozenset(
+    {"t", "ts", "time", "times", "timestep", "timesteps", "step", "steps"}
+    | {"sigma", "noise_level", "noise_levels", "noise_labels"}
+)
+_MANY = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+def refused_call(network: nn.Module, *, has_classes: bool, wrapped: bool = False) -> str | None:
+    """Why a network cannot be called with x_t, time and labels by position, and the remedy.
+
+    Args:
+        network: the network.
+        has_classes: whether it is called with labels.
+        wrapped: whether an argument of wrap_network says so, and not an attribute of the network.
+
+    Returns:
+        The rest of a line that begins with the network's name; None if it may be called.
+    """
+    if (parameters := signature_of(network)) is None:
+        return None
+    given = ["x_t", "time", *(["labels"] if has_classes else [])]
+    named = [p for p in parameters.values() if p.kind in _POSITIONAL]
+    shown = f"forward({', '.join(parameters)})"
+    called = f"is called with {', '.join(given[:-1])} and {given[-1]}"
+    source = "wrap_network's argument" if wrapped else "the network's attribute"
+    try:
+        inspect.Signature(list(parameters.values())).bind(*given)
+    except TypeError:
+        required = [p for p in parameters.values() if p.default is p.empty]
+        more = [p.name for p in required if p not in named[: len(given)] and p.kind not in _MANY]
+        if has_classes and len(named) < len(given):
+            return (
+                f"{called}, because of {source} num_classes, and its {shown} takes fewer by "
+                f"position; without classes leave num_classes out, else {_ADAPTER}"
+            )
+        if not has_classes and len(more) == 1 and more == [p.name for p in named[2:3]]:
+            return (
+                f"{called}, and its {shown} needs {more[0]} too; where that is the class, give "
+                f"{source} num_classes = 10 (and null_class = 10 where class 10 stands for none), "
+                f"else {_ADAPTER}"
+            )
+        return f"{called}, and its {shown} takes something else; {_ADAPTER}"
+    roles = [("time", 1, _TIMES), *([("labels", 2, LABELS)] if has_classes else [])]
+    for role, place, names in roles:
+        elsewhere = [p.name for i, p in enumerate(named) if i != place and p.name in names]
+        if elsewhere and place < len(named) and named[place].name not in names:
+            return (
+                f"{called} in this order, and its {shown} has {named[place].name} where "
+                f"{role} {'are' if role == 'labels' else 'is'} given and {elsewhere[0]} elsewhere; "
+                f"{_ADAPTER}"
+            )
+    return None

@@ -24,7 +24,7 @@ from ddpmbench.execution.terms import RunListener
 from ddpmbench.files import replacing, writing_to
 from ddpmbench.samples.samplers import Sampler, SamplerChoice
 from ddpmbench.unet.precision import Precision
-from ddpmbench.user_code import own_errors
+from ddpmbench.user_code import user_errors
 
 Pixels = NDArray[np.uint8]
 SAMPLES = "samples.npz"
@@ -67,7 +67,7 @@ class SamplesRun:
             InputError: a sample is not finite; or see `PartsRun.compute`.
             ProcessLostError: another process has stopped.
         """
-        with own_errors(self.engine.network_name), self.engine.running():
+        with user_errors(self.engine.network_name), self.engine.running():
             self.parts.compute(num_samples, store, self.sampled, calls=self.num_timesteps)
 
     def sampled(self, index: NDArray[np.int64], told: Callable[[int], None]) -> Arrays:

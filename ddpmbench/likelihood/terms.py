@@ -331,7 +331,7 @@ class TermsPass:
             model_output: calls the network; None for the checkpoint's own `model_output`.
         """
         self.checkpoint = checkpoint.to(device)
-        self._model_output = model_output or checkpoint.model_output
+        self._model_output = model_output or self.checkpoint.model_output
         self.diffusion = checkpoint.diffusion.to(device)
         self.images, self.seed, self.decoder, self.device = images, seed, decoder, device
         self.num_evaluations = 0

@@ -84,8 +84,8 @@ class Sampler(abc.ABC):
             draw: of the noise; chains that must share none with other chains have their own.
             model_output: calls the network; None for the checkpoint's own `model_output`.
         """
-        self._model_output = model_output or checkpoint.model_output
         self.checkpoint = checkpoint.to(device)
+        self._model_output = model_output or self.checkpoint.model_output
         self.diffusion = checkpoint.diffusion.to(device)
         self._seed, self._draw = seed, draw
         self._step: Step = self._take_step

@@ -18,7 +18,7 @@ from ddpmbench.likelihood.terms import Rows, TermsPass, TermTable, concatenate
 from ddpmbench.sanity_check.candidates import Candidate
 from ddpmbench.sanity_check.check import Checker, SanityCheck
 from ddpmbench.sanity_check.record import CheckRecord, check_frame, note
-from ddpmbench.user_code import own_errors
+from ddpmbench.user_code import user_errors
 
 WORTH_A_CHECK = 15_000
 """Network calls of a run from which on its checkpoint is checked first."""
@@ -47,7 +47,7 @@ def check_reading(
     passes = _Passes(checkpoint, images, seed, device, batch)
     checker = Checker(checkpoint, images, passes.evaluate, is_safe_outside=device.type == "cpu")
     who = checkpoint.network_name
-    with own_errors(who), evaluating_checkpoint(checkpoint), strict_float32():
+    with user_errors(who), evaluating_checkpoint(checkpoint), strict_float32():
         return checker.check()
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 import peers
 import pytest
 import torch
-from own_networks import bound_of
+from custom_networks import bound_of
 from published import DDPM_CIFAR10
 from sealing import read_record
 

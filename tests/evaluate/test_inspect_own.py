@@ -130,7 +130,7 @@ CHANCE = SHARES.replace("return ", "return torch.rand(1) * ").replace("(t[", "(t
 @pytest.mark.parametrize(
     ("code", "said", "words"),
     [
-        (SHARES, {}, ["time (2,) int64", "--time-input index"]),
+        (SHARES, {}, ["time (2,) int64", "index"]),
         (CHANCE, {}, ["gives another output for the same input each time"]),
         (LABELLED, {"time_input": "fraction"}, ["needs y too", "num_classes = 10"]),
         (LABELLED.replace("image_channels, image_size = 1, 8", ""), {}, ["needs y too"]),

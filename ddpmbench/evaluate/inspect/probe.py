@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from ddpmbench.checkpoints.custom_call import refused_call
 from ddpmbench.checkpoints.load import load_checkpoint
 from ddpmbench.checkpoints.openai import config_of, is_openai, read_shapes
 from ddpmbench.checkpoints.settings import CheckpointSettings, UnsettledError
@@ -216,20 +215,20 @@ def refusal(probe: Probe, call: Call) -> str | None:
     checkpoint = probe.checkpoint
     if checkpoint is None or checkpoint.code is None:
         return None
+    from ddpmbench.execution.network_check import check_network, refused_call
+
     why = refused_call(checkpoint.network, has_classes=bool(checkpoint.num_classes))
     if why is not None:
         return f"{checkpoint.network_name}: {why}"
     if probe.missing or not call.is_size_known or not (call.channels and call.size):
         return None
-    from ddpmbench.execution.network_check import check_first_call
-
     try:
         copied = dataclasses.replace(checkpoint, network=copy.deepcopy(checkpoint.network))
     except Exception:  # of the user's own; a run does not copy it
         return None
     shape = (call.channels, *sides_of(call.size))
     try:
-        check_first_call(copied, shape, device=torch.device("cpu"))
+        check_network(copied, shape, device=torch.device("cpu"))
     except InputError as error:
         return str(error)
     return None

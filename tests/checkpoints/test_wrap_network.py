@@ -1,4 +1,4 @@
-"""`db.wrap_network`: a module in hand is a checkpoint, and a slip in its arguments is one line."""
+"""`db.wrap_network`: a checkpoint of a module in memory, or one line about its arguments."""
 
 import pytest
 import torch
@@ -30,10 +30,10 @@ def test_a_range_is_two_numbers_or_its_record(given, kept):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"prediction": "noise"}, ["--prediction noise", "eps"]),
-        ({"variance": "small"}, ["--variance small", "fixed_small"]),
-        ({"time_input": "t"}, ["--time-input t", "one-based"]),
-        ({"data_range": (1, -1)}, ["--data-range 1,-1"]),
+        ({"prediction": "noise"}, ["noise", "eps"]),
+        ({"variance": "small"}, ["small", "fixed_small"]),
+        ({"time_input": "t"}, ["one-based", "one-based"]),
+        ({"data_range": (1, -1)}, ["1,-1"]),
     ],
 )
 def test_what_is_no_convention(given, words):

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from own_networks import bound_of, opened
-from own_repositories import REPOSITORIES
+from custom_networks import bound_of, opened
+from custom_repositories import REPOSITORIES
 
 from ddpmbench.execution.devices import evaluating_checkpoint
 

@@ -1,5 +1,6 @@
-"""What is said of a network of one's own names a remedy; following it leads to a number."""
+"""What the command prints about a network of one's own names a remedy, which leads to a number."""
 
+import contextlib
 import os
 import shutil
 import textwrap
@@ -9,12 +10,14 @@ import click
 import numpy as np
 import pytest
 import torch
-from own_networks import bound_of, opened
-from peers import refused as one_line
+from custom_networks import bound_of, opened
 from safetensors.torch import save_file
 from torch import nn
 
 import ddpmbench as db
+from ddpmbench.cli.messages import with_options
+from ddpmbench.cli.nll import nll
+from ddpmbench.errors import InputError
 
 SAID = {
     "--schedule": "linear:20:0.001:0.3",
@@ -38,6 +41,16 @@ class Net(nn.Module):
     def forward(self, x, t):
         return self.conv(x) + self.time(t)[:, :, None, None]
 """
+
+
+@contextlib.contextmanager
+def one_line(*words):
+    """The block ends in one line, which the command prints with every one of the words."""
+    with pytest.raises(InputError) as caught:
+        yield
+    line = with_options(str(caught.value), nll)
+    assert "\n" not in line
+    assert all(str(word) in line for word in words), line
 
 
 class Own:
@@ -116,7 +129,7 @@ def test_the_weights_that_code_loads_are_its_fingerprint(own):
     other, _ = opened(own.words("load", ckpt=None))
     assert first.fingerprint == again.fingerprint != other.fingerprint
     assert first.sha256 != other.sha256
-    assert any("no --ckpt was given" in note for note in first.notes)
+    assert any("no `ckpt` was given" in note for note in first.notes)
 
 
 def program(net, path, *, frozen):
@@ -137,7 +150,7 @@ def test_a_torchscript_program(own, right, frozen):
         own.bound(ckpt="net.pt")
     assert own.bound("load", ckpt=None) == pytest.approx(right, abs=1e-5)
     if frozen:
-        with one_line("without weights to load", "leave --ckpt"):
+        with one_line("without weights to load", "leave out --ckpt"):
             own.bound("load")
     first, _ = opened(own.words("load", ckpt=None))
     assert opened(own.words("load", ckpt=None))[0].sha256 == first.sha256
@@ -147,29 +160,41 @@ def test_a_torchscript_program(own, right, frozen):
     assert opened(own.words("load", ckpt=None))[0].sha256 != first.sha256
 
 
+RANDOM = """
+net = Net()
+def built(): return Net()
+def same(): return net
+def seeded():
+    torch.manual_seed(0)
+    return Net()
+def part():
+    net = Net()
+    net.conv.load_state_dict(load().conv.state_dict())
+    return net
+"""
+
+
 def test_random_weights_are_none(own, right):
     """Without a file; the remedies are the file, and code that loads it."""
-    own.code(LOADED + "def seeded(): return Net()\nnet = Net()\ndef same(): return net\n")
-    for name in ("Net", "seeded"):
-        with one_line("its weights are random", "--ckpt FILE"):
+    own.code(LOADED + RANDOM)
+    for name in ("Net", "built", "same", "seeded", "part"):
+        with one_line("random ones that its code does not load", "--ckpt FILE"):
             own.bound(name, ckpt=None)
-    for name in ("same", "once"):
-        with one_line("the same module each time", "inside the function"):
-            own.bound(name, ckpt=None)
-        assert own.bound(name) == right
-    with one_line("--weights ema", "leave --weights out"):
+    assert own.bound("same") == right
+    assert own.bound("once", ckpt=None) == right
+    with one_line("--weights ema", "leave out --weights"):
         own.bound("load", ckpt=None, weights="ema")
     with one_line("--model-flags"):
         own.bound("load", ckpt=None, model_flags="x")
     own.code("def build(state): return Net()")
-    with one_line("what a file of weights holds", "--ckpt FILE"):
+    with one_line("takes the content of a file of weights", "--ckpt FILE"):
         own.bound("build", ckpt=None)
 
 
 def test_nan_in_the_weights_that_code_loads(own):
     own.code(LOADED)
     torch.save({n: w * torch.nan for n, w in own.net.state_dict().items()}, own.path / "weights.pt")
-    with one_line("net.py:load", "holds NaN"):
+    with one_line("net.py:load", "holds NaN or infinite"):
         own.bound("load", ckpt=None)
 
 
@@ -303,7 +328,7 @@ def test_its_remedies_arrive_at_a_number(own, right):
     assert any("forward takes y, and is called without it" in note for note in checkpoint.notes)
 
 
-def test_a_null_class_is_said_and_no_other_is_taken(own):
+def test_a_null_class_is_named_and_no_other_is_taken(own):
     own.code(CALLS)
     for name, label, words in (
         ("Counted", 3, ["classes 0..2"]),
@@ -323,7 +348,7 @@ def test_a_null_class_is_said_and_no_other_is_taken(own):
 
 
 OUTPUTS = """
-import os, random, sys
+import asyncio, os, random, sys
 import numpy as np
 
 class Double(Net):
@@ -352,6 +377,8 @@ class Long(Net):
     def forward(self, x, t): raise ValueError("one\\ntwo " + "long " * 1000 + "\\x1b[31m")
 class Dies(Net):
     def forward(self, x, t): sys.exit("bye")
+class Cancels(Net):
+    def forward(self, x, t): raise asyncio.CancelledError
 class Asks(Net):
     def forward(self, x, t): return x * float(input("factor? "))
 class Dtype(Net):
@@ -388,6 +415,7 @@ def test_what_a_call_may_do(own, right, name, capsys):
         ("Learned", ["(2, 2, 8, 8)", "--variance learned_range"]),
         ("Long", ["net.py, line ", "ValueError: one two long", "..."]),
         ("Dies", ["ends the program", "__main__"]),
+        ("Cancels", ["net.py, line ", "CancelledError"]),
         ("Asks", ["EOFError", "no input to read"]),
         ("Dtype", ["torch.set_default_dtype", "set it back"]),
         ("Grad", ["torch.set_grad_enabled", "set it back"]),
@@ -405,7 +433,7 @@ def test_what_a_call_may_not_do_is_one_line(own, name, words):
 
 
 LATER = """
-import sys
+import asyncio, sys
 class Raises(Net):
     def forward(self, x, t):
         if 7 in t.tolist(): raise ValueError("no such step")
@@ -413,6 +441,10 @@ class Raises(Net):
 class Dies(Net):
     def forward(self, x, t):
         if 7 in t.tolist(): sys.exit(0)
+        return super().forward(x, t)
+class Cancels(Net):
+    def forward(self, x, t):
+        if 7 in t.tolist(): raise asyncio.CancelledError
         return super().forward(x, t)
 class NaN(Net):
     def forward(self, x, t):
@@ -425,6 +457,7 @@ class NaN(Net):
     [
         ("Raises", ["net.py, line ", "ValueError: no such step"]),
         ("Dies", ["net.py, line ", "SystemExit"]),
+        ("Cancels", ["net.py, line ", "CancelledError"]),
         ("NaN", ["t = 8"]),
     ],
 )

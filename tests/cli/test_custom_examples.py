@@ -5,8 +5,8 @@ import warnings
 
 import pytest
 import torch
+from custom_networks import bound_of, opened
 from documents import ROOT, blocks, commands
-from own_networks import bound_of, opened
 
 from ddpmbench.execution.devices import evaluating_checkpoint
 

@@ -1,9 +1,10 @@
-"""A network of one's own is looked at before a run: what the bound rests on, or one line."""
+"""The check of a network before a run: what the bound assumes, or one line that says why not."""
 
 import contextlib
 import dataclasses
 import functools
 import sys
+import threading
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 
 import ddpmbench as db
 from ddpmbench.evaluate.nll import evaluate_nll
-from ddpmbench.execution.network_check import check_first_call
+from ddpmbench.execution.network_check import check_network
 
 CPU = torch.device("cpu")
 SHAPE = (1, 8, 8)
@@ -46,7 +47,7 @@ def wrapped(call, *, variance="fixed_small", time_input="index", num_classes=0, 
 
 
 def check(*given, **named):
-    check_first_call(wrapped(*given, **named), SHAPE, device=CPU)
+    check_network(wrapped(*given, **named), SHAPE, device=CPU)
 
 
 def embedding(rows):
@@ -71,6 +72,14 @@ def slope_of(net, x, *contexts):
             stack.enter_context(context)
         x = x.clone().requires_grad_()
         return torch.autograd.grad(net.conv(x).square().sum(), x)[0]
+
+
+class Stop(BaseException):
+    """As pytest's own and asyncio's."""
+
+
+def raises(error):
+    raise error
 
 
 class Sampled:
@@ -134,12 +143,12 @@ WRONG = {
     "a variance that is not said": (
         lambda net, x, t: torch.cat([x, x], 1),
         {},
-        ["(2, 2, 8, 8)", "--variance learned_range"],
+        ["(2, 2, 8, 8)", "`variance=learned_range`"],
     ),
     "no variance": (
         lambda net, x, t: x,
         {"variance": "learned"},
-        ["--variance learned", "fixed_small or fixed_large"],
+        ["`variance=learned`", "`variance=fixed_small` or fixed_large"],
     ),
     "whole numbers": (lambda net, x, t: x.long(), {}, ["gives int64"]),
     "NaN": (lambda net, x, t: x / 0 * 0, {}, ["NaN or infinite"]),
@@ -147,6 +156,16 @@ WRONG = {
         lambda net, x, t: F.dropout(x, 0.5),
         {},
         ["another output for the same input each time", "training=self.training"],
+    ),
+    "chance for the first image alone": (
+        lambda net, x, t: x + torch.rand(1) * (t < 1)[:, None, None, None],
+        {},
+        ["another output for the same input each time"],
+    ),
+    "what raises no Exception": (
+        lambda net, x, t: raises(Stop("enough")),
+        {},
+        ["test_network_check.py, line ", "Stop: enough"],
     ),
     "the batch": (
         lambda net, x, t: F.batch_norm(x, None, None, training=True),
@@ -157,17 +176,17 @@ WRONG = {
     "another number of channels": (
         lambda net, x, t: net.rgb(x),
         {"rgb": nn.Conv2d(3, 1, 1)},
-        ["test_first_call.py, line ", "3 channels", "x_t (2, 1, 8, 8) float32"],
+        ["test_network_check.py, line ", "3 channels", "x_t (2, 1, 8, 8) float32"],
     ),
     "whole numbers for a layer": (
         lambda net, x, t: x * net.linear(t[:, None])[:, :, None, None],
         {"linear": nn.Linear(1, 1)},
-        ["test_first_call.py, line ", "time (2,) int64", "--time-input index: 0 to 29"],
+        ["test_network_check.py, line ", "time (2,) int64", "`time_input=index`: 0 to 29"],
     ),
     "one row too few": (
         look_up,
         {**embedding(30), "time_input": "one-based"},
-        ["nn.Embedding of 30 rows is asked for row 30", "--time-input one-based", "30 steps"],
+        ["nn.Embedding of 30 rows is asked for row 30", "`time_input=one-based`", "30 steps"],
     ),
     "another number of steps": (look_up, embedding(20), ["20 rows", "row 29", "30 steps"]),
     "a share for an embedding": (
@@ -215,27 +234,54 @@ def test_classes_of_a_module_in_hand_are_said_by_an_argument():
     """Which is the remedy: with it nothing is refused."""
     wrap = functools.partial(db.wrap_network, Takes(), schedule=db.NoiseSchedule.linear(30))
     with refused("network Takes", "wrap_network's argument num_classes = 10"):
-        check_first_call(wrap(), SHAPE, device=CPU)
-    check_first_call(wrap(num_classes=10), SHAPE, device=CPU)
+        check_network(wrap(), SHAPE, device=CPU)
+    check_network(wrap(num_classes=10), SHAPE, device=CPU)
     wide = wrapped(
         lambda net, x, t, y: x + net.classes(y)[:, :, None, None],
         num_classes=3,
         classes=nn.Embedding(3, 1),
     )
     with refused("nn.Embedding of 3 rows is asked for row 3"):
-        check_first_call(dataclasses.replace(wide, null_class=3), SHAPE, device=CPU)
+        check_network(dataclasses.replace(wide, null_class=3), SHAPE, device=CPU)
 
 
 def test_nothing_of_the_network_is_changed():
     checkpoint = wrapped(look_up, **embedding(30))
     network = checkpoint.network.train()
     before, state = dict(network.state_dict()), torch.get_rng_state()
-    check_first_call(checkpoint, SHAPE, device=CPU)
+    check_network(checkpoint, SHAPE, device=CPU)
     assert network.training
     assert network.drop.training
     assert not network.steps._forward_pre_hooks
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_module_in_hand_stays_on_its_device():
+    """Computed is a copy; the meta device stands for another."""
+    plain = wrapped(look_up, **embedding(30))
+    moved = plain.to(torch.device("meta"))
+    assert {p.device.type for p in moved.network.parameters()} == {"meta"}
+    assert {p.device.type for p in plain.network.parameters()} == {"cpu"}
+    assert plain.to(CPU) is plain
+    assert moved.to(torch.device("meta")) is moved
+    plain.network.lock = threading.Lock()
+    with refused("network Calls", "cannot be copied to meta", "lock"):
+        plain.to(torch.device("meta"))
+
+
+def test_the_output_is_in_the_fingerprint():
+    """Another call is another network, and rounding is not."""
+
+    def fingerprint(factor):
+        checkpoint = wrapped(lambda net, x, t: factor * x)
+        checkpoint.network.conv.load_state_dict(weights)
+        same = dataclasses.replace(checkpoint, sha256="")
+        return check_network(same, SHAPE, device=CPU).fingerprint
+
+    weights = nn.Conv2d(1, 1, 3, padding=1).state_dict()
+    assert fingerprint(1.0) == fingerprint(1.0 + 1e-6)
+    assert len({fingerprint(factor) for factor in (1.0, 1.05, -1.0, 0.0)}) == 4
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("much"), MemoryError()])
@@ -248,7 +294,7 @@ def test_memory_is_the_engine_s_matter(error):
 
 def test_the_unet_is_not_called(small_model, monkeypatch):
     monkeypatch.setattr(type(small_model.network), "forward", None)
-    check_first_call(small_model, SHAPE, device=CPU)
+    check_network(small_model, SHAPE, device=CPU)
 
 
 def test_a_run_does_not_begin_and_leaves_no_folder(small_images, tmp_path):
@@ -272,7 +318,7 @@ def test_a_run_does_not_begin_and_leaves_no_folder(small_images, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-# ---- what a network is told
+# ---- the time input
 
 
 @pytest.mark.parametrize(
@@ -284,7 +330,7 @@ def test_a_run_does_not_begin_and_leaves_no_folder(small_images, tmp_path):
         ("rescaled-1000", [0.0, 14 * 1000 / 30, 29 * 1000 / 30], torch.float32),
     ],
 )
-def test_steps_are_counted_in_whole_numbers_and_shares_are_not(time_input, times, kind):
+def test_timesteps_are_whole_numbers_and_shares_are_not(time_input, times, kind):
     """In the checkpoint, in a run, and of a respaced schedule."""
     seen = []
 
@@ -298,11 +344,11 @@ def test_steps_are_counted_in_whole_numbers_and_shares_are_not(time_input, times
     torch.testing.assert_close(found.double(), torch.tensor(times).double())
     respaced = checkpoint.respaced(2).network_time(torch.tensor([1, 2]))
     torch.testing.assert_close(respaced, found[[0, 2]])
-    check_first_call(checkpoint, SHAPE, device=CPU)
+    check_network(checkpoint, SHAPE, device=CPU)
     assert {t.dtype for t in seen} == {kind}
 
 
-def test_the_engine_tells_the_same(small_images):
+def test_the_engine_gives_the_same(small_images):
     seen = []
 
     def call(net, x, t):

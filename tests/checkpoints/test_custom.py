@@ -1,4 +1,4 @@
-"""`--network FILE.py:NAME`: the user's network as it was trained, or one line that says why not."""
+"""A network of the user's own: as it was trained, or one line that says why not."""
 
 import sys
 import textwrap
@@ -13,6 +13,7 @@ from ddpmbench.checkpoints.settings import UnsettledError
 from ddpmbench.diffusion.data_range import DataRange
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.execution.devices import evaluating_checkpoint
+from ddpmbench.execution.network_check import check_network
 
 SAID = {
     "schedule": "linear:20:0.001:0.3",
@@ -108,7 +109,7 @@ def test_a_class_is_the_network_as_it_was_trained(folder, net):
     )
     assert (checkpoint.prediction, checkpoint.variance) == ("v", "fixed_small")
     assert checkpoint.data_range == DataRange()
-    assert any("--data-range" in note for note in checkpoint.notes)
+    assert any("`data_range`" in note for note in checkpoint.notes)
 
 
 def test_a_range_that_is_said_is_taken_and_not_noted(folder):
@@ -145,27 +146,64 @@ def test_a_function_that_builds_it(folder, net, builder):
     same_outputs(folder.load("build"), net)
 
 
-UNUSED = """
-class Recorded(Net):
+RANDOM = """
+class Unused(Net):
     def __init__(self):
         super().__init__()
         self.time.losses = torch.randn(3)
-class Sized(Recorded):
-    image_channels, image_size = 1, 8
-class Strict(Recorded):
-    def forward(self, x, t):
-        assert x.shape[-1] == 6
-        return super().forward(x, t)
+class Table(Net):
+    def __init__(self):
+        super().__init__()
+        self.time.table = {}
+    def forward(self, x, t): return super().forward(x, t) + self.time.table
+class Buffer(Net):
+    def __init__(self):
+        super().__init__()
+        self.time.register_buffer("table", {}, persistent=False)
 """
+SEEDED = "torch.randn(1, generator=torch.Generator().manual_seed(3))"
 
 
-@pytest.mark.parametrize(("name", "noted"), [("Recorded", 0), ("Sized", 0), ("Strict", 1)])
-def test_an_attribute_that_is_not_used_may_be_another_each_time(folder, net, name, noted):
-    """It is noted where no image could be tried."""
-    folder.add(UNUSED)
-    checkpoint = folder.load(name)
-    same_outputs(checkpoint, net)
-    assert sum("time.losses is another each time" in note for note in checkpoint.notes) == noted
+def checked(checkpoint):
+    return check_network(checkpoint, (1, 6, 6), device=torch.device("cpu"))
+
+
+def test_what_is_random_and_in_no_file_is_refused(folder, net):
+    """By its number in the output; one with a seed of its own is that of the training."""
+    folder.add(RANDOM.replace("{}", "0.1 * torch.randn(1)"))
+    same_outputs(checked(folder.load("Unused")), net)
+    with refused("net.py:Table", "time.table is NaN, or random and in no file"):
+        checked(folder.load("Table"))
+    with refused("net.py:Buffer", "time.table is random and in no file", "manual_seed"):
+        folder.load("Buffer")
+    folder.add(RANDOM.replace("{}", SEEDED))
+    checked(folder.load("Buffer"))
+    seeded = checked(folder.load("Table"))
+    x_t, t = torch.randn(2, 1, 6, 6), torch.tensor([1, 7])
+    shift = torch.randn(1, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        torch.testing.assert_close(seeded.model_output(x_t, t), net(x_t, t - 1) + shift)
+
+
+def test_random_numbers_are_random_again(folder):
+    folder.load()
+    assert torch.randn(3).isfinite().all()
+
+
+def test_a_network_of_another_output_is_another(folder):
+    """As of random numbers of NumPy, or of a module that the file imports when it is called."""
+    folder.add("""
+        import numpy as np
+        class Numpy(Net):
+            def __init__(self):
+                super().__init__()
+                table = torch.tensor(np.random.default_rng().normal(size=1)).float()
+                self.register_buffer("table", table, persistent=False)
+            def forward(self, x, t): return super().forward(x, t) + self.table
+    """)
+    fingerprints = {checked(folder.load("Numpy")).fingerprint for _ in range(3)}
+    assert len(fingerprints) == 3
+    assert len({checked(folder.load()).fingerprint for _ in range(3)}) == 1
 
 
 def averaged(net):
@@ -305,7 +343,7 @@ def test_a_function_of_the_state_is_given_all_that_the_file_holds(folder, net):
             return net
     """)
     same_outputs(folder.load("build"), net)
-    with refused("--weights ema", "build", "leave --weights out"):
+    with refused("`weights=ema`", "build", "leave out `weights`"):
         folder.load("build", weights="ema")
 
 
@@ -437,7 +475,7 @@ def test_an_attribute_that_fails_is_one_line(folder):
             @property
             def num_classes(self): raise RuntimeError("not yet")
     """)
-    with refused("net.py:Said: num_classes", "RuntimeError: not yet"):
+    with refused("net.py:Said`: num_classes", "RuntimeError: not yet"):
         folder.load("Said")
 
 
@@ -457,10 +495,20 @@ def test_files_beside_it_are_its_own_and_count(folder, net, monkeypatch, tmp_pat
     other.code((folder.path / "net.py").read_text())
     with refused("the network takes"):
         other.load("build")
-    folder.code("WIDTH = 4  # as ever\n", "sizes_of_net.py")
-    second = folder.load("build")
-    assert first.fingerprint != second.fingerprint
-    assert first.code.sha256 != second.code.sha256
+    same_outputs(folder.load("build"), net)
+
+
+def test_folders_without_init_are_packages_of_their_own(folder, net, tmp_path_factory):
+    """Two networks' `blocks_of_net/sizes.py` are two."""
+    other = Folder(tmp_path_factory.mktemp("other"))
+    other.save(net.state_dict())
+    for place, width in ((folder, 4), (other, 5)):
+        (place.path / "blocks_of_net").mkdir()
+        place.code(f"WIDTH = {width}\n", "blocks_of_net/sizes.py")
+        place.add("from blocks_of_net.sizes import WIDTH\ndef build(): return Net(WIDTH)\n")
+    same_outputs(folder.load("build"), net)
+    with refused("the network takes"):
+        other.load("build")
 
 
 def test_modules_of_the_current_folder_are_found_too(folder, net, monkeypatch, tmp_path):
@@ -483,9 +531,9 @@ def test_relative_imports_of_a_package(folder, net):
     settings = CheckpointSettings(network=f"{package / 'main.py'}:Net", **SAID)
     checkpoint = load_checkpoint(folder.path / "weights.pt", settings)
     same_outputs(checkpoint, net)
-    folder.code(NET + "# changed", "package_of_mine/net.py")
+    folder.code(NET.replace("return ", "return 2 * "), "package_of_mine/net.py")
     again = load_checkpoint(folder.path / "weights.pt", settings)
-    assert checkpoint.fingerprint != again.fingerprint
+    assert checked(checkpoint).fingerprint != checked(again).fingerprint
 
 
 def test_what_was_imported_and_searched_before_is_as_it_was(folder, monkeypatch):
@@ -544,9 +592,10 @@ def test_what_a_call_imports_is_its_own_and_counts(folder, net, monkeypatch, tmp
             found = checkpoint.model_output(x_t, t)
             torch.testing.assert_close(found, factor * net(x_t, t - 1))
         assert sys.path == path
-    before = folder.load("Lazy").code
+        assert "lazy_of_net" not in sys.modules
+    before = checked(folder.load("Lazy"))
     folder.code("FACTOR = 4\n", "lazy_of_net.py")
-    assert before.sha256 != folder.load("Lazy").code.sha256
+    assert before.fingerprint != checked(folder.load("Lazy")).fingerprint
 
 
 def test_what_it_prints_is_no_result(folder, capsys):
@@ -565,16 +614,15 @@ def test_what_no_file_says_must_be_said_at_once(folder, missing):
     names = SAID if missing == "all" else (missing,)
     with pytest.raises(UnsettledError) as caught:
         folder.load(**dict.fromkeys(names))
-    options = {f"--{name.replace('_', '-')}" for name in names}
-    assert {option.split()[0] for option in caught.value.missing} == options
-    assert all(option in str(caught.value) for option in caught.value.missing)
+    assert len(caught.value.missing) == len(names)
+    assert all(f"`{name}=" in str(caught.value) for name in names)
     assert "\n" not in str(caught.value)
     assert "first.weight" in caught.value.weights
 
 
 def test_tables_in_the_file_are_proposed(folder, net):
     folder.save({**net.state_dict(), "betas": torch.linspace(0.001, 0.3, 20)})
-    with refused("--schedule buffers"):
+    with refused("`schedule=buffers`"):
         folder.load(schedule=None)
 
 
@@ -594,18 +642,18 @@ def test_tables_in_the_file_are_proposed(folder, net):
         ("deep", ["net.py, line ", "ZeroDivisionError"]),
         ("lazy", ["lazy layers"]),
         ("ends", ["net.py, line ", "ends the program", "__main__"]),
-        ("random_table", ["table is another each time", "its output with it"]),
-        ("forgets", ["another each time", "must come from the file"]),
-        ("part", ["last.weight is another each time"]),
-        ("numpy_table", ["frequencies is another each time"]),
+        ("cancels", ["net.py, line ", "CancelledError"]),
+        ("forgets", ["random ones that its code does not load", "`ckpt=FILE`"]),
+        ("part", ["last.weight holds NaN", "random ones that its code does not load"]),
     ],
 )
 def test_what_the_name_may_not_be(folder, name, words):
     folder.add("""
         import sys
-        import numpy as np
         WIDTH = 4
         net = Net()
+        import asyncio
+        def cancels(): raise asyncio.CancelledError
         class Wide(Net):
             def __init__(self, width, depth): super().__init__(width)
         class One(Net):
@@ -618,23 +666,13 @@ def test_what_the_name_may_not_be(folder, name, words):
         def inner(): return 1 / 0
         def lazy(): return nn.LazyConv2d(3, 3)
         def ends(): sys.exit("usage: net.py --data DATA")
-        class Adds(Net):
-            def __init__(self):
-                super().__init__()
-                self.table = torch.randn(1)
-            def forward(self, x, t): return super().forward(x, t) + self.table
-        def random_table(): return Adds()
-        def numpy_table():
-            net = Net()
-            net.time.register_buffer("frequencies", torch.tensor(np.random.randn(3)), False)
-            return net
         def forgets(state): return Net()
         def part(state):
             net = Net()
             net.load_state_dict({n: v for n, v in state.items() if "last" not in n}, strict=False)
             return net
     """)
-    with refused(f"--network {folder.option(name)}", *words):
+    with refused(f"`network={folder.option(name)}`", *words):
         folder.load(name)
 
 
@@ -661,7 +699,7 @@ def test_what_the_name_may_not_be(folder, name, words):
 )
 def test_a_file_that_fails(folder, capfd, text, words):
     (folder.path / "net.py").write_text(text)
-    with refused("--network", "net.py:Net", *words):
+    with refused("`network=", "net.py:Net`", *words):
         folder.load()
     assert capfd.readouterr().err.count("\n") <= 3
 
@@ -669,7 +707,7 @@ def test_a_file_that_fails(folder, capfd, text, words):
 @pytest.mark.parametrize(
     ("option", "words"),
     [
-        ("{}/net.py", ["name what builds", "it defines Net"]),
+        ("{}/net.py", ["add what builds", "it defines Net"]),
         ("{}/nowhere.py:Net", ["no such file"]),
         ("{}/net.py:", ["FILE.py:NAME"]),
         ("{}/net.py:a.b", ["FILE.py:NAME"]),
@@ -682,7 +720,7 @@ def test_a_file_that_fails(folder, capfd, text, words):
 )
 def test_an_option_that_names_no_network(folder, option, words):
     option = option.format(folder.path)
-    with refused(f"--network {option}", *words):
+    with refused(f"`network={option}`", *words):
         load_checkpoint(folder.path / "weights.pt", CheckpointSettings(network=option, **SAID))
 
 
@@ -741,7 +779,7 @@ def test_averages_of_the_parameters_alone_say_that_the_buffers_are_missing(folde
         folder.load()
     folder.save({"model": net.state_dict(), "ema": parameters})
     for weights in (None, "ema"):
-        with refused("weights.pt", *words, "averaged weights (ema)", "--weights raw"):
+        with refused("weights.pt", *words, "averaged weights (ema)", "`weights=raw`"):
             folder.load(weights=weights)
     same_outputs(folder.load(weights="raw"), net)
     folder.add("""
@@ -794,15 +832,15 @@ def test_the_count_of_batches_may_be_any_number_or_missing(folder, net, count, n
 
 def test_what_network_does_not_go_with(folder, small_checkpoint, tmp_path):
     settings = CheckpointSettings(network=folder.option(), **SAID)
-    with refused(f"--network {folder.option()}", "--ckpt"):
+    with refused(f"`network={folder.option()}`", "`ckpt=FILE`"):
         load_checkpoint("default", settings)
     with refused("owner/name", "no such file"):
         load_checkpoint("owner/name", settings)
     with refused(tmp_path, "the file of weights in it"):
         load_checkpoint(tmp_path, settings)
-    with refused(small_checkpoint, "leave out --network"):
+    with refused(small_checkpoint, "leave out"):
         load_checkpoint(small_checkpoint, settings)
-    with refused("--model-flags", "leave them out"):
+    with refused("`model_flags`", "leave them out"):
         folder.load(model_flags="--image_size 8")
 
 
