@@ -30,7 +30,7 @@ _DEFAULTS: dict[Callable[[Any], object], Callable[[], object]] = {
     torch.set_default_device: torch.get_default_device,
     torch.set_grad_enabled: torch.is_grad_enabled,
 }
-"""What sets a default of torch on which later tensors and calls depend, and what reads it."""
+"""Setters of the defaults of torch that later tensors and calls depend on, and their getters."""
 
 TorchDefaults = Mapping[Callable[[Any], object], object]
 
@@ -85,7 +85,7 @@ class RandomNumbersAreNaN(TorchFunctionMode):
         {torch.rand, torch.randn, torch.rand_like, torch.randn_like, torch.normal, torch.bernoulli}
         | {Tensor.uniform_, Tensor.normal_, Tensor.bernoulli_, Tensor.exponential_}
         | {Tensor.log_normal_, Tensor.cauchy_, Tensor.geometric_}
-        # which are not looked into
+        # Python functions whose own calls are not seen here
         | {nn.init.uniform_, nn.init.normal_, nn.init.trunc_normal_, nn.init.orthogonal_}
         | {nn.init.xavier_uniform_, nn.init.xavier_normal_, nn.init.sparse_}
         | {nn.init.kaiming_uniform_, nn.init.kaiming_normal_}
@@ -195,7 +195,7 @@ class UserFile:
     Attributes:
         code: its name and hash.
         path: of the file.
-        value: what the file calls NAME.
+        value: the value of NAME in the file.
         modules: those it can import from its folders.
     """
 

@@ -354,12 +354,12 @@ def _state_dict(
     # After all of the names those of the parameters, and the first: loading names the missing.
     for known, needed in ((names, names), (parameters, parameters), (names, names[:1])):
         try:
-            found = _find(known, content, path, weights, needed) if needed else None
+            match = _find(known, content, path, weights, needed) if needed else None
         except InputError as refused:
             error = error or refused
             continue
-        if found is not None:
-            return found
+        if match is not None:
+            return match
         if error is not None:
             break
     if error is not None:
@@ -380,7 +380,7 @@ def _find(
 
     Args:
         names: the network's.
-        content: what the file holds.
+        content: of the file.
         path: the file to name in an error.
         weights: "ema" or "raw".
         needed: those that must be there.
@@ -388,19 +388,19 @@ def _find(
     needed = [name for name in needed if not name.endswith(_BATCH_COUNT)]
     for prefix in ("", *_common_prefixes(names)):
         known = [name.removeprefix(prefix) for name in needed]
-        found = find_state(content, path=path, known=[known] if known else [], weights=weights)
-        if found is None:
+        match = find_state(content, path=path, known=[known] if known else [], weights=weights)
+        if match is None:
             continue
         if not prefix:
-            return found
-        if other := _other_weights(found):
+            return match
+        if other := _other_weights(match):
             raise InputError(
                 f"{path}: {other[0]} is beside the network's weights, and so its names are not "
                 f"those of the network without {prefix}; a function of `network` that takes the "
                 "content of the file, NAME(state), can choose them"
             )
-        named = {prefix + name: value for name, value in found.weights.items()}
-        return dataclasses.replace(found, weights=named, added=prefix)
+        named = {prefix + name: value for name, value in match.weights.items()}
+        return dataclasses.replace(match, weights=named, added=prefix)
     return None
 
 
@@ -416,7 +416,7 @@ def _common_prefixes(names: Sequence[str]) -> Iterator[str]:
 
 
 def _other_weights(state: StateDict) -> list[str]:
-    """Names of what may be another network's beside these: all but tables and single numbers."""
+    """Names of tensors beside these that may be another network's: no table, no single number."""
     tables = ScheduleTables.among(dict(state.beside)).names
     return [name for name, t in state.beside.items() if t.numel() > 1 and name not in tables]
 
@@ -444,16 +444,10 @@ def _load(file: UserFile, network: nn.Module, state: StateDict, path: Path) -> N
             weights[name] = _as_wanted(weights[name], wanted, f"{path}: {name}", file.who)
     # What was made in torch.inference_mode cannot be written to.
     assign = any(p.is_meta or p.is_inference() for p in network.parameters())
-    who = f"{file.who}: {path} does not fit"
-    try:
-        missing, unexpected = calling(
-            lambda: network.load_state_dict(weights, strict=False, assign=assign), who
-        )
-    except InputError as error:
-        # torch names every shape in one long text
-        if (what := _other_shapes(weights, expected)) is None:
-            raise
-        raise InputError(f"{who}: {what}") from error
+    missing, unexpected = calling(
+        lambda: network.load_state_dict(weights, strict=False, assign=assign),
+        f"{file.who}: {path} does not fit",
+    )
     if not missing and not unexpected:
         return
     if not unexpected and not set(missing) & dict(network.named_parameters()).keys() and tensors:
@@ -475,19 +469,6 @@ def _batch_count(count: Tensor, wanted: Tensor) -> Tensor:
     """Zero in place of a count of batches that is an average, cast, or of shape (1,)."""
     is_other = count.is_floating_point() or count.shape != wanted.shape
     return torch.zeros_like(wanted) if is_other and count.numel() == wanted.numel() == 1 else count
-
-
-def _other_shapes(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | None:
-    """The first weight of another shape, and how many there are; None if there is none."""
-    shapes = [(n, weights[n].shape, t.shape) for n, t in expected.items() if n in weights]
-    others = [
-        (name, list(shape), list(wanted)) for name, shape, wanted in shapes if shape != wanted
-    ]
-    if not others:
-        return None
-    name, shape, wanted = others[0]
-    more = f" (and {len(others) - 1} more are of other sizes)" if others[1:] else ""
-    return f"{name} is {shape}, the network takes {wanted}{more}"
 
 
 def _as_wanted(tensor: Tensor, wanted: Tensor, named: str, who: str) -> Tensor:

@@ -121,6 +121,7 @@ def test_a_range_that_is_said_is_taken_and_not_noted(folder):
 BUILDERS = {
     "no parameter": "def build(): return Net(4)",
     "a default": "def build(width=4): return Net(width)",
+    "lambda": "build = lambda: Net()",
     "partial": "import functools\nbuild = functools.partial(Net, width=4)",
     "the state": """
         def build(state):
@@ -291,7 +292,7 @@ def test_an_adapter_reads_the_kind_of_weights_that_the_network_does(folder, net)
             lambda s: {f"{p}.{n}": v + k for k, p in enumerate("ab") for n, v in s.items()},
             ["several sets", "(a., b.)"],
         ),
-        (lambda s: {**s, "last.bias": torch.zeros(2)}, ["net.last.bias is [2]", "takes [1]"]),
+        (lambda s: {**s, "last.bias": torch.zeros(2)}, ["size mismatch for net.last.bias"]),
         (lambda s: {**s, "last.bias": torch.full((1,), torch.nan)}, ["net.last.bias holds NaN"]),
     ],
 )
@@ -493,7 +494,7 @@ def test_files_beside_it_are_its_own_and_count(folder, net, monkeypatch, tmp_pat
     other.save(net.state_dict())
     other.code("WIDTH = 5\n", "sizes_of_net.py")
     other.code((folder.path / "net.py").read_text())
-    with refused("the network takes"):
+    with refused("size mismatch"):
         other.load("build")
     same_outputs(folder.load("build"), net)
 
@@ -507,7 +508,7 @@ def test_folders_without_init_are_packages_of_their_own(folder, net, tmp_path_fa
         place.code(f"WIDTH = {width}\n", "blocks_of_net/sizes.py")
         place.add("from blocks_of_net.sizes import WIDTH\ndef build(): return Net(WIDTH)\n")
     same_outputs(folder.load("build"), net)
-    with refused("the network takes"):
+    with refused("size mismatch"):
         other.load("build")
 
 
@@ -743,7 +744,7 @@ def without(state, name):
         ),
         (lambda s: {"model": without(s, "last.bias")}, ["weight last.bias missing"]),
         (lambda s: {**s, "more.weight": torch.zeros(3)}, ["weight more.weight left over"]),
-        (lambda s: {**s, "last.bias": torch.zeros(2)}, ["last.bias is [2], the network takes [1]"]),
+        (lambda s: {**s, "last.bias": torch.zeros(2)}, ["size mismatch for last.bias: "]),
         (lambda s: {**s, "last.bias": torch.full((1,), torch.nan)}, ["last.bias holds NaN"]),
         (lambda s: {**s, "last.bias": s["last.bias"].to(torch.int8)}, ["last.bias is int8"]),
         (lambda s: {**s, "last.bias": s["last.bias"] > 0}, ["last.bias is bool"]),
@@ -753,7 +754,7 @@ def without(state, name):
         (lambda s: {**s, "last.bias": s["last.bias"].to("meta")}, ["last.bias", "no plain"]),
         (
             lambda s: {**s, "last.weight": huge()},
-            ["last.weight is [1024, 1024, 1024, 1024], the network takes [1, 4, 3, 3]"],
+            ["size mismatch for last.weight: ", "1024"],
         ),
         (lambda s: {**s, VAR: torch.full((4,), torch.nan)}, [f"{VAR} holds NaN"]),
         (lambda s: {**s, VAR: torch.full((4,), torch.inf)}, [f"{VAR} holds NaN or inf"]),

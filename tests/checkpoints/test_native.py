@@ -92,11 +92,11 @@ def test_options_override_what_a_file_says_of_its_data(small_model, tmp_path):
     write_native(path, dataclasses.replace(small_model, data_range=DataRange(0, 1, 32)))
     for said, of, notes in (
         ({"levels": 32}, DataRange(0, 1, 32), ()),
-        ({"levels": 4}, DataRange(0, 1, 4), ("--levels 4 overrides 32",)),
+        ({"levels": 4}, DataRange(0, 1, 4), ("`levels=4` overrides 32",)),
         (
             {"data_range": (-1.0, 1.0), "levels": 256},
             UNIT_RANGE,
-            ("--data-range -1,1 overrides 0,1", "--levels 256 overrides 32"),
+            ("`data_range=-1,1` overrides 0,1", "`levels=256` overrides 32"),
         ),
     ):
         read = load_checkpoint(path, CheckpointSettings(**said))

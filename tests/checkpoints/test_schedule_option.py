@@ -233,7 +233,7 @@ def test_a_schedule_that_is_named_again_is_noted_where_it_differs(small_checkpoi
     assert same.notes == ()
     assert same.fingerprint == said.fingerprint
     other = load_checkpoint(small_checkpoint, CheckpointSettings(schedule="cosine:60"))
-    assert other.notes == ("--schedule: cosine of 60 steps overrides linear of 40 steps",)
+    assert other.notes == ("`schedule`: cosine of 60 steps overrides linear of 40 steps",)
     assert other.schedule.num_original_timesteps == 60
     assert other.fingerprint != said.fingerprint
 
@@ -241,7 +241,7 @@ def test_a_schedule_that_is_named_again_is_noted_where_it_differs(small_checkpoi
 def test_a_time_that_is_named_again_is_noted_where_it_differs(small_checkpoint):
     assert load_checkpoint(small_checkpoint, CheckpointSettings(time_input="index")).notes == ()
     other = load_checkpoint(small_checkpoint, CheckpointSettings(time_input="one-based"))
-    assert other.notes == ("--time-input one-based overrides index",)
+    assert other.notes == ("`time_input=one-based` overrides index",)
     assert other.network_time(torch.tensor([1, 40])).tolist() == [1, 40]
 
 

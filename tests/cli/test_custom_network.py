@@ -1,4 +1,4 @@
-"""`--network` on the command line: from a folder with net.py and weights.pt to a bound."""
+"""`--network` in a command: from a folder with net.py and weights.pt to a bound."""
 
 import json
 
@@ -130,9 +130,3 @@ def test_a_mistake_that_is_mended_leaves_the_folder_free(said, folder, small_npz
     status, _, told = said(*command)
     assert status == 2
     assert str(tmp_path / "run") in told
-
-
-def test_native_files_have_a_network_already(refused, small_checkpoint, folder, small_npz):
-    arguments = evaluation(folder, small_npz)
-    arguments[arguments.index("--ckpt") + 1] = small_checkpoint
-    assert "leave out --network" in refused(*arguments)

@@ -239,26 +239,6 @@ def test_shards_are_read_by_their_index(own, right):
         own.bound(ckpt=index)
 
 
-def test_a_native_file_needs_no_network(own, small_checkpoint):
-    with one_line("leave out --network"):
-        own.bound(ckpt=small_checkpoint)
-    assert bound_of(["--ckpt", small_checkpoint, "--data", own.data, "--num-images", "1"])
-
-
-def test_several_sets_are_chosen_by_a_function(own, right):
-    state = own.net.state_dict()
-    torch.save({"a": state, "b": {n: w + 1 for n, w in state.items()}}, own.path / "weights.pt")
-    with one_line("several sets of weights", "torch.save(STATE_DICT, PATH)"):
-        own.bound()
-    own.code("""
-        def build(state):
-            net = Net()
-            net.load_state_dict(state["a"])
-            return net
-    """)
-    assert own.bound("build") == right
-
-
 # ---- the call
 
 
@@ -369,10 +349,6 @@ class Threads(Net):
     def forward(self, x, t):
         torch.set_num_threads(2)
         return super().forward(x, t)
-class InPlace(Net):
-    def forward(self, x, t): return super().forward(x.mul_(2), t)
-class Learned(Net):
-    def forward(self, x, t): return super().forward(x, t).repeat(1, 2, 1, 1)
 class Long(Net):
     def forward(self, x, t): raise ValueError("one\\ntwo " + "long " * 1000 + "\\x1b[31m")
 class Dies(Net):
@@ -389,10 +365,6 @@ class Grad(Net):
     def forward(self, x, t):
         torch.set_grad_enabled(True)
         return super().forward(x, t)
-class NaN(Net):
-    def forward(self, x, t): return x * torch.nan
-class Batch(Net):
-    def forward(self, x, t): return x - x.mean(0)
 """
 
 
@@ -411,16 +383,12 @@ def test_what_a_call_may_do(own, right, name, capsys):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("InPlace", ["changes x_t", "x_t.clone()"]),
-        ("Learned", ["(2, 2, 8, 8)", "--variance learned_range"]),
         ("Long", ["net.py, line ", "ValueError: one two long", "..."]),
         ("Dies", ["ends the program", "__main__"]),
         ("Cancels", ["net.py, line ", "CancelledError"]),
         ("Asks", ["EOFError", "no input to read"]),
         ("Dtype", ["torch.set_default_dtype", "set it back"]),
         ("Grad", ["torch.set_grad_enabled", "set it back"]),
-        ("NaN", ["NaN or infinite"]),
-        ("Batch", ["depends on the other images"]),
     ],
 )
 def test_what_a_call_may_not_do_is_one_line(own, name, words):
@@ -517,24 +485,6 @@ def test_names_of_files(own, right):
     (own.path / "folder.py").mkdir()
     with one_line("is no regular file"):
         own.bound(file="folder.py")
-
-
-def test_what_name_may_be(own, right):
-    own.code("""
-        import functools
-        short = lambda: Net()
-        part = functools.partial(Net, outputs=1)
-        net = Net()
-        class Holder: net = Net
-        class Plain: pass
-    """)
-    assert own.bound("short") == own.bound("part") == right
-    with one_line("built already", "a function that builds it"):
-        own.bound("net")
-    with one_line("FILE.py:NAME"):
-        own.bound("Holder.net")
-    with one_line("an object of class Plain", "return the network"):
-        own.bound("Plain")
 
 
 # ---- a module in hand
