@@ -83,6 +83,17 @@ def test_what_a_call_prints_or_imports_spoils_nothing(
     assert told.count("called") > 2  # two are before the run
 
 
+def test_a_folder_of_other_imported_code_is_refused(said, folder, small_npz, tmp_path):
+    """Its file and its weights are the same; the output in the network check is not."""
+    call = "from factors_of_net import FACTOR; return FACTOR * self.conv(x)"
+    (folder / "net.py").write_text(NET.replace("return self.conv(x)", call))
+    command = evaluation(folder, small_npz, "--out", tmp_path / "run")
+    for factor, expected in ((1.0, 0), (1.5, 2), (1.0, 0)):
+        (folder / "factors_of_net.py").write_text(f"FACTOR = {factor}\n")
+        status, _, told = said(*command)
+        assert status == expected, told
+
+
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
