@@ -444,10 +444,16 @@ def _load(file: UserFile, network: nn.Module, state: StateDict, path: Path) -> N
             weights[name] = _as_wanted(weights[name], wanted, f"{path}: {name}", file.who)
     # What was made in torch.inference_mode cannot be written to.
     assign = any(p.is_meta or p.is_inference() for p in network.parameters())
-    missing, unexpected = calling(
+    keys = calling(
         lambda: network.load_state_dict(weights, strict=False, assign=assign),
         f"{file.who}: {path} does not fit",
     )
+    if not isinstance(keys, tuple) or len(keys) != 2:
+        raise InputError(
+            f"{file.who}: its load_state_dict returns {described_value(keys)}; return what "
+            "super().load_state_dict(...) returns"
+        )
+    missing, unexpected = keys
     if not missing and not unexpected:
         return
     if not unexpected and not set(missing) & dict(network.named_parameters()).keys() and tensors:

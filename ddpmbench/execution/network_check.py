@@ -24,6 +24,8 @@ from ddpmbench.user_code import calling, changed_default, described_value, torch
 
 _TOLERANCE = 1e-2
 """Of the largest output: far more than another batch size changes by rounding."""
+_SAME = 1e-5
+"""Likewise, far more than the same call twice changes by the order of sums."""
 _NUM_PROJECTIONS = 8
 
 
@@ -102,12 +104,13 @@ class _NetworkCheck:
         if why is not None:
             raise InputError(f"{self._who}: {why}")
         both, again, alone = self._output(2), self._output(2), self._output(1)
-        if not _alike(both, again):
+        if not _alike(both, again, _SAME):
             raise InputError(
                 f"{self._who}: gives another output for the same input each time; turn off what is "
-                "random in evaluation, such as F.dropout without training=self.training"
+                "random in evaluation, such as F.dropout without training=self.training, and what "
+                "a call leaves behind for the next"
             )
-        if not _alike(alone, both[:1]):
+        if not _alike(alone, both[:1], _TOLERANCE):
             raise InputError(
                 f"{self._who}: an image's output depends on the other images of its batch, as of "
                 "a batch normalization that ignores eval(); the bound is of each image alone"
@@ -288,16 +291,16 @@ def _on_gradients(error: InputError) -> str:
     )
 
 
-def _alike(one: Tensor, other: Tensor) -> bool:
+def _alike(one: Tensor, other: Tensor, tolerance: float) -> bool:
     scale = max(float(one.abs().max()), 1e-6)
-    return bool((one - other).abs().max() <= _TOLERANCE * scale)
+    return bool((one - other).abs().max() <= tolerance * scale)
 
 
 # ---- the signature of `forward`
 
 _ADAPTER = (
     "name an adapter in its place, a module with self.net = Net() whose forward(self, x_t, time) "
-    "calls it as it was trained (docs/checkpoints.md has one)"
+    "calls it as it was trained (docs/reference/checkpoints.md has one)"
 )
 _TIMES = frozenset(
     {"t", "ts", "time", "times", "timestep", "timesteps", "step", "steps"}

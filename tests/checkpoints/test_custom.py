@@ -8,6 +8,7 @@ import torch
 from peers import refused
 from torch import nn
 
+import ddpmbench as db
 from ddpmbench.checkpoints import CheckpointSettings, load_checkpoint
 from ddpmbench.checkpoints.settings import UnsettledError
 from ddpmbench.diffusion.data_range import DataRange
@@ -849,3 +850,27 @@ def test_a_whole_module_in_the_file_of_weights(folder):
     folder.save(nn.Linear(2, 2))
     with refused("weights.pt", "torch.nn.modules.linear.Linear", "state_dict()"):
         folder.load()
+
+
+def test_a_load_state_dict_that_returns_nothing_is_one_line(tmp_path):
+    code = """
+from torch import nn
+
+class Net(nn.Conv2d):
+    def __init__(self):
+        super().__init__(1, 1, 1)
+
+    def load_state_dict(self, *args, **kwargs):
+        super().load_state_dict(*args, **kwargs)
+"""
+    (tmp_path / "net.py").write_text(code)
+    torch.save(nn.Conv2d(1, 1, 1).state_dict(), tmp_path / "w.pt")
+    settings = db.CheckpointSettings(
+        network=f"{tmp_path / 'net.py'}:Net",
+        schedule="linear:1000",
+        prediction="eps",
+        variance="fixed_large",
+        time_input="index",
+    )
+    with refused("its load_state_dict returns None", "super().load_state_dict"):
+        db.load_checkpoint(tmp_path / "w.pt", settings)

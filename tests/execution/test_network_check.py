@@ -124,6 +124,11 @@ def test_what_is_fine_passes(call, named):
     check(call, **named)
 
 
+def drifting(net, x, t):
+    net.offset.data += 1e-3
+    return net.conv(x) + net.offset
+
+
 WRONG = {
     "two outputs": (
         lambda net, x, t: (x, x),
@@ -152,6 +157,11 @@ WRONG = {
     ),
     "whole numbers": (lambda net, x, t: x.long(), {}, ["gives int64"]),
     "NaN": (lambda net, x, t: x / 0 * 0, {}, ["NaN or infinite"]),
+    "what a call leaves behind": (
+        drifting,
+        {"offset": nn.Parameter(torch.zeros(1))},
+        ["another output for the same input each time", "leaves behind"],
+    ),
     "chance": (
         lambda net, x, t: F.dropout(x, 0.5),
         {},
