@@ -13,10 +13,9 @@ from torch.optim.swa_utils import AveragedModel
 from ddpmbench.checkpoints.diffusers_files import INDEX, sha256_of_shards
 from ddpmbench.checkpoints.schedule_tables import ScheduleTables
 from ddpmbench.checkpoints.schedules import NO_TABLES, read_schedule
-from ddpmbench.checkpoints.settings import CheckpointSettings, UnsettledError
+from ddpmbench.checkpoints.settings import CheckpointSettings, MissingSettingsError, parameters
 from ddpmbench.checkpoints.state_dicts import StateDict, find_state, network_digest
 from ddpmbench.checkpoints.weights import is_plain, kind_of, sha256_of, some_weights, tensors_in
-from ddpmbench.command_line import options
 from ddpmbench.diffusion.data_range import UNIT_RANGE, DataRange
 from ddpmbench.diffusion.model import WRAPPED, Checkpoint, ImageSize, TimeInput
 from ddpmbench.diffusion.process import Prediction, Variance
@@ -73,7 +72,7 @@ def read_network_file(
         tables: of a schedule, where the file has them.
 
     Raises:
-        UnsettledError: one of these settings is missing.
+        MissingSettingsError: one of these settings is missing.
         InputError: the user's code fails, or the weights do not fit its network.
     """
     _refuse_flags(settings)
@@ -118,7 +117,7 @@ def read_network_code(settings: CheckpointSettings) -> Checkpoint:
         settings: as for `read_network_file`.
 
     Raises:
-        UnsettledError: the schedule or another setting is missing.
+        MissingSettingsError: the schedule or another setting is missing.
         InputError: the user's code fails, or leaves weights random.
     """
     _refuse_flags(settings)
@@ -153,21 +152,20 @@ def _refuse_flags(settings: CheckpointSettings) -> None:
 def _require(
     settings: CheckpointSettings, path: Path, state: Mapping[str, object], tables: ScheduleTables
 ) -> None:
-    examples = {"schedule": tables.example.partition(" ")[2]}
+    examples = {"schedule": tables.example}
     examples |= {name: example for name, (example, _) in _PLACEHOLDERS.items()}
     missing = {n: example for n, example in examples.items() if getattr(settings, n) is None}
     if not missing:
         return
     known = (_PLACEHOLDERS[name] for name in missing if name in _PLACEHOLDERS)
     meant = "; ".join(f"{example}: {values}" for example, values in known)
-    named = " ".join(f"`{name}={example}`" for name, example in missing.items())
-    raise UnsettledError(
-        f"`network={settings.network}`: no file of weights says how it was trained; add {named} "
-        "as it was" + (f" ({meant})" if meant else ""),
+    raise MissingSettingsError(
+        f"`network={settings.network}`: no file of weights says how it was trained; add "
+        f"{' '.join(parameters(missing))} as it was" + (f" ({meant})" if meant else ""),
         family=FAMILY,
         path=path,
         weights=dict(tensors_in(state)),
-        missing=tuple(" ".join(options(**{name: value})) for name, value in missing.items()),
+        missing=missing,
     )
 
 

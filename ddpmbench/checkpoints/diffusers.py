@@ -18,14 +18,10 @@ from ddpmbench.checkpoints.diffusers_files import (
     weight_map,
 )
 from ddpmbench.checkpoints.diffusers_scheduler import (
-    DEFAULT,
-    Conventions,
     Fields,
-    UnsaidError,
     read_scheduler,
 )
-from ddpmbench.checkpoints.schedules import NO_TABLES, read_schedule
-from ddpmbench.checkpoints.settings import CheckpointSettings, UnsettledError
+from ddpmbench.checkpoints.settings import CheckpointSettings
 from ddpmbench.checkpoints.state_dicts import StateDict, join_attention
 from ddpmbench.checkpoints.weights import (
     build_unet,
@@ -39,7 +35,6 @@ from ddpmbench.checkpoints.weights import (
     unet_names,
 )
 from ddpmbench.diffusion.model import Checkpoint, ImageSize
-from ddpmbench.diffusion.process import Prediction, Variance
 from ddpmbench.errors import InputError
 from ddpmbench.unet.unet import Resampling, UNetConfig
 
@@ -266,7 +261,7 @@ def read_diffusers(
     config, image_size = read_network(layout.config)
     found, weights, sha256, equal = _read_candidates(layout, folder, state)
     said_by, kind = found.path, found.kind if state is None else state.kind or found.kind
-    conventions = _conventions(scheduler, settings, said_by, weights)
+    conventions = read_scheduler(scheduler, settings, file=said_by, weights=weights)
     variance = settings.variance
     said = scheduler if variance is None else f"--variance {variance}: {layout.config}"
     check_outputs(config, conventions.variance, source=said)
@@ -298,48 +293,6 @@ def read_diffusers(
         sha256=sha256,
         notes=(*layout.notes, *equal, *conventions.notes),
         sources=conventions.sources,
-    )
-
-
-def _conventions(
-    scheduler: Path, settings: CheckpointSettings, file: Path, weights: dict[str, Tensor]
-) -> Conventions:
-    """What the scheduler's file says, or the options where there is none.
-
-    `file` and `weights` are for whoever asks what is known where something is left open.
-    """
-    try:
-        if scheduler.is_file():
-            return read_scheduler(scheduler, settings)
-        if None in (settings.schedule, settings.prediction, settings.variance):
-            raise _nothing_said(scheduler, settings)
-    except UnsaidError as error:
-        raise UnsettledError(
-            str(error), family="diffusers", path=file, weights=weights, missing=error.options
-        ) from error
-    said = (str(settings.schedule), str(settings.prediction), str(settings.variance))
-    return Conventions(
-        schedule=read_schedule(said[0]),
-        prediction=Prediction(said[1]),
-        variance=Variance(said[2]),
-        clip=True,
-        notes=(f"no {scheduler}; as the options say: {', '.join(said)}",),
-        sources={"clip": DEFAULT},
-    )
-
-
-def _nothing_said(scheduler: Path, settings: CheckpointSettings) -> UnsaidError:
-    """The error for a folder without a scheduler, which a training leaves behind."""
-    options = {
-        NO_TABLES.example: settings.schedule,
-        "--prediction eps": settings.prediction,
-        "--variance fixed_small": settings.variance,
-    }
-    missing = tuple(option for option, said in options.items() if said is None)
-    return UnsaidError(
-        f"{scheduler}: missing, so nothing says the noise schedule; copy it there from where the "
-        f"model came, or say how it was trained: {' '.join(missing)}, or whatever else it was",
-        *missing,
     )
 
 

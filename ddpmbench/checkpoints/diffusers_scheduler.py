@@ -1,19 +1,21 @@
-"""The schedule and the conventions in the scheduler file of a diffusers folder."""
+"""The schedule and the conventions in a `scheduler_config.json` of diffusers."""
 
 import dataclasses
 import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
+
+from torch import Tensor
 
 from ddpmbench.checkpoints.schedule_tables import ScheduleTables
-from ddpmbench.checkpoints.schedules import read_schedule
-from ddpmbench.checkpoints.settings import CheckpointSettings
-from ddpmbench.checkpoints.weights import naming
+from ddpmbench.checkpoints.schedules import NO_TABLES, read_schedule
+from ddpmbench.checkpoints.settings import CheckpointSettings, MissingSettingsError, parameters
+from ddpmbench.checkpoints.weights import FileError, naming
 from ddpmbench.diffusion.process import Prediction, Variance
 from ddpmbench.diffusion.schedule import NoiseSchedule
-from ddpmbench.errors import InputError
+from ddpmbench.errors import listed
 
 
 def read_object(path: Path) -> dict[str, object]:
@@ -25,22 +27,22 @@ def read_object(path: Path) -> dict[str, object]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+        raise FileError(path, f"cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: broken JSON ({error})") from error
+        raise FileError(path, f"broken JSON ({error})") from error
     if not isinstance(value, dict):
-        raise InputError(f"{path}: holds a JSON {type(value).__name__}, not an object")
+        raise FileError(path, f"holds a JSON {type(value).__name__}, not an object")
     return value
 
 
 @dataclasses.dataclass(frozen=True)
 class Fields:
-    """A file's fields, completed by the defaults of the class that wrote it.
+    """The fields of a configuration, completed by the defaults of the class that wrote it.
 
     Attributes:
         path: the file, named in every error.
         values: the fields by name.
-        given: the names the file itself holds.
+        given: the names that the file itself holds.
     """
 
     path: Path
@@ -50,79 +52,78 @@ class Fields:
     @classmethod
     def read(cls, path: Path, defaults: Mapping[str, object], old_names: Mapping[str, str]) -> Self:
         """Read a file; a field under an old name counts as the one it became."""
-        found = read_object(path)
-        renamed = {old_names.get(name, name): value for name, value in found.items()}
+        renamed = {old_names.get(name, name): value for name, value in read_object(path).items()}
         return cls(path, {**defaults, **renamed}, frozenset(renamed))
 
-    def refusal(self, name: str, remedy: str) -> InputError:
-        """The error that names a field, its value and what to do."""
+    def refusal(self, name: str, remedy: str) -> FileError:
+        """The error that names a field, its value and the remedy."""
         shown = json.dumps(self.values.get(name))
         shown = shown if len(shown) <= 60 else shown[:57] + "..."
-        return InputError(f"{self.path}: {name} = {shown}: {remedy}")
+        return FileError(self.path, f"{name} = {shown}: {remedy}")
 
     def require(self, name: str, allowed: tuple[object, ...]) -> None:
-        """Refuse a field that holds anything but one of the values allowed."""
+        """Refuse a field with any value but those allowed."""
         if self.values.get(name) not in allowed:
             choices = " or ".join(json.dumps(value) for value in allowed)
             raise self.refusal(name, f"only {choices} can be read")
 
+    def require_given(self, *names: str) -> None:
+        """Refuse a file without one of these fields."""
+        if missing := [name for name in names if name not in self.given]:
+            raise FileError(self.path, f"does not say {', '.join(missing)}")
+
     def integer(self, name: str) -> int:
         """A field that is a whole number of at least 0."""
-        value = self.values[name]
-        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-            raise self.refusal(name, "must be a whole number")
-        return value
+        return int(self._checked(name, lambda v: type(v) is int and v >= 0, "a whole number"))
 
     def number(self, name: str) -> float:
         """A field that is a number."""
-        value = self.values[name]
-        if not isinstance(value, int | float) or isinstance(value, bool):
-            raise self.refusal(name, "must be a number")
-        if not -1e9 < value < 1e9:
-            raise self.refusal(name, "must be a finite number of a sensible size")
-        return float(value)
+        return float(
+            self._checked(
+                name,
+                lambda v: type(v) in (int, float) and -1e9 < v < 1e9,
+                "a finite number of a sensible size",
+            )
+        )
 
     def flag(self, name: str) -> bool:
         """A field that is true or false."""
-        value = self.values[name]
-        if not isinstance(value, bool):
-            raise self.refusal(name, "must be true or false")
-        return value
+        return bool(self._checked(name, lambda v: type(v) is bool, "true or false"))
 
     def text(self, name: str) -> str:
         """A field that is a string."""
-        value = self.values[name]
-        if not isinstance(value, str):
-            raise self.refusal(name, "must be a string")
-        return value
+        return str(self._checked(name, lambda v: type(v) is str, "a string"))
 
     def integers(self, name: str) -> tuple[int, ...]:
         """A field that is a list of whole numbers."""
-        value = self.values[name]
-        if not isinstance(value, list | tuple) or not all(type(item) is int for item in value):
-            raise self.refusal(name, "must be a list of whole numbers")
-        return tuple(value)
+        return self._list(name, (int,), "whole numbers")
 
     def numbers(self, name: str) -> tuple[float, ...]:
         """A field that is a list of numbers."""
-        value = self.values[name]
-        if not isinstance(value, list) or not all(type(item) in (int, float) for item in value):
-            raise self.refusal(name, "must be a list of numbers")
-        return tuple(value)
+        return self._list(name, (int, float), "numbers")
 
     def texts(self, name: str) -> tuple[str, ...]:
         """A field that is a list of strings."""
+        return self._list(name, (str,), "strings")
+
+    def _list(self, name: str, kinds: tuple[type, ...], words: str) -> tuple[Any, ...]:
+        def fits(value: Any) -> bool:  # noqa: ANN401
+            return isinstance(value, list | tuple) and all(type(item) in kinds for item in value)
+
+        return tuple(self._checked(name, fits, f"a list of {words}"))
+
+    def _checked(self, name: str, fits: Callable[[Any], bool], words: str) -> Any:  # noqa: ANN401
         value = self.values[name]
-        if not isinstance(value, list | tuple) or not all(type(item) is str for item in value):
-            raise self.refusal(name, "must be a list of strings")
-        return tuple(value)
+        if not fits(value):
+            raise self.refusal(name, f"must be {words}")
+        return value
 
 
 DEFAULT = "diffusers' default"
-"""Who says what a file lacks, where the library has one value for it."""
+"""The source of a field that a file lacks and the library has one value for."""
 
-# What the classes of diffusers take where a file lacks the field; nothing is taken so that changes
-# the number, unless the field did not exist when the file was written.
+# The defaults of diffusers' classes. A field that changes the number is required nevertheless,
+# unless it did not exist when the file was written.
 _DEFAULTS: dict[str, object] = {
     "_class_name": "DDPMScheduler",
     "num_train_timesteps": 1000,
@@ -165,33 +166,26 @@ _VARIANCES = {
 }
 
 
-_STEPS = "num_train_timesteps"
-# Fields that came when `prediction_type` had, or later: every file written since has them.
+# Fields that came with or after `prediction_type`, which every file written since then has.
 _SINCE_PREDICTION_TYPE = {
     *("clip_sample_range", "dynamic_thresholding_ratio", "rescale_betas_zero_snr"),
     *("sample_max_value", "thresholding", "timestep_spacing"),
 }
 _PREDICTION_TYPE_SINCE = (0, 12)
-"""The version from which on a file of diffusers always has `prediction_type`."""
-_REMEDIES = {
-    "schedule": "--schedule names the one to evaluate",
-    "prediction": "settle it with --prediction eps|x_start|v|previous_mean",
-    "variance": "settle it with --variance fixed_small|fixed_large|learned_range|learned",
-    "clip": "--clip or --no-clip says whether x_start is clamped to the data's range",
-}
+"""The version of diffusers that introduced `prediction_type`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Conventions:
-    """What a scheduler file says of the process.
+    """The process that a scheduler's file describes.
 
     Attributes:
         schedule: the noise schedule.
         prediction: what the network outputs.
         variance: the variance of the reverse process.
         clip: whether the predicted x_start is clamped to the data's range.
-        notes: what the file did not say and an option or a default settled, a line each.
-        sources: who says what of them the file does not say.
+        notes: which settings and defaults stand in for the file, a line each.
+        sources: setting -> its source, where that is not the file.
     """
 
     schedule: NoiseSchedule
@@ -202,165 +196,136 @@ class Conventions:
     sources: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-class UnsaidError(InputError):
-    """A scheduler's file does not say something; `options`, each with a value to begin with, do."""
+def read_scheduler(
+    path: Path, settings: CheckpointSettings, *, file: Path, weights: Mapping[str, Tensor]
+) -> Conventions:
+    """The process that `scheduler_config.json` describes.
 
-    def __init__(self, message: str | Exception, *options: str) -> None:
-        """Keep the options that settle it beside the line."""
-        super().__init__(str(message))
-        self.options = options
-
-
-def read_scheduler(path: Path, settings: CheckpointSettings) -> Conventions:
-    """What `scheduler_config.json` says of the process.
-
-    An option comes before a field that is missing, or that this package cannot express.
+    A setting replaces a field that is missing, or that this package cannot express.
 
     Args:
-        path: the file.
-        settings: the options; one that contradicts a field that can be read is left to whoever
-            calls, but for the variance, which the network's outputs depend on.
+        path: the file; without it the settings have to say all.
+        settings: the user's; one that contradicts a readable field is left to the caller, except
+            the variance, on which the number of the network's outputs depends.
+        file: of the weights, for a MissingSettingsError.
+        weights: by name, likewise.
 
     Raises:
-        UnsaidError: the file does not say something, or something that cannot be expressed, and
-            the option that settles it is not given.
+        MissingSettingsError: a field is missing or cannot be expressed, and its setting is not
+            given.
         InputError: it is of no scheduler that can be read.
 
-    Source: the documented defaults of diffusers' DDPMScheduler. Only its betas are taken, never
-    its variances, which are in float32 and clamped.
+    Source: the documented defaults of diffusers' DDPMScheduler. Its betas are read, never its
+    variances, which are clamped and in float32.
     """
+    examples = {"schedule": NO_TABLES.example, "prediction": "eps", "variance": "fixed_small"}
+    absent = {n: example for n, example in examples.items() if getattr(settings, n) is None}
+    if not path.is_file():
+        if absent:
+            raise MissingSettingsError(
+                f"{path}: missing, so nothing says the noise schedule; copy it there from where "
+                f"the model came, or pass {' '.join(parameters(absent))} as it was trained",
+                family="diffusers",
+                path=file,
+                weights=weights,
+                missing=absent,
+            )
+        return _from_settings(settings, f"no {path}")
     fields = Fields.read(path, _DEFAULTS, _OLD_NAMES)
     name = fields.values["_class_name"]
     if name not in _DDPM + _OTHER_SAMPLERS:
-        return _of_another_class(fields, settings)
-    readers: dict[str, Callable[[Fields], object]] = {
-        "schedule": _schedule,
-        "prediction": _prediction,
-        "variance": _variance,
-        "clip": _clip,
-    }
-    values: dict[str, object] = {}
+        if absent:
+            raise fields.refusal(
+                "_class_name",
+                "not a scheduler of a DDPM that can be read; if the model is one, pass "
+                "`schedule`, `prediction` and `variance` as it was trained",
+            )
+        return _from_settings(settings, f"{path} is of a {name}")
+    steps = fields.values["num_train_timesteps"]
+    if "num_train_timesteps" in fields.given and type(steps) is int and steps > 1:
+        examples["schedule"] = ScheduleTables(steps={"num_train_timesteps": steps}).example
+    if str(fields.values.get("variance_type")).startswith("learned"):
+        examples["variance"] = "learned_range"
+    readers = {"schedule": _schedule, "prediction": _prediction, "variance": _variance}
+    values: dict[str, Any] = {}
     notes: list[str] = []
-    unsaid: dict[str, str] = {}
-    for setting, read in readers.items():
+    problems: dict[str, str] = {}
+    for setting, read in {**readers, "clip": _clip}.items():
         try:
             values[setting] = read(fields)
-        except InputError as error:
-            option = getattr(settings, setting)
-            if option is None:
-                unsaid[setting] = str(error)
+        except FileError as error:
+            if (value := getattr(settings, setting)) is None:
+                problems[setting] = error.problem
                 continue
-            values[setting] = _given(setting, option)
-            notes.append(f"{_shown(setting, option)} is taken: {error}")
-    if unsaid:
-        raise _unsaid(fields, unsaid)
-    stated = Conventions(**values)  # type: ignore[arg-type]
-    if settings.variance is not None and settings.variance != stated.variance:
-        notes.append(f"--variance {settings.variance} overrides {fields.text('variance_type')}")
-        stated = dataclasses.replace(stated, variance=Variance(settings.variance))
+            values[setting] = _PARSERS[setting](value)
+            (shown,) = parameters({setting: value})
+            notes.append(f"{shown} is used: {error}")
+    if problems:
+        missing = {setting: {**examples, "clip": True}[setting] for setting in problems}
+        raise MissingSettingsError(
+            f"{path}: {'; '.join(problems.values())}; pass {' '.join(parameters(missing))} as it "
+            "was trained",
+            family="diffusers",
+            path=file,
+            weights=weights,
+            missing=missing,
+        )
+    if settings.variance is not None and settings.variance != values["variance"]:
+        notes.append(f"`variance={settings.variance}` overrides {fields.text('variance_type')}")
+        values["variance"] = Variance(settings.variance)
     sources = {}
     if settings.prediction is None and _lacks_prediction(fields):
         sources["prediction"] = DEFAULT
-        notes.append(f"prediction {stated.prediction}: {DEFAULT}, {path.name} does not say")
+        notes.append(f"prediction {values['prediction']}: {DEFAULT}, {path.name} does not say")
     if settings.clip is None and "clip_sample" not in fields.given:
         sources["clip"] = DEFAULT
-        notes.append(f"x_start is clipped: the {name} does not say (--no-clip to change it)")
-    return dataclasses.replace(stated, notes=tuple(notes), sources=sources)
+        notes.append(f"x_start is clipped: {DEFAULT}, {path.name} does not say (or `clip=False`)")
+    return Conventions(**values, notes=tuple(notes), sources=sources)
 
 
-def _of_another_class(fields: Fields, settings: CheckpointSettings) -> Conventions:
-    """As the options say, if they say all of it."""
-    if None in (settings.schedule, settings.prediction, settings.variance):
-        raise fields.refusal(
-            "_class_name",
-            "not a scheduler of a DDPM that can be read; if the model is one, say how it was "
-            "trained with --schedule, --prediction and --variance",
-        )
-    shown = " ".join(
-        _shown(name, getattr(settings, name)) for name in ("schedule", "prediction", "variance")
-    )
+_PARSERS: dict[str, Callable[[Any], object]] = {
+    "schedule": read_schedule,
+    "prediction": Prediction,
+    "variance": Variance,
+    "clip": bool,
+}
+
+
+def _from_settings(settings: CheckpointSettings, problem: str) -> Conventions:
+    """The process where the settings say all of it."""
+    given = {name: getattr(settings, name) for name in ("schedule", "prediction", "variance")}
     return Conventions(
         schedule=read_schedule(str(settings.schedule)),
         prediction=Prediction(str(settings.prediction)),
         variance=Variance(str(settings.variance)),
         clip=True,
-        notes=(
-            f"{fields.path} is of a {fields.values['_class_name']}; as the options say: {shown}",
-        ),
+        notes=(f"{problem}; {' '.join(parameters(given))} is used",),
         sources={"clip": DEFAULT},
     )
 
 
-def _unsaid(fields: Fields, unsaid: dict[str, str]) -> UnsaidError:
-    """The error for all that is missing or cannot be read, with the options that settle it."""
-    steps = {n: v for n in fields.given & {_STEPS} if type(v := fields.values[n]) is int and v > 1}
-    examples = {
-        "schedule": ScheduleTables(steps=steps).example,
-        "prediction": "--prediction eps",
-        "variance": "--variance fixed_small",
-        "clip": "--clip",
-    }
-    if str(fields.values.get("variance_type")).startswith("learned"):
-        examples["variance"] = "--variance learned_range"
-    options = [examples[setting] for setting in unsaid]
-    first, *others = unsaid.values()
-    if not others:
-        return UnsaidError(f"{first}; {_REMEDIES[next(iter(unsaid))]}", *options)
-    rest = "".join(f"; {text.removeprefix(f'{fields.path}: ')}" for text in others)
-    return UnsaidError(
-        f"{first}{rest}; say how it was trained: {' '.join(options)}, or whatever it was", *options
-    )
-
-
-def _given(setting: str, option: object) -> object:
-    match setting:
-        case "schedule":
-            return read_schedule(str(option))
-        case "prediction":
-            return Prediction(str(option))
-        case "variance":
-            return Variance(str(option))
-    return option
-
-
-def _shown(setting: str, option: object) -> str:
-    if setting == "clip":
-        return "--clip" if option else "--no-clip"
-    return f"--{setting} {option}"
-
-
-def _require_given(fields: Fields, *names: str) -> None:
-    missing = [name for name in names if name not in fields.given]
-    if missing:
-        raise InputError(f"{fields.path}: does not say {', '.join(missing)}")
-
-
 def _schedule(fields: Fields) -> NoiseSchedule:
     fields.require("rescale_betas_zero_snr", (False, None))
-    trained = fields.values["trained_betas"] is not None
-    if not trained:
-        _require_given(fields, "num_train_timesteps", "beta_schedule")
-    with naming(fields.path):
-        if trained:
-            betas = fields.numbers("trained_betas")
-            total = fields.values["num_train_timesteps"]
-            if "num_train_timesteps" in fields.given and len(betas) != total:
-                raise fields.refusal(
-                    "trained_betas", f"{len(betas)} of them, but num_train_timesteps is {total}"
-                )
+    if fields.values["trained_betas"] is not None:
+        betas = fields.numbers("trained_betas")
+        total = fields.values["num_train_timesteps"]
+        if "num_train_timesteps" in fields.given and len(betas) != total:
+            raise fields.refusal(
+                "trained_betas", f"{len(betas)} of them, but num_train_timesteps is {total}"
+            )
+        with naming(fields.path):
             return NoiseSchedule.from_betas(betas, name="trained_betas")
-        num_timesteps = fields.integer("num_train_timesteps")
-        if num_timesteps < 1:
-            raise fields.refusal("num_train_timesteps", "must be at least 1")
-        name = fields.text("beta_schedule")
+    fields.require_given("num_train_timesteps", "beta_schedule")
+    num_timesteps, name = fields.integer("num_train_timesteps"), fields.text("beta_schedule")
+    if num_timesteps < 1:
+        raise fields.refusal("num_train_timesteps", "must be at least 1")
+    with naming(fields.path):
         if name == "squaredcos_cap_v2":
             return NoiseSchedule.cosine(num_timesteps)
         if name not in _BY_ENDS:
-            raise fields.refusal(
-                "beta_schedule",
-                "only linear, scaled_linear, squaredcos_cap_v2 and sigmoid can be read",
-            )
-        _require_given(fields, "beta_start", "beta_end")
+            choices = listed([*_BY_ENDS, "squaredcos_cap_v2"])
+            raise fields.refusal("beta_schedule", f"only {choices} can be read")
+        fields.require_given("beta_start", "beta_end")
         start, end = fields.number("beta_start"), fields.number("beta_end")
         return _BY_ENDS[name](num_timesteps, beta_start=start, beta_end=end)
 
@@ -377,11 +342,10 @@ def _prediction(fields: Fields) -> Prediction:
     if "prediction_type" not in fields.given and fields.values.get("predict_epsilon") is False:
         return Prediction.X_START
     if _lacks_prediction(fields) and not _is_before_prediction_type(fields):
-        raise InputError(f"{fields.path}: does not say prediction_type")
-    found = _PREDICTIONS.get(fields.text("prediction_type"))
-    if found is None:
+        fields.require_given("prediction_type")
+    if (prediction := _PREDICTIONS.get(fields.text("prediction_type"))) is None:
         raise fields.refusal("prediction_type", "not known")
-    return found
+    return prediction
 
 
 def _lacks_prediction(fields: Fields) -> bool:
@@ -403,26 +367,23 @@ def _is_before_prediction_type(fields: Fields) -> bool:
 def _variance(fields: Fields) -> Variance:
     name = fields.text("_class_name")
     if name not in _DDPM:
-        raise InputError(
-            f"{fields.path}: a {name} does not say the variance of the reverse process"
-        )
-    _require_given(fields, "variance_type")
+        raise FileError(fields.path, f"a {name} does not say the variance of the reverse process")
+    fields.require_given("variance_type")
     kind = fields.text("variance_type")
     if kind == "learned":
         raise fields.refusal(
             "variance_type",
             "diffusers takes the output for the variance, ddpmbench for its logarithm",
         )
-    found = _VARIANCES.get(kind)
-    if found is None:
+    if (variance := _VARIANCES.get(kind)) is None:
         raise fields.refusal("variance_type", "not known")
-    return found
+    return variance
 
 
 def _clip(fields: Fields) -> bool:
     fields.require("thresholding", (False, None))
     if fields.text("_class_name") in _DDPM:
-        _require_given(fields, "clip_sample")
+        fields.require_given("clip_sample")
     clip = fields.flag("clip_sample")
     if clip and fields.number("clip_sample_range") != 1.0:
         raise fields.refusal("clip_sample_range", "x_start can only be clipped to [-1, 1]")

@@ -38,7 +38,7 @@ from ddpmbench.checkpoints.pesser import TELLING as PESSER
 from ddpmbench.checkpoints.pesser import is_pesser, read_pesser
 from ddpmbench.checkpoints.schedule_tables import BUFFERS, ScheduleTables, alike
 from ddpmbench.checkpoints.schedules import NO_TABLES, read_schedule
-from ddpmbench.checkpoints.settings import CheckpointSettings, UnsettledError
+from ddpmbench.checkpoints.settings import CheckpointSettings, MissingSettingsError
 from ddpmbench.checkpoints.state_dicts import StateDict, find_state, model_beside
 from ddpmbench.checkpoints.weights import containers, read_state
 from ddpmbench.diffusion.model import Checkpoint
@@ -383,7 +383,7 @@ def _read_state_dict(path: Path, *, source: str, settings: CheckpointSettings) -
     tables = ScheduleTables.within(content, source=str(path))
     try:
         return _of_family(path, content, state, tables, source=source, settings=settings)
-    except UnsettledError:
+    except MissingSettingsError:
         raise
     except InputError as error:
         if state.kind != "ema" or state.alone or settings.weights is not None:

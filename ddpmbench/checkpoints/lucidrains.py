@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ddpmbench.checkpoints.settings import CheckpointSettings, UnsettledError
+from ddpmbench.checkpoints.settings import CheckpointSettings, MissingSettingsError
 from ddpmbench.checkpoints.weights import load_weights, naming, only_tensors, sha256_of
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.diffusion.process import Prediction, Variance
@@ -435,7 +435,7 @@ def read_lucidrains(
         version: of the package that wrote the file; None if that is not known.
 
     Raises:
-        UnsettledError: it does not say what the network predicts.
+        MissingSettingsError: it does not say what the network predicts.
         InputError: its network is not the package's `Unet`, its weights are not whole, or the
             package is missing or of a version whose network is another.
 
@@ -452,13 +452,13 @@ def read_lucidrains(
     network = build_unet(arguments, weights, path=path, version=version)
     prediction, notes = _prediction(arguments, schedule, tensors, settings)
     if prediction is None:
-        raise UnsettledError(
+        raise MissingSettingsError(
             f"{path}: does not say what the network predicts (its loss_weight is that of no "
             "objective); pass --prediction eps, x_start or v, whichever it was trained with",
             family="lucidrains",
             path=path,
             weights=weights,
-            missing=("--prediction v",),
+            missing={"prediction": "v"},
         )
     learned = arguments.learned_variance
     if learned:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ddpmbench.checkpoints.settings import CheckpointSettings, UnsettledError
+from ddpmbench.checkpoints.settings import CheckpointSettings, MissingSettingsError
 from ddpmbench.checkpoints.weights import (
     build_unet,
     naming,
@@ -421,14 +421,14 @@ def read_openai(
         model_flags = path.stem
         notes.append(f"flags of the published {path.stem}: {PRESETS[path.stem]}")
     if model_flags is None or not model_flags.strip():
-        raise UnsettledError(
+        raise MissingSettingsError(
             f"{path}: says nothing of heads, schedule and steps; pass --model-flags with the "
             "flags it was trained with (--image_size, --num_heads, --diffusion_steps, "
             f"--noise_schedule, ...) or a published file's name; its weights have {shapes}",
             family="openai",
             path=path,
             weights=weights,
-            missing=(f'--model-flags "{_flags_to_fill(shapes)}"',),
+            missing={"model_flags": _flags_to_fill(shapes)},
         )
     flags = parse_flags(model_flags)
     if flags.ignored:

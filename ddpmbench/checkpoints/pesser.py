@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ddpmbench.checkpoints.schedule_tables import ScheduleTables
 from ddpmbench.checkpoints.schedules import NO_TABLES, read_schedule
-from ddpmbench.checkpoints.settings import CheckpointSettings, UnsettledError
+from ddpmbench.checkpoints.settings import CheckpointSettings, MissingSettingsError, parameters
 from ddpmbench.checkpoints.state_dicts import join_attention
 from ddpmbench.checkpoints.weights import (
     build_unet,
@@ -107,7 +107,7 @@ def read_pesser(
         tables: of a schedule, where the file has them beside the weights.
 
     Raises:
-        UnsettledError: schedule or variance are not given, and the file is not a published one.
+        MissingSettingsError: schedule or variance are not given, and it is no published file.
         InputError: the weights are not whole, or are of a network that cannot be expressed.
 
     Source: Ho et al. 2020 and pytorch_diffusion's model.py and diffusion.py.
@@ -127,10 +127,10 @@ def read_pesser(
             asked = f"it has the name of the published {name}, whose network is of {channels}"
         missing = _missing(settings, tables)
         if missing:
-            raise UnsettledError(
+            raise MissingSettingsError(
                 f"{path}: weights of pesser/pytorch_diffusion's network ({_shown(config)}), which "
-                f"do not say how they were trained; add {' and '.join(missing)}, or whatever it "
-                f"was ({asked})",
+                f"do not say how they were trained; add {' and '.join(parameters(missing))}, or "
+                f"whatever it was ({asked})",
                 family="pesser",
                 path=path,
                 weights=weights,
@@ -223,14 +223,14 @@ def _published(path: Path, config: UNetConfig) -> tuple[str, Published | None]:
     return "", None
 
 
-def _missing(settings: CheckpointSettings, tables: ScheduleTables) -> tuple[str, ...]:
-    """The options that say what neither a file's name nor its tables do."""
-    missing = []
+def _missing(settings: CheckpointSettings, tables: ScheduleTables) -> dict[str, str]:
+    """Settings that neither the file's name nor its tables supply, with an example each."""
+    missing = {}
     if settings.schedule is None and not tables:
-        missing.append(tables.example)
+        missing["schedule"] = tables.example
     if settings.variance is None:
-        missing.append("--variance fixed_large")
-    return tuple(missing)
+        missing["variance"] = "fixed_large"
+    return missing
 
 
 def _shown(config: UNetConfig) -> str:

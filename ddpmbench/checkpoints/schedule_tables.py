@@ -172,12 +172,12 @@ class ScheduleTables:
 
     @property
     def example(self) -> str:
-        """What to begin with where `--schedule` is missing."""
+        """A value to begin with where `schedule` is missing."""
         if self:
-            return f"--schedule {BUFFERS}"
+            return BUFFERS
         if self.num_timesteps == 1000:
-            return "--schedule linear:1000"
-        return f"--schedule linear:{self.num_timesteps or 'T'}:START:END"
+            return "linear:1000"
+        return f"linear:{self.num_timesteps or 'T'}:START:END"
 
     def __bool__(self) -> bool:
         """Whether a schedule can be read from them."""

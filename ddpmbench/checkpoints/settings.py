@@ -78,16 +78,20 @@ class CheckpointSettings:
         return DataRange(float(low), float(high), levels)
 
 
-class UnsettledError(InputError):
-    """A file of a known family that leaves something open which an option has to settle.
+def parameters(values: Mapping[str, object]) -> list[str]:
+    """Settings as messages name them: `name=value`, in backticks."""
+    return [f"`{name}={value}`" for name, value in values.items()]
+
+
+class MissingSettingsError(InputError):
+    """A checkpoint of a known family that needs settings which nothing in it supplies.
 
     Attributes:
-        family: the family it was recognized as, as in `Checkpoint.family`.
+        family: as in `Checkpoint.family`.
         path: the file.
-        weights: what is known of the network: the names and tensors of its weights, as the file
-            has them.
-        missing: the options that would settle it, each with a placeholder of a value:
-            `--schedule linear:T:START:END`.
+        weights: the file's tensors by name.
+        missing: name of each missing field of `CheckpointSettings` -> an example or a placeholder
+            of its value, as `linear:T:START:END`.
     """
 
     def __init__(
@@ -97,11 +101,10 @@ class UnsettledError(InputError):
         family: str,
         path: Path,
         weights: Mapping[str, Tensor],
-        missing: tuple[str, ...],
+        missing: Mapping[str, object],
     ) -> None:
-        """Keep what is known beside the one line that is shown."""
         super().__init__(message)
         self.family = family
         self.path = path
         self.weights = weights
-        self.missing = missing
+        self.missing = dict(missing)

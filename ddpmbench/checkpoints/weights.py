@@ -1,4 +1,4 @@
-"""Reading weights safely, and putting them into a network only where all of them fit."""
+"""Weights files: read without running their code, loaded only where every weight fits."""
 
 import contextlib
 import dataclasses
@@ -25,11 +25,11 @@ from ddpmbench.errors import InputError
 from ddpmbench.unet.unet import UNet, UNetConfig
 
 _PACKED = {getattr(torch, "float4_e2m1fn_x2", None)}
-"""Kinds of floating-point numbers, several of which are one element; torch converts none."""
+"""Types with several numbers to an element, which torch does not convert."""
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """Whether it holds its floating-point numbers one by one, of whatever precision."""
+    """Whether a tensor is dense and of a floating-point type, of whatever precision."""
     return (
         tensor.layout == torch.strided
         and not tensor.is_meta
@@ -40,9 +40,9 @@ def is_plain(tensor: Tensor) -> bool:
 
 
 def numbers_held(tensor: Tensor) -> int | None:
-    """How many numbers there is memory for; None where they do not lie one by one.
+    """How many numbers a tensor has memory for; None if it is not dense.
 
-    Fewer than the shape declares where a stride is 0; the memory is taken when it is copied.
+    Fewer than its shape declares where a stride is 0; a copy takes the memory of the shape.
     """
     if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
         return None
@@ -50,7 +50,7 @@ def numbers_held(tensor: Tensor) -> int | None:
 
 
 def kind_of(tensor: Tensor) -> str:
-    """What it holds, as torch calls it: `int8`, or `float32, sparse_coo`."""
+    """The type of a tensor as torch spells it: `int8`, or `float32, sparse_coo`."""
     names = [str(tensor.dtype), *([] if tensor.layout == torch.strided else [str(tensor.layout)])]
     return ", ".join(name.removeprefix("torch.") for name in names)
 
@@ -61,14 +61,13 @@ _NUMBERS = "biufc"
 
 @dataclasses.dataclass(frozen=True)
 class Container:
-    """A dict or list of a file.
+    """A dict or list in a file.
 
     Attributes:
-        keys: those that lead to it.
-        items: what it holds, by name or position; an array of NumPy is a tensor here.
+        keys: its path from the outermost dict.
+        items: its items by name or position; arrays of NumPy as tensors.
         is_list: whether it is a list.
-        optimizer: how many of the keys lead to the optimizer that it is a part of; None if it is
-            of none.
+        optimizer: the length of the path to the optimizer that holds it; None outside of one.
     """
 
     keys: tuple[str, ...]
@@ -78,14 +77,14 @@ class Container:
 
 
 def containers(content: object, *, apart: re.Pattern[str] | None = None) -> Iterator[Container]:
-    """Every dict and list in a file, the outer ones first; one that holds itself is entered once.
+    """Every dict and list in a file, outer ones first; each is visited once.
 
     Args:
-        content: what `read_state` gave, or a part of it.
-        apart: what is there several times is entered once more below keys that match this.
+        content: from `read_state`, or a part of it.
+        apart: a pattern; whatever lies below a key that matches is visited once more there.
 
     Raises:
-        InputError: they lie deeper than any training code puts them.
+        InputError: they are nested deeper than any training code nests them.
     """
     seen: set[tuple[int, bool]] = set()
     waiting: list[tuple[tuple[str, ...], object, bool, int | None]] = [((), content, False, None)]
@@ -97,8 +96,8 @@ def containers(content: object, *, apart: re.Pattern[str] | None = None) -> Iter
         seen.add((id(value), matched))
         if len(keys) > MAX_DEPTH:
             raise InputError(
-                f"its dicts and lists lie more than {MAX_DEPTH} deep; save the state dict alone: "
-                "torch.save(model.state_dict(), PATH)"
+                f"its dicts and lists are nested more than {MAX_DEPTH} deep; save the state "
+                "dict alone: torch.save(model.state_dict(), PATH)"
             )
         named = value.items() if isinstance(value, Mapping) else enumerate(value)
         items = {str(name): _as_tensor(item) for name, item in named}
@@ -110,12 +109,10 @@ def containers(content: object, *, apart: re.Pattern[str] | None = None) -> Iter
 
 
 def tensors_in(content: object) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of nested dicts and lists, under its path, its parts joined with dots.
-
-    A dict or list that is there twice is gone through where it is first.
+    """Every tensor in nested dicts and lists, with its path joined by dots; each once.
 
     Args:
-        content: what `read_state` gave, or a part of it.
+        content: from `read_state`, or a part of it.
     """
     for path, value in leaves_in(content):
         if isinstance(value, Tensor):
@@ -123,7 +120,7 @@ def tensors_in(content: object) -> Iterator[tuple[str, Tensor]]:
 
 
 def leaves_in(content: object) -> Iterator[tuple[str, object]]:
-    """The same of everything that is no dict or list; a list of fractions is one leaf."""
+    """Every item that is no dict or list; a list of floats counts as one item."""
     for container in containers(content):
         if container.is_list and _is_row(list(container.items.values())):
             continue
@@ -156,7 +153,7 @@ _MODULES = ("numpy.core", "numpy._core")  # before NumPy 2, and from then on
 
 
 class _Dtype:
-    """What a pickle says of a dtype, its byte order in its state."""
+    """Stands in for `numpy.dtype`; the byte order is in its state."""
 
     def __init__(self, code: str, align: bool = False, copy: bool = True) -> None:
         if not isinstance(code, str) or not _CODE.fullmatch(code):
@@ -174,8 +171,8 @@ class _Array(np.ndarray[Any, Any]):
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, dtype, column_major, raw = state
-        found = _numbers(dtype, raw, math.prod(shape))
-        state = (1, shape, found.dtype, bool(column_major), found.tobytes())
+        numbers = _numbers(dtype, raw, math.prod(shape))
+        state = (1, shape, numbers.dtype, bool(column_major), numbers.tobytes())
         super().__setstate__(state)  # type: ignore[arg-type]
 
 
@@ -199,7 +196,7 @@ def _scalar(dtype: object, raw: object) -> object:
 
 
 def _no_bytes() -> bytes:
-    """What an array without elements is made of."""
+    """The buffer of an array without elements."""
     return b""
 
 
@@ -213,76 +210,53 @@ SAFE_GLOBALS: list[Any] = [
     *((_reconstruct, f"{module}.multiarray._reconstruct") for module in _MODULES),
     *((_scalar, f"{module}.multiarray.scalar") for module in _MODULES),
 ]
-"""For `torch.serialization.safe_globals`: what stands here for each name of NumPy."""
+"""For `torch.serialization.safe_globals`: stand-ins that build nothing but numbers."""
 
 
 DAMAGED = "truncated or damaged; copy or download it again"
-"""What is said of a file that begins as one of the kind and goes on otherwise."""
 _LFS = b"version https://git-lfs"
-_COMPRESSED = {
-    b"\x1f\x8b": "gzip",
-    b"BZh": "bzip2",
-    b"\xfd7zXZ": "xz",
-    b"\x28\xb5\x2f\xfd": "zstd",
-    b"7z\xbc\xaf\x27\x1c": "7z",
-}
-_HEADER_LENGTH = 8  # safetensors begins with the length of its JSON header, which begins with {
 _LONGEST_HEADER = 100_000_000
-_DAMAGE = (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, struct.error)
-"""What zipfile raises where an archive is cut, or its table of contents spoiled."""
 
 
-def refusal(path: Path) -> str | None:
-    """Why a file cannot be weights under its name, and what to do; None if it may be.
+class FileError(InputError):
+    """A problem with a file: the message is the file, the problem and its remedy.
 
-    Args:
-        path: a file that is not empty.
+    Attributes:
+        source: the file, or whatever else the message begins with.
+        problem: the rest of the message.
     """
+
+    def __init__(self, source: object, problem: object) -> None:
+        super().__init__(f"{source}: {problem}")
+        self.source, self.problem = str(source), str(problem)
+
+
+def _other_format(path: Path) -> str | None:
+    """The problem of a file that its first bytes show to be no weights; None if they may be."""
     with path.open("rb") as file:
         start = file.read(len(_LFS))
-    is_safetensors = _is_safetensors(start)
     if start == _LFS:
         return "a pointer of Git LFS, not the file itself; fetch it with git lfs pull"
-    if packed := next(
-        (kind for magic, kind in _COMPRESSED.items() if start.startswith(magic)), None
-    ):
-        return f"a file packed with {packed}; unpack it first"
+    is_archive = start[:2] == b"PK"
     if path.suffix == ".safetensors":
-        if start[:2] == b"PK":
-            return "written by torch.save, not safetensors; rename it to .pt"
-    elif is_safetensors:
+        return "written by torch.save, not safetensors; rename it to .pt" if is_archive else None
+    # safetensors begins with the length of its JSON header
+    if 0 < int.from_bytes(start[:8], "little") < _LONGEST_HEADER and start[8:10] == b'{"':
         return "a safetensors file; rename it to .safetensors"
-    elif start[:2] == b"PK":
-        return _archive(path)
-    return None
-
-
-def _is_safetensors(start: bytes) -> bool:
-    length = int.from_bytes(start[:_HEADER_LENGTH], "little")
-    return 0 < length < _LONGEST_HEADER and start[_HEADER_LENGTH : _HEADER_LENGTH + 2] == b'{"'
-
-
-def _archive(path: Path) -> str | None:
-    """Why what begins as a zip archive is not what `torch.save` writes."""
+    if not is_archive:
+        return None if start[:1] == b"\x80" else "not a file written by torch.save"
     try:
-        with zipfile.ZipFile(path) as archive:
-            infos = archive.infolist()
-    except _DAMAGE:
+        names = zipfile.ZipFile(path).namelist()
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, struct.error):
         return DAMAGED
-    names = [info.filename for info in infos]
     if any(name.endswith("/constants.pkl") for name in names):
         return (
             "a TorchScript program, which is run and not read; let a function of your own load "
-            "it, --network FILE.py:NAME without --ckpt: def NAME(): return torch.jit.load(PATH); "
+            "it, `network=FILE.py:NAME` without `ckpt`: def NAME(): return torch.jit.load(PATH); "
             "or save its weights: torch.save(torch.jit.load(PATH).state_dict(), NEW)"
         )
     if not any(name.endswith("/data.pkl") for name in names):
-        if names and all(name.endswith(".npy") for name in names):
-            return "arrays of NumPy (npz), not weights; images are passed with --data"
-        return "a zip archive, but not one written by torch.save; unpack it and pass a file in it"
-    if any(info.compress_type != zipfile.ZIP_STORED for info in infos):
-        # torch.save compresses nothing; what is compressed may take any amount of memory
-        return "a compressed archive, which torch.save does not write; save it again with torch"
+        return "a zip archive, but not one written by torch.save; pass a file of weights"
     return None
 
 
@@ -304,25 +278,25 @@ def check_blob(file: Path, sha256: str) -> None:
     """
     blob = file.resolve().name
     if re.fullmatch(r"[0-9a-f]{64}", blob) and blob != sha256:
-        raise InputError(
-            f"{file.resolve()}: damaged: its SHA-256 is {sha256[:12]}...; delete it and download "
-            "it again"
+        raise FileError(
+            file.resolve(),
+            f"damaged: its SHA-256 is {sha256[:12]}...; delete it and download it again",
         )
 
 
 @contextlib.contextmanager
 def naming(source: object) -> Iterator[None]:
-    """Put the file's name before an InputError raised inside, where it is not there yet."""
+    """Put a file's name before an InputError raised inside, unless it names the file already."""
     try:
         yield
     except InputError as error:
-        if str(source) in str(error):
+        if isinstance(error, FileError) and error.source == str(source):
             raise
-        raise InputError(f"{source}: {error}") from error
+        raise FileError(source, error) from error
 
 
 def read_state(path: Path) -> dict[str, object]:
-    """What a weights file holds, without running code from it.
+    """The content of a weights file, without running code from it.
 
     Args:
         path: a .safetensors file, or anything written by `torch.save`.
@@ -331,32 +305,30 @@ def read_state(path: Path) -> dict[str, object]:
         InputError: the file is empty, truncated, no weights file, or needs code to be read.
     """
     try:
-        with path.open("rb") as file:
-            start = file.read(2)
+        is_empty = path.stat().st_size == 0
+        problem = "an empty file; copy or download it again" if is_empty else _other_format(path)
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    if not start:
-        raise InputError(f"{path}: an empty file; copy or download it again")
-    if (why := refusal(path)) is not None:
-        raise InputError(f"{path}: {why}")
+        problem = f"cannot be read ({error.strerror})"
+    if problem is not None:
+        raise FileError(path, problem)
     if path.suffix == ".safetensors":
         try:
             return dict(load_file(path))
         except (SafetensorError, OSError) as error:
-            raise InputError(
-                f"{path}: not a whole safetensors file ({_line(error)}); copy or download it again"
+            raise FileError(
+                path, f"not a whole safetensors file ({_line(error)}); copy or download it again"
             ) from error
-    state = _named(_read_torch(path, start))
+    state = _named(_read_torch(path))
     if not isinstance(state, dict):
-        raise InputError(f"{path}: holds a {type(state).__name__}, not a state dict")
+        raise FileError(path, f"holds a {type(state).__name__}, not a state dict")
     with naming(path):
         for _ in containers(state):
-            pass  # too deep a file is refused before anything else looks into it
+            pass  # refuses a file that is nested too deep
     return {str(name): value for name, value in state.items()}
 
 
 def _named(content: object) -> object:
-    """A list of what training holds, as ermongroup/ddim and others save it, by names.
+    """A training state saved as a list, as ermongroup/ddim does, as a dict.
 
     Source: ermongroup/ddim, runners/diffusion.py.
     """
@@ -369,32 +341,28 @@ def _named(content: object) -> object:
     return dict(zip(names, content, strict=False))
 
 
-def _read_torch(path: Path, start: bytes) -> object:
-    """What `torch.save` wrote; `start` is the first two bytes, which tell its two formats."""
-    damaged = f"{path}: {DAMAGED}"
-    if start != b"PK" and start[:1] != b"\x80":
-        raise InputError(f"{path}: not a file written by torch.save")
+def _read_torch(path: Path) -> object:
     try:
         with warnings.catch_warnings():
-            # torch warns of old formats and pickles; that they can be read is all that matters
-            warnings.simplefilter("ignore")
+            warnings.simplefilter("ignore")  # torch warns of old formats and pickles
             with torch.serialization.safe_globals(SAFE_GLOBALS):
                 return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if found is None and "Unsupported" not in str(error):
-            raise InputError(damaged) from error
-        what = found.group(1) if found else "objects besides tensors"
-        raise InputError(
-            f"{path}: holds {what}, which only running code from the file could read; "
-            "save its state dict alone: torch.save(model.state_dict(), PATH)"
+        name = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if name is None and "Unsupported" not in str(error):
+            raise FileError(path, DAMAGED) from error
+        raise FileError(
+            path,
+            f"holds {name[1] if name else 'objects besides tensors'}, which only running code "
+            "from the file could read; save its state dict alone: "
+            "torch.save(model.state_dict(), PATH)",
         ) from error
     except Exception as error:  # torch.load raises whatever the damaged bytes lead to
-        raise InputError(damaged) from error
+        raise FileError(path, DAMAGED) from error
 
 
 def rounding_notes(weights: Mapping[str, object]) -> tuple[str, ...]:
-    """That weights were saved in a low precision, a line for each that there is."""
+    """A note for each low precision in which weights were saved."""
     tensors = [value for value in weights.values() if isinstance(value, Tensor)]
     small = {t.dtype for t in tensors if t.is_floating_point() and t.element_size() < 4}
     names = sorted(str(dtype).removeprefix("torch.") for dtype in small)
@@ -402,20 +370,21 @@ def rounding_notes(weights: Mapping[str, object]) -> tuple[str, ...]:
 
 
 def only_tensors(state: Mapping[str, object], *, source: str) -> dict[str, Tensor]:
-    """The same state dict, known to hold nothing but tensors.
+    """A state dict of tensors alone.
 
     Raises:
-        InputError: it holds something else; the line names it.
+        InputError: an item is no tensor, or declares more numbers than the file holds.
     """
     tensors = {}
     for name, value in state.items():
         if not isinstance(value, Tensor):
-            raise InputError(f"{source}: {name} is a {type(value).__name__}, not a tensor")
+            raise FileError(source, f"{name} is a {type(value).__name__}, not a tensor")
         held = numbers_held(value)
         if held is not None and value.numel() > held:
-            raise InputError(
-                f"{source}: {name} is {list(value.shape)}, but the file holds {held} numbers "
-                "for it; it is no checkpoint"
+            raise FileError(
+                source,
+                f"{name} is {list(value.shape)}, but the file holds {held} numbers for it; it is "
+                "no checkpoint",
             )
         tensors[name] = value
     return tensors
@@ -424,7 +393,7 @@ def only_tensors(state: Mapping[str, object], *, source: str) -> dict[str, Tenso
 def shape_of(
     weights: Mapping[str, Tensor], name: str, dimensions: int, *, source: object
 ) -> tuple[int, ...]:
-    """The shape of a weight that decides what the network is.
+    """The shape of a weight on which the architecture depends.
 
     Args:
         weights: the file's weights.
@@ -436,11 +405,11 @@ def shape_of(
         InputError: it is missing, or has another number of dimensions or no elements.
     """
     if name not in weights:
-        raise InputError(f"{source}: weight {name} missing; the file is not whole")
-    found = tuple(weights[name].shape)
-    if len(found) != dimensions or not all(found):
-        raise InputError(f"{source}: {name} is {list(found)}, which no such network has")
-    return found
+        raise FileError(source, f"weight {name} missing; the file is not whole")
+    shape = tuple(weights[name].shape)
+    if len(shape) != dimensions or not all(shape):
+        raise FileError(source, f"{name} is {list(shape)}, which no such network has")
+    return shape
 
 
 def build_unet(
@@ -450,7 +419,7 @@ def build_unet(
     source: str,
     names: Mapping[str, str] | None = None,
 ) -> UNet:
-    """The U-Net with the weights of a file in it, in evaluation mode.
+    """The U-Net with the weights of a file, in evaluation mode.
 
     Args:
         config: the network's configuration.
@@ -477,17 +446,17 @@ def _unallocated(config: UNetConfig, source: str) -> UNet:
         with naming(source), torch.device("meta"):
             return UNet(config)
     except (RuntimeError, OverflowError) as error:
-        raise InputError(
-            f"{source}: no network can be as large as it says ({_line(error)})"
-        ) from error
+        problem = f"no network can be as large as it says ({_line(error)})"
+        raise FileError(source, problem) from error
 
 
 def check_outputs(config: UNetConfig, variance: Variance, *, source: object) -> None:
     """Refuse a variance the network has no output for, or an output that no variance takes."""
     if variance.is_learned != (config.out_channels == 2 * config.in_channels):
-        raise InputError(
-            f"{source}: the variance is {variance}, but the network outputs "
-            f"{config.out_channels} channels for images of {config.in_channels}"
+        raise FileError(
+            source,
+            f"the variance is {variance}, but the network outputs {config.out_channels} channels "
+            f"for images of {config.in_channels}",
         )
 
 
@@ -512,30 +481,30 @@ def load_weights(
     expected = network.state_dict()
     theirs = {name: names[name] if names is not None else name for name in expected}
     if missing := sorted(set(theirs.values()) - set(weights)):
-        raise InputError(f"{source}: {some_weights(missing)} missing; the file is not whole")
+        raise FileError(source, f"{some_weights(missing)} missing; the file is not whole")
     if extra := sorted(set(weights) - set(theirs.values())):
-        raise InputError(f"{source}: {some_weights(extra)} left over; it holds another network")
+        raise FileError(source, f"{some_weights(extra)} left over; it holds another network")
     state = {}
     for name, wanted in expected.items():
-        tensor = weights[theirs[name]]
+        tensor, problem = weights[theirs[name]], None
         if tensor.shape != wanted.shape:
-            raise InputError(
-                f"{source}: {theirs[name]} is {list(tensor.shape)}, the network takes "
-                f"{list(wanted.shape)}"
+            problem = f"is {list(tensor.shape)}, the network takes {list(wanted.shape)}"
+        elif not is_plain(tensor):
+            problem = (
+                f"is no plain floating-point tensor ({kind_of(tensor)}); save the weights as "
+                "float32"
             )
-        if not is_plain(tensor):
-            raise InputError(
-                f"{source}: {theirs[name]} is no plain floating-point tensor ({kind_of(tensor)}); "
-                "save the weights as float32"
-            )
-        state[name] = tensor.float().contiguous()  # isfinite is not written for 8 bits
-        if not bool(state[name].isfinite().all()):
-            raise InputError(f"{source}: {theirs[name]} holds NaN or infinite weights")
+        else:
+            state[name] = tensor.float().contiguous()  # torch has no isfinite for 8 bits
+            if not bool(state[name].isfinite().all()):
+                problem = "holds NaN or infinite weights"
+        if problem is not None:
+            raise FileError(source, f"{theirs[name]} {problem}")
     network.load_state_dict(state, assign=any(w.is_meta for w in expected.values()))
 
 
 def some_weights(names: list[str]) -> str:
-    """The first of so many names of weights, and how many more there are."""
+    """The first of these weights, and how many more there are."""
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     return f"weight {names[0]}{more}"
 

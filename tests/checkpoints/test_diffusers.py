@@ -161,15 +161,15 @@ def test_another_sampler_leaves_the_variance_to_an_option(folder):
         from diffusers import DDIMScheduler, PNDMScheduler
     path = folder / "scheduler_config.json"
     DDIMScheduler(beta_schedule="scaled_linear").save_pretrained(folder)
-    with refused(path, "DDIMScheduler", "--variance"):
+    with refused(path, "DDIMScheduler", "`variance="):
         load_checkpoint(folder)
     checkpoint = load_checkpoint(folder, CheckpointSettings(variance="fixed_small"))
     assert checkpoint.variance is Variance.FIXED_SMALL
     assert checkpoint.schedule.name == "scaled_linear"
-    assert any("--variance fixed_small" in note for note in checkpoint.notes)
+    assert any("`variance=fixed_small`" in note for note in checkpoint.notes)
     PNDMScheduler().save_pretrained(folder)
     assert any(
-        "--no-clip" in n
+        "`clip=False`" in n
         for n in load_checkpoint(folder, CheckpointSettings(variance="fixed_large")).notes
     )
 

@@ -10,7 +10,7 @@ from peers import SMALL_UNET, DDPMScheduler, diffusers_unet, edit_json, refused,
 
 import ddpmbench as db
 from ddpmbench.checkpoints import CheckpointSettings, load_checkpoint
-from ddpmbench.checkpoints.settings import UnsettledError
+from ddpmbench.checkpoints.settings import MissingSettingsError
 
 SCHEDULE = "linear:20:0.001:0.3"
 DEFAULT = "diffusers' default"
@@ -36,10 +36,10 @@ def scheduler(saved):
 
 def asked(folder, **given):
     """The line, and what is asked for: a mistake where nothing is."""
-    with pytest.raises(UnsettledError) as caught:
+    with pytest.raises(MissingSettingsError) as caught:
         load_checkpoint(folder, CheckpointSettings(**given))
     assert "\n" not in str(caught.value)
-    return str(caught.value), [option.split()[0] for option in caught.value.missing]
+    return str(caught.value), list(caught.value.missing)
 
 
 def sources(folder, **given):
@@ -54,12 +54,12 @@ ALL = {"schedule": SCHEDULE, "prediction": "eps", "variance": "fixed_small", "cl
 def test_a_file_that_says_nothing_says_nothing(saved, scheduler, text):
     before = load_checkpoint(saved)
     scheduler.write_text(text)
-    line, options = asked(saved)
-    assert options == ["--schedule", "--prediction", "--variance", "--clip"]
+    line, missing = asked(saved)
+    assert missing == list(ALL)
     assert "beta_schedule" in line
     for name in ALL:
-        _, options = asked(saved, **{key: value for key, value in ALL.items() if key != name})
-        assert options == [f"--{name}"]
+        _, missing = asked(saved, **{key: value for key, value in ALL.items() if key != name})
+        assert missing == [name]
     after = load_checkpoint(saved, CheckpointSettings(**ALL))
     assert torch.equal(after.schedule.betas, before.schedule.betas)
     by = sources(saved, **ALL)
@@ -80,8 +80,8 @@ def test_a_file_that_says_nothing_says_nothing(saved, scheduler, text):
 )
 def test_a_field_that_changes_the_number_is_asked_for(saved, scheduler, field, name, value):
     edit_json(scheduler, remove=(field,))
-    line, options = asked(saved)
-    assert options == [f"--{name}"]
+    line, missing = asked(saved)
+    assert missing == [name]
     assert f"does not say {field}" in line
     checkpoint = load_checkpoint(saved, CheckpointSettings(**{name: value}))
     assert any(field in note for note in checkpoint.notes)
@@ -145,23 +145,23 @@ def test_steps_are_as_many_as_trained_betas(saved, scheduler):
 def test_an_option_comes_before_what_cannot_be_read(saved, scheduler, fields, name, value):
     edit_json(scheduler, **fields)
     (field,) = fields
-    line, options = asked(saved)
-    assert options == [f"--{name}"]
-    assert f"--{name}" in line
+    line, missing = asked(saved)
+    assert missing == [name]
+    assert f"`{name}=" in line
     checkpoint = load_checkpoint(saved, CheckpointSettings(**{name: value}))
     if name == "schedule":
         assert (checkpoint.schedule.name, checkpoint.schedule.num_timesteps) == ("linear", 20)
     else:
         assert getattr(checkpoint, name) == value
     (note,) = checkpoint.notes
-    assert "is taken" in note
+    assert "is used" in note
     assert field in note or "beta" in note
 
 
 def test_a_file_of_no_such_scheduler_is_read_where_the_options_say_all(saved, scheduler):
     edit_json(scheduler, _class_name="MyScheduler")
     given = {"schedule": SCHEDULE, "prediction": "eps"}
-    with refused(scheduler, "MyScheduler", "--schedule, --prediction and --variance"):
+    with refused(scheduler, "MyScheduler", "`schedule`, `prediction` and `variance`"):
         load_checkpoint(saved, CheckpointSettings(**given))
     checkpoint = load_checkpoint(saved, CheckpointSettings(**given, variance="fixed_large"))
     assert checkpoint.variance == "fixed_large"
@@ -212,6 +212,6 @@ def test_the_remedy_leads_to_the_number_of_the_option(saved, scheduler, fields, 
 def test_the_field_and_no_folder_says_whether_a_variance_is_learned(saved, tmp_path, kind, example):
     folder = shutil.copytree(saved, tmp_path / "learned")
     edit_json(folder / "scheduler_config.json", variance_type=kind)
-    with pytest.raises(UnsettledError) as caught:
+    with pytest.raises(MissingSettingsError) as caught:
         load_checkpoint(folder)
-    assert caught.value.missing == (f"--variance {example}",)
+    assert caught.value.missing == {"variance": example}

@@ -13,7 +13,7 @@ from torch import nn
 import ddpmbench as db
 from ddpmbench.checkpoints import CheckpointSettings, load_checkpoint
 from ddpmbench.checkpoints.lucidrains import read_prediction, read_schedule
-from ddpmbench.checkpoints.settings import UnsettledError
+from ddpmbench.checkpoints.settings import MissingSettingsError
 from ddpmbench.cli.main import run
 from ddpmbench.diffusion.process import Prediction, Variance
 from ddpmbench.diffusion.schedule import NoiseSchedule
@@ -162,10 +162,10 @@ def test_the_loss_weight_tells_what_the_network_predicts(objective, prediction, 
 def test_a_loss_weight_that_tells_nothing_takes_an_option(whole, tmp_path):
     path, theirs = tmp_path / "model-1.pt", whole[1]
     edited(whole[0], path, lambda names: names | {"loss_weight": names["loss_weight"].sqrt()})
-    with pytest.raises(UnsettledError, match=r"model-1\.pt: .*--prediction") as caught:
+    with pytest.raises(MissingSettingsError, match=r"model-1\.pt: .*--prediction") as caught:
         load_checkpoint(path)
     assert caught.value.family == "lucidrains"
-    assert caught.value.missing == ("--prediction v",)
+    assert caught.value.missing == {"prediction": "v"}
     assert set(caught.value.weights) == set(theirs.model.state_dict())
     checkpoint = load_checkpoint(path, CheckpointSettings(prediction="x_start"))
     assert checkpoint.prediction is Prediction.X_START

@@ -10,7 +10,7 @@ from peers import SHARED, needs_shared, pesser_weights, refused, same_weights
 from ddpmbench.checkpoints import Checkpoint, CheckpointSettings, TimeInput, load_checkpoint
 from ddpmbench.checkpoints.native import write_native
 from ddpmbench.checkpoints.pesser import PUBLISHED, network_config
-from ddpmbench.checkpoints.settings import UnsettledError
+from ddpmbench.checkpoints.settings import MissingSettingsError
 from ddpmbench.diffusion.process import Prediction, Variance
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.errors import InputError
@@ -119,19 +119,19 @@ def test_a_learned_variance_takes_an_output_for_it(tmp_path):
 @pytest.mark.parametrize(
     ("said", "missing"),
     [
-        ({}, ("--schedule linear:T:START:END", "--variance fixed_large")),
-        ({"schedule": "linear:40:0.0025:0.5"}, ("--variance fixed_large",)),
-        ({"variance": "fixed_small"}, ("--schedule linear:T:START:END",)),
+        ({}, {"schedule": "linear:T:START:END", "variance": "fixed_large"}),
+        ({"schedule": "linear:40:0.0025:0.5"}, {"variance": "fixed_large"}),
+        ({"variance": "fixed_small"}, {"schedule": "linear:T:START:END"}),
     ],
 )
 def test_what_the_file_does_not_say_is_asked_for(path, said, missing):
-    with pytest.raises(UnsettledError) as caught:
+    with pytest.raises(MissingSettingsError) as caught:
         load_checkpoint(path, CheckpointSettings(**said))
     assert caught.value.missing == missing
     assert (caught.value.family, caught.value.path) == ("pesser", path)
     assert set(caught.value.weights) == set(torch.load(path, weights_only=True))
-    for option in ("--schedule linear:T:START:END", "--variance fixed_large"):
-        assert (option in str(caught.value)) == (option in missing)
+    for setting in ("schedule", "variance"):
+        assert (f"`{setting}=" in str(caught.value)) == (setting in missing)
     assert "\n" not in str(caught.value)
 
 
@@ -175,7 +175,7 @@ def test_a_published_name_says_the_rest(path, tmp_path, name, weights):
 def test_a_name_that_anybody_s_file_may_have_says_nothing(path, tmp_path, name):
     renamed = tmp_path / name
     renamed.parent.mkdir(exist_ok=True)
-    with refused(renamed, "--schedule"):
+    with refused(renamed, "`schedule="):
         load_checkpoint(path.rename(renamed))
 
 

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from ddpmbench.checkpoints import CheckpointSettings, load_checkpoint
 from ddpmbench.checkpoints.native import write_native
-from ddpmbench.checkpoints.settings import UnsettledError
+from ddpmbench.checkpoints.settings import MissingSettingsError
 from ddpmbench.errors import InputError
 
 STEM = "diffusion_pytorch_model"
@@ -255,7 +255,7 @@ def test_weights_alone_say_what_must_lie_beside_them(alone, peers, pipeline):
     for folder in (alone, alone.parent):
         shutil.copy(pipeline / "unet" / "config.json", folder)
     for path in (alone, *files):
-        with pytest.raises(UnsettledError, match="missing, so nothing says"):
+        with pytest.raises(MissingSettingsError, match="missing, so nothing says"):
             load_checkpoint(path)
         assert load_checkpoint(path, SAID).schedule.num_timesteps == 1000
     for folder in (alone, alone.parent):
@@ -338,7 +338,7 @@ def test_a_distributed_checkpoint_is_gathered_as_the_line_says(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         dcp_to_torch_save(folder, tmp_path / "file.pt")  # what the command named calls
-    with pytest.raises(UnsettledError, match="--model-flags"):
+    with pytest.raises(MissingSettingsError, match="--model-flags"):
         load_checkpoint(tmp_path / "file.pt")
 
 

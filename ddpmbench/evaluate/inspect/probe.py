@@ -6,7 +6,6 @@ reported.
 
 import copy
 import dataclasses
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import nn
 
 from ddpmbench.checkpoints.load import load_checkpoint
 from ddpmbench.checkpoints.openai import config_of, is_openai, read_shapes
-from ddpmbench.checkpoints.settings import CheckpointSettings, UnsettledError
+from ddpmbench.checkpoints.settings import CheckpointSettings, MissingSettingsError
 from ddpmbench.diffusion.model import Checkpoint, ImageSize, sides_of, size_words
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.errors import InputError
@@ -46,7 +45,7 @@ class Probe:
     """
 
     checkpoint: Checkpoint | None
-    error: UnsettledError | None
+    error: MissingSettingsError | None
     missing: dict[str, Any]
     settings: CheckpointSettings
 
@@ -78,16 +77,16 @@ def probe_checkpoint(source: str | Path, settings: CheckpointSettings) -> Probe:
     Raises:
         InputError: there is no such checkpoint, it is damaged, or a setting contradicts it.
     """
-    first: UnsettledError | None = None
+    first: MissingSettingsError | None = None
     refused: InputError | None = None
     missing: dict[str, Any] = {}
     chosen: dict[str, Any] = {}
     while True:
         try:
             checkpoint = load_checkpoint(source, dataclasses.replace(settings, **chosen))
-        except UnsettledError as error:
+        except MissingSettingsError as error:
             first = first or error
-            more = {n: v for n, v in _missing_of(error).items() if n not in missing}
+            more = {n: v for n, v in error.missing.items() if n not in missing}
             missing |= more
             if not more or not more.keys() <= _STAND_INS.keys():
                 return Probe(None, first, missing, settings)
@@ -104,15 +103,6 @@ def probe_checkpoint(source: str | Path, settings: CheckpointSettings) -> Probe:
             refused, chosen["variance"] = error, last
         else:
             return Probe(checkpoint, first, missing, settings)
-
-
-def _missing_of(error: UnsettledError) -> dict[str, Any]:
-    """The parameters that are missing, each with a placeholder or an example."""
-    words = map(shlex.split, error.missing)
-    return {
-        option.lstrip("-").replace("-", "_"): value[0] if value else True
-        for option, *value in words
-    }
 
 
 _SIZE = 32
