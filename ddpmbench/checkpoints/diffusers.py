@@ -1,6 +1,5 @@
 """The family of diffusers: a folder of a UNet2DModel and a DDPMScheduler."""
 
-import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,8 +13,9 @@ from ddpmbench.checkpoints.diffusers_files import (
     Layout,
     WeightFiles,
     find_layout,
+    read_file,
+    read_shards,
     relative,
-    weight_map,
 )
 from ddpmbench.checkpoints.diffusers_scheduler import (
     Fields,
@@ -24,22 +24,20 @@ from ddpmbench.checkpoints.diffusers_scheduler import (
 from ddpmbench.checkpoints.settings import CheckpointSettings
 from ddpmbench.checkpoints.state_dicts import StateDict, join_attention
 from ddpmbench.checkpoints.weights import (
+    FileError,
     build_unet,
-    check_blob,
     check_outputs,
     naming,
     only_tensors,
-    read_state,
     rounding_notes,
     sha256_of,
     unet_names,
 )
 from ddpmbench.diffusion.model import Checkpoint, ImageSize
-from ddpmbench.errors import InputError
 from ddpmbench.unet.unet import Resampling, UNetConfig
 
 _CLASSES = ("UNet2DModel", "UNetModel", "UNetUnconditionalModel")
-# What UNet2DModel takes where a file lacks the field.
+# The defaults of UNet2DModel.
 _DEFAULTS: dict[str, object] = {
     "sample_size": None,
     "in_channels": 3,
@@ -86,7 +84,7 @@ _RESAMPLING: dict[str, Resampling] = {"conv": "conv", "resnet": "block"}
 
 
 def read_network(path: Path) -> tuple[UNetConfig, ImageSize | None]:
-    """The network of a `config.json`, and the size of the images it was trained on.
+    """The network of a `config.json`, and its image size.
 
     Raises:
         InputError: the file is damaged, or describes a network that our U-Net cannot express;
@@ -219,7 +217,7 @@ _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": 
 
 
 TELLING = (("time_embedding.linear_1.weight", "conv_norm_out.weight"),)
-"""Names that tell this family under any prefix; all of a row must be there."""
+"""Groups of names that identify this family under any prefix."""
 
 
 def is_diffusers(names: Mapping[str, object]) -> bool:
@@ -241,9 +239,9 @@ def read_diffusers(
         folder: holds `config.json`, `scheduler_config.json` and the weights, or the same in
             `unet/` and `scheduler/`; averaged weights may be beside them in `unet_ema/`.
         source: the path or hub id as the user gave it.
-        settings: what the scheduler does not say, and which weights to read.
-        chosen: the weights to read; None leaves the choice to what is there.
-        state: what is read of the file chosen, where it holds more than one state dict.
+        settings: the user's.
+        chosen: the weights to read, if the user named their file.
+        state: the state dict to read of that file, if it was identified by its names.
 
     Raises:
         InputError: there are several sets of weights that differ; or a file is missing or damaged,
@@ -254,36 +252,37 @@ def read_diffusers(
     layout = find_layout(folder, weights=settings.weights, chosen=chosen)
     scheduler = layout.scheduler
     if not scheduler.is_file() and folder.resolve().name in NETWORKS:
-        raise InputError(
-            f"{scheduler}: missing, so nothing says the noise schedule; pass "
-            f"{folder.resolve().parent}"
+        raise FileError(
+            scheduler,
+            f"missing, so nothing says the noise schedule; pass {folder.resolve().parent}",
         )
     config, image_size = read_network(layout.config)
-    found, weights, sha256, equal = _read_candidates(layout, folder, state)
-    said_by, kind = found.path, found.kind if state is None else state.kind or found.kind
-    conventions = read_scheduler(scheduler, settings, file=said_by, weights=weights)
+    files, weights, sha256, equal = _read_candidates(layout, folder, state)
+    conventions = read_scheduler(scheduler, settings, file=files.path, weights=weights)
     variance = settings.variance
-    said = scheduler if variance is None else f"--variance {variance}: {layout.config}"
-    check_outputs(config, conventions.variance, source=said)
+    with_setting = f"{layout.config}: `variance={variance}`"
+    check_outputs(
+        config, conventions.variance, source=scheduler if variance is None else with_setting
+    )
     names = {name: their_name(name) for name in unet_names(config, source=str(layout.config))}
     weights = join_attention(
         weights,
         names.values(),
         parts=("to_q", "to_k", "to_v"),
         output="to_out.0",
-        source=said_by,
+        source=files.path,
     )
-    network = build_unet(config, weights, source=str(said_by), names=names)
+    network = build_unet(config, weights, source=str(files.path), names=names)
     return Checkpoint(
         network=network,
         schedule=conventions.schedule,
         prediction=conventions.prediction,
         variance=conventions.variance,
         clip=conventions.clip,
-        weights=kind,
+        weights=files.kind if state is None else state.kind or files.kind,
         part="" if state is None or state.alone else state.where,
         where="" if state is None else state.where,
-        files=tuple(map(str, found.files)),
+        files=tuple(map(str, files.files)),
         channels=config.in_channels,
         image_size=image_size,
         size_multiple=config.size_multiple,
@@ -299,32 +298,33 @@ def read_diffusers(
 def _read_candidates(
     layout: Layout, folder: Path, state: StateDict | None
 ) -> tuple[WeightFiles, dict[str, Tensor], str, list[str]]:
-    """The weights, if all candidates hold the same, their SHA-256 and what to note of them.
+    """The weights, if all candidates hold the same, their SHA-256 and notes.
 
-    Where some hold them rounded, those that are not are read.
+    Of a set and a rounded copy of it the exact one is read.
     """
-    found, *others = layout.candidates
-    weights, sha256 = _read_weights(found, state)
+    files, *others = layout.candidates
+    weights, sha256 = _read_weights(files, state)
     notes = [*(state.notes if state is not None else rounding_notes(weights))]
     equal = []
     for other in others:
         theirs, their_sha256 = _read_weights(other)
         if not _same_weights(weights, theirs):
             names = ", ".join(relative(each.path, folder) for each in layout.candidates)
-            raise InputError(
-                f"{folder}: holds sets of weights that differ: {names}; pass the one to read: "
-                f"--ckpt {found.path}, or --ckpt {other.path}"
+            raise FileError(
+                folder,
+                f"holds sets of weights that differ: {names}; pass the one to read: "
+                f"`ckpt={files.path}`, or `ckpt={other.path}`",
             )
         rounded = ", rounded" if _bytes_of(theirs) != _bytes_of(weights) else ""
         if _bytes_of(theirs) > _bytes_of(weights):
-            found, other = other, found
+            files, other = other, files
             weights, sha256, notes = theirs, their_sha256, [*rounding_notes(theirs)]
         equal.append(f"{relative(other.path, folder)}{rounded}")
     if equal:
         notes.append(
-            f"weights: {relative(found.path, folder)} is read; the same are in {', '.join(equal)}"
+            f"weights: {relative(files.path, folder)} is read; the same are in {', '.join(equal)}"
         )
-    return found, weights, sha256, notes
+    return files, weights, sha256, notes
 
 
 def _bytes_of(weights: Mapping[str, Tensor]) -> int:
@@ -345,50 +345,28 @@ def _same_weights(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> boo
 
 
 def _read_weights(
-    found: WeightFiles, state: StateDict | None = None
+    files: WeightFiles, state: StateDict | None = None
 ) -> tuple[dict[str, Tensor], str]:
-    """All weights, those of attention under the names of today, and the SHA-256 of their file.
-
-    Of shards it is that of the lines that `sha256sum` prints of them, in the order of their names.
-    """
-    weights: dict[str, Tensor] = {}
-    lines = []
-    places = None if found.index is None else weight_map(found.index)
-    for file in found.files:
-        part = only_tensors(read_state(file) if state is None else state.weights, source=str(file))
-        digest = sha256_of(file)
-        check_blob(file, digest)
-        lines.append(f"{digest}  {file.name}\n")
-        if places is not None:
-            said = {name for name, place in places.items() if place == file.name}
-            if wrong := sorted(said ^ set(part)):
-                does = "has no" if wrong[0] in said else "has a"
-                assert found.index is not None
-                raise InputError(
-                    f"{file}: {does} weight {wrong[0]}, unlike what {found.index.name} says; copy "
-                    "or download both again"
-                )
-        weights |= part
-    weights = _named_as_now(weights)
-    if found.index is None:
-        return weights, digest
-    return weights, hashlib.sha256("".join(lines).encode()).hexdigest()
+    """All weights, those of attention under their current names, and the SHA-256 of the files."""
+    if files.index is not None:
+        weights, sha256 = read_shards(files.index)
+    elif state is None:
+        weights, sha256 = read_file(files.path)
+    else:
+        weights = only_tensors(state.weights, source=str(files.path))
+        sha256 = sha256_of(files.path)
+    old = re.compile(r"(attentions\.\d+)\.(query|key|value|proj_attn)\.")
+    return {
+        old.sub(lambda match: f"{match[1]}.{_OLD_ATTENTION[match[2]]}.", name): tensor
+        for name, tensor in weights.items()
+    }, sha256
 
 
 def their_name(name: str) -> str:
-    """What diffusers calls a weight of `network.unet.UNet`.
+    """The name in diffusers of a weight of `unet.unet.UNet`.
 
     Queries, keys and values are one `qkv` in the name; diffusers has to_q, to_k and to_v.
     """
     for pattern, replacement in _RENAMES:
         name = re.sub(pattern, replacement, name)
     return name
-
-
-def _named_as_now(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same weights, those of attention under the names of today."""
-    old = re.compile(r"(attentions\.\d+)\.(query|key|value|proj_attn)\.")
-    return {
-        old.sub(lambda found: f"{found[1]}.{_OLD_ATTENTION[found[2]]}.", name): tensor
-        for name, tensor in weights.items()
-    }

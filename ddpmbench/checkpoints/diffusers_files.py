@@ -1,4 +1,4 @@
-"""Where a folder of diffusers keeps its files, and which of them hold the weights."""
+"""The files of a diffusers folder: configuration, scheduler, and sets of weights."""
 
 import dataclasses
 import hashlib
@@ -8,14 +8,20 @@ from pathlib import Path
 from torch import Tensor
 
 from ddpmbench.checkpoints.diffusers_scheduler import read_object
-from ddpmbench.checkpoints.weights import only_tensors, read_state, sha256_of
-from ddpmbench.errors import InputError, listed
+from ddpmbench.checkpoints.weights import (
+    FileError,
+    check_blob,
+    only_tensors,
+    read_state,
+    sha256_of,
+)
+from ddpmbench.errors import listed
 
 STEM = "diffusion_pytorch_model"
 KINDS = ("safetensors", "bin")
-"""How weights are written, the one that is taken first before the other."""
+"""Formats of weights, the preferred one first."""
 _OTHER_STEMS = ("model", "pytorch_model")
-"""What accelerate and others call the weights that diffusers calls `STEM`."""
+"""Names that accelerate and others give to the weights that diffusers calls `STEM`."""
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 NO_WEIGHTS = re.compile(r"(optim|scheduler|scaler|sampler|training_args|random_states|rng)|opt\d")
 NETWORKS = ("unet", "unet_ema")
@@ -24,7 +30,7 @@ _SCHEDULERS = ("scheduler", "noise_scheduler")
 _SCHEDULER_FILE = "scheduler_config.json"
 # Only ever the name of a file in the same folder.
 _SHARD = re.compile(r"\w[\w.-]*\.(safetensors|bin)")
-# Written into the network's configuration by diffusers' EMAModel; they say nothing of the network.
+# Fields that diffusers' EMAModel adds to the network's configuration.
 AVERAGING = frozenset(
     {
         "decay",
@@ -40,14 +46,13 @@ AVERAGING = frozenset(
 
 @dataclasses.dataclass(frozen=True)
 class WeightFiles:
-    """The files that together hold one set of weights.
+    """The files of one set of weights.
 
     Attributes:
         files: one file, or its shards in the order of their names.
         index: the JSON file that says which shard holds which weight; None of a single file.
         variant: "fp16" or the like where they are a variant of the weights; None if plain.
-        kind: "ema" where they are averaged over the training, "raw" where they are its last; None
-            if nothing says so.
+        kind: "ema" if averaged over the training, "raw" if its last; None if unknown.
     """
 
     files: tuple[Path, ...]
@@ -57,7 +62,7 @@ class WeightFiles:
 
     @property
     def path(self) -> Path:
-        """The file that names them: their index, or the only one."""
+        """The file that identifies the set: its index, or the only file."""
         return self.index or self.files[0]
 
     @property
@@ -68,13 +73,13 @@ class WeightFiles:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Where a folder keeps what a checkpoint is made of.
+    """The files of a checkpoint.
 
     Attributes:
         config: the network's configuration.
         scheduler: the scheduler's; may be missing.
-        candidates: the sets of weights of the kind asked for, the first to be taken first.
-        notes: what was chosen, a line each.
+        candidates: the sets of weights of the kind asked for, the preferred one first.
+        notes: on the choice, a line each.
     """
 
     config: Path
@@ -91,9 +96,8 @@ def find_layout(
     Args:
         folder: flat, a pipeline (`unet/`, `scheduler/`), or what diffusers' training script saves
             on its way (`checkpoint-500/` with `unet/` and `unet_ema/`, the scheduler above it).
-        weights: "ema" or "raw" of averaged weights and the last ones; None takes averaged ones
-            where there are any.
-        chosen: the weights to read; None leaves the choice to what is there.
+        weights: "ema" or "raw"; None takes averaged ones if there are any.
+        chosen: the weights to read, if the user named their file.
 
     Raises:
         InputError: a file is missing, or the pipeline is of another kind.
@@ -105,24 +109,24 @@ def find_layout(
     if chosen is None:
         # weights of an older version, or an average, may lie beside unet/ or below a flat folder
         places = list(dict.fromkeys([*places, folder, *_other_networks(folder)]))
-    sets = _with_kinds([found for place in places for found in weight_sets(place)])
+    sets = _with_kinds([files for place in places for files in weight_sets(place)])
     if chosen is not None:
-        sets = [found for found in sets if found.path == chosen.path] or [chosen]
+        sets = [files for files in sets if files.path == chosen.path] or [chosen]
     if not sets:
-        raise InputError(
-            f"{places[0]}: holds no weights, neither {STEM}.safetensors nor {STEM}.bin, whole or "
-            "in shards"
+        raise FileError(
+            places[0],
+            f"holds no weights, neither {STEM}.safetensors nor {STEM}.bin, whole or in shards",
         )
-    wanted = weights or ("ema" if any(found.kind == "ema" for found in sets) else "raw")
+    wanted = weights or ("ema" if any(files.kind == "ema" for files in sets) else "raw")
     kinds = (wanted,) if weights is not None else (wanted, None)
-    # where there is one kind alone, that another is asked for is refused by whoever asked
+    # if all are of the other kind, load_checkpoint refuses the one asked for
     candidates = sorted(
-        [found for found in sets if found.kind in kinds] or sets,
-        key=lambda found: found.kind != wanted,
+        [files for files in sets if files.kind in kinds] or sets,
+        key=lambda files: files.kind != wanted,
     )
     config = candidates[0].folder / "config.json"
     if not config.is_file():
-        raise InputError(f"{config}: missing; copy it there from where the weights came")
+        raise FileError(config, "missing; copy it there from where the weights came")
     scheduler = _scheduler(folder, flat=flat)
     notes = []
     if chosen is None:
@@ -133,13 +137,13 @@ def find_layout(
 
 
 def _other_networks(folder: Path) -> list[Path]:
-    """Folders of a network below a model's, whatever they are called."""
-    return [path.parent for path in sorted(folder.glob("*/config.json")) if _is_network(path)]
+    """Folders of a network below a model's, other than those of `NETWORKS`."""
+    configs = sorted(folder.glob("*/config.json"))
+    return [c.parent for c in configs if c.parent.name not in NETWORKS and _is_network(c)]
 
 
 def _is_network(config: Path) -> bool:
-    is_file = config.is_file() and config.parent.name not in NETWORKS
-    return is_file and str(read_object(config).get("_class_name")).startswith("UNet")
+    return config.is_file() and str(read_object(config).get("_class_name")).startswith("UNet")
 
 
 def weight_sets(folder: Path) -> tuple[WeightFiles, ...]:
@@ -149,8 +153,8 @@ def weight_sets(folder: Path) -> tuple[WeightFiles, ...]:
         InputError: an index is damaged or names what is no file of the folder.
     """
     for stem in (STEM, *_OTHER_STEMS):
-        if found := _sets_called(folder, stem):
-            return found
+        if sets := _sets_called(folder, stem):
+            return sets
     return ()
 
 
@@ -158,7 +162,7 @@ def _sets_called(folder: Path, stem: str) -> tuple[WeightFiles, ...]:
     single = re.compile(rf"{stem}(?:\.(\w+))?\.(safetensors|bin)")
     # the variant stands behind .index, or before the kind in what old versions wrote
     index = re.compile(rf"{stem}(?:\.(\w+))?\.(safetensors|bin)\.index(?:\.(\w+))?\.json")
-    found: dict[tuple[bool, str, bool, bool, str], WeightFiles] = {}
+    sets: dict[tuple[bool, str, bool, bool, str], WeightFiles] = {}
     absent = []
     for path in sorted(folder.glob(f"{stem}.*")):
         shards = match = index.fullmatch(path.name)
@@ -168,18 +172,18 @@ def _sets_called(folder: Path, stem: str) -> tuple[WeightFiles, ...]:
         variant, kind = match[1] or (shards and shards[3]) or None, match[2]
         order = (variant is not None, variant or "", kind == "bin", bool(shards), path.name)
         if shards and not any((folder / name).is_file() for name in weight_map(path).values()):
-            absent.append((path, kind))
+            absent.append(path)
         else:
-            files = _shards(path, kind) if shards else (path,)
+            files = _shards(path) if shards else (path,)
             of = {None: None, True: "raw", False: "ema"}[_is_raw(variant)]
-            found[order] = WeightFiles(files, path if shards else None, variant, of)
-    if not found and absent:
-        _shards(*absent[0])  # names the file that is missing
-    return tuple(found[order] for order in sorted(found))
+            sets[order] = WeightFiles(files, path if shards else None, variant, of)
+    if not sets and absent:
+        _shards(absent[0])  # names the file that is missing
+    return tuple(sets[order] for order in sorted(sets))
 
 
 def _is_raw(variant: str | None) -> bool | None:
-    """Whether a variant is of the last weights, or else of the averaged ones; None of neither."""
+    """Whether a variant is of the last weights, False if of averaged ones; None if of neither."""
     if variant is None or not re.search(r"(?<![a-z])ema(?![a-z])", variant):
         return None
     return bool(re.search(r"(?<![a-z])no[nt]?_?ema", variant))
@@ -191,7 +195,7 @@ def is_model(folder: Path) -> bool:
 
 
 def set_of(path: Path) -> tuple[Path, WeightFiles] | None:
-    """The model's folder and the set of weights that a file of it names; None if there is none.
+    """The model's folder and the set of weights that a file belongs to; None if to none.
 
     Args:
         path: a file of weights, a shard or an index, with the network's `config.json` beside it.
@@ -199,12 +203,11 @@ def set_of(path: Path) -> tuple[Path, WeightFiles] | None:
     Raises:
         InputError: an index is damaged or names what is no file of the folder.
     """
-    folder, config = path.parent, path.parent / "config.json"
-    if not config.is_file() or not str(read_object(config).get("_class_name")).startswith("UNet"):
+    if not _is_network(path.parent / "config.json"):
         return None
-    for found in weight_sets(folder):
-        if path in (found.path, *found.files):
-            return model_folder(folder), found
+    for files in weight_sets(path.parent):
+        if path in (files.path, *files.files):
+            return model_folder(path.parent), files
     return None
 
 
@@ -227,31 +230,31 @@ def other_weights_in(folder: Path) -> list[str]:
 
 
 def _with_kinds(sets: list[WeightFiles]) -> list[WeightFiles]:
-    """The same with what each must be beside the others."""
-    sets = [
-        dataclasses.replace(found, kind=found.kind or ("ema" if _is_average(found) else None))
-        for found in sets
+    """The sets with the kind that each must be beside the others."""
+    kinds: list[str | None] = [
+        files.kind or ("ema" if _is_average(files) else None) for files in sets
     ]
-    kinds = {found.kind for found in sets} - {None}
-    if len(kinds) != 1:
-        return sets
-    (kind,) = kinds
-    other = "raw" if kind == "ema" else "ema"
-    return [dataclasses.replace(found, kind=found.kind or other) for found in sets]
+    known = set(kinds) - {None}
+    (kind,) = known if len(known) == 1 else (None,)
+    other = {"ema": "raw", "raw": "ema", None: None}[kind]
+    return [
+        dataclasses.replace(files, kind=kind or other)
+        for files, kind in zip(sets, kinds, strict=True)
+    ]
 
 
-def _is_average(found: WeightFiles) -> bool:
-    """Whether the folder's name, or what EMAModel writes, says that weights are averaged."""
-    config = found.folder / "config.json"
-    return _is_raw(found.folder.name.lower()) is False or (
+def _is_average(files: WeightFiles) -> bool:
+    """Whether the folder's name, or a field of EMAModel, shows that weights are averaged."""
+    config = files.folder / "config.json"
+    return _is_raw(files.folder.name.lower()) is False or (
         config.is_file() and bool(AVERAGING & set(read_object(config)))
     )
 
 
 def _choice(first: WeightFiles, sets: list[WeightFiles], folder: Path) -> list[str]:
-    """A note of what is taken where there was a choice, or nothing but a variant."""
-    if len({found.kind for found in sets}) > 1:
-        alone = sum(found.folder == first.folder for found in sets) == 1
+    """A note on the set that is read, if there was a choice, or only a variant."""
+    if len({files.kind for files in sets}) > 1:
+        alone = sum(files.folder == first.folder for files in sets) == 1
         place = f"{first.folder.name}/" if alone else relative(first.path, folder)
         name = {"ema": "EMA", "raw": "raw", None: "not known to be EMA or raw"}[first.kind]
         return [f"weights: {name} ({place})"]
@@ -261,8 +264,8 @@ def _choice(first: WeightFiles, sets: list[WeightFiles], folder: Path) -> list[s
 
 
 def _passed_over(folder: Path, places: list[Path], sets: list[WeightFiles]) -> list[str]:
-    """A note of files that look like weights and are in none of the sets."""
-    known = {file for found in sets for file in (*found.files, found.path)}
+    """A note on files that look like weights and are in none of the sets."""
+    known = {file for each in sets for file in (*each.files, each.path)}
     files = [
         file
         for place in dict.fromkeys((*places, folder))
@@ -283,31 +286,69 @@ def relative(path: Path, folder: Path) -> str:
 
 
 def weight_map(index: Path) -> dict[str, str]:
-    """Which file holds which weight, as an index says.
+    """Name of a weight -> the shard that holds it, from an index.
 
     Raises:
         InputError: it is damaged, or names something that cannot be a file beside it.
     """
-    found = read_object(index).get("weight_map")
-    if not isinstance(found, dict) or not found:
-        raise InputError(f"{index}: has no weight_map; copy or download it again")
-    for weight, file in found.items():
+    places = read_object(index).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise FileError(index, "has no weight_map; copy or download it again")
+    for weight, file in places.items():
         if not isinstance(file, str) or not _SHARD.fullmatch(file):
-            raise InputError(
-                f"{index}: {weight} is said to be in {file!r}, which is no file of weights in its "
-                "own folder"
+            raise FileError(
+                index,
+                f"places {weight} in {file!r}, which is no file of weights in its own folder; "
+                "copy or download it again",
             )
-    return found
+    return places
 
 
-def _shards(index: Path, kind: str) -> tuple[Path, ...]:
+def _shards(index: Path) -> tuple[Path, ...]:
+    """The shards that an index names, in the order of their names."""
+    kind = "safetensors" if ".safetensors." in index.name else "bin"
     files = tuple(index.parent / name for name in sorted(set(weight_map(index).values())))
     for file in files:
         if file.suffix != f".{kind}" or not file.is_file():
-            raise InputError(
-                f"{file}: missing, but {index.name} names it; copy or download it again"
-            )
+            raise FileError(file, f"missing, but {index.name} names it; copy or download it again")
     return files
+
+
+def read_shards(index: Path) -> tuple[dict[str, Tensor], str]:
+    """All weights of the shards beside an index, and the SHA-256 of them.
+
+    Raises:
+        InputError: the index or a shard is damaged or missing, or they do not go together.
+    """
+    places, weights, lines = weight_map(index), dict[str, Tensor](), ""
+    for file in _shards(index):
+        part, digest = read_file(file)
+        expected = {name for name, place in places.items() if place == file.name}
+        if wrong := sorted(expected ^ set(part)):
+            raise FileError(
+                file,
+                f"{'has no' if wrong[0] in expected else 'has a'} weight {wrong[0]}, in "
+                f"contradiction to {index.name}; copy or download both again",
+            )
+        lines += f"{digest}  {file.name}\n"
+        weights |= part
+    return weights, _sha256(lines)
+
+
+def read_file(file: Path) -> tuple[dict[str, Tensor], str]:
+    """The weights in a file and its SHA-256, which must be that of its name in the Hub's cache."""
+    weights, digest = only_tensors(read_state(file), source=str(file)), sha256_of(file)
+    check_blob(file, digest)
+    return weights, digest
+
+
+def sha256_of_shards(index: Path) -> str:
+    """The SHA-256 of the lines that `sha256sum` prints of the shards, sorted by name."""
+    return _sha256("".join(f"{sha256_of(file)}  {file.name}\n" for file in _shards(index)))
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _refuse_other_pipelines(index: Path) -> None:
@@ -316,9 +357,10 @@ def _refuse_other_pipelines(index: Path) -> None:
     for name, value in read_object(index).items():
         known = name.startswith("_") or name in (*NETWORKS, *_SCHEDULERS)
         if not known and value not in (None, [None, None]):
-            raise InputError(
-                f"{index}: the pipeline has a {name} besides unet and scheduler; only models of "
-                "the images themselves can be read"
+            raise FileError(
+                index,
+                f"the pipeline has a {name} besides unet and scheduler; only models of the images "
+                "themselves can be read",
             )
 
 
@@ -333,18 +375,14 @@ def _scheduler(folder: Path, *, flat: bool) -> Path:
 
 
 INDEX = ".index.json"
-"""How the name of a file ends that says which shard holds which weight."""
+"""The ending of an index of shards."""
 _SUFFIXES = (*SUFFIXES, INDEX)
 _SHARD_NAME = re.compile(r".*-\d+-of-\d+\.\w+")
 
 
 def files_in(folder: Path) -> str:
-    """Which files of weights to pass in place of a folder, as the rest of a line.
-
-    Args:
-        folder: with files of weights, or folders that have some, in it.
-    """
-    found = [
+    """Which files of weights to pass in place of a folder, as the rest of a line."""
+    files = [
         path
         for path in sorted([*folder.glob("*"), *folder.glob("*/*")])
         if path.name.endswith(_SUFFIXES)
@@ -352,34 +390,8 @@ def files_in(folder: Path) -> str:
         and not NO_WEIGHTS.match(path.name)
         and not _SHARD_NAME.fullmatch(path.name)
     ]
-    if not found:
+    if not files:
         return f"pass a file of weights ({', '.join(_SUFFIXES)}), of which it holds none"
-    if len(found) == 1:
-        return f"pass the file of weights in it: --ckpt {found[0]}"
-    return f"pass a file of weights in it, as --ckpt {listed([*map(str, found)])}"
-
-
-def read_shards(index: Path) -> dict[str, object]:
-    """All weights of the shards beside an index.
-
-    Raises:
-        InputError: the index or a shard is damaged or missing, or they do not go together.
-    """
-    places = weight_map(index)
-    weights: dict[str, Tensor] = {}
-    for shard in _listed_shards(index):
-        weights |= only_tensors(read_state(shard), source=str(shard))
-    if wrong := sorted(set(places) ^ set(weights)):
-        has = "no shard has" if wrong[0] in places else "a shard has, and it does not name,"
-        raise InputError(f"{index}: {has} {wrong[0]}; copy or download all of them again")
-    return dict(weights)
-
-
-def sha256_of_shards(index: Path) -> str:
-    """Of the lines that `sha256sum` prints of the shards, in the order of their names."""
-    lines = "".join(f"{sha256_of(shard)}  {shard.name}\n" for shard in _listed_shards(index))
-    return hashlib.sha256(lines.encode()).hexdigest()
-
-
-def _listed_shards(index: Path) -> list[Path]:
-    return [index.parent / name for name in sorted(set(weight_map(index).values()))]
+    if len(files) == 1:
+        return f"pass the file of weights in it: `ckpt={files[0]}`"
+    return f"pass a file of weights in it, as `ckpt={listed([*map(str, files)])}`"

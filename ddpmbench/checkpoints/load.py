@@ -1,11 +1,10 @@
-"""From a path or a hub id to a checkpoint: which family it is, told by its layout and names."""
+"""Loading a checkpoint from a path or a hub id; layout and names identify its family."""
 
 import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ddpmbench import assets
@@ -39,171 +38,134 @@ from ddpmbench.checkpoints.pesser import is_pesser, read_pesser
 from ddpmbench.checkpoints.schedule_tables import BUFFERS, ScheduleTables, alike
 from ddpmbench.checkpoints.schedules import NO_TABLES, read_schedule
 from ddpmbench.checkpoints.settings import CheckpointSettings, MissingSettingsError
-from ddpmbench.checkpoints.state_dicts import StateDict, find_state, model_beside
-from ddpmbench.checkpoints.weights import containers, read_state
+from ddpmbench.checkpoints.state_dicts import StateDict, find_state
+from ddpmbench.checkpoints.weights import FileError, containers, read_state
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.errors import InputError, listed, printable
 
-_TABLE = bytes.fromhex("57fb808b247547db")  # the last bytes of an index
+_TABLE_END = bytes.fromhex("57fb808b247547db")  # of an index of TensorFlow
 _CONVERTED = (
     "google/ddpm-cifar10-32 and google/ddpm-ema-bedroom-256, -cat-256, -church-256, "
     "-celebahq-256 on the Hugging Face Hub, or the .ckpt files of pesser/pytorch_diffusion"
 )
-
-
-def refuse_tensorflow(path: Path) -> None:
-    """Raise InputError if a path is, or holds, a checkpoint of TensorFlow.
-
-    Args:
-        path: a file of it, their common beginning (`model.ckpt-790000`), or a folder of them.
-    """
-    if (index := _index(path)) is not None:
-        raise InputError(
-            f"{path}: a checkpoint of TensorFlow ({index}), which is not read; those of Ho et al. "
-            f"are published in formats that are: {_CONVERTED}"
-        )
-
-
-def _index(path: Path) -> str | None:
-    """The file that tells it; None if it is none."""
-    if path.is_dir():
-        found = sorted(path.glob("*.index"))
-        return next((index.name for index in found if _is_table(index)), None)
-    if path.is_file():
-        for suffix in (".index", ".meta", ".data-"):
-            begin, found_suffix, _ = path.name.rpartition(suffix)
-            if found_suffix and (index := path.with_name(f"{begin}.index")).is_file():
-                return index.name if _is_table(index) else None
-        return path.name if _is_table(path) else None
-    index = path.with_name(f"{path.name}.index")
-    return index.name if path.name and _is_table(index) else None
-
-
-def _is_table(path: Path) -> bool:
-    if not path.is_file() or path.stat().st_size < len(_TABLE):
-        return False
-    with path.open("rb") as file:
-        file.seek(-len(_TABLE), 2)
-        return file.read() == _TABLE
-
-
 FAMILIES = "native, diffusers, openai, pesser, lucidrains"
-DISTRIBUTED = ".metadata"
-"""The file that tells a folder of torch.distributed.checkpoint."""
 BESIDE = "copy its config.json and scheduler_config.json"
-"""What weights without their folder need."""
+"""The remedy for weights without their folder."""
+_OWN = "build it with `network=FILE.py:NAME`"
 _SHARD = re.compile(r"-\d+-of-\d+")
 _DIGITS = re.compile(r"(\d+)")
 _LATENT = ("first_stage_model.", "cond_stage_model.", "conditioner.")
+_OTHER_NETWORKS = {
+    r"lora_|\.lora\.": "an adapter (LoRA), not a model; merge it into its model and save that",
+    r"^network\.time_1\.": (
+        "a native file that has lost its record; copy it again from where it was written"
+    ),
+    r"encoder\.down": "an autoencoder, not a diffusion model",
+    r"down_blocks\.|conv_norm_out\.": (
+        "not the whole network of diffusers' UNet2DModel; save it again: "
+        "unet.save_pretrained(FOLDER), and the scheduler likewise"
+    ),
+}
+"""Pattern of a weight's name -> the problem with a file that has one."""
 
 
-def what_it_is(path: Path, content: Mapping[str, object]) -> str:
-    """Why a file is not read, as the rest of a line that begins with its path.
+def _tensorflow_index(path: Path) -> str | None:
+    """The index of the TensorFlow checkpoint that a path is or holds; None if it is none."""
+    stem = re.sub(r"\.(index|meta|data-[\d-]+of-\d+)$", "", path.name)
+    indices = (
+        sorted(path.glob("*.index")) if path.is_dir() else [Path(f"{path.parent / stem}.index")]
+    )
+    for index in filter(Path.is_file, indices):
+        if index.read_bytes().endswith(_TABLE_END):
+            return index.name
+    return None
 
-    Args:
-        path: the file.
-        content: what it holds.
-    """
+
+def _file_problem(path: Path, content: Mapping[str, object]) -> str:
+    """Why no family reads a file, as the rest of a line that begins with its path."""
     if {"state", "param_groups"} <= set(content):
-        return f"an optimizer's state, not a model; {model_beside(path)}"
-    names = _names(content)
-    if (why := other_lucidrains(names)) is not None:
-        return why
-    if (averages := _without_names(content)) is not None:
+        return "an optimizer's state, not a model; pass the file of the model that it trained"
+    names = [
+        name
+        for place in containers(content)
+        if not place.is_list and place.optimizer is None
+        for name, value in place.items.items()
+        if isinstance(value, Tensor)
+    ]
+    if (problem := other_lucidrains(names)) is not None:
+        return problem
+    if not names:
         return (
-            f"averaged weights without names ({averages}), which only the training code can put "
-            "back into its network; save that network's state dict: "
+            "holds no weights with names; save the network's state dict: "
             "torch.save(model.state_dict(), PATH)"
         )
-    if any("lora_" in name or ".lora." in name for name in names):
-        return "an adapter (LoRA), not a model; merge it into its model and save that"
-    if any(name.startswith("network.time_1.") for name in names):
-        return "a native file that has lost its record; copy it again from where it was written"
     if _SHARD.search(path.name):
         return (
             "one of several files that hold the weights together; the others, their index "
             f"(.index.json) and config.json must lie beside it: {BESIDE} and pass the folder"
         )
-    if any("encoder.down" in name for name in names):
-        return "an autoencoder, not a diffusion model"
-    if any("down_blocks." in name or "conv_norm_out." in name for name in names):
-        return (
-            "not the whole network of diffusers' UNet2DModel; save it again: "
-            "unet.save_pretrained(FOLDER), and the scheduler likewise"
-        )
-    first = next(iter(names), None)
-    if first is None:
-        return "holds no weights" if content else "it is empty, and so no model"
+    for pattern, problem in _OTHER_NETWORKS.items():
+        if any(re.search(pattern, name) for name in names):
+            return problem
     return (
-        f"of no family that is read ({FAMILIES}): its first weight is {first}; a network of your "
-        "own is read with --network FILE.py:NAME"
+        f"of no family that is read ({FAMILIES}): its first weight is {names[0]}; {_OWN} if it is "
+        "a network of your own"
     )
 
 
-def latent(content: Mapping[str, object], weights: Mapping[str, object]) -> str | None:
-    """Why a state dict of a known grammar is no model of images; None if it may be one.
+def _latents_problem(state: StateDict) -> str | None:
+    """Why a state dict of a known grammar is no model of images; None if it may be one."""
+    part = next((name for name in state.beside if name.startswith(_LATENT)), None)
+    if part is None:
+        return None
+    return (
+        f"a model of an autoencoder's latents ({part.split('.')[0]} is beside it), not of images; "
+        "it has no likelihood in bits/dim of pixels"
+    )
 
-    Args:
-        content: the dict that it was in.
-        weights: the state dict.
-    """
-    if any("transformer_blocks." in name for name in weights):
-        return "a network with cross attention (of latent diffusion); only DDPMs can be read"
-    if found := next((name for name in content if name.startswith(_LATENT)), None):
+
+def _sharded_problem(folder: Path) -> str | None:
+    """The remedy for a checkpoint that several processes wrote; None if it is none."""
+    if (folder / ".metadata").is_file():
         return (
-            f"a model of an autoencoder's latents ({found.split('.')[0]} is beside it), not of "
-            "images; it has no likelihood in bits/dim of pixels"
+            "a distributed checkpoint of PyTorch; gather it with python -m torch.distributed."
+            f"checkpoint.format_utils dcp_to_torch {folder} FILE.pt, and pass FILE.pt"
+        )
+    if (script := folder / "zero_to_fp32.py").is_file():
+        return (
+            f"a checkpoint of DeepSpeed; gather it with python {script} {folder} OUT, and pass "
+            "the file that this writes"
         )
     return None
 
 
-def distributed(folder: Path) -> str:
-    """What to do with a folder that torch.distributed.checkpoint has written, likewise."""
-    return (
-        "a distributed checkpoint of PyTorch; gather it with python -m "
-        f"torch.distributed.checkpoint.format_utils dcp_to_torch {folder} FILE.pt, and pass FILE.pt"
-    )
-
-
-def what_folder_is(folder: Path) -> str:
+def _folder_problem(folder: Path) -> str:
     """Why a folder is not read, as the rest of a line that begins with its path."""
-    inside = [path for path in folder.iterdir() if path.is_dir()]
-    for place in (folder, *sorted(inside)):
-        if (place / DISTRIBUTED).is_file():
-            return distributed(place)
-        if (place / "zero_to_fp32.py").is_file():
-            return (
-                f"a checkpoint of DeepSpeed; gather it with python {place / 'zero_to_fp32.py'} "
-                f"{place} OUT, and pass the file that this writes"
-            )
-    deeper = [path for place in inside for path in place.iterdir() if path.is_dir()]
-    if models := sorted(filter(_is_readable, inside), key=_by_number) or sorted(
-        filter(_is_readable, deeper), key=_by_number
-    ):
-        more = f" ({len(models)} folders in it can be read)" if models[1:] else ""
-        return f"holds no model itself; pass the folder in it: {models[-1]}{more}"
+    inside = sorted(filter(Path.is_dir, folder.iterdir()), key=_by_number)
+    for place in (folder, *inside):
+        if (problem := _sharded_problem(place)) is not None:
+            return problem
+    for depth in ("*", "*/*"):
+        if models := sorted(filter(_is_readable, folder.glob(depth)), key=_by_number):
+            more = f" ({len(models)} folders in it can be read)" if models[1:] else ""
+            return f"holds no model itself; pass the folder in it: {models[-1]}{more}"
     for place in inside:
         if place.name in NETWORKS and other_weights_in(place):
             return f"{place.name}/config.json is missing; copy it there from where they came"
     files = [folder / name for name in other_weights_in(folder)] or [
-        place / name for place in sorted(inside, key=_by_number) for name in other_weights_in(place)
+        place / name for place in inside for name in other_weights_in(place)
     ][-1:]
-    if any(_SHARD.search(file.name) for file in files) or (files and _is_of_diffusers(files[0])):
-        return (
-            f"holds no config.json that says what {files[0].name} is; {BESIDE} into "
-            f"{files[0].parent}, or build it with --network FILE.py:NAME"
-        )
     if not files:
         return "holds no config.json of a diffusers model, and no file of weights"
-    if len(files) > 1:
-        names = listed([file.name for file in files])
-        return f"holds no config.json of a diffusers model; pass a file in it: {names}"
-    return f"holds no config.json of a diffusers model; pass the file itself: {files[0]}"
+    return (
+        f"holds no config.json of a diffusers model; {BESIDE} into {files[0].parent}, or pass a "
+        f"file of another family itself: {listed([*map(str, files)])}"
+    )
 
 
 def _is_readable(folder: Path) -> bool:
-    return is_model(folder) or (folder / "checkpoint.safetensors").is_file()
+    return is_model(folder) or (folder / TRAINED).is_file()
 
 
 def _by_number(folder: Path) -> list[tuple[int, str]]:
@@ -213,68 +175,41 @@ def _by_number(folder: Path) -> list[tuple[int, str]]:
     ]
 
 
-def _is_of_diffusers(path: Path) -> bool:
-    if path.suffix != ".safetensors":
-        return False
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {"conv_in.weight", "conv_norm_out.weight"} <= set(file.keys())
-    except (SafetensorError, OSError):
-        return False
-
-
-def _names(content: Mapping[str, object]) -> list[str]:
-    """The names of all tensors but those of optimizers."""
-    return [
-        name
-        for place in containers(content)
-        if not place.is_list and place.optimizer is None
-        for name, value in place.items.items()
-        if isinstance(value, Tensor)
-    ]
-
-
-def _without_names(content: Mapping[str, object]) -> str | None:
-    """Where a list of tensors is that an average may be; None if there is none."""
-    for place in containers(content):
-        tensors = any(isinstance(value, Tensor) for value in place.items.values())
-        if place.is_list and place.optimizer is None and tensors:
-            return "/".join(place.keys)
-    return None
-
-
 DEFAULT = "default"
-"""The source that names the checkpoint in the package."""
+"""The source of the checkpoint in the package."""
 TRAINED = "checkpoint.safetensors"
-"""What a training run calls its checkpoint."""
+"""The name of a training run's checkpoint."""
 _KNOWN = (*OPENAI, *PESSER, *LUCIDRAINS, *DIFFUSERS)
 
 
 def load_checkpoint(
     source: str | Path = DEFAULT, settings: CheckpointSettings | None = None
 ) -> Checkpoint:
-    """The checkpoint in a file, a folder or a model on the Hugging Face Hub.
+    """Load a checkpoint from a file, a folder or the Hugging Face Hub.
 
-    Nothing in it is run: weights are read with safetensors or `torch.load(weights_only=True)`. The
-    file that `settings.network` names is the user's own code, and is.
+    Nothing in it is run: weights are read with safetensors or `torch.load(weights_only=True)`.
+    Only the file that `settings.network` names, the user's own code, is run.
 
     Args:
-        source: a native file or the folder of a training run, a state dict of
+        source: a native file or the folder of a training run; a state dict of
             improved-diffusion, guided-diffusion, pytorch_diffusion or
-            denoising-diffusion-pytorch, alone or in what training code wraps it in, a folder of
-            diffusers, or a hub id `owner/name`; "default" is the one in the package, and with
-            `settings.network` no file: its code loads the weights.
-        settings: what is said of it besides.
+            denoising-diffusion-pytorch, alone or inside a training state; a folder of diffusers;
+            a hub id `owner/name`; or "default", the checkpoint in the package (with
+            `settings.network` no file: the code loads the weights).
+        settings: what the source does not state, or what overrides it.
+
+    Returns:
+        The network in evaluation mode, its schedule and its conventions.
 
     Raises:
-        InputError: the source is missing, damaged, of no family that is read, or does not say
-            something that an option has to settle.
+        MissingSettingsError: the source leaves something open that a setting has to supply.
+        InputError: the source is missing, damaged or of no family that is read.
     """
     settings = settings or CheckpointSettings()
     try:
         checkpoint = _load(source, settings)
     except OSError as error:
-        raise InputError(f"{source}: cannot be read ({error.strerror or error})") from error
+        raise FileError(source, f"cannot be read ({error.strerror or error})") from error
     _check_weights(checkpoint, settings.weights)
     notes = tuple(map(printable, checkpoint.notes))
     return dataclasses.replace(checkpoint, notes=notes).with_conventions(
@@ -286,100 +221,104 @@ def load_checkpoint(
 
 
 def _load(source: str | Path, settings: CheckpointSettings) -> Checkpoint:
-    if not str(source).strip():
-        raise InputError("--ckpt: is empty; name a file, a folder or a hub id, or leave it out")
-    path = assets.CHECKPOINT if source == DEFAULT else Path(source)
     name = str(source)
+    if not name.strip():
+        raise InputError("`ckpt` is empty; name a file, a folder or a hub id, or leave it out")
+    path = assets.CHECKPOINT if source == DEFAULT else Path(source)
     if path.exists() and not (path.is_file() or path.is_dir()):
-        raise InputError(f"--ckpt {source}: a pipe, socket or device; write it to a file first")
-    refuse_tensorflow(path)
-    if settings.network is not None and source == DEFAULT:
-        return _with_process(read_network_code(settings), settings)
+        raise FileError(source, "a pipe, socket or device; write it to a file first")
+    if (index := _tensorflow_index(path)) is not None:
+        raise FileError(
+            path,
+            f"a checkpoint of TensorFlow ({index}), which is not read; those of Ho et al. are "
+            f"published in formats that are: {_CONVERTED}",
+        )
     if settings.network is not None:
-        _refuse_other_families(path, name, settings.network)
-        content = read_shards(path) if path.name.endswith(INDEX) else read_state(path)
-        tables = ScheduleTables.within(content, source=str(path))
-        checkpoint = read_network_file(path, content, source=name, settings=settings, tables=tables)
-        if not checkpoint.files:
-            checkpoint = dataclasses.replace(checkpoint, files=(name,))
-        return _with_process(checkpoint, settings, tables)
+        return _load_own(path, source, settings)
     if not path.exists():
         if not isinstance(source, str) or not hub.is_hub_id(source):
-            raise InputError(f"`ckpt={source}`: no such file or folder")
+            raise FileError(source, "no such file or folder")
         path = hub.download(source)
     if is_native(path / TRAINED):
         _refuse_two_models(path)
         path = path / TRAINED
-    if path.is_dir():
-        if not is_model(path):
-            raise InputError(f"{path}: {what_folder_is(path)}")
-        _refuse_flags(settings.model_flags, name)
-        checkpoint = read_diffusers(path, source=name, settings=settings)
-    elif is_native(path):
-        _refuse_flags(settings.model_flags, name)
-        checkpoint = dataclasses.replace(read_native(path), source=name)
-    elif (found := set_of(path)) is not None:
-        _refuse_flags(settings.model_flags, name)
-        folder, chosen = found
-        checkpoint = read_diffusers(folder, source=name, settings=settings, chosen=chosen)
-    else:
+    in_folder = (path, None) if path.is_dir() else None if is_native(path) else set_of(path)
+    if in_folder is None and not is_native(path):
         return _read_state_dict(path, source=name, settings=settings)
-    if not checkpoint.files:
-        checkpoint = dataclasses.replace(checkpoint, files=(str(path),))
+    _refuse_flags(settings, name)
+    if in_folder is None:
+        checkpoint = dataclasses.replace(read_native(path), source=name, files=(str(path),))
+    else:
+        folder, chosen = in_folder
+        if not is_model(folder):
+            raise FileError(folder, _folder_problem(folder))
+        checkpoint = read_diffusers(folder, source=name, settings=settings, chosen=chosen)
     return _with_process(checkpoint, settings)
+
+
+def _load_own(path: Path, source: str | Path, settings: CheckpointSettings) -> Checkpoint:
+    """A network of the user's own, with the weights of one file or none."""
+    if source == DEFAULT:
+        return _with_process(read_network_code(settings), settings)
+    if not path.exists():
+        raise FileError(source, "no such file")
+    if path.is_dir():
+        raise FileError(source, f"a folder; with `network` {files_in(path)}")
+    if is_native(path):
+        raise FileError(source, "a native file holds its network; leave out `network`")
+    content = dict(read_shards(path)[0]) if path.name.endswith(INDEX) else read_state(path)
+    tables = ScheduleTables.within(content, source=str(path))
+    checkpoint = read_network_file(
+        path, content, source=str(source), settings=settings, tables=tables
+    )
+    if not checkpoint.files:
+        checkpoint = dataclasses.replace(checkpoint, files=(str(source),))
+    return _with_process(checkpoint, settings, tables)
 
 
 def _refuse_two_models(folder: Path) -> None:
     """Refuse a folder that a training run and diffusers have both written a model into."""
-    theirs = [place for place in (*(folder / name for name in NETWORKS), folder) if is_model(place)]
-    if theirs:
-        raise InputError(
-            f"{folder}: holds {TRAINED} and a model of diffusers in {theirs[0]}; pass --ckpt "
-            f"{folder / TRAINED}, or a file of weights in {theirs[0]}"
-        )
+    for place in (*(folder / name for name in NETWORKS), folder):
+        if is_model(place):
+            raise FileError(
+                folder,
+                f"holds {TRAINED} and a model of diffusers in {place}; pass "
+                f"`ckpt={folder / TRAINED}`, or a file of weights in {place}",
+            )
 
 
-def _refuse_other_families(path: Path, source: str, network: str) -> None:
-    """Refuse what `--network` has no use for: it takes one file of weights."""
-    if not path.exists():
-        raise InputError(f"`ckpt={source}`: no such file")
-    if path.is_dir():
-        raise InputError(f"--ckpt {source}: a folder; with --network {files_in(path)}")
-    if is_native(path):
-        raise InputError(f"--ckpt {source}: says what its network is; leave out --network")
-
-
-def _check_weights(checkpoint: Checkpoint, asked: str | None) -> None:
-    if asked is not None and asked != checkpoint.weights:
+def _check_weights(checkpoint: Checkpoint, wanted: str | None) -> None:
+    if wanted is not None and wanted != checkpoint.weights:
         kind = {"ema": "averaged", "raw": "its last", None: "not known to be either"}
-        raise InputError(
-            f"--weights {asked}: {checkpoint.source} holds one set of weights, "
-            f"{kind[checkpoint.weights]}; leave --weights out"
+        raise FileError(
+            checkpoint.source,
+            f"holds one set of weights, {kind[checkpoint.weights]}; leave out `weights={wanted}`",
         )
 
 
-def _refuse_flags(model_flags: str | None, source: str) -> None:
-    if model_flags is not None:
-        raise InputError(
-            f"--model-flags: {source} says what it is itself; the flags are for state dicts of "
-            "improved-diffusion and guided-diffusion"
+def _refuse_flags(settings: CheckpointSettings, source: str) -> None:
+    if settings.model_flags is not None:
+        raise FileError(
+            source,
+            "states its conventions itself; leave out `model_flags`, which is for state dicts of "
+            "improved-diffusion and guided-diffusion",
         )
 
 
 def _read_state_dict(path: Path, *, source: str, settings: CheckpointSettings) -> Checkpoint:
-    """The checkpoint in a file of weights, whatever they are wrapped in."""
+    """The checkpoint in a file of weights, bare or inside a training state."""
     if path.suffix == ".json":
         folder = model_folder(path.parent)
-        raise InputError(f"{path}: a configuration, not weights; pass the folder: {folder}")
-    if path.suffix == ".distcp" and (path.parent / DISTRIBUTED).is_file():
-        raise InputError(f"{path}: in {distributed(path.parent)}")
+        raise FileError(path, f"a configuration, not weights; pass the folder: {folder}")
+    if path.suffix == ".distcp" and (problem := _sharded_problem(path.parent)) is not None:
+        raise FileError(path, f"in {problem}")
     content = read_state(path)
     state = find_state(content, path=path, known=_KNOWN, weights=settings.weights)
     if state is None:
-        # perhaps a network that lacks what it is told by; its reader says what is missing
+        # perhaps of a network whose identifying names are missing; its reader names them
         state = StateDict(dict(content), kind=settings.weights)
-    if (why := latent(state.beside, state.weights)) is not None:
-        raise InputError(f"{path}: {why}")
+    if (problem := _latents_problem(state)) is not None:
+        raise FileError(path, problem)
     tables = ScheduleTables.within(content, source=str(path))
     try:
         return _of_family(path, content, state, tables, source=source, settings=settings)
@@ -388,7 +327,7 @@ def _read_state_dict(path: Path, *, source: str, settings: CheckpointSettings) -
     except InputError as error:
         if state.kind != "ema" or state.alone or settings.weights is not None:
             raise
-        raise InputError(f"{error}; or pass --weights raw, for the last weights") from error
+        raise InputError(f"{error}; or pass `weights=raw`, for the last weights") from error
 
 
 def _of_family(
@@ -400,25 +339,37 @@ def _of_family(
     source: str,
     settings: CheckpointSettings,
 ) -> Checkpoint:
-    """The checkpoint of the family that the names of its weights are of."""
+    """The checkpoint of the family that the names of its weights identify."""
     weights = state.weights
+    if is_pesser(weights) or is_lucidrains(weights) or is_diffusers(weights):
+        _refuse_flags(settings, source)
     if is_pesser(weights):
-        _refuse_flags(settings.model_flags, source)
         checkpoint = read_pesser(path, weights, source=source, settings=settings, tables=tables)
     elif is_openai(weights):
         checkpoint = read_openai(path, weights, source=source, settings=settings)
     elif is_lucidrains(weights):
-        _refuse_flags(settings.model_flags, source)
         version = version_in(content)
         checkpoint = read_lucidrains(
             path, weights, source=source, settings=settings, version=version
         )
     elif is_diffusers(weights):
-        _refuse_flags(settings.model_flags, source)
-        return _read_alone(path, state, source=source, settings=settings)
+        if not (path.parent / "config.json").is_file():
+            raise FileError(
+                path,
+                f"weights of diffusers' UNet2DModel without its configuration; {BESIDE} beside "
+                f"it, into {path.parent}, or {_OWN}",
+            )
+        checkpoint = read_diffusers(
+            model_folder(path.parent),
+            source=source,
+            settings=settings,
+            chosen=WeightFiles((path,), kind=state.kind),
+            state=state,
+        )
+        return _with_process(checkpoint, settings)
     else:
-        raise InputError(f"{path}: {what_it_is(path, content)}")
-    read_checkpoint = dataclasses.replace(
+        raise FileError(path, _file_problem(path, content))
+    checkpoint = dataclasses.replace(
         checkpoint,
         weights=state.kind,
         files=(str(path),),
@@ -426,54 +377,35 @@ def _of_family(
         where=state.where,
         notes=(*state.notes, *checkpoint.notes),
     )
-    return _with_process(read_checkpoint, settings, tables)
-
-
-def _read_alone(
-    path: Path, state: StateDict, *, source: str, settings: CheckpointSettings
-) -> Checkpoint:
-    """The checkpoint of a file of diffusers' weights that has the rest of its folder beside it."""
-    if not (path.parent / "config.json").is_file():
-        raise InputError(
-            f"{path}: weights of diffusers' UNet2DModel, which do not say what it is; {BESIDE} "
-            f"beside it, into {path.parent}, or build it with --network FILE.py:NAME"
-        )
-    chosen = WeightFiles((path,), kind=state.kind)
-    checkpoint = read_diffusers(
-        model_folder(path.parent), source=source, settings=settings, chosen=chosen, state=state
-    )
-    return _with_process(checkpoint, settings)
+    return _with_process(checkpoint, settings, tables)
 
 
 def _with_process(
     checkpoint: Checkpoint, settings: CheckpointSettings, tables: ScheduleTables = NO_TABLES
 ) -> Checkpoint:
-    """The same with the schedule and the time input that the options say, if they do.
+    """The checkpoint with the schedule and the time input of the settings, if any.
 
-    Tables in the file that are of another schedule, and a number of steps there, are noted where
-    the option says it; the tables are refused where only the file's name or its flags do.
+    Tables in the file that contradict the schedule are a note where a setting states it, and are
+    refused where the file's name or its flags do.
     """
-    option = settings.schedule
-    if option is None:
-        if tables and checkpoint.schedule.name != BUFFERS:
-            _refuse_other_tables(checkpoint, settings, tables)
-        result = checkpoint.with_process(time_input=settings.time_input)
-    else:
+    option, schedule = settings.schedule, None
+    if option is not None:
         if option.partition(":")[0] == BUFFERS and tables is NO_TABLES:
-            raise InputError(
-                f"--schedule {BUFFERS}: {checkpoint.source} says its schedule itself; leave "
-                "--schedule out"
+            raise FileError(
+                checkpoint.source, f"states its schedule itself; leave out `schedule={BUFFERS}`"
             )
         schedule = read_schedule(option, tables)
-        result = checkpoint.with_process(schedule=schedule, time_input=settings.time_input)
+    elif tables and checkpoint.schedule.name != BUFFERS:
+        _refuse_other_tables(checkpoint, settings, tables)
+    result = checkpoint.with_process(schedule=schedule, time_input=settings.time_input)
     notes = _notes(result.schedule, tables, option)
     return dataclasses.replace(result, notes=(*result.notes, *notes))
 
 
 def _notes(schedule: NoiseSchedule, tables: ScheduleTables, option: str | None) -> tuple[str, ...]:
-    """What is worth saying of a schedule beside what the file has of one, a line each."""
+    """Notes on a schedule beside the tables in the file, a line each."""
     notes: list[str] = []
-    stated = f"the {schedule.name} schedule" if option is None else f"--schedule {option}"
+    stated = f"the {schedule.name} schedule" if option is None else f"`schedule={option}`"
     if schedule.name == BUFFERS:
         notes += tables.notes(schedule)
     elif tables and option is not None and (why := _contradiction(schedule, tables)) is not None:
@@ -493,19 +425,20 @@ def _refuse_other_tables(
     if (why := _contradiction(checkpoint.schedule, tables)) is None:
         return
     name, steps = checkpoint.schedule.name, checkpoint.schedule.num_timesteps
-    said_by, remedy = "its name says", "rename it"
+    stated_by, remedy = "its name says", "rename it"
     if settings.model_flags is not None:
-        said_by, remedy = "--model-flags say", "correct the flags"
+        stated_by, remedy = "`model_flags` say", "correct the flags"
     elif checkpoint.family == "lucidrains":
-        said_by, remedy = "the network's buffers say", "copy it again"
-    raise InputError(
-        f"{checkpoint.source}: {said_by} the {name} schedule of {steps:,} steps, but {why}; "
-        f"{remedy}, or pass --schedule {BUFFERS} or the one it was trained on"
+        stated_by, remedy = "the network's buffers say", "copy it again"
+    raise FileError(
+        checkpoint.source,
+        f"{stated_by} the {name} schedule of {steps:,} steps, but {why}; {remedy}, or pass "
+        f"`schedule={BUFFERS}` or the one it was trained on",
     )
 
 
 def _contradiction(schedule: NoiseSchedule, tables: ScheduleTables) -> str | None:
-    """How the tables of a file contradict a schedule; None if they say the same, or nothing."""
+    """How the tables of a file contradict a schedule; None if they agree or tell nothing."""
     if (why := tables.contradiction) is not None or not (readings := tables.readings):
         return why
     for theirs in readings:
@@ -515,4 +448,4 @@ def _contradiction(schedule: NoiseSchedule, tables: ScheduleTables) -> str | Non
         if alike(schedule, theirs) or alike(schedule, kept):
             return None
     of_steps = " or ".join(f"{theirs.num_timesteps:,}" for theirs in readings)
-    return f"the table {tables.read_from} says another, of {of_steps} steps"
+    return f"the table {tables.read_from} is of another, of {of_steps} steps"

@@ -1,4 +1,4 @@
-"""What is said of a checkpoint besides its file."""
+"""What the user states of a checkpoint: settings, and the error where one is missing."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from ddpmbench.errors import InputError
 from ddpmbench.records import short_repr
 
 WEIGHTS = ("ema", "raw")
-"""Which weights of a file that holds both: averaged over the training, or its last."""
+"""Kinds of weights: averaged over the training, or its last."""
 _CHOICES = {
     "weights": WEIGHTS,
     "prediction": tuple(map(str, Prediction)),
@@ -24,23 +24,25 @@ _CHOICES = {
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointSettings:
-    """What a file does not say, or is to be read otherwise; None leaves it to the file.
+    """What a checkpoint does not state, or what overrides it; None leaves it to the checkpoint.
 
     Attributes:
         network: `FILE.py:NAME`, a callable of the user's that builds the network.
         model_flags: of improved-diffusion and guided-diffusion: the flags a state dict was
-            trained with, in its project's own spelling, or the name of a published file.
-        weights: "ema" or "raw"; None takes the averaged ones where there are any.
+            trained with, in the project's own spelling, or the name of a published file.
+        weights: "ema" (averaged over the training) or "raw" (its last); None takes the averaged
+            ones if there are any.
         schedule: the noise schedule, as `linear:1000`.
         prediction: "eps", "x_start", "v" or "previous_mean".
         variance: "fixed_small", "fixed_large", "learned_range" or "learned".
         clip: whether the predicted x_start is clamped to the data's range.
-        time_input: "index", "one-based", "fraction" or "rescaled-1000".
-        data_range: lowest and highest value of an image.
-        levels: how many levels a pixel has, 2..256.
+        time_input: what the network receives for t: "index", "one-based", "fraction" or
+            "rescaled-1000".
+        data_range: lowest and highest value of a pixel as the network sees it.
+        levels: number of levels of a pixel, 2..256.
 
     Raises:
-        InputError: a name is unknown.
+        InputError: a value is none of the choices.
     """
 
     network: str | None = None
@@ -55,20 +57,16 @@ class CheckpointSettings:
     levels: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse names that are none."""
+        """Refuse values that are none of the choices."""
         for name, choices in _CHOICES.items():
             value = getattr(self, name)
             if value is not None and value not in choices:
-                option = name.replace("_", "-")
-                raise InputError(f"--{option} {value}: choose from {', '.join(choices)}")
+                raise InputError(f"`{name}={value}`: choose from {', '.join(choices)}")
 
     __repr__ = short_repr
 
     def data_range_over(self, own: DataRange) -> DataRange:
-        """The numbers an image is made of; what is not said is as the file has it.
-
-        Args:
-            own: as the file has it.
+        """The data range with `data_range` and `levels` in place of the checkpoint's own.
 
         Raises:
             InputError: they are no range, or there is no such number of levels.

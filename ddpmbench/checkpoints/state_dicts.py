@@ -1,8 +1,8 @@
-"""From what a weights file holds to one state dict: out of its wrapping, averaged or not.
+"""One state dict out of a training state: unwrapped, averaged or not.
 
 Training code wraps a network's weights: in a dict beside the optimizer, under the prefixes of
-Lightning, DataParallel or torch.compile, twice where they are also averaged. Where a network's
-weights are is told by names that it is known to have, never by what happens to fit.
+Lightning, DataParallel or torch.compile, twice where they are also averaged. Weights are located
+by names that the network is known to have, never by trying what fits.
 """
 
 import dataclasses
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ddpmbench.checkpoints.schedule_tables import ScheduleTables
 from ddpmbench.checkpoints.weights import (
     Container,
+    FileError,
     containers,
     numbers_held,
     rounding_notes,
@@ -26,62 +27,21 @@ from ddpmbench.checkpoints.weights import (
 )
 from ddpmbench.errors import InputError, listed
 
-_OPENAI_RAW = re.compile(r"model(\d{2,})")
-_OPENAI_EMA = re.compile(r"ema_[0-9.]+_(\d{2,})")
-_PESSER = re.compile(r"(ema_)?diffusion_\w+_model")
-_PESSER_FILE = re.compile(r"model-\d+")
 PESSER_NAMES = ("cifar10", "lsun_bedroom", "lsun_cat", "lsun_church")
-"""What pesser/pytorch_diffusion calls the models that it publishes."""
-_PUBLISHED = re.compile(rf"(ema_)?diffusion_({'|'.join(PESSER_NAMES)})_model")
-_SHORT = re.compile(rf"ema_({'|'.join(PESSER_NAMES)})")
+"""The models that pesser/pytorch_diffusion publishes."""
+_PUBLISHED = rf"diffusion_({'|'.join(PESSER_NAMES)})_model"
+# Matched with FOLDER/STEM. Only the projects' own spellings count: anybody's may begin with ema_.
+_EMA_FILE = re.compile(
+    rf".*/(ema_[0-9.]+_\d{{2,}}|ema_({'|'.join(PESSER_NAMES)})|ema_{_PUBLISHED})"
+    rf"|ema_{_PUBLISHED}/model-\d+"
+)
+_RAW_FILE = re.compile(rf".*/(model\d{{2,}}|{_PUBLISHED})|diffusion_\w+_model/model-\d+")
 
 
 def kind_in_name(path: Path) -> str | None:
-    """Whether the name of a bare state dict says "ema" or "raw"; None if it says neither.
-
-    It does in the words of the projects alone: anybody's file may begin with ema_.
-    """
-    if _OPENAI_EMA.fullmatch(path.stem) or _SHORT.fullmatch(path.stem):
-        return "ema"
-    if _OPENAI_RAW.fullmatch(path.stem):
-        return "raw"
-    if found := _PUBLISHED.fullmatch(path.stem):
-        return "ema" if found[1] else "raw"
-    if _PESSER_FILE.fullmatch(path.stem):
-        if found := _PUBLISHED.fullmatch(path.parent.name):
-            return "ema" if found[1] else "raw"
-        if (found := _PESSER.fullmatch(path.parent.name)) and not found[1]:
-            return "raw"
-    return None
-
-
-def other_weights(path: Path) -> str | None:
-    """The file beside, there or to be looked for, that has the weights of the other kind."""
-    if found := _OPENAI_EMA.fullmatch(path.stem):
-        return f"model{found[1]}.pt"
-    if found := _OPENAI_RAW.fullmatch(path.stem):
-        return _averaged(path, found[1])
-    if found := _PESSER.fullmatch(path.parent.name):
-        folder = path.parent.name.removeprefix("ema_") if found[1] else f"ema_{path.parent.name}"
-        return f"{folder}/{path.name}"
-    return None
-
-
-def model_beside(path: Path) -> str:
-    """What to say of an optimizer's file `optSTEP.pt`: the model that it trained."""
-    step = path.stem.removeprefix("opt")
-    if not (step.isdecimal() and path.stem.startswith("opt")):
-        return "pass the file of the model that it trained"
-    names = [_averaged(path, step), f"model{step}.pt"]
-    found = next((name for name in names if (path.parent / name).is_file()), None)
-    if found is not None:
-        return f"the model beside it is {found}"
-    return f"pass the model beside it: ema_RATE_{step}.pt or model{step}.pt"
-
-
-def _averaged(path: Path, step: str) -> str:
-    found = sorted(path.parent.glob(f"ema_*_{step}.pt"))
-    return found[0].name if found else f"ema_RATE_{step}.pt"
+    """The kind of weights, "ema" or "raw", that the name of a bare state dict states, if any."""
+    name = f"{path.parent.name}/{path.stem}"
+    return "ema" if _EMA_FILE.fullmatch(name) else "raw" if _RAW_FILE.fullmatch(name) else None
 
 
 def join_attention(
@@ -92,9 +52,7 @@ def join_attention(
     output: str,
     source: object,
 ) -> dict[str, Tensor]:
-    """A file's weights with queries, keys and values as the rows of one `qkv`.
-
-    Its layers on every pixel may be convolutions; ours are matrices.
+    """Weights with queries, keys and values stacked to one `qkv`, and 1x1 convolutions as matrices.
 
     Args:
         weights: the file's.
@@ -111,7 +69,7 @@ def join_attention(
         if ".qkv." in name:
             theirs = [name.replace(".qkv.", f".{part}.") for part in parts]
             if missing := [part for part in theirs if part not in result]:
-                raise InputError(f"{source}: weight {missing[0]} missing; the file is not whole")
+                raise FileError(source, f"weight {missing[0]} missing; the file is not whole")
             result[name] = torch.cat([_matrix(result.pop(part)) for part in theirs])
         elif name.endswith(f".{output}.weight") and name in result:
             result[name] = _matrix(result[name])
@@ -119,7 +77,7 @@ def join_attention(
 
 
 def _matrix(weight: Tensor) -> Tensor:
-    """A layer on every pixel, written as a matrix or as a convolution of one pixel."""
+    """A matrix, or a 1x1 convolution as one."""
     return weight.flatten(1) if weight.ndim > 2 else weight
 
 
@@ -136,17 +94,17 @@ _MOMENTS = re.compile(r"(max_)?exp_avg(_sq)?|exp_inf|momentum(_buffer)?|square_a
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class StateDict:
-    """The weights of one network, named as the network names them.
+    """The weights of one network, under the network's own names.
 
     Attributes:
-        weights: what is there by name, which may be no tensor.
-        kind: "ema" where they are known to be averaged over the training, "raw" where they are
-            known to be its last; None if the file does not say.
-        where: keys and prefix that lead to them; empty where they are the file itself.
+        weights: items by name, which may be no tensors.
+        kind: "ema" if known to be averaged over the training, "raw" if known to be its last; None
+            if unknown.
+        where: keys and prefix that lead to them; empty if they are the file itself.
         alone: whether the file holds no other weights of such a network.
-        beside: the other tensors of the dict that they are in, under the names they have there.
-        not_read: where else in the file there are weights, which are none of such a network.
-        added: a prefix that the names above have and those of the file have not.
+        beside: the other tensors of the same dict, under the dict's names.
+        not_read: where else in the file there are weights.
+        added: a prefix that the names above have and those of the file lack.
     """
 
     weights: dict[str, object]
@@ -159,7 +117,7 @@ class StateDict:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What is worth saying of them, a line each."""
+        """Notes on the choice of weights, a line each."""
         notes = []
         if self.where:
             kind = {
@@ -185,61 +143,56 @@ def find_state(
     known: Iterable[Sequence[str]],
     weights: str | None = None,
 ) -> StateDict | None:
-    """The weights in a file that are to be read; None if there are none of a known network.
+    """The weights to read from a file; None if it holds none of a known network.
 
     Args:
-        content: what `read_state` gave.
+        content: from `read_state`.
         path: the file to name in an error.
-        known: names that tell a network, one sequence for each way to tell; all of a sequence
-            must be there under one prefix.
-        weights: "ema" or "raw" of those; None takes the averaged ones where there are any.
+        known: groups of names that identify a network; all names of a group must be there under
+            one prefix.
+        weights: "ema" or "raw"; None takes the averaged ones if there are any.
 
     Raises:
-        InputError: there are several, and nothing says which are meant; or not those asked for;
-            or averaged ones that cannot be read, while nothing was asked for.
+        InputError: several qualify, or none of the kind asked for; or there are averaged weights
+            that cannot be read, and nothing was asked for.
     """
     places = list(containers(content, apart=_AVERAGED))
     every = [state for names in known for state in _under(places, names)]
-    found = _distinct(every)
-    if not found:
+    states = _distinct(every)
+    if not states:
         return None
-    if len(found) == 1 and found[0].kind is None and not found[0].where:
-        found = [dataclasses.replace(found[0], kind=kind_in_name(path))]
-    averaged = [state for state in found if state.kind == "ema"]
-    others = [state for state in found if state.kind != "ema"]
+    if len(states) == 1 and states[0].kind is None and not states[0].where:
+        states = [dataclasses.replace(states[0], kind=kind_in_name(path))]
+    averaged = [state for state in states if state.kind == "ema"]
+    others = [state for state in states if state.kind != "ema"]
     if averaged:
         others = [dataclasses.replace(state, kind="raw") for state in others]
     rest = _rest(places, every)
     unread = next((where for where, is_average in rest.items() if is_average), None)
     if weights != "raw" and not averaged and unread is not None:
-        raise InputError(
-            f"{path}: its averaged weights ({unread}) are no state dict with the network's names; "
-            "pass --weights raw for its last ones, or save the averaged ones as a state dict"
+        raise FileError(
+            path,
+            f"its averaged weights ({unread}) are no state dict with the network's names; pass "
+            "`weights=raw` for its last ones, or save the averaged ones as a state dict",
         )
     wanted = weights or ("ema" if averaged else "raw")
     choice = averaged if wanted == "ema" else others
     if not choice:
-        raise InputError(f"--weights {wanted}: {path} {_lacks(wanted, path, found)}")
+        has = "averaged weights alone" if wanted == "raw" else "no weights known to be averaged"
+        raise FileError(path, f"holds {has}{_shown(states)}; leave out `weights={wanted}`")
     if len(choice) > 1:
-        raise InputError(
-            f"{path}: holds several sets of {'averaged ' if wanted == 'ema' else ''}weights"
+        raise FileError(
+            path,
+            f"holds several sets of {'averaged ' if wanted == 'ema' else ''}weights"
             f"{_shown(choice)}; save the one you mean as a file of its own: "
-            "torch.save(STATE_DICT, PATH)"
+            "torch.save(STATE_DICT, PATH)",
         )
     kind = choice[0].kind or weights
-    return dataclasses.replace(choice[0], kind=kind, alone=len(found) == 1, not_read=tuple(rest))
-
-
-def _lacks(wanted: str, path: Path, found: list[StateDict]) -> str:
-    """Why a file has no weights of the kind wanted, and what to do."""
-    has = "averaged weights alone" if wanted == "raw" else "no weights known to be averaged"
-    other = other_weights(path)
-    remedy = f"the others are in {other}" if other is not None else "leave --weights out"
-    return f"holds {has}{_shown(found)}; {remedy}"
+    return dataclasses.replace(choice[0], kind=kind, alone=len(states) == 1, not_read=tuple(rest))
 
 
 def _under(places: list[Container], names: Sequence[str]) -> Iterator[StateDict]:
-    """Everything in a file that has all of the names under one prefix."""
+    """Every state dict in a file that has all of the names under one prefix."""
     lightning = [p.keys for p in places if set(p.items) >= _SWAPPED]
     for place in places:
         if place.is_list or place.optimizer is not None:
@@ -281,7 +234,7 @@ def _state(container: Mapping[str, object], prefix: str, keys: tuple[str, ...]) 
 def _flattened(
     container: Mapping[str, object], prefix: str, keys: tuple[str, ...]
 ) -> Iterator[StateDict]:
-    """The average that latent-diffusion's LitEma keeps of weights: buffers without the dots."""
+    """The average in latent-diffusion's LitEma: buffers named as the weights without dots."""
     raw = _state(container, prefix, keys)
     parts = prefix.split(".")[:-1]
     for skipped in range(len(parts) + 1):
@@ -294,10 +247,10 @@ def _flattened(
             return
 
 
-def _distinct(found: list[StateDict]) -> list[StateDict]:
-    """The same without those that hold what one before them holds, as copies or twice found."""
+def _distinct(states: list[StateDict]) -> list[StateDict]:
+    """The state dicts without copies of an earlier one."""
     result: list[StateDict] = []
-    for state in found:
+    for state in states:
         if not any(_equal(state, other) for other in result):
             result.append(state)
     return result
@@ -321,7 +274,7 @@ def _same_numbers(a: Tensor, b: Tensor) -> bool:
 
 
 def _rest(places: list[Container], read: list[StateDict]) -> dict[str, bool]:
-    """Where the file holds weights that are none of those read, and whether they are averaged."""
+    """Where the file holds other weights than those read, and whether they are averaged."""
     known: dict[int, list[str]] = {}
     for state in read:
         for value in state.weights.values():
@@ -338,17 +291,13 @@ def _rest(places: list[Container], read: list[StateDict]) -> dict[str, bool]:
             # an average that shares a tensor with the weights that are read is still an average
             if name in tables or (read_at and (not averaged or path.startswith(read_at))):
                 continue
-            if _MOMENTS.fullmatch(name) or not (averaged or _is_weight(tensor, place)):
+            is_weight = place.optimizer is None and tensor.is_floating_point() and tensor.ndim > 1
+            if _MOMENTS.fullmatch(name) or not (averaged or is_weight):
                 continue
             head = name.partition(".")[0] if mixed and not place.is_list else ""
             where = "/".join((*place.keys, head) if head else place.keys)
             result[where] = result.get(where, False) or averaged
     return result
-
-
-def _is_weight(tensor: Tensor, place: Container) -> bool:
-    """Whether it may be one of a network's weights."""
-    return place.optimizer is None and tensor.is_floating_point() and tensor.ndim > 1
 
 
 def _shown(states: list[StateDict]) -> str:
@@ -357,10 +306,9 @@ def _shown(states: list[StateDict]) -> str:
 
 
 def network_digest(network: nn.Module, who: str) -> str:
-    """SHA-256, in hexadecimal digits, of the names and numbers of a network's weights.
+    """SHA-256 of the names and numbers of a network's weights, in hexadecimal digits.
 
-    Of a TorchScript program it is of the whole program, since a frozen one keeps its weights as
-    constants.
+    Of a TorchScript program the whole is hashed: a frozen one keeps its weights as constants.
 
     Args:
         network: on any device.

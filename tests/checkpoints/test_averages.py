@@ -95,7 +95,7 @@ FLAT = torch.cat([weight.flatten() for weight in PARAMETERS])
 def test_an_average_without_names_is_refused_whatever_holds_it(average, where, path, last):
     content = {"model": LAST, **average}
     for weights in (None, "ema"):
-        with refused(path, f"averaged weights ({where})", "--weights raw"):
+        with refused(path, f"averaged weights ({where})", "`weights=raw`"):
             load(path, content, weights)
     raw = load(path, content, "raw")
     assert same_weights(raw, last)
@@ -229,7 +229,7 @@ def test_dicts_that_hold_themselves_or_lie_too_deep(path):
     cyclic = {"a": {}, "b": []}
     cyclic["a"]["self"] = cyclic["b"]
     cyclic["b"] += [cyclic["a"], cyclic["b"]]
-    with refused(path, "holds no weights"):
+    with refused(path, "holds no weights with names"):
         load(path, cyclic)
     with zipfile.ZipFile(path, "w") as archive:  # as torch.save writes it
         archive.writestr("last/data.pkl", _chain(20_000))
@@ -246,7 +246,7 @@ def _chain(depth):
 def test_an_average_of_another_shape_names_the_last_weights(path, last):
     averaged = {**LAST, next(iter(LAST)): torch.zeros(3)}
     torch.save({"model": LAST, "ema": averaged}, path)
-    with refused(path, "--weights raw"):
+    with refused(path, "`weights=raw`"):
         load_checkpoint(path, CheckpointSettings(model_flags=FLAGS))
     raw = CheckpointSettings(model_flags=FLAGS, weights="raw")
     assert same_weights(load_checkpoint(path, raw), last)

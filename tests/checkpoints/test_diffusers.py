@@ -178,11 +178,11 @@ def test_an_option_overrides_what_the_file_says_and_is_noted(folder):
     checkpoint = load_checkpoint(folder, CheckpointSettings(variance="fixed_large", prediction="v"))
     assert (checkpoint.variance, checkpoint.prediction) == (Variance.FIXED_LARGE, Prediction.V)
     assert len(checkpoint.notes) == 2
-    with refused("--variance learned_range"):
+    with refused("`variance=learned_range`"):
         load_checkpoint(folder, CheckpointSettings(variance="learned_range"))
-    with refused("--variance huge", "fixed_small"):
+    with refused("`variance=huge`", "fixed_small"):
         load_checkpoint(folder, CheckpointSettings(variance="huge"))
-    with refused("--prediction noise", "eps"):
+    with refused("`prediction=noise`", "eps"):
         load_checkpoint(folder, CheckpointSettings(prediction="noise"))
 
 
@@ -268,7 +268,7 @@ def test_a_pipeline_of_latents(peer, tmp_path):
 
 
 def test_the_flags_of_another_family(folder):
-    with refused("--model-flags", folder):
+    with refused("`model_flags`", folder):
         load_checkpoint(folder, CheckpointSettings(model_flags="--image_size 32"))
 
 

@@ -231,12 +231,12 @@ def test_weights_that_a_folder_does_not_have(training, peer, tmp_path):
     folder, _ = training
     flat = save_flat(tmp_path / "flat", peer)
     for settings in (EMA, RAW):
-        with refused(f"--weights {settings.weights}", flat):
+        with refused(f"`weights={settings.weights}`", flat):
             load_checkpoint(flat, settings)
     assert load_checkpoint(flat).weights is None
     shutil.rmtree(folder / "unet")
     assert load_checkpoint(folder).weights == load_checkpoint(folder, EMA).weights == "ema"
-    with refused("--weights raw", folder, "averaged"):
+    with refused("`weights=raw`", folder, "averaged"):
         load_checkpoint(folder, RAW)
 
 

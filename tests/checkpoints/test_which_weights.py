@@ -75,7 +75,7 @@ SECOND = {
 def test_sets_that_differ_are_named_and_one_has_to_be_chosen(second, pipeline, peers):
     first = pipeline / "unet" / f"{STEM}.safetensors"
     other = second(pipeline / "unet", peers[1])
-    with refused(pipeline, "differ", f"--ckpt {first}", f"--ckpt {other}"):
+    with refused(pipeline, "differ", f"`ckpt={first}`", f"`ckpt={other}`"):
         load_checkpoint(pipeline)
     for path, peer in ((first, peers[0]), (other, peers[1])):
         read = load_checkpoint(path)
@@ -225,7 +225,7 @@ def test_a_pipeline_in_low_precision_says_so(dtype, tmp_path):
 def test_a_native_file_and_a_model_of_diffusers(pipeline, peers, small_model):
     native = pipeline / "checkpoint.safetensors"
     write_native(native, small_model)
-    with refused(pipeline, f"--ckpt {native}", str(pipeline / "unet")):
+    with refused(pipeline, f"`ckpt={native}`", str(pipeline / "unet")):
         load_checkpoint(pipeline)
     assert load_checkpoint(native).family == "native"
     read = load_checkpoint(pipeline / "unet" / f"{STEM}.safetensors")
