@@ -50,7 +50,7 @@ class WeightFiles:
 
     Attributes:
         files: one file, or its shards in the order of their names.
-        index: the JSON file that says which shard holds which weight; None of a single file.
+        index: the JSON file that places weights in shards; None for a single file.
         variant: "fp16" or the like where they are a variant of the weights; None if plain.
         kind: "ema" if averaged over the training, "raw" if its last; None if unknown.
     """
@@ -150,7 +150,7 @@ def weight_sets(folder: Path) -> tuple[WeightFiles, ...]:
     """The sets of weights in the folder of a network, plain ones before variants.
 
     Raises:
-        InputError: an index is damaged or names what is no file of the folder.
+        InputError: an index is damaged or names no file of the folder.
     """
     for stem in (STEM, *_OTHER_STEMS):
         if sets := _sets_called(folder, stem):
@@ -201,7 +201,7 @@ def set_of(path: Path) -> tuple[Path, WeightFiles] | None:
         path: a file of weights, a shard or an index, with the network's `config.json` beside it.
 
     Raises:
-        InputError: an index is damaged or names what is no file of the folder.
+        InputError: an index is damaged or names no file of the folder.
     """
     if not _is_network(path.parent / "config.json"):
         return None

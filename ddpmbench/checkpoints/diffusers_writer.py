@@ -1,6 +1,6 @@
 """A checkpoint as a folder that diffusers reads: a DDPMPipeline of UNet2DModel and DDPMScheduler.
 
-What diffusers has no words for is refused before anything is written.
+A model that diffusers cannot express is refused before anything is written.
 """
 
 import contextlib
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ddpmbench.checkpoints.diffusers import their_name
 from ddpmbench.checkpoints.diffusers_files import STEM
+from ddpmbench.checkpoints.weights import FileError
 from ddpmbench.diffusion.data_range import UNIT_RANGE
 from ddpmbench.diffusion.model import Checkpoint, ImageSize
 from ddpmbench.diffusion.process import Prediction, Variance
@@ -38,20 +39,20 @@ _BLOCKS = {
     "block": {False: "Resnet{}sampleBlock2D", True: "Attn{}Block2D"},
 }
 _SAME = 1e-12
-"""Relative difference of two betas that are taken for one."""
+"""Relative difference up to which two betas count as equal."""
 _DIGITS = 12
 """Significant digits of the first and last beta of a schedule that has a name."""
 
 
 def write_diffusers(folder: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint as `DDPMPipeline.from_pretrained` reads it.
+    """Write a checkpoint as a folder for `DDPMPipeline.from_pretrained`.
 
     Args:
-        folder: to write `model_index.json`, `unet/` and `scheduler/` into; made where it is not.
-        checkpoint: what to write.
+        folder: receives `model_index.json`, `unet/` and `scheduler/`; created if missing.
+        checkpoint: its network must be the built-in U-Net.
 
     Raises:
-        InputError: diffusers has no words for it; the line names what it lacks.
+        InputError: diffusers cannot express the model; the line names what it lacks.
 
     Source: diffusers' UNet2DModel, DDPMScheduler and DDPMPipeline.
     """
@@ -77,16 +78,16 @@ def write_diffusers(folder: Path, checkpoint: Checkpoint) -> None:
 
 
 def refuse_inexpressible(checkpoint: Checkpoint) -> None:
-    """Raise InputError if diffusers has no words for a model; the line names what it lacks."""
+    """Raise InputError if diffusers cannot express a model; the line names what it lacks."""
     if lacking := next(_lacking(checkpoint), None):
-        raise InputError(
-            f"{checkpoint.source}: diffusers has no {lacking}; write it as native (OUT ending in "
-            ".safetensors)"
+        raise FileError(
+            checkpoint.source,
+            f"diffusers has no {lacking}; write it as native (OUT ending in .safetensors)",
         )
 
 
 def _lacking(checkpoint: Checkpoint) -> Iterator[str]:
-    """What diffusers does not have, in words."""
+    """Features of the model that diffusers lacks."""
     network, schedule = checkpoint.network, checkpoint.schedule
     if not isinstance(network, UNet):
         yield f"network of the kind {type(network).__name__}"
@@ -96,8 +97,8 @@ def _lacking(checkpoint: Checkpoint) -> Iterator[str]:
         yield "respaced schedule (and that of the original is the one to convert)"
     times = checkpoint.network_time(torch.arange(1, schedule.num_timesteps + 1)).double()
     if not torch.equal(times, torch.arange(schedule.num_timesteps, dtype=torch.float64)):
-        last = f"{checkpoint.time_input}: {times[-1]:g} at step {schedule.num_timesteps:,}"
-        yield f"time input but the step itself, from 0 on, and this network takes {last}"
+        last = f"{checkpoint.time_input}: {times[-1]:g} at timestep {schedule.num_timesteps:,}"
+        yield f"time input but the timestep itself, from 0 on, and this network takes {last}"
     if checkpoint.prediction not in _PREDICTIONS:
         yield f"prediction of the {checkpoint.prediction}"
     if checkpoint.variance not in _VARIANCES:
@@ -120,7 +121,7 @@ def _lacking(checkpoint: Checkpoint) -> Iterator[str]:
 
 
 def _head_widths(config: UNetConfig) -> list[int]:
-    """Channels of the attention heads that there are; none where one head has all of a layer's."""
+    """The widths of attention heads; none if one head has all channels of a layer."""
     if config.head_channels or config.num_heads == 1:
         return [config.head_channels] if config.head_channels else []
     attended = zip(config.channels, config.attention, strict=True)
@@ -204,7 +205,7 @@ def _betas(schedule: NoiseSchedule) -> dict[str, object]:
 
 
 def _short(beta: Tensor) -> float:
-    """A number as somebody would have written it."""
+    """A number rounded to `_DIGITS` significant digits."""
     return float(f"{float(beta):.{_DIGITS}g}")
 
 
@@ -213,7 +214,7 @@ def _same(one: NoiseSchedule, other: NoiseSchedule) -> bool:
 
 
 def _weights(network: UNet) -> dict[str, Tensor]:
-    """The weights under diffusers' names, queries, keys and values apart."""
+    """The weights under diffusers' names; queries, keys and values separate."""
     weights = {}
     for name, weight in network.state_dict().items():
         tensor, theirs = weight.detach().cpu().contiguous(), their_name(name)

@@ -4,13 +4,14 @@ import re
 from pathlib import Path, PurePosixPath
 
 from ddpmbench.checkpoints.diffusers_files import KINDS, NETWORKS, STEM, weight_sets
+from ddpmbench.checkpoints.weights import FileError
 from ddpmbench.errors import InputError
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FOLDERS = tuple(f"{name}/" for name in NETWORKS)
 _FILES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".json")
-# What is asked for, one after the other, until a network is whole: in the order in which
-# `weight_sets` takes them, with the variants that are averaged over the training or are not.
+# Patterns to download, one after the other, until a network is complete: in the order of
+# preference of `weight_sets`, with the variants of averaged and of last weights.
 _STAGES = (
     *(
         (f"{STEM}{shards}.{kind}", f"{STEM}.*ema*.{kind}")
@@ -22,7 +23,7 @@ _STAGES = (
 
 
 def is_hub_id(source: str) -> bool:
-    """Whether a string that names no file or folder can be an id, `owner/name`."""
+    """Whether a string may be an id, `owner/name`, if no such file exists."""
     return bool(_ID.fullmatch(source)) and not source.endswith(_FILES)
 
 
@@ -46,7 +47,7 @@ def download(repository: str) -> Path:
 
 
 def _whole(network: Path) -> bool:
-    """Whether the weights of a network are there; a missing shard is one of its files."""
+    """Whether a network has all its weights; a missing shard is an InputError."""
     try:
         return bool(weight_sets(network))
     except InputError:
@@ -61,20 +62,20 @@ def _snapshot(repository: str, patterns: list[str]) -> Path:
         RepositoryNotFoundError,
     )
 
+    absent = "no such file or folder, and as a model on the Hub"
     try:
         return Path(snapshot_download(repository, allow_patterns=["*.json", *patterns]))
     except GatedRepoError as error:
-        reason = "needs a login: run hf auth login and accept its terms on the Hub"
-        raise InputError(f"{repository}: {reason}") from error
+        problem = "needs a login: run hf auth login and accept its terms on the Hub"
+        raise FileError(repository, problem) from error
     except RepositoryNotFoundError as error:
-        raise InputError(
-            f"{repository}: no such file or folder, and no such model on the Hub"
-        ) from error
+        raise FileError(repository, f"{absent} it does not exist") from error
     except LocalEntryNotFoundError as error:
-        raise InputError(
-            f"{repository}: no such file or folder; as a model on the Hub it is not whole in the "
-            "cache, and the Hub cannot be reached (no network, or HF_HUB_OFFLINE is set)"
+        raise FileError(
+            repository,
+            f"{absent} it is not whole in the cache, and the Hub cannot be reached (no network, "
+            "or HF_HUB_OFFLINE is set)",
         ) from error
     except Exception as error:  # what a failing network raises depends on the client's version
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{repository}: cannot be fetched from the Hub ({first})") from error
+        raise FileError(repository, f"cannot be fetched from the Hub ({first})") from error

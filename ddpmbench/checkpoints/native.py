@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ddpmbench.checkpoints.settings import WEIGHTS
 from ddpmbench.checkpoints.weights import (
+    FileError,
     build_unet,
     check_outputs,
     naming,
@@ -23,12 +24,11 @@ from ddpmbench.diffusion.data_range import UNIT_RANGE, DataRange
 from ddpmbench.diffusion.model import Checkpoint, TimeInput
 from ddpmbench.diffusion.process import Prediction, Variance
 from ddpmbench.diffusion.schedule import NoiseSchedule
-from ddpmbench.errors import InputError
 from ddpmbench.files import os_errors, replacing
 from ddpmbench.unet.unet import UNet, UNetConfig
 
 FORMAT = 2
-"""The last; readers of the first would pass over a clip or a data range that is not the default."""
+"""The latest; readers of format 1 would ignore a clip or a data range other than the default."""
 _RECORD = "ddpmbench"
 _BETAS = "schedule.betas"
 _NETWORK = "network."
@@ -46,27 +46,28 @@ def is_native(path: Path) -> bool:
 
 
 def read_native(path: Path) -> Checkpoint:
-    """The checkpoint in a native file.
+    """Read a native file.
 
     Raises:
-        InputError: the file is truncated, made by a newer version, or its weights do not fit.
+        InputError: the file is truncated, of a newer format, or its weights do not fit.
     """
     try:
         with safe_open(path, framework="pt") as file:
             record = json.loads(file.metadata()[_RECORD])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except RecursionError as error:
-        raise InputError(f"{path}: its record is nested too deep; copy it again") from error
+        raise FileError(path, "its record is nested too deep; copy it again") from error
     except (SafetensorError, ValueError) as error:
-        raise InputError(
-            f"{path}: not a whole safetensors file ({error}); copy or download it again"
+        raise FileError(
+            path, f"not a whole safetensors file ({error}); copy or download it again"
         ) from error
     if not isinstance(record, dict):
-        raise InputError(f"{path}: its record is a {type(record).__name__}, not an object")
+        raise FileError(path, f"its record is a {type(record).__name__}, not an object")
     if record.get("format") not in range(1, FORMAT + 1):
-        raise InputError(
-            f"{path}: native format {record.get('format')}; this version reads up to {FORMAT}, "
-            "install a newer ddpmbench"
+        raise FileError(
+            path,
+            f"native format {record.get('format')}; this version reads up to {FORMAT}, install a "
+            "newer ddpmbench",
         )
     try:
         with naming(path):
@@ -78,7 +79,7 @@ def read_native(path: Path) -> Checkpoint:
         if isinstance(image_size, list):
             image_size = (int(image_size[0]), int(image_size[1]))
     except (LookupError, ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: its record lacks or misspells {error}") from error
+        raise FileError(path, f"its record lacks or misspells {error}") from error
     check_outputs(config, variance, source=path)
     weights = {name.removeprefix(_NETWORK): tensor for name, tensor in tensors.items()}
     return Checkpoint(
@@ -101,32 +102,22 @@ def read_native(path: Path) -> Checkpoint:
 
 
 def _conventions(record: dict[str, Any]) -> dict[str, Any]:
-    """What stands in a record only where it is not the default.
+    """The optional fields of a record, which it has only where they are not the default.
 
     Raises:
-        InputError: the data's range is none.
-        KeyError: it lacks an end.
-        ValueError: one of them is of another type.
+        InputError: the data range is none.
+        KeyError: the data range lacks a field.
+        ValueError: a field is of another type.
     """
-    found: dict[str, Any] = {n: record[n] for n in ("clip", "weights") if n in record}
-    if not isinstance(found.get("clip", True), bool):
-        raise ValueError(f"clip, which is {found['clip']!r}")
-    if found.get("weights") not in (None, *WEIGHTS):
-        raise ValueError(f"weights, which are {found['weights']!r}")
+    fields: dict[str, Any] = {name: record[name] for name in ("clip", "weights") if name in record}
+    if not isinstance(fields.get("clip", True), bool):
+        raise ValueError(f"clip = {fields['clip']!r}")
+    if fields.get("weights") not in (None, *WEIGHTS):
+        raise ValueError(f"weights = {fields['weights']!r}")
     if "data_range" in record:
         low, high, levels = (record["data_range"][name] for name in ("low", "high", "levels"))
-        found["data_range"] = DataRange(float(low), float(high), operator.index(levels))
-    return found
-
-
-def _not_default(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What `_conventions` reads."""
-    found: dict[str, Any] = {}
-    if not checkpoint.clip:
-        found["clip"] = False
-    if checkpoint.data_range != UNIT_RANGE:
-        found["data_range"] = dataclasses.asdict(checkpoint.data_range)
-    return found
+        fields["data_range"] = DataRange(float(low), float(high), operator.index(levels))
+    return fields
 
 
 def write_native(
@@ -136,28 +127,30 @@ def write_native(
     weights: dict[str, Tensor] | None = None,
     training: dict[str, Any] | None = None,
 ) -> None:
-    """Write a checkpoint whose network is our U-Net; atomically.
+    """Write a checkpoint as one safetensors file with a JSON record, atomically.
 
     Args:
-        path: the file to write, ending in .safetensors.
-        checkpoint: what to write.
-        weights: the weights to write in place of the network's own.
-        training: the record of its training.
+        path: the file to write, ending in `.safetensors`.
+        checkpoint: its network must be the built-in U-Net, its schedule the one of the training.
+        weights: written instead of the network's own, under the same names.
+        training: the record of the training, as `Checkpoint.training`.
 
     Raises:
-        InputError: the network is not our U-Net, or the schedule is not the one it was trained
-            on.
+        InputError: the network is another, the schedule is respaced, or the file cannot be
+            written.
     """
     network = checkpoint.network
     if not isinstance(network, UNet):
-        raise InputError(f"{checkpoint.source}: only the built-in U-Net can be written as native")
+        raise FileError(checkpoint.source, "only the built-in U-Net can be written as native")
     if checkpoint.schedule.num_timesteps != checkpoint.schedule.num_original_timesteps:
-        raise InputError(
-            f"{checkpoint.source}: a respaced schedule is not written; respace it when it is read"
+        raise FileError(
+            checkpoint.source, "a respaced schedule is not written; respace it when it is read"
         )
-    conventions = _not_default(checkpoint)
+    conventions: dict[str, Any] = {} if checkpoint.clip else {"clip": False}
+    if checkpoint.data_range != UNIT_RANGE:
+        conventions["data_range"] = dataclasses.asdict(checkpoint.data_range)
     record = {
-        # What says nothing new is of the first format, which every version reads.
+        # without conventions every version can read it
         "format": FORMAT if conventions else 1,
         "network": network.config.to_dict(),
         "schedule": checkpoint.schedule.name,

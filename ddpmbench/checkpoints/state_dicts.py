@@ -87,7 +87,7 @@ _AVERAGED = re.compile(
 )
 _RAW = re.compile(r"(?<![a-z])(online_model\.|current_model_state(?![a-z]))")
 _WITHOUT_NAMES = (("shadow_params",), ("collected_params",))
-# Lightning's WeightAveraging: what is in `state_dict` beside them is the average
+# With Lightning's WeightAveraging, `state_dict` holds the average and these the rest
 _SWAPPED = {"state_dict", "current_model_state", "averaging_state"}
 _MOMENTS = re.compile(r"(max_)?exp_avg(_sq)?|exp_inf|momentum(_buffer)?|square_avg|grad_avg")
 

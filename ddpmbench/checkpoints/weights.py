@@ -255,6 +255,8 @@ def _other_format(path: Path) -> str | None:
             "it, `network=FILE.py:NAME` without `ckpt`: def NAME(): return torch.jit.load(PATH); "
             "or save its weights: torch.save(torch.jit.load(PATH).state_dict(), NEW)"
         )
+    if names and all(name.endswith(".npy") for name in names):
+        return "arrays of NumPy (npz), not weights; pass images as `data`"
     if not any(name.endswith("/data.pkl") for name in names):
         return "a zip archive, but not one written by torch.save; pass a file of weights"
     return None

@@ -258,5 +258,5 @@ def test_both_sets_of_weights_of_a_short_training(tmp_path, monkeypatch):
             assert torch.equal(
                 load_checkpoint(tmp_path / name, settings).model_output(x_t, STEPS), output
             )
-    with refused("--weights ema", "model.pt"):
+    with refused("model.pt", "`weights=ema`"):
         load_checkpoint(tmp_path / "model.pt", CheckpointSettings(weights="ema"))

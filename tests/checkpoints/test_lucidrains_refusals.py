@@ -193,7 +193,7 @@ def test_without_the_package_it_says_what_to_install(tmp_path, monkeypatch):
 
 
 def test_options_of_other_families_are_refused(tmp_path):
-    with refused("--model-flags"):
+    with refused("`model_flags`"):
         load_checkpoint(
             bare(tmp_path, diffusion()), CheckpointSettings(model_flags="--num_heads 4")
         )

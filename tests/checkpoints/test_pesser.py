@@ -260,5 +260,5 @@ def test_an_error_of_the_option_begins_with_the_option(path, option):
 
 
 def test_flags_of_another_family_are_refused(path):
-    with refused("--model-flags", path):
+    with refused(path, "`model_flags`"):
         load_checkpoint(path, dataclasses.replace(SAID, model_flags="--image_size 8"))

@@ -246,5 +246,5 @@ def test_a_time_that_is_named_again_is_noted_where_it_differs(small_checkpoint):
 
 
 def test_a_native_file_has_no_buffers(small_checkpoint):
-    with refused("--schedule buffers", small_checkpoint, "leave --schedule out"):
+    with refused(small_checkpoint, "leave out `schedule=buffers`"):
         load_checkpoint(small_checkpoint, CheckpointSettings(schedule="buffers"))

@@ -30,7 +30,7 @@ def test_a_pipe_is_not_waited_for(settings, here):
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind("socket.pt")
         for path in ("pipe.pt", "socket.pt", "/dev/zero", "/dev/null"):
-            with refused(f"--ckpt {path}", "write it to a file first"):
+            with refused(f"{path}: ", "write it to a file first"):
                 load_checkpoint(path, settings)
 
 
@@ -57,7 +57,7 @@ def test_names_that_lead_to_no_file(source, settings, here):
 @pytest.mark.parametrize("source", ["", "  "])
 def test_an_empty_name_is_not_the_current_folder(source, here):
     save_pipeline(here, diffusers_unet(SMALL_UNET))
-    with refused("--ckpt", "empty"):
+    with refused("`ckpt` is empty"):
         load_checkpoint(source)
     load_checkpoint(".")
 

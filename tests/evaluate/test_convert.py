@@ -308,7 +308,7 @@ def test_every_weight_is_seen_by_the_comparison(tmp_path):
     [
         ({"time_input": TimeInput.ONE_BASED}, "time input"),
         ({"time_input": TimeInput.FRACTION}, "time input"),
-        ({"time_input": TimeInput.RESCALED_1000}, "975 at step 40"),
+        ({"time_input": TimeInput.RESCALED_1000}, "975 at timestep 40"),
         ({"prediction": Prediction.PREVIOUS_MEAN}, "previous_mean"),
         ({"data_range": DataRange(0.0, 1.0)}, "data range"),
         ({"data_range": DataRange(levels=32)}, "32 levels"),
