@@ -244,7 +244,9 @@ def _other_format(path: Path) -> str | None:
     if 0 < int.from_bytes(start[:8], "little") < _LONGEST_HEADER and start[8:10] == b'{"':
         return "a safetensors file; rename it to .safetensors"
     if not is_archive:
-        return None if start[:1] == b"\x80" else "not a file written by torch.save"
+        if start[:1] == b"\x80":
+            return None
+        return "not a file written by torch.save; unpack it first if it is packed"
     try:
         names = zipfile.ZipFile(path).namelist()
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, struct.error):
@@ -258,7 +260,7 @@ def _other_format(path: Path) -> str | None:
     if names and all(name.endswith(".npy") for name in names):
         return "arrays of NumPy (npz), not weights; pass images as `data`"
     if not any(name.endswith("/data.pkl") for name in names):
-        return "a zip archive, but not one written by torch.save; pass a file of weights"
+        return "a zip archive, but not one written by torch.save; unpack it and pass a file in it"
     return None
 
 

@@ -228,32 +228,6 @@ def test_a_network_that_cannot_be_expressed(folder, field, value):
         load_checkpoint(folder)
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("_class_name", "FlowMatchEulerDiscreteScheduler"),
-        ("beta_end", 3.0),
-        ("beta_schedule", "laplace"),
-        ("beta_start", "small"),
-        ("clip_sample", None),
-        ("clip_sample_range", 4.0),
-        ("num_train_timesteps", 0),
-        ("prediction_type", "flow_prediction"),
-        ("rescale_betas_zero_snr", True),
-        ("thresholding", True),
-        ("trained_betas", [0.1, 0.2]),
-        ("trained_betas", "none"),
-        ("variance_type", "learned"),
-        ("variance_type", "huge"),
-    ],
-)
-def test_a_process_that_cannot_be_expressed(folder, field, value):
-    path = folder / "scheduler_config.json"
-    edit_json(path, **{field: value})
-    with refused(path, "beta" if field == "beta_end" else field):
-        load_checkpoint(folder)
-
-
 def test_a_variance_the_network_has_no_output_for(folder):
     edit_json(folder / "scheduler_config.json", variance_type="learned_range")
     with refused("scheduler_config.json", "learned_range", "outputs 3 channels"):

@@ -5,6 +5,7 @@ import collections
 import pytest
 import torch
 from peers import openai_weights, pesser_weights, refused, same_weights
+from safetensors.torch import save_file
 from torch import nn
 
 from ddpmbench.checkpoints import CheckpointSettings, load_checkpoint, state_dicts
@@ -337,12 +338,22 @@ def test_the_names_of_published_files_are_those_that_are_read():
     assert set(state_dicts.PESSER_NAMES) == set(PUBLISHED)
 
 
-def test_weights_of_half_precision_say_so(path, last):
-    read = load(path, {name: weight.half() for name, weight in LAST.items()})
-    assert any("float16" in note for note in read.notes)
-    assert not last.notes
+@pytest.mark.parametrize("save", [torch.save, save_file])
+@pytest.mark.parametrize(
+    "kind", [torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2], ids=str
+)
+def test_rounded_weights_are_read_and_noted(kind, save, tmp_path, last):
+    path = tmp_path / ("model.pt" if save is torch.save else "model.safetensors")
+    rounded = {name: weight.to(kind) for name, weight in LAST.items()}
+    save(rounded, path)
+    read = load_checkpoint(path, CheckpointSettings(**OPENAI))
+    (note,) = set(read.notes) - set(last.notes)
+    assert str(kind).removeprefix("torch.") in note
     for name, weight in last.network.state_dict().items():
-        assert torch.equal(read.network.state_dict()[name], weight.half().float())
+        assert torch.equal(read.network.state_dict()[name], weight.to(kind).float())
+    save({**rounded, "out.0.bias": (torch.nan * LAST["out.0.bias"]).to(kind)}, path)
+    with refused("out.0.bias", "NaN"):
+        load_checkpoint(path, CheckpointSettings(**OPENAI))
 
 
 def test_a_file_that_says_it_all_itself_has_one_set_of_weights(small_checkpoint):

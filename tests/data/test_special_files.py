@@ -79,7 +79,7 @@ def test_archives_say_what_they_are(here):
         archive.writestr("weights.pt", b"")
     with gzip.open("gzip.pt", "wb") as file:
         file.write(b"weights")
-    for name, words in {"npz": "--data", "zip": "unpack it", "gzip": "unpack it"}.items():
+    for name, words in {"npz": "`data`", "zip": "unpack it", "gzip": "unpack it"}.items():
         with refused(f"{name}.pt", words):
             load_checkpoint(f"{name}.pt")
 
