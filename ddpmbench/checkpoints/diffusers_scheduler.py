@@ -15,7 +15,6 @@ from ddpmbench.checkpoints.settings import CheckpointSettings, MissingSettingsEr
 from ddpmbench.checkpoints.weights import FileError, naming
 from ddpmbench.diffusion.process import Prediction, Variance
 from ddpmbench.diffusion.schedule import NoiseSchedule
-from ddpmbench.errors import listed
 
 
 def read_object(path: Path) -> dict[str, object]:
@@ -262,9 +261,10 @@ def read_scheduler(
             notes.append(f"{shown} is used: {error}")
     if problems:
         missing = {setting: {**examples, "clip": True}[setting] for setting in problems}
+        remedy = " ".join(parameters(missing)) + (" (or `clip=False`)" if "clip" in missing else "")
         raise MissingSettingsError(
-            f"{path}: {'; '.join(problems.values())}; pass {' '.join(parameters(missing))} as it "
-            "was trained",
+            f"{path}: {'; '.join(problems.values())}; pass {remedy}, or whatever it was trained "
+            "with",
             family="diffusers",
             path=file,
             weights=weights,
@@ -323,8 +323,10 @@ def _schedule(fields: Fields) -> NoiseSchedule:
         if name == "squaredcos_cap_v2":
             return NoiseSchedule.cosine(num_timesteps)
         if name not in _BY_ENDS:
-            choices = listed([*_BY_ENDS, "squaredcos_cap_v2"])
-            raise fields.refusal("beta_schedule", f"only {choices} can be read")
+            choices = ", ".join(_BY_ENDS)
+            raise fields.refusal(
+                "beta_schedule", f"only {choices} and squaredcos_cap_v2 can be read"
+            )
         fields.require_given("beta_start", "beta_end")
         start, end = fields.number("beta_start"), fields.number("beta_end")
         return _BY_ENDS[name](num_timesteps, beta_start=start, beta_end=end)

@@ -319,6 +319,12 @@ def _read_state_dict(path: Path, *, source: str, settings: CheckpointSettings) -
         state = StateDict(dict(content), kind=settings.weights)
     if (problem := _latents_problem(state)) is not None:
         raise FileError(path, problem)
+    if is_diffusers(state.weights) and not (path.parent / "config.json").is_file():
+        raise FileError(
+            path,
+            f"weights of diffusers' UNet2DModel without its configuration; {BESIDE} beside it, "
+            f"into {path.parent}, or {_OWN}",
+        )
     tables = ScheduleTables.within(content, source=str(path))
     try:
         return _of_family(path, content, state, tables, source=source, settings=settings)
@@ -353,12 +359,6 @@ def _of_family(
             path, weights, source=source, settings=settings, version=version
         )
     elif is_diffusers(weights):
-        if not (path.parent / "config.json").is_file():
-            raise FileError(
-                path,
-                f"weights of diffusers' UNet2DModel without its configuration; {BESIDE} beside "
-                f"it, into {path.parent}, or {_OWN}",
-            )
         checkpoint = read_diffusers(
             model_folder(path.parent),
             source=source,
@@ -448,4 +448,4 @@ def _contradiction(schedule: NoiseSchedule, tables: ScheduleTables) -> str | Non
         if alike(schedule, theirs) or alike(schedule, kept):
             return None
     of_steps = " or ".join(f"{theirs.num_timesteps:,}" for theirs in readings)
-    return f"the table {tables.read_from} is of another, of {of_steps} steps"
+    return f"the table {tables.read_from} says another, of {of_steps} steps"
