@@ -395,7 +395,7 @@ def _with_process(
                 checkpoint.source, f"states its schedule itself; leave out `schedule={BUFFERS}`"
             )
         schedule = read_schedule(option, tables)
-    elif tables and checkpoint.schedule.name != BUFFERS:
+    elif tables:
         _refuse_other_tables(checkpoint, settings, tables)
     result = checkpoint.with_process(schedule=schedule, time_input=settings.time_input)
     notes = _notes(result.schedule, tables, option)
