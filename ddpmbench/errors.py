@@ -59,7 +59,7 @@ def count_to_read(num_images: int | None, total: int, source: object) -> int:
         return total
     if not 1 <= num_images <= total:
         raise refusal(
-            f"--num-images {num_images}",
+            f"`num_images={num_images}`",
             f"{source} holds {total} images; give a number from 1 to {total}",
         )
     return num_images

@@ -20,7 +20,7 @@ from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.errors import InputError
 
 PACKAGE = "denoising-diffusion-pytorch"
-OWN = "build it with --network FILE.py:NAME"
+OWN = "build it with `network=FILE.py:NAME`"
 """What to do with a network of the package that is not read."""
 HEAD_CHANNELS = 32
 """What versions before 1.9, whose networks have no memory keys, have by default."""
@@ -454,7 +454,7 @@ def read_lucidrains(
     if prediction is None:
         raise MissingSettingsError(
             f"{path}: does not say what the network predicts (its loss_weight is that of no "
-            "objective); pass --prediction eps, x_start or v, whichever it was trained with",
+            "objective); pass `prediction=eps`, x_start or v, whichever it was trained with",
             family="lucidrains",
             path=path,
             weights=weights,
@@ -478,7 +478,7 @@ def read_lucidrains(
             f"network run by {PACKAGE} {installed_version()}{by}",
             *notes,
             "not in the file, taken as the package has it by default: "
-            f"auto_normalize True (else --data-range 0,1), {unsaid_arguments(weights)}",
+            f"auto_normalize True (else `data_range=0,1`), {unsaid_arguments(weights)}",
         ),
     )
 
@@ -510,7 +510,7 @@ def _prediction(
     prediction = read_prediction(schedule, tensors.get("loss_weight"))
     if prediction is None and settings.prediction is not None:
         prediction = Prediction(settings.prediction)
-        notes.append(f"--prediction {prediction}, which the file does not say")
+        notes.append(f"`prediction={prediction}`, which the file does not say")
     return prediction, notes
 
 

@@ -224,7 +224,7 @@ class ModelFlags:
             return self.channel_mult
         if self.image_size not in _CHANNEL_MULT:
             raise InputError(
-                f"--model-flags: --image_size {self.image_size} has no channel multiples of its "
+                f"`model_flags`: --image_size {self.image_size} has no channel multiples of its "
                 "own; add --channel_mult"
             )
         return _fractions(_CHANNEL_MULT[self.image_size])
@@ -249,7 +249,7 @@ class ModelFlags:
         improved = improved or (own_multiples and self.image_size in _IMPROVED_SIZES)
         if guided == improved:
             raise InputError(
-                "--model-flags: add --rescale_timesteps True (improved-diffusion's default) or "
+                "`model_flags`: add --rescale_timesteps True (improved-diffusion's default) or "
                 "False (guided-diffusion's); these flags do not tell which project trained it"
             )
         return improved
@@ -268,27 +268,27 @@ def parse_flags(text: str) -> ModelFlags:
     try:
         words = shlex.split(text)
     except ValueError as error:
-        raise InputError(f"--model-flags: {error}") from error
+        raise InputError(f"`model_flags`: {error}") from error
     if len(words) == 1 and not words[0].startswith("-"):
         if words[0] not in PRESETS:
-            raise InputError(f"--model-flags {words[0]}: choose from {', '.join(sorted(PRESETS))}")
+            raise InputError(f"`model_flags={words[0]}`: choose from {', '.join(sorted(PRESETS))}")
         words = shlex.split(PRESETS[words[0]])
     values: dict[str, object] = {}
     ignored: dict[str, None] = {}
     while words:
         word = words.pop(0)
         if not word.startswith("--"):
-            raise InputError(f"--model-flags: {word} is not a flag; write --flag value")
+            raise InputError(f"`model_flags`: {word} is not a flag; write --flag value")
         name, equals, value = word[2:].partition("=")
         if name in _UPSAMPLERS:
-            raise InputError(f"--model-flags: --{name} is an upsampler's, which cannot be read")
+            raise InputError(f"`model_flags`: --{name} is an upsampler's, which cannot be read")
         if name not in _KINDS and name not in _IGNORED:
             raise InputError(
-                f"--model-flags: --{name} is no flag of improved-diffusion or guided-diffusion"
+                f"`model_flags`: --{name} is no flag of improved-diffusion or guided-diffusion"
             )
         if not equals:
             if not words or words[0].startswith("--"):
-                raise InputError(f"--model-flags: --{name} lacks its value")
+                raise InputError(f"`model_flags`: --{name} lacks its value")
             value = words.pop(0)
         if name in _IGNORED:
             ignored[name] = None
@@ -296,12 +296,12 @@ def parse_flags(text: str) -> ModelFlags:
         try:
             values[name] = _KINDS[name](value)
         except (ValueError, ZeroDivisionError) as error:
-            raise InputError(f"--model-flags: --{name} {value} cannot be read") from error
+            raise InputError(f"`model_flags`: --{name} {value} cannot be read") from error
     flags = ModelFlags(given=frozenset(values), ignored=tuple(ignored))
     flags = dataclasses.replace(flags, **values)  # type: ignore[arg-type]
     for name in ("image_size", "num_channels", "num_heads", "num_res_blocks", "diffusion_steps"):
         if getattr(flags, name) < 1:
-            raise InputError(f"--model-flags: --{name} must be at least 1")
+            raise InputError(f"`model_flags`: --{name} must be at least 1")
     return flags
 
 
@@ -422,7 +422,7 @@ def read_openai(
         notes.append(f"flags of the published {path.stem}: {PRESETS[path.stem]}")
     if model_flags is None or not model_flags.strip():
         raise MissingSettingsError(
-            f"{path}: says nothing of heads, schedule and steps; pass --model-flags with the "
+            f"{path}: says nothing of heads, schedule and steps; pass `model_flags`, the "
             "flags it was trained with (--image_size, --num_heads, --diffusion_steps, "
             f"--noise_schedule, ...) or a published file's name; its weights have {shapes}",
             family="openai",
@@ -432,7 +432,7 @@ def read_openai(
         )
     flags = parse_flags(model_flags)
     if flags.ignored:
-        notes.append(f"--model-flags: ignored {', '.join('--' + name for name in flags.ignored)}")
+        notes.append(f"`model_flags`: ignored {', '.join('--' + name for name in flags.ignored)}")
     config = network_config(flags, shapes, path)
     names = {name: _their_name(name, config) for name in unet_names(config, source=str(path))}
     for name, tensor in weights.items():
@@ -446,7 +446,7 @@ def read_openai(
     rescales = flags.rescales(resblock_updown=shapes.resampling == "block")
     if flags.rescale_timesteps is None and flags.diffusion_steps != 1000:
         project = "improved-diffusion" if rescales else "guided-diffusion"
-        notes.append(f"--model-flags: --rescale_timesteps {rescales}, the default of {project}")
+        notes.append(f"`model_flags`: --rescale_timesteps {rescales}, the default of {project}")
     return Checkpoint(
         network=network,
         schedule=_schedule(flags),
@@ -544,18 +544,18 @@ def _check(flags: ModelFlags, shapes: Shapes, path: Path) -> None:
                 given = f"{size} (channel multiples {given})"
                 weights = f"channel multiples {weights}"
             raise InputError(
-                f"{path}: --model-flags {how} --{name} {given}, the weights say {weights}"
+                f"{path}: `model_flags` {how} --{name} {given}, the weights say {weights}"
             )
     if flags.num_head_channels == -1 and flags.num_heads_upsample not in (-1, flags.num_heads):
         raise InputError(
-            f"--model-flags: --num_heads_upsample {flags.num_heads_upsample} differs from "
+            f"`model_flags`: --num_heads_upsample {flags.num_heads_upsample} differs from "
             f"--num_heads {flags.num_heads}, which cannot be read"
         )
     for width in shapes.attended:
         name = "num_heads" if flags.num_head_channels == -1 else "num_head_channels"
         heads = getattr(flags, name)
         if heads < 1 or width % heads:
-            raise InputError(f"--model-flags: --{name} {heads} does not divide {width} channels")
+            raise InputError(f"`model_flags`: --{name} {heads} does not divide {width} channels")
 
 
 def _schedule(flags: ModelFlags) -> NoiseSchedule:
@@ -568,16 +568,16 @@ def _schedule(flags: ModelFlags) -> NoiseSchedule:
         return schedule
     if (steps := re.fullmatch(r"ddim(\d+)", asked)) is not None:
         raise InputError(
-            f"--model-flags: --timestep_respacing {asked} is of a sampler, not of the model; leave "
-            f"it out, and pass --timesteps {steps[1]}, to sample and fid also --sampler ddim"
+            f"`model_flags`: --timestep_respacing {asked} is of a sampler, not of the model; leave "
+            f"it out, and pass `timesteps={steps[1]}`, to sample and fid also `sampler=ddim`"
         )
     counts = asked.split(",")
     if not all(re.fullmatch(r"[0-9]{1,7}", count) for count in counts) or counts == ["1"]:
         raise InputError(
-            f"--model-flags: --timestep_respacing {asked}: only a number of steps from 2 to "
+            f"`model_flags`: --timestep_respacing {asked}: only a number of steps from 2 to "
             f"{flags.diffusion_steps}, or one for each of several sections, can be read"
         )
-    with naming(f"--model-flags: --timestep_respacing {asked}"):
+    with naming(f"`model_flags`: --timestep_respacing {asked}"):
         return schedule.in_sections([int(count) for count in counts])
 
 

@@ -144,7 +144,7 @@ def read_pesser(
             notes.append("schedule: that of the tables beside the weights")
         variance = Variance(str(settings.variance))
         image_size = None
-    check_outputs(config, variance, source=f"{path}: --variance {variance}")
+    check_outputs(config, variance, source=f"{path}: `variance={variance}`")
     names = {ours: _their_name(ours, config) for ours in unet_names(config, source=str(path))}
     weights = join_attention(
         weights, names.values(), parts=("q", "k", "v"), output="proj_out", source=path

@@ -22,7 +22,7 @@ from ddpmbench.diffusion.schedule import MAX_TIMESTEPS, NoiseSchedule
 from ddpmbench.errors import InputError
 
 BUFFERS = "buffers"
-"""What `--schedule` calls the tables beside the weights."""
+"""The form of `schedule` that takes the tables beside the weights."""
 
 _BETAS = ("betas", "beta", "beta_t", "betas_t", "b_t")
 _PRODUCTS = (
@@ -277,7 +277,7 @@ class ScheduleTables:
             return entries
         raise InputError(
             f"{self.source}'s {track.name} has {entries:,} entries, and does not say which is of "
-            f"t = 1; take --schedule {self._forms(track)}"
+            f"t = 1; take `schedule={self._forms(track)}`"
         )
 
     def _check_first(self, track: _Track, num_timesteps: int) -> None:

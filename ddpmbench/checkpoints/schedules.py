@@ -1,4 +1,4 @@
-"""What `--schedule` says: a noise schedule by its name and numbers, by a file, or by the weights.
+"""A noise schedule by its name and numbers, by a file, or by the tables beside the weights.
 
 Nothing is guessed that changes a number: a schedule whose usual ends depend on who trained it must
 name its ends, and a table that may be something else is refused.
@@ -29,7 +29,7 @@ FORMS = (
     "sigmoid-betas:T:START:END, cosine-betas:T:START:END, betas:FILE, alphas_cumprod:FILE, "
     "buffers, buffers:T"
 )
-"""All that the option takes, in one line."""
+"""All forms, in one line."""
 _ALIASES = {"quad": "scaled-linear", "squaredcos-cap-v2": "cosine"}
 """What the code of Ho et al. and diffusers call them."""
 
@@ -40,23 +40,23 @@ NO_TABLES = ScheduleTables()
 """Those of a file that has none."""
 
 
-def read_schedule(option: str, tables: ScheduleTables = NO_TABLES) -> NoiseSchedule:
-    """The schedule that the option says.
+def read_schedule(form: str, tables: ScheduleTables = NO_TABLES) -> NoiseSchedule:
+    """The schedule of a form.
 
     Args:
-        option: one of `FORMS`: a name with its number of steps, and its first and last beta where
+        form: one of `FORMS`: a name with its number of steps, and its first and last beta where
             it has them; a file of numbers (.npy, .npz or text), one a step, t = 1 first; or
             `buffers`, the tables beside the weights, with T where they have one entry more.
         tables: those beside the weights; they may be none.
 
     Raises:
         InputError: it is none of these, a number is missing or makes no schedule, or a file does
-            not hold what it is said to; the line begins with the option.
+            not hold what it is said to; the line begins with the form.
     """
-    name, _, rest = option.partition(":")
-    with naming(f"--schedule {option}"):
+    name, _, rest = form.partition(":")
+    with naming(f"`schedule={form}`"):
         if name == BUFFERS:
-            return tables.schedule(_steps(rest) if ":" in option else None)
+            return tables.schedule(_steps(rest) if ":" in form else None)
         if name in _FILES:
             if not rest:
                 raise InputError(f"name the file, as in {name}:FILE.npy")

@@ -47,7 +47,7 @@ def padded(pixels: Pixels, side: int, source: str) -> Pixels:
     top, left = (side - height) // 2, (side - width) // 2
     if side < max(height, width) or (side - height) % 2 or (side - width) % 2:
         raise refusal(
-            f"--pad {side}",
+            f"`pad={side}`",
             f"the images of {source} are {width}x{height}, which do not fit in the middle; choose "
             "a side that is larger by an even number, or leave it out",
         )

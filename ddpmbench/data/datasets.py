@@ -200,12 +200,12 @@ def _downloading(spec: str, names: list[str], folder: Path) -> Iterator[None]:
             yield
     except ImportError as error:
         raise InputError(
-            f"--data {spec}: torchvision cannot be imported ({error}): pip install torchvision"
+            f"{spec}: torchvision cannot be imported ({error}): pip install torchvision"
         ) from error
     # RuntimeError: a hash that differs, or too many redirections.
     except (OSError, RuntimeError, EOFError, http.client.HTTPException) as error:
         raise refusal(
-            f"--data {spec}",
+            spec,
             f"not found intact on this machine, and not downloaded ({error}); put "
             f"{' and '.join(names)}, as published, into {folder} ({CACHE_VARIABLE} moves it)",
         ) from error

@@ -107,7 +107,7 @@ def _damage_refused(path: Path) -> Iterator[None]:
         raise refusal(path, f"is cut short or corrupt ({error}); copy it again") from error
     except MemoryError as error:
         raise refusal(
-            path, f"is too large for memory ({error}); take fewer images with --num-images"
+            path, f"is too large for memory ({error}); take fewer images with `num_images`"
         ) from error
 
 

@@ -83,7 +83,7 @@ _MODES = {
 }
 _REMEDY = "save it as 8-bit gray or 8-bit RGB without transparency"
 _CIFAR10_BATCHES = {"data_batch_1", "test_batch"}
-_OR_SKIP = "; or pass over it with --on-bad skip"
+_OR_SKIP = "; or pass over it with `on_bad=skip`"
 _CONVERTED = {"rgb": "RGB", "gray": "L"}
 
 
@@ -291,13 +291,12 @@ def _no_images(folder: Path, contents: FolderContents) -> InputError:
     if _CIFAR10_BATCHES & {name.rsplit("/", 1)[-1] for name in contents.archives}:
         return refusal(
             folder,
-            "holds the batches of CIFAR-10; name the data set with --data cifar10:train or "
-            "cifar10:test",
+            "holds the batches of CIFAR-10; name the data set, cifar10:train or cifar10:test",
         )
     if contents.archives:
         return refusal(
             folder,
-            f"holds no images, but {listed(contents.archives)}; give --data the path of one, as in "
+            f"holds no images, but {listed(contents.archives)}; give the path of one, as in "
             f"{folder / contents.archives[0]}",
         )
     return refusal(
@@ -313,13 +312,13 @@ def _classes(
         return contents.classes
     if not contents.classes:
         raise refusal(
-            "--class-names", f"not every image of {folder} lies in a class folder; leave it out"
+            "`class_names`", f"not every image of {folder} lies in a class folder; leave it out"
         )
     if len(set(names)) != len(names):
-        raise refusal("--class-names", "names a class twice; name each once")
+        raise refusal("`class_names`", "names a class twice; name each once")
     if unnamed := sorted({class_folder(name) for name in contents.names}.difference(names)):
         raise refusal(
-            "--class-names", f"lacks {unnamed[0]}, a folder of {folder}; name every class folder"
+            "`class_names`", f"lacks {unnamed[0]}, a folder of {folder}; name every class folder"
         )
     return names
 
@@ -360,9 +359,9 @@ def _images_alike(
         if image.shape != first.shape:
             sizes_differ = image.shape[1:] != first.shape[1:]
             remedy = "make all images of the folder alike, or pass over those that differ from "
-            remedy += "most with --on-bad skip (fid takes images of any size as they are)"
+            remedy += "most with `on_bad=skip` (fid takes images of any size as they are)"
             if not sizes_differ:
-                remedy += "; --convert rgb repeats gray to RGB"
+                remedy += "; `convert=rgb` repeats gray to RGB"
             raise refusal(
                 folder / name,
                 f"is {_describe(image.shape)}, but {names[0]} is {_describe(first.shape)}; "
@@ -435,7 +434,7 @@ def _complaint(image: "Image", convert: str | None) -> str | None:
     raw_mode = _scaled_raw_mode(image)
     is_convertible = _is_convertible(image) and (raw_mode is None or image.mode == "P")
     if image.mode not in ("L", "RGB") and not (is_convertible and convert):
-        remedy = f"{_REMEDY}, or convert it with --convert rgb" if is_convertible else _REMEDY
+        remedy = f"{_REMEDY}, or convert it with `convert=rgb`" if is_convertible else _REMEDY
         return f"{_MODES.get(image.mode, 'is not gray or RGB')} (mode {image.mode}); {remedy}"
     if "transparency" in image.info:
         return f"has a transparent color; {_REMEDY}"

@@ -135,7 +135,7 @@ class ImageSet:
 
     @property
     def name(self) -> str:
-        """As `--data` names it."""
+        """SOURCE:SPLIT of a named data set, else its source."""
         return f"{self.source}:{self.split}" if self.split else self.source
 
     @property
@@ -169,12 +169,12 @@ class ImageSet:
             words = passed_over_words(self.passed_over, self.archives)
             lines.append(printable(f"{self.source}: passed over besides the images: {words}"))
         if self.convert is not None:
-            lines.append(f"--convert {self.convert}: {CONVERSIONS[self.convert]}")
+            lines.append(f"`convert={self.convert}`: {CONVERSIONS[self.convert]}")
         if self.padded_from is not None:
             height, width = self.padded_from
             side = self.pixels.shape[-1]
             lines.append(
-                f"--pad {side}: the {width}x{height} images stand in {side}x{side} of black; bits "
+                f"`pad={side}`: the {width}x{height} images stand in {side}x{side} of black; bits "
                 "are per dimension of the padded images"
             )
         if self.shapes is not None:
@@ -199,28 +199,28 @@ class ImageSet:
         known += "" if null_class is None else f", and {null_class} for none"
         if labels is None:
             raise refusal(
-                f"--data {self.source}",
+                self.source,
                 f"has no labels, but the checkpoint is conditioned on {num_classes} classes; put "
-                "the images into a folder a class, add arr_1 to an npz, or name one with --class N "
+                "the images into a folder a class, add arr_1 to an npz, or name one with `label=N` "
                 f"(it has {known})",
             )
         if classes and len(classes) != num_classes:
             raise refusal(
-                f"--data {self.source}",
+                self.source,
                 f"has {len(classes)} class folders ({listed(classes)}), but the checkpoint is "
                 f"conditioned on {num_classes} classes; name all {num_classes} in their order with "
-                "--class-names, or one for all images with --class",
+                "`class_names`, or one for all images with `label`",
             )
         if self.class_order_open:
             raise refusal(
-                f"--data {self.source}",
+                self.source,
                 "its class folders are numbers, and sorted as text they are in another order; name "
-                "them in the order of the checkpoint's classes with --class-names",
+                "them in the order of the checkpoint's classes with `class_names`",
             )
         named = labels if null_class is None else labels[labels != null_class]
         if ((named < 0) | (named >= num_classes)).any():
             raise refusal(
-                f"--data {self.source}",
+                self.source,
                 f"labels {labels.min()}..{labels.max()} do not fit the checkpoint's {known}",
             )
 
@@ -275,7 +275,6 @@ def load_images(
     pad: int | None = None,
     class_names: Sequence[str] | None = None,
     any_size: bool = False,
-    option: str = "--data",
 ) -> ImageSet:
     """Read an image set.
 
@@ -292,7 +291,6 @@ def load_images(
         class_names: the class folders in the order of the checkpoint's classes; None for sorted.
         any_size: take the images of a folder in several sizes, gray among RGB, too, as `fid` does;
             a file that can be read is none to pass over, then.
-        option: how the user named them, for messages.
 
     Returns:
         The images; nothing is resized.
@@ -302,22 +300,22 @@ def load_images(
             gray or RGB images of one size, unless any is taken, or fewer than `num_images` of them.
     """
     if num_images is not None and num_images < 1:
-        raise InputError(f"--num-images {num_images}: give a number of at least 1")
+        raise InputError(f"`num_images={num_images}`: give a number of at least 1")
     if on_bad not in ("fail", "skip"):
-        raise InputError(f"--on-bad {on_bad}: choose fail or skip")
+        raise InputError(f"`on_bad={on_bad}`: choose fail or skip")
     if convert not in (None, *CONVERSIONS):
-        raise InputError(f"--convert {convert}: choose {' or '.join(CONVERSIONS)}")
+        raise InputError(f"`convert={convert}`: choose {' or '.join(CONVERSIONS)}")
     names = None if class_names is None else tuple(class_names)
     options = FolderOptions(on_bad == "skip", convert, names, any_size)
     if isinstance(source, ImageSet):
         if names is not None or on_bad != "fail":
-            given = "--on-bad" if names is None else "--class-names"
+            given = "`on_bad`" if names is None else "`class_names`"
             raise refusal(given, f"{source.name} is read already; read its folder with it")
         images = source if num_images is None else source.subset(num_images)
     else:
-        images = _read(source, num_images, options, option)
+        images = _read(source, num_images, options)
     if names is not None and not images.classes:
-        raise refusal("--class-names", f"{images.name} has no class folders; leave it out")
+        raise refusal("`class_names`", f"{images.name} has no class folders; leave it out")
     if images.shapes is not None and (pad is not None or not any_size):
         raise refusal(
             images.name,
@@ -345,7 +343,7 @@ def _converted(images: ImageSet, to: str) -> ImageSet:
 
 
 def _read(
-    source: "str | Path | Arrays", num_images: int | None, options: FolderOptions, option: str
+    source: "str | Path | Arrays", num_images: int | None, options: FolderOptions
 ) -> ImageSet:
     if not isinstance(source, str | Path):
         data = read_array(source, num_images, options.convert)
@@ -359,16 +357,16 @@ def _read(
         if not str(source) or not path.exists():
             folder, split = _folder_of_split(source)
             if folder is None:
-                raise _unknown(source, name, option)
+                raise _unknown(source, name)
             path = folder
         data = _read_path(path, split, num_images, options)
     except MemoryError as error:
         raise refusal(
-            f"{option} {source}", "does not fit in memory; take fewer images with --num-images"
+            source, "does not fit in memory; take fewer images with `num_images`"
         ) from error
     except OSError as error:
         raise refusal(
-            f"{option} {source}", f"cannot be read ({error}); check the file and its permissions"
+            source, f"cannot be read ({error}); check the file and its permissions"
         ) from error
     return ImageSet(
         data.pixels,
@@ -414,13 +412,13 @@ def _read_path(path: Path, split: str, num_images: int | None, options: FolderOp
     return read_idx(path, num_images)
 
 
-def _unknown(source: str | Path, name: str, option: str) -> InputError:
+def _unknown(source: str | Path, name: str) -> InputError:
     if name in SPLITS:
         choices = ", ".join(f"{name}:{split}" for split in SPLITS[name])
-        return refusal(f"{option} {source}", f"name a split of {name}: {choices}")
+        return refusal(source, f"name a split of {name}: {choices}")
     names = ", ".join(dataset_specs())
     return refusal(
-        f"{option} {source}",
+        source or "an empty path",
         f"no such file or folder, nor a data set's name; the names are {names}",
     )
 
@@ -446,8 +444,8 @@ def refuse_reduced(images: ImageSet, data_range: DataRange) -> None:
         if max(image.max() for image in images.part(start, start + _PORTION)) >= levels:
             return
     raise InputError(
-        f"--data {images.source}: no pixel is above {levels - 1}, so its images look reduced to "
-        f"{levels} levels already, but --levels {levels} takes pixels on 0..255 and reduces them "
+        f"{images.source}: no pixel is above {levels - 1}, so its images look reduced to "
+        f"{levels} levels already, but `levels={levels}` takes pixels on 0..255 and reduces them "
         f"itself; save level k as the pixel 256 k / {levels}, rounded up (of a set that is so "
         "dark take more images)"
     )

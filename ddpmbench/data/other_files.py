@@ -59,13 +59,13 @@ def _python(path: Path, imports: str, pixels: str, *, first: str = "", labels: s
     target = str(path.with_suffix(".npz"))
     more = f", arr_1={labels}" if labels else ""
     code = f"import numpy as np, {imports}; {first}np.savez({target!r}, arr_0={pixels}{more})"
-    return f'make an npz with: python -c "{code}", and give --data {target}'
+    return f'make an npz with: python -c "{code}", and give {target}'
 
 
 def _unpack(module: str) -> Callable[[Path], str]:
     def remedy(path: Path) -> str:
         target = f"{path}-images"
-        return f"unpack it with: python -m {module} -e {path} {target}, and give --data {target}"
+        return f"unpack it with: python -m {module} -e {path} {target}, and give {target}"
 
     return remedy
 
@@ -142,7 +142,7 @@ def _torch(path: Path) -> str:
     tensors = [(key, part) for key, part in parts if isinstance(part, torch.Tensor)]
     images = [(key, part) for key, part in tensors if part.ndim in (3, 4)]
     if not images:
-        return "none of its tensors has the shape of images (a checkpoint is named with --ckpt)"
+        return "none of its tensors has the shape of images (a checkpoint is given as `ckpt`)"
     key, tensor = images[0]
     labels = [
         key

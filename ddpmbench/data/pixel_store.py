@@ -113,7 +113,7 @@ def _no_room_refused(num_images: int, size: int) -> Iterator[None]:
     except OSError as error:
         message = (
             f"{num_images} images take a temporary file of {size:,} bytes, which cannot "
-            f"be had ({error}); set TMPDIR to a folder with room, or take fewer with --num-images"
+            f"be had ({error}); set TMPDIR to a folder with room, or take fewer with `num_images`"
         )
         raise InputError(" ".join(message.splitlines())) from error
 

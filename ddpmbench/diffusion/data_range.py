@@ -55,11 +55,11 @@ class DataRange:
         """Refuse what is no range."""
         if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
             raise InputError(
-                f"--data-range {self.option}: takes two finite numbers, the lower one first, as in "
+                f"`data_range={self.option}`: takes two finite numbers, the lower one first, as in "
                 "-1,1: between which an image lies"
             )
         if not 2 <= self.levels <= _ALL:
-            raise InputError(f"--levels {self.levels}: choose from 2 to 256")
+            raise InputError(f"`levels={self.levels}`: choose from 2 to 256")
 
     def __str__(self) -> str:
         """In words."""
@@ -72,7 +72,7 @@ class DataRange:
 
     @property
     def option(self) -> str:
-        """From where to where, as `--data-range` takes it."""
+        """LOW,HIGH, as the command line takes it."""
         return f"{self.low:.12g},{self.high:.12g}"
 
     @property

@@ -122,7 +122,7 @@ class NoiseSchedule:
         total = self.num_timesteps
         if not 1 <= num_timesteps <= total:
             raise InputError(
-                f"--timesteps {num_timesteps}: choose from 1 to {total}, the checkpoint's steps"
+                f"`timesteps={num_timesteps}`: choose from 1 to {total}, the checkpoint's steps"
             )
         return [total] if num_timesteps == 1 else _spaced(total, num_timesteps)
 

@@ -270,7 +270,7 @@ def evaluate_fid(
     2019; Chong & Forsyth 2020.
     """
     if not isinstance(source, Checkpoint):
-        source = load_images(source, any_size=True, option="--samples")
+        source = load_images(source, any_size=True)
     several: Sequence[Any] = references if isinstance(references, list | tuple) else [references]
     known = tuple(load_reference(of, settings.network.num_features) for of in several)
     _check(source, known, settings)

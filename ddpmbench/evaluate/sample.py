@@ -75,9 +75,7 @@ def load_samples(
     path = Path(path)
     schema = schema_of(path) or ""
     if not schema.startswith("ddpmbench.") and not (path / IDENTITY).is_file():
-        images = load_images(
-            path, on_bad=on_bad, convert=convert, any_size=True, option="--samples"
-        )
+        images = load_images(path, on_bad=on_bad, convert=convert, any_size=True)
         return images, None
     has_samples = schema in (SCHEMA, fidelity.SCHEMA) and (path / SAMPLES).exists()
     if schema and not has_samples:
@@ -86,7 +84,7 @@ def load_samples(
             "or a file or a folder of images"
         )
     run = FinishedRun.open(path, option="--samples", schema=schema or SCHEMA)
-    images = load_images(path / SAMPLES, on_bad=on_bad, option="--samples")
+    images = load_images(path / SAMPLES, on_bad=on_bad)
     return images, _made_by(run, images)
 
 

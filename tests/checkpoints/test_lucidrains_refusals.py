@@ -59,8 +59,8 @@ def nan(names):
         (lambda names: names | {"model.more.weight": torch.ones(3)}, "2.3.4", ["left over"]),
         (nan, "2.3.4", ["final_conv.bias", "NaN"]),
         (old, "1.10.17", ["1.10.17", "another", "pip install", "pytorch==1.10.17"]),
-        (old, None, ["before 2.0", "--network"]),
-        (old, "import os; #", ["before 2.0", "--network"]),
+        (old, None, ["before 2.0", "`network=FILE.py"]),
+        (old, "import os; #", ["before 2.0", "`network=FILE.py"]),
         (lambda names: names | {"loss_weight": 3}, "2.3.4", ["loss_weight is a int"]),
         (lambda names: names | {"betas": torch.ones(40)}, "2.3.4", ["contradict", "t = 1;"]),
     ],
@@ -116,7 +116,7 @@ def test_heads_of_networks_without_memory_keys(tmp_path, wrapping):
     }
     assert read_arguments(names, tmp_path) == read_arguments(unet.state_dict(), tmp_path)
     name = f"downs.0.2{wrapping}.to_qkv.weight"
-    with refused(tmp_path, name, "heads of 32 channels", "--network"):
+    with refused(tmp_path, name, "heads of 32 channels", "`network=FILE.py"):
         read_arguments(names | {name: torch.zeros(90, 8, 1, 1)}, tmp_path)
 
 
@@ -130,7 +130,7 @@ def test_heads_of_networks_without_memory_keys(tmp_path, wrapping):
 )
 def test_networks_that_the_package_cannot_build(tmp_path, name, shape, word):
     weights = Unet(8, dim_mults=(1, 2)).state_dict() | {name: torch.zeros(shape)}
-    with refused(tmp_path, word, "--network"):
+    with refused(tmp_path, word, "`network=FILE.py"):
         read_arguments(weights, tmp_path)
 
 
@@ -181,7 +181,7 @@ def test_other_models_of_the_package_are_told_by_name(tmp_path, make, words):
         warnings.simplefilter("ignore")  # the package's own
         state = make().state_dict()
     torch.save(state, tmp_path / "model-1.pt")
-    with refused(tmp_path / "model-1.pt", "--network FILE.py:NAME", *words):
+    with refused(tmp_path / "model-1.pt", "`network=FILE.py:NAME`", *words):
         load_checkpoint(tmp_path / "model-1.pt")
 
 

@@ -101,7 +101,7 @@ def test_options_override_what_a_file_says_of_its_data(small_model, tmp_path):
     ):
         read = load_checkpoint(path, CheckpointSettings(**said))
         assert (read.data_range, read.notes) == (of, notes)
-    with refused("--data-range 1,0"):
+    with refused("`data_range=1,0`"):
         load_checkpoint(path, CheckpointSettings(data_range=(1.0, 0.0)))
 
 
@@ -130,8 +130,8 @@ def test_what_is_not_written(small_model, tmp_path):
         ({"weights": "both"}, "weights"),
         ({"data_range": [0, 1]}, "record"),
         ({"data_range": {"low": 0, "high": 1}}, "levels"),
-        ({"data_range": {"low": 1, "high": 0, "levels": 256}}, "data-range 1,0"),
-        ({"data_range": {"low": 0, "high": 1, "levels": 1}}, "levels 1"),
+        ({"data_range": {"low": 1, "high": 0, "levels": 256}}, "data_range=1,0"),
+        ({"data_range": {"low": 0, "high": 1, "levels": 1}}, "levels=1"),
         ({"data_range": {"low": 0, "high": 1, "levels": 2.5}}, "record"),
         ({"network": None}, "network"),
         ({"network": {"width": 3}}, "width"),

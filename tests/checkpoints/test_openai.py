@@ -198,7 +198,7 @@ def test_a_default_that_contradicts_the_weights(path):
 
 
 def test_without_flags_the_line_says_what_settles_it_and_what_was_read(path):
-    with refused(path, "--model-flags", "--num_heads", "--num_channels 32", "1,2"):
+    with refused(path, "`model_flags`", "--num_heads", "--num_channels 32", "1,2"):
         load_checkpoint(path)
 
 
@@ -225,7 +225,7 @@ def test_process_flags(path):
 
 def test_the_respacing_of_a_sampler_is_named_as_options_that_work(path):
     flags = f"{FLAGS} --diffusion_steps 40 --rescale_timesteps False"
-    with refused("--model-flags", "leave it out", "--timesteps 8", "--sampler ddim"):
+    with refused("`model_flags`", "leave it out", "`timesteps=8`", "`sampler=ddim`"):
         load_checkpoint(path, CheckpointSettings(model_flags=f"{flags} --timestep_respacing ddim8"))
     settings = CheckpointSettings(model_flags=flags)
     assert load_checkpoint(path, settings).respaced(8).schedule.num_timesteps == 8
@@ -293,7 +293,7 @@ def test_a_default_that_the_project_decides_is_noted(path):
 
 def test_a_project_that_cannot_be_told():
     flags = parse_flags("--image_size 64 --diffusion_steps 4000")
-    with refused("--model-flags", "--rescale_timesteps"):
+    with refused("`model_flags`", "--rescale_timesteps"):
         flags.rescales(resblock_updown=False)
     assert flags.rescales(resblock_updown=True) is False
 
@@ -324,7 +324,7 @@ def test_flags_of_training_are_ignored_and_noted(path):
         ("cifar11", "cifar10_uncond_50M_500K"),
         ('--image_size "32', "quotation"),
         ("--image_size 28", "--channel_mult"),
-        ("--timestep_respacing ddim50", "pass --timesteps 50, to sample and fid"),
+        ("--timestep_respacing ddim50", "pass `timesteps=50`, to sample and fid"),
         ("--timestep_respacing 10,many", "--timestep_respacing 10,many"),
         ("--timestep_respacing 10,0", "section 2 of 2 has 500 steps, not 0"),
         ("--timestep_respacing 5000", "--timestep_respacing 5000"),
@@ -335,7 +335,7 @@ def test_flags_of_training_are_ignored_and_noted(path):
 )
 def test_flags_that_cannot_be_read(path, flags, word):
     alone = flags.startswith(("cifar11", "--image_size 28"))
-    with refused("--model-flags", word):
+    with refused("`model_flags", word):
         load_checkpoint(
             path, CheckpointSettings(model_flags=flags if alone else f"{FLAGS} {flags}")
         )

@@ -110,7 +110,7 @@ def test_the_network_is_read_from_the_weights(changes, tmp_path):
 
 def test_a_learned_variance_takes_an_output_for_it(tmp_path):
     torch.save(pesser_weights(network(out_channels=2)), tmp_path / "model.ckpt")
-    with refused(tmp_path / "model.ckpt", "--variance fixed_small", "2 channels"):
+    with refused(tmp_path / "model.ckpt", "`variance=fixed_small`", "2 channels"):
         load_checkpoint(tmp_path / "model.ckpt", SAID)
     learned = dataclasses.replace(SAID, variance="learned_range")
     assert load_checkpoint(tmp_path / "model.ckpt", learned).variance is Variance.LEARNED_RANGE
@@ -256,7 +256,7 @@ def test_weights_of_a_network_that_cannot_be_read(path, wrong, word):
 def test_an_error_of_the_option_begins_with_the_option(path, option):
     with pytest.raises(InputError) as caught:
         load_checkpoint(path, dataclasses.replace(SAID, schedule=option))
-    assert str(caught.value).startswith(f"--schedule {option}: ")
+    assert str(caught.value).startswith(f"`schedule={option}`: ")
 
 
 def test_flags_of_another_family_are_refused(path):

@@ -1,4 +1,4 @@
-"""`--schedule`: each form is its constructor, and whatever is unclear is refused in one line."""
+"""`schedule`: each form is its constructor, and whatever is unclear is refused in one line."""
 
 import warnings
 
@@ -94,7 +94,7 @@ def test_a_name_is_its_constructor(option, schedule):
     ],
 )
 def test_what_is_no_schedule(option, words):
-    with refused(f"--schedule {option}", *words):
+    with refused(f"`schedule={option}`", *words):
         read_schedule(option)
 
 
@@ -139,7 +139,7 @@ def test_where_a_file_lies_is_no_part_of_its_schedule(tmp_path):
 )
 def test_tables_that_are_something_else(tmp_path, name, values, word):
     np.save(tmp_path / "table.npy", values.numpy())
-    with refused(f"--schedule {name}:{tmp_path}", word):
+    with refused(f"`schedule={name}:{tmp_path}", word):
         read_schedule(f"{name}:{tmp_path / 'table.npy'}")
     # beside the weights, an entry for t = 0 is left out
     if values.ndim == 1 and len(values) > 1 and "beta" not in name and values[0] != 1:
@@ -211,7 +211,7 @@ def test_buffers_are_found_and_agree(tensors):
     ],
 )
 def test_buffers_that_are_unclear(tensors, words):
-    with refused("--schedule buffers", *words):
+    with refused("`schedule=buffers`", *words):
         read(**tensors)
 
 
@@ -219,7 +219,7 @@ def test_buffers_of_integers_for_floats_are_none():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # people have such files, though torch advises against it
         quantized = torch.quantize_per_tensor(SINGLE, 1e-4, 0, torch.quint8)
-    with refused("--schedule buffers", "no betas"):
+    with refused("`schedule=buffers`", "no betas"):
         read(betas=quantized)
 
 

@@ -143,7 +143,7 @@ def test_the_number_of_steps_is_that_of_the_file():
             rtol=1e-9,
             atol=0,
         )
-    with refused("--schedule buffers:50", "101 entries"):
+    with refused("`schedule=buffers:50`", "101 entries"):
         read(tables, option="buffers:50")
     with refused("buffers:100"):
         read(with_a_product_of_one(100), option="buffers:101")

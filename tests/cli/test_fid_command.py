@@ -136,7 +136,7 @@ def test_a_mistake_is_one_line(refused, arguments, words):
 
 def test_samples_and_references_are_named_by_their_options(refused, network, small_npz, tmp_path):
     known = ("--feature-network", network)
-    assert "--samples nothing:" in refused("fid", "--samples", "nothing", *known)
+    assert "nothing: no such file" in refused("fid", "--samples", "nothing", *known)
 
 
 def test_a_reference_must_be_named_for_what_is_not_the_default(refused, small_npz, network):

@@ -327,9 +327,9 @@ def _png(image):
 def test_the_line_that_makes_images_of_another_file_works(tmp_path, make):
     pixels = random_images(4, 8, 8, 3)
     path = make(tmp_path, pixels)
-    with pytest.raises(Exception, match="give --data") as info:
+    with pytest.raises(Exception, match="and give ") as info:
         load_images(path)
-    line = r"with: (python .*),? and give --data (\S+)$"
+    line = r"with: (python .*),? and give (\S+)$"
     command, given = re.search(line, str(info.value)).groups()
     words = shlex.split(command.rstrip(","))
     subprocess.run([sys.executable, *words[1:]], check=True, cwd=tmp_path)

@@ -84,6 +84,6 @@ def test_images_that_look_reduced_already(said, small_model, small_images, tmp_p
     status, printed, told = said(command, "--ckpt", file, "--data", data, "--out", out, *more)
     assert (status, printed) == (2, "")
     line = told.splitlines()[-1]
-    assert line.startswith(f"Error: --data {data}: no pixel is above 31, so its images look")
+    assert line.startswith(f"Error: {data}: no pixel is above 31, so its images look")
     assert "save level k as the pixel 256 k / 32, rounded up" in line
     assert not out.exists()

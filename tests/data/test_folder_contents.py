@@ -90,7 +90,7 @@ def test_an_image_that_is_not_read_is_refused_or_skipped_by_name(folder, name):
     with pytest.raises(InputError) as refusal:
         load_images(folder)
     assert str(refusal.value).startswith(f"{folder / name}: ")
-    assert str(refusal.value).endswith("--on-bad skip")
+    assert str(refusal.value).endswith("`on_bad=skip`")
     left = load_images(folder, on_bad="skip")
     assert list(left.ids) == ["0.png", "1.png"]
     assert [name in line for line in left.skipped] == [True]
@@ -146,7 +146,7 @@ def test_a_folder_of_archives_names_one_that_can_be_given(tmp_path):
     folder.mkdir()
     np.savez(folder / "batch.npz", np.zeros((2, 8, 8, 3), np.uint8))
     with pytest.raises(
-        InputError, match=r"holds no images, but batch\.npz; give --data .*"
+        InputError, match=r"holds no images, but batch\.npz; give the path .*"
     ) as info:
         load_images(folder)
     assert len(load_images(str(info.value).rsplit(" ", 1)[1])) == 2

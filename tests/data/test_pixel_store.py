@@ -158,13 +158,13 @@ def test_where_there_is_no_room_the_line_says_what_to_do(tmp_path, in_a_file, mo
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (600, limits[1]))  # amid a portion
     try:
-        with pytest.raises(InputError, match=r"of 990 bytes.*File too large.*TMPDIR.*--num-image"):
+        with pytest.raises(InputError, match=r"of 990 bytes.*File too large.*TMPDIR.*`num_image"):
             load_images(path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list(in_a_file.iterdir()) == []
     monkeypatch.setattr(tempfile, "tempdir", "/no such\nfolder")
-    with pytest.raises(InputError, match=r"^11 images take .*TMPDIR.*--num-images$"):
+    with pytest.raises(InputError, match=r"^11 images take .*TMPDIR.*`num_images`$"):
         load_images(path)
 
 

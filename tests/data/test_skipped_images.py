@@ -93,7 +93,7 @@ def test_all_of_them_at_once(tmp_path):
     for name in BAD:
         assert sum(f"/{name}:" in line for line in left.skipped) == 1
     assert load_images(folder, num_images=4, on_bad="skip").sha256 == whole.subset(4).sha256
-    with pytest.raises(InputError, match=r"--num-images 11: .* holds 10 images"):
+    with pytest.raises(InputError, match=r"`num_images=11`: .* holds 10 images"):
         load_images(folder, num_images=11, on_bad="skip")
 
 
@@ -104,5 +104,5 @@ def test_nothing_good_is_refused(tmp_path):
 
 
 def test_there_is_no_other_way(tmp_path):
-    with pytest.raises(InputError, match="--on-bad ignore: choose fail or skip"):
+    with pytest.raises(InputError, match="`on_bad=ignore`: choose fail or skip"):
         load_images(tmp_path, on_bad="ignore")

@@ -84,12 +84,12 @@ def test_it_is_said_as_people_write_it():
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ((1.0, -1.0), "--data-range 1,-1:"),
-        ((0.0, 0.0), "--data-range 0,0:"),
-        ((0.0, float("inf")), "--data-range 0,inf:"),
-        ((float("nan"), 1.0), "--data-range nan,1:"),
-        ((-1.0, 1.0, 1), "--levels 1: choose from 2 to 256"),
-        ((-1.0, 1.0, 257), "--levels 257: choose from 2 to 256"),
+        ((1.0, -1.0), "`data_range=1,-1`:"),
+        ((0.0, 0.0), "`data_range=0,0`:"),
+        ((0.0, float("inf")), "`data_range=0,inf`:"),
+        ((float("nan"), 1.0), "`data_range=nan,1`:"),
+        ((-1.0, 1.0, 1), "`levels=1`: choose from 2 to 256"),
+        ((-1.0, 1.0, 257), "`levels=257`: choose from 2 to 256"),
     ],
 )
 def test_what_is_no_range_is_refused(given, said):

@@ -162,7 +162,7 @@ def test_skipping_keeps_every_size(mixed):
 
 
 def test_others_refuse_and_name_both_ways(small_model, mixed):
-    with pytest.raises(db.InputError, match=r"--on-bad skip .*fid takes"):
+    with pytest.raises(db.InputError, match=r"`on_bad=skip` .*fid takes"):
         db.load_images(mixed)
     taken = db.load_images(mixed, any_size=True)
     with pytest.raises(db.InputError, match="of 2 sizes from 8x8 to 9x12, gray and RGB, which"):
