@@ -40,7 +40,7 @@ class Variance(StrEnum):
 
     @property
     def is_learned(self) -> bool:
-        """Whether the network outputs a second image's worth of channels for it."""
+        """Whether the network has a second set of channels for the variance."""
         return self in (Variance.LEARNED_RANGE, Variance.LEARNED)
 
 
@@ -49,13 +49,13 @@ _CPU = torch.device("cpu")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ReverseStep:
-    """p(x_{t-1} | x_t) as the network has it, and what it says of the data.
+    """p(x_{t-1} | x_t), and the network's prediction of the data and the noise.
 
     Attributes:
         mean: (B, C, H, W).
         log_variance: (B, 1, 1, 1), or (B, C, H, W) where it is learned.
         pred_x_start: (B, C, H, W), clipped if the process clips.
-        unclipped_pred_x_start: (B, C, H, W), as the network has it.
+        unclipped_pred_x_start: (B, C, H, W).
         pred_eps: (B, C, H, W), the noise that the unclipped prediction implies.
     """
 
@@ -67,44 +67,26 @@ class ReverseStep:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Tables:
-    """One float64 table a coefficient, gathered by t and shaped to broadcast over images."""
-
-    stacked: Tensor  # (number of tables, T)
-
-    NAMES = (
-        "signal",  # sqrt(alphas_cumprod)
-        "noise",  # sqrt(1 - alphas_cumprod)
-        "posterior_x_start",  # coefficient of x_start in the posterior mean
-        "posterior_x_t",  # coefficient of x_t in the posterior mean
-        "log_posterior_variance",  # its entry at t = 1 replaced by that of t = 2
-        "log_beta",
-        "log_fixed_large",  # log_beta, its entry at t = 1 replaced by log_posterior_variance's
-        "previous_signal",  # sqrt(alphas_cumprod) of t - 1
-        "previous_variance",  # 1 - alphas_cumprod of t - 1
-        "posterior_variance",  # 0 at t = 1
-    )
-
-    def at(self, t: Tensor) -> "dict[str, Tensor]":
-        rows = self.stacked[:, t - 1].unsqueeze(-1).unsqueeze(-1).unsqueeze(-1)
-        return dict(zip(self.NAMES, rows, strict=True))
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
 class GaussianDiffusion:
-    """A noise schedule together with the meaning of a network's output.
+    r"""The forward process q, its posterior, and the reverse process p that a network implies.
 
-    Every method takes `t` as a (B,) int64 tensor in 1..T, one step an image, and computes in
-    float64 where the device has it.
+    .. math::
+        q(x_t \mid x_0) = \mathcal N(\sqrt{\bar\alpha_t}\, x_0, (1 - \bar\alpha_t) I), \qquad
+        q(x_{t-1} \mid x_t, x_0) = \mathcal N(\tilde\mu_t(x_t, x_0), \tilde\beta_t I), \qquad
+        p(x_{t-1} \mid x_t) = \mathcal N(\mu_\theta(x_t, t), \Sigma_\theta(x_t, t))
+
+    In the code :math:`x_0` is `x_start`, and :math:`\bar\alpha_t` is `alphas_cumprod`. Every method
+    takes `t` as a (B,) int64 tensor in 1..T, one timestep an image, and computes in float64 where
+    the device has it.
 
     Attributes:
         schedule: the noise schedule.
         prediction: what the network outputs.
         variance: the variance of the reverse process.
-        clip: whether the predicted x_start is clamped to the data's range before the mean is
-            formed.
-        data_range: the numbers an image is made of.
-        device: where the tables lie.
+        clip: whether the predicted x_start is clamped to the data's range before it enters the
+            mean.
+        data_range: the range of an image's values.
+        device: of the tables.
 
     Source: Ho, Jain & Abbeel 2020, section 2; conventions of the authors' code.
     """
@@ -127,133 +109,172 @@ class GaussianDiffusion:
         """float64; float32 on a device that has no float64."""
         return torch.float32 if self.device.type == "mps" else torch.float64
 
-    @cached_property
-    def _tables(self) -> _Tables:
-        s = self.schedule
-        previous = torch.cat([torch.zeros(1, dtype=torch.float64), s.log_alphas_cumprod[:-1]])
-        log_pv = s.posterior_variance.log()
-        # The posterior variance is 0 at t = 1; the authors put that of t = 2 in its place. A
-        # schedule of a single step has no t = 2 and keeps beta.
-        log_pv[0] = log_pv[1] if s.num_timesteps > 1 else s.betas[0].log()
-        log_beta = s.betas.log()
-        log_large = log_beta.clone()
-        log_large[0] = log_pv[0]
-        columns = [
-            (0.5 * s.log_alphas_cumprod).exp(),
-            s.one_minus_alphas_cumprod.sqrt(),
-            s.betas * (0.5 * previous).exp() / s.one_minus_alphas_cumprod,
-            -torch.expm1(previous) * (1 - s.betas).sqrt() / s.one_minus_alphas_cumprod,
-            log_pv,
-            log_beta,
-            log_large,
-            (0.5 * previous).exp(),
-            -torch.expm1(previous),
-            s.posterior_variance,
-        ]
-        return _Tables(torch.stack(columns).to(self.device, self.dtype))
-
     def q_sample(self, x_start: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        """x_t: the data after t steps of noise.
+        r"""A sample of q(x_t | x_start).
+
+        .. math:: x_t = \sqrt{\bar\alpha_t}\, x_0 + \sqrt{1 - \bar\alpha_t}\, \epsilon
 
         Args:
             x_start: (B, C, H, W) in the data's range.
-            t: (B,) steps.
+            t: (B,) timesteps.
             eps: (B, C, H, W) standard normal noise.
+
+        Returns:
+            (B, C, H, W).
 
         Source: Ho et al. 2020, eq. 4.
         """
-        c = self._tables.at(t)
-        return c["signal"] * x_start + c["noise"] * eps
+        at = self._coefficients(t)
+        return at["sqrt_alphas_cumprod"] * x_start + at["sqrt_one_minus_alphas_cumprod"] * eps
 
-    def q_posterior(self, x_start: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log variance of q(x_{t-1} | x_t, x_start).
+    def q_posterior_mean_variance(
+        self, x_start: Tensor, x_t: Tensor, t: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        r"""Mean and log variance of the posterior q(x_{t-1} | x_t, x_start).
+
+        .. math::
+            \tilde\mu_t = \frac{\sqrt{\bar\alpha_{t-1}}\, \beta_t}{1 - \bar\alpha_t} x_0
+            + \frac{\sqrt{\alpha_t}\, (1 - \bar\alpha_{t-1})}{1 - \bar\alpha_t} x_t, \qquad
+            \tilde\beta_t = \frac{1 - \bar\alpha_{t-1}}{1 - \bar\alpha_t} \beta_t
 
         At t = 1, where the variance is 0, the log variance is that of t = 2.
 
         Args:
             x_start: (B, C, H, W).
             x_t: (B, C, H, W).
-            t: (B,) steps.
+            t: (B,) timesteps.
 
         Returns:
-            (B, C, H, W) and (B, 1, 1, 1).
+            Mean (B, C, H, W) and log variance (B, 1, 1, 1).
 
         Source: Ho et al. 2020, eqs. 6 and 7.
         """
-        c = self._tables.at(t)
-        mean = c["posterior_x_start"] * x_start + c["posterior_x_t"] * x_t
-        return mean, c["log_posterior_variance"]
+        at = self._coefficients(t)
+        return _posterior_mean(x_start, x_t, at), at["posterior_log_variance_clipped"]
 
     def p_mean_variance(self, model_output: Tensor, x_t: Tensor, t: Tensor) -> ReverseStep:
-        """The reverse step that a network's output implies.
+        r"""The reverse distribution p(x_{t-1} | x_t) that a network's output implies.
+
+        Its mean is the posterior mean at the predicted x_start, or the output itself where the
+        network predicts the mean:
+
+        .. math:: \mu_\theta(x_t, t) = \tilde\mu_t(x_t, \hat x_0)
 
         Args:
             model_output: (B, C, H, W), or (B, 2C, H, W) where the variance is learned.
-            x_t: (B, C, H, W), what the network was given.
-            t: (B,) steps.
+            x_t: (B, C, H, W), the network's input.
+            t: (B,) timesteps.
 
         Source: Ho et al. 2020, eq. 11 and section 3.2; Nichol & Dhariwal 2021, eq. 15.
         """
-        c = self._tables.at(t)
+        at = self._coefficients(t)
         output = model_output.to(x_t.dtype)
         if self.variance.is_learned:
             output, value = output.chunk(2, dim=1)
-            log_variance = self._learned_log_variance(value, c)
+            log_variance = self._learned_log_variance(value, at)
         elif self.variance is Variance.FIXED_LARGE:
-            log_variance = c["log_fixed_large"]
+            log_variance = at["fixed_large_log_variance"]
         else:
-            log_variance = c["log_posterior_variance"]
-        unclipped = self._unclipped_pred_x_start(output, x_t, c)
+            log_variance = at["posterior_log_variance_clipped"]
+        unclipped = self._predict_x_start(output, x_t, at)
         pred_x_start = self.data_range.clamp(unclipped) if self.clip else unclipped
-        if self.prediction is Prediction.PREVIOUS_MEAN:
-            mean = output
-        else:
-            mean = c["posterior_x_start"] * pred_x_start + c["posterior_x_t"] * x_t
+        is_mean = self.prediction is Prediction.PREVIOUS_MEAN
         return ReverseStep(
-            mean=mean,
+            mean=output if is_mean else _posterior_mean(pred_x_start, x_t, at),
             log_variance=log_variance,
             pred_x_start=pred_x_start,
             unclipped_pred_x_start=unclipped,
-            pred_eps=(x_t - c["signal"] * unclipped) / c["noise"],
+            pred_eps=_predict_eps(unclipped, x_t, at),
         )
 
-    def implicit_step(
+    def ddim_mean_std(
         self, pred_x_start: Tensor, x_t: Tensor, t: Tensor, *, eta: float
     ) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of x_{t-1} in the implicit process.
+        r"""Mean and standard deviation of x_{t-1} in the implicit process (DDIM).
 
-        The noise in x_t is what the prediction leaves of it, clipped if the prediction is.
+        .. math::
+            \sqrt{\bar\alpha_{t-1}}\, \hat x_0
+            + \sqrt{1 - \bar\alpha_{t-1} - \sigma_t^2}\, \hat\epsilon, \qquad
+            \sigma_t = \eta \sqrt{\tilde\beta_t}, \qquad
+            \hat\epsilon = \frac{x_t - \sqrt{\bar\alpha_t}\, \hat x_0}{\sqrt{1 - \bar\alpha_t}}
 
         Args:
-            pred_x_start: (B, C, H, W).
+            pred_x_start: (B, C, H, W); clipped where the process clips, and so the noise is.
             x_t: (B, C, H, W).
-            t: (B,) steps.
+            t: (B,) timesteps.
             eta: 0 adds no noise; 1 is the ancestral process with the posterior variance.
 
         Returns:
-            (B, C, H, W) and (B, 1, 1, 1).
+            Mean (B, C, H, W) and standard deviation (B, 1, 1, 1).
 
         Source: Song, Meng & Ermon 2021, eqs. 12 and 16.
         """
-        c = self._tables.at(t)
-        pred_eps = (x_t - c["signal"] * pred_x_start) / c["noise"]
-        variance = eta**2 * c["posterior_variance"]
-        direction = (c["previous_variance"] - variance).clamp(min=0.0).sqrt()
-        return c["previous_signal"] * pred_x_start + direction * pred_eps, variance.sqrt()
+        at = self._coefficients(t)
+        variance = eta**2 * at["posterior_variance"]
+        direction = (at["one_minus_alphas_cumprod_prev"] - variance).clamp(min=0.0).sqrt()
+        pred_eps = _predict_eps(pred_x_start, x_t, at)
+        return at["sqrt_alphas_cumprod_prev"] * pred_x_start + direction * pred_eps, variance.sqrt()
 
-    def _learned_log_variance(self, value: Tensor, c: dict[str, Tensor]) -> Tensor:
+    @cached_property
+    def _tables(self) -> dict[str, Tensor]:
+        """(T,) float64 each, under the names of the code of Ho et al."""
+        s = self.schedule
+        log_previous = torch.cat([torch.zeros(1, dtype=torch.float64), s.log_alphas_cumprod[:-1]])
+        log_posterior = s.posterior_variance.log()
+        # The posterior variance is 0 at t = 1; the authors put that of t = 2 in its place. A
+        # schedule of a single timestep has no t = 2 and keeps beta.
+        log_posterior[0] = log_posterior[1] if s.num_timesteps > 1 else s.betas[0].log()
+        log_betas = s.betas.log()
+        return {
+            "sqrt_alphas_cumprod": (0.5 * s.log_alphas_cumprod).exp(),
+            "sqrt_one_minus_alphas_cumprod": s.one_minus_alphas_cumprod.sqrt(),
+            "sqrt_alphas_cumprod_prev": (0.5 * log_previous).exp(),
+            "one_minus_alphas_cumprod_prev": -torch.expm1(log_previous),
+            "posterior_mean_coef_x_start": (
+                s.betas * (0.5 * log_previous).exp() / s.one_minus_alphas_cumprod
+            ),
+            "posterior_mean_coef_x_t": (
+                -torch.expm1(log_previous) * (1 - s.betas).sqrt() / s.one_minus_alphas_cumprod
+            ),
+            "posterior_variance": s.posterior_variance,
+            "posterior_log_variance_clipped": log_posterior,
+            "log_betas": log_betas,
+            "fixed_large_log_variance": torch.cat([log_posterior[:1], log_betas[1:]]),
+        }
+
+    @cached_property
+    def _stacked_tables(self) -> Tensor:
+        """(number of tables, T), so that a batch takes one gather."""
+        return torch.stack(list(self._tables.values())).to(self.device, self.dtype)
+
+    def _coefficients(self, t: Tensor) -> dict[str, Tensor]:
+        """(B, 1, 1, 1) each, of the batch's timesteps."""
+        columns = self._stacked_tables[:, t - 1, None, None, None]
+        return dict(zip(self._tables, columns, strict=True))
+
+    def _learned_log_variance(self, value: Tensor, at: dict[str, Tensor]) -> Tensor:
         if self.variance is Variance.LEARNED:
             return value
-        share = (value + 1) / 2
-        return share * c["log_beta"] + (1 - share) * c["log_posterior_variance"]
+        fraction = (value + 1) / 2
+        return fraction * at["log_betas"] + (1 - fraction) * at["posterior_log_variance_clipped"]
 
-    def _unclipped_pred_x_start(self, output: Tensor, x_t: Tensor, c: dict[str, Tensor]) -> Tensor:
+    def _predict_x_start(self, output: Tensor, x_t: Tensor, at: dict[str, Tensor]) -> Tensor:
+        signal, noise = at["sqrt_alphas_cumprod"], at["sqrt_one_minus_alphas_cumprod"]
         match self.prediction:
             case Prediction.X_START:
                 return output
             case Prediction.EPSILON:
-                return (x_t - c["noise"] * output) / c["signal"]
+                return (x_t - noise * output) / signal
             case Prediction.V:
-                return c["signal"] * x_t - c["noise"] * output
+                return signal * x_t - noise * output
             case Prediction.PREVIOUS_MEAN:
-                return (output - c["posterior_x_t"] * x_t) / c["posterior_x_start"]
+                rest = output - at["posterior_mean_coef_x_t"] * x_t
+                return rest / at["posterior_mean_coef_x_start"]
+
+
+def _posterior_mean(x_start: Tensor, x_t: Tensor, at: dict[str, Tensor]) -> Tensor:
+    return at["posterior_mean_coef_x_start"] * x_start + at["posterior_mean_coef_x_t"] * x_t
+
+
+def _predict_eps(pred_x_start: Tensor, x_t: Tensor, at: dict[str, Tensor]) -> Tensor:
+    return (x_t - at["sqrt_alphas_cumprod"] * pred_x_start) / at["sqrt_one_minus_alphas_cumprod"]

@@ -176,7 +176,7 @@ def diffusion_terms(
     """
     x_start, eps = x_start.to(diffusion.dtype), eps.to(diffusion.dtype)
     x_t = diffusion.q_sample(x_start, t, eps)
-    true_mean, true_log_variance = diffusion.q_posterior(x_start, x_t, t)
+    true_mean, true_log_variance = diffusion.q_posterior_mean_variance(x_start, x_t, t)
     step = diffusion.p_mean_variance(model_output, x_t, t)
     nats = _mean(normal_kl(true_mean, true_log_variance, step.mean, step.log_variance))
     if first is None:

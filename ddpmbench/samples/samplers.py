@@ -243,7 +243,7 @@ class ImplicitSampler(Sampler):
         self._eta = eta
 
     def _law(self, reverse: ReverseStep, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
-        mean, deviation = self.diffusion.implicit_step(reverse.pred_x_start, x_t, t, eta=self._eta)
+        mean, deviation = self.diffusion.ddim_mean_std(reverse.pred_x_start, x_t, t, eta=self._eta)
         return mean, deviation if self._eta else None
 
 

@@ -88,7 +88,7 @@ def test_predictions_and_posterior_are_those_of_the_package(tmp_path, objective,
         (step.pred_eps, predicted.pred_noise),
         (step.pred_x_start, pred_x_start),
         (step.mean, mean),
-        (ours.q_posterior(x_start, x_t, STEPS)[0], posterior),
+        (ours.q_posterior_mean_variance(x_start, x_t, STEPS)[0], posterior),
     ):
         # of what is rounded: theirs multiplies by float32 numbers before it clips
         size = torch.maximum(expected.abs(), predicted.pred_x_start.abs())

@@ -42,7 +42,7 @@ def output_for(prediction: Prediction, x_start: torch.Tensor, x_t: torch.Tensor)
         Prediction.EPSILON: eps,
         Prediction.X_START: x_start,
         Prediction.V: signal * eps - noise * x_start,
-        Prediction.PREVIOUS_MEAN: process().q_posterior(x_start, x_t, STEPS)[0],
+        Prediction.PREVIOUS_MEAN: process().q_posterior_mean_variance(x_start, x_t, STEPS)[0],
     }[prediction]
 
 
@@ -62,7 +62,7 @@ def test_the_posterior_is_bayes_rule():
     # q(x_{t-1} | x_t, x_0) is the product of the normal q(x_{t-1} | x_0) and the likelihood
     # q(x_t | x_{t-1}), a normal in x_{t-1} as well: precisions add, means are weighted by them.
     t = STEPS[1:]
-    mean, log_variance = process().q_posterior(X_START[1:], X_T[1:], t)
+    mean, log_variance = process().q_posterior_mean_variance(X_START[1:], X_T[1:], t)
     previous, alpha = SCHEDULE.alphas_cumprod[:-1], 1 - SCHEDULE.betas[1:]
     prior_precision = column(1 / (1 - previous))
     likelihood_precision = column(alpha / SCHEDULE.betas[1:])
@@ -77,7 +77,9 @@ def test_the_posterior_is_bayes_rule():
 
 
 def test_the_posterior_at_the_first_step_is_the_data_with_the_second_variance():
-    mean, log_variance = process().q_posterior(X_START[:2], X_T[:2], torch.tensor([1, 2]))
+    mean, log_variance = process().q_posterior_mean_variance(
+        X_START[:2], X_T[:2], torch.tensor([1, 2])
+    )
     assert close(mean[0], X_START[0], 1e-14)
     assert log_variance[0] == log_variance[1]
 
@@ -97,7 +99,7 @@ def test_the_truth_gives_the_posterior_whatever_is_predicted(prediction, clip):
     step = process(prediction=prediction, clip=clip).p_mean_variance(
         output_for(prediction, X_START, X_T), X_T, STEPS
     )
-    expected_mean, _ = process().q_posterior(X_START, X_T, STEPS)
+    expected_mean, _ = process().q_posterior_mean_variance(X_START, X_T, STEPS)
     assert close(step.pred_x_start, X_START)
     assert close(step.unclipped_pred_x_start, X_START)
     assert close(step.pred_eps, EPS)
@@ -132,7 +134,7 @@ def test_the_clip_acts_on_pred_x_start_before_the_mean_is_formed(prediction):
         assert torch.equal(clipped.mean, output)
         assert torch.equal(free.mean, output)
     else:
-        expected, _ = process().q_posterior(wrong.clamp(-1, 1), X_T, STEPS)
+        expected, _ = process().q_posterior_mean_variance(wrong.clamp(-1, 1), X_T, STEPS)
         assert close(clipped.mean, expected, 1e-9)
         assert not close(clipped.mean, free.mean, 1e-3)
 
