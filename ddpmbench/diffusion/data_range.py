@@ -1,4 +1,4 @@
-"""The range of numbers that a model takes its images in, and how many levels a pixel has."""
+"""The range of an image's values in a model, and the number of levels of a pixel."""
 
 import dataclasses
 import math
@@ -15,7 +15,7 @@ NATS_PER_BIT = math.log(2.0)
 
 
 class EightBit(StrEnum):
-    """How a real number becomes one of the levels; published evaluations differ."""
+    """How a real number becomes a level; published evaluations differ."""
 
     ROUND = "round"
     """to the nearest"""
@@ -28,21 +28,22 @@ _ALL = 256  # levels of an 8-bit pixel
 
 @dataclasses.dataclass(frozen=True)
 class DataRange:
-    """`levels` evenly spaced numbers from `low` to `high`.
+    r"""L evenly spaced levels from `low` to `high`.
 
-    Level k is low + k (high - low) / (levels - 1), and its bin reaches half way to the next; those
-    of the lowest and the highest level are open to the outside. An 8-bit pixel p is level
-    p levels // 256, that is its top bits; level k is shown as the pixel nearest to
-    255 k / (levels - 1).
+    .. math::
+        x_k = \text{low} + k\, \frac{\text{high} - \text{low}}{L - 1}, \qquad k = 0, \dots, L - 1
+
+    The bin of a level reaches half way to the next; those of the lowest and the highest level are
+    open to the outside. The level of an 8-bit pixel p is its top bits, p L // 256; level k is
+    shown as the pixel nearest to 255 k / (L - 1).
 
     Attributes:
-        low: what the darkest level becomes.
-        high: what the brightest becomes.
-        levels: how many a pixel can have, 2..256; the 8-bit pixels of an image are reduced to
-            their top bits where there are fewer.
+        low: value of the darkest level.
+        high: value of the brightest level.
+        levels: L, 2..256.
 
     Raises:
-        InputError: it is no range, or has no such number of levels.
+        InputError: `low` is not below `high`, one is not finite, or `levels` is not in 2..256.
 
     Source: Ho, Jain & Abbeel 2020, eq. 13, which has [-1, 1] and 256 levels.
     """
@@ -52,7 +53,7 @@ class DataRange:
     levels: int = _ALL
 
     def __post_init__(self) -> None:
-        """Refuse what is no range."""
+        """Check the range and the number of levels."""
         if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
             raise InputError(
                 f"`data_range={self.option}`: takes two finite numbers, the lower one first, as in "
@@ -67,7 +68,7 @@ class DataRange:
 
     @property
     def interval(self) -> str:
-        """From where to where, as people write it."""
+        """[LOW, HIGH]."""
         return f"[{self.low:.12g}, {self.high:.12g}]"
 
     @property
@@ -82,17 +83,17 @@ class DataRange:
 
     @property
     def identity(self) -> dict[str, object]:
-        """What of it determines a run: nothing where it is that of all runs of before."""
+        """Its part in the identity of a run; empty for the range of Ho et al."""
         return {} if self == UNIT_RANGE else self.record
 
     @property
     def half_bin(self) -> float:
-        """Half the distance of two neighboring levels."""
+        """Half the distance between two neighboring levels, h of `discretized_normal_log_prob`."""
         return 0.5 / self._steps_a_unit
 
     @property
     def levels_a_unit(self) -> float:
-        """What turns a distance in the model into one on 0..255, however many levels there are."""
+        """Factor from a distance in the model to one on 0..255, for any number of levels."""
         return (_ALL - 1) / (self.high - self.low)
 
     @property
@@ -111,7 +112,7 @@ class DataRange:
         return (pixels.astype(np.uint16) * self.levels // _ALL).astype(np.uint8)
 
     def to_model(self, pixels: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
-        """8-bit pixels to what the model takes.
+        """8-bit pixels as the model's input.
 
         Args:
             pixels: uint8, any shape.
@@ -129,10 +130,10 @@ class DataRange:
         return np.asarray(self.reduced(pixels).astype(np.float64) / self._steps_a_unit + self.low)
 
     def to_pixels(self, x: Tensor, how: EightBit = EightBit.ROUND) -> Tensor:
-        """8-bit pixels to show; what is outside [low, high] becomes 0 or 255.
+        """The model's values as 8-bit pixels; those outside [low, high] become 0 or 255.
 
         Args:
-            x: finite, any shape, in the model's numbers.
+            x: finite, any shape.
             how: to the nearest level or to the one below.
 
         Returns:
@@ -146,14 +147,14 @@ class DataRange:
         return level.to(torch.uint8)
 
     def shown(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """What the levels of 8-bit pixels look like: uint8, the same shape."""
+        """8-bit pixels reduced to the levels, as pixels again: uint8, the same shape."""
         if self.levels == _ALL:
             return pixels
         level = self.reduced(pixels).astype(np.float64)
         return np.rint(level * ((_ALL - 1) / (self.levels - 1))).astype(np.uint8)
 
     def clamp(self, x: Tensor) -> Tensor:
-        """What lies outside the range moved to its nearer end."""
+        """Values outside the range moved to its nearer end."""
         return x.clamp(self.low, self.high)
 
 

@@ -1,4 +1,4 @@
-"""Normal distributions: divergence, and the probability of a level."""
+"""Normal distributions: KL divergence, and the probability of a discrete level."""
 
 import math
 
@@ -13,7 +13,12 @@ _FAR = 100.0  # in standard deviations
 
 
 def normal_kl(mean1: Tensor, log_variance1: Tensor, mean2: Tensor, log_variance2: Tensor) -> Tensor:
-    """KL divergence of two diagonal normals, element by element.
+    r"""KL divergence of two diagonal normals, element by element.
+
+    .. math::
+        D_{KL}(\mathcal N(\mu_1, \sigma_1^2) \,\|\, \mathcal N(\mu_2, \sigma_2^2))
+        = \frac12 \left( \frac{\sigma_1^2}{\sigma_2^2} - 1 - \log \frac{\sigma_1^2}{\sigma_2^2}
+        + \frac{(\mu_1 - \mu_2)^2}{\sigma_2^2} \right)
 
     Args:
         mean1: mean of the first distribution, any shape.
@@ -22,12 +27,12 @@ def normal_kl(mean1: Tensor, log_variance1: Tensor, mean2: Tensor, log_variance2
         log_variance2: its log variance.
 
     Returns:
-        KL(N(mean1, exp(log_variance1)) || N(mean2, exp(log_variance2))) in nats.
+        Nats, the broadcast shape.
 
     Source: Ho, Jain & Abbeel 2020, eq. 5 and appendix A.
     """
     log_ratio = log_variance1 - log_variance2
-    # expm1(r) - r loses nothing where the two variances agree.
+    # expm1(r) - r does not cancel where the two variances agree.
     return 0.5 * (
         torch.expm1(log_ratio) - log_ratio + (mean1 - mean2).square() * torch.exp(-log_variance2)
     )
@@ -41,10 +46,14 @@ def discretized_normal_log_prob(
     decoder: str = "exact",
     data_range: DataRange = UNIT_RANGE,
 ) -> Tensor:
-    """Log probability of levels under a normal integrated over their bins.
+    r"""Log probability of discrete levels under a normal integrated over their bins.
 
-    A bin reaches half way to the next level, 1/255 to each side on [-1, 1] with 256 levels; those
-    of the lowest and the highest level are open to the outside.
+    .. math::
+        \log p(x) = \log \left[ \Phi\left(\frac{x + h - \mu}{\sigma}\right)
+        - \Phi\left(\frac{x - h - \mu}{\sigma}\right) \right]
+
+    A bin reaches half way to the next level, h = 1/255 on [-1, 1] with 256 levels; the first term
+    is 1 at the highest level, the second 0 at the lowest.
 
     Args:
         x_start: levels of the data's range, as `DataRange.to_model` gives them; any shape.
@@ -53,10 +62,13 @@ def discretized_normal_log_prob(
         decoder: "exact" takes the normal distribution function in log space and subtracts in the
             smaller tail, so that every value is finite and the levels' probabilities sum to one;
             "tanh" is the approximation of the authors' code with its clamp at 1e-12.
-        data_range: where the levels lie, and how many there are.
+        data_range: lowest and highest level, and their number.
 
     Returns:
-        Log probabilities in nats, the shape of `x_start`.
+        Nats, the shape of `x_start`.
+
+    Raises:
+        ValueError: `decoder` is neither.
 
     Source: Ho, Jain & Abbeel 2020, eq. 13.
     """

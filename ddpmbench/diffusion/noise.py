@@ -1,7 +1,7 @@
-"""Addressed noise: a normal number is a function of its address, not of what was drawn before.
+"""Counter-based noise: a normal number depends on its address alone, not on earlier draws.
 
-The address of an element is (seed, image, timestep, draw, element), so that neither batching nor
-the order of rows, nor the number of processes, can change a number.
+The address of an element is (seed, image, timestep, draw, element), so that neither the batch, the
+order of terms nor the number of processes can change a number.
 """
 
 import math
@@ -50,12 +50,17 @@ def _high(product: Tensor) -> Tensor:
 def normal_noise(
     image: Tensor, t: Tensor, draw: Tensor, *, shape: tuple[int, ...], seed: int
 ) -> Tensor:
-    """Standard normal noise for rows of (image, timestep, draw).
+    r"""Standard normal noise for each (image, timestep, draw).
+
+    .. math::
+        z = \sqrt{-2 \log u_1}\, (\cos 2 \pi u_2, \sin 2 \pi u_2)
+
+    with uniform u from the Philox words of counter (image, t, draw, element // 4) and key `seed`.
 
     Args:
         image: (B,) int64, index of the image in its set.
-        t: (B,) int64, step.
-        draw: (B,) int64, which repetition.
+        t: (B,) int64 timesteps.
+        draw: (B,) int64, index of the repetition.
         shape: (C, H, W) of one image.
         seed: 0 <= seed < 2^64.
 
@@ -63,7 +68,7 @@ def normal_noise(
         (B, C, H, W) float32 on the device of `image`. The underlying integers are the same on
         every device; the normal numbers agree to the last bit or two.
 
-    Source: Box & Muller 1958 on the words of Philox 4x32-10.
+    Source: Box & Muller 1958; Salmon et al. 2011.
     """
     size = math.prod(shape)
     block = torch.arange((size + 3) // 4, device=image.device)

@@ -1,9 +1,10 @@
 """Noise schedules: the tables of the forward process, in float64.
 
-The steps are t = 1..T; the tables are 0-based, entry ``i`` belongs to ``t = i + 1``.
+Timesteps are t = 1..T; the tables are 0-based, entry ``i`` belongs to ``t = i + 1``.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Self
@@ -21,13 +22,11 @@ MAX_TIMESTEPS = 1_000_000
 
 
 def _spaced(total: int, count: int) -> list[int]:
-    """So many evenly spaced numbers of 1..total, the first and the last among them."""
+    """`count` evenly spaced timesteps of 1..total, the first and the last among them."""
     stride = (total - 1) / max(count - 1, 1)
-    position, steps = 0.0, []
-    for _ in range(count):
-        steps.append(1 + round(position))
-        position += stride  # summed, not multiplied: the same rounding as the source
-    return steps
+    # summed, not multiplied: the same rounding as the source
+    positions = itertools.accumulate(itertools.repeat(stride, count - 1), initial=0.0)
+    return [1 + round(position) for position in positions]
 
 
 def _check_length(num_timesteps: int) -> None:
@@ -37,18 +36,25 @@ def _check_length(num_timesteps: int) -> None:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class NoiseSchedule:
-    """The variances of the forward process and what follows from them.
+    r"""The variances of the forward process.
+
+    .. math::
+        q(x_t \mid x_{t-1}) = \mathcal N(\sqrt{1 - \beta_t}\, x_{t-1}, \beta_t I), \qquad
+        \bar\alpha_t = \prod_{s=1}^{t} (1 - \beta_s)
 
     Build one with a named constructor: `linear`, `cosine`, `sigmoid`, `scaled_linear`,
     `sqrt_linear`, `geometric`, `warmup`, `cosine_betas`, `sigmoid_betas`, `from_betas`,
     `from_alphas_cumprod`.
 
     Attributes:
-        betas: (T,) float64, variance added at each step, in (0, 1).
-        name: what the schedule is called where it is printed.
-        original_timesteps: (T,) int64, the 1-based steps of the schedule the network was trained
-            on; 1..T unless the schedule was respaced.
-        num_original_timesteps: length of the schedule the network was trained on.
+        betas: (T,) float64, the variance added at each timestep, in (0, 1).
+        name: of the schedule where it is printed.
+        original_timesteps: (T,) int64, the 1-based timesteps of the schedule that the network was
+            trained on; 1..T unless the schedule was respaced.
+        num_original_timesteps: length of the schedule that the network was trained on.
+
+    Raises:
+        InputError: the betas are not one row of float64 numbers in (0, 1).
 
     Source: Ho, Jain & Abbeel 2020, eqs. 2, 4 and 7.
     """
@@ -75,12 +81,12 @@ class NoiseSchedule:
 
     @cached_property
     def log_alphas_cumprod(self) -> Tensor:
-        """(T,) log of the product of 1 - beta up to and including each step."""
+        """(T,) log of `alphas_cumprod`."""
         return torch.log1p(-self.betas).cumsum(0)
 
     @cached_property
     def alphas_cumprod(self) -> Tensor:
-        """(T,) share of the data's variance left in x_t."""
+        r"""(T,) :math:`\bar\alpha_t`, the fraction of the data's variance left in x_t."""
         return self.log_alphas_cumprod.exp()
 
     @cached_property
@@ -95,27 +101,39 @@ class NoiseSchedule:
 
     @cached_property
     def posterior_variance(self) -> Tensor:
-        """(T,) variance of q(x_{t-1} | x_t, x_start); 0 at t = 1. Ho et al. 2020, eq. 7."""
+        r"""(T,) variance of q(x_{t-1} | x_t, x_start); 0 at t = 1.
+
+        .. math::
+            \tilde\beta_t = \frac{1 - \bar\alpha_{t-1}}{1 - \bar\alpha_t} \beta_t
+
+        Source: Ho et al. 2020, eq. 7.
+        """
         previous = torch.cat([torch.zeros(1, dtype=torch.float64), self.one_minus_alphas_cumprod])
         return self.betas * previous[:-1] / self.one_minus_alphas_cumprod
 
     def respaced(self, num_timesteps: int) -> Self:
-        """The schedule of the model that visits only evenly spaced steps of this one.
+        """The schedule that visits only evenly spaced timesteps of this one.
 
         The bound of a respaced model is that of a different model, not an estimate of this one's.
 
         Args:
-            num_timesteps: number of steps to keep, 1..T.
+            num_timesteps: number of timesteps to keep, 1..T.
+
+        Raises:
+            InputError: `num_timesteps` lies outside 1..T.
         """
         return self.subset(self.evenly_spaced(num_timesteps))
 
     def evenly_spaced(self, num_timesteps: int) -> list[int]:
-        """So many steps of 1..T, the first and the last among them; of a single one the last.
+        """Evenly spaced timesteps of 1..T, the first and the last among them.
 
-        From two on they are those that the source's code chooses.
+        From two on they are those of the source's code; a single one is the last.
 
         Args:
-            num_timesteps: 1..T.
+            num_timesteps: how many, 1..T.
+
+        Raises:
+            InputError: `num_timesteps` lies outside 1..T.
 
         Source: Nichol & Dhariwal 2021, section 4.
         """
@@ -127,13 +145,17 @@ class NoiseSchedule:
         return [total] if num_timesteps == 1 else _spaced(total, num_timesteps)
 
     def in_sections(self, counts: Sequence[int]) -> Self:
-        """The schedule that visits so many evenly spaced steps of each of equal sections.
+        """The schedule that visits evenly spaced timesteps of each of several equal sections.
 
-        The first sections are a step longer where T is no multiple of their number; a single step
-        is the first of its section.
+        The first sections are a timestep longer where T is no multiple of their number; a single
+        timestep is the first of its section.
 
         Args:
-            counts: steps of each section, at least 1, the section nearest to the data first.
+            counts: timesteps to keep of each section, at least 1, the section nearest to the data
+                first.
+
+        Raises:
+            InputError: a section has fewer timesteps than its count.
 
         Source: Dhariwal & Nichol 2021, `space_timesteps` in the project's code.
         """
@@ -150,10 +172,18 @@ class NoiseSchedule:
         return self.subset(steps)
 
     def subset(self, timesteps: Sequence[int]) -> Self:
-        """The schedule that visits only the given steps.
+        r"""The schedule that visits only the given timesteps.
+
+        .. math::
+            \beta'_i = 1 - \bar\alpha_{t_i} / \bar\alpha_{t_{i-1}}
 
         Args:
-            timesteps: strictly increasing steps in 1..T of this schedule.
+            timesteps: strictly increasing, in 1..T of this schedule.
+
+        Raises:
+            InputError: they are not strictly increasing, or not in 1..T.
+
+        Source: Nichol & Dhariwal 2021, eq. 19.
         """
         steps = torch.as_tensor(timesteps, dtype=torch.int64)
         if not len(steps) or steps[0] < 1 or steps[-1] > self.num_timesteps:
@@ -177,7 +207,10 @@ class NoiseSchedule:
 
         Args:
             betas: (T,) variances in (0, 1).
-            name: what to call it.
+            name: of the schedule.
+
+        Raises:
+            InputError: they are not one row of numbers in (0, 1).
         """
         values = torch.from_numpy(_float64(betas))
         return cls(values, name, torch.arange(1, values.numel() + 1), values.numel())
@@ -186,11 +219,17 @@ class NoiseSchedule:
     def from_alphas_cumprod(
         cls, alphas_cumprod: ArrayLike | Tensor, *, name: str = "alphas_cumprod"
     ) -> Self:
-        """A schedule given by its cumulative products.
+        r"""A schedule given by its cumulative products.
+
+        .. math::
+            \beta_t = 1 - \bar\alpha_t / \bar\alpha_{t-1}, \qquad \bar\alpha_0 = 1
 
         Args:
             alphas_cumprod: (T,) strictly decreasing values in (0, 1).
-            name: what to call it.
+            name: of the schedule.
+
+        Raises:
+            InputError: they are not one row of strictly decreasing numbers in (0, 1).
         """
         values = _float64(alphas_cumprod)
         if values.ndim != 1 or not values.size:
@@ -207,12 +246,18 @@ class NoiseSchedule:
     def linear(
         cls, num_timesteps: int, *, beta_start: float | None = None, beta_end: float | None = None
     ) -> Self:
-        """Evenly spaced variances.
+        r"""Evenly spaced variances.
+
+        .. math::
+            \beta_t = \beta_1 + \frac{t - 1}{T - 1} (\beta_T - \beta_1)
 
         Args:
             num_timesteps: T.
             beta_start: first variance; 1e-4 at T = 1000, scaled with 1000 / T, where not given.
             beta_end: last variance; 0.02 at T = 1000, scaled likewise.
+
+        Raises:
+            InputError: T is too small for the scaled variances, or a variance is not in (0, 1).
 
         Source: Ho et al. 2020, section 4; the scaling is that of Nichol & Dhariwal 2021.
         """
@@ -230,7 +275,14 @@ class NoiseSchedule:
     def scaled_linear(
         cls, num_timesteps: int, *, beta_start: float = 0.00085, beta_end: float = 0.012
     ) -> Self:
-        """Variances whose square roots are evenly spaced (Rombach et al. 2022)."""
+        r"""Variances whose square roots are evenly spaced.
+
+        .. math::
+            \sqrt{\beta_t} = \sqrt{\beta_1}
+            + \frac{t - 1}{T - 1} (\sqrt{\beta_T} - \sqrt{\beta_1})
+
+        Source: Rombach et al. 2022.
+        """
         _check_length(num_timesteps)
         if min(beta_start, beta_end) < 0:
             raise InputError("schedule scaled_linear: a beta must not be negative")
@@ -239,7 +291,11 @@ class NoiseSchedule:
 
     @classmethod
     def sqrt_linear(cls, num_timesteps: int, *, beta_end: float = 0.02) -> Self:
-        """x_t keeps alpha_t = sqrt(1 - beta_end t / T) of x_{t-1}: variances beta_end t / T."""
+        r"""Variances proportional to t.
+
+        .. math::
+            \beta_t = \beta_T\, t / T
+        """
         _check_length(num_timesteps)
         steps = np.arange(1, num_timesteps + 1)
         return cls.from_betas(beta_end * steps / num_timesteps, name="sqrt_linear")
@@ -248,7 +304,11 @@ class NoiseSchedule:
     def geometric(
         cls, num_timesteps: int, *, beta_start: float = 1e-4, beta_end: float = 0.02
     ) -> Self:
-        """Variances whose logarithms are evenly spaced: beta_start (end / start)^(i / (T - 1))."""
+        r"""Variances whose logarithms are evenly spaced.
+
+        .. math::
+            \beta_t = \beta_1 (\beta_T / \beta_1)^{(t - 1) / (T - 1)}
+        """
         _check_length(num_timesteps)
         if min(beta_start, beta_end) <= 0:
             raise InputError("schedule geometric: a beta must be positive")
@@ -263,9 +323,11 @@ class NoiseSchedule:
         beta_end: float = 0.02,
         share: float = 0.1,
     ) -> Self:
-        """Variances that rise linearly over a share of the steps and stay (the code of Ho et al.).
+        """Variances that rise linearly over a share of the timesteps and stay.
 
-        A share of 0 gives a constant variance, `const` there.
+        A share of 0 gives a constant variance, which the source calls `const`.
+
+        Source: the code of Ho et al. 2020.
         """
         _check_length(num_timesteps)
         betas = np.full(num_timesteps, float(beta_end))
@@ -282,15 +344,24 @@ class NoiseSchedule:
         power: float = 2.0,
         max_beta: float = 0.999,
     ) -> Self:
-        """A power of the cosine of the elapsed share (Nichol & Dhariwal 2021, eq. 17).
+        r"""A power of a cosine.
 
-        Another power than 2 is a raised cosine (Chen 2023, with tau = power / 2).
+        .. math::
+            \bar\alpha_t = f(t) / f(0), \qquad
+            f(t) = \cos^k\left(\frac{t / T + s}{1 + s} \cdot \frac{\pi}{2}\right)
+
+        Args:
+            num_timesteps: T.
+            offset: s, which keeps the first variances from being too small.
+            power: k; 2 in the source, any other as of Chen 2023 with tau = k / 2.
+            max_beta: upper limit of a variance.
+
+        Source: Nichol & Dhariwal 2021, eq. 17.
         """
         _check_length(num_timesteps)
         share = (np.arange(num_timesteps + 1) / num_timesteps + offset) / (1 + offset)
         alpha_bar = np.cos(share * np.pi / 2) ** power
-        betas = np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], max_beta)
-        return cls.from_betas(betas, name="cosine")
+        return cls.from_betas(_betas_of(alpha_bar, max_beta), name="cosine")
 
     @classmethod
     def sigmoid(
@@ -302,19 +373,39 @@ class NoiseSchedule:
         temperature: float = 1.0,
         max_beta: float = 0.999,
     ) -> Self:
-        """A sigmoid of the elapsed share, scaled to run from 1 to 0 (Jabri et al. 2022)."""
+        r"""A sigmoid, scaled to run from 1 to 0.
+
+        .. math::
+            \bar\alpha_t = \frac{\sigma(e / \tau) - \sigma(v_t / \tau)}
+            {\sigma(e / \tau) - \sigma(s / \tau)}, \qquad v_t = s + (e - s)\, t / T
+
+        Args:
+            num_timesteps: T.
+            start: s.
+            end: e.
+            temperature: tau.
+            max_beta: upper limit of a variance.
+
+        Source: Jabri et al. 2022; Chen 2023.
+        """
         _check_length(num_timesteps)
         share = np.arange(num_timesteps + 1) / num_timesteps
         logistic = 1 / (1 + np.exp(-(share * (end - start) + start) / temperature))
         alpha_bar = (logistic[-1] - logistic) / (logistic[-1] - logistic[0])
-        betas = np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], max_beta)
-        return cls.from_betas(betas, name="sigmoid")
+        return cls.from_betas(_betas_of(alpha_bar, max_beta), name="sigmoid")
 
     @classmethod
     def sigmoid_betas(
         cls, num_timesteps: int, *, beta_start: float = 1e-4, beta_end: float = 0.02
     ) -> Self:
-        """Variances that rise along a sigmoid on [-6, 6] (Xu et al. 2022, GeoDiff)."""
+        r"""Variances that rise along a sigmoid on [-6, 6].
+
+        .. math::
+            \beta_t = \beta_1 + (\beta_T - \beta_1)\,
+            \sigma\left(-6 + 12 \frac{t - 1}{T - 1}\right)
+
+        Source: Xu et al. 2022 (GeoDiff).
+        """
         _check_length(num_timesteps)
         logistic = 1 / (1 + np.exp(-np.linspace(-6, 6, num_timesteps)))
         return cls.from_betas(logistic * (beta_end - beta_start) + beta_start, name="sigmoid_betas")
@@ -323,10 +414,20 @@ class NoiseSchedule:
     def cosine_betas(
         cls, num_timesteps: int, *, beta_start: float = 1e-4, beta_end: float = 0.02
     ) -> Self:
-        """Variances that rise along half a period of a cosine, a raised cosine in beta itself."""
+        r"""Variances that rise along half a period of a cosine.
+
+        .. math::
+            \beta_t = \beta_1 + (\beta_T - \beta_1)\,
+            \frac{1 - \cos(\pi (t - 1) / (T - 1))}{2}
+        """
         _check_length(num_timesteps)
         rise = (1 - np.cos(np.linspace(0, np.pi, num_timesteps))) / 2
         return cls.from_betas(beta_start + (beta_end - beta_start) * rise, name="cosine_betas")
+
+
+def _betas_of(alpha_bar: NDArray[np.float64], max_beta: float) -> NDArray[np.float64]:
+    """(T,) variances of cumulative products (T + 1,) from t = 0 on."""
+    return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], max_beta)
 
 
 def _float64(values: ArrayLike | Tensor) -> NDArray[np.float64]:
