@@ -1,14 +1,14 @@
-"""The tables of a noise schedule beside the weights: betas and products that training code keeps.
+"""Noise schedules in tables beside the weights: betas, their products, and functions of either.
 
-Names do not tell what a table is: "alpha" is 1 - beta to some and its product to others, and entry
-0 is that of the first step or that of no noise. What can be checked is: of two tables, one is the
-cumulative product of what the other says of single steps. The rest is refused.
+A name is not enough: `alpha` is 1 - beta or its cumulative product, and entry 0 is of t = 1 or of
+t = 0. Two tables of one module are read under any name if one is the cumulative product that the
+other implies; a single table needs an unambiguous name. All else is refused.
 """
 
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Self
 
@@ -24,20 +24,23 @@ from ddpmbench.errors import InputError
 BUFFERS = "buffers"
 """The form of `schedule` that takes the tables beside the weights."""
 
-_BETAS = ("betas", "beta", "beta_t", "betas_t", "b_t")
-_PRODUCTS = (
-    *("alphas_cumprod", "alpha_cumprod", "alphas_cum_prod", "alpha_cum_prod", "alphas_cumulative"),
-    *("alphas_bar", "alpha_bar", "alpha_bars", "alphas_bars", "alphabar", "alpha_hat"),
-    *("alphabar_t", "alphabars", "alpha_bar_t", "alphas_bar_t", "alpha_bars_t", "ab_t"),
-)
-_UNCLEAR = ("alphas", "alpha", "alpha_t", "alphas_t", "a_t")
+_NAMES = {
+    "betas": "betas beta beta_t betas_t b_t",
+    "products": (
+        "alphas_cumprod alpha_cumprod alphas_cum_prod alpha_cum_prod alphas_cumulative alphas_bar "
+        "alpha_bar alpha_bars alphas_bars alphabar alpha_hat alphabar_t alphabars alpha_bar_t "
+        "alphas_bar_t alpha_bars_t ab_t"
+    ),
+    "unclear": "alphas alpha alpha_t alphas_t a_t",
+}
+_KINDS = {name: kind for kind, names in _NAMES.items() for name in names.split()}
 # Names of minDiffusion and what descends from it, whose tables begin with an entry for t = 0.
-_FROM_ZERO = ("oneover_sqrta", "sqrtab", "sqrtmab", "mab_over_sqrtmab", "mab_over_sqrtmab_inv")
-_STEPS = (
+_FROM_ZERO = {"oneover_sqrta", "sqrtab", "sqrtmab", "mab_over_sqrtmab", "mab_over_sqrtmab_inv"}
+_TIMESTEPS = {
     *("timesteps", "num_timesteps", "n_timesteps", "num_train_timesteps", "train_timesteps"),
     *("diffusion_steps", "num_diffusion_steps", "num_diffusion_timesteps", "n_diffusion_steps"),
     *("noise_steps", "num_noise_steps", "n_T", "T"),
-)
+}
 _LEAST_UNNAMED = 4
 """Two shorter rows of numbers may agree by chance."""
 _MOST_TOGETHER = 64
@@ -49,7 +52,7 @@ Array = NDArray[np.float64]
 
 
 class _ContradictionError(InputError):
-    """Tables of a file are of several schedules; `what` names two of them."""
+    """Two tables of a file are of different schedules; `what` names them."""
 
     def __init__(self, what: str) -> None:
         super().__init__(f"{what}; name the schedule it was trained on")
@@ -57,13 +60,13 @@ class _ContradictionError(InputError):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Track:
-    """alphas_cumprod by the entries of a file's tables.
+class _Candidate:
+    """alphas_cumprod as a table may mean it.
 
     Attributes:
-        name: of the table that it is computed from.
-        products: (L,) values; the first is 1 where entry 0 is that of no noise.
-        betas: (L,) what each entry takes off; None where the table is of products.
+        name: of the table.
+        products: (L,) values; the first is 1 where entry 0 is of t = 0.
+        betas: (L,) variance of each entry; None where the table is of products.
         is_longer: whether entry 0 is not in the table.
     """
 
@@ -74,46 +77,45 @@ class _Track:
 
     def agrees(self, other: Self) -> bool:
         """Whether both have the same products."""
-        mine, theirs = self.products, other.products
-        return len(mine) == len(theirs) and _near(mine, theirs)
+        return len(self.products) == len(other.products) and _near(self.products, other.products)
 
     def schedule(self, num_timesteps: int) -> NoiseSchedule:
-        """Of T steps, the last so many entries."""
+        """The schedule of the last T entries."""
         first = len(self.products) - num_timesteps
         if self.betas is None:
             return NoiseSchedule.from_alphas_cumprod(self.products[first:], name=BUFFERS)
         betas = self.betas[first:].copy()
-        # a variance before the first step is there, too
+        # the variance of the entries before t = 1 is in x_1, too
         betas[0] = -np.expm1(np.log1p(-self.betas[: first + 1]).sum())
         return NoiseSchedule.from_betas(betas, name=BUFFERS)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(eq=False)
 class _Agreement:
-    """What a table of single steps and one of products say together.
+    """A table of single timesteps and one of products that agree.
 
     Attributes:
-        track: it.
-        names: of all tables that say so.
-        is_clear: whether no others, or the same as roots of what they are, say something else.
+        candidate: their products.
+        names: of all tables that agree.
+        is_clear: whether no other candidate has as many tables that agree.
     """
 
-    track: _Track
-    names: frozenset[str]
+    candidate: _Candidate
+    names: set[str]
     is_clear: bool = True
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ScheduleTables:
-    """What is there of a schedule, by the names of the file.
+    """The tables of a schedule in a file, by their names there.
 
     Attributes:
         betas: tables called betas, (T,) or (T + 1,) each.
         products: tables called a product of alphas, likewise.
         unclear: tables called alpha, which may be either.
-        others: rows of numbers under other names, some of which may be such tables.
+        others: monotone rows of numbers under other names, which may be functions of either.
         steps: whole numbers under a name of T.
-        source: the file they are in, where a line names it.
+        source: the file, named in messages.
     """
 
     betas: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
@@ -125,29 +127,24 @@ class ScheduleTables:
 
     @classmethod
     def among(cls, tensors: Mapping[str, Tensor]) -> Self:
-        """Those among the tensors of a file.
+        """The tables among the tensors of a file.
 
         Args:
-            tensors: by name, whose last part may tell what it is.
+            tensors: by name, whose last part may tell the kind.
         """
-        found: dict[str, dict[str, Tensor]] = {"betas": {}, "products": {}, "unclear": {}}
-        others = {}
+        tables: dict[str, dict[str, Tensor]] = {kind: {} for kind in (*_NAMES, "others")}
         for name, tensor in tensors.items():
-            called = name.rpartition(".")[2]
-            kind = next((kind for kind, names in _NAMES.items() if called in names), None)
-            if kind is not None and _may_be_table(tensor):
-                found[kind][name] = tensor
-            elif kind is None and _may_be_unnamed(tensor):
-                others[name] = tensor
-        steps = _steps_in(tensors)
-        return cls(found["betas"], found["products"], found["unclear"], others, steps)
+            kind = _KINDS.get(_leaf(name), "others")
+            if _is_table(tensor, is_named=kind != "others"):
+                tables[kind][name] = tensor
+        return cls(**tables, steps=_steps_in(tensors))  # type: ignore[arg-type]
 
     @classmethod
     def within(cls, content: Mapping[str, object], *, source: str) -> Self:
-        """Those anywhere in a file: beside the weights, among them or in a dict around them.
+        """The tables anywhere in a file: beside the weights, among them or in a dict around them.
 
         Args:
-            content: what `read_state` gave.
+            content: from `read_state`.
             source: the file to name in an error.
         """
         leaves = dict(leaves_in(content))
@@ -156,84 +153,77 @@ class ScheduleTables:
 
     @property
     def names(self) -> frozenset[str]:
-        """What the file calls them, with whatever else it keeps of as many entries beside them."""
-        found = frozenset().union(self.betas, self.products, self.unclear, self.steps)
+        """The names of the tables, and of all rows as long in the module of those that agree."""
+        names = frozenset().union(self.betas, self.products, self.unclear, self.steps)
         if self._agreed is None:
-            return found
-        places = {(n.rpartition(".")[0], len(self._all[n])) for n in self._agreed.names}
-        beside = {n for n, t in self.others.items() if (n.rpartition(".")[0], len(t)) in places}
-        return found | beside
-
-    @property
-    def num_timesteps(self) -> int | None:
-        """T as the file has it in words; None where it does not say, or says several."""
-        found = set(self.steps.values())
-        return found.pop() if len(found) == 1 else None
+            return names
+        places = {(_module(n), len(self._all[n])) for n in self._agreed.names}
+        return names | {n for n, table in self.others.items() if (_module(n), len(table)) in places}
 
     @property
     def example(self) -> str:
         """A value to begin with where `schedule` is missing."""
         if self:
             return BUFFERS
-        if self.num_timesteps == 1000:
+        totals = set(self.steps.values())
+        if totals == {1000}:
             return "linear:1000"
-        return f"linear:{self.num_timesteps or 'T'}:START:END"
+        return f"linear:{totals.pop() if len(totals) == 1 else 'T'}:START:END"
 
     def __bool__(self) -> bool:
         """Whether a schedule can be read from them."""
-        agreed = self._agreed
-        return bool(self.betas or self.products or (agreed is not None and agreed.is_clear))
+        return bool(self.betas or self.products or (self._agreed and self._agreed.is_clear))
 
     def notes(self, schedule: NoiseSchedule) -> tuple[str, ...]:
-        """What is worth saying of a schedule that was read from them, a line each."""
-        track = self._track()
-        if len(track.products) == schedule.num_original_timesteps:
+        """A line where the schedule that was read from them leaves an entry out."""
+        table, total = self._table(), schedule.num_original_timesteps
+        if len(table.products) == total:
             return ()
-        return (
-            f"{self.source}'s {track.name} has {len(track.products):,} entries, the first for "
-            f"t = 0: T = {schedule.num_original_timesteps:,}",
-        )
+        return (f"{self._has_entries(table)}, the first for t = 0: T = {total:,}",)
 
     def schedule(self, num_timesteps: int | None = None) -> NoiseSchedule:
-        """The schedule of the tables; by its betas where there are any.
+        """The schedule of the tables; of the betas where there are any.
 
         Args:
             num_timesteps: T, where the tables have as many entries or one more; None where they
                 tell it.
 
         Raises:
-            InputError: there are none, they contradict each other, or what they are is not clear.
+            InputError: there are none, they contradict each other, or they are ambiguous.
         """
-        track = self._track()
-        entries = len(track.products)
+        table = self._table()
+        entries, includes_zero = len(table.products), table.products[0] == 1
         if num_timesteps is None:
-            num_timesteps = self._steps_of(track)
-        possible = [entries - 1] if track.products[0] == 1 else [entries, entries - 1]
-        if num_timesteps not in possible:
+            num_timesteps = self._timesteps_of(table)
+        elif num_timesteps != entries - 1 and (includes_zero or num_timesteps != entries):
+            raise InputError(f"{self._has_entries(table)}; take {_forms(table)}")
+        # An entry for t = 0 of betas alone enters the products for some and not for others.
+        skips = num_timesteps < entries and not includes_zero
+        if skips and table.betas is not None and self._agreed is None:
             raise InputError(
-                f"{self.source}'s {track.name} has {entries:,} entries; take {self._forms(track)}"
+                f"{self.source}'s {table.name} has an entry for t = 0, {table.betas[0]:g}, and no "
+                "table beside it tells whether the products of 1 - beta include it; pass them as "
+                "alphas_cumprod:FILE, t = 1 first"
             )
-        self._check_first(track, num_timesteps)
-        return track.schedule(num_timesteps)
+        return table.schedule(num_timesteps)
 
     @property
     def readings(self) -> tuple[NoiseSchedule, ...]:
-        """The schedule of the tables; where they do not tell T, both; where unreadable, none."""
+        """The possible schedules: one, two where T is ambiguous, none where they are unreadable."""
         try:
-            track = self._track()
+            table = self._table()
         except InputError:
             return ()
-        entries = len(track.products)
         try:
-            return (track.schedule(self._steps_of(track)),)
+            return (table.schedule(self._timesteps_of(table)),)
         except InputError:
-            return (track.schedule(entries), track.schedule(entries - 1))
+            return tuple(table.schedule(len(table.products) - skipped) for skipped in (0, 1))
 
     @property
     def contradiction(self) -> str | None:
-        """Which of the tables contradict each other; None where none do."""
+        """The contradiction between two of the tables; None where there is none."""
         try:
-            self._track()
+            self._table()
         except _ContradictionError as error:
             return error.what
         except InputError:
@@ -242,32 +232,28 @@ class ScheduleTables:
 
     @property
     def read_from(self) -> str:
-        """The name of the table that says what they are read as, a plain name where one does.
+        """The name of the table that the schedule is read from, an unambiguous one if possible.
 
         Raises:
             InputError: they cannot be read.
         """
         named = {*self.betas, *self.products}
         agreed = named & self._agreed.names if self._agreed is not None else set()
-        return min(agreed, default=self._track().name)
+        return min(agreed, default=self._table().name)
 
-    def _forms(self, track: _Track) -> str:
-        entries = len(track.products)
-        skipped = f"{BUFFERS}:{entries - 1} where the first is for t = 0"
-        if track.products[0] == 1:
-            return skipped
-        return f"{BUFFERS}:{entries} where the first is for t = 1, {skipped}"
+    def _has_entries(self, table: _Candidate) -> str:
+        return f"{self.source}'s {table.name} has {len(table.products):,} entries"
 
-    def _steps_of(self, track: _Track) -> int:
+    def _timesteps_of(self, table: _Candidate) -> int:
         """T, if entry 0, a number in the file or the number of entries tells it."""
-        entries = len(track.products)
-        if track.products[0] == 1:
+        entries = len(table.products)
+        if table.products[0] == 1:
             return entries - 1
         stated = {entries, entries - 1} & set(self.steps.values())
         if len(stated) == 1:
             return stated.pop()
-        from_zero = any(name.rpartition(".")[2] in _FROM_ZERO for name in self.others)
-        hinted = from_zero or not _is_plainly_named(track.name)
+        from_zero = any(_leaf(name) in _FROM_ZERO for name in self.others)
+        hinted = from_zero or not _is_plainly_named(table.name)
         usual, one_less_usual = _is_usual(entries), _is_usual(entries - 1)
         if usual > one_less_usual and not from_zero:
             return entries
@@ -276,65 +262,57 @@ class ScheduleTables:
         if usual == one_less_usual and not hinted:
             return entries
         raise InputError(
-            f"{self.source}'s {track.name} has {entries:,} entries, and does not say which is of "
-            f"t = 1; take `schedule={self._forms(track)}`"
+            f"{self._has_entries(table)}, and does not say which is of t = 1; take "
+            f"`schedule={_forms(table)}`"
         )
 
-    def _check_first(self, track: _Track, num_timesteps: int) -> None:
-        """Refuse betas alone with an entry for t = 0, which counts for some and not for others."""
-        skipped = num_timesteps < len(track.products) and track.products[0] < 1
-        if skipped and track.betas is not None and self._agreed is None:
-            raise InputError(
-                f"{self.source}'s {track.name} has an entry for t = 0, {track.betas[0]:g}, and no "
-                "table beside it tells whether the products of 1 - beta include it; pass them as "
-                "alphas_cumprod:FILE, t = 1 first"
-            )
+    def _table(self) -> _Candidate:
+        """The table that the schedule is read from.
 
-    def _track(self) -> _Track:
-        if self._agreed is not None and not self._agreed.is_clear:
+        Raises:
+            InputError: there is none, or several contradict each other.
+        """
+        agreed, named = self._agreed, {**self.betas, **self.products}
+        if agreed is not None and not agreed.is_clear:
             raise InputError(
-                f"{self.source}'s {' and '.join(sorted(self._agreed.names))} can be read as two "
+                f"{self.source}'s {' and '.join(sorted(agreed.names))} can be read as two "
                 "schedules; name the schedule it was trained on"
             )
+        if not self and self.unclear:
+            raise InputError(
+                f"{self.source} has {next(iter(self.unclear))}, which is 1 - beta to some and "
+                "its product to others; pass the product as alphas_cumprod:FILE"
+            )
         if not self:
-            if self.unclear:
-                raise InputError(
-                    f"{self.source} has {next(iter(self.unclear))}, which is 1 - beta to some and "
-                    "its product to others; pass the product as alphas_cumprod:FILE"
-                )
             raise InputError(
                 f"{self.source} holds no betas and no alphas_cumprod; name the schedule it was "
                 "trained on"
             )
-        for name, tensor in {**self.betas, **self.products}.items():
+        for name, tensor in named.items():
             if (size := tensor.element_size()) < 4:
                 raise InputError(
                     f"{self.source}'s {name} has {8 * size} bits, too few; name the schedule"
                 )
-        if self._agreed is not None:
-            agreed = self._agreed
-            apart = sorted({*self.betas, *self.products} - agreed.names)
-            if apart:
-                raise self._contradiction(agreed.track.name, apart[0])
-            return agreed.track
-        tracks = [
-            *(self._alone(name, table, _betas_track) for name, table in self.betas.items()),
-            *(self._alone(name, table, _products_track) for name, table in self.products.items()),
-        ]
-        first, *others = tracks
-        for other in others:
-            if not first.agrees(other):
-                raise self._contradiction(first.name, other.name)
+        if agreed is not None:
+            first, apart = agreed.candidate, sorted(named.keys() - agreed.names)
+        else:
+            first, *others = [self._alone(name) for name in named]
+            apart = [other.name for other in others if not first.agrees(other)]
+        if apart:
+            raise _ContradictionError(
+                f"{self.source}'s {first.name} and {apart[0]} contradict each other"
+            )
         return first
 
-    def _contradiction(self, one: str, other: str) -> InputError:
-        return _ContradictionError(f"{self.source}'s {one} and {other} contradict each other")
-
-    def _alone(self, name: str, table: Tensor, make: Callable[[str, Array], _Track]) -> _Track:
+    def _alone(self, name: str) -> _Candidate:
+        """A table that its name alone explains."""
+        values, is_betas = _values(self._all[name]), name in self.betas
+        check, of_zero = (betas_schedule, 0) if is_betas else (products_schedule, 1)
         try:
-            return make(name, _values(table))
+            check(values[1:] if values[0] == of_zero else values)
         except InputError as error:
             raise InputError(f"{self.source}'s {name}: {error}") from error
+        return _Candidate(name, *((1 - values).cumprod(), values) if is_betas else (values,))
 
     @cached_property
     def _all(self) -> dict[str, Tensor]:
@@ -342,50 +320,48 @@ class ScheduleTables:
 
     @cached_property
     def _agreed(self) -> _Agreement | None:
-        """None where no two tables of one module are of the same steps."""
-        together: dict[str, list[str]] = {}
+        """None where no two tables of one module are of the same schedule."""
+        modules: dict[str, list[str]] = {}
         for name, table in self._all.items():
             if table.element_size() >= 4 and len(table) >= self._least(name):
-                together.setdefault(name.rpartition(".")[0], []).append(name)
-        pairs = [pair for names in together.values() for pair in self._pairs(names)]
-        if not pairs:
-            return None
-        readings: list[_Agreement] = []
-        for track, *names in sorted(pairs, key=lambda pair: pair[1] not in self.betas):
-            for i, known in enumerate(readings):
-                if known.track.agrees(track):
-                    readings[i] = _Agreement(known.track, known.names.union(names))
+                modules.setdefault(_module(name), []).append(name)
+        pairs = [pair for names in modules.values() for pair in self._pairs(names)]
+        agreements: list[_Agreement] = []
+        for candidate, *names in sorted(pairs, key=lambda pair: pair[1] not in self.betas):
+            for known in agreements:
+                if known.candidate.agrees(candidate):
+                    known.names.update(names)
                     break
             else:
-                readings.append(_Agreement(track, frozenset(names)))
+                agreements.append(_Agreement(candidate, set(names)))
+        if not agreements:
+            return None
         # A pair that is of another schedule as square roots is settled by any third table.
-        first, *others = sorted(readings, key=lambda reading: -len(reading.names))
-        clear = not others or len(others[0].names) < len(first.names)
-        return dataclasses.replace(first, is_clear=clear)
+        first, *others = sorted(agreements, key=lambda agreement: -len(agreement.names))
+        first.is_clear = not others or len(others[0].names) < len(first.names)
+        return first
 
     def _least(self, name: str) -> int:
         return _LEAST_UNNAMED if name in self.others else 2
 
-    def _pairs(self, names: list[str]) -> Iterator[tuple[_Track, str, str]]:
-        """What any two of the tables say together, with both of their names."""
+    def _pairs(self, names: list[str]) -> Iterator[tuple[_Candidate, str, str]]:
+        """Any two tables that agree: their candidate and both names."""
         entries = sum(len(self._all[name]) for name in names)
         if len(names) > _MOST_TOGETHER or entries > _MOST_ENTRIES:
             return  # no schedule's, and too many to compare
-        steps: list[_Track] = []
-        products: list[_Track] = []
+        steps: list[_Candidate] = []
+        products: list[_Candidate] = []
         for name in names:
-            for left, lost in self._shares(name, self._all[name]):
-                steps += _step_tracks(name, left, lost) if name not in self.products else []
-                products += _product_tracks(name, left) if name not in self.betas else []
+            for alphas, betas in self._meanings(name):
+                steps += _of_steps(name, alphas, betas) if name not in self.products else []
+                products += _of_products(name, alphas) if name not in self.betas else []
         for product, step in itertools.product(products, steps):
-            if product.name == step.name:
-                continue
-            if (track := _together(product, step)) is not None:
-                yield track, step.name, product.name
+            if product.name != step.name and (joint := _joined(product, step)) is not None:
+                yield joint, step.name, product.name
 
-    def _shares(self, name: str, table: Tensor) -> Iterator[tuple[Array, Array]]:
-        """What a table may say of the variance: the share that is left, and the share lost."""
-        x = _values(table)
+    def _meanings(self, name: str) -> Iterator[tuple[Array, Array]]:
+        """What a table may mean: alpha, of a timestep or a product of them, and 1 - alpha."""
+        x = _values(self._all[name])
         if name in self.betas:
             yield 1 - x, x
         elif name in self.products or name in self.unclear:
@@ -396,29 +372,27 @@ class ScheduleTables:
             yield x**-2, 1 - x**-2
 
 
-_NAMES = {"betas": _BETAS, "products": _PRODUCTS, "unclear": _UNCLEAR}
-
-
-def _step_tracks(name: str, left: Array, lost: Array) -> Iterator[_Track]:
-    """A table of single steps: as it is, and with an entry for no noise before it or in it."""
-    if not ((left > 0) & (left <= 1)).all():
+def _of_steps(name: str, alphas: Array, betas: Array) -> Iterator[_Candidate]:
+    """A table of single timesteps: as it is, and with an entry for t = 0 before it or in it."""
+    if not ((alphas > 0) & (alphas <= 1)).all():
         return
-    yield _Track(name, left.cumprod(), lost)
-    yield _Track(name, np.append(1.0, left.cumprod()), np.append(0.0, lost), is_longer=True)
-    if lost[0] > 0:
-        yield _Track(name, np.append(1.0, left[1:].cumprod()), np.append(0.0, lost[1:]))
+    products = alphas.cumprod()
+    yield _Candidate(name, products, betas)
+    yield _Candidate(name, np.append(1.0, products), np.append(0.0, betas), is_longer=True)
+    if betas[0] > 0:
+        yield _Candidate(name, np.append(1.0, alphas[1:].cumprod()), np.append(0.0, betas[1:]))
 
 
-def _product_tracks(name: str, left: Array) -> Iterator[_Track]:
-    """A table of products: as it is, and with the product of no steps before it."""
-    if ((left > 0) & (left <= 1)).all() and (np.diff(left) < 0).all():
-        yield _Track(name, left)
-        if left[0] < 1:
-            yield _Track(name, np.append(1.0, left), is_longer=True)
+def _of_products(name: str, alphas: Array) -> Iterator[_Candidate]:
+    """A table of products: as it is, and with the product of t = 0 before it."""
+    if ((alphas > 0) & (alphas <= 1)).all() and (np.diff(alphas) < 0).all():
+        yield _Candidate(name, alphas)
+        if alphas[0] < 1:
+            yield _Candidate(name, np.append(1.0, alphas), is_longer=True)
 
 
-def _together(product: _Track, step: _Track) -> _Track | None:
-    """What both say, where they say the same."""
+def _joined(product: _Candidate, step: _Candidate) -> _Candidate | None:
+    """The candidate of two tables that agree; None if they do not."""
     mine, theirs = product.products, step.products
     if len(mine) != len(theirs) or (product.is_longer and step.is_longer):
         return None
@@ -428,48 +402,46 @@ def _together(product: _Track, step: _Track) -> _Track | None:
     if not _near(mine[1:], theirs[1:]):
         return None
     if mine[0] == 1:
-        # An entry 0 set to 1 leaves what is taken off there in the products behind it.
+        # An entry 0 set to 1 leaves the variance there in the products behind it.
         return dataclasses.replace(step, products=np.append(1.0, theirs[1:]))
     return step if _near(mine[:1], theirs[:1]) else None
 
 
 def _near(one: Array, other: Array) -> bool:
-    """Whether products are one but for the rounding of float32 tables, at both of their ends."""
+    """Whether products are equal up to the rounding of float32 tables, at both of their ends."""
     return bool(
         np.allclose(one, other, rtol=1e-3, atol=1e-6)
         and np.allclose(1 - one, 1 - other, rtol=1e-2, atol=1e-6)
     )
 
 
-def _betas_track(name: str, values: Array) -> _Track:
-    betas_schedule(values[1:] if values[0] == 0 else values)
-    return _Track(name, (1 - values).cumprod(), values)
-
-
-def _products_track(name: str, values: Array) -> _Track:
-    products_schedule(values[1:] if values[0] == 1 else values)
-    return _Track(name, values)
+def _forms(table: _Candidate) -> str:
+    """The forms of `schedule` that settle which entry is of t = 1."""
+    entries = len(table.products)
+    skipped = f"{BUFFERS}:{entries - 1} where the first is for t = 0"
+    if table.products[0] == 1:
+        return skipped
+    return f"{BUFFERS}:{entries} where the first is for t = 1, {skipped}"
 
 
 def _is_usual(count: int) -> bool:
-    """Whether it is a number of steps that people choose."""
+    """Whether it is a number of timesteps that people choose."""
     return count > 4 and (count % 5 == 0 or count & (count - 1) == 0)
 
 
 def _is_plainly_named(name: str) -> bool:
-    called = name.rpartition(".")[2]
-    return called in _BETAS + _PRODUCTS and not called.endswith("_t")
+    return _KINDS.get(_leaf(name)) in ("betas", "products") and not name.endswith("_t")
 
 
 def betas_schedule(values: Array, *, name: str = "betas") -> NoiseSchedule:
-    """The schedule of so many betas, t = 1 first.
+    """The schedule of a row of betas, t = 1 first.
 
     Args:
         values: (T,).
-        name: what to call the schedule.
+        name: of the schedule.
 
     Raises:
-        InputError: they are none, or look like something else.
+        InputError: they are no betas, or look like something else.
     """
     _check_row(values)
     if not ((values > 0) & (values < 1)).all():
@@ -483,14 +455,14 @@ def betas_schedule(values: Array, *, name: str = "betas") -> NoiseSchedule:
 
 
 def products_schedule(values: Array, *, name: str = "alphas_cumprod") -> NoiseSchedule:
-    """The schedule of so many products of 1 - beta, t = 1 first.
+    """The schedule of a row of products of 1 - beta, t = 1 first.
 
     Args:
         values: (T,).
-        name: what to call the schedule.
+        name: of the schedule.
 
     Raises:
-        InputError: they are none, or look like something else.
+        InputError: they are no products, or look like something else.
     """
     _check_row(values)
     if values[0] == 1:
@@ -510,20 +482,20 @@ def products_schedule(values: Array, *, name: str = "alphas_cumprod") -> NoiseSc
 
 
 def _look_like_alphas(values: Array) -> bool:
-    """Whether falling numbers are 1 - beta of single steps and not their products.
+    """Whether falling numbers are 1 - beta of single timesteps and not their products.
 
-    1 - them is then spaced evenly, or its square root or logarithm is; as products they would be
-    of a variance that falls after the first step.
+    Then 1 - values, its square root or its logarithm is spaced evenly; as products they would imply
+    a variance that falls after the first timestep.
     """
     rounding = 2.0**-23
     betas = -np.diff(values, prepend=1.0) / np.append(1.0, values[:-1])
     if betas[1] < betas[0] - 4 * rounding:
         return True
-    lost = 1 - values
+    rest = 1 - values
     scales: tuple[tuple[Array, Array], ...] = (
-        (lost, np.full_like(lost, rounding)),
-        (np.sqrt(lost), rounding / np.sqrt(lost)),
-        (np.log(lost), rounding / lost),
+        (rest, np.full_like(rest, rounding)),
+        (np.sqrt(rest), rounding / np.sqrt(rest)),
+        (np.log(rest), rounding / rest),
     )
     return len(values) > 2 and any(
         bool((np.abs(np.diff(row, 2)) <= 1e-3 * np.diff(row).mean() + 4 * error[1:-1]).all())
@@ -532,43 +504,46 @@ def _look_like_alphas(values: Array) -> bool:
 
 
 def alike(one: NoiseSchedule, other: NoiseSchedule) -> bool:
-    """Whether two schedules are one but for the rounding of float32 tables."""
+    """Whether two schedules are equal up to the rounding of float32 tables."""
     if one.num_timesteps != other.num_timesteps:
         return False
     return _near(one.alphas_cumprod.numpy(), other.alphas_cumprod.numpy())
 
 
-def _may_be_table(tensor: Tensor) -> bool:
-    """Whether it is one number a step, in (0, 1) and monotone; no norm's beta is.
+def _check_row(values: Array) -> None:
+    if values.ndim != 1 or len(values) < 2:
+        raise InputError(f"its shape is {values.shape}, not one row of a number a step")
+    if not np.isfinite(values).all():
+        raise InputError("not all of its numbers are finite")
 
-    Entry 0 may be that of no noise, 0 or 1.
+
+def _leaf(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _module(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _is_table(tensor: Tensor, *, is_named: bool) -> bool:
+    """Whether a tensor may be a table: one monotone number a timestep.
+
+    Under a name of betas or products the numbers lie in (0, 1), which no norm's beta does, but for
+    an entry 0 that may be of t = 0; under another they may be roots or inverses.
     """
-    if not _is_row(tensor):
-        return False
-    values = _values(tensor)
-    inside = values[1:] if values[0] in (0, 1) else values
-    return bool(((inside > 0) & (inside < 1)).all()) and _is_monotone(values)
-
-
-def _may_be_unnamed(tensor: Tensor) -> bool:
-    """Whether it may be such a table whatever it is called, or a root or inverse of one."""
-    if not _is_row(tensor):
-        return False
-    values = _values(tensor)
-    if not np.isfinite(values).all() or values.min() < 0 or values[0] == values[-1]:
-        return False
-    return bool(values.max() <= 1 or values.min() >= 1) and _is_monotone(values)
-
-
-def _is_row(tensor: Tensor) -> bool:
     if not is_plain(tensor) or tensor.ndim != 1 or not 2 <= len(tensor) <= MAX_TIMESTEPS:
         return False
-    return len(tensor) <= (numbers_held(tensor) or 0)
-
-
-def _is_monotone(values: Array) -> bool:
+    if len(tensor) > (numbers_held(tensor) or 0):
+        return False
+    values = _values(tensor)
     rises = np.diff(values) >= 0
-    return bool(rises.all() or not rises.any())
+    if rises.any() and not rises.all():
+        return False
+    if is_named:
+        inside = values[1:] if values[0] in (0, 1) else values
+        return bool(((inside > 0) & (inside < 1)).all())
+    in_range = values.min() >= 0 and (values.max() <= 1 or values.min() >= 1)
+    return bool(np.isfinite(values).all() and in_range and values[0] != values[-1])
 
 
 def _values(tensor: Tensor) -> Array:
@@ -588,22 +563,13 @@ def _row(value: object) -> Tensor | None:
 
 
 def _steps_in(values: Mapping[str, object]) -> dict[str, int]:
-    called = {name: value for name, value in values.items() if name.rpartition(".")[2] in _STEPS}
-    return {n: count for n, value in called.items() if (count := _count(value)) is not None}
+    """Whole numbers that may be T, by the names that say so."""
+    named = {name: value for name, value in values.items() if _leaf(name) in _TIMESTEPS}
+    return {n: count for n, value in named.items() if (count := _count(value)) is not None}
 
 
 def _count(value: object) -> int | None:
-    """A whole number that may be T."""
     if isinstance(value, Tensor | np.ndarray | np.generic):
         is_whole = str(value.dtype).rpartition(".")[2].startswith("int")
         value = value.item() if is_whole and np.prod(value.shape) == 1 else None
-    if type(value) is not int or not 2 <= value <= MAX_TIMESTEPS:
-        return None
-    return value
-
-
-def _check_row(values: Array) -> None:
-    if values.ndim != 1 or len(values) < 2:
-        raise InputError(f"its shape is {values.shape}, not one row of a number a step")
-    if not np.isfinite(values).all():
-        raise InputError("not all of its numbers are finite")
+    return value if type(value) is int and 2 <= value <= MAX_TIMESTEPS else None
