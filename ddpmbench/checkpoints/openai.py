@@ -7,11 +7,13 @@ import shlex
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from ddpmbench.checkpoints.settings import CheckpointSettings, MissingSettingsError
 from ddpmbench.checkpoints.weights import (
+    FileError,
     build_unet,
     naming,
     only_tensors,
@@ -28,7 +30,7 @@ from ddpmbench.unet.unet import Resampling, UNetConfig
 
 @dataclasses.dataclass(frozen=True)
 class Shapes:
-    """The fields of `UNetConfig` that can be read from the weights."""
+    """The fields of `UNetConfig` that the shapes of the weights determine."""
 
     in_channels: int
     out_channels: int
@@ -41,19 +43,13 @@ class Shapes:
     resampling: Resampling
 
     @property
-    def attended(self) -> tuple[int, ...]:
-        """Channels of every layer that has attention."""
-        pairs = zip(self.channels, self.attention, strict=True)
-        return (*(channels for channels, yes in pairs if yes), self.channels[-1])
-
-    @property
     def multiples(self) -> tuple[Fraction, ...]:
         """Channels at each resolution, as multiples of `model_channels`."""
         return tuple(Fraction(width, self.model_channels) for width in self.channels)
 
     @property
     def flags(self) -> str:
-        """What the weights say, in the projects' own spelling."""
+        """The flags that the weights determine, in the projects' own spelling."""
         updown = " --resblock_updown True" if self.resampling == "block" else ""
         return (
             f"--num_channels {self.model_channels} --num_res_blocks {self.num_blocks} "
@@ -62,23 +58,23 @@ class Shapes:
         )
 
     def __str__(self) -> str:
-        return f"{self.flags}, channel multiples {listed(self.multiples)}"
+        return f"{self.flags}, channel multiples {_listed(self.multiples)}"
 
 
 def read_shapes(weights: Mapping[str, Tensor], path: Path) -> Shapes:
-    """What the weights say; the resolutions are told apart by where the way up doubles.
+    """The network's shapes; a resolution ends where the way up doubles it.
 
     Raises:
-        InputError: a weight that decides it is missing, or the file is of a classifier or an
+        InputError: a weight that is needed is missing, or the network is a classifier or an
             upsampler.
     """
     shape = functools.partial(shape_of, weights, source=path)
     if not any(name.startswith("output_blocks.") for name in weights):
-        raise InputError(f"{path}: a classifier, not a diffusion model: it has no output_blocks")
+        raise FileError(path, "a classifier, not a diffusion model: it has no output_blocks")
     in_channels = shape("input_blocks.0.0.weight", 4)[1]
     out_channels = shape("out.2.weight", 4)[0]
     if in_channels == 6:
-        raise InputError(f"{path}: an upsampler, which takes a second image; it cannot be read")
+        raise FileError(path, "an upsampler, which takes a second image; it cannot be read")
     total = 1 + max(_numbers(weights, r"output_blocks\.(\d+)\."))
     conv = _numbers(weights, r"output_blocks\.(\d+)\.[12]\.conv\.")
     block = _numbers(weights, r"output_blocks\.(\d+)\.[12]\.in_layers\.")
@@ -88,7 +84,7 @@ def read_shapes(weights: Mapping[str, Tensor], path: Path) -> Shapes:
     ends = block or {number - 1 for number in without} if resampling != "conv" else conv
     per_level = 1 + min(ends, default=total - 1)
     if per_level < 2 or total % per_level:
-        raise InputError(f"{path}: its {total} output_blocks do not divide into resolutions")
+        raise FileError(path, f"its {total} output_blocks do not divide into resolutions")
     firsts = range(total - per_level, -1, -per_level)  # from the image's resolution down
     channels = tuple(shape(f"output_blocks.{j}.0.out_layers.3.weight", 4)[0] for j in firsts)
     embedding = shape("output_blocks.0.0.emb_layers.1.weight", 2)[0]
@@ -107,19 +103,19 @@ def read_shapes(weights: Mapping[str, Tensor], path: Path) -> Shapes:
 
 
 def _numbers(weights: Mapping[str, Tensor], pattern: str) -> set[int]:
-    found = (re.match(pattern, name) for name in weights)
+    matches = (re.match(pattern, name) for name in weights)
     # A block's number has few digits; more are a mistake or an attack on the memory.
-    return {int(match[1]) for match in found if match and len(match[1]) <= 4}
+    return {int(match[1]) for match in matches if match and len(match[1]) <= 4}
 
 
-def listed(values: tuple[object, ...]) -> str:
+def _listed(values: tuple[object, ...]) -> str:
     """Values as the projects' flags list them."""
     return ",".join(str(float(v) if isinstance(v, Fraction) and v % 1 else v) for v in values)
 
 
-def shown(value: object) -> str:
+def _shown(value: object) -> str:
     """A value as the projects' flags spell it."""
-    return (listed(value) or "none") if isinstance(value, tuple) else str(value)
+    return (_listed(value) or "none") if isinstance(value, tuple) else str(value)
 
 
 # Published files -> the flags published with them (the README of either project). Where the
@@ -168,9 +164,11 @@ _GUIDED_SIZES, _IMPROVED_SIZES = (128, 512), (32,)
 class ModelFlags:
     """The flags that determine the network and the process, with the projects' defaults.
 
+    `parse_flags` reads each field by its type.
+
     Attributes:
         image_size: height and width.
-        num_channels: channels the multiples below multiply.
+        num_channels: channels that `channel_mult` multiplies.
         num_res_blocks: residual blocks at each resolution on the way down.
         num_heads: attention heads, where `num_head_channels` is -1.
         num_heads_upsample: attention heads on the way up; -1 for the same.
@@ -237,16 +235,14 @@ class ModelFlags:
                 guided-diffusion has.
 
         Raises:
-            InputError: it matters, was not given, and the project whose default it would be
-                cannot be told from the other flags.
+            InputError: it matters, was not given, and the other flags do not identify the
+                project, whose default it would be.
         """
         if self.rescale_timesteps is not None or self.diffusion_steps == 1000:
             return bool(self.rescale_timesteps)
-        own_multiples = self.channel_mult is None
-        guided = resblock_updown or bool(self.given & _GUIDED_ONLY)
-        guided = guided or (own_multiples and self.image_size in _GUIDED_SIZES)
-        improved = bool(self.given & _IMPROVED_ONLY)
-        improved = improved or (own_multiples and self.image_size in _IMPROVED_SIZES)
+        size = self.image_size if self.channel_mult is None else None
+        guided = bool(resblock_updown or self.given & _GUIDED_ONLY or size in _GUIDED_SIZES)
+        improved = bool(self.given & _IMPROVED_ONLY or size in _IMPROVED_SIZES)
         if guided == improved:
             raise InputError(
                 "`model_flags`: add --rescale_timesteps True (improved-diffusion's default) or "
@@ -263,55 +259,56 @@ def parse_flags(text: str) -> ModelFlags:
             a name in `PRESETS`.
 
     Raises:
-        InputError: a flag is neither project's, or its value is none of its kind.
+        InputError: a flag is of neither project, or its value has another type.
     """
     try:
         words = shlex.split(text)
     except ValueError as error:
-        raise InputError(f"`model_flags`: {error}") from error
+        raise _flag_error(error) from error
     if len(words) == 1 and not words[0].startswith("-"):
         if words[0] not in PRESETS:
-            raise InputError(f"`model_flags={words[0]}`: choose from {', '.join(sorted(PRESETS))}")
+            choices = ", ".join(sorted(PRESETS))
+            raise InputError(f"`model_flags={words[0]}`: choose from {choices}")
         words = shlex.split(PRESETS[words[0]])
     values: dict[str, object] = {}
     ignored: dict[str, None] = {}
     while words:
         word = words.pop(0)
         if not word.startswith("--"):
-            raise InputError(f"`model_flags`: {word} is not a flag; write --flag value")
+            raise _flag_error(f"{word} is not a flag; write --flag value")
         name, equals, value = word[2:].partition("=")
         if name in _UPSAMPLERS:
-            raise InputError(f"`model_flags`: --{name} is an upsampler's, which cannot be read")
-        if name not in _KINDS and name not in _IGNORED:
-            raise InputError(
-                f"`model_flags`: --{name} is no flag of improved-diffusion or guided-diffusion"
-            )
+            raise _flag_error(f"--{name} is an upsampler's, which cannot be read")
+        if name not in _PARSERS and name not in _IGNORED:
+            raise _flag_error(f"--{name} is no flag of improved-diffusion or guided-diffusion")
         if not equals:
             if not words or words[0].startswith("--"):
-                raise InputError(f"`model_flags`: --{name} lacks its value")
+                raise _flag_error(f"--{name} lacks its value")
             value = words.pop(0)
         if name in _IGNORED:
             ignored[name] = None
             continue
         try:
-            values[name] = _KINDS[name](value)
-        except (ValueError, ZeroDivisionError) as error:
-            raise InputError(f"`model_flags`: --{name} {value} cannot be read") from error
-    flags = ModelFlags(given=frozenset(values), ignored=tuple(ignored))
-    flags = dataclasses.replace(flags, **values)  # type: ignore[arg-type]
+            values[name] = _PARSERS[name](value)
+        except (KeyError, ValueError, ZeroDivisionError) as error:
+            raise _flag_error(f"--{name} {value} cannot be read") from error
+    given: dict[str, Any] = {**values, "given": frozenset(values), "ignored": tuple(ignored)}
+    flags = ModelFlags(**given)
     for name in ("image_size", "num_channels", "num_heads", "num_res_blocks", "diffusion_steps"):
         if getattr(flags, name) < 1:
-            raise InputError(f"`model_flags`: --{name} must be at least 1")
+            raise _flag_error(f"--{name} must be at least 1")
     return flags
 
 
-def _boolean(text: str) -> bool:
-    """As the projects' own scripts read it."""
-    if text.lower() in ("yes", "true", "t", "y", "1"):
-        return True
-    if text.lower() in ("no", "false", "f", "n", "0"):
-        return False
-    raise ValueError(text)
+def _flag_error(problem: object) -> InputError:
+    return InputError(f"`model_flags`: {problem}")
+
+
+# As the projects' own scripts read it.
+_BOOLEANS = {
+    **dict.fromkeys(("yes", "true", "t", "y", "1"), True),
+    **dict.fromkeys(("no", "false", "f", "n", "0"), False),
+}
 
 
 def _fractions(text: str) -> tuple[Fraction, ...]:
@@ -319,39 +316,23 @@ def _fractions(text: str) -> tuple[Fraction, ...]:
 
 
 def _resolutions(text: str) -> tuple[int, ...]:
-    found = tuple(int(part) for part in text.split(","))
-    if min(found) < 1:
+    heights = tuple(int(part) for part in text.split(","))
+    if min(heights) < 1:
         raise ValueError(text)
-    return found
+    return heights
 
 
-def _schedule_name(text: str) -> str:
-    if text not in ("linear", "cosine"):
-        raise ValueError(text)
-    return text
-
-
-_KINDS: dict[str, Callable[[str], object]] = {
-    "image_size": int,
-    "num_channels": int,
-    "num_res_blocks": int,
-    "num_heads": int,
-    "num_heads_upsample": int,
-    "num_head_channels": int,
+_BY_TYPE: dict[object, Callable[[str], object]] = {
+    int: int,
+    str: str,
+    bool: lambda text: _BOOLEANS[text.lower()],
+}
+_PARSERS: dict[str, Callable[[str], object]] = {
+    **{f.name: _BY_TYPE[f.type] for f in dataclasses.fields(ModelFlags) if f.type in _BY_TYPE},
     "attention_resolutions": _resolutions,
     "channel_mult": lambda text: _fractions(text) if text else None,
-    "learn_sigma": _boolean,
-    "sigma_small": _boolean,
-    "class_cond": _boolean,
-    "diffusion_steps": int,
-    "noise_schedule": _schedule_name,
-    "timestep_respacing": str,
-    "predict_xstart": _boolean,
-    "rescale_timesteps": _boolean,
-    "use_scale_shift_norm": _boolean,
-    "resblock_updown": _boolean,
-    "use_new_attention_order": _boolean,
-    "clip_denoised": _boolean,
+    "noise_schedule": {"linear": "linear", "cosine": "cosine"}.__getitem__,
+    "rescale_timesteps": _BY_TYPE[bool],
 }
 
 
@@ -466,34 +447,30 @@ def read_openai(
 
 
 def _flags_to_fill(shapes: Shapes) -> str:
-    """The flags of a file: what its weights say, and placeholders where they do not.
+    """The flags that the weights determine, and placeholders for all others.
 
-    The resolutions that have attention are those of the size that stands there in place of the
-    file's own.
+    The resolutions with attention are those of the placeholder's image size.
     """
     size = max(32, 2 ** len(shapes.channels))
     attended = [str(size >> level) for level, yes in enumerate(shapes.attention) if yes]
     return (
         f"--image_size {size} --num_heads 1 --use_new_attention_order False "
         "--diffusion_steps 1000 --noise_schedule linear "
-        f"--channel_mult {listed(shapes.multiples)} "
+        f"--channel_mult {_listed(shapes.multiples)} "
         f"--attention_resolutions {','.join(attended) or 2 * size} {shapes.flags}"
     )
 
 
 def network_config(flags: ModelFlags, shapes: Shapes, path: Path) -> UNetConfig:
-    """The network that flags and weights agree on.
+    """The network of the flags, checked against the weights.
 
     Raises:
         InputError: they contradict each other; the line names the flag with both values.
     """
     _check(flags, shapes, path)
-    by_channels = flags.num_head_channels != -1
     with naming(path):
         return config_of(
-            shapes,
-            head_channels=flags.num_head_channels if by_channels else 0,
-            num_heads=flags.num_heads,
+            shapes, head_channels=max(flags.num_head_channels, 0), num_heads=flags.num_heads
         )
 
 
@@ -501,12 +478,12 @@ def config_of(shapes: Shapes, *, head_channels: int = 0, num_heads: int = 1) -> 
     """The network of these shapes.
 
     Args:
-        shapes: what the weights say.
+        shapes: from `read_shapes`.
         head_channels: channels of an attention head; 0 if `num_heads` counts.
         num_heads: attention heads. No shape depends on either.
 
     Raises:
-        InputError: it is no network.
+        InputError: our U-Net cannot express it.
     """
     return UNetConfig(
         **dataclasses.asdict(shapes),
@@ -527,7 +504,7 @@ def _check(flags: ModelFlags, shapes: Shapes, path: Path) -> None:
     attended = tuple(h for level, h in enumerate(heights) if 2**level in rates)
     attended_in_file = tuple(h for h, yes in zip(heights, shapes.attention, strict=True) if yes)
     multiples = "channel_mult" if flags.channel_mult is not None else "image_size"
-    for name, asked, found in (
+    for name, asked, stored in (
         ("num_channels", flags.num_channels, shapes.model_channels),
         ("num_res_blocks", flags.num_res_blocks, shapes.num_blocks),
         ("learn_sigma", flags.learn_sigma, shapes.out_channels != shapes.in_channels),
@@ -537,47 +514,46 @@ def _check(flags: ModelFlags, shapes: Shapes, path: Path) -> None:
         (multiples, flags.multiples, shapes.multiples),
         ("attention_resolutions", attended, attended_in_file),
     ):
-        if asked != found:
+        if asked != stored:
             how = "has" if name in flags.given else "leaves the default"
-            given, weights = shown(asked), shown(found)
+            given, weights = _shown(asked), _shown(stored)
             if name == "image_size":
                 given = f"{size} (channel multiples {given})"
                 weights = f"channel multiples {weights}"
-            raise InputError(
-                f"{path}: `model_flags` {how} --{name} {given}, the weights say {weights}"
+            raise FileError(
+                path, f"`model_flags` {how} --{name} {given}, the weights say {weights}"
             )
     if flags.num_head_channels == -1 and flags.num_heads_upsample not in (-1, flags.num_heads):
-        raise InputError(
-            f"`model_flags`: --num_heads_upsample {flags.num_heads_upsample} differs from "
-            f"--num_heads {flags.num_heads}, which cannot be read"
+        raise _flag_error(
+            f"--num_heads_upsample {flags.num_heads_upsample} differs from --num_heads "
+            f"{flags.num_heads}, which cannot be read"
         )
-    for width in shapes.attended:
-        name = "num_heads" if flags.num_head_channels == -1 else "num_head_channels"
-        heads = getattr(flags, name)
+    name = "num_heads" if flags.num_head_channels == -1 else "num_head_channels"
+    heads = getattr(flags, name)
+    pairs = zip(shapes.channels, shapes.attention, strict=True)
+    for width in (*(width for width, attends in pairs if attends), shapes.channels[-1]):
         if heads < 1 or width % heads:
-            raise InputError(f"`model_flags`: --{name} {heads} does not divide {width} channels")
+            raise _flag_error(f"--{name} {heads} does not divide {width} channels")
 
 
 def _schedule(flags: ModelFlags) -> NoiseSchedule:
-    if flags.noise_schedule == "cosine":
-        schedule = NoiseSchedule.cosine(flags.diffusion_steps)
-    else:
-        schedule = NoiseSchedule.linear(flags.diffusion_steps)
-    asked = flags.timestep_respacing
-    if not asked:
+    make = NoiseSchedule.cosine if flags.noise_schedule == "cosine" else NoiseSchedule.linear
+    schedule = make(flags.diffusion_steps)
+    respacing = flags.timestep_respacing
+    if not respacing:
         return schedule
-    if (steps := re.fullmatch(r"ddim(\d+)", asked)) is not None:
-        raise InputError(
-            f"`model_flags`: --timestep_respacing {asked} is of a sampler, not of the model; leave "
-            f"it out, and pass `timesteps={steps[1]}`, to sample and fid also `sampler=ddim`"
+    if (steps := re.fullmatch(r"ddim(\d+)", respacing)) is not None:
+        raise _flag_error(
+            f"--timestep_respacing {respacing} is of a sampler, not of the model; leave it out, "
+            f"and pass `timesteps={steps[1]}`, to sample and fid also `sampler=ddim`"
         )
-    counts = asked.split(",")
+    counts = respacing.split(",")
     if not all(re.fullmatch(r"[0-9]{1,7}", count) for count in counts) or counts == ["1"]:
-        raise InputError(
-            f"`model_flags`: --timestep_respacing {asked}: only a number of steps from 2 to "
+        raise _flag_error(
+            f"--timestep_respacing {respacing}: only a number of steps from 2 to "
             f"{flags.diffusion_steps}, or one for each of several sections, can be read"
         )
-    with naming(f"`model_flags`: --timestep_respacing {asked}"):
+    with naming(f"`model_flags`: --timestep_respacing {respacing}"):
         return schedule.in_sections([int(count) for count in counts])
 
 
@@ -602,22 +578,18 @@ def _their_name(name: str, config: UNetConfig) -> str:
     for ours, theirs in _TOP.items():
         if name.startswith(ours):
             return theirs + _leaf(name.removeprefix(ours))
-    match = re.fullmatch(
-        r"(down|up)\.(\d+)\.(?:blocks|(attentions)|(resample))\.(\d*)\.?(.+)", name
-    )
+    match = re.fullmatch(r"(down|up)\.(\d+)\.(blocks|attentions|resample)\.(\d*)\.?(.+)", name)
     assert match is not None
-    way, level, attention, resample, index, rest = match.groups()
-    if way == "down":
-        if resample:
-            return f"input_blocks.{(int(level) + 1) * per_level}.0.{_leaf(rest, conv='op')}"
-        number, position = 1 + int(level) * per_level + int(index), 1 if attention else 0
-        return f"input_blocks.{number}.{position}.{_leaf(rest)}"
-    if resample:
-        number = (int(level) + 1) * per_level - 1
-        position = 2 if config.attention[-1 - int(level)] else 1
-        return f"output_blocks.{number}.{position}.{_leaf(rest)}"
-    number, position = int(level) * per_level + int(index), 1 if attention else 0
-    return f"output_blocks.{number}.{position}.{_leaf(rest)}"
+    way, kind, rest = match[1], match[3], match[5]
+    level, is_down = int(match[2]), way == "down"
+    if kind == "resample":
+        number = (level + 1) * per_level - (not is_down)
+        position = 0 if is_down else 1 + config.attention[-1 - level]
+    else:
+        number = level * per_level + int(match[4]) + is_down
+        position = int(kind == "attentions")
+    leaf = _leaf(rest, conv="op" if is_down and kind == "resample" else "conv")
+    return f"{'input' if is_down else 'output'}_blocks.{number}.{position}.{leaf}"
 
 
 def _leaf(name: str, *, conv: str = "conv") -> str:
