@@ -1,4 +1,4 @@
-"""The family of lucidrains/denoising-diffusion-pytorch: what its Trainer or its classes save."""
+"""The family of lucidrains/denoising-diffusion-pytorch: files of its Trainer or its classes."""
 
 import contextlib
 import dataclasses
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpmbench.checkpoints.settings import CheckpointSettings, MissingSettingsError
-from ddpmbench.checkpoints.weights import load_weights, naming, only_tensors, sha256_of
+from ddpmbench.checkpoints.weights import FileError, load_weights, naming, only_tensors, sha256_of
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.diffusion.process import Prediction, Variance
 from ddpmbench.diffusion.schedule import NoiseSchedule
@@ -21,14 +21,14 @@ from ddpmbench.errors import InputError
 
 PACKAGE = "denoising-diffusion-pytorch"
 OWN = "build it with `network=FILE.py:NAME`"
-"""What to do with a network of the package that is not read."""
+"""The remedy for a network of the package that is not read."""
 HEAD_CHANNELS = 32
-"""What versions before 1.9, whose networks have no memory keys, have by default."""
+"""The default of versions before 1.9, whose networks have no memory keys."""
 
 
 @dataclasses.dataclass(frozen=True)
 class UnetArguments:
-    """What the package's `Unet` is built with, under its names; one entry a resolution."""
+    """The arguments of the package's `Unet` under its names; one entry a resolution."""
 
     dim: int
     init_dim: int
@@ -62,43 +62,47 @@ def read_arguments(weights: Mapping[str, Tensor], path: Path) -> UnetArguments:
         InputError: they are not those of the package's unconditional two-dimensional `Unet`.
     """
     if "classes_emb.weight" in weights:
-        raise InputError(
-            f"{path}: the network of {PACKAGE}'s classifier_free_guidance, which depends on "
-            f"classes; only its Unet is read, {OWN}"
+        raise FileError(
+            path,
+            f"the network of {PACKAGE}'s classifier_free_guidance, which depends on classes; only "
+            f"its Unet is read, {OWN}",
         )
     if "init_conv.weight" not in weights:
         first = next(iter(weights), "none")
-        raise InputError(
-            f"{path}: its network is not {PACKAGE}'s Unet (its first weight is {first}); {OWN}"
+        raise FileError(
+            path, f"its network is not {PACKAGE}'s Unet (its first weight is {first}); {OWN}"
         )
     shapes = _Shapes(weights, path)
     dim = shapes.of("time_mlp.1.weight", 2)[0] // 4
     init_dim, inputs, *_ = shapes.of("init_conv.weight", 4)
     out_dim = shapes.of("final_conv.weight", 4)[0]
     if out_dim == 2 * inputs + 2:
-        raise InputError(
-            f"{path}: the network of a WeightedObjectiveGaussianDiffusion, which predicts both "
-            f"noise and x_start; this is not read, {OWN}"
+        raise FileError(
+            path,
+            "the network of a WeightedObjectiveGaussianDiffusion, which predicts both noise and "
+            f"x_start; this is not read, {OWN}",
         )
     self_condition = inputs == 2 * out_dim
     if not self_condition and out_dim not in (inputs, 2 * inputs):
-        raise InputError(
-            f"{path}: the network gives {out_dim} channels for {inputs}, which no objective of "
-            f"{PACKAGE} takes; {OWN}"
+        raise FileError(
+            path,
+            f"the network gives {out_dim} channels for {inputs}, which no objective of {PACKAGE} "
+            f"takes; {OWN}",
         )
     levels, multiples = 0, []
     while f"downs.{levels}.0.block1.proj.weight" in weights:
         last = f"downs.{levels}.3.weight"
         width = shapes.of(last if last in weights else f"downs.{levels}.3.1.weight", 4)[0]
         if not dim or width % dim:
-            raise InputError(
-                f"{path}: {width} channels are no multiple of dim = {dim}, which {PACKAGE} cannot "
-                f"build; {OWN}"
+            raise FileError(
+                path,
+                f"{width} channels are no multiple of dim = {dim}, which {PACKAGE} cannot build; "
+                f"{OWN}",
             )
         multiples.append(width // dim)
         levels += 1
     if not levels:
-        raise InputError(f"{path}: has no downs.0.0.block1.proj.weight; the file is not whole")
+        raise FileError(path, "has no downs.0.0.block1.proj.weight; the file is not whole")
     attention = [shapes.attention(f"downs.{level}.2") for level in range(levels)]
     full, heads, head_channels = zip(*attention, strict=True)
     return UnetArguments(
@@ -122,12 +126,13 @@ class _Shapes:
     def of(self, name: str, dims: int) -> tuple[int, ...]:
         tensor = self.weights.get(name)
         if tensor is None:
-            raise InputError(f"{self.path}: has no weight {name}; the file is not whole")
+            raise FileError(self.path, f"has no weight {name}; the file is not whole")
         if tensor.ndim != dims:
             kind = "its one-dimensional Unet1D" if tensor.ndim == 3 else "another network"
-            raise InputError(
-                f"{self.path}: {name} is {list(tensor.shape)}, that of {kind}; only {PACKAGE}'s "
-                f"Unet is read, {OWN}"
+            raise FileError(
+                self.path,
+                f"{name} is {list(tensor.shape)}, that of {kind}; only {PACKAGE}'s Unet is read, "
+                f"{OWN}",
             )
         return tuple(tensor.shape)
 
@@ -141,9 +146,10 @@ class _Shapes:
             return full, heads, last[1 if full else 0]
         rows = self.of(f"{prefix}.to_qkv.weight", 4)[0]
         if rows % (3 * HEAD_CHANNELS):
-            raise InputError(
-                f"{self.path}: {prefix}.to_qkv.weight has {rows} rows, which are no queries, keys "
-                f"and values of heads of {HEAD_CHANNELS} channels; {OWN}"
+            raise FileError(
+                self.path,
+                f"{prefix}.to_qkv.weight has {rows} rows, which are no queries, keys and values of "
+                f"heads of {HEAD_CHANNELS} channels; {OWN}",
             )
         return full, rows // (3 * HEAD_CHANNELS), HEAD_CHANNELS
 
@@ -159,41 +165,42 @@ def build_unet(
     Called with x_t (B, C, H, W) and time (B,); gives (B, C, H, W), or (B, 2C, H, W).
 
     Args:
-        arguments: what `read_arguments` found.
+        arguments: from `read_arguments`.
         weights: the network's own names and tensors.
         path: the file to name in an error.
         version: of the package that wrote the file; None if it does not say.
 
     Raises:
-        InputError: the package is missing or of a version whose network is another, or the
-            weights are not whole.
+        InputError: the package is missing or of a version with another network, or the weights
+            are not whole.
     """
-    unet = _imported(path)
+    unet, installed = _imported(path), installed_version()
     generation = _generation(weights)
     # From 2.0 on the same names are the same function. Before, attention and convolutions changed
     # without a change of names, so only the version that wrote a file is known to read it.
     if generation != "2" and version is None:
-        raise InputError(
-            f"{path}: its network is of {PACKAGE} before 2.0, but it does not say of which "
-            f"version, and they differ; {OWN}"
+        raise FileError(
+            path,
+            f"its network is of {PACKAGE} before 2.0, but it does not say of which version, and "
+            f"they differ; {OWN}",
         )
     install = f"{PACKAGE}=={version}" if version else f"'{PACKAGE}>=2'"
-    other = InputError(
-        f"{path}: its network is that of {PACKAGE} {version or 'from 2.0 on'}, the installed "
-        f"{installed_version()} has another: pip install {install}"
+    other = FileError(
+        path,
+        f"its network is that of {PACKAGE} {version or 'from 2.0 on'}, the installed {installed} "
+        f"has another: pip install {install}",
     )
     try:
         with torch.device("meta"):  # nothing is allocated before the shapes are the file's
             network: nn.Module = unet(**_accepted(arguments, unet))
     except (AssertionError, TypeError, ValueError, RuntimeError) as error:
         raise other from error
-    is_same = generation == "2" or version == installed_version()
     names = network.state_dict()
-    is_another = version not in (None, installed_version()) and set(names) != set(weights)
-    if _generation(names) != generation or is_another or not is_same:
+    if _generation(names) != generation or (
+        version not in (None, installed) and (generation != "2" or set(names) != set(weights))
+    ):
         raise other
-    with naming(path):
-        load_weights(network, weights, source=str(path))
+    load_weights(network, weights, source=str(path))
     return network.eval()
 
 
@@ -203,7 +210,7 @@ def installed_version() -> str:
 
 
 def unsaid_arguments(weights: Mapping[str, Tensor]) -> str:
-    """What the shapes of the network do not tell, with the value that is taken for it."""
+    """The arguments that no shape of the network determines, with the values taken."""
     values = ["sinusoidal_pos_emb_theta 10000"]
     if _generation(weights) != "2":
         values.append("resnet_block_groups 8")
@@ -215,10 +222,10 @@ def unsaid_arguments(weights: Mapping[str, Tensor]) -> str:
 class RangeFromZero(nn.Module):
     """A network whose variance at t = 1 is interpolated from the package's lower end.
 
-    The package interpolates between log 1e-20 and log beta at t = 1, where the posterior variance
-    is 0; `Variance.LEARNED_RANGE` between that of t = 2 and beta. The value that gives the same
-    variance in the latter is handed on. A respaced schedule has another t = 2, and so a variance
-    at t = 1 that lies between the network's and beta.
+    At t = 1, where the posterior variance is 0, the package interpolates between log 1e-20 and
+    log beta, and `Variance.LEARNED_RANGE` between the log posterior variance of t = 2 and log beta.
+    This module maps the output to the value that gives the same variance in the latter. A respaced
+    schedule has another t = 2, and so a variance at t = 1 between the network's and beta.
     """
 
     def __init__(self, network: nn.Module, *, log_beta: float, log_posterior: float) -> None:
@@ -237,29 +244,30 @@ class RangeFromZero(nn.Module):
 def _imported(path: Path) -> type[nn.Module]:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what its imports warn of is not ours to mend
+            warnings.simplefilter("ignore")  # of its own imports
             from denoising_diffusion_pytorch import Unet
     except ImportError as error:
-        raise InputError(
-            f"{path}: its network runs through {PACKAGE}, which cannot be imported ({error}): "
-            "pip install 'ddpmbench[lucidrains]'"
+        raise FileError(
+            path,
+            f"its network runs through {PACKAGE}, which cannot be imported ({error}): "
+            "pip install 'ddpmbench[lucidrains]'",
         ) from error
     unet: type[nn.Module] = Unet
     return unet
 
 
 def _generation(weights: Mapping[str, object]) -> str:
-    """Which versions of the package have a network with such names."""
+    """The versions of the package whose network has these names."""
     if "downs.0.0.block1.norm.g" in weights:
         return "2"
     return "1.9 to 1.11" if "mid_attn.mem_kv" in weights else "before 1.9"
 
 
 def _accepted(arguments: UnetArguments, unet: type[nn.Module]) -> dict[str, object]:
-    """The arguments that this version knows, one number where it may not know several.
+    """The arguments that the installed version takes.
 
     Raises:
-        ValueError: it does not know one that is not what it has built in.
+        ValueError: it does not take one whose value is not its default.
     """
     built_in = {"attn_heads": 4, "attn_dim_head": HEAD_CHANNELS, "full_attn": False}
     known = inspect.signature(unet).parameters
@@ -278,22 +286,22 @@ def _accepted(arguments: UnetArguments, unet: type[nn.Module]) -> dict[str, obje
 _ULP = 2.0**-23
 """Two float32 numbers that differ by less, relatively, may be roundings of the same one."""
 _ROUNDING = 5e-7
-"""How far beta and the ratio of two products may be from adding up to 1, as float32."""
+"""Tolerance of beta plus the ratio of two products against 1, in float32."""
 _NAMED: dict[str, Callable[[int], NoiseSchedule]] = {
     "linear": NoiseSchedule.linear,
     "cosine": NoiseSchedule.cosine,
     "sigmoid": NoiseSchedule.sigmoid,
 }
 _AGREEMENT = 1e-3
-"""How far, relatively, a loss weight may be from the one its objective would have."""
+"""Relative tolerance of a loss weight."""
 
 
 def read_schedule(buffers: Mapping[str, Tensor], *, path: Path) -> NoiseSchedule:
     """The schedule in the buffers `betas` and `alphas_cumprod`, which are float32.
 
-    A linear or cosine schedule that rounds to them is taken as it is in float64. Of any other,
-    beta is right to 6e-8 and 1 - beta to 2e-7, relatively: where beta is large, 1 - beta is the
-    ratio of two of the cumulative products, because the difference would have lost its digits.
+    A named schedule that rounds to them is taken in float64. Of any other, beta has a relative
+    error of 6e-8 and 1 - beta of 2e-7: where beta is large, 1 - beta is the ratio of two cumulative
+    products, because the difference would cancel.
 
     Args:
         buffers: (T,) each, under the package's names.
@@ -305,25 +313,26 @@ def read_schedule(buffers: Mapping[str, Tensor], *, path: Path) -> NoiseSchedule
     betas = _buffer(buffers, "betas", path)
     alphas_cumprod = _buffer(buffers, "alphas_cumprod", path)
     if betas.shape != alphas_cumprod.shape:
-        raise InputError(
-            f"{path}: betas is {list(betas.shape)}, alphas_cumprod {list(alphas_cumprod.shape)}; "
-            "the file is not whole"
+        raise FileError(
+            path,
+            f"betas is {list(betas.shape)}, alphas_cumprod {list(alphas_cumprod.shape)}; the file "
+            "is not whole",
         )
     previous = torch.cat([torch.ones(1, dtype=torch.float64), alphas_cumprod[:-1]])
     remaining = alphas_cumprod / previous
     wrong = ~((remaining - (1 - betas)).abs() <= _ROUNDING)
     if bool(wrong.any()):
-        raise InputError(
-            f"{path}: betas and alphas_cumprod contradict each other at t = "
-            f"{1 + int(wrong.nonzero()[0])}; they were changed or rounded after the training, "
-            "copy the file again"
+        raise FileError(
+            path,
+            f"betas and alphas_cumprod contradict each other at t = {1 + int(wrong.nonzero()[0])}; "
+            "they were changed or rounded after the training, copy the file again",
         )
     with naming(path):
         return _named(NoiseSchedule.from_betas(torch.where(betas > 0.5, 1 - remaining, betas)))
 
 
 def _named(schedule: NoiseSchedule) -> NoiseSchedule:
-    """The schedule with its name; in float64 where it is one that rounds to it."""
+    """The named schedule that rounds to this one; else this one."""
     for name, make in _NAMED.items():
         with contextlib.suppress(InputError):  # too few steps for a schedule of that name
             known = make(schedule.num_timesteps)
@@ -337,10 +346,13 @@ def _named(schedule: NoiseSchedule) -> NoiseSchedule:
 
 
 def read_prediction(schedule: NoiseSchedule, loss_weight: Tensor | None) -> Prediction | None:
-    """What the network outputs, told by how the loss was weighted over t; None if nothing tells.
+    r"""The parameterization, from the weight of the loss over t; None if no weight fits.
 
-    With s = min(snr, gamma), gamma infinite by default, the weight is s / snr where the target is
-    the noise, s where it is x_start and s / (snr + 1) where it is v.
+    .. math::
+        w_\epsilon = s / \text{snr}, \qquad w_{x_0} = s, \qquad w_v = s / (\text{snr} + 1),
+        \qquad s = \min(\text{snr}, \gamma)
+
+    with gamma infinite by default.
 
     Args:
         schedule: of T steps.
@@ -356,30 +368,29 @@ def read_prediction(schedule: NoiseSchedule, loss_weight: Tensor | None) -> Pred
         Prediction.X_START: weight,
         Prediction.V: weight * (snr + 1),
     }
-    found = [prediction for prediction, values in implied.items() if _is_clipped(values, snr)]
-    return found[0] if len(found) == 1 else None
+    fitting = [prediction for prediction, values in implied.items() if _is_clipped(values, snr)]
+    return fitting[0] if len(fitting) == 1 else None
 
 
 def _is_clipped(values: Tensor, snr: Tensor) -> bool:
     """Whether the values are min(snr, gamma) of some gamma."""
-    gamma = values.max()
-    expected = snr.clamp(max=float(gamma))
+    expected = snr.clamp(max=float(values.max()))
     return bool(((values - expected).abs() <= _AGREEMENT * expected).all())
 
 
 def _buffer(buffers: Mapping[str, Tensor], name: str, path: Path) -> Tensor:
     values = buffers.get(name)
     if values is None:
-        raise InputError(f"{path}: has no buffer {name}; the file is not whole")
+        raise FileError(path, f"has no buffer {name}; the file is not whole")
     if values.ndim != 1 or not len(values) or not values.is_floating_point():
-        raise InputError(
-            f"{path}: {name} is {list(values.shape)} {values.dtype}, not one row of numbers"
+        raise FileError(
+            path, f"{name} is {list(values.shape)} {values.dtype}, not one row of numbers"
         )
     return values.detach().cpu().double()
 
 
 TELLING = (("betas", "model.init_conv.weight"),)
-"""The names that tell a GaussianDiffusion of the package around one of its convolutional nets."""
+"""The names of a GaussianDiffusion of the package around one of its convolutional nets."""
 _NETWORK = "model."
 _UNET = ("init_conv.weight", "time_mlp.1.weight", "final_res_block.block1.proj.weight")
 
@@ -390,9 +401,7 @@ def is_lucidrains(names: Mapping[str, object]) -> bool:
 
 
 def other_lucidrains(names: Sequence[str]) -> str | None:
-    """Why a file of the package that is none of a GaussianDiffusion is not read, as a line's rest.
-
-    None if it is of something else.
+    """Why a file of the package without a GaussianDiffusion is not read; None for any other file.
 
     Args:
         names: of all its tensors.
@@ -423,21 +432,21 @@ def read_lucidrains(
 ) -> Checkpoint:
     """The checkpoint in a state dict of a GaussianDiffusion, as the package's Trainer saves it.
 
-    The schedule comes from its buffers, what the network predicts from how its loss was weighted.
-    Samples of the package have the posterior variance, and clip. The network is the package's
-    own, and is not given its own prediction where it is self-conditioned.
+    The schedule comes from its buffers, the parameterization from the weight of its loss. The
+    package samples with the posterior variance, and clips. The network is the package's own; a
+    self-conditioned one is given zeros for its own prediction.
 
     Args:
         path: the file the state dict came from.
-        state: what it holds.
+        state: the state dict.
         source: the path as the user gave it.
-        settings: its `prediction` settles what the loss does not tell.
+        settings: `prediction` is required where no weight of the loss fits.
         version: of the package that wrote the file; None if that is not known.
 
     Raises:
         MissingSettingsError: it does not say what the network predicts.
         InputError: its network is not the package's `Unet`, its weights are not whole, or the
-            package is missing or of a version whose network is another.
+            package is missing or of a version with another network.
 
     Source: the package's denoising_diffusion_pytorch.py and learned_gaussian_diffusion.py.
     """
@@ -461,8 +470,12 @@ def read_lucidrains(
             missing={"prediction": "v"},
         )
     learned = arguments.learned_variance
-    if learned:
-        network = _with_their_range(network, schedule)
+    if learned and schedule.num_timesteps > 1:
+        network = RangeFromZero(
+            network,
+            log_beta=float(schedule.betas[0].log()),
+            log_posterior=float(schedule.posterior_variance[1].log()),
+        )
     by = "" if version in (None, installed_version()) else f", written by {version}"
     return Checkpoint(
         network=network,
@@ -484,7 +497,7 @@ def read_lucidrains(
 
 
 def version_in(content: Mapping[str, object]) -> str | None:
-    """The version of the package that wrote a file, where it says so."""
+    """The version of the package that wrote a file; None if it does not say."""
     version = content.get("version")
     if isinstance(version, str) and re.fullmatch(r"\d+(\.\d+)+", version):
         return version
@@ -497,7 +510,7 @@ def _prediction(
     tensors: Mapping[str, Tensor],
     settings: CheckpointSettings,
 ) -> tuple[Prediction | None, list[str]]:
-    """What the network predicts, and what there is to say of it."""
+    """The parameterization, and notes on it."""
     if arguments.learned_variance:
         return Prediction.EPSILON, [
             "a LearnedGaussianDiffusion, which is trained on the noise whatever its objective"
@@ -512,13 +525,3 @@ def _prediction(
         prediction = Prediction(settings.prediction)
         notes.append(f"`prediction={prediction}`, which the file does not say")
     return prediction, notes
-
-
-def _with_their_range(network: nn.Module, schedule: NoiseSchedule) -> nn.Module:
-    if schedule.num_timesteps == 1:
-        return network
-    return RangeFromZero(
-        network,
-        log_beta=float(schedule.betas[0].log()),
-        log_posterior=float(schedule.posterior_variance[1].log()),
-    )
