@@ -21,13 +21,15 @@ CONVERSIONS = {
     "rgb": "gray is repeated to RGB, and alpha that is opaque left out",
     "gray": "RGB becomes its luma, (299 R + 587 G + 114 B) / 1000",
 }
-"""What images can be converted to, and how."""
+"""Conversion -> its description."""
 
 _PORTION = 1 << 24  # bytes converted together
 
 
 def converted(pixels: Pixels, to: str) -> Pixels:
-    """Images (N, C, H, W) as "rgb" or "gray", C = 1 or 3; those that are already stay as they are.
+    """Images (N, C, H, W) as "rgb" or "gray", C = 1 or 3.
+
+    Luma is (299 R + 587 G + 114 B) / 1000.
 
     Source: ITU-R BT.601-2, rounded as Pillow does.
     """
@@ -61,11 +63,11 @@ def padded(pixels: Pixels, side: int, source: str) -> Pixels:
 
 
 def picture_of(image: Pixels, shape: tuple[int, ...]) -> Pixels:
-    """An image (C, H, W) as a picture of another shape, only to be looked at.
+    """An image (C, H, W) resized for display.
 
     Args:
         image: C = 1 or 3.
-        shape: (C, H, W); gray is repeated where it has three channels.
+        shape: (C, H, W) of the result; gray is repeated to three channels.
     """
     from PIL import Image
 
@@ -114,10 +116,10 @@ def read_array(images: Arrays, num_images: int | None, convert: str | None) -> I
             (N, C, H, W) or (N, H, W), C = 1 or 3; or a sequence of Pillow images or of arrays
             (H, W, C) or (H, W).
         num_images: how many, from the first on; None for all.
-        convert: see `image_files.FolderOptions`; for Pillow images.
+        convert: for Pillow images; see `image_files.FolderOptions`.
 
     Raises:
-        InputError: they are something else; the line says how to convert them.
+        InputError: they are of another type or shape.
     """
     array = _as_array(images, convert)
     if array.dtype != np.uint8:
@@ -179,7 +181,7 @@ def _one_image(index: int, image: object, convert: str | None) -> NDArray[Any]:
 
 
 def _remedy(array: NDArray[Any]) -> str:
-    """How numbers like these most likely become pixels."""
+    """The likely conversion of the numbers to pixels."""
     if array.dtype == bool:
         return ": 255 * x.astype('uint8')"
     if not array.size or array.dtype.kind not in "fiu":

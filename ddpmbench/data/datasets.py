@@ -1,4 +1,4 @@
-"""Named data sets: shipped, found on the machine, or downloaded once and verified."""
+"""Named data sets: shipped, on the machine, or downloaded once and verified."""
 
 import contextlib
 import gzip
@@ -192,7 +192,7 @@ def _read_cifar10(split: str, num_images: int | None) -> ImageData:
 
 @contextlib.contextmanager
 def _downloading(spec: str, names: list[str], folder: Path) -> Iterator[None]:
-    """What torchvision prints goes to stderr; what it raises becomes one line with a remedy."""
+    """Print what torchvision prints to stderr; make its errors InputErrors with a remedy."""
     try:
         with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
             # The published pickles and archives are old: numpy and tarfile warn of their form.
@@ -206,6 +206,6 @@ def _downloading(spec: str, names: list[str], folder: Path) -> Iterator[None]:
     except (OSError, RuntimeError, EOFError, http.client.HTTPException) as error:
         raise refusal(
             spec,
-            f"not found intact on this machine, and not downloaded ({error}); put "
+            f"not intact on this machine, and not downloaded ({error}); put "
             f"{' and '.join(names)}, as published, into {folder} ({CACHE_VARIABLE} moves it)",
         ) from error

@@ -1,4 +1,4 @@
-"""What a folder of images holds: every file is accounted for, whether it is read or not."""
+"""The files of a folder of images; every one is read, refused or counted."""
 
 import dataclasses
 import os
@@ -105,7 +105,7 @@ def holds_data(suffix: str) -> bool:
 
 
 def first_bytes(path: Path) -> bytes:
-    """The first bytes of a file, as many as its kind shows in.
+    """The first bytes of a file, enough for `kind_of`.
 
     Raises:
         OSError: it cannot be read, or is no regular file.
@@ -123,7 +123,7 @@ def require_regular(path: Path) -> None:
 
 
 def special_kind(mode: int) -> str:
-    """What `stat` says that something is which is no regular file."""
+    """The kind of a special file."""
     if stat.S_ISDIR(mode):
         return "a folder"
     if stat.S_ISFIFO(mode):
@@ -132,11 +132,11 @@ def special_kind(mode: int) -> str:
 
 
 def kind_of(content: bytes) -> tuple[str, str] | None:
-    """What the first bytes of a file say that it is.
+    """The kind of a file by its first bytes.
 
     Returns:
         "read" for an image that is read, "unread" for another one, or "data" for an archive or an
-        array; and its format's name. None if they say nothing.
+        array; and its format's name. None for any other file.
     """
     for group, patterns in _KINDS.items():
         for name, pattern in patterns.items():
@@ -159,7 +159,7 @@ class FolderContents:
     Attributes:
         names: of the images to read, relative with slashes, in natural order: 2.png before 10.png.
         refused: a line for each image that cannot be read, by its name.
-        passed_over: how many other files there are of each kind: by ending, "hidden" with those
+        passed_over: number of other files of each kind: by ending, "hidden" with those
             that systems leave, "archive or array", "no ending", and "other".
         archives: the names of the archives and arrays.
         folders: the names of the folders in the folder itself, but for hidden ones.
@@ -222,7 +222,7 @@ def class_folder(name: str) -> str:
 
 
 def passed_over_words(passed_over: Mapping[str, int], archives: Sequence[str]) -> str:
-    """What was passed over, in words: "3 hidden, 1 archive or array (all.npz), 1 .csv"."""
+    """Files that were passed over, in words: "3 hidden, 1 archive or array (all.npz), 1 .csv"."""
     words = {kind: f"{count:,} {kind}" for kind, count in passed_over.items()}
     if archives:
         words[_ARCHIVE] += f" ({listed(archives)})"
@@ -230,7 +230,7 @@ def passed_over_words(passed_over: Mapping[str, int], archives: Sequence[str]) -
 
 
 def natural_key(name: str) -> tuple[str, str]:
-    """Sorts 2.png before 10.png, and what is in a folder together."""
+    """Sort key: 2.png before 10.png, and the files of a folder together."""
 
     # One text, because lists of a name's parts would take many times its memory. A number is its
     # length and its digits; the end of a part comes before a number, which comes before text.

@@ -1,4 +1,4 @@
-"""Readers of image files: a folder or an npz, as 8-bit pixels, never converted."""
+"""Readers of image files: a folder, an npz or an npy, as 8-bit pixels."""
 
 import contextlib
 import dataclasses
@@ -34,10 +34,10 @@ _COLORS = {1: "gray", 3: "RGB"}
 def packed(
     images: Iterable[NDArray[np.uint8]],
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64] | None]:
-    """Put images of any sizes together; those of a large set lie in a file (`array_store`).
+    """Images of any sizes in one array, which of a large set is a file (`pixel_store`).
 
     Args:
-        images: (C, H, W) each, in order. None is needed again, nor kept.
+        images: (C, H, W) each, in order; none is kept.
 
     Returns:
         pixels: (N, C, H, W) where all have one shape; else flat, one image after another.
@@ -89,17 +89,17 @@ _CONVERTED = {"rgb": "RGB", "gray": "L"}
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageData:
-    """What a file or folder holds.
+    """The images of a file or folder.
 
     Attributes:
-        pixels: (N, C, H, W) uint8, or flat; see `packed_images.packed`.
+        pixels: (N, C, H, W) uint8, or flat; see `packed`.
         ids: (N,) a name for each image.
         labels: (N,) int64 classes, or None.
-        skipped: a line for each file that was passed over because it holds no such image.
+        skipped: a line for each image file that was passed over.
         classes: the name of each class, where labels are of class folders.
-        passed_over: how many other files the folder holds, by kind.
-        archives: the names of those that are archives or arrays.
-        shapes: (N, 3) of images that differ in it; else None.
+        passed_over: number of other files in the folder, by kind.
+        archives: names of its archives and arrays.
+        shapes: (N, 3) of images of several shapes; else None.
     """
 
     pixels: NDArray[np.uint8]
@@ -117,7 +117,7 @@ class FolderOptions:
     """How the images of a folder are read.
 
     Attributes:
-        skip_bad: pass over files that do not hold an image like the others, and list them.
+        skip_bad: pass over files without an image like the others, and list them.
         convert: "rgb" repeats gray to three channels, "gray" takes the luma of color; None reads
             images as they are stored.
         class_names: the class folders in the order of the classes; None for sorted.
@@ -135,7 +135,7 @@ _AS_STORED = FolderOptions()
 
 @dataclasses.dataclass(frozen=True)
 class PositionIds(Sequence[str]):
-    """Names for images that have only a position: "0", "1", ..., made when asked for."""
+    """Names of images by their index: "0", "1", ..."""
 
     positions: range
 
@@ -166,15 +166,15 @@ def read_folder(
     is the position of that folder among the sorted ones.
 
     Args:
-        folder: which.
-        contents: what it holds.
+        folder: its path.
+        contents: its files.
         num_images: how many, from the first on; None for all.
-        options: how.
+        options: of the reader.
 
     Raises:
-        InputError: if there is no image, or, unless it is passed over, one that is not read, is not
-            8-bit gray or RGB, has more than one frame, cannot be decoded, or, unless any size is
-            taken, differs from the first in size or channels.
+        InputError: there is no image; or, unless it is passed over, one has a format that is not
+            read, is not 8-bit gray or RGB, has several frames, cannot be decoded or, unless any
+            size is taken, differs from the first in size or channels.
     """
     try:
         from PIL import Image
@@ -211,14 +211,9 @@ def read_npy(path: Path, num_images: int | None = None) -> ImageData:
         InputError: if it is cut short or corrupt, or holds anything but 8-bit gray or RGB images.
     """
     with _damage_refused(path, "np.save"), path.open("rb") as file:
-        header = _npy_header(file)
-        shape = _npy_shape(header, "the array", path)
-        count = count_to_read(num_images, shape[0], path)
-        refuse_shorter(path.stat().st_size - file.tell(), (count, *shape[1:]))
-        if header[1]:
-            file.seek(0)
-            return ImageData(_fortran_pixels(file, shape, count), PositionIds(range(count)))
-        return ImageData(read_pixels(file, shape, count), PositionIds(range(count)))
+        size = path.stat().st_size
+        pixels, _ = _npy_pixels(file, size, num_images, name="the array", path=path)
+    return ImageData(pixels, PositionIds(range(len(pixels))))
 
 
 def is_npz(path: Path) -> bool:
@@ -285,23 +280,17 @@ def shape_refusal(subject: str, shape: tuple[int, ...]) -> InputError:
 
 def _no_images(folder: Path, contents: FolderContents) -> InputError:
     if contents.refused:
-        return refusal(
-            folder, f"holds no image that can be read; {next(iter(contents.refused.values()))}"
-        )
-    if _CIFAR10_BATCHES & {name.rsplit("/", 1)[-1] for name in contents.archives}:
-        return refusal(
-            folder,
-            "holds the batches of CIFAR-10; name the data set, cifar10:train or cifar10:test",
-        )
-    if contents.archives:
-        return refusal(
-            folder,
+        problem = f"holds no image that can be read; {next(iter(contents.refused.values()))}"
+    elif _CIFAR10_BATCHES & {name.rsplit("/", 1)[-1] for name in contents.archives}:
+        problem = "holds the batches of CIFAR-10; name the data set, cifar10:train or cifar10:test"
+    elif contents.archives:
+        problem = (
             f"holds no images, but {listed(contents.archives)}; give the path of one, as in "
-            f"{folder / contents.archives[0]}",
+            f"{folder / contents.archives[0]}"
         )
-    return refusal(
-        folder, f"holds no images; their names must end in one of {' '.join(IMAGE_SUFFIXES)}"
-    )
+    else:
+        problem = f"holds no images; their names must end in one of {' '.join(IMAGE_SUFFIXES)}"
+    return refusal(folder, problem)
 
 
 def _classes(
@@ -310,16 +299,15 @@ def _classes(
     """The name of each class, in order; empty where images do not lie in class folders."""
     if names is None:
         return contents.classes
+    problem = None
     if not contents.classes:
-        raise refusal(
-            "`class_names`", f"not every image of {folder} lies in a class folder; leave it out"
-        )
-    if len(set(names)) != len(names):
-        raise refusal("`class_names`", "names a class twice; name each once")
-    if unnamed := sorted({class_folder(name) for name in contents.names}.difference(names)):
-        raise refusal(
-            "`class_names`", f"lacks {unnamed[0]}, a folder of {folder}; name every class folder"
-        )
+        problem = f"not every image of {folder} lies in a class folder; leave it out"
+    elif len(set(names)) != len(names):
+        problem = "names a class twice; name each once"
+    elif unnamed := sorted({class_folder(name) for name in contents.names}.difference(names)):
+        problem = f"lacks {unnamed[0]}, a folder of {folder}; name every class folder"
+    if problem is not None:
+        raise refusal("`class_names`", problem)
     return names
 
 
@@ -331,70 +319,59 @@ def _folder_labels(names: Sequence[str], classes: tuple[str, ...]) -> NDArray[np
 def _folder_pixels(
     folder: Path, names: list[str], options: FolderOptions
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64] | None]:
-    images = _images(folder, names, options.convert)
+    images = _images(folder, names, options)
     if options.any_size:
         return packed(images)
-    alike = _images_alike(folder, names, images)
-    first = next(alike)
-    shape = (len(names), *first.shape[1:])
-    return store(shape, itertools.chain([first], alike), np.uint8), None
+    first = next(images)
+    alike = (image[None] for image in itertools.chain([first], images))
+    return store((len(names), *first.shape), alike, np.uint8), None
 
 
-def _images(folder: Path, names: list[str], convert: str | None) -> Iterator[NDArray[np.uint8]]:
-    """(C, H, W) each."""
+def _images(folder: Path, names: list[str], options: FolderOptions) -> Iterator[NDArray[np.uint8]]:
+    """(C, H, W) each, of one shape unless any size is taken."""
+    first = None
     for name in names:
         try:
-            yield _decode(folder / name, convert)
+            image = _decode(folder / name, options.convert)
         except InputError as error:
             raise InputError(f"{error}{_OR_SKIP}") from error
-
-
-def _images_alike(
-    folder: Path, names: list[str], images: Iterator[NDArray[np.uint8]]
-) -> Iterator[NDArray[np.uint8]]:
-    """(1, C, H, W) each."""
-    first = None
-    for name, image in zip(names, images, strict=True):
-        first = image if first is None else first
-        if image.shape != first.shape:
-            sizes_differ = image.shape[1:] != first.shape[1:]
-            remedy = "make all images of the folder alike, or pass over those that differ from "
-            remedy += "most with `on_bad=skip` (fid takes images of any size as they are)"
-            if not sizes_differ:
-                remedy += "; `convert=rgb` repeats gray to RGB"
+        first = image.shape if first is None else first
+        if image.shape != first and not options.any_size:
+            repeats = "; `convert=rgb` repeats gray to RGB" if image.shape[1:] == first[1:] else ""
             raise refusal(
                 folder / name,
-                f"is {_describe(image.shape)}, but {names[0]} is {_describe(first.shape)}; "
-                f"{remedy}",
+                f"is {_describe(image.shape)}, but {names[0]} is {_describe(first)}; make all "
+                "images of the folder alike, or pass over those that differ from most with "
+                f"`on_bad=skip` (fid takes images of any size as they are){repeats}",
             )
-        yield image[None]
+        yield image
 
 
 def _good_names(
     folder: Path, names: list[str], options: FolderOptions
 ) -> tuple[list[str], tuple[str, ...]]:
-    """Those of images of the size that most have, or of any, and what is wrong with each other one.
+    """Names of the images of the commonest shape, or of any; and a line for each other one.
 
     Raises:
         InputError: there is none.
     """
     shapes: dict[str, tuple[int, ...]] = {}
-    complaints: dict[str, str] = {}
+    problems: dict[str, str] = {}
     for name in names:
         try:
             shapes[name] = _decode(folder / name, options.convert).shape
         except InputError as error:
-            complaints[name] = str(error)
+            problems[name] = str(error)
     if not shapes:
-        raise refusal(folder, f"holds no image that can be read; {complaints[names[0]]}")
+        raise refusal(folder, f"holds no image that can be read; {problems[names[0]]}")
     usual = Counter(shapes.values()).most_common(1)[0][0]
     for name, shape in shapes.items():
         if shape != usual and not options.any_size:
-            complaints[name] = str(
+            problems[name] = str(
                 refusal(folder / name, f"is {_describe(shape)}, but most are {_describe(usual)}")
             )
-    good = [name for name in names if name not in complaints]
-    return good, tuple(complaints[name] for name in names if name in complaints)
+    good = [name for name in names if name not in problems]
+    return good, tuple(problems[name] for name in names if name in problems)
 
 
 def _decode(path: Path, convert: str | None) -> NDArray[np.uint8]:
@@ -420,15 +397,14 @@ def pixels_of(image: "Image", convert: str | None) -> NDArray[np.uint8]:
     Raises:
         InputError: it is not 8-bit gray or RGB, nor can become so.
     """
-    complaint = _complaint(image, convert)
-    if complaint is not None:
-        raise InputError(complaint)
+    if (problem := _problem(image, convert)) is not None:
+        raise InputError(problem)
     image.load()
     pixels = np.asarray(image if convert is None else image.convert(_CONVERTED[convert]))
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
-def _complaint(image: "Image", convert: str | None) -> str | None:
+def _problem(image: "Image", convert: str | None) -> str | None:
     if getattr(image, "is_animated", False):
         return "has more than one frame; save each frame as a file of its own"
     raw_mode = _scaled_raw_mode(image)
@@ -463,8 +439,7 @@ def _is_convertible(image: "Image") -> bool:
 
 
 def _describe(shape: tuple[int, ...]) -> str:
-    channels, height, width = shape
-    return f"{width}x{height} {'gray' if channels == 1 else 'RGB'}"
+    return shape_words(np.array([shape]))
 
 
 def _npz_images(archive: zipfile.ZipFile, num_images: int | None, path: Path) -> ImageData:
@@ -473,52 +448,53 @@ def _npz_images(archive: zipfile.ZipFile, num_images: int | None, path: Path) ->
         raise refusal(
             path, f"has no array arr_0 but {names}; save it with np.savez(path, arr_0=pixels)"
         )
-    classes = _npz_array(archive, "arr_1") if "arr_1" in names else None
     with archive.open("arr_0.npy") as file:
-        header = _npy_header(file)
-        shape = _npy_shape(header, "arr_0", path)
-        count = count_to_read(num_images, shape[0], path)
-        labels = None if classes is None else _npz_labels(classes, shape[0], path)[:count]
-        # As far as the archive says: what is read is checked again.
-        refuse_shorter(archive.getinfo("arr_0.npy").file_size, (count, *shape[1:]))
-        if header[1]:
-            with archive.open("arr_0.npy") as whole:
-                pixels = _fortran_pixels(whole, shape, count)
-        else:
-            pixels = read_pixels(file, shape, count)
+        size = archive.getinfo("arr_0.npy").file_size
+        pixels, total = _npy_pixels(file, size, num_images, name="arr_0", path=path)
+    labels = _npz_labels(archive, total, path)[: len(pixels)] if "arr_1" in names else None
     others = len(set(names) - {"arr_0", "arr_1"})
     passed_over = {"array": others} if others else {}
-    return ImageData(pixels, PositionIds(range(count)), labels, passed_over=passed_over)
+    return ImageData(pixels, PositionIds(range(len(pixels))), labels, passed_over=passed_over)
+
+
+def _npy_pixels(
+    file: IO[bytes], size: int, num_images: int | None, *, name: str, path: Path
+) -> tuple[NDArray[np.uint8], int]:
+    """The first images of an array in npy format, and how many there are.
+
+    Args:
+        file: seekable.
+        size: of the file in bytes, by its own account.
+        num_images: how many to read, from the first on; None for all.
+        name: of the array, for messages.
+        path: of the file, for messages.
+    """
+    shape, is_fortran, dtype = _npy_header(file)
+    images = _npy_shape(shape, dtype, name, path)
+    count = count_to_read(num_images, images[0], path)
+    refuse_shorter(size - file.tell(), (count, *images[1:]))
+    if not is_fortran:
+        return read_pixels(file, images, count), images[0]
+    file.seek(0)
+    whole = np.asarray(npy.read_array(file, allow_pickle=False))
+    channels_first = whole.reshape(images).transpose(0, 3, 1, 2)[:count]
+    return store(channels_first.shape, [channels_first], np.uint8), images[0]
 
 
 def _npy_shape(
-    header: tuple[tuple[int, ...], bool, np.dtype[Any]], name: str, path: Path
+    shape: tuple[int, ...], dtype: np.dtype[Any], name: str, path: Path
 ) -> tuple[int, int, int, int]:
-    """(N, H, W, C) of an array that holds pixels.
+    """(N, H, W, C) of an array of pixels.
 
     Raises:
-        InputError: it holds something else.
+        InputError: it is none.
     """
-    shape, _, dtype = header
     if dtype != np.uint8:
         raise refusal(path, f"{name} is {dtype}; save the pixels as uint8, 0..255")
     # (N, H, W) to the letter, but more likely one color image that lacks its first axis.
     if len(shape) == 3 and shape[-1] in (3, 4):
         raise shape_refusal(f"{path}: {name}", shape)
     return image_shape(shape, f"{path}: {name}")
-
-
-def _fortran_pixels(
-    file: IO[bytes], shape: tuple[int, int, int, int], count: int
-) -> NDArray[np.uint8]:
-    whole = np.asarray(npy.read_array(file, allow_pickle=False))
-    images = whole.reshape(shape).transpose(0, 3, 1, 2)
-    return store((count, *images.shape[1:]), [images[:count]], np.uint8)
-
-
-def _npz_array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
-    with archive.open(f"{name}.npy") as file:
-        return np.asarray(npy.read_array(file, allow_pickle=False))
 
 
 def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
@@ -530,7 +506,9 @@ def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     return header
 
 
-def _npz_labels(classes: NDArray[Any], num_images: int, path: Path) -> NDArray[np.int64]:
+def _npz_labels(archive: zipfile.ZipFile, num_images: int, path: Path) -> NDArray[np.int64]:
+    with archive.open("arr_1.npy") as file:
+        classes = np.asarray(npy.read_array(file, allow_pickle=False))
     if classes.dtype.kind not in "iu":
         raise refusal(
             path, f"arr_1 is {classes.dtype}; save the labels as integers, or leave them out"

@@ -1,4 +1,4 @@
-"""Image sets: named data sets, folders, npz and idx files, all as 8-bit pixels."""
+"""Image sets: named data sets, folders, npz, npy and idx files, and arrays, as 8-bit pixels."""
 
 import dataclasses
 import hashlib
@@ -45,23 +45,23 @@ class ImageSet:
     """Images in a fixed order.
 
     Attributes:
-        pixels: (N, C, H, W) uint8; those of a large set lie in a file (`array_store`). Flat where
-            images differ in shape, one after another: see `shapes` and `part`.
+        pixels: (N, C, H, W) uint8, 0..255; memory-mapped for a large set (`pixel_store`). Flat
+            where images differ in shape, one after another: see `shapes` and `part`.
         ids: (N,) a name for each image.
         source: the data set's name or the path, as given.
         labels: (N,) int64 classes, or None.
         split: the named data set's split, or None.
         skipped: a line for each image of a folder that was passed over.
         classes: the name of each class, where labels are of class folders.
-        class_order_open: whether those are numbers that sort otherwise than as text.
-        passed_over: how many other files the folder holds, by kind.
-        archives: the names of those that are archives or arrays.
-        convert: what color or gray was converted to; see `inputs.conversions`.
-        padded_from: (H, W) before they were padded with black, or None.
-        shapes: (N, 3), C, H, W of each image of a set in which they differ; else None.
+        class_order_open: whether those are numbers in another order than that of their text.
+        passed_over: number of other files in the folder, by kind.
+        archives: names of its archives and arrays.
+        convert: "rgb" or "gray" where the images were converted, or None; see `CONVERSIONS`.
+        padded_from: (H, W) before padding with black, or None.
+        shapes: (N, 3), C, H, W of each image where they differ; else None.
 
     Raises:
-        InputError: if the pixels are not uint8 of these shapes, or ids or labels differ in number.
+        InputError: the pixels are not uint8 of these shapes, or ids or labels differ in number.
     """
 
     pixels: NDArray[np.uint8]
@@ -81,8 +81,9 @@ class ImageSet:
     __repr__ = short_repr
 
     def __post_init__(self) -> None:
-        """Refuse what is not one id, and one label or none, for each 8-bit image."""
-        has_shapes = self.pixels.ndim == 4 if self.shapes is None else self._is_packed
+        """Check pixels, ids and labels."""
+        is_packed = self.shapes is not None and self.pixels.shape == tuple(self._ends[-1:])
+        has_shapes = self.pixels.ndim == 4 if self.shapes is None else is_packed
         if self.pixels.dtype != np.uint8 or not has_shapes or not self.pixels.size:
             raise InputError(
                 f"images {self.source}: pixels must be uint8 of shape (N, C, H, W), N >= 1"
@@ -97,12 +98,12 @@ class ImageSet:
 
     @property
     def shape(self) -> tuple[int, ...] | None:
-        """(C, H, W) of every image; None where they differ in it."""
+        """(C, H, W) of every image; None where they differ."""
         return self.pixels.shape[1:] if self.shapes is None else None
 
     @property
     def channels(self) -> frozenset[int]:
-        """How many channels they have, each number once."""
+        """The numbers of channels of the images."""
         return frozenset([self.pixels.shape[1]] if self.shapes is None else self.shapes[:, 0])
 
     @property
@@ -113,7 +114,7 @@ class ImageSet:
         )
 
     def part(self, start: int, stop: int) -> "NDArray[np.uint8] | list[NDArray[np.uint8]]":
-        """Images start..stop - 1: (B, C, H, W), or a list of (C, H, W) where they differ in it."""
+        """Images start..stop - 1: (B, C, H, W), or a list of (C, H, W) where shapes differ."""
         if self.shapes is None:
             return self.pixels[start:stop]
         shapes, ends = self.shapes[start:stop], self._ends[start:stop]
@@ -130,40 +131,37 @@ class ImageSet:
         return ends
 
     @property
-    def _is_packed(self) -> bool:
-        return self.pixels.shape == tuple(self._ends[-1:])
-
-    @property
     def name(self) -> str:
         """SOURCE:SPLIT of a named data set, else its source."""
         return f"{self.source}:{self.split}" if self.split else self.source
 
     @property
     def record(self) -> dict[str, Any]:
-        """What a result records of it: where it is from, and what was not read as it is."""
-        record: dict[str, Any] = {
+        """Its part in the record of a result: the source, and what was skipped or converted."""
+        padding = shapes = None
+        if self.padded_from is not None:
+            sides = {"from": list(self.padded_from), "to": list(self.pixels.shape[2:])}
+            padding = {**sides, "value": 0}
+        if self.shapes is not None:
+            shapes = len(np.unique(self.shapes, axis=0))
+        optional = {
+            "skipped": len(self.skipped),
+            "passed_over": dict(self.passed_over),
+            "archives": list(self.archives[:_MOST_LISTED]),
+            "convert": self.convert,
+            "padding": padding,
+            "shapes": shapes,
+        }
+        return {
             "source": self.source,
             "split": self.split,
             "sha256": self.sha256,
+            **{name: value for name, value in optional.items() if value},
         }
-        if self.skipped:
-            record["skipped"] = len(self.skipped)
-        if self.passed_over:
-            record["passed_over"] = dict(self.passed_over)
-        if self.archives:
-            record["archives"] = list(self.archives[:_MOST_LISTED])
-        if self.convert is not None:
-            record["convert"] = self.convert
-        if self.padded_from is not None:
-            sides = {"from": list(self.padded_from), "to": list(self.pixels.shape[2:])}
-            record["padding"] = {**sides, "value": 0}
-        if self.shapes is not None:
-            record["shapes"] = len(np.unique(self.shapes, axis=0))
-        return record
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """A line for each thing worth knowing about how the images were read."""
+        """A line for each conversion, and for files that were passed over."""
         lines = []
         if self.passed_over:
             words = passed_over_words(self.passed_over, self.archives)
@@ -184,56 +182,52 @@ class ImageSet:
         return tuple(lines)
 
     def check_classes(self, num_classes: int, *, null_class: int | None = None) -> None:
-        """Refuse labels that cannot be those of a checkpoint with so many classes.
+        """Check that the labels are classes of a checkpoint.
 
         Args:
             num_classes: of the checkpoint.
-            null_class: its label for no class, where it has one.
+            null_class: its label for no class, or None.
 
         Raises:
-            InputError: there are none, or they are of other classes; or class folders are not as
-                many, or numbers whose order as text is another.
+            InputError: there are no labels, or some lie outside the classes; or class folders
+                differ in number, or are numbers in another order than that of their text.
         """
         labels, classes = self.labels, self.classes
         known = f"classes 0..{num_classes - 1}"
         known += "" if null_class is None else f", and {null_class} for none"
+        problem = None
         if labels is None:
-            raise refusal(
-                self.source,
+            problem = (
                 f"has no labels, but the checkpoint is conditioned on {num_classes} classes; put "
                 "the images into a folder a class, add arr_1 to an npz, or name one with `label=N` "
-                f"(it has {known})",
+                f"(it has {known})"
             )
-        if classes and len(classes) != num_classes:
-            raise refusal(
-                self.source,
+        elif classes and len(classes) != num_classes:
+            problem = (
                 f"has {len(classes)} class folders ({listed(classes)}), but the checkpoint is "
                 f"conditioned on {num_classes} classes; name all {num_classes} in their order with "
-                "`class_names`, or one for all images with `label`",
+                "`class_names`, or one for all images with `label`"
             )
-        if self.class_order_open:
-            raise refusal(
-                self.source,
+        elif self.class_order_open:
+            problem = (
                 "its class folders are numbers, and sorted as text they are in another order; name "
-                "them in the order of the checkpoint's classes with `class_names`",
+                "them in the order of the checkpoint's classes with `class_names`"
             )
-        named = labels if null_class is None else labels[labels != null_class]
-        if ((named < 0) | (named >= num_classes)).any():
-            raise refusal(
-                self.source,
-                f"labels {labels.min()}..{labels.max()} do not fit the checkpoint's {known}",
-            )
+        elif not (np.isin(labels, range(num_classes)) | (labels == null_class)).all():
+            problem = f"labels {labels.min()}..{labels.max()} do not fit the checkpoint's {known}"
+        if problem is not None:
+            raise refusal(self.source, problem)
 
     @property
     def class_note(self) -> str:
-        """Which class folder is which class, in a line."""
+        """The class of each class folder, in a line."""
         pairs = [f"{name} = {number}" for number, name in enumerate(self.classes)]
         shown = pairs if len(pairs) <= _MOST_LISTED else [*pairs[:3], "...", pairs[-1]]
         return printable(f"{self.source}: classes by folder: {', '.join(shown)}")
 
     @cached_property
     def sha256(self) -> str:
-        """Of shapes and pixels: the same for the same images in any kind of file."""
+        """Digest of shapes and pixels, which does not depend on the kind of file."""
         shapes = self.pixels.shape if self.shapes is None else self.shapes.tolist()
         digest = hashlib.sha256(str(shapes).encode())
         # In chunks, because pixels that are a view must be copied to be hashed.
@@ -247,7 +241,7 @@ class ImageSet:
         """The first images of the set.
 
         Raises:
-            InputError: if there are not that many, or less than one is asked for.
+            InputError: `num_images` lies outside 1..N.
         """
         count = count_to_read(num_images, len(self), self.source)
         pixels, shapes = self.pixels[:count], None
@@ -279,25 +273,23 @@ def load_images(
     """Read an image set.
 
     Args:
-        source: `name:split` of a named data set; or a folder of images, an .npz (arr_0 uint8
+        source: `name:split` of a named data set; a folder of images, an .npz (arr_0 uint8
             (N, H, W, C) or (N, H, W), arr_1 labels), an .npy or an idx file; or images in memory,
-            see `inputs.arrays.read_array`. A `Path` is never a name. An image set is returned,
-            with what is asked for besides.
+            see `arrays.read_array`. A `Path` is never a name. An `ImageSet` is converted and
+            padded only.
         num_images: how many images, from the first on; None for all.
-        on_bad: what a file of a folder that holds no image like the others leads to: "fail", or
-            "skip", which passes over it.
+        on_bad: "fail" at a file in a folder without an image like the others, or "skip" it.
         convert: "rgb" repeats gray to RGB, "gray" takes the luma of color; None for neither.
         pad: height and width to which images are padded with black on all sides; None for none.
         class_names: the class folders in the order of the checkpoint's classes; None for sorted.
-        any_size: take the images of a folder in several sizes, gray among RGB, too, as `fid` does;
-            a file that can be read is none to pass over, then.
+        any_size: accept images of several sizes, and gray among RGB, as `fid` does.
 
     Returns:
-        The images; nothing is resized.
+        The images, uint8 (N, C, H, W) in 0..255; nothing is resized.
 
     Raises:
-        InputError: if there is no such data set or file, it holds something else than 8-bit
-            gray or RGB images of one size, unless any is taken, or fewer than `num_images` of them.
+        InputError: there is no such data set or file, it holds anything but 8-bit gray or RGB
+            images of one size (unless `any_size`), or fewer than `num_images` of them.
     """
     if num_images is not None and num_images < 1:
         raise InputError(f"`num_images={num_images}`: give a number of at least 1")
@@ -387,7 +379,7 @@ def _sorts_otherwise(classes: tuple[str, ...]) -> bool:
 
 
 def _folder_of_split(source: str | Path) -> tuple[Path | None, str]:
-    """The folder and split that FOLDER:SPLIT names, as of MNIST's files; None if it does not."""
+    """Folder and split of FOLDER:SPLIT, as of MNIST's files; None if it is none."""
     folder, _, split = str(source).rpartition(":")
     is_split = split in IDX_SPLITS and folder and Path(folder).is_dir()
     return (Path(folder), split) if is_split else (None, "")
@@ -423,7 +415,7 @@ def _unknown(source: str | Path, name: str) -> InputError:
     )
 
 
-_PORTION = 1024  # images looked at together
+_PORTION = 1024  # images read together
 
 
 def refuse_reduced(images: ImageSet, data_range: DataRange) -> None:
@@ -434,8 +426,8 @@ def refuse_reduced(images: ImageSet, data_range: DataRange) -> None:
         data_range: of the model.
 
     Raises:
-        InputError: it has no more than half as many levels as pixels have, and no pixel is above
-            its highest; more levels leave a dark set in doubt, which is then taken as it is.
+        InputError: no pixel is above the highest level. With more than 128 levels a dark set is
+            too likely, and is accepted.
     """
     levels = data_range.levels
     if levels > UNIT_RANGE.levels // 2:

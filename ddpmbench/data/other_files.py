@@ -1,6 +1,6 @@
-"""Files whose images are not read: what they are, and the line that makes ones that are.
+"""Files that are not read: their kind, and the command that converts them.
 
-Nothing in them is run: of a pickle only the opcodes are listed, of the others the headers read.
+Nothing in them is run: a pickle's opcodes are listed, of the others the headers are read.
 """
 
 import pickletools
@@ -16,11 +16,11 @@ _TORCH = "torch file"
 
 
 def other_file(path: Path, kind: str) -> InputError | None:
-    """The error to raise for a file that is none of those that are read; None where it may be.
+    """The error for a file of a kind that is not read; None for any other.
 
     Args:
         path: a regular file.
-        kind: what its first bytes say that it is; see `file_kinds.kind_of`.
+        kind: by its first bytes; see `folder_contents.kind_of`.
     """
     if kind == "gzip file" and (path.suffix.lower() == ".tgz" or _is_tar(path)):
         kind = _TAR

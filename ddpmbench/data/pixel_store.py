@@ -1,4 +1,4 @@
-"""Large arrays lie in a temporary file: of what comes in portions, little is ever in memory."""
+"""Large arrays in a temporary file, written in portions and memory-mapped."""
 
 import contextlib
 import errno
@@ -24,22 +24,22 @@ Scalar = TypeVar("Scalar", bound=np.generic)
 def store(
     shape: tuple[int, ...], portions: Iterable[NDArray[Scalar]], dtype: type[Scalar]
 ) -> NDArray[Scalar]:
-    """Put together what is known of images and comes in portions.
+    """One array of portions.
 
-    Beyond `IN_MEMORY` it lies in a temporary file without a name, which goes when the array goes
-    or the process ends. The file is written, and mapped when it is whole: pages written through a
-    mapping would count as memory of this process.
+    Beyond `IN_MEMORY` it is a temporary file without a name, which is deleted with the array or
+    the process. The file is written first and then mapped: pages written through a mapping would
+    count as memory of this process.
 
     Args:
-        shape: (N, ...) of all together.
-        portions: (B, ...) each, in order. None is needed again, nor kept.
+        shape: (N, ...) of the array.
+        portions: (B, ...) each, in order; none is kept.
         dtype: of every portion.
 
     Returns:
         (N, ...), contiguous and read-only.
 
     Raises:
-        InputError: if the file cannot be written, as on a full disk.
+        InputError: the file cannot be written, as on a full disk.
     """
     size = math.prod(shape) * np.dtype(dtype).itemsize
     if size <= IN_MEMORY:
@@ -66,16 +66,16 @@ def store(
 
 
 def store_flat(portions: Iterable[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    """Put bytes together that come in portions, nobody knows how many; see `store`.
+    """One flat array of portions whose total is unknown; see `store`.
 
     Args:
-        portions: flat, in order. None is needed again, nor kept.
+        portions: flat, in order; none is kept.
 
     Returns:
         All of them, flat, contiguous and read-only.
 
     Raises:
-        InputError: if the file cannot be written, as on a full disk.
+        InputError: the file cannot be written, as on a full disk.
     """
     size = count = 0
     # Without a buffer, as in `store`.
@@ -94,10 +94,9 @@ def store_flat(portions: Iterable[NDArray[np.uint8]]) -> NDArray[np.uint8]:
 
 
 def release(array: NDArray[Any]) -> None:
-    """Take what was read of a stored array out of this process's memory, until it is read again.
+    """Release the resident pages of a stored array; they are read again on the next access.
 
-    The system would do so when memory is short; until then it counts as used. Of an array that
-    lies in memory nothing is taken.
+    Until then the system counts them as memory of this process. An array in memory stays.
     """
     base: object = array
     while isinstance(base, np.ndarray):
@@ -122,10 +121,10 @@ _PORTION = 1 << 24  # bytes read at a time
 
 
 class ByteStream(Protocol):
-    """What can be read from: a file, compressed or not."""
+    """A file, compressed or not."""
 
     def read(self, size: int, /) -> bytes:
-        """At most so many bytes, none at the end."""
+        """At most `size` bytes; none at the end."""
 
 
 def read_pixels(
@@ -134,12 +133,12 @@ def read_pixels(
     """The first images of a stream of pixels, the channels put first.
 
     Args:
-        stream: stands at the first pixel; is left after the last that was wanted.
-        shape: (N, H, W, C) of what it holds.
+        stream: at the first pixel; left after the last one read.
+        shape: (N, H, W, C) of all its images.
         count: how many images to read.
 
     Returns:
-        (count, C, H, W), contiguous and read-only; those of a large set lie in a file.
+        (count, C, H, W), contiguous and read-only.
 
     Raises:
         EOFError: if the stream ends early.
