@@ -363,7 +363,7 @@ TELLING = (
     ("input_blocks.0.0.weight", "time_embed.0.weight"),
     ("middle_block.0.in_layers.0.weight", "out.2.weight"),
 )
-"""Names that tell this family under any prefix; all of a row must be there."""
+"""Weights of this family under any prefix; a file has all of a row."""
 
 
 def is_openai(names: Mapping[str, object]) -> bool:
@@ -384,7 +384,7 @@ def read_openai(
 
     Args:
         path: the file the state dict came from.
-        state: what it holds.
+        state: the state dict.
         source: the path as the user gave it.
         settings: its `model_flags` may be absent if the file has the name of a published one.
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,7 +46,7 @@ _RENAMES = (
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """What the project's code says of a file that it publishes, beside the weights.
+    """What the project's code has about a published file.
 
     Attributes:
         step: the number in the file's name.
@@ -68,7 +69,7 @@ PUBLISHED = {
     "lsun_cat": Published(1_761_000, 256, Variance.FIXED_SMALL, _LSUN),
     "lsun_church": Published(4_432_000, 256, Variance.FIXED_SMALL, _LSUN),
 }
-"""The published files by name; each is there with the averaged weights, too, as `ema_NAME`.
+"""The published files by name; each also exists with averaged weights, as `ema_NAME`.
 
 The project's own download puts them in folders: `ema_diffusion_cifar10_model/model-790000.ckpt`.
 """
@@ -78,7 +79,7 @@ TELLING = (
     ("temb.dense.0.weight", "conv_in.weight"),
     ("down.0.block.0.temb_proj.weight", "conv_out.weight"),
 )
-"""Names that tell this family under any prefix; all of a row must be there."""
+"""Weights of this family under any prefix; a file has all of a row."""
 
 
 def is_pesser(names: Mapping[str, object]) -> bool:
@@ -100,7 +101,7 @@ def read_pesser(
 
     Args:
         path: the file the state dict came from.
-        state: what it holds.
+        state: the state dict.
         source: the path as the user gave it.
         settings: its `schedule` and `variance` may be absent if the file has the name of a
             published one.
@@ -166,10 +167,10 @@ def read_pesser(
 
 
 def network_config(weights: Mapping[str, Tensor], path: Path) -> UNetConfig:
-    """The network that the weights are of; all but its resolution can be read from them.
+    """The network, whose weights determine all but its resolution.
 
     Raises:
-        InputError: a weight that decides it is missing, or our U-Net cannot express it.
+        InputError: a weight that is needed is missing, or our U-Net cannot express it.
     """
     shape = functools.partial(shape_of, weights, source=path)
     levels = _count(weights, "down.{}.block.0.conv1.weight")
@@ -207,10 +208,10 @@ def network_config(weights: Mapping[str, Tensor], path: Path) -> UNetConfig:
 
 
 def _published(path: Path, config: UNetConfig) -> tuple[str, Published | None]:
-    """The published file that a path has the name of, and what is known of it.
+    """The name of the published file that a path looks like, and its record.
 
-    Nothing is where the file holds another network. A short name without `ema_` is no published
-    one: anybody's own file may be called cifar10.ckpt.
+    The record is None where the file holds another network. A short name without `ema_` is no
+    published one: anybody's own file may be called cifar10.ckpt.
     """
     for name, published in PUBLISHED.items():
         for prefix in ("ema_", ""):
@@ -247,15 +248,12 @@ def _their_name(name: str, config: UNetConfig) -> str:
     Queries, keys and values are one `qkv` in the name; the file has q, k and v.
     """
     last = len(config.channels) - 1
-    name = re.sub(r"^up\.(\d+)\.", lambda found: f"up.{last - int(found[1])}.", name)
+    name = re.sub(r"^up\.(\d+)\.", lambda match: f"up.{last - int(match[1])}.", name)
     for pattern, replacement in _RENAMES:
         name = re.sub(pattern, replacement, name)
     return name
 
 
 def _count(weights: Mapping[str, Tensor], pattern: str) -> int:
-    """How many of the numbered weights there are, from 0 on without a gap."""
-    number = 0
-    while pattern.format(number) in weights:
-        number += 1
-    return number
+    """The number of numbered weights, from 0 on without a gap."""
+    return next(number for number in itertools.count() if pattern.format(number) not in weights)

@@ -1,7 +1,7 @@
 """A noise schedule by its name and numbers, by a file, or by the tables beside the weights.
 
-Nothing is guessed that changes a number: a schedule whose usual ends depend on who trained it must
-name its ends, and a table that may be something else is refused.
+A schedule whose usual first and last beta depend on the project must name them, and a table that
+may be something else is refused.
 """
 
 import functools
@@ -31,13 +31,13 @@ FORMS = (
 )
 """All forms, in one line."""
 _ALIASES = {"quad": "scaled-linear", "squaredcos-cap-v2": "cosine"}
-"""What the code of Ho et al. and diffusers call them."""
+"""Their names in the code of Ho et al. and in diffusers."""
 
 Array = NDArray[np.float64]
 
 _FILES = {"betas": betas_schedule, "alphas_cumprod": products_schedule}
 NO_TABLES = ScheduleTables()
-"""Those of a file that has none."""
+"""The tables of a file without any."""
 
 
 def read_schedule(form: str, tables: ScheduleTables = NO_TABLES) -> NoiseSchedule:
@@ -50,8 +50,8 @@ def read_schedule(form: str, tables: ScheduleTables = NO_TABLES) -> NoiseSchedul
         tables: those beside the weights; they may be none.
 
     Raises:
-        InputError: it is none of these, a number is missing or makes no schedule, or a file does
-            not hold what it is said to; the line begins with the form.
+        InputError: it is none of these, a number is missing or out of range, or the file does not
+            hold such a table; the message begins with the form.
     """
     name, _, rest = form.partition(":")
     with naming(f"`schedule={form}`"):
@@ -173,8 +173,8 @@ def _numbers(path: Path, name: str) -> Array:
     try:
         if path.suffix in (".npy", ".npz"):
             with path.open("rb") as file:
-                found = np.load(file, allow_pickle=False)
-                values = found if path.suffix == ".npy" else _only(found, name)
+                content = np.load(file, allow_pickle=False)
+                values = content if path.suffix == ".npy" else _only(content, name)
         else:
             text = path.read_text(encoding="utf-8").replace(",", " ").split()
             values = np.array([float(word) for word in text])

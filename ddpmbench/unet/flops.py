@@ -1,4 +1,4 @@
-"""How much arithmetic a network call is."""
+"""The arithmetic of a network evaluation."""
 
 import copy
 import dataclasses
@@ -13,11 +13,11 @@ from ddpmbench.unet.unet import Attention, Level, ResidualBlock, UNet
 
 @dataclasses.dataclass(frozen=True)
 class CountedCall:
-    """One call of a network.
+    """One evaluation of a network.
 
     Attributes:
         flop: floating point operations: a product and its sum are two.
-        shape: of what it gave; None if that was no tensor.
+        shape: of the output; None if that is no tensor.
     """
 
     flop: int
@@ -25,21 +25,21 @@ class CountedCall:
 
 
 def flop_per_call(network: nn.Module, *inputs: Tensor) -> int:
-    """Floating point operations of one call: a product and its sum are two.
+    """Floating point operations of one evaluation: a product and its sum are two.
 
-    Those of convolutions, linear layers and attention count, the few of all else do not.
+    Convolutions, linear layers and attention count; the few operations of all else do not.
 
     Args:
-        network: not compiled; of a compiled one the kernels would hide what they do.
-        *inputs: what it is called with.
+        network: not compiled; the kernels of a compiled one hide their operations.
+        *inputs: its arguments.
     """
     return _any_call(network, inputs).flop
 
 
 def flop_of_unet(network: UNet, height: int, width: int) -> int:
-    """`flop_per_call` of the built-in U-Net for one image, which is not called.
+    """`flop_per_call` of the built-in U-Net for one image, in closed form.
 
-    What counts operations takes torch half a second to import, and so does a call of shapes alone.
+    The counter of torch, and an evaluation of shapes alone, take half a second to import.
 
     Args:
         network: on any device.
@@ -65,33 +65,33 @@ def flop_of_unet(network: UNet, height: int, width: int) -> int:
 
 
 def _products(part: nn.Module, pixels: int) -> int:
-    """Those of a part of the U-Net whose convolutions all give images of so many pixels."""
-    found = 0
+    """Products of a part of the U-Net whose convolutions all have outputs of `pixels` pixels."""
+    products = 0
     for layer in part.modules():
         if isinstance(layer, nn.Conv2d):
-            found += layer.weight.numel() * pixels
+            products += layer.weight.numel() * pixels
         elif isinstance(layer, ResidualBlock):
-            found += layer.time.weight.numel()
+            products += layer.time.weight.numel()
         elif isinstance(layer, Attention):
             weights = layer.qkv.weight.numel() + layer.out.weight.numel()
             # Every pixel's query with every key, and its weights with every value.
-            found += weights * pixels + 2 * layer.out.out_features * pixels**2
-    return found
+            products += weights * pixels + 2 * layer.out.out_features * pixels**2
+    return products
 
 
 def call_of_shapes(network: nn.Module, *inputs: Tensor) -> CountedCall:
-    """What `flop_per_call` counts without the arithmetic: only shapes are worked out.
+    """`flop_per_call` from shapes alone, on the meta device.
 
-    A network whose own code needs numbers to go on, or makes tensors on a device that it names, is
-    called in earnest. Either way a copy is called: what a network keeps of a call stays out of it.
+    A network whose code needs values, or makes tensors on a device that it names, is evaluated on
+    the CPU. Either way a copy is evaluated, so that the network keeps no state of it.
 
     Args:
         network: not compiled, on the CPU or on the meta device.
-        *inputs: what it is called with, on the CPU.
+        *inputs: its arguments, on the CPU.
     """
     try:
         shapes = tuple(given.to("meta") for given in inputs)
-        # What a network may raise that meets tensors without numbers is its own affair.
+        # A network may raise anything at tensors without values.
         return _any_call(_copy(network, device="meta"), shapes)
     except Exception:
         if any(weight.is_meta for weight in network.parameters()):
@@ -100,24 +100,24 @@ def call_of_shapes(network: nn.Module, *inputs: Tensor) -> CountedCall:
 
 
 def _copy(network: nn.Module, *, device: str | None) -> nn.Module:
-    """A network like it whose parameters are on a device; where none is named, they are shared."""
-    # What is noted as copied already, deepcopy leaves as it is; so no weight is copied.
+    """A copy whose parameters are on a device, or shared where none is named."""
+    # deepcopy takes over the objects in its memo, so that no weight is copied.
     copied: dict[int, object] = {id(weight): weight for weight in network.parameters()}
     if device is not None:
         for weight in network.parameters():
-            there = weight.detach().to(device)
-            copied[id(weight)] = nn.Parameter(there, requires_grad=weight.requires_grad)
+            moved = weight.detach().to(device)
+            copied[id(weight)] = nn.Parameter(moved, requires_grad=weight.requires_grad)
         copied |= {id(buffer): buffer.to(device) for buffer in network.buffers()}
     return copy.deepcopy(network, copied)
 
 
 def _any_call(network: nn.Module, inputs: tuple[Tensor, ...]) -> CountedCall:
-    """Counted operation by operation."""
+    """Counted by torch, operation by operation."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
     counter = FlopCounterMode(display=False)
-    # Of any other kind of attention the counter sees nothing on a CPU.
+    # The counter sees no other kind of attention on a CPU.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
         output = network(*inputs)
     return CountedCall(int(counter.get_total_flops()), _shape(output))

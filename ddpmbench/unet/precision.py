@@ -1,4 +1,4 @@
-"""What a network computes in."""
+"""The numerical precision of a network."""
 
 from enum import StrEnum
 
@@ -6,10 +6,10 @@ import torch
 
 
 class Precision(StrEnum):
-    """The numbers that a network's products are made of; sums are of float32 or more."""
+    """The type of a network's products; sums are in float32 or more."""
 
     FP32 = "fp32"
-    """float32, and products are rounded to nothing less: the reference"""
+    """float32 without rounding of products: the reference"""
     TF32 = "tf32"
     """float32, whose products may be rounded to 10 bits of mantissa first"""
     BF16 = "bf16"

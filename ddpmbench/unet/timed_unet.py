@@ -1,4 +1,4 @@
-"""The U-Net for the steps of one schedule: what depends on the step alone is worked out once."""
+"""The U-Net for the timesteps of one schedule, with the embedding of its time in a table."""
 
 import copy
 
@@ -10,12 +10,12 @@ from ddpmbench.unet.unet import UNet
 
 
 class TimedUNet(nn.Module):
-    """Gives what the U-Net gives, and takes the step where that takes its time input.
+    """The U-Net as a function of the timestep t instead of its time input.
 
-    What the residual blocks make of the time is a table of T rows (20 MB for the network of
-    Ho et al.'s CIFAR-10 and T = 1000); where the network is conditioned on classes, the table
-    ends before they come in. In 16 bits, all between the first and the last convolution is; those
-    two, the last normalization, and the sums of the others stay float32.
+    The projections of the time in all residual blocks are a table of T rows (20 MB for the network
+    of Ho et al.'s CIFAR-10 and T = 1000); of a class-conditional network the table holds the
+    embedding without the class. In 16 bits the first and the last convolution, the last
+    normalization, and all sums stay float32.
     """
 
     def __init__(
@@ -26,13 +26,13 @@ class TimedUNet(nn.Module):
         precision: Precision = Precision.FP32,
         channels_last: bool = False,
     ) -> None:
-        """Copy the network, unless it can be used as it is.
+        """Copy the network where its layout or precision changes.
 
         Args:
             unet: the network, on its device.
-            times: (T,) its time input at steps 1..T.
-            precision: what it computes in.
-            channels_last: whether the channels of a pixel lie side by side in memory.
+            times: (T,) its time input at t = 1..T.
+            precision: of its products.
+            channels_last: whether the channels of a pixel are adjacent in memory.
         """
         super().__init__()
         self._format = torch.channels_last if channels_last else torch.contiguous_format
@@ -47,17 +47,17 @@ class TimedUNet(nn.Module):
         self.register_buffer("table", embedded, persistent=False)
         self.unet = unet
         if channels_last or self._dtype is not torch.float32:
-            # Parameters are copied once each, and never shared with the one who trains them.
+            # A copy, because whoever trains the network changes its parameters.
             self.unet = copy.deepcopy(unet).requires_grad_(False)
             self.unet.to(memory_format=self._format)
             self._narrow(self.unet)
 
     def forward(self, x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        """The network's output for a batch, each image at its own step.
+        """The output for a batch, each image at its own timestep.
 
         Args:
             x_t: (B, C, H, W) float32.
-            t: (B,) int64 steps in 1..T.
+            t: (B,) int64 timesteps in 1..T.
             labels: (B,) int64 classes, for a class-conditional network.
 
         Returns:
@@ -75,6 +75,6 @@ class TimedUNet(nn.Module):
         for part in (unet.down, unet.middle, unet.up):
             part.to(self._dtype)
         if unet.classes is not None:
-            # What classes enter is worked out for each call, in float32.
+            # With classes, the projections are computed at each evaluation, in float32.
             for block in unet.residual_blocks():
                 block.time.float()

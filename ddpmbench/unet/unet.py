@@ -67,7 +67,7 @@ class UNetConfig:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse a configuration that is no network."""
+        """Check the configuration."""
         self._check_ranges()
         if len(self.attention) != len(self.channels) or not self.channels:
             raise InputError("network: `channels` and `attention` need one entry a resolution")
@@ -142,7 +142,13 @@ def _check_whole(name: str, value: object, least: int) -> None:
 
 
 def timestep_embedding(time: Tensor, config: UNetConfig) -> Tensor:
-    """Sinusoidal embedding of the network's time input.
+    r"""Sinusoidal embedding of the network's time input.
+
+    .. math::
+        (\sin \omega_i t, \cos \omega_i t), \qquad
+        \omega_i = 10000^{-i / (h - s)}, \qquad i = 0, \dots, h - 1
+
+    with h half of `model_channels` and s the `frequency_shift`.
 
     Args:
         time: (B,) floating point.
@@ -306,7 +312,17 @@ class Middle(nn.Module):
 
 
 class UNet(nn.Module):
-    """The network of a DDPM.
+    r"""The network of a DDPM, :math:`\epsilon_\theta(x_t, t)` where it predicts the noise.
+
+    Residual blocks with attention at some resolutions, down and up with skip connections. The time
+    enters each block as a projection of its embedding: added to the activations, or as scale and
+    shift of their normalization.
+
+    Args:
+        config: channels, blocks, attention and resampling.
+
+    Raises:
+        InputError: the channels do not divide into attention heads.
 
     Source: Ho, Jain & Abbeel 2020, appendix B; Nichol & Dhariwal 2021, section 3; Dhariwal &
     Nichol 2021, section 3.
@@ -329,11 +345,11 @@ class UNet(nn.Module):
         self.conv_out = nn.Conv2d(config.channels[0], config.out_channels, 3, padding=1)
 
     def forward(self, x_t: Tensor, time: Tensor, labels: Tensor | None = None) -> Tensor:
-        """The network's output for a batch, each image at its own time.
+        """The output for a batch, each image at its own time.
 
         Args:
             x_t: (B, C, H, W).
-            time: (B,) the network's own time input, floating point.
+            time: (B,) time input, floating point; see `Checkpoint.network_time`.
             labels: (B,) int64 classes, for a class-conditional network.
 
         Returns:
@@ -343,33 +359,33 @@ class UNet(nn.Module):
         return self.body(x_t, self.project(embedding))
 
     def embed_time(self, time: Tensor) -> Tensor:
-        """(B,) the network's time input to (B, 4 model_channels); no class is in it yet."""
+        """Time input (B,) to its embedding (B, 4 model_channels), without the class."""
         embedding = timestep_embedding(time, self.config).to(self.time_1.weight.dtype)
         return self.time_2(F.silu(self.time_1(embedding)))  # type: ignore[no-any-return]
 
     def embed(self, embedding: Tensor, labels: Tensor | None = None) -> Tensor:
-        """What `embed_time` gave and the classes, (B,), to what the blocks project, activated."""
+        """The embedding of time and class, activated; the blocks' input of `project`."""
         if self.classes is not None:
             embedding = embedding + self.classes(labels)
         return F.silu(embedding)
 
     def project(self, embedding: Tensor) -> list[Tensor]:
-        """What each residual block adds or scales by, (B, K) each, in the order of `body`."""
+        """The embedding as each residual block takes it, (B, K) each, in the order of `body`."""
         return [block.time(embedding) for block in self.residual_blocks()]
 
     def residual_blocks(self) -> list[ResidualBlock]:
-        """All of them, in the order in which `body` runs through them."""
+        """All residual blocks in the order of `body`."""
         return [module for module in self.modules() if isinstance(module, ResidualBlock)]
 
     def body(self, x_t: Tensor, projections: Sequence[Tensor]) -> Tensor:
-        """The network for a time that is embedded and projected already.
+        """The network without the embedding of its time.
 
-        The first and the last convolution, and the last normalization, are of the dtype of `x_t`;
-        all between of that of the projections.
+        The first and the last convolution, and the last normalization, compute in the dtype of
+        `x_t`; all between in that of the projections.
 
         Args:
             x_t: (B, C, H, W).
-            projections: what `project` gives.
+            projections: from `project`.
 
         Returns:
             (B, C, H, W), or (B, 2C, H, W) where a variance is learned.
