@@ -763,7 +763,7 @@ def without(state, name):
         (lambda s: {"fc.weight": torch.zeros(3)}, ["missing", "fc.weight left over"]),
         (lambda s: {"state": {}, "param_groups": []}, ["optimizer"]),
         (lambda s: {}, ["missing"]),
-        (lambda s: {"model": s, "ema": {"shadow_params": list(s.values())}}, ["--weights raw"]),
+        (lambda s: {"model": s, "ema": {"shadow_params": list(s.values())}}, ["`weights=raw`"]),
         (lambda s: {"g": s, "d": {n: v + 1 for n, v in s.items()}}, ["several sets"]),
     ],
 )

@@ -235,7 +235,7 @@ def test_shards_are_read_by_their_index(own, right):
     shards(own.path / "state", changed)
     assert opened(own.words(ckpt=index))[0].sha256 != first.sha256
     (own.path / "state" / next(iter(files.values()))).unlink()
-    with one_line("model-00001-of-00002.safetensors", "cannot be read"):
+    with one_line("model-00001-of-00002.safetensors", "missing"):
         own.bound(ckpt=index)
 
 
