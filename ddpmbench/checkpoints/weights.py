@@ -248,9 +248,10 @@ def _other_format(path: Path) -> str | None:
             return None
         return "not a file written by torch.save; unpack it first if it is packed"
     try:
-        names = zipfile.ZipFile(path).namelist()
+        members = zipfile.ZipFile(path).infolist()
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, struct.error):
         return DAMAGED
+    names = [member.filename for member in members]
     if any(name.endswith("/constants.pkl") for name in names):
         return (
             "a TorchScript program, which is run and not read; let a function of your own load "
@@ -261,6 +262,9 @@ def _other_format(path: Path) -> str | None:
         return "arrays of NumPy (npz), not weights; pass images as `data`"
     if not any(name.endswith("/data.pkl") for name in names):
         return "a zip archive, but not one written by torch.save; unpack it and pass a file in it"
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        # What is compressed may unpack to any size.
+        return "a compressed archive, which torch.save does not write; save it again with torch"
     return None
 
 

@@ -133,9 +133,9 @@ def with_spoiled_table(make):
     return made
 
 
-def archive(*members):
+def archive(*members, compression=zipfile.ZIP_STORED):
     def make(folder):
-        with zipfile.ZipFile(folder / "model.pt", "w") as file:
+        with zipfile.ZipFile(folder / "model.pt", "w", compression) as file:
             for name in members:
                 file.writestr(name, b"\0" * 10_000)
         return folder / "model.pt"
@@ -220,6 +220,11 @@ NO_CHECKPOINT = [
         ("Git LFS", "git lfs pull"),
     ),
     Wrong("an archive", archive("a.txt"), ("not one written by torch.save",)),
+    Wrong(
+        "an archive that may unpack to any size",
+        archive("a/data.pkl", compression=zipfile.ZIP_DEFLATED),
+        ("compressed archive", "save it again"),
+    ),
     Wrong("an archive with a name of torch's", archive("a/data.pkl"), ("truncated or damaged",)),
     Wrong("TorchScript", program, ("TorchScript", "state_dict()")),
     Wrong("a cut state dict", cut(saved(OPENAI), 0.7), ("truncated",), FOR_OPENAI),
