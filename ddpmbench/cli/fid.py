@@ -84,7 +84,7 @@ def fid(out: Path | None, output_format: str, **given: Any) -> None:  # noqa: AN
     if ranks.reports:
         click.echo(printed_fidelity(report.summary, output_format))
         click.echo(f"Run folder: {folder}", err=True)
-        click.echo(f"Report: {page_of(folder)}", err=True)
+        click.echo(f"Report: {page_of(report)}", err=True)
 
 
 @contextlib.contextmanager

@@ -38,4 +38,4 @@ def nll(out: Path | None, output_format: str, **given: Any) -> None:  # noqa: AN
 
     click.echo(printed_nll(found.report.summary, output_format))
     click.echo(f"Run folder: {folder}", err=True)
-    click.echo(f"Report: {page_of(folder)}", err=True)
+    click.echo(f"Report: {page_of(found.report)}", err=True)

@@ -77,7 +77,7 @@ def rd(
     from ddpmbench.evaluate.answered import page_of
 
     assert found.report.folder is not None
-    click.echo(f"Report: {page_of(found.report.folder)}", err=True)
+    click.echo(f"Report: {page_of(found.report)}", err=True)
 
 
 def _print(source: "NllReport | Path", output_format: str) -> None:

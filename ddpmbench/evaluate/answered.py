@@ -26,6 +26,7 @@ from ddpmbench.unet.precision import Precision
 
 if TYPE_CHECKING:
     from ddpmbench.evaluate.nll import NllReport
+    from ddpmbench.evaluate.report import PageReport
 
 
 PAGE = "report.html"
@@ -35,29 +36,31 @@ _SHOWN_KINDS = (".json", ".csv", ".npz")
 _FOLDERS = ("figures", "huggingface")
 
 
-def page_of(folder: Path) -> Path:
-    """The page of a finished run with its figures, drawn where they are not there and whole.
+def page_of(report: "PageReport") -> Path:
+    """The page of a report with its figures, drawn unless they are there and whole.
 
     Args:
-        folder: of a run of `nll`, `rd` or `fid`.
+        report: of a run with a folder.
 
     Raises:
-        InputError: see `write_report`.
+        InputError: see `write_page`.
     """
-    of = _drawn_of(folder)
-    if of is None or not _is_drawn(folder, of):
-        # Only here: what draws takes long to import.
-        from ddpmbench.evaluate.report import write_report
+    folder = report.folder
+    of = None if folder is None else _drawn_of(folder)
+    if folder is not None and of is not None and _is_drawn(folder, of):
+        return folder / PAGE
+    # Only here: what draws takes long to import.
+    from ddpmbench.evaluate.report import write_page
 
-        write_report(folder)
-        if of is not None:
-            with (
-                contextlib.suppress(DamageError),  # a file that is no page's, then drawn each time
-                writing_to(folder),
-                replacing(folder / RECORD) as temporary,
-            ):
-                write_json(temporary, of, _drawn(folder))
-    return folder / PAGE
+    page = write_page(report)
+    if of is not None:
+        with (
+            contextlib.suppress(DamageError),  # a file that is no page's, then drawn each time
+            writing_to(page.parent),
+            replacing(page.parent / RECORD) as temporary,
+        ):
+            write_json(temporary, of, _drawn(page.parent))
+    return page
 
 
 def _drawn_of(folder: Path) -> dict[str, Any] | None:

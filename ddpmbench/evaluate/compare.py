@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from ddpmbench.checksums import DamageError, read_npz
 from ddpmbench.diffusion.data_range import NATS_PER_BIT
 from ddpmbench.errors import InputError
-from ddpmbench.evaluate.report import schema_of, write_report
 from ddpmbench.execution.finished import SUMMARY, FinishedRun, refuse_losses
 from ddpmbench.execution.folder import RunFolder
 from ddpmbench.execution.precision_correction import store_name
@@ -35,7 +34,7 @@ from ddpmbench.likelihood.precision import (
 from ddpmbench.likelihood.terms import columns_of_bound
 from ddpmbench.report import comparison, fidelity, fidelity_comparison, tables
 from ddpmbench.report.card import Card, Draw, Shown
-from ddpmbench.report.contents import lost
+from ddpmbench.report.contents import damaged, schema_of
 from ddpmbench.report.fidelity import INFLUENCE, SCHEMA
 from ddpmbench.report.fidelity_comparison import FidelityDifference, difference
 from ddpmbench.report.figures.style import NORMAL
@@ -87,10 +86,12 @@ class FidelityComparison(Shown):
     Attributes:
         summary: the object of `summary.json`.
         differences: one row a run, measure and reference; the fields of `FidelityDifference`.
+        folder: with the tables, the figure and the page; None if nothing was written.
     """
 
     summary: dict[str, Any]
     differences: pd.DataFrame
+    folder: Path | None
 
     def _card(self) -> Card:
         from ddpmbench.report.cards import fidelity_comparison_card
@@ -135,19 +136,38 @@ def compare_fidelity(
     compared = FidelityComparison(
         fidelity_comparison.summary(names, [run.summary for run in opened], differences),
         pd.DataFrame([dataclasses.asdict(found) for found in differences]),
+        None if out is None else named_path(out),
     )
-    if out is not None:
-        _write_fidelity(named_path(out), compared)
+    _write(compared, {"differences.csv": compared.differences}, identity="samples")
     return compared
 
 
-def _write_fidelity(path: Path, found: FidelityComparison) -> None:
-    runs = [found.summary["baseline"], *found.summary["runs"]]
-    compared = {name: [run[name] for run in runs] for name in ("run", "samples")}
-    folder = RunFolder(path, {"schema": fidelity_comparison.SCHEMA, **compared})
-    folder.write_frame("differences.csv", found.differences)
-    folder.write_summary(found.summary)
-    write_report(path)
+def _write(
+    compared: "Comparison | FidelityComparison",
+    frames: Mapping[str, pd.DataFrame],
+    *,
+    identity: str,
+) -> None:
+    """Write tables, summary and page, if there is a folder.
+
+    Args:
+        compared: the comparison.
+        frames: its tables by file name.
+        identity: the field of a run that tells it from others.
+    """
+    if compared.folder is None:
+        return
+    # It draws, and what draws takes long to import.
+    from ddpmbench.evaluate.report import write_page
+
+    summary = compared.summary
+    runs = [summary["baseline"], *summary["runs"]]
+    names = {name: [run[name] for run in runs] for name in ("run", identity)}
+    folder = RunFolder(compared.folder, {"schema": summary["schema"], **names})
+    for name, frame in frames.items():
+        folder.write_frame(name, frame)
+    folder.write_summary(summary)
+    write_page(compared)
 
 
 def _differences(name: str, run: FinishedRun, baseline: FinishedRun) -> list[FidelityDifference]:
@@ -198,9 +218,9 @@ def _influence(run: FinishedRun) -> Influence:
             name: arrays[name].astype(np.float64) for name in _WITH_INFLUENCE if name in arrays
         }
     except (DamageError, ValueError) as error:
-        raise lost(path) from error
+        raise damaged(path) from error
     if any(of.shape != (number,) or not np.isfinite(of).all() for of in found.values()):
-        raise lost(path)
+        raise damaged(path)
     return found
 
 
@@ -239,12 +259,14 @@ class Comparison(Shown):
     Attributes:
         summary: the object of `summary.json`.
         runs: one row a run; see `report.comparison.runs_frame`.
-        per_timestep: one row a run and step; see `report.comparison.steps_frame`.
+        per_timestep: one row a run and timestep; see `report.comparison.steps_frame`.
+        folder: with the tables, the figure and the page; None if nothing was written.
     """
 
     summary: dict[str, Any]
     runs: pd.DataFrame
     per_timestep: pd.DataFrame
+    folder: Path | None
 
     def _card(self) -> Card:
         from ddpmbench.report.cards import comparison_card
@@ -290,24 +312,15 @@ def compare(
         refuse_unlike(run, baseline, _facts_beside(run, baseline))
     differences = [_difference(run, baseline) for run in opened[1:]]
     frame = comparison.runs_frame(names, [run.summary for run in opened], differences)
-    found = Comparison(
-        summary=comparison.summary(frame, baseline.summary),
-        runs=frame,
-        per_timestep=comparison.steps_frame(names[1:], differences),
+    compared = Comparison(
+        comparison.summary(frame, baseline.summary),
+        frame,
+        comparison.steps_frame(names[1:], differences),
+        None if out is None else named_path(out),
     )
-    if out is not None:
-        _write(named_path(out), found)
-    return found
-
-
-def _write(path: Path, found: Comparison) -> None:
-    runs = [found.summary["baseline"], *found.summary["runs"]]
-    compared = {name: [run[name] for run in runs] for name in ("run", "checkpoint")}
-    folder = RunFolder(path, {"schema": comparison.SCHEMA, **compared})
-    folder.write_frame("runs.csv", found.runs)
-    folder.write_frame("per_timestep.csv", found.per_timestep)
-    folder.write_summary(found.summary)
-    write_report(path)
+    tables_of = {"runs.csv": compared.runs, "per_timestep.csv": compared.per_timestep}
+    _write(compared, tables_of, identity="checkpoint")
+    return compared
 
 
 def _difference(run: FinishedRun, baseline: FinishedRun) -> comparison.Difference:

@@ -226,9 +226,10 @@ class FidReport(Shown):
         return fidelity_card(self.summary, self.folder)
 
     def _figures(self) -> Mapping[str, Draw]:
-        from ddpmbench.evaluate.report import figures_of_scores
+        from ddpmbench.report.fidelity import FidelityContents
+        from ddpmbench.report.fidelity_page import fid_figures
 
-        return figures_of_scores(self.summary, self.per_image, self.against_n)
+        return fid_figures(FidelityContents(self))
 
 
 def evaluate_fid(

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from msgspec import Struct
 
 from ddpmbench.data.image_files import PositionIds, read_npz
 from ddpmbench.data.images import ImageSet
@@ -15,7 +16,6 @@ from ddpmbench.evaluate import sample, speed
 from ddpmbench.evaluate.compare import Comparison, FidelityComparison
 from ddpmbench.evaluate.fid import FidReport
 from ddpmbench.evaluate.nll import NllReport
-from ddpmbench.evaluate.report import schema_of, summary_of_comparison
 from ddpmbench.evaluate.sample import SampleReport
 from ddpmbench.evaluate.speed import SpeedReport
 from ddpmbench.execution.finished import (
@@ -30,7 +30,7 @@ from ddpmbench.execution.finished import (
 from ddpmbench.execution.samples import SAMPLES
 from ddpmbench.report import comparison, fidelity, fidelity_comparison, tables
 from ddpmbench.report import schema as records
-from ddpmbench.report.contents import PER_TIMESTEP, lost, read_table
+from ddpmbench.report.contents import damaged, read_table, schema_of
 from ddpmbench.report.schema import check
 from ddpmbench.report.tables import (
     CONVENTION_COLUMNS,
@@ -40,6 +40,15 @@ from ddpmbench.report.tables import (
 
 Report = NllReport | FidReport | SampleReport | SpeedReport | Comparison | FidelityComparison
 
+_PER_TIMESTEP = {
+    "t": "int64",
+    "part": "str",
+    "bits_per_dim": "float64",
+    "standard_error": "float64",
+    "x_start_mse": "float64",
+    "eps_mse": "float64",
+    "num_evaluations": "int64",
+}
 _PER_IMAGE = {
     "image_id": "str",
     **dict.fromkeys(("prior", "kl", "decoder", "bits_per_dim"), "float64"),
@@ -93,87 +102,83 @@ def _of_bound(path: Path) -> NllReport:
     run = FinishedRun.open(path, option="", schema=tables.SCHEMA)
     refuse_losses(run, option="")
     check(run.summary, records.Run, path / SUMMARY)
-    per_image = _read(path / PER_IMAGE, _PER_IMAGE)
-    if len(per_image) != run.summary["num_images"]:
-        raise lost(path / PER_IMAGE)
     return NllReport(
         summary=run.summary,
-        per_timestep=_steps(run, "per_timestep.csv", PER_TIMESTEP),
+        per_timestep=_steps(run, "per_timestep.csv", _PER_TIMESTEP),
         rate_distortion=_steps(run, RATE_DISTORTION, RATE_DISTORTION_COLUMNS),
-        conventions=_read(path / "conventions.csv", CONVENTION_COLUMNS),
-        sub_schedules=_read(path / "sub_schedules.csv", SUB_SCHEDULE_COLUMNS),
-        per_image=per_image,
+        conventions=_table(path / "conventions.csv", CONVENTION_COLUMNS, least=1),
+        sub_schedules=_table(path / "sub_schedules.csv", SUB_SCHEDULE_COLUMNS),
+        per_image=_table(path / PER_IMAGE, _PER_IMAGE, rows=run.summary["num_images"]),
         folder=path,
     )
 
 
 def _steps(run: FinishedRun, name: str, columns: Mapping[str, str]) -> pd.DataFrame:
-    """A table with one row a step."""
-    table = _read(run.path / name, columns)
+    """A table with one row a timestep."""
+    table = read_table(run.path / name, columns)
     if not np.array_equal(table.t, np.arange(1, run.summary["num_timesteps"] + 1)):
-        raise lost(run.path / name)
+        raise damaged(run.path / name)
+    return table
+
+
+def _table(
+    path: Path, columns: Mapping[str, str], *, rows: int | None = None, least: int = 0
+) -> pd.DataFrame:
+    table = read_table(path, columns)
+    if len(table) < least or rows not in (None, len(table)):
+        raise damaged(path)
     return table
 
 
 def _of_fidelity(path: Path) -> FidReport:
     run = FinishedRun.open(path, option="", schema=fidelity.SCHEMA)
-    check(run.summary, records.Fidelity, path / SUMMARY)
-    per_image = _read(path / fidelity.PER_IMAGE, fidelity.PER_IMAGE_COLUMNS)
-    if len(per_image) != run.summary["num_generated"]:
-        raise lost(path / fidelity.PER_IMAGE)
-    against_n = _read(path / fidelity.AGAINST_N, fidelity.AGAINST_N_COLUMNS)
+    per_image, against_n = fidelity.read_fidelity_tables(run)
     return FidReport(run.summary, per_image, against_n, path)
 
 
 def _of_samples(path: Path) -> SampleReport:
-    summary = read_summary(path)
-    check(summary, records.SampleRun, path / SUMMARY)
+    summary = _summary(path, records.SampleRun)
     try:
         data = read_npz(path / SAMPLES, None)
     except InputError as error:
-        raise lost(path / SAMPLES) from error
+        raise damaged(path / SAMPLES) from error
     images = ImageSet(data.pixels, PositionIds(range(len(data.pixels))), SAMPLES, data.labels)
     if images.sha256 != summary["sha256"]:
-        raise lost(path / SAMPLES)
+        raise damaged(path / SAMPLES)
     return SampleReport(summary, images, path)
 
 
 def _of_speed(path: Path) -> SpeedReport:
     names = ("calls", "parts", "predictions")
-    summary = _summary(path, names)
+    summary = _summary(path, records.SpeedRun)
     frames = []
     for name in names:
-        place, rows = path / f"{name}.csv", summary[name]
-        frames.append(_read(place, _columns_of(rows)))
-        if len(frames[-1]) != len(rows):
-            raise lost(place)
+        rows = summary[name]
+        frames.append(_table(path / f"{name}.csv", _columns_of(rows), rows=len(rows)))
     calls, parts, predictions = frames
     return SpeedReport(summary, calls, parts, predictions, path)
 
 
 def _of_comparison(path: Path) -> Comparison:
-    summary = summary_of_comparison(path)
-    runs = _read(path / "runs.csv", _RUNS)
-    steps = _read(path / "per_timestep.csv", {"run": "str", **PER_TIMESTEP, **_RATE})
+    summary = _summary(path, records.Comparison)
+    runs = read_table(path / "runs.csv", _RUNS)
     if comparison.rows_of(runs) != [summary["baseline"], *summary["runs"]]:
-        raise lost(path / "runs.csv")
-    if len(steps) != len(summary["runs"]) * summary["num_timesteps"]:
-        raise lost(path / "per_timestep.csv")
-    return Comparison(summary, runs, steps)
+        raise damaged(path / "runs.csv")
+    columns = {"run": "str", **_PER_TIMESTEP, **_RATE}
+    rows = len(summary["runs"]) * summary["num_timesteps"]
+    return Comparison(summary, runs, _table(path / "per_timestep.csv", columns, rows=rows), path)
 
 
 def _of_fidelity_comparison(path: Path) -> FidelityComparison:
-    summary = read_summary(path)
-    check(summary, records.FidelityComparison, path / SUMMARY)
+    summary = _summary(path, records.FidelityComparison)
     rows = [{"run": run["run"], **of} for run in summary["runs"] for of in run["differences"]]
-    return FidelityComparison(summary, pd.DataFrame(rows))
+    return FidelityComparison(summary, pd.DataFrame(rows), path)
 
 
-def _summary(path: Path, needed: tuple[str, ...]) -> dict[str, Any]:
-    found = read_summary(path)
-    if not set(needed) <= set(found):
-        raise lost(path / SUMMARY)
-    return found
+def _summary(path: Path, kind: type[Struct]) -> dict[str, Any]:
+    summary = read_summary(path)
+    check(summary, kind, path / SUMMARY)
+    return summary
 
 
 def _columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -183,12 +188,6 @@ def _columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
         for name in rows[0]
     }
     return {name: _KINDS[type(value)] for name, value in known.items()}
-
-
-def _read(path: Path, columns: Mapping[str, str]) -> pd.DataFrame:
-    """A table with its texts of the type that pandas gives them."""
-    texts = [name for name, kind in columns.items() if kind == "str"]
-    return read_table(path, columns).astype(dict.fromkeys(texts, "str"))
 
 
 _READERS: dict[str, Callable[[Path], Report]] = {

@@ -40,7 +40,6 @@ from ddpmbench.likelihood.estimator import SampledBound
 from ddpmbench.likelihood.terms import TermsPass
 from ddpmbench.report import tables
 from ddpmbench.report.card import Card, Draw, Shown
-from ddpmbench.report.contents import bits_of_images
 from ddpmbench.report.tables import conventions_frame, in_bits, sub_schedules_frame
 from ddpmbench.sanity_check.run import CheckBefore, recorded_check
 from ddpmbench.unet.precision import Precision
@@ -76,20 +75,10 @@ class NllReport(Shown):
         return bound_card(self.summary, self.folder)
 
     def _figures(self) -> Mapping[str, Draw]:
-        from ddpmbench.report.figures.images import images_figure
-        from ddpmbench.report.figures.rate_distortion import rate_distortion_figure
-        from ddpmbench.report.figures.sub_schedules import sub_schedules_figure
-        from ddpmbench.report.figures.timesteps import bound_figure
+        from ddpmbench.report.contents import RunContents
+        from ddpmbench.report.page import run_figures
 
-        bits, what = bits_of_images(self.per_image)
-        found: dict[str, Draw] = {
-            "bound": lambda: bound_figure(self.per_timestep, self.rate_distortion),
-            "rate_distortion": lambda: rate_distortion_figure(self.rate_distortion),
-            "images": lambda: images_figure(bits, what, None),
-        }
-        if len(self.sub_schedules):
-            found["sub_schedules"] = lambda: sub_schedules_figure(self.sub_schedules)
-        return found
+        return run_figures(RunContents(self))
 
 
 def evaluate_nll(

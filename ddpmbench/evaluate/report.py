@@ -1,167 +1,51 @@
-"""What did a run find? All of it on one page that people can look at."""
+"""Write the page of a report into its folder."""
 
 import contextlib
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TypeAlias
 
 from ddpmbench.checksums import DamageError, read_json
 from ddpmbench.errors import InputError
 from ddpmbench.evaluate.answered import PAGE
+from ddpmbench.evaluate.compare import Comparison, FidelityComparison
+from ddpmbench.evaluate.fid import FidReport
+from ddpmbench.evaluate.load_report import load_report
+from ddpmbench.evaluate.nll import NllReport
+from ddpmbench.evaluate.sample import SampleReport
+from ddpmbench.evaluate.speed import SpeedReport
 from ddpmbench.execution import progress as running
-from ddpmbench.execution.finished import (
-    SUMMARY,
-    FinishedRun,
-    read_summary,
-    refuse_later,
-    refuse_losses,
-)
 from ddpmbench.execution.folder import IDENTITY, write_figure
 from ddpmbench.files import replacing, writing_to
-from ddpmbench.report import comparison, fidelity, fidelity_comparison, tables
 from ddpmbench.report.card import Draw
-from ddpmbench.report.contents import RunContents, read_svgs, read_table
-from ddpmbench.report.fidelity import FidelityContents, reference_name
-from ddpmbench.report.fidelity_comparison_page import FIGURE, fidelity_comparison_page
-from ddpmbench.report.fidelity_page import fid_page
-from ddpmbench.report.figures.fidelity import against_n_figure, differences_figure, per_image_figure
-from ddpmbench.report.figures.images import images_figure, nearest_figure, samples_figure
-from ddpmbench.report.figures.rate_distortion import rate_distortion_figure
-from ddpmbench.report.figures.sub_schedules import sub_schedules_figure
-from ddpmbench.report.figures.timesteps import bound_figure, calls_figure, difference_figure
+from ddpmbench.report.contents import RunContents, read_svgs, schema_of
+from ddpmbench.report.fidelity import FidelityContents
+from ddpmbench.report.fidelity_comparison_page import fidelity_comparison_page
+from ddpmbench.report.fidelity_page import fid_figures, fid_page
+from ddpmbench.report.figures.timesteps import difference_figure
 from ddpmbench.report.hugging_face import write_hugging_face
-from ddpmbench.report.page import comparison_page, run_page
-from ddpmbench.report.pictures import decoding_figure, generation_figure, interpolation_figure
-from ddpmbench.report.schema import Comparison, FidelityComparison, check
+from ddpmbench.report.page import comparison_page, run_figures, run_page
 
-
-def write_figures(folder: Path, figures: Mapping[str, Draw], *, progress: bool) -> list[str]:
-    """Draw figures into a folder; see `runs.folder.write_figure`.
-
-    Args:
-        folder: of the run.
-        figures: what draws them, by name.
-        progress: whether it shows on standard error how many are drawn.
-
-    Returns:
-        Their names.
-
-    Raises:
-        InputError: the folder cannot be written.
-    """
-    with _shown(progress) as update:
-        for done, (name, draw) in enumerate(figures.items()):
-            update(done, len(figures), name)
-            write_figure(folder, name, *draw())
-    return list(figures)
-
-
-def _shown(shown: bool) -> contextlib.AbstractContextManager[running.Update]:
-    if shown:
-        return running.progress("figures", "figures")
-    return contextlib.nullcontext(lambda done, total, remark: None)
-
-
-def report_of_fidelity(path: Path, *, progress: bool) -> str:
-    """Draw the figures of a finished run of `fid` into its folder.
-
-    Args:
-        path: the folder.
-        progress: whether it shows how many figures are drawn.
-
-    Returns:
-        Its page.
-
-    Raises:
-        InputError: the folder holds no finished run of `fid`, is damaged, or cannot be written.
-    """
-    contents = FidelityContents.read(path)
-    names = write_figures(path, _figures_of_fidelity(contents), progress=progress)
-    return fid_page(contents, read_svgs(path, names))
-
-
-def report_of_fidelity_comparison(path: Path) -> str:
-    """Draw the figure of a comparison of runs of `fid` into its folder.
-
-    Args:
-        path: the folder.
-
-    Returns:
-        Its page.
-
-    Raises:
-        InputError: its summary is damaged, or the folder cannot be written.
-    """
-    summary = read_summary(path)
-    check(summary, FidelityComparison, path / SUMMARY)
-    rows = [{"run": run["run"], **of} for run in summary["runs"] for of in run["differences"]]
-    drawn = differences_figure(pd.DataFrame(rows), summary["name"])
-    if drawn is not None:
-        write_figure(path, FIGURE[0], *drawn)
-    return fidelity_comparison_page(summary, read_svgs(path, [FIGURE[0]] if drawn else []))
-
-
-def figures_of_scores(
-    summary: Mapping[str, Any], per_image: pd.DataFrame, against_n: pd.DataFrame | None
-) -> dict[str, Draw]:
-    """What draws the figures of the tables that there are, by name.
-
-    Args:
-        summary: the object of `summary.json` of a run of `fid`.
-        per_image: one row a sample; see `report.fidelity.PER_IMAGE_COLUMNS`.
-        against_n: one row a reference and number of samples; None or empty where there are none.
-    """
-    found: dict[str, Draw] = {}
-    if against_n is not None and len(against_n):
-        ends = {
-            name: (of["fid_infinity"], of["fid_infinity_half_width"])
-            for of in summary["references"]
-            for name in (of["source"], reference_name(of))
-        }
-        found["fid_against_n"] = lambda: against_n_figure(against_n, ends, summary["name"])
-    if (histograms := per_image_figure(per_image)) is not None:
-        found["per_image"] = lambda: histograms
-    return found
-
-
-def _figures_of_fidelity(contents: FidelityContents) -> dict[str, Draw]:
-    """What draws those that the run has the tables and pictures for, by name."""
-    found = figures_of_scores(contents.summary, contents.per_image, contents.against_n)
-    if (nearest := contents.nearest) is not None:
-        found["nearest"] = lambda: nearest_figure(nearest)
-    if (samples := contents.samples) is not None:
-        found["samples"] = lambda: samples_figure(samples.pixels, samples.labels)
-    return found
-
+PageReport: TypeAlias = NllReport | FidReport | Comparison | FidelityComparison
+"""A report that has a page."""
 
 _WITHOUT_PAGE = {
-    "sample": "its samples are drawn in figures/samples.png, and fid --samples scores them",
+    "sample": "its samples are drawn in figures/samples.png; fid scores them",
     "speed": "its figures are in figures/",
     "inspect": "its figure is in figures/",
 }
-"""Commands whose folders are no run's, to where what they hold is shown."""
-_STEPS = {
-    "run": "str",
-    "t": "int64",
-    "bits_per_dim": "float64",
-    "standard_error": "float64",
-    "rate_bits_per_dim": "float64",
-    "rate_standard_error": "float64",
-}
+"""Commands without a page, and where their figures are."""
 
 
 def write_report(run: str | Path, *, progress: bool = True) -> Path:
     """Draw the figures of a finished run into its folder, and write its page.
 
-    No network is called, and nothing is loaded from elsewhere; nor does the page when it is read.
-    Beside that of `evaluate_nll` the result for the Hugging Face hub is written.
+    The network is not evaluated, and the page loads nothing from elsewhere. For a run of
+    `evaluate_nll`, the metadata for the Hugging Face hub is written too.
 
     Args:
-        run: the folder of a run of `evaluate_nll` or of `fid`, or of a comparison.
-        progress: whether it shows on standard error how many figures are drawn.
+        run: the folder of a run of `evaluate_nll` or of `evaluate_fid`, or of a comparison.
+        progress: whether the number of figures drawn is shown on standard error.
 
     Returns:
         The page.
@@ -171,98 +55,73 @@ def write_report(run: str | Path, *, progress: bool = True) -> Path:
     """
     path = Path(run)
     schema = schema_of(path)
-    _refuse_without_page(path, schema)
-    for own in (comparison.SCHEMA, fidelity.SCHEMA, fidelity_comparison.SCHEMA):
-        refuse_later(schema, own, named=str(path))
-    if schema == comparison.SCHEMA:
-        page = _of_comparison(path)
-    elif schema == fidelity.SCHEMA:
-        page = report_of_fidelity(path, progress=progress)
-    elif schema == fidelity_comparison.SCHEMA:
-        page = report_of_fidelity_comparison(path)
-    else:
-        finished = FinishedRun.open(path, option="", schema=tables.SCHEMA)
-        refuse_losses(finished, option="")
-        page = _of_run(finished, progress=progress)
-        write_hugging_face(path, finished.summary)
-    with writing_to(path), replacing(path / PAGE) as temporary:
-        temporary.write_text(page, encoding="utf-8")
-    return path / PAGE
-
-
-def _refuse_without_page(path: Path, schema: str | None) -> None:
-    if schema is None:  # unfinished, or of a command that leaves no summary
+    if schema is None:  # an unfinished run, or a command without a summary
         with contextlib.suppress(DamageError, KeyError):
             schema = str(read_json(path / IDENTITY)["schema"])
     kind, _, command = (schema or "").partition("/")[0].partition(".")
     if kind == "ddpmbench" and command in _WITHOUT_PAGE:
         raise InputError(
-            f"{path}: is a folder of {command}, which has no page: {_WITHOUT_PAGE[command]}; a "
-            "page is made of a run of nll, rd or fid, and of a comparison"
+            f"{path}: runs of {command} have no page: {_WITHOUT_PAGE[command]}; name a run of nll, "
+            "rd or fid, or a comparison"
         )
+    report = load_report(path)
+    assert not isinstance(report, SampleReport | SpeedReport)
+    return write_page(report, progress=progress)
 
 
-def _of_run(run: FinishedRun, *, progress: bool) -> str:
-    contents = RunContents.of(run)
-    names = write_figures(run.path, _figures(contents), progress=progress)
-    return run_page(contents, read_svgs(run.path, names))
+def write_page(report: PageReport, *, progress: bool = True) -> Path:
+    """Draw the figures of a report into its folder, and write its page.
 
+    The tables are those in memory; pictures and the record of the environment are read from the
+    folder.
 
-def _of_comparison(path: Path) -> str:
-    summary = summary_of_comparison(path)
-    steps = read_table(path / "per_timestep.csv", _STEPS)
-    figure, numbers = difference_figure(steps, str(summary["baseline"]["run"]))
-    write_figure(path, "difference", figure, numbers)
-    return comparison_page(summary, numbers, read_svgs(path, ["difference"]))
+    Args:
+        report: of a run with a folder, or of a comparison with one.
+        progress: whether the number of figures drawn is shown on standard error.
 
-
-def _figures(contents: RunContents) -> dict[str, Draw]:
-    """What draws those that the run has the tables for, by name."""
-    summary, per_timestep, curve = (
-        contents.summary,
-        contents.per_timestep,
-        contents.rate_distortion,
-    )
-    found: dict[str, Draw] = {
-        "bound": partial(bound_figure, per_timestep, curve),
-        "rate_distortion": partial(rate_distortion_figure, curve),
-    }
-    if contents.per_image is not None:
-        found["images"] = partial(images_figure, *contents.bits_of_images, contents.extremes)
-    if contents.sub_schedules is not None:
-        found["sub_schedules"] = partial(sub_schedules_figure, contents.sub_schedules)
-    if contents.density is not None:
-        found["calls"] = partial(
-            calls_figure,
-            per_timestep,
-            contents.density,
-            num_images=summary["num_images"],
-            num_replicates=summary["sampling"]["num_replicates"],
-        )
-    pictures = contents.pictures
-    if pictures.decoding is not None:
-        found["decoding"] = partial(decoding_figure, pictures.decoding, curve)
-    if pictures.generation is not None:
-        found["generation"] = partial(generation_figure, pictures.generation)
-    if pictures.interpolation is not None:
-        found["interpolation"] = partial(interpolation_figure, pictures.interpolation)
-    return found
-
-
-def schema_of(path: Path) -> str | None:
-    """What a folder holds; None where whoever opens a run will say what is wrong with it."""
-    try:
-        return str(read_json(path / SUMMARY)["schema"])
-    except (DamageError, KeyError):
-        return None
-
-
-def summary_of_comparison(path: Path) -> dict[str, Any]:
-    """The object of `summary.json` of a comparison of runs of `nll`.
+    Returns:
+        The page.
 
     Raises:
-        InputError: it is damaged.
+        InputError: the report has no folder, or the folder is damaged or cannot be written.
     """
-    found = read_summary(path)
-    check(found, Comparison, path / SUMMARY)
-    return found
+    folder = report.folder
+    if folder is None:
+        raise InputError("write_page: the report has no folder; evaluate with `out`")
+    page = _page(report, folder, progress=progress)
+    with writing_to(folder), replacing(folder / PAGE) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return folder / PAGE
+
+
+def _page(report: PageReport, folder: Path, *, progress: bool) -> str:
+    match report:
+        case NllReport():
+            contents = RunContents.of(report, folder)
+            write_hugging_face(folder, report.summary)
+            return run_page(contents, _drawn(folder, run_figures(contents), progress=progress))
+        case FidReport():
+            scores = FidelityContents.of(report, folder)
+            return fid_page(scores, _drawn(folder, fid_figures(scores), progress=progress))
+        case FidelityComparison():
+            figures = report._figures()
+            return fidelity_comparison_page(report.summary, _drawn(folder, figures, progress=False))
+        case Comparison():
+            baseline = str(report.summary["baseline"]["run"])
+            figure, groups = difference_figure(report.per_timestep, baseline)
+            svgs = _drawn(folder, {"difference": lambda: (figure, groups)}, progress=False)
+            return comparison_page(report.summary, groups, svgs)
+
+
+def _drawn(folder: Path, figures: Mapping[str, Draw], *, progress: bool) -> dict[str, str]:
+    """The svg of each figure by name, drawn into the folder."""
+    shown = (
+        running.progress("figures", "figures")
+        if progress
+        else contextlib.nullcontext(lambda done, total, remark: None)
+    )
+    with shown as update:
+        for done, (name, draw) in enumerate(figures.items()):
+            update(done, len(figures), name)
+            write_figure(folder, name, *draw())
+    return read_svgs(folder, list(figures))

@@ -12,7 +12,6 @@ from ddpmbench.data.images import ImageSet, load_images
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.errors import InputError
 from ddpmbench.evaluate.progress import listening
-from ddpmbench.evaluate.report import schema_of
 from ddpmbench.execution.chunks import FolderParts, MemoryParts, PartStore, gathered, made_again
 from ddpmbench.execution.devices import resolve_device
 from ddpmbench.execution.distributed import joined, open_folder, refuse_other_runs
@@ -32,6 +31,7 @@ from ddpmbench.execution.terms import RunListener
 from ddpmbench.files import named_path
 from ddpmbench.report import fidelity
 from ddpmbench.report.card import Card, Draw, Shown
+from ddpmbench.report.contents import schema_of
 from ddpmbench.report.figures.images import samples_figure
 from ddpmbench.report.schema import Fidelity, Sampled, SampleRun, check
 from ddpmbench.version import __version__

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,7 @@ from ddpmbench.checksums import DamageError, is_whole, read_npz, write_npz
 from ddpmbench.data import image_files
 from ddpmbench.errors import InputError
 from ddpmbench.execution.finished import SUMMARY, FinishedRun
-from ddpmbench.report.contents import lost, read_environment, read_table
+from ddpmbench.report.contents import damaged, read_environment, read_table
 from ddpmbench.report.schema import Fidelity, check
 from ddpmbench.samples.estimate import Estimate
 from ddpmbench.samples.scores import InceptionScore, Scores
@@ -71,9 +71,9 @@ class NearestImages:
         try:
             found = cls(**read_npz(path, names))
         except DamageError as error:
-            raise lost(path) from error
+            raise damaged(path) from error
         if not found._is_whole():
-            raise lost(path)
+            raise damaged(path)
         return found
 
     def write(self, path: Path) -> None:
@@ -122,68 +122,79 @@ class FirstSamples:
         """
         try:
             if is_whole(path) is False:
-                raise lost(path)
+                raise damaged(path)
             found = image_files.read_npz(path, min(NUM_SHOWN, num_samples))
         except (DamageError, InputError) as error:
-            raise lost(path) from error
+            raise damaged(path) from error
         return cls(found.pixels, found.labels)
+
+
+class FidelityTables(Protocol):
+    """The report of a run of `fid`; see `evaluate.fid.FidReport`."""
+
+    @property
+    def summary(self) -> dict[str, Any]: ...  # noqa: D102
+    @property
+    def per_image(self) -> pd.DataFrame: ...  # noqa: D102
+    @property
+    def against_n(self) -> pd.DataFrame: ...  # noqa: D102
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FidelityContents:
-    """The tables and pictures of a run of `fid`; None for those that its folder does not have.
+    """What the page of a run of `fid` shows; None for what the run does not have.
 
     Attributes:
-        summary: the object of `summary.json`.
-        per_image: one row a sample; see `PER_IMAGE_COLUMNS`.
-        against_n: one row a reference and number of samples; see `AGAINST_N_COLUMNS`.
+        tables: the report of the run.
         nearest: samples beside their nearest reference images.
-        samples: the first of them, where the run made them itself.
+        samples: the first samples, if the run generated them.
         environment: the object of `environment.json`.
     """
 
-    summary: dict[str, Any]
-    per_image: pd.DataFrame
-    against_n: pd.DataFrame | None
-    nearest: NearestImages | None
-    samples: FirstSamples | None
-    environment: dict[str, Any] | None
+    tables: FidelityTables
+    nearest: NearestImages | None = None
+    samples: FirstSamples | None = None
+    environment: dict[str, Any] | None = None
 
     @classmethod
-    def read(cls, folder: Path) -> "FidelityContents":
-        """Read them.
+    def of(cls, tables: FidelityTables, folder: Path) -> "FidelityContents":
+        """The tables of a run with the files of its folder.
 
         Raises:
-            InputError: it holds no finished run of `fid`, or a file is damaged; it is named.
+            InputError: a file is damaged; the message names it.
         """
-        return cls.of(FinishedRun.open(folder, option="", schema=SCHEMA))
-
-    @classmethod
-    def of(cls, run: FinishedRun) -> "FidelityContents":
-        """Read those of an open run.
-
-        Raises:
-            InputError: a file is damaged; it is named.
-        """
-        place = run.path
-        check(run.summary, Fidelity, place / SUMMARY)
-        per_image = read_table(place / PER_IMAGE, PER_IMAGE_COLUMNS)
-        if not len(per_image) == run.summary["num_generated"] > 0:
-            raise lost(place / PER_IMAGE)
-        nearest = NearestImages.read(place / NEAREST) if (place / NEAREST).exists() else None
-        samples = (
-            FirstSamples.read(place / SAMPLES, run.summary["num_generated"])
-            if (place / SAMPLES).exists()
-            else None
-        )
+        nearest, samples = None, None
+        if (path := folder / NEAREST).exists():
+            nearest = NearestImages.read(path)
+        if (path := folder / SAMPLES).exists():
+            samples = FirstSamples.read(path, tables.summary["num_generated"])
         return cls(
-            summary=run.summary,
-            per_image=per_image,
-            against_n=_against_n(place / AGAINST_N, run.summary["references"]),
-            nearest=nearest if nearest and _can_be_shown(nearest.samples) else None,
-            samples=samples if samples and _can_be_shown(samples.pixels) else None,
-            environment=read_environment(place / "environment.json"),
+            tables,
+            nearest if nearest and _can_be_shown(nearest.samples) else None,
+            samples if samples and _can_be_shown(samples.pixels) else None,
+            read_environment(folder),
         )
+
+
+def read_fidelity_tables(run: FinishedRun) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """`per_image.csv` and `fid_against_n.csv` of a run.
+
+    Raises:
+        InputError: the summary or a file is damaged; the message names it.
+    """
+    summary, folder = run.summary, run.path
+    check(summary, Fidelity, folder / SUMMARY)
+    per_image = read_table(folder / PER_IMAGE, PER_IMAGE_COLUMNS)
+    if not len(per_image) == summary["num_generated"] > 0:
+        raise damaged(folder / PER_IMAGE)
+    against_n = read_table(folder / AGAINST_N, AGAINST_N_COLUMNS)
+    references = summary["references"]
+    names = {reference_name(of) for of in references} | {of["source"] for of in references}
+    is_needed = any(of["fid_infinity"] is not None for of in references)
+    is_whole = set(against_n.reference) <= names and (against_n.num_generated > 0).all()
+    if not is_whole or (is_needed and against_n.empty) or not np.isfinite(against_n.fid).all():
+        raise damaged(folder / AGAINST_N)
+    return per_image, against_n
 
 
 def reference_name(reference: dict[str, Any]) -> str:
@@ -191,18 +202,6 @@ def reference_name(reference: dict[str, Any]) -> str:
     source, split = reference["source"], reference["split"]
     ending = f":{split}" if split else ""
     return str(source) if source.endswith(ending) else f"{source}{ending}"
-
-
-def _against_n(path: Path, references: list[dict[str, Any]]) -> pd.DataFrame | None:
-    is_needed = any(reference["fid_infinity"] is not None for reference in references)
-    if not is_needed and not path.exists():
-        return None
-    table = read_table(path, AGAINST_N_COLUMNS)
-    names = {reference_name(of) for of in references} | {of["source"] for of in references}
-    is_whole = set(table.reference) <= names and (table.num_generated > 0).all()
-    if not is_whole or (is_needed and table.empty) or not np.isfinite(table.fid).all():
-        raise lost(path)
-    return None if table.empty else table
 
 
 def _can_be_shown(pixels: NDArray[np.uint8]) -> bool:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ddpmbench.report.card import Draw
 from ddpmbench.report.fidelity import FidelityContents, reference_name
 from ddpmbench.report.fidelity_text import (
     MEASURES,
@@ -12,6 +13,8 @@ from ddpmbench.report.fidelity_text import (
     label,
     measured,
 )
+from ddpmbench.report.figures.fidelity import against_n_figure, per_image_figure
+from ddpmbench.report.figures.images import nearest_figure, samples_figure
 from ddpmbench.report.rendering import made, panels, rendered
 from ddpmbench.report.schema import sanity_check_warning
 
@@ -40,6 +43,27 @@ _SAYS = {
 }
 
 
+def fid_figures(contents: FidelityContents) -> dict[str, Draw]:
+    """The figures of a run of `fid` by name, without those that lack data."""
+    tables = contents.tables
+    summary, against_n = tables.summary, tables.against_n
+    figures: dict[str, Draw] = {}
+    if len(against_n):
+        ends = {
+            name: (of["fid_infinity"], of["fid_infinity_half_width"])
+            for of in summary["references"]
+            for name in (of["source"], reference_name(of))
+        }
+        figures["fid_against_n"] = lambda: against_n_figure(against_n, ends, summary["name"])
+    if (histograms := per_image_figure(tables.per_image)) is not None:
+        figures["per_image"] = lambda: histograms
+    if (nearest := contents.nearest) is not None:
+        figures["nearest"] = lambda: nearest_figure(nearest)
+    if (samples := contents.samples) is not None:
+        figures["samples"] = lambda: samples_figure(samples.pixels, samples.labels)
+    return figures
+
+
 def fid_page(contents: FidelityContents, svgs: Mapping[str, str]) -> str:
     """The page of a finished run of `fid`.
 
@@ -47,10 +71,9 @@ def fid_page(contents: FidelityContents, svgs: Mapping[str, str]) -> str:
         contents: what its folder holds.
         svgs: its figures by name, of `FIGURES` and `STRIPS`; those that are missing are left out.
     """
-    summary = contents.summary
+    summary = contents.tables.summary
     references = summary["references"]
     only = comparable_only(summary)
-    points = contents.against_n
     return rendered(
         "fid.html.j2",
         summary=summary,
@@ -63,7 +86,7 @@ def fid_page(contents: FidelityContents, svgs: Mapping[str, str]) -> str:
         rows=_rows(summary),
         score=measured("inception_score", summary, summary["name"], ""),
         score_text=_score_text(summary),
-        points=[] if points is None else points.to_dict("records"),
+        points=contents.tables.against_n.to_dict("records"),
         figures={
             name: panels(svgs[name], name, text) if name in svgs else None
             for name, text in FIGURES.items()

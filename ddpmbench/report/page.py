@@ -3,21 +3,27 @@
 import math
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import pandas as pd
 from markupsafe import Markup, escape
 
 from ddpmbench.report import rate_distortion
-from ddpmbench.report.contents import RunContents
+from ddpmbench.report.card import Draw
+from ddpmbench.report.contents import RunContents, RunTables, bits_of_images
+from ddpmbench.report.figures.images import images_figure
+from ddpmbench.report.figures.rate_distortion import rate_distortion_figure
 from ddpmbench.report.figures.style import shown
-from ddpmbench.report.figures.sub_schedules import TALLEST
+from ddpmbench.report.figures.sub_schedules import TALLEST, sub_schedules_figure
+from ddpmbench.report.figures.timesteps import bound_figure, calls_figure
 from ddpmbench.report.nll_text import (
     PARTS,
     comparable_facts,
     conventions_line,
     images_name,
 )
+from ddpmbench.report.pictures import decoding_figure, generation_figure, interpolation_figure
 from ddpmbench.report.rendering import made, panels, rendered
 from ddpmbench.report.schema import sanity_check_warning
 from ddpmbench.report.tables import compared_note, uncorrected_note
@@ -57,6 +63,34 @@ _MOST_ROWS = 4000  # of the table of steps; a page must stay small
 _COLORS = {"prior": 3, "kl": 1, "decoder": 2}
 
 
+def run_figures(contents: RunContents) -> dict[str, Draw]:
+    """The figures of a run of `nll` by name, without those that lack data."""
+    tables, pictures = contents.tables, contents.pictures
+    curve = tables.rate_distortion
+    figures: dict[str, Draw] = {
+        "bound": partial(bound_figure, tables.per_timestep, curve),
+        "rate_distortion": partial(rate_distortion_figure, curve),
+        "images": partial(images_figure, *bits_of_images(tables.per_image), contents.extremes),
+    }
+    if len(tables.sub_schedules):
+        figures["sub_schedules"] = partial(sub_schedules_figure, tables.sub_schedules)
+    if contents.density is not None:
+        figures["calls"] = partial(
+            calls_figure,
+            tables.per_timestep,
+            contents.density,
+            num_images=tables.summary["num_images"],
+            rotations=tables.summary["sampling"]["rotations"],
+        )
+    if pictures.decoding is not None:
+        figures["decoding"] = partial(decoding_figure, pictures.decoding, curve)
+    if pictures.generation is not None:
+        figures["generation"] = partial(generation_figure, pictures.generation)
+    if pictures.interpolation is not None:
+        figures["interpolation"] = partial(interpolation_figure, pictures.interpolation)
+    return figures
+
+
 def run_page(contents: RunContents, svgs: Mapping[str, str]) -> str:
     """The page of a finished run of `nll` or `rd`.
 
@@ -64,12 +98,11 @@ def run_page(contents: RunContents, svgs: Mapping[str, str]) -> str:
         contents: what its folder holds.
         svgs: its figures by name, of `FIGURES` and `STRIPS`; those that are missing are left out.
     """
-    summary = contents.summary
-    points = rate_distortion.summary(contents.rate_distortion, summary)["curve"]
+    tables = contents.tables
+    summary, curve = tables.summary, tables.rate_distortion
+    points = rate_distortion.summary(curve, summary)["curve"]
     every_pair = summary["num_images"] * summary["num_timesteps"]
-    steps = contents.per_timestep.merge(
-        contents.rate_distortion[["t", "rate_bits_per_dim", "distortion_rmse"]], on="t"
-    )
+    steps = tables.per_timestep.merge(curve[["t", "rate_bits_per_dim", "distortion_rmse"]], on="t")
     return rendered(
         "run.html.j2",
         summary=summary,
@@ -81,11 +114,11 @@ def run_page(contents: RunContents, svgs: Mapping[str, str]) -> str:
         facts=comparable_facts(summary),
         uncorrected=uncorrected_note(summary),
         bound_parts=_bound_parts(summary),
-        half_by=_half_by(contents.rate_distortion, summary["prior"]),
+        half_by=_half_by(curve, summary["prior"]),
         points=points,
         published="published_rate_bits_per_dim" in points[0],
-        images_text=_images_text(contents),
-        conventions=_conventions(contents),
+        images_text=_images_text(tables.per_image),
+        conventions=_conventions(tables),
         every_pair=every_pair,
         fewer=every_pair / summary["num_evaluations"],
         every_step=_listed(steps).to_dict("records"),
@@ -191,10 +224,8 @@ def _half_by(curve: pd.DataFrame, prior: float) -> int | None:
     return int(curve.t[sent <= sent.iloc[0] / 2].min())
 
 
-def _images_text(contents: RunContents) -> str:
-    if contents.per_image is None:
-        return ""
-    if contents.per_image.bits_per_dim.notna().all():
+def _images_text(per_image: pd.DataFrame) -> str:
+    if per_image.bits_per_dim.notna().all():
         return (
             "The bound of each image by itself. What it costs says how much there is in it that "
             "the model does not foresee, not how good a picture it is."
@@ -214,13 +245,11 @@ def _steps_text(summary: Mapping[str, Any]) -> str:
     )
 
 
-def _conventions(contents: RunContents) -> list[tuple[str, list[dict[Any, Any]]]]:
+def _conventions(tables: RunTables) -> list[tuple[str, list[dict[Any, Any]]]]:
     """The table in groups: the same steps, and fewer steps."""
-    table = contents.conventions
-    if table is None:
-        return []
+    table = tables.conventions
     rows: list[dict[Any, Any]] = table.assign(own=table.index == 0).to_dict("records")
-    num_timesteps = contents.summary["num_timesteps"]
+    num_timesteps = tables.summary["num_timesteps"]
     same = [row for row in rows if row["num_timesteps"] == num_timesteps]
     fewer = [row for row in rows if row["num_timesteps"] != num_timesteps]
     groups = [("", same), ("Fewer steps: bounds of other models", fewer)]

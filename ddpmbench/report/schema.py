@@ -288,6 +288,14 @@ class FidelityComparison(Struct):
     references: Annotated[list[ComparedReference], Meta(min_length=1)]
 
 
+class SpeedRun(Struct):
+    """`summary.json` of `speed`; its tables are rows of the csv files."""
+
+    calls: list[dict[str, Any]]
+    parts: list[dict[str, Any]]
+    predictions: list[dict[str, Any]]
+
+
 class Arguments(Struct):
     """The arguments of a command, as resolved and as given."""
 

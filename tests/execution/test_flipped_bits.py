@@ -16,10 +16,8 @@ import ddpmbench as db
 from ddpmbench import checksums
 from ddpmbench.evaluate.sample import load_samples
 from ddpmbench.execution import terms
-from ddpmbench.execution.finished import FinishedRun
 from ddpmbench.report.contents import RunContents
 from ddpmbench.report.fidelity import FidelityContents
-from ddpmbench.report.tables import SCHEMA
 from ddpmbench.samples.protocols import PROTOCOLS
 
 FLIPS = {"importance": 1, "pairs": 4, "sample": 4, "fid": 4}
@@ -121,14 +119,14 @@ def read(folder, beside):
     readers = {
         "sample": [lambda: load_samples(folder)],
         "fid": [
-            lambda: FidelityContents.read(folder),
+            lambda: FidelityContents.of(db.load_report(folder), folder),
             lambda: load_samples(folder),
             lambda: db.compare([beside, folder]).summary["runs"][0]["differences"],
         ],
     }.get(
         folder.name,
         [
-            lambda: RunContents.of(FinishedRun.open(folder, option="", schema=SCHEMA)),
+            lambda: RunContents.of(db.load_report(folder), folder),
             lambda: db.rate_distortion(folder).curve,
             lambda: db.compare([beside, folder]).per_timestep.drop(columns="run"),
         ],

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from fidelity_folders import HASH, against_n, of_another_network, reference, summary
 
+from ddpmbench.evaluate.fid import FidReport
 from ddpmbench.report.fidelity import FidelityContents
 from ddpmbench.report.fidelity_page import FIGURES, STRIPS, fid_page, joined
 
@@ -19,7 +20,7 @@ def contents(whole=None, **changes):
     whole = whole or summary(**changes)
     known = {"nearest_reference_distance": np.nan, "class_entropy": np.nan}
     table = pd.DataFrame({"image_id": range(whole["num_generated"]), **known})
-    return FidelityContents(whole, table, against_n(whole), None, None, None)
+    return FidelityContents(FidReport(whole, table, against_n(whole), None))
 
 
 def words(page):

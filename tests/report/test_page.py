@@ -1,15 +1,14 @@
 """The page: what it says, what it leaves out, and that it is safe to open."""
 
 import copy
-import dataclasses
 import re
 
 import numpy as np
 import pandas as pd
 import pytest
-from run_folders import conventions, per_image, smooth_run
+from run_folders import conventions, per_image, smooth_run, sub_schedules
 
-from ddpmbench.execution.pictures import Pictures
+from ddpmbench.evaluate.nll import NllReport
 from ddpmbench.report.contents import RunContents
 from ddpmbench.report.page import FIGURES, comparison_page, run_page
 
@@ -44,11 +43,13 @@ SVG = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9"><path d="M 0 0 
 ALWAYS = {"bound": SVG, "rate_distortion": SVG}
 
 
-def contents(**changes):
-    """Of a run without the tables that not every run has."""
-    per_timestep, curve = smooth_run(changes.get("num_timesteps", 1000))
+def contents(*, environment=None, table=None, **changes):
+    """Of a run of any summary, with a table of conventions or the smallest one."""
     summary = {**copy.deepcopy(SUMMARY), **changes}
-    return RunContents(summary, per_timestep, curve, *[None] * 5, Pictures(), None)
+    steps = smooth_run(summary["num_timesteps"])
+    table = conventions(SUMMARY).iloc[:1] if table is None else table
+    tables = NllReport(summary, *steps, table, sub_schedules(summary), per_image(10_000), None)
+    return RunContents(tables, environment=environment)
 
 
 def words(page):
@@ -113,8 +114,7 @@ def test_a_value_has_the_digits_and_the_commas_of_its_half_width():
 
 
 def test_a_table_stands_behind_its_figure_and_its_words_are_explained():
-    table = conventions(SUMMARY)
-    found = dataclasses.replace(contents(), conventions=table)
+    found = contents(table=conventions(SUMMARY))
     said = words(run_page(found, {**ALWAYS, "sub_schedules": SVG}))
     figure, table = said.index("Fewer steps The model"), said.index("The same model under other")
     assert figure < table
@@ -135,13 +135,13 @@ def test_half_of_the_steps_bits_are_where_it_says(num_timesteps):
     found = contents(num_timesteps=num_timesteps, prior=1e-4)
     said = words(run_page(found, ALWAYS))
     by = int(re.search(r"is spent at t (?:<=|≤) (\d+)", said)[1])
-    kl = found.per_timestep.bits_per_dim[1:]
-    assert kl[found.per_timestep.t <= by].sum() >= kl.sum() / 2 - 1e-12
-    assert kl[found.per_timestep.t <= by - 1].sum() < kl.sum() / 2
+    steps = found.tables.per_timestep
+    kl = steps.bits_per_dim[1:]
+    assert kl[steps.t <= by].sum() >= kl.sum() / 2 - 1e-12
+    assert kl[steps.t <= by - 1].sum() < kl.sum() / 2
 
 
 HEADINGS = {
-    "conventions": "The same model under other conventions",
     "images": "Image by image",
     "sub_schedules": "Fewer steps",
     "calls": "Network calls",
@@ -156,33 +156,28 @@ def test_what_a_run_has_not_is_left_out():
     for heading in HEADINGS.values():
         assert heading not in page
     assert "How it was made" not in page
-    found = dataclasses.replace(
-        contents(), per_image=per_image(10_000), conventions=conventions(SUMMARY)
-    )
-    whole = run_page(found, {**ALWAYS, **dict.fromkeys(set(HEADINGS) - {"conventions"}, SVG)})
+    whole = run_page(contents(), {**ALWAYS, **dict.fromkeys(HEADINGS, SVG)})
     for heading in HEADINGS.values():
         assert f">{heading}<" in whole
 
 
 def test_what_was_typed_is_text_and_no_markup():
     evil = '<script>alert("x")</script>&'
-    found = contents(checkpoint={**SUMMARY["checkpoint"], "source": evil})
     table = conventions(SUMMARY).assign(used_by=evil, convention=evil)
     environment = {
         "versions": {evil: evil},
         "arguments": {"given": ["ddpmbench", "nll", evil], "resolved": {evil: evil}},
         "platform": evil,
     }
-    found = dataclasses.replace(found, conventions=table, environment=environment)
+    checkpoint = {**SUMMARY["checkpoint"], "source": evil}
+    found = contents(table=table, environment=environment, checkpoint=checkpoint)
     page = run_page(found, ALWAYS)
     assert "<script" not in page
     assert page.count("&lt;script&gt;") >= 12
 
 
 def test_the_table_of_conventions_holds_its_numbers():
-    table = conventions(SUMMARY)
-    page = run_page(dataclasses.replace(contents(), conventions=table), ALWAYS)
-    said = words(page)
+    said = words(run_page(contents(table=conventions(SUMMARY)), ALWAYS))
     assert "this run 3.6159 +- 0.0040 &ndash;" in said
     assert "tanh decoder &amp; no clip 3.6036 +- 0.0040 \N{MINUS SIGN}0.0123" in said
     assert "a paper, 2021" in said
@@ -215,7 +210,7 @@ def test_a_page_is_small(num_timesteps):
 def test_the_command_can_be_typed_again():
     given = ["ddpmbench", "nll", "--model-flags", "--image_size 32"]
     record = {"versions": {"torch": "2.0"}, "arguments": {"given": given}}
-    page = run_page(dataclasses.replace(contents(), environment=record), ALWAYS)
+    page = run_page(contents(environment=record), ALWAYS)
     assert "<pre>ddpmbench nll --model-flags &#39;--image_size 32&#39;</pre>" in page
 
 
