@@ -83,11 +83,11 @@ def rd(
 def _print(source: "NllReport | Path", output_format: str) -> None:
     from ddpmbench.evaluate.rate_distortion import rate_distortion
     from ddpmbench.report.rate_distortion import printed_rate_distortion
-    from ddpmbench.report.text import raw_warning
+    from ddpmbench.report.text import raw_pixels_warning
 
     found = rate_distortion(source)
     click.echo(printed_rate_distortion(found.summary, found.curve, output_format))
-    if isinstance(source, Path) and (line := raw_warning(found.summary)):
+    if isinstance(source, Path) and (line := raw_pixels_warning(found.summary)):
         warn(line)
     click.echo(f"Run folder: {found.folder}", err=True)
 

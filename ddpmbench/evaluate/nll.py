@@ -41,6 +41,7 @@ from ddpmbench.likelihood.terms import TermsPass
 from ddpmbench.report import tables
 from ddpmbench.report.card import Card, Draw, Shown
 from ddpmbench.report.tables import conventions_frame, in_bits, sub_schedules_frame
+from ddpmbench.report.text import raw_pixels_warning
 from ddpmbench.sanity_check.run import CheckBefore, recorded_check
 from ddpmbench.unet.precision import Precision
 from ddpmbench.user_code import user_errors
@@ -296,7 +297,7 @@ def _correction(
 
 
 def _warn_of(report: NllReport, sampling: Sampling, told: RunListener) -> None:
-    for line in (sampling.warning(report.summary), report.summary["worse_than_raw_pixels"]):
+    for line in (sampling.warning(report.summary), raw_pixels_warning(report.summary)):
         if line:
             told.warn(line)
 

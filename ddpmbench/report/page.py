@@ -27,7 +27,7 @@ from ddpmbench.report.pictures import decoding_figure, generation_figure, interp
 from ddpmbench.report.rendering import made, panels, rendered
 from ddpmbench.report.schema import sanity_check_warning
 from ddpmbench.report.tables import compared_note, uncorrected_note
-from ddpmbench.report.text import digits_by, raw_warning
+from ddpmbench.report.text import digits_by, raw_pixels_warning
 
 FIGURES = {
     "bound": "Bits in one step, and bits sent so far, over the steps",
@@ -107,7 +107,7 @@ def run_page(contents: RunContents, svgs: Mapping[str, str]) -> str:
         "run.html.j2",
         summary=summary,
         misread=sanity_check_warning(summary),
-        worse_than_raw=raw_warning(summary),
+        worse_than_raw=raw_pixels_warning(summary),
         data=images_name(summary),
         these=_these(summary["num_images"]),
         spread=_spread(summary),

@@ -18,7 +18,7 @@ from ddpmbench.likelihood.precision import Correction
 from ddpmbench.likelihood.rate_distortion import Distortion
 from ddpmbench.likelihood.sub_schedules import BEST, EVENLY_SPACED, SubScheduleBound
 from ddpmbench.report.schema import STRICT
-from ddpmbench.report.text import raw_warning, unpadded
+from ddpmbench.report.text import is_worse_than_raw_pixels, unpadded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +152,7 @@ def summary(bound: BoundEstimate | SampledBound, comparability: Comparability) -
         "decoder": float(np.mean(bound.decoder)) / NATS_PER_BIT + correction.decoder,
         **dataclasses.asdict(comparability),
     }
-    record["worse_than_raw_pixels"] = raw_warning(record)
+    record["worse_than_raw_pixels"] = is_worse_than_raw_pixels(record)
     if (of_images := unpadded(record)) is not None:
         record["unpadded"] = of_images
     return record

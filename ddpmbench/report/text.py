@@ -157,34 +157,47 @@ def data_range_words(record: Mapping[str, Any]) -> list[str]:
     return [f"data in {found['data_range']}, {found['levels']} levels"]
 
 
-def raw_warning(summary: Mapping[str, Any]) -> str | None:
-    """A line where even the lower end of a bound's interval is above log2(levels) bits/dim.
+def is_worse_than_raw_pixels(summary: Mapping[str, Any]) -> bool:
+    """Whether the lower end of a bound's interval is above log2(levels) bits/dim.
 
-    Of padded images it is the bound per dimension of what was padded: a border costs nothing.
+    For padded images, the bound per dimension of the original images counts: a constant border
+    costs nothing.
 
     Args:
-        summary: the object of `summary.json` of a run, of this version or an older one.
+        summary: the object of `summary.json` of a run of `nll`.
     """
-    levels = with_data_range(summary["conventions"])["levels"]
-    raw = math.log2(levels)
-    bound: Mapping[str, Any] = unpadded(summary) or summary
-    if not bound["bits_per_dim"] - (bound["half_width"] or 0.0) > raw:
+    bound = unpadded(summary) or summary
+    raw = _raw_bits_per_dim(summary)
+    return bool(bound["bits_per_dim"] - (bound["half_width"] or 0.0) > raw)
+
+
+def raw_pixels_warning(summary: Mapping[str, Any]) -> str | None:
+    """A warning for a bound that is worse than sending raw pixels; None for any other.
+
+    Args:
+        summary: see `is_worse_than_raw_pixels`.
+    """
+    if not is_worse_than_raw_pixels(summary):
         return None
     return (
-        f"worse than sending raw pixels ({raw:.4g} bits/dim); likely causes: an untrained or "
-        "damaged checkpoint, a checkpoint read otherwise than it was trained (schedule, "
-        "prediction, time input, data range), or other images than it was trained on"
+        f"worse than sending raw pixels ({_raw_bits_per_dim(summary):.4g} bits/dim); likely "
+        "causes: an untrained or damaged checkpoint, wrong settings of the checkpoint (schedule, "
+        "prediction, time input, data range), or images unlike those of its training"
     )
 
 
-def unpadded(summary: Mapping[str, Any]) -> dict[str, float | None] | None:
+def _raw_bits_per_dim(summary: Mapping[str, Any]) -> float:
+    return math.log2(with_data_range(summary["conventions"])["levels"])
+
+
+def unpadded(summary: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """A bound per dimension of the images before they were padded; None if they were not.
 
     The bits of a padded image are those of the image and of its border, so that they bound the
     image's: b' = b (H_pad W_pad) / (H W).
 
     Args:
-        summary: see `raw_warning`.
+        summary: see `is_worse_than_raw_pixels`.
     """
     padding = summary["data"].get("padding")
     if padding is None:

@@ -430,7 +430,7 @@ def test_a_bound_above_the_raw_pixels_is_said(nll, model, said, tmp_path, levels
     line = f"worse than sending raw pixels ({raw} bits/dim)"
     assert summary["bits_per_dim"] > np.log2(levels)
     assert told.count(line) == 1
-    assert summary["worse_than_raw_pixels"].startswith(line)
+    assert summary["worse_than_raw_pixels"] is True
     if levels == 256:
         assert write_report(tmp_path / "run").read_text().count(line) == 1
     assert said("rd", "--run", tmp_path / "run")[2].count(line) == 1
