@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 
 from ddpmbench.cli import options
-from ddpmbench.cli.messages import note, warn
+from ddpmbench.cli.messages import note, warn, with_options
 from ddpmbench.execution.progress import Update, progress
 
 if TYPE_CHECKING:
@@ -102,8 +102,9 @@ def _stage(name: str, unit: str, calls: int) -> "Iterator[RunListener]":
 def _say_cost(cost: "Cost") -> None:
     from ddpmbench.report.text import cost_lines
 
+    command = click.get_current_context().command
     for line in cost_lines(cost):
-        click.echo(line, err=True)
+        click.echo(with_options(line, command), err=True)
 
 
 def _network(given: dict[str, Any], local_rank: int) -> "tuple[FeatureNetwork, Any]":

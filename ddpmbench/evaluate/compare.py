@@ -1,4 +1,4 @@
-"""Which of several models is better, and is it sure? Paired differences between runs."""
+"""Paired differences between runs of `nll` and between runs of `fid`."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -44,13 +44,13 @@ from ddpmbench.report.text import with_data_range
 Facts = Callable[[FinishedRun], Mapping[str, object]]
 
 
-def refuse_unlike(run: FinishedRun, baseline: FinishedRun, facts: Facts) -> None:
-    """Refuse a run that does not compare with another.
+def check_comparable(run: FinishedRun, baseline: FinishedRun, facts: Facts) -> None:
+    """Check that a run is comparable with another.
 
     Args:
         run: one.
         baseline: the other.
-        facts: takes what must be the same from a run, by its name in `summary.json`.
+        facts: the settings of a run that must agree, by their names in `summary.json`.
 
     Raises:
         InputError: one line that names the first fact that differs, or the folder whose summary
@@ -61,7 +61,7 @@ def refuse_unlike(run: FinishedRun, baseline: FinishedRun, facts: Facts) -> None
         if here.get(name) != there.get(name):
             raise InputError(
                 f"{run.path}: {name} is {here.get(name)}, but {there.get(name)} in "
-                f"{baseline.path}; runs compare only where these are the same"
+                f"{baseline.path}; runs are comparable only if these agree"
             )
 
 
@@ -110,9 +110,8 @@ def compare_fidelity(
 ) -> FidelityComparison:
     """The differences between runs of `fid`, with their intervals.
 
-    Where both runs sampled with the same seed, sample i of both has the same noise: the interval
-    is that of the mean of N differences of influences, narrower than that of runs that share
-    nothing.
+    If both runs sampled with the same seed, sample i of both starts from the same noise: the
+    interval is that of the mean of N differences of influences, narrower than for independent runs.
 
     Args:
         runs: two run folders or more; the first is the baseline.
@@ -127,7 +126,7 @@ def compare_fidelity(
         check(run.summary, Fidelity, run.path / SUMMARY)
     baseline = opened[0]
     for run in opened[1:]:
-        refuse_unlike(run, baseline, _fidelity_facts)
+        check_comparable(run, baseline, _fidelity_facts)
     differences = [
         found
         for name, run in zip(names[1:], opened[1:], strict=True)
@@ -285,16 +284,16 @@ def compare(
 ) -> Comparison | FidelityComparison:
     """The differences between runs, with their intervals.
 
-    The interval of a difference is much narrower than those of the bounds, because the runs were
-    made on the same rows with the same noise.
+    The interval of a difference is much narrower than those of the bounds, because the runs share
+    timesteps and noise.
 
     Args:
         runs: two run folders of `evaluate_nll` or more, or of `fid`; the first is the baseline.
         out: a folder for the tables, the figure and the page; None writes nothing.
 
     Raises:
-        InputError: one is no finished run, or their images, conventions or rows differ, or what
-            the samples of runs of `fid` were measured with.
+        InputError: one is no finished run, or their images, conventions or rows differ, or the
+            protocols of runs of `fid`.
     """
     if len(runs) < 2:
         raise InputError("compare: name two run folders or more")
@@ -309,7 +308,7 @@ def compare(
         refuse_losses(run, option="", reads_rows=True)
     baseline = opened[0]
     for run in opened[1:]:
-        refuse_unlike(run, baseline, _facts_beside(run, baseline))
+        check_comparable(run, baseline, _facts_beside(run, baseline))
     differences = [_difference(run, baseline) for run in opened[1:]]
     frame = comparison.runs_frame(names, [run.summary for run in opened], differences)
     compared = Comparison(

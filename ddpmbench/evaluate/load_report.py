@@ -1,4 +1,4 @@
-"""What did a finished run find? Its report again, from its folder."""
+"""Load the report of a finished run from its folder."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -83,18 +83,18 @@ def load_report(folder: str | Path) -> Report:
         folder: of a run of `nll`, `rd`, `fid`, `sample` or `speed`, or of a comparison.
 
     Raises:
-        InputError: the folder holds no finished run, or a file of it is missing or damaged; one
-            line names it.
+        InputError: the folder holds no finished run, or a file is missing or damaged; the message
+            names it.
     """
     if not isinstance(folder, str | Path) or not str(folder).strip():
-        raise InputError(f"load_report({folder!r}): names no folder; name the `out` of a run")
+        raise InputError(f"load_report({folder!r}): give the folder of a run")
     path = Path(folder)
     found = schema_of(path)
     for schema, read in _READERS.items():
         refuse_later(found, schema, named=str(path))
         if found == schema:
             return read(path)
-    # What is wrong with any other folder is said where a run is opened.
+    # Opening it as a run of nll raises the error for any other folder.
     return _of_bound(path)
 
 

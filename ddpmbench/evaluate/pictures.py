@@ -1,4 +1,4 @@
-"""What does a model see on its way? Pictures along the chain, of a run and into its folder."""
+"""Pictures along the chain for a run: decoding, generation and interpolation."""
 
 import dataclasses
 from collections.abc import Callable
@@ -31,7 +31,7 @@ KINDS = ("none", "decoding", "all")
 NUM_PICTURES = 8
 """Images decoded, and samples; half as many pairs are interpolated."""
 NUM_STEPS = 10
-"""The steps shown are the first and every T / 10."""
+"""Timesteps shown: the first, and every T / 10."""
 
 
 def check_pictures(
@@ -43,30 +43,28 @@ def check_pictures(
         checkpoint: the model.
         images: the image set.
         pictures: which; one of `KINDS`.
-        depth: the step at which images are mixed, or None.
+        depth: the timestep at which images are mixed, or None.
 
     Raises:
-        InputError: one line that names the option.
+        InputError: one line that names the parameter.
     """
     if pictures not in KINDS:
-        raise InputError(f"--pictures {pictures}: choose {', '.join(KINDS[:-1])} or {KINDS[-1]}")
+        raise InputError(f"`pictures={pictures}`: choose {', '.join(KINDS[:-1])} or {KINDS[-1]}")
     if images.pixels.shape[1] not in (1, 3) and pictures != "none":
         raise InputError(
-            f"--pictures {pictures}: images of {images.pixels.shape[1]} channels cannot be shown; "
+            f"`pictures={pictures}`: images of {images.pixels.shape[1]} channels cannot be shown; "
             "choose none"
         )
     if depth is not None and pictures != "all":
         raise InputError(
-            f"--depth {depth}: is where --pictures all mixes images; add that, or leave it out"
+            f"`depth={depth}`: applies only to `pictures=all`; remove it or choose all"
         )
     num_timesteps = checkpoint.schedule.num_timesteps
     if depth is not None and not 1 <= depth <= num_timesteps:
-        raise InputError(
-            f"--depth {depth}: choose a step from 1 to {num_timesteps}, the checkpoint's steps"
-        )
+        raise InputError(f"`depth={depth}`: choose a timestep from 1 to {num_timesteps}")
     if pictures == "all" and len(images) < 2:
         raise InputError(
-            "--pictures all: mixes two images, and there is one; take more, or choose decoding"
+            "`pictures=all`: interpolation needs two images; give more, or choose decoding"
         )
 
 
@@ -82,30 +80,30 @@ def progressive_pictures(
     listener: RunListener | None = None,
     progress: bool = True,
 ) -> Pictures:
-    """Pictures of what a run's numbers are about, with the run's own noise.
+    """Pictures along the chain, with the noise of a run.
 
-    Of the first images what a receiver holds and shows at some steps; and with "all", samples on
-    their way, and what lies between pairs of images. They go into `pictures.npz` of the run
-    folder, from which `write_report` draws them. What is there already is not made again;
-    interpolation is where it was at another depth.
+    "decoding" reconstructs the first images after part of the reverse steps; "all" adds samples
+    during generation and interpolations between pairs of images. They are kept in `pictures.npz`
+    of the run folder, from which `write_report` draws them; existing ones are not computed again,
+    unless the depth of the interpolation differs.
 
     Args:
         checkpoint: that of the run.
         images: those of the run.
         report: of the run, what `evaluate_nll` returned.
         pictures: "none", "decoding" or "all".
-        depth: the step in 1..T at which images are mixed; None for T / 2.
+        depth: the timestep in 1..T at which images are mixed; None for T / 2.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
-        batch_size: network calls made together; None for what suits the device.
-        listener: who is told how many calls there are, and how it goes.
+        batch_size: images per network evaluation; None for what suits the device.
+        listener: receives progress, warnings and notes.
         progress: whether progress, warnings and notes go to standard error where there is no
             listener.
 
     Returns:
-        All pictures that the run has.
+        All pictures of the run.
 
     Raises:
-        InputError: an argument does not fit, the run is of another checkpoint or of other images,
+        InputError: an argument is invalid, the run is of another checkpoint or of other images,
             or its folder cannot be written or holds damaged pictures.
 
     Source: Ho, Jain & Abbeel 2020, section 4.3 and figures 6 and 8.
@@ -113,7 +111,7 @@ def progressive_pictures(
     images = load_images(images)
     check_pictures(checkpoint, images, pictures=pictures, depth=depth)
     if batch_size is not None and batch_size < 1:
-        raise InputError(f"--batch-size {batch_size}: needs at least one picture, or auto")
+        raise InputError(f"`batch_size={batch_size}`: give at least 1, or auto")
     _check_run(checkpoint, images, report)
     target = resolve_device(device)
     shape = images.pixels.shape[1:]
@@ -147,7 +145,7 @@ def progressive_pictures(
 
 
 def _kept(folder: Path, num_timesteps: int, listener: RunListener) -> Pictures:
-    """Those of an earlier session; none where they are damaged, so that they are made again."""
+    """Pictures of an earlier session; none if they are damaged."""
     try:
         return Pictures.read(folder, num_timesteps)
     except DamagedPicturesError:
@@ -164,7 +162,7 @@ class _Part:
 def _plan(
     pictures: str, found: Pictures, *, num_images: int, num_timesteps: int, depth: int | None
 ) -> list[_Part]:
-    """What is asked for and not there."""
+    """Missing pictures."""
     steps = np.rint(np.arange(NUM_STEPS + 1) * num_timesteps / NUM_STEPS).astype(np.int64)
     t = (num_timesteps + 1 - np.unique(np.maximum(steps, 1))).tolist()
     image = range(min(NUM_PICTURES, num_images))
@@ -206,4 +204,4 @@ def _check_run(checkpoint: Checkpoint, images: ImageSet, report: NllReport) -> N
         ("number of levels", conventions["levels"], data_range.levels),
     ):
         if there != here:
-            raise InputError(f"pictures: the run has another {name}; give what it was made with")
+            raise InputError(f"pictures: the run has another {name}; give the run's own")

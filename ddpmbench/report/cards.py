@@ -38,13 +38,13 @@ def curve_card(summary: Summary, folder: Path | None) -> Card:
     points = summary["curve"]
     numbers = {
         f"{point['num_decoded_steps']:,} steps": f"{point['rate_bits_per_dim']:.4f} bits/dim, "
-        f"RMSE {_known(point['distortion_rmse'], 2)} of 255"
+        f"RMSE {_known(point['distortion_rmse'], 2)}"
         for point in points
     }
     whole = points[0]
     line = (
-        f"{whole['rate_bits_per_dim']:.4f} bits/dim for an RMSE of "
-        f"{_known(whole['distortion_rmse'], 2)} of 255"
+        f"{whole['rate_bits_per_dim']:.4f} bits/dim at an RMSE of "
+        f"{_known(whole['distortion_rmse'], 2)}"
     )
     facts = {
         "images": images_line(dict(summary)),
@@ -68,7 +68,7 @@ def samples_card(summary: Summary, folder: Path | None) -> Card:
 
 def comparison_card(summary: Summary) -> Card:
     """Of a comparison of runs of `nll`."""
-    line = f"against {summary['baseline']['run']}, bits/dim; below 0 is better"
+    line = f"against {summary['baseline']['run']}, bits/dim; negative is better"
     facts = {
         **comparison_numbers(summary),
         "images": images_line(dict(summary)),
@@ -86,7 +86,7 @@ def fidelity_comparison_card(summary: Summary) -> Card:
 def _bound(summary: dict[str, Any], name: str) -> str:
     half_width = summary[name]
     if half_width is None:
-        return "interval not known"
+        return "interval unknown"
     return f"{with_interval(summary['bits_per_dim'], half_width)} bits/dim, 95 %"
 
 

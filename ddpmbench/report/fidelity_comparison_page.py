@@ -1,4 +1,4 @@
-"""Differences between runs of `fid` as they are printed, and their page."""
+"""Differences between runs of `fid`: the printed table and the page."""
 
 import json
 from collections.abc import Mapping
@@ -19,12 +19,12 @@ from ddpmbench.report.fidelity_text import (
 )
 from ddpmbench.report.rendering import panels, rendered
 
-FIGURE = ("differences", "Differences from the first run, with their intervals")
+FIGURE = ("differences", "Differences from the first run")
 """The name of the figure, and what it shows."""
 HIGHER_IS_BETTER = ("precision", "recall", "inception_score")
 _HEAD = ("measure", "first", "this", "difference", "interval", "against")
 _INTERVALS = (
-    "95 %; paired: sample i of both runs has the same noise; independent: of runs that share none"
+    "95 %; paired: sample i of both runs starts from the same noise; independent: no shared noise"
 )
 
 
@@ -151,9 +151,9 @@ def _how(of: Mapping[str, Any]) -> str:
 def _word(of: Mapping[str, Any]) -> str:
     difference, half_width = of["difference"], of["half_width"]
     if difference is None:
-        return "not known"
+        return "unknown"
     if half_width is None:
-        return "not known how sure"
+        return "interval unknown"
     if abs(difference) <= half_width:
-        return "not told apart"
+        return "not significant"
     return "better" if (difference > 0) == (of["measure"] in HIGHER_IS_BETTER) else "worse"

@@ -1,4 +1,4 @@
-"""The page of a run of `fid`: how like real images its samples are, and what they look like."""
+"""The page of a run of `fid`: its scores, and its samples."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,27 +19,27 @@ from ddpmbench.report.rendering import made, panels, rendered
 from ddpmbench.report.schema import sanity_check_warning
 
 FIGURES = {
-    "fid_against_n": "The distance against the number of samples, with the line to its end",
-    "per_image": "Distances to the nearest reference image, and entropies of the class",
+    "fid_against_n": "Distance over the number of samples, extrapolated to infinitely many",
+    "per_image": "Distance to the nearest reference image, and entropy of the predicted classes",
 }
-"""What figures are shown, by name, and what each shows."""
+"""Captions of the figures, by name."""
 
 STRIPS = {
     "nearest": (
-        "Samples beside the reference images nearest to them",
-        "Nearest in the features of the network, with the distances there. A sample that is the "
-        "same as its neighbor may have been learned by heart.",
+        "Nearest reference images",
+        "Nearest in feature space, with the distances there. A sample that equals its neighbor may "
+        "be memorized.",
     ),
-    "samples": ("The first samples", "In order, none chosen."),
+    "samples": ("First samples", "In order, uncurated."),
 }
-"""Strips of pictures that may be there, by name: title and text."""
+"""Optional strips of pictures, by name: title and text."""
 
-_SAYS = {
-    "fid": "distance of these samples' features from the reference's",
-    "fid_infinity": "the same, as it would be of infinitely many samples",
-    "kid": "squared distance of the features by a cubic kernel; without a bias in N",
-    "precision": "share of the samples that lie where reference images are",
-    "recall": "share of the reference images that lie where samples are",
+_MEANINGS = {
+    "fid": "Fréchet distance of the features",
+    "fid_infinity": "the same, extrapolated to infinitely many samples",
+    "kid": "squared kernel distance (cubic kernel); unbiased in N",
+    "precision": "share of samples within the manifold of the reference",
+    "recall": "share of reference images within the manifold of the samples",
 }
 
 
@@ -85,6 +85,7 @@ def fid_page(contents: FidelityContents, svgs: Mapping[str, str]) -> str:
         references=[reference_name(of) for of in references],
         rows=_rows(summary),
         score=measured("inception_score", summary, summary["name"], ""),
+        explanations=_explanations(summary),
         score_text=_score_text(summary),
         points=contents.tables.against_n.to_dict("records"),
         figures={
@@ -124,14 +125,32 @@ def _rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
             "label": label(key, name),
             "own": key == "fid",
             "of": [measured(key, each, name, "") for each in summary["references"]],
-            "what": _SAYS[key],
+            "meaning": _MEANINGS[key],
         }
         for key in MEASURES
-        if key in _SAYS
+        if key in _MEANINGS
     ]
 
 
 def _score_text(summary: Mapping[str, Any]) -> str:
     splits = summary["protocol"]["inception_splits"]
-    of = "in one" if splits == 1 else f"mean of {splits} splits"
-    return f"how sure of classes, and how many of them the network sees; of no reference, {of}"
+    of = "in one split" if splits == 1 else f"mean of {splits} splits"
+    return f"certainty and diversity of the predicted classes; without a reference, {of}"
+
+
+def _explanations(summary: Mapping[str, Any]) -> list[str]:
+    """Why an interval of precision or recall is missing or a value is 0."""
+    values, neighbors = summary["references"], summary["protocol"]["neighbors"]
+    texts = []
+    if any(of["recall"] is not None and of["recall_half_width"] is None for of in values):
+        texts.append(
+            "Recall has no interval with so few samples: it is estimated by leaving out groups of "
+            f"samples, and each group needs more than {neighbors} neighbors."
+        )
+    if any(of["precision"] == 0 or of["recall"] == 0 for of in values):
+        texts.append(
+            "A precision (recall) of 0 means that no sample (reference image) lies within the "
+            f"distance to its neighbor number {neighbors} of an image of the other set. With few "
+            "images these balls do not cover the set, so that even a good model scores 0."
+        )
+    return texts

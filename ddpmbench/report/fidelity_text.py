@@ -1,4 +1,4 @@
-"""The quality of samples as it is printed: never a number without its name and its protocol."""
+"""The printed scores of `fid`, each with its name and protocol."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -108,8 +108,8 @@ def comparable_only(summary: Mapping[str, Any]) -> str | None:
         return None
     network = summary["protocol"]["feature_network"]
     return (
-        f"{summary['name']} is not FID: its features are of {network['name']}, not of Inception; "
-        "it compares only with scores of the same network"
+        f"{summary['name']} is not FID: its features come from {network['name']}, not Inception; "
+        "compare only with scores of the same network"
     )
 
 
@@ -132,9 +132,7 @@ def printed_fidelity(summary: dict[str, Any], output_format: str) -> str:
     table = aligned([("measure", "value", "against"), *rows])
     facts = [f"{name:<12}{value}" for name, value in fidelity_facts(summary)]
     only = comparable_only(summary)
-    notes = [only] if only else []
-    notes += [f"warning: {text}" for text in summary["warnings"]]
-    return "\n".join([headline(summary), "", *table, "", *facts, *([""] if notes else []), *notes])
+    return "\n".join([headline(summary), "", *table, "", *facts, *(["", only] if only else [])])
 
 
 def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
@@ -163,7 +161,7 @@ def fidelity_facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     if sampler is not None:
         calls, seed = summary["num_evaluations"], summary["seed"]
         line = sampler_line(dict(sampler))
-        line += "" if calls is None else f", {calls:,} network calls"
+        line += "" if calls is None else f", {calls:,} network evaluations"
         found.append(("sampler", line + ("" if seed is None else f", seed {seed}")))
     found += protocol_facts(summary["protocol"])
     device = f"{device_line(summary)}, {summary['seconds']:,.0f} s"

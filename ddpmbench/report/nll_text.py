@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from ddpmbench.command_line import command
 from ddpmbench.report.fidelity_comparison import SCHEMA as FIDELITY
 from ddpmbench.report.fidelity_comparison_page import printed_fidelity_comparison
 from ddpmbench.report.tables import compared_note, correction_line, uncorrected_note
@@ -87,7 +88,7 @@ def printed_comparison(summary: dict[str, Any], output_format: str) -> str:
     facts = {
         "images": images_line(summary),
         "rows": f"{summary['estimator']}, seed {summary['seed']}; {_shared(runs, baseline['run'])}",
-        "interval": "95 %, for these images; in brackets for the population they are drawn from",
+        "interval": "95 %, for these images; in parentheses for the population of images",
     }
     if note := compared_note(summary):
         facts["precision"] = note
@@ -103,10 +104,10 @@ def _shared(runs: list[dict[str, Any]], first: str) -> str:
     least = min(run["same_rows"] for run in runs)
     calls = f"{min(run['num_evaluations'] for run in runs):,}"
     if least == 1:
-        return f"{calls} network calls of each, the same for all"
+        return f"{calls} network evaluations each, all shared"
     return (
-        f"{calls} network calls of each, {least:.0%} the same, the others nearby; narrower with "
-        f"nll --rows-of {first}"
+        f"{calls} network evaluations each, {least:.0%} shared; all are with "
+        f"{command('nll', rows_of=first)} ..."
     )
 
 
@@ -117,7 +118,7 @@ def _paired(run: dict[str, Any]) -> str:
         text += f" ({population:,.{digits_by(population)}f})"
     unpaired = run["half_width_unpaired"]
     if own and unpaired and unpaired < own:
-        text += ", wider than unpaired: the rows do not suit both"
+        text += ", wider than unpaired"
     elif own and unpaired and unpaired < 1000 * own:
         text += f", {unpaired / own:.1f} times narrower than unpaired"
     return text
@@ -140,7 +141,7 @@ def comparability(summary: dict[str, Any]) -> list[str]:
     fields = {"interval": _interval(summary), **comparable_facts(summary)}
     if summary["prior"] >= LARGE_PRIOR:
         fields["prior"] = (
-            f"{summary['prior']:.4f} bits/dim: the chain does not end in noise, where samples begin"
+            f"{summary['prior']:.4f} bits/dim: q(x_T) is far from the normal prior of sampling"
         )
     if note := uncorrected_note(summary):
         fields["tables"] = note
@@ -150,16 +151,15 @@ def comparability(summary: dict[str, Any]) -> list[str]:
 def comparable_facts(summary: dict[str, Any]) -> dict[str, str]:
     """What a number of `nll` must be the same in to compare with another, by its name."""
     conventions = summary["conventions"]
-    respaced = " (a model of its own)" if " of " in conventions["schedule"] else ""
     correction = correction_line(summary)
     return {
         "images": images_line(summary),
         **_padding_line(summary),
         "checkpoint": checkpoint_line(summary["checkpoint"]),
-        "process": f"T = {summary['num_timesteps']}, {conventions['schedule']}{respaced}",
+        "process": f"T = {summary['num_timesteps']}, {conventions['schedule']}",
         "conventions": conventions_line(conventions),
         "estimator": f"{summary['estimator']}, {_amount(summary['sampling'])}, "
-        f"{summary['num_evaluations']:,} network calls, seed {summary['seed']}",
+        f"{summary['num_evaluations']:,} network evaluations, seed {summary['seed']}",
         **({"precision": correction} if correction else {}),
         "device": f"{device_line(summary)}, {summary['seconds']:.0f} s",
     }
@@ -211,13 +211,13 @@ def _amount(sampling: dict[str, Any]) -> str:
 
 def _interval(summary: dict[str, Any]) -> str:
     if summary["half_width"] is None:
-        noise = "unknown for these images (one draw; choose --draws 2)"
+        noise = "unknown for these images (one draw; two give an interval)"
     else:
         noise = f"{_half_width(summary['half_width'])} for these images"
     population = summary["half_width_population"]
     if population is None:
-        return f"95 %: {noise}; unknown for their population (one image)"
-    return f"95 %: {noise}; {_half_width(population)} for the population they are drawn from"
+        return f"95 %: {noise}; unknown for the population (one image)"
+    return f"95 %: {noise}; {_half_width(population)} for the population of images"
 
 
 def _half_width(value: float) -> str:

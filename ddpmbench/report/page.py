@@ -1,4 +1,4 @@
-"""The page of a run: everything it found, in one file that needs nothing else."""
+"""The pages of runs of `nll` and of their comparisons: single files that load nothing."""
 
 import math
 import re
@@ -30,36 +30,36 @@ from ddpmbench.report.tables import compared_note, uncorrected_note
 from ddpmbench.report.text import digits_by, raw_pixels_warning
 
 FIGURES = {
-    "bound": "Bits in one step, and bits sent so far, over the steps",
-    "rate_distortion": "Distortion against rate, and both over the steps of a receiver",
-    "images": "How the bits spread over the images, and those at both ends",
-    "sub_schedules": "The bound against the number of steps, evenly spaced and best",
-    "calls": "Network calls at each step",
-    "difference": "Difference from the baseline over the steps",
+    "bound": "Bits per timestep, and cumulative bits from T, over t",
+    "rate_distortion": "Distortion over rate, and both over the number of reverse steps",
+    "images": "Histogram of the bits per image, and the images with the fewest and the most bits",
+    "sub_schedules": "Bound over the number of timesteps, evenly spaced and best subset",
+    "calls": "Network evaluations per timestep",
+    "difference": "Difference from the baseline over t",
 }
-"""What figures are shown, by name, and what each shows."""
+"""Captions of the figures, by name."""
 
 STRIPS = {
     "decoding": (
         "Progressive lossy decoding",
-        "What a receiver shows after some of the steps, with the bits sent by then.",
+        "Reconstructions after part of the reverse steps, with the rate so far.",
     ),
     "generation": (
         "Progressive generation",
-        "What the network predicts along a sampling run.",
+        "Predictions of x_0 during sampling.",
     ),
     "interpolation": (
         "Interpolation",
-        "Between two images, mixed at a step of the chain and decoded from there.",
+        "Between two images: mixed at one timestep, then decoded by the reverse process.",
     ),
 }
-"""Strips of pictures that may be there, by name: title and text."""
+"""Optional strips of pictures, by name: title and text."""
 
 _BEST_CONSTANT = (
-    "\u201cbest_constant\u201d is the variance of each step, the same for all pixels and images, "
-    "with which these images take the fewest bits (Bao et al. 2022)."
+    "\u201cbest_constant\u201d is the variance per timestep, shared by all pixels and images, that "
+    "minimizes the bound on these images (Bao et al. 2022)."
 )
-_MOST_ROWS = 4000  # of the table of steps; a page must stay small
+_MOST_ROWS = 4000  # of the table of timesteps, so that the page stays small
 _COLORS = {"prior": 3, "kl": 1, "decoder": 2}
 
 
@@ -181,7 +181,7 @@ def _listed(steps: pd.DataFrame) -> pd.DataFrame:
     return steps if len(steps) <= _MOST_ROWS else steps.iloc[shown(len(steps))]
 
 
-# ---- what the numbers say
+# ---- sentences
 
 
 def _these(num_images: int) -> str:
@@ -227,21 +227,21 @@ def _half_by(curve: pd.DataFrame, prior: float) -> int | None:
 def _images_text(per_image: pd.DataFrame) -> str:
     if per_image.bits_per_dim.notna().all():
         return (
-            "The bound of each image by itself. What it costs says how much there is in it that "
-            "the model does not foresee, not how good a picture it is."
+            "The bound of each image. It measures how well the model predicts the image, not its "
+            "visual quality."
         )
     return (
-        "Of a single image only the decoder's bits are known here: this estimator calls the "
-        "network at a few of its steps, which tell the mean over images, not one image's total."
+        "Only the decoder term is known per image: this estimator evaluates a few timesteps of "
+        "each image, enough for the mean over images but not for the total of one."
     )
 
 
 def _steps_text(summary: Mapping[str, Any]) -> str:
     if summary["estimator"] == "every-pair":
-        return "The mean over all images, with the standard error that the draws of noise leave."
+        return "Means over all images, with 95 % intervals from the noise draws."
     return (
-        "A number at one step rests on the few images that were called there: it is unbiased, but "
-        "may be below 0, or rest on none. Only sums over steps are sure."
+        "Each value comes from the few images evaluated at that timestep: unbiased, but noisy, and "
+        "possibly negative. Rely on sums over timesteps."
     )
 
 
@@ -252,7 +252,7 @@ def _conventions(tables: RunTables) -> list[tuple[str, list[dict[Any, Any]]]]:
     num_timesteps = tables.summary["num_timesteps"]
     same = [row for row in rows if row["num_timesteps"] == num_timesteps]
     fewer = [row for row in rows if row["num_timesteps"] != num_timesteps]
-    groups = [("", same), ("Fewer steps: bounds of other models", fewer)]
+    groups = [("", same), ("Fewer timesteps: bounds of respaced models", fewer)]
     # An interval that is not known is None in a page, and nan in a table.
     for row in rows:
         row["half_width"] = None if math.isnan(row["half_width"]) else row["half_width"]
@@ -263,16 +263,16 @@ def _verdict(run: Mapping[str, Any], baseline: str) -> dict[str, str]:
     difference, half_width = run["difference"], run["difference_half_width"]
     if half_width is None:
         return {
-            "word": "not known how sure",
-            "verdict": "How sure this is cannot be known: the runs have one draw of the noise.",
+            "word": "interval unknown",
+            "verdict": "The interval is unknown: the runs have one noise draw.",
         }
     if abs(difference) <= half_width:
         return {
-            "word": "not told apart",
-            "verdict": "The interval holds 0: on these images the two cannot be told apart.",
+            "word": "not significant",
+            "verdict": "Not significant: the interval contains 0.",
         }
     better, worse = (run["run"], baseline) if difference < 0 else (baseline, run["run"])
     return {
         "word": "better" if difference < 0 else "worse",
-        "verdict": f"{better} needs fewer bits than {worse}; the interval does not hold 0.",
+        "verdict": f"{better} needs fewer bits than {worse}; the interval excludes 0.",
     }

@@ -44,10 +44,10 @@ def decoding_figure(
     sheet.text("rate, bits/dim", [f"{rate:.5f}" for rate in rates])
     for n in range(num_images):
         sheet.space(GAP)
-        sheet.pictures("received", list(decoding.x_t[n]))
+        sheet.pictures("x_t", list(decoding.x_t[n]))
         sheet.space(GAP // 2)
-        sheet.pictures("shown", [*decoding.pred_x_start[n], decoding.x_start[n]])
-        sheet.text("RMSE of 255", [f"{value:.1f}" for value in decoding.rmse[n]])
+        sheet.pictures("x_0 predicted", [*decoding.pred_x_start[n], decoding.x_start[n]])
+        sheet.text("RMSE", [f"{value:.1f}" for value in decoding.rmse[n]])
     return sheet.figure(), numbers
 
 

@@ -1,4 +1,4 @@
-"""The rate-distortion curve as it is printed, beside the published one where there is one."""
+"""The printed rate-distortion curve, beside the published one where there is one."""
 
 import json
 from typing import Any
@@ -27,8 +27,8 @@ PUBLISHED = {
 }
 """Reverse steps to rate in bits per dimension and distortion on 0..255, of CIFAR-10's test images.
 
-Source: Ho, Jain & Abbeel 2020, table 4. Whether the distortion is the mean of roots or the root of
-a mean is not said there.
+Source: Ho, Jain & Abbeel 2020, table 4. The paper does not state whether the distortion
+is the mean RMSE or the root of the mean MSE.
 """
 
 
@@ -64,7 +64,7 @@ def printed_rate_distortion(summary: dict[str, Any], curve: pd.DataFrame, form: 
         case "quiet":
             return f"{rows[0]['rate_bits_per_dim']!r} {rows[0]['distortion_rmse']!r}"
     published = "published_rate_bits_per_dim" in rows[0]
-    head = f"{'steps':>6}{'rate, bits/dim':>22}{'RMSE of 255':>20}{'of mean MSE':>13}{'PSNR':>8}"
+    head = f"{'steps':>6}{'rate, bits/dim':>22}{'RMSE':>20}{'of mean MSE':>13}{'PSNR':>8}"
     if published:
         head += f"{'Ho et al. 2020: rate':>24}{'RMSE':>10}"
     lines = [head]
@@ -78,8 +78,9 @@ def printed_rate_distortion(summary: dict[str, Any], curve: pd.DataFrame, form: 
             line += f"{row['published_distortion_rmse']:>10.5f}"
         lines.append(line)
     facts = [
-        "steps: network calls of a receiver, who shows its prediction of x_start; 95 % intervals",
-        f"with the decoder's {summary['decoder']:.4f} bits/dim on top it holds the pixels exactly",
+        "steps: reverse steps of the receiver; it shows the predicted x_start; 95 % intervals",
+        "RMSE: of pixels on 0..255",
+        f"lossless with the decoder's further {summary['decoder']:.4f} bits/dim",
     ]
     return "\n".join([*lines, "", *facts, "", *comparability(summary)])
 

@@ -40,7 +40,7 @@ def samples_facts(summary: dict[str, Any]) -> dict[str, str]:
         "checkpoint": checkpoint_line(summary["checkpoint"]),
         "sampler": sampler_line(summary["sampler"]),
         "pixels": f"{summary['eight_bit']} to 8 bits, sha256 {summary['sha256'][:12]}",
-        "calls": f"{summary['num_evaluations']:,} network calls, seed {summary['seed']}",
+        "calls": f"{summary['num_evaluations']:,} network evaluations, seed {summary['seed']}",
         "device": f"{device_line(summary)}, {summary['seconds']:,.0f} s{pace}",
     }
 
@@ -50,7 +50,7 @@ def sampler_line(sampler: dict[str, Any]) -> str:
     steps, total = sampler["num_timesteps"], sampler["num_original_timesteps"]
     parts = [sampler["method"], f"T = {steps:,}" + (f" of {total:,}" if steps != total else "")]
     if sampler["method"] == "ancestral":
-        noise = {"inner": None, "every-step": "noise at every step", "none": "no noise added"}
+        noise = {"inner": None, "every-step": "noise at every step", "none": "no added noise"}
         parts += [sampler["variance"], *filter(None, [noise[sampler["added_noise"]]])]
     else:
         parts.append(f"eta {sampler['eta']:g}")

@@ -77,7 +77,7 @@ def correction_line(summary: dict[str, Any]) -> str | None:
         return None
     return (
         f"{summary['precision']}, corrected by {of['bits_per_dim']:+.5f} +- "
-        f"{of['half_width']:.5f} from {of['num_evaluations'] // 2:,} rows in fp32 too"
+        f"{of['half_width']:.5f} from {of['num_evaluations'] // 2:,} terms also computed in fp32"
     )
 
 
@@ -86,8 +86,8 @@ def uncorrected_note(summary: dict[str, Any]) -> str | None:
     if summary.get("precision_correction") is None:
         return None
     return (
-        "steps, rate and distortion, single images and other conventions are "
-        f"from the rows in {summary['precision']}, uncorrected"
+        "terms per timestep and image, rate, distortion and other conventions are in "
+        f"{summary['precision']}, uncorrected"
     )
 
 
@@ -96,7 +96,7 @@ def compared_note(summary: dict[str, Any]) -> str | None:
     precision = summary.get("precision", STRICT)
     if precision == STRICT:
         return None
-    return f"{precision}; differences are corrected by rows in fp32 too, those of steps are not"
+    return f"{precision}; differences are corrected to fp32, those per timestep are not"
 
 
 SCHEMA = "ddpmbench.nll/1"
@@ -294,14 +294,14 @@ SUB_SCHEDULE_COLUMNS = {
 
 _AUTHORS = (
     "Ho et al. 2020, <= 3.75 (L_simple) and <= 3.70 (L) on CIFAR-10 test; improved-diffusion's "
-    "image_nll.py as it comes"
+    "image_nll.py by default"
 )
-_SIGMA_SMALL = "improved-diffusion's image_nll.py with --sigma_small True"
+_SIGMA_SMALL = "improved-diffusion's image_nll.py with sigma_small"
 _LEARNED = "Nichol & Dhariwal 2021, <= 2.94 on CIFAR-10 (L_vlb, 4000 steps)"
 _BETA = "loops over diffusers' DDPMScheduler, whose fixed_large variance at t = 1 is beta_1"
 _ANALYTIC = "Bao et al. 2022 (Analytic-DPM), there with variances from training images"
 _RESPACED = (
-    "Nichol & Dhariwal 2021, section 4, and improved-diffusion's --timestep_respacing, there with "
+    "Nichol & Dhariwal 2021, section 4, and improved-diffusion's timestep_respacing, there with "
     "the tanh decoder"
 )
 _WATSON = "Watson et al. 2021, there chosen on training images"
@@ -310,7 +310,7 @@ _USED_BY = {
     (Variance.FIXED_SMALL, "tanh", "posterior"): _SIGMA_SMALL,
     (Variance.FIXED_LARGE, "tanh", "beta"): _BETA,
     (Variance.FIXED_LARGE, "exact", "beta"): _BETA,
-    (Variance.FIXED_LARGE, "exact", "posterior"): "ddpmbench as it comes",
+    (Variance.FIXED_LARGE, "exact", "posterior"): "ddpmbench by default",
     (Variance.LEARNED_RANGE, "tanh", "model"): _LEARNED,
 }
 

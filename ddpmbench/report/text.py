@@ -1,4 +1,4 @@
-"""What a long run takes, and what cheaper ones would, as it is said before it begins."""
+"""Words and numbers that several results share."""
 
 import math
 import textwrap
@@ -107,16 +107,16 @@ def cost_lines(cost: "Cost") -> list[str]:
     fewer = [count for count in _SAMPLES if 2 * count <= cost.num_samples]
     if fewer_steps:
         options = _listed(
-            (f"--timesteps {steps}", cost.with_timesteps(steps).seconds) for steps in fewer_steps
+            (f"`timesteps={steps}`", cost.with_timesteps(steps).seconds) for steps in fewer_steps
         )
-        lines.append(f"Cheaper: {options}; another sampler, whose scores are another model's")
+        lines.append(f"Cheaper: {options}; scores then are those of the respaced sampler")
     if fewer:
         options = _listed(
-            (f"--num-generated {count}", cost.with_samples(count).seconds) for count in fewer
+            (f"`num_generated={count}`", cost.with_samples(count).seconds) for count in fewer
         )
         lines.append(
-            f"Cheaper: {options}; the distance is biased upwards more, and compares only with "
-            "others of as many samples (fid_infinity is corrected for it)"
+            f"Cheaper: {options}; the distance is biased upwards more; compare only at the same "
+            "number of samples (fid_infinity is corrected for it)"
         )
     return lines
 

@@ -95,7 +95,7 @@ def samples(small_model, tmp_path_factory):
 
 def test_samples_have_no_page(refused, samples):
     line = refused("report", samples)
-    assert "is a folder of sample, which has no page" in line
+    assert "runs of sample have no page" in line
     assert "nll, rd or fid" in line
 
 

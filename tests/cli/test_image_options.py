@@ -71,9 +71,7 @@ def model(small_model, tmp_path):
 @pytest.fixture
 def nll(said, tmp_path, monkeypatch):
     """Runs nll without a page; returns its status, its summary if any, and what it said."""
-    monkeypatch.setattr(
-        "ddpmbench.evaluate.report.write_page", lambda report: report.folder / "report.html"
-    )
+    monkeypatch.setattr("ddpmbench.evaluate.answered.page_of", lambda report: report.folder)
 
     def call(checkpoint, data, *options):
         out = tmp_path / "run"

@@ -101,9 +101,12 @@ def test_of_several_processes_one_makes_them(arguments, tmp_path):
         (("--depth", 3), "--depth 3: .*--pictures all"),
         (("--depth", 3, "--pictures", "none"), "--depth 3: .*--pictures all"),
         (("--depth", 0, "--pictures", "all"), "--depth"),
-        (("--depth", 41, "--pictures", "all"), "--depth 41: choose a step from 1 to 40"),
+        (("--depth", 41, "--pictures", "all"), "--depth 41: choose a timestep from 1 to 40"),
         (("--depth", 5, "--pictures", "all", "--timesteps", 4), "from 1 to 4"),
-        (("--pictures", "all", "--num-images", 1), "--pictures all: mixes two images"),
+        (
+            ("--pictures", "all", "--num-images", 1),
+            "--pictures all: interpolation needs two images",
+        ),
     ],
 )
 def test_pictures_that_cannot_be_made(refused, arguments, tmp_path, options, message):

@@ -54,7 +54,7 @@ def test_a_run_with_little_in_it_has_a_page_too(copied):
     whole = (copied / "report.html").read_text()
     page = db.write_report(copied).read_text()
     assert page.count('role="img"') == 3
-    for heading in ("Pictures", "How it was made"):
+    for heading in ("Pictures", "Reproducibility"):
         assert f"<h2>{heading}</h2>" in whole
         assert f"<h2>{heading}</h2>" not in page
 

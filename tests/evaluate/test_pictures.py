@@ -245,12 +245,12 @@ def test_a_disk_that_is_full_leaves_the_pictures_there_were(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"pictures": "some"}, "--pictures some: choose none, decoding or all"),
-        ({"depth": 3}, "--depth 3: .*--pictures all"),
-        ({"depth": 3, "pictures": "none"}, "--depth 3: .*--pictures all"),
-        ({"depth": 0, "pictures": "all"}, "--depth 0: choose a step from 1 to 40"),
-        ({"depth": 41, "pictures": "all"}, "--depth 41: choose a step from 1 to 40"),
-        ({"batch_size": 0}, "--batch-size 0"),
+        ({"pictures": "some"}, "`pictures=some`: choose none, decoding or all"),
+        ({"depth": 3}, "`depth=3`: .*`pictures=all`"),
+        ({"depth": 3, "pictures": "none"}, "`depth=3`: .*`pictures=all`"),
+        ({"depth": 0, "pictures": "all"}, "`depth=0`: choose a timestep from 1 to 40"),
+        ({"depth": 41, "pictures": "all"}, "`depth=41`: choose a timestep from 1 to 40"),
+        ({"batch_size": 0}, "`batch_size=0`"),
     ],
 )
 def test_an_option_that_does_not_fit(small_model, small_images, run, options, message):
@@ -262,7 +262,7 @@ def test_an_option_that_does_not_fit(small_model, small_images, run, options, me
 def test_one_image_is_not_mixed(small_model, small_images):
     one = small_images.subset(1)
     run = db.evaluate_nll(small_model, one, **PAIRS)
-    with pytest.raises(InputError, match="--pictures all: mixes two images"):
+    with pytest.raises(InputError, match="`pictures=all`: interpolation needs two images"):
         db.progressive_pictures(small_model, one, run, pictures="all")
 
 

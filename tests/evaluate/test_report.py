@@ -104,16 +104,16 @@ def test_a_run_without_pictures_and_environment_has_a_page_too(copied):
     for name in ("extremes.npz", "environment.json"):
         (copied / name).unlink()
     shorter = db.write_report(copied).read_text()
-    for heading in ("How it was made", "cost the most"):
+    for heading in ("Reproducibility", "Most bits"):
         assert heading in whole
         assert heading not in shorter
 
 
 def test_a_run_without_models_that_skip_steps_has_no_section_on_them(copied):
-    assert "Fewer steps" in db.write_report(copied).read_text()
+    assert "Fewer timesteps" in db.write_report(copied).read_text()
     head = (copied / "sub_schedules.csv").read_text().splitlines()[0]
     write_text(copied / "sub_schedules.csv", head + "\n")
-    assert "<h2>Fewer steps</h2>" not in db.write_report(copied).read_text()
+    assert "<h2>Fewer timesteps</h2>" not in db.write_report(copied).read_text()
 
 
 def test_the_page_of_a_published_run_is_small(tmp_path):
@@ -128,8 +128,8 @@ def test_a_single_image_is_neither_the_best_nor_the_worst(small_model, small_ima
     none |= {name.replace("best", "worst"): value for name, value in none.items()}
     np.savez(tmp_path / "run" / "extremes.npz", **none)
     page = db.write_report(tmp_path / "run").read_text()
-    assert "Bits, over images" in page
-    assert "cost the fewest" not in page
+    assert "Bits per image" in page
+    assert "Fewest bits" not in page
 
 
 def test_of_large_pictures_the_page_is_still_small(copied):

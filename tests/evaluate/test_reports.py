@@ -218,7 +218,7 @@ def test_a_damaged_folder_is_one_line(reports, folders, tmp_path, kind):
 
 @pytest.mark.parametrize("folder", ["", "  ", None, 123])
 def test_what_names_no_folder_is_one_line(folder):
-    with pytest.raises(db.InputError, match="names no folder"):
+    with pytest.raises(db.InputError, match="give the folder of a run"):
         db.load_report(folder)
 
 

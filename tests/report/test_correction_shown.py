@@ -64,8 +64,10 @@ def test_it_is_said_with_what_it_does_not_reach():
     printed = printed_nll({**SUMMARY, **LOW}, "table")
     page = words(run_page(contents(**LOW), ALWAYS))
     for text in (printed, page):
-        assert "bf16, corrected by -0.01372 +- 0.00067 from 1,000 rows in fp32 too" in text
-        assert "from the rows in bf16, uncorrected" in text
+        assert (
+            "bf16, corrected by -0.01372 +- 0.00067 from 1,000 terms also computed in fp32" in text
+        )
+        assert "are in bf16, uncorrected" in text
     plain = words(run_page(contents(), ALWAYS))
     for word in ("corrected", "uncorrected"):
         assert word not in plain

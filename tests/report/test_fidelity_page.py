@@ -71,8 +71,8 @@ def test_warnings_stand_at_the_top():
 @pytest.mark.parametrize(
     ("figure", "heading"),
     [
-        ("fid_against_n", "How many samples"),
-        ("per_image", "Sample by sample"),
+        ("fid_against_n", "Number of samples"),
+        ("per_image", "Per sample"),
         ("nearest", STRIPS["nearest"][0]),
         ("samples", STRIPS["samples"][0]),
     ],

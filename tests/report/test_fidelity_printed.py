@@ -90,7 +90,7 @@ def test_everything_that_makes_a_score_comparable_is_printed():
         "120 of samples.npz",
         "10,000 of fashion-mnist:test",
         "default (native, f6215dda321f)",
-        "ancestral, T = 100 of 1,000, fixed_large, clip, 12,000 network calls, seed 0",
+        "ancestral, T = 100 of 1,000, fixed_large, clip, 12,000 network evaluations, seed 0",
         "resize clean, round to 8 bits, gray repeated",
         "10 splits (file order), KID of 100 x 1,000, 3 neighbors",
         f"inception-2015-12-05 ({HASH[:12]}), 2,048 features",
@@ -104,7 +104,7 @@ def test_everything_that_makes_a_score_comparable_is_printed():
     ("change", "expected"),
     [
         ({"method": "ddim", "eta": 0.5}, "ddim, T = 100 of 1,000, eta 0.5, clip"),
-        ({"added_noise": "none", "clip": False}, "fixed_large, no noise added, no clip"),
+        ({"added_noise": "none", "clip": False}, "fixed_large, no added noise, no clip"),
         ({"num_timesteps": 1000, "labels": "i mod 10"}, "T = 1,000, fixed_large, clip, classes: i"),
     ],
 )
@@ -121,11 +121,6 @@ def test_samples_that_came_from_elsewhere_have_no_sampler():
     assert "120 of theirs (abababababab); 3 skipped" in text
     assert "sampler" not in text
     assert "checkpoint" not in text
-
-
-def test_warnings_are_lines_of_their_own():
-    text = printed_fidelity(summary(warnings=["N is small", "files are shared"]), "table")
-    assert text.endswith("\n\nwarning: N is small\nwarning: files are shared")
 
 
 def test_the_other_formats_hold_the_same_numbers():

@@ -192,7 +192,7 @@ def test_every_axis_has_a_name_and_numbers(laid_out):
             assert axes.get_title(loc="left"), name
             assert axes.get_xlabel(), name
             assert re.search(
-                "bits/dim|images|calls|RMSE|nats|alphas_cumprod|beta", axes.get_ylabel()
+                "bits/dim|images|evaluations|RMSE|nats|alphas_cumprod|beta", axes.get_ylabel()
             ), name
             for axis in (axes.xaxis, axes.yaxis):
                 low, high = axis.get_view_interval()

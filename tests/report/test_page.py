@@ -64,13 +64,13 @@ def words(page):
 def test_the_headline_has_its_interval_and_what_makes_it_comparable():
     said = words(run_page(contents(), ALWAYS))
     assert "<= 3.6159 +- 0.0040 bits/dim" in said
-    assert "+- 0.0153, is 95 % for the population" in said
+    assert "+- 0.0153, is the 95 % interval for the population" in said
     for fact in (
         "10,000 of fashion-mnist:test (1f464896e377)",
         "default (native, f6215dda321f)",
         "T = 1000, linear",
         "eps, fixed_large, clip, exact decoder",
-        "importance, 2 replicates, 31,360 network calls, seed 0",
+        "importance, 2 replicates, 31,360 network evaluations, seed 0",
         "cpu, 2 threads, fp32, 79 s",
     ):
         assert fact in said
@@ -90,11 +90,11 @@ def test_the_bar_is_as_wide_as_the_intervals_say():
 
 def test_what_is_unknown_is_said():
     said = words(run_page(contents(half_width=None), ALWAYS))
-    assert "cannot be known from one draw" in said
-    assert "The interval +- 0.0153, is 95 % for the population" in said
+    assert "With one noise draw, the interval for these 10,000 images is unknown" in said
+    assert "The interval +- 0.0153 is 95 % for the population" in said
     said = words(run_page(contents(half_width_population=None, num_images=1), ALWAYS))
     assert "for this one image" in said
-    assert "nothing is known of a population" in said
+    assert "With one image, the interval for the population is unknown" in said
     assert "nan" not in said
 
 
@@ -116,10 +116,10 @@ def test_a_value_has_the_digits_and_the_commas_of_its_half_width():
 def test_a_table_stands_behind_its_figure_and_its_words_are_explained():
     found = contents(table=conventions(SUMMARY))
     said = words(run_page(found, {**ALWAYS, "sub_schedules": SVG}))
-    figure, table = said.index("Fewer steps The model"), said.index("The same model under other")
+    figure, table = said.index("Fewer timesteps A respaced"), said.index("Other conventions")
     assert figure < table
     for part in (said[figure:table], said[table:]):
-        assert "best_constant\u201d is the variance of each step" in part
+        assert "best_constant\u201d is the variance per timestep" in part
 
 
 def test_every_figure_is_named():
@@ -142,9 +142,9 @@ def test_half_of_the_steps_bits_are_where_it_says(num_timesteps):
 
 
 HEADINGS = {
-    "images": "Image by image",
-    "sub_schedules": "Fewer steps",
-    "calls": "Network calls",
+    "images": "Per image",
+    "sub_schedules": "Fewer timesteps",
+    "calls": "Network evaluations",
     "decoding": "Progressive lossy decoding",
     "generation": "Progressive generation",
     "interpolation": "Interpolation",
@@ -155,7 +155,7 @@ def test_what_a_run_has_not_is_left_out():
     page = run_page(contents(), ALWAYS)
     for heading in HEADINGS.values():
         assert heading not in page
-    assert "How it was made" not in page
+    assert "Reproducibility" not in page
     whole = run_page(contents(), {**ALWAYS, **dict.fromkeys(HEADINGS, SVG)})
     for heading in HEADINGS.values():
         assert f">{heading}<" in whole
@@ -182,7 +182,7 @@ def test_the_table_of_conventions_holds_its_numbers():
     assert "tanh decoder &amp; no clip 3.6036 +- 0.0040 \N{MINUS SIGN}0.0123" in said
     assert "a paper, 2021" in said
     assert "the best half 3.6784 +0.0625" in said
-    own, fewer = said.index("this run 3.6"), said.index("bounds of other models")
+    own, fewer = said.index("this run 3.6"), said.index("bounds of respaced models")
     assert own < said.index("tanh decoder") < fewer < said.index("half the steps 3.8659")
 
 
@@ -261,9 +261,9 @@ def test_a_difference_is_said_with_its_interval():
     ("changes", "verdict"),
     [
         ({"difference": 0.01353}, "runs/default needs fewer bits than runs/other"),
-        ({"difference_half_width": 0.02}, "cannot be told apart"),
-        ({"difference": 0.0, "difference_half_width": 0.0}, "cannot be told apart"),
-        ({"difference_half_width": None}, "cannot be known"),
+        ({"difference_half_width": 0.02}, "Not significant"),
+        ({"difference": 0.0, "difference_half_width": 0.0}, "Not significant"),
+        ({"difference_half_width": None}, "interval is unknown"),
     ],
 )
 def test_a_verdict_is_no_surer_than_the_interval(changes, verdict):

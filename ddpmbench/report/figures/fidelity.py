@@ -1,4 +1,4 @@
-"""The Frechet distance against the number of samples, and where it ends."""
+"""Figures of scores: over the number of samples, differences, histograms."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -66,7 +66,7 @@ def against_n_figure(points: pd.DataFrame, ends: Ends, name: str) -> tuple["Figu
     _inverse_axis(axes, whole.num_generated.to_numpy())
     if len(numbers) > 1:
         legend_below(axes)
-    finish(axes, "Against the number of samples", x="samples N, on a scale of 1/N", y=name)
+    finish(axes, f"{name} over the number of samples", x="samples N (1/N scale)", y=name)
     return figure, whole
 
 
@@ -149,7 +149,7 @@ def differences_figure(
     figure, several = axes_panels(len(known))
     for axes, measure in zip(several, known, strict=True):
         _draw_differences(axes, table[table.measure == measure], runs)
-        better = "less" if measure == "fid" else "more"
+        better = "lower" if measure == "fid" else "higher"
         finish(axes, label(measure, name), x=f"difference; {better} is better", y="")
         axes.grid(visible=False)
     numbers = table[table.measure.isin(known)][_COLUMNS]

@@ -146,13 +146,13 @@ def images_figure(
     note(axes, f"mean {mean:.3f}", at=(mean, 1.11 * counts.max()), offset=(5, 0))
     axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.yaxis.set_major_formatter("{x:,.0f}")
-    finish(axes, f"{what}, over images", x="bits/dim", y="images")
+    finish(axes, f"{what} per image", x="bits/dim", y="images")
     if extremes is not None:
         for part, end, index, pixels in (
-            (rest[0], "fewest", extremes.best_index, extremes.best_pixels),
-            (rest[1], "most", extremes.worst_index, extremes.worst_pixels),
+            (rest[0], "Fewest", extremes.best_index, extremes.best_pixels),
+            (rest[1], "Most", extremes.worst_index, extremes.worst_pixels),
         ):
-            _pictures(part, f"Those that cost the {end}", pixels, bits[index])
+            _pictures(part, f"{end} bits", pixels, bits[index])
     return figure, pd.DataFrame(
         {"bits_from": edges[:-1], "bits_to": edges[1:], "num_images": counts}
     )

@@ -1,4 +1,4 @@
-"""What a picture costs, and how good it is by then."""
+"""Rate-distortion curves."""
 
 from typing import TYPE_CHECKING
 
@@ -28,10 +28,10 @@ def rate_distortion_figure(curve: pd.DataFrame) -> tuple["Figure", pd.DataFrame]
     )
     few, color = numbers.iloc[shown(len(numbers))], COLORS[0]
     figure, (both, distortion, rate) = axes_panels(3)
-    rmse, bits, steps = "distortion, RMSE of 255", "rate, bits/dim", "steps of the receiver"
+    rmse, bits, steps = "distortion, RMSE (0..255)", "rate, bits/dim", "reverse steps"
     both.plot(few.rate_bits_per_dim, few.distortion_rmse, color=color)
     both.set_xlim(left=0)
-    finish(both, "Distortion against rate", x=bits, y=rmse)
+    finish(both, "Distortion over rate", x=bits, y=rmse)
     for axes, name, half_width in (
         (distortion, "distortion_rmse", "distortion_half_width"),
         (rate, "rate_bits_per_dim", "rate_half_width"),
@@ -39,8 +39,8 @@ def rate_distortion_figure(curve: pd.DataFrame) -> tuple["Figure", pd.DataFrame]
         low, high = (few[name] + sign * few[half_width] for sign in (-1, 1))
         axes.fill_between(few.num_decoded_steps, low, high, color=color, alpha=0.2, lw=0)
         axes.plot(few.num_decoded_steps, few[name], color=color)
-    finish(distortion, "Distortion, step by step", x=steps, y=rmse)
-    finish(rate, "Rate, step by step", x=steps, y=bits)
+    finish(distortion, "Distortion", x=steps, y=rmse)
+    finish(rate, "Rate", x=steps, y=bits)
     for axes in (both, distortion, rate):
         axes.set_ylim(bottom=0)
     return figure, numbers

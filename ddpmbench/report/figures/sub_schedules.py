@@ -1,4 +1,4 @@
-"""What fewer steps cost: evenly spaced ones, and the best there are."""
+"""The bound over the number of timesteps, evenly spaced and best subset."""
 
 from typing import TYPE_CHECKING
 
@@ -62,7 +62,7 @@ def sub_schedules_figure(table: pd.DataFrame) -> tuple["Figure", pd.DataFrame]:
             )
         log_axis(axes, "x")
         legend_below(axes)
-        finish(axes, f"Variance {variance}", x="number of steps", y="bound, bits/dim")
+        finish(axes, f"Variance {variance}", x="number of timesteps", y="bound, bits/dim")
     common = _range(table.bits_per_dim)
     for variance, axes in zip(variances, parts, strict=True):
         axes.set_xlim(table.num_timesteps.min() / 1.1, table.num_timesteps.max() * 1.1)
@@ -77,7 +77,7 @@ def sub_schedules_figure(table: pd.DataFrame) -> tuple["Figure", pd.DataFrame]:
             axes.text(
                 0.98,
                 0.78,
-                f"up to {bits} at {steps} steps",
+                f"up to {bits} at {steps} timesteps",
                 transform=axes.transAxes,
                 ha="right",
                 va="top",

@@ -1,4 +1,4 @@
-"""Where along the chain the bits are."""
+"""Bits, network evaluations and differences over the timesteps."""
 
 from typing import TYPE_CHECKING
 
@@ -109,17 +109,17 @@ def bound_figure(per_timestep: pd.DataFrame, curve: pd.DataFrame) -> tuple["Figu
     if len(positive):
         step.set_ylim(positive.min() / 2.5, positive.max() * 2.5)
         note(step, "decoder, t = 1", at=(1, pixels.bits_per_step.iloc[0]), offset=(8, 0))
-    finish(step, "Bits in one step", x="step t", y="bits/dim")
+    finish(step, "Bits per timestep", x="timestep t", y="bits/dim")
 
     low, high = (numbers.cumulative + s * numbers.cumulative_half_width for s in (-1, 1))
     total.fill_between(numbers.t_first, low, high, color=color, alpha=0.2, lw=0)
     total.plot(numbers.t_first, numbers.cumulative, color=color)
     whole = numbers.cumulative.iloc[0]
     total.plot([1], [whole], color=of_decoder, marker="s", markersize=5, ls="none")
-    note(total, f"all of it: {whole:.4f}", at=(1, whole), offset=(8, 0))
+    note(total, f"total: {whole:.4f}", at=(1, whole), offset=(8, 0))
     total.set_ylim(bottom=min(0, low.min()))
     log_axis(total, "x")
-    finish(total, "Bits from T down to t", x="step t", y="bits/dim")
+    finish(total, "Cumulative bits from T", x="timestep t", y="bits/dim")
     return figure, numbers
 
 
@@ -127,7 +127,7 @@ def bound_figure(per_timestep: pd.DataFrame, curve: pd.DataFrame) -> tuple["Figu
 def calls_figure(
     per_timestep: pd.DataFrame, density: pd.DataFrame, *, num_images: int, num_replicates: int
 ) -> tuple["Figure", pd.DataFrame]:
-    """The network calls at each step, those that the density meant, and those of every pair.
+    """Network evaluations per timestep: actual, expected, and of every pair.
 
     Args:
         per_timestep: see `report.tables.per_timestep`.
@@ -159,9 +159,9 @@ def calls_figure(
     axes.set_ylim(low / 2, high * 3)
     note(axes, "every pair", at=(first[-1], 1.4 * num_images), offset=(-1, 2))
     middle = few.iloc[np.abs(np.log(few.t) - np.log(last[-1]) / 2).argmin()]
-    note(axes, "as the density meant", at=(middle.t, middle.expected), offset=(9, 6))
-    note(axes, "called", at=(1, mean[0]), offset=(7, -11))
-    finish(axes, "Network calls at a step", x="step t", y="calls at one step")
+    note(axes, "expected", at=(middle.t, middle.expected), offset=(9, 6))
+    note(axes, "evaluated", at=(1, mean[0]), offset=(7, -11))
+    finish(axes, "Network evaluations per timestep", x="timestep t", y="evaluations")
     return figure, numbers
 
 
@@ -204,6 +204,6 @@ def difference_figure(per_timestep: pd.DataFrame, baseline: str) -> tuple["Figur
         log_axis(axes, "x")
         legend_below(axes)
     minus = f"minus {shortened(baseline)}, bits/dim"
-    finish(left, "Difference in each group of steps", x="step t", y=minus)
-    finish(right, "Difference summed from T down to t", x="step t", y=minus)
+    finish(left, "Difference per group of timesteps", x="timestep t", y=minus)
+    finish(right, "Cumulative difference from T", x="timestep t", y=minus)
     return figure, pd.concat(numbers, ignore_index=True)
