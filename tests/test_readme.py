@@ -16,7 +16,8 @@ from ddpmbench.evaluate.fid import FidSettings, evaluate_fid
 from ddpmbench.evaluate.nll import evaluate_nll
 from ddpmbench.evaluate.pictures import progressive_pictures
 from ddpmbench.evaluate.report import write_report
-from ddpmbench.report.nll_text import printed_comparison, printed_nll
+from ddpmbench.report.comparison import printed_comparison
+from ddpmbench.report.nll_text import printed_nll
 from ddpmbench.samples.feature_networks import load_feature_network
 from ddpmbench.samples.protocols import PROTOCOLS
 

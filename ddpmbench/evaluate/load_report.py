@@ -31,12 +31,9 @@ from ddpmbench.execution.samples import SAMPLES
 from ddpmbench.report import comparison, fidelity, fidelity_comparison, tables
 from ddpmbench.report import schema as records
 from ddpmbench.report.contents import damaged, read_table, schema_of
+from ddpmbench.report.conventions import CONVENTION_COLUMNS, SUB_SCHEDULE_COLUMNS
 from ddpmbench.report.schema import check
-from ddpmbench.report.tables import (
-    CONVENTION_COLUMNS,
-    RATE_DISTORTION_COLUMNS,
-    SUB_SCHEDULE_COLUMNS,
-)
+from ddpmbench.report.tables import RATE_DISTORTION_COLUMNS
 
 Report = NllReport | FidReport | SampleReport | SpeedReport | Comparison | FidelityComparison
 

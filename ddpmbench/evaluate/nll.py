@@ -40,7 +40,8 @@ from ddpmbench.likelihood.estimator import SampledBound
 from ddpmbench.likelihood.terms import TermsPass
 from ddpmbench.report import tables
 from ddpmbench.report.card import Card, Draw, Shown
-from ddpmbench.report.tables import conventions_frame, in_bits, sub_schedules_frame
+from ddpmbench.report.conventions import conventions_frame, sub_schedules_frame
+from ddpmbench.report.tables import in_bits
 from ddpmbench.report.text import raw_pixels_warning
 from ddpmbench.sanity_check.run import CheckBefore, recorded_check
 from ddpmbench.unet.precision import Precision
@@ -77,7 +78,7 @@ class NllReport(Shown):
 
     def _figures(self) -> Mapping[str, Draw]:
         from ddpmbench.report.contents import RunContents
-        from ddpmbench.report.page import run_figures
+        from ddpmbench.report.nll_page import run_figures
 
         return run_figures(RunContents(self))
 

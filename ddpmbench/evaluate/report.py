@@ -18,13 +18,14 @@ from ddpmbench.execution import progress as running
 from ddpmbench.execution.folder import IDENTITY, write_figure
 from ddpmbench.files import replacing, writing_to
 from ddpmbench.report.card import Draw
+from ddpmbench.report.comparison import comparison_page
 from ddpmbench.report.contents import RunContents, read_svgs, schema_of
 from ddpmbench.report.fidelity import FidelityContents
-from ddpmbench.report.fidelity_comparison_page import fidelity_comparison_page
+from ddpmbench.report.fidelity_comparison import fidelity_comparison_page
 from ddpmbench.report.fidelity_page import fid_figures, fid_page
 from ddpmbench.report.figures.timesteps import difference_figure
 from ddpmbench.report.hugging_face import write_hugging_face
-from ddpmbench.report.page import comparison_page, run_figures, run_page
+from ddpmbench.report.nll_page import run_figures, run_page
 
 PageReport: TypeAlias = NllReport | FidReport | Comparison | FidelityComparison
 """A report that has a page."""

@@ -5,19 +5,18 @@ from pathlib import Path
 from typing import Any
 
 from ddpmbench.report.card import Card
-from ddpmbench.report.fidelity_comparison_page import fidelity_comparison_numbers
-from ddpmbench.report.fidelity_page import joined
+from ddpmbench.report.comparison import comparison_numbers
+from ddpmbench.report.fidelity_comparison import fidelity_comparison_numbers
 from ddpmbench.report.fidelity_text import fidelity_facts, measures
 from ddpmbench.report.fidelity_text import headline as fidelity_headline
 from ddpmbench.report.nll_text import (
     PARTS,
     comparable_facts,
-    comparison_numbers,
     headline,
     images_line,
 )
 from ddpmbench.report.samples import samples_facts, samples_headline
-from ddpmbench.report.text import checkpoint_line, with_interval
+from ddpmbench.report.text import checkpoint_line, joined, with_interval
 
 Summary = Mapping[str, Any]
 

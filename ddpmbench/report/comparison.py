@@ -1,20 +1,28 @@
-"""Differences between runs as tables, in bits per dimension."""
+"""Differences between runs of `nll`: tables, the printed result and the page."""
 
 import dataclasses
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
+from ddpmbench.command_line import command
 from ddpmbench.diffusion.data_range import NATS_PER_BIT
 from ddpmbench.likelihood.bound import BoundEstimate
 from ddpmbench.likelihood.estimator import SampledBound
 from ddpmbench.likelihood.precision import Correction
+from ddpmbench.report.fidelity_comparison import SCHEMA as FIDELITY
+from ddpmbench.report.fidelity_comparison import printed_fidelity_comparison
+from ddpmbench.report.html import panels, rendered
+from ddpmbench.report.nll_text import conventions_line, images_line, images_name
 from ddpmbench.report.schema import STRICT
 from ddpmbench.report.tables import CorrectionInBits, per_timestep, rate, widened
+from ddpmbench.report.text import digits_by, with_interval
 
 SCHEMA = "ddpmbench.comparison/1"
+_CAPTION = "Difference from the baseline over t"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -109,3 +117,134 @@ def summary(frame: pd.DataFrame, baseline: dict[str, Any]) -> dict[str, Any]:
 
 def _bits(nats: float | None) -> float | None:
     return None if nats is None else nats / NATS_PER_BIT
+
+
+def printed_comparison(summary: dict[str, Any], output_format: str) -> str:
+    """The summary of `compare` for standard output.
+
+    Args:
+        summary: the object of the comparison's `summary.json`, of whichever runs.
+        output_format: "table", "json", "csv" with one row a run, or "quiet" for the differences
+            alone, one a line.
+    """
+    if summary["schema"] == FIDELITY:
+        return printed_fidelity_comparison(summary, output_format)
+    baseline, runs = summary["baseline"], summary["runs"]
+    match output_format:
+        case "json":
+            return json.dumps(summary, indent=2)
+        case "csv":
+            frame = pd.DataFrame([baseline, *runs]).astype({"num_evaluations": "Int64"})
+            return frame.to_csv(index=False).rstrip()
+        case "quiet":
+            return "\n".join(repr(run["difference"]) for run in runs)
+    names = [baseline["run"], *(run["run"] for run in runs)]
+    width = max(map(len, [*names, "run"])) + 2
+    lines = [
+        f"{'run':<{width}}{'bits/dim':<20}difference from the first",
+        f"{baseline['run']:<{width}}"
+        f"{with_interval(baseline['bits_per_dim'], baseline['half_width'])}",
+    ]
+    for run in runs:
+        own = with_interval(run["bits_per_dim"], run["half_width"])
+        lines.append(f"{run['run']:<{width}}{own:<20}{_paired(run)}")
+    facts = {
+        "images": images_line(summary),
+        "rows": f"{summary['estimator']}, seed {summary['seed']}; {_shared(runs, baseline['run'])}",
+        "interval": "95 %, for these images; in parentheses for the population of images",
+    }
+    if note := _precision_note(summary):
+        facts["precision"] = note
+    return "\n".join([*lines, "", *(f"{name:<12}{value}" for name, value in facts.items())])
+
+
+def comparison_numbers(summary: Mapping[str, Any]) -> dict[str, str]:
+    """The difference of each run of `nll` from the first with its interval, by the run's name."""
+    return {run["run"]: f"{_paired(run)}" for run in summary["runs"]}
+
+
+def _shared(runs: list[dict[str, Any]], first: str) -> str:
+    least = min(run["same_rows"] for run in runs)
+    calls = f"{min(run['num_evaluations'] for run in runs):,}"
+    if least == 1:
+        return f"{calls} network evaluations each, all shared"
+    return (
+        f"{calls} network evaluations each, {least:.0%} shared; all are with "
+        f"{command('nll', rows_of=first)} ..."
+    )
+
+
+def _precision_note(summary: Mapping[str, Any]) -> str | None:
+    """What is corrected of runs in low precision; None in strict float32."""
+    precision = summary.get("precision", STRICT)
+    if precision == STRICT:
+        return None
+    return f"{precision}; differences are corrected to fp32, those per timestep are not"
+
+
+def _paired(run: dict[str, Any]) -> str:
+    own, population = run["difference_half_width"], run["difference_half_width_population"]
+    text = with_interval(run["difference"], own, sign="+")
+    if population is not None:
+        text += f" ({population:,.{digits_by(population)}f})"
+    unpaired = run["half_width_unpaired"]
+    if own and unpaired and unpaired < own:
+        text += ", wider than unpaired"
+    elif own and unpaired and unpaired < 1000 * own:
+        text += f", {unpaired / own:.1f} times narrower than unpaired"
+    return text
+
+
+def comparison_page(
+    summary: Mapping[str, Any], groups: pd.DataFrame, svgs: Mapping[str, str]
+) -> str:
+    """The page of a comparison.
+
+    Args:
+        summary: the object of its `summary.json`.
+        groups: the numbers behind its figure; see `report.figures.difference`.
+        svgs: its figures by name.
+    """
+    baseline, runs = summary["baseline"], summary["runs"]
+    first = baseline["run"]
+    name = runs[0]["run"] if len(runs) == 1 else f"{len(runs)} runs"
+    conventions = summary["conventions"]
+    facts = {
+        "images": f"{summary['num_images']:,} of {images_name(dict(summary))} "
+        f"({summary['data']['sha256'][:12]})",
+        "process": f"T = {summary['num_timesteps']}, {conventions['schedule']}",
+        "conventions": conventions_line(conventions),
+        "estimator": f"{summary['estimator']}, seed {summary['seed']}",
+    }
+    if note := _precision_note(summary):
+        facts["precision"] = note
+    return rendered(
+        "comparison_nll.html.j2",
+        heading=f"{name} against {first}",
+        baseline=baseline,
+        runs=[{**run, **_verdict(run, first)} for run in runs],
+        facts=facts,
+        num_timesteps=summary["num_timesteps"],
+        groups=groups.to_dict("records"),
+        figures={"difference": panels(svgs["difference"], "difference", _CAPTION)},
+        captions={"difference": _CAPTION},
+    )
+
+
+def _verdict(run: Mapping[str, Any], baseline: str) -> dict[str, str]:
+    difference, half_width = run["difference"], run["difference_half_width"]
+    if half_width is None:
+        return {
+            "word": "interval unknown",
+            "verdict": "The interval is unknown: the runs have one noise draw.",
+        }
+    if abs(difference) <= half_width:
+        return {
+            "word": "not significant",
+            "verdict": "Not significant: the interval contains 0.",
+        }
+    better, worse = (run["run"], baseline) if difference < 0 else (baseline, run["run"])
+    return {
+        "word": "better" if difference < 0 else "worse",
+        "verdict": f"{better} needs fewer bits than {worse}; the interval excludes 0.",
+    }

@@ -1,6 +1,6 @@
 """The page of a run of `fid`: its scores, and its samples."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from ddpmbench.report.card import Draw
@@ -15,8 +15,9 @@ from ddpmbench.report.fidelity_text import (
 )
 from ddpmbench.report.figures.fidelity import against_n_figure, per_image_figure
 from ddpmbench.report.figures.images import nearest_figure, samples_figure
-from ddpmbench.report.rendering import made, panels, rendered
+from ddpmbench.report.html import environment_values, panels, rendered
 from ddpmbench.report.schema import sanity_check_warning
+from ddpmbench.report.text import joined
 
 FIGURES = {
     "fid_against_n": "Distance over the number of samples, extrapolated to infinitely many",
@@ -98,18 +99,8 @@ def fid_page(contents: FidelityContents, svgs: Mapping[str, str]) -> str:
             for name, (title, text) in STRIPS.items()
             if name in svgs
         ],
-        **made(contents.environment),
+        **environment_values(contents.environment),
     )
-
-
-def joined(facts: Sequence[tuple[str, str]]) -> dict[str, str]:
-    """Facts by name; those of one name, and those without, belong to what is before them."""
-    found: dict[str, str] = {}
-    last = ""
-    for name, text in facts:
-        last = name or last
-        found[last] = f"{found[last]}; {text}" if last in found else text
-    return found
 
 
 def _heading(summary: Mapping[str, Any]) -> str:

@@ -178,7 +178,7 @@ def protocol_facts(protocol: Mapping[str, Any]) -> list[tuple[str, str]]:
             f"{protocol['channels']}",
         ),
         (
-            "",
+            "scores",
             f"{_splits(protocol)}, KID of {protocol['kid_subsets']} x "
             f"{protocol['kid_subset_size']:,}, {protocol['neighbors']} neighbors; "
             f"{protocol['dtype']}",

@@ -1,16 +1,12 @@
 """The result as it is printed: one headline, the parts, what makes it comparable."""
 
-import io
 import json
 from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 
-from ddpmbench.command_line import command
-from ddpmbench.report.fidelity_comparison import SCHEMA as FIDELITY
-from ddpmbench.report.fidelity_comparison_page import printed_fidelity_comparison
-from ddpmbench.report.tables import compared_note, correction_line, uncorrected_note
+from ddpmbench.report.tables import correction_line, uncorrected_note
 from ddpmbench.report.text import (
     checkpoint_line,
     data_range_words,
@@ -41,7 +37,7 @@ def printed_nll(summary: dict[str, Any], output_format: str) -> str:
         case "json":
             return json.dumps(summary, indent=2)
         case "csv":
-            return _csv(pd.json_normalize(summary))
+            return pd.json_normalize(summary).to_csv(index=False).rstrip()
         case "quiet":
             return repr(summary["bits_per_dim"])
     return "\n".join([headline(summary), "", *_parts(summary), "", *comparability(summary)])
@@ -55,79 +51,6 @@ def headline(summary: dict[str, Any]) -> str:
 def bound_line(value: float, half_width: float | None) -> str:
     """A bound and its interval, bits per dimension."""
     return f"NLL <= {with_interval(value, half_width)} bits/dim"
-
-
-def printed_comparison(summary: dict[str, Any], output_format: str) -> str:
-    """The summary of `compare` for standard output.
-
-    Args:
-        summary: the object of the comparison's `summary.json`, of whichever runs.
-        output_format: "table", "json", "csv" with one row a run, or "quiet" for the differences
-            alone, one a line.
-    """
-    if summary["schema"] == FIDELITY:
-        return printed_fidelity_comparison(summary, output_format)
-    baseline, runs = summary["baseline"], summary["runs"]
-    match output_format:
-        case "json":
-            return json.dumps(summary, indent=2)
-        case "csv":
-            return _csv(pd.DataFrame([baseline, *runs]).astype({"num_evaluations": "Int64"}))
-        case "quiet":
-            return "\n".join(repr(run["difference"]) for run in runs)
-    names = [baseline["run"], *(run["run"] for run in runs)]
-    width = max(map(len, [*names, "run"])) + 2
-    lines = [
-        f"{'run':<{width}}{'bits/dim':<20}difference from the first",
-        f"{baseline['run']:<{width}}"
-        f"{with_interval(baseline['bits_per_dim'], baseline['half_width'])}",
-    ]
-    for run in runs:
-        own = with_interval(run["bits_per_dim"], run["half_width"])
-        lines.append(f"{run['run']:<{width}}{own:<20}{_paired(run)}")
-    facts = {
-        "images": images_line(summary),
-        "rows": f"{summary['estimator']}, seed {summary['seed']}; {_shared(runs, baseline['run'])}",
-        "interval": "95 %, for these images; in parentheses for the population of images",
-    }
-    if note := compared_note(summary):
-        facts["precision"] = note
-    return "\n".join([*lines, "", *(f"{name:<12}{value}" for name, value in facts.items())])
-
-
-def comparison_numbers(summary: Mapping[str, Any]) -> dict[str, str]:
-    """The difference of each run of `nll` from the first with its interval, by the run's name."""
-    return {run["run"]: f"{_paired(run)}" for run in summary["runs"]}
-
-
-def _shared(runs: list[dict[str, Any]], first: str) -> str:
-    least = min(run["same_rows"] for run in runs)
-    calls = f"{min(run['num_evaluations'] for run in runs):,}"
-    if least == 1:
-        return f"{calls} network evaluations each, all shared"
-    return (
-        f"{calls} network evaluations each, {least:.0%} shared; all are with "
-        f"{command('nll', rows_of=first)} ..."
-    )
-
-
-def _paired(run: dict[str, Any]) -> str:
-    own, population = run["difference_half_width"], run["difference_half_width_population"]
-    text = with_interval(run["difference"], own, sign="+")
-    if population is not None:
-        text += f" ({population:,.{digits_by(population)}f})"
-    unpaired = run["half_width_unpaired"]
-    if own and unpaired and unpaired < own:
-        text += ", wider than unpaired"
-    elif own and unpaired and unpaired < 1000 * own:
-        text += f", {unpaired / own:.1f} times narrower than unpaired"
-    return text
-
-
-def _csv(frame: pd.DataFrame) -> str:
-    text = io.StringIO()
-    frame.to_csv(text, index=False)
-    return text.getvalue().rstrip()
 
 
 def _parts(summary: dict[str, Any]) -> list[str]:

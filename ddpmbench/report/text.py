@@ -77,6 +77,16 @@ def aligned(rows: Sequence[Sequence[str]], *, right: bool = False) -> list[str]:
     ]
 
 
+def joined(facts: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """Facts by name; those of one name, and those without, belong to what is before them."""
+    found: dict[str, str] = {}
+    last = ""
+    for name, text in facts:
+        last = name or last
+        found[last] = f"{found[last]}; {text}" if last in found else text
+    return found
+
+
 def counted(number: int, what: str) -> str:
     """So many of a thing."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"

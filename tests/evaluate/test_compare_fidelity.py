@@ -21,7 +21,7 @@ from run_folders import run_folder
 from sealing import read_record, write_text
 
 import ddpmbench as db
-from ddpmbench.report.nll_text import printed_comparison
+from ddpmbench.report.comparison import printed_comparison
 
 PAIRED = ("fid", "kid", "precision", "inception_score")
 NOTHING = object()

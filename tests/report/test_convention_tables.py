@@ -7,7 +7,12 @@ import pandas as pd
 import pytest
 
 import ddpmbench as db
-from ddpmbench.report.tables import CONVENTION_COLUMNS, RESPACINGS, SUB_SCHEDULE_COLUMNS, THIS_RUN
+from ddpmbench.report.conventions import (
+    CONVENTION_COLUMNS,
+    RESPACINGS,
+    SUB_SCHEDULE_COLUMNS,
+    THIS_RUN,
+)
 
 RUNS = {"every-pair": {"estimator": "every-pair"}, "importance": {"half_width": 3.0}}
 

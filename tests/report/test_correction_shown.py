@@ -11,8 +11,8 @@ from ddpmbench.diffusion.data_range import NATS_PER_BIT
 from ddpmbench.errors import InputError
 from ddpmbench.likelihood.bound import BoundEstimate
 from ddpmbench.likelihood.precision import Correction
+from ddpmbench.report.nll_page import run_page
 from ddpmbench.report.nll_text import printed_nll
-from ddpmbench.report.page import run_page
 from ddpmbench.report.schema import Run, check
 from ddpmbench.report.tables import Comparability, CorrectionInBits, summary
 

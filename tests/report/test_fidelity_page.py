@@ -9,7 +9,8 @@ from fidelity_folders import HASH, against_n, of_another_network, reference, sum
 
 from ddpmbench.evaluate.fid import FidReport
 from ddpmbench.report.fidelity import FidelityContents
-from ddpmbench.report.fidelity_page import FIGURES, STRIPS, fid_page, joined
+from ddpmbench.report.fidelity_page import FIGURES, STRIPS, fid_page
+from ddpmbench.report.text import joined
 
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9"><path d="M 0 0 L 9 9"/></svg>'
 ALL = dict.fromkeys([*FIGURES, *STRIPS], SVG)

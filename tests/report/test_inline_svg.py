@@ -10,7 +10,7 @@ from ddpmbench.execution.folder import write_figure
 from ddpmbench.report.figures.rate_distortion import rate_distortion_figure
 from ddpmbench.report.figures.style import COLORS, GRID, INK
 from ddpmbench.report.figures.timesteps import bound_figure
-from ddpmbench.report.rendering import inline_panels
+from ddpmbench.report.html import inline_panels
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,9 @@ import pytest
 from run_folders import conventions, per_image, smooth_run, sub_schedules
 
 from ddpmbench.evaluate.nll import NllReport
+from ddpmbench.report.comparison import comparison_page
 from ddpmbench.report.contents import RunContents
-from ddpmbench.report.page import FIGURES, comparison_page, run_page
+from ddpmbench.report.nll_page import FIGURES, run_page
 
 SUMMARY = {
     "schema": "ddpmbench.nll/1",
@@ -134,7 +135,7 @@ def test_every_figure_is_named():
 def test_half_of_the_steps_bits_are_where_it_says(num_timesteps):
     found = contents(num_timesteps=num_timesteps, prior=1e-4)
     said = words(run_page(found, ALWAYS))
-    by = int(re.search(r"is spent at t (?:<=|≤) (\d+)", said)[1])
+    by = int(re.search(r"are spent at t (?:<=|≤) (\d+)", said)[1])
     steps = found.tables.per_timestep
     kl = steps.bits_per_dim[1:]
     assert kl[steps.t <= by].sum() >= kl.sum() / 2 - 1e-12

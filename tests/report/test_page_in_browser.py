@@ -9,7 +9,7 @@ from fidelity_folders import fidelity_folder, influence, of_another_network, ref
 from run_folders import OPTIONS, run_folder
 
 import ddpmbench as db
-from ddpmbench.report.page import STRIPS
+from ddpmbench.report.nll_page import STRIPS
 
 sync_api = pytest.importorskip(
     "playwright.sync_api", reason="drives the browser: pip install playwright"

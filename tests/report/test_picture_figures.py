@@ -11,7 +11,11 @@ import pytest
 from PIL import Image
 
 from ddpmbench.report.figures.images import MAX_PIXELS
-from ddpmbench.report.pictures import decoding_figure, generation_figure, interpolation_figure
+from ddpmbench.report.figures.pictures import (
+    decoding_figure,
+    generation_figure,
+    interpolation_figure,
+)
 from ddpmbench.samples.progressive import Interpolation, ProgressiveDecoding, ProgressiveGeneration
 
 RNG = np.random.default_rng(0)

@@ -76,8 +76,8 @@ def sub_schedules_figure(table: pd.DataFrame) -> tuple["Figure", pd.DataFrame]:
             bits = f"{most:,.0f}" if most < _WRITTEN_OUT else f"{most:.1e}"
             axes.text(
                 0.98,
-                0.78,
-                f"up to {bits} at {steps} timesteps",
+                0.98,
+                f"up to {bits}\nat {steps} timesteps",
                 transform=axes.transAxes,
                 ha="right",
                 va="top",

@@ -1,4 +1,4 @@
-"""The pages of runs of `nll` and of their comparisons: single files that load nothing."""
+"""The page of a run of `nll`: a single file that loads nothing from elsewhere."""
 
 import math
 import re
@@ -13,20 +13,23 @@ from ddpmbench.report import rate_distortion
 from ddpmbench.report.card import Draw
 from ddpmbench.report.contents import RunContents, RunTables, bits_of_images
 from ddpmbench.report.figures.images import images_figure
+from ddpmbench.report.figures.pictures import (
+    decoding_figure,
+    generation_figure,
+    interpolation_figure,
+)
 from ddpmbench.report.figures.rate_distortion import rate_distortion_figure
 from ddpmbench.report.figures.style import shown
 from ddpmbench.report.figures.sub_schedules import TALLEST, sub_schedules_figure
 from ddpmbench.report.figures.timesteps import bound_figure, calls_figure
+from ddpmbench.report.html import environment_values, panels, rendered
 from ddpmbench.report.nll_text import (
     PARTS,
     comparable_facts,
-    conventions_line,
     images_name,
 )
-from ddpmbench.report.pictures import decoding_figure, generation_figure, interpolation_figure
-from ddpmbench.report.rendering import made, panels, rendered
 from ddpmbench.report.schema import sanity_check_warning
-from ddpmbench.report.tables import compared_note, uncorrected_note
+from ddpmbench.report.tables import uncorrected_note
 from ddpmbench.report.text import digits_by, raw_pixels_warning
 
 FIGURES = {
@@ -35,7 +38,6 @@ FIGURES = {
     "images": "Histogram of the bits per image, and the images with the fewest and the most bits",
     "sub_schedules": "Bound over the number of timesteps, evenly spaced and best subset",
     "calls": "Network evaluations per timestep",
-    "difference": "Difference from the baseline over t",
 }
 """Captions of the figures, by name."""
 
@@ -80,7 +82,7 @@ def run_figures(contents: RunContents) -> dict[str, Draw]:
             tables.per_timestep,
             contents.density,
             num_images=tables.summary["num_images"],
-            rotations=tables.summary["sampling"]["rotations"],
+            num_replicates=tables.summary["sampling"]["num_replicates"],
         )
     if pictures.decoding is not None:
         figures["decoding"] = partial(decoding_figure, pictures.decoding, curve)
@@ -104,7 +106,7 @@ def run_page(contents: RunContents, svgs: Mapping[str, str]) -> str:
     every_pair = summary["num_images"] * summary["num_timesteps"]
     steps = tables.per_timestep.merge(curve[["t", "rate_bits_per_dim", "distortion_rmse"]], on="t")
     return rendered(
-        "run.html.j2",
+        "nll.html.j2",
         summary=summary,
         misread=sanity_check_warning(summary),
         worse_than_raw=raw_pixels_warning(summary),
@@ -136,43 +138,7 @@ def run_page(contents: RunContents, svgs: Mapping[str, str]) -> str:
             for name, (title, text) in STRIPS.items()
             if name in svgs
         ],
-        **made(contents.environment),
-    )
-
-
-def comparison_page(
-    summary: Mapping[str, Any], groups: pd.DataFrame, svgs: Mapping[str, str]
-) -> str:
-    """The page of a comparison.
-
-    Args:
-        summary: the object of its `summary.json`.
-        groups: the numbers behind its figure; see `report.figures.difference`.
-        svgs: its figures by name, of `FIGURES`.
-    """
-    baseline, runs = summary["baseline"], summary["runs"]
-    first = baseline["run"]
-    name = runs[0]["run"] if len(runs) == 1 else f"{len(runs)} runs"
-    conventions = summary["conventions"]
-    facts = {
-        "images": f"{summary['num_images']:,} of {images_name(dict(summary))} "
-        f"({summary['data']['sha256'][:12]})",
-        "process": f"T = {summary['num_timesteps']}, {conventions['schedule']}",
-        "conventions": conventions_line(conventions),
-        "estimator": f"{summary['estimator']}, seed {summary['seed']}",
-    }
-    if note := compared_note(dict(summary)):
-        facts["precision"] = note
-    return rendered(
-        "comparison.html.j2",
-        heading=f"{name} against {first}",
-        baseline=baseline,
-        runs=[{**run, **_verdict(run, first)} for run in runs],
-        facts=facts,
-        num_timesteps=summary["num_timesteps"],
-        groups=groups.to_dict("records"),
-        figures={"difference": panels(svgs["difference"], "difference", FIGURES["difference"])},
-        captions=FIGURES,
+        **environment_values(contents.environment),
     )
 
 
@@ -257,22 +223,3 @@ def _conventions(tables: RunTables) -> list[tuple[str, list[dict[Any, Any]]]]:
     for row in rows:
         row["half_width"] = None if math.isnan(row["half_width"]) else row["half_width"]
     return [(title, group) for title, group in groups if group]
-
-
-def _verdict(run: Mapping[str, Any], baseline: str) -> dict[str, str]:
-    difference, half_width = run["difference"], run["difference_half_width"]
-    if half_width is None:
-        return {
-            "word": "interval unknown",
-            "verdict": "The interval is unknown: the runs have one noise draw.",
-        }
-    if abs(difference) <= half_width:
-        return {
-            "word": "not significant",
-            "verdict": "Not significant: the interval contains 0.",
-        }
-    better, worse = (run["run"], baseline) if difference < 0 else (baseline, run["run"])
-    return {
-        "word": "better" if difference < 0 else "worse",
-        "verdict": f"{better} needs fewer bits than {worse}; the interval excludes 0.",
-    }

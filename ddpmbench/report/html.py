@@ -176,12 +176,12 @@ def rendered(template: str, **values: object) -> str:
 
 
 def panels(svg: str, name: str, label: str) -> list[Markup]:
-    """The panels of a figure, safe to put into a page; see `inline_svg.inline_panels`."""
+    """The panels of a figure, safe to put into a page; see `inline_panels`."""
     return [Markup(panel) for panel in inline_panels(svg, name, label)]
 
 
-def made(record: Mapping[str, Any] | None) -> dict[str, object]:
-    """What the part of a page on how a result was made shows.
+def environment_values(record: Mapping[str, Any] | None) -> dict[str, object]:
+    """Values of the section on reproducibility.
 
     Args:
         record: the object of `environment.json`; None where there is none.

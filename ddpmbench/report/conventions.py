@@ -1,0 +1,211 @@
+"""The bound under other published conventions, and of respaced models, as tables."""
+
+import numpy as np
+import pandas as pd
+
+from ddpmbench.diffusion.data_range import NATS_PER_BIT
+from ddpmbench.diffusion.process import Variance
+from ddpmbench.likelihood.conventions import Convention, ConventionBound, OtherBounds
+from ddpmbench.likelihood.sub_schedules import BEST, EVENLY_SPACED, SubScheduleBound
+
+THIS_RUN = "this run"
+ALL_STEPS = "all"
+BEST_CONSTANT = "best_constant"
+"""The variance that is the best constant at every step but the first, for these images."""
+RESPACINGS = (1000, 500, 250, 100, 50)
+"""The numbers of steps that people respace to."""
+CONVENTION_COLUMNS = {
+    "convention": "str",
+    "variance": "str",
+    "clip": "bool",
+    "decoder": "str",
+    "decoder_variance": "str",
+    "num_timesteps": "int64",
+    "spacing": "str",
+    "rate_bits_per_dim": "float64",
+    "decoder_bits_per_dim": "float64",
+    "bits_per_dim": "float64",
+    "half_width": "float64",
+    "difference": "float64",
+    "used_by": "str",
+}
+SUB_SCHEDULE_COLUMNS = {
+    "variance": "str",
+    "spacing": "str",
+    "num_timesteps": "int64",
+    "bits_per_dim": "float64",
+    "half_width": "float64",
+    "steps": "str",
+}
+
+_AUTHORS = (
+    "Ho et al. 2020, <= 3.75 (L_simple) and <= 3.70 (L) on CIFAR-10 test; improved-diffusion's "
+    "image_nll.py by default"
+)
+_SIGMA_SMALL = "improved-diffusion's image_nll.py with sigma_small"
+_LEARNED = "Nichol & Dhariwal 2021, <= 2.94 on CIFAR-10 (L_vlb, 4000 steps)"
+_BETA = "loops over diffusers' DDPMScheduler, whose fixed_large variance at t = 1 is beta_1"
+_ANALYTIC = "Bao et al. 2022 (Analytic-DPM), there with variances from training images"
+_RESPACED = (
+    "Nichol & Dhariwal 2021, section 4, and improved-diffusion's timestep_respacing, there with "
+    "the tanh decoder"
+)
+_WATSON = "Watson et al. 2021, there chosen on training images"
+_USED_BY = {
+    (Variance.FIXED_LARGE, "tanh", "posterior"): _AUTHORS,
+    (Variance.FIXED_SMALL, "tanh", "posterior"): _SIGMA_SMALL,
+    (Variance.FIXED_LARGE, "tanh", "beta"): _BETA,
+    (Variance.FIXED_LARGE, "exact", "beta"): _BETA,
+    (Variance.FIXED_LARGE, "exact", "posterior"): "ddpmbench by default",
+    (Variance.LEARNED_RANGE, "tanh", "model"): _LEARNED,
+}
+
+
+def conventions_frame(others: OtherBounds, num_timesteps: int) -> pd.DataFrame:
+    """One row a convention, that of the run first; in bits per dimension.
+
+    `rate_bits_per_dim` is the prior and the steps, `decoder_bits_per_dim` the term at t = 1; they
+    sum to `bits_per_dim`. `difference` is that from the run's own bound; of models that skip steps
+    it is from the model that skips none, estimated alike. A decoder's variance is
+    the posterior's at t = 2, beta_1, or learned ("model"); of a model that skips steps it is the
+    posterior's at its own second step. `spacing` is "all" where every step is visited, "evenly
+    spaced", or "best" of all on these images (`likelihood.sub_schedules`).
+
+    Args:
+        others: the bounds.
+        num_timesteps: T.
+
+    Returns:
+        A frame with `CONVENTION_COLUMNS`.
+    """
+    own = others.conventions[0]
+    first = _all_steps(others, own, num_timesteps)
+    rows = [_of_convention(found, own.convention, num_timesteps) for found in others.conventions]
+    rows += [
+        _of_sub_schedule(found, own.convention, num_timesteps) | {"from": first}
+        for found in others.sub_schedules
+        if _is_published(found, num_timesteps)
+    ]
+    frame = pd.DataFrame(rows)
+    baseline = frame["from"].fillna(own.nats) if "from" in frame else own.nats
+    frame["difference"] = frame.bits_per_dim - baseline / NATS_PER_BIT
+    return frame.astype(CONVENTION_COLUMNS)[list(CONVENTION_COLUMNS)]
+
+
+def sub_schedules_frame(others: OtherBounds) -> pd.DataFrame:
+    """One row a model that visits some of the steps, in bits per dimension.
+
+    `steps` are those of the best ones, a blank between two; those of `NoiseSchedule.evenly_spaced`
+    are left out.
+
+    Returns:
+        A frame with `SUB_SCHEDULE_COLUMNS`; it has no rows where there are no such models.
+    """
+    rows = [
+        {
+            "variance": _name(found.variance),
+            "spacing": found.spacing,
+            "num_timesteps": len(found.steps),
+            "bits_per_dim": found.nats / NATS_PER_BIT,
+            "half_width": _bits_or_nan(found.half_width),
+            "steps": " ".join(map(str, found.steps)) if found.spacing == BEST else "",
+        }
+        for found in others.sub_schedules
+    ]
+    return pd.DataFrame(rows, columns=list(SUB_SCHEDULE_COLUMNS)).astype(SUB_SCHEDULE_COLUMNS)
+
+
+def _all_steps(others: OtherBounds, own: ConventionBound, num_timesteps: int) -> float:
+    """What the bounds of models that skip steps differ from: that of the run's own variance."""
+    for found in others.sub_schedules:
+        of = (found.variance, found.spacing, len(found.steps))
+        if of == (own.convention.variance, EVENLY_SPACED, num_timesteps):
+            return found.nats
+    return own.nats
+
+
+def _is_published(found: SubScheduleBound, num_timesteps: int) -> bool:
+    length = len(found.steps)
+    if length == num_timesteps:
+        # With a fixed variance that is among the conventions already.
+        return found.variance is None and found.spacing == EVENLY_SPACED
+    return length in RESPACINGS
+
+
+def _of_convention(
+    found: ConventionBound, own: Convention, num_timesteps: int
+) -> dict[str, object]:
+    convention = found.convention
+    return {
+        "convention": _differs(convention, own) or THIS_RUN,
+        "variance": str(convention.variance),
+        "clip": convention.clip,
+        "decoder": convention.decoder,
+        "decoder_variance": convention.decoder_variance,
+        "num_timesteps": num_timesteps,
+        "spacing": ALL_STEPS,
+        **_values(found),
+        "used_by": _used_by(convention),
+    }
+
+
+def _of_sub_schedule(
+    found: SubScheduleBound, own: Convention, num_timesteps: int
+) -> dict[str, object]:
+    length = len(found.steps)
+    is_whole = length == num_timesteps
+    how = "" if is_whole else f"{length} steps, {found.spacing}"
+    what = "" if found.variance is own.variance else _name(found.variance)
+    function = "" if own.decoder == "exact" else "exact decoder"
+    source = {BEST: _WATSON, EVENLY_SPACED: _RESPACED}[found.spacing]
+    if found.variance is None and found.spacing == EVENLY_SPACED:
+        source = _ANALYTIC
+    return {
+        "convention": ", ".join(part for part in (what, function, how) if part),
+        "variance": _name(found.variance),
+        "clip": own.clip,
+        "decoder": "exact",
+        "decoder_variance": "posterior",
+        "num_timesteps": length,
+        "spacing": ALL_STEPS if is_whole else found.spacing,
+        **_values(found),
+        "used_by": source,
+    }
+
+
+def _values(found: ConventionBound | SubScheduleBound) -> dict[str, float]:
+    return {
+        "rate_bits_per_dim": found.rate / NATS_PER_BIT,
+        "decoder_bits_per_dim": found.decoder / NATS_PER_BIT,
+        "bits_per_dim": found.nats / NATS_PER_BIT,
+        "half_width": _bits_or_nan(found.half_width),
+    }
+
+
+def _differs(convention: Convention, own: Convention) -> str:
+    """What of a convention is not that of the run, in words."""
+    parts = []
+    if convention.variance is not own.variance:
+        parts.append(str(convention.variance))
+    if convention.clip != own.clip:
+        parts.append("clip" if convention.clip else "no clip")
+    if convention.decoder != own.decoder:
+        parts.append(f"{convention.decoder} decoder")
+    if convention.decoder_variance == "beta":
+        parts.append("decoder variance beta_1")
+    return ", ".join(parts)
+
+
+def _used_by(convention: Convention) -> str:
+    if not convention.clip:
+        return ""
+    key = (convention.variance, convention.decoder, convention.decoder_variance)
+    return _USED_BY.get(key, "")
+
+
+def _name(variance: Variance | None) -> str:
+    return BEST_CONSTANT if variance is None else str(variance)
+
+
+def _bits_or_nan(nats: float | None) -> float:
+    return np.nan if nats is None else nats / NATS_PER_BIT
