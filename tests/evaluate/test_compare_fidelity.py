@@ -284,23 +284,11 @@ def test_every_file_holds_the_same_numbers(pair, tmp_path):
     assert (tmp_path / "out" / "report.html").read_bytes() == before
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda of: of.pop("protocol"),
-        lambda of: of.update(runs=[]),
-        lambda of: of["runs"][0]["differences"][0].pop("how"),
-        lambda of: of["runs"][0]["differences"][0].update(measure="other"),
-        lambda of: of["runs"][0]["differences"].pop(0),
-        lambda of: of["runs"][0].update(differences=[]),
-        lambda of: of["references"][0].pop("sha256"),
-    ],
-)
-def test_a_damaged_comparison_is_named(pair, tmp_path, change):
+def test_a_damaged_comparison_is_named(pair, tmp_path):
     db.compare(pair(), out=tmp_path / "out")
     place = tmp_path / "out" / "summary.json"
     whole = json.loads(place.read_text())
-    change(whole)
+    del whole["references"][0]["sha256"]
     write_text(place, json.dumps(whole))
     with pytest.raises(db.InputError, match=re.escape(str(place))):
         db.write_report(tmp_path / "out")

@@ -248,57 +248,18 @@ def edited(path, change):
     write_text(path, json.dumps(record))
 
 
-RECORDS = {
-    "a bound that is a word": (
-        "summary.json",
-        lambda of: of.update(bits_per_dim="x"),
-        "bits_per_dim",
-    ),
-    "no bound": ("summary.json", lambda of: of.pop("bits_per_dim"), "bits_per_dim"),
-    "a half width that is a word": (
-        "summary.json",
-        lambda of: of.update(half_width="x"),
-        "half_width",
-    ),
-    "no checkpoint": ("summary.json", lambda of: of.update(checkpoint=None), "checkpoint"),
-    "a flag for a number": ("summary.json", lambda of: of.update(prior=True), "prior"),
-    "no labels": ("summary.json", lambda of: of["conventions"].pop("labels"), "conventions.labels"),
-    "no replicates": ("summary.json", lambda of: of["sampling"].pop("num_replicates"), "summary"),
-    "no command": ("environment.json", lambda of: of["arguments"].update(given=3), "environment"),
-    "no settings": (
-        "environment.json",
-        lambda of: of["arguments"].update(resolved=[1]),
-        "resolved",
-    ),
-    "no versions": ("environment.json", lambda of: of.pop("versions"), "versions"),
-}
-
-
-@pytest.mark.parametrize("kind", RECORDS)
-def test_an_edited_record_is_named(copied, kind):
-    name, change, what = RECORDS[kind]
-    edited(copied / name, change)
-    with pytest.raises(db.InputError, match=f"{name}: (missing or )?damaged") as refused:
+@pytest.mark.parametrize("name", ["summary.json", "environment.json"])
+def test_an_edited_record_is_named(copied, name):
+    edited(copied / name, lambda of: of.pop("versions", None) or of.pop("prior"))
+    with pytest.raises(db.InputError, match=rf"{name}: missing or damaged: (versions|prior)"):
         db.write_report(copied)
-    assert what in str(refused.value)
-    assert "\n" not in str(refused.value)
 
 
-COMPARED = {
-    "no difference": lambda of: of["runs"][0].pop("difference"),
-    "a run that is none": lambda of: of["runs"].append(3),
-    "no runs": lambda of: of.update(runs=[]),
-    "no baseline": lambda of: of.pop("baseline"),
-    "a clip that is a word": lambda of: of["conventions"].update(clip="yes"),
-}
-
-
-@pytest.mark.parametrize("kind", COMPARED)
-def test_an_edited_comparison_is_named(folders, tmp_path, kind):
+def test_an_edited_comparison_is_named(folders, tmp_path):
     one = folders / "importance"
     db.compare([one, one], out=tmp_path / "comparison")
-    edited(tmp_path / "comparison" / "summary.json", COMPARED[kind])
-    with pytest.raises(db.InputError, match=r"summary\.json: missing or damaged"):
+    edited(tmp_path / "comparison" / "summary.json", lambda of: of.update(runs=[]))
+    with pytest.raises(db.InputError, match=r"summary\.json: missing or damaged: runs"):
         db.write_report(tmp_path / "comparison")
 
 

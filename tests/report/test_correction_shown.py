@@ -1,6 +1,5 @@
 """A corrected result: its arithmetic, what is said of it, and what a damaged one is refused for."""
 
-import copy
 import math
 
 import numpy as np
@@ -8,12 +7,10 @@ import pytest
 from test_page import ALWAYS, SUMMARY, contents, words
 
 from ddpmbench.diffusion.data_range import NATS_PER_BIT
-from ddpmbench.errors import InputError
 from ddpmbench.likelihood.bound import BoundEstimate
 from ddpmbench.likelihood.precision import Correction
 from ddpmbench.report.nll_page import run_page
 from ddpmbench.report.nll_text import printed_nll
-from ddpmbench.report.schema import Run, check
 from ddpmbench.report.tables import Comparability, CorrectionInBits, summary
 
 CORRECTION = Correction(kl=-0.003, decoder=-0.007, variance=1e-7, half_width=0.004, num_rows=1000)
@@ -71,30 +68,3 @@ def test_it_is_said_with_what_it_does_not_reach():
     plain = words(run_page(contents(), ALWAYS))
     for word in ("corrected", "uncorrected"):
         assert word not in plain
-
-
-def whole(**changes):
-    found = {**copy.deepcopy(SUMMARY), **changes}
-    found["conventions"]["labels"] = None
-    return found
-
-
-def test_a_run_in_strict_float32_is_whole_without_a_correction(tmp_path):
-    check(whole(), Run, tmp_path)  # as earlier versions wrote it
-    check(whole(precision_correction=None), Run, tmp_path)
-    check(whole(**LOW), Run, tmp_path)
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"precision": "bf16"},
-        {"precision": "bf16", "precision_correction": None},
-        {"precision": "bf16", "precision_correction": {**RECORD, "half_width": "0.1"}},
-        {"precision": "bf16", "precision_correction": {"bits_per_dim": 0.1}},
-        {"precision_correction": RECORD},
-    ],
-)
-def test_a_correction_that_is_missing_or_damaged_is_refused(tmp_path, changes):
-    with pytest.raises(InputError, match="missing or damaged: precision_correction"):
-        check(whole(**changes), Run, tmp_path)

@@ -70,6 +70,21 @@ def test_warnings_stand_at_the_top():
 
 
 @pytest.mark.parametrize(
+    ("changes", "explained"),
+    [
+        ({}, []),
+        ({"precision": 0.0}, ["lies within"]),
+        ({"recall_half_width": None}, ["Recall has no interval"]),
+        ({"recall": None, "recall_half_width": None}, []),
+    ],
+)
+def test_a_missing_interval_and_a_score_of_0_are_explained(changes, explained):
+    text = words(fid_page(contents(summary([reference(**changes)])), ALL))
+    for sentence in ("lies within", "Recall has no interval"):
+        assert (sentence in text) == (sentence in explained)
+
+
+@pytest.mark.parametrize(
     ("figure", "heading"),
     [
         ("fid_against_n", "Number of samples"),
