@@ -128,13 +128,13 @@ def compare_fidelity(
     for run in opened[1:]:
         check_comparable(run, baseline, _fidelity_facts)
     differences = [
-        found
+        one
         for name, run in zip(names[1:], opened[1:], strict=True)
-        for found in _differences(name, run, baseline)
+        for one in _differences(name, run, baseline)
     ]
     compared = FidelityComparison(
         fidelity_comparison.summary(names, [run.summary for run in opened], differences),
-        pd.DataFrame([dataclasses.asdict(found) for found in differences]),
+        pd.DataFrame([dataclasses.asdict(one) for one in differences]),
         None if out is None else named_path(out),
     )
     _write(compared, {"differences.csv": compared.differences}, identity="samples")
@@ -173,7 +173,7 @@ def _differences(name: str, run: FinishedRun, baseline: FinishedRun) -> list[Fid
     """Of each measure against each reference, and of the inception score."""
     paired = _paired_half_widths(run, baseline)
     of = run.summary["references"], baseline.summary["references"]
-    found = [
+    differences = [
         # Influences are on the measures against the first reference.
         difference(measure, (name, own), first, paired=paired.get(measure) if k == 0 else None)
         for k, (own, first) in enumerate(zip(*of, strict=True))
@@ -185,7 +185,7 @@ def _differences(name: str, run: FinishedRun, baseline: FinishedRun) -> list[Fid
         baseline.summary,
         paired=paired.get("inception_score"),
     )
-    return [*found, score]
+    return [*differences, score]
 
 
 def _paired_half_widths(run: FinishedRun, baseline: FinishedRun) -> dict[str, float]:
@@ -213,14 +213,14 @@ def _influence(run: FinishedRun) -> Influence:
         return {}
     try:
         arrays = read_npz(path)
-        found = {
+        influence = {
             name: arrays[name].astype(np.float64) for name in _WITH_INFLUENCE if name in arrays
         }
     except (DamageError, ValueError) as error:
         raise damaged(path) from error
-    if any(of.shape != (number,) or not np.isfinite(of).all() for of in found.values()):
+    if any(of.shape != (number,) or not np.isfinite(of).all() for of in influence.values()):
         raise damaged(path)
-    return found
+    return influence
 
 
 def _fidelity_facts(run: FinishedRun) -> dict[str, object]:
@@ -390,10 +390,10 @@ def _facts_beside(one: FinishedRun, other: FinishedRun) -> Facts:
     schedules = {run.identity.get("schedule_sha256") for run in (one, other)}
 
     def facts(run: FinishedRun) -> dict[str, object]:
-        found = _facts(run)
+        own = _facts(run)
         if len(schedules) == 1 and None not in schedules:
-            found.pop("conventions.schedule", None)
-        return found
+            own.pop("conventions.schedule", None)
+        return own
 
     return facts
 

@@ -86,10 +86,10 @@ def load_report(folder: str | Path) -> Report:
     if not isinstance(folder, str | Path) or not str(folder).strip():
         raise InputError(f"load_report({folder!r}): give the folder of a run")
     path = Path(folder)
-    found = schema_of(path)
+    own = schema_of(path)
     for schema, read in _READERS.items():
-        refuse_later(found, schema, named=str(path))
-        if found == schema:
+        refuse_later(own, schema, named=str(path))
+        if own == schema:
             return read(path)
     # Opening it as a run of nll raises the error for any other folder.
     return _of_bound(path)

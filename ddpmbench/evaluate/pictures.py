@@ -116,32 +116,32 @@ def progressive_pictures(
     target = resolve_device(device)
     shape = images.pixels.shape[1:]
     num_timesteps = checkpoint.schedule.num_timesteps
-    found = Pictures()
-    with listening(listener, "pictures", "evaluations", shown=progress) as told:
+    kept = Pictures()
+    with listening(listener, "pictures", "evaluations", shown=progress) as listener:
         if report.folder is not None:
-            found = _kept(report.folder, num_timesteps, told)
+            kept = _kept(report.folder, num_timesteps, listener)
         size = len(images)
-        plan = _plan(pictures, found, num_images=size, num_timesteps=num_timesteps, depth=depth)
+        plan = _plan(pictures, kept, num_images=size, num_timesteps=num_timesteps, depth=depth)
         total, before = sum(part.num_calls for part in plan), 0
-        batch = BatchSize(batch_size, device=target, image_shape=shape, warn=told.warn)
+        batch = BatchSize(batch_size, device=target, image_shape=shape, warn=listener.warn)
         if total:
-            told.start(total)
+            listener.start(total)
         for part in plan:
 
             def make(rows: int, part: _Part = part, before: int = before) -> Pictures:
                 def progress(done: int, of: int) -> None:
-                    told.progress(RunProgress(before + done, total))
+                    listener.progress(RunProgress(before + done, total))
 
                 seed = report.summary["seed"]
                 return part.make(PicturePass(checkpoint, images, seed, target, rows, progress))
 
             who = checkpoint.network_name
             with user_errors(who), evaluating_checkpoint(checkpoint), strict_float32():
-                found = found.with_those_of(batch.attempt(make))
+                kept = kept.with_those_of(batch.attempt(make))
             before += part.num_calls
             if report.folder is not None:
-                found.write(report.folder)
-    return found
+                kept.write(report.folder)
+    return kept
 
 
 def _kept(folder: Path, num_timesteps: int, listener: RunListener) -> Pictures:
@@ -160,7 +160,7 @@ class _Part:
 
 
 def _plan(
-    pictures: str, found: Pictures, *, num_images: int, num_timesteps: int, depth: int | None
+    pictures: str, kept: Pictures, *, num_images: int, num_timesteps: int, depth: int | None
 ) -> list[_Part]:
     """Missing pictures."""
     steps = np.rint(np.arange(NUM_STEPS + 1) * num_timesteps / NUM_STEPS).astype(np.int64)
@@ -168,7 +168,7 @@ def _plan(
     image = range(min(NUM_PICTURES, num_images))
     pair = [(i, i + 1) for i in image[:-1:2]]
     middle = max(1, num_timesteps // 2) if depth is None else depth
-    there = found.interpolation is not None and found.interpolation.depth == middle
+    there = kept.interpolation is not None and kept.interpolation.depth == middle
 
     def decoding(run: PicturePass) -> Pictures:
         return Pictures(decoding=progressive_decoding(run, image, t))
@@ -181,9 +181,9 @@ def _plan(
         return Pictures(interpolation=interpolation(run, pair, middle))
 
     plan = []
-    if pictures != "none" and found.decoding is None:
+    if pictures != "none" and kept.decoding is None:
         plan.append(_Part(len(image) * len(t), decoding))
-    if pictures == "all" and found.generation is None:
+    if pictures == "all" and kept.generation is None:
         plan.append(_Part(NUM_PICTURES * num_timesteps, generation))
     if pictures == "all" and not there:
         plan.append(_Part(len(pair) * len(WEIGHTS) * middle, between))

@@ -23,13 +23,13 @@ Summary = Mapping[str, Any]
 
 def bound_card(summary: Summary, folder: Path | None) -> Card:
     """Of a run of `nll`."""
-    found = dict(summary)
+    record = dict(summary)
     numbers = {
-        "for these images": _bound(found, "half_width"),
-        "for their population": _bound(found, "half_width_population"),
-        **{name: f"{found[name]:,.4f} ({what})" for name, what in PARTS.items()},
+        "for these images": _bound(record, "half_width"),
+        "for their population": _bound(record, "half_width_population"),
+        **{name: f"{record[name]:,.4f} ({what})" for name, what in PARTS.items()},
     }
-    return Card(headline(found), numbers, _in_folder(comparable_facts(found), folder))
+    return Card(headline(record), numbers, _in_folder(comparable_facts(record), folder))
 
 
 def curve_card(summary: Summary, folder: Path | None) -> Card:
@@ -95,10 +95,10 @@ def _known(value: float | None, digits: int) -> str:
 
 def _in_folder(facts: Mapping[str, str], folder: Path | None) -> dict[str, str]:
     """The facts with the folder before the device, which is the last of them."""
-    found = dict(facts)
-    device = found.pop("device", None)
+    record = dict(facts)
+    device = record.pop("device", None)
     if folder is not None:
-        found["folder"] = str(folder)
+        record["folder"] = str(folder)
     if device is not None:
-        found["device"] = device
-    return found
+        record["device"] = device
+    return record

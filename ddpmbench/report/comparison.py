@@ -52,18 +52,18 @@ def runs_frame(
     """
     rows: list[dict[str, object]] = []
     first = summaries[0]["half_width"]
-    for name, summary, found in zip(names, summaries, [None, *differences], strict=True):
+    for name, summary, difference in zip(names, summaries, [None, *differences], strict=True):
         row: dict[str, object] = {
             "run": name,
             "checkpoint": summary["checkpoint"]["sha256"],
             "bits_per_dim": summary["bits_per_dim"],
             "half_width": summary["half_width"],
         }
-        if found is not None:
-            bound, own = found.bound, summary["half_width"]
+        if difference is not None:
+            bound, own = difference.bound, summary["half_width"]
             correction = CorrectionInBits()
-            if found.correction is not None:
-                correction = CorrectionInBits.of(found.correction, uncorrected=bound.nats)
+            if difference.correction is not None:
+                correction = CorrectionInBits.of(difference.correction, uncorrected=bound.nats)
             unpaired = None if None in (own, first) else math.hypot(own, first)
             row |= {
                 "difference": bound.nats / NATS_PER_BIT + correction.bits_per_dim,
@@ -73,7 +73,7 @@ def runs_frame(
                 ),
                 "half_width_unpaired": unpaired,
                 "num_evaluations": int(bound.num_evaluations.sum()) + correction.num_evaluations,
-                "same_rows": found.same_rows,
+                "same_rows": difference.same_rows,
             }
         rows.append(row)
     # The baseline has none: without the type they would be floating point.
@@ -88,8 +88,8 @@ def steps_frame(names: Sequence[str], differences: Sequence[Difference]) -> pd.D
     Columns: `run`; those of `per_timestep` and `rate`, as differences.
     """
     frames = []
-    for name, found in zip(names, differences, strict=True):
-        frame = per_timestep(found.bound).merge(rate(found.bound), on="t")
+    for name, difference in zip(names, differences, strict=True):
+        frame = per_timestep(difference.bound).merge(rate(difference.bound), on="t")
         frame.insert(0, "run", name)
         frames.append(frame)
     return pd.concat(frames, ignore_index=True)

@@ -80,11 +80,11 @@ def conventions_frame(others: OtherBounds, num_timesteps: int) -> pd.DataFrame:
     """
     own = others.conventions[0]
     first = _all_steps(others, own, num_timesteps)
-    rows = [_of_convention(found, own.convention, num_timesteps) for found in others.conventions]
+    rows = [_of_convention(bound, own.convention, num_timesteps) for bound in others.conventions]
     rows += [
-        _of_sub_schedule(found, own.convention, num_timesteps) | {"from": first}
-        for found in others.sub_schedules
-        if _is_published(found, num_timesteps)
+        _of_sub_schedule(bound, own.convention, num_timesteps) | {"from": first}
+        for bound in others.sub_schedules
+        if _is_published(bound, num_timesteps)
     ]
     frame = pd.DataFrame(rows)
     baseline = frame["from"].fillna(own.nats) if "from" in frame else own.nats
@@ -103,39 +103,39 @@ def sub_schedules_frame(others: OtherBounds) -> pd.DataFrame:
     """
     rows = [
         {
-            "variance": _name(found.variance),
-            "spacing": found.spacing,
-            "num_timesteps": len(found.steps),
-            "bits_per_dim": found.nats / NATS_PER_BIT,
-            "half_width": _bits_or_nan(found.half_width),
-            "steps": " ".join(map(str, found.steps)) if found.spacing == BEST else "",
+            "variance": _name(bound.variance),
+            "spacing": bound.spacing,
+            "num_timesteps": len(bound.steps),
+            "bits_per_dim": bound.nats / NATS_PER_BIT,
+            "half_width": _bits_or_nan(bound.half_width),
+            "steps": " ".join(map(str, bound.steps)) if bound.spacing == BEST else "",
         }
-        for found in others.sub_schedules
+        for bound in others.sub_schedules
     ]
     return pd.DataFrame(rows, columns=list(SUB_SCHEDULE_COLUMNS)).astype(SUB_SCHEDULE_COLUMNS)
 
 
 def _all_steps(others: OtherBounds, own: ConventionBound, num_timesteps: int) -> float:
     """What the bounds of models that skip steps differ from: that of the run's own variance."""
-    for found in others.sub_schedules:
-        of = (found.variance, found.spacing, len(found.steps))
+    for bound in others.sub_schedules:
+        of = (bound.variance, bound.spacing, len(bound.steps))
         if of == (own.convention.variance, EVENLY_SPACED, num_timesteps):
-            return found.nats
+            return bound.nats
     return own.nats
 
 
-def _is_published(found: SubScheduleBound, num_timesteps: int) -> bool:
-    length = len(found.steps)
+def _is_published(bound: SubScheduleBound, num_timesteps: int) -> bool:
+    length = len(bound.steps)
     if length == num_timesteps:
         # With a fixed variance that is among the conventions already.
-        return found.variance is None and found.spacing == EVENLY_SPACED
+        return bound.variance is None and bound.spacing == EVENLY_SPACED
     return length in RESPACINGS
 
 
 def _of_convention(
-    found: ConventionBound, own: Convention, num_timesteps: int
+    bound: ConventionBound, own: Convention, num_timesteps: int
 ) -> dict[str, object]:
-    convention = found.convention
+    convention = bound.convention
     return {
         "convention": _differs(convention, own) or THIS_RUN,
         "variance": str(convention.variance),
@@ -144,41 +144,41 @@ def _of_convention(
         "decoder_variance": convention.decoder_variance,
         "num_timesteps": num_timesteps,
         "spacing": ALL_STEPS,
-        **_values(found),
+        **_values(bound),
         "used_by": _used_by(convention),
     }
 
 
 def _of_sub_schedule(
-    found: SubScheduleBound, own: Convention, num_timesteps: int
+    bound: SubScheduleBound, own: Convention, num_timesteps: int
 ) -> dict[str, object]:
-    length = len(found.steps)
+    length = len(bound.steps)
     is_whole = length == num_timesteps
-    how = "" if is_whole else f"{length} steps, {found.spacing}"
-    what = "" if found.variance is own.variance else _name(found.variance)
+    how = "" if is_whole else f"{length} steps, {bound.spacing}"
+    what = "" if bound.variance is own.variance else _name(bound.variance)
     function = "" if own.decoder == "exact" else "exact decoder"
-    source = {BEST: _WATSON, EVENLY_SPACED: _RESPACED}[found.spacing]
-    if found.variance is None and found.spacing == EVENLY_SPACED:
+    source = {BEST: _WATSON, EVENLY_SPACED: _RESPACED}[bound.spacing]
+    if bound.variance is None and bound.spacing == EVENLY_SPACED:
         source = _ANALYTIC
     return {
         "convention": ", ".join(part for part in (what, function, how) if part),
-        "variance": _name(found.variance),
+        "variance": _name(bound.variance),
         "clip": own.clip,
         "decoder": "exact",
         "decoder_variance": "posterior",
         "num_timesteps": length,
-        "spacing": ALL_STEPS if is_whole else found.spacing,
-        **_values(found),
+        "spacing": ALL_STEPS if is_whole else bound.spacing,
+        **_values(bound),
         "used_by": source,
     }
 
 
-def _values(found: ConventionBound | SubScheduleBound) -> dict[str, float]:
+def _values(bound: ConventionBound | SubScheduleBound) -> dict[str, float]:
     return {
-        "rate_bits_per_dim": found.rate / NATS_PER_BIT,
-        "decoder_bits_per_dim": found.decoder / NATS_PER_BIT,
-        "bits_per_dim": found.nats / NATS_PER_BIT,
-        "half_width": _bits_or_nan(found.half_width),
+        "rate_bits_per_dim": bound.rate / NATS_PER_BIT,
+        "decoder_bits_per_dim": bound.decoder / NATS_PER_BIT,
+        "bits_per_dim": bound.nats / NATS_PER_BIT,
+        "half_width": _bits_or_nan(bound.half_width),
     }
 
 

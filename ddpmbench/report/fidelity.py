@@ -69,12 +69,12 @@ class NearestImages:
         """
         names = [field.name for field in dataclasses.fields(cls)]
         try:
-            found = cls(**read_npz(path, names))
+            nearest = cls(**read_npz(path, names))
         except DamageError as error:
             raise damaged(path) from error
-        if not found._is_whole():
+        if not nearest._is_whole():
             raise damaged(path)
-        return found
+        return nearest
 
     def write(self, path: Path) -> None:
         """Write what `read` reads."""
@@ -123,10 +123,10 @@ class FirstSamples:
         try:
             if is_whole(path) is False:
                 raise damaged(path)
-            found = image_files.read_npz(path, min(NUM_SHOWN, num_samples))
+            data = image_files.read_npz(path, min(NUM_SHOWN, num_samples))
         except (DamageError, InputError) as error:
             raise damaged(path) from error
-        return cls(found.pixels, found.labels)
+        return cls(data.pixels, data.labels)
 
 
 class FidelityTables(Protocol):
@@ -222,12 +222,12 @@ def per_image_frame(
         reference_ids: the names of its images.
         classes: their classes, in nats.
     """
-    found = scores.neighbors
-    nearest = None if found is None else [reference_ids[int(i)] for i in found.nearest]
+    neighbors = scores.neighbors
+    nearest = None if neighbors is None else [reference_ids[int(i)] for i in neighbors.nearest]
     columns = {
         "image_id": list(ids),
         "nearest_reference_id": nearest,
-        "nearest_reference_distance": None if found is None else found.distance,
+        "nearest_reference_distance": None if neighbors is None else neighbors.distance,
         "class_entropy": None if classes is None else classes.class_entropy,
     }
     return pd.DataFrame(columns, columns=list(PER_IMAGE_COLUMNS))
@@ -260,10 +260,10 @@ def scores_summary(scores: Scores) -> dict[str, float | None]:
 
 def headline_summary(scores: Scores, classes: InceptionScore | None) -> dict[str, float | None]:
     """The scores of the headline: against the first reference, and the Inception score."""
-    found = scores_summary(scores)
+    own = scores_summary(scores)
     inception = _pair("inception_score", None if classes is None else classes.estimate)
     order = ("fid", "fid_infinity", "inception_score", "kid", "precision", "recall")
-    together = {**found, **inception}
+    together = {**own, **inception}
     return {
         name + suffix: together[name + suffix] for name in order for suffix in ("", "_half_width")
     }

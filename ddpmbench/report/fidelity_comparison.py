@@ -75,7 +75,7 @@ def summary(
         for name, of in zip(names, summaries, strict=True)
     ]
     for row in rows[1:]:
-        own = (asdict(found) for found in differences if found.run == row["run"])
+        own = (asdict(one) for one in differences if one.run == row["run"])
         row["differences"] = [
             {name: value for name, value in of.items() if name != "run"} for of in own
         ]
@@ -163,12 +163,12 @@ def printed_fidelity_comparison(summary: dict[str, Any], output_format: str) -> 
 
 def fidelity_comparison_numbers(summary: Mapping[str, Any]) -> dict[str, str]:
     """The differences of each run from the first with their intervals, by run and measure."""
-    found = {}
+    numbers = {}
     for run in summary["runs"]:
         for of in run["differences"]:
             name, _, _, difference, how, against = _cells(of, summary["name"])
-            found[f"{run['run']}, {name} {against}".rstrip()] = f"{difference} ({how})"
-    return found
+            numbers[f"{run['run']}, {name} {against}".rstrip()] = f"{difference} ({how})"
+    return numbers
 
 
 def fidelity_comparison_page(summary: Mapping[str, Any], svgs: Mapping[str, str]) -> str:
@@ -219,13 +219,13 @@ def _facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _cells(of: Mapping[str, Any], name: str) -> tuple[str, ...]:
-    found = _measured(of, "difference", "half_width", name)
-    sign = "+" if found.value is not None and not found.text.startswith("-") else ""
+    shown = _measured(of, "difference", "half_width", name)
+    sign = "+" if shown.value is not None and not shown.text.startswith("-") else ""
     return (
-        found.label,
+        shown.label,
         _measured(of, "baseline", None, name).text,
         _measured(of, "value", None, name).text,
-        f"{sign}{found.text}",
+        f"{sign}{shown.text}",
         _how(of),
         of["reference"],
     )

@@ -83,7 +83,7 @@ def measured(key: str, values: Mapping[str, Any], name: str, against: str) -> Me
 def measures(summary: Mapping[str, Any]) -> list[Measured]:
     """All measures of a run but its headline; with several references the headline's too."""
     references, name = summary["references"], summary["name"]
-    found = [
+    facts = [
         measured(key, reference, name, reference_name(reference))
         for reference in references
         for key in MEASURES
@@ -91,7 +91,7 @@ def measures(summary: Mapping[str, Any]) -> list[Measured]:
     ]
     splits = summary["protocol"]["inception_splits"]
     against = f"no reference; {splits} split{'s' * (splits > 1)}"
-    return [*found, measured("inception_score", summary, name, against)]
+    return [*facts, measured("inception_score", summary, name, against)]
 
 
 def headline(summary: Mapping[str, Any]) -> str:
@@ -148,24 +148,24 @@ def fidelity_facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What a score must be the same in to compare with another, and how it was made."""
     samples, checkpoint, sampler = summary["samples"], summary["checkpoint"], summary["sampler"]
     skipped = f"; {samples['skipped']:,} skipped" if samples["skipped"] else ""
-    found = [
+    facts = [
         (
             "samples",
             f"{summary['num_generated']:,} of {samples['source']} "
             f"({samples['sha256'][:12]}){skipped}",
         )
     ]
-    found += [("reference", reference_line(reference)) for reference in summary["references"]]
+    facts += [("reference", reference_line(reference)) for reference in summary["references"]]
     if checkpoint is not None:
-        found.append(("checkpoint", checkpoint_line(checkpoint)))
+        facts.append(("checkpoint", checkpoint_line(checkpoint)))
     if sampler is not None:
         calls, seed = summary["num_evaluations"], summary["seed"]
         line = sampler_line(dict(sampler))
         line += "" if calls is None else f", {calls:,} network evaluations"
-        found.append(("sampler", line + ("" if seed is None else f", seed {seed}")))
-    found += protocol_facts(summary["protocol"])
+        facts.append(("sampler", line + ("" if seed is None else f", seed {seed}")))
+    facts += protocol_facts(summary["protocol"])
     device = f"{device_line(summary)}, {summary['seconds']:,.0f} s"
-    return [*found, ("device", device)]
+    return [*facts, ("device", device)]
 
 
 def protocol_facts(protocol: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -166,7 +166,7 @@ def per_timestep(bound: BoundEstimate | SampledBound) -> pd.DataFrame:
     """One row a step t = 1..T; terms in bits per dimension, errors in the model's numbers.
 
     Of a sampled bound every term is unbiased and they sum to the bound; an error is empty where
-    it cannot be told.
+    it is unknown.
     """
     num_timesteps = len(bound.term)
     return pd.DataFrame(
@@ -228,7 +228,7 @@ def per_image(bound: BoundEstimate | SampledBound, ids: Sequence[str]) -> pd.Dat
     """One row an image, in bits per dimension.
 
     Of a sampled bound `kl` and `bits_per_dim` are empty: the totals of single images cannot be
-    told from a few of their steps.
+    estimated from a few of their timesteps.
     """
     if isinstance(bound, SampledBound):
         unknown = np.full(len(ids), np.nan)

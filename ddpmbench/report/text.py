@@ -79,12 +79,12 @@ def aligned(rows: Sequence[Sequence[str]], *, right: bool = False) -> list[str]:
 
 def joined(facts: Sequence[tuple[str, str]]) -> dict[str, str]:
     """Facts by name; those of one name, and those without, belong to what is before them."""
-    found: dict[str, str] = {}
+    together: dict[str, str] = {}
     last = ""
     for name, text in facts:
         last = name or last
-        found[last] = f"{found[last]}; {text}" if last in found else text
-    return found
+        together[last] = f"{together[last]}; {text}" if last in together else text
+    return together
 
 
 def counted(number: int, what: str) -> str:
@@ -101,7 +101,7 @@ _STEPS, _SAMPLES = (250, 100, 50), (10_000, 5_000)
 
 
 def cost_lines(cost: "Cost") -> list[str]:
-    """Lines to be said of a run; none where it is short."""
+    """What a run costs and cheaper ones would, in lines; none for a short run."""
     from ddpmbench.execution.features import WORTH_SAYING
 
     if cost.seconds < WORTH_SAYING:
@@ -161,10 +161,10 @@ def data_range_words(record: Mapping[str, Any]) -> list[str]:
     Args:
         record: see `with_data_range`.
     """
-    found = with_data_range(record)
-    if all(found[name] == value for name, value in UNIT_RANGE.record.items()):
+    conventions = with_data_range(record)
+    if all(conventions[name] == value for name, value in UNIT_RANGE.record.items()):
         return []
-    return [f"data in {found['data_range']}, {found['levels']} levels"]
+    return [f"data in {conventions['data_range']}, {conventions['levels']} levels"]
 
 
 def is_worse_than_raw_pixels(summary: Mapping[str, Any]) -> bool:
@@ -192,7 +192,7 @@ def raw_pixels_warning(summary: Mapping[str, Any]) -> str | None:
     return (
         f"worse than sending raw pixels ({_raw_bits_per_dim(summary):.4g} bits/dim); likely "
         "causes: an untrained or damaged checkpoint, wrong settings of the checkpoint (schedule, "
-        "prediction, time input, data range), or images unlike those of its training"
+        "prediction, time input, data range), or images of another data set"
     )
 
 

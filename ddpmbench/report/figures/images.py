@@ -225,12 +225,12 @@ def nearest_figure(nearest: NearestImages) -> tuple["Figure", pd.DataFrame]:
         The figure, and one row a reference image: `sample`, `rank` from 1, `reference_id`,
         `distance` in feature space.
     """
-    num_samples, found = nearest.distance.shape
-    many = min(found, _MOST_NEAREST)
+    num_samples, num_nearest = nearest.distance.shape
+    many = min(num_nearest, _MOST_NEAREST)
     numbers = pd.DataFrame(
         {
-            "sample": np.repeat(nearest.sample, found),
-            "rank": np.tile(np.arange(1, found + 1), num_samples),
+            "sample": np.repeat(nearest.sample, num_nearest),
+            "rank": np.tile(np.arange(1, num_nearest + 1), num_samples),
             "reference_id": nearest.reference_id.flatten(),
             "distance": nearest.distance.flatten(),
         }

@@ -42,7 +42,7 @@ class NotebookFigure(Figure):
 
 
 INK, GRID = "#222222", "#e5e5e5"
-# Okabe & Ito 2008; with the markers and dashes they can be told apart in grey.
+# Okabe & Ito 2008; with the markers and dashes they differ in grey.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 DASHES = ("-", "--", "-.", ":")

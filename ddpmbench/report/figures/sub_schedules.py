@@ -30,7 +30,7 @@ _WRITTEN_OUT = 1e6
 def sub_schedules_figure(table: pd.DataFrame) -> tuple["Figure", pd.DataFrame]:
     """Bound against number of steps, a panel a variance, all with the same axes.
 
-    What is far above the least bound is beyond the axes, and said; a panel all of whose bounds are
+    What is far above the least bound is written in the panel; a panel all of whose bounds are
     has an axis of its own.
 
     Args:
