@@ -80,7 +80,7 @@ def printed_rate_distortion(summary: dict[str, Any], curve: pd.DataFrame, form: 
     facts = [
         "steps: reverse steps of the receiver; it shows the predicted x_start; 95 % intervals",
         "RMSE: of pixels on 0..255",
-        f"lossless with the decoder's further {summary['decoder']:.4f} bits/dim",
+        f"lossless with the decoder's {summary['decoder']:.4f} bits/dim on top",
     ]
     return "\n".join([*lines, "", *facts, "", *comparability(summary)])
 

@@ -120,7 +120,7 @@ def test_the_formats_print_the_same_result(compared, said, tmp_path):
             "times", "narrower", "than", "unpaired",
         ]  # fmt: skip
     assert "300 of" in printed["table"]
-    assert f"narrower with nll --rows-of {runs[0]}" in printed["table"]
+    assert f"all are with ddpmbench nll --rows-of {runs[0]}" in printed["table"]
 
 
 def test_without_out_the_tables_go_to_a_dated_folder(compared, said, tmp_path, monkeypatch):
@@ -335,7 +335,7 @@ DAMAGES = [
     ("pairs", "summary.json", lambda path: path.write_text("[]"), "summary.json is damaged"),
     ("pairs", "summary.json", edit_summary(schema="ddpmbench.nll/2"), "ddpmbench.nll/2"),
     ("pairs", "summary.json", edit_summary(sampling=...), "another version"),
-    ("pairs", "summary.json", edit_summary(conventions=None), "conventions is not there"),
+    ("pairs", "summary.json", edit_summary(conventions=None), "missing or damaged: conventions"),
     ("pairs", "run.json", truncate, "run.json: damaged"),
     ("pairs", "shards", remove_shards, "shards"),
     ("pairs", "shards/*", remove, "no shard holds rows"),
