@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 import ddpmbench as db
 from ddpmbench.diffusion.noise import normal_noise
-from ddpmbench.likelihood.terms import Rows, TermsPass
+from ddpmbench.likelihood.terms import TermIndex, TermsPass
 from ddpmbench.unet.flops import flop_per_call
 from ddpmbench.unet.unet import UNet
 
@@ -142,7 +142,7 @@ def terms_counts() -> Operations:
         model_output=lambda x_t, t, labels=None: x_t,
     )
     image = np.arange(4)
-    rows = Rows(image=image, t=2 + image, draw=image)
+    rows = TermIndex(image=image, t=2 + image, draw=image)
     with Operations() as operations:
         terms_pass.terms(rows)
     return operations

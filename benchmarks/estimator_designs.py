@@ -17,7 +17,7 @@ from ddpmbench.likelihood.designs import (
 )
 from ddpmbench.likelihood.estimator import greg, horvitz_thompson
 from ddpmbench.likelihood.regression import FeatureTable
-from ddpmbench.likelihood.terms import VALUE_COLUMNS, Rows, TermTable
+from ddpmbench.likelihood.terms import VALUE_COLUMNS, TermIndex, TermTable
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -84,7 +84,7 @@ class Population:
         """The terms of rows, each with one of the draws."""
         return self._terms[image, t - 1, generator.integers(self._terms.shape[2], size=len(t))]
 
-    def table(self, rows: Rows, generator) -> TermTable:
+    def table(self, rows: TermIndex, generator) -> TermTable:
         """The same as a table; the errors of the network's predictions are not studied."""
         return TermTable(
             rows, dict.fromkeys(VALUE_COLUMNS, self.nats(rows.image, rows.t, generator))
@@ -98,7 +98,7 @@ class Population:
     def density(self, generator):
         """What a pilot finds."""
         pilot = PilotDesign(len(self.prior), self.computed.shape[1], _seed(generator))
-        return proposal_density(pilot, [self.table(pilot.rows(0, len(pilot)), generator)])
+        return proposal_density(pilot, [self.table(pilot.index(0, len(pilot)), generator)])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,7 +237,7 @@ class Importance(Design):
         density = population.density(generator)
         images, steps = population.computed.shape[:2]
         design = ImportanceDesign(images, steps, density, _seed(generator), size)
-        tables = [population.table(design.rows(0, len(design)), generator)]
+        tables = [population.table(design.index(0, len(design)), generator)]
         if self.regression:
             bound = greg(design, population.prior, tables, population.features(design))
         else:

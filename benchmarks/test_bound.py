@@ -40,7 +40,7 @@ def test_every_pair(benchmark, bench, case):
     num_batches = 1 if bench.device.type == "cpu" and case.model == CIFAR10 else 8
     # Spread over the design, the first of it, with t = 1, among them.
     starts = [i * len(design) // num_batches for i in range(num_batches)]
-    batches = [design.rows(start, start + case.batch) for start in starts]
+    batches = [design.index(start, start + case.batch) for start in starts]
 
     def compute():
         return [terms_pass.terms(rows) for rows in batches]

@@ -83,7 +83,7 @@ def test_every_pair_against_the_loop(benchmark, bench, request, case):
         model_output=engine.model_output,
     )
     starts = range(0, len(design), case.batch)
-    batches = [design.rows(start, start + case.batch) for start in starts]
+    batches = [design.index(start, start + case.batch) for start in starts]
 
     def ours():
         with running(engine):

@@ -57,7 +57,7 @@ def evaluate(
     design = EveryPairDesign(len(images), checkpoint.schedule.num_timesteps, draws)
     size = pairs_per_batch * draws
     tables = [
-        terms_pass.terms(design.rows(start, min(start + size, len(design))))
+        terms_pass.terms(design.index(start, min(start + size, len(design))))
         for start in range(0, len(design), size)
     ]
     return bound.estimate_bound(design, terms_pass.prior(np.arange(len(images))), tables)
@@ -258,7 +258,7 @@ def check_checkpoint_rows(
     """`check_rows` for a checkpoint and the cumulative products it ought to have."""
     num_timesteps, seed = len(alphas_cumprod), 5
     design = EveryPairDesign(len(images), num_timesteps, 1)
-    rows = design.rows(0, len(design))
+    rows = design.index(0, len(design))
     terms_pass = terms.TermsPass(checkpoint, images, seed=seed, decoder="exact", device=CPU)
     got = terms_pass.terms(rows).values["nats"]
     image, t, draw = (torch.from_numpy(part) for part in (rows.image, rows.t, rows.draw))
@@ -392,7 +392,7 @@ def check_noise_is_fresh() -> None:
     recorder = Recorder()
     checkpoint = dataclasses.replace(checkpoint, network=recorder)
     design = EveryPairDesign(2, 40, 2)
-    rows = design.rows(0, len(design))
+    rows = design.index(0, len(design))
     terms.TermsPass(checkpoint, images, seed=0, decoder="exact", device=CPU).terms(rows)
     ab = torch.from_numpy(exact_alphas_cumprod(checkpoint.schedule))[rows.t - 1, None, None, None]
     eps = (recorder.asked[0] - ab.sqrt() * unit_range(images)[rows.image]) / (1 - ab).sqrt()

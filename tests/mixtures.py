@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ddpmbench.likelihood.designs import ImportanceDesign, PilotDesign, proposal_density
 from ddpmbench.likelihood.regression import FeatureTable, log_bins
-from ddpmbench.likelihood.terms import VALUE_COLUMNS, Rows, TermTable
+from ddpmbench.likelihood.terms import VALUE_COLUMNS, TermIndex, TermTable
 
 Array = NDArray[np.float64]
 
@@ -75,7 +75,7 @@ class SyntheticModel:
         """(N,) the priors."""
         return 0.01 + 0.001 * np.random.default_rng([self.seed, 2]).normal(size=self.num_images)
 
-    def table(self, rows: Rows, generator: np.random.Generator) -> TermTable:
+    def table(self, rows: TermIndex, generator: np.random.Generator) -> TermTable:
         """The terms of rows, with noise from the generator."""
         mean = self.mean[rows.image, rows.t - 1]
         nats = mean * (1 + self.noise * generator.normal(size=len(rows)))
@@ -88,7 +88,7 @@ class SyntheticModel:
     def density(self, seed: int, generator: np.random.Generator) -> Array:
         """What a pilot finds."""
         pilot = PilotDesign(self.num_images, self.num_timesteps, seed)
-        return proposal_density(pilot, [self.table(pilot.rows(0, len(pilot)), generator)])
+        return proposal_density(pilot, [self.table(pilot.index(0, len(pilot)), generator)])
 
     def features(self, design: ImportanceDesign, *, garbage: bool = False) -> FeatureTable:
         """Features that follow the terms, or have nothing to do with them."""
@@ -105,7 +105,7 @@ def feature_table(design: ImportanceDesign, g: Array, code: Array) -> FeatureTab
     both = np.stack([g, np.log(g)], axis=2)
     sums = np.stack([both[:, bins == b].sum(1) for b in range(bins[-1] + 1)], axis=1)
     return FeatureTable(
-        rows=np.take_along_axis(g.T, design.t - 2, axis=0),
+        at_terms=np.take_along_axis(g.T, design.t - 2, axis=0),
         bin_sums=sums,
         step_means=both.mean(0),
         root_means=np.sqrt(g).mean(0),

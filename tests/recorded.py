@@ -71,7 +71,7 @@ class Recorded:
 
     def table(self) -> TermTable:
         """The rows of a run."""
-        rows = self.design.rows(0, len(self.design))
+        rows = self.design.index(0, len(self.design))
         terms = bound_terms(
             self.schedule,
             self.x_start[rows.image],

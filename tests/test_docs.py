@@ -8,7 +8,7 @@ import pytest
 import yaml
 from documents import ROOT, blocks, check, commands, torchrun_options, torchrun_variables
 
-from ddpmbench.likelihood.designs import PilotDesign, num_rows
+from ddpmbench.likelihood.designs import PilotDesign, num_terms
 
 with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(str(ROOT / "benchmarks"))
@@ -225,11 +225,11 @@ def test_the_floor_is_its_formula():
 
 
 def test_the_rows_are_those_of_the_formula():
-    assert num_rows(10_000, 2) + len(PilotDesign(10_000, 1000, 0)) == 31_360
+    assert num_terms(10_000, 2) + len(PilotDesign(10_000, 1000, 0)) == 31_360
     assert "31,360 rows" in SCALING
     for num_images, num_replicates in ((10_000, 2), (1000, 5), (100, 4)):
         n, r = num_images, num_replicates
-        assert num_rows(n, r) == n * (r + 1 + (r - 1) // 2) + min(n, max(64, -(-n // 10)))
+        assert num_terms(n, r) == n * (r + 1 + (r - 1) // 2) + min(n, max(64, -(-n // 10)))
 
 
 def test_published_ratios_are_those_that_were_measured():

@@ -13,7 +13,7 @@ from ddpmbench.checkpoints.weights import sha256_of
 from ddpmbench.diffusion.data_range import NATS_PER_BIT
 from ddpmbench.execution.finished import FinishedRun
 from ddpmbench.likelihood.designs import PilotDesign, proposal_density
-from ddpmbench.likelihood.terms import Rows, TermsPass
+from ddpmbench.likelihood.terms import TermIndex, TermsPass
 
 RESULTS = Path(__file__).parents[1] / "results" / "default"
 
@@ -67,7 +67,7 @@ def test_the_published_rows_follow_from_the_published_density(published):
     pilot = published["sampling"]["pilot_evaluations"]
     assert len(design) + pilot == published["num_evaluations"]
     steps = pd.read_csv(RESULTS / "per_timestep.csv")
-    rows = design.rows(0, len(design))
+    rows = design.index(0, len(design))
     counted = np.bincount(rows.t, minlength=design.num_timesteps + 1)[1:]
     np.testing.assert_array_equal(counted, steps.num_evaluations)
 
@@ -81,15 +81,15 @@ def test_the_published_terms_come_out_again(checkpoint, published):
     design = run.design
     # The density says what the pilot's terms are at every step, but for a common factor.
     pilot = PilotDesign(len(images), design.num_timesteps, published["seed"])
-    density = proposal_density(pilot, [terms_pass.terms(pilot.rows(0, len(pilot)))])
+    density = proposal_density(pilot, [terms_pass.terms(pilot.index(0, len(pilot)))])
     np.testing.assert_allclose(density, run.density(), rtol=1e-6)
     # The tables say what the terms are on average, within what some of the rows can tell.
     steps = pd.read_csv(RESULTS / "per_timestep.csv").set_index("t")
-    rows = design.rows(0, len(design))
+    rows = design.index(0, len(design))
     decoder = np.flatnonzero(rows.t == 1)[:300]
     small_steps = np.flatnonzero((rows.t > 1) & (rows.t < 30))[:300]
     for at, rtol in ((decoder, 0.06), (small_steps, 0.12)):
-        some = Rows(rows.image[at], rows.t[at], rows.draw[at])
+        some = TermIndex(rows.image[at], rows.t[at], rows.draw[at])
         values = terms_pass.terms(some).values
         found = values["nats"].sum() / NATS_PER_BIT
         assert found == pytest.approx(steps.bits_per_dim[some.t].sum(), rel=rtol)

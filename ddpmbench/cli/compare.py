@@ -21,7 +21,7 @@ def compare(runs: tuple[str, ...], out: Path | None, output_format: str) -> None
 
     Runs of nll must have the same images, conventions and rows; then the difference is known much
     better than either bound. A second checkpoint is evaluated on the rows of the first with
-    --rows-of.
+    --terms-of.
 
     Runs of fid must have the same protocol, number of samples and references. Those that sampled
     with the same seed share their noise, and their difference is known better for it.
@@ -29,7 +29,7 @@ def compare(runs: tuple[str, ...], out: Path | None, output_format: str) -> None
     \b
     Examples:
         ddpmbench nll --ckpt a.safetensors --data cifar10:test --out runs/a
-        ddpmbench nll --ckpt b.safetensors --data cifar10:test --out runs/b --rows-of runs/a
+        ddpmbench nll --ckpt b.safetensors --data cifar10:test --out runs/b --terms-of runs/a
         ddpmbench compare runs/a runs/b
         ddpmbench compare runs/ddim-50 runs/ddim-100
     """

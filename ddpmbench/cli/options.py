@@ -346,7 +346,7 @@ likelihood_options = decorate(
             help="importance: no more network calls than that, however wide the interval is.",
         ),
         click.option(
-            "--rows-of",
+            "--terms-of",
             type=paths.path,
             metavar="RUN",
             help="importance: the rows of that run folder, so that compare can pair the two.",

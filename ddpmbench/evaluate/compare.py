@@ -27,7 +27,7 @@ from ddpmbench.likelihood.paired import (
 )
 from ddpmbench.likelihood.precision import (
     Correction,
-    CorrectionRows,
+    CorrectionDesign,
     differences,
     estimate_correction,
 )
@@ -340,17 +340,17 @@ def _correction(run: FinishedRun, baseline: FinishedRun) -> Correction | None:
     if baseline.summary.get("precision", STRICT) == STRICT:
         return None
     of_run, of_baseline = (_correction_terms(one) for one in (run, baseline))
-    return estimate_correction(_correction_rows(run), of_run - of_baseline)
+    return estimate_correction(_correction_design(run), of_run - of_baseline)
 
 
-def _correction_rows(run: FinishedRun) -> CorrectionRows:
+def _correction_design(run: FinishedRun) -> CorrectionDesign:
     of = run.summary
     size = (of["num_images"], of["num_timesteps"])
-    return CorrectionRows(*size, of["seed"], of["precision_correction"]["num_evaluations"] // 2)
+    return CorrectionDesign(*size, of["seed"], of["precision_correction"]["num_evaluations"] // 2)
 
 
 def _correction_terms(run: FinishedRun) -> NDArray[np.float64]:
-    design, tables_of = _correction_rows(run), []
+    design, tables_of = _correction_design(run), []
     for precision in (STRICT, run.summary["precision"]):
         store = run.shards(store_name(precision))
         if store.missing(len(design)):
@@ -376,7 +376,7 @@ def _tables(run: FinishedRun, design: Design) -> Tables:
     return lambda length: checked(store.tables(length, columns), design, where=run.path)
 
 
-def _rows_of_correction(run: FinishedRun) -> int | None:
+def _num_correction_terms(run: FinishedRun) -> int | None:
     if run.summary.get("precision", STRICT) == STRICT:
         return None
     return int(run.summary["precision_correction"]["num_evaluations"])
@@ -408,7 +408,7 @@ def _facts(run: FinishedRun) -> dict[str, object]:
         "data.sha256": of["data"]["sha256"],
         **{f"conventions.{name}": value for name, value in conventions.items()},
         **{name: run.identity.get(name) for name in _IDENTITY_FACTS},
-        "precision_correction.num_evaluations": _rows_of_correction(run),
+        "precision_correction.num_evaluations": _num_correction_terms(run),
         "estimator": of["estimator"],
         "seed": of["seed"],
         "sampling.draws": of["sampling"].get("draws"),

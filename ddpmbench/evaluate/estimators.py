@@ -27,8 +27,8 @@ from ddpmbench.execution.precision_correction import CorrectionRun
 from ddpmbench.execution.term_store import TermStore
 from ddpmbench.execution.terms import RowsRun
 from ddpmbench.likelihood.designs import EveryPairDesign
-from ddpmbench.likelihood.precision import CorrectionRows, rows_of_correction
-from ddpmbench.likelihood.stopping import first_rows
+from ddpmbench.likelihood.precision import CorrectionDesign, num_correction_terms
+from ddpmbench.likelihood.stopping import initial_terms
 from ddpmbench.likelihood.terms import TermsPass
 from ddpmbench.report.tables import SCHEMA
 from ddpmbench.unet.precision import Precision
@@ -65,7 +65,7 @@ class Sampling:
         *,
         half_width: float | None,
         max_evaluations: int | None,
-        rows_of: Path | None,
+        terms_of: Path | None,
         draws: int | None,
     ) -> Self:
         """The options that were given, None for those that were not.
@@ -76,7 +76,7 @@ class Sampling:
         given = {
             "half_width": half_width,
             "max_evaluations": max_evaluations,
-            "rows_of": rows_of,
+            "terms_of": terms_of,
             "draws": draws,
         }
         own = {"every-pair": {"draws"}, "importance": set(given) - {"draws"}}
@@ -101,8 +101,8 @@ class Sampling:
             half_width=HALF_WIDTH if half_width is None else half_width,
             max_evaluations=max_evaluations,
             model=None
-            if rows_of is None
-            else FinishedRun.open(rows_of, option="--rows-of", schema=SCHEMA),
+            if terms_of is None
+            else FinishedRun.open(terms_of, option="--terms-of", schema=SCHEMA),
         )
 
     def check(
@@ -146,7 +146,7 @@ class Sampling:
             if there != here:
                 raise InputError(
                     f"{option}: the rows of {self.model.path} are for {there}, this run is for "
-                    f"{here}; make them alike, or leave out --rows-of"
+                    f"{here}; make them alike, or leave out --terms-of"
                 )
 
     @property
@@ -166,7 +166,7 @@ class Sampling:
             return {"estimator": self.estimator, "draws": self.draws}
         density = self.density
         rows = None if density is None else hashlib.sha256(density.tobytes()).hexdigest()
-        return {"estimator": self.estimator, "rows_of": rows}
+        return {"estimator": self.estimator, "terms_of": rows}
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -207,15 +207,15 @@ class Sampling:
         """Network calls that are certain, those of a pilot and of a correction left out."""
         if self.estimator == "every-pair":
             return len(EveryPairDesign(num_images, num_timesteps, self.draws))
-        return first_rows(num_images)
+        return initial_terms(num_images)
 
-    def correction_rows(self, terms_pass: TermsPass) -> CorrectionRows:
+    def correction_design(self, terms_pass: TermsPass) -> CorrectionDesign:
         """The rows of a correction; how many depends on what is certain of the run's alone."""
         num_images = len(terms_pass.images)
         num_timesteps = terms_pass.checkpoint.schedule.num_timesteps
         rows = self.least_evaluations(num_images, num_timesteps)
         size = (num_images, num_timesteps)
-        return CorrectionRows(*size, terms_pass.seed, rows_of_correction(rows))
+        return CorrectionDesign(*size, terms_pass.seed, num_correction_terms(rows))
 
     def run(
         self,

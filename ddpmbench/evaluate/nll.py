@@ -90,7 +90,7 @@ def evaluate_nll(
     estimator: str = "importance",
     half_width: float | None = None,
     max_evaluations: int | None = None,
-    rows_of: str | Path | None = None,
+    terms_of: str | Path | None = None,
     draws: int | None = None,
     decoder: str = "exact",
     seed: int = 0,
@@ -117,7 +117,7 @@ def evaluate_nll(
             are added until it is that narrow. None for `HALF_WIDTH`.
         max_evaluations: importance: network calls not to be exceeded, however wide the
             interval is then.
-        rows_of: importance: the folder of a run on the same images, whose rows are computed;
+        terms_of: importance: the folder of a run on the same images, whose rows are computed;
             `compare` takes runs with the same rows.
         draws: every-pair: noise draws a pair; with one, the interval for this image set cannot
             be known. None for `DRAWS`.
@@ -152,7 +152,7 @@ def evaluate_nll(
         estimator,
         half_width=half_width,
         max_evaluations=max_evaluations,
-        rows_of=None if rows_of is None else Path(rows_of),
+        terms_of=None if terms_of is None else Path(terms_of),
         draws=draws,
     )
     with (
@@ -294,7 +294,7 @@ def _correction(
     strict = Engine(
         of.checkpoint, device=of.device, choice=at_once(of.checkpoint, of.device, Precision.FP32)
     )
-    return CorrectionRun.of(run, strict, sampling.correction_rows(of), store)
+    return CorrectionRun.of(run, strict, sampling.correction_design(of), store)
 
 
 def _warn_of(report: NllReport, sampling: Sampling, told: RunListener) -> None:

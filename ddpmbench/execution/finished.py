@@ -17,7 +17,7 @@ from ddpmbench.checksums import CHECKSUMS, DamageError, checksum, read_json, rea
 from ddpmbench.errors import InputError
 from ddpmbench.execution.folder import IDENTITY, tag
 from ddpmbench.execution.term_store import EARLIER, UNREAD, Shards
-from ddpmbench.likelihood.designs import EveryPairDesign, ImportanceDesign, num_rows
+from ddpmbench.likelihood.designs import EveryPairDesign, ImportanceDesign, num_terms
 from ddpmbench.likelihood.regression import Predictions
 from ddpmbench.likelihood.terms import columns_of_bound
 from ddpmbench.version import __version__
@@ -26,7 +26,7 @@ SUMMARY, RATE_DISTORTION = "summary.json", "rate_distortion.csv"
 PER_IMAGE, ENVIRONMENT = "per_image.csv", "environment.json"
 DENSITY, PREDICTIONS = "proposal.csv", "predictions.npz"
 _MOST = 2**31
-_PARTS = ("rows", "totals", "steps")
+_PARTS = ("terms", "totals", "timesteps")
 _NEEDED = {
     "ddpmbench.fid": ("name", "fid", "num_generated", "protocol", "references", "samples"),
     "ddpmbench.sample": ("num_samples", "sha256", "sampler", "checkpoint", "seed"),
@@ -308,13 +308,13 @@ class Losses:
     """What is gone of the rows of a run.
 
     Attributes:
-        num_rows: how many rows no shard holds that can be used.
+        num_terms: how many rows no shard holds that can be used.
         absent: the ranges of positions that no shard is named for, from and up to.
         faults: what is wrong with each shard that cannot be used, by its name.
         shards: what the shards are called that are gone or cannot be used.
     """
 
-    num_rows: int
+    num_terms: int
     absent: tuple[tuple[int, int], ...]
     faults: dict[str, str]
     shards: tuple[str, ...]
@@ -360,7 +360,7 @@ def find_losses(run: FinishedRun, *, by_footers: bool = False) -> Losses | None:
         return None
     left = store.without(faults).missing(length)
     return Losses(
-        num_rows=sum(stop - start for start, stop in left),
+        num_terms=sum(stop - start for start, stop in left),
         absent=tuple(absent),
         faults=faults,
         shards=tuple(sorted([*(store.name_of(*gap) for gap in absent), *faults])),
@@ -407,7 +407,7 @@ def _length(run: FinishedRun) -> int:
         num_images, num_timesteps = int(of["num_images"]), int(of["num_timesteps"])
         if of["estimator"] == "every-pair":
             return num_images * num_timesteps * int(of["sampling"]["draws"])
-        return num_rows(num_images, int(of["sampling"]["num_replicates"]))
+        return num_terms(num_images, int(of["sampling"]["num_replicates"]))
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(run) from error
 

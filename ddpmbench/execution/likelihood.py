@@ -22,11 +22,11 @@ from ddpmbench.likelihood.designs import (
     EveryPairDesign,
     ImportanceDesign,
     PilotDesign,
-    num_rows,
+    num_terms,
     proposal_density,
 )
 from ddpmbench.likelihood.estimator import SampledBound, greg, horvitz_thompson
-from ddpmbench.likelihood.precision import Correction, rows_of_correction
+from ddpmbench.likelihood.precision import Correction, num_correction_terms
 from ddpmbench.likelihood.rate_distortion import (
     Distortion,
     every_pair_distortion,
@@ -36,8 +36,8 @@ from ddpmbench.likelihood.regression import FeatureTable, GaussianFeatures
 from ddpmbench.likelihood.stopping import (
     RoughBound,
     RunningBound,
-    first_rows,
     initial_replicates,
+    initial_terms,
     replicates_needed,
 )
 from ddpmbench.likelihood.terms import TermTable, columns_of_bound
@@ -186,7 +186,7 @@ def run_importance(
     num_timesteps = terms_pass.diffusion.schedule.num_timesteps
     pilot = PilotDesign(num_images, num_timesteps, seed)
     pilot_evaluations = len(pilot) if density is None else 0
-    num_replicates, first = initial_replicates(num_images), first_rows(num_images)
+    num_replicates, first = initial_replicates(num_images), initial_terms(num_images)
     extra = OptionalCorrection(correction)
     refuse_small_cap(
         num_images,
@@ -316,7 +316,7 @@ def _replicates_allowed(num_images: int, pilot: int, max_evaluations: int | None
     if max_evaluations is None:
         return 2**31
     num_replicates = max(0, (max_evaluations - pilot) // num_images)  # more than there can be
-    while num_replicates and pilot + num_rows(num_images, num_replicates) > max_evaluations:
+    while num_replicates and pilot + num_terms(num_images, num_replicates) > max_evaluations:
         num_replicates -= 1
     return num_replicates
 
@@ -339,8 +339,8 @@ def refuse_small_cap(
 
     def least(images: int) -> int:
         pilot = len(PilotDesign(images, num_timesteps, 0)) if with_pilot else 0
-        rows = first_rows(images)
-        return pilot + rows + (2 * rows_of_correction(rows) if with_correction else 0)
+        rows = initial_terms(images)
+        return pilot + rows + (2 * num_correction_terms(rows) if with_correction else 0)
 
     if goal.max_evaluations < least(num_images):
         fewer = ", take fewer images with --num-images"

@@ -9,7 +9,7 @@ from ddpmbench.execution.term_store import TermStore
 from ddpmbench.execution.terms import RowsRun, checked
 from ddpmbench.likelihood.precision import (
     Correction,
-    CorrectionRows,
+    CorrectionDesign,
     differences,
     estimate_correction,
 )
@@ -34,7 +34,7 @@ class CorrectionRun:
         strict_store: the same in strict float32.
     """
 
-    design: CorrectionRows
+    design: CorrectionDesign
     low: RowsRun
     strict: RowsRun
     strictly: Callable[[], AbstractContextManager[None]]
@@ -46,7 +46,7 @@ class CorrectionRun:
         cls,
         run: RowsRun,
         strict: Engine,
-        design: CorrectionRows,
+        design: CorrectionDesign,
         store: Callable[[str], TermStore],
     ) -> "CorrectionRun":
         """The correction of a run.

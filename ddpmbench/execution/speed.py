@@ -23,7 +23,7 @@ from ddpmbench.execution.engine_choice import (
     fastest_call,
 )
 from ddpmbench.execution.timing import Probe, matmul_peak, seconds_per_call, synchronize, timer
-from ddpmbench.likelihood.designs import PilotDesign, num_rows
+from ddpmbench.likelihood.designs import PilotDesign, num_terms
 from ddpmbench.likelihood.stopping import initial_replicates
 from ddpmbench.likelihood.terms import TermsPass
 from ddpmbench.samples.samplers import Sampler, SamplerChoice, SamplingStep
@@ -134,7 +134,7 @@ def _sampled_bound(num_images: int, num_timesteps: int, half_width: float) -> Wo
     return Workload(
         f"nll, rd to +- {half_width:g} bits/dim",
         command("nll", half_width=f"{half_width:g}"),
-        first=num_rows(num_images, num_replicates) - of_replicates,
+        first=num_terms(num_images, num_replicates) - of_replicates,
         later=of_replicates + pilot,
     )
 

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from ddpmbench.checksums import UnreadableError, is_whole, seal, status_of
 from ddpmbench.errors import InputError
 from ddpmbench.files import remove_if, replacing, writing_to
-from ddpmbench.likelihood.terms import VALUE_COLUMNS, Rows, TermTable
+from ddpmbench.likelihood.terms import VALUE_COLUMNS, TermIndex, TermTable
 
 ARRIVAL_SECONDS = 120.0
 """What another machine wrote to a network file system is seen here no later than that."""
@@ -175,7 +175,7 @@ class Shards:
         Raises:
             InputError: the folder cannot be written.
         """
-        columns = {name: getattr(table.rows, name) for name in _ADDRESS}
+        columns = {name: getattr(table.index, name) for name in _ADDRESS}
         arrow = pa.table({**columns, **table.values})
         metadata = {
             _SECONDS: repr(seconds).encode(),
@@ -340,7 +340,7 @@ def _read(path: Path, length: int, columns: Sequence[str]) -> TermTable:
     _refuse_damaged(path)
     try:
         arrow = pq.read_table(path, columns=[*_ADDRESS, *columns])
-        rows = Rows(*(arrow[name].to_numpy() for name in _ADDRESS))
+        rows = TermIndex(*(arrow[name].to_numpy() for name in _ADDRESS))
         table = TermTable(rows, {name: arrow[name].to_numpy() for name in columns})
     except (pa.ArrowException, OSError, KeyError) as error:
         raise _damaged(path) from error

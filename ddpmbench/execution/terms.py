@@ -21,7 +21,7 @@ from ddpmbench.execution.engine import BatchSize
 from ddpmbench.execution.term_store import TermStore, wait_until_there
 from ddpmbench.likelihood.designs import Design
 from ddpmbench.likelihood.stopping import RoughBound
-from ddpmbench.likelihood.terms import Rows, TermsPass, TermTable, concatenate
+from ddpmbench.likelihood.terms import TermIndex, TermsPass, TermTable, concatenate
 from ddpmbench.records import short_repr
 from ddpmbench.unet.precision import Precision
 
@@ -173,7 +173,7 @@ class RowsRun:
 
             def compute(rows: int, position: int = position) -> TermTable:
                 stop = min(position + rows, positions.stop)
-                return self.terms_pass.terms(design.rows(position, stop))
+                return self.terms_pass.terms(design.index(position, stop))
 
             table = self.batch.attempt(compute)
             release(self.terms_pass.images.pixels)
@@ -181,7 +181,7 @@ class RowsRun:
             if len(bad):
                 if bad[0]:
                     yield table[: bad[0]]
-                raise _not_finite(table.rows[bad[0] : bad[0] + 1], self)
+                raise _not_finite(table.index[bad[0] : bad[0] + 1], self)
             yield table
             position += len(table)
 
@@ -201,9 +201,9 @@ def checked(
     """
     position = 0
     for table in tables:
-        expected = design.rows(position, position + len(table))
+        expected = design.index(position, position + len(table))
         if not all(
-            np.array_equal(getattr(table.rows, name), getattr(expected, name))
+            np.array_equal(getattr(table.index, name), getattr(expected, name))
             for name in ("image", "t", "draw")
         ):
             raise InputError(
@@ -243,7 +243,7 @@ class _Shard:
             self._store.save(position, collected[:size], seconds=seconds, device=self._device)
 
 
-def _not_finite(row: Rows, run: RowsRun) -> InputError:
+def _not_finite(row: TermIndex, run: RowsRun) -> InputError:
     terms_pass = run.terms_pass
     where = (
         f"the network's output is not finite for image "

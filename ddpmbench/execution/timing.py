@@ -18,7 +18,7 @@ from ddpmbench.data.images import ImageSet
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.diffusion.noise import normal_noise
 from ddpmbench.execution.devices import evaluating_checkpoint, strict_float32
-from ddpmbench.likelihood.terms import Rows
+from ddpmbench.likelihood.terms import TermIndex
 
 
 def synchronize(device: torch.device) -> None:
@@ -106,7 +106,7 @@ class Probe:
     checkpoint: Checkpoint
     images: ImageSet
     device: torch.device
-    rows: Rows
+    rows: TermIndex
 
     @classmethod
     def of(
@@ -156,11 +156,11 @@ class Probe:
             return self.eps_of(checkpoint.model_output(*inputs))
 
 
-def spread_rows(num_images: int, num_timesteps: int, count: int) -> Rows:
+def spread_rows(num_images: int, num_timesteps: int, count: int) -> TermIndex:
     """Images, evenly spread timesteps, and the first draw."""
     index = np.arange(count, dtype=np.int64)
     t = 1 + (2 * index + 1) * num_timesteps // (2 * count)
-    return Rows(image=index % num_images, t=t, draw=np.zeros_like(index))
+    return TermIndex(image=index % num_images, t=t, draw=np.zeros_like(index))
 
 
 def gray_images(shape: tuple[int, ...], count: int, num_classes: int) -> ImageSet:

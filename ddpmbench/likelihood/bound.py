@@ -108,7 +108,7 @@ def estimate_bound(
     squares = np.zeros(num_timesteps)  # sum over images of the variance among draws
     fourth = 0.0  # sum over pairs of that variance squared
     for table in tables:
-        image, index = table.rows.image[::draws], table.rows.t[::draws] - 1
+        image, index = table.index.image[::draws], table.index.t[::draws] - 1
         by_draw = table.values["nats"].reshape(-1, draws)
         term = by_draw.mean(1)
         np.add.at(kl, image, np.where(index > 0, term, 0.0))

@@ -19,7 +19,7 @@ from ddpmbench.likelihood.decoders import MODEL_COLUMNS, SCALES, decoder_column
 from ddpmbench.likelihood.designs import EveryPairDesign, ImportanceDesign
 from ddpmbench.likelihood.estimator import greg
 from ddpmbench.likelihood.regression import FeatureTable
-from ddpmbench.likelihood.sampled_terms import X_START, sampled_rows
+from ddpmbench.likelihood.sampled_terms import X_START, sampled_terms
 from ddpmbench.likelihood.sub_schedules import (
     PairSums,
     Skips,
@@ -197,10 +197,10 @@ def _converted(
     weight, constant = np.append(0.0, weight), np.append(0.0, constant)
     kept = columns_of_bound(clip=convention.clip)[1:]
     for table in tables:
-        t = table.rows.t - 1
+        t = table.index.t - 1
         later = constant[t] + weight[t] * table.values[_column(convention)]
         nats = np.where(t == 0, table.values[convention.decoder_column], later)
-        yield TermTable(table.rows, {"nats": nats, **{n: table.values[n] for n in kept}})
+        yield TermTable(table.index, {"nats": nats, **{n: table.values[n] for n in kept}})
 
 
 def columns_of(conventions: Iterable[Convention]) -> list[str]:
@@ -312,7 +312,7 @@ def importance_other_bounds(
         return OtherBounds(found, [])
     _, decoders = _skipping(diffusion)
     clip = clips(diffusion)
-    rows = sampled_rows(design, tables(list(columns_of_bound(clip=clip))), clip=clip)
+    rows = sampled_terms(design, tables(list(columns_of_bound(clip=clip))), clip=clip)
     # The best steps are chosen by half of the replicates, and their bound is from the others.
     middle = design.num_replicates // 2
     errors, chosen_by, judged_by = (
@@ -349,8 +349,8 @@ def _decoder_means(
     """Means over the images of the means over their draws at t = 1."""
     sums, count = np.zeros((len(columns), num_images)), np.zeros(num_images)
     for table in tables:
-        first = table.rows.t == 1
-        image = table.rows.image[first]
+        first = table.index.t == 1
+        image = table.index.image[first]
         count += np.bincount(image, minlength=num_images)
         for total, name in zip(sums, columns, strict=True):
             total += np.bincount(image, table.values[name][first], num_images)

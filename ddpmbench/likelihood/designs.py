@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from ddpmbench.diffusion.noise import philox_4x32
-from ddpmbench.likelihood.terms import Rows, TermTable, image_blocks
+from ddpmbench.likelihood.terms import TermIndex, TermTable, image_blocks
 
 
 class Design(Protocol):
@@ -27,7 +27,7 @@ class Design(Protocol):
     def __len__(self) -> int:
         """Number of rows, which is the number of network calls."""
 
-    def rows(self, start: int, stop: int) -> Rows:
+    def index(self, start: int, stop: int) -> TermIndex:
         """The rows at positions start..stop - 1."""
 
 
@@ -51,12 +51,12 @@ class EveryPairDesign:
         """Number of rows, which is the number of network calls."""
         return self.num_images * self.num_timesteps * self.draws
 
-    def rows(self, start: int, stop: int) -> Rows:
+    def index(self, start: int, stop: int) -> TermIndex:
         """The rows at positions start..stop - 1."""
         position = np.arange(start, stop, dtype=np.int64)
         pair, draw = np.divmod(position, self.draws)
         image, step = np.divmod(pair, self.num_timesteps)
-        return Rows(image=image, t=step + 1, draw=draw)
+        return TermIndex(image=image, t=step + 1, draw=draw)
 
 
 # What a random number is for. The noise's counters are (image, t, draw, block) with t >= 1; those
@@ -148,11 +148,11 @@ class PilotDesign:
         """Number of rows, which is the number of network calls."""
         return len(self.image) * len(self.t)
 
-    def rows(self, start: int, stop: int) -> Rows:
+    def index(self, start: int, stop: int) -> TermIndex:
         """The rows at positions start..stop - 1."""
         image, step = np.divmod(np.arange(start, stop, dtype=np.int64), len(self.t))
         draw = np.full(len(image), PILOT_DRAW, dtype=np.int64)
-        return Rows(image=self.image[image], t=self.t[step], draw=draw)
+        return TermIndex(image=self.image[image], t=self.t[step], draw=draw)
 
 
 def proposal_density(pilot: PilotDesign, tables: Iterable[TermTable]) -> NDArray[np.float64]:
@@ -284,9 +284,9 @@ class ImportanceDesign:
 
     def __len__(self) -> int:
         """Number of rows, which is the number of network calls."""
-        return num_rows(self.num_images, self.num_replicates)
+        return num_terms(self.num_images, self.num_replicates)
 
-    def rows(self, start: int, stop: int) -> Rows:
+    def index(self, start: int, stop: int) -> TermIndex:
         """The rows at positions start..stop - 1."""
         position = np.arange(start, min(stop, len(self)), dtype=np.int64)
         starts, draws, replicates = self._runs
@@ -295,7 +295,7 @@ class ImportanceDesign:
         again, later = run == _REDRAWN_RUN, replicates[run] >= 0
         image[again] = self.redrawn[image[again]]
         t[later] = self.t[replicates[run[later]], image[later]]
-        return Rows(image=image, t=t, draw=draws[run])
+        return TermIndex(image=image, t=t, draw=draws[run])
 
 
 def decoder_draws(num_replicates: int) -> int:
@@ -303,7 +303,7 @@ def decoder_draws(num_replicates: int) -> int:
     return 1 + max(num_replicates - 1, 0) // 2
 
 
-def num_rows(num_images: int, num_replicates: int) -> int:
+def num_terms(num_images: int, num_replicates: int) -> int:
     """How many rows an `ImportanceDesign` has."""
     return num_images * (num_replicates + decoder_draws(num_replicates)) + _redrawn(num_images)
 

@@ -12,7 +12,7 @@ from ddpmbench.likelihood.designs import ImportanceDesign
 from ddpmbench.likelihood.intervals import doubt_of, freedom_of_sum, half_width_of, quantile
 from ddpmbench.likelihood.per_timestep import StepTable, rate_standard_error, step_table
 from ddpmbench.likelihood.regression import FeatureTable, Predictions, no_predictions, predict
-from ddpmbench.likelihood.sampled_terms import NATS, SampledRows, sampled_rows
+from ddpmbench.likelihood.sampled_terms import NATS, SampledTerms, sampled_terms
 from ddpmbench.likelihood.terms import TermTable, image_blocks
 
 KNOTS = 40
@@ -190,7 +190,7 @@ class SampledBound:
 
 def assembled(
     prior: NDArray[np.float64],
-    rows: SampledRows,
+    rows: SampledTerms,
     parts: Interaction,
     *,
     steps: StepTable,
@@ -233,7 +233,7 @@ def assembled(
 
 
 def _half_width(
-    rows: SampledRows, spread: NDArray[np.float64], kl_variance: float, num_replicates: int
+    rows: SampledTerms, spread: NDArray[np.float64], kl_variance: float, num_replicates: int
 ) -> float:
     # Each part with the degrees of freedom of its images.
     of_rows = _freedom(spread, np.full(len(spread), num_replicates - 1))
@@ -272,7 +272,7 @@ def horvitz_thompson(
 
     Source: Horvitz & Thompson 1952.
     """
-    rows = sampled_rows(design, tables, clip=clip)
+    rows = sampled_terms(design, tables, clip=clip)
     return _estimate(design, prior, rows, no_predictions(design), None)
 
 
@@ -302,7 +302,7 @@ def greg(
     Source: Saerndal, Swensson & Wretman 1992, chapter 6.
     """
     _check(design)
-    rows = sampled_rows(design, tables, clip=clip)
+    rows = sampled_terms(design, tables, clip=clip)
     predictions = predict(design, rows.replicates[NATS], features)
     return _estimate(design, prior, rows, predictions, features)
 
@@ -332,7 +332,7 @@ def with_predictions(
 
     Source: Saerndal, Swensson & Wretman 1992, chapter 6.
     """
-    rows = sampled_rows(design, tables, clip=clip)
+    rows = sampled_terms(design, tables, clip=clip)
     return _estimate(design, prior, rows, predictions, None)
 
 
@@ -344,7 +344,7 @@ def _check(design: ImportanceDesign) -> None:
 def _estimate(
     design: ImportanceDesign,
     prior: NDArray[np.float64],
-    rows: SampledRows,
+    rows: SampledTerms,
     predictions: Predictions,
     features: FeatureTable | None,
 ) -> SampledBound:
@@ -386,7 +386,7 @@ class Contributions:
 
 
 def contributions(
-    design: ImportanceDesign, rows: SampledRows, predictions: Predictions
+    design: ImportanceDesign, rows: SampledTerms, predictions: Predictions
 ) -> Contributions:
     """What every row contributes.
 
@@ -394,10 +394,10 @@ def contributions(
     has its row; but it differs between replicates, and is counted with the row.
     """
     of_rows = np.empty(design.t.shape)
-    for j, mean in enumerate(predictions.steps):
+    for j, mean in enumerate(predictions.timesteps):
         common = CellMeans(design, mean / design.density)
         for part in image_blocks(design.num_images):
-            left = rows.replicates[NATS, j, part] - predictions.rows[j, part]
+            left = rows.replicates[NATS, j, part] - predictions.terms[j, part]
             weighted = left / design.density[design.t[j, part] - 2]
             of_rows[j, part] = weighted + common.at(design.cell[j, part]) - mean.sum()
     return Contributions(predictions.totals, of_rows)

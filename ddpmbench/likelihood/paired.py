@@ -27,8 +27,8 @@ from ddpmbench.likelihood.estimator import (
 )
 from ddpmbench.likelihood.per_timestep import StepTable, rate_standard_error, step_table
 from ddpmbench.likelihood.regression import Predictions, no_predictions
-from ddpmbench.likelihood.sampled_terms import sampled_rows
-from ddpmbench.likelihood.terms import Rows, TermTable
+from ddpmbench.likelihood.sampled_terms import sampled_terms
+from ddpmbench.likelihood.terms import TermIndex, TermTable
 
 Tables = Callable[[int], Iterable[TermTable]]
 """The terms of the first rows of a design, in its order, of a number of them."""
@@ -79,14 +79,18 @@ class ImportanceTerms:
         """The same with fewer replicates."""
         design = dataclasses.replace(self.design, num_replicates=num_replicates)
         of = self.predictions
-        parts = (of.rows[:num_replicates], of.totals[:num_replicates], of.steps[:num_replicates])
+        parts = (
+            of.terms[:num_replicates],
+            of.totals[:num_replicates],
+            of.timesteps[:num_replicates],
+        )
         return ImportanceTerms(design, self.tables, Predictions(*parts))
 
     def unpredicted(self) -> "ImportanceTerms":
         """The same without predictions."""
         return dataclasses.replace(self, predictions=no_predictions(self.design))
 
-    def rows(self) -> Iterable[TermTable]:
+    def terms(self) -> Iterable[TermTable]:
         """The terms of the design's rows."""
         return self.tables(len(self.design))
 
@@ -128,7 +132,7 @@ def importance_difference(
         # The predictions of one know replicates that the other has not: a model would differ from
         # itself.
         model, baseline = model.unpredicted(), baseline.unpredicted()
-    tables = _differences(model.rows(), baseline.rows())
+    tables = _differences(model.terms(), baseline.terms())
     predictions = _minus(model.predictions, baseline.predictions)
     return with_predictions(model.design, priors, tables, predictions, clip=clip)
 
@@ -137,7 +141,7 @@ def _by_cell(
     model: ImportanceTerms, baseline: ImportanceTerms, prior: NDArray[np.float64], *, clip: bool
 ) -> SampledBound:
     pair = (model, baseline)
-    rows = [sampled_rows(one.design, one.rows(), clip=clip) for one in pair]
+    rows = [sampled_terms(one.design, one.terms(), clip=clip) for one in pair]
     parts = [
         contributions(one.design, of, one.predictions) for one, of in zip(pair, rows, strict=True)
     ]
@@ -154,8 +158,8 @@ def _by_cell(
         np.concatenate([left[0], -left[1]]),
     )
     # The decoder's rows are the same; of the others these differences have no meaning.
-    decoder = sampled_rows(
-        model.design, _differences(model.rows(), baseline.rows(), only_decoder=True), clip=clip
+    decoder = sampled_terms(
+        model.design, _differences(model.terms(), baseline.terms(), only_decoder=True), clip=clip
     )
     of, other = (
         step_table(one.design, its, one.predictions, None)
@@ -180,7 +184,7 @@ def _by_cell(
 
 
 def _minus(one: Predictions, other: Predictions) -> Predictions:
-    parts = (getattr(one, name) - getattr(other, name) for name in ("rows", "totals", "steps"))
+    parts = (getattr(one, name) - getattr(other, name) for name in ("terms", "totals", "timesteps"))
     return Predictions(*parts)
 
 
@@ -201,14 +205,14 @@ def _differences(
 
 
 def _difference(table: TermTable, other: TermTable, *, only_decoder: bool) -> TermTable:
-    counts = table.rows.t == 1 if only_decoder else np.ones(len(table), dtype=bool)
+    counts = table.index.t == 1 if only_decoder else np.ones(len(table), dtype=bool)
     for name in ("image", "t", "draw"):
-        if (getattr(table.rows, name) != getattr(other.rows, name))[counts].any():
+        if (getattr(table.index, name) != getattr(other.index, name))[counts].any():
             raise ValueError("the two models were not evaluated on the same rows")
     values = {name: column - other.values[name] for name, column in table.values.items()}
-    return TermTable(table.rows, values)
+    return TermTable(table.index, values)
 
 
 def _nothing() -> TermTable:
     none = np.zeros(0, dtype=np.int64)
-    return TermTable(Rows(none, none, none), {})
+    return TermTable(TermIndex(none, none, none), {})

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from ddpmbench.likelihood.designs import ImportanceDesign
 from ddpmbench.likelihood.regression import FeatureTable, Predictions, log_bins
-from ddpmbench.likelihood.sampled_terms import EPS, NATS, X_START, SampledRows
+from ddpmbench.likelihood.sampled_terms import EPS, NATS, X_START, SampledTerms
 from ddpmbench.likelihood.terms import image_blocks
 
 _FEWEST_ROWS = 10
@@ -37,7 +37,7 @@ class StepTable:
 
 def step_table(
     design: ImportanceDesign,
-    rows: SampledRows,
+    rows: SampledTerms,
     predictions: Predictions,
     features: FeatureTable | None,
 ) -> StepTable:
@@ -55,9 +55,9 @@ def step_table(
         features: of the same rows, or None.
     """
     count = np.bincount(design.t.ravel(), minlength=design.num_timesteps + 1)[2:]
-    left = rows.replicates[NATS] - predictions.rows
+    left = rows.replicates[NATS] - predictions.terms
     expected = design.num_images * design.num_replicates * design.density
-    term = predictions.steps.mean(0) + _sums(design, left) / expected
+    term = predictions.timesteps.mean(0) + _sums(design, left) / expected
     standard_error = np.sqrt(_variance(design, left, count))
     errors = [_errors(design, rows, count, features, which) for which in (X_START, EPS)]
     first = rows.decoder.mean(1)
@@ -170,7 +170,7 @@ def _after(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _errors(
     design: ImportanceDesign,
-    rows: SampledRows,
+    rows: SampledTerms,
     count: NDArray[np.int64],
     features: FeatureTable | None,
     which: int,
@@ -181,7 +181,7 @@ def _errors(
     if features is None:
         return np.where(count > 0, sums / np.maximum(count, 1), np.nan)
     scale = features.error_scale[which - X_START]
-    linear, ratios = _sums(design, features.rows), _sums(design, values / features.rows)
+    linear, ratios = _sums(design, features.at_terms), _sums(design, values / features.at_terms)
     bins, together = log_bins(design.num_timesteps), (ratios / scale).sum() / count.sum()
     left = np.bincount(bins, weights=ratios / scale - together * count)
     of_bin = together + left / (np.bincount(bins, weights=count) + _RATIO_PRIOR_ROWS)

@@ -24,7 +24,7 @@ from ddpmbench.likelihood.designs import (
     words,
 )
 from ddpmbench.likelihood.intervals import doubt_of, freedom_of_sum, half_width_of
-from ddpmbench.likelihood.terms import Rows, TermTable
+from ddpmbench.likelihood.terms import TermIndex, TermTable
 
 CORRECTION_DRAW = 3 * 2**30
 """The draw of the first row here, of the next one more: no row of another design, and no sample,
@@ -35,17 +35,17 @@ SHARE = 20
 """A run has at least so many rows for one of its correction, unless these are the fewest."""
 
 
-def rows_of_correction(num_rows: int) -> int:
+def num_correction_terms(num_terms: int) -> int:
     """How many rows the correction of a run has.
 
     Args:
-        num_rows: of the run, as many as are certain before any is computed.
+        num_terms: of the run, as many as are certain before any is computed.
     """
-    return min(MOST_ROWS, max(FEWEST_ROWS, num_rows // SHARE))
+    return min(MOST_ROWS, max(FEWEST_ROWS, num_terms // SHARE))
 
 
 @dataclasses.dataclass(frozen=True)
-class CorrectionRows:
+class CorrectionDesign:
     """A third of the rows at t = 1, the others spread over t = 2..T evenly in log t.
 
     The later steps are stratified: their rows divide the distribution function of `density` into
@@ -58,7 +58,7 @@ class CorrectionRows:
         num_images: N.
         num_timesteps: T; where it is 1, all rows are there.
         seed: 0 <= seed < 2^64.
-        num_rows: m, at least 6.
+        num_terms: m, at least 6.
 
     Raises:
         ValueError: there are too few rows, no image or no step.
@@ -67,20 +67,20 @@ class CorrectionRows:
     num_images: int
     num_timesteps: int
     seed: int
-    num_rows: int
+    num_terms: int
 
     def __post_init__(self) -> None:
         """Refuse what leaves an error unknown."""
-        if self.num_images < 1 or self.num_timesteps < 1 or self.num_rows < 6:
+        if self.num_images < 1 or self.num_timesteps < 1 or self.num_terms < 6:
             raise ValueError(
                 f"needs an image, a step and 6 rows, not {self.num_images}, "
-                f"{self.num_timesteps} and {self.num_rows}"
+                f"{self.num_timesteps} and {self.num_terms}"
             )
 
     @property
-    def num_decoder_rows(self) -> int:
+    def num_decoder_terms(self) -> int:
         """How many rows are at t = 1; they come first, and the number of the others is even."""
-        return self.num_rows - (2 * (self.num_rows // 3) if self.num_timesteps > 1 else 0)
+        return self.num_terms - (2 * (self.num_terms // 3) if self.num_timesteps > 1 else 0)
 
     @cached_property
     def density(self) -> NDArray[np.float64]:
@@ -91,17 +91,17 @@ class CorrectionRows:
     @cached_property
     def t(self) -> NDArray[np.int64]:
         """(m,) step of each row."""
-        later = self.num_rows - self.num_decoder_rows
+        later = self.num_terms - self.num_decoder_terms
         u = unit_interval(words(later, self.seed, turn=0, purpose=CORRECTION_STEP)[0])
         place = (np.arange(later) + u) / max(later, 1)
         step = 2 + np.searchsorted(np.cumsum(self.density)[:-1], place, side="right")
-        return np.append(np.ones(self.num_decoder_rows, dtype=np.int64), step)
+        return np.append(np.ones(self.num_decoder_terms, dtype=np.int64), step)
 
     @cached_property
     def image(self) -> NDArray[np.int64]:
         """(m,) image of each row."""
-        decoder = self.num_decoder_rows
-        parts = ((decoder, CORRECTION_OF_DECODER), (self.num_rows - decoder, CORRECTION_OF_STEPS))
+        decoder = self.num_decoder_terms
+        parts = ((decoder, CORRECTION_OF_DECODER), (self.num_terms - decoder, CORRECTION_OF_STEPS))
         return np.concatenate([self._images(count, purpose) for count, purpose in parts])
 
     def _images(self, count: int, purpose: int) -> NDArray[np.int64]:
@@ -113,13 +113,13 @@ class CorrectionRows:
 
     def __len__(self) -> int:
         """Number of rows; there are that many network calls in either precision."""
-        return self.num_rows
+        return self.num_terms
 
-    def rows(self, start: int, stop: int) -> Rows:
+    def index(self, start: int, stop: int) -> TermIndex:
         """The rows at positions start..stop - 1."""
-        stop = min(stop, self.num_rows)
+        stop = min(stop, self.num_terms)
         draw = CORRECTION_DRAW + np.arange(start, stop, dtype=np.int64)
-        return Rows(image=self.image[start:stop], t=self.t[start:stop], draw=draw)
+        return TermIndex(image=self.image[start:stop], t=self.t[start:stop], draw=draw)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,14 +131,14 @@ class Correction:
         decoder: to the term at t = 1.
         variance: of their sum.
         half_width: of its 95 % interval.
-        num_rows: it is from; each took a network call in either precision.
+        num_terms: it is from; each took a network call in either precision.
     """
 
     kl: float
     decoder: float
     variance: float
     half_width: float
-    num_rows: int
+    num_terms: int
 
     @property
     def nats(self) -> float:
@@ -148,11 +148,11 @@ class Correction:
     @property
     def num_evaluations(self) -> int:
         """Network calls in both precisions."""
-        return 2 * self.num_rows
+        return 2 * self.num_terms
 
 
 def differences(
-    design: CorrectionRows, strict: Iterable[TermTable], low: Iterable[TermTable]
+    design: CorrectionDesign, strict: Iterable[TermTable], low: Iterable[TermTable]
 ) -> NDArray[np.float64]:
     """What strict float32 changes in the term of each row.
 
@@ -176,7 +176,7 @@ def differences(
     return np.asarray(one - other)
 
 
-def estimate_correction(design: CorrectionRows, difference: NDArray[np.float64]) -> Correction:
+def estimate_correction(design: CorrectionDesign, difference: NDArray[np.float64]) -> Correction:
     """The correction and its interval.
 
     Every row counts by the inverse of its density. The variance of the later rows is that between
@@ -190,8 +190,8 @@ def estimate_correction(design: CorrectionRows, difference: NDArray[np.float64])
     Source: Cochran 1977, sections 5A.12 (collapsed strata) and 12.6 (two phases); Saerndal,
         Swensson & Wretman 1992, section 9.6.
     """
-    decoder, later = np.split(difference, [design.num_decoder_rows])
-    weighted = later / design.density[design.t[design.num_decoder_rows :] - 2]
+    decoder, later = np.split(difference, [design.num_decoder_terms])
+    weighted = later / design.density[design.t[design.num_decoder_terms :] - 2]
     # Of either kind the parts of the variance, and the degrees of freedom of each.
     of_decoder = float(decoder.var(ddof=1)) / len(decoder)
     of_pairs = np.square(weighted[::2] - weighted[1::2]) / max(len(later), 1) ** 2
@@ -205,5 +205,5 @@ def estimate_correction(design: CorrectionRows, difference: NDArray[np.float64])
         decoder=float(decoder.mean()),
         variance=variance,
         half_width=half_width,
-        num_rows=len(design),
+        num_terms=len(design),
     )

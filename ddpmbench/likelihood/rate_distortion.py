@@ -56,7 +56,7 @@ def every_pair_distortion(
     _, column, _ = columns_of_bound(clip=clip)
     sums, squares = np.zeros((2, 2, design.num_timesteps))
     for table in tables:
-        index = table.rows.t[:: design.draws] - 1
+        index = table.index.t[:: design.draws] - 1
         by_draw = _both(table.values[column]).reshape(2, -1, design.draws)
         for which in (_ROOT, _MSE):
             np.add.at(sums[which], index, by_draw[which].mean(1))
@@ -95,14 +95,14 @@ def importance_distortion(
     moments = np.zeros((2, 6, size))
     first = np.full((2, 2, design.num_images), np.nan)  # of draws 0 and 1
     for table in tables:
-        image, t, draw = table.rows.image, table.rows.t, table.rows.draw
+        image, t, draw = table.index.image, table.index.t, table.index.draw
         both = _both(table.values[column])
         for k in (0, 1):
             of_draw = (t == 1) & (draw == k)
             first[:, k, image[of_draw]] = both[:, of_draw]
         later = t > 1
         step = t[later] - 2
-        linear = features.rows[draw[later], image[later]] * features.error_scale[0, step]
+        linear = features.at_terms[draw[later], image[later]] * features.error_scale[0, step]
         for which, (y, x) in enumerate(zip(both[:, later], _both(linear), strict=True)):
             for k, values in enumerate((np.ones_like(x), y, x, y * y, y * x, x * x)):
                 moments[which, k] += np.bincount(step, weights=values, minlength=size)

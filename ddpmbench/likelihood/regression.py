@@ -202,7 +202,7 @@ class FeatureTable:
     G is the linear denoiser's term (`GaussianFeatures`), log G its logarithm.
 
     Attributes:
-        rows: (r, N) G of each image at its step in each replicate.
+        at_terms: (r, N) G of each image at its step in each replicate.
         bin_sums: (N, bins, 2) float32, sums of G and of log G over the steps of each bin; those
             of many images lie in a file (`array_store`). The rounding errs up and down alike, by
             less than 1e-7.
@@ -213,7 +213,7 @@ class FeatureTable:
             x_start and of eps.
     """
 
-    rows: NDArray[np.float64]
+    at_terms: NDArray[np.float64]
     bin_sums: NDArray[np.float32]
     step_means: NDArray[np.float64]
     root_means: NDArray[np.float64]
@@ -250,7 +250,7 @@ class FeatureTable:
         stored = store((len(pixels), len(starts), 2), bin_sums(), np.float32)
         snr = features.schedule.snr.numpy()[1:]
         return cls(
-            rows=_at_rows(features, pixels, design.t),
+            at_terms=_at_rows(features, pixels, design.t),
             bin_sums=stored,
             step_means=step_sums / len(pixels),
             root_means=root_sums / len(pixels),
@@ -262,11 +262,11 @@ class FeatureTable:
         self, features: GaussianFeatures, pixels: NDArray[np.uint8], design: ImportanceDesign
     ) -> Self:
         """The table for a design that has more replicates; only their rows are worked out."""
-        new = design.t[len(self.rows) :]
+        new = design.t[len(self.at_terms) :]
         if not len(new):
             return self
-        rows = np.concatenate([self.rows, _at_rows(features, pixels, new)])
-        return dataclasses.replace(self, rows=rows)
+        rows = np.concatenate([self.at_terms, _at_rows(features, pixels, new)])
+        return dataclasses.replace(self, at_terms=rows)
 
 
 def _at_rows(
@@ -283,14 +283,14 @@ class Predictions:
     """Terms predicted for the rows of each replicate from the rows of the others.
 
     Attributes:
-        rows: (r, N) at each row.
+        terms: (r, N) at each term.
         totals: (r, N) sum over t = 2..T of each image.
-        steps: (r, T - 1) mean over the images at each step.
+        timesteps: (r, T - 1) mean over the images at each step.
     """
 
-    rows: NDArray[np.float64]
+    terms: NDArray[np.float64]
     totals: NDArray[np.float64]
-    steps: NDArray[np.float64]
+    timesteps: NDArray[np.float64]
 
 
 def no_predictions(design: ImportanceDesign) -> Predictions:
@@ -328,7 +328,7 @@ def predict(
             # Rows are weighted by what their residuals will be: 1 / density. The density of the
             # bin makes the coefficients of different bins alike, so that sparse bins learn from
             # others.
-            x = basis.at(features.rows[j, part], b, part) * (bin_density[b] / p)[:, None]
+            x = basis.at(features.at_terms[j, part], b, part) * (bin_density[b] / p)[:, None]
             y = nats[j, part] / p
             gram[j] += _sum_by_bin(x[:, :, None] * x[:, None, :], b, len(steps_in_bin))
             moment[j] += _sum_by_bin(x * y[:, None], b, len(steps_in_bin))
@@ -342,7 +342,7 @@ def predict(
     for part in image_blocks(design.num_images):
         for j, beta in enumerate(betas):
             b = bins[design.t[j, part] - 2]
-            rows[j, part] = (basis.at(features.rows[j, part], b, part) * beta[b]).sum(1)
+            rows[j, part] = (basis.at(features.at_terms[j, part], b, part) * beta[b]).sum(1)
             totals[j, part] = basis.totals(features.bin_sums[part], beta, part)
         release(features.bin_sums)
     return Predictions(rows, totals, steps)

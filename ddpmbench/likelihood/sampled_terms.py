@@ -15,7 +15,7 @@ NATS, X_START, EPS = range(3)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class SampledRows:
+class SampledTerms:
     """The values of all rows of an importance sample.
 
     Attributes:
@@ -41,9 +41,9 @@ class SampledRows:
         return self.decoder_spread * float((1 / self.decoder_draws).mean()) / len(self.decoder[0])
 
 
-def sampled_rows(
+def sampled_terms(
     design: ImportanceDesign, tables: Iterable[TermTable], *, clip: bool
-) -> SampledRows:
+) -> SampledTerms:
     """Put the rows in their places.
 
     Args:
@@ -61,7 +61,7 @@ def sampled_rows(
     count = np.zeros(num_images, dtype=np.int64)
     seen = 0
     for table in tables:
-        image, t, draw = table.rows.image, table.rows.t, table.rows.draw
+        image, t, draw = table.index.image, table.index.t, table.index.draw
         values = np.stack([table.values[name] for name in columns_of_bound(clip=clip)])
         first = t == 1
         later = (draw[~first], image[~first])
@@ -81,4 +81,4 @@ def sampled_rows(
     found = int(there.sum()) + int((~np.isnan(replicates[NATS])).sum())
     if seen != len(design) or found != len(design):
         raise ValueError("the tables do not hold every row of the design exactly once")
-    return SampledRows(replicates, mean, count, squares)
+    return SampledTerms(replicates, mean, count, squares)

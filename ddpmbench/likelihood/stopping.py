@@ -6,26 +6,26 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from ddpmbench.likelihood.designs import ImportanceDesign, decoder_draws, num_rows
+from ddpmbench.likelihood.designs import ImportanceDesign, decoder_draws, num_terms
 from ddpmbench.likelihood.estimator import SampledBound
 from ddpmbench.likelihood.precision import Correction
 from ddpmbench.likelihood.terms import TermTable
 
-FIRST_ROWS = 400
+INITIAL_TERMS = 400
 
 
 def initial_replicates(num_images: int) -> int:
-    """How many replicates to compute before looking how wide the interval is: `FIRST_ROWS` rows.
+    """How many replicates to compute before looking how wide the interval is: `INITIAL_TERMS` rows.
 
     To stop where the interval happens to be narrow makes it too narrow unless its width is known
     well by then; at 8 images with two replicates it covered 88 %.
     """
-    return max(2, -(-FIRST_ROWS // num_images))
+    return max(2, -(-INITIAL_TERMS // num_images))
 
 
-def first_rows(num_images: int) -> int:
+def initial_terms(num_images: int) -> int:
     """How many rows there are at that look."""
-    return num_rows(num_images, initial_replicates(num_images))
+    return num_terms(num_images, initial_replicates(num_images))
 
 
 def replicates_needed(design: ImportanceDesign, bound: SampledBound, half_width: float) -> int:
@@ -101,7 +101,7 @@ class RunningBound:
 
     def add(self, table: TermTable) -> RoughBound | None:
         """Count in some rows; the bound so far, None before there is a row of either kind."""
-        rows, nats = table.rows, table.values["nats"]
+        rows, nats = table.index, table.values["nats"]
         later = rows.t > 1
         self._decoder.add(nats[~later & (rows.draw == 0)])
         self._steps.add(nats[later] / self._design.density[rows.t[later] - 2])

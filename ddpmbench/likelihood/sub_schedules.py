@@ -54,7 +54,7 @@ class PairSums:
         sizes = [1 if name.startswith("decoder") else design.num_timesteps for name in names]
         sums = {name: np.zeros((3, size)) for name, size in zip(names, sizes, strict=True)}
         for table in tables:
-            index = table.rows.t[:: design.draws] - 1
+            index = table.index.t[:: design.draws] - 1
             for name, (mean, squares, fourth) in sums.items():
                 by_draw = table.values[name].reshape(-1, design.draws)
                 of = index < len(mean)  # a decoder's column has values at t = 1 alone
@@ -159,7 +159,7 @@ def importance_errors(
     step = design.t[replicates].ravel() - 2
     size = design.num_timesteps - 1
     y = mse[replicates].ravel()
-    x = features.rows[replicates].ravel() * features.error_scale[0, step]
+    x = features.at_terms[replicates].ravel() * features.error_scale[0, step]
     parts = (np.ones_like(x), y, x, y * y, y * x, x * x)
     moments = np.stack([np.bincount(step, part, size).astype(np.float64) for part in parts])
     count, sum_y, _, yy, yx, xx = moments

@@ -32,9 +32,9 @@ ROWS = 4096
 """Temporary arrays hold about this many rows; then they stay in the processor's cache."""
 
 
-def image_blocks(num_images: int, rows_an_image: int = 1) -> Iterator[slice]:
+def image_blocks(num_images: int, terms_an_image: int = 1) -> Iterator[slice]:
     """Slices that cover the images, each of at most about `ROWS` rows."""
-    size = max(1, ROWS // rows_an_image)
+    size = max(1, ROWS // terms_an_image)
     for start in range(0, num_images, size):
         yield slice(start, min(start + size, num_images))
 
@@ -256,7 +256,7 @@ def prior_bits_per_dim(schedule: NoiseSchedule, x_start: Tensor) -> Tensor:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Rows:
+class TermIndex:
     """Which rows: an image, a step and a draw each.
 
     Attributes:
@@ -272,8 +272,8 @@ class Rows:
     def __len__(self) -> int:
         return len(self.image)
 
-    def __getitem__(self, index: slice) -> "Rows":
-        return Rows(self.image[index], self.t[index], self.draw[index])
+    def __getitem__(self, index: slice) -> "TermIndex":
+        return TermIndex(self.image[index], self.t[index], self.draw[index])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -281,24 +281,26 @@ class TermTable:
     """The terms of B rows.
 
     Attributes:
-        rows: which rows.
+        index: which terms.
         values: a (B,) float64 array for each of `VALUE_COLUMNS`, nats per dimension.
     """
 
-    rows: Rows
+    index: TermIndex
     values: dict[str, NDArray[np.float64]]
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.index)
 
     def __getitem__(self, index: slice) -> "TermTable":
-        return TermTable(self.rows[index], {k: v[index] for k, v in self.values.items()})
+        return TermTable(self.index[index], {k: v[index] for k, v in self.values.items()})
 
 
 def concatenate(tables: Sequence[TermTable]) -> TermTable:
     """One table after another."""
     names = ("image", "t", "draw")
-    rows = Rows(*(np.concatenate([getattr(table.rows, n) for table in tables]) for n in names))
+    rows = TermIndex(
+        *(np.concatenate([getattr(table.index, n) for table in tables]) for n in names)
+    )
     values = {n: np.concatenate([table.values[n] for table in tables]) for n in VALUE_COLUMNS}
     return TermTable(rows, values)
 
@@ -352,7 +354,7 @@ class TermsPass:
         return _to_numpy(prior_nats(self.diffusion, self._x_start(self._pixels(image))))
 
     @torch.inference_mode()
-    def terms(self, rows: Rows) -> TermTable:
+    def terms(self, rows: TermIndex) -> TermTable:
         """The terms of one batch of rows."""
         first = np.flatnonzero(rows.t == 1)
         addresses = np.concatenate([rows.image, rows.t, rows.draw, first, self._labels(rows)])
@@ -390,7 +392,7 @@ class TermsPass:
         }
         return torch.stack([columns[name] for name in VALUE_COLUMNS])
 
-    def _labels(self, rows: Rows) -> NDArray[np.int64]:
+    def _labels(self, rows: TermIndex) -> NDArray[np.int64]:
         labels = self.images.labels
         if not self.checkpoint.num_classes or labels is None:
             return np.empty(0, np.int64)

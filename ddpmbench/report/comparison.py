@@ -170,7 +170,7 @@ def _shared(runs: list[dict[str, Any]], first: str) -> str:
         return f"{calls} network evaluations each, all shared"
     return (
         f"{calls} network evaluations each, {least:.0%} shared; all are with "
-        f"{command('nll', rows_of=first)} ..."
+        f"{command('nll', terms_of=first)} ..."
     )
 
 

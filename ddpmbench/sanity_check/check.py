@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from ddpmbench.data.images import ImageSet
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.diffusion.process import Prediction
-from ddpmbench.likelihood.terms import Rows, TermTable
+from ddpmbench.likelihood.terms import TermIndex, TermTable
 from ddpmbench.sanity_check.candidates import (
     Candidate,
     alternatives,
@@ -48,7 +48,7 @@ from ddpmbench.sanity_check.scores import (
     worst_fault,
 )
 
-Evaluate = Callable[[Sequence[Candidate], Rows], "list[TermTable | None]"]
+Evaluate = Callable[[Sequence[Candidate], TermIndex], "list[TermTable | None]"]
 """The terms of the same rows under candidates whose network evaluations are those of the first;
 None where its network cannot be called so."""
 
@@ -384,7 +384,7 @@ class Checker:
             groups, start = [group for group in groups if group], stop
         return list(scores.values())
 
-    def _scores(self, group: Sequence[Candidate], looks: Rows) -> list[Score]:
+    def _scores(self, group: Sequence[Candidate], looks: TermIndex) -> list[Score]:
         """Of candidates whose network evaluations are the same, as far as it can be called so."""
         steps = steps_of(group[0])
         tables = self._terms(group, _pairs(looks, steps))
@@ -394,7 +394,7 @@ class Checker:
             if table is not None
         ]
 
-    def _terms(self, group: Sequence[Candidate], rows: Rows) -> "list[TermTable | None]":
+    def _terms(self, group: Sequence[Candidate], rows: TermIndex) -> "list[TermTable | None]":
         tables = self._evaluate(group, rows)
         self._num_evaluations += len(rows) if any(table is not None for table in tables) else 0
         return tables
@@ -544,7 +544,7 @@ class Checker:
         return dataclasses.replace(close, is_likely=back > max(_BACK * gain, SURE * back_error))
 
     def _log_ratio(
-        self, first: Candidate, second: Candidate, steps: NDArray[np.int64], looks: Rows
+        self, first: Candidate, second: Candidate, steps: NDArray[np.int64], looks: TermIndex
     ) -> Array:
         """(N,) the log of how much larger the first's eps_mse is, the mean over steps."""
         rows = _pairs(looks, steps)
@@ -557,28 +557,28 @@ class Checker:
             ratio = np.log(errors[0] / errors[1])
         return np.asarray(ratio.reshape(len(looks), len(steps)).mean(1))
 
-    def _looks(self, count: int) -> Rows:
+    def _looks(self, count: int) -> TermIndex:
         """So many images spread over the set; where it is smaller, again with other noise."""
         many = min(count, len(self._images))
         chosen = np.rint(np.linspace(0, len(self._images) - 1, many)).astype(np.int64)
         # In strides, so that the first of them are spread over the set too.
         strides = max(1, many // _CHUNK)
         order = np.argsort(np.arange(many) % strides, kind="stable")
-        return Rows(
+        return TermIndex(
             np.resize(chosen[order], count), np.zeros(count, np.int64), np.arange(count) // many
         )
 
 
-def _pairs(looks: Rows, steps: NDArray[np.int64]) -> Rows:
+def _pairs(looks: TermIndex, steps: NDArray[np.int64]) -> TermIndex:
     """Every look at every step, look by look."""
-    return Rows(
+    return TermIndex(
         np.repeat(looks.image, len(steps)),
         np.tile(steps, len(looks)),
         np.repeat(looks.draw, len(steps)),
     )
 
 
-def _clustered(values: Array, looks: Rows) -> tuple[float, float]:
+def _clustered(values: Array, looks: TermIndex) -> tuple[float, float]:
     """The mean over images, each of its draws, and its standard error."""
     _, of = np.unique(looks.image[: len(values)], return_inverse=True)
     means = np.bincount(of, values) / np.bincount(of)

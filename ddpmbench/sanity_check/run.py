@@ -14,7 +14,7 @@ from ddpmbench.execution.devices import evaluating_checkpoint, strict_float32
 from ddpmbench.execution.distributed import Ranks
 from ddpmbench.execution.engine import BatchSize, is_out_of_memory
 from ddpmbench.execution.folder import RunFolder
-from ddpmbench.likelihood.terms import Rows, TermsPass, TermTable, concatenate
+from ddpmbench.likelihood.terms import TermIndex, TermsPass, TermTable, concatenate
 from ddpmbench.sanity_check.candidates import Candidate
 from ddpmbench.sanity_check.check import Checker, SanityCheck
 from ddpmbench.sanity_check.record import CheckRecord, check_frame, note
@@ -65,7 +65,7 @@ class _Passes:
         self._stated = stated
         self._images, self._seed, self._device, self._batch = images, seed, device, batch
 
-    def evaluate(self, candidates: Sequence[Candidate], rows: Rows) -> list[TermTable | None]:
+    def evaluate(self, candidates: Sequence[Candidate], rows: TermIndex) -> list[TermTable | None]:
         """As `reading_check.Evaluate`."""
         kept = _Kept(candidates[0].checkpoint.to(self._device).model_output)
         passes = [self._pass(candidates[0], kept.call)]

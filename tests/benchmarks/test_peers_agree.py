@@ -38,7 +38,7 @@ def test_the_bound_of_the_loop_is_ours(model, small_model, small_images, monkeyp
     count, size = len(small_images), small_images.pixels.shape[1:]
     terms_pass = TermsPass(model, small_images, seed=3, decoder="tanh", device=CPU)
     design = EveryPairDesign(count, STEPS, 1)
-    table = terms_pass.terms(design.rows(0, len(design)))
+    table = terms_pass.terms(design.index(0, len(design)))
     index = torch.arange(count)
     zero = torch.zeros_like(index)
     noise = [normal_noise(index, zero + t, zero, shape=size, seed=3) for t in range(STEPS, 0, -1)]

@@ -83,7 +83,7 @@ def test_the_same_weights_give_the_same_terms_as_in_a_native_file(path, small_im
     tables, bounds = [], []
     for model in (made, read):
         terms = TermsPass(model, small_images, seed=3, decoder="exact", device=torch.device("cpu"))
-        tables.append(terms.terms(design.rows(0, len(design))))
+        tables.append(terms.terms(design.index(0, len(design))))
         prior = terms.prior(np.arange(len(small_images)))
         bounds.append(estimate_bound(design, prior, tables[-1:]))
     for name, values in tables[0].values.items():

@@ -63,7 +63,7 @@ def compared(trained):
     common = ["nll", "--data", trained / "crops.npz", "--half-width", "0.05"]
     for name, steps, more in (
         ("a", 300, []),
-        ("b", 400, ["--rows-of", trained / "a"]),
+        ("b", 400, ["--terms-of", trained / "a"]),
         ("own", 400, []),
     ):
         checkpoint = trained / f"{steps}.safetensors"
@@ -120,7 +120,7 @@ def test_the_formats_print_the_same_result(compared, said, tmp_path):
             "times", "narrower", "than", "unpaired",
         ]  # fmt: skip
     assert "300 of" in printed["table"]
-    assert f"all are with ddpmbench nll --rows-of {runs[0]}" in printed["table"]
+    assert f"all are with ddpmbench nll --terms-of {runs[0]}" in printed["table"]
 
 
 def test_without_out_the_tables_go_to_a_dated_folder(compared, said, tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from ddpmbench.checksums import seal
 from ddpmbench.execution import terms
 from ddpmbench.execution.finished import FinishedRun, find_losses
 from ddpmbench.execution.term_store import Shards
-from ddpmbench.likelihood.terms import VALUE_COLUMNS, Rows, TermTable
+from ddpmbench.likelihood.terms import VALUE_COLUMNS, TermIndex, TermTable
 
 OPTIONS = {"pairs": {"estimator": "every-pair"}, "importance": {"half_width": 5.0}}
 SHARD = 20
@@ -108,7 +108,7 @@ def test_a_run_of_a_newer_version(refused, runs, importance, make, name):
         ("rd", "--run", importance),
         ("compare", runs / "importance", importance),
         ("compare", importance, runs / "importance"),
-        ("nll", "--num-images", 200, "--rows-of", importance, "--out", "x"),
+        ("nll", "--num-images", 200, "--terms-of", importance, "--out", "x"),
     ):
         line = refused(*command)
         assert name in line
@@ -281,7 +281,9 @@ def test_shards_are_hashed_once_and_by_who_reads_them(tmp_path, monkeypatch):
     zeros = np.zeros(size, dtype=np.int64)
     values = {name: zeros.astype(np.float64) for name in VALUE_COLUMNS}
     for start in range(0, images * steps, size):
-        store.save(start, TermTable(Rows(zeros, zeros, zeros), values), seconds=1.0, device="cpu")
+        store.save(
+            start, TermTable(TermIndex(zeros, zeros, zeros), values), seconds=1.0, device="cpu"
+        )
     summary = {
         "num_images": images,
         "num_timesteps": steps,
@@ -308,7 +310,7 @@ def test_shards_are_hashed_once_and_by_who_reads_them(tmp_path, monkeypatch):
     assert len(hashed) == len(set(hashed)) == 80
     (tmp_path / "shards" / store.name_of(size, 2 * size)).unlink()
     losses = find_losses(FinishedRun(tmp_path, summary))
-    assert losses.num_rows == size
+    assert losses.num_terms == size
     assert losses.shards == (store.name_of(size, 2 * size),)
 
 

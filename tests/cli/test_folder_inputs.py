@@ -11,7 +11,7 @@ import ddpmbench as db
 from ddpmbench.execution.folder import RunFolder
 
 OPTIONS = [
-    ("nll", "--out"), ("nll", "--ckpt"), ("nll", "--data"), ("nll", "--rows-of"),
+    ("nll", "--out"), ("nll", "--ckpt"), ("nll", "--data"), ("nll", "--terms-of"),
     ("rd", "--run"), ("sample", "--out"), ("fid", "--samples"), ("fid", "--inception"),
     ("speed", "--out"), ("inspect", "--out"), ("train", "--out"), ("compare", "--out"),
 ]  # fmt: skip

@@ -48,7 +48,7 @@ def runs(small_model, other_model, small_images, tmp_path_factory):
     importance, pairs = {"half_width": 5.0}, {"estimator": "every-pair"}
     for name, options in {
         "importance": importance,
-        "importance-other": {**importance, "rows_of": root / "importance"},
+        "importance-other": {**importance, "terms_of": root / "importance"},
         "importance-own": importance,
         "pairs": pairs,
         "pairs-other": pairs,
@@ -134,7 +134,7 @@ def test_the_first_run_is_the_baseline_of_all_others(runs):
 
 def test_runs_of_unequal_length_compare(runs, other_model, small_images, tmp_path):
     half_width = 0.9 * summary_of(runs / "importance-other")["half_width"]
-    options = {"rows_of": runs / "importance", "half_width": half_width}
+    options = {"terms_of": runs / "importance", "half_width": half_width}
     db.evaluate_nll(other_model, small_images, **options, out=tmp_path)
     longer, short = (summary_of(path)["sampling"] for path in (tmp_path, runs / "importance"))
     assert longer["num_replicates"] > short["num_replicates"]
@@ -181,7 +181,7 @@ def test_every_file_holds_the_same_numbers(runs, baseline, run, tmp_path):
 def bound(num_timesteps, *, draws=2, prior=0.0):
     """Of terms without a model."""
     design, generator = EveryPairDesign(3, num_timesteps, draws), np.random.default_rng(0)
-    rows = design.rows(0, len(design))
+    rows = design.index(0, len(design))
     values = {name: generator.normal(size=len(rows)) for name in ("nats", "x_start_mse", "eps_mse")}
     return estimate_bound(design, np.full(3, prior), [TermTable(rows, values)])
 

@@ -102,7 +102,7 @@ def model(config=SMALL, **changes):
 def terms_and_bound(checkpoint, images):
     design = EveryPairDesign(len(images), checkpoint.schedule.num_timesteps, draws=1)
     terms = TermsPass(checkpoint, images, seed=3, decoder="exact", device=CPU)
-    table = terms.terms(design.rows(0, len(design)))
+    table = terms.terms(design.index(0, len(design)))
     prior = terms.prior(np.arange(len(images)))
     return table.values["nats"], estimate_bound(design, prior, [table]).total
 

@@ -50,7 +50,7 @@ def test_the_error_under_a_picture_is_that_of_the_stored_row(small_model, small_
     assert list(found.image) == list(range(6))
     np.testing.assert_array_equal(found.x_start, small_images.pixels)
     for n, k in np.ndindex(found.rmse.shape):
-        rows = terms.rows
+        rows = terms.index
         at = (rows.image == n) & (rows.t == found.t[k]) & (rows.draw == 0)
         (mse,) = terms.values["x_start_mse"][at]
         assert found.rmse[n, k] == pytest.approx(127.5 * np.sqrt(mse), rel=1e-6)

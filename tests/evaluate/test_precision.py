@@ -15,7 +15,7 @@ from oracles import oracle_checkpoint, oracle_images
 import ddpmbench as db
 from ddpmbench.execution.terms import RunListener
 from ddpmbench.likelihood.designs import EveryPairDesign
-from ddpmbench.likelihood.precision import CorrectionRows, differences, estimate_correction
+from ddpmbench.likelihood.precision import CorrectionDesign, differences, estimate_correction
 from ddpmbench.likelihood.terms import TermsPass
 from ddpmbench.unet.precision import Precision
 
@@ -76,7 +76,7 @@ def test_its_interval_covers_over_repeats():
             TermsPass(model, images, seed=seed, decoder="exact", device=CPU, model_output=output)
             for output in (None, low)
         ]
-        parts = [design.rows(a, a + size) for a in range(0, len(design), size)]
+        parts = [design.index(a, a + size) for a in range(0, len(design), size)]
         return [[one.terms(terms) for terms in parts] for one in passes]
 
     every = EveryPairDesign(len(images), num_timesteps, 100)
@@ -87,7 +87,7 @@ def test_its_interval_covers_over_repeats():
     truth = (strict - rounded).mean() * num_timesteps
     covered = []
     for seed in range(2, 252):
-        design = CorrectionRows(len(images), num_timesteps, seed, 120)
+        design = CorrectionDesign(len(images), num_timesteps, seed, 120)
         found = estimate_correction(design, differences(design, *both(design, seed, 120)))
         covered.append(abs(found.nats - truth) <= found.half_width)
     assert 0.91 <= np.mean(covered) <= 0.99

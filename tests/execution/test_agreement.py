@@ -9,7 +9,7 @@ from reference import reference_term
 from ddpmbench.checkpoints import load_checkpoint
 from ddpmbench.data.images import load_images
 from ddpmbench.diffusion.data_range import NATS_PER_BIT
-from ddpmbench.likelihood.terms import Rows, TermsPass
+from ddpmbench.likelihood.terms import TermIndex, TermsPass
 
 DRAWS = 8
 NUM_IMAGES = 3
@@ -72,7 +72,7 @@ def test_every_term_agrees_within_its_error(diffusers_folder):
         device=torch.device("cpu"),
     )
     image, t, draw = np.meshgrid(np.arange(NUM_IMAGES), STEPS, np.arange(DRAWS), indexing="ij")
-    rows = Rows(image.ravel(), t.ravel(), draw.ravel())
+    rows = TermIndex(image.ravel(), t.ravel(), draw.ravel())
     bits = terms_pass.terms(rows).values["nats"] / NATS_PER_BIT
     ours = bits.reshape(NUM_IMAGES, len(STEPS), DRAWS)
 

@@ -13,7 +13,7 @@ from ddpmbench.errors import InputError
 from ddpmbench.execution import term_store
 from ddpmbench.execution.chunks import made_again
 from ddpmbench.execution.term_store import Shards, drop_damaged
-from ddpmbench.likelihood.terms import VALUE_COLUMNS, Rows, TermTable
+from ddpmbench.likelihood.terms import VALUE_COLUMNS, TermIndex, TermTable
 
 SIZE = 50
 
@@ -31,7 +31,7 @@ def folder(tmp_path):
 def save(folder, start):
     zeros = np.zeros(SIZE, dtype=np.int64)
     table = TermTable(
-        Rows(zeros, zeros, zeros), {name: zeros.astype(float) for name in VALUE_COLUMNS}
+        TermIndex(zeros, zeros, zeros), {name: zeros.astype(float) for name in VALUE_COLUMNS}
     )
     Shards(folder, "terms", run="a").save(start, table, seconds=1.0, device="cpu")
 

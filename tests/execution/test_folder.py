@@ -7,7 +7,7 @@ import pytest
 from ddpmbench.checksums import read_json
 from ddpmbench.errors import InputError
 from ddpmbench.execution.folder import RunFolder
-from ddpmbench.likelihood.terms import VALUE_COLUMNS, Rows, TermTable
+from ddpmbench.likelihood.terms import VALUE_COLUMNS, TermIndex, TermTable
 
 IDENTITY = {"schema": "ddpmbench.nll/1", "seed": 0}
 
@@ -15,7 +15,7 @@ IDENTITY = {"schema": "ddpmbench.nll/1", "seed": 0}
 def table(start, stop):
     position = np.arange(start, stop)
     values = {name: position + 0.25 for name in VALUE_COLUMNS}
-    return TermTable(Rows(position, position + 1, position * 0), values)
+    return TermTable(TermIndex(position, position + 1, position * 0), values)
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def shards(folder):
 
 
 def positions(shards, length):
-    return [int(image) for part in shards.tables(length) for image in part.rows.image]
+    return [int(image) for part in shards.tables(length) for image in part.index.image]
 
 
 def test_gaps_are_what_no_shard_covers(shards):

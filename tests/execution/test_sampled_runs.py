@@ -18,7 +18,7 @@ from ddpmbench.errors import InputError
 from ddpmbench.evaluate.nll import evaluate_nll
 from ddpmbench.execution.finished import FinishedRun
 from ddpmbench.execution.terms import RunListener
-from ddpmbench.likelihood.designs import ImportanceDesign, PilotDesign, num_rows
+from ddpmbench.likelihood.designs import ImportanceDesign, PilotDesign, num_terms
 from ddpmbench.report.tables import SCHEMA
 from ddpmbench.unet.unet import UNet
 
@@ -96,7 +96,7 @@ def wide_folder(small_model, small_images, tmp_path_factory):
     return out
 
 
-def rows_of(folder):
+def terms_of(folder):
     """(image, t, draw) of the rows of the estimate, in the order of the design."""
     shards = sorted((folder / "shards").glob("terms-*.parquet"))
     frame = pd.concat(pd.read_parquet(shard) for shard in shards)
@@ -146,7 +146,7 @@ def test_killed_at_random_points_and_resumed(small_checkpoint, small_npz, narrow
 def test_interrupted_anywhere_nothing_is_computed_twice(
     small_model, small_images, narrow, calls, tmp_path, at
 ):
-    pilot, first = len(PilotDesign(6, 40, 0)), num_rows(6, 67)
+    pilot, first = len(PilotDesign(6, 40, 0)), num_terms(6, 67)
     rows = {"pilot": 50, "first replicates": pilot + 300, "later looks": pilot + first + 200}[at]
     assert rows < narrow.summary["num_evaluations"]
 
@@ -277,7 +277,7 @@ def test_the_cap_holds_and_is_used(small_model, small_images, cap):
         listener=RunListener(warn=said.append),
     )
     summary = report.summary
-    next_replicate = num_rows(6, summary["sampling"]["num_replicates"] + 1)
+    next_replicate = num_terms(6, summary["sampling"]["num_replicates"] + 1)
     assert summary["num_evaluations"] <= cap
     assert cap < next_replicate + summary["sampling"]["pilot_evaluations"]
     (line,) = (line for line in said if "raw pixels" not in line)
@@ -325,7 +325,7 @@ def test_a_cap_below_the_first_look_is_refused_before_any_call(
         (["--draws", 2], ["--draws", "importance"]),
         (["--estimator", "every-pair", "--half-width", 1], ["--half-width", "every-pair"]),
         (["--estimator", "every-pair", "--max-evaluations", 99], ["--max-eval", "every-pair"]),
-        (["--estimator", "every-pair", "--rows-of", "x"], ["--rows-of", "every-pair"]),
+        (["--estimator", "every-pair", "--terms-of", "x"], ["--terms-of", "every-pair"]),
         (["--timesteps", 1], ["importance", "--timesteps 1", "every-pair"]),
         (["--half-width", 0], ["--half-width 0"]),
         (["--half-width", -1], ["--half-width -1"]),
@@ -406,7 +406,7 @@ def unfit_folders(small_model, small_images, wide_folder, tmp_path_factory):
 )
 def test_rows_that_cannot_be_had_are_refused(command, tmp_path, unfit_folders, name, said):
     there = unfit_folders / name
-    status, out, err = command("--rows-of", there, "--out", tmp_path / "run")
+    status, out, err = command("--terms-of", there, "--out", tmp_path / "run")
     assert (status, out, len(err)) == (2, "", 1), err
     assert err[0].startswith("Error: ")
     assert said in err[0]
@@ -425,14 +425,14 @@ def test_the_rows_of_another_run_are_computed(
     own = evaluate_nll(other, small_images, max_evaluations=1000, out=tmp_path / "own")
     calls.rows = 0
     report = evaluate_nll(
-        other, small_images, max_evaluations=900, rows_of=wide_folder, out=tmp_path / "paired"
+        other, small_images, max_evaluations=900, terms_of=wide_folder, out=tmp_path / "paired"
     )
     assert calls.rows == report.summary["num_evaluations"]
     assert report.summary["sampling"]["pilot_evaluations"] == 0
-    theirs, ours = rows_of(wide_folder), rows_of(tmp_path / "paired")
+    theirs, ours = terms_of(wide_folder), terms_of(tmp_path / "paired")
     shared = min(len(theirs), len(ours))
     np.testing.assert_array_equal(ours[:shared], theirs[:shared])
-    assert (rows_of(tmp_path / "own")[:shared] != theirs[:shared]).any()
+    assert (terms_of(tmp_path / "own")[:shared] != theirs[:shared]).any()
     error = np.hypot(own.summary["half_width"], report.summary["half_width"]) / 1.96
     assert abs(own.summary["bits_per_dim"] - report.summary["bits_per_dim"]) < 4 * error
 
@@ -441,16 +441,16 @@ def test_the_rows_of_a_folder_are_part_of_what_a_run_is(
     small_model, small_images, wide_folder, tmp_path
 ):
     evaluate_nll(small_model, small_images, half_width=WIDE, out=tmp_path)
-    with pytest.raises(InputError, match=r"holds another run .rows_of is None there"):
-        evaluate_nll(small_model, small_images, rows_of=wide_folder, out=tmp_path)
+    with pytest.raises(InputError, match=r"holds another run .terms_of is None there"):
+        evaluate_nll(small_model, small_images, terms_of=wide_folder, out=tmp_path)
 
 
 def test_the_published_density_gives_the_rows_of_the_run(wide_folder, wide):
     density = FinishedRun.open(wide_folder, option="", schema=SCHEMA).density()
     design = ImportanceDesign(6, 40, density, 0, wide.summary["sampling"]["num_replicates"])
-    rows = design.rows(0, len(design))
+    rows = design.index(0, len(design))
     expected = np.stack([rows.image, rows.t, rows.draw], axis=1)
-    np.testing.assert_array_equal(rows_of(wide_folder), expected)
+    np.testing.assert_array_equal(terms_of(wide_folder), expected)
 
 
 # ---- what the network says wrong
@@ -482,11 +482,11 @@ def test_an_output_that_is_not_finite_is_named_and_nothing_is_lost(
     }
     if where == "pilot":
         assert kept == {"pilot": 35, "terms": 0}
-        rows = pilot.rows(35, 36)
+        rows = pilot.index(35, 36)
         image, t = int(rows.image[0]), int(rows.t[0])
     else:
         assert kept == {"pilot": len(pilot), "terms": 323}
-        image, t, _ = rows_of(wide_folder)[323]
+        image, t, _ = terms_of(wide_folder)[323]
     assert f"for image {small_images.ids[image]} at t = {t};" in str(error.value)
 
 

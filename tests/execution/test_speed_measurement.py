@@ -105,7 +105,7 @@ def test_the_decoder_is_in_the_rows_of_the_first_step_alone(small_model, small_i
     engine = Engine(small_model, device=CPU, choice=EngineChoice())
     for first in (True, False):
         with engine.running():
-            t = likelihood_work(probe, engine, first=first).compute().rows.t
+            t = likelihood_work(probe, engine, first=first).compute().index.t
         assert len(t) == 40
         assert ((t == 1) == first).all()
 

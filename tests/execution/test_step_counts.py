@@ -14,7 +14,7 @@ from network_calls import META, Dispatched
 
 from ddpmbench.data.images import ImageSet
 from ddpmbench.execution.engine import Engine, EngineChoice
-from ddpmbench.likelihood.terms import VALUE_COLUMNS, Rows, TermsPass
+from ddpmbench.likelihood.terms import VALUE_COLUMNS, TermIndex, TermsPass
 from ddpmbench.samples.samplers import AddedNoise, SamplerChoice
 from ddpmbench.unet.unet import UNet
 
@@ -90,7 +90,7 @@ def test_terms_copy_addresses_and_pixels_alone(elsewhere):
         device=META,
         model_output=engine.model_output,
     )
-    rows, copied = Rows(np.arange(4), np.array([1, 7, 1, 40]), np.zeros(4, np.int64)), []
+    rows, copied = TermIndex(np.arange(4), np.array([1, 7, 1, 40]), np.zeros(4, np.int64)), []
     with pytest.raises(NotImplementedError):
         terms.terms(rows)  # brings tables to the device, where there are no values to give back
     inside = terms._values

@@ -16,7 +16,7 @@ REPEATS = 2000
 def table(design, nats):
     values = {name: np.zeros(len(design)) for name in VALUE_COLUMNS}
     values["nats"] = np.asarray(nats, dtype=float)
-    return TermTable(design.rows(0, len(design)), values)
+    return TermTable(design.index(0, len(design)), values)
 
 
 def synthetic(design, generator, *, image_spread, noise):

@@ -40,7 +40,7 @@ def shuffled(table, draws):
     order = np.random.default_rng(3).permutation(len(table) // draws)
     index = (order[:, None] * draws + np.arange(draws)).ravel()
     values = {name: value[index] for name, value in table.values.items()}
-    rows = type(table.rows)(*(getattr(table.rows, n)[index] for n in ("image", "t", "draw")))
+    rows = type(table.index)(*(getattr(table.index, n)[index] for n in ("image", "t", "draw")))
     mixed = TermTable(rows, values)
     half = len(order) // 3 * draws
     return [mixed[:half], mixed[half:]]
@@ -161,7 +161,7 @@ def test_only_what_conventions_need_is_read():
     columns = columns_of(conventions)
     assert columns == ["decoder_posterior_exact_clip", "x_start_mse"]
     table = recorded.table()
-    few = TermTable(table.rows, {name: table.values[name] for name in columns})
+    few = TermTable(table.index, {name: table.values[name] for name in columns})
     sums = PairSums(recorded.design, [few], columns)
     small, large = every_pair_conventions(
         recorded.design, recorded.prior, sums, conventions, SCHEDULE
@@ -187,7 +187,7 @@ def test_a_run_under_the_convention_finds_the_same_from_the_same_rows(
     small_model, small_images, tmp_path, other
 ):
     db.evaluate_nll(small_model, small_images, half_width=2.0, out=tmp_path / "base")
-    rows = {"rows_of": tmp_path / "base", "half_width": 1e-9, "max_evaluations": 900}
+    rows = {"terms_of": tmp_path / "base", "half_width": 1e-9, "max_evaluations": 900}
     again = db.evaluate_nll(small_model, small_images, **rows)
     decoder = other.get("decoder", "exact")
     model = small_model.with_conventions(**{k: v for k, v in other.items() if k != "decoder"})
@@ -220,7 +220,7 @@ def sampled():
     for seed in range(80):
         generator = np.random.default_rng([seed, 21])
         design = ImportanceDesign(200, T, model.density(seed, generator), seed, 3)
-        table = with_decoders(model, model.table(design.rows(0, len(design)), generator))
+        table = with_decoders(model, model.table(design.index(0, len(design)), generator))
         features = model.features(design)
         others = importance_other_bounds(
             design, model.prior, lambda columns, table=table: [table], features, diffusion, "exact"
@@ -233,11 +233,11 @@ def sampled():
 def with_decoders(model, table):
     """As the synthetic model has no pixels, its decoder is the same at every variance."""
     values = dict(table.values)
-    first = table.rows.t == 1
+    first = table.index.t == 1
     for name in values:
         if name.startswith("decoder"):
             values[name] = np.where(first, values["nats"], np.nan)
-    return TermTable(table.rows, values)
+    return TermTable(table.index, values)
 
 
 def true_bound(model, schedule, mse, found):

@@ -8,10 +8,10 @@ from ddpmbench.likelihood.precision import (
     CORRECTION_DRAW,
     FEWEST_ROWS,
     MOST_ROWS,
-    CorrectionRows,
+    CorrectionDesign,
     differences,
     estimate_correction,
-    rows_of_correction,
+    num_correction_terms,
 )
 from ddpmbench.likelihood.terms import TermTable
 from ddpmbench.samples.samplers import SAMPLE_DRAW
@@ -26,8 +26,8 @@ def rounding(generator):
     return -(1 + 0.3 * generator.standard_normal((N, 1))) * 5e-3 / t**1.2
 
 
-def found(mean, seed, *, num_rows=120, noise=1.0):
-    design = CorrectionRows(N, T, seed, num_rows)
+def found(mean, seed, *, num_terms=120, noise=1.0):
+    design = CorrectionDesign(N, T, seed, num_terms)
     at = mean[design.image, design.t - 1]
     drawn = np.random.default_rng(seed).standard_normal(len(design))
     return estimate_correction(design, at * (1 + noise * drawn))
@@ -47,7 +47,7 @@ def test_every_pair_is_a_row_as_often_as_the_density_says():
     n, num_timesteps, m, repeats = 3, 7, 6, 2000
     count = np.zeros((n, num_timesteps))
     for seed in range(repeats):
-        design = CorrectionRows(n, num_timesteps, seed, m)
+        design = CorrectionDesign(n, num_timesteps, seed, m)
         np.add.at(count, (design.image, design.t - 1), 1)
     share = np.append(2, 4 * design.density) / n
     # Of all seeds the counts are sums of independent ones; none varies more than a binomial.
@@ -55,7 +55,7 @@ def test_every_pair_is_a_row_as_often_as_the_density_says():
 
 
 def test_what_follows_the_density_is_found_without_an_error():
-    design = CorrectionRows(N, T, 3, 90)
+    design = CorrectionDesign(N, T, 3, 90)
     difference = np.append(0.25, 0.5 * design.density)[design.t - 1]
     estimate = estimate_correction(design, difference)
     assert estimate.kl == pytest.approx(0.5, abs=1e-12)
@@ -63,13 +63,13 @@ def test_what_follows_the_density_is_found_without_an_error():
     assert estimate.half_width < 1e-12
 
 
-@pytest.mark.parametrize("num_rows", [FEWEST_ROWS, 400])
-def test_its_interval_covers(num_rows):
+@pytest.mark.parametrize("num_terms", [FEWEST_ROWS, 400])
+def test_its_interval_covers(num_terms):
     mean = rounding(np.random.default_rng(2))
     truth = mean.sum(1).mean()
     off = [
         abs(one.nats - truth) <= one.half_width
-        for one in (found(mean, seed, num_rows=num_rows) for seed in SEEDS)
+        for one in (found(mean, seed, num_terms=num_terms) for seed in SEEDS)
     ]
     assert 0.92 <= np.mean(off) <= 0.985
 
@@ -84,7 +84,7 @@ def test_its_variance_is_that_of_the_estimates():
 def test_its_error_falls_with_the_root_of_its_rows():
     mean = rounding(np.random.default_rng(4))
     few, many = (
-        np.mean([found(mean, seed, num_rows=m).half_width for seed in range(50)])
+        np.mean([found(mean, seed, num_terms=m).half_width for seed in range(50)])
         for m in (150, 1350)
     )
     assert few / many == pytest.approx(3, rel=0.15)
@@ -92,10 +92,10 @@ def test_its_error_falls_with_the_root_of_its_rows():
 
 @pytest.mark.parametrize(("n", "num_timesteps", "m"), [(7, 40, 100), (1000, 1000, 1000), (1, 2, 6)])
 def test_its_rows_are_spread_evenly(n, num_timesteps, m):
-    design = CorrectionRows(n, num_timesteps, 5, m)
-    rows = design.rows(0, m)
+    design = CorrectionDesign(n, num_timesteps, 5, m)
+    rows = design.index(0, m)
     first = rows.t == 1
-    assert first.sum() == design.num_decoder_rows
+    assert first.sum() == design.num_decoder_terms
     assert abs(first.sum() - m / 3) <= 2
     for part in (first, ~first):
         count = np.bincount(rows.image[part], minlength=n)
@@ -109,7 +109,7 @@ def test_its_rows_are_spread_evenly(n, num_timesteps, m):
 
 
 def test_images_are_in_another_order_each_time_and_of_each_part():
-    design = CorrectionRows(40, 30, 0, 120)
+    design = CorrectionDesign(40, 30, 0, 120)
     decoder, first, second = design.image.reshape(3, 40)
     for one, other in ((decoder, first), (first, second)):
         assert sorted(one) == sorted(other) == list(range(40))
@@ -117,15 +117,15 @@ def test_images_are_in_another_order_each_time_and_of_each_part():
 
 
 def test_a_model_of_one_step_has_all_rows_there():
-    design = CorrectionRows(5, 1, 0, 12)
+    design = CorrectionDesign(5, 1, 0, 12)
     assert (design.t == 1).all()
     estimate = estimate_correction(design, np.linspace(0, 1, 12))
     assert (estimate.kl, estimate.decoder) == (0, pytest.approx(0.5))
 
 
 def test_no_row_shares_its_noise():
-    design = CorrectionRows(2, 3, 0, 900)
-    rows = design.rows(0, 900)
+    design = CorrectionDesign(2, 3, 0, 900)
+    rows = design.index(0, 900)
     assert len(set(rows.draw)) == 900
     # Replicates count from 0, samples have draws of their own beside theirs.
     assert rows.draw.min() > SAMPLE_DRAW + 1000 > PILOT_DRAW
@@ -133,16 +133,16 @@ def test_no_row_shares_its_noise():
 
 
 def test_any_part_of_the_rows_is_the_same_rows():
-    design = CorrectionRows(11, 30, 9, 100)
+    design = CorrectionDesign(11, 30, 9, 100)
     for name in ("image", "t", "draw"):
-        whole = getattr(design.rows(0, 100), name)
-        parts = [getattr(design.rows(a, a + 7), name) for a in range(0, 100, 7)]
+        whole = getattr(design.index(0, 100), name)
+        parts = [getattr(design.index(a, a + 7), name) for a in range(0, 100, 7)]
         np.testing.assert_array_equal(np.concatenate(parts), whole)
 
 
 def test_it_is_strict_less_low():
-    design = CorrectionRows(4, 10, 0, 12)
-    rows = design.rows(0, 12)
+    design = CorrectionDesign(4, 10, 0, 12)
+    rows = design.index(0, 12)
 
     def tables(shift):
         whole = TermTable(rows, {"nats": np.arange(12.0) + shift})
@@ -154,7 +154,7 @@ def test_it_is_strict_less_low():
 
 
 def test_small_runs_have_small_corrections_and_none_has_none():
-    sizes = [rows_of_correction(n) for n in (1, 600, 6_000, 20_000, 10**7)]
+    sizes = [num_correction_terms(n) for n in (1, 600, 6_000, 20_000, 10**7)]
     assert sizes == [FEWEST_ROWS, FEWEST_ROWS, 300, MOST_ROWS, MOST_ROWS]
     with pytest.raises(ValueError, match="6 rows"):
-        CorrectionRows(10, 10, 0, 5)
+        CorrectionDesign(10, 10, 0, 5)

@@ -49,7 +49,7 @@ def standard_errors(distortion):
 
 
 def of_pairs(model, design, seed, **options):
-    table = table_of(model, design.rows(0, len(design)), np.random.default_rng([seed, 7]))
+    table = table_of(model, design.index(0, len(design)), np.random.default_rng([seed, 7]))
     return table, every_pair_distortion(design, [table], **options)
 
 
@@ -60,13 +60,13 @@ def test_every_pair_is_the_mean_whatever_the_portions_and_their_order(draws):
     table, found = of_pairs(model, design, 0)
     mse = table.values["x_start_mse"]
     for t in range(1, 21):
-        of_step = mse[table.rows.t == t]
+        of_step = mse[table.index.t == t]
         assert found.rmse[t - 1] == pytest.approx(np.sqrt(of_step).mean(), rel=1e-12)
         assert found.mse[t - 1] == pytest.approx(of_step.mean(), rel=1e-12)
     pairs = np.random.default_rng(0).permutation(len(design) // draws)
     portions = [
         TermTable(
-            type(table.rows)(table.rows.image[at], table.rows.t[at], table.rows.draw[at]),
+            type(table.index)(table.index.image[at], table.index.t[at], table.index.draw[at]),
             {name: values[at] for name, values in table.values.items()},
         )
         for some in np.array_split(pairs, 9)
@@ -100,7 +100,7 @@ def of_importance(model, seed, *, num_replicates=2, **options):
     generator = np.random.default_rng([seed, 7])
     size = (model.num_images, model.num_timesteps)
     design = ImportanceDesign(*size, model.density(seed, generator), seed, num_replicates)
-    table = table_of(model, design.rows(0, len(design)), generator)
+    table = table_of(model, design.index(0, len(design)), generator)
     return importance_distortion(design, [table], model.features(design), **options)
 
 
@@ -150,12 +150,12 @@ def test_the_portions_and_their_order_do_not_matter():
     model = SyntheticModel(40, T)
     generator = np.random.default_rng(0)
     design = ImportanceDesign(40, T, model.density(0, generator), 0, 4)
-    table = table_of(model, design.rows(0, len(design)), generator)
+    table = table_of(model, design.index(0, len(design)), generator)
     features = model.features(design)
     whole = importance_distortion(design, [table], features)
     portions = [
         TermTable(
-            type(table.rows)(table.rows.image[at], table.rows.t[at], table.rows.draw[at]),
+            type(table.index)(table.index.image[at], table.index.t[at], table.index.draw[at]),
             {name: values[at] for name, values in table.values.items()},
         )
         for at in np.array_split(generator.permutation(len(design)), 7)

@@ -173,9 +173,9 @@ def test_rounded_sums_are_as_good_as_exact_ones():
     table = FeatureTable.of(fitted, images.pixels, design)
     assert table.bin_sums.dtype == np.float32
     generator = np.random.default_rng(0)
-    nats = exact.rows * generator.uniform(0.5, 2, exact.rows.shape)
+    nats = exact.at_terms * generator.uniform(0.5, 2, exact.at_terms.shape)
     found, expected = predict(design, nats, table), predict(design, nats, exact)
-    np.testing.assert_allclose(found.rows, expected.rows, rtol=1e-9)
+    np.testing.assert_allclose(found.terms, expected.terms, rtol=1e-9)
     np.testing.assert_allclose(found.totals, expected.totals, rtol=1e-7)
     # As often too large as too small: the mean is far better still.
     np.testing.assert_allclose(found.totals.mean(1), expected.totals.mean(1), rtol=2e-9)
@@ -186,13 +186,13 @@ def test_the_table_holds_the_features_at_the_rows_and_their_sums():
     fitted, design = GaussianFeatures.fit(images.pixels, schedule), uniform_design(30, 100)
     table = FeatureTable.of(fitted, images.pixels, design)
     dense = feature_table(design, fitted.divergence(images.pixels), code_length(images.pixels))
-    for name in ("rows", "step_means", "code_length"):
+    for name in ("at_terms", "step_means", "code_length"):
         np.testing.assert_allclose(getattr(table, name), getattr(dense, name), rtol=1e-10)
     np.testing.assert_allclose(table.bin_sums, dense.bin_sums, rtol=1e-7)
     more = dataclasses.replace(design, num_replicates=5)
     extended = table.extended(fitted, images.pixels, more)
     fresh = FeatureTable.of(fitted, images.pixels, more)
-    np.testing.assert_allclose(extended.rows, fresh.rows, rtol=1e-12)
+    np.testing.assert_allclose(extended.at_terms, fresh.at_terms, rtol=1e-12)
     assert extended.extended(fitted, images.pixels, more) is extended
     # G over the weight is the denoiser's error of x_start; times the signal-to-noise ratio, of eps.
     weight, snr = fitted.weight, schedule.snr.numpy()[1:]

@@ -34,7 +34,7 @@ def importance(num_images=50, num_timesteps=20, *, seed=0, num_replicates=2):
 def pilot_table(pilot, nats):
     values = {name: np.full(len(pilot), np.nan) for name in VALUE_COLUMNS}
     values["nats"] = np.asarray(nats, dtype=float).ravel()
-    return TermTable(pilot.rows(0, len(pilot)), values)
+    return TermTable(pilot.index(0, len(pilot)), values)
 
 
 # ---- the pilot
@@ -43,7 +43,7 @@ def pilot_table(pilot, nats):
 @pytest.mark.parametrize(("num_images", "num_timesteps"), [(1, 2), (3, 5), (500, 1000), (9, 4000)])
 def test_the_pilot_is_small_and_shares_no_noise_with_an_estimate(num_images, num_timesteps):
     pilot = PilotDesign(num_images, num_timesteps, seed=3)
-    rows = pilot.rows(0, len(pilot))
+    rows = pilot.index(0, len(pilot))
     assert len(pilot) <= 400
     assert len(set(addresses(rows))) == len(pilot)
     assert rows.image.max() < num_images
@@ -51,7 +51,7 @@ def test_the_pilot_is_small_and_shares_no_noise_with_an_estimate(num_images, num
     assert len(np.unique(rows.image)) == min(num_images, PILOT_IMAGES)
     density = np.full(num_timesteps - 1, 1 / (num_timesteps - 1))
     design = ImportanceDesign(num_images, num_timesteps, density, 3, 4)
-    assert design.rows(0, len(design)).draw.max() < PILOT_DRAW == rows.draw.min()
+    assert design.index(0, len(design)).draw.max() < PILOT_DRAW == rows.draw.min()
 
 
 def test_the_seed_chooses_the_images_of_the_pilot():
@@ -116,7 +116,7 @@ def test_every_image_comes_once_a_rotation_and_the_decoder_first(
     num_images, num_timesteps, num_replicates
 ):
     design = importance(num_images, num_timesteps, num_replicates=num_replicates)
-    rows = design.rows(0, len(design))
+    rows = design.index(0, len(design))
     assert len(rows) == len(design) == len(set(addresses(rows)))
     everyone = np.arange(num_images)
     np.testing.assert_array_equal(rows.image[:num_images], everyone)
@@ -134,10 +134,10 @@ def test_every_image_comes_once_a_rotation_and_the_decoder_first(
 
 def test_portions_do_not_matter():
     design = importance(77, 30, num_replicates=4)
-    whole = addresses(design.rows(0, len(design)))
+    whole = addresses(design.index(0, len(design)))
     for size in (1, 13, 200):
         starts = range(0, len(design), size)
-        parts = [addresses(design.rows(s, min(s + size, len(design)))) for s in starts]
+        parts = [addresses(design.index(s, min(s + size, len(design)))) for s in starts]
         assert [row for part in parts for row in part] == whole
 
 
@@ -146,7 +146,7 @@ def test_more_rotations_change_no_earlier_row():
     for num_replicates in (3, 4, 7):
         long = dataclasses.replace(short, num_replicates=num_replicates)
         assert len(long) > len(short)
-        assert addresses(long.rows(0, len(short))) == addresses(short.rows(0, len(short)))
+        assert addresses(long.index(0, len(short))) == addresses(short.index(0, len(short)))
         short = long
 
 
@@ -197,11 +197,11 @@ def test_what_is_no_design_is_refused(num_images, density, num_replicates):
 
 def test_the_last_bits_of_the_pilot_s_terms_do_not_move_the_density():
     model, pilot = SyntheticModel(200, 120), PilotDesign(200, 120, 0)
-    table = model.table(pilot.rows(0, len(pilot)), np.random.default_rng(0))
+    table = model.table(pilot.index(0, len(pilot)), np.random.default_rng(0))
     density = proposal_density(pilot, [table])
     for seed in range(5):
         relative = 1e-7 * np.random.default_rng(seed).normal(size=len(table))
-        other = TermTable(table.rows, {"nats": table.values["nats"] * (1 + relative)})
+        other = TermTable(table.index, {"nats": table.values["nats"] * (1 + relative)})
         np.testing.assert_array_equal(proposal_density(pilot, [other]), density)
-    other = TermTable(table.rows, {"nats": table.values["nats"] ** 1.1})
+    other = TermTable(table.index, {"nats": table.values["nats"] ** 1.1})
     assert np.abs(proposal_density(pilot, [other]) / density - 1).max() > 0.01

@@ -26,7 +26,7 @@ def importance(num_images, num_replicates):
 def tables(design):
     """The terms of all rows, a batch at a time."""
     for start in range(0, len(design), BATCH):
-        rows = design.rows(start, start + BATCH)
+        rows = design.index(start, start + BATCH)
         nats = (1 + rows.image % 7) / rows.t
         yield TermTable(rows, dict.fromkeys(VALUE_COLUMNS, nats))
 
@@ -35,7 +35,7 @@ def features(design):
     n, bins = design.num_images, int(log_bins(T)[-1]) + 1
     parts = (np.ones((s.stop - s.start, bins, 2), np.float32) for s in image_blocks(n))
     return FeatureTable(
-        rows=1 / design.t,
+        at_terms=1 / design.t,
         bin_sums=store((n, bins, 2), parts, np.float32),
         step_means=np.ones((T - 1, 2)),
         root_means=np.ones(T - 1),
@@ -72,7 +72,7 @@ def test_a_design_has_its_addresses_and_no_more():
         tracemalloc.start()
         design = importance(num_images, 2)
         for start in range(0, len(design), BATCH):
-            design.rows(start, start + BATCH)
+            design.index(start, start + BATCH)
         found = tracemalloc.get_traced_memory()[0]
         tracemalloc.stop()
         return found

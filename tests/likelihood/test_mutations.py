@@ -225,7 +225,7 @@ def last_batch_dropped(monkeypatch):
     def change(estimate: bound.BoundEstimate, tables: list[terms.TermTable]):
         tables = tables[:-1] or tables
         kept = np.concatenate([table.values["nats"] for table in tables])
-        images = np.concatenate([table.rows.image for table in tables])
+        images = np.concatenate([table.index.image for table in tables])
         draws = int(estimate.num_evaluations[0]) // len(estimate.prior)
         total = np.bincount(images, kept, minlength=len(estimate.prior)) / draws
         return dataclasses.replace(estimate, kl=total - estimate.decoder)

@@ -66,7 +66,7 @@ def pair(seed=0, num_images=120, num_timesteps=40, **changes):
 
 
 def tables(model, design):
-    table = model.table(design.rows(0, len(design)))
+    table = model.table(design.index(0, len(design)))
     return lambda length: (table[i : min(i + 38, length)] for i in range(0, length, 38))
 
 

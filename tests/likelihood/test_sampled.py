@@ -50,14 +50,14 @@ def measure(kind, model, seed, *, goal=None):
     density = model.density(seed, generator)
     first = initial_replicates(model.num_images)
     design = ImportanceDesign(model.num_images, model.num_timesteps, density, seed, first)
-    tables = [model.table(design.rows(0, len(design)), generator)]
+    tables = [model.table(design.index(0, len(design)), generator)]
     while True:
         bound = estimate(kind, model, design, tables)
         needed = design.num_replicates if goal is None else replicates_needed(design, bound, goal)
         if needed == design.num_replicates:
             return design, bound
         longer = dataclasses.replace(design, num_replicates=needed)
-        tables.append(model.table(longer.rows(len(design), len(longer)), generator))
+        tables.append(model.table(longer.index(len(design), len(longer)), generator))
         design = longer
 
 
@@ -186,7 +186,7 @@ def test_the_terms_sum_to_the_bound(kind, num_images, num_timesteps, num_replica
     model, generator = SyntheticModel(num_images, num_timesteps), np.random.default_rng(0)
     density = model.density(0, generator)
     design = ImportanceDesign(num_images, num_timesteps, density, 0, num_replicates)
-    table = model.table(design.rows(0, len(design)), generator)
+    table = model.table(design.index(0, len(design)), generator)
     bound = estimate(kind, model, design, [table])
     assert bound.term.sum() + bound.prior == pytest.approx(bound.nats, rel=1e-10)
     assert bound.nats == pytest.approx(bound.prior + bound.kl + bound.decoder, rel=1e-12)
@@ -205,7 +205,7 @@ def test_the_terms_sum_to_the_bound(kind, num_images, num_timesteps, num_replica
 def test_portions_and_their_order_do_not_matter():
     model, generator = SyntheticModel(60, 40), np.random.default_rng(0)
     design = ImportanceDesign(60, 40, model.density(0, generator), 0, 3)
-    whole = model.table(design.rows(0, len(design)), generator)
+    whole = model.table(design.index(0, len(design)), generator)
     cuts = [whole[i : i + 17] for i in range(0, len(whole), 17)]
     for kind in ("ht", "greg"):
         expected = estimate(kind, model, design, [whole])
@@ -221,9 +221,9 @@ def test_terms_that_the_features_predict_leave_no_error_but_the_noise():
     model, generator = SyntheticModel(2000, 60, noise=0.0), np.random.default_rng(0)
     design = ImportanceDesign(2000, 60, model.density(0, generator), 0)
     features = model.features(design)
-    table = model.table(design.rows(0, len(design)), generator)
-    later = table.rows.t > 1
-    table.values["nats"][later] = 2 * features.rows.ravel()
+    table = model.table(design.index(0, len(design)), generator)
+    later = table.index.t > 1
+    table.values["nats"][later] = 2 * features.at_terms.ravel()
     bound = greg(design, model.prior, [table], features)
     exact = 2 * features.step_means[:, 0]
     assert bound.half_width < 0.01 * bound.kl  # what is left of it is the shrinkage
@@ -234,9 +234,9 @@ def test_a_model_without_differences_has_no_interval():
     model, generator = SyntheticModel(300, 20), np.random.default_rng(0)
     density = model.density(0, generator)
     design = ImportanceDesign(300, 20, density, 0)
-    table = model.table(design.rows(0, len(design)), generator)
+    table = model.table(design.index(0, len(design)), generator)
     # Every image the same, and the terms in proportion to the density: every row says the same.
-    table.values["nats"][:] = np.where(table.rows.t == 1, 1.0, 3 * density[table.rows.t - 2])
+    table.values["nats"][:] = np.where(table.index.t == 1, 1.0, 3 * density[table.index.t - 2])
     bound = horvitz_thompson(design, np.zeros(300), [table])
     assert bound.nats == pytest.approx(4, rel=1e-12)
     assert bound.half_width < 1e-9
@@ -248,9 +248,9 @@ def test_the_interval_of_the_population_contains_the_other(kind, num_images):
     for seed in range(20):
         model, generator = SyntheticModel(num_images, 40), np.random.default_rng(seed)
         design = ImportanceDesign(num_images, 40, model.density(seed, generator), seed, 3)
-        table = model.table(design.rows(0, len(design)), generator)
+        table = model.table(design.index(0, len(design)), generator)
         # Images that are all alike: what differs is noise.
-        alike = model.mean.mean(0)[table.rows.t - 1]
+        alike = model.mean.mean(0)[table.index.t - 1]
         table.values["nats"][:] = alike * (1 + 0.1 * generator.normal(size=len(table)))
         bound = estimate(kind, model, design, [table])
         assert bound.half_width_population >= bound.half_width
@@ -263,7 +263,7 @@ def test_the_predictions_for_a_rotation_do_not_know_its_terms():
     before = predict(design, nats, features)
     nats[1] += generator.normal(size=100)
     after = predict(design, nats, features)
-    for name in ("rows", "totals", "steps"):
+    for name in ("terms", "totals", "timesteps"):
         one, other = getattr(before, name), getattr(after, name)
         np.testing.assert_allclose(one[1], other[1], rtol=1e-9, atol=1e-12)  # sums round
         for j in (0, 2):
@@ -297,7 +297,7 @@ def test_with_few_images_the_first_look_waits():
     assert [initial_replicates(n) for n in (1, 8, 150, 200, 10_000)] == [400, 50, 3, 2, 2]
     model, generator = SyntheticModel(8, 30), np.random.default_rng(0)
     design = ImportanceDesign(8, 30, model.density(0, generator), 0)
-    bound = estimate("ht", model, design, [model.table(design.rows(0, len(design)), generator)])
+    bound = estimate("ht", model, design, [model.table(design.index(0, len(design)), generator)])
     assert replicates_needed(design, bound, 100.0) == initial_replicates(8)
 
 
@@ -312,16 +312,16 @@ def test_the_noise_of_the_decoder_can_be_brought_down_too():
 def test_rows_that_are_not_those_of_the_design_are_noticed(change):
     model, generator = SyntheticModel(30, 20), np.random.default_rng(0)
     design = ImportanceDesign(30, 20, model.density(0, generator), 0, 2)
-    table = model.table(design.rows(0, len(design)), generator)
+    table = model.table(design.index(0, len(design)), generator)
     if change == "missing":
         table = table[:-1]
     elif change == "twice":
         table = concatenate([table[:-1], table[-2:-1]])
     elif change == "other image":
-        table.rows.image[:] = np.roll(table.rows.image, 1)
+        table.index.image[:] = np.roll(table.index.image, 1)
     else:
         design = dataclasses.replace(design, num_replicates=1)
-        table = model.table(design.rows(0, len(design)), generator)
+        table = model.table(design.index(0, len(design)), generator)
     for kind in ("ht", "greg"):
         with pytest.raises(ValueError, match=r"exactly once|another design|single replicate"):
             estimate(kind, model, design, [table])
@@ -342,9 +342,9 @@ def test_a_network_is_measured_without_bias():
             checkpoint, images, seed=seed, decoder="exact", device=torch.device("cpu")
         )
         prior, pilot = network.prior(np.arange(12)), PilotDesign(12, 24, seed)
-        density = proposal_density(pilot, [network.terms(pilot.rows(0, len(pilot)))])
+        density = proposal_density(pilot, [network.terms(pilot.index(0, len(pilot)))])
         design = ImportanceDesign(12, 24, density, seed, initial_replicates(12))
-        table = network.terms(design.rows(0, len(design)))
+        table = network.terms(design.index(0, len(design)))
         known = FeatureTable.of(features, images.pixels, design)
         for kind, bound in (
             ("ht", horvitz_thompson(design, prior, [table])),

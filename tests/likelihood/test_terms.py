@@ -15,7 +15,7 @@ from traces import SLICE, WHOLE, check_trace, load_trace
 from ddpmbench.diffusion.process import GaussianDiffusion, Prediction, Variance
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.likelihood.decoders import MODEL_COLUMNS
-from ddpmbench.likelihood.terms import Rows, TermsPass, bound_terms, prior_bits_per_dim
+from ddpmbench.likelihood.terms import TermIndex, TermsPass, bound_terms, prior_bits_per_dim
 
 GENERATOR = torch.Generator().manual_seed(0)
 SCHEDULE = NoiseSchedule.linear(40)
@@ -179,7 +179,7 @@ def test_batches_order_and_repetition_of_rows_cannot_change_a_value():
     checkpoint = oracle_checkpoint(images, SCHEDULE, spread=0.01)
     rng = np.random.default_rng(0)
     image, t, draw = rng.integers(0, 4, 90), rng.integers(1, 41, 90), rng.integers(0, 3, 90)
-    rows = Rows(image, t, draw)
+    rows = TermIndex(image, t, draw)
 
     def values(size: int) -> dict[str, np.ndarray]:
         terms_pass = TermsPass(

@@ -13,7 +13,7 @@ from ddpmbench.report.nll_page import run_page
 from ddpmbench.report.nll_text import printed_nll
 from ddpmbench.report.tables import Comparability, CorrectionInBits, summary
 
-CORRECTION = Correction(kl=-0.003, decoder=-0.007, variance=1e-7, half_width=0.004, num_rows=1000)
+CORRECTION = Correction(kl=-0.003, decoder=-0.007, variance=1e-7, half_width=0.004, num_terms=1000)
 RECORD = {
     "bits_per_dim": -0.01372,
     "half_width": 0.00067,

@@ -8,7 +8,7 @@ import torch
 from oracles import gaussian_denoiser, log_snr_schedule, oracle_checkpoint, oracle_images
 
 from ddpmbench.diffusion.schedule import NoiseSchedule
-from ddpmbench.likelihood.terms import Rows, TermsPass
+from ddpmbench.likelihood.terms import TermIndex, TermsPass
 from ddpmbench.samples.progressive import (
     WEIGHTS,
     PicturePass,
@@ -40,7 +40,7 @@ def test_the_error_of_decoding_is_that_of_the_row(clip, labeled):
     image, t = [3, 1, 4], [50, 20, 7, 1]
     found = progressive_decoding(PicturePass(checkpoint, images, seed=3), image, t)
     terms = TermsPass(checkpoint, images, seed=3, decoder="exact", device=CPU)
-    rows = Rows(np.repeat(image, 4), np.tile(t, 3), np.zeros(12, np.int64))
+    rows = TermIndex(np.repeat(image, 4), np.tile(t, 3), np.zeros(12, np.int64))
     name = "x_start_mse" if clip else "x_start_mse_noclip"
     of_rows = 127.5 * np.sqrt(terms.terms(rows).values[name])
     np.testing.assert_array_equal(found.rmse.flatten(), of_rows)

@@ -166,7 +166,7 @@ def test_no_noise_is_shared_with_likelihood_or_used_twice(addresses):
         EveryPairDesign(6, 30, 100),
     )
     for design in (importance, pilot, pairs):
-        assert design.rows(0, len(design)).draw.max() < SAMPLE_DRAW
+        assert design.index(0, len(design)).draw.max() < SAMPLE_DRAW
     assert SAMPLE_DRAW != INTERPOLATION_DRAW
     assert max(START, SAMPLE_DRAW, INTERPOLATION_DRAW) < 2**32
 

@@ -12,7 +12,7 @@ from ddpmbench.diffusion.data_range import DataRange
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.diffusion.process import Prediction
 from ddpmbench.diffusion.schedule import NoiseSchedule
-from ddpmbench.likelihood.terms import Rows, TermsPass
+from ddpmbench.likelihood.terms import TermIndex, TermsPass
 from ddpmbench.sanity_check.candidates import Candidate
 from ddpmbench.sanity_check.scores import (
     Score,
@@ -182,7 +182,9 @@ def test_the_bound_from_a_few_steps_is_the_bound(variance, steps):
         )
 
         def table(t, of=terms_pass):
-            rows = Rows(np.repeat(image, len(t)), np.tile(t, len(image)), np.zeros(6 * len(t), int))
+            rows = TermIndex(
+                np.repeat(image, len(t)), np.tile(t, len(image)), np.zeros(6 * len(t), int)
+            )
             return of.terms(rows)
 
         nats = table(every).values["nats"].reshape(len(image), -1).sum(1)

@@ -20,7 +20,7 @@ from ddpmbench.diffusion.model import Checkpoint, TimeInput
 from ddpmbench.diffusion.process import Prediction
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.execution.engine import BatchSize
-from ddpmbench.likelihood.terms import VALUE_COLUMNS, Rows, TermsPass, TermTable
+from ddpmbench.likelihood.terms import VALUE_COLUMNS, TermIndex, TermsPass, TermTable
 from ddpmbench.sanity_check.candidates import Candidate
 from ddpmbench.sanity_check.check import Checker, Compared, Outcome, SanityCheck, _clustered
 from ddpmbench.sanity_check.run import check_reading
@@ -50,7 +50,7 @@ def exact_bound(checkpoint: Checkpoint, images: ImageSet) -> float:
     total, image = checkpoint.schedule.num_timesteps, np.array([1, len(images) - 1])
     t = np.unique(np.rint(np.geomspace(1, total, 40)).astype(np.int64))
     terms_pass = TermsPass(checkpoint, images, seed=7, decoder="exact", device=CPU)
-    rows = Rows(np.repeat(image, len(t)), np.tile(t, 2), np.zeros(2 * len(t), np.int64))
+    rows = TermIndex(np.repeat(image, len(t)), np.tile(t, 2), np.zeros(2 * len(t), np.int64))
     nats = terms_pass.terms(rows).values["nats"].reshape(2, -1).mean(0)
     kl = np.interp(np.arange(2, total + 1), t[1:], nats[1:]).sum()
     return float(terms_pass.prior(image).mean() + nats[0] + kl)
@@ -179,7 +179,7 @@ def test_so_it_is_with_a_network_that_was_trained(name, shipped, images):
 
 def test_draws_of_the_same_image_are_no_further_evidence():
     image = np.repeat(np.arange(4), 16)
-    rows = Rows(image, np.zeros(64, np.int64), np.tile(np.arange(16), 4))
+    rows = TermIndex(image, np.zeros(64, np.int64), np.tile(np.arange(16), 4))
     mean, error = _clustered(image.astype(float), rows)
     assert (mean, error) == (1.5, pytest.approx(np.std(range(4), ddof=1) / 2))
 
@@ -204,10 +204,10 @@ class Pool:
         self.images = images
         self.known: dict[object, dict[str, np.ndarray]] = {}
 
-    def evaluate(self, candidates, rows: Rows, chosen: np.ndarray) -> list[TermTable]:
+    def evaluate(self, candidates, rows: TermIndex, chosen: np.ndarray) -> list[TermTable]:
         return [self._table(candidate, rows, chosen) for candidate in candidates]
 
-    def _table(self, candidate, rows: Rows, chosen: np.ndarray) -> TermTable:
+    def _table(self, candidate, rows: TermIndex, chosen: np.ndarray) -> TermTable:
         pairs = np.stack([rows.t, rows.draw], 1)
         values = {name: np.empty(len(rows)) for name in VALUE_COLUMNS}
         for t, draw in np.unique(pairs, axis=0).tolist():
@@ -229,7 +229,7 @@ class Pool:
                 candidate.checkpoint, self.images, seed=0, decoder="exact", device=CPU
             )
             full = np.full(count, t), np.full(count, draw)
-            self.known[key] = terms_pass.terms(Rows(np.arange(count), *full)).values
+            self.known[key] = terms_pass.terms(TermIndex(np.arange(count), *full)).values
         return self.known[key]
 
 
