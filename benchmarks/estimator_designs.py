@@ -15,7 +15,7 @@ from ddpmbench.likelihood.designs import (
     decoder_draws,
     proposal_density,
 )
-from ddpmbench.likelihood.estimator import greg, horvitz_thompson
+from ddpmbench.likelihood.estimator import horvitz_thompson, regression_estimate
 from ddpmbench.likelihood.regression import FeatureTable
 from ddpmbench.likelihood.terms import VALUE_COLUMNS, TermIndex, TermTable
 
@@ -239,7 +239,9 @@ class Importance(Design):
         design = ImportanceDesign(images, steps, density, _seed(generator), size)
         tables = [population.table(design.index(0, len(design)), generator)]
         if self.regression:
-            bound = greg(design, population.prior, tables, population.features(design))
+            bound = regression_estimate(
+                design, population.prior, tables, population.features(design)
+            )
         else:
             bound = horvitz_thompson(design, population.prior, tables)
         calls = population.setting.pilot_calls + len(design)

@@ -107,7 +107,7 @@ def feature_table(design: ImportanceDesign, g: Array, code: Array) -> FeatureTab
     return FeatureTable(
         at_terms=np.take_along_axis(g.T, design.t - 2, axis=0),
         bin_sums=sums,
-        step_means=both.mean(0),
+        timestep_means=both.mean(0),
         root_means=np.sqrt(g).mean(0),
         code_length=code,
         error_scale=np.stack([t / 50, 1 / (1 + t / 50)]),

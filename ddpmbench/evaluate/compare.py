@@ -23,7 +23,7 @@ from ddpmbench.likelihood.paired import (
     Tables,
     every_pair_difference,
     importance_difference,
-    same_steps,
+    share_of_same_terms,
 )
 from ddpmbench.likelihood.precision import (
     Correction,
@@ -332,7 +332,7 @@ def _difference(run: FinishedRun, baseline: FinishedRun) -> comparison.Differenc
         return comparison.Difference(pairs, 1.0, correction)
     model, other = _importance_terms(run), _importance_terms(baseline)
     bound = importance_difference(model, other, prior=prior, clip=clip)
-    return comparison.Difference(bound, same_steps(model.design, other.design), correction)
+    return comparison.Difference(bound, share_of_same_terms(model.design, other.design), correction)
 
 
 def _correction(run: FinishedRun, baseline: FinishedRun) -> Correction | None:

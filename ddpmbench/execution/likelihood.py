@@ -25,7 +25,7 @@ from ddpmbench.likelihood.designs import (
     num_terms,
     proposal_density,
 )
-from ddpmbench.likelihood.estimator import SampledBound, greg, horvitz_thompson
+from ddpmbench.likelihood.estimator import SampledBound, horvitz_thompson, regression_estimate
 from ddpmbench.likelihood.precision import Correction, num_correction_terms
 from ddpmbench.likelihood.rate_distortion import (
     Distortion,
@@ -273,7 +273,9 @@ class _Reduction:
 
     def by_regression(self, design: ImportanceDesign) -> SampledBound:
         features = self._features(design)
-        return greg(design, self._prior, self._tables(design), features, clip=self._clip)
+        return regression_estimate(
+            design, self._prior, self._tables(design), features, clip=self._clip
+        )
 
     def horvitz_thompson(self, design: ImportanceDesign) -> SampledBound:
         return horvitz_thompson(design, self._prior, self._tables(design), clip=self._clip)

@@ -17,14 +17,14 @@ from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.likelihood.bound import noise_half_width
 from ddpmbench.likelihood.decoders import MODEL_COLUMNS, SCALES, decoder_column
 from ddpmbench.likelihood.designs import EveryPairDesign, ImportanceDesign
-from ddpmbench.likelihood.estimator import greg
+from ddpmbench.likelihood.estimator import regression_estimate
 from ddpmbench.likelihood.regression import FeatureTable
 from ddpmbench.likelihood.sampled_terms import X_START, sampled_terms
 from ddpmbench.likelihood.sub_schedules import (
     PairSums,
-    Skips,
-    StepCosts,
     SubScheduleBound,
+    SubScheduleCosts,
+    Transitions,
     can_skip,
     every_pair_errors,
     importance_errors,
@@ -177,7 +177,7 @@ def importance_conventions(
     found = []
     for convention in conventions:
         of_rows = _converted(tables(), convention, schedule)
-        bound = greg(design, prior, of_rows, features, clip=convention.clip)
+        bound = regression_estimate(design, prior, of_rows, features, clip=convention.clip)
         found.append(
             ConventionBound(
                 convention,
@@ -222,7 +222,7 @@ def _line(
     t = np.arange(2, schedule.num_timesteps + 1)
     if convention.variance not in FIXED:
         return np.ones(len(t)), np.zeros(len(t))
-    skips = Skips(schedule)
+    skips = Transitions(schedule)
     of = convention.variance, t - 1, t
     return skips.weight(*of), skips.constant(*of)
 
@@ -271,13 +271,13 @@ def every_pair_other_bounds(
         return OtherBounds(found, [])
     first = [sums.of(name) for name in decoders]
     noise, errors = every_pair_errors(design, first[0]), every_pair_errors(design, sums.of(error))
-    costs = StepCosts(
+    costs = SubScheduleCosts(
         schedule=diffusion.schedule,
         prior=float(prior.mean()),
         errors=errors,
         decoder=np.array([of.mean[0] for of in first]),
         decoder_variance=float(noise.spread[0]),
-        decoder_doubt=float(noise.doubt[0]),
+        decoder_over_freedom=float(noise.over_freedom[0]),
     )
     # Of every pair the errors are known but for the noise.
     of_best = sub_schedule_bounds(costs, chosen_by=errors, judged_by=errors)
@@ -319,13 +319,13 @@ def importance_other_bounds(
         importance_errors(design, rows.replicates[X_START], features, part)
         for part in (slice(None), slice(0, middle), slice(middle, None))
     )
-    costs = StepCosts(
+    costs = SubScheduleCosts(
         schedule=diffusion.schedule,
         prior=float(prior.mean()),
         errors=errors,
         decoder=_decoder_means(design.num_images, tables(decoders), decoders),
         decoder_variance=rows.decoder_variance,
-        decoder_doubt=rows.decoder_variance**2 / max(len(design.redrawn), 1),
+        decoder_over_freedom=rows.decoder_variance**2 / max(len(design.redrawn), 1),
     )
     of_best = sub_schedule_bounds(costs, chosen_by=chosen_by, judged_by=judged_by)
     return OtherBounds(found, of_best)

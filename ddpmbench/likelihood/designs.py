@@ -61,7 +61,7 @@ class EveryPairDesign:
 
 # What a random number is for. The noise's counters are (image, t, draw, block) with t >= 1; those
 # of the designs have 0 in the place of t, and the purpose in the place of the block.
-REPLICATE, REDRAW, PILOT, CORRECTION_OF_DECODER, CORRECTION_OF_STEPS, CORRECTION_STEP = range(6)
+REPLICATE, REDRAW, PILOT, CORRECTION_OF_DECODER, CORRECTION_OF_KL, CORRECTION_TIMESTEP = range(6)
 
 
 def words(count: int, seed: int, *, turn: int, purpose: int) -> NDArray[np.uint64]:
@@ -99,7 +99,7 @@ def ranks(keys: NDArray[np.uint64]) -> NDArray[np.int64]:
 
 
 PILOT_IMAGES = 8
-PILOT_STEPS = 50
+PILOT_TIMESTEPS = 50
 PILOT_DRAW = 2**30
 """The draw of the pilot's rows: no row of an estimate shares noise with it."""
 FLOOR = 1e-5
@@ -141,8 +141,10 @@ class PilotDesign:
 
     @cached_property
     def t(self) -> NDArray[np.int64]:
-        """The steps, increasing and from 2 to T: at most `PILOT_STEPS`, evenly spaced in log t."""
-        return np.unique(np.geomspace(2, self.num_timesteps, PILOT_STEPS).round().astype(np.int64))
+        """Increasing, from 2 to T: at most `PILOT_TIMESTEPS`, evenly spaced in log t."""
+        return np.unique(
+            np.geomspace(2, self.num_timesteps, PILOT_TIMESTEPS).round().astype(np.int64)
+        )
 
     def __len__(self) -> int:
         """Number of rows, which is the number of network calls."""
@@ -245,19 +247,19 @@ class ImportanceDesign:
             raise ValueError("density must sum to 1, and there must be at least one replicate")
 
     @cached_property
-    def cell(self) -> NDArray[np.int64]:
+    def stratum(self) -> NDArray[np.int64]:
         """(r, N) pi(n): which of N equal cells of [0, 1] each image has in each replicate."""
-        cell = np.empty((self.num_replicates, self.num_images), dtype=np.int64)
+        stratum = np.empty((self.num_replicates, self.num_images), dtype=np.int64)
         for j in range(self.num_replicates):
-            cell[j] = ranks(self._words(j)[0])
-        return cell
+            stratum[j] = ranks(self._words(j)[0])
+        return stratum
 
     @cached_property
     def t(self) -> NDArray[np.int64]:
         """(r, N) step of each image in each replicate."""
-        cumulative, t = np.cumsum(self.density)[:-1], np.empty_like(self.cell)
-        for j, cell in enumerate(self.cell):
-            position = (cell + unit_interval(self._words(j)[1])) / self.num_images
+        cumulative, t = np.cumsum(self.density)[:-1], np.empty_like(self.stratum)
+        for j, stratum in enumerate(self.stratum):
+            position = (stratum + unit_interval(self._words(j)[1])) / self.num_images
             t[j] = 2 + np.searchsorted(cumulative, position, side="right")
         return t
 

@@ -9,8 +9,13 @@ from numpy.typing import NDArray
 
 from ddpmbench.likelihood.bound import cumulative_rate
 from ddpmbench.likelihood.designs import ImportanceDesign
-from ddpmbench.likelihood.intervals import doubt_of, freedom_of_sum, half_width_of, quantile
-from ddpmbench.likelihood.per_timestep import StepTable, rate_standard_error, step_table
+from ddpmbench.likelihood.intervals import (
+    freedom_of_sum,
+    half_width_of,
+    quantile,
+    squares_over_freedom,
+)
+from ddpmbench.likelihood.per_timestep import TimestepTable, rate_standard_error, timestep_table
 from ddpmbench.likelihood.regression import FeatureTable, Predictions, no_predictions, predict
 from ddpmbench.likelihood.sampled_terms import NATS, SampledTerms, sampled_terms
 from ddpmbench.likelihood.terms import TermTable, image_blocks
@@ -21,25 +26,25 @@ _ROWS_A_KNOT = 5
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Interaction:
+class TwoWayFit:
     """The rows of an importance sample, taken apart.
 
     Attributes:
         image: (N,) mean over the replicates of each image, without the contribution of the cells.
         spread: (N,) variance among replicates of each image, without that contribution.
-        cell: (N,) contribution of each cell, up to a constant.
+        stratum: (N,) contribution of each cell, up to a constant.
         mean: over all rows.
         variance: of that mean.
     """
 
     image: NDArray[np.float64]
     spread: NDArray[np.float64]
-    cell: NDArray[np.float64]
+    stratum: NDArray[np.float64]
     mean: float
     variance: float
 
 
-def interaction(design: ImportanceDesign, values: NDArray[np.float64]) -> Interaction:
+def two_way_fit(design: ImportanceDesign, values: NDArray[np.float64]) -> TwoWayFit:
     """Take image and cell out of the rows by least squares.
 
     Args:
@@ -51,26 +56,26 @@ def interaction(design: ImportanceDesign, values: NDArray[np.float64]) -> Intera
     num_replicates, num_images = values.shape
     freedom = num_images * (num_replicates - 1)
     hats = _hats(design, freedom // _ROWS_A_KNOT)
-    of_cells = CellMeans(design, hats)
+    of_cells = StratumMeans(design, hats)
     columns = hats.shape[1]
     gram, moment = np.zeros((columns, columns)), np.zeros(columns)
     for part in image_blocks(num_images, num_replicates):
-        x = _within(of_cells.at(design.cell[:, part]))
+        x = _within(of_cells.at(design.stratum[:, part]))
         gram += np.einsum("jnk,jnl->kl", x, x, optimize=True)
         moment += np.einsum("jnk,jn->k", x, _within(values[:, part]), optimize=True)
     trend, _, rank, _ = np.linalg.lstsq(gram, moment, rcond=1e-10)
-    cell = cell_means(design, hats @ trend)
+    stratum = stratum_means(design, hats @ trend)
     image, spread = np.empty(num_images), np.empty(num_images)
     for part in image_blocks(num_images, num_replicates):
-        left = values[:, part] - cell[design.cell[:, part]]
+        left = values[:, part] - stratum[design.stratum[:, part]]
         image[part] = left.mean(0)
         spread[part] = left.var(axis=0, ddof=1) * freedom / (freedom - rank)
     # The images of a replicate share the cells among themselves: N / (N - 1).
     shared = num_images / max(num_images - 1, 1)
-    return Interaction(
+    return TwoWayFit(
         image=image,
         spread=spread,
-        cell=cell,
+        stratum=stratum,
         mean=float(values.mean()),
         variance=float(spread.sum() / num_replicates / num_images**2 * shared),
     )
@@ -80,7 +85,7 @@ def _within(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(values - values.mean(0))
 
 
-class CellMeans:
+class StratumMeans:
     """Means over cells of the density, of values that belong to the steps."""
 
     def __init__(self, design: ImportanceDesign, values: NDArray[np.float64]) -> None:
@@ -108,9 +113,9 @@ class CellMeans:
         return np.asarray(self._integral[step] + self._values[step] * within)
 
 
-def cell_means(design: ImportanceDesign, values: NDArray[np.float64]) -> NDArray[np.float64]:
+def stratum_means(design: ImportanceDesign, values: NDArray[np.float64]) -> NDArray[np.float64]:
     """(N,) means over each cell of (T - 1,) values that belong to the steps."""
-    means, of_cells = np.empty(design.num_images), CellMeans(design, values)
+    means, of_cells = np.empty(design.num_images), StratumMeans(design, values)
     for part in image_blocks(design.num_images):
         means[part] = of_cells.at(np.arange(part.start, part.stop))
     return means
@@ -188,12 +193,12 @@ class SampledBound:
         return cumulative_rate(self.prior, self.term)
 
 
-def assembled(
+def sampled_bound(
     prior: NDArray[np.float64],
     rows: SampledTerms,
-    parts: Interaction,
+    parts: TwoWayFit,
     *,
-    steps: StepTable,
+    steps: TimestepTable,
     rate_error: NDArray[np.float64],
     predictions: Predictions,
 ) -> SampledBound:
@@ -245,7 +250,7 @@ def _half_width(
 
 
 def _freedom(variances: NDArray[np.float64], freedom: NDArray[np.float64 | np.int64]) -> float:
-    return freedom_of_sum(float(variances.sum()), doubt_of(variances, freedom))
+    return freedom_of_sum(float(variances.sum()), squares_over_freedom(variances, freedom))
 
 
 def horvitz_thompson(
@@ -276,7 +281,7 @@ def horvitz_thompson(
     return _estimate(design, prior, rows, no_predictions(design), None)
 
 
-def greg(
+def regression_estimate(
     design: ImportanceDesign,
     prior: NDArray[np.float64],
     tables: Iterable[TermTable],
@@ -307,7 +312,7 @@ def greg(
     return _estimate(design, prior, rows, predictions, features)
 
 
-def with_predictions(
+def difference_estimate(
     design: ImportanceDesign,
     prior: NDArray[np.float64],
     tables: Iterable[TermTable],
@@ -315,7 +320,7 @@ def with_predictions(
     *,
     clip: bool = True,
 ) -> SampledBound:
-    """The estimate of `greg` with predictions that are at hand.
+    """The estimate of `regression_estimate` with predictions that are at hand.
 
     All of it is linear in terms and predictions: from the differences between two models' terms,
     and between the predictions of these, it is the difference between their bounds.
@@ -350,18 +355,18 @@ def _estimate(
 ) -> SampledBound:
     _check(design)
     part = contributions(design, rows, predictions)
-    parts = interaction(design, part.totals)
+    parts = two_way_fit(design, part.totals)
     rate_error = rate_standard_error(
         design.num_timesteps,
         np.arange(design.num_replicates),
         design.t,
-        without_cells(design, part.rows, parts),
+        without_strata(design, part.rows, parts),
     )
-    return assembled(
+    return sampled_bound(
         prior,
         rows,
         parts,
-        steps=step_table(design, rows, predictions, features),
+        steps=timestep_table(design, rows, predictions, features),
         rate_error=rate_error,
         predictions=predictions,
     )
@@ -395,20 +400,20 @@ def contributions(
     """
     of_rows = np.empty(design.t.shape)
     for j, mean in enumerate(predictions.timesteps):
-        common = CellMeans(design, mean / design.density)
+        common = StratumMeans(design, mean / design.density)
         for part in image_blocks(design.num_images):
             left = rows.replicates[NATS, j, part] - predictions.terms[j, part]
             weighted = left / design.density[design.t[j, part] - 2]
-            of_rows[j, part] = weighted + common.at(design.cell[j, part]) - mean.sum()
+            of_rows[j, part] = weighted + common.at(design.stratum[j, part]) - mean.sum()
     return Contributions(predictions.totals, of_rows)
 
 
-def without_cells(
-    design: ImportanceDesign, rows: NDArray[np.float64], parts: Interaction
+def without_strata(
+    design: ImportanceDesign, rows: NDArray[np.float64], parts: TwoWayFit
 ) -> NDArray[np.float64]:
     """(r, N) contributions without those of their cells, 0 in the mean."""
     left = np.empty_like(rows)
     for j, of_replicate in enumerate(rows):
-        np.subtract(of_replicate, parts.cell[design.cell[j]], out=left[j])
+        np.subtract(of_replicate, parts.stratum[design.stratum[j]], out=left[j])
     left -= left.mean()
     return left

@@ -21,7 +21,9 @@ def half_width_of(variance: float, freedom: float) -> float | None:
     return quantile(freedom) * math.sqrt(variance) if variance else 0.0
 
 
-def doubt_of(variances: NDArray[np.float64], freedom: NDArray[np.float64 | np.int64]) -> float:
+def squares_over_freedom(
+    variances: NDArray[np.float64], freedom: NDArray[np.float64 | np.int64]
+) -> float:
     """Sum of V_i^2 / (f_i + 2): how well a sum of estimated variances V_i is known.
 
     Args:
@@ -31,8 +33,8 @@ def doubt_of(variances: NDArray[np.float64], freedom: NDArray[np.float64 | np.in
     return float((np.square(variances) / (freedom + 2)).sum())
 
 
-def freedom_of_sum(variance: float, doubt: float) -> float:
-    """Degrees of freedom of a sum of estimated variances: (sum V_i)^2 / doubt - 2, at least 1.
+def freedom_of_sum(variance: float, over_freedom: float) -> float:
+    """Degrees of freedom of a sum of estimated variances: (sum V_i)^2 / S - 2, at least 1.
 
     Satterthwaite's are (sum v_i)^2 / sum (v_i^2 / f_i) of the true variances v_i. The estimate V_i
     is v_i times a chi-square over its f_i degrees, so that V_i^2 is (f_i + 2) / f_i v_i^2 on
@@ -41,16 +43,16 @@ def freedom_of_sum(variance: float, doubt: float) -> float:
 
     Args:
         variance: sum of V_i.
-        doubt: of it; see `doubt_of`. Infinitely many degrees where it is 0.
+        over_freedom: S; see `squares_over_freedom`. Infinitely many degrees where it is 0.
 
     Source: Satterthwaite 1946.
     """
     if variance == 0:
         return 1.0
-    return max(1.0, variance**2 / doubt - 2) if doubt > 0 else math.inf
+    return max(1.0, variance**2 / over_freedom - 2) if over_freedom > 0 else math.inf
 
 
-def least_freedom_of_sum(variance: float, doubt: float) -> float:
+def least_freedom_of_sum(variance: float, over_freedom: float) -> float:
     """Satterthwaite's degrees of freedom with estimates in the place of the variances, at least 1.
 
     On average they are too few, which is the wide side: for sums of so few parts, or of parts so
@@ -58,11 +60,11 @@ def least_freedom_of_sum(variance: float, doubt: float) -> float:
 
     Args:
         variance: sum of V_i.
-        doubt: sum of V_i^2 / f_i. Infinitely many degrees where it is 0.
+        over_freedom: sum of V_i^2 / f_i. Infinitely many degrees where it is 0.
 
     Source: Satterthwaite 1946.
     """
-    return max(1.0, variance**2 / doubt) if doubt > 0 else math.inf
+    return max(1.0, variance**2 / over_freedom) if over_freedom > 0 else math.inf
 
 
 def quantile(freedom: float) -> float:

@@ -19,13 +19,13 @@ from ddpmbench.likelihood.bound import BoundEstimate, estimate_bound
 from ddpmbench.likelihood.designs import EveryPairDesign, ImportanceDesign
 from ddpmbench.likelihood.estimator import (
     SampledBound,
-    assembled,
     contributions,
-    interaction,
-    with_predictions,
-    without_cells,
+    difference_estimate,
+    sampled_bound,
+    two_way_fit,
+    without_strata,
 )
-from ddpmbench.likelihood.per_timestep import StepTable, rate_standard_error, step_table
+from ddpmbench.likelihood.per_timestep import TimestepTable, rate_standard_error, timestep_table
 from ddpmbench.likelihood.regression import Predictions, no_predictions
 from ddpmbench.likelihood.sampled_terms import sampled_terms
 from ddpmbench.likelihood.terms import TermIndex, TermTable
@@ -95,7 +95,7 @@ class ImportanceTerms:
         return self.tables(len(self.design))
 
 
-def same_steps(one: ImportanceDesign, other: ImportanceDesign) -> float:
+def share_of_same_terms(one: ImportanceDesign, other: ImportanceDesign) -> float:
     """Which share of the rows of the replicates that both have is the same."""
     num_replicates = min(one.num_replicates, other.num_replicates)
     return float((one.t[:num_replicates] == other.t[:num_replicates]).mean())
@@ -134,7 +134,7 @@ def importance_difference(
         model, baseline = model.unpredicted(), baseline.unpredicted()
     tables = _differences(model.terms(), baseline.terms())
     predictions = _minus(model.predictions, baseline.predictions)
-    return with_predictions(model.design, priors, tables, predictions, clip=clip)
+    return difference_estimate(model.design, priors, tables, predictions, clip=clip)
 
 
 def _by_cell(
@@ -145,9 +145,9 @@ def _by_cell(
     parts = [
         contributions(one.design, of, one.predictions) for one, of in zip(pair, rows, strict=True)
     ]
-    totals = interaction(model.design, parts[0].totals - parts[1].totals)
+    totals = two_way_fit(model.design, parts[0].totals - parts[1].totals)
     left = [
-        without_cells(one.design, part.rows, interaction(one.design, part.totals))
+        without_strata(one.design, part.rows, two_way_fit(one.design, part.totals))
         for one, part in zip(pair, parts, strict=True)
     ]
     replicate = np.arange(model.design.num_replicates)
@@ -162,16 +162,16 @@ def _by_cell(
         model.design, _differences(model.terms(), baseline.terms(), only_decoder=True), clip=clip
     )
     of, other = (
-        step_table(one.design, its, one.predictions, None)
+        timestep_table(one.design, its, one.predictions, None)
         for one, its in zip(pair, rows, strict=True)
     )
     standard_error = np.hypot(of.standard_error, other.standard_error)
     standard_error[0] = np.sqrt(decoder.decoder_variance)
-    return assembled(
+    return sampled_bound(
         prior,
         decoder,
         totals,
-        steps=StepTable(
+        steps=TimestepTable(
             term=of.term - other.term,
             standard_error=standard_error,
             x_start_mse=of.x_start_mse - other.x_start_mse,

@@ -17,7 +17,7 @@ _RATIO_PRIOR_ROWS = 4.0  # what the ratio of all bins is worth in the ratio of o
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class StepTable:
+class TimestepTable:
     """Means over the images at each step t = 1..T; see `SampledBound`.
 
     Attributes:
@@ -35,12 +35,12 @@ class StepTable:
     num_evaluations: NDArray[np.int64]
 
 
-def step_table(
+def timestep_table(
     design: ImportanceDesign,
     rows: SampledTerms,
     predictions: Predictions,
     features: FeatureTable | None,
-) -> StepTable:
+) -> TimestepTable:
     """Split the estimate among the steps.
 
     A term is the mean prediction plus what its rows differ from theirs by, over the density; so
@@ -61,7 +61,7 @@ def step_table(
     standard_error = np.sqrt(_variance(design, left, count))
     errors = [_errors(design, rows, count, features, which) for which in (X_START, EPS)]
     first = rows.decoder.mean(1)
-    return StepTable(
+    return TimestepTable(
         term=np.append(first[NATS], term),
         standard_error=np.append(np.sqrt(rows.decoder_variance), standard_error),
         x_start_mse=np.append(first[X_START], errors[0]),
@@ -188,4 +188,4 @@ def _errors(
     ratio = of_bin[bins] * scale
     # A few rows say little about the mean, whatever the ratio leaves of them.
     left_at_step = (sums - ratio * linear) / (count + _STEP_PRIOR_ROWS)
-    return np.asarray(np.maximum(ratio * features.step_means[:, 0] + left_at_step, 0.0))
+    return np.asarray(np.maximum(ratio * features.timestep_means[:, 0] + left_at_step, 0.0))

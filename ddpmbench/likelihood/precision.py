@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 from ddpmbench.likelihood.designs import (
     CORRECTION_OF_DECODER,
-    CORRECTION_OF_STEPS,
-    CORRECTION_STEP,
+    CORRECTION_OF_KL,
+    CORRECTION_TIMESTEP,
     ranks,
     unit_interval,
     words,
 )
-from ddpmbench.likelihood.intervals import doubt_of, freedom_of_sum, half_width_of
+from ddpmbench.likelihood.intervals import freedom_of_sum, half_width_of, squares_over_freedom
 from ddpmbench.likelihood.terms import TermIndex, TermTable
 
 CORRECTION_DRAW = 3 * 2**30
@@ -92,7 +92,7 @@ class CorrectionDesign:
     def t(self) -> NDArray[np.int64]:
         """(m,) step of each row."""
         later = self.num_terms - self.num_decoder_terms
-        u = unit_interval(words(later, self.seed, turn=0, purpose=CORRECTION_STEP)[0])
+        u = unit_interval(words(later, self.seed, turn=0, purpose=CORRECTION_TIMESTEP)[0])
         place = (np.arange(later) + u) / max(later, 1)
         step = 2 + np.searchsorted(np.cumsum(self.density)[:-1], place, side="right")
         return np.append(np.ones(self.num_decoder_terms, dtype=np.int64), step)
@@ -101,7 +101,7 @@ class CorrectionDesign:
     def image(self) -> NDArray[np.int64]:
         """(m,) image of each row."""
         decoder = self.num_decoder_terms
-        parts = ((decoder, CORRECTION_OF_DECODER), (self.num_terms - decoder, CORRECTION_OF_STEPS))
+        parts = ((decoder, CORRECTION_OF_DECODER), (self.num_terms - decoder, CORRECTION_OF_KL))
         return np.concatenate([self._images(count, purpose) for count, purpose in parts])
 
     def _images(self, count: int, purpose: int) -> NDArray[np.int64]:
@@ -198,7 +198,9 @@ def estimate_correction(design: CorrectionDesign, difference: NDArray[np.float64
     squares = np.append(of_pairs, of_decoder)
     freedom = np.append(np.ones(len(of_pairs)), len(decoder) - 1)
     variance = float(squares.sum())
-    half_width = half_width_of(variance, freedom_of_sum(variance, doubt_of(squares, freedom)))
+    half_width = half_width_of(
+        variance, freedom_of_sum(variance, squares_over_freedom(squares, freedom))
+    )
     assert half_width is not None
     return Correction(
         kl=float(weighted.mean()) if len(later) else 0.0,

@@ -107,8 +107,8 @@ def importance_distortion(
             for k, values in enumerate((np.ones_like(x), y, x, y * y, y * x, x * x)):
                 moments[which, k] += np.bincount(step, weights=values, minlength=size)
     scale = features.error_scale[0]
-    known = (features.root_means * np.sqrt(scale), features.step_means[:, 0] * scale)
-    windows = step_windows(moments[_ROOT, 0])
+    known = (features.root_means * np.sqrt(scale), features.timestep_means[:, 0] * scale)
+    windows = timestep_windows(moments[_ROOT, 0])
     parts = []
     for which in (_ROOT, _MSE):
         ratio = np.array([_ratio(moments[which], t, window) for t, window in enumerate(windows)])
@@ -136,7 +136,7 @@ def _both(mse: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.stack([np.sqrt(mse), mse])
 
 
-def step_windows(count: NDArray[np.float64]) -> list[slice]:
+def timestep_windows(count: NDArray[np.float64]) -> list[slice]:
     """Of each step t = 2..T the steps that it borrows from, counted from t = 2."""
     t = np.arange(2, len(count) + 2)
     before = np.append(0.0, np.cumsum(count))

@@ -206,7 +206,7 @@ class FeatureTable:
         bin_sums: (N, bins, 2) float32, sums of G and of log G over the steps of each bin; those
             of many images lie in a file (`array_store`). The rounding errs up and down alike, by
             less than 1e-7.
-        step_means: (T - 1, 2) means of G and of log G over the images, t = 2..T.
+        timestep_means: (T - 1, 2) means of G and of log G over the images, t = 2..T.
         root_means: (T - 1,) mean of the root of G.
         code_length: (N,) length of each image's lossless code.
         error_scale: (2, T - 1) what turns G into the linear denoiser's mean squared error of
@@ -215,7 +215,7 @@ class FeatureTable:
 
     at_terms: NDArray[np.float64]
     bin_sums: NDArray[np.float32]
-    step_means: NDArray[np.float64]
+    timestep_means: NDArray[np.float64]
     root_means: NDArray[np.float64]
     code_length: NDArray[np.float64]
     error_scale: NDArray[np.float64]
@@ -232,7 +232,7 @@ class FeatureTable:
             design: the rows.
         """
         starts = np.flatnonzero(np.diff(log_bins(design.num_timesteps), prepend=-1))
-        step_sums = np.zeros((design.num_timesteps - 1, 2))
+        timestep_sums = np.zeros((design.num_timesteps - 1, 2))
         root_sums = np.zeros(design.num_timesteps - 1)
         lengths = np.empty(len(pixels))
 
@@ -241,7 +241,7 @@ class FeatureTable:
                 g = features.divergence(pixels[part])
                 sums = np.empty((len(g), len(starts), 2), np.float32)
                 for k, values in enumerate((g, np.log(g))):
-                    step_sums[:, k] += values.sum(0)
+                    timestep_sums[:, k] += values.sum(0)
                     sums[:, :, k] = np.add.reduceat(values, starts, axis=1)
                 root_sums[:] += np.sqrt(g).sum(0)
                 lengths[part] = code_length(features.data_range.reduced(pixels[part]))
@@ -252,7 +252,7 @@ class FeatureTable:
         return cls(
             at_terms=_at_rows(features, pixels, design.t),
             bin_sums=stored,
-            step_means=step_sums / len(pixels),
+            timestep_means=timestep_sums / len(pixels),
             root_means=root_sums / len(pixels),
             code_length=lengths,
             error_scale=np.stack([1 / features.weight, snr / features.weight]),
@@ -332,7 +332,7 @@ def predict(
             y = nats[j, part] / p
             gram[j] += _sum_by_bin(x[:, :, None] * x[:, None, :], b, len(steps_in_bin))
             moment[j] += _sum_by_bin(x * y[:, None], b, len(steps_in_bin))
-    step_x = basis.means(features.step_means, bins)
+    step_x = basis.means(features.timestep_means, bins)
     rows, totals = np.empty(nats.shape), np.empty(nats.shape)
     betas = [
         _shrunk(gram.sum(0) - gram[j], moment.sum(0) - moment[j]) * bin_density[:, None]
@@ -361,7 +361,7 @@ class _Basis:
     def of(cls, features: FeatureTable, bins: NDArray[np.int64]) -> Self:
         steps_in_bin = np.bincount(bins)
         # Not from the bin sums, which are rounded.
-        sums = _sum_by_bin(features.step_means, bins, len(steps_in_bin))
+        sums = _sum_by_bin(features.timestep_means, bins, len(steps_in_bin))
         mean = sums / steps_in_bin[:, None]
         length = features.code_length
         code = (length - length.mean()) / (length.std() or 1.0)
@@ -382,11 +382,11 @@ class _Basis:
         return np.asarray(level + g + log_g + self.code[part] * (self.steps_in_bin @ beta[:, 3]))
 
     def means(
-        self, step_means: NDArray[np.float64], bins: NDArray[np.int64]
+        self, timestep_means: NDArray[np.float64], bins: NDArray[np.int64]
     ) -> NDArray[np.float64]:
         """(T - 1, 4) mean over the images at each step."""
-        g = step_means[:, 0] / self.g_scale[bins] - 1
-        log_g = step_means[:, 1] - self.log_center[bins]
+        g = timestep_means[:, 0] / self.g_scale[bins] - 1
+        log_g = timestep_means[:, 1] - self.log_center[bins]
         return np.stack([np.ones_like(g), g, log_g, np.full_like(g, self.code.mean())], axis=1)
 
 

@@ -1,9 +1,9 @@
 """The bounds of all models that visit only some of the steps, from the errors at every step.
 
-The network is the same, and so is what it predicts from x_t; such a model goes from t to the step
-before it in its own schedule, and pays what `Skips` says. It begins with t = 1, where the decoder
-is measured; that of a model without t = 1 could only be approximated, and is left out. Which steps
-are best is a shortest path.
+The network is the same, and so is its prediction from x_t; such a model goes from t to the timestep
+before it in its own schedule, at the cost that `Transitions` has. It begins with t = 1, where the
+decoder is measured; that of a model without t = 1 could only be approximated, and is left out. The
+best timesteps are a shortest path.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.likelihood.decoders import SCALES, WIDEST_RATIO, interpolated, log_variances
 from ddpmbench.likelihood.designs import EveryPairDesign, ImportanceDesign
 from ddpmbench.likelihood.intervals import half_width_of, least_freedom_of_sum
-from ddpmbench.likelihood.rate_distortion import RatioLine, step_windows
+from ddpmbench.likelihood.rate_distortion import RatioLine, timestep_windows
 from ddpmbench.likelihood.regression import FeatureTable
 from ddpmbench.likelihood.terms import TermTable
 
@@ -80,7 +80,7 @@ _ALL = slice(None)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class StepErrors:
+class TimestepErrors:
     """The mean squared error of the predicted x_start at each step t = 1..T.
 
     Attributes:
@@ -88,16 +88,16 @@ class StepErrors:
         influence: (T, T) how much of each step's rows goes into the estimate at each step, or
             None where an estimate rests on its own step's rows alone.
         spread: (T,) variance that those rows give it; NaN where that cannot be known.
-        doubt: (T,) square of that variance over its degrees of freedom.
+        over_freedom: (T,) square of that variance over its degrees of freedom.
     """
 
     mse: Values
     influence: Values | None
     spread: Values
-    doubt: Values
+    over_freedom: Values
 
     def variance(self, weights: Values) -> tuple[float, float]:
-        """Of the sum of weight times error, on this image set, and the doubt of it.
+        """Of the sum of weight times error, on this image set, and the over_freedom of it.
 
         Args:
             weights: (T,).
@@ -108,7 +108,9 @@ class StepErrors:
         of_rows = weights if self.influence is None else weights @ self.influence
         used = of_rows != 0
         squares = np.square(of_rows[used])
-        return float(squares @ self.spread[used]), float(np.square(squares) @ self.doubt[used])
+        return float(squares @ self.spread[used]), float(
+            np.square(squares) @ self.over_freedom[used]
+        )
 
     @property
     def is_known(self) -> NDArray[np.bool_]:
@@ -120,7 +122,7 @@ class StepErrors:
         return known & np.isfinite(self.mse)
 
 
-def every_pair_errors(design: EveryPairDesign, sums: ColumnSums) -> StepErrors:
+def every_pair_errors(design: EveryPairDesign, sums: ColumnSums) -> TimestepErrors:
     """The errors, or another column, from every pair; what is not known is the noise.
 
     Args:
@@ -130,14 +132,14 @@ def every_pair_errors(design: EveryPairDesign, sums: ColumnSums) -> StepErrors:
     scale = design.draws * design.num_images**2
     if design.draws == 1:
         unknown = np.full_like(sums.mean, np.nan)
-        return StepErrors(sums.mean, None, unknown, unknown)
-    doubt = sums.fourth / scale**2 / (design.draws - 1)
-    return StepErrors(sums.mean, None, sums.squares / scale, doubt)
+        return TimestepErrors(sums.mean, None, unknown, unknown)
+    over_freedom = sums.fourth / scale**2 / (design.draws - 1)
+    return TimestepErrors(sums.mean, None, sums.squares / scale, over_freedom)
 
 
 def importance_errors(
     design: ImportanceDesign, mse: Values, features: FeatureTable, replicates: slice = _ALL
-) -> StepErrors:
+) -> TimestepErrors:
     """The errors from the rows of an importance sample.
 
     At a step they are the linear denoiser's, which are known for all images, times the ratio of
@@ -163,10 +165,10 @@ def importance_errors(
     parts = (np.ones_like(x), y, x, y * y, y * x, x * x)
     moments = np.stack([np.bincount(step, part, size).astype(np.float64) for part in parts])
     count, sum_y, _, yy, yx, xx = moments
-    known = features.step_means[:, 0] * features.error_scale[0]
+    known = features.timestep_means[:, 0] * features.error_scale[0]
     influence = np.zeros((size, size))
     factor = np.full(size, np.nan)
-    for index, window in enumerate(step_windows(count)):
+    for index, window in enumerate(timestep_windows(count)):
         line = RatioLine.of(moments, index, window)
         if line is not None:
             influence[index, window] = line.weights
@@ -183,11 +185,11 @@ def importance_errors(
     whole = np.zeros((size + 1, size + 1))
     whole[1:, 1:] = influence
     spread = np.where(count > 0, squares * own, np.where(there, 0.0, np.nan))
-    return StepErrors(
+    return TimestepErrors(
         mse=np.append(np.nan, ratio * known),
         influence=whole,
         spread=np.append(np.nan, spread),
-        doubt=np.append(np.nan, np.square(spread) / np.maximum(count, 1)),
+        over_freedom=np.append(np.nan, np.square(spread) / np.maximum(count, 1)),
     )
 
 
@@ -195,7 +197,7 @@ Steps = NDArray[np.int64]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Skips:
+class Transitions:
     """The steps of all models that visit some steps of a schedule.
 
     Every method takes steps s < t, int64 arrays that broadcast, in 1..T.
@@ -285,7 +287,7 @@ class SubScheduleBound:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class StepCosts:
+class SubScheduleCosts:
     """What is known of every step a model can take.
 
     Attributes:
@@ -295,15 +297,15 @@ class StepCosts:
         decoder: (7,) the exact decoder at the variances of `decoders.SCALES`, mean over the
             images.
         decoder_variance: of that mean: its noise; NaN where that cannot be known.
-        decoder_doubt: the square of that over its degrees of freedom.
+        decoder_over_freedom: the square of that over its degrees of freedom.
     """
 
     schedule: NoiseSchedule
     prior: float
-    errors: StepErrors
+    errors: TimestepErrors
     decoder: Values
     decoder_variance: float
-    decoder_doubt: float
+    decoder_over_freedom: float
 
     def __post_init__(self) -> None:
         """Refuse a number of decoders that is not that of the scales."""
@@ -327,18 +329,21 @@ class StepCosts:
         terms, slopes = self._terms(variance, s, t)
         weights = np.zeros(self.schedule.num_timesteps)
         weights[t - 1] = slopes
-        of_steps, steps_doubt = self.errors.variance(weights)
-        variance_of_sum, doubt = of_steps + self.decoder_variance, steps_doubt + self.decoder_doubt
+        kl_variance, kl_over_freedom = self.errors.variance(weights)
+        variance_of_sum = kl_variance + self.decoder_variance
+        over_freedom = kl_over_freedom + self.decoder_over_freedom
         return SubScheduleBound(
             variance=variance,
             spacing=spacing,
             steps=visited,
             rate=float(self.prior + terms.sum()),
             decoder=float(self._decoder(visited[1:2])[0]),
-            half_width=half_width_of(variance_of_sum, least_freedom_of_sum(variance_of_sum, doubt)),
+            half_width=half_width_of(
+                variance_of_sum, least_freedom_of_sum(variance_of_sum, over_freedom)
+            ),
         )
 
-    def best_steps(self, variance: Variance | None, lengths: Sequence[int]) -> list[list[int]]:
+    def best_timesteps(self, variance: Variance | None, lengths: Sequence[int]) -> list[list[int]]:
         """The steps of the best models of some lengths, each of all that visit t = 1 and T.
 
         Lengths beyond what can be searched are left out, and steps at which the error cannot be
@@ -391,7 +396,7 @@ class StepCosts:
         self, variance: Variance | None, s: NDArray[np.int64], t: NDArray[np.int64]
     ) -> tuple[Values, Values]:
         """What the steps from t to s cost, and how much more with the error at t."""
-        skips, mse = Skips(self.schedule), self.errors.mse[t - 1]
+        skips, mse = Transitions(self.schedule), self.errors.mse[t - 1]
         if variance is None:
             # The best variance is the posterior's and the mean square of the mean's error: Bao
             # et al. 2022, theorem 1.
@@ -402,12 +407,12 @@ class StepCosts:
 
     def _decoder(self, second: NDArray[np.int64]) -> Values:
         """(K,) the decoder of the models whose second step is each of these."""
-        log_variance = Skips(self.schedule).log_variance(np.ones_like(second), second)
+        log_variance = Transitions(self.schedule).log_variance(np.ones_like(second), second)
         return interpolated(self.schedule, self.decoder, log_variance)
 
 
 def sub_schedule_bounds(
-    costs: StepCosts, *, chosen_by: StepErrors, judged_by: StepErrors
+    costs: SubScheduleCosts, *, chosen_by: TimestepErrors, judged_by: TimestepErrors
 ) -> list[SubScheduleBound]:
     """The models of `LENGTHS` steps: under each variance evenly spaced ones, and the best.
 
@@ -424,7 +429,7 @@ def sub_schedule_bounds(
     found = []
     for variance in VARIANCES:
         found += [costs.bound(variance, schedule.evenly_spaced(k)) for k in lengths]
-        best = chooser.best_steps(variance, lengths)
+        best = chooser.best_timesteps(variance, lengths)
         found += [judge.bound(variance, steps, BEST) for steps in best]
     return found
 

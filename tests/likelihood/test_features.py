@@ -186,7 +186,7 @@ def test_the_table_holds_the_features_at_the_rows_and_their_sums():
     fitted, design = GaussianFeatures.fit(images.pixels, schedule), uniform_design(30, 100)
     table = FeatureTable.of(fitted, images.pixels, design)
     dense = feature_table(design, fitted.divergence(images.pixels), code_length(images.pixels))
-    for name in ("at_terms", "step_means", "code_length"):
+    for name in ("at_terms", "timestep_means", "code_length"):
         np.testing.assert_allclose(getattr(table, name), getattr(dense, name), rtol=1e-10)
     np.testing.assert_allclose(table.bin_sums, dense.bin_sums, rtol=1e-7)
     more = dataclasses.replace(design, num_replicates=5)

@@ -176,8 +176,8 @@ def test_an_image_is_at_each_step_with_the_probability_of_the_density(over):
 
 
 def test_rotations_images_and_seeds_are_independent():
-    cells = importance(2000, 50, num_replicates=3).cell
-    other = importance(2000, 50, seed=1).cell
+    cells = importance(2000, 50, num_replicates=3).stratum
+    other = importance(2000, 50, seed=1).stratum
     pairs = [(cells[0], cells[1]), (cells[1], cells[2]), (cells[0], other[0])]
     pairs += [(cells[0], np.arange(2000)), (cells[0, 1:], cells[0, :-1])]
     for left, right in pairs:

@@ -8,7 +8,7 @@ import pytest
 from ddpmbench.data import pixel_store
 from ddpmbench.data.pixel_store import store
 from ddpmbench.likelihood.designs import ImportanceDesign
-from ddpmbench.likelihood.estimator import greg, horvitz_thompson
+from ddpmbench.likelihood.estimator import horvitz_thompson, regression_estimate
 from ddpmbench.likelihood.regression import FeatureTable, log_bins
 from ddpmbench.likelihood.terms import VALUE_COLUMNS, TermTable, image_blocks
 
@@ -37,7 +37,7 @@ def features(design):
     return FeatureTable(
         at_terms=1 / design.t,
         bin_sums=store((n, bins, 2), parts, np.float32),
-        step_means=np.ones((T - 1, 2)),
+        timestep_means=np.ones((T - 1, 2)),
         root_means=np.ones(T - 1),
         code_length=np.arange(n) % 11 / 4,
         error_scale=np.ones((2, T - 1)),
@@ -50,7 +50,7 @@ def peak(num_images, num_replicates):
     design, prior = importance(num_images, num_replicates), np.zeros(num_images)
     known = features(design)
     bounds = [
-        greg(design, prior, tables(design), known),
+        regression_estimate(design, prior, tables(design), known),
         horvitz_thompson(design, prior, tables(design)),
     ]
     found = tracemalloc.get_traced_memory()[1]

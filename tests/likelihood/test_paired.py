@@ -10,12 +10,12 @@ from mixtures import SyntheticModel, smooth
 
 from ddpmbench.diffusion.noise import normal_noise
 from ddpmbench.likelihood.designs import EveryPairDesign, ImportanceDesign
-from ddpmbench.likelihood.estimator import greg, horvitz_thompson
+from ddpmbench.likelihood.estimator import horvitz_thompson, regression_estimate
 from ddpmbench.likelihood.paired import (
     ImportanceTerms,
     every_pair_difference,
     importance_difference,
-    same_steps,
+    share_of_same_terms,
 )
 from ddpmbench.likelihood.terms import TermTable
 
@@ -77,7 +77,9 @@ def importance(model, density, *, num_replicates=2):
     own = tables(model, design)
     bounds = {
         "ht": horvitz_thompson(design, model.prior, own(len(design))),
-        "greg": greg(design, model.prior, own(len(design)), model.features(design)),
+        "regression": regression_estimate(
+            design, model.prior, own(len(design)), model.features(design)
+        ),
     }
     terms = {
         kind: ImportanceTerms(design, own, bound.predictions) for kind, bound in bounds.items()
@@ -106,7 +108,7 @@ class Study:
 @functools.cache
 def studies():
     """By rows, those of the older model or each one's own, and by kind of estimator."""
-    found = {(rows, kind): [] for rows in ("same", "own") for kind in ("ht", "greg")}
+    found = {(rows, kind): [] for rows in ("same", "own") for kind in ("ht", "regression")}
     for seed in range(SEEDS):
         younger, older = pair(seed)
         baseline, unpaired = importance(older, older.density(seed, None))
@@ -130,7 +132,7 @@ def studies():
                         difference.term_standard_error,
                         difference.rate - rate(PRIOR, term),
                         difference.rate_standard_error,
-                        same_steps(model[kind].design, baseline[kind].design),
+                        share_of_same_terms(model[kind].design, baseline[kind].design),
                     )
                 )
     return {
@@ -148,7 +150,7 @@ def calibration(standard_error, error):
 
 
 ROWS = pytest.mark.parametrize("rows", ["same", "own"])
-KINDS = pytest.mark.parametrize("kind", ["greg", "ht"])
+KINDS = pytest.mark.parametrize("kind", ["regression", "ht"])
 
 
 # ---- unbiased, and covered
@@ -176,7 +178,7 @@ def test_the_difference_is_known_better_than_from_rows_that_are_not_paired(rows,
 
 @ROWS
 def test_the_steps_and_the_rate_are_unbiased_and_know_their_errors(rows):
-    found = studies()[rows, "greg"]
+    found = studies()[rows, "regression"]
     assert np.abs(z_score(found.term_error)).max() < 4.5
     assert np.abs(z_score(found.rate_error[:, :-1])).max() < 3.5
     of_rate = calibration(found.rate_standard_error[:, :-1], found.rate_error[:, :-1])
@@ -226,11 +228,17 @@ def difference_of(rows, kind, *, swapped=False, prior=PRIOR):
 
 ALL = pytest.mark.parametrize(
     ("rows", "kind"),
-    [("same", "greg"), ("same", "ht"), ("own", "greg"), ("own", "ht"), ("same", "every-pair")],
+    [
+        ("same", "regression"),
+        ("same", "ht"),
+        ("own", "regression"),
+        ("own", "ht"),
+        ("same", "every-pair"),
+    ],
 )
 
 
-@pytest.mark.parametrize("kind", ["greg", "ht", "every-pair"])
+@pytest.mark.parametrize("kind", ["regression", "ht", "every-pair"])
 def test_a_model_does_not_differ_from_itself(kind):
     if kind == "every-pair":
         design, older = EveryPairDesign(6, 5, 2), pair(0, 6, 5)[1]
@@ -285,7 +293,7 @@ def test_the_difference_is_that_of_the_two_bounds(rows, kind):
 @ROWS
 @pytest.mark.parametrize("num_replicates", [(2, 5), (4, 2), (3, 4)])
 def test_the_replicates_that_one_model_alone_has_are_not_looked_at(rows, num_replicates):
-    terms, _ = both(rows, "greg", num_replicates)
+    terms, _ = both(rows, "regression", num_replicates)
     found, few = importance_difference(*terms), min(num_replicates)
     assert found.num_replicates == few
     cut = [one.shortened(few) for one in terms]
@@ -297,7 +305,7 @@ def test_the_replicates_that_one_model_alone_has_are_not_looked_at(rows, num_rep
 
 
 def test_a_model_is_no_better_than_itself_with_more_replicates():
-    (terms, _), _ = both("same", "greg", (5, 5))
+    (terms, _), _ = both("same", "regression", (5, 5))
     found = importance_difference(terms, terms.shortened(2))
     assert found.num_replicates == 2
     assert (found.nats, found.half_width, found.half_width_population) == (0, 0, 0)
@@ -307,7 +315,7 @@ def test_densities_that_happen_to_give_the_same_steps_are_still_two():
     densities = [np.array([0.6, 0.2, 0.2]), np.array([0.5, 0.3, 0.2])]
     found = [importance(*both) for both in zip(pair(1, 3, 4), densities, strict=True)]
     terms, bounds = zip(*((terms["ht"], bounds["ht"]) for terms, bounds in found), strict=True)
-    assert same_steps(*(one.design for one in terms)) == 1
+    assert share_of_same_terms(*(one.design for one in terms)) == 1
     difference = importance_difference(*terms)
     assert difference.nats == pytest.approx(bounds[0].nats - bounds[1].nats, abs=1e-9)
 
@@ -322,7 +330,7 @@ def test_with_one_draw_there_is_no_interval_for_the_images():
 
 @pytest.mark.parametrize("change", ["missing", "other rows"])
 def test_terms_of_other_rows_are_noticed(change):
-    (model, baseline), _ = both("same", "greg")
+    (model, baseline), _ = both("same", "regression")
     if change == "missing":
         cut = ImportanceTerms(
             baseline.design, lambda n: baseline.tables(n - 1), baseline.predictions

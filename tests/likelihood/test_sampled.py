@@ -12,14 +12,14 @@ from oracles import expected_terms, oracle_checkpoint, oracle_images
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.likelihood.bound import cumulative_rate
 from ddpmbench.likelihood.designs import ImportanceDesign, PilotDesign, proposal_density
-from ddpmbench.likelihood.estimator import cell_means, greg, horvitz_thompson
+from ddpmbench.likelihood.estimator import horvitz_thompson, regression_estimate, stratum_means
 from ddpmbench.likelihood.regression import FeatureTable, GaussianFeatures, predict
 from ddpmbench.likelihood.stopping import initial_replicates, replicates_needed
 from ddpmbench.likelihood.terms import TermsPass, concatenate
 
 SEEDS = 500
 # Half widths that make the rule add replicates at most seeds, but not at all.
-GOALS = {"ht": 0.066, "greg": 0.042}
+GOALS = {"ht": 0.066, "regression": 0.042}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ def estimate(kind, model, design, tables):
     if kind == "ht":
         return horvitz_thompson(design, model.prior, tables)
     features = model.features(design, garbage=kind == "garbage")
-    return greg(design, model.prior, tables, features)
+    return regression_estimate(design, model.prior, tables, features)
 
 
 def measure(kind, model, seed, *, goal=None):
@@ -95,7 +95,7 @@ def z_score(error):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "stops"),
-    [("ht", False), ("ht", True), ("greg", False), ("greg", True), ("garbage", False)],
+    [("ht", False), ("ht", True), ("regression", False), ("regression", True), ("garbage", False)],
 )
 def test_the_bound_is_unbiased_and_both_intervals_cover(kind, stops):
     found = study(kind, goal=GOALS[kind] if stops else None)
@@ -113,7 +113,7 @@ def test_the_bound_is_unbiased_and_both_intervals_cover(kind, stops):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["ht", "greg"])
+@pytest.mark.parametrize("kind", ["ht", "regression"])
 @pytest.mark.parametrize(("num_images", "goal"), [(8, 0.05), (30, 0.05)])
 def test_the_intervals_cover_with_few_images(kind, num_images, goal):
     found = study(kind, goal=goal, num_images=num_images, num_timesteps=40, seeds=250)
@@ -123,7 +123,7 @@ def test_the_intervals_cover_with_few_images(kind, num_images, goal):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["ht", "greg"])
+@pytest.mark.parametrize("kind", ["ht", "regression"])
 def test_the_interval_covers_where_the_noise_is_all_there_is(kind):
     # With two steps every image is at t = 2 in every replicate.
     found = study(kind, num_timesteps=2)
@@ -132,7 +132,7 @@ def test_the_interval_covers_where_the_noise_is_all_there_is(kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["ht", "greg"])
+@pytest.mark.parametrize("kind", ["ht", "regression"])
 def test_the_terms_of_the_steps_are_unbiased_and_know_their_errors(kind):
     found = study(kind)
     assert np.abs(z_score(found.term_error)).max() < 4.5
@@ -143,7 +143,7 @@ def test_the_terms_of_the_steps_are_unbiased_and_know_their_errors(kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["ht", "greg"])
+@pytest.mark.parametrize("kind", ["ht", "regression"])
 def test_the_rate_is_unbiased_and_knows_its_error_at_every_step(kind):
     found = study(kind)
     assert np.abs(z_score(found.rate_error[:, :-1])).max() < 4.5
@@ -155,7 +155,7 @@ def test_the_rate_is_unbiased_and_knows_its_error_at_every_step(kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["ht", "greg"])
+@pytest.mark.parametrize("kind", ["ht", "regression"])
 def test_the_spread_of_the_images_is_found_without_the_error_of_each(kind):
     found = study(kind)
     assert abs(found.deviation.mean()) < 0.05  # of 0.8; a total's own error is 0.3 to 0.5
@@ -167,19 +167,19 @@ def test_a_half_width_needs_fewer_calls_the_more_is_known():
     # Stratified uniform: t = 1 on all, m random images at every other step.
     variance = model.mean[:, 1:].var(0, ddof=1).sum()
     calls = {"uniform": 1000 + 299 * variance / (goal / 1.96) ** 2}
-    for kind in ("ht", "greg"):
+    for kind in ("ht", "regression"):
         pilot = len(PilotDesign(1000, 300, 0))
         runs = [measure(kind, model, seed, goal=goal) for seed in range(5)]
         assert all(bound.half_width <= goal for _, bound in runs)
         calls[kind] = pilot + np.mean([bound.num_evaluations.sum() for _, bound in runs])
-    assert calls["greg"] < 0.7 * calls["ht"]
+    assert calls["regression"] < 0.7 * calls["ht"]
     assert calls["ht"] < 0.3 * calls["uniform"]
 
 
 # ---- exact laws of one estimate
 
 
-@pytest.mark.parametrize("kind", ["ht", "greg"])
+@pytest.mark.parametrize("kind", ["ht", "regression"])
 @pytest.mark.parametrize(("num_images", "num_timesteps"), [(1, 2), (1, 30), (3, 3), (150, 80)])
 @pytest.mark.parametrize("num_replicates", [2, 3, 5])
 def test_the_terms_sum_to_the_bound(kind, num_images, num_timesteps, num_replicates):
@@ -196,8 +196,8 @@ def test_the_terms_sum_to_the_bound(kind, num_images, num_timesteps, num_replica
     there = bound.num_evaluations > 0
     for name in ("x_start_mse", "eps_mse"):
         values = getattr(bound, name)
-        assert np.isfinite(values[there | (kind == "greg")]).all()
-        assert np.isnan(values[~there]).all() or kind == "greg"
+        assert np.isfinite(values[there | (kind == "regression")]).all()
+        assert np.isnan(values[~there]).all() or kind == "regression"
     if kind == "ht":
         assert (bound.term[~there] == 0).all()
 
@@ -207,7 +207,7 @@ def test_portions_and_their_order_do_not_matter():
     design = ImportanceDesign(60, 40, model.density(0, generator), 0, 3)
     whole = model.table(design.index(0, len(design)), generator)
     cuts = [whole[i : i + 17] for i in range(0, len(whole), 17)]
-    for kind in ("ht", "greg"):
+    for kind in ("ht", "regression"):
         expected = estimate(kind, model, design, [whole])
         found = estimate(kind, model, design, cuts[::-1])
         for field in dataclasses.fields(expected):
@@ -224,8 +224,8 @@ def test_terms_that_the_features_predict_leave_no_error_but_the_noise():
     table = model.table(design.index(0, len(design)), generator)
     later = table.index.t > 1
     table.values["nats"][later] = 2 * features.at_terms.ravel()
-    bound = greg(design, model.prior, [table], features)
-    exact = 2 * features.step_means[:, 0]
+    bound = regression_estimate(design, model.prior, [table], features)
+    exact = 2 * features.timestep_means[:, 0]
     assert bound.half_width < 0.01 * bound.kl  # what is left of it is the shrinkage
     np.testing.assert_allclose(bound.term[1:], exact, rtol=0.05)
 
@@ -242,7 +242,7 @@ def test_a_model_without_differences_has_no_interval():
     assert bound.half_width < 1e-9
 
 
-@pytest.mark.parametrize("kind", ["ht", "greg"])
+@pytest.mark.parametrize("kind", ["ht", "regression"])
 @pytest.mark.parametrize("num_images", [8, 30])
 def test_the_interval_of_the_population_contains_the_other(kind, num_images):
     for seed in range(20):
@@ -274,7 +274,7 @@ def test_the_mean_over_the_cells_is_the_mean_over_the_density():
     model = SyntheticModel(37, 50)
     design = ImportanceDesign(37, 50, model.density(0, np.random.default_rng(0)), 0)
     values = np.random.default_rng(1).normal(size=49)
-    means = cell_means(design, values)
+    means = stratum_means(design, values)
     assert means.mean() == pytest.approx(design.density @ values, rel=1e-12)
 
 
@@ -283,11 +283,11 @@ def test_the_mean_over_the_cells_is_the_mean_over_the_density():
 
 def test_the_rule_asks_for_as_many_rotations_as_the_variance_says():
     model = SyntheticModel(400, 60)
-    design, bound = measure("greg", model, 0)
+    design, bound = measure("regression", model, 0)
     assert replicates_needed(design, bound, bound.half_width) == 2
     assert replicates_needed(design, bound, 0.99 * bound.half_width) == 3
     assert replicates_needed(design, bound, 0.01 * bound.half_width) == 4  # at most doubled
-    long, bound = measure("greg", model, 0, goal=bound.half_width / 3)
+    long, bound = measure("regression", model, 0, goal=bound.half_width / 3)
     assert 2 * 5 < long.num_replicates < 2 * 20
     with pytest.raises(ValueError, match="positive"):
         replicates_needed(design, bound, 0.0)
@@ -303,7 +303,7 @@ def test_with_few_images_the_first_look_waits():
 
 def test_the_noise_of_the_decoder_can_be_brought_down_too():
     model = SyntheticModel(100, 30, noise=0.2)
-    _, bound = measure("greg", model, 0, goal=0.02)
+    _, bound = measure("regression", model, 0, goal=0.02)
     assert bound.half_width <= 0.02  # a single draw of the decoder has 0.05
     assert bound.num_evaluations[0] > 600
 
@@ -322,7 +322,7 @@ def test_rows_that_are_not_those_of_the_design_are_noticed(change):
     else:
         design = dataclasses.replace(design, num_replicates=1)
         table = model.table(design.index(0, len(design)), generator)
-    for kind in ("ht", "greg"):
+    for kind in ("ht", "regression"):
         with pytest.raises(ValueError, match=r"exactly once|another design|single replicate"):
             estimate(kind, model, design, [table])
 
@@ -336,7 +336,7 @@ def test_a_network_is_measured_without_bias():
     checkpoint = oracle_checkpoint(images, NoiseSchedule.linear(24), spread=0.05)
     truth = expected_terms(checkpoint, images, draws=400)
     features = GaussianFeatures.fit(images.pixels, checkpoint.schedule)
-    error, covered = {"ht": [], "greg": []}, 0
+    error, covered = {"ht": [], "regression": []}, 0
     for seed in range(seeds):
         network = TermsPass(
             checkpoint, images, seed=seed, decoder="exact", device=torch.device("cpu")
@@ -348,7 +348,7 @@ def test_a_network_is_measured_without_bias():
         known = FeatureTable.of(features, images.pixels, design)
         for kind, bound in (
             ("ht", horvitz_thompson(design, prior, [table])),
-            ("greg", greg(design, prior, [table], known)),
+            ("regression", regression_estimate(design, prior, [table], known)),
         ):
             error[kind].append(bound.nats - truth.nats)
             covered += abs(bound.nats - truth.nats) <= bound.half_width

@@ -11,8 +11,8 @@ from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.likelihood.sub_schedules import (
     BEST,
     VARIANCES,
-    StepCosts,
-    StepErrors,
+    SubScheduleCosts,
+    TimestepErrors,
     sub_schedule_bounds,
 )
 
@@ -20,19 +20,19 @@ T = 9
 SCHEDULE = NoiseSchedule.linear(40).respaced(T)
 
 
-def costs(mse=None, *, schedule=SCHEDULE, spread=1e-4, doubt=0.0, decoder_variance=0.01):
+def costs(mse=None, *, schedule=SCHEDULE, spread=1e-4, over_freedom=0.0, decoder_variance=0.01):
     size = schedule.num_timesteps
     if mse is None:
         # Errors of no pattern: the best steps are at no obvious places.
         generator = np.random.default_rng(5)
         mse = np.exp(generator.normal(size=size)) / (1 + schedule.snr.numpy())
-    return StepCosts(
+    return SubScheduleCosts(
         schedule=schedule,
         prior=0.1,
-        errors=StepErrors(mse, None, np.full(size, spread), np.full(size, doubt)),
+        errors=TimestepErrors(mse, None, np.full(size, spread), np.full(size, over_freedom)),
         decoder=np.linspace(1.0, 1.3, 7),
         decoder_variance=decoder_variance,
-        decoder_doubt=0.0,
+        decoder_over_freedom=0.0,
     )
 
 
@@ -44,7 +44,7 @@ def bounds_of(of):
 def test_the_best_steps_are_the_best_of_all(variance):
     of = costs()
     for length in range(2, T + 1):
-        (steps,) = of.best_steps(variance, [length])
+        (steps,) = of.best_timesteps(variance, [length])
         every = [
             of.bound(variance, [1, *inner, T])
             for inner in itertools.combinations(range(2, T), length - 2)
@@ -57,8 +57,8 @@ def test_the_best_steps_are_the_best_of_all(variance):
 @pytest.mark.parametrize("variance", VARIANCES)
 def test_several_lengths_are_found_at_once(variance):
     of = costs()
-    apart = [of.best_steps(variance, [k])[0] for k in (3, 5, 9)]
-    assert of.best_steps(variance, [3, 5, 9]) == apart
+    apart = [of.best_timesteps(variance, [k])[0] for k in (3, 5, 9)]
+    assert of.best_timesteps(variance, [3, 5, 9]) == apart
 
 
 def test_with_true_errors_more_steps_are_never_worse():
@@ -66,7 +66,7 @@ def test_with_true_errors_more_steps_are_never_worse():
     schedule = NoiseSchedule.linear(200)
     of = costs(0.25 / (1 + 0.25 * schedule.snr.numpy()), schedule=schedule)
     for variance in VARIANCES[1:]:
-        best = of.best_steps(variance, range(2, 60))
+        best = of.best_timesteps(variance, range(2, 60))
         bounds = [of.bound(variance, steps).nats for steps in best]
         assert (np.diff(bounds) < 1e-12).all()
 
@@ -109,7 +109,7 @@ def test_with_few_degrees_of_freedom_the_interval_is_wider():
     sure = of.bound(None, SCHEDULE.evenly_spaced(2)).half_width
     # Of a single step the errors have as many degrees of freedom as its variance has.
     for freedom in (1, 3, 30):
-        unsure = costs(decoder_variance=0.0, doubt=1e-8 / freedom)
+        unsure = costs(decoder_variance=0.0, over_freedom=1e-8 / freedom)
         half_width = unsure.bound(None, SCHEDULE.evenly_spaced(2)).half_width
         quantile = stats.t.ppf(0.975, freedom)
         assert half_width / sure == pytest.approx(quantile / stats.norm.ppf(0.975), rel=1e-9)
@@ -119,10 +119,10 @@ def test_steps_of_unknown_error_are_not_chosen():
     of = costs(np.full(T, 1e-9))
     influence, spread = np.eye(T), np.full(T, 1e-4)
     spread[[3, 5]] = np.nan
-    errors = StepErrors(of.errors.mse, influence, spread, spread)
+    errors = TimestepErrors(of.errors.mse, influence, spread, spread)
     unsure = dataclasses.replace(of, errors=errors)
     assert list(np.flatnonzero(~errors.is_known)) == [3, 5]
-    chosen = unsure.best_steps(None, range(2, T + 1))
+    chosen = unsure.best_timesteps(None, range(2, T + 1))
     assert [len(steps) for steps in chosen] == list(range(2, T - 1))
     assert not {4, 6} & {step for steps in chosen for step in steps}
 
@@ -133,7 +133,7 @@ def test_the_best_are_judged_by_other_errors():
     best = [bound for bound in found if bound.spacing == BEST]
     assert len(best) == len(VARIANCES) * 6
     for bound in best:
-        (steps,) = of.best_steps(bound.variance, [len(bound.steps)])
+        (steps,) = of.best_timesteps(bound.variance, [len(bound.steps)])
         assert bound.steps.tolist() == steps
         assert bound.nats == other.bound(bound.variance, steps).nats
 
