@@ -14,13 +14,13 @@ from ddpmbench.diffusion.data_range import DataRange
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.errors import InputError
 from ddpmbench.evaluate.answered import Asked, answer_in
-from ddpmbench.evaluate.estimators import Sampling
 from ddpmbench.evaluate.progress import listening
 from ddpmbench.execution.chunks import made_again
 from ddpmbench.execution.devices import resolve_device
 from ddpmbench.execution.distributed import joined, open_folder, refuse_other_runs
 from ddpmbench.execution.engine import Engine, resolve_precision
 from ddpmbench.execution.engine_choice import NetworkUse, at_once, settled_engine
+from ddpmbench.execution.estimators import Estimator, LikelihoodRun, choose_estimator
 from ddpmbench.execution.finished import (
     DENSITY,
     PREDICTIONS,
@@ -29,7 +29,6 @@ from ddpmbench.execution.finished import (
     write_predictions,
 )
 from ddpmbench.execution.folder import RunFolder, environment
-from ddpmbench.execution.likelihood import LikelihoodRun
 from ddpmbench.execution.network_check import check_network
 from ddpmbench.execution.precision_correction import CorrectionRun
 from ddpmbench.execution.term_store import MemoryTerms, TermStore
@@ -114,13 +113,13 @@ def evaluate_nll(
         estimator: "importance" computes a few steps of every image, chosen so that the bound
             is unbiased and its interval narrow; "every-pair" every step of every image.
         half_width: importance: of the 95 % interval for these images, bits per dimension; rows
-            are added until it is that narrow. None for `HALF_WIDTH`.
+            are added until it is that narrow. None for 0.005.
         max_evaluations: importance: network calls not to be exceeded, however wide the
             interval is then.
         terms_of: importance: the folder of a run on the same images, whose rows are computed;
             `compare` takes runs with the same rows.
         draws: every-pair: noise draws a pair; with one, the interval for this image set cannot
-            be known. None for `DRAWS`.
+            be known. None for 2.
         decoder: "exact" or "tanh" for the distribution function of the decoder.
         seed: of the noise and the choice of rows, 0 <= seed < 2^64.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
@@ -148,7 +147,7 @@ def evaluate_nll(
     _check_options(decoder=decoder, seed=seed, batch_size=batch_size)
     images = load_images(images)
     _check_images(checkpoint, images)
-    sampling = Sampling.of(
+    chosen = choose_estimator(
         estimator,
         half_width=half_width,
         max_evaluations=max_evaluations,
@@ -168,7 +167,7 @@ def evaluate_nll(
             raise InputError("--out: several processes need a folder that they share; name one")
         target = resolve_device(device, ranks.local_rank)
         computed_in = resolve_precision(precision, target)
-        sampling.check(checkpoint, images, seed=seed, precision=computed_in)
+        chosen.check(checkpoint, images, seed=seed, precision=computed_in)
         conventions = _conventions(checkpoint, images, decoder=decoder)
         checkpoint = check_network(checkpoint, images.pixels.shape[1:], device=target, ranks=ranks)
         identity = {
@@ -178,7 +177,7 @@ def evaluate_nll(
             "labels_sha256": _labels_sha256(checkpoint, images),
             "num_images": len(images),
             "num_timesteps": checkpoint.schedule.num_timesteps,
-            **sampling.identity,
+            **chosen.identity,
             "seed": seed,
             "precision": str(computed_in),
             "tables": str(checkpoint.diffusion.to(target).dtype),
@@ -188,8 +187,8 @@ def evaluate_nll(
             "schedule_sha256": _schedule_sha256(checkpoint),
             "network": checkpoint.fingerprint,
         }
-        refuse_other_runs({**identity, **sampling.settings}, ranks)
-        calls = sampling.least_evaluations(len(images), checkpoint.schedule.num_timesteps)
+        refuse_other_runs({**identity, **chosen.settings}, ranks)
+        calls = chosen.least_evaluations(len(images), checkpoint.schedule.num_timesteps)
         before = CheckBefore(
             check, calls, seed=seed, batch_size=batch_size, note=told.note, warn=told.warn
         )
@@ -208,7 +207,7 @@ def evaluate_nll(
         settings = {
             **identity,
             **checkpoint.data_range.record,
-            **sampling.settings,
+            **chosen.settings,
             "device": str(target),
             "batch_size": batch_size or "auto",
             "processes": ranks.count,
@@ -221,7 +220,7 @@ def evaluate_nll(
             asked = Asked(
                 identity,
                 {**known, "check": None if record is None else record.to_dict()},
-                sampling.summary,
+                chosen.summary,
                 environment(target, given=command, resolved=settings),
                 images.ids,
             )
@@ -236,7 +235,7 @@ def evaluate_nll(
         checked = before.made(checkpoint, images, device=target, ranks=ranks, folder=folder)
         if answered is not None:
             told.start(0)
-            _warn_of(answered, sampling, told)
+            _warn_of(answered, chosen, told)
             return answered
         engine = settled_engine(
             checkpoint,
@@ -263,11 +262,11 @@ def evaluate_nll(
             precision=computed_in,
         )
         with user_errors(checkpoint.network_name), engine.running():
-            found = sampling.run(run, store, correction=_correction(run, sampling, store))
+            found = chosen.run(run, store, correction=_correction(run, chosen, store))
         comparability = tables.Comparability(
             **known,
             num_evaluations=found.num_evaluations,
-            sampling=tables.sampling(found, sampling.summary),
+            sampling=tables.sampling(found, chosen.summary),
             device=" + ".join(sorted(found.devices)),
             engine=str(engine.choice),
             precision_correction=in_bits(found),
@@ -275,7 +274,7 @@ def evaluate_nll(
             check=None if checked is None else checked.to_dict(),
         )
         report = _report(found, comparability, images, checkpoint.data_range, folder)
-        _warn_of(report, sampling, told)
+        _warn_of(report, chosen, told)
         if folder is not None and ranks.reports:
             resolved = {**settings, "engine": str(engine.choice)}
             record = environment(target, given=command, resolved=resolved)
@@ -285,7 +284,7 @@ def evaluate_nll(
 
 
 def _correction(
-    run: RowsRun, sampling: Sampling, store: Callable[[str], TermStore]
+    run: RowsRun, estimator: Estimator, store: Callable[[str], TermStore]
 ) -> CorrectionRun | None:
     """What corrects a run in low precision: the same network in strict float32."""
     if run.precision is Precision.FP32:
@@ -294,11 +293,11 @@ def _correction(
     strict = Engine(
         of.checkpoint, device=of.device, choice=at_once(of.checkpoint, of.device, Precision.FP32)
     )
-    return CorrectionRun.of(run, strict, sampling.correction_design(of), store)
+    return CorrectionRun.of(run, strict, estimator.correction_design(of), store)
 
 
-def _warn_of(report: NllReport, sampling: Sampling, told: RunListener) -> None:
-    for line in (sampling.warning(report.summary), raw_pixels_warning(report.summary)):
+def _warn_of(report: NllReport, estimator: Estimator, told: RunListener) -> None:
+    for line in (estimator.warning(report.summary), raw_pixels_warning(report.summary)):
         if line:
             told.warn(line)
 

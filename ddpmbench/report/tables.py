@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from ddpmbench.diffusion.data_range import NATS_PER_BIT, UNIT_RANGE, DataRange
-from ddpmbench.execution.likelihood import LikelihoodRun
+from ddpmbench.execution.estimators import SCHEMA as SCHEMA
+from ddpmbench.execution.estimators import LikelihoodRun
 from ddpmbench.likelihood.bound import BoundEstimate
 from ddpmbench.likelihood.estimator import SampledBound
 from ddpmbench.likelihood.precision import Correction
@@ -87,7 +88,6 @@ def uncorrected_note(summary: dict[str, Any]) -> str | None:
     )
 
 
-SCHEMA = "ddpmbench.nll/1"
 RATE_DISTORTION_COLUMNS = {
     "t": "int64",
     "num_decoded_steps": "int64",

@@ -8,9 +8,9 @@ import pytest
 
 import ddpmbench as db
 from ddpmbench.evaluate import answered, report
-from ddpmbench.evaluate.estimators import Sampling
 from ddpmbench.execution import folder as provenance
 from ddpmbench.execution.engine import Engine
+from ddpmbench.execution.estimators import Importance
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +29,7 @@ def done(monkeypatch):
 
         monkeypatch.setattr(place, name, call)
 
-    for place, name in ((Engine, "model_output"), (Sampling, "run"), (report, "write_figures")):
+    for place, name in ((Engine, "model_output"), (Importance, "run"), (report, "write_figures")):
         counted(place, name)
     return counts
 

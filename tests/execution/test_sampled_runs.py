@@ -282,7 +282,7 @@ def test_the_cap_holds_and_is_used(small_model, small_images, cap):
     assert cap < next_replicate + summary["sampling"]["pilot_evaluations"]
     (line,) = (line for line in said if "raw pixels" not in line)
     assert f"+- {summary['half_width']:.4f}" in line
-    assert f"--max-evaluations {cap:,}" in line
+    assert f"`max_evaluations={cap:,}`" in line
 
 
 @pytest.fixture
@@ -308,7 +308,7 @@ def test_a_half_width_out_of_reach_is_warned_of_and_the_result_printed(command, 
 def test_a_cap_below_the_first_look_is_refused_before_any_call(
     small_model, small_images, calls, command, tmp_path
 ):
-    with pytest.raises(InputError, match=r"--max-evaluations 791: 6 images take 792 network calls"):
+    with pytest.raises(InputError, match=r"`max_evaluations=791`: 6 images take 792 network calls"):
         evaluate_nll(small_model, small_images, max_evaluations=791)
     assert calls.rows == 0
     status, out, err = command("--max-evaluations", 791, "--out", tmp_path / "run")
@@ -347,11 +347,11 @@ def test_options_that_make_no_sense_are_named(command, tmp_path, options, named)
 @pytest.mark.parametrize(
     ("given", "named"),
     [
-        ({"estimator": "uniform"}, "--estimator uniform"),
-        ({"half_width": 0.0}, "--half-width 0.0"),
-        ({"max_evaluations": 0}, "--max-evaluations 0"),
-        ({"estimator": "every-pair", "draws": 0}, "--draws 0"),
-        ({"draws": 2}, "--draws 2"),
+        ({"estimator": "uniform"}, "`estimator=uniform`"),
+        ({"half_width": 0.0}, "`half_width=0.0`"),
+        ({"max_evaluations": 0}, "`max_evaluations=0`"),
+        ({"estimator": "every-pair", "draws": 0}, "`draws=0`"),
+        ({"draws": 2}, "`draws=2`"),
     ],
 )
 def test_python_refuses_them_too(small_model, small_images, given, named):
