@@ -1,27 +1,25 @@
-"""The same bound under the other published conventions, from the rows there are.
+"""The bound under the other published conventions, from the same terms.
 
-Of a fixed variance the term of a row is a constant plus a weight times its error of x_start, so
-one pass gives them all: either variance, with and without clipping, and at t = 1 each variant of
-the decoder.
+With a fixed variance a term is a constant plus a weight times the squared error of x_start, so one
+evaluation gives them all: either variance, with and without clipping, and every decoder at t = 1.
 """
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ddpmbench.diffusion.process import GaussianDiffusion, Prediction, Variance
 from ddpmbench.diffusion.schedule import NoiseSchedule
-from ddpmbench.likelihood.bound import noise_half_width
+from ddpmbench.likelihood.bound import PairMoments, noise_half_width, pair_moments
 from ddpmbench.likelihood.decoders import MODEL_COLUMNS, SCALES, decoder_column
 from ddpmbench.likelihood.designs import EveryPairDesign, ImportanceDesign
 from ddpmbench.likelihood.estimator import regression_estimate
 from ddpmbench.likelihood.regression import FeatureTable
 from ddpmbench.likelihood.sampled_terms import X_START, sampled_terms
 from ddpmbench.likelihood.sub_schedules import (
-    PairSums,
     SubScheduleBound,
     SubScheduleCosts,
     Transitions,
@@ -38,11 +36,11 @@ Tables = Callable[[], Iterable[TermTable]]
 
 @dataclasses.dataclass(frozen=True)
 class Convention:
-    """What two bounds of one network can differ in.
+    """The choices in which two bounds of one network differ.
 
     Attributes:
         variance: of the reverse process.
-        clip: whether the predicted x_start is clamped to the data's range.
+        clip: whether the predicted x_start is clamped to the data range.
         decoder: "exact" or "tanh" distribution function at t = 1.
         decoder_variance: at t = 1: "posterior" of t = 2, "beta" for beta_1, or "model" where it
             is learned.
@@ -55,7 +53,7 @@ class Convention:
 
     @property
     def decoder_column(self) -> str:
-        """The column of rows at t = 1."""
+        """The column of the decoder term."""
         if self.decoder_variance == "model":
             return MODEL_COLUMNS[self.decoder == "tanh"]
         return decoder_column(self.decoder_variance, self.decoder, clip=self.clip)
@@ -66,10 +64,10 @@ class ConventionBound:
     """The bound under a convention, nats per dimension.
 
     Attributes:
-        convention: which.
-        rate: the prior and the steps t = 2..T.
+        convention: its convention.
+        rate: the prior and the terms at t = 2..T.
         decoder: the term at t = 1.
-        half_width: of the 95 % interval for these images; None where it cannot be known.
+        half_width: of the 95 % interval for these images; None where it is unknown.
     """
 
     convention: Convention
@@ -90,22 +88,22 @@ def own_convention(diffusion: GaussianDiffusion, decoder: str) -> Convention:
 
 
 def clips(diffusion: GaussianDiffusion) -> bool:
-    """Whether clipping changes the bound: where the mean itself is predicted it does not."""
+    """Whether clipping changes the bound; with a predicted mean it does not."""
     return diffusion.clip and diffusion.prediction is not Prediction.PREVIOUS_MEAN
 
 
 def published_conventions(diffusion: GaussianDiffusion, decoder: str) -> list[Convention]:
-    """That of the run first, then all others that its rows know.
+    """The convention of the run, then all others that its terms determine.
 
     Args:
         diffusion: the process of the run.
         decoder: its distribution function.
     """
     own = own_convention(diffusion, decoder)
-    found = [own]
+    conventions = [own]
     if diffusion.variance.is_learned:
         other = "exact" if decoder == "tanh" else "tanh"
-        found.append(dataclasses.replace(own, decoder=other))
+        conventions.append(dataclasses.replace(own, decoder=other))
     previous_mean = diffusion.prediction is Prediction.PREVIOUS_MEAN
     choices = itertools.product(
         (Variance.FIXED_LARGE, Variance.FIXED_SMALL),
@@ -116,34 +114,34 @@ def published_conventions(diffusion: GaussianDiffusion, decoder: str) -> list[Co
     for variance, clip, decoder_variance, function in choices:
         convention = Convention(variance, clip, function, decoder_variance)
         if convention != own:
-            found.append(convention)
-    return found
+            conventions.append(convention)
+    return conventions
 
 
 def every_pair_conventions(
     design: EveryPairDesign,
     prior: NDArray[np.float64],
-    sums: PairSums,
+    moments: Mapping[str, PairMoments],
     conventions: Iterable[Convention],
     schedule: NoiseSchedule,
 ) -> list[ConventionBound]:
     """The bound under each convention from every pair.
 
     Args:
-        design: the rows that were computed.
+        design: of the terms.
         prior: (N,) L_T of each image, nats per dimension.
-        sums: of the same rows.
-        conventions: of which a learned variance is that of the rows.
+        moments: of the same terms, `pair_moments`.
+        conventions: of which a learned variance is that of the terms.
         schedule: the noise schedule.
     """
-    found = []
+    bounds = []
     for convention in conventions:
         weight, constant = _line(schedule, convention)
-        first, steps = sums.of(convention.decoder_column), sums.of(_column(convention))
+        first, steps = moments[convention.decoder_column], moments[_column(convention)]
         weight = np.append(0.0, weight)
         squares = float(np.square(weight) @ steps.squares) + float(first.squares[0])
         fourth = float(weight**4 @ steps.fourth) + float(first.fourth[0])
-        found.append(
+        bounds.append(
             ConventionBound(
                 convention,
                 rate=float(prior.mean() + constant.sum() + weight @ steps.mean),
@@ -151,7 +149,7 @@ def every_pair_conventions(
                 half_width=noise_half_width(squares, fourth, design),
             )
         )
-    return found
+    return bounds
 
 
 def importance_conventions(
@@ -162,23 +160,23 @@ def importance_conventions(
     conventions: Iterable[Convention],
     schedule: NoiseSchedule,
 ) -> list[ConventionBound]:
-    """The bound under each convention from the rows of an importance sample, by regression.
+    """The bound under each convention from an importance sample, by regression.
 
-    It is what a run under that convention finds from the same rows.
+    It is the estimate of a run under that convention from the same terms.
 
     Args:
-        design: the rows that were computed.
+        design: of the terms.
         prior: (N,) L_T of each image, nats per dimension.
-        tables: gives the terms of every row, each time it is called.
-        features: of the same images and rows.
-        conventions: of which a learned variance is that of the rows.
+        tables: gives every term, each time from the beginning.
+        features: of the same images and terms.
+        conventions: of which a learned variance is that of the terms.
         schedule: the noise schedule.
     """
-    found = []
+    bounds = []
     for convention in conventions:
-        of_rows = _converted(tables(), convention, schedule)
-        bound = regression_estimate(design, prior, of_rows, features, clip=convention.clip)
-        found.append(
+        converted = _converted(tables(), convention, schedule)
+        bound = regression_estimate(design, prior, converted, features, clip=convention.clip)
+        bounds.append(
             ConventionBound(
                 convention,
                 rate=bound.prior + bound.kl,
@@ -186,13 +184,13 @@ def importance_conventions(
                 half_width=bound.half_width,
             )
         )
-    return found
+    return bounds
 
 
 def _converted(
     tables: Iterable[TermTable], convention: Convention, schedule: NoiseSchedule
 ) -> Iterator[TermTable]:
-    """The tables that a run under the convention would have made."""
+    """The tables of a run under the convention."""
     weight, constant = _line(schedule, convention)
     weight, constant = np.append(0.0, weight), np.append(0.0, constant)
     kept = columns_of_bound(clip=convention.clip)[1:]
@@ -204,12 +202,12 @@ def _converted(
 
 
 def columns_of(conventions: Iterable[Convention]) -> list[str]:
-    """What their bounds are made of."""
+    """The columns of their bounds."""
     return sorted({name for of in conventions for name in (of.decoder_column, _column(of))})
 
 
 def _column(convention: Convention) -> str:
-    """What the terms at t = 2..T are linear in."""
+    """The column that the terms at t = 2..T are linear in."""
     if convention.variance in FIXED:
         return columns_of_bound(clip=convention.clip)[1]
     return "nats"
@@ -228,16 +226,16 @@ def _line(
 
 
 TablesWith = Callable[[list[str]], Iterable[TermTable]]
-"""The terms of every row, with these columns at least; each time from the beginning."""
+"""Gives every term, with these columns at least; each time from the beginning."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class OtherBounds:
-    """Bounds from the same rows as a run's own.
+    """Bounds from the terms of a run beside its own.
 
     Attributes:
         conventions: of the same model under the published conventions, that of the run first.
-        sub_schedules: of the models that visit some of the steps, under the run's clip and the
+        sub_schedules: of the models that visit some of the timesteps, under the run's clip and the
             exact decoder; none where the network predicts the previous mean, which is that of its
             own schedule, or where the schedule does not allow it (`can_skip`).
     """
@@ -253,24 +251,26 @@ def every_pair_other_bounds(
     diffusion: GaussianDiffusion,
     decoder: str,
 ) -> OtherBounds:
-    """What every pair says.
+    """The other bounds from every pair.
 
     Args:
-        design: the rows that were computed.
+        design: of the terms.
         prior: (N,) L_T of each image, nats per dimension.
-        tables: gives the terms of every row once, with the draws of a pair side by side.
+        tables: gives every term once, with the draws of a pair side by side.
         diffusion: the process of the run.
         decoder: its distribution function.
     """
     conventions = published_conventions(diffusion, decoder)
     error, decoders = _skipping(diffusion)
     columns = sorted({*columns_of(conventions), error, *decoders})
-    sums = PairSums(design, tables(columns), columns)
-    found = every_pair_conventions(design, prior, sums, conventions, diffusion.schedule)
+    moments = pair_moments(design, tables(columns), columns)
+    conventions_bounds = every_pair_conventions(
+        design, prior, moments, conventions, diffusion.schedule
+    )
     if not _skips(diffusion):
-        return OtherBounds(found, [])
-    first = [sums.of(name) for name in decoders]
-    noise, errors = every_pair_errors(design, first[0]), every_pair_errors(design, sums.of(error))
+        return OtherBounds(conventions_bounds, [])
+    first = [moments[name] for name in decoders]
+    noise, errors = every_pair_errors(design, first[0]), every_pair_errors(design, moments[error])
     costs = SubScheduleCosts(
         schedule=diffusion.schedule,
         prior=float(prior.mean()),
@@ -279,9 +279,9 @@ def every_pair_other_bounds(
         decoder_variance=float(noise.spread[0]),
         decoder_over_freedom=float(noise.over_freedom[0]),
     )
-    # Of every pair the errors are known but for the noise.
-    of_best = sub_schedule_bounds(costs, chosen_by=errors, judged_by=errors)
-    return OtherBounds(found, of_best)
+    # The only error of every pair is its noise.
+    sub_schedules = sub_schedule_bounds(costs, chosen_by=errors, judged_by=errors)
+    return OtherBounds(conventions_bounds, sub_schedules)
 
 
 def importance_other_bounds(
@@ -292,31 +292,31 @@ def importance_other_bounds(
     diffusion: GaussianDiffusion,
     decoder: str,
 ) -> OtherBounds:
-    """What the rows of an importance sample say.
+    """The other bounds from an importance sample.
 
     Args:
-        design: the rows that were computed.
+        design: of the terms.
         prior: (N,) L_T of each image, nats per dimension.
-        tables: gives the terms of every row once.
-        features: of the same images and rows.
+        tables: gives every term once.
+        features: of the same images and terms.
         diffusion: the process of the run.
         decoder: its distribution function.
     """
     conventions = published_conventions(diffusion, decoder)
     either = (name for clip in (True, False) for name in columns_of_bound(clip=clip))
     columns = sorted({*columns_of(conventions), *either})
-    found = importance_conventions(
+    conventions_bounds = importance_conventions(
         design, prior, lambda: tables(columns), features, conventions, diffusion.schedule
     )
     if not _skips(diffusion):
-        return OtherBounds(found, [])
+        return OtherBounds(conventions_bounds, [])
     _, decoders = _skipping(diffusion)
     clip = clips(diffusion)
-    rows = sampled_terms(design, tables(list(columns_of_bound(clip=clip))), clip=clip)
-    # The best steps are chosen by half of the replicates, and their bound is from the others.
+    terms = sampled_terms(design, tables(list(columns_of_bound(clip=clip))), clip=clip)
+    # The best timesteps are chosen by half of the replicates, and their bound is from the others.
     middle = design.num_replicates // 2
     errors, chosen_by, judged_by = (
-        importance_errors(design, rows.replicates[X_START], features, part)
+        importance_errors(design, terms.replicates[X_START], features, part)
         for part in (slice(None), slice(0, middle), slice(middle, None))
     )
     costs = SubScheduleCosts(
@@ -324,11 +324,11 @@ def importance_other_bounds(
         prior=float(prior.mean()),
         errors=errors,
         decoder=_decoder_means(design.num_images, tables(decoders), decoders),
-        decoder_variance=rows.decoder_variance,
-        decoder_over_freedom=rows.decoder_variance**2 / max(len(design.redrawn), 1),
+        decoder_variance=terms.decoder_variance,
+        decoder_over_freedom=terms.decoder_variance**2 / max(len(design.redrawn), 1),
     )
-    of_best = sub_schedule_bounds(costs, chosen_by=chosen_by, judged_by=judged_by)
-    return OtherBounds(found, of_best)
+    sub_schedules = sub_schedule_bounds(costs, chosen_by=chosen_by, judged_by=judged_by)
+    return OtherBounds(conventions_bounds, sub_schedules)
 
 
 def _skips(diffusion: GaussianDiffusion) -> bool:
@@ -337,7 +337,7 @@ def _skips(diffusion: GaussianDiffusion) -> bool:
 
 
 def _skipping(diffusion: GaussianDiffusion) -> tuple[str, list[str]]:
-    """The columns that the bounds of models that skip steps are made of."""
+    """The columns of the bounds of sub-schedules."""
     clip = clips(diffusion)
     decoders = [decoder_column(scale, "exact", clip=clip) for scale in SCALES]
     return columns_of_bound(clip=clip)[1], decoders

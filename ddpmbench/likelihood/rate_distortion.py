@@ -1,7 +1,7 @@
-"""How far the predicted x_start is from x_start at each step: the distortion of lossy decoding.
+"""Distortion of progressive lossy decoding: the error of the predicted x_start at each timestep.
 
-A receiver that holds x_t shows the network's prediction. Its error grows with t; a curve of it over
-the rate, which falls with t, is the rate-distortion curve of the model.
+A receiver that holds x_t shows the network's prediction of x_start. Its error over the rate is the
+rate-distortion curve of the model.
 """
 
 import dataclasses
@@ -10,29 +10,26 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from ddpmbench.likelihood.bound import pair_moments
 from ddpmbench.likelihood.designs import EveryPairDesign, ImportanceDesign
 from ddpmbench.likelihood.regression import FeatureTable
 from ddpmbench.likelihood.terms import TermTable, columns_of_bound
 
-WINDOW_ROWS = 60
-"""A sampled step borrows the rows of the steps around it until it has so many."""
-_WIDEST = 1.5  # ratio of steps
+WINDOW_TERMS = 60
+"""A sampled timestep borrows the terms of those around it until it has so many."""
+_WIDEST = 1.5  # ratio of timesteps
 _STEEPEST = 2.0  # a ratio of errors does not change by more within a window
-
-_ROOT, _MSE = range(2)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Distortion:
-    """The error of the predicted x_start at each step t = 1..T, in the model's numbers.
-
-    It is over the images.
+    """The error of the predicted x_start at each timestep t = 1..T, in the data range.
 
     Attributes:
-        rmse: (T,) mean of the images' root mean squared errors.
-        rmse_standard_error: (T,) on this image set; NaN where it cannot be known.
-        mse: (T,) mean of their mean squared errors.
-        mse_standard_error: (T,) the same of that.
+        rmse: (T,) mean over the images of their root mean squared errors.
+        rmse_standard_error: (T,) of `rmse` for these images; NaN where it is unknown.
+        mse: (T,) mean over the images of their mean squared errors.
+        mse_standard_error: (T,) of `mse` for these images; NaN where it is unknown.
     """
 
     rmse: NDArray[np.float64]
@@ -44,29 +41,25 @@ class Distortion:
 def every_pair_distortion(
     design: EveryPairDesign, tables: Iterable[TermTable], *, clip: bool = True
 ) -> Distortion:
-    """The distortion from every pair; what is not known is the noise.
+    """The distortion from every pair; its errors are from the noise.
 
     Args:
-        design: the rows that were computed.
-        tables: the terms of every row once, with the draws of a pair side by side.
-        clip: whether the prediction is clamped to the data's range.
+        design: of the terms.
+        tables: every term once, with the draws of a pair side by side.
+        clip: whether the prediction is clamped to the data range.
 
     Source: Ho, Jain & Abbeel 2020, section 4.3.
     """
     _, column, _ = columns_of_bound(clip=clip)
-    sums, squares = np.zeros((2, 2, design.num_timesteps))
-    for table in tables:
-        index = table.index.t[:: design.draws] - 1
-        by_draw = _both(table.values[column]).reshape(2, -1, design.draws)
-        for which in (_ROOT, _MSE):
-            np.add.at(sums[which], index, by_draw[which].mean(1))
-            if design.draws > 1:
-                np.add.at(squares[which], index, by_draw[which].var(axis=1, ddof=1))
-    mean = sums / design.num_images
-    error = np.sqrt(squares / design.draws) / design.num_images
-    if design.draws == 1:
-        error[:] = np.nan
-    return Distortion(mean[_ROOT], error[_ROOT], mean[_MSE], error[_MSE])
+    errors = (
+        TermTable(table.index, {"rmse": np.sqrt(table.values[column]), "mse": table.values[column]})
+        for table in tables
+    )
+    parts = []
+    for of in pair_moments(design, errors, ("rmse", "mse")).values():
+        error = np.sqrt(of.squares / design.draws) / design.num_images
+        parts += [of.mean, error if design.draws > 1 else np.full_like(error, np.nan)]
+    return Distortion(*parts)
 
 
 def importance_distortion(
@@ -76,53 +69,69 @@ def importance_distortion(
     *,
     clip: bool = True,
 ) -> Distortion:
-    """The distortion from the rows of an importance sample.
+    r"""The distortion from an importance sample, by a ratio estimator.
 
-    At t = 1 every image has a row. At another step it is the linear denoiser's distortion, which
-    is known for all images, times the ratio of the two at the rows of this step; where they are
-    few, a line in log t through the rows of the steps around it. Where there are none it is NaN.
+    .. math:: \hat d_t = \frac{\sum_{i: t_i = t} d_i}{\sum_{i: t_i = t} g_i} \, \bar g_t
+
+    At t = 1 every image has a term. At another timestep the estimate is the linear denoiser's
+    distortion g, which is known for all images, times the ratio of the two at the terms of this
+    timestep; where they are few, a line in log t through the terms around it (`RatioLine`). Where
+    there are none it is NaN.
 
     Args:
-        design: the rows that were computed.
-        tables: the terms of every row once, in any order and any portions.
-        features: of the same images and rows.
-        clip: whether the prediction is clamped to the data's range.
+        design: of the terms.
+        tables: every term once, in any order and portions.
+        features: of the same images and terms.
+        clip: whether the prediction is clamped to the data range.
 
     Source: Cochran 1977, chapter 6, for the ratio and its error.
     """
     _, column, _ = columns_of_bound(clip=clip)
-    size = design.num_timesteps - 1
-    moments = np.zeros((2, 6, size))
-    first = np.full((2, 2, design.num_images), np.nan)  # of draws 0 and 1
+    mse = np.empty(design.t.shape)
+    first = np.full((2, design.num_images), np.nan)  # at t = 1, draws 0 and 1
     for table in tables:
         image, t, draw = table.index.image, table.index.t, table.index.draw
-        both = _both(table.values[column])
-        for k in (0, 1):
-            of_draw = (t == 1) & (draw == k)
-            first[:, k, image[of_draw]] = both[:, of_draw]
-        later = t > 1
-        step = t[later] - 2
-        linear = features.at_terms[draw[later], image[later]] * features.error_scale[0, step]
-        for which, (y, x) in enumerate(zip(both[:, later], _both(linear), strict=True)):
-            for k, values in enumerate((np.ones_like(x), y, x, y * y, y * x, x * x)):
-                moments[which, k] += np.bincount(step, weights=values, minlength=size)
+        values, later = table.values[column], t > 1
+        mse[draw[later], image[later]] = values[later]
+        early = ~later & (draw < 2)
+        first[draw[early], image[early]] = values[early]
     scale = features.error_scale[0]
+    linear = features.at_terms * scale[design.t - 2]
     known = (features.root_means * np.sqrt(scale), features.timestep_means[:, 0] * scale)
-    windows = timestep_windows(moments[_ROOT, 0])
+    roots, squares = (np.sqrt(mse), np.sqrt(linear), np.sqrt(first)), (mse, linear, first)
+    windows: list[slice] | None = None
     parts = []
-    for which in (_ROOT, _MSE):
-        ratio = np.array([_ratio(moments[which], t, window) for t, window in enumerate(windows)])
-        mean, noise = _decoder(first[which])
-        parts.append(np.append(mean, ratio[:, 0] * known[which]))
-        parts.append(np.append(noise, ratio[:, 1] * known[which]))
-    rmse, _, mse, _ = parts
-    # The mean of squares is no less than the square of the mean, whatever the two lines make of it.
-    np.maximum(mse, np.square(rmse), out=mse)
+    for (y, x, at_first), mean_of_linear in zip((roots, squares), known, strict=True):
+        moments = ratio_moments(design.t, y, x, design.num_timesteps)
+        windows = windows or timestep_windows(moments[0])
+        ratio = np.array([_ratio(moments, index, window) for index, window in enumerate(windows)])
+        mean, noise = _decoder(at_first)
+        parts.append(np.append(mean, ratio[:, 0] * mean_of_linear))
+        parts.append(np.append(noise, ratio[:, 1] * mean_of_linear))
+    rmse, _, mse_at_t, _ = parts
+    # The mean of squares is no less than the square of the mean, but the two lines do not know it.
+    np.maximum(mse_at_t, np.square(rmse), out=mse_at_t)
     return Distortion(*parts)
 
 
+def ratio_moments(
+    t: NDArray[np.int64], y: NDArray[np.float64], x: NDArray[np.float64], num_timesteps: int
+) -> NDArray[np.float64]:
+    """(6, T - 1) sums of 1, y, x, y^2, y x and x^2 over the terms at each timestep t = 2..T.
+
+    Args:
+        t: timesteps.
+        y: as many values, the numerators of the ratio.
+        x: as many, the denominators.
+        num_timesteps: T.
+    """
+    index, y, x = t.ravel() - 2, y.ravel(), x.ravel()
+    parts = (np.ones_like(x), y, x, y * y, y * x, x * x)
+    return np.stack([np.bincount(index, of, num_timesteps - 1).astype(np.float64) for of in parts])
+
+
 def _decoder(draws: NDArray[np.float64]) -> tuple[float, float]:
-    """Mean of the first of (2, N) draws, and the standard error that the noise gives it."""
+    """Mean of the first of (2, N) draws, and its standard error from the noise."""
     of_pair = np.square(draws[0] - draws[1]) / 2
     twice = np.isfinite(of_pair)
     if not twice.any():
@@ -131,18 +140,13 @@ def _decoder(draws: NDArray[np.float64]) -> tuple[float, float]:
     return float(draws[0].mean()), float(np.sqrt(noise))
 
 
-def _both(mse: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(2, B) roots, and the errors themselves."""
-    return np.stack([np.sqrt(mse), mse])
-
-
 def timestep_windows(count: NDArray[np.float64]) -> list[slice]:
-    """Of each step t = 2..T the steps that it borrows from, counted from t = 2."""
+    """The timesteps that each t = 2..T borrows from, counted from t = 2."""
     t = np.arange(2, len(count) + 2)
     before = np.append(0.0, np.cumsum(count))
     start, stop = t - 2, t - 1
     for factor in np.geomspace(1.0, _WIDEST, 60):
-        few = before[stop] - before[start] < WINDOW_ROWS
+        few = before[stop] - before[start] < WINDOW_TERMS
         start = np.where(few, np.ceil(np.maximum(t / factor, 2)).astype(np.int64) - 2, start)
         stop = np.where(few, np.minimum(t * factor, t[-1]).astype(np.int64) - 1, stop)
     return [slice(*ends) for ends in zip(start.tolist(), stop.tolist(), strict=True)]
@@ -150,12 +154,12 @@ def timestep_windows(count: NDArray[np.float64]) -> list[slice]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RatioLine:
-    """The ratio at a step: a line in log t through the rows of its window.
+    """The ratio at a timestep: a line in log t through the terms of its window.
 
     Attributes:
-        powers: (1 or 2, K) of log t, about the step, at the K steps of the window.
+        powers: (1 or 2, K) of log t, about the timestep, at the K timesteps of the window.
         inverse: of the normal equations.
-        freedom: rows less coefficients.
+        freedom: number of terms less that of coefficients.
     """
 
     powers: NDArray[np.float64]
@@ -164,16 +168,15 @@ class RatioLine:
 
     @classmethod
     def of(cls, moments: NDArray[np.float64], index: int, window: slice) -> "RatioLine | None":
-        """The line at a step; None where its window has no rows.
+        """The line at a timestep; None where its window has no terms.
 
-        It is level with too few rows for another, at a single step, and where another would
-        leave the level by more than `_STEEPEST`, as at the end of one through few rows.
+        It is level with too few terms for a slope, at a single timestep, and where a slope would
+        take it off the level by more than `_STEEPEST`, as at the end of a window of few terms.
 
         Args:
-            moments: (3, T - 1) or more at each step t = 2..T: rows, and their sums of what the
-                ratio is of and of what it is to.
-            index: of the step.
-            window: the steps that are borrowed from.
+            moments: of `ratio_moments`.
+            index: of the timestep.
+            window: the timesteps that are borrowed from.
         """
         count, y, x = moments[:3, window]
         level = y.sum() / x.sum() if count.any() else 0.0
@@ -191,21 +194,21 @@ class RatioLine:
 
     @property
     def weights(self) -> NDArray[np.float64]:
-        """(K,) what the sum of what the ratio is of counts at each step of the window."""
+        """(K,) weights of the sums of y at the timesteps of the window."""
         return np.asarray((self.inverse @ self.powers)[0])
 
 
 def _ratio(moments: NDArray[np.float64], index: int, window: slice) -> tuple[float, float]:
-    """The ratio at a step, and the standard error."""
-    found = RatioLine.of(moments, index, window)
-    if found is None:
+    """The ratio at a timestep, and its standard error."""
+    fitted_line = RatioLine.of(moments, index, window)
+    if fitted_line is None:
         return np.nan, np.nan
     count, y, _, yy, yx, xx = moments[:, window]
-    powers, inverse = found.powers, found.inverse
+    powers, inverse = fitted_line.powers, fitted_line.inverse
     line = inverse @ (powers @ y)
     fitted = line @ powers
     squares = np.maximum(yy - 2 * fitted * yx + fitted**2 * xx, 0.0)
-    if found.freedom <= 0:
-        return np.nan, np.nan  # a number that nothing is known of is none
+    if fitted_line.freedom <= 0:
+        return np.nan, np.nan  # without an error the ratio is not shown
     covariance = inverse @ ((powers * squares) @ powers.T) @ inverse
-    return float(line[0]), float(np.sqrt(covariance[0, 0] * count.sum() / found.freedom))
+    return float(line[0]), float(np.sqrt(covariance[0, 0] * count.sum() / fitted_line.freedom))

@@ -1,78 +1,25 @@
-"""The bounds of all models that visit only some of the steps, from the errors at every step.
+"""The bounds of all models that visit only some timesteps, from the errors at every timestep.
 
 The network is the same, and so is its prediction from x_t; such a model goes from t to the timestep
-before it in its own schedule, at the cost that `Transitions` has. It begins with t = 1, where the
-decoder is measured; that of a model without t = 1 could only be approximated, and is left out. The
-best timesteps are a shortest path.
+before it in its own schedule, at the cost of `Transitions`. It begins with t = 1, where the decoder
+is measured; that of a model without t = 1 could only be approximated, and is left out. The best
+timesteps are a shortest path.
 """
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ddpmbench.diffusion.process import Variance
 from ddpmbench.diffusion.schedule import NoiseSchedule
+from ddpmbench.likelihood.bound import PairMoments
 from ddpmbench.likelihood.decoders import SCALES, WIDEST_RATIO, interpolated, log_variances
 from ddpmbench.likelihood.designs import EveryPairDesign, ImportanceDesign
 from ddpmbench.likelihood.intervals import half_width_of, least_freedom_of_sum
-from ddpmbench.likelihood.rate_distortion import RatioLine, timestep_windows
+from ddpmbench.likelihood.rate_distortion import RatioLine, ratio_moments, timestep_windows
 from ddpmbench.likelihood.regression import FeatureTable
-from ddpmbench.likelihood.terms import TermTable
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class ColumnSums:
-    """A column of every pair, over the images.
-
-    Attributes:
-        mean: (T,) at each step; (1,) of a decoder's column.
-        squares: as many, sums of the variances among draws; 0 with a single draw.
-        fourth: as many, sums of the squares of these variances.
-    """
-
-    mean: NDArray[np.float64]
-    squares: NDArray[np.float64]
-    fourth: NDArray[np.float64]
-
-
-class PairSums:
-    """Some columns, over every pair."""
-
-    def __init__(
-        self, design: EveryPairDesign, tables: Iterable[TermTable], columns: Iterable[str]
-    ) -> None:
-        """Sum up.
-
-        Args:
-            design: the rows that were computed.
-            tables: the terms of every row once, with the draws of a pair side by side.
-            columns: which.
-        """
-        names = list(columns)
-        sizes = [1 if name.startswith("decoder") else design.num_timesteps for name in names]
-        sums = {name: np.zeros((3, size)) for name, size in zip(names, sizes, strict=True)}
-        for table in tables:
-            index = table.index.t[:: design.draws] - 1
-            for name, (mean, squares, fourth) in sums.items():
-                by_draw = table.values[name].reshape(-1, design.draws)
-                of = index < len(mean)  # a decoder's column has values at t = 1 alone
-                by_draw, step = by_draw[of], index[of]
-                mean += np.bincount(step, by_draw.mean(1), len(mean))
-                if design.draws > 1:
-                    spread = by_draw.var(axis=1, ddof=1)
-                    squares += np.bincount(step, spread, len(mean))
-                    fourth += np.bincount(step, np.square(spread), len(mean))
-        self._sums = {
-            name: ColumnSums(mean / design.num_images, squares, fourth)
-            for name, (mean, squares, fourth) in sums.items()
-        }
-
-    def of(self, column: str) -> ColumnSums:
-        """A column."""
-        return self._sums[column]
-
 
 Values = NDArray[np.float64]
 
@@ -81,13 +28,13 @@ _ALL = slice(None)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TimestepErrors:
-    """The mean squared error of the predicted x_start at each step t = 1..T.
+    """The mean squared error of the predicted x_start at each timestep t = 1..T.
 
     Attributes:
-        mse: (T,) mean over the images, in the model's numbers.
-        influence: (T, T) how much of each step's rows goes into the estimate at each step, or
-            None where an estimate rests on its own step's rows alone.
-        spread: (T,) variance that those rows give it; NaN where that cannot be known.
+        mse: (T,) mean over the images, in the data range.
+        influence: (T, T) weight of the terms at each timestep in the estimate at each timestep, or
+            None where an estimate rests on its own terms alone.
+        spread: (T,) variance from the terms at each timestep; NaN where it is unknown.
         over_freedom: (T,) square of that variance over its degrees of freedom.
     """
 
@@ -97,24 +44,24 @@ class TimestepErrors:
     over_freedom: Values
 
     def variance(self, weights: Values) -> tuple[float, float]:
-        """Of the sum of weight times error, on this image set, and the over_freedom of it.
+        """Variance of a weighted sum of the errors for these images, and its square over freedom.
 
         Args:
             weights: (T,).
 
         Returns:
-            NaN where they cannot be known.
+            NaN where they are unknown.
         """
-        of_rows = weights if self.influence is None else weights @ self.influence
-        used = of_rows != 0
-        squares = np.square(of_rows[used])
+        of_terms = weights if self.influence is None else weights @ self.influence
+        used = of_terms != 0
+        squares = np.square(of_terms[used])
         return float(squares @ self.spread[used]), float(
             np.square(squares) @ self.over_freedom[used]
         )
 
     @property
     def is_known(self) -> NDArray[np.bool_]:
-        """(T,) whether there is an error at a step whose own error can be known."""
+        """(T,) whether there is an error with a known variance."""
         if self.influence is None:
             return np.isfinite(self.mse)
         unknown = np.isnan(self.spread)
@@ -122,11 +69,11 @@ class TimestepErrors:
         return known & np.isfinite(self.mse)
 
 
-def every_pair_errors(design: EveryPairDesign, sums: ColumnSums) -> TimestepErrors:
-    """The errors, or another column, from every pair; what is not known is the noise.
+def every_pair_errors(design: EveryPairDesign, sums: PairMoments) -> TimestepErrors:
+    """The errors, or another column, from every pair; their variance is from the noise.
 
     Args:
-        design: the rows that were computed.
+        design: of the terms.
         sums: of the column.
     """
     scale = design.draws * design.num_images**2
@@ -140,30 +87,27 @@ def every_pair_errors(design: EveryPairDesign, sums: ColumnSums) -> TimestepErro
 def importance_errors(
     design: ImportanceDesign, mse: Values, features: FeatureTable, replicates: slice = _ALL
 ) -> TimestepErrors:
-    """The errors from the rows of an importance sample.
+    """The errors from an importance sample, by a ratio estimator.
 
-    At a step they are the linear denoiser's, which are known for all images, times the ratio of
-    the two at the rows of this step, or a line in log t through those of the steps around it
-    where they are few (`distortion`). Where there are no rows near, the ratio is that of the
-    nearest steps with rows, and what rests on it has no known error.
+    At a timestep they are the linear denoiser's, which are known for all images, times the ratio of
+    the two at the terms of this timestep, or a line in log t through the terms around it where they
+    are few (`RatioLine`). Where no terms are near, the ratio is that of the nearest timesteps with
+    terms, and the variance of what rests on it is unknown.
 
     Args:
-        design: the rows.
+        design: of the terms.
         mse: (r, N) the errors of each image in each replicate.
-        features: of the same images and rows.
-        replicates: which of them count.
+        features: of the same images and terms.
+        replicates: that count.
 
     Returns:
-        The errors; of the decoder's step, which is measured on every image, nothing.
+        The errors; NaN at t = 1, where the decoder term is measured.
 
     Source: Cochran 1977, chapter 6.
     """
-    step = design.t[replicates].ravel() - 2
-    size = design.num_timesteps - 1
-    y = mse[replicates].ravel()
-    x = features.at_terms[replicates].ravel() * features.error_scale[0, step]
-    parts = (np.ones_like(x), y, x, y * y, y * x, x * x)
-    moments = np.stack([np.bincount(step, part, size).astype(np.float64) for part in parts])
+    t, size = design.t[replicates], design.num_timesteps - 1
+    linear = features.at_terms[replicates] * features.error_scale[0, t - 2]
+    moments = ratio_moments(t, mse[replicates], linear, design.num_timesteps)
     count, sum_y, _, yy, yx, xx = moments
     known = features.timestep_means[:, 0] * features.error_scale[0]
     influence = np.zeros((size, size))
@@ -172,15 +116,14 @@ def importance_errors(
         line = RatioLine.of(moments, index, window)
         if line is not None:
             influence[index, window] = line.weights
-            rows = count[window].sum()
-            factor[index] = rows / line.freedom if line.freedom > 0 else np.nan
+            factor[index] = count[window].sum() / line.freedom if line.freedom > 0 else np.nan
     ratio = influence @ sum_y
     there = influence.any(1)
-    t = np.log(np.arange(2, size + 2))
-    ratio = np.interp(t, t[there], ratio[there]) if there.any() else np.ones(size)
+    log_t = np.log(np.arange(2, size + 2))
+    ratio = np.interp(log_t, log_t[there], ratio[there]) if there.any() else np.ones(size)
     squares = np.maximum(yy - 2 * ratio * yx + np.square(ratio) * xx, 0.0)
     own = np.where(there, factor, np.nan)
-    influence[~there, ~there] = 1.0  # what is not known makes the sum unknown
+    influence[~there, ~there] = 1.0  # an unknown error makes the sum unknown
     influence *= known[:, None]
     whole = np.zeros((size + 1, size + 1))
     whole[1:, 1:] = influence
@@ -198,9 +141,12 @@ Steps = NDArray[np.int64]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Transitions:
-    """The steps of all models that visit some steps of a schedule.
+    r"""The terms of transitions from t to any s < t, as functions of the error of x_start.
 
-    Every method takes steps s < t, int64 arrays that broadcast, in 1..T.
+    .. math:: L_{s,t} = c_{s,t} + w_{s,t} \, \mathrm{E} \| x_0 - \hat x_0 \|^2 / D, \quad
+              w_{s,t} = \frac{\mathrm{SNR}(s) - \mathrm{SNR}(t)}{2} \text{ for fixed\_small}
+
+    Every method takes timesteps s < t, int64 arrays that broadcast, in 1..T.
 
     Attributes:
         schedule: the noise schedule.
@@ -212,7 +158,7 @@ class Transitions:
     schedule: NoiseSchedule
 
     def weight(self, variance: Variance, s: Steps, t: Steps) -> Values:
-        """Nats per dimension that a mean squared error of 1 in the model's numbers costs."""
+        """w, nats per dimension a unit of mean squared error in the data range."""
         if variance is Variance.FIXED_SMALL:
             return self.snr_gain(s, t) / 2
         log, noise = self._tables()
@@ -220,7 +166,7 @@ class Transitions:
         return np.asarray(np.exp(log[s - 1]) * beta / np.square(noise[t - 1]) / 2)
 
     def constant(self, variance: Variance, s: Steps, t: Steps) -> Values:
-        """Nats per dimension that a perfect prediction costs."""
+        """c, nats per dimension of a perfect prediction."""
         log_ratio = self.log_variance(s, t)
         if variance is Variance.FIXED_SMALL:
             return np.zeros_like(log_ratio)
@@ -247,14 +193,14 @@ class Transitions:
 
 EVENLY_SPACED, BEST = "evenly spaced", "best"
 VARIANCES = (Variance.FIXED_LARGE, Variance.FIXED_SMALL, None)
-"""None stands for the best constant at every step but the first, for these images."""
+"""None stands for the best constant at every timestep but the first, for these images."""
 LENGTHS = (
     *(2, 3, 4, 5, 7, 10, 14, 20, 25, 35, 50, 70, 100, 140, 200, 250, 350, 500, 700, 1000),
     *(1400, 2000, 2800, 4000),
 )
-"""The numbers of steps whose models are looked at, and T; the usual respacings among them."""
+"""Lengths of sub-schedules beside T; the usual respacings are among them."""
 LONGEST_BEST = 250
-"""Best schedules are looked for up to so many steps."""
+"""The longest sub-schedule whose best timesteps are searched."""
 LONGEST_SCHEDULE = 5000
 """A table of all skips of a longer schedule would be too large."""
 _WORK = 10**9  # additions of the search
@@ -262,13 +208,14 @@ _WORK = 10**9  # additions of the search
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SubScheduleBound:
-    """The bound of a model that visits some of the steps, nats per dimension.
+    """The bound of a model that visits some of the timesteps, nats per dimension.
 
     Attributes:
-        variance: of its reverse process; None for the best constant at every step but the first.
+        variance: of its reverse process; None for the best constant at every
+            timestep but the first.
         spacing: `EVENLY_SPACED`, or `BEST` on these images.
-        steps: (K,) which it visits, increasing from 1 to T.
-        rate: the prior and the steps but the first.
+        steps: (K,) its timesteps, increasing from 1 to T.
+        rate: the prior and the terms but the first.
         decoder: the term at t = 1.
         half_width: of the 95 % interval for these images; None where it cannot be known.
     """
@@ -288,12 +235,12 @@ class SubScheduleBound:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SubScheduleCosts:
-    """What is known of every step a model can take.
+    """The costs of every transition of a sub-schedule.
 
     Attributes:
-        schedule: the noise schedule, of at least two steps.
+        schedule: the noise schedule, of at least two timesteps.
         prior: mean L_T, nats per dimension.
-        errors: of the predicted x_start at each step.
+        errors: of the predicted x_start at each timestep.
         decoder: (7,) the exact decoder at the variances of `decoders.SCALES`, mean over the
             images.
         decoder_variance: of that mean: its noise; NaN where that cannot be known.
@@ -315,17 +262,17 @@ class SubScheduleCosts:
     def bound(
         self, variance: Variance | None, steps: Sequence[int], spacing: str = EVENLY_SPACED
     ) -> SubScheduleBound:
-        """The bound of the model that visits these steps.
+        """The bound of the model that visits some timesteps.
 
         Args:
             variance: fixed_small, fixed_large, or None for the best constant.
             steps: at least two, increasing from 1 to T.
-            spacing: how they were chosen.
+            spacing: `EVENLY_SPACED` or `BEST`.
         """
         visited = np.asarray(steps, dtype=np.int64)
         s, t = visited[:-1], visited[1:]
         if visited[0] != 1 or visited[-1] != self.schedule.num_timesteps or (s >= t).any():
-            raise ValueError("steps must increase from 1 to T")
+            raise ValueError("timesteps must increase from 1 to T")
         terms, slopes = self._terms(variance, s, t)
         weights = np.zeros(self.schedule.num_timesteps)
         weights[t - 1] = slopes
@@ -344,14 +291,14 @@ class SubScheduleCosts:
         )
 
     def best_timesteps(self, variance: Variance | None, lengths: Sequence[int]) -> list[list[int]]:
-        """The steps of the best models of some lengths, each of all that visit t = 1 and T.
+        """The timesteps of the best models of some lengths, each of all that visit t = 1 and T.
 
         Lengths beyond what can be searched are left out, and steps at which the error cannot be
         known. By the errors that chose them their bound would come out too good.
 
         Args:
             variance: fixed_small, fixed_large, or None for the best constant.
-            lengths: numbers of steps, at least two.
+            lengths: numbers of timesteps, at least two.
 
         Source: Watson, Ho, Norouzi & Chan 2021, "Learning to efficiently sample from diffusion
         probabilistic models", algorithm 1.
@@ -364,11 +311,11 @@ class SubScheduleCosts:
         last = len(cost) - 1
         total = cost[:, 0] + np.append(np.inf, self._decoder(np.arange(2, last + 2)))
         came_from: list[NDArray[np.int64]] = []
-        found = {}
+        best = {}
         through = np.empty_like(cost)
         for length in range(2, max(wanted) + 1):
             if length > 2:
-                # A row a step t: what it takes to be there from every s.
+                # The cost to arrive at t (rows) through every s.
                 np.add(total, cost, out=through)
                 came_from.append(through.argmin(1))
                 total = np.take_along_axis(through, came_from[-1][:, None], axis=1)[:, 0]
@@ -377,11 +324,11 @@ class SubScheduleCosts:
                 for before in reversed(came_from):
                     path.append(int(before[path[-1]]))
                 if np.isfinite(total[last]):
-                    found[length] = [1, *(step + 1 for step in reversed(path))]
-        return list(found.values())
+                    best[length] = [1, *(index + 1 for index in reversed(path))]
+        return list(best.values())
 
     def _cost(self, variance: Variance | None) -> Values:
-        """(T, T) of the step from each t (rows) to each s (columns); infinite where s >= t.
+        """(T, T) from each t (rows) to each s (columns); infinite where s >= t.
 
         The minimum over s is taken many times, and is fastest along rows.
         """
@@ -395,7 +342,7 @@ class SubScheduleCosts:
     def _terms(
         self, variance: Variance | None, s: NDArray[np.int64], t: NDArray[np.int64]
     ) -> tuple[Values, Values]:
-        """What the steps from t to s cost, and how much more with the error at t."""
+        """The costs of the transitions from t to s, and their derivatives by the error at t."""
         skips, mse = Transitions(self.schedule), self.errors.mse[t - 1]
         if variance is None:
             # The best variance is the posterior's and the mean square of the mean's error: Bao
@@ -406,7 +353,7 @@ class SubScheduleCosts:
         return skips.constant(variance, s, t) + weight * mse, weight
 
     def _decoder(self, second: NDArray[np.int64]) -> Values:
-        """(K,) the decoder of the models whose second step is each of these."""
+        """(K,) the decoder term of the models with each second timestep."""
         log_variance = Transitions(self.schedule).log_variance(np.ones_like(second), second)
         return interpolated(self.schedule, self.decoder, log_variance)
 
@@ -414,11 +361,11 @@ class SubScheduleCosts:
 def sub_schedule_bounds(
     costs: SubScheduleCosts, *, chosen_by: TimestepErrors, judged_by: TimestepErrors
 ) -> list[SubScheduleBound]:
-    """The models of `LENGTHS` steps: under each variance evenly spaced ones, and the best.
+    """The sub-schedules of `LENGTHS`: under each variance evenly spaced ones, and the best.
 
     Args:
-        costs: of evenly spaced steps.
-        chosen_by: the errors by which the best steps are chosen.
+        costs: of evenly spaced timesteps.
+        chosen_by: the errors by which the best timesteps are chosen.
         judged_by: those that their bound is from. Where errors are estimates they must be others,
             or the bound comes out too good and its interval too narrow.
     """
@@ -426,19 +373,19 @@ def sub_schedule_bounds(
     lengths = [k for k in LENGTHS if k < schedule.num_timesteps] + [schedule.num_timesteps]
     chooser = dataclasses.replace(costs, errors=chosen_by)
     judge = dataclasses.replace(costs, errors=judged_by)
-    found = []
+    bounds = []
     for variance in VARIANCES:
-        found += [costs.bound(variance, schedule.evenly_spaced(k)) for k in lengths]
+        bounds += [costs.bound(variance, schedule.evenly_spaced(k)) for k in lengths]
         best = chooser.best_timesteps(variance, lengths)
-        found += [judge.bound(variance, steps, BEST) for steps in best]
-    return found
+        bounds += [judge.bound(variance, steps, BEST) for steps in best]
+    return bounds
 
 
 def can_skip(schedule: NoiseSchedule) -> bool:
-    """Whether models that skip steps of a schedule are looked at.
+    """Whether sub-schedules of a schedule are evaluated.
 
-    It must have two steps at least and not too many, and begin evenly enough for their decoders to
-    be interpolated.
+    It must have at least two timesteps and not too many, and begin evenly enough to interpolate the
+    decoder.
     """
     ends = log_variances(schedule)[[0, -1]]
     is_even = bool(ends[1] - ends[0] <= np.log(WIDEST_RATIO))

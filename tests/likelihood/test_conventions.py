@@ -10,7 +10,7 @@ from traces import WHOLE, load_trace
 import ddpmbench as db
 from ddpmbench.diffusion.process import GaussianDiffusion, Prediction, Variance
 from ddpmbench.diffusion.schedule import NoiseSchedule
-from ddpmbench.likelihood.bound import estimate_bound
+from ddpmbench.likelihood.bound import estimate_bound, pair_moments
 from ddpmbench.likelihood.conventions import (
     FIXED,
     Convention,
@@ -21,7 +21,7 @@ from ddpmbench.likelihood.conventions import (
     published_conventions,
 )
 from ddpmbench.likelihood.designs import ImportanceDesign
-from ddpmbench.likelihood.sub_schedules import BEST, EVENLY_SPACED, VARIANCES, PairSums
+from ddpmbench.likelihood.sub_schedules import BEST, EVENLY_SPACED, VARIANCES
 from ddpmbench.likelihood.terms import TermTable
 
 SCHEDULE = NoiseSchedule.linear(40)
@@ -162,7 +162,7 @@ def test_only_what_conventions_need_is_read():
     assert columns == ["decoder_posterior_exact_clip", "x_start_mse"]
     table = recorded.table()
     few = TermTable(table.index, {name: table.values[name] for name in columns})
-    sums = PairSums(recorded.design, [few], columns)
+    sums = pair_moments(recorded.design, [few], columns)
     small, large = every_pair_conventions(
         recorded.design, recorded.prior, sums, conventions, SCHEDULE
     )
