@@ -1,9 +1,9 @@
-"""The decoder term of a row at t = 1 under every convention, and for any variance in between.
+"""The decoder term (t = 1) under every convention, and for any variance in between.
 
 The published conventions differ in the variance, in the distribution function and in the clip. A
-model that visits only some of the steps, t = 1 among them, has the posterior variance of its own
-second step: it lies between that of t = 2 and beta_1. Of the exact decoder some nodes in between
-are kept, so that it can be interpolated to any of them.
+model that visits only some of the timesteps, t = 1 among them, has the posterior variance of its
+own second timestep: it lies between that of t = 2 and beta_1. Of the exact decoder some nodes in
+between are kept, so that it can be interpolated to any of them.
 """
 
 import numpy as np
@@ -36,14 +36,14 @@ what a decoder costs."""
 
 
 def decoder_column(scale: str, decoder: str, *, clip: bool) -> str:
-    """What the column of a convention is called."""
+    """The name of the column of a convention."""
     return f"decoder_{scale}_{decoder}_{'clip' if clip else 'noclip'}"
 
 
 def log_variances(schedule: NoiseSchedule) -> NDArray[np.float64]:
     """(7,) those of `SCALES`, from the posterior variance of t = 2 up to beta_1.
 
-    A schedule of a single step has no t = 2: all are beta_1.
+    A schedule of one timestep has no t = 2: all are beta_1.
     """
     beta = float(schedule.betas[0].log())
     if schedule.num_timesteps == 1:
@@ -60,13 +60,16 @@ def decoder_terms(
     *,
     data_range: DataRange = UNIT_RANGE,
 ) -> dict[str, Tensor]:
-    """The decoder term under each convention.
+    r"""The decoder term under each convention.
+
+    .. math:: L_0 = -\frac{1}{D} \sum_{i=1}^D \log \int_{\delta_-(x_i)}^{\delta_+(x_i)}
+              \mathcal{N}(x; \hat x_i, \sigma^2) \, dx
 
     Args:
-        log_variance: (7,) what `log_variances` returns.
+        log_variance: (7,) of `log_variances`.
         x_start: (B, C, H, W) levels of the data's range.
-        unclipped: (B, C, H, W) the predicted x_start, as the network has it.
-        data_range: where the levels lie, and how many there are.
+        unclipped: (B, C, H, W) the predicted x_start.
+        data_range: the values of an image, and the number of levels.
 
     Returns:
         (B,) nats per dimension for each of `DECODER_COLUMNS`.

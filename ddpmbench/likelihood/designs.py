@@ -1,10 +1,10 @@
-"""The importance estimator: few rows, each image once a replicate, the steps by how much they vary.
+"""Which terms are evaluated: every pair, or a stratified importance sample of the timesteps.
 
-Almost all that a sampled bound can err by is between steps and between images. So the decoder
-(t = 1), which varies most, is computed on every image; and in a replicate every image has one
-further step, drawn from a density over t = 2..T that follows the standard deviations a small pilot
-found. The steps of a replicate are stratified: the images, in random order, divide the
-distribution function of the density into N equal cells, one each.
+The error of a sampled bound is almost all between timesteps and between images. So the decoder term
+(t = 1), which varies most, is evaluated for every image; and in each replicate every image has one
+further term, at a timestep drawn from a proposal density over t = 2..T. The density follows the
+standard deviations of the terms of a small pilot. The timesteps of a replicate are stratified: the
+images, in random order, have one of N equal strata of the proposal's distribution function each.
 """
 
 import dataclasses
@@ -22,25 +22,23 @@ from ddpmbench.likelihood.terms import TermIndex, TermTable, image_blocks
 
 
 class Design(Protocol):
-    """A sequence of rows."""
+    """A sequence of terms."""
 
     def __len__(self) -> int:
-        """Number of rows, which is the number of network calls."""
+        """Number of terms, which is the number of network evaluations."""
 
     def index(self, start: int, stop: int) -> TermIndex:
-        """The rows at positions start..stop - 1."""
+        """The index of the terms at positions start..stop - 1."""
 
 
 @dataclasses.dataclass(frozen=True)
 class EveryPairDesign:
-    """Every image at every step, each with the same number of draws.
-
-    Rows are ordered by image, then step, then draw.
+    """Every image at every timestep: N T K terms, ordered by image, timestep and draw.
 
     Attributes:
         num_images: N.
         num_timesteps: T.
-        draws: noise draws a pair; the error of the noise is known from two on.
+        draws: K noise draws of each pair; the error of the noise is known from two on.
     """
 
     num_images: int
@@ -48,77 +46,79 @@ class EveryPairDesign:
     draws: int
 
     def __len__(self) -> int:
-        """Number of rows, which is the number of network calls."""
+        """Number of terms."""
         return self.num_images * self.num_timesteps * self.draws
 
     def index(self, start: int, stop: int) -> TermIndex:
-        """The rows at positions start..stop - 1."""
+        """The index of the terms at positions start..stop - 1."""
         position = np.arange(start, stop, dtype=np.int64)
         pair, draw = np.divmod(position, self.draws)
-        image, step = np.divmod(pair, self.num_timesteps)
-        return TermIndex(image=image, t=step + 1, draw=draw)
+        image, t = np.divmod(pair, self.num_timesteps)
+        return TermIndex(image=image, t=t + 1, draw=draw)
 
 
-# What a random number is for. The noise's counters are (image, t, draw, block) with t >= 1; those
-# of the designs have 0 in the place of t, and the purpose in the place of the block.
+# The purposes of random numbers. The counters of the noise are (image, t, draw, block) with t >= 1;
+# those of the designs have 0 in the place of t, and the purpose in the place of the block.
 REPLICATE, REDRAW, PILOT, CORRECTION_OF_DECODER, CORRECTION_OF_KL, CORRECTION_TIMESTEP = range(6)
 
 
 def words(count: int, seed: int, *, turn: int, purpose: int) -> NDArray[np.uint64]:
-    """Two 64-bit numbers for each of some images, or whatever else is counted.
+    """Two random 64-bit numbers for each of `count` images.
 
     Args:
-        count: how many there are.
+        count: number of images, or of anything else.
         seed: 0 <= seed < 2^64.
-        turn: which time they are asked for.
+        turn: another turn has other numbers.
         purpose: one of the constants above.
 
     Returns:
         (2, count) uniform on [0, 2^64).
+
+    Source: Salmon et al. 2011 (Philox).
     """
     numbers = np.empty((2, count), dtype=np.uint64)
-    zero, j, what = (torch.tensor([word]) for word in (0, turn, purpose))
+    zero, turn_word, purpose_word = (torch.tensor([word]) for word in (0, turn, purpose))
     for part in image_blocks(count):
-        index = torch.arange(part.start, part.stop)
-        word = [w.numpy().astype(np.uint64) for w in philox_4x32((index, zero, j, what), seed)]
+        counter = (torch.arange(part.start, part.stop), zero, turn_word, purpose_word)
+        word = [w.numpy().astype(np.uint64) for w in philox_4x32(counter, seed)]
         numbers[0, part] = (word[0] << np.uint64(32)) | word[1]
         numbers[1, part] = (word[2] << np.uint64(32)) | word[3]
     return numbers
 
 
 def unit_interval(numbers: NDArray[np.uint64]) -> NDArray[np.float64]:
-    """The same as numbers of [0, 1), by their upper 53 bits."""
+    """Their upper 53 bits as numbers of [0, 1)."""
     return np.asarray((numbers >> np.uint64(11)) * 2.0**-53)
 
 
 def ranks(keys: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """Which each number is in increasing order: of random ones a random permutation."""
-    found = np.empty(len(keys), dtype=np.int64)
-    found[np.argsort(keys, kind="stable")] = np.arange(len(keys))
-    return found
+    """The position of each number in increasing order; of random numbers a permutation."""
+    rank = np.empty(len(keys), dtype=np.int64)
+    rank[np.argsort(keys, kind="stable")] = np.arange(len(keys))
+    return rank
 
 
 PILOT_IMAGES = 8
 PILOT_TIMESTEPS = 50
 PILOT_DRAW = 2**30
-"""The draw of the pilot's rows: no row of an estimate shares noise with it."""
+"""The draw of the pilot's terms: no term of an estimate has their noise."""
 FLOOR = 1e-5
-"""No step has less of the density than this, nor less than 1 % spread over all steps."""
+"""No timestep has less of the proposal density than this or 1 % spread over all, the smaller."""
 REDRAWN_IMAGES = 64
-"""At least so many images have a second draw of the decoder, and at least one in ten."""
+"""At least so many images have a second draw of the decoder term, and at least one in ten."""
 
-_BANDWIDTH = 0.25  # of the pilot's smoothing, in log t; its steps lie 0.13 apart at T = 1000
+_BANDWIDTH = 0.25  # of the pilot's smoothing, in log t; its timesteps lie 0.13 apart at T = 1000
 _MEAN_SHARE = 0.05  # of the mean that is added to a standard deviation
 _LOG_GRID = 64  # standard deviations count to the nearest 1/64 of a factor e
 
-_REDRAWN_RUN = 1  # of the runs of rows, the one that not every image is in
+_REDRAWN_RUN = 1  # of the runs of terms, the one that not every image is in
 
 
 @dataclasses.dataclass(frozen=True)
 class PilotDesign:
-    """A few images at a few steps, from which the density of the importance is made.
+    """A few images at a few timesteps, from whose terms the proposal density is made.
 
-    Rows are ordered by image, then step. They take no part in the estimate.
+    They are ordered by image, then timestep, and take no part in the estimate.
 
     Attributes:
         num_images: N.
@@ -131,7 +131,7 @@ class PilotDesign:
     seed: int
 
     def __post_init__(self) -> None:
-        """Refuse what has no steps but the decoder's."""
+        """Refuse a design without timesteps after the first."""
         _check(self.num_images, self.num_timesteps)
 
     @cached_property
@@ -147,41 +147,44 @@ class PilotDesign:
         )
 
     def __len__(self) -> int:
-        """Number of rows, which is the number of network calls."""
+        """Number of terms."""
         return len(self.image) * len(self.t)
 
     def index(self, start: int, stop: int) -> TermIndex:
-        """The rows at positions start..stop - 1."""
-        image, step = np.divmod(np.arange(start, stop, dtype=np.int64), len(self.t))
+        """The index of the terms at positions start..stop - 1."""
+        image, t = np.divmod(np.arange(start, stop, dtype=np.int64), len(self.t))
         draw = np.full(len(image), PILOT_DRAW, dtype=np.int64)
-        return TermIndex(image=self.image[image], t=self.t[step], draw=draw)
+        return TermIndex(image=self.image[image], t=self.t[t], draw=draw)
 
 
 def proposal_density(pilot: PilotDesign, tables: Iterable[TermTable]) -> NDArray[np.float64]:
-    """The density over t = 2..T that follows the standard deviations of the terms.
+    r"""The proposal density over t = 2..T, proportional to the terms' standard deviations.
 
-    They are those over the pilot's images, smoothed along log t, joined by power laws, and raised
-    where the density would fall below the floor. Whatever the pilot finds, an estimate is
-    unbiased; a poor density costs rows only.
+    .. math:: q(t) \propto \sigma_t, \quad
+              \sigma_t^2 = \mathrm{Var}_n(L_{t-1}) + (0.05 \, \mathrm{E}_n L_{t-1})^2
+
+    over the pilot's images, smoothed along log t, joined by power laws, and raised where q would
+    fall below the floor. An estimate is unbiased whatever the pilot's terms; a poor proposal costs
+    evaluations only.
 
     Args:
-        pilot: the rows.
-        tables: the terms of every row, in order, in any portions.
+        pilot: the design of the terms.
+        tables: every term, in order, in any portions.
 
     Returns:
         (T - 1,) positive, sums to 1.
 
     Raises:
-        ValueError: a row is missing, or its term is not finite.
+        ValueError: a term is missing or not finite.
 
     Source: Neyman 1934 for the proportion.
     """
     nats = np.concatenate([table.values["nats"] for table in tables])
     if len(nats) != len(pilot) or not np.isfinite(nats).all():
-        raise ValueError("the tables do not hold a finite term for every row of the pilot")
+        raise ValueError("the tables do not hold every term of the pilot, all finite")
     by_image = nats.reshape(len(pilot.image), len(pilot.t))
-    # A share of the mean keeps a step alive at which the few images happen to agree. A single
-    # image varies over the steps alone, and there the mean is the right density.
+    # A share of the mean keeps a timestep alive where the few images happen to agree. With a single
+    # image there is only variation over timesteps, and the mean is the right density.
     share = max(_MEAN_SHARE, 1 / len(pilot.image))
     deviation = np.hypot(by_image.std(axis=0, ddof=len(by_image) > 1), share * by_image.mean(0))
     log_t = np.log(np.arange(2, pilot.num_timesteps + 1))
@@ -190,7 +193,7 @@ def proposal_density(pilot: PilotDesign, tables: Iterable[TermTable]) -> NDArray
         knots = np.log(pilot.t)
         log_deviation = np.log(np.maximum(deviation / deviation.max(), 1e-9))
         # Rounded, so that the last bits of the pilot's terms, which depend on batch size and
-        # device, do not move the rows.
+        # device, do not move the timesteps.
         log_deviation = np.round(log_deviation * _LOG_GRID) / _LOG_GRID
         density = np.exp(np.interp(log_t, knots, _local_lines(knots, log_deviation)))
     density = np.maximum(density / density.sum(), min(FLOOR, 0.01 / len(density)))
@@ -211,25 +214,32 @@ def _local_lines(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.f
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImportanceDesign:
-    """The decoder on every image, and every image at one further step a replicate.
+    r"""Stratified importance sampling: the decoder term and one further term a replicate.
 
-    The rows come in this order: t = 1 on every image; t = 1 with draw 1 on some images, from which
-    the decoder's noise is known; replicates 0 and 1; then t = 1 on every image with a new draw
-    ahead of every second replicate, because the error of the decoder's noise must fall with that
-    of the steps. More replicates lengthen the sequence and change no earlier row. In replicate j
-    image n is at t = F^-1((pi(n) + u_n) / N) with draw j; F is the distribution function of the
-    density, pi a permutation and u uniform, both functions of (seed, j, image) alone. So every
-    image is at step t with probability density(t), exactly.
+    In replicate j image n has the timestep
+
+    .. math:: t = F^{-1}\Bigl(\frac{\pi_j(n) + u_{jn}}{N}\Bigr)
+
+    and draw j, with F the distribution function of the proposal density, :math:`\pi_j` a random
+    permutation and u uniform on [0, 1), all functions of (seed, j, n). So every image is at
+    timestep t with probability q(t), exactly.
+
+    The order of the terms: t = 1 of every image; t = 1 with draw 1 of some images, for the variance
+    of the decoder's noise; replicates 0 and 1; then t = 1 of every image with a new draw ahead of
+    every second replicate, because the decoder's noise must fall with the error of the timesteps.
+    More replicates lengthen the sequence and change no earlier term.
 
     Attributes:
         num_images: N.
         num_timesteps: T, at least 2.
-        density: (T - 1,) over t = 2..T, positive, sums to 1.
+        density: (T - 1,) q over t = 2..T, positive, sums to 1.
         seed: 0 <= seed < 2^64.
         num_replicates: r; the error of the estimate is known from two on.
 
     Raises:
         ValueError: the density is none over t = 2..T, or there is no replicate.
+
+    Source: Cranley & Patterson 1976 for randomized replicates; Owen 1992 for the strata.
     """
 
     num_images: int
@@ -239,7 +249,7 @@ class ImportanceDesign:
     num_replicates: int = 2
 
     def __post_init__(self) -> None:
-        """Refuse a density under which some row could never be drawn."""
+        """Refuse a density under which some term could never be drawn."""
         _check(self.num_images, self.num_timesteps)
         if self.density.shape != (self.num_timesteps - 1,) or not (self.density > 0).all():
             raise ValueError(f"density must be positive over t = 2..{self.num_timesteps}")
@@ -248,7 +258,7 @@ class ImportanceDesign:
 
     @cached_property
     def stratum(self) -> NDArray[np.int64]:
-        """(r, N) pi(n): which of N equal cells of [0, 1] each image has in each replicate."""
+        """(r, N) pi_j(n): the stratum of each image in each replicate, 0..N - 1."""
         stratum = np.empty((self.num_replicates, self.num_images), dtype=np.int64)
         for j in range(self.num_replicates):
             stratum[j] = ranks(self._words(j)[0])
@@ -256,7 +266,7 @@ class ImportanceDesign:
 
     @cached_property
     def t(self) -> NDArray[np.int64]:
-        """(r, N) step of each image in each replicate."""
+        """(r, N) timestep of each image in each replicate."""
         cumulative, t = np.cumsum(self.density)[:-1], np.empty_like(self.stratum)
         for j, stratum in enumerate(self.stratum):
             position = (stratum + unit_interval(self._words(j)[1])) / self.num_images
@@ -265,12 +275,12 @@ class ImportanceDesign:
 
     @cached_property
     def redrawn(self) -> NDArray[np.int64]:
-        """The images that have a second draw of the decoder from the start."""
+        """The images with a second draw of the decoder term from the start."""
         return _choose(self.num_images, _redrawn(self.num_images), self.seed, REDRAW)
 
     @cached_property
     def _runs(self) -> NDArray[np.int64]:
-        """(3, K) where each run of rows begins, its draw, and its replicate or -1 at t = 1."""
+        """(3, K) the start of each run of terms, its draw, and its replicate or -1 at t = 1."""
         runs = [(0, 0, -1), (self.num_images, 1, -1)]
         start = self.num_images + len(self.redrawn)
         for j in range(self.num_replicates):
@@ -285,11 +295,11 @@ class ImportanceDesign:
         return words(self.num_images, self.seed, turn=replicate, purpose=REPLICATE)
 
     def __len__(self) -> int:
-        """Number of rows, which is the number of network calls."""
+        """Number of terms."""
         return num_terms(self.num_images, self.num_replicates)
 
     def index(self, start: int, stop: int) -> TermIndex:
-        """The rows at positions start..stop - 1."""
+        """The index of the terms at positions start..stop - 1."""
         position = np.arange(start, min(stop, len(self)), dtype=np.int64)
         starts, draws, replicates = self._runs
         run = np.searchsorted(starts, position, side="right") - 1
@@ -301,12 +311,12 @@ class ImportanceDesign:
 
 
 def decoder_draws(num_replicates: int) -> int:
-    """How many draws of the decoder every image has; the one on some images not counted."""
+    """Draws of the decoder term of every image, without the second draw of some."""
     return 1 + max(num_replicates - 1, 0) // 2
 
 
 def num_terms(num_images: int, num_replicates: int) -> int:
-    """How many rows an `ImportanceDesign` has."""
+    """Number of terms of an `ImportanceDesign`."""
     return num_images * (num_replicates + decoder_draws(num_replicates)) + _redrawn(num_images)
 
 
@@ -316,7 +326,7 @@ def _redrawn(num_images: int) -> int:
 
 def _check(num_images: int, num_timesteps: int) -> None:
     if num_images < 1 or num_timesteps < 2:
-        raise ValueError(f"needs an image and two steps, not {num_images} and {num_timesteps}")
+        raise ValueError(f"needs an image and two timesteps, not {num_images} and {num_timesteps}")
 
 
 def _choose(num_images: int, count: int, seed: int, purpose: int) -> NDArray[np.int64]:

@@ -1,4 +1,9 @@
-"""The bound from the rows of an importance sample: two estimators, each with its two intervals."""
+"""The bound from an importance sample: Horvitz-Thompson and regression estimators.
+
+Each term estimates the sum over t = 2..T of its image: by its value over the density, or by
+a prediction of the sum plus the error of the prediction over the density. The mean over all terms
+is the bound, and the variance among the replicates of an image gives the interval for the images.
+"""
 
 import dataclasses
 import math
@@ -7,6 +12,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from ddpmbench.diffusion.data_range import NATS_PER_BIT
 from ddpmbench.likelihood.bound import cumulative_rate
 from ddpmbench.likelihood.designs import ImportanceDesign
 from ddpmbench.likelihood.intervals import (
@@ -21,19 +27,19 @@ from ddpmbench.likelihood.sampled_terms import NATS, SampledTerms, sampled_terms
 from ddpmbench.likelihood.terms import TermTable, image_blocks
 
 KNOTS = 40
-"""The contribution of the step is a line in log t between about this many steps."""
-_ROWS_A_KNOT = 5
+"""The effect of the timestep is linear in log t between about this many timesteps."""
+_TERMS_A_KNOT = 5
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TwoWayFit:
-    """The rows of an importance sample, taken apart.
+    """An additive fit of image and stratum effects to the contributions of terms.
 
     Attributes:
-        image: (N,) mean over the replicates of each image, without the contribution of the cells.
-        spread: (N,) variance among replicates of each image, without that contribution.
-        stratum: (N,) contribution of each cell, up to a constant.
-        mean: over all rows.
+        image: (N,) mean over the replicates of each image, without the effects of its strata.
+        spread: (N,) variance among the replicates of each image, without these effects.
+        stratum: (N,) effect of each stratum, up to a constant.
+        mean: of all contributions.
         variance: of that mean.
     """
 
@@ -45,39 +51,46 @@ class TwoWayFit:
 
 
 def two_way_fit(design: ImportanceDesign, values: NDArray[np.float64]) -> TwoWayFit:
-    """Take image and cell out of the rows by least squares.
+    r"""Fit image and stratum effects by least squares.
+
+    .. math:: y_{jn} = \alpha_n + \beta(s_{jn}) + \varepsilon_{jn}
+
+    Every replicate has each stratum once, so that the effects of strata are no error of the mean;
+    what is left has
+
+    .. math:: \mathrm{Var}(\bar y) = \frac{1}{r (N - 1) N} \sum_n \mathrm{Var}_j(\varepsilon_{jn})
 
     Args:
-        design: the rows; at least two replicates.
-        values: (r, N) what each row contributes, an estimate of its image's total.
+        design: of the terms; at least two replicates.
+        values: (r, N) contributions y, each an estimate of its image's sum.
 
     Source: Owen 1992, "A central limit theorem for Latin hypercube sampling", for the variance.
     """
-    num_replicates, num_images = values.shape
-    freedom = num_images * (num_replicates - 1)
-    hats = _hats(design, freedom // _ROWS_A_KNOT)
-    of_cells = StratumMeans(design, hats)
+    replicates, num_images = values.shape
+    freedom = num_images * (replicates - 1)
+    hats = _hat_functions(design, freedom // _TERMS_A_KNOT)
+    means = StratumMeans(design, hats)
     columns = hats.shape[1]
     gram, moment = np.zeros((columns, columns)), np.zeros(columns)
-    for part in image_blocks(num_images, num_replicates):
-        x = _within(of_cells.at(design.stratum[:, part]))
+    for part in image_blocks(num_images, replicates):
+        x = _within(means.at(design.stratum[:, part]))
         gram += np.einsum("jnk,jnl->kl", x, x, optimize=True)
         moment += np.einsum("jnk,jn->k", x, _within(values[:, part]), optimize=True)
     trend, _, rank, _ = np.linalg.lstsq(gram, moment, rcond=1e-10)
     stratum = stratum_means(design, hats @ trend)
     image, spread = np.empty(num_images), np.empty(num_images)
-    for part in image_blocks(num_images, num_replicates):
+    for part in image_blocks(num_images, replicates):
         left = values[:, part] - stratum[design.stratum[:, part]]
         image[part] = left.mean(0)
         spread[part] = left.var(axis=0, ddof=1) * freedom / (freedom - rank)
-    # The images of a replicate share the cells among themselves: N / (N - 1).
+    # The images of a replicate share the strata among themselves: N / (N - 1).
     shared = num_images / max(num_images - 1, 1)
     return TwoWayFit(
         image=image,
         spread=spread,
         stratum=stratum,
         mean=float(values.mean()),
-        variance=float(spread.sum() / num_replicates / num_images**2 * shared),
+        variance=float(spread.sum() / replicates / num_images**2 * shared),
     )
 
 
@@ -86,47 +99,44 @@ def _within(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 class StratumMeans:
-    """Means over cells of the density, of values that belong to the steps."""
+    """Means over the strata of a function of the timestep, under the proposal density."""
 
     def __init__(self, design: ImportanceDesign, values: NDArray[np.float64]) -> None:
-        """Integrate the values over the density.
+        """Integrate the function.
 
         Args:
-            design: its density divides [0, 1] among the steps, its images divide it into cells.
+            design: its density divides [0, 1] among the timesteps, its images into strata.
             values: (T - 1, ...) at t = 2..T.
         """
-        self._num_cells, self._values = design.num_images, values
-        self._start = np.append(0.0, np.cumsum(design.density)[:-1])  # (T - 1,) of each step
+        self._num_strata, self._values = design.num_images, values
+        self._start = np.append(0.0, np.cumsum(design.density)[:-1])  # (T - 1,) of each timestep
         weighted = (design.density * values.T).T
         before = np.zeros_like(weighted[:1])
         self._integral = np.concatenate([before, np.cumsum(weighted, axis=0)[:-1]])
 
-    def at(self, cell: NDArray[np.int64]) -> NDArray[np.float64]:
-        """The means over some of the N cells; as many axes of them as `cell` has come first."""
-        return np.asarray((self._up_to(cell + 1) - self._up_to(cell)) * self._num_cells)
+    def at(self, stratum: NDArray[np.int64]) -> NDArray[np.float64]:
+        """The means over some of the N strata; the axes of `stratum` come first."""
+        return np.asarray((self._up_to(stratum + 1) - self._up_to(stratum)) * self._num_strata)
 
     def _up_to(self, edge: NDArray[np.int64]) -> NDArray[np.float64]:
-        place = edge / self._num_cells
-        step = np.searchsorted(self._start, place, side="right") - 1
-        within = place - self._start[step]
+        place = edge / self._num_strata
+        index = np.searchsorted(self._start, place, side="right") - 1
+        within = place - self._start[index]
         within = within.reshape(within.shape + (1,) * (self._values.ndim - 1))
-        return np.asarray(self._integral[step] + self._values[step] * within)
+        return np.asarray(self._integral[index] + self._values[index] * within)
 
 
 def stratum_means(design: ImportanceDesign, values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(N,) means over each cell of (T - 1,) values that belong to the steps."""
-    means, of_cells = np.empty(design.num_images), StratumMeans(design, values)
+    """(N,) means over all strata of (T - 1,) values at t = 2..T."""
+    result, means = np.empty(design.num_images), StratumMeans(design, values)
     for part in image_blocks(design.num_images):
-        means[part] = of_cells.at(np.arange(part.start, part.stop))
-    return means
+        result[part] = means.at(np.arange(part.start, part.stop))
+    return result
 
 
-def _hats(design: ImportanceDesign, count: int) -> NDArray[np.float64]:
-    """(T - 1, columns) functions that are linear in log t between knots.
-
-    They span all such functions up to a constant.
-    """
-    inner = min(KNOTS, count - 2)  # with too few rows the steps' contribution counts as error
+def _hat_functions(design: ImportanceDesign, count: int) -> NDArray[np.float64]:
+    """(T - 1, columns) that span the piecewise linear functions of log t, up to a constant."""
+    inner = min(KNOTS, count - 2)  # with too few terms the effect of the timestep counts as error
     last = len(design.density) - 1
     index = np.searchsorted(np.cumsum(design.density), (np.arange(inner) + 0.5) / max(inner, 1))
     knots = np.unique(np.minimum([0, *index, *([last] if inner > 0 else [])], last))
@@ -137,28 +147,28 @@ def _hats(design: ImportanceDesign, count: int) -> NDArray[np.float64]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SampledBound:
-    """The bound on a set of images from some of its rows, in nats per dimension.
+    """The bound on a set of N images from a sample of its terms, in nats per dimension.
 
     Attributes:
         prior: mean L_T.
         kl: estimated mean of the sum of L_{t-1} over t = 2..T.
-        decoder: mean L_0, computed on every image.
+        decoder: mean L_0, evaluated for every image.
         term: (T,) estimated mean over the images of the term at t, unbiased; the decoder's at
             t = 1. They and the prior sum to the bound.
-        term_standard_error: (T,) its standard error on this image set.
+        term_standard_error: (T,) of `term` for these images.
         x_start_mse: (T,) estimated mean squared error of the predicted x_start.
-        eps_mse: (T,) the same of the predicted noise.
-        rate_standard_error: (T,) of the rate at t, the prior and the terms of the steps after t.
-        num_evaluations: (T,) network calls; those of the pilot are not among them.
-        num_replicates: how often every image was sampled.
-        half_width: of the 95 % interval for these images: sampling of rows and noise.
-        half_width_population: of the 95 % interval for the population the images are drawn
-            from; it contains the other. None for a single image.
+        eps_mse: (T,) estimated mean squared error of the predicted noise.
+        rate_standard_error: (T,) of `rate`.
+        num_evaluations: (T,) network evaluations, without those of the pilot.
+        num_replicates: r.
+        half_width: of the 95 % interval for these images: sampled timesteps and noise.
+        half_width_population: of the 95 % interval for the population that the images are drawn
+            from, which contains the other; None for one image.
         image_deviation: standard deviation over the images of their bounds, without the error of
-            each; 0 where that error hides it, None for a single image.
-        kl_variance: the part of the first interval's variance that is the sampling of rows.
-        decoder_variance: the part that is the noise of the decoder's rows.
-        predictions: of the terms, which were subtracted from them at the rows.
+            each; 0 where that error is larger, None for one image.
+        kl_variance: the part of the variance for these images from sampled timesteps.
+        decoder_variance: the part from the noise of the decoder terms.
+        predictions: that were subtracted from the terms.
         image_prior: (N,) L_T of each image.
         image_decoder: (N,) L_0 of each image, mean over its draws.
     """
@@ -188,64 +198,76 @@ class SampledBound:
         return self.prior + self.kl + self.decoder
 
     @property
+    def bits_per_dim(self) -> float:
+        """The bound in bits per dimension."""
+        return self.nats / NATS_PER_BIT
+
+    @property
     def rate(self) -> NDArray[np.float64]:
-        """(T,) what has been sent once x_t is known: the prior and the terms after t."""
+        """(T,) see `cumulative_rate`."""
         return cumulative_rate(self.prior, self.term)
 
 
 def sampled_bound(
     prior: NDArray[np.float64],
-    rows: SampledTerms,
-    parts: TwoWayFit,
+    terms: SampledTerms,
+    fit: TwoWayFit,
     *,
-    steps: TimestepTable,
+    timesteps: TimestepTable,
     rate_error: NDArray[np.float64],
     predictions: Predictions,
 ) -> SampledBound:
-    """The estimate, from its decoder and its later steps: here they become intervals."""
-    num_images, num_replicates = len(prior), len(rows.replicates[NATS])
-    variance = parts.variance + rows.decoder_variance
-    of_image = prior + rows.decoder[NATS] + parts.image
-    half_width = _half_width(rows, parts.spread, parts.variance, num_replicates)
+    """The bound and its two intervals.
+
+    Args:
+        prior: (N,) L_T of each image.
+        terms: the sample; here its decoder terms.
+        fit: of the contributions to the sum over t = 2..T.
+        timesteps: the estimate at each timestep.
+        rate_error: (T,) standard error of the rate.
+        predictions: of the terms.
+    """
+    num_images, replicates = len(prior), len(terms.replicates[NATS])
+    variance = fit.variance + terms.decoder_variance
+    of_image = prior + terms.decoder[NATS] + fit.image
+    half_width = _half_width(terms, fit, replicates)
     population, deviation = None, None
     if num_images > 1:
         spread = float(of_image.var(ddof=1))
-        # The spread of the images' estimates already contains the error of each; where the images
+        # The variance of the images' estimates contains that of the error of each. Where the images
         # are alike it may come out smaller by chance, or because it has more degrees of freedom.
         population = quantile(num_images - 1) * math.sqrt(spread / num_images)
         population = max(population, half_width)
         deviation = math.sqrt(max(0.0, spread - num_images * variance))
     return SampledBound(
         prior=float(prior.mean()),
-        kl=parts.mean,
-        decoder=float(rows.decoder[NATS].mean()),
-        term=steps.term,
-        term_standard_error=steps.standard_error,
-        x_start_mse=steps.x_start_mse,
-        eps_mse=steps.eps_mse,
+        kl=fit.mean,
+        decoder=float(terms.decoder[NATS].mean()),
+        term=timesteps.term,
+        term_standard_error=timesteps.standard_error,
+        x_start_mse=timesteps.x_start_mse,
+        eps_mse=timesteps.eps_mse,
         rate_standard_error=rate_error,
-        num_evaluations=steps.num_evaluations,
-        num_replicates=num_replicates,
+        num_evaluations=timesteps.num_evaluations,
+        num_replicates=replicates,
         half_width=half_width,
         half_width_population=population,
         image_deviation=deviation,
-        kl_variance=parts.variance,
-        decoder_variance=rows.decoder_variance,
+        kl_variance=fit.variance,
+        decoder_variance=terms.decoder_variance,
         predictions=predictions,
         image_prior=prior,
-        image_decoder=rows.decoder[NATS],
+        image_decoder=terms.decoder[NATS],
     )
 
 
-def _half_width(
-    rows: SampledTerms, spread: NDArray[np.float64], kl_variance: float, num_replicates: int
-) -> float:
+def _half_width(terms: SampledTerms, fit: TwoWayFit, replicates: int) -> float:
     # Each part with the degrees of freedom of its images.
-    of_rows = _freedom(spread, np.full(len(spread), num_replicates - 1))
-    of_decoder = _freedom(rows.decoder_squares, rows.decoder_draws - 1)
-    parts = np.array([kl_variance, rows.decoder_variance])
-    freedom = _freedom(parts, np.array([of_rows, of_decoder]))
-    half_width = half_width_of(kl_variance + rows.decoder_variance, freedom)
+    of_kl = _freedom(fit.spread, np.full(len(fit.spread), replicates - 1))
+    of_decoder = _freedom(terms.decoder_squares, terms.decoder_draws - 1)
+    parts = np.array([fit.variance, terms.decoder_variance])
+    freedom = _freedom(parts, np.array([of_kl, of_decoder]))
+    half_width = half_width_of(fit.variance + terms.decoder_variance, freedom)
     return math.nan if half_width is None else half_width
 
 
@@ -260,25 +282,28 @@ def horvitz_thompson(
     *,
     clip: bool = True,
 ) -> SampledBound:
-    """The bound with every row counted by the inverse of its density.
+    r"""The Horvitz-Thompson estimator: every term over its density.
+
+    .. math:: \hat L = \frac{1}{N} \sum_n \Bigl( L_T(n) + L_0(n)
+              + \frac{1}{r} \sum_{j=1}^r \frac{L_{t_{jn} - 1}(n)}{q(t_{jn})} \Bigr)
 
     Args:
-        design: the rows that were computed; at least two replicates.
+        design: of the terms; at least two replicates.
         prior: (N,) L_T of each image, nats per dimension.
-        tables: the terms of every row once, in any order and any portions.
+        tables: every term once, in any order and portions.
         clip: whether `x_start_mse` is that of the clipped prediction.
 
     Returns:
-        The estimate. A step at which no row fell has a term of 0, as it must for the terms to be
-        unbiased and to sum to the bound, and errors of NaN.
+        The bound in nats per dimension. The term of a timestep that was not sampled is 0, so that
+        the terms are unbiased and sum to the bound; its errors are NaN.
 
     Raises:
-        ValueError: a row is missing or comes twice, or there is a single replicate.
+        ValueError: a term is missing or comes twice, or there is one replicate.
 
     Source: Horvitz & Thompson 1952.
     """
-    rows = sampled_terms(design, tables, clip=clip)
-    return _estimate(design, prior, rows, no_predictions(design), None)
+    terms = sampled_terms(design, tables, clip=clip)
+    return _estimate(design, prior, terms, no_predictions(design), None)
 
 
 def regression_estimate(
@@ -289,27 +314,35 @@ def regression_estimate(
     *,
     clip: bool = True,
 ) -> SampledBound:
-    """The generalized regression estimator: predictions everywhere, corrected at the rows.
+    r"""The generalized regression (GREG) estimator: predictions, corrected by the sample.
+
+    .. math:: \hat L = \frac{1}{N} \sum_n \Bigl( L_T(n) + L_0(n)
+              + \frac{1}{r} \sum_{j=1}^r \Bigl[ \sum_{t=2}^T \hat y_{jn}(t)
+              + \frac{L_{t_{jn} - 1}(n) - \hat y_{jn}(t_{jn})}{q(t_{jn})} \Bigr] \Bigr)
+
+    The predictions of a replicate are fitted to the other replicates (`predict`), so that the
+    estimate is unbiased whatever the features; they bear on the width of the intervals only.
 
     Args:
-        design: the rows that were computed; at least two replicates.
+        design: of the terms; at least two replicates.
         prior: (N,) L_T of each image, nats per dimension.
-        tables: the terms of every row once, in any order and any portions.
-        features: of the same images and rows. They bear on the width of the intervals only.
+        tables: every term once, in any order and portions.
+        features: of the same images and terms.
         clip: whether `x_start_mse` is that of the clipped prediction.
 
     Returns:
-        The estimate. A step at which no row fell has its prediction.
+        The bound in nats per dimension. The term of a timestep that was not sampled is its
+        prediction.
 
     Raises:
-        ValueError: a row is missing or comes twice, or there is a single replicate.
+        ValueError: a term is missing or comes twice, or there is one replicate.
 
     Source: Saerndal, Swensson & Wretman 1992, chapter 6.
     """
     _check(design)
-    rows = sampled_terms(design, tables, clip=clip)
-    predictions = predict(design, rows.replicates[NATS], features)
-    return _estimate(design, prior, rows, predictions, features)
+    terms = sampled_terms(design, tables, clip=clip)
+    predictions = predict(design, terms.replicates[NATS], features)
+    return _estimate(design, prior, terms, predictions, features)
 
 
 def difference_estimate(
@@ -320,100 +353,82 @@ def difference_estimate(
     *,
     clip: bool = True,
 ) -> SampledBound:
-    """The estimate of `regression_estimate` with predictions that are at hand.
+    """The difference estimator: `regression_estimate` with given predictions.
 
-    All of it is linear in terms and predictions: from the differences between two models' terms,
-    and between the predictions of these, it is the difference between their bounds.
+    It is linear in terms and predictions. From the differences of two models' terms and of their
+    predictions it is the difference of their bounds.
 
     Args:
-        design: the rows; at least two replicates.
+        design: of the terms; at least two replicates.
         prior: (N,) L_T of each image, nats per dimension.
-        tables: the terms of every row once, in any order and any portions.
-        predictions: of the same rows; those of a replicate must not depend on its terms.
+        tables: every term once, in any order and portions.
+        predictions: of these terms; those of a replicate must not depend on its terms.
         clip: whether `x_start_mse` is that of the clipped prediction.
 
     Raises:
-        ValueError: a row is missing or comes twice, or there is a single replicate.
+        ValueError: a term is missing or comes twice, or there is one replicate.
 
-    Source: Saerndal, Swensson & Wretman 1992, chapter 6.
+    Source: Saerndal, Swensson & Wretman 1992, section 6.3.
     """
-    rows = sampled_terms(design, tables, clip=clip)
-    return _estimate(design, prior, rows, predictions, None)
+    return _estimate(design, prior, sampled_terms(design, tables, clip=clip), predictions, None)
 
 
 def _check(design: ImportanceDesign) -> None:
     if design.num_replicates < 2:
-        raise ValueError("the error of a single replicate cannot be known; take two")
+        raise ValueError("the error of one replicate is unknown; take two")
 
 
 def _estimate(
     design: ImportanceDesign,
     prior: NDArray[np.float64],
-    rows: SampledTerms,
+    terms: SampledTerms,
     predictions: Predictions,
     features: FeatureTable | None,
 ) -> SampledBound:
     _check(design)
-    part = contributions(design, rows, predictions)
-    parts = two_way_fit(design, part.totals)
+    at_terms = contributions(design, terms, predictions)
+    fit = two_way_fit(design, predictions.totals + at_terms)
     rate_error = rate_standard_error(
         design.num_timesteps,
         np.arange(design.num_replicates),
         design.t,
-        without_strata(design, part.rows, parts),
+        without_strata(design, at_terms, fit),
     )
     return sampled_bound(
         prior,
-        rows,
-        parts,
-        steps=timestep_table(design, rows, predictions, features),
+        terms,
+        fit,
+        timesteps=timestep_table(design, terms, predictions, features),
         rate_error=rate_error,
         predictions=predictions,
     )
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Contributions:
-    """What every row contributes to the sum of the terms over t = 2..T.
-
-    Attributes:
-        predicted: (r, N) the prediction of that sum.
-        rows: (r, N) what depends on which row it is.
-    """
-
-    predicted: NDArray[np.float64]
-    rows: NDArray[np.float64]
-
-    @property
-    def totals(self) -> NDArray[np.float64]:
-        """(r, N) an estimate of the sum of its image; their mean is that of the bound."""
-        return np.asarray(self.predicted + self.rows)
-
-
 def contributions(
-    design: ImportanceDesign, rows: SampledTerms, predictions: Predictions
-) -> Contributions:
-    """What every row contributes.
+    design: ImportanceDesign, terms: SampledTerms, predictions: Predictions
+) -> NDArray[np.float64]:
+    """(r, N) the errors of the predictions over the density; 0 predictions give the terms.
 
-    What the predictions of a replicate have in common in a cell is no error, because every cell
-    has its row; but it differs between replicates, and is counted with the row.
+    With `Predictions.totals` they estimate the sums of the images over t = 2..T. The mean
+    prediction in a stratum is no error, because every stratum has a term; but it differs between
+    replicates, and is added here.
     """
-    of_rows = np.empty(design.t.shape)
+    result = np.empty(design.t.shape)
     for j, mean in enumerate(predictions.timesteps):
         common = StratumMeans(design, mean / design.density)
         for part in image_blocks(design.num_images):
-            left = rows.replicates[NATS, j, part] - predictions.terms[j, part]
+            left = terms.replicates[NATS, j, part] - predictions.terms[j, part]
             weighted = left / design.density[design.t[j, part] - 2]
-            of_rows[j, part] = weighted + common.at(design.stratum[j, part]) - mean.sum()
-    return Contributions(predictions.totals, of_rows)
+            result[j, part] = weighted + common.at(design.stratum[j, part]) - mean.sum()
+    return result
 
 
 def without_strata(
-    design: ImportanceDesign, rows: NDArray[np.float64], parts: TwoWayFit
+    design: ImportanceDesign, values: NDArray[np.float64], fit: TwoWayFit
 ) -> NDArray[np.float64]:
-    """(r, N) contributions without those of their cells, 0 in the mean."""
-    left = np.empty_like(rows)
-    for j, of_replicate in enumerate(rows):
-        np.subtract(of_replicate, parts.stratum[design.stratum[j]], out=left[j])
+    """(r, N) contributions without the effects of their strata, 0 in the mean."""
+    left = np.empty_like(values)
+    for j, of_replicate in enumerate(values):
+        np.subtract(of_replicate, fit.stratum[design.stratum[j]], out=left[j])
     left -= left.mean()
     return left

@@ -1,11 +1,11 @@
-"""The difference between two models' bounds, from the differences of their terms row by row.
+"""The difference between two models' bounds, from the differences of their terms.
 
-A reduction of a table of terms is linear in them. So the difference needs no arithmetic of its
-own: what makes a bound of terms makes the difference, with its intervals, of differences of terms.
-They vary much less than the terms, because image, step and noise of a row are the same for both.
+An estimate of the bound is linear in the terms. So the estimate of the difference, with its
+intervals, is the same function of the differences of terms. They vary much less than the terms,
+because image, timestep and noise are the same for both models.
 
-Two importance samples with proposals of their own have not quite the same rows. But their seed puts
-an image into the same cell of either density, which is the same step or one nearby; so the
+Two importance samples with proposals of their own have not quite the same terms. But their seed
+gives an image the same stratum of either proposal, which is the same timestep or one nearby; so the
 difference is still taken image by image and replicate by replicate.
 """
 
@@ -31,7 +31,7 @@ from ddpmbench.likelihood.sampled_terms import sampled_terms
 from ddpmbench.likelihood.terms import TermIndex, TermTable
 
 Tables = Callable[[int], Iterable[TermTable]]
-"""The terms of the first rows of a design, in its order, of a number of them."""
+"""Gives the first terms of a design, in its order, for a number of them."""
 
 
 def every_pair_difference(
@@ -45,17 +45,17 @@ def every_pair_difference(
     """The bound of a model minus that of a baseline, from every pair.
 
     Args:
-        design: the rows of both.
-        model: its terms.
-        baseline: the same of the other.
+        design: of the terms of both.
+        model: terms of the model.
+        baseline: terms of the baseline.
         prior: the difference of the priors, nats per dimension.
         clip: whether `x_start_mse` is that of the clipped prediction.
 
     Returns:
-        Differences where a bound has its values, with the intervals of the differences.
+        Differences in the place of values, nats per dimension, with their intervals.
 
     Raises:
-        ValueError: the rows are not the same.
+        ValueError: the terms are not of the same index.
     """
     tables = _differences(model(len(design)), baseline(len(design)))
     return estimate_bound(design, np.full(design.num_images, prior), tables, clip=clip)
@@ -63,10 +63,10 @@ def every_pair_difference(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImportanceTerms:
-    """The terms of one model at the rows of an importance sample.
+    """An importance sample of one model.
 
     Attributes:
-        design: the rows.
+        design: of the terms.
         tables: the terms.
         predictions: of the terms.
     """
@@ -91,12 +91,12 @@ class ImportanceTerms:
         return dataclasses.replace(self, predictions=no_predictions(self.design))
 
     def terms(self) -> Iterable[TermTable]:
-        """The terms of the design's rows."""
+        """The terms of the design."""
         return self.tables(len(self.design))
 
 
 def share_of_same_terms(one: ImportanceDesign, other: ImportanceDesign) -> float:
-    """Which share of the rows of the replicates that both have is the same."""
+    """The share of the timesteps in common replicates that are the same."""
     num_replicates = min(one.num_replicates, other.num_replicates)
     return float((one.t[:num_replicates] == other.t[:num_replicates]).mean())
 
@@ -106,49 +106,50 @@ def importance_difference(
 ) -> SampledBound:
     """The bound of a model minus that of a baseline, from importance samples of one seed.
 
-    Where one has more replicates than the other, they are not looked at.
+    Replicates that only one has are left out.
 
     Args:
-        model: its terms.
-        baseline: those of the other, on the same images.
+        model: terms of the model.
+        baseline: terms of the baseline, on the same images.
         prior: the difference of the priors, nats per dimension.
         clip: whether `x_start_mse` is that of the clipped prediction.
 
     Returns:
-        Differences where a bound has its values, with the intervals of the differences. Where
-        the densities differ, the standard error of a single term takes the two for independent,
-        and so is too large.
+        Differences in the place of values, nats per dimension, with their intervals. With
+        different proposals the standard error of a single term takes the two models for
+        independent, and so is too large.
 
     Raises:
-        ValueError: a row is missing.
+        ValueError: a term is missing.
     """
     num_replicates = min(model.design.num_replicates, baseline.design.num_replicates)
     is_cut = model.design.num_replicates != baseline.design.num_replicates
     model, baseline = model.shortened(num_replicates), baseline.shortened(num_replicates)
     priors = np.full(model.design.num_images, prior)
     if not np.array_equal(model.design.density, baseline.design.density):
-        return _by_cell(model, baseline, priors, clip=clip)
+        return _by_stratum(model, baseline, priors, clip=clip)
     if is_cut:
-        # The predictions of one know replicates that the other has not: a model would differ from
-        # itself.
+        # The predictions of one are fitted to replicates that the other has not: a model would
+        # differ from itself.
         model, baseline = model.unpredicted(), baseline.unpredicted()
     tables = _differences(model.terms(), baseline.terms())
     predictions = _minus(model.predictions, baseline.predictions)
     return difference_estimate(model.design, priors, tables, predictions, clip=clip)
 
 
-def _by_cell(
+def _by_stratum(
     model: ImportanceTerms, baseline: ImportanceTerms, prior: NDArray[np.float64], *, clip: bool
 ) -> SampledBound:
     pair = (model, baseline)
-    rows = [sampled_terms(one.design, one.terms(), clip=clip) for one in pair]
-    parts = [
-        contributions(one.design, of, one.predictions) for one, of in zip(pair, rows, strict=True)
+    terms = [sampled_terms(one.design, one.terms(), clip=clip) for one in pair]
+    values = [
+        contributions(one.design, of, one.predictions) for one, of in zip(pair, terms, strict=True)
     ]
-    totals = two_way_fit(model.design, parts[0].totals - parts[1].totals)
+    totals = [of + one.predictions.totals for one, of in zip(pair, values, strict=True)]
+    fit = two_way_fit(model.design, totals[0] - totals[1])
     left = [
-        without_strata(one.design, part.rows, two_way_fit(one.design, part.totals))
-        for one, part in zip(pair, parts, strict=True)
+        without_strata(one.design, of, two_way_fit(one.design, total))
+        for one, of, total in zip(pair, values, totals, strict=True)
     ]
     replicate = np.arange(model.design.num_replicates)
     rate_error = rate_standard_error(
@@ -157,21 +158,21 @@ def _by_cell(
         np.concatenate([one.design.t for one in pair]),
         np.concatenate([left[0], -left[1]]),
     )
-    # The decoder's rows are the same; of the others these differences have no meaning.
+    # The decoder terms have the same index; the other differences have no meaning.
     decoder = sampled_terms(
         model.design, _differences(model.terms(), baseline.terms(), only_decoder=True), clip=clip
     )
     of, other = (
         timestep_table(one.design, its, one.predictions, None)
-        for one, its in zip(pair, rows, strict=True)
+        for one, its in zip(pair, terms, strict=True)
     )
     standard_error = np.hypot(of.standard_error, other.standard_error)
     standard_error[0] = np.sqrt(decoder.decoder_variance)
     return sampled_bound(
         prior,
         decoder,
-        totals,
-        steps=TimestepTable(
+        fit,
+        timesteps=TimestepTable(
             term=of.term - other.term,
             standard_error=standard_error,
             x_start_mse=of.x_start_mse - other.x_start_mse,
@@ -191,15 +192,15 @@ def _minus(one: Predictions, other: Predictions) -> Predictions:
 def _differences(
     model: Iterable[TermTable], baseline: Iterable[TermTable], *, only_decoder: bool = False
 ) -> Iterator[TermTable]:
-    """Tables of differences; the two sequences may be cut up differently."""
-    others, left = iter(baseline), _nothing()
+    """Tables of differences; the portions of the two sequences may differ."""
+    others, left = iter(baseline), _empty_table()
     for table in model:
         while len(table):
             if not len(left):
-                left = next(others, _nothing())
+                left = next(others, _empty_table())
             size = min(len(table), len(left))
             if not size:
-                raise ValueError("the baseline has fewer rows than the model")
+                raise ValueError("the baseline has fewer terms than the model")
             yield _difference(table[:size], left[:size], only_decoder=only_decoder)
             table, left = table[size:], left[size:]
 
@@ -208,11 +209,11 @@ def _difference(table: TermTable, other: TermTable, *, only_decoder: bool) -> Te
     counts = table.index.t == 1 if only_decoder else np.ones(len(table), dtype=bool)
     for name in ("image", "t", "draw"):
         if (getattr(table.index, name) != getattr(other.index, name))[counts].any():
-            raise ValueError("the two models were not evaluated on the same rows")
+            raise ValueError("the two models were not evaluated at the same terms")
     values = {name: column - other.values[name] for name, column in table.values.items()}
     return TermTable(table.index, values)
 
 
-def _nothing() -> TermTable:
+def _empty_table() -> TermTable:
     none = np.zeros(0, dtype=np.int64)
     return TermTable(TermIndex(none, none, none), {})

@@ -1,4 +1,4 @@
-"""The table of steps from the rows of an importance sample."""
+"""The estimate at each timestep from an importance sample."""
 
 import dataclasses
 
@@ -10,22 +10,22 @@ from ddpmbench.likelihood.regression import FeatureTable, Predictions, log_bins
 from ddpmbench.likelihood.sampled_terms import EPS, NATS, X_START, SampledTerms
 from ddpmbench.likelihood.terms import image_blocks
 
-_FEWEST_ROWS = 10
-"""A standard error of a sum over steps is known from so many rows."""
-_STEP_PRIOR_ROWS = 20.0  # what the ratio of a bin is worth at one of its steps
-_RATIO_PRIOR_ROWS = 4.0  # what the ratio of all bins is worth in the ratio of one
+_FEWEST_TERMS = 10
+"""A standard error of a sum over timesteps takes so many terms."""
+_TIMESTEP_PRIOR = 20.0  # terms that the ratio of a bin is worth at one of its timesteps
+_RATIO_PRIOR = 4.0  # terms that the ratio of all bins is worth in the ratio of one
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TimestepTable:
-    """Means over the images at each step t = 1..T; see `SampledBound`.
+    """Means over the images at each timestep t = 1..T; see `SampledBound`.
 
     Attributes:
         term: (T,) nats per dimension.
         standard_error: (T,) of the term on this image set.
         x_start_mse: (T,) mean squared error of the predicted x_start.
         eps_mse: (T,) mean squared error of the predicted noise.
-        num_evaluations: (T,) rows.
+        num_evaluations: (T,) number of terms.
     """
 
     term: NDArray[np.float64]
@@ -37,41 +37,44 @@ class TimestepTable:
 
 def timestep_table(
     design: ImportanceDesign,
-    rows: SampledTerms,
+    terms: SampledTerms,
     predictions: Predictions,
     features: FeatureTable | None,
 ) -> TimestepTable:
-    """Split the estimate among the steps.
+    r"""Split the estimate among the timesteps.
 
-    A term is the mean prediction plus what its rows differ from theirs by, over the density; so
-    the terms are unbiased and sum to the estimate. An error is the mean over the step's rows,
-    corrected for which images they are by the ratio to the linear denoiser's error; where no row
-    fell it is that ratio's alone, and NaN without features; where there are few it leans on it.
+    .. math:: \hat L_{t-1} = \bar y(t) + \frac{1}{r N q(t)} \sum_{(j, n): t_{jn} = t}
+              \bigl( L_{t-1}(n) - \hat y_{jn}(t) \bigr)
+
+    with the mean prediction y; so the terms are unbiased and sum to the estimate. A mean squared
+    error is the mean over the terms at t, corrected by its ratio to the linear denoiser's error for
+    the images that they are of; where there are few terms it leans on that ratio, and where there
+    are none it is the ratio alone, or NaN without features.
 
     Args:
-        design: the rows.
-        rows: their values.
-        predictions: of their terms; zeros for the Horvitz-Thompson estimator.
-        features: of the same rows, or None.
+        design: of the terms.
+        terms: their values.
+        predictions: of the terms; zeros for the Horvitz-Thompson estimator.
+        features: of the same terms, or None.
     """
     count = np.bincount(design.t.ravel(), minlength=design.num_timesteps + 1)[2:]
-    left = rows.replicates[NATS] - predictions.terms
+    left = terms.replicates[NATS] - predictions.terms
     expected = design.num_images * design.num_replicates * design.density
     term = predictions.timesteps.mean(0) + _sums(design, left) / expected
     standard_error = np.sqrt(_variance(design, left, count))
-    errors = [_errors(design, rows, count, features, which) for which in (X_START, EPS)]
-    first = rows.decoder.mean(1)
+    errors = [_errors(design, terms, count, features, which) for which in (X_START, EPS)]
+    first = terms.decoder.mean(1)
     return TimestepTable(
         term=np.append(first[NATS], term),
-        standard_error=np.append(np.sqrt(rows.decoder_variance), standard_error),
+        standard_error=np.append(np.sqrt(terms.decoder_variance), standard_error),
         x_start_mse=np.append(first[X_START], errors[0]),
         eps_mse=np.append(first[EPS], errors[1]),
-        num_evaluations=np.append(rows.decoder_draws.sum(), count),
+        num_evaluations=np.append(terms.decoder_draws.sum(), count),
     )
 
 
 def _sums(design: ImportanceDesign, values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(T - 1,) sums over the rows at each step."""
+    """(T - 1,) sums over the terms at each timestep."""
     length = design.num_timesteps + 1
     sums = np.bincount(design.t.ravel(), weights=values.ravel(), minlength=length)
     return np.asarray(sums[2:])
@@ -80,21 +83,21 @@ def _sums(design: ImportanceDesign, values: NDArray[np.float64]) -> NDArray[np.f
 def _variance(
     design: ImportanceDesign, left: NDArray[np.float64], count: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """(T - 1,) of each term: which images fell on the step, and how many."""
-    # Over the density: mean and sum of squared deviations of the rows at each step.
+    """(T - 1,) of each term: by the images sampled at the timestep, and by their number."""
+    # Over the density: mean and sum of squared deviations of the terms at each timestep.
     mean = _sums(design, left) / np.maximum(count, 1)
     squares = np.zeros(len(count))
     for part in image_blocks(design.num_images, design.num_replicates):
-        step = design.t[:, part] - 2
-        deviation = (left[:, part] - mean[step]).ravel()
-        squares += np.bincount(step.ravel(), weights=np.square(deviation), minlength=len(count))
+        t = design.t[:, part] - 2
+        deviation = (left[:, part] - mean[t]).ravel()
+        squares += np.bincount(t.ravel(), weights=np.square(deviation), minlength=len(count))
     mean, squares = mean / design.density, squares / np.square(design.density)
-    # At few steps are there rows enough; over the density, those of a bin are alike.
+    # Few timesteps have terms enough; over the density, the terms of a bin are alike.
     bins = log_bins(design.num_timesteps)
-    rows = np.maximum(np.bincount(bins, weights=count), 1)
-    of_bin = np.bincount(bins, weights=count * mean) / rows
+    in_bin = np.maximum(np.bincount(bins, weights=count), 1)
+    of_bin = np.bincount(bins, weights=count * mean) / in_bin
     within = squares + count * np.square(mean - of_bin[bins])
-    spread = np.bincount(bins, weights=within) / np.maximum(rows - 1, 1)
+    spread = np.bincount(bins, weights=within) / np.maximum(in_bin - 1, 1)
     together = (count @ mean) / count.sum()
     pooled = (squares + count * np.square(mean - together)).sum() / count.sum()
     spread = np.where(np.bincount(bins, weights=count) < 2, pooled, spread)
@@ -105,9 +108,9 @@ def _variance(
 
 
 def _count_variance(design: ImportanceDesign) -> NDArray[np.float64]:
-    """(T - 1,) variance of the number of a replicate's rows at each step."""
-    # A step has all of the cells inside its share of [0, 1], and those that reach over an end of
-    # the share by chance.
+    """(T - 1,) variance of the number of a replicate's terms at each timestep."""
+    # A timestep has all strata inside its share of [0, 1], and those across an end of the share
+    # by chance.
     end = np.cumsum(design.density) * design.num_images
     end[-1] = design.num_images
     start = np.append(0.0, end[:-1])
@@ -124,18 +127,17 @@ def rate_standard_error(
     t: NDArray[np.int64],
     values: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """Of the sum over the later steps of the mean term, at each step.
+    """Standard error of the rate at each timestep.
 
-    An image's contributions in two replicates differ by the sampling of its steps and by noise,
-    whatever the image; rows at t and before count as 0.
+    The contributions of an image in two replicates differ by their timesteps and noise, whatever
+    the image; terms up to t count as 0.
 
     Args:
         num_timesteps: T.
         replicate: (K,) the replicates 0, 1, ..., at least two; each once, or more often where its
             contributions come from several designs.
-        t: (K, N) the step of each image's row.
-        values: (K, N) what it contributes to the sum over the steps, without the contribution
-            of its cell.
+        t: (K, N) the timestep of each image.
+        values: (K, N) its contribution to the sum over t = 2..T, without the effect of the stratum.
 
     Returns:
         (T,) standard error of the sum over s > t, t = 1..T; 0 at T.
@@ -143,19 +145,19 @@ def rate_standard_error(
     num_replicates, num_images = int(replicate.max()) + 1, t.shape[1]
     squares = np.zeros(num_timesteps + 1)
     for part in image_blocks(num_images, len(t)):
-        step, value = t[:, part], values[:, part]
+        of_part, value = t[:, part], values[:, part]
         for k in range(len(t)):
-            # Two rows count together as long as the earlier of their steps does.
-            earlier, product = np.minimum(step[k], step[k:]), value[k] * value[k:]
+            # Two terms count together as long as the earlier of their timesteps does.
+            earlier, product = np.minimum(of_part[k], of_part[k:]), value[k] * value[k:]
             share = (replicate[k:] == replicate[k]) - 1 / num_replicates
             share[1:] *= 2
             weights = (share[:, None] * product).ravel()
             squares += np.bincount(earlier.ravel(), weights=weights, minlength=num_timesteps + 1)
     scale = num_images**2 * num_replicates * (num_replicates - 1)
     error = np.sqrt(np.maximum(_after(squares), 0.0) / scale)
-    # A few rows do not tell how far they may be off; the error of a longer sum is no smaller.
+    # A few terms have no reliable variance; the error of a longer sum is no smaller.
     count = np.bincount(t.ravel(), minlength=num_timesteps + 1).astype(np.float64)
-    few = _after(count) < _FEWEST_ROWS
+    few = _after(count) < _FEWEST_TERMS
     few[-1] = False  # nothing is after T
     longer = np.flatnonzero(~few[:-1])
     if len(longer):
@@ -170,13 +172,13 @@ def _after(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _errors(
     design: ImportanceDesign,
-    rows: SampledTerms,
+    terms: SampledTerms,
     count: NDArray[np.int64],
     features: FeatureTable | None,
     which: int,
 ) -> NDArray[np.float64]:
-    """(T - 1,) mean error at each step, `X_START` or `EPS`."""
-    values = rows.replicates[which]
+    """(T - 1,) mean squared error at each timestep, `X_START` or `EPS`."""
+    values = terms.replicates[which]
     sums = _sums(design, values)
     if features is None:
         return np.where(count > 0, sums / np.maximum(count, 1), np.nan)
@@ -184,8 +186,8 @@ def _errors(
     linear, ratios = _sums(design, features.at_terms), _sums(design, values / features.at_terms)
     bins, together = log_bins(design.num_timesteps), (ratios / scale).sum() / count.sum()
     left = np.bincount(bins, weights=ratios / scale - together * count)
-    of_bin = together + left / (np.bincount(bins, weights=count) + _RATIO_PRIOR_ROWS)
+    of_bin = together + left / (np.bincount(bins, weights=count) + _RATIO_PRIOR)
     ratio = of_bin[bins] * scale
-    # A few rows say little about the mean, whatever the ratio leaves of them.
-    left_at_step = (sums - ratio * linear) / (count + _STEP_PRIOR_ROWS)
-    return np.asarray(np.maximum(ratio * features.timestep_means[:, 0] + left_at_step, 0.0))
+    # A few terms say little about the mean, however large their residuals from the ratio are.
+    left_at_t = (sums - ratio * linear) / (count + _TIMESTEP_PRIOR)
+    return np.asarray(np.maximum(ratio * features.timestep_means[:, 0] + left_at_t, 0.0))

@@ -1,10 +1,9 @@
-"""What a low precision does to the bound, from a few rows computed in both precisions.
+"""The correction of a bound in low precision, from a few terms in both precisions.
 
-A two-phase difference estimator: the bound of the network in low precision, from all rows of its
-design, plus the mean difference to strict float32, from rows of a design of their own. Image, step
-and noise of such a row are the same in both, so the difference varies far less than the terms. It
-is linear in them, and so the difference between two models has the difference of their
-corrections.
+A two-phase difference estimator: the bound from all terms in low precision, plus the mean
+difference to strict float32 from the terms of a design of its own. Image, timestep and noise of
+such a term are the same in both precisions, so the difference varies far less than the terms. It is
+linear in them: the difference of two models has the difference of their corrections.
 """
 
 import dataclasses
@@ -27,41 +26,40 @@ from ddpmbench.likelihood.intervals import freedom_of_sum, half_width_of, square
 from ddpmbench.likelihood.terms import TermIndex, TermTable
 
 CORRECTION_DRAW = 3 * 2**30
-"""The draw of the first row here, of the next one more: no row of another design, and no sample,
-shares noise with them."""
-MOST_ROWS, FEWEST_ROWS = 1000, 100
-"""How many rows a correction has."""
+"""The draw of the first term, of the next one more: no term of another design, and no sample, has
+their noise."""
+MOST_TERMS, FEWEST_TERMS = 1000, 100
+"""Limits of the number of terms of a correction."""
 SHARE = 20
-"""A run has at least so many rows for one of its correction, unless these are the fewest."""
+"""A run has at least so many terms for one of its correction, beyond the fewest."""
 
 
 def num_correction_terms(num_terms: int) -> int:
-    """How many rows the correction of a run has.
+    """Number of terms of the correction of a run.
 
     Args:
-        num_terms: of the run, as many as are certain before any is computed.
+        num_terms: of the run, as many as are certain before any is evaluated.
     """
-    return min(MOST_ROWS, max(FEWEST_ROWS, num_terms // SHARE))
+    return min(MOST_TERMS, max(FEWEST_TERMS, num_terms // SHARE))
 
 
 @dataclasses.dataclass(frozen=True)
 class CorrectionDesign:
-    """A third of the rows at t = 1, the others spread over t = 2..T evenly in log t.
+    """A third of the terms at t = 1, the others over t = 2..T evenly in log t.
 
-    The later steps are stratified: their rows divide the distribution function of `density` into
-    equal cells, one each, in order of t. Either kind goes through all images in random order, and
-    then again, so that no image has two rows more than another. Every row is of any image with
-    the same probability, whatever its step. All of it follows from the fields: neither the rows
-    of the estimate nor anything that was computed enters.
+    The later timesteps are stratified: their terms have one of equal strata of the distribution
+    function of `density` each, in order of t. Either kind goes through all images in random order,
+    and then again, so that no image has two terms more than another, and every term is of any image
+    with the same probability. All of it is a function of the fields.
 
     Attributes:
         num_images: N.
-        num_timesteps: T; where it is 1, all rows are there.
+        num_timesteps: T; where it is 1, all terms are at t = 1.
         seed: 0 <= seed < 2^64.
         num_terms: m, at least 6.
 
     Raises:
-        ValueError: there are too few rows, no image or no step.
+        ValueError: there are too few terms, no image or no timestep.
     """
 
     num_images: int
@@ -70,36 +68,36 @@ class CorrectionDesign:
     num_terms: int
 
     def __post_init__(self) -> None:
-        """Refuse what leaves an error unknown."""
+        """Refuse a design without a known error."""
         if self.num_images < 1 or self.num_timesteps < 1 or self.num_terms < 6:
             raise ValueError(
-                f"needs an image, a step and 6 rows, not {self.num_images}, "
+                f"needs an image, a timestep and 6 terms, not {self.num_images}, "
                 f"{self.num_timesteps} and {self.num_terms}"
             )
 
     @property
     def num_decoder_terms(self) -> int:
-        """How many rows are at t = 1; they come first, and the number of the others is even."""
+        """Number of terms at t = 1; they come first, and the number of the others is even."""
         return self.num_terms - (2 * (self.num_terms // 3) if self.num_timesteps > 1 else 0)
 
     @cached_property
     def density(self) -> NDArray[np.float64]:
-        """(T - 1,) of the later rows over t = 2..T: log t - log(t - 1), scaled to sum 1."""
+        """(T - 1,) over t = 2..T: log t - log(t - 1), scaled to sum 1."""
         t = np.arange(2, self.num_timesteps + 1)
         return np.asarray(-np.log1p(-1 / t) / math.log(self.num_timesteps))
 
     @cached_property
     def t(self) -> NDArray[np.int64]:
-        """(m,) step of each row."""
+        """(m,) timestep of each term."""
         later = self.num_terms - self.num_decoder_terms
         u = unit_interval(words(later, self.seed, turn=0, purpose=CORRECTION_TIMESTEP)[0])
         place = (np.arange(later) + u) / max(later, 1)
-        step = 2 + np.searchsorted(np.cumsum(self.density)[:-1], place, side="right")
-        return np.append(np.ones(self.num_decoder_terms, dtype=np.int64), step)
+        t = 2 + np.searchsorted(np.cumsum(self.density)[:-1], place, side="right")
+        return np.append(np.ones(self.num_decoder_terms, dtype=np.int64), t)
 
     @cached_property
     def image(self) -> NDArray[np.int64]:
-        """(m,) image of each row."""
+        """(m,) image of each term."""
         decoder = self.num_decoder_terms
         parts = ((decoder, CORRECTION_OF_DECODER), (self.num_terms - decoder, CORRECTION_OF_KL))
         return np.concatenate([self._images(count, purpose) for count, purpose in parts])
@@ -112,11 +110,11 @@ class CorrectionDesign:
         return np.concatenate([*turns, np.zeros(0, dtype=np.int64)])[:count]
 
     def __len__(self) -> int:
-        """Number of rows; there are that many network calls in either precision."""
+        """Number of terms, each with a network evaluation in either precision."""
         return self.num_terms
 
     def index(self, start: int, stop: int) -> TermIndex:
-        """The rows at positions start..stop - 1."""
+        """The index of the terms at positions start..stop - 1."""
         stop = min(stop, self.num_terms)
         draw = CORRECTION_DRAW + np.arange(start, stop, dtype=np.int64)
         return TermIndex(image=self.image[start:stop], t=self.t[start:stop], draw=draw)
@@ -124,14 +122,14 @@ class CorrectionDesign:
 
 @dataclasses.dataclass(frozen=True)
 class Correction:
-    """What is to be added to a bound in low precision, nats per dimension.
+    """The correction of a bound in low precision, nats per dimension.
 
     Attributes:
-        kl: to the sum of the terms over t = 2..T.
-        decoder: to the term at t = 1.
+        kl: of the sum of the terms over t = 2..T.
+        decoder: of the term at t = 1.
         variance: of their sum.
         half_width: of its 95 % interval.
-        num_terms: it is from; each took a network call in either precision.
+        num_terms: m.
     """
 
     kl: float
@@ -142,57 +140,59 @@ class Correction:
 
     @property
     def nats(self) -> float:
-        """What is to be added to the bound."""
+        """The amount to add to the bound."""
         return self.kl + self.decoder
 
     @property
     def num_evaluations(self) -> int:
-        """Network calls in both precisions."""
+        """Network evaluations in both precisions."""
         return 2 * self.num_terms
 
 
 def differences(
     design: CorrectionDesign, strict: Iterable[TermTable], low: Iterable[TermTable]
 ) -> NDArray[np.float64]:
-    """What strict float32 changes in the term of each row.
+    """The difference of each term, strict float32 minus low precision.
 
     Args:
-        design: the rows.
-        strict: their terms in strict float32, in order, in any portions.
-        low: the same in low precision.
+        design: of the terms.
+        strict: the terms in strict float32, in order, in any portions.
+        low: the terms in low precision.
 
     Returns:
         (m,) nats per dimension.
 
     Raises:
-        ValueError: a row is missing.
+        ValueError: a term is missing.
     """
     one, other = (
         np.concatenate([table.values["nats"] for table in tables] or [np.zeros(0)])
         for tables in (strict, low)
     )
     if len(one) != len(design) or len(other) != len(design):
-        raise ValueError("the tables do not hold a term for every row of the correction")
+        raise ValueError("the tables do not hold every term of the correction")
     return np.asarray(one - other)
 
 
 def estimate_correction(design: CorrectionDesign, difference: NDArray[np.float64]) -> Correction:
-    """The correction and its interval.
+    r"""The correction and its interval.
 
-    Every row counts by the inverse of its density. The variance of the later rows is that between
-    neighbors in t, two and two: it contains how the difference changes from one cell to the next,
-    and so is rather too large than too small.
+    .. math:: \hat\Delta = \frac{1}{m_1} \sum_{i: t_i = 1} \delta_i
+              + \frac{1}{m - m_1} \sum_{i: t_i > 1} \frac{\delta_i}{q(t_i)}
+
+    The variance of the later terms is that between neighbors in t, two and two. It contains the
+    change of the difference from one stratum to the next, and so is rather too large.
 
     Args:
-        design: the rows.
-        difference: (m,) what `differences` returns, or such a thing of one model less another.
+        design: of the terms.
+        difference: (m,) of `differences`, or that of one model less that of another.
 
     Source: Cochran 1977, sections 5A.12 (collapsed strata) and 12.6 (two phases); Saerndal,
         Swensson & Wretman 1992, section 9.6.
     """
     decoder, later = np.split(difference, [design.num_decoder_terms])
     weighted = later / design.density[design.t[design.num_decoder_terms :] - 2]
-    # Of either kind the parts of the variance, and the degrees of freedom of each.
+    # The parts of the variance, each with its degrees of freedom.
     of_decoder = float(decoder.var(ddof=1)) / len(decoder)
     of_pairs = np.square(weighted[::2] - weighted[1::2]) / max(len(later), 1) ** 2
     squares = np.append(of_pairs, of_decoder)

@@ -1,4 +1,4 @@
-"""Terms predicted from features, fitted on some replicates and used on another."""
+"""Terms predicted from features of the images, fitted to some replicates for another."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -24,20 +24,24 @@ LEVELS = 512
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class GaussianFeatures:
-    """The terms of the best denoiser of a normal distribution with the images' spectrum.
+    r"""The terms of the best denoiser of a normal distribution with the images' spectrum.
 
-    The coefficients of an image are those of its 2-D cosine transform along the principal axes of
-    its colors; the distribution has them independent.
+    .. math:: G_t = \frac{w_t}{D} \sum_{i=1}^D \Bigl[ (1 - a_i)^2 z_i^2
+              + \frac{1 - \bar\alpha_t}{\bar\alpha_t} a_i^2 \Bigr], \quad
+              a_i = \frac{\bar\alpha_t v_i}{\bar\alpha_t v_i + 1 - \bar\alpha_t}
+
+    with z the coefficients of an image: its 2-D cosine transform along the principal axes of its
+    colors, less the mean; v their variances, taken as independent; and w_t = `weight`.
 
     Attributes:
-        mean: (C, H, W) of the images in the data's range.
+        mean: (C, H, W) of the images in the data range.
         color: (C, C) orthonormal, one axis a column.
         level: (D,) which level of the spectrum each coefficient has, D = C H W.
         spectrum: (K,) variance of the coefficients of each level.
         schedule: the noise schedule.
-        data_range: the numbers an image is made of.
+        data_range: the values of an image.
 
-    Source: Wiener filter; `likelihood.md` names the formula.
+    Source: Wiener 1949 (the linear filter of least mean squared error).
     """
 
     mean: NDArray[np.float64]
@@ -84,29 +88,29 @@ class GaussianFeatures:
 
     @property
     def weight(self) -> NDArray[np.float64]:
-        """(T - 1,) nats at t = 2..T for a mean squared error of 1 in x_start, fixed_small."""
+        """(T - 1,) nats a unit of mean squared error of x_start, t = 2..T, fixed_small."""
         snr = self.schedule.snr.numpy()
         return np.asarray((snr[:-1] - snr[1:]) / 2)
 
     def divergence(self, pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
-        """The terms at every step.
+        """The terms at every timestep.
 
         Args:
             pixels: (B, C, H, W) 8-bit levels.
 
         Returns:
             (B, T - 1) for t = 2..T, positive, nats per dimension: the expectation over the noise
-            of the term of a model with variance fixed_small.
+            of the term under variance fixed_small.
         """
         factor, constant = self._coefficients()
         return np.asarray(self._squares(pixels) @ factor + constant)
 
     def divergence_at(self, pixels: NDArray[np.uint8], t: NDArray[np.int64]) -> NDArray[np.float64]:
-        """The terms at some steps of each image.
+        """The terms at some timesteps of each image.
 
         Args:
             pixels: (B, C, H, W) 8-bit levels.
-            t: (R, B) steps in 2..T.
+            t: (R, B) timesteps in 2..T.
 
         Returns:
             (R, B) nats per dimension.
@@ -114,7 +118,7 @@ class GaussianFeatures:
         factor, constant = self._coefficients()
         squares, columns = self._squares(pixels), factor.T
         # A replicate at a time: together they could be many times the images.
-        dots = [np.einsum("bk,bk->b", squares, columns[step - 2]) for step in t]
+        dots = [np.einsum("bk,bk->b", squares, columns[of - 2]) for of in t]
         return np.stack(dots) + constant[t - 2]
 
     def _squares(self, pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
@@ -139,7 +143,7 @@ class GaussianFeatures:
 
 
 def code_length(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """What a lossless code of each image takes, a stand-in for the size of its PNG.
+    """The length of a lossless code of each image, a stand-in for the size of its PNG.
 
     Every level is predicted from three neighbors as in JPEG-LS; the length is the entropy of the
     errors' histogram. Unlike the size of a PNG it does not depend on a library's version.
@@ -167,8 +171,8 @@ def portions(pixels: NDArray[np.uint8], width: int = 256) -> Iterator[slice]:
 
     Args:
         pixels: (N, C, H, W), let go of after each slice if they lie in a file.
-        width: how many numbers are worked out of an image, if more than it has pixels; the
-            histogram of a code length has 256.
+        width: numbers computed of an image, if more than it has pixels; the histogram of a code
+            length has 256.
     """
     size = max(1, CHUNK_BYTES // (8 * max(width, pixels[:1].size)))
     for start in range(0, len(pixels), size):
@@ -181,14 +185,14 @@ def _cosine_transform(x: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 BINS = 30
-"""The steps are grouped into at most this many bins, evenly spaced in log t."""
+"""The timesteps are grouped into at most this many bins, evenly spaced in log t."""
 
-# Rows that each coefficient's prior is worth: intercept, G, log G, code length.
-_PRIOR_ROWS = np.array([0.3, 4.0, 4.0, 4.0])
+# Terms that the prior of each coefficient is worth: intercept, G, log G, code length.
+_PRIOR_TERMS = np.array([0.3, 4.0, 4.0, 4.0])
 
 
 def log_bins(num_timesteps: int) -> NDArray[np.int64]:
-    """(T - 1,) the bin of each step t = 2..T, 0, 1, ... without gaps."""
+    """(T - 1,) the bin of each timestep t = 2..T, 0, 1, ... without gaps."""
     log_t = np.log(np.arange(2, num_timesteps + 1))
     width = (log_t[-1] - log_t[0]) / BINS or 1.0
     raw = np.minimum((log_t - log_t[0]) / width, BINS - 1).astype(np.int64)
@@ -197,20 +201,19 @@ def log_bins(num_timesteps: int) -> NDArray[np.int64]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FeatureTable:
-    """What a regression needs of the features: at the rows of an importance sample, and their sums.
+    """The features of a regression: at the terms of an importance sample, and their sums.
 
     G is the linear denoiser's term (`GaussianFeatures`), log G its logarithm.
 
     Attributes:
-        at_terms: (r, N) G of each image at its step in each replicate.
-        bin_sums: (N, bins, 2) float32, sums of G and of log G over the steps of each bin; those
-            of many images lie in a file (`array_store`). The rounding errs up and down alike, by
-            less than 1e-7.
+        at_terms: (r, N) G of each image at its timestep in each replicate.
+        bin_sums: (N, bins, 2) float32, sums of G and of log G over the timesteps of each bin, in a
+            file for many images. The rounding errs up and down alike, by less than 1e-7.
         timestep_means: (T - 1, 2) means of G and of log G over the images, t = 2..T.
         root_means: (T - 1,) mean of the root of G.
-        code_length: (N,) length of each image's lossless code.
-        error_scale: (2, T - 1) what turns G into the linear denoiser's mean squared error of
-            x_start and of eps.
+        code_length: (N,) `code_length` of each image.
+        error_scale: (2, T - 1) factors from G to the linear denoiser's mean squared error of
+            x_start and of the noise.
     """
 
     at_terms: NDArray[np.float64]
@@ -229,7 +232,7 @@ class FeatureTable:
         Args:
             features: fitted on the images or on others.
             pixels: (N, C, H, W) 8-bit levels.
-            design: the rows.
+            design: of the terms.
         """
         starts = np.flatnonzero(np.diff(log_bins(design.num_timesteps), prepend=-1))
         timestep_sums = np.zeros((design.num_timesteps - 1, 2))
@@ -250,7 +253,7 @@ class FeatureTable:
         stored = store((len(pixels), len(starts), 2), bin_sums(), np.float32)
         snr = features.schedule.snr.numpy()[1:]
         return cls(
-            at_terms=_at_rows(features, pixels, design.t),
+            at_terms=_at_terms(features, pixels, design.t),
             bin_sums=stored,
             timestep_means=timestep_sums / len(pixels),
             root_means=root_sums / len(pixels),
@@ -261,31 +264,31 @@ class FeatureTable:
     def extended(
         self, features: GaussianFeatures, pixels: NDArray[np.uint8], design: ImportanceDesign
     ) -> Self:
-        """The table for a design that has more replicates; only their rows are worked out."""
+        """The table for a design with more replicates; only the new ones are computed."""
         new = design.t[len(self.at_terms) :]
         if not len(new):
             return self
-        rows = np.concatenate([self.at_terms, _at_rows(features, pixels, new)])
-        return dataclasses.replace(self, at_terms=rows)
+        at_terms = np.concatenate([self.at_terms, _at_terms(features, pixels, new)])
+        return dataclasses.replace(self, at_terms=at_terms)
 
 
-def _at_rows(
+def _at_terms(
     features: GaussianFeatures, pixels: NDArray[np.uint8], t: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    rows = np.empty(t.shape)
+    at_terms = np.empty(t.shape)
     for part in portions(pixels):
-        rows[:, part] = features.divergence_at(pixels[part], t[:, part])
-    return rows
+        at_terms[:, part] = features.divergence_at(pixels[part], t[:, part])
+    return at_terms
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Predictions:
-    """Terms predicted for the rows of each replicate from the rows of the others.
+    """Terms of each replicate predicted from the other replicates.
 
     Attributes:
         terms: (r, N) at each term.
         totals: (r, N) sum over t = 2..T of each image.
-        timesteps: (r, T - 1) mean over the images at each step.
+        timesteps: (r, T - 1) mean over the images at each timestep.
     """
 
     terms: NDArray[np.float64]
@@ -294,8 +297,8 @@ class Predictions:
 
 
 def no_predictions(design: ImportanceDesign) -> Predictions:
-    """Zeros, with which a regression estimator is that of Horvitz and Thompson."""
-    # A single zero, seen as many.
+    """Zeros, with which the regression estimator is the Horvitz-Thompson estimator."""
+    # One zero in memory.
     zeros = np.broadcast_to(0.0, (design.num_replicates, design.num_images))
     return Predictions(zeros, zeros, np.zeros((design.num_replicates, design.num_timesteps - 1)))
 
@@ -303,49 +306,52 @@ def no_predictions(design: ImportanceDesign) -> Predictions:
 def predict(
     design: ImportanceDesign, nats: NDArray[np.float64], features: FeatureTable
 ) -> Predictions:
-    """Fit the terms in bins of log t, with (1, G, log G, code length) for regressors.
+    r"""Fit the terms in bins of log t to the regressors (1, G, log G, code length).
 
-    The coefficients for a replicate come from the other replicates. Its steps are independent of
-    theirs, and so is its noise: whatever the features are worth, what is left of its rows after
-    subtracting the predictions has the expectation it ought to have, exactly. (Folds of images
-    would leave a trace: within a replicate the images share the cells among themselves.)
+    .. math:: \hat y(t) = \beta_b^\top x(t), \quad t \in b
+
+    by ridge regression of each bin toward that of all bins, of residuals over q(t). The
+    coefficients for a replicate come from the others, whose timesteps and noise are independent of its own; so
+    the estimate is unbiased whatever the features. (Folds of images would be biased: within a
+    replicate the images share the strata among themselves.)
 
     Args:
-        design: the rows; at least two replicates.
+        design: of the terms; at least two replicates.
         nats: (r, N) the terms of the replicates.
-        features: of the same images and rows.
+        features: of the same images and terms.
+
+    Source: Saerndal, Swensson & Wretman 1992, chapter 6; Chernozhukov et al. 2018 for the folds.
     """
     bins = log_bins(design.num_timesteps)
-    steps_in_bin = np.bincount(bins)
-    bin_density = np.bincount(bins, weights=design.density) / steps_in_bin
+    timesteps_in_bin = np.bincount(bins)
+    bin_density = np.bincount(bins, weights=design.density) / timesteps_in_bin
     basis = _Basis.of(features, bins)
-    gram = np.zeros((design.num_replicates, len(steps_in_bin), 4, 4))
-    moment = np.zeros((design.num_replicates, len(steps_in_bin), 4))
+    gram = np.zeros((design.num_replicates, len(timesteps_in_bin), 4, 4))
+    moment = np.zeros((design.num_replicates, len(timesteps_in_bin), 4))
     for j in range(design.num_replicates):
         for part in image_blocks(design.num_images):
-            step = design.t[j, part] - 2
-            b, p = bins[step], design.density[step]
-            # Rows are weighted by what their residuals will be: 1 / density. The density of the
-            # bin makes the coefficients of different bins alike, so that sparse bins learn from
-            # others.
+            index = design.t[j, part] - 2
+            b, p = bins[index], design.density[index]
+            # Terms have the weight of their residuals in the estimate, 1 / density. The density of
+            # the bin makes the coefficients of bins alike, so that sparse bins learn from others.
             x = basis.at(features.at_terms[j, part], b, part) * (bin_density[b] / p)[:, None]
             y = nats[j, part] / p
-            gram[j] += _sum_by_bin(x[:, :, None] * x[:, None, :], b, len(steps_in_bin))
-            moment[j] += _sum_by_bin(x * y[:, None], b, len(steps_in_bin))
-    step_x = basis.means(features.timestep_means, bins)
-    rows, totals = np.empty(nats.shape), np.empty(nats.shape)
+            gram[j] += _sum_by_bin(x[:, :, None] * x[:, None, :], b, len(timesteps_in_bin))
+            moment[j] += _sum_by_bin(x * y[:, None], b, len(timesteps_in_bin))
+    means = basis.means(features.timestep_means, bins)
+    terms, totals = np.empty(nats.shape), np.empty(nats.shape)
     betas = [
         _shrunk(gram.sum(0) - gram[j], moment.sum(0) - moment[j]) * bin_density[:, None]
         for j in range(design.num_replicates)
     ]
-    steps = np.stack([(step_x * beta[bins]).sum(1) for beta in betas])
+    timesteps = np.stack([(means * beta[bins]).sum(1) for beta in betas])
     for part in image_blocks(design.num_images):
         for j, beta in enumerate(betas):
             b = bins[design.t[j, part] - 2]
-            rows[j, part] = (basis.at(features.at_terms[j, part], b, part) * beta[b]).sum(1)
+            terms[j, part] = (basis.at(features.at_terms[j, part], b, part) * beta[b]).sum(1)
             totals[j, part] = basis.totals(features.bin_sums[part], beta, part)
         release(features.bin_sums)
-    return Predictions(rows, totals, steps)
+    return Predictions(terms, totals, timesteps)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -355,36 +361,38 @@ class _Basis:
     g_scale: NDArray[np.float64]  # (bins,) mean of G
     log_center: NDArray[np.float64]  # (bins,) mean of log G
     code: NDArray[np.float64]  # (N,) standardized
-    steps_in_bin: NDArray[np.int64]  # (bins,)
+    timesteps_in_bin: NDArray[np.int64]  # (bins,)
 
     @classmethod
     def of(cls, features: FeatureTable, bins: NDArray[np.int64]) -> Self:
-        steps_in_bin = np.bincount(bins)
+        timesteps_in_bin = np.bincount(bins)
         # Not from the bin sums, which are rounded.
-        sums = _sum_by_bin(features.timestep_means, bins, len(steps_in_bin))
-        mean = sums / steps_in_bin[:, None]
+        sums = _sum_by_bin(features.timestep_means, bins, len(timesteps_in_bin))
+        mean = sums / timesteps_in_bin[:, None]
         length = features.code_length
         code = (length - length.mean()) / (length.std() or 1.0)
-        return cls(mean[:, 0], mean[:, 1], code, steps_in_bin)
+        return cls(mean[:, 0], mean[:, 1], code, timesteps_in_bin)
 
     def at(self, g: NDArray[np.float64], b: NDArray[np.int64], part: slice) -> NDArray[np.float64]:
-        """(B, 4) at the rows that some of the images have in one replicate."""
+        """(B, 4) at the terms of some images in one replicate."""
         columns = (g / self.g_scale[b] - 1, np.log(g) - self.log_center[b], self.code[part])
         return np.stack([np.ones_like(g), *columns], axis=1)
 
     def totals(
         self, bin_sums: NDArray[np.float32], beta: NDArray[np.float64], part: slice
     ) -> NDArray[np.float64]:
-        """(B,) predictions for these images summed over the steps; beta is (bins, 4)."""
+        """(B,) predictions for these images summed over the timesteps; beta is (bins, 4)."""
         # Written out: the regressors of all images and bins would be twice the sums.
-        level = self.steps_in_bin @ (beta[:, 0] - beta[:, 1] - self.log_center * beta[:, 2])
+        level = self.timesteps_in_bin @ (beta[:, 0] - beta[:, 1] - self.log_center * beta[:, 2])
         g, log_g = bin_sums[:, :, 0] @ (beta[:, 1] / self.g_scale), bin_sums[:, :, 1] @ beta[:, 2]
-        return np.asarray(level + g + log_g + self.code[part] * (self.steps_in_bin @ beta[:, 3]))
+        return np.asarray(
+            level + g + log_g + self.code[part] * (self.timesteps_in_bin @ beta[:, 3])
+        )
 
     def means(
         self, timestep_means: NDArray[np.float64], bins: NDArray[np.int64]
     ) -> NDArray[np.float64]:
-        """(T - 1, 4) mean over the images at each step."""
+        """(T - 1, 4) mean over the images at each timestep."""
         g = timestep_means[:, 0] / self.g_scale[bins] - 1
         log_g = timestep_means[:, 1] - self.log_center[bins]
         return np.stack([np.ones_like(g), g, log_g, np.full_like(g, self.code.mean())], axis=1)
@@ -401,7 +409,7 @@ def _sum_by_bin(
 
 def _shrunk(gram: NDArray[np.float64], moment: NDArray[np.float64]) -> NDArray[np.float64]:
     """(bins, 4) coefficients: ridge regression of each bin toward that of all bins together."""
-    prior = np.diag(_PRIOR_ROWS)
+    prior = np.diag(_PRIOR_TERMS)
     together = np.linalg.solve(gram.sum(0) + prior, moment.sum(0))
     of_bin = np.linalg.solve(gram + prior, (moment - gram @ together)[:, :, None])[:, :, 0]
     return np.asarray(together + of_bin)

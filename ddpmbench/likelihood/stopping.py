@@ -1,4 +1,4 @@
-"""The bound while rows are still coming: rough, but at once."""
+"""When an importance sample has enough replicates, and the bound while terms still arrive."""
 
 import dataclasses
 import math
@@ -15,31 +15,30 @@ INITIAL_TERMS = 400
 
 
 def initial_replicates(num_images: int) -> int:
-    """How many replicates to compute before looking how wide the interval is: `INITIAL_TERMS` rows.
+    """Replicates before the first interval: at least two, and `INITIAL_TERMS` terms.
 
-    To stop where the interval happens to be narrow makes it too narrow unless its width is known
-    well by then; at 8 images with two replicates it covered 88 %.
+    To stop where the interval happens to be narrow makes it too narrow, unless its width is well
+    known by then; at 8 images with two replicates it covered 88 %.
     """
     return max(2, -(-INITIAL_TERMS // num_images))
 
 
 def initial_terms(num_images: int) -> int:
-    """How many rows there are at that look."""
+    """Terms before the first interval."""
     return num_terms(num_images, initial_replicates(num_images))
 
 
 def replicates_needed(design: ImportanceDesign, bound: SampledBound, half_width: float) -> int:
-    """How many replicates the next look should have: those there are where they suffice.
+    """Replicates for an interval of a half width, at most twice as many as there are.
 
-    Begin with `initial_replicates`. Look, extend the design to this number, compute the new rows,
-    and look again, until it is the number there is. It at most doubles from look to look, because
-    a first look may see little of the variance. The interval at which this ends covers as one that
-    was not chosen.
+    Begin with `initial_replicates`; estimate, extend the design to this number, evaluate the new
+    terms, and estimate again, until the number stays. It at most doubles, because a first estimate
+    may have seen little of the variance. The interval at the end covers as one that was not chosen.
 
     Args:
-        design: the rows the bound was estimated from.
+        design: of the terms that the bound is estimated from.
         bound: the estimate.
-        half_width: the interval for this image set that is wanted, nats per dimension.
+        half_width: the aim, for these images, nats per dimension.
 
     Raises:
         ValueError: the half width is not positive.
@@ -61,13 +60,13 @@ def replicates_needed(design: ImportanceDesign, bound: SampledBound, half_width:
 
 @dataclasses.dataclass(frozen=True)
 class RoughBound:
-    """A bound and how far off it may be.
+    """A bound with its interval, during a run.
 
     Attributes:
         nats: the bound, nats per dimension.
-        half_width: of its 95 % interval for the images.
-        is_rough: whether the rows count as independent, which makes the interval wider than that
-            of the estimate from the same rows.
+        half_width: of its 95 % interval for the images, nats per dimension.
+        is_rough: whether the terms count as independent, which makes the interval wider than that
+            of the estimate from the same terms.
     """
 
     nats: float
@@ -75,7 +74,7 @@ class RoughBound:
     is_rough: bool = False
 
     def plus(self, correction: Correction | None) -> "RoughBound":
-        """The bound corrected, if it is to be."""
+        """The bound with a correction, if there is one."""
         if correction is None:
             return self
         half_width = math.hypot(self.half_width, correction.half_width)
@@ -83,38 +82,36 @@ class RoughBound:
 
 
 class RunningBound:
-    """Horvitz and Thompson's estimate from the rows so far, as if each were drawn by itself.
+    """The Horvitz-Thompson estimate so far, as if every term were drawn independently.
 
-    It takes no account of what the rows of a replicate have in common, so its interval is wider
-    than the one the same rows have at the end.
+    It ignores the strata, so its interval is wider than that of the final estimate.
     """
 
     def __init__(self, design: ImportanceDesign, prior: float) -> None:
-        """Begin without rows.
+        """Begin without terms.
 
         Args:
-            design: what they will be rows of.
+            design: of the terms to come.
             prior: mean L_T, nats per dimension.
         """
         self._design, self._prior = design, prior
-        self._decoder, self._steps = _Moments(), _Moments()
+        self._decoder, self._kl = _Moments(), _Moments()
 
     def add(self, table: TermTable) -> RoughBound | None:
-        """Count in some rows; the bound so far, None before there is a row of either kind."""
-        rows, nats = table.index, table.values["nats"]
-        later = rows.t > 1
-        self._decoder.add(nats[~later & (rows.draw == 0)])
-        self._steps.add(nats[later] / self._design.density[rows.t[later] - 2])
-        if self._steps.count < 2 or self._decoder.count < min(2, self._design.num_images):
+        """Add terms; the bound so far, None until there are terms at t = 1 and later."""
+        t, nats = table.index.t, table.values["nats"]
+        self._decoder.add(nats[(t == 1) & (table.index.draw == 0)])
+        self._kl.add(nats[t > 1] / self._design.density[t[t > 1] - 2])
+        if self._kl.count < 2 or self._decoder.count < min(2, self._design.num_images):
             return None
         left = 1 - self._decoder.count / self._design.num_images
-        variance = self._decoder.variance_of_mean * left + self._steps.variance_of_mean
-        nats_so_far = self._prior + self._decoder.mean + self._steps.mean
+        variance = self._decoder.variance_of_mean * left + self._kl.variance_of_mean
+        nats_so_far = self._prior + self._decoder.mean + self._kl.mean
         return RoughBound(nats_so_far, 1.96 * math.sqrt(variance), is_rough=True)
 
 
 class _Moments:
-    """Count, mean and variance of numbers that come in portions."""
+    """Count, mean and variance of numbers that arrive in portions."""
 
     def __init__(self) -> None:
         self.count, self.mean, self._squares = 0, 0.0, 0.0

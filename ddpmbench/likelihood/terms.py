@@ -1,7 +1,8 @@
-"""The terms of the variational bound: one row a network call.
+"""The terms of the variational bound: one network evaluation each.
 
-A row is an image, a step and a draw of noise. Its value depends on nothing else, because the noise
-is addressed (`process.noise`). This is the only module that calls the network for likelihood.
+A term belongs to an image, a timestep and a draw of noise, its index. It depends on nothing else,
+because the noise is a function of the index (`diffusion.noise`). This is the only module that
+evaluates the network for likelihood.
 """
 
 import dataclasses
@@ -28,13 +29,13 @@ from ddpmbench.likelihood.decoders import (
 )
 from ddpmbench.records import short_repr
 
-ROWS = 4096
-"""Temporary arrays hold about this many rows; then they stay in the processor's cache."""
+BLOCK_TERMS = 4096
+"""Temporary arrays hold about this many terms, which fit into the processor's cache."""
 
 
 def image_blocks(num_images: int, terms_an_image: int = 1) -> Iterator[slice]:
-    """Slices that cover the images, each of at most about `ROWS` rows."""
-    size = max(1, ROWS // terms_an_image)
+    """Slices that cover the images, each of at most about `BLOCK_TERMS` terms."""
+    size = max(1, BLOCK_TERMS // terms_an_image)
     for start in range(0, num_images, size):
         yield slice(start, min(start + size, num_images))
 
@@ -47,11 +48,11 @@ VALUE_COLUMNS = (
     *DECODER_COLUMNS,
     *MODEL_COLUMNS,
 )
-"""What a row of terms holds."""
+"""The columns of a `TermTable`."""
 
 
 def columns_of_bound(*, clip: bool) -> tuple[str, str, str]:
-    """The columns a bound is made of: the term, the errors of x_start and of the noise.
+    """The columns of a bound: the term, the squared errors of x_start and of the noise.
 
     Args:
         clip: whether the error of x_start is that of the clipped prediction.
@@ -61,13 +62,11 @@ def columns_of_bound(*, clip: bool) -> tuple[str, str, str]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class BoundTerms:
-    """One term of the bound for each of B rows, and the errors it comes from.
+    """B terms of the bound, and the errors they come from.
 
     Attributes:
-        nats: (B,) the term, nats per dimension: the divergence at t >= 2, minus the log
-            probability of the data at t = 1.
-        x_start_mse: (B,) mean squared error of the predicted x_start, clipped to the data's
-            range.
+        nats: (B,) the term, nats per dimension: KL divergence at t >= 2, decoder at t = 1.
+        x_start_mse: (B,) mean squared error of the predicted x_start, clipped to the data range.
         x_start_mse_noclip: (B,) the same without clipping.
         eps_mse: (B,) mean squared error of the predicted noise, without clipping.
         decoders: a (B,) tensor for each of `DECODER_COLUMNS` and `MODEL_COLUMNS`, nats per
@@ -87,6 +86,31 @@ class BoundTerms:
         """(B,) the term in bits per dimension."""
         return self.nats / NATS_PER_BIT
 
+    @property
+    def columns(self) -> dict[str, Tensor]:
+        """A (B,) tensor for each of `VALUE_COLUMNS`."""
+        columns = {
+            "nats": self.nats,
+            "x_start_mse": self.x_start_mse,
+            "x_start_mse_noclip": self.x_start_mse_noclip,
+            "eps_mse": self.eps_mse,
+            **self.decoders,
+        }
+        return {name: columns[name] for name in VALUE_COLUMNS}
+
+    def table(self, index: "TermIndex") -> "TermTable":
+        """The terms with their index, of which `estimate_bound` makes the bound.
+
+        Args:
+            index: (B,) image, timestep and draw of each term.
+
+        Raises:
+            ValueError: there are not as many.
+        """
+        if len(index) != len(self.nats):
+            raise ValueError(f"{len(self.nats)} terms need an index of as many, not {len(index)}")
+        return TermTable(index, {k: _to_numpy(v.detach()) for k, v in self.columns.items()})
+
 
 def bound_terms(
     schedule: NoiseSchedule,
@@ -101,28 +125,38 @@ def bound_terms(
     decoder: str = "exact",
     data_range: DataRange = UNIT_RANGE,
 ) -> BoundTerms:
-    """The terms of the bound that a network's outputs imply.
+    r"""The terms of the bound from a network's outputs, in nats per dimension.
+
+    .. math::
+        L_{t-1} &= D_{KL}\bigl(q(x_{t-1} | x_t, x_0) \,\|\, p(x_{t-1} | x_t)\bigr) / D,
+                   \quad t > 1 \\
+        L_0 &= -\log p(x_0 | x_1) / D, \quad t = 1
+
+    with D = C H W. In L_0 every dimension has the probability that a normal distribution gives to
+    its level, the outermost levels extended to infinity.
 
     Args:
         schedule: the noise schedule.
-        x_start: (B, C, H, W) levels of the data's range, as `DataRange.to_model` gives them.
-        t: (B,) int64 steps in 1..T.
+        x_start: (B, C, H, W) levels of the data range, as `DataRange.to_model` gives them.
+        t: (B,) int64 timesteps in 1..T.
         eps: (B, C, H, W) the noise in x_t = sqrt(ab_t) x_start + sqrt(1 - ab_t) eps.
-        model_output: (B, C, H, W) what the network gave for x_t and t; (B, 2C, H, W) where the
+        model_output: (B, C, H, W) output of the network for x_t and t; (B, 2C, H, W) where the
             variance is learned.
         prediction: "eps", "x_start", "v" or "previous_mean".
         variance: "fixed_small", "fixed_large", "learned_range" or "learned".
-        clip: whether the predicted x_start is clamped to the data's range.
-        decoder: "exact" or "tanh".
-        data_range: the numbers an image is made of, and how many levels there are.
+        clip: whether the predicted x_start is clamped to the data range.
+        decoder: "exact" normal distribution function, or its "tanh" approximation.
+        data_range: the values of an image, and the number of levels.
 
     Returns:
         The terms, float64.
 
     Raises:
-        ValueError: a name is unknown, a shape or dtype does not fit, or a step is outside 1..T.
+        ValueError: a name is unknown, a shape or dtype does not fit, or a timestep is outside
+            1..T.
 
-    Source: Ho, Jain & Abbeel 2020, eqs. 5 and 13.
+    Source: Sohl-Dickstein et al. 2015, eq. 14; Ho, Jain & Abbeel 2020, eqs. 5 and 13; Nichol &
+    Dhariwal 2021, eqs. 4 to 7, and eq. 15 for "learned_range".
     """
     diffusion = GaussianDiffusion(
         schedule,
@@ -140,7 +174,7 @@ def bound_terms(
             f"{expected}, not {tuple(eps.shape)} and {tuple(model_output.shape)}"
         )
     if t.shape != x_start.shape[:1]:
-        raise ValueError(f"t must hold one step an image, not {tuple(t.shape)}")
+        raise ValueError(f"t must hold one timestep an image, not {tuple(t.shape)}")
     if not x_start.is_floating_point():
         raise ValueError(
             f"x_start must be floating point on {data_range.interval}, not {x_start.dtype}"
@@ -162,17 +196,16 @@ def diffusion_terms(
     decoder: str = "exact",
     first: Tensor | None = None,
 ) -> BoundTerms:
-    """`bound_terms` for a process whose tables are at hand; nothing is checked.
+    """`bound_terms` of a diffusion process, without checks.
 
     Args:
         diffusion: the process.
-        x_start: as there, and so are the next four.
-        t: as there.
-        eps: as there.
-        model_output: as there.
-        decoder: as there.
-        first: (K,) int64, the rows with t = 1; None if that is to be looked at, for which a GPU
-            is waited for.
+        x_start: see `bound_terms`.
+        t: see there.
+        eps: see there.
+        model_output: see there.
+        decoder: see there.
+        first: (K,) int64, the positions of t = 1. None finds them, which waits for a GPU.
     """
     x_start, eps = x_start.to(diffusion.dtype), eps.to(diffusion.dtype)
     x_t = diffusion.q_sample(x_start, t, eps)
@@ -214,7 +247,7 @@ def _decoder(
     first: Tensor,
     decoder: str,
 ) -> Tensor:
-    """(K,) the term of the rows `first`, with the model's own variance."""
+    """(K,) the decoder terms at the positions `first`, with the model's own variance."""
     log_variance = step.log_variance.expand_as(step.mean)[first]
     log_prob = discretized_normal_log_prob(
         x_start[first],
@@ -231,7 +264,19 @@ def _mean(x: Tensor) -> Tensor:
 
 
 def prior_nats(diffusion: GaussianDiffusion, x_start: Tensor) -> Tensor:
-    """L_T: KL(q(x_T | x_start) || N(0, I)), (B,) nats per dimension, closed form."""
+    r"""The prior term L_T, which no network enters.
+
+    .. math:: L_T = D_{KL}\bigl(q(x_T | x_0) \,\|\, N(0, I)\bigr) / D
+
+    Args:
+        diffusion: the process.
+        x_start: (B, C, H, W) in the data range.
+
+    Returns:
+        (B,) nats per dimension, in closed form.
+
+    Source: Ho, Jain & Abbeel 2020, eq. 5.
+    """
     x_start = x_start.to(diffusion.dtype)
     last = torch.full((len(x_start),), diffusion.schedule.num_timesteps, device=x_start.device)
     mean = diffusion.q_sample(x_start, last, torch.zeros_like(x_start))
@@ -241,11 +286,11 @@ def prior_nats(diffusion: GaussianDiffusion, x_start: Tensor) -> Tensor:
 
 
 def prior_bits_per_dim(schedule: NoiseSchedule, x_start: Tensor) -> Tensor:
-    """L_T, the part of the bound that no network enters.
+    """The prior term L_T in bits per dimension; see `prior_nats`.
 
     Args:
         schedule: the noise schedule.
-        x_start: (B, C, H, W) in the data's range, whichever it is.
+        x_start: (B, C, H, W) in the data range of the model.
 
     Returns:
         (B,) bits per dimension, float64.
@@ -257,12 +302,12 @@ def prior_bits_per_dim(schedule: NoiseSchedule, x_start: Tensor) -> Tensor:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TermIndex:
-    """Which rows: an image, a step and a draw each.
+    """The index of B terms: image, timestep and draw of each.
 
     Attributes:
-        image: (B,) int64 index in the image set.
-        t: (B,) int64 step in 1..T.
-        draw: (B,) int64 repetition.
+        image: (B,) int64 position in the image set.
+        t: (B,) int64 timestep in 1..T.
+        draw: (B,) int64 draw of the noise.
     """
 
     image: NDArray[np.int64]
@@ -278,10 +323,10 @@ class TermIndex:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TermTable:
-    """The terms of B rows.
+    """B terms with their index.
 
     Attributes:
-        index: which terms.
+        index: image, timestep and draw of each.
         values: a (B,) float64 array for each of `VALUE_COLUMNS`, nats per dimension.
     """
 
@@ -298,18 +343,16 @@ class TermTable:
 def concatenate(tables: Sequence[TermTable]) -> TermTable:
     """One table after another."""
     names = ("image", "t", "draw")
-    rows = TermIndex(
-        *(np.concatenate([getattr(table.index, n) for table in tables]) for n in names)
-    )
+    index = TermIndex(*(np.concatenate([getattr(of.index, n) for of in tables]) for n in names))
     values = {n: np.concatenate([table.values[n] for table in tables]) for n in VALUE_COLUMNS}
-    return TermTable(rows, values)
+    return TermTable(index, values)
 
 
 class TermsPass:
-    """Evaluates rows with a network: noise, network call, terms.
+    """Evaluates terms with a network.
 
     Attributes:
-        num_evaluations: network calls so far, one an image.
+        num_evaluations: network evaluations so far, one a term.
     """
 
     def __init__(
@@ -330,7 +373,7 @@ class TermsPass:
             seed: of the noise, 0 <= seed < 2^64.
             decoder: "exact" or "tanh".
             device: where the network runs.
-            model_output: calls the network; None for the checkpoint's own `model_output`.
+            model_output: evaluates the network; None for the checkpoint's own `model_output`.
         """
         self.checkpoint = checkpoint.to(device)
         self._model_output = model_output or self.checkpoint.model_output
@@ -339,7 +382,7 @@ class TermsPass:
         self.num_evaluations = 0
 
     def calling(self, model_output: ModelOutput) -> "TermsPass":
-        """The same rows with another way to call the network; it counts its own calls."""
+        """The same with another way to evaluate the network, and a count of its own."""
         return TermsPass(
             self.checkpoint,
             self.images,
@@ -354,27 +397,27 @@ class TermsPass:
         return _to_numpy(prior_nats(self.diffusion, self._x_start(self._pixels(image))))
 
     @torch.inference_mode()
-    def terms(self, rows: TermIndex) -> TermTable:
-        """The terms of one batch of rows."""
-        first = np.flatnonzero(rows.t == 1)
-        addresses = np.concatenate([rows.image, rows.t, rows.draw, first, self._labels(rows)])
-        pixels, sent = self._pixels(rows.image), torch.from_numpy(addresses).to(self.device)
-        values = self._values(pixels, sent, len(rows), len(first))
-        self.num_evaluations += len(rows)
-        return TermTable(rows, dict(zip(VALUE_COLUMNS, _to_numpy(values), strict=True)))
+    def terms(self, index: TermIndex) -> TermTable:
+        """The terms of one batch."""
+        first = np.flatnonzero(index.t == 1)
+        addresses = np.concatenate([index.image, index.t, index.draw, first, self._labels(index)])
+        pixels, sent = self._pixels(index.image), torch.from_numpy(addresses).to(self.device)
+        values = self._values(pixels, sent, len(index), len(first))
+        self.num_evaluations += len(index)
+        return TermTable(index, dict(zip(VALUE_COLUMNS, _to_numpy(values), strict=True)))
 
-    def _values(self, pixels: Tensor, addresses: Tensor, rows: int, firsts: int) -> Tensor:
+    def _values(self, pixels: Tensor, addresses: Tensor, size: int, firsts: int) -> Tensor:
         """(number of `VALUE_COLUMNS`, B); nothing is copied to or from the device here.
 
         Args:
             pixels: (B, C, H, W) uint8.
-            addresses: the images, steps and draws of the rows, which of them have t = 1, and the
-                classes if there are any, one after another.
-            rows: B.
-            firsts: how many have t = 1.
+            addresses: the images, timesteps and draws of the terms, the positions of t = 1, and
+                the classes if there are any, one after another.
+            size: B.
+            firsts: number of terms at t = 1.
         """
         image, t, draw, first, labels = torch.split(
-            addresses, [rows, rows, rows, firsts, len(addresses) - 3 * rows - firsts]
+            addresses, [size, size, size, firsts, len(addresses) - 3 * size - firsts]
         )
         x_start = self._x_start(pixels)
         eps = normal_noise(image, t, draw, shape=tuple(x_start.shape[1:]), seed=self.seed)
@@ -383,20 +426,13 @@ class TermsPass:
         terms = diffusion_terms(
             self.diffusion, x_start, t, eps, output, decoder=self.decoder, first=first
         )
-        columns = {
-            "nats": terms.nats,
-            "x_start_mse": terms.x_start_mse,
-            "x_start_mse_noclip": terms.x_start_mse_noclip,
-            "eps_mse": terms.eps_mse,
-            **terms.decoders,
-        }
-        return torch.stack([columns[name] for name in VALUE_COLUMNS])
+        return torch.stack(list(terms.columns.values()))
 
-    def _labels(self, rows: TermIndex) -> NDArray[np.int64]:
+    def _labels(self, index: TermIndex) -> NDArray[np.int64]:
         labels = self.images.labels
         if not self.checkpoint.num_classes or labels is None:
             return np.empty(0, np.int64)
-        return labels[rows.image]
+        return labels[index.image]
 
     def _pixels(self, image: NDArray[np.int64]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(self.images.pixels[image])).to(self.device)

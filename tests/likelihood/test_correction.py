@@ -6,8 +6,8 @@ import pytest
 from ddpmbench.likelihood.designs import PILOT_DRAW
 from ddpmbench.likelihood.precision import (
     CORRECTION_DRAW,
-    FEWEST_ROWS,
-    MOST_ROWS,
+    FEWEST_TERMS,
+    MOST_TERMS,
     CorrectionDesign,
     differences,
     estimate_correction,
@@ -63,7 +63,7 @@ def test_what_follows_the_density_is_found_without_an_error():
     assert estimate.half_width < 1e-12
 
 
-@pytest.mark.parametrize("num_terms", [FEWEST_ROWS, 400])
+@pytest.mark.parametrize("num_terms", [FEWEST_TERMS, 400])
 def test_its_interval_covers(num_terms):
     mean = rounding(np.random.default_rng(2))
     truth = mean.sum(1).mean()
@@ -155,6 +155,6 @@ def test_it_is_strict_less_low():
 
 def test_small_runs_have_small_corrections_and_none_has_none():
     sizes = [num_correction_terms(n) for n in (1, 600, 6_000, 20_000, 10**7)]
-    assert sizes == [FEWEST_ROWS, FEWEST_ROWS, 300, MOST_ROWS, MOST_ROWS]
+    assert sizes == [FEWEST_TERMS, FEWEST_TERMS, 300, MOST_TERMS, MOST_TERMS]
     with pytest.raises(ValueError, match="6 rows"):
         CorrectionDesign(10, 10, 0, 5)
