@@ -31,6 +31,12 @@ from .evaluate.speed import measure_speed as measure_speed
 from .execution.samples import SampleSettings as SampleSettings
 from .execution.speed import SpeedPlan as SpeedPlan
 from .execution.terms import RunListener as RunListener
+from .likelihood.bound import BoundEstimate as BoundEstimate
+from .likelihood.bound import estimate_bound as estimate_bound
+from .likelihood.designs import EveryPairDesign as EveryPairDesign
+from .likelihood.designs import ImportanceDesign as ImportanceDesign
+from .likelihood.estimator import SampledBound as SampledBound
+from .likelihood.estimator import horvitz_thompson as horvitz_thompson
 from .likelihood.terms import BoundTerms as BoundTerms
 from .likelihood.terms import bound_terms as bound_terms
 from .likelihood.terms import prior_bits_per_dim as prior_bits_per_dim

@@ -51,7 +51,7 @@ class EveryPairDesign:
 
     def index(self, start: int, stop: int) -> TermIndex:
         """The index of the terms at positions start..stop - 1."""
-        position = np.arange(start, stop, dtype=np.int64)
+        position = np.arange(start, min(stop, len(self)), dtype=np.int64)
         pair, draw = np.divmod(position, self.draws)
         image, t = np.divmod(pair, self.num_timesteps)
         return TermIndex(image=image, t=t + 1, draw=draw)

@@ -311,9 +311,9 @@ def predict(
     .. math:: \hat y(t) = \beta_b^\top x(t), \quad t \in b
 
     by ridge regression of each bin toward that of all bins, of residuals over q(t). The
-    coefficients for a replicate come from the others, whose timesteps and noise are independent of its own; so
-    the estimate is unbiased whatever the features. (Folds of images would be biased: within a
-    replicate the images share the strata among themselves.)
+    coefficients for a replicate come from the others, whose timesteps and noise are independent of
+    its own; so the estimate is unbiased whatever the features. (Folds of images would be biased:
+    within a replicate the images share the strata among themselves.)
 
     Args:
         design: of the terms; at least two replicates.

@@ -149,12 +149,12 @@ def test_it_is_strict_less_low():
         return [whole[:5], whole[5:]]
 
     np.testing.assert_allclose(differences(design, tables(0.0), tables(0.5)), -0.5)
-    with pytest.raises(ValueError, match="every row"):
+    with pytest.raises(ValueError, match="every term"):
         differences(design, tables(0.0), tables(0.5)[:1])
 
 
 def test_small_runs_have_small_corrections_and_none_has_none():
     sizes = [num_correction_terms(n) for n in (1, 600, 6_000, 20_000, 10**7)]
     assert sizes == [FEWEST_TERMS, FEWEST_TERMS, 300, MOST_TERMS, MOST_TERMS]
-    with pytest.raises(ValueError, match="6 rows"):
+    with pytest.raises(ValueError, match="6 terms"):
         CorrectionDesign(10, 10, 0, 5)

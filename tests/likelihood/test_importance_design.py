@@ -191,7 +191,7 @@ def test_rotations_images_and_seeds_are_independent():
 def test_what_is_no_design_is_refused(num_images, density, num_replicates):
     with pytest.raises(ValueError, match=r"needs an image|density must"):
         ImportanceDesign(num_images, 3, np.array(density), 0, num_replicates)
-    with pytest.raises(ValueError, match="two steps"):
+    with pytest.raises(ValueError, match="two timesteps"):
         PilotDesign(3, 1, 0)
 
 

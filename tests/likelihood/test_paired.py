@@ -335,10 +335,10 @@ def test_terms_of_other_rows_are_noticed(change):
         cut = ImportanceTerms(
             baseline.design, lambda n: baseline.tables(n - 1), baseline.predictions
         )
-        word = "fewer rows"
+        word = "fewer terms"
     else:
         other = dataclasses.replace(baseline.design, seed=1)
         cut = ImportanceTerms(baseline.design, tables(pair()[1], other), baseline.predictions)
-        word = "same rows"
+        word = "same terms"
     with pytest.raises(ValueError, match=word):
         importance_difference(model, cut)

@@ -308,7 +308,7 @@ def test_the_noise_of_the_decoder_can_be_brought_down_too():
     assert bound.num_evaluations[0] > 600
 
 
-@pytest.mark.parametrize("change", ["missing", "twice", "other image", "single replicate"])
+@pytest.mark.parametrize("change", ["missing", "twice", "other image", "one replicate"])
 def test_rows_that_are_not_those_of_the_design_are_noticed(change):
     model, generator = SyntheticModel(30, 20), np.random.default_rng(0)
     design = ImportanceDesign(30, 20, model.density(0, generator), 0, 2)
@@ -323,7 +323,7 @@ def test_rows_that_are_not_those_of_the_design_are_noticed(change):
         design = dataclasses.replace(design, num_replicates=1)
         table = model.table(design.index(0, len(design)), generator)
     for kind in ("ht", "regression"):
-        with pytest.raises(ValueError, match=r"exactly once|another design|single replicate"):
+        with pytest.raises(ValueError, match=r"exactly once|another design|one replicate"):
             estimate(kind, model, design, [table])
 
 
