@@ -71,7 +71,7 @@ class BoundEstimate:
 
 
 def cumulative_rate(prior: float, term: NDArray[np.float64]) -> NDArray[np.float64]:
-    r"""The rate of progressive coding: what has been sent once x_t is known.
+    r"""The rate of progressive coding: the code length up to x_t.
 
     .. math:: R_t = L_T + \sum_{s > t} L_{s-1}
 

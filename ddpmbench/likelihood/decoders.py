@@ -32,7 +32,7 @@ MODEL_COLUMNS = tuple(f"decoder_model_{decoder}" for decoder in DECODERS)
 """The same with a learned variance, under the clip of the run; NaN where it is fixed."""
 WIDEST_RATIO = 3.0
 """Up to this ratio of beta_1 to the posterior variance of t = 2 interpolation errs below 1e-6 of
-what a decoder costs."""
+the decoder term."""
 
 
 def decoder_column(scale: str, decoder: str, *, clip: bool) -> str:

@@ -56,7 +56,7 @@ def two_way_fit(design: ImportanceDesign, values: NDArray[np.float64]) -> TwoWay
     .. math:: y_{jn} = \alpha_n + \beta(s_{jn}) + \varepsilon_{jn}
 
     Every replicate has each stratum once, so that the effects of strata are no error of the mean;
-    what is left has
+    and the residuals have
 
     .. math:: \mathrm{Var}(\bar y) = \frac{1}{r (N - 1) N} \sum_n \mathrm{Var}_j(\varepsilon_{jn})
 
@@ -243,12 +243,7 @@ def sampled_bound(
         prior=float(prior.mean()),
         kl=fit.mean,
         decoder=float(terms.decoder[NATS].mean()),
-        term=timesteps.term,
-        term_standard_error=timesteps.standard_error,
-        x_start_mse=timesteps.x_start_mse,
-        eps_mse=timesteps.eps_mse,
         rate_standard_error=rate_error,
-        num_evaluations=timesteps.num_evaluations,
         num_replicates=replicates,
         half_width=half_width,
         half_width_population=population,
@@ -258,6 +253,7 @@ def sampled_bound(
         predictions=predictions,
         image_prior=prior,
         image_decoder=terms.decoder[NATS],
+        **vars(timesteps),
     )
 
 
@@ -339,7 +335,6 @@ def regression_estimate(
 
     Source: Saerndal, Swensson & Wretman 1992, chapter 6.
     """
-    _check(design)
     terms = sampled_terms(design, tables, clip=clip)
     predictions = predict(design, terms.replicates[NATS], features)
     return _estimate(design, prior, terms, predictions, features)
@@ -373,11 +368,6 @@ def difference_estimate(
     return _estimate(design, prior, sampled_terms(design, tables, clip=clip), predictions, None)
 
 
-def _check(design: ImportanceDesign) -> None:
-    if design.num_replicates < 2:
-        raise ValueError("the error of one replicate is unknown; take two")
-
-
 def _estimate(
     design: ImportanceDesign,
     prior: NDArray[np.float64],
@@ -385,7 +375,6 @@ def _estimate(
     predictions: Predictions,
     features: FeatureTable | None,
 ) -> SampledBound:
-    _check(design)
     at_terms = contributions(design, terms, predictions)
     fit = two_way_fit(design, predictions.totals + at_terms)
     rate_error = rate_standard_error(

@@ -78,13 +78,7 @@ class ImportanceTerms:
     def shortened(self, num_replicates: int) -> "ImportanceTerms":
         """The same with fewer replicates."""
         design = dataclasses.replace(self.design, num_replicates=num_replicates)
-        of = self.predictions
-        parts = (
-            of.terms[:num_replicates],
-            of.totals[:num_replicates],
-            of.timesteps[:num_replicates],
-        )
-        return ImportanceTerms(design, self.tables, Predictions(*parts))
+        return ImportanceTerms(design, self.tables, self.predictions[:num_replicates])
 
     def unpredicted(self) -> "ImportanceTerms":
         """The same without predictions."""
@@ -133,7 +127,7 @@ def importance_difference(
         # differ from itself.
         model, baseline = model.unpredicted(), baseline.unpredicted()
     tables = _differences(model.terms(), baseline.terms())
-    predictions = _minus(model.predictions, baseline.predictions)
+    predictions = model.predictions - baseline.predictions
     return difference_estimate(model.design, priors, tables, predictions, clip=clip)
 
 
@@ -166,7 +160,7 @@ def _by_stratum(
         timestep_table(one.design, its, one.predictions, None)
         for one, its in zip(pair, terms, strict=True)
     )
-    standard_error = np.hypot(of.standard_error, other.standard_error)
+    standard_error = np.hypot(of.term_standard_error, other.term_standard_error)
     standard_error[0] = np.sqrt(decoder.decoder_variance)
     return sampled_bound(
         prior,
@@ -174,19 +168,14 @@ def _by_stratum(
         fit,
         timesteps=TimestepTable(
             term=of.term - other.term,
-            standard_error=standard_error,
+            term_standard_error=standard_error,
             x_start_mse=of.x_start_mse - other.x_start_mse,
             eps_mse=of.eps_mse - other.eps_mse,
             num_evaluations=of.num_evaluations,
         ),
         rate_error=rate_error,
-        predictions=_minus(model.predictions, baseline.predictions),
+        predictions=model.predictions - baseline.predictions,
     )
-
-
-def _minus(one: Predictions, other: Predictions) -> Predictions:
-    parts = (getattr(one, name) - getattr(other, name) for name in ("terms", "totals", "timesteps"))
-    return Predictions(*parts)
 
 
 def _differences(

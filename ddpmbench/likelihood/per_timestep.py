@@ -22,14 +22,14 @@ class TimestepTable:
 
     Attributes:
         term: (T,) nats per dimension.
-        standard_error: (T,) of the term on this image set.
+        term_standard_error: (T,) of the term for these images.
         x_start_mse: (T,) mean squared error of the predicted x_start.
         eps_mse: (T,) mean squared error of the predicted noise.
         num_evaluations: (T,) number of terms.
     """
 
     term: NDArray[np.float64]
-    standard_error: NDArray[np.float64]
+    term_standard_error: NDArray[np.float64]
     x_start_mse: NDArray[np.float64]
     eps_mse: NDArray[np.float64]
     num_evaluations: NDArray[np.int64]
@@ -66,7 +66,7 @@ def timestep_table(
     first = terms.decoder.mean(1)
     return TimestepTable(
         term=np.append(first[NATS], term),
-        standard_error=np.append(np.sqrt(terms.decoder_variance), standard_error),
+        term_standard_error=np.append(np.sqrt(terms.decoder_variance), standard_error),
         x_start_mse=np.append(first[X_START], errors[0]),
         eps_mse=np.append(first[EPS], errors[1]),
         num_evaluations=np.append(terms.decoder_draws.sum(), count),

@@ -295,6 +295,18 @@ class Predictions:
     totals: NDArray[np.float64]
     timesteps: NDArray[np.float64]
 
+    def __getitem__(self, replicates: slice) -> "Predictions":
+        return Predictions(
+            self.terms[replicates], self.totals[replicates], self.timesteps[replicates]
+        )
+
+    def __sub__(self, other: "Predictions") -> "Predictions":
+        return Predictions(
+            self.terms - other.terms,
+            self.totals - other.totals,
+            self.timesteps - other.timesteps,
+        )
+
 
 def no_predictions(design: ImportanceDesign) -> Predictions:
     """Zeros, with which the regression estimator is the Horvitz-Thompson estimator."""

@@ -52,8 +52,11 @@ def sampled_terms(
         clip: whether the error of x_start is that of the clipped prediction.
 
     Raises:
-        ValueError: a term is missing, comes twice, or is not one of the design.
+        ValueError: a term is missing, comes twice, or is not one of the design, or there is one
+            replicate.
     """
+    if design.num_replicates < 2:
+        raise ValueError("the error of one replicate is unknown; take two")
     num_images, draws = design.num_images, 1 + decoder_draws(design.num_replicates)
     replicates = np.full((3, design.num_replicates, num_images), np.nan)
     mean, squares = np.zeros((3, num_images)), np.zeros(num_images)

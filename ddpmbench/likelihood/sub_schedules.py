@@ -118,16 +118,18 @@ def importance_errors(
             influence[index, window] = line.weights
             factor[index] = count[window].sum() / line.freedom if line.freedom > 0 else np.nan
     ratio = influence @ sum_y
-    there = influence.any(1)
+    has_terms = influence.any(1)
     log_t = np.log(np.arange(2, size + 2))
-    ratio = np.interp(log_t, log_t[there], ratio[there]) if there.any() else np.ones(size)
+    ratio = (
+        np.interp(log_t, log_t[has_terms], ratio[has_terms]) if has_terms.any() else np.ones(size)
+    )
     squares = np.maximum(yy - 2 * ratio * yx + np.square(ratio) * xx, 0.0)
-    own = np.where(there, factor, np.nan)
-    influence[~there, ~there] = 1.0  # an unknown error makes the sum unknown
+    own = np.where(has_terms, factor, np.nan)
+    influence[~has_terms, ~has_terms] = 1.0  # an unknown error makes the sum unknown
     influence *= known[:, None]
     whole = np.zeros((size + 1, size + 1))
     whole[1:, 1:] = influence
-    spread = np.where(count > 0, squares * own, np.where(there, 0.0, np.nan))
+    spread = np.where(count > 0, squares * own, np.where(has_terms, 0.0, np.nan))
     return TimestepErrors(
         mse=np.append(np.nan, ratio * known),
         influence=whole,
@@ -293,8 +295,8 @@ class SubScheduleCosts:
     def best_timesteps(self, variance: Variance | None, lengths: Sequence[int]) -> list[list[int]]:
         """The timesteps of the best models of some lengths, each of all that visit t = 1 and T.
 
-        Lengths beyond what can be searched are left out, and steps at which the error cannot be
-        known. By the errors that chose them their bound would come out too good.
+        Lengths beyond the search are left out, and timesteps whose error has no known variance. By
+        the errors that chose them their bound would come out too good.
 
         Args:
             variance: fixed_small, fixed_large, or None for the best constant.
