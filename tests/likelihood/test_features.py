@@ -134,7 +134,7 @@ def test_portions_do_not_matter(monkeypatch):
     nats = np.random.default_rng(0).exponential(size=design.t.shape)
     predictions = predict(design, nats, whole)
     monkeypatch.setattr(regression, "CHUNK_BYTES", 7 * 8 * 256)
-    monkeypatch.setattr(terms, "ROWS", 7)
+    monkeypatch.setattr(terms, "BLOCK_TERMS", 7)
     assert_close(table(), whole)
     assert_close(predict(design, nats, whole), predictions)
 
