@@ -86,8 +86,8 @@ def change_first_entry(monkeypatch: Patch, table: str, value: Callable[[NoiseSch
     original = GaussianDiffusion.__dict__["_tables"].func
 
     def tables(self: GaussianDiffusion):
-        result = original(self)
-        result.stacked[result.NAMES.index(table), 0] = value(self.schedule)
+        result = {name: of.clone() for name, of in original(self).items()}
+        result[table][0] = value(self.schedule)
         return result
 
     monkeypatch.setattr(GaussianDiffusion, "_tables", property(tables))
@@ -95,13 +95,13 @@ def change_first_entry(monkeypatch: Patch, table: str, value: Callable[[NoiseSch
 
 @caught_by("recorded network", "decoder's known answers", "rows of a second implementation")
 def beta_1_as_the_variance_of_the_decoder(monkeypatch):
-    change_first_entry(monkeypatch, "log_fixed_large", lambda s: s.betas[0].log())
+    change_first_entry(monkeypatch, "fixed_large_log_variance", lambda s: s.betas[0].log())
 
 
 @caught_by("recorded network", "decoder's known answers")
 def posterior_variance_clamped_at_1e_20_instead_of_replaced(monkeypatch):
     floor = torch.tensor(1e-20, dtype=torch.float64).log()
-    change_first_entry(monkeypatch, "log_posterior_variance", lambda s: floor)
+    change_first_entry(monkeypatch, "posterior_log_variance_clipped", lambda s: floor)
 
 
 def change_time(monkeypatch: Patch, change: Callable[[Tensor, Checkpoint], Tensor]) -> None:
@@ -129,9 +129,7 @@ def coefficients_of_the_step_before(monkeypatch):
     original = GaussianDiffusion.__dict__["_tables"].func
 
     def tables(self: GaussianDiffusion):
-        result = original(self)
-        stacked = torch.cat([result.stacked[:, :1], result.stacked[:, :-1]], dim=1)
-        return dataclasses.replace(result, stacked=stacked)
+        return {name: torch.cat([of[:1], of[:-1]]) for name, of in original(self).items()}
 
     monkeypatch.setattr(GaussianDiffusion, "_tables", property(tables))
 
