@@ -1,4 +1,4 @@
-"""The sanity check before a long run: is a checkpoint read as it was trained?"""
+"""The sanity check before a long run: evaluates networks and keeps the result in the run folder."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -16,15 +16,21 @@ from ddpmbench.execution.engine import BatchSize, is_out_of_memory
 from ddpmbench.execution.folder import RunFolder
 from ddpmbench.likelihood.terms import TermIndex, TermsPass, TermTable, concatenate
 from ddpmbench.sanity_check.candidates import Candidate
-from ddpmbench.sanity_check.check import Checker, SanityCheck
-from ddpmbench.sanity_check.record import CheckRecord, check_frame, note
+from ddpmbench.sanity_check.check import Checker
+from ddpmbench.sanity_check.record import CheckRecord, SanityCheck, check_frame, note
 from ddpmbench.user_code import user_errors
 
-WORTH_A_CHECK = 15_000
-"""Network calls of a run from which on its checkpoint is checked first."""
+MIN_EVALUATIONS = 15_000
+"""Network evaluations of a run from which on its checkpoint is checked first."""
+TABLE, RECORD = "check.csv", "check.json"
+"""Files of the check in a run folder; a resumed run reads the record."""
+_ANNOUNCEMENT = (
+    "sanity check of the parameterization first, some hundred network evaluations on a few images; "
+    "they do not count towards the run (`check=False` skips it)"
+)
 
 
-def check_reading(
+def check_parameterization(
     checkpoint: Checkpoint,
     images: ImageSet,
     *,
@@ -32,62 +38,64 @@ def check_reading(
     device: torch.device,
     batch: BatchSize,
 ) -> SanityCheck:
-    """Compare a checkpoint as it is read with what else it could be.
+    """Compare the parameterization of a checkpoint with others.
 
     Args:
         checkpoint: the model.
-        images: that the run is on.
+        images: of the run.
         seed: of the noise.
         device: where the network runs.
-        batch: how many rows share a network call.
+        batch: how many terms share a network evaluation.
 
     Raises:
-        InputError: not even a single row fits into memory.
+        InputError: not even a single term fits into memory.
     """
-    passes = _Passes(checkpoint, images, seed, device, batch)
-    checker = Checker(checkpoint, images, passes.evaluate, is_safe_outside=device.type == "cpu")
-    who = checkpoint.network_name
-    with user_errors(who), evaluating_checkpoint(checkpoint), strict_float32():
+    evaluator = Evaluator(checkpoint, images, seed=seed, device=device, batch=batch)
+    checker = Checker(checkpoint, images, evaluator.evaluate, raises_outside=device.type == "cpu")
+    user_network = user_errors(checkpoint.network_name)
+    with user_network, evaluating_checkpoint(checkpoint), strict_float32():
         return checker.check()
 
 
-class _Passes:
-    """Terms of a few rows under candidates."""
+class Evaluator:
+    """Evaluates the terms of candidates."""
 
     def __init__(
         self,
-        stated: Checkpoint,
+        given: Checkpoint,
         images: ImageSet,
+        *,
         seed: int,
         device: torch.device,
         batch: BatchSize,
     ) -> None:
-        self._stated = stated
-        self._images, self._seed, self._device, self._batch = images, seed, device, batch
+        """Prepare a model and images; the arguments are those of `check_parameterization`."""
+        self._given, self._images, self._seed = given, images, seed
+        self._device, self._batch = device, batch
 
     def evaluate(self, candidates: Sequence[Candidate], rows: TermIndex) -> list[TermTable | None]:
-        """As `reading_check.Evaluate`."""
-        kept = _Kept(candidates[0].checkpoint.to(self._device).model_output)
-        passes = [self._pass(candidates[0], kept.call)]
-        passes += [self._pass(candidate, kept.again) for candidate in candidates[1:]]
+        """The terms of candidates that share network outputs, as `scores.Evaluate`."""
+        network = _Network(candidates[0].checkpoint.to(self._device).model_output)
+        outputs = [network.evaluate, *(network.last for _ in candidates[1:])]
+        passes = [self._pass(*pair) for pair in zip(candidates, outputs, strict=True)]
         parts: list[list[TermTable]] = []
         start = 0
         try:
             while start < len(rows):
 
                 def compute(count: int, start: int = start) -> list[TermTable]:
-                    return [of.terms(rows[start : start + count]) for of in passes]
+                    return [each.terms(rows[start : start + count]) for each in passes]
 
                 parts.append(self._batch.attempt(compute))
                 start += len(parts[-1][0])
         except Exception as error:
-            # What a network does with a step of a kind that it does not know is its own affair.
-            if candidates[0].checkpoint is self._stated or is_out_of_memory(error):
+            # A network may raise anything for a time that it does not know.
+            if candidates[0].checkpoint is self._given or is_out_of_memory(error):
                 raise
             return [None] * len(candidates)
-        return [concatenate([part[i] for part in parts]) for i in range(len(candidates))]
+        return [concatenate(tables) for tables in zip(*parts, strict=True)]
 
-    def _pass(self, candidate: Candidate, model_output: ModelOutput | None) -> TermsPass:
+    def _pass(self, candidate: Candidate, model_output: ModelOutput) -> TermsPass:
         return TermsPass(
             candidate.checkpoint,
             self._images,
@@ -98,42 +106,33 @@ class _Passes:
         )
 
 
-class _Kept:
-    """Calls a network, and gives what it gave once more."""
+class _Network:
+    """A network that keeps its last output."""
 
     def __init__(self, model_output: ModelOutput) -> None:
         self._model_output = model_output
         self._last: Tensor | None = None
 
-    def call(self, x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+    def evaluate(self, x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         self._last = self._model_output(x_t, t, labels)
         return self._last
 
-    def again(self, x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+    def last(self, x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         assert self._last is not None
         return self._last
 
 
-TABLE, RECORD = "check.csv", "check.json"
-"""What a check leaves in a run folder: its table, and the record that a run that goes on finds."""
-_ANNOUNCEMENT = (
-    "First some hundred network evaluations on a few images: is the checkpoint read as it was "
-    "trained? They do not count towards the run; --no-check leaves them out"
-)
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class CheckBefore:
-    """The check of a run.
+    """The sanity check before a run.
 
     Attributes:
-        wanted: whether it is asked for; None where it is made before long runs.
+        wanted: whether to check; None for before long runs.
         num_evaluations: network evaluations of the run, as far as they are known.
         seed: of the noise.
-        batch_size: terms a network evaluation, None for what suits the device.
-        note: called with a line before it begins.
-        warn: called with a line where something speaks against the parameterization, and where
-            memory is short.
+        batch_size: terms a network evaluation; None for what suits the device.
+        note: called with a line before it begins, and after it if there is no warning.
+        warn: called with the warning, and where memory is short.
     """
 
     wanted: bool | None
@@ -146,7 +145,7 @@ class CheckBefore:
     @property
     def is_made(self) -> bool:
         """Whether there is one: it is asked for, or the run is long."""
-        return self.num_evaluations >= WORTH_A_CHECK if self.wanted is None else self.wanted
+        return self.num_evaluations >= MIN_EVALUATIONS if self.wanted is None else self.wanted
 
     def made(
         self,
@@ -157,26 +156,26 @@ class CheckBefore:
         ranks: Ranks,
         folder: RunFolder | None,
     ) -> CheckRecord | None:
-        """Check, or find what it arrived at before an interruption; the first process does.
+        """Check on the first rank, or read the record of an interrupted run.
 
         Args:
             checkpoint: the model.
             images: of the kind that it is a model of.
             device: where the network runs.
             ranks: the processes of the run.
-            folder: its folder; None if the run is kept in memory.
+            folder: of the run; None if it is kept in memory.
 
         Returns:
-            What was found; None if nothing was checked.
+            The record; None if nothing was checked.
 
         Raises:
             InputError: the folder cannot be written, or no batch fits into memory.
         """
         if not self.is_made:
             return None
-        return ranks.once(lambda: self._made(checkpoint, images, device, folder))
+        return ranks.once(lambda: self._record(checkpoint, images, device, folder))
 
-    def _made(
+    def _record(
         self,
         checkpoint: Checkpoint,
         images: ImageSet,
@@ -188,10 +187,12 @@ class CheckBefore:
             self.note(_ANNOUNCEMENT)
             shape = images.pixels.shape[1:]
             batch = BatchSize(self.batch_size, device=device, image_shape=shape, warn=self.warn)
-            found = check_reading(checkpoint, images, seed=self.seed, device=device, batch=batch)
-            record = CheckRecord.of(found)
+            check = check_parameterization(
+                checkpoint, images, seed=self.seed, device=device, batch=batch
+            )
+            record = CheckRecord.of(check)
             if folder is not None:
-                folder.write_frame(TABLE, check_frame(found))
+                folder.write_frame(TABLE, check_frame(check))
                 folder.write_json(RECORD, record.to_dict())
             if (line := note(record)) is not None:
                 self.note(line)
@@ -201,13 +202,12 @@ class CheckBefore:
 
 
 def recorded_check(folder: Path) -> CheckRecord | None:
-    """That of an earlier run in its folder; None where there was none, or it is damaged."""
+    """The record in a run folder; None where there is none, or it is damaged."""
     try:
-        of = read_json(folder / RECORD)
-        names = ("warning", "likely", "num_evaluations", "outcome", "better")
-        record = CheckRecord(**{name: of[name] for name in names})
+        values = read_json(folder / RECORD)
+        record = CheckRecord(*(values[f.name] for f in dataclasses.fields(CheckRecord)))
     except (DamageError, KeyError):
         return None
     texts = (record.warning, record.likely, record.outcome, record.better)
-    is_whole = all(isinstance(text, str | None) for text in texts)
-    return record if is_whole and isinstance(record.num_evaluations, int) else None
+    is_valid = all(isinstance(text, str | None) for text in texts)
+    return record if is_valid and isinstance(record.num_evaluations, int) else None

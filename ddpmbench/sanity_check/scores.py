@@ -1,84 +1,103 @@
-"""How well a candidate denoises, from a few images at a few steps.
+r"""Scores of candidates: how well each denoises a few images at a few timesteps.
 
-What a network is worth at a signal-to-noise ratio is its eps_mse there, whatever schedule, range
-or prediction it is read with. Half the area under eps_mse over the log of that ratio is the code
-length in continuous time: no wrong parameterization comes below the one the network was trained
-with, however few steps a schedule has. The bound itself is what a run is about: nothing is advised
-that does not lower it. But it does not tell which candidate is the right one: a schedule with steps
-in better places has a lower bound, even where the network is given another time than it should be.
+At each noise level the network has an eps_mse, whatever schedule, range or prediction it is read
+with. Half the area under it,
+
+.. math:: \frac{1}{2} \int \mathrm{eps\_mse}(\lambda) \, d\lambda, \quad \lambda = \log \mathrm{SNR}
+
+is the code length in continuous time, nats per dimension (Kingma, Salimans, Poole & Ho 2021, eq.
+17): on average no wrong parameterization is below the one the network was trained with, however few
+timesteps a schedule has. The bound itself does not tell which one is right: a schedule with better
+placed timesteps has a lower bound even where the network's time is wrong. But no advice is given
+that does not lower it.
 """
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ddpmbench.data.images import ImageSet
 from ddpmbench.diffusion.process import Prediction, Variance
-from ddpmbench.likelihood.terms import TermTable
+from ddpmbench.likelihood.terms import TermIndex, TermTable
 from ddpmbench.sanity_check.candidates import Candidate
 
 Array = NDArray[np.float64]
+Timesteps = NDArray[np.int64]
+Evaluate = Callable[[Sequence[Candidate], TermIndex], "list[TermTable | None]"]
+"""The terms of the same rows under candidates that share the first one's network outputs; None
+where its network cannot be evaluated."""
 
-MOST_STEPS = 8
-"""Steps that a candidate is judged from."""
-SURE = 4.0
-"""Standard errors over images that a difference must have."""
+NUM_IMAGES = 16
+"""Images that a candidate is scored on; with fewer nothing is checked."""
+NUM_TIMESTEPS = 8
+"""Timesteps that a candidate is scored on, at most."""
+SIGNIFICANT = 4.0
+"""Standard errors over images that a difference must exceed."""
+MIN_BOUND_GAIN = 0.02
+"""Nats per dimension by which a bound must differ."""
 _POINTS = 65
 _NOTHING_LEARNED = 1.0
-"""Most that eps_mse counts in an area: what is worse than predicting nothing is not told apart, so
-that a network that predicts x_start, whose noise is far off where there is hardly any, is not
-judged by that."""
-_LEAST, _MOST = 1e-6, 1e6  # of eps_mse, between which its logarithm is taken
-_NO_DATA = -9.0  # of `log_snr`
-_HIGH_NOISE = 0.05
-_LITTLE_NOISE = 100.0
+"""Cap of eps_mse in an area. Predicting 0 has 1; a network that predicts x_start is far above it
+where there is hardly any noise, and is not judged by that."""
+_MIN_ERROR, _MAX_ERROR = 1e-6, 1e6  # of eps_mse, for its logarithm
+_NO_SIGNAL = -9.0  # log SNR
+_HIGH_NOISE = 0.05  # SNR
+_LOW_NOISE = 100.0  # SNR
 _SOLVED = 0.1
-_PIXELS = 0.95  # of the code that takes each pixel by itself
+_PIXELS_ALONE = 0.95  # of the code length of independent pixels
+_MIN_GAIN = 0.03  # nats per dimension of an area
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Score:
-    """The errors of a candidate on N images at S steps.
+    """The errors of a candidate on N images at S timesteps.
 
     Attributes:
         candidate: which.
-        steps: (S,) at which.
-        log_snr: (S,) of them, falling: the log of the share of data to noise in x_t, in units of
-            the data's range, so that it means the same for all ranges.
+        timesteps: (S,) rising.
+        log_snr: (S,) falling: log of the signal-to-noise ratio of x_t, the data in units of their
+            range, so that it has one meaning for all ranges.
         eps_mse: (N, S).
         x_start_mse: (N, S), in the model's numbers; clipped if the model clips.
         decoder: (N,) the term at t = 1, nats per dimension.
     """
 
     candidate: Candidate
-    steps: NDArray[np.int64]
+    timesteps: Timesteps
     log_snr: Array
     eps_mse: Array
     x_start_mse: Array
     decoder: Array
 
     @classmethod
-    def of(cls, candidate: Candidate, table: TermTable, *, steps: NDArray[np.int64]) -> Self:
-        """From the terms of N images at S steps, t = 1 among them, image by image."""
-        shape = (-1, len(steps))
+    def from_terms(cls, candidate: Candidate, table: TermTable, timesteps: Timesteps) -> Self:
+        """The score from the terms of N images at S timesteps, t = 1 first, image by image."""
+        shape = (-1, len(timesteps))
         mse = "x_start_mse" if candidate.checkpoint.clip else "x_start_mse_noclip"
         return cls(
             candidate,
-            steps,
-            log_snr(candidate)[steps - 1],
+            timesteps,
+            log_snr(candidate)[timesteps - 1],
             table.values["eps_mse"].reshape(shape),
             table.values[mse].reshape(shape),
             table.values["nats"].reshape(shape)[:, 0],
         )
 
     @property
+    def num_images(self) -> int:
+        """N."""
+        return len(self.eps_mse)
+
+    @property
     def squared_width(self) -> float:
-        """Of the data's range."""
+        """Of the data range."""
         return float(np.exp(2 * self.candidate.checkpoint.data_range.log_width))
 
     def joined(self, more: "Score") -> "Score":
-        """Of the images of both."""
+        """The score on the images of both."""
         return dataclasses.replace(
             self,
             eps_mse=np.concatenate([self.eps_mse, more.eps_mse]),
@@ -87,27 +106,24 @@ class Score:
         )
 
     def areas(self, low: float, high: float) -> Array:
-        """(N,) half the area under each image's eps_mse between two of `log_snr`, nats.
-
-        Source: Kingma, Salimans, Poole & Ho 2021, eq. 17.
-        """
+        """(N,) half the area under eps_mse between two values of `log_snr`, nats per dimension."""
         points = np.linspace(low, high, _POINTS)
         values = _interpolated(points, self.log_snr, self.eps_mse)
         return np.asarray(0.5 * np.trapezoid(values.clip(max=_NOTHING_LEARNED), points, axis=1))
 
     def bounds(self, mean_square: Array) -> Array:
-        """(N,) each image's bound, nats per dimension: exact but for the steps in between.
+        """(N,) the bound of each image, nats per dimension, exact at these timesteps.
 
-        The error of x_start is interpolated over the log of the signal-to-noise ratio. A learned
-        variance is taken for the posterior's.
+        Between them the error of x_start is interpolated in `log_snr`. A learned variance is taken
+        for the posterior's.
 
         Args:
-            mean_square: (N,) of the numbers of each image, as the model has them.
+            mean_square: (N,) of the numbers of each image, in the model's range.
 
         Source: Ho, Jain & Abbeel 2020, eq. 5.
         """
         schedule, variance = self.candidate.checkpoint.schedule, self.candidate.checkpoint.variance
-        snr, left = schedule.snr.numpy(), float(schedule.alphas_cumprod[-1])
+        snr, signal = schedule.snr.numpy(), float(schedule.alphas_cumprod[-1])
         mse = _interpolated(log_snr(self.candidate)[1:], self.log_snr, self.x_start_mse)
         weight = (snr[:-1] - snr[1:]) / 2
         constant = 0.0
@@ -116,44 +132,41 @@ class Score:
             constant = float(0.5 * (ratio - 1 - np.log(ratio)).sum())
             weight = weight * ratio
         noise = float(schedule.one_minus_alphas_cumprod[-1])
-        prior = 0.5 * (left * (mean_square - 1) - np.log(noise))
+        prior = 0.5 * (signal * (mean_square - 1) - np.log(noise))
         return np.asarray(prior + mse @ weight + constant + self.decoder)
 
 
 def _interpolated(points: Array, log_snr: Array, errors: Array) -> Array:
-    """(N, P) errors of (N, S) in between, their logarithm linear in `log_snr`."""
-    rows = _log(errors)
-    return np.exp([np.interp(points, log_snr[::-1], row[::-1]) for row in rows])
+    """(N, P) errors of (N, S), their logarithm linear in `log_snr`."""
+    return np.exp([np.interp(points, log_snr[::-1], row[::-1]) for row in _log(errors)])
 
 
 def _log(error: Array) -> Array:
-    return np.asarray(np.log(np.clip(np.nan_to_num(error, nan=_MOST), _LEAST, _MOST)))
+    finite = np.nan_to_num(error, nan=_MAX_ERROR)
+    return np.asarray(np.log(np.clip(finite, _MIN_ERROR, _MAX_ERROR)))
 
 
 def log_snr(candidate: Candidate) -> Array:
-    """(T,) log of the share of data to noise in x_t, the data in units of its range."""
+    """(T,) log of the signal-to-noise ratio of x_t, the data in units of their range."""
     own = candidate.checkpoint.schedule.snr.log().numpy()
     return np.asarray(own + 2 * candidate.checkpoint.data_range.log_width)
 
 
-def steps_of(candidate: Candidate) -> NDArray[np.int64]:
-    """Steps from 1 to T - 1, evenly spaced in `log_snr` as far as they are there.
+def timesteps_of(candidate: Candidate) -> Timesteps:
+    """Timesteps from 1 to T - 1, about evenly spaced in `log_snr`.
 
-    The last is left out: the time of it under another time input need not exist. So is what has
-    hardly any data left, where there is nothing to learn.
+    T is left out, since another time input may not have its time, and so is what has hardly any
+    signal, where nothing is learned.
     """
     ratios = log_snr(candidate)[: max(1, len(log_snr(candidate)) - 1)]
-    wanted = np.linspace(ratios[0], max(ratios[-1], min(_NO_DATA, ratios[0])), MOST_STEPS)
+    wanted = np.linspace(ratios[0], max(ratios[-1], min(_NO_SIGNAL, ratios[0])), NUM_TIMESTEPS)
     nearest = [int(np.abs(ratios - value).argmin()) + 1 for value in wanted]
     return np.unique(np.array(nearest, np.int64))
 
 
 def shared_areas(first: Score, second: Score) -> tuple[Array, Array]:
-    """(N,) nats per dimension that either codes each image with, where both have the ratios.
-
-    Where there is none that both have, or only one, nothing is to be told apart: both are 1.
-    """
-    count = min(len(first.eps_mse), len(second.eps_mse))
+    """(N,) areas of both over the noise levels that both have; 1 and 1 where there are none."""
+    count = min(first.num_images, second.num_images)
     low = max(first.log_snr[-1], second.log_snr[-1])
     high = min(first.log_snr[0], second.log_snr[0])
     if not low < high:
@@ -161,84 +174,246 @@ def shared_areas(first: Score, second: Score) -> tuple[Array, Array]:
     return first.areas(low, high)[:count], second.areas(low, high)[:count]
 
 
-def furthest_apart(first: Score, second: Score) -> tuple[int, float, float]:
-    """The step at which the first is worst beside the second: t, and the eps_mse of both there.
+def area_gain(first: Score, second: Score) -> float:
+    """By how much the area of the second is smaller."""
+    return float(np.subtract(*shared_areas(first, second)).mean())
 
-    That of the second is the one it has at the same `log_snr`, or the nearest that it has.
+
+def furthest_apart(first: Score, second: Score) -> tuple[int, float, float]:
+    """The timestep where the first is worst beside the second, and the eps_mse of both there.
+
+    That of the second is taken at the same `log_snr`, or the nearest it has.
     """
     own, other = (score.eps_mse.mean(0) for score in (first, second))
     nearby = np.interp(first.log_snr, second.log_snr[::-1], _log(other)[::-1])
     i = int((_log(own) - nearby).argmax())
-    return int(first.steps[i]), float(own[i]), float(np.exp(nearby[i]))
+    return int(first.timesteps[i]), float(own[i]), float(np.exp(nearby[i]))
 
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-    """Something that a trained model does not do.
+    """An error that no trained model has.
 
     Attributes:
-        t: the step; None of all of them.
-        name: "eps_mse", "x_start_mse" or "nats", which is the code length of all steps.
-        value: the mean over images; of x_start_mse in units of the variance of the pixels, of
-            nats per dimension.
-        limit: what a trained model is below.
-        is_sure: whether it is above by more than chance.
+        t: the timestep; None for all of them.
+        name: "eps_mse", "x_start_mse" or "nats", the code length over all timesteps.
+        value: the mean over images: of x_start_mse in units of the variance of the pixels, of the
+            code length in nats per dimension.
+        limit: that of a trained model is below it.
+        is_significant: whether it exceeds the limit by more than chance.
     """
 
     t: int | None
     name: str
     value: float
     limit: float
-    is_sure: bool = True
+    is_significant: bool = True
 
 
 def worst_fault(score: Score, *, spread: float) -> Fault | None:
-    """The worst of what a trained model does not do; None if there is nothing.
+    """The worst error that no trained model has; None if there is none.
 
-    Where hardly any of the data is left in x_t, x_t is the noise, and eps_mse must be far below
-    1. It is nowhere above 1, which is what predicting 0 gives; but where the network predicts
-    x_start, it may be where there is little noise. And there the predicted x_start must be
-    nearer than the mean of all pixels. Of a network that predicts the previous mean, which says
-    little of either at large t, only that is asked, where there is hardly any noise. And all codes
-    are shorter than the best that takes each pixel by itself, as from a normal distribution.
+    A trained model satisfies:
+
+    - at high noise eps_mse is far below 1, since x_t is the noise; at any noise level it is below
+      1, which predicting 0 has, unless the network predicts x_start;
+    - at low noise the predicted x_start is nearer than the mean of all pixels;
+    - the code is shorter than the best one of independent normal pixels.
+
+    Of a network that predicts the previous mean, which tells little of the noise and x_start at
+    large t, only the second is asked, at the lowest noise.
 
     Args:
         score: of a candidate.
         spread: variance of the pixels, in the model's numbers.
     """
     snr = spread / score.squared_width * np.exp(score.log_snr)
-    eps, x_start = score.eps_mse, score.x_start_mse / spread
+    x_start = score.x_start_mse / spread
     prediction = score.candidate.checkpoint.prediction
     is_mean = prediction is Prediction.PREVIOUS_MEAN
     faults = []
-    for i, t in enumerate(score.steps.tolist()):
+    for i, t in enumerate(score.timesteps.tolist()):
         if snr[i] < _HIGH_NOISE and not is_mean:
-            faults.append(_fault(t, "eps_mse", eps[:, i], _SOLVED))
+            faults.append(_fault(t, "eps_mse", score.eps_mse[:, i], _SOLVED))
         elif prediction in (Prediction.EPSILON, Prediction.V):
-            faults.append(_fault(t, "eps_mse", eps[:, i], 1.0))
-        if snr[i] > (_LITTLE_NOISE if is_mean else 1.0):
+            faults.append(_fault(t, "eps_mse", score.eps_mse[:, i], 1.0))
+        if snr[i] > (_LOW_NOISE if is_mean else 1.0):
             faults.append(_fault(t, "x_start_mse", x_start[:, i], 1.0))
     low, high = score.log_snr[-1], score.log_snr[0]
     if low < high and not is_mean:
-        # What it is of a normal distribution, from as many steps: as coarse as what it is held to.
+        # Wiener's filter of independent pixels, on the same grid.
         alone = dataclasses.replace(score, eps_mse=(snr / (1 + snr))[None]).areas(low, high)[0]
-        faults.append(_fault(None, "nats", score.areas(low, high), _PIXELS * float(alone)))
-    found = [fault for fault in faults if not fault.value < fault.limit]
-    return max(found, key=_excess, default=None)
+        faults.append(_fault(None, "nats", score.areas(low, high), _PIXELS_ALONE * float(alone)))
+    exceeding = [fault for fault in faults if not fault.value < fault.limit]
+    return max(exceeding, key=_excess, default=None)
 
 
 def _fault(t: int | None, name: str, values: Array, limit: float) -> Fault:
     value, error = float(values.mean()), standard_error(values)
-    is_below = value - SURE * np.nan_to_num(error) < limit
+    is_below = value - SIGNIFICANT * np.nan_to_num(error) < limit
     return Fault(t, name, value, limit, not is_below)
 
 
 def _excess(fault: Fault) -> tuple[bool, float]:
-    return fault.is_sure, float(np.nan_to_num(fault.value / fault.limit, nan=np.inf))
+    return fault.is_significant, float(np.nan_to_num(fault.value / fault.limit, nan=np.inf))
+
+
+def is_significant(fault: Fault | None) -> bool:
+    """Whether there is a fault, and by more than chance."""
+    return fault is not None and fault.is_significant
 
 
 def standard_error(values: Array) -> float:
-    """Of the mean of (N,) images; NaN of a single one."""
+    """Of the mean over (N,) images; NaN for one image."""
     if len(values) < 2:
         return float("nan")
     return float(values.std(ddof=1) / np.sqrt(len(values)))
+
+
+def _z_score(values: Array) -> float:
+    """Standard errors that the mean is above 0; NaN for one image."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return float(values.mean() / np.float64(standard_error(values)))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Comparison:
+    """A candidate compared with another, image by image.
+
+    Attributes:
+        score: the candidate's.
+        gain: by how much its area is smaller, the mean over images, nats per dimension.
+        standard_error: of that; NaN for one image.
+        z_score: the gain in standard errors: of the difference, or of the difference of logarithms,
+            in which easy and hard images weigh the same, whichever is larger.
+        bound_gain: by how much its bound is lower.
+        bound_standard_error: of that.
+        fault: the candidate's; None if it has none.
+    """
+
+    score: Score
+    gain: float
+    standard_error: float
+    z_score: float
+    bound_gain: float
+    bound_standard_error: float
+    fault: Fault | None
+
+    @property
+    def num_parameters(self) -> int:
+        """By how many parameters it differs from the given parameterization."""
+        return len(self.score.candidate.parameters)
+
+    @property
+    def has_smaller_area(self) -> bool:
+        """Whether its area is smaller by more than chance."""
+        is_complete = self.score.num_images == NUM_IMAGES
+        return is_complete and self.gain > _MIN_GAIN and self.z_score > SIGNIFICANT
+
+    @property
+    def is_improvement(self) -> bool:
+        """Whether it lowers the bound, too, and is plausible.
+
+        That is without a significant fault; where it differs in two parameters, without any.
+        """
+        has_no_fault = self.fault is None or (
+            self.num_parameters == 1 and not self.fault.is_significant
+        )
+        min_gain = max(MIN_BOUND_GAIN, SIGNIFICANT * self.bound_standard_error)
+        return has_no_fault and self.has_smaller_area and self.bound_gain > min_gain
+
+
+class Scorer:
+    """Scores candidates on a few images of a set, and counts the network evaluations.
+
+    Attributes:
+        num_evaluations: so far.
+    """
+
+    def __init__(self, images: ImageSet, evaluate: Evaluate) -> None:
+        """Prepare an image set, and a function that evaluates networks on it."""
+        self._num_images, self._evaluate = len(images), evaluate
+        self._pixels = images.pixels[self.subset(NUM_IMAGES).image]
+        self.num_evaluations = 0
+
+    @property
+    def channels(self) -> int:
+        """Of the images."""
+        return int(self._pixels.shape[1])
+
+    def subset(self, count: int) -> TermIndex:
+        """So many images spread over the set, as rows without a timestep.
+
+        A smaller set is repeated with other draws of the noise. Each 16 are spread over the set.
+        """
+        distinct = min(count, self._num_images)
+        chosen = np.rint(np.linspace(0, self._num_images - 1, distinct)).astype(np.int64)
+        order = np.argsort(np.arange(distinct) % max(1, distinct // NUM_IMAGES), kind="stable")
+        draw = np.arange(count) // distinct
+        return TermIndex(np.resize(chosen[order], count), np.zeros(count, np.int64), draw)
+
+    def terms(
+        self, group: Sequence[Candidate], images: TermIndex, timesteps: Timesteps
+    ) -> "list[TermTable | None]":
+        """The terms of candidates that share network outputs: each image at each timestep."""
+        count = len(timesteps)
+        image, draw = (np.repeat(column, count) for column in (images.image, images.draw))
+        rows = TermIndex(image, np.tile(timesteps, len(images)), draw)
+        tables = self._evaluate(group, rows)
+        self.num_evaluations += len(rows) if any(table is not None for table in tables) else 0
+        return tables
+
+    def eps_mse(
+        self, candidate: Candidate, images: TermIndex, timesteps: Timesteps
+    ) -> Array | None:
+        """(N, S) errors of a candidate; None where its network cannot be evaluated."""
+        (table,) = self.terms([candidate], images, timesteps)
+        if table is None:
+            return None
+        return table.values["eps_mse"].reshape(len(images), len(timesteps))
+
+    def scores(self, group: Sequence[Candidate], images: TermIndex) -> list[Score]:
+        """Scores of candidates that share network outputs; none where they cannot be evaluated."""
+        timesteps = timesteps_of(group[0])
+        tables = self.terms(group, images, timesteps)
+        return [
+            Score.from_terms(candidate, table, timesteps)
+            for candidate, table in zip(group, tables, strict=True)
+            if table is not None
+        ]
+
+    def fault(self, score: Score) -> Fault | None:
+        """The worst fault of a candidate."""
+        # Images of one constant have no variance.
+        half_bin = score.candidate.checkpoint.data_range.half_bin
+        return worst_fault(score, spread=max(float(self._numbers(score).var()), half_bin**2))
+
+    def compared(self, base: Score, other: Score) -> Comparison:
+        """The second compared with the first, on the images that both have."""
+        before, after = shared_areas(base, other)
+        gain, log_ratio = before - after, np.log(before / after)
+        bounds = [
+            score.bounds(np.square(self._numbers(score)[: score.num_images]).mean((1, 2, 3)))
+            for score in (base, other)
+        ]
+        bound_gain = bounds[0][: len(gain)] - bounds[1][: len(gain)]
+        return Comparison(
+            other,
+            gain=float(gain.mean()),
+            standard_error=standard_error(gain),
+            z_score=max(_z_score(gain), _z_score(log_ratio)),
+            bound_gain=float(bound_gain.mean()),
+            bound_standard_error=standard_error(bound_gain),
+            fault=self.fault(other),
+        )
+
+    def _numbers(self, score: Score) -> Array:
+        """(N, C, H, W) images in the model's range."""
+        return score.candidate.checkpoint.data_range.array_to_model(self._pixels)
+
+
+def mean_over_images(values: Array, images: TermIndex) -> tuple[float, float]:
+    """The mean over images of (N,) values, and its standard error; draws of an image count once."""
+    _, index = np.unique(images.image[: len(values)], return_inverse=True)
+    means = np.bincount(index, values) / np.bincount(index)
+    return float(means.mean()), standard_error(means)

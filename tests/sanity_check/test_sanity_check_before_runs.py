@@ -1,14 +1,14 @@
-"""The check before a run: when it is made, what it leaves, and that it changes no number."""
+"""The sanity check before a run: when it runs, its record, and that it changes no number."""
 
 import dataclasses
 import json
 import re
 
-import misread
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from retrained import trained
 from sealing import read_record
 
 from ddpmbench import (
@@ -31,9 +31,8 @@ from ddpmbench.execution.distributed import Ranks
 from ddpmbench.execution.features import QualityListener
 from ddpmbench.samples.protocols import PROTOCOLS
 from ddpmbench.sanity_check import run as check
-from ddpmbench.sanity_check.check import Outcome
-from ddpmbench.sanity_check.record import CheckRecord, note
-from ddpmbench.sanity_check.run import RECORD, TABLE, WORTH_A_CHECK, CheckBefore
+from ddpmbench.sanity_check.record import CheckRecord, Outcome, note
+from ddpmbench.sanity_check.run import MIN_EVALUATIONS, RECORD, TABLE, CheckBefore
 
 EVERY_PAIR = {"estimator": "every-pair", "draws": 1, "device": "cpu"}
 
@@ -49,68 +48,68 @@ def images() -> ImageSet:
 
 
 @pytest.fixture(scope="module")
-def misread_run(shipped, images, tmp_path_factory):
-    """A run of a model that is misread, and the lines that it said."""
-    out, said = tmp_path_factory.mktemp("runs") / "misread", []
-    wrong = dataclasses.replace(misread.giving_v(shipped), prediction=Prediction.EPSILON)
+def wrong_run(shipped, images, tmp_path_factory):
+    """A run with a wrong prediction, and its lines."""
+    out, lines = tmp_path_factory.mktemp("runs") / "wrong", []
+    wrong = trained(shipped, prediction=Prediction.V)
+    wrong = dataclasses.replace(wrong, prediction=Prediction.EPSILON)
     report = evaluate_nll(
         wrong.respaced(4),
         images,
         **EVERY_PAIR,
         check=True,
         out=out,
-        listener=RunListener(warn=said.append, note=lambda line: said.append(f"note {line}")),
+        listener=RunListener(warn=lines.append, note=lambda line: lines.append(f"note {line}")),
     )
-    return wrong.respaced(4), report, said
+    return wrong.respaced(4), report, lines
 
 
 def forbidden(*arguments, **keywords):
     pytest.fail("it was checked")
 
 
-def test_a_misread_model_is_said_in_one_line_with_the_option_and_the_numbers(misread_run):
-    _, report, (first, line) = misread_run
-    assert first.startswith("note First some hundred network evaluations")
-    assert "--no-check" in first
+def test_a_wrong_parameter_is_one_line_with_the_right_one_and_the_numbers(wrong_run):
+    _, report, (first, line) = wrong_run
+    assert first.startswith("note sanity check of the parameterization first")
+    assert "`check=False`" in first
     assert "\n" not in line
-    assert line.startswith("--ckpt ")
-    assert "was likely trained with --prediction v:" in line
+    assert line.startswith(f"`ckpt={report.summary['checkpoint']['source']}`: ")
+    assert "was likely trained with `prediction=v`:" in line
+    assert "--" not in line
     assert re.search(r"on 16 images its bound is about [\d.]+ \(\+- [\d.]+\) bits/dim lower", line)
-    assert re.search(r"eps_mse at t = \d is [\d.]+ as it is read and [\d.e-]+ so", line)
+    assert re.search(r"eps_mse at t = \d is [\d.e-]+ instead of [\d.]+", line)
     record = report.summary["check"]
     assert record == {
         "warning": line,
-        "likely": "--prediction v",
+        "likely": "prediction=v",
         "num_evaluations": record["num_evaluations"],
         "outcome": "likely",
-        "better": "--prediction v",
+        "better": "prediction=v",
     }
-    # They are none of the run's.
+    # They do not count towards the run.
     assert record["num_evaluations"] > 0
     assert report.summary["num_evaluations"] == 16 * 4
 
 
-def test_the_table_holds_every_candidate_at_its_steps(misread_run):
-    _, report, _ = misread_run
+def test_the_table_holds_every_candidate_at_its_timesteps(wrong_run):
+    _, report, _ = wrong_run
     table = pd.read_csv(report.folder / TABLE)
     assert list(table) == [
-        "reading", "num_images", "difference", "standard_error", "bound_difference",
+        "parameterization", "num_images", "difference", "standard_error", "bound_difference",
         "bound_standard_error", "eps_difference", "eps_standard_error", "t", "eps_mse",
         "x_start_mse",
     ]  # fmt: skip
-    assert table.reading[0] == "as asked for"
-    (stated, v) = (table[table.reading == name] for name in ("as asked for", "--prediction v"))
-    assert list(stated.t) == list(v.t)
+    assert table.parameterization[0] == "as given"
+    given, v = (table[table.parameterization == name] for name in ("as given", "prediction=v"))
+    assert list(given.t) == list(v.t)
     assert (v.difference < -4 * v.standard_error).all()
-    assert stated.eps_mse.max() > 0.1 > v.eps_mse.iloc[-1]
+    assert given.eps_mse.max() > 0.1 > v.eps_mse.iloc[-1]
     assert read_record(report.folder / RECORD) == report.summary["check"]
 
 
-def test_a_run_that_goes_on_is_not_checked_again_but_says_it_again(
-    misread_run, images, monkeypatch
-):
-    checkpoint, report, (_, line) = misread_run
-    monkeypatch.setattr(check, "check_reading", forbidden)
+def test_a_resumed_run_warns_again_without_another_check(wrong_run, images, monkeypatch):
+    checkpoint, report, (_, line) = wrong_run
+    monkeypatch.setattr(check, "check_parameterization", forbidden)
     said = []
     again = evaluate_nll(
         checkpoint,
@@ -124,8 +123,8 @@ def test_a_run_that_goes_on_is_not_checked_again_but_says_it_again(
     assert again.summary["check"] == report.summary["check"]
 
 
-def test_a_damaged_record_is_made_again(misread_run, shipped, images, tmp_path):
-    record = CheckRecord("a warning", "--prediction v", 7)
+def test_a_damaged_record_is_made_again(wrong_run, shipped, images, tmp_path):
+    record = CheckRecord("a warning", "prediction=v", 7, "likely", "prediction=v")
     for text in ("", "[]", '{"warning": 1, "likely": null, "num_evaluations": 3}'):
         out = tmp_path / str(len(text))
         kept = evaluate_nll(shipped.respaced(3), images, **EVERY_PAIR, check=False, out=out)
@@ -135,19 +134,20 @@ def test_a_damaged_record_is_made_again(misread_run, shipped, images, tmp_path):
         assert found.summary["check"]["num_evaluations"] > record.num_evaluations
 
 
-def test_the_page_shows_what_speaks_against_the_reading_and_nothing_else(
-    misread_run, shipped, images, tmp_path
-):
-    _, report, _ = misread_run
+def test_the_page_shows_the_warning_and_nothing_without_one(wrong_run, shipped, images, tmp_path):
+    _, report, _ = wrong_run
     page = write_report(report.folder).read_text()
-    assert "was likely trained with --prediction v" in page
+    assert "was likely trained with `prediction=v`" in page
     said = []
     listener = RunListener(note=said.append, warn=said.append)
     given = {"check": True, "out": tmp_path / "right", "listener": listener}
     right = evaluate_nll(shipped.respaced(4), images, **EVERY_PAIR, **given)
     assert right.summary["check"]["warning"] is None
-    calls = right.summary["check"]["num_evaluations"]
-    assert said[1:] == [f"{calls:,} of them: nothing speaks against its parameterization"]
+    count = right.summary["check"]["num_evaluations"]
+    line = (
+        f"sanity check, {count:,} network evaluations: nothing speaks against the parameterization"
+    )
+    assert said[1:] == [line]
     assert 'role="note"' not in write_report(right.folder).read_text()
 
 
@@ -182,26 +182,26 @@ def test_long_runs_are_checked_and_short_ones_if_that_is_asked_for(
     small_model, small_images, monkeypatch
 ):
     for wanted, calls, is_checked in (
-        (None, WORTH_A_CHECK, True),
-        (None, WORTH_A_CHECK - 1, False),
+        (None, MIN_EVALUATIONS, True),
+        (None, MIN_EVALUATIONS - 1, False),
         (True, 1, True),
         (False, 10**9, False),
     ):
         found = made(CheckBefore(wanted, calls), small_model, small_images)
         assert (found is not None) == is_checked
-    assert f"{WORTH_A_CHECK:,} calls" in check_option(lambda: None).__click_params__[0].help
+    assert f"{MIN_EVALUATIONS:,} calls" in check_option(lambda: None).__click_params__[0].help
 
 
-def test_random_weights_are_said_to_be_no_trained_model(small_model, enough):
+def test_random_weights_are_reported_as_untrained(small_model, enough):
     said = []
     made(CheckBefore(True, 1, warn=said.append), small_model, enough)
     (line,) = said
     assert "\n" not in line
-    assert "--ckpt small: is read otherwise than it was trained, or its weights are not" in line
-    assert "where that of a trained model is below" in line
+    assert "`ckpt=small`: the parameterization is wrong, or the weights are not those of a" in line
+    assert "that of a trained model below" in line
 
 
-def test_of_too_few_images_it_says_that_nothing_was_checked(small_model, small_images):
+def test_too_few_images_are_not_checked(small_model, small_images):
     said = []
     record = made(CheckBefore(True, 1, note=said.append), small_model, small_images)
     assert record == CheckRecord(None, None, 0, "too few images", None)
@@ -211,18 +211,16 @@ def test_of_too_few_images_it_says_that_nothing_was_checked(small_model, small_i
 @pytest.mark.parametrize("outcome", Outcome)
 def test_every_outcome_has_a_line(outcome):
     line = note(CheckRecord(None, None, 7, str(outcome), None))
-    assert ("could not tell" in line) == (outcome is Outcome.UNDECIDED)
+    assert ("undecided" in line) == (outcome is Outcome.UNDECIDED)
     assert ("nothing was checked" in line) == (outcome is Outcome.TOO_FEW_IMAGES)
     if outcome is Outcome.PASSED:
-        assert line.endswith("nothing speaks against its parameterization")
+        assert line.endswith("nothing speaks against the parameterization")
     assert note(CheckRecord("a warning", None, 7, str(outcome), None)) is None
 
 
-def test_the_remedy_of_a_misread_checkpoint_gives_the_number_of_the_truth(
-    shipped, tmp_path, capsys
-):
-    # The shipped weights in a file that says that their output is v.
-    path = tmp_path / "misread.safetensors"
+def test_the_printed_remedy_gives_the_true_number(shipped, tmp_path, capsys):
+    # The shipped weights in a file with the wrong prediction.
+    path = tmp_path / "wrong.safetensors"
     write_native(path, dataclasses.replace(shipped, prediction=Prediction.V))
     common = ["--num-images", "16", "--estimator", "every-pair", "--draws", "1"]
     common += ["--timesteps", "3", "--device", "cpu", "--format", "quiet"]
@@ -242,8 +240,19 @@ def test_the_remedy_of_a_misread_checkpoint_gives_the_number_of_the_truth(
     assert right == truth < wrong - 0.1
 
 
-def test_the_first_process_alone_checks(small_model, small_images, monkeypatch):
-    monkeypatch.setattr(check, "check_reading", forbidden)
+@pytest.mark.parametrize("num_timesteps", [1, 2])
+def test_one_or_two_timesteps_can_be_checked(num_timesteps, tmp_path, capsys):
+    arguments = ["nll", "--num-images", "16", "--timesteps", str(num_timesteps), "--check"]
+    arguments += ["--estimator", "every-pair", "--draws", "1", "--format", "quiet"]
+    status = run([*arguments, "--device", "cpu", "--out", str(tmp_path / "run")])
+    lines = capsys.readouterr().err
+    assert status == 0, lines
+    assert "nothing speaks against the parameterization" in lines
+    assert "likely trained" not in lines
+
+
+def test_only_the_first_rank_checks(small_model, small_images, monkeypatch):
+    monkeypatch.setattr(check, "check_parameterization", forbidden)
 
     class Second(Ranks):
         def once(self, compute):
@@ -253,7 +262,7 @@ def test_the_first_process_alone_checks(small_model, small_images, monkeypatch):
     assert found == "what the first found"
 
 
-def test_both_options_are_there_and_the_warning_is_one_line_of_standard_error(
+def test_the_command_prints_the_warning_as_one_line_of_standard_error(
     tmp_path, enough, small_checkpoint, capsys
 ):
     crops = tmp_path / "crops.npz"
@@ -267,11 +276,11 @@ def test_both_options_are_there_and_the_warning_is_one_line_of_standard_error(
         assert status == 0, captured.err
         float(captured.out)
         lines = captured.err.splitlines()
-        return [line for line in lines if "trained" in line and "raw pixels" not in line]
+        return [line for line in lines if "parameterization" in line and "raw pixels" not in line]
 
     first, second = told("checked", "--check")
-    assert first.startswith("Note: First some hundred network evaluations")
-    assert second.startswith(f"Warning: --ckpt {small_checkpoint}: is read otherwise")
+    assert first.startswith("Note: sanity check of the parameterization first")
+    assert second.startswith(f"Warning: --ckpt {small_checkpoint}: the parameterization is wrong")
     assert not told("left-out", "--no-check")
     assert not told("short")
 

@@ -1,0 +1,228 @@
+"""A wrong parameterization is named with its remedy; a right one passes.
+
+The models are the shipped one as if it had been trained with other parameters (`retrained`).
+"""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from oracles import oracle_checkpoint, oracle_images
+from retrained import Shifted, trained
+from torch import nn
+
+from ddpmbench import load_checkpoint, load_images
+from ddpmbench.data.images import ImageSet
+from ddpmbench.diffusion.data_range import UNIT_RANGE, DataRange
+from ddpmbench.diffusion.model import Checkpoint, TimeInput
+from ddpmbench.diffusion.process import Prediction
+from ddpmbench.diffusion.schedule import NoiseSchedule
+from ddpmbench.execution.engine import BatchSize
+from ddpmbench.sanity_check.check import Checker
+from ddpmbench.sanity_check.record import Outcome, SanityCheck
+from ddpmbench.sanity_check.run import Evaluator, check_parameterization
+from ddpmbench.sanity_check.scores import NUM_IMAGES
+
+CPU = torch.device("cpu")
+LINEAR, COSINE = NoiseSchedule.linear(1000), NoiseSchedule.cosine(1000)
+HALF, BYTES = DataRange(-0.5, 0.5), DataRange(0, 255)
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Checkpoint:
+    return load_checkpoint()
+
+
+@pytest.fixture(scope="module")
+def images() -> ImageSet:
+    return load_images("fashion-mnist:test")
+
+
+def checked(
+    checkpoint: Checkpoint, images: ImageSet, *, seed: int = 0, batch_size: int | None = None
+) -> SanityCheck:
+    shape = images.pixels.shape[1:]
+    batch = BatchSize(batch_size, device=CPU, image_shape=shape, warn=pytest.fail)
+    return check_parameterization(checkpoint, images, seed=seed, device=CPU, batch=batch)
+
+
+RIGHT = {
+    "respaced": lambda model: model.respaced(100),
+    "ten timesteps": lambda model: model.respaced(10),
+    "two timesteps": lambda model: model.respaced(2),
+    "one timestep": lambda model: model.respaced(1),
+    "one-based": lambda model: trained(model, time_input=TimeInput.ONE_BASED),
+    "fraction": lambda model: trained(model, time_input=TimeInput.FRACTION),
+    "v": lambda model: trained(model, prediction=Prediction.V),
+    "x_start": lambda model: trained(model, prediction=Prediction.X_START),
+    "cosine": lambda model: trained(model, schedule=COSINE),
+    "half the range": lambda model: trained(model, data_range=HALF),
+}
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_a_right_model_passes(name, shipped, images):
+    check = checked(RIGHT[name](shipped), images)
+    assert check.outcome is Outcome.PASSED, (check.better, check.fault)
+    assert check.num_evaluations < 1000
+
+
+WRONG = {
+    "time_input=one-based": ({"time_input": TimeInput.ONE_BASED}, {"time_input": TimeInput.INDEX}),
+    "time_input=index": ({}, {"time_input": TimeInput.ONE_BASED}),
+    "time_input=fraction": ({"time_input": TimeInput.FRACTION}, {"time_input": TimeInput.INDEX}),
+    "prediction=v": ({"prediction": Prediction.V}, {"prediction": Prediction.EPSILON}),
+    "prediction=eps": ({}, {"prediction": Prediction.V}),
+    "prediction=x_start": ({"prediction": Prediction.X_START}, {"prediction": Prediction.EPSILON}),
+    "schedule=cosine:1000": ({"schedule": COSINE}, {"schedule": LINEAR}),
+    "schedule=linear:1000": ({}, {"schedule": COSINE}),
+    "schedule=linear:200:0.0005:0.1": (
+        {"schedule": NoiseSchedule.linear(200)},
+        {"schedule": LINEAR},
+    ),
+    "data_range=-0.5,0.5": ({"data_range": HALF}, {"data_range": UNIT_RANGE}),
+    "data_range=-1,1": ({}, {"data_range": DataRange(0, 1)}),
+    "data_range=0,255": ({"data_range": BYTES}, {"data_range": UNIT_RANGE}),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_the_parameter_that_was_wrong_is_likely(name, shipped, images):
+    own, given = WRONG[name]
+    model = trained(shipped, **own) if own else shipped
+    check = checked(dataclasses.replace(model, **given), images)
+    assert check.likely == name, (check.outcome, check.better)
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ({"time_input": TimeInput.FRACTION}, "time_input=index"),
+        ({"data_range": BYTES}, "data_range=-1,1"),
+        ({"prediction": Prediction.X_START}, "prediction=eps"),
+    ],
+)
+def test_so_is_that_of_the_shipped_model(given, name, shipped, images):
+    assert checked(dataclasses.replace(shipped, **given), images).likely == name
+
+
+def test_the_truth_is_not_recommended_where_its_bound_is_worse(shipped, images):
+    coarse = trained(shipped, prediction=Prediction.X_START)
+    coarse.network.coarseness = 0.1
+    check = checked(dataclasses.replace(coarse, prediction=Prediction.EPSILON), images)
+    assert check.outcome is Outcome.FAULT
+
+
+def test_an_error_that_may_be_chance_leaves_the_check_undecided(shipped, images):
+    # In bytes the first timestep has less noise than the network inside was trained with.
+    check = checked(trained(shipped, data_range=BYTES), images)
+    assert check.outcome is Outcome.UNDECIDED
+    assert check.fault.value > 1
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_no_seed_and_no_images_raise_a_false_alarm(seed, shipped, images):
+    some = slice(400 * seed, 400 * seed + 300)
+    part = dataclasses.replace(
+        images, pixels=images.pixels[some], ids=images.ids[some], labels=images.labels[some]
+    )
+    assert checked(shipped, part, seed=seed).outcome is Outcome.PASSED
+
+
+def test_an_untrained_network_has_a_fault_that_nothing_mends(shipped, images):
+    torch.manual_seed(0)
+    untrained = type(shipped.network)(shipped.network.config)
+    check = checked(dataclasses.replace(shipped, network=untrained), images)
+    assert check.likely is None
+    assert (check.fault.name, check.fault.limit) == ("eps_mse", 0.1)
+    assert check.fault.value > 0.5
+    # Predicting v = 0 is better than predicting no noise, but not than independent pixels.
+    as_v = dataclasses.replace(shipped, network=untrained, prediction=Prediction.V)
+    assert checked(as_v, images).fault.name == "nats"
+
+
+def test_a_time_two_timesteps_off_is_not_taken_for_one(shipped, images):
+    # A network that is not fully trained may seem to be so.
+    check = checked(dataclasses.replace(shipped, network=Shifted(shipped.network, -2)), images)
+    assert check.offset.gain > 0.004
+    assert not check.offset.is_likely
+    assert check.offset.num_images == 64
+    assert check.outcome is Outcome.PASSED
+
+
+def test_a_candidate_that_one_image_rules_out_is_dropped(shipped, images):
+    check = checked(shipped, images)
+    scores = {other.score.candidate.name: other.score for other in check.others}
+    assert {scores[name].num_images for name in ("prediction=x_start", "data_range=0,255")} == {1}
+    assert check.given.num_images == NUM_IMAGES
+    assert np.isnan(next(o for o in check.others if o.score.num_images == 1).standard_error)
+    # The times match, so no schedule is tried.
+    assert not any("schedule" in name or "time_input" in name for name in scores)
+
+
+def test_evaluations_are_counted_and_the_batch_size_changes_nothing(shipped, images):
+    batches = []
+    hook = shipped.network.register_forward_pre_hook(lambda _, inputs: batches.append(inputs[0]))
+    try:
+        check = checked(shipped, images, batch_size=7)
+    finally:
+        hook.remove()
+    assert sum(map(len, batches)) == check.num_evaluations
+    at_once = checked(shipped, images, batch_size=64)
+    assert at_once.num_evaluations == check.num_evaluations
+    for one, other in zip(check.others, at_once.others, strict=True):
+        assert one.gain == pytest.approx(other.gain, rel=1e-3, abs=1e-5)
+
+
+class Table(nn.Module):
+    """A network with an embedding of times, which notes an index outside."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__()
+        self.times = nn.Embedding(length, 1)
+        self.was_outside = False
+
+    def forward(self, x_t, time):
+        self.was_outside |= bool((time < 0).any() or (time >= self.times.num_embeddings).any())
+        return x_t * (1 + self.times(time)[:, :, None, None])
+
+
+@pytest.mark.parametrize("time_input", ["index", "one-based"])
+def test_no_index_is_outside_of_an_embedding(time_input):
+    network = Table(40 if time_input == "index" else 41).eval()
+    given = dataclasses.replace(
+        oracle_checkpoint(oracle_images(), NoiseSchedule.linear(40)),
+        network=network,
+        time_input=TimeInput(time_input),
+    )
+    images = oracle_images(20)
+    batch = BatchSize(None, device=CPU, image_shape=(1, 4, 4), warn=pytest.fail)
+    evaluator = Evaluator(given, images, seed=0, device=CPU, batch=batch)
+    check = Checker(given, images, evaluator.evaluate, raises_outside=False).check()
+    assert not network.was_outside
+    # On a CPU it raises, and the candidate is left out.
+    checked(given, images)
+    # A fraction is no index.
+    assert "time_input=fraction" not in {other.score.candidate.name for other in check.others}
+
+
+def test_the_exact_model_of_its_data_passes_under_any_schedule():
+    means, generator = oracle_images(), np.random.default_rng(0)
+    numbers = means.pixels[np.arange(60) % 6] / 127.5 - 1
+    numbers = numbers + generator.normal(0, 0.02**0.5, numbers.shape)
+    pixels = np.rint((numbers.clip(-1, 1) + 1) * 127.5).astype(np.uint8)
+    images = ImageSet(pixels, [str(i) for i in range(60)], "drawn from the model")
+    for schedule in (NoiseSchedule.linear(300), NoiseSchedule.cosine(60), NoiseSchedule.sigmoid(9)):
+        for prediction in ("eps", "v", "x_start", "previous_mean"):
+            exact = oracle_checkpoint(means, schedule, prediction=prediction, spread=0.02)
+            check = checked(exact, images)
+            assert check.outcome is Outcome.PASSED, (schedule.name, prediction, check.better)
+
+
+@pytest.mark.parametrize("num_timesteps", [1, 2, 3, 4])
+def test_few_timesteps_and_equal_images_raise_no_error(num_timesteps):
+    images = oracle_images(1)
+    many = ImageSet(np.repeat(images.pixels, 16, 0), [str(i) for i in range(16)], "one image")
+    schedule = NoiseSchedule.from_betas([0.3] * num_timesteps)
+    assert checked(oracle_checkpoint(images, schedule, spread=0.02), many).best is None
