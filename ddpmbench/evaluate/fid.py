@@ -54,7 +54,7 @@ from ddpmbench.samples.statistics import (
     read_statistics,
 )
 from ddpmbench.sanity_check.record import CheckRecord
-from ddpmbench.sanity_check.run import CheckBefore
+from ddpmbench.sanity_check.run import PreliminaryCheck
 from ddpmbench.unet.precision import Precision
 from ddpmbench.version import __version__
 
@@ -81,7 +81,7 @@ def check_of_samples(
     if not isinstance(run.source, Generation):
         return None
     checkpoint = run.source.checkpoint
-    check = CheckBefore(
+    check = PreliminaryCheck(
         wanted,
         run.num_generated * checkpoint.schedule.num_timesteps,
         seed=seed,
@@ -91,7 +91,7 @@ def check_of_samples(
     )
     for reference in run.references:
         if isinstance(reference, ImageSet) and _is_of_its_kind(reference, run.source):
-            return check.made(
+            return check.run(
                 checkpoint, reference, device=run.device, ranks=run.ranks, folder=folder
             )
     if wanted:

@@ -42,7 +42,7 @@ from ddpmbench.report.card import Card, Draw, Shown
 from ddpmbench.report.conventions import conventions_frame, sub_schedules_frame
 from ddpmbench.report.tables import in_bits
 from ddpmbench.report.text import raw_pixels_warning
-from ddpmbench.sanity_check.run import CheckBefore, recorded_check
+from ddpmbench.sanity_check.run import PreliminaryCheck, recorded_check
 from ddpmbench.unet.precision import Precision
 from ddpmbench.user_code import user_errors
 from ddpmbench.version import __version__
@@ -189,7 +189,7 @@ def evaluate_nll(
         }
         refuse_other_runs({**identity, **chosen.settings}, ranks)
         calls = chosen.least_evaluations(len(images), checkpoint.schedule.num_timesteps)
-        before = CheckBefore(
+        before = PreliminaryCheck(
             check, calls, seed=seed, batch_size=batch_size, note=told.note, warn=told.warn
         )
         uses_folders = bool(checkpoint.num_classes and images.classes)
@@ -214,8 +214,8 @@ def evaluate_nll(
         }
 
         def answer(path: Path) -> NllReport | None:
-            record = recorded_check(path) if before.is_made else None
-            if before.is_made and record is None:
+            record = recorded_check(path) if before.is_needed else None
+            if before.is_needed and record is None:
                 return None
             asked = Asked(
                 identity,
@@ -232,7 +232,7 @@ def evaluate_nll(
         if folder is not None and folder.dropped:
             told.warn(made_again(list(folder.dropped)))
         _say_how_images_were_read(images, told, class_folders=uses_folders)
-        checked = before.made(checkpoint, images, device=target, ranks=ranks, folder=folder)
+        checked = before.run(checkpoint, images, device=target, ranks=ranks, folder=folder)
         if answered is not None:
             told.start(0)
             _warn_of(answered, chosen, told)

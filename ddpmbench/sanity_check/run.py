@@ -123,11 +123,11 @@ class _Network:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class CheckBefore:
+class PreliminaryCheck:
     """The sanity check before a run.
 
     Attributes:
-        wanted: whether to check; None for before long runs.
+        requested: whether to check; None for before long runs.
         num_evaluations: network evaluations of the run, as far as they are known.
         seed: of the noise.
         batch_size: terms a network evaluation; None for what suits the device.
@@ -135,7 +135,7 @@ class CheckBefore:
         warn: called with the warning, and where memory is short.
     """
 
-    wanted: bool | None
+    requested: bool | None
     num_evaluations: int
     seed: int = 0
     batch_size: int | None = None
@@ -143,11 +143,12 @@ class CheckBefore:
     warn: Callable[[str], None] = lambda line: None
 
     @property
-    def is_made(self) -> bool:
-        """Whether there is one: it is asked for, or the run is long."""
-        return self.num_evaluations >= MIN_EVALUATIONS if self.wanted is None else self.wanted
+    def is_needed(self) -> bool:
+        """Whether to check: it is requested, or the run is long."""
+        is_long = self.num_evaluations >= MIN_EVALUATIONS
+        return is_long if self.requested is None else self.requested
 
-    def made(
+    def run(
         self,
         checkpoint: Checkpoint,
         images: ImageSet,
@@ -171,7 +172,7 @@ class CheckBefore:
         Raises:
             InputError: the folder cannot be written, or no batch fits into memory.
         """
-        if not self.is_made:
+        if not self.is_needed:
             return None
         return ranks.once(lambda: self._record(checkpoint, images, device, folder))
 

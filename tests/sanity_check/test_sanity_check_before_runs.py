@@ -32,7 +32,7 @@ from ddpmbench.execution.features import QualityListener
 from ddpmbench.samples.protocols import PROTOCOLS
 from ddpmbench.sanity_check import run as check
 from ddpmbench.sanity_check.record import CheckRecord, Outcome, note
-from ddpmbench.sanity_check.run import MIN_EVALUATIONS, RECORD, TABLE, CheckBefore
+from ddpmbench.sanity_check.run import MIN_EVALUATIONS, RECORD, TABLE, PreliminaryCheck
 
 EVERY_PAIR = {"estimator": "every-pair", "draws": 1, "device": "cpu"}
 
@@ -110,36 +110,36 @@ def test_the_table_holds_every_candidate_at_its_timesteps(wrong_run):
 def test_a_resumed_run_warns_again_without_another_check(wrong_run, images, monkeypatch):
     checkpoint, report, (_, line) = wrong_run
     monkeypatch.setattr(check, "check_parameterization", forbidden)
-    said = []
+    lines = []
     again = evaluate_nll(
         checkpoint,
         images,
         **EVERY_PAIR,
         check=True,
         out=report.folder,
-        listener=RunListener(warn=said.append),
+        listener=RunListener(warn=lines.append),
     )
-    assert said == [line]
+    assert lines == [line]
     assert again.summary["check"] == report.summary["check"]
 
 
-def test_a_damaged_record_is_made_again(wrong_run, shipped, images, tmp_path):
-    record = CheckRecord("a warning", "prediction=v", 7, "likely", "prediction=v")
-    for text in ("", "[]", '{"warning": 1, "likely": null, "num_evaluations": 3}'):
+def test_a_damaged_record_is_checked_again(shipped, images, tmp_path):
+    record = {"warning": 1, "likely": None, "num_evaluations": 3, "outcome": "", "better": None}
+    for text in ("", "[]", '{"warning": null}', json.dumps(record)):
         out = tmp_path / str(len(text))
         kept = evaluate_nll(shipped.respaced(3), images, **EVERY_PAIR, check=False, out=out)
         assert kept.summary["check"] is None
         (out / RECORD).write_text(text)
-        found = evaluate_nll(shipped.respaced(3), images, **EVERY_PAIR, check=True, out=out)
-        assert found.summary["check"]["num_evaluations"] > record.num_evaluations
+        report = evaluate_nll(shipped.respaced(3), images, **EVERY_PAIR, check=True, out=out)
+        assert report.summary["check"]["num_evaluations"] > 3
 
 
 def test_the_page_shows_the_warning_and_nothing_without_one(wrong_run, shipped, images, tmp_path):
     _, report, _ = wrong_run
     page = write_report(report.folder).read_text()
     assert "was likely trained with `prediction=v`" in page
-    said = []
-    listener = RunListener(note=said.append, warn=said.append)
+    lines = []
+    listener = RunListener(note=lines.append, warn=lines.append)
     given = {"check": True, "out": tmp_path / "right", "listener": listener}
     right = evaluate_nll(shipped.respaced(4), images, **EVERY_PAIR, **given)
     assert right.summary["check"]["warning"] is None
@@ -147,17 +147,17 @@ def test_the_page_shows_the_warning_and_nothing_without_one(wrong_run, shipped, 
     line = (
         f"sanity check, {count:,} network evaluations: nothing speaks against the parameterization"
     )
-    assert said[1:] == [line]
+    assert lines[1:] == [line]
     assert 'role="note"' not in write_report(right.folder).read_text()
 
 
 @pytest.mark.parametrize("value", [3, {"warning": None}, {"warning": 5, "likely": None}])
 def test_a_damaged_check_in_a_summary_is_refused(value, shipped, images, tmp_path):
-    found = evaluate_nll(shipped.respaced(2), images, **EVERY_PAIR, out=tmp_path / "run")
-    path = found.folder / "summary.json"
-    path.write_text(json.dumps(found.summary | {"check": value}))
+    report = evaluate_nll(shipped.respaced(2), images, **EVERY_PAIR, out=tmp_path / "run")
+    path = report.folder / "summary.json"
+    path.write_text(json.dumps(report.summary | {"check": value}))
     with pytest.raises(InputError, match=r"summary.json: missing or damaged: check"):
-        write_report(found.folder)
+        write_report(report.folder)
 
 
 def test_the_check_changes_no_number_of_the_run(shipped, images):
@@ -174,8 +174,8 @@ def enough(small_images) -> ImageSet:
     return ImageSet(pixels, ids, "crops")
 
 
-def made(before: CheckBefore, checkpoint, images, ranks=Ranks()) -> CheckRecord | None:  # noqa: B008
-    return before.made(checkpoint, images, device=torch.device("cpu"), ranks=ranks, folder=None)
+def record_of(check: PreliminaryCheck, checkpoint, images, ranks=Ranks()) -> CheckRecord | None:  # noqa: B008
+    return check.run(checkpoint, images, device=torch.device("cpu"), ranks=ranks, folder=None)
 
 
 def test_long_runs_are_checked_and_short_ones_if_that_is_asked_for(
@@ -187,25 +187,25 @@ def test_long_runs_are_checked_and_short_ones_if_that_is_asked_for(
         (True, 1, True),
         (False, 10**9, False),
     ):
-        found = made(CheckBefore(wanted, calls), small_model, small_images)
-        assert (found is not None) == is_checked
+        record = record_of(PreliminaryCheck(wanted, calls), small_model, small_images)
+        assert (record is not None) == is_checked
     assert f"{MIN_EVALUATIONS:,} calls" in check_option(lambda: None).__click_params__[0].help
 
 
 def test_random_weights_are_reported_as_untrained(small_model, enough):
-    said = []
-    made(CheckBefore(True, 1, warn=said.append), small_model, enough)
-    (line,) = said
+    lines = []
+    record_of(PreliminaryCheck(True, 1, warn=lines.append), small_model, enough)
+    (line,) = lines
     assert "\n" not in line
     assert "`ckpt=small`: the parameterization is wrong, or the weights are not those of a" in line
     assert "that of a trained model below" in line
 
 
 def test_too_few_images_are_not_checked(small_model, small_images):
-    said = []
-    record = made(CheckBefore(True, 1, note=said.append), small_model, small_images)
+    lines = []
+    record = record_of(PreliminaryCheck(True, 1, note=lines.append), small_model, small_images)
     assert record == CheckRecord(None, None, 0, "too few images", None)
-    assert said[1:] == ["the sanity check takes 16 images or more: nothing was checked"]
+    assert lines[1:] == ["the sanity check takes 16 images or more: nothing was checked"]
 
 
 @pytest.mark.parametrize("outcome", Outcome)
@@ -256,10 +256,12 @@ def test_only_the_first_rank_checks(small_model, small_images, monkeypatch):
 
     class Second(Ranks):
         def once(self, compute):
-            return "what the first found"
+            return "the record of the first rank"
 
-    found = made(CheckBefore(True, 1), small_model, small_images, Second(rank=1, count=2))
-    assert found == "what the first found"
+    record = record_of(
+        PreliminaryCheck(True, 1), small_model, small_images, Second(rank=1, count=2)
+    )
+    assert record == "the record of the first rank"
 
 
 def test_the_command_prints_the_warning_as_one_line_of_standard_error(
@@ -270,7 +272,7 @@ def test_the_command_prints_the_warning_as_one_line_of_standard_error(
     arguments = ["--ckpt", small_checkpoint, "--data", crops, "--estimator", "every-pair"]
     arguments += ["--draws", 1, "--timesteps", 5, "--device", "cpu", "--format", "quiet"]
 
-    def told(*more):
+    def lines_of(*more):
         status = run([str(a) for a in ("nll", *arguments, "--out", tmp_path / more[0], *more[1:])])
         captured = capsys.readouterr()
         assert status == 0, captured.err
@@ -278,11 +280,11 @@ def test_the_command_prints_the_warning_as_one_line_of_standard_error(
         lines = captured.err.splitlines()
         return [line for line in lines if "parameterization" in line and "raw pixels" not in line]
 
-    first, second = told("checked", "--check")
+    first, second = lines_of("checked", "--check")
     assert first.startswith("Note: sanity check of the parameterization first")
     assert second.startswith(f"Warning: --ckpt {small_checkpoint}: the parameterization is wrong")
-    assert not told("left-out", "--no-check")
-    assert not told("short")
+    assert not lines_of("left-out", "--no-check")
+    assert not lines_of("short")
 
 
 def test_samples_are_checked_with_the_first_reference_that_has_images_such_as_theirs(
@@ -290,13 +292,13 @@ def test_samples_are_checked_with_the_first_reference_that_has_images_such_as_th
 ):
     from ddpmbench.evaluate import fid
 
-    asked, said = [], []
+    asked, lines = [], []
 
     def stop(self, checkpoint, of, **others):
         asked.append((of, self.num_evaluations))
         raise InputError("far enough")
 
-    monkeypatch.setattr(fid.CheckBefore, "made", stop)
+    monkeypatch.setattr(fid.PreliminaryCheck, "run", stop)
     monkeypatch.setattr(fid, "_identity", lambda run, settings: {})
     small = dataclasses.replace(images, pixels=images.pixels[:, :, 4:20, 4:20].copy())
 
@@ -310,7 +312,7 @@ def test_samples_are_checked_with_the_first_reference_that_has_images_such_as_th
 
     def evaluate(*references):
         settings = FidSettings(Network(), PROTOCOLS["clean"], num_generated=5, check=True)
-        listener = QualityListener(note=said.append)
+        listener = QualityListener(note=lines.append)
         evaluate_fid(shipped.respaced(6), references, settings, device="cpu", listener=listener)
 
     monkeypatch.setattr(fid.QualityStores, "of", lambda *arguments: None)
@@ -320,8 +322,8 @@ def test_samples_are_checked_with_the_first_reference_that_has_images_such_as_th
     monkeypatch.setattr(fid.QualityRun, "engine", stop_here)
     with pytest.raises(InputError, match="no further"):
         evaluate(small)
-    assert said == ["--check: no --data has images such as the checkpoint makes; left out"]
+    assert lines == ["--check: no --data has images such as the checkpoint makes; left out"]
 
 
-def stop_here(self, folder):
+def stop_here(self, folder, **others):
     raise InputError("no further")
