@@ -75,7 +75,7 @@ class _TimeTest:
 
 
 _COARSE = _TimeTest(factor=1.15, min_share=0.05, min_area=0.005)
-_FINE = _TimeTest(factor=1.05, min_share=0.005, min_area=0.0)
+_FINE = _TimeTest(factor=1.05, min_share=0.002, min_area=0.0)
 _FIRST_IMAGES = 4  # after which a test ends if there is no gain
 
 _OFFSET_NUM_IMAGES = 64
@@ -282,12 +282,15 @@ class Checker:
 
     def _has_rival(self, best: Comparison, others: Sequence[Comparison]) -> bool:
         """Whether another parameterization may be right as well, with another bound."""
+        candidate = best.score.candidate
+        if candidate.time_parameters and len(candidate.parameters) > 1:
+            # Wrong times and another wrong parameter can make up for each other.
+            return True
         for other in others:
             if other is not best and other.is_improvement:
                 pair = self._scorer.compared(other.score, best.score)
                 if pair.z_score < SIGNIFICANT / 2 and abs(pair.bound_gain) > MIN_BOUND_GAIN:
                     return True
-        candidate = best.score.candidate
         if not candidate.time_parameters:
             return False
         if self._has_twin(candidate) or self._mismatch(best.score, _FINE) is not None:

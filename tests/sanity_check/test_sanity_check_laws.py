@@ -149,6 +149,8 @@ def test_a_wrong_model_does_not_pass_and_the_advice_lowers_its_bound(name):
         ("linear:150:0.0006:0.13", "cosine:1000"),
         ("linear:700:0.0001:0.02", "linear:200:0.0005:0.1"),
         ("geometric:200:0.0005:0.1", "linear:1000"),
+        ("geometric:300:0.0001:0.02", "linear:1000"),
+        ("geometric:600:0.000166667:0.0333333", "linear:1000"),
         ("linear:1000:0.02:0.0001", "linear:1000"),
     ],
 )
