@@ -25,6 +25,9 @@ import ddpmbench as db
 from ddpmbench.diffusion.data_range import NATS_PER_BIT
 from ddpmbench.errors import InputError
 from ddpmbench.execution.progress import progress
+from ddpmbench.execution.store import FolderStore
+from ddpmbench.execution.terms import checked, read_terms
+from ddpmbench.likelihood.designs import EveryPairDesign
 from ddpmbench.likelihood.regression import FeatureTable, GaussianFeatures
 
 SIZES = {
@@ -75,8 +78,6 @@ def read_population(run: Path) -> Population:
     """
     try:
         summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-        columns = ["image", "t", "draw", "nats"]
-        terms = pd.read_parquet(run / "shards", columns=columns)
         prior = pd.read_csv(run / "per_image.csv")["prior"].to_numpy() * NATS_PER_BIT
         data, images, steps = summary["data"], summary["num_images"], summary["num_timesteps"]
         estimator, draws = summary["estimator"], summary["sampling"].get("draws", 1)
@@ -85,11 +86,11 @@ def read_population(run: Path) -> Population:
     if estimator != "every-pair" or draws < 2:
         raise InputError(f"--run {run}: needs --estimator every-pair with --draws 2 or more")
     shape = (images, steps, draws)
-    computed = np.full(shape, np.nan)
-    place = (terms["image"].to_numpy(), terms["t"].to_numpy() - 1, terms["draw"].to_numpy())
-    if len(terms) != computed.size or (np.max(place, axis=1) >= shape).any():
+    design, store = EveryPairDesign(*shape), FolderStore(run / "shards", "terms")
+    if store.missing(len(design)):
         raise InputError(f"--run {run}: its shards do not hold every term of its summary")
-    computed[place] = terms["nats"]
+    tables = checked(read_terms(store, len(design), ("nats",)), design, where=run)
+    computed = np.concatenate([table.values["nats"] for table in tables]).reshape(shape)
     spec = f"{data['source']}:{data['split']}" if data["split"] else data["source"]
     pixels = db.load_images(spec, num_images=images)
     if pixels.sha256 != data["sha256"]:

@@ -2,9 +2,8 @@
 
 A file and its checksum come to a folder by one rename, so no kill and no other process can part
 them. The checksum is the sha256 of all bytes but its own 64 hexadecimal digits, which lie where the
-readers of the format pass them by: in an npz in the comment at its end, in JSON in the last field,
-in parquet between the columns and the footer. A csv has no such place; `summary.json`, which is
-written after the tables, names theirs.
+readers of the format pass them by: in an npz in the comment at its end, in JSON in the last field.
+A csv has no such place; `summary.json`, which is written after the tables, names theirs.
 """
 
 import functools
@@ -30,7 +29,6 @@ _NONE = _MARK + b"0" * _DIGITS  # before it is known
 _TRACE = re.compile(rb"ddpmbench sh|a256 ")
 """One of these is left of a mark of which one bit has changed."""
 _JSON_END = b'"\n  }\n}\n'
-_PARQUET_END = 8  # bytes: the length of the footer, and b"PAR1"
 _CHUNK = 1 << 20
 
 
@@ -43,20 +41,16 @@ class UnreadableError(DamageError):
 
 
 def seal(path: Path) -> None:
-    """Put its checksum into a file that was just written: an npz, JSON of `write_json`, or parquet.
+    """Put its checksum into a file that was just written: an npz, or JSON of `write_json`.
 
     Raises:
         OSError: the file cannot be written.
     """
     with path.open("rb") as file:
-        kind = file.read(4)
-    if kind[:2] == b"PK":
+        is_zip = file.read(2) == b"PK"
+    if is_zip:
         with zipfile.ZipFile(path, "a") as archive:
             archive.comment = _NONE
-    elif kind == b"PAR1":
-        content = path.read_bytes()
-        place = len(content) - _PARQUET_END - int.from_bytes(content[-8:-4], "little")
-        path.write_bytes(content[:place] + _NONE + content[place:])
     with path.open("r+b") as file:
         place = _place(file)
         digest = _digest(file, place)
@@ -117,13 +111,8 @@ def _is_whole(path: Path, inode: int, size: int, changed: int) -> bool | None:
 def _place(file: IO[bytes]) -> int:
     """Where the checksum of a file begins; negative where it is too short to have one."""
     size = file.seek(0, os.SEEK_END)
-    file.seek(max(0, size - _PARQUET_END))
-    end = file.read()
-    if end.endswith(_JSON_END):
-        return size - len(_JSON_END) - _DIGITS
-    if end.endswith(b"PAR1"):
-        return size - _PARQUET_END - int.from_bytes(end[:4], "little") - _DIGITS
-    return size - _DIGITS
+    file.seek(max(0, size - len(_JSON_END)))
+    return size - _DIGITS - (len(_JSON_END) if file.read() == _JSON_END else 0)
 
 
 def _digest(file: IO[bytes], place: int) -> bytes:
@@ -247,8 +236,10 @@ def read_npz(
         raise _no_arrays(error) from error
 
 
-def lengths_of_npz(path: Path) -> dict[str, int | None]:
-    """The length of each array of an npz file, None where it is a number; none is loaded.
+def outline_of_npz(path: Path) -> tuple[dict[str, int], dict[str, NDArray[Any]]]:
+    """The lengths of the arrays of an npz file, and its scalars; no array is loaded.
+
+    It must have a checksum, which is not verified.
 
     Raises:
         UnreadableError: the file is not there, is no plain file, or cannot be read.
@@ -256,14 +247,21 @@ def lengths_of_npz(path: Path) -> dict[str, int | None]:
     """
     status_of(path)
     try:
-        lengths = {}
+        lengths, scalars = {}, {}
         with path.open("rb") as file, zipfile.ZipFile(file) as archive:
-            for name in archive.namelist():
-                with archive.open(name) as array:
+            if len(archive.comment) != len(_NONE):
+                raise DamageError("it has no checksum")
+            for member in archive.namelist():
+                name = member.removesuffix(".npy")
+                with archive.open(member) as array:
                     np.lib.format.read_magic(array)
                     shape = np.lib.format.read_array_header_1_0(array)[0]
-                lengths[name.removesuffix(".npy")] = shape[0] if shape else None
-        return lengths
+                if shape:
+                    lengths[name] = int(shape[0])
+                else:
+                    with archive.open(member) as array:
+                        scalars[name] = np.lib.format.read_array(array, allow_pickle=False)
+        return lengths, scalars
     except _UNREADABLE as error:
         raise _no_arrays(error) from error
 

@@ -2,9 +2,10 @@
 
 import json
 
+import numpy as np
 import pandas as pd
 
-from ddpmbench.checksums import CHECKSUMS, checksum, seal, write_json
+from ddpmbench.checksums import CHECKSUMS, checksum, seal, write_json, write_npz
 
 
 def seal_again(path):
@@ -46,3 +47,25 @@ def read_record(path):
     record = json.loads(path.read_text())
     record.pop(CHECKSUMS, None)
     return record
+
+
+def read_npz(path):
+    """All arrays of an npz file."""
+    with np.load(path) as archive:
+        return {name: archive[name] for name in archive.files}
+
+
+def edit_npz(path, **changes):
+    """Other arrays in an npz file, or none where they are None."""
+    arrays = read_npz(path) | changes
+    write_npz(path, {name: array for name, array in arrays.items() if array is not None})
+
+
+def terms_in(folder, name="terms"):
+    """The terms in the shards of a run folder, one row each, in the order of the shards."""
+    shards = sorted((folder / "shards").glob(f"{name}-*.npz"))
+    frames = [
+        pd.DataFrame({name: array for name, array in read_npz(path).items() if array.ndim})
+        for path in shards
+    ]
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ddpmbench.data.images import ImageSet
     from ddpmbench.evaluate.sample import MadeBy
     from ddpmbench.execution.features import Cost
-    from ddpmbench.execution.terms import RunListener
+    from ddpmbench.execution.worker import RunListener
     from ddpmbench.samples.feature_networks import FeatureNetwork
     from ddpmbench.samples.statistics import ReferenceStatistics
 
@@ -56,7 +56,7 @@ def fid(out: Path | None, output_format: str, **given: Any) -> None:  # noqa: AN
     from ddpmbench.evaluate.answered import page_of
     from ddpmbench.evaluate.fid import FidSettings, evaluate_fid
     from ddpmbench.execution.distributed import joined
-    from ddpmbench.execution.features import QualityListener
+    from ddpmbench.execution.features import FidelityListener
     from ddpmbench.report.fidelity_text import printed_fidelity
 
     with joined() as ranks:
@@ -79,7 +79,7 @@ def fid(out: Path | None, output_format: str, **given: Any) -> None:  # noqa: AN
             batch_size=given["batch_size"],
             out=folder,
             command=["ddpmbench", *sys.argv[1:]],
-            listener=QualityListener(_stage, _say_cost, warn, note),
+            listener=FidelityListener(_stage, _say_cost, warn, note),
         )
     if ranks.reports:
         click.echo(printed_fidelity(report.summary, output_format))
@@ -89,7 +89,7 @@ def fid(out: Path | None, output_format: str, **given: Any) -> None:  # noqa: AN
 
 @contextlib.contextmanager
 def _stage(name: str, unit: str, calls: int) -> "Iterator[RunListener]":
-    from ddpmbench.execution.terms import RunListener
+    from ddpmbench.execution.worker import RunListener
 
     def on_start(missing: int) -> None:
         if missing:

@@ -56,7 +56,7 @@ def evaluate(
     from ddpmbench.evaluate.nll import evaluate_nll
     from ddpmbench.evaluate.progress import remark
     from ddpmbench.execution.distributed import joined
-    from ddpmbench.execution.terms import RunListener, RunProgress
+    from ddpmbench.execution.worker import RunListener, RunProgress
 
     inputs = {name: given.pop(name) for name in options.INPUTS}
 

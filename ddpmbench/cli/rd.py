@@ -94,7 +94,7 @@ def _print(source: "NllReport | Path", output_format: str) -> None:
 
 def _make_pictures(found: Evaluation, **options: Any) -> None:  # noqa: ANN401
     from ddpmbench.evaluate.pictures import progressive_pictures
-    from ddpmbench.execution.terms import RunListener
+    from ddpmbench.execution.worker import RunListener
 
     with progress("pictures", "evaluations") as update:
 

@@ -47,7 +47,7 @@ def sample(out: Path | None, output_format: str, **given: Any) -> None:  # noqa:
     from ddpmbench.cli.inputs import open_checkpoint, sample_settings
     from ddpmbench.evaluate.sample import generate_samples
     from ddpmbench.execution.distributed import joined
-    from ddpmbench.execution.terms import RunListener
+    from ddpmbench.execution.worker import RunListener
     from ddpmbench.report.samples import printed_samples
 
     eight_bit = given.pop("eight_bit")

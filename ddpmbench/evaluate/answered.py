@@ -19,7 +19,7 @@ from ddpmbench.execution.finished import (
 )
 from ddpmbench.execution.folder import IDENTITY, source_revision, tag, versions
 from ddpmbench.execution.precision_correction import store_name
-from ddpmbench.execution.term_store import Shards, faults_in
+from ddpmbench.execution.store import FolderStore, faults_in
 from ddpmbench.execution.terms import EXTREMES
 from ddpmbench.files import is_temporary, replacing, writing_to
 from ddpmbench.unet.precision import Precision
@@ -221,5 +221,5 @@ def _has_whole_shards(folder: Path, summary: Mapping[str, Any]) -> bool:
     return (
         run is not None
         and not any(faults_in(shards, run))
-        and not any(Shards(shards, name, run=run).missing(size) for name, size in rows.items())
+        and not any(FolderStore(shards, name, run=run).missing(size) for name, size in rows.items())
     )

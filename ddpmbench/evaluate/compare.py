@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from ddpmbench.checksums import DamageError, read_npz
 from ddpmbench.diffusion.data_range import NATS_PER_BIT
 from ddpmbench.errors import InputError
-from ddpmbench.execution.finished import SUMMARY, FinishedRun, refuse_losses
+from ddpmbench.execution.finished import SUMMARY, FinishedRun, refuse_missing_shards
 from ddpmbench.execution.folder import RunFolder
 from ddpmbench.execution.precision_correction import store_name
-from ddpmbench.execution.terms import checked
+from ddpmbench.execution.terms import checked, read_terms
 from ddpmbench.files import named_path
 from ddpmbench.likelihood.designs import Design, EveryPairDesign, ImportanceDesign
 from ddpmbench.likelihood.paired import (
@@ -305,7 +305,7 @@ def compare(
     opened = [FinishedRun.open(Path(run), option="", schema=tables.SCHEMA) for run in runs]
     for run in opened:
         check(run.summary, Run, run.path / SUMMARY)
-        refuse_losses(run, option="", reads_rows=True)
+        refuse_missing_shards(run, option="", reads_terms=True)
     baseline = opened[0]
     for run in opened[1:]:
         check_comparable(run, baseline, _facts_beside(run, baseline))
@@ -358,7 +358,7 @@ def _correction_terms(run: FinishedRun) -> NDArray[np.float64]:
                 f"{run.path}: some shards of its {store_name(precision)} are gone; run its command "
                 "again"
             )
-        tables_of.append(checked(store.tables(len(design), ("nats",)), design, where=run.path))
+        tables_of.append(checked(read_terms(store, len(design), ("nats",)), design, where=run.path))
     return differences(design, *tables_of)
 
 
@@ -373,7 +373,7 @@ def _tables(run: FinishedRun, design: Design) -> Tables:
     if store.missing(len(design)):
         raise InputError(f"{run.path}: some of its shards are gone; run its command again")
     columns = columns_of_bound(clip=bool(run.summary["conventions"]["clip"]))
-    return lambda length: checked(store.tables(length, columns), design, where=run.path)
+    return lambda length: checked(read_terms(store, length, columns), design, where=run.path)
 
 
 def _num_correction_terms(run: FinishedRun) -> int | None:

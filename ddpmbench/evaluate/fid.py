@@ -17,14 +17,13 @@ from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.errors import InputError
 from ddpmbench.evaluate.progress import quality_listening
 from ddpmbench.evaluate.sample import MadeBy
-from ddpmbench.execution.chunks import PartStore, gathered
 from ddpmbench.execution.devices import resolve_device
 from ddpmbench.execution.distributed import joined, open_folder, refuse_other_runs
 from ddpmbench.execution.engine import Engine
 from ddpmbench.execution.features import (
-    QualityListener,
-    QualityRun,
-    QualityStores,
+    FidelityListener,
+    FidelityRun,
+    FidelityStores,
     Reference,
     check_room,
 )
@@ -32,6 +31,7 @@ from ddpmbench.execution.finished import ENVIRONMENT, PER_IMAGE
 from ddpmbench.execution.folder import RunFolder, environment
 from ddpmbench.execution.network_check import check_network
 from ddpmbench.execution.samples import SAMPLES, Generation, SampleSettings, write_samples
+from ddpmbench.execution.store import Store, gathered, recomputed
 from ddpmbench.files import named_path
 from ddpmbench.report import fidelity as tables
 from ddpmbench.report.card import Card, Draw, Shown
@@ -60,10 +60,10 @@ from ddpmbench.version import __version__
 
 
 def check_of_samples(
-    run: QualityRun,
+    run: FidelityRun,
     wanted: bool | None,
     seed: int,
-    told: QualityListener,
+    told: FidelityListener,
     folder: RunFolder | None,
 ) -> CheckRecord | None:
     """By the first reference whose images the network could have been trained on, if any is.
@@ -241,7 +241,7 @@ def evaluate_fid(
     batch_size: int | None = None,
     out: str | Path | None = None,
     command: list[str] | None = None,
-    listener: QualityListener | None = None,
+    listener: FidelityListener | None = None,
     progress: bool = True,
 ) -> FidReport:
     """Frechet distance, kernel distance, precision, recall and Inception score of samples.
@@ -284,10 +284,10 @@ def evaluate_fid(
         if isinstance(made, Generation):
             wanted, room_in = settings.num_generated, None if out is None else named_path(out)
             shape = made.shape
-            ranks.once(lambda: check_room("--num-generated", wanted, shape, room_in))
+            ranks.once(lambda: check_room("num_generated", wanted, shape, room_in))
             model = check_network(made.checkpoint, shape, device=target, ranks=ranks)
             made = dataclasses.replace(made, checkpoint=model)
-        run = QualityRun(made, settings.num_generated, known, network, target, ranks, batch_size)
+        run = FidelityRun(made, settings.num_generated, known, network, target, ranks, batch_size)
         identity = _identity(run, settings)
         refuse_other_runs({**identity, "num_generated": settings.num_generated}, ranks)
         folder = None if out is None else open_folder(named_path(out), identity, ranks)
@@ -296,7 +296,9 @@ def evaluate_fid(
         told = quality_listening(
             listener if ranks.reports else None, shown=progress and ranks.reports
         )
-        stores = QualityStores.of(known, settings.network, None if folder is None else folder.path)
+        stores = FidelityStores.of(known, settings.network, folder)
+        if folder is not None and folder.dropped:
+            told.warn(recomputed(list(folder.dropped)))
         for images in (made, *known):
             for line in images.notes if isinstance(images, ImageSet) else ():
                 told.note(line)
@@ -367,7 +369,7 @@ def _generation(checkpoint: Checkpoint, settings: FidSettings) -> Generation:
     return Generation(checkpoint, dataclasses.replace(settings.samples, eight_bit=eight_bit))
 
 
-def _identity(run: QualityRun, settings: FidSettings) -> dict[str, Any]:
+def _identity(run: FidelityRun, settings: FidSettings) -> dict[str, Any]:
     """Everything that determines the scores, besides how many samples there are."""
     of_samples: dict[str, Any]
     if isinstance(run.source, ImageSet):
@@ -392,11 +394,11 @@ def _identity(run: QualityRun, settings: FidSettings) -> dict[str, Any]:
 class _Scoring:
     """From what a run has made to its report."""
 
-    run: QualityRun
+    run: FidelityRun
     engine: Engine | None
     settings: FidSettings
     images: ImageSet
-    stores: QualityStores
+    stores: FidelityStores
     checked: CheckRecord | None = None
 
     def report(self, folder: RunFolder | None) -> FidReport:
@@ -421,7 +423,7 @@ class _Scoring:
         return found
 
     def _known(
-        self, reference: Reference, store: PartStore | None
+        self, reference: Reference, store: Store | None
     ) -> NDArray[np.float32] | FeatureGaussian:
         if isinstance(reference, ImageSet):
             assert store is not None
@@ -431,7 +433,7 @@ class _Scoring:
     def _classes(self) -> InceptionScore | None:
         count = len(self.images)
         edges = self.settings.protocol.splits_of(count)
-        if not edges or "logits" not in next(self.stores.features.parts(count)):
+        if not edges or "logits" not in next(self.stores.features.read(count)):
             return None
         order = self.settings.protocol.inception_order
         logits = gathered(self.stores.features, "logits", count)

@@ -25,7 +25,7 @@ from ddpmbench.execution.finished import (
     FinishedRun,
     read_summary,
     refuse_later,
-    refuse_losses,
+    refuse_missing_shards,
 )
 from ddpmbench.execution.samples import SAMPLES
 from ddpmbench.report import comparison, fidelity, fidelity_comparison, tables
@@ -97,7 +97,7 @@ def load_report(folder: str | Path) -> Report:
 
 def _of_bound(path: Path) -> NllReport:
     run = FinishedRun.open(path, option="", schema=tables.SCHEMA)
-    refuse_losses(run, option="")
+    refuse_missing_shards(run, option="")
     check(run.summary, records.Run, path / SUMMARY)
     return NllReport(
         summary=run.summary,

@@ -15,7 +15,6 @@ from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.errors import InputError
 from ddpmbench.evaluate.answered import Asked, answer_in
 from ddpmbench.evaluate.progress import listening
-from ddpmbench.execution.chunks import made_again
 from ddpmbench.execution.devices import resolve_device
 from ddpmbench.execution.distributed import joined, open_folder, refuse_other_runs
 from ddpmbench.execution.engine import Engine, resolve_precision
@@ -31,8 +30,9 @@ from ddpmbench.execution.finished import (
 from ddpmbench.execution.folder import RunFolder, environment
 from ddpmbench.execution.network_check import check_network
 from ddpmbench.execution.precision_correction import CorrectionRun
-from ddpmbench.execution.term_store import MemoryTerms, TermStore
-from ddpmbench.execution.terms import EXTREMES, Extremes, RowsRun, RunListener
+from ddpmbench.execution.store import MemoryStore, Store, recomputed
+from ddpmbench.execution.terms import EXTREMES, Extremes, TermsRun
+from ddpmbench.execution.worker import RunListener, Worker
 from ddpmbench.files import named_path
 from ddpmbench.likelihood.decoders import DECODERS
 from ddpmbench.likelihood.estimator import SampledBound
@@ -228,9 +228,9 @@ def evaluate_nll(
 
         answered = None if out is None else ranks.once(partial(answer, named_path(out)))
         folder = None if out is None else open_folder(named_path(out), identity, ranks)
-        store: Callable[[str], TermStore] = _in_memory if folder is None else folder.shards
+        store: Callable[[str], Store] = _in_memory if folder is None else folder.shards
         if folder is not None and folder.dropped:
-            told.warn(made_again(list(folder.dropped)))
+            told.warn(recomputed(list(folder.dropped)))
         _say_how_images_were_read(images, told, class_folders=uses_folders)
         checked = before.run(checkpoint, images, device=target, ranks=ranks, folder=folder)
         if answered is not None:
@@ -254,12 +254,16 @@ def evaluate_nll(
             device=target,
             model_output=engine.model_output,
         )
-        run = RowsRun.of(
+        run = TermsRun(
             terms_pass,
-            batch_size=batch_size,
-            ranks=ranks,
-            listener=told,
-            precision=computed_in,
+            Worker.of(
+                target,
+                images.pixels.shape[1:],
+                batch_size=batch_size,
+                ranks=ranks,
+                listener=told,
+            ),
+            computed_in,
         )
         with user_errors(checkpoint.network_name), engine.running():
             found = chosen.run(run, store, correction=_correction(run, chosen, store))
@@ -284,7 +288,7 @@ def evaluate_nll(
 
 
 def _correction(
-    run: RowsRun, estimator: Estimator, store: Callable[[str], TermStore]
+    run: TermsRun, estimator: Estimator, store: Callable[[str], Store]
 ) -> CorrectionRun | None:
     """What corrects a run in low precision: the same network in strict float32."""
     if run.precision is Precision.FP32:
@@ -302,8 +306,8 @@ def _warn_of(report: NllReport, estimator: Estimator, told: RunListener) -> None
             told.warn(line)
 
 
-def _in_memory(name: str) -> MemoryTerms:
-    return MemoryTerms()
+def _in_memory(name: str) -> MemoryStore:
+    return MemoryStore()
 
 
 def _report(

@@ -11,11 +11,11 @@ from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.errors import InputError
 from ddpmbench.evaluate.nll import NllReport
 from ddpmbench.evaluate.progress import listening
-from ddpmbench.execution.chunks import made_again
 from ddpmbench.execution.devices import evaluating_checkpoint, resolve_device, strict_float32
 from ddpmbench.execution.engine import BatchSize
 from ddpmbench.execution.pictures import PICTURES, DamagedPicturesError, Pictures
-from ddpmbench.execution.terms import RunListener, RunProgress
+from ddpmbench.execution.store import recomputed
+from ddpmbench.execution.worker import RunListener, RunProgress
 from ddpmbench.report.text import with_data_range
 from ddpmbench.samples.progressive import (
     WEIGHTS,
@@ -149,7 +149,7 @@ def _kept(folder: Path, num_timesteps: int, listener: RunListener) -> Pictures:
     try:
         return Pictures.read(folder, num_timesteps)
     except DamagedPicturesError:
-        listener.warn(made_again([PICTURES]))
+        listener.warn(recomputed([PICTURES]))
         return Pictures()
 
 

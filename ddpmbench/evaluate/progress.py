@@ -4,9 +4,9 @@ import contextlib
 from collections.abc import Iterator
 
 from ddpmbench.diffusion.data_range import NATS_PER_BIT
-from ddpmbench.execution.features import Cost, QualityListener
+from ddpmbench.execution.features import Cost, FidelityListener
 from ddpmbench.execution.progress import progress, tell
-from ddpmbench.execution.terms import RunListener, RunProgress
+from ddpmbench.execution.worker import RunListener, RunProgress
 from ddpmbench.report.nll_text import bound_line
 from ddpmbench.report.text import cost_lines
 
@@ -33,10 +33,10 @@ def listening(
         )
 
 
-def quality_listening(listener: QualityListener | None, *, shown: bool) -> QualityListener:
+def quality_listening(listener: FidelityListener | None, *, shown: bool) -> FidelityListener:
     """The same of a run of `fid`, whose stages have their own progress."""
     if listener is not None or not shown:
-        return listener or QualityListener()
+        return listener or FidelityListener()
 
     def stage(name: str, unit: str, calls: int) -> contextlib.AbstractContextManager[RunListener]:
         return listening(None, name, unit, calls=calls, shown=True)
@@ -45,7 +45,7 @@ def quality_listening(listener: QualityListener | None, *, shown: bool) -> Quali
         for line in cost_lines(of):
             tell(line)
 
-    return QualityListener(stage, cost, warn, note)
+    return FidelityListener(stage, cost, warn, note)
 
 
 def remark(now: RunProgress) -> str:

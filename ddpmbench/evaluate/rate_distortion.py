@@ -8,7 +8,12 @@ from typing import Any
 import pandas as pd
 
 from ddpmbench.evaluate.nll import NllReport
-from ddpmbench.execution.finished import RATE_DISTORTION, SUMMARY, FinishedRun, refuse_losses
+from ddpmbench.execution.finished import (
+    RATE_DISTORTION,
+    SUMMARY,
+    FinishedRun,
+    refuse_missing_shards,
+)
 from ddpmbench.report import rate_distortion as report
 from ddpmbench.report.card import Card, Draw, Shown
 from ddpmbench.report.schema import Run, check
@@ -55,7 +60,7 @@ def rate_distortion(run: NllReport | str | Path) -> RateDistortion:
         summary, curve, folder = run.summary, run.rate_distortion, run.folder
     else:
         finished = FinishedRun.open(Path(run), option="--run", schema=SCHEMA)
-        refuse_losses(finished, option="--run")
+        refuse_missing_shards(finished, option="--run")
         check(finished.summary, Run, finished.path / SUMMARY)
         summary, folder = finished.summary, finished.path
         curve = finished.table(RATE_DISTORTION, RATE_DISTORTION_COLUMNS)

@@ -12,11 +12,10 @@ from ddpmbench.data.images import ImageSet, load_images
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.errors import InputError
 from ddpmbench.evaluate.progress import listening
-from ddpmbench.execution.chunks import FolderParts, MemoryParts, PartStore, gathered, made_again
 from ddpmbench.execution.devices import resolve_device
 from ddpmbench.execution.distributed import joined, open_folder, refuse_other_runs
 from ddpmbench.execution.engine import EngineChoice
-from ddpmbench.execution.features import PARTS, check_room
+from ddpmbench.execution.features import SAMPLES_STORE, check_room
 from ddpmbench.execution.finished import ENVIRONMENT, SUMMARY, FinishedRun
 from ddpmbench.execution.folder import IDENTITY, RunFolder, environment, write_figure
 from ddpmbench.execution.network_check import check_network
@@ -24,10 +23,12 @@ from ddpmbench.execution.samples import (
     SAMPLES,
     Generation,
     SampleSettings,
+    SamplesRun,
     write_pngs,
     write_samples,
 )
-from ddpmbench.execution.terms import RunListener
+from ddpmbench.execution.store import MemoryStore, Store, gathered, recomputed
+from ddpmbench.execution.worker import RunListener, Worker
 from ddpmbench.files import named_path
 from ddpmbench.report import fidelity
 from ddpmbench.report.card import Card, Draw, Shown
@@ -191,7 +192,7 @@ def generate_samples(
         if ranks.count > 1 and out is None:
             raise InputError("--out: several processes need a folder that they share; name one")
         room_in = None if out is None else named_path(out)
-        ranks.once(lambda: check_room("--num-samples", num_samples, generation.shape, room_in))
+        ranks.once(lambda: check_room("num_samples", num_samples, generation.shape, room_in))
         target = resolve_device(device, ranks.local_rank)
         checkpoint = check_network(checkpoint, generation.shape, device=target, ranks=ranks)
         generation = dataclasses.replace(generation, checkpoint=checkpoint)
@@ -206,7 +207,7 @@ def generate_samples(
         folder = None if out is None else open_folder(named_path(out), identity, ranks)
         if folder is not None:
             ranks.once(lambda: folder.refuse_more("num_samples", num_samples))
-        store: PartStore = MemoryParts() if folder is None else FolderParts(folder.path / PARTS)
+        store: Store = MemoryStore() if folder is None else folder.shards(SAMPLES_STORE)
         engine = generation.engine(
             num_samples,
             target,
@@ -215,10 +216,12 @@ def generate_samples(
             ranks=ranks,
             note=told.note,
         )
-        run = generation.run(engine, batch_size=batch_size, ranks=ranks, listener=told)
-        if isinstance(store, FolderParts) and (dropped := ranks.once(store.drop_damaged)):
-            told.warn(made_again(dropped))
-        run.compute(num_samples, store)
+        worker = Worker.of(
+            target, generation.shape, batch_size=batch_size, ranks=ranks, listener=told
+        )
+        if folder is not None and folder.dropped:
+            told.warn(recomputed(list(folder.dropped)))
+        SamplesRun(generation, engine, worker).compute(num_samples, store)
         report = _report(generation, num_samples, engine.choice, store, folder)
         if folder is not None and ranks.reports:
             resolved = {
@@ -246,7 +249,7 @@ def _report(
     generation: Generation,
     num_samples: int,
     engine: EngineChoice,
-    store: PartStore,
+    store: Store,
     folder: RunFolder | None,
 ) -> SampleReport:
     checkpoint = generation.checkpoint

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 STRIPES = 8
-"""A process has its share of the rows in so many parts, where they are long enough."""
+"""A process has its share in so many parts, where there are enough batches."""
 PATIENCE = datetime.timedelta(days=30)
 """How long a process waits for a slower one; one that dies is noticed at once."""
 
@@ -121,35 +121,25 @@ class Ranks:
         self.once(lambda: None)
         return self.together(compute)
 
-    def share(
-        self, gaps: list[tuple[int, int]], whole: int, *, batch: int = 1
-    ) -> list[tuple[int, int]]:
-        """This process's part of the positions in gaps, in multiples of `whole`.
+    def share(self, batches: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """This process's share of batches, in order.
 
-        The parts of all processes are the gaps, each position once; their sizes differ by at
-        most `STRIPES` times `whole`. A part is spread over the gaps, so that each process sees
-        rows of every kind; but not in pieces of fewer positions than share a network call.
+        The shares of all processes are the batches, each once; their sizes differ by one at most.
+        A share is spread over the batches, so that each process sees entries of every kind.
 
         Args:
-            gaps: ranges of positions.
-            whole: so many positions that follow one another stay together.
-            batch: positions that share a network call.
+            batches: ranges of indices.
         """
-        units = sum(stop - start for start, stop in gaps) // whole
-        calls = units * whole // (self.count * batch)
-        stripes = min(STRIPES, max(1, calls)) * self.count if self.count > 1 else 1
-        edges = [whole * (units * stripe // stripes) for stripe in range(stripes + 1)]
-        part, before = [], 0
-        for start, stop in gaps:
-            for stripe in range(self.rank, stripes, self.count):
-                first, last = (
-                    start + min(max(edge - before, 0), stop - start)
-                    for edge in edges[stripe : stripe + 2]
-                )
-                if first < last:
-                    part.append((first, last))
-            before += stop - start
-        return part
+        sizes = [len(batches[rank :: self.count]) for rank in range(self.count)]
+        stripes = max(1, min(STRIPES, min(sizes)))
+        share, start = [], 0
+        for stripe in range(stripes):
+            for rank, size in enumerate(sizes):
+                stop = start + size * (stripe + 1) // stripes - size * stripe // stripes
+                if rank == self.rank:
+                    share += batches[start:stop]
+                start = stop
+        return share
 
 
 @contextlib.contextmanager
@@ -224,7 +214,7 @@ def open_folder(path: Path, identity: dict[str, Any], ranks: Ranks) -> RunFolder
     def find() -> RunFolder:
         if not (path / IDENTITY).exists():
             raise InputError(
-                f"--out {path}: another process made it, but it is not there; name a folder on a "
+                f"`out={path}`: another process made it, but it is not there; name a folder on a "
                 "file system that all machines share"
             )
         return folder

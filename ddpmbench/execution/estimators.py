@@ -22,8 +22,9 @@ from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.errors import InputError
 from ddpmbench.execution.finished import FinishedRun
 from ddpmbench.execution.precision_correction import CorrectionRun, OptionalCorrection
-from ddpmbench.execution.term_store import TermStore
-from ddpmbench.execution.terms import RowsRun, RunProgress, checked
+from ddpmbench.execution.store import Store, num_missing
+from ddpmbench.execution.terms import TermsRun, checked, read_terms
+from ddpmbench.execution.worker import RunProgress
 from ddpmbench.likelihood.bound import BoundEstimate, estimate_bound
 from ddpmbench.likelihood.conventions import (
     OtherBounds,
@@ -58,7 +59,7 @@ from ddpmbench.unet.precision import Precision
 SCHEMA = "ddpmbench.nll/1"
 """Of the `summary.json` of a run."""
 
-Stores = Callable[[str], TermStore]
+Stores = Callable[[str], Store]
 """The store of the terms of a name: "terms", "pilot"."""
 
 
@@ -122,7 +123,7 @@ class Estimator(ABC):
 
     @abstractmethod
     def run(
-        self, run: RowsRun, stores: Stores, *, correction: CorrectionRun | None = None
+        self, run: TermsRun, stores: Stores, *, correction: CorrectionRun | None = None
     ) -> LikelihoodRun:
         """Evaluate the terms that are missing, and reduce all of them to the bound.
 
@@ -132,7 +133,7 @@ class Estimator(ABC):
             correction: of the run's precision; None in strict float32.
 
         Raises:
-            InputError: see `RowsRun.compute`.
+            InputError: see `TermsRun.compute`.
         """
 
     def check(
@@ -194,7 +195,7 @@ class EveryPair(Estimator):
         return num_images * num_timesteps * self.draws
 
     def run(
-        self, run: RowsRun, stores: Stores, *, correction: CorrectionRun | None = None
+        self, run: TermsRun, stores: Stores, *, correction: CorrectionRun | None = None
     ) -> LikelihoodRun:
         """See `Estimator.run`."""
         terms_pass, store = run.terms_pass, stores("terms")
@@ -204,7 +205,7 @@ class EveryPair(Estimator):
         )
         length, extra = len(design), OptionalCorrection(correction)
         num_evaluations = length + extra.num_evaluations
-        run.listener.start(_count_missing(store, length) + extra.num_missing)
+        run.listener.start(num_missing(store, length) + extra.num_missing)
         corrected = extra.compute(after=length)
         run.compute(design, store, whole=self.draws, before=extra.num_evaluations)
 
@@ -215,7 +216,7 @@ class EveryPair(Estimator):
                 bound=estimate_bound(design, prior, tables(), clip=diffusion.clip),
                 distortion=every_pair_distortion(design, tables(), clip=diffusion.clip),
                 others=every_pair_other_bounds(
-                    design, prior, partial(store.tables, length), diffusion, terms_pass.decoder
+                    design, prior, partial(read_terms, store, length), diffusion, terms_pass.decoder
                 ),
                 num_evaluations=num_evaluations,
                 seconds=store.seconds(length) + extra.seconds,
@@ -361,7 +362,7 @@ class Importance(Estimator):
         )
 
     def run(
-        self, run: RowsRun, stores: Stores, *, correction: CorrectionRun | None = None
+        self, run: TermsRun, stores: Stores, *, correction: CorrectionRun | None = None
     ) -> LikelihoodRun:
         """See `Estimator.run`. The interval of a correction is part of the one to stop at."""
         terms_pass, store, pilot_store = run.terms_pass, stores("terms"), stores("pilot")
@@ -372,7 +373,7 @@ class Importance(Estimator):
         initial, extra = initial_terms(num_images), OptionalCorrection(correction)
         with_correction = correction is not None
         self._refuse_small_limit(num_images, num_timesteps, with_correction=with_correction)
-        missing = _count_missing(store, initial) + _count_missing(pilot_store, pilot_evaluations)
+        missing = num_missing(store, initial) + num_missing(pilot_store, pilot_evaluations)
         run.listener.start(missing + extra.num_missing)
         corrected = extra.compute(after=pilot_evaluations + initial)
         before = pilot_evaluations + extra.num_evaluations
@@ -395,7 +396,7 @@ class Importance(Estimator):
             bound = running.add(table)
             return None if bound is None else bound.plus(corrected)
 
-        for table in store.tables(len(design), ("nats",)) if run.ranks.reports else ():
+        for table in read_terms(store, len(design), ("nats",)) if run.ranks.reports else ():
             watch(table)
         while True:
             run.compute(design, store, watch=watch, before=before)
@@ -448,7 +449,7 @@ class Importance(Estimator):
 class _ImportanceReduction:
     """The estimates from the terms of a design; the features are computed once."""
 
-    def __init__(self, terms_pass: TermsPass, store: TermStore, prior: NDArray[np.float64]) -> None:
+    def __init__(self, terms_pass: TermsPass, store: Store, prior: NDArray[np.float64]) -> None:
         self._terms_pass, self._store, self._prior = terms_pass, store, prior
         self._clip = terms_pass.diffusion.clip
         self._known: FeatureTable | None = None
@@ -468,7 +469,7 @@ class _ImportanceReduction:
         return importance_other_bounds(
             design,
             self._prior,
-            partial(self._store.tables, len(design)),
+            partial(read_terms, self._store, len(design)),
             self._features(design),
             self._terms_pass.diffusion,
             self._terms_pass.decoder,
@@ -492,25 +493,21 @@ class _ImportanceReduction:
         return self._known
 
 
-def _pilot_density(pilot: PilotDesign, store: TermStore) -> NDArray[np.float64]:
-    return proposal_density(pilot, checked(store.tables(len(pilot), ("nats",)), pilot))
+def _pilot_density(pilot: PilotDesign, store: Store) -> NDArray[np.float64]:
+    return proposal_density(pilot, checked(read_terms(store, len(pilot), ("nats",)), pilot))
 
 
 def _tables(
-    store: TermStore, design: EveryPairDesign | ImportanceDesign, *, clip: bool
+    store: Store, design: EveryPairDesign | ImportanceDesign, *, clip: bool
 ) -> Callable[[], Iterator[TermTable]]:
     """The columns of a bound, known to be the design's; each time from the beginning."""
-    return lambda: checked(store.tables(len(design), columns_of_bound(clip=clip)), design)
+    return lambda: checked(read_terms(store, len(design), columns_of_bound(clip=clip)), design)
 
 
 def _reducing(
     num_evaluations: int, bound: RoughBound | None = None, *, stage: str = "other conventions"
 ) -> RunProgress:
     return RunProgress(num_evaluations, num_evaluations, bound, stage)
-
-
-def _count_missing(store: TermStore, length: int) -> int:
-    return sum(stop - start for start, stop in store.missing(length))
 
 
 ESTIMATORS: dict[str, type[EveryPair] | type[Importance]] = {

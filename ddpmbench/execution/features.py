@@ -19,22 +19,23 @@ from ddpmbench.data.image_files import PositionIds
 from ddpmbench.data.images import ImageSet
 from ddpmbench.data.pixel_store import release
 from ddpmbench.errors import InputError
-from ddpmbench.execution.chunks import (
-    MOST_POSITIONS,
-    Arrays,
-    FolderParts,
-    MemoryParts,
-    PartsRun,
-    PartStore,
-    gathered,
-    made_again,
-)
 from ddpmbench.execution.devices import available_memory, strict_float32
 from ddpmbench.execution.distributed import Ranks
-from ddpmbench.execution.engine import BatchSize, Engine
+from ddpmbench.execution.engine import Engine
+from ddpmbench.execution.folder import SHARDS, RunFolder
 from ddpmbench.execution.samples import SAMPLES, Generation, SamplesRun
-from ddpmbench.execution.terms import RunListener
+from ddpmbench.execution.store import (
+    MAX_LENGTH,
+    Arrays,
+    FolderStore,
+    MemoryStore,
+    Store,
+    gathered,
+    num_missing,
+    recomputed,
+)
 from ddpmbench.execution.timing import timer
+from ddpmbench.execution.worker import RunListener, Worker
 from ddpmbench.samples.feature_networks import FeatureNetwork
 from ddpmbench.samples.statistics import ReferenceStatistics
 
@@ -83,20 +84,15 @@ class Cost:
         )
 
 
-def seconds_per_call(run: SamplesRun, rows: int) -> float:
-    """Of a sample and step, as they come in batches of so many."""
-    sample = torch.arange(rows, device=run.parts.device)
-    labels = None
-    if run.labels is not None:
-        labels = torch.from_numpy(run.labels(np.arange(rows))).to(run.parts.device)
-    x_t = run.sampler.start(sample, run.shape)
-    steps = run.sampler.steps(x_t, run.num_timesteps, sample=sample, labels=labels)
+def seconds_per_evaluation(run: SamplesRun, rows: int) -> float:
+    """Seconds per sample and timestep, in batches of so many samples."""
+    steps = run.steps(np.arange(rows))
     with run.engine.running():
-        return _measured(lambda: next(steps, None) is not None, run.parts.device) / rows
+        return _measured(lambda: next(steps, None) is not None, run.worker.device) / rows
 
 
 def seconds_per_image(network: FeatureNetwork, shape: tuple[int, ...], rows: int) -> float:
-    """Of an image's features, (C, H, W), as they come in batches of so many."""
+    """Seconds per image of features, (C, H, W), in batches of so many images."""
     pixels = np.zeros((rows, *shape), np.uint8)
     return _measured(lambda: network(pixels) is not None, torch.device("cpu")) / len(pixels)
 
@@ -118,65 +114,42 @@ FORMAT = 3
 """Of the features kept; another number makes them anew."""
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class FeaturesRun:
-    """What makes features.
+def compute_features(
+    network: FeatureNetwork, images: ImageSet, store: Store, worker: Worker
+) -> None:
+    """Compute the `features` and, with classes, the `logits` of images that a store lacks.
 
-    Attributes:
-        network: sees the images.
-        parts: in which batches, and by which processes; it counts images.
+    Raises:
+        InputError: features are not finite; or see `Worker.map_chunks`.
+        ProcessLostError: another process has stopped.
     """
 
-    network: FeatureNetwork
-    parts: PartsRun
+    def features(index: NDArray[np.int64], report: Callable[[int], None]) -> Arrays:
+        output = network(images.part(int(index[0]), int(index[-1]) + 1))
+        release(images.pixels)
+        bad = np.flatnonzero(~np.isfinite(output.features).all(axis=1))
+        if len(bad):
+            raise InputError(
+                f"`feature_network={network.name}`: features of image "
+                f"{images.ids[int(index[bad[0]])]} are not finite"
+            )
+        arrays: Arrays = {"features": output.features}
+        return arrays if output.logits is None else {**arrays, "logits": output.logits}
 
-    @property
-    def alone(self) -> "FeaturesRun":
-        """The same without other processes."""
-        return dataclasses.replace(self, parts=dataclasses.replace(self.parts, ranks=Ranks()))
-
-    def compute(self, images: ImageSet, store: PartStore) -> None:
-        """Make the features that are missing, as `features` and, with classes, `logits`.
-
-        Raises:
-            InputError: features are not finite; or see `PartsRun.compute`.
-            ProcessLostError: another process has stopped.
-        """
-        self.parts.compute(len(images), store, self._features_of(images))
-
-    def _features_of(
-        self, images: ImageSet
-    ) -> Callable[[NDArray[np.int64], Callable[[int], None]], Arrays]:
-        def features(index: NDArray[np.int64], told: Callable[[int], None]) -> Arrays:
-            found = self.network(images.part(int(index[0]), int(index[-1]) + 1))
-            release(images.pixels)
-            bad = np.flatnonzero(~np.isfinite(found.features).all(axis=1))
-            if len(bad):
-                raise InputError(
-                    f"--feature-network {self.network.name}: features of image "
-                    f"{images.ids[int(index[bad[0]])]} are not finite"
-                )
-            arrays: Arrays = {"features": found.features}
-            if found.logits is not None:
-                arrays["logits"] = found.logits
-            return arrays
-
-        return features
+    worker.listener.start(num_missing(store, len(images)))
+    worker.map_chunks(features, store, len(images))
 
 
-def reference_store(images: ImageSet, network: FeatureNetwork) -> FolderParts:
-    """Where features of a reference are kept: by what they are of, not by its name.
-
-    They lie in the user's cache, so that the next run, of whatever model, finds them.
-    """
+def reference_store(images: ImageSet, network: FeatureNetwork) -> FolderStore:
+    """The features of a reference: in the user's cache, where later runs of any model find them."""
     text = repr((images.sha256, network.sha256, network.name, network.resize, FORMAT))
     key = hashlib.sha256(text.encode()).hexdigest()[:32]
-    return FolderParts(cache_folder() / "features" / key, option=CACHE_VARIABLE)
+    return FolderStore(cache_folder() / "features" / key, FEATURES, run=key, option=CACHE_VARIABLE)
 
 
-PARTS, FEATURES = "samples", "features"
-"""Folders of a run folder that hold parts."""
-# Calls of either network from which on it is measured what a run takes.
+SAMPLES_STORE, FEATURES = "samples", "features"
+"""Names of the shards."""
+# Evaluations of either network from which on the cost of a run is measured.
 _WORTH_MEASURING = {"samples": 20_000, "features": 1000}
 
 Reference = ImageSet | ReferenceStatistics
@@ -189,7 +162,7 @@ def _silent(name: str, unit: str, calls: int) -> Iterator[RunListener]:
 
 
 @dataclasses.dataclass(frozen=True)
-class QualityListener:
+class FidelityListener:
     """Who is told how a run goes.
 
     Attributes:
@@ -207,47 +180,46 @@ class QualityListener:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class QualityStores:
-    """Where the parts of a run are kept.
+class FidelityStores:
+    """The stores of a run.
 
     Attributes:
-        samples: `pixels` of each sample that is made.
+        samples: `pixels` of each sample.
         features: `features`, and `logits` where there are classes, of each sample.
         references: the same of each reference; None where it is moments only.
     """
 
-    samples: PartStore
-    features: PartStore
-    references: tuple[PartStore | None, ...]
+    samples: Store
+    features: Store
+    references: tuple[Store | None, ...]
 
     @classmethod
     def of(
-        cls, references: tuple[Reference, ...], network: FeatureNetwork, folder: Path | None
-    ) -> "QualityStores":
-        """In memory, or in a folder; references' in the cache, where later runs find them."""
-
-        def store(name: str) -> PartStore:
-            return MemoryParts() if folder is None else FolderParts(folder / name)
-
+        cls, references: tuple[Reference, ...], network: FeatureNetwork, folder: RunFolder | None
+    ) -> "FidelityStores":
+        """In memory, or in the run folder; those of references in the cache."""
+        samples, features = (
+            MemoryStore() if folder is None else folder.shards(name)
+            for name in (SAMPLES_STORE, FEATURES)
+        )
         of_references = [
             reference_store(reference, network) if isinstance(reference, ImageSet) else None
             for reference in references
         ]
-        return cls(store(PARTS), store(FEATURES), tuple(of_references))
+        return cls(samples, features, tuple(of_references))
 
     def drop_damaged(self) -> list[str]:
-        """Remove the parts that cannot be used, so that they are made again; their names."""
-        stores = (self.samples, self.features, *self.references)
+        """Remove the damaged shards of references, to compute them again; their names."""
         return [
             name
-            for store in stores
-            if isinstance(store, FolderParts)
+            for store in self.references
+            if isinstance(store, FolderStore)
             for name in store.drop_damaged()
         ]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class QualityRun:
+class FidelityRun:
     """What makes samples and features.
 
     Attributes:
@@ -284,74 +256,78 @@ class QualityRun:
         )
 
     def compute(
-        self, engine: Engine | None, stores: QualityStores, told: QualityListener
+        self, engine: Engine | None, stores: FidelityStores, listener: FidelityListener
     ) -> ImageSet:
-        """Make what is missing, and wait until every process has.
+        """Compute what is missing; return when all processes have.
 
         Args:
-            engine: what `engine` gives.
-            stores: hold what an earlier sitting made, and receive the rest.
-            told: how it goes.
+            engine: the result of `engine`.
+            stores: hold the results of earlier sessions, and receive the others.
+            listener: receives the progress.
 
         Returns:
             The samples.
 
         Raises:
-            InputError: a sample or a feature is not finite; or see `PartsRun.compute`.
+            InputError: a sample or a feature is not finite; or see `Worker.map_chunks`.
             ProcessLostError: another process has stopped.
         """
         if dropped := self.ranks.once(stores.drop_damaged):
-            told.warn(made_again(dropped))
+            listener.warn(recomputed(dropped))
         if self.ranks.reports:
-            self._tell_cost(engine, stores, told)
-        images = self._samples(engine, stores.samples, told)
+            self._report_cost(engine, stores, listener)
+        images = self._samples(engine, stores.samples, listener)
         with strict_float32():
-            with told.stage("features of the samples", "images", 1) as listener:
-                self._features_run(listener).compute(images, stores.features)
+            with listener.stage("features of the samples", "images", 1) as of_stage:
+                compute_features(self.network, images, stores.features, self._worker(of_stage))
             for reference, store in zip(self.references, stores.references, strict=True):
                 if isinstance(reference, ImageSet) and store is not None:
                     name = f"features of {reference.name}"
-                    with told.stage(name, "images", 1) as listener:
-                        made = self._features_run(listener)
-                        made.compute(reference, store)
-                        # Another machine may have a cache of its own; what scores needs all of it.
-                        self.ranks.once(partial(made.alone.compute, reference, store))
+                    with listener.stage(name, "images", 1) as of_stage:
+                        worker, of = self._worker(of_stage), (self.network, reference, store)
+                        compute_features(*of, worker)
+                        # Another machine may have a cache of its own; rank 0 needs all of it.
+                        self.ranks.once(partial(compute_features, *of, worker.alone))
         return images
 
-    def _samples(self, engine: Engine | None, store: PartStore, told: QualityListener) -> ImageSet:
+    def _samples(self, engine: Engine | None, store: Store, listener: FidelityListener) -> ImageSet:
         source, count = self.source, self.num_generated
         if isinstance(source, ImageSet) or engine is None:
             assert isinstance(source, ImageSet)
             return source
-        calls = source.checkpoint.schedule.num_timesteps
-        with told.stage("samples", "images", calls) as listener:
-            self._samples_run(source, engine, listener).compute(count, store)
+        with listener.stage("samples", "images", source.num_timesteps) as of_stage:
+            self._samples_run(source, engine, of_stage).compute(count, store)
         labels = source.labels(np.arange(count)) if source.checkpoint.num_classes else None
         pixels = gathered(store, "pixels", count)
         return ImageSet(pixels, PositionIds(range(count)), SAMPLES, labels)
 
     def _samples_run(self, source: Generation, engine: Engine, listener: RunListener) -> SamplesRun:
-        return source.run(engine, batch_size=self.batch_size, ranks=self.ranks, listener=listener)
+        return SamplesRun(source, engine, self._worker(listener, source.shape, self.batch_size))
 
-    def _features_run(self, listener: RunListener) -> FeaturesRun:
-        batch = BatchSize(None, device=self.device, image_shape=BATCH_SHAPE, warn=listener.warn)
-        return FeaturesRun(self.network, PartsRun(self.device, batch, self.ranks, listener))
+    def _worker(
+        self,
+        listener: RunListener,
+        shape: tuple[int, ...] = BATCH_SHAPE,
+        batch_size: int | None = None,
+    ) -> Worker:
+        ranks = self.ranks
+        return Worker.of(self.device, shape, batch_size=batch_size, ranks=ranks, listener=listener)
 
-    def _tell_cost(
-        self, engine: Engine | None, stores: QualityStores, told: QualityListener
+    def _report_cost(
+        self, engine: Engine | None, stores: FidelityStores, listener: FidelityListener
     ) -> None:
-        """Measure what the run takes, where it may be long."""
-        source, samples, per_call, num_timesteps = self.source, 0, 0.0, 0
+        """Measure the cost of the run, where it may be long."""
+        source, samples, per_evaluation, num_timesteps = self.source, 0, 0.0, 0
         if isinstance(source, ImageSet):
-            num_images, shape = _missing(stores.features, len(source)), source.part(0, 1)[0].shape
+            num_images = num_missing(stores.features, len(source))
+            shape = source.part(0, 1)[0].shape
         else:
-            samples, shape = _missing(stores.samples, self.num_generated), source.shape
-            num_images = _missing(stores.features, self.num_generated)
+            samples, shape = num_missing(stores.samples, self.num_generated), source.shape
+            num_images = num_missing(stores.features, self.num_generated)
+            num_timesteps = source.num_timesteps
         for reference, store in zip(self.references, stores.references, strict=True):
             if isinstance(reference, ImageSet) and store is not None:
-                num_images += _missing(store, len(reference))
-        if not isinstance(source, ImageSet):
-            num_timesteps = source.checkpoint.schedule.num_timesteps
+                num_images += num_missing(store, len(reference))
         if (
             samples * num_timesteps < _WORTH_MEASURING["samples"]
             and num_images < _WORTH_MEASURING["features"]
@@ -360,53 +336,50 @@ class QualityRun:
         with strict_float32():
             if samples and engine is not None and not isinstance(source, ImageSet):
                 run = self._samples_run(source, engine, RunListener())
-                per_call = run.parts.batch.attempt(lambda rows: seconds_per_call(run, rows))
-            batch = self._features_run(RunListener()).parts.batch
-            per_image = batch.attempt(lambda rows: seconds_per_image(self.network, shape, rows))
-        told.cost(Cost(per_call, per_image, samples, num_timesteps, num_images))
-
-
-def _missing(store: PartStore, length: int) -> int:
-    return sum(stop - start for start, stop in store.missing(length))
+                per_evaluation = run.worker.batch.attempt(partial(seconds_per_evaluation, run))
+            per_image = self._worker(RunListener()).batch.attempt(
+                partial(seconds_per_image, self.network, shape)
+            )
+        listener.cost(Cost(per_evaluation, per_image, samples, num_timesteps, num_images))
 
 
 _SPARE = 2
 """What is advised leaves as much free as it takes, for figures, features and files under way."""
 
 
-def check_room(option: str, count: int, shape: tuple[int, int, int], out: Path | None) -> None:
+def check_room(parameter: str, count: int, shape: tuple[int, int, int], out: Path | None) -> None:
     """Refuse more samples than there is room for.
 
-    They are kept as parts and as one file in the run folder, or in memory where there is none.
+    They are kept as shards and as one file in the run folder, or in memory without one.
 
     Args:
-        option: that asks for them.
-        count: how many.
+        parameter: the name of the number of samples.
+        count: number of samples.
         shape: (C, H, W) of each, 8 bits a pixel.
-        out: the run folder, made or not; None if the run is kept in memory.
+        out: the run folder, there or not; None if the run is kept in memory.
 
     Raises:
-        InputError: there is no room; it says for how many there is.
+        InputError: there is no room; the message has the number that fits.
     """
     each = math.prod(shape)
     if out is None:
-        where, kept, copies, has = "memory", 0, 1, available_memory()
+        where, kept, copies, free = "memory", 0, 1, available_memory()
     else:
-        missing = sum(stop - start for start, stop in FolderParts(out / PARTS).missing(count))
-        where, kept, copies, has = "disk", count - missing, 2, _free(out)
+        kept = count - num_missing(FolderStore(out / SHARDS, SAMPLES_STORE), count)
+        where, copies, free = "disk", 2, _free(out)
     needs = (copies * count - kept) * each
-    fits = has // (copies * each)
-    most = min(max(fits // _SPARE, min(fits, 1)), MOST_POSITIONS - 1)
-    if needs > has:
-        other = "name another --out" if out is not None else "name an --out, on disk"
+    fits = free // (copies * each)
+    most = min(max(fits // _SPARE, min(fits, 1)), MAX_LENGTH - 1)
+    if needs > free:
+        other = "name another `out`" if out is not None else "name an `out`, on disk"
         none = f"there is no room for one; free some, or {other}"
         remedy = f"choose at most {most}" if most else none
         raise InputError(
-            f"{option} {count}: takes {needs / 1e9:,.1f} GB of {where}, and {has / 1e9:,.1f} GB "
-            f"are free; {remedy}"
+            f"`{parameter}={count}`: takes {needs / 1e9:,.1f} GB of {where}, and "
+            f"{free / 1e9:,.1f} GB are free; {remedy}"
         )
-    if count >= MOST_POSITIONS:
-        raise InputError(f"{option} {count}: is more than a run holds; choose at most {most}")
+    if count >= MAX_LENGTH:
+        raise InputError(f"`{parameter}={count}`: is more than a run holds; choose at most {most}")
 
 
 def _free(out: Path) -> int:

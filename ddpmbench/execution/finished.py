@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import math
 import os
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from numpy.typing import NDArray
 from packaging.version import InvalidVersion, Version
 
 from ddpmbench.checksums import CHECKSUMS, DamageError, checksum, read_json, read_npz, write_npz
+from ddpmbench.command_line import options
 from ddpmbench.errors import InputError
-from ddpmbench.execution.folder import IDENTITY, tag
-from ddpmbench.execution.term_store import EARLIER, UNREAD, Shards
+from ddpmbench.execution.folder import IDENTITY, SHARDS, tag
+from ddpmbench.execution.store import EARLIER, UNREADABLE, FolderStore
 from ddpmbench.likelihood.designs import EveryPairDesign, ImportanceDesign, num_terms
 from ddpmbench.likelihood.regression import Predictions
 from ddpmbench.likelihood.terms import columns_of_bound
@@ -70,11 +72,11 @@ class FinishedRun:
         """
         named = f"{option} {path}".strip()
         if not os.path.isdir(path):
-            raise InputError(f"{named}: is no run folder; name what --out of a run named")
+            raise InputError(f"{named}: is no run folder; name the `out` of a run")
         if not (path / SUMMARY).exists():
             if (path / IDENTITY).exists():
                 raise InputError(f"{named}: the run is unfinished; run its command again first")
-            raise InputError(f"{named}: holds no run of ddpmbench; name what --out of a run named")
+            raise InputError(f"{named}: holds no run of ddpmbench; name the `out` of a run")
         try:
             summary = read_json(path / SUMMARY)
             found = summary["schema"]
@@ -104,7 +106,7 @@ class FinishedRun:
         except InvalidVersion as error:
             raise InputError(
                 f"{named}: {self.version} is no version of ddpmbench; its {IDENTITY} is damaged, "
-                "run its command again with a new --out"
+                "run its command again with a new `out`"
             ) from error
         if is_newer:
             raise InputError(
@@ -133,7 +135,7 @@ class FinishedRun:
         try:
             return read_json(path) if path.exists() else {}
         except DamageError as error:
-            raise InputError(f"{path}: damaged; run its command again with a new --out") from error
+            raise InputError(f"{path}: damaged; run its command again with a new `out`") from error
 
     @property
     def design(self) -> EveryPairDesign | ImportanceDesign:
@@ -148,18 +150,18 @@ class FinishedRun:
         size = (of["num_images"], of["num_timesteps"])
         return ImportanceDesign(*size, self.density(), of["seed"], sampling["num_replicates"])
 
-    def shards(self, name: str) -> Shards:
+    def shards(self, name: str) -> FolderStore:
         """The terms of the rows of this name.
 
         Raises:
             InputError: the folder has no shards.
         """
-        folder = self.path / "shards"
+        folder = self.path / SHARDS
         if not folder.is_dir():
             raise InputError(
-                f"{self.path}: has no shards; run its command again with a new --out, and name that"
+                f"{self.path}: has no shards; run its command again with a new `out`, and name that"
             )
-        return Shards(folder, name, run=tag(self.path))
+        return FolderStore(folder, name, run=tag(self.path))
 
     def table(self, name: str, columns: Mapping[str, str]) -> pd.DataFrame:
         """A table of the folder with one row a step.
@@ -298,94 +300,91 @@ def density_frame(density: NDArray[np.float64]) -> pd.DataFrame:
     return pd.DataFrame({"t": np.arange(2, len(density) + 2), "density": density})
 
 
-ROWS = "terms"
-"""The name of the rows that a result is made of."""
-_NAMED = 4  # in a message; of the others it says how many there are
+TERMS = "terms"
+"""The name of the shards that hold the terms of a result."""
+_NAMED = 4  # in a message; of the others it has the number
 
 
 @dataclasses.dataclass(frozen=True)
-class Losses:
-    """What is gone of the rows of a run.
+class MissingShards:
+    """The terms of a run that no usable shard holds.
 
     Attributes:
-        num_terms: how many rows no shard holds that can be used.
-        absent: the ranges of positions that no shard is named for, from and up to.
-        faults: what is wrong with each shard that cannot be used, by its name.
-        shards: what the shards are called that are gone or cannot be used.
+        num_terms: how many terms there are of them.
+        gaps: the ranges of indices that no shard is named for, from and up to.
+        faults: of each shard that cannot be used, by file name.
+        names: the file names of shards that are missing or cannot be used.
     """
 
     num_terms: int
-    absent: tuple[tuple[int, int], ...]
+    gaps: tuple[tuple[int, int], ...]
     faults: dict[str, str]
-    shards: tuple[str, ...]
+    names: tuple[str, ...]
 
-    @property
-    def named(self) -> str:
-        """All of them in words, or the first few and how many more."""
-        parts = [f"no shard holds rows {start} to {stop - 1}" for start, stop in self.absent]
+    def __str__(self) -> str:
+        """All of them in words, or the first few and the number of the others."""
+        parts = [f"no shard holds terms {start} to {stop - 1}" for start, stop in self.gaps]
         parts += [f"{name} {fault}" for name, fault in self.faults.items()]
         more = len(parts) - _NAMED
         return ", ".join(parts[:_NAMED]) + (f", and {more} more" if more > 0 else "")
 
     def remedy(self, run: FinishedRun) -> str:
-        """What brings them back."""
+        """The remedy, in the imperative."""
         if any(EARLIER in fault for fault in self.faults.values()):
-            return "run its command again with a new --out"
-        if any(UNREAD in fault for fault in self.faults.values()):
+            return "run its command again with a new `out`"
+        if any(UNREADABLE in fault for fault in self.faults.values()):
             return "try again when they can be read"
-        return f"run its command again with --out {run.path} to compute them again"
+        return f"run its command again with {shlex.join(options(out=run.path))} to compute them"
 
 
-def find_losses(run: FinishedRun, *, by_footers: bool = False) -> Losses | None:
-    """Whether the shards of a run are all there and whole.
+def missing_shards(run: FinishedRun, *, by_headers: bool = False) -> MissingShards | None:
+    """The shards of a run that are missing or cannot be used.
 
-    A folder without shards is a published one, of which none are expected.
+    A folder without shards is a published one, which has none.
 
     Args:
         run: the run.
-        by_footers: whether the checksums of the shards are left out, for who does not read them.
+        by_headers: whether the checksums are left out, for callers that read no terms.
 
     Returns:
-        What is gone; None where nothing is.
+        None where all are there and usable.
 
     Raises:
         InputError: the folder cannot be read, or its summary is damaged.
     """
-    if not (run.path / "shards").is_dir():
+    if not (run.path / SHARDS).is_dir():
         return None
-    length, store = _length(run), run.shards(ROWS)
-    faults = store.faults(length, columns_of(run), by_footers=by_footers)
-    absent = store.missing(length)
-    if not absent and not faults:
+    length, store = _length(run), run.shards(TERMS)
+    faults = store.faults(length, columns_of(run), by_headers=by_headers)
+    gaps = store.missing(length)
+    if not gaps and not faults:
         return None
-    left = store.without(faults).missing(length)
-    return Losses(
-        num_terms=sum(stop - start for start, stop in left),
-        absent=tuple(absent),
+    return MissingShards(
+        num_terms=sum(stop - start for start, stop in store.missing(length, without=faults)),
+        gaps=tuple(gaps),
         faults=faults,
-        shards=tuple(sorted([*(store.name_of(*gap) for gap in absent), *faults])),
+        names=tuple(sorted([*(store.name_of(*gap) for gap in gaps), *faults])),
     )
 
 
-def refuse_losses(run: FinishedRun, *, option: str, reads_rows: bool = False) -> None:
-    """Refuse a run of which rows are gone.
+def refuse_missing_shards(run: FinishedRun, *, option: str, reads_terms: bool = False) -> None:
+    """Refuse a run with missing shards.
 
     Args:
         run: the run.
         option: how the user named it.
-        reads_rows: whether the command computes with the rows, so that all of each shard counts;
-            the others read the tables, whose checksums are known.
+        reads_terms: whether the command reads the terms, so that all of each shard counts; the
+            others read the tables, which have checksums of their own.
 
     Raises:
-        InputError: some are; it names them.
+        InputError: some are missing or damaged; the message names them.
     """
-    losses = find_losses(run, by_footers=not reads_rows)
-    if losses is None:
-        return
-    named = f"{option} {run.path}".strip()
-    raise InputError(
-        f"{named}: not all of its shards are whole: {losses.named}; {losses.remedy(run)}"
-    )
+    missing = missing_shards(run, by_headers=not reads_terms)
+    if missing is not None:
+        named = f"{option} {run.path}".strip()
+        raise InputError(
+            f"{named}: some of its shards are missing or damaged: {missing}; {missing.remedy(run)}"
+        )
 
 
 def columns_of(run: FinishedRun) -> tuple[str, str, str]:

@@ -15,7 +15,7 @@ import torch
 from ddpmbench.checksums import CHECKSUMS, DamageError, checksum, read_json, write_json
 from ddpmbench.errors import InputError
 from ddpmbench.execution.devices import device_name
-from ddpmbench.execution.term_store import Shards, drop_damaged
+from ddpmbench.execution.store import FolderStore, drop_damaged
 from ddpmbench.files import is_temporary, replacing, writing_to
 from ddpmbench.version import __version__
 
@@ -29,7 +29,6 @@ PACKAGES = (
     "numpy",
     "scipy",
     "pandas",
-    "pyarrow",
     "safetensors",
     "huggingface_hub",
     "clean-fid",
@@ -102,7 +101,7 @@ def _git(folder: Path, *arguments: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
-IDENTITY = "run.json"
+IDENTITY, SHARDS = "run.json", "shards"
 _DOTS_AN_INCH = 144
 LEFTOVER_SECONDS = 600.0
 """A temporary file older than this was left by a run that was killed."""
@@ -131,28 +130,25 @@ class RunFolder:
         self.dropped: tuple[str, ...] = ()
         with writing_to(path):
             if path.exists() and not path.is_dir():
-                raise InputError(f"--out {path}: is a file; name a folder")
+                raise InputError(f"`out={path}`: is a file; name a folder")
             if (path / IDENTITY).exists():
                 _refuse_another_run(path, identity)
             elif path.exists() and any(map(_is_foreign, path.iterdir())):
                 raise InputError(
-                    f"--out {path}: holds files but no run of ddpmbench; name a new folder"
+                    f"`out={path}`: holds files but no run of ddpmbench; name a new folder"
                 )
             path.mkdir(parents=True, exist_ok=True)
             if not (path / IDENTITY).exists():
                 self.write_json(IDENTITY, identity)
             _remove_leftovers(path)
 
-    def shards(self, name: str) -> Shards:
-        """The terms of the rows of this name."""
-        with writing_to(self.path):
-            (self.path / "shards").mkdir(exist_ok=True)
-        return Shards(self.path / "shards", name, run=self._run)
+    def shards(self, name: str) -> FolderStore:
+        """The store of this name."""
+        return FolderStore(self.path / SHARDS, name, run=self._run)
 
     def drop_damaged_shards(self) -> list[str]:
-        """Remove the shards that cannot be used; what is wrong with each, after its name."""
-        folder = self.path / "shards"
-        return drop_damaged(folder, self._run) if folder.is_dir() else []
+        """Remove the damaged shards; their file names."""
+        return drop_damaged(self.path / SHARDS, self._run)
 
     @property
     def _run(self) -> str:
@@ -174,7 +170,7 @@ class RunFolder:
             return  # unfinished, or to be written again
         if isinstance(found, int) and found > count:
             raise InputError(
-                f"--out {self.path}: holds {found:,} samples, more than the {count:,} asked for; "
+                f"`out={self.path}`: holds {found:,} samples, more than the {count:,} asked for; "
                 "name a new folder"
             )
 
@@ -255,7 +251,7 @@ def write_figure(folder: Path, name: str, figure: "Figure", numbers: pd.DataFram
 
 def _is_foreign(path: Path) -> bool:
     """Whether a file is none that a run killed at its very start can have left."""
-    return not is_temporary(path) and not (path.name == "shards" and not any(path.iterdir()))
+    return not is_temporary(path) and not (path.name == SHARDS and not any(path.iterdir()))
 
 
 def _remove_leftovers(path: Path) -> None:
@@ -271,13 +267,13 @@ def _refuse_another_run(path: Path, identity: dict[str, Any]) -> None:
         found = read_json(path / IDENTITY)
     except DamageError as error:
         raise InputError(
-            f"--out {path}: {IDENTITY} is damaged ({error}), so that nobody can tell which run "
+            f"`out={path}`: {IDENTITY} is damaged ({error}), so that nobody can tell which run "
             "the folder holds; name a new folder"
         ) from error
     found.pop(CHECKSUMS, None)
     for name in [*identity, *found]:
         if found.get(name) != identity.get(name):
             raise InputError(
-                f"--out {path}: holds another run ({name} is {found.get(name)} there, "
+                f"`out={path}`: holds another run ({name} is {found.get(name)} there, "
                 f"{identity.get(name)} here); name a new folder"
             )

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 from ddpmbench.execution.engine import Engine
-from ddpmbench.execution.term_store import TermStore
-from ddpmbench.execution.terms import RowsRun, checked
+from ddpmbench.execution.store import Store, num_missing
+from ddpmbench.execution.terms import TermsRun, checked, read_terms
 from ddpmbench.likelihood.precision import (
     Correction,
     CorrectionDesign,
@@ -35,19 +35,19 @@ class CorrectionRun:
     """
 
     design: CorrectionDesign
-    low: RowsRun
-    strict: RowsRun
+    low: TermsRun
+    strict: TermsRun
     strictly: Callable[[], AbstractContextManager[None]]
-    low_store: TermStore
-    strict_store: TermStore
+    low_store: Store
+    strict_store: Store
 
     @classmethod
     def of(
         cls,
-        run: RowsRun,
+        run: TermsRun,
         strict: Engine,
         design: CorrectionDesign,
-        store: Callable[[str], TermStore],
+        store: Callable[[str], Store],
     ) -> "CorrectionRun":
         """The correction of a run.
 
@@ -77,11 +77,8 @@ class CorrectionRun:
     @property
     def num_missing(self) -> int:
         """How many of them are to be made."""
-        return sum(
-            stop - start
-            for store in (self.low_store, self.strict_store)
-            for start, stop in store.missing(len(self.design))
-        )
+        stores = (self.low_store, self.strict_store)
+        return sum(num_missing(store, len(self.design)) for store in stores)
 
     def compute(self, *, after: int) -> Correction:
         """Make the calls that are missing, and reduce all of them to the correction.
@@ -90,7 +87,7 @@ class CorrectionRun:
             after: how many calls of the run follow, for those who are told how it goes.
 
         Raises:
-            InputError: see `RowsRun.compute`.
+            InputError: see `TermsRun.compute`.
         """
         rows = len(self.design)
         self.low.compute(self.design, self.low_store, after=rows + after)
@@ -112,7 +109,7 @@ class CorrectionRun:
 
     def _reduce(self) -> Correction:
         strict, low = (
-            checked(store.tables(len(self.design), ("nats",)), self.design)
+            checked(read_terms(store, len(self.design), ("nats",)), self.design)
             for store in (self.strict_store, self.low_store)
         )
         return estimate_correction(self.design, differences(self.design, strict, low))

@@ -1,9 +1,10 @@
-"""Samples of a checkpoint as a run makes them: of what shape and classes, and by which sampler."""
+"""Samples of a checkpoint: what determines them, how a run computes them, and their files."""
 
 import dataclasses
+import functools
 import hashlib
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,73 +17,19 @@ from ddpmbench.checksums import seal
 from ddpmbench.diffusion.data_range import EightBit
 from ddpmbench.diffusion.model import Checkpoint, sides_of, size_words
 from ddpmbench.errors import InputError
-from ddpmbench.execution.chunks import Arrays, PartsRun, PartStore
 from ddpmbench.execution.distributed import Ranks
-from ddpmbench.execution.engine import BatchSize, Engine
+from ddpmbench.execution.engine import Engine
 from ddpmbench.execution.engine_choice import NetworkUse, settled_engine
-from ddpmbench.execution.terms import RunListener
+from ddpmbench.execution.store import Arrays, Store, num_missing
+from ddpmbench.execution.worker import Worker
 from ddpmbench.files import replacing, writing_to
-from ddpmbench.samples.samplers import Sampler, SamplerChoice
+from ddpmbench.samples.samplers import Sampler, SamplerChoice, SamplingStep
 from ddpmbench.unet.precision import Precision
 from ddpmbench.user_code import user_errors
 
 Pixels = NDArray[np.uint8]
 SAMPLES = "samples.npz"
 _CHUNK = 4096  # samples written at a time
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class SamplesRun:
-    """What makes samples.
-
-    Attributes:
-        engine: calls the network.
-        sampler: takes the steps.
-        shape: (C, H, W) of a sample.
-        labels: the classes of samples by their indices; None where there are no classes.
-        eight_bit: how a sample becomes 8-bit pixels.
-        parts: in which batches, and by which processes; it counts network calls.
-    """
-
-    engine: Engine
-    sampler: Sampler
-    shape: tuple[int, int, int]
-    labels: Callable[[NDArray[np.int64]], NDArray[np.int64]] | None
-    eight_bit: EightBit
-    parts: PartsRun
-
-    @property
-    def num_timesteps(self) -> int:
-        """T: network calls a sample."""
-        return self.sampler.checkpoint.schedule.num_timesteps
-
-    def compute(self, num_samples: int, store: PartStore) -> None:
-        """Make the samples that are missing, as `pixels`.
-
-        Args:
-            num_samples: samples 0..N - 1.
-            store: holds what an earlier sitting made, and receives the rest.
-
-        Raises:
-            InputError: a sample is not finite; or see `PartsRun.compute`.
-            ProcessLostError: another process has stopped.
-        """
-        with user_errors(self.engine.network_name), self.engine.running():
-            self.parts.compute(num_samples, store, self.sampled, calls=self.num_timesteps)
-
-    def sampled(self, index: NDArray[np.int64], told: Callable[[int], None]) -> Arrays:
-        """(B, C, H, W) uint8 `pixels` of the samples with these indices."""
-        sample = torch.from_numpy(index).to(self.parts.device)
-        labels = None
-        if self.labels is not None:
-            labels = torch.from_numpy(self.labels(index)).to(self.parts.device)
-        x_t = self.sampler.start(sample, self.shape)
-        steps = self.sampler.steps(x_t, self.num_timesteps, sample=sample, labels=labels)
-        for taken in steps:
-            x_t = taken.x_previous
-            told(len(index) * (self.num_timesteps + 1 - taken.t))
-        pixels = self.sampler.diffusion.data_range.to_pixels(x_t, self.eight_bit)
-        return {"pixels": pixels.cpu().numpy()}
 
 
 def write_samples(path: Path, pixels: Pixels, labels: NDArray[np.int64] | None) -> None:
@@ -122,7 +69,7 @@ def write_pngs(folder: Path, pixels: Pixels) -> None:
         from PIL import Image
     except ImportError as error:
         raise InputError(
-            f"--png: Pillow, which writes them, cannot be imported ({error}): pip install pillow"
+            f"`png`: Pillow, which writes them, cannot be imported ({error}): pip install pillow"
         ) from error
     with writing_to(folder.parent):
         folder.mkdir(exist_ok=True)
@@ -174,15 +121,20 @@ class Generation:
         """Refuse settings that the checkpoint does not have."""
         seed, label = self.settings.seed, self.settings.label
         if not isinstance(seed, int) or not 0 <= seed < 2**64:
-            raise InputError(f"--seed {seed}: choose a whole number from 0 to 2^64 - 1")
+            raise InputError(f"`seed={seed}`: choose a whole number from 0 to 2^64 - 1")
         if label is not None and not self.checkpoint.has_class(label):
             has = (
                 self.checkpoint.classes
                 if self.checkpoint.num_classes
                 else "no classes; leave it out"
             )
-            raise InputError(f"--class {label}: the checkpoint has {has}")
+            raise InputError(f"`label={label}`: the checkpoint has {has}")
         self.checkpoint.check_images(self.shape, "samples")
+
+    @property
+    def num_timesteps(self) -> int:
+        """T: network evaluations per sample."""
+        return self.checkpoint.schedule.num_timesteps
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -195,17 +147,17 @@ class Generation:
         size = checkpoint.image_size if wanted is None else wanted
         if size is None:
             raise InputError(
-                f"--ckpt {checkpoint.source}: does not say how large its images are; name their "
-                "height and width with --image-size"
+                f"`ckpt={checkpoint.source}`: does not say how large its images are; name their "
+                "height and width with `image_size`"
             )
         if checkpoint.image_size is not None and checkpoint.image_size != size:
             raise InputError(
-                f"--image-size {size}: the checkpoint {checkpoint.source} was trained on "
+                f"`image_size={size}`: the checkpoint {checkpoint.source} was trained on "
                 f"{size_words(checkpoint.image_size)}; leave it out"
             )
         if checkpoint.channels is None:
             raise InputError(
-                f"--ckpt {checkpoint.source}: does not say how many channels its images have; a "
+                f"`ckpt={checkpoint.source}`: does not say how many channels its images have; a "
                 "network of one's own does by an attribute, image_channels = 3"
             )
         return checkpoint.channels, *sides_of(size)
@@ -270,38 +222,15 @@ class Generation:
         note: Callable[[str], None] = lambda line: None,
     ) -> Engine:
         """What calls the network for so many samples; see `settled_engine`."""
-        calls = num_samples * self.checkpoint.schedule.num_timesteps
+        num_evaluations = num_samples * self.num_timesteps
         return settled_engine(
             self.checkpoint,
-            NetworkUse(self.shape, calls // ranks.count, batch_size),
+            NetworkUse(self.shape, num_evaluations // ranks.count, batch_size),
             device=device,
             precision=self.settings.precision,
             folder=folder,
             ranks=ranks,
             note=note,
-        )
-
-    def run(
-        self, engine: Engine, *, batch_size: int | None, ranks: Ranks, listener: RunListener
-    ) -> SamplesRun:
-        """What makes samples."""
-        sampler = self.settings.sampler.prepare(
-            self.checkpoint,
-            seed=self.settings.seed,
-            device=engine.device,
-            model_output=engine.model_output,
-        )
-        batch = BatchSize(
-            batch_size, device=engine.device, image_shape=self.shape, warn=listener.warn
-        )
-        parts = PartsRun(engine.device, batch, ranks, listener)
-        return SamplesRun(
-            engine=engine,
-            sampler=sampler.launched(engine.whole_step),
-            shape=self.shape,
-            labels=self.labels if self.checkpoint.num_classes else None,
-            eight_bit=EightBit(self.settings.eight_bit),
-            parts=parts,
         )
 
     @property
@@ -310,6 +239,62 @@ class Generation:
             return None
         label = self.settings.label
         return f"i mod {self.checkpoint.num_classes}" if label is None else f"class {label}"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SamplesRun:
+    """Computes samples.
+
+    Attributes:
+        generation: determines them.
+        engine: evaluates the network.
+        worker: computes the missing ones in batches.
+    """
+
+    generation: Generation
+    engine: Engine
+    worker: Worker
+
+    @functools.cached_property
+    def sampler(self) -> Sampler:
+        """Takes the timesteps."""
+        settings = self.generation.settings
+        sampler = settings.sampler.prepare(
+            self.generation.checkpoint,
+            seed=settings.seed,
+            device=self.engine.device,
+            model_output=self.engine.model_output,
+        )
+        return sampler.launched(self.engine.whole_step)
+
+    def compute(self, num_samples: int, store: Store) -> None:
+        """Compute the `pixels` of the samples 0..N - 1 that a store lacks.
+
+        Raises:
+            InputError: a sample is not finite; or see `Worker.map_chunks`.
+            ProcessLostError: another process has stopped.
+        """
+        cost = self.generation.num_timesteps
+        self.worker.listener.start(num_missing(store, num_samples) * cost)
+        with user_errors(self.engine.network_name), self.engine.running():
+            self.worker.map_chunks(self.samples, store, num_samples, cost=cost)
+
+    def samples(self, index: NDArray[np.int64], report: Callable[[int], None]) -> Arrays:
+        """(B, C, H, W) uint8 `pixels` of the samples of these indices."""
+        for step in self.steps(index):
+            report(len(index) * (self.generation.num_timesteps + 1 - step.t))
+        data_range = self.sampler.diffusion.data_range
+        pixels = data_range.to_pixels(step.x_previous, EightBit(self.generation.settings.eight_bit))
+        return {"pixels": pixels.cpu().numpy()}
+
+    def steps(self, index: NDArray[np.int64]) -> Iterator[SamplingStep]:
+        """The steps of the samples of these indices, from t = T down."""
+        device, generation = self.worker.device, self.generation
+        sample, labels = torch.from_numpy(index).to(device), None
+        if generation.checkpoint.num_classes:
+            labels = torch.from_numpy(generation.labels(index)).to(device)
+        x_t = self.sampler.start(sample, generation.shape)
+        return self.sampler.steps(x_t, generation.num_timesteps, sample=sample, labels=labels)
 
 
 def _sha256(table: torch.Tensor) -> str:

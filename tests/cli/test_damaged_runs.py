@@ -6,17 +6,15 @@ import os
 import shutil
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from sealing import edit
+from sealing import edit, edit_npz, read_npz
 
 import ddpmbench as db
 from ddpmbench import checksums
-from ddpmbench.checksums import seal
-from ddpmbench.execution import terms
-from ddpmbench.execution.finished import FinishedRun, find_losses
-from ddpmbench.execution.term_store import Shards
+from ddpmbench.execution import worker
+from ddpmbench.execution.finished import FinishedRun, missing_shards
+from ddpmbench.execution.store import FolderStore
+from ddpmbench.execution.terms import arrays_of
 from ddpmbench.likelihood.terms import VALUE_COLUMNS, TermIndex, TermTable
 
 OPTIONS = {"pairs": {"estimator": "every-pair"}, "importance": {"half_width": 5.0}}
@@ -46,7 +44,7 @@ def runs(evaluate, tmp_path_factory):
     """A run of each estimator, in many shards."""
     root = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(terms, "SHARD_ROWS", 1)
+        patch.setattr(worker, "SHARD_BYTES", 1)
         for kind in OPTIONS:
             evaluate(kind, root / kind)
     return root
@@ -142,7 +140,7 @@ def test_a_version_that_is_none(refused, importance):
 def remove(path):
     path.unlink()
     start, stop = (int(word) for word in path.stem.split("-")[1:])
-    return f"no shard holds rows {start} to {stop - 1}"
+    return f"no shard holds terms {start} to {stop - 1}"
 
 
 def truncate(path):
@@ -157,27 +155,25 @@ def empty(path):
 
 def flip_a_bit(path):
     content = bytearray(path.read_bytes())
-    content[200] ^= 16  # among the rows; the footer is read by all
+    content[400] ^= 16  # among the terms; the header is read by all
     path.write_bytes(content)
     return f"{path.name} is damaged"
 
 
 def rename(path):
     start, stop = (int(word) for word in path.stem.split("-")[1:])
-    path.rename(path.with_name(f"terms-{start + 10**6:012d}-{stop + 10**6:012d}.parquet"))
-    return f"no shard holds rows {start} to {stop - 1}"
+    path.rename(path.with_name(f"terms-{start + 10**6:012d}-{stop + 10**6:012d}.npz"))
+    return f"no shard holds terms {start} to {stop - 1}"
 
 
 def shorten(path):
-    table = pq.read_table(path)
-    pq.write_table(table[:-2], path)
-    seal(path)
-    return f"{path.name} holds {len(table) - 2} rows, not {len(table)}"
+    shorter = {name: array[:-2] for name, array in read_npz(path).items() if array.ndim}
+    edit_npz(path, **shorter)
+    return f"{path.name} holds {SHARD - 2} entries, not {SHARD}"
 
 
 def without_a_column(path):
-    pq.write_table(pq.read_table(path).drop_columns(["eps_mse"]), path)
-    seal(path)
+    edit_npz(path, eps_mse=None)
     return f"{path.name} lacks eps_mse: an earlier version wrote it"
 
 
@@ -202,18 +198,14 @@ def test_what_is_damaged_is_named(refused, said, runs, run, damage):
 
 def test_a_run_of_an_earlier_version_is_refused_and_kept(refused, runs, pairs, evaluate):
     for path in shards(pairs):
-        table = pq.read_table(path)
-        pq.write_table(table.replace_schema_metadata({b"seconds": b"1", b"device": b"cpu"}), path)
+        without_a_column(path)
+    edit(pairs / "run.json", ddpmbench="0.0.9")
     kept = content(pairs)
-    for command in (
-        ("rd", "--run", pairs),
-        ("report", pairs),
-        ("compare", runs / "pairs", pairs),
-    ):
+    for command in (("rd", "--run", pairs), ("report", pairs), ("compare", runs / "pairs", pairs)):
         line = refused(*command)
         assert "an earlier version wrote it" in line
-        assert "run its command again with a new --out" in line
-    with pytest.raises(db.InputError, match="an earlier version wrote it; name a new --out"):
+        assert "run its command again with a new" in line
+    with pytest.raises(db.InputError, match=r"ddpmbench is 0\.0\.9 there"):
         evaluate("pairs", pairs)
     assert content(pairs) == kept
 
@@ -230,7 +222,7 @@ def test_a_few_are_named_and_the_others_counted(refused, pairs):
 def test_neighbors_that_are_gone_are_one_range(refused, pairs):
     for path in shards(pairs)[2:5]:
         path.unlink()
-    assert f"no shard holds rows {2 * SHARD} to {5 * SHARD - 1};" in refused("rd", "--run", pairs)
+    assert f"no shard holds terms {2 * SHARD} to {5 * SHARD - 1};" in refused("rd", "--run", pairs)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -240,12 +232,8 @@ def test_what_the_message_says_mends_it(said, run, damage, evaluate, monkeypatch
     damage(path)
     (run / "rate_distortion.csv").unlink()
     if damage is without_a_column:
-        kept = content(run)
-        with pytest.raises(db.InputError, match="an earlier version wrote it; name a new --out"):
-            evaluate(run.name, run)
-        assert content(run) == kept
         run = run.parent / "again" / run.name
-        monkeypatch.setattr(terms, "SHARD_ROWS", 1)  # the rows share their calls as before
+        monkeypatch.setattr(worker, "SHARD_BYTES", 1)  # the terms are summed in the same portions
     evaluate(run.name, run)
     assert said("rd", "--run", run)[0] == 0
     assert (run / "rate_distortion.csv").read_bytes() == before
@@ -262,28 +250,25 @@ def test_rows_beyond_the_result_and_the_pilot_are_not_looked_at(importance):
     last = shards(importance)[-1]
     start, length = (int(word) for word in last.stem.split("-")[1:])
     # One shard goes beyond the result, another begins there.
-    table = pq.read_table(last)
-    last.unlink()
-    longer = last.with_name(f"terms-{start:012d}-{length + 2:012d}.parquet")
-    pq.write_table(pa.concat_tables([table, table[:2]]), longer)
-    seal(longer)
-    for name in (f"terms-{length:012d}-{length + 9:012d}.parquet", "pilot-1.parquet", "terms.txt"):
+    longer = last.rename(last.with_name(f"terms-{start:012d}-{length + 2:012d}.npz"))
+    arrays = {name: array for name, array in read_npz(longer).items() if array.ndim}
+    edit_npz(longer, **{name: np.append(array, array[:2]) for name, array in arrays.items()})
+    for name in (f"terms-{length:012d}-{length + 9:012d}.npz", "pilot-1.npz", "terms.txt"):
         (importance / "shards" / name).write_bytes(b"")
     run = FinishedRun.open(importance, option="", schema="ddpmbench.nll/1")
-    assert find_losses(run) is None
+    assert missing_shards(run) is None
 
 
 def test_shards_are_hashed_once_and_by_who_reads_them(tmp_path, monkeypatch):
     # 1,310,720 rows in 80 shards.
     images, steps, size = 1280, 1024, 2**14
     (tmp_path / "shards").mkdir()
-    store = Shards(tmp_path / "shards", "terms")
+    store = FolderStore(tmp_path / "shards", "terms")
     zeros = np.zeros(size, dtype=np.int64)
     values = {name: zeros.astype(np.float64) for name in VALUE_COLUMNS}
     for start in range(0, images * steps, size):
-        store.save(
-            start, TermTable(TermIndex(zeros, zeros, zeros), values), seconds=1.0, device="cpu"
-        )
+        table = TermTable(TermIndex(zeros, zeros, zeros), values)
+        store.save(start, arrays_of(table), seconds=1.0, device="cpu")
     summary = {
         "num_images": images,
         "num_timesteps": steps,
@@ -292,10 +277,7 @@ def test_shards_are_hashed_once_and_by_who_reads_them(tmp_path, monkeypatch):
         "conventions": {"clip": True},
     }
 
-    def refuse(*_, **__):
-        raise AssertionError("a table was made of a shard")
-
-    monkeypatch.setattr(pq, "read_table", refuse)
+    monkeypatch.setattr("ddpmbench.execution.store.read_npz", None)  # no shard is loaded
     hashed, digest = [], checksums._digest
 
     def count(file, place):
@@ -303,15 +285,15 @@ def test_shards_are_hashed_once_and_by_who_reads_them(tmp_path, monkeypatch):
         return digest(file, place)
 
     monkeypatch.setattr(checksums, "_digest", count)
-    assert find_losses(FinishedRun(tmp_path, summary), by_footers=True) is None
+    assert missing_shards(FinishedRun(tmp_path, summary), by_headers=True) is None
     assert hashed == []
     for _ in range(2):  # of the second, all is known
-        assert find_losses(FinishedRun(tmp_path, summary)) is None
+        assert missing_shards(FinishedRun(tmp_path, summary)) is None
     assert len(hashed) == len(set(hashed)) == 80
     (tmp_path / "shards" / store.name_of(size, 2 * size)).unlink()
-    losses = find_losses(FinishedRun(tmp_path, summary))
-    assert losses.num_terms == size
-    assert losses.shards == (store.name_of(size, 2 * size),)
+    missing = missing_shards(FinishedRun(tmp_path, summary))
+    assert missing.num_terms == size
+    assert missing.names == (store.name_of(size, 2 * size),)
 
 
 def test_shards_that_changed_places_are_named(refused, runs, pairs):
@@ -323,5 +305,5 @@ def test_shards_that_changed_places_are_named(refused, runs, pairs):
     for command in (("rd", "--run", pairs), ("compare", runs / "pairs", pairs)):
         line = refused(*command)
         assert all(
-            f"{path.name} holds other rows than its name says" in line for path in (one, other)
+            f"{path.name} holds other entries than its name says" in line for path in (one, other)
         )

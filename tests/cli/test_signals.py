@@ -6,7 +6,7 @@ import signal
 import pytest
 
 from ddpmbench.cli import main
-from ddpmbench.execution.term_store import Shards
+from ddpmbench.execution.store import FolderStore
 from ddpmbench.unet.unet import UNet
 
 
@@ -58,13 +58,13 @@ def test_each_is_an_interruption(nll, stopped_by, tmp_path, name):
 
 def test_a_second_one_does_not_stop_what_is_being_kept(nll, stopped_by, monkeypatch, tmp_path):
     stopped_by(signal.SIGINT)
-    save = Shards.save
+    save = FolderStore.save
 
     def impatient(*of, **more):
         os.kill(os.getpid(), signal.SIGINT)
         save(*of, **more)
 
-    monkeypatch.setattr(Shards, "save", impatient)
+    monkeypatch.setattr(FolderStore, "save", impatient)
     status, _, told = nll()
     assert status == 130
     assert told.count("Interrupted") == 1

@@ -269,7 +269,7 @@ def test_what_takes_long_is_measured_in_batches_that_fit(
 
     monkeypatch.setattr(UNet, "body", small_memory)
     monkeypatch.setattr(quality, "_WORTH_MEASURING", {"samples": 100, "features": 1000})
-    listener = quality.QualityListener(cost=costs.append)
+    listener = quality.FidelityListener(cost=costs.append)
     db.evaluate_fid(small_model, reference, settings, listener=listener)
     (cost,) = costs
     assert cost.num_samples == N
@@ -357,10 +357,10 @@ SLOW = """
 import time
 from ddpmbench.cli.main import main
 from ddpmbench.samples.feature_networks import FeatureNetwork
-from ddpmbench.execution import chunks
+from ddpmbench.execution import worker
 from ddpmbench.execution.engine import Engine
 
-chunks.PART_SECONDS = 0.0
+worker.SHARD_SECONDS = 0.0
 
 def slowed(kind, name, seconds):
     real = getattr(kind, name)
@@ -396,7 +396,7 @@ def test_killed_at_random_points_the_scores_are_the_same(
         time.sleep(chance.uniform(0.02, 0.25 if sitting < 6 else 0.5))
         process.send_signal(signal.SIGKILL)
         if process.wait() == -signal.SIGKILL:
-            stages.add((out / "samples").exists() + (out / "features").exists())
+            stages.add(frozenset(path.name[:5] for path in (out / "shards").glob("*")))
         process.stderr.close()
     assert len(stages) >= 2
     subprocess.run(
@@ -417,7 +417,7 @@ def test_features_that_are_not_finite_are_refused(reference, settings, monkeypat
 
     monkeypatch.setenv("DDPMBENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(type(settings.network), "__call__", broken)
-    with pytest.raises(db.InputError, match=r"--feature-network stand-in\.pt: .* not finite"):
+    with pytest.raises(db.InputError, match=r"`feature_network=stand-in\.pt`: .* not finite"):
         db.evaluate_fid(reference, [reference], settings)
 
 

@@ -11,11 +11,9 @@ from PIL import Image
 
 import ddpmbench as db
 from ddpmbench.data import pixel_store
-from ddpmbench.execution.chunks import FolderParts, MemoryParts, PartsRun, gathered
-from ddpmbench.execution.distributed import Ranks
-from ddpmbench.execution.engine import BatchSize
-from ddpmbench.execution.features import FeaturesRun
-from ddpmbench.execution.terms import RunListener
+from ddpmbench.execution.features import compute_features
+from ddpmbench.execution.store import FolderStore, MemoryStore, gathered
+from ddpmbench.execution.worker import Worker
 from ddpmbench.report.fidelity import NearestImages
 from ddpmbench.samples.feature_networks import load_feature_network
 from ddpmbench.samples.protocols import PROTOCOLS
@@ -63,10 +61,8 @@ def mixed(tmp_path_factory):
 
 
 def features(settings, images, store=None, rows=4):
-    batch = BatchSize(rows, device=CPU, image_shape=(3, 8, 8), warn=print)
-    run = FeaturesRun(settings.network, PartsRun(CPU, batch, Ranks(), RunListener()))
-    store = MemoryParts() if store is None else store
-    run.compute(images, store)
+    store = MemoryStore() if store is None else store
+    compute_features(settings.network, images, store, Worker.of(CPU, (3, 8, 8), batch_size=rows))
     return gathered(store, "features", len(images))
 
 
@@ -95,8 +91,8 @@ def test_a_stopped_run_goes_on(settings, mixed, tmp_path, monkeypatch):
 
     monkeypatch.setattr(settings.network, "_see", stopping)
     with pytest.raises(KeyboardInterrupt):
-        features(settings, images, FolderParts(tmp_path / "parts"))
-    found = features(settings, images, FolderParts(tmp_path / "parts"))
+        features(settings, images, FolderStore(tmp_path / "shards", "features"))
+    found = features(settings, images, FolderStore(tmp_path / "shards", "features"))
     assert sum(calls) == N + 4
     np.testing.assert_array_equal(found, features(settings, images))
 

@@ -13,7 +13,8 @@ from ddpmbench.errors import InputError
 from ddpmbench.evaluate import pictures as questions
 from ddpmbench.execution.folder import RunFolder
 from ddpmbench.execution.pictures import PICTURES, Pictures
-from ddpmbench.execution.terms import RunListener
+from ddpmbench.execution.terms import read_terms
+from ddpmbench.execution.worker import RunListener
 from ddpmbench.likelihood.designs import EveryPairDesign
 from ddpmbench.likelihood.terms import concatenate
 
@@ -45,7 +46,7 @@ def test_the_error_under_a_picture_is_that_of_the_stored_row(small_model, small_
     found = db.progressive_pictures(small_model, small_images, run).decoding
     design = EveryPairDesign(6, 40, 2)
     shards = RunFolder(run.folder, read_record(run.folder / "run.json")).shards("terms")
-    terms = concatenate(list(shards.tables(len(design))))
+    terms = concatenate(list(read_terms(shards, len(design))))
     assert list(found.t) == STEPS
     assert list(found.image) == list(range(6))
     np.testing.assert_array_equal(found.x_start, small_images.pixels)

@@ -13,7 +13,7 @@ from engines import biased, biased_and_rounded, install, noisy
 from oracles import oracle_checkpoint, oracle_images
 
 import ddpmbench as db
-from ddpmbench.execution.terms import RunListener
+from ddpmbench.execution.worker import RunListener
 from ddpmbench.likelihood.designs import EveryPairDesign
 from ddpmbench.likelihood.precision import CorrectionDesign, differences, estimate_correction
 from ddpmbench.likelihood.terms import TermsPass
@@ -237,7 +237,7 @@ def test_a_folder_is_of_one_precision(engines, small_model, small_images, tmp_pa
 def test_what_overflows_is_laid_to_the_precision(engines, small_model, small_images):
     engines(rounding=lambda output: output / 0)
     options = {"half_width": WIDE, "precision": "fp16"}
-    with pytest.raises(db.InputError, match="--precision fp16: the network's output is not fin"):
+    with pytest.raises(db.InputError, match="`precision=fp16`: the network's output is not f"):
         db.evaluate_nll(small_model, small_images, **options)
 
 

@@ -65,7 +65,7 @@ def test_more_samples_begin_with_the_fewer(small_model, whole, tmp_path):
     more = db.generate_samples(small_model, N, batch_size=4, out=out, listener=listener)
     assert np.array_equal(more.images.pixels, whole.images.pixels)
     assert told == [(N - 4) * small_model.schedule.num_timesteps]
-    with pytest.raises(db.InputError, match=r"--out .*: holds 12 samples, more than the 5"):
+    with pytest.raises(db.InputError, match=r"`out=.*`: holds 12 samples, more than the 5"):
         db.generate_samples(small_model, 5, out=out)
     assert len(pixels_of(out)) == N
     (out / "samples.npz").write_bytes(b"cut")
@@ -83,7 +83,7 @@ def test_more_samples_begin_with_the_fewer(small_model, whole, tmp_path):
 )
 def test_another_command_is_refused_the_folder(small_model, tmp_path, settings):
     db.generate_samples(small_model, 2, out=tmp_path / "run")
-    with pytest.raises(db.InputError, match=r"--out .*: holds another run"):
+    with pytest.raises(db.InputError, match=r"`out=.*`: holds another run"):
         db.generate_samples(small_model, 2, settings=settings, out=tmp_path / "run")
 
 
@@ -107,11 +107,11 @@ def test_samples_have_their_classes(tmp_path):
 def test_what_fits_no_checkpoint_is_refused(small_model, tmp_path):
     unsized = dataclasses.replace(small_model, image_size=None)
     for model, settings, words in [
-        (unsized, db.SampleSettings(), "--image-size"),
+        (unsized, db.SampleSettings(), "`image_size`"),
         (unsized, db.SampleSettings(image_size=9), "divisible by 2"),
-        (small_model, db.SampleSettings(image_size=16), "--image-size 16: .* 8x8"),
-        (small_model, db.SampleSettings(label=0), "--class 0: the checkpoint has no classes"),
-        (small_model, db.SampleSettings(seed=-1), "--seed -1"),
+        (small_model, db.SampleSettings(image_size=16), "`image_size=16`: .* 8x8"),
+        (small_model, db.SampleSettings(label=0), "`label=0`: the checkpoint has no classes"),
+        (small_model, db.SampleSettings(seed=-1), "`seed=-1`"),
     ]:
         with pytest.raises(db.InputError, match=words):
             db.generate_samples(model, 2, settings=settings, out=tmp_path / "run")
@@ -121,14 +121,14 @@ def test_what_fits_no_checkpoint_is_refused(small_model, tmp_path):
 
 
 def test_a_batch_that_does_not_fit_is_halved(small_model, whole, monkeypatch):
-    real = module.SamplesRun.sampled
+    real = module.SamplesRun.samples
 
     def small_memory(self, index, told):
         if len(index) > 4:
             raise MemoryError
         return real(self, index, told)
 
-    monkeypatch.setattr(module.SamplesRun, "sampled", small_memory)
+    monkeypatch.setattr(module.SamplesRun, "samples", small_memory)
     warnings = []
     halved = db.generate_samples(small_model, N, listener=db.RunListener(warn=warnings.append))
     assert warnings
@@ -190,8 +190,8 @@ def test_killed_at_random_points_the_images_are_the_same(
         "import time\n"
         "from ddpmbench.cli.main import main\n"
         "from ddpmbench.diffusion.model import Checkpoint\n"
-        "from ddpmbench.execution import chunks\n"
-        "chunks.PART_SECONDS = 0.0\n"
+        "from ddpmbench.execution import worker\n"
+        "worker.SHARD_SECONDS = 0.0\n"
         "real = Checkpoint.model_output\n"
         "def slow(*arguments):\n"
         "    time.sleep(0.004)\n"
@@ -202,7 +202,7 @@ def test_killed_at_random_points_the_images_are_the_same(
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     kills = 0
     for _ in range(10):
-        before = len(list((out / "samples").glob("*.npz"))) if out.exists() else 0
+        before = len(list((out / "shards").glob("*.npz"))) if out.exists() else 0
         sitting = subprocess.Popen(
             [sys.executable, str(script), *command(small_checkpoint, out)],
             stderr=subprocess.PIPE,
@@ -228,7 +228,7 @@ def test_killed_at_random_points_the_images_are_the_same(
 def test_an_interruption_keeps_the_batches_that_are_whole(
     small_model, whole, tmp_path, monkeypatch
 ):
-    real = module.SamplesRun.sampled
+    real = module.SamplesRun.samples
 
     def interrupted(self, index, told):
         if index[0] >= 8:
@@ -236,7 +236,7 @@ def test_an_interruption_keeps_the_batches_that_are_whole(
         return real(self, index, told)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module.SamplesRun, "sampled", interrupted)
+        patch.setattr(module.SamplesRun, "samples", interrupted)
         with pytest.raises(KeyboardInterrupt):
             db.generate_samples(small_model, N, batch_size=4, out=tmp_path / "run")
     told = []
@@ -287,7 +287,7 @@ def test_a_run_in_memory_is_held_against_memory(small_model, monkeypatch):
     with pytest.raises(InputError, match="GB of memory"):
         db.generate_samples(small_model.respaced(2), 1000)
     monkeypatch.setattr(room, "available_memory", lambda: 63)
-    with pytest.raises(InputError, match="no room for one; free some, or name an --out"):
+    with pytest.raises(InputError, match="no room for one; free some, or name an `out`"):
         db.generate_samples(small_model.respaced(2), 1000)
     monkeypatch.setattr(room, "available_memory", lambda: 64)
     with pytest.raises(InputError, match=r"choose at most 1$"):

@@ -78,10 +78,10 @@ def test_a_new_measurement_takes_the_place_of_the_old_and_of_no_other_model(
     assert read_record(report.folder / "summary.json") == again.summary
     assert "3 samples of 40 steps" in set(again.predictions.question)
     other = dataclasses.replace(small_model, sha256="1" * 64)
-    with pytest.raises(InputError, match=r"--out .*another run"):
+    with pytest.raises(InputError, match=r"`out=.*another run"):
         quick(other, small_images, out=report.folder)
     # Nor is it replaced by one of other batches.
-    with pytest.raises(InputError, match=r"--out .*batch_size is 2 there, 1 here"):
+    with pytest.raises(InputError, match=r"`out=.*batch_size is 2 there, 1 here"):
         quick(small_model, small_images, batch_size=1, out=report.folder)
 
 
@@ -130,7 +130,7 @@ def test_images_of_another_size_are_refused(small_model):
 
 def test_a_size_that_no_one_says_is_asked_for(small_model):
     unsaid = dataclasses.replace(small_model, image_size=None)
-    with pytest.raises(InputError, match="--image-size"):
+    with pytest.raises(InputError, match="`image_size"):
         quick(unsaid)
     assert quick(unsaid, image_size=8).summary["shape"] == [1, 8, 8]
 

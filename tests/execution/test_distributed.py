@@ -12,10 +12,8 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from ddpmbench.execution.distributed import STRIPES, Ranks
+from ddpmbench.execution.distributed import Ranks
 
 OPTIONS = {
     "importance": ("--half-width", "0.07"),
@@ -29,9 +27,9 @@ import os
 import sys
 
 from ddpmbench.cli.main import main
-from ddpmbench.execution import terms
+from ddpmbench.execution import worker
 
-terms.SHARD_SECONDS = 0.02
+worker.SHARD_SECONDS = 0.02
 sys.stderr.write(f"process {os.environ['RANK']} {os.getpid()}\\n")  # in one piece
 main()
 """
@@ -135,7 +133,7 @@ def test_killed_and_finished_by_another_number_of_processes(
     arguments = [*inputs[:-1], "1", *OPTIONS[estimator], "--out", str(out)]
     generator = random.Random(estimator)
     for count, victims in ((3, "one process"), (2, "all processes")):
-        before = len(list(out.glob("shards/*.parquet")))
+        before = len(list(out.glob("shards/*.npz")))
         sitting = subprocess.Popen(
             torchrun(count, slow, *arguments),
             stdout=subprocess.PIPE,
@@ -150,7 +148,7 @@ def test_killed_and_finished_by_another_number_of_processes(
             if line[:1] == ["process"]:
                 pids[int(line[1])] = int(line[2])
         wanted = before + generator.randint(1, 8)
-        _until(lambda n=wanted: len(list(out.glob("shards/*.parquet"))) >= n, sitting)
+        _until(lambda n=wanted: len(list(out.glob("shards/*.npz"))) >= n, sitting)
         time.sleep(generator.uniform(0, 0.03))
         if victims == "all processes":
             os.killpg(sitting.pid, signal.SIGKILL)
@@ -236,48 +234,8 @@ def _kill(pid):
         os.kill(pid, signal.SIGKILL)
 
 
-# ---- who computes what
-
-
-@given(
-    sizes=st.lists(st.tuples(st.integers(0, 50), st.integers(1, 50)), max_size=8),
-    count=st.integers(1, 9),
-    whole=st.integers(1, 5),
-    batch=st.integers(1, 40),
-)
-def test_the_shares_of_all_processes_are_the_gaps(sizes, count, whole, batch):
-    gaps, position = [], 0
-    for apart, size in sizes:
-        start = position + apart * whole
-        position = start + size * whole
-        gaps.append((start, position))
-    parts = [Ranks(rank, count).share(gaps, whole, batch=batch) for rank in range(count)]
-    positions = [at for part in parts for start, stop in part for at in range(start, stop)]
-    assert sorted(positions) == [at for start, stop in gaps for at in range(start, stop)]
-    for part in parts:
-        assert all(start % whole == stop % whole == 0 for start, stop in part)
-        assert all(start < stop for start, stop in part)
-    amounts = [sum(stop - start for start, stop in part) for part in parts]
-    assert max(amounts) - min(amounts) <= STRIPES * whole
-
-
-def test_every_process_sees_rows_from_the_beginning_and_the_end():
-    for rank in range(5):
-        part = Ranks(rank, 5).share([(0, 1000)], 1)
-        assert part[0][0] < 150
-        assert part[-1][1] > 850
-
-
-@pytest.mark.parametrize(("rows", "pieces"), [(4 * 8 * 48, 8), (4 * 3 * 48, 3), (4 * 12, 1)])
-def test_a_network_call_is_not_divided_while_there_are_enough_rows(rows, pieces):
-    for rank in range(4):
-        part = Ranks(rank, 4).share([(0, rows)], 1, batch=48)
-        assert len(part) == pieces
-        assert {stop - start for start, stop in part} == {rows // 4 // pieces}
-
-
 def test_one_process_is_all_there_is():
     ranks = Ranks()
     assert ranks.reports
     assert ranks.once(lambda: 7) == 7
-    assert ranks.share([(3, 9)], 2) == [(3, 9)]
+    assert ranks.share([(3, 6), (6, 9)]) == [(3, 6), (6, 9)]

@@ -7,6 +7,7 @@ import pytest
 from ddpmbench.checksums import read_json
 from ddpmbench.errors import InputError
 from ddpmbench.execution.folder import RunFolder
+from ddpmbench.execution.terms import arrays_of, read_terms
 from ddpmbench.likelihood.terms import VALUE_COLUMNS, TermIndex, TermTable
 
 IDENTITY = {"schema": "ddpmbench.nll/1", "seed": 0}
@@ -28,55 +29,19 @@ def shards(folder):
     return folder.shards("terms")
 
 
-def positions(shards, length):
-    return [int(image) for part in shards.tables(length) for image in part.index.image]
-
-
-def test_gaps_are_what_no_shard_covers(shards):
-    assert shards.missing(20) == [(0, 20)]
-    shards.save(4, table(4, 8), seconds=1, device="cpu")
-    shards.save(12, table(12, 14), seconds=2, device="cpu")
-    assert shards.missing(20) == [(0, 4), (8, 12), (14, 20)]
-    assert shards.seconds(20) == 3
-
-
-def test_overlapping_shards_give_every_row_once(shards):
-    for start, stop in [(0, 10), (2, 6), (8, 14), (14, 15)]:
-        shards.save(start, table(start, stop), seconds=0, device="cpu")
-    assert positions(shards, 15) == list(range(15))
-    assert shards.missing(15) == []
-
-
-@pytest.mark.parametrize("length", [1, 4, 6, 10, 13, 15])
-def test_rows_beyond_the_length_asked_for_are_not_there(shards, length):
-    for start, stop in [(0, 4), (4, 10), (8, 13), (13, 15)]:
-        shards.save(start, table(start, stop), seconds=stop - start, device=f"from {start}")
-    assert positions(shards, length) == list(range(length))
-    assert shards.missing(length) == []
-    # Rows 8 and 9 were computed twice, and took their time twice.
-    assert shards.seconds(length) == pytest.approx(length + min(max(length - 8, 0), 2))
-    assert ("from 13" in shards.devices(length)) == (length > 13)
-
-
-def test_the_rows_of_one_name_are_none_of_another(folder, shards):
-    folder.shards("pilot").save(0, table(0, 5), seconds=1, device="cpu")
-    assert shards.missing(5) == [(0, 5)]
-    assert folder.shards("pilot").missing(5) == []
-
-
 def test_values_come_back_bit_for_bit(shards):
     saved = table(0, 7)
     saved.values["nats"][:] = np.random.default_rng(0).normal(size=7)
     saved.values["decoder_beta_exact_clip"][1:] = np.nan
-    shards.save(0, saved, seconds=0, device="cpu")
-    (loaded,) = shards.tables(7)
+    shards.save(0, arrays_of(saved), seconds=0, device="cpu")
+    (loaded,) = read_terms(shards, 7)
     for name in VALUE_COLUMNS:
         np.testing.assert_array_equal(loaded.values[name], saved.values[name])
 
 
 def test_the_same_run_goes_on_and_leftovers_go(folder, shards):
-    shards.save(0, table(0, 5), seconds=0, device="cpu")
-    leftover = folder.path / "shards" / "terms-000000000005-000000000009.parquet.77.ddpmbench.tmp"
+    shards.save(0, arrays_of(table(0, 5)), seconds=0, device="cpu")
+    leftover = folder.path / "shards" / "terms-000000000005-000000000009.npz.77.ddpmbench.tmp"
     leftover.write_bytes(b"half a shard")
     RunFolder(folder.path, IDENTITY)
     assert leftover.exists(), "another process may be writing it"
@@ -116,30 +81,10 @@ def test_a_damaged_identity_is_named(folder, text):
         RunFolder(folder.path, IDENTITY)
 
 
-def test_it_says_where_everything_was_computed(shards):
-    shards.save(0, table(0, 5), seconds=1, device="a GPU")
-    shards.save(5, table(5, 6), seconds=1, device="cpu")
-    assert shards.devices(6) == {"a GPU", "cpu"}
-
-
 def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="is a file"):
         RunFolder(tmp_path / "file", IDENTITY)
-
-
-@pytest.mark.parametrize("damage", ["truncate", "rename", "garbage"])
-def test_a_damaged_shard_is_named(folder, shards, damage):
-    shards.save(0, table(0, 50), seconds=0, device="cpu")
-    (shard,) = (folder.path / "shards").iterdir()
-    if damage == "truncate":
-        os.truncate(shard, shard.stat().st_size // 2)
-    elif damage == "garbage":
-        shard.write_bytes(b"x" * 1000)
-    else:
-        shard = shard.rename(shard.with_name("terms-000000000000-000000000060.parquet"))
-    with pytest.raises(InputError, match=shard.name):
-        list(shards.tables(50))
 
 
 def test_a_write_that_fails_leaves_what_was_there(folder):

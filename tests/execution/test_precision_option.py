@@ -26,10 +26,10 @@ import pytest
 import torch
 from engines import install
 from ddpmbench.cli.main import main
-from ddpmbench.execution import terms
+from ddpmbench.execution import worker
 
 torch.set_num_threads(1)
-terms.SHARD_SECONDS = 0.0
+worker.SHARD_SECONDS = 0.0
 install(pytest.MonkeyPatch())
 main()
 """

@@ -13,7 +13,7 @@ from ddpmbench.diffusion.data_range import NATS_PER_BIT
 from ddpmbench.evaluate.progress import remark
 from ddpmbench.execution import progress as module
 from ddpmbench.execution.progress import progress, terminal_bar
-from ddpmbench.execution.terms import RunListener, RunProgress
+from ddpmbench.execution.worker import RunListener, RunProgress
 from ddpmbench.likelihood.stopping import RoughBound
 
 ROUGH = RoughBound(3.6159 * NATS_PER_BIT, 0.0085 * NATS_PER_BIT, is_rough=True)

@@ -11,13 +11,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sealing import read_npz, terms_in
 
+from ddpmbench.checksums import write_npz
 from ddpmbench.cli.main import run
 from ddpmbench.diffusion.process import Variance
 from ddpmbench.errors import InputError
 from ddpmbench.evaluate.nll import evaluate_nll
 from ddpmbench.execution.finished import FinishedRun
-from ddpmbench.execution.terms import RunListener
+from ddpmbench.execution.worker import RunListener
 from ddpmbench.likelihood.designs import ImportanceDesign, PilotDesign, num_terms
 from ddpmbench.report.tables import SCHEMA
 from ddpmbench.unet.unet import UNet
@@ -29,8 +31,8 @@ WIDE, NARROW = 0.1, 0.06
 
 SITTING = """
 import sys
-from ddpmbench.execution import terms
-terms.SHARD_SECONDS = 0.02
+from ddpmbench.execution import worker
+worker.SHARD_SECONDS = 0.02
 from ddpmbench.cli.main import main
 main(sys.argv[1:])
 """
@@ -98,9 +100,7 @@ def wide_folder(small_model, small_images, tmp_path_factory):
 
 def terms_of(folder):
     """(image, t, draw) of the rows of the estimate, in the order of the design."""
-    shards = sorted((folder / "shards").glob("terms-*.parquet"))
-    frame = pd.concat(pd.read_parquet(shard) for shard in shards)
-    return frame[["image", "t", "draw"]].to_numpy()
+    return terms_in(folder)[["image", "t", "draw"]].to_numpy()
 
 
 # ---- nothing but the rows determines a number
@@ -119,14 +119,14 @@ def test_killed_at_random_points_and_resumed(small_checkpoint, small_npz, narrow
     generator = random.Random(0)
     # On a busy machine shards hold fewer rows, and the pilot takes more of them.
     kills = 0
-    while kills < KILLS or not list(out.glob("shards/terms-*.parquet")):
+    while kills < KILLS or not list(out.glob("shards/terms-*.npz")):
         kills += 1
         assert kills < 10 * KILLS, "no sitting came beyond the pilot"
-        before = len(list(out.glob("shards/*.parquet")))
+        before = len(list(out.glob("shards/*.npz")))
         sitting = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         deadline = time.monotonic() + 120
         wanted = before + generator.randint(1, 8)
-        while not out.exists() or len(list(out.glob("shards/*.parquet"))) < wanted:
+        while not out.exists() or len(list(out.glob("shards/*.npz"))) < wanted:
             assert sitting.poll() is None, "the run ended before it could be killed"
             assert time.monotonic() < deadline
             time.sleep(0.001)
@@ -161,24 +161,20 @@ def test_interrupted_anywhere_nothing_is_computed_twice(
     assert calls.rows == narrow.summary["num_evaluations"]
 
 
-def test_shards_in_any_order_and_overlap_give_the_same(small_model, small_images, narrow, tmp_path):
+def test_shards_that_overlap_give_the_same(small_model, small_images, narrow, calls, tmp_path):
     """As processes leave them that were given gaps, not a beginning."""
     evaluate_nll(small_model, small_images, half_width=NARROW, out=tmp_path)
-    whole = next(iter((tmp_path / "shards").glob("terms-000000000000-*")))
-    frame = pd.read_parquet(whole)
-    cuts = [(0, 100), (60, 250), (250, len(frame))]
-    for start, stop in cuts[:2]:
-        part = whole.with_name(f"terms-{start:012d}-{stop:012d}.parquet")
-        _copy_rows(whole, part, start, stop)
+    calls.rows = 0
+    (whole,) = (tmp_path / "shards").glob("terms-000000000000-*")
+    arrays = read_npz(whole)
+    for start, stop in [(0, 100), (60, 250)]:
+        of_terms = {name: array[start:stop] for name, array in arrays.items() if array.ndim}
+        part = arrays | of_terms | {"shard_start": np.int64(start)}
+        write_npz(whole.with_name(f"terms-{start:012d}-{stop:012d}.npz"), part)
     whole.unlink()
     (tmp_path / "summary.json").unlink()
     same(evaluate_nll(small_model, small_images, half_width=NARROW, out=tmp_path), narrow)
-
-
-def _copy_rows(source, target, start, stop):
-    import pyarrow.parquet as pq
-
-    pq.write_table(pq.read_table(source).slice(start, stop - start), target)
+    assert calls.rows == len(arrays["nats"]) - 250
 
 
 def test_a_narrower_half_width_goes_on_and_a_wider_one_goes_back(
@@ -476,16 +472,13 @@ def test_an_output_that_is_not_finite_is_named_and_nothing_is_lost(
     monkeypatch.setattr(UNet, "body", broken)
     with pytest.raises(InputError, match="not finite for image") as error:
         evaluate_nll(small_model, small_images, half_width=WIDE, batch_size=8, out=tmp_path)
-    kept = {
-        name: sum(len(pd.read_parquet(s)) for s in (tmp_path / "shards").glob(f"{name}-*"))
-        for name in ("pilot", "terms")
-    }
+    kept = {name: len(terms_in(tmp_path, name)) for name in ("pilot", "terms")}
     if where == "pilot":
-        assert kept == {"pilot": 35, "terms": 0}
+        assert kept == {"pilot": 32, "terms": 0}
         rows = pilot.index(35, 36)
         image, t = int(rows.image[0]), int(rows.t[0])
     else:
-        assert kept == {"pilot": len(pilot), "terms": 323}
+        assert kept == {"pilot": len(pilot), "terms": 320}
         image, t, _ = terms_of(wide_folder)[323]
     assert f"for image {small_images.ids[image]} at t = {t};" in str(error.value)
 

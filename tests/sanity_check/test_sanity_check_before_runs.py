@@ -28,7 +28,7 @@ from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.diffusion.process import Prediction
 from ddpmbench.errors import InputError
 from ddpmbench.execution.distributed import Ranks
-from ddpmbench.execution.features import QualityListener
+from ddpmbench.execution.features import FidelityListener
 from ddpmbench.samples.protocols import PROTOCOLS
 from ddpmbench.sanity_check import run as check
 from ddpmbench.sanity_check.record import CheckRecord, Outcome, note
@@ -312,14 +312,14 @@ def test_samples_are_checked_with_the_first_reference_that_has_images_such_as_th
 
     def evaluate(*references):
         settings = FidSettings(Network(), PROTOCOLS["clean"], num_generated=5, check=True)
-        listener = QualityListener(note=lines.append)
+        listener = FidelityListener(note=lines.append)
         evaluate_fid(shipped.respaced(6), references, settings, device="cpu", listener=listener)
 
-    monkeypatch.setattr(fid.QualityStores, "of", lambda *arguments: None)
+    monkeypatch.setattr(fid.FidelityStores, "of", lambda *arguments: None)
     with pytest.raises(InputError, match="far enough"):
         evaluate(small, images)
     assert asked == [(images, 30)]
-    monkeypatch.setattr(fid.QualityRun, "engine", stop_here)
+    monkeypatch.setattr(fid.FidelityRun, "engine", stop_here)
     with pytest.raises(InputError, match="no further"):
         evaluate(small)
     assert lines == ["--check: no --data has images such as the checkpoint makes; left out"]

@@ -1,0 +1,221 @@
+"""Computing the entries of a store that are missing: in batches, by one process or many."""
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ddpmbench.execution.devices import device_name
+from ddpmbench.execution.distributed import Ranks
+from ddpmbench.execution.engine import BatchSize
+from ddpmbench.execution.store import Arrays, Gaps, Store, length_of
+from ddpmbench.likelihood.stopping import RoughBound
+from ddpmbench.records import short_repr
+
+SHARD_SECONDS = 10.0
+"""A shard is written at least this often; a killed run loses that work and a batch."""
+SHARD_BYTES = 2**25
+"""No shard is larger than this by much."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunProgress:
+    """Where a run stands.
+
+    Attributes:
+        done: network evaluations that are done, those of earlier sessions included; other
+            processes are assumed to be as fast as this one.
+        total: network evaluations known to be needed.
+        bound: the estimate of the bound so far, if any.
+        stage: the work at present where it is no network evaluation; empty where it is.
+    """
+
+    done: int
+    total: int
+    bound: RoughBound | None = None
+    stage: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunListener:
+    """Callbacks of a run.
+
+    Attributes:
+        start: called once, with the number of network evaluations that are missing.
+        progress: called after every batch.
+        warn: called with a warning, one line.
+        note: called with a note, one line.
+    """
+
+    start: Callable[[int], None] = lambda num_evaluations: None
+    progress: Callable[[RunProgress], None] = lambda progress: None
+    warn: Callable[[str], None] = lambda line: None
+    note: Callable[[str], None] = lambda line: None
+
+    __repr__ = short_repr
+
+
+Function = Callable[[NDArray[np.int64], Callable[[int], None]], Arrays]
+"""Computes the entries of (B,) indices; it reports its network evaluations so far."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Worker:
+    """Computes entries of stores.
+
+    Attributes:
+        device: where networks run.
+        batch: how many entries are computed together.
+        ranks: the processes among which the indices are divided.
+        listener: receives the progress.
+    """
+
+    device: torch.device
+    batch: BatchSize
+    ranks: Ranks
+    listener: RunListener
+
+    @classmethod
+    def of(
+        cls,
+        device: torch.device,
+        image_shape: tuple[int, ...],
+        *,
+        batch_size: int | None = None,
+        ranks: Ranks | None = None,
+        listener: RunListener | None = None,
+    ) -> "Worker":
+        """A worker whose batch size suits the device, unless one is given."""
+        listener = listener or RunListener()
+        batch = BatchSize(batch_size, device=device, image_shape=image_shape, warn=listener.warn)
+        return cls(device, batch, ranks or Ranks(), listener)
+
+    @property
+    def alone(self) -> "Worker":
+        """The same without other processes."""
+        return dataclasses.replace(self, ranks=Ranks())
+
+    def map_chunks(
+        self,
+        function: Function,
+        store: Store,
+        length: int,
+        *,
+        cost: int = 1,
+        whole: int = 1,
+        balanced: bool = False,
+        watch: Callable[[Arrays], RoughBound | None] = lambda arrays: None,
+        before: int = 0,
+        after: int = 0,
+    ) -> None:
+        """Compute the entries 0..length - 1 that a store lacks; return when all processes have.
+
+        A batch begins at a multiple of its size, whichever process computes it: so an entry shares
+        its network evaluations with the same neighbors always.
+
+        Args:
+            function: computes a batch.
+            store: holds the entries of earlier sessions, and receives the others.
+            length: number of entries.
+            cost: network evaluations per entry.
+            whole: so many consecutive entries stay in one shard; `length` is a multiple.
+            balanced: whether batches may be smaller, so that all processes have equally many.
+            watch: called with every batch; its estimate of the bound accompanies the progress.
+            before: network evaluations of the run before these entries.
+            after: network evaluations after them.
+
+        Raises:
+            InputError: the batch does not fit into memory, the store cannot be written, or
+                `function` raised it.
+            ProcessLostError: another process has stopped.
+        """
+        # All processes must divide the entries alike: as they are before any process adds to them,
+        # and by one batch size; those of processes that ran out of memory may differ.
+        gaps, rows = self.ranks.once(lambda: (store.missing(length), self.batch.rows))
+        rows = max(whole, rows - rows % whole)
+        if balanced and self.ranks.count > 1:
+            num_batches = self.ranks.count * -(-length // (self.ranks.count * rows))
+            rows = whole * -(-(length // whole) // num_batches)
+        own = self.ranks.share(cut(gaps, rows))
+        num_missing, num_own = (sum(b - a for a, b in ranges) for ranges in (gaps, own))
+        done, total = before + (length - num_missing) * cost, before + length * cost + after
+        computed, bound = 0, None
+
+        def report(num_evaluations: int) -> None:
+            # Other processes are assumed to be as fast as this one.
+            now = (computed * cost + num_evaluations) * num_missing / max(num_own, 1)
+            self.listener.progress(RunProgress(done + round(now), total, bound))
+
+        def compute() -> None:
+            nonlocal computed, bound
+            # Closed whatever happens: an interruption keeps the batches that are complete.
+            with contextlib.closing(_ShardWriter(store, device_name(self.device), whole)) as shard:
+                for start, stop in own:
+                    while start < stop:
+                        arrays = self.batch.attempt(_on_range(function, start, stop, report))
+                        shard.add(start, arrays)
+                        start += length_of(arrays)
+                        computed += length_of(arrays)
+                        bound = watch(arrays)
+                        report(0)
+
+        report(0)
+        self.ranks.together(compute)
+        self.ranks.wait()
+
+
+def _on_range(
+    function: Function, start: int, stop: int, report: Callable[[int], None]
+) -> Callable[[int], Arrays]:
+    return lambda rows: function(np.arange(start, min(start + rows, stop)), report)
+
+
+def cut(gaps: Gaps, rows: int) -> Gaps:
+    """The gaps, cut at the multiples of `rows`."""
+    return [
+        (max(start, edge), min(stop, edge + rows))
+        for start, stop in gaps
+        for edge in range(start - start % rows, stop, rows)
+    ]
+
+
+class _ShardWriter:
+    """Collects consecutive batches until they are worth a file; closing it saves the rest."""
+
+    def __init__(self, store: Store, device: str, whole: int) -> None:
+        self._store, self._device, self._whole = store, device, whole
+        self._start, self._stop = 0, 0
+        self._batches: list[Arrays] = []
+        self._since = time.perf_counter()
+
+    def add(self, start: int, arrays: Arrays) -> None:
+        if start != self._stop:
+            self.close()
+            self._batches = []
+        if not self._batches:
+            self._start = start
+        self._batches.append(arrays)
+        self._stop = start + length_of(arrays)
+        size = sum(array.nbytes for batch in self._batches for array in batch.values())
+        if size >= SHARD_BYTES or time.perf_counter() - self._since >= SHARD_SECONDS:
+            self.close()
+
+    def close(self) -> None:
+        size = self._stop - self._start if self._batches else 0
+        size -= size % self._whole
+        start, seconds = self._start, time.perf_counter() - self._since
+        if size:
+            collected = {
+                name: np.concatenate([arrays[name] for arrays in self._batches])
+                for name in self._batches[0]
+            }
+            # Before they are saved: an interruption must not save them a second time.
+            rest = {name: array[size:] for name, array in collected.items()}
+            self._batches, self._start = ([rest] if length_of(rest) else []), start + size
+            entries = {name: array[:size] for name, array in collected.items()}
+            self._store.save(start, entries, seconds=seconds, device=self._device)
+        self._since = time.perf_counter()
