@@ -1,7 +1,7 @@
 """The processes of a run that torchrun started; without torchrun it is one.
 
-They share the run folder and nothing else. Each computes its share of the missing rows without a
-word to the others; between two looks at the bound they wait for one another.
+They share the run folder and nothing else. Each computes its share of the missing entries on its
+own; between two estimates of the bound they wait for one another.
 """
 
 import contextlib
@@ -73,8 +73,8 @@ class Ranks:
         if self.rank == 0:
             try:
                 value = compute()
-            except InputError as found:
-                error = found
+            except InputError as raised:
+                error = raised
         sent: list[tuple[T | None, bool]] = [(value, error is not None)]
         with _noticing_loss():
             dist.broadcast_object_list(sent, src=0, group=self.group)
@@ -100,8 +100,8 @@ class Ranks:
         error: InputError | None = None
         try:
             value = compute()
-        except InputError as found:
-            error = found
+        except InputError as raised:
+            error = raised
         failed: list[bool] = [False] * self.count
         with _noticing_loss():
             dist.all_gather_object(failed, error is not None, group=self.group)
@@ -156,7 +156,7 @@ def joined() -> Iterator[Ranks]:
         return
     import torch.distributed as dist
 
-    # The processes exchange a few bytes between two looks; gloo does that on any device.
+    # The processes exchange a few bytes between two estimates; gloo does that on any device.
     was_there = dist.is_initialized()
     if not was_there:
         dist.init_process_group("gloo", timeout=PATIENCE)
@@ -198,7 +198,7 @@ def refuse_other_runs(here: dict[str, Any], ranks: Ranks) -> None:
 
 
 def open_folder(path: Path, identity: dict[str, Any], ranks: Ranks) -> RunFolder:
-    """The folder, which rank 0 makes and the others find, without the shards that are damaged.
+    """The run folder, created by rank 0, without its damaged shards.
 
     Raises:
         InputError: it holds something else, cannot be written, or is not shared.
@@ -214,8 +214,8 @@ def open_folder(path: Path, identity: dict[str, Any], ranks: Ranks) -> RunFolder
     def find() -> RunFolder:
         if not (path / IDENTITY).exists():
             raise InputError(
-                f"`out={path}`: another process made it, but it is not there; name a folder on a "
-                "file system that all machines share"
+                f"`out={path}`: another process created it, but it is not there; name a folder on "
+                "a file system that all machines share"
             )
         return folder
 

@@ -1,4 +1,4 @@
-"""A quality run: samples, their features, and those of the references, each kept as it comes."""
+"""Samples, their features and those of the references: computed and kept for their scores."""
 
 import contextlib
 import dataclasses
@@ -40,23 +40,23 @@ from ddpmbench.samples.feature_networks import FeatureNetwork
 from ddpmbench.samples.statistics import ReferenceStatistics
 
 WORTH_SAYING = 60.0
-"""Seconds from which on it is said how long a run takes."""
+"""Seconds from which on the cost of a run is reported."""
 _MEASURED = 0.3  # seconds, at least
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Seconds that a run takes, and what it would take with other settings.
+    """Seconds of a run, with these and with other settings.
 
     Attributes:
-        per_call: of a sample and step.
-        per_image: of an image's features.
-        num_samples: that are still to be made.
-        num_timesteps: of each.
-        num_images: whose features are still to be made, samples and references.
+        per_evaluation: seconds per sample and timestep.
+        per_image: seconds per image of features.
+        num_samples: samples that are missing.
+        num_timesteps: of each sample.
+        num_images: images whose features are missing, samples and references.
     """
 
-    per_call: float
+    per_evaluation: float
     per_image: float
     num_samples: int
     num_timesteps: int
@@ -64,20 +64,20 @@ class Cost:
 
     @property
     def seconds(self) -> float:
-        """Of the run."""
+        """Seconds of the run."""
         return self.sampling + self.per_image * self.num_images
 
     @property
     def sampling(self) -> float:
-        """Of the samples alone."""
-        return self.per_call * self.num_samples * self.num_timesteps
+        """Seconds of the samples alone."""
+        return self.per_evaluation * self.num_samples * self.num_timesteps
 
     def with_timesteps(self, num_timesteps: int) -> "Cost":
-        """That of a sampler of so many steps."""
+        """The cost with a sampler of so many timesteps."""
         return dataclasses.replace(self, num_timesteps=num_timesteps)
 
     def with_samples(self, num_samples: int) -> "Cost":
-        """That of so many samples."""
+        """The cost of so many samples."""
         fewer = self.num_samples - num_samples
         return dataclasses.replace(
             self, num_samples=num_samples, num_images=self.num_images - fewer
@@ -98,7 +98,7 @@ def seconds_per_image(network: FeatureNetwork, shape: tuple[int, ...], rows: int
 
 
 def _measured(call: Callable[[], bool], device: torch.device) -> float:
-    """Seconds a call, without the first, which warms up; there may be few of them."""
+    """Seconds per call, without the first, which warms up."""
     call()
     clock = timer(device)
     since, count = clock(), 0
@@ -108,10 +108,10 @@ def _measured(call: Callable[[], bool], device: torch.device) -> float:
 
 
 BATCH_SHAPE = (3, 64, 64)
-"""As large as images are taken to be where a batch size is chosen: a feature network makes them as
-large as it wants them, but soon small again."""
+"""The image shape by which a batch size is chosen: a feature network resizes every image, and soon
+reduces it again."""
 FORMAT = 3
-"""Of the features kept; another number makes them anew."""
+"""Of the features in the cache; another number computes them again."""
 
 
 def compute_features(
@@ -163,14 +163,14 @@ def _silent(name: str, unit: str, calls: int) -> Iterator[RunListener]:
 
 @dataclasses.dataclass(frozen=True)
 class FidelityListener:
-    """Who is told how a run goes.
+    """Callbacks of a run.
 
     Attributes:
-        stage: called with the name of a stage, what it counts, and how many calls make one of
-            that; gives who is told how the stage goes.
-        cost: called with what the run takes, before it begins, unless it is short.
-        warn: called with a line when something is worth saying.
-        note: called with a line that is no warning.
+        stage: called with the name of a stage, its unit, and the network evaluations per unit;
+            returns the callbacks of the stage.
+        cost: called with the cost of the run before it begins, unless it is short.
+        warn: called with a warning, one line.
+        note: called with a note, one line.
     """
 
     stage: Stage = _silent
@@ -220,16 +220,16 @@ class FidelityStores:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FidelityRun:
-    """What makes samples and features.
+    """Computes samples and features.
 
     Attributes:
-        source: a checkpoint's samples, or samples that there are.
-        num_generated: of a checkpoint.
-        references: what they are held against.
-        network: of features.
+        source: the samples of a checkpoint, or given images.
+        num_generated: number of samples of a checkpoint.
+        references: real images, or the moments of their features.
+        network: the feature network.
         device: where the networks run.
         ranks: the processes among which the work is divided.
-        batch_size: samples made together; None for what suits the device.
+        batch_size: samples computed together; None for a number that suits the device.
     """
 
     source: Generation | ImageSet
@@ -243,7 +243,7 @@ class FidelityRun:
     def engine(
         self, folder: Path | None, *, note: Callable[[str], None] = lambda line: None
     ) -> Engine | None:
-        """What calls the network of a checkpoint, that of the run's folder if there is one."""
+        """The engine of a checkpoint's network, the one of the run folder if there is one."""
         if isinstance(self.source, ImageSet):
             return None
         return self.source.engine(

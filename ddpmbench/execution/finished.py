@@ -79,14 +79,14 @@ class FinishedRun:
             raise InputError(f"{named}: holds no run of ddpmbench; name the `out` of a run")
         try:
             summary = read_json(path / SUMMARY)
-            found = summary["schema"]
+            kind = summary["schema"]
             needed = _NEEDED.get(schema.partition("/")[0], _NEEDED_OF_BOUND)
-            complete = found != schema or set(needed) <= set(summary)
+            complete = kind != schema or set(needed) <= set(summary)
         except (DamageError, KeyError) as error:
             raise InputError(f"{named}: {SUMMARY} is damaged; run its command again") from error
-        refuse_later(found, schema, named=named)
-        if found != schema:
-            raise InputError(f"{named}: is a run of {found}, not of {schema}; name another folder")
+        refuse_later(kind, schema, named=named)
+        if kind != schema:
+            raise InputError(f"{named}: is a run of {kind}, not of {schema}; name another folder")
         summary.pop(CHECKSUMS, None)
         run = cls(path, summary)
         refuse_later(run.identity.get("schema"), schema, named=named)
@@ -110,23 +110,23 @@ class FinishedRun:
             ) from error
         if is_newer:
             raise InputError(
-                f"{named}: ddpmbench {self.version} made it, and this is {__version__}; upgrade "
+                f"{named}: ddpmbench {self.version} wrote it, and this is {__version__}; upgrade "
                 "ddpmbench"
             )
 
     @property
     def version(self) -> str | None:
-        """The version of ddpmbench that made it; None where its folder does not say.
+        """The version of ddpmbench that wrote it; None where its folder has none.
 
         Raises:
             InputError: `run.json` is damaged.
         """
-        found = self.identity.get("ddpmbench")
-        if found is None:
+        version = self.identity.get("ddpmbench")
+        if version is None:
             # A published result has no run.json.
             with contextlib.suppress(DamageError, TypeError, KeyError):
-                found = read_json(self.path / ENVIRONMENT)["versions"]["ddpmbench"]
-        return None if found is None else str(found)
+                version = read_json(self.path / ENVIRONMENT)["versions"]["ddpmbench"]
+        return None if version is None else str(version)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -139,7 +139,7 @@ class FinishedRun:
 
     @property
     def design(self) -> EveryPairDesign | ImportanceDesign:
-        """Its rows.
+        """The design of its terms.
 
         Raises:
             InputError: the folder does not hold what they follow from.
@@ -151,7 +151,7 @@ class FinishedRun:
         return ImportanceDesign(*size, self.density(), of["seed"], sampling["num_replicates"])
 
     def shards(self, name: str) -> FolderStore:
-        """The terms of the rows of this name.
+        """The store of this name.
 
         Raises:
             InputError: the folder has no shards.
@@ -164,7 +164,7 @@ class FinishedRun:
         return FolderStore(folder, name, run=tag(self.path))
 
     def table(self, name: str, columns: Mapping[str, str]) -> pd.DataFrame:
-        """A table of the folder with one row a step.
+        """A table of the folder with one row a timestep.
 
         Args:
             name: of the file.
@@ -235,22 +235,22 @@ def _has_plausible_counts(summary: Mapping[str, Any]) -> bool:
     )
 
 
-def refuse_later(found: object, schema: str, *, named: str) -> None:
+def refuse_later(kind: object, schema: str, *, named: str) -> None:
     """Refuse a result of the same kind that a newer version made.
 
     Args:
-        found: its schema.
+        kind: its schema.
         schema: the one that is read here.
         named: the folder, for the message.
 
     Raises:
         InputError: its number is higher.
     """
-    kind, _, number = str(found).rpartition("/")
+    name, _, number = str(kind).rpartition("/")
     own, _, least = schema.rpartition("/")
-    if kind == own and number.isdecimal() and int(number) > int(least):
+    if name == own and number.isdecimal() and int(number) > int(least):
         raise InputError(
-            f"{named}: a newer version of ddpmbench made it ({found}; this one reads {schema}); "
+            f"{named}: a newer version of ddpmbench made it ({kind}; this one reads {schema}); "
             "upgrade ddpmbench"
         )
 
@@ -262,11 +262,11 @@ def read_summary(folder: Path) -> dict[str, Any]:
         InputError: it is not there, or damaged.
     """
     try:
-        found = read_json(folder / SUMMARY)
+        summary = read_json(folder / SUMMARY)
     except DamageError as error:
         raise _lost(folder / SUMMARY) from error
-    found.pop(CHECKSUMS, None)
-    return found
+    summary.pop(CHECKSUMS, None)
+    return summary
 
 
 def texts_of(path: Path) -> pd.DataFrame:
@@ -276,9 +276,9 @@ def texts_of(path: Path) -> pd.DataFrame:
         InputError: it is not there or damaged, or not that of the `summary.json` beside it.
     """
     try:
-        found = checksum(path)
+        digest = checksum(path)
         known = read_json(path.parent / SUMMARY).get(CHECKSUMS)
-        if known is not None and known.get(path.name) != found:
+        if known is not None and known.get(path.name) != digest:
             raise _lost(path)
         # As text: what reads numbers in pandas rounds the last digit by default.
         return pd.read_csv(path, dtype=str)

@@ -41,13 +41,16 @@ PACKAGES = (
 
 def versions() -> dict[str, str | None]:
     """Installed versions of what a result depends on; None where a package is missing."""
-    found: dict[str, str | None] = {"ddpmbench": __version__, "python": platform.python_version()}
+    versions: dict[str, str | None] = {
+        "ddpmbench": __version__,
+        "python": platform.python_version(),
+    }
     for name in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = None
-    return found
+            versions[name] = None
+    return versions
 
 
 def source_revision() -> str | None:
@@ -165,12 +168,12 @@ class RunFolder:
             InputError: the result in the folder is of more.
         """
         try:
-            found = read_json(self.path / "summary.json").get(name)
+            held = read_json(self.path / "summary.json").get(name)
         except DamageError:
             return  # unfinished, or to be written again
-        if isinstance(found, int) and found > count:
+        if isinstance(held, int) and held > count:
             raise InputError(
-                f"`out={self.path}`: holds {found:,} samples, more than the {count:,} asked for; "
+                f"`out={self.path}`: holds {held:,} samples, more than the {count:,} asked for; "
                 "name a new folder"
             )
 
@@ -227,7 +230,7 @@ def write_figure(folder: Path, name: str, figure: "Figure", numbers: pd.DataFram
         "svg": {"transparent": True, "metadata": {"Date": None, "Creator": None}},
         "png": {"facecolor": "white", "dpi": _DOTS_AN_INCH},
     }
-    # The place of everything is found once, not twice for each file.
+    # The layout is computed once, not for each file.
     if (layout := figure.get_layout_engine()) is not None:
         layout.execute(figure)
         figure.set_layout_engine(None)
@@ -264,16 +267,16 @@ def _remove_leftovers(path: Path) -> None:
 
 def _refuse_another_run(path: Path, identity: dict[str, Any]) -> None:
     try:
-        found = read_json(path / IDENTITY)
+        there = read_json(path / IDENTITY)
     except DamageError as error:
         raise InputError(
-            f"`out={path}`: {IDENTITY} is damaged ({error}), so that nobody can tell which run "
-            "the folder holds; name a new folder"
+            f"`out={path}`: {IDENTITY} is damaged ({error}), so that the run of the folder is "
+            "unknown; name a new folder"
         ) from error
-    found.pop(CHECKSUMS, None)
-    for name in [*identity, *found]:
-        if found.get(name) != identity.get(name):
+    there.pop(CHECKSUMS, None)
+    for name in [*identity, *there]:
+        if there.get(name) != identity.get(name):
             raise InputError(
-                f"`out={path}`: holds another run ({name} is {found.get(name)} there, "
+                f"`out={path}`: holds another run ({name} is {there.get(name)} there, "
                 f"{identity.get(name)} here); name a new folder"
             )

@@ -25,7 +25,7 @@ class DamagedPicturesError(InputError):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pictures:
-    """The pictures of a run, those that were made.
+    """The pictures of a run, those that it has.
 
     Attributes:
         decoding: what a receiver holds and shows.
@@ -41,9 +41,9 @@ class Pictures:
 
     @property
     def _steps(self) -> set[int]:
-        """The T of those that were made: of one run it is one."""
-        made = (self.decoding, self.generation, self.interpolation)
-        return {record.num_timesteps for record in made if record is not None}
+        """The T of each; those of one run share it."""
+        records = (self.decoding, self.generation, self.interpolation)
+        return {record.num_timesteps for record in records if record is not None}
 
     def with_those_of(self, other: "Pictures") -> "Pictures":
         """The pictures of both, the other's where both have them."""
@@ -69,18 +69,18 @@ class Pictures:
             return cls()
         try:
             arrays = read_npz(path)
-            found = cls(
+            pictures = cls(
                 _record(ProgressiveDecoding, "decoding", arrays),
                 _record(ProgressiveGeneration, "generation", arrays),
                 _record(Interpolation, "interpolation", arrays),
             )
         except _DAMAGE as error:
             raise DamagedPicturesError(
-                f"{path}: damaged; run rd with the options of its folder again to make it again"
+                f"{path}: damaged; run rd with the options of its folder again to compute it again"
             ) from error
-        if not found._steps <= {num_timesteps}:
+        if not pictures._steps <= {num_timesteps}:
             raise InputError(f"{path}: is that of another run; delete it")
-        return found
+        return pictures
 
     def write(self, folder: Path) -> None:
         """Write them into a run folder, atomically, in the place of what it has.

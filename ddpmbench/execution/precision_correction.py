@@ -1,4 +1,4 @@
-"""The rows of a correction: computed in both precisions, kept beside the rows of the run."""
+"""The terms of a correction: computed in both precisions, kept beside the terms of the run."""
 
 import dataclasses
 from collections.abc import Callable
@@ -17,20 +17,20 @@ from ddpmbench.unet.precision import Precision
 
 
 def store_name(precision: Precision | str) -> str:
-    """What the rows of a correction in this precision are called."""
+    """The name of the shards of a correction in this precision."""
     return f"correction-{precision}"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CorrectionRun:
-    """What computes the rows of a correction.
+    """Computes the terms of a correction.
 
     Attributes:
-        design: which rows.
+        design: the terms.
         low: the run that is corrected; inside, its network computes in low precision.
         strict: the same run with a network in strict float32.
         strictly: inside its context, that network does.
-        low_store: holds the rows in low precision that there are, and receives the others.
+        low_store: holds the terms in low precision of earlier sessions, and receives the others.
         strict_store: the same in strict float32.
     """
 
@@ -53,9 +53,9 @@ class CorrectionRun:
 
         Args:
             run: its network computes in low precision.
-            strict: calls the same checkpoint in strict float32.
-            design: which rows.
-            store: where the rows of a name are kept.
+            strict: evaluates the same checkpoint in strict float32.
+            design: the terms.
+            store: returns the store of a name.
         """
         return cls(
             design=design,
@@ -71,20 +71,20 @@ class CorrectionRun:
         )
 
     def __len__(self) -> int:
-        """Network calls in both precisions."""
+        """Network evaluations in both precisions."""
         return 2 * len(self.design)
 
     @property
     def num_missing(self) -> int:
-        """How many of them are to be made."""
+        """How many of them are missing."""
         stores = (self.low_store, self.strict_store)
         return sum(num_missing(store, len(self.design)) for store in stores)
 
     def compute(self, *, after: int) -> Correction:
-        """Make the calls that are missing, and reduce all of them to the correction.
+        """Compute the missing terms, and reduce all of them to the correction.
 
         Args:
-            after: how many calls of the run follow, for those who are told how it goes.
+            after: network evaluations of the run that follow, for the progress.
 
         Raises:
             InputError: see `TermsRun.compute`.
@@ -97,13 +97,13 @@ class CorrectionRun:
 
     @property
     def seconds(self) -> float:
-        """How long the calls took, all interruptions left out."""
+        """How long the terms took, interruptions excluded."""
         rows = len(self.design)
         return self.low_store.seconds(rows) + self.strict_store.seconds(rows)
 
     @property
     def devices(self) -> set[str]:
-        """Where they were made."""
+        """The devices that computed them."""
         rows = len(self.design)
         return self.low_store.devices(rows) | self.strict_store.devices(rows)
 
@@ -116,10 +116,10 @@ class CorrectionRun:
 
 
 class OptionalCorrection:
-    """A correction, or none where a run computes in strict float32: no calls, nothing found.
+    """A correction, or none where a run computes in strict float32.
 
     Attributes:
-        num_evaluations: network calls in both precisions.
+        num_evaluations: in both precisions.
     """
 
     def __init__(self, correction: CorrectionRun | None) -> None:
@@ -128,7 +128,7 @@ class OptionalCorrection:
 
     @property
     def num_missing(self) -> int:
-        """How many of them are to be made."""
+        """How many of them are missing."""
         return 0 if self._correction is None else self._correction.num_missing
 
     def compute(self, *, after: int) -> Correction | None:
@@ -137,10 +137,10 @@ class OptionalCorrection:
 
     @property
     def seconds(self) -> float:
-        """How long the calls took."""
+        """How long the terms took."""
         return 0.0 if self._correction is None else self._correction.seconds
 
     @property
     def devices(self) -> set[str]:
-        """Where they were made."""
+        """The devices that computed them."""
         return set() if self._correction is None else self._correction.devices

@@ -83,12 +83,12 @@ def write_pngs(folder: Path, pixels: Pixels) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class SampleSettings:
-    """How samples are made.
+    """Settings of samples.
 
     Attributes:
         sampler: which, and its settings.
         eight_bit: how they become 8-bit pixels.
-        image_size: height and width where the checkpoint does not say.
+        image_size: height and width, where the checkpoint has none.
         label: the class of all samples; None takes the classes in turn.
         seed: of the noise, 0 <= seed < 2^64.
         precision: of the network.
@@ -141,7 +141,7 @@ class Generation:
         """(C, H, W) of a sample.
 
         Raises:
-            InputError: the checkpoint does not say, and no one else does.
+            InputError: neither the checkpoint nor the settings have it.
         """
         checkpoint, wanted = self.checkpoint, self.settings.image_size
         size = checkpoint.image_size if wanted is None else wanted
@@ -170,7 +170,7 @@ class Generation:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What makes samples comparable."""
+        """The settings that comparable samples share."""
         schedule, sampler = self.checkpoint.schedule, self.settings.sampler
         is_ancestral = sampler.method == "ancestral"
         return {
@@ -194,7 +194,7 @@ class Generation:
         of_sampler = {n: v for n, v in self.record.items() if n not in data_range.record}
         of_sampler |= data_range.identity
         return {
-            # First what an option says: it is the first difference that is named.
+            # Settings of options first: the first difference is the one that a message names.
             **{f"sampler.{name}": value for name, value in of_sampler.items()},
             "eight_bit": str(self.settings.eight_bit),
             "shape": list(self.shape),
@@ -221,7 +221,7 @@ class Generation:
         ranks: Ranks,
         note: Callable[[str], None] = lambda line: None,
     ) -> Engine:
-        """What calls the network for so many samples; see `settled_engine`."""
+        """The engine for so many samples; see `settled_engine`."""
         num_evaluations = num_samples * self.num_timesteps
         return settled_engine(
             self.checkpoint,

@@ -215,26 +215,26 @@ class Extremes:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """What `write` wrote.
+        """Read the file of `write`.
 
         Raises:
             InputError: it is not there, or damaged.
         """
         names = [field.name for field in dataclasses.fields(cls)]
         try:
-            found = cls(**read_npz(path, names))
+            extremes = cls(**read_npz(path, names))
         except DamageError as error:
-            raise _lost(path) from error
-        sizes = {len(getattr(found, name)) for name in names}
-        pixels = (found.best_pixels, found.worst_pixels)
+            raise _damaged(path) from error
+        sizes = {len(getattr(extremes, name)) for name in names}
+        pixels = (extremes.best_pixels, extremes.worst_pixels)
         if len(sizes) > 1 or any(of.dtype != np.uint8 or of.ndim != 4 for of in pixels):
-            raise _lost(path)
-        return found
+            raise _damaged(path)
+        return extremes
 
     def write(self, path: Path) -> None:
         """Write what `read` reads."""
         write_npz(path, dataclasses.asdict(self), compressed=True)
 
 
-def _lost(path: Path) -> InputError:
+def _damaged(path: Path) -> InputError:
     return InputError(f"{path}: missing or damaged; run the command of its folder again")
