@@ -134,15 +134,16 @@ def os_errors() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def writing_to(folder: Path, option: str = "--out") -> Iterator[None]:
+def writing_to(folder: Path, option: str = "`out`") -> Iterator[None]:
     """Turn what the file system refuses into an InputError that names the folder.
 
     Args:
         folder: what is written.
-        option: what the user names it with.
+        option: what the user names it with; empty where the folder alone is named.
     """
     try:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        raise InputError(f"{option} {folder}: cannot be written ({reason.lower()})") from error
+        named = f"{option} {folder}".strip()
+        raise InputError(f"{named}: cannot be written ({reason.lower()})") from error

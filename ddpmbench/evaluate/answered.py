@@ -56,7 +56,7 @@ def page_of(report: "PageReport") -> Path:
     if of is not None:
         with (
             contextlib.suppress(DamageError),  # a file that is no page's, then drawn each time
-            writing_to(page.parent),
+            writing_to(page.parent, ""),
             replacing(page.parent / RECORD) as temporary,
         ):
             write_json(temporary, of, _drawn(page.parent))

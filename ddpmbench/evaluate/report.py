@@ -90,7 +90,7 @@ def write_page(report: PageReport, *, progress: bool = True) -> Path:
     if folder is None:
         raise InputError("write_page: the report has no folder; evaluate with `out`")
     page = _page(report, folder, progress=progress)
-    with writing_to(folder), replacing(folder / PAGE) as temporary:
+    with writing_to(folder, ""), replacing(folder / PAGE) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return folder / PAGE
 

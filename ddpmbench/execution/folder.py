@@ -241,7 +241,7 @@ def write_figure(folder: Path, name: str, figure: "Figure", numbers: pd.DataFram
         x, y, width, height = axes.get_position(original=True).bounds
         axes.set_position((round(x, 5), round(y, 5), round(width, 5), round(height, 5)))
     with (
-        writing_to(folder),
+        writing_to(folder, ""),
         matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "ddpmbench"}),
     ):
         figures.mkdir(exist_ok=True)

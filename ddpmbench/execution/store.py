@@ -125,7 +125,7 @@ class FolderStore:
         name: str,
         *,
         run: str | None = None,
-        option: str = "--out",
+        option: str = "`out`",
     ) -> None:
         """A store in a folder, which the first shard creates.
 
@@ -281,7 +281,7 @@ def gathered(store: Store, name: str, length: int) -> NDArray[Any]:
     return pixel_store.store(shape, itertools.chain([first], portions), first.dtype.type)
 
 
-def drop_damaged(folder: Path, run: str | None, *, option: str = "--out") -> list[str]:
+def drop_damaged(folder: Path, run: str | None, *, option: str = "`out`") -> list[str]:
     """Remove the damaged shards of a folder, so that their entries are computed again.
 
     Args:

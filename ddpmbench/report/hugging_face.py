@@ -108,7 +108,7 @@ def write_hugging_face(folder: Path, summary: dict[str, Any]) -> list[Path]:
     texts = {MODEL_INDEX: card.to_yaml() + "\n"}
     if entries := eval_results(summary, version=version):
         texts[EVAL_RESULTS] = yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False)
-    with writing_to(folder):
+    with writing_to(folder, ""):
         for place, text in texts.items():
             (folder / place).parent.mkdir(parents=True, exist_ok=True)
             with replacing(folder / place) as temporary:

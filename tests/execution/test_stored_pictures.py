@@ -68,7 +68,7 @@ def test_what_is_new_takes_the_place_of_what_is_old(pictures):
 
 
 def test_a_folder_that_cannot_be_written_is_named(pictures, tmp_path):
-    with pytest.raises(InputError, match=f"--out {tmp_path / 'nowhere'}: cannot be written"):
+    with pytest.raises(InputError, match=f"`out` {tmp_path / 'nowhere'}: cannot be written"):
         pictures.write(tmp_path / "nowhere")
 
 
