@@ -20,7 +20,7 @@ from ddpmbench.execution.finished import (
 from ddpmbench.execution.folder import IDENTITY, source_revision, tag, versions
 from ddpmbench.execution.precision_correction import store_name
 from ddpmbench.execution.store import FolderStore, faults_in
-from ddpmbench.execution.terms import EXTREMES
+from ddpmbench.execution.terms import EXTREMES, TERMS_TABLE
 from ddpmbench.files import is_temporary, replacing, writing_to
 from ddpmbench.unet.precision import Precision
 
@@ -108,6 +108,7 @@ _TABLES = (
     "conventions.csv",
     "sub_schedules.csv",
     PER_IMAGE,
+    TERMS_TABLE,
 )
 
 

@@ -31,7 +31,14 @@ from ddpmbench.execution.folder import RunFolder, environment
 from ddpmbench.execution.network_check import check_network
 from ddpmbench.execution.precision_correction import CorrectionRun
 from ddpmbench.execution.store import MemoryStore, Store, recomputed
-from ddpmbench.execution.terms import EXTREMES, Extremes, TermsRun
+from ddpmbench.execution.terms import (
+    EXTREMES,
+    TERMS_TABLE,
+    Extremes,
+    TermsRun,
+    num_written,
+    write_terms,
+)
 from ddpmbench.execution.worker import RunListener, Worker
 from ddpmbench.files import named_path
 from ddpmbench.likelihood.decoders import DECODERS
@@ -347,8 +354,22 @@ def _write(
     if isinstance(found.bound, SampledBound):
         with folder.replacing(PREDICTIONS) as temporary:
             write_predictions(temporary, found.bound.predictions)
+    _write_terms(folder, found.num_terms)
     folder.write_json("environment.json", record)
     folder.write_summary(report.summary)
+
+
+def _write_terms(folder: RunFolder, length: int) -> None:
+    """Write the table of the terms, unless it is there and the shards are older."""
+    path, store = folder.path / TERMS_TABLE, folder.shards("terms")
+    if (
+        folder.keeps_table(TERMS_TABLE)
+        and num_written(path) == length
+        and store.last_saved(length) <= path.stat().st_mtime_ns
+    ):
+        return
+    with folder.replacing_table(TERMS_TABLE) as temporary:
+        write_terms(temporary, store, length)
 
 
 def _extremes(found: LikelihoodRun, images: ImageSet, data_range: DataRange) -> Extremes:

@@ -71,6 +71,7 @@ class LikelihoodRun:
         bound: from the terms as they were evaluated, nats per dimension.
         distortion: of the predicted x_start at every timestep.
         others: the bounds under other conventions and of sub-schedules.
+        num_terms: in the store "terms".
         num_evaluations: network evaluations, those of a pilot and of a correction included.
         seconds: of the evaluations, summed over processes, interruptions left out.
         devices: on which they were made.
@@ -84,6 +85,7 @@ class LikelihoodRun:
     bound: BoundEstimate | SampledBound
     distortion: Distortion
     others: OtherBounds
+    num_terms: int
     num_evaluations: int
     seconds: float
     devices: set[str]
@@ -218,6 +220,7 @@ class EveryPair(Estimator):
                 others=every_pair_other_bounds(
                     design, prior, partial(read_terms, store, length), diffusion, terms_pass.decoder
                 ),
+                num_terms=length,
                 num_evaluations=num_evaluations,
                 seconds=store.seconds(length) + extra.seconds,
                 devices=store.devices(length) | extra.devices,
@@ -416,6 +419,7 @@ class Importance(Estimator):
                 bound=bound,
                 distortion=reduction.distortion(design),
                 others=reduction.others(design),
+                num_terms=len(design),
                 num_evaluations=num_evaluations,
                 seconds=sum(of.seconds(length) for of, length in stored) + extra.seconds,
                 devices=set().union(*(of.devices(n) for of, n in stored)) | extra.devices,

@@ -193,11 +193,28 @@ class RunFolder:
         with writing_to(self.path), replacing(self.path / name) as temporary:
             yield temporary
 
+    @contextlib.contextmanager
+    def replacing_table(self, name: str) -> Iterator[Path]:
+        """The same of a table, whose checksum `summary.json` names."""
+        with self.replacing(name) as temporary:
+            yield temporary
+            self._tables[name] = checksum(temporary)
+
+    def keeps_table(self, name: str) -> bool:
+        """Whether a table is as an earlier session wrote it; `summary.json` names it again."""
+        try:
+            known = read_json(self.path / "summary.json")[CHECKSUMS][name]
+            if checksum(self.path / name) != known:
+                return False
+        except (DamageError, KeyError):
+            return False
+        self._tables[name] = known
+        return True
+
     def write_frame(self, name: str, frame: pd.DataFrame) -> None:
         """Write a table as csv, atomically; floating point numbers keep all their digits."""
-        with self.replacing(name) as temporary:
+        with self.replacing_table(name) as temporary:
             frame.to_csv(temporary, index=False)
-            self._tables[name] = checksum(temporary)
 
 
 def tag(path: Path) -> str | None:

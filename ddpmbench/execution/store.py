@@ -23,6 +23,7 @@ from ddpmbench.checksums import (
     is_whole,
     outline_of_npz,
     read_npz,
+    status_of,
     write_npz,
 )
 from ddpmbench.data import pixel_store
@@ -207,6 +208,10 @@ class FolderStore:
             for start, stop, path in self._shards(length)
         }
         return {name: fault for name, fault in faults.items() if fault is not None}
+
+    def last_saved(self, length: int) -> int:
+        """When the last of the shards below `length` was written, nanoseconds of their clock."""
+        return max((status_of(path).st_mtime_ns for *_, path in self._shards(length)), default=0)
 
     def drop_damaged(self) -> list[str]:
         """Remove the damaged shards of the folder; see `drop_damaged`."""

@@ -174,6 +174,50 @@ def checked(
         yield table
 
 
+TERMS_TABLE = "terms.parquet"
+_ROW_GROUP = 2**16
+"""Rows that are written together."""
+
+
+def write_terms(path: Path, store: Store, length: int) -> None:
+    """Write the terms of a store as a parquet table: one row a term, in order.
+
+    The columns are the arrays of the shards. Memory does not depend on the number of terms.
+
+    Args:
+        path: the file.
+        store: holds the terms.
+        length: those of indices below it.
+
+    Raises:
+        InputError: a shard is damaged.
+        OSError: the file cannot be written.
+    """
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    names = (*_ADDRESS, *VALUE_COLUMNS)
+    schema = pa.schema([(name, pa.int64() if name in _ADDRESS else pa.float64()) for name in names])
+    rows = schema.empty_table()
+    # A file of Python: its errors are those of the system, with their numbers.
+    with path.open("wb") as file, parquet.ParquetWriter(file, schema) as writer:
+        for arrays in store.read(length, names):
+            columns = {name: arrays[name] for name in names}
+            rows = pa.concat_tables([rows, pa.table(columns, schema=schema)])
+            if whole := len(rows) - len(rows) % _ROW_GROUP:
+                writer.write_table(rows.slice(0, whole), row_group_size=_ROW_GROUP)
+                rows = rows.slice(whole)
+        if len(rows):
+            writer.write_table(rows)
+
+
+def num_written(path: Path) -> int:
+    """The number of terms in a whole file of `write_terms`."""
+    from pyarrow import parquet
+
+    return int(parquet.read_metadata(path).num_rows)
+
+
 EXTREMES = "extremes.npz"
 SHOWN = 8
 """At most so many of the best, and of the worst."""

@@ -158,7 +158,7 @@ def test_whoever_reads_it_names_it_or_has_the_same_numbers(run, whole):
                 assert answer in (None, right), f"{path.name}: {place}"
             refused += None in found
             path.write_bytes(kept)
-        caches = {"engine.json", "check.json", "check.csv"}
+        caches = {"engine.json", "check.json", "check.csv", "terms.parquet"}
         if run.name == "sample":
             caches.add("environment.json")
         of_the_run_alone = path.name in caches or path.name.startswith(("samples-", "features-"))
@@ -190,7 +190,9 @@ def test_the_same_command_makes_all_of_it_right_again(run, whole, commands):
             )
         elif path.suffix == ".csv":
             same(pd.read_csv(path), pd.read_csv(there))
-        assert checksums.is_whole(path) is True or path.suffix == ".csv"
+        elif path.suffix == ".parquet":
+            same(pd.read_parquet(path), pd.read_parquet(there))
+        assert checksums.is_whole(path) is True or path.suffix in (".csv", ".parquet")
 
 
 def test_a_damaged_identity_is_refused(run, commands):
