@@ -1,6 +1,11 @@
 """The exceptions a user is meant to see."""
 
-from collections.abc import Sequence
+import math
+import numbers
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
+
+from ddpmbench.records import short_value
 
 
 def escaped(text: str) -> str:
@@ -49,17 +54,102 @@ def listed(names: Sequence[str]) -> str:
     return f"{', '.join(names[:_MOST_LISTED])}{more}"
 
 
+LARGEST_SEED = 2**64 - 1
+Kind = TypeVar("Kind")
+
+
+def whole_number(name: str, value: object, least: int, most: int | None = None) -> int:
+    """The value as an int; numpy's integers are whole numbers, True and 2.0 are not.
+
+    Args:
+        name: of the parameter.
+        value: its value.
+        least: the smallest allowed.
+        most: the largest allowed; None for no limit.
+
+    Raises:
+        InputError: it is no whole number, or outside the limits.
+    """
+    largest = "2^64 - 1" if most == LARGEST_SEED else most
+    limits = f"from {least} on" if most is None else f"from {least} to {largest}"
+    is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not is_whole or not least <= value <= (math.inf if most is None else most):  # type: ignore[operator]
+        raise InputError(f"`{name}={_shown(value)}`: give a whole number {limits}")
+    return int(value)  # type: ignore[call-overload, no-any-return]
+
+
+def number(name: str, value: object, least: float, most: float) -> float:
+    """The value as a float.
+
+    Raises:
+        InputError: it is no number from `least` to `most`.
+    """
+    if not _is_real(value) or not least <= value <= most:  # type: ignore[operator]
+        raise InputError(f"`{name}={_shown(value)}`: give a number from {least:g} to {most:g}")
+    return float(value)  # type: ignore[arg-type]
+
+
+def positive_number(name: str, value: object) -> float:
+    """The value as a float.
+
+    Raises:
+        InputError: it is no positive, finite number.
+    """
+    if not _is_real(value) or not 0 < value < math.inf:  # type: ignore[operator]
+        raise InputError(f"`{name}={_shown(value)}`: must be positive and finite")
+    return float(value)  # type: ignore[arg-type]
+
+
+def one_of(name: str, value: object, choices: Iterable[str]) -> None:
+    """Refuse a value that is none of the choices.
+
+    Raises:
+        InputError: it is none of them.
+    """
+    *most, last = choices
+    if not isinstance(value, str) or value not in (*most, last):
+        text = f"{', '.join(most)} or {last}" if most else last
+        raise InputError(f"`{name}={_shown(value)}`: choose {text}")
+
+
+def instance_of(name: str, value: object, kind: type[Kind], remedy: str = "") -> Kind:
+    """The value, of this class.
+
+    Args:
+        name: of the parameter.
+        value: its value.
+        kind: the class.
+        remedy: what to do, where the name of the class does not say it.
+
+    Raises:
+        InputError: it is of another class.
+    """
+    if not isinstance(value, kind):
+        text = f"must be of type {kind.__name__}{remedy and f'; {remedy}'}"
+        raise InputError(f"`{name}={_shown(value)}`: {text}")
+    return value
+
+
+def _is_real(value: object) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _shown(value: object) -> str:
+    """As a command prints it where it is a word; in quotes where it looks like a number."""
+    return value if isinstance(value, str) and value.isidentifier() else short_value(value)
+
+
 def count_to_read(num_images: int | None, total: int, source: object) -> int:
     """How many images to take of those there are.
 
     Raises:
-        InputError: if `num_images` lies outside 1..total.
+        InputError: `num_images` is no whole number from 1 to `total`.
     """
     if num_images is None:
         return total
-    if not 1 <= num_images <= total:
-        raise refusal(
-            f"`num_images={num_images}`",
-            f"{source} holds {total} images; give a number from 1 to {total}",
+    count = whole_number("num_images", num_images, 1)
+    if count > total:
+        raise InputError(
+            f"`num_images={count}`: {source} holds {total} images; give a number from 1 to {total}"
         )
-    return num_images
+    return count

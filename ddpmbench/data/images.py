@@ -33,7 +33,7 @@ from ddpmbench.data.image_files import (
 from ddpmbench.data.other_files import other_file
 from ddpmbench.data.pixel_store import release
 from ddpmbench.diffusion.data_range import UNIT_RANGE, DataRange
-from ddpmbench.errors import InputError, count_to_read, listed, printable, refusal
+from ddpmbench.errors import InputError, count_to_read, listed, printable, refusal, whole_number
 from ddpmbench.records import short_repr
 
 _HASH_CHUNK = 1 << 24
@@ -291,8 +291,8 @@ def load_images(
         InputError: there is no such data set or file, it holds anything but 8-bit gray or RGB
             images of one size (unless `any_size`), or fewer than `num_images` of them.
     """
-    if num_images is not None and num_images < 1:
-        raise InputError(f"`num_images={num_images}`: give a number of at least 1")
+    if num_images is not None:
+        num_images = whole_number("num_images", num_images, 1)
     if on_bad not in ("fail", "skip"):
         raise InputError(f"`on_bad={on_bad}`: choose fail or skip")
     if convert not in (None, *CONVERSIONS):
