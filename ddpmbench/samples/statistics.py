@@ -28,12 +28,13 @@ class ReferenceStatistics:
         mean: (D,) float64.
         covariance: (D, D) float64, symmetric.
         source: the path as given.
-        sha256: of both.
+        notes: lines worth knowing about the file.
     """
 
     mean: NDArray[np.float64]
     covariance: NDArray[np.float64]
     source: str
+    notes: tuple[str, ...] = ()
 
     __repr__ = short_repr
 
@@ -74,39 +75,43 @@ def read_statistics(path: Path, *, num_features: int) -> ReferenceStatistics:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             missing = [name for name in ("mu", "sigma") if name not in archive.files]
             if missing:
-                raise InputError(f"--data {path}: has no {missing[0]}; {_REMEDY}")
+                raise InputError(f"`data={path}`: has no {missing[0]}; {_REMEDY}")
             mean, covariance = archive["mu"], archive["sigma"]
+            has_images = "arr_0" in archive.files
     except _DAMAGE as error:
         reason = " ".join(str(error).split())
-        raise InputError(f"--data {path}: cannot be read ({reason}); {_REMEDY}") from error
+        raise InputError(f"`data={path}`: cannot be read ({reason}); {_REMEDY}") from error
     if covariance.shape != 2 * mean.shape:
         raise InputError(
-            f"--data {path}: mu has shape {mean.shape} and sigma {covariance.shape}; {_REMEDY}"
+            f"`data={path}`: mu has shape {mean.shape} and sigma {covariance.shape}; {_REMEDY}"
         )
     for name, array, shape in (
         ("mu", mean, (num_features,)),
         ("sigma", covariance, (num_features, num_features)),
     ):
         if array.dtype.kind not in "fiu":
-            raise InputError(f"--data {path}: {name} is {array.dtype}; {_REMEDY}")
+            raise InputError(f"`data={path}`: {name} is {array.dtype}; {_REMEDY}")
         if array.shape != shape:
             raise InputError(
-                f"--data {path}: {name} has shape {array.shape}, but the feature network has "
+                f"`data={path}`: {name} has shape {array.shape}, but the feature network has "
                 f"{num_features} features; it is of another network"
             )
         if not np.isfinite(array).all():
             raise InputError(
-                f"--data {path}: {name} holds numbers that are not finite; write it again"
+                f"`data={path}`: {name} holds numbers that are not finite; write it again"
             )
     covariance = covariance.astype(np.float64)
     scale = np.abs(covariance).max()
     if np.abs(covariance - covariance.T).max() > 1e-6 * scale or (covariance.diagonal() < 0).any():
         raise InputError(
-            f"--data {path}: sigma is no covariance: it must be symmetric, and its diagonal "
+            f"`data={path}`: sigma is no covariance: it must be symmetric, and its diagonal "
             "not negative; write it again"
         )
     symmetric = (covariance + covariance.T) / 2
-    return ReferenceStatistics(mean.astype(np.float64), symmetric, str(path))
+    notes = (f"`data={path}`: mu and sigma are the reference; the images in arr_0 are not used",)
+    return ReferenceStatistics(
+        mean.astype(np.float64), symmetric, str(path), notes if has_images else ()
+    )
 
 
 Floats = NDArray[np.float64]
@@ -147,7 +152,7 @@ class FeatureStatistics:
     def _of_rows(cls, rows: Floats) -> Self:
         mean = rows.mean(0)
         if not np.isfinite(mean).all():
-            raise InputError("--feature-network: its output is not finite; use another one")
+            raise InputError("`feature_network`: its output is not finite; use another one")
         centered = rows - mean
         return cls(len(rows), mean, centered.T @ centered)
 

@@ -21,7 +21,7 @@ from ddpmbench.diffusion.data_range import UNIT_RANGE
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.diffusion.noise import philox_4x32
 from ddpmbench.diffusion.process import GaussianDiffusion, Prediction
-from ddpmbench.errors import InputError
+from ddpmbench.errors import InputError, whole_number
 from ddpmbench.execution.devices import available_memory
 from ddpmbench.execution.engine import is_out_of_memory
 from ddpmbench.files import writing_to
@@ -47,15 +47,15 @@ def check_memory(recipe: TrainingRecipe, device: torch.device) -> None:
     weights = _COPIES * _FLOAT * recipe.network.least_parameters
     if weights > has:
         raise InputError(
-            f"--channels, --num-blocks: training such a network takes more than {_size(weights)} "
+            f"`channels`, `num_blocks`: training such a network takes more than {_size(weights)} "
             f"of memory, and {limit}; lower them"
         )
     activations = _least_activations(recipe)
     if weights + activations > has:
         raise InputError(
-            f"--batch-size {recipe.batch_size}: a step of training takes more than "
+            f"`batch_size={recipe.batch_size}`: a step of training takes more than "
             f"{_size(weights + activations)} of memory, and {limit}; lower "
-            "--batch-size, --channels or --num-blocks"
+            "`batch_size`, `channels` or `num_blocks`"
         )
 
 
@@ -129,8 +129,7 @@ def train(
 
     Source: Ho, Jain & Abbeel 2020, Algorithm 1.
     """
-    if not 1 <= steps <= MOST_STEPS:
-        raise InputError(f"--steps {steps}: choose a number from 1 to {MOST_STEPS:,}")
+    steps = whole_number("steps", steps, 1, MOST_STEPS)
     check_memory(recipe, device)
     fingerprint = fingerprint_of(recipe, images)
     state = TrainingState(recipe, device)
@@ -142,7 +141,7 @@ def train(
         state.restore(state_path, fingerprint, device)
     if state.step > steps:
         raise InputError(
-            f"--steps {steps}: the run in {folder} is already at step {state.step}; ask for more, "
+            f"`steps={steps}`: the run in {folder} is already at step {state.step}; ask for more, "
             "or name a new folder"
         )
     diffusion = model.diffusion.to(device)
@@ -197,7 +196,7 @@ def _divergence(state: TrainingState, folder: Path) -> str:
     kept = " (the last good checkpoint is kept)" if (folder / TRAINED).exists() else ""
     return (
         f"training diverged before step {state.step}: the loss or a weight is not finite{kept}; "
-        "lower --learning-rate, and name a new folder with --out"
+        "lower `learning_rate`, and name a new folder with `out`"
     )
 
 
@@ -209,8 +208,8 @@ def _fitting_memory(recipe: TrainingRecipe) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise InputError(
-            f"--batch-size {recipe.batch_size}: a step of training does not fit into memory; lower "
-            "--batch-size, --channels or --num-blocks"
+            f"`batch_size={recipe.batch_size}`: a step of training does not fit into memory; lower "
+            "`batch_size`, `channels` or `num_blocks`"
         ) from error
 
 
@@ -224,7 +223,7 @@ def _end_interval(state: TrainingState) -> float:
 def _claim(folder: Path, state_path: Path) -> None:
     with writing_to(folder):
         if folder.is_dir() and any(folder.iterdir()) and not state_path.exists():
-            raise InputError(f"--out {folder}: holds files but no training run; name a new folder")
+            raise InputError(f"`out={folder}`: holds files but no training run; name a new folder")
         folder.mkdir(parents=True, exist_ok=True)
 
 

@@ -1,12 +1,11 @@
 """What determines a training run besides its data and its length."""
 
 import dataclasses
-import math
 from typing import Any, Literal
 
 from ddpmbench.diffusion.process import Variance
 from ddpmbench.diffusion.schedule import MAX_TIMESTEPS, NoiseSchedule
-from ddpmbench.errors import InputError
+from ddpmbench.errors import LARGEST_SEED, InputError, number, positive_number, whole_number
 from ddpmbench.unet.unet import UNetConfig
 
 MOST_BATCH = 2**16
@@ -57,34 +56,21 @@ class TrainingRecipe:
     def __post_init__(self) -> None:
         """Refuse an objective that does not go with the variance."""
         if self.objective == "hybrid" and not self.variance.is_learned:
-            raise InputError("--objective hybrid needs --variance learned_range")
+            raise InputError("`objective=hybrid`: needs `variance=learned_range`")
         if self.objective == "simple" and self.variance.is_learned:
-            raise InputError(
-                "--objective simple does not train a variance; use --objective hybrid or vlb"
-            )
-        for name, value in (
-            ("learning-rate", self.learning_rate),
-            ("batch-size", self.batch_size),
-            ("gradient-clip", self.gradient_clip),
-            ("warmup-steps", self.warmup_steps),
-        ):
-            if not 0 < value < math.inf:
-                raise InputError(f"--{name} {value}: must be positive and finite")
-        if not 0 <= self.ema_decay <= 1:
-            raise InputError(f"--ema-decay {self.ema_decay}: choose a number from 0 to 1")
-        if not 0 <= self.seed < 2**64:
-            raise InputError(f"--seed {self.seed}: choose a whole number from 0 to 2^64 - 1")
-        for name, value, most in (
-            ("timesteps", self.num_timesteps, MAX_TIMESTEPS),
-            ("batch-size", self.batch_size, MOST_BATCH),
-            ("channels", max(self.network.channels), MOST_CHANNELS),
-            ("model-channels", self.network.model_channels, MOST_CHANNELS),
-        ):
-            if value > most:
-                raise InputError(f"--{name} {value}: choose at most {most:,}")
+            raise InputError("`objective=simple`: does not train a variance; choose hybrid or vlb")
+        for name in ("learning_rate", "gradient_clip"):
+            positive_number(name, getattr(self, name))
+        number("ema_decay", self.ema_decay, 0, 1)
+        whole_number("seed", self.seed, 0, LARGEST_SEED)
+        whole_number("warmup_steps", self.warmup_steps, 1)
+        whole_number("num_timesteps", self.num_timesteps, 1, MAX_TIMESTEPS)
+        whole_number("batch_size", self.batch_size, 1, MOST_BATCH)
+        whole_number("channels", max(self.network.channels), 1, MOST_CHANNELS)
+        whole_number("model_channels", self.network.model_channels, 1, MOST_CHANNELS)
         if self.image_size % self.network.size_multiple:
             raise InputError(
-                f"--channels: {len(self.network.channels)} resolutions need height and width to be "
+                f"`channels`: {len(self.network.channels)} resolutions need height and width to be "
                 f"divisible by {self.network.size_multiple}, and the images are "
                 f"{self.image_size}x{self.image_size}; name fewer"
             )
@@ -102,4 +88,4 @@ class TrainingRecipe:
                 return NoiseSchedule.cosine(self.num_timesteps)
             case "sigmoid":
                 return NoiseSchedule.sigmoid(self.num_timesteps)
-        raise InputError(f"--schedule {self.schedule}: choose linear, cosine or sigmoid")
+        raise InputError(f"`schedule={self.schedule}`: choose linear, cosine or sigmoid")

@@ -63,10 +63,10 @@ class TrainingState:
             state = torch.load(path, map_location=device, weights_only=True)
             found = state["fingerprint"]
         except Exception as error:  # torch.load raises whatever the damaged bytes lead to
-            raise InputError(f"{path}: damaged; name a new folder with --out") from error
+            raise InputError(f"{path}: damaged; name a new folder with `out`") from error
         if found != fingerprint:
             raise InputError(
-                f"--out {path.parent}: holds the training run of another recipe or other images; "
+                f"`out={path.parent}`: holds the training run of another recipe or other images; "
                 "choose another folder"
             )
         self.network.load_state_dict(state["network"])

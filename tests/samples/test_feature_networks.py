@@ -1,6 +1,7 @@
 """Feature networks: clean-fid's own features, of any image, whoever its neighbors are."""
 
 import itertools
+import os
 import warnings
 from pathlib import Path
 
@@ -148,12 +149,26 @@ def test_files_that_hold_no_such_network_are_named(tmp_path):
     for name in names:
         with pytest.raises(InputError) as refusal:
             load_feature_network(tmp_path / name, resize="clean", device=CPU)
-        assert f"--feature-network {tmp_path / name}:" in str(refusal.value)
-        assert "\n" not in str(refusal.value)
-    with pytest.raises(InputError, match=r"--feature-network nothing\.pt: is no file"):
+        assert f"`feature_network={tmp_path / name}`:" in str(refusal.value)
+        assert "miniz" not in str(refusal.value)
+        assert len(str(refusal.value)) < 300 + len(str(tmp_path))
+    with pytest.raises(InputError, match=r"`feature_network=nothing\.pt`: there is no such file"):
         load_feature_network("nothing.pt", resize="clean", device=CPU)
-    with pytest.raises(InputError, match=r"--inception .* is for"):
+    with pytest.raises(InputError, match=r"`inception=.*`: applies only to"):
         load_feature_network("x.pt", resize="clean", device=CPU, inception=tmp_path)
+
+
+def test_what_is_no_file_is_named_without_waiting_for_it(tmp_path):
+    os.mkfifo(tmp_path / "pipe.pt")
+    for path, words in (
+        (tmp_path / "pipe.pt", "a named pipe"),
+        (tmp_path, "a folder"),
+    ):
+        with pytest.raises(InputError, match=f"cannot be read .it is {words}"):
+            load_feature_network(path, resize="clean", device=CPU)
+    (tmp_path / "empty.pt").touch()
+    with pytest.raises(InputError, match=r"empty\.pt`: is empty; it takes a TorchScript file"):
+        load_feature_network(tmp_path / "empty.pt", resize="clean", device=CPU)
 
 
 # ---- a real network
@@ -205,5 +220,5 @@ def test_the_real_network_sees_what_is_there(efficientnet):
 
 
 def test_the_real_network_is_not_resized_otherwise():
-    with pytest.raises(InputError, match="--protocol clean"):
+    with pytest.raises(InputError, match="protocol=clean"):
         load_feature_network("efficientnet-lite0", resize="legacy_tensorflow", device=CPU)

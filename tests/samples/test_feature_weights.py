@@ -97,7 +97,7 @@ def test_a_download_that_is_not_the_published_file_leaves_nothing(serve, cache, 
     with pytest.raises(InputError) as refusal:
         inception_file(None, told=quiet)
     line = str(refusal.value)
-    for words in (INCEPTION, str(cache), "sha256", f"{len(CONTENT):,} bytes", "--inception"):
+    for words in (INCEPTION, str(cache), "sha256", f"{len(CONTENT):,} bytes", "`inception`"):
         assert words in line
     assert "\n" not in line
     assert not list(cache.parent.iterdir())

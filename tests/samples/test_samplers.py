@@ -196,11 +196,13 @@ def test_implicit_images_are_those_of_diffusers(diffusers_model, tmp_path, eta):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"method": "euler"}, "--sampler euler: choose"),
-        ({"eta": 0.5}, "--eta 0.5: is of --sampler ddim"),
-        ({"method": "ddim", "eta": 1.5}, "--eta 1.5: choose from 0 to 1"),
-        ({"method": "ddim", "eta": float("nan")}, "--eta nan"),
-        ({"method": "ddim", "added_noise": AddedNoise.NONE}, "--added-noise none"),
+        ({"method": "euler"}, "`sampler=euler`: choose ancestral or ddim"),
+        ({"eta": 0.5}, "`eta=0.5`: applies only to `sampler=ddim`"),
+        ({"method": "ddim", "eta": 1.5}, "`eta=1.5`: give a number from 0 to 1"),
+        ({"method": "ddim", "eta": float("nan")}, "`eta=nan`"),
+        ({"method": "ddim", "added_noise": AddedNoise.NONE}, "`added_noise=none`"),
+        ({"method": "ddim", "eta": "0.5"}, "`eta='0.5'`: give a number"),
+        ({"added_noise": "some"}, "`added_noise=some`: choose inner, every-step or none"),
     ],
 )
 def test_settings_that_a_sampler_has_not_are_refused(settings, words):
@@ -217,6 +219,10 @@ def test_a_choice_is_the_sampler_it_names():
         SamplerChoice("ddim"),
         SamplerChoice("ddim", eta=1.0),
     ]
+    # A name is as good as the member.
+    named = SamplerChoice(added_noise="none").prepare(checkpoint, seed=0, device=CPU)
+    mean = choices[1].prepare(checkpoint, seed=0, device=CPU)
+    assert torch.equal(chains(named, 5), chains(mean, 5))
     made = [chains(choice.prepare(checkpoint, seed=0, device=CPU), 5) for choice in choices]
     for k, first in enumerate(made):
         for other in made[k + 1 :]:

@@ -187,7 +187,7 @@ class Broken(nn.Module):
 def test_a_sample_that_is_not_finite_is_refused(num_timesteps, at, calls):
     checkpoint = oracle_checkpoint(oracle_images(2), NoiseSchedule.cosine(num_timesteps))
     broken = dataclasses.replace(checkpoint, network=Broken(at), source="broken.pt")
-    with pytest.raises(InputError, match=rf"--ckpt broken\.pt: .* not finite after step t = {at}"):
+    with pytest.raises(InputError, match=rf"^`ckpt=broken\.pt`: .* after timestep t = {at};"):
         sampled(broken, 2, shape=(1, 4, 4))
     # The look at every fiftieth step ends the chain, and steps since the last are taken again.
     assert broken.network.calls == calls
@@ -204,6 +204,6 @@ class BrokenOnce(Broken):
 def test_the_search_for_a_step_that_is_finite_again_has_an_end():
     checkpoint = oracle_checkpoint(oracle_images(2), NoiseSchedule.cosine(10))
     broken = dataclasses.replace(checkpoint, network=BrokenOnce(4), source="broken.pt")
-    with pytest.raises(InputError, match=r"not finite after step t = 1;"):
+    with pytest.raises(InputError, match=r"not finite after timestep t = 1;"):
         sampled(broken, 2, shape=(1, 4, 4))
     assert broken.network.calls == 10 + 9

@@ -45,7 +45,11 @@ def test_moments_come_before_the_images_beside_them(tmp_path):
     images = np.zeros((4, 8, 8, 3), np.uint8)
     path = saved(tmp_path / "virtual.npz", arr_0=images, mu=MU, sigma=SIGMA)
     assert is_statistics(str(path))
-    assert np.array_equal(read_statistics(path, num_features=D).mean, MU)
+    statistics = read_statistics(path, num_features=D)
+    assert np.array_equal(statistics.mean, MU)
+    assert any("arr_0 are not used" in line for line in statistics.notes)
+    alone = saved(tmp_path / "alone.npz", mu=MU, sigma=SIGMA)
+    assert read_statistics(alone, num_features=D).notes == ()
 
 
 def test_images_are_no_statistics(tmp_path):
@@ -84,5 +88,5 @@ def test_what_is_no_mean_and_covariance_is_named(tmp_path, arrays, words):
 def test_damaged_files_are_named(tmp_path, keep):
     path = saved(tmp_path / "stats.npz", mu=MU, sigma=SIGMA)
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(InputError, match=r"stats\.npz: cannot be read"):
+    with pytest.raises(InputError, match=r"stats\.npz`: cannot be read"):
         read_statistics(path, num_features=D)

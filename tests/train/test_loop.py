@@ -121,7 +121,7 @@ def test_killed_and_resumed_is_the_run_that_was_not(crops, tmp_path, monkeypatch
 def test_a_run_that_is_further_than_asked_for_is_refused(crops, tmp_path):
     path = train(recipe(), crops, tmp_path, steps=3, device=CPU)
     before = path.read_bytes()
-    with pytest.raises(InputError, match=r"--steps 2: .* already at step 3"):
+    with pytest.raises(InputError, match=r"`steps=2`: .* already at step 3"):
         train(recipe(), crops, tmp_path, steps=2, device=CPU)
     assert path.read_bytes() == before
 
@@ -149,7 +149,7 @@ def test_a_folder_with_other_files_is_refused(crops, tmp_path):
 
 
 def test_divergence_is_said(crops, tmp_path):
-    with pytest.raises(InputError, match="lower --learning-rate"):
+    with pytest.raises(InputError, match="lower `learning_rate`"):
         train(
             recipe(learning_rate=1e18, gradient_clip=1e30),
             crops,
@@ -164,7 +164,7 @@ def test_divergence_is_said(crops, tmp_path):
     [("simple", Variance.LEARNED_RANGE), ("hybrid", Variance.FIXED_LARGE)],
 )
 def test_an_objective_that_does_not_train_the_variance_is_refused(objective, variance):
-    with pytest.raises(InputError, match=f"--objective {objective}"):
+    with pytest.raises(InputError, match=f"`objective={objective}`"):
         TrainingRecipe(
             network=recipe().network, image_size=8, objective=objective, variance=variance
         )
