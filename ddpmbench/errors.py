@@ -3,7 +3,6 @@
 import math
 import numbers
 from collections.abc import Iterable, Sequence
-from typing import TypeVar
 
 from ddpmbench.records import short_value
 
@@ -55,7 +54,6 @@ def listed(names: Sequence[str]) -> str:
 
 
 LARGEST_SEED = 2**64 - 1
-Kind = TypeVar("Kind")
 
 
 def whole_number(name: str, value: object, least: int, most: int | None = None) -> int:
@@ -112,8 +110,8 @@ def one_of(name: str, value: object, choices: Iterable[str]) -> None:
         raise InputError(f"`{name}={_shown(value)}`: choose {text}")
 
 
-def instance_of(name: str, value: object, kind: type[Kind], remedy: str = "") -> Kind:
-    """The value, of this class.
+def instance_of(name: str, value: object, kind: type, remedy: str = "") -> None:
+    """Refuse a value that is no instance of a class.
 
     Args:
         name: of the parameter.
@@ -127,7 +125,6 @@ def instance_of(name: str, value: object, kind: type[Kind], remedy: str = "") ->
     if not isinstance(value, kind):
         text = f"must be of type {kind.__name__}{remedy and f'; {remedy}'}"
         raise InputError(f"`{name}={_shown(value)}`: {text}")
-    return value
 
 
 def _is_real(value: object) -> bool:

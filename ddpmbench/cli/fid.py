@@ -140,24 +140,17 @@ def _source(given: dict[str, Any]) -> "tuple[Checkpoint | ImageSet, MadeBy | Non
 
 def _references(given: dict[str, Any], num_features: int) -> "list[ImageSet | ReferenceStatistics]":
     from ddpmbench.cli.inputs import DEFAULT_DATA
-    from ddpmbench.data.images import load_images
     from ddpmbench.errors import InputError
-    from ddpmbench.samples.statistics import is_statistics, read_statistics
+    from ddpmbench.evaluate.fid import load_reference
 
     specs = given["data"]
     if not specs:
         is_shipped = given["ckpt"] == "default" and given["network"] is None
         if given["samples"] is not None or not is_shipped:
-            raise InputError("--data: name the real images that the samples are held against")
+            raise InputError("`data`: name the real images to compare the samples with")
         specs = (DEFAULT_DATA,)
-    return [
-        read_statistics(Path(spec), num_features=num_features)
-        if is_statistics(spec)
-        else load_images(
-            spec, num_images=given["num_images"], on_bad=given["on_bad"], any_size=True
-        )
-        for spec in specs
-    ]
+    how = {name: given[name] for name in ("num_images", "on_bad")}
+    return [load_reference(spec, num_features, **how) for spec in specs]
 
 
 def _refuse_what_has_no_effect(samples: str | None) -> None:

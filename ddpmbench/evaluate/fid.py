@@ -14,7 +14,7 @@ from ddpmbench.checksums import write_npz
 from ddpmbench.data.arrays import picture_of
 from ddpmbench.data.images import ImageSet, ImageSource, load_images, refuse_reduced
 from ddpmbench.diffusion.model import Checkpoint
-from ddpmbench.errors import InputError
+from ddpmbench.errors import InputError, instance_of, whole_number
 from ddpmbench.evaluate.progress import quality_listening
 from ddpmbench.evaluate.sample import MadeBy
 from ddpmbench.execution.devices import resolve_device
@@ -203,6 +203,14 @@ class FidSettings:
     check: bool | None = None
     made_by: MadeBy | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse values of other types."""
+        instance_of("network", self.network, FeatureNetwork, "see load_feature_network")
+        instance_of("protocol", self.protocol, Protocol, "see PROTOCOLS")
+        instance_of("samples", self.samples, SampleSettings)
+        count = whole_number("num_generated", self.num_generated, 2)
+        object.__setattr__(self, "num_generated", count)
+
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class FidReport(Shown):
@@ -270,6 +278,9 @@ def evaluate_fid(
     Source: Heusel et al. 2017; Salimans et al. 2016; Binkowski et al. 2018; Kynkaanniemi et al.
     2019; Chong & Forsyth 2020.
     """
+    instance_of("settings", settings, FidSettings)
+    if batch_size is not None:
+        batch_size = whole_number("batch_size", batch_size, 1)
     if not isinstance(source, Checkpoint):
         source = load_images(source, any_size=True)
     several: Sequence[Any] = references if isinstance(references, list | tuple) else [references]
@@ -300,7 +311,7 @@ def evaluate_fid(
         if folder is not None and folder.dropped:
             told.warn(recomputed(list(folder.dropped)))
         for images in (made, *known):
-            for line in images.notes if isinstance(images, ImageSet) else ():
+            for line in () if isinstance(images, Generation) else images.notes:
                 told.note(line)
         checked = check_of_samples(run, settings.check, settings.samples.seed, told, folder)
         engine = run.engine(None if folder is None else folder.path, note=told.note)
@@ -326,21 +337,35 @@ def evaluate_fid(
         return found
 
 
-def load_reference(source: "ReferenceSource", num_features: int) -> Reference:
+def load_reference(
+    source: "ReferenceSource",
+    num_features: int,
+    *,
+    num_images: int | None = None,
+    on_bad: str = "fail",
+) -> Reference:
     """A reference: images, or moments of features where a path is to a file of them.
 
     Args:
         source: what `load_images` takes, the path of an npz of `mu` and `sigma`, or either read.
         num_features: of the feature network.
+        num_images: only the first so many images; None for all.
+        on_bad: see `load_images`.
 
     Raises:
-        InputError: there is no such reference, or it is of other features.
+        InputError: there is no such reference, it is of other features, or it holds no images of
+            which to take the first ones.
     """
-    if isinstance(source, ReferenceStatistics):
-        return source
     if isinstance(source, str | Path) and is_statistics(source):
-        return read_statistics(Path(source), num_features=num_features)
-    return load_images(source, any_size=True)
+        source = read_statistics(Path(source), num_features=num_features)
+    if not isinstance(source, ReferenceStatistics):
+        return load_images(source, num_images=num_images, on_bad=on_bad, any_size=True)
+    if num_images is not None:
+        raise InputError(
+            f"`num_images={num_images}`: does not apply to the mu and sigma of {source.source}; "
+            "leave it out"
+        )
+    return source
 
 
 def _check(
@@ -353,8 +378,6 @@ def _check(
             f"--protocol {settings.protocol.id}: resizes by {settings.protocol.resize}, the "
             f"feature network by {settings.network.resize}; load it with that"
         )
-    if isinstance(source, Checkpoint) and settings.num_generated < 2:
-        raise InputError(f"--num-generated {settings.num_generated}: a distance takes at least 2")
     if isinstance(source, ImageSet) and len(source) < 2:
         raise InputError(f"--samples {source.source}: a distance takes at least 2 images")
     for reference in references:

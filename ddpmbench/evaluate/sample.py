@@ -10,7 +10,7 @@ import numpy as np
 from ddpmbench.data.image_files import PositionIds
 from ddpmbench.data.images import ImageSet, load_images
 from ddpmbench.diffusion.model import Checkpoint
-from ddpmbench.errors import InputError
+from ddpmbench.errors import InputError, instance_of, whole_number
 from ddpmbench.evaluate.progress import listening
 from ddpmbench.execution.devices import resolve_device
 from ddpmbench.execution.distributed import joined, open_folder, refuse_other_runs
@@ -173,11 +173,15 @@ def generate_samples(
 
     Source: Ho, Jain & Abbeel 2020, Algorithm 2; Song, Meng & Ermon 2021.
     """
-    if num_samples < 1:
-        raise InputError(f"--num-samples {num_samples}: make at least one")
+    num_samples = whole_number("num_samples", num_samples, 1)
+    if batch_size is not None:
+        batch_size = whole_number("batch_size", batch_size, 1)
+    instance_of("checkpoint", checkpoint, Checkpoint, "see load_checkpoint")
+    settings = SampleSettings() if settings is None else settings
+    instance_of("settings", settings, SampleSettings)
+    generation = Generation(checkpoint, settings)
     if png and out is None:
-        raise InputError("--png: needs a folder; name one with --out")
-    generation = Generation(checkpoint, settings or SampleSettings())
+        raise InputError("`png`: needs a folder; name one with `out`")
     steps = checkpoint.schedule.num_timesteps
     with (
         joined() as ranks,

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ddpmbench.checksums import seal
 from ddpmbench.diffusion.data_range import EightBit
 from ddpmbench.diffusion.model import Checkpoint, sides_of, size_words
-from ddpmbench.errors import InputError
+from ddpmbench.errors import LARGEST_SEED, InputError, instance_of, one_of, whole_number
 from ddpmbench.execution.distributed import Ranks
 from ddpmbench.execution.engine import Engine
 from ddpmbench.execution.engine_choice import NetworkUse, settled_engine
@@ -92,6 +92,9 @@ class SampleSettings:
         label: the class of all samples; None takes the classes in turn.
         seed: of the noise, 0 <= seed < 2^64.
         precision: of the network.
+
+    Raises:
+        InputError: a value is of another type, or outside its limits.
     """
 
     sampler: SamplerChoice = dataclasses.field(default_factory=SamplerChoice)
@@ -100,6 +103,22 @@ class SampleSettings:
     label: int | None = None
     seed: int = 0
     precision: Precision = Precision.FP32
+
+    def __post_init__(self) -> None:
+        """Refuse values of other types; numpy's integers become ints, names become members."""
+        instance_of("sampler", self.sampler, SamplerChoice, 'write SamplerChoice("ddim")')
+        one_of("eight_bit", self.eight_bit, EightBit)
+        one_of("precision", self.precision, Precision)
+        values = {
+            "eight_bit": EightBit(self.eight_bit),
+            "precision": Precision(self.precision),
+            "seed": whole_number("seed", self.seed, 0, LARGEST_SEED),
+        }
+        for name, least in (("label", 0), ("image_size", 1)):
+            if (value := getattr(self, name)) is not None:
+                values[name] = whole_number(name, value, least)
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -119,9 +138,7 @@ class Generation:
 
     def __post_init__(self) -> None:
         """Refuse settings that the checkpoint does not have."""
-        seed, label = self.settings.seed, self.settings.label
-        if not isinstance(seed, int) or not 0 <= seed < 2**64:
-            raise InputError(f"`seed={seed}`: choose a whole number from 0 to 2^64 - 1")
+        label = self.settings.label
         if label is not None and not self.checkpoint.has_class(label):
             has = (
                 self.checkpoint.classes

@@ -58,10 +58,10 @@ def test_published_weights_are_fetched_once_and_their_distance_is_called_fid(
     content = network.read_bytes()
     digest = hashlib.sha256(content).hexdigest()
     for name, value in {
-        "inputs.feature_weights.INCEPTION_URL": network.as_uri(),
-        "inputs.feature_weights.INCEPTION_BYTES": len(content),
-        "inputs.feature_weights.INCEPTION_SHA256": digest,
-        "quality.features.INCEPTION_SHA256": digest,
+        "samples.feature_weights.INCEPTION_URL": network.as_uri(),
+        "samples.feature_weights.INCEPTION_BYTES": len(content),
+        "samples.feature_weights.INCEPTION_SHA256": digest,
+        "samples.feature_networks.INCEPTION_SHA256": digest,
     }.items():
         monkeypatch.setattr(f"ddpmbench.{name}", value)
     command = ["fid", "--ckpt", small_checkpoint, "--data", small_npz, "--num-generated", 4]
@@ -117,10 +117,13 @@ def test_a_note_of_samples_is_printed_once(said, small_npz, network, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("fid", "--eta", "1"), "--eta 1.0: is of --sampler ddim"),
+        (("fid", "--eta", "1"), "--eta 1.0: applies only to --sampler ddim"),
         (("fid", "--sampler", "euler"), "euler"),
         (("fid", "--num-generated", "1"), "--num-generated"),
-        (("fid", "--feature-network", "nothing.pt"), "--feature-network nothing.pt: is no file"),
+        (
+            ("fid", "--feature-network", "nothing.pt"),
+            "--feature-network nothing.pt: there is no such file",
+        ),
         (("fid", "--feature-network", "efficientnet-lite0", "--protocol", "adm"), "choose clean"),
         (("fid", "--inception", "nothing.pt"), "--inception nothing.pt: cannot be read"),
         (("fid", "--samples", "x.npz", "--timesteps", "9"), "--timesteps: is of a checkpoint"),
@@ -137,6 +140,24 @@ def test_a_mistake_is_one_line(refused, arguments, words):
 def test_samples_and_references_are_named_by_their_options(refused, network, small_npz, tmp_path):
     known = ("--feature-network", network)
     assert "nothing: no such file" in refused("fid", "--samples", "nothing", *known)
+
+
+def test_first_images_of_statistics_are_refused(refused, network, small_npz, tmp_path):
+    np.savez(tmp_path / "stats.npz", mu=np.zeros(6), sigma=np.eye(6))
+    command = ("fid", "--samples", small_npz, "--feature-network", network)
+    line = refused(*command, "--data", tmp_path / "stats.npz", "--num-images", 5)
+    assert "--num-images 5: does not apply to the mu and sigma of" in line
+
+
+def test_images_beside_statistics_are_noted(said, network, small_npz, tmp_path):
+    with np.load(small_npz) as archive:
+        images = archive["arr_0"]
+    np.savez(tmp_path / "stats.npz", mu=np.zeros(6), sigma=np.eye(6), arr_0=images)
+    known = ("--feature-network", network, "--data", tmp_path / "stats.npz")
+    status, _, told = said("fid", "--samples", small_npz, *known, "--out", tmp_path / "run")
+    assert status == 0, told
+    note = f"Note: --data {tmp_path / 'stats.npz'}: mu and sigma are the reference"
+    assert told.count(note) == 1
 
 
 def test_a_reference_must_be_named_for_what_is_not_the_default(refused, small_npz, network):

@@ -294,7 +294,7 @@ def test_another_run_is_refused_the_folder(small_model, reference, settings, tmp
     ("arguments", "words"),
     [
         ({"references": []}, "--data: name at least one"),
-        ({"num_generated": 1}, "--num-generated 1"),
+        ({"num_generated": 1}, "`num_generated=1`"),
         ({"one": True}, "--data crops: a distance takes at least 2"),
     ],
 )

@@ -111,13 +111,45 @@ def test_what_fits_no_checkpoint_is_refused(small_model, tmp_path):
         (unsized, db.SampleSettings(image_size=9), "divisible by 2"),
         (small_model, db.SampleSettings(image_size=16), "`image_size=16`: .* 8x8"),
         (small_model, db.SampleSettings(label=0), "`label=0`: the checkpoint has no classes"),
-        (small_model, db.SampleSettings(seed=-1), "`seed=-1`"),
     ]:
         with pytest.raises(db.InputError, match=words):
             db.generate_samples(model, 2, settings=settings, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
     sized = db.generate_samples(unsized, 2, settings=db.SampleSettings(image_size=16))
     assert sized.images.pixels.shape == (2, 1, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("sampler", "ddim"),
+        ("eight_bit", "floor"),
+        ("seed", -1),
+        ("seed", 1.0),
+        ("label", True),
+        ("image_size", "8"),
+        ("precision", "fp8"),
+    ],
+)
+def test_settings_of_another_type_are_named(name, value):
+    with pytest.raises(db.InputError, match=f"^`{name}="):
+        db.SampleSettings(**{name: value})
+
+
+def test_arguments_of_another_type_are_named(small_model, tmp_path):
+    for value in (2.0, "2", True, 0):
+        with pytest.raises(db.InputError, match=r"`num_samples=.*: give a whole number from 1 on"):
+            db.generate_samples(small_model, value)
+        with pytest.raises(db.InputError, match=r"`batch_size="):
+            db.generate_samples(small_model, 2, batch_size=value)
+    for settings in ("ddim", SamplerChoice("ddim"), {}):
+        with pytest.raises(db.InputError, match=r"`settings=.*type SampleSettings"):
+            db.generate_samples(small_model, 2, settings=settings)
+    settings = db.SampleSettings(seed=np.int64(0), image_size=np.int64(8))
+    of_numpy = db.generate_samples(
+        small_model, np.int64(2), settings=settings, batch_size=np.int64(2), out=tmp_path / "run"
+    )
+    assert np.array_equal(of_numpy.images.pixels, db.generate_samples(small_model, 2).images.pixels)
 
 
 def test_a_batch_that_does_not_fit_is_halved(small_model, whole, monkeypatch):
