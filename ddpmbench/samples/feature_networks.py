@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddpmbench.data.folder_contents import require_regular
-from ddpmbench.errors import InputError
+from ddpmbench.data.images import ImageSet
+from ddpmbench.errors import InputError, whole_number
 from ddpmbench.records import short_value
 from ddpmbench.samples.feature_weights import (
     EFFICIENTNET_SHA256,
@@ -209,6 +210,38 @@ class EfficientNetLite0(FeatureNetwork):
         x = torch.from_numpy(_resized(rgb, _pil_bicubic(self.SIDE))).to(self._device)
         features = self._network.extract_features((x - 127.0) / 128.0).mean((2, 3))
         return features, self._network._fc(features)
+
+
+def image_features(
+    network: FeatureNetwork, images: "ImageSet | Images", *, batch_size: int = 64
+) -> Features:
+    """Features of any number of images, computed in batches.
+
+    Args:
+        network: what `load_feature_network` returns.
+        images: an image set, (N, C, H, W) uint8, or N uint8 images of (C, H, W) in any sizes.
+        batch_size: images in a batch.
+
+    Returns:
+        Features (N, D) and logits (N, K) in the order of the images.
+
+    Raises:
+        InputError: there is no image, or the batch size is no whole number.
+    """
+    size = whole_number("batch_size", batch_size, 1)
+    if not len(images):
+        raise InputError("`images`: give at least one image")
+
+    def batch(start: int) -> Images:
+        stop = min(start + size, len(images))
+        return images.part(start, stop) if isinstance(images, ImageSet) else images[start:stop]
+
+    batches = [network(batch(start)) for start in range(0, len(images), size)]
+    logits = [batch.logits for batch in batches if batch.logits is not None]
+    return Features(
+        np.concatenate([batch.features for batch in batches]),
+        np.concatenate(logits) if logits else None,
+    )
 
 
 def load_feature_network(

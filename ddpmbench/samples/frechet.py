@@ -7,38 +7,56 @@ of the root is an integral of log det, and the determinant after a change of ran
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import TypeAlias
 
 import numpy as np
 
+from ddpmbench.errors import InputError
 from ddpmbench.samples.estimate import Estimate
 from ddpmbench.samples.statistics import (
     FeatureArray,
     FeatureGaussian,
     FeatureStatistics,
     Floats,
+    ReferenceStatistics,
+    checked_features,
     chunks,
+    feature_statistics,
     without_rounding,
 )
 
+Statistics: TypeAlias = FeatureGaussian | FeatureStatistics | ReferenceStatistics
 
-def frechet_distance(
-    first: FeatureGaussian | FeatureStatistics, second: FeatureGaussian | FeatureStatistics
-) -> float:
-    """|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^1/2), at least 0.
 
-    Where a Gaussian is `FeatureGaussian.of` fewer features than there are dimensions, only a
-    matrix of that many rows is decomposed. The second one's factor is kept for its next distance.
+def frechet_distance(first: Statistics, second: Statistics) -> float:
+    r"""The squared Frechet distance of two normal distributions; FID in Inception's features.
+
+    .. math::
+
+        d^2 = |\mu_1 - \mu_2|^2
+            + \mathrm{tr}\left(\Sigma_1 + \Sigma_2 - 2 (\Sigma_1 \Sigma_2)^{1/2}\right)
+
+    Statistics of N < D features cost an eigendecomposition of N x N. The second distribution's
+    factor is kept for its next distance, so pass the reference second.
 
     Args:
-        first: one.
-        second: the other, such as a reference.
+        first: what `feature_statistics` or `read_statistics` returns, (D,) and (D, D).
+        second: the same, of the reference.
+
+    Returns:
+        The distance in squared units of the features, at least 0.
 
     Raises:
-        InputError: statistics of fewer than two vectors.
+        InputError: the two differ in D, or one is of fewer than two vectors.
 
     Source: Heusel et al. 2017, equation 6; Dowson & Landau 1982.
     """
     one, other = _gaussian(first), _gaussian(second)
+    if one.mean.shape != other.mean.shape:
+        raise InputError(
+            f"`second`: has {len(other.mean)} features and `first` {len(one.mean)}; they are of "
+            "different feature networks"
+        )
     shift = one.mean - other.mean
     distance = float(shift @ shift) + one.trace + other.trace - 2 * _root_trace(one, other)
     return max(distance, 0.0)
@@ -58,8 +76,8 @@ def _root_trace(one: FeatureGaussian, other: FeatureGaussian) -> float:
     return float(np.sqrt(without_rounding(values)).sum())
 
 
-def _gaussian(given: FeatureGaussian | FeatureStatistics) -> FeatureGaussian:
-    return given.gaussian() if isinstance(given, FeatureStatistics) else given
+def _gaussian(statistics: Statistics) -> FeatureGaussian:
+    return statistics if isinstance(statistics, FeatureGaussian) else statistics.gaussian()
 
 
 STEP = 0.5
@@ -239,16 +257,21 @@ def frechet_infinity(
     features: FeatureArray,
     reference: FeatureGaussian,
     *,
-    seed: int,
+    seed: int = 0,
     whole: LeaveOneOut | None = None,
 ) -> FrechetInfinity:
-    """The intercept of the distance against 1/N.
+    r"""The Frechet distance extrapolated to infinitely many samples: FID-infinity.
 
-    The line is through N and N - 1 images, each of these left out in turn: of all lines it adds
-    least noise, and its bias is of order 1/N^2. Those of N and N / 2, and of N and N / 4, have
-    more of that bias, so that how far they end from it tells where the distances lie on no line:
-    the farther is part of the error. Simulated, that covers where N is no less than the number of
-    features that matter. The points share their images: to first order their errors are alike.
+    .. math::
+
+        d_\infty = N d_N - (N - 1) \frac{1}{N} \sum_i d_{N - 1}^{(i)}
+
+    It is the intercept of the line through the distances of N and of N - 1 images, each image
+    left out in turn, against 1/N. Of all such lines this one adds least noise, and its bias is of
+    order 1/N^2. The lines through N and N / 2 and through N and N / 4 have more of that bias. How
+    far their intercepts lie from d measures the curvature; the larger difference is part of the
+    error. In simulations the interval covers where N is at least the number of features that
+    matter. The points share their images, so to first order their errors are equal.
 
     Args:
         features: (N, D).
@@ -262,6 +285,7 @@ def frechet_infinity(
 
     Source: Chong & Forsyth 2020, who fit a line to overlapping parts; Quenouille 1956.
     """
+    features = checked_features("features", features, dimensions=len(reference.mean))
     whole = leave_one_out(features, reference) if whole is None else whole
     n, error = len(features), whole.estimate.standard_error
     points = [FrechetPoint(n, whole.distance, error)]
@@ -272,7 +296,7 @@ def frechet_infinity(
         size = n // parts
         rows = np.sort(order[: parts * size].reshape(parts, size))
         distances = [
-            frechet_distance(FeatureGaussian.of(features[part]), reference) for part in rows
+            frechet_distance(feature_statistics(features[part]), reference) for part in rows
         ]
         points.append(FrechetPoint(size, float(np.mean(distances)), error))
     limit = whole.at_infinity

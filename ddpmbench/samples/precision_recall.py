@@ -4,9 +4,10 @@ import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from ddpmbench.samples.estimate import Estimate
+from ddpmbench.samples.statistics import checked_pair
 
 Array = NDArray[np.float64]
 NEIGHBORS = 3
@@ -17,11 +18,11 @@ _GROUPS = 10  # of samples, left out in turn
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PrecisionRecall:
-    """How many samples lie among the real images, and how many real images among the samples.
+    """Precision, recall, and the nearest real image of each sample.
 
     Attributes:
-        precision: its error is that of other samples.
-        recall: the same.
+        precision: the share of samples within the manifold of the real images.
+        recall: the share of real images within the manifold of the samples.
         nearest: (N,) int64 index of the nearest real image of each sample.
         distance: (N,) how far that is.
     """
@@ -32,20 +33,32 @@ class PrecisionRecall:
     distance: Array
 
 
-def precision_recall(
-    features: NDArray[np.floating], reference: NDArray[np.floating]
-) -> PrecisionRecall:
-    """Precision and recall with k = `NEIGHBORS`, against a reference that counts as known.
+def precision_recall(features: ArrayLike, reference: ArrayLike) -> PrecisionRecall:
+    r"""Improved precision and recall with k = 3 neighbors.
 
-    The error of recall is that of leaving out a tenth of the samples in turn, because a sample
-    bears on the radii of others.
+    .. math::
+
+        \mathrm{precision} = \frac{1}{N} \sum_i
+            1\left[\exists j: |x_i - y_j| \le r_k(y_j)\right], \qquad
+        \mathrm{recall} = \frac{1}{M} \sum_j
+            1\left[\exists i: |x_i - y_j| \le r_k(x_i)\right]
+
+    Here r_k is the distance of a vector to its k-th neighbor in its own set.
 
     Args:
-        features: (N, D) of samples.
-        reference: (M, D) of real images.
+        features: (N, D) of samples x, N >= 2.
+        reference: (M, D) of real images y, M >= 2; held fixed.
+
+    Returns:
+        Both in 0..1, with standard errors; that of recall is a jackknife over tenths of the
+        samples, since each sample changes the radii of others.
+
+    Raises:
+        InputError: another shape, or a feature that is not finite.
 
     Source: Kynkaanniemi et al. 2019, eqs. 1 to 3.
     """
+    features, reference = checked_pair(features, reference)
     own, real = _Points(features), _Points(reference)
     real_radius, own_radii = _radii(real), _radii_without_groups(own)
     inside = np.empty(len(own), bool)

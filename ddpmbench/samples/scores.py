@@ -5,13 +5,19 @@ import itertools
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.special import log_softmax
 
+from ddpmbench.errors import InputError, one_of
 from ddpmbench.samples.estimate import Estimate
 from ddpmbench.samples.frechet import FrechetInfinity, frechet_infinity, leave_one_out
 from ddpmbench.samples.precision_recall import NEIGHBORS, PrecisionRecall, precision_recall
-from ddpmbench.samples.statistics import FeatureGaussian
+from ddpmbench.samples.statistics import (
+    FeatureGaussian,
+    checked_features,
+    checked_pair,
+    feature_statistics,
+)
 
 Array = NDArray[np.float64]
 SHUFFLE_SEED = 2020
@@ -34,17 +40,33 @@ class InceptionScore:
 
 
 def inception_score(
-    logits: NDArray[np.floating], edges: Sequence[int], *, order: str = "file"
+    logits: ArrayLike, edges: Sequence[int] | None = None, *, order: str = "file"
 ) -> InceptionScore:
-    """Exp of the mean divergence of an image's classes from those of all, averaged over splits.
+    r"""The Inception score, averaged over splits.
+
+    .. math::
+
+        \mathrm{IS} = \exp \frac{1}{N} \sum_i
+            D_{KL}\left(p(y | x_i) \,\middle\|\, \tfrac{1}{N} \sum_j p(y | x_j)\right)
 
     Args:
-        logits: (N, K) before the softmax.
-        edges: where the S parts begin and end that are scored apart, from 0 to N.
-        order: "file", or "shuffled" before it is split.
+        logits: (N, K) of classes, before the softmax; N >= 2.
+        edges: S + 1 indices from 0 to N where the splits begin and end, as
+            `Protocol.splits_of(N)` gives them; None for one split.
+        order: "file", or "shuffled" before splitting.
+
+    Raises:
+        InputError: another shape, a logit that is not finite, or edges that do not go from 0 to N.
 
     Source: Salimans et al. 2016, section 4; the order of torch-fidelity.
     """
+    logits = checked_features("logits", logits)
+    one_of("order", order, ("file", "shuffled"))
+    edges = (0, len(logits)) if edges is None else edges
+    if len(edges) < 2 or (edges[0], edges[-1]) != (0, len(logits)) or min(np.diff(edges)) < 1:
+        raise InputError(f"`edges`: must increase from 0 to the {len(logits)} logits")
+    if not np.isfinite(logits).all():
+        raise InputError("`logits`: must be finite")
     log_p = log_softmax(logits.astype(np.float64), axis=1)
     p = np.exp(log_p)
     entropy = -np.where(p > 0, p * log_p, 0.0).sum(1)
@@ -74,18 +96,31 @@ _ANCHORS = 2000
 _CHUNK = 2048
 
 
-def kernel_distance(features: NDArray[np.floating], reference: NDArray[np.floating]) -> Estimate:
-    """The unbiased estimate, averaged over `SUBSETS` pairs of subsets.
+def kernel_distance(features: ArrayLike, reference: ArrayLike) -> Estimate:
+    r"""The squared maximum mean discrepancy with a cubic kernel; KID in Inception's features.
 
-    A subset has `SUBSET_SIZE` images, or all where there are fewer. The error is that of other
-    samples, the reference being what it is, and of the choice of subsets.
+    .. math::
+
+        k(x, y) = \left(\frac{x^T y}{D} + 1\right)^3, \qquad
+        d = E\, k(x, x') + E\, k(y, y') - 2 E\, k(x, y)
+
+    Each expectation is an unbiased mean over pairs, averaged over 100 pairs of random subsets of
+    1,000 images, or of all where there are fewer.
 
     Args:
         features: (N, D) of samples, N >= 2.
         reference: (M, D) of real images, M >= 2.
 
+    Returns:
+        The distance, which may be below 0. The standard error is that of drawing the samples anew,
+        the reference held fixed, and of the choice of subsets.
+
+    Raises:
+        InputError: another shape, or a feature that is not finite.
+
     Source: Binkowski et al. 2018; the subsets of torch-fidelity.
     """
+    features, reference = checked_pair(features, reference)
     rng = np.random.RandomState(SUBSET_SEED)
     size = min(SUBSET_SIZE, len(features), len(reference))
     values = np.empty(SUBSETS)
@@ -163,7 +198,7 @@ def scores_of(
     """
     moments = reference
     if not isinstance(moments, FeatureGaussian):
-        moments = FeatureGaussian.of(moments)
+        moments = feature_statistics(moments)
     whole = leave_one_out(features, moments)
     frechet = whole.estimate
     infinity = None

@@ -1,4 +1,4 @@
-"""Mean and covariance of features: gathered in portions, merged, and as a Gaussian."""
+"""Mean and covariance of features, computed in chunks, merged, and read from files."""
 
 import dataclasses
 import hashlib
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from ddpmbench.data.folder_contents import require_regular
 from ddpmbench.errors import InputError
@@ -37,6 +37,10 @@ class ReferenceStatistics:
     notes: tuple[str, ...] = ()
 
     __repr__ = short_repr
+
+    def gaussian(self) -> "FeatureGaussian":
+        """The normal distribution with this mean and covariance."""
+        return FeatureGaussian(self.mean, self.covariance)
 
     @property
     def sha256(self) -> str:
@@ -116,7 +120,8 @@ def read_statistics(path: Path, *, num_features: int) -> ReferenceStatistics:
 
 Floats = NDArray[np.float64]
 FeatureArray = NDArray[np.floating[Any]]
-"""(N, D) a row an image."""
+"""(N, D), a row for each image."""
+AnyArray = NDArray[Any]
 
 CHUNK = 4096
 """Rows made float64 at once."""
@@ -152,7 +157,7 @@ class FeatureStatistics:
     def _of_rows(cls, rows: Floats) -> Self:
         mean = rows.mean(0)
         if not np.isfinite(mean).all():
-            raise InputError("`feature_network`: its output is not finite; use another one")
+            raise InputError("`features`: are not finite; use another feature network")
         centered = rows - mean
         return cls(len(rows), mean, centered.T @ centered)
 
@@ -199,20 +204,6 @@ class FeatureGaussian:
     covariance: Floats
     thin_factor: Floats | None = None
 
-    @classmethod
-    def of(cls, features: FeatureArray) -> Self:
-        """That of (N, D) features; where N < D they are themselves its factor, without rounding.
-
-        Raises:
-            InputError: fewer than two vectors, or a feature that is not finite.
-        """
-        statistics = FeatureStatistics.of(features)
-        covariance = statistics.covariance
-        if len(features) >= features.shape[1]:
-            return cls(statistics.mean, covariance)
-        centered = features.astype(np.float64) - statistics.mean
-        return cls(statistics.mean, covariance, centered.T / np.sqrt(len(features) - 1))
-
     @property
     def trace(self) -> float:
         """Of the covariance."""
@@ -231,6 +222,69 @@ class FeatureGaussian:
             kept = values > _NEGLIGIBLE * values[-1]
             factor = vectors[:, kept] * np.sqrt(values[kept])
             return factor
+
+
+def feature_statistics(features: ArrayLike) -> FeatureGaussian:
+    r"""Mean and covariance of features.
+
+    .. math::
+
+        \mu = \frac{1}{N} \sum_i f_i, \qquad
+        \Sigma = \frac{1}{N - 1} \sum_i (f_i - \mu) (f_i - \mu)^T
+
+    Args:
+        features: (N, D), N >= 2; of integers or floats of any precision.
+
+    Returns:
+        The normal distribution with these moments, in float64. Where N < D it keeps the centered
+        features as a factor of the covariance, which makes its distances cheaper and more exact.
+
+    Raises:
+        InputError: another shape, fewer than two vectors, or a feature that is not finite.
+    """
+    array = checked_features("features", features)
+    statistics = FeatureStatistics.of(array)
+    if len(array) >= array.shape[1]:
+        return statistics.gaussian()
+    centered = array.astype(np.float64) - statistics.mean
+    factor = centered.T / np.sqrt(len(array) - 1)
+    return FeatureGaussian(statistics.mean, statistics.covariance, factor)
+
+
+def checked_features(name: str, features: ArrayLike, *, dimensions: int | None = None) -> AnyArray:
+    """The features as an array.
+
+    Args:
+        name: of the parameter.
+        features: (N, D), N >= 2.
+        dimensions: D; None for any.
+
+    Raises:
+        InputError: they are of another shape, or no numbers.
+    """
+    array = np.asarray(features)
+    is_table = array.ndim == 2 and len(array) >= 2 and array.shape[1] and array.dtype.kind in "fiu"
+    if not is_table or dimensions not in (None, array.shape[1]):
+        columns = "D" if dimensions is None else dimensions
+        raise InputError(
+            f"`{name}`: must be numbers of shape (N, {columns}) with N >= 2, not {array.dtype} of "
+            f"shape {array.shape}"
+        )
+    return array
+
+
+def checked_pair(features: ArrayLike, reference: ArrayLike) -> tuple[AnyArray, AnyArray]:
+    """(N, D) features of samples and (M, D) of real images, as arrays.
+
+    Raises:
+        InputError: they are of other shapes, or not finite.
+    """
+    ours = checked_features("features", features)
+    real = checked_features("reference", reference, dimensions=ours.shape[1])
+    for name, array in (("features", ours), ("reference", real)):
+        if not np.isfinite(array).all():
+            raise InputError(f"`{name}`: must be finite")
+    return ours, real
 
 
 def chunks(features: FeatureArray, size: int = CHUNK) -> Iterator[Floats]:

@@ -19,7 +19,7 @@ from ddpmbench.execution import features as quality
 from ddpmbench.samples.feature_networks import load_feature_network
 from ddpmbench.samples.frechet import frechet_distance, frechet_infinity
 from ddpmbench.samples.protocols import PROTOCOLS
-from ddpmbench.samples.statistics import FeatureGaussian
+from ddpmbench.samples.statistics import feature_statistics
 from ddpmbench.unet.unet import UNet
 
 N = 24
@@ -72,9 +72,9 @@ def scores(report):
 
 def test_the_distance_is_that_of_the_features(small_model, reference, network, whole):
     samples = db.generate_samples(small_model, N).images
-    known = FeatureGaussian.of(network(reference.pixels).features)
+    known = feature_statistics(network(reference.pixels).features)
     features = network(samples.pixels).features
-    expected = frechet_distance(FeatureGaussian.of(features), known)
+    expected = frechet_distance(feature_statistics(features), known)
     assert whole.summary["fid"] == pytest.approx(expected, rel=1e-4)
     division = frechet_infinity(features, known, seed=0)
     assert whole.summary["fid_infinity"] == pytest.approx(division.estimate.value, rel=1e-4)
@@ -107,7 +107,7 @@ def test_samples_from_a_file_score_the_same(small_model, reference, settings, wh
 def test_a_reference_may_be_its_moments_alone(
     small_model, reference, network, settings, whole, tmp_path
 ):
-    known = FeatureGaussian.of(network(reference.pixels).features)
+    known = feature_statistics(network(reference.pixels).features)
     np.savez(tmp_path / "stats.npz", mu=known.mean, sigma=known.covariance)
     stats = db.read_statistics(tmp_path / "stats.npz", num_features=6)
     made = db.generate_samples(small_model, N, out=tmp_path / "samples")
@@ -218,10 +218,10 @@ def test_features_of_other_networks_and_resizers_are_kept_apart(
             network = load_feature_network(path, resize=protocol.resize, device=CPU)
             settings = db.FidSettings(network, protocol)
             summary = db.evaluate_fid(reference.subset(30), reference, settings).summary
-            known = FeatureGaussian.of(network(reference.pixels).features)
+            known = feature_statistics(network(reference.pixels).features)
             features = network(reference.pixels[:30]).features
             assert summary["fid"] == pytest.approx(
-                frechet_distance(FeatureGaussian.of(features), known), rel=1e-4
+                frechet_distance(feature_statistics(features), known), rel=1e-4
             )
             found.add(summary["fid"])
     assert len(found) == 4

@@ -16,7 +16,7 @@ from ddpmbench.data.images import load_images
 from ddpmbench.errors import InputError
 from ddpmbench.samples.feature_networks import load_feature_network
 from ddpmbench.samples.frechet import frechet_distance
-from ddpmbench.samples.statistics import FeatureGaussian
+from ddpmbench.samples.statistics import feature_statistics
 
 CPU = torch.device("cpu")
 RESIZERS = ("clean", "legacy_tensorflow")
@@ -182,7 +182,7 @@ def efficientnet():
 def test_the_real_network_ranks_what_people_rank(efficientnet):
     count = 80
     images = load_images("fashion-mnist:test", num_images=2 * count).pixels
-    reference = FeatureGaussian.of(efficientnet(images[count:]).features)
+    reference = feature_statistics(efficientnet(images[count:]).features)
     rng = np.random.default_rng(0)
 
     def noised(spread):
@@ -190,7 +190,7 @@ def test_the_real_network_ranks_what_people_rank(efficientnet):
         return np.clip(images[:count] + noise, 0, 255).round().astype(np.uint8)
 
     distances = [
-        frechet_distance(FeatureGaussian.of(efficientnet(pixels).features), reference)
+        frechet_distance(feature_statistics(efficientnet(pixels).features), reference)
         for pixels in (images[:count], noised(8.0), noised(30.0), of_a_photograph(count, rng))
     ]
     for nearer, farther in itertools.pairwise(distances):

@@ -5,7 +5,7 @@ import pytest
 from scipy import linalg
 
 from ddpmbench.samples.frechet import frechet_distance
-from ddpmbench.samples.statistics import FeatureGaussian, FeatureStatistics
+from ddpmbench.samples.statistics import FeatureGaussian, FeatureStatistics, feature_statistics
 
 
 def rotation(size, seed):
@@ -46,7 +46,7 @@ def test_features_and_statistics_give_the_same(n, m):
     one, other = features_of(n, 50, seed=3), features_of(m, 50, seed=4) + 0.1
     statistics = [FeatureStatistics.of(features) for features in (one, other)]
     expected = frechet_distance(*statistics)
-    gaussians = [FeatureGaussian.of(features) for features in (one, other)]
+    gaussians = [feature_statistics(features) for features in (one, other)]
     assert frechet_distance(*gaussians) == pytest.approx(expected, rel=1e-6)
     assert frechet_distance(gaussians[0], statistics[1]) == pytest.approx(expected, rel=1e-6)
     assert frechet_distance(statistics[0], gaussians[1]) == pytest.approx(expected, rel=1e-6)
@@ -55,7 +55,7 @@ def test_features_and_statistics_give_the_same(n, m):
 @pytest.mark.parametrize("n", [20, 50, 200])
 def test_a_set_is_at_no_distance_from_itself(n):
     features = features_of(n, 50)
-    one, other = FeatureGaussian.of(features), FeatureStatistics.of(features)
+    one, other = feature_statistics(features), FeatureStatistics.of(features)
     for pair in [(one, one), (one, other), (other, one), (other, other)]:
         assert frechet_distance(*pair) == pytest.approx(0, abs=1e-6 * one.trace)
 
@@ -84,7 +84,7 @@ DEGENERATE = [constant, duplicated_images, duplicated_columns, dead_columns]
 def test_features_of_any_rank_have_the_distance_of_those_hardly_moved(spoil, n):
     features, reference = spoil(features_of(n, 12)), features_of(300, 12, seed=5) + 0.2
     moved = features + 1e-7 * np.random.default_rng(6).normal(size=features.shape)
-    for kind in (FeatureGaussian.of, FeatureStatistics.of):
+    for kind in (feature_statistics, FeatureStatistics.of):
         found = frechet_distance(kind(features), kind(reference))
         assert isinstance(found, float)
         expected = frechet_distance(kind(moved), kind(reference))
@@ -94,14 +94,14 @@ def test_features_of_any_rank_have_the_distance_of_those_hardly_moved(spoil, n):
 
 def test_a_point_is_as_far_as_its_mean_and_the_others_spread():
     features, reference = np.full((20, 6), 2.0), features_of(100, 6)
-    of_reference = FeatureGaussian.of(reference)
+    of_reference = feature_statistics(reference)
     expected = np.square(2 - of_reference.mean).sum() + of_reference.trace
-    found = frechet_distance(FeatureGaussian.of(features), of_reference)
+    found = frechet_distance(feature_statistics(features), of_reference)
     assert found == pytest.approx(expected, rel=1e-7)
 
 
 def test_the_product_of_covariances_is_not_taken_for_symmetric():
-    one, other = (FeatureGaussian.of(features_of(200, 8, seed=seed)) for seed in (7, 8))
+    one, other = (feature_statistics(features_of(200, 8, seed=seed)) for seed in (7, 8))
     product = one.covariance @ other.covariance
     shift = np.square(one.mean - other.mean).sum() + one.trace + other.trace
     expected = shift - 2 * np.trace(linalg.sqrtm(product)).real
@@ -113,7 +113,7 @@ def test_the_product_of_covariances_is_not_taken_for_symmetric():
 @pytest.mark.filterwarnings("ignore:.*disp.*")
 def test_clean_fid_finds_the_same():
     fid = pytest.importorskip("cleanfid.fid")
-    one, other = (FeatureGaussian.of(features_of(400, 64, seed=seed)) for seed in (9, 10))
+    one, other = (feature_statistics(features_of(400, 64, seed=seed)) for seed in (9, 10))
     try:
         expected = fid.frechet_distance(one.mean, one.covariance, other.mean, other.covariance)
     except TypeError as error:  # its call of sqrtm is of SciPy before 1.18

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from ddpmbench.samples.frechet import frechet_distance, frechet_infinity, leave_one_out
-from ddpmbench.samples.statistics import FeatureGaussian
+from ddpmbench.samples.statistics import FeatureGaussian, feature_statistics
 
 REPEATS = 300
 
@@ -44,7 +44,7 @@ def test_intervals_cover_what_they_are_for(size, power, n):
     whole = [leave_one_out(model.draw(n, seed), model.reference) for seed in range(REPEATS)]
     mean = np.mean(
         [
-            frechet_distance(FeatureGaussian.of(model.draw(n, seed)), model.reference)
+            frechet_distance(feature_statistics(model.draw(n, seed)), model.reference)
             for seed in range(3 * REPEATS)
         ]
     )
@@ -99,7 +99,7 @@ def test_points_are_of_disjoint_parts_and_the_seed_chooses_them():
     assert (same.estimate.value, same.points) == (found.estimate.value, found.points)
     assert other.points[0] == found.points[0]
     assert other.points[1].fid != found.points[1].fid
-    whole = frechet_distance(FeatureGaussian.of(features), model.reference)
+    whole = frechet_distance(feature_statistics(features), model.reference)
     assert found.points[0].fid == pytest.approx(whole, rel=1e-12)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ddpmbench.errors import InputError
-from ddpmbench.samples.statistics import FeatureGaussian, FeatureStatistics
+from ddpmbench.samples.statistics import FeatureStatistics, feature_statistics
 
 MEANS = (1.0, 3e4)
 """The latter so far from 0 that sums of squares would lose seven digits."""
@@ -56,7 +56,7 @@ def test_features_that_are_not_finite_are_refused(features, value):
 @pytest.mark.parametrize("n", [5, 12, 13, 700])
 def test_a_factor_gives_the_covariance(features, n):
     for gaussian in (
-        FeatureGaussian.of(features[:n]),
+        feature_statistics(features[:n]),
         FeatureStatistics.of(features[:n]).gaussian(),
     ):
         product = gaussian.factor @ gaussian.factor.T
