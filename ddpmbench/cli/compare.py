@@ -9,22 +9,19 @@ from ddpmbench.cli import options, paths
 
 @click.command(short_help="Paired differences between runs.")
 @click.argument("runs", nargs=-1, required=True, metavar="RUN RUN ...", type=paths.text)
-@click.option(
-    "--out",
-    type=paths.path,
-    metavar="DIR",
-    help="Receives the tables, the figure and the page.  [default: a new dated folder under runs/]",
+@options.folder(
+    "Folder for the tables, the figure and the page.  [default: a new dated folder under runs/]"
 )
 @options.format_option
 def compare(runs: tuple[str, ...], out: Path | None, output_format: str) -> None:
     """Differences between runs of nll, or of fid, each against the first, with their intervals.
 
-    Runs of nll must have the same images, conventions and rows; then the difference is known much
-    better than either bound. A second checkpoint is evaluated on the rows of the first with
-    --terms-of.
+    Runs of nll must have the same images, conventions and terms; the difference then has a much
+    smaller error than either bound. Use --terms-of to evaluate a second checkpoint on the terms of
+    the first.
 
-    Runs of fid must have the same protocol, number of samples and references. Those that sampled
-    with the same seed share their noise, and their difference is known better for it.
+    Runs of fid must have the same protocol, number of samples and references. Runs of the same seed
+    share their noise, which reduces the error of the difference.
 
     \b
     Examples:

@@ -13,26 +13,19 @@ from ddpmbench.cli.messages import note
 @click.argument("ckpt", metavar="CKPT", type=paths.text)
 @click.argument("out", metavar="OUT", type=paths.path)
 @options.reading_options
-@click.option(
+@options.choice(
     "--to",
-    type=click.Choice(["native", "diffusers"]),
-    help="What to write.  [default: native where OUT ends in .safetensors, else diffusers]",
+    ["native", "diffusers"],
+    "What to write.  [default: native where OUT ends in .safetensors, else diffusers]",
 )
-@click.option("--overwrite", is_flag=True, help="Replace what is there, if it is of the kind.")
-@click.option(
-    "--format",
-    "output_format",
-    type=click.Choice(["table", "json", "quiet"]),
-    default="table",
-    show_default=True,
-    help="What goes to standard output; quiet is the path alone.",
-)
+@click.option("--overwrite", is_flag=True, help="Replace an existing file or folder of that kind.")
+@options.printed("What to print; quiet is the path alone.", "table", "json", "quiet")
 def convert(ckpt: str, out: Path, output_format: str, **given: Any) -> None:  # noqa: ANN401
     """Write the checkpoint CKPT (a file, folder, hub id, or `default`) as OUT.
 
     OUT is a native file, which holds all that a number depends on, or a folder that diffusers'
-    DDPMPipeline.from_pretrained reads. What diffusers cannot express is refused. What is written is
-    read again and compared before it takes its place.
+    DDPMPipeline.from_pretrained reads. A checkpoint that diffusers cannot express is refused. The
+    result is read back and compared before it is moved into place.
 
     \b
     Examples:

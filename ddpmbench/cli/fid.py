@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from ddpmbench.cli import options
 from ddpmbench.cli.messages import note, warn, with_options
@@ -41,7 +40,7 @@ _OF_CHECKPOINT = {
 def fid(out: Path | None, output_format: str, **given: Any) -> None:  # noqa: ANN401
     """FID, Inception score, KID, precision and recall, each with an interval.
 
-    A checkpoint is sampled first; samples that there are already are named with --samples.
+    Samples of the checkpoint are generated first; --samples scores existing ones instead.
 
     \b
     Examples:
@@ -50,7 +49,7 @@ def fid(out: Path | None, output_format: str, **given: Any) -> None:  # noqa: AN
         ddpmbench fid --num-generated 1000 --timesteps 100 --feature-network efficientnet-lite0
         torchrun --nproc-per-node 4 -m ddpmbench fid --data cifar10:train --out runs/four
     """
-    _refuse_what_has_no_effect(given["samples"])
+    _refuse_options_of_checkpoints(given["samples"])
     from ddpmbench.checkpoints import Checkpoint
     from ddpmbench.cli.inputs import sample_settings
     from ddpmbench.evaluate.answered import page_of
@@ -79,7 +78,7 @@ def fid(out: Path | None, output_format: str, **given: Any) -> None:  # noqa: AN
             batch_size=given["batch_size"],
             out=folder,
             command=["ddpmbench", *sys.argv[1:]],
-            listener=FidelityListener(_stage, _say_cost, warn, note),
+            listener=FidelityListener(_stage, _print_cost, warn, note),
         )
     if ranks.reports:
         click.echo(printed_fidelity(report.summary, output_format))
@@ -99,7 +98,7 @@ def _stage(name: str, unit: str, calls: int) -> "Iterator[RunListener]":
         yield RunListener(on_start, lambda now: update(now.done, now.total, ""), warn)
 
 
-def _say_cost(cost: "Cost") -> None:
+def _print_cost(cost: "Cost") -> None:
     from ddpmbench.report.text import cost_lines
 
     command = click.get_current_context().command
@@ -118,13 +117,17 @@ def _network(given: dict[str, Any], local_rank: int) -> "tuple[FeatureNetwork, A
     with contextlib.ExitStack() as stack:
         bars: list[Update] = []
 
-        def told(done: int, total: int) -> None:
-            if not bars:  # only where there is a download
+        def on_progress(done: int, total: int) -> None:
+            if not bars:  # only for a download
                 bars.append(stack.enter_context(progress("weights", "MB", calls=1_000_000)))
             bars[0](done, total, "")
 
         network = load_feature_network(
-            name, resize=protocol.resize, device=device, inception=given["inception"], told=told
+            name,
+            resize=protocol.resize,
+            device=device,
+            inception=given["inception"],
+            on_progress=on_progress,
         )
     return network, protocol
 
@@ -153,14 +156,12 @@ def _references(given: dict[str, Any], num_features: int) -> "list[ImageSet | Re
     return [load_reference(spec, num_features, **how) for spec in specs]
 
 
-def _refuse_what_has_no_effect(samples: str | None) -> None:
+def _refuse_options_of_checkpoints(samples: str | None) -> None:
     if samples is None:
         return
-    context = click.get_current_context()
-    for option in context.command.params:
-        name = option.name or ""
-        given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
-        if given and name in _OF_CHECKPOINT:
+    for option in options.given_options():
+        if option.name in _OF_CHECKPOINT:
             raise click.UsageError(
-                f"{option.opts[-1]}: is of a checkpoint; leave it out, or leave out --samples"
+                f"{option.opts[-1]}: applies only to a checkpoint; leave it out, or leave out "
+                "--samples"
             )

@@ -14,27 +14,16 @@ from ddpmbench.cli.messages import with_options
 @click.argument("ckpt", metavar="[CKPT]", default="default", type=paths.text)
 @options.reading_options
 @options.timesteps_option
-@click.option(
+@options.count(
     "--image-size",
-    type=click.IntRange(min=1),
     metavar="S",
-    help="Height and width of an image, where the checkpoint does not say.",
+    text="Height and width of an image, where the checkpoint does not state them.",
 )
-@click.option(
-    "--out",
-    type=paths.path,
-    metavar="DIR",
-    help="The schedule as a figure and a table, and all of it as JSON, go there.  "
-    "[default: nowhere]",
+@options.folder(
+    "Folder for the schedule as a figure and a table, and for all facts as JSON.  "
+    "[default: nowhere]"
 )
-@click.option(
-    "--format",
-    "output_format",
-    type=click.Choice(["table", "json"]),
-    default="table",
-    show_default=True,
-    help="What goes to standard output.",
-)
+@options.printed("What to print.", "table", "json")
 def inspect(ckpt: str, output_format: str, **given: Any) -> None:  # noqa: ANN401
     """What a checkpoint is: its family, network, schedule and settings.
 

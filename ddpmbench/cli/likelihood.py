@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Evaluation:
-    """A finished run, and what it was made with.
+    """A finished run and its inputs.
 
     Attributes:
         report: its result.
@@ -73,12 +73,10 @@ def evaluate(
                 note(line)
         with progress(command, "evaluations") as update:
 
-            def on_start(rows: int) -> None:
-                line = (
-                    f"{rows:,} network calls to begin with; to resume after a stop: --out {folder}"
-                )
-                if not rows:
-                    line = f"The network calls made before are in {folder}; none is repeated"
+            def on_start(evaluations: int) -> None:
+                line = f"{evaluations:,} network evaluations at first; to resume: --out {folder}"
+                if not evaluations:
+                    line = f"All network evaluations are in {folder} already; none is repeated"
                 click.echo(line, err=True)
 
             def on_progress(now: RunProgress) -> None:

@@ -18,7 +18,7 @@ from ddpmbench.cli.likelihood import evaluate
 @options.precision_option
 @options.format_option
 def nll(out: Path | None, output_format: str, **given: Any) -> None:  # noqa: ANN401
-    """The variational bound in bits/dim: its three parts, every step, two intervals.
+    """The variational bound in bits/dim: its three parts, every timestep, two intervals.
 
     \b
     Examples:

@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
-from ddpmbench.cli import options, paths
+from ddpmbench.cli import options
 from ddpmbench.cli.likelihood import Evaluation, evaluate
 from ddpmbench.cli.messages import warn
 from ddpmbench.execution.progress import progress
@@ -24,25 +23,20 @@ if TYPE_CHECKING:
 @options.run_options
 @options.precision_option
 @options.format_option
-@click.option(
+@options.choice(
     "--pictures",
-    type=click.Choice(["none", "decoding", "all"]),
+    ["none", "decoding", "all"],
+    "Pictures to draw: progressive decoding of the first images, or also progressive generation "
+    "and interpolation, which take many more network evaluations.",
     default="decoding",
-    show_default=True,
-    help="What is drawn besides: what a receiver of the first images holds and shows, or samples "
-    "on their way and mixtures of images too, which takes many more network calls.",
 )
-@click.option(
+@options.count(
     "--depth",
-    type=click.IntRange(min=1),
     metavar="T",
-    help="The step at which --pictures all mixes images.  [default: half of all steps]",
+    text="Timestep at which --pictures all mixes two images.  [default: half of all]",
 )
-@click.option(
-    "--run",
-    type=paths.path,
-    metavar="DIR",
-    help="A finished run of nll or rd: its curve, without a network call.",
+@options.folder(
+    "Print the curve of a finished run of nll or rd, without network evaluations.", "--run"
 )
 def rd(
     run: Path | None,
@@ -52,7 +46,7 @@ def rd(
     depth: int | None,
     **given: Any,  # noqa: ANN401
 ) -> None:
-    """Rate-distortion of progressive lossy decoding, from the same network calls as nll.
+    """Rate-distortion of progressive lossy decoding, from the same network evaluations as nll.
 
     \b
     Examples:
@@ -72,8 +66,8 @@ def rd(
     if found is None:
         return
     _print(found.report, output_format)
-    options = {"pictures": pictures, "depth": depth}
-    _make_pictures(found, **options, device=given["device"], batch_size=given["batch_size"])
+    shown = {"pictures": pictures, "depth": depth}
+    _make_pictures(found, **shown, device=given["device"], batch_size=given["batch_size"])
     from ddpmbench.evaluate.answered import page_of
 
     assert found.report.folder is not None
@@ -92,27 +86,22 @@ def _print(source: "NllReport | Path", output_format: str) -> None:
     click.echo(f"Run folder: {found.folder}", err=True)
 
 
-def _make_pictures(found: Evaluation, **options: Any) -> None:  # noqa: ANN401
+def _make_pictures(found: Evaluation, **how: Any) -> None:  # noqa: ANN401
     from ddpmbench.evaluate.pictures import progressive_pictures
     from ddpmbench.execution.worker import RunListener
 
     with progress("pictures", "evaluations") as update:
 
         def on_start(calls: int) -> None:
-            click.echo(f"{calls:,} network calls more for the pictures", err=True)
+            click.echo(f"{calls:,} network evaluations more for the pictures", err=True)
 
         listener = RunListener(on_start, lambda now: update(now.done, now.total, ""), warn)
-        progressive_pictures(
-            found.checkpoint, found.images, found.report, listener=listener, **options
-        )
+        progressive_pictures(found.checkpoint, found.images, found.report, listener=listener, **how)
 
 
 def _refuse_other_options(run: Path) -> None:
-    context = click.get_current_context()
-    for option in context.command.params:
-        name = option.name or ""
-        given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
-        if given and name not in ("run", "output_format"):
+    for option in options.given_options():
+        if option.name not in ("run", "output_format"):
             raise click.UsageError(
                 f"{option.opts[0]}: has no effect on a finished run; leave it out, or leave out "
                 f"--run {run}"

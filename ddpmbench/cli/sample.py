@@ -1,4 +1,4 @@
-"""`ddpmbench sample`: images that a model makes."""
+"""`ddpmbench sample`: samples of a model."""
 
 import sys
 from pathlib import Path
@@ -11,31 +11,27 @@ from ddpmbench.cli.messages import note, warn
 from ddpmbench.execution.progress import progress
 
 
-@click.command(short_help="Images that a model makes, as npz and png.")
+@click.command(short_help="Samples of a model, as npz and png.")
 @options.checkpoint_options
 @options.sampler_options
 @options.sampling_precision_option
-@click.option(
+@options.count(
     "-n",
     "--num-samples",
-    type=click.IntRange(min=1),
     default=64,
-    show_default=True,
-    metavar="N",
-    help="How many; on a folder that holds fewer, those that are missing are made.",
+    text="Number of samples. A folder that holds fewer receives the missing ones.",
 )
-@click.option(
+@options.choice(
     "--eight-bit",
-    type=click.Choice(["round", "truncate"]),
+    ["round", "truncate"],
+    "Conversion of samples to 8-bit pixels; guided-diffusion truncates.",
     default="round",
-    show_default=True,
-    help="How a sample becomes 8-bit pixels; truncate is that of guided-diffusion.",
 )
-@click.option("--png", is_flag=True, help="Also a PNG file an image, in png/ of the run folder.")
+@click.option("--png", is_flag=True, help="Also write each sample as a PNG file in png/.")
 @options.run_options
-@options.samples_format_option
+@options.printed("What to print; quiet is the path of the samples.", "table", "json", "quiet")
 def sample(out: Path | None, output_format: str, **given: Any) -> None:  # noqa: ANN401
-    """Images that a model makes. Sample i depends on the checkpoint, sampler, seed and i alone.
+    """Samples of a model. Sample i depends on the checkpoint, sampler, seed and i alone.
 
     \b
     Examples:
@@ -63,7 +59,7 @@ def sample(out: Path | None, output_format: str, **given: Any) -> None:  # noqa:
         with progress("sample", "images", calls=steps) as update:
 
             def on_start(calls: int) -> None:
-                amount = f"{calls // steps:,} images to make, {steps:,} network calls each"
+                amount = f"{calls // steps:,} images, {steps:,} network evaluations each"
                 line = f"{amount}; to resume after a stop: --out {folder}"
                 click.echo(line if calls else f"All samples are in {folder} already", err=True)
 

@@ -10,67 +10,42 @@ from ddpmbench.cli import options, paths
 from ddpmbench.cli.messages import note, with_options
 
 _speed_options = options.decorate(
-    [
-        click.option(
-            "--data",
-            type=paths.text,
-            metavar="DATA",
-            help="The images whose bound would be computed.  [default: gray ones]",
-        ),
-        click.option(
-            "--num-images",
-            type=click.IntRange(min=1),
-            metavar="N",
-            help="How many of them.  [default: all of --data; else 10,000]",
-        ),
-        click.option(
-            "--num-samples",
-            type=click.IntRange(min=1),
-            default=50_000,
-            show_default=True,
-            metavar="N",
-            help="How many samples would be made.",
-        ),
-        click.option(
-            "--half-width",
-            type=float,
-            default=0.005,
-            show_default=True,
-            metavar="H",
-            help="The bound would be known to +- H bits/dim.",
-        ),
-        click.option(
-            "--image-size",
-            type=click.IntRange(min=1),
-            metavar="S",
-            help="Height and width, where neither the checkpoint nor --data says.",
-        ),
-        click.option(
-            "--precision",
-            type=click.Choice(["fp32", "tf32", "bf16", "fp16"]),
-            multiple=True,
-            help="May be given again.  [default: those that suit the device]",
-        ),
-        click.option(
-            "--compile", "compiled", is_flag=True, help="Compile the network, too: takes minutes."
-        ),
-        click.option(
-            "--out",
-            type=paths.path,
-            metavar="DIR",
-            help="Tables and figures go there.  [default: nowhere]",
-        ),
-        options.batch_size_option("The largest batch."),
-        options.device_option,
-        click.option(
-            "--format",
-            "output_format",
-            type=click.Choice(["table", "json", "csv"]),
-            default="table",
-            show_default=True,
-            help="What goes to standard output; csv is the network's calls alone.",
-        ),
-    ]
+    click.option(
+        "--data",
+        type=paths.text,
+        metavar="DATA",
+        help="Images whose bound would be computed.  [default: gray ones]",
+    ),
+    options.count("--num-images", text="How many of them.  [default: all of --data; else 10,000]"),
+    options.count("--num-samples", default=50_000, text="Number of samples to predict for."),
+    click.option(
+        "--half-width",
+        type=float,
+        default=0.005,
+        show_default=True,
+        metavar="H",
+        help="Half width of the bound's interval, bits/dim.",
+    ),
+    options.count(
+        "--image-size",
+        metavar="S",
+        text="Height and width, where neither the checkpoint nor --data states them.",
+    ),
+    click.option(
+        "--precision",
+        type=click.Choice(["fp32", "tf32", "bf16", "fp16"]),
+        multiple=True,
+        help="Repeat it for several.  [default: those that suit the device]",
+    ),
+    click.option(
+        "--compile", "compiled", is_flag=True, help="Also compile the network, which takes minutes."
+    ),
+    options.folder("Folder for tables and figures.  [default: nowhere]"),
+    options.batch_size("The largest batch."),
+    options.device_option,
+    options.printed(
+        "What to print; csv is the network's evaluations alone.", "table", "json", "csv"
+    ),
 )
 
 

@@ -5,7 +5,9 @@ from typing import Any
 
 import click
 
-from ddpmbench.cli import paths
+from ddpmbench.cli import options, paths
+from ddpmbench.cli.messages import note
+from ddpmbench.errors import LARGEST_SEED
 from ddpmbench.execution.progress import progress
 
 
@@ -21,66 +23,51 @@ def _integers(context: click.Context, option: click.Parameter, value: str) -> tu
     "--data",
     type=paths.text,
     required=True,
-    help="As for nll: NAME:SPLIT, a folder, .npz or idx file.",
+    help="Images as for nll: NAME:SPLIT, a folder, .npz or idx file.",
 )
 @click.option(
     "--out",
     required=True,
     type=paths.path,
     metavar="DIR",
-    help="Receives checkpoint.safetensors, the training curve and what resuming needs.",
+    help="Folder for checkpoint.safetensors, the training curve and the state to resume from.",
 )
-@click.option(
-    "--steps", type=click.IntRange(1), default=100_000, show_default=True, help="Length of the run."
-)
-@click.option(
+@options.count("--steps", default=100_000, text="Number of training steps.")
+@options.choice(
     "--objective",
-    type=click.Choice(["simple", "vlb", "hybrid"]),
+    ["simple", "vlb", "hybrid"],
+    "L_simple, the bound itself, or L_simple + 0.001 L_vlb with a learned variance.",
     default="simple",
-    show_default=True,
-    help="L_simple, the bound itself, or L_simple + 0.001 L_vlb with a learned variance.",
 )
 @click.option(
     "--variance",
     type=click.Choice(["fixed_small", "fixed_large", "learned_range"]),
-    default=None,
     show_default="fixed_large, or learned_range for hybrid",
-    help="Of the reverse process.",
+    help="Variance of the reverse process.",
 )
-@click.option(
-    "--schedule",
-    type=click.Choice(["linear", "cosine", "sigmoid"]),
-    default="linear",
-    show_default=True,
-    help="Of the noise.",
-)
-@click.option(
+@options.choice("--schedule", ["linear", "cosine", "sigmoid"], "Noise schedule.", default="linear")
+@options.count(
     "--timesteps",
-    type=click.IntRange(2),
-    default=1000,
-    show_default=True,
+    "num_timesteps",
     metavar="T",
-    help="Steps of the chain.",
+    limits=(2, None),
+    default=1000,
+    text="Number of timesteps.",
 )
 @click.option(
     "--channels",
     default="128,256,256",
     show_default=True,
     callback=_integers,
-    help="Of the U-Net, at each resolution from the image's down.",
+    help="Channels of the U-Net at each resolution, from the image's down.",
 )
-@click.option(
+@options.count(
     "--model-channels",
-    type=click.IntRange(4),
-    help="Size of the sinusoidal embedding.  [default: the first of --channels]",
+    metavar=None,
+    limits=(4, None),
+    text="Size of the sinusoidal embedding.  [default: the first of --channels]",
 )
-@click.option(
-    "--num-blocks",
-    type=click.IntRange(1),
-    default=2,
-    show_default=True,
-    help="Residual blocks at each resolution.",
-)
+@options.count("--num-blocks", default=2, text="Residual blocks at each resolution.")
 @click.option(
     "--attention",
     default="2",
@@ -88,42 +75,28 @@ def _integers(context: click.Context, option: click.Parameter, value: str) -> tu
     callback=_integers,
     help="Resolutions with attention, as the number of halvings: 2 is a quarter of the image.",
 )
-@click.option(
-    "--norm-groups",
-    type=click.IntRange(1),
-    default=32,
-    show_default=True,
-    help="Groups of the normalizations; must divide all --channels.",
+@options.count(
+    "--norm-groups", default=32, text="Groups of the normalizations; must divide all --channels."
 )
 @click.option("--dropout", type=click.FloatRange(0, 1, max_open=True), default=0.0)
-@click.option("--batch-size", type=click.IntRange(1, 2**16), default=128, show_default=True)
+@options.count("--batch-size", limits=(1, 2**16), default=128, text="Images in a training step.")
 @click.option(
     "--learning-rate", type=click.FloatRange(0, min_open=True), default=2e-4, show_default=True
 )
-@click.option(
-    "--warmup-steps",
-    type=click.IntRange(1),
-    default=1000,
-    show_default=True,
-    help="Steps over which the learning rate rises.",
-)
+@options.count("--warmup-steps", default=1000, text="Steps over which the learning rate rises.")
 @click.option(
     "--ema-decay",
     type=click.FloatRange(0, 1),
     default=0.9999,
     show_default=True,
-    help="Of the moving average of the weights, which is what is written.",
+    help="Decay of the moving average of the weights, which the checkpoint holds.",
 )
 @click.option("--horizontal-flip/--no-horizontal-flip", default=False, show_default=True)
-@click.option(
-    "--precision",
-    type=click.Choice(["fp32", "bf16"]),
-    default="fp32",
-    show_default=True,
-    help="Of the network's forward pass.",
+@options.choice(
+    "--precision", ["fp32", "bf16"], "Precision of the network's forward pass.", default="fp32"
 )
-@click.option("--device", default="auto", show_default=True)
-@click.option("--seed", type=click.IntRange(0, 2**64 - 1), default=0, show_default=True)
+@options.device_option
+@click.option("--seed", type=click.IntRange(0, LARGEST_SEED), default=0, show_default=True)
 def train(
     data: str,
     out: Path,
@@ -136,13 +109,12 @@ def train(
     attention: tuple[int, ...],
     norm_groups: int,
     dropout: float,
-    timesteps: int,
     **recipe: Any,  # noqa: ANN401
 ) -> None:
     """Train a DDPM with Algorithm 1 of Ho et al. 2020 and write it as a native checkpoint.
 
-    The same command on the same folder goes on where it stopped; with more --steps a finished
-    run goes on too.
+    The same command on the same folder resumes the run; with more --steps it also continues a
+    finished one.
 
     \b
     Example:
@@ -155,19 +127,19 @@ def train(
     from ddpmbench.train.recipe import TrainingRecipe
     from ddpmbench.unet.unet import UNetConfig
 
-    if strange := [depth for depth in attention if not 0 <= depth < len(channels)]:
+    if beyond := [depth for depth in attention if not 0 <= depth < len(channels)]:
         raise click.BadParameter(
-            f"{strange[0]} is none of 0..{len(channels) - 1}", param_hint="--attention"
+            f"{beyond[0]} is not in 0..{len(channels) - 1}", param_hint="--attention"
         )
     images = load_images(data)
     for line in images.notes:
-        click.echo(f"Note: {line}", err=True)
+        note(line)
     learned = recipe["objective"] == "hybrid"
     kind = Variance(variance or ("learned_range" if learned else "fixed_large"))
     in_channels, image_size, width = images.pixels.shape[1:]
     if width != image_size:
         raise click.BadParameter(
-            f"images of {width}x{image_size}; crop them to squares, which are what is trained on",
+            f"images are {width}x{image_size}; crop them to squares",
             param_hint="--data",
         )
     network = UNetConfig(
@@ -186,13 +158,7 @@ def train(
             update(now.step, now.total, f"loss {now.loss:.5f}" if now.loss is not None else "")
 
         path = train(
-            TrainingRecipe(
-                network=network,
-                image_size=image_size,
-                num_timesteps=timesteps,
-                variance=kind,
-                **recipe,
-            ),
+            TrainingRecipe(network=network, image_size=image_size, variance=kind, **recipe),
             images,
             out,
             steps=steps,

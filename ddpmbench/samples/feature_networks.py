@@ -250,7 +250,7 @@ def load_feature_network(
     resize: str = "clean",
     device: torch.device = _CPU,
     inception: Path | None = None,
-    told: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> FeatureNetwork:
     """A feature network, verified.
 
@@ -259,7 +259,7 @@ def load_feature_network(
         resize: "clean" or "legacy_tensorflow".
         device: where it lies; `evaluate_fid` moves it to the device of the run.
         inception: the user's file of Inception.
-        told: hears of a download: bytes there, and of how many.
+        on_progress: called during a download with the bytes received and the total.
 
     Raises:
         InputError: it cannot be had.
@@ -269,7 +269,7 @@ def load_feature_network(
             f"`inception={inception}`: applies only to `feature_network=inception`; leave it out"
         )
     if str(name) == "inception":
-        path = inception_file(inception, told=told)
+        path = inception_file(inception, on_progress=on_progress)
         return TorchScriptNetwork(path, resize=resize, device=device)
     if str(name) == EFFICIENTNET:
         return EfficientNetLite0(resize=resize, device=device)

@@ -29,13 +29,13 @@ _CHUNK = 1 << 20
 _PATIENCE = 30.0  # seconds for the other side to answer
 
 
-def inception_file(given: Path | None, *, told: Callable[[int, int], None]) -> Path:
+def inception_file(given: Path | None, *, on_progress: Callable[[int, int], None]) -> Path:
     """The verified weights of Inception.
 
     Args:
         given: the user's file; None for that of $DDPMBENCH_INCEPTION, else that of the cache,
             which is downloaded when it is not there.
-        told: hears of a download: bytes there, and of how many.
+        on_progress: called during a download with the bytes received and the total.
 
     Raises:
         InputError: they are not there, or not the published ones.
@@ -48,7 +48,7 @@ def inception_file(given: Path | None, *, told: Callable[[int, int], None]) -> P
         return _verified(Path(variable).expanduser(), f"{INCEPTION_VARIABLE}={variable}")
     path = cache_folder() / "inception" / INCEPTION
     if not path.exists():
-        _download(path, told)
+        _download(path, on_progress)
     return _verified(path, str(path))
 
 
@@ -121,7 +121,7 @@ def _verified(path: Path, named: str) -> Path:
     return path
 
 
-def _download(path: Path, told: Callable[[int, int], None]) -> None:
+def _download(path: Path, on_progress: Callable[[int, int], None]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Moved into place when complete and right: an interrupted download leaves nothing there.
@@ -135,7 +135,7 @@ def _download(path: Path, told: Callable[[int, int], None]) -> None:
                 file.write(chunk)
                 digest.update(chunk)
                 size += len(chunk)
-                told(size, INCEPTION_BYTES)
+                on_progress(size, INCEPTION_BYTES)
             if digest.hexdigest() != INCEPTION_SHA256:
                 raise OSError(f"{size:,} bytes came, which are not the published ones")
     except (OSError, http.client.HTTPException) as error:

@@ -27,7 +27,7 @@ def refused(capsys, tmp_path, monkeypatch):
         assert status == 2, captured.err
         assert captured.out == ""
         lines = [
-            line for line in captured.err.splitlines() if "network calls to begin with" not in line
+            line for line in captured.err.splitlines() if "network evaluations at first" not in line
         ]
         assert len(lines) == 1, captured.err
         assert lines[0].startswith("Error: ")

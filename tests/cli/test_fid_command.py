@@ -97,7 +97,7 @@ def test_samples_are_made_and_made_again(said, small_checkpoint, tmp_path):
     assert printed.startswith("5 samples, 8x8 gray")
     assert np.load(tmp_path / "run" / "samples.npz")["arr_0"].shape == (5, 8, 8, 1)
     assert (tmp_path / "run" / "figures" / "samples.png").exists()
-    assert "5 images to make, 40 network calls each" in told
+    assert "5 images, 40 network evaluations each" in told
     path = said(*command, "--format", "quiet")[1].strip()
     assert path == str(tmp_path / "run" / "samples.npz")
     assert json.loads(said(*command, "--format", "json")[1])["num_samples"] == 5
@@ -126,7 +126,10 @@ def test_a_note_of_samples_is_printed_once(said, small_npz, network, tmp_path):
         ),
         (("fid", "--feature-network", "efficientnet-lite0", "--protocol", "adm"), "choose clean"),
         (("fid", "--inception", "nothing.pt"), "--inception nothing.pt: cannot be read"),
-        (("fid", "--samples", "x.npz", "--timesteps", "9"), "--timesteps: is of a checkpoint"),
+        (
+            ("fid", "--samples", "x.npz", "--timesteps", "9"),
+            "--timesteps: applies only to a checkpoint",
+        ),
         (("sample", "--class", "3"), "--class 3: the checkpoint has no classes"),
         (("sample", "--image-size", "64"), "--image-size 64"),
         (("sample", "--ckpt", "nothing"), "nothing"),

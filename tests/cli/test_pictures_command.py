@@ -11,7 +11,7 @@ import torch
 
 from ddpmbench.execution.pictures import PICTURES, Pictures
 
-HEAD = "network calls more for the pictures"
+HEAD = "network evaluations more for the pictures"
 
 
 @pytest.fixture

@@ -73,11 +73,11 @@ def serve(monkeypatch):
 def test_weights_are_downloaded_once_and_verified(serve, cache, monkeypatch):
     serve(CONTENT)
     heard = []
-    assert inception_file(None, told=lambda *now: heard.append(now)) == cache
+    assert inception_file(None, on_progress=lambda *now: heard.append(now)) == cache
     assert cache.read_bytes() == CONTENT
     assert heard[-1] == (len(CONTENT), len(CONTENT))
     monkeypatch.setattr(feature_weights, "INCEPTION_URL", "http://127.0.0.1:1/nothing")
-    assert inception_file(None, told=quiet) == cache
+    assert inception_file(None, on_progress=quiet) == cache
 
 
 @pytest.mark.usefixtures("published")
@@ -95,7 +95,7 @@ def test_weights_are_downloaded_once_and_verified(serve, cache, monkeypatch):
 def test_a_download_that_is_not_the_published_file_leaves_nothing(serve, cache, content, of):
     serve(content, **of)
     with pytest.raises(InputError) as refusal:
-        inception_file(None, told=quiet)
+        inception_file(None, on_progress=quiet)
     line = str(refusal.value)
     for words in (INCEPTION, str(cache), "sha256", f"{len(CONTENT):,} bytes", "`inception`"):
         assert words in line
@@ -107,7 +107,7 @@ def test_without_a_network_the_line_says_what_to_put_where(cache, monkeypatch):
     monkeypatch.setattr(feature_weights, "INCEPTION_URL", "http://127.0.0.1:1/nothing")
     since = time.monotonic()
     with pytest.raises(InputError, match="could not be downloaded") as refusal:
-        inception_file(None, told=quiet)
+        inception_file(None, on_progress=quiet)
     assert time.monotonic() - since < 1
     for words in (str(cache), "95,607,719 bytes", "f58cb9b6ec32", "DDPMBENCH_CACHE"):
         assert words in str(refusal.value)
@@ -121,7 +121,7 @@ def test_an_interrupted_download_leaves_nothing(serve, cache):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        inception_file(None, told=interrupted)
+        inception_file(None, on_progress=interrupted)
     assert not list(cache.parent.iterdir())
 
 
@@ -131,8 +131,8 @@ def test_the_users_own_file_comes_first(tmp_path, monkeypatch):
     own.write_bytes(CONTENT)
     other.write_bytes(CONTENT)
     monkeypatch.setenv("DDPMBENCH_INCEPTION", str(other))
-    assert inception_file(own, told=quiet) == own
-    assert inception_file(None, told=quiet) == other
+    assert inception_file(own, on_progress=quiet) == own
+    assert inception_file(None, on_progress=quiet) == other
 
 
 @pytest.mark.usefixtures("published")
@@ -160,7 +160,7 @@ def test_another_file_is_named(tmp_path, monkeypatch, cache, content, words, way
         monkeypatch.setenv("DDPMBENCH_INCEPTION", str(path))
     since = time.monotonic()
     with pytest.raises(InputError) as refusal:
-        inception_file(path if way == "option" else None, told=quiet)
+        inception_file(path if way == "option" else None, on_progress=quiet)
     assert time.monotonic() - since < 1
     line = str(refusal.value)
     assert str(path) in line

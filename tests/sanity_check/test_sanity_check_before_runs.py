@@ -189,7 +189,7 @@ def test_long_runs_are_checked_and_short_ones_if_that_is_asked_for(
     ):
         record = record_of(PreliminaryCheck(wanted, calls), small_model, small_images)
         assert (record is not None) == is_checked
-    assert f"{MIN_EVALUATIONS:,} calls" in check_option(lambda: None).__click_params__[0].help
+    assert f"{MIN_EVALUATIONS:,} evaluations" in check_option(lambda: None).__click_params__[0].help
 
 
 def test_random_weights_are_reported_as_untrained(small_model, enough):
