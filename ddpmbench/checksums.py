@@ -27,7 +27,7 @@ _DIGITS = 64
 _MARK = b"ddpmbench sha256 "
 _NONE = _MARK + b"0" * _DIGITS  # before it is known
 _TRACE = re.compile(rb"ddpmbench sh|a256 ")
-"""One of these is left of a mark of which one bit has changed."""
+"""One of these remains in a mark with one changed bit."""
 _JSON_END = b'"\n  }\n}\n'
 _CHUNK = 1 << 20
 
@@ -37,7 +37,7 @@ class DamageError(Exception):
 
 
 class UnreadableError(DamageError):
-    """A file cannot be read at all, which says nothing of what is in it."""
+    """A file cannot be opened, so its content is unknown."""
 
 
 def seal(path: Path) -> None:
@@ -59,33 +59,33 @@ def seal(path: Path) -> None:
 
 
 def is_whole(path: Path) -> bool | None:
-    """Whether a file is as it was written; None where it has no checksum at all.
+    """Whether the checksum of a file holds; None if it has none.
 
-    A file is read for this once, until it changes.
+    The result is cached until the file changes.
 
     Raises:
         UnreadableError: it is not there, is no plain file, or cannot be read.
     """
-    found = status_of(path)
+    status = status_of(path)
     try:
-        return _is_whole(path, found.st_ino, found.st_size, found.st_mtime_ns)
+        return _is_whole(path, status.st_ino, status.st_size, status.st_mtime_ns)
     except OSError as error:
         raise UnreadableError(_reason(error)) from error
 
 
 def status_of(path: Path) -> os.stat_result:
-    """That of a plain file: another kind may be waited for without end.
+    """Status of a regular file; opening another kind may block.
 
     Raises:
         UnreadableError: it is not there, or is no plain file.
     """
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError as error:
         raise UnreadableError(_reason(error)) from error
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         raise UnreadableError("it is no plain file")
-    return found
+    return status
 
 
 def _reason(error: OSError) -> str:
@@ -117,16 +117,16 @@ def _place(file: IO[bytes]) -> int:
 
 def _digest(file: IO[bytes], place: int) -> bytes:
     """The checksum of all but the digits at `place`."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     file.seek(0)
-    left = place
-    while left and (chunk := file.read(min(left, _CHUNK))):
-        found.update(chunk)
-        left -= len(chunk)
+    remaining = place
+    while remaining and (chunk := file.read(min(remaining, _CHUNK))):
+        digest.update(chunk)
+        remaining -= len(chunk)
     file.seek(place + _DIGITS)
     while chunk := file.read(_CHUNK):
-        found.update(chunk)
-    return found.hexdigest().encode()
+        digest.update(chunk)
+    return digest.hexdigest().encode()
 
 
 def checksum(path: Path) -> str:
@@ -151,7 +151,7 @@ def write_json(
     Args:
         path: of the file; in the place of another only with `files.replacing`.
         record: as JSON can hold it.
-        tables: the checksums of other files by their names, which it is to tell of.
+        tables: checksums of other files by name, to store in the record.
 
     Raises:
         OSError: it cannot be written.
@@ -165,7 +165,7 @@ def write_json(
 def read_json(path: Path) -> dict[str, Any]:
     """The record of a JSON file, whose checksum holds if it has one.
 
-    What the checksums of other files are is in its field `CHECKSUMS`.
+    Its field `CHECKSUMS` holds the checksums of other files.
 
     Raises:
         DamageError: the file is not there or damaged, or holds no record.
@@ -173,18 +173,18 @@ def read_json(path: Path) -> dict[str, Any]:
     if is_whole(path) is False:
         raise DamageError("its checksum does not hold")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_record)
+        record = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_record)
     except (OSError, ValueError, RecursionError) as error:
         raise DamageError("it is no JSON") from error
-    if not isinstance(found, dict):
+    if not isinstance(record, dict):
         raise DamageError("it is no record")
-    return found
+    return record
 
 
 def _record(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     record = dict(pairs)
     if len(record) < len(pairs):
-        raise ValueError("a name stands there twice")
+        raise ValueError("a name occurs twice")
     return record
 
 
@@ -211,7 +211,7 @@ _UNREADABLE = (
     zipfile.BadZipFile,
     zlib.error,
 )
-"""What numpy and zipfile raise at an archive that is none."""
+"""Errors of numpy and zipfile for damaged archives."""
 
 
 def read_npz(

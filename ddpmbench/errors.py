@@ -8,20 +8,20 @@ from ddpmbench.records import short_value
 
 
 def escaped(text: str) -> str:
-    """The text with what no terminal should obey as escapes: names stand in messages."""
+    """The text with control characters escaped, since messages quote file names."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def printable(text: str) -> str:
-    """The same on one line."""
+    """The escaped text on one line."""
     return escaped(" ".join(line.strip() for line in text.splitlines()))
 
 
 class InputError(Exception):
-    """A mistake the user can mend: an option, a file or its format.
+    """A mistake the user can correct: a parameter, a file or its format.
 
-    The message is one line that names the file or option and says what to do. The command line
-    prints it and exits with status 2.
+    The message is one line: the parameter or file, the problem, the remedy. The command line prints
+    it and exits with status 2.
     """
 
     def __init__(self, message: object) -> None:
@@ -29,11 +29,11 @@ class InputError(Exception):
 
 
 class ReportedError(InputError):
-    """A mistake that another process of the run has come upon, and reports."""
+    """A mistake that another process of the run reports."""
 
 
 class ProcessLostError(Exception):
-    """Another process of the run has stopped; the same command goes on from what is kept.
+    """Another process of the run has stopped; the same command resumes.
 
     The command line prints the message and exits with status 1.
     """
@@ -43,12 +43,12 @@ _MOST_LISTED = 3
 
 
 def refusal(subject: object, reason: str) -> InputError:
-    """The error to raise: one line, whatever a path or another library's message holds."""
+    """The error to raise, on one line."""
     return InputError(f"{subject}: {reason}")
 
 
 def listed(names: Sequence[str]) -> str:
-    """The first of these names, and how many more there are."""
+    """The first names, and the number of the others."""
     more = f" and {len(names) - _MOST_LISTED:,} more" if len(names) > _MOST_LISTED else ""
     return f"{', '.join(names[:_MOST_LISTED])}{more}"
 
@@ -117,7 +117,7 @@ def instance_of(name: str, value: object, kind: type, remedy: str = "") -> None:
         name: of the parameter.
         value: its value.
         kind: the class.
-        remedy: what to do, where the name of the class does not say it.
+        remedy: what to do, if the name of the class is not enough.
 
     Raises:
         InputError: it is of another class.
@@ -132,12 +132,12 @@ def _is_real(value: object) -> bool:
 
 
 def _shown(value: object) -> str:
-    """As a command prints it where it is a word; in quotes where it looks like a number."""
+    """A word as it is typed; other values as Python shows them."""
     return value if isinstance(value, str) and value.isidentifier() else short_value(value)
 
 
 def count_to_read(num_images: int | None, total: int, source: object) -> int:
-    """How many images to take of those there are.
+    """How many of the images to read: `num_images`, or all.
 
     Raises:
         InputError: `num_images` is no whole number from 1 to `total`.

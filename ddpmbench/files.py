@@ -1,4 +1,4 @@
-"""Writing files so that whatever is on disk is whole, and what cannot be written is said."""
+"""Atomic writes of files and folders."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ _STEM = 80  # characters of a name that its temporary file has; names have a lim
 
 
 def is_temporary(path: Path) -> bool:
-    """Whether a name is that of a file which a process is writing, or was when it was killed."""
+    """Whether this is the temporary file of a process, running or killed."""
     return _TEMPORARY.fullmatch(path.name) is not None
 
 
@@ -23,19 +23,19 @@ def _temporary(place: Path) -> Path:
 
 
 def named_path(out: str | Path) -> Path:
-    """The place that a caller names for a result.
+    """A caller's path for a result.
 
     Raises:
         InputError: it is empty, which would be the current folder.
     """
     if not str(out).strip():
-        raise InputError("out: is empty; name a folder or a file")
+        raise InputError("`out`: is empty; name a folder or a file")
     return Path(out)
 
 
 @contextlib.contextmanager
 def replacing(place: Path) -> Iterator[Path]:
-    """A path to write to; the file takes the place of `place` if nothing fails."""
+    """A temporary path to write to; on success the file replaces `place`."""
     temporary = _temporary(place)
     try:
         yield temporary
@@ -48,16 +48,16 @@ def replacing(place: Path) -> Iterator[Path]:
 
 
 def remove_if(place: Path, fault: Callable[[Path], object]) -> bool:
-    """Remove a file with a fault, even while other processes may put a good one in its place.
+    """Remove a file with a fault, even while other processes may replace it with a good one.
 
-    It is moved aside and judged there, so that what is removed is what was judged.
+    The file is moved aside before it is examined, so exactly the examined file is removed.
 
     Args:
         place: the file.
-        fault: what is wrong with it, at whatever path; false where nothing is.
+        fault: examines a path; returns a false value for a good file.
 
     Returns:
-        Whether it was removed, by this process.
+        Whether this process removed it.
 
     Raises:
         OSError: it cannot be removed.
@@ -80,7 +80,7 @@ def remove_if(place: Path, fault: Callable[[Path], object]) -> bool:
 
 @contextlib.contextmanager
 def scratch_folder(place: Path) -> Iterator[Path]:
-    """An empty folder beside `place` in which something is made that will be there; then gone."""
+    """A temporary folder beside `place`, removed afterwards."""
     temporary = _temporary(place)
     temporary.mkdir(parents=True)
     try:
@@ -89,25 +89,25 @@ def scratch_folder(place: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def move_into_place(made: Path, place: Path) -> None:
-    """Put a file or folder that is whole in the place of what may be there.
+def move_into_place(source: Path, place: Path) -> None:
+    """Move a complete file or folder to its place, replacing an existing one.
 
     Args:
-        made: on the same file system, in a scratch folder.
-        place: where it goes; a folder there is replaced as a whole.
+        source: on the same file system, in a scratch folder.
+        place: where it goes; an existing folder is replaced as a whole.
     """
-    for file in sorted(made.rglob("*")) if made.is_dir() else [made]:
+    for file in sorted(source.rglob("*")) if source.is_dir() else [source]:
         if file.is_file():
             with file.open("rb") as opened:
                 os.fsync(opened.fileno())
-    if not (made.is_dir() and place.is_dir()):
-        made.replace(place)
+    if not (source.is_dir() and place.is_dir()):
+        source.replace(place)
         return
-    before = made.with_name(f"{made.name}.before")
+    before = source.with_name(f"{source.name}.before")
     try:
         place.replace(before)
-        made.replace(place)
-    except BaseException:  # an interruption, too: the scratch folder and all in it will be gone
+        source.replace(place)
+    except BaseException:  # also on interruption: the scratch folder will be removed
         if before.exists() and not place.exists():
             before.replace(place)
         raise
@@ -115,10 +115,9 @@ def move_into_place(made: Path, place: Path) -> None:
 
 @contextlib.contextmanager
 def os_errors() -> Iterator[None]:
-    """Raise what the file system refuses as the OSError it is, whoever writes.
+    """Raise errors of the file system as OSError.
 
-    safetensors raises an error of its own, and `torch.save` a RuntimeError after the OSError of the
-    open file it is given.
+    safetensors raises its own error, and `torch.save` a RuntimeError after the OSError of the file.
     """
     try:
         yield
@@ -127,19 +126,19 @@ def os_errors() -> Iterator[None]:
     except Exception as error:
         if isinstance(error.__context__, OSError):
             raise error.__context__ from None
-        if of_system := re.search(r"\(os error (\d+)\)", str(error)):
-            code = int(of_system[1])
+        if number := re.search(r"\(os error (\d+)\)", str(error)):
+            code = int(number[1])
             raise OSError(code, os.strerror(code)) from error
         raise
 
 
 @contextlib.contextmanager
 def writing_to(folder: Path, option: str = "`out`") -> Iterator[None]:
-    """Turn what the file system refuses into an InputError that names the folder.
+    """Turn an OSError into an InputError that names the folder.
 
     Args:
-        folder: what is written.
-        option: what the user names it with; empty where the folder alone is named.
+        folder: the folder written to.
+        option: the parameter or variable that named it; empty where the folder alone is named.
     """
     try:
         yield

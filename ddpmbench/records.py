@@ -1,4 +1,4 @@
-"""Records that print as a line: what is large in them by its size, not by its contents."""
+"""Records that print as one line, with the size of large values instead of their contents."""
 
 import dataclasses
 import reprlib
@@ -16,21 +16,21 @@ def short_repr(record: object) -> str:
     """The repr of a dataclass in at most some 400 characters.
 
     Arrays and tables are named by type and shape, networks by their number of parameters. Fields
-    that are None or empty are left out, and so are the last ones where there is no room.
+    that are None or empty are omitted, and so are the last ones if the line is full.
 
     Args:
         record: an instance of a dataclass.
     """
     assert dataclasses.is_dataclass(record)
     parts: list[str] = []
-    left = _LONGEST
+    room = _LONGEST
     for field in dataclasses.fields(record):
         value = getattr(record, field.name)
         if not field.repr or _is_empty(value):
             continue
         part = f"{field.name}={short_value(value)}"
-        left -= len(part) + 2
-        if left < 0:
+        room -= len(part) + 2
+        if room < 0:
             parts.append("...")
             break
         parts.append(part)

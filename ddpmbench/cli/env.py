@@ -1,4 +1,4 @@
-"""`ddpmbench env`: versions, devices, caches, what is missing."""
+"""`ddpmbench env`: versions, devices and caches."""
 
 import click
 

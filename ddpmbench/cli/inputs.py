@@ -27,7 +27,7 @@ def open_inputs(given: dict[str, Any]) -> tuple[Checkpoint, ImageSet]:
         given: the options of `options.INPUTS`.
 
     Raises:
-        InputError: one of them cannot be had.
+        InputError: one of them is missing or does not fit.
     """
     checkpoint = open_checkpoint({name: given[name] for name in options.CHECKPOINT})
     data = DEFAULT_DATA if given["data"] is None else given["data"]
@@ -51,21 +51,21 @@ def open_checkpoint(given: dict[str, Any]) -> Checkpoint:
         given: the options of `options.CHECKPOINT`.
 
     Raises:
-        InputError: it cannot be had.
+        InputError: it is missing or lacks a setting.
     """
-    said = {name: value for name, value in given.items() if name not in ("ckpt", "timesteps")}
-    checkpoint = load_checkpoint(given["ckpt"], CheckpointSettings(**said))
+    settings = {name: value for name, value in given.items() if name not in ("ckpt", "timesteps")}
+    checkpoint = load_checkpoint(given["ckpt"], CheckpointSettings(**settings))
     steps = given["timesteps"]
     return checkpoint if steps is None else checkpoint.respaced(steps)
 
 
 def sample_settings(given: dict[str, Any], *, eight_bit: str, local_rank: int) -> SampleSettings:
-    """How samples are made; takes the options that say so out of those given.
+    """Sample settings from the options, which are removed from those given.
 
     Args:
         given: the options of the command.
-        eight_bit: how samples become pixels.
-        local_rank: which process on this machine asks.
+        eight_bit: conversion of samples to pixels.
+        local_rank: index of the process on this machine.
 
     Raises:
         InputError: they do not go together, or the device does not have the precision.
@@ -94,14 +94,14 @@ def _class_names(given: str | None) -> list[str] | None:
         is_file = Path(given).is_file()
         names = Path(given).read_text("utf-8").splitlines() if is_file else given.split(",")
     except (OSError, ValueError) as error:
-        raise InputError(f"--class-names {given}: cannot be read ({error})") from error
+        raise InputError(f"`class_names={given}`: cannot be read ({error})") from error
     return [name.strip() for name in names if name.strip()]
 
 
 def _with_label(images: ImageSet, label: int, checkpoint: Checkpoint) -> ImageSet:
     if not checkpoint.has_class(label):
         if not checkpoint.num_classes:
-            raise InputError(f"--class {label}: the checkpoint has no classes; leave it out")
-        raise InputError(f"--class {label}: the checkpoint has {checkpoint.classes}")
+            raise InputError(f"`label={label}`: the checkpoint has no classes; leave it out")
+        raise InputError(f"`label={label}`: the checkpoint has {checkpoint.classes}")
     labels = np.full(len(images), label, dtype=np.int64)
     return dataclasses.replace(images, labels=labels, classes=())

@@ -35,7 +35,7 @@ class Stopped:
     """The signal by which a command was stopped.
 
     Attributes:
-        number: of the signal; None where there was none.
+        number: of the signal; None if there was none.
     """
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class Stopped:
         self._since = float("-inf")
 
     def stop(self, number: int, frame: FrameType | None) -> None:
-        """Interrupt what the process does, but not what it does to keep what is whole."""
+        """Interrupt the process; ignore repeated signals within two seconds."""
         if time.monotonic() - self._since < _IMPATIENCE:
             return
         self.number, self._since = number, time.monotonic()

@@ -27,15 +27,15 @@ def nll(out: Path | None, output_format: str, **given: Any) -> None:  # noqa: AN
         ddpmbench nll --ckpt ema_0.9999_500000.pt --model-flags "--image_size 32 ..." --data DIR
         torchrun --nproc-per-node 4 -m ddpmbench nll --data fashion-mnist:test --out runs/four
     """
-    found = evaluate("nll", out, given)
-    if found is None:
+    evaluation = evaluate("nll", out, given)
+    if evaluation is None:
         return
     from ddpmbench.evaluate.answered import page_of
     from ddpmbench.report.nll_text import printed_nll
 
-    folder = found.report.folder
+    folder = evaluation.report.folder
     assert folder is not None
 
-    click.echo(printed_nll(found.report.summary, output_format))
+    click.echo(printed_nll(evaluation.report.summary, output_format))
     click.echo(f"Run folder: {folder}", err=True)
-    click.echo(f"Report: {page_of(found.report)}", err=True)
+    click.echo(f"Report: {page_of(evaluation.report)}", err=True)

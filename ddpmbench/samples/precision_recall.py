@@ -6,12 +6,13 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ddpmbench.records import short_repr
 from ddpmbench.samples.estimate import Estimate
 from ddpmbench.samples.statistics import checked_pair
 
 Array = NDArray[np.float64]
 NEIGHBORS = 3
-"""The radius of an image is the distance of its k-th neighbor."""
+"""k: the radius of an image is the distance to its k-th neighbor."""
 _CHUNK = 1024
 _GROUPS = 10  # of samples, left out in turn
 
@@ -24,13 +25,15 @@ class PrecisionRecall:
         precision: the share of samples within the manifold of the real images.
         recall: the share of real images within the manifold of the samples.
         nearest: (N,) int64 index of the nearest real image of each sample.
-        distance: (N,) how far that is.
+        distance: (N,) its distance.
     """
 
     precision: Estimate
     recall: Estimate
     nearest: NDArray[np.int64]
     distance: Array
+
+    __repr__ = short_repr
 
 
 def precision_recall(features: ArrayLike, reference: ArrayLike) -> PrecisionRecall:
@@ -85,42 +88,42 @@ def precision_recall(features: ArrayLike, reference: ArrayLike) -> PrecisionReca
 def nearest_images(
     features: NDArray[np.floating], reference: NDArray[np.floating], count: int
 ) -> tuple[NDArray[np.int64], Array]:
-    """Indices of the nearest real images, the nearest first, and how far they are.
+    """Indices of the nearest real images, the nearest first, and their distances.
 
     Args:
         features: (N, D).
         reference: (M, D).
-        count: how many of each, at most M.
+        count: number of neighbors, at most M.
 
     Returns:
         (N, count) and (N, count).
     """
     own, real = _Points(features), _Points(reference)
-    found = np.empty((len(features), count), np.int64)
+    index = np.empty((len(features), count), np.int64)
     distance = np.empty((len(features), count))
     for rows, squares in own.squares_to(real):
         order = np.argsort(squares, axis=1, kind="stable")[:, :count]
-        found[rows] = order
+        index[rows] = order
         distance[rows] = np.sqrt(np.take_along_axis(squares, order, 1))
-    return found, distance
+    return index, distance
 
 
 def _radii(points: "_Points") -> Array:
-    """(N,) squared distance of the k-th neighbor of each; of fewer, that of the farthest."""
-    found = np.empty(len(points))
+    """(N,) squared distance to the k-th neighbor, or to the farthest of fewer."""
+    radii = np.empty(len(points))
     place = min(NEIGHBORS, len(points) - 1)
     for rows, squares in points.squares_to(points):
-        found[rows] = np.partition(squares, place, axis=1)[:, place]
-    return found
+        radii[rows] = np.partition(squares, place, axis=1)[:, place]
+    return radii
 
 
 def _radii_without_groups(points: "_Points") -> Array:
-    """(1 + G, N) the radii, and those where one group is left out, of which they are -1."""
+    """(1 + G, N) the radii of all points, then without each group; -1 within that group."""
     count = len(points)
-    # By chance, because samples may come in the order of their classes.
+    # Random groups, because samples may be ordered by class.
     group = np.random.default_rng(0).permutation(count) % _GROUPS
-    found = np.empty((1 + _GROUPS, count))
-    # So many neighbors hold k of other groups, but for a chance that no one will meet.
+    radii = np.empty((1 + _GROUPS, count))
+    # Almost surely enough to hold k neighbors of other groups.
     kept = min(count, _GROUPS * (NEIGHBORS + 1))
     for rows, squares in points.squares_to(points):
         order = np.argpartition(squares, kept - 1, axis=1)[:, :kept]
@@ -128,15 +131,15 @@ def _radii_without_groups(points: "_Points") -> Array:
         sequence = np.argsort(near, axis=1, kind="stable")
         near = np.take_along_axis(near, sequence, 1)
         of_group = group[np.take_along_axis(order, sequence, 1)]
-        found[0, rows] = near[:, min(NEIGHBORS, kept - 1)]
+        radii[0, rows] = near[:, min(NEIGHBORS, kept - 1)]
         for g in range(_GROUPS):
-            # The point itself is the first of those that count.
+            # The point itself counts as the first.
             reached = (of_group != g).cumsum(1) > NEIGHBORS
             place = np.where(reached.any(1), reached.argmax(1), kept - 1)
-            found[1 + g, rows] = near[np.arange(len(near)), place]
+            radii[1 + g, rows] = near[np.arange(len(near)), place]
     for g in range(_GROUPS):
-        found[1 + g, group == g] = -1.0
-    return found
+        radii[1 + g, group == g] = -1.0
+    return radii
 
 
 class _Points:
@@ -150,7 +153,7 @@ class _Points:
         return len(self._points)
 
     def squares_to(self, others: "_Points") -> Iterator[tuple[slice, Array]]:
-        """(B, M) squared distances of B points at a time to M others; of a point to itself 0."""
+        """(B, M) squared distances of B points at a time to M others; 0 from a point to itself."""
         for start in range(0, len(self), _CHUNK):
             rows = slice(start, min(start + _CHUNK, len(self)))
             squares = -2 * (self._points[rows] @ others._points.T)

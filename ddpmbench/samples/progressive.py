@@ -1,6 +1,6 @@
-"""Along the chain, to look at: lossy decoding, generation and interpolation, step by step.
+"""Pictures along the chain: progressive decoding, generation and interpolation.
 
-What lies outside the data's range is shown as black or white.
+Values outside the data range are clipped.
 """
 
 import dataclasses
@@ -23,20 +23,20 @@ Integers = NDArray[np.int64]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ProgressiveDecoding:
-    """What a receiver of N images holds and shows at K steps.
+    """What a receiver of N images holds and reconstructs at K timesteps.
 
     Attributes:
         num_timesteps: T.
-        t: (K,) int64 steps.
+        t: (K,) int64 timesteps.
         image: (N,) int64 index in the image set.
         image_id: (N,) the images' names.
         x_start: (N, C, H, W) uint8 the images.
-        x_t: (N, K, C, H, W) uint8 what the receiver holds.
-        pred_x_start: (N, K, C, H, W) uint8 what it shows.
-        rmse: (N, K) float64 how far that is from the image before it is rounded, on 0..255.
+        x_t: (N, K, C, H, W) uint8 the noisy images received.
+        pred_x_start: (N, K, C, H, W) uint8 the reconstructions.
+        rmse: (N, K) float64 error of the reconstruction before rounding, on 0..255.
 
     Raises:
-        ValueError: the arrays do not go together.
+        ValueError: the shapes of the arrays do not match.
     """
 
     num_timesteps: int
@@ -49,7 +49,7 @@ class ProgressiveDecoding:
     rmse: NDArray[np.float64]
 
     def __post_init__(self) -> None:
-        """Refuse arrays that do not go together."""
+        """Refuse arrays whose shapes do not match."""
         _check_steps(self.t, self.num_timesteps)
         images, steps = len(self.image), len(self.t)
         shape = self.x_start.shape[1:]
@@ -63,16 +63,16 @@ class ProgressiveDecoding:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ProgressiveGeneration:
-    """N samples, and what the network made of them at K steps along the way.
+    """N samples, and the predictions of x_start at K timesteps on the way to them.
 
     Attributes:
         num_timesteps: T.
-        t: (K,) int64 steps.
+        t: (K,) int64 timesteps.
         pred_x_start: (N, K, C, H, W) uint8.
         samples: (N, C, H, W) uint8 x_0.
 
     Raises:
-        ValueError: the arrays do not go together.
+        ValueError: the shapes of the arrays do not match.
     """
 
     num_timesteps: int
@@ -81,7 +81,7 @@ class ProgressiveGeneration:
     samples: Pixels
 
     def __post_init__(self) -> None:
-        """Refuse arrays that do not go together."""
+        """Refuse arrays whose shapes do not match."""
         _check_steps(self.t, self.num_timesteps)
         samples, *shape = self.samples.shape
         _check_pictures(self.samples, (samples, *shape))
@@ -90,11 +90,11 @@ class ProgressiveGeneration:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Interpolation:
-    """What lies between the images of P pairs, at W weights.
+    """Interpolations between the images of P pairs, at W weights.
 
     Attributes:
         num_timesteps: T.
-        depth: the step t at which they were mixed.
+        depth: the timestep t at which the images are mixed.
         pair: (P, 2) int64 indices in the image set.
         image_id: (P, 2) the images' names.
         weight: (W,) float64 of the second image.
@@ -102,7 +102,7 @@ class Interpolation:
         decoded: (P, W, C, H, W) uint8 x_0 of the mixtures.
 
     Raises:
-        ValueError: the arrays do not go together.
+        ValueError: the shapes of the arrays do not match.
     """
 
     num_timesteps: int
@@ -114,7 +114,7 @@ class Interpolation:
     decoded: Pixels
 
     def __post_init__(self) -> None:
-        """Refuse arrays that do not go together."""
+        """Refuse arrays whose shapes do not match."""
         _check_steps(np.array([self.depth]), self.num_timesteps)
         pairs, weights = len(self.pair), len(self.weight)
         shape = self.x_start.shape[2:]
@@ -128,7 +128,7 @@ class Interpolation:
 def _check_steps(t: Integers, num_timesteps: int) -> None:
     _check(t, np.int64, (len(t),))
     if not len(t) or t.min() < 1 or t.max() > num_timesteps:
-        raise ValueError(f"steps must lie in 1..{num_timesteps}")
+        raise ValueError(f"timesteps must lie in 1..{num_timesteps}")
 
 
 def _check_pictures(pictures: Pixels, shape: tuple[int, ...]) -> None:
@@ -143,26 +143,26 @@ def _check(array: NDArray[np.generic], kind: type, shape: tuple[int, ...]) -> No
 
 
 DECODING_DRAW = 0
-"""The draw of the noise in x_t when decoding: that of the first row of likelihood there."""
+"""Draw of the noise in x_t when decoding: that of the first likelihood term at that timestep."""
 INTERPOLATION_DRAW = SAMPLE_DRAW + 1
-"""The draw of a pair's noise: no sample shares it."""
+"""Draw of a pair's noise, distinct from that of every sample."""
 WEIGHTS = tuple(k / 10 for k in range(11))
-"""Of the second image when two are mixed."""
+"""Weights of the second image of a pair."""
 
 _CPU = torch.device("cpu")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PicturePass:
-    """What makes pictures: a model, the images, and how the network is called.
+    """A model, the images, and how the network is evaluated to draw pictures.
 
     Attributes:
         checkpoint: the model; its network is moved to the device.
         images: the image set.
         seed: of the noise, 0 <= seed < 2^64.
         device: where the network runs.
-        batch_size: network calls made together.
-        progress: told how many network calls are done, and of how many.
+        batch_size: network evaluations in a batch.
+        progress: called with the number of network evaluations done, and their total.
     """
 
     checkpoint: Checkpoint
@@ -183,7 +183,7 @@ class PicturePass:
         return self.checkpoint.schedule.num_timesteps
 
     def batches(self, length: int) -> Iterator[slice]:
-        """Slices that cover so many pictures, each of at most `batch_size`."""
+        """Slices of at most `batch_size` that cover `length` pictures."""
         for start in range(0, length, self.batch_size):
             yield slice(start, min(start + self.batch_size, length))
 
@@ -194,7 +194,7 @@ class PicturePass:
         return diffusion.data_range.to_model(pixels, diffusion.dtype)
 
     def pixels(self, x: Tensor) -> Pixels:
-        """(B, C, H, W) uint8, what pictures look like."""
+        """(B, C, H, W) uint8 pixels."""
         pixels: Pixels = self.checkpoint.data_range.to_pixels(x).cpu().numpy()
         return pixels
 
@@ -215,22 +215,28 @@ class PicturePass:
         return names.reshape(image.shape)
 
     def put(self, values: Integers) -> Tensor:
-        """The same on the device."""
+        """The values on the device."""
         return torch.from_numpy(np.ascontiguousarray(values)).to(self.device)
 
 
 def progressive_decoding(
     run: PicturePass, image: Sequence[int], t: Sequence[int]
 ) -> ProgressiveDecoding:
-    """What a receiver shows who has been sent x_t, for each of N images and K steps.
+    r"""Progressive lossy decoding: reconstructions from x_t of N images at K timesteps.
 
-    The noise is that of likelihood's row (image, t, draw 0), so that the error is that row's
-    `x_start_mse`. Network calls: N K.
+    .. math::
+
+        x_t = \sqrt{\bar\alpha_t}\, x_0 + \sqrt{1 - \bar\alpha_t}\, \epsilon, \qquad
+        \hat x_0 = \frac{x_t - \sqrt{1 - \bar\alpha_t}\, \epsilon_\theta(x_t, t)}
+            {\sqrt{\bar\alpha_t}}
+
+    The noise is that of the likelihood term (image, t, draw 0), so the error equals that term's
+    `x_start_mse`. It takes N K network evaluations.
 
     Args:
-        run: makes the pictures.
+        run: the model, the images and the seed.
         image: N indices in its images.
-        t: K steps in 1..T.
+        t: K timesteps in 1..T.
 
     Raises:
         InputError: the network's output is not finite or has another shape.
@@ -279,15 +285,15 @@ def progressive_decoding(
 def progressive_generation(
     run: PicturePass, num_samples: int, t: Sequence[int]
 ) -> ProgressiveGeneration:
-    """Samples 0..N - 1 of the model, and what it made of them at K steps along the way.
+    """Samples 0..N - 1 of the model, and its predictions of x_start at K timesteps.
 
-    Where the network is conditioned on classes, sample i is of the class of image i; after the
-    last image the first is next. Network calls: N T.
+    Where the network is conditioned on classes, sample i has the class of image
+    i mod the number of images. It takes N T network evaluations.
 
     Args:
-        run: makes the pictures; its images say of what shape.
+        run: the model and the seed; its images state the shape.
         num_samples: N.
-        t: K steps in 1..T at which the prediction is kept.
+        t: K timesteps in 1..T whose predictions are kept.
 
     Raises:
         InputError: a sample is not finite, or the network's output has another shape.
@@ -314,17 +320,20 @@ def progressive_generation(
 
 
 def interpolation(run: PicturePass, pair: Sequence[tuple[int, int]], depth: int) -> Interpolation:
-    """What lies between two images: both noised up to a step, mixed there, and decoded.
+    r"""Interpolation of two images: diffuse both to timestep t, mix, and decode.
 
-    On the way up each image has a noise of its own, on the way down a pair has one; for all
-    mixtures of a pair they are the same. Where the network is conditioned on classes, a mixture is
-    of that of the image that weighs more. Network calls: P W depth, with W = 11 weights.
+    .. math::
+
+        \bar x_t = (1 - \lambda)\, x_t^{(1)} + \lambda\, x_t^{(2)}
+
+    Each image has its own forward noise; all mixtures of a pair share the reverse noise. Where the
+    network is conditioned on classes, a mixture has the class of the image with the larger weight.
+    It takes P W t network evaluations, with W = 11 weights.
 
     Args:
-        run: makes the pictures.
-        pair: P pairs of indices in its images; a pair's noise on the way down is addressed by
-            the first.
-        depth: the step in 1..T at which they are mixed.
+        run: the model, the images and the seed.
+        pair: P pairs of indices in its images; the first one addresses the reverse noise.
+        depth: the timestep t in 1..T at which they are mixed.
 
     Raises:
         InputError: a picture is not finite, or the network's output has another shape.

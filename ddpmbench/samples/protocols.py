@@ -1,4 +1,4 @@
-"""The named ways in which published scores were made; none compares with another."""
+"""Named conventions of published scores; scores of different ones are not comparable."""
 
 import dataclasses
 
@@ -6,21 +6,21 @@ from ddpmbench.diffusion.data_range import EightBit
 from ddpmbench.errors import InputError, one_of
 
 PUBLISHED_AT = 50_000
-"""Samples that published scores were made from."""
+"""Number of samples of published scores."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """How images become scores.
+    """A convention of resizing, rounding and splits.
 
     Attributes:
         id: its name.
-        resize: how images become as large as the feature network wants them: "clean" is PIL's
-            bicubic with antialiasing, in float; "legacy_tensorflow" bilinear without.
-        eight_bit: how samples become 8-bit pixels.
-        inception_splits: of the Inception score; 0 where the protocol has no such score.
+        resize: to the input size of the feature network: "clean" is PIL's bicubic with
+            antialiasing, in float; "legacy_tensorflow" is bilinear without.
+        eight_bit: conversion of samples to 8-bit pixels.
+        inception_splits: number of splits of the Inception score; 0 for no such score.
         inception_order: "file" or "shuffled".
-        chunk: images in a split, the last of which may have fewer, in place of their number.
+        chunk: size of a split instead of their number; the last one may be smaller.
     """
 
     id: str
@@ -31,9 +31,9 @@ class Protocol:
     chunk: int | None = None
 
     def splits_of(self, num_images: int) -> list[int]:
-        """Where the splits of the Inception score of so many images begin and end; empty if none.
+        """The S + 1 edges of the splits of the Inception score; empty if there is no such score.
 
-        Splits of a given number differ in size by at most 1.
+        The sizes of `inception_splits` splits differ by at most 1.
         """
         if self.chunk is not None:
             return [*range(0, num_images, self.chunk), num_images]
@@ -54,18 +54,18 @@ PROTOCOLS = {
         Protocol("edm", "legacy_tensorflow", EightBit.ROUND, 0, "file"),
     )
 }
-"""By their names."""
+"""The protocols by name."""
 
 
 def protocol_named(name: str | None, *, resizes_inside: bool) -> Protocol:
     """The protocol of this name.
 
     Args:
-        name: None for `ddpm`, or `clean` where that cannot be.
+        name: None for `ddpm`, or for `clean` if the network cannot follow that.
         resizes_inside: whether the feature network can resize as TensorFlow did.
 
     Raises:
-        InputError: there is none, or the feature network cannot follow it.
+        InputError: an unknown name, or the feature network cannot follow it.
     """
     if name is None:
         return PROTOCOLS["ddpm" if resizes_inside else "clean"]

@@ -1,8 +1,7 @@
-"""Samples of a model: its reverse process, from x_t down to x_0.
+"""Samplers: the reverse process of a model, from x_t down to x_0.
 
-Sample i is a function of (checkpoint, sampler, seed, i) alone, because its noise is addressed
-(`process.noise`): neither its neighbors in a batch nor how many there are can change it, but for
-how a network that is called in another way rounds.
+Sample i is a function of (checkpoint, sampler, seed, i) alone, because its noise is addressed by i
+(`diffusion.noise`). Batch size and number of samples change it by float rounding at most.
 """
 
 import abc
@@ -21,26 +20,26 @@ from ddpmbench.diffusion.schedule import MAX_TIMESTEPS
 from ddpmbench.errors import InputError, number, one_of
 
 SAMPLE_DRAW = 2**31
-"""The draw of a sample's noise: no row of a likelihood estimate, nor of a pilot, shares it."""
+"""Draw of a sample's noise, distinct from those of all likelihood terms."""
 START = MAX_TIMESTEPS + 1
-"""In the place of t for the noise that a chain starts from: a step that no schedule has, so that
-chains of any number of steps start alike."""
-_STEPS_A_LOOK = 50
-"""Steps after which it is seen whether all is finite."""
+"""Stands for t in the initial noise. No schedule has this timestep, so chains of any number of
+timesteps start from the same noise."""
+_CHECK_INTERVAL = 50
+"""Timesteps between checks that all values are finite."""
 
 Step = Callable[..., tuple[Tensor, Tensor]]
-"""x_t, t, which samples, and classes if any, to x_{t-1} and the prediction of x_start."""
+"""From x_t, t, sample indices and classes (if any) to x_{t-1} and the prediction of x_start."""
 
 
 class AddedNoise(StrEnum):
-    """After which steps of the ancestral process noise is added."""
+    """At which timesteps ancestral sampling adds noise."""
 
     INNER = "inner"
-    """all but the last"""
+    """all timesteps but the last"""
     EVERY_STEP = "every-step"
-    """the last too"""
+    """all timesteps"""
     NONE = "none"
-    """none: the mean of every step"""
+    """no timestep: every step takes the mean"""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -48,9 +47,9 @@ class SamplingStep:
     """One step of B chains.
 
     Attributes:
-        t: the step, from x_t to x_{t-1}.
+        t: the timestep; the step goes from x_t to x_{t-1}.
         x_previous: (B, C, H, W) x_{t-1}.
-        pred_x_start: (B, C, H, W) what the network made of x_t, clipped if the checkpoint says so.
+        pred_x_start: (B, C, H, W) the prediction of x_0 from x_t, clipped if the checkpoint clips.
     """
 
     t: int
@@ -80,9 +79,9 @@ class Sampler(abc.ABC):
         Args:
             checkpoint: the model.
             seed: of the noise, 0 <= seed < 2^64.
-            device: where it is sampled.
-            draw: of the noise; chains that must share none with other chains have their own.
-            model_output: calls the network; None for the checkpoint's own `model_output`.
+            device: where the network runs.
+            draw: of the noise; chains with different draws share no noise.
+            model_output: evaluates the network; None for the checkpoint's own `model_output`.
         """
         self.checkpoint = checkpoint.to(device)
         self._model_output = model_output or self.checkpoint.model_output
@@ -94,7 +93,7 @@ class Sampler(abc.ABC):
         """The noise that chains start from, which is x_T where they start at T.
 
         Args:
-            sample: (B,) int64, which samples.
+            sample: (B,) int64 indices of the samples.
             shape: (C, H, W).
 
         Returns:
@@ -105,12 +104,12 @@ class Sampler(abc.ABC):
     def steps(
         self, x_t: Tensor, t: int, *, sample: Tensor, labels: Tensor | None = None
     ) -> Iterator[SamplingStep]:
-        """All steps from t down to 1, one at a time.
+        """The steps from timestep t down to 1, one at a time.
 
         Args:
             x_t: (B, C, H, W).
-            t: the step it is at, in 1..T.
-            sample: (B,) int64, whose noise each chain has.
+            t: its timestep, in 1..T.
+            sample: (B,) int64 indices of the samples, which address the noise.
             labels: (B,) int64 classes, where the network is conditioned on them.
 
         Raises:
@@ -122,19 +121,19 @@ class Sampler(abc.ABC):
         for step in range(t, 0, -1):
             x_t, pred_x_start = self._step(x_t, steps, sample, *more)
             steps = steps - 1
-            # To look at a number is to wait for the device.
-            if (step - 1) % _STEPS_A_LOOK == 0:
+            # Reading a number waits for the device.
+            if (step - 1) % _CHECK_INTERVAL == 0:
                 if not bool(torch.isfinite(x_t).all()):
                     raise self._not_finite(*checked, step, sample, *more)
                 checked = x_t, steps
             yield SamplingStep(step, x_t, pred_x_start)
 
     def launched(self, whole_step: Callable[[Step], Step]) -> Self:
-        """The same sampler, whose steps are launched otherwise.
+        """This sampler, with its step replaced by an equivalent function, such as a CUDA graph.
 
         Args:
-            whole_step: takes the function of a step, tensors to tensors without a look at any,
-                and returns one that gives the same.
+            whole_step: takes the step, a function of tensors that reads no value on the host,
+                and returns an equivalent one.
         """
         self._step = whole_step(self._take_step)
         return self
@@ -154,7 +153,7 @@ class Sampler(abc.ABC):
     def _not_finite(
         self, x_t: Tensor, t: Tensor, last: int, sample: Tensor, *labels: Tensor
     ) -> InputError:
-        """Names the step, found by taking those down to `last` again from one that was finite."""
+        """Repeat the steps down to `last` from finite values to name the first bad timestep."""
         step = int(t[0])
         while step > last:
             x_t, _ = self._take_step(x_t, t, sample, *labels)
@@ -177,7 +176,11 @@ class Sampler(abc.ABC):
 
 
 class AncestralSampler(Sampler):
-    """Takes the steps p(x_{t-1} | x_t) with the checkpoint's own variance and clip.
+    r"""Ancestral sampling with the checkpoint's variance and clip.
+
+    .. math::
+
+        x_{t-1} = \mu_\theta(x_t, t) + \sigma_t z, \qquad z \sim N(0, I)
 
     Source: Ho, Jain & Abbeel 2020, Algorithm 2.
     """
@@ -197,10 +200,10 @@ class AncestralSampler(Sampler):
         Args:
             checkpoint: the model.
             seed: of the noise.
-            device: where it is sampled.
+            device: where the network runs.
             draw: of the noise.
-            added_noise: after which steps noise is added.
-            model_output: calls the network.
+            added_noise: at which timesteps noise is added.
+            model_output: evaluates the network.
         """
         super().__init__(checkpoint, seed=seed, device=device, draw=draw, model_output=model_output)
         self._added_noise = added_noise
@@ -216,7 +219,13 @@ class AncestralSampler(Sampler):
 
 
 class ImplicitSampler(Sampler):
-    """Takes the steps of the implicit process (DDIM); the checkpoint's variance has no part.
+    r"""DDIM sampling; the checkpoint's variance is not used.
+
+    .. math::
+
+        x_{t-1} = \sqrt{\bar\alpha_{t-1}}\, \hat x_0
+            + \sqrt{1 - \bar\alpha_{t-1} - \sigma_t^2}\, \hat\epsilon + \sigma_t z, \qquad
+        \sigma_t = \eta \sqrt{\tilde\beta_t}
 
     Source: Song, Meng & Ermon 2021, eq. 12.
     """
@@ -235,9 +244,9 @@ class ImplicitSampler(Sampler):
         Args:
             checkpoint: the model.
             seed: of the noise.
-            device: where it is sampled.
-            eta: 0 adds no noise after the start, 1 as much as the posterior has.
-            model_output: calls the network.
+            device: where the network runs.
+            eta: 0 adds no noise, 1 that of the posterior.
+            model_output: evaluates the network.
         """
         super().__init__(checkpoint, seed=seed, device=device, model_output=model_output)
         self._eta = eta
@@ -249,15 +258,15 @@ class ImplicitSampler(Sampler):
 
 @dataclasses.dataclass(frozen=True)
 class SamplerChoice:
-    """Which sampler, and its settings.
+    """A sampler and its settings.
 
     Attributes:
         method: "ancestral" or "ddim".
-        added_noise: ancestral: after which steps noise is added.
-        eta: ddim: how much noise is added, 0..1.
+        added_noise: ancestral: at which timesteps noise is added.
+        eta: ddim: amount of noise, 0..1; None for 0.
 
     Raises:
-        InputError: there is no such sampler, or it has no such setting.
+        InputError: an unknown sampler, or a setting it does not have.
     """
 
     method: str = "ancestral"

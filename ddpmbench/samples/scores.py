@@ -1,4 +1,4 @@
-"""The kernel distance (KID): the squared maximum mean discrepancy with a cubic kernel."""
+"""The Inception score, the kernel distance, and all scores of samples together."""
 
 import dataclasses
 import itertools
@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import log_softmax
 
 from ddpmbench.errors import InputError, one_of
+from ddpmbench.records import short_repr
 from ddpmbench.samples.estimate import Estimate
 from ddpmbench.samples.frechet import FrechetInfinity, frechet_infinity, leave_one_out
 from ddpmbench.samples.precision_recall import NEIGHBORS, PrecisionRecall, precision_recall
@@ -21,22 +22,24 @@ from ddpmbench.samples.statistics import (
 
 Array = NDArray[np.float64]
 SHUFFLE_SEED = 2020
-"""Of the order "shuffled": that of torch-fidelity."""
+"""Seed of the order "shuffled", as in torch-fidelity."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class InceptionScore:
-    """The score, and what each image has to do with it.
+    """The Inception score and its parts.
 
     Attributes:
-        estimate: the mean over splits; its error is that of the samples.
+        estimate: the mean over splits, with its error over the samples.
         over_splits: (S,) the score of each split.
-        class_entropy: (N,) of each image's classes, nats.
+        class_entropy: (N,) entropy of each image's class probabilities, nats.
     """
 
     estimate: Estimate
     over_splits: Array
     class_entropy: Array
+
+    __repr__ = short_repr
 
 
 def inception_score(
@@ -91,7 +94,7 @@ def inception_score(
 
 SUBSETS, SUBSET_SIZE = 100, 1000
 SUBSET_SEED = 2020
-"""Of the choice of subsets: that of torch-fidelity."""
+"""Seed of the choice of subsets, as in torch-fidelity."""
 _ANCHORS = 2000
 _CHUNK = 2048
 
@@ -140,15 +143,15 @@ def _unbiased(x: Array, y: Array) -> float:
 
 
 def _influence(features: NDArray[np.floating], reference: NDArray[np.floating]) -> Array:
-    """(N,) first order: twice what a sample is nearer to other samples than to real images."""
+    """(N,) first-order influence: 2 (mean kernel to the samples - mean kernel to real images)."""
     rng = np.random.RandomState(SUBSET_SEED)
     anchors = _some(features, rng), _some(reference, rng)
-    found = np.empty(len(features))
+    influence = np.empty(len(features))
     for start in range(0, len(features), _CHUNK):
         rows = features[start : start + _CHUNK].astype(np.float64)
         to_samples, to_real = (_kernel(rows, anchor).mean(1) for anchor in anchors)
-        found[start : start + len(rows)] = 2 * (to_samples - to_real)
-    centered: Array = found - found.mean()
+        influence[start : start + len(rows)] = 2 * (to_samples - to_real)
+    centered: Array = influence - influence.mean()
     return centered
 
 
@@ -168,11 +171,11 @@ _LEAST_NEIGHBORS = NEIGHBORS + 1
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scores:
-    """Scores of samples against one reference; None where the reference does not tell.
+    """Scores of samples against one reference; None where the reference has moments only.
 
     Attributes:
         frechet: the Frechet distance.
-        infinity: what it is at infinitely many samples.
+        infinity: its limit at infinitely many samples.
         kernel: the kernel distance.
         neighbors: precision, recall and the nearest real images.
     """
@@ -194,7 +197,7 @@ def scores_of(
     Args:
         features: of samples, N >= 2.
         reference: (M, D) features of real images, or their moments alone.
-        seed: of the division into parts that extrapolation takes.
+        seed: of the division into parts for the extrapolation.
     """
     moments = reference
     if not isinstance(moments, FeatureGaussian):

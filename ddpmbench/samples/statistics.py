@@ -44,14 +44,14 @@ class ReferenceStatistics:
 
     @property
     def sha256(self) -> str:
-        """Of both: the same for the same numbers in any file."""
+        """Digest of both, independent of the file."""
         digest = hashlib.sha256(self.mean.tobytes())
         digest.update(np.ascontiguousarray(self.covariance).tobytes())
         return digest.hexdigest()
 
 
 def is_statistics(spec: str | Path) -> bool:
-    """Whether a path is an npz of a mean and a covariance, whatever else it holds."""
+    """Whether a path is an npz that holds a mean and a covariance."""
     path = Path(spec)
     if path.suffix.lower() != ".npz":
         return False
@@ -61,7 +61,7 @@ def is_statistics(spec: str | Path) -> bool:
             names = {name.removesuffix(".npy") for name in archive.namelist()}
     except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError):
         return False
-    # The reference batches of ADM hold some of the images beside the moments of all of them.
+    # Reference batches of ADM hold the moments of all images, and some of the images.
     return {"mu", "sigma"} <= names or ("arr_0" not in names and bool(names & {"mu", "sigma"}))
 
 
@@ -73,7 +73,7 @@ def read_statistics(path: Path, *, num_features: int) -> ReferenceStatistics:
         num_features: D of the feature network.
 
     Raises:
-        InputError: it does not hold them, they are not finite, or of other features.
+        InputError: it lacks them, or they are not finite, no covariance, or of another network.
     """
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
@@ -124,17 +124,17 @@ FeatureArray = NDArray[np.floating[Any]]
 AnyArray = NDArray[Any]
 
 CHUNK = 4096
-"""Rows made float64 at once."""
+"""Rows converted to float64 at a time."""
 _NEGLIGIBLE = 10 * float(np.finfo(np.float64).eps)
 """Eigenvalues below this share of the largest are rounding."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FeatureStatistics:
-    """What a Frechet distance needs of N feature vectors, in float64.
+    """Mergeable mean and scatter of N feature vectors, in float64.
 
     Attributes:
-        n: N, 0 allowed.
+        n: N >= 0.
         mean: (D,).
         scatter: (D, D) sum of the outer products of the vectors about their mean.
     """
@@ -145,7 +145,7 @@ class FeatureStatistics:
 
     @classmethod
     def of(cls, features: FeatureArray, chunk: int = CHUNK) -> Self:
-        """Gather from (N, D) features, so many rows at once.
+        """Statistics of (N, D) features, computed in chunks.
 
         Raises:
             InputError: a feature is not finite.
@@ -196,13 +196,14 @@ class FeatureGaussian:
     Attributes:
         mean: (D,).
         covariance: (D, D), of any rank.
-        thin_factor: (D, r) with r < D, its product with its transpose being the covariance; None
-            where none is known.
+        thin_factor: (D, r) factor F of the covariance F F^T with r < D; None if unknown.
     """
 
     mean: Floats
     covariance: Floats
     thin_factor: Floats | None = None
+
+    __repr__ = short_repr
 
     @property
     def trace(self) -> float:
@@ -211,7 +212,7 @@ class FeatureGaussian:
 
     @cached_property
     def factor(self) -> Floats:
-        """(D, r) its product with its transpose is the covariance; made once, then kept."""
+        """(D, r) factor F of the covariance F F^T; computed once."""
         if self.thin_factor is not None:
             return self.thin_factor
         try:
@@ -288,12 +289,12 @@ def checked_pair(features: ArrayLike, reference: ArrayLike) -> tuple[AnyArray, A
 
 
 def chunks(features: FeatureArray, size: int = CHUNK) -> Iterator[Floats]:
-    """The rows in float64, at most so many at once."""
+    """The rows in float64, at most `size` at a time."""
     for start in range(0, len(features), size):
         yield np.asarray(features[start : start + size], np.float64)
 
 
 def without_rounding(values: Floats) -> Floats:
-    """Eigenvalues of a matrix that has none below 0, those that are rounding made 0."""
+    """Eigenvalues of a positive semidefinite matrix; those within rounding are set to 0."""
     floor = _NEGLIGIBLE * max(float(values.max(initial=0.0)), 0.0)
     return np.where(values > floor, values, 0.0)

@@ -1,1 +1,1 @@
-"""Training a reference DDPM, so that there is something to evaluate."""
+"""Training of a reference DDPM."""

@@ -1,7 +1,7 @@
 """The loop: Algorithm 1 of Ho et al. 2020.
 
-Every step draws its images, steps and noise from a generator seeded by (seed, step), so that a
-run that was interrupted and resumed is the run that was not.
+Every step draws its images, timesteps and noise from a generator seeded by (seed, step), so a
+resumed run equals an uninterrupted one.
 """
 
 import contextlib
@@ -32,22 +32,22 @@ from ddpmbench.unet.unet import UNet
 
 _FLOAT = 4
 _COPIES = 5
-"""Of the weights: they, their average, the gradient, and Adam's two moments."""
+"""Copies of the weights in memory: weights, average, gradient, and Adam's two moments."""
 
 
 def check_memory(recipe: TrainingRecipe, device: torch.device) -> None:
-    """Refuse a run that needs more memory than a GPU has, or than is free for a CPU.
+    """Refuse a run that needs more memory than the GPU has, or than is free on the CPU.
 
     Raises:
-        InputError: weights and activations take more, counted as if the network had only the last
-            convolution of each block.
+        InputError: the weights and a lower bound of the activations (the last convolution of each
+            block) take more.
     """
     has = _memory_of(device)
     limit = f"the device has {_size(has)}" if device.type == "cuda" else f"{_size(has)} are free"
     weights = _COPIES * _FLOAT * recipe.network.least_parameters
     if weights > has:
         raise InputError(
-            f"`channels`, `num_blocks`: training such a network takes more than {_size(weights)} "
+            f"`channels`, `num_blocks`: training this network takes more than {_size(weights)} "
             f"of memory, and {limit}; lower them"
         )
     activations = _least_activations(recipe)
@@ -79,20 +79,20 @@ def _size(count: int) -> str:
 
 
 CURVE_INTERVAL = 50
-"""Steps whose mean loss is one point of the training curve."""
+"""Training steps averaged in one point of the training curve."""
 MOST_STEPS = 10**9
 SAVE_SECONDS = 60.0
-"""A run is saved at least this often; a killed run loses no more work than that."""
+"""A run is saved at least this often, so a killed run loses no more work than that."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingProgress:
-    """Where a training run stands.
+    """Progress of a training run.
 
     Attributes:
-        step: steps done.
-        total: steps asked for.
-        loss: mean loss of the last interval of steps; None before the first.
+        step: training steps done.
+        total: training steps in all.
+        loss: mean loss over the last interval; None before the first.
     """
 
     step: int
@@ -109,16 +109,16 @@ def train(
     device: torch.device,
     on_progress: Callable[[TrainingProgress], None] = lambda progress: None,
 ) -> Path:
-    """Train a DDPM, or go on with the training run that the folder holds.
+    """Train a DDPM, or resume the training run in the folder.
 
     Args:
-        recipe: what is trained, and how.
-        images: what it is trained on.
+        recipe: the network and the training settings.
+        images: the training images.
         folder: receives `checkpoint.safetensors` (moving average, native format),
             `training_curve.csv` and `training_state.pt`.
-        steps: length of the run; a finished run goes on if it is asked for more.
+        steps: training steps in all; a larger number continues a finished run.
         device: where to train.
-        on_progress: called at every point of the training curve.
+        on_progress: called at each point of the training curve.
 
     Returns:
         The path of the native checkpoint.
@@ -173,10 +173,10 @@ def train(
 
 @contextlib.contextmanager
 def _between_steps() -> Iterator[threading.Event]:
-    """Ctrl-C sets the event, so that no step is cut in two; a second one is as ever."""
+    """The first Ctrl-C sets the event, so that the step completes; a second one interrupts."""
     interrupted = threading.Event()
     before = signal.getsignal(signal.SIGINT)
-    # Handlers are the main thread's alone, and a background job ignores Ctrl-C on purpose.
+    # Only the main thread sets handlers, and a background job ignores Ctrl-C on purpose.
     if threading.current_thread() is not threading.main_thread() or before is signal.SIG_IGN:
         yield interrupted
         return

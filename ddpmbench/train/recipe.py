@@ -1,4 +1,4 @@
-"""What determines a training run besides its data and its length."""
+"""The settings of a training run, besides its data and its length."""
 
 import dataclasses
 from typing import Any, Literal
@@ -10,14 +10,14 @@ from ddpmbench.unet.unet import UNetConfig
 
 MOST_BATCH = 2**16
 MOST_CHANNELS = 2**16
-"""Far beyond every network that was published; what is larger is a slip of the keyboard."""
+"""Far beyond every published network; a larger number is a typing mistake."""
 
 Objective = Literal["simple", "vlb", "hybrid"]
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingRecipe:
-    """What determines a training run besides its data and its length.
+    """The settings of a training run, besides its data and its length.
 
     Attributes:
         network: the U-Net.
@@ -28,14 +28,14 @@ class TrainingRecipe:
         objective: "simple" is L_simple (Ho et al. 2020, eq. 14), "vlb" the bound itself with t
             uniform, "hybrid" L_simple + 0.001 L_vlb with the mean held fixed in the latter
             (Nichol & Dhariwal 2021, eq. 16).
-        batch_size: images a step.
+        batch_size: images in a training step.
         learning_rate: of Adam, after the warm-up.
         warmup_steps: steps over which the learning rate rises linearly.
         ema_decay: of the moving average of the weights; it starts at (1 + step) / (10 + step).
         gradient_clip: largest norm of the gradient.
         horizontal_flip: whether images are mirrored at random.
         precision: "fp32", or "bf16" for the network's forward pass.
-        seed: of the weights, the order of images, the steps and the noise.
+        seed: of the weights, the order of images, the timesteps and the noise.
     """
 
     network: UNetConfig
@@ -54,7 +54,7 @@ class TrainingRecipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse an objective that does not go with the variance."""
+        """Refuse values outside their limits, and an objective that does not fit the variance."""
         if self.objective == "hybrid" and not self.variance.is_learned:
             raise InputError("`objective=hybrid`: needs `variance=learned_range`")
         if self.objective == "simple" and self.variance.is_learned:
@@ -80,7 +80,7 @@ class TrainingRecipe:
         return dataclasses.asdict(self)
 
     def noise_schedule(self) -> NoiseSchedule:
-        """The schedule that is named; raises InputError if it cannot have so many steps."""
+        """The schedule; raises InputError for an unknown name or too many timesteps."""
         match self.schedule:
             case "linear":
                 return NoiseSchedule.linear(self.num_timesteps)

@@ -1,4 +1,4 @@
-"""Everything a training run carries from one step to the next, and its files."""
+"""The state of a training run, and its files."""
 
 import csv
 import hashlib
@@ -19,7 +19,7 @@ from ddpmbench.unet.unet import UNet
 
 
 class TrainingState:
-    """Everything a training run carries from one step to the next."""
+    """Weights, moving average, optimizer state and training curve."""
 
     def __init__(self, recipe: TrainingRecipe, device: torch.device) -> None:
         with torch.random.fork_rng(devices=[]):
@@ -38,12 +38,12 @@ class TrainingState:
 
     @property
     def is_finite(self) -> bool:
-        """Whether every weight, every average and the losses since the last point are numbers."""
+        """Whether all weights, averages and losses since the last point are finite."""
         tensors = [*self.network.state_dict().values(), *self.average.values(), *self.losses]
         return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
 
     def save(self, path: Path, fingerprint: str) -> None:
-        """Write everything, atomically."""
+        """Write the state atomically."""
         state = {
             "fingerprint": fingerprint,
             "network": self.network.state_dict(),
@@ -58,13 +58,13 @@ class TrainingState:
             torch.save(state, file)
 
     def restore(self, path: Path, fingerprint: str, device: torch.device) -> None:
-        """Go on from what was saved; refuses the run of another recipe or other images."""
+        """Load a saved state; refuses that of another recipe or other images."""
         try:
             state = torch.load(path, map_location=device, weights_only=True)
-            found = state["fingerprint"]
-        except Exception as error:  # torch.load raises whatever the damaged bytes lead to
+            saved = state["fingerprint"]
+        except Exception as error:  # torch.load raises many kinds of errors for damaged files
             raise InputError(f"{path}: damaged; name a new folder with `out`") from error
-        if found != fingerprint:
+        if saved != fingerprint:
             raise InputError(
                 f"`out={path.parent}`: holds the training run of another recipe or other images; "
                 "choose another folder"
@@ -100,6 +100,6 @@ def publish(
 
 
 def fingerprint_of(recipe: TrainingRecipe, images: ImageSet) -> str:
-    """Hexadecimal digits that change with the recipe and with the images."""
+    """Hexadecimal digest of the recipe and the images."""
     text = json.dumps([recipe.to_dict(), images.sha256], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

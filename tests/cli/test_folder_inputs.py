@@ -30,7 +30,7 @@ def test_an_empty_name_from_python_is_not_the_current_folder(small_model, small_
         lambda: db.evaluate_nll(small_model, small_images, out=" "),
         lambda: db.generate_samples(small_model.respaced(2), 1, out=""),
     ):
-        with pytest.raises(db.InputError, match="out: is empty"):
+        with pytest.raises(db.InputError, match="`out`: is empty"):
             call()
 
 

@@ -121,6 +121,14 @@ def test_every_record_that_people_hold_is_short(
     """All that is exported, and what its functions return."""
     statistics = db.ReferenceStatistics(np.zeros(2048), np.zeros((2048, 2048)), HOSTILE)
     rows = torch.arange(500, dtype=torch.float64)
+    features = np.random.default_rng(0).normal(size=(40, 30))
+    gaussian = db.feature_statistics(features[:20])
+    scores = [
+        db.frechet_infinity(features, gaussian),
+        db.inception_score(features),
+        db.precision_recall(features, features + 0.1),
+        gaussian,
+    ]
     flags = db.CheckpointSettings(network=HOSTILE, model_flags="--lr 1e-4 " * 100)
     made = [
         *shown,
@@ -134,6 +142,14 @@ def test_every_record_that_people_hold_is_short(
         db.BoundTerms(rows, rows, rows, rows, {str(k): rows for k in range(20)}),
         db.DataRange(),
         db.FidSettings(network, db.PROTOCOLS["clean"]),
+        *scores,
+        scores[0].estimate,
+        db.AddedNoise.INNER,
+        db.EightBit.ROUND,
+        db.Features(features, features),
+        db.Precision.FP32,
+        db.QualityListener(),
+        db.SamplerChoice("ddim", eta=0.5),
         db.PROTOCOLS["clean"],
         db.RunListener(),
         db.SampleSettings(),
