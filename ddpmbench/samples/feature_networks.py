@@ -251,7 +251,7 @@ def load_feature_network(
     *,
     resize: str = "clean",
     device: torch.device = _CPU,
-    inception: Path | None = None,
+    inception: str | Path | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> FeatureNetwork:
     """Load a feature network and verify its weights.
@@ -271,7 +271,9 @@ def load_feature_network(
             f"`inception={inception}`: applies only to `feature_network=inception`; leave it out"
         )
     if str(name) == "inception":
-        path = inception_file(inception, on_progress=on_progress)
+        path = inception_file(
+            None if inception is None else Path(inception), on_progress=on_progress
+        )
         return TorchScriptNetwork(path, resize=resize, device=device)
     if str(name) == EFFICIENTNET:
         return EfficientNetLite0(resize=resize, device=device)

@@ -65,7 +65,7 @@ def is_statistics(spec: str | Path) -> bool:
     return {"mu", "sigma"} <= names or ("arr_0" not in names and bool(names & {"mu", "sigma"}))
 
 
-def read_statistics(path: Path, *, num_features: int) -> ReferenceStatistics:
+def read_statistics(path: str | Path, *, num_features: int) -> ReferenceStatistics:
     """Read `mu` and `sigma`.
 
     Args:
@@ -75,7 +75,9 @@ def read_statistics(path: Path, *, num_features: int) -> ReferenceStatistics:
     Raises:
         InputError: it lacks them, or they are not finite, no covariance, or of another network.
     """
+    path = Path(path)
     try:
+        require_regular(path)
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             missing = [name for name in ("mu", "sigma") if name not in archive.files]
             if missing:

@@ -1,5 +1,7 @@
 """References that are a mean and a covariance only, as other tools write them."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -82,6 +84,14 @@ def test_what_is_no_mean_and_covariance_is_named(tmp_path, arrays, words):
         read_statistics(path, num_features=D)
     assert str(path) in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+def test_paths_are_text_too_and_a_pipe_is_not_waited_for(tmp_path):
+    path = saved(tmp_path / "stats.npz", mu=MU, sigma=SIGMA)
+    assert np.array_equal(read_statistics(str(path), num_features=D).mean, MU)
+    os.mkfifo(tmp_path / "pipe.npz")
+    with pytest.raises(InputError, match=r"cannot be read .it is a named pipe"):
+        read_statistics(tmp_path / "pipe.npz", num_features=D)
 
 
 @pytest.mark.parametrize("keep", [0, 100, -30])
