@@ -5,6 +5,7 @@ Timesteps are t = 1..T; the tables are 0-based, entry ``i`` belongs to ``t = i +
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Self
@@ -19,6 +20,8 @@ from ddpmbench.records import short_value
 
 MAX_TIMESTEPS = 1_000_000
 """A longer schedule is taken for a mistake."""
+_LOG_LEAST = math.log(np.finfo(np.float64).tiny)
+"""A smaller alphas_cumprod loses digits, and then is 0."""
 
 
 def _spaced(total: int, count: int) -> list[int]:
@@ -32,6 +35,14 @@ def _spaced(total: int, count: int) -> list[int]:
 def _check_length(num_timesteps: int) -> None:
     if not 1 <= num_timesteps <= MAX_TIMESTEPS:
         raise InputError(f"schedule: {num_timesteps} steps; take from 1 to {MAX_TIMESTEPS:,}")
+
+
+def _check_ends(name: str, beta_start: float, beta_end: float) -> None:
+    if beta_start > beta_end:
+        raise InputError(
+            f"schedule {name}: the first beta, {beta_start:g}, is above the last, {beta_end:g}; "
+            "name the smaller one first"
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -54,7 +65,8 @@ class NoiseSchedule:
         num_original_timesteps: length of the schedule that the network was trained on.
 
     Raises:
-        InputError: the betas are not one row of float64 numbers in (0, 1).
+        InputError: the betas are not one row of float64 numbers in (0, 1), or their
+            alphas_cumprod is less than float64 holds.
 
     Source: Ho, Jain & Abbeel 2020, eqs. 2, 4 and 7.
     """
@@ -70,6 +82,11 @@ class NoiseSchedule:
             raise InputError(f"schedule {self.name}: betas must be one row of float64 numbers")
         if not bool(((self.betas > 0) & (self.betas < 1)).all()):
             raise InputError(f"schedule {self.name}: every beta must lie strictly between 0 and 1")
+        if (log_last := float(self.log_alphas_cumprod[-1])) < _LOG_LEAST:
+            raise InputError(
+                f"schedule {self.name}: alphas_cumprod ends at 1e{log_last / math.log(10):.0f}, "
+                "where nothing is left of the data; take fewer steps or smaller betas"
+            )
 
     def __repr__(self) -> str:
         return f"NoiseSchedule({short_value(self.name)}, T = {self.num_timesteps})"
@@ -194,9 +211,15 @@ class NoiseSchedule:
             return self
         kept = self.log_alphas_cumprod[steps - 1]
         log_alphas = torch.diff(kept, prepend=torch.zeros(1, dtype=torch.float64))
+        betas = -torch.expm1(log_alphas)
+        if bool((betas >= 1).any()):
+            raise InputError(
+                f"schedule {self.name}: from one of these {len(steps)} timesteps to the next so "
+                "little is left of the data that beta rounds to 1; take more of them"
+            )
         return dataclasses.replace(
             self,
-            betas=-torch.expm1(log_alphas),
+            betas=betas,
             name=f"{self.name}, {len(steps)} of {self.num_timesteps} steps",
             original_timesteps=self.original_timesteps[steps - 1],
         )
@@ -257,7 +280,7 @@ class NoiseSchedule:
             beta_end: last variance; 0.02 at T = 1000, scaled likewise.
 
         Raises:
-            InputError: T is too small for the scaled variances, or a variance is not in (0, 1).
+            InputError: T is too small for the scaled variances, they fall, or one is not in (0, 1).
 
         Source: Ho et al. 2020, section 4; the scaling is that of Nichol & Dhariwal 2021.
         """
@@ -269,6 +292,7 @@ class NoiseSchedule:
             )
         start = 0.1 / num_timesteps if beta_start is None else beta_start
         end = 20.0 / num_timesteps if beta_end is None else beta_end
+        _check_ends("linear", start, end)
         return cls.from_betas(np.linspace(start, end, num_timesteps), name="linear")
 
     @classmethod
@@ -286,6 +310,7 @@ class NoiseSchedule:
         _check_length(num_timesteps)
         if min(beta_start, beta_end) < 0:
             raise InputError("schedule scaled_linear: a beta must not be negative")
+        _check_ends("scaled_linear", beta_start, beta_end)
         roots = np.linspace(beta_start**0.5, beta_end**0.5, num_timesteps)
         return cls.from_betas(roots**2, name="scaled_linear")
 
@@ -312,6 +337,7 @@ class NoiseSchedule:
         _check_length(num_timesteps)
         if min(beta_start, beta_end) <= 0:
             raise InputError("schedule geometric: a beta must be positive")
+        _check_ends("geometric", beta_start, beta_end)
         return cls.from_betas(np.geomspace(beta_start, beta_end, num_timesteps), name="geometric")
 
     @classmethod
@@ -332,6 +358,8 @@ class NoiseSchedule:
         _check_length(num_timesteps)
         betas = np.full(num_timesteps, float(beta_end))
         rising = int(num_timesteps * share)
+        if rising:
+            _check_ends("warmup", beta_start, beta_end)
         betas[:rising] = np.linspace(beta_start, beta_end, rising)
         return cls.from_betas(betas, name="warmup" if rising else "const")
 
@@ -407,6 +435,7 @@ class NoiseSchedule:
         Source: Xu et al. 2022 (GeoDiff).
         """
         _check_length(num_timesteps)
+        _check_ends("sigmoid_betas", beta_start, beta_end)
         logistic = 1 / (1 + np.exp(-np.linspace(-6, 6, num_timesteps)))
         return cls.from_betas(logistic * (beta_end - beta_start) + beta_start, name="sigmoid_betas")
 
@@ -421,6 +450,7 @@ class NoiseSchedule:
             \frac{1 - \cos(\pi (t - 1) / (T - 1))}{2}
         """
         _check_length(num_timesteps)
+        _check_ends("cosine_betas", beta_start, beta_end)
         rise = (1 - np.cos(np.linspace(0, np.pi, num_timesteps))) / 2
         return cls.from_betas(beta_start + (beta_end - beta_start) * rise, name="cosine_betas")
 
@@ -431,6 +461,30 @@ def _betas_of(alpha_bar: NDArray[np.float64], max_beta: float) -> NDArray[np.flo
 
 
 def _float64(values: ArrayLike | Tensor) -> NDArray[np.float64]:
-    # numpy cannot copy a tensor that lies on a device or that requires a gradient.
-    array = values.detach().cpu().numpy() if isinstance(values, Tensor) else values
+    """Real numbers of 32 bits or more, as float64.
+
+    Raises:
+        InputError: they are none, or numpy would drop a mask or an imaginary part.
+    """
+    if isinstance(values, Tensor):
+        if values.is_meta or values.layout != torch.strided:
+            raise InputError("a schedule takes a dense tensor that has its numbers; pass that")
+        if values.is_floating_point() and values.element_size() < 4:
+            values = values.half()  # numpy has no bfloat16; both are refused
+        # numpy cannot copy a tensor that lies on a device or that requires a gradient.
+        values = values.detach().cpu().numpy()
+    if np.ma.isMaskedArray(values):
+        raise InputError("a schedule takes no masked array; pass its numbers alone")
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise InputError("a schedule takes one row of real numbers; pass a list of them") from error
+    if array.dtype.kind not in "fiu":
+        raise InputError(
+            f"a schedule takes real numbers, not {array.dtype}; convert them to float64"
+        )
+    if array.dtype.kind == "f" and array.itemsize < 4:
+        raise InputError(
+            f"a schedule in {8 * array.itemsize} bits is rounded too far; compute it in float64"
+        )
     return np.array(array, dtype=np.float64)

@@ -236,6 +236,51 @@ def test_what_is_no_schedule_is_refused_in_one_line(build):
     assert len(str(caught.value)) > 10
 
 
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (np.ma.array([0.1, 0.2], mask=[False, True]), "masked"),
+        (np.array([0.1 + 1j, 0.2]), "complex128"),
+        (torch.tensor([0.1 + 1j, 0.2]), "complex64"),
+        (["0.1", "0.2"], "real numbers"),
+        (np.array(["0.1", "0.2"]), "real numbers"),
+        (None, "real numbers"),
+        ([[0.1], [0.2, 0.3]], "real numbers"),
+        (np.array([0.1, 0.2], np.float16), "16 bits"),
+        (torch.tensor([0.1, 0.2]).half(), "16 bits"),
+        (torch.tensor([0.1, 0.2]).bfloat16(), "16 bits"),
+        (torch.tensor([0.1, 0.2], device="meta"), "dense tensor"),
+        (torch.tensor([0.1, 0.2]).to_sparse(), "dense tensor"),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_numbers_of_another_kind_are_refused(values, words):
+    for build in (NoiseSchedule.from_betas, NoiseSchedule.from_alphas_cumprod):
+        with pytest.raises(InputError, match=words):
+            build(values)
+
+
+@pytest.mark.parametrize(
+    "name", ["linear", "scaled_linear", "geometric", "warmup", "sigmoid_betas", "cosine_betas"]
+)
+def test_ends_that_fall_are_refused(name):
+    with pytest.raises(InputError, match="above the last"):
+        NAMED[name](1000, beta_start=0.02, beta_end=1e-4)
+    assert (NAMED[name](1000, beta_start=0.01, beta_end=0.01).betas.diff().abs() < 1e-15).all()
+
+
+def test_nothing_left_of_the_data_is_refused():
+    NoiseSchedule.from_betas(np.full(1000, 0.5))  # 2^-1000
+    for build in (
+        lambda: NoiseSchedule.from_betas(np.full(1100, 0.5)),
+        lambda: NoiseSchedule.warmup(100_000, beta_end=0.5, share=0.0),
+    ):
+        with pytest.raises(InputError, match="nothing is left of the data; take fewer steps"):
+            build()
+    with pytest.raises(InputError, match="rounds to 1; take more of them"):
+        NoiseSchedule.from_betas(np.full(1000, 0.5)).respaced(5)
+
+
 def test_the_logarithms_of_geometric_variances_are_evenly_spaced():
     betas = NoiseSchedule.geometric(7, beta_start=1e-3, beta_end=0.4).betas
     assert_allclose(betas.log().diff(), math.log(400) / 6, rtol=1e-12)
