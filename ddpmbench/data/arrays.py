@@ -140,9 +140,9 @@ def read_array(images: Arrays, num_images: int | None, convert: str | None) -> I
 
 def _as_array(images: object, convert: str | None) -> NDArray[Any]:
     if isinstance(images, np.ndarray):
-        return images
+        return _without_mask(images, SOURCE)
     if _is_tensor(images):
-        array: NDArray[Any] = images.detach().cpu().numpy()  # type: ignore[attr-defined]
+        array = _array_of(images)  # type: ignore[arg-type]
         if array.ndim == 4 and array.shape[1] not in (1, 3):
             raise refusal(SOURCE, f"has shape {array.shape}; give a tensor as (N, C, H, W)")
         return array.transpose(0, 2, 3, 1) if array.ndim == 4 else array
@@ -162,6 +162,27 @@ def _as_array(images: object, convert: str | None) -> NDArray[Any]:
     )
 
 
+def _without_mask(array: NDArray[Any], source: str) -> NDArray[Any]:
+    """The array; refused if it is masked, as the pixels under the mask would be evaluated."""
+    if isinstance(array, np.ma.MaskedArray):
+        raise refusal(source, "is a masked array; fill it as it is meant: x.filled(0)")
+    return array
+
+
+def _array_of(tensor: "Tensor") -> NDArray[Any]:
+    """The numbers of a dense tensor."""
+    import torch
+
+    if tensor.is_meta:
+        raise refusal(SOURCE, "is a tensor without numbers (meta device); give its pixels")
+    if tensor.layout != torch.strided:
+        raise refusal(SOURCE, "is a sparse tensor; give x.to_dense()")
+    if tensor.dtype == torch.bfloat16:  # numpy has none
+        tensor = tensor.float()
+    array: NDArray[Any] = tensor.detach().cpu().numpy()
+    return array
+
+
 def _is_tensor(images: object) -> bool:
     import torch
 
@@ -170,7 +191,7 @@ def _is_tensor(images: object) -> bool:
 
 def _one_image(index: int, image: object, convert: str | None) -> NDArray[Any]:
     if isinstance(image, np.ndarray):
-        return image
+        return _without_mask(image, f"image {index}")
     if not hasattr(image, "getbands"):
         raise refusal(f"image {index}", f"is {type(image).__name__}; give Pillow images or arrays")
     try:
