@@ -15,7 +15,14 @@ from ddpmbench.checkpoints.schedule_tables import ScheduleTables
 from ddpmbench.checkpoints.schedules import NO_TABLES, read_schedule
 from ddpmbench.checkpoints.settings import CheckpointSettings, MissingSettingsError, parameters
 from ddpmbench.checkpoints.state_dicts import StateDict, find_state, network_digest
-from ddpmbench.checkpoints.weights import is_plain, kind_of, sha256_of, some_weights, tensors_in
+from ddpmbench.checkpoints.weights import (
+    is_plain,
+    kind_of,
+    sha256_of,
+    some_weights,
+    tensors_in,
+    why_not_plain,
+)
 from ddpmbench.diffusion.data_range import UNIT_RANGE, DataRange
 from ddpmbench.diffusion.model import WRAPPED, Checkpoint, ImageSize, TimeInput
 from ddpmbench.diffusion.process import Prediction, Variance
@@ -481,16 +488,15 @@ def _as_wanted(tensor: Tensor, wanted: Tensor, named: str, who: str) -> Tensor:
     Copying would make floats of integers, and drop imaginary parts, silently.
     """
     is_float = wanted.is_floating_point()
+    if tensor.is_meta or tensor.layout != torch.strided or tensor.is_quantized:
+        raise InputError(f"{named} {why_not_plain(tensor)}")
     if tensor.is_floating_point() != is_float or tensor.is_complex() != wanted.is_complex():
         raise InputError(
             f"{named} is {kind_of(tensor)}, and {who} has {kind_of(wanted)} there; save it as "
             f"{kind_of(wanted)}"
         )
     if is_float and not is_plain(tensor):
-        raise InputError(
-            f"{named} is no plain floating-point tensor ({kind_of(tensor)}); save the weights as "
-            "float32"
-        )
+        raise InputError(f"{named} {why_not_plain(tensor)}")
     return tensor.float() if is_float else tensor
 
 

@@ -39,6 +39,17 @@ def is_plain(tensor: Tensor) -> bool:
     )
 
 
+def why_not_plain(tensor: Tensor) -> str:
+    """What a tensor is that is not plain, and how to save it."""
+    if tensor.is_meta:
+        return "has no numbers (meta device); save the weights of a network that is on a real one"
+    if tensor.layout != torch.strided:
+        return f"is sparse ({kind_of(tensor)}); save it with .to_dense()"
+    if tensor.is_quantized:
+        return f"is quantized ({kind_of(tensor)}); save it with .dequantize()"
+    return f"is no floating-point tensor ({kind_of(tensor)}); save the weights as float32"
+
+
 def numbers_held(tensor: Tensor) -> int | None:
     """How many numbers a tensor has memory for; None if it is not dense.
 
@@ -498,10 +509,7 @@ def load_weights(
         if tensor.shape != wanted.shape:
             problem = f"is {list(tensor.shape)}, the network takes {list(wanted.shape)}"
         elif not is_plain(tensor):
-            problem = (
-                f"is no plain floating-point tensor ({kind_of(tensor)}); save the weights as "
-                "float32"
-            )
+            problem = why_not_plain(tensor)
         else:
             state[name] = tensor.float().contiguous()  # torch has no isfinite for 8 bits
             if not bool(state[name].isfinite().all()):

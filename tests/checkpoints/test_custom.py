@@ -750,9 +750,14 @@ def without(state, name):
         (lambda s: {**s, "last.bias": s["last.bias"].to(torch.int8)}, ["last.bias is int8"]),
         (lambda s: {**s, "last.bias": s["last.bias"] > 0}, ["last.bias is bool"]),
         (lambda s: {**s, "last.bias": s["last.bias"] * 1j}, ["last.bias is complex64"]),
+        (lambda s: {**s, COUNT: s[COUNT].to("meta")}, [f"{COUNT} has no numbers"]),
+        (lambda s: {**s, COUNT: s[COUNT].to_sparse()}, [f"{COUNT} is sparse", ".to_dense()"]),
         (lambda s: {**s, COUNT: s[COUNT] * 1j}, [f"{COUNT} is complex64", "has int64"]),
-        (lambda s: {**s, "last.bias": s["last.bias"].to_sparse()}, ["last.bias", "sparse_coo"]),
-        (lambda s: {**s, "last.bias": s["last.bias"].to("meta")}, ["last.bias", "no plain"]),
+        (
+            lambda s: {**s, "last.bias": s["last.bias"].to_sparse()},
+            ["last.bias is sparse", "sparse_coo", ".to_dense()"],
+        ),
+        (lambda s: {**s, "last.bias": s["last.bias"].to("meta")}, ["last.bias has no numbers"]),
         (
             lambda s: {**s, "last.weight": huge()},
             ["size mismatch for last.weight: ", "1024"],

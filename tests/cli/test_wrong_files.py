@@ -420,13 +420,13 @@ NOT_WHOLE = [
     Wrong(
         "openai, a sparse weight",
         saved(changed(OPENAI, **{MIDDLE: OPENAI[MIDDLE].to_sparse()})),
-        (MIDDLE,),
+        (f"{MIDDLE} is sparse", ".to_dense()"),
         FOR_OPENAI,
     ),
     Wrong(
         "openai without numbers",
         saved(lambda: openai_weights(device="meta")),
-        ("no plain floating-point tensor",),
+        ("has no numbers (meta device)",),
         FOR_OPENAI,
     ),
     Wrong("openai without flags", saved(OPENAI), ("--model-flags",), unsettled=True),
