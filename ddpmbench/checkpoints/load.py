@@ -36,7 +36,7 @@ from ddpmbench.checkpoints.openai import is_openai, read_openai
 from ddpmbench.checkpoints.pesser import TELLING as PESSER
 from ddpmbench.checkpoints.pesser import is_pesser, read_pesser
 from ddpmbench.checkpoints.schedule_tables import BUFFERS, ScheduleTables, alike
-from ddpmbench.checkpoints.schedules import NO_TABLES, read_schedule
+from ddpmbench.checkpoints.schedules import NO_TABLES, notes_on, read_schedule
 from ddpmbench.checkpoints.settings import CheckpointSettings, MissingSettingsError
 from ddpmbench.checkpoints.state_dicts import StateDict, find_state
 from ddpmbench.checkpoints.weights import FileError, containers, read_state
@@ -412,6 +412,7 @@ def _notes(schedule: NoiseSchedule, tables: ScheduleTables, option: str | None) 
         notes.append(f"{stated} is not that of the tables in the file ({why})")
     elif tables and tables.contradiction is None and not tables.readings:
         notes.append(f"{stated} cannot be compared with the tables in the file")
+    notes += notes_on(option or "")
     total = schedule.num_original_timesteps
     if tables.steps and total not in tables.steps.values():
         name, steps = next(iter(tables.steps.items()))

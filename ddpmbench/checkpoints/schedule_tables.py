@@ -5,6 +5,7 @@ t = 0. Two tables of one module are read under any name if one is the cumulative
 other implies; a single table needs an unambiguous name. All else is refused.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -47,6 +48,12 @@ _MOST_TOGETHER = 64
 """Of one module; a schedule has some twenty tables."""
 _MOST_ENTRIES = 2**20
 """Of all tables of one module; comparing them takes some 300 bytes an entry."""
+_LEAST_KNOWN = 10
+"""Fewer numbers may be spaced evenly by chance."""
+_EVEN = 0.01
+"""Largest distance from a line, as a share of its rise, of numbers that are spaced evenly."""
+_LOG_LEAST_OF_BETAS = math.log(1e-30)
+"""Of alphas_cumprod; the usual schedules end above 1e-18."""
 
 Array = NDArray[np.float64]
 
@@ -444,12 +451,27 @@ def betas_schedule(values: Array, *, name: str = "betas") -> NoiseSchedule:
         InputError: they are no betas, or look like something else.
     """
     _check_row(values)
-    if not ((values > 0) & (values < 1)).all():
+    inside = (values > 0) & (values < 1)
+    if values[0] == 0 and inside[1:].all():
+        raise InputError(
+            "its first number is 0, which is for no noise: leave it out, t = 1 comes first"
+        )
+    if not inside.all():
         raise InputError("not all of its numbers lie strictly between 0 and 1, as betas do")
     if values[0] > values[-1]:
         raise InputError(
             f"its numbers fall from {values[0]:g} to {values[-1]:g}, and betas rise from the data "
-            "on: reverse them, or say what they are (alphas are 1 - beta)"
+            f"on: {_remedy_where_they_fall(values)} (alphas are 1 - beta)"
+        )
+    ends = float(np.log1p(-values).sum())
+    if ends < _LOG_LEAST_OF_BETAS or values[-1] > 0.9:
+        what = _likely_meaning(values)
+        if what is not None:
+            raise InputError(f"these look like {what[0]}, not like betas; pass {what[1]}")
+    if ends < _LOG_LEAST_OF_BETAS:
+        raise InputError(
+            f"as betas they leave 1e{ends / math.log(10):.0f} of the data's variance, so they are "
+            "likely something else; pass the products of 1 - beta as alphas_cumprod:FILE"
         )
     return NoiseSchedule.from_betas(values, name=name)
 
@@ -465,7 +487,12 @@ def products_schedule(values: Array, *, name: str = "alphas_cumprod") -> NoiseSc
         InputError: they are no products, or look like something else.
     """
     _check_row(values)
-    if values[0] == 1:
+    if values[0] == 1 and _has_16_bits(values):
+        raise InputError(
+            "its numbers were rounded to 16 bits, too few for a schedule; compute them in float32 "
+            "or float64, or name the schedule"
+        )
+    if values[0] == 1 and values[1] < 1:
         raise InputError(
             "its first number is 1, which is that of no step: leave it out, t = 1 comes first"
         )
@@ -481,6 +508,77 @@ def products_schedule(values: Array, *, name: str = "alphas_cumprod") -> NoiseSc
     return NoiseSchedule.from_alphas_cumprod(values, name=name)
 
 
+def _remedy_where_they_fall(values: Array) -> str:
+    """To reverse betas only helps where that makes betas of them."""
+    with contextlib.suppress(InputError):
+        betas_schedule(values[::-1])
+        return "reverse them, or say what they are"
+    return "say what they are, as products of alphas in alphas_cumprod:FILE"
+
+
+def _has_16_bits(values: Array) -> bool:
+    """Whether each of several numbers is one of float16."""
+    return len(values) > 4 and bool((values.astype(np.float16) == values).all())
+
+
+def _likely_meaning(values: Array) -> tuple[str, str] | None:
+    """Which table of a usual schedule these rising numbers are, and what to pass; None if unclear.
+
+    It is clear where the betas that they imply are spaced evenly, they or their square roots or
+    logarithms, and the numbers themselves are not.
+    """
+    backwards = values[::-1]
+    if len(values) < _LEAST_KNOWN:
+        return None
+    if values[0] > 0.5:
+        if _unevenness(1 - backwards) < _EVEN:
+            return "1 - beta, the last timestep first", "1 - values[::-1]"
+        return None
+    if _unevenness(values) < _EVEN:
+        return None
+    one, root, reverse = (
+        _unevenness_of_products(p) for p in (1 - values, 1 - values**2, backwards)
+    )
+    least = min(one, root, reverse)
+    if least < _EVEN and sorted((one, root, reverse))[1] > 3 * least:
+        if least == reverse:
+            return (
+                "alphas_cumprod or its square roots, the last timestep first",
+                "alphas_cumprod:FILE with t = 1 first",
+            )
+        if least == one:
+            return "1 - alphas_cumprod", "1 - values as alphas_cumprod:FILE"
+        return "sqrt(1 - alphas_cumprod)", "1 - values**2 as alphas_cumprod:FILE"
+    if least >= _EVEN and _unevenness(values**2) < _EVEN:
+        return "square roots of betas", "values**2"
+    return None
+
+
+def _unevenness_of_products(products: Array) -> float:
+    """That of the betas that products imply."""
+    kept = products > 0.1  # behind them the rounding of float32 tells
+    return _unevenness(_betas_of(products[kept])) if kept.sum() >= _LEAST_KNOWN else math.inf
+
+
+def _betas_of(products: Array) -> Array:
+    betas: Array = -np.diff(products, prepend=1.0) / np.append(1.0, products[:-1])
+    return betas
+
+
+def _unevenness(row: Array) -> float:
+    """How far positive rising numbers are from a line, as a share of its rise.
+
+    Or their square roots or logarithms, whichever are nearest to one.
+    """
+    if not (row > 0).all() or not row[-1] > row[0]:
+        return math.inf
+    shares = []
+    for scaled in (row, np.sqrt(row), np.log(row)):
+        line = np.linspace(scaled[0], scaled[-1], len(scaled))
+        shares.append(float(np.abs(scaled - line).max() / (scaled[-1] - scaled[0])))
+    return min(shares)
+
+
 def _look_like_alphas(values: Array) -> bool:
     """Whether falling numbers are 1 - beta of single timesteps and not their products.
 
@@ -488,7 +586,7 @@ def _look_like_alphas(values: Array) -> bool:
     a variance that falls after the first timestep.
     """
     rounding = 2.0**-23
-    betas = -np.diff(values, prepend=1.0) / np.append(1.0, values[:-1])
+    betas = _betas_of(values)
     if betas[1] < betas[0] - 4 * rounding:
         return True
     rest = 1 - values
@@ -512,7 +610,11 @@ def alike(one: NoiseSchedule, other: NoiseSchedule) -> bool:
 
 def _check_row(values: Array) -> None:
     if values.ndim != 1 or len(values) < 2:
-        raise InputError(f"its shape is {values.shape}, not one row of a number a step")
+        raise InputError(
+            f"its shape is {values.shape}, not one row of a number a step; save T numbers, (T,)"
+        )
+    if len(values) > MAX_TIMESTEPS:
+        raise InputError(f"has {len(values):,} numbers, more than {MAX_TIMESTEPS:,} steps")
     if not np.isfinite(values).all():
         raise InputError("not all of its numbers are finite")
 
@@ -536,6 +638,8 @@ def _is_table(tensor: Tensor, *, is_named: bool) -> bool:
     if len(tensor) > (numbers_held(tensor) or 0):
         return False
     values = _values(tensor)
+    if not np.isfinite(values).all():
+        return False
     rises = np.diff(values) >= 0
     if rises.any() and not rises.all():
         return False
@@ -543,7 +647,7 @@ def _is_table(tensor: Tensor, *, is_named: bool) -> bool:
         inside = values[1:] if values[0] in (0, 1) else values
         return bool(((inside > 0) & (inside < 1)).all())
     in_range = values.min() >= 0 and (values.max() <= 1 or values.min() >= 1)
-    return bool(np.isfinite(values).all() and in_range and values[0] != values[-1])
+    return bool(in_range and values[0] != values[-1])
 
 
 def _values(tensor: Tensor) -> Array:

@@ -5,13 +5,12 @@ may be something else is refused.
 """
 
 import functools
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
+import torch
 
+from ddpmbench.checkpoints.schedule_files import array_names, read_table
 from ddpmbench.checkpoints.schedule_tables import (
     BUFFERS,
     ScheduleTables,
@@ -19,7 +18,7 @@ from ddpmbench.checkpoints.schedule_tables import (
     products_schedule,
 )
 from ddpmbench.checkpoints.weights import naming
-from ddpmbench.diffusion.schedule import NoiseSchedule
+from ddpmbench.diffusion.schedule import MAX_TIMESTEPS, NoiseSchedule
 from ddpmbench.errors import InputError
 
 FORMS = (
@@ -32,8 +31,6 @@ FORMS = (
 """All forms, in one line."""
 _ALIASES = {"quad": "scaled-linear", "squaredcos-cap-v2": "cosine"}
 """Their names in the code of Ho et al. and in diffusers."""
-
-Array = NDArray[np.float64]
 
 _FILES = {"betas": betas_schedule, "alphas_cumprod": products_schedule}
 NO_TABLES = ScheduleTables()
@@ -60,7 +57,7 @@ def read_schedule(form: str, tables: ScheduleTables = NO_TABLES) -> NoiseSchedul
         if name in _FILES:
             if not rest:
                 raise InputError(f"name the file, as in {name}:FILE.npy")
-            return _FILES[name](_numbers(Path(rest), name), name=name)
+            return _FILES[name](read_table(Path(rest), name), name=name)
         name = name.replace("_", "-")
         name = _ALIASES.get(name, name)
         if name not in _NAMED:
@@ -71,16 +68,43 @@ def read_schedule(form: str, tables: ScheduleTables = NO_TABLES) -> NoiseSchedul
         return _NAMED[name](_steps(steps), [_number(text) for text in others])
 
 
+def notes_on(form: str) -> tuple[str, ...]:
+    """A line where a .npz file that a schedule is read from holds another schedule, too.
+
+    Args:
+        form: one that `read_schedule` has read.
+    """
+    name, _, rest = form.partition(":")
+    if name not in _FILES:
+        return ()
+    tables = {}
+    for other in array_names(path := Path(rest)):
+        try:
+            tables[other] = torch.from_numpy(read_table(path, other))
+        except InputError:
+            continue  # no table
+    if name not in tables:
+        return ()
+    what = ScheduleTables.among(tables).contradiction
+    return () if what is None else (f"`schedule={form}`: {what}; its {name} are taken",)
+
+
 def _linear(steps: int, numbers: list[float]) -> NoiseSchedule:
     if not numbers and steps == 1000:
         return NoiseSchedule.linear(steps)
-    if len(numbers) != 2:
-        scaled = f"linear:{steps}:{0.1 / steps:g}:{20 / steps:g}"
+    usual = f"linear:{steps}:0.0001:0.02"
+    _refuse_more(numbers, 2, "linear", steps)
+    if not numbers:
+        scaled = (
+            f", linear:{steps}:{0.1 / steps:g}:{20 / steps:g} scaled with 1000 / T as Nichol & "
+        )
         raise InputError(
             f"of {steps} steps it is one thing to some and another to others; name its first and "
-            f"last beta: linear:{steps}:0.0001:0.02 as Ho et al. have them, {scaled} scaled with "
-            "1000 / T as Nichol & Dhariwal do"
+            f"last beta: {usual} as Ho et al. have them"
+            + (f"{scaled}Dhariwal do" if steps > 20 else "")
         )
+    if len(numbers) == 1:
+        raise InputError(f"name its first and its last beta, as in {usual}")
     start, end = map(_beta, numbers)
     return NoiseSchedule.linear(steps, beta_start=start, beta_end=end)
 
@@ -91,6 +115,7 @@ def _two_betas(
     """The form `name:T:START:END` of a constructor; usual ends are its example."""
 
     def schedule(steps: int, numbers: list[float]) -> NoiseSchedule:
+        _refuse_more(numbers, 2, name, steps)
         if len(numbers) != 2:
             example = f"{name}:{steps}:{start:g}:{end:g}"
             raise InputError(f"name its first and its last beta, as in {example}")
@@ -100,13 +125,15 @@ def _two_betas(
 
 
 def _sqrt_linear(steps: int, numbers: list[float]) -> NoiseSchedule:
-    if len(numbers) != 1:
+    _refuse_more(numbers, 1, "sqrt-linear", steps)
+    if not numbers:
         raise InputError(f"name its last beta, as in sqrt-linear:{steps}:0.02")
     return NoiseSchedule.sqrt_linear(steps, beta_end=_beta(numbers[0]))
 
 
 def _const(steps: int, numbers: list[float]) -> NoiseSchedule:
-    if len(numbers) != 1:
+    _refuse_more(numbers, 1, "const", steps)
+    if not numbers:
         raise InputError(f"name its beta, as in const:{steps}:0.02")
     return NoiseSchedule.warmup(steps, beta_end=_beta(numbers[0]), share=0.0)
 
@@ -114,6 +141,7 @@ def _const(steps: int, numbers: list[float]) -> NoiseSchedule:
 def _cosine(steps: int, numbers: list[float]) -> NoiseSchedule:
     if not numbers:
         return NoiseSchedule.cosine(steps)
+    _refuse_more(numbers, 2, "cosine", steps)
     if len(numbers) != 2 or not (0 <= numbers[0] < 1 and 0 < numbers[1] <= 100):
         raise InputError(
             f"it takes its steps alone, as in cosine:{steps}, or an offset in [0, 1) and a power, "
@@ -125,6 +153,7 @@ def _cosine(steps: int, numbers: list[float]) -> NoiseSchedule:
 def _sigmoid(steps: int, numbers: list[float]) -> NoiseSchedule:
     if not numbers:
         return NoiseSchedule.sigmoid(steps)
+    _refuse_more(numbers, 3, "sigmoid", steps)
     if len(numbers) != 3 or not (-100 <= numbers[0] < numbers[1] <= 100 and numbers[2] >= 0.01):
         raise InputError(
             f"it takes its steps alone, as in sigmoid:{steps}, or two ends that rise and a "
@@ -150,9 +179,20 @@ _NAMED: Mapping[str, Callable[[int, list[float]], NoiseSchedule]] = {
 
 
 def _steps(text: str) -> int:
-    if not (text.isascii() and text.isdecimal()) or int(text[:9]) < 2:
+    if not (text.isascii() and text.isdecimal()) or not text.strip("0") or text.lstrip("0") == "1":
         raise InputError(f"{text!r} is no number of steps; take a whole one from 2 on")
-    return int(text[:9])
+    digits = text.lstrip("0")
+    if len(digits) > len(str(MAX_TIMESTEPS)) or int(digits) > MAX_TIMESTEPS:
+        raise InputError(f"has too many steps; take from 2 to {MAX_TIMESTEPS:,}")
+    return int(digits)
+
+
+def _refuse_more(numbers: list[float], most: int, name: str, steps: int) -> None:
+    """Refuse numbers behind those that a form takes."""
+    if (more := len(numbers) - most) > 0:
+        form = ":".join([name, str(steps), *(f"{number:.12g}" for number in numbers[:most])])
+        count = "one number" if more == 1 else f"{more} numbers"
+        raise InputError(f"has {count} too many; take {form}")
 
 
 def _number(text: str) -> float:
@@ -166,31 +206,3 @@ def _beta(value: float) -> float:
     if not 0 < value < 1:
         raise InputError(f"{value:g} is no beta, which lies strictly between 0 and 1")
     return value
-
-
-def _numbers(path: Path, name: str) -> Array:
-    """(T,) the numbers of a file."""
-    try:
-        if path.suffix in (".npy", ".npz"):
-            with path.open("rb") as file:
-                content = np.load(file, allow_pickle=False)
-                values = content if path.suffix == ".npy" else _only(content, name)
-        else:
-            text = path.read_text(encoding="utf-8").replace(",", " ").split()
-            values = np.array([float(word) for word in text])
-        values = np.asarray(values, dtype=np.float64)
-    except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror or error})") from error
-    except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"no numbers of a .npy, .npz or text file ({error})") from error
-    return values
-
-
-def _only(archive: Mapping[str, Array], name: str) -> Array:
-    """The array of an archive that has the name, or its only one."""
-    if name in archive:
-        return archive[name]
-    names = list(archive)
-    if len(names) != 1:
-        raise InputError(f"holds {', '.join(names) or 'nothing'}; name one of its arrays {name}")
-    return archive[names[0]]

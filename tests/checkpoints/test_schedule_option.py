@@ -11,6 +11,7 @@ from ddpmbench.checkpoints import CheckpointSettings, load_checkpoint
 from ddpmbench.checkpoints.schedule_tables import ScheduleTables
 from ddpmbench.checkpoints.schedules import read_schedule
 from ddpmbench.diffusion.schedule import NoiseSchedule
+from ddpmbench.errors import InputError
 
 LINEAR = NoiseSchedule.linear(1000)
 BETAS = LINEAR.betas
@@ -69,8 +70,27 @@ def test_a_name_is_its_constructor(option, schedule):
         ("cosine:9999999", ["1,000,000"]),
         ("cosine:" + "9" * 40, ["1,000,000"]),
         ("linear:500", ["linear:500:0.0001:0.02", "linear:500:0.0002:0.04"]),
-        ("linear:500:0.0001", ["first and last beta"]),
-        ("linear:500:0.0001:0.02:0.3", ["first and last beta"]),
+        ("linear:500:0.0001", ["its last beta", "linear:500:0.0001:0.02"]),
+        ("linear:1000:0.0001", ["its last beta", "linear:1000:0.0001:0.02"]),
+        ("linear:500:0.0001:0.02:0.3", ["one number too many", "take linear:500:0.0001:0.02"]),
+        ("linear:1000:0.0001:0.02:9", ["one number too many", "take linear:1000:0.0001:0.02"]),
+        ("geometric:9:0.01:0.1:2:3", ["2 numbers too many", "take geometric:9:0.01:0.1"]),
+        ("const:9:0.01:0.1", ["one number too many", "take const:9:0.01"]),
+        ("sqrt-linear:9:0.01:0.1", ["one number too many", "take sqrt-linear:9:0.01"]),
+        ("cosine:9:0.008:2:1", ["one number too many", "take cosine:9:0.008:2"]),
+        ("sigmoid:9:-3:3:1:1", ["one number too many", "take sigmoid:9:-3:3:1"]),
+        ("linear:999999999", ["too many steps", "1,000,000"]),
+        ("linear:1000001", ["too many steps", "1,000,000"]),
+        ("buffers:1000001", ["too many steps", "1,000,000"]),
+        *(
+            (f"{name}:1000:0.02:0.0001", ["0.02, is above the last, 0.0001", "smaller one first"])
+            for name in (
+                *("linear", "scaled-linear", "quad", "geometric", "warmup10", "warmup50"),
+                *("sigmoid-betas", "cosine-betas"),
+            )
+        ),
+        ("const:100000:0.5", ["1e-30103", "smaller betas"]),
+        ("geometric:100000:0.1:0.9", ["smaller betas"]),
         ("linear:500:a:0.02", ["'a'"]),
         ("linear:500:nan:0.02", ["nan", "between 0 and 1"]),
         ("linear:500:0.0001:2", ["between 0 and 1"]),
@@ -129,6 +149,8 @@ def test_where_a_file_lies_is_no_part_of_its_schedule(tmp_path):
         ("betas", BETAS[None], "one row"),
         ("betas", BETAS[:1], "one row"),
         ("betas", BETAS * torch.nan, "finite"),
+        ("betas", torch.cat([torch.zeros(1), BETAS]), "0, which is for no noise: leave it out"),
+        ("betas", torch.cat([torch.zeros(2), BETAS]), "strictly between 0 and 1"),
         ("betas", BETAS * 100, "between 0 and 1"),
         ("alphas_cumprod", BETAS, "fall strictly"),
         ("alphas_cumprod", PRODUCTS.flip(0), "fall strictly"),
@@ -147,17 +169,18 @@ def test_tables_that_are_something_else(tmp_path, name, values, word):
             ScheduleTables(products={"diffusion.alphas_cumprod": values}).schedule()
 
 
-def test_files_that_are_no_table(tmp_path):
-    text, objects, two = tmp_path / "a.txt", tmp_path / "a.npy", tmp_path / "a.npz"
-    text.write_text("0.1 0.2 many")
-    np.save(objects, np.array([{}, {}]), allow_pickle=True)
-    np.savez(two, first=np.ones(2), second=np.ones(2))
-    cut = tmp_path / "cut.npz"
-    cut.write_bytes(two.read_bytes()[:-50])
-    wrong = {text: "many", objects: "pickle", two: "first, second", cut: "no numbers"}
-    for path, word in wrong.items():
-        with refused(path, word):
-            read_schedule(f"betas:{path}")
+def test_a_few_steps_are_no_advice_to_scale():
+    with pytest.raises(InputError) as caught:
+        read_schedule("linear:20")
+    assert "scaled" not in str(caught.value)
+    read_schedule("linear:21:" + ":".join(map(str, (0.1 / 21, 20 / 21))))  # the last that there is
+
+
+def test_ends_that_are_equal_do_not_fall():
+    for name in ("linear", "geometric", "warmup10", "cosine-betas"):
+        betas = read_schedule(f"{name}:30:0.01:0.01").betas
+        np.testing.assert_allclose(betas, 0.01, rtol=1e-12)
+    assert read_schedule("const:30:1e-5").betas[0] == 1e-5
 
 
 # ---- beside the weights

@@ -6,9 +6,14 @@ import torch
 from peers import refused
 
 from ddpmbench.checkpoints import schedule_tables
-from ddpmbench.checkpoints.schedule_tables import ScheduleTables
+from ddpmbench.checkpoints.schedule_tables import (
+    ScheduleTables,
+    betas_schedule,
+    products_schedule,
+)
 from ddpmbench.checkpoints.schedules import read_schedule
 from ddpmbench.diffusion.schedule import NoiseSchedule
+from ddpmbench.errors import InputError
 
 
 def from_zero(total):
@@ -200,6 +205,94 @@ def test_tables_of_low_precision_are_one_line():
     tables = {name: table.half() for name, table in min_diffusion(100).items()}
     with refused("alphabar_t has 16 bits", "name the schedule"):
         read(tables)
+
+
+# ---- tables that cannot be betas
+
+
+USUAL = {
+    "linear": lambda total: np.linspace(0.1, 20, total) / total,
+    "scaled-linear": lambda total: np.linspace(0.3, 4.3, total) ** 2 / total,
+}
+LIKE = {
+    "1 - alphas_cumprod": lambda betas, products: 1 - products,
+    "sqrt(1 - alphas_cumprod)": lambda betas, products: np.sqrt(1 - products),
+    "1 - beta, the last timestep first": lambda betas, products: 1 - betas[::-1],
+    "alphas_cumprod or its square roots": lambda betas, products: products[::-1],
+}
+UNDO = {
+    "1 - alphas_cumprod": (products_schedule, lambda values: 1 - values),
+    "sqrt(1 - alphas_cumprod)": (products_schedule, lambda values: 1 - values**2),
+    "1 - beta, the last timestep first": (betas_schedule, lambda values: 1 - values[::-1]),
+    "alphas_cumprod or its square roots": (products_schedule, lambda values: values[::-1]),
+}
+
+
+@pytest.mark.parametrize("like", LIKE)
+@pytest.mark.parametrize("shape", USUAL)
+@pytest.mark.parametrize(("total", "dtype"), [(100, np.float64), (1000, np.float64), (1000, "f4")])
+def test_another_table_in_place_of_betas_is_named(like, shape, total, dtype):
+    betas = USUAL[shape](total)
+    values = LIKE[like](betas, np.cumprod(1 - betas)).astype(dtype).astype(np.float64)
+    with refused(f"look like {like}"):
+        betas_schedule(values)
+    # the remedy is the schedule that was meant
+    read, undo = UNDO[like]
+    np.testing.assert_allclose(read(undo(values)).alphas_cumprod, np.cumprod(1 - betas), rtol=1e-2)
+
+
+@pytest.mark.parametrize("total", [100, 1000])
+def test_falling_numbers_are_reversed_only_where_that_makes_betas(total):
+    betas = USUAL["linear"](total)
+    with refused("reverse them"):
+        betas_schedule(betas[::-1])
+    for values in (1 - betas, np.cumprod(1 - betas), np.sqrt(np.cumprod(1 - betas))):
+        with pytest.raises(InputError, match="as products of alphas") as caught:
+            betas_schedule(values)
+        assert "reverse" not in str(caught.value)
+
+
+def test_square_roots_of_betas_are_named():
+    with refused("look like square roots of betas", "values**2"):
+        betas_schedule(np.sqrt(USUAL["linear"](1000)))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        1 - NoiseSchedule.cosine(1000).alphas_cumprod.numpy(),
+        np.sqrt(NoiseSchedule.scaled_linear(4000).betas.numpy()),
+        np.full(1000, 0.5),
+    ],
+)
+def test_betas_that_leave_nothing_are_refused_without_a_guess(values):
+    with refused("of the data's variance, so they are likely something else"):
+        betas_schedule(values)
+
+
+def rising():
+    """Schedules of every name that end above one half, in fewer and more steps."""
+    for total in (10, 20, 50, 100, 1000, 4000):
+        yield NoiseSchedule.cosine(total)
+        yield NoiseSchedule.sigmoid(total)
+        yield NoiseSchedule.sigmoid(total, start=0.0, end=3.0, temperature=0.3)
+        yield NoiseSchedule.linear(1000).respaced(min(total, 999))
+        yield NoiseSchedule.cosine(1000).respaced(min(total, 999))
+    for total in (10, 20):
+        for end in (0.5, 0.95):
+            yield NoiseSchedule.linear(total, beta_start=1e-3, beta_end=end)
+            yield NoiseSchedule.scaled_linear(total, beta_start=1e-3, beta_end=end)
+            yield NoiseSchedule.geometric(total, beta_start=1e-3, beta_end=end)
+            yield NoiseSchedule.sqrt_linear(total, beta_end=end)
+            yield NoiseSchedule.sigmoid_betas(total, beta_start=1e-3, beta_end=end)
+            yield NoiseSchedule.cosine_betas(total, beta_start=1e-3, beta_end=end)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_betas_that_rise_far_are_betas(dtype):
+    for schedule in rising():
+        betas = schedule.betas.numpy().astype(dtype).astype(np.float64)
+        np.testing.assert_array_equal(betas_schedule(betas).betas, betas)
 
 
 # ---- products that end above one half
