@@ -1,5 +1,6 @@
 """A network of the user's own: their code builds it, and a file or that code has its weights."""
 
+import contextlib
 import dataclasses
 import inspect
 import operator
@@ -12,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from ddpmbench.checkpoints.diffusers_files import INDEX, sha256_of_shards
 from ddpmbench.checkpoints.schedule_tables import ScheduleTables
-from ddpmbench.checkpoints.schedules import NO_TABLES, read_schedule
+from ddpmbench.checkpoints.schedules import NO_TABLES, notes_on, read_schedule
 from ddpmbench.checkpoints.settings import CheckpointSettings, MissingSettingsError, parameters
 from ddpmbench.checkpoints.state_dicts import StateDict, find_state, network_digest
 from ddpmbench.checkpoints.weights import (
@@ -28,6 +29,7 @@ from ddpmbench.diffusion.model import WRAPPED, Checkpoint, ImageSize, TimeInput
 from ddpmbench.diffusion.process import Prediction, Variance
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.errors import InputError
+from ddpmbench.records import short_value
 from ddpmbench.user_code import (
     RandomNumbersAreNaN,
     UserFile,
@@ -537,11 +539,33 @@ def wrap_network(
 
     Raises:
         InputError: it is no torch module, or its weights are not finite; a name is unknown; the
-            range or the schedule is none.
+            range, the schedule or a number is none; `null_class` is given without classes.
     """
     if not isinstance(network, nn.Module):
         raise InputError(f"wrap_network: takes a torch module, not a {type(network).__name__}")
+    for setting, value in (
+        ("prediction", prediction),
+        ("variance", variance),
+        ("time_input", time_input),
+    ):
+        if not isinstance(value, str):
+            values = _PLACEHOLDERS[setting][1]
+            raise InputError(f"`{setting}={short_value(value)}`: choose from {values}")
     names = CheckpointSettings(prediction=prediction, variance=variance, time_input=time_input)
+    if not isinstance(schedule, NoiseSchedule | str):
+        raise InputError(
+            f"`schedule={short_value(schedule)}`: takes a text as linear:1000, or a NoiseSchedule; "
+            "NoiseSchedule.from_betas(betas) makes one of numbers"
+        )
+    num_channels = None if channels is None else _count("channels", channels, least=1)
+    num_labels = _count("num_classes", num_classes, least=0)
+    if null_class is not None:
+        null_class = _count("null_class", null_class, least=0)
+        if not num_labels:
+            raise InputError(
+                f"`null_class={null_class}`: is of a network with classes; add `num_classes`, or "
+                "leave it out"
+            )
     if (name := not_finite(network)) is not None:
         raise InputError(f"wrap_network: {name} holds NaN or infinite weights")
     return Checkpoint(
@@ -550,11 +574,37 @@ def wrap_network(
         prediction=Prediction(str(names.prediction)),
         variance=Variance(str(names.variance)),
         time_input=TimeInput(str(names.time_input)),
-        data_range=data_range if isinstance(data_range, DataRange) else DataRange(*data_range),
-        channels=channels,
-        num_classes=num_classes,
+        data_range=_range(data_range),
+        channels=num_channels,
+        num_classes=num_labels,
         null_class=null_class,
         family=WRAPPED,
         source=type(network).__name__,
         sha256=network_digest(network, "wrap_network"),
+        notes=notes_on(schedule) if isinstance(schedule, str) else (),
+    )
+
+
+def _count(name: str, value: object, *, least: int) -> int:
+    """A whole number from `least` on, of whatever type; a parameter of `wrap_network`."""
+    number = _whole(value)
+    if number is None or number < least:
+        raise InputError(f"`{name}={short_value(value)}`: give a whole number from {least} on")
+    return number
+
+
+def _range(value: object) -> DataRange:
+    """A range given by its record or by its two ends."""
+    if isinstance(value, DataRange):
+        return value
+    if isinstance(value, tuple | list) and len(value) == 2:
+        with contextlib.suppress(TypeError, ValueError, OverflowError):
+            low, high = (
+                None if isinstance(end, bool | str | bytes) else float(end) for end in value
+            )
+            if low is not None and high is not None:
+                return DataRange(low, high)
+    raise InputError(
+        f"`data_range={short_value(value)}`: takes its lowest and its highest value, as in "
+        "(-1, 1); DataRange(low, high, levels) has the number of levels, too"
     )

@@ -1,5 +1,6 @@
 """`db.wrap_network`: a checkpoint of a module in memory, or one line about its arguments."""
 
+import numpy as np
 import pytest
 import torch
 from peers import refused
@@ -12,7 +13,7 @@ SCHEDULE = db.NoiseSchedule.linear(30)
 
 
 def wrapped(**named):
-    return db.wrap_network(nn.Conv2d(1, 1, 1), schedule=SCHEDULE, **named)
+    return db.wrap_network(nn.Conv2d(1, 1, 1), **{"schedule": SCHEDULE, **named})
 
 
 @pytest.mark.parametrize(
@@ -34,11 +35,51 @@ def test_a_range_is_two_numbers_or_its_record(given, kept):
         ({"variance": "small"}, ["small", "fixed_small"]),
         ({"time_input": "t"}, ["one-based", "one-based"]),
         ({"data_range": (1, -1)}, ["1,-1"]),
+        ({"prediction": None}, ["`prediction=None`", "eps"]),
+        ({"variance": 3}, ["`variance=3`", "fixed_small"]),
+        ({"time_input": None}, ["`time_input=None`", "one-based"]),
+        ({"data_range": (0, 1, 2)}, ["`data_range=(0, 1, 2)`", "(-1, 1)", "levels"]),
+        ({"data_range": (1,)}, ["`data_range=(1,)`"]),
+        ({"data_range": "0,1"}, ["`data_range='0,1'`", "(-1, 1)"]),
+        ({"data_range": ("0", "1")}, ["`data_range=('0', '1')`"]),
+        ({"data_range": (None, 1)}, ["`data_range=(None, 1)`"]),
+        ({"data_range": (False, True)}, ["`data_range=(False, True)`"]),
+        ({"data_range": None}, ["`data_range=None`"]),
+        ({"data_range": (0, 10**400)}, ["`data_range="]),
+        ({"num_classes": -1}, ["`num_classes=-1`", "from 0"]),
+        ({"num_classes": "ten"}, ["`num_classes='ten'`"]),
+        ({"num_classes": True}, ["`num_classes=True`"]),
+        ({"num_classes": None}, ["`num_classes=None`"]),
+        ({"null_class": 3}, ["`null_class=3`", "`num_classes`"]),
+        ({"null_class": -1, "num_classes": 3}, ["`null_class=-1`"]),
+        ({"channels": -1}, ["`channels=-1`", "from 1"]),
+        ({"channels": 0}, ["`channels=0`"]),
+        ({"channels": 1.5}, ["`channels=1.5`"]),
+        ({"schedule": [0.1, 0.2]}, ["`schedule=[0.1, 0.2]`", "from_betas"]),
+        ({"schedule": torch.ones(9)}, ["`schedule=<Tensor 9", "from_betas"]),
+        ({"schedule": None}, ["`schedule=None`", "linear:1000"]),
     ],
 )
 def test_what_is_no_convention(given, words):
     with refused(*words):
         wrapped(**given)
+
+
+def test_numbers_of_numpy_are_numbers():
+    kept = wrapped(
+        channels=np.int64(1), num_classes=np.int64(3), null_class=3, data_range=[np.float32(0), 1]
+    )
+    assert (kept.channels, kept.num_classes, kept.null_class) == (1, 3, 3)
+    assert kept.data_range == DataRange(0.0, 1.0)
+
+
+def test_tables_that_contradict_each_other_are_a_note(tmp_path):
+    betas = SCHEDULE.betas.numpy()
+    path = tmp_path / "tables.npz"
+    for power, count in ((1, 0), (2, 1)):
+        np.savez(path, betas=betas, alphas_cumprod=np.cumprod(1 - betas) ** power)
+        notes = wrapped(schedule=f"betas:{path}").notes
+        assert len(notes) == count
 
 
 def test_a_state_dict_is_no_network():
