@@ -29,7 +29,7 @@ from .evaluate.sample import generate_samples as generate_samples
 from .evaluate.speed import SpeedReport as SpeedReport
 from .evaluate.speed import SpeedSettings as SpeedSettings
 from .evaluate.speed import measure_speed as measure_speed
-from .execution.features import QualityListener as QualityListener
+from .execution.features import FidelityListener as FidelityListener
 from .execution.samples import SampleSettings as SampleSettings
 from .execution.speed import SpeedPlan as SpeedPlan
 from .execution.worker import RunListener as RunListener
