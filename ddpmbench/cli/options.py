@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 
 from ddpmbench.cli import paths
-from ddpmbench.diffusion.process import Prediction, Variance
+from ddpmbench.diffusion.parameterization import Prediction, Variance
 from ddpmbench.errors import LARGEST_SEED
 
 Command = Callable[..., Any]

@@ -1,7 +1,6 @@
 """The forward process, its posterior, and the reverse process a network implies."""
 
 import dataclasses
-from enum import StrEnum
 from functools import cached_property
 from typing import Self
 
@@ -9,40 +8,10 @@ import torch
 from torch import Tensor
 
 from ddpmbench.diffusion.data_range import UNIT_RANGE, DataRange
+from ddpmbench.diffusion.parameterization import Prediction as Prediction
+from ddpmbench.diffusion.parameterization import Variance as Variance
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.records import short_repr
-
-
-class Prediction(StrEnum):
-    """What the network was trained to output, given x_t and t."""
-
-    EPSILON = "eps"
-    """The noise in x_t (Ho et al. 2020, eq. 11)."""
-    X_START = "x_start"
-    """The data."""
-    V = "v"
-    """sqrt(alphas_cumprod) eps - sqrt(1 - alphas_cumprod) x_start (Salimans & Ho 2022)."""
-    PREVIOUS_MEAN = "previous_mean"
-    """The mean of q(x_{t-1} | x_t, x_start)."""
-
-
-class Variance(StrEnum):
-    """The variance of p(x_{t-1} | x_t)."""
-
-    FIXED_SMALL = "fixed_small"
-    """The posterior variance; at t = 1, where it is 0, that of t = 2."""
-    FIXED_LARGE = "fixed_large"
-    """beta; at t = 1 the posterior variance of t = 2 (Ho et al. 2020, section 3.2)."""
-    LEARNED_RANGE = "learned_range"
-    """Interpolated in log space between the two by the network (Nichol & Dhariwal 2021, eq. 15)."""
-    LEARNED = "learned"
-    """The network's own log variance."""
-
-    @property
-    def is_learned(self) -> bool:
-        """Whether the network has a second set of channels for the variance."""
-        return self in (Variance.LEARNED_RANGE, Variance.LEARNED)
-
 
 _CPU = torch.device("cpu")
 

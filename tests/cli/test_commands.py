@@ -127,7 +127,7 @@ def test_without_out_the_run_goes_to_a_dated_folder(small_checkpoint, small_npz,
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["num_timesteps"] == 5
     assert summary["half_width"] is None
-    assert "one draw; choose --draws 2" in result.stdout
+    assert "one draw; two give an interval" in result.stdout
 
 
 def test_an_override_is_said(small_checkpoint, small_npz, tmp_path):
