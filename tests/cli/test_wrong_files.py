@@ -410,7 +410,12 @@ NOT_WHOLE = [
         ("--schedule",),
         unsettled=True,
     ),
-    Wrong("openai in 8 bits", saved(quantized), (MIDDLE, "float32"), FOR_OPENAI),
+    Wrong(
+        "openai in 8 bits",
+        saved(quantized),
+        (f"{MIDDLE} is quantized", ".dequantize()"),
+        FOR_OPENAI,
+    ),
     Wrong(
         "openai in integers",
         saved(changed(OPENAI, **{MIDDLE: OPENAI[MIDDLE].int()})),
