@@ -540,7 +540,7 @@ def _likely_meaning(values: Array) -> tuple[str, str] | None:
         _unevenness_of_products(p) for p in (1 - values, 1 - values**2, backwards)
     )
     least = min(one, root, reverse)
-    if least < _EVEN and sorted((one, root, reverse))[1] > 3 * least:
+    if least < _EVEN:
         if least == reverse:
             return (
                 "alphas_cumprod or its square roots, the last timestep first",
@@ -549,7 +549,7 @@ def _likely_meaning(values: Array) -> tuple[str, str] | None:
         if least == one:
             return "1 - alphas_cumprod", "1 - values as alphas_cumprod:FILE"
         return "sqrt(1 - alphas_cumprod)", "1 - values**2 as alphas_cumprod:FILE"
-    if least >= _EVEN and _unevenness(values**2) < _EVEN:
+    if _unevenness(values**2) < _EVEN:
         return "square roots of betas", "values**2"
     return None
 
