@@ -183,17 +183,17 @@ def _holds(record: Mapping[str, Any], fields: Mapping[str, Any]) -> bool:
 
 def _as_read(record: Mapping[str, Any]) -> dict[str, Any]:
     """A record as it comes back from a JSON file."""
-    found: dict[str, Any] = json.loads(json.dumps(record))
-    return found
+    record_read: dict[str, Any] = json.loads(json.dumps(record))
+    return record_read
 
 
 def _comparable(environment: Mapping[str, Any]) -> dict[str, Any]:
     """What a result can depend on of where and how it was made."""
-    found = _as_read(environment)
-    found.pop(CHECKSUMS, None)
-    resolved = found.pop("arguments")["resolved"]
+    record_read = _as_read(environment)
+    record_read.pop(CHECKSUMS, None)
+    resolved = record_read.pop("arguments")["resolved"]
     resolved.pop("engine", None)
-    return {**found, "resolved": resolved}
+    return {**record_read, "resolved": resolved}
 
 
 def _has_whole_files(folder: Path, summary: Mapping[str, Any]) -> bool:

@@ -17,8 +17,6 @@ from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.errors import InputError, instance_of, whole_number
 from ddpmbench.evaluate.progress import quality_listening
 from ddpmbench.evaluate.sample import MadeBy
-from ddpmbench.execution.devices import resolve_device
-from ddpmbench.execution.distributed import joined, open_folder, refuse_other_runs
 from ddpmbench.execution.engine import Engine
 from ddpmbench.execution.features import (
     FidelityListener,
@@ -28,11 +26,10 @@ from ddpmbench.execution.features import (
     check_room,
 )
 from ddpmbench.execution.finished import ENVIRONMENT, PER_IMAGE
-from ddpmbench.execution.folder import RunFolder, environment
-from ddpmbench.execution.network_check import check_network
+from ddpmbench.execution.folder import RunFolder
 from ddpmbench.execution.samples import SAMPLES, Generation, SampleSettings, write_samples
+from ddpmbench.execution.session import session
 from ddpmbench.execution.store import Store, gathered, recomputed
-from ddpmbench.files import named_path
 from ddpmbench.report import fidelity as tables
 from ddpmbench.report.card import Card, Draw, Shown
 from ddpmbench.report.fidelity import AGAINST_N, INFLUENCE, NEAREST, SCHEMA, NearestImages
@@ -63,7 +60,7 @@ def check_of_samples(
     run: FidelityRun,
     wanted: bool | None,
     seed: int,
-    told: FidelityListener,
+    reporter: FidelityListener,
     folder: RunFolder | None,
 ) -> CheckRecord | None:
     """By the first reference whose images the network could have been trained on, if any is.
@@ -72,11 +69,11 @@ def check_of_samples(
         run: samples a checkpoint, or scores samples that there are.
         wanted: whether it is asked for; None where it is made before long runs.
         seed: of the noise.
-        told: who hears of it.
+        reporter: receives notes and warnings.
         folder: of the run; None if it is kept in memory.
 
     Returns:
-        What was found; None if nothing was checked.
+        The record; None if nothing was checked.
     """
     if not isinstance(run.source, Generation):
         return None
@@ -86,8 +83,8 @@ def check_of_samples(
         run.num_generated * checkpoint.schedule.num_timesteps,
         seed=seed,
         batch_size=run.batch_size,
-        note=told.note,
-        warn=told.warn,
+        note=reporter.note,
+        warn=reporter.warn,
     )
     for reference in run.references:
         if isinstance(reference, ImageSet) and _is_of_its_kind(reference, run.source):
@@ -95,7 +92,7 @@ def check_of_samples(
                 checkpoint, reference, device=run.device, ranks=run.ranks, folder=folder
             )
     if wanted:
-        told.note("--check: no --data has images such as the checkpoint makes; left out")
+        reporter.note("`check`: no reference has images such as the checkpoint makes; left out")
     return None
 
 
@@ -120,45 +117,45 @@ def warnings_of(
     images: ImageSet, references: Sequence[Reference], network: FeatureNetwork, scores: Scores
 ) -> list[str]:
     """A line for each thing that is worth knowing about the scores of samples."""
-    count, found = len(images), []
+    count, lines = len(images), []
     if count < LEAST_GENERATED:
-        found.append(
+        lines.append(
             f"{count:,} samples are few: the distance is biased upwards; hold it against others of "
             "as many only"
         )
     elif network.is_inception and count != PUBLISHED_AT:
-        found.append(
+        lines.append(
             f"published scores are of {PUBLISHED_AT:,} samples, these of {count:,}: the distance "
             "is biased by their number"
         )
     if scores.frechet.value < TOO_NEAR:
-        found.append(
+        lines.append(
             f"the distance is {scores.frechet.value:.2g}: these are likely the images of the "
             "reference themselves"
         )
     if images.skipped:
-        found.append(
+        lines.append(
             f"{len(images.skipped)} of {count + len(images.skipped):,} files were passed over; "
             f"the first: {images.skipped[0]}"
         )
     if any(Path(name).suffix.lower() in _LOSSY for name in images.ids[: min(count, 1000)]):
-        found.append("samples are JPEG or WebP files, whose compression changes the distance")
+        lines.append("samples are JPEG or WebP files, whose compression changes the distance")
     own = _hashes(images)
     if copies := count - len(np.unique(own)):
-        found.append(f"{copies:,} samples are copies of others")
+        lines.append(f"{copies:,} samples are copies of others")
     for reference in references:
         if not isinstance(reference, ImageSet):
             continue
         if reference.skipped:
-            found.append(f"{len(reference.skipped)} files of {reference.name} were passed over")
+            lines.append(f"{len(reference.skipped)} files of {reference.name} were passed over")
         if images.shape_words != reference.shape_words:
-            found.append(
+            lines.append(
                 f"samples are {images.shape_words}, the images of {reference.name} "
                 f"{reference.shape_words}: their resizing differs"
             )
         if shared := int(np.isin(own, _hashes(reference)).sum()):
-            found.append(f"{shared:,} samples are also in {reference.name}")
-    return found
+            lines.append(f"{shared:,} samples are also in {reference.name}")
+    return lines
 
 
 def _hashes(images: ImageSet) -> NDArray[np.uint64]:
@@ -190,9 +187,9 @@ class FidSettings:
         protocol: how images become scores; the network resizes as it says.
         num_generated: samples of a checkpoint.
         samples: how a checkpoint is sampled; the protocol says how samples become pixels.
-        check: whether some network calls beforehand look, by the first reference that has images
-            such as the checkpoint's, whether it is read as it was trained; None where the run is
-            long.
+        check: whether a sanity check evaluates the checkpoint under other parameterizations
+            first, on the first reference with images such as the checkpoint's; None where the run
+            is long.
         made_by: how samples that are given were made, where a run says so; see `load_samples`.
     """
 
@@ -264,10 +261,10 @@ def evaluate_fid(
         settings: how.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps": of both networks.
         batch_size: samples made together, None for what suits the device.
-        out: the run folder; one that holds the same run, of fewer samples too, is gone on with.
+        out: the run folder; one that holds the same run, of fewer samples too, is resumed.
             None keeps the run in memory.
         command: the command line, for the record.
-        listener: who is told how the run goes.
+        listener: called as the run proceeds.
         progress: whether progress, warnings and notes go to standard error where there is no
             listener.
 
@@ -286,55 +283,46 @@ def evaluate_fid(
     several: Sequence[Any] = references if isinstance(references, list | tuple) else [references]
     known = tuple(load_reference(of, settings.network.num_features) for of in several)
     _check(source, known, settings)
-    with joined() as ranks:
-        if ranks.count > 1 and out is None:
-            raise InputError("--out: several processes need a folder that they share; name one")
-        target = resolve_device(device, ranks.local_rank)
+    with session(device, out, command) as run_session:
+        ranks, target = run_session.ranks, run_session.device
         made = _generation(source, settings) if isinstance(source, Checkpoint) else source
         network = settings.network.to(target)
         if isinstance(made, Generation):
-            wanted, room_in = settings.num_generated, None if out is None else named_path(out)
+            wanted, room_in = settings.num_generated, run_session.out
             shape = made.shape
             ranks.once(lambda: check_room("num_generated", wanted, shape, room_in))
-            model = check_network(made.checkpoint, shape, device=target, ranks=ranks)
+            model = run_session.checked(made.checkpoint, shape)
             made = dataclasses.replace(made, checkpoint=model)
         run = FidelityRun(made, settings.num_generated, known, network, target, ranks, batch_size)
         identity = _identity(run, settings)
-        refuse_other_runs({**identity, "num_generated": settings.num_generated}, ranks)
-        folder = None if out is None else open_folder(named_path(out), identity, ranks)
+        run_session.agree(identity, num_generated=settings.num_generated)
+        folder = run_session.folder(identity)
         if folder is not None and not isinstance(made, ImageSet):
             ranks.once(lambda: folder.refuse_more("num_generated", settings.num_generated))
-        told = quality_listening(
+        reporter = quality_listening(
             listener if ranks.reports else None, shown=progress and ranks.reports
         )
         stores = FidelityStores.of(known, settings.network, folder)
         if folder is not None and folder.dropped:
-            told.warn(recomputed(list(folder.dropped)))
+            reporter.warn(recomputed(list(folder.dropped)))
         for images in (made, *known):
             for line in () if isinstance(images, Generation) else images.notes:
-                told.note(line)
-        checked = check_of_samples(run, settings.check, settings.samples.seed, told, folder)
-        engine = run.engine(None if folder is None else folder.path, note=told.note)
-        images = run.compute(engine, stores, told)
+                reporter.note(line)
+        checked = check_of_samples(run, settings.check, settings.samples.seed, reporter, folder)
+        engine = run.engine(None if folder is None else folder.path, note=reporter.note)
+        images = run.compute(engine, stores, reporter)
         scoring = _Scoring(run, engine, settings, images, stores, checked)
-        found = ranks.once(lambda: scoring.report(folder))
+        report = ranks.once(lambda: scoring.report(folder))
         if ranks.reports:
-            for line in found.summary["warnings"]:
-                told.warn(line)
+            for line in report.summary["warnings"]:
+                reporter.warn(line)
         if folder is not None and ranks.reports:
-            resolved = {
-                **identity,
-                "num_generated": len(images),
-                "device": str(target),
-                "batch_size": batch_size or "auto",
-                "engine": None if engine is None else str(engine.choice),
-                "processes": ranks.count,
-            }
-            record = environment(target, given=command, resolved=resolved)
+            resolved = {**identity, "num_generated": len(images), "engine": None}
+            record = run_session.environment(resolved, batch_size=batch_size, engine=engine)
             folder.write_json(ENVIRONMENT, record)
-            folder.write_summary(found.summary)
+            folder.write_summary(report.summary)
         ranks.wait()
-        return found
+        return report
 
 
 def load_reference(
@@ -372,17 +360,17 @@ def _check(
     source: Checkpoint | ImageSet, references: tuple[Reference, ...], settings: FidSettings
 ) -> None:
     if not references:
-        raise InputError("--data: name at least one reference")
+        raise InputError("`references`: name at least one")
     if settings.network.resize != settings.protocol.resize:
         raise InputError(
-            f"--protocol {settings.protocol.id}: resizes by {settings.protocol.resize}, the "
+            f"`protocol={settings.protocol.id}`: resizes by {settings.protocol.resize}, the "
             f"feature network by {settings.network.resize}; load it with that"
         )
     if isinstance(source, ImageSet) and len(source) < 2:
-        raise InputError(f"--samples {source.source}: a distance takes at least 2 images")
+        raise InputError(f"{source.source}: a distance takes at least 2 images")
     for reference in references:
         if isinstance(reference, ImageSet) and len(reference) < 2:
-            raise InputError(f"--data {reference.source}: a distance takes at least 2 images")
+            raise InputError(f"{reference.source}: a distance takes at least 2 images")
         if isinstance(reference, ImageSet) and isinstance(source, Checkpoint):
             refuse_reduced(reference, source.data_range)
 
@@ -433,17 +421,17 @@ class _Scoring:
         classes, first = self._classes(), self.run.references[0]
         reference_ids = first.ids if isinstance(first, ImageSet) else ()
         sources = [_name(reference) for reference in self.run.references]
-        found = FidReport(
+        report = FidReport(
             self._summary(scores, classes),
             tables.per_image_frame(self.images.ids, scores[0], reference_ids, classes),
             tables.against_n_frame(sources, scores),
             None if folder is None else folder.path,
         )
         if folder is not None:
-            folder.write_frame(PER_IMAGE, found.per_image)
-            folder.write_frame(AGAINST_N, found.against_n)
+            folder.write_frame(PER_IMAGE, report.per_image)
+            folder.write_frame(AGAINST_N, report.against_n)
             self._write_arrays(folder, features, scores[0], classes)
-        return found
+        return report
 
     def _known(
         self, reference: Reference, store: Store | None

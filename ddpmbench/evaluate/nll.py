@@ -12,11 +12,9 @@ import pandas as pd
 from ddpmbench.data.images import ImageSet, ImageSource, load_images, refuse_reduced
 from ddpmbench.diffusion.data_range import DataRange
 from ddpmbench.diffusion.model import Checkpoint
-from ddpmbench.errors import InputError
+from ddpmbench.errors import LARGEST_SEED, InputError, whole_number
 from ddpmbench.evaluate.answered import Asked, answer_in
 from ddpmbench.evaluate.progress import listening
-from ddpmbench.execution.devices import resolve_device
-from ddpmbench.execution.distributed import joined, open_folder, refuse_other_runs
 from ddpmbench.execution.engine import Engine, resolve_precision
 from ddpmbench.execution.engine_choice import NetworkUse, at_once, settled_engine
 from ddpmbench.execution.estimators import Estimator, LikelihoodRun, choose_estimator
@@ -27,9 +25,9 @@ from ddpmbench.execution.finished import (
     density_frame,
     write_predictions,
 )
-from ddpmbench.execution.folder import RunFolder, environment
-from ddpmbench.execution.network_check import check_network
+from ddpmbench.execution.folder import RunFolder
 from ddpmbench.execution.precision_correction import CorrectionRun
+from ddpmbench.execution.session import session
 from ddpmbench.execution.store import MemoryStore, Store, recomputed
 from ddpmbench.execution.terms import (
     EXTREMES,
@@ -40,7 +38,6 @@ from ddpmbench.execution.terms import (
     write_terms,
 )
 from ddpmbench.execution.worker import RunListener, Worker
-from ddpmbench.files import named_path
 from ddpmbench.likelihood.decoders import DECODERS
 from ddpmbench.likelihood.estimator import SampledBound
 from ddpmbench.likelihood.terms import TermsPass
@@ -136,12 +133,12 @@ def evaluate_nll(
             tables are as the rows have them.
         batch_size: rows a network call, None for what suits the device. Another one
             changes a number by float rounding.
-        check: whether a few network calls beforehand, which are none of the run's, look whether
-            the checkpoint is read as it was trained; None where the run is long.
+        check: whether a sanity check evaluates the checkpoint under other parameterizations
+            first, which does not count towards the run; None where the run is long.
         out: the run folder; one that holds the same run unfinished, or finished with a wider
-            interval, is gone on with. None keeps the run in memory.
+            interval, is resumed. None keeps the run in memory.
         command: the command line, for the record.
-        listener: who is told how the run goes.
+        listener: called as the run proceeds.
         progress: whether progress, warnings and notes go to standard error where there is no
             listener.
 
@@ -162,21 +159,19 @@ def evaluate_nll(
         draws=draws,
     )
     with (
-        joined() as ranks,
+        session(device, out, command) as run_session,
         listening(
-            listener if ranks.reports else None,
+            listener if run_session.ranks.reports else None,
             "nll",
             "evaluations",
-            shown=progress and ranks.reports,
-        ) as told,
+            shown=progress and run_session.ranks.reports,
+        ) as reporter,
     ):
-        if ranks.count > 1 and out is None:
-            raise InputError("--out: several processes need a folder that they share; name one")
-        target = resolve_device(device, ranks.local_rank)
+        ranks, target = run_session.ranks, run_session.device
         computed_in = resolve_precision(precision, target)
         chosen.check(checkpoint, images, seed=seed, precision=computed_in)
         conventions = _conventions(checkpoint, images, decoder=decoder)
-        checkpoint = check_network(checkpoint, images.pixels.shape[1:], device=target, ranks=ranks)
+        checkpoint = run_session.checked(checkpoint, images.pixels.shape[1:])
         identity = {
             "schema": tables.SCHEMA,
             "checkpoint": checkpoint.sha256,
@@ -194,10 +189,10 @@ def evaluate_nll(
             "schedule_sha256": _schedule_sha256(checkpoint),
             "network": checkpoint.fingerprint,
         }
-        refuse_other_runs({**identity, **chosen.settings}, ranks)
+        run_session.agree(identity, **chosen.settings)
         calls = chosen.least_evaluations(len(images), checkpoint.schedule.num_timesteps)
         before = PreliminaryCheck(
-            check, calls, seed=seed, batch_size=batch_size, note=told.note, warn=told.warn
+            check, calls, seed=seed, batch_size=batch_size, note=reporter.note, warn=reporter.warn
         )
         uses_folders = bool(checkpoint.num_classes and images.classes)
         classes = {"classes": list(images.classes)} if uses_folders else {}
@@ -215,9 +210,6 @@ def evaluate_nll(
             **identity,
             **checkpoint.data_range.record,
             **chosen.settings,
-            "device": str(target),
-            "batch_size": batch_size or "auto",
-            "processes": ranks.count,
         }
 
         def answer(path: Path) -> NllReport | None:
@@ -228,21 +220,22 @@ def evaluate_nll(
                 identity,
                 {**known, "check": None if record is None else record.to_dict()},
                 chosen.summary,
-                environment(target, given=command, resolved=settings),
+                run_session.environment(settings, batch_size=batch_size),
                 images.ids,
             )
             return answer_in(path, asked)
 
-        answered = None if out is None else ranks.once(partial(answer, named_path(out)))
-        folder = None if out is None else open_folder(named_path(out), identity, ranks)
+        place = run_session.out
+        answered = None if place is None else ranks.once(partial(answer, place))
+        folder = run_session.folder(identity)
         store: Callable[[str], Store] = _in_memory if folder is None else folder.shards
         if folder is not None and folder.dropped:
-            told.warn(recomputed(list(folder.dropped)))
-        _say_how_images_were_read(images, told, class_folders=uses_folders)
+            reporter.warn(recomputed(list(folder.dropped)))
+        _note_images(images, reporter, class_folders=uses_folders)
         checked = before.run(checkpoint, images, device=target, ranks=ranks, folder=folder)
         if answered is not None:
-            told.start(0)
-            _warn_of(answered, chosen, told)
+            reporter.start(0)
+            _warn_of(answered, chosen, reporter)
             return answered
         engine = settled_engine(
             checkpoint,
@@ -251,7 +244,7 @@ def evaluate_nll(
             precision=computed_in,
             folder=None if folder is None else folder.path,
             ranks=ranks,
-            note=told.note,
+            note=reporter.note,
         )
         terms_pass = TermsPass(
             checkpoint,
@@ -268,28 +261,27 @@ def evaluate_nll(
                 images.pixels.shape[1:],
                 batch_size=batch_size,
                 ranks=ranks,
-                listener=told,
+                listener=reporter,
             ),
             computed_in,
         )
         with user_errors(checkpoint.network_name), engine.running():
-            found = chosen.run(run, store, correction=_correction(run, chosen, store))
+            result = chosen.run(run, store, correction=_correction(run, chosen, store))
         comparability = tables.Comparability(
             **known,
-            num_evaluations=found.num_evaluations,
-            sampling=tables.sampling(found, chosen.summary),
-            device=" + ".join(sorted(found.devices)),
+            num_evaluations=result.num_evaluations,
+            sampling=tables.sampling(result, chosen.summary),
+            device=" + ".join(sorted(result.devices)),
             engine=str(engine.choice),
-            precision_correction=in_bits(found),
-            seconds=round(found.seconds, 3),
+            precision_correction=in_bits(result),
+            seconds=round(result.seconds, 3),
             check=None if checked is None else checked.to_dict(),
         )
-        report = _report(found, comparability, images, checkpoint.data_range, folder)
-        _warn_of(report, chosen, told)
+        report = _report(result, comparability, images, checkpoint.data_range, folder)
+        _warn_of(report, chosen, reporter)
         if folder is not None and ranks.reports:
-            resolved = {**settings, "engine": str(engine.choice)}
-            record = environment(target, given=command, resolved=resolved)
-            _write(folder, report, found, _extremes(found, images, checkpoint.data_range), record)
+            record = run_session.environment(settings, batch_size=batch_size, engine=engine)
+            _write(folder, report, result, _extremes(result, images, checkpoint.data_range), record)
         ranks.wait()
         return report
 
@@ -307,10 +299,10 @@ def _correction(
     return CorrectionRun.of(run, strict, estimator.correction_design(of), store)
 
 
-def _warn_of(report: NllReport, estimator: Estimator, told: RunListener) -> None:
+def _warn_of(report: NllReport, estimator: Estimator, reporter: RunListener) -> None:
     for line in (estimator.warning(report.summary), raw_pixels_warning(report.summary)):
         if line:
-            told.warn(line)
+            reporter.warn(line)
 
 
 def _in_memory(name: str) -> MemoryStore:
@@ -318,19 +310,19 @@ def _in_memory(name: str) -> MemoryStore:
 
 
 def _report(
-    found: LikelihoodRun,
+    result: LikelihoodRun,
     comparability: tables.Comparability,
     images: ImageSet,
     data_range: DataRange,
     folder: RunFolder | None,
 ) -> NllReport:
     return NllReport(
-        summary=tables.summary(found.bound, comparability),
-        per_timestep=tables.per_timestep(found.bound),
-        rate_distortion=tables.rate_distortion(found.bound, found.distortion, data_range),
-        conventions=conventions_frame(found.others, len(found.bound.term)),
-        sub_schedules=sub_schedules_frame(found.others),
-        per_image=tables.per_image(found.bound, images.ids),
+        summary=tables.summary(result.bound, comparability),
+        per_timestep=tables.per_timestep(result.bound),
+        rate_distortion=tables.rate_distortion(result.bound, result.distortion, data_range),
+        conventions=conventions_frame(result.others, len(result.bound.term)),
+        sub_schedules=sub_schedules_frame(result.others),
+        per_image=tables.per_image(result.bound, images.ids),
         folder=folder.path if folder is not None else None,
     )
 
@@ -338,7 +330,7 @@ def _report(
 def _write(
     folder: RunFolder,
     report: NllReport,
-    found: LikelihoodRun,
+    result: LikelihoodRun,
     extremes: Extremes,
     record: dict[str, object],
 ) -> None:
@@ -349,12 +341,12 @@ def _write(
     folder.write_frame("per_image.csv", report.per_image)
     with folder.replacing(EXTREMES) as temporary:
         extremes.write(temporary)
-    if found.density is not None:
-        folder.write_frame(DENSITY, density_frame(found.density))
-    if isinstance(found.bound, SampledBound):
+    if result.density is not None:
+        folder.write_frame(DENSITY, density_frame(result.density))
+    if isinstance(result.bound, SampledBound):
         with folder.replacing(PREDICTIONS) as temporary:
-            write_predictions(temporary, found.bound.predictions)
-    _write_terms(folder, found.num_terms)
+            write_predictions(temporary, result.bound.predictions)
+    _write_terms(folder, result.num_terms)
     folder.write_json("environment.json", record)
     folder.write_summary(report.summary)
 
@@ -372,9 +364,9 @@ def _write_terms(folder: RunFolder, length: int) -> None:
         write_terms(temporary, store, length)
 
 
-def _extremes(found: LikelihoodRun, images: ImageSet, data_range: DataRange) -> Extremes:
+def _extremes(result: LikelihoodRun, images: ImageSet, data_range: DataRange) -> Extremes:
     """By the whole bound, or by its decoder where that alone is known of every image."""
-    bound = found.bound
+    bound = result.bound
     values = bound.image_decoder if isinstance(bound, SampledBound) else bound.total
     return Extremes.of(values, images.pixels).shown(data_range)
 
@@ -410,11 +402,11 @@ def _labels_sha256(checkpoint: Checkpoint, images: ImageSet) -> str | None:
     return hashlib.sha256(images.labels.tobytes()).hexdigest()
 
 
-def _say_how_images_were_read(images: ImageSet, told: RunListener, *, class_folders: bool) -> None:
+def _note_images(images: ImageSet, reporter: RunListener, *, class_folders: bool) -> None:
     for line in (*images.notes, *([images.class_note] if class_folders else [])):
-        told.note(line)
+        reporter.note(line)
     if images.skipped:
-        told.warn(
+        reporter.warn(
             f"{len(images.skipped)} files of {images.name} were passed over; the first: "
             f"{images.skipped[0]}"
         )
@@ -422,11 +414,10 @@ def _say_how_images_were_read(images: ImageSet, told: RunListener, *, class_fold
 
 def _check_options(*, decoder: str, seed: int, batch_size: int | None) -> None:
     if decoder not in DECODERS:
-        raise InputError(f"--decoder {decoder}: choose exact or tanh")
-    if not isinstance(seed, int) or not 0 <= seed < 2**64:
-        raise InputError(f"--seed {seed}: choose a whole number from 0 to 2^64 - 1")
-    if batch_size is not None and batch_size < 1:
-        raise InputError(f"--batch-size {batch_size}: needs at least one row, or auto")
+        raise InputError(f"`decoder={decoder}`: choose exact or tanh")
+    whole_number("seed", seed, 0, LARGEST_SEED)
+    if batch_size is not None:
+        whole_number("batch_size", batch_size, 1)
 
 
 def _check_images(checkpoint: Checkpoint, images: ImageSet) -> None:

@@ -1,4 +1,4 @@
-"""Who is told how a run goes: whoever the caller names, else people, on standard error."""
+"""Progress, notes and warnings: to the listener of the caller, or to standard error."""
 
 import contextlib
 from collections.abc import Iterator
@@ -59,10 +59,10 @@ def remark(now: RunProgress) -> str:
 
 
 def note(line: str) -> None:
-    """Say on standard error what may be worth knowing."""
+    """Print a note on standard error."""
     tell(f"Note: {line}")
 
 
 def warn(line: str) -> None:
-    """Say on standard error what is worth saying."""
+    """Print a warning on standard error."""
     tell(f"Warning: {line}")

@@ -12,13 +12,10 @@ from ddpmbench.data.images import ImageSet, load_images
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.errors import InputError, instance_of, whole_number
 from ddpmbench.evaluate.progress import listening
-from ddpmbench.execution.devices import resolve_device
-from ddpmbench.execution.distributed import joined, open_folder, refuse_other_runs
 from ddpmbench.execution.engine import EngineChoice
 from ddpmbench.execution.features import SAMPLES_STORE, check_room
 from ddpmbench.execution.finished import ENVIRONMENT, SUMMARY, FinishedRun
-from ddpmbench.execution.folder import IDENTITY, RunFolder, environment, write_figure
-from ddpmbench.execution.network_check import check_network
+from ddpmbench.execution.folder import IDENTITY, RunFolder, write_figure
 from ddpmbench.execution.samples import (
     SAMPLES,
     Generation,
@@ -27,9 +24,9 @@ from ddpmbench.execution.samples import (
     write_pngs,
     write_samples,
 )
+from ddpmbench.execution.session import session
 from ddpmbench.execution.store import MemoryStore, Store, gathered, recomputed
 from ddpmbench.execution.worker import RunListener, Worker
-from ddpmbench.files import named_path
 from ddpmbench.report import fidelity
 from ddpmbench.report.card import Card, Draw, Shown
 from ddpmbench.report.contents import schema_of
@@ -81,10 +78,10 @@ def load_samples(
     has_samples = schema in (SCHEMA, fidelity.SCHEMA) and (path / SAMPLES).exists()
     if schema and not has_samples:
         raise InputError(
-            f"--samples {path}: is a run folder without samples ({schema}); name one of sample, "
+            f"{path}: is a run folder without samples ({schema}); name one of sample, "
             "or a file or a folder of images"
         )
-    run = FinishedRun.open(path, option="--samples", schema=schema or SCHEMA)
+    run = FinishedRun.open(path, option="`samples`", schema=schema or SCHEMA)
     images = load_images(path / SAMPLES, on_bad=on_bad)
     return images, _made_by(run, images)
 
@@ -101,7 +98,7 @@ def _made_by(run: FinishedRun, images: ImageSet) -> MadeBy:
         precision = of["compute_precision"]
     if images.sha256 != sha256:
         raise InputError(
-            f"--samples {run.path}: {SAMPLES} does not hold the samples of its {SUMMARY}; run its "
+            f"{run.path}: {SAMPLES} does not hold the samples of its {SUMMARY}; run its "
             "command again"
         )
     return MadeBy(of["checkpoint"], of["sampler"], of["seed"], eight_bit, precision)
@@ -160,10 +157,10 @@ def generate_samples(
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         batch_size: samples made together, None for what suits the device. Another one changes
             a sample by float rounding.
-        out: the run folder; one that holds some of the same samples is gone on with. None keeps
+        out: the run folder; one that holds some of the same samples is resumed. None keeps
             the run in memory.
         command: the command line, for the record.
-        listener: who is told how the run goes.
+        listener: called as the run proceeds.
         progress: whether progress, warnings and notes go to standard error where there is no
             listener.
 
@@ -184,21 +181,18 @@ def generate_samples(
         raise InputError("`png`: needs a folder; name one with `out`")
     steps = checkpoint.schedule.num_timesteps
     with (
-        joined() as ranks,
+        session(device, out, command) as run_session,
         listening(
-            listener if ranks.reports else None,
+            listener if run_session.ranks.reports else None,
             "sample",
             "images",
             calls=steps,
-            shown=progress and ranks.reports,
-        ) as told,
+            shown=progress and run_session.ranks.reports,
+        ) as reporter,
     ):
-        if ranks.count > 1 and out is None:
-            raise InputError("--out: several processes need a folder that they share; name one")
-        room_in = None if out is None else named_path(out)
+        ranks, target, room_in = run_session.ranks, run_session.device, run_session.out
         ranks.once(lambda: check_room("num_samples", num_samples, generation.shape, room_in))
-        target = resolve_device(device, ranks.local_rank)
-        checkpoint = check_network(checkpoint, generation.shape, device=target, ranks=ranks)
+        checkpoint = run_session.checked(checkpoint, generation.shape)
         generation = dataclasses.replace(generation, checkpoint=checkpoint)
         tables = str(checkpoint.diffusion.to(target).dtype)
         identity = {
@@ -207,8 +201,8 @@ def generate_samples(
             "tables": tables,
             "ddpmbench": __version__,
         }
-        refuse_other_runs({**identity, "num_samples": num_samples}, ranks)
-        folder = None if out is None else open_folder(named_path(out), identity, ranks)
+        run_session.agree(identity, num_samples=num_samples)
+        folder = run_session.folder(identity)
         if folder is not None:
             ranks.once(lambda: folder.refuse_more("num_samples", num_samples))
         store: Store = MemoryStore() if folder is None else folder.shards(SAMPLES_STORE)
@@ -218,25 +212,18 @@ def generate_samples(
             batch_size=batch_size,
             folder=None if folder is None else folder.path,
             ranks=ranks,
-            note=told.note,
+            note=reporter.note,
         )
         worker = Worker.of(
-            target, generation.shape, batch_size=batch_size, ranks=ranks, listener=told
+            target, generation.shape, batch_size=batch_size, ranks=ranks, listener=reporter
         )
         if folder is not None and folder.dropped:
-            told.warn(recomputed(list(folder.dropped)))
+            reporter.warn(recomputed(list(folder.dropped)))
         SamplesRun(generation, engine, worker).compute(num_samples, store)
         report = _report(generation, num_samples, engine.choice, store, folder)
         if folder is not None and ranks.reports:
-            resolved = {
-                **identity,
-                "num_samples": num_samples,
-                "device": str(target),
-                "batch_size": batch_size or "auto",
-                "engine": str(engine.choice),
-                "processes": ranks.count,
-            }
-            record = environment(target, given=command, resolved=resolved)
+            resolved = {**identity, "num_samples": num_samples}
+            record = run_session.environment(resolved, batch_size=batch_size, engine=engine)
             write_samples(folder.path / SAMPLES, report.images.pixels, report.images.labels)
             folder.write_json(ENVIRONMENT, record)
             write_figure(

@@ -27,8 +27,8 @@ def available_memory() -> int:
         text = Path("/proc/meminfo").read_text(encoding="ascii")
     except OSError:
         text = ""
-    if found := re.search(r"^MemAvailable: +(\d+) kB$", text, re.MULTILINE):
-        return int(found[1]) * 1024
+    if match := re.search(r"^MemAvailable: +(\d+) kB$", text, re.MULTILINE):
+        return int(match[1]) * 1024
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 

@@ -76,7 +76,7 @@ def terminal_bar(label: str, pace: "_Pace", console: "Console") -> Iterator[Upda
     def update(done: int, total: int, remark: str = "") -> None:
         text = pace.text(done, total, with_unit=console.width >= _WITH_UNIT)
         bars.update(task, completed=done, total=total, pace=text, remark=remark)
-        bars.start()  # not before: what is said until then has the terminal to itself
+        bars.start()  # not before: lines printed until then have the terminal to themselves
 
     try:
         yield update

@@ -56,7 +56,7 @@ _SCREENING = ((1, 0.25), (2, 0.1), (NUM_IMAGES, np.inf))
 dimension are dropped."""
 _NUM_FINALISTS = 6  # of schedules of other lengths
 _NUM_TIMES = 28  # at which the network is evaluated to rank them
-_SAME_TIME = 0.1  # mean difference of log times of two schedules that are not told apart
+_SAME_TIME = 0.1  # mean difference of log times of two schedules that count as the same
 
 
 @dataclasses.dataclass(frozen=True)
