@@ -29,7 +29,7 @@ def done(monkeypatch):
 
         monkeypatch.setattr(place, name, call)
 
-    for place, name in ((Engine, "model_output"), (Importance, "run"), (report, "write_figures")):
+    for place, name in ((Engine, "model_output"), (Importance, "run"), (report, "_drawn")):
         counted(place, name)
     return counts
 
@@ -115,7 +115,7 @@ def test_a_damaged_or_missing_page_is_drawn_again(name, asked, done):
     harm = flip if name == "report.html" else lambda path: path.unlink()
     harm(out / name)
     assert ask()[0] == printed
-    assert done == {"write_figures": 1}
+    assert done == {"_drawn": 1}
     assert contents(out) == before
 
 
