@@ -151,7 +151,7 @@ def test_a_protocol_is_what_it_says(
     splits_of_all = {"clean": 10, "ddpm": 1, "adm": 10, "edm": -1}
     assert len(named.splits_of(50_000)) - 1 == splits_of_all[protocol]
     other = PROTOCOLS["clean" if protocol != "clean" else "ddpm"]
-    with pytest.raises(db.InputError, match="--protocol"):
+    with pytest.raises(db.InputError, match="`protocol="):
         db.evaluate_fid(small_model, [reference], db.FidSettings(network, other, 10))
 
 
@@ -190,8 +190,8 @@ def test_more_samples_go_on_with_those_there_are(small_model, reference, setting
 
 def test_a_reference_is_known_by_its_content(reference, settings, monkeypatch, tmp_path):
     seen = []
-    real = settings.network._see
-    monkeypatch.setattr(settings.network, "_see", lambda rgb: seen.append(len(rgb)) or real(rgb))
+    real = settings.network._features
+    monkeypatch.setattr(settings.network, "_features", lambda rgb: seen.append(len(rgb)) or real(rgb))
     monkeypatch.setenv("DDPMBENCH_CACHE", str(tmp_path / "cache"))
     samples = dataclasses.replace(
         reference, pixels=reference.pixels[::2].copy(), ids=reference.ids[:30], labels=None
@@ -293,9 +293,9 @@ def test_another_run_is_refused_the_folder(small_model, reference, settings, tmp
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"references": []}, "--data: name at least one"),
+        ({"references": []}, "`references`: name at least one"),
         ({"num_generated": 1}, "`num_generated=1`"),
-        ({"one": True}, "--data crops: a distance takes at least 2"),
+        ({"one": True}, "crops: a distance takes at least 2"),
     ],
 )
 def test_what_cannot_be_scored_is_refused(small_model, reference, settings, arguments, words):
@@ -439,7 +439,7 @@ def test_the_features_are_computed_where_the_samples_are(
 
     network = load_feature_network(network_file, resize="clean")
     monkeypatch.setattr(type(network), "to", to)
-    monkeypatch.setattr("ddpmbench.evaluate.fid.resolve_device", lambda *of: elsewhere)
+    monkeypatch.setattr("ddpmbench.execution.session.resolve_device", lambda *of: elsewhere)
     with pytest.raises(Moved):
         db.evaluate_fid(
             small_model, [reference], dataclasses.replace(settings, network=network), device="auto"

@@ -81,7 +81,7 @@ def test_features_are_those_of_folders_of_one_size(settings, mixed, tmp_path, ro
 
 def test_a_stopped_run_goes_on(settings, mixed, tmp_path, monkeypatch):
     images = db.load_images(mixed, any_size=True)
-    real, calls = settings.network._see, []
+    real, calls = settings.network._features, []
 
     def stopping(rgb):
         calls.append(len(rgb))
@@ -89,7 +89,7 @@ def test_a_stopped_run_goes_on(settings, mixed, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return real(rgb)
 
-    monkeypatch.setattr(settings.network, "_see", stopping)
+    monkeypatch.setattr(settings.network, "_features", stopping)
     with pytest.raises(KeyboardInterrupt):
         features(settings, images, FolderStore(tmp_path / "shards", "features"))
     found = features(settings, images, FolderStore(tmp_path / "shards", "features"))
