@@ -191,7 +191,9 @@ def test_more_samples_go_on_with_those_there_are(small_model, reference, setting
 def test_a_reference_is_known_by_its_content(reference, settings, monkeypatch, tmp_path):
     seen = []
     real = settings.network._features
-    monkeypatch.setattr(settings.network, "_features", lambda rgb: seen.append(len(rgb)) or real(rgb))
+    monkeypatch.setattr(
+        settings.network, "_features", lambda rgb: seen.append(len(rgb)) or real(rgb)
+    )
     monkeypatch.setenv("DDPMBENCH_CACHE", str(tmp_path / "cache"))
     samples = dataclasses.replace(
         reference, pixels=reference.pixels[::2].copy(), ids=reference.ids[:30], labels=None
