@@ -16,14 +16,14 @@ with pytest.MonkeyPatch.context() as patch:
 
 DOCUMENTS = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md")),
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
     *sorted((ROOT / "results").rglob("*.md")),
 ]
 COMMANDS = [words for path in DOCUMENTS for words in commands(path.read_text())]
 OTHERS = ("pip", "tox")
 """Commands of other programs."""
-SCALING = (ROOT / "docs" / "scaling.md").read_text()
-SPEED = (ROOT / "docs" / "speed.md").read_text()
+SCALING = (ROOT / "docs" / "guides" / "many_processes.md").read_text()
+SPEED = (ROOT / "docs" / "explanation" / "speed.md").read_text()
 
 BATCH_OPTIONS = {
     "job-name",
@@ -233,7 +233,7 @@ def test_the_rows_are_those_of_the_formula():
 
 
 def test_published_ratios_are_those_that_were_measured():
-    """Of docs/speed.md, each with its interval, as the table of the benchmarks has it."""
+    """Each with its interval, as the table of the benchmarks has it."""
     shown = re.findall(r"\d\.\d\d \(\d\.\d\d to \d\.\d\d\)", SPEED)
     (table,) = (ROOT / "results" / "throughput").glob("*.md")
     measured = table.read_text()

@@ -1,4 +1,4 @@
-"""Every number and file name of the README holds; its commands and links: test_docs."""
+"""Numbers, file names and snippets of the documents hold; commands and links: test_docs."""
 
 import json
 import re
@@ -22,6 +22,11 @@ from ddpmbench.samples.feature_networks import load_feature_network
 from ddpmbench.samples.protocols import PROTOCOLS
 
 README = (ROOT / "README.md").read_text()
+RUN_FOLDER = (ROOT / "docs" / "reference" / "run_folder.md").read_text()
+SAMPLES = (ROOT / "docs" / "guides" / "samples_and_fid.md").read_text()
+SNIPPETS = sorted(
+    path for path in (ROOT / "docs").rglob("*.md") if documents.blocks(path.read_text(), "python")
+)
 
 
 def blocks(language):
@@ -38,13 +43,25 @@ def test_the_comparison_is_the_published_one():
     assert blocks("text")[1] == printed_comparison(summary, "table") + "\n"
 
 
-def test_the_python_runs(tmp_path, monkeypatch):
+@pytest.mark.parametrize("path", [ROOT / "README.md", *SNIPPETS], ids=lambda path: path.name)
+def test_the_python_runs(path, tmp_path, monkeypatch):
+    if path.name == "checkpoints.md":
+        pytest.skip("its networks are run by tests/cli/test_own_examples.py")
     monkeypatch.setenv("DDPMBENCH_CACHE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
     names = {}
-    for block in blocks("python"):
-        exec(compile(block, "README.md", "exec"), names)
-    assert 0 < names["report"].summary["bits_per_dim"] < 8
-    assert names["scores"].summary["fid"] > 0
+    for block in documents.blocks(path.read_text(), "python"):
+        exec(compile(block, path.name, "exec"), names)
+    if "report" in names:
+        assert 0 < names["report"].summary["bits_per_dim"] < 8
+    if "scores" in names:
+        assert names["scores"].summary["fid"] > 0
+    for bits, half_width in names.get("history", ()):
+        assert bits > 0 < half_width
+
+
+def test_the_readme_is_short():
+    assert len(README.split()) <= 1500
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +79,7 @@ def run_folders(small_model, small_images, tmp_path_factory):
 
 
 def test_the_table_of_the_run_folder_is_complete(run_folders):
-    section = README.split("## The run folder")[1].split("##")[0]
+    section = RUN_FOLDER.split("## The page")[0]
     named = {name.rstrip("/") for name in re.findall(r"^\| `([^`]+)` ", section, re.MULTILINE)}
     there = {path.name for folder in run_folders for path in folder.iterdir()}
     assert named == there | {RECORD}  # which the commands write
@@ -70,12 +87,12 @@ def test_the_table_of_the_run_folder_is_complete(run_folders):
 
 def test_the_columns_named_are_those_of_the_files(run_folders):
     for path in (path for folder in run_folders for path in folder.glob("*.csv")):
-        row = next(line for line in README.splitlines() if line.startswith(f"| `{path.name}` "))
+        row = next(line for line in RUN_FOLDER.splitlines() if line.startswith(f"| `{path.name}` "))
         assert f"`{', '.join(pd.read_csv(path))}`" in row
 
 
 def test_the_figures_named_are_those_that_are_drawn(run_folders):
-    section = README.split("## The report")[1].split("##")[0]
+    section = RUN_FOLDER.split("## The page")[1].split("##")[0]
     named = set(re.findall(r"^\| `(\w+)` ", section, re.MULTILINE))
     drawn = {path.stem for folder in run_folders for path in (folder / "figures").iterdir()}
     assert drawn <= named
@@ -103,7 +120,7 @@ def fid_folder(small_model, small_images, tmp_path_factory):
 
 
 def test_the_table_of_a_folder_of_fid_is_complete(fid_folder):
-    section = README.split("The folder of a run of `fid`:")[1].split("##")[0]
+    section = RUN_FOLDER.split("## The folder of fid")[1].split("##")[0]
     cells = re.findall(r"^\| (`[^|]+`) \|", section, re.MULTILINE)
     named = {name.rstrip("/") for cell in cells for name in re.findall(r"`([^`]+)`", cell)}
     assert named == {path.name for path in fid_folder.iterdir()} | {RECORD}
@@ -111,7 +128,10 @@ def test_the_table_of_a_folder_of_fid_is_complete(fid_folder):
 
 def test_the_scores_are_the_published_ones():
     summary = json.loads((ROOT / "results" / "quality" / "summary.json").read_text())
-    named = re.search(r"`(FD\[\w+\])` ([\d.]+) \+- ([\d.]+), and ([\d.]+) \+- ([\d.]+) at", README)
+    named = re.search(
+        r"`(FD\[\w+\])` ([\d.]+) \+- ([\d.]+), and ([\d.]+) \+- ([\d.]+) at",
+        " ".join(SAMPLES.split()),
+    )
     values = [summary[name] for name in ("fid", "fid_half_width")]
     values += [summary[name] for name in ("fid_infinity", "fid_infinity_half_width")]
     assert named.groups() == (summary["name"], *(f"{value:.2f}" for value in values))
@@ -121,14 +141,16 @@ def test_the_scores_are_the_published_ones():
 
 def test_its_columns_are_those_of_the_files(fid_folder):
     for name in ("per_image.csv", "fid_against_n.csv"):
-        section = README.split("The folder of a run of `fid`:")[1]
+        section = RUN_FOLDER.split("## The folder of fid")[1]
         row = next(line for line in section.splitlines() if line.startswith(f"| `{name}` | `"))
         columns = re.findall(r"`([^`]+)`", row)[1].split(", ")
         assert columns == list(pd.read_csv(fid_folder / name).columns)
 
 
 def test_the_protocols_are_as_the_table_says():
-    rows = re.findall(r"^\| `(\w+)`[^|]*\| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", README, re.MULTILINE)
+    rows = re.findall(
+        r"^\| `(\w+)`[^|]*\| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", SAMPLES, re.MULTILINE
+    )
     assert {row[0] for row in rows} == set(PROTOCOLS)
     for name, resize, eight_bit, score in rows:
         protocol = PROTOCOLS[name]

@@ -294,7 +294,7 @@ class Adapter(nn.Module):
 )
 def test_a_call_that_forward_does_not_take(own, name, words):
     own.code(CALLS)
-    with one_line("net.py", *words, "docs/checkpoints.md"):
+    with one_line("net.py", *words, "docs/reference/checkpoints.md"):
         own.bound(name, **{"class": None if name in ("Labelled", "Keyword", "TimeFirst") else 1})
 
 
