@@ -7,17 +7,22 @@ import documents
 import pandas as pd
 import pytest
 import torch
+from click.testing import CliRunner
 from documents import ROOT
 from feature_networks import write_network
 
 from ddpmbench.checkpoints import load_checkpoint
+from ddpmbench.cli.main import ddpmbench
 from ddpmbench.evaluate.answered import RECORD
 from ddpmbench.evaluate.fid import FidSettings, evaluate_fid
 from ddpmbench.evaluate.nll import evaluate_nll
 from ddpmbench.evaluate.pictures import progressive_pictures
 from ddpmbench.evaluate.report import write_report
+from ddpmbench.report import rate_distortion
 from ddpmbench.report.comparison import printed_comparison
+from ddpmbench.report.fidelity_text import printed_fidelity
 from ddpmbench.report.nll_text import printed_nll
+from ddpmbench.report.rate_distortion import printed_rate_distortion
 from ddpmbench.samples.feature_networks import load_feature_network
 from ddpmbench.samples.protocols import PROTOCOLS
 
@@ -33,14 +38,34 @@ def blocks(language):
     return documents.blocks(README, language)
 
 
-def test_the_result_is_the_published_one():
-    summary = json.loads((ROOT / "results" / "default" / "summary.json").read_text())
-    assert blocks("text")[0] == printed_nll(summary, "table") + "\n"
+def published(name):
+    return json.loads((ROOT / "results" / name / "summary.json").read_text())
 
 
-def test_the_comparison_is_the_published_one():
-    summary = json.loads((ROOT / "results" / "compare" / "summary.json").read_text())
-    assert blocks("text")[1] == printed_comparison(summary, "table") + "\n"
+def printed_curve():
+    curve = pd.read_csv(ROOT / "results" / "default" / "rate_distortion.csv")
+    return printed_rate_distortion(
+        rate_distortion.summary(curve, published("default")), curve, "table"
+    )
+
+
+def inspected():
+    return CliRunner().invoke(ddpmbench, ["inspect"]).stdout.rstrip("\n")
+
+
+@pytest.mark.parametrize(
+    "printed",
+    [
+        lambda: printed_nll(published("default"), "table"),
+        inspected,
+        printed_curve,
+        lambda: printed_fidelity(published("quality"), "table"),
+        lambda: printed_comparison(published("compare"), "table"),
+    ],
+    ids=["nll", "inspect", "rd", "fid", "compare"],
+)
+def test_the_outputs_are_those_of_the_commands(printed):
+    assert printed() + "\n" in blocks("text")
 
 
 @pytest.mark.parametrize("path", [ROOT / "README.md", *SNIPPETS], ids=lambda path: path.name)

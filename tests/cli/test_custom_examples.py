@@ -1,4 +1,4 @@
-"""The examples of docs/reference/checkpoints.md for networks of one's own are run as they stand there."""
+"""The examples of custom networks in docs/reference/checkpoints.md run as they stand there."""
 
 import shlex
 import warnings

@@ -1,4 +1,4 @@
-"""Networks as people publish them are evaluated by the route that docs/reference/checkpoints.md says."""
+"""Networks as people publish them are evaluated as docs/reference/checkpoints.md describes."""
 
 import pytest
 import torch
