@@ -16,6 +16,7 @@ from ddpmbench.likelihood.intervals import (
     quantile,
 )
 from ddpmbench.likelihood.terms import TermTable, columns_of_bound
+from ddpmbench.records import short_repr
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -48,6 +49,8 @@ class BoundEstimate:
     num_evaluations: NDArray[np.int64]
     half_width: float | None
     half_width_population: float | None
+
+    __repr__ = short_repr
 
     @property
     def total(self) -> NDArray[np.float64]:

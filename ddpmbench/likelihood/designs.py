@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from ddpmbench.diffusion.noise import philox_4x32
 from ddpmbench.likelihood.terms import TermIndex, TermTable, image_blocks
+from ddpmbench.records import short_repr
 
 
 class Design(Protocol):
@@ -247,6 +248,8 @@ class ImportanceDesign:
     density: NDArray[np.float64]
     seed: int
     num_replicates: int = 2
+
+    __repr__ = short_repr
 
     def __post_init__(self) -> None:
         """Refuse a density under which some term could never be drawn."""

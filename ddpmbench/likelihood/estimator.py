@@ -25,6 +25,7 @@ from ddpmbench.likelihood.per_timestep import TimestepTable, rate_standard_error
 from ddpmbench.likelihood.regression import FeatureTable, Predictions, no_predictions, predict
 from ddpmbench.likelihood.sampled_terms import NATS, SampledTerms, sampled_terms
 from ddpmbench.likelihood.terms import TermTable, image_blocks
+from ddpmbench.records import short_repr
 
 KNOTS = 40
 """The effect of the timestep is linear in log t between about this many timesteps."""
@@ -191,6 +192,8 @@ class SampledBound:
     predictions: Predictions
     image_prior: NDArray[np.float64]
     image_decoder: NDArray[np.float64]
+
+    __repr__ = short_repr
 
     @property
     def nats(self) -> float:

@@ -28,7 +28,7 @@ def test_both_say_what_was_corrected_and_what_not(said, inputs, tmp_path):
         status, printed, told = said(*command, *inputs, *options)
         assert status == 0, told
         assert "bf16, corrected by " in printed
-        assert "from the rows in bf16, uncorrected" in printed
+        assert "in bf16, uncorrected" in printed
     status, printed, _ = said("rd", "--run", tmp_path / "run", "--format", "json")
     assert status == 0
     assert json.loads(printed)["precision_correction"]["num_evaluations"] == 200

@@ -362,7 +362,7 @@ def test_the_folder_holds_the_schedule_and_all_that_is_printed(files, tmp_path):
     pd.testing.assert_frame_equal(steps, found.schedule)
     again = db.inspect_checkpoint(files["openai"], settings("openai", files), out=out)
     assert again.summary == found.summary
-    with peers.refused("--out", out, "checkpoint"):
+    with peers.refused(f"`out={out}`", "checkpoint"):
         db.inspect_checkpoint(files["native"], out=out)
 
 

@@ -13,7 +13,7 @@ import ddpmbench as db
 from ddpmbench.diffusion.data_range import UNIT_RANGE, DataRange
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.errors import InputError
-from ddpmbench.report import tables as convention_tables
+from ddpmbench.report import conventions as convention_tables
 from ddpmbench.report.nll_text import conventions_line
 from ddpmbench.samples.samplers import SamplerChoice
 

@@ -129,6 +129,10 @@ def test_every_record_that_people_hold_is_short(
         db.precision_recall(features, features + 0.1),
         gaussian,
     ]
+    bounds = [
+        of(**{field.name: np.arange(500.0) for field in dataclasses.fields(of)})
+        for of in (db.BoundEstimate, db.SampledBound)
+    ]
     flags = db.CheckpointSettings(network=HOSTILE, model_flags="--lr 1e-4 " * 100)
     made = [
         *shown,
@@ -139,6 +143,9 @@ def test_every_record_that_people_hold_is_short(
         model.schedule,
         model.diffusion,
         flags,
+        db.EveryPairDesign(num_images=2, num_timesteps=3, draws=1),
+        db.ImportanceDesign(2, 1000, np.full(999, 1 / 999), seed=0, num_replicates=2),
+        *bounds,
         db.BoundTerms(rows, rows, rows, rows, {str(k): rows for k in range(20)}),
         db.DataRange(),
         db.FidSettings(network, db.PROTOCOLS["clean"]),

@@ -113,7 +113,7 @@ def test_the_number_of_processes_cannot_change_a_number(inputs, alone, tmp_path,
     np.testing.assert_allclose(tables(folder), alone[estimator], rtol=0, atol=1e-6)
     assert result.stdout.count("NLL <= ") == result.stdout.count("part ") == 1
     assert result.stderr.count("Run folder: ") == 1
-    assert result.stderr.count("network calls to begin with") == 1
+    assert result.stderr.count("network evaluations at first") == 1
     by_name = [path.name.split("-") for path in (folder / "shards").iterdir()]
     for name in {kind for kind, *_ in by_name}:
         spans = sorted(

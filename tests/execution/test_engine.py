@@ -145,7 +145,7 @@ def test_a_network_of_another_shape_is_refused(small_model):
     wrong = dataclasses.replace(small_model, network=nn.Module())
     wrong.network.forward = lambda x, time: x[:, :, :4]
     engine = Engine(wrong, device=CPU, choice=EngineChoice())
-    with pytest.raises(Exception, match="--ckpt small: the network's output is"):
+    with pytest.raises(Exception, match="`ckpt=small`: the network's output is"):
         engine.model_output(*batch())
 
 

@@ -322,7 +322,7 @@ def test_samples_are_checked_with_the_first_reference_that_has_images_such_as_th
     monkeypatch.setattr(fid.FidelityRun, "engine", stop_here)
     with pytest.raises(InputError, match="no further"):
         evaluate(small)
-    assert lines == ["--check: no --data has images such as the checkpoint makes; left out"]
+    assert lines == ["`check`: no reference has images such as the checkpoint makes; left out"]
 
 
 def stop_here(self, folder, **others):
