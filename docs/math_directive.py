@@ -6,19 +6,20 @@ import textwrap
 import griffe
 
 _DIRECTIVE = re.compile(
-    r"^([ \t]*)\.\. math::[ \t]*\n(?:[ \t]*\n)+((?:\1[ \t]+\S.*\n?|[ \t]*\n)+)", re.M
+    r"^([ \t]*)\.\. math::[ \t]*(.*)(?:\n|$)((?:[ \t]*\n)*(?:\1[ \t]+\S.*(?:\n|$))*)", re.MULTILINE
 )
+_ROLE = re.compile(r":math:`([^`]+)`")
 
 
 def displayed(text: str) -> str:
-    """The text with each directive as a display formula between blank lines."""
+    """The text with directives as display formulas between blank lines, and roles inline."""
 
     def formula(match: re.Match[str]) -> str:
-        indent, body = match.groups()
-        lines = textwrap.dedent(body).strip()
-        return textwrap.indent(f"\\[\n{lines}\n\\]\n\n", indent)
+        indent, first, rest = match.groups()
+        lines = "\n".join(line for line in (first.strip(), textwrap.dedent(rest).strip()) if line)
+        return "\n" + textwrap.indent(f"\\[\n{lines}\n\\]", indent) + "\n\n"
 
-    return _DIRECTIVE.sub(formula, text)
+    return _ROLE.sub(r"$\1$", _DIRECTIVE.sub(formula, text))
 
 
 class MathDirective(griffe.Extension):

@@ -39,6 +39,8 @@ def test_every_function_and_class_of_the_package_is_documented(site):
 def test_formulas_of_docstrings_are_displayed(site):
     page = (site / "reference/api/index.html").read_text()
     assert ".. math::" not in page
+    assert ":math:" not in page
+    assert page.count("\\[") > 10
 
 
 def test_the_help_of_every_command_is_there(site):

@@ -172,4 +172,4 @@ def test_the_command_measures(told, small_checkpoint, small_npz, tmp_path):
 def test_a_mistake_is_one_line_that_names_the_option(told, small_checkpoint, wrong):
     status, printed, said = told("speed", "--ckpt", small_checkpoint, *wrong)
     assert (status, printed, said.count("\n")) == (2, "", 1), said
-    assert wrong[0] in said or wrong[0] == "--data" and "nowhere: no such" in said
+    assert wrong[0] in said or (wrong[0] == "--data" and "nowhere: no such" in said)
