@@ -2,7 +2,9 @@
 
 import math
 import numbers
+import os
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from ddpmbench.records import short_value
 
@@ -125,6 +127,17 @@ def instance_of(name: str, value: object, kind: type, remedy: str = "") -> None:
     if not isinstance(value, kind):
         text = f"must be of type {kind.__name__}{remedy and f'; {remedy}'}"
         raise InputError(f"`{name}={_shown(value)}`: {text}")
+
+
+def path_of(name: str, value: object) -> Path:
+    """The value as a path.
+
+    Raises:
+        InputError: it is neither text nor a path.
+    """
+    if not isinstance(value, str | os.PathLike) or isinstance(os.fspath(value), bytes):
+        raise InputError(f"`{name}={_shown(value)}`: must be text or a pathlib.Path")
+    return Path(value)
 
 
 def _is_real(value: object) -> bool:

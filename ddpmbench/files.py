@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ddpmbench.errors import InputError
+from ddpmbench.errors import InputError, path_of
 
 _TEMPORARY = re.compile(r".+\.\d+\.ddpmbench\.tmp", re.DOTALL)
 _STEM = 80  # characters of a name that its temporary file has; names have a limit
@@ -22,15 +22,24 @@ def _temporary(place: Path) -> Path:
     return place.with_name(f"{place.name[:_STEM]}.{os.getpid()}.ddpmbench.tmp")
 
 
+LONGEST_NAME = 255
+"""Bytes of a file name that file systems take."""
+
+
 def named_path(out: str | Path) -> Path:
     """A caller's path for a result.
 
     Raises:
         InputError: it is empty, which would be the current folder.
     """
+    path = path_of("out", out)
     if not str(out).strip():
         raise InputError("`out`: is empty; name a folder or a file")
-    return Path(out)
+    if "\0" in str(out):
+        raise InputError("`out`: holds a null character; choose another name")
+    if any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts):
+        raise InputError(f"`out`: a name of more than {LONGEST_NAME} bytes; choose a shorter one")
+    return path
 
 
 @contextlib.contextmanager

@@ -42,7 +42,7 @@ from ddpmbench.checkpoints.state_dicts import StateDict, find_state
 from ddpmbench.checkpoints.weights import FileError, containers, read_state
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.diffusion.schedule import NoiseSchedule
-from ddpmbench.errors import InputError, listed, printable
+from ddpmbench.errors import InputError, instance_of, listed, path_of, printable
 
 _TABLE_END = bytes.fromhex("57fb808b247547db")  # of an index of TensorFlow
 _CONVERTED = (
@@ -205,7 +205,9 @@ def load_checkpoint(
         MissingSettingsError: the source leaves something open that a setting has to supply.
         InputError: the source is missing, damaged or of no family that is read.
     """
-    settings = settings or CheckpointSettings()
+    settings = CheckpointSettings() if settings is None else settings
+    instance_of("settings", settings, CheckpointSettings)
+    path_of("source", source)
     try:
         checkpoint = _load(source, settings)
     except OSError as error:

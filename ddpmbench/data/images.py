@@ -317,6 +317,7 @@ def load_images(
     if convert is not None:
         images = _converted(images, convert)
     if pad is not None:
+        pad = whole_number("pad", pad, 1)
         images = dataclasses.replace(
             images,
             pixels=padded(images.pixels, pad, images.name),

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from ddpmbench.errors import InputError
+from ddpmbench.errors import InputError, whole_number
 from ddpmbench.records import short_value
 
 MAX_TIMESTEPS = 1_000_000
@@ -155,10 +155,7 @@ class NoiseSchedule:
         Source: Nichol & Dhariwal 2021, section 4.
         """
         total = self.num_timesteps
-        if not 1 <= num_timesteps <= total:
-            raise InputError(
-                f"`timesteps={num_timesteps}`: choose from 1 to {total}, the checkpoint's steps"
-            )
+        num_timesteps = whole_number("timesteps", num_timesteps, 1, total)
         return [total] if num_timesteps == 1 else _spaced(total, num_timesteps)
 
     def in_sections(self, counts: Sequence[int]) -> Self:

@@ -12,7 +12,7 @@ import pandas as pd
 from ddpmbench.data.images import ImageSet, ImageSource, load_images, refuse_reduced
 from ddpmbench.diffusion.data_range import DataRange
 from ddpmbench.diffusion.model import Checkpoint
-from ddpmbench.errors import LARGEST_SEED, InputError, whole_number
+from ddpmbench.errors import LARGEST_SEED, instance_of, one_of, path_of, whole_number
 from ddpmbench.evaluate.answered import Asked, answer_in
 from ddpmbench.evaluate.progress import listening
 from ddpmbench.execution.engine import Engine, resolve_precision
@@ -148,14 +148,19 @@ def evaluate_nll(
 
     Source: Ho, Jain & Abbeel 2020, eq. 5.
     """
-    _check_options(decoder=decoder, seed=seed, batch_size=batch_size)
+    instance_of("checkpoint", checkpoint, Checkpoint, "see load_checkpoint")
+    if listener is not None:
+        instance_of("listener", listener, RunListener)
+    one_of("decoder", decoder, DECODERS)
+    seed = whole_number("seed", seed, 0, LARGEST_SEED)
+    batch_size = None if batch_size is None else whole_number("batch_size", batch_size, 1)
     images = load_images(images)
     _check_images(checkpoint, images)
     chosen = choose_estimator(
         estimator,
         half_width=half_width,
         max_evaluations=max_evaluations,
-        terms_of=None if terms_of is None else Path(terms_of),
+        terms_of=None if terms_of is None else path_of("terms_of", terms_of),
         draws=draws,
     )
     with (
@@ -410,14 +415,6 @@ def _note_images(images: ImageSet, reporter: RunListener, *, class_folders: bool
             f"{len(images.skipped)} files of {images.name} were passed over; the first: "
             f"{images.skipped[0]}"
         )
-
-
-def _check_options(*, decoder: str, seed: int, batch_size: int | None) -> None:
-    if decoder not in DECODERS:
-        raise InputError(f"`decoder={decoder}`: choose exact or tanh")
-    whole_number("seed", seed, 0, LARGEST_SEED)
-    if batch_size is not None:
-        whole_number("batch_size", batch_size, 1)
 
 
 def _check_images(checkpoint: Checkpoint, images: ImageSet) -> None:

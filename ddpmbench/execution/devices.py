@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ddpmbench.diffusion.model import Checkpoint
-from ddpmbench.errors import InputError
+from ddpmbench.errors import InputError, instance_of
 from ddpmbench.unet.precision import Precision
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt, from malloc.h
@@ -75,7 +75,7 @@ def _from_environment(name: str, default: int) -> int:
     return int(value) if value.isdecimal() else default
 
 
-def resolve_device(name: str, local_rank: int = 0) -> torch.device:
+def resolve_device(name: str | torch.device, local_rank: int = 0) -> torch.device:
     """The device that a name stands for.
 
     Args:
@@ -86,6 +86,9 @@ def resolve_device(name: str, local_rank: int = 0) -> torch.device:
     Raises:
         InputError: there is no such device here.
     """
+    if isinstance(name, torch.device):
+        name = str(name)
+    instance_of("device", name, str, "name auto, cpu, cuda, cuda:N or mps")
     if name == "auto":
         if torch.cuda.is_available():
             return _cuda_of(local_rank)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ddpmbench.data.images import ImageSet
 from ddpmbench.diffusion.data_range import NATS_PER_BIT
 from ddpmbench.diffusion.model import Checkpoint
-from ddpmbench.errors import InputError
+from ddpmbench.errors import InputError, positive_number, whole_number
 from ddpmbench.execution.finished import FinishedRun
 from ddpmbench.execution.precision_correction import CorrectionRun, OptionalCorrection
 from ddpmbench.execution.store import Store, num_missing
@@ -179,8 +179,7 @@ class EveryPair(Estimator):
 
     def __post_init__(self) -> None:
         """Refuse no draws."""
-        if self.draws < 1:
-            raise InputError(f"`draws={self.draws}`: at least one draw is needed")
+        object.__setattr__(self, "draws", whole_number("draws", self.draws, 1))
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -257,12 +256,10 @@ class Importance(Estimator):
 
     def __post_init__(self) -> None:
         """Refuse options that make no sense."""
-        if not 0 < self.half_width < math.inf:
-            raise InputError(
-                f"`half_width={self.half_width}`: choose a number above 0, such as 0.005"
-            )
-        if self.max_evaluations is not None and self.max_evaluations < 1:
-            raise InputError(f"`max_evaluations={self.max_evaluations}`: choose a number from 1 on")
+        object.__setattr__(self, "half_width", positive_number("half_width", self.half_width))
+        if self.max_evaluations is not None:
+            most = whole_number("max_evaluations", self.max_evaluations, 1)
+            object.__setattr__(self, "max_evaluations", most)
         _ = self._other_run
 
     @cached_property
