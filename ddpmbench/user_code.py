@@ -79,7 +79,12 @@ class RandomNumbersAreNaN(TorchFunctionMode):
 
     A network is built inside. Its random initialization becomes visible wherever no trained weight
     has replaced it: in a parameter, a buffer, or the output.
+
+    Attributes:
+        is_on: False leaves them as they are.
     """
+
+    is_on = True
 
     _SAMPLERS = frozenset(
         {torch.rand, torch.randn, torch.rand_like, torch.randn_like, torch.normal, torch.bernoulli}
@@ -101,7 +106,7 @@ class RandomNumbersAreNaN(TorchFunctionMode):
         """Call a function of torch."""
         named = kwargs or {}
         result = func(*args, **named)
-        is_random = func in self._SAMPLERS and named.get("generator") is None
+        is_random = self.is_on and func in self._SAMPLERS and named.get("generator") is None
         if is_random and isinstance(result, Tensor) and result.is_floating_point():
             with torch.no_grad():
                 result.fill_(torch.nan)
@@ -152,6 +157,16 @@ class UserModules:
             sys.path[:] = path_before
             sys.modules.update({n: m for n, m in before.items() if n not in sys.modules})
 
+    def sha256(self) -> str:
+        """Hexadecimal digits of the names and sources of the modules imported so far."""
+        digest = hashlib.sha256()
+        for name, module in sorted(self._modules.items()):
+            file = getattr(module, "__dict__", {}).get("__file__")
+            digest.update(name.encode() + b"\0")
+            if isinstance(file, str) and Path(file).is_file():
+                digest.update(Path(file).read_bytes())
+        return digest.hexdigest()
+
     def _names(self) -> set[str]:
         files = {path.stem for folder in self._folders for path in folder.glob("*.py")}
         packages = {p.parent.name for folder in self._folders for p in folder.glob("*/__init__.py")}
@@ -177,10 +192,12 @@ class UserCode:
     Attributes:
         name: `FILE.py:NAME`, as given.
         sha256: of the file.
+        imported: SHA-256 of the modules beside it that it imported; empty where it is not known.
     """
 
     name: str
     sha256: str
+    imported: str = ""
 
     @property
     def builder(self) -> str:

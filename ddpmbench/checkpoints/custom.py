@@ -4,9 +4,12 @@ import contextlib
 import dataclasses
 import inspect
 import operator
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
@@ -47,6 +50,7 @@ LABELS = frozenset(
 
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 """Modules that keep the network itself as `module`."""
+_OTHER_SEED = 7919
 _PLACEHOLDERS = {
     "prediction": ("PREDICTION", ", ".join(Prediction)),
     "variance": ("VARIANCE", ", ".join(Variance)),
@@ -88,20 +92,26 @@ def read_network_file(
     if {"state", "param_groups"} <= set(state):
         raise InputError(f"{path}: an optimizer's state, not a model; pass the model's file")
     _require(settings, path, state, tables)
-    with RandomNumbersAreNaN(), user_file(str(settings.network)) as file:
+    with RandomNumbersAreNaN() as nans, user_file(str(settings.network)) as file:
         if _takes_state(file):
             if settings.weights is not None:
                 raise InputError(
                     f"`weights={settings.weights}`: the function of {file.who} receives the whole "
                     "file and chooses itself; leave out `weights`"
                 )
-            network, state_dict = _network(file, state), StateDict({}, kind=None)
+            network, state_dict = _network(file, _copied(state)), StateDict({}, kind=None)
             _check_numbers(file, network)
+            with _random_numbers(nans):
+                again = _network(file, _copied(state))
         else:
             network = _network(file)
             state_dict = _state_dict(file, network, state, path, settings.weights)
             _load(file, network, state_dict, path)
             _check_numbers(file, network, path)
+            with _random_numbers(nans):
+                again = _network(file)
+            _load(file, again, state_dict, path)
+        _refuse_random(file, network, again)
         checkpoint = _checkpoint(file, network, settings, tables)
     notes = [*state_dict.notes]
     if state_dict.alone and (other := _other_weights(state_dict)):
@@ -110,6 +120,7 @@ def read_network_file(
         notes.append(f"weights: {them} beside them ({other[0]}{more}) are not read")
     return dataclasses.replace(
         checkpoint,
+        code=dataclasses.replace(file.code, imported=file.modules.sha256()),
         source=source,
         sha256=sha256_of_shards(path) if path.name.endswith(INDEX) else sha256_of(path),
         weights=state_dict.kind,
@@ -135,7 +146,7 @@ def read_network_code(settings: CheckpointSettings) -> Checkpoint:
             f"`weights={settings.weights}`: chooses among those in a file; pass `ckpt=FILE` or "
             "leave out `weights`"
         )
-    with RandomNumbersAreNaN(), user_file(str(settings.network)) as file:
+    with RandomNumbersAreNaN() as nans, user_file(str(settings.network)) as file:
         if _takes_state(file):
             raise InputError(
                 f"{file.who}: takes the content of a file of weights; pass `ckpt=FILE`"
@@ -143,10 +154,14 @@ def read_network_code(settings: CheckpointSettings) -> Checkpoint:
         network = _network(file)
         _require(settings, file.path, network.state_dict(), NO_TABLES)
         _check_numbers(file, network)
+        with _random_numbers(nans):
+            again = _network(file)
+        _refuse_random(file, network, again)
         checkpoint = _checkpoint(file, network, settings, NO_TABLES)
     note = "weights: those that the code of `network` loads; no `ckpt` was given"
     return dataclasses.replace(
         checkpoint,
+        code=dataclasses.replace(file.code, imported=file.modules.sha256()),
         source=file.code.name,
         sha256=network_digest(network, file.who),
         notes=(note, *checkpoint.notes),
@@ -248,6 +263,62 @@ def _takes_state(file: UserFile) -> bool:
             f"as it was when it was trained: def build(): return {name}(...)"
         )
     return True
+
+
+@contextlib.contextmanager
+def _random_numbers(nans: RandomNumbersAreNaN) -> Iterator[None]:
+    """Inside, random numbers are real again, and new; a `user_file` restores the generators."""
+    nans.is_on = False
+    torch.manual_seed(_OTHER_SEED)
+    np.random.seed(_OTHER_SEED)
+    random.seed(_OTHER_SEED)
+    try:
+        yield
+    finally:
+        nans.is_on = True
+
+
+def _copied(content: Any) -> Any:  # noqa: ANN401 - the content of a file
+    """Its dicts and lists anew, around the same tensors: code may take entries out of them."""
+    if type(content) is dict:
+        return {key: _copied(value) for key, value in content.items()}
+    return [_copied(value) for value in content] if type(content) is list else content
+
+
+def _refuse_random(file: UserFile, network: nn.Module, again: nn.Module) -> None:
+    """Refuse what differs in a network that was built twice: it is random, and in no file."""
+    first, second = _numbers_of(network), _numbers_of(again)
+    for name, value in first.items():
+        if name not in second or not _same(value, second[name]):
+            raise InputError(
+                f"{file.who}: {name} differs each time the network is built, so that it is not "
+                "what was trained; save it as a buffer, or compute it without random numbers"
+            )
+
+
+def _numbers_of(network: nn.Module) -> dict[str, Any]:
+    """Parameters, buffers and the numbers among the attributes of all modules."""
+    numbers: dict[str, Any] = dict(network.named_parameters())
+    numbers |= dict(network.named_buffers())
+    for prefix, module in network.named_modules():
+        for name, value in vars(module).items():
+            if isinstance(value, Tensor | np.ndarray | float | int):
+                numbers[f"{prefix}.{name}" if prefix else name] = value
+    return numbers
+
+
+def _same(one: Any, other: Any) -> bool:  # noqa: ANN401 - tensors, arrays or numbers
+    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
+        return one.dtype == other.dtype and one.tobytes() == other.tobytes()
+    if not (isinstance(one, Tensor) and isinstance(other, Tensor)):
+        return bool(one == other or (one != one and other != other))
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    if one.is_meta or one.layout is not torch.strided or one.is_quantized:
+        return True
+    # NaN shows in the output, where it is used.
+    is_nan = one.is_floating_point() and bool(one.isnan().any())
+    return is_nan or torch.equal(one, other)
 
 
 def _network(file: UserFile, *arguments: object) -> nn.Module:

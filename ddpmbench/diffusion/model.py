@@ -293,8 +293,8 @@ class Checkpoint:
         """SHA-256, in hexadecimal digits, of the weights, the network and its schedule.
 
         The U-Net of this package is known by its configuration. Another network is known by the
-        name of its class, the user's file and NAME in it, and its output in the network check,
-        which modules that the file imports change, too.
+        name of its class, the user's file and NAME in it, the modules beside it that building
+        imported, and its output in the network check.
         """
         kind = type(self.network)
         config = self.network.config if isinstance(self.network, UNet) else None
@@ -304,7 +304,7 @@ class Checkpoint:
         digest = hashlib.sha256(f"{text} {self.time_input}{part}".encode())
         digest.update(self.schedule.betas.numpy().tobytes())
         if self.code is not None:
-            digest.update(f"{self.code.sha256} {self.code.builder}".encode())
+            digest.update(f"{self.code.sha256} {self.code.builder} {self.code.imported}".encode())
         digest.update(self.call_digest.encode())
         return digest.hexdigest()
 

@@ -192,20 +192,57 @@ def test_random_numbers_are_random_again(folder):
     assert torch.randn(3).isfinite().all()
 
 
-def test_a_network_of_another_output_is_another(folder):
-    """As of random numbers of NumPy, or of a module that the file imports when it is called."""
-    folder.add("""
+@pytest.mark.parametrize(
+    "table",
+    [
+        "(torch.rand(1, 1, 6, 6) > 0.5).float()",
+        "torch.randperm(36).reshape(1, 1, 6, 6) / 36",
+        "torch.randint(9, (1, 1, 6, 6)).float()",
+        "torch.tensor(np.random.randn(1, 1, 6, 6)).float()",
+        "torch.tensor(np.random.default_rng().normal(size=1)).float()",
+        "torch.tensor(random.random())",
+    ],
+)
+@pytest.mark.parametrize(
+    "keep", ["self.register_buffer('table', {}, persistent=False)", "self.table = {}"]
+)
+def test_random_numbers_that_no_file_holds_are_refused(folder, table, keep):
+    folder.add(f"""
+        import random
         import numpy as np
-        class Numpy(Net):
+        class Random(Net):
             def __init__(self):
                 super().__init__()
-                table = torch.tensor(np.random.default_rng().normal(size=1)).float()
-                self.register_buffer("table", table, persistent=False)
+                {keep.format(table)}
             def forward(self, x, t): return super().forward(x, t) + self.table
     """)
-    fingerprints = {checked(folder.load("Numpy")).fingerprint for _ in range(3)}
-    assert len(fingerprints) == 3
-    assert len({checked(folder.load()).fingerprint for _ in range(3)}) == 1
+    with refused("table differs each time the network is built", "save it as a buffer"):
+        folder.load("Random")
+
+
+def test_what_is_random_but_not_kept_is_no_matter(folder):
+    folder.add("""
+        import numpy as np
+        class Draws(Net):
+            def __init__(self):
+                super().__init__()
+                self.size = len(np.random.rand(3))
+    """)
+    assert len({checked(folder.load("Draws")).fingerprint for _ in range(3)}) == 1
+
+
+def test_another_imported_module_is_another_network(folder):
+    """However little it changes the output."""
+    prints = []
+    for eps in (1.0, 1.0001):
+        (folder.path / "helper.py").write_text(f"EPS = {eps}\n")
+        folder.add("""
+        import helper
+        class Helped(Net):
+            def forward(self, x, t): return super().forward(x, t) * helper.EPS
+        """)
+        prints.append(checked(folder.load("Helped")).fingerprint)
+    assert len(set(prints)) == 2
 
 
 def averaged(net):

@@ -10,7 +10,7 @@ from documents import ROOT, blocks, commands
 
 from ddpmbench.execution.devices import evaluating_checkpoint
 
-TEXT = (ROOT / "docs" / "checkpoints.md").read_text()
+TEXT = (ROOT / "docs" / "reference" / "checkpoints.md").read_text()
 (CODE,) = [block for block in blocks(TEXT, "python") if block.startswith("# own.py")]
 COMMANDS = {
     words[words.index("--network") + 1].partition(":")[2]: words
