@@ -365,6 +365,7 @@ def user_errors(who: str) -> Iterator[None]:
 def described(error: BaseException) -> str:
     """An error in one line: file and line of the user's, its kind and its text."""
     text = "".join(c if c.isprintable() else "?" for c in " ".join(str(error).split()))
+    text = text.replace("`", "'")  # backticks name parameters of ours
     text = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
     if isinstance(error, ModuleNotFoundError):
         text += "; modules are looked for in its own folder, the current one and PYTHONPATH"

@@ -75,6 +75,7 @@ def stopping() -> Iterator[Stopped]:
 
 
 DONE, FAILED, USER_MISTAKE = 0, 1, 2
+_RESUMED = frozenset({"nll", "rd", "sample", "fid", "train"})
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -139,7 +140,8 @@ def _run(arguments: list[str] | None, stopped: Stopped) -> int:
         return FAILED
     except (click.Abort, KeyboardInterrupt):
         if os.environ.get("RANK", "0") == "0":
-            again = "again" if given[:1] == ["speed"] else "with --out and its folder to resume"
+            is_resumed = given[:1] and given[0] in _RESUMED
+            again = "with --out and its folder to resume" if is_resumed else "again"
             click.echo(f"Interrupted: run the same command {again}", err=True)
         return stopped.status
     return status if isinstance(status, int) else DONE

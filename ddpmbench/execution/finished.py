@@ -72,11 +72,13 @@ class FinishedRun:
         """
         named = f"{option} {path}".strip()
         if not os.path.isdir(path):
-            raise InputError(f"{named}: is no run folder; name the `out` of a run")
+            raise InputError(f"{named}: is no run folder; name the folder of a finished run")
         if not (path / SUMMARY).exists():
             if (path / IDENTITY).exists():
                 raise InputError(f"{named}: the run is unfinished; run its command again first")
-            raise InputError(f"{named}: holds no run of ddpmbench; name the `out` of a run")
+            raise InputError(
+                f"{named}: holds no run of ddpmbench; name the folder of a finished run"
+            )
         try:
             summary = read_json(path / SUMMARY)
             kind = summary["schema"]
@@ -106,7 +108,7 @@ class FinishedRun:
         except InvalidVersion as error:
             raise InputError(
                 f"{named}: {self.version} is no version of ddpmbench; its {IDENTITY} is damaged, "
-                "run its command again with a new `out`"
+                "run its command again into a new folder"
             ) from error
         if is_newer:
             raise InputError(
@@ -135,7 +137,7 @@ class FinishedRun:
         try:
             return read_json(path) if path.exists() else {}
         except DamageError as error:
-            raise InputError(f"{path}: damaged; run its command again with a new `out`") from error
+            raise InputError(f"{path}: damaged; run its command again into a new folder") from error
 
     @property
     def design(self) -> EveryPairDesign | ImportanceDesign:
@@ -159,7 +161,7 @@ class FinishedRun:
         folder = self.path / SHARDS
         if not folder.is_dir():
             raise InputError(
-                f"{self.path}: has no shards; run its command again with a new `out`, and name that"
+                f"{self.path}: has no shards; run its command again into a new folder and name it"
             )
         return FolderStore(folder, name, run=tag(self.path))
 
@@ -331,7 +333,7 @@ class MissingShards:
     def remedy(self, run: FinishedRun) -> str:
         """The remedy, in the imperative."""
         if any(EARLIER in fault for fault in self.faults.values()):
-            return "run its command again with a new `out`"
+            return "run its command again into a new folder"
         if any(UNREADABLE in fault for fault in self.faults.values()):
             return "try again when they can be read"
         return f"run its command again with {shlex.join(options(out=run.path))} to compute them"

@@ -29,6 +29,8 @@ PACKAGES = (
     "numpy",
     "scipy",
     "pandas",
+    "pyarrow",
+    "msgspec",
     "safetensors",
     "huggingface_hub",
     "clean-fid",

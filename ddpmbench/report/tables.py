@@ -1,4 +1,4 @@
-"""The bound under the other published conventions, and of models that skip steps, as tables."""
+"""The bound as tables in bits per dimension: summary, timesteps, images, rate, distortion."""
 
 import dataclasses
 import math
