@@ -217,7 +217,7 @@ def test_from_python_several_processes_need_a_folder(tmp_path):
         torchrun(2, script), cwd=tmp_path, capture_output=True, text=True, timeout=120
     )
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("--out: several processes need a folder that they share") == 2
+    assert result.stdout.count("`out`: several processes need a folder that they share") == 2
     assert {path.name for path in tmp_path.iterdir()} == {"own.py"}
 
 

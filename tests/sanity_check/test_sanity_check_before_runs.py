@@ -29,6 +29,7 @@ from ddpmbench.diffusion.process import Prediction
 from ddpmbench.errors import InputError
 from ddpmbench.execution.distributed import Ranks
 from ddpmbench.execution.features import FidelityListener
+from ddpmbench.samples.feature_networks import FeatureNetwork
 from ddpmbench.samples.protocols import PROTOCOLS
 from ddpmbench.sanity_check import run as check
 from ddpmbench.sanity_check.record import CheckRecord, Outcome, note
@@ -302,13 +303,19 @@ def test_samples_are_checked_with_the_first_reference_that_has_images_such_as_th
     monkeypatch.setattr(fid, "_identity", lambda run, settings: {})
     small = dataclasses.replace(images, pixels=images.pixels[:, :, 4:20, 4:20].copy())
 
-    class Network:
+    class Network(FeatureNetwork):
+        def __init__(self):
+            pass
+
         resize = PROTOCOLS["clean"].resize
         sha256 = "0" * 64
         num_features = 2
 
         def to(self, device):
             return self
+
+        def _features(self, rgb):
+            raise AssertionError("no features are asked for")
 
     def evaluate(*references):
         settings = FidSettings(Network(), PROTOCOLS["clean"], num_generated=5, check=True)
