@@ -192,7 +192,7 @@ def test_what_is_damaged_is_named(refused, said, runs, run, damage):
     line = refused("rd", "--run", run)
     assert line.startswith(f"Error: --run {run}: ")
     assert named in line
-    assert ("a new --out" if damage is without_a_column else f"--out {run}") in line
+    assert ("into a new folder" if damage is without_a_column else f"--out {run}") in line
     assert not (run / "figures").exists()
 
 
@@ -204,7 +204,7 @@ def test_a_run_of_an_earlier_version_is_refused_and_kept(refused, runs, pairs, e
     for command in (("rd", "--run", pairs), ("report", pairs), ("compare", runs / "pairs", pairs)):
         line = refused(*command)
         assert "an earlier version wrote it" in line
-        assert "run its command again with a new" in line
+        assert "run its command again into a new" in line
     with pytest.raises(db.InputError, match=r"ddpmbench is 0\.0\.9 there"):
         evaluate("pairs", pairs)
     assert content(pairs) == kept
