@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from peers import SMALL_UNET, DDPMScheduler, diffusers_unet, edit_json, refused, save_flat
@@ -190,3 +191,28 @@ def test_the_field_and_no_folder_says_whether_a_variance_is_learned(saved, tmp_p
     with pytest.raises(MissingSettingsError) as caught:
         load_checkpoint(folder)
     assert caught.value.missing == {"variance": example}
+
+
+@pytest.mark.parametrize(
+    ("fields", "given"),
+    [
+        ({"clip_sample_range": 2.0}, {"clip": False}),
+        ({"thresholding": True}, {"clip": True}),
+        ({"beta_schedule": "laplace"}, {"schedule": "cosine:20"}),
+        ({"rescale_betas_zero_snr": True}, {"schedule": SCHEDULE}),
+    ],
+)
+def test_the_remedy_leads_to_the_number_of_the_option(saved, scheduler, fields, given):
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 8, 8), dtype=np.uint8)
+    images = db.ImageSet(pixels, ("0", "1"), "random")
+
+    def number():
+        checkpoint = load_checkpoint(saved, CheckpointSettings(**given))
+        report = db.evaluate_nll(
+            checkpoint, images, estimator="every-pair", draws=1, device="cpu", check=False
+        )
+        return report.summary["bits_per_dim"]
+
+    plain = number()
+    edit_json(scheduler, **fields)
+    assert number() == plain

@@ -72,9 +72,7 @@ def test_what_makes_it_comparable_is_in_both(folder):
     summary = summary_of(folder)
     write_hugging_face(folder, summary)
     (entry,), (result,) = read_entries(folder), read_card(folder).eval_results
-    conventions = {
-        n: v for n, v in summary["conventions"].items() if v is not None and n != "data_range"
-    }
+    conventions = {n: v for n, v in summary["conventions"].items() if v is not None}
     amount = {n: v for n, v in summary["sampling"].items() if n in ("draws", "num_replicates")}
     expected = {
         "half_width": summary["half_width"],
@@ -91,10 +89,12 @@ def test_what_makes_it_comparable_is_in_both(folder):
         "ddpmbench": version_of(folder),
     }
     assert len(amount) == 1
-    assert len(conventions) >= 6
+    named = {"prediction", "variance", "clip", "decoder", "schedule", "time_input"}
+    assert named <= set(conventions)
+    facts = f", {entry.notes.split('; ')[1]}, "
     for name, value in expected.items():
         assert result.metric_args[name] == value
-        assert f"{name}={value}" in entry.notes.split("; ")[1].split(", ")
+        assert f", {name}={value}, " in facts
     assert "upper bound" in entry.notes
     assert result.dataset_args["sha256"] == summary["data"]["sha256"]
 
