@@ -202,16 +202,25 @@ class RunFolder:
             yield temporary
             self._tables[name] = checksum(temporary)
 
-    def keeps_table(self, name: str) -> bool:
-        """Whether a table is as an earlier session wrote it; `summary.json` names it again."""
+    def keeps_table(self, name: str, *, known: str | None = None) -> bool:
+        """Whether a table is as an earlier session wrote it; `summary.json` names it again.
+
+        Args:
+            name: of the file.
+            known: its checksum then; None for the one in `summary.json`.
+        """
         try:
-            known = read_json(self.path / "summary.json")[CHECKSUMS][name]
+            known = known or read_json(self.path / "summary.json")[CHECKSUMS][name]
             if checksum(self.path / name) != known:
                 return False
         except (DamageError, KeyError):
             return False
         self._tables[name] = known
         return True
+
+    def checksum_of(self, name: str) -> str:
+        """The checksum of a table that was written or kept."""
+        return self._tables[name]
 
     def write_frame(self, name: str, frame: pd.DataFrame) -> None:
         """Write a table as csv, atomically; floating point numbers keep all their digits."""

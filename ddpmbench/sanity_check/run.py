@@ -24,6 +24,8 @@ MIN_EVALUATIONS = 15_000
 """Network evaluations of a run from which on its checkpoint is checked first."""
 TABLE, RECORD = "check.csv", "check.json"
 """Files of the check in a run folder; a resumed run reads the record."""
+_TABLE_CHECKSUM = "table_sha256"
+"""In the record, so that a resumed run knows a damaged table."""
 _ANNOUNCEMENT = (
     "sanity check of the parameterization first, some hundred network evaluations on a few images; "
     "they do not count towards the run (`check=False` skips it)"
@@ -183,7 +185,7 @@ class PreliminaryCheck:
         device: torch.device,
         folder: RunFolder | None,
     ) -> CheckRecord:
-        record = None if folder is None else recorded_check(folder.path)
+        record = None if folder is None else _kept_record(folder)
         if record is None:
             self.note(_ANNOUNCEMENT)
             shape = images.pixels.shape[1:]
@@ -194,12 +196,22 @@ class PreliminaryCheck:
             record = CheckRecord.of(check)
             if folder is not None:
                 folder.write_frame(TABLE, check_frame(check))
-                folder.write_json(RECORD, record.to_dict())
+                checksum = folder.checksum_of(TABLE)
+                folder.write_json(RECORD, {**record.to_dict(), _TABLE_CHECKSUM: checksum})
             if (line := note(record)) is not None:
                 self.note(line)
         if record.warning is not None:
             self.warn(record.warning)
         return record
+
+
+def _kept_record(folder: RunFolder) -> CheckRecord | None:
+    """The record of an earlier session whose table is whole; None where there is none."""
+    record = recorded_check(folder.path)
+    if record is None:
+        return None
+    known = read_json(folder.path / RECORD).get(_TABLE_CHECKSUM)
+    return record if known and folder.keeps_table(TABLE, known=known) else None
 
 
 def recorded_check(folder: Path) -> CheckRecord | None:

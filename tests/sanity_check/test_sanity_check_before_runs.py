@@ -21,6 +21,7 @@ from ddpmbench import (
     write_report,
 )
 from ddpmbench.checkpoints.native import write_native
+from ddpmbench.checksums import checksum
 from ddpmbench.cli.main import run
 from ddpmbench.cli.options import check_option
 from ddpmbench.data.images import ImageSet
@@ -105,7 +106,9 @@ def test_the_table_holds_every_candidate_at_its_timesteps(wrong_run):
     assert list(given.t) == list(v.t)
     assert (v.difference < -4 * v.standard_error).all()
     assert given.eps_mse.max() > 0.1 > v.eps_mse.iloc[-1]
-    assert read_record(report.folder / RECORD) == report.summary["check"]
+    record = read_record(report.folder / RECORD)
+    assert record.pop("table_sha256") == checksum(report.folder / TABLE)
+    assert record == report.summary["check"]
 
 
 def test_a_resumed_run_warns_again_without_another_check(wrong_run, images, monkeypatch):
@@ -122,6 +125,28 @@ def test_a_resumed_run_warns_again_without_another_check(wrong_run, images, monk
     )
     assert lines == [line]
     assert again.summary["check"] == report.summary["check"]
+
+
+def test_a_run_that_is_stopped_keeps_the_table_of_its_check(shipped, images, tmp_path, monkeypatch):
+    """With its checksum; a damaged table is computed again."""
+    made = []
+    real = check.check_parameterization
+    monkeypatch.setattr(
+        check, "check_parameterization", lambda *of, **more: made.append(1) or real(*of, **more)
+    )
+    table = tmp_path / TABLE
+    whole = None
+    for damage, count in ((None, 1), (None, 1), (b"9", 2)):
+        if whole is not None:
+            (tmp_path / "summary.json").unlink()
+        if damage is not None:
+            table.write_bytes(whole[:-3] + damage + whole[-2:])
+        evaluate_nll(shipped.respaced(3), images, **EVERY_PAIR, check=True, out=tmp_path)
+        whole = whole or table.read_bytes()
+        assert len(made) == count
+        assert table.read_bytes() == whole
+        known = json.loads((tmp_path / "summary.json").read_text())["checksums"]
+        assert known[TABLE] == checksum(table)
 
 
 def test_a_damaged_record_is_checked_again(shipped, images, tmp_path):
