@@ -79,12 +79,7 @@ class RandomNumbersAreNaN(TorchFunctionMode):
 
     A network is built inside. Its random initialization becomes visible wherever no trained weight
     has replaced it: in a parameter, a buffer, or the output.
-
-    Attributes:
-        is_on: False leaves them as they are.
     """
-
-    is_on = True
 
     _SAMPLERS = frozenset(
         {torch.rand, torch.randn, torch.rand_like, torch.randn_like, torch.normal, torch.bernoulli}
@@ -106,7 +101,7 @@ class RandomNumbersAreNaN(TorchFunctionMode):
         """Call a function of torch."""
         named = kwargs or {}
         result = func(*args, **named)
-        is_random = self.is_on and func in self._SAMPLERS and named.get("generator") is None
+        is_random = func in self._SAMPLERS and named.get("generator") is None
         if is_random and isinstance(result, Tensor) and result.is_floating_point():
             with torch.no_grad():
                 result.fill_(torch.nan)
@@ -156,6 +151,10 @@ class UserModules:
                 del sys.modules[name]
             sys.path[:] = path_before
             sys.modules.update({n: m for n, m in before.items() if n not in sys.modules})
+
+    def namespaces(self) -> dict[str, dict[str, object]]:
+        """What the modules imported so far define."""
+        return {name: vars(module) for name, module in self._modules.items()}
 
     def sha256(self) -> str:
         """Hexadecimal digits of the names and sources of the modules imported so far."""
@@ -212,14 +211,23 @@ class UserFile:
     Attributes:
         code: its name and hash.
         path: of the file.
-        value: the value of NAME in the file.
+        module: what running it defined.
         modules: those it can import from its folders.
     """
 
     code: UserCode
     path: Path
-    value: object
+    module: types.ModuleType
     modules: UserModules
+
+    @property
+    def value(self) -> object:
+        """The value of NAME in the file."""
+        return getattr(self.module, self.code.builder)
+
+    def namespaces(self) -> dict[str, dict[str, object]]:
+        """What the file and the modules beside it define, by file and module."""
+        return {self.path.name: vars(self.module), **self.modules.namespaces()}
 
     @property
     def who(self) -> str:
@@ -269,7 +277,7 @@ def user_file(network: str) -> Iterator[UserFile]:
         calling(lambda: exec(compile(source, path, "exec"), vars(module)), who)
         if not hasattr(module, name):
             raise InputError(f"{who}: has no {name}; it defines {_defined(source)}")
-        yield UserFile(UserCode(network, digest), path, getattr(module, name), modules)
+        yield UserFile(UserCode(network, digest), path, module, modules)
 
 
 def _package(folder: Path) -> tuple[str, Path]:

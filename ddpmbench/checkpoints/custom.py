@@ -4,16 +4,15 @@ import contextlib
 import dataclasses
 import inspect
 import operator
-import random
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from ddpmbench.checkpoints.determinism import refuse_random
 from ddpmbench.checkpoints.diffusers_files import INDEX, sha256_of_shards
 from ddpmbench.checkpoints.schedule_tables import ScheduleTables
 from ddpmbench.checkpoints.schedules import NO_TABLES, notes_on, read_schedule
@@ -50,7 +49,6 @@ LABELS = frozenset(
 
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 """Modules that keep the network itself as `module`."""
-_OTHER_SEED = 7919
 _PLACEHOLDERS = {
     "prediction": ("PREDICTION", ", ".join(Prediction)),
     "variance": ("VARIANCE", ", ".join(Variance)),
@@ -92,27 +90,25 @@ def read_network_file(
     if {"state", "param_groups"} <= set(state):
         raise InputError(f"{path}: an optimizer's state, not a model; pass the model's file")
     _require(settings, path, state, tables)
-    with RandomNumbersAreNaN() as nans, user_file(str(settings.network)) as file:
-        if _takes_state(file):
-            if settings.weights is not None:
-                raise InputError(
-                    f"`weights={settings.weights}`: the function of {file.who} receives the whole "
-                    "file and chooses itself; leave out `weights`"
-                )
-            network, state_dict = _network(file, _copied(state)), StateDict({}, kind=None)
-            _check_numbers(file, network)
-            with _random_numbers(nans):
-                again = _network(file, _copied(state))
-        else:
+
+    def build(file: UserFile) -> tuple[nn.Module, StateDict]:
+        if not _takes_state(file):
             network = _network(file)
             state_dict = _state_dict(file, network, state, path, settings.weights)
             _load(file, network, state_dict, path)
-            _check_numbers(file, network, path)
-            with _random_numbers(nans):
-                again = _network(file)
-            _load(file, again, state_dict, path)
-        _refuse_random(file, network, again)
+            return network, state_dict
+        if settings.weights is not None:
+            raise InputError(
+                f"`weights={settings.weights}`: the function of {file.who} receives the whole "
+                "file and chooses itself; leave out `weights`"
+            )
+        return _network(file, _copied(state)), StateDict({}, kind=None)
+
+    with RandomNumbersAreNaN(), user_file(str(settings.network)) as file:
+        network, state_dict = build(file)
+        _check_numbers(file, network, None if _takes_state(file) else path)
         checkpoint = _checkpoint(file, network, settings, tables)
+    refuse_random(file, network, lambda file: build(file)[0])
     notes = [*state_dict.notes]
     if state_dict.alone and (other := _other_weights(state_dict)):
         them = f"{len(other)} tensors" if other[1:] else "1 tensor"
@@ -146,18 +142,20 @@ def read_network_code(settings: CheckpointSettings) -> Checkpoint:
             f"`weights={settings.weights}`: chooses among those in a file; pass `ckpt=FILE` or "
             "leave out `weights`"
         )
-    with RandomNumbersAreNaN() as nans, user_file(str(settings.network)) as file:
+
+    def build(file: UserFile) -> nn.Module:
         if _takes_state(file):
             raise InputError(
                 f"{file.who}: takes the content of a file of weights; pass `ckpt=FILE`"
             )
-        network = _network(file)
+        return _network(file)
+
+    with RandomNumbersAreNaN(), user_file(str(settings.network)) as file:
+        network = build(file)
         _require(settings, file.path, network.state_dict(), NO_TABLES)
         _check_numbers(file, network)
-        with _random_numbers(nans):
-            again = _network(file)
-        _refuse_random(file, network, again)
         checkpoint = _checkpoint(file, network, settings, NO_TABLES)
+    refuse_random(file, network, build)
     note = "weights: those that the code of `network` loads; no `ckpt` was given"
     return dataclasses.replace(
         checkpoint,
@@ -265,60 +263,11 @@ def _takes_state(file: UserFile) -> bool:
     return True
 
 
-@contextlib.contextmanager
-def _random_numbers(nans: RandomNumbersAreNaN) -> Iterator[None]:
-    """Inside, random numbers are real again, and new; a `user_file` restores the generators."""
-    nans.is_on = False
-    torch.manual_seed(_OTHER_SEED)
-    np.random.seed(_OTHER_SEED)
-    random.seed(_OTHER_SEED)
-    try:
-        yield
-    finally:
-        nans.is_on = True
-
-
 def _copied(content: Any) -> Any:  # noqa: ANN401 - the content of a file
     """Its dicts and lists anew, around the same tensors: code may take entries out of them."""
     if type(content) is dict:
         return {key: _copied(value) for key, value in content.items()}
     return [_copied(value) for value in content] if type(content) is list else content
-
-
-def _refuse_random(file: UserFile, network: nn.Module, again: nn.Module) -> None:
-    """Refuse what differs in a network that was built twice: it is random, and in no file."""
-    first, second = _numbers_of(network), _numbers_of(again)
-    for name, value in first.items():
-        if name not in second or not _same(value, second[name]):
-            raise InputError(
-                f"{file.who}: {name} differs each time the network is built, so that it is not "
-                "what was trained; save it as a buffer, or compute it without random numbers"
-            )
-
-
-def _numbers_of(network: nn.Module) -> dict[str, Any]:
-    """Parameters, buffers and the numbers among the attributes of all modules."""
-    numbers: dict[str, Any] = dict(network.named_parameters())
-    numbers |= dict(network.named_buffers())
-    for prefix, module in network.named_modules():
-        for name, value in vars(module).items():
-            if isinstance(value, Tensor | np.ndarray | float | int):
-                numbers[f"{prefix}.{name}" if prefix else name] = value
-    return numbers
-
-
-def _same(one: Any, other: Any) -> bool:  # noqa: ANN401 - tensors, arrays or numbers
-    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
-        return one.dtype == other.dtype and one.tobytes() == other.tobytes()
-    if not (isinstance(one, Tensor) and isinstance(other, Tensor)):
-        return bool(one == other or (one != one and other != other))
-    if one.shape != other.shape or one.dtype != other.dtype:
-        return False
-    if one.is_meta or one.layout is not torch.strided or one.is_quantized:
-        return True
-    # NaN shows in the output, where it is used.
-    is_nan = one.is_floating_point() and bool(one.isnan().any())
-    return is_nan or torch.equal(one, other)
 
 
 def _network(file: UserFile, *arguments: object) -> nn.Module:

@@ -216,8 +216,61 @@ def test_random_numbers_that_no_file_holds_are_refused(folder, table, keep):
                 {keep.format(table)}
             def forward(self, x, t): return super().forward(x, t) + self.table
     """)
-    with refused("table differs each time the network is built", "save it as a buffer"):
+    with refused("table is random and in no file", "save it as a buffer"):
         folder.load("Random")
+
+
+@pytest.mark.parametrize(
+    ("code", "name"),
+    [
+        ("MASK = (torch.rand(1, 1, 6, 6) > 0.5).float()", "net.py.MASK"),
+        ("MASK = np.random.rand(1, 1, 6, 6).astype('float32')", "net.py.MASK"),
+        ("from helper import MASK", "MASK"),
+    ],
+)
+def test_random_numbers_of_a_file_are_refused(folder, code, name):
+    folder.code("import torch; MASK = torch.randperm(36).reshape(1, 1, 6, 6) / 36", "helper.py")
+    folder.add(f"""
+        import numpy as np
+        {code}
+        class Masked(Net):
+            def forward(self, x, t): return super().forward(x, t) * torch.as_tensor(MASK)
+    """)
+    with refused(name, "random and in no file", "__main__"):
+        folder.load("Masked")
+
+
+@pytest.mark.parametrize(
+    "keep",
+    [
+        "self.masks = [torch.randperm(36)]",
+        "self.masks = {'first': (torch.randperm(36), 1)}",
+        "type(self).masks = torch.randperm(36)",
+        "self.masks = random.random()",
+    ],
+)
+def test_random_numbers_in_lists_dicts_and_classes_are_refused(folder, keep):
+    folder.add(f"""
+        import random
+        class Masked(Net):
+            def __init__(self):
+                super().__init__()
+                {keep}
+    """)
+    with refused("masks", "random and in no file"):
+        folder.load("Masked")
+
+
+def test_what_the_file_defines_may_hold_itself(folder):
+    folder.add("""
+        LOOP = {}
+        LOOP["loop"] = [LOOP]
+        class Loop(Net):
+            def __init__(self):
+                super().__init__()
+                self.loop = LOOP
+    """)
+    assert folder.load("Loop").network is not None
 
 
 def test_what_is_random_but_not_kept_is_no_matter(folder):
