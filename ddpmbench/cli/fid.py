@@ -152,7 +152,7 @@ def _references(given: dict[str, Any], num_features: int) -> "list[ImageSet | Re
         if given["samples"] is not None or not is_shipped:
             raise InputError("`data`: name the real images to compare the samples with")
         specs = (DEFAULT_DATA,)
-    how = {name: given[name] for name in ("num_images", "on_bad")}
+    how = {name: given[name] for name in ("num_images", "on_bad", "convert")}
     return [load_reference(spec, num_features, **how) for spec in specs]
 
 

@@ -192,6 +192,18 @@ on_bad_option = choice(
     "fid takes images of any shape.",
     default="fail",
 )
+preparation_options = decorate(
+    convert_option,
+    count(
+        "--pad",
+        metavar="S",
+        text="Pad images with black to S x S, such as MNIST's 28 to 32. Bits are then per "
+        "dimension of the padded images.",
+    ),
+    on_bad_option,
+)
+PREPARATION = ("convert", "pad", "on_bad")
+"""Python names of what is done with images besides reading them."""
 
 data_options = decorate(
     click.option(
@@ -215,14 +227,7 @@ data_options = decorate(
         help="Class folders of --data in the order of the checkpoint's classes: cat,dog, or a text "
         "file with one name a line.  [default: sorted]",
     ),
-    convert_option,
-    count(
-        "--pad",
-        metavar="S",
-        text="Pad images with black to S x S, such as MNIST's 28 to 32. Bits are then per "
-        "dimension of the padded images.",
-    ),
-    on_bad_option,
+    preparation_options,
 )
 
 CHECKPOINT = (
@@ -230,7 +235,7 @@ CHECKPOINT = (
     *("time_input", "data_range", "levels", "timesteps"),
 )
 """Python names of the checkpoint's options."""
-DATA = ("data", "num_images", "label", "class_names", "convert", "pad", "on_bad")
+DATA = ("data", "num_images", "label", "class_names", *PREPARATION)
 """Python names of the data's options."""
 INPUTS = (*CHECKPOINT, *DATA)
 """Python names of the checkpoint's and the data's options."""

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from ddpmbench.cli import options, paths
-from ddpmbench.cli.messages import note, with_options
+from ddpmbench.cli.messages import note, warn, with_options
 
 _speed_options = options.decorate(
     click.option(
@@ -51,6 +51,7 @@ _speed_options = options.decorate(
 
 @click.command(short_help="How fast a model is here, and how long nll, rd, sample would take.")
 @options.checkpoint_options
+@options.preparation_options
 @_speed_options
 def speed(output_format: str, **given: Any) -> None:  # noqa: ANN401
     """How fast a model is on this device, and about how long the other commands would take.
@@ -74,9 +75,12 @@ def speed(output_format: str, **given: Any) -> None:  # noqa: ANN401
     for line in checkpoint.notes:
         note(line)
     data, num_images = given.pop("data"), given.pop("num_images")
-    images = None if data is None else load_images(data, num_images=num_images)
+    prepared = {name: given.pop(name) for name in options.PREPARATION}
+    images = None if data is None else load_images(data, num_images=num_images, **prepared)
     for line in () if images is None else images.notes:
         note(line)
+    if images is not None and images.skipped_note is not None:
+        warn(images.skipped_note)
     precisions = tuple(map(Precision, dict.fromkeys(given.pop("precision"))))
     settings = SpeedSettings(
         plan=SpeedPlan(precisions or None, given.pop("compiled")),

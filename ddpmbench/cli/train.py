@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from ddpmbench.cli import options, paths
-from ddpmbench.cli.messages import note
+from ddpmbench.cli.messages import note, warn
 from ddpmbench.errors import LARGEST_SEED
 from ddpmbench.execution.progress import progress
 
@@ -25,6 +25,7 @@ def _integers(context: click.Context, option: click.Parameter, value: str) -> tu
     required=True,
     help="Images as for nll: NAME:SPLIT, a folder, .npz or idx file.",
 )
+@options.preparation_options
 @click.option(
     "--out",
     required=True,
@@ -131,9 +132,11 @@ def train(
         raise click.BadParameter(
             f"{beyond[0]} is not in 0..{len(channels) - 1}", param_hint="--attention"
         )
-    images = load_images(data)
+    images = load_images(data, **{name: recipe.pop(name) for name in options.PREPARATION})
     for line in images.notes:
         note(line)
+    if images.skipped_note is not None:
+        warn(images.skipped_note)
     learned = recipe["objective"] == "hybrid"
     kind = Variance(variance or ("learned_range" if learned else "fixed_large"))
     in_channels, image_size, width = images.pixels.shape[1:]

@@ -219,6 +219,16 @@ class ImageSet:
             raise refusal(self.source, problem)
 
     @property
+    def skipped_note(self) -> str | None:
+        """That files were skipped, in a line; None where none was."""
+        if not self.skipped:
+            return None
+        return (
+            f"{len(self.skipped)} files of {self.name} were passed over; the first: "
+            f"{self.skipped[0]}"
+        )
+
+    @property
     def class_note(self) -> str:
         """The class of each class folder, in a line."""
         pairs = [f"{name} = {number}" for number, name in enumerate(self.classes)]

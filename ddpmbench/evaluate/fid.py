@@ -120,8 +120,8 @@ def warnings_of(
     count, lines = len(images), []
     if count < LEAST_GENERATED:
         lines.append(
-            f"{count:,} samples are few: the distance is biased upwards; hold it against others of "
-            "as many only"
+            f"{count:,} samples are few: the distance is biased upwards; compare it only with "
+            "scores of as many samples"
         )
     elif network.is_inception and count != PUBLISHED_AT:
         lines.append(
@@ -331,6 +331,7 @@ def load_reference(
     *,
     num_images: int | None = None,
     on_bad: str = "fail",
+    convert: str | None = None,
 ) -> Reference:
     """A reference: images, or moments of features where a path is to a file of them.
 
@@ -339,6 +340,7 @@ def load_reference(
         num_features: of the feature network.
         num_images: only the first so many images; None for all.
         on_bad: see `load_images`.
+        convert: likewise.
 
     Raises:
         InputError: there is no such reference, it is of other features, or it holds no images of
@@ -347,7 +349,9 @@ def load_reference(
     if isinstance(source, str | Path) and is_statistics(source):
         source = read_statistics(Path(source), num_features=num_features)
     if not isinstance(source, ReferenceStatistics):
-        return load_images(source, num_images=num_images, on_bad=on_bad, any_size=True)
+        return load_images(
+            source, num_images=num_images, on_bad=on_bad, convert=convert, any_size=True
+        )
     if num_images is not None:
         raise InputError(
             f"`num_images={num_images}`: does not apply to the mu and sigma of {source.source}; "

@@ -410,11 +410,8 @@ def _labels_sha256(checkpoint: Checkpoint, images: ImageSet) -> str | None:
 def _note_images(images: ImageSet, reporter: RunListener, *, class_folders: bool) -> None:
     for line in (*images.notes, *([images.class_note] if class_folders else [])):
         reporter.note(line)
-    if images.skipped:
-        reporter.warn(
-            f"{len(images.skipped)} files of {images.name} were passed over; the first: "
-            f"{images.skipped[0]}"
-        )
+    if images.skipped_note is not None:
+        reporter.warn(images.skipped_note)
 
 
 def _check_images(checkpoint: Checkpoint, images: ImageSet) -> None:

@@ -432,3 +432,32 @@ def test_a_bound_above_the_raw_pixels_is_said(nll, model, said, tmp_path, levels
     if levels == 256:
         assert write_report(tmp_path / "run").read_text().count(line) == 1
     assert said("rd", "--run", tmp_path / "run")[2].count(line) == 1
+
+
+TRAINING = ("--steps", 1, "--channels", "8", "--attention", "0", "--norm-groups", 4)
+MEASURING = ("--num-samples", 1, "--precision", "fp32")
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("train", (*TRAINING, "--num-blocks", 1, "--batch-size", 2)),
+        ("speed", (*MEASURING, "--batch-size", 2)),
+    ],
+)
+def test_the_remedies_are_options_of_the_commands_that_name_them(
+    said, model, tmp_path, command, options
+):
+    """Those for an image that cannot be read, one of another color, and one that is too small."""
+    images = save(tmp_path / "images", random_images(3, 6, 6, 3))
+    (images / "9.png").write_bytes(b"no image")
+    ckpt = ("--ckpt", model(image_size=8)) if command == "speed" else ()
+    words = (command, *ckpt, "--data", images, "--out", tmp_path / "out", *options)
+    status, _, line = said(*words)
+    assert (status, line.count("\n")) == (2, 1)
+    assert "--on-bad skip" in line
+    status, _, lines = said(*words, "--on-bad", "skip", "--convert", "gray", "--pad", 8)
+    assert status == 0, lines
+    assert "1 files of" in lines
+    assert "9.png" in lines
+    assert "--pad 8" in lines

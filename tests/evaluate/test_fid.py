@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 from feature_networks import write_network
+from PIL import Image
 from sealing import read_record
 
 import ddpmbench as db
+from ddpmbench.evaluate.fid import load_reference
 from ddpmbench.execution import features as quality
 from ddpmbench.samples.feature_networks import load_feature_network
 from ddpmbench.samples.frechet import frechet_distance, frechet_infinity
@@ -461,3 +463,13 @@ def test_a_feature_network_moves_whole(network_file):
     network._network = Module()
     assert network.to(meta) is network
     assert [*moved, network._device, network._classes.device] == [meta] * 3
+
+
+def test_a_reference_is_converted_as_its_refusal_says(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 4), dtype=np.uint8)
+    pixels[..., 3] = 255
+    for k, image in enumerate(pixels):
+        Image.fromarray(image, "RGBA").save(tmp_path / f"{k}.png")
+    with pytest.raises(db.InputError, match="`convert=rgb`"):
+        load_reference(tmp_path, 3)
+    assert load_reference(tmp_path, 3, convert="rgb").shape == (3, 8, 8)
