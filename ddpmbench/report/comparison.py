@@ -150,7 +150,7 @@ def printed_comparison(summary: dict[str, Any], output_format: str) -> str:
         lines.append(f"{run['run']:<{width}}{own:<20}{_paired(run)}")
     facts = {
         "images": images_line(summary),
-        "rows": f"{summary['estimator']}, seed {summary['seed']}; {_shared(runs, baseline['run'])}",
+        "terms": f"{summary['estimator']}, seed {summary['seed']}; {_shared(runs, baseline['run'])}",
         "interval": "95 %, for these images; in parentheses for the population of images",
     }
     if note := _precision_note(summary):
