@@ -128,11 +128,17 @@ class UserModules:
 
     @contextlib.contextmanager
     def importable(self) -> Iterator[None]:
-        """Inside, modules of the folders hide imported ones; afterwards they are out of sight."""
+        """Inside, modules of the folders hide imported ones; afterwards they are out of sight.
+
+        Compiled code is not kept beside them: Python would take it for a source of the same length
+        that is written within the same second.
+        """
         if self._is_inside:
             yield
             return
         path_before, before = list(sys.path), dict(sys.modules)
+        keeps_compiled = not sys.dont_write_bytecode
+        sys.dont_write_bytecode = True
         names = self._names()
         for name in before:
             if name.partition(".")[0] in names:
@@ -145,6 +151,7 @@ class UserModules:
             yield
         finally:
             self._is_inside = False
+            sys.dont_write_bytecode = not keeps_compiled
             now = {n: m for n, m in sys.modules.items() if before.get(n) is not m and self._has(m)}
             self._modules |= now
             for name in now:

@@ -148,9 +148,10 @@ def printed_comparison(summary: dict[str, Any], output_format: str) -> str:
     for run in runs:
         own = with_interval(run["bits_per_dim"], run["half_width"])
         lines.append(f"{run['run']:<{width}}{own:<20}{_paired(run)}")
+    shared = _shared(runs, baseline["run"])
     facts = {
         "images": images_line(summary),
-        "terms": f"{summary['estimator']}, seed {summary['seed']}; {_shared(runs, baseline['run'])}",
+        "terms": f"{summary['estimator']}, seed {summary['seed']}; {shared}",
         "interval": "95 %, for these images; in parentheses for the population of images",
     }
     if note := _precision_note(summary):

@@ -1,6 +1,8 @@
 """`--network` in a command: from a folder with net.py and weights.pt to a bound."""
 
 import json
+import os
+import sys
 
 import pytest
 import torch
@@ -83,13 +85,15 @@ def test_what_a_call_prints_or_imports_spoils_nothing(
     assert told.count("called") > 2  # two are before the run
 
 
-def test_a_folder_of_other_imported_code_is_refused(said, folder, small_npz, tmp_path):
+def test_a_folder_of_other_imported_code_is_refused(said, folder, small_npz, tmp_path, monkeypatch):
     """Its file and its weights are the same; the output in the network check is not."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
     call = "from factors_of_net import FACTOR; return FACTOR * self.conv(x)"
     (folder / "net.py").write_text(NET.replace("return self.conv(x)", call))
     command = evaluation(folder, small_npz, "--out", tmp_path / "run")
     for factor, expected in ((1.0, 0), (1.5, 2), (1.0, 0)):
         (folder / "factors_of_net.py").write_text(f"FACTOR = {factor}\n")
+        os.utime(folder / "factors_of_net.py", (1, 1))  # as if within the same second
         status, _, told = said(*command)
         assert status == expected, told
 
