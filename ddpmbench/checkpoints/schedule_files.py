@@ -10,7 +10,7 @@ import numpy as np
 from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
-from ddpmbench.data.folder_contents import require_regular
+from ddpmbench.data.file_kinds import require_regular
 from ddpmbench.errors import InputError, listed
 
 T = TypeVar("T")

@@ -1,13 +1,15 @@
-"""Images that are in memory already: arrays, tensors and Pillow images, all as 8-bit pixels."""
+"""Images in memory, arrays, tensors and Pillow images, as 8-bit pixels."""
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ddpmbench.data.image_files import ImageData, PositionIds, image_shape, pixels_of
-from ddpmbench.data.pixel_store import release, store
+from ddpmbench.data.pixel_store import release, store, store_flat
 from ddpmbench.errors import InputError, count_to_read, refusal
 
 if TYPE_CHECKING:
@@ -16,6 +18,107 @@ if TYPE_CHECKING:
 
 
 Pixels = NDArray[np.uint8]
+Arrays: TypeAlias = "NDArray[Any] | Tensor | Sequence[Image | NDArray[Any]]"
+"""Images in memory; see `read_array`."""
+SOURCE = "an array"
+_PORTION = 1 << 24  # bytes converted together
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ImageData:
+    """The images of an array, a file or a folder; the attributes are those of `ImageSet`."""
+
+    pixels: Pixels
+    ids: Sequence[str]
+    labels: NDArray[np.int64] | None = None
+    skipped: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+    passed_over: dict[str, int] = dataclasses.field(default_factory=dict)
+    archives: tuple[str, ...] = ()
+    shapes: NDArray[np.int64] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class PositionIds(Sequence[str]):
+    """Names of images by their index: "0", "1", ..."""
+
+    positions: range
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> Self: ...
+    def __getitem__(self, index: int | slice) -> "str | Self":
+        if isinstance(index, slice):
+            return dataclasses.replace(self, positions=self.positions[index])
+        return str(self.positions[index])
+
+
+def packed(images: Iterable[Pixels]) -> tuple[Pixels, NDArray[np.int64] | None]:
+    """Images of any sizes in one array, which of a large set is a file (`pixel_store`).
+
+    Args:
+        images: (C, H, W) each, in order; none is kept.
+
+    Returns:
+        pixels: (N, C, H, W) where all have one shape; else flat, one image after another.
+        shapes: (N, 3), C, H, W of each; None where they have one.
+
+    Raises:
+        InputError: there is no room for a temporary file.
+    """
+    shapes: list[tuple[int, ...]] = []
+
+    def noted() -> Iterator[Pixels]:
+        for image in images:
+            shapes.append(image.shape)
+            yield image
+
+    pixels = store_flat(noted())
+    if len(set(shapes)) == 1:
+        return pixels.reshape(len(shapes), *shapes[0]), None
+    return pixels, np.array(shapes, np.int64)
+
+
+def shape_words(shapes: Iterable[Sequence[int]]) -> str:
+    """Sizes and colors of images of (N, 3) shapes: "of 3 sizes from 8x8 to 32x16, gray and RGB"."""
+    different = {(int(c), int(h), int(w)) for c, h, w in shapes}
+    sizes = sorted({(h * w, w, h) for _, h, w in different})
+    names = [f"{width}x{height}" for _, width, height in sizes]
+    colors = " and ".join({1: "gray", 3: "RGB"}[c] for c in sorted({c for c, _, _ in different}))
+    if len(names) == 1:
+        return f"{names[0]} {colors}"
+    return f"of {len(names)} sizes from {names[0]} to {names[-1]}, {colors}"
+
+
+def image_shape(shape: tuple[int, ...], subject: str) -> tuple[int, int, int, int]:
+    """(N, H, W, C) for images of that shape or of (N, H, W).
+
+    Raises:
+        InputError: naming `subject`, if the shape is another, or there is no image.
+    """
+    if 0 in shape:
+        raise refusal(subject, f"is empty, of shape {shape}; give at least one image")
+    if len(shape) == 3:
+        return (*shape, 1)
+    if len(shape) == 4 and shape[-1] in (1, 3):
+        return shape
+    raise shape_refusal(subject, shape)
+
+
+def shape_refusal(subject: str, shape: tuple[int, ...]) -> InputError:
+    """The error to raise for a shape that is not that of images."""
+    order = ": x.transpose(0, 2, 3, 1)" if len(shape) == 4 and shape[1] in (1, 3) else ""
+    return refusal(
+        subject,
+        f"has shape {shape}; save gray as (N, H, W) or (N, H, W, 1), RGB as (N, H, W, 3){order}",
+    )
+
+
+# ---- conversions
 
 CONVERSIONS = {
     "rgb": "gray is repeated to RGB, and alpha that is opaque left out",
@@ -23,20 +126,25 @@ CONVERSIONS = {
 }
 """Conversion -> its description."""
 
-_PORTION = 1 << 24  # bytes converted together
-
 
 def converted(pixels: Pixels, to: str) -> Pixels:
     """Images (N, C, H, W) as "rgb" or "gray", C = 1 or 3.
 
-    Luma is (299 R + 587 G + 114 B) / 1000.
-
-    Source: ITU-R BT.601-2, rounded as Pillow does.
+    Source: ITU-R BT.601-2 for the luma, rounded as Pillow does.
     """
-    wanted = 3 if to == "rgb" else 1
-    if pixels.shape[1] == wanted:
+    channels = 3 if to == "rgb" else 1
+    if pixels.shape[1] == channels:
         return pixels
-    return _mapped(pixels, (wanted, *pixels.shape[2:]), _repeated if to == "rgb" else _luma)
+
+    def luma(part: Pixels) -> Pixels:
+        red, green, blue = part.astype(np.uint32).transpose(1, 0, 2, 3)
+        luma = (19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16
+        return luma.astype(np.uint8)[:, None]  # type: ignore[no-any-return]
+
+    def repeated(part: Pixels) -> Pixels:
+        return np.repeat(part, 3, axis=1)
+
+    return _mapped(pixels, (channels, *pixels.shape[2:]), repeated if to == "rgb" else luma)
 
 
 def padded(pixels: Pixels, side: int, source: str) -> Pixels:
@@ -55,19 +163,17 @@ def padded(pixels: Pixels, side: int, source: str) -> Pixels:
         )
 
     def bordered(part: Pixels) -> Pixels:
-        whole = np.zeros((*part.shape[:2], side, side), np.uint8)
-        whole[:, :, top : top + height, left : left + width] = part
-        return whole
+        return np.pad(part, ((0, 0), (0, 0), (top, top), (left, left)))
 
     return _mapped(pixels, (pixels.shape[1], side, side), bordered)
 
 
 def picture_of(image: Pixels, shape: tuple[int, ...]) -> Pixels:
-    """An image (C, H, W) resized for display.
+    """An image (C, H, W), C = 1 or 3, resized for display; gray is repeated to three channels.
 
     Args:
-        image: C = 1 or 3.
-        shape: (C, H, W) of the result; gray is repeated to three channels.
+        image: the pixels.
+        shape: (C, H, W) of the result.
     """
     from PIL import Image
 
@@ -77,16 +183,6 @@ def picture_of(image: Pixels, shape: tuple[int, ...]) -> Pixels:
         for plane in image
     ]
     return np.stack(planes * (channels // len(planes)))
-
-
-def _repeated(part: Pixels) -> Pixels:
-    return np.repeat(part, 3, axis=1)
-
-
-def _luma(part: Pixels) -> Pixels:
-    red, green, blue = part.astype(np.uint32).transpose(1, 0, 2, 3)
-    luma: NDArray[np.uint32] = (19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16
-    return luma.astype(np.uint8)[:, None]
 
 
 def _mapped(
@@ -102,10 +198,61 @@ def _mapped(
     return store((len(pixels), *shape), portions(), np.uint8)
 
 
-Arrays: TypeAlias = "NDArray[Any] | Tensor | Sequence[Image | NDArray[Any]]"
-"""Images in memory; see `read_array`."""
+# ---- Pillow images
 
-SOURCE = "an array"
+_MODES = {
+    "1": "has 1 bit a pixel",
+    "P": "has a palette",
+    "PA": "has a palette and transparency",
+    **dict.fromkeys(("LA", "RGBA"), "has transparency"),
+    **dict.fromkeys(("I", "I;16", "I;16B"), "has more than 8 bits a channel"),
+    "F": "has floating-point pixels",
+}
+_PILLOW_MODES = {"rgb": "RGB", "gray": "L"}
+_REMEDY = "save it as 8-bit gray or 8-bit RGB without transparency"
+
+
+def pixels_of(image: "Image", convert: str | None) -> Pixels:
+    """The pixels of a Pillow image, (C, H, W).
+
+    Raises:
+        InputError: it is not 8-bit gray or RGB, nor can become so.
+    """
+    _refuse_other(image, convert)
+    image.load()
+    pixels = np.asarray(image if convert is None else image.convert(_PILLOW_MODES[convert]))
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
+def _refuse_other(image: "Image", convert: str | None) -> None:
+    if getattr(image, "is_animated", False):
+        raise InputError("has more than one frame; save each frame as a file of its own")
+    # Pillow scales 2, 4, 5 and 16 bits a channel to 8 unasked; "RGB;16B" says that it will.
+    codecs = (tile[3] for tile in getattr(image, "tile", ()))
+    raw_modes = (str(codec if isinstance(codec, str) else codec[0]) for codec in codecs)
+    scaled = next((raw for raw in raw_modes if re.search(";[0-9]", raw)), None)
+    if image.mode == "P":  # whose bits are those of an index
+        scaled = None
+    if image.mode not in ("L", "RGB"):
+        is_convertible = scaled is None and _holds_only_rgb(image)
+        if not (is_convertible and convert):
+            remedy = f"{_REMEDY}, or convert it with `convert=rgb`" if is_convertible else _REMEDY
+            problem = _MODES.get(image.mode, "is not gray or RGB")
+            raise InputError(f"{problem} (mode {image.mode}); {remedy}")
+    if "transparency" in image.info:
+        raise InputError(f"has a transparent color; {_REMEDY}")
+    if scaled is not None:
+        raise InputError(f"does not have 8 bits a channel ({scaled}); {_REMEDY}")
+
+
+def _holds_only_rgb(image: "Image") -> bool:
+    """Whether RGB holds all there is in an image of another mode."""
+    if image.mode in ("LA", "RGBA"):
+        return image.getchannel("A").getextrema() == (255, 255)
+    return image.mode in ("1", "P") and "transparency" not in image.info
+
+
+# ---- arrays
 
 
 def read_array(images: Arrays, num_images: int | None, convert: str | None) -> ImageData:
@@ -116,7 +263,7 @@ def read_array(images: Arrays, num_images: int | None, convert: str | None) -> I
             (N, C, H, W) or (N, H, W), C = 1 or 3; or a sequence of Pillow images or of arrays
             (H, W, C) or (H, W).
         num_images: how many, from the first on; None for all.
-        convert: for Pillow images; see `image_files.FolderOptions`.
+        convert: for Pillow images; see `CONVERSIONS`.
 
     Raises:
         InputError: they are of another type or shape.
@@ -126,23 +273,20 @@ def read_array(images: Arrays, num_images: int | None, convert: str | None) -> I
         raise refusal(SOURCE, f"is {array.dtype}; give uint8, 0..255{_remedy(array)}")
     shape = image_shape(array.shape, SOURCE)
     count = count_to_read(num_images, shape[0], SOURCE)
-    height, width, channels = shape[1:]
-    step = max(1, _PORTION // (height * width * channels))
-
-    def portions() -> Iterator[NDArray[np.uint8]]:
-        for start in range(0, count, step):
-            part = array[start : min(start + step, count)]
-            yield part.reshape(len(part), *shape[1:]).transpose(0, 3, 1, 2)
-
-    pixels = store((count, channels, height, width), portions(), np.uint8)
+    channels_first = array.reshape(shape)[:count].transpose(0, 3, 1, 2)
+    step = max(1, _PORTION // math.prod(shape[1:]))
+    portions = (channels_first[start : start + step] for start in range(0, count, step))
+    pixels = store(channels_first.shape, portions, np.uint8)
     return ImageData(pixels, PositionIds(range(count)))
 
 
 def _as_array(images: object, convert: str | None) -> NDArray[Any]:
+    import torch
+
     if isinstance(images, np.ndarray):
         return _without_mask(images, SOURCE)
-    if _is_tensor(images):
-        array = _array_of(images)  # type: ignore[arg-type]
+    if isinstance(images, torch.Tensor):
+        array = _array_of(images)
         if array.ndim == 4 and array.shape[1] not in (1, 3):
             raise refusal(SOURCE, f"has shape {array.shape}; give a tensor as (N, C, H, W)")
         return array.transpose(0, 2, 3, 1) if array.ndim == 4 else array
@@ -183,12 +327,6 @@ def _array_of(tensor: "Tensor") -> NDArray[Any]:
     return array
 
 
-def _is_tensor(images: object) -> bool:
-    import torch
-
-    return isinstance(images, torch.Tensor)
-
-
 def _one_image(index: int, image: object, convert: str | None) -> NDArray[Any]:
     if isinstance(image, np.ndarray):
         return _without_mask(image, f"image {index}")
@@ -208,12 +346,11 @@ def _remedy(array: NDArray[Any]) -> str:
     if not array.size or array.dtype.kind not in "fiu":
         return ""
     low, high = float(array.min()), float(array.max())
-    if array.dtype.kind in "iu":
-        return ": x.astype('uint8')" if low >= 0 and high <= 255 else ""
-    if low >= 0 and high <= 1:
+    is_float = array.dtype.kind == "f"
+    if is_float and low >= 0 and high <= 1:
         return ": (255 * x).round().astype('uint8') where 0..1 are black and white"
-    if low >= -1 and high <= 1:
+    if is_float and low >= -1 and high <= 1:
         return ": (127.5 * x + 127.5).round().astype('uint8') where -1..1 are black and white"
     if low >= 0 and high <= 255:
-        return ": x.round().astype('uint8')"
+        return f": x{'.round()' * is_float}.astype('uint8')"
     return ""

@@ -17,13 +17,12 @@ from typing import Any
 import numpy as np
 
 from ddpmbench import assets
-from ddpmbench.data.idx_files import read_idx
-from ddpmbench.data.image_files import ImageData, PositionIds
+from ddpmbench.data.array_files import read_idx
+from ddpmbench.data.arrays import ImageData, PositionIds
 from ddpmbench.data.pixel_store import store
 from ddpmbench.errors import InputError, count_to_read, refusal
 
-_BOTH = ("train", "test")
-SPLITS = dict.fromkeys(("fashion-mnist", "mnist", "kmnist", "cifar10"), _BOTH)
+SPLITS = dict.fromkeys(("fashion-mnist", "mnist", "kmnist", "cifar10"), ("train", "test"))
 """The splits of each data set that has a name."""
 
 CACHE_VARIABLE = "DDPMBENCH_CACHE"
@@ -33,29 +32,14 @@ _CIFAR10_ARCHIVE = "cifar-10-python.tar.gz"
 _DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 
 # The gzip headers differ from one distributor to the next, so the hashes are of what is inside.
-_FASHION_MNIST = {
-    "train": {
-        "train-images-idx3-ubyte.gz": (
-            "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888"
-        ),
-        "train-labels-idx1-ubyte.gz": (
-            "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9"
-        ),
-    },
-    "test": {
-        "t10k-images-idx3-ubyte.gz": (
-            "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b"
-        ),
-        "t10k-labels-idx1-ubyte.gz": (
-            "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34"
-        ),
-    },
+_FASHION_MNIST_SHA256 = {
+    "train-images-idx3": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+    "train-labels-idx1": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+    "t10k-images-idx3": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+    "t10k-labels-idx1": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
 }
-
-
 # Where torchvision has the address and the MD5 of each file.
 _CLASSES = {"fashion-mnist": "FashionMNIST", "mnist": "MNIST", "kmnist": "KMNIST"}
-_PREFIXES = {"train": "train", "test": "t10k"}
 
 
 def dataset_specs() -> list[str]:
@@ -115,34 +99,40 @@ def read_dataset(name: str, split: str, num_images: int | None) -> ImageData:
 
 
 def _idx_names(split: str) -> list[str]:
-    prefix = _PREFIXES[split]
+    prefix = {"train": "train", "test": "t10k"}[split]
     return [f"{prefix}-images-idx3-ubyte.gz", f"{prefix}-labels-idx1-ubyte.gz"]
 
 
 def _idx_folder(name: str, split: str) -> Path | None:
     """The folder in which the published files of a split are."""
+    files = _idx_names(split)
+    return next(
+        (
+            folder
+            for folder in _folders(name)
+            if all(_is_published(name, folder / file) for file in files)
+        ),
+        None,
+    )
+
+
+def _folders(name: str) -> Iterator[Path]:
     if name == "fashion-mnist":
-        hashes = _FASHION_MNIST[split]
-        for folder in _fashion_mnist_folders():
-            if all(_content_sha256(folder / file) == sha256 for file, sha256 in hashes.items()):
-                return folder
-        return None
-    folder = cache_folder() / name
-    return folder if all(_is_published(name, folder / file) for file in _idx_names(split)) else None
-
-
-def _fashion_mnist_folders() -> Iterator[Path]:
-    yield _SHIPPED
-    yield _DEBIAN
-    yield cache_folder() / "fashion-mnist"
+        yield _SHIPPED
+        yield _DEBIAN
+    yield cache_folder() / name
 
 
 def _is_published(name: str, path: Path) -> bool:
     """Whether a file is there, and as its authors published it."""
     try:
+        if name == "fashion-mnist":
+            with gzip.open(path, "rb") as content:
+                sha256 = hashlib.file_digest(content, "sha256").hexdigest()
+            return sha256 == _FASHION_MNIST_SHA256[path.name.removesuffix("-ubyte.gz")]
         with path.open("rb") as file:
             md5 = hashlib.file_digest(file, _md5).hexdigest()
-    except OSError:
+    except (OSError, EOFError, zlib.error):
         return False
     return bool(md5 == dict(_torchvision_class(name).resources)[path.name])
 
@@ -153,15 +143,6 @@ def _md5() -> "hashlib._Hash":
 
 def _torchvision_class(name: str) -> Any:  # noqa: ANN401
     return getattr(importlib.import_module("torchvision.datasets"), _CLASSES[name])
-
-
-def _content_sha256(path: Path) -> str | None:
-    """The hash of what a gzip file holds; None if there is no such file or it is damaged."""
-    try:
-        with gzip.open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except (OSError, EOFError, zlib.error):
-        return None
 
 
 def _download(name: str, files: list[str], folder: Path) -> None:

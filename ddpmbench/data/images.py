@@ -10,27 +10,29 @@ from typing import Any, Self, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ddpmbench.data.arrays import CONVERSIONS, SOURCE, Arrays, converted, padded, read_array
-from ddpmbench.data.datasets import SPLITS, dataset_specs, read_dataset
-from ddpmbench.data.folder_contents import (
-    IMAGE_SUFFIXES,
-    FolderContents,
-    first_bytes,
-    kind_of,
-    passed_over_words,
-)
-from ddpmbench.data.idx_files import IDX_SPLITS, chosen_idx, is_idx_of_images, read_idx
-from ddpmbench.data.image_files import (
-    FolderOptions,
-    ImageData,
+from ddpmbench.data.array_files import (
+    IDX_SPLITS,
+    chosen_idx,
+    is_idx_of_images,
     is_npz,
-    packed,
-    read_folder,
+    read_idx,
     read_npy,
     read_npz,
+)
+from ddpmbench.data.arrays import (
+    CONVERSIONS,
+    SOURCE,
+    Arrays,
+    ImageData,
+    converted,
+    packed,
+    padded,
+    read_array,
     shape_words,
 )
-from ddpmbench.data.other_files import other_file
+from ddpmbench.data.datasets import SPLITS, dataset_specs, read_dataset
+from ddpmbench.data.file_kinds import IMAGE_SUFFIXES, first_bytes, kind_of, refuse_unread
+from ddpmbench.data.folders import FolderContents, FolderOptions, passed_over_words, read_folder
 from ddpmbench.data.pixel_store import release
 from ddpmbench.diffusion.data_range import UNIT_RANGE, DataRange
 from ddpmbench.errors import InputError, count_to_read, listed, printable, refusal, whole_number
@@ -109,9 +111,7 @@ class ImageSet:
     @property
     def shape_words(self) -> str:
         """Their sizes and colors, in words."""
-        return shape_words(
-            np.array([self.pixels.shape[1:]]) if self.shapes is None else self.shapes
-        )
+        return shape_words([self.pixels.shape[1:]] if self.shapes is None else self.shapes)
 
     def part(self, start: int, stop: int) -> "NDArray[np.uint8] | list[NDArray[np.uint8]]":
         """Images start..stop - 1: (B, C, H, W), or a list of (C, H, W) where shapes differ."""
@@ -349,20 +349,13 @@ def _read(
     source: "str | Path | Arrays", num_images: int | None, options: FolderOptions
 ) -> ImageSet:
     if not isinstance(source, str | Path):
-        data = read_array(source, num_images, options.convert)
-        return ImageSet(data.pixels, data.ids, SOURCE)
+        return ImageSet(**vars(read_array(source, num_images, options.convert)), source=SOURCE)
     name, _, split = source.partition(":") if isinstance(source, str) else ("", "", "")
     try:
         if split in SPLITS.get(name, ()):
             data = read_dataset(name, split, num_images)
-            return ImageSet(data.pixels, data.ids, name, data.labels, split)
-        path, split = Path(source), ""
-        if not str(source) or not path.exists():
-            folder, split = _folder_of_split(source)
-            if folder is None:
-                raise _unknown(source, name)
-            path = folder
-        data = _read_path(path, split, num_images, options)
+            return ImageSet(**vars(data), source=name, split=split)
+        data = _read_path(*_path_and_split(source, name), num_images, options)
     except MemoryError as error:
         raise refusal(
             source, "does not fit in memory; take fewer images with `num_images`"
@@ -371,29 +364,29 @@ def _read(
         raise refusal(
             source, f"cannot be read ({error}); check the file and its permissions"
         ) from error
-    return ImageSet(
-        data.pixels,
-        data.ids,
-        str(source),
-        data.labels,
-        skipped=data.skipped,
-        classes=data.classes,
-        class_order_open=options.class_names is None and _sorts_otherwise(data.classes),
-        passed_over=data.passed_over,
-        archives=data.archives,
-        shapes=data.shapes,
-    )
+    is_open = options.class_names is None and _sorts_otherwise(data.classes)
+    return ImageSet(**vars(data), source=str(source), class_order_open=is_open)
 
 
 def _sorts_otherwise(classes: tuple[str, ...]) -> bool:
     return all(name.isdecimal() for name in classes) and list(classes) != sorted(classes, key=int)
 
 
-def _folder_of_split(source: str | Path) -> tuple[Path | None, str]:
-    """Folder and split of FOLDER:SPLIT, as of MNIST's files; None if it is none."""
+def _path_and_split(source: str | Path, name: str) -> tuple[Path, str]:
+    """The path, and the split of FOLDER:SPLIT, as of MNIST's files."""
+    if str(source) and Path(source).exists():
+        return Path(source), ""
     folder, _, split = str(source).rpartition(":")
-    is_split = split in IDX_SPLITS and folder and Path(folder).is_dir()
-    return (Path(folder), split) if is_split else (None, "")
+    if split in IDX_SPLITS and folder and Path(folder).is_dir():
+        return Path(folder), split
+    if name in SPLITS:
+        choices = ", ".join(f"{name}:{split}" for split in SPLITS[name])
+        raise refusal(source, f"name a split of {name}: {choices}")
+    raise refusal(
+        source or "an empty path",
+        "no such file or folder, nor a data set's name; the names are "
+        f"{', '.join(dataset_specs())}",
+    )
 
 
 def _read_path(path: Path, split: str, num_images: int | None, options: FolderOptions) -> ImageData:
@@ -410,20 +403,8 @@ def _read_path(path: Path, split: str, num_images: int | None, options: FolderOp
         return read_npy(path, num_images)
     if suffix in IMAGE_SUFFIXES or (kind and kind[0] in ("read", "unread")):
         raise refusal(path, "is a single image; give the folder that holds it")
-    if (complaint := other_file(path, kind[1] if kind else "")) is not None:
-        raise complaint
+    refuse_unread(path, kind[1] if kind else "")
     return read_idx(path, num_images)
-
-
-def _unknown(source: str | Path, name: str) -> InputError:
-    if name in SPLITS:
-        choices = ", ".join(f"{name}:{split}" for split in SPLITS[name])
-        return refusal(source, f"name a split of {name}: {choices}")
-    names = ", ".join(dataset_specs())
-    return refusal(
-        source or "an empty path",
-        f"no such file or folder, nor a data set's name; the names are {names}",
-    )
 
 
 _PORTION = 1024  # images read together

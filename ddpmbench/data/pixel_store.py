@@ -42,54 +42,51 @@ def store(
         InputError: the file cannot be written, as on a full disk.
     """
     size = math.prod(shape) * np.dtype(dtype).itemsize
-    if size <= IN_MEMORY:
-        whole = np.empty(shape, dtype)
-        start = 0
-        for part in portions:
-            whole[start : start + len(part)] = part
-            start += len(part)
-        whole.setflags(write=False)
-        return whole
-    with contextlib.ExitStack() as stack:
-        with _no_room_refused(shape[0], size):
-            # Without a buffer: closing would write the rest of it, and fail a second time.
-            file = stack.enter_context(tempfile.TemporaryFile(buffering=0))
-            if shutil.disk_usage(tempfile.gettempdir()).free < size:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        for part in portions:
-            left = np.ascontiguousarray(part).data.cast("B")
-            with _no_room_refused(shape[0], size):
-                while left:
-                    left = left[file.write(left) :]
-        with _no_room_refused(shape[0], size):
-            return np.asarray(np.memmap(file, dtype, "r", shape=shape))
+    if size > IN_MEMORY:
+        return store_flat(portions, count=shape[0], size=size).view(dtype).reshape(shape)
+    whole = np.empty(shape, dtype)
+    start = 0
+    for part in portions:
+        whole[start : start + len(part)] = part
+        start += len(part)
+    whole.setflags(write=False)
+    return whole
 
 
-def store_flat(portions: Iterable[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    """One flat array of portions whose total is unknown; see `store`.
+def store_flat(
+    portions: Iterable[NDArray[Any]], *, count: int = 0, size: int = 0
+) -> NDArray[np.uint8]:
+    """The bytes of portions, one after another; see `store`.
 
     Args:
-        portions: flat, in order; none is kept.
+        portions: in order; none is kept.
+        count: of images in all, for messages; 0 where each portion is one.
+        size: bytes of all portions; 0 where it is unknown.
 
     Returns:
-        All of them, flat, contiguous and read-only.
+        Flat, contiguous and read-only.
 
     Raises:
         InputError: the file cannot be written, as on a full disk.
     """
-    size = count = 0
-    # Without a buffer, as in `store`.
+    written = number = 0
+    # Without a buffer: closing would write the rest of it, and fail a second time.
     with tempfile.SpooledTemporaryFile(IN_MEMORY, buffering=0) as file:
-        for count, part in enumerate(portions, start=1):
-            size += part.nbytes
-            left = np.ascontiguousarray(part).data
+        if size > IN_MEMORY:
             with _no_room_refused(count, size):
+                file.rollover()
+                if shutil.disk_usage(tempfile.gettempdir()).free < size:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        for number, part in enumerate(portions, start=1):
+            written += part.nbytes
+            left = np.ascontiguousarray(part).data.cast("B")
+            with _no_room_refused(count or number, size or written):
                 while left:
                     left = left[file.write(left) :]
-        if size <= IN_MEMORY:
+        if written <= IN_MEMORY:
             file.seek(0)
             return np.frombuffer(file.read(), np.uint8)
-        with _no_room_refused(count, size):
+        with _no_room_refused(count or number, written):
             return np.asarray(np.memmap(file, np.uint8, "r"))
 
 
@@ -141,38 +138,33 @@ def read_pixels(
         (count, C, H, W), contiguous and read-only.
 
     Raises:
-        EOFError: if the stream ends early.
-        MemoryError: if a single image is too large.
-        InputError: if there is no room for a temporary file.
+        EOFError: the stream ends early.
+        MemoryError: a single image is too large.
+        InputError: there is no room for a temporary file.
     """
-    _, height, width, channels = shape
-    size = math.prod(shape[1:])
+    total, height, width, channels = shape
+    size = height * width * channels
     try:
         buffer = np.empty((min(count, max(1, _PORTION // size)), *shape[1:]), np.uint8)
     except (ValueError, MemoryError) as error:
         raise MemoryError(f"it claims the shape {shape}") from error
-    portions = (part.transpose(0, 3, 1, 2) for part in _portions(stream, buffer, count, shape[0]))
-    return store((count, channels, height, width), portions, np.uint8)
+
+    def portions() -> Iterator[NDArray[np.uint8]]:
+        for start in range(0, count, len(buffer)):
+            part = buffer[: count - start]
+            view, filled = part.data.cast("B"), 0
+            while filled < len(view):
+                content = stream.read(len(view) - filled)
+                if not content:
+                    raise EOFError(f"it holds {start * size + filled} bytes of {total * size}")
+                view[filled : filled + len(content)] = content
+                filled += len(content)
+            yield part.transpose(0, 3, 1, 2)
+
+    return store((count, channels, height, width), portions(), np.uint8)
 
 
 def refuse_shorter(size: int, shape: tuple[int, ...]) -> None:
-    """Raise EOFError where a file is too short for what it claims, before room is made for it."""
+    """Raise EOFError where a file is too short for its header, before memory is allocated."""
     if size < math.prod(shape):
         raise EOFError(f"it holds {size} bytes of {math.prod(shape)}")
-
-
-def _portions(
-    stream: ByteStream, buffer: NDArray[np.uint8], count: int, total: int
-) -> Iterator[NDArray[np.uint8]]:
-    """(B, H, W, C) each, all in the same memory."""
-    size = math.prod(buffer.shape[1:])
-    for start in range(0, count, len(buffer)):
-        part = buffer[: count - start]
-        view, filled = part.data.cast("B"), 0
-        while filled < len(view):
-            content = stream.read(len(view) - filled)
-            if not content:
-                raise EOFError(f"it holds {start * size + filled} bytes of {total * size}")
-            view[filled : filled + len(content)] = content
-            filled += len(content)
-        yield part

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 from msgspec import Struct
 
-from ddpmbench.data.image_files import PositionIds, read_npz
+from ddpmbench.data.array_files import read_npz
+from ddpmbench.data.arrays import PositionIds
 from ddpmbench.data.images import ImageSet
 from ddpmbench.errors import InputError
 from ddpmbench.evaluate import sample, speed

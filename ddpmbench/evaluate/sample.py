@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ddpmbench.data.image_files import PositionIds
+from ddpmbench.data.arrays import PositionIds
 from ddpmbench.data.images import ImageSet, load_images
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.errors import InputError, instance_of, whole_number

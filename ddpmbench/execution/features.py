@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ddpmbench.data.arrays import PositionIds
 from ddpmbench.data.datasets import CACHE_VARIABLE, cache_folder
-from ddpmbench.data.image_files import PositionIds
 from ddpmbench.data.images import ImageSet
 from ddpmbench.data.pixel_store import release
 from ddpmbench.errors import InputError

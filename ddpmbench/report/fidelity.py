@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ddpmbench.checksums import DamageError, is_whole, read_npz, write_npz
-from ddpmbench.data import image_files
+from ddpmbench.data import array_files
 from ddpmbench.errors import InputError
 from ddpmbench.execution.finished import SUMMARY, FinishedRun
 from ddpmbench.report.contents import damaged, read_environment, read_table
@@ -123,7 +123,7 @@ class FirstSamples:
         try:
             if is_whole(path) is False:
                 raise damaged(path)
-            data = image_files.read_npz(path, min(NUM_SHOWN, num_samples))
+            data = array_files.read_npz(path, min(NUM_SHOWN, num_samples))
         except (DamageError, InputError) as error:
             raise damaged(path) from error
         return cls(data.pixels, data.labels)

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ddpmbench.data.folder_contents import require_regular
+from ddpmbench.data.file_kinds import require_regular
 from ddpmbench.data.images import ImageSet
 from ddpmbench.errors import InputError, whole_number
 from ddpmbench.records import short_repr, short_value

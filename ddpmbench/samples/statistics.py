@@ -12,7 +12,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ddpmbench.data.folder_contents import require_regular
+from ddpmbench.data.file_kinds import require_regular
 from ddpmbench.errors import InputError
 from ddpmbench.records import short_repr
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpmbench.data.folder_contents import IMAGE_SUFFIXES, kind_of
+from ddpmbench.data.file_kinds import IMAGE_SUFFIXES, kind_of
 from ddpmbench.data.images import load_images
 from ddpmbench.errors import InputError
 

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from numpy.lib import format as npy
 from PIL import Image
 
-from ddpmbench.data import folder_contents, pixel_store
-from ddpmbench.data.image_files import PositionIds
+from ddpmbench.data import folders, pixel_store
+from ddpmbench.data.arrays import PositionIds
 from ddpmbench.data.images import load_images
 from ddpmbench.errors import InputError
 
@@ -234,4 +234,4 @@ def test_names_are_sorted_by_parts_text_and_numbers(names):
         parts = [re.split("([0-9]+)", part) for part in name.split("/")]
         return [[int(p) if i % 2 else p for i, p in enumerate(part)] for part in parts], name
 
-    assert sorted(names, key=folder_contents.natural_key) == sorted(names, key=by_parts)
+    assert sorted(names, key=folders.natural_key) == sorted(names, key=by_parts)
