@@ -42,7 +42,6 @@ from .likelihood.estimator import horvitz_thompson as horvitz_thompson
 from .likelihood.terms import BoundTerms as BoundTerms
 from .likelihood.terms import bound_terms as bound_terms
 from .likelihood.terms import prior_bits_per_dim as prior_bits_per_dim
-from .samples.estimate import Estimate as Estimate
 from .samples.feature_networks import FeatureNetwork as FeatureNetwork
 from .samples.feature_networks import Features as Features
 from .samples.feature_networks import image_features as image_features
@@ -52,13 +51,14 @@ from .samples.frechet import frechet_distance as frechet_distance
 from .samples.frechet import frechet_infinity as frechet_infinity
 from .samples.precision_recall import PrecisionRecall as PrecisionRecall
 from .samples.precision_recall import precision_recall as precision_recall
-from .samples.protocols import PROTOCOLS as PROTOCOLS
-from .samples.protocols import Protocol as Protocol
 from .samples.samplers import AddedNoise as AddedNoise
 from .samples.samplers import SamplerChoice as SamplerChoice
+from .samples.scores import PROTOCOLS as PROTOCOLS
 from .samples.scores import InceptionScore as InceptionScore
+from .samples.scores import Protocol as Protocol
 from .samples.scores import inception_score as inception_score
 from .samples.scores import kernel_distance as kernel_distance
+from .samples.statistics import Estimate as Estimate
 from .samples.statistics import FeatureGaussian as FeatureGaussian
 from .samples.statistics import ReferenceStatistics as ReferenceStatistics
 from .samples.statistics import feature_statistics as feature_statistics

@@ -24,7 +24,7 @@ from ddpmbench.report.fidelity_text import printed_fidelity
 from ddpmbench.report.nll_text import printed_nll
 from ddpmbench.report.rate_distortion import printed_rate_distortion
 from ddpmbench.samples.feature_networks import load_feature_network
-from ddpmbench.samples.protocols import PROTOCOLS
+from ddpmbench.samples.scores import PROTOCOLS
 
 README = (ROOT / "README.md").read_text()
 RUN_FOLDER = (ROOT / "docs" / "reference" / "run_folder.md").read_text()

@@ -109,7 +109,7 @@ def _print_cost(cost: "Cost") -> None:
 def _network(given: dict[str, Any], local_rank: int) -> "tuple[FeatureNetwork, Any]":
     from ddpmbench.execution.devices import resolve_device
     from ddpmbench.samples.feature_networks import load_feature_network, resizes_inside
-    from ddpmbench.samples.protocols import protocol_named
+    from ddpmbench.samples.scores import protocol_named
 
     name = given["feature_network"]
     protocol = protocol_named(given["protocol"], resizes_inside=resizes_inside(name))

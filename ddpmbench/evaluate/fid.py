@@ -35,11 +35,12 @@ from ddpmbench.report.card import Card, Draw, Shown
 from ddpmbench.report.fidelity import AGAINST_N, INFLUENCE, NEAREST, SCHEMA, NearestImages
 from ddpmbench.samples.feature_networks import FeatureNetwork
 from ddpmbench.samples.precision_recall import NEIGHBORS, nearest_images
-from ddpmbench.samples.protocols import PUBLISHED_AT, Protocol
 from ddpmbench.samples.scores import (
+    PUBLISHED_AT,
     SUBSET_SIZE,
     SUBSETS,
     InceptionScore,
+    Protocol,
     Scores,
     inception_score,
     scores_of,

@@ -15,8 +15,8 @@ from ddpmbench.errors import InputError
 from ddpmbench.execution.finished import SUMMARY, FinishedRun
 from ddpmbench.report.contents import damaged, read_environment, read_table
 from ddpmbench.report.schema import Fidelity, check
-from ddpmbench.samples.estimate import Estimate
 from ddpmbench.samples.scores import InceptionScore, Scores
+from ddpmbench.samples.statistics import Estimate
 
 SCHEMA = "ddpmbench.fid/1"
 PER_IMAGE, AGAINST_N = "per_image.csv", "fid_against_n.csv"

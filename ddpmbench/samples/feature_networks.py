@@ -144,7 +144,7 @@ class TorchScriptNetwork(FeatureNetwork):
 
     def _features(self, rgb: Images) -> tuple[Tensor, Tensor | None]:
         if self.resize == "clean":
-            features = self._forward(_resized(rgb, _clean_resizer()))
+            features = self._forward(_resized(rgb, 299))
         elif isinstance(rgb, np.ndarray):
             features = self._forward(rgb.astype(np.float32))
         else:
@@ -209,7 +209,7 @@ class EfficientNetLite0(FeatureNetwork):
         return self
 
     def _features(self, rgb: Images) -> tuple[Tensor, Tensor | None]:
-        x = torch.from_numpy(_resized(rgb, _pil_bicubic(self.SIDE))).to(self._device)
+        x = torch.from_numpy(_resized(rgb, self.SIDE)).to(self._device)
         features = self._network.extract_features((x - 127.0) / 128.0).mean((2, 3))
         return features, self._network._fc(features)
 
@@ -301,23 +301,6 @@ def _clean_fid_wrapper(path: Path, *, resize_inside: bool) -> Any:  # noqa: ANN4
         return InceptionV3W(folder, download=False, resize_inside=resize_inside).eval()
 
 
-def _clean_resizer() -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
-    from cleanfid.resize import build_resizer
-
-    resizer: Callable[[NDArray[np.uint8]], NDArray[np.float32]] = build_resizer("clean")
-    return resizer
-
-
-def _pil_bicubic(side: int) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
-    """clean-fid's resizer to another size."""
-    from cleanfid.resize import make_resizer
-
-    resizer: Callable[[NDArray[np.uint8]], NDArray[np.float32]] = make_resizer(
-        "PIL", False, "bicubic", (side, side)
-    )
-    return resizer
-
-
 def _repeated(pixels: Images) -> Images:
     """The images with gray repeated to three channels."""
     if isinstance(pixels, np.ndarray):
@@ -337,13 +320,14 @@ def _by_size(
     return torch.cat(seen)[order]
 
 
-def _resized(
-    rgb: Images, resizer: Callable[[NDArray[np.uint8]], NDArray[np.float32]]
-) -> NDArray[np.float32]:
-    """(B, 3, S, S) float32 of (3, H, W) images, resized by PIL in threads."""
+def _resized(rgb: Images, side: int) -> NDArray[np.float32]:
+    """(B, 3, side, side) float32 of (3, H, W) images: PIL's bicubic by clean-fid, in threads."""
+    from cleanfid.resize import make_resizer
+
     images = [image.transpose(1, 2, 0) for image in rgb]
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        return np.stack([image.transpose(2, 0, 1) for image in pool.map(resizer, images)])
+        resized = pool.map(make_resizer("PIL", False, "bicubic", (side, side)), images)
+        return np.stack([image.transpose(2, 0, 1) for image in resized])
 
 
 def _float64_device(device: torch.device) -> torch.device:

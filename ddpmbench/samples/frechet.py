@@ -7,29 +7,25 @@ the root is an integral of log det, which the matrix determinant lemma gives in 
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import TypeAlias
 
 import numpy as np
 
 from ddpmbench.errors import InputError
 from ddpmbench.records import short_repr
-from ddpmbench.samples.estimate import Estimate
 from ddpmbench.samples.statistics import (
+    Estimate,
     FeatureArray,
     FeatureGaussian,
-    FeatureStatistics,
     Floats,
-    ReferenceStatistics,
     checked_features,
     chunks,
     feature_statistics,
+    mean_and_covariance,
     without_rounding,
 )
 
-Statistics: TypeAlias = FeatureGaussian | FeatureStatistics | ReferenceStatistics
 
-
-def frechet_distance(first: Statistics, second: Statistics) -> float:
+def frechet_distance(first: FeatureGaussian, second: FeatureGaussian) -> float:
     r"""The squared Frechet distance of two normal distributions; FID in Inception's features.
 
     .. math::
@@ -48,18 +44,17 @@ def frechet_distance(first: Statistics, second: Statistics) -> float:
         The distance in squared units of the features, at least 0.
 
     Raises:
-        InputError: the two differ in D, or one is of fewer than two vectors.
+        InputError: the two differ in D.
 
     Source: Heusel et al. 2017, equation 6; Dowson & Landau 1982.
     """
-    one, other = _gaussian(first), _gaussian(second)
-    if one.mean.shape != other.mean.shape:
+    if first.mean.shape != second.mean.shape:
         raise InputError(
-            f"`second`: has {len(other.mean)} features and `first` {len(one.mean)}; they are of "
+            f"`second`: has {len(second.mean)} features and `first` {len(first.mean)}; they are of "
             "different feature networks"
         )
-    shift = one.mean - other.mean
-    distance = float(shift @ shift) + one.trace + other.trace - 2 * _root_trace(one, other)
+    shift = first.mean - second.mean
+    distance = float(shift @ shift) + first.trace + second.trace - 2 * _root_trace(first, second)
     return max(distance, 0.0)
 
 
@@ -75,10 +70,6 @@ def _root_trace(one: FeatureGaussian, other: FeatureGaussian) -> float:
         matrix = other.factor.T @ one.covariance @ other.factor
     values: Floats = np.linalg.eigvalsh(matrix).astype(np.float64, copy=False)
     return float(np.sqrt(without_rounding(values)).sum())
-
-
-def _gaussian(statistics: Statistics) -> FeatureGaussian:
-    return statistics if isinstance(statistics, FeatureGaussian) else statistics.gaussian()
 
 
 STEP = 0.5
@@ -140,11 +131,10 @@ def leave_one_out(features: FeatureArray, reference: FeatureGaussian) -> LeaveOn
 
     Source: Quenouille 1956 for the estimate; the matrix determinant lemma for the sums.
     """
-    statistics = FeatureStatistics.of(features)
-    n, trace = statistics.n, float(np.trace(statistics.covariance))
-    shift = statistics.mean - reference.mean
+    n, own = len(features), FeatureGaussian(*mean_and_covariance(features))
+    shift, trace = own.mean - reference.mean, own.trace
     thin = n < reference.factor.shape[1]
-    values, squares = (_thin if thin else _square)(features, statistics, reference)
+    values, squares = (_thin if thin else _square)(features, own, reference)
     root_trace = float(np.sqrt(values).sum())
     distance = float(shift @ shift) + trace + reference.trace - 2 * root_trace
     if n < 3:
@@ -152,7 +142,7 @@ def leave_one_out(features: FeatureArray, reference: FeatureGaussian) -> LeaveOn
     without, row = np.empty(n), 0
     more = (n - 1) / (n - 2)
     for rows in chunks(features):
-        centered, here = rows - statistics.mean, slice(row, row + len(rows))
+        centered, here = rows - own.mean, slice(row, row + len(rows))
         length = np.einsum("ij,ij->i", centered, centered)
         left = shift @ shift - 2 * (centered @ shift) / (n - 1) + length / (n - 1) ** 2
         left += more * (trace - length * n / (n - 1) ** 2) + reference.trace
@@ -164,16 +154,16 @@ def leave_one_out(features: FeatureArray, reference: FeatureGaussian) -> LeaveOn
 
 
 def _square(
-    features: FeatureArray, statistics: FeatureStatistics, reference: FeatureGaussian
+    features: FeatureArray, own: FeatureGaussian, reference: FeatureGaussian
 ) -> tuple[Floats, Squares]:
     """Eigenvalues of M = F^T S F, and each vector's squared coordinates in its eigenvectors."""
     factor = reference.factor
-    values, vectors = np.linalg.eigh(factor.T @ statistics.covariance @ factor)
+    values, vectors = np.linalg.eigh(factor.T @ own.covariance @ factor)
     values = without_rounding(values)
     # Products of the size of the features are most of the cost, and as exact as they are.
     kind = np.result_type(features.dtype, np.float32)
     onto = factor.astype(kind, copy=False) @ vectors.astype(kind, copy=False)
-    onto *= math.sqrt(statistics.n) / (statistics.n - 1) * (values > 0)
+    onto *= math.sqrt(len(features)) / (len(features) - 1) * (values > 0)
 
     def squares(centered: Floats, rows: slice) -> Floats:
         product = centered.astype(kind, copy=False) @ onto
@@ -184,13 +174,11 @@ def _square(
 
 
 def _thin(
-    features: FeatureArray, statistics: FeatureStatistics, reference: FeatureGaussian
+    features: FeatureArray, own: FeatureGaussian, reference: FeatureGaussian
 ) -> tuple[Floats, Squares]:
     """The same through the Gram matrix of the features, which is smaller than M."""
-    n = statistics.n
-    product = np.concatenate(
-        [(rows - statistics.mean) @ reference.factor for rows in chunks(features)]
-    )
+    n = len(features)
+    product = np.concatenate([(rows - own.mean) @ reference.factor for rows in chunks(features)])
     values, vectors = np.linalg.eigh(product @ product.T / (n - 1))
     values = without_rounding(values)
     return values, lambda centered, rows: np.square(vectors[rows]) * (values * (n / (n - 1)))

@@ -7,10 +7,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ddpmbench.records import short_repr
-from ddpmbench.samples.estimate import Estimate
-from ddpmbench.samples.statistics import checked_pair
+from ddpmbench.samples.statistics import Estimate, Floats, checked_pair
 
-Array = NDArray[np.float64]
 NEIGHBORS = 3
 """k: the radius of an image is the distance to its k-th neighbor."""
 _CHUNK = 1024
@@ -31,7 +29,7 @@ class PrecisionRecall:
     precision: Estimate
     recall: Estimate
     nearest: NDArray[np.int64]
-    distance: Array
+    distance: Floats
 
     __repr__ = short_repr
 
@@ -87,7 +85,7 @@ def precision_recall(features: ArrayLike, reference: ArrayLike) -> PrecisionReca
 
 def nearest_images(
     features: NDArray[np.floating], reference: NDArray[np.floating], count: int
-) -> tuple[NDArray[np.int64], Array]:
+) -> tuple[NDArray[np.int64], Floats]:
     """Indices of the nearest real images, the nearest first, and their distances.
 
     Args:
@@ -108,7 +106,7 @@ def nearest_images(
     return index, distance
 
 
-def _radii(points: "_Points") -> Array:
+def _radii(points: "_Points") -> Floats:
     """(N,) squared distance to the k-th neighbor, or to the farthest of fewer."""
     radii = np.empty(len(points))
     place = min(NEIGHBORS, len(points) - 1)
@@ -117,7 +115,7 @@ def _radii(points: "_Points") -> Array:
     return radii
 
 
-def _radii_without_groups(points: "_Points") -> Array:
+def _radii_without_groups(points: "_Points") -> Floats:
     """(1 + G, N) the radii of all points, then without each group; -1 within that group."""
     count = len(points)
     # Random groups, because samples may be ordered by class.
@@ -152,7 +150,7 @@ class _Points:
     def __len__(self) -> int:
         return len(self._points)
 
-    def squares_to(self, others: "_Points") -> Iterator[tuple[slice, Array]]:
+    def squares_to(self, others: "_Points") -> Iterator[tuple[slice, Floats]]:
         """(B, M) squared distances of B points at a time to M others; 0 from a point to itself."""
         for start in range(0, len(self), _CHUNK):
             rows = slice(start, min(start + _CHUNK, len(self)))

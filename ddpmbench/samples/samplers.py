@@ -4,7 +4,6 @@ Sample i is a function of (checkpoint, sampler, seed, i) alone, because its nois
 (`diffusion.noise`). Batch size and number of samples change it by float rounding at most.
 """
 
-import abc
 import dataclasses
 from collections.abc import Callable, Iterator
 from enum import StrEnum
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from ddpmbench.diffusion.model import Checkpoint, ModelOutput
 from ddpmbench.diffusion.noise import normal_noise
-from ddpmbench.diffusion.process import ReverseStep
+from ddpmbench.diffusion.process import GaussianDiffusion, ReverseStep
 from ddpmbench.diffusion.schedule import MAX_TIMESTEPS
 from ddpmbench.errors import InputError, number, one_of
 
@@ -57,33 +56,103 @@ class SamplingStep:
     pred_x_start: Tensor
 
 
-class Sampler(abc.ABC):
-    """Takes B chains from x_t down to x_0.
+@dataclasses.dataclass(frozen=True)
+class SamplerChoice:
+    r"""A sampler and its settings.
+
+    Ancestral sampling takes the checkpoint's variance and clip,
+
+    .. math::
+
+        x_{t-1} = \mu_\theta(x_t, t) + \sigma_t z, \qquad z \sim N(0, I).
+
+    DDIM sampling does not use the checkpoint's variance:
+
+    .. math::
+
+        x_{t-1} = \sqrt{\bar\alpha_{t-1}}\, \hat x_0
+            + \sqrt{1 - \bar\alpha_{t-1} - \sigma_t^2}\, \hat\epsilon + \sigma_t z, \qquad
+        \sigma_t = \eta \sqrt{\tilde\beta_t}
 
     Attributes:
-        checkpoint: the model, on the device.
-        diffusion: its process, on the device.
+        method: "ancestral" or "ddim".
+        added_noise: ancestral: at which timesteps noise is added.
+        eta: ddim: amount of noise; 0 adds none, 1 that of the posterior; None for 0.
+
+    Raises:
+        InputError: an unknown sampler, or a setting it does not have.
+
+    Source: Ho, Jain & Abbeel 2020, Algorithm 2; Song, Meng & Ermon 2021, eq. 12.
+    """
+
+    method: str = "ancestral"
+    added_noise: AddedNoise = AddedNoise.INNER
+    eta: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse settings that the sampler does not have."""
+        one_of("sampler", self.method, ("ancestral", "ddim"))
+        one_of("added_noise", self.added_noise, AddedNoise)
+        if self.method == "ancestral" and self.eta is not None:
+            raise InputError(f"`eta={self.eta}`: applies only to `sampler=ddim`; leave it out")
+        if self.method == "ddim" and self.added_noise != AddedNoise.INNER:
+            raise InputError(
+                f"`added_noise={self.added_noise}`: applies only to `sampler=ancestral`; set `eta`"
+            )
+        if self.eta is not None:
+            number("eta", self.eta, 0, 1)
+
+    def prepare(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        seed: int,
+        device: torch.device,
+        model_output: ModelOutput | None = None,
+    ) -> "Sampler":
+        """The sampler of a model; see `Sampler` for the arguments."""
+        return Sampler(checkpoint, self, seed=seed, device=device, model_output=model_output)
+
+    def law(
+        self, diffusion: GaussianDiffusion, reverse: ReverseStep, x_t: Tensor, t: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Mean and standard deviation of x_{t-1}; None where no noise is added."""
+        if self.method == "ddim":
+            eta = self.eta or 0.0
+            mean, deviation = diffusion.ddim_mean_std(reverse.pred_x_start, x_t, t, eta=eta)
+            return mean, deviation if eta else None
+        if self.added_noise == AddedNoise.NONE:
+            return reverse.mean, None
+        deviation = (0.5 * reverse.log_variance).exp()
+        if self.added_noise == AddedNoise.INNER:
+            is_inner = (t > 1).reshape(-1, 1, 1, 1)
+            deviation = torch.where(is_inner, deviation, torch.zeros_like(deviation))
+        return reverse.mean, deviation
+
+
+class Sampler:
+    """Takes B chains from x_t down to x_0.
+
+    Args:
+        checkpoint: the model; the attribute is the model on the device.
+        choice: the sampler's settings.
+        seed: of the noise, 0 <= seed < 2^64.
+        device: where the network runs.
+        draw: of the noise; chains with different draws share no noise.
+        model_output: evaluates the network; None for the checkpoint's own `model_output`.
     """
 
     def __init__(
         self,
         checkpoint: Checkpoint,
+        choice: SamplerChoice,
         *,
         seed: int,
         device: torch.device,
         draw: int = SAMPLE_DRAW,
         model_output: ModelOutput | None = None,
     ) -> None:
-        """Prepare a model for sampling.
-
-        Args:
-            checkpoint: the model.
-            seed: of the noise, 0 <= seed < 2^64.
-            device: where the network runs.
-            draw: of the noise; chains with different draws share no noise.
-            model_output: evaluates the network; None for the checkpoint's own `model_output`.
-        """
-        self.checkpoint = checkpoint.to(device)
+        self.checkpoint, self._choice = checkpoint.to(device), choice
         self._model_output = model_output or self.checkpoint.model_output
         self.diffusion = checkpoint.diffusion.to(device)
         self._seed, self._draw = seed, draw
@@ -145,7 +214,7 @@ class Sampler(abc.ABC):
         """x_{t-1} and the prediction of x_start; t is (B,)."""
         output = self._model_output(x_t, t, labels[0] if labels else None)
         reverse = self.diffusion.p_mean_variance(output, x_t, t)
-        x_previous, deviation = self._law(reverse, x_t, t)
+        x_previous, deviation = self._choice.law(self.diffusion, reverse, x_t, t)
         if deviation is not None:
             x_previous = x_previous + deviation * self._noise(sample, t, tuple(x_t.shape[1:]))
         return x_previous, reverse.pred_x_start
@@ -165,148 +234,7 @@ class Sampler(abc.ABC):
             "see whether `clip`, or `precision=fp32`, keeps it in range"
         )
 
-    @abc.abstractmethod
-    def _law(self, reverse: ReverseStep, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Mean and standard deviation of x_{t-1}; None where no noise is added."""
-
     def _noise(self, sample: Tensor, t: Tensor, shape: tuple[int, ...]) -> Tensor:
         draw = torch.full_like(sample, self._draw)
         noise = normal_noise(sample, t, draw, shape=shape, seed=self._seed)
         return noise.to(self.diffusion.dtype)
-
-
-class AncestralSampler(Sampler):
-    r"""Ancestral sampling with the checkpoint's variance and clip.
-
-    .. math::
-
-        x_{t-1} = \mu_\theta(x_t, t) + \sigma_t z, \qquad z \sim N(0, I)
-
-    Source: Ho, Jain & Abbeel 2020, Algorithm 2.
-    """
-
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        *,
-        seed: int,
-        device: torch.device,
-        draw: int = SAMPLE_DRAW,
-        added_noise: AddedNoise = AddedNoise.INNER,
-        model_output: ModelOutput | None = None,
-    ) -> None:
-        """Prepare a model for sampling; the arguments are those of `Sampler`, and one more.
-
-        Args:
-            checkpoint: the model.
-            seed: of the noise.
-            device: where the network runs.
-            draw: of the noise.
-            added_noise: at which timesteps noise is added.
-            model_output: evaluates the network.
-        """
-        super().__init__(checkpoint, seed=seed, device=device, draw=draw, model_output=model_output)
-        self._added_noise = added_noise
-
-    def _law(self, reverse: ReverseStep, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
-        if self._added_noise == AddedNoise.NONE:
-            return reverse.mean, None
-        deviation = (0.5 * reverse.log_variance).exp()
-        if self._added_noise == AddedNoise.INNER:
-            is_inner = (t > 1).reshape(-1, 1, 1, 1)
-            deviation = torch.where(is_inner, deviation, torch.zeros_like(deviation))
-        return reverse.mean, deviation
-
-
-class ImplicitSampler(Sampler):
-    r"""DDIM sampling; the checkpoint's variance is not used.
-
-    .. math::
-
-        x_{t-1} = \sqrt{\bar\alpha_{t-1}}\, \hat x_0
-            + \sqrt{1 - \bar\alpha_{t-1} - \sigma_t^2}\, \hat\epsilon + \sigma_t z, \qquad
-        \sigma_t = \eta \sqrt{\tilde\beta_t}
-
-    Source: Song, Meng & Ermon 2021, eq. 12.
-    """
-
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        *,
-        seed: int,
-        device: torch.device,
-        eta: float = 0.0,
-        model_output: ModelOutput | None = None,
-    ) -> None:
-        """Prepare a model for sampling; the arguments are those of `Sampler`, and one more.
-
-        Args:
-            checkpoint: the model.
-            seed: of the noise.
-            device: where the network runs.
-            eta: 0 adds no noise, 1 that of the posterior.
-            model_output: evaluates the network.
-        """
-        super().__init__(checkpoint, seed=seed, device=device, model_output=model_output)
-        self._eta = eta
-
-    def _law(self, reverse: ReverseStep, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
-        mean, deviation = self.diffusion.ddim_mean_std(reverse.pred_x_start, x_t, t, eta=self._eta)
-        return mean, deviation if self._eta else None
-
-
-@dataclasses.dataclass(frozen=True)
-class SamplerChoice:
-    """A sampler and its settings.
-
-    Attributes:
-        method: "ancestral" or "ddim".
-        added_noise: ancestral: at which timesteps noise is added.
-        eta: ddim: amount of noise, 0..1; None for 0.
-
-    Raises:
-        InputError: an unknown sampler, or a setting it does not have.
-    """
-
-    method: str = "ancestral"
-    added_noise: AddedNoise = AddedNoise.INNER
-    eta: float | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse settings that the sampler does not have."""
-        one_of("sampler", self.method, ("ancestral", "ddim"))
-        one_of("added_noise", self.added_noise, AddedNoise)
-        if self.method == "ancestral" and self.eta is not None:
-            raise InputError(f"`eta={self.eta}`: applies only to `sampler=ddim`; leave it out")
-        if self.method == "ddim" and self.added_noise != AddedNoise.INNER:
-            raise InputError(
-                f"`added_noise={self.added_noise}`: applies only to `sampler=ancestral`; set `eta`"
-            )
-        if self.eta is not None:
-            number("eta", self.eta, 0, 1)
-
-    def prepare(
-        self,
-        checkpoint: Checkpoint,
-        *,
-        seed: int,
-        device: torch.device,
-        model_output: ModelOutput | None = None,
-    ) -> Sampler:
-        """The sampler of a model; see `Sampler` for the arguments."""
-        if self.method == "ddim":
-            return ImplicitSampler(
-                checkpoint,
-                seed=seed,
-                device=device,
-                eta=self.eta or 0.0,
-                model_output=model_output,
-            )
-        return AncestralSampler(
-            checkpoint,
-            seed=seed,
-            device=device,
-            added_noise=self.added_noise,
-            model_output=model_output,
-        )

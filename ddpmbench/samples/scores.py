@@ -1,4 +1,4 @@
-"""The Inception score, the kernel distance, and all scores of samples together."""
+"""The conventions of published scores, and the scores: Inception score, kernel distance and all."""
 
 import dataclasses
 import itertools
@@ -8,19 +8,94 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import log_softmax
 
+from ddpmbench.diffusion.data_range import EightBit
 from ddpmbench.errors import InputError, one_of
 from ddpmbench.records import short_repr
-from ddpmbench.samples.estimate import Estimate
 from ddpmbench.samples.frechet import FrechetInfinity, frechet_infinity, leave_one_out
 from ddpmbench.samples.precision_recall import NEIGHBORS, PrecisionRecall, precision_recall
 from ddpmbench.samples.statistics import (
+    Estimate,
     FeatureGaussian,
+    Floats,
     checked_features,
     checked_pair,
     feature_statistics,
 )
 
-Array = NDArray[np.float64]
+PUBLISHED_AT = 50_000
+"""Number of samples of published scores."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """A convention of resizing, rounding and splits.
+
+    Attributes:
+        id: its name.
+        resize: to the input size of the feature network: "clean" is PIL's bicubic with
+            antialiasing, in float; "legacy_tensorflow" is bilinear without.
+        eight_bit: conversion of samples to 8-bit pixels.
+        inception_splits: number of splits of the Inception score; 0 for no such score.
+        inception_order: "file" or "shuffled".
+        chunk: size of a split instead of their number; the last one may be smaller.
+    """
+
+    id: str
+    resize: str
+    eight_bit: EightBit
+    inception_splits: int
+    inception_order: str
+    chunk: int | None = None
+
+    def splits_of(self, num_images: int) -> list[int]:
+        """The S + 1 edges of the splits of the Inception score; empty if there is no such score.
+
+        The sizes of `inception_splits` splits differ by at most 1.
+        """
+        if self.chunk is not None:
+            return [*range(0, num_images, self.chunk), num_images]
+        splits = min(self.inception_splits, num_images)
+        return [i * num_images // splits for i in range(splits + 1)] if splits else []
+
+
+PROTOCOLS = {
+    protocol.id: protocol
+    for protocol in (
+        # Ho et al. 2020: the TensorFlow graph of 2015, one split. Their code does not round.
+        Protocol("ddpm", "legacy_tensorflow", EightBit.ROUND, 1, "file"),
+        # Parmar et al. 2022.
+        Protocol("clean", "clean", EightBit.ROUND, 10, "shuffled"),
+        # Dhariwal & Nichol 2021.
+        Protocol("adm", "legacy_tensorflow", EightBit.TRUNCATE, 1, "file", chunk=5000),
+        # Karras et al. 2022.
+        Protocol("edm", "legacy_tensorflow", EightBit.ROUND, 0, "file"),
+    )
+}
+"""The protocols by name."""
+
+
+def protocol_named(name: str | None, *, resizes_inside: bool) -> Protocol:
+    """The protocol of this name.
+
+    Args:
+        name: None for `ddpm`, or for `clean` if the network cannot follow that.
+        resizes_inside: whether the feature network can resize as TensorFlow did.
+
+    Raises:
+        InputError: an unknown name, or the feature network cannot follow it.
+    """
+    if name is None:
+        return PROTOCOLS["ddpm" if resizes_inside else "clean"]
+    one_of("protocol", name, PROTOCOLS)
+    protocol = PROTOCOLS[name]
+    if protocol.resize != "clean" and not resizes_inside:
+        raise InputError(
+            f"`protocol={name}`: resizes as TensorFlow does, which this feature network does not; "
+            "choose clean"
+        )
+    return protocol
+
+
 SHUFFLE_SEED = 2020
 """Seed of the order "shuffled", as in torch-fidelity."""
 
@@ -36,8 +111,8 @@ class InceptionScore:
     """
 
     estimate: Estimate
-    over_splits: Array
-    class_entropy: Array
+    over_splits: Floats
+    class_entropy: Floats
 
     __repr__ = short_repr
 
@@ -135,14 +210,14 @@ def kernel_distance(features: ArrayLike, reference: ArrayLike) -> Estimate:
     return Estimate.of_influence(values.mean(), _influence(features, reference), besides=of_choice)
 
 
-def _unbiased(x: Array, y: Array) -> float:
+def _unbiased(x: Floats, y: Floats) -> float:
     size = len(x)
     within = _kernel(x, x), _kernel(y, y)
     alike = sum(float(k.sum() - np.trace(k)) for k in within)
     return alike / (size * (size - 1)) - 2 * float(_kernel(x, y).mean())
 
 
-def _influence(features: NDArray[np.floating], reference: NDArray[np.floating]) -> Array:
+def _influence(features: NDArray[np.floating], reference: NDArray[np.floating]) -> Floats:
     """(N,) first-order influence: 2 (mean kernel to the samples - mean kernel to real images)."""
     rng = np.random.RandomState(SUBSET_SEED)
     anchors = _some(features, rng), _some(reference, rng)
@@ -151,18 +226,18 @@ def _influence(features: NDArray[np.floating], reference: NDArray[np.floating]) 
         rows = features[start : start + _CHUNK].astype(np.float64)
         to_samples, to_real = (_kernel(rows, anchor).mean(1) for anchor in anchors)
         influence[start : start + len(rows)] = 2 * (to_samples - to_real)
-    centered: Array = influence - influence.mean()
+    centered: Floats = influence - influence.mean()
     return centered
 
 
-def _some(features: NDArray[np.floating], rng: np.random.RandomState) -> Array:
+def _some(features: NDArray[np.floating], rng: np.random.RandomState) -> Floats:
     if len(features) <= _ANCHORS:
         return features.astype(np.float64)
     return features[rng.choice(len(features), _ANCHORS, replace=False)].astype(np.float64)
 
 
-def _kernel(x: Array, y: Array) -> Array:
-    kernel: Array = (x @ y.T / x.shape[1] + 1) ** 3
+def _kernel(x: Floats, y: Floats) -> Floats:
+    kernel: Floats = (x @ y.T / x.shape[1] + 1) ** 3
     return kernel
 
 

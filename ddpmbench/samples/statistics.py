@@ -1,13 +1,13 @@
-"""Mean and covariance of features, computed in chunks, merged, and read from files."""
+"""Mean and covariance of features, computed or read from a file; scores with standard errors."""
 
 import dataclasses
 import hashlib
 import zipfile
 import zlib
 from collections.abc import Iterator
-from functools import cached_property, reduce
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,31 +16,66 @@ from ddpmbench.data.file_kinds import require_regular
 from ddpmbench.errors import InputError
 from ddpmbench.records import short_repr
 
-_DAMAGE = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error)
-_REMEDY = "it must hold mu (D,) and sigma (D, D) as pytorch-fid, clean-fid and ADM write them"
+Floats = NDArray[np.float64]
+FeatureArray = NDArray[np.floating[Any]]
+"""(N, D), a row for each image."""
+AnyArray = NDArray[Any]
+
+CHUNK = 4096
+"""Rows converted to float64 at a time."""
+_NEGLIGIBLE = 10 * float(np.finfo(np.float64).eps)
+"""Eigenvalues below this share of the largest are rounding."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ReferenceStatistics:
-    """Mean and covariance of the features of real images.
+class FeatureGaussian:
+    """A normal distribution of features.
 
     Attributes:
         mean: (D,) float64.
-        covariance: (D, D) float64, symmetric.
+        covariance: (D, D) float64, of any rank.
+        thin_factor: (D, r) factor F of the covariance F F^T with r < D; None if unknown.
+    """
+
+    mean: Floats
+    covariance: Floats
+    thin_factor: Floats | None = dataclasses.field(default=None, kw_only=True)
+
+    __repr__ = short_repr
+
+    @property
+    def trace(self) -> float:
+        """Of the covariance."""
+        return float(np.trace(self.covariance))
+
+    @cached_property
+    def factor(self) -> Floats:
+        """(D, r) factor F of the covariance F F^T; computed once."""
+        if self.thin_factor is not None:
+            return self.thin_factor
+        try:
+            factor: Floats = np.linalg.cholesky(self.covariance).astype(np.float64, copy=False)
+            return factor
+        except np.linalg.LinAlgError:  # not of full rank
+            values, vectors = np.linalg.eigh(self.covariance)
+            kept = values > _NEGLIGIBLE * values[-1]
+            factor = vectors[:, kept] * np.sqrt(values[kept])
+            return factor
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ReferenceStatistics(FeatureGaussian):
+    """Mean and covariance of the features of real images, from a file.
+
+    Attributes:
         source: the path as given.
         notes: lines worth knowing about the file.
     """
 
-    mean: NDArray[np.float64]
-    covariance: NDArray[np.float64]
     source: str
     notes: tuple[str, ...] = ()
 
     __repr__ = short_repr
-
-    def gaussian(self) -> "FeatureGaussian":
-        """The normal distribution with this mean and covariance."""
-        return FeatureGaussian(self.mean, self.covariance)
 
     @property
     def sha256(self) -> str:
@@ -48,6 +83,104 @@ class ReferenceStatistics:
         digest = hashlib.sha256(self.mean.tobytes())
         digest.update(np.ascontiguousarray(self.covariance).tobytes())
         return digest.hexdigest()
+
+
+def feature_statistics(features: ArrayLike) -> FeatureGaussian:
+    r"""Mean and covariance of features.
+
+    .. math::
+
+        \mu = \frac{1}{N} \sum_i f_i, \qquad
+        \Sigma = \frac{1}{N - 1} \sum_i (f_i - \mu) (f_i - \mu)^T
+
+    Args:
+        features: (N, D), N >= 2; of integers or floats of any precision.
+
+    Returns:
+        The normal distribution with these moments, in float64. Where N < D it keeps the centered
+        features as a factor of the covariance, which makes its distances cheaper and more exact.
+
+    Raises:
+        InputError: another shape, fewer than two vectors, or a feature that is not finite.
+    """
+    array = checked_features("features", features)
+    mean, covariance = mean_and_covariance(array)
+    if len(array) >= array.shape[1]:
+        return FeatureGaussian(mean, covariance)
+    centered = array.astype(np.float64) - mean
+    return FeatureGaussian(mean, covariance, thin_factor=centered.T / np.sqrt(len(array) - 1))
+
+
+def mean_and_covariance(features: FeatureArray, chunk: int = CHUNK) -> tuple[Floats, Floats]:
+    """(D,) mean and (D, D) covariance of (N, D) features, in float64 chunks; two passes.
+
+    Raises:
+        InputError: fewer than two vectors, or a feature that is not finite.
+    """
+    if len(features) < 2:
+        raise InputError(f"a covariance needs at least 2 images, and there are {len(features)}")
+    mean = features.mean(0, dtype=np.float64)
+    if not np.isfinite(mean).all():
+        raise InputError("`features`: are not finite; use another feature network")
+    scatter = np.zeros((len(mean), len(mean)))
+    for rows in chunks(features, chunk):
+        centered = rows - mean
+        scatter += centered.T @ centered
+    return mean, scatter / (len(features) - 1)
+
+
+def checked_features(name: str, features: ArrayLike, *, dimensions: int | None = None) -> AnyArray:
+    """The features as an array.
+
+    Args:
+        name: of the parameter.
+        features: (N, D), N >= 2.
+        dimensions: D; None for any.
+
+    Raises:
+        InputError: they are of another shape, or no numbers.
+    """
+    array = np.asarray(features)
+    is_table = array.ndim == 2 and len(array) >= 2 and array.shape[1] and array.dtype.kind in "fiu"
+    if not is_table or dimensions not in (None, array.shape[1]):
+        columns = "D" if dimensions is None else dimensions
+        raise InputError(
+            f"`{name}`: must be numbers of shape (N, {columns}) with N >= 2, not {array.dtype} of "
+            f"shape {array.shape}"
+        )
+    return array
+
+
+def checked_pair(features: ArrayLike, reference: ArrayLike) -> tuple[AnyArray, AnyArray]:
+    """(N, D) features of samples and (M, D) of real images, as arrays.
+
+    Raises:
+        InputError: they are of other shapes, or not finite.
+    """
+    ours = checked_features("features", features)
+    real = checked_features("reference", reference, dimensions=ours.shape[1])
+    for name, array in (("features", ours), ("reference", real)):
+        if not np.isfinite(array).all():
+            raise InputError(f"`{name}`: must be finite")
+    return ours, real
+
+
+def chunks(features: FeatureArray, size: int = CHUNK) -> Iterator[Floats]:
+    """The rows in float64, at most `size` at a time."""
+    for start in range(0, len(features), size):
+        yield np.asarray(features[start : start + size], np.float64)
+
+
+def without_rounding(values: Floats) -> Floats:
+    """Eigenvalues of a positive semidefinite matrix; those within rounding are set to 0."""
+    floor = _NEGLIGIBLE * max(float(values.max(initial=0.0)), 0.0)
+    return np.where(values > floor, values, 0.0)
+
+
+# ---- files
+
+_DAMAGE = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error)
+_REMEDY = "it must hold mu (D,) and sigma (D, D) as pytorch-fid, clean-fid and ADM write them"
 
 
 def is_statistics(spec: str | Path) -> bool:
@@ -120,183 +253,48 @@ def read_statistics(path: str | Path, *, num_features: int) -> ReferenceStatisti
     )
 
 
-Floats = NDArray[np.float64]
-FeatureArray = NDArray[np.floating[Any]]
-"""(N, D), a row for each image."""
-AnyArray = NDArray[Any]
+# ---- scores
 
-CHUNK = 4096
-"""Rows converted to float64 at a time."""
-_NEGLIGIBLE = 10 * float(np.finfo(np.float64).eps)
-"""Eigenvalues below this share of the largest are rounding."""
+NORMAL = 1.959963984540054
+"""Half width of a 95 % interval in standard errors."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class FeatureStatistics:
-    """Mergeable mean and scatter of N feature vectors, in float64.
+class Estimate:
+    """A score with its standard error.
+
+    The error is that of drawing the samples anew, the reference held fixed.
 
     Attributes:
-        n: N >= 0.
-        mean: (D,).
-        scatter: (D, D) sum of the outer products of the vectors about their mean.
+        value: the score.
+        standard_error: None if unknown.
+        influence: (N,) first-order influence of each sample on the score, with mean 0; None
+            where the error does not derive from it.
     """
 
-    n: int
-    mean: Floats
-    scatter: Floats
-
-    @classmethod
-    def of(cls, features: FeatureArray, chunk: int = CHUNK) -> Self:
-        """Statistics of (N, D) features, computed in chunks.
-
-        Raises:
-            InputError: a feature is not finite.
-        """
-        empty = cls(0, np.zeros(features.shape[1]), np.zeros((features.shape[1],) * 2))
-        return reduce(cls.merged, (cls._of_rows(rows) for rows in chunks(features, chunk)), empty)
-
-    @classmethod
-    def _of_rows(cls, rows: Floats) -> Self:
-        mean = rows.mean(0)
-        if not np.isfinite(mean).all():
-            raise InputError("`features`: are not finite; use another feature network")
-        centered = rows - mean
-        return cls(len(rows), mean, centered.T @ centered)
-
-    def merged(self, other: Self) -> Self:
-        """The statistics of both sets of vectors together.
-
-        Source: Chan, Golub & LeVeque 1983.
-        """
-        if not self.n or not other.n:
-            return self if self.n else other
-        n, shift = self.n + other.n, other.mean - self.mean
-        scatter = self.scatter + other.scatter
-        scatter += np.outer(shift, shift) * (self.n * other.n / n)
-        return type(self)(n, self.mean + shift * (other.n / n), scatter)
-
-    @property
-    def covariance(self) -> Floats:
-        """(D, D) with N - 1 in the denominator.
-
-        Raises:
-            InputError: fewer than two vectors.
-        """
-        if self.n < 2:
-            raise InputError(f"a covariance needs at least 2 images, and there are {self.n}")
-        return self.scatter / (self.n - 1)
-
-    def gaussian(self) -> "FeatureGaussian":
-        """The normal distribution with this mean and covariance."""
-        return FeatureGaussian(self.mean, self.covariance)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class FeatureGaussian:
-    """A normal distribution of features.
-
-    Attributes:
-        mean: (D,).
-        covariance: (D, D), of any rank.
-        thin_factor: (D, r) factor F of the covariance F F^T with r < D; None if unknown.
-    """
-
-    mean: Floats
-    covariance: Floats
-    thin_factor: Floats | None = None
+    value: float
+    standard_error: float | None
+    influence: Floats | None = None
 
     __repr__ = short_repr
 
     @property
-    def trace(self) -> float:
-        """Of the covariance."""
-        return float(np.trace(self.covariance))
+    def half_width(self) -> float | None:
+        """Half width of the 95 % interval; None if unknown."""
+        return None if self.standard_error is None else NORMAL * self.standard_error
 
-    @cached_property
-    def factor(self) -> Floats:
-        """(D, r) factor F of the covariance F F^T; computed once."""
-        if self.thin_factor is not None:
-            return self.thin_factor
-        try:
-            factor: Floats = np.linalg.cholesky(self.covariance).astype(np.float64, copy=False)
-            return factor
-        except np.linalg.LinAlgError:  # not of full rank
-            values, vectors = np.linalg.eigh(self.covariance)
-            kept = values > _NEGLIGIBLE * values[-1]
-            factor = vectors[:, kept] * np.sqrt(values[kept])
-            return factor
+    @classmethod
+    def of_influence(cls, value: float, influence: Floats, *, besides: float = 0.0) -> "Estimate":
+        r"""An estimate whose error is that of a mean over samples.
 
+        .. math::
 
-def feature_statistics(features: ArrayLike) -> FeatureGaussian:
-    r"""Mean and covariance of features.
+            s^2 = \frac{1}{N (N - 1)} \sum_i \psi_i^2 + b^2
 
-    .. math::
-
-        \mu = \frac{1}{N} \sum_i f_i, \qquad
-        \Sigma = \frac{1}{N - 1} \sum_i (f_i - \mu) (f_i - \mu)^T
-
-    Args:
-        features: (N, D), N >= 2; of integers or floats of any precision.
-
-    Returns:
-        The normal distribution with these moments, in float64. Where N < D it keeps the centered
-        features as a factor of the covariance, which makes its distances cheaper and more exact.
-
-    Raises:
-        InputError: another shape, fewer than two vectors, or a feature that is not finite.
-    """
-    array = checked_features("features", features)
-    statistics = FeatureStatistics.of(array)
-    if len(array) >= array.shape[1]:
-        return statistics.gaussian()
-    centered = array.astype(np.float64) - statistics.mean
-    factor = centered.T / np.sqrt(len(array) - 1)
-    return FeatureGaussian(statistics.mean, statistics.covariance, factor)
-
-
-def checked_features(name: str, features: ArrayLike, *, dimensions: int | None = None) -> AnyArray:
-    """The features as an array.
-
-    Args:
-        name: of the parameter.
-        features: (N, D), N >= 2.
-        dimensions: D; None for any.
-
-    Raises:
-        InputError: they are of another shape, or no numbers.
-    """
-    array = np.asarray(features)
-    is_table = array.ndim == 2 and len(array) >= 2 and array.shape[1] and array.dtype.kind in "fiu"
-    if not is_table or dimensions not in (None, array.shape[1]):
-        columns = "D" if dimensions is None else dimensions
-        raise InputError(
-            f"`{name}`: must be numbers of shape (N, {columns}) with N >= 2, not {array.dtype} of "
-            f"shape {array.shape}"
-        )
-    return array
-
-
-def checked_pair(features: ArrayLike, reference: ArrayLike) -> tuple[AnyArray, AnyArray]:
-    """(N, D) features of samples and (M, D) of real images, as arrays.
-
-    Raises:
-        InputError: they are of other shapes, or not finite.
-    """
-    ours = checked_features("features", features)
-    real = checked_features("reference", reference, dimensions=ours.shape[1])
-    for name, array in (("features", ours), ("reference", real)):
-        if not np.isfinite(array).all():
-            raise InputError(f"`{name}`: must be finite")
-    return ours, real
-
-
-def chunks(features: FeatureArray, size: int = CHUNK) -> Iterator[Floats]:
-    """The rows in float64, at most `size` at a time."""
-    for start in range(0, len(features), size):
-        yield np.asarray(features[start : start + size], np.float64)
-
-
-def without_rounding(values: Floats) -> Floats:
-    """Eigenvalues of a positive semidefinite matrix; those within rounding are set to 0."""
-    floor = _NEGLIGIBLE * max(float(values.max(initial=0.0)), 0.0)
-    return np.where(values > floor, values, 0.0)
+        Args:
+            value: the score.
+            influence: (N,) psi, of each sample.
+            besides: b, another standard error, independent of it.
+        """
+        error = np.hypot(influence.std(ddof=1) / np.sqrt(len(influence)), besides)
+        return cls(float(value), float(error), influence)

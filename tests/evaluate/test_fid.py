@@ -20,7 +20,7 @@ from ddpmbench.evaluate.fid import load_reference
 from ddpmbench.execution import features as quality
 from ddpmbench.samples.feature_networks import load_feature_network
 from ddpmbench.samples.frechet import frechet_distance, frechet_infinity
-from ddpmbench.samples.protocols import PROTOCOLS
+from ddpmbench.samples.scores import PROTOCOLS
 from ddpmbench.samples.statistics import feature_statistics
 from ddpmbench.unet.unet import UNet
 

@@ -16,7 +16,7 @@ from ddpmbench.execution.store import FolderStore, MemoryStore, gathered
 from ddpmbench.execution.worker import Worker
 from ddpmbench.report.fidelity import NearestImages
 from ddpmbench.samples.feature_networks import load_feature_network
-from ddpmbench.samples.protocols import PROTOCOLS
+from ddpmbench.samples.scores import PROTOCOLS
 
 CPU = torch.device("cpu")
 SHAPES = [(8, 8, 3), (12, 9, 3), (8, 8)]  # as files go round: two sizes, and gray

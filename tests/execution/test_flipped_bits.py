@@ -18,7 +18,7 @@ from ddpmbench.evaluate.sample import load_samples
 from ddpmbench.execution import worker
 from ddpmbench.report.contents import RunContents
 from ddpmbench.report.fidelity import FidelityContents
-from ddpmbench.samples.protocols import PROTOCOLS
+from ddpmbench.samples.scores import PROTOCOLS
 
 FLIPS = {"importance": 1, "pairs": 4, "sample": 4, "fid": 4}
 """Of each file, at random places; to read a folder of an importance sample takes longest."""

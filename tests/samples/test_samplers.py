@@ -1,13 +1,21 @@
-"""Every sampler: against closed forms, against one another, and against diffusers' own."""
+"""Every sampler: the chain of a known model, diffusers' own samples, and noise of its own."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
 import torch
-from oracles import exact_alphas_cumprod
+from oracles import (
+    exact_alphas_cumprod,
+    gaussian_denoiser,
+    log_snr_schedule,
+    oracle_checkpoint,
+    oracle_images,
+    unit_range,
+)
 from peers import SMALL_UNET, DDPMScheduler, diffusers_unet
-from test_sampling import MEAN, SHAPE, SPREAD, gaussian_checkpoint, law_of_chain
+from torch import nn
 
 from ddpmbench.checkpoints import load_checkpoint
 from ddpmbench.diffusion.data_range import UNIT_RANGE, EightBit
@@ -15,107 +23,256 @@ from ddpmbench.diffusion.noise import normal_noise
 from ddpmbench.diffusion.process import Variance
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.errors import InputError
-from ddpmbench.samples.samplers import (
-    SAMPLE_DRAW,
-    START,
-    AddedNoise,
-    AncestralSampler,
-    ImplicitSampler,
-    SamplerChoice,
-)
+from ddpmbench.likelihood.designs import EveryPairDesign, ImportanceDesign, PilotDesign
+from ddpmbench.samples import samplers
+from ddpmbench.samples.progressive import INTERPOLATION_DRAW
+from ddpmbench.samples.samplers import SAMPLE_DRAW, START, AddedNoise, SamplerChoice
 
 CPU = torch.device("cpu")
+SHAPE = (1, 2, 2)
+ANCESTRAL = SamplerChoice()
 
 
-def chains(sampler, num_samples, shape=SHAPE):
-    index = torch.arange(num_samples)
+def chains(sampler, index, shape=SHAPE, labels=None):
+    """x_0 of the samples with these indices."""
     x_t = sampler.start(index, shape)
     total = sampler.checkpoint.schedule.num_timesteps
-    for step in sampler.steps(x_t, total, sample=index):
+    for step in sampler.steps(x_t, total, sample=index, labels=labels):
         x_t = step.x_previous
     return x_t
 
 
-# ---- closed forms
+def sampled(
+    checkpoint, num_samples, choice=ANCESTRAL, *, shape=SHAPE, seed=0, batch_size=None, labels=None
+):
+    """x_0 of the first samples."""
+    sampler = choice.prepare(checkpoint, seed=seed, device=CPU)
+    return torch.cat(
+        [
+            chains(sampler, index, shape, None if labels is None else labels[index])
+            for index in torch.arange(num_samples).split(batch_size or num_samples)
+        ]
+    )
 
 
-def within_errors(x, mean, variance):
+# ---- a chain whose law is known
+
+SPREAD = torch.tensor([[[0.9, 0.4], [0.1, 0.02]]], dtype=torch.float64)
+MEAN = torch.tensor([[[0.5, -0.3], [0.0, 1.5]]], dtype=torch.float64)
+
+
+def gaussian_checkpoint(schedule, variance="fixed_small"):
+    checkpoint = oracle_checkpoint(oracle_images(1, shape=SHAPE), schedule, clip=False)
+    network = gaussian_denoiser(SPREAD, schedule, variance=variance)
+    network.means += MEAN
+    return dataclasses.replace(checkpoint, network=network, variance=Variance(variance))
+
+
+def steps_of(schedule, *, eta=None):
+    """Slope, offset, beta and posterior variance of each step from t = 1: linear in x_t.
+
+    Ancestral, or of the implicit process with this eta.
+    """
+    ab = exact_alphas_cumprod(schedule)
+    spread, mean, found = SPREAD.numpy(), MEAN.numpy(), []
+    for now, before in zip(ab, np.append(1.0, ab[:-1]), strict=True):
+        beta = 1 - now / before
+        posterior = beta * (1 - before) / (1 - now)
+        if eta is None:
+            of_x_start = np.sqrt(before) * beta / (1 - now)
+            of_x_t = np.sqrt(1 - beta) * (1 - before) / (1 - now)
+        else:
+            of_x_t = np.sqrt((1 - before - eta**2 * posterior) / (1 - now))
+            of_x_start = np.sqrt(before) - of_x_t * np.sqrt(now)
+        gain = np.sqrt(now) * spread / (now * spread + 1 - now)
+        offset = of_x_start * (1 - gain * np.sqrt(now)) * mean
+        found.append((of_x_start * gain + of_x_t, offset, beta, posterior))
+    return found
+
+
+def law_of_chain(steps, noise):
+    """Mean and variance of x_0 in every pixel, where each step from t = 1 adds this noise."""
+    mean, variance = np.zeros(SHAPE), np.ones(SHAPE)
+    for (slope, offset, *_), added in reversed(list(zip(steps, noise, strict=True))):
+        mean, variance = slope * mean + offset, slope**2 * variance + added
+    return mean.flatten(), variance.flatten()
+
+
+def law_of_ancestral(schedule, variance, added=AddedNoise.INNER):
+    steps = steps_of(schedule)
+    noise = [beta if variance == "fixed_large" else posterior for _, _, beta, posterior in steps]
+    # The last step's variance is the posterior's of t = 2 under either convention.
+    noise[0] = steps[1][3] if added == AddedNoise.EVERY_STEP else 0.0
+    return law_of_chain(steps, np.multiply(noise, added != AddedNoise.NONE))
+
+
+def assert_law(x, mean, variance):
+    """Mean, variance and covariance are those, within 4.5 standard errors."""
     n, x = len(x), x.flatten(1).numpy()
-    mean, variance = mean.flatten(), variance.flatten()
     assert np.abs((x.mean(0) - mean) / np.sqrt(variance / n)).max() < 4.5
-    assert np.abs((x.var(0, ddof=1) / variance - 1) / np.sqrt(2 / n)).max() < 4.5
+    scaled = (x - mean) / np.sqrt(variance)
+    # A mean of n squares of normals varies by sqrt(2 / n), of products of two by sqrt(1 / n).
+    error = np.sqrt((1 + np.eye(4)) / n)
+    assert np.abs((scaled.T @ scaled / n - np.eye(4)) / error).max() < 4.5
 
 
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
-@pytest.mark.parametrize("added", list(AddedNoise))
-def test_noise_is_added_after_the_steps_that_are_named(variance, added):
-    schedule = NoiseSchedule.cosine(12)
+@pytest.mark.parametrize(
+    ("num_timesteps", "added"),
+    [(1, AddedNoise.INNER), (2, AddedNoise.INNER), (30, AddedNoise.INNER)]
+    + [(12, added) for added in AddedNoise],
+)
+def test_ancestral_samples_have_the_law_of_their_chain(variance, num_timesteps, added):
+    schedule = NoiseSchedule.cosine(num_timesteps)
     checkpoint = gaussian_checkpoint(schedule, variance)
-    sampler = AncestralSampler(checkpoint, seed=0, device=CPU, added_noise=added)
-    mean, inner = law_of_chain(schedule, variance)
-    ab = exact_alphas_cumprod(schedule)
-    previous = np.append(1.0, ab[:-1])
-    posterior = (1 - ab / previous) * (1 - previous) / (1 - ab)
-    # The last step's variance is the posterior's of t = 2 under either convention.
-    of_chain = {
-        AddedNoise.INNER: inner,
-        AddedNoise.EVERY_STEP: inner + posterior[1],
-        AddedNoise.NONE: np.prod(slopes(schedule), axis=0) ** 2,
-    }
-    within_errors(chains(sampler, 20_000), mean, of_chain[added])
+    x = sampled(checkpoint, 20_000, SamplerChoice(added_noise=added))
+    assert_law(x, *law_of_ancestral(schedule, variance, added))
 
 
-def slopes(schedule):
-    """d x_{t-1} / d x_t of the mean of every step."""
-    ab = exact_alphas_cumprod(schedule)
-    previous = np.append(1.0, ab[:-1])
-    beta = 1 - ab / previous
-    spread = SPREAD.numpy()
-    found = []
-    for i in range(len(ab)):
-        gain = np.sqrt(ab[i]) * spread / (ab[i] * spread + 1 - ab[i])
-        of_x_start = np.sqrt(previous[i]) * beta[i] / (1 - ab[i])
-        found.append(of_x_start * gain + np.sqrt(1 - beta[i]) * (1 - previous[i]) / (1 - ab[i]))
-    return found
+def test_the_two_fixed_variances_are_told_apart_by_that():
+    schedule = NoiseSchedule.cosine(30)
+    small, large = (law_of_ancestral(schedule, kind)[1] for kind in ("fixed_small", "fixed_large"))
+    assert (large / small > 1 + 10 * np.sqrt(2 / 20_000)).all()
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_implicit_samples_have_the_law_of_their_chain(eta):
     schedule = NoiseSchedule.cosine(12)
-    checkpoint = gaussian_checkpoint(schedule, "fixed_small")
-    ab = exact_alphas_cumprod(schedule)
-    previous, spread, m = np.append(1.0, ab[:-1]), SPREAD.numpy(), MEAN.numpy()
-    mean, variance = np.zeros(SHAPE), np.ones(SHAPE)
-    for i in range(len(ab) - 1, -1, -1):
-        noise = eta**2 * (1 - previous[i]) / (1 - ab[i]) * (1 - ab[i] / previous[i])
-        gain = np.sqrt(ab[i]) * spread / (ab[i] * spread + 1 - ab[i])
-        direction = np.sqrt((1 - previous[i] - noise) / (1 - ab[i]))
-        slope = np.sqrt(previous[i]) * gain + direction * (1 - np.sqrt(ab[i]) * gain)
-        offset = (
-            (np.sqrt(previous[i]) - direction * np.sqrt(ab[i])) * m * (1 - gain * np.sqrt(ab[i]))
-        )
-        mean, variance = slope * mean + offset, slope**2 * variance + noise
-    sampler = ImplicitSampler(checkpoint, seed=0, device=CPU, eta=eta)
-    within_errors(chains(sampler, 20_000), mean, variance)
+    steps = steps_of(schedule, eta=eta)
+    x = sampled(gaussian_checkpoint(schedule), 20_000, SamplerChoice("ddim", eta=eta))
+    assert_law(x, *law_of_chain(steps, [eta**2 * posterior for *_, posterior in steps]))
 
 
 def test_with_all_its_noise_the_implicit_process_is_the_ancestral_one():
-    checkpoint = gaussian_checkpoint(NoiseSchedule.cosine(25), "fixed_small")
-    implicit = ImplicitSampler(checkpoint, seed=4, device=CPU, eta=1.0)
-    ancestral = AncestralSampler(checkpoint, seed=4, device=CPU)
-    torch.testing.assert_close(chains(implicit, 50), chains(ancestral, 50), rtol=0, atol=1e-9)
+    checkpoint = gaussian_checkpoint(NoiseSchedule.cosine(25))
+    implicit = sampled(checkpoint, 50, SamplerChoice("ddim", eta=1.0), seed=4)
+    torch.testing.assert_close(implicit, sampled(checkpoint, 50, seed=4), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("prediction", ["eps", "x_start", "v", "previous_mean"])
+@pytest.mark.parametrize("variance", ["fixed_small", "learned_range", "learned"])
+def test_samples_of_a_finite_set_are_of_the_set(prediction, variance):
+    images = oracle_images(5, shape=(1, 3, 3), seed=2)
+    checkpoint = oracle_checkpoint(
+        images, log_snr_schedule(60), prediction=prediction, variance=variance
+    )
+    x = sampled(checkpoint, 40, shape=(1, 3, 3))
+    distance = (x[:, None] - unit_range(images)).abs().flatten(2).amax(2)
+    assert distance.amin(1).max() < 1e-3
+    assert len(distance.argmin(1).unique()) == 5
+
+
+def test_a_sample_is_of_its_class():
+    images = oracle_images(6, shape=(1, 3, 3), num_classes=3)
+    checkpoint = oracle_checkpoint(images, log_snr_schedule(40))
+    labels = torch.arange(30) % 3
+    x = sampled(checkpoint, 30, shape=(1, 3, 3), labels=labels)
+    nearest = (x[:, None] - unit_range(images)).square().flatten(2).sum(2).argmin(1)
+    assert torch.equal(torch.from_numpy(images.labels)[nearest], labels)
+
+
+def test_a_respaced_model_takes_its_own_steps_only():
+    images = oracle_images(3, shape=(1, 3, 3))
+    checkpoint = oracle_checkpoint(images, log_snr_schedule(200)).respaced(12)
+    x = sampled(checkpoint, 20, shape=(1, 3, 3))
+    distance = (x[:, None] - unit_range(images)).abs().flatten(2).amax(2)
+    assert distance.amin(1).max() < 1e-3
+
+
+# ---- the noise
+
+
+def test_neither_batch_nor_number_can_change_a_sample(small_model):
+    shape = (1, 8, 8)
+    together = sampled(small_model, 8, shape=shape)
+    for size in (1, 3):
+        apart = sampled(small_model, 8, shape=shape, batch_size=size)
+        torch.testing.assert_close(apart, together, rtol=0, atol=2e-4)  # the network's rounding
+    few = sampled(small_model, 3, shape=shape)
+    torch.testing.assert_close(few, together[:3], rtol=0, atol=2e-4)
+    assert (sampled(small_model, 8, shape=shape, seed=1) - together).abs().mean() > 0.05
+    assert (together[1:] - together[:-1]).abs().mean() > 0.05
+
+
+@pytest.fixture
+def addresses(monkeypatch):
+    """The (t, draw) of all noise that the sampler asks for."""
+    asked, real = set(), samplers.normal_noise
+
+    def spy(image, t, draw, **of):
+        asked.update(zip(t.tolist(), draw.tolist(), strict=True))
+        return real(image, t, draw, **of)
+
+    monkeypatch.setattr(samplers, "normal_noise", spy)
+    return asked
+
+
+def test_no_noise_is_shared_with_likelihood_or_used_twice(addresses):
+    images = oracle_images(6)
+    checkpoint = oracle_checkpoint(images, NoiseSchedule.linear(30))
+    sampled(checkpoint, 6, shape=(1, 4, 4))
+    # One of each step, whose weight at the last is 0, and x_T's own.
+    assert addresses == {(t, SAMPLE_DRAW) for t in (*range(1, 31), START)}
+    density = np.full(29, 1 / 29)
+    importance, pilot, pairs = (
+        ImportanceDesign(6, 30, density, 0, num_replicates=100),
+        PilotDesign(6, 30, 0),
+        EveryPairDesign(6, 30, 100),
+    )
+    for design in (importance, pilot, pairs):
+        assert design.index(0, len(design)).draw.max() < SAMPLE_DRAW
+    assert SAMPLE_DRAW != INTERPOLATION_DRAW
+    assert max(START, SAMPLE_DRAW, INTERPOLATION_DRAW) < 2**32
+
+
+class Broken(nn.Module):
+    """Gives no number at one step."""
+
+    def __init__(self, at):
+        super().__init__()
+        self.at, self.calls = at, 0
+
+    def forward(self, x, t):
+        self.calls += 1
+        return torch.where(t[:, None, None, None] == self.at - 1, torch.nan, x)
+
+
+@pytest.mark.parametrize(("num_timesteps", "at", "calls"), [(10, 4, 10 + 7), (200, 120, 100 + 31)])
+def test_a_sample_that_is_not_finite_is_refused(num_timesteps, at, calls):
+    checkpoint = oracle_checkpoint(oracle_images(2), NoiseSchedule.cosine(num_timesteps))
+    broken = dataclasses.replace(checkpoint, network=Broken(at), source="broken.pt")
+    with pytest.raises(InputError, match=rf"^`ckpt=broken\.pt`: .* after timestep t = {at};"):
+        sampled(broken, 2, shape=(1, 4, 4))
+    # The look at every fiftieth step ends the chain, and steps since the last are taken again.
+    assert broken.network.calls == calls
+
+
+class BrokenOnce(Broken):
+    """Gives no number at one step, and does when it is asked again."""
+
+    def forward(self, x, t):
+        given = super().forward(x, t)
+        return given if self.calls <= 10 else x
+
+
+def test_the_search_for_a_step_that_is_finite_again_has_an_end():
+    checkpoint = oracle_checkpoint(oracle_images(2), NoiseSchedule.cosine(10))
+    broken = dataclasses.replace(checkpoint, network=BrokenOnce(4), source="broken.pt")
+    with pytest.raises(InputError, match=r"not finite after timestep t = 1;"):
+        sampled(broken, 2, shape=(1, 4, 4))
+    assert broken.network.calls == 10 + 9
 
 
 @pytest.mark.parametrize(
     "choice", [SamplerChoice("ddim"), SamplerChoice(added_noise=AddedNoise.NONE)]
 )
 def test_without_noise_a_sample_follows_from_its_start(monkeypatch, choice):
-    checkpoint = gaussian_checkpoint(NoiseSchedule.cosine(25), "fixed_small")
+    checkpoint = gaussian_checkpoint(NoiseSchedule.cosine(25))
     sampler, asked = choice.prepare(checkpoint, seed=0, device=CPU), []
     noise = sampler._noise
     spy = lambda sample, t, shape: asked.extend(t.unique()) or noise(sample, t, shape)  # noqa: E731
     monkeypatch.setattr(sampler, "_noise", spy)
-    chains(sampler, 3)
+    chains(sampler, torch.arange(3))
     assert asked == [START]
 
 
@@ -162,7 +319,7 @@ def test_images_are_those_of_diffusers_pipeline(
     theirs = pipeline(
         batch_size=4, num_inference_steps=num_timesteps, output_type="np"
     ).images  # (N, H, W, C) in [0, 1]
-    ours = chains(AncestralSampler(checkpoint, seed=0, device=CPU), 4, shape)
+    ours = sampled(checkpoint, 4, shape=shape)
     levels = UNIT_RANGE.to_pixels(ours).numpy().transpose(0, 2, 3, 1).astype(int)
     assert np.abs(levels - (255 * theirs).round()).max() <= 1
     assert levels.std() > 20
@@ -176,7 +333,10 @@ def test_implicit_images_are_those_of_diffusers(diffusers_model, tmp_path, eta):
     checkpoint = load_checkpoint(tmp_path / "pipeline")
     theirs = diffusers.DDIMScheduler(num_train_timesteps=50, set_alpha_to_one=True)
     theirs.set_timesteps(50)
-    shape, sampler = (3, 8, 8), ImplicitSampler(checkpoint, seed=0, device=CPU, eta=eta)
+    shape, sampler = (
+        (3, 8, 8),
+        SamplerChoice("ddim", eta=eta).prepare(checkpoint, seed=0, device=CPU),
+    )
     index = torch.arange(4)
     x = sampler.start(index, shape).float()
     with torch.inference_mode():
@@ -186,7 +346,7 @@ def test_implicit_images_are_those_of_diffusers(diffusers_model, tmp_path, eta):
             x = theirs.step(
                 output, t - 1, x, eta=eta, use_clipped_model_output=True, variance_noise=noise
             ).prev_sample
-    ours = chains(sampler, 4, shape)
+    ours = chains(sampler, index, shape)
     assert (UNIT_RANGE.to_pixels(ours).int() - UNIT_RANGE.to_pixels(x).int()).abs().max() <= 1
 
 
@@ -211,22 +371,20 @@ def test_settings_that_a_sampler_has_not_are_refused(settings, words):
 
 
 def test_a_choice_is_the_sampler_it_names():
-    checkpoint = gaussian_checkpoint(NoiseSchedule.cosine(10), "fixed_small")
-    checkpoint = dataclasses.replace(checkpoint, variance=Variance.FIXED_LARGE)
-    choices = [
-        SamplerChoice(),
-        SamplerChoice(added_noise=AddedNoise.NONE),
-        SamplerChoice("ddim"),
-        SamplerChoice("ddim", eta=1.0),
-    ]
+    checkpoint = gaussian_checkpoint(NoiseSchedule.cosine(10), "fixed_large")
+    x, mean, ddim, noisy = (
+        sampled(checkpoint, 5, choice)
+        for choice in (
+            SamplerChoice(),
+            SamplerChoice(added_noise=AddedNoise.NONE),
+            SamplerChoice("ddim"),
+            SamplerChoice("ddim", eta=1.0),
+        )
+    )
+    for first, other in itertools.combinations((x, mean, ddim, noisy), 2):
+        assert (first - other).abs().max() > 1e-3
     # A name is as good as the member.
-    named = SamplerChoice(added_noise="none").prepare(checkpoint, seed=0, device=CPU)
-    mean = choices[1].prepare(checkpoint, seed=0, device=CPU)
-    assert torch.equal(chains(named, 5), chains(mean, 5))
-    made = [chains(choice.prepare(checkpoint, seed=0, device=CPU), 5) for choice in choices]
-    for k, first in enumerate(made):
-        for other in made[k + 1 :]:
-            assert (first - other).abs().max() > 1e-3
+    assert torch.equal(sampled(checkpoint, 5, SamplerChoice(added_noise="none")), mean)
 
 
 def test_a_level_is_the_nearest_or_the_one_below():

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from ddpmbench.samples.precision_recall import nearest_images, precision_recall
-from ddpmbench.samples.protocols import PROTOCOLS
-from ddpmbench.samples.scores import inception_score, kernel_distance
+from ddpmbench.samples.scores import PROTOCOLS, inception_score, kernel_distance
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what its own imports warn of is not ours to mend

@@ -31,7 +31,7 @@ from ddpmbench.errors import InputError
 from ddpmbench.execution.distributed import Ranks
 from ddpmbench.execution.features import FidelityListener
 from ddpmbench.samples.feature_networks import FeatureNetwork
-from ddpmbench.samples.protocols import PROTOCOLS
+from ddpmbench.samples.scores import PROTOCOLS
 from ddpmbench.sanity_check import run as check
 from ddpmbench.sanity_check.record import CheckRecord, Outcome, note
 from ddpmbench.sanity_check.run import MIN_EVALUATIONS, RECORD, TABLE, PreliminaryCheck
