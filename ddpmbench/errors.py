@@ -1,8 +1,9 @@
-"""The exceptions a user is meant to see."""
+"""The exceptions a user is meant to see, and the parts of their messages."""
 
 import math
 import numbers
 import os
+import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -163,3 +164,27 @@ def count_to_read(num_images: int | None, total: int, source: object) -> int:
             f"`num_images={count}`: {source} holds {total} images; give a number from 1 to {total}"
         )
     return count
+
+
+def options(**parameters: object) -> list[str]:
+    """Parameters as the options of a command, as words; those that are None are left out.
+
+    `num_images=8` becomes --num-images 8, True --clip and False --no-clip.
+    """
+    words = []
+    for name, value in parameters.items():
+        option = name.replace("_", "-")
+        if value is None:
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{option}" if value else f"--no-{option}")
+        elif str(value).startswith("-"):
+            words.append(f"--{option}={value}")
+        else:
+            words += [f"--{option}", str(value)]
+    return words
+
+
+def command(name: str, *arguments: str, **parameters: object) -> str:
+    """A command to type, quoted for a shell."""
+    return shlex.join(["ddpmbench", name, *arguments, *options(**parameters)])

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from packaging.version import InvalidVersion, Version
 
 from ddpmbench.checksums import CHECKSUMS, DamageError, checksum, read_json, read_npz, write_npz
-from ddpmbench.command_line import options
-from ddpmbench.errors import InputError
+from ddpmbench.errors import InputError, options
 from ddpmbench.execution.folder import IDENTITY, SHARDS, tag
 from ddpmbench.execution.store import EARLIER, UNREADABLE, FolderStore
 from ddpmbench.likelihood.designs import EveryPairDesign, ImportanceDesign, num_terms

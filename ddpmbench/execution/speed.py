@@ -8,11 +8,10 @@ from functools import partial
 import numpy as np
 import torch
 
-from ddpmbench.command_line import command
 from ddpmbench.data.images import ImageSet
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.diffusion.noise import normal_noise
-from ddpmbench.errors import InputError
+from ddpmbench.errors import InputError, command
 from ddpmbench.execution.devices import evaluating_checkpoint
 from ddpmbench.execution.engine import BatchSize, Engine, resolve_precision
 from ddpmbench.execution.engine_choice import (

@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from ddpmbench.command_line import command
 from ddpmbench.diffusion.data_range import NATS_PER_BIT
+from ddpmbench.errors import command
 from ddpmbench.likelihood.bound import BoundEstimate
 from ddpmbench.likelihood.estimator import SampledBound
 from ddpmbench.likelihood.precision import Correction

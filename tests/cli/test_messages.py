@@ -5,7 +5,7 @@ import pytest
 
 from ddpmbench.cli.main import ddpmbench
 from ddpmbench.cli.messages import with_options
-from ddpmbench.command_line import command
+from ddpmbench.errors import command
 
 NLL = ddpmbench.commands["nll"]
 

@@ -18,11 +18,11 @@ from ddpmbench.checkpoints import state_dicts
 from ddpmbench.checkpoints.load import DEFAULT
 from ddpmbench.checkpoints.settings import CheckpointSettings
 from ddpmbench.checkpoints.weights import sha256_of
-from ddpmbench.command_line import options
 from ddpmbench.data.datasets import SPLITS
 from ddpmbench.diffusion.data_range import NATS_PER_BIT, DataRange
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.diffusion.schedule import NoiseSchedule
+from ddpmbench.errors import options
 from ddpmbench.evaluate.inspect.probe import Call, Probe, call_of, probe_checkpoint, refusal
 from ddpmbench.evaluate.inspect.text import headline_lines, image_words, shown_value
 from ddpmbench.files import named_path
