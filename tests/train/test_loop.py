@@ -14,8 +14,7 @@ from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.errors import InputError
 from ddpmbench.evaluate.nll import evaluate_nll
 from ddpmbench.train import loop
-from ddpmbench.train.loop import train
-from ddpmbench.train.objective import training_loss
+from ddpmbench.train.loop import train, training_loss
 from ddpmbench.train.recipe import TrainingRecipe
 from ddpmbench.unet.unet import UNetConfig
 
