@@ -1,51 +1,23 @@
-import gzip
-import io
+"""Sets of pixels in a temporary file: the same, in bounded memory, and gone with the array."""
+
 import os
 import re
-import struct
 import subprocess
 import sys
 import tempfile
 import tracemalloc
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from numpy.lib import format as npy
-from PIL import Image
+from image_files import FORMS, random_images, save_as
 
 from ddpmbench.data import folders, pixel_store
 from ddpmbench.data.arrays import PositionIds
 from ddpmbench.data.images import load_images
 from ddpmbench.errors import InputError
-
-KINDS = ["folder", "stored.npz", "compressed.npz", "idx", "idx.gz"]
-
-
-def random_images(shape, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-
-
-def save(folder, kind, pixels):
-    """Images (N, H, W, C) as one kind of input; the path."""
-    path = folder / f"{len(pixels)}-{kind}"
-    header = bytes([0, 0, 8, 4]) + struct.pack(">4I", *pixels.shape)
-    if kind == "folder":
-        path.mkdir()
-        for index, image in enumerate(pixels):
-            Image.fromarray(image).save(path / f"{index}.bmp")
-    elif kind == "stored.npz":
-        np.savez(path, pixels)
-    elif kind == "compressed.npz":
-        np.savez_compressed(path, pixels)
-    elif kind == "idx":
-        path.write_bytes(header + pixels.tobytes())
-    else:
-        path.write_bytes(gzip.compress(header + pixels.tobytes(), 1))
-    return path
 
 
 @pytest.fixture
@@ -59,11 +31,11 @@ def in_a_file(monkeypatch, tmp_path):
     return folder
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FORMS)
 @pytest.mark.parametrize("size", [(5, 6, 3), (20, 20, 3)])  # some images a portion, and one
 def test_a_large_set_is_the_same_as_a_small_one(tmp_path, kind, size, request):
-    pixels = random_images((11, *size))
-    path = save(tmp_path, kind, pixels)
+    pixels = random_images(11, *size)
+    path = save_as(tmp_path, kind, pixels)
     small = load_images(path)
     request.getfixturevalue("in_a_file")
     large = load_images(path)
@@ -78,12 +50,12 @@ def test_a_large_set_is_the_same_as_a_small_one(tmp_path, kind, size, request):
         assert not images.pixels.flags.writeable
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FORMS)
 def test_memory_does_not_grow_with_the_pixels(tmp_path, in_a_file, kind):
     size, few = (16, 16, 3), 50 if kind == "folder" else 1000
 
     def peak(count):
-        path = save(tmp_path, kind, random_images((count, *size)))
+        path = save_as(tmp_path, kind, random_images(count, *size))
         tracemalloc.start()
         load_images(path).sha256  # noqa: B018
         found = tracemalloc.get_traced_memory()[1]
@@ -110,7 +82,7 @@ for path in sys.argv[1:]:
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 @pytest.mark.parametrize("kind", ["stored.npz", "idx"])
 def test_what_lies_in_a_file_does_not_stay_resident(tmp_path, kind):
-    paths = [save(tmp_path, kind, random_images((n, 16, 16, 3))) for n in (20_000, 80_000)]
+    paths = [save_as(tmp_path, kind, random_images(n, 16, 16, 3)) for n in (20_000, 80_000)]
     command = [sys.executable, "-c", LOAD_TWICE, *map(str, paths)]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     few, many = (1024 * int(line) for line in output.split())
@@ -119,7 +91,7 @@ def test_what_lies_in_a_file_does_not_stay_resident(tmp_path, kind):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_the_file_goes_with_the_array(tmp_path, in_a_file):
-    images = load_images(save(tmp_path, "idx", random_images((11, 5, 6, 3))))
+    images = load_images(save_as(tmp_path, "idx", random_images(11, 5, 6, 3)))
     part = images.subset(3)
     for _ in range(2):
         assert list(in_a_file.iterdir()) == []
@@ -130,9 +102,9 @@ def test_the_file_goes_with_the_array(tmp_path, in_a_file):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FORMS)
 def test_a_read_that_fails_leaves_nothing_behind(tmp_path, in_a_file, kind):
-    path = save(tmp_path, kind, random_images((11, 5, 6, 3)))
+    path = save_as(tmp_path, kind, random_images(11, 5, 6, 3))
     load_images(path)
     damaged = path / "10.bmp" if kind == "folder" else path
     content = bytearray(damaged.read_bytes())
@@ -150,11 +122,11 @@ def test_a_read_that_fails_leaves_nothing_behind(tmp_path, in_a_file, kind):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no limit on the size of files")
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FORMS)
 def test_where_there_is_no_room_the_line_says_what_to_do(tmp_path, in_a_file, monkeypatch, kind):
     import resource
 
-    path = save(tmp_path, kind, random_images((11, 5, 6, 3)))
+    path = save_as(tmp_path, kind, random_images(11, 5, 6, 3))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (600, limits[1]))  # amid a portion
     try:
@@ -172,8 +144,8 @@ def test_where_there_is_no_room_the_line_says_what_to_do(tmp_path, in_a_file, mo
 
 
 def test_only_the_images_asked_for_are_read(tmp_path, in_a_file):
-    pixels = random_images((99, 5, 6, 3))
-    path = save(tmp_path, "stored.npz", pixels)
+    pixels = random_images(99, 5, 6, 3)
+    path = save_as(tmp_path, "stored.npz", pixels)
     content = path.read_bytes()
     last = content.index(pixels[-1].tobytes())
     path.write_bytes(content[:last] + bytes([content[last] ^ 1]) + content[last + 1 :])
@@ -186,7 +158,7 @@ def test_only_the_images_asked_for_are_read(tmp_path, in_a_file):
 @pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize("shape", [(4, 5, 6, 3), (4, 5, 6)])
 def test_the_order_of_the_array_cannot_matter(tmp_path, shape, large, request):
-    pixels = random_images(shape)
+    pixels = random_images(*shape)
     np.savez(tmp_path / "a.npz", pixels)
     np.savez(tmp_path / "b.npz", np.asfortranarray(pixels))
     if large:
@@ -195,24 +167,6 @@ def test_the_order_of_the_array_cannot_matter(tmp_path, shape, large, request):
         loaded = [load_images(tmp_path / f"{name}.npz", num_images=count) for name in "ab"]
         assert loaded[0].sha256 == loaded[1].sha256
         assert loaded[1].pixels.flags.c_contiguous
-
-
-@pytest.mark.parametrize("version", [(1, 0), (2, 0), (3, 0)])
-@pytest.mark.parametrize("claim", [4, 5])
-def test_every_version_of_the_format_is_read(tmp_path, version, claim):
-    pixels, member = random_images((4, 5, 6, 3)), io.BytesIO()
-    npy.write_array(member, pixels, version)
-    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
-        claimed = f"({claim}, 5".encode()
-        archive.writestr("arr_0.npy", member.getvalue().replace(b"(4, 5", claimed))
-    if claim > 4:
-        with pytest.raises(InputError, match="it holds 360 bytes of 450"):
-            load_images(tmp_path / "a.npz")
-        assert len(load_images(tmp_path / "a.npz", num_images=4)) == 4
-    else:
-        np.testing.assert_array_equal(
-            load_images(tmp_path / "a.npz").pixels, pixels.transpose(0, 3, 1, 2)
-        )
 
 
 # Names
