@@ -239,7 +239,9 @@ def _load(source: str | Path, settings: CheckpointSettings) -> Checkpoint:
         return _load_own(path, source, settings)
     if not path.exists():
         if not isinstance(source, str) or not hub.is_hub_id(source):
-            raise FileError(source, "no such file or folder")
+            raise FileError(
+                source, "no such file or folder; correct the path, or name owner/name on the Hub"
+            )
         path = hub.download(source)
     if is_native(path / TRAINED):
         _refuse_two_models(path)
@@ -263,7 +265,11 @@ def _load_own(path: Path, source: str | Path, settings: CheckpointSettings) -> C
     if source == DEFAULT:
         return _with_process(read_network_code(settings), settings)
     if not path.exists():
-        raise FileError(source, "no such file")
+        raise FileError(
+            source,
+            "no such file; name the file of its weights, or leave out `ckpt` where the code of "
+            "`network` loads them",
+        )
     if path.is_dir():
         raise FileError(source, f"a folder; with `network` {files_in(path)}")
     if is_native(path):

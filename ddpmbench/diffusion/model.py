@@ -4,7 +4,7 @@ import contextlib
 import copy
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Self, TypeAlias
@@ -43,6 +43,22 @@ _CONVERT = {
 }
 ModelOutput = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """A function with the arguments and the result of `Checkpoint.model_output`."""
+
+
+OUTPUT = "network_output"
+"""The numbers of the network check in the identity of a run; see `same_output`."""
+_OUTPUT_TOLERANCE = 0.01
+
+
+def same_output(one: Sequence[float] | None, other: Sequence[float] | None) -> bool:
+    """Whether the numbers of two network checks may be of one network.
+
+    Another device changes them by rounding; None, where there was no memory, agrees with any.
+    """
+    if one is None or other is None:
+        return True
+    pairs = zip(one, other, strict=False)
+    return len(one) == len(other) and all(abs(a - b) <= _OUTPUT_TOLERANCE for a, b in pairs)
 
 
 class TimeInput(StrEnum):
@@ -91,8 +107,9 @@ class Checkpoint:
         null_class: the label for no class; None if there is none.
         code: the user's code that builds the network; None for other families.
         modules: the modules that this code imports from its folders.
-        call_digest: of the output in the network check; see `check_network`. Empty before it, and
-            for the U-Net of this package.
+        output_numbers: a few numbers that tell the output of the network check from another's;
+            see `check_network`. Empty before it, where memory did not suffice for it, and for the
+            U-Net of this package.
         training: the record of its training, if the file has one.
         notes: a line for each setting from a preset or an option, and for each doubtful one.
         sources: where a setting is from if neither the file nor an option has it, as a library's
@@ -120,7 +137,7 @@ class Checkpoint:
     null_class: int | None = None
     code: UserCode | None = None
     modules: UserModules | None = None
-    call_digest: str = ""
+    output_numbers: tuple[float, ...] = ()
     training: dict[str, object] | None = None
     notes: tuple[str, ...] = ()
     sources: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -293,8 +310,8 @@ class Checkpoint:
         """SHA-256, in hexadecimal digits, of the weights, the network and its schedule.
 
         The U-Net of this package is known by its configuration. Another network is known by the
-        name of its class, the user's file and NAME in it, the modules beside it that building
-        imported, and its output in the network check.
+        name of its class, the user's file and NAME in it, and the modules beside it that building
+        imported; see also `identity`.
         """
         kind = type(self.network)
         config = self.network.config if isinstance(self.network, UNet) else None
@@ -305,8 +322,13 @@ class Checkpoint:
         digest.update(self.schedule.betas.numpy().tobytes())
         if self.code is not None:
             digest.update(f"{self.code.sha256} {self.code.builder} {self.code.imported}".encode())
-        digest.update(self.call_digest.encode())
         return digest.hexdigest()
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """Its part in the identity of a run: the fingerprint, and its output if it is known."""
+        output = {OUTPUT: list(self.output_numbers)} if self.output_numbers else {}
+        return {"network": self.fingerprint, **output}
 
     def has_class(self, label: int) -> bool:
         """Whether a label is one of its classes, or the one for no class."""

@@ -192,7 +192,7 @@ def evaluate_nll(
             **conventions,
             **checkpoint.data_range.identity,
             "schedule_sha256": _schedule_sha256(checkpoint),
-            "network": checkpoint.fingerprint,
+            **checkpoint.identity,
         }
         run_session.agree(identity, **chosen.settings)
         calls = chosen.least_evaluations(len(images), checkpoint.schedule.num_timesteps)

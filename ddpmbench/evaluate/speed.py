@@ -212,7 +212,7 @@ def _identity(
     return {
         "schema": SCHEMA,
         "checkpoint": checkpoint.sha256,
-        "network": checkpoint.fingerprint,
+        **checkpoint.identity,
         "device": device_name(device),
         "precisions": precisions,
         "compiled": plan.compiled,

@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 
 from ddpmbench.checksums import CHECKSUMS, DamageError, checksum, read_json, write_json
+from ddpmbench.diffusion.model import OUTPUT, same_output
 from ddpmbench.errors import InputError
 from ddpmbench.execution.devices import device_name
 from ddpmbench.execution.store import FolderStore, drop_damaged
@@ -303,7 +304,8 @@ def _refuse_another_run(path: Path, identity: dict[str, Any]) -> None:
         ) from error
     there.pop(CHECKSUMS, None)
     for name in [*identity, *there]:
-        if there.get(name) != identity.get(name):
+        values = (there.get(name), identity.get(name))
+        if not (same_output(*values) if name == OUTPUT else values[0] == values[1]):
             raise InputError(
                 f"`out={path}`: holds another run ({name} is {there.get(name)} there, "
                 f"{identity.get(name)} here); name a new folder"

@@ -6,7 +6,6 @@ deterministic function of each image alone, and that the input is left unchanged
 
 import contextlib
 import dataclasses
-import hashlib
 import inspect
 from collections.abc import Iterator, Mapping
 
@@ -22,11 +21,21 @@ from ddpmbench.execution.engine import is_out_of_memory
 from ddpmbench.unet.unet import UNet
 from ddpmbench.user_code import calling, changed_default, described_value, torch_defaults
 
-_TOLERANCE = 1e-2
+_BATCH_TOLERANCE = 1e-2
 """Of the largest output: far more than another batch size changes by rounding."""
-_SAME = 1e-5
+_REPEAT_TOLERANCE = 1e-5
 """Likewise, far more than the same call twice changes by the order of sums."""
 _NUM_PROJECTIONS = 8
+_ADAPTER = (
+    "name an adapter in its place, a module with self.net = Net() whose forward(self, x_t, time) "
+    "calls it as it was trained (docs/reference/checkpoints.md has one)"
+)
+_TIMES = frozenset(
+    {"t", "ts", "time", "times", "timestep", "timesteps", "step", "steps"}
+    | {"sigma", "noise_level", "noise_levels", "noise_labels"}
+)
+_MANY = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
 def check_network(
@@ -48,8 +57,7 @@ def check_network(
         ranks: the processes of the run, of which the first calls it; None for a single one.
 
     Returns:
-        The checkpoint to evaluate: on the device, with the digest of the output in its
-        fingerprint.
+        The checkpoint to evaluate: on the device, with the numbers of its output.
 
     Raises:
         InputError: the network fails, or its output is not as the conventions state; one line.
@@ -57,25 +65,20 @@ def check_network(
     checkpoint = checkpoint.to(device)
     if isinstance(checkpoint.network, UNet):
         return checkpoint
-    if ranks is None:
-        digest = _check(checkpoint, shape, device)
-    else:
-        digest = ranks.once(lambda: _check(checkpoint, shape, device))
-    return dataclasses.replace(checkpoint, call_digest=digest)
 
+    def check() -> tuple[float, ...]:
+        with (
+            torch.inference_mode(),
+            torch.random.fork_rng(devices=[]),
+            evaluating_checkpoint(checkpoint),
+            strict_float32(),
+            contextlib.suppress(torch.OutOfMemoryError, MemoryError),
+        ):
+            return _NetworkCheck(checkpoint, shape, device).run()
+        return ()
 
-def _check(checkpoint: Checkpoint, shape: tuple[int, ...], device: torch.device) -> str:
-    """The digest of the output; empty where memory does not suffice."""
-    check = _NetworkCheck(checkpoint, shape, device)
-    with (
-        torch.inference_mode(),
-        torch.random.fork_rng(devices=[]),
-        evaluating_checkpoint(checkpoint),
-        strict_float32(),
-        contextlib.suppress(torch.OutOfMemoryError, MemoryError),
-    ):
-        return check.run()
-    return ""
+    numbers = check() if ranks is None else ranks.once(check)
+    return dataclasses.replace(checkpoint, output_numbers=numbers)
 
 
 class _NetworkCheck:
@@ -85,47 +88,44 @@ class _NetworkCheck:
         self, checkpoint: Checkpoint, shape: tuple[int, ...], device: torch.device
     ) -> None:
         self._checkpoint = checkpoint
-        numbers = torch.randn((2, *shape), generator=torch.Generator().manual_seed(0))
-        self._x_t = numbers.to(device)
-        steps = torch.tensor([1, checkpoint.schedule.num_timesteps], device=device)
-        self._time = checkpoint.network_time(steps)
-        last = max(checkpoint.num_classes - 1, 0)
-        null = checkpoint.null_class
-        self._labels = torch.tensor([0, last if null is None else null], device=device)
         self._who = checkpoint.network_name
+        numbers = torch.randn((2, *shape), generator=torch.Generator().manual_seed(0))
+        steps = torch.tensor([1, checkpoint.schedule.num_timesteps], device=device)
+        last = max(checkpoint.num_classes - 1, 0)
+        labels = [0, last if checkpoint.null_class is None else checkpoint.null_class]
+        self._inputs = {
+            "x_t": numbers.to(device),
+            "time": checkpoint.network_time(steps),
+            "labels": torch.tensor(labels, device=device),
+        }
+        if not checkpoint.num_classes:
+            del self._inputs["labels"]
 
-    def run(self) -> str:
+    def run(self) -> tuple[float, ...]:
         checkpoint = self._checkpoint
-        why = refused_call(
-            checkpoint.network,
-            has_classes=bool(checkpoint.num_classes),
-            wrapped=checkpoint.code is None,
-        )
-        if why is not None:
+        has_classes, wrapped = bool(checkpoint.num_classes), checkpoint.code is None
+        if why := refused_call(checkpoint.network, has_classes=has_classes, wrapped=wrapped):
             raise InputError(f"{self._who}: {why}")
         both, again, alone = self._output(2), self._output(2), self._output(1)
-        if not _alike(both, again, _SAME):
+        if not _alike(both, again, _REPEAT_TOLERANCE):
             raise InputError(
                 f"{self._who}: gives another output for the same input each time; turn off what is "
                 "random in evaluation, such as F.dropout without training=self.training, and what "
                 "a call leaves behind for the next"
             )
-        if not _alike(alone, both[:1], _TOLERANCE):
+        if not _alike(alone, both[:1], _BATCH_TOLERANCE):
             raise InputError(
                 f"{self._who}: an image's output depends on the other images of its batch, as of "
                 "a batch normalization that ignores eval(); the bound is of each image alone"
             )
-        return _digest(both)
+        return _numbers_of(both)
 
     def _output(self, rows: int) -> Tensor:
-        x_t = self._x_t[:rows].clone()
-        inputs = [x_t, self._time[:rows].clone()]
-        if self._checkpoint.num_classes:
-            inputs.append(self._labels[:rows].clone())
+        inputs = {name: tensor[:rows].clone() for name, tensor in self._inputs.items()}
         defaults = torch_defaults()
-        with _watching_embeddings(self._checkpoint, inputs[1], self._who):
+        with _watching_embeddings(self._checkpoint, inputs["time"], self._who):
             try:
-                output = calling(lambda: self._checkpoint.network(*inputs), self._who)
+                output = calling(lambda: self._checkpoint.network(*inputs.values()), self._who)
             except InputError as error:
                 if error.__cause__ is None:
                     raise
@@ -139,21 +139,19 @@ class _NetworkCheck:
                 f"{self._who}: a call leaves another default of torch behind ({call}), which "
                 "would change the evaluation; set it back before it returns"
             )
-        output = self._checked(output, x_t)
-        if not torch.equal(x_t, self._x_t[:rows]):
+        if not torch.equal(inputs["x_t"], self._inputs["x_t"][:rows]):
             raise InputError(
                 f"{self._who}: changes x_t, its input, in place; begin with x_t = x_t.clone() or "
                 "write x = x + ... in place of x += ..."
             )
-        return output.float()
+        return self._checked(output, inputs["x_t"]).float()
 
     def _checked(self, output: object, x_t: Tensor) -> Tensor:
         if not isinstance(output, Tensor):
-            part = _prediction_in(output, x_t.shape)
-            returns = f"self.net(x_t, time){part}" if part else "the prediction alone"
             raise InputError(
                 f"{self._who}: gives {described_value(output)}, not a tensor; name an adapter, a "
-                f"module with self.net = Net() whose forward(self, x_t, time) returns {returns}"
+                "module with self.net = Net() whose forward(self, x_t, time) returns the "
+                "prediction alone, as self.net(x_t, time)[0] or .sample"
             )
         batch, channels, *size = x_t.shape
         variance = self._checkpoint.variance
@@ -169,75 +167,80 @@ class _NetworkCheck:
                 f"`variance={variance}` it takes {shape}{remedy}"
             )
         if not output.is_floating_point():
-            kind = str(output.dtype).removeprefix("torch.")
-            raise InputError(f"{self._who}: gives {kind}, not floating-point numbers")
+            raise InputError(f"{self._who}: gives {_dtype(output)}, not floating-point numbers")
         if not bool(output.isfinite().all()):
-            name = _random_attribute(self._checkpoint.network)
-            why = (
-                ""
-                if name is None
-                else (
-                    f"; {name} is NaN, or random and in no file: register it as a buffer that is "
-                    "saved, or draw it with generator=torch.Generator().manual_seed(SEED)"
-                )
-            )
             raise InputError(
                 f"{self._who}: gives NaN or infinite numbers for normal noise as x_t and time "
-                f"{self._time.tolist()}{why}"
+                f"{self._inputs['time'].tolist()}{_on_random_numbers(self._checkpoint.network)}"
             )
         return output
 
-    def _shown(self, inputs: list[Tensor]) -> str:
-        names = ("x_t", "time", "labels")
-        shown = [
-            f"{name} {tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
-            for name, tensor in zip(names, inputs, strict=False)
-        ]
-        low, high = self._time.tolist()
+    def _shown(self, inputs: Mapping[str, Tensor]) -> str:
+        shown = [f"{name} {tuple(t.shape)} {_dtype(t)}" for name, t in inputs.items()]
+        low, high = self._inputs["time"].tolist()
         time = f"`time_input={self._checkpoint.time_input}`: {low:g} to {high:g}"
         return f"{', '.join(shown)} ({time})"
 
 
-def _digest(output: Tensor) -> str:
-    """Hexadecimal digits of an output, the same for outputs that differ by rounding.
+def _numbers_of(output: Tensor) -> tuple[float, ...]:
+    """Numbers that tell an output from another's.
 
-    Of the root mean square r and of projections <output, z> / (r sqrt(n)) on normal noise z, two
-    decimals count: rounding of another device, some 1e-6, changes a digit with a probability of
-    about 1e-3.
+    The logarithm of its root mean square r, and projections <output, z> / (r sqrt(n)) on normal
+    noise z.
     """
     flat = output.double().cpu().flatten()
     size = flat.square().mean().sqrt().clamp(min=torch.finfo(torch.float32).tiny)
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn((_NUM_PROJECTIONS, len(flat)), generator=generator).double()
     numbers = [float(size.log2()), *(noise @ flat / (size * len(flat) ** 0.5)).tolist()]
-    text = " ".join(f"{number + 0.0:.2f}" for number in numbers).replace("-0.00", "0.00")
-    return hashlib.sha256(text.encode()).hexdigest()
+    return tuple(round(number, 4) for number in numbers)
 
 
-def _random_attribute(network: nn.Module) -> str | None:
-    """A NaN tensor that is neither parameter nor buffer, as `RandomNumbersAreNaN` leaves."""
+def _alike(one: Tensor, other: Tensor, tolerance: float) -> bool:
+    scale = max(float(one.abs().max()), 1e-6)
+    return bool((one - other).abs().max() <= tolerance * scale)
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _on_random_numbers(network: nn.Module) -> str:
+    """The remedy where a tensor is NaN that `RandomNumbersAreNaN` leaves; empty elsewhere."""
     for prefix, module in network.named_modules():
         for name, value in vars(module).items():
             if isinstance(value, Tensor) and bool(value.isnan().any()):
-                return f"{prefix}.{name}" if prefix else name
-    return None
+                return (
+                    f"; {f'{prefix}.{name}' if prefix else name} is NaN, or random and in no file: "
+                    "register it as a buffer that is saved, or draw it with "
+                    "generator=torch.Generator().manual_seed(SEED)"
+                )
+    return ""
+
+
+def _on_gradients(error: InputError) -> str:
+    """The remedy for a network that differentiates, and cannot here; empty for others."""
+    text = str(error.__cause__)
+    if not any(word in text for word in ("require grad", "requires_grad", "nference tensor")):
+        return ""
+    return (
+        "; networks are called in torch.inference_mode: take gradients with "
+        "torch.inference_mode(False), torch.enable_grad() around them and clones of x_t and time"
+    )
 
 
 @contextlib.contextmanager
 def _watching_embeddings(checkpoint: Checkpoint, time: Tensor, who: str) -> Iterator[None]:
-    """Inside, a row that an embedding does not have is an error on every device."""
+    """Inside, a row that an embedding does not have is an error on every device.
+
+    On a GPU it would be one that ends the process.
+    """
 
     def watch(module: nn.Module, inputs: tuple[object, ...], named: Mapping[str, object]) -> None:
         assert isinstance(module, nn.Embedding)
         index = inputs[0] if inputs else named.get("input")
-        if not isinstance(index, Tensor) or not index.numel():
+        if not isinstance(index, Tensor) or not index.numel() or index.is_floating_point():
             return
-        if index.is_floating_point():
-            raise InputError(
-                f"{who}: an nn.Embedding is given floating-point numbers, and takes whole ones; "
-                "with `time_input=index` time is t - 1, with one-based t, here it is "
-                f"{checkpoint.time_input}"
-            )
         rows, low, high = module.num_embeddings, int(index.min()), int(index.max())
         if low >= 0 and high < rows:
             return
@@ -260,56 +263,6 @@ def _watching_embeddings(checkpoint: Checkpoint, time: Tensor, who: str) -> Iter
             handle.remove()
 
 
-def _prediction_in(output: object, shape: torch.Size) -> str:
-    """What to write behind a call to take the prediction out of its result."""
-    if isinstance(output, tuple | list):
-        parts = [(f"[{index}]", value) for index, value in enumerate(output)]
-    elif isinstance(output, Mapping):
-        # the output of diffusers is a dict with attributes
-        parts = [
-            (f".{name}" if hasattr(output, str(name)) else f"[{name!r}]", value)
-            for name, value in output.items()
-        ]
-    else:
-        parts = [(f".{name}", value) for name, value in getattr(output, "__dict__", {}).items()]
-    fitting = [
-        part
-        for part, value in parts
-        if isinstance(value, Tensor) and value.shape[:1] + value.shape[2:] == shape[:1] + shape[2:]
-    ]
-    return fitting[0] if len(fitting) == 1 else ""
-
-
-def _on_gradients(error: InputError) -> str:
-    """The remedy for a network that differentiates, and cannot here; empty for others."""
-    text = str(error.__cause__)
-    if not any(word in text for word in ("require grad", "requires_grad", "nference tensor")):
-        return ""
-    return (
-        "; networks are called in torch.inference_mode: take gradients with "
-        "torch.inference_mode(False), torch.enable_grad() around them and clones of x_t and time"
-    )
-
-
-def _alike(one: Tensor, other: Tensor, tolerance: float) -> bool:
-    scale = max(float(one.abs().max()), 1e-6)
-    return bool((one - other).abs().max() <= tolerance * scale)
-
-
-# ---- the signature of `forward`
-
-_ADAPTER = (
-    "name an adapter in its place, a module with self.net = Net() whose forward(self, x_t, time) "
-    "calls it as it was trained (docs/reference/checkpoints.md has one)"
-)
-_TIMES = frozenset(
-    {"t", "ts", "time", "times", "timestep", "timesteps", "step", "steps"}
-    | {"sigma", "noise_level", "noise_levels", "noise_labels"}
-)
-_MANY = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-
-
 def refused_call(network: nn.Module, *, has_classes: bool, wrapped: bool = False) -> str | None:
     """Why a network cannot be called with x_t, time and labels by position, and the remedy.
 
@@ -324,34 +277,32 @@ def refused_call(network: nn.Module, *, has_classes: bool, wrapped: bool = False
     if (parameters := signature_of(network)) is None:
         return None
     given = ["x_t", "time", *(["labels"] if has_classes else [])]
-    named = [p for p in parameters.values() if p.kind in _POSITIONAL]
-    shown = f"forward({', '.join(parameters)})"
+    named = [p.name for p in parameters.values() if p.kind in _POSITIONAL]
+    takes = f"its forward({', '.join(parameters)})"
     called = f"is called with {', '.join(given[:-1])} and {given[-1]}"
     source = "wrap_network's argument" if wrapped else "the network's attribute"
     try:
         inspect.Signature(list(parameters.values())).bind(*given)
     except TypeError:
-        required = [p for p in parameters.values() if p.default is p.empty]
-        more = [p.name for p in required if p not in named[: len(given)] and p.kind not in _MANY]
         if has_classes and len(named) < len(given):
             return (
-                f"{called}, because of {source} num_classes, and its {shown} takes fewer by "
-                f"position; without classes leave num_classes out, else {_ADAPTER}"
+                f"{called}, because of {source} num_classes, and {takes} takes fewer by position; "
+                f"without classes leave num_classes out, else {_ADAPTER}"
             )
-        if not has_classes and len(more) == 1 and more == [p.name for p in named[2:3]]:
+        required = [p for p in parameters.values() if p.default is p.empty and p.kind not in _MANY]
+        more = [p.name for p in required if p.name not in named[: len(given)]]
+        if not has_classes and len(more) == 1 and more == named[2:3]:
             return (
-                f"{called}, and its {shown} needs {more[0]} too; where that is the class, give "
+                f"{called}, and {takes} needs {more[0]} too; where that is the class, give "
                 f"{source} num_classes = 10 (and null_class = 10 where class 10 stands for none), "
                 f"else {_ADAPTER}"
             )
-        return f"{called}, and its {shown} takes something else; {_ADAPTER}"
-    roles = [("time", 1, _TIMES), *([("labels", 2, LABELS)] if has_classes else [])]
-    for role, place, names in roles:
-        elsewhere = [p.name for i, p in enumerate(named) if i != place and p.name in names]
-        if elsewhere and place < len(named) and named[place].name not in names:
+        return f"{called}, and {takes} takes something else; {_ADAPTER}"
+    for place, (role, names) in enumerate([("time is", _TIMES), ("labels are", LABELS)], start=1):
+        elsewhere = [n for i, n in enumerate(named) if i != place and n in names]
+        if elsewhere and place < min(len(given), len(named)) and named[place] not in names:
             return (
-                f"{called} in this order, and its {shown} has {named[place].name} where "
-                f"{role} {'are' if role == 'labels' else 'is'} given and {elsewhere[0]} elsewhere; "
-                f"{_ADAPTER}"
+                f"{called} in this order, and {takes} has {named[place]} where {role} given and "
+                f"{elsewhere[0]} elsewhere; {_ADAPTER}"
             )
     return None

@@ -217,7 +217,7 @@ class Generation:
             "shape": list(self.shape),
             "seed": self.settings.seed,
             "checkpoint": self.checkpoint.sha256,
-            "network": self.checkpoint.fingerprint,
+            **self.checkpoint.identity,
             "schedule_sha256": _sha256(self.checkpoint.schedule.log_alphas_cumprod),
             "time_input": str(self.checkpoint.time_input),
             "precision": str(self.settings.precision),

@@ -34,7 +34,7 @@ def folder(tmp_path):
 
 @pytest.mark.parametrize("source", ["nowhere.pt", "folder/nowhere.pt", "a/b/c", "nowhere"])
 def test_a_path_that_does_not_exist(source):
-    with refused(f"{source}: no such file or folder"):
+    with refused(f"{source}: no such file or folder; correct the path, or name owner/name"):
         load_checkpoint(source)
 
 

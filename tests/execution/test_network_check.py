@@ -6,6 +6,7 @@ import functools
 import sys
 import threading
 
+import numpy as np
 import pytest
 import torch
 from peers import refused
@@ -82,11 +83,6 @@ def raises(error):
     raise error
 
 
-class Sampled:
-    def __init__(self, sample):
-        self.sample = sample
-
-
 FINE = {
     "plain": (lambda net, x, t: net.conv(x), {}),
     "dropout that heeds eval": (lambda net, x, t: net.drop(net.conv(x)), {}),
@@ -133,16 +129,9 @@ WRONG = {
     "two outputs": (
         lambda net, x, t: (x, x),
         {},
-        ["gives a tuple", "returns the prediction alone"],
+        ["gives a tuple", "the prediction alone", "self.net(x_t, time)[0] or .sample"],
     ),
-    "a record": (
-        lambda net, x, t: Sampled(x),
-        {},
-        ["gives an object of class Sampled", "returns self.net(x_t, time).sample"],
-    ),
-    "a dict": (lambda net, x, t: {"eps": x, "t": t}, {}, ["gives a dict", "time)['eps']"]),
-    "a tuple of a prediction and more": (lambda net, x, t: (t, x), {}, ["self.net(x_t, time)[1]"]),
-    "no output": (lambda net, x, t: None, {}, ["gives None, not a tensor"]),
+    "a record": (lambda net, x, t: Stop(x), {}, ["gives an object of class Stop, not a tensor"]),
     "another shape": (lambda net, x, t: x[..., 1:], {}, ["(2, 1, 8, 7)", "(2, 1, 8, 8)"]),
     "one image less": (lambda net, x, t: x[0], {}, ["gives (1, 8, 8)"]),
     "a variance that is not said": (
@@ -202,12 +191,12 @@ WRONG = {
     "a share for an embedding": (
         look_up,
         {**embedding(30), "time_input": "fraction"},
-        ["takes whole ones", "fraction"],
+        ["indices", "time (2,) float32", "`time_input=fraction`"],
     ),
-    "a share for an embedding, by name": (
+    "a row too many, by name": (
         lambda net, x, t: x + net.steps(input=t)[:, :, None, None],
-        {**embedding(30), "time_input": "fraction"},
-        ["takes whole ones", "fraction"],
+        embedding(29),
+        ["29 rows is asked for row 29"],
     ),
     "gradients of a tensor without": (
         lambda net, x, t: slope_of(net, x, torch.enable_grad()),
@@ -280,26 +269,40 @@ def test_a_module_in_hand_stays_on_its_device():
         plain.to(torch.device("meta"))
 
 
-def test_the_output_is_in_the_fingerprint():
-    """Another call is another network, and rounding is not."""
+def sampled(out, factor=1.0, *, has_memory=True):
+    """Samples of a network that multiplies, whose weights say nothing of the factor."""
+    calls = []
 
-    def fingerprint(factor):
-        checkpoint = wrapped(lambda net, x, t: factor * x)
-        checkpoint.network.conv.load_state_dict(weights)
-        same = dataclasses.replace(checkpoint, sha256="")
-        return check_network(same, SHAPE, device=CPU).fingerprint
-
-    weights = nn.Conv2d(1, 1, 3, padding=1).state_dict()
-    assert fingerprint(1.0) == fingerprint(1.0 + 1e-6)
-    assert len({fingerprint(factor) for factor in (1.0, 1.05, -1.0, 0.0)}) == 4
-
-
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("much"), MemoryError()])
-def test_memory_is_the_engine_s_matter(error):
     def call(net, x, t):
-        raise error
+        calls.append(t)
+        if len(calls) == 1 and not has_memory:
+            raise torch.OutOfMemoryError("much")
+        return factor * x
 
-    check(call)
+    checkpoint = dataclasses.replace(wrapped(call), sha256="")
+    return db.generate_samples(
+        checkpoint, 2, settings=db.SampleSettings(image_size=8), device="cpu", out=out
+    )
+
+
+@pytest.mark.parametrize("factor", [1.05, -1.0, 0.0])
+def test_another_output_is_another_run(factor, tmp_path):
+    sampled(tmp_path)
+    with refused("holds another run", "network_output is"):
+        sampled(tmp_path, factor)
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        ({}, {"factor": 1.0001}),  # as rounding on another device
+        ({}, {"has_memory": False}),
+        ({"has_memory": False}, {}),
+    ],
+)
+def test_a_run_goes_on_on_another_device_and_without_memory_for_the_check(first, then, tmp_path):
+    kept = sampled(tmp_path, **first).images
+    assert np.array_equal(sampled(tmp_path, **then).images.pixels, kept.pixels)
 
 
 def test_the_unet_is_not_called(small_model, monkeypatch):
