@@ -14,8 +14,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from ddpmbench.checkpoints.determinism import refuse_random
 from ddpmbench.checkpoints.diffusers_files import INDEX, sha256_of_shards
-from ddpmbench.checkpoints.schedule_tables import ScheduleTables
-from ddpmbench.checkpoints.schedules import NO_TABLES, notes_on, read_schedule
+from ddpmbench.checkpoints.schedule_tables import NO_TABLES, ScheduleTables, notes_on
+from ddpmbench.checkpoints.schedules import read_schedule
 from ddpmbench.checkpoints.settings import CheckpointSettings, MissingSettingsError, parameters
 from ddpmbench.checkpoints.state_dicts import StateDict, find_state, network_digest
 from ddpmbench.checkpoints.weights import (
@@ -444,7 +444,7 @@ def _common_prefixes(names: Sequence[str]) -> Iterator[str]:
 
 def _other_weights(state: StateDict) -> list[str]:
     """Names of tensors beside these that may be another network's: no table, no single number."""
-    tables = ScheduleTables.among(dict(state.beside)).names
+    tables = ScheduleTables.within(state.beside).names
     return [name for name, t in state.beside.items() if t.numel() > 1 and name not in tables]
 
 
@@ -459,7 +459,7 @@ def _load(file: UserFile, network: nn.Module, state: StateDict, path: Path) -> N
     tensors = {n: value for n, value in state.weights.items() if isinstance(value, Tensor)}
     # A module may keep anything as its extra state.
     expected = {n: t for n, t in network.state_dict().items() if isinstance(t, Tensor)}
-    tables = ScheduleTables.among({n: t for n, t in tensors.items() if n not in expected})
+    tables = ScheduleTables.within({n: t for n, t in tensors.items() if n not in expected})
     weights = {name: tensor for name, tensor in tensors.items() if name not in tables.names}
     for name, wanted in expected.items():
         if name not in weights:

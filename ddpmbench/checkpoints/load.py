@@ -35,8 +35,8 @@ from ddpmbench.checkpoints.openai import TELLING as OPENAI
 from ddpmbench.checkpoints.openai import is_openai, read_openai
 from ddpmbench.checkpoints.pesser import TELLING as PESSER
 from ddpmbench.checkpoints.pesser import is_pesser, read_pesser
-from ddpmbench.checkpoints.schedule_tables import BUFFERS, ScheduleTables, alike
-from ddpmbench.checkpoints.schedules import NO_TABLES, notes_on, read_schedule
+from ddpmbench.checkpoints.schedule_tables import NO_TABLES, ScheduleTables, notes_on
+from ddpmbench.checkpoints.schedules import BUFFERS, read_schedule
 from ddpmbench.checkpoints.settings import CheckpointSettings, MissingSettingsError
 from ddpmbench.checkpoints.state_dicts import StateDict, find_state
 from ddpmbench.checkpoints.weights import FileError, containers, read_state
@@ -416,7 +416,7 @@ def _notes(schedule: NoiseSchedule, tables: ScheduleTables, option: str | None) 
     stated = f"the {schedule.name} schedule" if option is None else f"`schedule={option}`"
     if schedule.name == BUFFERS:
         notes += tables.notes(schedule)
-    elif tables and option is not None and (why := _contradiction(schedule, tables)) is not None:
+    elif tables and option is not None and (why := tables.contradiction_of(schedule)) is not None:
         notes.append(f"{stated} is not that of the tables in the file ({why})")
     elif tables and tables.contradiction is None and not tables.readings:
         notes.append(f"{stated} cannot be compared with the tables in the file")
@@ -431,7 +431,7 @@ def _notes(schedule: NoiseSchedule, tables: ScheduleTables, option: str | None) 
 def _refuse_other_tables(
     checkpoint: Checkpoint, settings: CheckpointSettings, tables: ScheduleTables
 ) -> None:
-    if (why := _contradiction(checkpoint.schedule, tables)) is None:
+    if (why := tables.contradiction_of(checkpoint.schedule)) is None:
         return
     name, steps = checkpoint.schedule.name, checkpoint.schedule.num_timesteps
     stated_by, remedy = "its name says", "rename it"
@@ -444,17 +444,3 @@ def _refuse_other_tables(
         f"{stated_by} the {name} schedule of {steps:,} steps, but {why}; {remedy}, or pass "
         f"`schedule={BUFFERS}` or the one it was trained on",
     )
-
-
-def _contradiction(schedule: NoiseSchedule, tables: ScheduleTables) -> str | None:
-    """How the tables of a file contradict a schedule; None if they agree or tell nothing."""
-    if (why := tables.contradiction) is not None or not (readings := tables.readings):
-        return why
-    for theirs in readings:
-        kept = theirs
-        if theirs.num_timesteps == schedule.num_original_timesteps:
-            kept = theirs.subset(schedule.original_timesteps.tolist())
-        if alike(schedule, theirs) or alike(schedule, kept):
-            return None
-    of_steps = " or ".join(f"{theirs.num_timesteps:,}" for theirs in readings)
-    return f"the table {tables.read_from} says another, of {of_steps} steps"

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ddpmbench.checkpoints.schedule_tables import ScheduleTables
-from ddpmbench.checkpoints.schedules import NO_TABLES, read_schedule
+from ddpmbench.checkpoints.schedule_tables import NO_TABLES, ScheduleTables
+from ddpmbench.checkpoints.schedules import read_schedule
 from ddpmbench.checkpoints.settings import CheckpointSettings, MissingSettingsError, parameters
 from ddpmbench.checkpoints.state_dicts import join_attention
 from ddpmbench.checkpoints.weights import (

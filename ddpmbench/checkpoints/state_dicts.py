@@ -282,7 +282,7 @@ def _rest(places: list[Container], read: list[StateDict]) -> dict[str, bool]:
     result: dict[str, bool] = {}
     for place in places:
         tensors = {n: v for n, v in place.items.items() if isinstance(v, Tensor) and v.numel() > 1}
-        tables = ScheduleTables.among(tensors).names
+        tables = ScheduleTables.within(tensors).names
         mixed = not place.keys or any(id(value) in known for value in tensors.values())
         for name, tensor in tensors.items():
             path, read_at = "/".join((*place.keys, name)), tuple(known.get(id(tensor), ()))

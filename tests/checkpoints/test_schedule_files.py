@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from peers import refused
 
-from ddpmbench.checkpoints import schedule_files
-from ddpmbench.checkpoints.schedules import notes_on, read_schedule
+from ddpmbench.checkpoints import schedules
+from ddpmbench.checkpoints.schedule_tables import notes_on
+from ddpmbench.checkpoints.schedules import read_schedule
 from ddpmbench.errors import InputError
 
 BETAS = np.linspace(1e-4, 0.02, 1000)
@@ -215,7 +216,7 @@ def test_what_is_larger_than_any_schedule_is_not_read(tmp_path, suffix, monkeypa
 def test_an_array_that_unpacks_to_more_is_not_read(tmp_path, monkeypatch):
     path = tmp_path / "table.npz"
     np.savez_compressed(path, betas=np.zeros(10**6))
-    monkeypatch.setattr(schedule_files, "_MOST_BYTES", 10**6)
+    monkeypatch.setattr(schedules, "_MOST_BYTES", 10**6)
     assert path.stat().st_size < 10**6
     with refused(path, "its array betas has more than"):
         read_schedule(f"betas:{path}")
