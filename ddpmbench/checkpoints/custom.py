@@ -30,7 +30,7 @@ from ddpmbench.diffusion.data_range import UNIT_RANGE, DataRange
 from ddpmbench.diffusion.model import WRAPPED, Checkpoint, ImageSize, TimeInput
 from ddpmbench.diffusion.process import Prediction, Variance
 from ddpmbench.diffusion.schedule import NoiseSchedule
-from ddpmbench.errors import InputError
+from ddpmbench.errors import InputError, whole_number
 from ddpmbench.records import short_value
 from ddpmbench.user_code import (
     RandomNumbersAreNaN,
@@ -86,7 +86,6 @@ def read_network_file(
         MissingSettingsError: one of these settings is missing.
         InputError: the user's code fails, or the weights do not fit its network.
     """
-    _refuse_flags(settings)
     if {"state", "param_groups"} <= set(state):
         raise InputError(f"{path}: an optimizer's state, not a model; pass the model's file")
     _require(settings, path, state, tables)
@@ -119,6 +118,7 @@ def read_network_file(
         code=dataclasses.replace(file.code, imported=file.modules.sha256()),
         source=source,
         sha256=sha256_of_shards(path) if path.name.endswith(INDEX) else sha256_of(path),
+        files=(source,),
         weights=state_dict.kind,
         part="" if state_dict.alone else state_dict.where,
         where=state_dict.where,
@@ -136,7 +136,6 @@ def read_network_code(settings: CheckpointSettings) -> Checkpoint:
         MissingSettingsError: the schedule or another setting is missing.
         InputError: the user's code fails, or leaves weights random.
     """
-    _refuse_flags(settings)
     if settings.weights is not None:
         raise InputError(
             f"`weights={settings.weights}`: chooses among those in a file; pass `ckpt=FILE` or "
@@ -166,14 +165,12 @@ def read_network_code(settings: CheckpointSettings) -> Checkpoint:
     )
 
 
-def _refuse_flags(settings: CheckpointSettings) -> None:
-    if settings.model_flags is not None:
-        raise InputError("`model_flags`: are of other families; with `network` leave them out")
-
-
 def _require(
     settings: CheckpointSettings, path: Path, state: Mapping[str, object], tables: ScheduleTables
 ) -> None:
+    """Refuse settings of other families, and name those that no file of weights has."""
+    if settings.model_flags is not None:
+        raise InputError("`model_flags`: are of other families; with `network` leave them out")
     examples = {"schedule": tables.example}
     examples |= {name: example for name, (example, _) in _PLACEHOLDERS.items()}
     missing = {n: example for n, example in examples.items() if getattr(settings, n) is None}
@@ -195,14 +192,15 @@ def _checkpoint(
     file: UserFile, network: nn.Module, settings: CheckpointSettings, tables: ScheduleTables
 ) -> Checkpoint:
     """All but the source of its weights."""
-    num_classes, null_class = (
-        _whole(_attribute(file, network, name)) for name in ("num_classes", "null_class")
+    channels, size, num_classes, null_class = (
+        calling(lambda name=name: getattr(network, name, None), f"{file.who}: {name}")  # type: ignore[misc]
+        for name in ("image_channels", "image_size", "num_classes", "null_class")
     )
     notes = []
     if settings.data_range is None:
         notes.append("images are taken to be in [-1, 1] unless `data_range` says otherwise")
     label = next((name for name in signature_of(network) or () if name in LABELS), None)
-    if label is not None and not num_classes:
+    if label is not None and not _whole(num_classes):
         notes.append(
             f"the network's forward takes {label}, and is called without it; an attribute "
             "num_classes says how many classes it is conditioned on"
@@ -214,10 +212,10 @@ def _checkpoint(
         variance=Variance(str(settings.variance)),
         time_input=TimeInput(str(settings.time_input)),
         data_range=settings.data_range_over(UNIT_RANGE),
-        channels=_whole(_attribute(file, network, "image_channels")) or None,
-        image_size=_image_size(_attribute(file, network, "image_size")),
-        num_classes=num_classes or 0,
-        null_class=null_class,
+        channels=_whole(channels) or None,
+        image_size=_image_size(size),
+        num_classes=_whole(num_classes) or 0,
+        null_class=_whole(null_class),
         family=FAMILY,
         source="",
         sha256="",
@@ -303,20 +301,20 @@ def _check_numbers(file: UserFile, network: nn.Module, path: Path | None = None)
         network: with its weights.
         path: the file that they are from; None where the code loads them.
     """
-    name = not_finite(network)
-    if name is None:
+    if (name := not_finite(network)) is None:
         return
-    if path is not None and name in network.state_dict():
-        raise InputError(f"{path}: {name} holds NaN or infinite weights")
-    if path is not None:
+    if path is None:
         raise InputError(
-            f"{file.who}: {name} is random and in no file, and so it is not what was trained; "
-            "register it as a buffer that is saved, or draw it with "
-            "generator=torch.Generator().manual_seed(SEED)"
+            f"{file.who}: {name} holds NaN or infinite weights, or random ones that its code does "
+            "not load; pass the file of its weights as `ckpt=FILE`, or load all of them in the "
+            "function"
         )
+    if name in network.state_dict():
+        raise InputError(f"{path}: {name} holds NaN or infinite weights")
     raise InputError(
-        f"{file.who}: {name} holds NaN or infinite weights, or random ones that its code does not "
-        "load; pass the file of its weights as `ckpt=FILE`, or load all of them in the function"
+        f"{file.who}: {name} is random and in no file, and so it is not what was trained; "
+        "register it as a buffer that is saved, or draw it with "
+        "generator=torch.Generator().manual_seed(SEED)"
     )
 
 
@@ -332,10 +330,6 @@ def not_finite(network: nn.Module) -> str | None:
         if not bool(allowed.all()):
             return name
     return None
-
-
-def _attribute(file: UserFile, network: nn.Module, name: str) -> object:
-    return calling(lambda: getattr(network, name, None), f"{file.who}: {name}")
 
 
 def _image_size(value: object) -> ImageSize | None:
@@ -376,30 +370,23 @@ def _state_dict(
             f"{file.who}: gives a network without weights to load, as a frozen one is; if its code "
             f"loads them, leave out `ckpt={path}`"
         )
-    parameters = [name for name, _ in network.named_parameters()]
-    error = None
-    # After all of the names those of the parameters, and the first: loading names the missing.
-    for known, needed in ((names, names), (parameters, parameters), (names, names[:1])):
-        try:
-            match = _find(known, content, path, weights, needed) if needed else None
-        except InputError as refused:
-            error = error or refused
-            continue
+    needed = [n for n, _ in network.named_parameters()] or [
+        name for name in names if not name.endswith(_BATCH_COUNT)
+    ]
+    # After all of them the first: loading then names those that are missing beside it.
+    for known in (needed, needed[:1]):
+        match = _find(needed, known, content, path, weights) if known else None
         if match is not None:
             return match
-        if error is not None:
-            break
-    if error is not None:
-        raise error
     return StateDict(dict(content), kind=weights)
 
 
 def _find(
     names: Sequence[str],
+    needed: Sequence[str],
     content: Mapping[str, object],
     path: Path,
     weights: str | None,
-    needed: Sequence[str],
 ) -> StateDict | None:
     """The weights with the network's names, or with all of them less one prefix.
 
@@ -407,15 +394,14 @@ def _find(
 
     Args:
         names: the network's.
+        needed: those that must be there.
         content: of the file.
         path: the file to name in an error.
         weights: "ema" or "raw".
-        needed: those that must be there.
     """
-    needed = [name for name in needed if not name.endswith(_BATCH_COUNT)]
     for prefix in ("", *_common_prefixes(names)):
         known = [name.removeprefix(prefix) for name in needed]
-        match = find_state(content, path=path, known=[known] if known else [], weights=weights)
+        match = find_state(content, path=path, known=[known], weights=weights)
         if match is None:
             continue
         if not prefix:
@@ -471,16 +457,12 @@ def _load(file: UserFile, network: nn.Module, state: StateDict, path: Path) -> N
             weights[name] = _as_wanted(weights[name], wanted, f"{path}: {name}", file.who)
     # What was made in torch.inference_mode cannot be written to.
     assign = any(p.is_meta or p.is_inference() for p in network.parameters())
-    keys = calling(
-        lambda: network.load_state_dict(weights, strict=False, assign=assign),
-        f"{file.who}: {path} does not fit",
-    )
-    if not isinstance(keys, tuple) or len(keys) != 2:
-        raise InputError(
-            f"{file.who}: its load_state_dict returns {described_value(keys)}; return what "
-            "super().load_state_dict(...) returns"
-        )
-    missing, unexpected = keys
+
+    def load() -> tuple[list[str], list[str]]:
+        missing, unexpected = network.load_state_dict(weights, strict=False, assign=assign)
+        return missing, unexpected
+
+    missing, unexpected = calling(load, f"{file.who}: {path} does not fit")
     if not missing and not unexpected:
         return
     if not unexpected and not set(missing) & dict(network.named_parameters()).keys() and tensors:
@@ -563,25 +545,19 @@ def wrap_network(
     """
     if not isinstance(network, nn.Module):
         raise InputError(f"wrap_network: takes a torch module, not a {type(network).__name__}")
-    for setting, value in (
-        ("prediction", prediction),
-        ("variance", variance),
-        ("time_input", time_input),
-    ):
-        if not isinstance(value, str):
-            values = _PLACEHOLDERS[setting][1]
-            raise InputError(f"`{setting}={short_value(value)}`: choose from {values}")
-    names = CheckpointSettings(prediction=prediction, variance=variance, time_input=time_input)
+    names = CheckpointSettings(
+        prediction=_word(prediction), variance=_word(variance), time_input=_word(time_input)
+    )
     if not isinstance(schedule, NoiseSchedule | str):
         raise InputError(
             f"`schedule={short_value(schedule)}`: takes a text as linear:1000, or a NoiseSchedule; "
             "NoiseSchedule.from_betas(betas) makes one of numbers"
         )
-    num_channels = None if channels is None else _count("channels", channels, least=1)
-    num_labels = _count("num_classes", num_classes, least=0)
+    channels = None if channels is None else whole_number("channels", channels, 1)
+    num_classes = whole_number("num_classes", num_classes, 0)
     if null_class is not None:
-        null_class = _count("null_class", null_class, least=0)
-        if not num_labels:
+        null_class = whole_number("null_class", null_class, 0)
+        if not num_classes:
             raise InputError(
                 f"`null_class={null_class}`: is of a network with classes; add `num_classes`, or "
                 "leave it out"
@@ -595,8 +571,8 @@ def wrap_network(
         variance=Variance(str(names.variance)),
         time_input=TimeInput(str(names.time_input)),
         data_range=_range(data_range),
-        channels=num_channels,
-        num_classes=num_labels,
+        channels=channels,
+        num_classes=num_classes,
         null_class=null_class,
         family=WRAPPED,
         source=type(network).__name__,
@@ -605,12 +581,8 @@ def wrap_network(
     )
 
 
-def _count(name: str, value: object, *, least: int) -> int:
-    """A whole number from `least` on, of whatever type; a parameter of `wrap_network`."""
-    number = _whole(value)
-    if number is None or number < least:
-        raise InputError(f"`{name}={short_value(value)}`: give a whole number from {least} on")
-    return number
+def _word(value: object) -> str:
+    return value if isinstance(value, str) else short_value(value)
 
 
 def _range(value: object) -> DataRange:

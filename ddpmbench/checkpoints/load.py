@@ -279,8 +279,6 @@ def _load_own(path: Path, source: str | Path, settings: CheckpointSettings) -> C
     checkpoint = read_network_file(
         path, content, source=str(source), settings=settings, tables=tables
     )
-    if not checkpoint.files:
-        checkpoint = dataclasses.replace(checkpoint, files=(str(source),))
     return _with_process(checkpoint, settings, tables)
 
 

@@ -466,8 +466,10 @@ def _is_table(tensor: Tensor, *, is_named: bool) -> bool:
     if len(tensor) > (numbers_held(tensor) or 0):
         return False
     values = _values(tensor)
+    if not np.isfinite(values).all():
+        return False
     rises = np.diff(values) >= 0
-    if not np.isfinite(values).all() or (rises.any() and not rises.all()):
+    if rises.any() and not rises.all():
         return False
     if is_named:
         inside = values[1:] if values[0] in (0, 1) else values

@@ -47,7 +47,7 @@ def test_a_range_is_two_numbers_or_its_record(given, kept):
         ({"data_range": None}, ["`data_range=None`"]),
         ({"data_range": (0, 10**400)}, ["`data_range="]),
         ({"num_classes": -1}, ["`num_classes=-1`", "from 0"]),
-        ({"num_classes": "ten"}, ["`num_classes='ten'`"]),
+        ({"num_classes": "ten"}, ["`num_classes=ten`"]),
         ({"num_classes": True}, ["`num_classes=True`"]),
         ({"num_classes": None}, ["`num_classes=None`"]),
         ({"null_class": 3}, ["`null_class=3`", "`num_classes`"]),
