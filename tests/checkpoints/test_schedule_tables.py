@@ -1,5 +1,7 @@
 """Tables beside the weights are known by what they satisfy, whatever their names and lengths."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -7,9 +9,8 @@ from peers import refused
 
 from ddpmbench.checkpoints import schedule_tables
 from ddpmbench.checkpoints.schedule_tables import ScheduleTables
-from ddpmbench.checkpoints.schedules import betas_schedule, products_schedule, read_schedule
+from ddpmbench.checkpoints.schedules import read_schedule
 from ddpmbench.diffusion.schedule import NoiseSchedule
-from ddpmbench.errors import InputError
 
 
 def from_zero(total):
@@ -202,119 +203,60 @@ def test_tables_of_low_precision_are_one_line():
         read(tables)
 
 
-# ---- tables that cannot be betas
+# ---- by their names
 
-
-USUAL = {
-    "linear": lambda total: np.linspace(0.1, 20, total) / total,
-    "scaled-linear": lambda total: np.linspace(0.3, 4.3, total) ** 2 / total,
-}
-LIKE = {
-    "1 - alphas_cumprod": lambda betas, products: 1 - products,
-    "sqrt(1 - alphas_cumprod)": lambda betas, products: np.sqrt(1 - products),
-    "1 - beta, the last timestep first": lambda betas, products: 1 - betas[::-1],
-    "alphas_cumprod or its square roots": lambda betas, products: products[::-1],
-}
-UNDO = {
-    "1 - alphas_cumprod": (products_schedule, lambda values: 1 - values),
-    "sqrt(1 - alphas_cumprod)": (products_schedule, lambda values: 1 - values**2),
-    "1 - beta, the last timestep first": (betas_schedule, lambda values: 1 - values[::-1]),
-    "alphas_cumprod or its square roots": (products_schedule, lambda values: values[::-1]),
-}
-
-
-@pytest.mark.parametrize("like", LIKE)
-@pytest.mark.parametrize("shape", USUAL)
-@pytest.mark.parametrize(("total", "dtype"), [(100, np.float64), (1000, np.float64), (1000, "f4")])
-def test_another_table_in_place_of_betas_is_named(like, shape, total, dtype):
-    betas = USUAL[shape](total)
-    values = LIKE[like](betas, np.cumprod(1 - betas)).astype(dtype).astype(np.float64)
-    with refused(f"look like {like}"):
-        betas_schedule(values)
-    # the remedy is the schedule that was meant
-    read, undo = UNDO[like]
-    np.testing.assert_allclose(read(undo(values)).alphas_cumprod, np.cumprod(1 - betas), rtol=1e-2)
-
-
-@pytest.mark.parametrize("total", [100, 1000])
-def test_falling_numbers_are_reversed_only_where_that_makes_betas(total):
-    betas = USUAL["linear"](total)
-    with refused("reverse them"):
-        betas_schedule(betas[::-1])
-    for values in (1 - betas, np.cumprod(1 - betas), np.sqrt(np.cumprod(1 - betas))):
-        with pytest.raises(InputError, match="as products of alphas") as caught:
-            betas_schedule(values)
-        assert "reverse" not in str(caught.value)
-
-
-def test_square_roots_of_betas_are_named():
-    with refused("look like square roots of betas", "values**2"):
-        betas_schedule(np.sqrt(USUAL["linear"](1000)))
+LINEAR = NoiseSchedule.linear(1000)
+BETAS, PRODUCTS = LINEAR.betas, LINEAR.alphas_cumprod
+SINGLE = BETAS.float()
+SINGLE_PRODUCTS = (1 - SINGLE).cumprod(0)
 
 
 @pytest.mark.parametrize(
-    "values",
+    "tensors",
     [
-        1 - NoiseSchedule.cosine(1000).alphas_cumprod.numpy(),
-        np.sqrt(NoiseSchedule.scaled_linear(4000).betas.numpy()),
-        np.full(1000, 0.5),
+        {"betas": BETAS, "alphas_cumprod": PRODUCTS, "alphas": 1 - BETAS},
+        {"diffusion.betas": SINGLE, "diffusion.alphas_cumprod": SINGLE_PRODUCTS},
+        {"betas": SINGLE, "alpha": SINGLE_PRODUCTS, "alpha_bar": SINGLE_PRODUCTS},
+        {"alpha_hat": PRODUCTS},
+        {"beta": SINGLE, "model.norm.beta": torch.randn(64), "sqrt_alphas_cumprod": SINGLE},
+        {"ema.betas": BETAS, "model.betas": BETAS},
+        {"betas": SINGLE, "betas_of_what": torch.zeros(3)},
     ],
 )
-def test_betas_that_leave_nothing_are_refused_without_a_guess(values):
-    with refused("of the data's variance, so they are likely something else"):
-        betas_schedule(values)
+def test_buffers_are_found_and_agree(tensors):
+    schedule = read(tensors)
+    torch.testing.assert_close(schedule.alphas_cumprod, PRODUCTS, rtol=1e-4, atol=0)
 
 
-def rising():
-    """Schedules of every name that end above one half, in fewer and more steps."""
-    for total in (10, 20, 50, 100, 1000, 4000):
-        yield NoiseSchedule.cosine(total)
-        yield NoiseSchedule.sigmoid(total)
-        yield NoiseSchedule.sigmoid(total, start=0.0, end=3.0, temperature=0.3)
-        yield NoiseSchedule.linear(1000).respaced(min(total, 999))
-        yield NoiseSchedule.cosine(1000).respaced(min(total, 999))
-    for total in (10, 20):
-        for end in (0.5, 0.95):
-            yield NoiseSchedule.linear(total, beta_start=1e-3, beta_end=end)
-            yield NoiseSchedule.scaled_linear(total, beta_start=1e-3, beta_end=end)
-            yield NoiseSchedule.geometric(total, beta_start=1e-3, beta_end=end)
-            yield NoiseSchedule.sqrt_linear(total, beta_end=end)
-            yield NoiseSchedule.sigmoid_betas(total, beta_start=1e-3, beta_end=end)
-            yield NoiseSchedule.cosine_betas(total, beta_start=1e-3, beta_end=end)
+@pytest.mark.parametrize(
+    ("tensors", "words"),
+    [
+        ({}, ["no betas"]),
+        ({"model.norm.beta": torch.randn(64)}, ["no betas"]),
+        ({"alphas": 1 - BETAS}, ["alphas", "1 - beta to some", "alphas_cumprod:FILE"]),
+        ({"alpha": PRODUCTS}, ["alpha", "1 - beta to some"]),
+        ({"betas": BETAS, "alphas_cumprod": PRODUCTS.sqrt()}, ["betas and ddpm.alphas_cumprod"]),
+        ({"betas": BETAS, "alpha_bar": 1 - BETAS}, ["alpha_bar", "look like alphas"]),
+        ({"a.betas": BETAS, "b.betas": BETAS / 2}, ["a.betas and ddpm.b.betas"]),
+        ({"betas": BETAS[:500], "alphas_cumprod": PRODUCTS}, ["contradict"]),
+        ({"betas": BETAS.half()}, ["betas has 16 bits"]),
+        ({"betas": (10 * BETAS).to(torch.float8_e5m2)}, ["betas has 8 bits"]),
+        ({"betas": BETAS.to_sparse()}, ["no betas"]),
+        ({"betas": BETAS.to("meta")}, ["no betas"]),
+        ({"betas": torch.ones(1).mul(0.5).as_strided([10**12], [0])}, ["no betas"]),
+        ({"betas": torch.ones(1).mul(0.5).as_strided([1000], [0])}, ["no betas"]),
+        ({"betas": BETAS[:1].repeat(10**6 + 1)}, ["no betas"]),
+        ({"betas": BETAS.to(torch.complex64)}, ["no betas"]),
+    ],
+)
+def test_buffers_that_are_unclear(tensors, words):
+    with refused("`schedule=buffers`", *words):
+        read(tensors)
 
 
-@pytest.mark.parametrize("dtype", [np.float64, np.float32])
-def test_betas_that_rise_far_are_betas(dtype):
-    for schedule in rising():
-        betas = schedule.betas.numpy().astype(dtype).astype(np.float64)
-        np.testing.assert_array_equal(betas_schedule(betas).betas, betas)
-
-
-# ---- products that end above one half
-
-
-SHAPES = {
-    "linear": lambda total: np.linspace(1e-4, 0.02, total),
-    "quadratic": lambda total: np.linspace(1e-2, 0.14, total) ** 2,
-    "geometric": lambda total: np.geomspace(1e-4, 0.02, total),
-    "constant": lambda total: np.full(total, 0.01),
-    "rising fast": lambda total: np.linspace(1e-4, 0.3, total) / total,
-}
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("total", [3, 10, 20])
-@pytest.mark.parametrize("dtype", [np.float64, np.float32])
-def test_a_short_chain_ends_above_one_half(tmp_path, shape, total, dtype):
-    betas = SHAPES[shape](total)
-    products = np.cumprod(1 - betas)
-    assert products[-1] > 0.5
-    np.save(tmp_path / "table.npy", products.astype(dtype))
-    option = f"alphas_cumprod:{tmp_path / 'table.npy'}"
-    np.testing.assert_allclose(read_schedule(option).alphas_cumprod, products, rtol=1e-6)
-    schedule = read({"alphas_cumprod": torch.from_numpy(products.astype(dtype))})
-    np.testing.assert_allclose(schedule.alphas_cumprod, products, rtol=1e-6)
-    if shape != "constant":
-        np.save(tmp_path / "table.npy", (1 - betas).astype(dtype))
-        with refused("look like alphas"):
-            read_schedule(option)
+def test_buffers_of_integers_for_floats_are_none():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # people have such files, though torch advises against it
+        quantized = torch.quantize_per_tensor(SINGLE, 1e-4, 0, torch.quint8)
+    with refused("`schedule=buffers`", "no betas"):
+        read({"betas": quantized})
