@@ -7,7 +7,6 @@ import textwrap
 import pytest
 import torch
 from peers import refused
-from torch import nn
 
 from ddpmbench.checkpoints import CheckpointSettings, load_checkpoint
 from ddpmbench.checkpoints.settings import MissingSettingsError
@@ -42,7 +41,6 @@ class Net(nn.Module):
 
 
 COUNT, VAR = "norm.num_batches_tracked", "norm.running_var"
-EIGHT = torch.float8_e4m3fn
 
 
 class Folder:
@@ -125,7 +123,6 @@ def test_a_range_that_is_said_is_taken_and_not_noted(folder):
 BUILDERS = {
     "no parameter": "def build(): return Net(4)",
     "a default": "def build(width=4): return Net(width)",
-    "lambda": "build = lambda: Net()",
     "partial": "import functools\nbuild = functools.partial(Net, width=4)",
     "the state": """
         def build(state):
@@ -151,21 +148,8 @@ def test_a_function_that_builds_it(folder, net, builder):
     same_outputs(folder.load("build"), net)
 
 
-RANDOM = """
-class Unused(Net):
-    def __init__(self):
-        super().__init__()
-        self.time.losses = torch.randn(3)
-class Table(Net):
-    def __init__(self):
-        super().__init__()
-        self.time.table = {}
-    def forward(self, x, t): return super().forward(x, t) + self.time.table
-class Buffer(Net):
-    def __init__(self):
-        super().__init__()
-        self.time.register_buffer("table", {}, persistent=False)
-"""
+BUFFER = "def __init__(self): super().__init__(); self.register_buffer('t', {}, persistent=False)"
+ATTRIBUTE = "def __init__(self): super().__init__(); self.t = {}"
 SEEDED = "torch.randn(1, generator=torch.Generator().manual_seed(3))"
 
 
@@ -173,119 +157,56 @@ def checked(checkpoint):
     return check_network(checkpoint, (1, 6, 6), device=torch.device("cpu"))
 
 
-def test_what_is_random_and_in_no_file_is_refused(folder, net):
-    """By its number in the output; one with a seed of its own is that of the training."""
-    folder.add(RANDOM.replace("{}", "0.1 * torch.randn(1)"))
-    same_outputs(checked(folder.load("Unused")), net)
-    with refused("net.py:Table", "time.table is NaN, or random and in no file"):
-        checked(folder.load("Table"))
-    with refused("net.py:Buffer", "time.table is random and in no file", "manual_seed"):
-        folder.load("Buffer")
-    folder.add(RANDOM.replace("{}", SEEDED))
-    checked(folder.load("Buffer"))
-    seeded = checked(folder.load("Table"))
-    x_t, t = torch.randn(2, 1, 6, 6), torch.tensor([1, 7])
-    shift = torch.randn(1, generator=torch.Generator().manual_seed(3))
-    with torch.no_grad():
-        torch.testing.assert_close(seeded.model_output(x_t, t), net(x_t, t - 1) + shift)
+RANDOM = {
+    "of torch": BUFFER.format("torch.randn(1)"),
+    "mask": BUFFER.format("(torch.rand(1, 1, 6, 6) > 0.5).float()"),
+    "permutation": BUFFER.format("torch.randperm(36).reshape(1, 1, 6, 6) / 36"),
+    "whole": BUFFER.format("torch.randint(9, (1, 1, 6, 6)).float()"),
+    "NumPy's": BUFFER.format("torch.tensor(np.random.randn(1, 1, 6, 6)).float()"),
+    "a generator's": BUFFER.format("torch.tensor(np.random.default_rng().normal(size=1))"),
+    "Python's": BUFFER.format("torch.tensor(random.random())"),
+    "attribute": ATTRIBUTE.format("torch.randperm(3)"),
+    "number": ATTRIBUTE.format("random.random()"),
+    "list": ATTRIBUTE.format("[torch.randperm(36)]"),
+    "dict": ATTRIBUTE.format("{'first': (torch.randperm(36), 1)}"),
+    "class": "t = torch.randperm(36)",
+    "the file": "pass\nMASK = (torch.rand(1, 1, 6, 6) > 0.5).float()",
+    "a module beside it": "pass\nfrom helper import MASK",
+}
 
 
-def test_random_numbers_are_random_again(folder):
-    folder.load()
-    assert torch.randn(3).isfinite().all()
-
-
-@pytest.mark.parametrize(
-    "table",
-    [
-        "(torch.rand(1, 1, 6, 6) > 0.5).float()",
-        "torch.randperm(36).reshape(1, 1, 6, 6) / 36",
-        "torch.randint(9, (1, 1, 6, 6)).float()",
-        "torch.tensor(np.random.randn(1, 1, 6, 6)).float()",
-        "torch.tensor(np.random.default_rng().normal(size=1)).float()",
-        "torch.tensor(random.random())",
-    ],
-)
-@pytest.mark.parametrize(
-    "keep", ["self.register_buffer('table', {}, persistent=False)", "self.table = {}"]
-)
-def test_random_numbers_that_no_file_holds_are_refused(folder, table, keep):
-    folder.add(f"""
-        import random
-        import numpy as np
-        class Random(Net):
-            def __init__(self):
-                super().__init__()
-                {keep.format(table)}
-            def forward(self, x, t): return super().forward(x, t) + self.table
-    """)
-    with refused("table is random and in no file", "save it as a buffer"):
+@pytest.mark.parametrize("body", RANDOM.values(), ids=RANDOM)
+def test_what_is_random_and_in_no_file_is_refused(folder, body):
+    folder.code("import torch; MASK = torch.randperm(36)", "helper.py")
+    folder.add(f"import random\nimport numpy as np\nclass Random(Net):\n    {body}\n")
+    with refused("MASK" if "MASK" in body else "t is", "random and in no file"):
         folder.load("Random")
 
 
-@pytest.mark.parametrize(
-    ("code", "name"),
-    [
-        ("MASK = (torch.rand(1, 1, 6, 6) > 0.5).float()", "net.py.MASK"),
-        ("MASK = np.random.rand(1, 1, 6, 6).astype('float32')", "net.py.MASK"),
-        ("from helper import MASK", "MASK"),
-    ],
-)
-def test_random_numbers_of_a_file_are_refused(folder, code, name):
-    folder.code("import torch; MASK = torch.randperm(36).reshape(1, 1, 6, 6) / 36", "helper.py")
-    folder.add(f"""
-        import numpy as np
-        {code}
-        class Masked(Net):
-            def forward(self, x, t): return super().forward(x, t) * torch.as_tensor(MASK)
-    """)
-    with refused(name, "random and in no file", "__main__"):
-        folder.load("Masked")
+def test_a_random_number_that_only_a_call_shows_is_refused_by_its_output(folder):
+    body = ATTRIBUTE.format("torch.randn(1)")
+    call = "def forward(self, x, t): return super().forward(x, t) + self.t"
+    folder.add(f"class Random(Net):\n    {body}\n    {call}\n")
+    with refused("net.py:Random", "t is NaN, or random and in no file", "manual_seed"):
+        checked(folder.load("Random"))
 
 
 @pytest.mark.parametrize(
-    "keep",
+    "body",
     [
-        "self.masks = [torch.randperm(36)]",
-        "self.masks = {'first': (torch.randperm(36), 1)}",
-        "type(self).masks = torch.randperm(36)",
-        "self.masks = random.random()",
+        ATTRIBUTE.format("torch.randn(3)"),  # and used nowhere
+        ATTRIBUTE.format("len(np.random.rand(3))"),
+        ATTRIBUTE.format(SEEDED),
+        BUFFER.format(SEEDED),
+        ATTRIBUTE.format("LOOP") + "\nLOOP = {}\nLOOP['loop'] = [LOOP]",
     ],
 )
-def test_random_numbers_in_lists_dicts_and_classes_are_refused(folder, keep):
-    folder.add(f"""
-        import random
-        class Masked(Net):
-            def __init__(self):
-                super().__init__()
-                {keep}
-    """)
-    with refused("masks", "random and in no file"):
-        folder.load("Masked")
-
-
-def test_what_the_file_defines_may_hold_itself(folder):
-    folder.add("""
-        LOOP = {}
-        LOOP["loop"] = [LOOP]
-        class Loop(Net):
-            def __init__(self):
-                super().__init__()
-                self.loop = LOOP
-    """)
-    assert folder.load("Loop").network is not None
-
-
-def test_what_is_random_but_not_kept_is_no_matter(folder):
-    folder.add("""
-        import numpy as np
-        class Draws(Net):
-            def __init__(self):
-                super().__init__()
-                self.size = len(np.random.rand(3))
-    """)
-    first, again = (checked(folder.load("Draws")) for _ in range(2))
+def test_what_is_random_but_in_no_output_or_from_a_seed_is_fine(folder, net, body):
+    folder.add(f"import numpy as np\nclass Fine(Net):\n    {body}\n")
+    first, again = (checked(folder.load("Fine")) for _ in range(2))
     assert first.identity == again.identity
+    same_outputs(first, net)
+    assert torch.randn(3).isfinite().all()
 
 
 def test_another_imported_module_is_another_network(folder):
@@ -366,14 +287,6 @@ def test_names_less_one_prefix_are_the_network_s(folder, net, name, prefix):
     assert any("the network's names" in note for note in checkpoint.notes) == is_added
 
 
-def test_an_adapter_reads_the_kind_of_weights_that_the_network_does(folder, net):
-    folder.add(ADAPTER)
-    folder.save({"model": net.state_dict(), "ema": averaged(net)})
-    assert torch.equal(folder.load("Adapter").network.net.last.weight, 2 * net.last.weight)
-    raw = folder.load("Adapter", weights="raw")
-    assert torch.equal(raw.network.net.last.weight, net.last.weight)
-
-
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -421,11 +334,13 @@ def test_what_an_adapter_adds_is_not_asked_of_the_file(folder, net):
         folder.load("Table")  # no prefix is common to all of its names
 
 
-def test_averaged_weights_before_the_last_ones(folder, net):
+@pytest.mark.parametrize("name", ["Net", "Adapter"])
+def test_averaged_weights_before_the_last_ones(folder, net, name):
+    folder.add(ADAPTER)
     folder.save({"model": net.state_dict(), "ema": averaged(net)})
-    checkpoint, raw = folder.load(), folder.load(weights="raw")
-    assert torch.equal(checkpoint.network.last.weight, 2 * net.last.weight)
-    assert torch.equal(raw.network.last.weight, net.last.weight)
+    checkpoint, raw = folder.load(name), folder.load(name, weights="raw")
+    assert torch.equal([*checkpoint.network.parameters()][-2], 2 * net.last.weight)
+    assert torch.equal([*raw.network.parameters()][-2], net.last.weight)
     assert (checkpoint.weights, raw.weights) == ("ema", "raw")
     assert checkpoint.fingerprint != raw.fingerprint
 
@@ -443,27 +358,16 @@ def test_a_function_of_the_state_is_given_all_that_the_file_holds(folder, net):
         folder.load("build", weights="ema")
 
 
-def test_weights_of_16_bits_are_computed_with_in_32(folder, net):
-    folder.save({n: v.half() if v.is_floating_point() else v for n, v in net.state_dict().items()})
-    checkpoint = folder.load()
-    assert {p.dtype for p in checkpoint.network.parameters()} == {torch.float32}
-    assert any("float16" in note for note in checkpoint.notes)
-
-
-def test_weights_of_8_bits_are_computed_with_in_32_and_noted(folder, net):
-    folder.save(
-        {n: v.to(EIGHT) if v.is_floating_point() else v for n, v in net.state_dict().items()}
-    )
-    for name in ("Net", "on_meta"):
-        folder.add("""
-            def on_meta():
-                with torch.device("meta"):
-                    return Net()
-        """)
-        checkpoint = folder.load(name)
-        for weight, own in zip(checkpoint.network.parameters(), net.parameters(), strict=True):
-            assert torch.equal(weight, own.to(EIGHT).float())
-        assert any("float8_e4m3fn" in note for note in checkpoint.notes)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float8_e4m3fn], ids=str)
+@pytest.mark.parametrize("name", ["Net", "on_meta"])
+def test_rounded_weights_are_computed_with_in_32_bits_and_noted(folder, net, name, dtype):
+    folder.add(BUILDERS["on meta"].replace("build", "on_meta"))
+    state = {n: v.to(dtype) if v.is_floating_point() else v for n, v in net.state_dict().items()}
+    folder.save(state)
+    checkpoint = folder.load(name)
+    for weight, own in zip(checkpoint.network.parameters(), net.parameters(), strict=True):
+        assert torch.equal(weight, own.to(dtype).float())
+    assert any(str(dtype).removeprefix("torch.") in note for note in checkpoint.notes)
 
 
 def test_buffers_that_are_masks_and_counts_are_no_damage(folder, net):
@@ -531,38 +435,17 @@ def test_attributes_say_what_an_image_is(folder, net):
 
 
 @pytest.mark.parametrize(
-    ("value", "size"),
-    [("(32, 16)", (32, 16)), ("[6, 6.0]", 6), ("(6, 0)", None), ("(6,)", None), ("'6'", None)],
-)
-def test_the_size_of_an_image_may_be_a_pair(folder, value, size):
-    folder.add(f"""
-        class Pair(Net):
-            image_size = {value}
-    """)
-    assert folder.load("Pair").image_size == size
-
-
-@pytest.mark.parametrize(
-    ("value", "found"),
+    ("name", "value", "expected"),
     [
-        ("3", 3),
-        ("3.0", 3),
-        ("np.int64(3)", 3),
-        ("torch.tensor(3)", 3),
-        *((value, 0) for value in ("None", "True", "-3", "2.5", "(3, 3)", "'3'")),
+        *(("image_size", *pair) for pair in (("(32, 16)", (32, 16)), ("[6, 6.0]", 6))),
+        *(("image_size", value, None) for value in ("(6, 0)", "(6,)", "'6'")),
+        *(("null_class", value, 3) for value in ("3.0", "np.int64(3)", "torch.tensor(3)")),
+        *(("null_class", value, None) for value in ("True", "-3", "2.5", "(3, 3)", "'3'")),
     ],
 )
-def test_a_number_is_one_of_whatever_kind(folder, value, found):
-    folder.add(f"""
-        import numpy as np
-        class Said(Net):
-            num_classes = {value}
-            null_class = {value}
-            def forward(self, x, t, y=None): return super().forward(x, t)
-    """)
-    checkpoint = folder.load("Said")
-    assert checkpoint.num_classes == found
-    assert checkpoint.null_class == (found or None)
+def test_numbers_of_whatever_kind_describe_the_input(folder, name, value, expected):
+    folder.add(f"import numpy as np\nclass Described(Net): {name} = {value}\n")
+    assert getattr(folder.load("Described"), name) == expected
 
 
 def test_an_attribute_that_fails_is_one_line(folder):
@@ -578,33 +461,23 @@ def test_an_attribute_that_fails_is_one_line(folder):
 # ---- whose code it is
 
 
-def test_files_beside_it_are_its_own_and_count(folder, net, monkeypatch, tmp_path_factory):
+@pytest.mark.parametrize("module", ["sizes_of_net", "blocks_of_net/sizes"])
+def test_files_and_folders_beside_it_are_its_own(
+    folder, net, module, monkeypatch, tmp_path_factory
+):
     """Two folders with files of the same names do not see each other's."""
     monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
-    folder.code("WIDTH = 4\n", "sizes_of_net.py")
-    folder.code(NET + "from sizes_of_net import WIDTH\ndef build(): return Net(WIDTH)\n")
-    first = folder.load("build")
-    same_outputs(first, net)
-    other = Folder(tmp_path_factory.mktemp("other"))
-    other.save(net.state_dict())
-    other.code("WIDTH = 5\n", "sizes_of_net.py")
-    other.code((folder.path / "net.py").read_text())
-    with refused("size mismatch"):
-        other.load("build")
-    same_outputs(folder.load("build"), net)
-
-
-def test_folders_without_init_are_packages_of_their_own(folder, net, tmp_path_factory):
-    """Two networks' `blocks_of_net/sizes.py` are two."""
     other = Folder(tmp_path_factory.mktemp("other"))
     other.save(net.state_dict())
     for place, width in ((folder, 4), (other, 5)):
-        (place.path / "blocks_of_net").mkdir()
-        place.code(f"WIDTH = {width}\n", "blocks_of_net/sizes.py")
-        place.add("from blocks_of_net.sizes import WIDTH\ndef build(): return Net(WIDTH)\n")
+        (place.path / module).parent.mkdir(exist_ok=True)
+        place.code(f"WIDTH = {width}\n", f"{module}.py")
+        name = module.replace("/", ".")
+        place.add(f"from {name} import WIDTH\ndef build(): return Net(WIDTH)\n")
     same_outputs(folder.load("build"), net)
     with refused("size mismatch"):
         other.load("build")
+    same_outputs(folder.load("build"), net)
 
 
 def test_modules_of_the_current_folder_are_found_too(folder, net, monkeypatch, tmp_path):
@@ -839,16 +712,12 @@ def without(state, name):
             lambda s: without(s, "norm.running_mean"),
             ["weight norm.running_mean missing", "buffers"],
         ),
-        (lambda s: {"model": without(s, "last.bias")}, ["weight last.bias missing"]),
         (lambda s: {**s, "more.weight": torch.zeros(3)}, ["weight more.weight left over"]),
         (lambda s: {**s, "last.bias": torch.zeros(2)}, ["size mismatch for last.bias: "]),
         (lambda s: {**s, "last.bias": torch.full((1,), torch.nan)}, ["last.bias holds NaN"]),
         (lambda s: {**s, "last.bias": s["last.bias"].to(torch.int8)}, ["last.bias is int8"]),
-        (lambda s: {**s, "last.bias": s["last.bias"] > 0}, ["last.bias is bool"]),
         (lambda s: {**s, "last.bias": s["last.bias"] * 1j}, ["last.bias is complex64"]),
-        (lambda s: {**s, COUNT: s[COUNT].to("meta")}, [f"{COUNT} has no numbers"]),
         (lambda s: {**s, COUNT: s[COUNT].to_sparse()}, [f"{COUNT} is sparse", ".to_dense()"]),
-        (lambda s: {**s, COUNT: s[COUNT] * 1j}, [f"{COUNT} is complex64", "has int64"]),
         (
             lambda s: {**s, "last.bias": s["last.bias"].to_sparse()},
             ["last.bias is sparse", "sparse_coo", ".to_dense()"],
@@ -859,11 +728,9 @@ def without(state, name):
             ["size mismatch for last.weight: ", "1024"],
         ),
         (lambda s: {**s, VAR: torch.full((4,), torch.nan)}, [f"{VAR} holds NaN"]),
-        (lambda s: {**s, VAR: torch.full((4,), torch.inf)}, [f"{VAR} holds NaN or inf"]),
         (lambda s: {**s, VAR: torch.full((4,), 1e6).half()}, [f"{VAR} holds NaN or inf"]),
         (lambda s: {"fc.weight": torch.zeros(3)}, ["missing", "fc.weight left over"]),
         (lambda s: {"state": {}, "param_groups": []}, ["optimizer"]),
-        (lambda s: {}, ["missing"]),
         (lambda s: {"model": s, "ema": {"shadow_params": list(s.values())}}, ["`weights=raw`"]),
         (lambda s: {"g": s, "d": {n: v + 1 for n, v in s.items()}}, ["several sets"]),
     ],
@@ -894,21 +761,6 @@ def test_averages_of_the_parameters_alone_say_that_the_buffers_are_missing(folde
     joined = folder.load("join").network
     assert torch.equal(joined.last.weight, 2 * net.last.weight)
     assert torch.equal(joined.norm.running_mean, net.norm.running_mean)
-
-
-def test_a_network_of_buffers_alone_that_lacks_one(folder):
-    folder.add("""
-        class Fixed(nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.register_buffer("a", torch.ones(1))
-                self.register_buffer("b", torch.ones(1))
-            def forward(self, x, t):
-                return self.a * x + self.b
-    """)
-    folder.save({"a": torch.ones(1)})
-    with refused("weights.pt", "weight b missing"):
-        folder.load("Fixed")
 
 
 COUNTS = {
@@ -946,12 +798,6 @@ def test_what_network_does_not_go_with(folder, small_checkpoint, tmp_path):
         load_checkpoint(small_checkpoint, settings)
     with refused("`model_flags`", "leave them out"):
         folder.load(model_flags="--image_size 8")
-
-
-def test_a_whole_module_in_the_file_of_weights(folder):
-    folder.save(nn.Linear(2, 2))
-    with refused("weights.pt", "torch.nn.modules.linear.Linear", "state_dict()"):
-        folder.load()
 
 
 def test_a_load_state_dict_that_returns_nothing_is_one_line(folder):
