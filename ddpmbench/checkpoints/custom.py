@@ -1,6 +1,5 @@
 """A network of the user's own: their code builds it, and a file or that code has its weights."""
 
-import contextlib
 import dataclasses
 import inspect
 import operator
@@ -12,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from ddpmbench.checkpoints.determinism import refuse_random
+from ddpmbench.checkpoints.determinism import refuse_random, refuse_untrained
 from ddpmbench.checkpoints.diffusers_files import INDEX, sha256_of_shards
-from ddpmbench.checkpoints.schedule_tables import NO_TABLES, ScheduleTables, notes_on
+from ddpmbench.checkpoints.schedule_tables import NO_TABLES, ScheduleTables
 from ddpmbench.checkpoints.schedules import read_schedule
 from ddpmbench.checkpoints.settings import CheckpointSettings, MissingSettingsError, parameters
 from ddpmbench.checkpoints.state_dicts import StateDict, find_state, network_digest
@@ -26,12 +25,10 @@ from ddpmbench.checkpoints.weights import (
     tensors_in,
     why_not_plain,
 )
-from ddpmbench.diffusion.data_range import UNIT_RANGE, DataRange
-from ddpmbench.diffusion.model import WRAPPED, Checkpoint, ImageSize, TimeInput
+from ddpmbench.diffusion.data_range import UNIT_RANGE
+from ddpmbench.diffusion.model import Checkpoint, ImageSize, TimeInput
 from ddpmbench.diffusion.process import Prediction, Variance
-from ddpmbench.diffusion.schedule import NoiseSchedule
-from ddpmbench.errors import InputError, whole_number
-from ddpmbench.records import short_value
+from ddpmbench.errors import InputError
 from ddpmbench.user_code import (
     RandomNumbersAreNaN,
     UserFile,
@@ -105,7 +102,7 @@ def read_network_file(
 
     with RandomNumbersAreNaN(), user_file(str(settings.network)) as file:
         network, state_dict = build(file)
-        _check_numbers(file, network, None if _takes_state(file) else path)
+        refuse_untrained(file, network, None if _takes_state(file) else path)
         checkpoint = _checkpoint(file, network, settings, tables)
     refuse_random(file, network, lambda file: build(file)[0])
     notes = [*state_dict.notes]
@@ -152,7 +149,7 @@ def read_network_code(settings: CheckpointSettings) -> Checkpoint:
     with RandomNumbersAreNaN(), user_file(str(settings.network)) as file:
         network = build(file)
         _require(settings, file.path, network.state_dict(), NO_TABLES)
-        _check_numbers(file, network)
+        refuse_untrained(file, network)
         checkpoint = _checkpoint(file, network, settings, NO_TABLES)
     refuse_random(file, network, build)
     note = "weights: those that the code of `network` loads; no `ckpt` was given"
@@ -291,45 +288,6 @@ def _unwrapped(built: object) -> object:
             built = getattr(built, "_orig_mod")  # noqa: B009 - of a class that torch keeps private
         else:
             return built
-
-
-def _check_numbers(file: UserFile, network: nn.Module, path: Path | None = None) -> None:
-    """Refuse a weight or a buffer that is random, or not finite in the file.
-
-    Args:
-        file: the user's.
-        network: with its weights.
-        path: the file that they are from; None where the code loads them.
-    """
-    if (name := not_finite(network)) is None:
-        return
-    if path is None:
-        raise InputError(
-            f"{file.who}: {name} holds NaN or infinite weights, or random ones that its code does "
-            "not load; pass the file of its weights as `ckpt=FILE`, or load all of them in the "
-            "function"
-        )
-    if name in network.state_dict():
-        raise InputError(f"{path}: {name} holds NaN or infinite weights")
-    raise InputError(
-        f"{file.who}: {name} is random and in no file, and so it is not what was trained; "
-        "register it as a buffer that is saved, or draw it with "
-        "generator=torch.Generator().manual_seed(SEED)"
-    )
-
-
-def not_finite(network: nn.Module) -> str | None:
-    """The first parameter or buffer with NaN or infinite numbers; a mask's may be -inf."""
-    parameters, saved = dict(network.named_parameters()), network.state_dict()
-    for name, tensor in {**saved, **parameters, **dict(network.named_buffers())}.items():
-        if not isinstance(tensor, Tensor) or nn.parameter.is_lazy(tensor) or tensor.is_meta:
-            continue
-        allowed = tensor.detach().isfinite()
-        if name not in parameters:
-            allowed |= tensor == -torch.inf if name in saved else tensor.isinf()
-        if not bool(allowed.all()):
-            return name
-    return None
 
 
 def _image_size(value: object) -> ImageSize | None:
@@ -502,101 +460,3 @@ def _as_wanted(tensor: Tensor, wanted: Tensor, named: str, who: str) -> Tensor:
     if is_float and not is_plain(tensor):
         raise InputError(f"{named} {why_not_plain(tensor)}")
     return tensor.float() if is_float else tensor
-
-
-# ---- a module in hand
-
-
-def wrap_network(
-    network: nn.Module,
-    *,
-    schedule: NoiseSchedule | str,
-    channels: int | None = None,
-    num_classes: int = 0,
-    null_class: int | None = None,
-    prediction: str = "eps",
-    variance: str = "fixed_large",
-    time_input: str = "index",
-    data_range: DataRange | tuple[float, float] = UNIT_RANGE,
-) -> Checkpoint:
-    """A checkpoint of a trained network that you have in memory.
-
-    The module is not changed: an evaluation on another device computes with a copy, and one on its
-    own device leaves its weights and its mode, train or eval, as they were.
-
-    Args:
-        network: called as network(x_t, time) with x_t (B, C, H, W) float32 and time (B,), or as
-            network(x_t, time, labels) with labels (B,) int64 where there are classes; returns
-            (B, C, H, W), or (B, 2C, H, W) where the variance is learned.
-        schedule: the noise schedule of its training: a record, or text as `linear:1000`.
-        channels: C; None takes images of any.
-        num_classes: classes it is conditioned on.
-        null_class: the label that stands for none of them.
-        prediction: "eps", "x_start", "v" or "previous_mean".
-        variance: "fixed_small", "fixed_large", "learned_range" or "learned".
-        time_input: its input for timestep t = 1..T: "index" t - 1 or "one-based" t, int64;
-            "fraction" t / T or "rescaled-1000" (t - 1) 1000 / T, float32.
-        data_range: lowest and highest value of an image, or the record that has the number of
-            levels, too.
-
-    Raises:
-        InputError: it is no torch module, or its weights are not finite; a name is unknown; the
-            range, the schedule or a number is none; `null_class` is given without classes.
-    """
-    if not isinstance(network, nn.Module):
-        raise InputError(f"wrap_network: takes a torch module, not a {type(network).__name__}")
-    names = CheckpointSettings(
-        prediction=_word(prediction), variance=_word(variance), time_input=_word(time_input)
-    )
-    if not isinstance(schedule, NoiseSchedule | str):
-        raise InputError(
-            f"`schedule={short_value(schedule)}`: takes a text as linear:1000, or a NoiseSchedule; "
-            "NoiseSchedule.from_betas(betas) makes one of numbers"
-        )
-    channels = None if channels is None else whole_number("channels", channels, 1)
-    num_classes = whole_number("num_classes", num_classes, 0)
-    if null_class is not None:
-        null_class = whole_number("null_class", null_class, 0)
-        if not num_classes:
-            raise InputError(
-                f"`null_class={null_class}`: is of a network with classes; add `num_classes`, or "
-                "leave it out"
-            )
-    if (name := not_finite(network)) is not None:
-        raise InputError(f"wrap_network: {name} holds NaN or infinite weights")
-    return Checkpoint(
-        network=network,
-        schedule=read_schedule(schedule) if isinstance(schedule, str) else schedule,
-        prediction=Prediction(str(names.prediction)),
-        variance=Variance(str(names.variance)),
-        time_input=TimeInput(str(names.time_input)),
-        data_range=_range(data_range),
-        channels=channels,
-        num_classes=num_classes,
-        null_class=null_class,
-        family=WRAPPED,
-        source=type(network).__name__,
-        sha256=network_digest(network, "wrap_network"),
-        notes=notes_on(schedule) if isinstance(schedule, str) else (),
-    )
-
-
-def _word(value: object) -> str:
-    return value if isinstance(value, str) else short_value(value)
-
-
-def _range(value: object) -> DataRange:
-    """A range given by its record or by its two ends."""
-    if isinstance(value, DataRange):
-        return value
-    if isinstance(value, tuple | list) and len(value) == 2:
-        with contextlib.suppress(TypeError, ValueError, OverflowError):
-            low, high = (
-                None if isinstance(end, bool | str | bytes) else float(end) for end in value
-            )
-            if low is not None and high is not None:
-                return DataRange(low, high)
-    raise InputError(
-        f"`data_range={short_value(value)}`: takes its lowest and its highest value, as in "
-        "(-1, 1); DataRange(low, high, levels) has the number of levels, too"
-    )

@@ -1,7 +1,8 @@
-"""Random numbers in a network that the user's code builds, which no file holds."""
+"""Numbers in a user's network that were not trained: random ones that no file holds, and NaN."""
 
 import random
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,45 @@ from ddpmbench.errors import InputError
 from ddpmbench.user_code import UserFile, restored_process_state, user_file
 
 _OTHER_SEED = 7919
+
+
+def refuse_untrained(file: UserFile, network: nn.Module, path: Path | None = None) -> None:
+    """Refuse a weight or a buffer that is random, or not finite in the file.
+
+    Args:
+        file: the user's.
+        network: with its weights.
+        path: the file that they are from; None where the code loads them.
+    """
+    if (name := not_finite(network)) is None:
+        return
+    if path is None:
+        raise InputError(
+            f"{file.who}: {name} holds NaN or infinite weights, or random ones that its code does "
+            "not load; pass the file of its weights as `ckpt=FILE`, or load all of them in the "
+            "function"
+        )
+    if name in network.state_dict():
+        raise InputError(f"{path}: {name} holds NaN or infinite weights")
+    raise InputError(
+        f"{file.who}: {name} is random and in no file, and so it is not what was trained; "
+        "register it as a buffer that is saved, or draw it with "
+        "generator=torch.Generator().manual_seed(SEED)"
+    )
+
+
+def not_finite(network: nn.Module) -> str | None:
+    """The first parameter or buffer with NaN or infinite numbers; a mask's may be -inf."""
+    parameters, saved = dict(network.named_parameters()), network.state_dict()
+    for name, tensor in {**saved, **parameters, **dict(network.named_buffers())}.items():
+        if not isinstance(tensor, Tensor) or nn.parameter.is_lazy(tensor) or tensor.is_meta:
+            continue
+        allowed = tensor.detach().isfinite()
+        if name not in parameters:
+            allowed |= tensor == -torch.inf if name in saved else tensor.isinf()
+        if not bool(allowed.all()):
+            return name
+    return None
 
 
 def refuse_random(

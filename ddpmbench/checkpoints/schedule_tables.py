@@ -56,10 +56,6 @@ _MOST_TOGETHER, _MOST_ENTRIES = 64, 2**20
 """Of one module, where a schedule has some twenty tables; to compare takes 300 bytes an entry."""
 
 
-class _ContradictionError(InputError):
-    """Two tables of a file are of different schedules."""
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Candidate:
     """alphas_cumprod as a table may mean it.
@@ -206,12 +202,12 @@ class ScheduleTables:
     def contradiction(self) -> str | None:
         """The contradiction between two of the tables; None where there is none."""
         try:
-            self._table  # noqa: B018 - reads them
-        except _ContradictionError as error:
-            return str(error).partition(";")[0]
+            first, apart = self._first_and_apart
         except InputError:
-            pass
-        return None
+            return None
+        return (
+            f"{self.source}'s {first.name} and {apart[0]} contradict each other" if apart else None
+        )
 
     @cached_property
     def readings(self) -> tuple[NoiseSchedule, ...]:
@@ -268,12 +264,23 @@ class ScheduleTables:
             if _kind(name) == kind
         }
 
-    @cached_property
+    @property
     def _table(self) -> _Candidate:
         """The table that the schedule is read from.
 
         Raises:
             InputError: there is none, or several contradict each other.
+        """
+        if self.contradiction is not None:
+            raise InputError(f"{self.contradiction}; name the schedule it was trained on")
+        return self._first_and_apart[0]
+
+    @cached_property
+    def _first_and_apart(self) -> tuple[_Candidate, list[str]]:
+        """The table to read, and the names of those that contradict it.
+
+        Raises:
+            InputError: there is none to read.
         """
         agreed = self._agreed
         if agreed is not None and not agreed.is_clear:
@@ -298,16 +305,9 @@ class ScheduleTables:
                     f"{self.source}'s {name} has {8 * size} bits, too few; name the schedule"
                 )
         if agreed is not None:
-            first, apart = agreed.candidate, sorted(self._named.keys() - agreed.names)
-        else:
-            first, *others = map(self._alone, self._named)
-            apart = [other.name for other in others if not first.agrees(other)]
-        if apart:
-            raise _ContradictionError(
-                f"{self.source}'s {first.name} and {apart[0]} contradict each other; name the "
-                "schedule it was trained on"
-            )
-        return first
+            return agreed.candidate, sorted(self._named.keys() - agreed.names)
+        first, *others = map(self._alone, self._named)
+        return first, [other.name for other in others if not first.agrees(other)]
 
     def _alone(self, name: str) -> _Candidate:
         """A table that its name alone explains."""
