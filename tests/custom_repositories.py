@@ -72,21 +72,6 @@ NAIVE = """
     import torch
     import torch.nn as nn
 
-    class Conv3(nn.Module):
-        def __init__(self, in_channels, out_channels, is_res=False):
-            super().__init__()
-            self.main = nn.Sequential(
-                nn.Conv2d(in_channels, out_channels, 3, 1, 1),
-                nn.GroupNorm(4, out_channels), nn.ReLU())
-            self.conv = nn.Sequential(
-                nn.Conv2d(out_channels, out_channels, 3, 1, 1),
-                nn.GroupNorm(4, out_channels), nn.ReLU())
-            self.is_res = is_res
-
-        def forward(self, x):
-            x = self.main(x)
-            return (x + self.conv(x)) / 1.414 if self.is_res else self.conv(x)
-
     class TimeSiren(nn.Module):
         def __init__(self, emb_dim):
             super().__init__()
@@ -101,23 +86,18 @@ NAIVE = """
         def __init__(self, in_channels, out_channels, n_feat=8):
             super().__init__()
             self.in_channels, self.out_channels, self.n_feat = in_channels, out_channels, n_feat
-            self.init_conv = Conv3(in_channels, n_feat, is_res=True)
-            self.down1 = nn.Sequential(Conv3(n_feat, n_feat), nn.MaxPool2d(2))
-            self.to_vec = nn.Sequential(nn.AvgPool2d(4), nn.ReLU())
+            self.init_conv = nn.Sequential(
+                nn.Conv2d(in_channels, n_feat, 3, 1, 1), nn.GroupNorm(4, n_feat), nn.ReLU())
+            self.to_vec = nn.Sequential(nn.AvgPool2d(8), nn.ReLU())
             self.timeembed = TimeSiren(n_feat)
-            self.up0 = nn.Sequential(nn.ConvTranspose2d(n_feat, n_feat, 4, 4),
-                                     nn.GroupNorm(4, n_feat), nn.ReLU())
-            self.up1 = nn.ConvTranspose2d(2 * n_feat, n_feat, 2, 2)
+            self.up0 = nn.ConvTranspose2d(n_feat, n_feat, 8, 8)
             self.out = nn.Conv2d(2 * n_feat, out_channels, 3, 1, 1)
 
         def forward(self, x, t):
             x = self.init_conv(x)
-            down1 = self.down1(x)
-            thro = self.to_vec(down1)
             temb = self.timeembed(t).view(-1, self.n_feat, 1, 1)
-            thro = self.up0(thro + temb)
-            up1 = self.up1(torch.cat((thro, down1), 1))
-            return self.out(torch.cat((up1, x), 1))
+            up0 = self.up0(self.to_vec(x) + temb)
+            return self.out(torch.cat((up0, x), 1))
 
     class DDPM(nn.Module):
         def __init__(self, eps_model, n_T=20):
@@ -137,27 +117,14 @@ POSITIONS = """
     from functools import partial
     from torch import nn, einsum
 
-    def exists(x): return x is not None
-
-    def default(val, d):
-        return val if exists(val) else d
-
-    class Residual(nn.Module):
-        def __init__(self, fn):
-            super().__init__()
-            self.fn = fn
-        def forward(self, x, *args, **kwargs):
-            return self.fn(x, *args, **kwargs) + x
-
     class SinusoidalPositionEmbeddings(nn.Module):
         def __init__(self, dim):
             super().__init__()
             self.dim = dim
         def forward(self, time):
-            device = time.device
             half_dim = self.dim // 2
             embeddings = math.log(10000) / (half_dim - 1)
-            embeddings = torch.exp(torch.arange(half_dim, device=device) * -embeddings)
+            embeddings = torch.exp(torch.arange(half_dim, device=time.device) * -embeddings)
             embeddings = time[:, None] * embeddings[None, :]
             return torch.cat((embeddings.sin(), embeddings.cos()), dim=-1)
 
@@ -185,14 +152,12 @@ POSITIONS = """
                 nn.Linear(dim, time_dim), nn.GELU(), nn.Linear(time_dim, time_dim))
             self.downs = nn.ModuleList([block(a, b, time_emb_dim=time_dim)
                                         for a, b in zip(dims[:-1], dims[1:])])
-            self.mid = Residual(block(dims[-1], dims[-1], time_emb_dim=time_dim))
-            self.final_conv = nn.Conv2d(dims[-1], default(out_dim, channels), 1)
+            self.final_conv = nn.Conv2d(dims[-1], out_dim or channels, 1)
         def forward(self, x, time, x_self_cond=None):
-            x = self.init_conv(x)
-            t = self.time_mlp(time)
+            x, t = self.init_conv(x), self.time_mlp(time)
             for down in self.downs:
                 x = down(x, t)
-            return self.final_conv(self.mid(x, t))
+            return self.final_conv(x)
 """
 PERCEPTRON = """
     import argparse
