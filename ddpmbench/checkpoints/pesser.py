@@ -2,46 +2,26 @@
 
 import dataclasses
 import functools
-import itertools
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
 
+from ddpmbench.checkpoints.renaming import Renames, count, load_renamed
 from ddpmbench.checkpoints.schedule_tables import NO_TABLES, ScheduleTables
 from ddpmbench.checkpoints.schedules import read_schedule
 from ddpmbench.checkpoints.settings import CheckpointSettings, MissingSettingsError, parameters
-from ddpmbench.checkpoints.state_dicts import join_attention
 from ddpmbench.checkpoints.weights import (
-    build_unet,
     check_outputs,
     naming,
     only_tensors,
     sha256_of,
     shape_of,
-    unet_names,
 )
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.diffusion.process import Prediction, Variance
 from ddpmbench.diffusion.schedule import NoiseSchedule
-from ddpmbench.errors import InputError
 from ddpmbench.unet.unet import UNetConfig
-
-# Our names -> theirs, applied in this order.
-_RENAMES = (
-    (r"^time_1\.", "temb.dense.0."),
-    (r"^time_2\.", "temb.dense.1."),
-    (r"^middle\.attention\.", "mid.attn_1."),
-    (r"^middle\.", "mid."),
-    (r"^(down|up)\.(\d+)\.blocks\.", r"\1.\2.block."),
-    (r"^(down|up)\.(\d+)\.attentions\.", r"\1.\2.attn."),
-    (r"^(down|up)\.(\d+)\.resample\.", r"\1.\2.\1sample."),
-    (r"\.(norm|conv)_(\d)\.", r".\1\2."),
-    (r"\.time\.", ".temb_proj."),
-    (r"\.shortcut\.", ".nin_shortcut."),
-    (r"(attn[._]\d+)\.out\.", r"\1.proj_out."),
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,10 +106,14 @@ def read_pesser(
         if name:
             channels = _listed(PUBLISHED[name.removeprefix("ema_")].channels)
             asked = f"it has the name of the published {name}, whose network is of {channels}"
-        missing = _missing(settings, tables)
+        examples = {"schedule": tables.example, "variance": "fixed_large"}
+        missing = {n: example for n, example in examples.items() if getattr(settings, n) is None}
+        if tables:
+            missing.pop("schedule", None)
         if missing:
             raise MissingSettingsError(
-                f"{path}: weights of pesser/pytorch_diffusion's network ({_shown(config)}), which "
+                f"{path}: weights of pesser/pytorch_diffusion's network "
+                f"({_listed(config.channels)}, {config.num_blocks} blocks each), which "
                 f"do not say how they were trained; add {' and '.join(parameters(missing))}, or "
                 f"whatever it was ({asked})",
                 family="pesser",
@@ -146,11 +130,7 @@ def read_pesser(
         variance = Variance(str(settings.variance))
         image_size = None
     check_outputs(config, variance, source=f"{path}: `variance={variance}`")
-    names = {ours: _their_name(ours, config) for ours in unet_names(config, source=str(path))}
-    weights = join_attention(
-        weights, names.values(), parts=("q", "k", "v"), output="proj_out", source=path
-    )
-    network = build_unet(config, weights, source=str(path), names=names)
+    network = load_renamed(config, weights, _renames(config), parts=("q", "k", "v"), source=path)
     return Checkpoint(
         network=network,
         schedule=schedule,
@@ -173,31 +153,17 @@ def network_config(weights: Mapping[str, Tensor], path: Path) -> UNetConfig:
         InputError: a weight that is needed is missing, or our U-Net cannot express it.
     """
     shape = functools.partial(shape_of, weights, source=path)
-    levels = _count(weights, "down.{}.block.0.conv1.weight")
-    channels = tuple(shape(f"down.{level}.block.0.conv1.weight", 4)[0] for level in range(levels))
-    embedded = shape("temb.dense.0.weight", 2)[1]
-    stem, in_channels = shape("conv_in.weight", 4)[:2]
-    if not channels:
-        raise InputError(f"{path}: weight down.0.block.0.conv1.weight missing; it is not whole")
-    if not stem == embedded == channels[0]:
-        raise InputError(
-            f"{path}: its first resolution has {channels[0]} channels, the convolution before it "
-            f"{stem} and its time {embedded}; only a network of one number in all three can be read"
-        )
-    if any(".conv_shortcut." in name for name in weights):
-        raise InputError(
-            f"{path}: has conv_shortcut, a 3x3 convolution beside a block; only nin_shortcut, of "
-            "one pixel, can be read"
-        )
-    pooled = levels > 1 and not any("sample.conv." in name for name in weights)
+    levels = range(max(1, count(weights, "down.{}.block.0.conv1.weight")))
+    channels = tuple(shape(f"down.{level}.block.0.conv1.weight", 4)[0] for level in levels)
+    pooled = len(levels) > 1 and not any("sample.conv." in name for name in weights)
     with naming(path):
         return UNetConfig(
-            in_channels=in_channels,
+            in_channels=shape("conv_in.weight", 4)[1],
             out_channels=shape("conv_out.weight", 4)[0],
-            model_channels=embedded,
+            model_channels=shape("temb.dense.0.weight", 2)[1],
             channels=channels,
-            num_blocks=_count(weights, "down.0.block.{}.conv1.weight"),
-            attention=tuple(f"down.{level}.attn.0.q.weight" in weights for level in range(levels)),
+            num_blocks=count(weights, "down.0.block.{}.conv1.weight"),
+            attention=tuple(f"down.{level}.attn.0.q.weight" in weights for level in levels),
             resampling="pool" if pooled else "conv",
             symmetric_padding=False,
             cosine_first=False,
@@ -224,36 +190,24 @@ def _published(path: Path, config: UNetConfig) -> tuple[str, Published | None]:
     return "", None
 
 
-def _missing(settings: CheckpointSettings, tables: ScheduleTables) -> dict[str, str]:
-    """Settings that neither the file's name nor its tables supply, with an example each."""
-    missing = {}
-    if settings.schedule is None and not tables:
-        missing["schedule"] = tables.example
-    if settings.variance is None:
-        missing["variance"] = "fixed_large"
-    return missing
-
-
-def _shown(config: UNetConfig) -> str:
-    return f"{_listed(config.channels)}, {config.num_blocks} blocks each"
-
-
 def _listed(channels: tuple[int, ...]) -> str:
     return f"{', '.join(map(str, channels))} channels"
 
 
-def _their_name(name: str, config: UNetConfig) -> str:
-    """The file's name of one of our weights: its way up counts resolutions from the image down.
-
-    Queries, keys and values are one `qkv` in the name; the file has q, k and v.
-    """
+def _renames(config: UNetConfig) -> Renames:
+    """Our names -> theirs, whose way up counts resolutions from the image down."""
     last = len(config.channels) - 1
-    name = re.sub(r"^up\.(\d+)\.", lambda match: f"up.{last - int(match[1])}.", name)
-    for pattern, replacement in _RENAMES:
-        name = re.sub(pattern, replacement, name)
-    return name
-
-
-def _count(weights: Mapping[str, Tensor], pattern: str) -> int:
-    """The number of numbered weights, from 0 on without a gap."""
-    return next(number for number in itertools.count() if pattern.format(number) not in weights)
+    return (
+        (r"^up\.(\d+)\.", lambda match: f"up.{last - int(match[1])}."),
+        (r"^time_1\.", "temb.dense.0."),
+        (r"^time_2\.", "temb.dense.1."),
+        (r"^middle\.attention\.", "mid.attn_1."),
+        (r"^middle\.", "mid."),
+        (r"^(down|up)\.(\d+)\.blocks\.", r"\1.\2.block."),
+        (r"^(down|up)\.(\d+)\.attentions\.", r"\1.\2.attn."),
+        (r"^(down|up)\.(\d+)\.resample\.", r"\1.\2.\1sample."),
+        (r"\.(norm|conv)_(\d)\.", r".\1\2."),
+        (r"\.time\.", ".temb_proj."),
+        (r"\.shortcut\.", ".nin_shortcut."),
+        (r"\.out\.", ".proj_out."),
+    )

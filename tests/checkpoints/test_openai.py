@@ -6,7 +6,8 @@ import torch
 from peers import SHARED, needs_shared, openai_weights, refused, same_weights
 
 from ddpmbench.checkpoints import CheckpointSettings, TimeInput, load_checkpoint
-from ddpmbench.checkpoints.openai import PRESETS, network_config, parse_flags, read_shapes
+from ddpmbench.checkpoints.openai import network_config, read_shapes
+from ddpmbench.checkpoints.openai_flags import PRESETS, parse_flags
 from ddpmbench.checkpoints.settings import MissingSettingsError
 from ddpmbench.checkpoints.weights import unet_names
 from ddpmbench.diffusion.process import Prediction, Variance
@@ -312,15 +313,15 @@ def test_flags_of_training_are_ignored_and_noted(path):
     ("flags", "word"),
     [
         ("--num_chanels 32", "--num_chanels"),
-        ("--num_channels", "--num_channels lacks its value"),
-        ("--num_channels --lr 1", "--num_channels lacks its value"),
-        ("--num_channels many", "--num_channels many"),
+        ("--num_channels", "--num_channels: expected one argument"),
+        ("--num_channels --lr 1", "--num_channels: expected one argument"),
+        ("--num_channels many", "--num_channels: many is no whole number"),
         ("--num_channels 0", "--num_channels"),
-        ("--learn_sigma maybe", "--learn_sigma maybe"),
-        ("--noise_schedule sqrt", "--noise_schedule sqrt"),
-        ("--attention_resolutions 0", "--attention_resolutions 0"),
+        ("--learn_sigma maybe", "--learn_sigma: maybe"),
+        ("--noise_schedule sqrt", "--noise_schedule: sqrt"),
+        ("--attention_resolutions 0", "--attention_resolutions: 0"),
         ("--image_size 32 stray", "stray"),
-        ("--large_size 256", "upsampler"),
+        ("--large_size 256", "--large_size"),
         ("cifar11", "cifar10_uncond_50M_500K"),
         ('--image_size "32', "quotation"),
         ("--image_size 28", "--channel_mult"),

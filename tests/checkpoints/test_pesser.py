@@ -224,7 +224,7 @@ def test_the_published_networks_have_the_size_of_the_published_files():
 @pytest.mark.parametrize(
     ("wrong", "word"),
     [
-        ("stem", "first resolution has 32 channels"),
+        ("stem", "conv_in.weight is [64, 1, 3, 3]"),
         ("conv_shortcut", "conv_shortcut"),
         ("hole", "down.0.block.0.conv1.weight"),
         ("key", "down.1.attn.0.k.weight missing"),
