@@ -8,7 +8,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from ddpmbench.checkpoints.diffusers import their_name
+from ddpmbench.checkpoints.diffusers import diffusers_weights
 from ddpmbench.diffusion.data_range import UNIT_RANGE
 from ddpmbench.diffusion.model import Checkpoint, TimeInput
 from ddpmbench.diffusion.process import Prediction, Variance
@@ -70,17 +70,9 @@ def network(checkpoint: Checkpoint) -> UNet2DModel:
     """UNet2DModel with the same weights, on the same device."""
     ours = checkpoint.network
     assert isinstance(ours, UNet)
-    weights = {}
-    for name, weight in ours.state_dict().items():
-        theirs = their_name(name)
-        if ".qkv." in theirs:
-            for part, rows in zip(("to_q", "to_k", "to_v"), weight.chunk(3), strict=True):
-                weights[theirs.replace(".qkv.", f".{part}.")] = rows
-        else:
-            weights[theirs] = weight
     with torch.random.fork_rng():
         result = UNet2DModel(**_settings(ours.config), sample_size=checkpoint.image_size)
-    result.load_state_dict(weights)
+    result.load_state_dict(diffusers_weights(ours))
     return result.eval().requires_grad_(False).to(next(ours.parameters()).device)
 
 

@@ -17,24 +17,20 @@ from ddpmbench.checkpoints.diffusers_files import (
     read_shards,
     relative,
 )
-from ddpmbench.checkpoints.diffusers_scheduler import (
-    Fields,
-    read_scheduler,
-)
+from ddpmbench.checkpoints.diffusers_scheduler import Fields, read_scheduler
+from ddpmbench.checkpoints.renaming import Renames, load_renamed, renamed_weights
 from ddpmbench.checkpoints.settings import CheckpointSettings
-from ddpmbench.checkpoints.state_dicts import StateDict, join_attention
+from ddpmbench.checkpoints.state_dicts import StateDict
 from ddpmbench.checkpoints.weights import (
     FileError,
-    build_unet,
     check_outputs,
     naming,
     only_tensors,
     rounding_notes,
     sha256_of,
-    unet_names,
 )
 from ddpmbench.diffusion.model import Checkpoint, ImageSize
-from ddpmbench.unet.unet import Resampling, UNetConfig
+from ddpmbench.unet.unet import Resampling, UNet, UNetConfig
 
 _CLASSES = ("UNet2DModel", "UNetModel", "UNetUnconditionalModel")
 # The defaults of UNet2DModel.
@@ -68,6 +64,17 @@ _DEFAULTS: dict[str, object] = {
     "num_class_embeds": None,
     "num_train_timesteps": None,
 }
+# Field -> the values that our U-Net can express.
+_ALLOWED: dict[str, tuple[object, ...]] = {
+    "resnet_time_scale_shift": ("default", "scale_shift"),
+    "center_input_sample": (False,),
+    "time_embedding_type": ("positional",),
+    "mid_block_type": ("UNetMidBlock2D",),
+    "mid_block_scale_factor": (1,),
+    "act_fn": ("silu", "swish"),
+    "add_attention": (True,),
+    "class_embed_type": (None,),
+}
 _OLD_NAMES = {"down_blocks": "down_block_types", "up_blocks": "up_block_types"}
 # Kind of block -> whether it has attention, and how it resamples; None: as the type field says.
 _DOWN: dict[str, tuple[bool, Resampling | None]] = {
@@ -100,48 +107,41 @@ def read_network(path: Path) -> tuple[UNetConfig, ImageSize | None]:
             raise fields.refusal(
                 name, "not a field of UNet2DModel; remove it if the network does not depend on it"
             )
-    channels = fields.integers("block_out_channels")
+    channels = fields.get("block_out_channels", tuple[int, ...])
     if not channels:
         raise fields.refusal("block_out_channels", "must name at least one resolution")
-    groups = fields.integer("norm_num_groups")
-    shift = fields.text("resnet_time_scale_shift") == "scale_shift"
-    fields.require("resnet_time_scale_shift", ("default", "scale_shift"))
-    fields.require("center_input_sample", (False,))
-    fields.require("time_embedding_type", ("positional",))
+    groups = fields.get("norm_num_groups", int)
+    for name, allowed in _ALLOWED.items():
+        fields.require(name, allowed)
     fields.require("time_embedding_dim", (None, 4 * channels[0]))
-    fields.require("mid_block_type", ("UNetMidBlock2D",))
-    fields.require("mid_block_scale_factor", (1,))
-    fields.require("act_fn", ("silu", "swish"))
+    shift = fields.values["resnet_time_scale_shift"] == "scale_shift"
     # with scale_shift, diffusers leaves the middle attention without a normalization if null
     fields.require("attn_norm_num_groups", (groups,) if shift else (None, groups))
-    fields.require("add_attention", (True,))
-    fields.require("class_embed_type", (None,))
     attention, resampling = _blocks(fields, len(channels))
     if resampling == "conv":
         fields.require("downsample_padding", (0, 1))
     head_channels = _optional_integer(fields, "attention_head_dim")
-    if head_channels and any(
-        c % head_channels for c in (channels[-1], *_with(channels, attention))
-    ):
+    attended = [width for width, yes in zip(channels, attention, strict=True) if yes]
+    if head_channels and any(width % head_channels for width in (channels[-1], *attended)):
         raise fields.refusal("attention_head_dim", f"does not divide the channels {channels}")
     with naming(path):
         config = UNetConfig(
-            in_channels=fields.integer("in_channels"),
-            out_channels=fields.integer("out_channels"),
+            in_channels=fields.get("in_channels", int),
+            out_channels=fields.get("out_channels", int),
             model_channels=channels[0],
             channels=channels,
-            num_blocks=fields.integer("layers_per_block"),
+            num_blocks=fields.get("layers_per_block", int),
             attention=attention,
             head_channels=head_channels,
             num_classes=_optional_integer(fields, "num_class_embeds"),
             scale_shift=shift,
             resampling=resampling,
             symmetric_padding=fields.values["downsample_padding"] == 1,
-            cosine_first=fields.flag("flip_sin_to_cos"),
-            frequency_shift=fields.number("freq_shift"),
+            cosine_first=fields.get("flip_sin_to_cos", bool),
+            frequency_shift=fields.get("freq_shift", float),
             norm_groups=groups,
-            norm_eps=fields.number("norm_eps"),
-            dropout=fields.number("dropout"),
+            norm_eps=fields.get("norm_eps", float),
+            dropout=fields.get("dropout", float),
         )
     return config, _image_size(fields)
 
@@ -152,7 +152,7 @@ def _blocks(fields: Fields, depth: int) -> tuple[tuple[bool, ...], Resampling]:
     resampling: dict[str, Resampling] = {}
     for way, kinds in (("down", _DOWN), ("up", _UP)):
         field = f"{way}_block_types"
-        types = [name.removeprefix("UNetRes") for name in fields.texts(field)]
+        types = [name.removeprefix("UNetRes") for name in fields.get(field, tuple[str, ...])]
         if len(types) != depth:
             raise fields.refusal(field, f"must be {depth} long, like block_out_channels")
         if unknown := [name for name in types if name not in kinds]:
@@ -163,7 +163,7 @@ def _blocks(fields: Fields, depth: int) -> tuple[tuple[bool, ...], Resampling]:
             kind = kinds[name][1]
             if kind is None:
                 fields.require(f"{way}sample_type", tuple(_RESAMPLING))
-                kind = _RESAMPLING[fields.text(f"{way}sample_type")]
+                kind = _RESAMPLING[str(fields.values[f"{way}sample_type"])]
             if resampling.setdefault("", kind) != kind:
                 raise fields.refusal(field, "resamples in more than one way, which cannot be read")
     if attention["down"] != attention["up"][::-1]:
@@ -171,15 +171,11 @@ def _blocks(fields: Fields, depth: int) -> tuple[tuple[bool, ...], Resampling]:
     return tuple(attention["down"]), resampling.get("", "conv")
 
 
-def _with(channels: tuple[int, ...], chosen: tuple[bool, ...]) -> list[int]:
-    return [width for width, wanted in zip(channels, chosen, strict=True) if wanted]
-
-
 def _optional_integer(fields: Fields, name: str) -> int:
     """A field that is a positive number; 0 if it is null."""
     if fields.values[name] is None:
         return 0
-    if not (value := fields.integer(name)):
+    if not (value := fields.get(name, int)):
         raise fields.refusal(name, "must be null or at least 1")
     return value
 
@@ -188,16 +184,16 @@ def _image_size(fields: Fields) -> ImageSize | None:
     size = fields.values["sample_size"]
     if size is None:
         return None
-    if isinstance(size, list):
-        sides = fields.integers("sample_size")
-        if len(sides) != 2 or min(sides) < 1:
-            raise fields.refusal("sample_size", "must be a number, or a height and a width")
-        return sides[0] if sides[0] == sides[1] else (sides[0], sides[1])
-    return fields.integer("sample_size")
+    if not isinstance(size, list):
+        return fields.get("sample_size", int)
+    sides = fields.get("sample_size", tuple[int, ...])
+    if len(sides) != 2 or min(sides) < 1:
+        raise fields.refusal("sample_size", "must be a number, or a height and a width")
+    return sides[0] if sides[0] == sides[1] else (sides[0], sides[1])
 
 
-# Our names -> theirs, applied in this order.
-_RENAMES = (
+# Our names -> theirs.
+_RENAMES: Renames = (
     (r"^time_(\d)\.", r"time_embedding.linear_\1."),
     (r"^classes\.", "class_embedding."),
     (r"^norm_out\.", "conv_norm_out."),
@@ -213,6 +209,7 @@ _RENAMES = (
     (r"(attentions\.\d+)\.norm\.", r"\1.group_norm."),
     (r"(attentions\.\d+)\.out\.", r"\1.to_out.0."),
 )
+_PARTS = ("to_q", "to_k", "to_v")
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
@@ -264,15 +261,7 @@ def read_diffusers(
     check_outputs(
         config, conventions.variance, source=scheduler if variance is None else with_setting
     )
-    names = {name: their_name(name) for name in unet_names(config, source=str(layout.config))}
-    weights = join_attention(
-        weights,
-        names.values(),
-        parts=("to_q", "to_k", "to_v"),
-        output="to_out.0",
-        source=files.path,
-    )
-    network = build_unet(config, weights, source=str(files.path), names=names)
+    network = load_renamed(config, weights, _RENAMES, parts=_PARTS, source=files.path)
     return Checkpoint(
         network=network,
         schedule=conventions.schedule,
@@ -362,11 +351,6 @@ def _read_weights(
     }, sha256
 
 
-def their_name(name: str) -> str:
-    """The name in diffusers of a weight of `unet.unet.UNet`.
-
-    Queries, keys and values are one `qkv` in the name; diffusers has to_q, to_k and to_v.
-    """
-    for pattern, replacement in _RENAMES:
-        name = re.sub(pattern, replacement, name)
-    return name
+def diffusers_weights(network: UNet) -> dict[str, Tensor]:
+    """The weights of our U-Net under diffusers' names and in its shapes."""
+    return renamed_weights(network, _RENAMES, parts=_PARTS)

@@ -1,12 +1,14 @@
 """The schedule and the conventions in a `scheduler_config.json` of diffusers."""
 
 import dataclasses
+import functools
 import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
+import msgspec
 from torch import Tensor
 
 from ddpmbench.checkpoints.schedule_tables import NO_TABLES, ScheduleTables
@@ -15,6 +17,8 @@ from ddpmbench.checkpoints.settings import CheckpointSettings, MissingSettingsEr
 from ddpmbench.checkpoints.weights import FileError, naming
 from ddpmbench.diffusion.process import Prediction, Variance
 from ddpmbench.diffusion.schedule import NoiseSchedule
+
+T = TypeVar("T")
 
 
 def read_object(path: Path) -> dict[str, object]:
@@ -71,51 +75,12 @@ class Fields:
         if missing := [name for name in names if name not in self.given]:
             raise FileError(self.path, f"does not say {', '.join(missing)}")
 
-    def integer(self, name: str) -> int:
-        """A field that is a whole number of at least 0."""
-        return int(self._checked(name, lambda v: type(v) is int and v >= 0, "a whole number"))
-
-    def number(self, name: str) -> float:
-        """A field that is a number."""
-        return float(
-            self._checked(
-                name,
-                lambda v: type(v) in (int, float) and -1e9 < v < 1e9,
-                "a finite number of a sensible size",
-            )
-        )
-
-    def flag(self, name: str) -> bool:
-        """A field that is true or false."""
-        return bool(self._checked(name, lambda v: type(v) is bool, "true or false"))
-
-    def text(self, name: str) -> str:
-        """A field that is a string."""
-        return str(self._checked(name, lambda v: type(v) is str, "a string"))
-
-    def integers(self, name: str) -> tuple[int, ...]:
-        """A field that is a list of whole numbers."""
-        return self._list(name, (int,), "whole numbers")
-
-    def numbers(self, name: str) -> tuple[float, ...]:
-        """A field that is a list of numbers."""
-        return self._list(name, (int, float), "numbers")
-
-    def texts(self, name: str) -> tuple[str, ...]:
-        """A field that is a list of strings."""
-        return self._list(name, (str,), "strings")
-
-    def _list(self, name: str, kinds: tuple[type, ...], words: str) -> tuple[Any, ...]:
-        def fits(value: Any) -> bool:  # noqa: ANN401
-            return isinstance(value, list | tuple) and all(type(item) in kinds for item in value)
-
-        return tuple(self._checked(name, fits, f"a list of {words}"))
-
-    def _checked(self, name: str, fits: Callable[[Any], bool], words: str) -> Any:  # noqa: ANN401
-        value = self.values[name]
-        if not fits(value):
-            raise self.refusal(name, f"must be {words}")
-        return value
+    def get(self, name: str, kind: type[T]) -> T:
+        """A field of this type."""
+        try:
+            return msgspec.convert(self.values[name], kind)
+        except msgspec.ValidationError as error:
+            raise self.refusal(name, str(error).replace("`", "")) from error
 
 
 DEFAULT = "diffusers' default"
@@ -151,12 +116,12 @@ _OTHER_SAMPLERS = (
     "DPMSolverMultistepScheduler",
     "UniPCMultistepScheduler",
 )
-_PREDICTIONS = {
+PREDICTIONS = {
     "epsilon": Prediction.EPSILON,
     "sample": Prediction.X_START,
     "v_prediction": Prediction.V,
 }
-_VARIANCES = {
+VARIANCES = {
     "fixed_small": Variance.FIXED_SMALL,
     "fixed_small_log": Variance.FIXED_SMALL,
     "fixed_large": Variance.FIXED_LARGE,
@@ -217,16 +182,20 @@ def read_scheduler(
     Source: the documented defaults of diffusers' DDPMScheduler. Its betas are read, never its
     variances, which are clamped and in float32.
     """
-    examples = {"schedule": NO_TABLES.example, "prediction": "eps", "variance": "fixed_small"}
+    examples: dict[str, object] = {
+        "schedule": NO_TABLES.example,
+        "prediction": "eps",
+        "variance": "fixed_small",
+    }
     absent = {n: example for n, example in examples.items() if getattr(settings, n) is None}
+    lacking = functools.partial(
+        MissingSettingsError, family="diffusers", path=file, weights=weights
+    )
     if not path.is_file():
         if absent:
-            raise MissingSettingsError(
+            raise lacking(
                 f"{path}: missing, so nothing says the noise schedule; copy it there from where "
                 f"the model came, or pass {' '.join(parameters(absent))} as it was trained",
-                family="diffusers",
-                path=file,
-                weights=weights,
                 missing=absent,
             )
         return _from_settings(settings, f"no {path}")
@@ -240,38 +209,34 @@ def read_scheduler(
                 "`schedule`, `prediction` and `variance` as it was trained",
             )
         return _from_settings(settings, f"{path} is of a {name}")
-    steps = fields.values["num_train_timesteps"]
-    if "num_train_timesteps" in fields.given and type(steps) is int and steps > 1:
-        examples["schedule"] = ScheduleTables(steps={"num_train_timesteps": steps}).example
-    if str(fields.values.get("variance_type")).startswith("learned"):
-        examples["variance"] = "learned_range"
-    readers = {"schedule": _schedule, "prediction": _prediction, "variance": _variance}
     values: dict[str, Any] = {}
     notes: list[str] = []
     problems: dict[str, str] = {}
-    for setting, read in {**readers, "clip": _clip}.items():
+    for setting, (read, parse) in _SETTINGS.items():
         try:
             values[setting] = read(fields)
         except FileError as error:
             if (value := getattr(settings, setting)) is None:
                 problems[setting] = error.problem
                 continue
-            values[setting] = _PARSERS[setting](value)
+            values[setting] = parse(value)
             (shown,) = parameters({setting: value})
             notes.append(f"{shown} is used: {error}")
     if problems:
+        steps = fields.values["num_train_timesteps"]
+        if "num_train_timesteps" in fields.given and type(steps) is int and steps > 1:
+            examples["schedule"] = ScheduleTables(steps={"num_train_timesteps": steps}).example
+        if str(fields.values["variance_type"]).startswith("learned"):
+            examples["variance"] = "learned_range"
         missing = {setting: {**examples, "clip": True}[setting] for setting in problems}
         remedy = " ".join(parameters(missing)) + (" (or `clip=False`)" if "clip" in missing else "")
-        raise MissingSettingsError(
+        raise lacking(
             f"{path}: {'; '.join(problems.values())}; pass {remedy}, or whatever it was trained "
             "with",
-            family="diffusers",
-            path=file,
-            weights=weights,
             missing=missing,
         )
     if settings.variance is not None and settings.variance != values["variance"]:
-        notes.append(f"`variance={settings.variance}` overrides {fields.text('variance_type')}")
+        notes.append(f"`variance={settings.variance}` overrides {fields.values['variance_type']}")
         values["variance"] = Variance(settings.variance)
     sources = {}
     if settings.prediction is None and _lacks_prediction(fields):
@@ -283,21 +248,12 @@ def read_scheduler(
     return Conventions(**values, notes=tuple(notes), sources=sources)
 
 
-_PARSERS: dict[str, Callable[[Any], object]] = {
-    "schedule": read_schedule,
-    "prediction": Prediction,
-    "variance": Variance,
-    "clip": bool,
-}
-
-
 def _from_settings(settings: CheckpointSettings, problem: str) -> Conventions:
     """The process where the settings say all of it."""
     given = {name: getattr(settings, name) for name in ("schedule", "prediction", "variance")}
+    values: dict[str, Any] = {name: _SETTINGS[name][1](value) for name, value in given.items()}
     return Conventions(
-        schedule=read_schedule(str(settings.schedule)),
-        prediction=Prediction(str(settings.prediction)),
-        variance=Variance(str(settings.variance)),
+        **values,
         clip=True,
         notes=(f"{problem}; {' '.join(parameters(given))} is used",),
         sources={"clip": DEFAULT},
@@ -307,7 +263,7 @@ def _from_settings(settings: CheckpointSettings, problem: str) -> Conventions:
 def _schedule(fields: Fields) -> NoiseSchedule:
     fields.require("rescale_betas_zero_snr", (False, None))
     if fields.values["trained_betas"] is not None:
-        betas = fields.numbers("trained_betas")
+        betas = fields.get("trained_betas", tuple[float, ...])
         total = fields.values["num_train_timesteps"]
         if "num_train_timesteps" in fields.given and len(betas) != total:
             raise fields.refusal(
@@ -316,7 +272,7 @@ def _schedule(fields: Fields) -> NoiseSchedule:
         with naming(fields.path):
             return NoiseSchedule.from_betas(betas, name="trained_betas")
     fields.require_given("num_train_timesteps", "beta_schedule")
-    num_timesteps, name = fields.integer("num_train_timesteps"), fields.text("beta_schedule")
+    num_timesteps, name = fields.get("num_train_timesteps", int), fields.get("beta_schedule", str)
     if num_timesteps < 1:
         raise fields.refusal("num_train_timesteps", "must be at least 1")
     with naming(fields.path):
@@ -328,7 +284,7 @@ def _schedule(fields: Fields) -> NoiseSchedule:
                 "beta_schedule", f"only {choices} and squaredcos_cap_v2 can be read"
             )
         fields.require_given("beta_start", "beta_end")
-        start, end = fields.number("beta_start"), fields.number("beta_end")
+        start, end = fields.get("beta_start", float), fields.get("beta_end", float)
         return _BY_ENDS[name](num_timesteps, beta_start=start, beta_end=end)
 
 
@@ -345,7 +301,7 @@ def _prediction(fields: Fields) -> Prediction:
         return Prediction.X_START
     if _lacks_prediction(fields) and not _is_before_prediction_type(fields):
         fields.require_given("prediction_type")
-    if (prediction := _PREDICTIONS.get(fields.text("prediction_type"))) is None:
+    if (prediction := PREDICTIONS.get(fields.get("prediction_type", str))) is None:
         raise fields.refusal("prediction_type", "not known")
     return prediction
 
@@ -358,7 +314,7 @@ def _is_before_prediction_type(fields: Fields) -> bool:
     """Whether the file was written when every network of diffusers predicted the noise."""
     if fields.given.isdisjoint({"beta_schedule", "trained_betas"}):
         return False  # no diffusers has written it
-    if fields.text("_class_name") == "GaussianDDPMScheduler":
+    if fields.get("_class_name", str) == "GaussianDDPMScheduler":
         return True
     version = re.match(r"(\d+)\.(\d+)", str(fields.values.get("_diffusers_version", "")))
     if version is not None:
@@ -367,26 +323,35 @@ def _is_before_prediction_type(fields: Fields) -> bool:
 
 
 def _variance(fields: Fields) -> Variance:
-    name = fields.text("_class_name")
+    name = fields.get("_class_name", str)
     if name not in _DDPM:
         raise FileError(fields.path, f"a {name} does not say the variance of the reverse process")
     fields.require_given("variance_type")
-    kind = fields.text("variance_type")
+    kind = fields.get("variance_type", str)
     if kind == "learned":
         raise fields.refusal(
             "variance_type",
             "diffusers takes the output for the variance, ddpmbench for its logarithm",
         )
-    if (variance := _VARIANCES.get(kind)) is None:
+    if (variance := VARIANCES.get(kind)) is None:
         raise fields.refusal("variance_type", "not known")
     return variance
 
 
 def _clip(fields: Fields) -> bool:
     fields.require("thresholding", (False, None))
-    if fields.text("_class_name") in _DDPM:
+    if fields.get("_class_name", str) in _DDPM:
         fields.require_given("clip_sample")
-    clip = fields.flag("clip_sample")
-    if clip and fields.number("clip_sample_range") != 1.0:
+    clip = fields.get("clip_sample", bool)
+    if clip and fields.get("clip_sample_range", float) != 1.0:
         raise fields.refusal("clip_sample_range", "x_start can only be clipped to [-1, 1]")
     return clip
+
+
+_SETTINGS: dict[str, tuple[Callable[[Fields], object], Callable[[Any], object]]] = {
+    "schedule": (_schedule, read_schedule),
+    "prediction": (_prediction, Prediction),
+    "variance": (_variance, Variance),
+    "clip": (_clip, bool),
+}
+"""How each setting is read from the file, and from the user's value."""

@@ -12,27 +12,19 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ddpmbench.checkpoints.diffusers import their_name
+from ddpmbench.checkpoints.diffusers import diffusers_weights
 from ddpmbench.checkpoints.diffusers_files import STEM
+from ddpmbench.checkpoints.diffusers_scheduler import PREDICTIONS, VARIANCES
 from ddpmbench.checkpoints.weights import FileError
 from ddpmbench.diffusion.data_range import UNIT_RANGE
 from ddpmbench.diffusion.model import Checkpoint, ImageSize
-from ddpmbench.diffusion.process import Prediction, Variance
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.errors import InputError
 from ddpmbench.files import os_errors
 from ddpmbench.unet.unet import UNet, UNetConfig
 
-_PREDICTIONS = {
-    Prediction.EPSILON: "epsilon",
-    Prediction.X_START: "sample",
-    Prediction.V: "v_prediction",
-}
-_VARIANCES = {
-    Variance.FIXED_SMALL: "fixed_small",
-    Variance.FIXED_LARGE: "fixed_large",
-    Variance.LEARNED_RANGE: "learned_range",
-}
+_PREDICTIONS = {prediction: name for name, prediction in PREDICTIONS.items()}
+_VARIANCES = {kind: name for name, kind in VARIANCES.items() if not name.endswith("_log")}
 # Whether a resolution has attention -> its kind of block, by how the network resamples.
 _BLOCKS = {
     "conv": {False: "{}Block2D", True: "Attn{}Block2D"},
@@ -72,8 +64,9 @@ def write_diffusers(folder: Path, checkpoint: Checkpoint) -> None:
     _write(folder / "unet" / "config.json", _network(network.config, checkpoint.image_size))
     _write(folder / "scheduler" / "scheduler_config.json", _scheduler(checkpoint))
     path = folder / "unet" / f"{STEM}.safetensors"
+    weights = {n: w.cpu().contiguous() for n, w in diffusers_weights(network).items()}
     with os_errors():
-        save_file(_weights(network), path, metadata={"format": "pt"})
+        save_file(weights, path, metadata={"format": "pt"})
     path.chmod(0o644)  # safetensors makes it the writer's alone
 
 
@@ -211,19 +204,6 @@ def _short(beta: Tensor) -> float:
 
 def _same(one: NoiseSchedule, other: NoiseSchedule) -> bool:
     return torch.allclose(one.betas, other.betas, rtol=_SAME, atol=0.0)
-
-
-def _weights(network: UNet) -> dict[str, Tensor]:
-    """The weights under diffusers' names; queries, keys and values separate."""
-    weights = {}
-    for name, weight in network.state_dict().items():
-        tensor, theirs = weight.detach().cpu().contiguous(), their_name(name)
-        if ".qkv." not in theirs:
-            weights[theirs] = tensor
-            continue
-        for part, rows in zip(("to_q", "to_k", "to_v"), tensor.chunk(3), strict=True):
-            weights[theirs.replace(".qkv.", f".{part}.")] = rows.clone()
-    return weights
 
 
 def _write(path: Path, fields: dict[str, object]) -> None:

@@ -66,6 +66,21 @@ def _joined(parts: Mapping[str, Tensor], source: object) -> Tensor:
         raise FileError(source, f"{', '.join(parts)} are not parts of one matrix") from error
 
 
+def renamed_weights(
+    network: UNet, renames: Renames, *, parts: tuple[str, ...]
+) -> dict[str, Tensor]:
+    """The inverse of `load_renamed`: the weights of our U-Net as the project's files have them."""
+    weights = {}
+    for name, tensor in network.state_dict().items():
+        theirs = rename(name, renames)
+        if ".qkv." not in name:
+            weights[theirs] = tensor
+            continue
+        for part, rows in zip(parts, tensor.chunk(len(parts)), strict=True):
+            weights[theirs.replace(".qkv.", f".{part}.")] = rows.clone()
+    return weights
+
+
 def count(weights: Mapping[str, Tensor], pattern: str) -> int:
     """The number of numbered weights, from 0 on without a gap.
 
