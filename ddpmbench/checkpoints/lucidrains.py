@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import importlib.metadata
 import inspect
 import re
@@ -12,8 +13,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ddpmbench.checkpoints.renaming import count
 from ddpmbench.checkpoints.settings import CheckpointSettings, MissingSettingsError
-from ddpmbench.checkpoints.weights import FileError, load_weights, naming, only_tensors, sha256_of
+from ddpmbench.checkpoints.weights import (
+    FileError,
+    load_weights,
+    naming,
+    only_tensors,
+    sha256_of,
+    shape_of,
+)
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.diffusion.process import Prediction, Variance
 from ddpmbench.diffusion.schedule import NoiseSchedule
@@ -25,374 +34,9 @@ OWN = "build it with `network=FILE.py:NAME`"
 HEAD_CHANNELS = 32
 """The default of versions before 1.9, whose networks have no memory keys."""
 
-
-@dataclasses.dataclass(frozen=True)
-class UnetArguments:
-    """The arguments of the package's `Unet` under its names; one entry a resolution."""
-
-    dim: int
-    init_dim: int
-    out_dim: int
-    channels: int
-    self_condition: bool
-    dim_mults: tuple[int, ...]
-    full_attn: tuple[bool, ...]
-    attn_heads: tuple[int, ...]
-    attn_dim_head: tuple[int, ...]
-
-    @property
-    def learned_variance(self) -> bool:
-        """Whether there is a second image's worth of outputs."""
-        return self.out_dim == 2 * self.channels
-
-    @property
-    def size_multiple(self) -> int:
-        """Height and width of an image must be divisible by this."""
-        return int(2 ** (len(self.dim_mults) - 1))
-
-
-def read_arguments(weights: Mapping[str, Tensor], path: Path) -> UnetArguments:
-    """The arguments of the network that has these weights.
-
-    Args:
-        weights: the network's own names and tensors.
-        path: the file to name in an error.
-
-    Raises:
-        InputError: they are not those of the package's unconditional two-dimensional `Unet`.
-    """
-    if "classes_emb.weight" in weights:
-        raise FileError(
-            path,
-            f"the network of {PACKAGE}'s classifier_free_guidance, which depends on classes; only "
-            f"its Unet is read, {OWN}",
-        )
-    if "init_conv.weight" not in weights:
-        first = next(iter(weights), "none")
-        raise FileError(
-            path, f"its network is not {PACKAGE}'s Unet (its first weight is {first}); {OWN}"
-        )
-    shapes = _Shapes(weights, path)
-    dim = shapes.of("time_mlp.1.weight", 2)[0] // 4
-    init_dim, inputs, *_ = shapes.of("init_conv.weight", 4)
-    out_dim = shapes.of("final_conv.weight", 4)[0]
-    if out_dim == 2 * inputs + 2:
-        raise FileError(
-            path,
-            "the network of a WeightedObjectiveGaussianDiffusion, which predicts both noise and "
-            f"x_start; this is not read, {OWN}",
-        )
-    self_condition = inputs == 2 * out_dim
-    if not self_condition and out_dim not in (inputs, 2 * inputs):
-        raise FileError(
-            path,
-            f"the network gives {out_dim} channels for {inputs}, which no objective of {PACKAGE} "
-            f"takes; {OWN}",
-        )
-    levels, multiples = 0, []
-    while f"downs.{levels}.0.block1.proj.weight" in weights:
-        last = f"downs.{levels}.3.weight"
-        width = shapes.of(last if last in weights else f"downs.{levels}.3.1.weight", 4)[0]
-        if not dim or width % dim:
-            raise FileError(
-                path,
-                f"{width} channels are no multiple of dim = {dim}, which {PACKAGE} cannot build; "
-                f"{OWN}",
-            )
-        multiples.append(width // dim)
-        levels += 1
-    if not levels:
-        raise FileError(path, "has no downs.0.0.block1.proj.weight; the file is not whole")
-    attention = [shapes.attention(f"downs.{level}.2") for level in range(levels)]
-    full, heads, head_channels = zip(*attention, strict=True)
-    return UnetArguments(
-        dim=dim,
-        init_dim=init_dim,
-        out_dim=out_dim,
-        channels=inputs // 2 if self_condition else inputs,
-        self_condition=self_condition,
-        dim_mults=tuple(multiples),
-        full_attn=full,
-        attn_heads=heads,
-        attn_dim_head=head_channels,
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Shapes:
-    weights: Mapping[str, Tensor]
-    path: Path
-
-    def of(self, name: str, dims: int) -> tuple[int, ...]:
-        tensor = self.weights.get(name)
-        if tensor is None:
-            raise FileError(self.path, f"has no weight {name}; the file is not whole")
-        if tensor.ndim != dims:
-            kind = "its one-dimensional Unet1D" if tensor.ndim == 3 else "another network"
-            raise FileError(
-                self.path,
-                f"{name} is {list(tensor.shape)}, that of {kind}; only {PACKAGE}'s Unet is read, "
-                f"{OWN}",
-            )
-        return tuple(tensor.shape)
-
-    def attention(self, prefix: str) -> tuple[bool, int, int]:
-        """Whether it is full attention, its heads, and the channels of each."""
-        if f"{prefix}.fn.fn.to_qkv.weight" in self.weights:
-            prefix += ".fn.fn"
-        full = f"{prefix}.to_out.weight" in self.weights
-        if f"{prefix}.mem_kv" in self.weights:
-            _, heads, *last = self.of(f"{prefix}.mem_kv", 4)
-            return full, heads, last[1 if full else 0]
-        rows = self.of(f"{prefix}.to_qkv.weight", 4)[0]
-        if rows % (3 * HEAD_CHANNELS):
-            raise FileError(
-                self.path,
-                f"{prefix}.to_qkv.weight has {rows} rows, which are no queries, keys and values of "
-                f"heads of {HEAD_CHANNELS} channels; {OWN}",
-            )
-        return full, rows // (3 * HEAD_CHANNELS), HEAD_CHANNELS
-
-
-_LOG_FLOOR = -46.051701859880914  # log 1e-20
-
-
-def build_unet(
-    arguments: UnetArguments, weights: Mapping[str, Tensor], *, path: Path, version: str | None
-) -> nn.Module:
-    """The installed package's network with these weights in it, in evaluation mode.
-
-    Called with x_t (B, C, H, W) and time (B,); gives (B, C, H, W), or (B, 2C, H, W).
-
-    Args:
-        arguments: from `read_arguments`.
-        weights: the network's own names and tensors.
-        path: the file to name in an error.
-        version: of the package that wrote the file; None if it does not say.
-
-    Raises:
-        InputError: the package is missing or of a version with another network, or the weights
-            are not whole.
-    """
-    unet, installed = _imported(path), installed_version()
-    generation = _generation(weights)
-    # From 2.0 on the same names are the same function. Before, attention and convolutions changed
-    # without a change of names, so only the version that wrote a file is known to read it.
-    if generation != "2" and version is None:
-        raise FileError(
-            path,
-            f"its network is of {PACKAGE} before 2.0, but it does not say of which version, and "
-            f"they differ; {OWN}",
-        )
-    install = f"{PACKAGE}=={version}" if version else f"'{PACKAGE}>=2'"
-    other = FileError(
-        path,
-        f"its network is that of {PACKAGE} {version or 'from 2.0 on'}, the installed {installed} "
-        f"has another: pip install {install}",
-    )
-    try:
-        with torch.device("meta"):  # nothing is allocated before the shapes are the file's
-            network: nn.Module = unet(**_accepted(arguments, unet))
-    except (AssertionError, TypeError, ValueError, RuntimeError) as error:
-        raise other from error
-    names = network.state_dict()
-    if _generation(names) != generation or (
-        version not in (None, installed) and (generation != "2" or set(names) != set(weights))
-    ):
-        raise other
-    load_weights(network, weights, source=str(path))
-    return network.eval()
-
-
-def installed_version() -> str:
-    """The version of the package on this machine."""
-    return importlib.metadata.version(PACKAGE)
-
-
-def unsaid_arguments(weights: Mapping[str, Tensor]) -> str:
-    """The arguments that no shape of the network determines, with the values taken."""
-    values = ["sinusoidal_pos_emb_theta 10000"]
-    if _generation(weights) != "2":
-        values.append("resnet_block_groups 8")
-    if _generation(weights) == "before 1.9":
-        values.append(f"attn_dim_head {HEAD_CHANNELS}")
-    return ", ".join(values)
-
-
-class RangeFromZero(nn.Module):
-    """A network whose variance at t = 1 is interpolated from the package's lower end.
-
-    At t = 1, where the posterior variance is 0, the package interpolates between log 1e-20 and
-    log beta, and `Variance.LEARNED_RANGE` between the log posterior variance of t = 2 and log beta.
-    This module maps the output to the value that gives the same variance in the latter. A respaced
-    schedule has another t = 2, and so a variance at t = 1 between the network's and beta.
-    """
-
-    def __init__(self, network: nn.Module, *, log_beta: float, log_posterior: float) -> None:
-        super().__init__()
-        self.network = network
-        self._stretch = (log_beta - _LOG_FLOOR) / (log_beta - log_posterior)
-
-    def forward(self, x_t: Tensor, time: Tensor) -> Tensor:
-        """As the network, (B, 2C, H, W)."""
-        output, value = self.network(x_t, time).float().chunk(2, dim=1)
-        at_first = (time == 0).view(-1, 1, 1, 1)
-        value = torch.where(at_first, 1 - (1 - value) * self._stretch, value)
-        return torch.cat([output, value], dim=1)
-
-
-def _imported(path: Path) -> type[nn.Module]:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of its own imports
-            from denoising_diffusion_pytorch import Unet
-    except ImportError as error:
-        raise FileError(
-            path,
-            f"its network runs through {PACKAGE}, which cannot be imported ({error}): "
-            "pip install 'ddpmbench[lucidrains]'",
-        ) from error
-    unet: type[nn.Module] = Unet
-    return unet
-
-
-def _generation(weights: Mapping[str, object]) -> str:
-    """The versions of the package whose network has these names."""
-    if "downs.0.0.block1.norm.g" in weights:
-        return "2"
-    return "1.9 to 1.11" if "mid_attn.mem_kv" in weights else "before 1.9"
-
-
-def _accepted(arguments: UnetArguments, unet: type[nn.Module]) -> dict[str, object]:
-    """The arguments that the installed version takes.
-
-    Raises:
-        ValueError: it does not take one whose value is not its default.
-    """
-    built_in = {"attn_heads": 4, "attn_dim_head": HEAD_CHANNELS, "full_attn": False}
-    known = inspect.signature(unet).parameters
-    result: dict[str, object] = {}
-    for field in dataclasses.fields(arguments):
-        value = getattr(arguments, field.name)
-        if field.name in ("attn_heads", "attn_dim_head") and len(set(value)) == 1:
-            value = value[0]
-        if field.name in known:
-            result[field.name] = value
-        elif set(value if isinstance(value, tuple) else [value]) != {built_in.get(field.name)}:
-            raise ValueError(f"{field.name} = {value}")
-    return result
-
-
-_ULP = 2.0**-23
-"""Two float32 numbers that differ by less, relatively, may be roundings of the same one."""
-_ROUNDING = 5e-7
-"""Tolerance of beta plus the ratio of two products against 1, in float32."""
-_NAMED: dict[str, Callable[[int], NoiseSchedule]] = {
-    "linear": NoiseSchedule.linear,
-    "cosine": NoiseSchedule.cosine,
-    "sigmoid": NoiseSchedule.sigmoid,
-}
-_AGREEMENT = 1e-3
-"""Relative tolerance of a loss weight."""
-
-
-def read_schedule(buffers: Mapping[str, Tensor], *, path: Path) -> NoiseSchedule:
-    """The schedule in the buffers `betas` and `alphas_cumprod`, which are float32.
-
-    A named schedule that rounds to them is taken in float64. Of any other, beta has a relative
-    error of 6e-8 and 1 - beta of 2e-7: where beta is large, 1 - beta is the ratio of two cumulative
-    products, because the difference would cancel.
-
-    Args:
-        buffers: (T,) each, under the package's names.
-        path: the file to name in an error.
-
-    Raises:
-        InputError: a buffer is missing or no schedule, or the two contradict each other.
-    """
-    betas = _buffer(buffers, "betas", path)
-    alphas_cumprod = _buffer(buffers, "alphas_cumprod", path)
-    if betas.shape != alphas_cumprod.shape:
-        raise FileError(
-            path,
-            f"betas is {list(betas.shape)}, alphas_cumprod {list(alphas_cumprod.shape)}; the file "
-            "is not whole",
-        )
-    previous = torch.cat([torch.ones(1, dtype=torch.float64), alphas_cumprod[:-1]])
-    remaining = alphas_cumprod / previous
-    wrong = ~((remaining - (1 - betas)).abs() <= _ROUNDING)
-    if bool(wrong.any()):
-        raise FileError(
-            path,
-            f"betas and alphas_cumprod contradict each other at t = {1 + int(wrong.nonzero()[0])}; "
-            "they were changed or rounded after the training, copy the file again",
-        )
-    with naming(path):
-        return _named(NoiseSchedule.from_betas(torch.where(betas > 0.5, 1 - remaining, betas)))
-
-
-def _named(schedule: NoiseSchedule) -> NoiseSchedule:
-    """The named schedule that rounds to this one; else this one."""
-    for name, make in _NAMED.items():
-        with contextlib.suppress(InputError):  # too few steps for a schedule of that name
-            known = make(schedule.num_timesteps)
-            off = (schedule.betas / known.betas - 1).abs()
-            if bool((off <= _ULP).all()):
-                return known
-            # The package's sigmoid has ends in float32, which shows where little is left.
-            if name == "sigmoid" and bool((off[:-1] < 1e-2).all()):
-                return NoiseSchedule.from_betas(schedule.betas, name=name)
-    return schedule
-
-
-def read_prediction(schedule: NoiseSchedule, loss_weight: Tensor | None) -> Prediction | None:
-    r"""The parameterization, from the weight of the loss over t; None if no weight fits.
-
-    .. math::
-        w_\epsilon = s / \text{snr}, \qquad w_{x_0} = s, \qquad w_v = s / (\text{snr} + 1),
-        \qquad s = \min(\text{snr}, \gamma)
-
-    with gamma infinite by default.
-
-    Args:
-        schedule: of T steps.
-        loss_weight: (T,); None if the file has none.
-
-    Source: Hang et al. 2023; GaussianDiffusion of the package.
-    """
-    if loss_weight is None or loss_weight.shape != schedule.snr.shape:
-        return None
-    weight, snr = loss_weight.double(), schedule.snr
-    implied = {
-        Prediction.EPSILON: weight * snr,
-        Prediction.X_START: weight,
-        Prediction.V: weight * (snr + 1),
-    }
-    fitting = [prediction for prediction, values in implied.items() if _is_clipped(values, snr)]
-    return fitting[0] if len(fitting) == 1 else None
-
-
-def _is_clipped(values: Tensor, snr: Tensor) -> bool:
-    """Whether the values are min(snr, gamma) of some gamma."""
-    expected = snr.clamp(max=float(values.max()))
-    return bool(((values - expected).abs() <= _AGREEMENT * expected).all())
-
-
-def _buffer(buffers: Mapping[str, Tensor], name: str, path: Path) -> Tensor:
-    values = buffers.get(name)
-    if values is None:
-        raise FileError(path, f"has no buffer {name}; the file is not whole")
-    if values.ndim != 1 or not len(values) or not values.is_floating_point():
-        raise FileError(
-            path, f"{name} is {list(values.shape)} {values.dtype}, not one row of numbers"
-        )
-    return values.detach().cpu().double()
-
-
 TELLING = (("betas", "model.init_conv.weight"),)
 """The names of a GaussianDiffusion of the package around one of its convolutional nets."""
 _NETWORK = "model."
-_UNET = ("init_conv.weight", "time_mlp.1.weight", "final_res_block.block1.proj.weight")
 
 
 def is_lucidrains(names: Mapping[str, object]) -> bool:
@@ -406,20 +50,13 @@ def other_lucidrains(names: Sequence[str]) -> str | None:
     Args:
         names: of all its tensors.
     """
-    whole = f"only its GaussianDiffusion with its Unet is read, {OWN}"
-    if {"betas", "posterior_mean_coef1", "model.input_block.weight"} <= {
-        name.removeprefix("ema_model.") for name in names
-    }:
-        return f"another network of {PACKAGE} than its Unet; {whole}"
-    ends = {end for end in _UNET if any(name.endswith(end) for name in names)}
-    if len(ends) < len(_UNET):
+    ends = ("init_conv.weight", "time_mlp.1.weight", "final_res_block.block1.proj.weight")
+    if not all(any(name.endswith(end) for name in names) for end in ends):
         return None
-    if set(_UNET) <= set(names):
-        return (
-            f"the network of {PACKAGE} alone, without its schedule; pass the file that its "
-            f"Trainer saved (model-N.pt), or {OWN}"
-        )
-    return f"a diffusion of {PACKAGE} without betas (elucidated or of continuous time); {whole}"
+    return (
+        f"a network of {PACKAGE} without its schedule; pass what its Trainer saved (model-N.pt) "
+        f"of a GaussianDiffusion, the only model of it that is read, or {OWN}"
+    )
 
 
 def read_lucidrains(
@@ -491,7 +128,7 @@ def read_lucidrains(
             f"network run by {PACKAGE} {installed_version()}{by}",
             *notes,
             "not in the file, taken as the package has it by default: "
-            f"auto_normalize True (else `data_range=0,1`), {unsaid_arguments(weights)}",
+            f"auto_normalize True (else `data_range=0,1`), {_UNDETERMINED[_generation(weights)]}",
         ),
     )
 
@@ -502,6 +139,306 @@ def version_in(content: Mapping[str, object]) -> str | None:
     if isinstance(version, str) and re.fullmatch(r"\d+(\.\d+)+", version):
         return version
     return None
+
+
+@dataclasses.dataclass(frozen=True)
+class UnetArguments:
+    """The arguments of the package's `Unet` under its names; one entry a resolution."""
+
+    dim: int
+    init_dim: int
+    out_dim: int
+    channels: int
+    self_condition: bool
+    dim_mults: tuple[int, ...]
+    full_attn: tuple[bool, ...]
+    attn_heads: tuple[int, ...]
+    attn_dim_head: tuple[int, ...]
+
+    @property
+    def learned_variance(self) -> bool:
+        """Whether there is a second image's worth of outputs."""
+        return self.out_dim == 2 * self.channels
+
+    @property
+    def size_multiple(self) -> int:
+        """Height and width of an image must be divisible by this."""
+        return int(2 ** (len(self.dim_mults) - 1))
+
+
+def read_arguments(weights: Mapping[str, Tensor], path: Path) -> UnetArguments:
+    """The arguments of the network that has these weights.
+
+    Args:
+        weights: the network's own names and tensors.
+        path: the file to name in an error.
+
+    Raises:
+        InputError: they are not those of the package's unconditional two-dimensional `Unet`.
+    """
+    if "classes_emb.weight" in weights:
+        raise FileError(path, f"its network depends on classes, which is not read; {OWN}")
+    shape = functools.partial(shape_of, weights, source=path)
+    dim = shape("time_mlp.1.weight", 2)[1]
+    init_dim, inputs, *_ = shape("init_conv.weight", 4)
+    out_dim = shape("final_conv.weight", 4)[0]
+    self_condition = inputs == 2 * out_dim
+    if not self_condition and out_dim not in (inputs, 2 * inputs):
+        raise FileError(
+            path,
+            f"the network gives {out_dim} channels for {inputs}, which no GaussianDiffusion of "
+            f"{PACKAGE} takes; {OWN}",
+        )
+    multiples, attention = [], []
+    for level in range(max(1, count(weights, "downs.{}.0.block1.proj.weight"))):
+        last = f"downs.{level}.3.weight"
+        width = shape(last if last in weights else f"downs.{level}.3.1.weight", 4)[0]
+        multiples.append(width // dim)
+        attention.append(_attention(weights, f"downs.{level}.2", path))
+    full, heads, head_channels = zip(*attention, strict=True)
+    return UnetArguments(
+        dim=dim,
+        init_dim=init_dim,
+        out_dim=out_dim,
+        channels=inputs // 2 if self_condition else inputs,
+        self_condition=self_condition,
+        dim_mults=tuple(multiples),
+        full_attn=full,
+        attn_heads=heads,
+        attn_dim_head=head_channels,
+    )
+
+
+def _attention(weights: Mapping[str, Tensor], name: str, path: Path) -> tuple[bool, int, int]:
+    """Whether it is full attention, its heads, and the channels of each."""
+    if f"{name}.fn.fn.to_qkv.weight" in weights:
+        name += ".fn.fn"
+    full = f"{name}.to_out.weight" in weights
+    if f"{name}.mem_kv" in weights:
+        _, heads, *last = shape_of(weights, f"{name}.mem_kv", 4, source=path)
+        return full, heads, last[1 if full else 0]
+    rows = shape_of(weights, f"{name}.to_qkv.weight", 4, source=path)[0]
+    return full, rows // (3 * HEAD_CHANNELS), HEAD_CHANNELS
+
+
+_LOG_FLOOR = -46.051701859880914  # log 1e-20
+
+
+def build_unet(
+    arguments: UnetArguments, weights: Mapping[str, Tensor], *, path: Path, version: str | None
+) -> nn.Module:
+    """The installed package's network with these weights in it, in evaluation mode.
+
+    Called with x_t (B, C, H, W) and time (B,); gives (B, C, H, W), or (B, 2C, H, W).
+
+    Args:
+        arguments: from `read_arguments`.
+        weights: the network's own names and tensors.
+        path: the file to name in an error.
+        version: of the package that wrote the file; None if it does not say.
+
+    Raises:
+        InputError: the package is missing or of a version with another network, or the weights
+            are not whole.
+    """
+    unet, installed = _imported(path), installed_version()
+    generation = _generation(weights)
+    # From 2.0 on the same names are the same function. Before, attention and convolutions changed
+    # without a change of names, so only the version that wrote a file is known to read it.
+    if generation != "2" and version is None:
+        raise FileError(
+            path,
+            f"its network is of {PACKAGE} before 2.0, but it does not say of which version, and "
+            f"they differ; {OWN}",
+        )
+    install = f"{PACKAGE}=={version}" if version else f"'{PACKAGE}>=2'"
+    other = FileError(
+        path,
+        f"its network is that of {PACKAGE} {version or 'from 2.0 on'}, the installed {installed} "
+        f"has another: pip install {install}",
+    )
+    try:
+        with torch.device("meta"):  # nothing is allocated before the shapes are the file's
+            network: nn.Module = unet(**_accepted(arguments, unet))
+    except (AssertionError, TypeError, ValueError, RuntimeError) as error:
+        raise other from error
+    names = network.state_dict()
+    if _generation(names) != generation or (
+        version not in (None, installed) and (generation != "2" or set(names) != set(weights))
+    ):
+        raise other
+    load_weights(network, weights, source=str(path))
+    return network.eval()
+
+
+def installed_version() -> str:
+    """The version of the package on this machine."""
+    return importlib.metadata.version(PACKAGE)
+
+
+class RangeFromZero(nn.Module):
+    """A network whose variance at t = 1 is interpolated from the package's lower end.
+
+    At t = 1, where the posterior variance is 0, the package interpolates between log 1e-20 and
+    log beta, and `Variance.LEARNED_RANGE` between the log posterior variance of t = 2 and log beta.
+    This module maps the output to the value that gives the same variance in the latter. A respaced
+    schedule has another t = 2, and so a variance at t = 1 between the network's and beta.
+    """
+
+    def __init__(self, network: nn.Module, *, log_beta: float, log_posterior: float) -> None:
+        super().__init__()
+        self.network = network
+        self._stretch = (log_beta - _LOG_FLOOR) / (log_beta - log_posterior)
+
+    def forward(self, x_t: Tensor, time: Tensor) -> Tensor:
+        """As the network, (B, 2C, H, W)."""
+        output, value = self.network(x_t, time).float().chunk(2, dim=1)
+        at_first = (time == 0).view(-1, 1, 1, 1)
+        value = torch.where(at_first, 1 - (1 - value) * self._stretch, value)
+        return torch.cat([output, value], dim=1)
+
+
+def _imported(path: Path) -> type[nn.Module]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of its own imports
+            from denoising_diffusion_pytorch import Unet
+    except ImportError as error:
+        raise FileError(
+            path,
+            f"its network runs through {PACKAGE}, which cannot be imported ({error}): "
+            "pip install 'ddpmbench[lucidrains]'",
+        ) from error
+    unet: type[nn.Module] = Unet
+    return unet
+
+
+def _generation(weights: Mapping[str, object]) -> str:
+    """The versions of the package whose network has these names."""
+    if "downs.0.0.block1.norm.g" in weights:
+        return "2"
+    return "1.9 to 1.11" if "mid_attn.mem_kv" in weights else "before 1.9"
+
+
+# Arguments that no shape of a network of these versions determines, with the values taken.
+_UNDETERMINED = {
+    "2": "sinusoidal_pos_emb_theta 10000",
+    "1.9 to 1.11": "sinusoidal_pos_emb_theta 10000, resnet_block_groups 8",
+    "before 1.9": (
+        f"sinusoidal_pos_emb_theta 10000, resnet_block_groups 8, attn_dim_head {HEAD_CHANNELS}"
+    ),
+}
+
+
+def _accepted(arguments: UnetArguments, unet: type[nn.Module]) -> dict[str, object]:
+    """The arguments that the installed version takes.
+
+    Raises:
+        ValueError: it does not take one whose value is not its default.
+    """
+    built_in = {"attn_heads": 4, "attn_dim_head": HEAD_CHANNELS, "full_attn": False}
+    known = inspect.signature(unet).parameters
+    result: dict[str, object] = {}
+    for field in dataclasses.fields(arguments):
+        value = getattr(arguments, field.name)
+        if field.name in ("attn_heads", "attn_dim_head") and len(set(value)) == 1:
+            value = value[0]
+        if field.name in known:
+            result[field.name] = value
+        elif set(value if isinstance(value, tuple) else [value]) != {built_in.get(field.name)}:
+            raise ValueError(f"{field.name} = {value}")
+    return result
+
+
+_ULP = 2.0**-23
+"""Two float32 numbers that differ by less, relatively, may be roundings of the same one."""
+_ROUNDING = 5e-7
+"""Tolerance of beta plus the ratio of two products against 1, in float32."""
+_NAMED: dict[str, Callable[[int], NoiseSchedule]] = {
+    "linear": NoiseSchedule.linear,
+    "cosine": NoiseSchedule.cosine,
+    "sigmoid": NoiseSchedule.sigmoid,
+}
+_AGREEMENT = 1e-3
+"""Relative tolerance of a loss weight."""
+
+
+def read_schedule(buffers: Mapping[str, Tensor], *, path: Path) -> NoiseSchedule:
+    """The schedule in the buffers `betas` and `alphas_cumprod`, which are float32.
+
+    A named schedule that rounds to them is taken in float64. Of any other, beta has a relative
+    error of 6e-8 and 1 - beta of 2e-7: where beta is large, 1 - beta is the ratio of two cumulative
+    products, because the difference would cancel.
+
+    Args:
+        buffers: (T,) each, under the package's names.
+        path: the file to name in an error.
+
+    Raises:
+        InputError: a buffer is missing or no schedule, or the two contradict each other.
+    """
+    lengths = [shape_of(buffers, n, 1, source=path)[0] for n in ("betas", "alphas_cumprod")]
+    if lengths[0] != lengths[1]:
+        raise FileError(path, "betas and alphas_cumprod differ in length; the file is not whole")
+    betas, alphas_cumprod = buffers["betas"].double(), buffers["alphas_cumprod"].double()
+    previous = torch.cat([torch.ones(1, dtype=torch.float64), alphas_cumprod[:-1]])
+    remaining = alphas_cumprod / previous
+    wrong = ~((remaining - (1 - betas)).abs() <= _ROUNDING)
+    if bool(wrong.any()):
+        raise FileError(
+            path,
+            f"betas and alphas_cumprod contradict each other at t = {1 + int(wrong.nonzero()[0])}; "
+            "they were changed or rounded after the training, copy the file again",
+        )
+    with naming(path):
+        return _named(NoiseSchedule.from_betas(torch.where(betas > 0.5, 1 - remaining, betas)))
+
+
+def _named(schedule: NoiseSchedule) -> NoiseSchedule:
+    """The named schedule that rounds to this one; else this one."""
+    for name, make in _NAMED.items():
+        with contextlib.suppress(InputError):  # too few steps for a schedule of that name
+            known = make(schedule.num_timesteps)
+            off = (schedule.betas / known.betas - 1).abs()
+            if bool((off <= _ULP).all()):
+                return known
+            # The package's sigmoid has ends in float32, which shows where little is left.
+            if name == "sigmoid" and bool((off[:-1] < 1e-2).all()):
+                return NoiseSchedule.from_betas(schedule.betas, name=name)
+    return schedule
+
+
+def read_prediction(schedule: NoiseSchedule, loss_weight: Tensor | None) -> Prediction | None:
+    r"""The parameterization, from the weight of the loss over t; None if no weight fits.
+
+    .. math::
+        w_\epsilon = s / \text{snr}, \qquad w_{x_0} = s, \qquad w_v = s / (\text{snr} + 1),
+        \qquad s = \min(\text{snr}, \gamma)
+
+    with gamma infinite by default.
+
+    Args:
+        schedule: of T steps.
+        loss_weight: (T,); None if the file has none.
+
+    Source: Hang et al. 2023; GaussianDiffusion of the package.
+    """
+    if loss_weight is None or loss_weight.shape != schedule.snr.shape:
+        return None
+    weight, snr = loss_weight.double(), schedule.snr
+    implied = {
+        Prediction.EPSILON: weight * snr,
+        Prediction.X_START: weight,
+        Prediction.V: weight * (snr + 1),
+    }
+    fitting = [prediction for prediction, values in implied.items() if _is_clipped(values, snr)]
+    return fitting[0] if len(fitting) == 1 else None
+
+
+def _is_clipped(values: Tensor, snr: Tensor) -> bool:
+    """Whether the values are min(snr, gamma) of some gamma."""
+    expected = snr.clamp(max=float(values.max()))
+    return bool(((values - expected).abs() <= _AGREEMENT * expected).all())
 
 
 def _prediction(
