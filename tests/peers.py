@@ -1,6 +1,7 @@
 """The families' own files, made by their own code where it can be installed."""
 
 import contextlib
+import dataclasses
 import json
 import warnings
 from pathlib import Path
@@ -8,7 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from ddpmbench.checkpoints import Checkpoint
+from ddpmbench.diffusion.process import Prediction, Variance
+from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.errors import InputError
+from ddpmbench.unet.unet import UNet, UNetConfig
 
 with warnings.catch_warnings():
     # what diffusers' own imports warn of is not ours to mend
@@ -50,15 +55,49 @@ SMALL_UNET = {
 }
 
 
-def diffusers_unet(settings, seed=0):
-    """Their network with every weight random, those of the normalizations too."""
+SMALL_CONFIG = UNetConfig(
+    in_channels=1,
+    out_channels=1,
+    model_channels=32,
+    channels=(32, 64),
+    num_blocks=1,
+    attention=(False, True),
+)
+
+
+def random_network(make, seed=0):
+    """A network with every weight random, those of the normalizations too."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        network = UNet2DModel(**settings).eval().requires_grad_(False)
+        network = make().eval().requires_grad_(False)
         for parameter in network.parameters():
             if parameter.ndim == 1:
                 parameter.add_(0.2 * torch.randn_like(parameter))
     return network
+
+
+def diffusers_unet(settings, seed=0):
+    """Their network with random weights."""
+    return random_network(lambda: UNet2DModel(**settings), seed)
+
+
+def random_model(config=SMALL_CONFIG, **changes):
+    """A model of our U-Net with random weights, for images of 8x8."""
+    learned = config.out_channels != config.in_channels
+    checkpoint = Checkpoint(
+        network=random_network(lambda: UNet(config)),
+        schedule=NoiseSchedule.cosine(40),
+        prediction=Prediction.V,
+        variance=Variance.LEARNED_RANGE if learned else Variance.FIXED_SMALL,
+        channels=config.in_channels,
+        image_size=8,
+        size_multiple=config.size_multiple,
+        num_classes=config.num_classes,
+        family="native",
+        source="made",
+        sha256="0" * 64,
+    )
+    return dataclasses.replace(checkpoint, **changes)
 
 
 def save_flat(folder, network, scheduler=None):

@@ -1,11 +1,10 @@
 """The family of this project: one safetensors file with a JSON record in its metadata."""
 
-import dataclasses
 import json
-import operator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -32,6 +31,25 @@ FORMAT = 2
 _RECORD = "ddpmbench"
 _BETAS = "schedule.betas"
 _NETWORK = "network."
+
+
+class _DataRange(msgspec.Struct):
+    low: float
+    high: float
+    levels: int
+
+
+class _Record(msgspec.Struct, omit_defaults=True):
+    network: dict[str, Any]
+    schedule: str
+    prediction: Prediction
+    variance: Variance
+    time_input: TimeInput
+    image_size: int | tuple[int, int] | None
+    training: dict[str, Any] | None = None
+    weights: Annotated[str, msgspec.Meta(pattern=f"^({'|'.join(WEIGHTS)})$")] | None = None
+    clip: bool = True
+    data_range: _DataRange | None = None
 
 
 def is_native(path: Path) -> bool:
@@ -70,54 +88,37 @@ def read_native(path: Path) -> Checkpoint:
             "newer ddpmbench",
         )
     try:
+        fields = msgspec.convert(record, _Record)
         with naming(path):
-            config = UNetConfig.from_dict(record["network"])
-            schedule = NoiseSchedule.from_betas(tensors.pop(_BETAS), name=record["schedule"])
-            conventions = _conventions(record)
-        prediction, variance = Prediction(record["prediction"]), Variance(record["variance"])
-        time_input, image_size = TimeInput(record["time_input"]), record["image_size"]
-        if isinstance(image_size, list):
-            image_size = (int(image_size[0]), int(image_size[1]))
-    except (LookupError, ValueError, TypeError, AttributeError) as error:
-        raise FileError(path, f"its record lacks or misspells {error}") from error
-    check_outputs(config, variance, source=path)
+            config = UNetConfig.from_dict(fields.network)
+            schedule = NoiseSchedule.from_betas(tensors.pop(_BETAS), name=fields.schedule)
+            data_range = UNIT_RANGE
+            if fields.data_range is not None:
+                data_range = DataRange(*msgspec.structs.astuple(fields.data_range))
+    except (msgspec.ValidationError, LookupError, TypeError) as error:
+        problem = str(error).replace("`", "")
+        raise FileError(path, f"its record lacks or misspells a field: {problem}") from error
+    check_outputs(config, fields.variance, source=path)
     weights = {name.removeprefix(_NETWORK): tensor for name, tensor in tensors.items()}
     return Checkpoint(
         network=build_unet(config, weights, source=str(path)),
         schedule=schedule,
-        prediction=prediction,
-        variance=variance,
-        time_input=time_input,
+        prediction=fields.prediction,
+        variance=fields.variance,
+        clip=fields.clip,
+        time_input=fields.time_input,
+        data_range=data_range,
         channels=config.in_channels,
-        image_size=image_size,
+        image_size=fields.image_size,
         size_multiple=config.size_multiple,
         num_classes=config.num_classes,
         family="native",
         source=str(path),
         sha256=sha256_of(path),
-        training=record.get("training"),
+        training=fields.training,
+        weights=fields.weights,
         notes=rounding_notes(weights),
-        **conventions,
     )
-
-
-def _conventions(record: dict[str, Any]) -> dict[str, Any]:
-    """The optional fields of a record, which it has only where they are not the default.
-
-    Raises:
-        InputError: the data range is none.
-        KeyError: the data range lacks a field.
-        ValueError: a field is of another type.
-    """
-    fields: dict[str, Any] = {name: record[name] for name in ("clip", "weights") if name in record}
-    if not isinstance(fields.get("clip", True), bool):
-        raise ValueError(f"clip = {fields['clip']!r}")
-    if fields.get("weights") not in (None, *WEIGHTS):
-        raise ValueError(f"weights = {fields['weights']!r}")
-    if "data_range" in record:
-        low, high, levels = (record["data_range"][name] for name in ("low", "high", "levels"))
-        fields["data_range"] = DataRange(float(low), float(high), operator.index(levels))
-    return fields
 
 
 def write_native(
@@ -146,21 +147,24 @@ def write_native(
         raise FileError(
             checkpoint.source, "a respaced schedule is not written; respace it when it is read"
         )
-    conventions: dict[str, Any] = {} if checkpoint.clip else {"clip": False}
-    if checkpoint.data_range != UNIT_RANGE:
-        conventions["data_range"] = dataclasses.asdict(checkpoint.data_range)
+    data_range = checkpoint.data_range
+    fields = _Record(
+        network=network.config.to_dict(),
+        schedule=checkpoint.schedule.name,
+        prediction=checkpoint.prediction,
+        variance=checkpoint.variance,
+        time_input=checkpoint.time_input,
+        image_size=checkpoint.image_size,
+        weights=checkpoint.weights,
+        clip=checkpoint.clip,
+        data_range=None if data_range == UNIT_RANGE else _DataRange(**vars(data_range)),
+    )
+    # every version can read a file that says nothing of clip and data range
+    is_first = fields.clip and fields.data_range is None
     record = {
-        # without conventions every version can read it
-        "format": FORMAT if conventions else 1,
-        "network": network.config.to_dict(),
-        "schedule": checkpoint.schedule.name,
-        "prediction": checkpoint.prediction,
-        "variance": checkpoint.variance,
-        "time_input": checkpoint.time_input,
-        "image_size": checkpoint.image_size,
+        "format": 1 if is_first else FORMAT,
         "training": training,
-        **conventions,
-        **({} if checkpoint.weights is None else {"weights": checkpoint.weights}),
+        **msgspec.to_builtins(fields),
     }
     state = weights if weights is not None else network.state_dict()
     tensors = {

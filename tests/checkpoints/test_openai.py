@@ -18,11 +18,18 @@ FLAGS = (
 )
 
 
+def saved(folder, **shapes):
+    torch.save(openai_weights(**shapes), folder / "model.pt")
+    return folder / "model.pt"
+
+
 @pytest.fixture
 def path(tmp_path):
-    path = tmp_path / "ema_0.9999_500000.pt"
-    torch.save(openai_weights(), path)
-    return path
+    return saved(tmp_path)
+
+
+def read(path, *flags):
+    return load_checkpoint(path, CheckpointSettings(model_flags=" ".join([FLAGS, *flags])))
 
 
 def output(checkpoint, labels=None):
@@ -83,36 +90,27 @@ def test_a_published_name_takes_its_flags(path, monkeypatch, tmp_path):
     by_name = load_checkpoint(published, CheckpointSettings(model_flags=name))
     assert same_weights(by_itself, by_name)
     # flags given come before those of the name
-    steps = load_checkpoint(
-        published,
-        CheckpointSettings(model_flags=f"{FLAGS} --diffusion_steps 100 --rescale_timesteps False"),
-    )
+    steps = read(published, "--diffusion_steps 100 --rescale_timesteps False")
     assert steps.schedule.num_timesteps == 100
 
 
 @pytest.mark.parametrize("heads", ["--num_heads 4", "--num_head_channels 16"])
 def test_both_orders_of_the_attention_rows(path, heads):
-    legacy = load_checkpoint(path, CheckpointSettings(model_flags=f"{FLAGS} {heads}"))
-    same_rows = load_checkpoint(
-        path, CheckpointSettings(model_flags=f"{FLAGS} {heads} --use_new_attention_order True")
-    )
+    legacy, same_rows = read(path, heads), read(path, heads, "--use_new_attention_order True")
     assert (output(legacy) - output(same_rows)).abs().max() > 1e-3
     weights = torch.load(path, weights_only=True)
     for name, rows in weights.items():
         if ".qkv." in name:
-            heads_here, width = 4, len(rows) // 12
+            width = len(rows) // 12
             order = [
                 head * 3 * width + part * width + row
                 for part in range(3)
-                for head in range(heads_here)
+                for head in range(4)
                 for row in range(width)
             ]
             weights[name] = rows[order]
     torch.save(weights, path)
-    moved = load_checkpoint(
-        path, CheckpointSettings(model_flags=f"{FLAGS} {heads} --use_new_attention_order True")
-    )
-    assert same_weights(legacy, moved)
+    assert same_weights(legacy, read(path, heads, "--use_new_attention_order True"))
 
 
 @pytest.mark.parametrize(
@@ -126,13 +124,11 @@ def test_both_orders_of_the_attention_rows(path, heads):
     ],
 )
 def test_a_file_without_flags_says_what_its_weights_say(tmp_path, shapes):
-    path = tmp_path / "model.pt"
-    weights = openai_weights(**shapes)
-    torch.save(weights, path)
+    path = saved(tmp_path, **shapes)
     with pytest.raises(MissingSettingsError) as caught:
         load_checkpoint(path)
     assert (caught.value.family, caught.value.path) == ("openai", path)
-    assert set(caught.value.weights) == set(weights)
+    assert set(caught.value.weights) == set(openai_weights(**shapes))
     # what it proposes, placeholders and all, is a command that reads the file
     assert set(caught.value.missing) == {"model_flags"}
     flags = caught.value.missing["model_flags"]
@@ -156,9 +152,7 @@ def test_a_file_without_flags_says_what_its_weights_say(tmp_path, shapes):
     ],
 )
 def test_shapes_and_flags_agree_on_a_network(tmp_path, shapes, flags):
-    path = tmp_path / "model.pt"
-    torch.save(openai_weights(**shapes), path)
-    checkpoint = load_checkpoint(path, CheckpointSettings(model_flags=f"{FLAGS} {flags}"))
+    checkpoint = read(saved(tmp_path, **shapes), flags)
     assert checkpoint.channels == shapes.get("images", 3)
     assert checkpoint.num_classes == shapes.get("classes", 0)
     learned = shapes.get("learn_sigma", True)
@@ -180,22 +174,22 @@ def test_shapes_and_flags_agree_on_a_network(tmp_path, shapes, flags):
 )
 def test_flags_that_contradict_the_weights(path, flag, found):
     with refused(path, f"has {flag}", f"the weights say {found}"):
-        load_checkpoint(path, CheckpointSettings(model_flags=f"{FLAGS} {flag}"))
+        read(path, flag)
 
 
-def test_a_default_that_contradicts_the_weights(path):
-    with refused(path, "leaves the default --learn_sigma False", "True"):
-        load_checkpoint(
-            path, CheckpointSettings(model_flags=FLAGS.replace("--learn_sigma True", ""))
-        )
-    with refused(path, "--image_size 64 (channel multiples 1,2,3,4)", "1,2"):
-        load_checkpoint(
-            path,
-            CheckpointSettings(
-                model_flags="--image_size 64 --num_channels 32 --num_res_blocks 1 "
-                "--learn_sigma True"
-            ),
-        )
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (FLAGS.replace("--learn_sigma True", ""), "leaves the default --learn_sigma False"),
+        (
+            "--image_size 64 --num_channels 32 --num_res_blocks 1 --learn_sigma True",
+            "--image_size 64 (channel multiples 1,2,3,4), the weights say channel multiples 1,2",
+        ),
+    ],
+)
+def test_a_default_that_contradicts_the_weights(path, flags, words):
+    with refused(path, words):
+        load_checkpoint(path, CheckpointSettings(model_flags=flags))
 
 
 def test_without_flags_the_line_says_what_settles_it_and_what_was_read(path):
@@ -204,39 +198,22 @@ def test_without_flags_the_line_says_what_settles_it_and_what_was_read(path):
 
 
 def test_process_flags(path):
-    settings = "--diffusion_steps 400 --noise_schedule cosine --rescale_timesteps True"
-    checkpoint = load_checkpoint(
-        path,
-        CheckpointSettings(
-            model_flags=f"{FLAGS} {settings} --predict_xstart True --clip_denoised False"
-        ),
-    )
+    flags = "--diffusion_steps 400 --noise_schedule cosine --rescale_timesteps True"
+    checkpoint = read(path, flags, "--predict_xstart True --clip_denoised False")
     assert checkpoint.prediction is Prediction.X_START
     assert not checkpoint.clip
     assert checkpoint.schedule.name == "cosine"
     assert checkpoint.time_input is TimeInput.RESCALED_1000
     times = checkpoint.network_time(torch.tensor([1, 2, 400]))
     assert times.tolist() == [0.0, 2.5, 997.5]
-    respaced = load_checkpoint(
-        path, CheckpointSettings(model_flags=f"{FLAGS} {settings} --timestep_respacing 50")
-    )
+    respaced = read(path, flags, "--timestep_respacing 50")
     assert respaced.schedule.num_timesteps == 50
     assert respaced.network_time(torch.tensor([50])).tolist() == [997.5]
 
 
-def test_the_respacing_of_a_sampler_is_named_as_options_that_work(path):
-    flags = f"{FLAGS} --diffusion_steps 40 --rescale_timesteps False"
-    with refused("`model_flags`", "leave it out", "`timesteps=8`", "`sampler=ddim`"):
-        load_checkpoint(path, CheckpointSettings(model_flags=f"{flags} --timestep_respacing ddim8"))
-    settings = CheckpointSettings(model_flags=flags)
-    assert load_checkpoint(path, settings).respaced(8).schedule.num_timesteps == 8
-
-
 @pytest.mark.parametrize("respacing", ["10,8,4", "5,5", "1,1,1,1", "14,13,13", "40"])
-def test_sections_are_those_of_the_source(path, respacing):
-    flags = f"{FLAGS} --diffusion_steps 40 --rescale_timesteps False"
-    settings = CheckpointSettings(model_flags=f"{flags} --timestep_respacing {respacing}")
-    schedule = load_checkpoint(path, settings).schedule
+def test_sections_are_those_of_the_source(respacing):
+    schedule = parse_flags(f"--diffusion_steps 40 --timestep_respacing {respacing}").schedule
     expected = spaced_timesteps(40, [int(count) for count in respacing.split(",")])
     assert schedule.original_timesteps.tolist() == [1 + index for index in sorted(expected)]
 
@@ -256,16 +233,12 @@ def spaced_timesteps(num_timesteps, section_counts):
     return steps
 
 
-def test_fixed_variances(tmp_path):
-    path = tmp_path / "model.pt"
-    torch.save(openai_weights(learn_sigma=False), path)
-    flags = FLAGS.replace("--learn_sigma True", "")
-    assert (
-        load_checkpoint(path, CheckpointSettings(model_flags=flags)).variance
-        is Variance.FIXED_LARGE
-    )
-    small = load_checkpoint(path, CheckpointSettings(model_flags=f"{flags} --sigma_small True"))
-    assert small.variance is Variance.FIXED_SMALL
+@pytest.mark.parametrize(
+    ("flags", "variance"),
+    [("", Variance.FIXED_LARGE), ("--sigma_small True", Variance.FIXED_SMALL)],
+)
+def test_fixed_variances(flags, variance):
+    assert parse_flags(f"--image_size 32 {flags}").variance is variance
 
 
 @pytest.mark.parametrize(
@@ -285,9 +258,7 @@ def test_which_project_decides_whether_time_is_rescaled(flags, rescales):
 
 
 def test_a_default_that_the_project_decides_is_noted(path):
-    checkpoint = load_checkpoint(
-        path, CheckpointSettings(model_flags=f"{FLAGS} --diffusion_steps 4000")
-    )
+    checkpoint = read(path, "--diffusion_steps 4000")
     assert checkpoint.time_input is TimeInput.INDEX
     assert any("--rescale_timesteps False" in note for note in checkpoint.notes)
 
@@ -300,12 +271,7 @@ def test_a_project_that_cannot_be_told():
 
 
 def test_flags_of_training_are_ignored_and_noted(path):
-    checkpoint = load_checkpoint(
-        path,
-        CheckpointSettings(
-            model_flags=f"{FLAGS} --lr 1e-4 --batch_size 128 --dropout 0.3 --use_kl True"
-        ),
-    )
+    checkpoint = read(path, "--lr 1e-4 --batch_size 128 --dropout 0.3 --use_kl True")
     assert any("--lr, --batch_size, --dropout, --use_kl" in n for n in checkpoint.notes)
 
 
@@ -340,15 +306,3 @@ def test_flags_that_cannot_be_read(path, flags, word):
         load_checkpoint(
             path, CheckpointSettings(model_flags=flags if alone else f"{FLAGS} {flags}")
         )
-
-
-def test_networks_of_the_projects_that_are_no_ddpm(tmp_path):
-    path = tmp_path / "model.pt"
-    weights = openai_weights()
-    torch.save({k: w for k, w in weights.items() if not k.startswith("output_blocks")}, path)
-    with refused(path, "classifier"):
-        load_checkpoint(path, CheckpointSettings(model_flags=FLAGS))
-    weights["input_blocks.0.0.weight"] = torch.zeros(32, 6, 3, 3)
-    torch.save(weights, path)
-    with refused(path, "upsampler"):
-        load_checkpoint(path, CheckpointSettings(model_flags=FLAGS))

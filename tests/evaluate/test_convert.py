@@ -11,6 +11,7 @@ import pytest
 import torch
 from peers import (
     SHARED,
+    SMALL_CONFIG,
     SMALL_UNET,
     DDPMPipeline,
     DDPMScheduler,
@@ -18,13 +19,14 @@ from peers import (
     needs_shared,
     openai_weights,
     pesser_weights,
+    random_model,
     refused,
     same_weights,
     save_pipeline,
 )
 
 import ddpmbench as db
-from ddpmbench.checkpoints import Checkpoint, TimeInput
+from ddpmbench.checkpoints import TimeInput
 from ddpmbench.checkpoints.native import write_native
 from ddpmbench.diffusion.data_range import DataRange
 from ddpmbench.diffusion.process import Prediction, Variance
@@ -33,24 +35,15 @@ from ddpmbench.evaluate import convert as module
 from ddpmbench.likelihood.bound import estimate_bound
 from ddpmbench.likelihood.designs import EveryPairDesign
 from ddpmbench.likelihood.terms import TermsPass
-from ddpmbench.unet.unet import UNet, UNetConfig
 
 CPU = torch.device("cpu")
 FLAGS = (
     "--image_size 8 --num_channels 32 --num_res_blocks 1 --channel_mult 1,2 "
     "--attention_resolutions 4 --learn_sigma True --diffusion_steps 40 --noise_schedule cosine"
 )
-SMALL = UNetConfig(
-    in_channels=1,
-    out_channels=1,
-    model_channels=32,
-    channels=(32, 64),
-    num_blocks=1,
-    attention=(False, True),
-)
 NETWORKS = {
     "learned range, scale and shift, heads": dataclasses.replace(
-        SMALL,
+        SMALL_CONFIG,
         out_channels=2,
         attention=(False, True),
         num_heads=4,
@@ -60,9 +53,9 @@ NETWORKS = {
         frequency_shift=0.0,
         norm_eps=1e-5,
     ),
-    "classes": dataclasses.replace(SMALL, num_classes=7, attention=(True, True)),
+    "classes": dataclasses.replace(SMALL_CONFIG, num_classes=7, attention=(True, True)),
     "blocks that resample": dataclasses.replace(
-        SMALL,
+        SMALL_CONFIG,
         channels=(32, 32, 64),
         attention=(False, True, False),
         resampling="block",
@@ -74,31 +67,6 @@ NETWORKS = {
 }
 
 
-def model(config=SMALL, **changes):
-    """Every weight random, those of the normalizations too."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        network = UNet(config).eval().requires_grad_(False)
-        for parameter in network.parameters():
-            if parameter.ndim == 1:
-                parameter.add_(0.2 * torch.randn_like(parameter))
-    learned = config.out_channels != config.in_channels
-    checkpoint = Checkpoint(
-        network=network,
-        schedule=NoiseSchedule.cosine(40),
-        prediction=Prediction.V,
-        variance=Variance.LEARNED_RANGE if learned else Variance.FIXED_SMALL,
-        channels=config.in_channels,
-        image_size=8,
-        size_multiple=config.size_multiple,
-        num_classes=config.num_classes,
-        family="native",
-        source="made",
-        sha256="0" * 64,
-    )
-    return dataclasses.replace(checkpoint, **changes)
-
-
 def terms_and_bound(checkpoint, images):
     design = EveryPairDesign(len(images), checkpoint.schedule.num_timesteps, draws=1)
     terms = TermsPass(checkpoint, images, seed=3, decoder="exact", device=CPU)
@@ -107,10 +75,12 @@ def terms_and_bound(checkpoint, images):
     return table.values["nats"], estimate_bound(design, prior, [table]).total
 
 
-def same_terms(one, other, images):
-    (terms, bound), (others, other_bound) = (terms_and_bound(c, images) for c in (one, other))
-    np.testing.assert_allclose(others, terms, rtol=0, atol=1e-6)
-    return other_bound == pytest.approx(bound, abs=1e-6)
+def check_same_terms(images, one, *others):
+    terms, bound = terms_and_bound(one, images)
+    for other in others:
+        other_terms, other_bound = terms_and_bound(other, images)
+        np.testing.assert_allclose(other_terms, terms, rtol=0, atol=1e-6)
+        assert other_bound == pytest.approx(bound, abs=1e-6)
 
 
 # ---- the same terms, whatever the files
@@ -128,11 +98,11 @@ def test_improved_diffusion_to_native(tmp_path, small_images):
     assert (written.family, written.sha256) == ("native", made.summary["written"]["sha256"])
     assert written.time_input is TimeInput.RESCALED_1000
     assert same_weights(read, written)
-    assert same_terms(read, written, small_images)
+    check_same_terms(small_images, read, written)
 
 
 def test_a_native_file_holds_all_that_a_number_depends_on(tmp_path, small_images):
-    start = model(
+    start = random_model(
         clip=False,
         data_range=DataRange(-0.5, 0.5, levels=32),
         prediction=Prediction.PREVIOUS_MEAN,
@@ -146,11 +116,11 @@ def test_a_native_file_holds_all_that_a_number_depends_on(tmp_path, small_images
         assert getattr(written, field) == getattr(start, field), field
     assert written.training == start.training
     assert torch.equal(written.schedule.betas, start.schedule.betas)
-    assert same_terms(start, written, small_images)
+    check_same_terms(small_images, start, written)
 
 
 def test_pesser_diffusers_and_native_are_one_model(tmp_path, small_images):
-    start = model(prediction=Prediction.EPSILON, schedule=NoiseSchedule.linear(40))
+    start = random_model(prediction=Prediction.EPSILON, schedule=NoiseSchedule.linear(40))
     torch.save(pesser_weights(start.network), tmp_path / "model.ckpt")
     said = db.CheckpointSettings(schedule="linear:40:0.0025:0.5", variance="fixed_small")
     pesser = db.load_checkpoint(tmp_path / "model.ckpt", said)
@@ -162,7 +132,7 @@ def test_pesser_diffusers_and_native_are_one_model(tmp_path, small_images):
     ]
     for checkpoint in (pesser, native, diffusers, back):
         assert same_weights(start, checkpoint)
-        assert same_terms(start, checkpoint, small_images)
+    check_same_terms(small_images, start, pesser, native, diffusers, back)
 
 
 def test_a_folder_of_diffusers_comes_back(tmp_path):
@@ -228,7 +198,7 @@ def test_the_checkpoint_of_the_package_in_diffusers(tmp_path):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks_of_every_kind_in_diffusers(tmp_path, name):
-    checkpoint = model(NETWORKS[name])
+    checkpoint = random_model(NETWORKS[name])
     made = db.convert_checkpoint(checkpoint, tmp_path / "model")
     pipeline = check_with_diffusers(checkpoint, tmp_path / "model")
     assert pipeline.scheduler.config.beta_schedule == "squaredcos_cap_v2"
@@ -272,7 +242,7 @@ def test_diffusers_gives_what_the_projects_own_code_did(tmp_path, file, recorded
 
 
 def test_the_pipeline_samples_with_what_ours_would_say(tmp_path):
-    checkpoint = model(NETWORKS["learned range, scale and shift, heads"])
+    checkpoint = random_model(NETWORKS["learned range, scale and shift, heads"])
     db.convert_checkpoint(checkpoint, tmp_path / "model")
     pipeline, seen = pipeline_of(tmp_path / "model"), []
     pipeline.unet.register_forward_hook(
@@ -286,10 +256,11 @@ def test_the_pipeline_samples_with_what_ours_would_say(tmp_path):
         assert (ours - output).abs().max() < 1e-5 * max(1.0, float(output.abs().max()))
 
 
-def test_every_weight_is_seen_by_the_comparison(tmp_path):
+def test_every_weight_is_seen_by_the_comparison(tmp_path, monkeypatch):
     """A weight that the proof would not notice could be written in the wrong place."""
+    monkeypatch.setattr(module, "_TIMESTEPS", 3)  # of 8, all the less could go unnoticed
     tiny = {"model_channels": 8, "channels": (8, 16), "norm_groups": 4, "num_classes": 3}
-    checkpoint = model(dataclasses.replace(SMALL, **tiny))
+    checkpoint = random_model(dataclasses.replace(SMALL_CONFIG, **tiny))
     read = db.convert_checkpoint(checkpoint, tmp_path / "m.safetensors").checkpoint
     for weight in read.network.parameters():
         kept = weight.data.clone()
@@ -304,44 +275,30 @@ def test_every_weight_is_seen_by_the_comparison(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("config", "changes", "words"),
     [
-        ({"time_input": TimeInput.ONE_BASED}, "time input"),
-        ({"time_input": TimeInput.FRACTION}, "time input"),
-        ({"time_input": TimeInput.RESCALED_1000}, "975 at timestep 40"),
-        ({"prediction": Prediction.PREVIOUS_MEAN}, "previous_mean"),
-        ({"data_range": DataRange(0.0, 1.0)}, "data range"),
-        ({"data_range": DataRange(levels=32)}, "32 levels"),
+        ({}, {"time_input": TimeInput.ONE_BASED}, "time input"),
+        ({}, {"time_input": TimeInput.FRACTION}, "time input"),
+        ({}, {"time_input": TimeInput.RESCALED_1000}, "975 at timestep 40"),
+        ({}, {"prediction": Prediction.PREVIOUS_MEAN}, "previous_mean"),
+        ({}, {"data_range": DataRange(0.0, 1.0)}, "data range"),
+        ({}, {"data_range": DataRange(levels=32)}, "32 levels"),
+        ({"out_channels": 2}, {"variance": Variance.LEARNED}, "learned"),
+        ({"resampling": "pool"}, {}, "pooling"),
+        ({"num_heads": 4, "attention": (True, True)}, {}, "4 heads of 8 and 16 channels"),
+        ({"num_heads": 4, "attention": (True, False)}, {}, "4 heads of 8 and 16 channels"),
+        ({"model_channels": 64}, {}, "64 channels"),
     ],
 )
-def test_what_diffusers_has_no_words_for(tmp_path, changes, words):
+def test_what_diffusers_cannot_express(tmp_path, config, changes, words):
+    model = random_model(dataclasses.replace(SMALL_CONFIG, **config), **changes)
     with refused("made", words, ".safetensors"):
-        db.convert_checkpoint(model(**changes), tmp_path / "deep" / "model")
+        db.convert_checkpoint(model, tmp_path / "deep" / "model")
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"resampling": "pool"}, "pooling"),
-        ({"num_heads": 4, "attention": (True, True)}, "4 heads of 8 and 16 channels"),
-        ({"num_heads": 4, "attention": (True, False)}, "4 heads of 8 and 16 channels"),
-        ({"model_channels": 64}, "64 channels"),
-    ],
-)
-def test_a_network_that_diffusers_does_not_have(tmp_path, changes, words):
-    with refused("made", words):
-        db.convert_checkpoint(model(dataclasses.replace(SMALL, **changes)), tmp_path / "model")
-
-
-def test_a_learned_variance_that_is_its_logarithm(tmp_path):
-    config = dataclasses.replace(SMALL, out_channels=2)
-    with refused("made", "learned"):
-        db.convert_checkpoint(model(config, variance=Variance.LEARNED), tmp_path / "model")
-
-
 def test_a_rescaled_time_that_is_the_step_itself_is_one(tmp_path):
-    rescaled = model(schedule=NoiseSchedule.linear(1000), time_input=TimeInput.RESCALED_1000)
+    rescaled = random_model(schedule=NoiseSchedule.linear(1000), time_input=TimeInput.RESCALED_1000)
     db.convert_checkpoint(rescaled, tmp_path / "model")
     check_with_diffusers(rescaled, tmp_path / "model")
 
@@ -349,26 +306,26 @@ def test_a_rescaled_time_that_is_the_step_itself_is_one(tmp_path):
 @pytest.mark.parametrize("out", ["model", "model.safetensors"])
 def test_neither_family_takes_these(tmp_path, out):
     with refused("made", "convert the original", "respace it"):
-        db.convert_checkpoint(model().respaced(5), tmp_path / out)
+        db.convert_checkpoint(random_model().respaced(5), tmp_path / out)
     with refused("made", "ReLU"):
-        db.convert_checkpoint(model(network=torch.nn.ReLU()), tmp_path / out)
+        db.convert_checkpoint(random_model(network=torch.nn.ReLU()), tmp_path / out)
     assert not list(tmp_path.iterdir())
 
 
 def test_what_a_family_would_lose_is_refused(tmp_path, monkeypatch):
     """Whatever a writer leaves out, the file read back tells."""
-    forgetful = dataclasses.replace(model(), prediction=Prediction.EPSILON)
+    forgetful = dataclasses.replace(random_model(), prediction=Prediction.EPSILON)
     monkeypatch.setattr(
         module, "write_native", lambda path, checkpoint, **_: write_native(path, forgetful)
     )
     with refused("made", "prediction", "eps"):
-        db.convert_checkpoint(model(), tmp_path / "model.safetensors")
-    other = dataclasses.replace(model(), schedule=NoiseSchedule.cosine(41))
+        db.convert_checkpoint(random_model(), tmp_path / "model.safetensors")
+    other = dataclasses.replace(random_model(), schedule=NoiseSchedule.cosine(41))
     monkeypatch.setattr(
         module, "write_native", lambda path, checkpoint, **_: write_native(path, other)
     )
     with refused("made", "schedule"):
-        db.convert_checkpoint(model(), tmp_path / "model.safetensors")
+        db.convert_checkpoint(random_model(), tmp_path / "model.safetensors")
     assert not list(tmp_path.iterdir())
 
 
@@ -377,33 +334,35 @@ def test_what_a_family_would_lose_is_refused(tmp_path, monkeypatch):
 
 def test_nothing_is_overwritten_unasked(tmp_path):
     for name in ("model", "model.safetensors"):
-        first = db.convert_checkpoint(model(), tmp_path / name).checkpoint
+        first = db.convert_checkpoint(random_model(), tmp_path / name).checkpoint
         with refused(tmp_path / name, "`overwrite`"):
-            db.convert_checkpoint(model(prediction=Prediction.EPSILON), tmp_path / name)
+            db.convert_checkpoint(random_model(prediction=Prediction.EPSILON), tmp_path / name)
         assert db.load_checkpoint(tmp_path / name).prediction is first.prediction is Prediction.V
-        db.convert_checkpoint(model(prediction=Prediction.EPSILON), tmp_path / name, overwrite=True)
+        db.convert_checkpoint(
+            random_model(prediction=Prediction.EPSILON), tmp_path / name, overwrite=True
+        )
         assert db.load_checkpoint(tmp_path / name).prediction is Prediction.EPSILON
     assert sorted(os.listdir(tmp_path)) == ["model", "model.safetensors"]
 
 
 def test_a_folder_that_is_more_than_a_pipeline_stays(tmp_path):
-    db.convert_checkpoint(model(), tmp_path / "model")
+    db.convert_checkpoint(random_model(), tmp_path / "model")
     (tmp_path / "model" / "thesis.tex").touch()
     with refused(tmp_path / "model", "thesis.tex"):
-        db.convert_checkpoint(model(), tmp_path / "model", overwrite=True)
+        db.convert_checkpoint(random_model(), tmp_path / "model", overwrite=True)
     (tmp_path / "other" / "unet").mkdir(parents=True)
     with refused(tmp_path / "other", "model_index.json"):
-        db.convert_checkpoint(model(), tmp_path / "other", overwrite=True)
+        db.convert_checkpoint(random_model(), tmp_path / "other", overwrite=True)
     (tmp_path / "file").touch()
     with refused(tmp_path / "file", "is a file"):
-        db.convert_checkpoint(model(), tmp_path / "file", overwrite=True)
+        db.convert_checkpoint(random_model(), tmp_path / "file", overwrite=True)
     (tmp_path / "folder.safetensors").mkdir()
     with refused("folder.safetensors", "is a folder"):
-        db.convert_checkpoint(model(), tmp_path / "folder.safetensors", overwrite=True)
+        db.convert_checkpoint(random_model(), tmp_path / "folder.safetensors", overwrite=True)
 
 
 def test_a_checkpoint_may_be_replaced_by_itself(tmp_path):
-    start = model()
+    start = random_model()
     for name in ("model", "model.safetensors"):
         db.convert_checkpoint(start, tmp_path / name)
         read = db.load_checkpoint(tmp_path / name)
@@ -413,21 +372,21 @@ def test_a_checkpoint_may_be_replaced_by_itself(tmp_path):
 
 def test_a_name_that_contradicts_the_family(tmp_path):
     with refused("`out`", "native", ".safetensors"):
-        db.convert_checkpoint(model(), tmp_path / "model", to="native")
+        db.convert_checkpoint(random_model(), tmp_path / "model", to="native")
     with refused("`out`", "diffusers", "folder"):
-        db.convert_checkpoint(model(), tmp_path / "model.safetensors", to="diffusers")
+        db.convert_checkpoint(random_model(), tmp_path / "model.safetensors", to="diffusers")
     with refused("`to=onnx`", "native, diffusers"):
-        db.convert_checkpoint(model(), tmp_path / "model", to="onnx")
+        db.convert_checkpoint(random_model(), tmp_path / "model", to="onnx")
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".ckpt", ".bin", ".PT"])
 def test_a_folder_is_not_called_as_files_are_unless_asked_for(tmp_path, suffix):
     place = tmp_path / f"a{suffix}"
     with refused(f"`out` {place}", "a.safetensors", "`to=diffusers`"):
-        db.convert_checkpoint(model(), place)
+        db.convert_checkpoint(random_model(), place)
     assert not place.exists()
     if suffix == ".pt":
-        assert db.convert_checkpoint(model(), place, to="diffusers").checkpoint.family
+        assert db.convert_checkpoint(random_model(), place, to="diffusers").checkpoint.family
         assert place.is_dir()
 
 
@@ -436,7 +395,7 @@ def test_a_place_without_a_name(tmp_path, monkeypatch, out):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     with refused("`out`", "no name"):
-        db.convert_checkpoint(model(), out, overwrite=True)
+        db.convert_checkpoint(random_model(), out, overwrite=True)
     assert [path.name for path in tmp_path.rglob("*")] == ["here"]
 
 
@@ -446,7 +405,7 @@ def test_a_place_without_a_name(tmp_path, monkeypatch, out):
 )
 def test_an_interruption_leaves_what_was_there(tmp_path, monkeypatch, move, after, left):
     """Or what was to be, once it is; whichever of the two moves it falls before or after."""
-    db.convert_checkpoint(model(), tmp_path / "model")
+    db.convert_checkpoint(random_model(), tmp_path / "model")
     replace, moves = Path.replace, []
 
     def interrupted(path, target):
@@ -458,7 +417,7 @@ def test_an_interruption_leaves_what_was_there(tmp_path, monkeypatch, move, afte
         if is_now:
             raise KeyboardInterrupt
 
-    other = model(prediction=Prediction.EPSILON)
+    other = random_model(prediction=Prediction.EPSILON)
     monkeypatch.setattr(Path, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
         db.convert_checkpoint(other, tmp_path / "model", overwrite=True)
@@ -470,23 +429,23 @@ def test_an_interruption_leaves_what_was_there(tmp_path, monkeypatch, move, afte
 @pytest.mark.parametrize(("weights", "words"), [("ema", ["averaged"]), ("raw", ["last"])])
 def test_what_diffusers_does_not_say_of_weights_is_said(tmp_path, weights, words):
     """Native files hold it."""
-    made = db.convert_checkpoint(model(weights=weights), tmp_path / "model")
+    made = db.convert_checkpoint(random_model(weights=weights), tmp_path / "model")
     (note,) = made.summary["notes"]
     assert all(word in note for word in ("diffusers", *words))
     assert made.checkpoint.weights is None
-    made = db.convert_checkpoint(model(weights=weights), tmp_path / "model.safetensors")
+    made = db.convert_checkpoint(random_model(weights=weights), tmp_path / "model.safetensors")
     assert made.summary["notes"] == []
     assert made.checkpoint.weights == weights
-    assert db.convert_checkpoint(model(), tmp_path / "other").summary["notes"] == []
+    assert db.convert_checkpoint(random_model(), tmp_path / "other").summary["notes"] == []
 
 
 def test_a_place_that_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
     with refused("`out`", tmp_path / "file"):
-        db.convert_checkpoint(model(), tmp_path / "file" / "model")
+        db.convert_checkpoint(random_model(), tmp_path / "file" / "model")
 
 
 def test_an_image_size_that_nobody_knows(tmp_path):
-    made = db.convert_checkpoint(model(image_size=None), tmp_path / "model")
+    made = db.convert_checkpoint(random_model(image_size=None), tmp_path / "model")
     assert any("sample_size" in note for note in made.summary["notes"])
     assert made.checkpoint.image_size is None
