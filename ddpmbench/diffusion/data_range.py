@@ -112,15 +112,7 @@ class DataRange:
         return (pixels.astype(np.uint16) * self.levels // _ALL).astype(np.uint8)
 
     def to_model(self, pixels: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
-        """8-bit pixels as the model's input.
-
-        Args:
-            pixels: uint8, any shape.
-            dtype: floating type of the result.
-
-        Returns:
-            In [low, high], the same shape.
-        """
+        """8-bit pixels as the model's input: in [low, high], the same shape."""
         if self.levels != _ALL:
             pixels = pixels.to(torch.int32) * self.levels // _ALL
         return pixels.to(dtype) / self._steps_a_unit + self.low
@@ -130,15 +122,7 @@ class DataRange:
         return np.asarray(self.reduced(pixels).astype(np.float64) / self._steps_a_unit + self.low)
 
     def to_pixels(self, x: Tensor, how: EightBit = EightBit.ROUND) -> Tensor:
-        """The model's values as 8-bit pixels; those outside [low, high] become 0 or 255.
-
-        Args:
-            x: finite, any shape.
-            how: to the nearest level or to the one below.
-
-        Returns:
-            uint8, the same shape.
-        """
+        """Finite values as 8-bit pixels, the same shape; outside [low, high] they are 0 or 255."""
         level = (x - self.low) * self._steps_a_unit
         level = level.round() if how is EightBit.ROUND else level.floor()
         level = level.clamp(0.0, self.levels - 1.0)

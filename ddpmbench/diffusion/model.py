@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Self, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -249,23 +249,19 @@ class Checkpoint:
     def with_process(
         self, *, schedule: NoiseSchedule | None = None, time_input: str | None = None
     ) -> Self:
-        """The same weights with another schedule or time input, and a note on each.
-
-        Args:
-            schedule: the noise schedule of the training.
-            time_input: the network's time input at timestep t.
-        """
-        notes, result = list(self.notes), self
+        """The same weights with another schedule or time input, and a note on each."""
+        notes: list[str] = []
+        changes: dict[str, Any] = {}
         if schedule is not None and not torch.equal(schedule.betas, self.schedule.betas):
             theirs, ours = (
                 f"{s.name} of {s.num_timesteps:,} steps" for s in (self.schedule, schedule)
             )
             notes.append(f"`schedule`: {ours} overrides {theirs}")
-            result = dataclasses.replace(result, schedule=schedule)
+            changes["schedule"] = schedule
         if time_input is not None and time_input != self.time_input:
             notes.append(f"`time_input={time_input}` overrides {self.time_input}")
-            result = dataclasses.replace(result, time_input=TimeInput(time_input))
-        return dataclasses.replace(result, notes=tuple(notes))
+            changes["time_input"] = TimeInput(time_input)
+        return dataclasses.replace(self, **changes, notes=(*self.notes, *notes))
 
     def with_conventions(
         self,
@@ -280,10 +276,11 @@ class Checkpoint:
         Raises:
             InputError: the network has no output for this variance.
         """
-        notes, result = list(self.notes), self
+        notes: list[str] = []
+        changes: dict[str, Any] = {}
         if prediction is not None and prediction != self.prediction:
             notes.append(f"`prediction={prediction}` overrides {self.prediction}")
-            result = dataclasses.replace(result, prediction=Prediction(prediction))
+            changes["prediction"] = Prediction(prediction)
         if variance is not None and variance != self.variance:
             if Variance(variance).is_learned != self.variance.is_learned:
                 has = "a" if self.variance.is_learned else "no"
@@ -292,18 +289,18 @@ class Checkpoint:
                     f"the checkpoint's own is {self.variance}"
                 )
             notes.append(f"`variance={variance}` overrides {self.variance}")
-            result = dataclasses.replace(result, variance=Variance(variance))
+            changes["variance"] = Variance(variance)
         if clip is not None and clip != self.clip:
             notes.append(f"`clip={clip}` overrides the checkpoint's own")
-            result = dataclasses.replace(result, clip=clip)
+            changes["clip"] = clip
         if data_range is not None and data_range != self.data_range:
             own = self.data_range
             if data_range.interval != own.interval:
                 notes.append(f"`data_range={data_range.option}` overrides {own.option}")
             if data_range.levels != own.levels:
                 notes.append(f"`levels={data_range.levels}` overrides {own.levels}")
-            result = dataclasses.replace(result, data_range=data_range)
-        return dataclasses.replace(result, notes=tuple(notes))
+            changes["data_range"] = data_range
+        return dataclasses.replace(self, **changes, notes=(*self.notes, *notes))
 
     @property
     def fingerprint(self) -> str:

@@ -32,12 +32,11 @@ def _spaced(total: int, count: int) -> list[int]:
     return [1 + round(position) for position in positions]
 
 
-def _check_length(num_timesteps: int) -> None:
+def _check(
+    name: str, num_timesteps: int, beta_start: float = -math.inf, beta_end: float = math.inf
+) -> None:
     if not 1 <= num_timesteps <= MAX_TIMESTEPS:
         raise InputError(f"schedule: {num_timesteps} steps; take from 1 to {MAX_TIMESTEPS:,}")
-
-
-def _check_ends(name: str, beta_start: float, beta_end: float) -> None:
     if beta_start > beta_end:
         raise InputError(
             f"schedule {name}: the first beta, {beta_start:g}, is above the last, {beta_end:g}; "
@@ -281,7 +280,7 @@ class NoiseSchedule:
 
         Source: Ho et al. 2020, section 4; the scaling is that of Nichol & Dhariwal 2021.
         """
-        _check_length(num_timesteps)
+        _check("linear", num_timesteps)
         if num_timesteps <= 20 and beta_end is None:
             raise InputError(
                 f"schedule linear: {num_timesteps} steps are too few, its last beta would be 1 or "
@@ -289,7 +288,7 @@ class NoiseSchedule:
             )
         start = 0.1 / num_timesteps if beta_start is None else beta_start
         end = 20.0 / num_timesteps if beta_end is None else beta_end
-        _check_ends("linear", start, end)
+        _check("linear", num_timesteps, start, end)
         return cls.from_betas(np.linspace(start, end, num_timesteps), name="linear")
 
     @classmethod
@@ -304,10 +303,9 @@ class NoiseSchedule:
 
         Source: Rombach et al. 2022.
         """
-        _check_length(num_timesteps)
         if min(beta_start, beta_end) < 0:
             raise InputError("schedule scaled_linear: a beta must not be negative")
-        _check_ends("scaled_linear", beta_start, beta_end)
+        _check("scaled_linear", num_timesteps, beta_start, beta_end)
         roots = np.linspace(beta_start**0.5, beta_end**0.5, num_timesteps)
         return cls.from_betas(roots**2, name="scaled_linear")
 
@@ -318,7 +316,7 @@ class NoiseSchedule:
         .. math::
             \beta_t = \beta_T\, t / T
         """
-        _check_length(num_timesteps)
+        _check("sqrt_linear", num_timesteps)
         steps = np.arange(1, num_timesteps + 1)
         return cls.from_betas(beta_end * steps / num_timesteps, name="sqrt_linear")
 
@@ -331,10 +329,9 @@ class NoiseSchedule:
         .. math::
             \beta_t = \beta_1 (\beta_T / \beta_1)^{(t - 1) / (T - 1)}
         """
-        _check_length(num_timesteps)
         if min(beta_start, beta_end) <= 0:
             raise InputError("schedule geometric: a beta must be positive")
-        _check_ends("geometric", beta_start, beta_end)
+        _check("geometric", num_timesteps, beta_start, beta_end)
         return cls.from_betas(np.geomspace(beta_start, beta_end, num_timesteps), name="geometric")
 
     @classmethod
@@ -352,11 +349,9 @@ class NoiseSchedule:
 
         Source: the code of Ho et al. 2020.
         """
-        _check_length(num_timesteps)
-        betas = np.full(num_timesteps, float(beta_end))
         rising = int(num_timesteps * share)
-        if rising:
-            _check_ends("warmup", beta_start, beta_end)
+        _check("warmup", num_timesteps, beta_start if rising else -math.inf, beta_end)
+        betas = np.full(num_timesteps, float(beta_end))
         betas[:rising] = np.linspace(beta_start, beta_end, rising)
         return cls.from_betas(betas, name="warmup" if rising else "const")
 
@@ -383,7 +378,7 @@ class NoiseSchedule:
 
         Source: Nichol & Dhariwal 2021, eq. 17.
         """
-        _check_length(num_timesteps)
+        _check("cosine", num_timesteps)
         share = (np.arange(num_timesteps + 1) / num_timesteps + offset) / (1 + offset)
         alpha_bar = np.cos(share * np.pi / 2) ** power
         return cls.from_betas(_betas_of(alpha_bar, max_beta), name="cosine")
@@ -413,7 +408,7 @@ class NoiseSchedule:
 
         Source: Jabri et al. 2022; Chen 2023.
         """
-        _check_length(num_timesteps)
+        _check("sigmoid", num_timesteps)
         share = np.arange(num_timesteps + 1) / num_timesteps
         logistic = 1 / (1 + np.exp(-(share * (end - start) + start) / temperature))
         alpha_bar = (logistic[-1] - logistic) / (logistic[-1] - logistic[0])
@@ -431,8 +426,7 @@ class NoiseSchedule:
 
         Source: Xu et al. 2022 (GeoDiff).
         """
-        _check_length(num_timesteps)
-        _check_ends("sigmoid_betas", beta_start, beta_end)
+        _check("sigmoid_betas", num_timesteps, beta_start, beta_end)
         logistic = 1 / (1 + np.exp(-np.linspace(-6, 6, num_timesteps)))
         return cls.from_betas(logistic * (beta_end - beta_start) + beta_start, name="sigmoid_betas")
 
@@ -446,8 +440,7 @@ class NoiseSchedule:
             \beta_t = \beta_1 + (\beta_T - \beta_1)\,
             \frac{1 - \cos(\pi (t - 1) / (T - 1))}{2}
         """
-        _check_length(num_timesteps)
-        _check_ends("cosine_betas", beta_start, beta_end)
+        _check("cosine_betas", num_timesteps, beta_start, beta_end)
         rise = (1 - np.cos(np.linspace(0, np.pi, num_timesteps))) / 2
         return cls.from_betas(beta_start + (beta_end - beta_start) * rise, name="cosine_betas")
 

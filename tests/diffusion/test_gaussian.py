@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 from torch.distributions import Normal, kl_divergence
@@ -71,12 +71,6 @@ def test_normal_kl_is_that_of_torch(mean1, log_variance1, mean2, log_variance2):
     assert got >= -1e-15
 
 
-@given(means, log_variances)
-def test_normal_kl_of_a_distribution_to_itself_is_zero(mean, log_variance):
-    mean, log_variance = scalar(mean), scalar(log_variance)
-    assert normal_kl(mean, log_variance, mean, log_variance) == 0
-
-
 def test_normal_kl_loses_nothing_where_the_variances_almost_agree():
     ratio = torch.logspace(-7, -3, 20, dtype=torch.float64)
     got = normal_kl(scalar(0), ratio, scalar(0), scalar(0))
@@ -91,27 +85,16 @@ def test_normal_kl_broadcasts():
 
 @many_examples
 @given(far_means | means, log_variances)
-def test_probabilities_of_the_256_levels_sum_to_one(mean, log_variance):
+@example(-1e3, -40.0)
+@example(1e3, 10.0)
+@example(1.0, -40.0)
+def test_probabilities_of_the_256_levels_are_finite_and_sum_to_one(mean, log_variance):
     log_prob = level_log_probs(mean, log_variance)
     assert (log_prob <= 0).all()
+    assert log_prob.isfinite().all()
     # An edge is a number near 1 and has its rounding, which counts in units of the scale.
     rounding = 1e-12 + 2e-16 * math.exp(-log_variance / 2)
     assert log_prob.exp().sum() == pytest.approx(1.0, abs=rounding)
-
-
-@many_examples
-@given(far_means | means, log_variances)
-def test_log_probabilities_are_finite_in_every_tail(mean, log_variance):
-    log_prob = level_log_probs(mean, log_variance)
-    assert torch.isfinite(log_prob).all()
-
-
-@pytest.mark.parametrize("mean", [-1e3, -1.0, 0.3, 1.0, 1e3])
-@pytest.mark.parametrize("log_variance", [-40.0, -20.0, -9.8, 0.0, 10.0])
-def test_the_corners_of_mean_and_scale(mean, log_variance):
-    log_prob = level_log_probs(mean, log_variance)
-    assert torch.isfinite(log_prob).all()
-    assert torch.logsumexp(log_prob, 0) == pytest.approx(0.0, abs=1e-7)
 
 
 def test_a_far_tail_has_the_probability_that_mills_ratio_gives():
@@ -169,13 +152,3 @@ def test_the_tanh_decoder_has_the_authors_floor():
 def test_an_unknown_decoder_is_refused():
     with pytest.raises(ValueError, match="'exact' or 'tanh'"):
         discretized_normal_log_prob(LEVELS, LEVELS, scalar(0), decoder="logistic")
-
-
-@pytest.mark.parametrize(("variance", "bits"), [(5.453e-5, 1.975), (1e-4, 2.093)])
-def test_a_residual_of_known_error_costs_the_known_bits(variance, bits):
-    # RMSE 0.95 of 255, normal: its quantiles instead of draws. pv_2 and beta_1 of linear T = 1000.
-    n = 50_000
-    residual = torch.from_numpy(norm.ppf((np.arange(n) + 0.5) / n)) * 0.95 / 127.5
-    level = LEVELS[130].expand(n)
-    log_prob = discretized_normal_log_prob(level, level + residual, scalar(math.log(variance)))
-    assert -log_prob.mean().item() / math.log(2) == pytest.approx(bits, abs=5e-4)
