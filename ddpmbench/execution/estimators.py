@@ -38,7 +38,16 @@ from ddpmbench.likelihood.designs import (
     num_terms,
     proposal_density,
 )
-from ddpmbench.likelihood.estimator import SampledBound, horvitz_thompson, regression_estimate
+from ddpmbench.likelihood.estimator import (
+    RoughBound,
+    RunningBound,
+    SampledBound,
+    horvitz_thompson,
+    initial_replicates,
+    initial_terms,
+    regression_estimate,
+    replicates_needed,
+)
 from ddpmbench.likelihood.precision import Correction, CorrectionDesign, num_correction_terms
 from ddpmbench.likelihood.rate_distortion import (
     Distortion,
@@ -46,13 +55,6 @@ from ddpmbench.likelihood.rate_distortion import (
     importance_distortion,
 )
 from ddpmbench.likelihood.regression import FeatureTable, GaussianFeatures
-from ddpmbench.likelihood.stopping import (
-    RoughBound,
-    RunningBound,
-    initial_replicates,
-    initial_terms,
-    replicates_needed,
-)
 from ddpmbench.likelihood.terms import TermsPass, TermTable, columns_of_bound
 from ddpmbench.unet.precision import Precision
 

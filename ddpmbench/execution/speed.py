@@ -23,7 +23,7 @@ from ddpmbench.execution.engine_choice import (
 )
 from ddpmbench.execution.timing import Probe, matmul_peak, seconds_per_call, synchronize, timer
 from ddpmbench.likelihood.designs import PilotDesign, num_terms
-from ddpmbench.likelihood.stopping import initial_replicates
+from ddpmbench.likelihood.estimator import initial_replicates
 from ddpmbench.likelihood.terms import TermsPass
 from ddpmbench.samples.samplers import Sampler, SamplerChoice, SamplingStep
 from ddpmbench.unet.flops import flop_per_call

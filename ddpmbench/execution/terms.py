@@ -17,7 +17,7 @@ from ddpmbench.execution.distributed import Ranks
 from ddpmbench.execution.store import Arrays, Store, wait_until_complete
 from ddpmbench.execution.worker import RunListener, Worker
 from ddpmbench.likelihood.designs import Design
-from ddpmbench.likelihood.stopping import RoughBound
+from ddpmbench.likelihood.estimator import RoughBound
 from ddpmbench.likelihood.terms import VALUE_COLUMNS, TermIndex, TermsPass, TermTable
 from ddpmbench.unet.precision import Precision
 

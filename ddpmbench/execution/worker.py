@@ -13,7 +13,7 @@ from ddpmbench.execution.devices import device_name
 from ddpmbench.execution.distributed import Ranks
 from ddpmbench.execution.engine import BatchSize
 from ddpmbench.execution.store import Arrays, Gaps, Store, length_of
-from ddpmbench.likelihood.stopping import RoughBound
+from ddpmbench.likelihood.estimator import RoughBound
 from ddpmbench.records import short_repr
 
 SHARD_SECONDS = 10.0

@@ -1,22 +1,87 @@
-"""The variational bound and its two intervals from the terms of every pair."""
+"""The variational bound and its two intervals from the terms of every pair.
+
+The 95 % intervals are from variances that are themselves estimated.
+"""
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import stdtrit
 
 from ddpmbench.diffusion.data_range import NATS_PER_BIT
 from ddpmbench.likelihood.designs import EveryPairDesign
-from ddpmbench.likelihood.intervals import (
-    freedom_of_sum,
-    half_width_of,
-    least_freedom_of_sum,
-    quantile,
-)
 from ddpmbench.likelihood.terms import TermTable, columns_of_bound
 from ddpmbench.records import short_repr
+
+CONFIDENCE = 0.95
+
+
+def half_width_of(variance: float, freedom: float) -> float | None:
+    r"""Half width of the 95 % interval of an estimate, :math:`t_{0.975, f} \sqrt{V}`.
+
+    Args:
+        variance: V, of the estimate; NaN where it is unknown.
+        freedom: f, the degrees of freedom of V.
+
+    Returns:
+        In the unit of the estimate; None where the variance is unknown.
+    """
+    if math.isnan(variance):
+        return None
+    return quantile(freedom) * math.sqrt(variance) if variance else 0.0
+
+
+def quantile(freedom: float) -> float:
+    """Of Student's t: half width of the 95 % interval in standard errors."""
+    return float(stdtrit(freedom, 0.5 + CONFIDENCE / 2))
+
+
+def freedom_of_sum(variance: float, over_freedom: float) -> float:
+    r"""Degrees of freedom of a sum of estimated variances, at least 1.
+
+    .. math:: f = \frac{(\sum_i V_i)^2}{S} - 2, \quad S = \sum_i \frac{V_i^2}{f_i + 2}
+
+    Satterthwaite's formula has the true variances v_i, of which each V_i is an estimate with f_i
+    degrees, so that V_i^2 is (f_i + 2) / f_i v_i^2 on average: hence the f_i + 2. Of a single
+    variance the result must be f_i: hence the 2 that is subtracted.
+
+    Args:
+        variance: sum of V_i.
+        over_freedom: S; 0 for infinitely many degrees.
+
+    Source: Satterthwaite 1946.
+    """
+    if variance == 0:
+        return 1.0
+    return max(1.0, variance**2 / over_freedom - 2) if over_freedom > 0 else math.inf
+
+
+def freedom_of_parts(
+    variances: NDArray[np.float64], freedom: NDArray[np.float64 | np.int64]
+) -> float:
+    """`freedom_of_sum` of (n,) variances V_i, each with (n,) degrees of freedom f_i."""
+    over_freedom = (np.square(variances) / (freedom + 2)).sum()
+    return freedom_of_sum(float(variances.sum()), float(over_freedom))
+
+
+def least_freedom_of_sum(variance: float, over_freedom: float) -> float:
+    r"""Satterthwaite's degrees of freedom with estimates for the true variances, at least 1.
+
+    .. math:: f = \frac{(\sum_i V_i)^2}{\sum_i V_i^2 / f_i}
+
+    They are too few on average, which makes an interval wider: for sums of a few variances, or of
+    dependent ones, for which `freedom_of_sum` may come out too large.
+
+    Args:
+        variance: sum of V_i.
+        over_freedom: sum of V_i^2 / f_i; 0 for infinitely many degrees.
+
+    Source: Satterthwaite 1946.
+    """
+    return max(1.0, variance**2 / over_freedom) if over_freedom > 0 else math.inf
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -74,16 +139,13 @@ class BoundEstimate:
 
 
 def cumulative_rate(prior: float, term: NDArray[np.float64]) -> NDArray[np.float64]:
-    r"""The rate of progressive coding: the code length up to x_t.
+    r"""(T,) the rate of progressive coding: the code length up to x_t.
 
     .. math:: R_t = L_T + \sum_{s > t} L_{s-1}
 
     Args:
         prior: L_T.
-        term: (T,) terms at t = 1..T.
-
-    Returns:
-        (T,) in the unit of the terms.
+        term: (T,) terms at t = 1..T, in the same unit.
 
     Source: Ho, Jain & Abbeel 2020, section 4.3.
     """
@@ -113,14 +175,7 @@ class PairMoments:
 def pair_moments(
     design: EveryPairDesign, tables: Iterable[TermTable], columns: Iterable[str]
 ) -> dict[str, PairMoments]:
-    """The moments of some columns, in one pass.
-
-    Args:
-        design: the design of the terms.
-        tables: every term once, in any order and portions, but with the draws of a pair side by
-            side.
-        columns: their names.
-    """
+    """The moments of some columns, in one pass over tables as those of `estimate_bound`."""
     sums = {
         name: np.zeros((3, 1 if name.startswith("decoder") else design.num_timesteps))
         for name in columns
@@ -185,12 +240,20 @@ def estimate_bound(
             yield table
 
     columns = columns_of_bound(clip=clip)
-    term, x_start, eps = _in_order(pair_moments(design, counted(), columns), columns)
+    moments = pair_moments(design, counted(), columns)
+    term, x_start, eps = (moments[name] for name in columns)
     is_whole = (of_image == num_timesteps * draws).all()
     if not is_whole or (num_evaluations != num_images * draws).any():
         raise ValueError("the tables do not hold every term of the design exactly once")
     variance = term.squares / draws / num_images**2 if draws > 1 else np.full(num_timesteps, np.nan)
     half_width = noise_half_width(float(term.squares.sum()), float(term.fourth.sum()), design)
+    total = prior + kl + decoder
+    population = None
+    if num_images > 1:
+        # The variance of the totals contains that of their noise. Of a few totals it may come out
+        # smaller by chance, but the interval is no narrower than the one from the noise.
+        spread = quantile(num_images - 1) * total.std(ddof=1) / math.sqrt(num_images)
+        population = max(float(spread), half_width or 0.0)
     return BoundEstimate(
         prior=prior,
         kl=kl,
@@ -202,12 +265,8 @@ def estimate_bound(
         rate_standard_error=np.sqrt(sum_after(variance) if draws > 1 else variance),
         num_evaluations=num_evaluations,
         half_width=half_width,
-        half_width_population=_population_half_width(prior + kl + decoder, half_width),
+        half_width_population=population,
     )
-
-
-def _in_order(moments: dict[str, PairMoments], names: Sequence[str]) -> list[PairMoments]:
-    return [moments[name] for name in names]
 
 
 def noise_half_width(squares: float, fourth: float, design: EveryPairDesign) -> float | None:
@@ -215,15 +274,8 @@ def noise_half_width(squares: float, fourth: float, design: EveryPairDesign) -> 
 
     .. math:: t_{0.975, f} \Bigl( \frac{1}{N^2 K} \sum_{n,t} V_{n,t} \Bigr)^{1/2}
 
-    with V the variance among the K draws of a pair.
-
-    Args:
-        squares: sum of V over the pairs.
-        fourth: sum of V^2.
-        design: N and K.
-
-    Returns:
-        In the unit of the terms; None with one draw.
+    with V the variance among the K draws of a pair, `squares` their sum and `fourth` the sum of
+    V^2. None with one draw.
     """
     draws = design.draws
     if draws == 1:
@@ -236,12 +288,3 @@ def noise_half_width(squares: float, fourth: float, design: EveryPairDesign) -> 
     estimated = freedom_of_sum(squares, fourth / (draws + 1))
     freedom = max(least_freedom_of_sum(squares, fourth / (draws - 1)), estimated - 4)
     return half_width_of(squares / draws / design.num_images**2, freedom)
-
-
-def _population_half_width(total: NDArray[np.float64], noise: float | None) -> float | None:
-    # The variance of the totals contains that of their noise. Of a few totals it may come out
-    # smaller by chance, but the interval is no narrower than the one from the noise.
-    if len(total) < 2:
-        return None
-    spread = quantile(len(total) - 1) * total.std(ddof=1) / math.sqrt(len(total))
-    return max(float(spread), noise or 0.0)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ddpmbench.diffusion.process import GaussianDiffusion, Prediction, Variance
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.likelihood.bound import PairMoments, noise_half_width, pair_moments
-from ddpmbench.likelihood.decoders import MODEL_COLUMNS, SCALES, decoder_column
+from ddpmbench.likelihood.decoders import DECODERS, MODEL_COLUMNS, SCALES, decoder_column
 from ddpmbench.likelihood.designs import EveryPairDesign, ImportanceDesign
 from ddpmbench.likelihood.estimator import regression_estimate
 from ddpmbench.likelihood.regression import FeatureTable
@@ -31,7 +31,8 @@ from ddpmbench.likelihood.sub_schedules import (
 from ddpmbench.likelihood.terms import TermTable, columns_of_bound
 
 FIXED = (Variance.FIXED_SMALL, Variance.FIXED_LARGE)
-Tables = Callable[[], Iterable[TermTable]]
+Tables = Callable[[list[str]], Iterable[TermTable]]
+"""Gives every term once, with these columns at least; each time from the beginning."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,110 +82,53 @@ class ConventionBound:
         return self.rate + self.decoder
 
 
-def own_convention(diffusion: GaussianDiffusion, decoder: str) -> Convention:
-    """The convention of a run."""
-    of_decoder = "model" if diffusion.variance.is_learned else "posterior"
-    return Convention(diffusion.variance, clips(diffusion), decoder, of_decoder)
-
-
 def clips(diffusion: GaussianDiffusion) -> bool:
     """Whether clipping changes the bound; with a predicted mean it does not."""
     return diffusion.clip and diffusion.prediction is not Prediction.PREVIOUS_MEAN
 
 
 def published_conventions(diffusion: GaussianDiffusion, decoder: str) -> list[Convention]:
-    """The convention of the run, then all others that its terms determine.
+    """The convention of a run, then all others that its terms determine.
 
     Args:
         diffusion: the process of the run.
         decoder: its distribution function.
     """
-    own = own_convention(diffusion, decoder)
+    decoder_variance = "model" if diffusion.variance.is_learned else "posterior"
+    own = Convention(diffusion.variance, clips(diffusion), decoder, decoder_variance)
     conventions = [own]
     if diffusion.variance.is_learned:
         other = "exact" if decoder == "tanh" else "tanh"
         conventions.append(dataclasses.replace(own, decoder=other))
-    previous_mean = diffusion.prediction is Prediction.PREVIOUS_MEAN
+    is_mean = diffusion.prediction is Prediction.PREVIOUS_MEAN
     choices = itertools.product(
         (Variance.FIXED_LARGE, Variance.FIXED_SMALL),
-        (False,) if previous_mean else (own.clip, not own.clip),
+        (False,) if is_mean else (own.clip, not own.clip),
         ("posterior", "beta"),
-        ("exact", "tanh"),
+        DECODERS,
     )
-    for variance, clip, decoder_variance, function in choices:
-        convention = Convention(variance, clip, function, decoder_variance)
-        if convention != own:
-            conventions.append(convention)
-    return conventions
+    fixed = (Convention(variance, clip, of, scale) for variance, clip, scale, of in choices)
+    return conventions + [convention for convention in fixed if convention != own]
 
 
-def every_pair_conventions(
+def _every_pair_bound(
     design: EveryPairDesign,
     prior: NDArray[np.float64],
     moments: Mapping[str, PairMoments],
-    conventions: Iterable[Convention],
+    convention: Convention,
     schedule: NoiseSchedule,
-) -> list[ConventionBound]:
-    """The bound under each convention from every pair.
-
-    Args:
-        design: of the terms.
-        prior: (N,) L_T of each image, nats per dimension.
-        moments: of the same terms, `pair_moments`.
-        conventions: of which a learned variance is that of the terms.
-        schedule: the noise schedule.
-    """
-    bounds = []
-    for convention in conventions:
-        weight, constant = _line(schedule, convention)
-        first, steps = moments[convention.decoder_column], moments[_column(convention)]
-        weight = np.append(0.0, weight)
-        squares = float(np.square(weight) @ steps.squares) + float(first.squares[0])
-        fourth = float(weight**4 @ steps.fourth) + float(first.fourth[0])
-        bounds.append(
-            ConventionBound(
-                convention,
-                rate=float(prior.mean() + constant.sum() + weight @ steps.mean),
-                decoder=float(first.mean[0]),
-                half_width=noise_half_width(squares, fourth, design),
-            )
-        )
-    return bounds
-
-
-def importance_conventions(
-    design: ImportanceDesign,
-    prior: NDArray[np.float64],
-    tables: Tables,
-    features: FeatureTable,
-    conventions: Iterable[Convention],
-    schedule: NoiseSchedule,
-) -> list[ConventionBound]:
-    """The bound under each convention from an importance sample, by regression.
-
-    It is the estimate of a run under that convention from the same terms.
-
-    Args:
-        design: of the terms.
-        prior: (N,) L_T of each image, nats per dimension.
-        tables: gives every term, each time from the beginning.
-        features: of the same images and terms.
-        conventions: of which a learned variance is that of the terms.
-        schedule: the noise schedule.
-    """
-    bounds = []
-    for convention in conventions:
-        converted = _converted(tables(), convention, schedule)
-        bound = regression_estimate(design, prior, converted, features, clip=convention.clip)
-        bounds.append(
-            ConventionBound(
-                convention,
-                rate=bound.prior + bound.kl,
-                decoder=bound.decoder,
-                half_width=bound.half_width,
-            )
-        )
-    return bounds
+) -> ConventionBound:
+    weight, constant = _line(schedule, convention)
+    weight = np.append(0.0, weight)
+    first, steps = moments[convention.decoder_column], moments[_column(convention)]
+    squares = float(np.square(weight) @ steps.squares) + float(first.squares[0])
+    fourth = float(weight**4 @ steps.fourth) + float(first.fourth[0])
+    return ConventionBound(
+        convention,
+        rate=float(prior.mean() + constant.sum() + weight @ steps.mean),
+        decoder=float(first.mean[0]),
+        half_width=noise_half_width(squares, fourth, design),
+    )
 
 
 def _converted(
@@ -201,9 +145,9 @@ def _converted(
         yield TermTable(table.index, {"nats": nats, **{n: table.values[n] for n in kept}})
 
 
-def columns_of(conventions: Iterable[Convention]) -> list[str]:
+def _columns_of(conventions: Iterable[Convention]) -> set[str]:
     """The columns of their bounds."""
-    return sorted({name for of in conventions for name in (of.decoder_column, _column(of))})
+    return {name for of in conventions for name in (of.decoder_column, _column(of))}
 
 
 def _column(convention: Convention) -> str:
@@ -225,10 +169,6 @@ def _line(
     return skips.weight(*of), skips.constant(*of)
 
 
-TablesWith = Callable[[list[str]], Iterable[TermTable]]
-"""Gives every term, with these columns at least; each time from the beginning."""
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class OtherBounds:
     """Bounds from the terms of a run beside its own.
@@ -247,7 +187,7 @@ class OtherBounds:
 def every_pair_other_bounds(
     design: EveryPairDesign,
     prior: NDArray[np.float64],
-    tables: TablesWith,
+    tables: Tables,
     diffusion: GaussianDiffusion,
     decoder: str,
 ) -> OtherBounds:
@@ -256,23 +196,21 @@ def every_pair_other_bounds(
     Args:
         design: of the terms.
         prior: (N,) L_T of each image, nats per dimension.
-        tables: gives every term once, with the draws of a pair side by side.
+        tables: gives the terms with the draws of a pair side by side.
         diffusion: the process of the run.
         decoder: its distribution function.
     """
-    conventions = published_conventions(diffusion, decoder)
-    error, decoders = _skipping(diffusion)
-    columns = sorted({*columns_of(conventions), error, *decoders})
+    conventions, schedule = published_conventions(diffusion, decoder), diffusion.schedule
+    error, decoders = _skipping_columns(diffusion)
+    columns = sorted({*_columns_of(conventions), error, *decoders})
     moments = pair_moments(design, tables(columns), columns)
-    conventions_bounds = every_pair_conventions(
-        design, prior, moments, conventions, diffusion.schedule
-    )
+    bounds = [_every_pair_bound(design, prior, moments, of, schedule) for of in conventions]
     if not _skips(diffusion):
-        return OtherBounds(conventions_bounds, [])
+        return OtherBounds(bounds, [])
     first = [moments[name] for name in decoders]
     noise, errors = every_pair_errors(design, first[0]), every_pair_errors(design, moments[error])
     costs = SubScheduleCosts(
-        schedule=diffusion.schedule,
+        schedule=schedule,
         prior=float(prior.mean()),
         errors=errors,
         decoder=np.array([of.mean[0] for of in first]),
@@ -280,38 +218,41 @@ def every_pair_other_bounds(
         decoder_over_freedom=float(noise.over_freedom[0]),
     )
     # The only error of every pair is its noise.
-    sub_schedules = sub_schedule_bounds(costs, chosen_by=errors, judged_by=errors)
-    return OtherBounds(conventions_bounds, sub_schedules)
+    return OtherBounds(bounds, sub_schedule_bounds(costs, chosen_by=errors, judged_by=errors))
 
 
 def importance_other_bounds(
     design: ImportanceDesign,
     prior: NDArray[np.float64],
-    tables: TablesWith,
+    tables: Tables,
     features: FeatureTable,
     diffusion: GaussianDiffusion,
     decoder: str,
 ) -> OtherBounds:
-    """The other bounds from an importance sample.
+    """The other bounds from an importance sample, by regression.
+
+    That under a convention is the estimate of a run under it from the same terms.
 
     Args:
         design: of the terms.
         prior: (N,) L_T of each image, nats per dimension.
-        tables: gives every term once.
+        tables: gives the terms.
         features: of the same images and terms.
         diffusion: the process of the run.
         decoder: its distribution function.
     """
-    conventions = published_conventions(diffusion, decoder)
+    conventions, schedule = published_conventions(diffusion, decoder), diffusion.schedule
     either = (name for clip in (True, False) for name in columns_of_bound(clip=clip))
-    columns = sorted({*columns_of(conventions), *either})
-    conventions_bounds = importance_conventions(
-        design, prior, lambda: tables(columns), features, conventions, diffusion.schedule
-    )
+    columns = sorted({*_columns_of(conventions), *either})
+    bounds = []
+    for convention in conventions:
+        converted = _converted(tables(columns), convention, schedule)
+        bound = regression_estimate(design, prior, converted, features, clip=convention.clip)
+        rate = bound.prior + bound.kl
+        bounds.append(ConventionBound(convention, rate, bound.decoder, bound.half_width))
     if not _skips(diffusion):
-        return OtherBounds(conventions_bounds, [])
-    _, decoders = _skipping(diffusion)
-    clip = clips(diffusion)
+        return OtherBounds(bounds, [])
+    clip, (_, decoders) = clips(diffusion), _skipping_columns(diffusion)
     terms = sampled_terms(design, tables(list(columns_of_bound(clip=clip))), clip=clip)
     # The best timesteps are chosen by half of the replicates, and their bound is from the others.
     middle = design.num_replicates // 2
@@ -320,24 +261,23 @@ def importance_other_bounds(
         for part in (slice(None), slice(0, middle), slice(middle, None))
     )
     costs = SubScheduleCosts(
-        schedule=diffusion.schedule,
+        schedule=schedule,
         prior=float(prior.mean()),
         errors=errors,
         decoder=_decoder_means(design.num_images, tables(decoders), decoders),
         decoder_variance=terms.decoder_variance,
         decoder_over_freedom=terms.decoder_variance**2 / max(len(design.redrawn), 1),
     )
-    sub_schedules = sub_schedule_bounds(costs, chosen_by=chosen_by, judged_by=judged_by)
-    return OtherBounds(conventions_bounds, sub_schedules)
+    return OtherBounds(bounds, sub_schedule_bounds(costs, chosen_by=chosen_by, judged_by=judged_by))
 
 
 def _skips(diffusion: GaussianDiffusion) -> bool:
-    own = diffusion.prediction is Prediction.PREVIOUS_MEAN
-    return not own and can_skip(diffusion.schedule)
+    is_mean = diffusion.prediction is Prediction.PREVIOUS_MEAN
+    return not is_mean and can_skip(diffusion.schedule)
 
 
-def _skipping(diffusion: GaussianDiffusion) -> tuple[str, list[str]]:
-    """The columns of the bounds of sub-schedules."""
+def _skipping_columns(diffusion: GaussianDiffusion) -> tuple[str, list[str]]:
+    """The columns of the bounds of sub-schedules: the error of x_start, and the decoders."""
     clip = clips(diffusion)
     decoders = [decoder_column(scale, "exact", clip=clip) for scale in SCALES]
     return columns_of_bound(clip=clip)[1], decoders

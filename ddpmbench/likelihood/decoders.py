@@ -69,7 +69,7 @@ def decoder_terms(
         log_variance: (7,) of `log_variances`.
         x_start: (B, C, H, W) levels of the data's range.
         unclipped: (B, C, H, W) the predicted x_start.
-        data_range: the values of an image, and the number of levels.
+        data_range: of the images.
 
     Returns:
         (B,) nats per dimension for each of `DECODER_COLUMNS`.

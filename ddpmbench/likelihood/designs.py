@@ -64,16 +64,9 @@ REPLICATE, REDRAW, PILOT, CORRECTION_OF_DECODER, CORRECTION_OF_KL, CORRECTION_TI
 
 
 def words(count: int, seed: int, *, turn: int, purpose: int) -> NDArray[np.uint64]:
-    """Two random 64-bit numbers for each of `count` images.
+    """(2, count) random 64-bit numbers, uniform on [0, 2^64): two for each image.
 
-    Args:
-        count: number of images, or of anything else.
-        seed: 0 <= seed < 2^64.
-        turn: another turn has other numbers.
-        purpose: one of the constants above.
-
-    Returns:
-        (2, count) uniform on [0, 2^64).
+    Another turn has other numbers, and so has another purpose, one of the constants above.
 
     Source: Salmon et al. 2011 (Philox).
     """
@@ -100,14 +93,13 @@ def ranks(keys: NDArray[np.uint64]) -> NDArray[np.int64]:
 
 
 PILOT_IMAGES = 8
-PILOT_TIMESTEPS = 50
 PILOT_DRAW = 2**30
 """The draw of the pilot's terms: no term of an estimate has their noise."""
-FLOOR = 1e-5
-"""No timestep has less of the proposal density than this or 1 % spread over all, the smaller."""
 REDRAWN_IMAGES = 64
 """At least so many images have a second draw of the decoder term, and at least one in ten."""
 
+_PILOT_TIMESTEPS = 50
+_FLOOR = 1e-5  # no timestep has less of the density than this or 1 % spread over all, the smaller
 _BANDWIDTH = 0.25  # of the pilot's smoothing, in log t; its timesteps lie 0.13 apart at T = 1000
 _MEAN_SHARE = 0.05  # of the mean that is added to a standard deviation
 _LOG_GRID = 64  # standard deviations count to the nearest 1/64 of a factor e
@@ -142,10 +134,9 @@ class PilotDesign:
 
     @cached_property
     def t(self) -> NDArray[np.int64]:
-        """Increasing, from 2 to T: at most `PILOT_TIMESTEPS`, evenly spaced in log t."""
-        return np.unique(
-            np.geomspace(2, self.num_timesteps, PILOT_TIMESTEPS).round().astype(np.int64)
-        )
+        """Increasing, from 2 to T: at most 50, evenly spaced in log t."""
+        t = np.geomspace(2, self.num_timesteps, _PILOT_TIMESTEPS)
+        return np.unique(t.round().astype(np.int64))
 
     def __len__(self) -> int:
         """Number of terms."""
@@ -197,7 +188,7 @@ def proposal_density(pilot: PilotDesign, tables: Iterable[TermTable]) -> NDArray
         # device, do not move the timesteps.
         log_deviation = np.round(log_deviation * _LOG_GRID) / _LOG_GRID
         density = np.exp(np.interp(log_t, knots, _local_lines(knots, log_deviation)))
-    density = np.maximum(density / density.sum(), min(FLOOR, 0.01 / len(density)))
+    density = np.maximum(density / density.sum(), min(_FLOOR, 0.01 / len(density)))
     return np.asarray(density / density.sum())
 
 

@@ -3,6 +3,7 @@
 Each term estimates the sum over t = 2..T of its image: by its value over the density, or by
 a prediction of the sum plus the error of the prediction over the density. The mean over all terms
 is the bound, and the variance among the replicates of an image gives the interval for the images.
+Replicates are added until that is narrow enough (`replicates_needed`).
 """
 
 import dataclasses
@@ -13,137 +14,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddpmbench.diffusion.data_range import NATS_PER_BIT
-from ddpmbench.likelihood.bound import cumulative_rate
-from ddpmbench.likelihood.designs import ImportanceDesign
-from ddpmbench.likelihood.intervals import (
-    freedom_of_sum,
-    half_width_of,
-    quantile,
-    squares_over_freedom,
-)
+from ddpmbench.likelihood.bound import cumulative_rate, freedom_of_parts, half_width_of, quantile
+from ddpmbench.likelihood.designs import ImportanceDesign, decoder_draws, num_terms
 from ddpmbench.likelihood.per_timestep import TimestepTable, rate_standard_error, timestep_table
+from ddpmbench.likelihood.precision import Correction
 from ddpmbench.likelihood.regression import FeatureTable, Predictions, no_predictions, predict
-from ddpmbench.likelihood.sampled_terms import NATS, SampledTerms, sampled_terms
-from ddpmbench.likelihood.terms import TermTable, image_blocks
+from ddpmbench.likelihood.sampled_terms import (
+    NATS,
+    SampledTerms,
+    TwoWayFit,
+    contributions,
+    sampled_terms,
+    two_way_fit,
+    without_strata,
+)
+from ddpmbench.likelihood.terms import TermTable
 from ddpmbench.records import short_repr
-
-KNOTS = 40
-"""The effect of the timestep is linear in log t between about this many timesteps."""
-_TERMS_A_KNOT = 5
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class TwoWayFit:
-    """An additive fit of image and stratum effects to the contributions of terms.
-
-    Attributes:
-        image: (N,) mean over the replicates of each image, without the effects of its strata.
-        spread: (N,) variance among the replicates of each image, without these effects.
-        stratum: (N,) effect of each stratum, up to a constant.
-        mean: of all contributions.
-        variance: of that mean.
-    """
-
-    image: NDArray[np.float64]
-    spread: NDArray[np.float64]
-    stratum: NDArray[np.float64]
-    mean: float
-    variance: float
-
-
-def two_way_fit(design: ImportanceDesign, values: NDArray[np.float64]) -> TwoWayFit:
-    r"""Fit image and stratum effects by least squares.
-
-    .. math:: y_{jn} = \alpha_n + \beta(s_{jn}) + \varepsilon_{jn}
-
-    Every replicate has each stratum once, so that the effects of strata are no error of the mean;
-    and the residuals have
-
-    .. math:: \mathrm{Var}(\bar y) = \frac{1}{r (N - 1) N} \sum_n \mathrm{Var}_j(\varepsilon_{jn})
-
-    Args:
-        design: of the terms; at least two replicates.
-        values: (r, N) contributions y, each an estimate of its image's sum.
-
-    Source: Owen 1992, "A central limit theorem for Latin hypercube sampling", for the variance.
-    """
-    replicates, num_images = values.shape
-    freedom = num_images * (replicates - 1)
-    hats = _hat_functions(design, freedom // _TERMS_A_KNOT)
-    means = StratumMeans(design, hats)
-    columns = hats.shape[1]
-    gram, moment = np.zeros((columns, columns)), np.zeros(columns)
-    for part in image_blocks(num_images, replicates):
-        x = _within(means.at(design.stratum[:, part]))
-        gram += np.einsum("jnk,jnl->kl", x, x, optimize=True)
-        moment += np.einsum("jnk,jn->k", x, _within(values[:, part]), optimize=True)
-    trend, _, rank, _ = np.linalg.lstsq(gram, moment, rcond=1e-10)
-    stratum = stratum_means(design, hats @ trend)
-    image, spread = np.empty(num_images), np.empty(num_images)
-    for part in image_blocks(num_images, replicates):
-        left = values[:, part] - stratum[design.stratum[:, part]]
-        image[part] = left.mean(0)
-        spread[part] = left.var(axis=0, ddof=1) * freedom / (freedom - rank)
-    # The images of a replicate share the strata among themselves: N / (N - 1).
-    shared = num_images / max(num_images - 1, 1)
-    return TwoWayFit(
-        image=image,
-        spread=spread,
-        stratum=stratum,
-        mean=float(values.mean()),
-        variance=float(spread.sum() / replicates / num_images**2 * shared),
-    )
-
-
-def _within(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.asarray(values - values.mean(0))
-
-
-class StratumMeans:
-    """Means over the strata of a function of the timestep, under the proposal density."""
-
-    def __init__(self, design: ImportanceDesign, values: NDArray[np.float64]) -> None:
-        """Integrate the function.
-
-        Args:
-            design: its density divides [0, 1] among the timesteps, its images into strata.
-            values: (T - 1, ...) at t = 2..T.
-        """
-        self._num_strata, self._values = design.num_images, values
-        self._start = np.append(0.0, np.cumsum(design.density)[:-1])  # (T - 1,) of each timestep
-        weighted = (design.density * values.T).T
-        before = np.zeros_like(weighted[:1])
-        self._integral = np.concatenate([before, np.cumsum(weighted, axis=0)[:-1]])
-
-    def at(self, stratum: NDArray[np.int64]) -> NDArray[np.float64]:
-        """The means over some of the N strata; the axes of `stratum` come first."""
-        return np.asarray((self._up_to(stratum + 1) - self._up_to(stratum)) * self._num_strata)
-
-    def _up_to(self, edge: NDArray[np.int64]) -> NDArray[np.float64]:
-        place = edge / self._num_strata
-        index = np.searchsorted(self._start, place, side="right") - 1
-        within = place - self._start[index]
-        within = within.reshape(within.shape + (1,) * (self._values.ndim - 1))
-        return np.asarray(self._integral[index] + self._values[index] * within)
-
-
-def stratum_means(design: ImportanceDesign, values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(N,) means over all strata of (T - 1,) values at t = 2..T."""
-    result, means = np.empty(design.num_images), StratumMeans(design, values)
-    for part in image_blocks(design.num_images):
-        result[part] = means.at(np.arange(part.start, part.stop))
-    return result
-
-
-def _hat_functions(design: ImportanceDesign, count: int) -> NDArray[np.float64]:
-    """(T - 1, columns) that span the piecewise linear functions of log t, up to a constant."""
-    inner = min(KNOTS, count - 2)  # with too few terms the effect of the timestep counts as error
-    last = len(design.density) - 1
-    index = np.searchsorted(np.cumsum(design.density), (np.arange(inner) + 0.5) / max(inner, 1))
-    knots = np.unique(np.minimum([0, *index, *([last] if inner > 0 else [])], last))
-    log_t = np.log(np.arange(2, design.num_timesteps + 1))
-    hats = [np.interp(log_t, log_t[knots], row) for row in np.eye(len(knots))[1:]]
-    return np.stack(hats, axis=1) if hats else np.zeros((len(log_t), 0))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -232,11 +118,16 @@ def sampled_bound(
     """
     num_images, replicates = len(prior), len(terms.replicates[NATS])
     variance = fit.variance + terms.decoder_variance
-    of_image = prior + terms.decoder[NATS] + fit.image
-    half_width = _half_width(terms, fit, replicates)
+    # Each part of the variance with the degrees of freedom of its images.
+    parts = np.array([fit.variance, terms.decoder_variance])
+    of_kl = freedom_of_parts(fit.spread, np.full(num_images, replicates - 1))
+    of_decoder = freedom_of_parts(terms.decoder_squares, terms.decoder_draws - 1)
+    freedom = freedom_of_parts(parts, np.array([of_kl, of_decoder]))
+    known = half_width_of(variance, freedom)
+    half_width = math.nan if known is None else known
     population, deviation = None, None
     if num_images > 1:
-        spread = float(of_image.var(ddof=1))
+        spread = float((prior + terms.decoder[NATS] + fit.image).var(ddof=1))
         # The variance of the images' estimates contains that of the error of each. Where the images
         # are alike it may come out smaller by chance, or because it has more degrees of freedom.
         population = quantile(num_images - 1) * math.sqrt(spread / num_images)
@@ -258,20 +149,6 @@ def sampled_bound(
         image_decoder=terms.decoder[NATS],
         **vars(timesteps),
     )
-
-
-def _half_width(terms: SampledTerms, fit: TwoWayFit, replicates: int) -> float:
-    # Each part with the degrees of freedom of its images.
-    of_kl = _freedom(fit.spread, np.full(len(fit.spread), replicates - 1))
-    of_decoder = _freedom(terms.decoder_squares, terms.decoder_draws - 1)
-    parts = np.array([fit.variance, terms.decoder_variance])
-    freedom = _freedom(parts, np.array([of_kl, of_decoder]))
-    half_width = half_width_of(fit.variance + terms.decoder_variance, freedom)
-    return math.nan if half_width is None else half_width
-
-
-def _freedom(variances: NDArray[np.float64], freedom: NDArray[np.float64 | np.int64]) -> float:
-    return freedom_of_sum(float(variances.sum()), squares_over_freedom(variances, freedom))
 
 
 def horvitz_thompson(
@@ -320,21 +197,9 @@ def regression_estimate(
               + \frac{L_{t_{jn} - 1}(n) - \hat y_{jn}(t_{jn})}{q(t_{jn})} \Bigr] \Bigr)
 
     The predictions of a replicate are fitted to the other replicates (`predict`), so that the
-    estimate is unbiased whatever the features; they bear on the width of the intervals only.
-
-    Args:
-        design: of the terms; at least two replicates.
-        prior: (N,) L_T of each image, nats per dimension.
-        tables: every term once, in any order and portions.
-        features: of the same images and terms.
-        clip: whether `x_start_mse` is that of the clipped prediction.
-
-    Returns:
-        The bound in nats per dimension. The term of a timestep that was not sampled is its
-        prediction.
-
-    Raises:
-        ValueError: a term is missing or comes twice, or there is one replicate.
+    estimate is unbiased whatever the features; they bear on the width of the intervals only. The
+    features are those of the same images and terms, everything else is as in `horvitz_thompson`;
+    but the term of a timestep that was not sampled is its prediction.
 
     Source: Saerndal, Swensson & Wretman 1992, chapter 6.
     """
@@ -354,17 +219,8 @@ def difference_estimate(
     """The difference estimator: `regression_estimate` with given predictions.
 
     It is linear in terms and predictions. From the differences of two models' terms and of their
-    predictions it is the difference of their bounds.
-
-    Args:
-        design: of the terms; at least two replicates.
-        prior: (N,) L_T of each image, nats per dimension.
-        tables: every term once, in any order and portions.
-        predictions: of these terms; those of a replicate must not depend on its terms.
-        clip: whether `x_start_mse` is that of the clipped prediction.
-
-    Raises:
-        ValueError: a term is missing or comes twice, or there is one replicate.
+    predictions it is the difference of their bounds. The predictions of a replicate must not depend
+    on its terms.
 
     Source: Saerndal, Swensson & Wretman 1992, section 6.3.
     """
@@ -396,31 +252,121 @@ def _estimate(
     )
 
 
-def contributions(
-    design: ImportanceDesign, terms: SampledTerms, predictions: Predictions
-) -> NDArray[np.float64]:
-    """(r, N) the errors of the predictions over the density; 0 predictions give the terms.
+INITIAL_TERMS = 400
 
-    With `Predictions.totals` they estimate the sums of the images over t = 2..T. The mean
-    prediction in a stratum is no error, because every stratum has a term; but it differs between
-    replicates, and is added here.
+
+def initial_replicates(num_images: int) -> int:
+    """Replicates before the first interval: at least two, and `INITIAL_TERMS` terms.
+
+    To stop where the interval happens to be narrow makes it too narrow, unless its width is well
+    known by then; at 8 images with two replicates it covered 88 %.
     """
-    result = np.empty(design.t.shape)
-    for j, mean in enumerate(predictions.timesteps):
-        common = StratumMeans(design, mean / design.density)
-        for part in image_blocks(design.num_images):
-            left = terms.replicates[NATS, j, part] - predictions.terms[j, part]
-            weighted = left / design.density[design.t[j, part] - 2]
-            result[j, part] = weighted + common.at(design.stratum[j, part]) - mean.sum()
-    return result
+    return max(2, -(-INITIAL_TERMS // num_images))
 
 
-def without_strata(
-    design: ImportanceDesign, values: NDArray[np.float64], fit: TwoWayFit
-) -> NDArray[np.float64]:
-    """(r, N) contributions without the effects of their strata, 0 in the mean."""
-    left = np.empty_like(values)
-    for j, of_replicate in enumerate(values):
-        np.subtract(of_replicate, fit.stratum[design.stratum[j]], out=left[j])
-    left -= left.mean()
-    return left
+def initial_terms(num_images: int) -> int:
+    """Terms before the first interval."""
+    return num_terms(num_images, initial_replicates(num_images))
+
+
+def replicates_needed(design: ImportanceDesign, bound: SampledBound, half_width: float) -> int:
+    """Replicates for an interval of a half width, at most twice as many as there are.
+
+    Begin with `initial_replicates`; estimate, extend the design to this number, evaluate the new
+    terms, and estimate again, until the number stays. It at most doubles, because a first estimate
+    may have seen little of the variance. The interval at the end covers as one that was not chosen.
+
+    Args:
+        design: of the terms that the bound is estimated from.
+        bound: the estimate.
+        half_width: the aim, for these images, nats per dimension.
+
+    Raises:
+        ValueError: the half width is not positive.
+    """
+    if not half_width > 0:
+        raise ValueError(f"half_width must be positive, not {half_width}")
+    num_replicates = design.num_replicates
+    if num_replicates < initial_replicates(design.num_images):
+        return initial_replicates(design.num_images)
+    if bound.half_width <= half_width:
+        return num_replicates
+    goal = (bound.kl_variance + bound.decoder_variance) * (half_width / bound.half_width) ** 2
+    for more in range(num_replicates + 1, 2 * num_replicates):
+        draws = decoder_draws(num_replicates) / decoder_draws(more)
+        if bound.kl_variance * num_replicates / more + bound.decoder_variance * draws <= goal:
+            return more
+    return 2 * num_replicates
+
+
+@dataclasses.dataclass(frozen=True)
+class RoughBound:
+    """A bound with its interval, during a run.
+
+    Attributes:
+        nats: the bound, nats per dimension.
+        half_width: of its 95 % interval for the images, nats per dimension.
+        is_rough: whether the terms count as independent, which makes the interval wider than that
+            of the estimate from the same terms.
+    """
+
+    nats: float
+    half_width: float
+    is_rough: bool = False
+
+    def plus(self, correction: Correction | None) -> "RoughBound":
+        """The bound with a correction, if there is one."""
+        if correction is None:
+            return self
+        half_width = math.hypot(self.half_width, correction.half_width)
+        return RoughBound(self.nats + correction.nats, half_width, self.is_rough)
+
+
+class RunningBound:
+    """The Horvitz-Thompson estimate so far, as if every term were drawn independently.
+
+    It ignores the strata, so its interval is wider than that of the final estimate.
+    """
+
+    def __init__(self, design: ImportanceDesign, prior: float) -> None:
+        """Begin without terms.
+
+        Args:
+            design: of the terms to come.
+            prior: mean L_T, nats per dimension.
+        """
+        self._design, self._prior = design, prior
+        self._decoder, self._kl = _Moments(), _Moments()
+
+    def add(self, table: TermTable) -> RoughBound | None:
+        """Add terms; the bound so far, None until there are terms at t = 1 and later."""
+        t, nats = table.index.t, table.values["nats"]
+        self._decoder.add(nats[(t == 1) & (table.index.draw == 0)])
+        self._kl.add(nats[t > 1] / self._design.density[t[t > 1] - 2])
+        if self._kl.count < 2 or self._decoder.count < min(2, self._design.num_images):
+            return None
+        left = 1 - self._decoder.count / self._design.num_images
+        variance = self._decoder.variance_of_mean * left + self._kl.variance_of_mean
+        nats_so_far = self._prior + self._decoder.mean + self._kl.mean
+        return RoughBound(nats_so_far, 1.96 * math.sqrt(variance), is_rough=True)
+
+
+class _Moments:
+    """Count, mean and variance of numbers that arrive in portions."""
+
+    def __init__(self) -> None:
+        self.count, self.mean, self._squares = 0, 0.0, 0.0
+
+    def add(self, values: NDArray[np.float64]) -> None:
+        # Chan, Golub & LeVeque 1983.
+        if not len(values):
+            return
+        count, shift = self.count + len(values), float(values.mean()) - self.mean
+        self._squares += float(values.var()) * len(values)
+        self._squares += shift**2 * self.count * len(values) / count
+        self.mean += shift * len(values) / count
+        self.count = count
+
+    @property
+    def variance_of_mean(self) -> float:
+        return self._squares / max(self.count - 1, 1) / self.count

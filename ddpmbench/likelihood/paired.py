@@ -17,17 +17,15 @@ from numpy.typing import NDArray
 
 from ddpmbench.likelihood.bound import BoundEstimate, estimate_bound
 from ddpmbench.likelihood.designs import EveryPairDesign, ImportanceDesign
-from ddpmbench.likelihood.estimator import (
-    SampledBound,
+from ddpmbench.likelihood.estimator import SampledBound, difference_estimate, sampled_bound
+from ddpmbench.likelihood.per_timestep import TimestepTable, rate_standard_error, timestep_table
+from ddpmbench.likelihood.regression import Predictions, no_predictions
+from ddpmbench.likelihood.sampled_terms import (
     contributions,
-    difference_estimate,
-    sampled_bound,
+    sampled_terms,
     two_way_fit,
     without_strata,
 )
-from ddpmbench.likelihood.per_timestep import TimestepTable, rate_standard_error, timestep_table
-from ddpmbench.likelihood.regression import Predictions, no_predictions
-from ddpmbench.likelihood.sampled_terms import sampled_terms
 from ddpmbench.likelihood.terms import TermIndex, TermTable
 
 Tables = Callable[[int], Iterable[TermTable]]
@@ -42,17 +40,7 @@ def every_pair_difference(
     prior: float = 0.0,
     clip: bool = True,
 ) -> BoundEstimate:
-    """The bound of a model minus that of a baseline, from every pair.
-
-    Args:
-        design: of the terms of both.
-        model: terms of the model.
-        baseline: terms of the baseline.
-        prior: the difference of the priors, nats per dimension.
-        clip: whether `x_start_mse` is that of the clipped prediction.
-
-    Returns:
-        Differences in the place of values, nats per dimension, with their intervals.
+    """The bound of a model minus that of a baseline, from every pair: `importance_difference`.
 
     Raises:
         ValueError: the terms are not of the same index.

@@ -46,16 +46,10 @@ def timestep_table(
     .. math:: \hat L_{t-1} = \bar y(t) + \frac{1}{r N q(t)} \sum_{(j, n): t_{jn} = t}
               \bigl( L_{t-1}(n) - \hat y_{jn}(t) \bigr)
 
-    with the mean prediction y; so the terms are unbiased and sum to the estimate. A mean squared
-    error is the mean over the terms at t, corrected by its ratio to the linear denoiser's error for
-    the images that they are of; where there are few terms it leans on that ratio, and where there
-    are none it is the ratio alone, or NaN without features.
-
-    Args:
-        design: of the terms.
-        terms: their values.
-        predictions: of the terms; zeros for the Horvitz-Thompson estimator.
-        features: of the same terms, or None.
+    with the mean prediction y, 0 for the Horvitz-Thompson estimator; so the terms are unbiased and
+    sum to the estimate. A mean squared error is the mean over the terms at t, corrected by its
+    ratio to the linear denoiser's error for the images that they are of; where there are few terms
+    it leans on that ratio, and where there are none it is the ratio alone, or NaN without features.
     """
     count = np.bincount(design.t.ravel(), minlength=design.num_timesteps + 1)[2:]
     left = terms.replicates[NATS] - predictions.terms

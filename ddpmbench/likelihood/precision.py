@@ -14,6 +14,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from ddpmbench.likelihood.bound import freedom_of_parts, half_width_of
 from ddpmbench.likelihood.designs import (
     CORRECTION_OF_DECODER,
     CORRECTION_OF_KL,
@@ -22,7 +23,6 @@ from ddpmbench.likelihood.designs import (
     unit_interval,
     words,
 )
-from ddpmbench.likelihood.intervals import freedom_of_sum, half_width_of, squares_over_freedom
 from ddpmbench.likelihood.terms import TermIndex, TermTable
 
 CORRECTION_DRAW = 3 * 2**30
@@ -35,11 +35,7 @@ SHARE = 20
 
 
 def num_correction_terms(num_terms: int) -> int:
-    """Number of terms of the correction of a run.
-
-    Args:
-        num_terms: of the run, as many as are certain before any is evaluated.
-    """
+    """Number of terms of the correction of a run, whose own are at least `num_terms`."""
     return min(MOST_TERMS, max(FEWEST_TERMS, num_terms // SHARE))
 
 
@@ -152,15 +148,9 @@ class Correction:
 def differences(
     design: CorrectionDesign, strict: Iterable[TermTable], low: Iterable[TermTable]
 ) -> NDArray[np.float64]:
-    """The difference of each term, strict float32 minus low precision.
+    """(m,) the difference of each term, strict float32 minus low precision, nats per dimension.
 
-    Args:
-        design: of the terms.
-        strict: the terms in strict float32, in order, in any portions.
-        low: the terms in low precision.
-
-    Returns:
-        (m,) nats per dimension.
+    Both come in order, in any portions.
 
     Raises:
         ValueError: a term is missing.
@@ -198,9 +188,7 @@ def estimate_correction(design: CorrectionDesign, difference: NDArray[np.float64
     squares = np.append(of_pairs, of_decoder)
     freedom = np.append(np.ones(len(of_pairs)), len(decoder) - 1)
     variance = float(squares.sum())
-    half_width = half_width_of(
-        variance, freedom_of_sum(variance, squares_over_freedom(squares, freedom))
-    )
+    half_width = half_width_of(variance, freedom_of_parts(squares, freedom))
     assert half_width is not None
     return Correction(
         kl=float(weighted.mean()) if len(later) else 0.0,

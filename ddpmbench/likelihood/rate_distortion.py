@@ -41,12 +41,7 @@ class Distortion:
 def every_pair_distortion(
     design: EveryPairDesign, tables: Iterable[TermTable], *, clip: bool = True
 ) -> Distortion:
-    """The distortion from every pair; its errors are from the noise.
-
-    Args:
-        design: of the terms.
-        tables: every term once, with the draws of a pair side by side.
-        clip: whether the prediction is clamped to the data range.
+    """The distortion from tables as those of `estimate_bound`; its errors are from the noise.
 
     Source: Ho, Jain & Abbeel 2020, section 4.3.
     """
@@ -76,13 +71,7 @@ def importance_distortion(
     At t = 1 every image has a term. At another timestep the estimate is the linear denoiser's
     distortion g, which is known for all images, times the ratio of the two at the terms of this
     timestep; where they are few, a line in log t through the terms around it (`RatioLine`). Where
-    there are none it is NaN.
-
-    Args:
-        design: of the terms.
-        tables: every term once, in any order and portions.
-        features: of the same images and terms.
-        clip: whether the prediction is clamped to the data range.
+    there are none it is NaN. The arguments are those of `regression_estimate`.
 
     Source: Cochran 1977, chapter 6, for the ratio and its error.
     """
@@ -119,11 +108,7 @@ def ratio_moments(
 ) -> NDArray[np.float64]:
     """(6, T - 1) sums of 1, y, x, y^2, y x and x^2 over the terms at each timestep t = 2..T.
 
-    Args:
-        t: timesteps.
-        y: as many values, the numerators of the ratio.
-        x: as many, the denominators.
-        num_timesteps: T.
+    The ratio is that of y to x, arrays of the shape of `t`.
     """
     index, y, x = t.ravel() - 2, y.ravel(), x.ravel()
     parts = (np.ones_like(x), y, x, y * y, y * x, x * x)
@@ -134,9 +119,7 @@ def _decoder(draws: NDArray[np.float64]) -> tuple[float, float]:
     """Mean of the first of (2, N) draws, and its standard error from the noise."""
     of_pair = np.square(draws[0] - draws[1]) / 2
     twice = np.isfinite(of_pair)
-    if not twice.any():
-        return float(draws[0].mean()), np.nan
-    noise = of_pair[twice].mean() / draws.shape[1]
+    noise = of_pair[twice].mean() / draws.shape[1] if twice.any() else np.nan
     return float(draws[0].mean()), float(np.sqrt(noise))
 
 
@@ -175,7 +158,7 @@ class RatioLine:
 
         Args:
             moments: of `ratio_moments`.
-            index: of the timestep.
+            index: of the timestep, counted from t = 2.
             window: the timesteps that are borrowed from.
         """
         count, y, x = moments[:3, window]
@@ -200,15 +183,12 @@ class RatioLine:
 
 def _ratio(moments: NDArray[np.float64], index: int, window: slice) -> tuple[float, float]:
     """The ratio at a timestep, and its standard error."""
-    fitted_line = RatioLine.of(moments, index, window)
-    if fitted_line is None:
-        return np.nan, np.nan
-    count, y, _, yy, yx, xx = moments[:, window]
-    powers, inverse = fitted_line.powers, fitted_line.inverse
-    line = inverse @ (powers @ y)
-    fitted = line @ powers
-    squares = np.maximum(yy - 2 * fitted * yx + fitted**2 * xx, 0.0)
-    if fitted_line.freedom <= 0:
+    line = RatioLine.of(moments, index, window)
+    if line is None or line.freedom <= 0:
         return np.nan, np.nan  # without an error the ratio is not shown
-    covariance = inverse @ ((powers * squares) @ powers.T) @ inverse
-    return float(line[0]), float(np.sqrt(covariance[0, 0] * count.sum() / fitted_line.freedom))
+    count, y, _, yy, yx, xx = moments[:, window]
+    coefficients = line.inverse @ (line.powers @ y)
+    fitted = coefficients @ line.powers
+    squares = np.maximum(yy - 2 * fitted * yx + fitted**2 * xx, 0.0)
+    variance = (np.square(line.weights) @ squares) * count.sum() / line.freedom
+    return float(coefficients[0]), float(np.sqrt(variance))

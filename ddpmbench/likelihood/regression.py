@@ -58,13 +58,7 @@ class GaussianFeatures:
         schedule: NoiseSchedule,
         data_range: DataRange = UNIT_RANGE,
     ) -> Self:
-        """The distribution with the mean and the spectrum of images.
-
-        Args:
-            pixels: (N, C, H, W) 8-bit levels.
-            schedule: the noise schedule.
-            data_range: the numbers an image is made of.
-        """
+        """The distribution with the mean and the spectrum of (N, C, H, W) 8-bit images."""
         sample = pixels[:: -(-len(pixels) // MOMENT_IMAGES)]
         channels, height, width = pixels.shape[1:]
         first = np.zeros((channels, height, width))
@@ -93,10 +87,7 @@ class GaussianFeatures:
         return np.asarray((snr[:-1] - snr[1:]) / 2)
 
     def divergence(self, pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
-        """The terms at every timestep.
-
-        Args:
-            pixels: (B, C, H, W) 8-bit levels.
+        """The terms of (B, C, H, W) 8-bit images at every timestep.
 
         Returns:
             (B, T - 1) for t = 2..T, positive, nats per dimension: the expectation over the noise
@@ -106,15 +97,7 @@ class GaussianFeatures:
         return np.asarray(self._squares(pixels) @ factor + constant)
 
     def divergence_at(self, pixels: NDArray[np.uint8], t: NDArray[np.int64]) -> NDArray[np.float64]:
-        """The terms at some timesteps of each image.
-
-        Args:
-            pixels: (B, C, H, W) 8-bit levels.
-            t: (R, B) timesteps in 2..T.
-
-        Returns:
-            (R, B) nats per dimension.
-        """
+        """(R, B) `divergence` of (B, C, H, W) 8-bit images at their timesteps t, (R, B)."""
         factor, constant = self._coefficients()
         squares, columns = self._squares(pixels), factor.T
         # A replicate at a time: together they could be many times the images.
@@ -143,16 +126,11 @@ class GaussianFeatures:
 
 
 def code_length(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """The length of a lossless code of each image, a stand-in for the size of its PNG.
+    """(B,) the length of a lossless code of (B, C, H, W) 8-bit images, nats per dimension.
 
-    Every level is predicted from three neighbors as in JPEG-LS; the length is the entropy of the
-    errors' histogram. Unlike the size of a PNG it does not depend on a library's version.
-
-    Args:
-        pixels: (B, C, H, W) 8-bit levels.
-
-    Returns:
-        (B,) nats per dimension.
+    A stand-in for the size of its PNG that does not depend on a library's version: every level is
+    predicted from three neighbors as in JPEG-LS, and the length is the entropy of the errors'
+    histogram.
 
     Source: Weinberger, Seroussi & Sapiro 2000, "The LOCO-I lossless image compression algorithm".
     """
@@ -169,10 +147,8 @@ def code_length(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
 def portions(pixels: NDArray[np.uint8], width: int = 256) -> Iterator[slice]:
     """Slices that cover the images, each small enough to be worked on in memory.
 
-    Args:
-        pixels: (N, C, H, W), let go of after each slice if they lie in a file.
-        width: numbers computed of an image, if more than it has pixels; the histogram of a code
-            length has 256.
+    Images in a file are released after each slice. `width` numbers are computed of an image, if
+    more than it has pixels; the histogram of a code length has 256.
     """
     size = max(1, CHUNK_BYTES // (8 * max(width, pixels[:1].size)))
     for start in range(0, len(pixels), size):
@@ -227,13 +203,7 @@ class FeatureTable:
     def of(
         cls, features: GaussianFeatures, pixels: NDArray[np.uint8], design: ImportanceDesign
     ) -> Self:
-        """The features of images, which are taken in portions.
-
-        Args:
-            features: fitted on the images or on others.
-            pixels: (N, C, H, W) 8-bit levels.
-            design: of the terms.
-        """
+        """The features of (N, C, H, W) 8-bit images; they may be fitted on others."""
         starts = np.flatnonzero(np.diff(log_bins(design.num_timesteps), prepend=-1))
         timestep_sums = np.zeros((design.num_timesteps - 1, 2))
         root_sums = np.zeros(design.num_timesteps - 1)
@@ -296,16 +266,11 @@ class Predictions:
     timesteps: NDArray[np.float64]
 
     def __getitem__(self, replicates: slice) -> "Predictions":
-        return Predictions(
-            self.terms[replicates], self.totals[replicates], self.timesteps[replicates]
-        )
+        return Predictions(*(values[replicates] for values in vars(self).values()))
 
     def __sub__(self, other: "Predictions") -> "Predictions":
-        return Predictions(
-            self.terms - other.terms,
-            self.totals - other.totals,
-            self.timesteps - other.timesteps,
-        )
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        return Predictions(*(one - another for one, another in pairs))
 
 
 def no_predictions(design: ImportanceDesign) -> Predictions:
@@ -325,12 +290,8 @@ def predict(
     by ridge regression of each bin toward that of all bins, of residuals over q(t). The
     coefficients for a replicate come from the others, whose timesteps and noise are independent of
     its own; so the estimate is unbiased whatever the features. (Folds of images would be biased:
-    within a replicate the images share the strata among themselves.)
-
-    Args:
-        design: of the terms; at least two replicates.
-        nats: (r, N) the terms of the replicates.
-        features: of the same images and terms.
+    within a replicate the images share the strata among themselves.) The terms are (r, N), of at
+    least two replicates.
 
     Source: Saerndal, Swensson & Wretman 1992, chapter 6; Chernozhukov et al. 2018 for the folds.
     """

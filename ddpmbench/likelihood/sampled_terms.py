@@ -1,14 +1,14 @@
-"""The terms of an importance sample as arrays by replicate and image."""
+"""The terms of an importance sample by replicate and image, and what their strata explain."""
 
 import dataclasses
 from collections.abc import Iterable
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ddpmbench.likelihood.designs import ImportanceDesign, decoder_draws
-from ddpmbench.likelihood.terms import TermTable, columns_of_bound
+from ddpmbench.likelihood.regression import Predictions
+from ddpmbench.likelihood.terms import TermTable, columns_of_bound, image_blocks
 
 NATS, X_START, EPS = range(3)
 """The values of a term: the term itself, the mean squared errors of x_start and of the noise."""
@@ -30,26 +30,20 @@ class SampledTerms:
     decoder_draws: NDArray[np.int64]
     decoder_squares: NDArray[np.float64]
 
-    @cached_property
-    def decoder_spread(self) -> float:
-        """Variance of the decoder term among the draws of an image, pooled over the images."""
-        return float(self.decoder_squares.sum() / (self.decoder_draws - 1).sum())
-
     @property
     def decoder_variance(self) -> float:
-        """Variance of the mean decoder term over the images, from its noise."""
-        return self.decoder_spread * float((1 / self.decoder_draws).mean()) / len(self.decoder[0])
+        """Variance of the mean decoder term over the images, from its noise.
+
+        That of a draw is pooled over the images.
+        """
+        of_draw = float(self.decoder_squares.sum() / (self.decoder_draws - 1).sum())
+        return of_draw * float((1 / self.decoder_draws).mean()) / len(self.decoder_draws)
 
 
 def sampled_terms(
     design: ImportanceDesign, tables: Iterable[TermTable], *, clip: bool
 ) -> SampledTerms:
-    """Sort the terms by replicate and image.
-
-    Args:
-        design: of the terms.
-        tables: every term once, in any order and portions.
-        clip: whether the error of x_start is that of the clipped prediction.
+    """Sort the terms of a design, in any order and portions, by replicate and image.
 
     Raises:
         ValueError: a term is missing, comes twice, or is not one of the design, or there is one
@@ -85,3 +79,141 @@ def sampled_terms(
     if length != len(design) or known != len(design):
         raise ValueError("the tables do not hold every term of the design exactly once")
     return SampledTerms(replicates, mean, count, squares)
+
+
+_KNOTS = 40  # the effect of the timestep is linear in log t between about so many timesteps
+_TERMS_A_KNOT = 5
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TwoWayFit:
+    """An additive fit of image and stratum effects to the contributions of terms.
+
+    Attributes:
+        image: (N,) mean over the replicates of each image, without the effects of its strata.
+        spread: (N,) variance among the replicates of each image, without these effects.
+        stratum: (N,) effect of each stratum, up to a constant.
+        mean: of all contributions.
+        variance: of that mean.
+    """
+
+    image: NDArray[np.float64]
+    spread: NDArray[np.float64]
+    stratum: NDArray[np.float64]
+    mean: float
+    variance: float
+
+
+def two_way_fit(design: ImportanceDesign, values: NDArray[np.float64]) -> TwoWayFit:
+    r"""Fit image and stratum effects by least squares.
+
+    .. math:: y_{jn} = \alpha_n + \beta(s_{jn}) + \varepsilon_{jn}
+
+    Every replicate has each stratum once, so that the effects of strata are no error of the mean;
+    and the residuals have
+
+    .. math:: \mathrm{Var}(\bar y) = \frac{1}{r (N - 1) N} \sum_n \mathrm{Var}_j(\varepsilon_{jn})
+
+    Args:
+        design: of the terms; at least two replicates.
+        values: (r, N) contributions y, each an estimate of its image's sum.
+
+    Source: Owen 1992, "A central limit theorem for Latin hypercube sampling", for the variance.
+    """
+    replicates, num_images = values.shape
+    freedom = num_images * (replicates - 1)
+    hats = _hat_functions(design, freedom // _TERMS_A_KNOT)
+    means = StratumMeans(design, hats)
+    columns = hats.shape[1]
+    gram, moment = np.zeros((columns, columns)), np.zeros(columns)
+    for part in image_blocks(num_images, replicates):
+        x = _within(means.at(design.stratum[:, part]))
+        gram += np.einsum("jnk,jnl->kl", x, x, optimize=True)
+        moment += np.einsum("jnk,jn->k", x, _within(values[:, part]), optimize=True)
+    trend, _, rank, _ = np.linalg.lstsq(gram, moment, rcond=1e-10)
+    stratum = StratumMeans(design, hats @ trend).at(np.arange(num_images))
+    image, spread = np.empty(num_images), np.empty(num_images)
+    for part in image_blocks(num_images, replicates):
+        left = values[:, part] - stratum[design.stratum[:, part]]
+        image[part] = left.mean(0)
+        spread[part] = left.var(axis=0, ddof=1) * freedom / (freedom - rank)
+    # The images of a replicate share the strata among themselves: N / (N - 1).
+    shared = num_images / max(num_images - 1, 1)
+    return TwoWayFit(
+        image=image,
+        spread=spread,
+        stratum=stratum,
+        mean=float(values.mean()),
+        variance=float(spread.sum() / replicates / num_images**2 * shared),
+    )
+
+
+def _within(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(values - values.mean(0))
+
+
+class StratumMeans:
+    """Means over the strata of a function of the timestep, under the proposal density."""
+
+    def __init__(self, design: ImportanceDesign, values: NDArray[np.float64]) -> None:
+        """Integrate the function, (T - 1, ...) values at t = 2..T.
+
+        The density divides [0, 1] among the timesteps, the images into strata.
+        """
+        self._num_strata, self._values = design.num_images, values
+        self._start = np.append(0.0, np.cumsum(design.density)[:-1])  # (T - 1,) of each timestep
+        weighted = (design.density * values.T).T
+        before = np.zeros_like(weighted[:1])
+        self._integral = np.concatenate([before, np.cumsum(weighted, axis=0)[:-1]])
+
+    def at(self, stratum: NDArray[np.int64]) -> NDArray[np.float64]:
+        """The means over some of the N strata; the axes of `stratum` come first."""
+        return np.asarray((self._up_to(stratum + 1) - self._up_to(stratum)) * self._num_strata)
+
+    def _up_to(self, edge: NDArray[np.int64]) -> NDArray[np.float64]:
+        place = edge / self._num_strata
+        index = np.searchsorted(self._start, place, side="right") - 1
+        within = place - self._start[index]
+        within = within.reshape(within.shape + (1,) * (self._values.ndim - 1))
+        return np.asarray(self._integral[index] + self._values[index] * within)
+
+
+def _hat_functions(design: ImportanceDesign, count: int) -> NDArray[np.float64]:
+    """(T - 1, columns) that span the piecewise linear functions of log t, up to a constant."""
+    inner = min(_KNOTS, count - 2)  # with too few terms the effect of the timestep counts as error
+    last = len(design.density) - 1
+    index = np.searchsorted(np.cumsum(design.density), (np.arange(inner) + 0.5) / max(inner, 1))
+    knots = np.unique(np.minimum([0, *index, *([last] if inner > 0 else [])], last))
+    log_t = np.log(np.arange(2, design.num_timesteps + 1))
+    hats = [np.interp(log_t, log_t[knots], row) for row in np.eye(len(knots))[1:]]
+    return np.stack(hats, axis=1) if hats else np.zeros((len(log_t), 0))
+
+
+def contributions(
+    design: ImportanceDesign, terms: SampledTerms, predictions: Predictions
+) -> NDArray[np.float64]:
+    """(r, N) the errors of the predictions over the density; 0 predictions give the terms.
+
+    With `Predictions.totals` they estimate the sums of the images over t = 2..T. The mean
+    prediction in a stratum is no error, because every stratum has a term; but it differs between
+    replicates, and is added here.
+    """
+    result = np.empty(design.t.shape)
+    for j, mean in enumerate(predictions.timesteps):
+        common = StratumMeans(design, mean / design.density)
+        for part in image_blocks(design.num_images):
+            left = terms.replicates[NATS, j, part] - predictions.terms[j, part]
+            weighted = left / design.density[design.t[j, part] - 2]
+            result[j, part] = weighted + common.at(design.stratum[j, part]) - mean.sum()
+    return result
+
+
+def without_strata(
+    design: ImportanceDesign, values: NDArray[np.float64], fit: TwoWayFit
+) -> NDArray[np.float64]:
+    """(r, N) contributions without the effects of their strata, 0 in the mean."""
+    left = np.empty_like(values)
+    for j, of_replicate in enumerate(values):
+        np.subtract(of_replicate, fit.stratum[design.stratum[j]], out=left[j])
+    left -= left.mean()
+    return left

@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 
 from ddpmbench.diffusion.process import Variance
 from ddpmbench.diffusion.schedule import NoiseSchedule
-from ddpmbench.likelihood.bound import PairMoments
+from ddpmbench.likelihood.bound import PairMoments, half_width_of, least_freedom_of_sum
 from ddpmbench.likelihood.decoders import SCALES, WIDEST_RATIO, interpolated, log_variances
 from ddpmbench.likelihood.designs import EveryPairDesign, ImportanceDesign
-from ddpmbench.likelihood.intervals import half_width_of, least_freedom_of_sum
 from ddpmbench.likelihood.rate_distortion import RatioLine, ratio_moments, timestep_windows
 from ddpmbench.likelihood.regression import FeatureTable
 
@@ -44,20 +43,12 @@ class TimestepErrors:
     over_freedom: Values
 
     def variance(self, weights: Values) -> tuple[float, float]:
-        """Variance of a weighted sum of the errors for these images, and its square over freedom.
-
-        Args:
-            weights: (T,).
-
-        Returns:
-            NaN where they are unknown.
-        """
+        """Variance of the sum with (T,) weights, and its square over freedom; NaN if unknown."""
         of_terms = weights if self.influence is None else weights @ self.influence
         used = of_terms != 0
         squares = np.square(of_terms[used])
-        return float(squares @ self.spread[used]), float(
-            np.square(squares) @ self.over_freedom[used]
-        )
+        over_freedom = np.square(squares) @ self.over_freedom[used]
+        return float(squares @ self.spread[used]), float(over_freedom)
 
     @property
     def is_known(self) -> NDArray[np.bool_]:
@@ -69,19 +60,14 @@ class TimestepErrors:
         return known & np.isfinite(self.mse)
 
 
-def every_pair_errors(design: EveryPairDesign, sums: PairMoments) -> TimestepErrors:
-    """The errors, or another column, from every pair; their variance is from the noise.
-
-    Args:
-        design: of the terms.
-        sums: of the column.
-    """
+def every_pair_errors(design: EveryPairDesign, moments: PairMoments) -> TimestepErrors:
+    """The errors, or another column, from its moments; the variance is that of the noise."""
     scale = design.draws * design.num_images**2
     if design.draws == 1:
-        unknown = np.full_like(sums.mean, np.nan)
-        return TimestepErrors(sums.mean, None, unknown, unknown)
-    over_freedom = sums.fourth / scale**2 / (design.draws - 1)
-    return TimestepErrors(sums.mean, None, sums.squares / scale, over_freedom)
+        unknown = np.full_like(moments.mean, np.nan)
+        return TimestepErrors(moments.mean, None, unknown, unknown)
+    over_freedom = moments.fourth / scale**2 / (design.draws - 1)
+    return TimestepErrors(moments.mean, None, moments.squares / scale, over_freedom)
 
 
 def importance_errors(
@@ -92,16 +78,13 @@ def importance_errors(
     At a timestep they are the linear denoiser's, which are known for all images, times the ratio of
     the two at the terms of this timestep, or a line in log t through the terms around it where they
     are few (`RatioLine`). Where no terms are near, the ratio is that of the nearest timesteps with
-    terms, and the variance of what rests on it is unknown.
+    terms, and the variance of what rests on it is unknown. At t = 1 all are NaN.
 
     Args:
         design: of the terms.
         mse: (r, N) the errors of each image in each replicate.
         features: of the same images and terms.
         replicates: that count.
-
-    Returns:
-        The errors; NaN at t = 1, where the decoder term is measured.
 
     Source: Cochran 1977, chapter 6.
     """
@@ -145,8 +128,12 @@ Steps = NDArray[np.int64]
 class Transitions:
     r"""The terms of transitions from t to any s < t, as functions of the error of x_start.
 
-    .. math:: L_{s,t} = c_{s,t} + w_{s,t} \, \mathrm{E} \| x_0 - \hat x_0 \|^2 / D, \quad
-              w_{s,t} = \frac{\mathrm{SNR}(s) - \mathrm{SNR}(t)}{2} \text{ for fixed\_small}
+    .. math:: L_{s,t} = c_{s,t} + w_{s,t} \, \mathrm{E} \| x_0 - \hat x_0 \|^2 / D
+
+    With variance fixed_small c = 0 and :math:`w = (\mathrm{SNR}(s) - \mathrm{SNR}(t)) / 2`; with
+    fixed_large c = (r - 1 - log r) / 2, and w is r times that,
+
+    .. math:: r = \frac{1 - \bar\alpha_s}{1 - \bar\alpha_t}
 
     Every method takes timesteps s < t, int64 arrays that broadcast, in 1..T.
 
@@ -161,36 +148,35 @@ class Transitions:
 
     def weight(self, variance: Variance, s: Steps, t: Steps) -> Values:
         """w, nats per dimension a unit of mean squared error in the data range."""
-        if variance is Variance.FIXED_SMALL:
-            return self.snr_gain(s, t) / 2
-        log, noise = self._tables()
-        beta = -np.expm1(log[t - 1] - log[s - 1])
-        return np.asarray(np.exp(log[s - 1]) * beta / np.square(noise[t - 1]) / 2)
+        weight = self.snr_gain(s, t) / 2
+        return weight if variance is Variance.FIXED_SMALL else weight * self._noise_ratio(s, t)
 
     def constant(self, variance: Variance, s: Steps, t: Steps) -> Values:
         """c, nats per dimension of a perfect prediction."""
-        log_ratio = self.log_variance(s, t)
+        ratio = self._noise_ratio(s, t)
         if variance is Variance.FIXED_SMALL:
-            return np.zeros_like(log_ratio)
-        log, _ = self._tables()
-        log_ratio = log_ratio - np.log(-np.expm1(log[t - 1] - log[s - 1]))
-        return np.asarray((np.expm1(log_ratio) - log_ratio) / 2)
+            return np.zeros_like(ratio)
+        return np.asarray((ratio - 1 - np.log(ratio)) / 2)
 
     def snr_gain(self, s: Steps, t: Steps) -> Values:
         """SNR(s) - SNR(t), without the difference."""
-        log, noise = self._tables()
-        beta = -np.expm1(log[t - 1] - log[s - 1])
-        return np.asarray(np.exp(log[s - 1]) * beta / noise[s - 1] / noise[t - 1])
+        signal, noise = self.schedule.alphas_cumprod.numpy(), self._noise
+        return np.asarray(signal[s - 1] * self._beta(s, t) / noise[s - 1] / noise[t - 1])
 
     def log_variance(self, s: Steps, t: Steps) -> Values:
         """Log variance of q(x_s | x_t, x_start)."""
-        log, noise = self._tables()
-        beta = -np.expm1(log[t - 1] - log[s - 1])
-        return np.asarray(np.log(beta * noise[s - 1] / noise[t - 1]))
+        return np.asarray(np.log(self._beta(s, t) * self._noise_ratio(s, t)))
 
-    def _tables(self) -> tuple[Values, Values]:
-        schedule = self.schedule
-        return schedule.log_alphas_cumprod.numpy(), schedule.one_minus_alphas_cumprod.numpy()
+    @property
+    def _noise(self) -> Values:
+        return self.schedule.one_minus_alphas_cumprod.numpy()
+
+    def _noise_ratio(self, s: Steps, t: Steps) -> Values:
+        return np.asarray(self._noise[s - 1] / self._noise[t - 1])
+
+    def _beta(self, s: Steps, t: Steps) -> Values:
+        log = self.schedule.log_alphas_cumprod.numpy()
+        return np.asarray(-np.expm1(log[t - 1] - log[s - 1]))
 
 
 EVENLY_SPACED, BEST = "evenly spaced", "best"
@@ -264,12 +250,10 @@ class SubScheduleCosts:
     def bound(
         self, variance: Variance | None, steps: Sequence[int], spacing: str = EVENLY_SPACED
     ) -> SubScheduleBound:
-        """The bound of the model that visits some timesteps.
+        """The bound of the model that visits some timesteps: at least two, from 1 to T.
 
-        Args:
-            variance: fixed_small, fixed_large, or None for the best constant.
-            steps: at least two, increasing from 1 to T.
-            spacing: `EVENLY_SPACED` or `BEST`.
+        Raises:
+            ValueError: they do not increase from 1 to T.
         """
         visited = np.asarray(steps, dtype=np.int64)
         s, t = visited[:-1], visited[1:]
@@ -297,10 +281,6 @@ class SubScheduleCosts:
 
         Lengths beyond the search are left out, and timesteps whose error has no known variance. By
         the errors that chose them their bound would come out too good.
-
-        Args:
-            variance: fixed_small, fixed_large, or None for the best constant.
-            lengths: numbers of timesteps, at least two.
 
         Source: Watson, Ho, Norouzi & Chan 2021, "Learning to efficiently sample from diffusion
         probabilistic models", algorithm 1.

@@ -5,6 +5,7 @@ because the noise is a function of the index (`diffusion.noise`). This is the on
 evaluates the network for likelihood.
 """
 
+import copy
 import dataclasses
 from collections.abc import Iterator, Sequence
 
@@ -40,23 +41,13 @@ def image_blocks(num_images: int, terms_an_image: int = 1) -> Iterator[slice]:
         yield slice(start, min(start + size, num_images))
 
 
-VALUE_COLUMNS = (
-    "nats",
-    "x_start_mse",
-    "x_start_mse_noclip",
-    "eps_mse",
-    *DECODER_COLUMNS,
-    *MODEL_COLUMNS,
-)
+_AT_EVERY_TIMESTEP = ("nats", "x_start_mse", "x_start_mse_noclip", "eps_mse")
+VALUE_COLUMNS = (*_AT_EVERY_TIMESTEP, *DECODER_COLUMNS, *MODEL_COLUMNS)
 """The columns of a `TermTable`."""
 
 
 def columns_of_bound(*, clip: bool) -> tuple[str, str, str]:
-    """The columns of a bound: the term, the squared errors of x_start and of the noise.
-
-    Args:
-        clip: whether the error of x_start is that of the clipped prediction.
-    """
+    """The columns of a bound: the term, the squared errors of x_start, clipped or not, and eps."""
     return "nats", "x_start_mse" if clip else "x_start_mse_noclip", "eps_mse"
 
 
@@ -69,8 +60,8 @@ class BoundTerms:
         x_start_mse: (B,) mean squared error of the predicted x_start, clipped to the data range.
         x_start_mse_noclip: (B,) the same without clipping.
         eps_mse: (B,) mean squared error of the predicted noise, without clipping.
-        decoders: a (B,) tensor for each of `DECODER_COLUMNS` and `MODEL_COLUMNS`, nats per
-            dimension; NaN at t >= 2.
+        decoders: a (B,) tensor for each of `DECODER_COLUMNS` and `MODEL_COLUMNS`, in this order,
+            nats per dimension; NaN at t >= 2.
     """
 
     nats: Tensor
@@ -89,14 +80,7 @@ class BoundTerms:
     @property
     def columns(self) -> dict[str, Tensor]:
         """A (B,) tensor for each of `VALUE_COLUMNS`."""
-        columns = {
-            "nats": self.nats,
-            "x_start_mse": self.x_start_mse,
-            "x_start_mse_noclip": self.x_start_mse_noclip,
-            "eps_mse": self.eps_mse,
-            **self.decoders,
-        }
-        return {name: columns[name] for name in VALUE_COLUMNS}
+        return {**{name: getattr(self, name) for name in _AT_EVERY_TIMESTEP}, **self.decoders}
 
     def table(self, index: "TermIndex") -> "TermTable":
         """The terms with their index, of which `estimate_bound` makes the bound.
@@ -158,14 +142,8 @@ def bound_terms(
     Source: Sohl-Dickstein et al. 2015, eq. 14; Ho, Jain & Abbeel 2020, eqs. 5 and 13; Nichol &
     Dhariwal 2021, eqs. 4 to 7, and eq. 15 for "learned_range".
     """
-    diffusion = GaussianDiffusion(
-        schedule,
-        Prediction(prediction),
-        Variance(variance),
-        clip,
-        data_range,
-        device=x_start.device,
-    )
+    kinds = Prediction(prediction), Variance(variance)
+    diffusion = GaussianDiffusion(schedule, *kinds, clip, data_range, device=x_start.device)
     channels = x_start.shape[1] * (2 if diffusion.variance.is_learned else 1)
     expected = (x_start.shape[0], channels, *x_start.shape[2:])
     if eps.shape != x_start.shape or model_output.shape != expected:
@@ -198,14 +176,7 @@ def diffusion_terms(
 ) -> BoundTerms:
     """`bound_terms` of a diffusion process, without checks.
 
-    Args:
-        diffusion: the process.
-        x_start: see `bound_terms`.
-        t: see there.
-        eps: see there.
-        model_output: see there.
-        decoder: see there.
-        first: (K,) int64, the positions of t = 1. None finds them, which waits for a GPU.
+    `first` is (K,) int64, the positions of t = 1; to find them takes a wait for a GPU.
     """
     x_start, eps = x_start.to(diffusion.dtype), eps.to(diffusion.dtype)
     x_t = diffusion.q_sample(x_start, t, eps)
@@ -241,20 +212,13 @@ def diffusion_terms(
 
 
 def _decoder(
-    diffusion: GaussianDiffusion,
-    step: ReverseStep,
-    x_start: Tensor,
-    first: Tensor,
-    decoder: str,
+    diffusion: GaussianDiffusion, step: ReverseStep, x_start: Tensor, first: Tensor, decoder: str
 ) -> Tensor:
     """(K,) the decoder terms at the positions `first`, with the model's own variance."""
-    log_variance = step.log_variance.expand_as(step.mean)[first]
+    log_variance = step.log_variance.expand_as(step.mean)
+    normal = (x[first] for x in (x_start, step.mean, log_variance))
     log_prob = discretized_normal_log_prob(
-        x_start[first],
-        step.mean[first],
-        log_variance,
-        decoder=decoder,
-        data_range=diffusion.data_range,
+        *normal, decoder=decoder, data_range=diffusion.data_range
     )
     return -_mean(log_prob)
 
@@ -264,16 +228,11 @@ def _mean(x: Tensor) -> Tensor:
 
 
 def prior_nats(diffusion: GaussianDiffusion, x_start: Tensor) -> Tensor:
-    r"""The prior term L_T, which no network enters.
+    r"""(B,) the prior term L_T of (B, C, H, W) images in the data range, nats per dimension.
 
     .. math:: L_T = D_{KL}\bigl(q(x_T | x_0) \,\|\, N(0, I)\bigr) / D
 
-    Args:
-        diffusion: the process.
-        x_start: (B, C, H, W) in the data range.
-
-    Returns:
-        (B,) nats per dimension, in closed form.
+    No network enters, and it has a closed form.
 
     Source: Ho, Jain & Abbeel 2020, eq. 5.
     """
@@ -383,14 +342,9 @@ class TermsPass:
 
     def calling(self, model_output: ModelOutput) -> "TermsPass":
         """The same with another way to evaluate the network, and a count of its own."""
-        return TermsPass(
-            self.checkpoint,
-            self.images,
-            seed=self.seed,
-            decoder=self.decoder,
-            device=self.device,
-            model_output=model_output,
-        )
+        other = copy.copy(self)
+        other._model_output, other.num_evaluations = model_output, 0
+        return other
 
     def prior(self, image: NDArray[np.int64]) -> NDArray[np.float64]:
         """(B,) L_T of the images with these indices, nats per dimension."""

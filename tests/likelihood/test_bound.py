@@ -5,14 +5,13 @@ import itertools
 import numpy as np
 import pytest
 
-from ddpmbench.likelihood.bound import estimate_bound
-from ddpmbench.likelihood.designs import EveryPairDesign
-from ddpmbench.likelihood.intervals import (
-    freedom_of_sum,
+from ddpmbench.likelihood.bound import (
+    estimate_bound,
+    freedom_of_parts,
     half_width_of,
     quantile,
-    squares_over_freedom,
 )
+from ddpmbench.likelihood.designs import EveryPairDesign
 from ddpmbench.likelihood.terms import VALUE_COLUMNS, TermTable
 
 REPEATS = 2000
@@ -66,16 +65,14 @@ def test_one_formula_gives_the_degrees_of_freedom_of_every_estimate():
     design, generator = EveryPairDesign(30, 5, 2), np.random.default_rng(2)
     nats = generator.normal(size=len(design))
     variances = nats.reshape(-1, 2).var(1, ddof=1) / 2 / 30**2
-    over_freedom = squares_over_freedom(variances, np.full(len(variances), 1))
     bound = estimate_bound(design, np.zeros(30), [table(design, nats)])
-    freedom = freedom_of_sum(variances.sum(), over_freedom)
+    freedom = freedom_of_parts(variances, np.full(len(variances), 1))
     assert bound.half_width == pytest.approx(half_width_of(variances.sum(), freedom), rel=1e-3)
 
 
 @pytest.mark.parametrize("freedom", [1, 2, 9])
 def test_degrees_of_freedom_of_a_single_part_are_its_own(freedom):
-    over_freedom = squares_over_freedom(np.array([3.0]), np.array([freedom]))
-    assert freedom_of_sum(3.0, over_freedom) == pytest.approx(freedom)
+    assert freedom_of_parts(np.array([3.0]), np.array([freedom])) == pytest.approx(freedom)
 
 
 @pytest.mark.parametrize("num_images", [2, 5, 40])

@@ -60,9 +60,8 @@ def test_an_importance_sample_is_the_horvitz_thompson_estimate_of_a_run(
     assert bound.bits_per_dim == pytest.approx(expected, abs=1e-5)
 
 
-def test_terms_need_an_index_of_their_length(small_model, small_images):
-    design = db.EveryPairDesign(1, 30, 1)
-    schedule = db.NoiseSchedule.linear(30)
+def test_terms_need_an_index_of_their_length():
+    design, schedule = db.EveryPairDesign(1, 30, 1), db.NoiseSchedule.linear(30)
     x = torch.zeros(4, 1, 2, 2)
     terms = db.bound_terms(schedule, x, torch.arange(1, 5), x, x)
     with pytest.raises(ValueError, match="4 terms need an index of as many, not 3"):

@@ -81,15 +81,6 @@ def test_its_variance_is_that_of_the_estimates():
     assert np.mean([one.variance for one in estimates]) == pytest.approx(spread, rel=0.2)
 
 
-def test_its_error_falls_with_the_root_of_its_rows():
-    mean = rounding(np.random.default_rng(4))
-    few, many = (
-        np.mean([found(mean, seed, num_terms=m).half_width for seed in range(50)])
-        for m in (150, 1350)
-    )
-    assert few / many == pytest.approx(3, rel=0.15)
-
-
 @pytest.mark.parametrize(("n", "num_timesteps", "m"), [(7, 40, 100), (1000, 1000, 1000), (1, 2, 6)])
 def test_its_rows_are_spread_evenly(n, num_timesteps, m):
     design = CorrectionDesign(n, num_timesteps, 5, m)

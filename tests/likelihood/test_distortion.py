@@ -14,7 +14,6 @@ from ddpmbench.likelihood.rate_distortion import (
     every_pair_distortion,
     importance_distortion,
 )
-from ddpmbench.likelihood.terms import TermTable
 
 T = 120
 SEEDS = 150
@@ -65,12 +64,8 @@ def test_every_pair_is_the_mean_whatever_the_portions_and_their_order(draws):
         assert found.mse[t - 1] == pytest.approx(of_step.mean(), rel=1e-12)
     pairs = np.random.default_rng(0).permutation(len(design) // draws)
     portions = [
-        TermTable(
-            type(table.index)(table.index.image[at], table.index.t[at], table.index.draw[at]),
-            {name: values[at] for name, values in table.values.items()},
-        )
+        table[(some[:, None] * draws + np.arange(draws)).ravel()]
         for some in np.array_split(pairs, 9)
-        for at in [(some[:, None] * draws + np.arange(draws)).ravel()]
     ]
     again = every_pair_distortion(design, portions)
     np.testing.assert_allclose(means(again), means(found), rtol=1e-12)
@@ -153,13 +148,7 @@ def test_the_portions_and_their_order_do_not_matter():
     table = table_of(model, design.index(0, len(design)), generator)
     features = model.features(design)
     whole = importance_distortion(design, [table], features)
-    portions = [
-        TermTable(
-            type(table.index)(table.index.image[at], table.index.t[at], table.index.draw[at]),
-            {name: values[at] for name, values in table.values.items()},
-        )
-        for at in np.array_split(generator.permutation(len(design)), 7)
-    ]
+    portions = [table[at] for at in np.array_split(generator.permutation(len(design)), 7)]
     again = importance_distortion(design, portions, features)
     np.testing.assert_allclose(means(again), means(whole), rtol=1e-9)
     np.testing.assert_allclose(standard_errors(again), standard_errors(whole), rtol=1e-6)

@@ -7,8 +7,7 @@ import pytest
 from mixtures import SyntheticModel
 
 from ddpmbench.likelihood.designs import ImportanceDesign
-from ddpmbench.likelihood.estimator import horvitz_thompson
-from ddpmbench.likelihood.stopping import RunningBound
+from ddpmbench.likelihood.estimator import RunningBound, horvitz_thompson
 
 
 def followed(model, seed, *, portion, num_replicates=4):

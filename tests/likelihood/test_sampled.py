@@ -12,9 +12,14 @@ from oracles import expected_terms, oracle_checkpoint, oracle_images
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.likelihood.bound import cumulative_rate
 from ddpmbench.likelihood.designs import ImportanceDesign, PilotDesign, proposal_density
-from ddpmbench.likelihood.estimator import horvitz_thompson, regression_estimate, stratum_means
+from ddpmbench.likelihood.estimator import (
+    horvitz_thompson,
+    initial_replicates,
+    regression_estimate,
+    replicates_needed,
+)
 from ddpmbench.likelihood.regression import FeatureTable, GaussianFeatures, predict
-from ddpmbench.likelihood.stopping import initial_replicates, replicates_needed
+from ddpmbench.likelihood.sampled_terms import StratumMeans
 from ddpmbench.likelihood.terms import TermsPass, concatenate
 
 SEEDS = 500
@@ -274,7 +279,7 @@ def test_the_mean_over_the_cells_is_the_mean_over_the_density():
     model = SyntheticModel(37, 50)
     design = ImportanceDesign(37, 50, model.density(0, np.random.default_rng(0)), 0)
     values = np.random.default_rng(1).normal(size=49)
-    means = stratum_means(design, values)
+    means = StratumMeans(design, values).at(np.arange(37))
     assert means.mean() == pytest.approx(design.density @ values, rel=1e-12)
 
 

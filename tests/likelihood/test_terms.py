@@ -3,14 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from laws import (
-    check_decoder_known_answers,
-    check_fixed_large_constant,
-    check_prior_known_answers,
-    check_rows,
-)
+from laws import check_rows
 from oracles import oracle_checkpoint, oracle_images
-from traces import SLICE, WHOLE, check_trace, load_trace
+from traces import WHOLE, check_trace, load_trace
 
 from ddpmbench.diffusion.process import GaussianDiffusion, Prediction, Variance
 from ddpmbench.diffusion.schedule import NoiseSchedule
@@ -25,27 +20,11 @@ EPS = torch.randn(40, 1, 3, 3, dtype=torch.float64, generator=GENERATOR)
 OUTPUT = EPS + 0.2 * torch.randn(40, 1, 3, 3, dtype=torch.float64, generator=GENERATOR)
 
 
-def test_a_recorded_network_has_the_terms_that_others_computed():
-    check_trace(load_trace(SLICE))
-
-
 @pytest.mark.skipif(
     not WHOLE.exists(), reason="shared/data is not beside the repository: the slice stands in"
 )
 def test_all_of_the_recorded_network_has_the_terms_that_others_computed():
     check_trace(load_trace(WHOLE))
-
-
-def test_the_decoder_costs_the_known_bits():
-    check_decoder_known_answers()
-
-
-def test_the_prior_costs_the_known_bits():
-    check_prior_known_answers()
-
-
-def test_fixed_large_costs_its_constant():
-    check_fixed_large_constant()
 
 
 @pytest.mark.parametrize("clip", [True, False])
@@ -56,19 +35,12 @@ def test_rows_are_those_of_a_second_implementation(prediction, variance, clip):
 
 
 @pytest.mark.parametrize("clip", [True, False])
-def test_fixed_small_is_the_squared_error_times_the_fall_of_the_snr(clip):
-    result = bound_terms(SCHEDULE, X_START, STEPS, EPS, OUTPUT, variance="fixed_small", clip=clip)
-    weight = -SCHEDULE.snr.diff() / 2
-    mse = result.x_start_mse if clip else result.x_start_mse_noclip
-    torch.testing.assert_close(result.nats[1:], weight * mse[1:], rtol=1e-9, atol=1e-14)
-
-
-@pytest.mark.parametrize("clip", [True, False])
-def test_fixed_large_is_a_constant_and_a_weighted_squared_error(clip):
-    result = bound_terms(SCHEDULE, X_START, STEPS, EPS, OUTPUT, variance="fixed_large", clip=clip)
+@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
+def test_a_term_is_a_constant_and_a_weighted_squared_error(variance, clip):
+    result = bound_terms(SCHEDULE, X_START, STEPS, EPS, OUTPUT, variance=variance, clip=clip)
     ratio = (SCHEDULE.posterior_variance / SCHEDULE.betas)[1:]
-    constant = 0.5 * (ratio - 1 - ratio.log())
-    weight = -SCHEDULE.snr.diff() / 2 * ratio
+    ratio = torch.ones_like(ratio) if variance == "fixed_small" else ratio
+    weight, constant = -SCHEDULE.snr.diff() / 2 * ratio, 0.5 * (ratio - 1 - ratio.log())
     mse = result.x_start_mse if clip else result.x_start_mse_noclip
     expected = constant + weight * mse[1:]
     torch.testing.assert_close(result.nats[1:], expected, rtol=1e-9, atol=1e-14)
@@ -109,12 +81,6 @@ def test_the_errors_do_not_depend_on_how_the_network_says_it(prediction, clip):
         torch.testing.assert_close(result.nats, expected.nats, rtol=1e-8, atol=1e-12)
 
 
-def test_a_perfect_network_pays_nothing_but_the_decoder():
-    result = bound_terms(SCHEDULE, X_START, STEPS, EPS, EPS, variance="fixed_small")
-    assert result.nats[1:].abs().max() < 1e-12
-    assert result.nats[0] > 0
-
-
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
 def test_the_columns_of_the_decoder_belong_to_the_first_step_alone(variance):
     result = bound_terms(SCHEDULE, X_START, STEPS, EPS, OUTPUT, variance=variance)
@@ -124,17 +90,6 @@ def test_the_columns_of_the_decoder_belong_to_the_first_step_alone(variance):
     assert result.decoders["decoder_posterior_exact_clip"][0] == pytest.approx(
         result.nats[0].item(), rel=1e-12
     )
-
-
-def test_a_row_does_not_depend_on_the_rows_around_it():
-    whole = bound_terms(SCHEDULE, X_START, STEPS, EPS, OUTPUT)
-    order = torch.randperm(40, generator=torch.Generator().manual_seed(1))
-    shuffled = bound_terms(SCHEDULE, X_START[order], STEPS[order], EPS[order], OUTPUT[order])
-    assert torch.equal(shuffled.nats, whole.nats[order])
-    for i in (0, 1, 39):
-        part = slice(i, i + 1)
-        alone = bound_terms(SCHEDULE, X_START[part], STEPS[part], EPS[part], OUTPUT[part])
-        torch.testing.assert_close(alone.nats, whole.nats[part], rtol=1e-13, atol=0)
 
 
 def test_every_term_is_differentiable_in_the_output():
@@ -152,17 +107,14 @@ def test_every_term_is_differentiable_in_the_output():
         ({"variance": "huge"}, "huge"),
         ({"variance": "learned_range"}, "model_output"),
         ({"decoder": "logistic"}, "logistic"),
+        ({"t": STEPS - 1}, r"1\.\.40"),
+        ({"t": STEPS + 1}, r"1\.\.40"),
     ],
 )
-def test_unknown_names_and_unfit_shapes_are_refused(change, error):
+def test_unknown_names_unfit_shapes_and_steps_outside_are_refused(change, error):
+    given = {"x_start": X_START, "t": STEPS, "eps": EPS, "model_output": OUTPUT}
     with pytest.raises(ValueError, match=error):
-        bound_terms(SCHEDULE, X_START, STEPS, EPS, OUTPUT, **change)
-
-
-@pytest.mark.parametrize("t", [0, 41])
-def test_steps_outside_the_schedule_are_refused(t):
-    with pytest.raises(ValueError, match=r"1\.\.40"):
-        bound_terms(SCHEDULE, X_START[:1], torch.tensor([t]), EPS[:1], OUTPUT[:1])
+        bound_terms(SCHEDULE, **(given | change))
 
 
 def test_the_prior_of_no_steps_but_noise_is_nothing_and_of_data_is_something():
