@@ -18,11 +18,9 @@ from ddpmbench.evaluate.fid import FidSettings, evaluate_fid
 from ddpmbench.evaluate.nll import evaluate_nll
 from ddpmbench.evaluate.pictures import progressive_pictures
 from ddpmbench.evaluate.report import write_report
-from ddpmbench.report import rate_distortion
 from ddpmbench.report.comparison import printed_comparison
-from ddpmbench.report.fidelity_text import printed_fidelity
-from ddpmbench.report.nll_text import printed_nll
-from ddpmbench.report.rate_distortion import printed_rate_distortion
+from ddpmbench.report.nll_text import curve_summary, printed_nll, printed_rate_distortion
+from ddpmbench.report.samples_text import printed_fidelity
 from ddpmbench.samples.feature_networks import load_feature_network
 from ddpmbench.samples.scores import PROTOCOLS
 
@@ -44,9 +42,7 @@ def published(name):
 
 def printed_curve():
     curve = pd.read_csv(ROOT / "results" / "default" / "rate_distortion.csv")
-    return printed_rate_distortion(
-        rate_distortion.summary(curve, published("default")), curve, "table"
-    )
+    return printed_rate_distortion(curve_summary(curve, published("default")), curve, "table")
 
 
 def inspected():

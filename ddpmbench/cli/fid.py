@@ -56,7 +56,7 @@ def fid(out: Path | None, output_format: str, **given: Any) -> None:  # noqa: AN
     from ddpmbench.evaluate.fid import FidSettings, evaluate_fid
     from ddpmbench.execution.distributed import joined
     from ddpmbench.execution.features import FidelityListener
-    from ddpmbench.report.fidelity_text import printed_fidelity
+    from ddpmbench.report.samples_text import printed_fidelity
 
     with joined() as ranks:
         samples = sample_settings(given, eight_bit="round", local_rank=ranks.local_rank)

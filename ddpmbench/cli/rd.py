@@ -76,7 +76,7 @@ def rd(
 
 def _print(source: "NllReport | Path", output_format: str) -> None:
     from ddpmbench.evaluate.rate_distortion import rate_distortion
-    from ddpmbench.report.rate_distortion import printed_rate_distortion
+    from ddpmbench.report.nll_text import printed_rate_distortion
     from ddpmbench.report.text import raw_pixels_warning
 
     result = rate_distortion(source)

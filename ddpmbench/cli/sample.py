@@ -44,7 +44,7 @@ def sample(out: Path | None, output_format: str, **given: Any) -> None:  # noqa:
     from ddpmbench.evaluate.sample import generate_samples
     from ddpmbench.execution.distributed import joined
     from ddpmbench.execution.worker import RunListener
-    from ddpmbench.report.samples import printed_samples
+    from ddpmbench.report.samples_text import printed_samples
 
     eight_bit = given.pop("eight_bit")
     of_checkpoint = {name: given.pop(name) for name in options.CHECKPOINT}

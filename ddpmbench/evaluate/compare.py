@@ -36,9 +36,10 @@ from ddpmbench.report import comparison, fidelity, fidelity_comparison, tables
 from ddpmbench.report.card import Card, Draw, Shown
 from ddpmbench.report.contents import damaged, schema_of
 from ddpmbench.report.fidelity import INFLUENCE, SCHEMA
-from ddpmbench.report.fidelity_comparison import FidelityDifference, difference
+from ddpmbench.report.fidelity_comparison import difference, differences_frame
 from ddpmbench.report.figures.style import NORMAL
-from ddpmbench.report.schema import FIDELITY_VALUES, STRICT, Fidelity, Run, check
+from ddpmbench.report.metrics import AGAINST_REFERENCE, METRICS, WITHOUT_REFERENCE
+from ddpmbench.report.schema import STRICT, Fidelity, FidelityDifference, Run, check
 from ddpmbench.report.text import with_data_range
 
 Facts = Callable[[FinishedRun], Mapping[str, object]]
@@ -74,8 +75,6 @@ def _facts_of(run: FinishedRun, facts: Facts) -> Mapping[str, object]:
         ) from error
 
 
-_WITH_INFLUENCE = ("fid", "kid", "precision", "inception_score")
-
 Influence = Mapping[str, NDArray[np.float64]]
 
 
@@ -85,7 +84,7 @@ class FidelityComparison(Shown):
 
     Attributes:
         summary: the object of `summary.json`.
-        differences: one row a run, measure and reference; the fields of `FidelityDifference`.
+        differences: one row a run, metric and reference; see `differences_frame`.
         folder: with the tables, the figure and the page; None if nothing was written.
     """
 
@@ -94,7 +93,7 @@ class FidelityComparison(Shown):
     folder: Path | None
 
     def _card(self) -> Card:
-        from ddpmbench.report.cards import fidelity_comparison_card
+        from ddpmbench.report.fidelity_comparison import fidelity_comparison_card
 
         return fidelity_comparison_card(self.summary)
 
@@ -127,16 +126,13 @@ def compare_fidelity(
     baseline = opened[0]
     for run in opened[1:]:
         check_comparable(run, baseline, _fidelity_facts)
-    differences = [
-        one
-        for name, run in zip(names[1:], opened[1:], strict=True)
-        for one in _differences(name, run, baseline)
-    ]
-    compared = FidelityComparison(
-        fidelity_comparison.summary(names, [run.summary for run in opened], differences),
-        pd.DataFrame([dataclasses.asdict(one) for one in differences]),
-        None if out is None else named_path(out),
+    summary = fidelity_comparison.summary(
+        names,
+        [run.summary for run in opened],
+        [_differences(run, baseline) for run in opened[1:]],
     )
+    folder = None if out is None else named_path(out)
+    compared = FidelityComparison(summary, differences_frame(summary), folder)
     _write(compared, {"differences.csv": compared.differences}, identity="samples")
     return compared
 
@@ -169,34 +165,33 @@ def _write(
     write_page(compared)
 
 
-def _differences(name: str, run: FinishedRun, baseline: FinishedRun) -> list[FidelityDifference]:
-    """Of each measure against each reference, and of the inception score."""
+def _differences(run: FinishedRun, baseline: FinishedRun) -> list[FidelityDifference]:
+    """Of each metric against each reference, and of those without one."""
     paired = _paired_half_widths(run, baseline)
     of = run.summary["references"], baseline.summary["references"]
-    differences = [
-        # Influences are on the measures against the first reference.
-        difference(measure, (name, own), first, paired=paired.get(measure) if k == 0 else None)
-        for k, (own, first) in enumerate(zip(*of, strict=True))
-        for measure in FIDELITY_VALUES
+    return [
+        *(
+            # Influences are on the metrics against the first reference.
+            difference(metric, own, first, paired=paired.get(metric) if k == 0 else None)
+            for k, (own, first) in enumerate(zip(*of, strict=True))
+            for metric in AGAINST_REFERENCE
+        ),
+        *(
+            difference(metric, run.summary, baseline.summary, paired=paired.get(metric))
+            for metric in WITHOUT_REFERENCE
+        ),
     ]
-    score = difference(
-        "inception_score",
-        (name, run.summary),
-        baseline.summary,
-        paired=paired.get("inception_score"),
-    )
-    return [*differences, score]
 
 
 def _paired_half_widths(run: FinishedRun, baseline: FinishedRun) -> dict[str, float]:
-    """By measure; none where the runs do not share their noise."""
+    """By metric; none where the runs do not share their noise."""
     if not _share_noise(run.summary, baseline.summary):
         return {}
     here, there = _influence(run), _influence(baseline)
     return {
         name: NORMAL * float((here[name] - there[name]).std(ddof=1)) / len(here[name]) ** 0.5
-        for name in _WITH_INFLUENCE
-        if name in here and name in there
+        for name in here
+        if name in there
     }
 
 
@@ -213,9 +208,7 @@ def _influence(run: FinishedRun) -> Influence:
         return {}
     try:
         arrays = read_npz(path)
-        influence = {
-            name: arrays[name].astype(np.float64) for name in _WITH_INFLUENCE if name in arrays
-        }
+        influence = {name: arrays[name].astype(np.float64) for name in METRICS if name in arrays}
     except (DamageError, ValueError) as error:
         raise damaged(path) from error
     if any(of.shape != (number,) or not np.isfinite(of).all() for of in influence.values()):
@@ -268,7 +261,7 @@ class Comparison(Shown):
     folder: Path | None
 
     def _card(self) -> Card:
-        from ddpmbench.report.cards import comparison_card
+        from ddpmbench.report.comparison import comparison_card
 
         return comparison_card(self.summary)
 

@@ -227,7 +227,7 @@ class FidReport(Shown):
     folder: Path | None
 
     def _card(self) -> Card:
-        from ddpmbench.report.cards import fidelity_card
+        from ddpmbench.report.samples_text import fidelity_card
 
         return fidelity_card(self.summary, self.folder)
 

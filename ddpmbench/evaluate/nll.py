@@ -44,6 +44,7 @@ from ddpmbench.likelihood.terms import TermsPass
 from ddpmbench.report import tables
 from ddpmbench.report.card import Card, Draw, Shown
 from ddpmbench.report.conventions import conventions_frame, sub_schedules_frame
+from ddpmbench.report.schema import Comparability
 from ddpmbench.report.tables import in_bits
 from ddpmbench.report.text import raw_pixels_warning
 from ddpmbench.sanity_check.run import PreliminaryCheck, recorded_check
@@ -75,7 +76,7 @@ class NllReport(Shown):
     folder: Path | None
 
     def _card(self) -> Card:
-        from ddpmbench.report.cards import bound_card
+        from ddpmbench.report.nll_text import bound_card
 
         return bound_card(self.summary, self.folder)
 
@@ -272,15 +273,14 @@ def evaluate_nll(
         )
         with user_errors(checkpoint.network_name), engine.running():
             result = chosen.run(run, store, correction=_correction(run, chosen, store))
-        comparability = tables.Comparability(
-            **known,
+        comparability = Comparability(
+            **{**known, "check": None if checked is None else checked.to_dict()},
             num_evaluations=result.num_evaluations,
             sampling=tables.sampling(result, chosen.summary),
             device=" + ".join(sorted(result.devices)),
             engine=str(engine.choice),
-            precision_correction=in_bits(result),
+            precision_correction=in_bits(result.correction, uncorrected=result.bound.nats),
             seconds=round(result.seconds, 3),
-            check=None if checked is None else checked.to_dict(),
         )
         report = _report(result, comparability, images, checkpoint.data_range, folder)
         _warn_of(report, chosen, reporter)
@@ -316,7 +316,7 @@ def _in_memory(name: str) -> MemoryStore:
 
 def _report(
     result: LikelihoodRun,
-    comparability: tables.Comparability,
+    comparability: Comparability,
     images: ImageSet,
     data_range: DataRange,
     folder: RunFolder | None,

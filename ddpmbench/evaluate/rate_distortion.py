@@ -14,8 +14,8 @@ from ddpmbench.execution.finished import (
     FinishedRun,
     refuse_missing_shards,
 )
-from ddpmbench.report import rate_distortion as report
 from ddpmbench.report.card import Card, Draw, Shown
+from ddpmbench.report.nll_text import curve_summary
 from ddpmbench.report.schema import Run, check
 from ddpmbench.report.tables import RATE_DISTORTION_COLUMNS, SCHEMA
 
@@ -35,12 +35,12 @@ class RateDistortion(Shown):
     folder: Path | None
 
     def _card(self) -> Card:
-        from ddpmbench.report.cards import curve_card
+        from ddpmbench.report.nll_text import curve_card
 
         return curve_card(self.summary, self.folder)
 
     def _figures(self) -> Mapping[str, Draw]:
-        from ddpmbench.report.figures.rate_distortion import rate_distortion_figure
+        from ddpmbench.report.figures.timesteps import rate_distortion_figure
 
         return {"rate_distortion": lambda: rate_distortion_figure(self.curve)}
 
@@ -64,4 +64,4 @@ def rate_distortion(run: NllReport | str | Path) -> RateDistortion:
         check(finished.summary, Run, finished.path / SUMMARY)
         summary, folder = finished.summary, finished.path
         curve = finished.table(RATE_DISTORTION, RATE_DISTORTION_COLUMNS)
-    return RateDistortion(report.summary(curve, summary), curve, folder)
+    return RateDistortion(curve_summary(curve, summary), curve, folder)

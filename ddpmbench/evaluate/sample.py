@@ -30,7 +30,7 @@ from ddpmbench.execution.worker import RunListener, Worker
 from ddpmbench.report import fidelity
 from ddpmbench.report.card import Card, Draw, Shown
 from ddpmbench.report.contents import schema_of
-from ddpmbench.report.figures.images import samples_figure
+from ddpmbench.report.figures.pictures import samples_figure
 from ddpmbench.report.schema import Fidelity, Sampled, SampleRun, check
 from ddpmbench.version import __version__
 
@@ -123,7 +123,7 @@ class SampleReport(Shown):
     folder: Path | None
 
     def _card(self) -> Card:
-        from ddpmbench.report.cards import samples_card
+        from ddpmbench.report.samples_text import samples_card
 
         return samples_card(self.summary, self.folder)
 

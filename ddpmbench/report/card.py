@@ -3,6 +3,7 @@
 import abc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from markupsafe import Markup
@@ -34,6 +35,13 @@ class Card:
     headline: str
     numbers: Mapping[str, str] = field(default_factory=dict)
     facts: Mapping[str, str] = field(default_factory=dict)
+
+
+def in_folder(facts: Mapping[str, str], folder: Path | None) -> dict[str, str]:
+    """The facts with the folder before the device, which is the last of them."""
+    own = {} if folder is None else {"folder": str(folder)}
+    device = {name: value for name, value in facts.items() if name == "device"}
+    return {name: of for name, of in facts.items() if name not in device} | own | device
 
 
 Draw = Callable[[], "tuple[Figure, pd.DataFrame]"]

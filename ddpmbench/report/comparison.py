@@ -13,13 +13,14 @@ from ddpmbench.errors import command
 from ddpmbench.likelihood.bound import BoundEstimate
 from ddpmbench.likelihood.estimator import SampledBound
 from ddpmbench.likelihood.precision import Correction
+from ddpmbench.report.card import Card
 from ddpmbench.report.fidelity_comparison import SCHEMA as FIDELITY
 from ddpmbench.report.fidelity_comparison import printed_fidelity_comparison
 from ddpmbench.report.html import panels, rendered
 from ddpmbench.report.nll_text import conventions_line, images_line, images_name
 from ddpmbench.report.schema import STRICT
-from ddpmbench.report.tables import CorrectionInBits, per_timestep, rate, widened
-from ddpmbench.report.text import digits_by, with_interval
+from ddpmbench.report.tables import NO_CORRECTION, in_bits, per_timestep, rate, widened
+from ddpmbench.report.text import digits_by, fact_lines, with_interval
 
 SCHEMA = "ddpmbench.comparison/1"
 _CAPTION = "Difference from the baseline over t"
@@ -61,15 +62,13 @@ def runs_frame(
         }
         if difference is not None:
             bound, own = difference.bound, summary["half_width"]
-            correction = CorrectionInBits()
-            if difference.correction is not None:
-                correction = CorrectionInBits.of(difference.correction, uncorrected=bound.nats)
+            correction = in_bits(difference.correction, uncorrected=bound.nats) or NO_CORRECTION
             unpaired = None if None in (own, first) else math.hypot(own, first)
             row |= {
                 "difference": bound.nats / NATS_PER_BIT + correction.bits_per_dim,
-                "difference_half_width": widened(_bits(bound.half_width), correction),
+                "difference_half_width": widened(bound.half_width, correction),
                 "difference_half_width_population": widened(
-                    _bits(bound.half_width_population), correction
+                    bound.half_width_population, correction
                 ),
                 "half_width_unpaired": unpaired,
                 "num_evaluations": int(bound.num_evaluations.sum()) + correction.num_evaluations,
@@ -115,10 +114,6 @@ def summary(frame: pd.DataFrame, baseline: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _bits(nats: float | None) -> float | None:
-    return None if nats is None else nats / NATS_PER_BIT
-
-
 def printed_comparison(summary: dict[str, Any], output_format: str) -> str:
     """The summary of `compare` for standard output.
 
@@ -156,12 +151,18 @@ def printed_comparison(summary: dict[str, Any], output_format: str) -> str:
     }
     if note := _precision_note(summary):
         facts["precision"] = note
-    return "\n".join([*lines, "", *(f"{name:<12}{value}" for name, value in facts.items())])
+    return "\n".join([*lines, "", *fact_lines(facts.items())])
 
 
-def comparison_numbers(summary: Mapping[str, Any]) -> dict[str, str]:
-    """The difference of each run of `nll` from the first with its interval, by the run's name."""
-    return {run["run"]: f"{_paired(run)}" for run in summary["runs"]}
+def comparison_card(summary: Mapping[str, Any]) -> Card:
+    """What Python shows of a comparison of runs of `nll`."""
+    facts = {
+        **{run["run"]: _paired(run) for run in summary["runs"]},
+        "images": images_line(dict(summary)),
+        "estimator": f"{summary['estimator']}, seed {summary['seed']}",
+    }
+    first = summary["baseline"]["run"]
+    return Card(f"against {first}, bits/dim; negative is better", facts=facts)
 
 
 def _shared(runs: list[dict[str, Any]], first: str) -> str:

@@ -1,7 +1,7 @@
 """What the folder of a finished run of `fid` holds, for those who look at it."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,6 +14,7 @@ from ddpmbench.data import array_files
 from ddpmbench.errors import InputError
 from ddpmbench.execution.finished import SUMMARY, FinishedRun
 from ddpmbench.report.contents import damaged, read_environment, read_table
+from ddpmbench.report.metrics import AGAINST_REFERENCE, METRICS, half_width_of
 from ddpmbench.report.schema import Fidelity, check
 from ddpmbench.samples.scores import InceptionScore, Scores
 from ddpmbench.samples.statistics import Estimate
@@ -247,29 +248,22 @@ def against_n_frame(sources: Sequence[str], scores: Sequence[Scores]) -> pd.Data
 
 def scores_summary(scores: Scores) -> dict[str, float | None]:
     """The scores against one reference by name, each with its half width."""
-    infinity = scores.infinity
-    neighbors = scores.neighbors
-    return {
-        **_pair("fid", scores.frechet),
-        **_pair("fid_infinity", None if infinity is None else infinity.estimate),
-        **_pair("kid", scores.kernel),
-        **_pair("precision", None if neighbors is None else neighbors.precision),
-        **_pair("recall", None if neighbors is None else neighbors.recall),
-    }
+    return _with_half_widths({name: scores.estimates[name] for name in AGAINST_REFERENCE})
 
 
 def headline_summary(scores: Scores, classes: InceptionScore | None) -> dict[str, float | None]:
-    """The scores of the headline: against the first reference, and the Inception score."""
-    own = scores_summary(scores)
-    inception = _pair("inception_score", None if classes is None else classes.estimate)
-    order = ("fid", "fid_infinity", "inception_score", "kid", "precision", "recall")
-    together = {**own, **inception}
+    """All scores of a run by name: against the first reference, and those without one."""
+    of_classes = None if classes is None else classes.estimate
+    estimates = {**scores.estimates, "inception_score": of_classes}
+    return _with_half_widths({name: estimates[name] for name in METRICS})
+
+
+def _with_half_widths(estimates: Mapping[str, Estimate | None]) -> dict[str, float | None]:
     return {
-        name + suffix: together[name + suffix] for name in order for suffix in ("", "_half_width")
+        field: value
+        for name, of in estimates.items()
+        for field, value in (
+            (name, None if of is None else of.value),
+            (half_width_of(name), None if of is None else of.half_width),
+        )
     }
-
-
-def _pair(name: str, estimate: Estimate | None) -> dict[str, Any]:
-    if estimate is None:
-        return {name: None, f"{name}_half_width": None}
-    return {name: estimate.value, f"{name}_half_width": estimate.half_width}

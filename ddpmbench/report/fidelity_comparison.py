@@ -3,66 +3,70 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import pandas as pd
+from msgspec import structs
 
+from ddpmbench.report.card import Card
 from ddpmbench.report.fidelity import reference_name
-from ddpmbench.report.fidelity_text import (
-    MEASURES,
-    Measured,
-    aligned,
-    comparable_only,
-    label,
-    protocol_facts,
-    reference_line,
-)
 from ddpmbench.report.html import panels, rendered
-from ddpmbench.report.text import joined
+from ddpmbench.report.metrics import METRICS, Score, half_width_of
+from ddpmbench.report.samples_text import comparable_only, protocol_facts, reference_line
+from ddpmbench.report.schema import FidelityDifference
+from ddpmbench.report.text import aligned, fact_lines, joined
 
 SCHEMA = "ddpmbench.compare-fid/1"
-PAIRED, INDEPENDENT = "paired", "independent"
+FIGURE = ("differences", "Differences from the first run")
+"""The name of the figure, and what it shows."""
+_HEAD = ("measure", "first", "this", "difference", "interval", "against")
+_INTERVALS = (
+    "95 %; paired: sample i of both runs starts from the same noise; independent: no shared noise"
+)
 
 
-@dataclass(frozen=True)
-class FidelityDifference:
-    """Of a measure of a run from that of the baseline, in the units of `summary.json`.
+def difference(
+    metric: str,
+    run: Mapping[str, Any],
+    baseline: Mapping[str, Any],
+    *,
+    paired: float | None,
+) -> FidelityDifference:
+    """Of a metric of two runs.
 
-    Attributes:
-        run: its name.
-        measure: its name in `summary.json`.
-        reference: what it is against; "" for the inception score.
-        baseline: the value of the baseline.
-        value: that of the run.
-        difference: of them; None where one is not known, as is what follows.
-        half_width: of its 95 % interval.
-        half_width_unpaired: that of two runs that share nothing.
-        how: "paired" or "independent", what `half_width` is.
+    Args:
+        metric: its name in `summary.json`.
+        run: the run's summary, or one of its references.
+        baseline: the same of the baseline.
+        paired: the half width of the difference where the two share their noise; else None.
     """
-
-    run: str
-    measure: str
-    reference: str
-    baseline: float | None
-    value: float | None
-    difference: float | None
-    half_width: float | None
-    half_width_unpaired: float | None
-    how: str
+    first, value = baseline[metric], run[metric]
+    widths = baseline[half_width_of(metric)], run[half_width_of(metric)]
+    unpaired = None if None in widths else math.hypot(*widths)
+    known = first is not None and value is not None
+    return FidelityDifference(
+        measure=metric,
+        reference=reference_name(dict(run)) if METRICS[metric].has_reference else "",
+        baseline=first,
+        value=value,
+        difference=value - first if known else None,
+        half_width=None if not known else unpaired if paired is None else paired,
+        half_width_unpaired=unpaired if known else None,
+        how="independent" if paired is None else "paired",
+    )
 
 
 def summary(
     names: Sequence[str],
     summaries: Sequence[Mapping[str, Any]],
-    differences: Sequence[FidelityDifference],
+    differences: Sequence[Sequence[FidelityDifference]],
 ) -> dict[str, Any]:
     """The object of a comparison's `summary.json`.
 
     Args:
         names: of the runs, the baseline first.
         summaries: of the same runs.
-        differences: of all runs but the first.
+        differences: of each run but the first.
     """
     rows: list[dict[str, Any]] = [
         {
@@ -74,11 +78,8 @@ def summary(
         }
         for name, of in zip(names, summaries, strict=True)
     ]
-    for row in rows[1:]:
-        own = (asdict(one) for one in differences if one.run == row["run"])
-        row["differences"] = [
-            {name: value for name, value in of.items() if name != "run"} for of in own
-        ]
+    for row, own in zip(rows[1:], differences, strict=True):
+        row["differences"] = [structs.asdict(one) for one in own]
     first = summaries[0]
     kept = ("source", "split", "sha256", "num_reference")
     return {
@@ -92,46 +93,10 @@ def summary(
     }
 
 
-def difference(
-    measure: str,
-    run: tuple[str, Mapping[str, Any]],
-    baseline: Mapping[str, Any],
-    *,
-    paired: float | None,
-) -> FidelityDifference:
-    """Of a measure of two runs.
-
-    Args:
-        measure: its name in `summary.json`.
-        run: the run's name; its summary, or one of its references.
-        baseline: the same of the baseline.
-        paired: the half width of the difference where the two share their noise; else None.
-    """
-    name, values = run
-    first, value = baseline[measure], values[measure]
-    widths = baseline[f"{measure}_half_width"], values[f"{measure}_half_width"]
-    unpaired = None if None in widths else math.hypot(*widths)
-    known = first is not None and value is not None
-    return FidelityDifference(
-        run=name,
-        measure=measure,
-        reference="" if measure == "inception_score" else reference_name(dict(values)),
-        baseline=first,
-        value=value,
-        difference=value - first if known else None,
-        half_width=None if not known else unpaired if paired is None else paired,
-        half_width_unpaired=unpaired if known else None,
-        how=INDEPENDENT if paired is None else PAIRED,
-    )
-
-
-FIGURE = ("differences", "Differences from the first run")
-"""The name of the figure, and what it shows."""
-HIGHER_IS_BETTER = ("precision", "recall", "inception_score")
-_HEAD = ("measure", "first", "this", "difference", "interval", "against")
-_INTERVALS = (
-    "95 %; paired: sample i of both runs starts from the same noise; independent: no shared noise"
-)
+def differences_frame(summary: Mapping[str, Any]) -> pd.DataFrame:
+    """One row a run, metric and reference: `run`, and the fields of `FidelityDifference`."""
+    runs = summary["runs"]
+    return pd.DataFrame([{"run": run["run"], **of} for run in runs for of in run["differences"]])
 
 
 def printed_fidelity_comparison(summary: dict[str, Any], output_format: str) -> str:
@@ -147,28 +112,27 @@ def printed_fidelity_comparison(summary: dict[str, Any], output_format: str) -> 
         case "json":
             return json.dumps(summary, indent=2)
         case "csv":
-            rows = [{"run": run["run"], **of} for run in runs for of in run["differences"]]
-            return pd.DataFrame(rows).to_csv(index=False).rstrip()
+            return differences_frame(summary).to_csv(index=False).rstrip()
         case "quiet":
             return "\n".join(repr(run["differences"][0]["difference"]) for run in runs)
     first = summary["baseline"]["run"]
     lines = [f"{summary['name']} ({summary['protocol']['id']}), differences from {first}"]
     for run in runs:
         cells = (_cells(of, summary["name"]) for of in run["differences"])
-        lines += ["", str(run["run"]), *aligned([_HEAD, *cells])]
-    facts = [f"{name:<12}{value}" for name, value in _facts(summary)]
+        lines += ["", str(run["run"]), *aligned([_HEAD, *cells], gap=2)]
     only = comparable_only(summary)
-    return "\n".join([*lines, "", *facts, *(["", only] if only else [])])
+    return "\n".join([*lines, "", *fact_lines(_facts(summary)), *(["", only] if only else [])])
 
 
-def fidelity_comparison_numbers(summary: Mapping[str, Any]) -> dict[str, str]:
-    """The differences of each run from the first with their intervals, by run and measure."""
-    numbers = {}
+def fidelity_comparison_card(summary: Mapping[str, Any]) -> Card:
+    """What Python shows of a comparison of runs of `fid`."""
+    facts = {}
     for run in summary["runs"]:
         for of in run["differences"]:
             name, _, _, difference, how, against = _cells(of, summary["name"])
-            numbers[f"{run['run']}, {name} {against}".rstrip()] = f"{difference} ({how})"
-    return numbers
+            facts[f"{run['run']}, {name} {against}".rstrip()] = f"{difference} ({how})"
+    first = summary["baseline"]["run"]
+    return Card(f"{summary['name']} ({summary['protocol']['id']}) against {first}", facts=facts)
 
 
 def fidelity_comparison_page(summary: Mapping[str, Any], svgs: Mapping[str, str]) -> str:
@@ -185,9 +149,7 @@ def fidelity_comparison_page(summary: Mapping[str, Any], svgs: Mapping[str, str]
             "run": run["run"],
             "rows": [
                 {
-                    "first": _measured(of, "baseline", None, name),
-                    "value": _measured(of, "value", None, name),
-                    "difference": _measured(of, "difference", "half_width", name),
+                    **_scores(of, name),
                     "how": _how(of),
                     "word": _word(of),
                 }
@@ -218,40 +180,34 @@ def _facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
+def _scores(of: Mapping[str, Any], name: str) -> dict[str, Score]:
+    """The two values and their difference as they are shown."""
+    metric = of["measure"]
+    return {
+        "first": Score.of(metric, name, of["baseline"]),
+        "value": Score.of(metric, name, of["value"]),
+        "difference": Score.of(
+            metric, name, of["difference"], of["half_width"], against=of["reference"]
+        ),
+    }
+
+
 def _cells(of: Mapping[str, Any], name: str) -> tuple[str, ...]:
-    shown = _measured(of, "difference", "half_width", name)
+    scores = _scores(of, name)
+    shown = scores["difference"]
     sign = "+" if shown.value is not None and not shown.text.startswith("-") else ""
-    return (
-        shown.label,
-        _measured(of, "baseline", None, name).text,
-        _measured(of, "value", None, name).text,
-        f"{sign}{shown.text}",
-        _how(of),
-        of["reference"],
-    )
-
-
-def _measured(of: Mapping[str, Any], value: str, half_width: str | None, name: str) -> Measured:
-    _, digits, scale = MEASURES[of["measure"]]
-    here, width = of[value], of[half_width] if half_width else None
-    return Measured(
-        of["measure"],
-        label(of["measure"], name),
-        None if here is None else scale * here,
-        None if width is None else scale * width,
-        digits,
-        of["reference"],
-    )
+    values = scores["first"].text, scores["value"].text, f"{sign}{shown.text}"
+    return (shown.label, *values, _how(of), shown.against)
 
 
 def _how(of: Mapping[str, Any]) -> str:
     """What the interval is, and what pairing gained."""
     own, unpaired = of["half_width"], of["half_width_unpaired"]
-    if of["how"] != PAIRED or not own or not unpaired or unpaired > 1000 * own:
+    if of["how"] != "paired" or not own or not unpaired or unpaired > 1000 * own:
         return str(of["how"])
     if unpaired < own:
-        return f"{PAIRED}, wider than independent"
-    return f"{PAIRED}, {unpaired / own:.1f} times narrower"
+        return "paired, wider than independent"
+    return f"paired, {unpaired / own:.1f} times narrower"
 
 
 def _word(of: Mapping[str, Any]) -> str:
@@ -262,4 +218,4 @@ def _word(of: Mapping[str, Any]) -> str:
         return "interval unknown"
     if abs(difference) <= half_width:
         return "not significant"
-    return "better" if (difference > 0) == (of["measure"] in HIGHER_IS_BETTER) else "worse"
+    return "better" if (difference > 0) == METRICS[of["measure"]].higher_is_better else "worse"

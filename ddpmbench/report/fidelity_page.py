@@ -5,17 +5,18 @@ from typing import Any
 
 from ddpmbench.report.card import Draw
 from ddpmbench.report.fidelity import FidelityContents, reference_name
-from ddpmbench.report.fidelity_text import (
-    MEASURES,
-    comparable_only,
-    fidelity_facts,
-    headline,
-    label,
-    measured,
-)
-from ddpmbench.report.figures.fidelity import against_n_figure, per_image_figure
-from ddpmbench.report.figures.images import nearest_figure, samples_figure
+from ddpmbench.report.figures.fidelity import against_n_figure
+from ddpmbench.report.figures.images import per_image_figure
+from ddpmbench.report.figures.pictures import nearest_figure, samples_figure
 from ddpmbench.report.html import environment_values, panels, rendered
+from ddpmbench.report.metrics import (
+    AGAINST_REFERENCE,
+    METRICS,
+    WITHOUT_REFERENCE,
+    Score,
+    label,
+)
+from ddpmbench.report.samples_text import comparable_only, fidelity_facts, headline, splits_line
 from ddpmbench.report.schema import sanity_check_warning
 from ddpmbench.report.text import joined
 
@@ -34,14 +35,6 @@ STRIPS = {
     "samples": ("First samples", "In order, uncurated."),
 }
 """Optional strips of pictures, by name: title and text."""
-
-_MEANINGS = {
-    "fid": "Fréchet distance of the features",
-    "fid_infinity": "the same, extrapolated to infinitely many samples",
-    "kid": "squared kernel distance (cubic kernel); unbiased in N",
-    "precision": "share of samples within the manifold of the reference",
-    "recall": "share of reference images within the manifold of the samples",
-}
 
 
 def fid_figures(contents: FidelityContents) -> dict[str, Draw]:
@@ -85,9 +78,7 @@ def fid_page(contents: FidelityContents, svgs: Mapping[str, str]) -> str:
         facts=joined(fidelity_facts(summary)),
         references=[reference_name(of) for of in references],
         rows=_rows(summary),
-        score=measured("inception_score", summary, summary["name"], ""),
         explanations=_explanations(summary),
-        score_text=_score_text(summary),
         points=contents.tables.against_n.to_dict("records"),
         figures={
             name: panels(svgs[name], name, text) if name in svgs else None
@@ -109,24 +100,21 @@ def _heading(summary: Mapping[str, Any]) -> str:
 
 
 def _rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One a measure, with its values against each reference."""
+    """One a metric: against each reference, then those without one."""
     name = summary["name"]
+    splits = splits_line(summary["protocol"])
     return [
         {
-            "label": label(key, name),
-            "own": key == "fid",
-            "of": [measured(key, each, name, "") for each in summary["references"]],
-            "meaning": _MEANINGS[key],
+            "label": label(metric, name),
+            "own": metric == "fid",
+            "scores": [
+                Score.read(metric, of, name)
+                for of in (summary["references"] if METRICS[metric].has_reference else [summary])
+            ],
+            "meaning": METRICS[metric].meaning.format(splits=splits),
         }
-        for key in MEASURES
-        if key in _MEANINGS
+        for metric in (*AGAINST_REFERENCE, *WITHOUT_REFERENCE)
     ]
-
-
-def _score_text(summary: Mapping[str, Any]) -> str:
-    splits = summary["protocol"]["inception_splits"]
-    of = "in one split" if splits == 1 else f"mean of {splits} splits"
-    return f"certainty and diversity of the predicted classes; without a reference, {of}"
 
 
 def _explanations(summary: Mapping[str, Any]) -> list[str]:

@@ -9,7 +9,6 @@ from typing import Any
 import pandas as pd
 from markupsafe import Markup, escape
 
-from ddpmbench.report import rate_distortion
 from ddpmbench.report.card import Draw
 from ddpmbench.report.contents import RunContents, RunTables, bits_of_images
 from ddpmbench.report.figures.images import images_figure
@@ -18,14 +17,19 @@ from ddpmbench.report.figures.pictures import (
     generation_figure,
     interpolation_figure,
 )
-from ddpmbench.report.figures.rate_distortion import rate_distortion_figure
 from ddpmbench.report.figures.style import shown
-from ddpmbench.report.figures.sub_schedules import TALLEST, sub_schedules_figure
-from ddpmbench.report.figures.timesteps import bound_figure, calls_figure
+from ddpmbench.report.figures.timesteps import (
+    TALLEST,
+    bound_figure,
+    calls_figure,
+    rate_distortion_figure,
+    sub_schedules_figure,
+)
 from ddpmbench.report.html import environment_values, panels, rendered
 from ddpmbench.report.nll_text import (
     PARTS,
     comparable_facts,
+    curve_summary,
     images_name,
 )
 from ddpmbench.report.schema import sanity_check_warning
@@ -102,7 +106,7 @@ def run_page(contents: RunContents, svgs: Mapping[str, str]) -> str:
     """
     tables = contents.tables
     summary, curve = tables.summary, tables.rate_distortion
-    points = rate_distortion.summary(curve, summary)["curve"]
+    points = curve_summary(curve, summary)["curve"]
     every_pair = summary["num_images"] * summary["num_timesteps"]
     steps = tables.per_timestep.merge(curve[["t", "rate_bits_per_dim", "distortion_rmse"]], on="t")
     return rendered(

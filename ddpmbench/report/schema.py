@@ -9,12 +9,10 @@ import msgspec
 from msgspec import Meta, Struct
 
 from ddpmbench.errors import InputError
+from ddpmbench.report.metrics import AGAINST_REFERENCE, METRICS, half_width_of
 
 STRICT = "fp32"
 """The precision that needs no correction."""
-FIDELITY_VALUES = ("fid", "fid_infinity", "kid", "precision", "recall")
-"""Scores against a reference; each has its half width beside it."""
-Measure = Literal["fid", "fid_infinity", "kid", "precision", "recall", "inception_score"]
 
 
 class Data(Struct):
@@ -52,7 +50,16 @@ class Conventions(Range):
 
 
 class Correction(Struct):
-    """`precision_correction` of a run in low precision."""
+    """`precision_correction` of a run in low precision.
+
+    Attributes:
+        bits_per_dim: what was added to the bound.
+        half_width: of its 95 % interval, which is part of the bound's.
+        num_evaluations: of the network, in both precisions; part of the run's.
+        uncorrected_bits_per_dim: the bound as the terms in low precision have it.
+        kl: what of it was added to the timesteps t = 2..T.
+        decoder: what of it was added to t = 1.
+    """
 
     bits_per_dim: float
     half_width: float
@@ -72,15 +79,9 @@ class SanityCheck(Struct, kw_only=True):
     better: str | None = None
 
 
-class Run(Struct, kw_only=True):
-    """`summary.json` of a run of `nll`."""
+class Comparability(Struct, kw_only=True):
+    """What makes a bound comparable: the part of `summary.json` that no network enters."""
 
-    bits_per_dim: float
-    half_width: float | None
-    half_width_population: float | None
-    prior: float
-    kl: float
-    decoder: float
     num_images: int
     num_timesteps: int
     num_evaluations: int
@@ -92,9 +93,21 @@ class Run(Struct, kw_only=True):
     seed: int
     device: str
     precision: str
-    seconds: float
+    engine: str | None = None
     precision_correction: Correction | None = None
+    seconds: float
     check: SanityCheck | None = None
+
+
+class Run(Comparability, kw_only=True):
+    """`summary.json` of a run of `nll`."""
+
+    bits_per_dim: float
+    half_width: float | None
+    half_width_population: float | None
+    prior: float
+    kl: float
+    decoder: float
 
     def __post_init__(self) -> None:
         if (self.precision == STRICT) != (self.precision_correction is None):
@@ -156,22 +169,13 @@ class Protocol(Struct):
     dtype: str
 
 
-class Scores(Struct):
-    """Scores against a reference; None where unknown."""
-
-    fid: float | None
-    fid_half_width: float | None
-    fid_infinity: float | None
-    fid_infinity_half_width: float | None
-    kid: float | None
-    kid_half_width: float | None
-    precision: float | None
-    precision_half_width: float | None
-    recall: float | None
-    recall_half_width: float | None
+def _scores(*metrics: str) -> Any:  # noqa: ANN401
+    """A record of metrics with their half widths; None where unknown."""
+    names = [name for metric in metrics for name in (metric, half_width_of(metric))]
+    return msgspec.defstruct("Scores", [(name, float | None) for name in names], kw_only=True)
 
 
-class Reference(Scores):
+class Reference(_scores(*AGAINST_REFERENCE)):  # type: ignore[misc]
     """A reference of a run of `fid`, and the scores against it."""
 
     source: str
@@ -219,12 +223,10 @@ class SampleRun(Sampled, kw_only=True):
     precision: str
 
 
-class Fidelity(Scores, kw_only=True):
+class Fidelity(_scores(*METRICS)):  # type: ignore[misc]
     """`summary.json` of a run of `fid`; of given samples the checkpoint may be unknown."""
 
     name: str
-    inception_score: float | None
-    inception_score_half_width: float | None
     num_generated: int
     num_reference: int | None
     protocol: Protocol
@@ -242,16 +244,31 @@ class Fidelity(Scores, kw_only=True):
 
 
 class FidelityDifference(Struct):
-    """The difference of a measure between two runs of `fid`."""
+    """The difference of a metric between two runs of `fid`, in the units of `summary.json`.
 
-    measure: Measure
+    Attributes:
+        measure: the name of the metric.
+        reference: what it is against; "" for a metric without a reference.
+        baseline: the value of the baseline.
+        value: that of the run.
+        difference: of them; None where one is not known, as is what follows.
+        half_width: of its 95 % interval.
+        half_width_unpaired: that of two runs that share nothing.
+        how: what `half_width` is.
+    """
+
+    measure: str
     reference: str
     baseline: float | None
     value: float | None
     difference: float | None
     half_width: float | None
     half_width_unpaired: float | None
-    how: str
+    how: Literal["paired", "independent"]
+
+    def __post_init__(self) -> None:
+        if self.measure not in METRICS:
+            raise ValueError(f"measure: {self.measure} is no metric")
 
 
 class FidelityRun(Struct):

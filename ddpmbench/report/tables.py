@@ -1,10 +1,10 @@
 """The bound as tables in bits per dimension: summary, timesteps, images, rate, distortion."""
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 import pandas as pd
 
@@ -15,52 +15,31 @@ from ddpmbench.likelihood.bound import BoundEstimate
 from ddpmbench.likelihood.estimator import SampledBound
 from ddpmbench.likelihood.precision import Correction
 from ddpmbench.likelihood.rate_distortion import Distortion
+from ddpmbench.report import schema
 from ddpmbench.report.text import is_worse_than_raw_pixels, unpadded
 
-
-@dataclasses.dataclass(frozen=True)
-class CorrectionInBits:
-    """`precision_correction` of `summary.json`; by default one that changes nothing.
-
-    Attributes:
-        bits_per_dim: what was added to the bound.
-        half_width: of its 95 % interval, which is part of the bound's.
-        num_evaluations: network calls it took, in both precisions; part of the run's.
-        uncorrected_bits_per_dim: the bound as the rows in low precision have it.
-        kl: what of it was added to the steps t = 2..T.
-        decoder: what of it was added to t = 1.
-    """
-
-    bits_per_dim: float = 0.0
-    half_width: float = 0.0
-    num_evaluations: int = 0
-    uncorrected_bits_per_dim: float = math.nan
-    kl: float = 0.0
-    decoder: float = 0.0
-
-    @classmethod
-    def of(cls, correction: Correction, *, uncorrected: float) -> "CorrectionInBits":
-        """A correction of a bound, both in nats per dimension."""
-        return cls(
-            bits_per_dim=correction.nats / NATS_PER_BIT,
-            half_width=correction.half_width / NATS_PER_BIT,
-            num_evaluations=correction.num_evaluations,
-            uncorrected_bits_per_dim=uncorrected / NATS_PER_BIT,
-            kl=correction.kl / NATS_PER_BIT,
-            decoder=correction.decoder / NATS_PER_BIT,
-        )
+NO_CORRECTION = schema.Correction(0.0, 0.0, 0, math.nan, 0.0, 0.0)
 
 
-def in_bits(run: LikelihoodRun) -> CorrectionInBits | None:
-    """The correction of a run; None where its rows are in strict float32."""
-    if run.correction is None:
+def in_bits(correction: Correction | None, *, uncorrected: float) -> schema.Correction | None:
+    """A correction of a bound in nats per dimension; None where there is none."""
+    if correction is None:
         return None
-    return CorrectionInBits.of(run.correction, uncorrected=run.bound.nats)
+    return schema.Correction(
+        bits_per_dim=correction.nats / NATS_PER_BIT,
+        half_width=correction.half_width / NATS_PER_BIT,
+        num_evaluations=correction.num_evaluations,
+        uncorrected_bits_per_dim=uncorrected / NATS_PER_BIT,
+        kl=correction.kl / NATS_PER_BIT,
+        decoder=correction.decoder / NATS_PER_BIT,
+    )
 
 
-def widened(half_width: float | None, correction: CorrectionInBits) -> float | None:
-    """A half width with that of the correction, which is independent of it."""
-    return None if half_width is None else math.hypot(half_width, correction.half_width)
+def widened(half_width: float | None, correction: schema.Correction) -> float | None:
+    """A half width in nats, in bits and with that of the correction, independent of it."""
+    return (
+        None if half_width is None else math.hypot(half_width / NATS_PER_BIT, correction.half_width)
+    )
 
 
 def correction_line(summary: dict[str, Any]) -> str | None:
@@ -100,45 +79,23 @@ RATE_DISTORTION_COLUMNS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Comparability:
-    """What makes a number comparable: the part of the summary that no network enters.
-
-    The fields are those of `summary.json`, in its order.
-    """
-
-    num_images: int
-    num_timesteps: int
-    num_evaluations: int
-    estimator: str
-    sampling: dict[str, object]
-    conventions: dict[str, object]
-    checkpoint: dict[str, object]
-    data: dict[str, object]
-    seed: int
-    device: str
-    precision: str
-    engine: str
-    precision_correction: CorrectionInBits | None
-    seconds: float
-    check: dict[str, object] | None = None
-
-
-def summary(bound: BoundEstimate | SampledBound, comparability: Comparability) -> dict[str, Any]:
+def summary(
+    bound: BoundEstimate | SampledBound, comparability: schema.Comparability
+) -> dict[str, Any]:
     """The object of `summary.json`: the bound in bits per dimension, and what it is of.
 
     Where there is a correction, bound, parts and intervals have it.
     """
-    correction = comparability.precision_correction or CorrectionInBits()
+    correction = comparability.precision_correction or NO_CORRECTION
     record: dict[str, Any] = {
         "schema": SCHEMA,
         "bits_per_dim": bound.nats / NATS_PER_BIT + correction.bits_per_dim,
-        "half_width": widened(_bits(bound.half_width), correction),
-        "half_width_population": widened(_bits(bound.half_width_population), correction),
+        "half_width": widened(bound.half_width, correction),
+        "half_width_population": widened(bound.half_width_population, correction),
         "prior": float(np.mean(bound.prior)) / NATS_PER_BIT,
         "kl": float(np.mean(bound.kl)) / NATS_PER_BIT + correction.kl,
         "decoder": float(np.mean(bound.decoder)) / NATS_PER_BIT + correction.decoder,
-        **dataclasses.asdict(comparability),
+        **msgspec.to_builtins(comparability),
     }
     record["worse_than_raw_pixels"] = is_worse_than_raw_pixels(record)
     if (of_images := unpadded(record)) is not None:
@@ -150,14 +107,15 @@ def sampling(run: LikelihoodRun, options: dict[str, object]) -> dict[str, object
     """Which rows there are: the options that say so and what became of them."""
     if not isinstance(run.bound, SampledBound) or run.horvitz_thompson is None:
         return options
-    plain, correction = run.horvitz_thompson, in_bits(run) or CorrectionInBits()
+    plain = run.horvitz_thompson
+    correction = in_bits(run.correction, uncorrected=run.bound.nats) or NO_CORRECTION
     return {
         **options,
         "num_replicates": run.bound.num_replicates,
         "pilot_evaluations": run.pilot_evaluations,
         "horvitz_thompson": {
             "bits_per_dim": plain.nats / NATS_PER_BIT + correction.bits_per_dim,
-            "half_width": widened(_bits(plain.half_width), correction),
+            "half_width": widened(plain.half_width, correction),
         },
     }
 
@@ -244,7 +202,3 @@ def per_image(bound: BoundEstimate | SampledBound, ids: Sequence[str]) -> pd.Dat
             "bits_per_dim": total / NATS_PER_BIT,
         }
     )
-
-
-def _bits(nats: float | None) -> float | None:
-    return None if nats is None else nats / NATS_PER_BIT

@@ -65,14 +65,21 @@ def fact(name: str, value: str, width: int) -> list[str]:
     )
 
 
-def aligned(rows: Sequence[Sequence[str]], *, right: bool = False) -> list[str]:
-    """Columns three spaces apart."""
+def fact_lines(facts: Iterable[tuple[str, str]]) -> list[str]:
+    """Names and what they are, a line each."""
+    return [f"{name:<{LABEL}}{value}" for name, value in facts]
+
+
+def aligned(rows: Sequence[Sequence[str]], *, right: bool = False, gap: int = 3) -> list[str]:
+    """Columns some spaces apart."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
-        "   ".join(
+        (" " * gap)
+        .join(
             cell.rjust(width) if right else cell.ljust(width)
             for cell, width in zip(row, widths, strict=True)
-        ).rstrip()
+        )
+        .rstrip()
         for row in rows
     ]
 

@@ -260,6 +260,18 @@ class Scores:
     kernel: Estimate | None
     neighbors: PrecisionRecall | None
 
+    @property
+    def estimates(self) -> dict[str, Estimate | None]:
+        """The scores by name; `report.metrics` says how each is shown."""
+        neighbors = self.neighbors
+        return {
+            "fid": self.frechet,
+            "fid_infinity": None if self.infinity is None else self.infinity.estimate,
+            "kid": self.kernel,
+            "precision": None if neighbors is None else neighbors.precision,
+            "recall": None if neighbors is None else neighbors.recall,
+        }
+
 
 def scores_of(
     features: NDArray[np.floating],

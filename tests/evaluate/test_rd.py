@@ -21,7 +21,7 @@ from scipy.special import gammaln, hyp1f1
 import ddpmbench as db
 from ddpmbench.diffusion.process import Variance
 from ddpmbench.diffusion.schedule import NoiseSchedule
-from ddpmbench.report import rate_distortion as report
+from ddpmbench.report import nll_text as report
 
 SHIPPED = Path(__file__).parents[2] / "results" / "every-pair"
 SPREAD = 0.3
@@ -174,7 +174,7 @@ def test_a_folder_holds_the_curve_of_its_report(run):
 def test_the_summary_is_that_of_the_run_with_ten_points(run):
     found = db.rate_distortion(run)
     points = found.summary["curve"]
-    own = {**run.summary, "schema": report.SCHEMA}
+    own = {**run.summary, "schema": report.RATE_DISTORTION_SCHEMA}
     assert {name: found.summary[name] for name in own} == own
     assert [row["num_decoded_steps"] for row in points] == list(range(40, 0, -4))
     for row in points:
@@ -238,7 +238,7 @@ def smooth_curve(num_timesteps):
 def test_the_published_table_stands_beside_what_it_is_of(run, source, num_timesteps, is_beside):
     of_source = {**run.summary, "data": {**run.summary["data"], "source": source}}
     curve = smooth_curve(num_timesteps)
-    found = report.summary(curve, of_source)
+    found = report.curve_summary(curve, of_source)
     text = report.printed_rate_distortion(found, curve, "table")
     for row in found["curve"]:
         assert ("published_rate_bits_per_dim" in row) == is_beside

@@ -12,8 +12,9 @@ from PIL import Image
 
 import ddpmbench as db
 from ddpmbench.report.fidelity import NUM_SHOWN
-from ddpmbench.report.figures.fidelity import against_n_figure, differences_figure, per_image_figure
-from ddpmbench.report.figures.images import nearest_figure, samples_figure
+from ddpmbench.report.figures.fidelity import against_n_figure, differences_figure
+from ddpmbench.report.figures.images import per_image_figure
+from ddpmbench.report.figures.pictures import nearest_figure, samples_figure
 
 ENDS = {"fashion-mnist:test": (11.9, 0.25)}
 

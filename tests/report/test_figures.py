@@ -11,11 +11,15 @@ from run_folders import extremes, smooth_run, sub_schedules
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.execution.folder import write_figure
 from ddpmbench.report.figures.images import images_figure
-from ddpmbench.report.figures.rate_distortion import rate_distortion_figure
-from ddpmbench.report.figures.schedule import schedule_figure
 from ddpmbench.report.figures.style import COLORS, GRID, INK, log_axis, shown
-from ddpmbench.report.figures.sub_schedules import sub_schedules_figure
-from ddpmbench.report.figures.timesteps import bound_figure, calls_figure, difference_figure
+from ddpmbench.report.figures.timesteps import (
+    bound_figure,
+    calls_figure,
+    difference_figure,
+    rate_distortion_figure,
+    schedule_figure,
+    sub_schedules_figure,
+)
 
 SUMMARY = {"num_timesteps": 40, "bits_per_dim": 3.0}
 

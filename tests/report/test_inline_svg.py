@@ -7,9 +7,8 @@ import pytest
 from run_folders import smooth_run
 
 from ddpmbench.execution.folder import write_figure
-from ddpmbench.report.figures.rate_distortion import rate_distortion_figure
 from ddpmbench.report.figures.style import COLORS, GRID, INK
-from ddpmbench.report.figures.timesteps import bound_figure
+from ddpmbench.report.figures.timesteps import bound_figure, rate_distortion_figure
 from ddpmbench.report.html import inline_panels
 
 

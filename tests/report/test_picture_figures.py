@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from ddpmbench.report.figures.images import MAX_PIXELS
 from ddpmbench.report.figures.pictures import (
+    MAX_PIXELS,
     decoding_figure,
     generation_figure,
     interpolation_figure,

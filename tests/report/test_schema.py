@@ -6,12 +6,13 @@ from typing import get_args
 import msgspec
 import pytest
 from fidelity_folders import reference, summary
-from test_correction_shown import LOW, RECORD
+from test_nll_text import LOW, RECORD
 from test_page import SUMMARY, compared
 
 from ddpmbench.errors import InputError
 from ddpmbench.report import fidelity_comparison, schema
-from ddpmbench.report.schema import FIDELITY_VALUES, check
+from ddpmbench.report.metrics import AGAINST_REFERENCE
+from ddpmbench.report.schema import check
 
 
 def run(**changes):
@@ -30,11 +31,11 @@ def fidelity_of_two():
     one, other = summary(), summary([reference(fid=14.0)])
     differences = [
         fidelity_comparison.difference(
-            name, ("b", other["references"][0]), one["references"][0], paired=None
+            name, other["references"][0], one["references"][0], paired=None
         )
-        for name in FIDELITY_VALUES
+        for name in AGAINST_REFERENCE
     ]
-    return fidelity_comparison.summary(["a", "b"], [one, other], differences)
+    return fidelity_comparison.summary(["a", "b"], [one, other], [differences])
 
 
 CHECKED = {"warning": None, "likely": None, "num_evaluations": 8}

@@ -1,13 +1,13 @@
-"""Figures of scores: over the number of samples, differences, histograms."""
+"""Figures of scores: over the number of samples, and their differences."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from ddpmbench.report.fidelity_text import label
 from ddpmbench.report.figures.style import (
     COLORS,
     DASHES,
@@ -18,9 +18,9 @@ from ddpmbench.report.figures.style import (
     drawing,
     finish,
     legend_below,
-    note,
     shortened,
 )
+from ddpmbench.report.metrics import METRICS, label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,8 +71,8 @@ def against_n_figure(points: pd.DataFrame, ends: Ends, name: str) -> tuple["Figu
 
 
 def _slope(
-    inverse: np.ndarray[tuple[int], np.dtype[np.float64]],
-    fid: np.ndarray[tuple[int], np.dtype[np.float64]],
+    inverse: NDArray[np.float64],
+    fid: NDArray[np.float64],
     end: float,
 ) -> float:
     """Of the line of least squares through its known end: that of the fit that had this end."""
@@ -104,9 +104,7 @@ def _draw(axes: "Axes", table: pd.DataFrame, k: int) -> None:
     )
 
 
-def _inverse_axis(
-    axes: "Axes", num_generated: "np.ndarray[tuple[int], np.dtype[np.int64]]"
-) -> None:
+def _inverse_axis(axes: "Axes", num_generated: NDArray[np.int64]) -> None:
     """Numbers of samples where their inverses are, as far apart as they can be read."""
     least = 1 / num_generated.min()
     apart = 0.16 * least
@@ -120,7 +118,6 @@ def _inverse_axis(
     axes.set_xlim(-0.04 * least, 1.06 * least)
 
 
-_SHOWN = ("fid", "precision", "recall")
 _COLUMNS = ["measure", "run", "difference", "half_width", "half_width_unpaired", "how"]
 
 
@@ -132,7 +129,7 @@ def differences_figure(
 
     Args:
         differences: one row a run, measure and reference; the fields of
-            `report.comparison_fidelity.FidelityDifference`.
+            `report.schema.FidelityDifference` after `run`.
         name: of the distance, "FID" or "FD[...]".
 
     Returns:
@@ -142,14 +139,15 @@ def differences_figure(
     table = differences.astype({column: "float64" for column in _COLUMNS[2:5]})
     first = table[table.measure == "fid"].reference.iloc[0]
     table = table[(table.reference == first) & table.difference.notna()]
-    known = [measure for measure in _SHOWN if (table.measure == measure).any()]
+    shown = (name for name, metric in METRICS.items() if metric.in_figure)
+    known = [name for name in shown if (table.measure == name).any()]
     if not known:
         return None
     runs = list(dict.fromkeys(differences.run))
     figure, several = axes_panels(len(known))
     for axes, measure in zip(several, known, strict=True):
         _draw_differences(axes, table[table.measure == measure], runs)
-        better = "lower" if measure == "fid" else "higher"
+        better = "higher" if METRICS[measure].higher_is_better else "lower"
         finish(axes, label(measure, name), x=f"difference; {better} is better", y="")
         axes.grid(visible=False)
     numbers = table[table.measure.isin(known)][_COLUMNS]
@@ -157,8 +155,6 @@ def differences_figure(
 
 
 def _draw_differences(axes: "Axes", rows: pd.DataFrame, runs: list[str]) -> None:
-    from matplotlib.ticker import MaxNLocator
-
     axes.axvline(0, color=INK, lw=0.9, ls="--")
     widths = rows[["half_width_unpaired", "half_width"]].to_numpy()
     for run, value, half_widths in zip(rows.run, rows.difference.to_numpy(), widths, strict=True):
@@ -172,58 +168,3 @@ def _draw_differences(axes: "Axes", rows: pd.DataFrame, runs: list[str]) -> None
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.set_yticks(range(len(runs)), [shortened(run) for run in runs])
     axes.set_ylim(len(runs) - 0.5, -0.5)
-
-
-_MOST_BINS = 60
-_PER_IMAGE = {
-    "nearest_reference_distance": ("Distance to the nearest reference", "in feature space"),
-    "class_entropy": ("Entropy of the class", "nats"),
-}
-
-
-@drawing()
-def per_image_figure(per_image: pd.DataFrame) -> tuple["Figure", pd.DataFrame] | None:
-    """Histograms over the samples of what is known of each.
-
-    Args:
-        per_image: `nearest_reference_distance`, `class_entropy`; empty where not known.
-
-    Returns:
-        The figure, and one row a bin: `measure`, `bin_from`, `bin_to`, `num_images`; None where
-        nothing is known of single samples.
-    """
-    known = {name: of for name in _PER_IMAGE if len(of := per_image[name].dropna())}
-    if not known:
-        return None
-    figure, several = axes_panels(len(known))
-    numbers = []
-    for axes, (name, values) in zip(several, known.items(), strict=True):
-        counts, edges = _histogram(axes, values.to_numpy())
-        title, unit = _PER_IMAGE[name]
-        finish(axes, title, x=unit, y="samples")
-        numbers.append(
-            pd.DataFrame(
-                {"measure": name, "bin_from": edges[:-1], "bin_to": edges[1:], "num_images": counts}
-            )
-        )
-    return figure, pd.concat(numbers, ignore_index=True)
-
-
-def _histogram(
-    axes: "Axes", values: NDArray[np.float64]
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    from matplotlib.ticker import MaxNLocator
-
-    edges = np.histogram_bin_edges(values, "auto")
-    if len(edges) > _MOST_BINS + 1:
-        edges = np.histogram_bin_edges(values, _MOST_BINS)
-    counts, edges = np.histogram(values, edges)
-    axes.stairs(counts, edges, fill=True, color=COLORS[0], alpha=0.35)
-    axes.stairs(counts, edges, color=COLORS[0], lw=1)
-    median = float(np.median(values))
-    axes.axvline(median, color=INK, lw=0.9, ls="--")
-    axes.set_ylim(0, 1.18 * counts.max())
-    note(axes, f"median {median:.3g}", at=(median, 1.11 * counts.max()), offset=(5, 0))
-    axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.yaxis.set_major_formatter("{x:,.0f}")
-    return counts, edges

@@ -1,4 +1,4 @@
-"""Figures of pictures: strips along the chain. Each comes with the numbers behind it."""
+"""Sheets of pictures in rows with words beside and under them, sharp in svg and png."""
 
 from typing import TYPE_CHECKING
 
@@ -6,11 +6,187 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from ddpmbench.report.figures.images import GAP, Pixels, Sheet
+from ddpmbench.report.fidelity import NUM_SHOWN, NearestImages
+from ddpmbench.report.figures.style import INK, NotebookFigure
 from ddpmbench.samples.progressive import Interpolation, ProgressiveDecoding, ProgressiveGeneration
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+Pixels = NDArray[np.uint8]
+
+MAX_PIXELS = 48
+"""Pictures with more to a side are drawn smaller, so that a page of them can be sent."""
+
+# Dots of 1/100 inch; all grow with the pictures where those are wider than a tile.
+_TILE = 80
+GAP, _LINE, _PAD, _MARGIN = 5, 17, 8, 92
+"""Between pictures; of a tile."""
+_POINTS = 7.5  # of text
+_COLUMNS, _MOST_NEAREST = 12, 4
+
+
+class Sheet:
+    """Rows of pictures and lines of text, from the top down, in dots of 1/100 inch.
+
+    A pixel of a picture is a whole number of dots, so that pictures are sharp in a png too.
+    """
+
+    def __init__(self, size: tuple[int, ...], *, columns: int, apart: set[int]) -> None:
+        """Begin an empty sheet.
+
+        Args:
+            size: height and width of a picture, pixels.
+            columns: pictures in a row.
+            apart: the columns that have more room to their left.
+        """
+        height, width = _drawn_size(size)
+        dots = -(-_TILE // width)
+        self._width, self._height = dots * width, dots * height
+        self._unit = self._width / _TILE
+        gaps = [GAP + 2 * GAP * (k in apart) for k in range(1, columns)]
+        steps = [self._dots(_MARGIN), *(self._width + self._dots(gap) for gap in gaps)]
+        self._left = np.cumsum(steps)
+        self._top = 0
+        self._pictures: list[tuple[int, int, Pixels]] = []
+        self._texts: list[tuple[float, float, str, str]] = []
+
+    def text(self, name: str, texts: list[str]) -> None:
+        """A line of text, centered on the columns."""
+        height = self._dots(_LINE)
+        middle = self._top + height / 2
+        self._name(name, middle)
+        for left, text in zip(self._left, texts, strict=False):
+            self._texts.append((left + self._width / 2, middle, text, "center"))
+        self._top += height
+
+    def pictures(self, name: str, pictures: list[Pixels]) -> None:
+        """A row of pictures, (C, H, W) uint8 each."""
+        self._name(name, self._top + self._height / 2)
+        for left, picture in zip(self._left, pictures, strict=False):
+            self._pictures.append((left, self._top, _drawable(picture)))
+        self._top += self._height
+
+    def space(self, dots: int) -> None:
+        """Leave room."""
+        self._top += self._dots(dots)
+
+    def figure(self) -> "Figure":
+        """The sheet as a figure."""
+        width, height = int(self._left[-1]) + self._width, self._top
+        figure = NotebookFigure(figsize=(width / 100, height / 100), dpi=100)
+        axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
+        for left, top, picture in self._pictures:
+            extent = (left, left + self._width, top + self._height, top)
+            axes.imshow(picture, extent=extent, interpolation="none", aspect="auto")
+        for x, y, text, align in self._texts:
+            axes.text(x, y, text, ha=align, va="center", color=INK, fontsize=_POINTS * self._unit)
+        axes.set(xlim=(0, width), ylim=(height, 0))
+        axes.axis("off")
+        return figure
+
+    def _name(self, name: str, middle: float) -> None:
+        self._texts.append((self._left[0] - self._dots(_PAD), middle, name, "right"))
+
+    def _dots(self, of_a_tile: float) -> int:
+        return round(of_a_tile * self._unit)
+
+
+def _drawn_size(size: tuple[int, ...]) -> tuple[int, int]:
+    height, width = size
+    shrink = min(1.0, MAX_PIXELS / max(height, width))
+    return max(1, round(height * shrink)), max(1, round(width * shrink))
+
+
+def _drawable(picture: Pixels) -> Pixels:
+    """(H, W, 3), no larger than it is drawn."""
+    from PIL import Image
+
+    height, width = _drawn_size(picture.shape[1:])
+    channels = np.broadcast_to(picture, (3, *picture.shape[1:])).transpose(1, 2, 0)
+    if (height, width) == picture.shape[1:]:
+        return channels
+    whole = Image.fromarray(np.ascontiguousarray(channels))
+    return np.asarray(whole.resize((width, height), Image.Resampling.BOX))
+
+
+def samples_figure(
+    pixels: Pixels, labels: NDArray[np.int64] | None = None
+) -> tuple["Figure", pd.DataFrame]:
+    """A contact sheet of the first samples.
+
+    Args:
+        pixels: (N, C, H, W) uint8, C 1 or 3; the first `NUM_SHOWN` are shown.
+        labels: (N,) their classes, shown under them; None where they have none.
+
+    Returns:
+        The figure, and one row a picture: `sample`, its `row` and `column` on the sheet, and its
+        `label` where there are labels.
+    """
+    shown = pixels[:NUM_SHOWN]
+    index = np.arange(len(shown))
+    numbers = pd.DataFrame({"sample": index, "row": index // _COLUMNS, "column": index % _COLUMNS})
+    if labels is not None:
+        numbers["label"] = labels[:NUM_SHOWN]
+    sheet = Sheet(shown.shape[2:], columns=min(_COLUMNS, len(shown)), apart=set())
+    for start in range(0, len(shown), _COLUMNS):
+        row = shown[start : start + _COLUMNS]
+        sheet.pictures(f"{start}\u2013{start + len(row) - 1}", list(row))
+        if labels is None:
+            sheet.space(GAP)
+        else:
+            sheet.text("class", [str(label) for label in labels[start : start + len(row)]])
+    return sheet.figure(), numbers
+
+
+def nearest_figure(nearest: NearestImages) -> tuple["Figure", pd.DataFrame]:
+    """Samples, each beside the reference images nearest to it, with their distances.
+
+    Two samples stand in a row.
+
+    Args:
+        nearest: what to show.
+
+    Returns:
+        The figure, and one row a reference image: `sample`, `rank` from 1, `reference_id`,
+        `distance` in feature space.
+    """
+    num_samples, num_nearest = nearest.distance.shape
+    many = min(num_nearest, _MOST_NEAREST)
+    numbers = pd.DataFrame(
+        {
+            "sample": np.repeat(nearest.sample, num_nearest),
+            "rank": np.tile(np.arange(1, num_nearest + 1), num_samples),
+            "reference_id": nearest.reference_id.flatten(),
+            "distance": nearest.distance.flatten(),
+        }
+    )
+    a_row = min(2, num_samples)
+    sheet = Sheet(
+        nearest.samples.shape[2:],
+        columns=a_row * (many + 1),
+        apart={1, many + 1, many + 2},
+    )
+    ranks = ["nearest", *(f"{rank}." for rank in range(2, many + 1))]
+    sheet.text("", ["sample", *ranks] * a_row)
+    for start in range(0, num_samples, a_row):
+        these = range(start, min(start + a_row, num_samples))
+        sheet.pictures(
+            "", [of for k in these for of in (nearest.samples[k], *nearest.references[k, :many])]
+        )
+        sheet.text(
+            "distance",
+            [
+                text
+                for k in these
+                for text in (
+                    f"no. {nearest.sample[k]}",
+                    *(f"{distance:#.4g}" for distance in nearest.distance[k, :many]),
+                )
+            ],
+        )
+    return sheet.figure(), numbers
 
 
 def decoding_figure(

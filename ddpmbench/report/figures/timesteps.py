@@ -1,9 +1,10 @@
-"""Bits, network evaluations and differences over the timesteps."""
+"""Curves over the timesteps, and over how many there are."""
 
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 from ddpmbench.likelihood.regression import log_bins
@@ -21,10 +22,18 @@ from ddpmbench.report.figures.style import (
     note,
     shortened,
     shown,
+    written_out,
 )
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+SPACINGS = ("evenly spaced", "best")
+TALLEST = 3
+"""The axes end at so many times the least bound: a few timesteps can cost thousands of bits."""
+_WRITTEN_OUT = 1e6
+_FEW = 50  # timesteps, up to which each is a point
 
 
 def step_groups(num_timesteps: int) -> NDArray[np.int64]:
@@ -207,3 +216,136 @@ def difference_figure(per_timestep: pd.DataFrame, baseline: str) -> tuple["Figur
     finish(left, "Difference per group of timesteps", x="timestep t", y=minus)
     finish(right, "Cumulative difference from T", x="timestep t", y=minus)
     return figure, pd.concat(numbers, ignore_index=True)
+
+
+@drawing()
+def rate_distortion_figure(curve: pd.DataFrame) -> tuple["Figure", pd.DataFrame]:
+    """Distortion over rate, and both over the steps that a receiver has taken.
+
+    Args:
+        curve: see `report.tables.rate_distortion`.
+
+    Returns:
+        The figure, and the curve with the half widths of its 95 % intervals.
+
+    Source: Ho, Jain & Abbeel 2020, figure 5.
+    """
+    numbers = curve.assign(
+        rate_half_width=NORMAL * curve.rate_standard_error,
+        distortion_half_width=NORMAL * curve.distortion_standard_error,
+    )
+    few, color = numbers.iloc[shown(len(numbers))], COLORS[0]
+    figure, (both, distortion, rate) = axes_panels(3)
+    rmse, bits, steps = "distortion, RMSE (0..255)", "rate, bits/dim", "reverse steps"
+    both.plot(few.rate_bits_per_dim, few.distortion_rmse, color=color)
+    both.set_xlim(left=0)
+    finish(both, "Distortion over rate", x=bits, y=rmse)
+    for axes, name, half_width in (
+        (distortion, "distortion_rmse", "distortion_half_width"),
+        (rate, "rate_bits_per_dim", "rate_half_width"),
+    ):
+        low, high = (few[name] + sign * few[half_width] for sign in (-1, 1))
+        axes.fill_between(few.num_decoded_steps, low, high, color=color, alpha=0.2, lw=0)
+        axes.plot(few.num_decoded_steps, few[name], color=color)
+    finish(distortion, "Distortion", x=steps, y=rmse)
+    finish(rate, "Rate", x=steps, y=bits)
+    for axes in (both, distortion, rate):
+        axes.set_ylim(bottom=0)
+    return figure, numbers
+
+
+@drawing()
+def sub_schedules_figure(table: pd.DataFrame) -> tuple["Figure", pd.DataFrame]:
+    """Bound against number of steps, a panel a variance, all with the same axes.
+
+    What is far above the least bound is written in the panel; a panel all of whose bounds are
+    has an axis of its own.
+
+    Args:
+        table: `variance`, `spacing` (one of `SPACINGS`), `num_timesteps`, `bits_per_dim`,
+            `half_width`, which may be empty.
+
+    Returns:
+        The figure, and the table without the steps.
+    """
+    variances = list(dict.fromkeys(table.variance))
+    figure, parts = axes_panels(len(variances))
+    for variance, axes in zip(variances, parts, strict=True):
+        of = table[table.variance == variance]
+        for k, spacing in enumerate(SPACINGS):
+            line = of[of.spacing == spacing].sort_values("num_timesteps")
+            if line.empty:
+                continue
+            axes.errorbar(
+                line.num_timesteps,
+                line.bits_per_dim,
+                line.half_width,
+                label=spacing,
+                color=COLORS[1 - k],
+                marker=MARKERS[k],
+                ls=DASHES[1 - k],
+                elinewidth=0.9,
+            )
+        log_axis(axes, "x")
+        legend_below(axes)
+        finish(axes, f"Variance {variance}", x="number of timesteps", y="bound, bits/dim")
+    common = _range(table.bits_per_dim)
+    for variance, axes in zip(variances, parts, strict=True):
+        axes.set_xlim(table.num_timesteps.min() / 1.1, table.num_timesteps.max() * 1.1)
+        of = table[table.variance == variance]
+        low, high = common if of.bits_per_dim.min() < common[1] else _range(of.bits_per_dim)
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: written_out(value)))
+        axes.set_ylim(low - (0.05 * (high - low) or 0.05), high)
+        beyond = of[of.bits_per_dim > high]
+        if len(beyond):
+            steps, most = beyond.num_timesteps.min(), beyond.bits_per_dim.max()
+            bits = f"{most:,.0f}" if most < _WRITTEN_OUT else f"{most:.1e}"
+            axes.text(
+                0.98,
+                0.98,
+                f"up to {bits}\nat {steps} timesteps",
+                transform=axes.transAxes,
+                ha="right",
+                va="top",
+                fontsize="small",
+            )
+    return figure, table.drop(columns="steps", errors="ignore")
+
+
+def _range(bits: "pd.Series[float]") -> tuple[float, float]:
+    """The least of bounds, and where an axis that begins there ends."""
+    low, most = float(bits.min()), float(bits.max())
+    return low, min(most + 0.1 * (most - low), TALLEST * low)
+
+
+@drawing()
+def schedule_figure(steps: pd.DataFrame) -> tuple["Figure", pd.DataFrame]:
+    """The share of the signal, its ratio to the noise, and the noise added, over t.
+
+    Args:
+        steps: one row a timestep, `t`, `beta`, `alphas_cumprod`, `log_snr`; see
+            `Inspection.schedule`.
+
+    Returns:
+        The figure, and the frame.
+    """
+    few, color = steps.iloc[shown(len(steps))], COLORS[0]
+    marker = "o" if len(steps) <= _FEW else None
+    figure, (signal, ratio, added) = axes_panels(3)
+    signal.plot(few.t, few.alphas_cumprod, color=color, marker=marker)
+    signal.set_ylim(0, 1.02)
+    finish(signal, "Signal left in x_t", x="timestep t", y="alphas_cumprod")
+    t, left = steps.t.iloc[-1], steps.alphas_cumprod.iloc[-1]
+    # In the corner that a falling curve leaves free.
+    note(signal, f"{left:.2g} at t = {t:,}", at=(t, 0.95), offset=(-3, 0))
+    ratio.axhline(0, color=INK, lw=0.9, ls="--")
+    ratio.plot(few.t, few.log_snr, color=color, marker=marker)
+    if len(drowned := steps.t[steps.log_snr <= 0]):
+        note(ratio, "as much noise as signal", at=(drowned.iloc[0], 0), offset=(8, 8))
+    finish(ratio, "Signal against noise", x="timestep t", y="log SNR, nats")
+    added.plot(few.t, few.beta, color=color, marker=marker)
+    added.set_ylim(bottom=0)
+    for axes in (signal, ratio, added):
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    finish(added, "Noise added at a timestep", x="timestep t", y="beta")
+    return figure, steps

@@ -1,4 +1,4 @@
-"""A corrected result: its arithmetic, what is said of it, and what a damaged one is refused for."""
+"""The text of a bound: corrected ones, and those that are worse than sending the pixels."""
 
 import math
 
@@ -11,7 +11,9 @@ from ddpmbench.likelihood.bound import BoundEstimate
 from ddpmbench.likelihood.precision import Correction
 from ddpmbench.report.nll_page import run_page
 from ddpmbench.report.nll_text import printed_nll
-from ddpmbench.report.tables import Comparability, CorrectionInBits, summary
+from ddpmbench.report.schema import Comparability
+from ddpmbench.report.tables import in_bits, summary
+from ddpmbench.report.text import is_worse_than_raw_pixels
 
 CORRECTION = Correction(kl=-0.003, decoder=-0.007, variance=1e-7, half_width=0.004, num_terms=1000)
 RECORD = {
@@ -31,11 +33,9 @@ def of(correction, *, half_width):
     bound = BoundEstimate(
         parts, 10 * parts, 5 * parts, *[unknown] * 5, np.full(3, 2), half_width, half_width
     )
-    values = {name: None for name in Comparability.__dataclass_fields__}
-    in_bits = None
-    if correction is not None:
-        in_bits = CorrectionInBits.of(correction, uncorrected=bound.nats)
-    values |= {"conventions": {}, "data": {}, "precision_correction": in_bits}
+    values = dict.fromkeys(Comparability.__struct_fields__)
+    corrected = in_bits(correction, uncorrected=bound.nats)
+    values |= {"conventions": {}, "data": {}, "precision_correction": corrected}
     return summary(bound, Comparability(**values))
 
 
@@ -68,3 +68,12 @@ def test_it_is_said_with_what_it_does_not_reach():
     plain = words(run_page(contents(), ALWAYS))
     for word in ("corrected", "uncorrected"):
         assert word not in plain
+
+
+@pytest.mark.parametrize(("bound", "is_worse"), [(6.5, True), (6.1, False), (8.1, True)])
+def test_padded_images_are_held_against_their_own_pixels(bound, is_worse):
+    padding = {"from": [28, 28], "to": [32, 32], "value": 0}
+    of = {"bits_per_dim": bound, "half_width": 0.01, "conventions": {}, "data": {}}
+    assert is_worse_than_raw_pixels(of) == (bound > 8)
+    of["data"] = {"padding": padding}
+    assert is_worse_than_raw_pixels(of) == is_worse
