@@ -1,9 +1,9 @@
-"""How wide the interval is for how many network calls: six designs, each over many seeds.
+"""How wide the interval is for how many network evaluations: six designs, each over many seeds.
 
     python benchmarks/estimator_study.py --run RUN --out results/estimator
 
 RUN is a finished folder of `ddpmbench nll --estimator every-pair --draws 2`. It holds every term of
-its images, so that an estimate is a matter of looking up rows, and its error is known.
+its images, so that an estimate is a matter of looking up terms, and its error is known.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ SIZES = {
     "num_replicates": (2, 4, 8, 16, 32, 64),
 }
 QUANTILE = 1.96
-NUM_IMAGES, HALF_WIDTH = 10_000, 0.005  # what the calls are counted for
+NUM_IMAGES, HALF_WIDTH = 10_000, 0.005  # what the evaluations are counted for
 
 # Okabe & Ito's colors, which the color-blind tell apart; markers and dashes do without color.
 STYLES = {
@@ -55,7 +55,7 @@ STYLES = {
 @click.option("--seeds", default=200, show_default=True, type=click.IntRange(min=2))
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
 def main(run: Path, out: Path, seeds: int, seed: int) -> None:
-    """Half width against network calls, from a run that holds every term of its images."""
+    """Half width against network evaluations, from a run that holds every term of its images."""
     try:
         population = read_population(run)
     except InputError as error:
@@ -65,7 +65,7 @@ def main(run: Path, out: Path, seeds: int, seed: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
     measured.to_csv(out / "half_width.csv", index=False)
     needed.to_csv(out / "calls_needed.csv", index=False)
-    draw(measured, needed, in_bits(population.setting), out)
+    draw(measured, needed, out)
     click.echo(needed.to_string(index=False))
 
 
@@ -107,7 +107,7 @@ def read_population(run: Path) -> Population:
 
 
 def study(population: Population, *, seeds: int, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """What every design was measured to err by, and the calls it would need.
+    """What every design was measured to err by, and the evaluations it would need.
 
     Args:
         population: the images.
@@ -211,19 +211,39 @@ def size_needed(design: Design, per_row: float, setting: Setting) -> float:
     return math.exp(optimize.brentq(excess, math.log(1e-3), math.log(1e12)))
 
 
-def draw(measured: pd.DataFrame, needed: pd.DataFrame, setting: Setting, out: Path) -> None:
-    """The figure, as svg and as png: what was measured, and what it means for more images."""
+def setting_of(needed: pd.DataFrame) -> Setting:
+    """The setting at `NUM_IMAGES` images, from `calls_needed.csv`.
+
+    The noise is what the variance of the terms leaves of a half width: of all timesteps for
+    every-pair, of the decoder for Neyman. No design depends on how the others share it.
+    """
+    rows = needed.set_index("design")
+    pairs, neyman = rows.loc["every-pair"], rows.loc["Neyman"]
+    num_timesteps = round(pairs["whole_num_evaluations"] / pairs["whole_size"])
+    whole, decoder = (
+        of["whole_half_width"] ** 2 / QUANTILE**2 - of["per_row_variance"] * share
+        for of, share in (
+            (pairs, 1 / pairs["whole_size"] - 1 / NUM_IMAGES),
+            (neyman, 1 / neyman["whole_size"]),
+        )
+    )
+    whole, decoder = whole * pairs["whole_size"], decoder * NUM_IMAGES
+    others = (whole - decoder) / (num_timesteps - 1)
+    return Setting(NUM_IMAGES, np.array([decoder] + [others] * (num_timesteps - 1)))
+
+
+def draw(measured: pd.DataFrame, needed: pd.DataFrame, out: Path) -> None:
+    """The figure of the two tables, as svg and as png: measured, and scaled to more images."""
     matplotlib.use("Agg")
     matplotlib.rcParams.update({"font.size": 10, "svg.hashsalt": "ddpmbench"})
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 5.2), sharey=True, layout="constrained")
-    target = dataclasses.replace(setting, num_images=NUM_IMAGES)
-    for design in DESIGNS:
-        style = {**STYLES[design.name], "linewidth": 1.6, "markersize": 6}
-        rows = measured[measured["design"] == design.name]
+    target, designs = setting_of(needed), {design.name: design for design in DESIGNS}
+    for name, row in needed.set_index("design").iterrows():
+        design, style = designs[name], {**STYLES[name], "linewidth": 1.6, "markersize": 6}
+        rows = measured[measured["design"] == name]
         error = QUANTILE * rows["half_width_standard_error"]
         x, y = rows["num_evaluations"], rows["half_width"]
-        left.errorbar(x, y, error, **style, label=design.name, elinewidth=1)
-        row = needed[needed["design"] == design.name].iloc[0]
+        left.errorbar(x, y, error, **style, label=name, elinewidth=1)
         sizes = curve_sizes(design)
         x = np.array([design.num_evaluations(size, target) for size in sizes])
         widths = [scaled_half_width(design, n, row["per_row_variance"], target) for n in sizes]
@@ -231,10 +251,10 @@ def draw(measured: pd.DataFrame, needed: pd.DataFrame, setting: Setting, out: Pa
         right.plot(x[shown], np.array(widths)[shown], **{**style, "marker": None})
         right.plot(row["whole_num_evaluations"], row["whole_half_width"], **style)
     left.set_ylabel("half width of the 95 % interval (bits/dim)")
-    left.set_title(f"measured: {setting.num_images:,} images")
+    left.set_title(f"measured: {measured['num_images'].max():,} images")
     right.set_title(f"scaled from it: {NUM_IMAGES:,} images")
     for axes in (left, right):
-        axes.set(xscale="log", yscale="log", xlabel="network calls")
+        axes.set(xscale="log", yscale="log", xlabel="network evaluations")
         axes.axhline(HALF_WIDTH, color="0.4", linewidth=1, zorder=0)
         axes.grid(visible=True, which="major", color="0.9", linewidth=0.8)
         axes.spines[["top", "right"]].set_visible(False)

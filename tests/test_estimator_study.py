@@ -171,6 +171,17 @@ def test_the_calls_needed_give_the_half_width(name):
     assert needed["num_evaluations_standard_error"] > 0
 
 
+def test_the_published_figure_follows_from_the_published_table():
+    published = Path(__file__).parents[1] / "results" / "estimator"
+    needed = pd.read_csv(published / "calls_needed.csv").set_index("design")
+    setting = study.setting_of(needed.reset_index())
+    assert list(needed.index) == NAMES
+    for design, row in zip(designs.DESIGNS, needed.itertuples(), strict=True):
+        width = study.scaled_half_width(design, row.whole_size, row.per_row_variance, setting)
+        assert width == pytest.approx(row.whole_half_width, rel=1e-9)
+        assert f"<!-- {design.name} -->" in (published / "half_width.svg").read_text()
+
+
 # ---- the command
 
 
