@@ -246,7 +246,7 @@ def _flat(name: str, value: object) -> dict[str, object]:
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Comparison(Shown):
-    """Runs on the same rows, against the first of them.
+    """Runs on the same terms, against the first of them.
 
     Attributes:
         summary: the object of `summary.json`.
@@ -285,7 +285,7 @@ def compare(
         out: a folder for the tables, the figure and the page; None writes nothing.
 
     Raises:
-        InputError: one is no finished run, or their images, conventions or rows differ, or the
+        InputError: one is no finished run, or their images, conventions or terms differ, or the
             protocols of runs of `fid`.
     """
     if len(runs) < 2:
@@ -329,7 +329,7 @@ def _difference(run: FinishedRun, baseline: FinishedRun) -> comparison.Differenc
 
 
 def _correction(run: FinishedRun, baseline: FinishedRun) -> Correction | None:
-    """Of the difference; both runs were corrected by the same rows."""
+    """Of the difference; both runs were corrected by the same terms."""
     if baseline.summary.get("precision", STRICT) == STRICT:
         return None
     of_run, of_baseline = (_correction_terms(one) for one in (run, baseline))

@@ -32,7 +32,7 @@ class Difference:
 
     Attributes:
         bound: differences where a bound has its values, nats per dimension.
-        same_rows: which share of the rows is the same; the others are at nearby steps.
+        same_rows: which share of the terms is the same; the others are at nearby timesteps.
         correction: of the difference; None where both runs are in strict float32.
     """
 
@@ -47,8 +47,8 @@ def runs_frame(
     """One row a run, in bits per dimension; the first is the baseline.
 
     Columns: `run`, `bits_per_dim`, `half_width`; `difference` from the baseline, its `half_width`
-    for these images and for their population, `half_width_unpaired` that two runs on other rows
-    would have, the `num_evaluations` of each that count, and which share of the rows is the same
+    for these images and for their population, `half_width_unpaired` that two runs on other terms
+    would have, the `num_evaluations` of each that count, and which share of the terms is the same
     for both (`same_rows`). Where the runs are corrected, the difference is.
     """
     rows: list[dict[str, object]] = []
@@ -80,9 +80,9 @@ def runs_frame(
 
 
 def steps_frame(names: Sequence[str], differences: Sequence[Difference]) -> pd.DataFrame:
-    """One row a run and step: the difference of the term and of the rate from the baseline's.
+    """One row a run and timestep: the difference of the term and of the rate from the baseline's.
 
-    Of runs in low precision they are as the rows have them, uncorrected.
+    Of runs in low precision they are as the terms are, uncorrected.
 
     Columns: `run`; those of `per_timestep` and `rate`, as differences.
     """
@@ -167,11 +167,11 @@ def comparison_card(summary: Mapping[str, Any]) -> Card:
 
 def _shared(runs: list[dict[str, Any]], first: str) -> str:
     least = min(run["same_rows"] for run in runs)
-    calls = f"{min(run['num_evaluations'] for run in runs):,}"
+    evaluations = f"{min(run['num_evaluations'] for run in runs):,}"
     if least == 1:
-        return f"{calls} network evaluations each, all shared"
+        return f"{evaluations} network evaluations each, all shared"
     return (
-        f"{calls} network evaluations each, {least:.0%} shared; all are with "
+        f"{evaluations} network evaluations each, {least:.0%} shared; all are with "
         f"{command('nll', terms_of=first)} ..."
     )
 

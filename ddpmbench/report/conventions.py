@@ -11,9 +11,9 @@ from ddpmbench.likelihood.sub_schedules import BEST, EVENLY_SPACED, SubScheduleB
 THIS_RUN = "this run"
 ALL_STEPS = "all"
 BEST_CONSTANT = "best_constant"
-"""The variance that is the best constant at every step but the first, for these images."""
+"""The variance that is the best constant at every timestep but the first, for these images."""
 RESPACINGS = (1000, 500, 250, 100, 50)
-"""The numbers of steps that people respace to."""
+"""The numbers of timesteps that people respace to."""
 CONVENTION_COLUMNS = {
     "convention": "str",
     "variance": "str",
@@ -62,44 +62,40 @@ _USED_BY = {
 
 
 def conventions_frame(others: OtherBounds, num_timesteps: int) -> pd.DataFrame:
-    """One row a convention, that of the run first; in bits per dimension.
+    """One row a convention, that of the run first; `CONVENTION_COLUMNS`, bits per dimension.
 
-    `rate_bits_per_dim` is the prior and the steps, `decoder_bits_per_dim` the term at t = 1; they
-    sum to `bits_per_dim`. `difference` is that from the run's own bound; of models that skip steps
-    it is from the model that skips none, estimated alike. A decoder's variance is
-    the posterior's at t = 2, beta_1, or learned ("model"); of a model that skips steps it is the
-    posterior's at its own second step. `spacing` is "all" where every step is visited, "evenly
-    spaced", or "best" of all on these images (`likelihood.sub_schedules`).
+    `rate_bits_per_dim` is the prior and the KL terms, `decoder_bits_per_dim` the term at t = 1;
+    they sum to `bits_per_dim`. `difference` is from the run's own bound; of a model that skips
+    timesteps it is from the model that skips none, estimated alike. The decoder's variance is that
+    of the posterior at t = 2 (of a model that skips timesteps, at its own second one), beta_1, or
+    learned ("model"). `spacing` is "all" where every timestep is visited, "evenly spaced", or
+    "best" of all on these images (`likelihood.sub_schedules`).
 
     Args:
         others: the bounds.
         num_timesteps: T.
-
-    Returns:
-        A frame with `CONVENTION_COLUMNS`.
     """
     own = others.conventions[0]
-    first = _all_steps(others, own, num_timesteps)
-    rows = [_of_convention(bound, own.convention, num_timesteps) for bound in others.conventions]
+    first = _all_timesteps(others, own, num_timesteps)
+    rows = [
+        {**_of_convention(bound, own.convention, num_timesteps), "from": own.nats}
+        for bound in others.conventions
+    ]
     rows += [
-        _of_sub_schedule(bound, own.convention, num_timesteps) | {"from": first}
+        {**_of_sub_schedule(bound, own.convention, num_timesteps), "from": first}
         for bound in others.sub_schedules
         if _is_published(bound, num_timesteps)
     ]
     frame = pd.DataFrame(rows)
-    baseline = frame["from"].fillna(own.nats) if "from" in frame else own.nats
-    frame["difference"] = frame.bits_per_dim - baseline / NATS_PER_BIT
+    frame["difference"] = frame.bits_per_dim - frame["from"] / NATS_PER_BIT
     return frame.astype(CONVENTION_COLUMNS)[list(CONVENTION_COLUMNS)]
 
 
 def sub_schedules_frame(others: OtherBounds) -> pd.DataFrame:
-    """One row a model that visits some of the steps, in bits per dimension.
+    """One row a model that visits some of the timesteps, in bits per dimension.
 
     `steps` are those of the best ones, a blank between two; those of `NoiseSchedule.evenly_spaced`
-    are left out.
-
-    Returns:
-        A frame with `SUB_SCHEDULE_COLUMNS`; it has no rows where there are no such models.
+    are left out. The columns are `SUB_SCHEDULE_COLUMNS`.
     """
     rows = [
         {
@@ -115,8 +111,8 @@ def sub_schedules_frame(others: OtherBounds) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(SUB_SCHEDULE_COLUMNS)).astype(SUB_SCHEDULE_COLUMNS)
 
 
-def _all_steps(others: OtherBounds, own: ConventionBound, num_timesteps: int) -> float:
-    """What the bounds of models that skip steps differ from: that of the run's own variance."""
+def _all_timesteps(others: OtherBounds, own: ConventionBound, num_timesteps: int) -> float:
+    """What the bounds of models that skip timesteps differ from: that of the run's own variance."""
     for bound in others.sub_schedules:
         of = (bound.variance, bound.spacing, len(bound.steps))
         if of == (own.convention.variance, EVENLY_SPACED, num_timesteps):
@@ -154,7 +150,7 @@ def _of_sub_schedule(
 ) -> dict[str, object]:
     length = len(bound.steps)
     is_whole = length == num_timesteps
-    how = "" if is_whole else f"{length} steps, {bound.spacing}"
+    how = "" if is_whole else f"{length} timesteps, {bound.spacing}"
     what = "" if bound.variance is own.variance else _name(bound.variance)
     function = "" if own.decoder == "exact" else "exact decoder"
     source = {BEST: _WATSON, EVENLY_SPACED: _RESPACED}[bound.spacing]
@@ -199,8 +195,7 @@ def _differs(convention: Convention, own: Convention) -> str:
 def _used_by(convention: Convention) -> str:
     if not convention.clip:
         return ""
-    key = (convention.variance, convention.decoder, convention.decoder_variance)
-    return _USED_BY.get(key, "")
+    return _USED_BY.get((convention.variance, convention.decoder, convention.decoder_variance), "")
 
 
 def _name(variance: Variance | None) -> str:

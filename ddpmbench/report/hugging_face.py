@@ -143,6 +143,6 @@ def _facts(summary: dict[str, Any], version: str | None) -> dict[str, Any]:
         "data_sha256": data["sha256"],
         "ddpmbench": version,
     }
-    # What estimator and goal came to is in the half width and the number of network calls.
+    # What estimator and goal came to is in the half width and the number of network evaluations.
     left_out = {"horvitz_thompson", "half_width_goal", "max_evaluations"}
     return {n: value for n, value in facts.items() if n not in left_out and value is not None}

@@ -147,7 +147,7 @@ def run_page(contents: RunContents, svgs: Mapping[str, str]) -> str:
 
 
 def _listed(steps: pd.DataFrame) -> pd.DataFrame:
-    """Every step; of a long schedule those that a figure shows."""
+    """Every timestep; of a long schedule those that a figure shows."""
     return steps if len(steps) <= _MOST_ROWS else steps.iloc[shown(len(steps))]
 
 
@@ -186,11 +186,11 @@ def _typeset(text: str) -> Markup:
 
 
 def _half_by(curve: pd.DataFrame, prior: float) -> int | None:
-    """The step by which, from T down, the kl has sent half of what it sends."""
+    """The timestep by which, from T down, the KL terms have sent half of what they send."""
     sent = curve.rate_bits_per_dim - prior
     if len(curve) < 3 or not sent.iloc[0] > 0:
         return None
-    # The rate at x_t is what the later steps have sent.
+    # The rate at x_t is what the later timesteps have sent.
     return int(curve.t[sent <= sent.iloc[0] / 2].min())
 
 
@@ -216,7 +216,7 @@ def _steps_text(summary: Mapping[str, Any]) -> str:
 
 
 def _conventions(tables: RunTables) -> list[tuple[str, list[dict[Any, Any]]]]:
-    """The table in groups: the same steps, and fewer steps."""
+    """The table in groups: the same timesteps, and fewer."""
     table = tables.conventions
     rows: list[dict[Any, Any]] = table.assign(own=table.index == 0).to_dict("records")
     num_timesteps = tables.summary["num_timesteps"]

@@ -23,7 +23,7 @@ from ddpmbench.report.text import (
 
 PARTS = {
     "prior": "L_T, the end of the chain",
-    "kl": "L_1..L_{T-1}, the steps",
+    "kl": "L_1..L_{T-1}, the timesteps",
     "decoder": "L_0, the pixels",
 }
 LARGE_PRIOR = 0.1
@@ -230,8 +230,8 @@ def printed_rate_distortion(summary: dict[str, Any], curve: pd.DataFrame, form: 
 
     Args:
         summary: what `curve_summary` returns.
-        curve: every step; see `report.tables.rate_distortion`.
-        form: "table" with ten points for reading, "json" for the summary, "csv" for every step,
+        curve: every timestep; see `report.tables.rate_distortion`.
+        form: "table" with ten points for reading, "json" for the summary, "csv" for all of it,
             "quiet" for the whole rate and the distortion at its end.
     """
     rows = summary["curve"]

@@ -59,7 +59,7 @@ def samples_facts(summary: dict[str, Any]) -> dict[str, str]:
         "checkpoint": checkpoint_line(summary["checkpoint"]),
         "sampler": sampler_line(summary["sampler"]),
         "pixels": f"{summary['eight_bit']} to 8 bits, sha256 {summary['sha256'][:12]}",
-        "calls": f"{summary['num_evaluations']:,} network evaluations, seed {summary['seed']}",
+        "seed": f"{summary['seed']}, {summary['num_evaluations']:,} network evaluations",
         "device": f"{device_line(summary)}, {summary['seconds']:,.0f} s{pace}",
     }
 
@@ -158,9 +158,9 @@ def fidelity_facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     if checkpoint is not None:
         facts.append(("checkpoint", checkpoint_line(checkpoint)))
     if sampler is not None:
-        calls, seed = summary["num_evaluations"], summary["seed"]
+        evaluations, seed = summary["num_evaluations"], summary["seed"]
         line = sampler_line(dict(sampler))
-        line += "" if calls is None else f", {calls:,} network evaluations"
+        line += "" if evaluations is None else f", {evaluations:,} network evaluations"
         facts.append(("sampler", line + ("" if seed is None else f", seed {seed}")))
     facts += protocol_facts(summary["protocol"])
     device = f"{device_line(summary)}, {summary['seconds']:,.0f} s"

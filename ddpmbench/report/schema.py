@@ -306,7 +306,7 @@ class FidelityComparison(Struct):
 
 
 class SpeedRun(Struct):
-    """`summary.json` of `speed`; its tables are rows of the csv files."""
+    """`summary.json` of `speed`; its lists hold the rows of the csv files."""
 
     calls: list[dict[str, Any]]
     parts: list[dict[str, Any]]

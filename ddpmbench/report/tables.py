@@ -104,7 +104,7 @@ def summary(
 
 
 def sampling(run: LikelihoodRun, options: dict[str, object]) -> dict[str, object]:
-    """Which rows there are: the options that say so and what became of them."""
+    """Which terms there are: the options that say so and what became of them."""
     if not isinstance(run.bound, SampledBound) or run.horvitz_thompson is None:
         return options
     plain = run.horvitz_thompson
@@ -121,7 +121,7 @@ def sampling(run: LikelihoodRun, options: dict[str, object]) -> dict[str, object
 
 
 def per_timestep(bound: BoundEstimate | SampledBound) -> pd.DataFrame:
-    """One row a step t = 1..T; terms in bits per dimension, errors in the model's numbers.
+    """One row a timestep t = 1..T; terms in bits per dimension, errors in the model's numbers.
 
     Of a sampled bound every term is unbiased and they sum to the bound; an error is empty where
     it is unknown.
@@ -141,9 +141,9 @@ def per_timestep(bound: BoundEstimate | SampledBound) -> pd.DataFrame:
 
 
 def rate(bound: BoundEstimate | SampledBound) -> pd.DataFrame:
-    """One row a step t = 1..T: what a receiver that holds x_t has been sent, bits per dimension.
+    """One row a timestep t = 1..T: the bits per dimension sent to a receiver that holds x_t.
 
-    `num_decoded_steps` counts its network calls, the one that predicts x_start from x_t among
+    `num_decoded_steps` counts its network evaluations, the one that predicts x_start from x_t among
     them, as the reverse steps of Ho, Jain & Abbeel 2020, table 4, do.
     """
     t = np.arange(1, len(bound.term) + 1)

@@ -101,7 +101,7 @@ def test_what_is_unknown_is_said():
 
 def test_the_parts_have_their_shares():
     said = words(run_page(contents(), ALWAYS))
-    assert "kl L 1 ..L T-1 , the steps 2.0139 55.7 %" in said
+    assert "kl L 1 ..L T-1 , the timesteps 2.0139 55.7 %" in said
     assert "decoder L 0 , the pixels 1.6020 44.3 %" in said
 
 

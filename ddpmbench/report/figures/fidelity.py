@@ -1,10 +1,10 @@
 """Figures of scores: over the number of samples, and their differences."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
@@ -14,28 +14,25 @@ from ddpmbench.report.figures.style import (
     INK,
     MARKERS,
     NORMAL,
+    Drawn,
     axes_panels,
     drawing,
     finish,
     legend_below,
+    points,
     shortened,
 )
 from ddpmbench.report.metrics import METRICS, label
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
 
 Ends = Mapping[str, tuple[float | None, float | None]]
 
 
 @drawing()
-def against_n_figure(points: pd.DataFrame, ends: Ends, name: str) -> tuple["Figure", pd.DataFrame]:
+def against_n_figure(distances: pd.DataFrame, ends: Ends, name: str) -> Drawn:
     """The distance against 1/N with the line to its end at 1/N = 0, a reference a color.
 
     Args:
-        points: `reference`, `num_generated`, `fid`, `standard_error` (empty where not known).
+        distances: `reference`, `num_generated`, `fid`, `standard_error` (empty where not known).
         ends: references to the distance at infinitely many samples and the half width of its
             interval; None where they are not known.
         name: of the distance, "FID" or "FD[...]".
@@ -48,7 +45,7 @@ def against_n_figure(points: pd.DataFrame, ends: Ends, name: str) -> tuple["Figu
     """
     figure, (axes,) = axes_panels(1)
     numbers = []
-    for k, (reference, own) in enumerate(points.groupby("reference", sort=False)):
+    for k, (reference, own) in enumerate(distances.groupby("reference", sort=False)):
         own = own.sort_values("num_generated")
         end, end_half_width = ends.get(str(reference), (None, None))
         inverse = 1 / own.num_generated.to_numpy()
@@ -79,32 +76,20 @@ def _slope(
     return float(inverse @ (fid - end) / (inverse @ inverse))
 
 
-def _draw(axes: "Axes", table: pd.DataFrame, k: int) -> None:
-    color, inverse = COLORS[k % 6], 1 / table.num_generated
+def _draw(axes: Axes, table: pd.DataFrame, k: int) -> None:
+    first, inverse = table.iloc[0], 1 / table.num_generated
     error = table.half_width.to_numpy() if table.half_width.notna().any() else None
-    axes.errorbar(
-        inverse,
-        table.fid,
-        error,
-        color=color,
-        marker=MARKERS[k % 6],
-        ls="none",
-        elinewidth=0.9,
-        label=shortened(str(table.reference.iloc[0])),
-    )
-    end, half_width = table.fid_infinity.iloc[0], table.fid_infinity_half_width.iloc[0]
+    points(axes, inverse, table.fid, error, k, label=shortened(str(first.reference)))
+    end, half_width = first.fid_infinity, first.fid_infinity_half_width
     if np.isnan(end):
         return
-    first = table.iloc[0]
-    axes.plot([0, 1 / first.num_generated], [end, first.line], color=color, ls=DASHES[k % 4], lw=1)
+    axes.plot([0, inverse.iloc[0]], [end, first.line], color=COLORS[k % 6], ls=DASHES[k % 4], lw=1)
     # Hollow: it is no measurement.
-    bar = None if np.isnan(half_width) else half_width
-    axes.errorbar(
-        0, end, bar, color=color, marker=MARKERS[k % 6], mfc="none", ms=6, capsize=3, clip_on=False
-    )
+    hollow = {"mfc": "none", "ms": 6, "capsize": 3, "clip_on": False}
+    points(axes, 0, end, None if np.isnan(half_width) else half_width, k, **hollow)
 
 
-def _inverse_axis(axes: "Axes", num_generated: NDArray[np.int64]) -> None:
+def _inverse_axis(axes: Axes, num_generated: NDArray[np.int64]) -> None:
     """Numbers of samples where their inverses are, as far apart as they can be read."""
     least = 1 / num_generated.min()
     apart = 0.16 * least
@@ -122,9 +107,7 @@ _COLUMNS = ["measure", "run", "difference", "half_width", "half_width_unpaired",
 
 
 @drawing()
-def differences_figure(
-    differences: pd.DataFrame, name: str
-) -> tuple["Figure", pd.DataFrame] | None:
+def differences_figure(differences: pd.DataFrame, name: str) -> Drawn | None:
     """Differences from the first run against the first reference, a run a line.
 
     Args:
@@ -154,7 +137,7 @@ def differences_figure(
     return figure, numbers.reset_index(drop=True)
 
 
-def _draw_differences(axes: "Axes", rows: pd.DataFrame, runs: list[str]) -> None:
+def _draw_differences(axes: Axes, rows: pd.DataFrame, runs: list[str]) -> None:
     axes.axvline(0, color=INK, lw=0.9, ls="--")
     widths = rows[["half_width_unpaired", "half_width"]].to_numpy()
     for run, value, half_widths in zip(rows.run, rows.difference.to_numpy(), widths, strict=True):

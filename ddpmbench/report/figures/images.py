@@ -1,9 +1,9 @@
 """Histograms over images, and the pictures at their ends."""
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import SubFigure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
@@ -11,16 +11,13 @@ from ddpmbench.execution.terms import Extremes
 from ddpmbench.report.figures.style import (
     COLORS,
     INK,
+    Drawn,
     axes_panels,
     drawing,
     finish,
     note,
     panels,
 )
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure, SubFigure
 
 _MOST_BINS = 60
 _PIXELS = 96  # of a picture's longer side: as many as a screen has for it
@@ -31,9 +28,7 @@ _PER_IMAGE = {
 
 
 @drawing()
-def images_figure(
-    bits: NDArray[np.float64], what: str, extremes: Extremes | None
-) -> tuple["Figure", pd.DataFrame]:
+def images_figure(bits: NDArray[np.float64], what: str, extremes: Extremes | None) -> Drawn:
     """A histogram of the images' bits, and the pictures at its two ends.
 
     Args:
@@ -61,7 +56,7 @@ def images_figure(
 
 
 def _pictures(
-    part: "SubFigure", title: str, pixels: NDArray[np.uint8], bits: NDArray[np.float64]
+    part: SubFigure, title: str, pixels: NDArray[np.uint8], bits: NDArray[np.float64]
 ) -> None:
     part.suptitle(title, x=0.02, ha="left", fontsize="medium", fontweight="bold")
     columns = min(4, max(1, (len(pixels) + 1) // 2))
@@ -83,7 +78,7 @@ def _thumbnail(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 @drawing()
-def per_image_figure(per_image: pd.DataFrame) -> tuple["Figure", pd.DataFrame] | None:
+def per_image_figure(per_image: pd.DataFrame) -> Drawn | None:
     """Histograms over the samples of what is known of each.
 
     Args:
@@ -112,7 +107,7 @@ def per_image_figure(per_image: pd.DataFrame) -> tuple["Figure", pd.DataFrame] |
 
 
 def _histogram(
-    axes: "Axes", values: NDArray[np.float64], middle: float, name: str
+    axes: Axes, values: NDArray[np.float64], middle: float, name: str
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Draw a histogram with a named line at the middle, and return the counts and the edges."""
     edges = np.histogram_bin_edges(values, "auto")

@@ -1,18 +1,13 @@
 """Sheets of pictures in rows with words beside and under them, sharp in svg and png."""
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from ddpmbench.report.fidelity import NUM_SHOWN, NearestImages
-from ddpmbench.report.figures.style import INK, NotebookFigure
+from ddpmbench.report.figures.style import INK, Drawn, NotebookFigure
 from ddpmbench.samples.progressive import Interpolation, ProgressiveDecoding, ProgressiveGeneration
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 
 Pixels = NDArray[np.uint8]
 
@@ -72,7 +67,7 @@ class Sheet:
         """Leave room."""
         self._top += self._dots(dots)
 
-    def figure(self) -> "Figure":
+    def figure(self) -> Figure:
         """The sheet as a figure."""
         width, height = int(self._left[-1]) + self._width, self._top
         figure = NotebookFigure(figsize=(width / 100, height / 100), dpi=100)
@@ -111,9 +106,7 @@ def _drawable(picture: Pixels) -> Pixels:
     return np.asarray(whole.resize((width, height), Image.Resampling.BOX))
 
 
-def samples_figure(
-    pixels: Pixels, labels: NDArray[np.int64] | None = None
-) -> tuple["Figure", pd.DataFrame]:
+def samples_figure(pixels: Pixels, labels: NDArray[np.int64] | None = None) -> Drawn:
     """A contact sheet of the first samples.
 
     Args:
@@ -140,7 +133,7 @@ def samples_figure(
     return sheet.figure(), numbers
 
 
-def nearest_figure(nearest: NearestImages) -> tuple["Figure", pd.DataFrame]:
+def nearest_figure(nearest: NearestImages) -> Drawn:
     """Samples, each beside the reference images nearest to it, with their distances.
 
     Two samples stand in a row.
@@ -189,14 +182,12 @@ def nearest_figure(nearest: NearestImages) -> tuple["Figure", pd.DataFrame]:
     return sheet.figure(), numbers
 
 
-def decoding_figure(
-    decoding: ProgressiveDecoding, curve: pd.DataFrame
-) -> tuple["Figure", pd.DataFrame]:
-    """What a receiver holds and shows after some of T steps, an image in two rows.
+def decoding_figure(decoding: ProgressiveDecoding, curve: pd.DataFrame) -> Drawn:
+    """What a receiver holds and shows after some of T reverse steps, an image in two rows.
 
     Args:
         decoding: the pictures.
-        curve: the rate at every step t = 1..T, in order; see `report.tables.rate_distortion`.
+        curve: the rate at every timestep t = 1..T, in order; see `report.tables.rate_distortion`.
 
     Returns:
         The figure, and one row a picture: `image_id`, `t`, `num_decoded_steps`,
@@ -229,8 +220,8 @@ def decoding_figure(
 
 def generation_figure(
     generation: ProgressiveGeneration,
-) -> tuple["Figure", pd.DataFrame]:
-    """What the network makes of samples after some of T steps, a sample a row.
+) -> Drawn:
+    """What the network makes of samples after some of T reverse steps, a sample a row.
 
     Args:
         generation: the pictures.
@@ -258,7 +249,7 @@ def generation_figure(
     return sheet.figure(), numbers
 
 
-def interpolation_figure(mixed: Interpolation) -> tuple["Figure", pd.DataFrame]:
+def interpolation_figure(mixed: Interpolation) -> Drawn:
     """What lies between two images, a pair a row, with the images at its ends.
 
     Args:

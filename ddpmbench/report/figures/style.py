@@ -7,16 +7,19 @@ background, so that a page can give each a color of its own.
 import contextlib
 import io
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
+import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator
-from numpy.typing import NDArray
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.transforms import ScaledTranslation
+from numpy.typing import ArrayLike, NDArray
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure, SubFigure
+Drawn: TypeAlias = tuple[Figure, pd.DataFrame]
+"""A figure, and the numbers behind it."""
 
 
 class LogTicks(LogLocator):
@@ -60,8 +63,6 @@ _BELOW = 38  # points that the numbers and the name of an axis take
 @contextlib.contextmanager
 def drawing() -> Iterator[None]:
     """What is made within has this style."""
-    import matplotlib
-
     look: Any = {
         "font.size": _FONT_SIZE,
         "axes.titlesize": _FONT_SIZE + 0.5,
@@ -87,20 +88,20 @@ def drawing() -> Iterator[None]:
         yield
 
 
-def panels(count: int) -> tuple["Figure", list["SubFigure"]]:
+def panels(count: int) -> tuple[Figure, list[SubFigure]]:
     """A figure of equal panels side by side, each whole in itself."""
     width, height = _PANEL
     figure = NotebookFigure(figsize=(count * width, height), layout="constrained")
     return figure, list(figure.subfigures(1, count, squeeze=False)[0])
 
 
-def axes_panels(count: int) -> tuple["Figure", list["Axes"]]:
+def axes_panels(count: int) -> tuple[Figure, list[Axes]]:
     """`panels` with one pair of axes in each."""
     figure, parts = panels(count)
     return figure, [part.subplots() for part in parts]
 
 
-def finish(axes: "Axes", title: str, *, x: str, y: str) -> None:
+def finish(axes: Axes, title: str, *, x: str, y: str) -> None:
     """Title, units, and as little ink as they can be read with."""
     axes.set_title(title)
     axes.set(xlabel=x, ylabel=y)
@@ -110,10 +111,35 @@ def finish(axes: "Axes", title: str, *, x: str, y: str) -> None:
     axes.grid(axis="y", color=GRID, lw=0.7)
 
 
-def log_axis(axes: "Axes", *names: str) -> None:
-    """Make axes logarithmic, with several numbers on each, written out."""
-    from matplotlib.ticker import FuncFormatter, NullFormatter
+def points(
+    axes: Axes,
+    x: ArrayLike,
+    y: ArrayLike,
+    half_width: ArrayLike | None,
+    k: int,
+    **look: Any,  # noqa: ANN401
+) -> None:
+    """Points with 95 % intervals, in color and marker number k."""
+    own: dict[str, Any] = {"color": COLORS[k % 6], "marker": MARKERS[k % 6], "ls": "none"}
+    axes.errorbar(x, y, half_width, elinewidth=0.9, **own | look)
 
+
+def curve(
+    axes: Axes,
+    x: ArrayLike,
+    y: "pd.Series[float]",
+    half_width: "pd.Series[float]",
+    k: int,
+    **look: Any,  # noqa: ANN401
+) -> None:
+    """A curve with its 95 % intervals as a band, in color number k."""
+    color = COLORS[k % 6]
+    axes.fill_between(x, y - half_width, y + half_width, color=color, alpha=0.2, lw=0)
+    axes.plot(x, y, color=color, **look)
+
+
+def log_axis(axes: Axes, *names: str) -> None:
+    """Make axes logarithmic, with several numbers on each, written out."""
     for name in names:
         axes.set(**{f"{name}scale": "log"})
         axis = axes.xaxis if name == "x" else axes.yaxis
@@ -122,10 +148,8 @@ def log_axis(axes: "Axes", *names: str) -> None:
         axis.set_minor_formatter(NullFormatter())
 
 
-def legend_below(axes: "Axes") -> None:
+def legend_below(axes: Axes) -> None:
     """A legend under the name of the x axis, where nothing in it can be taken for data."""
-    from matplotlib.transforms import ScaledTranslation
-
     _, labels = axes.get_legend_handles_labels()
     below = ScaledTranslation(0, -_BELOW / 72, axes.figure.dpi_scale_trans)
     axes.legend(
@@ -147,7 +171,7 @@ def written_out(value: float) -> str:
     return f"{value:,.10f}".rstrip("0").rstrip(".")
 
 
-def note(axes: "Axes", text: str, *, at: tuple[float, float], offset: tuple[float, float]) -> None:
+def note(axes: Axes, text: str, *, at: tuple[float, float], offset: tuple[float, float]) -> None:
     """A label beside what it names.
 
     Args:
@@ -168,9 +192,9 @@ def note(axes: "Axes", text: str, *, at: tuple[float, float], offset: tuple[floa
 
 
 def shown(length: int) -> NDArray[np.int64]:
-    """Of so many steps those that a screen can tell apart: dense at both ends, where curves bend.
+    """Indices of the points of a curve that a screen can tell apart, dense at both ends.
 
-    The first step is index 0; neighbors are no farther apart than a line of a figure is wide.
+    The first is index 0; neighbors are no farther apart than a line of a figure is wide.
     """
     if length <= _POINTS:
         return np.arange(length)

@@ -1,15 +1,16 @@
 """How fast a device is, against the batch size and part by part."""
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from ddpmbench.report.figures.style import (
     COLORS,
     DASHES,
     GRID,
     MARKERS,
+    Drawn,
     axes_panels,
     drawing,
     finish,
@@ -17,17 +18,13 @@ from ddpmbench.report.figures.style import (
     log_axis,
 )
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
 PARTS = ("network", "noise", "rest")
 BAR = 0.4
 """Height of a bar, of the distance between two."""
 
 
 @drawing()
-def batch_figure(speeds: pd.DataFrame, *, unit: str) -> tuple["Figure", pd.DataFrame]:
+def batch_figure(speeds: pd.DataFrame, *, unit: str) -> Drawn:
     """Speed against the batch size: a line an engine, a panel a kind of work.
 
     Args:
@@ -65,7 +62,7 @@ def batch_figure(speeds: pd.DataFrame, *, unit: str) -> tuple["Figure", pd.DataF
 
 
 @drawing()
-def parts_figure(parts: pd.DataFrame) -> tuple["Figure", pd.DataFrame]:
+def parts_figure(parts: pd.DataFrame) -> Drawn:
     """Shares of the time of network, noise and rest, a bar a kind of work.
 
     Args:
@@ -93,7 +90,7 @@ def parts_figure(parts: pd.DataFrame) -> tuple["Figure", pd.DataFrame]:
     return figure, numbers
 
 
-def name_bars(figure: "Figure", axes: "Axes", names: list[str]) -> None:
+def name_bars(figure: Figure, axes: Axes, names: list[str]) -> None:
     """Write a name above each horizontal bar, and make room for all of them.
 
     Args:

@@ -1,7 +1,5 @@
 """Curves over the timesteps, and over how many there are."""
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import pandas as pd
 from matplotlib.ticker import FuncFormatter, MaxNLocator
@@ -12,22 +10,20 @@ from ddpmbench.report.figures.style import (
     COLORS,
     DASHES,
     INK,
-    MARKERS,
     NORMAL,
+    Drawn,
     axes_panels,
+    curve,
     drawing,
     finish,
     legend_below,
     log_axis,
     note,
+    points,
     shortened,
     shown,
     written_out,
 )
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 
 SPACINGS = ("evenly spaced", "best")
 TALLEST = 3
@@ -37,35 +33,36 @@ _FEW = 50  # timesteps, up to which each is a point
 
 
 def step_groups(num_timesteps: int) -> NDArray[np.int64]:
-    """(T,) the group of each step t = 1..T, 0, 1, ... without gaps.
+    """(T,) the group of each timestep t = 1..T, 0, 1, ... without gaps.
 
-    They are equally wide in log t where steps are close enough; t = 1 is one of its own.
+    They are equally wide in log t where timesteps are close enough; t = 1 is one of its own.
     """
     if num_timesteps == 1:
         return np.zeros(1, dtype=np.int64)
     return np.append(0, 1 + log_bins(num_timesteps)).astype(np.int64)
 
 
-def by_group(steps: pd.DataFrame) -> pd.DataFrame:
-    """One row a group of neighboring steps; see `step_groups`.
+def by_group(timesteps: pd.DataFrame) -> pd.DataFrame:
+    """One row a group of neighboring timesteps; see `step_groups`.
 
     Args:
-        steps: one row a step t = 1..T: the term `bits_per_dim` and its `standard_error`, and what
-            a receiver that holds x_t has been sent, `rate_bits_per_dim`, `rate_standard_error`.
+        timesteps: one row a timestep t = 1..T: the term `bits_per_dim` and its `standard_error`,
+            and what a receiver that holds x_t has been sent, `rate_bits_per_dim`,
+            `rate_standard_error`.
 
     Returns:
         `t_first`, `t_last`, `bits_per_dim` summed over the group and its `half_width`;
-        `cumulative` over the group, all later steps and the prior, and its
+        `cumulative` over the group, all later timesteps and the prior, and its
         `cumulative_half_width`; 95 %.
     """
-    variance = np.square(steps.standard_error)
-    sums = steps.assign(variance=variance).groupby(step_groups(len(steps)))
+    variance = np.square(timesteps.standard_error)
+    sums = timesteps.assign(variance=variance).groupby(step_groups(len(timesteps)))
     first = sums.t.min().to_numpy()
-    # What is sent once x_{t-1} is known are the terms of t and all later steps.
-    known = steps.set_index("t").reindex(first - 1)
+    # What is sent once x_{t-1} is known are the terms of t and all later timetimesteps.
+    known = timesteps.set_index("t").reindex(first - 1)
     cumulative = known.rate_bits_per_dim.to_numpy(copy=True)
     error = known.rate_standard_error.to_numpy(copy=True)
-    last = steps.iloc[0]
+    last = timesteps.iloc[0]
     cumulative[0] = last.rate_bits_per_dim + last.bits_per_dim
     error[0] = np.hypot(last.rate_standard_error, last.standard_error)
     return pd.DataFrame(
@@ -81,52 +78,42 @@ def by_group(steps: pd.DataFrame) -> pd.DataFrame:
 
 
 @drawing()
-def bound_figure(per_timestep: pd.DataFrame, curve: pd.DataFrame) -> tuple["Figure", pd.DataFrame]:
-    """The bits of one step, and those sent so far, over t; 95 % intervals.
+def bound_figure(per_timestep: pd.DataFrame, rates: pd.DataFrame) -> Drawn:
+    """The bits of a timestep, and those sent so far, over t; 95 % intervals.
 
     Args:
         per_timestep: see `report.tables.per_timestep`.
-        curve: see `report.tables.rate_distortion`.
+        rates: see `report.tables.rate_distortion`.
 
     Returns:
-        The figure, and one row a group of steps: `t_first`, `t_last`, `bits_per_step` on average
-        over the group and its `half_width`, `cumulative` over the group, all later steps and the
-        prior and its `cumulative_half_width`; bits per dimension.
+        The figure, and the rows of `by_group` with `bits_per_step` and its `half_width` on average
+        over the group.
     """
-    rate = curve[["t", "rate_bits_per_dim", "rate_standard_error"]]
-    numbers = by_group(per_timestep.merge(rate, on="t"))
+    rates = rates[["t", "rate_bits_per_dim", "rate_standard_error"]]
+    numbers = by_group(per_timestep.merge(rates, on="t"))
     size = numbers.t_last - numbers.t_first + 1
     numbers["bits_per_dim"] /= size
     numbers["half_width"] /= size
     numbers = numbers.rename(columns={"bits_per_dim": "bits_per_step"})
 
-    figure, (step, total) = axes_panels(2)
+    figure, (each, total) = axes_panels(2)
     center = np.sqrt(numbers.t_first * numbers.t_last)
-    color, of_decoder = COLORS[:2]
-    pixels, steps = numbers.iloc[:1], numbers.iloc[1:]
-    step.errorbar(
-        center[1:], steps.bits_per_step, steps.half_width, color=color, marker="o", ls="none",
-        elinewidth=0.9,
-    )  # fmt: skip
-    step.errorbar(
-        center[:1], pixels.bits_per_step, pixels.half_width, color=of_decoder, marker="s",
-        markersize=5,
-    )  # fmt: skip
-    log_axis(step, "x", "y")
+    decoder, kl = numbers.iloc[:1], numbers.iloc[1:]
+    points(each, center[1:], kl.bits_per_step, kl.half_width, 0)
+    points(each, center[:1], decoder.bits_per_step, decoder.half_width, 1, ms=5)
+    log_axis(each, "x", "y")
     # Errors that reach 0 would stretch the axis without end.
     positive = numbers.bits_per_step[numbers.bits_per_step > 0]
     if len(positive):
-        step.set_ylim(positive.min() / 2.5, positive.max() * 2.5)
-        note(step, "decoder, t = 1", at=(1, pixels.bits_per_step.iloc[0]), offset=(8, 0))
-    finish(step, "Bits per timestep", x="timestep t", y="bits/dim")
+        each.set_ylim(positive.min() / 2.5, positive.max() * 2.5)
+        note(each, "decoder, t = 1", at=(1, decoder.bits_per_step.iloc[0]), offset=(8, 0))
+    finish(each, "Bits per timestep", x="timestep t", y="bits/dim")
 
-    low, high = (numbers.cumulative + s * numbers.cumulative_half_width for s in (-1, 1))
-    total.fill_between(numbers.t_first, low, high, color=color, alpha=0.2, lw=0)
-    total.plot(numbers.t_first, numbers.cumulative, color=color)
+    curve(total, numbers.t_first, numbers.cumulative, numbers.cumulative_half_width, 0)
     whole = numbers.cumulative.iloc[0]
-    total.plot([1], [whole], color=of_decoder, marker="s", markersize=5, ls="none")
+    points(total, [1], [whole], None, 1, ms=5)
     note(total, f"total: {whole:.4f}", at=(1, whole), offset=(8, 0))
-    total.set_ylim(bottom=min(0, low.min()))
+    total.set_ylim(bottom=min(0, (numbers.cumulative - numbers.cumulative_half_width).min()))
     log_axis(total, "x")
     finish(total, "Cumulative bits from T", x="timestep t", y="bits/dim")
     return figure, numbers
@@ -135,17 +122,17 @@ def bound_figure(per_timestep: pd.DataFrame, curve: pd.DataFrame) -> tuple["Figu
 @drawing()
 def calls_figure(
     per_timestep: pd.DataFrame, density: pd.DataFrame, *, num_images: int, num_replicates: int
-) -> tuple["Figure", pd.DataFrame]:
+) -> Drawn:
     """Network evaluations per timestep: actual, expected, and of every pair.
 
     Args:
         per_timestep: see `report.tables.per_timestep`.
         density: `t`, `density` of the importance estimator, t = 2..T.
-        num_images: N, the calls that every pair makes at each step.
-        num_replicates: how often each image had a step of the density.
+        num_images: N, the evaluations of every pair at each timestep.
+        num_replicates: how often each image had a timestep of the density.
 
     Returns:
-        The figure, and one row a step: `t`, `num_evaluations`, `expected` by the density (empty
+        The figure, and one row a timestep: `t`, `num_evaluations`, `expected` by the density (empty
         at t = 1, where every image is), `every_pair`.
     """
     expected = density.assign(expected=num_replicates * num_images * density.density)
@@ -163,8 +150,8 @@ def calls_figure(
     axes.plot(few.t, few.expected, color=COLORS[0], lw=1.2)
     axes.plot(np.sqrt(first * last), mean, color=COLORS[1], marker="o", ls="none")
     log_axis(axes, "x", "y")
-    called = mean[mean > 0]
-    low, high = min(called.min(), few.expected.min()), max(num_images, called.max())
+    evaluated = mean[mean > 0]
+    low, high = min(evaluated.min(), few.expected.min()), max(num_images, evaluated.max())
     axes.set_ylim(low / 2, high * 3)
     note(axes, "every pair", at=(first[-1], 1.4 * num_images), offset=(-1, 2))
     middle = few.iloc[np.abs(np.log(few.t) - np.log(last[-1]) / 2).argmin()]
@@ -175,39 +162,27 @@ def calls_figure(
 
 
 @drawing()
-def difference_figure(per_timestep: pd.DataFrame, baseline: str) -> tuple["Figure", pd.DataFrame]:
-    """Where along the chain runs differ from a baseline: by groups of steps, and summed up.
+def difference_figure(per_timestep: pd.DataFrame, baseline: str) -> Drawn:
+    """Where along the chain runs differ from a baseline: by groups of timesteps, and summed up.
 
     Args:
         per_timestep: of a comparison; see `report.comparison.steps_frame`.
         baseline: its name.
 
     Returns:
-        The figure, and one row a run and group of steps: `run`, `t_first`, `t_last`,
-        `difference` summed over the group and its `half_width`, `cumulative` over the group, all
-        later steps and the prior and its `cumulative_half_width`; bits per dimension, 95 %.
+        The figure, and `run` with the rows of `by_group`, whose `difference` is summed over the
+        group.
     """
     figure, (left, right) = axes_panels(2)
     numbers = []
-    for k, (run, steps) in enumerate(per_timestep.groupby("run", sort=False)):
-        groups = by_group(steps).rename(columns={"bits_per_dim": "difference"})
+    for k, (run, timesteps) in enumerate(per_timestep.groupby("run", sort=False)):
+        groups = by_group(timesteps).rename(columns={"bits_per_dim": "difference"})
         groups.insert(0, "run", run)
         numbers.append(groups)
-        color, line, label = COLORS[k % 6], DASHES[k % 4], shortened(str(run))
-        center = np.sqrt(groups.t_first * groups.t_last)
-        left.errorbar(
-            center,
-            groups.difference,
-            groups.half_width,
-            label=label,
-            color=color,
-            marker=MARKERS[k % 6],
-            ls="none",
-            elinewidth=0.9,
-        )
-        right.plot(groups.t_first, groups.cumulative, label=label, color=color, ls=line)
-        low, high = (groups.cumulative + s * groups.cumulative_half_width for s in (-1, 1))
-        right.fill_between(groups.t_first, low, high, color=color, alpha=0.2, lw=0)
+        label, center = shortened(str(run)), np.sqrt(groups.t_first * groups.t_last)
+        points(left, center, groups.difference, groups.half_width, k, label=label)
+        sums = groups.cumulative, groups.cumulative_half_width
+        curve(right, groups.t_first, *sums, k, label=label, ls=DASHES[k % 4])
     for axes in (left, right):
         axes.axhline(0, color=INK, lw=0.6)
         log_axis(axes, "x")
@@ -219,44 +194,39 @@ def difference_figure(per_timestep: pd.DataFrame, baseline: str) -> tuple["Figur
 
 
 @drawing()
-def rate_distortion_figure(curve: pd.DataFrame) -> tuple["Figure", pd.DataFrame]:
-    """Distortion over rate, and both over the steps that a receiver has taken.
+def rate_distortion_figure(table: pd.DataFrame) -> Drawn:
+    """Distortion over rate, and both over the reverse steps of a receiver.
 
     Args:
-        curve: see `report.tables.rate_distortion`.
+        table: see `report.tables.rate_distortion`.
 
     Returns:
-        The figure, and the curve with the half widths of its 95 % intervals.
+        The figure, and the table with the half widths of its 95 % intervals.
 
     Source: Ho, Jain & Abbeel 2020, figure 5.
     """
-    numbers = curve.assign(
-        rate_half_width=NORMAL * curve.rate_standard_error,
-        distortion_half_width=NORMAL * curve.distortion_standard_error,
+    numbers = table.assign(
+        rate_half_width=NORMAL * table.rate_standard_error,
+        distortion_half_width=NORMAL * table.distortion_standard_error,
     )
-    few, color = numbers.iloc[shown(len(numbers))], COLORS[0]
+    few = numbers.iloc[shown(len(numbers))]
     figure, (both, distortion, rate) = axes_panels(3)
-    rmse, bits, steps = "distortion, RMSE (0..255)", "rate, bits/dim", "reverse steps"
-    both.plot(few.rate_bits_per_dim, few.distortion_rmse, color=color)
+    rmse, bits = "distortion, RMSE (0..255)", "rate, bits/dim"
+    both.plot(few.rate_bits_per_dim, few.distortion_rmse, color=COLORS[0])
     both.set_xlim(left=0)
+    curve(distortion, few.num_decoded_steps, few.distortion_rmse, few.distortion_half_width, 0)
+    curve(rate, few.num_decoded_steps, few.rate_bits_per_dim, few.rate_half_width, 0)
     finish(both, "Distortion over rate", x=bits, y=rmse)
-    for axes, name, half_width in (
-        (distortion, "distortion_rmse", "distortion_half_width"),
-        (rate, "rate_bits_per_dim", "rate_half_width"),
-    ):
-        low, high = (few[name] + sign * few[half_width] for sign in (-1, 1))
-        axes.fill_between(few.num_decoded_steps, low, high, color=color, alpha=0.2, lw=0)
-        axes.plot(few.num_decoded_steps, few[name], color=color)
-    finish(distortion, "Distortion", x=steps, y=rmse)
-    finish(rate, "Rate", x=steps, y=bits)
+    finish(distortion, "Distortion", x="reverse steps", y=rmse)
+    finish(rate, "Rate", x="reverse steps", y=bits)
     for axes in (both, distortion, rate):
         axes.set_ylim(bottom=0)
     return figure, numbers
 
 
 @drawing()
-def sub_schedules_figure(table: pd.DataFrame) -> tuple["Figure", pd.DataFrame]:
-    """Bound against number of steps, a panel a variance, all with the same axes.
+def sub_schedules_figure(table: pd.DataFrame) -> Drawn:
+    """Bound over the number of timesteps, a panel a variance, all with the same axes.
 
     What is far above the least bound is written in the panel; a panel all of whose bounds are
     has an axis of its own.
@@ -266,7 +236,7 @@ def sub_schedules_figure(table: pd.DataFrame) -> tuple["Figure", pd.DataFrame]:
             `half_width`, which may be empty.
 
     Returns:
-        The figure, and the table without the steps.
+        The figure, and the table without `steps`.
     """
     variances = list(dict.fromkeys(table.variance))
     figure, parts = axes_panels(len(variances))
@@ -276,16 +246,8 @@ def sub_schedules_figure(table: pd.DataFrame) -> tuple["Figure", pd.DataFrame]:
             line = of[of.spacing == spacing].sort_values("num_timesteps")
             if line.empty:
                 continue
-            axes.errorbar(
-                line.num_timesteps,
-                line.bits_per_dim,
-                line.half_width,
-                label=spacing,
-                color=COLORS[1 - k],
-                marker=MARKERS[k],
-                ls=DASHES[1 - k],
-                elinewidth=0.9,
-            )
+            look = {"color": COLORS[1 - k], "ls": DASHES[1 - k], "label": spacing}
+            points(axes, line.num_timesteps, line.bits_per_dim, line.half_width, k, **look)
         log_axis(axes, "x")
         legend_below(axes)
         finish(axes, f"Variance {variance}", x="number of timesteps", y="bound, bits/dim")
@@ -319,7 +281,7 @@ def _range(bits: "pd.Series[float]") -> tuple[float, float]:
 
 
 @drawing()
-def schedule_figure(steps: pd.DataFrame) -> tuple["Figure", pd.DataFrame]:
+def schedule_figure(steps: pd.DataFrame) -> Drawn:
     """The share of the signal, its ratio to the noise, and the noise added, over t.
 
     Args:
