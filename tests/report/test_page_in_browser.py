@@ -102,13 +102,12 @@ def folders(small_model, small_images, tmp_path_factory):
 
 
 class Visit:
-    """A page that is open, and what it did that a page must not do."""
+    """An open page, and what it did that a page must not do."""
 
-    def __init__(self, browser, path, *, width=1400, scheme="light"):
+    def __init__(self, browser, path):
         self.url = path.as_uri()
         self.said, self.asked, self.refused = [], [], []
-        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        self.page = context.new_page()
+        self.page = browser.new_page(viewport={"width": 1400, "height": 900})
         self.page.on("console", lambda message: self.said.append(message.text))
         self.page.on("pageerror", lambda error: self.said.append(str(error)))
         self.page.on("request", lambda request: self.asked.append(request.url))
@@ -119,7 +118,15 @@ class Visit:
         return self
 
     def __exit__(self, *_):
-        self.page.context.close()
+        self.page.close()
+
+    def show(self, *, width=1400, scheme="light", media="screen", details=True):
+        """Bring the page into a state, whatever it was in before."""
+        self.page.set_viewport_size({"width": width, "height": 900})
+        self.page.emulate_media(media=media, color_scheme=scheme)
+        self.page.evaluate(
+            "open => document.querySelectorAll('details').forEach(d => d.open = open)", details
+        )
 
     def requests_elsewhere(self):
         """All but the page itself, and what stands within it."""
@@ -165,24 +172,28 @@ def test_contrast_is_that_of_the_standard():
     assert contrast("rgb(119, 119, 119)", "rgb(255, 255, 255)") == pytest.approx(4.48, abs=0.01)
 
 
-@pytest.mark.parametrize("name", PAGES)
-def test_a_page_is_silent_and_asks_for_nothing(browser, folders, name):
-    with Visit(browser, folders / name / "report.html") as visit:
-        visit.page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
-        visit.page.wait_for_timeout(100)
-        assert visit.said == []
-        assert visit.requests_elsewhere() == []
-        assert visit.asked[0] == visit.url
-        assert UNITS.get(name, "bits/dim") in visit.page.inner_text("h1 ~ .value")
+@pytest.fixture(scope="module", params=PAGES)
+def visit(browser, folders, request):
+    """Each page once, for all tests of it."""
+    with Visit(browser, folders / request.param / "report.html") as opened:
+        yield opened
 
 
-@pytest.mark.parametrize("name", PAGES)
-def test_everything_is_within_the_screen(browser, folders, name):
-    for width in WIDTHS:
-        with Visit(browser, folders / name / "report.html", width=width) as visit:
-            assert visit.misplaced() == []
-            visit.page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
-            assert visit.misplaced() == []
+def test_a_page_is_silent_and_asks_for_nothing(visit):
+    visit.show()
+    visit.page.wait_for_timeout(100)
+    assert visit.said == []
+    assert visit.requests_elsewhere() == []
+    assert visit.asked[0] == visit.url
+    name = visit.url.split("/")[-2]
+    assert UNITS.get(name, "bits/dim") in visit.page.inner_text("h1 ~ .value")
+
+
+@pytest.mark.parametrize("details", [False, True])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_everything_is_within_the_screen(visit, width, details):
+    visit.show(width=width, details=details)
+    assert visit.misplaced() == []
 
 
 TABLES = """() => [...document.querySelectorAll('.scroll')].filter(
@@ -202,11 +213,9 @@ TABLES = """() => [...document.querySelectorAll('.scroll')].filter(
   })"""
 
 
-@pytest.mark.parametrize("name", PAGES)
-def test_on_a_phone_a_table_keeps_its_first_column_and_its_intervals(browser, folders, name):
-    with Visit(browser, folders / name / "report.html", width=360) as visit:
-        visit.page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
-        tables = visit.page.evaluate(TABLES)
+def test_on_a_phone_a_table_keeps_its_first_column_and_its_intervals(visit):
+    visit.show(width=360)
+    tables = visit.page.evaluate(TABLES)
     for table in tables:
         assert table["moved"] < 1, table
         assert table["seen"], table
@@ -214,27 +223,25 @@ def test_on_a_phone_a_table_keeps_its_first_column_and_its_intervals(browser, fo
     assert tables
 
 
-@pytest.mark.parametrize("name", PAGES)
-def test_every_text_is_legible_in_light_and_dark(browser, folders, name):
+def test_every_text_is_legible_in_light_and_dark(visit):
     papers = set()
     for scheme in ("light", "dark"):
-        with Visit(browser, folders / name / "report.html", scheme=scheme) as visit:
-            assert visit.illegible() == []
-            papers.add(visit.page.evaluate("getComputedStyle(document.body).backgroundColor"))
+        visit.show(scheme=scheme)
+        assert visit.illegible() == []
+        papers.add(visit.page.evaluate("getComputedStyle(document.body).backgroundColor"))
     assert len(papers) == 2
 
 
-@pytest.mark.parametrize("name", PAGES)
-def test_a_page_is_printed_in_light_colors_and_whole(browser, folders, name):
-    with Visit(browser, folders / name / "report.html", scheme="dark", width=688) as visit:
-        assert visit.page.pdf(format="A4").startswith(b"%PDF-")
-        visit.page.emulate_media(media="print", color_scheme="dark")
-        paper = visit.page.evaluate("getComputedStyle(document.body).backgroundColor")
-        assert paper == "rgb(255, 255, 255)"
-        assert visit.illegible() == []
-        assert visit.misplaced() == []
-        scrolled = "[...document.querySelectorAll('.scroll')].map(e => e.scrollWidth)"
-        assert all(width <= 688 for width in visit.page.evaluate(scrolled))
+def test_a_page_is_printed_in_light_colors_and_whole(visit):
+    visit.show(scheme="dark", width=688, details=False)
+    assert visit.page.pdf(format="A4").startswith(b"%PDF-")
+    visit.show(scheme="dark", width=688, media="print", details=False)
+    paper = visit.page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert paper == "rgb(255, 255, 255)"
+    assert visit.illegible() == []
+    assert visit.misplaced() == []
+    scrolled = "[...document.querySelectorAll('.scroll')].map(e => e.scrollWidth)"
+    assert all(width <= 688 for width in visit.page.evaluate(scrolled))
 
 
 def test_every_panel_of_a_figure_is_drawn(browser, folders):
@@ -280,6 +287,7 @@ def test_what_is_too_wide_or_pale_is_noticed(browser, folders, tmp_path):
     wide = '<p style="width: 500px; max-width: none">wide</p>'
     pale = '<p style="color: #888888">pale</p>'
     (tmp_path / "planted.html").write_text(page.replace("</main>", f"{wide}{pale}</main>"))
-    with Visit(browser, tmp_path / "planted.html", width=360) as visit:
+    with Visit(browser, tmp_path / "planted.html") as visit:
+        visit.show(width=360)
         assert visit.misplaced()
         assert [text["text"] for text in visit.illegible()] == ["pale"]
