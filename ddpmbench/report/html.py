@@ -4,7 +4,7 @@ import copy
 import math
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -160,16 +160,7 @@ def rendered(template: str, **values: object) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "fixed": _fixed,
-        "signed": _signed,
-        "percent": _percent,
-        "count": _count,
-        "times": _times,
-        "half_width": _half_width,
-        "digits": digits_by,
-        "fixed_half_width": lambda value: _fixed(value, digits_by(value)),
-    }
+    environment.filters |= _FILTERS
     css = (Path(__file__).parent / "templates" / "page.css").read_text(encoding="utf-8")
     page = environment.get_template(template)
     return page.render(css=Markup(css), version=__version__, **values)
@@ -206,34 +197,23 @@ def environment_values(record: Mapping[str, Any] | None) -> dict[str, object]:
     }
 
 
-# ---- numbers as they are printed
-
-
-def _fixed(value: float | None, digits: int = 4) -> str:
-    return UNKNOWN if value is None or math.isnan(value) else _minus(f"{value:,.{digits}f}")
-
-
-def _signed(value: float | None, digits: int = 4) -> str:
-    return UNKNOWN if value is None or math.isnan(value) else _minus(f"{value:+,.{digits}f}")
-
-
-def _minus(text: str) -> str:
-    return text.replace("-", "\N{MINUS SIGN}")
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %" if 0 < share < 1 else f"{100 * share:.0f} %"
-
-
-def _count(value: int) -> str:
-    return f"{value:,}"
-
-
-def _times(value: float) -> str:
-    return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
+def _fixed(value: float | None, digits: int = 4, *, sign: str = "") -> str:
+    if value is None or math.isnan(value):
+        return UNKNOWN
+    return f"{value:{sign},.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _half_width(standard_error: float | None) -> float | None:
-    if standard_error is None or math.isnan(standard_error):
-        return None
-    return NORMAL * standard_error
+    return None if standard_error is None or math.isnan(standard_error) else NORMAL * standard_error
+
+
+_FILTERS: dict[str, Callable[..., object]] = {
+    "fixed": _fixed,
+    "signed": lambda value, digits=4: _fixed(value, digits, sign="+"),
+    "percent": lambda share: f"{100 * share:.{int(0 < share < 1)}f} %",
+    "count": lambda value: f"{value:,}",
+    "times": lambda value: f"{value:,.{0 if value >= 10 else 1}f}",
+    "half_width": _half_width,
+    "digits": digits_by,
+    "fixed_half_width": lambda value: _fixed(value, digits_by(value)),
+}

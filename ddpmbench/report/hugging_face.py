@@ -29,12 +29,7 @@ def eval_results(summary: dict[str, Any], *, version: str | None) -> list["EvalR
     The task is named by metric and split, because neither data set defines tasks: so the bound
     cannot come to stand among numbers of another kind.
 
-    Args:
-        summary: the object of `summary.json`.
-        version: of ddpmbench, that made it.
-
-    Returns:
-        One entry; none where the images are those of no data set of the hub.
+    There is one entry; none where the images are those of no data set of the hub.
 
     Source: https://huggingface.co/docs/hub/eval-results
     """
@@ -58,10 +53,6 @@ def model_index_result(summary: dict[str, Any], *, version: str | None) -> "Eval
 
     Images that are those of no data set of the hub have their file's name, and "local" in the
     place of its id.
-
-    Args:
-        summary: the object of `summary.json`.
-        version: of ddpmbench, that made it.
 
     Source: https://github.com/huggingface/hub-docs/blob/main/modelcard.md
     """
@@ -88,12 +79,7 @@ def write_hugging_face(folder: Path, summary: dict[str, Any]) -> list[Path]:
     `.eval_results/` goes there as it is; what is in `model-index.yaml` goes to the head of the
     model's card.
 
-    Args:
-        folder: the run folder.
-        summary: the object of its `summary.json`.
-
-    Returns:
-        The files that were written.
+    Returns the files that were written.
 
     Raises:
         InputError: the folder cannot be written, or its `run.json` is damaged.

@@ -10,7 +10,6 @@ import pytest
 from fidelity_folders import NUM_GENERATED, fidelity_folder, nearest, summary
 
 import ddpmbench as db
-from ddpmbench.execution.finished import FinishedRun
 from ddpmbench.report.fidelity import (
     NUM_SHOWN,
     FidelityContents,
@@ -142,11 +141,6 @@ def test_tables_of_another_run_are_refused(copied):
 def test_a_summary_that_lacks_something_is_refused(copied, change, word):
     edit(copied, change)
     assert word in refused(copied)
-
-
-def test_what_a_bound_needs_is_not_asked_of_a_run_of_fid(folder):
-    run = FinishedRun.open(folder, option="", schema="ddpmbench.fid/1")
-    assert "num_timesteps" not in run.summary
 
 
 # ---- small things

@@ -1,39 +1,14 @@
 """Figures of the quality of samples: the numbers beside them, the pixels and words in them."""
 
-import base64
-import io
-import re
-
 import numpy as np
 import pandas as pd
 import pytest
-from fidelity_folders import SIZES, against_n, nearest, reference, summary
-from PIL import Image
+from fidelity_folders import SIZES, against_n, reference, summary
 
-import ddpmbench as db
-from ddpmbench.report.fidelity import NUM_SHOWN
 from ddpmbench.report.figures.fidelity import against_n_figure, differences_figure
 from ddpmbench.report.figures.images import per_image_figure
-from ddpmbench.report.figures.pictures import nearest_figure, samples_figure
 
 ENDS = {"fashion-mnist:test": (11.9, 0.25)}
-
-
-@pytest.fixture(scope="module")
-def pixels():
-    return np.asarray(db.load_images("fashion-mnist:test", num_images=160).pixels)
-
-
-def embedded(figure):
-    """The pictures in the svg, from the top left on, as arrays."""
-    out = io.StringIO()
-    figure.savefig(out, format="svg", transparent=True)
-    found = re.findall(r"data:image/png;base64,([^\"]+)\"", out.getvalue())
-    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(text)))) for text in found]
-
-
-def texts(figure):
-    return [text.get_text() for axes in figure.axes for text in axes.texts]
 
 
 # ---- against N
@@ -87,44 +62,6 @@ def test_every_reference_has_a_line_of_its_own():
     assert list(numbers.groupby("reference").fid_infinity.first()) == [11.9, 2.5]
     legend = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
     assert legend == ["fashion-mnist:test", "fashion-mnist:train"]
-
-
-# ---- pictures
-
-
-@pytest.mark.parametrize("number", [1, 12, 13, NUM_SHOWN, 120])
-def test_the_first_samples_are_shown_in_order(pixels, number):
-    figure, numbers = samples_figure(pixels[:number])
-    shown = min(number, NUM_SHOWN)
-    found = embedded(figure)
-    assert len(found) == len(numbers) == shown
-    for picture, sample in zip(found, pixels[:shown], strict=True):
-        np.testing.assert_array_equal(picture[..., 0], sample[0])
-    assert list(12 * numbers.row + numbers.column) == list(range(shown))
-
-
-def test_a_sample_has_its_class_under_it(pixels):
-    labels = np.arange(30) + 100
-    figure, numbers = samples_figure(pixels[:30], labels)
-    assert list(numbers.label) == list(labels)
-    assert [text for text in texts(figure) if text.isdecimal()] == [str(of) for of in labels]
-
-
-@pytest.mark.parametrize("samples", [1, 3, 8])
-def test_a_sample_stands_beside_its_nearest(pixels, samples):
-    of = nearest(pixels, 120, samples=samples)
-    figure, numbers = nearest_figure(of)
-    found = iter(embedded(figure))
-    for sample, neighbors in zip(of.samples, of.references, strict=True):
-        for expected in (sample, *neighbors[:4]):
-            np.testing.assert_array_equal(next(found)[..., 0], expected[0])
-    assert next(found, None) is None
-    np.testing.assert_array_equal(numbers.distance, of.distance.flatten())
-    assert list(numbers["rank"][:6]) == [1, 2, 3, 4, 5, 1][: len(numbers)]
-    said = texts(figure)
-    for k in range(samples):
-        assert f"no. {k}" in said
-        assert f"{of.distance[k, 0]:#.4g}" in said
 
 
 # ---- histograms

@@ -6,13 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from fidelity_folders import HASH, against_n, of_another_network, reference, summary
+from test_page import SVG, words
 
 from ddpmbench.evaluate.fid import FidReport
 from ddpmbench.report.fidelity import FidelityContents
 from ddpmbench.report.fidelity_page import FIGURES, STRIPS, fid_page
 from ddpmbench.report.text import joined
 
-SVG = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9"><path d="M 0 0 L 9 9"/></svg>'
 ALL = dict.fromkeys([*FIGURES, *STRIPS], SVG)
 
 
@@ -22,15 +22,6 @@ def contents(whole=None, **changes):
     known = {"nearest_reference_distance": np.nan, "class_entropy": np.nan}
     table = pd.DataFrame({"image_id": range(whole["num_generated"]), **known})
     return FidelityContents(FidReport(whole, table, against_n(whole), None))
-
-
-def words(page):
-    """What a page says, without its style and its tags."""
-    body = re.sub(r"<(style|svg|title).*?</\1>", " ", page, flags=re.DOTALL)
-    text = re.sub(r"<[^>]+>", " ", body)
-    for name, mark in (("nbsp", " "), ("plusmn", "+-"), ("ndash", "-")):
-        text = text.replace(f"&{name};", mark)
-    return " ".join(text.split())
 
 
 def test_the_page_says_every_number_with_its_interval():

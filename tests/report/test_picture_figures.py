@@ -8,13 +8,18 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+from fidelity_folders import nearest
 from PIL import Image
 
+import ddpmbench as db
+from ddpmbench.report.fidelity import NUM_SHOWN
 from ddpmbench.report.figures.pictures import (
     MAX_PIXELS,
     decoding_figure,
     generation_figure,
     interpolation_figure,
+    nearest_figure,
+    samples_figure,
 )
 from ddpmbench.samples.progressive import Interpolation, ProgressiveDecoding, ProgressiveGeneration
 
@@ -47,6 +52,11 @@ def records(channels=1, height=6, width=6):
 def curve():
     t = np.arange(1, T + 1)
     return pd.DataFrame({"t": t, "rate_bits_per_dim": 2.0 / t})
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.asarray(db.load_images("fashion-mnist:test", num_images=160).pixels)
 
 
 def drawn(kind, record, curve):
@@ -172,3 +182,41 @@ def test_large_pictures_are_drawn_smaller(curve):
     means = sorted(p.mean() for p in found)
     arrays = [record.x_start, *record.x_t, *record.pred_x_start]
     assert means == pytest.approx(sorted(p.mean() for a in arrays for p in a), abs=0.3)
+
+
+# ---- samples
+
+
+@pytest.mark.parametrize("number", [1, 12, 13, NUM_SHOWN, 120])
+def test_the_first_samples_are_shown_in_order(images, number):
+    figure, numbers = samples_figure(images[:number])
+    shown = min(number, NUM_SHOWN)
+    _, found = embedded(figure)
+    assert len(found) == len(numbers) == shown
+    for picture, sample in zip(found, images[:shown], strict=True):
+        np.testing.assert_array_equal(picture[..., 0], sample[0])
+    assert list(12 * numbers.row + numbers.column) == list(range(shown))
+
+
+def test_a_sample_has_its_class_under_it(images):
+    labels = np.arange(30) + 100
+    figure, numbers = samples_figure(images[:30], labels)
+    assert list(numbers.label) == list(labels)
+    assert [text for text in texts(figure) if text.isdecimal()] == [str(of) for of in labels]
+
+
+@pytest.mark.parametrize("samples", [1, 3, 8])
+def test_a_sample_stands_beside_its_nearest(images, samples):
+    of = nearest(images, 120, samples=samples)
+    figure, numbers = nearest_figure(of)
+    found = iter(embedded(figure)[1])
+    for sample, neighbors in zip(of.samples, of.references, strict=True):
+        for expected in (sample, *neighbors[:4]):
+            np.testing.assert_array_equal(next(found)[..., 0], expected[0])
+    assert next(found, None) is None
+    np.testing.assert_array_equal(numbers.distance, of.distance.flatten())
+    assert list(numbers["rank"][:6]) == [1, 2, 3, 4, 5, 1][: len(numbers)]
+    said = texts(figure)
+    for k in range(samples):
+        assert f"no. {k}" in said
+        assert f"{of.distance[k, 0]:#.4g}" in said
