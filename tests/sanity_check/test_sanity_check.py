@@ -8,6 +8,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from ddpmbench.sanity_check.record import Outcome, SanityCheck
 from oracles import oracle_checkpoint, oracle_images
 from retrained import Shifted, trained
 from torch import nn
@@ -20,7 +21,6 @@ from ddpmbench.diffusion.process import Prediction
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.execution.engine import BatchSize
 from ddpmbench.sanity_check.check import Checker
-from ddpmbench.sanity_check.record import Outcome, SanityCheck
 from ddpmbench.sanity_check.run import Evaluator, check_parameterization
 from ddpmbench.sanity_check.scores import NUM_IMAGES
 

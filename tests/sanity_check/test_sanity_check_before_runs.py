@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from ddpmbench.sanity_check.record import CheckRecord, Outcome, note
 from retrained import trained
 from sealing import read_record
 
@@ -33,7 +34,6 @@ from ddpmbench.execution.features import FidelityListener
 from ddpmbench.samples.feature_networks import FeatureNetwork
 from ddpmbench.samples.scores import PROTOCOLS
 from ddpmbench.sanity_check import run as check
-from ddpmbench.sanity_check.record import CheckRecord, Outcome, note
 from ddpmbench.sanity_check.run import MIN_EVALUATIONS, RECORD, TABLE, PreliminaryCheck
 
 EVERY_PAIR = {"estimator": "every-pair", "draws": 1, "device": "cpu"}

@@ -11,6 +11,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from ddpmbench.sanity_check.record import CheckRecord, Outcome, SanityCheck
 from normal_data import normal_images, trained_on_normal_data
 from retrained import trained
 
@@ -25,7 +26,6 @@ from ddpmbench.execution.engine import BatchSize
 from ddpmbench.likelihood.terms import VALUE_COLUMNS, TermIndex, TermsPass, TermTable
 from ddpmbench.sanity_check.candidates import Candidate
 from ddpmbench.sanity_check.check import Checker
-from ddpmbench.sanity_check.record import CheckRecord, Outcome, SanityCheck
 from ddpmbench.sanity_check.run import check_parameterization
 from ddpmbench.sanity_check.scores import Comparison, Fault, Score, mean_over_images
 
