@@ -60,9 +60,10 @@ def fid(out: Path | None, output_format: str, **given: Any) -> None:  # noqa: AN
 
     with joined() as ranks:
         samples = sample_settings(given, eight_bit="round", local_rank=ranks.local_rank)
-        network, protocol = ranks.first_one(lambda: _network(given, ranks.local_rank))
+        # The inputs first: a feature network takes long to load, or to download.
         source, made_by = ranks.first_one(lambda: _source(given))
-        references = ranks.first_one(lambda: _references(given, network.num_features))
+        references = ranks.first_one(lambda: _references(given))
+        network, protocol = ranks.first_one(lambda: _network(given, ranks.local_rank))
         folder = ranks.once(lambda: out or options.dated_folder("fid"))
         if ranks.reports:
             for line in source.notes if isinstance(source, Checkpoint) else ():
@@ -141,7 +142,7 @@ def _source(given: dict[str, Any]) -> "tuple[Checkpoint | ImageSet, MadeBy | Non
     return open_checkpoint({name: given[name] for name in options.CHECKPOINT}), None
 
 
-def _references(given: dict[str, Any], num_features: int) -> "list[ImageSet | ReferenceStatistics]":
+def _references(given: dict[str, Any]) -> "list[ImageSet | ReferenceStatistics]":
     from ddpmbench.cli.inputs import DEFAULT_DATA
     from ddpmbench.errors import InputError
     from ddpmbench.evaluate.fid import load_reference
@@ -153,7 +154,7 @@ def _references(given: dict[str, Any], num_features: int) -> "list[ImageSet | Re
             raise InputError("`data`: name the real images to compare the samples with")
         specs = (DEFAULT_DATA,)
     how = {name: given[name] for name in ("num_images", "on_bad", "convert")}
-    return [load_reference(spec, num_features, **how) for spec in specs]
+    return [load_reference(spec, **how) for spec in specs]
 
 
 def _refuse_options_of_checkpoints(samples: str | None) -> None:

@@ -56,7 +56,7 @@ def rd(
         ddpmbench rd --ckpt google/ddpm-cifar10-32 --data cifar10:test
     """
     if run is not None:
-        _refuse_other_options(run)
+        _refuse_other_options(run, pictures)
         _print(run, output_format)
         return
     from ddpmbench.evaluate.pictures import check_pictures
@@ -101,9 +101,10 @@ def _make_pictures(evaluation: Evaluation, **how: Any) -> None:  # noqa: ANN401
         )
 
 
-def _refuse_other_options(run: Path) -> None:
+def _refuse_other_options(run: Path, pictures: str) -> None:
+    allowed = {"run", "output_format"} | ({"pictures"} if pictures == "none" else set())
     for option in options.given_options():
-        if option.name not in ("run", "output_format"):
+        if option.name not in allowed:
             raise click.UsageError(
                 f"{option.opts[0]}: has no effect on a finished run; leave it out, or leave out "
                 f"--run {run}"

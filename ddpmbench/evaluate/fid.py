@@ -282,7 +282,7 @@ def evaluate_fid(
     if not isinstance(source, Checkpoint):
         source = load_images(source, any_size=True)
     several: Sequence[Any] = references if isinstance(references, list | tuple) else [references]
-    known = tuple(load_reference(of, settings.network.num_features) for of in several)
+    known = tuple(load_reference(of) for of in several)
     _check(source, known, settings)
     with session(device, out, command) as run_session:
         ranks, target = run_session.ranks, run_session.device
@@ -328,7 +328,6 @@ def evaluate_fid(
 
 def load_reference(
     source: "ReferenceSource",
-    num_features: int,
     *,
     num_images: int | None = None,
     on_bad: str = "fail",
@@ -338,17 +337,16 @@ def load_reference(
 
     Args:
         source: what `load_images` takes, the path of an npz of `mu` and `sigma`, or either read.
-        num_features: of the feature network.
         num_images: only the first so many images; None for all.
         on_bad: see `load_images`.
         convert: likewise.
 
     Raises:
-        InputError: there is no such reference, it is of other features, or it holds no images of
-            which to take the first ones.
+        InputError: there is no such reference, or it holds no images of which to take the first
+            ones.
     """
     if isinstance(source, str | Path) and is_statistics(source):
-        source = read_statistics(Path(source), num_features=num_features)
+        source = read_statistics(Path(source))
     if not isinstance(source, ReferenceStatistics):
         return load_images(
             source, num_images=num_images, on_bad=on_bad, convert=convert, any_size=True
@@ -374,6 +372,8 @@ def _check(
     if isinstance(source, ImageSet) and len(source) < 2:
         raise InputError(f"{source.source}: a distance takes at least 2 images")
     for reference in references:
+        if isinstance(reference, ReferenceStatistics):
+            reference.check_features(settings.network.num_features)
         if isinstance(reference, ImageSet) and len(reference) < 2:
             raise InputError(f"{reference.source}: a distance takes at least 2 images")
         if isinstance(reference, ImageSet) and isinstance(source, Checkpoint):

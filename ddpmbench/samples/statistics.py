@@ -77,6 +77,14 @@ class ReferenceStatistics(FeatureGaussian):
 
     __repr__ = short_repr
 
+    def check_features(self, num_features: int) -> None:
+        """Refuse moments of another number of features than a feature network has."""
+        if len(self.mean) != num_features:
+            raise InputError(
+                f"`data={self.source}`: mu has shape {self.mean.shape}, but the feature network "
+                f"has {num_features} features; it is of another network"
+            )
+
     @property
     def sha256(self) -> str:
         """Digest of both, independent of the file."""
@@ -198,12 +206,12 @@ def is_statistics(spec: str | Path) -> bool:
     return {"mu", "sigma"} <= names or ("arr_0" not in names and bool(names & {"mu", "sigma"}))
 
 
-def read_statistics(path: str | Path, *, num_features: int) -> ReferenceStatistics:
+def read_statistics(path: str | Path, *, num_features: int | None = None) -> ReferenceStatistics:
     """Read `mu` and `sigma`.
 
     Args:
         path: an npz.
-        num_features: D of the feature network.
+        num_features: D of the feature network; None for any.
 
     Raises:
         InputError: it lacks them, or they are not finite, no covariance, or of another network.
@@ -220,21 +228,13 @@ def read_statistics(path: str | Path, *, num_features: int) -> ReferenceStatisti
     except _DAMAGE as error:
         reason = " ".join(str(error).split())
         raise InputError(f"`data={path}`: cannot be read ({reason}); {_REMEDY}") from error
-    if covariance.shape != 2 * mean.shape:
+    if mean.ndim != 1 or covariance.shape != 2 * mean.shape:
         raise InputError(
             f"`data={path}`: mu has shape {mean.shape} and sigma {covariance.shape}; {_REMEDY}"
         )
-    for name, array, shape in (
-        ("mu", mean, (num_features,)),
-        ("sigma", covariance, (num_features, num_features)),
-    ):
+    for name, array in (("mu", mean), ("sigma", covariance)):
         if array.dtype.kind not in "fiu":
             raise InputError(f"`data={path}`: {name} is {array.dtype}; {_REMEDY}")
-        if array.shape != shape:
-            raise InputError(
-                f"`data={path}`: {name} has shape {array.shape}, but the feature network has "
-                f"{num_features} features; it is of another network"
-            )
         if not np.isfinite(array).all():
             raise InputError(
                 f"`data={path}`: {name} holds numbers that are not finite; write it again"
@@ -248,9 +248,12 @@ def read_statistics(path: str | Path, *, num_features: int) -> ReferenceStatisti
         )
     symmetric = (covariance + covariance.T) / 2
     notes = (f"`data={path}`: mu and sigma are the reference; the images in arr_0 are not used",)
-    return ReferenceStatistics(
+    statistics = ReferenceStatistics(
         mean.astype(np.float64), symmetric, str(path), notes if has_images else ()
     )
+    if num_features is not None:
+        statistics.check_features(num_features)
+    return statistics
 
 
 # ---- scores

@@ -36,8 +36,9 @@ def no_network(monkeypatch):
 
 
 @pytest.mark.usefixtures("no_network")
-def test_a_finished_run_takes_no_network_call(finished, said):
-    status, printed, told = said("rd", "--run", finished)
+@pytest.mark.parametrize("option", [(), ("--pictures", "none")])
+def test_a_finished_run_takes_no_network_call(finished, said, option):
+    status, printed, told = said("rd", "--run", finished, *option)
     assert status == 0, told
     assert printed.splitlines()[0].split()[:2] == ["steps", "rate,"]
     *warnings, last = told.splitlines()
@@ -138,7 +139,6 @@ def test_a_path_that_is_no_run(refused, tmp_path):
         ("--class", 1),
         ("--seed", 0),
         ("--pictures", "decoding"),
-        ("--pictures", "none"),
         ("--depth", 3),
     ],
 )

@@ -471,5 +471,5 @@ def test_a_reference_is_converted_as_its_refusal_says(tmp_path):
     for k, image in enumerate(pixels):
         Image.fromarray(image, "RGBA").save(tmp_path / f"{k}.png")
     with pytest.raises(db.InputError, match="`convert=rgb`"):
-        load_reference(tmp_path, 3)
-    assert load_reference(tmp_path, 3, convert="rgb").shape == (3, 8, 8)
+        load_reference(tmp_path)
+    assert load_reference(tmp_path, convert="rgb").shape == (3, 8, 8)
