@@ -11,8 +11,7 @@ from ddpmbench.cli import options
 from ddpmbench.data.images import ImageSet, load_images
 from ddpmbench.diffusion.data_range import EightBit
 from ddpmbench.errors import InputError
-from ddpmbench.execution.devices import resolve_device
-from ddpmbench.execution.engine import resolve_precision
+from ddpmbench.execution.devices import resolve_device, resolve_precision
 from ddpmbench.execution.samples import SampleSettings
 from ddpmbench.samples.samplers import AddedNoise, SamplerChoice
 from ddpmbench.unet.precision import Precision

@@ -17,9 +17,9 @@ from ddpmbench.execution.finished import (
     RATE_DISTORTION,
     SUMMARY,
 )
-from ddpmbench.execution.folder import IDENTITY, source_revision, tag, versions
+from ddpmbench.execution.folder import IDENTITY, SHARDS, run_store, source_revision, tag, versions
 from ddpmbench.execution.precision_correction import store_name
-from ddpmbench.execution.store import FolderStore, faults_in
+from ddpmbench.execution.store import has_faults
 from ddpmbench.execution.terms import EXTREMES, TERMS_TABLE
 from ddpmbench.files import is_temporary, replacing, writing_to
 from ddpmbench.unet.precision import Precision
@@ -214,13 +214,13 @@ def _has_whole_shards(folder: Path, summary: Mapping[str, Any]) -> bool:
 
     Those of the rows of the result itself are looked for where its report is read.
     """
-    shards, run = folder / "shards", tag(folder)
+    run = tag(folder)
     rows = {"pilot": summary["sampling"].get("pilot_evaluations", 0)}
     if (correction := summary["precision_correction"]) is not None:
         for precision in (Precision.FP32, summary["precision"]):
             rows[store_name(precision)] = correction["num_evaluations"] // 2
     return (
         run is not None
-        and not any(faults_in(shards, run))
-        and not any(FolderStore(shards, name, run=run).missing(size) for name, size in rows.items())
+        and not has_faults(folder / SHARDS, run)
+        and not any(run_store(folder, name).missing(size) for name, size in rows.items())
     )

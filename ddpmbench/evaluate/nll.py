@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,32 +12,35 @@ import pandas as pd
 from ddpmbench.data.images import ImageSet, ImageSource, load_images, refuse_reduced
 from ddpmbench.diffusion.data_range import DataRange
 from ddpmbench.diffusion.model import Checkpoint
-from ddpmbench.errors import LARGEST_SEED, instance_of, one_of, path_of, whole_number
+from ddpmbench.errors import LARGEST_SEED, InputError, instance_of, one_of, path_of, whole_number
 from ddpmbench.evaluate.answered import Asked, answer_in
 from ddpmbench.evaluate.progress import listening
-from ddpmbench.execution.engine import Engine, resolve_precision
+from ddpmbench.execution.devices import resolve_precision
+from ddpmbench.execution.engine import Engine
 from ddpmbench.execution.engine_choice import NetworkUse, at_once, settled_engine
-from ddpmbench.execution.estimators import Estimator, LikelihoodRun, choose_estimator
+from ddpmbench.execution.estimators import Estimator, EveryPair, LikelihoodRun
 from ddpmbench.execution.finished import (
     DENSITY,
     PREDICTIONS,
     RATE_DISTORTION,
+    TERMS,
     density_frame,
     write_predictions,
 )
 from ddpmbench.execution.folder import RunFolder
+from ddpmbench.execution.importance import Importance
 from ddpmbench.execution.precision_correction import CorrectionRun
 from ddpmbench.execution.session import session
-from ddpmbench.execution.store import MemoryStore, Store, recomputed
 from ddpmbench.execution.terms import (
     EXTREMES,
     TERMS_TABLE,
     Extremes,
+    Stores,
     TermsRun,
     num_written,
     write_terms,
 )
-from ddpmbench.execution.worker import RunListener, Worker
+from ddpmbench.execution.worker import RunListener
 from ddpmbench.likelihood.decoders import DECODERS
 from ddpmbench.likelihood.estimator import SampledBound
 from ddpmbench.likelihood.terms import TermsPass
@@ -157,7 +160,7 @@ def evaluate_nll(
     batch_size = None if batch_size is None else whole_number("batch_size", batch_size, 1)
     images = load_images(images)
     _check_images(checkpoint, images)
-    chosen = choose_estimator(
+    chosen = _estimator(
         estimator,
         half_width=half_width,
         max_evaluations=max_evaluations,
@@ -188,7 +191,7 @@ def evaluate_nll(
             **chosen.identity,
             "seed": seed,
             "precision": str(computed_in),
-            "tables": str(checkpoint.diffusion.to(target).dtype),
+            "tables": run_session.dtype_of_tables(checkpoint),
             "ddpmbench": __version__,
             **conventions,
             **checkpoint.data_range.identity,
@@ -231,13 +234,12 @@ def evaluate_nll(
             )
             return answer_in(path, asked)
 
-        place = run_session.out
-        answered = None if place is None else ranks.once(partial(answer, place))
-        folder = run_session.folder(identity)
-        store: Callable[[str], Store] = _in_memory if folder is None else folder.shards
-        if folder is not None and folder.dropped:
-            reporter.warn(recomputed(list(folder.dropped)))
+        out, store = run_session.out, run_session.store
+        answered = None if out is None else ranks.once(partial(answer, out))
+        folder = run_session.folder(identity, reporter.warn)
         _note_images(images, reporter, class_folders=uses_folders)
+        if line := chosen.note(len(images), checkpoint.schedule.num_timesteps, computed_in):
+            reporter.note(line)
         checked = before.run(checkpoint, images, device=target, ranks=ranks, folder=folder)
         if answered is not None:
             reporter.start(0)
@@ -248,7 +250,7 @@ def evaluate_nll(
             NetworkUse(images.pixels.shape[1:], calls // ranks.count, batch_size),
             device=target,
             precision=computed_in,
-            folder=None if folder is None else folder.path,
+            folder=out,
             ranks=ranks,
             note=reporter.note,
         )
@@ -262,13 +264,7 @@ def evaluate_nll(
         )
         run = TermsRun(
             terms_pass,
-            Worker.of(
-                target,
-                images.pixels.shape[1:],
-                batch_size=batch_size,
-                ranks=ranks,
-                listener=reporter,
-            ),
+            run_session.worker(images.pixels.shape[1:], batch_size=batch_size, listener=reporter),
             computed_in,
         )
         with user_errors(checkpoint.network_name), engine.running():
@@ -282,7 +278,7 @@ def evaluate_nll(
             precision_correction=in_bits(result.correction, uncorrected=result.bound.nats),
             seconds=round(result.seconds, 3),
         )
-        report = _report(result, comparability, images, checkpoint.data_range, folder)
+        report = _report(result, comparability, images, checkpoint.data_range, out)
         _warn_of(report, chosen, reporter)
         if folder is not None and ranks.reports:
             record = run_session.environment(settings, batch_size=batch_size, engine=engine)
@@ -291,9 +287,32 @@ def evaluate_nll(
         return report
 
 
-def _correction(
-    run: TermsRun, estimator: Estimator, store: Callable[[str], Store]
-) -> CorrectionRun | None:
+ESTIMATORS: dict[str, type[EveryPair] | type[Importance]] = {
+    estimator.name: estimator for estimator in (Importance, EveryPair)
+}
+"""The estimators by name."""
+
+
+def _estimator(name: str, **options: object) -> Estimator:
+    """An estimator with the options that were given, None for those that were not.
+
+    Raises:
+        InputError: the name is unknown, or an option makes no sense or is another estimator's.
+    """
+    one_of("estimator", name, ESTIMATORS)
+    fields = {of: {f.name for f in dataclasses.fields(ESTIMATORS[of])} for of in ESTIMATORS}
+    given: dict[str, Any] = {option: of for option, of in options.items() if of is not None}
+    for option, value in given.items():
+        if option not in fields[name]:
+            other = next(of for of in ESTIMATORS if option in fields[of])
+            raise InputError(
+                f"`{option}={value}`: goes with `estimator={other}`, not with {name}; leave one "
+                "of them out"
+            )
+    return ESTIMATORS[name](**given)
+
+
+def _correction(run: TermsRun, estimator: Estimator, stores: Stores) -> CorrectionRun | None:
     """What corrects a run in low precision: the same network in strict float32."""
     if run.precision is Precision.FP32:
         return None
@@ -301,7 +320,7 @@ def _correction(
     strict = Engine(
         of.checkpoint, device=of.device, choice=at_once(of.checkpoint, of.device, Precision.FP32)
     )
-    return CorrectionRun.of(run, strict, estimator.correction_design(of), store)
+    return CorrectionRun(run, strict, estimator.correction_design(of), stores)
 
 
 def _warn_of(report: NllReport, estimator: Estimator, reporter: RunListener) -> None:
@@ -310,16 +329,12 @@ def _warn_of(report: NllReport, estimator: Estimator, reporter: RunListener) -> 
             reporter.warn(line)
 
 
-def _in_memory(name: str) -> MemoryStore:
-    return MemoryStore()
-
-
 def _report(
     result: LikelihoodRun,
     comparability: Comparability,
     images: ImageSet,
     data_range: DataRange,
-    folder: RunFolder | None,
+    out: Path | None,
 ) -> NllReport:
     return NllReport(
         summary=tables.summary(result.bound, comparability),
@@ -328,7 +343,7 @@ def _report(
         conventions=conventions_frame(result.others, len(result.bound.term)),
         sub_schedules=sub_schedules_frame(result.others),
         per_image=tables.per_image(result.bound, images.ids),
-        folder=folder.path if folder is not None else None,
+        folder=out,
     )
 
 
@@ -358,7 +373,7 @@ def _write(
 
 def _write_terms(folder: RunFolder, length: int) -> None:
     """Write the table of the terms, unless it is there and the shards are older."""
-    path, store = folder.path / TERMS_TABLE, folder.shards("terms")
+    path, store = folder.path / TERMS_TABLE, folder.shards(TERMS)
     if (
         folder.keeps_table(TERMS_TABLE)
         and num_written(path) == length

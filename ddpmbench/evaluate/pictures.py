@@ -12,10 +12,9 @@ from ddpmbench.errors import InputError
 from ddpmbench.evaluate.nll import NllReport
 from ddpmbench.evaluate.progress import listening
 from ddpmbench.execution.devices import evaluating_checkpoint, resolve_device, strict_float32
-from ddpmbench.execution.engine import BatchSize
 from ddpmbench.execution.pictures import PICTURES, DamagedPicturesError, Pictures
 from ddpmbench.execution.store import recomputed
-from ddpmbench.execution.worker import RunListener, RunProgress
+from ddpmbench.execution.worker import BatchSize, RunListener, RunProgress
 from ddpmbench.report.text import with_data_range
 from ddpmbench.samples.progressive import (
     WEIGHTS,

@@ -5,19 +5,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from ddpmbench.data.arrays import PositionIds
 from ddpmbench.data.images import ImageSet, load_images
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.errors import InputError, instance_of, whole_number
 from ddpmbench.evaluate.progress import listening
 from ddpmbench.execution.engine import EngineChoice
-from ddpmbench.execution.features import SAMPLES_STORE, check_room
 from ddpmbench.execution.finished import ENVIRONMENT, SUMMARY, FinishedRun
-from ddpmbench.execution.folder import IDENTITY, RunFolder, write_figure
+from ddpmbench.execution.folder import IDENTITY, write_figure
 from ddpmbench.execution.samples import (
     SAMPLES,
+    SAMPLES_STORE,
     Generation,
     SampleSettings,
     SamplesRun,
@@ -25,8 +22,8 @@ from ddpmbench.execution.samples import (
     write_samples,
 )
 from ddpmbench.execution.session import session
-from ddpmbench.execution.store import MemoryStore, Store, gathered, recomputed
-from ddpmbench.execution.worker import RunListener, Worker
+from ddpmbench.execution.store import Store
+from ddpmbench.execution.worker import RunListener
 from ddpmbench.report import fidelity
 from ddpmbench.report.card import Card, Draw, Shown
 from ddpmbench.report.contents import schema_of
@@ -52,6 +49,18 @@ class MadeBy:
     seed: int
     eight_bit: str
     precision: str
+
+    @classmethod
+    def of(cls, generation: Generation) -> "MadeBy":
+        """What a run says of samples that it makes."""
+        settings = generation.settings
+        return cls(
+            generation.checkpoint.record,
+            generation.record,
+            settings.seed,
+            str(settings.eight_bit),
+            str(settings.precision),
+        )
 
 
 def load_samples(
@@ -190,37 +199,25 @@ def generate_samples(
             shown=progress and run_session.ranks.reports,
         ) as reporter,
     ):
-        ranks, target, room_in = run_session.ranks, run_session.device, run_session.out
-        ranks.once(lambda: check_room("num_samples", num_samples, generation.shape, room_in))
-        checkpoint = run_session.checked(checkpoint, generation.shape)
-        generation = dataclasses.replace(generation, checkpoint=checkpoint)
-        tables = str(checkpoint.diffusion.to(target).dtype)
+        ranks = run_session.ranks
+        generation = generation.begun(run_session, "num_samples", num_samples)
         identity = {
             "schema": SCHEMA,
             **generation.identity,
-            "tables": tables,
+            "tables": run_session.dtype_of_tables(generation.checkpoint),
             "ddpmbench": __version__,
         }
         run_session.agree(identity, num_samples=num_samples)
-        folder = run_session.folder(identity)
+        folder = run_session.folder(identity, reporter.warn)
         if folder is not None:
             ranks.once(lambda: folder.refuse_more("num_samples", num_samples))
-        store: Store = MemoryStore() if folder is None else folder.shards(SAMPLES_STORE)
+        store = run_session.store(SAMPLES_STORE)
         engine = generation.engine(
-            num_samples,
-            target,
-            batch_size=batch_size,
-            folder=None if folder is None else folder.path,
-            ranks=ranks,
-            note=reporter.note,
+            num_samples, run_session, batch_size=batch_size, note=reporter.note
         )
-        worker = Worker.of(
-            target, generation.shape, batch_size=batch_size, ranks=ranks, listener=reporter
-        )
-        if folder is not None and folder.dropped:
-            reporter.warn(recomputed(list(folder.dropped)))
+        worker = run_session.worker(generation.shape, batch_size=batch_size, listener=reporter)
         SamplesRun(generation, engine, worker).compute(num_samples, store)
-        report = _report(generation, num_samples, engine.choice, store, folder)
+        report = _report(generation, num_samples, engine.choice, store, run_session.out)
         if folder is not None and ranks.reports:
             resolved = {**identity, "num_samples": num_samples}
             record = run_session.environment(resolved, batch_size=batch_size, engine=engine)
@@ -241,30 +238,25 @@ def _report(
     num_samples: int,
     engine: EngineChoice,
     store: Store,
-    folder: RunFolder | None,
+    out: Path | None,
 ) -> SampleReport:
-    checkpoint = generation.checkpoint
-    index = np.arange(num_samples)
-    labels = generation.labels(index) if checkpoint.num_classes else None
-    pixels = gathered(store, "pixels", num_samples)
-    ids = PositionIds(range(num_samples))
-    images = ImageSet(pixels, ids, "samples" if folder is None else SAMPLES, labels)
-    num_evaluations = num_samples * checkpoint.schedule.num_timesteps
-    seconds = store.seconds(num_samples)
+    source = "samples" if out is None else SAMPLES
+    images = generation.images(num_samples, store, source=source)
+    seconds, made_by = store.seconds(num_samples), MadeBy.of(generation)
     summary = {
         "schema": SCHEMA,
         "num_samples": num_samples,
         "shape": list(generation.shape),
         "sha256": images.sha256,
-        "sampler": generation.record,
-        "eight_bit": str(generation.settings.eight_bit),
-        "checkpoint": generation.checkpoint_record,
-        "num_evaluations": num_evaluations,
-        "seed": generation.settings.seed,
+        "sampler": made_by.sampler,
+        "eight_bit": made_by.eight_bit,
+        "checkpoint": made_by.checkpoint,
+        "num_evaluations": num_samples * generation.num_timesteps,
+        "seed": made_by.seed,
         "device": " + ".join(sorted(store.devices(num_samples))),
-        "precision": str(generation.settings.precision),
+        "precision": made_by.precision,
         "engine": str(engine),
         "seconds": round(seconds, 3),
         "images_per_second": round(num_samples / seconds, 4) if seconds else None,
     }
-    return SampleReport(summary, images, None if folder is None else folder.path)
+    return SampleReport(summary, images, out)

@@ -1,4 +1,4 @@
-"""The device of a run, and settings of the process that hold during a run alone."""
+"""The device of a run, its precision, and settings of the process that hold during a run alone."""
 
 import contextlib
 import ctypes
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.functional import conv2d, group_norm, scaled_dot_product_attention
 
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.errors import InputError, instance_of
@@ -109,6 +110,66 @@ def resolve_device(name: str | torch.device, local_rank: int = 0) -> torch.devic
 
 def _cuda_of(local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank % torch.cuda.device_count())
+
+
+AUTO = "auto"
+_TENSOR_CORES = (8, 0)
+"""The least compute capability whose products of float32 can be rounded to TF32."""
+
+
+def resolve_precision(
+    name: str, device: torch.device, *, on_cuda: Precision = Precision.FP16
+) -> Precision:
+    """The precision that a name stands for.
+
+    Args:
+        name: a `Precision`, or "auto": strict float32 on the CPU and MPS, `on_cuda` on CUDA.
+        device: where the network runs.
+        on_cuda: the choice of "auto" there; a likelihood wants the mantissa of float16.
+
+    Raises:
+        InputError: there is no such precision, or not on this device.
+    """
+    if name == AUTO:
+        return on_cuda if device.type == "cuda" else Precision.FP32
+    if name not in set(Precision):
+        raise InputError(f"`precision={name}`: choose {', '.join(Precision)} or {AUTO}")
+    precision = Precision(name)
+    if precision is Precision.TF32 and not _has_tf32(device):
+        raise InputError(
+            f"`precision=tf32`: rounds the products of CUDA devices from Ampere on, and this run "
+            f"is on {device}; choose fp32"
+        )
+    if precision.dtype is not torch.float32 and not _computes_in(precision.dtype, device):
+        raise InputError(
+            f"`precision={name}`: {device} cannot compute a network in it; choose fp32"
+        )
+    return precision
+
+
+def _has_tf32(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= _TENSOR_CORES
+
+
+def _computes_in(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether the layers of a U-Net support this type on the device."""
+    x = torch.linspace(-1, 1, 2 * 8 * 4 * 4, device=device, dtype=dtype).reshape(2, 8, 4, 4)
+    try:
+        h = group_norm(conv2d(x, x[:1, :, :3, :3].expand(8, 8, 3, 3), padding=1), 4)
+        h = torch.nn.functional.silu(h).flatten(2)
+        h = scaled_dot_product_attention(h, h, h) @ h.transpose(1, 2)
+        return bool(h.isfinite().all())
+    except (RuntimeError, NotImplementedError):
+        return False
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of any kind says that memory ran out."""
+    return (
+        isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        or "out of memory" in str(error)
+        or "can't allocate memory" in str(error)
+    )
 
 
 @contextlib.contextmanager

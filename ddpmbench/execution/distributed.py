@@ -9,11 +9,9 @@ import dataclasses
 import datetime
 import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from ddpmbench.errors import InputError, ProcessLostError, ReportedError
-from ddpmbench.execution.folder import IDENTITY, RunFolder
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -176,47 +174,3 @@ def _noticing_loss() -> Iterator[None]:
         raise ProcessLostError(
             "another process of this run has stopped; run the same command again"
         ) from error
-
-
-def refuse_other_runs(here: dict[str, Any], ranks: Ranks) -> None:
-    """All processes must be the same run: by options, files and package.
-
-    Raises:
-        InputError: this one differs from process 0.
-    """
-    there = ranks.once(lambda: here)
-
-    def compare() -> None:
-        for name, value in here.items():
-            if value != there.get(name):
-                raise InputError(
-                    f"process {ranks.rank}: {name} is {value}, but {there.get(name)} in process 0; "
-                    "start all with the same options, files and version"
-                )
-
-    ranks.together(compare)
-
-
-def open_folder(path: Path, identity: dict[str, Any], ranks: Ranks) -> RunFolder:
-    """The run folder, created by rank 0, without its damaged shards.
-
-    Raises:
-        InputError: it holds something else, cannot be written, or is not shared.
-    """
-
-    def opened() -> RunFolder:
-        folder = RunFolder(path, identity)
-        folder.dropped = tuple(folder.drop_damaged_shards())
-        return folder
-
-    folder = ranks.once(opened)
-
-    def find() -> RunFolder:
-        if not (path / IDENTITY).exists():
-            raise InputError(
-                f"`out={path}`: another process created it, but it is not there; name a folder on "
-                "a file system that all machines share"
-            )
-        return folder
-
-    return ranks.together(find)

@@ -2,20 +2,18 @@
 
 import contextlib
 import dataclasses
-import math
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, group_norm, scaled_dot_product_attention
 
 from ddpmbench.diffusion.model import Checkpoint
-from ddpmbench.errors import InputError
 from ddpmbench.execution.devices import (
     evaluating,
     evaluating_checkpoint,
+    is_out_of_memory,
     keeping_memory,
     products_of,
 )
@@ -23,129 +21,7 @@ from ddpmbench.unet.precision import Precision
 from ddpmbench.unet.timed_unet import TimedUNet
 from ddpmbench.unet.unet import UNet
 
-AUTO = "auto"
-_TENSOR_CORES = (8, 0)
-"""The least compute capability whose products of float32 can be rounded to TF32."""
-
-
-def resolve_precision(
-    name: str, device: torch.device, *, on_cuda: Precision = Precision.FP16
-) -> Precision:
-    """The precision that a name stands for.
-
-    Args:
-        name: a `Precision`, or "auto": strict float32 on the CPU and MPS, `on_cuda` on CUDA.
-        device: where the network runs.
-        on_cuda: the choice of "auto" there; a likelihood wants the mantissa of float16.
-
-    Raises:
-        InputError: there is no such precision, or not on this device.
-    """
-    if name == AUTO:
-        return on_cuda if device.type == "cuda" else Precision.FP32
-    if name not in set(Precision):
-        raise InputError(f"`precision={name}`: choose {', '.join(Precision)} or {AUTO}")
-    precision = Precision(name)
-    if precision is Precision.TF32 and not _has_tf32(device):
-        raise InputError(
-            f"`precision=tf32`: rounds the products of CUDA devices from Ampere on, and this run "
-            f"is on {device}; choose fp32"
-        )
-    if precision.dtype is not torch.float32 and not _computes_in(precision.dtype, device):
-        raise InputError(
-            f"`precision={name}`: {device} cannot compute a network in it; choose fp32"
-        )
-    return precision
-
-
-def _has_tf32(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= _TENSOR_CORES
-
-
-def _computes_in(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether the layers of a U-Net support this type on the device."""
-    x = torch.linspace(-1, 1, 2 * 8 * 4 * 4, device=device, dtype=dtype).reshape(2, 8, 4, 4)
-    try:
-        h = group_norm(conv2d(x, x[:1, :, :3, :3].expand(8, 8, 3, 3), padding=1), 4)
-        h = torch.nn.functional.silu(h).flatten(2)
-        h = scaled_dot_product_attention(h, h, h) @ h.transpose(1, 2)
-        return bool(h.isfinite().all())
-    except (RuntimeError, NotImplementedError):
-        return False
-
-
 T = TypeVar("T")
-
-PIXELS_PER_BATCH = {"cpu": 48 * 28 * 28, "cuda": 2048 * 32 * 32, "mps": 256 * 32 * 32}
-"""Pixels of one channel in a first batch whose size is not given."""
-
-
-def rows_at_first(device: torch.device, image_shape: tuple[int, ...]) -> int:
-    """The size of a first batch of images (C, H, W), where it is not given."""
-    return max(1, PIXELS_PER_BATCH[device.type] // math.prod(image_shape[1:]))
-
-
-class BatchSize:
-    """How many images share a network call; halves itself when they do not fit into memory.
-
-    Attributes:
-        rows: the number at present.
-    """
-
-    def __init__(
-        self,
-        option: int | None,
-        *,
-        device: torch.device,
-        image_shape: tuple[int, ...],
-        warn: Callable[[str], None],
-    ) -> None:
-        """Begin with the given number, or with one that suits the device.
-
-        Args:
-            option: images a call; None for what suits the device.
-            device: where the network runs.
-            image_shape: (C, H, W).
-            warn: called with a line when the number is halved.
-        """
-        self._is_fixed = option is not None
-        self._warn = warn
-        self.rows = option if option is not None else rows_at_first(device, image_shape)
-
-    def attempt(self, compute: Callable[[int], T]) -> T:
-        """What `compute` returns for the largest batch that fits.
-
-        Args:
-            compute: called with the number of images.
-
-        Raises:
-            InputError: the number was given, or is one, and does not fit.
-        """
-        while True:
-            try:
-                return compute(self.rows)
-            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error):
-                    raise
-            if self._is_fixed or self.rows == 1:
-                raise InputError(
-                    f"`batch_size={self.rows}`: does not fit into memory; choose a smaller one"
-                )
-            self.rows //= 2
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            self._warn(f"out of memory: continuing with `batch_size={self.rows}`")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error of any kind says that memory ran out."""
-    return (
-        isinstance(error, (torch.OutOfMemoryError, MemoryError))
-        or "out of memory" in str(error)
-        or "can't allocate memory" in str(error)
-    )
-
-
 _WARM_UP = 3  # calls before the capture: libraries choose their kernels, the compiler compiles
 
 

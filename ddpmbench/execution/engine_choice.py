@@ -14,9 +14,11 @@ import torch
 from ddpmbench.checksums import DamageError, read_json, write_json
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.errors import InputError
+from ddpmbench.execution.devices import is_out_of_memory
 from ddpmbench.execution.distributed import Ranks
-from ddpmbench.execution.engine import Engine, EngineChoice, is_out_of_memory, rows_at_first
+from ddpmbench.execution.engine import Engine, EngineChoice
 from ddpmbench.execution.timing import Probe, gray_images, seconds_per_call, timer
+from ddpmbench.execution.worker import auto_batch_size
 from ddpmbench.files import replacing, writing_to
 from ddpmbench.unet.precision import Precision
 from ddpmbench.unet.unet import UNet
@@ -168,7 +170,7 @@ class NetworkUse:
 
     def rows(self, device: torch.device) -> int:
         """Images a call, as a run begins."""
-        return self.batch_size or rows_at_first(device, self.shape)
+        return self.batch_size or auto_batch_size(device, self.shape)
 
 
 def settled_engine(

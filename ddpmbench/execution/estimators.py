@@ -1,68 +1,48 @@
-"""The estimators of the bound: which terms they evaluate, when they stop, what the terms reduce to.
+"""Estimators of the bound: which terms they evaluate, when they stop, what the terms reduce to.
 
-An estimator is a record of its options with a method `run`. To add one, write it here and list it
-in `ESTIMATORS`; its fields are its options.
+An estimator is a record of its options with a method `run`; `evaluate/nll.py` lists them by name.
+Here are what they share, and the one that evaluates every pair of image and timestep.
 """
 
 import dataclasses
-import hashlib
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from functools import cached_property, partial
-from pathlib import Path
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ddpmbench.data.images import ImageSet
-from ddpmbench.diffusion.data_range import NATS_PER_BIT
 from ddpmbench.diffusion.model import Checkpoint
-from ddpmbench.errors import InputError, positive_number, whole_number
-from ddpmbench.execution.finished import FinishedRun
+from ddpmbench.errors import whole_number
 from ddpmbench.execution.precision_correction import CorrectionRun, OptionalCorrection
 from ddpmbench.execution.store import Store, num_missing
-from ddpmbench.execution.terms import TermsRun, checked, read_terms
+from ddpmbench.execution.terms import Stores, TermsRun, checked, read_terms
 from ddpmbench.execution.worker import RunProgress
 from ddpmbench.likelihood.bound import BoundEstimate, estimate_bound
 from ddpmbench.likelihood.conventions import (
     OtherBounds,
     every_pair_other_bounds,
-    importance_other_bounds,
 )
 from ddpmbench.likelihood.designs import (
     EveryPairDesign,
     ImportanceDesign,
-    PilotDesign,
-    num_terms,
-    proposal_density,
 )
 from ddpmbench.likelihood.estimator import (
     RoughBound,
-    RunningBound,
     SampledBound,
-    horvitz_thompson,
-    initial_replicates,
-    initial_terms,
-    regression_estimate,
-    replicates_needed,
 )
 from ddpmbench.likelihood.precision import Correction, CorrectionDesign, num_correction_terms
 from ddpmbench.likelihood.rate_distortion import (
     Distortion,
     every_pair_distortion,
-    importance_distortion,
 )
-from ddpmbench.likelihood.regression import FeatureTable, GaussianFeatures
 from ddpmbench.likelihood.terms import TermsPass, TermTable, columns_of_bound
 from ddpmbench.unet.precision import Precision
 
 SCHEMA = "ddpmbench.nll/1"
 """Of the `summary.json` of a run."""
-
-Stores = Callable[[str], Store]
-"""The store of the terms of a name: "terms", "pilot"."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -157,6 +137,10 @@ class Estimator(ABC):
         """
         return
 
+    def note(self, num_images: int, num_timesteps: int, precision: Precision) -> str | None:
+        """A note where another estimator takes fewer network evaluations."""
+        return None
+
     def warning(self, summary: Mapping[str, Any]) -> str | None:
         """A warning where the interval of a `summary.json` is wider than was asked for."""
         return None
@@ -213,8 +197,8 @@ class EveryPair(Estimator):
         run.compute(design, store, whole=self.draws, before=extra.num_evaluations)
 
         def reduce() -> LikelihoodRun:
-            run.listener.progress(_reducing(num_evaluations))
-            prior, tables = run.prior(), _tables(store, design, clip=diffusion.clip)
+            run.listener.progress(reducing(num_evaluations))
+            prior, tables = run.prior(), tables_of(store, design, clip=diffusion.clip)
             return LikelihoodRun(
                 bound=estimate_bound(design, prior, tables(), clip=diffusion.clip),
                 distortion=every_pair_distortion(design, tables(), clip=diffusion.clip),
@@ -231,329 +215,15 @@ class EveryPair(Estimator):
         return run.ranks.once(reduce)
 
 
-_LEAST_SHARE = 0.5
-"""The terms aim at no less than this share of a half width, however wide a correction's is."""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Importance(Estimator):
-    """Stratified importance sampling over timesteps, with a regression estimator.
-
-    The decoder term of every image, and one further term of every image in each replicate, at a
-    timestep drawn from a proposal density (`ImportanceDesign`). Replicates are added until the
-    interval is narrow enough. What is evaluated depends on the options and on the terms alone:
-    terms beyond it that an earlier session left are not read.
-
-    Attributes:
-        half_width: of the 95 % interval for the images to stop at, bits per dimension.
-        max_evaluations: network evaluations that are not exceeded; None for no limit.
-        terms_of: the folder of a run on the same images, whose proposal is taken instead of
-            that of a pilot, so that the terms are the same.
-    """
-
-    name: ClassVar[str] = "importance"
-    half_width: float = 0.005
-    max_evaluations: int | None = None
-    terms_of: Path | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse options that make no sense."""
-        object.__setattr__(self, "half_width", positive_number("half_width", self.half_width))
-        if self.max_evaluations is not None:
-            most = whole_number("max_evaluations", self.max_evaluations, 1)
-            object.__setattr__(self, "max_evaluations", most)
-        _ = self._other_run
-
-    @cached_property
-    def _other_run(self) -> FinishedRun | None:
-        if self.terms_of is None:
-            return None
-        return FinishedRun.open(self.terms_of, option="`terms_of`", schema=SCHEMA)
-
-    @cached_property
-    def _density(self) -> NDArray[np.float64] | None:
-        return None if self._other_run is None else self._other_run.density()
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """The options that determine every term."""
-        density = self._density
-        known = None if density is None else hashlib.sha256(density.tobytes()).hexdigest()
-        return {"estimator": self.name, "terms_of": known}
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The options that determine only how many terms there are."""
-        return {"half_width_goal": self.half_width, "max_evaluations": self.max_evaluations}
-
-    @property
-    def summary(self) -> dict[str, Any]:
-        """The options as `sampling` of `summary.json` has them."""
-        return self.settings
-
-    def least_evaluations(self, num_images: int, num_timesteps: int) -> int:
-        """Those until the first interval."""
-        return initial_terms(num_images)
-
-    def check(
-        self, checkpoint: Checkpoint, images: ImageSet, *, seed: int, precision: Precision
-    ) -> None:
-        """See `Estimator.check`."""
-        num_timesteps = checkpoint.schedule.num_timesteps
-        if num_timesteps < 2:
-            raise InputError(
-                f"`timesteps={num_timesteps}`: too few for `estimator={self.name}`; choose "
-                f"{EveryPair.name}"
-            )
-        with_correction = precision is not Precision.FP32
-        self._refuse_small_limit(len(images), num_timesteps, with_correction=with_correction)
-        if self._other_run is None:
-            return
-        summary = self._other_run.summary
-        for parameter, theirs, ours in (
-            ("num_images", summary["num_images"], len(images)),
-            ("data", summary["data"]["sha256"][:12], images.sha256[:12]),
-            ("timesteps", summary["num_timesteps"], num_timesteps),
-            ("seed", summary["seed"], seed),
-        ):
-            if theirs != ours:
-                raise InputError(
-                    f"`{parameter}`: the terms of {self._other_run.path} are for {theirs}, this "
-                    f"run is for {ours}; make them alike, or leave out `terms_of`"
-                )
-
-    def _refuse_small_limit(
-        self, num_images: int, num_timesteps: int, *, with_correction: bool
-    ) -> None:
-        """Refuse a limit below the evaluations until the first interval."""
-        limit = self.max_evaluations
-        if limit is None:
-            return
-
-        def least(images: int) -> int:
-            pilot = len(PilotDesign(images, num_timesteps, 0)) if self.terms_of is None else 0
-            terms = initial_terms(images)
-            return pilot + terms + (2 * num_correction_terms(terms) if with_correction else 0)
-
-        if limit < least(num_images):
-            fewer = ", take fewer images with `num_images`"
-            raise InputError(
-                f"`max_evaluations={limit}`: {num_images:,} images take {least(num_images):,} "
-                "network calls until an interval is known; allow that many"
-                f"{fewer if least(min(num_images, 150)) <= limit else ''}, or choose "
-                f"`estimator={EveryPair.name}`"
-            )
-
-    def warning(self, summary: Mapping[str, Any]) -> str | None:
-        """A warning where the interval of a `summary.json` is wider than was asked for."""
-        reached, correction = summary["half_width"], summary["precision_correction"]
-        if reached is None or reached <= self.half_width * (1 + 1e-9):
-            return None
-        alone = 0.0 if correction is None else correction["half_width"]
-        if alone > math.sqrt(1 - _LEAST_SHARE**2) * self.half_width:
-            return (
-                f"+- {reached:.4f} is wider than +- {self.half_width:g}, because "
-                f"what a low precision changes is known to +- {alone:.4f} alone; choose "
-                "`precision=fp32`, which needs no correction"
-            )
-        if self.max_evaluations is None:
-            return None
-        return (
-            f"+- {reached:.4f} is as narrow as `max_evaluations={self.max_evaluations:,}` allows, "
-            f"not +- {self.half_width:g}; allow more, and the same command goes on"
-        )
-
-    def run(
-        self, run: TermsRun, stores: Stores, *, correction: CorrectionRun | None = None
-    ) -> LikelihoodRun:
-        """See `Estimator.run`. The interval of a correction is part of the one to stop at."""
-        terms_pass, store, pilot_store = run.terms_pass, stores("terms"), stores("pilot")
-        num_images, seed = len(terms_pass.images), terms_pass.seed
-        num_timesteps = terms_pass.diffusion.schedule.num_timesteps
-        pilot, density = PilotDesign(num_images, num_timesteps, seed), self._density
-        pilot_evaluations = len(pilot) if density is None else 0
-        initial, extra = initial_terms(num_images), OptionalCorrection(correction)
-        with_correction = correction is not None
-        self._refuse_small_limit(num_images, num_timesteps, with_correction=with_correction)
-        missing = num_missing(store, initial) + num_missing(pilot_store, pilot_evaluations)
-        run.listener.start(missing + extra.num_missing)
-        corrected = extra.compute(after=pilot_evaluations + initial)
-        before = pilot_evaluations + extra.num_evaluations
-        if density is None:
-            run.compute(pilot, pilot_store, before=extra.num_evaluations, after=initial)
-            density = run.ranks.once(lambda: _pilot_density(pilot, pilot_store))
-        prior = run.prior() if run.ranks.reports else np.zeros(num_images)
-        design = ImportanceDesign(
-            num_images, num_timesteps, density, seed, initial_replicates(num_images)
-        )
-        most = self._replicates_allowed(num_images, before)
-        half_width = self._half_width_of_terms(corrected)
-        reduction = _ImportanceReduction(terms_pass, store, prior)
-        running = RunningBound(design, prior.mean())
-        last: RoughBound | None = None
-
-        def watch(table: TermTable) -> RoughBound | None:
-            if last is not None:
-                return last
-            bound = running.add(table)
-            return None if bound is None else bound.plus(corrected)
-
-        for table in read_terms(store, len(design), ("nats",)) if run.ranks.reports else ():
-            watch(table)
-        while True:
-            run.compute(design, store, watch=watch, before=before)
-            num_evaluations = before + len(design)
-            run.listener.progress(_reducing(num_evaluations, stage="the estimate"))
-            bound = run.ranks.once(partial(reduction.by_regression, design))
-            last = RoughBound(bound.nats, bound.half_width).plus(corrected)
-            needed = min(replicates_needed(design, bound, half_width), most)
-            if needed == design.num_replicates:
-                break
-            design = dataclasses.replace(design, num_replicates=needed)
-        run.listener.progress(_reducing(num_evaluations, last))
-
-        def reduce() -> LikelihoodRun:
-            stored = (store, len(design)), (pilot_store, pilot_evaluations)
-            return LikelihoodRun(
-                bound=bound,
-                distortion=reduction.distortion(design),
-                others=reduction.others(design),
-                num_terms=len(design),
-                num_evaluations=num_evaluations,
-                seconds=sum(of.seconds(length) for of, length in stored) + extra.seconds,
-                devices=set().union(*(of.devices(n) for of, n in stored)) | extra.devices,
-                horvitz_thompson=reduction.horvitz_thompson(design),
-                density=density,
-                pilot_evaluations=pilot_evaluations,
-                correction=corrected,
-            )
-
-        return run.ranks.once(reduce)
-
-    def _half_width_of_terms(self, correction: Correction | None) -> float:
-        """That the terms must reach beside a correction, nats per dimension."""
-        half_width = self.half_width * NATS_PER_BIT
-        if correction is None:
-            return half_width
-        left = half_width**2 - correction.half_width**2
-        return math.sqrt(max(left, (_LEAST_SHARE * half_width) ** 2))
-
-    def _replicates_allowed(self, num_images: int, before: int) -> int:
-        """Replicates within the limit, with so many evaluations before their terms."""
-        if self.max_evaluations is None:
-            return 2**31
-        left = self.max_evaluations - before
-        replicates = max(0, left // num_images)  # more than there can be
-        while replicates and num_terms(num_images, replicates) > left:
-            replicates -= 1
-        return replicates
-
-
-class _ImportanceReduction:
-    """The estimates from the terms of a design; the features are computed once."""
-
-    def __init__(self, terms_pass: TermsPass, store: Store, prior: NDArray[np.float64]) -> None:
-        self._terms_pass, self._store, self._prior = terms_pass, store, prior
-        self._clip = terms_pass.diffusion.clip
-        self._known: FeatureTable | None = None
-
-    def by_regression(self, design: ImportanceDesign) -> SampledBound:
-        features, tables = self._features(design), self._tables(design)
-        return regression_estimate(design, self._prior, tables, features, clip=self._clip)
-
-    def horvitz_thompson(self, design: ImportanceDesign) -> SampledBound:
-        return horvitz_thompson(design, self._prior, self._tables(design), clip=self._clip)
-
-    def distortion(self, design: ImportanceDesign) -> Distortion:
-        features, tables = self._features(design), self._tables(design)
-        return importance_distortion(design, tables, features, clip=self._clip)
-
-    def others(self, design: ImportanceDesign) -> OtherBounds:
-        return importance_other_bounds(
-            design,
-            self._prior,
-            partial(read_terms, self._store, len(design)),
-            self._features(design),
-            self._terms_pass.diffusion,
-            self._terms_pass.decoder,
-        )
-
-    def _tables(self, design: ImportanceDesign) -> Iterator[TermTable]:
-        return _tables(self._store, design, clip=self._clip)()
-
-    @cached_property
-    def _gaussian(self) -> GaussianFeatures:
-        diffusion = self._terms_pass.diffusion
-        return GaussianFeatures.fit(
-            self._terms_pass.images.pixels, diffusion.schedule, diffusion.data_range
-        )
-
-    def _features(self, design: ImportanceDesign) -> FeatureTable:
-        pixels = self._terms_pass.images.pixels
-        if self._known is None:
-            self._known = FeatureTable.of(self._gaussian, pixels, design)
-        self._known = self._known.extended(self._gaussian, pixels, design)
-        return self._known
-
-
-def _pilot_density(pilot: PilotDesign, store: Store) -> NDArray[np.float64]:
-    return proposal_density(pilot, checked(read_terms(store, len(pilot), ("nats",)), pilot))
-
-
-def _tables(
+def tables_of(
     store: Store, design: EveryPairDesign | ImportanceDesign, *, clip: bool
 ) -> Callable[[], Iterator[TermTable]]:
     """The columns of a bound, known to be the design's; each time from the beginning."""
     return lambda: checked(read_terms(store, len(design), columns_of_bound(clip=clip)), design)
 
 
-def _reducing(
+def reducing(
     num_evaluations: int, bound: RoughBound | None = None, *, stage: str = "other conventions"
 ) -> RunProgress:
+    """The progress of a run that has evaluated all terms, and reduces them."""
     return RunProgress(num_evaluations, num_evaluations, bound, stage)
-
-
-ESTIMATORS: dict[str, type[EveryPair] | type[Importance]] = {
-    estimator.name: estimator for estimator in (Importance, EveryPair)
-}
-"""The estimators by name."""
-
-
-def choose_estimator(
-    name: str,
-    *,
-    half_width: float | None = None,
-    max_evaluations: int | None = None,
-    terms_of: Path | None = None,
-    draws: int | None = None,
-) -> Estimator:
-    """An estimator with the options that were given, None for those that were not.
-
-    Args:
-        name: one of `ESTIMATORS`.
-        half_width: see `Importance`.
-        max_evaluations: see there.
-        terms_of: see there.
-        draws: see `EveryPair`.
-
-    Raises:
-        InputError: the name is unknown, or an option makes no sense or is another estimator's.
-    """
-    if name not in ESTIMATORS:
-        raise InputError(f"`estimator={name}`: choose {' or '.join(ESTIMATORS)}")
-    fields = {of: {f.name for f in dataclasses.fields(ESTIMATORS[of])} for of in ESTIMATORS}
-    given: dict[str, Any] = {
-        "half_width": half_width,
-        "max_evaluations": max_evaluations,
-        "terms_of": terms_of,
-        "draws": draws,
-    }
-    given = {option: value for option, value in given.items() if value is not None}
-    for option, value in given.items():
-        if option not in fields[name]:
-            other = next(of for of in ESTIMATORS if option in fields[of])
-            raise InputError(
-                f"`{option}={value}`: goes with `estimator={other}`, not with {name}; leave one "
-                "of them out"
-            )
-    return ESTIMATORS[name](**given)

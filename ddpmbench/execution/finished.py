@@ -16,7 +16,7 @@ from packaging.version import InvalidVersion, Version
 
 from ddpmbench.checksums import CHECKSUMS, DamageError, checksum, read_json, read_npz, write_npz
 from ddpmbench.errors import InputError, options
-from ddpmbench.execution.folder import IDENTITY, SHARDS, tag
+from ddpmbench.execution.folder import IDENTITY, SHARDS, run_store
 from ddpmbench.execution.store import EARLIER, UNREADABLE, FolderStore
 from ddpmbench.likelihood.designs import EveryPairDesign, ImportanceDesign, num_terms
 from ddpmbench.likelihood.regression import Predictions
@@ -157,12 +157,11 @@ class FinishedRun:
         Raises:
             InputError: the folder has no shards.
         """
-        folder = self.path / SHARDS
-        if not folder.is_dir():
+        if not (self.path / SHARDS).is_dir():
             raise InputError(
                 f"{self.path}: has no shards; run its command again into a new folder and name it"
             )
-        return FolderStore(folder, name, run=tag(self.path))
+        return run_store(self.path, name)
 
     def table(self, name: str, columns: Mapping[str, str]) -> pd.DataFrame:
         """A table of the folder with one row a timestep.

@@ -16,7 +16,7 @@ from ddpmbench.checksums import CHECKSUMS, DamageError, checksum, read_json, wri
 from ddpmbench.diffusion.model import OUTPUT, same_output
 from ddpmbench.errors import InputError
 from ddpmbench.execution.devices import device_name
-from ddpmbench.execution.store import FolderStore, drop_damaged
+from ddpmbench.execution.store import FolderStore
 from ddpmbench.files import is_temporary, replacing, writing_to
 from ddpmbench.version import __version__
 
@@ -118,7 +118,6 @@ class RunFolder:
 
     Attributes:
         path: the folder.
-        dropped: the damaged shards that were removed when it was opened.
     """
 
     def __init__(self, path: Path, identity: dict[str, Any]) -> None:
@@ -133,7 +132,6 @@ class RunFolder:
         """
         self.path = path
         self._tables: dict[str, str] = {}
-        self.dropped: tuple[str, ...] = ()
         with writing_to(path):
             if path.exists() and not path.is_dir():
                 raise InputError(f"`out={path}`: is a file; name a folder")
@@ -150,15 +148,7 @@ class RunFolder:
 
     def shards(self, name: str) -> FolderStore:
         """The store of this name."""
-        return FolderStore(self.path / SHARDS, name, run=self._run)
-
-    def drop_damaged_shards(self) -> list[str]:
-        """Remove the damaged shards; their file names."""
-        return drop_damaged(self.path / SHARDS, self._run)
-
-    @property
-    def _run(self) -> str:
-        return tag(self.path) or ""
+        return run_store(self.path, name)
 
     def refuse_more(self, name: str, count: int) -> None:
         """Refuse to replace a result by that of fewer samples.
@@ -227,6 +217,11 @@ class RunFolder:
         """Write a table as csv, atomically; floating point numbers keep all their digits."""
         with self.replacing_table(name) as temporary:
             frame.to_csv(temporary, index=False)
+
+
+def run_store(path: Path, name: str) -> FolderStore:
+    """The store of this name in a run folder."""
+    return FolderStore(path / SHARDS, name, run=tag(path))
 
 
 def tag(path: Path) -> str | None:

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from ddpmbench.checkpoints.custom import LABELS, signature_of
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.errors import InputError
-from ddpmbench.execution.devices import evaluating_checkpoint, strict_float32
+from ddpmbench.execution.devices import evaluating_checkpoint, is_out_of_memory, strict_float32
 from ddpmbench.execution.distributed import Ranks
-from ddpmbench.execution.engine import is_out_of_memory
 from ddpmbench.unet.unet import UNet
 from ddpmbench.user_code import calling, changed_default, described_value, torch_defaults
 

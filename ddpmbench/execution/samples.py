@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import hashlib
+import math
+import shutil
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,13 +16,24 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from ddpmbench.checksums import seal
+from ddpmbench.data.image_files import PositionIds
+from ddpmbench.data.images import ImageSet
 from ddpmbench.diffusion.data_range import EightBit
 from ddpmbench.diffusion.model import Checkpoint, sides_of, size_words
 from ddpmbench.errors import LARGEST_SEED, InputError, instance_of, one_of, whole_number
-from ddpmbench.execution.distributed import Ranks
+from ddpmbench.execution.devices import available_memory
 from ddpmbench.execution.engine import Engine
 from ddpmbench.execution.engine_choice import NetworkUse, settled_engine
-from ddpmbench.execution.store import Arrays, Store, num_missing
+from ddpmbench.execution.folder import SHARDS
+from ddpmbench.execution.session import Session
+from ddpmbench.execution.store import (
+    MAX_LENGTH,
+    Arrays,
+    FolderStore,
+    Store,
+    gathered,
+    num_missing,
+)
 from ddpmbench.execution.worker import Worker
 from ddpmbench.files import replacing, writing_to
 from ddpmbench.samples.samplers import Sampler, SamplerChoice, SamplingStep
@@ -29,6 +42,7 @@ from ddpmbench.user_code import user_errors
 
 Pixels = NDArray[np.uint8]
 SAMPLES = "samples.npz"
+SAMPLES_STORE = "samples"
 _CHUNK = 4096  # samples written at a time
 
 
@@ -223,32 +237,46 @@ class Generation:
             "precision": str(self.settings.precision),
         }
 
-    @property
-    def checkpoint_record(self) -> dict[str, object]:
-        """Which model."""
-        return self.checkpoint.record
+    def begun(self, session: Session, parameter: str, num_samples: int) -> "Generation":
+        """The same on the device of a run, after the network check.
+
+        Args:
+            session: of the run.
+            parameter: the name of the number of samples, for messages.
+            num_samples: how many there will be.
+
+        Raises:
+            InputError: there is no room for so many; or see `check_network`.
+        """
+        session.ranks.once(lambda: check_room(parameter, num_samples, self.shape, session.out))
+        return dataclasses.replace(self, checkpoint=session.checked(self.checkpoint, self.shape))
 
     def engine(
         self,
         num_samples: int,
-        device: torch.device,
+        session: Session,
         *,
         batch_size: int | None,
-        folder: Path | None,
-        ranks: Ranks,
-        note: Callable[[str], None] = lambda line: None,
+        note: Callable[[str], None],
     ) -> Engine:
         """The engine for so many samples; see `settled_engine`."""
         num_evaluations = num_samples * self.num_timesteps
         return settled_engine(
             self.checkpoint,
-            NetworkUse(self.shape, num_evaluations // ranks.count, batch_size),
-            device=device,
+            NetworkUse(self.shape, num_evaluations // session.ranks.count, batch_size),
+            device=session.device,
             precision=self.settings.precision,
-            folder=folder,
-            ranks=ranks,
+            folder=session.out,
+            ranks=session.ranks,
             note=note,
         )
+
+    def images(self, num_samples: int, store: Store, *, source: str = SAMPLES) -> ImageSet:
+        """The samples 0..N - 1 of a store, with their classes where they have any."""
+        index = np.arange(num_samples)
+        labels = self.labels(index) if self.checkpoint.num_classes else None
+        pixels = gathered(store, "pixels", num_samples)
+        return ImageSet(pixels, PositionIds(range(num_samples)), source, labels)
 
     @property
     def _classes(self) -> str | None:
@@ -312,6 +340,51 @@ class SamplesRun:
             labels = torch.from_numpy(generation.labels(index)).to(device)
         x_t = self.sampler.start(sample, generation.shape)
         return self.sampler.steps(x_t, generation.num_timesteps, sample=sample, labels=labels)
+
+
+_SPARE = 2
+"""What is advised leaves as much free as it takes, for figures, features and files under way."""
+
+
+def check_room(parameter: str, count: int, shape: tuple[int, int, int], out: Path | None) -> None:
+    """Refuse more samples than there is room for.
+
+    They are kept as shards and as one file in the run folder, or in memory without one.
+
+    Args:
+        parameter: the name of the number of samples.
+        count: number of samples.
+        shape: (C, H, W) of each, 8 bits a pixel.
+        out: the run folder, there or not; None if the run is kept in memory.
+
+    Raises:
+        InputError: there is no room; the message has the number that fits.
+    """
+    each = math.prod(shape)
+    if out is None:
+        where, kept, copies, free = "memory", 0, 1, available_memory()
+    else:
+        kept = count - num_missing(FolderStore(out / SHARDS, SAMPLES_STORE), count)
+        where, copies, free = "disk", 2, _free(out)
+    needs = (copies * count - kept) * each
+    fits = free // (copies * each)
+    most = min(max(fits // _SPARE, min(fits, 1)), MAX_LENGTH - 1)
+    if needs > free:
+        other = "name another `out`" if out is not None else "name an `out`, on disk"
+        none = f"there is no room for one; free some, or {other}"
+        remedy = f"choose at most {most}" if most else none
+        raise InputError(
+            f"`{parameter}={count}`: takes {needs / 1e9:,.1f} GB of {where}, and "
+            f"{free / 1e9:,.1f} GB are free; {remedy}"
+        )
+    if count >= MAX_LENGTH:
+        raise InputError(f"`{parameter}={count}`: is more than a run holds; choose at most {most}")
+
+
+def _free(out: Path) -> int:
+    """Bytes free where the folder is, or will be."""
+    there = next(path for path in (out, *out.absolute().parents) if path.exists())
+    return shutil.disk_usage(there).free
 
 
 def _sha256(table: torch.Tensor) -> str:

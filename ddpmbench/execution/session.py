@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,12 @@ import torch
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.errors import InputError
 from ddpmbench.execution.devices import resolve_device
-from ddpmbench.execution.distributed import Ranks, joined, open_folder, refuse_other_runs
+from ddpmbench.execution.distributed import Ranks, joined
 from ddpmbench.execution.engine import Engine
-from ddpmbench.execution.folder import RunFolder, environment
+from ddpmbench.execution.folder import IDENTITY, SHARDS, RunFolder, environment, run_store, tag
 from ddpmbench.execution.network_check import check_network
+from ddpmbench.execution.store import MemoryStore, Store, drop_damaged, recomputed
+from ddpmbench.execution.worker import RunListener, Worker
 from ddpmbench.files import named_path
 
 
@@ -43,6 +45,10 @@ class Session:
         """
         return check_network(checkpoint, shape, device=self.device, ranks=self.ranks)
 
+    def dtype_of_tables(self, checkpoint: Checkpoint) -> str:
+        """The type of number that the tables of a schedule have on the device."""
+        return str(checkpoint.diffusion.to(self.device).dtype)
+
     def agree(self, identity: Mapping[str, Any], **settings: object) -> None:
         """Refuse processes that are not of this run.
 
@@ -51,17 +57,67 @@ class Session:
             settings: what else must be the same in all processes.
 
         Raises:
-            InputError: another process differs; the first difference is named.
+            InputError: this process differs from process 0; the first difference is named.
         """
-        refuse_other_runs({**identity, **settings}, self.ranks)
+        here = {**identity, **settings}
+        there = self.ranks.once(lambda: here)
 
-    def folder(self, identity: Mapping[str, Any]) -> RunFolder | None:
-        """The run folder, new or to be resumed; None if the run is kept in memory.
+        def compare() -> None:
+            for name, value in here.items():
+                if value != there.get(name):
+                    raise InputError(
+                        f"process {self.ranks.rank}: {name} is {value}, but {there.get(name)} in "
+                        "process 0; start all with the same options, files and version"
+                    )
+
+        self.ranks.together(compare)
+
+    def folder(self, identity: Mapping[str, Any], warn: Callable[[str], None]) -> RunFolder | None:
+        """The run folder, new or to be resumed, without its damaged shards.
+
+        Args:
+            identity: what determines the run's numbers.
+            warn: called with a line where there were damaged shards.
+
+        Returns:
+            None if the run is kept in memory.
 
         Raises:
-            InputError: it cannot be written, or holds another run.
+            InputError: it cannot be written, holds another run, or is not shared.
         """
-        return None if self.out is None else open_folder(self.out, dict(identity), self.ranks)
+        path = self.out
+        if path is None:
+            return None
+
+        def opened() -> tuple[RunFolder, list[str]]:
+            folder = RunFolder(path, dict(identity))
+            return folder, drop_damaged(path / SHARDS, tag(path))
+
+        folder, dropped = self.ranks.once(opened)
+
+        def find() -> None:
+            if not (path / IDENTITY).exists():
+                raise InputError(
+                    f"`out={path}`: another process created it, but it is not there; name a folder "
+                    "on a file system that all machines share"
+                )
+
+        self.ranks.together(find)
+        if dropped:
+            warn(recomputed(dropped))
+        return folder
+
+    def worker(
+        self, shape: tuple[int, ...], *, batch_size: int | None, listener: RunListener
+    ) -> Worker:
+        """Computes entries of stores in batches of images (C, H, W)."""
+        return Worker.of(
+            self.device, shape, batch_size=batch_size, ranks=self.ranks, listener=listener
+        )
+
+    def store(self, name: str) -> Store:
+        """The store of this name, in the run folder or in memory."""
+        return MemoryStore() if self.out is None else run_store(self.out, name)
 
     def environment(
         self,

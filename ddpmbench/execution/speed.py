@@ -12,8 +12,8 @@ from ddpmbench.data.images import ImageSet
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.diffusion.noise import normal_noise
 from ddpmbench.errors import InputError, command
-from ddpmbench.execution.devices import evaluating_checkpoint
-from ddpmbench.execution.engine import BatchSize, Engine, resolve_precision
+from ddpmbench.execution.devices import evaluating_checkpoint, resolve_precision
+from ddpmbench.execution.engine import Engine
 from ddpmbench.execution.engine_choice import (
     CallSpeed,
     batch_sizes,
@@ -22,6 +22,7 @@ from ddpmbench.execution.engine_choice import (
     fastest_call,
 )
 from ddpmbench.execution.timing import Probe, matmul_peak, seconds_per_call, synchronize, timer
+from ddpmbench.execution.worker import BatchSize
 from ddpmbench.likelihood.designs import PilotDesign, num_terms
 from ddpmbench.likelihood.estimator import initial_replicates
 from ddpmbench.likelihood.terms import TermsPass

@@ -6,11 +6,13 @@ process wrote the others. A shard holds its checksum, its first index and the ru
 to, and all of them are verified on every read.
 """
 
+import dataclasses
 import itertools
 import os
 import re
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,7 +29,7 @@ from ddpmbench.checksums import (
     write_npz,
 )
 from ddpmbench.data import pixel_store
-from ddpmbench.errors import InputError
+from ddpmbench.errors import InputError, listed
 from ddpmbench.files import remove_if, replacing, writing_to
 
 Arrays = dict[str, NDArray[Any]]
@@ -41,7 +43,7 @@ EARLIER = "an earlier version wrote it"
 """The fault of a shard that lacks an array."""
 UNREADABLE = "cannot be read"
 """The fault of a shard, before the reason."""
-_ELSEWHERE = "is of another run"
+_DAMAGED, _ELSEWHERE = "is damaged", "is of another run"
 _KEPT = {
     _ELSEWHERE: "move it out of the folder",
     UNREADABLE: "try again when it can be read, or name a new `out`",
@@ -50,7 +52,6 @@ _KEPT = {
 _START, _RUN, _DEVICE, _SECONDS = "shard_start", "shard_run", "shard_device", "shard_seconds"
 _RECORD = (_START, _RUN, _DEVICE, _SECONDS)
 _NAME = re.compile(r"(.+)-(\d{12})-(\d{12})\.npz")
-_NAMED = 3  # shards in a message
 
 
 class Store(Protocol):
@@ -121,12 +122,7 @@ class FolderStore:
     """Arrays in the shards of one name in a folder; any number of processes may add shards."""
 
     def __init__(
-        self,
-        folder: Path,
-        name: str,
-        *,
-        run: str | None = None,
-        option: str = "`out`",
+        self, folder: Path, name: str, *, run: str | None = None, option: str = "`out`"
     ) -> None:
         """A store in a folder, which the first shard creates.
 
@@ -158,8 +154,8 @@ class FolderStore:
 
     def missing(self, length: int, *, without: Collection[str] = ()) -> Gaps:
         """The ranges of indices below `length` that no shard covers, except these files."""
-        shards = [shard for shard in self._shards(length) if shard[2].name not in without]
-        return gaps_between(((start, stop) for start, stop, _ in shards), length)
+        shards = [shard for shard in self._shards(length) if shard.path.name not in without]
+        return gaps_between(((shard.start, shard.stop) for shard in shards), length)
 
     def read(self, length: int, names: Collection[str] | None = None) -> Iterator[Arrays]:
         """The entries of indices below `length`, once each, in order.
@@ -168,23 +164,25 @@ class FolderStore:
             InputError: a shard is damaged.
         """
         covered = 0
-        for start, stop, path in self._shards(length):
-            first, last = max(start, covered), min(stop, length)
+        for shard in self._shards(length):
+            first, last = max(shard.start, covered), min(shard.stop, length)
             if first < last:
-                arrays = _read(path, range(start, stop), names)
-                yield {name: array[first - start : last - start] for name, array in arrays.items()}
+                part = slice(first - shard.start, last - shard.start)
+                yield {name: array[part] for name, array in shard.read(names).items()}
                 covered = last
 
     def seconds(self, length: int) -> float:
         """How long the entries below `length` took; a shard that extends beyond counts in part."""
         return sum(
-            float(_load(path, _RECORD)[_SECONDS]) * (min(stop, length) - start) / (stop - start)
-            for start, stop, path in self._shards(length)
+            float(shard.load(_RECORD)[_SECONDS])
+            * (min(shard.stop, length) - shard.start)
+            / (shard.stop - shard.start)
+            for shard in self._shards(length)
         )
 
     def devices(self, length: int) -> set[str]:
         """The devices that computed the entries below `length`."""
-        return {str(_load(path, _RECORD)[_DEVICE]) for *_, path in self._shards(length)}
+        return {str(shard.load(_RECORD)[_DEVICE]) for shard in self._shards(length)}
 
     def name_of(self, start: int, stop: int) -> str:
         """The file name of the shard of indices start..stop - 1."""
@@ -204,29 +202,29 @@ class FolderStore:
             The fault of each, by file name.
         """
         faults = {
-            path.name: _fault(path, range(start, stop), self._run, names, by_header=by_headers)
-            for start, stop, path in self._shards(length)
+            shard.path.name: shard.fault(self._run, names, by_header=by_headers)
+            for shard in self._shards(length)
         }
         return {name: fault for name, fault in faults.items() if fault is not None}
 
     def last_saved(self, length: int) -> int:
         """When the last of the shards below `length` was written, nanoseconds of their clock."""
-        return max((status_of(path).st_mtime_ns for *_, path in self._shards(length)), default=0)
+        times = (status_of(shard.path).st_mtime_ns for shard in self._shards(length))
+        return max(times, default=0)
 
     def drop_damaged(self) -> list[str]:
         """Remove the damaged shards of the folder; see `drop_damaged`."""
         return drop_damaged(self.folder, self._run, option=self._option)
 
-    def _shards(self, length: int) -> list[tuple[int, int, Path]]:
+    def _shards(self, length: int) -> "list[_Shard]":
         """Those that begin below `length`, in order, the longer of two first."""
-        shards = [
-            (indices.start, indices.stop, path)
-            for name, indices, path in _shards_in(self.folder)
-            if name == self._name
-        ]
         return sorted(
-            (shard for shard in shards if shard[0] < min(shard[1], length)),
-            key=lambda shard: (shard[0], -shard[1]),
+            (
+                shard
+                for shard in _shards_in(self.folder)
+                if shard.name == self._name and shard.start < min(shard.stop, length)
+            ),
+            key=lambda shard: (shard.start, -shard.stop),
         )
 
 
@@ -302,26 +300,30 @@ def drop_damaged(folder: Path, run: str | None, *, option: str = "`out`") -> lis
             another run; then none is removed.
     """
     with writing_to(folder.parent, option):
-        faults = list(faults_in(folder, run))
-        for path, fault in faults:
+        faults = list(_faults_in(folder, run))
+        for shard, fault in faults:
             for kind, remedy in _KEPT.items():
                 if kind in fault:
-                    raise InputError(f"{path}: {fault}; {remedy}")
-        return [path.name for path, _ in faults if remove_if(path, _judge(path.name, run))]
+                    raise InputError(f"{shard.path}: {fault}; {remedy}")
+        return [
+            shard.path.name
+            for shard, _ in faults
+            if remove_if(shard.path, partial(_fault_at, shard=shard, run=run))
+        ]
 
 
-def faults_in(folder: Path, run: str | None) -> Iterator[tuple[Path, str]]:
-    """The shards of a folder, of any name, that cannot be used, and their faults.
+def _fault_at(path: Path, shard: "_Shard", run: str | None) -> str | None:
+    return dataclasses.replace(shard, path=path).fault(run)
+
+
+def has_faults(folder: Path, run: str | None) -> bool:
+    """Whether a shard of a folder, of any name, cannot be used.
 
     Args:
         folder: holds shards.
         run: the run that they must belong to.
     """
-    for _, _, path in _shards_in(folder):
-        fault = _judge(path.name, run)(path)
-        # One that is not there any more was removed by another process.
-        if fault and os.path.lexists(path):
-            yield path, fault
+    return any(_faults_in(folder, run))
 
 
 def recomputed(names: list[str]) -> str:
@@ -330,87 +332,92 @@ def recomputed(names: list[str]) -> str:
     Args:
         names: their file names.
     """
-    more = len(names) - _NAMED
-    listed = ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
     verb = "was damaged and is" if len(names) == 1 else "were damaged and are"
-    return f"{listed} {verb} computed again"
+    return f"{listed(names)} {verb} computed again"
 
 
-def _shards_in(folder: Path) -> Iterator[tuple[str, range, Path]]:
-    """The name, the indices and the path of every shard, by file name."""
+def _faults_in(folder: Path, run: str | None) -> "Iterator[tuple[_Shard, str]]":
+    for shard in _shards_in(folder):
+        fault = shard.fault(run)
+        # One that is not there any more was removed by another process.
+        if fault and os.path.lexists(shard.path):
+            yield shard, fault
+
+
+def _shards_in(folder: Path) -> "Iterator[_Shard]":
+    """All shards of a folder, by file name."""
     try:
         paths = sorted(folder.iterdir()) if folder.is_dir() else []
     except OSError as error:
         raise InputError(f"{folder}: {UNREADABLE} ({(error.strerror or '').lower()})") from error
     for path in paths:
         if match := _NAME.fullmatch(path.name):
-            yield match[1], range(int(match[2]), int(match[3])), path
+            yield _Shard(path, match[1], int(match[2]), int(match[3]))
 
 
-def _judge(name: str, run: str | None) -> Callable[[Path], str | None]:
-    """A function that returns the fault of a file as the shard of this name."""
-    match = _NAME.fullmatch(name)
-    assert match is not None
-    return lambda path: _fault(path, range(int(match[2]), int(match[3])), run)
+@dataclasses.dataclass(frozen=True)
+class _Shard:
+    """A file that is named as a shard: of this store, for the indices start..stop - 1."""
 
+    path: Path
+    name: str
+    start: int
+    stop: int
 
-def _fault(
-    path: Path,
-    indices: range,
-    run: str | None,
-    names: Collection[str] = (),
-    *,
-    by_header: bool = False,
-) -> str | None:
-    try:
-        lengths, record = outline_of_npz(path)
-        fault = _fault_of(lengths, record, indices, run, names)
-        if by_header and fault is None:
-            return None
-        return fault if is_whole(path) else "is damaged"
-    except UnreadableError as error:
-        return f"{UNREADABLE} ({error})"
-    except DamageError:
-        return "is damaged"
+    def fault(
+        self, run: str | None, names: Collection[str] = (), *, by_header: bool = False
+    ) -> str | None:
+        """Why it cannot be used; None where it can."""
+        try:
+            lengths, record = outline_of_npz(self.path)
+            fault = self._fault_of_header(lengths, record, run, names)
+            if by_header and fault is None:
+                return None
+            return fault if is_whole(self.path) else _DAMAGED
+        except UnreadableError as error:
+            return f"{UNREADABLE} ({error})"
+        except DamageError:
+            return _DAMAGED
 
+    def _fault_of_header(
+        self, lengths: dict[str, int], record: Arrays, run: str | None, names: Collection[str]
+    ) -> str | None:
+        if not set(_RECORD) <= set(record):
+            return _DAMAGED
+        if lacks := [name for name in names if name not in lengths]:
+            return f"lacks {', '.join(lacks)}: {EARLIER}"
+        for length in lengths.values():
+            if length != self.stop - self.start:
+                return f"holds {length} entries, not {self.stop - self.start}"
+        if record[_START] != self.start:
+            return "holds other entries than its name says"
+        return _ELSEWHERE if run is not None and record[_RUN] != run else None
 
-def _fault_of(
-    lengths: dict[str, int], record: Arrays, indices: range, run: str | None, names: Collection[str]
-) -> str | None:
-    if not set(_RECORD) <= set(record):
-        return "is damaged"
-    if lacks := [name for name in names if name not in lengths]:
-        return f"lacks {', '.join(lacks)}: {EARLIER}"
-    for length in lengths.values():
-        if length != len(indices):
-            return f"holds {length} entries, not {len(indices)}"
-    if record[_START] != indices.start:
-        return "holds other entries than its name says"
-    if run is not None and record[_RUN] != run:
-        return _ELSEWHERE
-    return None
+    def read(self, names: Collection[str] | None) -> Arrays:
+        """The arrays of these names, or all of them."""
+        arrays = self.load(None if names is None else [*names, *_RECORD])
+        start, *_ = [arrays.pop(name) for name in _RECORD]
+        lengths = {len(array) for array in arrays.values()}
+        if start != self.start or lengths != {self.stop - self.start}:
+            raise self._damaged()
+        return arrays
 
+    def load(self, names: Collection[str] | None) -> Arrays:
+        """The same with the record of the shard, whose names are among them."""
+        try:
+            arrays = read_npz(
+                self.path, None if names is None else list(names), must_be_sealed=True
+            )
+        except UnreadableError as error:
+            again = "try again when it can be read"
+            raise InputError(f"{self.path}: {UNREADABLE} ({error}); {again}") from error
+        except DamageError as error:
+            raise self._damaged() from error
+        if not set(_RECORD) <= set(arrays):
+            raise self._damaged()
+        return arrays
 
-def _read(path: Path, indices: range, names: Collection[str] | None) -> Arrays:
-    arrays = _load(path, None if names is None else [*names, *_RECORD])
-    start, *_ = [arrays.pop(name) for name in _RECORD]
-    if start != indices.start or any(len(array) != len(indices) for array in arrays.values()):
-        raise _damaged(path)
-    return arrays
-
-
-def _load(path: Path, names: Collection[str] | None) -> Arrays:
-    try:
-        arrays = read_npz(path, None if names is None else list(names), must_be_sealed=True)
-    except UnreadableError as error:
-        again = "try again when it can be read"
-        raise InputError(f"{path}: {UNREADABLE} ({error}); {again}") from error
-    except DamageError as error:
-        raise _damaged(path) from error
-    if not set(_RECORD) <= set(arrays):
-        raise _damaged(path)
-    return arrays
-
-
-def _damaged(path: Path) -> InputError:
-    return InputError(f"{path}: damaged; run the command of its folder again to compute it again")
+    def _damaged(self) -> InputError:
+        return InputError(
+            f"{self.path}: damaged; run the command of its folder again to compute it again"
+        )

@@ -21,6 +21,8 @@ from ddpmbench.likelihood.estimator import RoughBound
 from ddpmbench.likelihood.terms import VALUE_COLUMNS, TermIndex, TermsPass, TermTable
 from ddpmbench.unet.precision import Precision
 
+Stores = Callable[[str], Store]
+"""The store of the terms of a name: "terms", "pilot"."""
 _ADDRESS = ("image", "t", "draw")
 
 

@@ -1,17 +1,24 @@
-"""Computing the entries of a store that are missing: in batches, by one process or many."""
+"""Computing the entries of a store that are missing: in batches, by one process or many.
+
+`Worker.map_chunks` is the loop of every run. `BatchSize` decides how many entries are computed
+together, `Ranks.share` who computes which of them, and `_ShardWriter` when a shard is written.
+Whatever ends the loop, Ctrl-C included, closes the shard: all complete batches are kept.
+"""
 
 import contextlib
 import dataclasses
+import math
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ddpmbench.execution.devices import device_name
+from ddpmbench.errors import InputError
+from ddpmbench.execution.devices import device_name, is_out_of_memory
 from ddpmbench.execution.distributed import Ranks
-from ddpmbench.execution.engine import BatchSize
 from ddpmbench.execution.store import Arrays, Gaps, Store, length_of
 from ddpmbench.likelihood.estimator import RoughBound
 from ddpmbench.records import short_repr
@@ -20,6 +27,66 @@ SHARD_SECONDS = 10.0
 """A shard is written at least this often; a killed run loses that work and a batch."""
 SHARD_BYTES = 2**25
 """No shard is larger than this by much."""
+
+
+T = TypeVar("T")
+
+PIXELS_PER_BATCH = {"cpu": 48 * 28 * 28, "cuda": 2048 * 32 * 32, "mps": 256 * 32 * 32}
+"""Height times width, summed over the images of a batch whose size is auto."""
+
+
+def auto_batch_size(device: torch.device, image_shape: tuple[int, ...]) -> int:
+    """Images (C, H, W) of a batch whose size is auto, before it is halved for want of memory."""
+    return max(1, PIXELS_PER_BATCH[device.type] // math.prod(image_shape[1:]))
+
+
+class BatchSize:
+    """How many images share a network evaluation.
+
+    A number that was given is kept. Auto is `auto_batch_size`: 48 images of 28x28 on a CPU, 2,048
+    of 32x32 on CUDA, 256 of those on MPS, and as many pixels of other images. It is halved, with a
+    warning, as often as a batch does not fit into memory, and depends on nothing else.
+
+    Attributes:
+        rows: the number at present.
+    """
+
+    def __init__(
+        self,
+        given: int | None,
+        *,
+        device: torch.device,
+        image_shape: tuple[int, ...],
+        warn: Callable[[str], None],
+    ) -> None:
+        """Begin with the number that was given, None for auto."""
+        self._is_fixed = given is not None
+        self._warn = warn
+        self.rows = given or auto_batch_size(device, image_shape)
+
+    def attempt(self, compute: Callable[[int], T]) -> T:
+        """What `compute` returns for the largest batch that fits.
+
+        Args:
+            compute: called with the number of images.
+
+        Raises:
+            InputError: the number was given, or is one, and does not fit.
+        """
+        while True:
+            try:
+                return compute(self.rows)
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            if self._is_fixed or self.rows == 1:
+                raise InputError(
+                    f"`batch_size={self.rows}`: does not fit into memory; choose a smaller one"
+                )
+            self.rows //= 2
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            self._warn(f"out of memory: continuing with `batch_size={self.rows}`")
 
 
 @dataclasses.dataclass(frozen=True)

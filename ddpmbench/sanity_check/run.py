@@ -10,10 +10,10 @@ from torch import Tensor
 from ddpmbench.checksums import DamageError, read_json
 from ddpmbench.data.images import ImageSet
 from ddpmbench.diffusion.model import Checkpoint, ModelOutput
-from ddpmbench.execution.devices import evaluating_checkpoint, strict_float32
+from ddpmbench.execution.devices import evaluating_checkpoint, is_out_of_memory, strict_float32
 from ddpmbench.execution.distributed import Ranks
-from ddpmbench.execution.engine import BatchSize, is_out_of_memory
 from ddpmbench.execution.folder import RunFolder
+from ddpmbench.execution.worker import BatchSize
 from ddpmbench.likelihood.terms import TermIndex, TermsPass, TermTable, concatenate
 from ddpmbench.sanity_check.candidates import Candidate
 from ddpmbench.sanity_check.check import Checker

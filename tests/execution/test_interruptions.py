@@ -1,0 +1,132 @@
+"""Whatever interrupts a run, the same command goes on, computes nothing twice, ends the same."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from engines import install
+
+import ddpmbench as db
+from ddpmbench.cli.main import run
+from ddpmbench.execution import worker
+from ddpmbench.execution.worker import RunListener
+from ddpmbench.unet.unet import UNet
+
+# A half width that takes several looks: six images take 792 evaluations until the first.
+EVERY_PAIR = {"estimator": "every-pair", "batch_size": 50}
+IMPORTANCE = {"half_width": 0.07, "batch_size": 150}
+CORRECTED = {"half_width": 0.1, "precision": "bf16", "batch_size": 150}
+
+# Like `python -m ddpmbench`, with a shard for every batch and a moment between two of them.
+SCRIPT = """
+import time
+from ddpmbench.cli.main import main
+from ddpmbench.execution import worker
+
+save = worker._ShardWriter.add
+def slow(self, *batch):
+    save(self, *batch)
+    time.sleep(0.05)
+
+worker._ShardWriter.add = slow
+worker.SHARD_BYTES = 1
+main()
+"""
+
+
+def numbers(report):
+    """Everything of a report that is a number and no time."""
+    names = ("bits_per_dim", "half_width", "half_width_population", "prior", "kl", "decoder")
+    steps = report.per_timestep.drop(columns=["t", "part"])
+    images = report.per_image.drop(columns="image_id")
+    summary = [report.summary[name] for name in (*names, "num_evaluations")]
+    return np.concatenate([np.array(summary, float), *map(np.ravel, (steps, images))])
+
+
+@pytest.mark.parametrize(
+    "options", [EVERY_PAIR, IMPORTANCE, CORRECTED], ids=["every-pair", "importance", "bf16"]
+)
+def test_interrupted_after_every_batch(small_model, small_images, tmp_path, monkeypatch, options):
+    rows = install(monkeypatch)  # stand-ins: rounding in bf16 is that of the batch
+    expected = db.evaluate_nll(small_model, small_images, **options)
+    computed = sum(size for _, size in rows)
+    rows.clear()
+    sessions = 0
+
+    def stop(now):
+        if len(rows) > before:
+            raise KeyboardInterrupt
+
+    while True:
+        before, sessions = len(rows), sessions + 1
+        try:
+            report = db.evaluate_nll(
+                small_model,
+                small_images,
+                **options,
+                out=tmp_path,
+                listener=RunListener(progress=stop),
+            )
+            break
+        except KeyboardInterrupt:
+            assert len(rows) == before + 1, "a session that was interrupted computed one batch"
+    assert sessions == len(rows) + 1 > 8
+    assert sum(size for _, size in rows) == computed == report.summary["num_evaluations"]
+    np.testing.assert_allclose(numbers(report), numbers(expected), rtol=0, atol=1e-6)
+
+
+def test_samples_interrupted_after_every_batch(small_model, tmp_path, monkeypatch):
+    few, calls, body = small_model.respaced(3), [], UNet.body
+
+    def counted(network, x_t, times):
+        calls.append(len(x_t))
+        return body(network, x_t, times)
+
+    expected = db.generate_samples(few, 10, batch_size=3).images.pixels
+    monkeypatch.setattr(UNet, "body", counted)
+
+    def stop(now):
+        seen.append(now)
+        if len(seen) == 1 + 3 + 1:  # the start, three steps, and the batch
+            raise KeyboardInterrupt
+
+    for _ in range(4):
+        seen = []
+        with pytest.raises(KeyboardInterrupt):
+            db.generate_samples(
+                few, 10, batch_size=3, out=tmp_path, listener=RunListener(progress=stop)
+            )
+    report = db.generate_samples(few, 10, batch_size=3, out=tmp_path)
+    assert sum(calls) == report.summary["num_evaluations"] == 30
+    np.testing.assert_array_equal(report.images.pixels, expected)
+
+
+def test_killed_by_the_system(small_checkpoint, small_npz, small_images, tmp_path, monkeypatch):
+    """The one test of a real SIGKILL: what a process leaves is what it had written whole."""
+    script, out = tmp_path / "slow.py", tmp_path / "run"
+    script.write_text(SCRIPT)
+    options = ["--half-width", "0.1", "--batch-size", "50", "--out", str(out)]
+    command = ["nll", "--ckpt", str(small_checkpoint), "--data", str(small_npz), *options]
+    process = subprocess.Popen(
+        [sys.executable, str(script), *command],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    deadline = time.monotonic() + 120
+    while len(list(out.glob("shards/terms-*.npz"))) < 3:
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (out / "summary.json").exists()
+    monkeypatch.setattr(worker, "SHARD_BYTES", 1)
+    assert run(command) == 0
+    alone = db.evaluate_nll(db.load_checkpoint(small_checkpoint), small_images, half_width=0.1)
+    resumed = db.load_report(out)
+    np.testing.assert_allclose(numbers(resumed), numbers(alone), rtol=0, atol=1e-6)
