@@ -116,7 +116,7 @@ def test_a_folder_of_other_imported_code_is_refused(said, folder, small_npz, tmp
         ({"schedule": "betas:nowhere.npy"}, ["--schedule betas:nowhere.npy"]),
         ({"schedule": "linear:50:0.001:0.3"}, ["nn.Embedding of 40 rows", "50 steps"]),
         ({"time_input": "one-based"}, ["nn.Embedding of 40 rows", "--time-input one-based"]),
-        ({"time_input": "fraction"}, ["nn.Embedding", "whole"]),
+        ({"time_input": "fraction"}, ["embedding", "Long, Int", "--time-input fraction"]),
         ({"variance": "learned"}, ["--variance learned", "fixed_small"]),
         ({"network": "nowhere.py:Net"}, ["nowhere.py"]),
         ({"model_flags": "--image_size 8"}, ["--model-flags"]),
