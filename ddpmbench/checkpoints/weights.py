@@ -263,20 +263,27 @@ def _other_format(path: Path) -> str | None:
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, struct.error):
         return DAMAGED
     names = [member.filename for member in members]
-    if any(name.endswith("/constants.pkl") for name in names):
-        return (
+    problems = (
+        (
+            any(name.endswith("/constants.pkl") for name in names),
             "a TorchScript program, which is run and not read; let a function of your own load "
             "it, `network=FILE.py:NAME` without `ckpt`: def NAME(): return torch.jit.load(PATH); "
-            "or save its weights: torch.save(torch.jit.load(PATH).state_dict(), NEW)"
-        )
-    if names and all(name.endswith(".npy") for name in names):
-        return "arrays of NumPy (npz), not weights; pass images as `data`"
-    if not any(name.endswith("/data.pkl") for name in names):
-        return "a zip archive, but not one written by torch.save; unpack it and pass a file in it"
-    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-        # What is compressed may unpack to any size.
-        return "a compressed archive, which torch.save does not write; save it again with torch"
-    return None
+            "or save its weights: torch.save(torch.jit.load(PATH).state_dict(), NEW)",
+        ),
+        (
+            bool(names) and all(name.endswith(".npy") for name in names),
+            "arrays of NumPy (npz), not weights; pass images as `data`",
+        ),
+        (
+            not any(name.endswith("/data.pkl") for name in names),
+            "a zip archive, but not one written by torch.save; unpack it and pass a file in it",
+        ),
+        (  # which may unpack to any size
+            any(member.compress_type != zipfile.ZIP_STORED for member in members),
+            "a compressed archive, which torch.save does not write; save it again with torch",
+        ),
+    )
+    return next((problem for is_so, problem in problems if is_so), None)
 
 
 def sha256_of(path: Path) -> str:
