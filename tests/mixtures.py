@@ -7,6 +7,7 @@ that follow the terms from afar stand for those of `GaussianFeatures`.
 
 import dataclasses
 from functools import cached_property
+from types import SimpleNamespace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -120,3 +121,18 @@ def smooth(generator: np.random.Generator, n: int, t: NDArray[np.int64]) -> Arra
     waves = [(generator.normal(size=(n, 2)), w) for w in generator.normal(size=24)]
     total = sum(a[:, :1] * np.cos(w * x) + a[:, 1:] * np.sin(w * x) for a, w in waves)
     return total / np.sqrt(24)
+
+
+def study_of(runs: list[dict[str, object]]) -> SimpleNamespace:
+    """The values of many runs, an array by name; the first axis is that of the runs."""
+    return SimpleNamespace(**{name: np.array([run[name] for run in runs]) for name in runs[0]})
+
+
+def z_score(error: Array) -> Array:
+    """The mean over the runs in its standard errors."""
+    return error.mean(0) / error.std(0) * np.sqrt(len(error))
+
+
+def calibration(standard_error: Array, error: Array) -> Array:
+    """Root mean square of reported standard errors over the spread of the errors."""
+    return np.sqrt(np.square(standard_error).mean(0)) / error.std(0)

@@ -83,9 +83,7 @@ class Recorded:
             clip=self.clip,
             decoder=self.decoder,
         )
-        values = {name: getattr(terms, name) for name in ("nats", "x_start_mse", "eps_mse")}
-        values |= {"x_start_mse_noclip": terms.x_start_mse_noclip, **terms.decoders}
-        return TermTable(rows, {name: value.numpy() for name, value in values.items()})
+        return terms.table(rows)
 
     def direct(self, convention: Convention, steps: list[int] | None = None) -> float:
         """The bound under a convention of the model that visits steps, computed for itself."""

@@ -275,11 +275,7 @@ def replicates_needed(design: ImportanceDesign, bound: SampledBound, half_width:
     Begin with `initial_replicates`; estimate, extend the design to this number, evaluate the new
     terms, and estimate again, until the number stays. It at most doubles, because a first estimate
     may have seen little of the variance. The interval at the end covers as one that was not chosen.
-
-    Args:
-        design: of the terms that the bound is estimated from.
-        bound: the estimate.
-        half_width: the aim, for these images, nats per dimension.
+    The half width is that for these images, nats per dimension.
 
     Raises:
         ValueError: the half width is not positive.
@@ -329,44 +325,23 @@ class RunningBound:
     """
 
     def __init__(self, design: ImportanceDesign, prior: float) -> None:
-        """Begin without terms.
-
-        Args:
-            design: of the terms to come.
-            prior: mean L_T, nats per dimension.
-        """
+        """Begin without terms of a design; `prior` is the mean L_T, nats per dimension."""
         self._design, self._prior = design, prior
-        self._decoder, self._kl = _Moments(), _Moments()
+        # Count, sum and sum of squares: of the decoder terms, and of the others over the density.
+        self._sums = np.zeros((2, 3))
 
     def add(self, table: TermTable) -> RoughBound | None:
         """Add terms; the bound so far, None until there are terms at t = 1 and later."""
         t, nats = table.index.t, table.values["nats"]
-        self._decoder.add(nats[(t == 1) & (table.index.draw == 0)])
-        self._kl.add(nats[t > 1] / self._design.density[t[t > 1] - 2])
-        if self._kl.count < 2 or self._decoder.count < min(2, self._design.num_images):
+        decoder = nats[(t == 1) & (table.index.draw == 0)]
+        later = nats[t > 1] / self._design.density[t[t > 1] - 2]
+        for sums, values in zip(self._sums, (decoder, later), strict=True):
+            sums += len(values), values.sum(), np.square(values).sum()
+        count, total, squares = self._sums.T
+        if count[1] < 2 or count[0] < min(2, self._design.num_images):
             return None
-        left = 1 - self._decoder.count / self._design.num_images
-        variance = self._decoder.variance_of_mean * left + self._kl.variance_of_mean
-        nats_so_far = self._prior + self._decoder.mean + self._kl.mean
-        return RoughBound(nats_so_far, 1.96 * math.sqrt(variance), is_rough=True)
-
-
-class _Moments:
-    """Count, mean and variance of numbers that arrive in portions."""
-
-    def __init__(self) -> None:
-        self.count, self.mean, self._squares = 0, 0.0, 0.0
-
-    def add(self, values: NDArray[np.float64]) -> None:
-        # Chan, Golub & LeVeque 1983.
-        if not len(values):
-            return
-        count, shift = self.count + len(values), float(values.mean()) - self.mean
-        self._squares += float(values.var()) * len(values)
-        self._squares += shift**2 * self.count * len(values) / count
-        self.mean += shift * len(values) / count
-        self.count = count
-
-    @property
-    def variance_of_mean(self) -> float:
-        return self._squares / max(self.count - 1, 1) / self.count
+        mean = total / count
+        variance = np.maximum(squares / count - mean**2, 0) / np.maximum(count - 1, 1)
+        left = 1 - count[0] / self._design.num_images  # the images whose decoder term is unknown
+        half_width = 1.96 * math.sqrt(variance[0] * left + variance[1])
+        return RoughBound(self._prior + float(mean.sum()), half_width, is_rough=True)

@@ -142,8 +142,14 @@ def bound_terms(
     Source: Sohl-Dickstein et al. 2015, eq. 14; Ho, Jain & Abbeel 2020, eqs. 5 and 13; Nichol &
     Dhariwal 2021, eqs. 4 to 7, and eq. 15 for "learned_range".
     """
-    kinds = Prediction(prediction), Variance(variance)
-    diffusion = GaussianDiffusion(schedule, *kinds, clip, data_range, device=x_start.device)
+    diffusion = GaussianDiffusion(
+        schedule,
+        Prediction(prediction),
+        Variance(variance),
+        clip,
+        data_range,
+        device=x_start.device,
+    )
     channels = x_start.shape[1] * (2 if diffusion.variance.is_learned else 1)
     expected = (x_start.shape[0], channels, *x_start.shape[2:])
     if eps.shape != x_start.shape or model_output.shape != expected:
@@ -215,10 +221,12 @@ def _decoder(
     diffusion: GaussianDiffusion, step: ReverseStep, x_start: Tensor, first: Tensor, decoder: str
 ) -> Tensor:
     """(K,) the decoder terms at the positions `first`, with the model's own variance."""
-    log_variance = step.log_variance.expand_as(step.mean)
-    normal = (x[first] for x in (x_start, step.mean, log_variance))
     log_prob = discretized_normal_log_prob(
-        *normal, decoder=decoder, data_range=diffusion.data_range
+        x_start[first],
+        step.mean[first],
+        step.log_variance.expand_as(step.mean)[first],
+        decoder=decoder,
+        data_range=diffusion.data_range,
     )
     return -_mean(log_prob)
 

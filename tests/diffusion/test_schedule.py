@@ -91,11 +91,6 @@ def test_linear_is_that_of_ho_et_al():
     assert s.posterior_variance[1].item() == pytest.approx(5.453e-5, rel=1e-4)
 
 
-def test_given_ends_are_not_scaled():
-    s = NoiseSchedule.linear(50, beta_start=1e-3, beta_end=0.3)
-    assert_allclose(s.betas, np.linspace(1e-3, 0.3, 50), rtol=1e-14)
-
-
 @lengths
 def test_cosine_is_the_squared_cosine_until_the_last_step(num_timesteps):
     s = NoiseSchedule.cosine(num_timesteps)
@@ -114,15 +109,42 @@ def test_sigmoid_runs_from_one_to_zero(num_timesteps):
     assert s.betas[-1] == 0.999
 
 
-def test_the_other_schedules_are_their_formulas():
-    step = np.arange(1000)
-    roots = NoiseSchedule.scaled_linear(1000).betas.sqrt()
-    expected = 0.00085**0.5 + (0.012**0.5 - 0.00085**0.5) * step / 999
-    assert_allclose(roots, expected, rtol=1e-12)
-    assert_allclose(NoiseSchedule.sqrt_linear(1000).betas, 0.02 * (step + 1) / 1000, rtol=1e-12)
-    sigmoid = 1 / (1 + np.exp(6 - 12 * step / 999))
-    expected = 1e-4 + (0.02 - 1e-4) * sigmoid
-    assert_allclose(NoiseSchedule.sigmoid_betas(1000).betas, expected, rtol=1e-12)
+STEP = np.arange(1000)
+FORMULAS = {
+    "linear": (
+        NoiseSchedule.linear(50, beta_start=1e-3, beta_end=0.3),
+        np.linspace(1e-3, 0.3, 50),
+    ),
+    "scaled_linear": (
+        NoiseSchedule.scaled_linear(1000),
+        (0.00085**0.5 + (0.012**0.5 - 0.00085**0.5) * STEP / 999) ** 2,
+    ),
+    "sqrt_linear": (NoiseSchedule.sqrt_linear(1000), 0.02 * (STEP + 1) / 1000),
+    "sigmoid_betas": (
+        NoiseSchedule.sigmoid_betas(1000),
+        1e-4 + (0.02 - 1e-4) / (1 + np.exp(6 - 12 * STEP / 999)),
+    ),
+    "geometric": (
+        NoiseSchedule.geometric(7, beta_start=1e-3, beta_end=0.4),
+        1e-3 * 400 ** (STEP[:7] / 6),
+    ),
+    "cosine_betas": (
+        NoiseSchedule.cosine_betas(101, beta_start=1e-3, beta_end=0.1),
+        1e-3 + 0.099 * np.sin(np.pi / 2 * STEP[:101] / 100) ** 2,
+    ),
+    "warmup": (
+        NoiseSchedule.warmup(20, beta_start=0.01, beta_end=0.3, share=0.5),
+        np.append(np.linspace(0.01, 0.3, 10), np.full(10, 0.3)),
+    ),
+    "const": (NoiseSchedule.warmup(20, beta_end=0.3, share=0.0), np.full(20, 0.3)),
+}
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_variances_follow_their_formula(name):
+    schedule, betas = FORMULAS[name]
+    assert schedule.name == name
+    assert_allclose(schedule.betas, betas, rtol=1e-11)
 
 
 @every_schedule
@@ -257,28 +279,7 @@ def test_nothing_left_of_the_data_is_refused():
         NoiseSchedule.from_betas(np.full(1000, 0.5)).respaced(5)
 
 
-def test_the_logarithms_of_geometric_variances_are_evenly_spaced():
-    betas = NoiseSchedule.geometric(7, beta_start=1e-3, beta_end=0.4).betas
-    assert_allclose(betas.log().diff(), math.log(400) / 6, rtol=1e-12)
-    assert_allclose(betas[[0, -1]], [1e-3, 0.4], rtol=1e-12)
-
-
-def test_a_warmup_rises_over_its_share_and_stays():
-    betas = NoiseSchedule.warmup(20, beta_start=0.01, beta_end=0.3, share=0.5).betas
-    assert_allclose(betas[:10], np.linspace(0.01, 0.3, 10), rtol=1e-12)
-    assert (betas[10:] == 0.3).all()
-    constant = NoiseSchedule.warmup(20, beta_end=0.3, share=0.0)
-    assert constant.name == "const"
-    assert (constant.betas == 0.3).all()
-
-
 def test_the_power_of_a_raised_cosine_is_that_of_what_is_left():
     squared, cubed = NoiseSchedule.cosine(50), NoiseSchedule.cosine(50, power=3.0)
     # the last step's variance is capped
     assert_allclose(cubed.alphas_cumprod[:-1], squared.alphas_cumprod[:-1] ** 1.5, rtol=1e-12)
-
-
-def test_raised_cosine_variances_are_flat_at_both_ends():
-    betas = NoiseSchedule.cosine_betas(101, beta_start=1e-3, beta_end=0.1).betas
-    assert_allclose(betas[[0, 50, 100]], [1e-3, 0.0505, 0.1], rtol=1e-9)
-    assert_allclose(betas + betas.flip(0), 0.101, rtol=1e-9)

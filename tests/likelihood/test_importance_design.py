@@ -112,7 +112,7 @@ def test_terms_that_are_not_finite_or_not_there_are_refused():
 
 @pytest.mark.parametrize(("num_images", "num_timesteps"), [(1, 2), (7, 3), (100, 40), (900, 1000)])
 @pytest.mark.parametrize("num_replicates", [1, 2, 5])
-def test_every_image_comes_once_a_rotation_and_the_decoder_first(
+def test_every_image_comes_once_a_replicate_and_the_decoder_first(
     num_images, num_timesteps, num_replicates
 ):
     design = importance(num_images, num_timesteps, num_replicates=num_replicates)
@@ -141,7 +141,7 @@ def test_portions_do_not_matter():
         assert [row for part in parts for row in part] == whole
 
 
-def test_more_rotations_change_no_earlier_row():
+def test_more_replicates_change_no_earlier_row():
     short = importance(40, 25, num_replicates=2)
     for num_replicates in (3, 4, 7):
         long = dataclasses.replace(short, num_replicates=num_replicates)
@@ -151,7 +151,7 @@ def test_more_rotations_change_no_earlier_row():
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**64 - 1])
-def test_each_rotation_is_stratified(seed):
+def test_each_replicate_is_stratified(seed):
     for num_images, num_timesteps in ((1000, 200), (333, 7), (20, 1000)):
         design = importance(num_images, num_timesteps, seed=seed, num_replicates=3)
         share = np.cumsum(design.density)
@@ -171,15 +171,15 @@ def test_an_image_is_at_each_step_with_the_probability_of_the_density(over):
     for of_image in t.T:
         counts = np.bincount(of_image - 2, minlength=num_timesteps - 1)
         assert stats.chisquare(counts, expected).pvalue > 1e-4
-    # And within a cell the step is uniform in the density, not at the cell's middle.
+    # And within a stratum the step is uniform in the density, not at its middle.
     assert len(np.unique(t)) == num_timesteps - 1
 
 
-def test_rotations_images_and_seeds_are_independent():
-    cells = importance(2000, 50, num_replicates=3).stratum
+def test_replicates_images_and_seeds_are_independent():
+    strata = importance(2000, 50, num_replicates=3).stratum
     other = importance(2000, 50, seed=1).stratum
-    pairs = [(cells[0], cells[1]), (cells[1], cells[2]), (cells[0], other[0])]
-    pairs += [(cells[0], np.arange(2000)), (cells[0, 1:], cells[0, :-1])]
+    pairs = [(strata[0], strata[1]), (strata[1], strata[2]), (strata[0], other[0])]
+    pairs += [(strata[0], np.arange(2000)), (strata[0, 1:], strata[0, :-1])]
     for left, right in pairs:
         assert abs(np.corrcoef(left, right)[0, 1]) < 4.5 / np.sqrt(2000)
 

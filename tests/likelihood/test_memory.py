@@ -77,4 +77,6 @@ def test_a_design_has_its_addresses_and_no_more():
         tracemalloc.stop()
         return found
 
-    assert (held(40_000) - held(20_000)) / 20_000 < 8 * 2 * 2 + 1  # cell and step of each row
+    assert (
+        held(40_000) - held(20_000)
+    ) / 20_000 < 8 * 2 * 2 + 1  # stratum and timestep of each term

@@ -28,20 +28,6 @@ def test_the_bound_on_gaussian_data_is_their_entropy(num_timesteps):
     check_gaussian_entropy(num_timesteps)
 
 
-def test_the_error_falls_as_the_root_of_the_draws():
-    images = oracle_images(2, shape=(1, 2, 2))
-    checkpoint = oracle_checkpoint(images, NoiseSchedule.linear(24), spread=0.05)
-    spread = {}
-    num_replicates = 120
-    for draws in (1, 16):
-        nats = [
-            evaluate(checkpoint, images, draws=draws, seed=s).nats for s in range(num_replicates)
-        ]
-        spread[draws] = np.std(nats, ddof=1)
-    # Each deviation is known to 1 / sqrt(2 * 119) = 6.5 %, their ratio to 9 %.
-    assert spread[1] / spread[16] == pytest.approx(4.0, rel=0.3)
-
-
 def test_intervals_cover():
     images = oracle_images(3, shape=(1, 2, 2))
     checkpoint = oracle_checkpoint(images, NoiseSchedule.linear(24), spread=0.05)

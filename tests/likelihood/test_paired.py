@@ -6,9 +6,10 @@ import functools
 import numpy as np
 import pytest
 import torch
-from mixtures import SyntheticModel, smooth
+from mixtures import SyntheticModel, calibration, smooth, study_of, z_score
 
 from ddpmbench.diffusion.noise import normal_noise
+from ddpmbench.likelihood.bound import cumulative_rate
 from ddpmbench.likelihood.designs import EveryPairDesign, ImportanceDesign
 from ddpmbench.likelihood.estimator import horvitz_thompson, regression_estimate
 from ddpmbench.likelihood.paired import (
@@ -87,24 +88,6 @@ def importance(model, density, *, num_replicates=2):
     return terms, bounds
 
 
-def rate(prior, term):
-    return prior + np.append(np.cumsum(term[:0:-1])[::-1], 0.0)
-
-
-@dataclasses.dataclass(frozen=True)
-class Study:
-    error: np.ndarray  # (seeds,) of the difference on the images
-    half_width: np.ndarray
-    population_error: np.ndarray
-    half_width_population: np.ndarray
-    unpaired: np.ndarray
-    term_error: np.ndarray  # (seeds, T)
-    term_standard_error: np.ndarray
-    rate_error: np.ndarray
-    rate_standard_error: np.ndarray
-    same_rows: np.ndarray
-
-
 @functools.cache
 def studies():
     """By rows, those of the older model or each one's own, and by kind of estimator."""
@@ -122,31 +105,20 @@ def studies():
             for kind in bounds:
                 difference = importance_difference(model[kind], baseline[kind], prior=PRIOR)
                 found[rows, kind].append(
-                    (
-                        difference.nats - PRIOR - term.sum(),
-                        difference.half_width,
-                        difference.nats - PRIOR - of_population.sum(),
-                        difference.half_width_population,
-                        np.hypot(bounds[kind].half_width, unpaired[kind].half_width),
-                        difference.term - term,
-                        difference.term_standard_error,
-                        difference.rate - rate(PRIOR, term),
-                        difference.rate_standard_error,
-                        share_of_same_terms(model[kind].design, baseline[kind].design),
-                    )
+                    {
+                        "error": difference.nats - PRIOR - term.sum(),
+                        "half_width": difference.half_width,
+                        "population_error": difference.nats - PRIOR - of_population.sum(),
+                        "half_width_population": difference.half_width_population,
+                        "unpaired": np.hypot(bounds[kind].half_width, unpaired[kind].half_width),
+                        "term_error": difference.term - term,
+                        "term_standard_error": difference.term_standard_error,
+                        "rate_error": difference.rate - cumulative_rate(PRIOR, term),
+                        "rate_standard_error": difference.rate_standard_error,
+                        "same_rows": share_of_same_terms(model[kind].design, baseline[kind].design),
+                    }
                 )
-    return {
-        key: Study(*(np.array(column) for column in zip(*rows, strict=True)))
-        for key, rows in found.items()
-    }
-
-
-def z_score(error):
-    return error.mean(0) / error.std(0) * np.sqrt(len(error))
-
-
-def calibration(standard_error, error):
-    return np.sqrt(np.square(standard_error).mean(0)) / error.std(0)
+    return {key: study_of(runs) for key, runs in found.items()}
 
 
 ROWS = pytest.mark.parametrize("rows", ["same", "own"])

@@ -2,17 +2,19 @@
 
 import dataclasses
 import functools
+import math
 
 import numpy as np
 import pytest
 import torch
-from mixtures import SyntheticModel
+from mixtures import SyntheticModel, calibration, study_of, z_score
 from oracles import expected_terms, oracle_checkpoint, oracle_images
 
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.likelihood.bound import cumulative_rate
 from ddpmbench.likelihood.designs import ImportanceDesign, PilotDesign, proposal_density
 from ddpmbench.likelihood.estimator import (
+    RunningBound,
     horvitz_thompson,
     initial_replicates,
     regression_estimate,
@@ -27,19 +29,15 @@ SEEDS = 500
 GOALS = {"ht": 0.066, "regression": 0.042}
 
 
-@dataclasses.dataclass(frozen=True)
-class Study:
-    error: np.ndarray  # (seeds,) of the bound on the images
-    population_error: np.ndarray
-    half_width: np.ndarray
-    half_width_population: np.ndarray
-    deviation: np.ndarray
-    term_error: np.ndarray  # (seeds, T)
-    term_standard_error: np.ndarray
-    rate_error: np.ndarray  # (seeds, T)
-    rate_standard_error: np.ndarray
-    calls: np.ndarray
-    replicates: np.ndarray
+def sampled(num_images, num_timesteps, num_replicates=2, *, seed=0, **model):
+    """A model, a design with its proposal, and the terms."""
+    model, generator = (
+        SyntheticModel(num_images, num_timesteps, **model),
+        np.random.default_rng(seed),
+    )
+    density = model.density(seed, generator)
+    design = ImportanceDesign(num_images, num_timesteps, density, seed, num_replicates)
+    return model, design, model.table(design.index(0, len(design)), generator)
 
 
 def estimate(kind, model, design, tables):
@@ -68,30 +66,27 @@ def measure(kind, model, seed, *, goal=None):
 
 @functools.cache
 def study(kind, *, goal=None, num_images=200, num_timesteps=100, seeds=SEEDS):
-    found = []
+    runs = []
     for seed in range(seeds):
         model = SyntheticModel(num_images, num_timesteps, seed=seed)
         design, bound = measure(kind, model, seed, goal=goal)
-        found.append(
-            (
-                bound.nats - model.truth,
-                bound.nats - model.population_truth,
-                bound.half_width,
-                bound.half_width_population,
-                bound.image_deviation - (model.prior + model.mean.sum(1)).std(ddof=1),
-                bound.term - model.mean.mean(0),
-                bound.term_standard_error,
-                bound.rate - cumulative_rate(model.prior.mean(), model.mean.mean(0)),
-                bound.rate_standard_error,
-                bound.num_evaluations.sum(),
-                design.num_replicates,
-            )
+        rate = cumulative_rate(model.prior.mean(), model.mean.mean(0))
+        deviation = (model.prior + model.mean.sum(1)).std(ddof=1)
+        runs.append(
+            {
+                "error": bound.nats - model.truth,
+                "population_error": bound.nats - model.population_truth,
+                "half_width": bound.half_width,
+                "half_width_population": bound.half_width_population,
+                "deviation": bound.image_deviation - deviation,
+                "term_error": bound.term - model.mean.mean(0),
+                "term_standard_error": bound.term_standard_error,
+                "rate_error": bound.rate - rate,
+                "rate_standard_error": bound.rate_standard_error,
+                "replicates": design.num_replicates,
+            }
         )
-    return Study(*(np.array(column) for column in zip(*found, strict=True)))
-
-
-def z_score(error):
-    return error.mean(0) / error.std(0) * np.sqrt(len(error))
+    return study_of(runs)
 
 
 # ---- unbiased, and covered
@@ -141,10 +136,9 @@ def test_the_interval_covers_where_the_noise_is_all_there_is(kind):
 def test_the_terms_of_the_steps_are_unbiased_and_know_their_errors(kind):
     found = study(kind)
     assert np.abs(z_score(found.term_error)).max() < 4.5
-    root = np.sqrt(np.square(found.term_standard_error).mean(0))
-    calibration = root / found.term_error.std(0)
-    assert calibration.mean() == pytest.approx(1, abs=0.15)
-    assert 0.6 < calibration.min() < calibration.max() < 1.8
+    ratio = calibration(found.term_standard_error, found.term_error)
+    assert ratio.mean() == pytest.approx(1, abs=0.15)
+    assert 0.6 < ratio.min() < ratio.max() < 1.8
 
 
 @pytest.mark.slow
@@ -153,10 +147,9 @@ def test_the_rate_is_unbiased_and_knows_its_error_at_every_step(kind):
     found = study(kind)
     assert np.abs(z_score(found.rate_error[:, :-1])).max() < 4.5
     assert found.rate_error[:, -1] == pytest.approx(0, abs=1e-12)
-    root = np.sqrt(np.square(found.rate_standard_error).mean(0))
-    calibration = root[:-1] / found.rate_error[:, :-1].std(0)
+    ratio = calibration(found.rate_standard_error[:, :-1], found.rate_error[:, :-1])
     grid = np.array([1, 2, 3, 5, 9, 16, 30, 50, 75, 90])
-    np.testing.assert_allclose(calibration[grid - 1], 1, atol=0.15)
+    np.testing.assert_allclose(ratio[grid - 1], 1, atol=0.15)
 
 
 @pytest.mark.slow
@@ -188,10 +181,7 @@ def test_a_half_width_needs_fewer_calls_the_more_is_known():
 @pytest.mark.parametrize(("num_images", "num_timesteps"), [(1, 2), (1, 30), (3, 3), (150, 80)])
 @pytest.mark.parametrize("num_replicates", [2, 3, 5])
 def test_the_terms_sum_to_the_bound(kind, num_images, num_timesteps, num_replicates):
-    model, generator = SyntheticModel(num_images, num_timesteps), np.random.default_rng(0)
-    density = model.density(0, generator)
-    design = ImportanceDesign(num_images, num_timesteps, density, 0, num_replicates)
-    table = model.table(design.index(0, len(design)), generator)
+    model, design, table = sampled(num_images, num_timesteps, num_replicates)
     bound = estimate(kind, model, design, [table])
     assert bound.term.sum() + bound.prior == pytest.approx(bound.nats, rel=1e-10)
     assert bound.nats == pytest.approx(bound.prior + bound.kl + bound.decoder, rel=1e-12)
@@ -208,9 +198,7 @@ def test_the_terms_sum_to_the_bound(kind, num_images, num_timesteps, num_replica
 
 
 def test_portions_and_their_order_do_not_matter():
-    model, generator = SyntheticModel(60, 40), np.random.default_rng(0)
-    design = ImportanceDesign(60, 40, model.density(0, generator), 0, 3)
-    whole = model.table(design.index(0, len(design)), generator)
+    model, design, whole = sampled(60, 40, 3)
     cuts = [whole[i : i + 17] for i in range(0, len(whole), 17)]
     for kind in ("ht", "regression"):
         expected = estimate(kind, model, design, [whole])
@@ -223,10 +211,8 @@ def test_portions_and_their_order_do_not_matter():
 
 
 def test_terms_that_the_features_predict_leave_no_error_but_the_noise():
-    model, generator = SyntheticModel(2000, 60, noise=0.0), np.random.default_rng(0)
-    design = ImportanceDesign(2000, 60, model.density(0, generator), 0)
+    model, design, table = sampled(2000, 60, noise=0.0)
     features = model.features(design)
-    table = model.table(design.index(0, len(design)), generator)
     later = table.index.t > 1
     table.values["nats"][later] = 2 * features.at_terms.ravel()
     bound = regression_estimate(design, model.prior, [table], features)
@@ -236,12 +222,11 @@ def test_terms_that_the_features_predict_leave_no_error_but_the_noise():
 
 
 def test_a_model_without_differences_has_no_interval():
-    model, generator = SyntheticModel(300, 20), np.random.default_rng(0)
-    density = model.density(0, generator)
-    design = ImportanceDesign(300, 20, density, 0)
-    table = model.table(design.index(0, len(design)), generator)
+    _, design, table = sampled(300, 20)
     # Every image the same, and the terms in proportion to the density: every row says the same.
-    table.values["nats"][:] = np.where(table.index.t == 1, 1.0, 3 * density[table.index.t - 2])
+    table.values["nats"][:] = np.where(
+        table.index.t == 1, 1.0, 3 * design.density[table.index.t - 2]
+    )
     bound = horvitz_thompson(design, np.zeros(300), [table])
     assert bound.nats == pytest.approx(4, rel=1e-12)
     assert bound.half_width < 1e-9
@@ -251,19 +236,16 @@ def test_a_model_without_differences_has_no_interval():
 @pytest.mark.parametrize("num_images", [8, 30])
 def test_the_interval_of_the_population_contains_the_other(kind, num_images):
     for seed in range(20):
-        model, generator = SyntheticModel(num_images, 40), np.random.default_rng(seed)
-        design = ImportanceDesign(num_images, 40, model.density(seed, generator), seed, 3)
-        table = model.table(design.index(0, len(design)), generator)
+        model, design, table = sampled(num_images, 40, 3, seed=seed)
         # Images that are all alike: what differs is noise.
-        alike = model.mean.mean(0)[table.index.t - 1]
-        table.values["nats"][:] = alike * (1 + 0.1 * generator.normal(size=len(table)))
+        alike, noise = model.mean.mean(0)[table.index.t - 1], np.random.default_rng([seed, 1])
+        table.values["nats"][:] = alike * (1 + 0.1 * noise.normal(size=len(table)))
         bound = estimate(kind, model, design, [table])
         assert bound.half_width_population >= bound.half_width
 
 
-def test_the_predictions_for_a_rotation_do_not_know_its_terms():
-    model, generator = SyntheticModel(100, 50), np.random.default_rng(0)
-    design = ImportanceDesign(100, 50, model.density(0, generator), 0, 3)
+def test_the_predictions_for_a_replicate_do_not_know_its_terms():
+    (model, design, _), generator = sampled(100, 50, 3), np.random.default_rng(0)
     features, nats = model.features(design), generator.normal(size=(3, 100))
     before = predict(design, nats, features)
     nats[1] += generator.normal(size=100)
@@ -275,9 +257,8 @@ def test_the_predictions_for_a_rotation_do_not_know_its_terms():
             assert np.abs(one[j] - other[j]).max() > 0.01
 
 
-def test_the_mean_over_the_cells_is_the_mean_over_the_density():
-    model = SyntheticModel(37, 50)
-    design = ImportanceDesign(37, 50, model.density(0, np.random.default_rng(0)), 0)
+def test_the_mean_over_the_strata_is_the_mean_over_the_density():
+    _, design, _ = sampled(37, 50)
     values = np.random.default_rng(1).normal(size=49)
     means = StratumMeans(design, values).at(np.arange(37))
     assert means.mean() == pytest.approx(design.density @ values, rel=1e-12)
@@ -286,7 +267,7 @@ def test_the_mean_over_the_cells_is_the_mean_over_the_density():
 # ---- the rule
 
 
-def test_the_rule_asks_for_as_many_rotations_as_the_variance_says():
+def test_the_rule_asks_for_as_many_replicates_as_the_variance_says():
     model = SyntheticModel(400, 60)
     design, bound = measure("regression", model, 0)
     assert replicates_needed(design, bound, bound.half_width) == 2
@@ -300,9 +281,8 @@ def test_the_rule_asks_for_as_many_rotations_as_the_variance_says():
 
 def test_with_few_images_the_first_look_waits():
     assert [initial_replicates(n) for n in (1, 8, 150, 200, 10_000)] == [400, 50, 3, 2, 2]
-    model, generator = SyntheticModel(8, 30), np.random.default_rng(0)
-    design = ImportanceDesign(8, 30, model.density(0, generator), 0)
-    bound = estimate("ht", model, design, [model.table(design.index(0, len(design)), generator)])
+    model, design, table = sampled(8, 30)
+    bound = estimate("ht", model, design, [table])
     assert replicates_needed(design, bound, 100.0) == initial_replicates(8)
 
 
@@ -315,21 +295,57 @@ def test_the_noise_of_the_decoder_can_be_brought_down_too():
 
 @pytest.mark.parametrize("change", ["missing", "twice", "other image", "one replicate"])
 def test_rows_that_are_not_those_of_the_design_are_noticed(change):
-    model, generator = SyntheticModel(30, 20), np.random.default_rng(0)
-    design = ImportanceDesign(30, 20, model.density(0, generator), 0, 2)
-    table = model.table(design.index(0, len(design)), generator)
+    model, design, table = sampled(30, 20, 1 if change == "one replicate" else 2)
     if change == "missing":
         table = table[:-1]
     elif change == "twice":
         table = concatenate([table[:-1], table[-2:-1]])
     elif change == "other image":
         table.index.image[:] = np.roll(table.index.image, 1)
-    else:
-        design = dataclasses.replace(design, num_replicates=1)
-        table = model.table(design.index(0, len(design)), generator)
     for kind in ("ht", "regression"):
         with pytest.raises(ValueError, match=r"exactly once|another design|one replicate"):
             estimate(kind, model, design, [table])
+
+
+# ---- the bound while terms still arrive
+
+
+def followed(num_images=200, num_timesteps=120, *, portion, seed=0, **model):
+    """The model, the bound after every portion, and the estimate from all terms."""
+    model, design, table = sampled(num_images, num_timesteps, 4, seed=seed, **model)
+    running = RunningBound(design, float(model.prior.mean()))
+    bounds = [running.add(table[i : i + portion]) for i in range(0, len(table), portion)]
+    return model, bounds, horvitz_thompson(design, model.prior, [table])
+
+
+@pytest.mark.parametrize("portion", [1, 7, 10_000])
+def test_it_ends_at_the_plain_estimate_but_for_the_decoder_s_later_draws(portion):
+    _, bounds, exact = followed(portion=portion)
+    assert bounds[-1].nats == pytest.approx(exact.nats, abs=0.02)
+    _, bounds, exact = followed(portion=portion, noise=0.0)
+    assert bounds[-1].nats == pytest.approx(exact.nats, rel=1e-12)
+    assert bounds[-1].half_width > exact.half_width
+
+
+def test_it_is_unbiased_and_no_narrower_than_its_errors_while_terms_arrive():
+    errors, half_widths = [], []
+    for seed in range(100):
+        model, bounds, _ = followed(portion=350, seed=seed)
+        errors.append([bound.nats - model.truth for bound in bounds if bound])
+        half_widths.append([bound.half_width for bound in bounds if bound])
+    errors, half_widths = np.array(errors), np.array(half_widths)
+    assert errors.shape[1] > 2
+    assert np.abs(z_score(errors)).max() < 4
+    assert ((np.abs(errors) <= half_widths).mean(0) > 0.93).all()
+
+
+@pytest.mark.parametrize(("num_images", "num_timesteps"), [(1, 2), (1, 30), (2, 2), (3, 40)])
+def test_few_terms_are_no_trouble(num_images, num_timesteps):
+    _, bounds, _ = followed(num_images, num_timesteps, portion=1)
+    assert bounds[0] is None
+    for bound in filter(None, bounds):
+        assert math.isfinite(bound.nats)
+        assert bound.half_width >= 0
 
 
 # ---- with a network
