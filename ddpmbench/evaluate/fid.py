@@ -34,8 +34,7 @@ from ddpmbench.samples.statistics import (
     is_statistics,
     read_statistics,
 )
-from ddpmbench.sanity_check.record import CheckRecord
-from ddpmbench.sanity_check.run import PreliminaryCheck
+from ddpmbench.sanity_check.run import CheckRecord, PreliminaryCheck
 from ddpmbench.unet.precision import Precision
 from ddpmbench.version import __version__
 

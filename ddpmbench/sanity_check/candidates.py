@@ -99,10 +99,6 @@ def alternatives(base: Candidate, channels: int) -> tuple[Candidate, ...]:
     """All candidates that differ from another in one parameter, equivalent ones left out.
 
     Predictions come first, then data ranges, time inputs and schedules of the same length.
-
-    Args:
-        base: the other.
-        channels: of the images.
     """
     return (
         *other_predictions(base),
@@ -152,11 +148,9 @@ def at_constant_time(candidate: Candidate, time: int) -> Candidate:
 
 
 def time_at(candidate: Candidate, log_snr: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The network's time at some noise levels, interpolated between timesteps.
+    """The network's integer time at some log SNR of its schedule, interpolated between timesteps.
 
-    Args:
-        candidate: with integer times.
-        log_snr: any shape, of its schedule; beyond its ends the nearest timestep counts.
+    Beyond the ends of the schedule the nearest timestep counts.
     """
     own = candidate.checkpoint.schedule.snr.log().numpy()
     first = 1 if candidate.checkpoint.time_input is TimeInput.ONE_BASED else 0
@@ -170,13 +164,9 @@ def shifted(candidate: Candidate, timesteps: int) -> Candidate:
 
 
 def scaled_time(candidate: Candidate, factor: float) -> Candidate:
-    """The same with the network's time scaled by about a factor.
+    """The same with the network's time scaled by about a factor, above 1 for later.
 
     It changes by one timestep at least, and stays within the schedule.
-
-    Args:
-        candidate: any.
-        factor: above 1 for later, below for earlier.
     """
     checkpoint, unit = candidate.checkpoint, _time_unit(candidate.checkpoint)
     first = 0.0 if checkpoint.time_input in (TimeInput.INDEX, TimeInput.RESCALED_1000) else unit
@@ -233,12 +223,7 @@ def _time_unit(checkpoint: Checkpoint) -> float:
     return units.get(checkpoint.time_input, 1)
 
 
-def _with(
-    base: Candidate,
-    parameter: str,
-    value: str,
-    **changes: object,
-) -> Candidate:
+def _with(base: Candidate, parameter: str, value: str, **changes: object) -> Candidate:
     """The base with one parameter changed; `changes` are the fields of its checkpoint."""
     kept = {name: of for name, of in base.parameters.items() if name != parameter}
     checkpoint = dataclasses.replace(base.checkpoint, **changes)  # type: ignore[arg-type]

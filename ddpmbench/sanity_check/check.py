@@ -14,6 +14,7 @@ likely only if it passes 1 itself, with a finer test of its times where they are
 
 import dataclasses
 from collections.abc import Sequence
+from enum import StrEnum
 
 import numpy as np
 
@@ -32,7 +33,6 @@ from ddpmbench.sanity_check.candidates import (
     shifted,
     time_at,
 )
-from ddpmbench.sanity_check.record import Outcome, SanityCheck, TimeMismatch, TimeOffset
 from ddpmbench.sanity_check.scores import (
     MIN_BOUND_GAIN,
     NUM_IMAGES,
@@ -84,18 +84,103 @@ _OFFSET_MIN_GAIN = 0.004  # share of eps_mse
 _OFFSET_MIN_LOSS = 0.5  # of that gain, that a second timestep must lose
 
 
+class Outcome(StrEnum):
+    """The outcome of the sanity check."""
+
+    PASSED = "passed"
+    """Nothing speaks against the given parameterization."""
+    LIKELY = "likely"
+    """The network was likely trained with another one."""
+    BETTER = "better"
+    """Another one is better, but likely not the one the network was trained with."""
+    FAULT = "fault"
+    """It has an error that no trained model has, and no candidate mends it."""
+    UNDECIDED = "undecided"
+    """Something speaks against it, but not significantly."""
+    TOO_FEW_IMAGES = "too few images"
+    """There were fewer than `NUM_IMAGES`."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TimeOffset:
+    """The network's time one timestep off, judged by eps_mse at the first timesteps.
+
+    Attributes:
+        candidate: with the time one timestep later or earlier.
+        is_later: which of them.
+        gain: share by which its eps_mse is lower, the mean logarithm over images and timesteps.
+        standard_error: of that, over images.
+        timesteps: the first and the last of them.
+        num_images: evaluated.
+        is_likely: whether the network was trained with it.
+    """
+
+    candidate: Candidate
+    is_later: bool
+    gain: float
+    standard_error: float
+    timesteps: tuple[int, int]
+    num_images: int
+    is_likely: bool = False
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SanityCheck:
+    """The result of the sanity check.
+
+    Attributes:
+        outcome: in a word.
+        given: the score of the given parameterization; None with too few images.
+        fault: its error that no trained model has; None if it has none.
+        is_mistimed: whether at some noise level the network denoises better with another time; not
+            asked where there is a significant fault.
+        others: the candidates whose network could be evaluated.
+        best: the one to recommend; None if there is none.
+        offset: the comparison of times one timestep off, where it was made.
+        num_evaluations: network evaluations.
+    """
+
+    outcome: Outcome
+    given: Score | None = None
+    fault: Fault | None = None
+    is_mistimed: bool = False
+    others: tuple[Comparison, ...] = ()
+    best: Comparison | None = None
+    offset: TimeOffset | None = None
+    num_evaluations: int = 0
+
+    @property
+    def candidate(self) -> Candidate | None:
+        """The one that lowers the bound, likely or not; None if there is none."""
+        if self.best is not None:
+            return self.best.score.candidate
+        if self.offset is not None and self.offset.is_likely:
+            return self.offset.candidate
+        return None
+
+    @property
+    def better(self) -> str | None:
+        """The parameters of that candidate; None if there are none."""
+        return (self.candidate.name or None) if self.candidate is not None else None
+
+    @property
+    def likely(self) -> str | None:
+        """The parameters that the network was likely trained with; None if there are none."""
+        return self.better if self.outcome is Outcome.LIKELY else None
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Neighborhood:
     """A candidate, and the scores of others that differ from it in one parameter."""
 
     fault: Fault | None
-    mismatch: TimeMismatch | None
+    is_mistimed: bool
     scores: tuple[Score, ...] = ()
 
     @property
     def is_trained(self) -> bool:
-        """Whether the candidate has no significant fault and no mismatch of time."""
-        return not is_significant(self.fault) and self.mismatch is None
+        """Whether the candidate has no significant fault, and the times of the training."""
+        return not is_significant(self.fault) and not self.is_mistimed
 
 
 class Checker:
@@ -109,14 +194,10 @@ class Checker:
         *,
         raises_outside: bool = True,
     ) -> None:
-        """Prepare a checkpoint and images.
+        """Prepare a checkpoint under the given parameterization, and images that it is a model of.
 
-        Args:
-            checkpoint: under the given parameterization.
-            images: of the kind that it is a model of.
-            evaluate: evaluates networks.
-            raises_outside: whether an index outside an embedding raises. On a GPU it ends the
-                process.
+        `raises_outside` is whether an index outside an embedding raises; on a GPU it ends the
+        process.
         """
         self._given, self._images = Candidate({}, checkpoint), images
         self._scorer, self._raises_outside = Scorer(images, evaluate), raises_outside
@@ -133,21 +214,21 @@ class Checker:
             outcome = Outcome.LIKELY if is_likely else Outcome.BETTER
         elif is_significant(near.fault):
             outcome = Outcome.FAULT
-        elif near.fault is not None or near.mismatch is not None:
+        elif near.fault is not None or near.is_mistimed:
             outcome = Outcome.UNDECIDED
         else:
             offset, outcome = self._offset(), Outcome.PASSED
             if offset is not None and offset.is_likely:
                 outcome = Outcome.BETTER if offset.candidate.name == "" else Outcome.LIKELY
         return SanityCheck(
-            outcome,
-            given,
-            near.fault,
-            near.mismatch,
-            tuple(others),
-            best,
-            offset,
-            self._scorer.num_evaluations,
+            outcome=outcome,
+            given=given,
+            fault=near.fault,
+            is_mistimed=near.is_mistimed,
+            others=tuple(others),
+            best=best,
+            offset=offset,
+            num_evaluations=self._scorer.num_evaluations,
         )
 
     def _search(
@@ -183,7 +264,7 @@ class Checker:
     def _trained(self, base: Score) -> _Neighborhood:
         """Whether a candidate shows nothing that a trained model does not."""
         fault = self._scorer.fault(base)
-        return _Neighborhood(fault, None if is_significant(fault) else self._mismatch(base))
+        return _Neighborhood(fault, not is_significant(fault) and self._is_mistimed(base))
 
     def _neighborhood(self, base: Score) -> _Neighborhood:
         """A candidate and others that differ from it in one parameter."""
@@ -293,7 +374,7 @@ class Checker:
                     return True
         if not candidate.time_parameters:
             return False
-        if self._has_twin(candidate) or self._mismatch(best.score, _FINE) is not None:
+        if self._has_twin(candidate) or self._is_mistimed(best.score, _FINE):
             return True
         # Times one timestep off that no parameter gives: a schedule with one more entry.
         images = self._scorer.subset(NUM_IMAGES)
@@ -320,34 +401,32 @@ class Checker:
     def _log_snr(candidate: Candidate, timesteps: Timesteps) -> Array:
         return np.asarray(candidate.checkpoint.schedule.snr.log().numpy()[timesteps - 1])
 
-    def _mismatch(self, base: Score, test: _TimeTest = _COARSE) -> TimeMismatch | None:
-        """The largest significant mismatch of time; None if there is none."""
+    def _is_mistimed(self, base: Score, test: _TimeTest = _COARSE) -> bool:
+        """Whether at some timestep the network denoises significantly better with another time."""
         is_mean = base.candidate.checkpoint.prediction is Prediction.PREVIOUS_MEAN
         if is_mean or len(base.timesteps) < 2:
-            return None
-        mismatches = [m for is_later in (True, False) for m in self._better(base, test, is_later)]
-        return max(mismatches, key=lambda mismatch: mismatch.gain, default=None)
+            return False
+        return any(self._is_better(base, test, f) for f in (test.factor, 1 / test.factor))
 
-    def _better(self, base: Score, test: _TimeTest, is_later: bool) -> list[TimeMismatch]:
-        """The timesteps, but for the first, at which another time is significantly better."""
+    def _is_better(self, base: Score, test: _TimeTest, factor: float) -> bool:
+        """Whether the scaled time is significantly better at any timestep but the first."""
         timesteps, images = base.timesteps[1:], self._scorer.subset(NUM_IMAGES)
-        other = scaled_time(base.candidate, test.factor if is_later else 1 / test.factor)
+        other = scaled_time(base.candidate, factor)
         # The share of eps_mse in the area: half the distance of the neighbors, halved.
         weight = np.convolve(-np.diff(base.log_snr), [0.25, 0.25])[1:]
         gains = np.empty((0, len(timesteps)))
         for part in (slice(0, _FIRST_IMAGES), slice(_FIRST_IMAGES, NUM_IMAGES)):
             errors = self._scorer.eps_mse(other, images[part], timesteps)
             if errors is None:
-                return []
+                return False
             errors = np.nan_to_num(errors, nan=np.inf)
             gains = np.concatenate([gains, base.eps_mse[part, 1:] - errors])
             gain, own = gains.mean(0), base.eps_mse[: len(gains), 1:].mean(0)
             is_better = (gain > test.min_share * own) & (gain * weight > test.min_area)
             if not is_better.any():
-                return []
-        is_better &= gain > SIGNIFICANT * np.array([standard_error(of) for of in gains.T])
-        pairs = zip(timesteps[is_better], (gain / own)[is_better], strict=True)
-        return [TimeMismatch(int(t), is_later, float(share)) for t, share in pairs]
+                return False
+        significant = SIGNIFICANT * np.array([standard_error(of) for of in gains.T])
+        return bool((is_better & (gain > significant)).any())
 
     def _offset(self) -> TimeOffset | None:
         """The network's time one timestep off: the likely one, or the last that was compared."""

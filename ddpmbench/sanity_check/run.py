@@ -1,14 +1,17 @@
-"""The sanity check before a long run: evaluates networks and keeps the result in the run folder."""
+"""The sanity check before a long run: its networks, its record in the run folder, and its lines."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor
 
 from ddpmbench.checksums import DamageError, read_json
 from ddpmbench.data.images import ImageSet
+from ddpmbench.diffusion.data_range import NATS_PER_BIT
 from ddpmbench.diffusion.model import Checkpoint, ModelOutput
 from ddpmbench.execution.devices import evaluating_checkpoint, is_out_of_memory, strict_float32
 from ddpmbench.execution.distributed import Ranks
@@ -16,8 +19,8 @@ from ddpmbench.execution.folder import RunFolder
 from ddpmbench.execution.worker import BatchSize
 from ddpmbench.likelihood.terms import TermIndex, TermsPass, TermTable, concatenate
 from ddpmbench.sanity_check.candidates import Candidate
-from ddpmbench.sanity_check.check import Checker
-from ddpmbench.sanity_check.record import CheckRecord, SanityCheck, check_frame, note
+from ddpmbench.sanity_check.check import Checker, Outcome, SanityCheck
+from ddpmbench.sanity_check.scores import NUM_IMAGES, Fault, Score, furthest_apart
 from ddpmbench.user_code import user_errors
 
 MIN_EVALUATIONS = 15_000
@@ -40,14 +43,7 @@ def check_parameterization(
     device: torch.device,
     batch: BatchSize,
 ) -> SanityCheck:
-    """Compare the parameterization of a checkpoint with others.
-
-    Args:
-        checkpoint: the model.
-        images: of the run.
-        seed: of the noise.
-        device: where the network runs.
-        batch: how many terms share a network evaluation.
+    """Compare the parameterization of a checkpoint with others on images of a run.
 
     Raises:
         InputError: not even a single term fits into memory.
@@ -59,27 +55,31 @@ def check_parameterization(
         return checker.check()
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class Evaluator:
-    """Evaluates the terms of candidates."""
+    """Evaluates the terms of candidates; its fields are those of `check_parameterization`."""
 
-    def __init__(
-        self,
-        given: Checkpoint,
-        images: ImageSet,
-        *,
-        seed: int,
-        device: torch.device,
-        batch: BatchSize,
-    ) -> None:
-        """Prepare a model and images; the arguments are those of `check_parameterization`."""
-        self._given, self._images, self._seed = given, images, seed
-        self._device, self._batch = device, batch
+    given: Checkpoint
+    images: ImageSet
+    seed: int
+    device: torch.device
+    batch: BatchSize
 
     def evaluate(self, candidates: Sequence[Candidate], rows: TermIndex) -> list[TermTable | None]:
         """The terms of candidates that share network outputs, as `scores.Evaluate`."""
-        network = _Network(candidates[0].checkpoint.to(self._device).model_output)
+        network = _Network(candidates[0].checkpoint.to(self.device).model_output)
         outputs = [network.evaluate, *(network.last for _ in candidates[1:])]
-        passes = [self._pass(*pair) for pair in zip(candidates, outputs, strict=True)]
+        passes = [
+            TermsPass(
+                candidate.checkpoint,
+                self.images,
+                seed=self.seed,
+                decoder="exact",
+                device=self.device,
+                model_output=output,
+            )
+            for candidate, output in zip(candidates, outputs, strict=True)
+        ]
         parts: list[list[TermTable]] = []
         start = 0
         try:
@@ -88,24 +88,14 @@ class Evaluator:
                 def compute(count: int, start: int = start) -> list[TermTable]:
                     return [each.terms(rows[start : start + count]) for each in passes]
 
-                parts.append(self._batch.attempt(compute))
+                parts.append(self.batch.attempt(compute))
                 start += len(parts[-1][0])
         except Exception as error:
             # A network may raise anything for a time that it does not know.
-            if candidates[0].checkpoint is self._given or is_out_of_memory(error):
+            if candidates[0].checkpoint is self.given or is_out_of_memory(error):
                 raise
             return [None] * len(candidates)
         return [concatenate(tables) for tables in zip(*parts, strict=True)]
-
-    def _pass(self, candidate: Candidate, model_output: ModelOutput) -> TermsPass:
-        return TermsPass(
-            candidate.checkpoint,
-            self._images,
-            seed=self._seed,
-            decoder="exact",
-            device=self._device,
-            model_output=model_output,
-        )
 
 
 class _Network:
@@ -122,6 +112,178 @@ class _Network:
     def last(self, x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         assert self._last is not None
         return self._last
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckRecord:
+    """`check` of `summary.json`.
+
+    Attributes:
+        warning: one line; None where nothing significant speaks against the parameterization.
+        likely: the parameters that the network was likely trained with, `prediction=v`; None if
+            there are none.
+        num_evaluations: network evaluations of the check, which do not count towards the run.
+        outcome: one of `Outcome`.
+        better: the parameters that lower the bound, likely or not; None if there are none.
+    """
+
+    warning: str | None
+    likely: str | None
+    num_evaluations: int
+    outcome: str
+    better: str | None
+
+    @classmethod
+    def of(cls, check: SanityCheck) -> "CheckRecord":
+        """The record of a result."""
+        outcome = str(check.outcome)
+        return cls(_warning(check), check.likely, check.num_evaluations, outcome, check.better)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record as JSON holds it."""
+        return dataclasses.asdict(self)
+
+
+_DIFFERENCES = (
+    *("difference", "standard_error", "bound_difference", "bound_standard_error"),
+    *("eps_difference", "eps_standard_error"),
+)
+
+
+def check_frame(check: SanityCheck) -> pd.DataFrame:
+    """One row a candidate and timestep, the given parameterization first.
+
+    `difference` is by how much the area is larger than that of the given one, in bits,
+    `bound_difference` by how much the bound is higher, in bits/dim, as estimated from these
+    timesteps, and `eps_difference` the share by which eps_mse is higher at the first timesteps,
+    where that was evaluated. Standard errors are over images; one image has none. `x_start_mse` is
+    that of images on [0, 1].
+    """
+    columns = ("parameterization", "num_images", *_DIFFERENCES, "t", "eps_mse", "x_start_mse")
+    rows: list[dict[str, object]] = []
+
+    def add(name: str, score: Score, **differences: float) -> None:
+        errors = score.eps_mse.mean(0), score.x_start_mse.mean(0) / score.squared_width
+        for t, eps, x_start in zip(score.timesteps, *errors, strict=True):
+            values = {"t": int(t), "eps_mse": float(eps), "x_start_mse": float(x_start)}
+            rows.append(
+                {"parameterization": name, "num_images": score.num_images, **differences, **values}
+            )
+
+    if check.given is not None:
+        add("as given", check.given)
+    for other in check.others:
+        add(
+            other.score.candidate.name,
+            other.score,
+            difference=-other.gain / NATS_PER_BIT,
+            standard_error=other.standard_error / NATS_PER_BIT,
+            bound_difference=-other.bound_gain / NATS_PER_BIT,
+            bound_standard_error=other.bound_standard_error / NATS_PER_BIT,
+        )
+    if (offset := check.offset) is not None:
+        rows.append(
+            {
+                "parameterization": offset.candidate.name or "one timestep off",
+                "num_images": 0,
+                "eps_difference": -offset.gain,
+                "eps_standard_error": offset.standard_error,
+                "t": 0,
+            }
+        )
+    return pd.DataFrame(rows, columns=list(columns))
+
+
+def note(record: CheckRecord) -> str | None:
+    """The line where there is no warning; None where there is one."""
+    if record.warning is not None:
+        return None
+    evaluations = f"sanity check, {record.num_evaluations:,} network evaluations: "
+    match record.outcome:
+        case Outcome.TOO_FEW_IMAGES:
+            return f"the sanity check takes {NUM_IMAGES} images or more: nothing was checked"
+        case Outcome.UNDECIDED:
+            return evaluations + (
+                "undecided; something is unusual for a trained model, but not significantly "
+                "(see check.csv)"
+            )
+    return evaluations + "nothing speaks against the parameterization"
+
+
+def _warning(check: SanityCheck) -> str | None:
+    """One line with the parameters and the numbers; None where nothing is significant."""
+    if check.given is None or check.outcome in (Outcome.PASSED, Outcome.UNDECIDED):
+        return None
+    begin = f"`ckpt={check.given.candidate.checkpoint.source}`: "
+    if check.outcome is Outcome.FAULT and check.fault is not None:
+        return (
+            f"{begin}the parameterization is wrong, or the weights are not those of a trained "
+            f"model: {_fault(check.fault)}; no common prediction, time input, schedule or data "
+            "range mends it"
+        )
+    candidate = check.candidate
+    assert candidate is not None
+    if check.outcome is Outcome.LIKELY:
+        return (
+            f"{begin}was likely trained with {candidate.quoted}: {_numbers(check)}; give "
+            f"{'it' if len(candidate.parameters) == 1 else 'them'}, or `check=False` to keep what "
+            "was given"
+        )
+    return f"{begin}is better with {_remedy(check)}: {_numbers(check)}"
+
+
+def _remedy(check: SanityCheck) -> str:
+    """A candidate that is better but likely not right, and a guess why."""
+    if check.best is None:
+        assert check.offset is not None
+        which = "next" if check.offset.is_later else "previous"
+        return f"the time of the {which} timestep, perhaps since its schedule has one more entry"
+    candidate = check.best.score.candidate
+    if not candidate.is_exact:
+        why = "perhaps since its data were normalized by channel"
+    elif "schedule" in candidate.parameters:
+        why = "perhaps a schedule that is not listed"
+    else:
+        why = "but another parameter may be wrong, too"
+    return f"{candidate.quoted}, {why}"
+
+
+def _numbers(check: SanityCheck) -> str:
+    """The evidence for the candidate."""
+    if check.best is not None:
+        assert check.given is not None
+        t, own, other = furthest_apart(check.given, check.best.score)
+        bits = check.best.bound_gain / NATS_PER_BIT
+        error = check.best.bound_standard_error / NATS_PER_BIT
+        return (
+            f"on {check.best.score.num_images} images its bound is about {bits:.2f} "
+            f"(+- {2 * error:.2f}) bits/dim lower, and eps_mse at t = {t} is {_short(other)} "
+            f"instead of {_short(own)}"
+        )
+    assert check.offset is not None
+    first, last = check.offset.timesteps
+    return (
+        f"at t = {first}..{last} of {check.offset.num_images} images eps_mse is "
+        f"{check.offset.gain:.1%} lower (+- {2 * check.offset.standard_error:.1%})"
+    )
+
+
+def _fault(fault: Fault) -> str:
+    if fault.name == "nats":
+        value, limit = fault.value / NATS_PER_BIT, fault.limit / NATS_PER_BIT
+        return (
+            f"half the area under eps_mse over log SNR is {value:.2f} bits, that of a trained "
+            f"model below {limit:.2f}, that of independent pixels"
+        )
+    unit = " of the pixels' variance" if fault.name == "x_start_mse" else ""
+    return (
+        f"{fault.name} at t = {fault.t} is {_short(fault.value)}{unit}, that of a trained model "
+        f"below {fault.limit:g}"
+    )
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.2g}"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -161,12 +323,7 @@ class PreliminaryCheck:
     ) -> CheckRecord | None:
         """Check on the first rank, or read the record of an interrupted run.
 
-        Args:
-            checkpoint: the model.
-            images: of the kind that it is a model of.
-            device: where the network runs.
-            ranks: the processes of the run.
-            folder: of the run; None if it is kept in memory.
+        The folder is None if the run is kept in memory.
 
         Returns:
             The record; None if nothing was checked.

@@ -115,10 +115,8 @@ class Score:
         """(N,) the bound of each image, nats per dimension, exact at these timesteps.
 
         Between them the error of x_start is interpolated in `log_snr`. A learned variance is taken
-        for the posterior's.
-
-        Args:
-            mean_square: (N,) of the numbers of each image, in the model's range.
+        for the posterior's. `mean_square` is (N,), of the numbers of each image in the model's
+        range.
 
         Source: Ho, Jain & Abbeel 2020, eq. 5.
         """
@@ -221,11 +219,8 @@ def worst_fault(score: Score, *, spread: float) -> Fault | None:
     - the code is shorter than the best one of independent normal pixels.
 
     Of a network that predicts the previous mean, which tells little of the noise and x_start at
-    large t, only the second is asked, at the lowest noise.
-
-    Args:
-        score: of a candidate.
-        spread: variance of the pixels, in the model's numbers.
+    large t, only the second is asked, at the lowest noise. `spread` is the variance of the pixels,
+    in the model's numbers.
     """
     snr = spread / score.squared_width * np.exp(score.log_snr)
     x_start = score.x_start_mse / spread

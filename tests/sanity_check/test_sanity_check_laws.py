@@ -11,7 +11,6 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from ddpmbench.sanity_check.record import CheckRecord, Outcome, SanityCheck
 from normal_data import normal_images, trained_on_normal_data
 from retrained import trained
 
@@ -22,11 +21,11 @@ from ddpmbench.diffusion.data_range import UNIT_RANGE, DataRange
 from ddpmbench.diffusion.model import Checkpoint, TimeInput
 from ddpmbench.diffusion.process import Prediction
 from ddpmbench.diffusion.schedule import NoiseSchedule
-from ddpmbench.execution.worker import BatchSize
+from ddpmbench.execution.engine import BatchSize
 from ddpmbench.likelihood.terms import VALUE_COLUMNS, TermIndex, TermsPass, TermTable
 from ddpmbench.sanity_check.candidates import Candidate
-from ddpmbench.sanity_check.check import Checker
-from ddpmbench.sanity_check.run import check_parameterization
+from ddpmbench.sanity_check.check import Checker, Outcome, SanityCheck
+from ddpmbench.sanity_check.run import CheckRecord, check_parameterization
 from ddpmbench.sanity_check.scores import Comparison, Fault, Score, mean_over_images
 
 CPU = torch.device("cpu")
@@ -171,7 +170,7 @@ def test_a_right_model_passes_under_any_schedule(schedule, prediction):
     schedule, prediction = read_schedule(schedule), Prediction(prediction)
     right = trained_on_normal_data(schedule=schedule, prediction=prediction)
     check = checked(right, normal_images(64))
-    assert check.outcome is Outcome.PASSED, (check.better, check.fault, check.mismatch)
+    assert check.outcome is Outcome.PASSED, (check.better, check.fault, check.is_mistimed)
 
 
 def square_root(schedule: NoiseSchedule) -> NoiseSchedule:
