@@ -256,11 +256,10 @@ def read_diffusers(
     config, image_size = read_network(layout.config)
     files, weights, sha256, equal = _read_candidates(layout, folder, state)
     conventions = read_scheduler(scheduler, settings, file=files.path, weights=weights)
-    variance = settings.variance
-    with_setting = f"{layout.config}: `variance={variance}`"
-    check_outputs(
-        config, conventions.variance, source=scheduler if variance is None else with_setting
-    )
+    stated_by = str(scheduler)
+    if settings.variance is not None:
+        stated_by = f"{layout.config}: `variance={settings.variance}`"
+    check_outputs(config, conventions.variance, source=stated_by)
     network = load_renamed(config, weights, _RENAMES, parts=_PARTS, source=files.path)
     return Checkpoint(
         network=network,

@@ -31,17 +31,10 @@ _SCHEDULER_FILE = "scheduler_config.json"
 # Only ever the name of a file in the same folder.
 _SHARD = re.compile(r"\w[\w.-]*\.(safetensors|bin)")
 # Fields that diffusers' EMAModel adds to the network's configuration.
-AVERAGING = frozenset(
-    {
-        "decay",
-        "inv_gamma",
-        "min_decay",
-        "optimization_step",
-        "power",
-        "update_after_step",
-        "use_ema_warmup",
-    }
-)
+AVERAGING = {
+    *("decay", "inv_gamma", "min_decay", "optimization_step", "power"),
+    *("update_after_step", "use_ema_warmup"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,10 +188,9 @@ def is_model(folder: Path) -> bool:
 
 
 def set_of(path: Path) -> tuple[Path, WeightFiles] | None:
-    """The model's folder and the set of weights that a file belongs to; None if to none.
+    """The model's folder and the set of weights that a file of it belongs to; None if to none.
 
-    Args:
-        path: a file of weights, a shard or an index, with the network's `config.json` beside it.
+    The file is one of weights, a shard or an index, with the network's `config.json` beside it.
 
     Raises:
         InputError: an index is damaged or names no file of the folder.
@@ -231,16 +223,15 @@ def other_weights_in(folder: Path) -> list[str]:
 
 def _with_kinds(sets: list[WeightFiles]) -> list[WeightFiles]:
     """The sets with the kind that each must be beside the others."""
-    kinds: list[str | None] = [
-        files.kind or ("ema" if _is_average(files) else None) for files in sets
+    sets = [
+        dataclasses.replace(files, kind="ema") if not files.kind and _is_average(files) else files
+        for files in sets
     ]
-    known = set(kinds) - {None}
-    (kind,) = known if len(known) == 1 else (None,)
-    other = {"ema": "raw", "raw": "ema", None: None}[kind]
-    return [
-        dataclasses.replace(files, kind=kind or other)
-        for files, kind in zip(sets, kinds, strict=True)
-    ]
+    known = {files.kind for files in sets} - {None}
+    if len(known) != 1:
+        return sets
+    other = "raw" if known == {"ema"} else "ema"
+    return [dataclasses.replace(files, kind=files.kind or other) for files in sets]
 
 
 def _is_average(files: WeightFiles) -> bool:
@@ -376,22 +367,17 @@ def _scheduler(folder: Path, *, flat: bool) -> Path:
 
 INDEX = ".index.json"
 """The ending of an index of shards."""
-_SUFFIXES = (*SUFFIXES, INDEX)
 _SHARD_NAME = re.compile(r".*-\d+-of-\d+\.\w+")
 
 
 def files_in(folder: Path) -> str:
     """Which files of weights to pass in place of a folder, as the rest of a line."""
     files = [
-        path
-        for path in sorted([*folder.glob("*"), *folder.glob("*/*")])
-        if path.name.endswith(_SUFFIXES)
-        and path.is_file()
-        and not NO_WEIGHTS.match(path.name)
-        and not _SHARD_NAME.fullmatch(path.name)
+        str(place / name)
+        for place in (folder, *sorted(filter(Path.is_dir, folder.iterdir())))
+        for name in (*other_weights_in(place), *(p.name for p in place.glob(f"*{INDEX}")))
+        if not _SHARD_NAME.fullmatch(name)
     ]
     if not files:
-        return f"pass a file of weights ({', '.join(_SUFFIXES)}), of which it holds none"
-    if len(files) == 1:
-        return f"pass the file of weights in it: `ckpt={files[0]}`"
-    return f"pass a file of weights in it, as `ckpt={listed([*map(str, files)])}`"
+        return f"pass a file of weights ({', '.join((*SUFFIXES, INDEX))}), of which it holds none"
+    return f"pass a file of weights in it: `ckpt={listed(files)}`"

@@ -144,10 +144,6 @@ class Conventions:
     """The process that a scheduler's file describes.
 
     Attributes:
-        schedule: the noise schedule.
-        prediction: what the network outputs.
-        variance: the variance of the reverse process.
-        clip: whether the predicted x_start is clamped to the data's range.
         notes: which settings and defaults stand in for the file, a line each.
         sources: setting -> its source, where that is not the file.
     """
@@ -167,12 +163,9 @@ def read_scheduler(
 
     A setting replaces a field that is missing, or that this package cannot express.
 
-    Args:
-        path: the file; without it the settings have to say all.
-        settings: the user's; one that contradicts a readable field is left to the caller, except
-            the variance, on which the number of the network's outputs depends.
-        file: of the weights, for a MissingSettingsError.
-        weights: by name, likewise.
+    Without the file the settings have to say all. One that contradicts a readable field is left to
+    the caller, except the variance, on which the number of the network's outputs depends. `file`
+    and `weights` are for a MissingSettingsError.
 
     Raises:
         MissingSettingsError: a field is missing or cannot be expressed, and its setting is not

@@ -45,11 +45,7 @@ def is_lucidrains(names: Mapping[str, object]) -> bool:
 
 
 def other_lucidrains(names: Sequence[str]) -> str | None:
-    """Why a file of the package without a GaussianDiffusion is not read; None for any other file.
-
-    Args:
-        names: of all its tensors.
-    """
+    """Why a file with these tensors, of the package, is not read; None for any other file."""
     ends = ("init_conv.weight", "time_mlp.1.weight", "final_res_block.block1.proj.weight")
     if not all(any(name.endswith(end) for name in names) for end in ends):
         return None
@@ -73,15 +69,10 @@ def read_lucidrains(
     package samples with the posterior variance, and clips. The network is the package's own; a
     self-conditioned one is given zeros for its own prediction.
 
-    Args:
-        path: the file the state dict came from.
-        state: the state dict.
-        source: the path as the user gave it.
-        settings: `prediction` is required where no weight of the loss fits.
-        version: of the package that wrote the file; None if that is not known.
+    `version` is that of the package that wrote the file; None if that is not known.
 
     Raises:
-        MissingSettingsError: it does not say what the network predicts.
+        MissingSettingsError: no weight of the loss fits, and `prediction` is not given.
         InputError: its network is not the package's `Unet`, its weights are not whole, or the
             package is missing or of a version with another network.
 
@@ -169,10 +160,6 @@ class UnetArguments:
 def read_arguments(weights: Mapping[str, Tensor], path: Path) -> UnetArguments:
     """The arguments of the network that has these weights.
 
-    Args:
-        weights: the network's own names and tensors.
-        path: the file to name in an error.
-
     Raises:
         InputError: they are not those of the package's unconditional two-dimensional `Unet`.
     """
@@ -230,12 +217,6 @@ def build_unet(
     """The installed package's network with these weights in it, in evaluation mode.
 
     Called with x_t (B, C, H, W) and time (B,); gives (B, C, H, W), or (B, 2C, H, W).
-
-    Args:
-        arguments: from `read_arguments`.
-        weights: the network's own names and tensors.
-        path: the file to name in an error.
-        version: of the package that wrote the file; None if it does not say.
 
     Raises:
         InputError: the package is missing or of a version with another network, or the weights
@@ -370,10 +351,6 @@ def read_schedule(buffers: Mapping[str, Tensor], *, path: Path) -> NoiseSchedule
     error of 6e-8 and 1 - beta of 2e-7: where beta is large, 1 - beta is the ratio of two cumulative
     products, because the difference would cancel.
 
-    Args:
-        buffers: (T,) each, under the package's names.
-        path: the file to name in an error.
-
     Raises:
         InputError: a buffer is missing or no schedule, or the two contradict each other.
     """
@@ -416,10 +393,6 @@ def read_prediction(schedule: NoiseSchedule, loss_weight: Tensor | None) -> Pred
         \qquad s = \min(\text{snr}, \gamma)
 
     with gamma infinite by default.
-
-    Args:
-        schedule: of T steps.
-        loss_weight: (T,); None if the file has none.
 
     Source: Hang et al. 2023; GaussianDiffusion of the package.
     """

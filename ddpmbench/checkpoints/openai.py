@@ -40,15 +40,10 @@ def read_openai(
 ) -> Checkpoint:
     """The checkpoint in a state dict of either project.
 
-    Args:
-        path: the file the state dict came from.
-        state: the state dict.
-        source: the path as the user gave it.
-        settings: its `model_flags` may be absent if the file has the name of a published one.
-
     Raises:
-        InputError: the flags are missing, contradict the weights, or ask for what this package
-            cannot express; or the weights are not whole.
+        MissingSettingsError: `model_flags` is not given, and it has no published file's name.
+        InputError: the flags contradict the weights, or ask for what this package cannot express;
+            or the weights are not whole.
 
     Source: Nichol & Dhariwal 2021; Dhariwal & Nichol 2021; the projects' script_util.py.
     """
@@ -211,12 +206,7 @@ def network_config(flags: ModelFlags, shapes: Shapes, path: Path) -> UNetConfig:
 
 
 def config_of(shapes: Shapes, *, head_channels: int = 0, num_heads: int = 1) -> UNetConfig:
-    """The network of these shapes.
-
-    Args:
-        shapes: from `read_shapes`.
-        head_channels: channels of an attention head; 0 if `num_heads` counts.
-        num_heads: attention heads. No shape depends on either.
+    """The network of these shapes, none of which depends on the attention heads.
 
     Raises:
         InputError: our U-Net cannot express it.

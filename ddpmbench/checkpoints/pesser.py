@@ -26,14 +26,7 @@ from ddpmbench.unet.unet import UNetConfig
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """What the project's code has about a published file.
-
-    Attributes:
-        step: the number in the file's name.
-        image_size: height and width of its images.
-        variance: that of its reverse process.
-        channels: of its network, at each resolution.
-    """
+    """What the project's code has about a published file; its name ends in `step`."""
 
     step: int
     image_size: int
@@ -79,13 +72,7 @@ def read_pesser(
 ) -> Checkpoint:
     """The checkpoint in a state dict of the project, or of one with its network.
 
-    Args:
-        path: the file the state dict came from.
-        state: the state dict.
-        source: the path as the user gave it.
-        settings: its `schedule` and `variance` may be absent if the file has the name of a
-            published one.
-        tables: of a schedule, where the file has them beside the weights.
+    `tables` are those of a schedule that the file has beside the weights.
 
     Raises:
         MissingSettingsError: schedule or variance are not given, and it is no published file.
