@@ -457,7 +457,7 @@ NOT_WHOLE = [
     Wrong(
         "pesser with an autoencoder's stem",
         saved(changed(PESSER, conv_in__weight=torch.zeros(64, 1, 3, 3)), "model.ckpt"),
-        ("first resolution",),
+        ("conv_in.weight is [64, 1, 3, 3]",),
         FOR_PESSER,
     ),
 ]
