@@ -2,23 +2,41 @@
 
 import dataclasses
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from processes import undrawn
 
 from ddpmbench.checkpoints.native import write_native
 from ddpmbench.data.images import ImageSet, load_images
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.diffusion.process import Prediction, Variance
 from ddpmbench.diffusion.schedule import NoiseSchedule
+from ddpmbench.evaluate import answered
 from ddpmbench.unet.unet import UNet, UNetConfig
 
 # Networks as small as these lose by threads, most of all on a busy machine; commands that are
 # started in processes of their own inherit this.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def drawn() -> Iterator[Callable[..., Path]]:
+    """Commands draw no page, which takes seconds, but in tests that use `pages`."""
+    page_of = answered.page_of
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(answered, "page_of", undrawn)
+        yield page_of
+
+
+@pytest.fixture
+def pages(drawn, monkeypatch) -> None:
+    """Commands draw their pages."""
+    monkeypatch.setattr(answered, "page_of", drawn)
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,9 @@ from ddpmbench.execution.engine import Engine
 from ddpmbench.execution.importance import Importance
 
 
+pytestmark = pytest.mark.usefixtures("pages")
+
+
 @pytest.fixture(autouse=True)
 def done(monkeypatch):
     """Counts what is made; the source counts as committed, as that of an installed package."""

@@ -5,26 +5,25 @@ import json
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pandas as pd
 import peers
 import pytest
 import torch
+from processes import Command, ddpmbench
 from sealing import read_record
 
 from ddpmbench import load_images
+from ddpmbench.execution import progress
 from ddpmbench.report.text import digits_by
+from ddpmbench.train import loop
 
-COMMAND = [sys.executable, "-m", "ddpmbench"]
 EVERY_PAIR = ("--estimator", "every-pair", "--draws", 1)
-
-
-def ddpmbench(*arguments, cwd=None):
-    return subprocess.run(
-        [*COMMAND, *map(str, arguments)], capture_output=True, text=True, cwd=cwd, timeout=300
-    )
+TRAINING = (
+    *("--data", "fashion-mnist:test", "--channels", "8,8", "--attention", 1, "--num-blocks", 1),
+    *("--norm-groups", 4, "--timesteps", 30),
+)
 
 
 OF = {
@@ -118,9 +117,12 @@ def test_the_formats_print_the_same_result(finished):
     assert values["checkpoint.sha256"] == summary["checkpoint"]["sha256"]
 
 
-def test_without_out_the_run_goes_to_a_dated_folder(small_checkpoint, small_npz, tmp_path):
+def test_without_out_the_run_goes_to_a_dated_folder(
+    small_checkpoint, small_npz, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
     arguments = ("--ckpt", small_checkpoint, "--data", small_npz, "--num-images", 1)
-    result = ddpmbench("nll", *arguments, "--timesteps", 5, *EVERY_PAIR, cwd=tmp_path)
+    result = ddpmbench("nll", *arguments, "--timesteps", 5, *EVERY_PAIR)
     assert result.returncode == 0, result.stderr
     (folder,) = (tmp_path / "runs").iterdir()
     assert folder.name.startswith("nll-20")
@@ -193,51 +195,40 @@ def test_the_class_is_in_the_result(tmp_path):
     assert "has no labels" in refused.stderr
 
 
+def save_often():
+    loop.SAVE_SECONDS = 0.1
+
+
 def test_training_interrupted_from_the_keyboard_loses_nothing(tmp_path):
     out = tmp_path / "training"
-    flags = "--channels 8,8 --attention 1 --num-blocks 1 --norm-groups 4 --timesteps 30"
-    command = [*COMMAND, "train", "--data", "fashion-mnist:test", "--out", str(out), *flags.split()]
-    script = (
-        # A test that itself runs in the background inherits a SIGINT that is ignored.
-        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from ddpmbench.train import loop; loop.SAVE_SECONDS = 0.1\n"
-        "from ddpmbench.cli.main import main; main(sys.argv[1:])"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", script, *command[3:]], stderr=subprocess.PIPE, text=True
-    )
-    try:
-        deadline = time.monotonic() + 120
-        while not (out / "checkpoint.safetensors").exists():
-            assert time.monotonic() < deadline
-            assert process.poll() is None
-            time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=120)
-    finally:
-        process.kill()
-    assert process.returncode == 130, said
-    assert "Interrupted" in said
-    assert "Traceback" not in said
+    running = Command("train", *TRAINING, "--out", out, setup=save_often)
+    running.wait_until((out / "checkpoint.safetensors").exists)
+    running.send(signal.SIGINT)
+    result = running.result()
+    assert result.returncode == 130, result.stderr
+    assert "Interrupted" in result.stderr
+    assert "Traceback" not in result.stderr
     state = torch.load(out / "training_state.pt", weights_only=True)
     assert state["step"] > 0
+
+
+def report_often():
+    progress.SECONDS_BETWEEN_LINES = 0.01
 
 
 @pytest.mark.parametrize(
     ("options", "total"),
     [
-        (("--timesteps", 500, *EVERY_PAIR[:2]), "1,000"),
-        (("--timesteps", 50, "--half-width", 1), "633"),  # the pilot is among them
+        (EVERY_PAIR[:2], "480"),
+        (("--half-width", 5), "792"),  # the pilot is among them
     ],
 )
-def test_progress_is_plain_lines_where_there_is_no_terminal(tmp_path, options, total):
-    script = (
-        "import ddpmbench.execution.progress as p; p.SECONDS_BETWEEN_LINES = 0.5\n"
-        "from ddpmbench.cli.main import main; main()"
-    )
-    arguments = ["nll", "--num-images", 1, *options, "--out", tmp_path / "run"]
-    command = [sys.executable, "-c", script, *map(str, arguments)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+def test_progress_is_plain_lines_where_there_is_no_terminal(
+    small_checkpoint, small_npz, tmp_path, options, total
+):
+    arguments = ("nll", "--ckpt", small_checkpoint, "--data", small_npz, *options)
+    arguments += ("--batch-size", 4, "--out", tmp_path / "run")
+    result = ddpmbench(*arguments, setup=report_often)
     assert result.returncode == 0, result.stderr
     assert f" of {total} (" in result.stderr
     assert "evaluations/s" in result.stderr
@@ -249,11 +240,8 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(tmp_path, options, t
 
 def test_train_then_evaluate(tmp_path):
     out = tmp_path / "training"
-    flags = "--channels 8,8 --attention 1 --num-blocks 1 --norm-groups 4 --timesteps 30"
-    result = ddpmbench(
-        "train", "--data", "fashion-mnist:test", "--out", out, "--steps", 4, *flags.split(),
-        "--batch-size", 8, "--objective", "hybrid",
-    )  # fmt: skip
+    options = ("--steps", 4, "--batch-size", 8, "--objective", "hybrid")
+    result = ddpmbench("train", *TRAINING, "--out", out, *options)
     assert result.returncode == 0, result.stderr
     checkpoint = result.stdout.strip()
     assert checkpoint == str(out / "checkpoint.safetensors")

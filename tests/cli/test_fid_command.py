@@ -35,6 +35,7 @@ def fid(said, small_checkpoint, small_npz, network):
     return call
 
 
+@pytest.mark.usefixtures("pages")
 def test_a_run_prints_scores_and_leaves_a_page(fid, tmp_path):
     status, printed, told = fid("--out", tmp_path / "run")
     assert status == 0

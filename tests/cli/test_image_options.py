@@ -69,9 +69,8 @@ def model(small_model, tmp_path):
 
 
 @pytest.fixture
-def nll(said, tmp_path, monkeypatch):
-    """Runs nll without a page; returns its status, its summary if any, and what it said."""
-    monkeypatch.setattr("ddpmbench.evaluate.answered.page_of", lambda report: report.folder)
+def nll(said, tmp_path):
+    """Runs nll; returns its status, its summary if any, and what it said."""
 
     def call(checkpoint, data, *options):
         out = tmp_path / "run"

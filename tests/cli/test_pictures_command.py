@@ -20,6 +20,7 @@ def arguments(small_checkpoint, small_npz, tmp_path):
     return ("rd", *of, "--out", tmp_path / "run")
 
 
+@pytest.mark.usefixtures("pages")
 def test_the_pictures_of_the_first_images_come_by_themselves(arguments, said, tmp_path):
     status, printed, told = said(*arguments, "--format", "csv")
     assert status == 0, told
@@ -34,6 +35,7 @@ def test_the_pictures_of_the_first_images_come_by_themselves(arguments, said, tm
     assert list(numbers.rate_bits_per_dim) == list(curve.rate_bits_per_dim.loc[numbers.t])
 
 
+@pytest.mark.usefixtures("pages")
 def test_none_all_and_a_depth(arguments, said, tmp_path):
     status, without, told = said(*arguments, "--pictures", "none", "--format", "csv")
     assert status == 0, told
@@ -52,7 +54,6 @@ def test_none_all_and_a_depth(arguments, said, tmp_path):
 def test_a_finished_run_keeps_and_redraws_its_pictures(arguments, said, tmp_path, monkeypatch):
     assert said(*arguments)[0] == 0
     before = (tmp_path / "run" / PICTURES).read_bytes()
-    (tmp_path / "run" / "figures" / "decoding.svg").unlink()
 
     def refuse(*_, **__):
         raise AssertionError("the network was called")

@@ -85,6 +85,7 @@ def test_the_formats_print_the_same_curve(finished, said):
     assert "6 of crops" in printed["table"]
 
 
+@pytest.mark.usefixtures("pages")
 def test_a_run_of_its_own_is_one_of_nll(small_checkpoint, small_npz, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     common = ("--ckpt", small_checkpoint, "--data", small_npz, "--half-width", 5)

@@ -17,6 +17,7 @@ def test_the_path_of_the_page_is_what_is_printed(finished, said):
     assert (finished / "report.html").read_text().startswith("<!doctype html>")
 
 
+@pytest.mark.usefixtures("pages")
 @pytest.mark.parametrize("command", ["nll", "rd"])
 def test_a_run_leaves_its_page(command, small_checkpoint, small_npz, said, tmp_path):
     out = tmp_path / "run"

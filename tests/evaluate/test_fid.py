@@ -1,11 +1,8 @@
 """Scores of a run: whatever interrupts or divides it, they are those of its samples."""
 
 import dataclasses
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -13,12 +10,15 @@ import pytest
 import torch
 from feature_networks import write_network
 from PIL import Image
+from processes import Command, ddpmbench, ranks
 from sealing import read_record
 
 import ddpmbench as db
 from ddpmbench.evaluate.fid import load_reference
 from ddpmbench.execution import features as quality
-from ddpmbench.samples.feature_networks import load_feature_network
+from ddpmbench.execution import worker
+from ddpmbench.execution.engine import Engine
+from ddpmbench.samples.feature_networks import FeatureNetwork, load_feature_network
 from ddpmbench.samples.frechet import frechet_distance, frechet_infinity
 from ddpmbench.samples.scores import PROTOCOLS
 from ddpmbench.samples.statistics import feature_statistics
@@ -326,13 +326,9 @@ def command(small_checkpoint, reference, network_file, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def in_one_sitting(command, tmp_path_factory):
+def uninterrupted(command, tmp_path_factory):
     out = tmp_path_factory.mktemp("fid") / "run"
-    subprocess.run(
-        [sys.executable, "-m", "ddpmbench", *command, "--out", str(out)],
-        check=True,
-        capture_output=True,
-    )
+    assert ddpmbench(*command, "--out", out).returncode == 0
     return out
 
 
@@ -346,69 +342,43 @@ def same_run(one, other):
     assert summaries[0] == summaries[1]
 
 
-def test_the_number_of_processes_changes_nothing(command, in_one_sitting, tmp_path, monkeypatch):
+def test_the_number_of_processes_changes_nothing(command, uninterrupted, tmp_path, monkeypatch):
     monkeypatch.setenv("DDPMBENCH_CACHE", str(tmp_path / "cache"))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-    subprocess.run(
-        [*torchrun, "3", "-m", "ddpmbench", *command, "--out", str(tmp_path / "run")],
-        check=True,
-        capture_output=True,
-    )
-    same_run(tmp_path / "run", in_one_sitting)
+    for result in ranks(3, *command, "--out", tmp_path / "run"):
+        assert result.returncode == 0, result.stderr
+    same_run(tmp_path / "run", uninterrupted)
 
 
-SLOW = """
-import time
-from ddpmbench.cli.main import main
-from ddpmbench.samples.feature_networks import FeatureNetwork
-from ddpmbench.execution import worker
-from ddpmbench.execution.engine import Engine
+def slowed():
+    """Small shards, written so slowly that a run can be killed between two of them."""
+    worker.SHARD_SECONDS = 0.0
+    for kind, name, seconds in (
+        (Engine, "model_output", 0.002),
+        (FeatureNetwork, "__call__", 0.03),
+    ):
 
-worker.SHARD_SECONDS = 0.0
+        def slow(*arguments, real=getattr(kind, name), seconds=seconds):
+            time.sleep(seconds)
+            return real(*arguments)
 
-def slowed(kind, name, seconds):
-    real = getattr(kind, name)
-    def slow(*arguments):
-        time.sleep(seconds)
-        return real(*arguments)
-    setattr(kind, name, slow)
-
-slowed(Engine, "model_output", 0.002)
-slowed(FeatureNetwork, "__call__", 0.03)
-main()
-"""
+        setattr(kind, name, slow)
 
 
 def test_killed_at_random_points_the_scores_are_the_same(
-    command, in_one_sitting, tmp_path, monkeypatch
+    command, uninterrupted, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("DDPMBENCH_CACHE", str(tmp_path / "cache"))
-    out, chance, script = tmp_path / "run", random.Random(1), tmp_path / "slow.py"
-    script.write_text(SLOW)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    stages = set()
-    for sitting in range(10):
-        process = subprocess.Popen(
-            [sys.executable, str(script), *command, "--out", str(out)],
-            stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            env=environment,
-        )
-        # A stage has begun, however slow the start was.
-        next((line for line in process.stderr if b"images: " in line), None)
-        # The first ones fall among the samples, later ones among the features.
-        time.sleep(chance.uniform(0.02, 0.25 if sitting < 6 else 0.5))
-        process.send_signal(signal.SIGKILL)
-        if process.wait() == -signal.SIGKILL:
-            stages.add(frozenset(path.name[:5] for path in (out / "shards").glob("*")))
-        process.stderr.close()
+    out, chance, stages = tmp_path / "run", random.Random(1), set()
+    for _ in range(10):
+        wanted = len(list(out.glob("shards/*"))) + chance.randint(0, 2)
+        running = Command(*command, "--out", out, setup=slowed)
+        running.wait_until(lambda wanted=wanted: len(list(out.glob("shards/*"))) >= wanted)
+        time.sleep(chance.uniform(0, 0.05))
+        if running.kill() == -signal.SIGKILL:
+            stages.add(frozenset(path.name[:5] for path in out.glob("shards/*")))
     assert len(stages) >= 2
-    subprocess.run(
-        [sys.executable, "-m", "ddpmbench", *command, "--out", str(out)],
-        check=True,
-        capture_output=True,
-    )
-    same_run(out, in_one_sitting)
+    assert ddpmbench(*command, "--out", out).returncode == 0
+    same_run(out, uninterrupted)
 
 
 def test_features_that_are_not_finite_are_refused(reference, settings, monkeypatch, tmp_path):

@@ -4,8 +4,6 @@ import dataclasses
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -13,13 +11,15 @@ import pytest
 from feature_networks import write_network
 from oracles import oracle_checkpoint, oracle_images
 from PIL import Image
+from processes import Command, ddpmbench, ranks
 from sealing import read_record
 
 import ddpmbench as db
 from ddpmbench.cli.main import run
+from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.errors import InputError
-from ddpmbench.execution import devices
+from ddpmbench.execution import devices, worker
 from ddpmbench.execution import samples as module
 from ddpmbench.execution import samples as room
 from ddpmbench.samples.samplers import SamplerChoice
@@ -170,25 +170,15 @@ def test_a_batch_that_does_not_fit_is_halved(small_model, whole, monkeypatch):
 # ---- processes
 
 
-def command(checkpoint, out, *options):
-    return [
-        "sample",
-        "--ckpt",
-        str(checkpoint),
-        "-n",
-        str(N),
-        "--batch-size",
-        "2",
-        *options,
-        "--out",
-        str(out),
-    ]
+@pytest.fixture(scope="module")
+def command(small_checkpoint):
+    return ["sample", "--ckpt", small_checkpoint, "-n", N, "--batch-size", 2]
 
 
 @pytest.fixture(scope="module")
-def in_one_sitting(small_checkpoint, tmp_path_factory):
+def uninterrupted(command, tmp_path_factory):
     out = tmp_path_factory.mktemp("samples") / "run"
-    subprocess.run([sys.executable, "-m", "ddpmbench", *command(small_checkpoint, out)], check=True)
+    assert ddpmbench(*command, "--out", out).returncode == 0
     return out
 
 
@@ -196,65 +186,45 @@ def same_images(one, other):
     return (one / "samples.npz").read_bytes() == (other / "samples.npz").read_bytes()
 
 
-def test_the_number_of_processes_changes_nothing(small_checkpoint, in_one_sitting, tmp_path):
+def test_the_number_of_processes_changes_nothing(command, uninterrupted, tmp_path):
     out = tmp_path / "run"
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-    subprocess.run(
-        [*torchrun, "3", "-m", "ddpmbench", *command(small_checkpoint, out)],
-        check=True,
-        capture_output=True,
-    )
-    assert same_images(out, in_one_sitting)
-    one, other = (read_record(f / "summary.json") for f in (out, in_one_sitting))
+    for result in ranks(3, *command, "--out", out):
+        assert result.returncode == 0, result.stderr
+    assert same_images(out, uninterrupted)
+    one, other = (read_record(f / "summary.json") for f in (out, uninterrupted))
     changing = {"seconds", "images_per_second"}
     assert {k: v for k, v in one.items() if k not in changing} == {
         k: v for k, v in other.items() if k not in changing
     }
 
 
-def test_killed_at_random_points_the_images_are_the_same(
-    small_checkpoint, in_one_sitting, tmp_path
-):
-    out, chance = tmp_path / "run", random.Random(0)
-    script = tmp_path / "slow.py"
-    # Steps so slow that a kill falls between two of them.
-    script.write_text(
-        "import time\n"
-        "from ddpmbench.cli.main import main\n"
-        "from ddpmbench.diffusion.model import Checkpoint\n"
-        "from ddpmbench.execution import worker\n"
-        "worker.SHARD_SECONDS = 0.0\n"
-        "real = Checkpoint.model_output\n"
-        "def slow(*arguments):\n"
-        "    time.sleep(0.004)\n"
-        "    return real(*arguments)\n"
-        "Checkpoint.model_output = slow\n"
-        "main()\n"
-    )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    kills = 0
+def slowed():
+    """Small shards, and steps so slow that a kill falls between two of them."""
+    worker.SHARD_SECONDS = 0.0
+    real = Checkpoint.model_output
+
+    def slow(*arguments):
+        time.sleep(0.004)
+        return real(*arguments)
+
+    Checkpoint.model_output = slow
+
+
+def test_killed_at_random_points_the_images_are_the_same(command, uninterrupted, tmp_path):
+    out, chance, kills = tmp_path / "run", random.Random(0), 0
     for _ in range(10):
-        before = len(list((out / "shards").glob("*.npz"))) if out.exists() else 0
-        sitting = subprocess.Popen(
-            [sys.executable, str(script), *command(small_checkpoint, out)],
-            stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            env=environment,
-        )
-        sitting.stderr.readline()  # it has begun
+        before = len(list(out.glob("shards/*.npz")))
+        wanted = before + chance.randint(0, 1) if before < 5 else 0
+        running = Command(*command, "--out", out, setup=slowed)
+        running.wait_until(lambda wanted=wanted: len(list(out.glob("shards/*.npz"))) >= wanted)
         if before < 5:
-            time.sleep(chance.uniform(0.0, 0.3))
-        sitting.send_signal(signal.SIGKILL)
-        kills += sitting.wait() == -signal.SIGKILL
-        sitting.stderr.close()
+            time.sleep(chance.uniform(0, 0.05))
+        kills += running.kill() == -signal.SIGKILL
+    assert list(out.glob("shards/*.npz"))
     assert kills >= 8
     assert not (out / "summary.json").exists()
-    subprocess.run(
-        [sys.executable, "-m", "ddpmbench", *command(small_checkpoint, out)],
-        check=True,
-        capture_output=True,
-    )
-    assert same_images(out, in_one_sitting)
+    assert ddpmbench(*command, "--out", out).returncode == 0
+    assert same_images(out, uninterrupted)
 
 
 def test_an_interruption_keeps_the_batches_that_are_whole(
