@@ -71,7 +71,9 @@ class Command:
         self.process.start()
         for _, writing in pipes:
             writing.close()
-        self.stdout, self.stderr = (open(os.dup(reading.fileno()), "rb") for reading, _ in pipes)
+        self.stdout, self.stderr = (
+            os.fdopen(os.dup(reading.fileno()), "rb") for reading, _ in pipes
+        )
         for reading, _ in pipes:
             reading.close()
 
@@ -140,7 +142,7 @@ def _run(
     for pipe, descriptor in ((stdout, 1), (stderr, 2)):
         os.dup2(pipe.fileno(), descriptor)
     sys.stdout, sys.stderr = (os.fdopen(k, "w", buffering=1) for k in (1, 2))
-    sys.stdin = open(os.devnull)
+    sys.stdin = os.fdopen(os.open(os.devnull, os.O_RDONLY))
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = words

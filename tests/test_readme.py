@@ -67,7 +67,7 @@ def test_the_outputs_are_those_of_the_commands(printed):
 @pytest.mark.parametrize("path", [ROOT / "README.md", *SNIPPETS], ids=lambda path: path.name)
 def test_the_python_runs(path, tmp_path, monkeypatch):
     if path.name == "checkpoints.md":
-        pytest.skip("its networks are run by tests/cli/test_own_examples.py")
+        pytest.skip("its networks are run by tests/cli/test_custom_examples.py")
     monkeypatch.setenv("DDPMBENCH_CACHE", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     names = {}

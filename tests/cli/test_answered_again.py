@@ -12,7 +12,6 @@ from ddpmbench.execution import folder as provenance
 from ddpmbench.execution.engine import Engine
 from ddpmbench.execution.importance import Importance
 
-
 pytestmark = pytest.mark.usefixtures("pages")
 
 

@@ -349,19 +349,21 @@ def test_the_number_of_processes_changes_nothing(command, uninterrupted, tmp_pat
     same_run(tmp_path / "run", uninterrupted)
 
 
+def slow(kind, name, seconds):
+    real = getattr(kind, name)
+
+    def slower(*arguments):
+        time.sleep(seconds)
+        return real(*arguments)
+
+    setattr(kind, name, slower)
+
+
 def slowed():
     """Small shards, written so slowly that a run can be killed between two of them."""
     worker.SHARD_SECONDS = 0.0
-    for kind, name, seconds in (
-        (Engine, "model_output", 0.002),
-        (FeatureNetwork, "__call__", 0.03),
-    ):
-
-        def slow(*arguments, real=getattr(kind, name), seconds=seconds):
-            time.sleep(seconds)
-            return real(*arguments)
-
-        setattr(kind, name, slow)
+    slow(Engine, "model_output", 0.002)
+    slow(FeatureNetwork, "__call__", 0.03)
 
 
 def test_killed_at_random_points_the_scores_are_the_same(
