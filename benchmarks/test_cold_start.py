@@ -1,10 +1,14 @@
 """What is paid before the first number: each row starts a Python of its own."""
 
+import contextlib
+import io
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -47,18 +51,32 @@ def started(benchmark, bench, what, arguments, *, rounds):
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     variables = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
-    if bench.smoke:
-        rounds = 1
-
     def start():
+        if bench.smoke:
+            return printed_here(*map(str, arguments))
         return subprocess.run(
             [sys.executable, *arguments], env=variables, capture_output=True, text=True, check=True
         ).stdout
 
+    rounds = 1 if bench.smoke else rounds
     written = benchmark.pedantic(start, rounds=rounds, warmup_rounds=0 if rounds == 1 else 1)
     benchmark.group = "cold start"
     benchmark.extra_info.update(what=what, device=device_name(bench.device))
     return written
+
+
+def printed_here(option, what, *arguments):
+    """What Python with these arguments prints, run in this process."""
+    with (
+        contextlib.redirect_stdout(io.StringIO()) as printed,
+        mock.patch.object(sys, "argv", [what, *arguments]),
+        contextlib.suppress(SystemExit),
+    ):
+        if option == "-m":
+            runpy.run_module(what, run_name="__main__")
+        else:
+            exec(what, {"__name__": "__main__"})
+    return printed.getvalue()
 
 
 def test_help(benchmark, bench):

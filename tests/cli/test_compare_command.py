@@ -15,6 +15,7 @@ from sealing import edit_npz, read_npz, read_record, write_text
 import ddpmbench as db
 from ddpmbench.cli.main import run
 from ddpmbench.diffusion.process import Variance
+from ddpmbench.report.comparison import printed_comparison
 from ddpmbench.train.loop import train
 from ddpmbench.train.recipe import TrainingRecipe
 from ddpmbench.unet.unet import UNetConfig
@@ -92,15 +93,15 @@ def test_the_paired_interval_is_three_times_narrower(compared, said):
 
 def test_the_formats_print_the_same_result(compared, said, tmp_path):
     runs = [compared / name for name in ("a", "b", "own")]
-    printed = {}
-    for kind in ("table", "json", "csv", "quiet"):
-        status, printed[kind], told = said(
-            "compare", *runs, "--format", kind, "--out", tmp_path / "out"
-        )
-        assert status == 0, told
+    status, table, told = said("compare", *runs, "--out", tmp_path / "out")
+    assert status == 0, told
     summary = read_record(tmp_path / "out" / "summary.json")
+    printed = {
+        kind: printed_comparison(summary, kind) for kind in ("table", "json", "csv", "quiet")
+    }
+    assert table == printed["table"] + "\n"
     assert json.loads(printed["json"]) == summary
-    assert printed["csv"] == (tmp_path / "out" / "runs.csv").read_text()
+    assert printed["csv"] + "\n" == (tmp_path / "out" / "runs.csv").read_text()
     differences = [run["difference"] for run in summary["runs"]]
     assert [float(line) for line in printed["quiet"].splitlines()] == differences
     lines = printed["table"].splitlines()
@@ -232,15 +233,13 @@ def test_runs_with_other_labels(refused, evaluate):
 
 def test_one_draw_prints_no_interval(said, baseline, tmp_path):
     copied = shutil.copytree(baseline, tmp_path / "copy")
-    arguments = ("compare", baseline, copied, "--out", tmp_path / "out")
-    status, printed, told = said(*arguments)
+    status, printed, told = said("compare", baseline, copied, "--out", tmp_path / "out")
     assert status == 0, told
     bits = json.loads((baseline / "summary.json").read_text())["bits_per_dim"]
     lines = printed.splitlines()
     assert lines[1].split() == [str(baseline), f"{bits:.4f}"]
     assert lines[2].split() == [str(copied), f"{bits:.4f}", "+0.0000", "(0.0000)"]
-    _, printed, _ = said(*arguments, "--format", "json")
-    (there,) = json.loads(printed)["runs"]
+    (there,) = read_record(tmp_path / "out" / "summary.json")["runs"]
     assert there["difference"] == 0
     assert there["half_width"] is there["difference_half_width"] is None
 
