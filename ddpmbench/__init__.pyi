@@ -15,8 +15,8 @@ from .evaluate.convert import convert_checkpoint as convert_checkpoint
 from .evaluate.fid import FidReport as FidReport
 from .evaluate.fid import FidSettings as FidSettings
 from .evaluate.fid import evaluate_fid as evaluate_fid
-from .evaluate.inspect.inspection import Inspection as Inspection
-from .evaluate.inspect.inspection import inspect_checkpoint as inspect_checkpoint
+from .evaluate.inspect import Inspection as Inspection
+from .evaluate.inspect import inspect_checkpoint as inspect_checkpoint
 from .evaluate.load_report import load_report as load_report
 from .evaluate.nll import NllReport as NllReport
 from .evaluate.nll import evaluate_nll as evaluate_nll

@@ -38,8 +38,8 @@ def inspect(ckpt: str, output_format: str, **given: Any) -> None:  # noqa: ANN40
     """
     from ddpmbench.checkpoints.settings import CheckpointSettings
     from ddpmbench.errors import escaped
-    from ddpmbench.evaluate.inspect.inspection import inspect_checkpoint
-    from ddpmbench.evaluate.inspect.text import printed_inspect
+    from ddpmbench.evaluate.inspect import inspect_checkpoint
+    from ddpmbench.evaluate.inspect_text import printed_inspect
 
     how = {name: given.pop(name) for name in ("timesteps", "image_size", "out")}
     inspection = inspect_checkpoint(ckpt, CheckpointSettings(**given), **how)

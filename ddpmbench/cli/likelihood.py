@@ -88,8 +88,6 @@ def evaluate(
                 **given,
                 out=folder,
                 command=["ddpmbench", *sys.argv[1:]],
-                listener=RunListener(
-                    on_start, lambda now: update(now.done, now.total, remark(now)), warn, note
-                ),
+                listener=RunListener(on_start, on_progress, warn, note),
             )
     return Evaluation(report, checkpoint, images) if ranks.reports else None

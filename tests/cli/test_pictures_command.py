@@ -2,12 +2,11 @@
 
 import os
 import re
-import subprocess
-import sys
 
 import pandas as pd
 import pytest
 import torch
+from processes import ranks
 
 from ddpmbench.execution.pictures import PICTURES, Pictures
 
@@ -73,23 +72,16 @@ def test_a_respaced_model_has_steps_of_its_own(arguments, said, tmp_path):
     assert list(Pictures.read(tmp_path / "run", 4).decoding.t) == [4, 3, 2, 1]
 
 
-@pytest.mark.slow
 def test_of_several_processes_one_makes_them(arguments, tmp_path):
-    launch = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
-    command = [str(word) for word in (*launch, "-m", "ddpmbench", *arguments)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert result.returncode == 0, result.stderr
-    assert result.stderr.count(HEAD) == result.stderr.count("Run folder: ") == 1
-    assert result.stdout.count("PSNR") == 1
+    first, second = ranks(2, *arguments)
+    assert first.returncode == second.returncode == 0, first.stderr
+    assert first.stderr.count(HEAD) == first.stderr.count("Run folder: ") == 1
+    assert first.stdout.count("PSNR") == 1
+    assert second.stdout == second.stderr == ""
     assert Pictures.read(tmp_path / "run", 40).decoding.rmse.shape == (6, 11)
-    refused = subprocess.run(
-        [*command, "--pictures", "all", "--depth", "41"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert refused.returncode == 1
-    assert refused.stderr.count("Error: --depth 41") == 1
+    refused = ranks(2, *arguments, "--pictures", "all", "--depth", 41)
+    assert [result.returncode for result in refused] == [2, 2]
+    assert "".join(result.stderr for result in refused).count("Error: --depth 41") == 1
 
 
 # ---- what is refused

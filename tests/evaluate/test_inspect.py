@@ -21,7 +21,7 @@ from ddpmbench.checkpoints.native import write_native
 from ddpmbench.cli import options
 from ddpmbench.cli.nll import nll
 from ddpmbench.diffusion.schedule import NoiseSchedule
-from ddpmbench.evaluate.inspect.text import printed_inspect
+from ddpmbench.evaluate.inspect_text import printed_inspect
 from ddpmbench.execution.folder import IDENTITY
 from ddpmbench.unet.flops import flop_per_call
 from ddpmbench.unet.unet import UNet, UNetConfig

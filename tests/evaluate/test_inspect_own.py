@@ -7,7 +7,7 @@ import torch
 from peers import refused
 
 import ddpmbench as db
-from ddpmbench.evaluate.inspect.text import printed_inspect
+from ddpmbench.evaluate.inspect_text import printed_inspect
 
 IMPORTS = "import sys\nimport torch\nfrom torch import nn\n"
 COORDINATES = """

@@ -4,6 +4,7 @@ A checkpoint that lacks settings is read with stand-ins for them. Only what they
 reported: the file, the network and its size.
 """
 
+import copy
 import dataclasses
 import json
 import math
@@ -13,20 +14,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from ddpmbench.checkpoints import state_dicts
-from ddpmbench.checkpoints.load import DEFAULT
-from ddpmbench.checkpoints.settings import CheckpointSettings
+from ddpmbench.checkpoints.load import DEFAULT, load_checkpoint
+from ddpmbench.checkpoints.openai import config_of, is_openai, read_shapes
+from ddpmbench.checkpoints.settings import CheckpointSettings, MissingSettingsError
 from ddpmbench.checkpoints.weights import sha256_of
 from ddpmbench.data.datasets import SPLITS
 from ddpmbench.diffusion.data_range import NATS_PER_BIT, DataRange
-from ddpmbench.diffusion.model import Checkpoint
+from ddpmbench.diffusion.model import Checkpoint, ImageSize, sides_of, size_words
 from ddpmbench.diffusion.schedule import NoiseSchedule
-from ddpmbench.errors import options
-from ddpmbench.evaluate.inspect.probe import Call, Probe, call_of, probe_checkpoint, refusal
-from ddpmbench.evaluate.inspect.text import headline_lines, image_words, shown_value
+from ddpmbench.errors import InputError, options
+from ddpmbench.evaluate.inspect_text import headline_lines, image_words, is_placeholder, shown_value
 from ddpmbench.files import named_path
 from ddpmbench.report.card import Card, Draw, Shown
+from ddpmbench.unet.flops import call_of_shapes, flop_of_unet
+from ddpmbench.unet.unet import UNet
+from ddpmbench.user_code import calling
 from ddpmbench.version import __version__
 
 if TYPE_CHECKING:
@@ -105,11 +110,11 @@ def inspect_checkpoint(
     Raises:
         InputError: there is no such checkpoint, it is damaged, or the folder is another's.
     """
-    probe = probe_checkpoint(source, settings or CheckpointSettings())
+    probe = _probe(source, settings or CheckpointSettings())
     checkpoint, schedule = probe.checkpoint, probe.schedule
     if schedule is not None and timesteps is not None:
         schedule = schedule.respaced(timesteps)
-    call = call_of(probe, image_size)
+    call = _call_of(probe, image_size)
     summary: dict[str, Any] = {
         "schema": SCHEMA,
         "settled": not probe.missing,
@@ -121,7 +126,7 @@ def inspect_checkpoint(
         "missing": probe.missing,
         "command": _command(str(source), probe, timesteps),
         "data": None,
-        "refused": refusal(probe, call),
+        "refused": _refusal(probe, call),
     }
     if _DATA in summary["command"]:
         summary["data"] = _data_words(probe, call)
@@ -136,7 +141,193 @@ def inspect_checkpoint(
     return Inspection(summary, checkpoint, folder)
 
 
-def _file_record(source: str, probe: Probe) -> dict[str, Any]:
+# ---- the checkpoint as far as its settings go
+
+_STAND_INS: dict[str, tuple[object, ...]] = {
+    "schedule": ("linear:1000",),
+    "prediction": ("eps",),
+    "variance": ("fixed_small", "learned_range"),
+    "time_input": ("index",),
+    "clip": (True,),
+}
+"""Settings in the place of missing ones. The second fits a network with a variance output."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Probe:
+    """A checkpoint as far as it can be read.
+
+    Attributes:
+        checkpoint: read with stand-ins for what is missing; None if it cannot be read so.
+        error: raised by the reader of its family; None if nothing is missing.
+        missing: parameters of `CheckpointSettings` to a placeholder or an example.
+        settings: those that were given.
+    """
+
+    checkpoint: Checkpoint | None
+    error: MissingSettingsError | None
+    missing: dict[str, Any]
+    settings: CheckpointSettings
+
+    @property
+    def schedule(self) -> NoiseSchedule | None:
+        """The noise schedule; None where it is missing."""
+        if self.checkpoint is None or "schedule" in self.missing:
+            return None
+        return self.checkpoint.schedule
+
+    @property
+    def network(self) -> nn.Module | None:
+        """The network; without its weights where only their shapes tell of it."""
+        if self.checkpoint is not None:
+            return self.checkpoint.network
+        if self.error is None or not is_openai(self.error.weights):
+            return None
+        with torch.device("meta"):
+            return UNet(config_of(read_shapes(self.error.weights, self.error.path))).eval()
+
+
+def _probe(source: str | Path, settings: CheckpointSettings) -> _Probe:
+    """Read a checkpoint, with stand-ins for the settings that it lacks."""
+    first: MissingSettingsError | None = None
+    refused: InputError | None = None
+    missing: dict[str, Any] = {}
+    chosen: dict[str, Any] = {}
+    while True:
+        try:
+            checkpoint = load_checkpoint(source, dataclasses.replace(settings, **chosen))
+        except MissingSettingsError as error:
+            first = first or error
+            more = {n: v for n, v in error.missing.items() if n not in missing}
+            missing |= more
+            if not more or not more.keys() <= _STAND_INS.keys():
+                return _Probe(None, first, missing, settings)
+            chosen |= {
+                name: _STAND_INS[name][0] if is_placeholder(value) else value
+                for name, value in more.items()
+            }
+        except InputError as error:
+            last = _STAND_INS["variance"][-1]
+            if "variance" not in missing:
+                raise  # the other stand-ins contradict no network
+            if refused is not None:
+                raise InputError(f"{refused}; with `variance={last}`: {error}") from error
+            refused, chosen["variance"] = error, last
+        else:
+            return _Probe(checkpoint, first, missing, settings)
+
+
+_SIZE = 32
+"""Height and width for counting, where they are not known."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Call:
+    """One evaluation of the network.
+
+    Attributes:
+        channels: of an image; None if they are not known.
+        size: height and width.
+        is_size_known: whether the checkpoint or a parameter says the size.
+        flop: floating point operations; None if they could not be counted.
+        counted_channels: of the image that it was counted with.
+        uncounted: why they could not be counted.
+    """
+
+    channels: int | None = None
+    size: ImageSize | None = None
+    is_size_known: bool = False
+    flop: int | None = None
+    counted_channels: int | None = None
+    uncounted: str | None = None
+
+
+def _call_of(probe: _Probe, image_size: int | None) -> _Call:
+    """Shapes and arithmetic of one evaluation, without computing it."""
+    network, checkpoint = probe.network, probe.checkpoint
+    if network is None:
+        return _Call()
+    own = None if checkpoint is None else checkpoint.image_size
+    multiple = 1 if checkpoint is None else checkpoint.size_multiple
+    if type(network) is UNet:
+        multiple = network.config.size_multiple
+    if own is not None and image_size not in (None, own):
+        raise InputError(f"`image_size={image_size}`: the checkpoint takes {size_words(own)}")
+    size = own or image_size or -(-_SIZE // multiple) * multiple
+    height, width = sides_of(size)
+    if height % multiple or width % multiple:
+        raise InputError(f"`image_size={size}`: the network takes multiples of {multiple}")
+    is_known = own is not None or image_size is not None
+    if type(network) is UNet:
+        channels = network.config.in_channels
+        return _Call(channels, size, is_known, flop_of_unet(network, height, width), channels)
+    assert checkpoint is not None
+    return _counted(probe, checkpoint, _Call(checkpoint.channels, size, is_known))
+
+
+def _counted(probe: _Probe, checkpoint: Checkpoint, call: _Call) -> _Call:
+    """The same with its arithmetic, and with the channels where its output has as many."""
+    channels = call.channels or _first_channels(checkpoint.network)
+    if channels is None:
+        return call
+    assert call.size is not None
+    sides = sides_of(call.size)
+    inputs = [torch.zeros(1, channels, *sides), checkpoint.network_time(torch.ones(1).long())]
+    if checkpoint.num_classes:
+        inputs.append(torch.zeros(1, dtype=torch.int64))
+    call = dataclasses.replace(call, counted_channels=channels)
+    try:
+        counted = calling(
+            lambda: call_of_shapes(checkpoint.network, *inputs), "a call could not be counted"
+        )
+    except InputError as error:
+        return dataclasses.replace(call, uncounted=str(error))
+    outputs = {(1, channels, *sides)}
+    if checkpoint.variance.is_learned or "variance" in probe.missing:
+        outputs.add((1, 2 * channels, *sides))
+    known = channels if counted.shape in outputs else call.channels
+    return dataclasses.replace(call, channels=known, flop=counted.flop)
+
+
+def _first_channels(network: nn.Module) -> int | None:
+    """Input channels of its first convolution, which may be more than an image has."""
+    convolutions = (part for part in network.modules() if isinstance(part, nn.Conv2d))
+    first = next(convolutions, None)
+    return None if first is None else first.in_channels
+
+
+def _refusal(probe: _Probe, call: _Call) -> str | None:
+    """Why a run would refuse a network of the user's own; None if nothing speaks against it.
+
+    A copy passes the network check if all settings and the shape of an image are known; otherwise
+    only the parameters of its `forward` are checked.
+    """
+    checkpoint = probe.checkpoint
+    if checkpoint is None or checkpoint.code is None:
+        return None
+    from ddpmbench.execution.network_check import check_network, refused_call
+
+    why = refused_call(checkpoint.network, has_classes=bool(checkpoint.num_classes))
+    if why is not None:
+        return f"{checkpoint.network_name}: {why}"
+    if probe.missing or not call.is_size_known or not (call.channels and call.size):
+        return None
+    try:
+        copied = dataclasses.replace(checkpoint, network=copy.deepcopy(checkpoint.network))
+    except Exception:  # of the user's own; a run does not copy it
+        return None
+    shape = (call.channels, *sides_of(call.size))
+    try:
+        check_network(copied, shape, device=torch.device("cpu"))
+    except InputError as error:
+        return str(error)
+    return None
+
+
+# ---- the record
+
+
+def _file_record(source: str, probe: _Probe) -> dict[str, Any]:
     checkpoint, error = probe.checkpoint, probe.error
     record: dict[str, Any] = {"source": source, "training": None, "code": None}
     if checkpoint is None:
@@ -154,7 +345,7 @@ def _file_record(source: str, probe: Probe) -> dict[str, Any]:
     return {**record, "files": [path.name for path in paths], "bytes": size}
 
 
-def _network_record(probe: Probe, call: Call) -> dict[str, Any]:
+def _network_record(probe: _Probe, call: _Call) -> dict[str, Any]:
     if probe.checkpoint is not None:
         weights: Iterable[torch.Tensor] = probe.checkpoint.network.parameters()
     else:
@@ -233,7 +424,7 @@ _OF_CUSTOM = ("clip", "data_range", "levels")
 """What a network of the user's own need not say."""
 
 
-def _settings_record(probe: Probe) -> dict[str, dict[str, object]]:
+def _settings_record(probe: _Probe) -> dict[str, dict[str, object]]:
     """Each setting with its value and source: checkpoint, option or default; null if missing."""
     record: dict[str, dict[str, object]] = {}
     for name, read in _READ.items():
@@ -245,7 +436,7 @@ def _settings_record(probe: Probe) -> dict[str, dict[str, object]]:
     return record
 
 
-def _source(name: str, probe: Probe) -> str:
+def _source(name: str, probe: _Probe) -> str:
     checkpoint, settings = probe.checkpoint, probe.settings
     assert checkpoint is not None
     has_flags = settings.model_flags is not None and name in _OF_FLAGS
@@ -261,7 +452,7 @@ _DATA = "DATA"
 """The placeholder for images."""
 
 
-def _command(source: str, probe: Probe, timesteps: int | None) -> list[str]:
+def _command(source: str, probe: _Probe, timesteps: int | None) -> list[str]:
     """The words of the command, with placeholders and examples for what is missing."""
     given = dataclasses.asdict(probe.settings)
     if given["data_range"] is not None:
@@ -278,7 +469,7 @@ def _command(source: str, probe: Probe, timesteps: int | None) -> list[str]:
     ]
 
 
-def _data(source: str, probe: Probe) -> str:
+def _data(source: str, probe: _Probe) -> str:
     """The test images of its training data, where its record or its name says which."""
     record = probe.checkpoint.training if probe.checkpoint is not None else None
     trained_on = record.get("data") if record is not None else None
@@ -288,7 +479,7 @@ def _data(source: str, probe: Probe) -> str:
     return "cifar10:test" if "cifar10" in source.lower().replace("-", "") else _DATA
 
 
-def _data_words(probe: Probe, call: Call) -> str:
+def _data_words(probe: _Probe, call: _Call) -> str:
     images = image_words(call.channels, call.size if call.is_size_known else None)
     is_conditioned = probe.checkpoint is not None and probe.checkpoint.num_classes
     labels = ", with a class each" if is_conditioned else ""
