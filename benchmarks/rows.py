@@ -1,15 +1,21 @@
-"""One row of the results: steady rounds, and the columns that make its time mean something."""
+"""One row of the results: steady rounds, its columns, and ratios of works taken in turn."""
 
 import dataclasses
 import math
 from collections.abc import Callable
 
+import numpy as np
+import torch
 from bench import TOLERANCE, Bench
 from cases import Case
-from ratios import LEAST_SECONDS, PairedRatio
 
 from ddpmbench.execution.devices import device_name
 from ddpmbench.execution.timing import timer
+
+LEAST_SECONDS = 0.02
+"""What is timed at once takes at least so long."""
+_RESAMPLES = 2000
+
 
 _ROUNDS = range(3, 21)
 _SECONDS = 1.5  # for which rounds are measured, where so many are enough
@@ -59,8 +65,8 @@ def record(benchmark, bench: Bench, case: Case, work: Work, seconds: float) -> N
         benchmark: pytest-benchmark's fixture, after the measurement.
         bench: the session.
         case: the row.
-        work: what was timed.
-        seconds: of one such work.
+        work: the timed work.
+        seconds: its median time.
     """
     prepared, flop = bench.engine(case), bench.flop(case.model)
     peak = bench.peak(case.choice.precision)
@@ -103,26 +109,81 @@ def check_error(bench: Bench, case: Case) -> None:
     assert error <= tolerance, f"{case}: error {error:.2e} against strict float32 > {tolerance}"
 
 
-def record_ratio(benchmark, name: str, found: PairedRatio) -> None:
-    """A ratio with its interval, and the seconds of either side.
-
-    Args:
-        benchmark: pytest-benchmark's fixture.
-        name: of the columns.
-        found: the ratio.
-    """
-    benchmark.extra_info.update(
-        {
-            name: found.ratio,
-            f"{name}_low": found.low,
-            f"{name}_high": found.high,
-            f"{name}_rounds": found.rounds,
-            f"{name}_slow_seconds": found.slow_seconds,
-            f"{name}_fast_seconds": found.fast_seconds,
-        }
-    )
+def record_ratio(benchmark, name: str, found: "PairedRatio") -> None:
+    """Put a ratio with its interval, and the seconds of either side, into columns of this name."""
+    columns = {f"{name}_{field}": value for field, value in dataclasses.asdict(found).items()}
+    benchmark.extra_info.update({name: columns.pop(f"{name}_ratio"), **columns})
 
 
 def _or_none(value: float) -> float | None:
     """JSON has no NaN."""
     return value if math.isfinite(value) else None
+
+
+@dataclasses.dataclass(frozen=True)
+class PairedRatio:
+    """How many times faster one work is than another, timed in turn.
+
+    Attributes:
+        ratio: the median of the ratios of neighbors.
+        low: where its 95 % interval begins.
+        high: where it ends.
+        rounds: pairs.
+        slow_seconds: the median of the first.
+        fast_seconds: the median of the second.
+    """
+
+    ratio: float
+    low: float
+    high: float
+    rounds: int
+    slow_seconds: float
+    fast_seconds: float
+
+
+def paired_ratio(
+    slow: Callable[[], object],
+    fast: Callable[[], object],
+    device: torch.device,
+    *,
+    rounds: int = 10,
+) -> PairedRatio:
+    """The seconds of one work over those of another, from runs that take turns.
+
+    Whatever else the machine does meets both alike.
+
+    Args:
+        slow: the work in the numerator.
+        fast: the work in the denominator.
+        device: where both are done.
+        rounds: pairs; each after one round that warms up.
+    """
+    clock = timer(device)
+    repeats = []
+    for work in (slow, fast):
+        work()
+        begin = clock()
+        work()
+        repeats.append(max(1, int(np.ceil(LEAST_SECONDS / max(clock() - begin, 1e-9)))))
+    seconds = np.empty((rounds, 2))
+    for row in range(rounds):
+        # Neither is always the first.
+        for which in (0, 1) if row % 2 == 0 else (1, 0):
+            begin = clock()
+            for _ in range(repeats[which]):
+                (slow, fast)[which]()
+            seconds[row, which] = (clock() - begin) / repeats[which]
+    ratios = seconds[:, 0] / seconds[:, 1]
+    low, high = _interval_of_median(ratios)
+    slow_median, fast_median = np.median(seconds, axis=0)
+    return PairedRatio(
+        float(np.median(ratios)), low, high, rounds, float(slow_median), float(fast_median)
+    )
+
+
+def _interval_of_median(values: np.ndarray) -> tuple[float, float]:
+    """95 %, by the bootstrap."""
+    generator = np.random.default_rng(0)
+    drawn = generator.choice(values, (_RESAMPLES, len(values)))
+    low, high = np.quantile(np.median(drawn, axis=1), [0.025, 0.975])
+    return float(low), float(high)

@@ -20,8 +20,7 @@ from cases import (
     eager,
     graphed,
 )
-from ratios import paired_ratio
-from rows import Work, few, record, record_ratio, steady
+from rows import Work, few, paired_ratio, record, record_ratio, steady
 
 CASES = [
     Case(SHIPPED, "cpu", 32, eager(), quick=True),

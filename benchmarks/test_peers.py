@@ -28,8 +28,7 @@ from own_process import LOOP as LOOP_KIND
 from own_process import PIPELINE as PIPELINE_KIND
 from own_process import OwnProcess, Peer
 from per_step_loop import BPD, PerStepLoop, improved_diffusion
-from ratios import paired_ratio
-from rows import Work, few, record, record_ratio, steady
+from rows import Work, few, paired_ratio, record, record_ratio, steady
 from subjects import images_for, shortened
 
 from ddpmbench.diffusion.data_range import UNIT_RANGE

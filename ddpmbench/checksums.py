@@ -200,16 +200,8 @@ def write_npz(path: Path, arrays: Mapping[str, Any], *, compressed: bool = False
 
 
 _UNREADABLE = (
-    OSError,
-    EOFError,
-    ValueError,
-    TypeError,
-    LookupError,
-    MemoryError,
-    NotImplementedError,
-    RuntimeError,
-    zipfile.BadZipFile,
-    zlib.error,
+    *(OSError, EOFError, ValueError, TypeError, LookupError, MemoryError, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error),
 )
 """Errors of numpy and zipfile for damaged archives."""
 

@@ -20,7 +20,6 @@ with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(str(ROOT / "benchmarks"))
     import bench
     import cases
-    import ratios
     import rows
     import subjects
 
@@ -213,6 +212,6 @@ def test_a_ratio_has_its_interval():
     class Benchmark:
         extra_info = {}  # noqa: RUF012
 
-    rows.record_ratio(Benchmark, "ratio", ratios.PairedRatio(2.0, 1.5, 2.5, 10, 4.0, 2.0))
+    rows.record_ratio(Benchmark, "ratio", rows.PairedRatio(2.0, 1.5, 2.5, 10, 4.0, 2.0))
     assert Benchmark.extra_info["ratio"] == 2.0
     assert Benchmark.extra_info["ratio_low"] < 2.0 < Benchmark.extra_info["ratio_high"]

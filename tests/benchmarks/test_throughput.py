@@ -15,7 +15,7 @@ from ddpmbench.errors import InputError
 ROOT = Path(__file__).parents[2]
 with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(str(ROOT / "benchmarks"))
-    from throughput import (
+    from report import (
         COLUMNS,
         machine_record,
         markdown,

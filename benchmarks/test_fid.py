@@ -1,0 +1,199 @@
+"""What `fid` does besides sampling: features, the Frechet distance, and all outside the networks.
+
+The distance is measured at 2048 features, beside SciPy's root of the product, in one run; the
+ratios and errors are in the extra columns of `--benchmark-json FILE`.
+"""
+
+import contextlib
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rows import steady
+from scipy import linalg
+from torch.utils.flop_counter import FlopCounterMode
+
+import ddpmbench as db
+from ddpmbench.errors import InputError
+from ddpmbench.execution.devices import device_name, strict_float32
+from ddpmbench.execution.engine import Engine
+from ddpmbench.samples.feature_networks import EFFICIENTNET, FeatureNetwork, load_feature_network
+from ddpmbench.samples.frechet import frechet_distance, leave_one_out
+from ddpmbench.samples.statistics import FeatureGaussian, feature_statistics
+from ddpmbench.unet.precision import Precision
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from feature_networks import write_network
+
+BATCH = 64
+TOLERANCE = {"cpu": 1e-5, "cuda": 1e-2}  # as a run of fid has them: TF32 where that is the default
+
+
+def test_features(benchmark, bench):
+    try:
+        network = load_feature_network(EFFICIENTNET, resize="clean", device=bench.device)
+    except InputError as error:
+        pytest.skip(str(error))
+    batch = 2 if bench.smoke else 16 if bench.quick else BATCH
+    pixels = db.load_images("fashion-mnist:test", num_images=batch).pixels
+    seconds = steady(benchmark, bench, lambda: network(pixels))
+    found = torch.from_numpy(network(pixels).features)
+    with strict_float32():
+        expected = torch.from_numpy(network(pixels).features)
+    error = float((found - expected).square().mean().sqrt() / expected.square().mean().sqrt())
+    with FlopCounterMode(display=False) as counter:
+        network(pixels[:1])
+    flop, peak = counter.get_total_flops(), bench.peak(Precision.FP32)
+    benchmark.group = "features"
+    benchmark.extra_info.update(
+        model=network.name,
+        checkpoint_sha256=network.sha256,
+        what="features",
+        batch=batch,
+        precision="fp32",
+        device=device_name(bench.device),
+        calls=batch,
+        calls_per_second=batch / seconds,
+        images_per_second=batch / seconds,
+        flop_per_call=flop,
+        tflops=flop * batch / seconds / 1e12,
+        matmul_peak_tflops=peak / 1e12,
+        share_of_peak=flop * batch / seconds / peak,
+        eps_error=error,
+        peak_memory_bytes=bench.peak_memory(lambda: network(pixels)),
+    )
+    assert flop > 0
+    assert error <= TOLERANCE[bench.device.type]
+
+
+# ---- the Frechet distance
+
+SIZE = 2048
+NUM_REFERENCE = 5000
+
+
+def features_of(n, seed, size):
+    """With a spectrum that falls as that of Inception's features does, other axes a seed."""
+    generator = np.random.default_rng(seed)
+    spectrum = np.roll(np.arange(1, size + 1) ** -0.75, seed)
+    return (generator.normal(size=(n, size)) * spectrum + 0.01 * seed).astype(np.float32)
+
+
+def of_sqrtm(one, other):
+    """The distance as published code has it, and the seconds that it took."""
+    begin = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        root = linalg.sqrtm(one.covariance @ other.covariance)
+    shift = np.square(one.mean - other.mean).sum() + one.trace + other.trace
+    return float(shift - 2 * np.trace(root).real), time.perf_counter() - begin
+
+
+@pytest.fixture(scope="module")
+def scale(bench):
+    """By what all sizes are divided."""
+    return 32 if bench.smoke else 1
+
+
+@pytest.fixture(scope="module")
+def reference(scale):
+    """Gives a new record each time, so that its factor is computed anew."""
+    one = feature_statistics(features_of(NUM_REFERENCE // scale, 1, SIZE // scale))
+    return lambda: FeatureGaussian(one.mean, one.covariance)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("n", [5000, 1000])
+def test_distance_against_sqrtm(benchmark, reference, scale, n):
+    features, found = features_of(n // scale, 2, SIZE // scale), []
+
+    def measure():
+        found.append(frechet_distance(feature_statistics(features), reference()))
+
+    benchmark.pedantic(measure, rounds=3, warmup_rounds=1)
+    expected, seconds = of_sqrtm(feature_statistics(features), reference())
+    ratio = seconds / benchmark.stats.stats.min
+    benchmark.extra_info.update(
+        what=f"Frechet distance of {n}",
+        sqrtm_seconds=seconds,
+        ratio=ratio,
+        relative_difference=found[-1] / expected - 1,
+    )
+    # SciPy's own error is 5e-5 where the features are not of full rank.
+    assert found[-1] == pytest.approx(expected, rel=1e-6 if n > SIZE else 1e-3)
+
+
+@pytest.mark.parametrize("n", [pytest.param(5000, marks=pytest.mark.full), 1000])
+def test_interval_against_distance(benchmark, reference, scale, n):
+    features, seconds = features_of(n // scale, 2, SIZE // scale), []
+
+    def distance():
+        begin = time.perf_counter()
+        found = frechet_distance(feature_statistics(features), reference())
+        seconds.append(time.perf_counter() - begin)
+        return found
+
+    expected = [distance() for _ in range(2)][-1]
+    found = benchmark.pedantic(
+        lambda: leave_one_out(features, reference()), rounds=2, warmup_rounds=0
+    )
+    benchmark.extra_info.update(
+        what=f"Frechet distance of {n} with its interval",
+        distance_seconds=min(seconds),
+        ratio=benchmark.stats.stats.min / min(seconds),
+        relative_difference=found.distance / expected - 1,
+    )
+    assert found.distance == pytest.approx(expected, rel=1e-6)
+
+
+# ---- all outside the networks, which are small: the largest share that a user could meet
+
+NUM_SAMPLES, NUM_TIMESTEPS = 2000, 20
+SMOKE_SAMPLES, SMOKE_TIMESTEPS = 80, 3
+
+
+@contextlib.contextmanager
+def timed(kind, name, seconds):
+    """Adds up what calls of a method take."""
+    real = getattr(kind, name)
+
+    def call(*arguments, **options):
+        since = time.perf_counter()
+        try:
+            return real(*arguments, **options)
+        finally:
+            seconds.append(time.perf_counter() - since)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kind, name, call)
+        yield
+
+
+@pytest.mark.full
+def test_outside_the_networks(benchmark, bench, tmp_path, monkeypatch):
+    sizes = (SMOKE_SAMPLES, SMOKE_TIMESTEPS) if bench.smoke else (NUM_SAMPLES, NUM_TIMESTEPS)
+    num_samples, num_timesteps = sizes
+    monkeypatch.setenv("DDPMBENCH_CACHE", str(tmp_path / "cache"))
+    path = write_network(tmp_path / "network.pt", num_features=64, num_classes=10)
+    network = load_feature_network(path, resize="clean", device=torch.device("cpu"))
+    checkpoint = db.load_checkpoint().respaced(num_timesteps)
+    images = db.load_images("fashion-mnist:test", num_images=num_samples)
+    settings = db.FidSettings(network, db.PROTOCOLS["clean"], num_samples)
+    seconds = []
+    with (
+        timed(Engine, "model_output", seconds),
+        timed(FeatureNetwork, "__call__", seconds),
+    ):
+        benchmark.pedantic(
+            lambda: db.evaluate_fid(checkpoint, [images], settings, out=tmp_path / "run"),
+            rounds=1,
+        )
+    whole = benchmark.stats.stats.min
+    benchmark.extra_info["what"] = "outside the networks of fid"
+    benchmark.extra_info["seconds_in_networks"] = sum(seconds)
+    benchmark.extra_info["share_outside"] = 1 - sum(seconds) / whole
+    assert len(seconds) > num_timesteps
