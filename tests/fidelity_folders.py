@@ -14,16 +14,11 @@ HASH = "9f6c1d2e3a4b" * 5 + "0f1e"
 NUM_GENERATED = 120
 SIZES = (30, 40, 60, 80, 100, 120)
 VALUES = {
-    "fid": 12.34,
-    "fid_half_width": 0.21,
-    "fid_infinity": 11.9,
-    "fid_infinity_half_width": 0.25,
-    "kid": 0.00423,
-    "kid_half_width": 0.00031,
-    "precision": 0.71,
-    "precision_half_width": 0.0812,
-    "recall": 0.48,
-    "recall_half_width": 0.0301,
+    **{"fid": 12.34, "fid_half_width": 0.21},
+    **{"fid_infinity": 11.9, "fid_infinity_half_width": 0.25},
+    **{"kid": 0.00423, "kid_half_width": 0.00031},
+    **{"precision": 0.71, "precision_half_width": 0.0812},
+    **{"recall": 0.48, "recall_half_width": 0.0301},
 }
 SCORE = {"inception_score": 9.12, "inception_score_half_width": 0.11}
 
@@ -44,11 +39,7 @@ def summary(references=None, **changes):
         "resize": "clean",
         "eight_bit": "round",
         "channels": "gray repeated",
-        "feature_network": {
-            "name": "inception-2015-12-05",
-            "sha256": HASH,
-            "num_features": 2048,
-        },
+        "feature_network": {"name": "inception-2015-12-05", "sha256": HASH, "num_features": 2048},
         "inception_splits": 10,
         "inception_order": "file",
         "kid_subsets": 100,
@@ -67,22 +58,14 @@ def summary(references=None, **changes):
         "protocol": protocol,
         "references": references,
         "samples": {
-            "source": "samples.npz",
-            "sha256": "ab" * 32,
-            "num_images": NUM_GENERATED,
-            "skipped": 0,
+            **{"source": "samples.npz", "sha256": "ab" * 32},
+            **{"num_images": NUM_GENERATED, "skipped": 0},
         },
         "checkpoint": {"source": "default", "family": "native", "sha256": "f6215dda321f" * 5},
         "sampler": {
-            "method": "ancestral",
-            "variance": "fixed_large",
-            "clip": True,
-            "num_timesteps": 100,
-            "num_original_timesteps": 1000,
-            "schedule": "linear",
-            "eta": None,
-            "added_noise": "inner",
-            "labels": None,
+            **{"method": "ancestral", "variance": "fixed_large", "clip": True},
+            **{"num_timesteps": 100, "num_original_timesteps": 1000, "schedule": "linear"},
+            **{"eta": None, "added_noise": "inner", "labels": None},
         },
         "num_evaluations": 12_000,
         "seed": 0,
@@ -127,9 +110,8 @@ def influence(seed=0, *, shared=0.0, num=NUM_GENERATED):
     arrays = {}
     for name in ("fid", "kid", "inception_score"):
         half_width = {**VALUES, **SCORE}[f"{name}_half_width"]
-        drawn = np.sqrt(shared) * common.normal(size=num) + np.sqrt(1 - shared) * own.normal(
-            size=num
-        )
+        drawn = np.sqrt(shared) * common.normal(size=num)
+        drawn += np.sqrt(1 - shared) * own.normal(size=num)
         drawn -= drawn.mean()
         arrays[name] = drawn / drawn.std(ddof=1) * half_width / 1.96 * np.sqrt(num)
     arrays["precision"] = (
@@ -140,14 +122,7 @@ def influence(seed=0, *, shared=0.0, num=NUM_GENERATED):
 
 
 def fidelity_folder(folder, whole=None, *, influences=None, environment=True):
-    """Write all that a run leaves.
-
-    Args:
-        folder: a new one.
-        whole: its summary.
-        influences: see `influence`; None for none.
-        environment: whether there is a record of it.
-    """
+    """Write all that a run leaves, with `influences` as `influence` makes them."""
     whole = whole or summary()
     num = whole["num_generated"]
     images = load_images("fashion-mnist:test", num_images=num + 40)
