@@ -16,7 +16,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from ddpmbench.checksums import seal
-from ddpmbench.data.image_files import PositionIds
+from ddpmbench.data.arrays import PositionIds
 from ddpmbench.data.images import ImageSet
 from ddpmbench.diffusion.data_range import EightBit
 from ddpmbench.diffusion.model import Checkpoint, sides_of, size_words

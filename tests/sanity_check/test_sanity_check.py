@@ -18,7 +18,7 @@ from ddpmbench.diffusion.data_range import UNIT_RANGE, DataRange
 from ddpmbench.diffusion.model import Checkpoint, TimeInput
 from ddpmbench.diffusion.process import Prediction
 from ddpmbench.diffusion.schedule import NoiseSchedule
-from ddpmbench.execution.engine import BatchSize
+from ddpmbench.execution.worker import BatchSize
 from ddpmbench.sanity_check.check import Checker, Outcome, SanityCheck
 from ddpmbench.sanity_check.run import Evaluator, check_parameterization
 from ddpmbench.sanity_check.scores import NUM_IMAGES

@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from ddpmbench.samples.protocols import PROTOCOLS
 from retrained import trained
 from sealing import read_record
 
@@ -30,6 +29,7 @@ from ddpmbench.errors import InputError
 from ddpmbench.execution.distributed import Ranks
 from ddpmbench.execution.features import FidelityListener
 from ddpmbench.samples.feature_networks import FeatureNetwork
+from ddpmbench.samples.scores import PROTOCOLS
 from ddpmbench.sanity_check import run as check
 from ddpmbench.sanity_check.check import Outcome
 from ddpmbench.sanity_check.run import (
