@@ -187,7 +187,19 @@ class Checkpoint:
             (B,) int64 for "index" and "one-based", which may index an embedding; float32 for
             "fraction" and "rescaled-1000".
         """
-        original = self.schedule.original_timesteps.to(t.device)[t - 1]
+        return self.time_at(self.schedule.original_timesteps.to(t.device)[t - 1])
+
+    def time_at(self, original: Tensor) -> Tensor:
+        """The network's time input at timesteps of the schedule that it was trained on.
+
+        Args:
+            original: (B,) int64, or floating point for timesteps between them.
+
+        Returns:
+            (B,) see `network_time`; float32 for timesteps between.
+        """
+        if original.is_floating_point():
+            original = original.float()
         total = self.schedule.num_original_timesteps
         match self.time_input:
             case TimeInput.INDEX:
@@ -223,7 +235,26 @@ class Checkpoint:
         Raises:
             InputError: the output has another shape.
         """
-        inputs = [x_t.float(), self.network_time(t)]
+        return self._output(x_t, self.network_time(t), labels)
+
+    def output_at(self, x: Tensor, u: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The network's output at fractional timesteps.
+
+        Args:
+            x: (B, C, H, W), on the network's device.
+            u: (B,) timesteps in [1, T] of the schedule that it was trained on, floating point.
+            labels: see `model_output`.
+
+        Returns:
+            See there.
+
+        Raises:
+            InputError: the output has another shape.
+        """
+        return self._output(x, self.time_at(u), labels)
+
+    def _output(self, x_t: Tensor, time: Tensor, labels: Tensor | None) -> Tensor:
+        inputs = [x_t.float(), time]
         if self.num_classes:
             assert labels is not None
             inputs.append(labels)

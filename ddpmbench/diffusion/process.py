@@ -11,6 +11,7 @@ from ddpmbench.diffusion.data_range import UNIT_RANGE, DataRange
 from ddpmbench.diffusion.parameterization import Prediction as Prediction
 from ddpmbench.diffusion.parameterization import Variance as Variance
 from ddpmbench.diffusion.schedule import NoiseSchedule
+from ddpmbench.errors import InputError
 from ddpmbench.records import short_repr
 
 _CPU = torch.device("cpu")
@@ -156,6 +157,41 @@ class GaussianDiffusion:
             pred_eps=_predict_eps(unclipped, x_t, at),
         )
 
+    def prediction_at(
+        self, model_output: Tensor, x: Tensor, log_snr: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        r"""The x_start, not clipped, and the noise that an output predicts at any log SNR.
+
+        .. math::
+            x = a x_0 + s \epsilon, \qquad a^2 = \sigma(\lambda), \quad s^2 = \sigma(-\lambda)
+
+        with the logistic function sigma.
+
+        Args:
+            model_output: (B, C, H, W), or (B, 2C, H, W) where the variance is learned.
+            x: (B, C, H, W), the network's input.
+            log_snr: (B,) lambda.
+
+        Returns:
+            The predicted x_start and noise, (B, C, H, W) each.
+
+        Raises:
+            InputError: the network predicts the mean of x_{t-1}, which only the schedule's
+                timesteps have.
+        """
+        if self.prediction is Prediction.PREVIOUS_MEAN:
+            raise InputError(
+                f"`prediction={self.prediction}`: the network predicts the mean at the next of its "
+                "timesteps, and there is none between them; leave out continuous time"
+            )
+        output = model_output.to(x.dtype)
+        if self.variance.is_learned:
+            output = output.chunk(2, dim=1)[0]
+        signal, noise = signal_and_noise(log_snr)
+        at = {"sqrt_alphas_cumprod": signal, "sqrt_one_minus_alphas_cumprod": noise}
+        x_start = self._predict_x_start(output, x, at)
+        return x_start, _predict_eps(x_start, x, at)
+
     def ddim_mean_std(
         self, pred_x_start: Tensor, x_t: Tensor, t: Tensor, *, eta: float
     ) -> tuple[Tensor, Tensor]:
@@ -239,6 +275,12 @@ class GaussianDiffusion:
             case Prediction.PREVIOUS_MEAN:
                 rest = output - at["posterior_mean_coef_x_t"] * x_t
                 return rest / at["posterior_mean_coef_x_start"]
+
+
+def signal_and_noise(log_snr: Tensor) -> tuple[Tensor, Tensor]:
+    """The factors of x_start and of the noise in x, (B, 1, 1, 1) each, at (B,) log SNRs."""
+    log_snr = log_snr[:, None, None, None]
+    return log_snr.sigmoid().sqrt(), (-log_snr).sigmoid().sqrt()
 
 
 def _posterior_mean(x_start: Tensor, x_t: Tensor, at: dict[str, Tensor]) -> Tensor:
