@@ -1,14 +1,16 @@
 """Continuous time: the log SNR between the timesteps that a network was trained on."""
 
 import dataclasses
+import math
 from functools import cached_property
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.interpolate import PchipInterpolator
 
-from ddpmbench.diffusion.schedule import NoiseSchedule
-from ddpmbench.errors import InputError
+from ddpmbench.diffusion.schedule import MAX_TIMESTEPS, NoiseSchedule
+from ddpmbench.errors import InputError, whole_number
 from ddpmbench.records import short_repr
 
 
@@ -74,6 +76,14 @@ class ContinuousTime:
         )
         return u.reshape(np.shape(log_snr))
 
+    @property
+    def cubics(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """(K,) the timesteps of the schedule, and (4, K - 1) the cubic between each and the next.
+
+        From timestep k on the log SNR is c[0] d^3 + c[1] d^2 + c[2] d + c[3] at a distance d.
+        """
+        return self._timesteps, np.asarray(self._interpolation.c)
+
     @cached_property
     def _timesteps(self) -> NDArray[np.float64]:
         return self.schedule.original_timesteps.numpy().astype(np.float64)
@@ -81,3 +91,36 @@ class ContinuousTime:
     @cached_property
     def _interpolation(self) -> PchipInterpolator:
         return PchipInterpolator(self._timesteps, self.schedule.snr.log().numpy())
+
+
+def refined(schedule: NoiseSchedule, num_timesteps: int) -> NoiseSchedule:
+    r"""The schedule with more timesteps, evenly spaced from its first to its last.
+
+    .. math:: \bar\alpha'_k = \bar\alpha(u_k), \qquad u_k = 1 + (k - 1) \frac{T - 1}{K - 1}
+
+    The network is evaluated at fractional timesteps. The decoder keeps its variance.
+
+    Args:
+        schedule: as the network was trained, of at least two timesteps.
+        num_timesteps: K, more than T.
+
+    Raises:
+        InputError: the schedule is respaced, has one timestep, or as many as asked for.
+    """
+    total = schedule.num_timesteps
+    if total != schedule.num_original_timesteps:
+        raise InputError(
+            f"`timesteps={num_timesteps}`: the model visits {total} of "
+            f"{schedule.num_original_timesteps} timesteps already; refine the one that visits all"
+        )
+    num_timesteps = whole_number("timesteps", num_timesteps, total + 1, MAX_TIMESTEPS)
+    u = np.linspace(1, total, num_timesteps)
+    log_alphas_cumprod = -np.logaddexp(0, -ContinuousTime(schedule).log_snr(u))
+    betas = -np.expm1(np.diff(log_alphas_cumprod, prepend=0.0))
+    return dataclasses.replace(
+        schedule,
+        betas=torch.from_numpy(betas),
+        name=f"{schedule.name}, {num_timesteps} for {total} timesteps",
+        original_timesteps=torch.from_numpy(u),
+        decoder_variance=math.exp(schedule.log_decoder_variance),
+    )

@@ -12,6 +12,7 @@ from typing import Any, Self, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from ddpmbench.diffusion.continuous import refined
 from ddpmbench.diffusion.data_range import UNIT_RANGE, DataRange
 from ddpmbench.diffusion.process import GaussianDiffusion, Prediction, Variance
 from ddpmbench.diffusion.schedule import NoiseSchedule
@@ -226,7 +227,8 @@ class Checkpoint:
 
         Args:
             x_t: (B, C, H, W), on the network's device.
-            t: (B,) int64 timesteps in 1..T of `schedule`.
+            t: (B,) int64 timesteps in 1..T of `schedule`; or floating point, timesteps of the
+                schedule that the network was trained on and what lies between them.
             labels: (B,) int64 classes, where the network is conditioned on them.
 
         Returns:
@@ -235,25 +237,7 @@ class Checkpoint:
         Raises:
             InputError: the output has another shape.
         """
-        return self._output(x_t, self.network_time(t), labels)
-
-    def output_at(self, x: Tensor, u: Tensor, labels: Tensor | None = None) -> Tensor:
-        """The network's output at fractional timesteps.
-
-        Args:
-            x: (B, C, H, W), on the network's device.
-            u: (B,) timesteps in [1, T] of the schedule that it was trained on, floating point.
-            labels: see `model_output`.
-
-        Returns:
-            See there.
-
-        Raises:
-            InputError: the output has another shape.
-        """
-        return self._output(x, self.time_at(u), labels)
-
-    def _output(self, x_t: Tensor, time: Tensor, labels: Tensor | None) -> Tensor:
+        time = self.time_at(t) if t.is_floating_point() else self.network_time(t)
         inputs = [x_t.float(), time]
         if self.num_classes:
             assert labels is not None
@@ -273,8 +257,14 @@ class Checkpoint:
             )
 
     def respaced(self, num_timesteps: int) -> Self:
-        """The model that visits only `num_timesteps` evenly spaced timesteps."""
-        schedule = self.schedule.respaced(num_timesteps)
+        """The model that visits `num_timesteps` evenly spaced timesteps.
+
+        More than it was trained on lie between those, and its network is evaluated at fractional
+        timesteps; see `refined`.
+        """
+        is_finer = num_timesteps > self.schedule.num_timesteps
+        of = self.schedule
+        schedule = refined(of, num_timesteps) if is_finer else of.respaced(num_timesteps)
         return dataclasses.replace(self, schedule=schedule)
 
     def with_process(

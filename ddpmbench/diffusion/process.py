@@ -226,9 +226,7 @@ class GaussianDiffusion:
         s = self.schedule
         log_previous = torch.cat([torch.zeros(1, dtype=torch.float64), s.log_alphas_cumprod[:-1]])
         log_posterior = s.posterior_variance.log()
-        # The posterior variance is 0 at t = 1; the authors put that of t = 2 in its place. A
-        # schedule of a single timestep has no t = 2 and keeps beta.
-        log_posterior[0] = log_posterior[1] if s.num_timesteps > 1 else s.betas[0].log()
+        log_posterior[0] = s.log_decoder_variance
         log_betas = s.betas.log()
         return {
             "sqrt_alphas_cumprod": (0.5 * s.log_alphas_cumprod).exp(),

@@ -60,8 +60,10 @@ class NoiseSchedule:
         betas: (T,) float64, the variance added at each timestep, in (0, 1).
         name: of the schedule where it is printed.
         original_timesteps: (T,) int64, the 1-based timesteps of the schedule that the network was
-            trained on; 1..T unless the schedule was respaced.
+            trained on; 1..T unless the schedule was respaced. float64 where it was refined.
         num_original_timesteps: length of the schedule that the network was trained on.
+        decoder_variance: of p(x_0 | x_1) under "fixed_small" and "fixed_large"; None for the
+            posterior variance of t = 2.
 
     Raises:
         InputError: the betas are not one row of float64 numbers in (0, 1), or their
@@ -74,6 +76,7 @@ class NoiseSchedule:
     name: str
     original_timesteps: Tensor
     num_original_timesteps: int
+    decoder_variance: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse variances that define no forward process."""
@@ -126,6 +129,18 @@ class NoiseSchedule:
         """
         previous = torch.cat([torch.zeros(1, dtype=torch.float64), self.one_minus_alphas_cumprod])
         return self.betas * previous[:-1] / self.one_minus_alphas_cumprod
+
+    @property
+    def log_decoder_variance(self) -> float:
+        """Of p(x_0 | x_1), where the posterior variance is 0; that of t = 2 unless it is given.
+
+        A schedule of a single timestep has no t = 2: it is beta.
+        """
+        if self.decoder_variance is not None:
+            return math.log(self.decoder_variance)
+        return float(
+            (self.betas if self.num_timesteps == 1 else self.posterior_variance[1:])[0].log()
+        )
 
     def respaced(self, num_timesteps: int) -> Self:
         """The schedule that visits only evenly spaced timesteps of this one.

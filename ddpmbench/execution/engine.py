@@ -153,7 +153,8 @@ class Engine:
 
     def model_output(self, x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """What `Checkpoint.model_output` gives, to the precision of the choice."""
-        inputs = [x_t.float(), t]
+        time = self._checkpoint.time_at(t) if t.is_floating_point() else t
+        inputs = [x_t.float(), time]
         if self._checkpoint.num_classes:
             assert labels is not None
             inputs.append(labels)
@@ -218,7 +219,8 @@ class _TimedNetwork(nn.Module):
     def forward(self, x_t: Tensor, t: Tensor, *labels: Tensor) -> Tensor:
         is_narrow = self._precision.dtype is not torch.float32
         with torch.autocast(x_t.device.type, self._precision.dtype, enabled=is_narrow):
-            output: Tensor = self.network(x_t, self.times[t - 1], *labels)  # type: ignore[index]
+            time = t if t.is_floating_point() else self.times[t - 1]  # type: ignore[index]
+            output: Tensor = self.network(x_t, time, *labels)
         return output.float()
 
 

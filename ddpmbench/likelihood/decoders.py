@@ -46,9 +46,7 @@ def log_variances(schedule: NoiseSchedule) -> NDArray[np.float64]:
     A schedule of one timestep has no t = 2: all are beta_1.
     """
     beta = float(schedule.betas[0].log())
-    if schedule.num_timesteps == 1:
-        return np.full(len(SCALES), beta)
-    low = float(schedule.posterior_variance[1].log())
+    low = schedule.log_decoder_variance
     nodes = low + (beta - low) * 0.5 * (1 - np.cos(np.pi * np.linspace(0, 1, len(SCALES))))
     return np.asarray(nodes)
 

@@ -361,9 +361,11 @@ def sub_schedule_bounds(
 def can_skip(schedule: NoiseSchedule) -> bool:
     """Whether sub-schedules of a schedule are evaluated.
 
-    It must have at least two timesteps and not too many, and begin evenly enough to interpolate the
-    decoder.
+    It must have at least two timesteps and not too many, not be a refined one, and begin evenly
+    enough to interpolate the decoder.
     """
+    if schedule.decoder_variance is not None:
+        return False
     ends = log_variances(schedule)[[0, -1]]
     is_even = bool(ends[1] - ends[0] <= np.log(WIDEST_RATIO))
     return 1 < schedule.num_timesteps <= LONGEST_SCHEDULE and is_even

@@ -8,6 +8,7 @@ evaluates the network for likelihood.
 import copy
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -191,9 +192,37 @@ def diffusion_terms(
     nats = _mean(normal_kl(true_mean, true_log_variance, step.mean, step.log_variance))
     if first is None:
         first = (t == 1).nonzero().squeeze(1)
-    decoders = {
-        name: torch.full_like(nats, torch.nan) for name in (*DECODER_COLUMNS, *MODEL_COLUMNS)
-    }
+    nats, decoders = with_first_terms(diffusion, step, x_start, first, nats, decoder)
+    clipped = diffusion.data_range.clamp(step.unclipped_pred_x_start)
+    return BoundTerms(
+        nats=nats,
+        x_start_mse=_mean((x_start - clipped).square()),
+        x_start_mse_noclip=_mean((x_start - step.unclipped_pred_x_start).square()),
+        eps_mse=_mean((eps - step.pred_eps).square()),
+        decoders=decoders,
+    )
+
+
+def with_first_terms(
+    diffusion: GaussianDiffusion,
+    step: ReverseStep,
+    x_start: Tensor,
+    first: Tensor,
+    nats: Tensor,
+    decoder: str,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The terms with the decoder in its place, and the decoders of `BoundTerms`.
+
+    Args:
+        diffusion: the process.
+        step: of all terms; that of t = 1 counts.
+        x_start: (B, C, H, W).
+        first: (K,) int64, the positions of t = 1.
+        nats: (B,) the terms.
+        decoder: "exact" or "tanh".
+    """
+    names = (*DECODER_COLUMNS, *MODEL_COLUMNS)
+    decoders = {name: torch.full_like(nats, torch.nan) for name in names}
     if len(first):
         nats = nats.index_put((first,), _decoder(diffusion, step, x_start, first, decoder))
         of_first = decoder_terms(
@@ -207,14 +236,7 @@ def diffusion_terms(
                 of_first[name] = _decoder(diffusion, step, x_start, first, kind)
         for name, value in of_first.items():
             decoders[name][first] = value.detach()
-    clipped = diffusion.data_range.clamp(step.unclipped_pred_x_start)
-    return BoundTerms(
-        nats=nats,
-        x_start_mse=_mean((x_start - clipped).square()),
-        x_start_mse_noclip=_mean((x_start - step.unclipped_pred_x_start).square()),
-        eps_mse=_mean((eps - step.pred_eps).square()),
-        decoders=decoders,
-    )
+    return nats, decoders
 
 
 def _decoder(
@@ -315,6 +337,14 @@ def concatenate(tables: Sequence[TermTable]) -> TermTable:
     return TermTable(index, values)
 
 
+class TermAddress(NamedTuple):
+    """Image, timestep and draw of B terms, (B,) int64 each, on a device."""
+
+    image: Tensor
+    t: Tensor
+    draw: Tensor
+
+
 class TermsPass:
     """Evaluates terms with a network.
 
@@ -383,12 +413,17 @@ class TermsPass:
         )
         x_start = self._x_start(pixels)
         eps = normal_noise(image, t, draw, shape=tuple(x_start.shape[1:]), seed=self.seed)
-        x_t = self.diffusion.q_sample(x_start, t, eps.to(x_start.dtype))
-        output = self._model_output(x_t, t, labels if len(labels) else None)
-        terms = diffusion_terms(
-            self.diffusion, x_start, t, eps, output, decoder=self.decoder, first=first
-        )
+        terms = self._terms(x_start, TermAddress(image, t, draw), eps, first, labels)
         return torch.stack(list(terms.columns.values()))
+
+    def _terms(
+        self, x_start: Tensor, of: TermAddress, eps: Tensor, first: Tensor, labels: Tensor
+    ) -> BoundTerms:
+        x_t = self.diffusion.q_sample(x_start, of.t, eps.to(x_start.dtype))
+        output = self._model_output(x_t, of.t, labels if len(labels) else None)
+        return diffusion_terms(
+            self.diffusion, x_start, of.t, eps, output, decoder=self.decoder, first=first
+        )
 
     def _labels(self, index: TermIndex) -> NDArray[np.int64]:
         labels = self.images.labels

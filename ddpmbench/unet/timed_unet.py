@@ -1,6 +1,7 @@
 """The U-Net for the timesteps of one schedule, with the embedding of its time in a table."""
 
 import copy
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -57,19 +58,28 @@ class TimedUNet(nn.Module):
 
         Args:
             x_t: (B, C, H, W) float32.
-            t: (B,) int64 timesteps in 1..T.
+            t: (B,) int64 timesteps in 1..T; or floating point, the time input itself.
             labels: (B,) int64 classes, for a class-conditional network.
 
         Returns:
             (B, C, H, W), or (B, 2C, H, W) where a variance is learned; float32.
         """
+        projections = self._between(t, labels) if t.is_floating_point() else self._at(t, labels)
+        return self.unet.body(x_t.contiguous(memory_format=self._format), projections)
+
+    def _at(self, t: Tensor, labels: Tensor | None) -> Sequence[Tensor]:
         rows = self.table[t - 1]  # type: ignore[index]
         if self.unet.classes is None:
-            projections = rows.split(self._sizes, dim=1)
-        else:
-            embedding = self.unet.embed(rows, labels)
-            projections = [p.to(self._dtype) for p in self.unet.project(embedding)]
-        return self.unet.body(x_t.contiguous(memory_format=self._format), projections)
+            projections: Sequence[Tensor] = rows.split(self._sizes, dim=1)
+            return projections
+        embedding = self.unet.embed(rows, labels)
+        return [p.to(self._dtype) for p in self.unet.project(embedding)]
+
+    def _between(self, time: Tensor, labels: Tensor | None) -> Sequence[Tensor]:
+        embedding = self.unet.embed(self.unet.embed_time(time), labels)
+        if self.unet.classes is None:
+            embedding = embedding.to(self._dtype)
+        return [p.to(self._dtype) for p in self.unet.project(embedding)]
 
     def _narrow(self, unet: UNet) -> None:
         for part in (unet.down, unet.middle, unet.up):

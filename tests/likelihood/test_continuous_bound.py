@@ -1,0 +1,200 @@
+"""The bound in continuous time against its closed form for normal data."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from scipy.interpolate import PchipInterpolator
+from torch import nn
+
+from ddpmbench.data.images import ImageSet
+from ddpmbench.diffusion.continuous import refined
+from ddpmbench.diffusion.model import Checkpoint
+from ddpmbench.diffusion.process import Prediction, Variance
+from ddpmbench.diffusion.schedule import NoiseSchedule
+from ddpmbench.likelihood.continuous import ContinuousTermsPass
+from ddpmbench.likelihood.designs import EveryPairDesign
+from ddpmbench.likelihood.sub_schedules import Transitions
+from ddpmbench.likelihood.terms import TermsPass
+
+SHAPE = (1, 4, 4)
+VARIANCE = np.random.default_rng(1).permutation(np.geomspace(1e-3, 0.5, 16)).reshape(SHAPE)
+CPU = torch.device("cpu")
+
+
+class LinearDenoiser(nn.Module):
+    """Of data from N(0, diag(v)), at any timestep of its schedule and between them."""
+
+    def __init__(self, schedule, prediction):
+        super().__init__()
+        # A second interpolation, in the same points.
+        points = np.arange(1, schedule.num_timesteps + 1)
+        self.log_snr = PchipInterpolator(points, schedule.snr.log().numpy())
+        self.prediction = prediction
+
+    def forward(self, x, time):
+        log_snr = torch.from_numpy(self.log_snr(time.double().numpy() + 1))[:, None, None, None]
+        a, s = log_snr.sigmoid().sqrt(), (-log_snr).sigmoid().sqrt()
+        v = torch.from_numpy(VARIANCE)
+        x_start = a * v / (a**2 * v + s**2) * x.double()
+        eps = (x.double() - a * x_start) / s
+        outputs = {
+            Prediction.X_START: x_start,
+            Prediction.EPSILON: eps,
+            Prediction.V: a * eps - s * x_start,
+        }
+        return outputs[self.prediction].float()
+
+
+def linear_model(schedule, prediction=Prediction.EPSILON):
+    return Checkpoint(
+        network=LinearDenoiser(schedule, prediction),
+        schedule=schedule,
+        prediction=prediction,
+        variance=Variance.FIXED_SMALL,
+        channels=1,
+        family="oracle",
+        source="oracle",
+        sha256="0" * 64,
+        clip=False,
+    )
+
+
+def normal_images(count):
+    numbers = np.random.default_rng(2).normal(size=(count, *SHAPE)) * np.sqrt(VARIANCE)
+    pixels = np.rint((numbers.clip(-1, 1) + 1) * 127.5).astype(np.uint8)
+    return ImageSet(pixels, [str(i) for i in range(count)], "normal data")
+
+
+def antiderivative(x, r):
+    """Half of E (x_0 - x)^2 integrated over the signal-to-noise ratio up to r, by pixel."""
+    x, v = x**2, VARIANCE
+    return (np.log1p(r * v) + 1 / (1 + r * v) - x / v / (1 + r * v)) / 2
+
+
+def exact(images, schedule):
+    """(N,) the integral of each image, nats per dimension."""
+    x = images.pixels / 127.5 - 1
+    high, low = schedule.snr[0].item(), schedule.snr[-1].item()
+    return (antiderivative(x, high) - antiderivative(x, low)).mean((1, 2, 3))
+
+
+def terms_of(checkpoint, images, draws, kind=ContinuousTermsPass):
+    design = EveryPairDesign(len(images), checkpoint.schedule.num_timesteps, draws)
+    run = kind(checkpoint, images, seed=3, decoder="exact", device=CPU)
+    return run.terms(design.index(0, len(design))), design
+
+
+SCHEDULES = {
+    "linear": NoiseSchedule.linear(60),
+    "cosine": NoiseSchedule.cosine(40),
+    "two timesteps": NoiseSchedule.linear(2, beta_start=0.02, beta_end=0.4),
+}
+
+
+@pytest.mark.parametrize("prediction", ["eps", "x_start", "v"])
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+def test_it_is_the_closed_form(schedule, prediction):
+    checkpoint, images = linear_model(schedule, Prediction(prediction)), normal_images(6)
+    table, design = terms_of(checkpoint, images, 2000 // schedule.num_timesteps)
+    nats = table.values["nats"].reshape(len(images), schedule.num_timesteps, design.draws)[:, 1:]
+    error = np.sqrt((nats.var(2, ddof=1) / design.draws).sum())
+    assert nats.mean(2).sum() == pytest.approx(exact(images, schedule).sum(), abs=4 * error)
+    assert error < 0.03 * exact(images, schedule).sum()
+
+
+def test_the_places_of_an_interval_are_uniform_and_independent_of_the_noise():
+    schedule = NoiseSchedule.linear(10, beta_start=1e-3, beta_end=0.2)
+    seen = []
+
+    def model_output(x, u, labels):
+        seen.append(u.numpy())
+        return torch.zeros_like(x)
+
+    checkpoint, images = linear_model(schedule), normal_images(2)
+    run = ContinuousTermsPass(
+        checkpoint, images, seed=0, decoder="exact", device=CPU, model_output=model_output
+    )
+    design = EveryPairDesign(2, 10, 500)
+    run.terms(design.index(0, len(design)))
+    u = np.concatenate(seen).reshape(2, 10, 500)
+    assert (u[:, 0] == 1).all()
+    fraction = u[:, 1:] - np.arange(1, 10)[:, None]
+    assert ((fraction > 0) & (fraction < 1)).all()
+    assert abs(fraction.mean() - 0.5) < 4 / np.sqrt(12 * fraction.size)
+    assert len(np.unique(fraction)) == fraction.size
+
+
+def test_neither_batch_nor_order_changes_a_term():
+    checkpoint, images = linear_model(NoiseSchedule.linear(30)), normal_images(3)
+    whole, design = terms_of(checkpoint, images, 1)
+    run = ContinuousTermsPass(checkpoint, images, seed=3, decoder="exact", device=CPU)
+    for start in reversed(range(0, len(design), 7)):
+        part = run.terms(design.index(start, start + 7))
+        np.testing.assert_allclose(
+            part.values["nats"], whole.values["nats"][start : start + 7], rtol=1e-6
+        )
+
+
+def test_the_decoder_is_that_of_the_discrete_bound():
+    checkpoint, images = linear_model(NoiseSchedule.linear(30)), normal_images(3)
+    continuous, _ = terms_of(checkpoint, images, 1)
+    discrete, _ = terms_of(checkpoint, images, 1, TermsPass)
+    first = continuous.index.t == 1
+    for name, value in continuous.values.items():
+        np.testing.assert_allclose(value[first], discrete.values[name][first], rtol=1e-5)
+
+
+def test_a_term_is_the_error_under_the_run_s_clip_times_a_weight():
+    checkpoint, images = linear_model(NoiseSchedule.linear(30)), normal_images(3)
+    weights = []
+    for clip, column in ((True, "x_start_mse"), (False, "x_start_mse_noclip")):
+        table, _ = terms_of(dataclasses.replace(checkpoint, clip=clip), images, 1)
+        later = table.index.t > 1
+        weights.append((table.values["nats"] / table.values[column])[later])
+    np.testing.assert_allclose(*weights, rtol=1e-9)
+
+
+def test_refined_schedules_tend_to_it_as_one_over_their_number():
+    """The bound of variance fixed_small, from the exact error at each timestep."""
+    schedule, images = NoiseSchedule.linear(30), normal_images(5)
+    limit = exact(images, schedule).mean()
+    x = images.pixels / 127.5 - 1
+
+    def gap(factor):
+        fine = refined(schedule, 29 * factor + 1)
+        r = fine.snr.numpy()[1:, None, None, None, None]
+        error = ((x**2 + r * VARIANCE**2) / (1 + r * VARIANCE) ** 2).mean((1, 2, 3, 4))
+        t = np.arange(2, fine.num_timesteps + 1)
+        return float(Transitions(fine).weight(Variance.FIXED_SMALL, t - 1, t) @ error) - limit
+
+    gaps = [gap(factor) for factor in (16, 32, 64, 128)]
+    assert all(gap > 0 for gap in gaps)
+    rates = np.log2(np.array(gaps[:-1]) / gaps[1:])
+    np.testing.assert_allclose(rates, 1.0, atol=0.05)
+
+
+def test_a_finite_set_of_images_costs_the_choice_among_them():
+    """Prior, integral and the entropy of x_1 given the image sum to log K as SNR_1 grows."""
+    pixels = np.random.default_rng(5).integers(0, 256, (4, 1, 3, 3), dtype=np.uint8)
+    images = ImageSet(pixels, list("abcd"), "four images")
+    # From a high SNR at t = 1 to a low one at T.
+    schedule = NoiseSchedule.from_alphas_cumprod(1 / (1 + np.exp(-np.linspace(14, -14, 60))))
+    means = torch.from_numpy(pixels / 127.5 - 1)
+    points = PchipInterpolator(np.arange(1, 61), schedule.snr.log().numpy())
+
+    class Denoiser(nn.Module):
+        def forward(self, x, time):
+            log_snr = torch.from_numpy(points(time.double().numpy() + 1))[:, None, None, None]
+            a, s = log_snr.sigmoid().sqrt(), (-log_snr).sigmoid().sqrt()
+            distance = (x.double()[:, None] - a[:, None] * means).square().sum((2, 3, 4))
+            weight = (-distance / (2 * s.flatten(1) ** 2)).softmax(1)
+            return torch.einsum("bk,kchw->bchw", weight, means).float()
+
+    checkpoint = dataclasses.replace(linear_model(schedule, Prediction.X_START), network=Denoiser())
+    table, design = terms_of(checkpoint, images, 200)
+    nats = table.values["nats"].reshape(4, 60, design.draws)[:, 1:] * 9
+    error = np.sqrt((nats.var(2, ddof=1) / design.draws).sum()) / 4
+    assert nats.mean(2).sum(1).mean() == pytest.approx(np.log(4), abs=4 * error)
+    assert error < 0.05
