@@ -1,7 +1,6 @@
 """Continuous time: the log SNR between the timesteps that a network was trained on."""
 
 import dataclasses
-import math
 from functools import cached_property
 
 import numpy as np
@@ -93,6 +92,10 @@ class ContinuousTime:
         return PchipInterpolator(self._timesteps, self.schedule.snr.log().numpy())
 
 
+LONGEST_PART = 0.1
+"""Of continuous time, in log SNR, on the average between two timesteps."""
+
+
 def refined(schedule: NoiseSchedule, num_timesteps: int) -> NoiseSchedule:
     r"""The schedule with more timesteps, evenly spaced from its first to its last.
 
@@ -105,22 +108,53 @@ def refined(schedule: NoiseSchedule, num_timesteps: int) -> NoiseSchedule:
         num_timesteps: K, more than T.
 
     Raises:
-        InputError: the schedule is respaced, has one timestep, or as many as asked for.
+        InputError: the schedule is respaced, or has one timestep; or K is too large.
     """
     total = schedule.num_timesteps
-    if total != schedule.num_original_timesteps:
-        raise InputError(
-            f"`timesteps={num_timesteps}`: the model visits {total} of "
-            f"{schedule.num_original_timesteps} timesteps already; refine the one that visits all"
-        )
     num_timesteps = whole_number("timesteps", num_timesteps, total + 1, MAX_TIMESTEPS)
+    time = _of_trained(schedule, f"`timesteps={num_timesteps}`")
     u = np.linspace(1, total, num_timesteps)
-    log_alphas_cumprod = -np.logaddexp(0, -ContinuousTime(schedule).log_snr(u))
-    betas = -np.expm1(np.diff(log_alphas_cumprod, prepend=0.0))
+    return _between(time, u, f"{schedule.name}, {num_timesteps} for {total} timesteps")
+
+
+def divided(schedule: NoiseSchedule) -> NoiseSchedule:
+    """Continuous time from the first to the last timestep, in parts.
+
+    A part ends at every timestep, and between two of them are so many of equal length that a part
+    is no longer than `LONGEST_PART`: a place drawn from a part varies the integrand little.
+
+    Args:
+        schedule: as the network was trained, of at least two timesteps.
+
+    Raises:
+        InputError: the schedule is respaced, or has one timestep.
+    """
+    time = _of_trained(schedule, "`timesteps=continuous`")
+    lengths = -np.diff(time.log_snr(np.arange(1, schedule.num_timesteps + 1)))
+    counts = np.ceil(lengths / LONGEST_PART).astype(np.int64)
+    parts = [t + np.arange(count) / count for t, count in enumerate(counts, start=1)]
+    u = np.concatenate([*parts, [schedule.num_timesteps]])
+    continuous = _between(time, u, f"{schedule.name}, continuous time")
+    return dataclasses.replace(continuous, is_continuous=True)
+
+
+def _of_trained(schedule: NoiseSchedule, option: str) -> ContinuousTime:
+    if schedule.num_timesteps != schedule.num_original_timesteps or schedule.trained is not None:
+        raise InputError(
+            f"{option}: the model visits {schedule.num_timesteps} timesteps, "
+            f"not the {schedule.num_original_timesteps} that it was trained on; take the model "
+            "that visits those"
+        )
+    return ContinuousTime(schedule)
+
+
+def _between(time: ContinuousTime, u: NDArray[np.float64], name: str) -> NoiseSchedule:
+    """The schedule that visits these timesteps, the first and the last among them."""
+    log_alphas_cumprod = -np.logaddexp(0, -time.log_snr(u))
     return dataclasses.replace(
-        schedule,
-        betas=torch.from_numpy(betas),
-        name=f"{schedule.name}, {num_timesteps} for {total} timesteps",
+        time.schedule,
+        betas=torch.from_numpy(-np.expm1(np.diff(log_alphas_cumprod, prepend=0.0))),
+        name=name,
         original_timesteps=torch.from_numpy(u),
-        decoder_variance=math.exp(schedule.log_decoder_variance),
+        trained=time.schedule,
     )

@@ -12,7 +12,7 @@ from typing import Any, Self, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from ddpmbench.diffusion.continuous import refined
+from ddpmbench.diffusion.continuous import divided, refined
 from ddpmbench.diffusion.data_range import UNIT_RANGE, DataRange
 from ddpmbench.diffusion.process import GaussianDiffusion, Prediction, Variance
 from ddpmbench.diffusion.schedule import NoiseSchedule
@@ -267,6 +267,16 @@ class Checkpoint:
         schedule = refined(of, num_timesteps) if is_finer else of.respaced(num_timesteps)
         return dataclasses.replace(self, schedule=schedule)
 
+    def in_continuous_time(self) -> Self:
+        """The model whose bound is that of continuous time; see `likelihood.continuous`."""
+        return dataclasses.replace(self, schedule=divided(self.schedule))
+
+    @property
+    def as_trained(self) -> Self:
+        """The model at the timesteps of its schedule, where it is evaluated between them."""
+        trained = self.schedule.trained
+        return self if trained is None else dataclasses.replace(self, schedule=trained)
+
     def with_process(
         self, *, schedule: NoiseSchedule | None = None, time_input: str | None = None
     ) -> Self:
@@ -334,6 +344,8 @@ class Checkpoint:
         kind = type(self.network)
         config = self.network.config if isinstance(self.network, UNet) else None
         steps = self.schedule.original_timesteps.tolist()
+        if self.schedule.is_continuous:
+            steps.append("continuous")
         text = repr((self.sha256, kind.__module__, kind.__qualname__, config, steps))
         part = f" {self.part}" if self.part else ""
         digest = hashlib.sha256(f"{text} {self.time_input}{part}".encode())

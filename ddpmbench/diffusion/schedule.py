@@ -62,8 +62,9 @@ class NoiseSchedule:
         original_timesteps: (T,) int64, the 1-based timesteps of the schedule that the network was
             trained on; 1..T unless the schedule was respaced. float64 where it was refined.
         num_original_timesteps: length of the schedule that the network was trained on.
-        decoder_variance: of p(x_0 | x_1) under "fixed_small" and "fixed_large"; None for the
-            posterior variance of t = 2.
+        trained: the schedule that the network was trained on, where this one has timesteps between
+            those (`diffusion.continuous`); else None.
+        is_continuous: whether the bound is that of continuous time, which the timesteps divide.
 
     Raises:
         InputError: the betas are not one row of float64 numbers in (0, 1), or their
@@ -76,7 +77,8 @@ class NoiseSchedule:
     name: str
     original_timesteps: Tensor
     num_original_timesteps: int
-    decoder_variance: float | None = None
+    trained: "NoiseSchedule | None" = None
+    is_continuous: bool = False
 
     def __post_init__(self) -> None:
         """Refuse variances that define no forward process."""
@@ -132,15 +134,15 @@ class NoiseSchedule:
 
     @property
     def log_decoder_variance(self) -> float:
-        """Of p(x_0 | x_1), where the posterior variance is 0; that of t = 2 unless it is given.
+        """Log variance of p(x_0 | x_1), where the posterior variance is 0: that of t = 2.
 
-        A schedule of a single timestep has no t = 2: it is beta.
+        A schedule of a single timestep has no t = 2: it is beta. One between the trained timesteps
+        keeps the variance of these.
         """
-        if self.decoder_variance is not None:
-            return math.log(self.decoder_variance)
-        return float(
-            (self.betas if self.num_timesteps == 1 else self.posterior_variance[1:])[0].log()
-        )
+        if self.trained is not None:
+            return self.trained.log_decoder_variance
+        second = self.posterior_variance[1] if self.num_timesteps > 1 else self.betas[0]
+        return math.log(float(second))
 
     def respaced(self, num_timesteps: int) -> Self:
         """The schedule that visits only evenly spaced timesteps of this one.

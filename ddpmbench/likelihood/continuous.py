@@ -10,17 +10,26 @@ designs, estimators and intervals.
 Source: Kingma et al. 2021, eq. 18.
 """
 
+import copy
 import dataclasses
 from functools import cached_property
+from typing import ClassVar, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from ddpmbench.data.images import ImageSet
 from ddpmbench.diffusion.continuous import ContinuousTime
+from ddpmbench.diffusion.model import Checkpoint, ModelOutput
 from ddpmbench.diffusion.noise import philox_4x32
 from ddpmbench.diffusion.process import GaussianDiffusion, signal_and_noise
+from ddpmbench.diffusion.schedule import NoiseSchedule
+from ddpmbench.likelihood.precision import CONTINUOUS_DRAW, CorrectionDesign, log_density
 from ddpmbench.likelihood.terms import BoundTerms, TermAddress, TermsPass, with_first_terms
 
+_BEHIND = 1e-9  # of a timestep; parts are longer
 _PLACE = 2**32 - 1
 """The block of random numbers of a term that its noise does not reach."""
 
@@ -42,32 +51,34 @@ class Places:
 
 
 class PlaceTable:
-    """The cubics of `ContinuousTime` on a device."""
+    """Places in the parts of continuous time that end at the timesteps of a schedule."""
 
-    def __init__(self, time: ContinuousTime, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, schedule: NoiseSchedule, device: torch.device, dtype: torch.dtype) -> None:
+        time = ContinuousTime(schedule.trained or schedule)
         knots, cubics = time.cubics
-        self._starts = torch.from_numpy(knots[:-1]).to(device, dtype)
-        self._lengths = torch.from_numpy(knots[1:] - knots[:-1]).to(device, dtype)
-        self._cubics = torch.from_numpy(cubics).to(device, dtype)
+        ends = schedule.original_timesteps.double().numpy()
+        cubic = np.searchsorted(knots, ends[:-1] + _BEHIND, side="right") - 1
+        tables = (ends[:-1], np.diff(ends), ends[:-1] - knots[cubic], *cubics[:, cubic])
+        self._tables = torch.from_numpy(np.stack(tables)).to(device, dtype)
         self._first = time.first, float(time.log_snr(time.first))
 
     def places(self, t: Tensor, fraction: Tensor) -> Places:
-        """The places in the intervals that end at t = 2..T; at t = 1 the first timestep itself.
+        """The places in the parts that end at t = 2..T; at t = 1 the first timestep itself.
 
         Args:
             t: (B,) int64 timesteps.
-            fraction: (B,) in (0, 1), of the interval.
+            fraction: (B,) in (0, 1), of the part.
         """
-        interval = (t - 2).clamp(min=0)
-        length, (c3, c2, c1, c0) = self._lengths[interval], self._cubics[:, interval]
+        start, length, offset, c3, c2, c1, c0 = self._tables[:, (t - 2).clamp(min=0)]
         within = fraction.to(length.dtype) * length
+        d = offset + within
+        log_snr = ((c3 * d + c2) * d + c1) * d + c0
+        slope = (3 * c3 * d + 2 * c2) * d + c1
+        u_1, log_snr_1 = self._first
         is_first = t == 1
-        log_snr = ((c3 * within + c2) * within + c1) * within + c0
-        slope = (3 * c3 * within + 2 * c2) * within + c1
-        u, log_snr_1 = self._first
         log_snr = log_snr.masked_fill(is_first, log_snr_1)
         return Places(
-            u=(self._starts[interval] + within).masked_fill(is_first, u),
+            u=(start + within).masked_fill(is_first, u_1),
             log_snr=log_snr,
             weight=-slope * length * log_snr.exp() / 2,
         )
@@ -129,21 +140,87 @@ def _mean_square(x: Tensor) -> Tensor:
 
 
 class ContinuousTermsPass(TermsPass):
-    """Evaluates the terms of the bound in continuous time."""
+    """Evaluates the terms of the bound in continuous time.
+
+    A term is at a place of its part that depends on its address alone; or where a design has the
+    fractions of its terms, at those.
+    """
+
+    _fractions: Tensor | None = None
 
     @cached_property
     def _table(self) -> PlaceTable:
-        time = ContinuousTime(self.checkpoint.schedule)
-        return PlaceTable(time, self.device, self.diffusion.dtype)
+        return PlaceTable(self.checkpoint.schedule, self.device, self.diffusion.dtype)
+
+    def at(self, fractions: NDArray[np.float64]) -> Self:
+        """The same at (K,) fractions of parts, of the terms of draw `CONTINUOUS_DRAW` on."""
+        other = copy.copy(self)
+        other._fractions = torch.from_numpy(fractions).to(self.device, self.diffusion.dtype)
+        return other
 
     def _terms(
         self, x_start: Tensor, of: TermAddress, eps: Tensor, first: Tensor, labels: Tensor
     ) -> BoundTerms:
-        block = torch.full_like(of.t, _PLACE)
-        word = philox_4x32((*of, block), self.seed)[0]
-        places = self._table.places(of.t, (word.to(self.diffusion.dtype) + 0.5) * 2.0**-32)
+        places = self._table.places(of.t, self._fraction(of))
         x = noisy(x_start, eps.to(x_start.dtype), places)
         output = self._model_output(x, places.u, labels if len(labels) else None)
         return continuous_terms(
             self.diffusion, places, x_start, of.t, eps, output, decoder=self.decoder, first=first
         )
+
+    def _fraction(self, of: TermAddress) -> Tensor:
+        if self._fractions is not None:
+            return self._fractions[of.draw - CONTINUOUS_DRAW]
+        word = philox_4x32((*of, torch.full_like(of.t, _PLACE)), self.seed)[0]
+        return (word.to(self.diffusion.dtype) + 0.5) * 2.0**-32
+
+
+@dataclasses.dataclass(frozen=True)
+class ContinuousDesign(CorrectionDesign):
+    """Terms at t = 2..T that are evaluated at the timestep and in continuous time.
+
+    Their mean difference is that of the bound in continuous time from the discrete one. It falls
+    about as t^-2, and so does the density. Timesteps and places are stratified together.
+    """
+
+    first_draw: ClassVar[int] = CONTINUOUS_DRAW
+    num_decoder_terms: ClassVar[int] = 0
+
+    @cached_property
+    def density(self) -> NDArray[np.float64]:
+        """(T - 1,) over t = 2..T."""
+        of_square = np.arange(2, self.num_timesteps + 1) ** -2.0
+        even = log_density(self.num_timesteps)
+        return np.asarray(0.9 * of_square / of_square.sum() + 0.1 * even)
+
+    @cached_property
+    def fractions(self) -> NDArray[np.float64]:
+        """(m,) where in its part each term is, in (0, 1)."""
+        ends = np.append(0.0, np.cumsum(self.density))
+        within = (self.strata - ends[self.t - 2]) / self.density[self.t - 2]
+        return np.asarray(within.clip(1e-6, 1 - 1e-6))
+
+
+MOST_PAIRS, FEWEST_PAIRS = 500, 50
+"""Limits of the number of terms that are evaluated in both ways."""
+
+
+def num_continuous_terms(num_terms: int) -> int:
+    """Number of terms of a `ContinuousDesign`, whose run has at least `num_terms` of its own."""
+    return 2 * (min(MOST_PAIRS, max(FEWEST_PAIRS, num_terms // 20)) // 2)
+
+
+def terms_pass(
+    checkpoint: Checkpoint,
+    images: ImageSet,
+    *,
+    seed: int,
+    decoder: str,
+    device: torch.device,
+    model_output: ModelOutput | None = None,
+) -> TermsPass:
+    """What evaluates the terms of a model: of continuous time where its schedule is."""
+    kind = ContinuousTermsPass if checkpoint.schedule.is_continuous else TermsPass
+    return kind(
+        checkpoint, images, seed=seed, decoder=decoder, device=device, model_output=model_output
+    )

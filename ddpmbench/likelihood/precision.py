@@ -10,6 +10,7 @@ import dataclasses
 import math
 from collections.abc import Iterable
 from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,8 +27,9 @@ from ddpmbench.likelihood.designs import (
 from ddpmbench.likelihood.terms import TermIndex, TermTable
 
 CORRECTION_DRAW = 3 * 2**30
-"""The draw of the first term, of the next one more: no term of another design, and no sample, has
-their noise."""
+CONTINUOUS_DRAW = 3 * 2**30 + 2**29
+"""The draw of the first term of a design, of the next one more: no term of another design, and no
+sample, has their noise."""
 MOST_TERMS, FEWEST_TERMS = 1000, 100
 """Limits of the number of terms of a correction."""
 SHARE = 20
@@ -37,6 +39,12 @@ SHARE = 20
 def num_correction_terms(num_terms: int) -> int:
     """Number of terms of the correction of a run, whose own are at least `num_terms`."""
     return min(MOST_TERMS, max(FEWEST_TERMS, num_terms // SHARE))
+
+
+def log_density(num_timesteps: int) -> NDArray[np.float64]:
+    """(T - 1,) evenly in log t over t = 2..T: log t - log(t - 1), scaled to sum 1."""
+    t = np.arange(2, num_timesteps + 1)
+    return np.asarray(-np.log1p(-1 / t) / math.log(num_timesteps))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +71,8 @@ class CorrectionDesign:
     seed: int
     num_terms: int
 
+    first_draw: ClassVar[int] = CORRECTION_DRAW
+
     def __post_init__(self) -> None:
         """Refuse a design without a known error."""
         if self.num_images < 1 or self.num_timesteps < 1 or self.num_terms < 6:
@@ -78,18 +88,21 @@ class CorrectionDesign:
 
     @cached_property
     def density(self) -> NDArray[np.float64]:
-        """(T - 1,) over t = 2..T: log t - log(t - 1), scaled to sum 1."""
-        t = np.arange(2, self.num_timesteps + 1)
-        return np.asarray(-np.log1p(-1 / t) / math.log(self.num_timesteps))
+        """(T - 1,) over t = 2..T, see `log_density`."""
+        return log_density(self.num_timesteps)
 
     @cached_property
     def t(self) -> NDArray[np.int64]:
         """(m,) timestep of each term."""
+        t = 2 + np.searchsorted(np.cumsum(self.density)[:-1], self.strata, side="right")
+        return np.append(np.ones(self.num_decoder_terms, dtype=np.int64), t)
+
+    @cached_property
+    def strata(self) -> NDArray[np.float64]:
+        """Where in [0, 1], the range of the distribution function, each of the later terms is."""
         later = self.num_terms - self.num_decoder_terms
         u = unit_interval(words(later, self.seed, turn=0, purpose=CORRECTION_TIMESTEP)[0])
-        place = (np.arange(later) + u) / max(later, 1)
-        t = 2 + np.searchsorted(np.cumsum(self.density)[:-1], place, side="right")
-        return np.append(np.ones(self.num_decoder_terms, dtype=np.int64), t)
+        return np.asarray((np.arange(later) + u) / max(later, 1))
 
     @cached_property
     def image(self) -> NDArray[np.int64]:
@@ -112,7 +125,7 @@ class CorrectionDesign:
     def index(self, start: int, stop: int) -> TermIndex:
         """The index of the terms at positions start..stop - 1."""
         stop = min(stop, self.num_terms)
-        draw = CORRECTION_DRAW + np.arange(start, stop, dtype=np.int64)
+        draw = self.first_draw + np.arange(start, stop, dtype=np.int64)
         return TermIndex(image=self.image[start:stop], t=self.t[start:stop], draw=draw)
 
 
@@ -183,16 +196,16 @@ def estimate_correction(design: CorrectionDesign, difference: NDArray[np.float64
     decoder, later = np.split(difference, [design.num_decoder_terms])
     weighted = later / design.density[design.t[design.num_decoder_terms :] - 2]
     # The parts of the variance, each with its degrees of freedom.
-    of_decoder = float(decoder.var(ddof=1)) / len(decoder)
+    of_decoder = float(decoder.var(ddof=1)) / len(decoder) if len(decoder) else 0.0
     of_pairs = np.square(weighted[::2] - weighted[1::2]) / max(len(later), 1) ** 2
     squares = np.append(of_pairs, of_decoder)
-    freedom = np.append(np.ones(len(of_pairs)), len(decoder) - 1)
+    freedom = np.append(np.ones(len(of_pairs)), max(len(decoder) - 1, 1))
     variance = float(squares.sum())
     half_width = half_width_of(variance, freedom_of_parts(squares, freedom))
     assert half_width is not None
     return Correction(
         kl=float(weighted.mean()) if len(later) else 0.0,
-        decoder=float(decoder.mean()),
+        decoder=float(decoder.mean()) if len(decoder) else 0.0,
         variance=variance,
         half_width=half_width,
         num_terms=len(design),

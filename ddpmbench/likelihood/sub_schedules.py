@@ -361,10 +361,10 @@ def sub_schedule_bounds(
 def can_skip(schedule: NoiseSchedule) -> bool:
     """Whether sub-schedules of a schedule are evaluated.
 
-    It must have at least two timesteps and not too many, not be a refined one, and begin evenly
-    enough to interpolate the decoder.
+    It must have at least two timesteps and not too many, none of them between the trained ones, and
+    begin evenly enough to interpolate the decoder.
     """
-    if schedule.decoder_variance is not None:
+    if schedule.trained is not None:
         return False
     ends = log_variances(schedule)[[0, -1]]
     is_even = bool(ends[1] - ends[0] <= np.log(WIDEST_RATIO))

@@ -76,7 +76,7 @@ def test_the_decoder_of_a_refined_schedule_is_that_of_the_trained_one(variance):
 @pytest.mark.parametrize(
     ("schedule", "count", "words"),
     [
-        (NoiseSchedule.linear(1000).respaced(10), 20, "visits 10 of 1000"),
+        (NoiseSchedule.linear(1000).respaced(10), 20, "visits 10 timesteps"),
         (NoiseSchedule.linear(1000), 10**7, "timesteps=10000000"),
     ],
 )

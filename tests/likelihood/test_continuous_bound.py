@@ -13,8 +13,9 @@ from ddpmbench.diffusion.continuous import refined
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.diffusion.process import Prediction, Variance
 from ddpmbench.diffusion.schedule import NoiseSchedule
-from ddpmbench.likelihood.continuous import ContinuousTermsPass
+from ddpmbench.likelihood.continuous import ContinuousDesign, ContinuousTermsPass
 from ddpmbench.likelihood.designs import EveryPairDesign
+from ddpmbench.likelihood.precision import differences, estimate_correction
 from ddpmbench.likelihood.sub_schedules import Transitions
 from ddpmbench.likelihood.terms import TermsPass
 
@@ -124,6 +125,45 @@ def test_the_places_of_an_interval_are_uniform_and_independent_of_the_noise():
     assert ((fraction > 0) & (fraction < 1)).all()
     assert abs(fraction.mean() - 0.5) < 4 / np.sqrt(12 * fraction.size)
     assert len(np.unique(fraction)) == fraction.size
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+def test_smaller_parts_sum_to_the_same(schedule):
+    images = normal_images(6)
+    checkpoint = linear_model(schedule)
+    fine = checkpoint.in_continuous_time()
+    parts = -np.diff(fine.schedule.snr.log().numpy())
+    assert (parts < 0.2).all()
+    visited = fine.schedule.original_timesteps.tolist()
+    assert set(schedule.original_timesteps.tolist()) <= set(visited)
+    table, design = terms_of(fine, images, 1 + 4000 // fine.schedule.num_timesteps)
+    shape = (len(images), fine.schedule.num_timesteps, design.draws)
+    nats = table.values["nats"].reshape(shape)[:, 1:]
+    error = np.sqrt((nats.var(2, ddof=1) / design.draws).sum())
+    assert nats.mean(2).sum() == pytest.approx(exact(images, schedule).sum(), abs=4 * error)
+
+
+def test_the_difference_from_the_discrete_bound_is_unbiased_and_its_interval_covers():
+    schedule, images = NoiseSchedule.linear(40), normal_images(8)
+    checkpoint = linear_model(schedule)
+    x, r = images.pixels / 127.5 - 1, schedule.snr.numpy()[1:, None, None, None, None]
+    error = ((x**2 + r * VARIANCE**2) / (1 + r * VARIANCE) ** 2).mean((1, 2, 3, 4))
+    t = np.arange(2, 41)
+    discrete = float(Transitions(schedule).weight(Variance.FIXED_SMALL, t - 1, t) @ error)
+    truth = exact(images, schedule).mean() - discrete
+    estimates = []
+    for seed in range(200):
+        design = ContinuousDesign(len(images), 40, seed, 60)
+        how = {"seed": seed, "decoder": "exact", "device": CPU}
+        one = ContinuousTermsPass(checkpoint, images, **how).at(design.fractions)
+        other = TermsPass(checkpoint, images, **how)
+        tables = ([run.terms(design.index(0, 60))] for run in (one, other))
+        estimates.append(estimate_correction(design, differences(design, *tables)))
+    nats = np.array([estimate.nats for estimate in estimates])
+    half_width = np.array([estimate.half_width for estimate in estimates])
+    assert nats.mean() == pytest.approx(truth, abs=4 * nats.std() / np.sqrt(len(nats)))
+    assert 0.93 <= (abs(nats - truth) <= half_width).mean() <= 1.0
+    assert nats.std() < 0.1 * abs(truth)
 
 
 def test_neither_batch_nor_order_changes_a_term():
