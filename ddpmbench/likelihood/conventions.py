@@ -100,13 +100,13 @@ def published_conventions(diffusion: GaussianDiffusion, decoder: str) -> list[Co
     if diffusion.variance.is_learned:
         other = "exact" if decoder == "tanh" else "tanh"
         conventions.append(dataclasses.replace(own, decoder=other))
-    is_mean = diffusion.prediction is Prediction.PREVIOUS_MEAN
-    choices = itertools.product(
-        (Variance.FIXED_LARGE, Variance.FIXED_SMALL),
-        (False,) if is_mean else (own.clip, not own.clip),
-        ("posterior", "beta"),
-        DECODERS,
-    )
+    variances: tuple[Variance, ...] = (Variance.FIXED_LARGE, Variance.FIXED_SMALL)
+    clipping: tuple[bool, ...] = (own.clip, not own.clip)
+    if diffusion.prediction is Prediction.PREVIOUS_MEAN:
+        clipping = (False,)
+    if diffusion.schedule.is_continuous:  # the limit has no variance, and one clip was evaluated
+        variances, clipping = (own.variance,), (own.clip,)
+    choices = itertools.product(variances, clipping, ("posterior", "beta"), DECODERS)
     fixed = (Convention(variance, clip, of, scale) for variance, clip, scale, of in choices)
     return conventions + [convention for convention in fixed if convention != own]
 
@@ -120,7 +120,7 @@ def _every_pair_bound(
 ) -> ConventionBound:
     weight, constant = _line(schedule, convention)
     weight = np.append(0.0, weight)
-    first, steps = moments[convention.decoder_column], moments[_column(convention)]
+    first, steps = moments[convention.decoder_column], moments[_column(convention, schedule)]
     squares = float(np.square(weight) @ steps.squares) + float(first.squares[0])
     fourth = float(weight**4 @ steps.fourth) + float(first.fourth[0])
     return ConventionBound(
@@ -140,19 +140,19 @@ def _converted(
     kept = columns_of_bound(clip=convention.clip)[1:]
     for table in tables:
         t = table.index.t - 1
-        later = constant[t] + weight[t] * table.values[_column(convention)]
+        later = constant[t] + weight[t] * table.values[_column(convention, schedule)]
         nats = np.where(t == 0, table.values[convention.decoder_column], later)
         yield TermTable(table.index, {"nats": nats, **{n: table.values[n] for n in kept}})
 
 
-def _columns_of(conventions: Iterable[Convention]) -> set[str]:
+def _columns_of(conventions: Iterable[Convention], schedule: NoiseSchedule) -> set[str]:
     """The columns of their bounds."""
-    return {name for of in conventions for name in (of.decoder_column, _column(of))}
+    return {name for of in conventions for name in (of.decoder_column, _column(of, schedule))}
 
 
-def _column(convention: Convention) -> str:
+def _column(convention: Convention, schedule: NoiseSchedule) -> str:
     """The column that the terms at t = 2..T are linear in."""
-    if convention.variance in FIXED:
+    if convention.variance in FIXED and not schedule.is_continuous:
         return columns_of_bound(clip=convention.clip)[1]
     return "nats"
 
@@ -162,7 +162,7 @@ def _line(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(T - 1,) weight and constant of the term at t = 2..T."""
     t = np.arange(2, schedule.num_timesteps + 1)
-    if convention.variance not in FIXED:
+    if _column(convention, schedule) == "nats":
         return np.ones(len(t)), np.zeros(len(t))
     skips = Transitions(schedule)
     of = convention.variance, t - 1, t
@@ -202,7 +202,7 @@ def every_pair_other_bounds(
     """
     conventions, schedule = published_conventions(diffusion, decoder), diffusion.schedule
     error, decoders = _skipping_columns(diffusion)
-    columns = sorted({*_columns_of(conventions), error, *decoders})
+    columns = sorted({*_columns_of(conventions, schedule), error, *decoders})
     moments = pair_moments(design, tables(columns), columns)
     bounds = [_every_pair_bound(design, prior, moments, of, schedule) for of in conventions]
     if not _skips(diffusion):
@@ -243,7 +243,7 @@ def importance_other_bounds(
     """
     conventions, schedule = published_conventions(diffusion, decoder), diffusion.schedule
     either = (name for clip in (True, False) for name in columns_of_bound(clip=clip))
-    columns = sorted({*_columns_of(conventions), *either})
+    columns = sorted({*_columns_of(conventions, schedule), *either})
     bounds = []
     for convention in conventions:
         converted = _converted(tables(columns), convention, schedule)
