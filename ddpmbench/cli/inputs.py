@@ -55,6 +55,8 @@ def open_checkpoint(given: dict[str, Any]) -> Checkpoint:
     settings = {name: value for name, value in given.items() if name not in ("ckpt", "timesteps")}
     checkpoint = load_checkpoint(given["ckpt"], CheckpointSettings(**settings))
     steps = given["timesteps"]
+    if steps == options.CONTINUOUS:
+        return checkpoint.in_continuous_time()
     return checkpoint if steps is None else checkpoint.respaced(steps)
 
 

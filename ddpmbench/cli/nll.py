@@ -10,10 +10,11 @@ from ddpmbench.cli.likelihood import evaluate
 
 
 @click.command(short_help="The variational bound in bits/dim, with two intervals.")
-@options.checkpoint_options
+@options.bound_checkpoint_options
 @options.data_options
 @options.likelihood_options
 @options.check_option
+@options.continuous_option
 @options.run_options
 @options.precision_option
 @options.format_option
@@ -24,6 +25,7 @@ def nll(out: Path | None, output_format: str, **given: Any) -> None:  # noqa: AN
     Examples:
         ddpmbench nll
         ddpmbench nll --ckpt google/ddpm-cifar10-32 --data cifar10:test --half-width 0.01
+        ddpmbench nll --timesteps continuous
         ddpmbench nll --ckpt ema_0.9999_500000.pt --model-flags "--image_size 32 ..." --data DIR
         torchrun --nproc-per-node 4 -m ddpmbench nll --data fashion-mnist:test --out runs/four
     """

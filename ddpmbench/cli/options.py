@@ -174,10 +174,33 @@ reading_options = decorate(
 timesteps_option = count(
     "--timesteps",
     metavar="K",
-    text="Use only K evenly spaced timesteps of the model.",
+    text="Visit K evenly spaced timesteps: fewer than the model was trained on, or more, which lie "
+    "between those.",
+)
+
+
+def _timesteps(
+    context: click.Context, option: click.Parameter, value: str | None
+) -> int | str | None:
+    if value is None or value == CONTINUOUS:
+        return value
+    number: int = click.IntRange(min=1).convert(value, option, context)  # type: ignore[arg-type]
+    return number
+
+
+CONTINUOUS = "continuous"
+"""The value of `--timesteps` that stands for continuous time."""
+
+bound_timesteps_option = click.option(
+    "--timesteps",
+    callback=_timesteps,
+    metavar=f"K|{CONTINUOUS}",
+    help="Visit K evenly spaced timesteps: fewer than the model was trained on, or more, which lie "
+    f"between those. {CONTINUOUS} is the limit of ever more.",
 )
 
 checkpoint_options = decorate(ckpt_option, reading_options, timesteps_option)
+bound_checkpoint_options = decorate(ckpt_option, reading_options, bound_timesteps_option)
 
 convert_option = choice(
     "--convert",
@@ -386,6 +409,13 @@ check_option = click.option(
     help="First check on a few images, with some hundred network evaluations, that the "
     "checkpoint's parameterization fits its weights.  [default: check before runs of 15,000 "
     "evaluations and more]",
+)
+
+continuous_option = click.option(
+    "--continuous/--no-continuous",
+    default=None,
+    help="Estimate the bound in continuous time, too, with at most 1,000 network evaluations that "
+    "do not count towards the run.  [default: in runs of 10,000 evaluations and more]",
 )
 
 device_option = click.option(

@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
 from ddpmbench.data.images import ImageSet, ImageSource, load_images, refuse_reduced
 from ddpmbench.diffusion.data_range import DataRange
 from ddpmbench.diffusion.model import Checkpoint
+from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.errors import LARGEST_SEED, InputError, instance_of, one_of, path_of, whole_number
 from ddpmbench.evaluate.answered import Asked, answer_in
 from ddpmbench.evaluate.progress import listening
+from ddpmbench.execution.continuous import ContinuousRun, why_whole_timesteps
 from ddpmbench.execution.devices import resolve_precision
 from ddpmbench.execution.engine import Engine
 from ddpmbench.execution.engine_choice import NetworkUse, at_once, settled_engine
@@ -41,9 +44,13 @@ from ddpmbench.execution.terms import (
     write_terms,
 )
 from ddpmbench.execution.worker import RunListener
+from ddpmbench.likelihood.continuous import (
+    ContinuousDesign,
+    num_continuous_terms,
+    terms_pass_of,
+)
 from ddpmbench.likelihood.decoders import DECODERS
 from ddpmbench.likelihood.estimator import SampledBound
-from ddpmbench.likelihood.terms import TermsPass
 from ddpmbench.report import tables
 from ddpmbench.report.card import Card, Draw, Shown
 from ddpmbench.report.conventions import conventions_frame, sub_schedules_frame
@@ -105,6 +112,7 @@ def evaluate_nll(
     precision: str = "fp32",
     batch_size: int | None = None,
     check: bool | None = None,
+    continuous: bool | None = None,
     out: str | Path | None = None,
     command: list[str] | None = None,
     listener: RunListener | None = None,
@@ -139,6 +147,9 @@ def evaluate_nll(
             changes a number by float rounding.
         check: whether a sanity check evaluates the checkpoint under other parameterizations
             first, which does not count towards the run; None where the run is long.
+        continuous: whether the bound in continuous time is estimated, too, from its difference
+            for some hundred terms, which do not count towards the run; None where the run takes
+            10,000 network evaluations or more.
         out: the run folder; one that holds the same run unfinished, or finished with a wider
             interval, is resumed. None keeps the run in memory.
         command: the command line, for the record.
@@ -180,7 +191,8 @@ def evaluate_nll(
         computed_in = resolve_precision(precision, target)
         chosen.check(checkpoint, images, seed=seed, precision=computed_in)
         conventions = _conventions(checkpoint, images, decoder=decoder)
-        checkpoint = run_session.checked(checkpoint, images.pixels.shape[1:])
+        shape = images.pixels.shape[1:]
+        checkpoint = run_session.checked(checkpoint, shape)
         identity = {
             "schema": tables.SCHEMA,
             "checkpoint": checkpoint.sha256,
@@ -203,6 +215,8 @@ def evaluate_nll(
         before = PreliminaryCheck(
             check, calls, seed=seed, batch_size=batch_size, note=reporter.note, warn=reporter.warn
         )
+        absent = _why_not_continuous(checkpoint, shape, continuous, calls, target)
+        is_continuous_needed = absent is None
         uses_folders = bool(checkpoint.num_classes and images.classes)
         classes = {"classes": list(images.classes)} if uses_folders else {}
         known: dict[str, Any] = {
@@ -232,7 +246,9 @@ def evaluate_nll(
                 run_session.environment(settings, batch_size=batch_size),
                 images.ids,
             )
-            return answer_in(path, asked)
+            answered = answer_in(path, asked)
+            is_known = answered is None or answered.summary.get("continuous_bits_per_dim")
+            return answered if is_known or not is_continuous_needed else None
 
         out, store = run_session.out, run_session.store
         answered = None if out is None else ranks.once(partial(answer, out))
@@ -240,7 +256,9 @@ def evaluate_nll(
         _note_images(images, reporter, class_folders=uses_folders)
         if line := chosen.note(len(images), checkpoint.schedule.num_timesteps, computed_in):
             reporter.note(line)
-        checked = before.run(checkpoint, images, device=target, ranks=ranks, folder=folder)
+        checked = before.run(
+            checkpoint.as_trained, images, device=target, ranks=ranks, folder=folder
+        )
         if answered is not None:
             reporter.start(0)
             _warn_of(answered, chosen, reporter)
@@ -254,7 +272,7 @@ def evaluate_nll(
             ranks=ranks,
             note=reporter.note,
         )
-        terms_pass = TermsPass(
+        terms_pass = terms_pass_of(
             checkpoint,
             images,
             seed=seed,
@@ -269,6 +287,17 @@ def evaluate_nll(
         )
         with user_errors(checkpoint.network_name), engine.running():
             result = chosen.run(run, store, correction=_correction(run, chosen, store))
+            if is_continuous_needed:
+                design = ContinuousDesign(
+                    len(images),
+                    checkpoint.schedule.num_timesteps,
+                    seed,
+                    num_continuous_terms(calls),
+                )
+                difference = ContinuousRun(run, design, store).compute(
+                    before=result.num_evaluations
+                )
+                result = dataclasses.replace(result, continuous=difference)
         comparability = Comparability(
             **{**known, "check": None if checked is None else checked.to_dict()},
             num_evaluations=result.num_evaluations,
@@ -278,7 +307,8 @@ def evaluate_nll(
             precision_correction=in_bits(result.correction, uncorrected=result.bound.nats),
             seconds=round(result.seconds, 3),
         )
-        report = _report(result, comparability, images, checkpoint.data_range, out)
+        of_run = (checkpoint.data_range, out, absent, checkpoint.schedule)
+        report = _report(result, comparability, images, *of_run)
         _warn_of(report, chosen, reporter)
         if folder is not None and ranks.reports:
             record = run_session.environment(settings, batch_size=batch_size, engine=engine)
@@ -312,6 +342,37 @@ def _estimator(name: str, **options: object) -> Estimator:
     return ESTIMATORS[name](**given)
 
 
+CONTINUOUS_FROM = 10_000
+"""Network evaluations of a run from which on its bound in continuous time is estimated, too."""
+
+
+def _why_not_continuous(
+    checkpoint: Checkpoint,
+    shape: tuple[int, ...],
+    requested: bool | None,
+    num_evaluations: int,
+    device: torch.device,
+) -> str | None:
+    """Why the bound in continuous time is not estimated beside that of a run; None if it is.
+
+    Raises:
+        InputError: it is requested, and the model has none.
+    """
+    if checkpoint.schedule.is_continuous:
+        return "the run is in continuous time"
+    if requested is False:
+        return "`continuous=False` left it out"
+    if requested is None and num_evaluations < CONTINUOUS_FROM:
+        return "the run is short; `continuous=True` asks for it"
+    why = why_whole_timesteps(checkpoint, shape, device)
+    if why is not None and requested:
+        raise InputError(
+            f"`continuous=True`: {checkpoint.network_name} has no bound in continuous time: {why}; "
+            "leave it out"
+        )
+    return why
+
+
 def _correction(run: TermsRun, estimator: Estimator, stores: Stores) -> CorrectionRun | None:
     """What corrects a run in low precision: the same network in strict float32."""
     if run.precision is Precision.FP32:
@@ -335,12 +396,21 @@ def _report(
     images: ImageSet,
     data_range: DataRange,
     out: Path | None,
+    absent: str | None,
+    schedule: NoiseSchedule,
 ) -> NllReport:
     return NllReport(
-        summary=tables.summary(result.bound, comparability),
+        summary=tables.summary(
+            result.bound, comparability, continuous=result.continuous, absent=absent
+        ),
         per_timestep=tables.per_timestep(result.bound),
         rate_distortion=tables.rate_distortion(result.bound, result.distortion, data_range),
-        conventions=conventions_frame(result.others, len(result.bound.term)),
+        conventions=conventions_frame(
+            result.others,
+            len(result.bound.term),
+            continuous=result.continuous,
+            is_continuous=schedule.is_continuous,
+        ),
         sub_schedules=sub_schedules_frame(result.others),
         per_image=tables.per_image(result.bound, images.ids),
         folder=out,

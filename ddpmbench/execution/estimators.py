@@ -62,6 +62,7 @@ class LikelihoodRun:
         pilot_evaluations: importance: network evaluations of the pilot.
         correction: with terms in low precision, the correction of the bound; all else here is
             uncorrected.
+        continuous: the difference of the bound in continuous time, where it was estimated.
     """
 
     bound: BoundEstimate | SampledBound
@@ -75,6 +76,7 @@ class LikelihoodRun:
     density: NDArray[np.float64] | None = None
     pilot_evaluations: int = 0
     correction: Correction | None = None
+    continuous: Correction | None = None
 
 
 class Estimator(ABC):

@@ -10,6 +10,7 @@ import torch
 
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.errors import InputError
+from ddpmbench.execution.continuous import check_between
 from ddpmbench.execution.devices import resolve_device
 from ddpmbench.execution.distributed import Ranks, joined
 from ddpmbench.execution.engine import Engine
@@ -37,13 +38,18 @@ class Session:
     command: list[str] | None = None
 
     def checked(self, checkpoint: Checkpoint, shape: tuple[int, ...]) -> Checkpoint:
-        """The checkpoint on the device, after the network check; see `check_network`.
+        """The checkpoint on the device, after the network check.
+
+        See `check_network`, and `check_between` for a model at fractional timesteps.
 
         Args:
             checkpoint: the model.
             shape: (C, H, W) of an image.
         """
-        return check_network(checkpoint, shape, device=self.device, ranks=self.ranks)
+        trained = check_network(checkpoint.as_trained, shape, device=self.device, ranks=self.ranks)
+        checked = dataclasses.replace(trained, schedule=checkpoint.schedule)
+        self.ranks.together(lambda: check_between(checked, shape, self.device))
+        return checked
 
     def dtype_of_tables(self, checkpoint: Checkpoint) -> str:
         """The type of number that the tables of a schedule have on the device."""

@@ -148,6 +148,18 @@ class ContinuousTermsPass(TermsPass):
 
     _fractions: Tensor | None = None
 
+    @classmethod
+    def like(cls, other: TermsPass) -> Self:
+        """Of the same model, images, noise and network; the count is its own."""
+        return cls(
+            other.checkpoint,
+            other.images,
+            seed=other.seed,
+            decoder=other.decoder,
+            device=other.device,
+            model_output=other.model_output,
+        )
+
     @cached_property
     def _table(self) -> PlaceTable:
         return PlaceTable(self.checkpoint.schedule, self.device, self.diffusion.dtype)
@@ -163,7 +175,7 @@ class ContinuousTermsPass(TermsPass):
     ) -> BoundTerms:
         places = self._table.places(of.t, self._fraction(of))
         x = noisy(x_start, eps.to(x_start.dtype), places)
-        output = self._model_output(x, places.u, labels if len(labels) else None)
+        output = self.model_output(x, places.u, labels if len(labels) else None)
         return continuous_terms(
             self.diffusion, places, x_start, of.t, eps, output, decoder=self.decoder, first=first
         )
@@ -210,7 +222,7 @@ def num_continuous_terms(num_terms: int) -> int:
     return 2 * (min(MOST_PAIRS, max(FEWEST_PAIRS, num_terms // 20)) // 2)
 
 
-def terms_pass(
+def terms_pass_of(
     checkpoint: Checkpoint,
     images: ImageSet,
     *,

@@ -349,6 +349,7 @@ class TermsPass:
     """Evaluates terms with a network.
 
     Attributes:
+        model_output: evaluates the network.
         num_evaluations: network evaluations so far, one a term.
     """
 
@@ -373,7 +374,7 @@ class TermsPass:
             model_output: evaluates the network; None for the checkpoint's own `model_output`.
         """
         self.checkpoint = checkpoint.to(device)
-        self._model_output = model_output or self.checkpoint.model_output
+        self.model_output = model_output or self.checkpoint.model_output
         self.diffusion = checkpoint.diffusion.to(device)
         self.images, self.seed, self.decoder, self.device = images, seed, decoder, device
         self.num_evaluations = 0
@@ -381,7 +382,7 @@ class TermsPass:
     def calling(self, model_output: ModelOutput) -> "TermsPass":
         """The same with another way to evaluate the network, and a count of its own."""
         other = copy.copy(self)
-        other._model_output, other.num_evaluations = model_output, 0
+        other.model_output, other.num_evaluations = model_output, 0
         return other
 
     def prior(self, image: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -420,7 +421,7 @@ class TermsPass:
         self, x_start: Tensor, of: TermAddress, eps: Tensor, first: Tensor, labels: Tensor
     ) -> BoundTerms:
         x_t = self.diffusion.q_sample(x_start, of.t, eps.to(x_start.dtype))
-        output = self._model_output(x_t, of.t, labels if len(labels) else None)
+        output = self.model_output(x_t, of.t, labels if len(labels) else None)
         return diffusion_terms(
             self.diffusion, x_start, of.t, eps, output, decoder=self.decoder, first=first
         )

@@ -1,17 +1,22 @@
 """The bound under other published conventions, and of respaced models, as tables."""
 
+import dataclasses
+import math
+
 import numpy as np
 import pandas as pd
 
 from ddpmbench.diffusion.data_range import NATS_PER_BIT
 from ddpmbench.diffusion.process import Variance
 from ddpmbench.likelihood.conventions import Convention, ConventionBound, OtherBounds
+from ddpmbench.likelihood.precision import Correction
 from ddpmbench.likelihood.sub_schedules import BEST, EVENLY_SPACED, SubScheduleBound
 
 THIS_RUN = "this run"
 ALL_STEPS = "all"
 BEST_CONSTANT = "best_constant"
 """The variance that is the best constant at every timestep but the first, for these images."""
+CONTINUOUS_TIME = "continuous time"
 RESPACINGS = (1000, 500, 250, 100, 50)
 """The numbers of timesteps that people respace to."""
 CONVENTION_COLUMNS = {
@@ -50,6 +55,10 @@ _RESPACED = (
     "Nichol & Dhariwal 2021, section 4, and improved-diffusion's timestep_respacing, there with "
     "the tanh decoder"
 )
+_CONTINUOUS = (
+    "Kingma et al. 2021 (VDM), <= 2.65 on CIFAR-10, there trained in continuous time; this network "
+    "was trained at whole timesteps only"
+)
 _WATSON = "Watson et al. 2021, there chosen on training images"
 _USED_BY = {
     (Variance.FIXED_LARGE, "tanh", "posterior"): _AUTHORS,
@@ -61,7 +70,13 @@ _USED_BY = {
 }
 
 
-def conventions_frame(others: OtherBounds, num_timesteps: int) -> pd.DataFrame:
+def conventions_frame(
+    others: OtherBounds,
+    num_timesteps: int,
+    *,
+    continuous: Correction | None = None,
+    is_continuous: bool = False,
+) -> pd.DataFrame:
     """One row a convention, that of the run first; `CONVENTION_COLUMNS`, bits per dimension.
 
     `rate_bits_per_dim` is the prior and the KL terms, `decoder_bits_per_dim` the term at t = 1;
@@ -74,6 +89,8 @@ def conventions_frame(others: OtherBounds, num_timesteps: int) -> pd.DataFrame:
     Args:
         others: the bounds.
         num_timesteps: T.
+        continuous: the difference of the bound in continuous time, nats; None if it is not known.
+        is_continuous: whether the run itself is in continuous time.
     """
     own = others.conventions[0]
     first = _all_timesteps(others, own, num_timesteps)
@@ -81,6 +98,12 @@ def conventions_frame(others: OtherBounds, num_timesteps: int) -> pd.DataFrame:
         {**_of_convention(bound, own.convention, num_timesteps), "from": own.nats}
         for bound in others.conventions
     ]
+    if is_continuous:
+        for row in rows:
+            row |= {"spacing": CONTINUOUS_TIME, "used_by": ""}
+        rows[0]["used_by"] = _CONTINUOUS
+    if continuous is not None:
+        rows.append({**_of_continuous(own, continuous, num_timesteps), "from": own.nats})
     rows += [
         {**_of_sub_schedule(bound, own.convention, num_timesteps), "from": first}
         for bound in others.sub_schedules
@@ -142,6 +165,24 @@ def _of_convention(
         "spacing": ALL_STEPS,
         **_values(bound),
         "used_by": _used_by(convention),
+    }
+
+
+def _of_continuous(
+    own: ConventionBound, difference: Correction, num_timesteps: int
+) -> dict[str, object]:
+    known = own.half_width is not None
+    bound = dataclasses.replace(
+        own,
+        rate=own.rate + difference.nats,
+        half_width=math.hypot(own.half_width or 0.0, difference.half_width) if known else None,
+    )
+    return {
+        **_of_convention(bound, own.convention, num_timesteps),
+        "convention": CONTINUOUS_TIME,
+        "variance": CONTINUOUS_TIME,
+        "spacing": CONTINUOUS_TIME,
+        "used_by": _CONTINUOUS,
     }
 
 

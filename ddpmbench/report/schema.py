@@ -108,6 +108,10 @@ class Run(Comparability, kw_only=True):
     prior: float
     kl: float
     decoder: float
+    continuous_bits_per_dim: float | None = None
+    continuous_half_width: float | None = None
+    continuous_num_evaluations: int = 0
+    continuous_absent: str | None = None
 
     def __post_init__(self) -> None:
         if (self.precision == STRICT) != (self.precision_correction is None):

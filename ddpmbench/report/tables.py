@@ -80,11 +80,22 @@ RATE_DISTORTION_COLUMNS = {
 
 
 def summary(
-    bound: BoundEstimate | SampledBound, comparability: schema.Comparability
+    bound: BoundEstimate | SampledBound,
+    comparability: schema.Comparability,
+    *,
+    continuous: Correction | None = None,
+    absent: str | None = None,
 ) -> dict[str, Any]:
     """The object of `summary.json`: the bound in bits per dimension, and what it is of.
 
-    Where there is a correction, bound, parts and intervals have it.
+    Where there is a correction, bound, parts and intervals have it. The bound in continuous time is
+    that of the run and the difference from it.
+
+    Args:
+        bound: in nats.
+        comparability: what it is of.
+        continuous: the difference of the bound in continuous time, nats.
+        absent: why there is none.
     """
     correction = comparability.precision_correction or NO_CORRECTION
     record: dict[str, Any] = {
@@ -97,10 +108,24 @@ def summary(
         "decoder": float(np.mean(bound.decoder)) / NATS_PER_BIT + correction.decoder,
         **msgspec.to_builtins(comparability),
     }
+    record |= _continuous(record, in_bits(continuous, uncorrected=bound.nats), absent)
     record["worse_than_raw_pixels"] = is_worse_than_raw_pixels(record)
     if (of_images := unpadded(record)) is not None:
         record["unpadded"] = of_images
     return record
+
+
+def _continuous(
+    bound: dict[str, Any], difference: schema.Correction | None, absent: str | None
+) -> dict[str, Any]:
+    if difference is None:
+        return {"continuous_bits_per_dim": None, "continuous_absent": absent}
+    known = bound["half_width"]
+    return {
+        "continuous_bits_per_dim": bound["bits_per_dim"] + difference.bits_per_dim,
+        "continuous_half_width": known and math.hypot(known, difference.half_width),
+        "continuous_num_evaluations": difference.num_evaluations,
+    }
 
 
 def sampling(run: LikelihoodRun, options: dict[str, object]) -> dict[str, object]:

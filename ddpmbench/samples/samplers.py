@@ -152,6 +152,11 @@ class Sampler:
         draw: int = SAMPLE_DRAW,
         model_output: ModelOutput | None = None,
     ) -> None:
+        if checkpoint.schedule.is_continuous:
+            raise InputError(
+                "`timesteps=continuous`: is a limit of the bound, which has no sampler; choose a "
+                "number of timesteps"
+            )
         self.checkpoint, self._choice = checkpoint.to(device), choice
         self._model_output = model_output or self.checkpoint.model_output
         self.diffusion = checkpoint.diffusion.to(device)

@@ -1,0 +1,171 @@
+"""Runs in continuous time, of refined schedules, and the row of continuous time in others."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import ddpmbench as db
+from ddpmbench.diffusion.process import Prediction
+from ddpmbench.errors import InputError
+from ddpmbench.execution.continuous import why_whole_timesteps
+
+HOW = {"progress": False, "seed": 5}
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def continuous_run(small_model, small_images):
+    return db.evaluate_nll(
+        small_model.in_continuous_time(), small_images, estimator="every-pair", draws=8, **HOW
+    )
+
+
+def test_its_parts_sum_to_the_bound_and_its_timesteps_to_the_kl(continuous_run):
+    summary, steps = continuous_run.summary, continuous_run.per_timestep
+    parts = summary["prior"] + summary["kl"] + summary["decoder"]
+    assert summary["bits_per_dim"] == pytest.approx(parts)
+    assert steps.bits_per_dim[1:].sum() == pytest.approx(summary["kl"])
+    assert "continuous time" in summary["conventions"]["schedule"]
+
+
+def test_prior_and_decoder_are_those_of_the_discrete_bound(
+    continuous_run, small_model, small_images
+):
+    discrete = db.evaluate_nll(small_model, small_images, estimator="every-pair", draws=8, **HOW)
+    assert continuous_run.summary["prior"] == pytest.approx(discrete.summary["prior"], rel=1e-6)
+    assert continuous_run.summary["decoder"] == pytest.approx(discrete.summary["decoder"], rel=1e-5)
+
+
+def test_two_estimators_agree(continuous_run, small_model, small_images):
+    sampled = db.evaluate_nll(
+        small_model.in_continuous_time(), small_images, half_width=0.05, **HOW
+    ).summary
+    difference = sampled["bits_per_dim"] - continuous_run.summary["bits_per_dim"]
+    widths = sampled["half_width"], continuous_run.summary["half_width"]
+    assert abs(difference) < 2 * math.hypot(*widths)
+
+
+def test_its_conventions_differ_in_the_decoder_alone(continuous_run):
+    table = continuous_run.conventions
+    assert set(table.spacing) == {"continuous time"}
+    assert len(set(table.rate_bits_per_dim)) == 1
+    assert len(table) == 4
+    assert list(table.used_by.astype(bool)) == [True, False, False, False]
+
+
+def test_the_row_beside_a_run_is_its_bound_and_the_difference(
+    continuous_run, small_model, small_images
+):
+    report = db.evaluate_nll(
+        small_model, small_images, estimator="every-pair", draws=8, continuous=True, **HOW
+    )
+    summary, table = report.summary, report.conventions.set_index("convention")
+    row = table.loc["continuous time"]
+    assert row.bits_per_dim == pytest.approx(summary["continuous_bits_per_dim"])
+    assert row.half_width == pytest.approx(summary["continuous_half_width"])
+    assert row.difference == pytest.approx(row.bits_per_dim - summary["bits_per_dim"])
+    assert summary["continuous_num_evaluations"] == 2 * 96
+    assert summary["num_evaluations"] == 6 * 40 * 8
+    of_run = continuous_run.summary
+    widths = summary["continuous_half_width"], of_run["half_width"]
+    distance = summary["continuous_bits_per_dim"] - of_run["bits_per_dim"]
+    assert abs(distance) < 1.5 * math.hypot(*widths)
+    assert summary["continuous_half_width"] < abs(row.difference)
+
+
+def test_it_is_found_again_after_an_interruption(small_model, small_images, tmp_path):
+    def run(**how):
+        return db.evaluate_nll(
+            small_model, small_images, estimator="every-pair", out=tmp_path / "run", **how, **HOW
+        )
+
+    assert run().summary["continuous_bits_per_dim"] is None
+    first = run(continuous=True).summary
+    (tmp_path / "run" / "summary.json").unlink()
+    for shard in (tmp_path / "run" / "shards" / "continuous").glob("*.npz"):
+        shard.unlink()
+    again = run(continuous=True, batch_size=7).summary
+    for name in ("bits_per_dim", "continuous_bits_per_dim", "continuous_half_width"):
+        assert again[name] == pytest.approx(first[name], rel=1e-6)
+
+
+def test_why_there_is_no_row(small_model, small_images):
+    def absent(checkpoint, **how):
+        report = db.evaluate_nll(checkpoint, small_images, estimator="every-pair", **how, **HOW)
+        assert report.summary["continuous_bits_per_dim"] is None
+        assert "continuous time" not in set(report.conventions.convention)
+        return report.summary["continuous_absent"]
+
+    assert "the run is short" in absent(small_model)
+    assert "left it out" in absent(small_model, continuous=False)
+    mean = dataclasses.replace(small_model, prediction=Prediction.PREVIOUS_MEAN)
+    for checkpoint, words in (
+        (small_model.respaced(5), "visits 5 of its timesteps"),
+        (small_model.respaced(1), "visits 1 of its timesteps"),
+        (mean, "predicts the mean"),
+    ):
+        assert words in why_whole_timesteps(checkpoint, (1, 8, 8), CPU)
+        with pytest.raises(InputError, match="no bound in continuous time"):
+            db.evaluate_nll(
+                checkpoint, small_images, estimator="every-pair", continuous=True, **HOW
+            )
+
+
+class Timed(nn.Module):
+    """A network that makes of its time what `embed` does."""
+
+    def __init__(self, embed):
+        super().__init__()
+        self.conv, self.embed = nn.Conv2d(1, 1, 3, padding=1), embed
+        nn.init.normal_(self.conv.weight, generator=torch.Generator().manual_seed(0))
+
+    def forward(self, x, time):
+        return self.conv(x) + self.embed(time).view(-1, 1, 1, 1)
+
+
+def wrapped(embed, schedule=None):
+    return db.wrap_network(
+        Timed(embed),
+        schedule=schedule or db.NoiseSchedule.linear(40),
+        prediction="eps",
+        variance="fixed_small",
+        time_input="index",
+        channels=1,
+    )
+
+
+TABLE = nn.Embedding(40, 1)
+TAKES_WHOLE = {
+    "a table of embeddings": (TABLE, "whole timesteps only"),
+    "an index": (lambda time: torch.linspace(0, 1, 40)[time], "whole timesteps only"),
+    "rounded": (lambda time: time.long() / 40, "rounds the time"),
+}
+
+
+@pytest.mark.parametrize(("embed", "words"), TAKES_WHOLE.values(), ids=TAKES_WHOLE)
+def test_a_network_of_whole_timesteps_is_refused(small_images, embed, words):
+    checkpoint = wrapped(embed)
+    assert words in why_whole_timesteps(checkpoint, (1, 8, 8), CPU)
+    for changed in (checkpoint.in_continuous_time(), checkpoint.respaced(100)):
+        with pytest.raises(InputError, match=f"between its timesteps: .*{words}.*at most 40"):
+            db.evaluate_nll(changed, small_images, estimator="every-pair", **HOW)
+
+
+@pytest.mark.parametrize("embed", [lambda time: time / 40, lambda time: 0 * time.float()])
+def test_a_network_of_any_time_is_not(embed):
+    assert why_whole_timesteps(wrapped(embed), (1, 8, 8), CPU) is None
+
+
+def test_continuous_time_has_no_sampler(small_model):
+    with pytest.raises(InputError, match="has no sampler"):
+        db.generate_samples(small_model.in_continuous_time(), 2, progress=False)
+
+
+def test_more_timesteps_than_trained_are_evaluated_and_sampled(small_model, small_images):
+    fine = small_model.respaced(79)
+    summary = db.evaluate_nll(fine, small_images, estimator="every-pair", **HOW).summary
+    assert summary["num_timesteps"] == 79
+    assert summary["num_evaluations"] == 6 * 79 * 2
