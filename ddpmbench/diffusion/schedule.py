@@ -133,7 +133,7 @@ class NoiseSchedule:
         return self.betas * previous[:-1] / self.one_minus_alphas_cumprod
 
     @property
-    def log_decoder_variance(self) -> float:
+    def log_decoder_variance(self) -> Tensor:
         """Log variance of p(x_0 | x_1), where the posterior variance is 0: that of t = 2.
 
         A schedule of a single timestep has no t = 2: it is beta. One between the trained timesteps
@@ -142,7 +142,7 @@ class NoiseSchedule:
         if self.trained is not None:
             return self.trained.log_decoder_variance
         second = self.posterior_variance[1] if self.num_timesteps > 1 else self.betas[0]
-        return math.log(float(second))
+        return second.log()
 
     def respaced(self, num_timesteps: int) -> Self:
         """The schedule that visits only evenly spaced timesteps of this one.

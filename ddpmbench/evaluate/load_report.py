@@ -20,6 +20,7 @@ from ddpmbench.evaluate.nll import NllReport
 from ddpmbench.evaluate.sample import SampleReport
 from ddpmbench.evaluate.speed import SpeedReport
 from ddpmbench.execution.finished import (
+    CONTINUOUS_TABLE,
     PER_IMAGE,
     RATE_DISTORTION,
     SUMMARY,
@@ -108,7 +109,15 @@ def _of_bound(path: Path) -> NllReport:
         sub_schedules=_table(path / "sub_schedules.csv", SUB_SCHEDULE_COLUMNS),
         per_image=_table(path / PER_IMAGE, _PER_IMAGE, rows=run.summary["num_images"]),
         folder=path,
+        continuous=_continuous(run),
     )
+
+
+def _continuous(run: FinishedRun) -> pd.DataFrame | None:
+    count = run.summary.get("continuous_num_evaluations", 0) // 2
+    if not count:
+        return None
+    return _table(run.path / CONTINUOUS_TABLE, tables.CONTINUOUS_COLUMNS, rows=count)
 
 
 def _steps(run: FinishedRun, name: str, columns: Mapping[str, str]) -> pd.DataFrame:

@@ -23,6 +23,7 @@ from ddpmbench.execution.engine import Engine
 from ddpmbench.execution.engine_choice import NetworkUse, at_once, settled_engine
 from ddpmbench.execution.estimators import Estimator, EveryPair, LikelihoodRun
 from ddpmbench.execution.finished import (
+    CONTINUOUS_TABLE,
     DENSITY,
     PREDICTIONS,
     RATE_DISTORTION,
@@ -75,6 +76,8 @@ class NllReport(Shown):
         sub_schedules: one row a model that visits some of the steps; see there.
         per_image: one row an image; see `report.tables.per_image`.
         folder: the run folder; None if the run was kept in memory.
+        continuous: one row a term that was evaluated in continuous time, too; see
+            `report.tables.continuous_frame`. None where there is none.
     """
 
     summary: dict[str, Any]
@@ -84,6 +87,7 @@ class NllReport(Shown):
     sub_schedules: pd.DataFrame
     per_image: pd.DataFrame
     folder: Path | None
+    continuous: pd.DataFrame | None = None
 
     def _card(self) -> Card:
         from ddpmbench.report.nll_text import bound_card
@@ -399,21 +403,21 @@ def _report(
     absent: str | None,
     schedule: NoiseSchedule,
 ) -> NllReport:
+    difference = None if result.continuous is None else result.continuous.correction
     return NllReport(
-        summary=tables.summary(
-            result.bound, comparability, continuous=result.continuous, absent=absent
-        ),
+        summary=tables.summary(result.bound, comparability, continuous=difference, absent=absent),
         per_timestep=tables.per_timestep(result.bound),
         rate_distortion=tables.rate_distortion(result.bound, result.distortion, data_range),
         conventions=conventions_frame(
             result.others,
             len(result.bound.term),
-            continuous=result.continuous,
+            continuous=difference,
             is_continuous=schedule.is_continuous,
         ),
         sub_schedules=sub_schedules_frame(result.others),
         per_image=tables.per_image(result.bound, images.ids),
         folder=out,
+        continuous=tables.continuous_frame(result.continuous),
     )
 
 
@@ -429,6 +433,8 @@ def _write(
     folder.write_frame("conventions.csv", report.conventions)
     folder.write_frame("sub_schedules.csv", report.sub_schedules)
     folder.write_frame("per_image.csv", report.per_image)
+    if report.continuous is not None:
+        folder.write_frame(CONTINUOUS_TABLE, report.continuous)
     with folder.replacing(EXTREMES) as temporary:
         extremes.write(temporary)
     if result.density is not None:

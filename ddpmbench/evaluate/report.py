@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from ddpmbench.checksums import DamageError, read_json
-from ddpmbench.errors import InputError
+from ddpmbench.errors import InputError, path_of
 from ddpmbench.evaluate.answered import PAGE
 from ddpmbench.evaluate.compare import Comparison, FidelityComparison
 from ddpmbench.evaluate.fid import FidReport
@@ -54,7 +54,7 @@ def write_report(run: str | Path, *, progress: bool = True) -> Path:
     Raises:
         InputError: the folder holds no finished run, is damaged, or cannot be written.
     """
-    path = Path(run)
+    path = path_of("run", run)
     schema = schema_of(path)
     if schema is None:  # an unfinished run, or a command without a summary
         with contextlib.suppress(DamageError, KeyError):

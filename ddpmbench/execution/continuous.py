@@ -10,8 +10,13 @@ from ddpmbench.errors import InputError
 from ddpmbench.execution.devices import evaluating_checkpoint, strict_float32
 from ddpmbench.execution.store import num_missing
 from ddpmbench.execution.terms import Stores, TermsRun, checked, read_terms
-from ddpmbench.likelihood.continuous import ContinuousDesign, ContinuousTermsPass
-from ddpmbench.likelihood.precision import Correction, differences, estimate_correction
+from ddpmbench.likelihood.continuous import (
+    ContinuousDesign,
+    ContinuousDifference,
+    ContinuousTermsPass,
+    estimate_difference,
+)
+from ddpmbench.likelihood.terms import concatenate
 from ddpmbench.unet.unet import UNet
 from ddpmbench.user_code import calling
 
@@ -104,8 +109,8 @@ class ContinuousRun:
         """How many network evaluations are missing."""
         return sum(num_missing(store, len(self._design)) for store in self._stores)
 
-    def compute(self, *, before: int) -> Correction:
-        """Evaluate the missing terms; return the difference of the bounds, nats per dimension.
+    def compute(self, *, before: int) -> ContinuousDifference:
+        """Evaluate the missing terms, and reduce all of them to the difference of the bounds.
 
         Args:
             before: network evaluations of the run, for the progress.
@@ -118,9 +123,10 @@ class ContinuousRun:
         self._discrete.compute(self._design, discrete, before=before + size)
         return self._discrete.ranks.once(self._reduce)
 
-    def _reduce(self) -> Correction:
+    def _reduce(self) -> ContinuousDifference:
+        columns = ("nats", "eps_mse")
         tables = (
-            checked(read_terms(store, len(self._design), ("nats",)), self._design)
+            concatenate(list(checked(read_terms(store, len(self._design), columns), self._design)))
             for store in self._stores
         )
-        return estimate_correction(self._design, differences(self._design, *tables))
+        return estimate_difference(self._design, *tables)

@@ -21,6 +21,7 @@ from ddpmbench.execution.store import Store, num_missing
 from ddpmbench.execution.terms import Stores, TermsRun, checked, read_terms
 from ddpmbench.execution.worker import RunProgress
 from ddpmbench.likelihood.bound import BoundEstimate, estimate_bound
+from ddpmbench.likelihood.continuous import ContinuousDifference
 from ddpmbench.likelihood.conventions import (
     OtherBounds,
     every_pair_other_bounds,
@@ -76,7 +77,7 @@ class LikelihoodRun:
     density: NDArray[np.float64] | None = None
     pilot_evaluations: int = 0
     correction: Correction | None = None
-    continuous: Correction | None = None
+    continuous: ContinuousDifference | None = None
 
 
 class Estimator(ABC):

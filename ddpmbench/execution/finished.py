@@ -24,6 +24,7 @@ from ddpmbench.likelihood.terms import columns_of_bound
 from ddpmbench.version import __version__
 
 SUMMARY, RATE_DISTORTION = "summary.json", "rate_distortion.csv"
+CONTINUOUS_TABLE = "continuous.csv"
 PER_IMAGE, ENVIRONMENT = "per_image.csv", "environment.json"
 DENSITY, PREDICTIONS = "proposal.csv", "predictions.npz"
 _MOST = 2**31

@@ -26,8 +26,21 @@ from ddpmbench.diffusion.model import Checkpoint, ModelOutput
 from ddpmbench.diffusion.noise import philox_4x32
 from ddpmbench.diffusion.process import GaussianDiffusion, signal_and_noise
 from ddpmbench.diffusion.schedule import NoiseSchedule
-from ddpmbench.likelihood.precision import CONTINUOUS_DRAW, CorrectionDesign, log_density
-from ddpmbench.likelihood.terms import BoundTerms, TermAddress, TermsPass, with_first_terms
+from ddpmbench.likelihood.precision import (
+    CONTINUOUS_DRAW,
+    Correction,
+    CorrectionDesign,
+    differences,
+    estimate_correction,
+    log_density,
+)
+from ddpmbench.likelihood.terms import (
+    BoundTerms,
+    TermAddress,
+    TermsPass,
+    TermTable,
+    with_first_terms,
+)
 
 _BEHIND = 1e-9  # of a timestep; parts are longer
 _PLACE = 2**32 - 1
@@ -211,6 +224,38 @@ class ContinuousDesign(CorrectionDesign):
         ends = np.append(0.0, np.cumsum(self.density))
         within = (self.strata - ends[self.t - 2]) / self.density[self.t - 2]
         return np.asarray(within.clip(1e-6, 1 - 1e-6))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ContinuousDifference:
+    """The bound in continuous time less that of the timesteps, and the m terms it is from.
+
+    Attributes:
+        correction: the difference, nats per dimension.
+        t: (m,) timestep of each term.
+        u: (m,) its place in continuous time, between t - 1 and t.
+        eps_mse: (m,) mean squared error of the predicted noise at u.
+        eps_mse_at_t: (m,) the same at t, of the same image and noise.
+    """
+
+    correction: Correction
+    t: NDArray[np.int64]
+    u: NDArray[np.float64]
+    eps_mse: NDArray[np.float64]
+    eps_mse_at_t: NDArray[np.float64]
+
+
+def estimate_difference(
+    design: ContinuousDesign, continuous: TermTable, discrete: TermTable
+) -> ContinuousDifference:
+    """The difference from the terms of a design, evaluated both ways; see `estimate_correction`."""
+    return ContinuousDifference(
+        estimate_correction(design, differences(design, [continuous], [discrete])),
+        t=design.t,
+        u=design.t - 1 + design.fractions,
+        eps_mse=continuous.values["eps_mse"],
+        eps_mse_at_t=discrete.values["eps_mse"],
+    )
 
 
 MOST_PAIRS, FEWEST_PAIRS = 500, 50

@@ -333,7 +333,8 @@ def concatenate(tables: Sequence[TermTable]) -> TermTable:
     """One table after another."""
     names = ("image", "t", "draw")
     index = TermIndex(*(np.concatenate([getattr(of.index, n) for of in tables]) for n in names))
-    values = {n: np.concatenate([table.values[n] for table in tables]) for n in VALUE_COLUMNS}
+    columns = tables[0].values
+    values = {n: np.concatenate([table.values[n] for table in tables]) for n in columns}
     return TermTable(index, values)
 
 

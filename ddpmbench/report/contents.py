@@ -33,6 +33,8 @@ class RunTables(Protocol):
     def conventions(self) -> pd.DataFrame: ...  # noqa: D102
     @property
     def sub_schedules(self) -> pd.DataFrame: ...  # noqa: D102
+    @property
+    def continuous(self) -> pd.DataFrame | None: ...  # noqa: D102
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -22,6 +22,7 @@ from ddpmbench.report.figures.timesteps import (
     TALLEST,
     bound_figure,
     calls_figure,
+    continuous_figure,
     rate_distortion_figure,
     sub_schedules_figure,
 )
@@ -41,6 +42,7 @@ FIGURES = {
     "rate_distortion": "Distortion over rate, and both over the number of reverse steps",
     "images": "Histogram of the bits per image, and the images with the fewest and the most bits",
     "sub_schedules": "Bound over the number of timesteps, evenly spaced and best subset",
+    "continuous": "Mean squared error of the predicted noise, at whole timesteps and between them",
     "calls": "Network evaluations per timestep",
 }
 """Captions of the figures, by name."""
@@ -80,6 +82,8 @@ def run_figures(contents: RunContents) -> dict[str, Draw]:
     }
     if len(tables.sub_schedules):
         figures["sub_schedules"] = partial(sub_schedules_figure, tables.sub_schedules)
+    if tables.continuous is not None:
+        figures["continuous"] = partial(continuous_figure, tables.continuous)
     if contents.density is not None:
         figures["calls"] = partial(
             calls_figure,

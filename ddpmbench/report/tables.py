@@ -12,6 +12,7 @@ from ddpmbench.diffusion.data_range import NATS_PER_BIT, UNIT_RANGE, DataRange
 from ddpmbench.execution.estimators import SCHEMA as SCHEMA
 from ddpmbench.execution.estimators import LikelihoodRun
 from ddpmbench.likelihood.bound import BoundEstimate
+from ddpmbench.likelihood.continuous import ContinuousDifference
 from ddpmbench.likelihood.estimator import SampledBound
 from ddpmbench.likelihood.precision import Correction
 from ddpmbench.likelihood.rate_distortion import Distortion
@@ -67,6 +68,12 @@ def uncorrected_note(summary: dict[str, Any]) -> str | None:
     )
 
 
+CONTINUOUS_COLUMNS = {
+    "t": "int64",
+    "u": "float64",
+    "eps_mse": "float64",
+    "eps_mse_at_t": "float64",
+}
 RATE_DISTORTION_COLUMNS = {
     "t": "int64",
     "num_decoded_steps": "int64",
@@ -126,6 +133,13 @@ def _continuous(
         "continuous_half_width": known and math.hypot(known, difference.half_width),
         "continuous_num_evaluations": difference.num_evaluations,
     }
+
+
+def continuous_frame(difference: ContinuousDifference | None) -> pd.DataFrame | None:
+    """One row a term that was evaluated at timestep t and at u, between t - 1 and t."""
+    if difference is None:
+        return None
+    return pd.DataFrame({name: getattr(difference, name) for name in CONTINUOUS_COLUMNS})
 
 
 def sampling(run: LikelihoodRun, options: dict[str, object]) -> dict[str, object]:

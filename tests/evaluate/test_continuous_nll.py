@@ -88,6 +88,9 @@ def test_it_is_found_again_after_an_interruption(small_model, small_images, tmp_
     for shard in (tmp_path / "run" / "shards" / "continuous").glob("*.npz"):
         shard.unlink()
     again = run(continuous=True, batch_size=7).summary
+    read = db.load_report(tmp_path / "run")
+    assert len(read.continuous) == first["continuous_num_evaluations"] // 2
+    assert ((read.continuous.u < read.continuous.t) & (read.continuous.u > 1)).all()
     for name in ("bits_per_dim", "continuous_bits_per_dim", "continuous_half_width"):
         assert again[name] == pytest.approx(first[name], rel=1e-6)
 

@@ -15,6 +15,7 @@ from ddpmbench.report.figures.style import COLORS, GRID, INK, log_axis, shown
 from ddpmbench.report.figures.timesteps import (
     bound_figure,
     calls_figure,
+    continuous_figure,
     difference_figure,
     rate_distortion_figure,
     schedule_figure,
@@ -27,6 +28,14 @@ SUMMARY = {"num_timesteps": 40, "bits_per_dim": 3.0}
 def density(num_timesteps):
     share = 1.0 / np.arange(2, num_timesteps + 1)
     return pd.DataFrame({"t": np.arange(2, num_timesteps + 1), "density": share / share.sum()})
+
+
+def terms_between(num_timesteps):
+    t = np.repeat(np.arange(2, num_timesteps + 1), 3)
+    noise = 1 + 0.1 * np.cos(np.arange(len(t)))
+    return pd.DataFrame(
+        {"t": t, "u": t - 0.5, "eps_mse": noise / (t - 0.5), "eps_mse_at_t": noise / t}
+    )
 
 
 def steps_of_runs(num_timesteps, names=("one", "other")):
@@ -57,6 +66,7 @@ def every_figure(num_timesteps=40):
         "images": images_figure(bits, "Bits", extremes(pixels)),
         "calls": calls_figure(per_timestep, density(num_timesteps), num_images=3, num_replicates=2),
         "sub_schedules": sub_schedules_figure(sub_schedules(SUMMARY)),
+        "continuous": continuous_figure(terms_between(num_timesteps)),
         "difference": difference_figure(steps_of_runs(num_timesteps), "baseline"),
         "schedule": schedule_figure(steps_of_schedule(NoiseSchedule.cosine(num_timesteps))),
     }
@@ -196,7 +206,8 @@ def test_every_axis_has_a_name_and_numbers(laid_out):
             assert axes.get_title(loc="left"), name
             assert axes.get_xlabel(), name
             assert re.search(
-                "bits/dim|images|evaluations|RMSE|nats|alphas_cumprod|beta", axes.get_ylabel()
+                "bits/dim|images|evaluations|RMSE|squared error|nats|alphas_cumprod|beta",
+                axes.get_ylabel(),
             ), name
             for axis in (axes.xaxis, axes.yaxis):
                 low, high = axis.get_view_interval()
@@ -307,3 +318,15 @@ def test_a_step_without_bits_or_without_an_interval_is_drawn_all_the_same(tmp_pa
     }.items():
         write_figure(tmp_path, name, figure, numbers)
         assert (tmp_path / "figures" / f"{name}.png").stat().st_size > 5000
+
+
+def test_errors_between_timesteps_are_means_of_groups_with_their_intervals():
+    terms = terms_between(40)
+    _, numbers = continuous_figure(terms)
+    assert numbers.t.is_monotonic_increasing
+    assert (numbers.u < numbers.t).all()
+    first = terms[terms.t == 2]
+    assert numbers.eps_mse[0] == pytest.approx(first.eps_mse.mean())
+    assert numbers.eps_mse_half_width[0] == pytest.approx(
+        1.96 * first.eps_mse.std() / np.sqrt(len(first)), rel=1e-3
+    )

@@ -29,6 +29,8 @@ SPACINGS = ("evenly spaced", "best")
 TALLEST = 3
 """The axes end at so many times the least bound: a few timesteps can cost thousands of bits."""
 _WRITTEN_OUT = 1e6
+_GROUPS = 10  # of timesteps, evenly in log t
+_PLACES = {"t": "at whole timesteps, as in training", "u": "between them"}
 _FEW = 50  # timesteps, up to which each is a point
 
 
@@ -58,7 +60,7 @@ def by_group(timesteps: pd.DataFrame) -> pd.DataFrame:
     variance = np.square(timesteps.standard_error)
     sums = timesteps.assign(variance=variance).groupby(step_groups(len(timesteps)))
     first = sums.t.min().to_numpy()
-    # What is sent once x_{t-1} is known are the terms of t and all later timetimesteps.
+    # What is sent once x_{t-1} is known are the terms of t and all later timesteps.
     known = timesteps.set_index("t").reindex(first - 1)
     cumulative = known.rate_bits_per_dim.to_numpy(copy=True)
     error = known.rate_standard_error.to_numpy(copy=True)
@@ -158,6 +160,35 @@ def calls_figure(
     note(axes, "expected", at=(middle.t, middle.expected), offset=(9, 6))
     note(axes, "evaluated", at=(1, mean[0]), offset=(7, -11))
     finish(axes, "Network evaluations per timestep", x="timestep t", y="evaluations")
+    return figure, numbers
+
+
+@drawing()
+def continuous_figure(terms: pd.DataFrame) -> Drawn:
+    """Mean squared error of the noise at whole timesteps and between them; 95 % intervals.
+
+    Both are of the same images and noise, and a place lies below its timestep, where the error is a
+    little larger. A network that cannot take fractional timesteps shows a gap.
+
+    Args:
+        terms: see `report.tables.continuous_frame`.
+
+    Returns:
+        The figure, and one row a group of timesteps: the means of `t`, `u`, `eps_mse` and
+        `eps_mse_at_t`, and the half widths of the last two.
+    """
+    edges = np.unique(np.geomspace(2, terms.t.max() + 1, _GROUPS + 1).round())
+    groups = terms.groupby(np.searchsorted(edges, terms.t, side="right"))
+    numbers = groups[["t", "u", "eps_mse", "eps_mse_at_t"]].mean()
+    errors = groups[["eps_mse", "eps_mse_at_t"]].sem() * NORMAL
+    numbers = numbers.join(errors.add_suffix("_half_width")).reset_index(drop=True)
+    figure, (axes,) = axes_panels(1)
+    for color, (x, y) in enumerate((("t", "eps_mse_at_t"), ("u", "eps_mse"))):
+        points(axes, numbers[x], numbers[y], numbers[f"{y}_half_width"], color)
+        axes.plot([], [], color=COLORS[color], marker="o", ls="none", label=_PLACES[x])
+    log_axis(axes, "x", "y")
+    legend_below(axes)
+    finish(axes, "Error of the predicted noise", x="timestep", y="mean squared error")
     return figure, numbers
 
 
