@@ -20,6 +20,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,12 +32,21 @@ from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.diffusion.probability_flow import ProbabilityFlow, Solver, integrate
 from ddpmbench.diffusion.schedule import MAX_TIMESTEPS
 from ddpmbench.errors import InputError, one_of, whole_number
+from ddpmbench.likelihood.bound import half_width_of, quantile
 from ddpmbench.likelihood.dequantization import Dequantization, noise_words, sample_x_1
 from ddpmbench.likelihood.terms import TermIndex, TermsPass
 from ddpmbench.records import short_repr
 
-PROBE = MAX_TIMESTEPS + 2
-"""Stands for t in the address of the probes. No schedule has this timestep."""
+PROBE, PLACE = MAX_TIMESTEPS + 2, MAX_TIMESTEPS + 3
+"""Stand for t in the addresses of the probes, and of the timesteps of an image's bound. No schedule
+has these timesteps."""
+BOUND_DRAW = 2**31 + 2**29
+"""The draw of the first term of an image's bound, of the next one more: no term of another design,
+and no sample, has their noise."""
+IMAGES_PURPOSE = 64
+"""Of the random numbers that choose images; see `designs.words`."""
+TERMS_OF_BOUND = 48
+"""Terms at t = 2..T of an image's bound."""
 
 
 class Trace(StrEnum):
@@ -89,6 +99,17 @@ class OdeSettings:
             raise InputError(
                 f"`probes={self.probes}`: applies only to `trace=hutchinson`; leave it out"
             )
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The settings as the records of a result have them."""
+        return {
+            "dequantization": str(self.dequantization),
+            "trace": str(self.trace),
+            "probes": self.probes if self.trace is Trace.HUTCHINSON else None,
+            "solver": str(self.solver),
+            "solver_steps": self.solver_steps,
+        }
 
 
 def probe_signs(image: Tensor, probe: int, *, shape: tuple[int, ...], seed: int) -> Tensor:
@@ -161,15 +182,43 @@ def log_density(
     return LogDensity(value, (coarse.mean(1) - value) / (2**solver.order - 1), probe_error)
 
 
+def timesteps_of_bound(
+    image: NDArray[np.int64], num_timesteps: int, *, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    r"""Timesteps of an image's own bound, stratified evenly in log t.
+
+    .. math:: \sum_{t=2}^T L_{t-1} \approx \sum_{k=1}^K w_k L_{t_k - 1}, \qquad
+              w_k = \frac{1}{K p(t_k)}, \quad p(t) \propto \log t - \log (t - 1)
+
+    Args:
+        image: (B,) indices in the image set.
+        num_timesteps: T, at least 2.
+        seed: 0 <= seed < 2^64.
+
+    Returns:
+        t_k and w_k, (B, K) each with K = `TERMS_OF_BOUND`.
+    """
+    density = -np.log1p(-1 / np.arange(2, num_timesteps + 1)) / math.log(num_timesteps)
+    index = torch.from_numpy(image)
+    at, shape = torch.full_like(index, PLACE), (TERMS_OF_BOUND,)
+    words = noise_words(index, at, torch.zeros_like(index), shape=shape, seed=seed).numpy()
+    within = (np.arange(TERMS_OF_BOUND) + (words + 0.5) * 2.0**-32) / TERMS_OF_BOUND
+    t = 2 + np.searchsorted(np.cumsum(density)[:-1], within, side="right")
+    return t, 1 / (TERMS_OF_BOUND * density[t - 2])
+
+
 class OdePass:
-    """Evaluates the ODE's bound on images.
+    """Evaluates the ODE's bound on images, and their variational bound.
 
     Attributes:
         flow: the ODE of the model.
+        settings: how the likelihood is computed.
+        shape: (C, H, W) of an image.
     """
 
-    COLUMNS = ("decoder", "log_q", "log_p", "solver_error", "probe_error")
-    """-log P(x_0 | x_1), log q(x_1 | x_0), log p(x_1), and the two errors of log p."""
+    COLUMNS = ("decoder", "log_q", "log_p", "solver_error", "probe_error", "bound")
+    """-log P(x_0 | x_1), log q(x_1 | x_0), log p(x_1), the two errors of log p, and an unbiased
+    estimate of the variational bound, whose decoder term is that of the ODE."""
 
     def __init__(
         self,
@@ -193,11 +242,12 @@ class OdePass:
         self._terms = TermsPass(
             self.flow.checkpoint, images, seed=seed, decoder="exact", device=device
         )
-        self._images, self._settings, self._seed, self._device = images, settings, seed, device
+        self.settings, self.shape = settings, tuple(images.pixels.shape[1:])
+        self._images, self._seed, self._device = images, seed, device
 
     @property
     def num_evaluations(self) -> int:
-        """Of the network so far, the decoder's among them."""
+        """Of the network so far, those of the variational bound among them."""
         return self.flow.num_evaluations + self._terms.num_evaluations
 
     @property
@@ -217,10 +267,9 @@ class OdePass:
         Raises:
             InputError: the ODE or its divergence is not finite, or the network has no gradient.
         """
-        diffusion, settings = self.flow.diffusion, self._settings
-        pixels = torch.from_numpy(np.ascontiguousarray(self._images.pixels[image]))
-        x_start = diffusion.data_range.to_model(pixels.to(self._device), diffusion.dtype)
-        index, shape = torch.from_numpy(image).to(self._device), tuple(x_start.shape[1:])
+        diffusion, settings = self.flow.diffusion, self.settings
+        x_start, shape = self._x_start(image), self.shape
+        index = torch.from_numpy(image).to(self._device)
         kind = settings.dequantization
         x_1, log_q = sample_x_1(kind, diffusion, x_start, index, seed=self._seed)
         probes = None
@@ -241,7 +290,26 @@ class OdePass:
         )
         nats = (log_q, log_p.value, log_p.solver_error, log_p.probe_error)
         per_dim = [value.cpu().numpy().astype(np.float64) / math.prod(shape) for value in nats]
-        return dict(zip(self.COLUMNS, (self._decoder(image), *per_dim), strict=True))
+        decoder, others = self._variational_bound(image)
+        in_bound = decoder if kind is Dequantization.DECODER else np.zeros_like(decoder)
+        columns = (in_bound, *per_dim, decoder + others)
+        return dict(zip(self.COLUMNS, columns, strict=True))
+
+    def check_network(self, image: NDArray[np.int64]) -> None:
+        """Refuse a network that takes whole timesteps alone.
+
+        Args:
+            image: (B,) indices of images to try it on.
+
+        Raises:
+            InputError: it fails at a fractional timestep, or rounds it.
+        """
+        self.flow.check_fractional_timesteps(self._x_start(image), self._labels(image))
+
+    def _x_start(self, image: NDArray[np.int64]) -> Tensor:
+        pixels = torch.from_numpy(np.ascontiguousarray(self._images.pixels[image]))
+        diffusion = self.flow.diffusion
+        return diffusion.data_range.to_model(pixels.to(self._device), diffusion.dtype)
 
     def _labels(self, image: NDArray[np.int64]) -> Tensor | None:
         labels = self._images.labels
@@ -249,10 +317,104 @@ class OdePass:
             return None
         return torch.from_numpy(labels[image]).to(self._device)
 
-    def _decoder(self, image: NDArray[np.int64]) -> NDArray[np.float64]:
-        """(B,) -log P(x_0 | x_1) per dimension, the bound's term at t = 1 if there is one."""
-        zeros = np.zeros_like(image)
-        if self._settings.dequantization is not Dequantization.DECODER:
-            return zeros.astype(np.float64)
-        index = TermIndex(image=image, t=zeros + 1, draw=zeros)
-        return self._terms.terms(index).values["nats"]
+    def _variational_bound(
+        self, image: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """(B,) the decoder term, and prior and kl, per dimension."""
+        draw = np.zeros_like(image)
+        first = TermIndex(image=image, t=np.ones_like(image), draw=draw)
+        num_timesteps = self.flow.checkpoint.schedule.num_timesteps
+        timesteps, weights = timesteps_of_bound(image, num_timesteps, seed=self._seed)
+        others = self._terms.prior(image)
+        for k in range(TERMS_OF_BOUND):
+            index = TermIndex(image=image, t=timesteps[:, k], draw=draw + BOUND_DRAW + k)
+            others = others + weights[:, k] * self._terms.terms(index).values["nats"]
+        return self._terms.terms(first).values["nats"], others
+
+
+def evaluations_per_image(settings: OdeSettings, shape: tuple[int, ...]) -> tuple[int, int]:
+    """Network evaluations and vector-Jacobian products of `OdePass` an image (C, H, W)."""
+    stages = 2 if settings.solver is Solver.HEUN else 4
+    of_ode = stages * (settings.solver_steps + settings.solver_steps // 2)
+    vjps = math.prod(shape) if settings.trace is Trace.EXACT else settings.probes
+    return of_ode + 1 + TERMS_OF_BOUND, of_ode * vjps
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class OdeEstimate:
+    """The ODE's bound of a set of N images, in nats per dimension.
+
+    Attributes:
+        nats: the bound.
+        half_width: of its 95 % interval for these images; None where the noise is unknown.
+        half_width_population: of the interval for the population of the images; None for one image.
+        difference: of it from the variational bound.
+        difference_half_width: of its interval for the population; None for one image.
+    """
+
+    nats: float
+    half_width: float | None
+    half_width_population: float | None
+    difference: float
+    difference_half_width: float | None
+
+    __repr__ = short_repr
+
+
+@dataclasses.dataclass(frozen=True)
+class KnownBound:
+    """The variational bound of all N images.
+
+    Attributes:
+        nats: per dimension.
+        half_width: of its 95 % interval for these images.
+        half_width_population: of that for their population.
+        num_images: N.
+    """
+
+    nats: float
+    half_width: float
+    half_width_population: float
+    num_images: int
+
+
+def estimate_ode(
+    ode: NDArray[np.float64], bound: NDArray[np.float64], known: KnownBound | None = None
+) -> OdeEstimate:
+    r"""The ODE's bound from n pairs of it and an unbiased estimate of the variational one.
+
+    .. math:: \bar b_N + \frac1n \sum_{i=1}^n (o_i - \hat b_i)
+
+    where the variational bound is known of all N images of which the n are a random sample; else
+    the mean of the o_i. The variance of the differences covers the choice of images, the solver's
+    noise and that of the pairs' own bounds.
+
+    Args:
+        ode: (n,) o_i, nats per dimension.
+        bound: (n,) of the same images, with the same decoder term where the ODE has one.
+        known: of all images.
+
+    Source: Cochran 1977, section 7.2, "Sampling techniques", on the difference estimator.
+    """
+    count, differences = len(ode), ode - bound
+    difference = float(differences.mean())
+    if count == 1:
+        nats = float(ode[0]) if known is None else known.nats + difference
+        return OdeEstimate(nats, None, None, difference, None)
+    of_difference = half_width_of(float(differences.var(ddof=1)) / count, count - 1)
+    assert of_difference is not None
+    if known is None:
+        population = half_width_of(float(ode.var(ddof=1)) / count, count - 1)
+        return OdeEstimate(float(ode.mean()), None, population, difference, of_difference)
+    # Images with a high bound may have large differences. Noise of the ODE makes this too large.
+    covariance = max(0.0, float(np.cov(ode, differences)[0, 1])) / known.num_images
+    together = 2 * quantile(count - 1) ** 2 * covariance
+    return OdeEstimate(
+        nats=known.nats + difference,
+        half_width=math.hypot(known.half_width, of_difference),
+        half_width_population=math.sqrt(
+            known.half_width_population**2 + of_difference**2 + together
+        ),
+        difference=difference,
+        difference_half_width=of_difference,
+    )

@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 import torch
 from laws import RANGES
-from oracles import MixtureDenoiser, bin_log_prob, oracle_checkpoint, oracle_images
+from oracles import (
+    MixtureDenoiser,
+    bin_log_prob,
+    expected_terms,
+    oracle_checkpoint,
+    oracle_images,
+)
 from scipy import integrate as quadrature
 from scipy.stats import norm
 from torch import nn
@@ -23,7 +29,16 @@ from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.errors import InputError
 from ddpmbench.likelihood import ode
 from ddpmbench.likelihood.dequantization import Dequantization, sample_x_1
-from ddpmbench.likelihood.ode import OdePass, OdeSettings, log_density, probe_signs
+from ddpmbench.likelihood.ode import (
+    KnownBound,
+    OdePass,
+    OdeSettings,
+    estimate_ode,
+    evaluations_per_image,
+    log_density,
+    probe_signs,
+    timesteps_of_bound,
+)
 
 CPU = torch.device("cpu")
 SCHEDULE = NoiseSchedule.linear(50)  # its first beta is large enough for a = 1 to be a mistake
@@ -416,14 +431,83 @@ def test_the_decoder_and_its_x_1_are_those_of_the_bound():
     torch.testing.assert_close(eps[:, 0, 0, 0], radius * torch.cos(angle), rtol=0, atol=1e-5)
 
 
-def test_evaluations_and_products_are_counted():
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"solver": "heun", "solver_steps": 4, "probes": 3},
+        {"dequantization": "uniform", "trace": "exact", "solver_steps": 2},
+    ],
+)
+def test_evaluations_and_products_are_counted(settings):
     images = oracle_images(3, shape=(1, 2, 2))
-    a = ode_pass(mixture(), images, solver="heun", solver_steps=4, probes=3)
-    a.evaluate(np.arange(3))
-    assert (a.num_evaluations, a.num_vjps) == (3 * (2 * 6 + 1), 3 * 2 * 6 * 3)
-    b = ode_pass(mixture(), images, dequantization="uniform", trace="exact", solver_steps=2)
-    b.evaluate(np.arange(3))
-    assert (b.num_evaluations, b.num_vjps) == (3 * 4 * 3, 3 * 4 * 3 * 4)
+    counted = ode_pass(mixture(), images, **settings)
+    counted.evaluate(np.arange(3))
+    evaluations, vjps = evaluations_per_image(OdeSettings(**settings), (1, 2, 2))
+    assert (counted.num_evaluations, counted.num_vjps) == (3 * evaluations, 3 * vjps)
+    of_ode = {"heun": 2 * (4 + 2), "rk4": 4 * (2 + 1)}[settings.get("solver", "rk4")]
+    assert (evaluations, vjps) == (of_ode + 1 + 48, of_ode * settings.get("probes", 4))
+
+
+# ---- pairs with the variational bound
+
+
+def test_the_bound_of_an_image_is_unbiased():
+    images = oracle_images(3, shape=(1, 2, 2))
+    schedule = NoiseSchedule.linear(40)
+    checkpoint = oracle_checkpoint(images, schedule, spread=0.05)
+    network = Denoiser(checkpoint.network.means, schedule, spread=0.05)
+    continuous = dataclasses.replace(checkpoint, network=network)
+    exact = expected_terms(checkpoint, images, draws=2000)
+    expected = exact.prior + exact.term.sum(1)
+    found = np.array(
+        [
+            ode_pass(continuous, images, seed=seed, solver_steps=2).evaluate(np.arange(3))["bound"]
+            for seed in range(30)
+        ]
+    )
+    error = found.std(0, ddof=1) / math.sqrt(30)
+    assert (abs(found.mean(0) - expected) < 4 * error).all()
+    assert (error < 0.1 * expected).all()
+
+
+def test_timesteps_of_an_images_bound_cover_log_t_and_weigh_as_often_as_they_come():
+    t, weights = timesteps_of_bound(np.arange(2000), 30, seed=1)
+    assert t.min() == 2
+    assert t.max() == 30
+    totals = np.zeros(31)
+    np.add.at(totals, t.ravel(), weights.ravel() / 2000)
+    assert totals[2:] == pytest.approx(1.0, abs=0.05)
+    again, _ = timesteps_of_bound(np.array([7]), 30, seed=1)
+    assert (again[0] == t[7]).all()
+
+
+def test_the_difference_estimator_covers_both_of_its_truths():
+    """Intervals for these images and for the population, by simulation."""
+    generator = np.random.default_rng(0)
+    inside, inside_population, widths = 0, 0, []
+    for _ in range(400):
+        bound = 3 + generator.normal(size=2000)
+        ode = bound - 0.3 - 0.1 * (bound - 3) + 0.1 * generator.normal(size=2000)
+        pairs = generator.permutation(2000)[:100]
+        noisy_bound = bound[pairs] + 0.05 * generator.normal(size=100)
+        error = 0.003
+        half_width = 1.96 * error
+        known = KnownBound(
+            bound.mean() + error * generator.normal(),
+            half_width,
+            1.96 * math.hypot(error, bound.std() / math.sqrt(2000)),
+            2000,
+        )
+        got = estimate_ode(ode[pairs], noisy_bound, known)
+        inside += abs(got.nats - ode.mean()) <= got.half_width
+        inside_population += abs(got.nats - 2.7) <= got.half_width_population
+        widths.append(got.half_width_population)
+    assert 0.93 <= inside / 400 <= 0.99
+    assert 0.93 <= inside_population / 400 <= 0.995
+    alone = estimate_ode(ode[pairs], noisy_bound)
+    assert alone.half_width is None
+    assert alone.nats == ode[pairs].mean()
+    assert np.mean(widths) < 0.5 * alone.half_width_population
 
 
 # ---- refusals
