@@ -20,6 +20,8 @@ from .evaluate.inspect import inspect_checkpoint as inspect_checkpoint
 from .evaluate.load_report import load_report as load_report
 from .evaluate.nll import NllReport as NllReport
 from .evaluate.nll import evaluate_nll as evaluate_nll
+from .evaluate.ode import OdeReport as OdeReport
+from .evaluate.ode import evaluate_ode as evaluate_ode
 from .evaluate.pictures import progressive_pictures as progressive_pictures
 from .evaluate.rate_distortion import RateDistortion as RateDistortion
 from .evaluate.rate_distortion import rate_distortion as rate_distortion

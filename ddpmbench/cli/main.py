@@ -19,6 +19,7 @@ from ddpmbench.cli.fid import fid
 from ddpmbench.cli.inspect import inspect
 from ddpmbench.cli.messages import with_options
 from ddpmbench.cli.nll import nll
+from ddpmbench.cli.ode import ode
 from ddpmbench.cli.rd import rd
 from ddpmbench.cli.report import report
 from ddpmbench.cli.sample import sample
@@ -75,7 +76,7 @@ def stopping() -> Iterator[Stopped]:
 
 
 DONE, FAILED, USER_MISTAKE = 0, 1, 2
-_RESUMED = frozenset({"nll", "rd", "sample", "fid", "train"})
+_RESUMED = frozenset({"nll", "rd", "ode", "sample", "fid", "train"})
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -91,6 +92,7 @@ def ddpmbench() -> None:
 
 ddpmbench.add_command(nll)
 ddpmbench.add_command(rd)
+ddpmbench.add_command(ode)
 ddpmbench.add_command(sample)
 ddpmbench.add_command(fid)
 ddpmbench.add_command(compare)

@@ -13,10 +13,11 @@ from ddpmbench.data.array_files import read_npz
 from ddpmbench.data.arrays import PositionIds
 from ddpmbench.data.images import ImageSet
 from ddpmbench.errors import InputError
-from ddpmbench.evaluate import sample, speed
+from ddpmbench.evaluate import ode, sample, speed
 from ddpmbench.evaluate.compare import Comparison, FidelityComparison
 from ddpmbench.evaluate.fid import FidReport
 from ddpmbench.evaluate.nll import NllReport
+from ddpmbench.evaluate.ode import OdeReport
 from ddpmbench.evaluate.sample import SampleReport
 from ddpmbench.evaluate.speed import SpeedReport
 from ddpmbench.execution.finished import (
@@ -37,7 +38,9 @@ from ddpmbench.report.conventions import CONVENTION_COLUMNS, SUB_SCHEDULE_COLUMN
 from ddpmbench.report.schema import check
 from ddpmbench.report.tables import RATE_DISTORTION_COLUMNS
 
-Report = NllReport | FidReport | SampleReport | SpeedReport | Comparison | FidelityComparison
+Report = (
+    NllReport | OdeReport | FidReport | SampleReport | SpeedReport | Comparison | FidelityComparison
+)
 
 _PER_TIMESTEP = {
     "t": "int64",
@@ -79,7 +82,7 @@ def load_report(folder: str | Path) -> Report:
     its curve.
 
     Args:
-        folder: of a run of `nll`, `rd`, `fid`, `sample` or `speed`, or of a comparison.
+        folder: of a run of `nll`, `rd`, `ode`, `fid`, `sample` or `speed`, or of a comparison.
 
     Raises:
         InputError: the folder holds no finished run, or a file is missing or damaged; the message
@@ -135,6 +138,14 @@ def _table(
     if len(table) < least or rows not in (None, len(table)):
         raise damaged(path)
     return table
+
+
+def _of_ode(path: Path) -> OdeReport:
+    run = FinishedRun.open(path, option="", schema=ode.SCHEMA)
+    check(run.summary, records.OdeRun, path / SUMMARY)
+    columns = {"image_id": "str", **dict.fromkeys(ode.PER_IMAGE_COLUMNS, "float64")}
+    per_image = _table(path / PER_IMAGE, columns, rows=run.summary["num_ode_images"])
+    return OdeReport(run.summary, per_image, path)
 
 
 def _of_fidelity(path: Path) -> FidReport:
@@ -199,6 +210,7 @@ def _columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 _READERS: dict[str, Callable[[Path], Report]] = {
     tables.SCHEMA: _of_bound,
+    ode.SCHEMA: _of_ode,
     fidelity.SCHEMA: _of_fidelity,
     sample.SCHEMA: _of_samples,
     speed.SCHEMA: _of_speed,

@@ -174,7 +174,7 @@ def evaluate_nll(
     seed = whole_number("seed", seed, 0, LARGEST_SEED)
     batch_size = None if batch_size is None else whole_number("batch_size", batch_size, 1)
     images = load_images(images)
-    _check_images(checkpoint, images)
+    check_images(checkpoint, images)
     chosen = _estimator(
         estimator,
         half_width=half_width,
@@ -194,14 +194,14 @@ def evaluate_nll(
         ranks, target = run_session.ranks, run_session.device
         computed_in = resolve_precision(precision, target)
         chosen.check(checkpoint, images, seed=seed, precision=computed_in)
-        conventions = _conventions(checkpoint, images, decoder=decoder)
+        conventions = conventions_of(checkpoint, images, decoder=decoder)
         shape = images.pixels.shape[1:]
         checkpoint = run_session.checked(checkpoint, shape)
         identity = {
             "schema": tables.SCHEMA,
             "checkpoint": checkpoint.sha256,
             "data": images.sha256,
-            "labels_sha256": _labels_sha256(checkpoint, images),
+            "labels_sha256": labels_sha256(checkpoint, images),
             "num_images": len(images),
             "num_timesteps": checkpoint.schedule.num_timesteps,
             **chosen.identity,
@@ -211,7 +211,7 @@ def evaluate_nll(
             "ddpmbench": __version__,
             **conventions,
             **checkpoint.data_range.identity,
-            "schedule_sha256": _schedule_sha256(checkpoint),
+            "schedule_sha256": schedule_sha256(checkpoint),
             **checkpoint.identity,
         }
         run_session.agree(identity, **chosen.settings)
@@ -467,7 +467,8 @@ def _extremes(result: LikelihoodRun, images: ImageSet, data_range: DataRange) ->
     return Extremes.of(values, images.pixels).shown(data_range)
 
 
-def _conventions(checkpoint: Checkpoint, images: ImageSet, *, decoder: str) -> dict[str, object]:
+def conventions_of(checkpoint: Checkpoint, images: ImageSet, *, decoder: str) -> dict[str, object]:
+    """What two bounds of one network can differ in."""
     return {
         "prediction": str(checkpoint.prediction),
         "variance": str(checkpoint.variance),
@@ -487,12 +488,14 @@ def _labels(checkpoint: Checkpoint, images: ImageSet) -> str | None:
     return f"class {first}" if (images.labels == first).all() else "of the images"
 
 
-def _schedule_sha256(checkpoint: Checkpoint) -> str:
+def schedule_sha256(checkpoint: Checkpoint) -> str:
+    """SHA-256 of the schedule's table."""
     schedule = checkpoint.schedule
     return hashlib.sha256(schedule.log_alphas_cumprod.numpy().tobytes()).hexdigest()
 
 
-def _labels_sha256(checkpoint: Checkpoint, images: ImageSet) -> str | None:
+def labels_sha256(checkpoint: Checkpoint, images: ImageSet) -> str | None:
+    """SHA-256 of the labels; None where the network is not conditioned on them."""
     if not checkpoint.num_classes or images.labels is None:
         return None
     return hashlib.sha256(images.labels.tobytes()).hexdigest()
@@ -505,7 +508,8 @@ def _note_images(images: ImageSet, reporter: RunListener, *, class_folders: bool
         reporter.warn(images.skipped_note)
 
 
-def _check_images(checkpoint: Checkpoint, images: ImageSet) -> None:
+def check_images(checkpoint: Checkpoint, images: ImageSet) -> None:
+    """Raise InputError if the network cannot take the images, or the levels of their pixels."""
     checkpoint.check_images(images.pixels.shape[1:], images.source)
     refuse_reduced(images, checkpoint.data_range)
     if checkpoint.num_classes:

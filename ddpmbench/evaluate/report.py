@@ -12,6 +12,7 @@ from ddpmbench.evaluate.compare import Comparison, FidelityComparison
 from ddpmbench.evaluate.fid import FidReport
 from ddpmbench.evaluate.load_report import load_report
 from ddpmbench.evaluate.nll import NllReport
+from ddpmbench.evaluate.ode import OdeReport
 from ddpmbench.evaluate.sample import SampleReport
 from ddpmbench.evaluate.speed import SpeedReport
 from ddpmbench.execution import progress as running
@@ -31,6 +32,7 @@ PageReport: TypeAlias = NllReport | FidReport | Comparison | FidelityComparison
 """A report that has a page."""
 
 _WITHOUT_PAGE = {
+    "ode": "its numbers are in summary.json and per_image.csv",
     "sample": "its samples are drawn in figures/samples.png; fid scores them",
     "speed": "its figures are in figures/",
     "inspect": "its figure is in figures/",
@@ -66,7 +68,7 @@ def write_report(run: str | Path, *, progress: bool = True) -> Path:
             "rd or fid, or a comparison"
         )
     report = load_report(path)
-    assert not isinstance(report, SampleReport | SpeedReport)
+    assert not isinstance(report, OdeReport | SampleReport | SpeedReport)
     return write_page(report, progress=progress)
 
 

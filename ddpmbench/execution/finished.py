@@ -30,6 +30,7 @@ DENSITY, PREDICTIONS = "proposal.csv", "predictions.npz"
 _MOST = 2**31
 _PARTS = ("terms", "totals", "timesteps")
 _NEEDED = {
+    "ddpmbench.ode": ("num_images", "num_ode_images", "ode", "conventions", "checkpoint", "data"),
     "ddpmbench.fid": ("name", "fid", "num_generated", "protocol", "references", "samples"),
     "ddpmbench.sample": ("num_samples", "sha256", "sampler", "checkpoint", "seed"),
 }

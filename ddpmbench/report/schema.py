@@ -121,6 +121,32 @@ class Run(Comparability, kw_only=True):
             raise ValueError(f"sampling.{count}: missing, or not an integer")
 
 
+class OdeRun(Struct, kw_only=True):
+    """`summary.json` of a run of `ode`."""
+
+    bits_per_dim: float
+    half_width: float | None
+    half_width_population: float | None
+    difference_from_bound: float
+    difference_half_width: float | None
+    solver_error: float
+    probe_error_per_image: float | None
+    num_images: int
+    num_ode_images: int
+    num_timesteps: int
+    num_evaluations: int
+    num_vjps: int
+    ode: dict[str, Any]
+    bound: dict[str, Any] | None
+    conventions: Conventions
+    checkpoint: Checkpoint
+    data: Data
+    seed: int
+    device: str
+    precision: str
+    seconds: float
+
+
 class Compared(Struct):
     """A run in `summary.json` of a comparison; the baseline has no difference."""
 

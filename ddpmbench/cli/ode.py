@@ -1,0 +1,102 @@
+"""`ddpmbench ode`: the likelihood of the probability-flow ODE."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ddpmbench.cli import options
+from ddpmbench.cli.messages import note, warn
+from ddpmbench.execution.progress import progress
+
+
+@click.command(short_help="The likelihood of the probability-flow ODE, in bits/dim.")
+@options.checkpoint_options
+@options.data_options
+@options.count(
+    "--num-ode-images",
+    default=256,
+    text="Solve the ODE of N images at most; the variational bound of all leads from there to the "
+    "ODE of all.",
+)
+@options.choice(
+    "--dequantization",
+    ["decoder", "uniform", "truncated-normal"],
+    "decoder: the forward process to x_1, and the decoder of the variational bound; uniform and "
+    "truncated-normal noise stay in the bin of each level.",
+    default="decoder",
+)
+@options.choice(
+    "--trace",
+    ["hutchinson", "exact"],
+    "Divergence: estimated with random signs, or exact with one vector-Jacobian product a "
+    "dimension.",
+    default="hutchinson",
+)
+@options.count(
+    "--probes",
+    default=1,
+    text="hutchinson: vectors of random signs an image. Their error is known from 2 on.",
+)
+@options.choice(
+    "--solver", ["heun", "rk4"], "Exponential Runge-Kutta method, of order 2 or 4.", default="rk4"
+)
+@options.count(
+    "--solver-steps", default=12, text="Steps in log sigma, even. Half as many tell the error."
+)
+@click.option(
+    "--half-width",
+    type=float,
+    metavar="H",
+    help="Of the variational bound on all images, bits/dim.  [default: 0.005]",
+)
+@options.check_option
+@options.run_options
+@options.format_option
+def ode(out: Path | None, output_format: str, **given: Any) -> None:  # noqa: ANN401
+    """The likelihood of the probability-flow ODE in bits/dim, and how far below the bound it is.
+
+    \b
+    Examples:
+        ddpmbench ode
+        ddpmbench ode --num-images 64 --probes 4 --solver-steps 20
+        ddpmbench ode --ckpt google/ddpm-cifar10-32 --data cifar10:test --dequantization uniform
+    """
+    from ddpmbench.cli.inputs import open_inputs
+    from ddpmbench.evaluate.ode import evaluate_ode
+    from ddpmbench.evaluate.progress import remark
+    from ddpmbench.execution.distributed import joined
+    from ddpmbench.execution.worker import RunListener
+    from ddpmbench.report.ode_text import printed_ode
+
+    inputs = {name: given.pop(name) for name in options.INPUTS}
+    with joined() as ranks:
+        checkpoint, images = ranks.first_one(lambda: open_inputs(inputs))
+        folder = ranks.once(lambda: out or options.dated_folder("ode"))
+        if ranks.reports:
+            for line in checkpoint.notes:
+                note(line)
+        with progress("ode", "evaluations") as update:
+
+            def on_start(evaluations: int) -> None:
+                line = (
+                    f"{evaluations:,} network evaluations with gradients; to resume: --out {folder}"
+                )
+                if not evaluations:
+                    line = f"All network evaluations of the ODE are in {folder} already"
+                click.echo(line, err=True)
+
+            report = evaluate_ode(
+                checkpoint,
+                images,
+                **given,
+                out=folder,
+                command=["ddpmbench", *sys.argv[1:]],
+                listener=RunListener(
+                    on_start, lambda now: update(now.done, now.total, remark(now)), warn, note
+                ),
+            )
+    if ranks.reports:
+        click.echo(printed_ode(report.summary, output_format))
+        click.echo(f"Run folder: {folder}", err=True)

@@ -1,0 +1,297 @@
+"""How well does a model predict images as a probability-flow ODE? Its likelihood."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from ddpmbench.data.images import ImageSource, load_images
+from ddpmbench.diffusion.data_range import NATS_PER_BIT
+from ddpmbench.diffusion.model import Checkpoint
+from ddpmbench.errors import LARGEST_SEED, instance_of, whole_number
+from ddpmbench.evaluate.nll import (
+    check_images,
+    conventions_of,
+    evaluate_nll,
+    labels_sha256,
+    schedule_sha256,
+)
+from ddpmbench.evaluate.progress import listening
+from ddpmbench.execution.devices import evaluating_checkpoint, strict_float32
+from ddpmbench.execution.finished import ENVIRONMENT, PER_IMAGE
+from ddpmbench.execution.session import Session, session
+from ddpmbench.execution.store import Arrays, Store, gathered, num_missing
+from ddpmbench.execution.worker import RunListener
+from ddpmbench.likelihood.designs import ranks, words
+from ddpmbench.likelihood.ode import (
+    IMAGES_PURPOSE,
+    KnownBound,
+    OdeEstimate,
+    OdePass,
+    OdeSettings,
+    estimate_ode,
+    evaluations_per_image,
+)
+from ddpmbench.report.card import Card, Shown
+from ddpmbench.report.ode_text import ode_card
+from ddpmbench.user_code import user_errors
+from ddpmbench.version import __version__
+
+SCHEMA = "ddpmbench.ode/1"
+STORE, BOUND = "ode", "bound"
+PER_IMAGE_COLUMNS = (
+    *("bits_per_dim", "decoder", "log_q", "log_p", "solver_error", "probe_error"),
+    "variational_bound",
+)
+"""The columns of `per_image.csv` after `image_id`, in bits per dimension."""
+_GRAPH = 4
+"""An evaluation with its gradient takes the memory of about so many without."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class OdeReport(Shown):
+    """The likelihood of a checkpoint's ODE on images.
+
+    Attributes:
+        summary: the object of `summary.json`.
+        per_image: one row an image whose ODE was solved, in bits per dimension: `image_id`,
+            `bits_per_dim` = `decoder` + `log_q` - `log_p`, `solver_error` and `probe_error` of it,
+            and `variational_bound`, an unbiased estimate.
+        folder: the run folder; None if the run was kept in memory.
+    """
+
+    summary: dict[str, Any]
+    per_image: pd.DataFrame
+    folder: Path | None
+
+    def _card(self) -> Card:
+        return ode_card(self.summary, self.folder)
+
+
+def evaluate_ode(
+    checkpoint: Checkpoint,
+    images: ImageSource,
+    *,
+    dequantization: str = "decoder",
+    trace: str = "hutchinson",
+    probes: int = 1,
+    solver: str = "rk4",
+    solver_steps: int = 12,
+    num_ode_images: int = 256,
+    half_width: float | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    batch_size: int | None = None,
+    check: bool | None = None,
+    out: str | Path | None = None,
+    command: list[str] | None = None,
+    listener: RunListener | None = None,
+    progress: bool = True,
+) -> OdeReport:
+    """The likelihood of the probability-flow ODE, in bits per dimension.
+
+    The ODE of a random sample of the images is solved, in pairs with an estimate of their
+    variational bound. If there are more images, `evaluate_nll` bounds all of them, and the mean
+    difference of the pairs leads from there to the ODE of all. In processes that torchrun started,
+    each computes a share, and all return the report.
+
+    Args:
+        checkpoint: what `load_checkpoint` returns. Its network must take timesteps between the
+            whole ones; it was trained on the whole ones alone.
+        images: what `load_images` returns or takes: a name, a path, a uint8 array.
+        dequantization: "decoder", the forward process to x_1 and the variational bound's own
+            decoder; "uniform", or "truncated-normal" within the bin of each level.
+        trace: of the divergence: "hutchinson" by random signs, or "exact".
+        probes: hutchinson: vectors of random signs an image.
+        solver: "heun" or "rk4", exponential Runge-Kutta methods of order 2 and 4.
+        solver_steps: an even number, on an even grid in log sigma.
+        num_ode_images: so many images' ODE is solved, at most.
+        half_width: of the variational bound on all images; see `evaluate_nll`.
+        seed: of noise, probes and the choice of images, 0 <= seed < 2^64.
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        batch_size: images in a network evaluation, None for what suits the device. Another one
+            changes a number by float rounding.
+        check: see `evaluate_nll`; it checks before its own run.
+        out: the run folder; one that holds the same run unfinished is resumed. None keeps the run
+            in memory.
+        command: the command line, for the record.
+        listener: called as the run proceeds.
+        progress: whether progress, warnings and notes go to standard error where there is no
+            listener.
+
+    Raises:
+        InputError: an argument, the images, the network or the folder do not fit, or the ODE of an
+            image is not finite.
+        ProcessLostError: another process of the run has stopped.
+
+    Source: Song et al. 2021, section 4.3.
+    """
+    instance_of("checkpoint", checkpoint, Checkpoint, "see load_checkpoint")
+    if listener is not None:
+        instance_of("listener", listener, RunListener)
+    named: dict[str, Any] = {"dequantization": dequantization, "trace": trace, "solver": solver}
+    settings = OdeSettings(**named, probes=probes, solver_steps=solver_steps)
+    num_ode_images = whole_number("num_ode_images", num_ode_images, 1)
+    seed = whole_number("seed", seed, 0, LARGEST_SEED)
+    batch_size = None if batch_size is None else whole_number("batch_size", batch_size, 1)
+    images = load_images(images)
+    check_images(checkpoint, images)
+    chosen = _sample(len(images), num_ode_images, seed)
+    shape = images.pixels.shape[1:]
+    with (
+        session(device, out, command) as run_session,
+        listening(
+            listener if run_session.ranks.reports else None,
+            "ode",
+            "evaluations",
+            shown=progress and run_session.ranks.reports,
+        ) as reporter,
+    ):
+        checkpoint = run_session.checked(checkpoint, shape)
+        conventions = conventions_of(checkpoint, images, decoder="exact")
+        identity = {
+            "schema": SCHEMA,
+            "checkpoint": checkpoint.sha256,
+            "data": images.sha256,
+            "labels_sha256": labels_sha256(checkpoint, images),
+            "num_images": len(images),
+            "num_ode_images": len(chosen),
+            **settings.record,
+            "seed": seed,
+            "tables": run_session.dtype_of_tables(checkpoint),
+            "ddpmbench": __version__,
+            **conventions,
+            **checkpoint.data_range.identity,
+            "schedule_sha256": schedule_sha256(checkpoint),
+            **checkpoint.identity,
+        }
+        run_session.agree(identity, half_width=half_width)
+        folder = run_session.folder(identity, reporter.warn)
+        ode_pass = OdePass(checkpoint, images, settings, seed=seed, device=run_session.device)
+        store = run_session.store(STORE)
+        with (
+            user_errors(checkpoint.network_name),
+            evaluating_checkpoint(ode_pass.flow.checkpoint),
+            strict_float32(),
+        ):
+            ode_pass.check_network(chosen[:2])
+            _compute(ode_pass, chosen, store, run_session, reporter, batch_size)
+        known, bound_record = None, None
+        if len(images) > len(chosen):
+            of_all = evaluate_nll(
+                checkpoint,
+                images,
+                half_width=half_width,
+                seed=seed,
+                device=device,
+                batch_size=batch_size,
+                check=check,
+                out=None if folder is None else folder.path / BOUND,
+                listener=dataclasses.replace(reporter, start=lambda calls: None),
+            )
+            known, bound_record = _known(of_all.summary)
+        columns = {name: gathered(store, name, len(chosen)) for name in OdePass.COLUMNS}
+        estimate = estimate_ode(
+            columns["decoder"] + columns["log_q"] - columns["log_p"], columns["bound"], known
+        )
+        per_image = _per_image(columns, [images.ids[i] for i in chosen])
+        evaluations, vjps = (len(chosen) * n for n in evaluations_per_image(settings, shape))
+        seconds = store.seconds(len(chosen))
+        summary = {
+            "schema": SCHEMA,
+            **_numbers(estimate, per_image),
+            "num_images": len(images),
+            "num_ode_images": len(chosen),
+            "num_timesteps": checkpoint.schedule.num_timesteps,
+            "num_evaluations": evaluations,
+            "num_vjps": vjps,
+            "ode": settings.record,
+            "bound": bound_record,
+            "conventions": {**conventions, **checkpoint.data_range.record},
+            "checkpoint": checkpoint.record,
+            "data": images.record,
+            "seed": seed,
+            "device": " + ".join(sorted(store.devices(len(chosen)))),
+            "precision": "fp32",
+            "seconds": round(seconds, 3),
+        }
+        report = OdeReport(summary, per_image, None if folder is None else folder.path)
+        if folder is not None and run_session.ranks.reports:
+            folder.write_frame(PER_IMAGE, per_image)
+            folder.write_json(
+                ENVIRONMENT,
+                run_session.environment(
+                    {**identity, "half_width": half_width}, batch_size=batch_size
+                ),
+            )
+            folder.write_summary(summary)
+        run_session.ranks.wait()
+        return report
+
+
+def _sample(num_images: int, count: int, seed: int) -> NDArray[np.int64]:
+    """(n,) the indices of a random sample of the images, in order."""
+    order = ranks(words(num_images, seed, turn=0, purpose=IMAGES_PURPOSE)[0])
+    return np.flatnonzero(order < count)
+
+
+def _compute(
+    ode_pass: OdePass,
+    chosen: NDArray[np.int64],
+    store: Store,
+    run_session: Session,
+    listener: RunListener,
+    batch_size: int | None,
+) -> None:
+    channels, height, width = ode_pass.shape
+    worker = run_session.worker(
+        (channels, _GRAPH * height, width), batch_size=batch_size, listener=listener
+    )
+    cost, _ = evaluations_per_image(ode_pass.settings, ode_pass.shape)
+    listener.start(num_missing(store, len(chosen)) * cost)
+
+    def columns(index: NDArray[np.int64], report: Callable[[int], None]) -> Arrays:
+        return dict(ode_pass.evaluate(chosen[index]))
+
+    worker.map_chunks(columns, store, len(chosen), cost=cost)
+
+
+def _known(summary: dict[str, Any]) -> tuple[KnownBound, dict[str, Any]]:
+    """The bound on all images, and its part in the record."""
+    names = ("bits_per_dim", "half_width", "half_width_population")
+    nats = {name: float(summary[name]) * NATS_PER_BIT for name in names}
+    known = KnownBound(
+        nats["bits_per_dim"],
+        nats["half_width"],
+        nats["half_width_population"],
+        summary["num_images"],
+    )
+    return known, {name: summary[name] for name in (*names, "num_evaluations", "estimator")}
+
+
+def _per_image(columns: dict[str, NDArray[np.float64]], ids: list[str]) -> pd.DataFrame:
+    bits = {name: column / NATS_PER_BIT for name, column in columns.items()}
+    bits["bits_per_dim"] = bits["decoder"] + bits["log_q"] - bits["log_p"]
+    bits["solver_error"] *= -1  # of the bound, not of log_p
+    bits["variational_bound"] = bits["bound"]
+    return pd.DataFrame({"image_id": ids, **{name: bits[name] for name in PER_IMAGE_COLUMNS}})
+
+
+def _numbers(estimate: OdeEstimate, per_image: pd.DataFrame) -> dict[str, Any]:
+    def in_bits(value: float | None) -> float | None:
+        return None if value is None else value / NATS_PER_BIT
+
+    probe_error = float(np.sqrt(per_image.probe_error.pow(2).mean()))
+    return {
+        "bits_per_dim": in_bits(estimate.nats),
+        "half_width": in_bits(estimate.half_width),
+        "half_width_population": in_bits(estimate.half_width_population),
+        "difference_from_bound": in_bits(estimate.difference),
+        "difference_half_width": in_bits(estimate.difference_half_width),
+        "solver_error": float(per_image.solver_error.mean()),
+        "probe_error_per_image": None if np.isnan(probe_error) else probe_error,
+    }

@@ -1,0 +1,79 @@
+"""The likelihood of an ODE as it is printed, with what makes it comparable."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ddpmbench.report.card import Card
+from ddpmbench.report.nll_text import conventions_line, images_line
+from ddpmbench.report.text import checkpoint_line, device_line, fact_lines, with_interval
+
+
+def printed_ode(summary: dict[str, Any], output_format: str) -> str:
+    """The summary of `ode` for standard output.
+
+    Args:
+        summary: the object of `summary.json`.
+        output_format: "table" for reading, "json" for the object itself, "csv" for one row with
+            nested names joined by dots, "quiet" for the number alone.
+    """
+    match output_format:
+        case "json":
+            return json.dumps(summary, indent=2)
+        case "csv":
+            return pd.json_normalize(summary).to_csv(index=False).rstrip()
+        case "quiet":
+            return repr(summary["bits_per_dim"])
+    return "\n".join([_headline(summary), "", *fact_lines(_facts(summary).items())])
+
+
+def ode_card(summary: Mapping[str, Any], folder: Path | None) -> Card:
+    """What Python shows of a run of `ode`."""
+    facts = _facts(summary)
+    if folder is not None:
+        facts["folder"] = str(folder)
+    return Card(_headline(summary), {}, facts)
+
+
+def _headline(summary: Mapping[str, Any]) -> str:
+    half_width = summary["half_width"]
+    if half_width is None:
+        half_width = summary["half_width_population"]
+    return f"NLL of the ODE <= {with_interval(summary['bits_per_dim'], half_width)} bits/dim"
+
+
+def _facts(summary: Mapping[str, Any]) -> dict[str, str]:
+    """What makes the number comparable, by name."""
+    ode, difference = summary["ode"], summary["difference_from_bound"]
+    probes = "" if ode["trace"] == "exact" else f", probes an image: {ode['probes']}"
+    return {
+        "interval": _interval(summary),
+        "bound": f"{with_interval(difference, summary['difference_half_width'], sign='+')} from "
+        "the variational bound, 95 %",
+        "solver": f"{ode['solver']}, {ode['solver_steps']} steps, error "
+        f"{summary['solver_error']:+.1e}; {ode['trace']} trace{probes}",
+        "pixels": f"{ode['dequantization']} dequantization; x_T is N(0, I), as in the bound",
+        "images": images_line(dict(summary)) + f"; the ODE of {summary['num_ode_images']:,}",
+        "checkpoint": checkpoint_line(summary["checkpoint"]),
+        "process": f"T = {summary['num_timesteps']}, {summary['conventions']['schedule']}; the "
+        "network was trained at whole timesteps only",
+        "conventions": conventions_line(summary["conventions"]),
+        "calls": f"{summary['num_evaluations']:,} network evaluations, {summary['num_vjps']:,} "
+        f"vector-Jacobian products, seed {summary['seed']}",
+        "device": f"{device_line(summary)}, {summary['seconds']:,.0f} s",
+    }
+
+
+def _interval(summary: Mapping[str, Any]) -> str:
+    known = {
+        "these images": summary["half_width"],
+        "the population of images": summary["half_width_population"],
+    }
+    parts = [
+        f"{'unknown' if width is None else f'+- {width:.4f}'} for {name}"
+        for name, width in known.items()
+    ]
+    return f"95 %: {'; '.join(parts)}"

@@ -1,0 +1,163 @@
+"""A run of `ode`: its numbers, its folder, and what must not change them."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from oracles import oracle_checkpoint, oracle_images
+from processes import ddpmbench, ranks
+from sealing import read_record
+
+import ddpmbench as db
+from ddpmbench.cli.main import run
+from ddpmbench.errors import InputError
+from ddpmbench.execution.worker import RunListener
+
+OPTIONS = {"solver_steps": 2, "num_ode_images": 4, "half_width": 0.3, "seed": 1}
+WORDS = ("--solver-steps", 2, "--num-ode-images", 4, "--half-width", 0.3, "--seed", 1)
+
+
+@pytest.fixture(scope="module")
+def whole(small_model, small_images):
+    return db.evaluate_ode(small_model, small_images, **OPTIONS, batch_size=2)
+
+
+def numbers(report):
+    names = ("bits_per_dim", "half_width", "half_width_population", "difference_from_bound")
+    images = report.per_image.drop(columns=["image_id", "probe_error"])
+    return np.append([report.summary[name] for name in names], images.to_numpy().ravel())
+
+
+def test_the_numbers_belong_together(whole, small_images):
+    summary, frame = whole.summary, whole.per_image
+    assert list(frame.image_id) == sorted(frame.image_id)
+    assert set(frame.image_id) < set(small_images.ids)
+    assert len(frame) == summary["num_ode_images"] == 4
+    assert frame.bits_per_dim.to_numpy() == pytest.approx(frame.decoder + frame.log_q - frame.log_p)
+    differences = frame.bits_per_dim - frame.variational_bound
+    assert summary["difference_from_bound"] == pytest.approx(differences.mean())
+    bound = summary["bound"]
+    assert summary["bits_per_dim"] == pytest.approx(bound["bits_per_dim"] + differences.mean())
+    assert summary["half_width"] == pytest.approx(
+        np.hypot(bound["half_width"], summary["difference_half_width"])
+    )
+    assert summary["half_width_population"] > summary["half_width"] > bound["half_width"]
+    assert summary["solver_error"] == pytest.approx(frame.solver_error.mean())
+    assert summary["num_evaluations"] == 4 * (4 * 3 + 1 + 48)
+    assert summary["num_vjps"] == 4 * 4 * 3
+    assert "NLL of the ODE <=" in repr(whole)
+
+
+def test_the_decoder_is_the_one_of_the_bound(whole, small_model, small_images):
+    bound = db.evaluate_nll(
+        small_model, small_images, estimator="every-pair", draws=1, seed=OPTIONS["seed"]
+    )
+    decoder = bound.per_image.set_index("image_id").decoder
+    assert whole.per_image.decoder.to_numpy() == pytest.approx(
+        decoder[whole.per_image.image_id].to_numpy(), rel=1e-5
+    )
+
+
+def test_a_folder_holds_what_memory_does(whole, small_model, small_images, tmp_path):
+    out = tmp_path / "run"
+    report = db.evaluate_ode(small_model, small_images, **OPTIONS, batch_size=2, out=out)
+    np.testing.assert_allclose(numbers(report), numbers(whole), rtol=0, atol=1e-6)
+    frame = pd.read_csv(out / "per_image.csv")
+    assert frame.bits_per_dim.to_numpy() == pytest.approx(report.per_image.bits_per_dim.to_numpy())
+    assert read_record(out / "summary.json")["bits_per_dim"] == report.summary["bits_per_dim"]
+    started = []
+    again = db.evaluate_ode(
+        small_model, small_images, **OPTIONS, out=out, listener=RunListener(start=started.append)
+    )
+    assert started == [0]
+    assert again.summary == report.summary
+    with pytest.raises(InputError, match=r"holds another run \(solver_steps is 2"):
+        db.evaluate_ode(small_model, small_images, **{**OPTIONS, "solver_steps": 4}, out=out)
+
+
+def test_a_report_is_loaded_as_it_was_made(small_model, small_images, tmp_path):
+    report = db.evaluate_ode(small_model, small_images, solver_steps=2, out=tmp_path)
+    loaded = db.load_report(tmp_path)
+    assert repr(loaded) == repr(report)
+    pd.testing.assert_frame_equal(loaded.per_image, report.per_image)
+    table = tmp_path / "per_image.csv"
+    table.write_text(table.read_text().replace("1", "2"))
+    with pytest.raises(InputError, match=r"per_image\.csv"):
+        db.load_report(tmp_path)
+    with pytest.raises(InputError, match="runs of ode have no page"):
+        db.write_report(tmp_path)
+
+
+@pytest.mark.parametrize("batch_size", [1, None])
+def test_batch_size_changes_no_more_than_rounding(whole, small_model, small_images, batch_size):
+    other = db.evaluate_ode(small_model, small_images, **OPTIONS, batch_size=batch_size)
+    np.testing.assert_allclose(numbers(other), numbers(whole), rtol=0, atol=2e-5)
+
+
+def test_interrupted_after_every_batch(whole, small_model, small_images, tmp_path):
+    sessions, report = 0, None
+
+    def stop(now):
+        seen.append(now)
+        if len(seen) > 1:
+            raise KeyboardInterrupt
+
+    while report is None:
+        seen, sessions = [], sessions + 1
+        try:
+            report = db.evaluate_ode(
+                small_model,
+                small_images,
+                **OPTIONS,
+                batch_size=2,
+                out=tmp_path,
+                listener=RunListener(progress=stop if sessions < 4 else lambda now: None),
+            )
+        except KeyboardInterrupt:
+            continue
+    assert sessions == 4
+    np.testing.assert_allclose(numbers(report), numbers(whole), rtol=0, atol=1e-6)
+
+
+def test_processes_and_formats(small_checkpoint, small_npz, tmp_path):
+    command = ["ode", "--ckpt", small_checkpoint, "--data", small_npz, *WORDS, "--batch-size", 2]
+    alone = ddpmbench(*command, "--out", tmp_path / "one", "--format", "json")
+    assert alone.returncode == 0, alone.stderr
+    expected = json.loads(alone.stdout)
+    together = ranks(2, *command, "--out", tmp_path / "two", "--format", "quiet")
+    assert [result.returncode for result in together] == [0, 0], together[0].stderr
+    assert float(together[0].stdout) == pytest.approx(expected["bits_per_dim"], abs=1e-6)
+    assert together[1].stdout == ""
+    table = ddpmbench(*command, "--out", tmp_path / "one")
+    assert "from the variational bound" in table.stdout
+
+
+def test_the_ode_of_all_images_needs_no_bound_of_all(small_model, small_images, tmp_path):
+    report = db.evaluate_ode(
+        small_model, small_images, solver_steps=2, probes=2, dequantization="uniform", out=tmp_path
+    )
+    summary = report.summary
+    assert summary["bound"] is None
+    assert not (tmp_path / "bound").exists()
+    assert summary["bits_per_dim"] == pytest.approx(report.per_image.bits_per_dim.mean())
+    assert summary["half_width"] is None
+    assert summary["half_width_population"] > 0
+    assert (report.per_image.decoder == 0).all()
+    assert (report.per_image.probe_error > 0).all()
+
+
+def test_a_network_of_whole_timesteps_is_refused():
+    images = oracle_images(2)
+    with pytest.raises(InputError, match=r"rounds timestep 1\.5 to a whole one"):
+        db.evaluate_ode(oracle_checkpoint(images), images)
+
+
+def test_options_are_named(small_checkpoint, small_npz, capsys):
+    inputs = ["--ckpt", str(small_checkpoint), "--data", str(small_npz)]
+    for words, named in (
+        (["--solver-steps", "3"], "Error: --solver-steps 3"),
+        (["--trace", "exact", "--probes", "2"], "Error: --probes 2"),
+    ):
+        assert run(["ode", *inputs, *words]) == 2
+        assert capsys.readouterr().err.startswith(named)
