@@ -127,6 +127,7 @@ def test_rows_say_what_they_are(smoke, tiny_checkpoint):
     found = smoke.of_networks()
     assert {row["extra_info"]["what"] for row in found} == {
         "forward",
+        "divergence",
         "sampler step",
         "sampler",
         "every pair",
