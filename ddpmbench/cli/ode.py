@@ -64,11 +64,12 @@ def ode(out: Path | None, output_format: str, **given: Any) -> None:  # noqa: AN
         ddpmbench ode --ckpt google/ddpm-cifar10-32 --data cifar10:test --dequantization uniform
     """
     from ddpmbench.cli.inputs import open_inputs
+    from ddpmbench.evaluate.answered import page_of
     from ddpmbench.evaluate.ode import evaluate_ode
     from ddpmbench.evaluate.progress import remark
     from ddpmbench.execution.distributed import joined
     from ddpmbench.execution.worker import RunListener
-    from ddpmbench.report.ode_text import printed_ode
+    from ddpmbench.report.ode import printed_ode
 
     inputs = {name: given.pop(name) for name in options.INPUTS}
     with joined() as ranks:
@@ -100,3 +101,4 @@ def ode(out: Path | None, output_format: str, **given: Any) -> None:  # noqa: AN
     if ranks.reports:
         click.echo(printed_ode(report.summary, output_format))
         click.echo(f"Run folder: {folder}", err=True)
+        click.echo(f"Report: {page_of(report)}", err=True)

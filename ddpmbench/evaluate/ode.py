@@ -1,7 +1,7 @@
 """How well does a model predict images as a probability-flow ODE? Its likelihood."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,8 @@ from ddpmbench.likelihood.ode import (
     estimate_ode,
     evaluations_per_image,
 )
-from ddpmbench.report.card import Card, Shown
-from ddpmbench.report.ode_text import ode_card
+from ddpmbench.report.card import Card, Draw, Shown
+from ddpmbench.report.ode import ode_card, ode_figures
 from ddpmbench.user_code import user_errors
 from ddpmbench.version import __version__
 
@@ -70,6 +70,9 @@ class OdeReport(Shown):
 
     def _card(self) -> Card:
         return ode_card(self.summary, self.folder)
+
+    def _figures(self) -> Mapping[str, Draw]:
+        return ode_figures(self.per_image)
 
 
 def evaluate_ode(

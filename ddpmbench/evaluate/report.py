@@ -20,19 +20,19 @@ from ddpmbench.execution.folder import IDENTITY, write_figure
 from ddpmbench.files import replacing, writing_to
 from ddpmbench.report.card import Draw
 from ddpmbench.report.comparison import comparison_page
-from ddpmbench.report.contents import RunContents, read_svgs, schema_of
+from ddpmbench.report.contents import RunContents, read_environment, read_svgs, schema_of
 from ddpmbench.report.fidelity import FidelityContents
 from ddpmbench.report.fidelity_comparison import fidelity_comparison_page
 from ddpmbench.report.fidelity_page import fid_figures, fid_page
 from ddpmbench.report.figures.timesteps import difference_figure
 from ddpmbench.report.hugging_face import write_hugging_face
 from ddpmbench.report.nll_page import run_figures, run_page
+from ddpmbench.report.ode import ode_page
 
-PageReport: TypeAlias = NllReport | FidReport | Comparison | FidelityComparison
+PageReport: TypeAlias = NllReport | OdeReport | FidReport | Comparison | FidelityComparison
 """A report that has a page."""
 
 _WITHOUT_PAGE = {
-    "ode": "its numbers are in summary.json and per_image.csv",
     "sample": "its samples are drawn in figures/samples.png; fid scores them",
     "speed": "its figures are in figures/",
     "inspect": "its figure is in figures/",
@@ -47,7 +47,8 @@ def write_report(run: str | Path, *, progress: bool = True) -> Path:
     `evaluate_nll`, the metadata for the Hugging Face hub is written too.
 
     Args:
-        run: the folder of a run of `evaluate_nll` or of `evaluate_fid`, or of a comparison.
+        run: the folder of a run of `evaluate_nll`, `evaluate_ode` or `evaluate_fid`, or of a
+            comparison.
         progress: whether the number of figures drawn is shown on standard error.
 
     Returns:
@@ -65,10 +66,10 @@ def write_report(run: str | Path, *, progress: bool = True) -> Path:
     if kind == "ddpmbench" and command in _WITHOUT_PAGE:
         raise InputError(
             f"{path}: runs of {command} have no page: {_WITHOUT_PAGE[command]}; name a run of nll, "
-            "rd or fid, or a comparison"
+            "rd, ode or fid, or a comparison"
         )
     report = load_report(path)
-    assert not isinstance(report, OdeReport | SampleReport | SpeedReport)
+    assert not isinstance(report, SampleReport | SpeedReport)
     return write_page(report, progress=progress)
 
 
@@ -103,6 +104,9 @@ def _page(report: PageReport, folder: Path, *, progress: bool) -> str:
             contents = RunContents.of(report, folder)
             write_hugging_face(folder, report.summary)
             return run_page(contents, _drawn(folder, run_figures(contents), progress=progress))
+        case OdeReport():
+            svgs = _drawn(folder, report._figures(), progress=False)
+            return ode_page(report.summary, read_environment(folder), svgs)
         case FidReport():
             scores = FidelityContents.of(report, folder)
             return fid_page(scores, _drawn(folder, fid_figures(scores), progress=progress))

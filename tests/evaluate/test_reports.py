@@ -19,7 +19,7 @@ from ddpmbench.samples.feature_networks import load_feature_network
 
 HOSTILE = "<script>alert('&')</script>" + "x" * 300
 LONGEST = 500
-KINDS = ("every-pair", "importance", "fid", "sample", "speed", "compare", "compare-fid")
+KINDS = ("every-pair", "importance", "ode", "fid", "sample", "speed", "compare", "compare-fid")
 LOADED_FROM = {"compare": "runs.csv", "compare-fid": "summary.json", "sample": "samples.npz"}
 
 
@@ -63,6 +63,9 @@ def reports(model, images, network, folders):
             "importance": db.evaluate_nll(
                 model, images, half_width=9.0, out=folders / "importance"
             ),
+            "ode": db.evaluate_ode(
+                model, images, num_ode_images=3, solver_steps=2, half_width=9.0, out=folders / "ode"
+            ),
             "fid": db.evaluate_fid(model, images, fid, out=folders / "fid"),
             "sample": db.generate_samples(model, 5, out=folders / "sample"),
             "speed": db.measure_speed(model, settings=quick, batch_size=1, out=folders / "speed"),
@@ -95,7 +98,7 @@ def shown(reports, model, small_checkpoint, folders):
 
 
 def test_a_report_is_a_few_lines(shown):
-    assert len({type(report) for report in shown}) == 9
+    assert len({type(report) for report in shown}) == 10
     for report in shown:
         assert isinstance(report, Shown)
         text = repr(report)

@@ -55,6 +55,31 @@ def images_figure(bits: NDArray[np.float64], what: str, extremes: Extremes | Non
     )
 
 
+@drawing()
+def pairs_figure(per_image: pd.DataFrame) -> Drawn:
+    """The ODE's bits of each image over those of its variational bound, and the differences.
+
+    Args:
+        per_image: one row an image, `bits_per_dim` and `variational_bound`.
+
+    Returns:
+        The figure, and one row an image: `image_id`, `variational_bound`, `bits_per_dim` and
+        `difference`.
+    """
+    figure, (both, spread) = axes_panels(2)
+    difference = (per_image.bits_per_dim - per_image.variational_bound).to_numpy()
+    both.axline((per_image.variational_bound.mean(),) * 2, slope=1, color=INK, lw=0.6)
+    both.plot(
+        per_image.variational_bound, per_image.bits_per_dim, "o", color=COLORS[0], ms=3, alpha=0.6
+    )
+    finish(both, "Per image", x="variational bound, bits/dim", y="ODE, bits/dim")
+    mean = float(difference.mean())
+    _histogram(spread, difference, mean, f"mean {mean:+.3f}")
+    finish(spread, "ODE minus variational bound", x="bits/dim", y="images")
+    numbers = per_image[["image_id", "variational_bound", "bits_per_dim"]]
+    return figure, numbers.assign(difference=difference)
+
+
 def _pictures(
     part: SubFigure, title: str, pixels: NDArray[np.uint8], bits: NDArray[np.float64]
 ) -> None:

@@ -1,15 +1,26 @@
-"""The likelihood of an ODE as it is printed, with what makes it comparable."""
+"""The likelihood of an ODE as it is printed and on its page, with what makes it comparable."""
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from ddpmbench.report.card import Card
-from ddpmbench.report.nll_text import conventions_line, images_line
-from ddpmbench.report.text import checkpoint_line, device_line, fact_lines, with_interval
+from ddpmbench.report.card import Card, Draw
+from ddpmbench.report.figures.images import pairs_figure
+from ddpmbench.report.html import environment_values, panels, rendered
+from ddpmbench.report.nll_text import conventions_line, images_line, images_name
+from ddpmbench.report.text import (
+    checkpoint_line,
+    device_line,
+    digits_by,
+    fact_lines,
+    with_interval,
+)
+
+_CAPTION = "Bits per image of the ODE over those of the variational bound, and their differences"
 
 
 def printed_ode(summary: dict[str, Any], output_format: str) -> str:
@@ -36,6 +47,40 @@ def ode_card(summary: Mapping[str, Any], folder: Path | None) -> Card:
     if folder is not None:
         facts["folder"] = str(folder)
     return Card(_headline(summary), {}, facts)
+
+
+def ode_figures(per_image: pd.DataFrame) -> dict[str, Draw]:
+    """The figures of a run of `ode` by name.
+
+    Args:
+        per_image: see `evaluate.ode.OdeReport`.
+    """
+    return {"pairs": partial(pairs_figure, per_image)}
+
+
+def ode_page(
+    summary: Mapping[str, Any], environment: Mapping[str, Any] | None, svgs: Mapping[str, str]
+) -> str:
+    """The page of a finished run of `ode`.
+
+    Args:
+        summary: the object of `summary.json`.
+        environment: that of `environment.json`.
+        svgs: its figures by name.
+    """
+    own = summary["half_width"]
+    half_width = summary["half_width_population"] if own is None else own
+    return rendered(
+        "ode.html.j2",
+        summary=summary,
+        heading=f"{summary['checkpoint']['source']} on {images_name(dict(summary))}",
+        half_width=half_width,
+        digits=digits_by(half_width),
+        facts=_facts(summary),
+        figure=panels(svgs["pairs"], "pairs", _CAPTION) if "pairs" in svgs else None,
+        caption=_CAPTION,
+        **environment_values(environment),
+    )
 
 
 def _headline(summary: Mapping[str, Any]) -> str:
