@@ -155,7 +155,7 @@ class ProbabilityFlow:
         outputs = []
         with torch.no_grad():
             for u in (start, start + 0.5, start + 1.0):
-                evaluate = partial(self.checkpoint.output_at, x, _filled(u, x), labels)
+                evaluate = partial(self.checkpoint.model_output, x, _filled(u, x), labels)
                 outputs.append(calling(evaluate, f"{name} at timestep {u:g}"))
         first, between, second = outputs
         is_rounded = torch.equal(between, first) or torch.equal(between, second)
@@ -223,7 +223,7 @@ class ProbabilityFlow:
     ) -> Tensor:
         if log_sigma not in self._timesteps:
             self._timesteps[log_sigma] = float(self._time.timestep(-2.0 * log_sigma))
-        output = self.checkpoint.output_at(x, _filled(self._timesteps[log_sigma], x), labels)
+        output = self.checkpoint.model_output(x, _filled(self._timesteps[log_sigma], x), labels)
         self.num_evaluations += len(x)
         if not output.requires_grad:
             raise InputError(
