@@ -184,8 +184,9 @@ def _timesteps(
 ) -> int | str | None:
     if value is None or value == CONTINUOUS:
         return value
-    number: int = click.IntRange(min=1).convert(value, option, context)  # type: ignore[arg-type]
-    return number
+    if not value.isdecimal() or int(value) < 1:
+        raise click.BadParameter(f"{value!r} is neither a whole number from 1 on nor {CONTINUOUS}.")
+    return int(value)
 
 
 CONTINUOUS = "continuous"

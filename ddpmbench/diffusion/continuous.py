@@ -92,8 +92,20 @@ class ContinuousTime:
         return PchipInterpolator(self._timesteps, self.schedule.snr.log().numpy())
 
 
-LONGEST_PART = 0.1
+MEAN_PART = 0.1
 """Of continuous time, in log SNR, on the average between two timesteps."""
+
+
+def with_timesteps(schedule: NoiseSchedule, num_timesteps: int) -> NoiseSchedule:
+    """The schedule with so many evenly spaced timesteps: `respaced`, or `refined` for more than T.
+
+    Raises:
+        InputError: the number is none, or the schedule cannot have it.
+    """
+    num_timesteps = whole_number("timesteps", num_timesteps, 1, MAX_TIMESTEPS)
+    if num_timesteps > schedule.num_timesteps:
+        return refined(schedule, num_timesteps)
+    return schedule.respaced(num_timesteps)
 
 
 def refined(schedule: NoiseSchedule, num_timesteps: int) -> NoiseSchedule:
@@ -120,8 +132,8 @@ def refined(schedule: NoiseSchedule, num_timesteps: int) -> NoiseSchedule:
 def divided(schedule: NoiseSchedule) -> NoiseSchedule:
     """Continuous time from the first to the last timestep, in parts.
 
-    A part ends at every timestep, and between two of them are so many of equal length that a part
-    is no longer than `LONGEST_PART`: a place drawn from a part varies the integrand little.
+    A part ends at every timestep, and between two of them are so many of equal length that they are
+    no longer than `MEAN_PART` on the average: places of a part differ little in the integrand.
 
     Args:
         schedule: as the network was trained, of at least two timesteps.
@@ -131,7 +143,7 @@ def divided(schedule: NoiseSchedule) -> NoiseSchedule:
     """
     time = _of_trained(schedule, "`timesteps=continuous`")
     lengths = -np.diff(time.log_snr(np.arange(1, schedule.num_timesteps + 1)))
-    counts = np.ceil(lengths / LONGEST_PART).astype(np.int64)
+    counts = np.ceil(lengths / MEAN_PART).astype(np.int64)
     parts = [t + np.arange(count) / count for t, count in enumerate(counts, start=1)]
     u = np.concatenate([*parts, [schedule.num_timesteps]])
     continuous = _between(time, u, f"{schedule.name}, continuous time")

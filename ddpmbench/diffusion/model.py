@@ -12,7 +12,7 @@ from typing import Any, Self, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from ddpmbench.diffusion.continuous import divided, refined
+from ddpmbench.diffusion.continuous import divided, with_timesteps
 from ddpmbench.diffusion.data_range import UNIT_RANGE, DataRange
 from ddpmbench.diffusion.process import GaussianDiffusion, Prediction, Variance
 from ddpmbench.diffusion.schedule import NoiseSchedule
@@ -188,7 +188,10 @@ class Checkpoint:
             (B,) int64 for "index" and "one-based", which may index an embedding; float32 for
             "fraction" and "rescaled-1000".
         """
-        return self.time_at(self.schedule.original_timesteps.to(t.device)[t - 1])
+        original = self.schedule.original_timesteps
+        if original.is_floating_point():
+            original = original.float()  # not every device has float64
+        return self.time_at(original.to(t.device)[t - 1])
 
     def time_at(self, original: Tensor) -> Tensor:
         """The network's time input at timesteps of the schedule that it was trained on.
@@ -262,9 +265,12 @@ class Checkpoint:
         More than it was trained on lie between those, and its network is evaluated at fractional
         timesteps; see `refined`.
         """
-        is_finer = num_timesteps > self.schedule.num_timesteps
-        of = self.schedule
-        schedule = refined(of, num_timesteps) if is_finer else of.respaced(num_timesteps)
+        schedule = with_timesteps(self.schedule, num_timesteps)
+        if schedule.trained is not None and self.variance is Variance.LEARNED:
+            raise InputError(
+                f"`timesteps={num_timesteps}`: the network gives the variances of its own "
+                f"{self.schedule.num_timesteps} timesteps; choose at most as many"
+            )
         return dataclasses.replace(self, schedule=schedule)
 
     def in_continuous_time(self) -> Self:

@@ -222,6 +222,11 @@ class NoiseSchedule:
             raise InputError("timesteps must be strictly increasing")
         if len(steps) == self.num_timesteps:
             return self
+        if self.trained is not None:
+            raise InputError(
+                f"schedule {self.name}: lies between the trained timesteps; respace the model as "
+                "it was trained"
+            )
         kept = self.log_alphas_cumprod[steps - 1]
         log_alphas = torch.diff(kept, prepend=torch.zeros(1, dtype=torch.float64))
         betas = -torch.expm1(log_alphas)

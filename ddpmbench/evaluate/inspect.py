@@ -22,6 +22,7 @@ from ddpmbench.checkpoints.openai import config_of, is_openai, read_shapes
 from ddpmbench.checkpoints.settings import CheckpointSettings, MissingSettingsError
 from ddpmbench.checkpoints.weights import sha256_of
 from ddpmbench.data.datasets import SPLITS
+from ddpmbench.diffusion.continuous import with_timesteps
 from ddpmbench.diffusion.data_range import NATS_PER_BIT, DataRange
 from ddpmbench.diffusion.model import Checkpoint, ImageSize, sides_of, size_words
 from ddpmbench.diffusion.schedule import NoiseSchedule
@@ -113,7 +114,7 @@ def inspect_checkpoint(
     probe = _probe(source, settings or CheckpointSettings())
     checkpoint, schedule = probe.checkpoint, probe.schedule
     if schedule is not None and timesteps is not None:
-        schedule = schedule.respaced(timesteps)
+        schedule = with_timesteps(schedule, timesteps)
     call = _call_of(probe, image_size)
     summary: dict[str, Any] = {
         "schema": SCHEMA,

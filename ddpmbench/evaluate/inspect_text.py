@@ -8,7 +8,7 @@ from pathlib import PurePath
 from typing import Any
 
 from ddpmbench.diffusion.model import ImageSize, size_words
-from ddpmbench.report.text import INDENT, LABEL, aligned, fact, listed
+from ddpmbench.report.text import INDENT, LABEL, aligned, fact, listed, timesteps_of
 
 _WIDEST = 100
 _FAMILIES = {
@@ -59,7 +59,7 @@ def headline_lines(summary: Mapping[str, Any]) -> list[str]:
     steps = ""
     if process is not None:
         total, original = process["num_timesteps"], process["num_original_timesteps"]
-        steps = f", T = {total:,}" + ("" if total == original else f" of {original:,}")
+        steps = f", T = {timesteps_of(total, original)}"
     name = PurePath(summary["checkpoint"]["source"]).name
     lines = [f"{name}: a diffusion model of {images}{steps}"]
     if missing := [f"`{parameter}`" for parameter in summary["missing"]]:

@@ -17,7 +17,7 @@ from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.errors import LARGEST_SEED, InputError, instance_of, one_of, path_of, whole_number
 from ddpmbench.evaluate.answered import Asked, answer_in
 from ddpmbench.evaluate.progress import listening
-from ddpmbench.execution.continuous import ContinuousRun, why_whole_timesteps
+from ddpmbench.execution.continuous import ContinuousRun, why_not_continuous
 from ddpmbench.execution.devices import resolve_precision
 from ddpmbench.execution.engine import Engine
 from ddpmbench.execution.engine_choice import NetworkUse, at_once, settled_engine
@@ -214,12 +214,14 @@ def evaluate_nll(
             "schedule_sha256": schedule_sha256(checkpoint),
             **checkpoint.identity,
         }
-        run_session.agree(identity, **chosen.settings)
+        run_session.agree(identity, **chosen.settings, continuous=continuous)
         calls = chosen.least_evaluations(len(images), checkpoint.schedule.num_timesteps)
         before = PreliminaryCheck(
             check, calls, seed=seed, batch_size=batch_size, note=reporter.note, warn=reporter.warn
         )
-        absent = _why_not_continuous(checkpoint, shape, continuous, calls, target)
+        absent = ranks.once(
+            lambda: _why_absent(checkpoint, shape, continuous, calls, device=target)
+        )
         is_continuous_needed = absent is None
         uses_folders = bool(checkpoint.num_classes and images.classes)
         classes = {"classes": list(images.classes)} if uses_folders else {}
@@ -251,13 +253,15 @@ def evaluate_nll(
                 images.ids,
             )
             answered = answer_in(path, asked)
-            is_known = answered is None or answered.summary.get("continuous_bits_per_dim")
+            is_known = answered is None or answered.continuous is not None
             return answered if is_known or not is_continuous_needed else None
 
         out, store = run_session.out, run_session.store
         answered = None if out is None else ranks.once(partial(answer, out))
         folder = run_session.folder(identity, reporter.warn)
         _note_images(images, reporter, class_folders=uses_folders)
+        if checkpoint.schedule.trained is not None:
+            reporter.note(_BETWEEN)
         if line := chosen.note(len(images), checkpoint.schedule.num_timesteps, computed_in):
             reporter.note(line)
         checked = before.run(
@@ -346,15 +350,17 @@ def _estimator(name: str, **options: object) -> Estimator:
     return ESTIMATORS[name](**given)
 
 
+_BETWEEN = "the network was trained at whole timesteps only, and is evaluated between them"
 CONTINUOUS_FROM = 10_000
 """Network evaluations of a run from which on its bound in continuous time is estimated, too."""
 
 
-def _why_not_continuous(
+def _why_absent(
     checkpoint: Checkpoint,
     shape: tuple[int, ...],
     requested: bool | None,
     num_evaluations: int,
+    *,
     device: torch.device,
 ) -> str | None:
     """Why the bound in continuous time is not estimated beside that of a run; None if it is.
@@ -364,11 +370,13 @@ def _why_not_continuous(
     """
     if checkpoint.schedule.is_continuous:
         return "the run is in continuous time"
+    if checkpoint.schedule.trained is not None:
+        return "the model visits timesteps between those of its training"
     if requested is False:
         return "`continuous=False` left it out"
     if requested is None and num_evaluations < CONTINUOUS_FROM:
         return "the run is short; `continuous=True` asks for it"
-    why = why_whole_timesteps(checkpoint, shape, device)
+    why = why_not_continuous(checkpoint, shape, device)
     if why is not None and requested:
         raise InputError(
             f"`continuous=True`: {checkpoint.network_name} has no bound in continuous time: {why}; "
@@ -433,7 +441,9 @@ def _write(
     folder.write_frame("conventions.csv", report.conventions)
     folder.write_frame("sub_schedules.csv", report.sub_schedules)
     folder.write_frame("per_image.csv", report.per_image)
-    if report.continuous is not None:
+    if report.continuous is None:
+        (folder.path / CONTINUOUS_TABLE).unlink(missing_ok=True)
+    else:
         folder.write_frame(CONTINUOUS_TABLE, report.continuous)
     with folder.replacing(EXTREMES) as temporary:
         extremes.write(temporary)

@@ -3,12 +3,12 @@
 import dataclasses
 
 import torch
+from torch import Tensor
 
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.diffusion.process import Prediction
 from ddpmbench.errors import InputError
-from ddpmbench.execution.devices import evaluating_checkpoint, strict_float32
-from ddpmbench.execution.store import num_missing
+from ddpmbench.execution.devices import evaluating_checkpoint, is_out_of_memory, strict_float32
 from ddpmbench.execution.terms import Stores, TermsRun, checked, read_terms
 from ddpmbench.likelihood.continuous import (
     ContinuousDesign,
@@ -23,13 +23,16 @@ from ddpmbench.user_code import calling
 CONTINUOUS, AT_TIMESTEPS = "continuous", "continuous-at-timesteps"
 """The stores of the terms in continuous time, and of the same terms at the timesteps."""
 
+_TOLERANCE = 1e-3
+"""Of the change from one timestep to the next, or of the output: far more than rounding."""
 
-def why_whole_timesteps(
+
+def why_not_continuous(
     checkpoint: Checkpoint, shape: tuple[int, ...], device: torch.device
 ) -> str | None:
-    """Why a model has no bound in continuous time; None where it has.
+    """Why a model cannot be evaluated in continuous time; None if it can.
 
-    Any network but this package's U-Net is called between two timesteps, and at both.
+    Any network but this package's U-Net is called at two timesteps and between them.
 
     Args:
         checkpoint: the model, on the device.
@@ -45,10 +48,6 @@ def why_whole_timesteps(
         return "the model has a single timestep"
     if isinstance(checkpoint.network, UNet):
         return None
-    x = torch.randn((3, *shape), generator=torch.Generator().manual_seed(0))[:1].expand(3, *shape)
-    middle = float(max(schedule.num_timesteps // 2, 1))
-    u = torch.tensor([middle, middle + 0.5, middle + 1], device=device)
-    labels = torch.zeros(3, dtype=torch.int64, device=device) if checkpoint.num_classes else None
     with (
         torch.inference_mode(),
         torch.random.fork_rng(devices=[]),
@@ -56,21 +55,48 @@ def why_whole_timesteps(
         strict_float32(),
     ):
         try:
-            low, between, high = calling(
-                lambda: checkpoint.model_output(x.to(device).contiguous(), u, labels),
-                checkpoint.network_name,
-            )
+            return _why_whole(checkpoint.as_trained, shape, device)
         except InputError as error:
+            if error.__cause__ is not None and is_out_of_memory(error.__cause__):
+                return None
             return f"it takes whole timesteps only ({error})"
+
+
+def _why_whole(checkpoint: Checkpoint, shape: tuple[int, ...], device: torch.device) -> str | None:
+    """The same of the outputs of a network at a timestep, beyond it, and at the next.
+
+    Raises:
+        InputError: the network fails.
+    """
+    x = torch.randn((1, *shape), generator=torch.Generator().manual_seed(0)).to(device)
+    labels = torch.zeros(1, dtype=torch.int64, device=device) if checkpoint.num_classes else None
+    t = max(checkpoint.schedule.num_timesteps // 2, 1)
+
+    def output(timestep: float) -> Tensor:
+        of = torch.tensor([timestep], device=device)
+        result: Tensor = calling(
+            lambda: checkpoint.model_output(x.clone(), of, labels), checkpoint.network_name
+        )
+        return result
+
+    whole, low, between, high = output(t), output(float(t)), output(t + 0.5), output(t + 1.0)
+    change = float((high - low).abs().max())
+    if not _is_near(whole, low, max(change, float(whole.abs().max()))):
+        return "it reads a timestep that is given as a floating-point number otherwise"
     if not bool(between.isfinite().all()):
         return "its output between two timesteps is not finite"
-    is_rounded = torch.equal(between, low) or torch.equal(between, high)
-    if is_rounded and not torch.equal(low, high):
+    if change > 0 and (_is_near(between, low, change) or _is_near(between, high, change)):
         return "it rounds the time that it is given to a whole timestep"
     return None
 
 
-def check_between(checkpoint: Checkpoint, shape: tuple[int, ...], device: torch.device) -> None:
+def _is_near(one: Tensor, other: Tensor, scale: float) -> bool:
+    return float((one - other).abs().max()) <= _TOLERANCE * scale
+
+
+def check_fractional_timesteps(
+    checkpoint: Checkpoint, shape: tuple[int, ...], device: torch.device
+) -> None:
     """Refuse a model at fractional timesteps that takes whole ones.
 
     Raises:
@@ -78,7 +104,7 @@ def check_between(checkpoint: Checkpoint, shape: tuple[int, ...], device: torch.
     """
     if checkpoint.schedule.trained is None:
         return
-    why = why_whole_timesteps(checkpoint, shape, device)
+    why = why_not_continuous(checkpoint, shape, device)
     if why is not None:
         total = checkpoint.schedule.num_original_timesteps
         raise InputError(
@@ -103,11 +129,6 @@ class ContinuousRun:
         self._design, self._discrete = design, run
         self._continuous = dataclasses.replace(run, terms_pass=continuous)
         self._stores = stores(CONTINUOUS), stores(AT_TIMESTEPS)
-
-    @property
-    def num_missing(self) -> int:
-        """How many network evaluations are missing."""
-        return sum(num_missing(store, len(self._design)) for store in self._stores)
 
     def compute(self, *, before: int) -> ContinuousDifference:
         """Evaluate the missing terms, and reduce all of them to the difference of the bounds.

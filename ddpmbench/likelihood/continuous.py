@@ -26,6 +26,7 @@ from ddpmbench.diffusion.model import Checkpoint, ModelOutput
 from ddpmbench.diffusion.noise import philox_4x32
 from ddpmbench.diffusion.process import GaussianDiffusion, signal_and_noise
 from ddpmbench.diffusion.schedule import NoiseSchedule
+from ddpmbench.likelihood.designs import CONTINUOUS_OF_KL, CONTINUOUS_TIMESTEP
 from ddpmbench.likelihood.precision import (
     CONTINUOUS_DRAW,
     Correction,
@@ -42,7 +43,7 @@ from ddpmbench.likelihood.terms import (
     with_first_terms,
 )
 
-_BEHIND = 1e-9  # of a timestep; parts are longer
+_ROUNDING = 1e-9  # of a timestep; parts are longer
 _PLACE = 2**32 - 1
 """The block of random numbers of a term that its noise does not reach."""
 
@@ -64,13 +65,16 @@ class Places:
 
 
 class PlaceTable:
-    """Places in the parts of continuous time that end at the timesteps of a schedule."""
+    """Places in the parts of continuous time that end at the timesteps of a schedule.
+
+    It is the schedule of a training, or its division: no part reaches beyond a trained timestep.
+    """
 
     def __init__(self, schedule: NoiseSchedule, device: torch.device, dtype: torch.dtype) -> None:
         time = ContinuousTime(schedule.trained or schedule)
         knots, cubics = time.cubics
         ends = schedule.original_timesteps.double().numpy()
-        cubic = np.searchsorted(knots, ends[:-1] + _BEHIND, side="right") - 1
+        cubic = np.searchsorted(knots, ends[:-1] + _ROUNDING, side="right") - 1
         tables = (ends[:-1], np.diff(ends), ends[:-1] - knots[cubic], *cubics[:, cubic])
         self._tables = torch.from_numpy(np.stack(tables)).to(device, dtype)
         self._first = time.first, float(time.log_snr(time.first))
@@ -209,6 +213,7 @@ class ContinuousDesign(CorrectionDesign):
     """
 
     first_draw: ClassVar[int] = CONTINUOUS_DRAW
+    purposes: ClassVar[tuple[int, int]] = CONTINUOUS_TIMESTEP, CONTINUOUS_OF_KL
     num_decoder_terms: ClassVar[int] = 0
 
     @cached_property

@@ -27,9 +27,10 @@ from ddpmbench.likelihood.designs import (
 from ddpmbench.likelihood.terms import TermIndex, TermTable
 
 CORRECTION_DRAW = 3 * 2**30
-CONTINUOUS_DRAW = 3 * 2**30 + 2**29
-"""The draw of the first term of a design, of the next one more: no term of another design, and no
-sample, has their noise."""
+"""The draw of the first term, of the next one more: no term of another design, and no sample, has
+their noise."""
+CONTINUOUS_DRAW = CORRECTION_DRAW + 2**29
+"""Likewise of a `ContinuousDesign`."""
 MOST_TERMS, FEWEST_TERMS = 1000, 100
 """Limits of the number of terms of a correction."""
 SHARE = 20
@@ -72,6 +73,7 @@ class CorrectionDesign:
     num_terms: int
 
     first_draw: ClassVar[int] = CORRECTION_DRAW
+    purposes: ClassVar[tuple[int, int]] = CORRECTION_TIMESTEP, CORRECTION_OF_KL
 
     def __post_init__(self) -> None:
         """Refuse a design without a known error."""
@@ -101,14 +103,14 @@ class CorrectionDesign:
     def strata(self) -> NDArray[np.float64]:
         """Where in [0, 1], the range of the distribution function, each of the later terms is."""
         later = self.num_terms - self.num_decoder_terms
-        u = unit_interval(words(later, self.seed, turn=0, purpose=CORRECTION_TIMESTEP)[0])
+        u = unit_interval(words(later, self.seed, turn=0, purpose=self.purposes[0])[0])
         return np.asarray((np.arange(later) + u) / max(later, 1))
 
     @cached_property
     def image(self) -> NDArray[np.int64]:
         """(m,) image of each term."""
         decoder = self.num_decoder_terms
-        parts = ((decoder, CORRECTION_OF_DECODER), (self.num_terms - decoder, CORRECTION_OF_KL))
+        parts = ((decoder, CORRECTION_OF_DECODER), (self.num_terms - decoder, self.purposes[1]))
         return np.concatenate([self._images(count, purpose) for count, purpose in parts])
 
     def _images(self, count: int, purpose: int) -> NDArray[np.int64]:

@@ -230,6 +230,10 @@ def _differs(convention: Convention, own: Convention) -> str:
         parts.append(f"{convention.decoder} decoder")
     if convention.decoder_variance == "beta":
         parts.append("decoder variance beta_1")
+    elif (convention.variance, convention.decoder_variance) == (own.variance, "posterior") and (
+        own.decoder_variance == "model"
+    ):
+        parts.append("decoder variance of the posterior")
     return ", ".join(parts)
 
 

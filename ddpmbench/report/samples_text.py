@@ -18,6 +18,7 @@ from ddpmbench.report.text import (
     device_line,
     fact_lines,
     joined,
+    timesteps_of,
 )
 
 
@@ -67,7 +68,7 @@ def samples_facts(summary: dict[str, Any]) -> dict[str, str]:
 def sampler_line(sampler: dict[str, Any]) -> str:
     """The sampler and its settings in words."""
     steps, total = sampler["num_timesteps"], sampler["num_original_timesteps"]
-    parts = [sampler["method"], f"T = {steps:,}" + (f" of {total:,}" if steps != total else "")]
+    parts = [sampler["method"], f"T = {timesteps_of(steps, total)}"]
     if sampler["method"] == "ancestral":
         noise = {"inner": None, "every-step": "noise at every step", "none": "no added noise"}
         parts += [sampler["variance"], *filter(None, [noise[sampler["added_noise"]]])]

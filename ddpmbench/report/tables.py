@@ -125,13 +125,17 @@ def summary(
 def _continuous(
     bound: dict[str, Any], difference: schema.Correction | None, absent: str | None
 ) -> dict[str, Any]:
-    if difference is None:
-        return {"continuous_bits_per_dim": None, "continuous_absent": absent}
-    known = bound["half_width"]
+    value, half_width, count = None, None, 0
+    if difference is not None:
+        value = bound["bits_per_dim"] + difference.bits_per_dim
+        if bound["half_width"] is not None:
+            half_width = math.hypot(bound["half_width"], difference.half_width)
+        count = difference.num_evaluations
     return {
-        "continuous_bits_per_dim": bound["bits_per_dim"] + difference.bits_per_dim,
-        "continuous_half_width": known and math.hypot(known, difference.half_width),
-        "continuous_num_evaluations": difference.num_evaluations,
+        "continuous_bits_per_dim": value,
+        "continuous_half_width": half_width,
+        "continuous_num_evaluations": count,
+        "continuous_absent": absent,
     }
 
 

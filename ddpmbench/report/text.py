@@ -225,3 +225,10 @@ def unpadded(summary: Mapping[str, Any]) -> Mapping[str, Any] | None:
         "bits_per_dim": ratio * summary["bits_per_dim"],
         "half_width": None if half_width is None else ratio * half_width,
     }
+
+
+def timesteps_of(visited: int, trained: int) -> str:
+    """How many timesteps a model visits: `50 of 1,000`, or `2,000 for 1,000`."""
+    if visited == trained:
+        return f"{visited:,}"
+    return f"{visited:,} {'of' if visited < trained else 'for'} {trained:,}"

@@ -792,7 +792,7 @@ def test_what_network_does_not_go_with(folder, small_checkpoint, tmp_path):
     for missing in ("owner/name", "missing.pt"):
         with refused(f"{missing}: no such file; name the file", "leave out `ckpt`"):
             load_checkpoint(missing, settings)
-    with refused(tmp_path, "the file of weights in it"):
+    with refused(tmp_path, "a file of weights in it"):
         load_checkpoint(tmp_path, settings)
     with refused(small_checkpoint, "leave out"):
         load_checkpoint(small_checkpoint, settings)

@@ -5,12 +5,13 @@ import math
 
 import pytest
 import torch
+from oracles import oracle_checkpoint, oracle_images
 from torch import nn
 
 import ddpmbench as db
-from ddpmbench.diffusion.process import Prediction
+from ddpmbench.diffusion.process import Prediction, Variance
 from ddpmbench.errors import InputError
-from ddpmbench.execution.continuous import why_whole_timesteps
+from ddpmbench.execution.continuous import why_not_continuous
 
 HOW = {"progress": False, "seed": 5}
 CPU = torch.device("cpu")
@@ -73,7 +74,7 @@ def test_the_row_beside_a_run_is_its_bound_and_the_difference(
     widths = summary["continuous_half_width"], of_run["half_width"]
     distance = summary["continuous_bits_per_dim"] - of_run["bits_per_dim"]
     assert abs(distance) < 1.5 * math.hypot(*widths)
-    assert summary["continuous_half_width"] < abs(row.difference)
+    assert summary["continuous_half_width"] >= summary["half_width"]
 
 
 def test_it_is_found_again_after_an_interruption(small_model, small_images, tmp_path):
@@ -110,7 +111,7 @@ def test_why_there_is_no_row(small_model, small_images):
         (small_model.respaced(1), "visits 1 of its timesteps"),
         (mean, "predicts the mean"),
     ):
-        assert words in why_whole_timesteps(checkpoint, (1, 8, 8), CPU)
+        assert words in why_not_continuous(checkpoint, (1, 8, 8), CPU)
         with pytest.raises(InputError, match="no bound in continuous time"):
             db.evaluate_nll(
                 checkpoint, small_images, estimator="every-pair", continuous=True, **HOW
@@ -145,13 +146,17 @@ TAKES_WHOLE = {
     "a table of embeddings": (TABLE, "whole timesteps only"),
     "an index": (lambda time: torch.linspace(0, 1, 40)[time], "whole timesteps only"),
     "rounded": (lambda time: time.long() / 40, "rounds the time"),
+    "another unit": (
+        lambda time: time if time.is_floating_point() else time / 40,
+        "reads a timestep that is given as a floating-point number otherwise",
+    ),
 }
 
 
 @pytest.mark.parametrize(("embed", "words"), TAKES_WHOLE.values(), ids=TAKES_WHOLE)
 def test_a_network_of_whole_timesteps_is_refused(small_images, embed, words):
     checkpoint = wrapped(embed)
-    assert words in why_whole_timesteps(checkpoint, (1, 8, 8), CPU)
+    assert words in why_not_continuous(checkpoint, (1, 8, 8), CPU)
     for changed in (checkpoint.in_continuous_time(), checkpoint.respaced(100)):
         with pytest.raises(InputError, match=f"between its timesteps: .*{words}.*at most 40"):
             db.evaluate_nll(changed, small_images, estimator="every-pair", **HOW)
@@ -159,12 +164,71 @@ def test_a_network_of_whole_timesteps_is_refused(small_images, embed, words):
 
 @pytest.mark.parametrize("embed", [lambda time: time / 40, lambda time: 0 * time.float()])
 def test_a_network_of_any_time_is_not(embed):
-    assert why_whole_timesteps(wrapped(embed), (1, 8, 8), CPU) is None
+    assert why_not_continuous(wrapped(embed), (1, 8, 8), CPU) is None
 
 
 def test_continuous_time_has_no_sampler(small_model):
     with pytest.raises(InputError, match="has no sampler"):
         db.generate_samples(small_model.in_continuous_time(), 2, progress=False)
+
+
+def test_a_network_that_runs_out_of_memory_is_not_taken_for_one_of_whole_timesteps():
+    def embed(time):
+        raise torch.OutOfMemoryError("out of memory")
+
+    assert why_not_continuous(wrapped(embed), (1, 8, 8), CPU) is None
+
+
+def test_refined_models_have_no_row_and_cannot_be_respaced(small_model, small_images):
+    fine = small_model.respaced(61)
+    report = db.evaluate_nll(fine, small_images, estimator="every-pair", **HOW)
+    assert report.continuous is None
+    assert (
+        "between those"
+        in db.evaluate_nll(
+            fine, small_images, estimator="every-pair", continuous=True, **HOW
+        ).summary["continuous_absent"]
+    )
+    for between in (fine, small_model.in_continuous_time()):
+        with pytest.raises(InputError, match="respace the model as it was trained"):
+            between.respaced(5)
+
+
+def test_variances_that_a_network_gives_are_of_its_own_timesteps(small_model):
+    learned = dataclasses.replace(small_model, variance=Variance.LEARNED)
+    with pytest.raises(InputError, match="choose at most as many"):
+        learned.respaced(80)
+
+
+def test_learned_variances_and_classes_and_other_ranges_have_the_bound():
+    images = oracle_images(3, num_classes=2)
+    for variance in ("learned", "learned_range"):
+        checkpoint = oracle_checkpoint(images, variance=variance)
+        fractional = dataclasses.replace(
+            checkpoint, network=Between(checkpoint.network), schedule=checkpoint.schedule
+        )
+        report = db.evaluate_nll(
+            fractional.in_continuous_time(), images, estimator="every-pair", **HOW
+        )
+        names = list(report.conventions.convention)
+        assert len(set(names)) == len(names)
+        assert math.isfinite(report.summary["bits_per_dim"])
+
+
+class Between(nn.Module):
+    """Between timesteps, a mean of the outputs at both."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x, time, *labels):
+        low = time.floor() if time.is_floating_point() else time
+        high = torch.minimum(low + 1, torch.full_like(low, self.network.schedule.num_timesteps - 1))
+        share = (time - low).view(-1, 1, 1, 1).to(x.dtype)
+        return (1 - share) * self.network(x, low.float(), *labels) + share * self.network(
+            x, high.float(), *labels
+        )
 
 
 def test_more_timesteps_than_trained_are_evaluated_and_sampled(small_model, small_images):
