@@ -38,6 +38,8 @@ from ddpmbench.likelihood.ode import (
 )
 from ddpmbench.report.card import Card, Draw, Shown
 from ddpmbench.report.ode import ode_card, ode_figures
+from ddpmbench.report.text import raw_pixels_warning
+from ddpmbench.sanity_check.run import PreliminaryCheck
 from ddpmbench.user_code import user_errors
 from ddpmbench.version import __version__
 
@@ -118,7 +120,8 @@ def evaluate_ode(
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         batch_size: images in a network evaluation, None for what suits the device. Another one
             changes a number by float rounding.
-        check: see `evaluate_nll`; it checks before its own run.
+        check: whether a sanity check evaluates the checkpoint under other parameterizations
+            first; None where the run is long.
         out: the run folder; one that holds the same run unfinished is resumed. None keeps the run
             in memory.
         command: the command line, for the record.
@@ -174,6 +177,15 @@ def evaluate_ode(
         }
         run_session.agree(identity, half_width=half_width)
         folder = run_session.folder(identity, reporter.warn)
+        per_image_evaluations, per_image_vjps = evaluations_per_image(settings, shape)
+        checked = PreliminaryCheck(
+            check,
+            len(chosen) * per_image_evaluations,
+            seed=seed,
+            batch_size=batch_size,
+            note=reporter.note,
+            warn=reporter.warn,
+        ).run(checkpoint, images, device=run_session.device, ranks=run_session.ranks, folder=folder)
         ode_pass = OdePass(checkpoint, images, settings, seed=seed, device=run_session.device)
         store = run_session.store(STORE)
         with (
@@ -192,7 +204,7 @@ def evaluate_ode(
                 seed=seed,
                 device=device,
                 batch_size=batch_size,
-                check=check,
+                check=False,  # it was checked above, or is not to be
                 out=None if folder is None else folder.path / BOUND,
                 listener=dataclasses.replace(reporter, start=lambda calls: None),
             )
@@ -202,16 +214,14 @@ def evaluate_ode(
             columns["decoder"] + columns["log_q"] - columns["log_p"], columns["bound"], known
         )
         per_image = _per_image(columns, [images.ids[i] for i in chosen])
-        evaluations, vjps = (len(chosen) * n for n in evaluations_per_image(settings, shape))
-        seconds = store.seconds(len(chosen))
         summary = {
             "schema": SCHEMA,
             **_numbers(estimate, per_image),
             "num_images": len(images),
             "num_ode_images": len(chosen),
             "num_timesteps": checkpoint.schedule.num_timesteps,
-            "num_evaluations": evaluations,
-            "num_vjps": vjps,
+            "num_evaluations": len(chosen) * per_image_evaluations,
+            "num_vjps": len(chosen) * per_image_vjps,
             "ode": settings.record,
             "bound": bound_record,
             "conventions": {**conventions, **checkpoint.data_range.record},
@@ -220,8 +230,12 @@ def evaluate_ode(
             "seed": seed,
             "device": " + ".join(sorted(store.devices(len(chosen)))),
             "precision": "fp32",
-            "seconds": round(seconds, 3),
+            "seconds": round(store.seconds(len(chosen)), 3),
+            "check": None if checked is None else checked.to_dict(),
         }
+        line = raw_pixels_warning(summary)
+        if line and known is None:  # the run of the bound warns by itself
+            reporter.warn(line)
         report = OdeReport(summary, per_image, None if folder is None else folder.path)
         if folder is not None and run_session.ranks.reports:
             folder.write_frame(PER_IMAGE, per_image)

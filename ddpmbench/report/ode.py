@@ -12,6 +12,7 @@ from ddpmbench.report.card import Card, Draw
 from ddpmbench.report.figures.images import pairs_figure
 from ddpmbench.report.html import environment_values, panels, rendered
 from ddpmbench.report.nll_text import conventions_line, images_line, images_name
+from ddpmbench.report.schema import sanity_check_warning
 from ddpmbench.report.text import (
     checkpoint_line,
     device_line,
@@ -73,6 +74,7 @@ def ode_page(
     return rendered(
         "ode.html.j2",
         summary=summary,
+        misread=sanity_check_warning(summary),
         heading=f"{summary['checkpoint']['source']} on {images_name(dict(summary))}",
         half_width=half_width,
         digits=digits_by(half_width),

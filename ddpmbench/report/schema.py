@@ -145,6 +145,7 @@ class OdeRun(Struct, kw_only=True):
     device: str
     precision: str
     seconds: float
+    check: SanityCheck | None = None
 
 
 class Compared(Struct):

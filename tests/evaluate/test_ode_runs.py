@@ -1,16 +1,19 @@
 """A run of `ode`: its numbers, its folder, and what must not change them."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pandas as pd
 import pytest
+from normal_data import normal_images, trained_on_normal_data
 from oracles import oracle_checkpoint, oracle_images
 from processes import ddpmbench, ranks
 from sealing import read_record
 
 import ddpmbench as db
 from ddpmbench.cli.main import run
+from ddpmbench.diffusion.process import Prediction
 from ddpmbench.errors import InputError
 from ddpmbench.execution.worker import RunListener
 
@@ -74,6 +77,26 @@ def test_a_folder_holds_what_memory_does(whole, small_model, small_images, tmp_p
     assert again.summary == report.summary
     with pytest.raises(InputError, match=r"holds another run \(solver_steps is 2"):
         db.evaluate_ode(small_model, small_images, **{**OPTIONS, "solver_steps": 4}, out=out)
+
+
+def test_a_wrong_parameterization_is_warned_of(tmp_path):
+    images = normal_images(64)
+    trained = trained_on_normal_data()
+    wrong = dataclasses.replace(trained, prediction=Prediction.X_START)
+    told = []
+    db.evaluate_ode(
+        wrong,
+        images,
+        solver_steps=2,
+        num_ode_images=2,
+        half_width=90.0,
+        check=True,
+        out=tmp_path,
+        listener=RunListener(warn=told.append),
+    )
+    assert any("prediction" in line for line in told)
+    assert read_record(tmp_path / "summary.json")["check"]["warning"] in told
+    assert read_record(tmp_path / "bound" / "summary.json")["check"] is None
 
 
 def test_the_page_holds_the_number_and_its_figure(small_model, small_images, tmp_path):
