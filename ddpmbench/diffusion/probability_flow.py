@@ -17,7 +17,6 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
-from functools import partial
 
 import numpy as np
 import torch
@@ -27,7 +26,6 @@ from ddpmbench.diffusion.continuous import ContinuousTime
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.diffusion.process import signal_and_noise
 from ddpmbench.errors import InputError
-from ddpmbench.user_code import calling
 
 Field = Callable[[float, Tensor], tuple[Tensor, Tensor]]
 """From log sigma and u to the predicted noise and P estimates (B, P) of sigma div_u of it."""
@@ -140,30 +138,6 @@ class ProbabilityFlow:
         self.start, self.stop = -0.5 * float(log_snr[0]), -0.5 * float(log_snr[-1])
         self._timesteps: dict[float, float] = {}
         self.num_evaluations = self.num_vjps = 0
-
-    def check_fractional_timesteps(self, x: Tensor, labels: Tensor | None = None) -> None:
-        """Refuse a network that takes whole timesteps alone.
-
-        Args:
-            x: (B, C, H, W) inputs.
-            labels: (B,) int64 classes, where the network is conditioned on them.
-
-        Raises:
-            InputError: it fails at a fractional timestep, or rounds it.
-        """
-        name, start = self.checkpoint.network_name, self._time.first
-        outputs = []
-        with torch.no_grad():
-            for u in (start, start + 0.5, start + 1.0):
-                evaluate = partial(self.checkpoint.model_output, x, _filled(u, x), labels)
-                outputs.append(calling(evaluate, f"{name} at timestep {u:g}"))
-        first, between, second = outputs
-        is_rounded = torch.equal(between, first) or torch.equal(between, second)
-        if is_rounded and not torch.equal(first, second):
-            raise InputError(
-                f"{name}: rounds timestep {start + 0.5:g} to a whole one; the ODE needs a network "
-                "whose time embedding is continuous"
-            )
 
     def field(
         self,

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from ddpmbench.data.images import ImageSource, load_images
 from ddpmbench.diffusion.data_range import NATS_PER_BIT
 from ddpmbench.diffusion.model import Checkpoint
-from ddpmbench.errors import LARGEST_SEED, instance_of, whole_number
+from ddpmbench.errors import LARGEST_SEED, InputError, instance_of, whole_number
 from ddpmbench.evaluate.nll import (
     check_images,
     conventions_of,
@@ -21,6 +22,7 @@ from ddpmbench.evaluate.nll import (
     schedule_sha256,
 )
 from ddpmbench.evaluate.progress import listening
+from ddpmbench.execution.continuous import why_not_continuous
 from ddpmbench.execution.devices import evaluating_checkpoint, strict_float32
 from ddpmbench.execution.finished import ENVIRONMENT, PER_IMAGE
 from ddpmbench.execution.session import Session, session
@@ -158,6 +160,15 @@ def evaluate_ode(
         ) as reporter,
     ):
         checkpoint = run_session.checked(checkpoint, shape)
+        why = run_session.ranks.once(
+            partial(why_not_continuous, checkpoint, shape, run_session.device)
+        )
+        if why is not None or checkpoint.schedule.trained is not None:
+            raise InputError(
+                f"{checkpoint.network_name}: its ODE cannot be solved: "
+                f"{why or 'the model visits timesteps between those of its training'}; "
+                "evaluate the model at the timesteps that it was trained on"
+            )
         conventions = conventions_of(checkpoint, images, decoder="exact")
         identity = {
             "schema": SCHEMA,
@@ -193,7 +204,6 @@ def evaluate_ode(
             evaluating_checkpoint(ode_pass.flow.checkpoint),
             strict_float32(),
         ):
-            ode_pass.check_network(chosen[:2])
             _compute(ode_pass, chosen, store, run_session, reporter, batch_size)
         known, bound_record = None, None
         if len(images) > len(chosen):

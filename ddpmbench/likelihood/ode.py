@@ -295,17 +295,6 @@ class OdePass:
         columns = (in_bound, *per_dim, decoder + others)
         return dict(zip(self.COLUMNS, columns, strict=True))
 
-    def check_network(self, image: NDArray[np.int64]) -> None:
-        """Refuse a network that takes whole timesteps alone.
-
-        Args:
-            image: (B,) indices of images to try it on.
-
-        Raises:
-            InputError: it fails at a fractional timestep, or rounds it.
-        """
-        self.flow.check_fractional_timesteps(self._x_start(image), self._labels(image))
-
     def _x_start(self, image: NDArray[np.int64]) -> Tensor:
         pixels = torch.from_numpy(np.ascontiguousarray(self._images.pixels[image]))
         diffusion = self.flow.diffusion

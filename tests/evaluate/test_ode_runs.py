@@ -168,8 +168,14 @@ def test_the_ode_of_all_images_needs_no_bound_of_all(small_model, small_images, 
 
 def test_a_network_of_whole_timesteps_is_refused():
     images = oracle_images(2)
-    with pytest.raises(InputError, match=r"rounds timestep 1\.5 to a whole one"):
+    with pytest.raises(InputError, match="cannot be solved: it rounds the time"):
         db.evaluate_ode(oracle_checkpoint(images), images)
+
+
+def test_the_ode_is_that_of_the_trained_timesteps(small_model, small_images):
+    for changed in (small_model.respaced(5), small_model.respaced(80)):
+        with pytest.raises(InputError, match="evaluate the model at the timesteps"):
+            db.evaluate_ode(changed, small_images)
 
 
 def test_options_are_named(small_checkpoint, small_npz, capsys):

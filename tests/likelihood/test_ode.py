@@ -565,24 +565,6 @@ def test_a_network_without_gradient_is_refused():
     assert "no gradient" in message
 
 
-def test_a_network_of_whole_timesteps_is_refused():
-    class Embedded(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.table = nn.Embedding(50, 1)
-
-        def forward(self, x_t, time):
-            return x_t * self.table(time)[..., None, None]
-
-    x = torch.zeros(2, 1, 2, 2, dtype=torch.float64) + 0.3
-    whole = MixtureDenoiser(torch.zeros(1, 1, 2, 2), SCHEDULE, spread=SPREAD)
-    for network, words in ((whole, "rounds timestep 1.5"), (Embedded(), "at timestep 1")):
-        checkpoint = dataclasses.replace(gaussian(), network=network)
-        flow = ProbabilityFlow(checkpoint, CPU)
-        assert words in refusal_of(lambda flow=flow: flow.check_fractional_timesteps(x))
-    ProbabilityFlow(gaussian(), CPU).check_fractional_timesteps(x)
-
-
 # ---- planted mistakes
 
 
