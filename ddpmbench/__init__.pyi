@@ -28,6 +28,8 @@ from .evaluate.rate_distortion import rate_distortion as rate_distortion
 from .evaluate.report import write_report as write_report
 from .evaluate.sample import SampleReport as SampleReport
 from .evaluate.sample import generate_samples as generate_samples
+from .evaluate.score import ScoreReport as ScoreReport
+from .evaluate.score import score_images as score_images
 from .evaluate.speed import SpeedReport as SpeedReport
 from .evaluate.speed import SpeedSettings as SpeedSettings
 from .evaluate.speed import measure_speed as measure_speed

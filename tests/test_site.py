@@ -45,5 +45,17 @@ def test_formulas_of_docstrings_are_displayed(site):
 
 def test_the_help_of_every_command_is_there(site):
     page = (site / "reference/commands/index.html").read_text()
-    for name in ("nll", "rd", "sample", "fid", "compare", "inspect", "convert", "train", "speed"):
+    names = (
+        "nll",
+        "rd",
+        "score",
+        "sample",
+        "fid",
+        "compare",
+        "inspect",
+        "convert",
+        "train",
+        "speed",
+    )
+    for name in names:
         assert f"Usage: ddpmbench {name} " in page

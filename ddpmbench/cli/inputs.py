@@ -29,9 +29,22 @@ def open_inputs(given: dict[str, Any]) -> tuple[Checkpoint, ImageSet]:
         InputError: one of them is missing or does not fit.
     """
     checkpoint = open_checkpoint({name: given[name] for name in options.CHECKPOINT})
-    data = DEFAULT_DATA if given["data"] is None else given["data"]
+    return checkpoint, open_images(checkpoint, given["data"], given)
+
+
+def open_images(checkpoint: Checkpoint, data: str | None, given: dict[str, Any]) -> ImageSet:
+    """Images with the labels asked for.
+
+    Args:
+        checkpoint: whose classes the labels are.
+        data: what they are; None for those that come with the package.
+        given: the options of `options.DATA`.
+
+    Raises:
+        InputError: they cannot be read, or do not fit.
+    """
     images = load_images(
-        data,
+        DEFAULT_DATA if data is None else data,
         num_images=given["num_images"],
         on_bad=given["on_bad"],
         convert=given["convert"],
@@ -40,7 +53,7 @@ def open_inputs(given: dict[str, Any]) -> tuple[Checkpoint, ImageSet]:
     )
     if given["label"] is not None:
         images = _with_label(images, given["label"], checkpoint)
-    return checkpoint, images
+    return images
 
 
 def open_checkpoint(given: dict[str, Any]) -> Checkpoint:

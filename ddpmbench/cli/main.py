@@ -23,6 +23,7 @@ from ddpmbench.cli.ode import ode
 from ddpmbench.cli.rd import rd
 from ddpmbench.cli.report import report
 from ddpmbench.cli.sample import sample
+from ddpmbench.cli.score import score
 from ddpmbench.cli.speed import speed
 from ddpmbench.cli.train import train
 from ddpmbench.errors import InputError, ProcessLostError, ReportedError, printable
@@ -76,7 +77,7 @@ def stopping() -> Iterator[Stopped]:
 
 
 DONE, FAILED, USER_MISTAKE = 0, 1, 2
-_RESUMED = frozenset({"nll", "rd", "ode", "sample", "fid", "train"})
+_RESUMED = frozenset({"nll", "rd", "ode", "score", "sample", "fid", "train"})
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -93,6 +94,7 @@ def ddpmbench() -> None:
 ddpmbench.add_command(nll)
 ddpmbench.add_command(rd)
 ddpmbench.add_command(ode)
+ddpmbench.add_command(score)
 ddpmbench.add_command(sample)
 ddpmbench.add_command(fid)
 ddpmbench.add_command(compare)

@@ -229,29 +229,47 @@ preparation_options = decorate(
 PREPARATION = ("convert", "pad", "on_bad")
 """Python names of what is done with images besides reading them."""
 
-data_options = decorate(
+_DATA_TEXT = (
+    "Images: NAME:SPLIT (fashion-mnist, mnist, kmnist, cifar10; train, test), a folder, an .npz "
+    "(arr_0, uint8 NHWC), an .npy or an idx file."
+)
+_SHIPPED_IMAGES = "the images that come with ddpmbench"
+
+
+def _images_options(data: Option) -> Option:
+    return decorate(
+        data,
+        count("--num-images", text="Use only the first N images.  [default: all of --data]"),
+        count(
+            "--class",
+            "label",
+            limits=(0, None),
+            text="Condition every image on class N instead of its own label.",
+        ),
+        click.option(
+            "--class-names",
+            metavar="NAMES|FILE",
+            help="Class folders of --data in the order of the checkpoint's classes: cat,dog, or a "
+            "text file with one name a line.  [default: sorted]",
+        ),
+        preparation_options,
+    )
+
+
+data_options = _images_options(
+    click.option(
+        "--data", type=paths.text, default=None, show_default=_SHIPPED_IMAGES, help=_DATA_TEXT
+    )
+)
+two_sets_options = _images_options(
     click.option(
         "--data",
         type=paths.text,
-        default=None,
-        show_default="the images that come with ddpmbench",
-        help="Images: NAME:SPLIT (fashion-mnist, mnist, kmnist, cifar10; train, test), a folder, "
-        "an .npz (arr_0, uint8 NHWC), an .npy or an idx file.",
-    ),
-    count("--num-images", text="Use only the first N images.  [default: all of --data]"),
-    count(
-        "--class",
-        "label",
-        limits=(0, None),
-        text="Condition every image on class N instead of its own label.",
-    ),
-    click.option(
-        "--class-names",
-        metavar="NAMES|FILE",
-        help="Class folders of --data in the order of the checkpoint's classes: cat,dog, or a text "
-        "file with one name a line.  [default: sorted]",
-    ),
-    preparation_options,
+        multiple=True,
+        metavar="DATA",
+        show_default=_SHIPPED_IMAGES,
+        help=f"{_DATA_TEXT} Repeat it to compare a second set with the first.",
+    )
 )
 
 CHECKPOINT = (
@@ -365,6 +383,14 @@ sampling_precision_option = _precision_option(
     "CUDA and fp32 elsewhere."
 )
 
+decoder_option = choice(
+    "--decoder",
+    ["exact", "tanh"],
+    "Normal distribution function at t = 1: exact, or the tanh approximation of the published "
+    "code.",
+    default="exact",
+)
+
 likelihood_options = decorate(
     choice(
         "--estimator",
@@ -395,13 +421,25 @@ likelihood_options = decorate(
         text="every-pair: noise draws for each image and timestep. The error due to the noise is "
         "known from 2 on.  [default: 2]",
     ),
-    choice(
-        "--decoder",
-        ["exact", "tanh"],
-        "Normal distribution function at t = 1: exact, or the tanh approximation of the published "
-        "code.",
-        default="exact",
+    decoder_option,
+)
+
+score_options = decorate(
+    count(
+        "--evaluations-per-image",
+        limits=(4, None),
+        metavar="M",
+        default=64,
+        text="Network evaluations of each image: one in eight at t = 1, the others at stratified "
+        "timesteps.",
     ),
+    folder(
+        "Take the proposal density of that run of score, so that an image has the same score in "
+        "both.",
+        "--terms-of",
+        "RUN",
+    ),
+    decoder_option,
 )
 
 check_option = click.option(

@@ -19,6 +19,7 @@ from ddpmbench.evaluate.fid import FidReport
 from ddpmbench.evaluate.nll import NllReport
 from ddpmbench.evaluate.ode import OdeReport
 from ddpmbench.evaluate.sample import SampleReport
+from ddpmbench.evaluate.score import ScoreReport
 from ddpmbench.evaluate.speed import SpeedReport
 from ddpmbench.execution.finished import (
     CONTINUOUS_TABLE,
@@ -29,9 +30,10 @@ from ddpmbench.execution.finished import (
     read_summary,
     refuse_later,
     refuse_missing_shards,
+    texts_of,
 )
 from ddpmbench.execution.samples import SAMPLES
-from ddpmbench.report import comparison, fidelity, fidelity_comparison, tables
+from ddpmbench.report import comparison, fidelity, fidelity_comparison, scores, tables
 from ddpmbench.report import schema as records
 from ddpmbench.report.contents import damaged, read_table, schema_of
 from ddpmbench.report.conventions import CONVENTION_COLUMNS, SUB_SCHEDULE_COLUMNS
@@ -39,7 +41,14 @@ from ddpmbench.report.schema import check
 from ddpmbench.report.tables import RATE_DISTORTION_COLUMNS
 
 Report = (
-    NllReport | OdeReport | FidReport | SampleReport | SpeedReport | Comparison | FidelityComparison
+    NllReport
+    | OdeReport
+    | ScoreReport
+    | FidReport
+    | SampleReport
+    | SpeedReport
+    | Comparison
+    | FidelityComparison
 )
 
 _PER_TIMESTEP = {
@@ -82,7 +91,8 @@ def load_report(folder: str | Path) -> Report:
     its curve.
 
     Args:
-        folder: of a run of `nll`, `rd`, `ode`, `fid`, `sample` or `speed`, or of a comparison.
+        folder: of a run of `nll`, `rd`, `ode`, `score`, `fid`, `sample` or `speed`, or of a
+            comparison.
 
     Raises:
         InputError: the folder holds no finished run, or a file is missing or damaged; the message
@@ -148,6 +158,16 @@ def _of_ode(path: Path) -> OdeReport:
     return OdeReport(run.summary, per_image, path)
 
 
+def _of_scores(path: Path) -> ScoreReport:
+    run = FinishedRun.open(path, option="", schema=scores.SCHEMA)
+    check(run.summary, records.ScoreRun, path / SUMMARY)
+    columns = dict(scores.PER_IMAGE_COLUMNS)
+    if "label" in texts_of(path / PER_IMAGE):
+        columns |= scores.LABEL_COLUMN
+    rows = sum(of["num_images"] for of in run.summary["sets"])
+    return ScoreReport(run.summary, _table(path / PER_IMAGE, columns, rows=rows), path)
+
+
 def _of_fidelity(path: Path) -> FidReport:
     run = FinishedRun.open(path, option="", schema=fidelity.SCHEMA)
     per_image, against_n = fidelity.read_fidelity_tables(run)
@@ -211,6 +231,7 @@ def _columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 _READERS: dict[str, Callable[[Path], Report]] = {
     tables.SCHEMA: _of_bound,
     ode.SCHEMA: _of_ode,
+    scores.SCHEMA: _of_scores,
     fidelity.SCHEMA: _of_fidelity,
     sample.SCHEMA: _of_samples,
     speed.SCHEMA: _of_speed,

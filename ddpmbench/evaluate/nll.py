@@ -259,7 +259,7 @@ def evaluate_nll(
         out, store = run_session.out, run_session.store
         answered = None if out is None else ranks.once(partial(answer, out))
         folder = run_session.folder(identity, reporter.warn)
-        _note_images(images, reporter, class_folders=uses_folders)
+        note_images(images, reporter, class_folders=uses_folders)
         if checkpoint.schedule.trained is not None:
             reporter.note(_BETWEEN)
         if line := chosen.note(len(images), checkpoint.schedule.num_timesteps, computed_in):
@@ -511,7 +511,8 @@ def labels_sha256(checkpoint: Checkpoint, images: ImageSet) -> str | None:
     return hashlib.sha256(images.labels.tobytes()).hexdigest()
 
 
-def _note_images(images: ImageSet, reporter: RunListener, *, class_folders: bool) -> None:
+def note_images(images: ImageSet, reporter: RunListener, *, class_folders: bool) -> None:
+    """Pass on the notes and warnings of an image set."""
     for line in (*images.notes, *([images.class_note] if class_folders else [])):
         reporter.note(line)
     if images.skipped_note is not None:

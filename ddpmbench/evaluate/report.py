@@ -14,6 +14,7 @@ from ddpmbench.evaluate.load_report import load_report
 from ddpmbench.evaluate.nll import NllReport
 from ddpmbench.evaluate.ode import OdeReport
 from ddpmbench.evaluate.sample import SampleReport
+from ddpmbench.evaluate.score import ScoreReport
 from ddpmbench.evaluate.speed import SpeedReport
 from ddpmbench.execution import progress as running
 from ddpmbench.execution.folder import IDENTITY, write_figure
@@ -33,6 +34,7 @@ PageReport: TypeAlias = NllReport | OdeReport | FidReport | Comparison | Fidelit
 """A report that has a page."""
 
 _WITHOUT_PAGE = {
+    "score": "its scores are in per_image.csv and figures/",
     "sample": "its samples are drawn in figures/samples.png; fid scores them",
     "speed": "its figures are in figures/",
     "inspect": "its figure is in figures/",
@@ -69,7 +71,7 @@ def write_report(run: str | Path, *, progress: bool = True) -> Path:
             "rd, ode or fid, or a comparison"
         )
     report = load_report(path)
-    assert not isinstance(report, SampleReport | SpeedReport)
+    assert not isinstance(report, ScoreReport | SampleReport | SpeedReport)
     return write_page(report, progress=progress)
 
 

@@ -33,6 +33,7 @@ _NEEDED = {
     "ddpmbench.ode": ("num_images", "num_ode_images", "ode", "conventions", "checkpoint", "data"),
     "ddpmbench.fid": ("name", "fid", "num_generated", "protocol", "references", "samples"),
     "ddpmbench.sample": ("num_samples", "sha256", "sampler", "checkpoint", "seed"),
+    "ddpmbench.score": ("sets", "num_timesteps", "evaluations_per_image", "checkpoint", "seed"),
 }
 """What a summary must hold, by the kind of its schema; of all others what follows."""
 _NEEDED_OF_BOUND = (

@@ -209,7 +209,7 @@ class Importance(Estimator):
         before = pilot_evaluations + extra.num_evaluations
         if density is None:
             run.compute(pilot, pilot_store, before=extra.num_evaluations, after=initial)
-            density = run.ranks.once(lambda: _pilot_density(pilot, pilot_store))
+            density = run.ranks.once(lambda: pilot_density(pilot, pilot_store))
         prior = run.prior() if run.ranks.reports else np.zeros(num_images)
         design = ImportanceDesign(
             num_images, num_timesteps, density, seed, initial_replicates(num_images)
@@ -324,5 +324,6 @@ class _ImportanceReduction:
         return self._known
 
 
-def _pilot_density(pilot: PilotDesign, store: Store) -> NDArray[np.float64]:
+def pilot_density(pilot: PilotDesign, store: Store) -> NDArray[np.float64]:
+    """The proposal density from the terms of a pilot; see `proposal_density`."""
     return proposal_density(pilot, checked(read_terms(store, len(pilot), ("nats",)), pilot))

@@ -248,12 +248,6 @@ def estimate_bound(
     variance = term.squares / draws / num_images**2 if draws > 1 else np.full(num_timesteps, np.nan)
     half_width = noise_half_width(float(term.squares.sum()), float(term.fourth.sum()), design)
     total = prior + kl + decoder
-    population = None
-    if num_images > 1:
-        # The variance of the totals contains that of their noise. Of a few totals it may come out
-        # smaller by chance, but the interval is no narrower than the one from the noise.
-        spread = quantile(num_images - 1) * total.std(ddof=1) / math.sqrt(num_images)
-        population = max(float(spread), half_width or 0.0)
     return BoundEstimate(
         prior=prior,
         kl=kl,
@@ -265,8 +259,26 @@ def estimate_bound(
         rate_standard_error=np.sqrt(sum_after(variance) if draws > 1 else variance),
         num_evaluations=num_evaluations,
         half_width=half_width,
-        half_width_population=population,
+        half_width_population=population_half_width(total, half_width),
     )
+
+
+def population_half_width(total: NDArray[np.float64], half_width: float | None) -> float | None:
+    """Half width of the 95 % interval for the population that images are drawn from.
+
+    Args:
+        total: (N,) the bound of each image.
+        half_width: that for these images, from the noise; None where it is unknown.
+
+    Returns:
+        None for one image.
+    """
+    if len(total) < 2:
+        return None
+    # The variance of the totals contains that of their noise. Of a few totals it may come out
+    # smaller by chance, but the interval is no narrower than the one from the noise.
+    spread = quantile(len(total) - 1) * total.std(ddof=1) / math.sqrt(len(total))
+    return max(float(spread), half_width or 0.0)
 
 
 def noise_half_width(squares: float, fourth: float, design: EveryPairDesign) -> float | None:

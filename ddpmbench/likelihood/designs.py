@@ -62,6 +62,7 @@ class EveryPairDesign:
 # those of the designs have 0 in the place of t, and the purpose in the place of the block.
 REPLICATE, REDRAW, PILOT, CORRECTION_OF_DECODER, CORRECTION_OF_KL, CORRECTION_TIMESTEP = range(6)
 CONTINUOUS_OF_KL, CONTINUOUS_TIMESTEP = 6, 7
+PER_IMAGE = 8
 
 
 def words(count: int, seed: int, *, turn: int, purpose: int) -> NDArray[np.uint64]:

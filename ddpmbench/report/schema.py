@@ -148,6 +148,68 @@ class OdeRun(Struct, kw_only=True):
     check: SanityCheck | None = None
 
 
+class ScoredSet(Struct, kw_only=True):
+    """An image set in `summary.json` of `score`: the mean bound of its images."""
+
+    bits_per_dim: float
+    half_width: float
+    half_width_population: float | None
+    prior: float
+    kl: float
+    decoder: float
+    image_standard_error: float
+    code_length: float
+    num_images: int
+    data: Data
+
+
+class Area(Struct):
+    """An area under the ROC curve and its interval."""
+
+    value: float
+    lower: float
+    upper: float
+
+
+class SetComparison(Struct):
+    """What the scores of a second image set say beside those of the first.
+
+    Attributes:
+        difference: of the means, second less first, bits per dimension.
+        half_width: of its 95 % interval for the populations; None where a set has one image.
+        p_value: two-sided, Welch's test.
+        auroc: of the second against the first, by bits per dimension.
+        auroc_corrected: by bits per dimension less the code length.
+    """
+
+    difference: float
+    half_width: float | None
+    p_value: float | None
+    auroc: Area
+    auroc_corrected: Area
+
+
+class ScoreRun(Struct, kw_only=True):
+    """`summary.json` of a run of `score`; the number without a name is that of the first set."""
+
+    schema: str
+    bits_per_dim: float
+    sets: Annotated[list[ScoredSet], Meta(min_length=1, max_length=2)]
+    comparison: SetComparison | None
+    num_timesteps: int
+    evaluations_per_image: int
+    pilot_evaluations: int
+    num_evaluations: int
+    conventions: Conventions
+    checkpoint: Checkpoint
+    seed: int
+    device: str
+    precision: str
+    engine: str
+    seconds: float
+    check: SanityCheck | None
+
+
 class Compared(Struct):
     """A run in `summary.json` of a comparison; the baseline has no difference."""
 

@@ -13,6 +13,7 @@ from ddpmbench.execution.folder import RunFolder
 OPTIONS = [
     ("nll", "--out"), ("nll", "--ckpt"), ("nll", "--data"), ("nll", "--terms-of"),
     ("rd", "--run"), ("sample", "--out"), ("fid", "--samples"), ("fid", "--inception"),
+    ("score", "--data"), ("score", "--terms-of"),
     ("speed", "--out"), ("inspect", "--out"), ("train", "--out"), ("compare", "--out"),
 ]  # fmt: skip
 

@@ -19,7 +19,10 @@ from ddpmbench.samples.feature_networks import load_feature_network
 
 HOSTILE = "<script>alert('&')</script>" + "x" * 300
 LONGEST = 500
-KINDS = ("every-pair", "importance", "ode", "fid", "sample", "speed", "compare", "compare-fid")
+KINDS = (
+    *("every-pair", "importance", "ode", "score", "fid", "sample", "speed"),
+    *("compare", "compare-fid"),
+)
 LOADED_FROM = {"compare": "runs.csv", "compare-fid": "summary.json", "sample": "samples.npz"}
 
 
@@ -55,6 +58,7 @@ def reports(model, images, network, folders):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DDPMBENCH_CACHE", str(folders / "cache"))
         fid = db.FidSettings(network, db.PROTOCOLS["clean"], 12)
+        trained = dataclasses.replace(model, schedule=db.NoiseSchedule.linear(40))
         quick = db.SpeedSettings(plan=db.SpeedPlan(at_least=0.001), num_images=100)
         found = {
             "every-pair": db.evaluate_nll(
@@ -64,8 +68,14 @@ def reports(model, images, network, folders):
                 model, images, half_width=9.0, out=folders / "importance"
             ),
             "ode": db.evaluate_ode(
-                model, images, num_ode_images=3, solver_steps=2, half_width=9.0, out=folders / "ode"
+                trained,
+                images,
+                num_ode_images=3,
+                solver_steps=2,
+                half_width=9.0,
+                out=folders / "ode",
             ),
+            "score": db.score_images(model, images, images.subset(3), out=folders / "score"),
             "fid": db.evaluate_fid(model, images, fid, out=folders / "fid"),
             "sample": db.generate_samples(model, 5, out=folders / "sample"),
             "speed": db.measure_speed(model, settings=quick, batch_size=1, out=folders / "speed"),

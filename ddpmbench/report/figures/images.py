@@ -15,6 +15,7 @@ from ddpmbench.report.figures.style import (
     axes_panels,
     drawing,
     finish,
+    legend_below,
     note,
     panels,
 )
@@ -128,6 +129,35 @@ def per_image_figure(per_image: pd.DataFrame) -> Drawn | None:
                 {"measure": name, "bin_from": edges[:-1], "bin_to": edges[1:], "num_images": counts}
             )
         )
+    return figure, pd.concat(numbers, ignore_index=True)
+
+
+@drawing()
+def scores_figure(per_image: pd.DataFrame) -> Drawn:
+    """Histograms of the scores of each image set, raw and less the code length.
+
+    Args:
+        per_image: `set`, `bits_per_dim`, `code_length`.
+
+    Returns:
+        The figure, and one row a set and bin: `score`, `set`, `bits_from`, `bits_to`, `num_images`.
+    """
+    of_each = {
+        "bits_per_dim": ("Bound of each image", per_image.bits_per_dim),
+        "corrected": ("Less the code length", per_image.bits_per_dim - per_image.code_length),
+    }
+    figure, several = axes_panels(len(of_each))
+    numbers = []
+    for axes, (score, (title, values)) in zip(several, of_each.items(), strict=True):
+        edges = np.histogram_bin_edges(values, min(_MOST_BINS, max(5, len(values) // 10)))
+        for color, (name, of_set) in zip(COLORS, values.groupby(per_image.set), strict=False):
+            counts, _ = np.histogram(of_set, edges)
+            axes.stairs(counts, edges, fill=True, color=color, alpha=0.35)
+            axes.stairs(counts, edges, color=color, lw=1, label=f"set {name}")
+            bins = {"bits_from": edges[:-1], "bits_to": edges[1:], "num_images": counts}
+            numbers.append(pd.DataFrame({"score": score, "set": name, **bins}))
+        finish(axes, title, x="bits/dim", y="images")
+        legend_below(axes)
     return figure, pd.concat(numbers, ignore_index=True)
 
 

@@ -1,0 +1,83 @@
+"""`ddpmbench score`: a bound for every image."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ddpmbench.cli import options
+from ddpmbench.cli.messages import note, warn
+from ddpmbench.execution.progress import progress
+
+if TYPE_CHECKING:
+    from ddpmbench.checkpoints import Checkpoint
+    from ddpmbench.data.images import ImageSet
+
+
+@click.command(short_help="A bound for every image, and how it tells two image sets apart.")
+@options.checkpoint_options
+@options.two_sets_options
+@options.score_options
+@options.check_option
+@options.run_options
+@options.printed(
+    "What to print; csv has a row an image, quiet the mean of each set.",
+    *("table", "json", "csv", "quiet"),
+)
+def score(out: Path | None, output_format: str, **given: Any) -> None:  # noqa: ANN401
+    """The variational bound of every image in bits/dim, each with its standard error.
+
+    With two image sets also the difference of their means, and how well the scores tell the second
+    from the first (AUROC), raw and corrected for the images' complexity.
+
+    \b
+    Examples:
+        ddpmbench score --data fashion-mnist:test --num-images 500
+        ddpmbench score --data fashion-mnist:test --data mnist:test --num-images 500
+        ddpmbench score --ckpt google/ddpm-cifar10-32 --data cifar10:train --data cifar10:test
+    """
+    from ddpmbench.cli.inputs import open_checkpoint, open_images
+    from ddpmbench.evaluate.score import score_images
+    from ddpmbench.execution.distributed import joined
+    from ddpmbench.execution.worker import RunListener
+    from ddpmbench.report.scores import printed_scores
+
+    inputs = {name: given.pop(name) for name in options.INPUTS}
+    names = inputs["data"] or (None,)
+    if len(names) > 2:
+        raise click.UsageError(
+            f"--data: names {len(names)} image sets; name one, or two to compare them"
+        )
+
+    def opened() -> "tuple[Checkpoint, list[ImageSet]]":
+        checkpoint = open_checkpoint({name: inputs[name] for name in options.CHECKPOINT})
+        return checkpoint, [open_images(checkpoint, name, inputs) for name in names]
+
+    with joined() as ranks:
+        checkpoint, sets = ranks.first_one(opened)
+        folder = ranks.once(lambda: out or options.dated_folder("score"))
+        if ranks.reports:
+            for line in checkpoint.notes:
+                note(line)
+        with progress("score", "evaluations") as update:
+
+            def on_start(evaluations: int) -> None:
+                line = f"{evaluations:,} network evaluations; to resume: --out {folder}"
+                if not evaluations:
+                    line = f"All network evaluations are in {folder} already; none is repeated"
+                click.echo(line, err=True)
+
+            report = score_images(
+                checkpoint,
+                *sets,
+                **given,
+                out=folder,
+                command=["ddpmbench", *sys.argv[1:]],
+                listener=RunListener(
+                    on_start, lambda now: update(now.done, now.total, ""), warn, note
+                ),
+            )
+    if ranks.reports:
+        click.echo(printed_scores(report.summary, report.per_image, output_format))
+        click.echo(f"Run folder: {folder}", err=True)

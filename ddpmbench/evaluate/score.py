@@ -1,0 +1,357 @@
+"""How well does a model predict each image? A bound for every image with its standard error."""
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from ddpmbench.data.images import ImageSet, ImageSource, load_images
+from ddpmbench.diffusion.data_range import DataRange
+from ddpmbench.diffusion.model import Checkpoint
+from ddpmbench.errors import LARGEST_SEED, InputError, instance_of, one_of, path_of, whole_number
+from ddpmbench.evaluate.nll import (
+    check_images,
+    conventions_of,
+    labels_sha256,
+    note_images,
+    schedule_sha256,
+)
+from ddpmbench.evaluate.progress import listening
+from ddpmbench.execution.engine_choice import NetworkUse, settled_engine
+from ddpmbench.execution.finished import (
+    DENSITY,
+    ENVIRONMENT,
+    PER_IMAGE,
+    TERMS,
+    FinishedRun,
+    density_frame,
+)
+from ddpmbench.execution.folder import write_figure
+from ddpmbench.execution.importance import pilot_density
+from ddpmbench.execution.session import Session, session
+from ddpmbench.execution.store import Store, num_missing
+from ddpmbench.execution.terms import TermsRun, checked, read_terms
+from ddpmbench.execution.worker import RunListener
+from ddpmbench.likelihood.decoders import DECODERS
+from ddpmbench.likelihood.designs import PilotDesign
+from ddpmbench.likelihood.image_scores import (
+    LEAST_EVALUATIONS,
+    ImageScores,
+    PerImageDesign,
+    estimate_image_scores,
+)
+from ddpmbench.likelihood.regression import code_length, portions
+from ddpmbench.likelihood.terms import TermsPass
+from ddpmbench.report.card import Card, Draw, Shown
+from ddpmbench.report.scores import (
+    SCHEMA,
+    comparison_record,
+    per_image_frame,
+    score_card,
+    set_record,
+)
+from ddpmbench.sanity_check.run import PreliminaryCheck
+from ddpmbench.unet.precision import Precision
+from ddpmbench.user_code import user_errors
+from ddpmbench.version import __version__
+
+_STORES = (TERMS, f"{TERMS}_of_second")
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class ScoreReport(Shown):
+    """A bound for every image.
+
+    Attributes:
+        summary: the object of `summary.json`.
+        per_image: one row an image: `set` (A, or B for the second set), `image_id`,
+            `bits_per_dim`, its `standard_error`, `code_length` in bits per dimension, and `label`
+            where there are labels.
+        folder: the run folder; None if the run was kept in memory.
+    """
+
+    summary: dict[str, Any]
+    per_image: pd.DataFrame
+    folder: Path | None
+
+    def _card(self) -> Card:
+        return score_card(self.summary, self.folder)
+
+    def _figures(self) -> Mapping[str, Draw]:
+        from ddpmbench.report.figures.images import scores_figure
+
+        return {"scores": lambda: scores_figure(self.per_image)}
+
+
+def score_images(
+    checkpoint: Checkpoint,
+    images: ImageSource,
+    second: "ImageSource | None" = None,
+    *,
+    evaluations_per_image: int = 64,
+    terms_of: str | Path | None = None,
+    decoder: str = "exact",
+    seed: int = 0,
+    device: str = "auto",
+    batch_size: int | None = None,
+    check: bool | None = None,
+    out: str | Path | None = None,
+    command: list[str] | None = None,
+    listener: RunListener | None = None,
+    progress: bool = True,
+) -> ScoreReport:
+    """A bound for every image with its standard error, in bits per dimension.
+
+    Every image has a stratified sample of the timesteps to itself (`PerImageDesign`). A score
+    depends on the checkpoint, the image and its position in the set, the seed, the number of
+    evaluations and the proposal density. The density comes from a pilot on a few images of the
+    first set; it is all that a score depends on of other images, is recorded in `proposal.csv`,
+    and is shared by the second set.
+
+    With a second set, the summary has the difference of the means (second less first) with
+    Welch's test, and the area under the ROC curve of telling the second from the first: by bits
+    per dimension, and less the code length, since raw bits rank simple images as likely.
+
+    Args:
+        checkpoint: what `load_checkpoint` returns.
+        images: what `load_images` returns or takes.
+        second: likewise, images of the same shape to compare with the first.
+        evaluations_per_image: network evaluations of each image, 4 or more.
+        terms_of: the folder of a run of `score`, whose proposal density is taken in place of a
+            pilot's.
+        decoder: "exact" or "tanh" for the distribution function of the decoder.
+        seed: of the noise and the timesteps, 0 <= seed < 2^64.
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps"; the network computes in strict float32.
+        batch_size: network evaluations in a batch, None for what suits the device. Another one
+            changes a number by float rounding.
+        check: whether a sanity check evaluates the checkpoint under other parameterizations
+            first, which does not count towards the run; None where the run is long.
+        out: the run folder; one that holds the same run unfinished is resumed. None keeps the run
+            in memory.
+        command: the command line, for the record.
+        listener: called as the run proceeds.
+        progress: whether progress, warnings and notes go to standard error where there is no
+            listener.
+
+    Raises:
+        InputError: an argument, the images or the folder do not fit.
+        ProcessLostError: another process of the run has stopped.
+
+    Source: Serra et al. 2020 for the correction by a code length.
+    """
+    instance_of("checkpoint", checkpoint, Checkpoint, "see load_checkpoint")
+    if listener is not None:
+        instance_of("listener", listener, RunListener)
+    one_of("decoder", decoder, DECODERS)
+    seed = whole_number("seed", seed, 0, LARGEST_SEED)
+    batch_size = None if batch_size is None else whole_number("batch_size", batch_size, 1)
+    evaluations = whole_number("evaluations_per_image", evaluations_per_image, LEAST_EVALUATIONS)
+    sets = [load_images(of) for of in ([images] if second is None else [images, second])]
+    _check_sets(checkpoint, sets)
+    density = None if terms_of is None else _density_of(path_of("terms_of", terms_of), checkpoint)
+    with (
+        session(device, out, command) as run_session,
+        listening(
+            listener if run_session.ranks.reports else None,
+            "score",
+            "evaluations",
+            shown=progress and run_session.ranks.reports,
+        ) as reporter,
+    ):
+        ranks, shape = run_session.ranks, sets[0].pixels.shape[1:]
+        conventions = conventions_of(checkpoint, sets[0], decoder=decoder)
+        checkpoint = run_session.checked(checkpoint, shape)
+        identity = {
+            "schema": SCHEMA,
+            "checkpoint": checkpoint.sha256,
+            "data": [of.sha256 for of in sets],
+            "labels_sha256": [labels_sha256(checkpoint, of) for of in sets],
+            "num_timesteps": checkpoint.schedule.num_timesteps,
+            "evaluations_per_image": evaluations,
+            "terms_of": None if density is None else hashlib.sha256(density.tobytes()).hexdigest(),
+            "seed": seed,
+            "tables": run_session.dtype_of_tables(checkpoint),
+            "ddpmbench": __version__,
+            **conventions,
+            **checkpoint.data_range.identity,
+            "schedule_sha256": schedule_sha256(checkpoint),
+            **checkpoint.identity,
+        }
+        run_session.agree(identity)
+        folder = run_session.folder(identity, reporter.warn)
+        for of in sets:
+            uses_folders = bool(checkpoint.num_classes and of.classes)
+            note_images(of, reporter, class_folders=uses_folders)
+        calls = evaluations * sum(map(len, sets))
+        before = PreliminaryCheck(
+            check, calls, seed=seed, batch_size=batch_size, note=reporter.note, warn=reporter.warn
+        )
+        record = before.run(
+            checkpoint, sets[0], device=run_session.device, ranks=ranks, folder=folder
+        )
+        engine = settled_engine(
+            checkpoint,
+            NetworkUse(shape, calls // ranks.count, batch_size),
+            device=run_session.device,
+            precision=Precision.FP32,
+            folder=run_session.out,
+            ranks=ranks,
+            note=reporter.note,
+        )
+        worker = run_session.worker(shape, batch_size=batch_size, listener=reporter)
+        runs = [
+            TermsRun(
+                TermsPass(
+                    checkpoint,
+                    of,
+                    seed=seed,
+                    decoder=decoder,
+                    device=run_session.device,
+                    model_output=engine.model_output,
+                ),
+                worker,
+            )
+            for of in sets
+        ]
+        with user_errors(checkpoint.network_name), engine.running():
+            result = _compute(runs, run_session, density, evaluations)
+        summary_of_run = {
+            "num_timesteps": checkpoint.schedule.num_timesteps,
+            "evaluations_per_image": evaluations,
+            "pilot_evaluations": result.pilot_evaluations,
+            "num_evaluations": calls + result.pilot_evaluations,
+            "conventions": {**conventions, **checkpoint.data_range.record},
+            "checkpoint": checkpoint.record,
+            "seed": seed,
+            "device": " + ".join(sorted(result.devices)),
+            "precision": str(Precision.FP32),
+            "engine": str(engine.choice),
+            "seconds": round(result.seconds, 3),
+            "check": None if record is None else record.to_dict(),
+        }
+        report = _report(sets, result.scores, checkpoint.data_range, summary_of_run, out)
+        if folder is not None and ranks.reports:
+            environment = run_session.environment(identity, batch_size=batch_size, engine=engine)
+            folder.write_frame(PER_IMAGE, report.per_image)
+            folder.write_frame(DENSITY, density_frame(result.density))
+            folder.write_json(ENVIRONMENT, environment)
+            for name, draw in report._figures().items():
+                write_figure(folder.path, name, *draw())
+            folder.write_summary(report.summary)
+        ranks.wait()
+        return report
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Result:
+    """The scores of each set, the proposal density, and the cost."""
+
+    scores: list[ImageScores]
+    density: NDArray[np.float64]
+    pilot_evaluations: int
+    seconds: float
+    devices: set[str]
+
+
+def _compute(
+    runs: list[TermsRun],
+    run_session: Session,
+    density: NDArray[np.float64] | None,
+    evaluations: int,
+) -> _Result:
+    """Evaluate the terms that are missing, and reduce all of them to scores."""
+    terms_pass, ranks = runs[0].terms_pass, run_session.ranks
+    num_timesteps, seed = terms_pass.diffusion.schedule.num_timesteps, terms_pass.seed
+    pilot = PilotDesign(len(terms_pass.images), num_timesteps, seed)
+    pilot_evaluations = len(pilot) if density is None else 0
+    pilot_store = run_session.store("pilot")
+    stores = [run_session.store(name) for name, _ in zip(_STORES, runs, strict=False)]
+    lengths = [evaluations * len(run.terms_pass.images) for run in runs]
+    missing = num_missing(pilot_store, pilot_evaluations)
+    missing += sum(map(num_missing, stores, lengths))
+    runs[0].listener.start(missing)
+    if density is None:
+        runs[0].compute(pilot, pilot_store, after=sum(lengths))
+        density = ranks.once(partial(pilot_density, pilot, pilot_store))
+    designs = [
+        PerImageDesign(len(run.terms_pass.images), num_timesteps, density, seed, evaluations)
+        for run in runs
+    ]
+    for k, (run, design, store) in enumerate(zip(runs, designs, stores, strict=True)):
+        before, after = pilot_evaluations + sum(lengths[:k]), sum(lengths[k + 1 :])
+        run.compute(design, store, before=before, after=after)
+    stored: list[tuple[Store, int]] = [
+        (pilot_store, pilot_evaluations),
+        *zip(stores, lengths, strict=True),
+    ]
+
+    def reduce() -> _Result:
+        scores = []
+        for run, design, store in zip(runs, designs, stores, strict=True):
+            tables = checked(read_terms(store, len(design), ("nats",)), design)
+            scores.append(estimate_image_scores(design, run.prior(), tables))
+        return _Result(
+            scores=scores,
+            density=density,
+            pilot_evaluations=pilot_evaluations,
+            seconds=sum(store.seconds(length) for store, length in stored),
+            devices=set().union(*(store.devices(length) for store, length in stored)),
+        )
+
+    return ranks.once(reduce)
+
+
+def _report(
+    sets: list[ImageSet],
+    scores: list[ImageScores],
+    data_range: DataRange,
+    summary_of_run: dict[str, Any],
+    out: str | Path | None,
+) -> ScoreReport:
+    lengths = [np.concatenate(list(_code_lengths(of, data_range))) for of in sets]
+    scored = list(zip(sets, scores, lengths, strict=True))
+    per_image = per_image_frame(scored)
+    records = [set_record(*of) for of in scored]
+    summary = {
+        "schema": SCHEMA,
+        "bits_per_dim": records[0]["bits_per_dim"],
+        "sets": records,
+        "comparison": comparison_record(per_image) if len(sets) > 1 else None,
+        **summary_of_run,
+    }
+    return ScoreReport(summary, per_image, None if out is None else Path(out))
+
+
+def _code_lengths(images: ImageSet, data_range: DataRange) -> Iterator[NDArray[np.float64]]:
+    for part in portions(images.pixels):
+        yield code_length(data_range.reduced(images.pixels[part]))
+
+
+def _check_sets(checkpoint: Checkpoint, sets: list[ImageSet]) -> None:
+    if checkpoint.schedule.num_timesteps < 2:
+        raise InputError("`timesteps=1`: too few for scores; take at least 2")
+    for images in sets:
+        check_images(checkpoint, images)
+    first, last = sets[0], sets[-1]
+    if first.shape != last.shape:
+        raise InputError(
+            f"{last.name}: images are {last.shape_words}, but those of {first.name} are "
+            f"{first.shape_words}; scores compare at one size only"
+        )
+
+
+def _density_of(path: Path, checkpoint: Checkpoint) -> NDArray[np.float64]:
+    other = FinishedRun.open(path, option="`terms_of`", schema=SCHEMA)
+    theirs, ours = other.summary["num_timesteps"], checkpoint.schedule.num_timesteps
+    if theirs != ours:
+        raise InputError(
+            f"`timesteps`: the proposal of {path} is for {theirs}, this run is for {ours}; make "
+            "them alike, or leave out `terms_of`"
+        )
+    return other.density()
