@@ -38,6 +38,7 @@ from ddpmbench.execution.session import Session, session
 from ddpmbench.execution.store import Store, num_missing
 from ddpmbench.execution.terms import TermsRun, checked, read_terms
 from ddpmbench.execution.worker import RunListener
+from ddpmbench.likelihood.continuous import terms_pass_of
 from ddpmbench.likelihood.decoders import DECODERS
 from ddpmbench.likelihood.designs import PilotDesign
 from ddpmbench.likelihood.image_scores import (
@@ -47,7 +48,6 @@ from ddpmbench.likelihood.image_scores import (
     estimate_image_scores,
 )
 from ddpmbench.likelihood.regression import code_length, portions
-from ddpmbench.likelihood.terms import TermsPass
 from ddpmbench.report.card import Card, Draw, Shown
 from ddpmbench.report.scores import (
     SCHEMA,
@@ -193,7 +193,7 @@ def score_images(
             check, calls, seed=seed, batch_size=batch_size, note=reporter.note, warn=reporter.warn
         )
         record = before.run(
-            checkpoint, sets[0], device=run_session.device, ranks=ranks, folder=folder
+            checkpoint.as_trained, sets[0], device=run_session.device, ranks=ranks, folder=folder
         )
         engine = settled_engine(
             checkpoint,
@@ -207,7 +207,7 @@ def score_images(
         worker = run_session.worker(shape, batch_size=batch_size, listener=reporter)
         runs = [
             TermsRun(
-                TermsPass(
+                terms_pass_of(
                     checkpoint,
                     of,
                     seed=seed,
