@@ -108,7 +108,7 @@ def shown(reports, model, small_checkpoint, folders):
 
 
 def test_a_report_is_a_few_lines(shown):
-    assert len({type(report) for report in shown}) == 10
+    assert len({type(report) for report in shown}) == 11
     for report in shown:
         assert isinstance(report, Shown)
         text = repr(report)
