@@ -165,7 +165,7 @@ RANDOM = {
     "NumPy's": BUFFER.format("torch.tensor(np.random.randn(1, 1, 6, 6)).float()"),
     "a generator's": BUFFER.format("torch.tensor(np.random.default_rng().normal(size=1))"),
     "Python's": BUFFER.format("torch.tensor(random.random())"),
-    "attribute": ATTRIBUTE.format("torch.randperm(3)"),
+    "attribute": ATTRIBUTE.format("torch.randperm(36)"),
     "number": ATTRIBUTE.format("random.random()"),
     "list": ATTRIBUTE.format("[torch.randperm(36)]"),
     "dict": ATTRIBUTE.format("{'first': (torch.randperm(36), 1)}"),
