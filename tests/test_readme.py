@@ -92,7 +92,8 @@ def run_folders(small_model, small_images, tmp_path_factory):
     every = {"estimator": "every-pair", "draws": 1}
     one = small_images.subset(1)
     report = evaluate_nll(small_model, one, **every, out=folder / "every-pair")
-    evaluate_nll(small_model, small_images, half_width=9, check=True, out=folder / "importance")
+    both = {"check": True, "continuous": True}
+    evaluate_nll(small_model, small_images, half_width=9, **both, out=folder / "importance")
     progressive_pictures(small_model, one, report)
     for kind in ("every-pair", "importance"):
         write_report(folder / kind)
