@@ -2,15 +2,18 @@
 
 import dataclasses
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from scipy.interpolate import PchipInterpolator
 
 from ddpmbench.diffusion.schedule import MAX_TIMESTEPS, NoiseSchedule
 from ddpmbench.errors import InputError, whole_number
 from ddpmbench.records import short_repr
+
+if TYPE_CHECKING:
+    from scipy.interpolate import PchipInterpolator
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -88,7 +91,9 @@ class ContinuousTime:
         return self.schedule.original_timesteps.numpy().astype(np.float64)
 
     @cached_property
-    def _interpolation(self) -> PchipInterpolator:
+    def _interpolation(self) -> "PchipInterpolator":
+        from scipy.interpolate import PchipInterpolator  # takes long to import
+
         return PchipInterpolator(self._timesteps, self.schedule.snr.log().numpy())
 
 
