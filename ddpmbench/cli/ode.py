@@ -1,14 +1,13 @@
 """`ddpmbench ode`: the likelihood of the probability-flow ODE."""
 
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
 from ddpmbench.cli import options
-from ddpmbench.cli.messages import note, warn
-from ddpmbench.execution.progress import progress
+from ddpmbench.cli.likelihood import launch
 
 
 @click.command(short_help="The likelihood of the probability-flow ODE, in bits/dim.")
@@ -66,39 +65,17 @@ def ode(out: Path | None, output_format: str, **given: Any) -> None:  # noqa: AN
     from ddpmbench.cli.inputs import open_inputs
     from ddpmbench.evaluate.answered import page_of
     from ddpmbench.evaluate.ode import evaluate_ode
-    from ddpmbench.evaluate.progress import remark
-    from ddpmbench.execution.distributed import joined
-    from ddpmbench.execution.worker import RunListener
     from ddpmbench.report.ode import printed_ode
 
     inputs = {name: given.pop(name) for name in options.INPUTS}
-    with joined() as ranks:
-        checkpoint, images = ranks.first_one(lambda: open_inputs(inputs))
-        folder = ranks.once(lambda: out or options.dated_folder("ode"))
-        if ranks.reports:
-            for line in checkpoint.notes:
-                note(line)
-        with progress("ode", "evaluations") as update:
-
-            def on_start(evaluations: int) -> None:
-                line = (
-                    f"{evaluations:,} network evaluations with gradients; to resume: --out {folder}"
-                )
-                if not evaluations:
-                    line = f"All network evaluations of the ODE are in {folder} already"
-                click.echo(line, err=True)
-
-            report = evaluate_ode(
-                checkpoint,
-                images,
-                **given,
-                out=folder,
-                command=["ddpmbench", *sys.argv[1:]],
-                listener=RunListener(
-                    on_start, lambda now: update(now.done, now.total, remark(now)), warn, note
-                ),
-            )
-    if ranks.reports:
+    report = launch(
+        "ode",
+        out,
+        lambda: open_inputs(inputs),
+        partial(evaluate_ode, **given),
+        evaluations="network evaluations with gradients",
+    )
+    if report is not None:
         click.echo(printed_ode(report.summary, output_format))
-        click.echo(f"Run folder: {folder}", err=True)
+        click.echo(f"Run folder: {report.folder}", err=True)
         click.echo(f"Report: {page_of(report)}", err=True)

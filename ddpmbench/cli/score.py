@@ -1,18 +1,17 @@
 """`ddpmbench score`: a bound for every image."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ddpmbench.cli import options
-from ddpmbench.cli.messages import note, warn
-from ddpmbench.execution.progress import progress
+from ddpmbench.cli.likelihood import launch
 
 if TYPE_CHECKING:
     from ddpmbench.checkpoints import Checkpoint
     from ddpmbench.data.images import ImageSet
+    from ddpmbench.evaluate.score import ScoreReport
 
 
 @click.command(short_help="A bound for every image, and how it tells two image sets apart.")
@@ -39,8 +38,6 @@ def score(out: Path | None, output_format: str, **given: Any) -> None:  # noqa: 
     """
     from ddpmbench.cli.inputs import open_checkpoint, open_images
     from ddpmbench.evaluate.score import score_images
-    from ddpmbench.execution.distributed import joined
-    from ddpmbench.execution.worker import RunListener
     from ddpmbench.report.scores import printed_scores
 
     inputs = {name: given.pop(name) for name in options.INPUTS}
@@ -54,30 +51,15 @@ def score(out: Path | None, output_format: str, **given: Any) -> None:  # noqa: 
         checkpoint = open_checkpoint({name: inputs[name] for name in options.CHECKPOINT})
         return checkpoint, [open_images(checkpoint, name, inputs) for name in names]
 
-    with joined() as ranks:
-        checkpoint, sets = ranks.first_one(opened)
-        folder = ranks.once(lambda: out or options.dated_folder("score"))
-        if ranks.reports:
-            for line in checkpoint.notes:
-                note(line)
-        with progress("score", "evaluations") as update:
+    def run(
+        checkpoint: "Checkpoint",
+        sets: "list[ImageSet]",
+        **of_run: Any,  # noqa: ANN401
+    ) -> "ScoreReport":
+        first, second = sets if len(sets) > 1 else (sets[0], None)
+        return score_images(checkpoint, first, second, **given, **of_run)
 
-            def on_start(evaluations: int) -> None:
-                line = f"{evaluations:,} network evaluations; to resume: --out {folder}"
-                if not evaluations:
-                    line = f"All network evaluations are in {folder} already; none is repeated"
-                click.echo(line, err=True)
-
-            report = score_images(
-                checkpoint,
-                *sets,
-                **given,
-                out=folder,
-                command=["ddpmbench", *sys.argv[1:]],
-                listener=RunListener(
-                    on_start, lambda now: update(now.done, now.total, ""), warn, note
-                ),
-            )
-    if ranks.reports:
+    report = launch("score", out, opened, run)
+    if report is not None:
         click.echo(printed_scores(report.summary, report.per_image, output_format))
-        click.echo(f"Run folder: {folder}", err=True)
+        click.echo(f"Run folder: {report.folder}", err=True)

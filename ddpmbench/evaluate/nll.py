@@ -1,23 +1,29 @@
 """How well does a model predict images? The variational bound."""
 
 import dataclasses
-import hashlib
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 
-from ddpmbench.data.images import ImageSet, ImageSource, load_images, refuse_reduced
+from ddpmbench.data.images import ImageSet, ImageSource, load_images
 from ddpmbench.diffusion.data_range import DataRange
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.errors import LARGEST_SEED, InputError, instance_of, one_of, path_of, whole_number
 from ddpmbench.evaluate.answered import Asked, answer_in
+from ddpmbench.evaluate.inputs import (
+    check_images,
+    conventions_of,
+    labels_sha256,
+    model_identity,
+    note_images,
+    uses_class_folders,
+)
 from ddpmbench.evaluate.progress import listening
-from ddpmbench.execution.continuous import ContinuousRun, why_not_continuous
+from ddpmbench.execution.continuous import ContinuousRun, why_left_out
 from ddpmbench.execution.devices import resolve_precision
 from ddpmbench.execution.engine import Engine
 from ddpmbench.execution.engine_choice import NetworkUse, at_once, settled_engine
@@ -61,7 +67,6 @@ from ddpmbench.report.text import raw_pixels_warning
 from ddpmbench.sanity_check.run import PreliminaryCheck, recorded_check
 from ddpmbench.unet.precision import Precision
 from ddpmbench.user_code import user_errors
-from ddpmbench.version import __version__
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -199,20 +204,14 @@ def evaluate_nll(
         checkpoint = run_session.checked(checkpoint, shape)
         identity = {
             "schema": tables.SCHEMA,
-            "checkpoint": checkpoint.sha256,
             "data": images.sha256,
             "labels_sha256": labels_sha256(checkpoint, images),
             "num_images": len(images),
-            "num_timesteps": checkpoint.schedule.num_timesteps,
             **chosen.identity,
-            "seed": seed,
             "precision": str(computed_in),
-            "tables": run_session.dtype_of_tables(checkpoint),
-            "ddpmbench": __version__,
-            **conventions,
-            **checkpoint.data_range.identity,
-            "schedule_sha256": schedule_sha256(checkpoint),
-            **checkpoint.identity,
+            **model_identity(
+                checkpoint, conventions, seed=seed, tables=run_session.dtype_of_tables(checkpoint)
+            ),
         }
         run_session.agree(identity, **chosen.settings, continuous=continuous)
         calls = chosen.least_evaluations(len(images), checkpoint.schedule.num_timesteps)
@@ -220,11 +219,12 @@ def evaluate_nll(
             check, calls, seed=seed, batch_size=batch_size, note=reporter.note, warn=reporter.warn
         )
         absent = ranks.once(
-            lambda: _why_absent(checkpoint, shape, continuous, calls, device=target)
+            lambda: why_left_out(checkpoint, shape, continuous, calls, device=target)
         )
         is_continuous_needed = absent is None
-        uses_folders = bool(checkpoint.num_classes and images.classes)
-        classes = {"classes": list(images.classes)} if uses_folders else {}
+        classes = (
+            {"classes": list(images.classes)} if uses_class_folders(checkpoint, images) else {}
+        )
         known: dict[str, Any] = {
             "num_images": len(images),
             "num_timesteps": checkpoint.schedule.num_timesteps,
@@ -259,7 +259,7 @@ def evaluate_nll(
         out, store = run_session.out, run_session.store
         answered = None if out is None else ranks.once(partial(answer, out))
         folder = run_session.folder(identity, reporter.warn)
-        note_images(images, reporter, class_folders=uses_folders)
+        note_images(checkpoint, images, reporter)
         if checkpoint.schedule.trained is not None:
             reporter.note(_BETWEEN)
         if line := chosen.note(len(images), checkpoint.schedule.num_timesteps, computed_in):
@@ -351,38 +351,6 @@ def _estimator(name: str, **options: object) -> Estimator:
 
 
 _BETWEEN = "the network was trained at whole timesteps only, and is evaluated between them"
-CONTINUOUS_FROM = 10_000
-"""Network evaluations of a run from which on its bound in continuous time is estimated, too."""
-
-
-def _why_absent(
-    checkpoint: Checkpoint,
-    shape: tuple[int, ...],
-    requested: bool | None,
-    num_evaluations: int,
-    *,
-    device: torch.device,
-) -> str | None:
-    """Why the bound in continuous time is not estimated beside that of a run; None if it is.
-
-    Raises:
-        InputError: it is requested, and the model has none.
-    """
-    if checkpoint.schedule.is_continuous:
-        return "the run is in continuous time"
-    if checkpoint.schedule.trained is not None:
-        return "the model visits timesteps between those of its training"
-    if requested is False:
-        return "`continuous=False` left it out"
-    if requested is None and num_evaluations < CONTINUOUS_FROM:
-        return "the run is short; `continuous=True` asks for it"
-    why = why_not_continuous(checkpoint, shape, device)
-    if why is not None and requested:
-        raise InputError(
-            f"`continuous=True`: {checkpoint.network_name} has no bound in continuous time: {why}; "
-            "leave it out"
-        )
-    return why
 
 
 def _correction(run: TermsRun, estimator: Estimator, stores: Stores) -> CorrectionRun | None:
@@ -475,53 +443,3 @@ def _extremes(result: LikelihoodRun, images: ImageSet, data_range: DataRange) ->
     bound = result.bound
     values = bound.image_decoder if isinstance(bound, SampledBound) else bound.total
     return Extremes.of(values, images.pixels).shown(data_range)
-
-
-def conventions_of(checkpoint: Checkpoint, images: ImageSet, *, decoder: str) -> dict[str, object]:
-    """What two bounds of one network can differ in."""
-    return {
-        "prediction": str(checkpoint.prediction),
-        "variance": str(checkpoint.variance),
-        "clip": checkpoint.clip,
-        "decoder": decoder,
-        "schedule": checkpoint.schedule.name,
-        "time_input": str(checkpoint.time_input),
-        "labels": _labels(checkpoint, images),
-    }
-
-
-def _labels(checkpoint: Checkpoint, images: ImageSet) -> str | None:
-    """What the network is conditioned on, in words."""
-    if not checkpoint.num_classes or images.labels is None:
-        return None
-    first = int(images.labels[0])
-    return f"class {first}" if (images.labels == first).all() else "of the images"
-
-
-def schedule_sha256(checkpoint: Checkpoint) -> str:
-    """SHA-256 of the schedule's table."""
-    schedule = checkpoint.schedule
-    return hashlib.sha256(schedule.log_alphas_cumprod.numpy().tobytes()).hexdigest()
-
-
-def labels_sha256(checkpoint: Checkpoint, images: ImageSet) -> str | None:
-    """SHA-256 of the labels; None where the network is not conditioned on them."""
-    if not checkpoint.num_classes or images.labels is None:
-        return None
-    return hashlib.sha256(images.labels.tobytes()).hexdigest()
-
-
-def note_images(images: ImageSet, reporter: RunListener, *, class_folders: bool) -> None:
-    """Pass on the notes and warnings of an image set."""
-    for line in (*images.notes, *([images.class_note] if class_folders else [])):
-        reporter.note(line)
-    if images.skipped_note is not None:
-        reporter.warn(images.skipped_note)
-
-
-def check_images(checkpoint: Checkpoint, images: ImageSet) -> None:
-    """Raise InputError if the network cannot take the images, or the levels of their pixels."""
-    checkpoint.check_images(images.pixels.shape[1:], images.source)
-    refuse_reduced(images, checkpoint.data_range)
-    if checkpoint.num_classes:
-        images.check_classes(checkpoint.num_classes, null_class=checkpoint.null_class)

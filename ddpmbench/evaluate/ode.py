@@ -14,13 +14,14 @@ from ddpmbench.data.images import ImageSource, load_images
 from ddpmbench.diffusion.data_range import NATS_PER_BIT
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.errors import LARGEST_SEED, InputError, instance_of, whole_number
-from ddpmbench.evaluate.nll import (
+from ddpmbench.evaluate.inputs import (
     check_images,
     conventions_of,
-    evaluate_nll,
     labels_sha256,
-    schedule_sha256,
+    model_identity,
+    note_images,
 )
+from ddpmbench.evaluate.nll import evaluate_nll
 from ddpmbench.evaluate.progress import listening
 from ddpmbench.execution.continuous import why_not_continuous
 from ddpmbench.execution.devices import evaluating_checkpoint, strict_float32
@@ -43,7 +44,6 @@ from ddpmbench.report.ode import ode_card, ode_figures
 from ddpmbench.report.text import raw_pixels_warning
 from ddpmbench.sanity_check.run import PreliminaryCheck
 from ddpmbench.user_code import user_errors
-from ddpmbench.version import __version__
 
 SCHEMA = "ddpmbench.ode/1"
 STORE, BOUND = "ode", "bound"
@@ -172,22 +172,19 @@ def evaluate_ode(
         conventions = conventions_of(checkpoint, images, decoder="exact")
         identity = {
             "schema": SCHEMA,
-            "checkpoint": checkpoint.sha256,
             "data": images.sha256,
             "labels_sha256": labels_sha256(checkpoint, images),
             "num_images": len(images),
             "num_ode_images": len(chosen),
             **settings.record,
-            "seed": seed,
-            "tables": run_session.dtype_of_tables(checkpoint),
-            "ddpmbench": __version__,
-            **conventions,
-            **checkpoint.data_range.identity,
-            "schedule_sha256": schedule_sha256(checkpoint),
-            **checkpoint.identity,
+            **model_identity(
+                checkpoint, conventions, seed=seed, tables=run_session.dtype_of_tables(checkpoint)
+            ),
         }
         run_session.agree(identity, half_width=half_width)
         folder = run_session.folder(identity, reporter.warn)
+        if len(images) == len(chosen):  # else the run of the bound does
+            note_images(checkpoint, images, reporter)
         per_image_evaluations, per_image_vjps = evaluations_per_image(settings, shape)
         checked = PreliminaryCheck(
             check,

@@ -15,12 +15,12 @@ from ddpmbench.data.images import ImageSet, ImageSource, load_images
 from ddpmbench.diffusion.data_range import DataRange
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.errors import LARGEST_SEED, InputError, instance_of, one_of, path_of, whole_number
-from ddpmbench.evaluate.nll import (
+from ddpmbench.evaluate.inputs import (
     check_images,
     conventions_of,
     labels_sha256,
+    model_identity,
     note_images,
-    schedule_sha256,
 )
 from ddpmbench.evaluate.progress import listening
 from ddpmbench.execution.engine_choice import NetworkUse, settled_engine
@@ -59,7 +59,6 @@ from ddpmbench.report.scores import (
 from ddpmbench.sanity_check.run import PreliminaryCheck
 from ddpmbench.unet.precision import Precision
 from ddpmbench.user_code import user_errors
-from ddpmbench.version import __version__
 
 _STORES = (TERMS, f"{TERMS}_of_second")
 
@@ -169,25 +168,18 @@ def score_images(
         checkpoint = run_session.checked(checkpoint, shape)
         identity = {
             "schema": SCHEMA,
-            "checkpoint": checkpoint.sha256,
             "data": [of.sha256 for of in sets],
             "labels_sha256": [labels_sha256(checkpoint, of) for of in sets],
-            "num_timesteps": checkpoint.schedule.num_timesteps,
             "evaluations_per_image": evaluations,
             "terms_of": None if density is None else hashlib.sha256(density.tobytes()).hexdigest(),
-            "seed": seed,
-            "tables": run_session.dtype_of_tables(checkpoint),
-            "ddpmbench": __version__,
-            **conventions,
-            **checkpoint.data_range.identity,
-            "schedule_sha256": schedule_sha256(checkpoint),
-            **checkpoint.identity,
+            **model_identity(
+                checkpoint, conventions, seed=seed, tables=run_session.dtype_of_tables(checkpoint)
+            ),
         }
         run_session.agree(identity)
         folder = run_session.folder(identity, reporter.warn)
         for of in sets:
-            uses_folders = bool(checkpoint.num_classes and of.classes)
-            note_images(of, reporter, class_folders=uses_folders)
+            note_images(checkpoint, of, reporter)
         calls = evaluations * sum(map(len, sets))
         before = PreliminaryCheck(
             check, calls, seed=seed, batch_size=batch_size, note=reporter.note, warn=reporter.warn

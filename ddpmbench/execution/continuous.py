@@ -22,6 +22,8 @@ from ddpmbench.user_code import calling
 
 CONTINUOUS, AT_TIMESTEPS = "continuous", "continuous-at-timesteps"
 """The stores of the terms in continuous time, and of the same terms at the timesteps."""
+CONTINUOUS_FROM = 10_000
+"""Network evaluations of a run from which on its bound in continuous time is estimated, too."""
 
 _TOLERANCE = 1e-3
 """Of the change from one timestep to the next, or of the output: far more than rounding."""
@@ -60,6 +62,36 @@ def why_not_continuous(
             if error.__cause__ is not None and is_out_of_memory(error.__cause__):
                 return None
             return f"it takes whole timesteps only ({error})"
+
+
+def why_left_out(
+    checkpoint: Checkpoint,
+    shape: tuple[int, ...],
+    requested: bool | None,
+    num_evaluations: int,
+    *,
+    device: torch.device,
+) -> str | None:
+    """Why the bound in continuous time is not estimated beside that of a run; None if it is.
+
+    Raises:
+        InputError: it is requested, and the model has none.
+    """
+    if checkpoint.schedule.is_continuous:
+        return "the run is in continuous time"
+    if checkpoint.schedule.trained is not None:
+        return "the model visits timesteps between those of its training"
+    if requested is False:
+        return "`continuous=False` left it out"
+    if requested is None and num_evaluations < CONTINUOUS_FROM:
+        return "the run is short; `continuous=True` asks for it"
+    why = why_not_continuous(checkpoint, shape, device)
+    if why is not None and requested:
+        raise InputError(
+            f"`continuous=True`: {checkpoint.network_name} has no bound in continuous time: {why}; "
+            "leave it out"
+        )
+    return why
 
 
 def _why_whole(checkpoint: Checkpoint, shape: tuple[int, ...], device: torch.device) -> str | None:

@@ -99,6 +99,19 @@ def test_a_wrong_parameterization_is_warned_of(tmp_path):
     assert read_record(tmp_path / "bound" / "summary.json")["check"] is None
 
 
+@pytest.mark.parametrize("num_ode_images", [4, 6])
+def test_files_that_were_passed_over_are_a_warning_once(small_model, small_images, num_ode_images):
+    images = dataclasses.replace(small_images, skipped=("a.txt", "b.txt"))
+    warnings = []
+    db.evaluate_ode(
+        small_model,
+        images,
+        **{**OPTIONS, "num_ode_images": num_ode_images},
+        listener=RunListener(warn=warnings.append),
+    )
+    assert warnings.count(images.skipped_note) == 1
+
+
 def test_the_page_holds_the_number_and_its_figure(small_model, small_images, tmp_path):
     report = db.evaluate_ode(small_model, small_images, solver_steps=2, out=tmp_path)
     page = db.write_report(tmp_path, progress=False).read_text()
