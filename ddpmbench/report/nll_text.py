@@ -1,7 +1,7 @@
 """A bound and its rate-distortion curve as they are printed, with what makes them comparable."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,21 @@ def printed_nll(summary: dict[str, Any], output_format: str) -> str:
         output_format: "table" for reading, "json" for the object itself, "csv" for one row with
             nested names joined by dots, "quiet" for the number alone.
     """
+    return in_format(
+        summary,
+        output_format,
+        lambda: [headline(summary), "", *_parts(summary), "", *comparability(summary)],
+    )
+
+
+def in_format(summary: dict[str, Any], output_format: str, table: Callable[[], list[str]]) -> str:
+    """A summary that has a value `bits_per_dim`, as `printed_nll` takes the formats.
+
+    Args:
+        summary: the object of `summary.json`.
+        output_format: "table", "json", "csv" or "quiet".
+        table: returns the lines of "table".
+    """
     match output_format:
         case "json":
             return json.dumps(summary, indent=2)
@@ -45,7 +60,7 @@ def printed_nll(summary: dict[str, Any], output_format: str) -> str:
             return pd.json_normalize(summary).to_csv(index=False).rstrip()
         case "quiet":
             return repr(summary["bits_per_dim"])
-    return "\n".join([headline(summary), "", *_parts(summary), "", *comparability(summary)])
+    return "\n".join(table())
 
 
 def bound_card(summary: Mapping[str, Any], folder: Path | None) -> Card:

@@ -1,6 +1,5 @@
 """The likelihood of an ODE as it is printed and on its page, with what makes it comparable."""
 
-import json
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -11,7 +10,7 @@ import pandas as pd
 from ddpmbench.report.card import Card, Draw
 from ddpmbench.report.figures.images import pairs_figure
 from ddpmbench.report.html import environment_values, panels, rendered
-from ddpmbench.report.nll_text import conventions_line, images_line, images_name
+from ddpmbench.report.nll_text import conventions_line, images_line, images_name, in_format
 from ddpmbench.report.schema import sanity_check_warning
 from ddpmbench.report.text import (
     checkpoint_line,
@@ -32,14 +31,11 @@ def printed_ode(summary: dict[str, Any], output_format: str) -> str:
         output_format: "table" for reading, "json" for the object itself, "csv" for one row with
             nested names joined by dots, "quiet" for the number alone.
     """
-    match output_format:
-        case "json":
-            return json.dumps(summary, indent=2)
-        case "csv":
-            return pd.json_normalize(summary).to_csv(index=False).rstrip()
-        case "quiet":
-            return repr(summary["bits_per_dim"])
-    return "\n".join([_headline(summary), "", *fact_lines(_facts(summary).items())])
+    return in_format(
+        summary,
+        output_format,
+        lambda: [_headline(summary), "", *fact_lines(_facts(summary).items())],
+    )
 
 
 def ode_card(summary: Mapping[str, Any], folder: Path | None) -> Card:
@@ -108,8 +104,8 @@ def _facts(summary: Mapping[str, Any]) -> dict[str, str]:
         "process": f"T = {summary['num_timesteps']}, {summary['conventions']['schedule']}; the "
         "network was trained at whole timesteps only",
         "conventions": conventions_line(summary["conventions"]),
-        "calls": f"{summary['num_evaluations']:,} network evaluations, {summary['num_vjps']:,} "
-        f"vector-Jacobian products, seed {summary['seed']}",
+        "evaluations": f"{summary['num_evaluations']:,} of the network, "
+        f"{summary['num_vjps']:,} vector-Jacobian products, seed {summary['seed']}",
         "device": f"{device_line(summary)}, {summary['seconds']:,.0f} s",
     }
 
