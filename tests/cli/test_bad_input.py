@@ -139,7 +139,7 @@ NLL = {
     f"--seed {2**64}": "--seed",
     "--num-images 0": "--num-images",
     "--num-images 7": "--num-images",
-    "--timesteps 41": "--timesteps",
+    "--timesteps 0": "--timesteps",
     "--device gpu": "--device",
     "--device cuda:77": "--device",
     "--class 3": "--class",
