@@ -1,5 +1,6 @@
 """Scores of a run: whatever interrupts or divides it, they are those of its samples."""
 
+import copy
 import dataclasses
 import random
 import signal
@@ -416,9 +417,10 @@ def test_the_features_are_computed_where_the_samples_are(
     network = load_feature_network(network_file, resize="clean")
     monkeypatch.setattr(type(network), "to", to)
     monkeypatch.setattr("ddpmbench.execution.session.resolve_device", lambda *of: elsewhere)
+    model = dataclasses.replace(small_model, network=copy.deepcopy(small_model.network))
     with pytest.raises(Moved):
         db.evaluate_fid(
-            small_model, [reference], dataclasses.replace(settings, network=network), device="auto"
+            model, [reference], dataclasses.replace(settings, network=network), device="auto"
         )
     assert moved == [elsewhere]
 
