@@ -65,6 +65,8 @@ def restored_process_state() -> Iterator[None]:
         for set_, value in defaults.items():
             if _DEFAULTS[set_]() != value:
                 set_(value)
+        if torch.get_default_device().type == "cpu":
+            torch.set_default_device(None)  # the same, but no mode that every call goes through
         if torch.get_num_threads() != threads:
             torch.set_num_threads(threads)
         random.setstate(generators[0])
