@@ -260,8 +260,6 @@ def evaluate_nll(
         answered = None if out is None else ranks.once(partial(answer, out))
         folder = run_session.folder(identity, reporter.warn)
         note_images(checkpoint, images, reporter)
-        if checkpoint.schedule.trained is not None:
-            reporter.note(_BETWEEN)
         if line := chosen.note(len(images), checkpoint.schedule.num_timesteps, computed_in):
             reporter.note(line)
         checked = before.run(
@@ -348,9 +346,6 @@ def _estimator(name: str, **options: object) -> Estimator:
                 "of them out"
             )
     return ESTIMATORS[name](**given)
-
-
-_BETWEEN = "the network was trained at whole timesteps only, and is evaluated between them"
 
 
 def _correction(run: TermsRun, estimator: Estimator, stores: Stores) -> CorrectionRun | None:

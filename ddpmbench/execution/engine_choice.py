@@ -192,11 +192,14 @@ def settled_engine(
         precision: of the network.
         folder: of the run; None if it is kept in memory.
         ranks: the processes of the run; the first decides.
-        note: called with a line before the network is compiled for a test.
+        note: called with a line about timesteps that the network was not trained at, and before
+            it is compiled for a test.
 
     Raises:
         InputError: the folder cannot be written.
     """
+    if checkpoint.schedule.trained is not None:
+        note("the network was trained at whole timesteps only, and is evaluated between them")
 
     def decide() -> EngineChoice:
         choice = None if folder is None else _read(folder / ENGINE, device, precision)

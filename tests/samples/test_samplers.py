@@ -18,6 +18,7 @@ from peers import SMALL_UNET, DDPMScheduler, diffusers_unet
 from torch import nn
 
 from ddpmbench.checkpoints import load_checkpoint
+from ddpmbench.diffusion.continuous import with_timesteps
 from ddpmbench.diffusion.data_range import UNIT_RANGE, EightBit
 from ddpmbench.diffusion.noise import normal_noise
 from ddpmbench.diffusion.process import Variance
@@ -127,6 +128,24 @@ def test_ancestral_samples_have_the_law_of_their_chain(variance, num_timesteps, 
     checkpoint = gaussian_checkpoint(schedule, variance)
     x = sampled(checkpoint, 20_000, SamplerChoice(added_noise=added))
     assert_law(x, *law_of_ancestral(schedule, variance, added))
+
+
+def test_samples_of_a_refined_model_have_the_law_of_its_chain():
+    trained = NoiseSchedule.cosine(12)
+    schedule = with_timesteps(trained, 30)
+    checkpoint = gaussian_checkpoint(schedule)
+    at_its_timesteps, fractions = checkpoint.network, np.linspace(0, 11, 30)
+    assert (fractions % 1 > 0).any()
+
+    class Fractional(nn.Module):
+        """Takes the times of the trained schedule, 0..11, and those between them."""
+
+        def forward(self, x_t, time):
+            index = np.abs(time.numpy()[:, None] - fractions).argmin(1)
+            return at_its_timesteps(x_t, torch.from_numpy(index))
+
+    x = sampled(dataclasses.replace(checkpoint, network=Fractional()), 20_000)
+    assert_law(x, *law_of_ancestral(schedule, "fixed_small"))
 
 
 def test_the_two_fixed_variances_are_told_apart_by_that():
