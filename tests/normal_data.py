@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ddpmbench.data.images import ImageSet
 from ddpmbench.diffusion.data_range import UNIT_RANGE
+from ddpmbench.diffusion.forward_process import log_scale
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.diffusion.process import Prediction, Variance
 from ddpmbench.diffusion.schedule import NoiseSchedule
@@ -32,17 +33,25 @@ class NormalDenoiser(nn.Module):
         data, schedule = trained.data_range, trained.schedule
         half = (data.high - data.low) / 2
         self.mean, self.variance = (data.high + data.low) / 2, torch.from_numpy(VARIANCES) * half**2
-        self.times = trained.network_time(torch.arange(1, schedule.num_timesteps + 1)).numpy()
-        self.log_snr, self.prediction = schedule.snr.log().numpy(), trained.prediction
+        times = trained.network_time(torch.arange(1, schedule.num_timesteps + 1)).numpy()
+        order = np.argsort(times)
+        self.times, self.log_snr = times[order], schedule.log_snr.numpy()[order]
+        self.process, self.prediction = schedule.process, trained.prediction
 
     def forward(self, x_t: Tensor, time: Tensor) -> Tensor:
-        snr = torch.from_numpy(np.exp(np.interp(time.numpy(), self.times, self.log_snr)))
-        kept = (snr / (1 + snr))[:, None, None, None]
+        log_snr = torch.from_numpy(np.interp(time.numpy(), self.times, self.log_snr))
+        snr, scale = (
+            of.exp()[:, None, None, None] for of in (log_snr, log_scale(self.process, log_snr))
+        )
+        kept = snr / (1 + snr)
         signal, noise = kept.sqrt(), (1 - kept).sqrt()
         share = self.variance / (kept * self.variance + 1 - kept)
-        x_start = self.mean + signal * share * (x_t.double() - signal * self.mean)
-        eps = (x_t.double() - signal * x_start) / noise
+        x_t = x_t.double() / scale
+        x_start = self.mean + signal * share * (x_t - signal * self.mean)
+        eps = (x_t - signal * x_start) / noise
         match self.prediction:
+            case Prediction.SCORE:
+                return (-eps / (noise * scale)).float()
             case Prediction.X_START:
                 return x_start.float()
             case Prediction.V:

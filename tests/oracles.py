@@ -89,6 +89,8 @@ class MixtureDenoiser(nn.Module):
             Prediction.EPSILON: eps,
             Prediction.X_START: mean,
             Prediction.V: ab.sqrt() * eps - (1 - ab).sqrt() * mean,
+            Prediction.SCORE: -eps / (1 - ab).sqrt(),
+            Prediction.VELOCITY: eps - mean,
             Prediction.PREVIOUS_MEAN: x_start_weight * mean + x_t_weight * x,
         }[self.prediction]
         if self.variance.is_learned:

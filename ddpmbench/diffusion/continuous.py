@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
 from ddpmbench.diffusion.schedule import MAX_TIMESTEPS, NoiseSchedule
 from ddpmbench.errors import InputError, whole_number
@@ -60,6 +61,15 @@ class ContinuousTime:
         """The log SNR at timesteps in [first, last]."""
         return np.asarray(self._interpolation(u))
 
+    def log_snr_at(self, u: Tensor) -> Tensor:
+        """The same as a function of tensors on any device, any shape."""
+        knots, cubics = (torch.from_numpy(of).to(u) for of in self.cubics)
+        cubic = torch.searchsorted(knots, u, right=True).sub(1).clamp(0, len(knots) - 2)
+        d = u - knots[cubic]
+        c3, c2, c1, c0 = cubics[:, cubic]
+        result: Tensor = ((c3 * d + c2) * d + c1) * d + c0
+        return result
+
     def slope(self, u: ArrayLike) -> NDArray[np.float64]:
         """The derivative of the log SNR by u; negative, or 0 in isolated points."""
         return np.asarray(self._interpolation(u, nu=1))
@@ -94,7 +104,7 @@ class ContinuousTime:
     def _interpolation(self) -> "PchipInterpolator":
         from scipy.interpolate import PchipInterpolator  # takes long to import
 
-        return PchipInterpolator(self._timesteps, self.schedule.snr.log().numpy())
+        return PchipInterpolator(self._timesteps, self.schedule.log_snr.numpy())
 
 
 MEAN_PART = 0.1

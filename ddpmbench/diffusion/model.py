@@ -5,16 +5,20 @@ import copy
 import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from enum import StrEnum
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
 
-from ddpmbench.diffusion.continuous import divided, with_timesteps
+from ddpmbench.diffusion.continuous import ContinuousTime, divided, with_timesteps
 from ddpmbench.diffusion.data_range import UNIT_RANGE, DataRange
-from ddpmbench.diffusion.process import GaussianDiffusion, Prediction, Variance
+from ddpmbench.diffusion.forward_process import log_scale
+from ddpmbench.diffusion.parameterization import Prediction, Process, Variance
+from ddpmbench.diffusion.parameterization import TimeInput as TimeInput
+from ddpmbench.diffusion.process import GaussianDiffusion
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.errors import InputError
 from ddpmbench.records import short_repr
@@ -60,19 +64,6 @@ def same_output(one: Sequence[float] | None, other: Sequence[float] | None) -> b
         return True
     pairs = zip(one, other, strict=False)
     return len(one) == len(other) and all(abs(a - b) <= _OUTPUT_TOLERANCE for a, b in pairs)
-
-
-class TimeInput(StrEnum):
-    """The network's time input at timestep t = 1..T of the schedule it was trained on."""
-
-    INDEX = "index"
-    """t - 1"""
-    ONE_BASED = "one-based"
-    """t"""
-    FRACTION = "fraction"
-    """t / T"""
-    RESCALED_1000 = "rescaled-1000"
-    """(t - 1) 1000 / T"""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -185,9 +176,11 @@ class Checkpoint:
             t: (B,) int64.
 
         Returns:
-            (B,) int64 for "index" and "one-based", which may index an embedding; float32 for
-            "fraction" and "rescaled-1000".
+            (B,) int64 for "index", "one-based" and "reversed-index", which may index an embedding;
+            float32 for the others.
         """
+        if self.time_input.is_of_noise:
+            return self._noise_input(self._log_snr(t))
         original = self.schedule.original_timesteps
         if original.is_floating_point():
             original = original.float()  # not every device has float64
@@ -202,6 +195,8 @@ class Checkpoint:
         Returns:
             (B,) see `network_time`; float32 for timesteps between.
         """
+        if self.time_input.is_of_noise:
+            return self._noise_input(self._log_snr_between(original))
         if original.is_floating_point():
             original = original.float()
         total = self.schedule.num_original_timesteps
@@ -214,6 +209,49 @@ class Checkpoint:
                 return original.float() / total
             case TimeInput.RESCALED_1000:
                 return (original - 1).float() * (1000.0 / total)
+            case TimeInput.REVERSED_INDEX:
+                return total - original
+        raise AssertionError(self.time_input)  # those of the noise are above
+
+    def network_input(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """x_t at the scale at which the network takes it; see `diffusion.forward_process`.
+
+        Args:
+            x_t: (B, C, H, W) of unit scale.
+            t: (B,) as `model_output` takes them.
+
+        Returns:
+            (B, C, H, W) float32.
+        """
+        if self.schedule.process is Process.VP:
+            return x_t.float()
+        log_snr = self._log_snr_between(t) if t.is_floating_point() else self._log_snr(t)
+        scale = log_scale(self.schedule.process, log_snr).exp()
+        return (scale[:, None, None, None].to(x_t.dtype) * x_t).float()
+
+    def _noise_input(self, log_snr: Tensor) -> Tensor:
+        """(B,) float32, the time input at a log SNR, where it is one of the noise."""
+        if self.time_input is TimeInput.LOG_SNR:
+            return log_snr.float()
+        # s of a^2 + s^2 = 1, at the scale of x_t
+        log_sigma = 0.5 * logsigmoid(-log_snr) + log_scale(self.schedule.process, log_snr)
+        return (log_sigma if self.time_input is TimeInput.LOG_SIGMA else log_sigma.exp()).float()
+
+    def _log_snr(self, t: Tensor) -> Tensor:
+        """(B,) at int64 timesteps in 1..T of `schedule`."""
+        table = self.schedule.log_snr
+        if t.device.type == "mps":
+            table = table.float()  # it has no float64
+        return table.to(t.device)[t - 1]
+
+    def _log_snr_between(self, original: Tensor) -> Tensor:
+        """(B,) at timesteps of the schedule that it was trained on, and between them."""
+        exact = original.double() if original.device.type != "mps" else original.float()
+        return self._time.log_snr_at(exact)
+
+    @cached_property
+    def _time(self) -> ContinuousTime:
+        return ContinuousTime(self.as_trained.schedule)
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
@@ -229,7 +267,7 @@ class Checkpoint:
         """The network's output at x_t.
 
         Args:
-            x_t: (B, C, H, W), on the network's device.
+            x_t: (B, C, H, W) of unit scale, on the network's device; see `network_input`.
             t: (B,) int64 timesteps in 1..T of `schedule`; or floating point, timesteps of the
                 schedule that the network was trained on and what lies between them.
             labels: (B,) int64 classes, where the network is conditioned on them.
@@ -241,7 +279,7 @@ class Checkpoint:
             InputError: the output has another shape.
         """
         time = self.time_at(t) if t.is_floating_point() else self.network_time(t)
-        inputs = [x_t.float(), time]
+        inputs = [self.network_input(x_t, t), time]
         if self.num_classes:
             assert labels is not None
             inputs.append(labels)
@@ -289,7 +327,7 @@ class Checkpoint:
         """The same weights with another schedule or time input, and a note on each."""
         notes: list[str] = []
         changes: dict[str, Any] = {}
-        if schedule is not None and not torch.equal(schedule.betas, self.schedule.betas):
+        if schedule is not None and not schedule.is_same_process(self.schedule):
             theirs, ours = (
                 f"{s.name} of {s.num_timesteps:,} steps" for s in (self.schedule, schedule)
             )
@@ -352,6 +390,8 @@ class Checkpoint:
         steps = self.schedule.original_timesteps.tolist()
         if self.schedule.is_continuous:
             steps.append("continuous")
+        if self.schedule.process is not Process.VP:
+            steps.append(str(self.schedule.process))
         text = repr((self.sha256, kind.__module__, kind.__qualname__, config, steps))
         part = f" {self.part}" if self.part else ""
         digest = hashlib.sha256(f"{text} {self.time_input}{part}".encode())

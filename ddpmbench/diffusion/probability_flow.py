@@ -134,7 +134,7 @@ class ProbabilityFlow:
         self.checkpoint = checkpoint.to(device)
         self.diffusion = checkpoint.diffusion.to(device)
         self._time = ContinuousTime(checkpoint.schedule)
-        log_snr = checkpoint.schedule.snr.log()
+        log_snr = checkpoint.schedule.log_snr
         self.start, self.stop = -0.5 * float(log_snr[0]), -0.5 * float(log_snr[-1])
         self._timesteps: dict[float, float] = {}
         self.num_evaluations = self.num_vjps = 0

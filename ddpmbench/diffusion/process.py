@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ddpmbench.diffusion.data_range import UNIT_RANGE, DataRange
+from ddpmbench.diffusion.forward_process import log_scale
 from ddpmbench.diffusion.parameterization import Prediction as Prediction
 from ddpmbench.diffusion.parameterization import Variance as Variance
 from ddpmbench.diffusion.schedule import NoiseSchedule
@@ -150,7 +151,7 @@ class GaussianDiffusion:
         pred_x_start = self.data_range.clamp(unclipped) if self.clip else unclipped
         is_mean = self.prediction is Prediction.PREVIOUS_MEAN
         return ReverseStep(
-            mean=output if is_mean else _posterior_mean(pred_x_start, x_t, at),
+            mean=output / at["scale_prev"] if is_mean else _posterior_mean(pred_x_start, x_t, at),
             log_variance=log_variance,
             pred_x_start=pred_x_start,
             unclipped_pred_x_start=unclipped,
@@ -188,7 +189,12 @@ class GaussianDiffusion:
         if self.variance.is_learned:
             output = output.chunk(2, dim=1)[0]
         signal, noise = signal_and_noise(log_snr)
-        at = {"sqrt_alphas_cumprod": signal, "sqrt_one_minus_alphas_cumprod": noise}
+        scale = log_scale(self.schedule.process, log_snr).exp()[:, None, None, None]
+        at = {
+            "sqrt_alphas_cumprod": signal,
+            "sqrt_one_minus_alphas_cumprod": noise,
+            "scale": scale,
+        }
         x_start = self._predict_x_start(output, x, at)
         return x_start, _predict_eps(x_start, x, at)
 
@@ -227,8 +233,7 @@ class GaussianDiffusion:
         log_previous = torch.cat([torch.zeros(1, dtype=torch.float64), s.log_alphas_cumprod[:-1]])
         log_posterior = s.posterior_variance.log()
         log_posterior[0] = s.log_decoder_variance
-        log_betas = s.betas.log()
-        return {
+        tables = {
             "sqrt_alphas_cumprod": (0.5 * s.log_alphas_cumprod).exp(),
             "sqrt_one_minus_alphas_cumprod": s.one_minus_alphas_cumprod.sqrt(),
             "sqrt_alphas_cumprod_prev": (0.5 * log_previous).exp(),
@@ -241,9 +246,15 @@ class GaussianDiffusion:
             ),
             "posterior_variance": s.posterior_variance,
             "posterior_log_variance_clipped": log_posterior,
-            "log_betas": log_betas,
-            "fixed_large_log_variance": torch.cat([log_posterior[:1], log_betas[1:]]),
+            "log_forward_variance": s.log_forward_variance,
+            "fixed_large_log_variance": torch.cat([log_posterior[:1], s.log_forward_variance[1:]]),
         }
+        if self.prediction in (Prediction.SCORE, Prediction.VELOCITY):
+            tables["scale"] = s.log_scale.exp()
+        elif self.prediction is Prediction.PREVIOUS_MEAN:
+            one = torch.ones(1, dtype=torch.float64)
+            tables["scale_prev"] = torch.cat([one, s.log_scale[:-1].exp()])
+        return tables
 
     @cached_property
     def _stacked_tables(self) -> Tensor:
@@ -259,7 +270,10 @@ class GaussianDiffusion:
         if self.variance is Variance.LEARNED:
             return value
         fraction = (value + 1) / 2
-        return fraction * at["log_betas"] + (1 - fraction) * at["posterior_log_variance_clipped"]
+        return (
+            fraction * at["log_forward_variance"]
+            + (1 - fraction) * at["posterior_log_variance_clipped"]
+        )
 
     def _predict_x_start(self, output: Tensor, x_t: Tensor, at: dict[str, Tensor]) -> Tensor:
         signal, noise = at["sqrt_alphas_cumprod"], at["sqrt_one_minus_alphas_cumprod"]
@@ -270,8 +284,14 @@ class GaussianDiffusion:
                 return (x_t - noise * output) / signal
             case Prediction.V:
                 return signal * x_t - noise * output
+            case Prediction.SCORE:
+                return (x_t + noise.square() * at["scale"] * output) / signal
+            case Prediction.VELOCITY:
+                # scale x_t = a x_start + s (x_start + output)
+                a, s = at["scale"] * signal, at["scale"] * noise
+                return (at["scale"] * x_t - s * output) / (a + s)
             case Prediction.PREVIOUS_MEAN:
-                rest = output - at["posterior_mean_coef_x_t"] * x_t
+                rest = output / at["scale_prev"] - at["posterior_mean_coef_x_t"] * x_t
                 return rest / at["posterior_mean_coef_x_start"]
 
 

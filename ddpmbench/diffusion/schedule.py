@@ -15,6 +15,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from ddpmbench.diffusion.forward_process import log_prior_variance, log_scale
+from ddpmbench.diffusion.parameterization import Process
 from ddpmbench.errors import InputError, whole_number
 from ddpmbench.records import short_value
 
@@ -65,6 +67,8 @@ class NoiseSchedule:
         trained: the schedule that the network was trained on, where this one has timesteps between
             those (`diffusion.continuous`); else None.
         is_continuous: whether the bound is that of continuous time, which the timesteps divide.
+        process: the family of the forward process that has these signal-to-noise ratios, which
+            sets the scale of x_t for the network, the prior and the variance of the decoder.
 
     Raises:
         InputError: the betas are not one row of float64 numbers in (0, 1), or their
@@ -79,6 +83,7 @@ class NoiseSchedule:
     num_original_timesteps: int
     trained: "NoiseSchedule | None" = None
     is_continuous: bool = False
+    process: Process = Process.VP
 
     def __post_init__(self) -> None:
         """Refuse variances that define no forward process."""
@@ -132,17 +137,75 @@ class NoiseSchedule:
         previous = torch.cat([torch.zeros(1, dtype=torch.float64), self.one_minus_alphas_cumprod])
         return self.betas * previous[:-1] / self.one_minus_alphas_cumprod
 
+    @cached_property
+    def log_snr(self) -> Tensor:
+        """(T,) log of `snr`, without cancellation."""
+        return self.log_alphas_cumprod - self.one_minus_alphas_cumprod.log()
+
+    @cached_property
+    def log_scale(self) -> Tensor:
+        """(T,) log of the scale at which the network takes x_t; 0 for VP."""
+        return log_scale(self.process, self.log_snr)
+
+    @property
+    def log_prior_variance(self) -> Tensor:
+        """Log variance of p(x_T), for x_T of unit scale; 0 for VP."""
+        return log_prior_variance(self.process, self.log_snr[-1])
+
+    @cached_property
+    def log_forward_variance(self) -> Tensor:
+        r"""(T,) log variance that the forward process adds, as a variance of x_{t-1}.
+
+        .. math:: \log \beta_t + 2 \log (c_t / c_{t-1}), \qquad c_0 = 1
+
+        with the scale c of the network's x_t; log beta for VP.
+        """
+        if self.process is Process.VP:
+            return self.betas.log()
+        return self.betas.log() + 2 * self.log_scale.diff(prepend=self.log_scale.new_zeros(1))
+
     @property
     def log_decoder_variance(self) -> Tensor:
-        """Log variance of p(x_0 | x_1), where the posterior variance is 0: that of t = 2.
+        """Log variance of p(x_0 | x_1), where the posterior variance is 0.
+
+        VP takes the posterior variance of t = 2; the others, whose first levels lie close together,
+        the variance (s / a)^2 of the noise at t = 1, for VE sigma_min^2.
 
         A schedule of a single timestep has no t = 2: it is beta. One between the trained timesteps
         keeps the variance of these.
         """
         if self.trained is not None:
             return self.trained.log_decoder_variance
+        if self.process is not Process.VP:
+            return -self.log_snr[0]
         second = self.posterior_variance[1] if self.num_timesteps > 1 else self.betas[0]
         return second.log()
+
+    def is_same_process(self, other: "NoiseSchedule") -> bool:
+        """Whether the forward process is that of another schedule."""
+        return self.process is other.process and torch.equal(self.betas, other.betas)
+
+    def in_family(self, process: Process) -> Self:
+        """The schedule of another family of forward processes.
+
+        It keeps the signal-to-noise ratios, but for sub-VP, which keeps a of VP.
+
+        Args:
+            process: the family.
+
+        Raises:
+            InputError: sub-VP of a family that is not VP.
+        """
+        if process is self.process:
+            return self
+        name = f"{self.name}, {process}"
+        if process is not Process.SUB_VP:
+            return dataclasses.replace(self, process=process, name=name)
+        if self.process is not Process.VP:
+            raise InputError(f"`process={process}`: follows from VP, and this is {self.process}")
+        sigma = self.one_minus_alphas_cumprod / self.alphas_cumprod.sqrt()
+        betas = self.of_process(process, sigma, name=name).betas
+        return dataclasses.replace(self, betas=betas, process=process, name=name)
 
     def respaced(self, num_timesteps: int) -> Self:
         """The schedule that visits only evenly spaced timesteps of this one.
@@ -465,6 +528,75 @@ class NoiseSchedule:
         _check("cosine_betas", num_timesteps, beta_start, beta_end)
         rise = (1 - np.cos(np.linspace(0, np.pi, num_timesteps))) / 2
         return cls.from_betas(beta_start + (beta_end - beta_start) * rise, name="cosine_betas")
+
+    @classmethod
+    def variance_exploding(
+        cls, num_timesteps: int, *, sigma_min: float = 0.01, sigma_max: float = 50.0
+    ) -> Self:
+        r"""Levels of noise whose logarithms are evenly spaced, added to data of unchanged scale.
+
+        .. math::
+            x_t = x_0 + \sigma_t \epsilon, \qquad
+            \sigma_t = \sigma_{min} (\sigma_{max} / \sigma_{min})^{(t - 1) / (T - 1)}
+
+        Args:
+            num_timesteps: T, the number of levels.
+            sigma_min: of the first.
+            sigma_max: of the last.
+
+        Raises:
+            InputError: they are not positive, or do not rise.
+
+        Source: Song & Ermon 2019; Song et al. 2021, section 3.4.
+        """
+        _check("ve", num_timesteps)
+        if not 0 < sigma_min < sigma_max < math.inf:
+            raise InputError(
+                f"schedule ve: sigma from {sigma_min:g} to {sigma_max:g}; take two positive "
+                "numbers, the smaller one first"
+            )
+        return cls.of_process(
+            Process.VE, np.geomspace(sigma_min, sigma_max, num_timesteps), name="ve"
+        )
+
+    @classmethod
+    def flow(cls, num_timesteps: int) -> Self:
+        r"""A straight path from the data to the noise, as of flow matching.
+
+        .. math::
+            x_t = (1 - \tau_t) x_0 + \tau_t \epsilon, \qquad \tau_t = t / (T + 1)
+
+        Both ends are left out: nothing is to be predicted at the first, and nothing is left of the
+        data at the last.
+
+        Args:
+            num_timesteps: T.
+
+        Source: Lipman et al. 2023; Liu et al. 2023.
+        """
+        _check("flow", num_timesteps)
+        share = np.arange(1, num_timesteps + 1) / (num_timesteps + 1)
+        return cls.of_process(Process.FLOW, share / (1 - share), name="flow")
+
+    @classmethod
+    def of_process(cls, process: Process, sigma: ArrayLike, *, name: str) -> Self:
+        """A schedule of any family, given by its noise.
+
+        Args:
+            process: the family.
+            sigma: (T,) s / a of each timestep, strictly increasing.
+            name: of the schedule.
+
+        Raises:
+            InputError: they are not positive, or do not rise strictly.
+        """
+        values = _float64(sigma)
+        is_rising = values.ndim == 1 and values.size and (np.diff(values, prepend=0.0) > 0).all()
+        if not is_rising or not np.isfinite(values[-1]):
+            raise InputError(f"schedule {name}: sigma must be positive and rise strictly")
+        log_alphas_cumprod = -np.log1p(values**2)
+        betas = -np.expm1(np.diff(log_alphas_cumprod, prepend=0.0))
+        return dataclasses.replace(cls.from_betas(betas, name=name), process=process)
 
 
 def _betas_of(alpha_bar: NDArray[np.float64], max_beta: float) -> NDArray[np.float64]:

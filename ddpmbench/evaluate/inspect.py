@@ -7,7 +7,6 @@ reported: the file, the network and its size.
 import copy
 import dataclasses
 import json
-import math
 import shlex
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -23,12 +22,13 @@ from ddpmbench.checkpoints.settings import CheckpointSettings, MissingSettingsEr
 from ddpmbench.checkpoints.weights import sha256_of
 from ddpmbench.data.datasets import SPLITS
 from ddpmbench.diffusion.continuous import with_timesteps
-from ddpmbench.diffusion.data_range import NATS_PER_BIT, DataRange
+from ddpmbench.diffusion.data_range import DataRange
 from ddpmbench.diffusion.model import Checkpoint, ImageSize, sides_of, size_words
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.errors import InputError, options
 from ddpmbench.evaluate.inspect_text import headline_lines, image_words, is_placeholder, shown_value
 from ddpmbench.files import named_path
+from ddpmbench.likelihood.terms import prior_bits_per_dim
 from ddpmbench.report.card import Card, Draw, Shown
 from ddpmbench.unet.flops import call_of_shapes, flop_of_unet
 from ddpmbench.unet.unet import UNet
@@ -366,15 +366,13 @@ def _network_record(probe: _Probe, call: _Call) -> dict[str, Any]:
 
 
 def _process_record(schedule: NoiseSchedule) -> dict[str, Any]:
-    r"""The forward process in a few numbers.
+    """The forward process in a few numbers.
 
     `prior` is L_T in bits per dimension of data whose mean square is one. Its expectation depends
-    on nothing else:
-
-    .. math:: -\tfrac{1}{2} \log_2(1 - \bar\alpha_T)
+    on nothing else.
     """
-    total = schedule.num_timesteps
-    log_snr = _log_snr(schedule)
+    total, log_snr = schedule.num_timesteps, schedule.log_snr
+    unit = torch.ones((1, 1, 1, 1), dtype=torch.float64)
     return {
         "schedule": schedule.name,
         "num_timesteps": total,
@@ -388,13 +386,8 @@ def _process_record(schedule: NoiseSchedule) -> dict[str, Any]:
             }
             for t in sorted({1, (total + 1) // 2, total})
         ],
-        "prior": -0.5 * math.log(schedule.one_minus_alphas_cumprod[-1].item()) / NATS_PER_BIT,
+        "prior": prior_bits_per_dim(schedule, unit).item(),
     }
-
-
-def _log_snr(schedule: NoiseSchedule) -> torch.Tensor:
-    """(T,) natural logarithm of alphas_cumprod / (1 - alphas_cumprod), without cancellation."""
-    return schedule.log_alphas_cumprod - schedule.one_minus_alphas_cumprod.log()
 
 
 def _schedule_frame(schedule: NoiseSchedule) -> "pd.DataFrame":
@@ -405,7 +398,7 @@ def _schedule_frame(schedule: NoiseSchedule) -> "pd.DataFrame":
             "t": range(1, schedule.num_timesteps + 1),
             "beta": schedule.betas.numpy(),
             "alphas_cumprod": schedule.alphas_cumprod.numpy(),
-            "log_snr": _log_snr(schedule).numpy(),
+            "log_snr": schedule.log_snr.numpy(),
         }
     )
 

@@ -154,7 +154,7 @@ class Engine:
     def model_output(self, x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """What `Checkpoint.model_output` gives, to the precision of the choice."""
         time = self._checkpoint.time_at(t) if t.is_floating_point() else t
-        inputs = [x_t.float(), time]
+        inputs = [self._checkpoint.network_input(x_t, t), time]
         if self._checkpoint.num_classes:
             assert labels is not None
             inputs.append(labels)

@@ -45,7 +45,7 @@ def log_variances(schedule: NoiseSchedule) -> NDArray[np.float64]:
 
     A schedule of one timestep has no t = 2: all are beta_1.
     """
-    beta = float(schedule.betas[0].log())
+    beta = float(schedule.log_forward_variance[0])
     low = float(schedule.log_decoder_variance)
     nodes = low + (beta - low) * 0.5 * (1 - np.cos(np.pi * np.linspace(0, 1, len(SCALES))))
     return np.asarray(nodes)

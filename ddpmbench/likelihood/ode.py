@@ -161,13 +161,14 @@ def log_density(
     """
     log_signal = 0.5 * flow.checkpoint.schedule.log_alphas_cumprod
     first, last = float(log_signal[0]), float(log_signal[-1])
+    prior = float(flow.checkpoint.schedule.log_prior_variance)
     u_1, field = x_1 * math.exp(-first), flow.field(labels=labels, probes=probes, names=names)
 
     def log_p_1(steps: int) -> Tensor:
         """(B, P)."""
         u_last, integral = integrate(field, u_1, flow.start, flow.stop, steps=steps, solver=solver)
         x_last = u_last * math.exp(last)
-        log_p_last = -0.5 * (x_last.square() + math.log(2 * math.pi))
+        log_p_last = -0.5 * (x_last.square() * math.exp(-prior) + prior + math.log(2 * math.pi))
         # A dimension of u has a times the density of x: from x_T to u_T, and from u_1 to x_1.
         return (log_p_last + last - first).flatten(1).sum(1)[:, None] + integral
 

@@ -133,7 +133,9 @@ class Transitions:
     With variance fixed_small c = 0 and :math:`w = (\mathrm{SNR}(s) - \mathrm{SNR}(t)) / 2`; with
     fixed_large c = (r - 1 - log r) / 2, and w is r times that,
 
-    .. math:: r = \frac{1 - \bar\alpha_s}{1 - \bar\alpha_t}
+    .. math:: r = \frac{1 - \bar\alpha_s}{1 - \bar\alpha_t} \frac{c_s^2}{c_t^2}
+
+    and the scale c of `diffusion.forward_process`, 1 for VP.
 
     Every method takes timesteps s < t, int64 arrays that broadcast, in 1..T.
 
@@ -165,14 +167,17 @@ class Transitions:
 
     def log_variance(self, s: Steps, t: Steps) -> Values:
         """Log variance of q(x_s | x_t, x_start)."""
-        return np.asarray(np.log(self._beta(s, t) * self._noise_ratio(s, t)))
+        ratio = self._noise[s - 1] / self._noise[t - 1]
+        return np.asarray(np.log(self._beta(s, t) * ratio))
 
     @property
     def _noise(self) -> Values:
         return self.schedule.one_minus_alphas_cumprod.numpy()
 
     def _noise_ratio(self, s: Steps, t: Steps) -> Values:
-        return np.asarray(self._noise[s - 1] / self._noise[t - 1])
+        """Of the posterior variance to the forward one, both at the scale of the process."""
+        scaled = self._noise * np.exp(2 * self.schedule.log_scale.numpy())
+        return np.asarray(scaled[s - 1] / scaled[t - 1])
 
     def _beta(self, s: Steps, t: Steps) -> Values:
         log = self.schedule.log_alphas_cumprod.numpy()

@@ -260,7 +260,9 @@ def _mean(x: Tensor) -> Tensor:
 def prior_nats(diffusion: GaussianDiffusion, x_start: Tensor) -> Tensor:
     r"""(B,) the prior term L_T of (B, C, H, W) images in the data range, nats per dimension.
 
-    .. math:: L_T = D_{KL}\bigl(q(x_T | x_0) \,\|\, N(0, I)\bigr) / D
+    .. math:: L_T = D_{KL}\bigl(q(x_T | x_0) \,\|\, p(x_T)\bigr) / D
+
+    with p(x_T) = N(0, I), or N(0, s_T^2 I) of a variance exploding process.
 
     No network enters, and it has a closed form.
 
@@ -269,9 +271,9 @@ def prior_nats(diffusion: GaussianDiffusion, x_start: Tensor) -> Tensor:
     x_start = x_start.to(diffusion.dtype)
     last = torch.full((len(x_start),), diffusion.schedule.num_timesteps, device=x_start.device)
     mean = diffusion.q_sample(x_start, last, torch.zeros_like(x_start))
-    zero = torch.zeros((), dtype=mean.dtype, device=mean.device)
     log_variance = diffusion.schedule.one_minus_alphas_cumprod[-1].log().to(mean)
-    return _mean(normal_kl(mean, log_variance, zero, zero))
+    prior = diffusion.schedule.log_prior_variance.to(mean)
+    return _mean(normal_kl(mean, log_variance, torch.zeros_like(prior), prior))
 
 
 def prior_bits_per_dim(schedule: NoiseSchedule, x_start: Tensor) -> Tensor:

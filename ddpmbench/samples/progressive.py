@@ -356,7 +356,7 @@ def interpolation(run: PicturePass, pair: Sequence[tuple[int, int]], depth: int)
         at, ends = torch.full_like(sample, depth), [row_pair[rows, k] for k in (0, 1)]
         first, second = (
             sampler.diffusion.q_sample(
-                run.x_start(image), at, sampler.start(run.put(image), run.shape)
+                run.x_start(image), at, sampler.starting_noise(run.put(image), run.shape)
             )
             for image in ends
         )

@@ -164,15 +164,21 @@ class Sampler:
         self._step: Step = self._take_step
 
     def start(self, sample: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """The noise that chains start from, which is x_T where they start at T.
+        """x_T, a sample of the prior.
 
         Args:
             sample: (B,) int64 indices of the samples.
             shape: (C, H, W).
 
         Returns:
-            (B, C, H, W) standard normal.
+            (B, C, H, W).
         """
+        deviation = float((0.5 * self.checkpoint.schedule.log_prior_variance).exp())
+        noise = self.starting_noise(sample, shape)
+        return noise if deviation == 1 else deviation * noise
+
+    def starting_noise(self, sample: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """The noise that chains start from, (B, C, H, W) standard normal; see `start`."""
         return self._noise(sample, torch.full_like(sample, START), shape)
 
     def steps(

@@ -42,6 +42,8 @@ def output_for(prediction: Prediction, x_start: torch.Tensor, x_t: torch.Tensor)
         Prediction.EPSILON: eps,
         Prediction.X_START: x_start,
         Prediction.V: signal * eps - noise * x_start,
+        Prediction.SCORE: -eps / noise,
+        Prediction.VELOCITY: eps - x_start,
         Prediction.PREVIOUS_MEAN: process().q_posterior_mean_variance(x_start, x_t, STEPS)[0],
     }[prediction]
 

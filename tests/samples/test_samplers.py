@@ -21,7 +21,7 @@ from ddpmbench.checkpoints import load_checkpoint
 from ddpmbench.diffusion.continuous import with_timesteps
 from ddpmbench.diffusion.data_range import UNIT_RANGE, EightBit
 from ddpmbench.diffusion.noise import normal_noise
-from ddpmbench.diffusion.process import Variance
+from ddpmbench.diffusion.parameterization import Prediction, TimeInput, Variance
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.errors import InputError
 from ddpmbench.likelihood.designs import EveryPairDesign, ImportanceDesign, PilotDesign
@@ -146,6 +146,37 @@ def test_samples_of_a_refined_model_have_the_law_of_its_chain():
 
     x = sampled(dataclasses.replace(checkpoint, network=Fractional()), 20_000)
     assert_law(x, *law_of_ancestral(schedule, "fixed_small"))
+
+
+@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
+def test_samples_of_an_exploding_process_have_the_law_of_its_own_chain(variance):
+    sigma = np.geomspace(0.05, 8.0, 24)
+    schedule = NoiseSchedule.variance_exploding(24, sigma_min=0.05, sigma_max=8.0)
+    checkpoint = gaussian_checkpoint(schedule)
+    spread, mean = SPREAD.numpy(), MEAN.numpy()
+
+    class Score(nn.Module):
+        def forward(self, x, level):
+            square = torch.from_numpy(sigma**2)[23 - level][:, None, None, None]
+            return ((MEAN - x) / (SPREAD + square)).float()
+
+    checkpoint = dataclasses.replace(
+        checkpoint,
+        network=Score(),
+        prediction=Prediction.SCORE,
+        time_input=TimeInput.REVERSED_INDEX,
+        variance=Variance(variance),
+    )
+    x = sampled(checkpoint, 20_000)
+    # x_{t-1} = x_t + (sigma_t^2 - sigma_{t-1}^2) score + noise, from N(0, sigma_T^2).
+    expected, square = np.zeros(SHAPE), np.full(SHAPE, sigma[-1] ** 2)
+    for now, before in zip(sigma[::-1], np.append(sigma[-2::-1], 0.0), strict=True):
+        added = now**2 - before**2
+        gain = added / (spread + now**2)
+        noise = added if variance == "fixed_large" else added * before**2 / now**2
+        expected = expected + gain * (mean - expected)
+        square = (1 - gain) ** 2 * square + noise * (before > 0)
+    assert_law(x, expected.flatten(), square.flatten())
 
 
 def test_the_two_fixed_variances_are_told_apart_by_that():

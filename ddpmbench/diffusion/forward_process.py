@@ -1,0 +1,65 @@
+r"""Families of forward processes: variance preserving, variance exploding, sub-VP, straight paths.
+
+A forward process is
+
+.. math:: x_t = a_t x_0 + s_t \epsilon.
+
+Its likelihood depends on the signal-to-noise ratio :math:`a_t^2 / s_t^2` alone, not on the scale of
+x_t. Everything is therefore computed with :math:`a_t^2 + s_t^2 = 1`. What a family adds is the
+scale :math:`c = \sqrt{a^2 + s^2}` at which its network takes x_t, a function of the ratio; the
+prior at the end; and the decoder's variance at the beginning.
+"""
+
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from ddpmbench.diffusion.parameterization import Process
+
+
+def log_scale(process: Process, log_snr: Tensor) -> Tensor:
+    r"""The log of the scale of x_t, where x_t of unit scale has :math:`a^2 + s^2 = 1`.
+
+    With :math:`\sigma = s / a = e^{-\lambda / 2}`:
+
+    .. math::
+        c_{VP} = 1, \qquad c_{VE} = \sqrt{1 + \sigma^2}, \qquad
+        c_{flow} = \frac{\sqrt{1 + \sigma^2}}{1 + \sigma}, \qquad
+        c_{sub-VP} = \sqrt{1 - s + s^2}, \quad s = \frac{2}{1 + \sqrt{1 + 4 / \sigma^2}}
+
+    Args:
+        process: the family.
+        log_snr: lambda, the log signal-to-noise ratio, any shape.
+
+    Returns:
+        The same shape.
+
+    Source: Song et al. 2021, "Score-based generative modeling through stochastic differential
+    equations", section 3.4; Lipman et al. 2023 for straight paths.
+    """
+    log_sigma = -0.5 * log_snr
+    exploding = 0.5 * softplus(2 * log_sigma, threshold=40.0)
+    match process:
+        case Process.VE:
+            return exploding
+        case Process.FLOW:
+            return exploding - softplus(log_sigma, threshold=40.0)
+        case Process.SUB_VP:
+            # a^2 = 1 - s: the ratio is (1 - s) / s^2.
+            s = 2 / (1 + (1 + 4 * log_snr.exp()).sqrt())
+            return 0.5 * (1 - s + s.square()).log()
+    return log_snr.new_zeros(log_snr.shape)
+
+
+def log_prior_variance(process: Process, log_snr: Tensor) -> Tensor:
+    r"""Log variance of the prior p(x_T), for x_T of unit scale.
+
+    That of VE is N(0, s_T^2), as the noise in x_T; the others' is N(0, 1). Here both are divided by
+    :math:`c_T^2`.
+
+    Args:
+        process: the family.
+        log_snr: lambda of x_T.
+    """
+    if process is Process.VE:
+        return -softplus(log_snr, threshold=40.0)
+    return -2 * log_scale(process, log_snr)
