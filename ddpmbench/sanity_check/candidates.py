@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ddpmbench.checkpoints.schedules import read_schedule
 from ddpmbench.diffusion.model import Checkpoint, TimeInput
-from ddpmbench.diffusion.process import Prediction
+from ddpmbench.diffusion.parameterization import Prediction, Process
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.errors import InputError
 from ddpmbench.unet.unet import UNet
@@ -34,6 +34,13 @@ is the same for all, CIFAR-10 (two in use) and ImageNet.
 LENGTHS = (10, 20, 25, 50, 100, 200, 250, 300, 400, 500, 600, 800, 1000, 1500, 2000, 4000)
 """Common numbers of timesteps."""
 _INTEGER_TIMES = (TimeInput.INDEX, TimeInput.ONE_BASED)
+_TIMES = (*_INTEGER_TIMES, TimeInput.FRACTION, TimeInput.RESCALED_1000)
+_PREDICTIONS = (Prediction.EPSILON, Prediction.X_START, Prediction.V, Prediction.PREVIOUS_MEAN)
+"""Time inputs and predictions that are usual for VP."""
+_PREDICTIONS_OF_SCALE = (
+    *(Prediction.SCORE, Prediction.VELOCITY, Prediction.EPSILON, Prediction.X_START),
+)
+_PROCESSES = (Process.VP, Process.VE)
 _SAME_LOG_SNR = 1e-4
 _MAX_FINAL_SIGNAL = 0.5  # alphas_cumprod at T of a schedule of another length
 
@@ -79,6 +86,11 @@ class Candidate:
         return frozenset(p for p in self.parameters.items() if p[0] != "prediction")
 
     @property
+    def is_preserving(self) -> bool:
+        """Whether the process is VP."""
+        return self.checkpoint.schedule.process is Process.VP
+
+    @property
     def has_integer_times(self) -> bool:
         """Whether the network is given the number of the timestep."""
         return self.checkpoint.time_input in _INTEGER_TIMES
@@ -111,12 +123,12 @@ def alternatives(base: Candidate, channels: int) -> tuple[Candidate, ...]:
 def other_lengths(base: Candidate) -> tuple[Candidate, ...]:
     """Common schedules of other lengths.
 
-    None for a respaced model, nor for a network whose time is a share of T: its time at some noise
-    level hardly depends on T.
+    None for a respaced model, for a process other than VP, nor for a network whose time is a share
+    of T: its time at some noise level hardly depends on T.
     """
     own = base.checkpoint.schedule
     total = own.num_original_timesteps
-    if own.num_timesteps != total or not base.has_integer_times:
+    if own.num_timesteps != total or not (base.is_preserving and base.has_integer_times):
         return ()
     return tuple(
         _with(base, "schedule", form, schedule=schedule)
@@ -152,13 +164,15 @@ def time_at(candidate: Candidate, log_snr: NDArray[np.float64]) -> NDArray[np.fl
 
     Beyond the ends of the schedule the nearest timestep counts.
     """
-    own = candidate.checkpoint.schedule.snr.log().numpy()
+    own = candidate.checkpoint.schedule.log_snr.numpy()
     first = 1 if candidate.checkpoint.time_input is TimeInput.ONE_BASED else 0
     return np.asarray(np.interp(-log_snr, -own, np.arange(len(own)))) + first
 
 
 def shifted(candidate: Candidate, timesteps: int) -> Candidate:
     """The same with the network's time so many timesteps later; negative for earlier."""
+    if candidate.checkpoint.time_input not in _TIMES:
+        return _at_other_timesteps(candidate, lambda t: t + timesteps)
     unit = _time_unit(candidate.checkpoint)
     return _retimed(candidate, lambda time: time + timesteps * unit)
 
@@ -168,16 +182,21 @@ def scaled_time(candidate: Candidate, factor: float) -> Candidate:
 
     It changes by one timestep at least, and stays within the schedule.
     """
+
+    def farther(t: Tensor) -> Tensor:
+        other = t * factor
+        if candidate.has_integer_times:
+            other = other.round()
+        return torch.maximum(other, t + 1) if factor > 1 else torch.minimum(other, t - 1)
+
     checkpoint, unit = candidate.checkpoint, _time_unit(candidate.checkpoint)
+    if checkpoint.time_input not in _TIMES:
+        return _at_other_timesteps(candidate, farther)
     first = 0.0 if checkpoint.time_input in (TimeInput.INDEX, TimeInput.RESCALED_1000) else unit
     last = first + (checkpoint.schedule.num_original_timesteps - 1) * unit
 
     def change(time: Tensor) -> Tensor:
-        t = (time.double() - first) / unit + 1
-        other = t * factor
-        if candidate.has_integer_times:
-            other = other.round()
-        other = torch.maximum(other, t + 1) if factor > 1 else torch.minimum(other, t - 1)
+        other = farther((time.double() - first) / unit + 1)
         return ((other - 1) * unit + first).clamp(first, last).to(time.dtype)
 
     return _retimed(candidate, change)
@@ -216,6 +235,19 @@ def _retimed(candidate: Candidate, change: Callable[[Tensor], Tensor]) -> Candid
     return dataclasses.replace(candidate, checkpoint=checkpoint)
 
 
+def _at_other_timesteps(candidate: Candidate, change: Callable[[Tensor], Tensor]) -> Candidate:
+    """The same with the network's times of other timesteps, the nearest of the schedule's."""
+    total = candidate.checkpoint.schedule.num_timesteps
+    times = candidate.checkpoint.network_time(torch.arange(1, total + 1))
+
+    def changed(time: Tensor) -> Tensor:
+        table = times.to(time.device)
+        t = 1 + (table[None] - time[:, None]).abs().argmin(1)
+        return table[change(t.double()).round().long().clamp(1, total) - 1]
+
+    return _retimed(candidate, changed)
+
+
 def _time_unit(checkpoint: Checkpoint) -> float:
     """The difference of the network's times at neighboring timesteps."""
     total = checkpoint.schedule.num_original_timesteps
@@ -237,7 +269,8 @@ def other_predictions(base: Candidate) -> Iterator[Candidate]:
     if own is Prediction.PREVIOUS_MEAN:
         # It tells little of the noise at large t: any other prediction would look better.
         return
-    for prediction in Prediction:
+    usual = _PREDICTIONS if base.is_preserving else _PREDICTIONS_OF_SCALE
+    for prediction in usual:
         if prediction is not own:
             yield _with(base, "prediction", str(prediction), prediction=prediction)
 
@@ -257,7 +290,8 @@ def _ranges(base: Candidate, channels: int) -> Iterator[Candidate]:
 def _time_inputs(base: Candidate) -> Iterator[Candidate]:
     t = torch.arange(1, base.checkpoint.schedule.num_timesteps + 1)
     own = base.checkpoint.network_time(t).double()
-    for time_input in TimeInput:
+    usual = _TIMES if base.is_preserving else TimeInput
+    for time_input in usual:
         other = _with(base, "time_input", str(time_input), time_input=time_input)
         times = other.checkpoint.network_time(t).double()
         if not torch.allclose(times, own, rtol=1e-6, atol=0.0):
@@ -266,8 +300,19 @@ def _time_inputs(base: Candidate) -> Iterator[Candidate]:
 
 def _schedules(base: Candidate) -> Iterator[Candidate]:
     own = base.checkpoint.schedule
+    if not base.is_preserving:
+        return
     for form, whole in common_schedules(own.num_original_timesteps):
         schedule = whole.subset(own.original_timesteps.tolist())
-        log_snr, other = own.snr.log(), schedule.snr.log()
+        log_snr, other = own.log_snr, schedule.log_snr
         if not torch.allclose(log_snr, other, rtol=0.0, atol=_SAME_LOG_SNR):
             yield _with(base, "schedule", form, schedule=schedule)
+
+
+def other_processes(base: Candidate) -> Iterator[Candidate]:
+    """Candidates with the same noise levels, and x_t at the scale of another family."""
+    own = base.checkpoint.schedule
+    for process in _PROCESSES:
+        if process is not own.process:
+            schedule = dataclasses.replace(own, process=process)
+            yield _with(base, "process", str(process), schedule=schedule)

@@ -29,6 +29,7 @@ from ddpmbench.sanity_check.candidates import (
     one_timestep_away,
     other_lengths,
     other_predictions,
+    other_processes,
     scaled_time,
     shifted,
     time_at,
@@ -269,11 +270,10 @@ class Checker:
     def _neighborhood(self, base: Score) -> _Neighborhood:
         """A candidate and others that differ from it in one parameter."""
         near = self._trained(base)
-        others = [
-            other
-            for other in alternatives(base.candidate, self._scorer.channels)
-            if self._can_be_evaluated(other)
-        ]
+        others = list(alternatives(base.candidate, self._scorer.channels))
+        if not near.is_trained:
+            others += other_processes(base.candidate)
+        others = [other for other in others if self._can_be_evaluated(other)]
         others = self._with_predictions(base, near.fault, others)
         own = base.candidate.time_parameters
         scores = self._screened(base, [o for o in others if o.time_parameters == own])
@@ -399,7 +399,7 @@ class Checker:
 
     @staticmethod
     def _log_snr(candidate: Candidate, timesteps: Timesteps) -> Array:
-        return np.asarray(candidate.checkpoint.schedule.snr.log().numpy()[timesteps - 1])
+        return np.asarray(candidate.checkpoint.schedule.log_snr.numpy()[timesteps - 1])
 
     def _is_mistimed(self, base: Score, test: _TimeTest = _COARSE) -> bool:
         """Whether at some timestep the network denoises significantly better with another time."""

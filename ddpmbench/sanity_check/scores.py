@@ -126,11 +126,14 @@ class Score:
         weight = (snr[:-1] - snr[1:]) / 2
         constant = 0.0
         if variance is Variance.FIXED_LARGE:
-            ratio = (schedule.posterior_variance / schedule.betas).numpy()[1:]
+            log_posterior = schedule.posterior_variance[1:].log()
+            ratio = (log_posterior - schedule.log_forward_variance[1:]).exp().numpy()
             constant = float(0.5 * (ratio - 1 - np.log(ratio)).sum())
             weight = weight * ratio
         noise = float(schedule.one_minus_alphas_cumprod[-1])
-        prior = 0.5 * (signal * (mean_square - 1) - np.log(noise))
+        log_ratio = np.log(noise) - float(schedule.log_prior_variance)
+        of_mean = signal * mean_square * np.exp(-float(schedule.log_prior_variance))
+        prior = 0.5 * (np.expm1(log_ratio) - log_ratio + of_mean)
         return np.asarray(prior + mse @ weight + constant + self.decoder)
 
 
@@ -146,7 +149,7 @@ def _log(error: Array) -> Array:
 
 def log_snr(candidate: Candidate) -> Array:
     """(T,) log of the signal-to-noise ratio of x_t, the data in units of their range."""
-    own = candidate.checkpoint.schedule.snr.log().numpy()
+    own = candidate.checkpoint.schedule.log_snr.numpy()
     return np.asarray(own + 2 * candidate.checkpoint.data_range.log_width)
 
 

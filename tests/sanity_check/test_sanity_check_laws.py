@@ -19,7 +19,7 @@ from ddpmbench.checkpoints.schedules import read_schedule
 from ddpmbench.data.images import ImageSet
 from ddpmbench.diffusion.data_range import UNIT_RANGE, DataRange
 from ddpmbench.diffusion.model import Checkpoint, TimeInput
-from ddpmbench.diffusion.process import Prediction
+from ddpmbench.diffusion.parameterization import Prediction, Process
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.execution.worker import BatchSize
 from ddpmbench.likelihood.terms import VALUE_COLUMNS, TermIndex, TermsPass, TermTable
@@ -96,6 +96,8 @@ TRAINED = {
         {"data_range": DataRange(0, 1), "prediction": Prediction.V},
         {},
     ),
+    "process=ve": ({"schedule": LINEAR.in_family(Process.VE)}, {}),
+    "process=vp": ({}, {"schedule": LINEAR.in_family(Process.VE)}),
     "linear, 2000 timesteps, unscaled": ({"schedule": read_schedule("linear:2000:1e-4:0.02")}, {}),
     "linear, ten timesteps": ({"schedule": read_schedule("linear:10:0.01:0.9")}, {}),
     "not listed": ({"schedule": cubed_cosine()}, {}),
@@ -116,6 +118,26 @@ LIKELY = {
     *(name for name in TRAINED if "=" in name and "schedule" not in name),
 }
 """Of the others the time test or a rival leaves open whether it is another schedule."""
+
+
+EXPLODING = {
+    "schedule": NoiseSchedule.variance_exploding(300, sigma_min=0.01, sigma_max=20.0),
+    "clip": False,
+}
+
+
+@pytest.mark.parametrize(
+    ("prediction", "time_input"),
+    [
+        (Prediction.SCORE, TimeInput.SIGMA),
+        (Prediction.EPSILON, TimeInput.REVERSED_INDEX),
+        (Prediction.SCORE, TimeInput.LOG_SNR),
+    ],
+)
+def test_a_right_model_of_another_process_passes(prediction, time_input):
+    right = trained_on_normal_data(**EXPLODING, prediction=prediction, time_input=time_input)
+    check = checked(right, normal_images(64))
+    assert check.outcome is Outcome.PASSED, check.better
 
 
 @pytest.mark.parametrize("name", TRAINED)
