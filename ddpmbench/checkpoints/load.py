@@ -213,6 +213,9 @@ def load_checkpoint(
     except OSError as error:
         raise FileError(source, f"cannot be read ({error.strerror or error})") from error
     _check_weights(checkpoint, settings.weights)
+    if settings.family is not None:
+        schedule = checkpoint.schedule.in_family(settings.family)
+        checkpoint = checkpoint.with_process(schedule=schedule)
     notes = tuple(map(printable, checkpoint.notes))
     return dataclasses.replace(checkpoint, notes=notes).with_conventions(
         prediction=settings.prediction,

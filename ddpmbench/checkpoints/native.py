@@ -1,5 +1,6 @@
 """The family of this project: one safetensors file with a JSON record in its metadata."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,13 +22,14 @@ from ddpmbench.checkpoints.weights import (
 )
 from ddpmbench.diffusion.data_range import UNIT_RANGE, DataRange
 from ddpmbench.diffusion.model import Checkpoint, TimeInput
-from ddpmbench.diffusion.process import Prediction, Variance
+from ddpmbench.diffusion.parameterization import Prediction, Process, Variance
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.files import os_errors, replacing
 from ddpmbench.unet.unet import UNet, UNetConfig
 
-FORMAT = 2
-"""The latest; readers of format 1 would ignore a clip or a data range other than the default."""
+FORMAT = 3
+"""The latest. Readers of format 1 would ignore a clip or a data range other than the default, those
+of format 2 a process."""
 _RECORD = "ddpmbench"
 _BETAS = "schedule.betas"
 _NETWORK = "network."
@@ -50,6 +52,7 @@ class _Record(msgspec.Struct, omit_defaults=True):
     weights: Annotated[str, msgspec.Meta(pattern=f"^({'|'.join(WEIGHTS)})$")] | None = None
     clip: bool = True
     data_range: _DataRange | None = None
+    process: Process = Process.VP
 
 
 def is_native(path: Path) -> bool:
@@ -92,6 +95,7 @@ def read_native(path: Path) -> Checkpoint:
         with naming(path):
             config = UNetConfig.from_dict(fields.network)
             schedule = NoiseSchedule.from_betas(tensors.pop(_BETAS), name=fields.schedule)
+            schedule = dataclasses.replace(schedule, process=fields.process)
             data_range = UNIT_RANGE
             if fields.data_range is not None:
                 data_range = DataRange(*msgspec.structs.astuple(fields.data_range))
@@ -158,11 +162,13 @@ def write_native(
         weights=checkpoint.weights,
         clip=checkpoint.clip,
         data_range=None if data_range == UNIT_RANGE else _DataRange(**vars(data_range)),
+        process=checkpoint.schedule.process,
     )
     # every version can read a file that says nothing of clip and data range
     is_first = fields.clip and fields.data_range is None
+    is_preserving = fields.process is Process.VP
     record = {
-        "format": 1 if is_first else FORMAT,
+        "format": (1 if is_first else 2) if is_preserving else FORMAT,
         "training": training,
         **msgspec.to_builtins(fields),
     }

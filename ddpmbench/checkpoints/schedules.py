@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from ddpmbench.checkpoints.weights import naming
 from ddpmbench.data.file_kinds import require_regular
+from ddpmbench.diffusion.parameterization import Process
 from ddpmbench.diffusion.schedule import MAX_TIMESTEPS, NoiseSchedule
 from ddpmbench.errors import InputError, listed
 
@@ -36,7 +37,7 @@ FORMS = (
     "sigmoid:T:START:END:TAU, scaled-linear:T:START:END, sqrt-linear:T:END, "
     "geometric:T:START:END, const:T:BETA, warmup10:T:START:END, warmup50:T:START:END, "
     "sigmoid-betas:T:START:END, cosine-betas:T:START:END, betas:FILE, alphas_cumprod:FILE, "
-    "buffers, buffers:T"
+    "buffers, buffers:T, ve:SIGMA_MIN:SIGMA_MAX:LEVELS, flow:T"
 )
 """All forms, in one line."""
 BUFFERS = "buffers"
@@ -123,8 +124,9 @@ def read_schedule(form: str, tables: "ScheduleTables | None" = None) -> NoiseSch
 
     Args:
         form: one of `FORMS`: a name with its number of steps, and its first and last beta where
-            it has them; a file of numbers (.npy, .npz or text), one a step, t = 1 first; or
-            `buffers`, the tables beside the weights, with T where they have one entry more.
+            it has them; a file of numbers (.npy, .npz or text), one a step, t = 1 first;
+            `buffers`, the tables beside the weights, with T where they have one entry more; or a
+            family of forward processes with its levels.
         tables: those beside the weights.
 
     Raises:
@@ -138,6 +140,8 @@ def read_schedule(form: str, tables: "ScheduleTables | None" = None) -> NoiseSch
             if tables is None:
                 raise InputError("no betas are beside the weights; name the schedule")
             return tables.schedule(total)
+        if name in LEVELS:
+            return LEVELS[name](rest)
         if name in FILES:
             if not rest:
                 raise InputError(f"name the file, as in {name}:FILE.npy")
@@ -153,6 +157,24 @@ def read_schedule(form: str, tables: "ScheduleTables | None" = None) -> NoiseSch
         if name == "linear" and not numbers:
             return _linear(steps)
         return _NAMED[name].read(name, steps, numbers)
+
+
+def _exploding(levels: str) -> NoiseSchedule:
+    numbers = levels.split(":")
+    if len(numbers) != 3:
+        raise InputError(
+            "name its first and its last sigma and the number of levels, as in ve:0.01:50:1000"
+        )
+    first, last = _number(numbers[0]), _number(numbers[1])
+    steps = _steps(numbers[2])
+    return NoiseSchedule.variance_exploding(steps, sigma_min=first, sigma_max=last)
+
+
+LEVELS: Mapping[str, Callable[[str], NoiseSchedule]] = {
+    Process.VE: _exploding,
+    Process.FLOW: lambda steps: NoiseSchedule.flow(_steps(steps)),
+}
+"""Readers of what follows the name of a family that has noise levels of its own."""
 
 
 def _linear(steps: int) -> NoiseSchedule:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ddpmbench.diffusion.data_range import DataRange
 from ddpmbench.diffusion.model import TimeInput
-from ddpmbench.diffusion.process import Prediction, Variance
+from ddpmbench.diffusion.parameterization import Prediction, Process, Variance
 from ddpmbench.errors import InputError
 from ddpmbench.records import short_repr
 
@@ -20,6 +20,9 @@ _CHOICES = {
     "variance": tuple(map(str, Variance)),
     "time_input": tuple(map(str, TimeInput)),
 }
+
+PROCESSES = ("vp", "sub-vp", "ve", "ve:SIGMA_MIN:SIGMA_MAX:LEVELS", "flow", "flow:T")
+"""Values of `process`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,11 +36,14 @@ class CheckpointSettings:
         weights: "ema" (averaged over the training) or "raw" (its last); None takes the averaged
             ones if there are any.
         schedule: the noise schedule, as `linear:1000`.
-        prediction: "eps", "x_start", "v" or "previous_mean".
+        process: the family of the forward process, "vp", "sub-vp", "ve" or "flow", in place of the
+            checkpoint's own and with its signal-to-noise ratios; or with noise levels, which are a
+            schedule, "ve:SIGMA_MIN:SIGMA_MAX:LEVELS" or "flow:T".
+        prediction: "eps", "x_start", "v", "score", "velocity" or "previous_mean".
         variance: "fixed_small", "fixed_large", "learned_range" or "learned".
         clip: whether the predicted x_start is clamped to the data's range.
-        time_input: what the network receives for t: "index", "one-based", "fraction" or
-            "rescaled-1000".
+        time_input: what the network receives for t: "index", "one-based", "fraction",
+            "rescaled-1000", "reversed-index", "sigma", "log-sigma" or "log-snr".
         data_range: lowest and highest value of a pixel as the network sees it.
         levels: number of levels of a pixel, 2..256.
 
@@ -49,6 +55,7 @@ class CheckpointSettings:
     model_flags: str | None = None
     weights: str | None = None
     schedule: str | None = None
+    process: str | None = None
     prediction: str | None = None
     variance: str | None = None
     clip: bool | None = None
@@ -62,6 +69,22 @@ class CheckpointSettings:
             value = getattr(self, name)
             if value is not None and value not in choices:
                 raise InputError(f"`{name}={value}`: choose from {', '.join(choices)}")
+        family, _, levels = (self.process or Process.VP).partition(":")
+        if family not in tuple(Process):
+            raise InputError(f"`process={self.process}`: choose from {', '.join(PROCESSES)}")
+        if levels:
+            if self.schedule not in (None, self.process):
+                raise InputError(
+                    f"`process={self.process}`: names noise levels, and `schedule={self.schedule}` "
+                    "others; leave one of them out"
+                )
+            object.__setattr__(self, "schedule", self.process)
+
+    @property
+    def family(self) -> Process | None:
+        """The family that takes the place of the checkpoint's own, with its noise levels."""
+        is_family = self.process is not None and ":" not in self.process
+        return Process(self.process) if is_family and self.process else None
 
     __repr__ = short_repr
 

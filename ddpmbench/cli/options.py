@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 
 from ddpmbench.cli import paths
-from ddpmbench.diffusion.parameterization import Prediction, Variance
+from ddpmbench.diffusion.parameterization import Prediction, TimeInput, Variance
 from ddpmbench.errors import LARGEST_SEED
 
 Command = Callable[..., Any]
@@ -135,6 +135,13 @@ reading_options = decorate(
         "warmup50:T:START:END, sigmoid-betas:T:START:END, cosine-betas:T:START:END, betas:FILE, "
         "alphas_cumprod:FILE, or buffers, the tables stored beside the weights.",
     ),
+    click.option(
+        "--process",
+        metavar="PROCESS",
+        help="Family of the forward process x_t = a x_start + s eps; overrides the file: vp, "
+        "sub-vp, ve or flow with the noise levels of the schedule, ve:SIGMA_MIN:SIGMA_MAX:LEVELS, "
+        "or flow:T.  [default: the file's; else vp]",
+    ),
     choice(
         "--prediction",
         [kind.value for kind in Prediction],
@@ -147,9 +154,10 @@ reading_options = decorate(
     ),
     choice(
         "--time-input",
-        ["index", "one-based", "fraction", "rescaled-1000"],
+        [kind.value for kind in TimeInput],
         "How the network receives timestep t = 1..T; overrides the file: as the integer t - 1 "
-        "(index) or t (one-based), or as the float t / T (fraction) or (t - 1) 1000 / T.",
+        "(index), t (one-based) or T - t (reversed-index), as the float t / T (fraction) or "
+        "(t - 1) 1000 / T, or as the noise s in x_t (sigma), its logarithm, or log a^2 / s^2.",
     ),
     click.option(
         "--data-range",
@@ -273,8 +281,8 @@ two_sets_options = _images_options(
 )
 
 CHECKPOINT = (
-    *("ckpt", "network", "model_flags", "weights", "schedule", "prediction", "variance", "clip"),
-    *("time_input", "data_range", "levels", "timesteps"),
+    *("ckpt", "network", "model_flags", "weights", "schedule", "process", "prediction"),
+    *("variance", "clip", "time_input", "data_range", "levels", "timesteps"),
 )
 """Python names of the checkpoint's options."""
 DATA = ("data", "num_images", "label", "class_names", *PREPARATION)

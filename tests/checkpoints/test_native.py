@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from ddpmbench.checkpoints import CheckpointSettings, TimeInput, load_checkpoint
 from ddpmbench.checkpoints.native import write_native
 from ddpmbench.diffusion.data_range import UNIT_RANGE, DataRange
-from ddpmbench.diffusion.process import Prediction, Variance
+from ddpmbench.diffusion.parameterization import Prediction, Process, Variance
 from ddpmbench.diffusion.schedule import NoiseSchedule
+from ddpmbench.errors import InputError
 
 
 def rewrite(path, **record):
@@ -87,6 +88,31 @@ def test_what_is_not_the_default_survives_and_is_not_passed_over_by_older_reader
     assert not read.notes
 
 
+def test_a_process_survives_and_is_not_passed_over_by_older_readers(small_model, tmp_path):
+    for schedule in (
+        NoiseSchedule.variance_exploding(40, sigma_min=0.01, sigma_max=10.0),
+        NoiseSchedule.flow(40),
+        small_model.schedule.in_family(Process.SUB_VP),
+    ):
+        path = tmp_path / f"{schedule.process}.safetensors"
+        write_native(path, dataclasses.replace(small_model, schedule=schedule))
+        assert record_of(path)["format"] == 3
+        read = load_checkpoint(path)
+        assert read.schedule.is_same_process(schedule)
+        as_vp = load_checkpoint(path, CheckpointSettings(process="vp"))
+        assert as_vp.schedule.process is Process.VP
+        assert torch.equal(as_vp.schedule.betas, schedule.betas)
+        assert [note for note in as_vp.notes if "`schedule`" in note]
+
+
+def test_the_a_of_sub_vp_is_that_of_vp(small_model):
+    schedule = small_model.schedule.in_family(Process.SUB_VP)
+    a = schedule.log_scale.exp() * schedule.alphas_cumprod.sqrt()
+    torch.testing.assert_close(a, small_model.schedule.alphas_cumprod.sqrt())
+    with pytest.raises(InputError, match="follows from VP"):
+        NoiseSchedule.flow(40).in_family(Process.SUB_VP)
+
+
 def test_options_override_what_a_file_says_of_its_data(small_model, tmp_path):
     path = tmp_path / "a.safetensors"
     write_native(path, dataclasses.replace(small_model, data_range=DataRange(0, 1, 32)))
@@ -124,7 +150,7 @@ def test_what_is_not_written(small_model, tmp_path):
 @pytest.mark.parametrize(
     ("record", "word"),
     [
-        ({"format": 3}, "newer"),
+        ({"format": 4}, "newer"),
         ({"format": 0}, "format 0"),
         ({"clip": "no"}, "clip"),
         ({"weights": "both"}, "weights"),

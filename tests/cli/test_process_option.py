@@ -1,0 +1,84 @@
+"""`--process`: a network of one's own that takes x_t at the scale of another family."""
+
+import json
+
+import numpy as np
+import pytest
+
+# Of pixels from N(0, 0.09): the exact score, whose argument sigma is that of the noise in x.
+SCORE = """
+import torch
+
+VARIANCE = 0.09
+
+
+class Score(torch.nn.Module):
+    def forward(self, x, sigma):
+        return -x / (VARIANCE + sigma[:, None, None, None] ** 2)
+"""
+SETTINGS = ("--prediction", "score", "--variance", "fixed_small", "--no-clip")
+LEVELS = ("--process", "ve:0.01:10:1000", "--time-input", "sigma")
+
+
+@pytest.fixture
+def inputs(tmp_path):
+    pixels = np.random.default_rng(0).normal(0, 0.3, (60, 4, 4, 1))
+    np.savez(tmp_path / "x.npz", np.rint((pixels.clip(-1, 1) + 1) * 127.5).astype(np.uint8))
+    (tmp_path / "score.py").write_text(SCORE)
+    return ("--network", f"{tmp_path}/score.py:Score", "--data", tmp_path / "x.npz", *SETTINGS)
+
+
+def closed_form(x):
+    """KL in continuous time and the prior of VE, bits per dimension."""
+    ends = 1 / np.array([10.0, 0.01]) ** 2  # signal-to-noise ratios
+    low, high = (
+        (np.log1p(r * 0.09) + 1 / (1 + r * 0.09) - x**2 / 0.09 / (1 + r * 0.09)) / 2 for r in ends
+    )
+    return (high - low).mean() / np.log(2), (x**2 / 2 / 10.0**2).mean() / np.log(2)
+
+
+def test_the_bound_of_exact_scores_is_the_closed_form(said, inputs, tmp_path):
+    x = np.load(tmp_path / "x.npz")["arr_0"] / 127.5 - 1
+    kl, prior = closed_form(x)
+    command = ("nll", *inputs, *LEVELS, "--timesteps", "continuous", "--half-width", 0.04)
+    status, printed, told = said(*command, "--out", tmp_path / "run", "--format", "json")
+    assert status == 0, told
+    summary = json.loads(printed)
+    assert summary["prior"] == pytest.approx(prior, rel=1e-6)
+    assert summary["kl"] == pytest.approx(kl, abs=1.5 * summary["half_width"])
+    assert summary["half_width"] <= 0.04
+
+
+def test_the_ode_of_exact_scores_is_the_closed_form(said, inputs, tmp_path):
+    command = ("ode", *inputs, *LEVELS, "--dequantization", "uniform", "--trace", "exact")
+    status, _, told = said(*command, "--num-ode-images", 60, "--out", tmp_path / "run")
+    assert status == 0, told
+    rows = np.genfromtxt(tmp_path / "run" / "per_image.csv", delimiter=",", names=True)
+    x = np.load(tmp_path / "x.npz")["arr_0"] / 127.5 - 1
+    # The ODE is linear: u_T = u_1 sqrt((v + sigma_T^2) / (v + sigma_1^2)), and u_T ~ N(0, 10^2).
+    v_1, v_last = 0.09 + 0.01**2, 0.09 + 10.0**2
+    square = (x**2).mean((1, 2, 3))
+    log_p = -0.5 * (
+        square * v_last / v_1 / 10.0**2 + np.log(2 * np.pi * 10.0**2) - np.log(v_last / v_1)
+    )
+    # The noise of dequantization adds its own square to that of x.
+    np.testing.assert_allclose(rows["log_p"] * np.log(2), log_p, atol=0.02)
+
+
+def test_the_family_of_a_schedule_and_what_is_none(said, refused, inputs):
+    own = (*inputs, "--time-input", "index")
+    assert "others; leave one of them out" in refused(
+        "nll", *own, "--process", "ve:0.01:10:1000", "--schedule", "linear:1000"
+    )
+    for process, words in {
+        "vee": "choose from vp",
+        "ve:0.01:10": "ve:0.01:50:1000",
+        "ve:10:0.01:100": "the smaller one first",
+        "ve:a:1:100": "is no number",
+        "flow:1": "no number of steps",
+    }.items():
+        assert words in refused("nll", *own, "--process", process)
+    options = ("--process", "ve", "--schedule", "linear:1000", "--estimator", "every-pair")
+    status, printed, told = said("nll", *own, *options, "--timesteps", 5, "--num-images", 2)
+    assert status == 0, told
+    assert "linear, ve" in printed
