@@ -78,4 +78,5 @@ def install(monkeypatch, rounding=biased, before=lambda: None):
 
     monkeypatch.setattr("ddpmbench.evaluate.nll.Engine", engine)
     monkeypatch.setattr("ddpmbench.execution.engine_choice.Engine", engine)
+    monkeypatch.setattr("ddpmbench.execution.precision_choice.Engine", engine)
     return rows

@@ -111,7 +111,7 @@ def ddpmbench(*arguments: object, setup: Callable[[], None] | None = None) -> Re
     return Command(*arguments, setup=setup).result()
 
 
-def ranks(count: int, *arguments: object) -> list[Result]:
+def ranks(count: int, *arguments: object, setup: Callable[[], None] | None = None) -> list[Result]:
     """Run a command on so many processes of one run, as torchrun starts them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -120,6 +120,7 @@ def ranks(count: int, *arguments: object) -> list[Result]:
     started = [
         Command(
             *arguments,
+            setup=setup,
             environment={n: str(v) for n, v in {**world, "RANK": k, "LOCAL_RANK": k}.items()},
         )
         for k in range(count)

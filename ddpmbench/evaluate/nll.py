@@ -39,6 +39,7 @@ from ddpmbench.execution.finished import (
 )
 from ddpmbench.execution.folder import RunFolder
 from ddpmbench.execution.importance import Importance
+from ddpmbench.execution.precision_choice import Candidate, settled_precision
 from ddpmbench.execution.precision_correction import CorrectionRun
 from ddpmbench.execution.session import session
 from ddpmbench.execution.terms import (
@@ -149,9 +150,10 @@ def evaluate_nll(
         seed: of the noise and the choice of rows, 0 <= seed < 2^64.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         precision: what the network computes in: "fp32" strictly, "tf32", "bf16", "fp16", or
-            "auto", which is fp16 on CUDA and fp32 elsewhere. In low precision some rows are
-            computed in strict float32 too, and correct the bound, its parts and its intervals; the
-            tables are as the rows have them.
+            "auto": that of the run in the folder, if there is one, else fp16 on CUDA, and on a
+            CPU bf16 where a short test before a long run finds that to be faster by a third;
+            otherwise fp32. In low precision some rows are computed in strict float32 too, and
+            correct the bound, its parts and its intervals; the tables are as the rows have them.
         batch_size: rows a network call, None for what suits the device. Another one
             changes a number by float rounding.
         check: whether a sanity check evaluates the checkpoint under other parameterizations
@@ -197,11 +199,26 @@ def evaluate_nll(
         ) as reporter,
     ):
         ranks, target = run_session.ranks, run_session.device
-        computed_in = resolve_precision(precision, target)
-        chosen.check(checkpoint, images, seed=seed, precision=computed_in)
+        check_in = partial(chosen.check, checkpoint, images, seed=seed)
+        check_in(precision=resolve_precision(precision, target))
         conventions = conventions_of(checkpoint, images, decoder=decoder)
         shape = images.pixels.shape[1:]
         checkpoint = run_session.checked(checkpoint, shape)
+        calls = chosen.least_evaluations(len(images), checkpoint.schedule.num_timesteps)
+        use = NetworkUse(shape, calls // ranks.count, batch_size)
+        terms_pass = terms_pass_of(checkpoint, images, seed=seed, decoder=decoder, device=target)
+        computed_in = settled_precision(
+            precision,
+            Candidate(
+                terms_pass,
+                use,
+                chosen.correction_design(terms_pass),
+                chosen.settings.get("half_width_goal"),
+                lambda other: check_in(precision=other),
+            ),
+            run_session,
+            note=reporter.note,
+        )
         identity = {
             "schema": tables.SCHEMA,
             "data": images.sha256,
@@ -214,7 +231,6 @@ def evaluate_nll(
             ),
         }
         run_session.agree(identity, **chosen.settings, continuous=continuous)
-        calls = chosen.least_evaluations(len(images), checkpoint.schedule.num_timesteps)
         before = PreliminaryCheck(
             check, calls, seed=seed, batch_size=batch_size, note=reporter.note, warn=reporter.warn
         )
@@ -271,23 +287,15 @@ def evaluate_nll(
             return answered
         engine = settled_engine(
             checkpoint,
-            NetworkUse(images.pixels.shape[1:], calls // ranks.count, batch_size),
+            use,
             device=target,
             precision=computed_in,
             folder=out,
             ranks=ranks,
             note=reporter.note,
         )
-        terms_pass = terms_pass_of(
-            checkpoint,
-            images,
-            seed=seed,
-            decoder=decoder,
-            device=target,
-            model_output=engine.model_output,
-        )
         run = TermsRun(
-            terms_pass,
+            terms_pass.calling(engine.model_output),
             run_session.worker(images.pixels.shape[1:], batch_size=batch_size, listener=reporter),
             computed_in,
         )

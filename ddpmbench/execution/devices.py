@@ -123,7 +123,8 @@ def resolve_precision(
     """The precision that a name stands for.
 
     Args:
-        name: a `Precision`, or "auto": strict float32 on the CPU and MPS, `on_cuda` on CUDA.
+        name: a `Precision`, or "auto": strict float32 on the CPU and MPS, `on_cuda` on CUDA. A
+            run of a bound may find another; see `settled_precision`.
         device: where the network runs.
         on_cuda: the choice of "auto" there; a likelihood wants the mantissa of float16.
 
@@ -161,6 +162,20 @@ def _computes_in(dtype: torch.dtype, device: torch.device) -> bool:
         return bool(h.isfinite().all())
     except (RuntimeError, NotImplementedError):
         return False
+
+
+_BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}
+"""Names of the instructions that multiply in bfloat16: of x86, and the last of Arm."""
+
+
+@functools.cache
+def has_native_bfloat16() -> bool:
+    """Whether the CPU multiplies in bfloat16; False where the system does not say."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return not _BFLOAT16.isdisjoint(text.split())
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -148,7 +148,8 @@ COMPILE_SECONDS = {"cpu": 60.0, "cuda": 120.0}
 """Seconds that compiling a network takes at most, as a rule."""
 SHARE_TO_GAIN = 0.1
 """Compilation is tried where saving this share of the run would pay for it."""
-_FEW_BATCHES = 500
+FEW_BATCHES = 500
+"""A run of fewer tests nothing."""
 _SMALL_BATCH = 32
 _CLEARLY = 0.05
 _AT_LEAST = 0.3  # seconds that a candidate is measured
@@ -249,7 +250,7 @@ def fastest(
     """
     known = at_once(checkpoint, device, precision)
     num_batches = use.num_evaluations / use.rows(device)
-    if num_batches < _FEW_BATCHES:
+    if num_batches < FEW_BATCHES:
         return known
     measure = partial(_batch_seconds, checkpoint, use, device)
     seconds: dict[EngineChoice, float] = {}

@@ -1,0 +1,261 @@
+"""The precision of a bound where it is "auto", the same in every session and process of the run.
+
+A run that goes on keeps the precision of its folder. A new one on a CPU is in bf16 where a short
+test finds it to be faster by a third, the correction to strict float32 included.
+"""
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddpmbench.checksums import DamageError, read_json
+from ddpmbench.diffusion.data_range import NATS_PER_BIT
+from ddpmbench.errors import InputError
+from ddpmbench.execution.devices import AUTO, has_native_bfloat16, resolve_precision
+from ddpmbench.execution.engine import Engine
+from ddpmbench.execution.engine_choice import FEW_BATCHES, WORTH_A_TEST, NetworkUse, at_once
+from ddpmbench.execution.folder import IDENTITY
+from ddpmbench.execution.session import Session
+from ddpmbench.execution.timing import timer
+from ddpmbench.likelihood.bound import quantile
+from ddpmbench.likelihood.precision import CorrectionDesign
+from ddpmbench.likelihood.terms import TermIndex, TermsPass, TermTable
+from ddpmbench.unet.precision import Precision
+from ddpmbench.user_code import described
+
+LEAST_SPEEDUP = 4 / 3
+"""How many times as fast as in fp32 a run in bf16 must be."""
+NUM_PAIRS = 7
+"""Batches of the test, each in both precisions in turn."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Candidate:
+    """A run that may be in low precision.
+
+    Attributes:
+        terms_pass: evaluates its terms.
+        use: network evaluations of each process, as far as they are known.
+        correction: the terms of its correction.
+        half_width: of the interval that it stops at, bits per dimension; None where the number of
+            terms is known.
+        check: raises InputError where it cannot be in a precision.
+    """
+
+    terms_pass: TermsPass
+    use: NetworkUse
+    correction: CorrectionDesign
+    half_width: float | None
+    check: Callable[[Precision], None]
+
+    @property
+    def rows(self) -> int:
+        """Terms of a batch."""
+        return self.use.rows(self.terms_pass.device)
+
+    def batch(self, number: int) -> TermIndex:
+        """The batch 0 <= number < `NUM_PAIRS` of the test: terms of the correction, spread."""
+        spread = np.arange(number, self.rows * NUM_PAIRS, NUM_PAIRS)
+        place = spread * len(self.correction) // (self.rows * NUM_PAIRS)
+        of = self.correction
+        return TermIndex(of.image[place], of.t[place], of.first_draw + place)
+
+
+def settled_precision(
+    name: str, candidate: Candidate, session: Session, *, note: Callable[[str], None]
+) -> Precision:
+    """The precision that a name stands for in a run of a bound.
+
+    Args:
+        name: a `Precision`, or "auto": that of the run in the folder; in a new run fp16 on CUDA,
+            on a CPU bf16 where a test finds it to be worth it, and else fp32.
+        candidate: the run.
+        session: of the run; the first process decides.
+        note: called with a line about what "auto" is and why, unless the device alone decides.
+
+    Raises:
+        InputError: see `resolve_precision`.
+    """
+    device = session.device
+
+    def decide() -> Precision:
+        if name != AUTO:
+            return resolve_precision(name, device)
+        if (known := _recorded(session.out)) is not None:
+            note(f"precision {known}: this run began in it")
+            return known
+        if device.type != "cpu":
+            return resolve_precision(AUTO, device)
+        precision, why = _chosen(candidate, session.ranks.count)
+        note(f"precision {precision}: {why}")
+        return precision
+
+    decided = session.ranks.once(decide)
+    return resolve_precision(decided if name == AUTO else name, device)
+
+
+def _recorded(folder: Path | None) -> Precision | None:
+    """The precision of the run in a folder; None without a run, or where its record is damaged."""
+    try:
+        return None if folder is None else Precision(read_json(folder / IDENTITY)["precision"])
+    except (DamageError, KeyError, ValueError):
+        return None
+
+
+def _chosen(candidate: Candidate, num_processes: int) -> tuple[Precision, str]:
+    """The precision of a new run on a CPU, and why."""
+    low, num_terms = Precision.BF16, len(candidate.correction)
+    if not has_native_bfloat16():
+        return Precision.FP32, f"this CPU has no instructions for {low}"
+    if candidate.use.num_evaluations / candidate.rows < FEW_BATCHES:
+        return Precision.FP32, _TOO_SHORT
+    try:
+        candidate.check(low)
+    except InputError:
+        return Precision.FP32, f"`max_evaluations` leaves no room for the correction of {low}"
+    try:
+        faster, half_width = _tested(candidate)
+    except _KeptError as kept:
+        return Precision.FP32, str(kept)
+    goal = math.inf if candidate.half_width is None else candidate.half_width
+    if half_width >= goal:
+        known = f"what {low} changes would be known to +- {half_width:.2g} alone"
+        return Precision.FP32, f"{known}, no less than the +- {goal:g} of the whole interval"
+    times = speedup(
+        faster,
+        num_evaluations=candidate.use.num_evaluations * num_processes,
+        num_terms=num_terms,
+        share=half_width / goal,
+    )
+    if times >= LEAST_SPEEDUP:
+        terms = f"corrected by {num_terms:,} terms in {Precision.FP32}, too"
+        return low, f"{times:.2f} times as fast as {Precision.FP32} here, {terms}"
+    less = f"{low} with its correction would be {times:.2f} times as fast here"
+    return Precision.FP32, f"{less}, and is chosen from {LEAST_SPEEDUP:.2f} on"
+
+
+_TOO_SHORT = (
+    f"a run of fewer than {FEW_BATCHES} batches, or of less than about {WORTH_A_TEST:.0f} s, is "
+    "too short for a test of another"
+)
+
+
+def speedup(faster: float, *, num_evaluations: int, num_terms: int, share: float) -> float:
+    r"""How many times as fast as in float32 a run in low precision is, with its correction.
+
+    .. math:: \frac{N s_{32}}{N s_{16} / (1 - c^2) + m (s_{16} + s_{32})}
+
+    Args:
+        faster: s_32 / s_16, the seconds of a term in either precision.
+        num_evaluations: N, in float32.
+        num_terms: m, of the correction.
+        share: 0 <= c < 1, the half width of the correction over that of the run, which takes more
+            terms for it; 0 where the number of terms is given.
+    """
+    terms = num_evaluations / (1 - share**2)
+    return num_evaluations * faster / (terms + num_terms * (1 + faster))
+
+
+class _KeptError(Exception):
+    """Why a run stays in strict float32."""
+
+
+def _tested(candidate: Candidate) -> tuple[float, float]:
+    """Time batches of terms in strict float32 and in bfloat16, in turn.
+
+    Returns:
+        How many times as fast a term is in bfloat16, the median of the pairs; and about how wide
+        the 95 % interval of the correction is to either side, bits per dimension.
+
+    Raises:
+        _KeptError: the run is too short, or the network cannot be called in bfloat16.
+    """
+    num_batches = candidate.use.num_evaluations / candidate.rows
+    strictly, low = (_Called(candidate, precision) for precision in _BOTH)
+    for called in (strictly, low):
+        called.terms(0)  # warms up
+    ratios, index, difference = [], [], []
+    for number in range(NUM_PAIRS):
+        seconds, strict = strictly.terms(number)
+        if seconds * num_batches < WORTH_A_TEST:
+            raise _KeptError(_TOO_SHORT)
+        seconds_low, rounded = low.terms(number)
+        ratios.append(seconds / seconds_low)
+        index.append(strict.index.t)
+        difference.append(strict.values["nats"] - rounded.values["nats"])
+    half_width = _half_width(
+        candidate.correction, np.concatenate(index), np.concatenate(difference)
+    )
+    return float(np.median(ratios)), half_width / NATS_PER_BIT
+
+
+_BOTH = (Precision.FP32, Precision.BF16)
+
+
+@contextlib.contextmanager
+def _kept_if_it_fails(precision: Precision) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # a network of the user's raises anything
+        raise _KeptError(f"the network fails in {precision}: {described(error)}") from error
+
+
+class _Called:
+    """Terms of a candidate in one precision."""
+
+    def __init__(self, candidate: Candidate, precision: Precision) -> None:
+        self._candidate, self._precision = candidate, precision
+        checkpoint, device = candidate.terms_pass.checkpoint, candidate.terms_pass.device
+        choice = at_once(checkpoint, device, precision)
+        with _kept_if_it_fails(precision):
+            self._engine = Engine(checkpoint, device=device, choice=choice, rows=candidate.rows)
+        self._terms_pass = candidate.terms_pass.calling(self._engine.model_output)
+
+    def terms(self, number: int) -> tuple[float, TermTable]:
+        """Seconds of a batch of the test, and its terms.
+
+        Raises:
+            _KeptError: they are not finite, or the network fails.
+        """
+        index = self._candidate.batch(number)
+        with _kept_if_it_fails(self._precision), self._engine.running():
+            seconds, table = timed_terms(self._terms_pass, index, self._precision)
+        if not np.isfinite(table.values["nats"] + table.values["eps_mse"]).all():
+            raise _KeptError(f"the network's output is not finite in {self._precision}")
+        return seconds, table
+
+
+def timed_terms(
+    terms_pass: TermsPass, index: TermIndex, precision: Precision
+) -> tuple[float, TermTable]:
+    """Seconds that terms take, and the terms; the precision is that of the network."""
+    clock = timer(terms_pass.device)
+    begin = clock()
+    table = terms_pass.terms(index)
+    return clock() - begin, table
+
+
+def _half_width(
+    design: CorrectionDesign, t: NDArray[np.int64], difference: NDArray[np.float64]
+) -> float:
+    """About that of a correction, from some of its terms; without its strata, so rather too wide.
+
+    Args:
+        design: of the correction.
+        t: (n,) timesteps of terms.
+        difference: (n,) of these terms, strict float32 minus low precision, nats per dimension.
+    """
+    later = t > 1
+    weighted = difference[later] / design.density[t[later] - 2]
+    sizes = (design.num_decoder_terms, len(design) - design.num_decoder_terms)
+    variance = sum(
+        float(values.var(ddof=1)) / size
+        for values, size in zip((difference[~later], weighted), sizes, strict=True)
+        if len(values) > 1
+    )
+    return quantile(max(len(t) - 1, 1)) * math.sqrt(variance)
