@@ -86,7 +86,7 @@ def test_goal(benchmark, bench, monkeypatch, num_images, half_width):
             counted.append(len(rows))
             return super().terms(rows)
 
-    monkeypatch.setattr("ddpmbench.evaluate.nll.TermsPass", CountingPass)
+    monkeypatch.setattr("ddpmbench.likelihood.continuous.TermsPass", CountingPass)
     summary = benchmark.pedantic(
         lambda: (
             db.evaluate_nll(
