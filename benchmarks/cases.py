@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 import torch
 
+from ddpmbench.execution.devices import has_native_bfloat16
 from ddpmbench.execution.engine import EngineChoice
 from ddpmbench.unet.precision import Precision
 
@@ -60,8 +61,8 @@ class Case:
 def _has_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    # Without these instructions bfloat16 is emulated, at a small share of the speed.
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    # Elsewhere bfloat16 is emulated, at a small share of the speed.
+    return has_native_bfloat16()
 
 
 def eager(precision: Precision = FP32) -> EngineChoice:

@@ -4,7 +4,19 @@ import math
 
 import pytest
 from bench import running
-from cases import BF16, CIFAR10, FP16, FP32, SHIPPED, TF32, Case, cases, compiled, eager
+from cases import (
+    BF16,
+    CIFAR10,
+    FP16,
+    FP32,
+    SHIPPED,
+    TF32,
+    Case,
+    cases,
+    channels_last,
+    compiled,
+    eager,
+)
 from rows import Work, record, steady
 from subjects import fits_shipped_images, images_for
 
@@ -16,8 +28,8 @@ from ddpmbench.likelihood.terms import TermsPass
 NUM_IMAGES = 10_000
 EVERY_PAIR = [
     Case(SHIPPED, "cpu", 32, eager(), quick=True),
-    *cases(SHIPPED, "cpu", [32], [compiled(), compiled(BF16)]),
-    *cases(CIFAR10, "cpu", [8], [eager(), compiled()]),
+    *cases(SHIPPED, "cpu", [32], [channels_last(), eager(BF16), compiled(), compiled(BF16)]),
+    *cases(CIFAR10, "cpu", [8], [eager(), channels_last(), eager(BF16), compiled()]),
     Case(SHIPPED, "cuda", 128, eager(), quick=True),
     *cases(CIFAR10, "cuda", [128], [eager(), compiled(FP32), compiled(TF32), compiled(FP16)]),
     *cases(CIFAR10, "cuda", [512], [eager(FP16), compiled(FP16)]),
