@@ -59,6 +59,7 @@ def conventions(summary):
                 "bits_per_dim": bits + difference,
                 "half_width": np.nan if spacing == "best" else summary["half_width"],
                 "difference": difference,
+                "difference_half_width": 0.0007 if difference < 0 else np.nan,
                 "used_by": used_by,
             }
         )

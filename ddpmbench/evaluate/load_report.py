@@ -118,12 +118,19 @@ def _of_bound(path: Path) -> NllReport:
         summary=run.summary,
         per_timestep=_steps(run, "per_timestep.csv", _PER_TIMESTEP),
         rate_distortion=_steps(run, RATE_DISTORTION, RATE_DISTORTION_COLUMNS),
-        conventions=_table(path / "conventions.csv", CONVENTION_COLUMNS, least=1),
+        conventions=_conventions(path / "conventions.csv"),
         sub_schedules=_table(path / "sub_schedules.csv", SUB_SCHEDULE_COLUMNS),
         per_image=_table(path / PER_IMAGE, _PER_IMAGE, rows=run.summary["num_images"]),
         folder=path,
         continuous=_continuous(run),
     )
+
+
+def _conventions(path: Path) -> pd.DataFrame:
+    """The table; results of earlier versions have no intervals of differences."""
+    left_out = {"difference_half_width"} - {*texts_of(path)}
+    columns = {name: kind for name, kind in CONVENTION_COLUMNS.items() if name not in left_out}
+    return _table(path, columns, least=1).reindex(columns=list(CONVENTION_COLUMNS))
 
 
 def _continuous(run: FinishedRun) -> pd.DataFrame | None:

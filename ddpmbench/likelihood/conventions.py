@@ -7,6 +7,7 @@ evaluation gives them all: either variance, with and without clipping, and every
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ from ddpmbench.likelihood.sampled_terms import X_START, sampled_terms
 from ddpmbench.likelihood.sub_schedules import (
     SubScheduleBound,
     SubScheduleCosts,
+    TimestepErrors,
     Transitions,
     can_skip,
     every_pair_errors,
@@ -178,10 +180,30 @@ class OtherBounds:
         sub_schedules: of the models that visit some of the timesteps, under the run's clip and the
             exact decoder; none where the network predicts the previous mean, which is that of its
             own schedule, or where the schedule does not allow it (`can_skip`).
+        best_constant_half_width: of the 95 % interval of the difference between the bounds with
+            the best constant and the run's own, fixed variance; None where it is unknown.
     """
 
     conventions: list[ConventionBound]
     sub_schedules: list[SubScheduleBound]
+    best_constant_half_width: float | None = None
+
+    @classmethod
+    def of(
+        cls,
+        conventions: list[ConventionBound],
+        costs: SubScheduleCosts,
+        *,
+        chosen_by: TimestepErrors,
+        judged_by: TimestepErrors,
+    ) -> Self:
+        """Those under conventions, and of sub-schedules; see `sub_schedule_bounds`."""
+        own = conventions[0].convention.variance
+        return cls(
+            conventions,
+            sub_schedule_bounds(costs, chosen_by=chosen_by, judged_by=judged_by),
+            costs.difference_half_width(None, own) if own in FIXED else None,
+        )
 
 
 def every_pair_other_bounds(
@@ -218,7 +240,7 @@ def every_pair_other_bounds(
         decoder_over_freedom=float(noise.over_freedom[0]),
     )
     # The only error of every pair is its noise.
-    return OtherBounds(bounds, sub_schedule_bounds(costs, chosen_by=errors, judged_by=errors))
+    return OtherBounds.of(bounds, costs, chosen_by=errors, judged_by=errors)
 
 
 def importance_other_bounds(
@@ -268,7 +290,7 @@ def importance_other_bounds(
         decoder_variance=terms.decoder_variance,
         decoder_over_freedom=terms.decoder_variance**2 / max(len(design.redrawn), 1),
     )
-    return OtherBounds(bounds, sub_schedule_bounds(costs, chosen_by=chosen_by, judged_by=judged_by))
+    return OtherBounds.of(bounds, costs, chosen_by=chosen_by, judged_by=judged_by)
 
 
 def _skips(diffusion: GaussianDiffusion) -> bool:

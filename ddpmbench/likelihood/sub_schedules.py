@@ -276,6 +276,17 @@ class SubScheduleCosts:
             ),
         )
 
+    def difference_half_width(self, variance: Variance | None, other: Variance) -> float | None:
+        """That of the 95 % interval of the difference of two variances' bounds, at all timesteps.
+
+        Both are from the same errors and have the same decoder term, so that it is narrower than
+        either bound's. None where it cannot be known.
+        """
+        t = np.arange(2, self.schedule.num_timesteps + 1)
+        slopes = self._terms(variance, t - 1, t)[1] - self._terms(other, t - 1, t)[1]
+        spread, over_freedom = self.errors.variance(np.append(0.0, slopes))
+        return half_width_of(spread, least_freedom_of_sum(spread, over_freedom))
+
     def best_timesteps(self, variance: Variance | None, lengths: Sequence[int]) -> list[list[int]]:
         """The timesteps of the best models of some lengths, each of all that visit t = 1 and T.
 

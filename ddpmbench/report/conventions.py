@@ -32,6 +32,7 @@ CONVENTION_COLUMNS = {
     "bits_per_dim": "float64",
     "half_width": "float64",
     "difference": "float64",
+    "difference_half_width": "float64",
     "used_by": "str",
 }
 SUB_SCHEDULE_COLUMNS = {
@@ -81,9 +82,11 @@ def conventions_frame(
 
     `rate_bits_per_dim` is the prior and the KL terms, `decoder_bits_per_dim` the term at t = 1;
     they sum to `bits_per_dim`. `difference` is from the run's own bound; of a model that skips
-    timesteps it is from the model that skips none, estimated alike. The decoder's variance is that
-    of the posterior at t = 2 (of a model that skips timesteps, at its own second one), beta_1, or
-    learned ("model"). `spacing` is "all" where every timestep is visited, "evenly spaced", or
+    timesteps it is from the model that skips none, estimated alike. `difference_half_width`, of its
+    95 % interval for these images, is known of continuous time and, where the run's variance is
+    fixed, of the best constant one at all timesteps; both pair the terms. The decoder's variance is
+    that of the posterior at t = 2 (of a model that skips timesteps, at its own second one), beta_1,
+    or learned ("model"). `spacing` is "all" where every timestep is visited, "evenly spaced", or
     "best" of all on these images (`likelihood.sub_schedules`).
 
     Args:
@@ -111,6 +114,12 @@ def conventions_frame(
     ]
     frame = pd.DataFrame(rows)
     frame["difference"] = frame.bits_per_dim - frame["from"] / NATS_PER_BIT
+    frame["difference_half_width"] = np.nan
+    if continuous is not None:
+        is_limit = frame.convention == CONTINUOUS_TIME
+        frame.loc[is_limit, "difference_half_width"] = continuous.half_width / NATS_PER_BIT
+    is_best = (frame.variance == BEST_CONSTANT) & (frame.spacing == ALL_STEPS)
+    frame.loc[is_best, "difference_half_width"] = _bits_or_nan(others.best_constant_half_width)
     return frame.astype(CONVENTION_COLUMNS)[list(CONVENTION_COLUMNS)]
 
 

@@ -229,5 +229,6 @@ def _conventions(tables: RunTables) -> list[tuple[str, list[dict[Any, Any]]]]:
     groups = [("", same), ("Fewer timesteps: bounds of respaced models", fewer)]
     # An interval that is not known is None in a page, and nan in a table.
     for row in rows:
-        row["half_width"] = None if math.isnan(row["half_width"]) else row["half_width"]
+        for name in ("half_width", "difference_half_width"):
+            row[name] = None if math.isnan(row[name]) else row[name]
     return [(title, group) for title, group in groups if group]

@@ -71,6 +71,22 @@ def test_with_true_errors_more_steps_are_never_worse():
         assert (np.diff(bounds) < 1e-12).all()
 
 
+@pytest.mark.parametrize("own", VARIANCES[:2])
+def test_the_interval_of_a_difference_is_that_of_its_noise(own):
+    of, every = costs(spread=1e-6), SCHEDULE.evenly_spaced(T)
+    generator = np.random.default_rng(0)
+    differences = []
+    for _ in range(4000):
+        mse = of.errors.mse + 1e-3 * generator.normal(size=T)
+        drawn = dataclasses.replace(of, errors=dataclasses.replace(of.errors, mse=mse))
+        differences.append(drawn.bound(None, every).nats - drawn.bound(own, every).nats)
+    half_width = of.difference_half_width(None, own)
+    assert half_width == pytest.approx(1.96 * np.std(differences), rel=0.05)
+    assert half_width < of.bound(own, every).half_width
+    assert of.difference_half_width(own, own) == 0
+    assert costs(spread=np.nan).difference_half_width(None, own) is None
+
+
 def test_the_best_constant_variance_is_better_than_either():
     of = costs()
     for length in range(2, T + 1):

@@ -1,10 +1,12 @@
 """The tables of conventions and of models that skip steps, as a run writes them."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
+from sealing import write_frame
 
 import ddpmbench as db
 from ddpmbench.report.conventions import (
@@ -60,6 +62,27 @@ def test_what_skips_steps_is_compared_with_what_skips_none(report, longer):
         skips = frame[frame.used_by.str.contains("Bao|Watson|Nichol & Dhariwal 2021, section")]
         assert len(skips)
         np.testing.assert_allclose(skips.difference, skips.bits_per_dim - all_steps)
+
+
+def test_the_best_constant_variance_is_paired_with_the_run(report):
+    frame = report.conventions
+    (row,) = frame[(frame.variance == "best_constant") & (frame.spacing == "all")].itertuples()
+    known = frame.difference_half_width.notna()
+    assert row.difference <= 0
+    # With so few terms the error at some timestep has no known variance.
+    if report.summary["estimator"] == "every-pair":
+        assert 0 < row.difference_half_width < row.half_width
+        assert list(frame.index[known]) == [row.Index]
+    assert known.sum() <= 1
+
+
+def test_results_without_intervals_of_differences_are_read(report, tmp_path):
+    folder = shutil.copytree(report.folder, tmp_path / "run")
+    shutil.rmtree(folder / "shards")
+    earlier = report.conventions.drop(columns="difference_half_width")
+    write_frame(folder / "conventions.csv", earlier)
+    expected = report.conventions.assign(difference_half_width=np.nan)
+    pd.testing.assert_frame_equal(db.load_report(folder).conventions, expected)
 
 
 def test_no_two_rows_are_of_one_name(report, longer):
