@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
 
 from ddpmbench.data.images import ImageSource, load_images
@@ -21,7 +22,7 @@ from ddpmbench.evaluate.inputs import (
     model_identity,
     note_images,
 )
-from ddpmbench.evaluate.nll import evaluate_nll
+from ddpmbench.evaluate.nll import NllReport, evaluate_nll
 from ddpmbench.evaluate.progress import listening
 from ddpmbench.execution.continuous import why_not_continuous
 from ddpmbench.execution.devices import evaluating_checkpoint, strict_float32
@@ -90,6 +91,7 @@ def evaluate_ode(
     solver_steps: int = 12,
     num_ode_images: int = 256,
     half_width: float | None = None,
+    bound: NllReport | None = None,
     seed: int = 0,
     device: str = "auto",
     batch_size: int | None = None,
@@ -118,6 +120,8 @@ def evaluate_ode(
         solver_steps: an even number, on an even grid in log sigma.
         num_ode_images: so many images' ODE is solved, at most.
         half_width: of the variational bound on all images; see `evaluate_nll`.
+        bound: that bound, where it is known already: of the same checkpoint, images and seed, in
+            strict float32 with the exact decoder. None evaluates it.
         seed: of noise, probes and the choice of images, 0 <= seed < 2^64.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         batch_size: images in a network evaluation, None for what suits the device. Another one
@@ -160,14 +164,11 @@ def evaluate_ode(
         ) as reporter,
     ):
         checkpoint = run_session.checked(checkpoint, shape)
-        why = run_session.ranks.once(
-            partial(why_not_continuous, checkpoint, shape, run_session.device)
-        )
-        if why is not None or checkpoint.schedule.trained is not None:
+        why = run_session.ranks.once(partial(why_no_ode, checkpoint, shape, run_session.device))
+        if why is not None:
             raise InputError(
-                f"{checkpoint.network_name}: its ODE cannot be solved: "
-                f"{why or 'the model visits timesteps between those of its training'}; "
-                "evaluate the model at the timesteps that it was trained on"
+                f"{checkpoint.network_name}: its ODE cannot be solved: {why}; evaluate the model "
+                "at the timesteps that it was trained on"
             )
         conventions = conventions_of(checkpoint, images, decoder="exact")
         identity = {
@@ -181,9 +182,20 @@ def evaluate_ode(
                 checkpoint, conventions, seed=seed, tables=run_session.dtype_of_tables(checkpoint)
             ),
         }
+        if bound is not None:
+            of_ode = {
+                "checkpoint": checkpoint.record,
+                "data": images.record,
+                "num_timesteps": checkpoint.schedule.num_timesteps,
+                "conventions": {**conventions, **checkpoint.data_range.record},
+                "seed": seed,
+                "precision": "fp32",
+            }
+            _check_bound(bound.summary, of_ode)
         run_session.agree(identity, half_width=half_width)
         folder = run_session.folder(identity, reporter.warn)
-        if len(images) == len(chosen):  # else the run of the bound does
+        has_bound = bound is not None or len(images) > len(chosen)
+        if not has_bound:  # else the run of the bound does
             note_images(checkpoint, images, reporter)
         per_image_evaluations, per_image_vjps = evaluations_per_image(settings, shape)
         checked = PreliminaryCheck(
@@ -204,7 +216,7 @@ def evaluate_ode(
             _compute(ode_pass, chosen, store, run_session, reporter, batch_size)
         known, bound_record = None, None
         if len(images) > len(chosen):
-            of_all = evaluate_nll(
+            of_all = bound or evaluate_nll(
                 checkpoint,
                 images,
                 half_width=half_width,
@@ -241,7 +253,7 @@ def evaluate_ode(
             "check": None if checked is None else checked.to_dict(),
         }
         line = raw_pixels_warning(summary)
-        if line and known is None:  # the run of the bound warns by itself
+        if line and not has_bound:  # the run of the bound warns by itself
             reporter.warn(line)
         report = OdeReport(summary, per_image, None if folder is None else folder.path)
         if folder is not None and run_session.ranks.reports:
@@ -261,6 +273,34 @@ def _sample(num_images: int, count: int, seed: int) -> NDArray[np.int64]:
     """(n,) the indices of a random sample of the images, in order."""
     order = ranks(words(num_images, seed, turn=0, purpose=IMAGES_PURPOSE)[0])
     return np.flatnonzero(order < count)
+
+
+def why_no_ode(checkpoint: Checkpoint, shape: tuple[int, ...], device: torch.device) -> str | None:
+    """Why the ODE of a model cannot be solved; None if it can.
+
+    Args:
+        checkpoint: the model, on the device.
+        shape: (C, H, W) of an image.
+        device: where it runs.
+    """
+    if checkpoint.schedule.trained is not None:
+        return "the model visits timesteps between those of its training"
+    return why_not_continuous(checkpoint, shape, device)
+
+
+def _check_bound(bound: dict[str, Any], of_ode: dict[str, Any]) -> None:
+    """Raise InputError where a bound is not that of the ODE's images, or has no interval."""
+    for name, value in of_ode.items():
+        theirs = bound[name]
+        if name in ("checkpoint", "data"):
+            name, theirs, value = f"{name}.sha256", theirs["sha256"], value["sha256"]
+        if theirs != value:
+            raise InputError(
+                f"`bound`: its {name} is {theirs}, not {value} as of the ODE; give the bound "
+                "of the same evaluation, or leave it out"
+            )
+    if bound["half_width"] is None:
+        raise InputError("`bound`: its interval is unknown; give one with 2 `draws` or more")
 
 
 def _compute(

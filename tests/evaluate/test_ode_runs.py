@@ -79,6 +79,34 @@ def test_a_folder_holds_what_memory_does(whole, small_model, small_images, tmp_p
         db.evaluate_ode(small_model, small_images, **{**OPTIONS, "solver_steps": 4}, out=out)
 
 
+def test_a_bound_that_is_known_is_not_evaluated_again(whole, small_model, small_images, tmp_path):
+    how = {"seed": OPTIONS["seed"], "half_width": OPTIONS["half_width"]}
+    bound = db.evaluate_nll(small_model, small_images, **how)
+    given = db.evaluate_ode(small_model, small_images, **OPTIONS, bound=bound, out=tmp_path)
+    np.testing.assert_allclose(numbers(given), numbers(whole), rtol=0, atol=2e-5)
+    assert not (tmp_path / "bound").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"seed": 2}, "its seed is 2, not 1"),
+        ({"num_images": 5}, "its data.sha256 is"),
+        ({"decoder": "tanh"}, "its conventions is"),
+        ({"estimator": "every-pair", "draws": 1}, "its interval is unknown"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_the_bound_of_another_evaluation_is_refused(small_model, small_images, changes, problem):
+    how = {"seed": OPTIONS["seed"], "half_width": 9.0, **changes}
+    if "draws" in how:
+        del how["half_width"]
+    images = small_images.subset(how.pop("num_images", len(small_images)))
+    bound = db.evaluate_nll(small_model, images, **how)
+    with pytest.raises(InputError, match=f"`bound`: {problem}"):
+        db.evaluate_ode(small_model, small_images, **OPTIONS, bound=bound)
+
+
 def test_a_wrong_parameterization_is_warned_of(tmp_path):
     images = normal_images(64)
     trained = trained_on_normal_data()
