@@ -17,6 +17,8 @@ from .evaluate.fid import FidSettings as FidSettings
 from .evaluate.fid import evaluate_fid as evaluate_fid
 from .evaluate.inspect import Inspection as Inspection
 from .evaluate.inspect import inspect_checkpoint as inspect_checkpoint
+from .evaluate.likelihoods import LikelihoodsReport as LikelihoodsReport
+from .evaluate.likelihoods import evaluate_likelihoods as evaluate_likelihoods
 from .evaluate.load_report import load_report as load_report
 from .evaluate.nll import NllReport as NllReport
 from .evaluate.nll import evaluate_nll as evaluate_nll

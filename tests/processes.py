@@ -21,7 +21,7 @@ from pathlib import Path
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
     ["pytest", "torch", "pandas", "ddpmbench.evaluate.report", "ddpmbench.cli.main"]
-    + [f"ddpmbench.evaluate.{name}" for name in ("nll", "ode", "fid", "sample", "compare")]
+    + [f"ddpmbench.evaluate.{name}" for name in ("likelihoods", "fid", "sample", "compare")]
 )
 
 

@@ -48,6 +48,8 @@ def test_the_help_of_every_command_is_there(site):
     names = (
         "nll",
         "rd",
+        "ode",
+        "likelihoods",
         "score",
         "sample",
         "fid",

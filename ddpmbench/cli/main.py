@@ -17,6 +17,7 @@ from ddpmbench.cli.convert import convert
 from ddpmbench.cli.env import env
 from ddpmbench.cli.fid import fid
 from ddpmbench.cli.inspect import inspect
+from ddpmbench.cli.likelihoods import likelihoods
 from ddpmbench.cli.messages import with_options
 from ddpmbench.cli.nll import nll
 from ddpmbench.cli.ode import ode
@@ -77,7 +78,7 @@ def stopping() -> Iterator[Stopped]:
 
 
 DONE, FAILED, USER_MISTAKE = 0, 1, 2
-_RESUMED = frozenset({"nll", "rd", "ode", "score", "sample", "fid", "train"})
+_RESUMED = frozenset({"nll", "rd", "ode", "likelihoods", "score", "sample", "fid", "train"})
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -94,6 +95,7 @@ def ddpmbench() -> None:
 ddpmbench.add_command(nll)
 ddpmbench.add_command(rd)
 ddpmbench.add_command(ode)
+ddpmbench.add_command(likelihoods)
 ddpmbench.add_command(score)
 ddpmbench.add_command(sample)
 ddpmbench.add_command(fid)

@@ -12,8 +12,8 @@ from ddpmbench.cli import paths
 def report(run: Path) -> None:
     """Draw the figures of a finished run again and write its page, report.html.
 
-    RUN is the folder of a run of nll, rd or fid, or of a comparison. No network is evaluated. The
-    page is a single file; its path is printed.
+    RUN is the folder of a run of nll, rd, ode, likelihoods or fid, or of a comparison. No network
+    is evaluated. The page is a single file; its path is printed.
 
     \b
     Example:

@@ -16,6 +16,7 @@ from ddpmbench.errors import InputError
 from ddpmbench.evaluate import ode, sample, speed
 from ddpmbench.evaluate.compare import Comparison, FidelityComparison
 from ddpmbench.evaluate.fid import FidReport
+from ddpmbench.evaluate.likelihoods import TABLE, LikelihoodsReport
 from ddpmbench.evaluate.nll import NllReport
 from ddpmbench.evaluate.ode import OdeReport
 from ddpmbench.evaluate.sample import SampleReport
@@ -33,7 +34,14 @@ from ddpmbench.execution.finished import (
     texts_of,
 )
 from ddpmbench.execution.samples import SAMPLES
-from ddpmbench.report import comparison, fidelity, fidelity_comparison, scores, tables
+from ddpmbench.report import (
+    comparison,
+    fidelity,
+    fidelity_comparison,
+    likelihoods,
+    scores,
+    tables,
+)
 from ddpmbench.report import schema as records
 from ddpmbench.report.contents import damaged, read_table, schema_of
 from ddpmbench.report.conventions import CONVENTION_COLUMNS, SUB_SCHEDULE_COLUMNS
@@ -43,6 +51,7 @@ from ddpmbench.report.tables import RATE_DISTORTION_COLUMNS
 Report = (
     NllReport
     | OdeReport
+    | LikelihoodsReport
     | ScoreReport
     | FidReport
     | SampleReport
@@ -91,8 +100,8 @@ def load_report(folder: str | Path) -> Report:
     its curve.
 
     Args:
-        folder: of a run of `nll`, `rd`, `ode`, `score`, `fid`, `sample` or `speed`, or of a
-            comparison.
+        folder: of a run of `nll`, `rd`, `ode`, `likelihoods`, `score`, `fid`, `sample` or `speed`,
+            or of a comparison.
 
     Raises:
         InputError: the folder holds no finished run, or a file is missing or damaged; the message
@@ -163,6 +172,15 @@ def _of_ode(path: Path) -> OdeReport:
     columns = {"image_id": "str", **dict.fromkeys(ode.PER_IMAGE_COLUMNS, "float64")}
     per_image = _table(path / PER_IMAGE, columns, rows=run.summary["num_ode_images"])
     return OdeReport(run.summary, per_image, path)
+
+
+def _of_likelihoods(path: Path) -> LikelihoodsReport:
+    run = FinishedRun.open(path, option="", schema=likelihoods.SCHEMA)
+    check(run.summary, records.LikelihoodsRun, path / SUMMARY)
+    frame = _table(path / TABLE, likelihoods.COLUMNS)
+    if likelihoods.rows_of(frame) != run.summary["likelihoods"]:
+        raise damaged(path / TABLE)
+    return LikelihoodsReport(run.summary, frame, path)
 
 
 def _of_scores(path: Path) -> ScoreReport:
@@ -238,6 +256,7 @@ def _columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 _READERS: dict[str, Callable[[Path], Report]] = {
     tables.SCHEMA: _of_bound,
     ode.SCHEMA: _of_ode,
+    likelihoods.SCHEMA: _of_likelihoods,
     scores.SCHEMA: _of_scores,
     fidelity.SCHEMA: _of_fidelity,
     sample.SCHEMA: _of_samples,

@@ -10,6 +10,7 @@ from ddpmbench.errors import InputError, path_of
 from ddpmbench.evaluate.answered import PAGE
 from ddpmbench.evaluate.compare import Comparison, FidelityComparison
 from ddpmbench.evaluate.fid import FidReport
+from ddpmbench.evaluate.likelihoods import LikelihoodsReport
 from ddpmbench.evaluate.load_report import load_report
 from ddpmbench.evaluate.nll import NllReport
 from ddpmbench.evaluate.ode import OdeReport
@@ -27,10 +28,13 @@ from ddpmbench.report.fidelity_comparison import fidelity_comparison_page
 from ddpmbench.report.fidelity_page import fid_figures, fid_page
 from ddpmbench.report.figures.timesteps import difference_figure
 from ddpmbench.report.hugging_face import write_hugging_face
+from ddpmbench.report.likelihoods import likelihoods_page
 from ddpmbench.report.nll_page import run_figures, run_page
 from ddpmbench.report.ode import ode_page
 
-PageReport: TypeAlias = NllReport | OdeReport | FidReport | Comparison | FidelityComparison
+PageReport: TypeAlias = (
+    NllReport | OdeReport | LikelihoodsReport | FidReport | Comparison | FidelityComparison
+)
 """A report that has a page."""
 
 _WITHOUT_PAGE = {
@@ -49,8 +53,8 @@ def write_report(run: str | Path, *, progress: bool = True) -> Path:
     `evaluate_nll`, the metadata for the Hugging Face hub is written too.
 
     Args:
-        run: the folder of a run of `evaluate_nll`, `evaluate_ode` or `evaluate_fid`, or of a
-            comparison.
+        run: the folder of a run of `evaluate_nll`, `evaluate_ode`, `evaluate_likelihoods` or
+            `evaluate_fid`, or of a comparison.
         progress: whether the number of figures drawn is shown on standard error.
 
     Returns:
@@ -68,7 +72,7 @@ def write_report(run: str | Path, *, progress: bool = True) -> Path:
     if kind == "ddpmbench" and command in _WITHOUT_PAGE:
         raise InputError(
             f"{path}: runs of {command} have no page: {_WITHOUT_PAGE[command]}; name a run of nll, "
-            "rd, ode or fid, or a comparison"
+            "rd, ode, likelihoods or fid, or a comparison"
         )
     report = load_report(path)
     assert not isinstance(report, ScoreReport | SampleReport | SpeedReport)
@@ -109,6 +113,9 @@ def _page(report: PageReport, folder: Path, *, progress: bool) -> str:
         case OdeReport():
             svgs = _drawn(folder, report._figures(), progress=False)
             return ode_page(report.summary, read_environment(folder), svgs)
+        case LikelihoodsReport():
+            svgs = _drawn(folder, report._figures(), progress=False)
+            return likelihoods_page(report.summary, read_environment(folder), svgs)
         case FidReport():
             scores = FidelityContents.of(report, folder)
             return fid_page(scores, _drawn(folder, fid_figures(scores), progress=progress))

@@ -31,6 +31,7 @@ _MOST = 2**31
 _PARTS = ("terms", "totals", "timesteps")
 _NEEDED = {
     "ddpmbench.ode": ("num_images", "num_ode_images", "ode", "conventions", "checkpoint", "data"),
+    "ddpmbench.likelihoods": ("likelihoods", "num_images", "ode", "checkpoint", "data"),
     "ddpmbench.fid": ("name", "fid", "num_generated", "protocol", "references", "samples"),
     "ddpmbench.sample": ("num_samples", "sha256", "sampler", "checkpoint", "seed"),
     "ddpmbench.score": ("sets", "num_timesteps", "evaluations_per_image", "checkpoint", "seed"),

@@ -81,6 +81,15 @@ def ode_page(
     )
 
 
+def solver_line(settings: Mapping[str, Any], solver_error: float) -> str:
+    """How an ODE was solved, in one line; the settings are those of `OdeSettings.record`."""
+    probes = "" if settings["trace"] == "exact" else f", probes an image: {settings['probes']}"
+    return (
+        f"{settings['solver']}, {settings['solver_steps']} steps, error {solver_error:+.1e}; "
+        f"{settings['trace']} trace{probes}"
+    )
+
+
 def _headline(summary: Mapping[str, Any]) -> str:
     half_width = summary["half_width"]
     if half_width is None:
@@ -90,15 +99,14 @@ def _headline(summary: Mapping[str, Any]) -> str:
 
 def _facts(summary: Mapping[str, Any]) -> dict[str, str]:
     """What makes the number comparable, by name."""
-    ode, difference = summary["ode"], summary["difference_from_bound"]
-    probes = "" if ode["trace"] == "exact" else f", probes an image: {ode['probes']}"
+    difference = summary["difference_from_bound"]
     return {
         "interval": _interval(summary),
         "bound": f"{with_interval(difference, summary['difference_half_width'], sign='+')} from "
         "the variational bound, 95 %",
-        "solver": f"{ode['solver']}, {ode['solver_steps']} steps, error "
-        f"{summary['solver_error']:+.1e}; {ode['trace']} trace{probes}",
-        "pixels": f"{ode['dequantization']} dequantization; x_T is N(0, I), as in the bound",
+        "solver": solver_line(summary["ode"], summary["solver_error"]),
+        "pixels": f"{summary['ode']['dequantization']} dequantization; x_T is N(0, I), as in the "
+        "bound",
         "images": images_line(dict(summary)) + f"; the ODE of {summary['num_ode_images']:,}",
         "checkpoint": checkpoint_line(summary["checkpoint"]),
         "process": f"T = {summary['num_timesteps']}, {summary['conventions']['schedule']}; the "

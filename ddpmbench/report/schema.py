@@ -148,6 +148,26 @@ class OdeRun(Struct, kw_only=True):
     check: SanityCheck | None = None
 
 
+class LikelihoodsRun(Struct, kw_only=True):
+    """`summary.json` of a run of `likelihoods`; its list holds the rows of the csv file."""
+
+    likelihoods: list[dict[str, Any]]
+    num_images: int
+    num_timesteps: int
+    conventions: Conventions
+    checkpoint: Checkpoint
+    data: Data
+    seed: int
+    num_ode_images: int | None
+    num_evaluations: int
+    num_vjps: int
+    ode: dict[str, Any] | None
+    device: str
+    precision: str
+    seconds: float
+    check: SanityCheck | None = None
+
+
 class ScoredSet(Struct, kw_only=True):
     """An image set in `summary.json` of `score`: the mean bound of its images."""
 

@@ -20,10 +20,15 @@ from ddpmbench.samples.feature_networks import load_feature_network
 HOSTILE = "<script>alert('&')</script>" + "x" * 300
 LONGEST = 500
 KINDS = (
-    *("every-pair", "importance", "ode", "score", "fid", "sample", "speed"),
+    *("every-pair", "importance", "ode", "likelihoods", "score", "fid", "sample", "speed"),
     *("compare", "compare-fid"),
 )
-LOADED_FROM = {"compare": "runs.csv", "compare-fid": "summary.json", "sample": "samples.npz"}
+LOADED_FROM = {
+    "likelihoods": "likelihoods.csv",
+    "compare": "runs.csv",
+    "compare-fid": "summary.json",
+    "sample": "samples.npz",
+}
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +80,14 @@ def reports(model, images, network, folders):
                 half_width=9.0,
                 out=folders / "ode",
             ),
+            "likelihoods": db.evaluate_likelihoods(
+                trained,
+                images,
+                num_ode_images=3,
+                solver_steps=2,
+                half_width=9.0,
+                out=folders / "likelihoods",
+            ),
             "score": db.score_images(model, images, images.subset(3), out=folders / "score"),
             "fid": db.evaluate_fid(model, images, fid, out=folders / "fid"),
             "sample": db.generate_samples(model, 5, out=folders / "sample"),
@@ -108,7 +121,7 @@ def shown(reports, model, small_checkpoint, folders):
 
 
 def test_a_report_is_a_few_lines(shown):
-    assert len({type(report) for report in shown}) == 11
+    assert len({type(report) for report in shown}) == 12
     for report in shown:
         assert isinstance(report, Shown)
         text = repr(report)

@@ -12,12 +12,12 @@ from ddpmbench.report.figures.style import (
     COLORS,
     DASHES,
     INK,
-    MARKERS,
     NORMAL,
     Drawn,
     axes_panels,
     drawing,
     finish,
+    interval,
     legend_below,
     points,
     shortened,
@@ -141,13 +141,7 @@ def _draw_differences(axes: Axes, rows: pd.DataFrame, runs: list[str]) -> None:
     axes.axvline(0, color=INK, lw=0.9, ls="--")
     widths = rows[["half_width_unpaired", "half_width"]].to_numpy()
     for run, value, half_widths in zip(rows.run, rows.difference.to_numpy(), widths, strict=True):
-        k = runs.index(run)
-        color = COLORS[k % 6]
-        for width, thick in zip(half_widths, (0.8, 2.4), strict=True):
-            if not np.isnan(width):
-                ends = (value - width, value + width)
-                axes.plot(ends, (k, k), color=color, lw=thick, solid_capstyle="butt")
-        axes.plot(value, k, color=color, marker=MARKERS[k % 6], ms=6, ls="none")
+        interval(axes, runs.index(run), value, half_widths)
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.set_yticks(range(len(runs)), [shortened(run) for run in runs])
     axes.set_ylim(len(runs) - 0.5, -0.5)

@@ -124,6 +124,23 @@ def points(
     axes.errorbar(x, y, half_width, elinewidth=0.9, **own | look)
 
 
+def interval(axes: Axes, k: int, value: float, half_widths: NDArray[np.float64]) -> None:
+    """A point on line k with two 95 % intervals, a thin and a thick one; NaN draws none.
+
+    Args:
+        axes: on which.
+        k: the line, which gives color and marker.
+        value: of the point.
+        half_widths: (2,) of the thin interval and of the thick one.
+    """
+    color = COLORS[k % 6]
+    for width, thick in zip(half_widths, (0.8, 2.4), strict=True):
+        if not np.isnan(width):
+            ends = (value - width, value + width)
+            axes.plot(ends, (k, k), color=color, lw=thick, solid_capstyle="butt")
+    axes.plot(value, k, color=color, marker=MARKERS[k % 6], ms=6, ls="none")
+
+
 def curve(
     axes: Axes,
     x: ArrayLike,

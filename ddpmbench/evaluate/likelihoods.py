@@ -1,0 +1,279 @@
+"""How likely are images, by each published convention? The likelihoods side by side."""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from ddpmbench.data.images import ImageSource, load_images
+from ddpmbench.diffusion.model import Checkpoint
+from ddpmbench.diffusion.probability_flow import ProbabilityFlow
+from ddpmbench.errors import LARGEST_SEED, InputError, instance_of, whole_number
+from ddpmbench.evaluate.inputs import (
+    check_images,
+    conventions_of,
+    labels_sha256,
+    model_identity,
+)
+from ddpmbench.evaluate.nll import NllReport, evaluate_nll
+from ddpmbench.evaluate.ode import BOUND, STORE, OdeReport, evaluate_ode, why_no_ode
+from ddpmbench.evaluate.progress import listening
+from ddpmbench.execution.continuous import CONTINUOUS_FROM, why_left_out
+from ddpmbench.execution.devices import evaluating_checkpoint, is_out_of_memory, strict_float32
+from ddpmbench.execution.finished import ENVIRONMENT
+from ddpmbench.execution.folder import run_store
+from ddpmbench.execution.session import session
+from ddpmbench.execution.store import MemoryStore, num_missing
+from ddpmbench.execution.worker import RunListener
+from ddpmbench.likelihood.estimator import initial_terms
+from ddpmbench.likelihood.ode import OdeSettings, evaluations_per_image
+from ddpmbench.report.card import Card, Draw, Shown
+from ddpmbench.report.conventions import CONTINUOUS_TIME
+from ddpmbench.report.likelihoods import (
+    ODE,
+    SCHEMA,
+    likelihoods_card,
+    likelihoods_figures,
+    likelihoods_frame,
+    published_bound,
+    rows_of,
+)
+from ddpmbench.sanity_check.run import PreliminaryCheck
+from ddpmbench.unet.unet import UNet
+from ddpmbench.user_code import user_errors
+
+TABLE, OF_ODE = "likelihoods.csv", "ode"
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class LikelihoodsReport(Shown):
+    """The likelihoods of a checkpoint on images, side by side.
+
+    Attributes:
+        summary: the object of `summary.json`.
+        likelihoods: one row a likelihood; see `report.likelihoods.likelihoods_frame`.
+        folder: the run folder; None if the run was kept in memory.
+    """
+
+    summary: dict[str, Any]
+    likelihoods: pd.DataFrame
+    folder: Path | None
+
+    def _card(self) -> Card:
+        return likelihoods_card(self.summary, self.folder)
+
+    def _figures(self) -> Mapping[str, Draw]:
+        return likelihoods_figures(self.likelihoods)
+
+
+def evaluate_likelihoods(
+    checkpoint: Checkpoint,
+    images: ImageSource,
+    *,
+    dequantization: str = "decoder",
+    trace: str = "hutchinson",
+    probes: int = 1,
+    solver: str = "rk4",
+    solver_steps: int = 12,
+    num_ode_images: int = 256,
+    half_width: float | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    batch_size: int | None = None,
+    check: bool | None = None,
+    out: str | Path | None = None,
+    command: list[str] | None = None,
+    listener: RunListener | None = None,
+    progress: bool = True,
+) -> LikelihoodsReport:
+    """The likelihoods of a checkpoint by the published conventions, in bits per dimension.
+
+    They are the variational bound; the same with the best constant variance per timestep; the
+    bound in continuous time; and the likelihood of the probability-flow ODE: of the same images,
+    with one seed, each with its 95 % interval and its paired difference from the first. Those that
+    the checkpoint does not have are left out, with the reason. The numbers are those of
+    `evaluate_nll` and `evaluate_ode`; each term is evaluated once. In processes that torchrun
+    started, each computes a share, and all return the report.
+
+    Args:
+        checkpoint: what `load_checkpoint` returns; its conventions are those of the bound.
+        images: what `load_images` returns or takes: a name, a path, a uint8 array.
+        dequantization: of the ODE, as all up to `num_ode_images`; see `evaluate_ode`.
+        trace: see there.
+        probes: see there.
+        solver: see there.
+        solver_steps: see there.
+        num_ode_images: see there.
+        half_width: of the variational bound; see `evaluate_nll`.
+        seed: of all, 0 <= seed < 2^64.
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps"; the network computes in strict float32.
+        batch_size: network evaluations in a batch, None for what suits the device. Another one
+            changes a number by float rounding.
+        check: whether a sanity check evaluates the checkpoint under other parameterizations
+            first; None where the run is long.
+        out: the run folder; one that holds the same run unfinished, or finished with a wider
+            interval, is resumed. It has the folders of both runs in it, `bound` and `ode`. None
+            keeps the run in memory.
+        command: the command line, for the record.
+        listener: called as the run proceeds.
+        progress: whether progress, warnings and notes go to standard error where there is no
+            listener.
+
+    Raises:
+        InputError: an argument, the images or the folder do not fit, or the ODE of an image is not
+            finite.
+        ProcessLostError: another process of the run has stopped.
+
+    Source: Ho, Jain & Abbeel 2020, eq. 5; Bao et al. 2022, theorem 1; Kingma et al. 2021, eq. 18;
+        Song et al. 2021, section 4.3.
+    """
+    instance_of("checkpoint", checkpoint, Checkpoint, "see load_checkpoint")
+    if listener is not None:
+        instance_of("listener", listener, RunListener)
+    named: dict[str, Any] = {"dequantization": dequantization, "trace": trace, "solver": solver}
+    named |= {"probes": probes, "solver_steps": solver_steps}
+    settings = OdeSettings(**named)
+    num_ode_images = whole_number("num_ode_images", num_ode_images, 1)
+    seed = whole_number("seed", seed, 0, LARGEST_SEED)
+    batch_size = None if batch_size is None else whole_number("batch_size", batch_size, 1)
+    if checkpoint.schedule.is_continuous:
+        raise InputError(
+            "`timesteps=continuous`: continuous time is one of the likelihoods; leave it out"
+        )
+    images = load_images(images)
+    check_images(checkpoint, images)
+    shape, count = images.pixels.shape[1:], min(num_ode_images, len(images))
+    with (
+        session(device, out, command) as run_session,
+        listening(
+            listener if run_session.ranks.reports else None,
+            "likelihoods",
+            "evaluations",
+            shown=progress and run_session.ranks.reports,
+        ) as reporter,
+    ):
+        ranks, target, path = run_session.ranks, run_session.device, run_session.out
+        model = run_session.checked(checkpoint, shape)
+        absent = ranks.once(
+            lambda: {
+                CONTINUOUS_TIME: why_left_out(model, shape, None, CONTINUOUS_FROM, device=target),
+                ODE: why_no_ode(model, shape, target) or _why_no_divergence(model, shape, target),
+            }
+        )
+        conventions = conventions_of(model, images, decoder="exact")
+        identity = {
+            "schema": SCHEMA,
+            "data": images.sha256,
+            "labels_sha256": labels_sha256(model, images),
+            "num_images": len(images),
+            "num_ode_images": count,
+            **settings.record,
+            **model_identity(
+                model, conventions, seed=seed, tables=run_session.dtype_of_tables(model)
+            ),
+        }
+        run_session.agree(identity, half_width=half_width)
+        folder = run_session.folder(identity, reporter.warn)
+        cost = 0 if absent[ODE] else evaluations_per_image(settings, shape)[0]
+        checked = PreliminaryCheck(
+            check,
+            initial_terms(len(images)) + count * cost,
+            seed=seed,
+            batch_size=batch_size,
+            note=reporter.note,
+            warn=reporter.warn,
+        ).run(model.as_trained, images, device=target, ranks=ranks, folder=folder)
+        store = MemoryStore() if path is None else run_store(path / OF_ODE, STORE)
+        missing = num_missing(store, count) * cost
+        shared: dict[str, Any] = {
+            "half_width": half_width,
+            "seed": seed,
+            "device": device,
+            "batch_size": batch_size,
+            "check": False,  # it was checked above, or is not to be
+        }
+        bound = evaluate_nll(
+            checkpoint,
+            images,
+            continuous=absent[CONTINUOUS_TIME] is None,
+            out=None if path is None else path / BOUND,
+            listener=dataclasses.replace(reporter, start=lambda n: reporter.start(n + missing)),
+            **shared,
+        )
+        ode = None
+        if absent[ODE] is None:
+            ode = evaluate_ode(
+                checkpoint,
+                images,
+                num_ode_images=count,
+                bound=bound,
+                out=None if path is None else path / OF_ODE,
+                listener=dataclasses.replace(reporter, start=lambda n: None),
+                **named,
+                **shared,
+            )
+        # A folder of that name is no model of the hub.
+        hub_id = "" if os.path.exists(checkpoint.source) else checkpoint.source
+        frame = likelihoods_frame(
+            bound.summary,
+            bound.conventions,
+            None if ode is None else ode.summary,
+            absent=absent,
+            published=published_bound(hub_id, bound.summary),
+        )
+        summary = {
+            **_summary(bound, ode, frame),
+            "check": None if checked is None else checked.to_dict(),
+        }
+        if folder is not None and ranks.reports:
+            folder.write_frame(TABLE, frame)
+            resolved = {**identity, "half_width": half_width}
+            folder.write_json(ENVIRONMENT, run_session.environment(resolved, batch_size=batch_size))
+            folder.write_summary(summary)
+        ranks.wait()
+        return LikelihoodsReport(summary, frame, None if folder is None else folder.path)
+
+
+def _why_no_divergence(
+    checkpoint: Checkpoint, shape: tuple[int, ...], device: torch.device
+) -> str | None:
+    """Why the network has no gradient that a divergence could be of; None if it has."""
+    if isinstance(checkpoint.network, UNet):
+        return None
+    x = torch.zeros((1, *shape), device=device)
+    labels = torch.zeros(1, dtype=torch.int64, device=device) if checkpoint.num_classes else None
+    with evaluating_checkpoint(checkpoint), strict_float32():
+        try:
+            with user_errors(checkpoint.network_name):
+                flow = ProbabilityFlow(checkpoint, device)
+                flow.field(labels=labels, probes=torch.ones_like(x)[None])(flow.start, x)
+        except InputError as error:
+            if error.__cause__ is not None and is_out_of_memory(error.__cause__):
+                return None
+            return str(error)
+    return None
+
+
+def _summary(bound: NllReport, ode: OdeReport | None, frame: pd.DataFrame) -> dict[str, Any]:
+    """The object of `summary.json`, without the check."""
+    summaries = [bound.summary] + ([] if ode is None else [ode.summary])
+    names = ("num_images", "num_timesteps", "conventions", "checkpoint", "data", "seed")
+    errors = ("solver_error", "probe_error_per_image")
+    return {
+        "schema": SCHEMA,
+        "likelihoods": rows_of(frame),
+        **{name: bound.summary[name] for name in names},
+        "num_ode_images": None if ode is None else ode.summary["num_ode_images"],
+        "num_evaluations": int(frame.num_evaluations.sum()),
+        "num_vjps": int(frame.num_vjps.sum()),
+        "ode": None
+        if ode is None
+        else {**ode.summary["ode"], **{name: ode.summary[name] for name in errors}},
+        "device": " + ".join(sorted({of["device"] for of in summaries})),
+        "precision": bound.summary["precision"],
+        "seconds": round(sum(of["seconds"] for of in summaries), 3),
+    }

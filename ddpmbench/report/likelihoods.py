@@ -1,0 +1,254 @@
+"""The likelihoods of one checkpoint side by side: their table, as it is printed and on its page."""
+
+import json
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ddpmbench.report.card import Card, Draw, in_folder
+from ddpmbench.report.conventions import ALL_STEPS, BEST_CONSTANT, CONTINUOUS_TIME
+from ddpmbench.report.figures.likelihoods import likelihoods_figure
+from ddpmbench.report.html import environment_values, panels, rendered
+from ddpmbench.report.nll_text import bound_line, conventions_line, images_line, images_name
+from ddpmbench.report.ode import solver_line
+from ddpmbench.report.schema import sanity_check_warning
+from ddpmbench.report.text import (
+    aligned,
+    checkpoint_line,
+    device_line,
+    digits_by,
+    fact_lines,
+    with_interval,
+)
+
+SCHEMA = "ddpmbench.likelihoods/1"
+_VALUES = ("bits_per_dim", "half_width", "half_width_population")
+_DIFFERENCE = ("difference", "difference_half_width")
+COLUMNS = {
+    "likelihood": "str",
+    **dict.fromkeys((*_VALUES, *_DIFFERENCE), "float64"),
+    **dict.fromkeys(("num_evaluations", "num_vjps"), "int64"),
+    **dict.fromkeys(("convention", "published", "absent"), "str"),
+}
+"""Of `likelihoods.csv`."""
+BOUND, CONSTANT, ODE = "variational bound", "best constant variance", "probability-flow ODE"
+_CAPTION = "95 % intervals for these images (thick) and for their population (thin)"
+_PUBLISHED = {"google/ddpm-cifar10-32": "<= 3.75 (Ho et al. 2020, table 1, L_simple)"}
+"""Published bounds on all of CIFAR-10's test images at T = 1000, by hub id."""
+
+
+def published_bound(hub_id: str, bound: Mapping[str, Any]) -> str:
+    """The published bound of a checkpoint of the hub; "" where none is known of these images.
+
+    Args:
+        hub_id: of the checkpoint.
+        bound: the object of `summary.json` of its `nll`.
+    """
+    data = bound["data"]
+    of = (data["source"], data["split"], bound["num_images"], bound["num_timesteps"])
+    return _PUBLISHED.get(hub_id, "") if of == ("cifar10", "test", 10_000, 1000) else ""
+
+
+def likelihoods_frame(
+    bound: Mapping[str, Any],
+    conventions: pd.DataFrame,
+    ode: Mapping[str, Any] | None,
+    *,
+    absent: Mapping[str, str | None],
+    published: str,
+) -> pd.DataFrame:
+    """One row a likelihood, in bits per dimension; `COLUMNS`, empty where not known.
+
+    `difference` is from the first row, of pairs: the same terms, or the same images. Evaluations
+    and vector-Jacobian products (`num_vjps`) are those of the row alone; the second and the third
+    use the terms of the first as well. A row that the checkpoint does not have says why in
+    `absent`.
+
+    Args:
+        bound: the object of `summary.json` of `nll`.
+        conventions: the table of the same run.
+        ode: the object of `summary.json` of `ode`; None if there is none.
+        absent: why there is no continuous time and no ODE, by row.
+        published: from `published_bound`.
+    """
+    is_constant = (conventions.variance == BEST_CONSTANT) & (conventions.spacing == ALL_STEPS)
+    is_limit = conventions.convention == CONTINUOUS_TIME
+    extra = bound["continuous_num_evaluations"]
+    rows: list[dict[str, Any]] = [
+        {
+            "likelihood": BOUND,
+            **{name: bound[name] for name in (*_VALUES, "num_evaluations")},
+            "convention": _of_variance(bound["conventions"]["variance"]),
+            "published": published,
+        },
+        {
+            "likelihood": CONSTANT,
+            **(_of_terms(conventions[is_constant], 0) or {"absent": _why_no_constant(bound)}),
+            "convention": "Bao et al. 2022, theorem 1; there from training images",
+        },
+        {
+            "likelihood": CONTINUOUS_TIME,
+            **(_of_terms(conventions[is_limit], extra) or {"absent": absent[CONTINUOUS_TIME]}),
+            "convention": "Kingma et al. 2021, eq. 18; there trained in continuous time",
+        },
+        {
+            "likelihood": ODE,
+            **({"absent": absent[ODE]} if ode is None else _of_ode(ode)),
+            "convention": "Song et al. 2021, section 4.3; there uniform dequantization",
+        },
+    ]
+    empty = {"num_evaluations": 0, "num_vjps": 0, "published": "", "absent": ""}
+    return pd.DataFrame([empty | row for row in rows], columns=list(COLUMNS)).astype(COLUMNS)
+
+
+def _of_variance(variance: str) -> str:
+    if variance.startswith("fixed"):
+        return f"Ho et al. 2020, eq. 5, {variance}"
+    return f"Nichol & Dhariwal 2021, {variance}"
+
+
+def _of_terms(rows: pd.DataFrame, num_evaluations: int) -> dict[str, Any]:
+    """What a row of `conventions.csv` has; empty where there is none."""
+    if rows.empty:
+        return {}
+    known = {name: rows[name].iloc[0] for name in (*_VALUES[:2], *_DIFFERENCE)}
+    return {**known, "num_evaluations": num_evaluations}
+
+
+def _of_ode(ode: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        **{name: ode[name] for name in (*_VALUES, "num_evaluations", "num_vjps")},
+        "difference": ode["difference_from_bound"],
+        "difference_half_width": ode["difference_half_width"],
+    }
+
+
+def _why_no_constant(bound: Mapping[str, Any]) -> str:
+    if bound["conventions"]["prediction"] == "previous_mean":
+        return "the network predicts the mean, and its terms have no error of x_start"
+    return "the schedule is too long, or begins too unevenly to interpolate the decoder"
+
+
+def rows_of(frame: pd.DataFrame) -> list[dict[Any, Any]]:
+    """The rows of `likelihoods_frame` as `summary.json` has them: null where not known."""
+    known = frame.notna() & (frame != "")
+    return frame.astype(object).where(known, None).to_dict("records")
+
+
+def printed_likelihoods(summary: dict[str, Any], frame: pd.DataFrame, output_format: str) -> str:
+    """The likelihoods for standard output.
+
+    Args:
+        summary: the object of `summary.json`.
+        frame: see `likelihoods_frame`.
+        output_format: "table" for reading, "json" for the summary, "csv" for the frame, "quiet" for
+            the numbers alone, one a line, nan where there is none.
+    """
+    match output_format:
+        case "json":
+            return json.dumps(summary, indent=2)
+        case "csv":
+            return frame.to_csv(index=False).rstrip()
+        case "quiet":
+            return "\n".join(repr(float(value)) for value in frame.bits_per_dim)
+    cells = [("likelihood", "bits/dim", "difference", "evaluations", "gradients", "convention")]
+    absent = []
+    for row in summary["likelihoods"]:
+        if row["absent"] is not None:
+            absent.append(("absent", f"{row['likelihood']}: {row['absent']}"))
+            continue
+        counts = f"{row['num_evaluations']:,}", f"{row['num_vjps']:,}"
+        difference = "" if row["difference"] is None else _difference(row)
+        cells.append((row["likelihood"], _value(row), difference, *counts, row["convention"]))
+    facts = [("interval", _intervals(summary)), ("order", _order(summary))]
+    return "\n".join(
+        [*aligned(cells), "", *fact_lines([*absent, *facts, *_facts(summary).items()])]
+    )
+
+
+def likelihoods_card(summary: Mapping[str, Any], folder: Path | None) -> Card:
+    """What Python shows of the likelihoods."""
+    first, *others = summary["likelihoods"]
+    known = {row["likelihood"]: _value(row) for row in others if row["absent"] is None}
+    headline = bound_line(first["bits_per_dim"], first["half_width"])
+    return Card(headline, {}, in_folder({**known, **_facts(summary)}, folder))
+
+
+def likelihoods_figures(frame: pd.DataFrame) -> dict[str, Draw]:
+    """The figure by its name."""
+    return {"likelihoods": partial(likelihoods_figure, frame)}
+
+
+def likelihoods_page(
+    summary: Mapping[str, Any], environment: Mapping[str, Any] | None, svgs: Mapping[str, str]
+) -> str:
+    """The page of the likelihoods.
+
+    Args:
+        summary: the object of `summary.json`.
+        environment: that of `environment.json`.
+        svgs: its figure by name.
+    """
+    figure = svgs.get("likelihoods")
+    return rendered(
+        "likelihoods.html.j2",
+        summary=summary,
+        first=summary["likelihoods"][0],
+        misread=sanity_check_warning(summary),
+        heading=f"{summary['checkpoint']['source']} on {images_name(dict(summary))}",
+        digits=digits_by(summary["likelihoods"][0]["half_width"]),
+        intervals=_intervals(summary),
+        order=_order(summary).replace("<=", "\N{LESS-THAN OR EQUAL TO}"),
+        published=any(row["published"] for row in summary["likelihoods"]),
+        facts=_facts(summary),
+        figure=None if figure is None else panels(figure, "likelihoods", _CAPTION),
+        caption=_CAPTION,
+        **environment_values(environment),
+    )
+
+
+def _value(row: Mapping[str, Any]) -> str:
+    own, population = row["half_width"], row["half_width_population"]
+    if own is None and population is not None:
+        return f"{with_interval(row['bits_per_dim'], population)} (population)"
+    return with_interval(row["bits_per_dim"], own)
+
+
+def _difference(row: Mapping[str, Any]) -> str:
+    return with_interval(row["difference"], row["difference_half_width"], sign="+")
+
+
+def _intervals(summary: Mapping[str, Any]) -> str:
+    count = summary["num_ode_images"]
+    of_ode = "" if count is None else f", of the ODE from {count:,} images"
+    return f"95 %, for these images; differences are paired: from the same terms{of_ode}"
+
+
+def _order(summary: Mapping[str, Any]) -> str:
+    """What theory says of the order of the rows, and no more."""
+    variance = summary["conventions"]["variance"]
+    if not variance.startswith("fixed"):
+        return "none is known for a trained network"
+    return f"{CONSTANT} <= {BOUND}, {variance}; no other is known for a trained network"
+
+
+def _facts(summary: Mapping[str, Any]) -> dict[str, str]:
+    """What makes the numbers comparable, by name."""
+    ode, of_ode = summary["ode"], {}
+    if ode is not None:
+        line = solver_line(ode, ode["solver_error"])
+        of_ode = {"ode": f"{line}; {ode['dequantization']} dequantization"}
+    return {
+        "images": images_line(dict(summary)),
+        "checkpoint": checkpoint_line(summary["checkpoint"]),
+        "process": f"T = {summary['num_timesteps']}, {summary['conventions']['schedule']}; the "
+        "network was trained at whole timesteps only",
+        "conventions": conventions_line(summary["conventions"]),
+        **of_ode,
+        "evaluations": f"{summary['num_evaluations']:,} of the network, {summary['num_vjps']:,} "
+        f"vector-Jacobian products, seed {summary['seed']}",
+        "device": f"{device_line(summary)}, {summary['seconds']:,.0f} s",
+    }
