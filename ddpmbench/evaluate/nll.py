@@ -300,7 +300,8 @@ def evaluate_nll(
             computed_in,
         )
         with user_errors(checkpoint.network_name), engine.running():
-            result = chosen.run(run, store, correction=_correction(run, chosen, store))
+            strict = _strict(run)
+            result = chosen.run(run, store, correction=_correction(run, strict, chosen, store))
             if is_continuous_needed:
                 design = ContinuousDesign(
                     len(images),
@@ -308,7 +309,7 @@ def evaluate_nll(
                     seed,
                     num_continuous_terms(calls),
                 )
-                difference = ContinuousRun(run, design, store).compute(
+                difference = ContinuousRun(run, design, store, strict=strict).compute(
                     before=result.num_evaluations
                 )
                 result = dataclasses.replace(result, continuous=difference)
@@ -356,15 +357,22 @@ def _estimator(name: str, **options: object) -> Estimator:
     return ESTIMATORS[name](**given)
 
 
-def _correction(run: TermsRun, estimator: Estimator, stores: Stores) -> CorrectionRun | None:
-    """What corrects a run in low precision: the same network in strict float32."""
+def _strict(run: TermsRun) -> Engine | None:
+    """The same network in strict float32; None where the run evaluates that."""
     if run.precision is Precision.FP32:
         return None
     of = run.terms_pass
-    strict = Engine(
-        of.checkpoint, device=of.device, choice=at_once(of.checkpoint, of.device, Precision.FP32)
-    )
-    return CorrectionRun(run, strict, estimator.correction_design(of), stores)
+    choice = at_once(of.checkpoint, of.device, Precision.FP32)
+    return Engine(of.checkpoint, device=of.device, choice=choice)
+
+
+def _correction(
+    run: TermsRun, strict: Engine | None, estimator: Estimator, stores: Stores
+) -> CorrectionRun | None:
+    """What corrects a run in low precision; None where nothing has to."""
+    if strict is None:
+        return None
+    return CorrectionRun(run, strict, estimator.correction_design(run.terms_pass), stores)
 
 
 def _warn_of(report: NllReport, estimator: Estimator, reporter: RunListener) -> None:

@@ -1,5 +1,6 @@
 """The difference of the bound in continuous time from that of a run, from terms of its own."""
 
+import contextlib
 import dataclasses
 
 import torch
@@ -9,6 +10,7 @@ from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.diffusion.process import Prediction
 from ddpmbench.errors import InputError
 from ddpmbench.execution.devices import evaluating_checkpoint, is_out_of_memory, strict_float32
+from ddpmbench.execution.engine import Engine
 from ddpmbench.execution.terms import Stores, TermsRun, checked, read_terms
 from ddpmbench.likelihood.continuous import (
     ContinuousDesign,
@@ -146,16 +148,32 @@ def check_fractional_timesteps(
 
 
 class ContinuousRun:
-    """Evaluates terms at timesteps and in continuous time, and estimates the difference."""
+    """Evaluates terms at timesteps and in continuous time, and estimates the difference.
 
-    def __init__(self, run: TermsRun, design: ContinuousDesign, stores: Stores) -> None:
+    Both are in strict float32 whatever the precision of the run: its correction is that of the
+    timesteps, and the difference need not have one.
+    """
+
+    def __init__(
+        self,
+        run: TermsRun,
+        design: ContinuousDesign,
+        stores: Stores,
+        *,
+        strict: Engine | None = None,
+    ) -> None:
         """The difference from a run.
 
         Args:
             run: of the bound.
             design: the terms.
             stores: hold the terms of earlier sessions, and receive the others.
+            strict: evaluates the checkpoint in strict float32; None where the run does.
         """
+        self._running = contextlib.nullcontext if strict is None else strict.running
+        if strict is not None:
+            terms_pass = run.terms_pass.calling(strict.model_output)
+            run = dataclasses.replace(run, terms_pass=terms_pass, precision=strict.choice.precision)
         of = run.terms_pass
         continuous = ContinuousTermsPass.like(of).at(design.fractions)
         self._design, self._discrete = design, run
@@ -172,8 +190,9 @@ class ContinuousRun:
             InputError: see `TermsRun.compute`.
         """
         size, (continuous, discrete) = len(self._design), self._stores
-        self._continuous.compute(self._design, continuous, before=before, after=size)
-        self._discrete.compute(self._design, discrete, before=before + size)
+        with self._running():
+            self._continuous.compute(self._design, continuous, before=before, after=size)
+            self._discrete.compute(self._design, discrete, before=before + size)
         return self._discrete.ranks.once(self._reduce)
 
     def _reduce(self) -> ContinuousDifference:

@@ -129,6 +129,21 @@ def test_the_calls_are_counted_in_either_precision(engines, small_model, small_i
     assert sum(n for _, n in calls) == of["num_evaluations"]
 
 
+def test_the_difference_to_continuous_time_is_in_strict_float32(engines, small_model, small_images):
+    calls = engines()
+    options = {"estimator": "every-pair", "continuous": True}
+
+    def difference(**how):
+        of = db.evaluate_nll(small_model, small_images, **options, **how).summary
+        return of["continuous_bits_per_dim"] - of["bits_per_dim"]
+
+    strict = difference()
+    calls.clear()
+    low = difference(precision="bf16")
+    assert low == pytest.approx(strict, abs=1e-7)
+    assert sum(n for precision, n in calls if precision is Precision.BF16) == 40 * 6 * 2 + 100
+
+
 # ---- the goal is for the whole interval
 
 
