@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ddpmbench.checksums import DamageError, read_npz
 from ddpmbench.diffusion.data_range import NATS_PER_BIT
 from ddpmbench.errors import InputError
-from ddpmbench.execution.finished import SUMMARY, FinishedRun, refuse_missing_shards
+from ddpmbench.execution.finished import SUMMARY, FinishedRun, num_steps, refuse_missing_shards
 from ddpmbench.execution.folder import RunFolder
 from ddpmbench.execution.precision_correction import store_name
 from ddpmbench.execution.terms import checked, read_terms
@@ -338,7 +338,7 @@ def _correction(run: FinishedRun, baseline: FinishedRun) -> Correction | None:
 
 def _correction_design(run: FinishedRun) -> CorrectionDesign:
     of = run.summary
-    size = (of["num_images"], of["num_timesteps"])
+    size = (of["num_images"], num_steps(of))
     return CorrectionDesign(*size, of["seed"], of["precision_correction"]["num_evaluations"] // 2)
 
 
@@ -398,6 +398,7 @@ def _facts(run: FinishedRun) -> dict[str, object]:
     return {
         "num_images": of["num_images"],
         "num_timesteps": of["num_timesteps"],
+        "num_parts": of.get("num_parts"),
         "data.sha256": of["data"]["sha256"],
         **{f"conventions.{name}": value for name, value in conventions.items()},
         **{name: run.identity.get(name) for name in _IDENTITY_FACTS},

@@ -28,6 +28,7 @@ from ddpmbench.execution.finished import (
     RATE_DISTORTION,
     SUMMARY,
     FinishedRun,
+    num_steps,
     read_summary,
     refuse_later,
     refuse_missing_shards,
@@ -46,7 +47,7 @@ from ddpmbench.report import schema as records
 from ddpmbench.report.contents import damaged, read_table, schema_of
 from ddpmbench.report.conventions import CONVENTION_COLUMNS, SUB_SCHEDULE_COLUMNS
 from ddpmbench.report.schema import check
-from ddpmbench.report.tables import RATE_DISTORTION_COLUMNS
+from ddpmbench.report.tables import PLACE_COLUMNS, RATE_DISTORTION_COLUMNS
 
 Report = (
     NllReport
@@ -125,7 +126,7 @@ def _of_bound(path: Path) -> NllReport:
     check(run.summary, records.Run, path / SUMMARY)
     return NllReport(
         summary=run.summary,
-        per_timestep=_steps(run, "per_timestep.csv", _PER_TIMESTEP),
+        per_timestep=_steps(run, "per_timestep.csv", _columns_of_steps(run.summary)),
         rate_distortion=_steps(run, RATE_DISTORTION, RATE_DISTORTION_COLUMNS),
         conventions=_conventions(path / "conventions.csv"),
         sub_schedules=_table(path / "sub_schedules.csv", SUB_SCHEDULE_COLUMNS),
@@ -149,10 +150,18 @@ def _continuous(run: FinishedRun) -> pd.DataFrame | None:
     return _table(run.path / CONTINUOUS_TABLE, tables.CONTINUOUS_COLUMNS, rows=count)
 
 
+def _columns_of_steps(summary: Mapping[str, Any]) -> dict[str, str]:
+    """Those of `per_timestep.csv`."""
+    columns = dict(_PER_TIMESTEP)
+    if summary.get("num_parts") is None:
+        return columns
+    return {"t": columns.pop("t"), **dict.fromkeys(PLACE_COLUMNS, "float64"), **columns}
+
+
 def _steps(run: FinishedRun, name: str, columns: Mapping[str, str]) -> pd.DataFrame:
     """A table with one row a timestep."""
     table = read_table(run.path / name, columns)
-    if not np.array_equal(table.t, np.arange(1, run.summary["num_timesteps"] + 1)):
+    if not np.array_equal(table.t, np.arange(1, num_steps(run.summary) + 1)):
         raise damaged(run.path / name)
     return table
 
@@ -228,7 +237,7 @@ def _of_comparison(path: Path) -> Comparison:
     if comparison.rows_of(runs) != [summary["baseline"], *summary["runs"]]:
         raise damaged(path / "runs.csv")
     columns = {"run": "str", **_PER_TIMESTEP, **_RATE}
-    rows = len(summary["runs"]) * summary["num_timesteps"]
+    rows = len(summary["runs"]) * num_steps(summary)
     return Comparison(summary, runs, _table(path / "per_timestep.csv", columns, rows=rows), path)
 
 

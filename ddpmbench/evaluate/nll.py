@@ -243,7 +243,7 @@ def evaluate_nll(
         )
         known: dict[str, Any] = {
             "num_images": len(images),
-            "num_timesteps": checkpoint.schedule.num_timesteps,
+            **_size(checkpoint.schedule),
             "estimator": estimator,
             "conventions": {**conventions, **checkpoint.data_range.record},
             "checkpoint": checkpoint.record,
@@ -276,6 +276,8 @@ def evaluate_nll(
         answered = None if out is None else ranks.once(partial(answer, out))
         folder = run_session.folder(identity, reporter.warn)
         note_images(checkpoint, images, reporter)
+        if continuous and absent is not None:
+            reporter.note(f"no bound in continuous time beside that of the run: {absent}")
         if line := chosen.note(len(images), checkpoint.schedule.num_timesteps, computed_in):
             reporter.note(line)
         checked = before.run(
@@ -357,6 +359,16 @@ def _estimator(name: str, **options: object) -> Estimator:
     return ESTIMATORS[name](**given)
 
 
+def _size(schedule: NoiseSchedule) -> dict[str, int | None]:
+    """Of the sum that the bound is, as `summary.json` has it."""
+    if schedule.is_continuous:
+        return {
+            "num_timesteps": schedule.num_original_timesteps,
+            "num_parts": schedule.num_timesteps,
+        }
+    return {"num_timesteps": schedule.num_timesteps, "num_parts": None}
+
+
 def _strict(run: TermsRun) -> Engine | None:
     """The same network in strict float32; None where the run evaluates that."""
     if run.precision is Precision.FP32:
@@ -393,11 +405,11 @@ def _report(
     difference = None if result.continuous is None else result.continuous.correction
     return NllReport(
         summary=tables.summary(result.bound, comparability, continuous=difference, absent=absent),
-        per_timestep=tables.per_timestep(result.bound),
+        per_timestep=tables.per_timestep(result.bound, schedule),
         rate_distortion=tables.rate_distortion(result.bound, result.distortion, data_range),
         conventions=conventions_frame(
             result.others,
-            len(result.bound.term),
+            comparability.num_timesteps,
             continuous=difference,
             is_continuous=schedule.is_continuous,
         ),

@@ -80,6 +80,10 @@ def why_left_out(
         InputError: it is requested, and the model has none.
     """
     if checkpoint.schedule.is_continuous:
+        if requested:
+            raise InputError(
+                "`continuous=True`: the run itself is in continuous time; leave one of them out"
+            )
         return "the run is in continuous time"
     if checkpoint.schedule.trained is not None:
         return "the model visits timesteps between those of its training"

@@ -150,9 +150,9 @@ class FinishedRun:
             InputError: the folder does not hold what they follow from.
         """
         of, sampling = self.summary, self.summary["sampling"]
+        size = (of["num_images"], num_steps(of))
         if of["estimator"] == "every-pair":
-            return EveryPairDesign(of["num_images"], of["num_timesteps"], sampling["draws"])
-        size = (of["num_images"], of["num_timesteps"])
+            return EveryPairDesign(*size, sampling["draws"])
         return ImportanceDesign(*size, self.density(), of["seed"], sampling["num_replicates"])
 
     def shards(self, name: str) -> FolderStore:
@@ -182,9 +182,7 @@ class FinishedRun:
             frame = texts_of(path).map(float).astype(columns)[list(columns)]
         except (ValueError, KeyError) as error:
             raise _lost(path) from error
-        if len(frame) != self.summary["num_timesteps"]:
-            raise _lost(path)
-        if not np.array_equal(frame.t, np.arange(1, self.summary["num_timesteps"] + 1)):
+        if not np.array_equal(frame.t, np.arange(1, num_steps(self.summary) + 1)):
             raise _lost(path)
         return frame
 
@@ -203,7 +201,7 @@ class FinishedRun:
             density = texts_of(path)["density"].map(float).to_numpy()
         except (ValueError, KeyError) as error:
             raise _lost(path) from error
-        is_whole = len(density) == self.summary["num_timesteps"] - 1
+        is_whole = len(density) == num_steps(self.summary) - 1
         if not is_whole or not (density > 0).all() or abs(density.sum() - 1) > 1e-9:
             raise _lost(path)
         return density
@@ -221,10 +219,19 @@ class FinishedRun:
             raise _lost(path) from error
         num_replicates = self.summary["sampling"]["num_replicates"]
         of_rows = (num_replicates, self.summary["num_images"])
-        of_steps = (num_replicates, self.summary["num_timesteps"] - 1)
+        of_steps = (num_replicates, num_steps(self.summary) - 1)
         if [parts[name].shape for name in _PARTS] != [of_rows, of_rows, of_steps]:
             raise _lost(path)
         return Predictions(**parts)
+
+
+def num_steps(summary: Mapping[str, Any]) -> int:
+    """Number of terms of an image's bound: the timesteps, or the parts of continuous time.
+
+    Args:
+        summary: of a run of `nll`, or of a comparison of such.
+    """
+    return int(summary.get("num_parts") or summary["num_timesteps"])
 
 
 def _has_plausible_counts(summary: Mapping[str, Any]) -> bool:
@@ -233,6 +240,7 @@ def _has_plausible_counts(summary: Mapping[str, Any]) -> bool:
     sampling = summary.get("sampling")
     inner = sampling if isinstance(sampling, dict) else {}
     counts = [summary[name] for name in names if name in summary]
+    counts += [parts for parts in (summary.get("num_parts"),) if parts is not None]
     counts += [inner[name] for name in ("draws", "num_replicates") if name in inner]
     return all(type(count) is int and 0 < count < _MOST for count in counts) and (
         math.prod(counts) < _MOST**2
@@ -407,9 +415,9 @@ def _length(run: FinishedRun) -> int:
     """Rows of the run; what they follow from need not be at hand."""
     of = run.summary
     try:
-        num_images, num_timesteps = int(of["num_images"]), int(of["num_timesteps"])
+        num_images = int(of["num_images"])
         if of["estimator"] == "every-pair":
-            return num_images * num_timesteps * int(of["sampling"]["draws"])
+            return num_images * num_steps(of) * int(of["sampling"]["draws"])
         return num_terms(num_images, int(of["sampling"]["num_replicates"]))
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(run) from error

@@ -23,7 +23,7 @@ from ddpmbench.execution.estimators import (
     reducing,
     tables_of,
 )
-from ddpmbench.execution.finished import FinishedRun
+from ddpmbench.execution.finished import FinishedRun, num_steps
 from ddpmbench.execution.precision_correction import CorrectionRun, OptionalCorrection
 from ddpmbench.execution.store import Store, num_missing
 from ddpmbench.execution.terms import Stores, TermsRun, checked, read_terms
@@ -131,7 +131,7 @@ class Importance(Estimator):
         for parameter, theirs, ours in (
             ("num_images", summary["num_images"], len(images)),
             ("data", summary["data"]["sha256"][:12], images.sha256[:12]),
-            ("timesteps", summary["num_timesteps"], num_timesteps),
+            ("timesteps", num_steps(summary), num_timesteps),
             ("seed", summary["seed"], seed),
         ):
             if theirs != ours:

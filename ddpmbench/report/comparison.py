@@ -10,6 +10,7 @@ import pandas as pd
 
 from ddpmbench.diffusion.data_range import NATS_PER_BIT
 from ddpmbench.errors import command
+from ddpmbench.execution.finished import num_steps
 from ddpmbench.likelihood.bound import BoundEstimate
 from ddpmbench.likelihood.estimator import SampledBound
 from ddpmbench.likelihood.precision import Correction
@@ -17,7 +18,7 @@ from ddpmbench.report.card import Card
 from ddpmbench.report.fidelity_comparison import SCHEMA as FIDELITY
 from ddpmbench.report.fidelity_comparison import printed_fidelity_comparison
 from ddpmbench.report.html import panels, rendered
-from ddpmbench.report.nll_text import conventions_line, images_line, images_name
+from ddpmbench.report.nll_text import conventions_line, images_line, images_name, process_line
 from ddpmbench.report.schema import STRICT
 from ddpmbench.report.tables import NO_CORRECTION, in_bits, per_timestep, rate, widened
 from ddpmbench.report.text import digits_by, fact_lines, with_interval
@@ -110,6 +111,7 @@ def summary(frame: pd.DataFrame, baseline: dict[str, Any]) -> dict[str, Any]:
             name: baseline[name]
             for name in ("num_images", "num_timesteps", "estimator", "conventions", "data", "seed")
         },
+        "num_parts": baseline.get("num_parts"),
         "precision": baseline.get("precision", STRICT),
     }
 
@@ -214,7 +216,7 @@ def comparison_page(
     facts = {
         "images": f"{summary['num_images']:,} of {images_name(dict(summary))} "
         f"({summary['data']['sha256'][:12]})",
-        "process": f"T = {summary['num_timesteps']}, {conventions['schedule']}",
+        "process": process_line(summary),
         "conventions": conventions_line(conventions),
         "estimator": f"{summary['estimator']}, seed {summary['seed']}",
     }
@@ -226,7 +228,8 @@ def comparison_page(
         baseline=baseline,
         runs=[{**run, **_verdict(run, first)} for run in runs],
         facts=facts,
-        num_timesteps=summary["num_timesteps"],
+        num_steps=num_steps(summary),
+        is_continuous=summary.get("num_parts") is not None,
         groups=groups.to_dict("records"),
         figures={"difference": panels(svgs["difference"], "difference", _CAPTION)},
         captions={"difference": _CAPTION},

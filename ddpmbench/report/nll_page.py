@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 from markupsafe import Markup, escape
 
+from ddpmbench.execution.finished import num_steps
 from ddpmbench.report.card import Draw
 from ddpmbench.report.contents import RunContents, RunTables, bits_of_images
 from ddpmbench.report.figures.images import images_figure
@@ -67,6 +68,10 @@ _BEST_CONSTANT = (
     "\u201cbest_constant\u201d is the variance per timestep, shared by all pixels and images, that "
     "minimizes the bound on these images (Bao et al. 2022)."
 )
+_PARTS_OF_TIME = (
+    "A part of continuous time ends at timestep u of the training and begins where the one before "
+    "it ends; the network is evaluated at random places within. The first row is the decoder."
+)
 _MOST_ROWS = 4000  # of the table of timesteps, so that the page stays small
 _COLORS = {"prior": 3, "kl": 1, "decoder": 2}
 
@@ -75,9 +80,11 @@ def run_figures(contents: RunContents) -> dict[str, Draw]:
     """The figures of a run of `nll` by name, without those that lack data."""
     tables, pictures = contents.tables, contents.pictures
     curve = tables.rate_distortion
+    is_continuous = tables.summary.get("num_parts") is not None
+    steps = {"steps": "parts of continuous time"} if is_continuous else {}
     figures: dict[str, Draw] = {
         "bound": partial(bound_figure, tables.per_timestep, curve),
-        "rate_distortion": partial(rate_distortion_figure, curve),
+        "rate_distortion": partial(rate_distortion_figure, curve, **steps),
         "images": partial(images_figure, *bits_of_images(tables.per_image), contents.extremes),
     }
     if len(tables.sub_schedules):
@@ -111,8 +118,10 @@ def run_page(contents: RunContents, svgs: Mapping[str, str]) -> str:
     tables = contents.tables
     summary, curve = tables.summary, tables.rate_distortion
     points = curve_summary(curve, summary)["curve"]
-    every_pair = summary["num_images"] * summary["num_timesteps"]
+    every_pair = summary["num_images"] * num_steps(summary)
     steps = tables.per_timestep.merge(curve[["t", "rate_bits_per_dim", "distortion_rmse"]], on="t")
+    is_continuous = summary.get("num_parts") is not None
+    place = "u" if is_continuous else "t"
     return rendered(
         "nll.html.j2",
         summary=summary,
@@ -124,11 +133,14 @@ def run_page(contents: RunContents, svgs: Mapping[str, str]) -> str:
         facts=comparable_facts(summary),
         uncorrected=uncorrected_note(summary),
         bound_parts=_bound_parts(summary),
-        half_by=_half_by(curve, summary["prior"]),
+        half_by=_half_by(steps, summary["prior"], place),
+        is_continuous=is_continuous,
+        num_steps=num_steps(summary),
         points=points,
         published="published_rate_bits_per_dim" in points[0],
         images_text=_images_text(tables.per_image),
         conventions=_conventions(tables),
+        absent=_absent(summary),
         every_pair=every_pair,
         fewer=every_pair / summary["num_evaluations"],
         every_step=_listed(steps).to_dict("records"),
@@ -189,13 +201,13 @@ def _typeset(text: str) -> Markup:
     return Markup(re.sub(r"_\{?([\w-]+)\}?", r"<sub>\1</sub>", str(escape(text))))
 
 
-def _half_by(curve: pd.DataFrame, prior: float) -> int | None:
+def _half_by(steps: pd.DataFrame, prior: float, place: str) -> int | None:
     """The timestep by which, from T down, the KL terms have sent half of what they send."""
-    sent = curve.rate_bits_per_dim - prior
-    if len(curve) < 3 or not sent.iloc[0] > 0:
+    sent = steps.rate_bits_per_dim - prior
+    if len(steps) < 3 or not sent.iloc[0] > 0:
         return None
     # The rate at x_t is what the later timesteps have sent.
-    return int(curve.t[sent <= sent.iloc[0] / 2].min())
+    return math.ceil(float(steps[place][sent <= sent.iloc[0] / 2].min()))
 
 
 def _images_text(per_image: pd.DataFrame) -> str:
@@ -211,12 +223,27 @@ def _images_text(per_image: pd.DataFrame) -> str:
 
 
 def _steps_text(summary: Mapping[str, Any]) -> str:
+    if summary.get("num_parts") is not None:
+        return f"{_steps_estimated(summary)} {_PARTS_OF_TIME}"
+    return _steps_estimated(summary)
+
+
+def _steps_estimated(summary: Mapping[str, Any]) -> str:
     if summary["estimator"] == "every-pair":
         return "Means over all images, with 95 % intervals from the noise draws."
     return (
         "Each value comes from the few images evaluated at that timestep: unbiased, but noisy, and "
         "possibly negative. Rely on sums over timesteps."
     )
+
+
+def _absent(summary: Mapping[str, Any]) -> Markup | None:
+    """Why the bound in continuous time is not among the conventions; None where it is."""
+    why = summary.get("continuous_absent")
+    if why is None or summary.get("num_parts") is not None:
+        return None
+    words = re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(why)))
+    return Markup(f"The bound in continuous time is not among them: {words}.")
 
 
 def _conventions(tables: RunTables) -> list[tuple[str, list[dict[Any, Any]]]]:

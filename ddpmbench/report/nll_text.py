@@ -123,13 +123,20 @@ def comparable_facts(summary: dict[str, Any]) -> dict[str, str]:
         "images": images_line(summary),
         **_padding_line(summary),
         "checkpoint": checkpoint_line(summary["checkpoint"]),
-        "process": f"T = {summary['num_timesteps']}, {conventions['schedule']}",
+        "process": process_line(summary),
         "conventions": conventions_line(conventions),
         "estimator": f"{summary['estimator']}, {_amount(summary['sampling'])}, "
         f"{summary['num_evaluations']:,} network evaluations, seed {summary['seed']}",
         **({"precision": correction} if correction else {}),
         "device": f"{device_line(summary)}, {summary['seconds']:.0f} s",
     }
+
+
+def process_line(summary: Mapping[str, Any]) -> str:
+    """The timesteps of a run or a comparison, and their schedule."""
+    line = f"T = {summary['num_timesteps']}, {summary['conventions']['schedule']}"
+    parts = summary.get("num_parts")
+    return line if parts is None else f"{line} from t = 1 to T, in {parts:,} parts"
 
 
 def _padding_line(summary: dict[str, Any]) -> dict[str, str]:

@@ -80,10 +80,16 @@ class SanityCheck(Struct, kw_only=True):
 
 
 class Comparability(Struct, kw_only=True):
-    """What makes a bound comparable: the part of `summary.json` that no network enters."""
+    """What makes a bound comparable: the part of `summary.json` that no network enters.
+
+    Attributes:
+        num_timesteps: T; of a run in continuous time, that of the training.
+        num_parts: of continuous time, over which the bound is a sum; None at timesteps.
+    """
 
     num_images: int
     num_timesteps: int
+    num_parts: int | None = None
     num_evaluations: int
     estimator: str
     sampling: dict[str, Any]

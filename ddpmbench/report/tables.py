@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from ddpmbench.diffusion.data_range import NATS_PER_BIT, UNIT_RANGE, DataRange
+from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.execution.estimators import SCHEMA as SCHEMA
 from ddpmbench.execution.estimators import LikelihoodRun
 from ddpmbench.likelihood.bound import BoundEstimate
@@ -163,14 +164,26 @@ def sampling(run: LikelihoodRun, options: dict[str, object]) -> dict[str, object
     }
 
 
-def per_timestep(bound: BoundEstimate | SampledBound) -> pd.DataFrame:
+PLACE_COLUMNS = ("u", "log_snr")
+"""Of `per_timestep` in continuous time: where the part of time of a row ends."""
+
+
+def per_timestep(
+    bound: BoundEstimate | SampledBound, schedule: NoiseSchedule | None = None
+) -> pd.DataFrame:
     """One row a timestep t = 1..T; terms in bits per dimension, errors in the model's numbers.
 
     Of a sampled bound every term is unbiased and they sum to the bound; an error is empty where
-    it is unknown.
+    it is unknown. In continuous time t counts the parts of time: that of a row ends at timestep
+    `u` of the training, with a signal-to-noise ratio of exp `log_snr`, and begins where that of
+    the row before it ends. The first is timestep 1 itself.
+
+    Args:
+        bound: of a run, or the difference of two.
+        schedule: of the run; None leaves `u` and `log_snr` out.
     """
     num_timesteps = len(bound.term)
-    return pd.DataFrame(
+    frame = pd.DataFrame(
         {
             "t": np.arange(1, num_timesteps + 1),
             "part": ["decoder"] + ["kl"] * (num_timesteps - 1),
@@ -181,6 +194,11 @@ def per_timestep(bound: BoundEstimate | SampledBound) -> pd.DataFrame:
             "num_evaluations": bound.num_evaluations,
         }
     )
+    if schedule is not None and schedule.is_continuous:
+        places = (schedule.original_timesteps.numpy(), schedule.snr.log().numpy())
+        for i, (name, column) in enumerate(zip(PLACE_COLUMNS, places, strict=True)):
+            frame.insert(1 + i, name, column)
+    return frame
 
 
 def rate(bound: BoundEstimate | SampledBound) -> pd.DataFrame:

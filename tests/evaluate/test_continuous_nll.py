@@ -2,7 +2,9 @@
 
 import dataclasses
 import math
+import re
 
+import numpy as np
 import pytest
 import torch
 from oracles import oracle_checkpoint, oracle_images
@@ -12,9 +14,17 @@ import ddpmbench as db
 from ddpmbench.diffusion.process import Prediction, Variance
 from ddpmbench.errors import InputError
 from ddpmbench.execution.continuous import why_not_continuous
+from ddpmbench.report.contents import RunContents
+from ddpmbench.report.figures.timesteps import bound_figure
+from ddpmbench.report.nll_page import run_page
+from ddpmbench.report.nll_text import comparability
 
 HOW = {"progress": False, "seed": 5}
 CPU = torch.device("cpu")
+SVGS = dict.fromkeys(
+    ("bound", "rate_distortion"),
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9"><path d="M 0 0 L 9 9"/></svg>',
+)
 
 
 @pytest.fixture(scope="module")
@@ -238,3 +248,84 @@ def test_more_timesteps_than_trained_are_evaluated_and_sampled(small_model, smal
     summary = db.evaluate_nll(fine, small_images, estimator="every-pair", **HOW).summary
     assert summary["num_timesteps"] == 79
     assert summary["num_evaluations"] == 6 * 79 * 2
+
+
+def test_a_row_has_the_place_where_its_part_of_time_ends(continuous_run, small_model):
+    summary, frame = continuous_run.summary, continuous_run.per_timestep
+    schedule = small_model.in_continuous_time().schedule
+    assert summary["num_timesteps"] == 40
+    assert summary["num_parts"] == len(frame) == schedule.num_timesteps > 40
+    assert set(continuous_run.conventions.num_timesteps) == {40}
+    assert frame.u.iloc[0] == 1.0
+    assert frame.u.iloc[-1] == 40.0
+    assert set(range(1, 41)) <= set(frame.u)
+    at_timesteps = frame.log_snr[frame.u.isin(range(1, 41))]
+    assert at_timesteps.to_numpy() == pytest.approx(small_model.schedule.snr.log().numpy())
+    assert f"T = 40, linear, continuous time from t = 1 to T, in {len(frame)} parts" in (
+        "\n".join(comparability(summary))
+    )
+
+
+def test_the_page_speaks_of_parts_of_time(continuous_run):
+    page = run_page(RunContents(continuous_run), SVGS)
+    count = continuous_run.summary["num_parts"]
+    assert f"from t&nbsp;=&nbsp;1 to 40 of the training in {count} parts" in page
+    assert "Generation runs from right to left, from noise at t&nbsp;=&nbsp;40" in page
+    assert "<h2>Every part of continuous time</h2>" in page
+    half = int(re.search(r"spent at t&nbsp;&le;&nbsp;(\d+) of 40", page)[1])
+    steps = continuous_run.per_timestep[1:]
+    for places, least in ((steps.u <= half, 0.5), (steps.u > half - 1, 0.5)):
+        assert steps.bits_per_dim[places].sum() >= least * steps.bits_per_dim.sum()
+
+
+def test_the_figure_of_bits_is_over_timesteps(continuous_run):
+    _, groups = bound_figure(continuous_run.per_timestep, continuous_run.rate_distortion)
+    np.testing.assert_array_equal(groups.u_last[:-1], groups.u_first[1:])
+    assert groups.u_last.iloc[-1] == 40
+    bits = groups.bits_per_step[1:] * (groups.u_last - groups.u_first)[1:]
+    assert bits.sum() == pytest.approx(continuous_run.summary["kl"])
+
+
+def test_the_page_says_why_there_is_no_row(small_model, small_images):
+    def page(checkpoint, **how):
+        report = db.evaluate_nll(checkpoint, small_images, estimator="every-pair", **how, **HOW)
+        return run_page(RunContents(report), SVGS)
+
+    words = "The bound in continuous time is not among them: "
+    assert f"{words}the run is short; <code>continuous=True</code>" in page(small_model)
+    assert f"{words}the model visits timesteps between" in page(small_model.respaced(61))
+    assert words not in page(small_model, continuous=True)
+
+
+def test_runs_in_continuous_time_are_read_and_compared(small_model, small_images, tmp_path):
+    def run(name, checkpoint, **how):
+        how = {"estimator": "every-pair", "draws": 2, **how}
+        return db.evaluate_nll(checkpoint, small_images, out=tmp_path / name, **how, **HOW)
+
+    one = run("one", small_model.in_continuous_time())
+    read = db.load_report(tmp_path / "one")
+    assert list(read.per_timestep) == list(one.per_timestep)
+    np.testing.assert_array_equal(read.per_timestep.u, one.per_timestep.u)
+    run("two", dataclasses.replace(small_model, sha256="1" * 64).in_continuous_time())
+    compared = db.compare([tmp_path / "one", tmp_path / "two"])
+    assert compared.summary["runs"][0]["difference"] == pytest.approx(0, abs=1e-9)
+    assert len(compared.per_timestep) == one.summary["num_parts"]
+    run("discrete", small_model)
+    with pytest.raises(InputError, match="num_parts is"):
+        db.compare([tmp_path / "one", tmp_path / "discrete"])
+    sampled = run(
+        "sampled",
+        small_model.in_continuous_time(),
+        estimator="importance",
+        draws=None,
+        half_width=0.4,
+    )
+    terms = run(
+        "again",
+        small_model.in_continuous_time(),
+        estimator="importance",
+        draws=None,
+        half_width=0.4,
+        terms_of=tmp_path / "sampled",
+    )
+    assert terms.summary["bits_per_dim"] == pytest.approx(sampled.summary["bits_per_dim"])

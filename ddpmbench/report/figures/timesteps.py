@@ -89,17 +89,22 @@ def bound_figure(per_timestep: pd.DataFrame, rates: pd.DataFrame) -> Drawn:
 
     Returns:
         The figure, and the rows of `by_group` with `bits_per_step` and its `half_width` on average
-        over the group.
+        over the group. In continuous time a group goes from `u_first` to `u_last`.
     """
     rates = rates[["t", "rate_bits_per_dim", "rate_standard_error"]]
     numbers = by_group(per_timestep.merge(rates, on="t"))
-    size = numbers.t_last - numbers.t_first + 1
+    size, first, last = numbers.t_last - numbers.t_first + 1, numbers.t_first, numbers.t_last
+    if "u" in per_timestep:
+        u = per_timestep.u.to_numpy()
+        numbers["u_first"], numbers["u_last"] = u[(first - 2).clip(lower=0)], u[last - 1]
+        first, last = numbers.u_first, numbers.u_last
+        size = (last - first).where(numbers.t_last > 1, 1)
     numbers["bits_per_dim"] /= size
     numbers["half_width"] /= size
     numbers = numbers.rename(columns={"bits_per_dim": "bits_per_step"})
 
     figure, (each, total) = axes_panels(2)
-    center = np.sqrt(numbers.t_first * numbers.t_last)
+    center = np.sqrt(first * last)
     decoder, kl = numbers.iloc[:1], numbers.iloc[1:]
     points(each, center[1:], kl.bits_per_step, kl.half_width, 0)
     points(each, center[:1], decoder.bits_per_step, decoder.half_width, 1, ms=5)
@@ -111,7 +116,7 @@ def bound_figure(per_timestep: pd.DataFrame, rates: pd.DataFrame) -> Drawn:
         note(each, "decoder, t = 1", at=(1, decoder.bits_per_step.iloc[0]), offset=(8, 0))
     finish(each, "Bits per timestep", x="timestep t", y="bits/dim")
 
-    curve(total, numbers.t_first, numbers.cumulative, numbers.cumulative_half_width, 0)
+    curve(total, first, numbers.cumulative, numbers.cumulative_half_width, 0)
     whole = numbers.cumulative.iloc[0]
     points(total, [1], [whole], None, 1, ms=5)
     note(total, f"total: {whole:.4f}", at=(1, whole), offset=(8, 0))
@@ -159,7 +164,8 @@ def calls_figure(
     middle = few.iloc[np.abs(np.log(few.t) - np.log(last[-1]) / 2).argmin()]
     note(axes, "expected", at=(middle.t, middle.expected), offset=(9, 6))
     note(axes, "evaluated", at=(1, mean[0]), offset=(7, -11))
-    finish(axes, "Network evaluations per timestep", x="timestep t", y="evaluations")
+    of = ("part", "part of continuous time") if "u" in per_timestep else ("timestep", "timestep t")
+    finish(axes, f"Network evaluations per {of[0]}", x=of[1], y="evaluations")
     return figure, numbers
 
 
@@ -225,11 +231,12 @@ def difference_figure(per_timestep: pd.DataFrame, baseline: str) -> Drawn:
 
 
 @drawing()
-def rate_distortion_figure(table: pd.DataFrame) -> Drawn:
+def rate_distortion_figure(table: pd.DataFrame, *, steps: str = "reverse steps") -> Drawn:
     """Distortion over rate, and both over the reverse steps of a receiver.
 
     Args:
         table: see `report.tables.rate_distortion`.
+        steps: what `num_decoded_steps` counts.
 
     Returns:
         The figure, and the table with the half widths of its 95 % intervals.
@@ -248,8 +255,8 @@ def rate_distortion_figure(table: pd.DataFrame) -> Drawn:
     curve(distortion, few.num_decoded_steps, few.distortion_rmse, few.distortion_half_width, 0)
     curve(rate, few.num_decoded_steps, few.rate_bits_per_dim, few.rate_half_width, 0)
     finish(both, "Distortion over rate", x=bits, y=rmse)
-    finish(distortion, "Distortion", x="reverse steps", y=rmse)
-    finish(rate, "Rate", x="reverse steps", y=bits)
+    finish(distortion, "Distortion", x=steps, y=rmse)
+    finish(rate, "Rate", x=steps, y=bits)
     for axes in (both, distortion, rate):
         axes.set_ylim(bottom=0)
     return figure, numbers
