@@ -448,7 +448,109 @@ def test_evaluations_and_products_are_counted(settings):
     assert (evaluations, vjps) == (of_ode + 1 + 48, of_ode * settings.get("probes", 4))
 
 
+def test_memory_does_not_grow_with_the_steps_of_the_solver():
+    """Tensors that a graph holds, counted: those of a single evaluation of the network."""
+    checkpoint = mixture()
+    x_1 = noisy(checkpoint)
+
+    def most_held(steps, probes):
+        held, most = set(), 0
+
+        class Saved:
+            def __init__(self, tensor):
+                nonlocal most
+                self.tensor = tensor
+                held.add(id(self))
+                most = max(most, len(held))
+
+            def __del__(self):
+                held.discard(id(self))
+
+        with torch.autograd.graph.saved_tensors_hooks(Saved, lambda saved: saved.tensor):
+            result_of(checkpoint, x_1, steps=steps, probes=signs_of(x_1, probes))
+        return most
+
+    few = most_held(2, 1)
+    assert few > 0
+    assert most_held(16, 1) == most_held(2, 4) == few
+
+
+class Convolutions(nn.Module):
+    """A small network of time in float64, with no closed form."""
+
+    def __init__(self):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            layers = [nn.Conv2d(2, 8, 3, padding=1), nn.Tanh(), nn.Conv2d(8, 1, 3, padding=1)]
+            self.layers = nn.Sequential(*layers).double()
+
+    def forward(self, x, time):
+        time = (time.double() / 50).view(-1, 1, 1, 1).expand(-1, 1, *x.shape[2:])
+        return self.layers(torch.cat([x.double(), time], 1)) + 0.5 * x.double()
+
+
+def test_an_adaptive_solver_of_scipy_finds_the_same():
+    """To rtol 1e-8, with the exact divergence, by formulas of its own."""
+    checkpoint = dataclasses.replace(mixture(), network=Convolutions())
+    x_1 = torch.randn(1, 1, 4, 4, generator=torch.Generator().manual_seed(0)).double()
+    time, (first, last) = ContinuousTime(SCHEDULE), sigmas(checkpoint)
+    size, unit = x_1.numel(), torch.eye(x_1.numel()).double().view(-1, 1, 4, 4)
+
+    def slope(log_sigma, state):
+        sigma = math.exp(log_sigma)
+        a = 1 / math.sqrt(1 + sigma**2)
+        at = torch.tensor([float(time.timestep(-2 * log_sigma)) - 1])
+        u = torch.from_numpy(state[:size]).view(1, 1, 4, 4).expand(size, -1, -1, -1)
+        u = u.clone().requires_grad_()
+        eps = checkpoint.network(a * u, at.expand(size))
+        (product,) = torch.autograd.grad(eps, u, unit)  # row i of the Jacobian
+        trace = float((product * unit).sum())
+        return np.append(sigma * eps[0].detach().numpy().ravel(), sigma * trace)
+
+    a_1, a_last = 1 / math.sqrt(1 + first**2), 1 / math.sqrt(1 + last**2)
+    start = np.append((x_1 / a_1).numpy().ravel(), 0.0)
+    ends = math.log(first), math.log(last)
+    end = quadrature.solve_ivp(slope, ends, start, rtol=1e-8, atol=1e-10).y[:, -1]
+    x_last = a_last * end[:size]
+    expected = norm.logpdf(x_last).sum() + size * math.log(a_last / a_1) + end[size]
+    for solver, steps in ((Solver.RK4, 16), (Solver.HEUN, 32)):
+        got = result_of(checkpoint, x_1, solver=solver, steps=steps)
+        error, estimated = float(got.value) - expected, float(got.solver_error)
+        assert abs(error) < 2 * abs(estimated) + 1e-6, solver
+        assert abs(estimated) < 0.05
+
+
 # ---- pairs with the variational bound
+
+
+def test_the_difference_estimator_leads_to_the_ode_of_all_images():
+    """From the ODE of some images and the bound of all, against the ODE of all."""
+    images = oracle_images(60, shape=(1, 2, 2))
+    checkpoint, count = mixture(), 15
+    every = np.arange(60)
+    parts = ode_pass(checkpoint, images, solver_steps=8).evaluate(every)
+    of_all, bound = parts["decoder"] + parts["log_q"] - parts["log_p"], parts["bound"]
+    # The bound of all from other timesteps: its decoder and its x_1 are those of the pairs.
+    others = [
+        ode_pass(checkpoint, images, seed=seed, solver_steps=2).evaluate(every)
+        for seed in range(6, 16)
+    ]
+    means = np.array([other["bound"].mean() for other in others])
+    error = means.std(ddof=1) / math.sqrt(len(means))
+    half_width = 2.3 * error
+    known = KnownBound(float(means.mean()), half_width, half_width + 1.0, 60)
+    generator = np.random.default_rng(0)
+    found = []
+    for _ in range(400):
+        some = generator.permutation(60)[:count]
+        found.append(estimate_ode(of_all[some], bound[some], known))
+    nats = np.array([one.nats for one in found])
+    inside = [abs(one.nats - of_all.mean()) <= one.half_width for one in found]
+    assert np.mean(inside) > 0.93
+    # On average it is off by the error of the two estimates of the bound alone.
+    noise = means.std(ddof=1) * math.sqrt(1 + 1 / len(means))
+    assert abs(nats.mean() - of_all.mean()) < 3 * noise
 
 
 def test_the_bound_of_an_image_is_unbiased():
