@@ -1,0 +1,88 @@
+"""A network of one's own whose likelihood is known: commands find it within their intervals."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    import coverage_study as study
+
+NET = """
+import numpy as np
+import torch
+from scipy.interpolate import PchipInterpolator
+from torch import nn
+
+class Wiener(nn.Module):
+    '''The best predictor of the noise in normal data, at any timestep and between them.'''
+
+    image_channels, image_size = 1, 4
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("variance", torch.ones(1, 4, 4))
+        kept = np.cumprod(1 - np.linspace({first!r}, {last!r}, {total}))
+        self.log_snr = PchipInterpolator(np.arange({total}), np.log(kept / (1 - kept)))
+
+    def forward(self, x, time):
+        log_snr = torch.from_numpy(self.log_snr(time.double().numpy())).view(-1, 1, 1, 1)
+        signal, noise = log_snr.sigmoid(), (-log_snr).sigmoid()
+        return (noise.sqrt() / (signal * self.variance.double() + noise) * x.double()).to(x.dtype)
+"""
+BETAS = study.SCHEDULE.betas
+ENDS = float(BETAS[0]), float(BETAS[-1])
+IMAGES = study.images_of(300, seed=7)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("own")
+    first, last = ENDS
+    text = NET.format(first=first, last=last, total=len(BETAS))
+    (folder / "net.py").write_text(text)
+    variance = torch.from_numpy(study.VARIANCE).float()
+    torch.save({"variance": variance}, folder / "weights.pt")
+    np.savez(folder / "images.npz", arr_0=IMAGES.pixels.transpose(0, 2, 3, 1))
+    return [
+        *("--ckpt", folder / "weights.pt", "--network", f"{folder / 'net.py'}:Wiener"),
+        *("--schedule", f"linear:{len(BETAS)}:{first!r}:{last!r}", "--prediction", "eps"),
+        *("--variance", "fixed_small", "--time-input", "index", "--data-range", "-1,1"),
+        *("--no-clip", "--data", folder / "images.npz", "--format", "json", "--seed", "4"),
+    ]
+
+
+def test_the_bound_in_continuous_time_and_the_ode_are_their_closed_forms(said, inputs, tmp_path):
+    found = {}
+    for name, words in (
+        ("continuous", ["nll", "--timesteps", "continuous", "--half-width", "0.03"]),
+        ("ode", ["ode", "--num-ode-images", "200", "--trace", "exact", "--half-width", "0.05"]),
+    ):
+        status, printed, told = said(*words, *inputs, "--out", tmp_path / name)
+        assert status == 0, told
+        found[name] = json.loads(printed)
+    truth = {
+        name: study.truths()[name].of_images(IMAGES.pixels).mean() / math.log(2) for name in found
+    }
+    assert truth["continuous"] == pytest.approx(truth["ode"], abs=1e-3)
+    for name, summary in found.items():
+        assert abs(summary["bits_per_dim"] - truth[name]) < summary["half_width"], name
+    assert abs(found["ode"]["solver_error"]) < 1e-3
+    assert found["continuous"]["half_width"] <= 0.03
+
+
+def test_the_row_of_continuous_time_is_the_closed_form(said, inputs, tmp_path):
+    words = ["nll", "--continuous", "--half-width", "0.05", "--out", tmp_path / "run"]
+    status, printed, told = said(*words, *inputs)
+    assert status == 0, told
+    summary = json.loads(printed)
+    truth = study.truths()["continuous"].of_images(IMAGES.pixels).mean() / math.log(2)
+    error = summary["continuous_bits_per_dim"] - truth
+    assert abs(error) < summary["continuous_half_width"]
+    discrete = study.truths()["discrete"].of_images(IMAGES.pixels).mean() / math.log(2)
+    assert abs(summary["bits_per_dim"] - discrete) < summary["half_width"]
+    assert summary["continuous_bits_per_dim"] < summary["bits_per_dim"]
