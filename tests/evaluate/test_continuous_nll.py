@@ -1,5 +1,6 @@
 """Runs in continuous time, of refined schedules, and the row of continuous time in others."""
 
+import contextlib
 import dataclasses
 import math
 import re
@@ -8,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 from oracles import oracle_checkpoint, oracle_images
+from processes import ddpmbench, ranks
 from torch import nn
 
 import ddpmbench as db
 from ddpmbench.diffusion.process import Prediction, Variance
 from ddpmbench.errors import InputError
 from ddpmbench.execution.continuous import why_not_continuous
+from ddpmbench.execution.worker import RunListener
 from ddpmbench.report.contents import RunContents
 from ddpmbench.report.figures.timesteps import bound_figure
 from ddpmbench.report.nll_page import run_page
@@ -106,6 +109,50 @@ def test_it_is_found_again_after_an_interruption(small_model, small_images, tmp_
     assert ((read.continuous.u < read.continuous.t) & (read.continuous.u > 1)).all()
     for name in ("bits_per_dim", "continuous_bits_per_dim", "continuous_half_width"):
         assert again[name] == pytest.approx(first[name], rel=1e-6)
+
+
+def test_a_run_in_continuous_time_is_the_same_in_any_batches_and_after_interruptions(
+    small_model, small_images, tmp_path
+):
+    model = small_model.in_continuous_time()
+    options = {"estimator": "every-pair", "draws": 1, **HOW}
+    whole = db.evaluate_nll(model, small_images, **options)
+
+    def stop(now):
+        seen.append(now)
+        if len(seen) > 1:
+            raise KeyboardInterrupt
+
+    report = None
+    for session in range(4):
+        seen = []
+        listener = RunListener(progress=stop if session < 3 else lambda now: None)
+        with contextlib.suppress(KeyboardInterrupt):
+            report = db.evaluate_nll(
+                model,
+                small_images,
+                batch_size=60,
+                out=tmp_path / "run",
+                listener=listener,
+                **options,
+            )
+        assert (report is None) == (session < 3)
+    small = db.evaluate_nll(model, small_images, batch_size=17, **options)
+    for other in (report, small):
+        for name in ("bits_per_dim", "kl", "decoder", "half_width_population"):
+            assert other.summary[name] == pytest.approx(whole.summary[name], abs=2e-6)
+        np.testing.assert_allclose(
+            other.per_image.bits_per_dim, whole.per_image.bits_per_dim, rtol=0, atol=2e-6
+        )
+
+
+def test_processes_share_a_run_in_continuous_time(small_checkpoint, small_npz, tmp_path):
+    command = ["nll", "--ckpt", small_checkpoint, "--data", small_npz, "--format", "quiet"]
+    command += ["--timesteps", "continuous", "--estimator", "every-pair", "--draws", "1"]
+    alone = ddpmbench(*command, "--out", tmp_path / "one")
+    together = ranks(2, *command, "--out", tmp_path / "two")
+    assert [result.returncode for result in together] == [0, 0], together[0].stderr
+    assert float(together[0].stdout) == pytest.approx(float(alone.stdout), abs=1e-6)
 
 
 def test_why_there_is_no_row(small_model, small_images):

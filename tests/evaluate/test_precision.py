@@ -144,6 +144,17 @@ def test_the_difference_to_continuous_time_is_in_strict_float32(engines, small_m
     assert sum(n for precision, n in calls if precision is Precision.BF16) == 40 * 6 * 2 + 100
 
 
+def test_a_run_in_continuous_time_is_corrected(engines, small_model, small_images):
+    engines()
+    model, options = small_model.in_continuous_time(), {"estimator": "every-pair", "draws": 6}
+    strict = db.evaluate_nll(model, small_images, **options).summary
+    low = db.evaluate_nll(model, small_images, **options, precision="bf16").summary
+    record = low["precision_correction"]
+    off = record["uncorrected_bits_per_dim"] - strict["bits_per_dim"]
+    assert abs(low["bits_per_dim"] - strict["bits_per_dim"]) < 1.5 * record["half_width"]
+    assert abs(off) > 3 * record["half_width"]
+
+
 # ---- the goal is for the whole interval
 
 

@@ -196,6 +196,22 @@ def test_a_term_is_the_error_under_the_run_s_clip_times_a_weight():
     np.testing.assert_allclose(*weights, rtol=1e-9)
 
 
+@pytest.mark.parametrize("prediction", ["eps", "x_start"])
+def test_a_refined_model_has_the_bound_of_its_own_timesteps(prediction):
+    """The network is evaluated at the fractional ones, and each term has its own weight."""
+    schedule, images = NoiseSchedule.linear(30), normal_images(5)
+    fine = linear_model(schedule, Prediction(prediction)).respaced(88)
+    table, design = terms_of(fine, images, 100, TermsPass)
+    nats = table.values["nats"].reshape(len(images), 88, design.draws)[:, 1:]
+    x, r = images.pixels / 127.5 - 1, fine.schedule.snr.numpy()[1:, None, None, None, None]
+    error = ((x**2 + r * VARIANCE**2) / (1 + r * VARIANCE) ** 2).mean((1, 2, 3, 4))
+    t = np.arange(2, 89)
+    exact_sum = Transitions(fine.schedule).weight(Variance.FIXED_SMALL, t - 1, t) @ error
+    noise = np.sqrt((nats.var(2, ddof=1) / design.draws).sum()) / len(images)
+    assert nats.mean(2).sum(1).mean() == pytest.approx(exact_sum, abs=4 * noise)
+    assert noise < 0.01 * exact_sum
+
+
 def test_refined_schedules_tend_to_it_as_one_over_their_number():
     """The bound of variance fixed_small, from the exact error at each timestep."""
     schedule, images = NoiseSchedule.linear(30), normal_images(5)
