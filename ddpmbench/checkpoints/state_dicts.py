@@ -44,43 +44,6 @@ def kind_in_name(path: Path) -> str | None:
     return "ema" if _EMA_FILE.fullmatch(name) else "raw" if _RAW_FILE.fullmatch(name) else None
 
 
-def join_attention(
-    weights: Mapping[str, Tensor],
-    wanted: Iterable[str],
-    *,
-    parts: tuple[str, str, str],
-    output: str,
-    source: object,
-) -> dict[str, Tensor]:
-    """Weights with queries, keys and values stacked to one `qkv`, and 1x1 convolutions as matrices.
-
-    Args:
-        weights: the file's.
-        wanted: the names that its weights are to have, `qkv` in those to be joined.
-        parts: what the file calls query, key and value in place of `qkv`.
-        output: what it calls the layer after them.
-        source: the file to name in an error.
-
-    Raises:
-        InputError: one of the three is missing.
-    """
-    result = dict(weights)
-    for name in sorted(wanted):
-        if ".qkv." in name:
-            theirs = [name.replace(".qkv.", f".{part}.") for part in parts]
-            if missing := [part for part in theirs if part not in result]:
-                raise FileError(source, f"weight {missing[0]} missing; the file is not whole")
-            result[name] = torch.cat([_matrix(result.pop(part)) for part in theirs])
-        elif name.endswith(f".{output}.weight") and name in result:
-            result[name] = _matrix(result[name])
-    return result
-
-
-def _matrix(weight: Tensor) -> Tensor:
-    """A matrix, or a 1x1 convolution as one."""
-    return weight.flatten(1) if weight.ndim > 2 else weight
-
-
 _AVERAGED = re.compile(
     r"(?i:(?<![a-z])(emas?|averaged?|averages|(?<!exp_)avg|swa|polyak|shadow)(?![a-z]))"
     r"|[a-z]EMA(?![A-Za-z])|(?<![A-Za-z])(ema[A-Z]|EMA[A-Z][a-z])"
