@@ -13,18 +13,12 @@ from torch.optim.swa_utils import AveragedModel
 
 from ddpmbench.checkpoints.determinism import refuse_random, refuse_untrained
 from ddpmbench.checkpoints.diffusers_files import INDEX, sha256_of_shards
+from ddpmbench.checkpoints.network_weights import some_weights
 from ddpmbench.checkpoints.schedule_tables import NO_TABLES, ScheduleTables
 from ddpmbench.checkpoints.schedules import read_schedule
 from ddpmbench.checkpoints.settings import CheckpointSettings, MissingSettingsError, parameters
 from ddpmbench.checkpoints.state_dicts import StateDict, find_state, network_digest
-from ddpmbench.checkpoints.weights import (
-    is_plain,
-    kind_of,
-    sha256_of,
-    some_weights,
-    tensors_in,
-    why_not_plain,
-)
+from ddpmbench.checkpoints.weights import is_plain, kind_of, sha256_of, tensors_in, why_not_plain
 from ddpmbench.diffusion.data_range import UNIT_RANGE
 from ddpmbench.diffusion.model import Checkpoint, ImageSize, TimeInput
 from ddpmbench.diffusion.process import Prediction, Variance

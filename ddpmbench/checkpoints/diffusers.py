@@ -18,17 +18,16 @@ from ddpmbench.checkpoints.diffusers_files import (
     relative,
 )
 from ddpmbench.checkpoints.diffusers_scheduler import Fields, read_scheduler
-from ddpmbench.checkpoints.renaming import Renames, load_renamed, renamed_weights
+from ddpmbench.checkpoints.network_weights import (
+    Renames,
+    build_unet,
+    check_outputs,
+    only_tensors,
+    renamed_weights,
+)
 from ddpmbench.checkpoints.settings import CheckpointSettings
 from ddpmbench.checkpoints.state_dicts import StateDict
-from ddpmbench.checkpoints.weights import (
-    FileError,
-    check_outputs,
-    naming,
-    only_tensors,
-    rounding_notes,
-    sha256_of,
-)
+from ddpmbench.checkpoints.weights import FileError, naming, rounding_notes, sha256_of
 from ddpmbench.diffusion.model import Checkpoint, ImageSize
 from ddpmbench.unet.unet import Resampling, UNet, UNetConfig
 
@@ -260,7 +259,7 @@ def read_diffusers(
     if settings.variance is not None:
         stated_by = f"{layout.config}: `variance={settings.variance}`"
     check_outputs(config, conventions.variance, source=stated_by)
-    network = load_renamed(config, weights, _RENAMES, parts=_PARTS, source=files.path)
+    network = build_unet(config, weights, _RENAMES, parts=_PARTS, source=files.path)
     return Checkpoint(
         network=network,
         schedule=conventions.schedule,

@@ -8,13 +8,8 @@ from pathlib import Path
 from torch import Tensor
 
 from ddpmbench.checkpoints.diffusers_scheduler import read_object
-from ddpmbench.checkpoints.weights import (
-    FileError,
-    check_blob,
-    only_tensors,
-    read_state,
-    sha256_of,
-)
+from ddpmbench.checkpoints.network_weights import only_tensors
+from ddpmbench.checkpoints.weights import FileError, check_blob, read_state, sha256_of
 from ddpmbench.errors import listed
 
 STEM = "diffusion_pytorch_model"

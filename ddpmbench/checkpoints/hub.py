@@ -4,7 +4,7 @@ import re
 from pathlib import Path, PurePosixPath
 
 from ddpmbench.checkpoints.diffusers_files import KINDS, NETWORKS, STEM, weight_sets
-from ddpmbench.checkpoints.weights import FileError
+from ddpmbench.checkpoints.weights import FileError, first_line
 from ddpmbench.errors import InputError
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -77,5 +77,5 @@ def _snapshot(repository: str, patterns: list[str]) -> Path:
             "or HF_HUB_OFFLINE is set)",
         ) from error
     except Exception as error:  # what a failing network raises depends on the client's version
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise FileError(repository, f"cannot be fetched from the Hub ({first})") from error
+        problem = f"cannot be fetched from the Hub ({first_line(error)})"
+        raise FileError(repository, problem) from error

@@ -13,16 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ddpmbench.checkpoints.renaming import count
+from ddpmbench.checkpoints.network_weights import count, load_weights, only_tensors, shape_of
 from ddpmbench.checkpoints.settings import CheckpointSettings, MissingSettingsError
-from ddpmbench.checkpoints.weights import (
-    FileError,
-    load_weights,
-    naming,
-    only_tensors,
-    sha256_of,
-    shape_of,
-)
+from ddpmbench.checkpoints.weights import FileError, naming, sha256_of
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.diffusion.process import Prediction, Variance
 from ddpmbench.diffusion.schedule import NoiseSchedule

@@ -11,15 +11,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ddpmbench.checkpoints.network_weights import build_unet, check_outputs
 from ddpmbench.checkpoints.settings import WEIGHTS
-from ddpmbench.checkpoints.weights import (
-    FileError,
-    build_unet,
-    check_outputs,
-    naming,
-    rounding_notes,
-    sha256_of,
-)
+from ddpmbench.checkpoints.weights import FileError, naming, rounding_notes, sha256_of
 from ddpmbench.diffusion.data_range import UNIT_RANGE, DataRange
 from ddpmbench.diffusion.model import Checkpoint, TimeInput
 from ddpmbench.diffusion.parameterization import Prediction, Process, Variance

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ddpmbench.checkpoints.network_weights import Renames, build_unet, only_tensors, shape_of
 from ddpmbench.checkpoints.openai_flags import PRESETS, ModelFlags, flag_error, parse_flags
-from ddpmbench.checkpoints.renaming import Renames, load_renamed
 from ddpmbench.checkpoints.settings import CheckpointSettings, MissingSettingsError
-from ddpmbench.checkpoints.weights import FileError, naming, only_tensors, sha256_of, shape_of
+from ddpmbench.checkpoints.weights import FileError, naming, sha256_of
 from ddpmbench.diffusion.model import Checkpoint, TimeInput
 from ddpmbench.diffusion.process import Prediction
 from ddpmbench.unet.unet import Resampling, UNetConfig
@@ -73,7 +73,7 @@ def read_openai(
         for name, rows in weights.items():
             if ".qkv." in name:
                 weights[name] = _queries_first(rows, config, f"{path}: {name}")
-    network = load_renamed(config, weights, _renames(config), source=path)
+    network = build_unet(config, weights, _renames(config), source=path)
     rescales = flags.rescales(resblock_updown=shapes.resampling == "block")
     if flags.rescale_timesteps is None and flags.diffusion_steps != 1000:
         project = "improved-diffusion" if rescales else "guided-diffusion"

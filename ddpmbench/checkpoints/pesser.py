@@ -7,17 +7,18 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ddpmbench.checkpoints.renaming import Renames, count, load_renamed
+from ddpmbench.checkpoints.network_weights import (
+    Renames,
+    build_unet,
+    check_outputs,
+    count,
+    only_tensors,
+    shape_of,
+)
 from ddpmbench.checkpoints.schedule_tables import NO_TABLES, ScheduleTables
 from ddpmbench.checkpoints.schedules import read_schedule
 from ddpmbench.checkpoints.settings import CheckpointSettings, MissingSettingsError, parameters
-from ddpmbench.checkpoints.weights import (
-    check_outputs,
-    naming,
-    only_tensors,
-    sha256_of,
-    shape_of,
-)
+from ddpmbench.checkpoints.weights import naming, sha256_of
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.diffusion.process import Prediction, Variance
 from ddpmbench.diffusion.schedule import NoiseSchedule
@@ -117,7 +118,7 @@ def read_pesser(
         variance = Variance(str(settings.variance))
         image_size = None
     check_outputs(config, variance, source=f"{path}: `variance={variance}`")
-    network = load_renamed(config, weights, _renames(config), parts=("q", "k", "v"), source=path)
+    network = build_unet(config, weights, _renames(config), parts=("q", "k", "v"), source=path)
     return Checkpoint(
         network=network,
         schedule=schedule,

@@ -1,4 +1,4 @@
-"""Weights files: read without running their code, loaded only where every weight fits."""
+"""Weights files, read without running their code."""
 
 import contextlib
 import dataclasses
@@ -18,11 +18,9 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from ddpmbench.diffusion.process import Variance
 from ddpmbench.errors import InputError
-from ddpmbench.unet.unet import UNet, UNetConfig
 
 _PACKED = {getattr(torch, "float4_e2m1fn_x2", None)}
 """Types with several numbers to an element, which torch does not convert."""
@@ -342,7 +340,8 @@ def read_state(path: Path) -> dict[str, object]:
             return dict(load_file(path))
         except (SafetensorError, OSError) as error:
             raise FileError(
-                path, f"not a whole safetensors file ({_line(error)}); copy or download it again"
+                path,
+                f"not a whole safetensors file ({first_line(error)}); copy or download it again",
             ) from error
     state = _named(_read_torch(path))
     if not isinstance(state, dict):
@@ -395,142 +394,6 @@ def rounding_notes(weights: Mapping[str, object]) -> tuple[str, ...]:
     return tuple(f"weights are {name}, rounded when they were saved" for name in names)
 
 
-def only_tensors(state: Mapping[str, object], *, source: str) -> dict[str, Tensor]:
-    """A state dict of tensors alone.
-
-    Raises:
-        InputError: an item is no tensor, or declares more numbers than the file holds.
-    """
-    tensors = {}
-    for name, value in state.items():
-        if not isinstance(value, Tensor):
-            raise FileError(source, f"{name} is a {type(value).__name__}, not a tensor")
-        held = numbers_held(value)
-        if held is not None and value.numel() > held:
-            raise FileError(
-                source,
-                f"{name} is {list(value.shape)}, but the file holds {held} numbers for it; it is "
-                "no checkpoint",
-            )
-        tensors[name] = value
-    return tensors
-
-
-def shape_of(
-    weights: Mapping[str, Tensor], name: str, dimensions: int, *, source: object
-) -> tuple[int, ...]:
-    """The shape of a weight on which the architecture depends.
-
-    Args:
-        weights: the file's weights.
-        name: the weight's name in them.
-        dimensions: how many it must have.
-        source: the file to name in an error.
-
-    Raises:
-        InputError: it is missing, or has another number of dimensions or no elements.
-    """
-    if name not in weights:
-        raise FileError(source, f"weight {name} missing; the file is not whole")
-    shape = tuple(weights[name].shape)
-    if len(shape) != dimensions or not all(shape):
-        raise FileError(source, f"{name} is {list(shape)}, which no such network has")
-    return shape
-
-
-def build_unet(
-    config: UNetConfig,
-    weights: Mapping[str, Tensor],
-    *,
-    source: str,
-    names: Mapping[str, str] | None = None,
-) -> UNet:
-    """The U-Net with the weights of a file, in evaluation mode.
-
-    Args:
-        config: the network's configuration.
-        weights: the file's weights under the file's names.
-        source: the file to name in an error.
-        names: the file's name of each of our weights; the same names if absent.
-
-    Raises:
-        InputError: the configuration is no network, or the weights are not all of it.
-    """
-    network = _unallocated(config, source)
-    load_weights(network, weights, source=source, names=names)
-    return network.eval()
-
-
-def unet_names(config: UNetConfig, *, source: str) -> list[str]:
-    """The names of the U-Net's weights; raises InputError if the configuration is none."""
-    return list(_unallocated(config, source).state_dict())
-
-
-def _unallocated(config: UNetConfig, source: str) -> UNet:
-    # on the meta device nothing is allocated before the shapes are known to be the file's
-    try:
-        with naming(source), torch.device("meta"):
-            return UNet(config)
-    except (RuntimeError, OverflowError) as error:
-        problem = f"no network can be as large as it says ({_line(error)})"
-        raise FileError(source, problem) from error
-
-
-def check_outputs(config: UNetConfig, variance: Variance, *, source: object) -> None:
-    """Refuse a variance the network has no output for, or an output that no variance takes."""
-    if variance.is_learned != (config.out_channels == 2 * config.in_channels):
-        raise FileError(
-            source,
-            f"the variance is {variance}, but the network outputs {config.out_channels} channels "
-            f"for images of {config.in_channels}",
-        )
-
-
-def load_weights(
-    network: nn.Module,
-    weights: Mapping[str, Tensor],
-    *,
-    source: str,
-    names: Mapping[str, str] | None = None,
-) -> None:
-    """Load weights that must fit name by name, shape by shape, and be finite.
-
-    Args:
-        network: receives the weights, as float32; may be on the meta device.
-        weights: a tensor for every parameter and buffer of the network, and no other.
-        source: the file to name in an error.
-        names: the name in `weights` of each of the network's own; the same names if absent.
-
-    Raises:
-        InputError: one is missing, left over, of another shape, or not finite.
-    """
-    expected = network.state_dict()
-    theirs = {name: names[name] if names is not None else name for name in expected}
-    if missing := sorted(set(theirs.values()) - set(weights)):
-        raise FileError(source, f"{some_weights(missing)} missing; the file is not whole")
-    if extra := sorted(set(weights) - set(theirs.values())):
-        raise FileError(source, f"{some_weights(extra)} left over; it holds another network")
-    state = {}
-    for name, wanted in expected.items():
-        tensor, problem = weights[theirs[name]], None
-        if tensor.shape != wanted.shape:
-            problem = f"is {list(tensor.shape)}, the network takes {list(wanted.shape)}"
-        elif not is_plain(tensor):
-            problem = why_not_plain(tensor)
-        else:
-            state[name] = tensor.float().contiguous()  # torch has no isfinite for 8 bits
-            if not bool(state[name].isfinite().all()):
-                problem = "holds NaN or infinite weights"
-        if problem is not None:
-            raise FileError(source, f"{theirs[name]} {problem}")
-    network.load_state_dict(state, assign=any(w.is_meta for w in expected.values()))
-
-
-def some_weights(names: list[str]) -> str:
-    """The first of these weights, and how many more there are."""
-    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-    return f"weight {names[0]}{more}"
-
-
-def _line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or the name of its type."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,207 @@
+"""Weights of a file in a network: every one fits, under whatever names a project gives them."""
+
+import itertools
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ddpmbench.checkpoints.weights import (
+    FileError,
+    first_line,
+    is_plain,
+    naming,
+    numbers_held,
+    why_not_plain,
+)
+from ddpmbench.diffusion.process import Variance
+from ddpmbench.unet.unet import UNet, UNetConfig
+
+
+def only_tensors(state: Mapping[str, object], *, source: str) -> dict[str, Tensor]:
+    """A state dict of tensors alone.
+
+    Raises:
+        InputError: an item is no tensor, or declares more numbers than the file holds.
+    """
+    tensors = {}
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise FileError(source, f"{name} is a {type(value).__name__}, not a tensor")
+        held = numbers_held(value)
+        if held is not None and value.numel() > held:
+            raise FileError(
+                source,
+                f"{name} is {list(value.shape)}, but the file holds {held} numbers for it; it is "
+                "no checkpoint",
+            )
+        tensors[name] = value
+    return tensors
+
+
+def shape_of(
+    weights: Mapping[str, Tensor], name: str, dimensions: int, *, source: object
+) -> tuple[int, ...]:
+    """The shape of a weight on which the architecture depends.
+
+    Args:
+        weights: the file's weights.
+        name: the weight's name in them.
+        dimensions: how many it must have.
+        source: the file to name in an error.
+
+    Raises:
+        InputError: it is missing, or has another number of dimensions or no elements.
+    """
+    if name not in weights:
+        raise FileError(source, f"weight {name} missing; the file is not whole")
+    shape = tuple(weights[name].shape)
+    if len(shape) != dimensions or not all(shape):
+        raise FileError(source, f"{name} is {list(shape)}, which no such network has")
+    return shape
+
+
+def check_outputs(config: UNetConfig, variance: Variance, *, source: object) -> None:
+    """Refuse a variance the network has no output for, or an output that no variance takes."""
+    if variance.is_learned != (config.out_channels == 2 * config.in_channels):
+        raise FileError(
+            source,
+            f"the variance is {variance}, but the network outputs {config.out_channels} channels "
+            f"for images of {config.in_channels}",
+        )
+
+
+def load_weights(
+    network: nn.Module,
+    weights: Mapping[str, Tensor],
+    *,
+    source: object,
+    names: Mapping[str, str] | None = None,
+) -> None:
+    """Load weights that must fit name by name, shape by shape, and be finite.
+
+    Args:
+        network: receives the weights, as float32; may be on the meta device.
+        weights: a tensor for every parameter and buffer of the network, and no other.
+        source: the file to name in an error.
+        names: the name in `weights` of each of the network's own; the same names if absent.
+
+    Raises:
+        InputError: one is missing, left over, of another shape, or not finite.
+    """
+    expected = network.state_dict()
+    theirs = {name: names[name] if names is not None else name for name in expected}
+    if missing := sorted(set(theirs.values()) - set(weights)):
+        raise FileError(source, f"{some_weights(missing)} missing; the file is not whole")
+    if extra := sorted(set(weights) - set(theirs.values())):
+        raise FileError(source, f"{some_weights(extra)} left over; it holds another network")
+    state = {}
+    for name, wanted in expected.items():
+        tensor, problem = weights[theirs[name]], None
+        if tensor.shape != wanted.shape:
+            problem = f"is {list(tensor.shape)}, the network takes {list(wanted.shape)}"
+        elif not is_plain(tensor):
+            problem = why_not_plain(tensor)
+        else:
+            state[name] = tensor.float().contiguous()  # torch has no isfinite for 8 bits
+            if not bool(state[name].isfinite().all()):
+                problem = "holds NaN or infinite weights"
+        if problem is not None:
+            raise FileError(source, f"{theirs[name]} {problem}")
+    network.load_state_dict(state, assign=any(w.is_meta for w in expected.values()))
+
+
+def some_weights(names: list[str]) -> str:
+    """The first of these weights, and how many more there are."""
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"weight {names[0]}{more}"
+
+
+Renames = Sequence[tuple[str, str | Callable[[re.Match[str]], str]]]
+"""Pattern in a name of ours and its replacement, applied one after the other."""
+
+# The layers of attention, which are convolutions of one pixel in some files.
+_ATTENTION = re.compile(r"\battentions?\..*\b(qkv|out)\.")
+
+
+def rename(name: str, renames: Renames) -> str:
+    """The project's name of a weight of `unet.unet.UNet`."""
+    for pattern, replacement in renames:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def build_unet(
+    config: UNetConfig,
+    weights: Mapping[str, Tensor],
+    renames: Renames = (),
+    *,
+    parts: tuple[str, ...] = ("qkv",),
+    source: object,
+) -> UNet:
+    """The U-Net with the weights of a file, in evaluation mode.
+
+    Args:
+        config: the network's configuration.
+        weights: all of the file's, under its names.
+        renames: from our names to the file's; none where they are the same.
+        parts: what the file calls `qkv`, the queries, keys and values of attention, or each of
+            the three.
+        source: the file to name in an error.
+
+    Raises:
+        InputError: the configuration is no network, or the weights are not all of it.
+    """
+    try:
+        # on the meta device nothing is allocated before the shapes are known to be the file's
+        with naming(source), torch.device("meta"):
+            network = UNet(config)
+    except (RuntimeError, OverflowError) as error:
+        problem = f"no network can be as large as it says ({first_line(error)})"
+        raise FileError(source, problem) from error
+    weights, names = dict(weights), {}
+    for name in network.state_dict():
+        names[name] = rename(name, renames)
+        if renames and _ATTENTION.search(name):
+            of_qkv = parts if ".qkv." in name else ("",)
+            stored = [names[name].replace(".qkv.", f".{part}.") for part in of_qkv]
+            if missing := [part for part in stored if part not in weights]:
+                raise FileError(source, f"{some_weights(missing)} missing; the file is not whole")
+            weights[names[name]] = _joined({part: weights.pop(part) for part in stored}, source)
+    load_weights(network, weights, source=source, names=names)
+    return network.eval()
+
+
+def _joined(parts: Mapping[str, Tensor], source: object) -> Tensor:
+    """Queries, keys and values in one tensor; a convolution of one pixel as a matrix."""
+    matrices = [rows.flatten(1) if rows.ndim > 2 else rows for rows in parts.values()]
+    try:
+        return torch.cat(matrices) if len(matrices) > 1 else matrices[0]
+    except RuntimeError as error:
+        raise FileError(source, f"{', '.join(parts)} are not parts of one matrix") from error
+
+
+def renamed_weights(
+    network: UNet, renames: Renames, *, parts: tuple[str, ...]
+) -> dict[str, Tensor]:
+    """The inverse of `build_unet`: the weights of our U-Net as the project's files have them."""
+    weights = {}
+    for name, tensor in network.state_dict().items():
+        theirs = rename(name, renames)
+        if ".qkv." not in name:
+            weights[theirs] = tensor
+            continue
+        for part, rows in zip(parts, tensor.chunk(len(parts)), strict=True):
+            weights[theirs.replace(".qkv.", f".{part}.")] = rows.clone()
+    return weights
+
+
+def count(weights: Mapping[str, Tensor], pattern: str) -> int:
+    """The number of numbered weights, from 0 on without a gap.
+
+    Args:
+        weights: by name.
+        pattern: the name, with {} for the number.
+    """
+    return next(number for number in itertools.count() if pattern.format(number) not in weights)
