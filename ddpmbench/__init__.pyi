@@ -24,8 +24,8 @@ from .evaluate.nll import NllReport as NllReport
 from .evaluate.nll import evaluate_nll as evaluate_nll
 from .evaluate.ode import OdeReport as OdeReport
 from .evaluate.ode import evaluate_ode as evaluate_ode
-from .evaluate.pictures import progressive_pictures as progressive_pictures
 from .evaluate.rate_distortion import RateDistortion as RateDistortion
+from .evaluate.rate_distortion import progressive_pictures as progressive_pictures
 from .evaluate.rate_distortion import rate_distortion as rate_distortion
 from .evaluate.report import write_report as write_report
 from .evaluate.sample import SampleReport as SampleReport

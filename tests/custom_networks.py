@@ -5,7 +5,7 @@ import math
 import ddpmbench as db
 from ddpmbench.cli import options
 from ddpmbench.cli.inputs import open_inputs
-from ddpmbench.cli.nll import nll
+from ddpmbench.cli.likelihood import nll
 
 
 def opened(words):

@@ -16,7 +16,7 @@ from ddpmbench.cli.main import ddpmbench
 from ddpmbench.evaluate.answered import RECORD
 from ddpmbench.evaluate.fid import FidSettings, evaluate_fid
 from ddpmbench.evaluate.nll import evaluate_nll
-from ddpmbench.evaluate.pictures import progressive_pictures
+from ddpmbench.evaluate.rate_distortion import progressive_pictures
 from ddpmbench.evaluate.report import write_report
 from ddpmbench.report.comparison import printed_comparison
 from ddpmbench.report.nll_text import curve_summary, printed_nll, printed_rate_distortion

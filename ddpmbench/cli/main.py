@@ -12,20 +12,15 @@ from typing import NoReturn
 
 import click
 
-from ddpmbench.cli.compare import compare
-from ddpmbench.cli.convert import convert
-from ddpmbench.cli.env import env
-from ddpmbench.cli.fid import fid
-from ddpmbench.cli.inspect import inspect
+from ddpmbench.cli.checkpoint import convert, inspect
+from ddpmbench.cli.likelihood import nll, rd
 from ddpmbench.cli.likelihoods import likelihoods
+from ddpmbench.cli.machine import env, speed
 from ddpmbench.cli.messages import with_options
-from ddpmbench.cli.nll import nll
 from ddpmbench.cli.ode import ode
-from ddpmbench.cli.rd import rd
-from ddpmbench.cli.report import report
-from ddpmbench.cli.sample import sample
+from ddpmbench.cli.runs import compare, report
+from ddpmbench.cli.samples import fid, sample
 from ddpmbench.cli.score import score
-from ddpmbench.cli.speed import speed
 from ddpmbench.cli.train import train
 from ddpmbench.errors import InputError, ProcessLostError, ReportedError, printable
 from ddpmbench.version import __version__

@@ -187,29 +187,10 @@ timesteps_option = count(
 )
 
 
-def _timesteps(
-    context: click.Context, option: click.Parameter, value: str | None
-) -> int | str | None:
-    if value is None or value == CONTINUOUS:
-        return value
-    if not value.isdecimal() or int(value) < 1:
-        raise click.BadParameter(f"{value!r} is neither a whole number from 1 on nor {CONTINUOUS}.")
-    return int(value)
-
-
 CONTINUOUS = "continuous"
 """The value of `--timesteps` that stands for continuous time."""
 
-bound_timesteps_option = click.option(
-    "--timesteps",
-    callback=_timesteps,
-    metavar=f"K|{CONTINUOUS}",
-    help="Visit K evenly spaced timesteps: fewer than the model was trained on, or more, which lie "
-    f"between those. {CONTINUOUS} is the limit of ever more.",
-)
-
 checkpoint_options = decorate(ckpt_option, reading_options, timesteps_option)
-bound_checkpoint_options = decorate(ckpt_option, reading_options, bound_timesteps_option)
 
 convert_option = choice(
     "--convert",
@@ -290,107 +271,12 @@ DATA = ("data", "num_images", "label", "class_names", *PREPARATION)
 INPUTS = (*CHECKPOINT, *DATA)
 """Python names of the checkpoint's and the data's options."""
 
-sampler_options = decorate(
-    choice(
-        "--sampler",
-        ["ancestral", "ddim"],
-        "ancestral: Algorithm 2 of Ho et al. with the checkpoint's variance; ddim: the implicit "
-        "process.",
-        default="ancestral",
-    ),
-    click.option(
-        "--eta",
-        type=float,
-        metavar="ETA",
-        help="ddim: amount of noise, from 0 (deterministic) to 1 (that of the posterior).  "
-        "[default: 0]",
-    ),
-    choice(
-        "--added-noise",
-        ["inner", "every-step", "none"],
-        "ancestral: add noise at all timesteps but the last (inner), at every one, or at none.",
-        default="inner",
-    ),
-    count(
-        "--image-size",
-        metavar="S",
-        text="Height and width of a sample, where the checkpoint does not state them.",
-    ),
-    count(
-        "--class",
-        "label",
-        limits=(0, None),
-        text="Class of all samples.  [default: the classes in turn]",
-    ),
-)
 
-reference_options = decorate(
-    click.option(
-        "--samples",
-        type=paths.text,
-        metavar="DIR|NPZ",
-        help="Score existing samples instead of a checkpoint's: a folder of PNG files, an npz, or "
-        "the run folder of sample.",
-    ),
-    count(
-        "--num-generated",
-        limits=(2, None),
-        default=50_000,
-        text="Number of samples to generate. Compare scores only at the same number.",
-    ),
-    click.option(
-        "--data",
-        type=paths.text,
-        multiple=True,
-        metavar="DATA",
-        help="Real images: NAME:SPLIT, a folder, an npz or idx file; or an npz of mu and sigma "
-        "(pytorch-fid, clean-fid, ADM). Repeat it for several references; the first one gives the "
-        "headline.",
-    ),
-    count(
-        "--num-images",
-        limits=(2, None),
-        text="Use only the first N images of each reference.  [default: all]",
-    ),
-    choice(
-        "--protocol",
-        ["ddpm", "clean", "adm", "edm"],
-        "Published convention of resizing, rounding and splits.  [default: ddpm, that of Ho et "
-        "al.; clean with a feature network that cannot resize as TensorFlow does]",
-    ),
-    click.option(
-        "--feature-network",
-        type=paths.text,
-        default="inception",
-        show_default=True,
-        metavar="NAME|FILE",
-        help="inception, efficientnet-lite0 (needs no download), or a TorchScript file with "
-        "Inception's interface. Only the distance in Inception's features is called FID.",
-    ),
-    folder(
-        "Path of inception-2015-12-05.pt.  [default: $DDPMBENCH_INCEPTION, or downloaded once]",
-        "--inception",
-        "FILE",
-    ),
-    convert_option,
-    on_bad_option,
-)
-
-
-def _precision_option(text: str) -> Option:
+def precision(text: str) -> Option:
+    """`--precision`, with what a low one does to the command's numbers."""
     choices = ["fp32", "tf32", "bf16", "fp16", "auto"]
     return choice("--precision", choices, f"Precision of the network. {text}", default="fp32")
 
-
-precision_option = _precision_option(
-    "Below strict fp32, some terms are evaluated in both to correct the bound; auto is that of the "
-    "run in --out, else fp16 on CUDA, on a CPU bf16 where a test finds it faster by a third, and "
-    "else fp32."
-)
-sampling_precision_option = _precision_option(
-    "Below strict fp32 the samples differ, and their scores are not corrected; auto is bf16 on "
-    "CUDA and fp32 elsewhere."
-)
 
 decoder_option = choice(
     "--decoder",
@@ -398,39 +284,6 @@ decoder_option = choice(
     "Normal distribution function at t = 1: exact, or the tanh approximation of the published "
     "code.",
     default="exact",
-)
-
-likelihood_options = decorate(
-    choice(
-        "--estimator",
-        ["importance", "every-pair"],
-        "importance evaluates a few timesteps of every image and gives the same bound with an "
-        "interval; every-pair evaluates every timestep of every image.",
-        default="importance",
-    ),
-    click.option(
-        "--half-width",
-        type=float,
-        metavar="H",
-        help="importance: stop once the bound is known to +- H bits/dim, 95 %.  [default: 0.005]",
-    ),
-    count(
-        "--max-evaluations",
-        metavar="M",
-        text="importance: stop after M network evaluations, however wide the interval is.",
-    ),
-    folder(
-        "importance: evaluate the terms of that run, so that compare can pair the two.",
-        "--terms-of",
-        "RUN",
-    ),
-    count(
-        "--draws",
-        metavar="K",
-        text="every-pair: noise draws for each image and timestep. The error due to the noise is "
-        "known from 2 on.  [default: 2]",
-    ),
-    decoder_option,
 )
 
 score_options = decorate(
@@ -457,13 +310,6 @@ check_option = click.option(
     help="First check on a few images, with some hundred network evaluations, that the "
     "checkpoint's parameterization fits its weights.  [default: check before runs of 15,000 "
     "evaluations and more]",
-)
-
-continuous_option = click.option(
-    "--continuous/--no-continuous",
-    default=None,
-    help="Estimate the bound in continuous time, too, with at most 1,000 network evaluations that "
-    "do not count towards the run.  [default: in runs of 10,000 evaluations and more]",
 )
 
 device_option = click.option(

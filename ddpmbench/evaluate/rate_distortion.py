@@ -1,23 +1,41 @@
-"""What does a picture cost, and how good is it by then? Rate and distortion of lossy decoding."""
+"""Rate and distortion of progressive lossy decoding, and pictures along the chain."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from ddpmbench.data.images import ImageSet, ImageSource, load_images
+from ddpmbench.diffusion.model import Checkpoint
+from ddpmbench.errors import InputError
 from ddpmbench.evaluate.nll import NllReport
+from ddpmbench.evaluate.progress import listening
+from ddpmbench.execution.devices import evaluating_checkpoint, resolve_device, strict_float32
 from ddpmbench.execution.finished import (
     RATE_DISTORTION,
     SUMMARY,
     FinishedRun,
     refuse_missing_shards,
 )
+from ddpmbench.execution.pictures import PICTURES, DamagedPicturesError, Pictures
+from ddpmbench.execution.store import recomputed
+from ddpmbench.execution.worker import BatchSize, RunListener, RunProgress
 from ddpmbench.report.card import Card, Draw, Shown
 from ddpmbench.report.nll_text import curve_summary
 from ddpmbench.report.schema import Run, check
 from ddpmbench.report.tables import RATE_DISTORTION_COLUMNS, SCHEMA
+from ddpmbench.report.text import with_data_range
+from ddpmbench.samples.progressive import (
+    WEIGHTS,
+    PicturePass,
+    interpolation,
+    progressive_decoding,
+    progressive_generation,
+)
+from ddpmbench.user_code import user_errors
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -65,3 +83,184 @@ def rate_distortion(run: NllReport | str | Path) -> RateDistortion:
         summary, folder = finished.summary, finished.path
         curve = finished.table(RATE_DISTORTION, RATE_DISTORTION_COLUMNS)
     return RateDistortion(curve_summary(curve, summary), curve, folder)
+
+
+KINDS = ("none", "decoding", "all")
+"""Which pictures are made."""
+NUM_PICTURES = 8
+"""Images decoded, and samples; half as many pairs are interpolated."""
+NUM_STEPS = 10
+"""Timesteps shown: the first, and every T / 10."""
+
+
+def check_pictures(
+    checkpoint: Checkpoint, images: ImageSet, *, pictures: str, depth: int | None
+) -> None:
+    """Refuse pictures that cannot be made.
+
+    Args:
+        checkpoint: the model.
+        images: the image set.
+        pictures: which; one of `KINDS`.
+        depth: the timestep at which images are mixed, or None.
+
+    Raises:
+        InputError: one line that names the parameter.
+    """
+    if pictures not in KINDS:
+        raise InputError(f"`pictures={pictures}`: choose {', '.join(KINDS[:-1])} or {KINDS[-1]}")
+    if images.pixels.shape[1] not in (1, 3) and pictures != "none":
+        raise InputError(
+            f"`pictures={pictures}`: images of {images.pixels.shape[1]} channels cannot be shown; "
+            "choose none"
+        )
+    if depth is not None and pictures != "all":
+        raise InputError(
+            f"`depth={depth}`: applies only to `pictures=all`; remove it or choose all"
+        )
+    num_timesteps = checkpoint.schedule.num_timesteps
+    if depth is not None and not 1 <= depth <= num_timesteps:
+        raise InputError(f"`depth={depth}`: choose a timestep from 1 to {num_timesteps}")
+    if pictures == "all" and len(images) < 2:
+        raise InputError(
+            "`pictures=all`: interpolation needs two images; give more, or choose decoding"
+        )
+
+
+def progressive_pictures(
+    checkpoint: Checkpoint,
+    images: ImageSource,
+    report: NllReport,
+    *,
+    pictures: str = "decoding",
+    depth: int | None = None,
+    device: str = "auto",
+    batch_size: int | None = None,
+    listener: RunListener | None = None,
+    progress: bool = True,
+) -> Pictures:
+    """Pictures along the chain, with the noise of a run.
+
+    "decoding" reconstructs the first images after part of the reverse steps; "all" adds samples
+    during generation and interpolations between pairs of images. They are kept in `pictures.npz`
+    of the run folder, from which `write_report` draws them; existing ones are not computed again,
+    unless the depth of the interpolation differs.
+
+    Args:
+        checkpoint: that of the run.
+        images: those of the run.
+        report: of the run, what `evaluate_nll` returned.
+        pictures: "none", "decoding" or "all".
+        depth: the timestep in 1..T at which images are mixed; None for T / 2.
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        batch_size: images per network evaluation; None for what suits the device.
+        listener: receives progress, warnings and notes.
+        progress: whether progress, warnings and notes go to standard error where there is no
+            listener.
+
+    Returns:
+        All pictures of the run.
+
+    Raises:
+        InputError: an argument is invalid, the run is of another checkpoint or of other images,
+            or its folder cannot be written or holds damaged pictures.
+
+    Source: Ho, Jain & Abbeel 2020, section 4.3 and figures 6 and 8.
+    """
+    images = load_images(images)
+    check_pictures(checkpoint, images, pictures=pictures, depth=depth)
+    if batch_size is not None and batch_size < 1:
+        raise InputError(f"`batch_size={batch_size}`: give at least 1, or auto")
+    _check_run(checkpoint, images, report)
+    target = resolve_device(device)
+    shape = images.pixels.shape[1:]
+    num_timesteps = checkpoint.schedule.num_timesteps
+    kept = Pictures()
+    with listening(listener, "pictures", "evaluations", shown=progress) as listener:
+        if report.folder is not None:
+            kept = _kept(report.folder, num_timesteps, listener)
+        size = len(images)
+        plan = _plan(pictures, kept, num_images=size, num_timesteps=num_timesteps, depth=depth)
+        total, before = sum(part.num_calls for part in plan), 0
+        batch = BatchSize(batch_size, device=target, image_shape=shape, warn=listener.warn)
+        if total:
+            listener.start(total)
+        for part in plan:
+
+            def make(rows: int, part: _Part = part, before: int = before) -> Pictures:
+                def progress(done: int, of: int) -> None:
+                    listener.progress(RunProgress(before + done, total))
+
+                seed = report.summary["seed"]
+                return part.make(PicturePass(checkpoint, images, seed, target, rows, progress))
+
+            who = checkpoint.network_name
+            with user_errors(who), evaluating_checkpoint(checkpoint), strict_float32():
+                kept = kept.with_those_of(batch.attempt(make))
+            before += part.num_calls
+            if report.folder is not None:
+                kept.write(report.folder)
+    return kept
+
+
+def _kept(folder: Path, num_timesteps: int, listener: RunListener) -> Pictures:
+    """Pictures of an earlier session; none if they are damaged."""
+    try:
+        return Pictures.read(folder, num_timesteps)
+    except DamagedPicturesError:
+        listener.warn(recomputed([PICTURES]))
+        return Pictures()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Part:
+    num_calls: int
+    make: Callable[[PicturePass], Pictures]
+
+
+def _plan(
+    pictures: str, kept: Pictures, *, num_images: int, num_timesteps: int, depth: int | None
+) -> list[_Part]:
+    """Missing pictures."""
+    steps = np.rint(np.arange(NUM_STEPS + 1) * num_timesteps / NUM_STEPS).astype(np.int64)
+    t = (num_timesteps + 1 - np.unique(np.maximum(steps, 1))).tolist()
+    image = range(min(NUM_PICTURES, num_images))
+    pair = [(i, i + 1) for i in image[:-1:2]]
+    middle = max(1, num_timesteps // 2) if depth is None else depth
+    there = kept.interpolation is not None and kept.interpolation.depth == middle
+
+    def decoding(run: PicturePass) -> Pictures:
+        return Pictures(decoding=progressive_decoding(run, image, t))
+
+    def generation(run: PicturePass) -> Pictures:
+        # The last step shows the sample itself.
+        return Pictures(generation=progressive_generation(run, NUM_PICTURES, t[:-1] or t))
+
+    def between(run: PicturePass) -> Pictures:
+        return Pictures(interpolation=interpolation(run, pair, middle))
+
+    plan = []
+    if pictures != "none" and kept.decoding is None:
+        plan.append(_Part(len(image) * len(t), decoding))
+    if pictures == "all" and kept.generation is None:
+        plan.append(_Part(NUM_PICTURES * num_timesteps, generation))
+    if pictures == "all" and not there:
+        plan.append(_Part(len(pair) * len(WEIGHTS) * middle, between))
+    return plan
+
+
+def _check_run(checkpoint: Checkpoint, images: ImageSet, report: NllReport) -> None:
+    run, conventions = report.summary, with_data_range(report.summary["conventions"])
+    data_range = checkpoint.data_range
+    for name, there, here in (
+        ("checkpoint", run["checkpoint"]["sha256"], checkpoint.sha256),
+        ("image set", run["data"]["sha256"], images.sha256),
+        ("number of steps", run["num_timesteps"], checkpoint.schedule.num_timesteps),
+        ("prediction", conventions["prediction"], checkpoint.prediction),
+        ("variance", conventions["variance"], checkpoint.variance),
+        ("clip", conventions["clip"], checkpoint.clip),
+        ("data range", conventions["data_range"], data_range.interval),
+        ("number of levels", conventions["levels"], data_range.levels),
+    ):
+        if there != here:
+            raise InputError(f"pictures: the run has another {name}; give the run's own")

@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 import ddpmbench as db
+from ddpmbench.cli.likelihood import nll
 from ddpmbench.cli.messages import with_options
-from ddpmbench.cli.nll import nll
 from ddpmbench.errors import InputError
 
 SAID = {

@@ -202,7 +202,7 @@ def test_a_long_run_says_what_it_takes_and_what_cheaper_ones_cost():
 def test_a_missing_file_is_named_before_the_feature_network_is_loaded(
     said, small_npz, tmp_path, monkeypatch, option
 ):
-    monkeypatch.setattr("ddpmbench.cli.fid._network", None)
+    monkeypatch.setattr("ddpmbench.cli.samples._network", None)
     paths = {"--samples": small_npz, "--data": small_npz, option: tmp_path / "nope.npz"}
     status, _, told = said("fid", *(part for pair in paths.items() for part in pair))
     assert status == 2

@@ -19,7 +19,7 @@ from sealing import read_record
 import ddpmbench as db
 from ddpmbench.checkpoints.native import write_native
 from ddpmbench.cli import options
-from ddpmbench.cli.nll import nll
+from ddpmbench.cli.likelihood import nll
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.evaluate.inspect_text import printed_inspect
 from ddpmbench.execution.folder import IDENTITY

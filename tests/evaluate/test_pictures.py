@@ -10,7 +10,7 @@ from sealing import read_record
 
 import ddpmbench as db
 from ddpmbench.errors import InputError
-from ddpmbench.evaluate import pictures as questions
+from ddpmbench.evaluate import rate_distortion as questions
 from ddpmbench.execution.folder import RunFolder
 from ddpmbench.execution.pictures import PICTURES, Pictures
 from ddpmbench.execution.terms import read_terms

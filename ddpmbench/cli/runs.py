@@ -1,4 +1,4 @@
-"""`ddpmbench compare`: paired differences between runs."""
+"""The commands of finished runs: `compare` and `report`."""
 
 from pathlib import Path
 
@@ -38,3 +38,20 @@ def compare(runs: tuple[str, ...], out: Path | None, output_format: str) -> None
     click.echo(printed_comparison(comparison.summary, output_format))
     click.echo(f"Tables and figure: {folder}", err=True)
     click.echo(f"Report: {folder / 'report.html'}", err=True)
+
+
+@click.command(short_help="The figures and the page of a finished run.")
+@click.argument("run", metavar="RUN", type=paths.path)
+def report(run: Path) -> None:
+    """Draw the figures of a finished run again and write its page, report.html.
+
+    RUN is the folder of a run of nll, rd, ode, likelihoods or fid, or of a comparison. No network
+    is evaluated. The page is a single file; its path is printed.
+
+    \b
+    Example:
+        ddpmbench report runs/mine
+    """
+    from ddpmbench.evaluate.report import write_report
+
+    click.echo(str(write_report(run)))

@@ -1,4 +1,4 @@
-"""`ddpmbench fid`: scores of samples against real images."""
+"""The commands of samples: `sample` and `fid`."""
 
 import contextlib
 import sys
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ddpmbench.cli import options
+from ddpmbench.cli import options, paths
 from ddpmbench.cli.messages import note, warn, with_options
 from ddpmbench.execution.progress import Update, progress
 
@@ -21,6 +21,164 @@ if TYPE_CHECKING:
     from ddpmbench.samples.feature_networks import FeatureNetwork
     from ddpmbench.samples.statistics import ReferenceStatistics
 
+_sampler_options = options.decorate(
+    options.choice(
+        "--sampler",
+        ["ancestral", "ddim"],
+        "ancestral: Algorithm 2 of Ho et al. with the checkpoint's variance; ddim: the implicit "
+        "process.",
+        default="ancestral",
+    ),
+    click.option(
+        "--eta",
+        type=float,
+        metavar="ETA",
+        help="ddim: amount of noise, from 0 (deterministic) to 1 (that of the posterior).  "
+        "[default: 0]",
+    ),
+    options.choice(
+        "--added-noise",
+        ["inner", "every-step", "none"],
+        "ancestral: add noise at all timesteps but the last (inner), at every one, or at none.",
+        default="inner",
+    ),
+    options.count(
+        "--image-size",
+        metavar="S",
+        text="Height and width of a sample, where the checkpoint does not state them.",
+    ),
+    options.count(
+        "--class",
+        "label",
+        limits=(0, None),
+        text="Class of all samples.  [default: the classes in turn]",
+    ),
+)
+
+_reference_options = options.decorate(
+    click.option(
+        "--samples",
+        type=paths.text,
+        metavar="DIR|NPZ",
+        help="Score existing samples instead of a checkpoint's: a folder of PNG files, an npz, or "
+        "the run folder of sample.",
+    ),
+    options.count(
+        "--num-generated",
+        limits=(2, None),
+        default=50_000,
+        text="Number of samples to generate. Compare scores only at the same number.",
+    ),
+    click.option(
+        "--data",
+        type=paths.text,
+        multiple=True,
+        metavar="DATA",
+        help="Real images: NAME:SPLIT, a folder, an npz or idx file; or an npz of mu and sigma "
+        "(pytorch-fid, clean-fid, ADM). Repeat it for several references; the first one gives the "
+        "headline.",
+    ),
+    options.count(
+        "--num-images",
+        limits=(2, None),
+        text="Use only the first N images of each reference.  [default: all]",
+    ),
+    options.choice(
+        "--protocol",
+        ["ddpm", "clean", "adm", "edm"],
+        "Published convention of resizing, rounding and splits.  [default: ddpm, that of Ho et "
+        "al.; clean with a feature network that cannot resize as TensorFlow does]",
+    ),
+    click.option(
+        "--feature-network",
+        type=paths.text,
+        default="inception",
+        show_default=True,
+        metavar="NAME|FILE",
+        help="inception, efficientnet-lite0 (needs no download), or a TorchScript file with "
+        "Inception's interface. Only the distance in Inception's features is called FID.",
+    ),
+    options.folder(
+        "Path of inception-2015-12-05.pt.  [default: $DDPMBENCH_INCEPTION, or downloaded once]",
+        "--inception",
+        "FILE",
+    ),
+    options.convert_option,
+    options.on_bad_option,
+)
+
+_precision_option = options.precision(
+    "Below strict fp32 the samples differ, and their scores are not corrected; auto is bf16 on "
+    "CUDA and fp32 elsewhere."
+)
+
+
+@click.command(short_help="Samples of a model, as npz and png.")
+@options.checkpoint_options
+@_sampler_options
+@_precision_option
+@options.count(
+    "-n",
+    "--num-samples",
+    default=64,
+    text="Number of samples. A folder that holds fewer receives the missing ones.",
+)
+@options.choice(
+    "--eight-bit",
+    ["round", "truncate"],
+    "Conversion of samples to 8-bit pixels; guided-diffusion truncates.",
+    default="round",
+)
+@click.option("--png", is_flag=True, help="Also write each sample as a PNG file in png/.")
+@options.run_options
+@options.printed("What to print; quiet is the path of the samples.", "table", "json", "quiet")
+def sample(out: Path | None, output_format: str, **given: Any) -> None:  # noqa: ANN401
+    """Samples of a model. Sample i depends on the checkpoint, sampler, seed and i alone.
+
+    \b
+    Examples:
+        ddpmbench sample -n 16 --timesteps 100
+        ddpmbench sample --ckpt google/ddpm-cifar10-32 -n 50000 --out runs/samples
+        ddpmbench sample --ckpt google/ddpm-cifar10-32 --sampler ddim --timesteps 50 --png
+        torchrun --nproc-per-node 4 -m ddpmbench sample -n 1000 --out runs/four
+    """
+    from ddpmbench.cli.inputs import open_checkpoint, sample_settings
+    from ddpmbench.evaluate.sample import generate_samples
+    from ddpmbench.execution.distributed import joined
+    from ddpmbench.execution.worker import RunListener
+    from ddpmbench.report.samples_text import printed_samples
+
+    eight_bit = given.pop("eight_bit")
+    of_checkpoint = {name: given.pop(name) for name in options.CHECKPOINT}
+    with joined() as ranks:
+        settings = sample_settings(given, eight_bit=eight_bit, local_rank=ranks.local_rank)
+        checkpoint = ranks.first_one(lambda: open_checkpoint(of_checkpoint))
+        folder = ranks.once(lambda: out or options.dated_folder("sample"))
+        if ranks.reports:
+            for line in checkpoint.notes:
+                note(line)
+        steps = checkpoint.schedule.num_timesteps
+        with progress("sample", "images", calls=steps) as update:
+
+            def on_start(calls: int) -> None:
+                amount = f"{calls // steps:,} images, {steps:,} network evaluations each"
+                line = f"{amount}; to resume after a stop: --out {folder}"
+                click.echo(line if calls else f"All samples are in {folder} already", err=True)
+
+            report = generate_samples(
+                checkpoint,
+                given.pop("num_samples"),
+                settings=settings,
+                **given,
+                out=folder,
+                command=["ddpmbench", *sys.argv[1:]],
+                listener=RunListener(on_start, lambda now: update(now.done, now.total, ""), warn),
+            )
+    if ranks.reports:
+        click.echo(printed_samples(report.summary, folder / "samples.npz", output_format))
+        click.echo(f"Run folder: {folder}", err=True)
+
+
 _OF_CHECKPOINT = {
     *options.CHECKPOINT,
     *("sampler", "eta", "added_noise", "image_size", "label", "num_generated", "batch_size"),
@@ -31,9 +189,9 @@ _OF_CHECKPOINT = {
 
 @click.command(short_help="FID, Inception score, KID, precision and recall of samples.")
 @options.checkpoint_options
-@options.sampler_options
-@options.sampling_precision_option
-@options.reference_options
+@_sampler_options
+@_precision_option
+@_reference_options
 @options.check_option
 @options.run_options
 @options.format_option
