@@ -1,6 +1,6 @@
+from .checkpoints.custom import wrap_network as wrap_network
 from .checkpoints.load import load_checkpoint as load_checkpoint
 from .checkpoints.settings import CheckpointSettings as CheckpointSettings
-from .checkpoints.wrapped import wrap_network as wrap_network
 from .data.images import ImageSet as ImageSet
 from .data.images import load_images as load_images
 from .diffusion.data_range import DataRange as DataRange

@@ -1,28 +1,36 @@
-"""A network of the user's own: their code builds it, and a file or that code has its weights."""
+"""Networks of the user's own: a module in memory, or one that their code builds."""
 
+import contextlib
 import dataclasses
 import inspect
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from ddpmbench.checkpoints.determinism import refuse_random, refuse_untrained
 from ddpmbench.checkpoints.diffusers_files import INDEX, sha256_of_shards
-from ddpmbench.checkpoints.network_weights import some_weights
-from ddpmbench.checkpoints.schedule_tables import NO_TABLES, ScheduleTables
+from ddpmbench.checkpoints.own_weights import (
+    load_into,
+    not_finite,
+    other_weights,
+    refuse_random,
+    refuse_untrained,
+    weights_in_file,
+)
+from ddpmbench.checkpoints.schedule_tables import NO_TABLES, ScheduleTables, notes_on
 from ddpmbench.checkpoints.schedules import read_schedule
 from ddpmbench.checkpoints.settings import CheckpointSettings, MissingSettingsError, parameters
-from ddpmbench.checkpoints.state_dicts import StateDict, find_state, network_digest
-from ddpmbench.checkpoints.weights import is_plain, kind_of, sha256_of, tensors_in, why_not_plain
-from ddpmbench.diffusion.data_range import UNIT_RANGE
-from ddpmbench.diffusion.model import Checkpoint, ImageSize, TimeInput
+from ddpmbench.checkpoints.state_dicts import StateDict, network_digest
+from ddpmbench.checkpoints.weights import sha256_of, tensors_in
+from ddpmbench.diffusion.data_range import UNIT_RANGE, DataRange
+from ddpmbench.diffusion.model import WRAPPED, Checkpoint, ImageSize, TimeInput
 from ddpmbench.diffusion.process import Prediction, Variance
-from ddpmbench.errors import InputError
+from ddpmbench.diffusion.schedule import NoiseSchedule
+from ddpmbench.errors import InputError, whole_number
+from ddpmbench.records import short_value
 from ddpmbench.user_code import (
     RandomNumbersAreNaN,
     UserFile,
@@ -46,8 +54,6 @@ _PLACEHOLDERS = {
     "time_input": ("TIME", ", ".join(TimeInput)),
 }
 """A placeholder for each setting that no file of weights has, and its possible values."""
-_BATCH_COUNT = "num_batches_tracked"
-"""The buffer of a batch normalization that has no effect in evaluation."""
 
 
 def read_network_file(
@@ -84,8 +90,8 @@ def read_network_file(
     def build(file: UserFile) -> tuple[nn.Module, StateDict]:
         if not _takes_state(file):
             network = _network(file)
-            state_dict = _state_dict(file, network, state, path, settings.weights)
-            _load(file, network, state_dict, path)
+            state_dict = weights_in_file(file, network, state, path, settings.weights)
+            load_into(file, network, state_dict, path)
             return network, state_dict
         if settings.weights is not None:
             raise InputError(
@@ -100,7 +106,7 @@ def read_network_file(
         checkpoint = _checkpoint(file, network, settings, tables)
     refuse_random(file, network, lambda file: build(file)[0])
     notes = [*state_dict.notes]
-    if state_dict.alone and (other := _other_weights(state_dict)):
+    if state_dict.alone and (other := other_weights(state_dict)):
         them = f"{len(other)} tensors" if other[1:] else "1 tensor"
         more = ", ..." if other[1:] else ""
         notes.append(f"weights: {them} beside them ({other[0]}{more}) are not read")
@@ -305,152 +311,96 @@ def _whole(value: object) -> int | None:
     return number if number >= 0 else None
 
 
-# ---- its weights in a file
-
-
-def _state_dict(
-    file: UserFile,
+def wrap_network(
     network: nn.Module,
-    content: Mapping[str, object],
-    path: Path,
-    weights: str | None,
-) -> StateDict:
-    """The part of the file that has the network's names."""
-    names = list(network.state_dict())
-    if not names:
-        raise InputError(
-            f"{file.who}: gives a network without weights to load, as a frozen one is; if its code "
-            f"loads them, leave out `ckpt={path}`"
-        )
-    needed = [n for n, _ in network.named_parameters()] or [
-        name for name in names if not name.endswith(_BATCH_COUNT)
-    ]
-    # After all of them the first: loading then names those that are missing beside it.
-    for known in (needed, needed[:1]):
-        match = _find(needed, known, content, path, weights) if known else None
-        if match is not None:
-            return match
-    return StateDict(dict(content), kind=weights)
+    *,
+    schedule: NoiseSchedule | str,
+    channels: int | None = None,
+    num_classes: int = 0,
+    null_class: int | None = None,
+    prediction: str = "eps",
+    variance: str = "fixed_large",
+    time_input: str = "index",
+    data_range: DataRange | tuple[float, float] = UNIT_RANGE,
+) -> Checkpoint:
+    """A checkpoint of a trained network that you have in memory.
 
-
-def _find(
-    names: Sequence[str],
-    needed: Sequence[str],
-    content: Mapping[str, object],
-    path: Path,
-    weights: str | None,
-) -> StateDict | None:
-    """The weights with the network's names, or with all of them less one prefix.
-
-    An adapter that keeps the trained network in `self.net` has names `net.x` for the file's x.
+    The module is not changed: an evaluation on another device computes with a copy, and one on its
+    own device leaves its weights and its mode, train or eval, as they were.
 
     Args:
-        names: the network's.
-        needed: those that must be there.
-        content: of the file.
-        path: the file to name in an error.
-        weights: "ema" or "raw".
-    """
-    for prefix in ("", *_common_prefixes(names)):
-        known = [name.removeprefix(prefix) for name in needed]
-        match = find_state(content, path=path, known=[known], weights=weights)
-        if match is None:
-            continue
-        if not prefix:
-            return match
-        if other := _other_weights(match):
-            raise InputError(
-                f"{path}: {other[0]} is beside the network's weights, and so its names are not "
-                f"those of the network without {prefix}; a function of `network` that takes the "
-                "content of the file, NAME(state), can choose them"
-            )
-        named = {prefix + name: value for name, value in match.weights.items()}
-        return dataclasses.replace(match, weights=named, added=prefix)
-    return None
-
-
-def _common_prefixes(names: Sequence[str]) -> Iterator[str]:
-    """Those of whole parts that all names begin with, the shortest first."""
-    first, *others = names
-    parts = first.split(".")[:-1]
-    for count in range(1, len(parts) + 1):
-        prefix = ".".join(parts[:count]) + "."
-        if not all(name.startswith(prefix) for name in others):
-            return
-        yield prefix
-
-
-def _other_weights(state: StateDict) -> list[str]:
-    """Names of tensors beside these that may be another network's: no table, no single number."""
-    tables = ScheduleTables.within(state.beside).names
-    return [name for name, t in state.beside.items() if t.numel() > 1 and name not in tables]
-
-
-def _load(file: UserFile, network: nn.Module, state: StateDict, path: Path) -> None:
-    """Put weights into the network, as float32: one for each parameter and buffer, and no other.
-
-    Tables of a schedule beside them are no weights.
+        network: called as network(x_t, time) with x_t (B, C, H, W) float32 and time (B,), or as
+            network(x_t, time, labels) with labels (B,) int64 where there are classes; returns
+            (B, C, H, W), or (B, 2C, H, W) where the variance is learned.
+        schedule: the noise schedule of its training: a record, or text as `linear:1000`.
+        channels: C; None takes images of any.
+        num_classes: classes it is conditioned on.
+        null_class: the label that stands for none of them.
+        prediction: "eps", "x_start", "v" or "previous_mean".
+        variance: "fixed_small", "fixed_large", "learned_range" or "learned".
+        time_input: its input for timestep t = 1..T: "index" t - 1 or "one-based" t, int64;
+            "fraction" t / T or "rescaled-1000" (t - 1) 1000 / T, float32.
+        data_range: lowest and highest value of an image, or the record that has the number of
+            levels, too.
 
     Raises:
-        InputError: one is missing, left over, of another shape, or of another kind of number.
+        InputError: it is no torch module, or its weights are not finite; a name is unknown; the
+            range, the schedule or a number is none; `null_class` is given without classes.
     """
-    tensors = {n: value for n, value in state.weights.items() if isinstance(value, Tensor)}
-    # A module may keep anything as its extra state.
-    expected = {n: t for n, t in network.state_dict().items() if isinstance(t, Tensor)}
-    tables = ScheduleTables.within({n: t for n, t in tensors.items() if n not in expected})
-    weights = {name: tensor for name, tensor in tensors.items() if name not in tables.names}
-    for name, wanted in expected.items():
-        if name not in weights:
-            continue
-        if name.endswith(_BATCH_COUNT):
-            weights[name] = _batch_count(weights[name], wanted)
-        # A weight of another shape may declare more than there is memory for.
-        if weights[name].shape == wanted.shape:
-            weights[name] = _as_wanted(weights[name], wanted, f"{path}: {name}", file.who)
-    # What was made in torch.inference_mode cannot be written to.
-    assign = any(p.is_meta or p.is_inference() for p in network.parameters())
-
-    def load() -> tuple[list[str], list[str]]:
-        missing, unexpected = network.load_state_dict(weights, strict=False, assign=assign)
-        return missing, unexpected
-
-    missing, unexpected = calling(load, f"{file.who}: {path} does not fit")
-    if not missing and not unexpected:
-        return
-    if not unexpected and not set(missing) & dict(network.named_parameters()).keys() and tensors:
-        kind = {"ema": "averaged weights", "raw": "last weights", None: "weights"}[state.kind]
-        where = f" ({state.where})" if state.where else ""
-        other = ", or pass `weights=raw`" if state.kind == "ema" and not state.alone else ""
+    if not isinstance(network, nn.Module):
+        raise InputError(f"wrap_network: takes a torch module, not a {type(network).__name__}")
+    names = CheckpointSettings(
+        prediction=_word(prediction), variance=_word(variance), time_input=_word(time_input)
+    )
+    if not isinstance(schedule, NoiseSchedule | str):
         raise InputError(
-            f"{path}: {some_weights(missing)} missing: its {kind}{where} are parameters alone, "
-            "without the network's buffers; register those that the code computes with "
-            "persistent=False; where the file has them, a function of `network` that takes its "
-            f"content, NAME(state), can join them{other}"
+            f"`schedule={short_value(schedule)}`: takes a text as linear:1000, or a NoiseSchedule; "
+            "NoiseSchedule.from_betas(betas) makes one of numbers"
         )
-    sides = (("missing", missing), ("left over", unexpected))
-    what = "; ".join(f"{some_weights(names)} {side}" for side, names in sides if names)
-    raise InputError(f"{path}: {what}; these are not the weights of {file.who}")
+    channels = None if channels is None else whole_number("channels", channels, 1)
+    num_classes = whole_number("num_classes", num_classes, 0)
+    if null_class is not None:
+        null_class = whole_number("null_class", null_class, 0)
+        if not num_classes:
+            raise InputError(
+                f"`null_class={null_class}`: is of a network with classes; add `num_classes`, or "
+                "leave it out"
+            )
+    if (name := not_finite(network)) is not None:
+        raise InputError(f"wrap_network: {name} holds NaN or infinite weights")
+    return Checkpoint(
+        network=network,
+        schedule=read_schedule(schedule) if isinstance(schedule, str) else schedule,
+        prediction=Prediction(str(names.prediction)),
+        variance=Variance(str(names.variance)),
+        time_input=TimeInput(str(names.time_input)),
+        data_range=_range(data_range),
+        channels=channels,
+        num_classes=num_classes,
+        null_class=null_class,
+        family=WRAPPED,
+        source=type(network).__name__,
+        sha256=network_digest(network, "wrap_network"),
+        notes=notes_on(schedule) if isinstance(schedule, str) else (),
+    )
 
 
-def _batch_count(count: Tensor, wanted: Tensor) -> Tensor:
-    """Zero in place of a count of batches that is an average, cast, or of shape (1,)."""
-    is_other = count.is_floating_point() or count.shape != wanted.shape
-    return torch.zeros_like(wanted) if is_other and count.numel() == wanted.numel() == 1 else count
+def _word(value: object) -> str:
+    return value if isinstance(value, str) else short_value(value)
 
 
-def _as_wanted(tensor: Tensor, wanted: Tensor, named: str, who: str) -> Tensor:
-    """A weight as the network computes with it; of another kind of number it is not one.
-
-    Copying would make floats of integers, and drop imaginary parts, silently.
-    """
-    is_float = wanted.is_floating_point()
-    if tensor.is_meta or tensor.layout != torch.strided or tensor.is_quantized:
-        raise InputError(f"{named} {why_not_plain(tensor)}")
-    if tensor.is_floating_point() != is_float or tensor.is_complex() != wanted.is_complex():
-        raise InputError(
-            f"{named} is {kind_of(tensor)}, and {who} has {kind_of(wanted)} there; save it as "
-            f"{kind_of(wanted)}"
-        )
-    if is_float and not is_plain(tensor):
-        raise InputError(f"{named} {why_not_plain(tensor)}")
-    return tensor.float() if is_float else tensor
+def _range(value: object) -> DataRange:
+    """A range given by its record or by its two ends."""
+    if isinstance(value, DataRange):
+        return value
+    if isinstance(value, tuple | list) and len(value) == 2:
+        with contextlib.suppress(TypeError, ValueError, OverflowError):
+            low, high = (
+                None if isinstance(end, bool | str | bytes) else float(end) for end in value
+            )
+            if low is not None and high is not None:
+                return DataRange(low, high)
+    raise InputError(
+        f"`data_range={short_value(value)}`: takes its lowest and its highest value, as in "
+        "(-1, 1); DataRange(low, high, levels) has the number of levels, too"
+    )
