@@ -1,23 +1,14 @@
-"""Kinds of files, by their ending and first bytes, and the command that converts an unread one.
-
-No file's code is run: a pickle's opcodes are listed; of other files, the headers are read.
-"""
+"""Kinds of files, by their ending and first bytes, and how to convert one that is not read."""
 
 import gzip
 import io
 import os
-import pickletools
 import re
 import stat
 import zipfile
-from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ddpmbench.errors import refusal
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 IMAGE_SUFFIXES = (
     *(".png", ".apng", ".jpg", ".jpeg", ".jfif", ".jfi", ".jpe", ".jif"),
@@ -162,7 +153,7 @@ def refuse_unread(path: Path, kind: str) -> None:
         kind: its format's name; see `kind_of`.
 
     Raises:
-        InputError: it is of such a kind; the message names the command that converts it.
+        InputError: it is of such a kind; the message says how to convert it.
     """
     suffix = path.suffix.lower()
     if kind == "gzip file" and (suffix == ".tgz" or _is_tar(path)):
@@ -173,10 +164,17 @@ def refuse_unread(path: Path, kind: str) -> None:
         kind = _TORCH
     if kind in ("", "gzip file", "idx file"):
         return
-    try:
-        remedy = _REMEDIES.get(kind, _export)(path)
-    except Exception:  # whatever the readers of a damaged file raise
-        remedy = "it cannot be read; copy or save it again"
+    remedy = "save its images as PNG files in a folder, or as uint8 (N, H, W, C) with np.savez"
+    if kind in ("zip archive", _TAR):
+        module, target = "zipfile" if kind == "zip archive" else "tarfile", f"{path}-images"
+        remedy = f"unpack it with: python -m {module} -e {path} {target}, and give {target}"
+    elif kind == _TORCH:
+        remedy += " (a checkpoint is given as `ckpt`)"
+    elif kind == "parquet file":
+        try:
+            remedy = _parquet_remedy(path)
+        except Exception:  # whatever the reader of a damaged file raises
+            remedy = "it cannot be read; copy or save it again"
     raise refusal(path, f"is a {kind}; {remedy}")
 
 
@@ -196,27 +194,8 @@ def _is_torch(path: Path) -> bool:
         return False
 
 
-def _export(path: Path) -> str:
-    return "save its images as PNG files in a folder, or as uint8 (N, H, W, C) with np.savez"
-
-
-def _unpack(module: str) -> Callable[[Path], str]:
-    def remedy(path: Path) -> str:
-        target = f"{path}-images"
-        return f"unpack it with: python -m {module} -e {path} {target}, and give {target}"
-
-    return remedy
-
-
-def _python(path: Path, imports: str, pixels: str, *, first: str = "", labels: str = "") -> str:
+def _parquet_remedy(path: Path) -> str:
     """The command that writes an npz beside it."""
-    target = str(path.with_suffix(".npz"))
-    more = f", arr_1={labels}" if labels else ""
-    code = f"import numpy as np, {imports}; {first}np.savez({target!r}, arr_0={pixels}{more})"
-    return f'make an npz with: python -c "{code}", and give {target}'
-
-
-def _parquet(path: Path) -> str:
     from pyarrow import parquet, types
 
     image = labels = ""
@@ -229,106 +208,12 @@ def _parquet(path: Path) -> str:
             decoded = f"np.asarray(PIL.Image.open(io.BytesIO({content})))"
             image = f"np.stack([{decoded} for v in {value}])"
         elif types.is_integer(kind) and ("label" in field.name or "class" in field.name):
-            labels = labels or value
+            labels = labels or f", arr_1={value}"
     if not image:
         return f"none of its columns, {', '.join(schema.names)}, holds image files"
-    read = f"d = pd.read_parquet({str(path)!r}); "
-    return _python(path, "pandas as pd, io, PIL.Image", image, first=read, labels=labels)
-
-
-def _matlab(path: Path) -> str:
-    from scipy.io import whosmat
-
-    images = [(name, shape) for name, shape, _ in whosmat(str(path)) if len(shape) in (3, 4)]
-    if not images:
-        return "none of its arrays has the shape of images"
-    name, shape = images[0]
-    # MATLAB counts along the last axis what NumPy counts along the first.
-    is_last = shape[-1] not in (1, 3) if len(shape) == 4 else shape[0] == shape[1]
-    order = (".transpose(3, 0, 1, 2)" if len(shape) == 4 else ".transpose(2, 0, 1)") * is_last
-    return _python(path, "scipy.io", f"scipy.io.loadmat({str(path)!r})[{name!r}]{order}")
-
-
-def _hdf5(path: Path) -> str:
-    name = "NAME"
-    try:
-        import h5py  # type: ignore[import-not-found]  # which is no dependency
-
-        with h5py.File(path) as file:
-            name = next(n for n in file if getattr(file[n], "ndim", 0) in (3, 4))
-    except (ImportError, StopIteration):
-        pass
-    return _python(path, "h5py", f"h5py.File({str(path)!r})[{name!r}][:]")
-
-
-def _torch(path: Path) -> str:
-    import torch
-
-    try:
-        content = torch.load(path, weights_only=True, map_location="cpu")
-    except Exception:  # whatever a file that is more than tensors leads it to
-        return "it holds more than tensors; save its pixels as uint8 (N, H, W, C) with np.savez"
-    parts: Iterable[tuple[str, object]] = [("x", content)]
-    if isinstance(content, dict):
-        parts = ((f"x[{key!r}]", part) for key, part in content.items())
-    elif isinstance(content, tuple | list):
-        parts = ((f"x[{index}]", part) for index, part in enumerate(content))
-    tensors = [(name, part) for name, part in parts if isinstance(part, torch.Tensor)]
-    images = [(name, part) for name, part in tensors if part.ndim in (3, 4)]
-    if not images:
-        return "none of its tensors has the shape of images (a checkpoint is given as `ckpt`)"
-    image = images[0][1]
-    labels = [
-        f"{name}.numpy()"
-        for name, part in tensors
-        if part.shape == image.shape[:1] and not part.is_floating_point()
-    ]
-    return _python(
-        path,
-        "torch",
-        _as_pixels(*images[0]),
-        first=f"x = torch.load({str(path)!r}, weights_only=True); ",
-        labels=labels[0] if labels else "",
+    target = str(path.with_suffix(".npz"))
+    code = (
+        "import numpy as np, pandas as pd, io, PIL.Image; "
+        f"d = pd.read_parquet({str(path)!r}); np.savez({target!r}, arr_0={image}{labels})"
     )
-
-
-def _as_pixels(name: str, tensor: "Tensor") -> str:
-    order = ".permute(0, 2, 3, 1)" if tensor.ndim == 4 and tensor.shape[1] in (1, 3) else ""
-    if tensor.is_floating_point():
-        is_signed = float(tensor.min()) < 0
-        scaled = f"(127.5 * {name} + 127.5)" if is_signed else f"(255 * {name})"
-        name = f"{scaled}.round().byte()"
-    elif str(tensor.dtype) != "torch.uint8":
-        name += ".byte()"
-    return f"{name}{order}.numpy()"
-
-
-def _pickle(path: Path) -> str:
-    with path.open("rb") as file:
-        texts = {
-            argument.decode("latin1") if isinstance(argument, bytes) else argument
-            for opcode, argument, _ in pickletools.genops(file)
-            if isinstance(argument, str | bytes) and len(argument) < 100
-        }
-    warning = "loading a pickle runs whatever code is in it: only of a source that you trust, "
-    labels = next((name for name in ("labels", "fine_labels") if name in texts), None)
-    if "data" not in texts or labels is None:
-        return f"{warning}load it and save its pixels as uint8 (N, H, W, C) with np.savez"
-    return warning + _python(
-        path,
-        "pickle",
-        "d['data'].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)",
-        first=f"d = pickle.load(open({str(path)!r}, 'rb'), encoding='latin1'); ",
-        labels=f"d[{labels!r}]",
-    )
-
-
-_REMEDIES: dict[str, Callable[[Path], str]] = {
-    "zip archive": _unpack("zipfile"),
-    _TAR: _unpack("tarfile"),
-    "parquet file": _parquet,
-    "MATLAB file": _matlab,
-    "HDF5 file": _hdf5,
-    "pickle": _pickle,
-    _TORCH: _torch,
-}
+    return f'make an npz with: python -c "{code}", and give {target}'
