@@ -1,36 +1,35 @@
-"""Loading a checkpoint from a path or a hub id; layout and names identify its family."""
+"""Loading a checkpoint from a path or the Hub; layout and names identify its family."""
 
 import dataclasses
 import re
 from collections.abc import Mapping
-from pathlib import Path
-
-from torch import Tensor
+from pathlib import Path, PurePosixPath
 
 from ddpmbench import assets
-from ddpmbench.checkpoints import hub
 from ddpmbench.checkpoints.custom import read_network_code, read_network_file
 from ddpmbench.checkpoints.diffusers import TELLING as DIFFUSERS
 from ddpmbench.checkpoints.diffusers import is_diffusers, read_diffusers
 from ddpmbench.checkpoints.diffusers_files import (
     INDEX,
+    KINDS,
     NETWORKS,
+    STEM,
     WeightFiles,
     files_in,
     is_model,
     model_folder,
-    other_weights_in,
     read_shards,
     set_of,
+    weight_sets,
 )
-from ddpmbench.checkpoints.lucidrains import TELLING as LUCIDRAINS
 from ddpmbench.checkpoints.lucidrains import (
+    OWN,
     is_lucidrains,
-    other_lucidrains,
     read_lucidrains,
     version_in,
 )
-from ddpmbench.checkpoints.native import is_native, read_native
+from ddpmbench.checkpoints.lucidrains import TELLING as LUCIDRAINS
+from ddpmbench.checkpoints.native import TRAINED, is_native, read_native
 from ddpmbench.checkpoints.openai import TELLING as OPENAI
 from ddpmbench.checkpoints.openai import is_openai, read_openai
 from ddpmbench.checkpoints.pesser import TELLING as PESSER
@@ -39,146 +38,21 @@ from ddpmbench.checkpoints.schedule_tables import NO_TABLES, ScheduleTables, not
 from ddpmbench.checkpoints.schedules import BUFFERS, read_schedule
 from ddpmbench.checkpoints.settings import CheckpointSettings, MissingSettingsError
 from ddpmbench.checkpoints.state_dicts import StateDict, find_state
-from ddpmbench.checkpoints.weights import FileError, containers, read_state
+from ddpmbench.checkpoints.unread import (
+    BESIDE,
+    file_problem,
+    folder_problem,
+    latents_problem,
+    sharded_problem,
+    tensorflow_problem,
+)
+from ddpmbench.checkpoints.weights import FileError, first_line, read_state
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.diffusion.schedule import NoiseSchedule
-from ddpmbench.errors import InputError, instance_of, listed, path_of, printable
-
-_TABLE_END = bytes.fromhex("57fb808b247547db")  # of an index of TensorFlow
-_CONVERTED = (
-    "google/ddpm-cifar10-32 and google/ddpm-ema-bedroom-256, -cat-256, -church-256, "
-    "-celebahq-256 on the Hugging Face Hub, or the .ckpt files of pesser/pytorch_diffusion"
-)
-FAMILIES = "native, diffusers, openai, pesser, lucidrains"
-BESIDE = "copy its config.json and scheduler_config.json"
-"""The remedy for weights without their folder."""
-_OWN = "build it with `network=FILE.py:NAME`"
-_SHARD = re.compile(r"-\d+-of-\d+")
-_DIGITS = re.compile(r"(\d+)")
-_LATENT = ("first_stage_model.", "cond_stage_model.", "conditioner.")
-_OTHER_NETWORKS = {
-    r"lora_|\.lora\.": "an adapter (LoRA), not a model; merge it into its model and save that",
-    r"^network\.time_1\.": (
-        "a native file that has lost its record; copy it again from where it was written"
-    ),
-    r"encoder\.down": "an autoencoder, not a diffusion model",
-    r"down_blocks\.|conv_norm_out\.": (
-        "not the whole network of diffusers' UNet2DModel; save it again: "
-        "unet.save_pretrained(FOLDER), and the scheduler likewise"
-    ),
-}
-"""Pattern of a weight's name -> the problem with a file that has one."""
-
-
-def _tensorflow_index(path: Path) -> str | None:
-    """The index of the TensorFlow checkpoint that a path is or holds; None if it is none."""
-    stem = re.sub(r"\.(index|meta|data-[\d-]+of-\d+)$", "", path.name)
-    indices = (
-        sorted(path.glob("*.index")) if path.is_dir() else [Path(f"{path.parent / stem}.index")]
-    )
-    for index in filter(Path.is_file, indices):
-        if index.read_bytes().endswith(_TABLE_END):
-            return index.name
-    return None
-
-
-def _file_problem(path: Path, content: Mapping[str, object]) -> str:
-    """Why no family reads a file, as the rest of a line that begins with its path."""
-    if {"state", "param_groups"} <= set(content):
-        return "an optimizer's state, not a model; pass the file of the model that it trained"
-    names = [
-        name
-        for place in containers(content)
-        if not place.is_list and place.optimizer is None
-        for name, value in place.items.items()
-        if isinstance(value, Tensor)
-    ]
-    if (problem := other_lucidrains(names)) is not None:
-        return problem
-    if not names:
-        return (
-            "holds no weights with names; save the network's state dict: "
-            "torch.save(model.state_dict(), PATH)"
-        )
-    if _SHARD.search(path.name):
-        return (
-            "one of several files that hold the weights together; the others, their index "
-            f"(.index.json) and config.json must lie beside it: {BESIDE} and pass the folder"
-        )
-    for pattern, problem in _OTHER_NETWORKS.items():
-        if any(re.search(pattern, name) for name in names):
-            return problem
-    return (
-        f"of no family that is read ({FAMILIES}): its first weight is {names[0]}; {_OWN} if it is "
-        "a network of your own"
-    )
-
-
-def _latents_problem(state: StateDict) -> str | None:
-    """Why a state dict of a known grammar is no model of images; None if it may be one."""
-    part = next((name for name in state.beside if name.startswith(_LATENT)), None)
-    if part is None:
-        return None
-    return (
-        f"a model of an autoencoder's latents ({part.split('.')[0]} is beside it), not of images; "
-        "it has no likelihood in bits/dim of pixels"
-    )
-
-
-def _sharded_problem(folder: Path) -> str | None:
-    """The remedy for a checkpoint that several processes wrote; None if it is none."""
-    if (folder / ".metadata").is_file():
-        return (
-            "a distributed checkpoint of PyTorch; gather it with python -m torch.distributed."
-            f"checkpoint.format_utils dcp_to_torch {folder} FILE.pt, and pass FILE.pt"
-        )
-    if (script := folder / "zero_to_fp32.py").is_file():
-        return (
-            f"a checkpoint of DeepSpeed; gather it with python {script} {folder} OUT, and pass "
-            "the file that this writes"
-        )
-    return None
-
-
-def _folder_problem(folder: Path) -> str:
-    """Why a folder is not read, as the rest of a line that begins with its path."""
-    inside = sorted(filter(Path.is_dir, folder.iterdir()), key=_by_number)
-    for place in (folder, *inside):
-        if (problem := _sharded_problem(place)) is not None:
-            return problem
-    for depth in ("*", "*/*"):
-        if models := sorted(filter(_is_readable, folder.glob(depth)), key=_by_number):
-            more = f" ({len(models)} folders in it can be read)" if models[1:] else ""
-            return f"holds no model itself; pass the folder in it: {models[-1]}{more}"
-    for place in inside:
-        if place.name in NETWORKS and other_weights_in(place):
-            return f"{place.name}/config.json is missing; copy it there from where they came"
-    files = [folder / name for name in other_weights_in(folder)] or [
-        place / name for place in inside for name in other_weights_in(place)
-    ][-1:]
-    if not files:
-        return "holds no config.json of a diffusers model, and no file of weights"
-    return (
-        f"holds no config.json of a diffusers model; {BESIDE} into {files[0].parent}, or pass a "
-        f"file of another family itself: {listed([*map(str, files)])}"
-    )
-
-
-def _is_readable(folder: Path) -> bool:
-    return is_model(folder) or (folder / TRAINED).is_file()
-
-
-def _by_number(folder: Path) -> list[tuple[int, str]]:
-    """Sorts checkpoint-1000 behind checkpoint-500."""
-    return [
-        (int(part), "") if part.isdecimal() else (0, part) for part in _DIGITS.split(str(folder))
-    ]
-
+from ddpmbench.errors import InputError, instance_of, path_of, printable
 
 DEFAULT = "default"
 """The source of the checkpoint in the package."""
-TRAINED = "checkpoint.safetensors"
-"""The name of a training run's checkpoint."""
 _KNOWN = (*OPENAI, *PESSER, *LUCIDRAINS, *DIFFUSERS)
 
 
@@ -232,20 +106,16 @@ def _load(source: str | Path, settings: CheckpointSettings) -> Checkpoint:
     path = assets.CHECKPOINT if source == DEFAULT else Path(source)
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise FileError(source, "a pipe, socket or device; write it to a file first")
-    if (index := _tensorflow_index(path)) is not None:
-        raise FileError(
-            path,
-            f"a checkpoint of TensorFlow ({index}), which is not read; those of Ho et al. are "
-            f"published in formats that are: {_CONVERTED}",
-        )
+    if (problem := tensorflow_problem(path)) is not None:
+        raise FileError(path, problem)
     if settings.network is not None:
         return _load_own(path, source, settings)
     if not path.exists():
-        if not isinstance(source, str) or not hub.is_hub_id(source):
+        if not isinstance(source, str) or not _is_hub_id(source):
             raise FileError(
                 source, "no such file or folder; correct the path, or name owner/name on the Hub"
             )
-        path = hub.download(source)
+        path = _download(source)
     if is_native(path / TRAINED):
         _refuse_two_models(path)
         path = path / TRAINED
@@ -258,7 +128,7 @@ def _load(source: str | Path, settings: CheckpointSettings) -> Checkpoint:
     else:
         folder, chosen = in_folder
         if not is_model(folder):
-            raise FileError(folder, _folder_problem(folder))
+            raise FileError(folder, folder_problem(folder))
         checkpoint = read_diffusers(folder, source=name, settings=settings, chosen=chosen)
     return _with_process(checkpoint, settings)
 
@@ -319,20 +189,20 @@ def _read_state_dict(path: Path, *, source: str, settings: CheckpointSettings) -
     if path.suffix == ".json":
         folder = model_folder(path.parent)
         raise FileError(path, f"a configuration, not weights; pass the folder: {folder}")
-    if path.suffix == ".distcp" and (problem := _sharded_problem(path.parent)) is not None:
+    if path.suffix == ".distcp" and (problem := sharded_problem(path.parent)) is not None:
         raise FileError(path, f"in {problem}")
     content = read_state(path)
     state = find_state(content, path=path, known=_KNOWN, weights=settings.weights)
     if state is None:
         # perhaps of a network whose identifying names are missing; its reader names them
         state = StateDict(dict(content), kind=settings.weights)
-    if (problem := _latents_problem(state)) is not None:
+    if (problem := latents_problem(state)) is not None:
         raise FileError(path, problem)
     if is_diffusers(state.weights) and not (path.parent / "config.json").is_file():
         raise FileError(
             path,
             f"weights of diffusers' UNet2DModel without its configuration; {BESIDE} beside it, "
-            f"into {path.parent}, or {_OWN}",
+            f"into {path.parent}, or {OWN}",
         )
     tables = ScheduleTables.within(content, source=str(path))
     try:
@@ -377,7 +247,7 @@ def _of_family(
         )
         return _with_process(checkpoint, settings)
     else:
-        raise FileError(path, _file_problem(path, content))
+        raise FileError(path, file_problem(path, content))
     checkpoint = dataclasses.replace(
         checkpoint,
         weights=state.kind,
@@ -445,3 +315,79 @@ def _refuse_other_tables(
         f"{stated_by} the {name} schedule of {steps:,} steps, but {why}; {remedy}, or pass "
         f"`schedule={BUFFERS}` or the one it was trained on",
     )
+
+
+# ---- the Hugging Face Hub, through its own client, cache and offline mode
+
+_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_FOLDERS = tuple(f"{name}/" for name in NETWORKS)
+_FILES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".json")
+# Patterns to download, one after the other, until a network is complete: in the order of
+# preference of `weight_sets`, with the variants of averaged and of last weights.
+_STAGES = (
+    *(
+        (f"{STEM}{shards}.{kind}", f"{STEM}.*ema*.{kind}")
+        for kind in KINDS
+        for shards in ("", "-*")
+    ),
+    *((f"{STEM}.*.{kind}",) for kind in KINDS),
+)
+
+
+def _is_hub_id(source: str) -> bool:
+    """Whether a string may be an id, `owner/name`, if no such file exists."""
+    return bool(_ID.fullmatch(source)) and not source.endswith(_FILES)
+
+
+def _download(repository: str) -> Path:
+    """The folder of a model on the Hub, downloaded or from the cache.
+
+    Args:
+        repository: its id, `owner/name`.
+
+    Raises:
+        InputError: it does not exist, needs a login, is not in the cache and cannot be reached.
+    """
+    first = [f"{place}{pattern}" for place in ("", *_FOLDERS) for pattern in _STAGES[0]]
+    folder = _snapshot(repository, first)
+    for name in [name for name in NETWORKS if (folder / name).is_dir()] or ["."]:
+        for patterns in _STAGES[1:]:
+            if _whole(folder / name):
+                break
+            _snapshot(repository, [str(PurePosixPath(name, pattern)) for pattern in patterns])
+    return folder
+
+
+def _whole(network: Path) -> bool:
+    """Whether a network has all its weights; a missing shard is an InputError."""
+    try:
+        return bool(weight_sets(network))
+    except InputError:
+        return False
+
+
+def _snapshot(repository: str, patterns: list[str]) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    absent = "no such file or folder, and as a model on the Hub"
+    try:
+        return Path(snapshot_download(repository, allow_patterns=["*.json", *patterns]))
+    except GatedRepoError as error:
+        problem = "needs a login: run hf auth login and accept its terms on the Hub"
+        raise FileError(repository, problem) from error
+    except RepositoryNotFoundError as error:
+        raise FileError(repository, f"{absent} it does not exist") from error
+    except LocalEntryNotFoundError as error:
+        raise FileError(
+            repository,
+            f"{absent} it is not whole in the cache, and the Hub cannot be reached (no network, "
+            "or HF_HUB_OFFLINE is set)",
+        ) from error
+    except Exception as error:  # what a failing network raises depends on the client's version
+        problem = f"cannot be fetched from the Hub ({first_line(error)})"
+        raise FileError(repository, problem) from error

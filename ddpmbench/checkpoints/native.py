@@ -24,6 +24,8 @@ from ddpmbench.unet.unet import UNet, UNetConfig
 FORMAT = 3
 """The latest. Readers of format 1 would ignore a clip or a data range other than the default, those
 of format 2 a process."""
+TRAINED = "checkpoint.safetensors"
+"""The name of a training run's checkpoint."""
 _RECORD = "ddpmbench"
 _BETAS = "schedule.betas"
 _NETWORK = "network."

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ddpmbench.checkpoints.load import TRAINED
+from ddpmbench.checkpoints.native import TRAINED
 from ddpmbench.data.images import ImageSet
 from ddpmbench.diffusion.data_range import UNIT_RANGE
 from ddpmbench.diffusion.model import Checkpoint

@@ -8,8 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ddpmbench.checkpoints.load import TRAINED
-from ddpmbench.checkpoints.native import write_native
+from ddpmbench.checkpoints.native import TRAINED, write_native
 from ddpmbench.data.images import ImageSet
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.errors import InputError

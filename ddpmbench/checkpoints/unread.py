@@ -1,0 +1,150 @@
+"""Why a file or a folder is no checkpoint that is read, and what to do."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from ddpmbench.checkpoints.diffusers_files import (
+    NETWORKS,
+    is_model,
+    other_weights_in,
+)
+from ddpmbench.checkpoints.lucidrains import OWN, other_lucidrains
+from ddpmbench.checkpoints.native import TRAINED
+from ddpmbench.checkpoints.state_dicts import StateDict
+from ddpmbench.checkpoints.weights import containers
+from ddpmbench.errors import listed
+
+_TABLE_END = bytes.fromhex("57fb808b247547db")  # of an index of TensorFlow
+_CONVERTED = (
+    "google/ddpm-cifar10-32 and google/ddpm-ema-bedroom-256, -cat-256, -church-256, "
+    "-celebahq-256 on the Hugging Face Hub, or the .ckpt files of pesser/pytorch_diffusion"
+)
+FAMILIES = "native, diffusers, openai, pesser, lucidrains"
+BESIDE = "copy its config.json and scheduler_config.json"
+"""The remedy for weights without their folder."""
+_SHARD = re.compile(r"-\d+-of-\d+")
+_DIGITS = re.compile(r"(\d+)")
+_LATENT = ("first_stage_model.", "cond_stage_model.", "conditioner.")
+_OTHER_NETWORKS = {
+    r"lora_|\.lora\.": "an adapter (LoRA), not a model; merge it into its model and save that",
+    r"^network\.time_1\.": (
+        "a native file that has lost its record; copy it again from where it was written"
+    ),
+    r"encoder\.down": "an autoencoder, not a diffusion model",
+    r"down_blocks\.|conv_norm_out\.": (
+        "not the whole network of diffusers' UNet2DModel; save it again: "
+        "unet.save_pretrained(FOLDER), and the scheduler likewise"
+    ),
+}
+"""Pattern of a weight's name -> the problem with a file that has one."""
+
+
+def tensorflow_problem(path: Path) -> str | None:
+    """The published files to take instead of a checkpoint of TensorFlow; None if it is none."""
+    stem = re.sub(r"\.(index|meta|data-[\d-]+of-\d+)$", "", path.name)
+    indices = (
+        sorted(path.glob("*.index")) if path.is_dir() else [Path(f"{path.parent / stem}.index")]
+    )
+    for index in filter(Path.is_file, indices):
+        if index.read_bytes().endswith(_TABLE_END):
+            return (
+                f"a checkpoint of TensorFlow ({index.name}), which is not read; those of Ho et al. "
+                f"are published in formats that are: {_CONVERTED}"
+            )
+    return None
+
+
+def file_problem(path: Path, content: Mapping[str, object]) -> str:
+    """Why no family reads a file, as the rest of a line that begins with its path."""
+    if {"state", "param_groups"} <= set(content):
+        return "an optimizer's state, not a model; pass the file of the model that it trained"
+    names = [
+        name
+        for place in containers(content)
+        if not place.is_list and place.optimizer is None
+        for name, value in place.items.items()
+        if isinstance(value, Tensor)
+    ]
+    if (problem := other_lucidrains(names)) is not None:
+        return problem
+    if not names:
+        return (
+            "holds no weights with names; save the network's state dict: "
+            "torch.save(model.state_dict(), PATH)"
+        )
+    if _SHARD.search(path.name):
+        return (
+            "one of several files that hold the weights together; the others, their index "
+            f"(.index.json) and config.json must lie beside it: {BESIDE} and pass the folder"
+        )
+    for pattern, problem in _OTHER_NETWORKS.items():
+        if any(re.search(pattern, name) for name in names):
+            return problem
+    return (
+        f"of no family that is read ({FAMILIES}): its first weight is {names[0]}; {OWN} if it is "
+        "a network of your own"
+    )
+
+
+def latents_problem(state: StateDict) -> str | None:
+    """Why a state dict of a known grammar is no model of images; None if it may be one."""
+    part = next((name for name in state.beside if name.startswith(_LATENT)), None)
+    if part is None:
+        return None
+    return (
+        f"a model of an autoencoder's latents ({part.split('.')[0]} is beside it), not of images; "
+        "it has no likelihood in bits/dim of pixels"
+    )
+
+
+def sharded_problem(folder: Path) -> str | None:
+    """The remedy for a checkpoint that several processes wrote; None if it is none."""
+    if (folder / ".metadata").is_file():
+        return (
+            "a distributed checkpoint of PyTorch; gather it with python -m torch.distributed."
+            f"checkpoint.format_utils dcp_to_torch {folder} FILE.pt, and pass FILE.pt"
+        )
+    if (script := folder / "zero_to_fp32.py").is_file():
+        return (
+            f"a checkpoint of DeepSpeed; gather it with python {script} {folder} OUT, and pass "
+            "the file that this writes"
+        )
+    return None
+
+
+def folder_problem(folder: Path) -> str:
+    """Why a folder is not read, as the rest of a line that begins with its path."""
+    inside = sorted(filter(Path.is_dir, folder.iterdir()), key=_by_number)
+    for place in (folder, *inside):
+        if (problem := sharded_problem(place)) is not None:
+            return problem
+    for depth in ("*", "*/*"):
+        if models := sorted(filter(_is_readable, folder.glob(depth)), key=_by_number):
+            more = f" ({len(models)} folders in it can be read)" if models[1:] else ""
+            return f"holds no model itself; pass the folder in it: {models[-1]}{more}"
+    for place in inside:
+        if place.name in NETWORKS and other_weights_in(place):
+            return f"{place.name}/config.json is missing; copy it there from where they came"
+    files = [folder / name for name in other_weights_in(folder)] or [
+        place / name for place in inside for name in other_weights_in(place)
+    ][-1:]
+    if not files:
+        return "holds no config.json of a diffusers model, and no file of weights"
+    return (
+        f"holds no config.json of a diffusers model; {BESIDE} into {files[0].parent}, or pass a "
+        f"file of another family itself: {listed([*map(str, files)])}"
+    )
+
+
+def _is_readable(folder: Path) -> bool:
+    return is_model(folder) or (folder / TRAINED).is_file()
+
+
+def _by_number(folder: Path) -> list[tuple[int, str]]:
+    """Sorts checkpoint-1000 behind checkpoint-500."""
+    return [
+        (int(part), "") if part.isdecimal() else (0, part) for part in _DIGITS.split(str(folder))
+    ]
