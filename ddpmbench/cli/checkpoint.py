@@ -7,12 +7,12 @@ from typing import Any
 
 import click
 
-from ddpmbench.cli import options, paths
+from ddpmbench.cli import options
 from ddpmbench.cli.messages import note, with_options
 
 
 @click.command(short_help="What a checkpoint is, and what command evaluates it.")
-@click.argument("ckpt", metavar="[CKPT]", default="default", type=paths.text)
+@click.argument("ckpt", metavar="[CKPT]", default="default", type=options.text)
 @options.reading_options
 @options.timesteps_option
 @options.count(
@@ -54,8 +54,8 @@ def inspect(ckpt: str, output_format: str, **given: Any) -> None:  # noqa: ANN40
 
 
 @click.command(short_help="A checkpoint written as native, or for diffusers.")
-@click.argument("ckpt", metavar="CKPT", type=paths.text)
-@click.argument("out", metavar="OUT", type=paths.path)
+@click.argument("ckpt", metavar="CKPT", type=options.text)
+@click.argument("out", metavar="OUT", type=options.path)
 @options.reading_options
 @options.choice(
     "--to",

@@ -6,13 +6,13 @@ from typing import Any
 
 import click
 
-from ddpmbench.cli import options, paths
+from ddpmbench.cli import options
 from ddpmbench.cli.messages import note, warn, with_options
 
 _speed_options = options.decorate(
     click.option(
         "--data",
-        type=paths.text,
+        type=options.text,
         metavar="DATA",
         help="Images whose bound would be computed.  [default: gray ones]",
     ),

@@ -1,6 +1,7 @@
 """Options that several commands share, each with one meaning and one help text."""
 
 import functools
+import unicodedata
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -9,12 +10,43 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from ddpmbench.cli import paths
 from ddpmbench.diffusion.parameterization import Prediction, TimeInput, Variance
-from ddpmbench.errors import LARGEST_SEED
+from ddpmbench.errors import LARGEST_SEED, escaped
 
 Command = Callable[..., Any]
 Option = Callable[[Command], Command]
+
+_LONGEST_NAME, _LONGEST_PATH = 255, 4095  # bytes; those of Linux, and of most file systems
+
+
+def text(value: str) -> str:
+    """The type of an option that takes a path or a name, which stays as it was given.
+
+    Raises:
+        click.BadParameter: it can be neither; an empty one would be the current folder.
+    """
+    if not value.strip():
+        raise click.BadParameter("is empty; name a file or folder, or leave it out")
+    if any(unicodedata.category(letter) == "Cc" for letter in value):
+        raise click.BadParameter(f"{escaped(value)} holds a control character; rename it")
+    longest = max(len(part.encode(errors="surrogateescape")) for part in value.split("/"))
+    if longest > _LONGEST_NAME:
+        raise click.BadParameter(
+            f"has a name of {longest:,} bytes, and a file system takes {_LONGEST_NAME}; name it "
+            "more briefly"
+        )
+    if len(value) > _LONGEST_PATH:
+        raise click.BadParameter(f"has {len(value):,} characters; name it more briefly")
+    return value
+
+
+def path(value: str | Path) -> Path:
+    """The type of an option that takes a path.
+
+    Raises:
+        click.BadParameter: it can be none; see `text`.
+    """
+    return Path(text(str(value)))
 
 
 def decorate(*options: Option) -> Option:
@@ -58,7 +90,7 @@ def printed(text: str, *choices: str) -> Option:
 
 def folder(text: str, name: str = "--out", metavar: str = "DIR") -> Option:
     """An option that takes a path."""
-    return click.option(name, type=paths.path, metavar=metavar, help=text)
+    return click.option(name, type=path, metavar=metavar, help=text)
 
 
 def batch_size(text: str) -> Option:
@@ -99,7 +131,7 @@ def _data_range(
 
 ckpt_option = click.option(
     "--ckpt",
-    type=paths.text,
+    type=text,
     default="default",
     show_default="the checkpoint that comes with ddpmbench",
     help="Checkpoint: a file, a folder or a hub id (google/ddpm-cifar10-32).",
@@ -114,7 +146,7 @@ reading_options = decorate(
     ),
     click.option(
         "--network",
-        type=paths.text,
+        type=text,
         metavar="FILE.py:NAME",
         help="Your own network. FILE.py is your code and is run; its class or function NAME builds "
         "the network, and --ckpt holds the weights. Without --ckpt the code loads them. Needs "
@@ -246,14 +278,12 @@ def _images_options(data: Option) -> Option:
 
 
 data_options = _images_options(
-    click.option(
-        "--data", type=paths.text, default=None, show_default=_SHIPPED_IMAGES, help=_DATA_TEXT
-    )
+    click.option("--data", type=text, default=None, show_default=_SHIPPED_IMAGES, help=_DATA_TEXT)
 )
 two_sets_options = _images_options(
     click.option(
         "--data",
-        type=paths.text,
+        type=text,
         multiple=True,
         metavar="DATA",
         show_default=_SHIPPED_IMAGES,

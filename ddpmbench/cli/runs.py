@@ -4,11 +4,11 @@ from pathlib import Path
 
 import click
 
-from ddpmbench.cli import options, paths
+from ddpmbench.cli import options
 
 
 @click.command(short_help="Paired differences between runs.")
-@click.argument("runs", nargs=-1, required=True, metavar="RUN RUN ...", type=paths.text)
+@click.argument("runs", nargs=-1, required=True, metavar="RUN RUN ...", type=options.text)
 @options.folder(
     "Folder for the tables, the figure and the page.  [default: a new dated folder under runs/]"
 )
@@ -41,7 +41,7 @@ def compare(runs: tuple[str, ...], out: Path | None, output_format: str) -> None
 
 
 @click.command(short_help="The figures and the page of a finished run.")
-@click.argument("run", metavar="RUN", type=paths.path)
+@click.argument("run", metavar="RUN", type=options.path)
 def report(run: Path) -> None:
     """Draw the figures of a finished run again and write its page, report.html.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ddpmbench.cli import options, paths
+from ddpmbench.cli import options
 from ddpmbench.cli.messages import note, warn, with_options
 from ddpmbench.execution.progress import Update, progress
 
@@ -58,7 +58,7 @@ _sampler_options = options.decorate(
 _reference_options = options.decorate(
     click.option(
         "--samples",
-        type=paths.text,
+        type=options.text,
         metavar="DIR|NPZ",
         help="Score existing samples instead of a checkpoint's: a folder of PNG files, an npz, or "
         "the run folder of sample.",
@@ -71,7 +71,7 @@ _reference_options = options.decorate(
     ),
     click.option(
         "--data",
-        type=paths.text,
+        type=options.text,
         multiple=True,
         metavar="DATA",
         help="Real images: NAME:SPLIT, a folder, an npz or idx file; or an npz of mu and sigma "
@@ -91,7 +91,7 @@ _reference_options = options.decorate(
     ),
     click.option(
         "--feature-network",
-        type=paths.text,
+        type=options.text,
         default="inception",
         show_default=True,
         metavar="NAME|FILE",

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from ddpmbench.cli import options, paths
+from ddpmbench.cli import options
 from ddpmbench.cli.messages import note, warn
 from ddpmbench.errors import LARGEST_SEED
 from ddpmbench.execution.progress import progress
@@ -21,7 +21,7 @@ def _integers(context: click.Context, option: click.Parameter, value: str) -> tu
 @click.command(short_help="Train a reference DDPM.")
 @click.option(
     "--data",
-    type=paths.text,
+    type=options.text,
     required=True,
     help="Images as for nll: NAME:SPLIT, a folder, .npz or idx file.",
 )
@@ -29,7 +29,7 @@ def _integers(context: click.Context, option: click.Parameter, value: str) -> tu
 @click.option(
     "--out",
     required=True,
-    type=paths.path,
+    type=options.path,
     metavar="DIR",
     help="Folder for checkpoint.safetensors, the training curve and the state to resume from.",
 )
