@@ -20,8 +20,8 @@ from ddpmbench.checkpoints.own_weights import (
     refuse_untrained,
     weights_in_file,
 )
-from ddpmbench.checkpoints.schedule_tables import NO_TABLES, ScheduleTables, notes_on
-from ddpmbench.checkpoints.schedules import read_schedule
+from ddpmbench.checkpoints.schedule_tables import NO_TABLES, ScheduleTables
+from ddpmbench.checkpoints.schedules import notes_on, read_schedule
 from ddpmbench.checkpoints.settings import CheckpointSettings, MissingSettingsError, parameters
 from ddpmbench.checkpoints.state_dicts import StateDict, network_digest
 from ddpmbench.checkpoints.weights import sha256_of, tensors_in

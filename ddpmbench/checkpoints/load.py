@@ -34,8 +34,8 @@ from ddpmbench.checkpoints.openai import TELLING as OPENAI
 from ddpmbench.checkpoints.openai import is_openai, read_openai
 from ddpmbench.checkpoints.pesser import TELLING as PESSER
 from ddpmbench.checkpoints.pesser import is_pesser, read_pesser
-from ddpmbench.checkpoints.schedule_tables import NO_TABLES, ScheduleTables, notes_on
-from ddpmbench.checkpoints.schedules import BUFFERS, read_schedule
+from ddpmbench.checkpoints.schedule_tables import BUFFERS, NO_TABLES, ScheduleTables
+from ddpmbench.checkpoints.schedules import notes_on, read_schedule
 from ddpmbench.checkpoints.settings import CheckpointSettings, MissingSettingsError
 from ddpmbench.checkpoints.state_dicts import StateDict, find_state
 from ddpmbench.checkpoints.unread import (

@@ -5,13 +5,11 @@ t = 0. Two tables of one module are read under any name if one is the cumulative
 other implies; a single table needs an unambiguous name. All else is refused.
 """
 
-import contextlib
 import dataclasses
 import itertools
 import math
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -19,13 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ddpmbench.checkpoints.schedules import (
-    BUFFERS,
-    FILES,
-    array_names,
+from ddpmbench.checkpoints.schedule_files import (
     betas_schedule,
     products_schedule,
-    read_table,
 )
 from ddpmbench.checkpoints.weights import is_plain, leaves_in, numbers_held
 from ddpmbench.diffusion.schedule import MAX_TIMESTEPS, NoiseSchedule
@@ -33,6 +27,8 @@ from ddpmbench.errors import InputError
 
 Array = NDArray[np.float64]
 
+BUFFERS = "buffers"
+"""The form of a schedule that takes the tables beside the weights."""
 _NAMES = {
     "betas": "betas beta beta_t betas_t b_t",
     "products": (
@@ -362,21 +358,6 @@ class ScheduleTables:
 
 NO_TABLES = ScheduleTables()
 """The tables of a file without any."""
-
-
-def notes_on(form: str) -> tuple[str, ...]:
-    """A line where a .npz file that a schedule is read from holds another schedule, too.
-
-    Args:
-        form: one that `read_schedule` has read.
-    """
-    name, _, rest = form.partition(":")
-    tables = {}
-    for other in array_names(path := Path(rest)) if name in FILES else ():
-        with contextlib.suppress(InputError):  # no table
-            tables[other] = torch.from_numpy(read_table(path, other))
-    what = ScheduleTables.within(tables).contradiction if name in tables else None
-    return () if what is None else (f"`schedule={form}`: {what}; its {name} are taken",)
 
 
 def _meanings(kind: str, x: Array) -> Iterator[tuple[Array, Array]]:

@@ -7,30 +7,21 @@ may be something else is refused.
 import contextlib
 import dataclasses
 import functools
-import json
-import math
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
-from numpy.lib.npyio import NpzFile
-from numpy.typing import NDArray
+import torch
 
+from ddpmbench.checkpoints.schedule_files import (
+    FILES,
+    array_names,
+    read_table,
+)
+from ddpmbench.checkpoints.schedule_tables import BUFFERS, ScheduleTables
 from ddpmbench.checkpoints.weights import naming
-from ddpmbench.data.file_kinds import require_regular
 from ddpmbench.diffusion.parameterization import Process
 from ddpmbench.diffusion.schedule import MAX_TIMESTEPS, NoiseSchedule
-from ddpmbench.errors import InputError, listed
-
-if TYPE_CHECKING:
-    from ddpmbench.checkpoints.schedule_tables import ScheduleTables
-
-T = TypeVar("T")
-Array = NDArray[np.float64]
-
-# ---- names with numbers
+from ddpmbench.errors import InputError
 
 FORMS = (
     "linear:1000, linear:T:START:END, cosine:T, cosine:T:OFFSET:POWER, sigmoid:T, "
@@ -40,8 +31,6 @@ FORMS = (
     "buffers, buffers:T, ve:SIGMA_MIN:SIGMA_MAX:LEVELS, flow:T"
 )
 """All forms, in one line."""
-BUFFERS = "buffers"
-"""The form that takes the tables beside the weights."""
 _ALIASES = {"quad": "scaled-linear", "squaredcos-cap-v2": "cosine"}
 """Their names in the code of Ho et al. and in diffusers."""
 
@@ -119,7 +108,7 @@ _NAMED = {
 }
 
 
-def read_schedule(form: str, tables: "ScheduleTables | None" = None) -> NoiseSchedule:
+def read_schedule(form: str, tables: ScheduleTables | None = None) -> NoiseSchedule:
     """The schedule of a form.
 
     Args:
@@ -205,308 +194,16 @@ def _number(text: str) -> float:
         raise InputError(f"{text!r} is no number") from None
 
 
-# ---- files of numbers
-
-_BINARY = (".npy", ".npz")
-_READ = "a table is read from .npy, .npz, or text with one number a line"
-_MOST_BYTES = 64 * 2**20
-"""Of a file and of one of its arrays; a million numbers with all their digits take less."""
-_LONGEST_WORD = 24
-
-
-def read_table(path: Path, name: str) -> Array:
-    """(T,) float64 numbers of a file.
+def notes_on(form: str) -> tuple[str, ...]:
+    """A line where a .npz file that a schedule is read from holds another schedule, too.
 
     Args:
-        path: of a .npy or .npz file, or else of text.
-        name: of the array in a .npz file that holds several.
-
-    Raises:
-        InputError: the file cannot be read, or holds anything but one row of real numbers.
+        form: one that `read_schedule` has read.
     """
-    if path.suffix.lower() not in _BINARY:
-        return _from_text(_bytes_of(path))
-    values = _from_numpy(path, lambda content: _chosen(content, name))
-    if values.dtype.kind not in "fiu":
-        kind = "text" if values.dtype.kind in "US" else _short(str(values.dtype))
-        raise InputError(f"holds {kind}, not real numbers; save the numbers as float64")
-    if values.dtype.kind == "f" and values.itemsize < 4:
-        raise InputError(_too_few_bits(8 * values.itemsize))
-    return values.astype(np.float64)
-
-
-def array_names(path: Path) -> list[str]:
-    """The names of the arrays in a .npz file; none in any other.
-
-    Raises:
-        InputError: the file cannot be read.
-    """
-    if path.suffix.lower() not in _BINARY:
-        return []
-    return _from_numpy(path, lambda content: list(content) if isinstance(content, NpzFile) else [])
-
-
-def _chosen(content: NDArray[Any] | NpzFile, name: str) -> NDArray[Any]:
-    """The array of an archive that has the name, or its only one."""
-    if not isinstance(content, NpzFile):
-        return content
-    names = list(content)
-    if name not in names and len(names) != 1:
-        raise InputError(f"holds {listed(names) or 'nothing'}; name one of its arrays {name}")
-    chosen = name if name in names else names[0]
-    sizes = {e.filename: e.file_size for e in (content.zip.infolist() if content.zip else [])}
-    if sizes.get(f"{chosen}.npy", 0) > _MOST_BYTES:
-        raise InputError(_too_large(f"its array {chosen} has"))
-    values: NDArray[Any] = content[chosen]
-    if not isinstance(values, np.ndarray):
-        raise TypeError("a file in the archive that is no array")
-    return values
-
-
-def _from_numpy(path: Path, read: Callable[[Any], T]) -> T:
-    """What is read of a .npy or .npz file while it is open."""
-    _bytes_of(path, most=0)
-    try:
-        with warnings.catch_warnings(), path.open("rb") as file:
-            warnings.simplefilter("ignore")  # numpy warns of headers by old versions of Python
-            return read(np.load(file, allow_pickle=False))
-    except InputError:
-        raise
-    # numpy and zipfile raise whatever the damaged bytes lead to
-    except Exception as error:
-        raise InputError(
-            f"holds no plain numbers, or is damaged; {_READ}: write it with np.save(PATH, values)"
-        ) from error
-
-
-def _bytes_of(path: Path, most: int = _MOST_BYTES) -> bytes:
-    """The first bytes of a regular file that is no larger than any table."""
-    try:
-        require_regular(path)
-        if path.stat().st_size > _MOST_BYTES:
-            raise InputError(_too_large("has"))
-        with path.open("rb") as file:
-            return file.read(most)
-    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"cannot be read ({reason}); {_READ}") from error
-
-
-def _too_large(has: str) -> str:
-    return f"{has} more than {_MOST_BYTES // 2**20} MB, and no schedule has as many; {_READ}"
-
-
-def _too_few_bits(bits: int) -> str:
-    return (
-        f"its numbers have {bits} bits, too few for a schedule; save them as they are computed in "
-        "float32 or float64, or name the schedule"
-    )
-
-
-def _from_text(content: bytes) -> Array:
-    """The numbers of a text: one a line, all on one line, or a JSON list."""
-    try:
-        text = content.decode("utf-8-sig").strip()
-        if text.startswith("["):
-            values = json.loads(text)
-            if any(type(value) not in (int, float) for value in values):
-                raise ValueError("an item that is no number")
-            return np.array([float(value) for value in values])
-    except (ValueError, RecursionError, OverflowError) as error:
-        raise InputError(f"is no plain list of numbers in UTF-8; {_READ}") from error
-    lines = {n: line for n, line in enumerate(text.splitlines(), start=1) if line.strip()}
-    rows = [[_entry(n, word) for word in _words(line)] for n, line in lines.items()]
-    most = max(map(len, rows), default=0)
-    if len(rows) > 1 and most > 1:
-        raise InputError(
-            f"has {len(rows):,} lines and up to {most:,} numbers on one of them; save the one "
-            "column that is meant, one number a line"
-        )
-    return np.array([value for row in rows for value in row], dtype=np.float64)
-
-
-def _words(line: str) -> list[str]:
-    """What stands between commas or blanks; a comma at the end is followed by none."""
-    fields = line.strip().removesuffix(",").split(",")
-    return [word for field in fields for word in (field.split() or [""])]
-
-
-def _entry(line: int, word: str) -> float:
-    try:
-        return float(word)
-    except ValueError:
-        raise InputError(
-            f"line {line}: {_short(word)!r} is no number; {_READ}, and no header"
-        ) from None
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= _LONGEST_WORD else f"{text[:_LONGEST_WORD]}..."
-
-
-# ---- what a row of numbers may be
-
-_LEAST_KNOWN = 10
-"""Fewer numbers may be spaced evenly by chance."""
-_EVEN = 0.01
-"""Largest distance from a line, as a share of its rise, of numbers that are spaced evenly."""
-_LOG_LEAST_OF_BETAS = math.log(1e-30)
-"""Of alphas_cumprod; the usual schedules end above 1e-18."""
-_ROUNDING = 2.0**-23
-"""Of float32."""
-
-
-def betas_schedule(values: Array, *, name: str = "betas") -> NoiseSchedule:
-    """The schedule of a row of betas, t = 1 first.
-
-    Args:
-        values: (T,).
-        name: of the schedule.
-
-    Raises:
-        InputError: they are no betas, or look like something else.
-    """
-    _check_row(values)
-    inside = (values > 0) & (values < 1)
-    if values[0] == 0 and inside[1:].all():
-        raise InputError(
-            "its first number is 0, which is for no noise: leave it out, t = 1 comes first"
-        )
-    if not inside.all():
-        raise InputError("not all of its numbers lie strictly between 0 and 1, as betas do")
-    if values[0] > values[-1]:
-        remedy = "say what they are, as products of alphas in alphas_cumprod:FILE"
-        with contextlib.suppress(InputError):  # to reverse them helps where that makes betas
-            betas_schedule(values[::-1])
-            remedy = "reverse them, or say what they are"
-        raise InputError(
-            f"its numbers fall from {values[0]:g} to {values[-1]:g}, and betas rise from the data "
-            f"on: {remedy} (alphas are 1 - beta)"
-        )
-    ends = float(np.log1p(-values).sum())
-    if (ends < _LOG_LEAST_OF_BETAS or values[-1] > 0.9) and (what := _likely_meaning(values)):
-        raise InputError(f"these look like {what[0]}, not like betas; pass {what[1]}")
-    if ends < _LOG_LEAST_OF_BETAS:
-        raise InputError(
-            f"as betas they leave 1e{ends / math.log(10):.0f} of the data's variance, so they are "
-            "likely something else; pass the products of 1 - beta as alphas_cumprod:FILE"
-        )
-    return NoiseSchedule.from_betas(values, name=name)
-
-
-def products_schedule(values: Array, *, name: str = "alphas_cumprod") -> NoiseSchedule:
-    """The schedule of a row of products of 1 - beta, t = 1 first.
-
-    Args:
-        values: (T,).
-        name: of the schedule.
-
-    Raises:
-        InputError: they are no products, or look like something else.
-    """
-    _check_row(values)
-    if values[0] == 1 and len(values) > 4 and (values.astype(np.float16) == values).all():
-        raise InputError(_too_few_bits(16))
-    if values[0] == 1 and values[1] < 1:
-        raise InputError(
-            "its first number is 1, which is that of no step: leave it out, t = 1 comes first"
-        )
-    if not ((values > 0) & (values < 1)).all() or not (np.diff(values) < 0).all():
-        raise InputError(
-            "its numbers do not fall strictly from below 1 to above 0, as products of 1 - beta do"
-        )
-    if values[-1] > 0.5 and _look_like_alphas(values):
-        raise InputError(
-            f"its last number is {values[-1]:g}, more than half of the data's variance: these "
-            "look like alphas = 1 - beta; take their cumulative product"
-        )
-    return NoiseSchedule.from_alphas_cumprod(values, name=name)
-
-
-FILES = {"betas": betas_schedule, "alphas_cumprod": products_schedule}
-"""The forms of a file of numbers."""
-
-
-def _check_row(values: Array) -> None:
-    if values.ndim != 1 or len(values) < 2:
-        raise InputError(
-            f"its shape is {values.shape}, not one row of a number a step; save T numbers, (T,)"
-        )
-    if len(values) > MAX_TIMESTEPS:
-        raise InputError(f"has {len(values):,} numbers, more than {MAX_TIMESTEPS:,} steps")
-    if not np.isfinite(values).all():
-        raise InputError("not all of its numbers are finite")
-
-
-def _betas_of(products: Array) -> Array:
-    betas: Array = -np.diff(products, prepend=1.0) / np.append(1.0, products[:-1])
-    return betas
-
-
-def _first_betas_of(products: Array) -> Array:
-    return _betas_of(products[products > 0.1])  # behind them the rounding of float32 tells
-
-
-_OTHER_MEANINGS: tuple[tuple[str, Callable[[Array], Array], str], ...] = (
-    (
-        "alphas_cumprod or its square roots, the last timestep first",
-        lambda values: _first_betas_of(values[::-1]),
-        "alphas_cumprod:FILE with t = 1 first",
-    ),
-    (
-        "1 - alphas_cumprod",
-        lambda values: _first_betas_of(1 - values),
-        "1 - values as alphas_cumprod:FILE",
-    ),
-    (
-        "sqrt(1 - alphas_cumprod)",
-        lambda values: _first_betas_of(1 - values**2),
-        "1 - values**2 as alphas_cumprod:FILE",
-    ),
-    ("square roots of betas", lambda values: values**2, "values**2"),
-)
-"""What rising numbers may be, the betas that they then imply, and what to pass."""
-
-
-def _likely_meaning(values: Array) -> tuple[str, str] | None:
-    """Which table of a usual schedule rising numbers are, and what to pass; None if unclear.
-
-    It is clear where the betas that they imply are spaced evenly, and the numbers are not.
-    """
-    if values[0] > 0.5:
-        is_even = _unevenness(1 - values[::-1]) < _EVEN
-        return ("1 - beta, the last timestep first", "1 - values[::-1]") if is_even else None
-    if _unevenness(values) < _EVEN:
-        return None
-    best = min(_OTHER_MEANINGS, key=lambda meaning: _unevenness(meaning[1](values)))
-    return (best[0], best[2]) if _unevenness(best[1](values)) < _EVEN else None
-
-
-def _unevenness(row: Array) -> float:
-    """How far positive rising numbers are from a line, as a share of its rise.
-
-    Or their square roots or logarithms, whichever are nearest to one.
-    """
-    if len(row) < _LEAST_KNOWN or not (row > 0).all() or not row[-1] > row[0]:
-        return math.inf
-    shares = []
-    for scaled in (row, np.sqrt(row), np.log(row)):
-        line = np.linspace(scaled[0], scaled[-1], len(scaled))
-        shares.append(float(np.abs(scaled - line).max() / (scaled[-1] - scaled[0])))
-    return min(shares)
-
-
-def _look_like_alphas(values: Array) -> bool:
-    """Whether falling numbers are 1 - beta of single timesteps and not their products.
-
-    Then 1 - values, its square root or its logarithm is spaced evenly; as products they would imply
-    a variance that falls after the first timestep.
-    """
-    betas, rest = _betas_of(values), 1 - values
-    if betas[1] < betas[0] - 4 * _ROUNDING:
-        return True
-    scales = ((rest, 0 * rest + 1), (np.sqrt(rest), 1 / np.sqrt(rest)), (np.log(rest), 1 / rest))
-    return len(values) > 2 and any(
-        (np.abs(np.diff(row, 2)) <= 1e-3 * np.diff(row).mean() + 4 * _ROUNDING * error[1:-1]).all()
-        for row, error in scales
-    )
+    name, _, rest = form.partition(":")
+    tables = {}
+    for other in array_names(path := Path(rest)) if name in FILES else ():
+        with contextlib.suppress(InputError):  # no table
+            tables[other] = torch.from_numpy(read_table(path, other))
+    what = ScheduleTables.within(tables).contradiction if name in tables else None
+    return () if what is None else (f"`schedule={form}`: {what}; its {name} are taken",)

@@ -11,9 +11,9 @@ import pytest
 import torch
 from peers import refused
 
-from ddpmbench.checkpoints import CheckpointSettings, load_checkpoint, schedules
-from ddpmbench.checkpoints.schedule_tables import notes_on
-from ddpmbench.checkpoints.schedules import betas_schedule, products_schedule, read_schedule
+from ddpmbench.checkpoints import CheckpointSettings, load_checkpoint, schedule_files
+from ddpmbench.checkpoints.schedule_files import betas_schedule, products_schedule
+from ddpmbench.checkpoints.schedules import notes_on, read_schedule
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.errors import InputError
 
@@ -281,7 +281,7 @@ def test_an_archive_is_read_by_the_name_of_its_array(tmp_path, monkeypatch):
     np.testing.assert_array_equal(read_schedule(f"betas:{path}").betas, BETAS)
     assert notes_on(f"betas:{path}") == ()
     np.savez_compressed(path, betas=np.zeros(10**6))
-    monkeypatch.setattr(schedules, "_MOST_BYTES", 10**6)
+    monkeypatch.setattr(schedule_files, "_MOST_BYTES", 10**6)
     with refused(path, "its array betas has more than"):
         read_schedule(f"betas:{path}")
 
@@ -342,7 +342,7 @@ def quadratic(total):
 )
 def test_rows_that_are_something_else(name, values, words):
     with refused(*words):
-        schedules.FILES[name](values.astype(np.float64))
+        schedule_files.FILES[name](values.astype(np.float64))
 
 
 OTHERS = {
