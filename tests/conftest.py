@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from processes import undrawn
+from unet_configs import TINY_CONFIG
 
 from ddpmbench.checkpoints.native import write_native
 from ddpmbench.data.images import ImageSet, load_images
@@ -16,7 +17,7 @@ from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.diffusion.process import Prediction, Variance
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.evaluate import answered
-from ddpmbench.unet.unet import UNet, UNetConfig
+from ddpmbench.unet.unet import UNet
 
 # Networks as small as these lose by threads, most of all on a busy machine; commands that are
 # started in processes of their own inherit this.
@@ -42,18 +43,9 @@ def pages(drawn, monkeypatch) -> None:
 @pytest.fixture(scope="session")
 def small_model() -> Checkpoint:
     """A U-Net with random weights, attention and all, for 8x8 grey images at T = 40."""
-    config = UNetConfig(
-        in_channels=1,
-        out_channels=1,
-        model_channels=8,
-        channels=(8, 16),
-        num_blocks=1,
-        attention=(False, True),
-        norm_groups=4,
-    )
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = UNet(config).eval()
+        network = UNet(TINY_CONFIG).eval()
     return Checkpoint(
         network=network,
         schedule=NoiseSchedule.linear(40),

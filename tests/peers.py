@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from unet_configs import SMALL_CONFIG
 
 from ddpmbench.checkpoints import Checkpoint
 from ddpmbench.diffusion.process import Prediction, Variance
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.errors import InputError
-from ddpmbench.unet.unet import UNet, UNetConfig
+from ddpmbench.unet.unet import UNet
 
 with warnings.catch_warnings():
     # what diffusers' own imports warn of is not ours to mend
@@ -53,16 +54,6 @@ SMALL_UNET = {
     "layers_per_block": 1,
     "norm_num_groups": 8,
 }
-
-
-SMALL_CONFIG = UNetConfig(
-    in_channels=1,
-    out_channels=1,
-    model_channels=32,
-    channels=(32, 64),
-    num_blocks=1,
-    attention=(False, True),
-)
 
 
 def random_network(make, seed=0):

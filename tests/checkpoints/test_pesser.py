@@ -7,13 +7,13 @@ import pytest
 import torch
 from peers import (
     SHARED,
-    SMALL_CONFIG,
     needs_shared,
     pesser_weights,
     random_model,
     refused,
     same_weights,
 )
+from unet_configs import SMALL_CONFIG
 
 from ddpmbench.checkpoints import CheckpointSettings, TimeInput, load_checkpoint
 from ddpmbench.checkpoints.pesser import PUBLISHED, network_config

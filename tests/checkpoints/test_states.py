@@ -7,11 +7,12 @@ import torch
 from peers import openai_weights, pesser_weights, refused, same_weights
 from safetensors.torch import save_file
 from torch import nn
+from unet_configs import SMALL_CONFIG
 
 from ddpmbench.checkpoints import CheckpointSettings, load_checkpoint, state_dicts
 from ddpmbench.checkpoints.pesser import PUBLISHED
 from ddpmbench.diffusion.schedule import NoiseSchedule
-from ddpmbench.unet.unet import UNet, UNetConfig
+from ddpmbench.unet.unet import UNet
 
 FLAGS = (
     "--image_size 8 --num_channels 32 --num_res_blocks 1 --channel_mult 1,2 "
@@ -19,14 +20,6 @@ FLAGS = (
 )
 OPENAI = {"model_flags": FLAGS}
 PESSER = {"schedule": "linear:1000", "variance": "fixed_small"}
-SMALL = UNetConfig(
-    in_channels=1,
-    out_channels=1,
-    model_channels=32,
-    channels=(32, 64),
-    num_blocks=1,
-    attention=(True, False),
-)
 LAST = openai_weights()
 AVERAGED = {name: 0.5 * weight for name, weight in LAST.items()}
 OPTIMIZER = {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": [{"lr": 1e-4}]}
@@ -178,7 +171,7 @@ def test_flags_that_contradict_the_tables_beside_the_weights_are_refused(path):
 
 
 def test_a_schedule_in_tables_beside_the_weights_is_taken_where_nothing_says_another(path):
-    weights = pesser_weights(UNet(SMALL))
+    weights = pesser_weights(UNet(SMALL_CONFIG))
     content = beside(weights, NoiseSchedule.cosine(40))
     with refused(path, "add `variance=fixed_large`,"):
         load(path, content, prediction="eps")
@@ -208,7 +201,7 @@ TABLES_AROUND = {
 
 @pytest.mark.parametrize("around", TABLES_AROUND.values(), ids=TABLES_AROUND)
 def test_tables_are_found_wherever_they_are_in_the_file(around, path):
-    weights = pesser_weights(UNet(SMALL))
+    weights = pesser_weights(UNet(SMALL_CONFIG))
     said = {"variance": "fixed_small"}
     content = around(weights, BETAS[:500])
     for options in (said, {**said, "schedule": "buffers"}):
@@ -231,7 +224,7 @@ def test_tables_of_half_precision_do_not_contradict_what_is_right(path):
 
 
 def test_tables_that_contradict_each_other_say_nothing_and_the_option_does(path):
-    weights = pesser_weights(UNet(SMALL))
+    weights = pesser_weights(UNet(SMALL_CONFIG))
     content = {"model": weights, "betas": BETAS, "ema": {"betas": BETAS / 2}}
     for options in ({}, {"schedule": "buffers"}):
         with refused(path, "betas and ema.betas contradict each other"):
@@ -266,7 +259,7 @@ def test_a_table_is_no_average_of_weights(path, last):
 
 @pytest.mark.parametrize("prefix", ["", "module.", "model.unet."])
 def test_pesser_s_names_are_found_under_prefixes(prefix, path, tmp_path):
-    weights = pesser_weights(UNet(SMALL))
+    weights = pesser_weights(UNet(SMALL_CONFIG))
     bare = load(tmp_path / "bare.ckpt", weights, **PESSER)
     content = {"state_dict": under(prefix, weights), "ema": under(prefix, weights)}
     read = load(path, content, **PESSER)
@@ -326,7 +319,7 @@ def test_the_names_of_the_projects_say_which_they_are(name, kind, tmp_path):
 def test_only_names_of_the_projects_own_say_what_weights_are(name, kind, tmp_path):
     path = tmp_path / name
     path.parent.mkdir(exist_ok=True)
-    weights = pesser_weights(UNet(SMALL))
+    weights = pesser_weights(UNet(SMALL_CONFIG))
     assert load(path, weights, **PESSER).weights == kind
     # what wraps them says what they are, or nothing does
     assert load(path, {"model": weights, "optimizer": OPTIMIZER}, **PESSER).weights is None

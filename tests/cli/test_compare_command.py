@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from sealing import edit_npz, read_npz, read_record, write_text
+from unet_configs import TINY_CONFIG
 
 import ddpmbench as db
 from ddpmbench.cli.main import run
@@ -18,7 +19,6 @@ from ddpmbench.diffusion.process import Variance
 from ddpmbench.report.comparison import printed_comparison
 from ddpmbench.train.loop import train
 from ddpmbench.train.recipe import TrainingRecipe
-from ddpmbench.unet.unet import UNetConfig
 
 # ---- two checkpoints of one training run
 
@@ -31,15 +31,7 @@ def trained(small_images, tmp_path_factory):
     pixels = np.ascontiguousarray(whole.pixels[:, :, 6:22:2, 6:22:2])
     crops = dataclasses.replace(whole, pixels=pixels, source="crops", split=None)
     np.savez(root / "crops.npz", arr_0=pixels.transpose(0, 2, 3, 1))
-    network = UNetConfig(
-        in_channels=1,
-        out_channels=1,
-        model_channels=8,
-        channels=(8, 16),
-        num_blocks=1,
-        attention=(False, False),
-        norm_groups=4,
-    )
+    network = dataclasses.replace(TINY_CONFIG, attention=(False, False))
     recipe = TrainingRecipe(
         network=network,
         image_size=8,

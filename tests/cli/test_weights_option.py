@@ -7,8 +7,9 @@ import pytest
 import torch
 from feature_networks import write_network
 from peers import pesser_weights
+from unet_configs import SMALL_CONFIG
 
-from ddpmbench.unet.unet import UNet, UNetConfig
+from ddpmbench.unet.unet import UNet
 
 PROCESS = ("--schedule", "linear:21:0.001:0.2", "--variance", "fixed_small")
 ROWS = ("--estimator", "every-pair", "--num-images", 2, "--draws", 1)
@@ -17,17 +18,9 @@ ROWS = ("--estimator", "every-pair", "--num-images", 2, "--draws", 1)
 @pytest.fixture
 def training(tmp_path):
     """A file with the last and the averaged weights of a network for gray images."""
-    config = UNetConfig(
-        in_channels=1,
-        out_channels=1,
-        model_channels=32,
-        channels=(32, 32),
-        num_blocks=1,
-        attention=(False, False),
-    )
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        last = pesser_weights(UNet(config))
+        last = pesser_weights(UNet(SMALL_CONFIG))
     averaged = {name: 0.5 * weight for name, weight in last.items()}
     torch.save({"model": last, "ema": averaged}, tmp_path / "training.ckpt")
     return tmp_path / "training.ckpt"

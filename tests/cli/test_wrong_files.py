@@ -24,10 +24,11 @@ from peers import (
 )
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from unet_configs import SMALL_CONFIG
 
 from ddpmbench.checkpoints import CheckpointSettings, load_checkpoint
 from ddpmbench.errors import InputError
-from ddpmbench.unet.unet import UNet, UNetConfig
+from ddpmbench.unet.unet import UNet
 
 FLAGS = (
     "--image_size 8 --num_channels 32 --num_res_blocks 1 --channel_mult 1,2 "
@@ -40,18 +41,7 @@ OPENAI = openai_weights()
 DIFFUSERS = diffusers_unet(SMALL_UNET).state_dict()
 with torch.random.fork_rng():
     torch.manual_seed(0)
-    PESSER = pesser_weights(
-        UNet(
-            UNetConfig(
-                in_channels=1,
-                out_channels=1,
-                model_channels=32,
-                channels=(32, 64),
-                num_blocks=1,
-                attention=(False, True),
-            )
-        )
-    )
+    PESSER = pesser_weights(UNet(SMALL_CONFIG))
 OPTIMIZER = {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": [{"lr": 1e-4}]}
 TABLE_END = bytes.fromhex("57fb808b247547db")
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 from peers import (
     SHARED,
-    SMALL_CONFIG,
     SMALL_UNET,
     DDPMPipeline,
     DDPMScheduler,
@@ -24,6 +23,7 @@ from peers import (
     same_weights,
     save_pipeline,
 )
+from unet_configs import SMALL_CONFIG
 
 import ddpmbench as db
 from ddpmbench.checkpoints import TimeInput

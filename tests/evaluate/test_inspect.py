@@ -13,8 +13,8 @@ import peers
 import pytest
 import torch
 from custom_networks import bound_of
-from published import DDPM_CIFAR10
 from sealing import read_record
+from unet_configs import DDPM_CIFAR10, SMALL_CONFIG
 
 import ddpmbench as db
 from ddpmbench.checkpoints.native import write_native
@@ -24,7 +24,7 @@ from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.evaluate.inspect_text import printed_inspect
 from ddpmbench.execution.folder import IDENTITY
 from ddpmbench.unet.flops import flop_per_call
-from ddpmbench.unet.unet import UNet, UNetConfig
+from ddpmbench.unet.unet import UNet
 
 FLAGS = (
     "--image_size 8 --num_channels 32 --num_res_blocks 1 --channel_mult 1,2 --num_heads 4 "
@@ -58,15 +58,7 @@ def own_weights():
 
 
 def pesser_network(**changes):
-    config = UNetConfig(
-        in_channels=1,
-        out_channels=1,
-        model_channels=32,
-        channels=(32, 64),
-        num_blocks=1,
-        attention=(False, True),
-    )
-    return UNet(dataclasses.replace(config, **changes)).eval()
+    return UNet(dataclasses.replace(SMALL_CONFIG, **changes)).eval()
 
 
 @pytest.fixture(scope="module")

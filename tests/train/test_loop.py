@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors import safe_open
+from unet_configs import TINY_CONFIG
 
 from ddpmbench.checkpoints.native import read_native
 from ddpmbench.data.images import load_images
@@ -16,7 +17,6 @@ from ddpmbench.evaluate.nll import evaluate_nll
 from ddpmbench.train import loop
 from ddpmbench.train.loop import train, training_loss
 from ddpmbench.train.recipe import TrainingRecipe
-from ddpmbench.unet.unet import UNetConfig
 
 CPU = torch.device("cpu")
 
@@ -30,15 +30,8 @@ def crops():
 
 def recipe(objective="simple", **changes):
     learned = objective == "hybrid" or changes.get("variance") == Variance.LEARNED_RANGE
-    network = UNetConfig(
-        in_channels=1,
-        out_channels=2 if learned else 1,
-        model_channels=8,
-        channels=(8, 16),
-        num_blocks=1,
-        attention=(False, False),
-        norm_groups=4,
-        dropout=0.1,
+    network = dataclasses.replace(
+        TINY_CONFIG, out_channels=2 if learned else 1, attention=(False, False), dropout=0.1
     )
     settings = {
         "network": network,

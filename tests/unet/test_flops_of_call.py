@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 import torch
-from published import DDPM_CIFAR10
 from torch import nn
+from unet_configs import DDPM_CIFAR10
 
 from ddpmbench.unet.flops import flop_of_unet, flop_per_call
 from ddpmbench.unet.unet import Attention, UNet, UNetConfig

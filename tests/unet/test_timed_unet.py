@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from published import DDPM_CIFAR10
+from unet_configs import DDPM_CIFAR10
 
 from ddpmbench.unet.precision import Precision
 from ddpmbench.unet.timed_unet import TimedUNet

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 from peers import CIFAR10_UNET, DDPMScheduler, diffusers_unet, save_flat, save_pipeline
+from unet_configs import TINY_CONFIG
 
 from ddpmbench.checkpoints import load_checkpoint
 from ddpmbench.diffusion.process import Prediction, Variance
@@ -111,21 +112,10 @@ def test_every_weight_matters(tmp_path):
     assert agrees(peer, checkpoint.network, CLASSES, batch=2, labels=labels)
 
 
-SMALL = UNetConfig(
-    in_channels=1,
-    out_channels=1,
-    model_channels=8,
-    channels=(8, 16),
-    num_blocks=1,
-    attention=(False, True),
-    norm_groups=4,
-)
-
-
 @pytest.mark.parametrize("resampling", ["conv", "pool", "block"])
 @pytest.mark.parametrize("scale_shift", [False, True])
 def test_each_image_of_a_batch_has_its_own_time(resampling, scale_shift):
-    config = dataclasses.replace(SMALL, resampling=resampling, scale_shift=scale_shift)
+    config = dataclasses.replace(TINY_CONFIG, resampling=resampling, scale_shift=scale_shift)
     network = UNet(config).double().eval()
     x_t = torch.randn(3, 1, 8, 8, dtype=torch.float64)
     time = torch.tensor([0.0, 17.0, 999.0])
@@ -147,10 +137,10 @@ def test_each_image_of_a_batch_has_its_own_time(resampling, scale_shift):
 )
 def test_what_is_no_network_is_refused(changes, words):
     with pytest.raises(InputError, match=words):
-        UNet(dataclasses.replace(SMALL, **changes))
+        UNet(dataclasses.replace(TINY_CONFIG, **changes))
 
 
 def test_a_configuration_survives_its_dictionary():
-    assert UNetConfig.from_dict(SMALL.to_dict()) == SMALL
+    assert UNetConfig.from_dict(TINY_CONFIG.to_dict()) == TINY_CONFIG
     with pytest.raises(InputError, match="unknown setting 'width'"):
-        UNetConfig.from_dict({**SMALL.to_dict(), "width": 3})
+        UNetConfig.from_dict({**TINY_CONFIG.to_dict(), "width": 3})
