@@ -1,4 +1,4 @@
-"""`--precision` of nll and rd."""
+"""Options of nll and rd: `--precision`, `--continuous`."""
 
 import json
 
