@@ -84,7 +84,7 @@ def read_lucidrains(
     if prediction is None:
         raise MissingSettingsError(
             f"{path}: does not say what the network predicts (its loss_weight is that of no "
-            "objective); pass `prediction=eps`, x_start or v, whichever it was trained with",
+            "objective); pass `prediction=eps`, x_start or v, as it was trained",
             family="lucidrains",
             path=path,
             weights=weights,

@@ -35,7 +35,7 @@ from ddpmbench.execution.timing import Probe, gray_images
 from ddpmbench.files import named_path
 from ddpmbench.report.card import Card, Draw, Shown
 from ddpmbench.report.figures.throughput import batch_figure, parts_figure
-from ddpmbench.report.text import checkpoint_line, duration
+from ddpmbench.report.text import checkpoint_line, duration, fact_lines
 from ddpmbench.version import __version__
 
 SCHEMA = "ddpmbench.speed/1"
@@ -426,7 +426,7 @@ def _facts(summary: Mapping[str, Any]) -> list[str]:
         "peak": f"of the matrix product: {peaks} TFLOP/s",
         "device": f"{summary['device']}, measured in {summary['seconds']:.0f} s",
     }
-    return [f"{name:<12}{fact}" for name, fact in facts.items()]
+    return fact_lines(facts.items())
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

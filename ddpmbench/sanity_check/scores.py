@@ -282,8 +282,8 @@ class Comparison:
         score: the candidate's.
         gain: by how much its area is smaller, the mean over images, nats per dimension.
         standard_error: of that; NaN for one image.
-        z_score: the gain in standard errors: of the difference, or of the difference of logarithms,
-            in which easy and hard images weigh the same, whichever is larger.
+        z_score: the gain in standard errors, the larger of two: of the difference, and of the
+            difference of logarithms, in which easy and hard images weigh the same.
         bound_gain: by how much its bound is lower.
         bound_standard_error: of that.
         fault: the candidate's; None if it has none.
