@@ -1,6 +1,7 @@
-"""Atomic writes of files and folders."""
+"""Atomic writes of files and folders, and the hash of a file."""
 
 import contextlib
+import hashlib
 import os
 import re
 import shutil
@@ -155,3 +156,13 @@ def writing_to(folder: Path, option: str = "`out`") -> Iterator[None]:
         reason = error.strerror or str(error)
         named = f"{option} {folder}".strip()
         raise InputError(f"{named}: cannot be written ({reason.lower()})") from error
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, as hexadecimal digits.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

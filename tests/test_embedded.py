@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from ddpmbench import assets, load_checkpoint, load_images
-from ddpmbench.checkpoints.weights import sha256_of
 from ddpmbench.diffusion.data_range import NATS_PER_BIT
 from ddpmbench.execution.finished import FinishedRun
+from ddpmbench.files import sha256_of
 from ddpmbench.likelihood.designs import PilotDesign, proposal_density
 from ddpmbench.likelihood.terms import TermIndex, TermsPass
 

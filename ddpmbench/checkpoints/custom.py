@@ -24,12 +24,13 @@ from ddpmbench.checkpoints.schedule_tables import NO_TABLES, ScheduleTables
 from ddpmbench.checkpoints.schedules import notes_on, read_schedule
 from ddpmbench.checkpoints.settings import CheckpointSettings, MissingSettingsError, parameters
 from ddpmbench.checkpoints.state_dicts import StateDict, network_digest
-from ddpmbench.checkpoints.weights import sha256_of, tensors_in
+from ddpmbench.checkpoints.weights import tensors_in
 from ddpmbench.diffusion.data_range import UNIT_RANGE, DataRange
 from ddpmbench.diffusion.model import WRAPPED, Checkpoint, ImageSize, TimeInput
 from ddpmbench.diffusion.process import Prediction, Variance
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.errors import InputError, whole_number
+from ddpmbench.files import sha256_of
 from ddpmbench.records import short_value
 from ddpmbench.user_code import (
     RandomNumbersAreNaN,

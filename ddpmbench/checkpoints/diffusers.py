@@ -27,8 +27,9 @@ from ddpmbench.checkpoints.network_weights import (
 )
 from ddpmbench.checkpoints.settings import CheckpointSettings
 from ddpmbench.checkpoints.state_dicts import StateDict
-from ddpmbench.checkpoints.weights import FileError, naming, rounding_notes, sha256_of
+from ddpmbench.checkpoints.weights import FileError, naming, rounding_notes
 from ddpmbench.diffusion.model import Checkpoint, ImageSize
+from ddpmbench.files import sha256_of
 from ddpmbench.unet.unet import Resampling, UNet, UNetConfig
 
 _CLASSES = ("UNet2DModel", "UNetModel", "UNetUnconditionalModel")

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from ddpmbench.checkpoints.diffusers_scheduler import read_object
 from ddpmbench.checkpoints.network_weights import only_tensors
-from ddpmbench.checkpoints.weights import FileError, check_blob, read_state, sha256_of
+from ddpmbench.checkpoints.weights import FileError, check_blob, read_state
 from ddpmbench.errors import listed
+from ddpmbench.files import sha256_of
 
 STEM = "diffusion_pytorch_model"
 KINDS = ("safetensors", "bin")

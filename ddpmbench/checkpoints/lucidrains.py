@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from ddpmbench.checkpoints.network_weights import count, load_weights, only_tensors, shape_of
 from ddpmbench.checkpoints.settings import CheckpointSettings, MissingSettingsError
-from ddpmbench.checkpoints.weights import FileError, naming, sha256_of
+from ddpmbench.checkpoints.weights import FileError, naming
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.diffusion.process import Prediction, Variance
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.errors import InputError
+from ddpmbench.files import sha256_of
 
 PACKAGE = "denoising-diffusion-pytorch"
 OWN = "build it with `network=FILE.py:NAME`"

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from ddpmbench.checkpoints.network_weights import build_unet, check_outputs
 from ddpmbench.checkpoints.settings import WEIGHTS
-from ddpmbench.checkpoints.weights import FileError, naming, rounding_notes, sha256_of
+from ddpmbench.checkpoints.weights import FileError, naming, rounding_notes
 from ddpmbench.diffusion.data_range import UNIT_RANGE, DataRange
 from ddpmbench.diffusion.model import Checkpoint, TimeInput
 from ddpmbench.diffusion.parameterization import Prediction, Process, Variance
 from ddpmbench.diffusion.schedule import NoiseSchedule
-from ddpmbench.files import os_errors, replacing
+from ddpmbench.files import os_errors, replacing, sha256_of
 from ddpmbench.unet.unet import UNet, UNetConfig
 
 FORMAT = 3

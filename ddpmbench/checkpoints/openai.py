@@ -12,9 +12,10 @@ from torch import Tensor
 from ddpmbench.checkpoints.network_weights import Renames, build_unet, only_tensors, shape_of
 from ddpmbench.checkpoints.openai_flags import PRESETS, ModelFlags, flag_error, parse_flags
 from ddpmbench.checkpoints.settings import CheckpointSettings, MissingSettingsError
-from ddpmbench.checkpoints.weights import FileError, naming, sha256_of
+from ddpmbench.checkpoints.weights import FileError, naming
 from ddpmbench.diffusion.model import Checkpoint, TimeInput
 from ddpmbench.diffusion.process import Prediction
+from ddpmbench.files import sha256_of
 from ddpmbench.unet.unet import Resampling, UNetConfig
 
 TELLING = (

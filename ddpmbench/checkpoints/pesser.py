@@ -18,10 +18,11 @@ from ddpmbench.checkpoints.network_weights import (
 from ddpmbench.checkpoints.schedule_tables import NO_TABLES, ScheduleTables
 from ddpmbench.checkpoints.schedules import read_schedule
 from ddpmbench.checkpoints.settings import CheckpointSettings, MissingSettingsError, parameters
-from ddpmbench.checkpoints.weights import naming, sha256_of
+from ddpmbench.checkpoints.weights import naming
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.diffusion.process import Prediction, Variance
 from ddpmbench.diffusion.schedule import NoiseSchedule
+from ddpmbench.files import sha256_of
 from ddpmbench.unet.unet import UNetConfig
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import math
 import pickle
 import re
@@ -282,12 +281,6 @@ def _other_format(path: Path) -> str | None:
         ),
     )
     return next((problem for is_so, problem in problems if is_so), None)
-
-
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, as hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_blob(file: Path, sha256: str) -> None:

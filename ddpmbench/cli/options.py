@@ -12,11 +12,12 @@ from click.core import ParameterSource
 
 from ddpmbench.diffusion.parameterization import Prediction, TimeInput, Variance
 from ddpmbench.errors import LARGEST_SEED, escaped
+from ddpmbench.files import LONGEST_NAME
 
 Command = Callable[..., Any]
 Option = Callable[[Command], Command]
 
-_LONGEST_NAME, _LONGEST_PATH = 255, 4095  # bytes; those of Linux, and of most file systems
+_LONGEST_PATH = 4095  # bytes; that of Linux
 
 
 def text(value: str) -> str:
@@ -30,9 +31,9 @@ def text(value: str) -> str:
     if any(unicodedata.category(letter) == "Cc" for letter in value):
         raise click.BadParameter(f"{escaped(value)} holds a control character; rename it")
     longest = max(len(part.encode(errors="surrogateescape")) for part in value.split("/"))
-    if longest > _LONGEST_NAME:
+    if longest > LONGEST_NAME:
         raise click.BadParameter(
-            f"has a name of {longest:,} bytes, and a file system takes {_LONGEST_NAME}; name it "
+            f"has a name of {longest:,} bytes, and a file system takes {LONGEST_NAME}; name it "
             "more briefly"
         )
     if len(value) > _LONGEST_PATH:

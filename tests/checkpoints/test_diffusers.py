@@ -20,8 +20,8 @@ from peers import (
 from safetensors.torch import load_file, save_file
 
 from ddpmbench.checkpoints import CheckpointSettings, load_checkpoint
-from ddpmbench.checkpoints.weights import sha256_of
 from ddpmbench.diffusion.process import Prediction, Variance
+from ddpmbench.files import sha256_of
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 

@@ -8,8 +8,8 @@ from peers import openai_weights, same_weights
 from safetensors.torch import load_file
 
 from ddpmbench.checkpoints import CheckpointSettings, load_checkpoint
-from ddpmbench.checkpoints.weights import sha256_of
 from ddpmbench.cli.main import run
+from ddpmbench.files import sha256_of
 
 FLAGS = (
     "--image_size 8 --num_channels 32 --num_res_blocks 1 --channel_mult 1,2 "
