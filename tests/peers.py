@@ -10,7 +10,7 @@ import pytest
 import torch
 from unet_configs import SMALL_CONFIG
 
-from ddpmbench.checkpoints import Checkpoint
+from ddpmbench import Checkpoint
 from ddpmbench.diffusion.process import Prediction, Variance
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.errors import InputError

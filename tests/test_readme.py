@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from documents import ROOT
 from feature_networks import write_network
 
-from ddpmbench.checkpoints import load_checkpoint
+from ddpmbench import load_checkpoint
 from ddpmbench.cli.main import ddpmbench
 from ddpmbench.evaluate.answered import RECORD
 from ddpmbench.evaluate.fid import FidSettings, evaluate_fid

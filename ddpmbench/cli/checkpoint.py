@@ -77,7 +77,8 @@ def convert(ckpt: str, out: Path, output_format: str, **given: Any) -> None:  # 
         ddpmbench convert model.safetensors model-for-diffusers
         ddpmbench convert google/ddpm-cifar10-32 cifar10.safetensors
     """
-    from ddpmbench.checkpoints import CheckpointSettings, load_checkpoint
+    from ddpmbench.checkpoints.load import load_checkpoint
+    from ddpmbench.checkpoints.settings import CheckpointSettings
     from ddpmbench.evaluate.convert import convert_checkpoint, printed_conversion
 
     how = {name: given.pop(name) for name in ("to", "overwrite")}

@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from ddpmbench.checkpoints import Checkpoint, CheckpointSettings, load_checkpoint
+from ddpmbench.checkpoints.load import load_checkpoint
+from ddpmbench.checkpoints.settings import CheckpointSettings
 from ddpmbench.cli import options
 from ddpmbench.data.images import ImageSet, load_images
 from ddpmbench.diffusion.data_range import EightBit
+from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.errors import InputError
 from ddpmbench.execution.devices import resolve_device, resolve_precision
 from ddpmbench.execution.samples import SampleSettings

@@ -14,8 +14,8 @@ from ddpmbench.cli.messages import note, warn
 from ddpmbench.execution.progress import progress
 
 if TYPE_CHECKING:
-    from ddpmbench.checkpoints import Checkpoint
     from ddpmbench.data.images import ImageSet
+    from ddpmbench.diffusion.model import Checkpoint
     from ddpmbench.evaluate.nll import NllReport
 
 

@@ -107,7 +107,7 @@ def env() -> None:
     """Versions, devices, data sets and caches here, and what is missing."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    from ddpmbench.checkpoints import load_checkpoint
+    from ddpmbench.checkpoints.load import load_checkpoint
     from ddpmbench.data.datasets import cache_folder, dataset_specs, is_at_hand
     from ddpmbench.execution.folder import describe_devices, source_revision, versions
     from ddpmbench.samples.feature_weights import feature_networks

@@ -13,8 +13,8 @@ from ddpmbench.cli.messages import note, warn, with_options
 from ddpmbench.execution.progress import Update, progress
 
 if TYPE_CHECKING:
-    from ddpmbench.checkpoints import Checkpoint
     from ddpmbench.data.images import ImageSet
+    from ddpmbench.diffusion.model import Checkpoint
     from ddpmbench.evaluate.sample import MadeBy
     from ddpmbench.execution.features import Cost
     from ddpmbench.execution.worker import RunListener
@@ -208,8 +208,8 @@ def fid(out: Path | None, output_format: str, **given: Any) -> None:  # noqa: AN
         torchrun --nproc-per-node 4 -m ddpmbench fid --data cifar10:train --out runs/four
     """
     _refuse_options_of_checkpoints(given["samples"])
-    from ddpmbench.checkpoints import Checkpoint
     from ddpmbench.cli.inputs import sample_settings
+    from ddpmbench.diffusion.model import Checkpoint
     from ddpmbench.evaluate.answered import page_of
     from ddpmbench.evaluate.fid import FidSettings, evaluate_fid
     from ddpmbench.execution.distributed import joined

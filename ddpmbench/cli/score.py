@@ -9,8 +9,8 @@ from ddpmbench.cli import options
 from ddpmbench.cli.likelihood import launch
 
 if TYPE_CHECKING:
-    from ddpmbench.checkpoints import Checkpoint
     from ddpmbench.data.images import ImageSet
+    from ddpmbench.diffusion.model import Checkpoint
     from ddpmbench.evaluate.score import ScoreReport
 
 

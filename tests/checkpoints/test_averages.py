@@ -10,7 +10,7 @@ import torch
 from peers import openai_weights, refused, same_weights
 from test_states import AVERAGED, FLAGS, LAST, SWAPPED, under
 
-from ddpmbench.checkpoints import CheckpointSettings, load_checkpoint
+from ddpmbench import CheckpointSettings, load_checkpoint
 from ddpmbench.checkpoints.weights import read_state
 
 

@@ -11,7 +11,7 @@ import torch
 from peers import SMALL_UNET, diffusers_unet, edit_json, openai_weights, refused, save_flat
 from safetensors.torch import load_file, save_file
 
-from ddpmbench.checkpoints import CheckpointSettings, load_checkpoint
+from ddpmbench import CheckpointSettings, load_checkpoint
 
 FLAGS = (
     "--image_size 8 --num_channels 32 --num_res_blocks 1 --channel_mult 1,2 "

@@ -8,7 +8,7 @@ import pytest
 import torch
 from peers import refused
 
-from ddpmbench.checkpoints import CheckpointSettings, load_checkpoint
+from ddpmbench import CheckpointSettings, load_checkpoint
 from ddpmbench.checkpoints.settings import MissingSettingsError
 from ddpmbench.diffusion.data_range import DataRange
 from ddpmbench.diffusion.model import same_output

@@ -19,7 +19,7 @@ from peers import (
 )
 from safetensors.torch import load_file, save_file
 
-from ddpmbench.checkpoints import CheckpointSettings, load_checkpoint
+from ddpmbench import CheckpointSettings, load_checkpoint
 from ddpmbench.diffusion.process import Prediction, Variance
 from ddpmbench.files import sha256_of
 

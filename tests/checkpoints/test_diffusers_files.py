@@ -18,7 +18,7 @@ from peers import (
     save_pipeline,
 )
 
-from ddpmbench.checkpoints import CheckpointSettings, load_checkpoint
+from ddpmbench import CheckpointSettings, load_checkpoint
 from ddpmbench.checkpoints.settings import MissingSettingsError
 
 with warnings.catch_warnings():

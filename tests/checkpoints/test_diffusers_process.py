@@ -6,7 +6,7 @@ import pytest
 import torch
 from peers import SMALL_UNET, DDPMScheduler, diffusers_unet, save_pipeline
 
-from ddpmbench.checkpoints import load_checkpoint
+from ddpmbench import load_checkpoint
 
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
 SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")

@@ -9,7 +9,7 @@ import torch
 from peers import SMALL_UNET, DDPMScheduler, diffusers_unet, edit_json, refused, save_flat
 
 import ddpmbench as db
-from ddpmbench.checkpoints import CheckpointSettings, load_checkpoint
+from ddpmbench import CheckpointSettings, load_checkpoint
 from ddpmbench.checkpoints.settings import MissingSettingsError
 
 SCHEDULE = "linear:20:0.001:0.3"

@@ -9,7 +9,7 @@ import pytest
 import torch
 from peers import DDPMScheduler
 
-from ddpmbench.checkpoints import load_checkpoint
+from ddpmbench import load_checkpoint
 from ddpmbench.checkpoints.diffusers_writer import write_diffusers
 from ddpmbench.diffusion.schedule import NoiseSchedule
 

@@ -10,7 +10,7 @@ from huggingface_hub.utils import filter_repo_objects
 from peers import SMALL_UNET, DDPMScheduler, diffusers_unet, refused, save_flat, save_pipeline
 from safetensors.torch import load_file, save_file
 
-from ddpmbench.checkpoints import CheckpointSettings, load_checkpoint
+from ddpmbench import CheckpointSettings, load_checkpoint
 
 COMMIT = "0" * 40
 

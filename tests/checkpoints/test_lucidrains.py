@@ -10,7 +10,7 @@ from peers import refused
 from torch import nn
 
 import ddpmbench as db
-from ddpmbench.checkpoints import CheckpointSettings, load_checkpoint
+from ddpmbench import CheckpointSettings, load_checkpoint
 from ddpmbench.checkpoints.lucidrains import read_prediction, read_schedule
 from ddpmbench.checkpoints.settings import MissingSettingsError
 from ddpmbench.diffusion.process import Prediction, Variance

@@ -10,7 +10,8 @@ from lucidrains_files import STEPS, bare, diffusion, edited, noised, package, sa
 from peers import refused
 from torch import nn
 
-from ddpmbench.checkpoints import CheckpointSettings, load_checkpoint, lucidrains
+from ddpmbench import CheckpointSettings, load_checkpoint
+from ddpmbench.checkpoints import lucidrains
 from ddpmbench.checkpoints.lucidrains import read_arguments
 
 with warnings.catch_warnings():

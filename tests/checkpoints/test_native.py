@@ -10,9 +10,10 @@ from peers import refused
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from ddpmbench.checkpoints import CheckpointSettings, TimeInput, load_checkpoint
+from ddpmbench import CheckpointSettings, load_checkpoint
 from ddpmbench.checkpoints.native import write_native
 from ddpmbench.diffusion.data_range import UNIT_RANGE, DataRange
+from ddpmbench.diffusion.model import TimeInput
 from ddpmbench.diffusion.parameterization import Prediction, Process, Variance
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.errors import InputError

@@ -5,10 +5,11 @@ import pytest
 import torch
 from peers import SHARED, needs_shared, openai_weights, refused, same_weights
 
-from ddpmbench.checkpoints import CheckpointSettings, TimeInput, load_checkpoint
+from ddpmbench import CheckpointSettings, load_checkpoint
 from ddpmbench.checkpoints.openai import network_config, read_shapes
 from ddpmbench.checkpoints.openai_flags import PRESETS, parse_flags
 from ddpmbench.checkpoints.settings import MissingSettingsError
+from ddpmbench.diffusion.model import TimeInput
 from ddpmbench.diffusion.process import Prediction, Variance
 from ddpmbench.unet.unet import UNet
 

@@ -15,9 +15,10 @@ from peers import (
 )
 from unet_configs import SMALL_CONFIG
 
-from ddpmbench.checkpoints import CheckpointSettings, TimeInput, load_checkpoint
+from ddpmbench import CheckpointSettings, load_checkpoint
 from ddpmbench.checkpoints.pesser import PUBLISHED, network_config
 from ddpmbench.checkpoints.settings import MissingSettingsError
+from ddpmbench.diffusion.model import TimeInput
 from ddpmbench.diffusion.process import Variance
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.errors import InputError

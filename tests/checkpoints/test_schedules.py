@@ -11,7 +11,8 @@ import pytest
 import torch
 from peers import refused
 
-from ddpmbench.checkpoints import CheckpointSettings, load_checkpoint, schedule_files
+from ddpmbench import CheckpointSettings, load_checkpoint
+from ddpmbench.checkpoints import schedule_files
 from ddpmbench.checkpoints.schedule_files import betas_schedule, products_schedule
 from ddpmbench.checkpoints.schedules import notes_on, read_schedule
 from ddpmbench.diffusion.schedule import NoiseSchedule

@@ -12,7 +12,7 @@ import torch
 from peers import SMALL_UNET, diffusers_unet, openai_weights, refused, save_pipeline
 from safetensors.torch import load_file, save_file
 
-from ddpmbench.checkpoints import CheckpointSettings, load_checkpoint
+from ddpmbench import CheckpointSettings, load_checkpoint
 from ddpmbench.errors import printable
 
 OWN = CheckpointSettings(network="net.py:Net")

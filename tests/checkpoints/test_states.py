@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 from torch import nn
 from unet_configs import SMALL_CONFIG
 
-from ddpmbench.checkpoints import CheckpointSettings, load_checkpoint, state_dicts
+from ddpmbench import CheckpointSettings, load_checkpoint
+from ddpmbench.checkpoints import state_dicts
 from ddpmbench.checkpoints.pesser import PUBLISHED
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.unet.unet import UNet

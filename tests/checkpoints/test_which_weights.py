@@ -17,7 +17,7 @@ from peers import (
 )
 from safetensors.torch import load_file, save_file
 
-from ddpmbench.checkpoints import CheckpointSettings, load_checkpoint
+from ddpmbench import CheckpointSettings, load_checkpoint
 from ddpmbench.checkpoints.native import write_native
 from ddpmbench.checkpoints.settings import MissingSettingsError
 

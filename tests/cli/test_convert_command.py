@@ -7,7 +7,7 @@ import torch
 from peers import openai_weights, same_weights
 from safetensors.torch import load_file
 
-from ddpmbench.checkpoints import CheckpointSettings, load_checkpoint
+from ddpmbench import CheckpointSettings, load_checkpoint
 from ddpmbench.cli.main import run
 from ddpmbench.files import sha256_of
 

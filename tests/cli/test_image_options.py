@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ddpmbench.checkpoints import load_checkpoint
+from ddpmbench import load_checkpoint
 from ddpmbench.checkpoints.native import write_native
 from ddpmbench.data.images import load_images
 from ddpmbench.errors import InputError

@@ -26,7 +26,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from unet_configs import SMALL_CONFIG
 
-from ddpmbench.checkpoints import CheckpointSettings, load_checkpoint
+from ddpmbench import CheckpointSettings, load_checkpoint
 from ddpmbench.errors import InputError
 from ddpmbench.unet.unet import UNet
 

@@ -26,9 +26,9 @@ from peers import (
 from unet_configs import SMALL_CONFIG
 
 import ddpmbench as db
-from ddpmbench.checkpoints import TimeInput
 from ddpmbench.checkpoints.native import write_native
 from ddpmbench.diffusion.data_range import DataRange
+from ddpmbench.diffusion.model import TimeInput
 from ddpmbench.diffusion.process import Prediction, Variance
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.evaluate import convert as module

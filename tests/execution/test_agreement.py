@@ -8,7 +8,7 @@ import torch
 from peers import DDPMScheduler, UNet2DModel
 from scipy import stats
 
-from ddpmbench.checkpoints import load_checkpoint
+from ddpmbench import load_checkpoint
 from ddpmbench.data.images import load_images
 from ddpmbench.diffusion.data_range import NATS_PER_BIT
 from ddpmbench.likelihood.terms import TermIndex, TermsPass

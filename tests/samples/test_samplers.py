@@ -17,7 +17,7 @@ from oracles import (
 from peers import SMALL_UNET, DDPMScheduler, diffusers_unet
 from torch import nn
 
-from ddpmbench.checkpoints import load_checkpoint
+from ddpmbench import load_checkpoint
 from ddpmbench.diffusion.continuous import with_timesteps
 from ddpmbench.diffusion.data_range import UNIT_RANGE, EightBit
 from ddpmbench.diffusion.noise import normal_noise

@@ -7,7 +7,7 @@ import torch
 from peers import CIFAR10_UNET, DDPMScheduler, diffusers_unet, save_flat, save_pipeline
 from unet_configs import TINY_CONFIG
 
-from ddpmbench.checkpoints import load_checkpoint
+from ddpmbench import load_checkpoint
 from ddpmbench.diffusion.process import Prediction, Variance
 from ddpmbench.errors import InputError
 from ddpmbench.unet.unet import UNet, UNetConfig
