@@ -59,8 +59,8 @@ def read_openai(
         raise MissingSettingsError(
             f"{path}: says nothing of heads, schedule and steps; pass `model_flags`, the "
             "flags it was trained with (--image_size, --num_heads, --diffusion_steps, "
-            f"--noise_schedule, ...) or a published file's name; its weights have {shapes.flags}, "
-            f"channel multiples {_listed(shapes.multiples)}",
+            "--noise_schedule, ...) or a published file's name; its weights have "
+            f"{_known_flags(shapes)}, channel multiples {_listed(_multiples(shapes))}",
             family="openai",
             path=path,
             weights=weights,
@@ -97,42 +97,29 @@ def read_openai(
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class Shapes:
-    """The fields of `UNetConfig` that the shapes of the weights determine."""
-
-    in_channels: int
-    out_channels: int
-    model_channels: int
-    channels: tuple[int, ...]
-    num_blocks: int
-    attention: tuple[bool, ...]
-    num_classes: int
-    scale_shift: bool
-    resampling: Resampling
-
-    @property
-    def multiples(self) -> tuple[Fraction, ...]:
-        """Channels at each resolution, as multiples of `model_channels`."""
-        return tuple(Fraction(width, self.model_channels) for width in self.channels)
-
-    @property
-    def flags(self) -> str:
-        """The flags that the weights determine, in the projects' own spelling."""
-        updown = " --resblock_updown True" if self.resampling == "block" else ""
-        return (
-            f"--num_channels {self.model_channels} --num_res_blocks {self.num_blocks} "
-            f"--learn_sigma {self.out_channels != self.in_channels} "
-            f"--class_cond {self.num_classes > 0} --use_scale_shift_norm {self.scale_shift}{updown}"
-        )
+def _multiples(config: UNetConfig) -> tuple[Fraction, ...]:
+    """Channels at each resolution, as multiples of `model_channels`."""
+    return tuple(Fraction(width, config.model_channels) for width in config.channels)
 
 
-def read_shapes(weights: Mapping[str, Tensor], path: Path) -> Shapes:
-    """The network's shapes; a resolution ends where the way up doubles it.
+def _known_flags(config: UNetConfig) -> str:
+    """The flags that the weights determine, in the projects' own spelling."""
+    updown = " --resblock_updown True" if config.resampling == "block" else ""
+    return (
+        f"--num_channels {config.model_channels} --num_res_blocks {config.num_blocks} "
+        f"--learn_sigma {config.out_channels != config.in_channels} "
+        f"--class_cond {config.num_classes > 0} --use_scale_shift_norm {config.scale_shift}{updown}"
+    )
+
+
+def read_shapes(weights: Mapping[str, Tensor], path: Path) -> UNetConfig:
+    """The network as far as its shapes determine it: with one attention head.
+
+    A resolution ends where the way up doubles it.
 
     Raises:
-        InputError: a weight that is needed is missing, or the network is a classifier or an
-            upsampler.
+        InputError: a weight that is needed is missing, the network is a classifier or an
+            upsampler, or our U-Net cannot express it.
     """
     shape = functools.partial(shape_of, weights, source=path)
     if not any(name.startswith("output_blocks.") for name in weights):
@@ -154,17 +141,22 @@ def read_shapes(weights: Mapping[str, Tensor], path: Path) -> Shapes:
     channels = tuple(shape(f"output_blocks.{j}.0.out_layers.3.weight", 4)[0] for j in firsts)
     embedding = shape("output_blocks.0.0.emb_layers.1.weight", 2)[0]
     conditional = "label_emb.weight" in weights
-    return Shapes(
-        in_channels=in_channels,
-        out_channels=shape("out.2.weight", 4)[0],
-        model_channels=shape("time_embed.0.weight", 2)[1],
-        channels=channels,
-        num_blocks=per_level - 1,
-        attention=tuple(f"output_blocks.{j}.1.qkv.weight" in weights for j in firsts),
-        num_classes=shape("label_emb.weight", 2)[0] if conditional else 0,
-        scale_shift=embedding == 2 * channels[-1],
-        resampling=resampling,
-    )
+    with naming(path):
+        return UNetConfig(
+            in_channels=in_channels,
+            out_channels=shape("out.2.weight", 4)[0],
+            model_channels=shape("time_embed.0.weight", 2)[1],
+            channels=channels,
+            num_blocks=per_level - 1,
+            attention=tuple(f"output_blocks.{j}.1.qkv.weight" in weights for j in firsts),
+            num_classes=shape("label_emb.weight", 2)[0] if conditional else 0,
+            scale_shift=embedding == 2 * channels[-1],
+            resampling=resampling,
+            symmetric_padding=True,
+            cosine_first=True,
+            frequency_shift=0.0,
+            norm_eps=1e-5,
+        )
 
 
 def _numbers(weights: Mapping[str, Tensor], pattern: str) -> set[int]:
@@ -178,7 +170,7 @@ def _listed(values: tuple[object, ...]) -> str:
     return ",".join(str(float(v) if isinstance(v, Fraction) and v % 1 else v) for v in values)
 
 
-def _flags_to_fill(shapes: Shapes) -> str:
+def _flags_to_fill(shapes: UNetConfig) -> str:
     """The flags that the weights determine, and placeholders for all others.
 
     The resolutions with attention are those of the placeholder's image size.
@@ -188,42 +180,24 @@ def _flags_to_fill(shapes: Shapes) -> str:
     return (
         f"--image_size {size} --num_heads 1 --use_new_attention_order False "
         "--diffusion_steps 1000 --noise_schedule linear "
-        f"--channel_mult {_listed(shapes.multiples)} "
-        f"--attention_resolutions {','.join(attended) or 2 * size} {shapes.flags}"
+        f"--channel_mult {_listed(_multiples(shapes))} "
+        f"--attention_resolutions {','.join(attended) or 2 * size} {_known_flags(shapes)}"
     )
 
 
-def network_config(flags: ModelFlags, shapes: Shapes, path: Path) -> UNetConfig:
+def network_config(flags: ModelFlags, shapes: UNetConfig, path: Path) -> UNetConfig:
     """The network of the flags, checked against the weights.
 
     Raises:
         InputError: they contradict each other; the line names the flag with both values.
     """
     _check(flags, shapes, path)
-    with naming(path):
-        return config_of(
-            shapes, head_channels=max(flags.num_head_channels, 0), num_heads=flags.num_heads
-        )
-
-
-def config_of(shapes: Shapes, *, head_channels: int = 0, num_heads: int = 1) -> UNetConfig:
-    """The network of these shapes, none of which depends on the attention heads.
-
-    Raises:
-        InputError: our U-Net cannot express it.
-    """
-    return UNetConfig(
-        **dataclasses.asdict(shapes),
-        head_channels=head_channels,
-        num_heads=num_heads,
-        symmetric_padding=True,
-        cosine_first=True,
-        frequency_shift=0.0,
-        norm_eps=1e-5,
+    return dataclasses.replace(
+        shapes, head_channels=max(flags.num_head_channels, 0), num_heads=flags.num_heads
     )
 
 
-def _check(flags: ModelFlags, shapes: Shapes, path: Path) -> None:
+def _check(flags: ModelFlags, shapes: UNetConfig, path: Path) -> None:
     """Refuse flags that contradict the weights or that our U-Net cannot express."""
     size, num_levels = flags.image_size, len(shapes.channels)
     rates = {size // height for height in flags.attention_resolutions}
@@ -240,7 +214,7 @@ def _check(flags: ModelFlags, shapes: Shapes, path: Path) -> None:
         ("class_cond", flags.class_cond, shapes.num_classes > 0),
         ("use_scale_shift_norm", flags.use_scale_shift_norm, shapes.scale_shift),
         ("resblock_updown", flags.resblock_updown, shapes.resampling == "block"),
-        (multiples, flags.multiples, shapes.multiples),
+        (multiples, flags.multiples, _multiples(shapes)),
         ("attention_resolutions", attended, attended_in_file),
     ):
         if asked != stored:

@@ -17,7 +17,7 @@ from torch import nn
 
 from ddpmbench.checkpoints import state_dicts
 from ddpmbench.checkpoints.load import DEFAULT, load_checkpoint
-from ddpmbench.checkpoints.openai import config_of, is_openai, read_shapes
+from ddpmbench.checkpoints.openai import is_openai, read_shapes
 from ddpmbench.checkpoints.settings import CheckpointSettings, MissingSettingsError
 from ddpmbench.data.datasets import SPLITS
 from ddpmbench.diffusion.continuous import with_timesteps
@@ -184,7 +184,7 @@ class _Probe:
         if self.error is None or not is_openai(self.error.weights):
             return None
         with torch.device("meta"):
-            return UNet(config_of(read_shapes(self.error.weights, self.error.path))).eval()
+            return UNet(read_shapes(self.error.weights, self.error.path)).eval()
 
 
 def _probe(source: str | Path, settings: CheckpointSettings) -> _Probe:
