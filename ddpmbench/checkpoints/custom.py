@@ -312,6 +312,9 @@ def _whole(value: object) -> int | None:
     return number if number >= 0 else None
 
 
+# ---- a module in memory
+
+
 def wrap_network(
     network: nn.Module,
     *,

@@ -1,4 +1,4 @@
-"""Weights of a file in a network: every one fits, under whatever names a project gives them."""
+"""Loading weights into a network, all of them, under the names that a project gives them."""
 
 import itertools
 import re

@@ -1,4 +1,4 @@
-"""Weights of a user's own network: found in a file, loaded, and refused where none was trained."""
+"""The weights of a user's own network: located in a file, loaded, refused if they are random."""
 
 import dataclasses
 import random

@@ -1,4 +1,4 @@
-"""Noise schedules in files of numbers, and what a row of numbers may be."""
+"""Noise schedules in files of numbers, and checks of a row of numbers."""
 
 import contextlib
 import json

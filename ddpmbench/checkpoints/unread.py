@@ -1,4 +1,4 @@
-"""Why a file or a folder is no checkpoint that is read, and what to do."""
+"""Why a file or a folder is not read as a checkpoint, and the remedy."""
 
 import re
 from collections.abc import Mapping

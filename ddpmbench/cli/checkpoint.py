@@ -1,4 +1,4 @@
-"""The commands of checkpoints: `inspect` and `convert`."""
+"""`ddpmbench inspect` and `convert`, which read a checkpoint and evaluate nothing."""
 
 import shutil
 import sys

@@ -1,4 +1,4 @@
-"""The commands of the variational bound, `nll` and `rd`, and how one of likelihood is started."""
+"""`ddpmbench nll` and `rd`, and how a command starts an evaluation of likelihood."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""The commands of this machine: `speed` and `env`."""
+"""`ddpmbench speed` and `env`: how fast this machine is, and what it has."""
 
 import sys
 from pathlib import Path

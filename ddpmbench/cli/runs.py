@@ -1,4 +1,4 @@
-"""The commands of finished runs: `compare` and `report`."""
+"""`ddpmbench compare` and `report`, which read finished runs."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The commands of samples: `sample` and `fid`."""
+"""`ddpmbench sample` and `fid`: samples of a model, and their scores."""
 
 import contextlib
 import sys

@@ -1,4 +1,4 @@
-"""Options of nll and rd: `--precision`, `--continuous`."""
+"""Options of nll and rd: `--precision`."""
 
 import json
 
