@@ -35,7 +35,15 @@ from ddpmbench.data.file_kinds import IMAGE_SUFFIXES, first_bytes, kind_of, refu
 from ddpmbench.data.folders import FolderContents, FolderOptions, passed_over_words, read_folder
 from ddpmbench.data.pixel_store import release
 from ddpmbench.diffusion.data_range import UNIT_RANGE, DataRange
-from ddpmbench.errors import InputError, count_to_read, listed, printable, refusal, whole_number
+from ddpmbench.errors import (
+    InputError,
+    count_to_read,
+    listed,
+    one_of,
+    printable,
+    refusal,
+    whole_number,
+)
 from ddpmbench.records import short_repr
 
 _HASH_CHUNK = 1 << 24
@@ -303,10 +311,9 @@ def load_images(
     """
     if num_images is not None:
         num_images = whole_number("num_images", num_images, 1)
-    if on_bad not in ("fail", "skip"):
-        raise InputError(f"`on_bad={on_bad}`: choose fail or skip")
-    if convert not in (None, *CONVERSIONS):
-        raise InputError(f"`convert={convert}`: choose {' or '.join(CONVERSIONS)}")
+    one_of("on_bad", on_bad, ("fail", "skip"))
+    if convert is not None:
+        one_of("convert", convert, CONVERSIONS)
     names = None if class_names is None else tuple(class_names)
     options = FolderOptions(on_bad == "skip", convert, names, any_size)
     if isinstance(source, ImageSet):

@@ -10,7 +10,7 @@ import pandas as pd
 
 from ddpmbench.data.images import ImageSet, ImageSource, load_images
 from ddpmbench.diffusion.model import Checkpoint
-from ddpmbench.errors import InputError
+from ddpmbench.errors import InputError, one_of
 from ddpmbench.evaluate.nll import NllReport
 from ddpmbench.evaluate.progress import listening
 from ddpmbench.execution.devices import evaluating_checkpoint, resolve_device, strict_float32
@@ -107,8 +107,7 @@ def check_pictures(
     Raises:
         InputError: one line that names the parameter.
     """
-    if pictures not in KINDS:
-        raise InputError(f"`pictures={pictures}`: choose {', '.join(KINDS[:-1])} or {KINDS[-1]}")
+    one_of("pictures", pictures, KINDS)
     if images.pixels.shape[1] not in (1, 3) and pictures != "none":
         raise InputError(
             f"`pictures={pictures}`: images of {images.pixels.shape[1]} channels cannot be shown; "
