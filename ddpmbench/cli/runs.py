@@ -45,8 +45,8 @@ def compare(runs: tuple[str, ...], out: Path | None, output_format: str) -> None
 def report(run: Path) -> None:
     """Draw the figures of a finished run again and write its page, report.html.
 
-    RUN is the folder of a run of nll, rd, ode, likelihoods or fid, or of a comparison. No network
-    is evaluated. The page is a single file; its path is printed.
+    RUN is the folder of a run of nll, rd, ode, likelihoods, score or fid, or of a comparison. No
+    network is evaluated. The page is a single file; its path is printed.
 
     \b
     Example:

@@ -28,7 +28,8 @@ def score(out: Path | None, output_format: str, **given: Any) -> None:  # noqa: 
     """The variational bound of every image in bits/dim, each with its standard error.
 
     With two image sets also the difference of their means, and how well the scores tell the second
-    from the first (AUROC), raw and corrected for the images' complexity.
+    from the first (AUROC), raw and corrected for the images' complexity. With the training set and
+    the test set the difference is the generalization gap: memorization, if it is above 0.
 
     \b
     Examples:
@@ -37,6 +38,7 @@ def score(out: Path | None, output_format: str, **given: Any) -> None:  # noqa: 
         ddpmbench score --ckpt google/ddpm-cifar10-32 --data cifar10:train --data cifar10:test
     """
     from ddpmbench.cli.inputs import open_checkpoint, open_images
+    from ddpmbench.evaluate.answered import page_of
     from ddpmbench.evaluate.score import score_images
     from ddpmbench.report.scores import printed_scores
 
@@ -63,3 +65,4 @@ def score(out: Path | None, output_format: str, **given: Any) -> None:  # noqa: 
     if report is not None:
         click.echo(printed_scores(report.summary, report.per_image, output_format))
         click.echo(f"Run folder: {report.folder}", err=True)
+        click.echo(f"Report: {page_of(report)}", err=True)

@@ -195,9 +195,9 @@ def _of_likelihoods(path: Path) -> LikelihoodsReport:
 def _of_scores(path: Path) -> ScoreReport:
     run = FinishedRun.open(path, option="", schema=scores.SCHEMA)
     check(run.summary, records.ScoreRun, path / SUMMARY)
-    columns = dict(scores.PER_IMAGE_COLUMNS)
-    if "label" in texts_of(path / PER_IMAGE):
-        columns |= scores.LABEL_COLUMN
+    optional = scores.OPTIONAL_COLUMNS.items()
+    there = texts_of(path / PER_IMAGE)
+    columns = scores.PER_IMAGE_COLUMNS | {name: kind for name, kind in optional if name in there}
     rows = sum(of["num_images"] for of in run.summary["sets"])
     return ScoreReport(run.summary, _table(path / PER_IMAGE, columns, rows=rows), path)
 

@@ -31,14 +31,20 @@ from ddpmbench.report.hugging_face import write_hugging_face
 from ddpmbench.report.likelihoods import likelihoods_page
 from ddpmbench.report.nll_page import run_figures, run_page
 from ddpmbench.report.ode import ode_page
+from ddpmbench.report.scores_page import score_page
 
 PageReport: TypeAlias = (
-    NllReport | OdeReport | LikelihoodsReport | FidReport | Comparison | FidelityComparison
+    NllReport
+    | OdeReport
+    | LikelihoodsReport
+    | ScoreReport
+    | FidReport
+    | Comparison
+    | FidelityComparison
 )
 """A report that has a page."""
 
 _WITHOUT_PAGE = {
-    "score": "its scores are in per_image.csv and figures/",
     "sample": "its samples are drawn in figures/samples.png; fid scores them",
     "speed": "its figures are in figures/",
     "inspect": "its figure is in figures/",
@@ -53,8 +59,8 @@ def write_report(run: str | Path, *, progress: bool = True) -> Path:
     `evaluate_nll`, the metadata for the Hugging Face hub is written too.
 
     Args:
-        run: the folder of a run of `evaluate_nll`, `evaluate_ode`, `evaluate_likelihoods` or
-            `evaluate_fid`, or of a comparison.
+        run: the folder of a run of `evaluate_nll`, `evaluate_ode`, `evaluate_likelihoods`,
+            `score_images` or `evaluate_fid`, or of a comparison.
         progress: whether the number of figures drawn is shown on standard error.
 
     Returns:
@@ -72,10 +78,10 @@ def write_report(run: str | Path, *, progress: bool = True) -> Path:
     if kind == "ddpmbench" and command in _WITHOUT_PAGE:
         raise InputError(
             f"{path}: runs of {command} have no page: {_WITHOUT_PAGE[command]}; name a run of nll, "
-            "rd, ode, likelihoods or fid, or a comparison"
+            "rd, ode, likelihoods, score or fid, or a comparison"
         )
     report = load_report(path)
-    assert not isinstance(report, ScoreReport | SampleReport | SpeedReport)
+    assert not isinstance(report, SampleReport | SpeedReport)
     return write_page(report, progress=progress)
 
 
@@ -116,6 +122,9 @@ def _page(report: PageReport, folder: Path, *, progress: bool) -> str:
         case LikelihoodsReport():
             svgs = _drawn(folder, report._figures(), progress=False)
             return likelihoods_page(report.summary, read_environment(folder), svgs)
+        case ScoreReport():
+            svgs = _drawn(folder, report._figures(), progress=False)
+            return score_page(report.summary, folder, svgs)
         case FidReport():
             scores = FidelityContents.of(report, folder)
             return fid_page(scores, _drawn(folder, fid_figures(scores), progress=progress))

@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,11 +32,10 @@ from ddpmbench.execution.finished import (
     FinishedRun,
     density_frame,
 )
-from ddpmbench.execution.folder import write_figure
 from ddpmbench.execution.importance import pilot_density
 from ddpmbench.execution.session import Session, session
 from ddpmbench.execution.store import Store, num_missing
-from ddpmbench.execution.terms import TermsRun, checked, read_terms
+from ddpmbench.execution.terms import Extremes, TermsRun, checked, read_terms
 from ddpmbench.execution.worker import RunListener
 from ddpmbench.likelihood.continuous import terms_pass_of
 from ddpmbench.likelihood.decoders import DECODERS
@@ -46,14 +45,19 @@ from ddpmbench.likelihood.image_scores import (
     ImageScores,
     PerImageDesign,
     estimate_image_scores,
+    nearest_distance,
+    num_copies,
 )
 from ddpmbench.likelihood.regression import code_length, portions
 from ddpmbench.report.card import Card, Draw, Shown
 from ddpmbench.report.scores import (
+    EXTREMES,
     SCHEMA,
+    Scored,
     comparison_record,
     per_image_frame,
     score_card,
+    score_warnings,
     set_record,
 )
 from ddpmbench.sanity_check.run import PreliminaryCheck
@@ -70,8 +74,9 @@ class ScoreReport(Shown):
     Attributes:
         summary: the object of `summary.json`.
         per_image: one row an image: `set` (A, or B for the second set), `image_id`,
-            `bits_per_dim`, its `standard_error`, `code_length` in bits per dimension, and `label`
-            where there are labels.
+            `bits_per_dim`, its `standard_error`, `code_length` in bits per dimension; of two sets
+            `nearest_distance`, RMSE of the pixels on 0..255 to the nearest other image of A; and
+            `label` where there are labels.
         folder: the run folder; None if the run was kept in memory.
     """
 
@@ -83,9 +88,9 @@ class ScoreReport(Shown):
         return score_card(self.summary, self.folder)
 
     def _figures(self) -> Mapping[str, Draw]:
-        from ddpmbench.report.figures.images import scores_figure
+        from ddpmbench.report.scores_page import score_figures
 
-        return {"scores": lambda: scores_figure(self.per_image)}
+        return score_figures(self.per_image, self.summary, self.folder)
 
 
 def score_images(
@@ -115,7 +120,14 @@ def score_images(
 
     With a second set, the summary has the difference of the means (second less first) with
     Welch's test, and the area under the ROC curve of telling the second from the first: by bits
-    per dimension, and less the code length, since raw bits rank simple images as likely.
+    per dimension; less the code length, since raw bits rank simple images as likely; and, without
+    the model, by the distance to the nearest other image of the first set.
+
+    Where the model was trained on the first set, the difference is the generalization gap: larger
+    than 0 if it has memorized training images in part. Then the nearest images should tell nothing
+    (`nearest_distance`), or the sets differ. The first set counts as trained on if the checkpoint's
+    record of its training names it, or, where there is no record, if it is the split "train". If
+    both sets are named, the second must be the split "test" of the same data.
 
     Args:
         checkpoint: what `load_checkpoint` returns.
@@ -142,7 +154,8 @@ def score_images(
         InputError: an argument, the images or the folder do not fit.
         ProcessLostError: another process of the run has stopped.
 
-    Source: Serra et al. 2020 for the correction by a code length.
+    Source: Nalisnick et al. 2019 for simple images, Serra et al. 2020 for the correction by a code
+    length.
     """
     instance_of("checkpoint", checkpoint, Checkpoint, "see load_checkpoint")
     if listener is not None:
@@ -227,14 +240,20 @@ def score_images(
             "seconds": round(result.seconds, 3),
             "check": None if record is None else record.to_dict(),
         }
-        report = _report(sets, result.scores, checkpoint.data_range, summary_of_run, out)
+        lengths, nearest, copies = ranks.once(partial(_of_pixels, sets, checkpoint.data_range))
+        scored = list(map(Scored, sets, result.scores, lengths, nearest))
+        report = _report(checkpoint, scored, copies, summary_of_run, out)
+        for line in score_warnings(report.summary):
+            reporter.warn(line)
         if folder is not None and ranks.reports:
             environment = run_session.environment(identity, batch_size=batch_size, engine=engine)
             folder.write_frame(PER_IMAGE, report.per_image)
             folder.write_frame(DENSITY, density_frame(result.density))
             folder.write_json(ENVIRONMENT, environment)
-            for name, draw in report._figures().items():
-                write_figure(folder.path, name, *draw())
+            for name, one in zip(EXTREMES, scored, strict=False):
+                extremes = Extremes.of(one.scores.total, one.images.pixels)
+                with folder.replacing(name) as temporary:
+                    extremes.shown(checkpoint.data_range).write(temporary)
             folder.write_summary(report.summary)
         ranks.wait()
         return report
@@ -299,30 +318,55 @@ def _compute(
     return ranks.once(reduce)
 
 
+def _of_pixels(
+    sets: list[ImageSet], data_range: DataRange
+) -> tuple[list[NDArray[np.float64]], list[NDArray[np.float64] | None], int]:
+    """What takes no model: code lengths, nearest distances, and images of B in A."""
+    lengths = [
+        np.concatenate(
+            [code_length(data_range.reduced(of.pixels[part])) for part in portions(of.pixels)]
+        )
+        for of in sets
+    ]
+    if len(sets) < 2:
+        return lengths, [None], 0
+    first, second = (of.pixels for of in sets)
+    nearest = [nearest_distance(first, first, leave_one_out=True), nearest_distance(second, first)]
+    return lengths, [*nearest], num_copies(second, first)
+
+
 def _report(
-    sets: list[ImageSet],
-    scores: list[ImageScores],
-    data_range: DataRange,
+    checkpoint: Checkpoint,
+    scored: list[Scored],
+    copies: int,
     summary_of_run: dict[str, Any],
     out: str | Path | None,
 ) -> ScoreReport:
-    lengths = [np.concatenate(list(_code_lengths(of, data_range))) for of in sets]
-    scored = list(zip(sets, scores, lengths, strict=True))
-    per_image = per_image_frame(scored)
-    records = [set_record(*of) for of in scored]
+    per_image, records, comparison = per_image_frame(scored), list(map(set_record, scored)), None
+    if len(scored) > 1:
+        is_gap = _is_gap(checkpoint, *(of.images for of in scored))
+        comparison = comparison_record(per_image, is_gap=is_gap, copies=copies)
     summary = {
         "schema": SCHEMA,
         "bits_per_dim": records[0]["bits_per_dim"],
         "sets": records,
-        "comparison": comparison_record(per_image) if len(sets) > 1 else None,
+        "comparison": comparison,
         **summary_of_run,
     }
     return ScoreReport(summary, per_image, None if out is None else Path(out))
 
 
-def _code_lengths(images: ImageSet, data_range: DataRange) -> Iterator[NDArray[np.float64]]:
-    for part in portions(images.pixels):
-        yield code_length(data_range.reduced(images.pixels[part]))
+def _is_gap(checkpoint: Checkpoint, first: ImageSet, second: ImageSet) -> bool:
+    """Whether the model was trained on the first set and the second is the test set to it."""
+    data = (checkpoint.training or {}).get("data")
+    if isinstance(data, dict):
+        name = (data.get("source"), data.get("split"))
+        trained = first.sha256 == data.get("sha256") or (first.source, first.split) == name
+    else:
+        trained = first.split == "train"
+    are_named = first.split is not None and second.split is not None
+    is_other = are_named and (second.source != first.source or second.split == "train")
+    return trained and not is_other and second.sha256 != first.sha256
 
 
 def _check_sets(checkpoint: Checkpoint, sets: list[ImageSet]) -> None:

@@ -1,12 +1,13 @@
-"""A bound for every image with its standard error, and what two sets of such scores tell.
+"""A bound for every image with its standard error, and what two sets of images tell.
 
 The importance design gives the mean over images only: one image has a few terms of it. Here every
 image has a stratified sample of the timesteps to itself.
 """
 
 import dataclasses
+import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 
 import numpy as np
@@ -21,12 +22,15 @@ from ddpmbench.likelihood.bound import (
     quantile,
 )
 from ddpmbench.likelihood.designs import PER_IMAGE, unit_interval, words
+from ddpmbench.likelihood.regression import CHUNK_BYTES, portions
 from ddpmbench.likelihood.terms import TermIndex, TermTable
 from ddpmbench.records import short_repr
 
 LEAST_EVALUATIONS = 4
 """Of an image: two draws of the decoder term and one stratum with two terms."""
 _DECODER_SHARE = 8  # one term in so many is of the decoder
+MOST_NEIGHBORS = 10_000
+"""Images among which the nearest one is looked for, at most."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -285,3 +289,57 @@ def auroc(first: NDArray[np.float64], second: NDArray[np.float64]) -> Auroc:
     lower = 0.0 if value == 0 else float(brentq(excess, 0, within))
     upper = 1.0 if value == 1 else float(brentq(excess, within, 1))
     return Auroc(value, lower, upper)
+
+
+def nearest_distance(
+    pixels: NDArray[np.uint8], others: NDArray[np.uint8], *, leave_one_out: bool = False
+) -> NDArray[np.float64]:
+    r"""Distance of every image to the nearest of other images: RMSE of the pixels, on 0..255.
+
+    .. math:: d(n) = \min_m \| x_n - y_m \| / \sqrt D
+
+    It takes no model, and so is a yardstick for what a model says of two sets. Test images are as
+    far from the training images as those are from each other, if both are of one population. Where
+    they are not, a gap of their bounds may be one of the images. Whether a model's samples are
+    copies is another question, for which it takes samples; `precision_recall` has their nearest
+    images.
+
+    Of more than `MOST_NEIGHBORS` others, as many count, evenly spaced in the set.
+
+    Args:
+        pixels: (N, C, H, W), 0..255.
+        others: (M, C, H, W), 0..255.
+        leave_one_out: whether both are one set, in which no image is its own neighbor.
+
+    Returns:
+        (N,), NaN where there is no other image. Sums of squares are exact: equal images have
+        distance 0.
+    """
+    count = min(len(others), MOST_NEIGHBORS)
+    chosen = np.arange(count) * len(others) // count
+    squares = np.full(len(pixels), np.inf)
+    size = max(1, CHUNK_BYTES // (8 * math.prod(pixels.shape[1:])))
+    for start in range(0, count, size):
+        index = chosen[start : start + size]
+        reference = others[index].reshape(len(index), -1).astype(np.float64)
+        of_reference = np.square(reference).sum(1)
+        for part in portions(pixels, len(index)):
+            own = pixels[part].reshape(part.stop - part.start, -1).astype(np.float64)
+            between = np.square(own).sum(1)[:, None] + of_reference - 2 * own @ reference.T
+            if leave_one_out:
+                between[np.arange(part.start, part.stop)[:, None] == index] = np.inf
+            squares[part] = np.minimum(squares[part], between.min(1))
+    distance = np.sqrt(squares / math.prod(pixels.shape[1:]))
+    return np.where(np.isinf(distance), np.nan, distance)
+
+
+def num_copies(pixels: NDArray[np.uint8], others: NDArray[np.uint8]) -> int:
+    """How many of (N, C, H, W) images equal one of (M, C, H, W) other images."""
+
+    def digests(images: NDArray[np.uint8]) -> Iterator[bytes]:
+        for part in portions(images):
+            for image in images[part]:
+                yield hashlib.blake2b(image.tobytes(), digest_size=16).digest()
+
+    known = set(digests(others))
+    return sum(of in known for of in digests(pixels))

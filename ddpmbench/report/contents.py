@@ -67,7 +67,7 @@ class RunContents:
         return cls(
             tables,
             density_frame(FinishedRun(folder, summary).density()) if has_density else None,
-            _extremes(folder / EXTREMES, summary["num_images"]),
+            read_extremes(folder / EXTREMES, summary["num_images"]),
             Pictures.read(folder, summary["num_timesteps"]),
             read_environment(folder),
         )
@@ -159,7 +159,16 @@ def read_environment(folder: Path) -> dict[str, Any] | None:
     return record
 
 
-def _extremes(path: Path, num_images: int) -> Extremes | None:
+def read_extremes(path: Path, num_images: int) -> Extremes | None:
+    """The images at both ends of a set; None where there are none that can be drawn.
+
+    Args:
+        path: the file.
+        num_images: of the set.
+
+    Raises:
+        InputError: it is damaged.
+    """
     if not path.exists():
         return None
     extremes = Extremes.read(path)

@@ -175,7 +175,10 @@ class LikelihoodsRun(Struct, kw_only=True):
 
 
 class ScoredSet(Struct, kw_only=True):
-    """An image set in `summary.json` of `score`: the mean bound of its images."""
+    """An image set in `summary.json` of `score`: means over its images.
+
+    `nearest_distance` is None in a run of one set, and where the first set has one image.
+    """
 
     bits_per_dim: float
     half_width: float
@@ -185,6 +188,7 @@ class ScoredSet(Struct, kw_only=True):
     decoder: float
     image_standard_error: float
     code_length: float
+    nearest_distance: float | None
     num_images: int
     data: Data
 
@@ -201,18 +205,25 @@ class SetComparison(Struct):
     """What the scores of a second image set say beside those of the first.
 
     Attributes:
+        name: of the difference: "generalization gap" where the model was trained on the first set.
         difference: of the means, second less first, bits per dimension.
         half_width: of its 95 % interval for the populations; None where a set has one image.
         p_value: two-sided, Welch's test.
         auroc: of the second against the first, by bits per dimension.
         auroc_corrected: by bits per dimension less the code length.
+        auroc_nearest: by the distance to the nearest other image of the first set; None where that
+            has one image.
+        copies: images of the second set that are in the first one, too.
     """
 
+    name: Literal["generalization gap", "difference"]
     difference: float
     half_width: float | None
     p_value: float | None
     auroc: Area
     auroc_corrected: Area
+    auroc_nearest: Area | None
+    copies: int
 
 
 class ScoreRun(Struct, kw_only=True):

@@ -15,61 +15,83 @@ from ddpmbench.data.images import ImageSet
 from ddpmbench.diffusion.data_range import NATS_PER_BIT
 from ddpmbench.likelihood.image_scores import ImageScores, auroc, mean_difference
 from ddpmbench.report.card import Card, in_folder
-from ddpmbench.report.nll_text import bound_line, conventions_line, images_line
+from ddpmbench.report.nll_text import bound_line, conventions_line, images_line, images_name
 from ddpmbench.report.text import (
     aligned,
     checkpoint_line,
+    counted,
     device_line,
     digits_by,
     fact_lines,
+    raw_pixels_warning,
     with_interval,
 )
 
 SCHEMA = "ddpmbench.score/1"
 SETS = ("A", "B")
 """The column `set`: the first image set, and the second."""
+EXTREMES = ("extremes.npz", "extremes_of_second.npz")
+"""The images with the fewest and the most bits of each set."""
 PER_IMAGE_COLUMNS = {
     "set": "str",
     "image_id": "str",
     **dict.fromkeys(("bits_per_dim", "standard_error", "code_length"), "float64"),
 }
-"""Of `per_image.csv`; `label` comes besides where an image set has labels."""
-LABEL_COLUMN = {"label": "Int64"}
+"""Of `per_image.csv`, in every run."""
+OPTIONAL_COLUMNS = {"nearest_distance": "float64", "label": "Int64"}
+"""The first where there are two image sets, the other where one has labels."""
+_LEAST_P = 1e-99  # smaller ones are shown as below it
+NEAREST = "RMSE of the pixels to the nearest other image of A, mean, on 0..255"
+GAP, DIFFERENCE = "generalization gap", "difference"
+"""What the difference of the means is called: the first where training images come first."""
 SIMPLE_IMAGES = (
-    "raw bits/dim rank simple images as likely, also those of other data; less the code length "
-    "they do so less (Serra et al. 2020)"
+    "raw bits/dim rank simple images as likely, also those of other data (Nalisnick et al. 2019); "
+    "less the code length they do so less (Serra et al. 2020)"
 )
 
 
-def per_image_frame(
-    sets: Sequence[tuple[ImageSet, ImageScores, NDArray[np.float64]]],
-) -> pd.DataFrame:
-    """One row an image, in bits per dimension.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scored:
+    """An image set with what is known of each image.
 
-    Args:
-        sets: images, their scores, and the code length of each in nats per dimension.
+    Attributes:
+        images: the set.
+        scores: the bound of each image.
+        code_length: (N,) of each, nats per dimension.
+        nearest_distance: (N,) to the nearest other image of the first set, NaN where there is none;
+            None in a run of one set.
     """
+
+    images: ImageSet
+    scores: ImageScores
+    code_length: NDArray[np.float64]
+    nearest_distance: NDArray[np.float64] | None
+
+
+def per_image_frame(sets: Sequence[Scored]) -> pd.DataFrame:
+    """One row an image, in bits per dimension."""
     frames = []
-    for name, (images, scores, lengths) in zip(SETS, sets, strict=False):
+    for name, of in zip(SETS, sets, strict=False):
+        images = of.images
         columns: dict[str, Any] = {
             "set": name,
             "image_id": list(map(str, images.ids)),
-            "bits_per_dim": scores.total / NATS_PER_BIT,
-            "standard_error": scores.standard_error / NATS_PER_BIT,
-            "code_length": lengths / NATS_PER_BIT,
+            "bits_per_dim": of.scores.total / NATS_PER_BIT,
+            "standard_error": of.scores.standard_error / NATS_PER_BIT,
+            "code_length": of.code_length / NATS_PER_BIT,
         }
-        if any(of.labels is not None for of, _, _ in sets):
+        if of.nearest_distance is not None:
+            columns["nearest_distance"] = of.nearest_distance
+        if any(one.images.labels is not None for one in sets):
             labels = [pd.NA] * len(images) if images.labels is None else images.labels
             columns["label"] = pd.array(labels, dtype="Int64")
         frames.append(pd.DataFrame(columns))
     return pd.concat(frames, ignore_index=True)
 
 
-def set_record(
-    images: ImageSet, scores: ImageScores, lengths: NDArray[np.float64]
-) -> dict[str, Any]:
+def set_record(of: Scored) -> dict[str, Any]:
     """An image set in `summary.json`; see `schema.ScoredSet`."""
-    population = scores.half_width_population
+    scores, population, nearest = of.scores, of.scores.half_width_population, of.nearest_distance
     return {
         "bits_per_dim": float(scores.total.mean()) / NATS_PER_BIT,
         "half_width": scores.half_width / NATS_PER_BIT,
@@ -79,22 +101,39 @@ def set_record(
             for name in ("prior", "kl", "decoder")
         },
         "image_standard_error": math.sqrt(float(scores.variance.mean())) / NATS_PER_BIT,
-        "code_length": float(lengths.mean()) / NATS_PER_BIT,
-        "num_images": len(images),
-        "data": images.record,
+        "code_length": float(of.code_length.mean()) / NATS_PER_BIT,
+        "nearest_distance": None if nearest is None else _known(float(nearest.mean())),
+        "num_images": len(of.images),
+        "data": of.images.record,
     }
 
 
-def comparison_record(per_image: pd.DataFrame) -> dict[str, Any]:
-    """`comparison` of `summary.json`: the second set beside the first."""
+def comparison_record(per_image: pd.DataFrame, *, is_gap: bool, copies: int) -> dict[str, Any]:
+    """`comparison` of `summary.json`: the second set beside the first.
+
+    Args:
+        per_image: one row an image.
+        is_gap: whether the model was trained on the first set, and the second is of the same kind.
+        copies: images of the second set that are in the first one, too.
+    """
     first, second = (per_image[per_image.set == name] for name in SETS)
     raw = [of.bits_per_dim.to_numpy() for of in (first, second)]
     corrected = [(of.bits_per_dim - of.code_length).to_numpy() for of in (first, second)]
+    nearest = [of.nearest_distance.to_numpy() for of in (first, second)]
     return {
+        "name": GAP if is_gap else DIFFERENCE,
         **dataclasses.asdict(mean_difference(*raw)),
         "auroc": dataclasses.asdict(auroc(*raw)),
         "auroc_corrected": dataclasses.asdict(auroc(*corrected)),
+        "auroc_nearest": None
+        if np.isnan(nearest[0]).any()
+        else dataclasses.asdict(auroc(*nearest)),
+        "copies": copies,
     }
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 def printed_scores(summary: dict[str, Any], per_image: pd.DataFrame, output_format: str) -> str:
@@ -113,7 +152,7 @@ def printed_scores(summary: dict[str, Any], per_image: pd.DataFrame, output_form
             return per_image.to_csv(index=False).rstrip()
         case "quiet":
             return "\n".join(repr(of["bits_per_dim"]) for of in summary["sets"])
-    rows = [["set", "images", "bits/dim", "population", "an image", "code length"]]
+    rows = [["set", "images", "bits/dim", "population", "an image", "code length", "nearest"]]
     for name, of in zip(SETS, summary["sets"], strict=False):
         bound = with_interval(of["bits_per_dim"], of["half_width"])
         widths = (of["half_width_population"], of["image_standard_error"])
@@ -124,15 +163,20 @@ def printed_scores(summary: dict[str, Any], per_image: pd.DataFrame, output_form
                 bound,
                 *("unknown" if w is None else f"+- {w:,.{digits_by(w)}f}" for w in widths),
                 f"{of['code_length']:.4f}",
+                "" if of["nearest_distance"] is None else f"{of['nearest_distance']:.2f}",
             ]
         )
     legend = (
         "+- 95 %: of the mean for these images, and for their population; an image: standard error"
     )
-    lines = [_headline(summary), "", *aligned(rows), legend, ""]
+    if summary["comparison"] is None:
+        rows = [row[:-1] for row in rows]
+    lines = [headline(summary), "", *aligned(rows), legend, ""]
     if summary["comparison"] is not None:
-        lines += [*fact_lines(_compared(summary["comparison"]).items()), SIMPLE_IMAGES, ""]
-    return "\n".join([*lines, *fact_lines(_facts(summary).items())])
+        lines[-1:] = [f"nearest: {NEAREST}", ""]
+        lines += [*fact_lines(compared(summary["comparison"]).items()), ""]
+        lines += [verdict(summary["comparison"]), SIMPLE_IMAGES, ""]
+    return "\n".join([*lines, *fact_lines(score_facts(summary).items())])
 
 
 def score_card(summary: Mapping[str, Any], folder: Path | None) -> Card:
@@ -143,31 +187,79 @@ def score_card(summary: Mapping[str, Any], folder: Path | None) -> Card:
         for name, of in zip(SETS, record["sets"], strict=False)
     }
     if record["comparison"] is not None:
-        numbers |= _compared(record["comparison"])
-    return Card(_headline(record), numbers, in_folder(_facts(record), folder))
+        numbers |= compared(record["comparison"])
+    return Card(headline(record), numbers, in_folder(score_facts(record), folder))
 
 
-def _headline(summary: Mapping[str, Any]) -> str:
+def headline(summary: Mapping[str, Any]) -> str:
+    """The mean bound of the first set."""
     first = summary["sets"][0]
     return bound_line(first["bits_per_dim"], first["half_width"])
 
 
-def _compared(comparison: Mapping[str, Any]) -> dict[str, str]:
+def compared(comparison: Mapping[str, Any]) -> dict[str, str]:
+    """What a comparison says, by name.
+
+    Args:
+        comparison: `comparison` of a summary.
+    """
     difference = with_interval(comparison["difference"], comparison["half_width"], sign="+")
-    p_value = comparison["p_value"]
-    p_words = "unknown" if p_value is None else f"{p_value:.2g}"
+    named = f": {GAP}" if comparison["name"] == GAP else ""
+    nearest = comparison["auroc_nearest"]
     return {
-        "B - A": f"{difference} bits/dim, 95 %; p = {p_words} (Welch)",
+        "B - A": f"{difference} bits/dim, 95 %; {p_words(comparison['p_value'])} (Welch){named}",
         "AUROC": f"{_area(comparison['auroc'])} of B against A by bits/dim",
         "corrected": f"{_area(comparison['auroc_corrected'])} by bits/dim less the code length",
+        "nearest": f"{_area(nearest)} by the distance to the nearest other image of A, no model",
     }
 
 
-def _area(area: Mapping[str, float]) -> str:
+def verdict(comparison: Mapping[str, Any]) -> str:
+    """What the difference of the means says, in a sentence.
+
+    Args:
+        comparison: `comparison` of a summary.
+    """
+    difference, half_width = comparison["difference"], comparison["half_width"]
+    if half_width is None:
+        return "with one image in a set, the interval of the difference is unknown"
+    if abs(difference) <= half_width:
+        return f"no {comparison['name']} beyond chance: its interval contains 0"
+    if comparison["name"] == DIFFERENCE:
+        return f"B costs {'more' if difference > 0 else 'fewer'} bits than A, beyond chance"
+    if difference < 0:
+        return "the training images cost more bits than the others, beyond chance: the sets differ"
+    return (
+        "the training images cost fewer bits than the others, beyond chance: the model has "
+        "memorized them in part, unless the sets differ (nearest)"
+    )
+
+
+def score_warnings(summary: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the images or the model, in sentences."""
+    first, comparison = summary["sets"][0], summary["comparison"]
+    raw = raw_pixels_warning({**first, "conventions": summary["conventions"]})
+    lines = [] if raw is None else [f"{images_name(first)}: {raw}"]
+    if comparison is not None and comparison["copies"]:
+        lines.append(f"{counted(comparison['copies'], 'image')} of B also in A")
+    return lines
+
+
+def p_words(p_value: float | None) -> str:
+    """A p-value as it is printed."""
+    if p_value is None:
+        return "p unknown"
+    return f"p = {p_value:.2g}" if p_value >= _LEAST_P else f"p < {_LEAST_P:g}"
+
+
+def _area(area: Mapping[str, float] | None) -> str:
+    if area is None:
+        return "unknown"
     return f"{area['value']:.3f} ({area['lower']:.3f} to {area['upper']:.3f})"
 
 
-def _facts(summary: dict[str, Any]) -> dict[str, str]:
+def score_facts(summary: dict[str, Any]) -> dict[str, str]:
+    """What makes the scores comparable, by name."""
     sets, conventions = summary["sets"], summary["conventions"]
     return {
         **{

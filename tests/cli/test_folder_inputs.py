@@ -97,7 +97,7 @@ def samples(small_model, tmp_path_factory):
 def test_samples_have_no_page(refused, samples):
     line = refused("report", samples)
     assert "runs of sample have no page" in line
-    assert "nll, rd, ode, likelihoods or fid" in line
+    assert "nll, rd, ode, likelihoods, score or fid" in line
 
 
 def test_the_samples_of_a_run_are_scored_with_its_record(

@@ -45,7 +45,7 @@ def test_the_result_is_on_stdout_and_in_the_folder(finished):
         assert words in text
     table = pd.read_csv(out / "per_image.csv")
     columns = ["set", "image_id", "bits_per_dim", "standard_error", "code_length"]
-    assert list(table.columns) == columns
+    assert list(table.columns) == [*columns, "nearest_distance"]
     assert table.set.tolist() == ["A"] * 6 + ["B"] * 5
     density = pd.read_csv(out / "proposal.csv").density
     assert density.sum() == pytest.approx(1)

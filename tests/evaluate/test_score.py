@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -15,6 +17,8 @@ from ddpmbench import ImageSet, NoiseSchedule
 from ddpmbench.likelihood.image_scores import PerImageDesign, estimate_image_scores
 from ddpmbench.likelihood.regression import code_length
 from ddpmbench.likelihood.terms import TermsPass
+from ddpmbench.report.scores import printed_scores, verdict
+from ddpmbench.report.text import digits_by
 
 CPU = torch.device("cpu")
 LN2 = np.log(2)
@@ -152,13 +156,15 @@ def test_the_second_set_has_the_density_of_the_first(model, small_images, others
     both = score(model, small_images, others)
     second = both.per_image[both.per_image.set == "B"].reset_index(drop=True)
     alone = score(model, others, terms_of=base.folder).per_image
-    assert second.drop(columns="set").equals(alone.drop(columns="set"))
-    assert both.per_image[:6].equals(base.per_image)
+    columns = base.per_image.columns  # of one set: without the nearest images
+    assert second[columns].drop(columns="set").equals(alone.drop(columns="set"))
+    assert both.per_image[columns][:6].equals(base.per_image)
 
 
 def test_a_set_is_not_told_from_itself(model, small_images):
     compared = score(model, small_images, small_images).summary["comparison"]
     assert (compared["difference"], compared["p_value"]) == (0, 1)
+    assert (compared["name"], compared["copies"]) == ("difference", 6)
     for name in ("auroc", "auroc_corrected"):
         area = compared[name]
         assert area["lower"] < area["value"] == 0.5 < area["upper"]
@@ -181,8 +187,147 @@ def test_raw_bits_rank_simple_images_as_likely_and_code_lengths_correct_them():
     assert compared["auroc_corrected"]["lower"] > 0.85
 
 
+def normal_images(count, seed):
+    """Images of one population."""
+    levels = 127.5 + 32 * np.random.default_rng(seed).normal(size=(count, 1, 2, 2))
+    pixels = np.clip(np.rint(levels), 0, 255).astype(np.uint8)
+    return ImageSet(pixels, [str(i) for i in range(count)], f"normal images, seed {seed}")
+
+
+def trained_on(images, **of_data):
+    """The kernel density of its training images: the fewer they are, the more it memorizes them."""
+    model = oracle_checkpoint(images, NoiseSchedule.linear(40), spread=0.03, clip=False)
+    data = {"source": images.source, "split": images.split, "sha256": images.sha256, **of_data}
+    return dataclasses.replace(model, training={"data": data})
+
+
+def test_a_model_of_few_images_has_memorized_them_and_one_of_many_has_not():
+    found = {}
+    for count in (20, 400):
+        train, test = normal_images(count, 0), normal_images(200, 1)
+        some = train.subset(min(count, 200))
+        report = score(trained_on(train), some, test, evaluations_per_image=16)
+        found[count] = report.summary["comparison"]
+        assert found[count]["name"] == "generalization gap"
+        nearest = found[count]["auroc_nearest"]  # and the sets are alike
+        assert nearest["lower"] < 0.5 < nearest["upper"]
+    few, many = found[20], found[400]
+    assert few["p_value"] < 1e-6
+    assert few["difference"] > few["half_width"]
+    assert few["auroc"]["lower"] > 0.7
+    assert many["p_value"] > 0.05
+    assert abs(many["difference"]) < many["half_width"]
+    assert "has memorized them in part" in verdict(few)
+    assert "no generalization gap beyond chance" in verdict(many)
+
+
+def test_the_difference_is_a_gap_where_the_first_set_was_trained_on(small_images):
+    train = dataclasses.replace(small_images, source="data", split="train", labels=None)
+    pixels = 255 - small_images.pixels
+    test = dataclasses.replace(train, split="test", pixels=pixels)
+    folder = dataclasses.replace(test, source="folder", split=None)
+    model = oracle_checkpoint(train, NoiseSchedule.linear(24))
+
+    def name(model, *sets):
+        compared = score(model, *sets, evaluations_per_image=4).summary["comparison"]
+        return compared["name"]
+
+    def recorded(**of_data):
+        return dataclasses.replace(model, training={"data": of_data})
+
+    gap, difference = "generalization gap", "difference"
+    assert name(model, train, test) == gap  # no record
+    assert name(model, train, folder) == gap
+    assert name(recorded(source="data", split="train"), train.subset(3), test) == gap
+    assert name(recorded(source="x", sha256=train.sha256), train, test) == gap
+    assert name(recorded(source="other", split="train"), train, test) == difference
+    assert name(dataclasses.replace(model, training={"data": "of hers"}), train, test) == gap
+    assert name(model, test, train) == difference
+    assert name(model, folder, test) == difference
+    assert name(model, train, dataclasses.replace(test, source="other")) == difference
+    assert name(model, train, dataclasses.replace(test, split="train")) == difference
+    assert name(model, train, dataclasses.replace(train, split="test")) == difference
+
+
+def test_images_of_the_second_set_in_the_first_are_counted(model, small_images, others):
+    said = []
+    mixed = dataclasses.replace(
+        others, pixels=np.concatenate([small_images.pixels[2:4], others.pixels[2:]])
+    )
+    report = score(model, small_images, mixed, listener=db.RunListener(warn=said.append))
+    assert report.summary["comparison"]["copies"] == 2
+    assert "2 images of B also in A" in said
+    of_second = report.per_image[report.per_image.set == "B"]
+    assert (of_second.nearest_distance == 0).tolist() == [True, True, *[False] * 4]
+
+
+def test_one_image_is_scored_and_compared(model, small_images, others):
+    alone, other = small_images.subset(1), others.subset(1)
+    for sets in ((alone,), (alone, other), (alone, others), (small_images, other)):
+        report = score(model, *sets, evaluations_per_image=4)
+        assert np.isfinite(report.per_image.bits_per_dim).all()
+        compared = report.summary["comparison"]
+        if compared is None:
+            continue
+        assert (compared["p_value"], compared["half_width"]) == (None, None)
+        assert "unknown" in verdict(compared)
+        assert (compared["auroc_nearest"] is None) == (len(sets[0]) == 1)
+        assert "p unknown" in printed_scores(report.summary, report.per_image, "table")
+
+
+def test_a_bound_above_that_of_raw_pixels_is_warned_of(small_images):
+    gray = ImageSet(np.full((1, 1, 8, 8), 128, np.uint8), ["gray"], "gray")
+    said = []
+    coarse = oracle_checkpoint(gray, NoiseSchedule.linear(24))
+    score(coarse, small_images, listener=db.RunListener(warn=said.append))
+    assert any("worse than sending raw pixels" in line for line in said)
+
+
+def words(page):
+    return " ".join(re.sub(r"<(style|svg).*?</\1>|<[^>]+>", " ", page, flags=re.DOTALL).split())
+
+
+def test_the_page_has_both_sets_the_gap_and_the_warning(small_images, tmp_path):
+    train, test = normal_images(20, 0), normal_images(30, 1)
+    report = score(trained_on(train), train, test, out=tmp_path)
+    page = db.write_report(tmp_path, progress=False).read_text()
+    text, compared = words(page), report.summary["comparison"]
+    digits = digits_by(compared["half_width"])
+    for part in (
+        f"{compared['difference']:+.{digits}f} &plusmn;&nbsp;{compared['half_width']:.{digits}f}",
+        f"Generalization gap, B less A; p = {compared['p_value']:.2g}.",
+        "the model has memorized them in part",
+        "A: normal images, seed 0 20",
+        "B: normal images, seed 1 30",
+        "rank simple images as likely, also those of other data (Nalisnick et al. 2019)",
+        "(Serra et al. 2020)",
+    ):
+        assert part in text, part
+    for name in ("auroc", "auroc_corrected", "auroc_nearest"):
+        area = compared[name]
+        assert f"{area['value']:.3f} {area['lower']:.3f} to {area['upper']:.3f}" in text
+    assert page.count("<svg") == 2 + 4  # two histograms, and two ends of each set
+    shown = pd.read_csv(tmp_path / "figures" / "extremes.csv")
+    for name, of_set in report.per_image.groupby("set"):
+        order = of_set.sort_values("bits_per_dim").image_id.astype(int).tolist()
+        ends = shown[shown.set == name].groupby("end").image_id
+        assert ends.get_group("fewest").tolist() == order[:8]
+        assert ends.get_group("most").tolist() == order[:-9:-1]
+
+
+def test_the_page_of_one_set_compares_nothing(base, tmp_path):
+    folder = shutil.copytree(base.folder, tmp_path / "run")
+    text = words(db.write_report(folder, progress=False).read_text())
+    for absent in ("AUROC", "nearest", "B less A"):
+        assert absent not in text
+    (folder / "extremes.npz").write_bytes(b"damaged")
+    with pytest.raises(db.InputError, match=r"extremes\.npz: missing or damaged"):
+        db.write_report(folder)
+
+
 def test_the_figure_counts_every_image_of_each_set(model, small_images, others, tmp_path):
     report = score(model, small_images, others.subset(4), out=tmp_path)
+    db.write_report(tmp_path)
     numbers = pd.read_csv(tmp_path / "figures" / "scores.csv")
     counts = numbers.groupby(["score", "set"]).num_images.sum()
     for of in ("bits_per_dim", "corrected"):
@@ -208,8 +353,6 @@ def test_a_report_is_read_back(base):
     assert_same(read, base)
     assert repr(read) == repr(base)
     assert repr(base).startswith("ScoreReport: NLL <= ")
-    with pytest.raises(db.InputError, match="have no page"):
-        db.write_report(base.folder)
     path = base.folder / "per_image.csv"
     kept = path.read_bytes()
     path.write_bytes(kept.replace(b"A,", b"B,", 1))

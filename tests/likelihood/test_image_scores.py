@@ -5,13 +5,16 @@ import dataclasses
 import numpy as np
 import pytest
 from mixtures import SyntheticModel
-from scipy import stats
+from scipy import spatial, stats
 
+from ddpmbench.likelihood import image_scores
 from ddpmbench.likelihood.image_scores import (
     PerImageDesign,
     auroc,
     estimate_image_scores,
     mean_difference,
+    nearest_distance,
+    num_copies,
 )
 
 MODEL = SyntheticModel(num_images=40, num_timesteps=60, noise=0.1)
@@ -160,3 +163,55 @@ def test_perfectly_separated_sets_still_have_an_interval():
     assert (area.value, area.upper) == (1, 1)
     assert 0.7 < area.lower < 0.95
     assert auroc(np.arange(9.0), np.arange(9.0)).value == 0.5
+
+
+def random_images(count, seed, shape=(3, 4, 5)):
+    return np.random.default_rng(seed).integers(0, 256, (count, *shape), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("chunk", [2**23, 8 * 60 * 4])  # all at once, and few at a time
+def test_the_nearest_image_is_the_nearest_of_all(monkeypatch, chunk):
+    monkeypatch.setattr(image_scores, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr("ddpmbench.likelihood.regression.CHUNK_BYTES", chunk)
+    first, second = random_images(23, 0), random_images(17, 1)
+    second[3], first[5] = first[7], first[9]  # a copy in each set
+    vectors = [of.reshape(len(of), -1).astype(float) for of in (first, second)]
+    between = [spatial.distance.cdist(of, vectors[0]) / np.sqrt(60) for of in vectors]
+    np.fill_diagonal(between[0], np.inf)
+    within = nearest_distance(first, first, leave_one_out=True)
+    across = nearest_distance(second, first)
+    assert within == pytest.approx(between[0].min(1), rel=1e-12)
+    assert across == pytest.approx(between[1].min(1), rel=1e-12)
+    assert np.flatnonzero(within == 0).tolist() == [5, 9]
+    assert np.flatnonzero(across == 0).tolist() == [3]
+    assert num_copies(second, first) == 1
+    assert num_copies(first, first) == 23
+    assert num_copies(first, second) == 1
+
+
+def test_of_many_images_some_are_asked_evenly(monkeypatch):
+    monkeypatch.setattr(image_scores, "MOST_NEIGHBORS", 10)
+    images = random_images(30, 2)
+    asked = np.flatnonzero(nearest_distance(images, images) == 0)
+    assert asked.tolist() == list(range(0, 30, 3))
+    assert (nearest_distance(images, images, leave_one_out=True) > 0).all()
+
+
+def test_one_image_has_no_other():
+    one = random_images(1, 3)
+    assert np.isnan(nearest_distance(one, one, leave_one_out=True)).all()
+    assert nearest_distance(one, one).tolist() == [0]
+
+
+def test_images_of_one_population_are_as_near_to_a_set_as_those_in_it():
+    areas = []
+    for seed in range(60):
+        pixels = random_images(240, seed, (1, 3, 3))
+        first, second = pixels[:120], pixels[120:]
+        distances = (
+            nearest_distance(first, first, leave_one_out=True),
+            nearest_distance(second, first),
+        )
+        areas.append(auroc(*distances))
+    assert np.mean([area.value for area in areas]) == pytest.approx(0.5, abs=0.015)
+    assert np.mean([area.lower <= 0.5 <= area.upper for area in areas]) > 0.8

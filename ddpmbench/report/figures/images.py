@@ -1,5 +1,7 @@
 """Histograms over images, and the pictures at their ends."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -159,6 +161,32 @@ def scores_figure(per_image: pd.DataFrame) -> Drawn:
         finish(axes, title, x="bits/dim", y="images")
         legend_below(axes)
     return figure, pd.concat(numbers, ignore_index=True)
+
+
+@drawing()
+def extremes_figure(per_image: pd.DataFrame, extremes: Mapping[str, Extremes]) -> Drawn:
+    """The images with the fewest and the most bits of each image set.
+
+    Args:
+        per_image: `set`, `image_id`, `bits_per_dim`.
+        extremes: the pictures, by set.
+
+    Returns:
+        The figure, and one row a picture: `set`, `end`, `image_id`, `bits_per_dim`.
+    """
+    figure, parts = panels(2 * len(extremes))
+    numbers = []
+    for k, (name, of) in enumerate(extremes.items()):
+        rows = per_image[per_image.set == name]
+        for part, end, index, pixels in (
+            (parts[2 * k], "fewest", of.best_index, of.best_pixels),
+            (parts[2 * k + 1], "most", of.worst_index, of.worst_pixels),
+        ):
+            shown = rows.iloc[index]
+            _pictures(part, f"Set {name}, {end} bits", pixels, shown.bits_per_dim.to_numpy())
+            numbers.append(shown[["set", "image_id", "bits_per_dim"]].assign(end=end))
+    columns = ["set", "end", "image_id", "bits_per_dim"]
+    return figure, pd.concat(numbers, ignore_index=True)[columns]
 
 
 def _histogram(
