@@ -201,6 +201,14 @@ class Area(Struct):
     upper: float
 
 
+class Difference(Struct):
+    """A difference of means, second less first, its half width, and its p-value."""
+
+    difference: float
+    half_width: float | None
+    p_value: float | None
+
+
 class SetComparison(Struct):
     """What the scores of a second image set say beside those of the first.
 
@@ -209,6 +217,7 @@ class SetComparison(Struct):
         difference: of the means, second less first, bits per dimension.
         half_width: of its 95 % interval for the populations; None where a set has one image.
         p_value: two-sided, Welch's test.
+        corrected: the same of the bits per dimension less the code length.
         auroc: of the second against the first, by bits per dimension.
         auroc_corrected: by bits per dimension less the code length.
         auroc_nearest: by the distance to the nearest other image of the first set; None where that
@@ -220,6 +229,7 @@ class SetComparison(Struct):
     difference: float
     half_width: float | None
     p_value: float | None
+    corrected: Difference
     auroc: Area
     auroc_corrected: Area
     auroc_nearest: Area | None

@@ -123,6 +123,7 @@ def comparison_record(per_image: pd.DataFrame, *, is_gap: bool, copies: int) -> 
     return {
         "name": GAP if is_gap else DIFFERENCE,
         **dataclasses.asdict(mean_difference(*raw)),
+        "corrected": dataclasses.asdict(mean_difference(*corrected)),
         "auroc": dataclasses.asdict(auroc(*raw)),
         "auroc_corrected": dataclasses.asdict(auroc(*corrected)),
         "auroc_nearest": None
@@ -203,14 +204,14 @@ def compared(comparison: Mapping[str, Any]) -> dict[str, str]:
     Args:
         comparison: `comparison` of a summary.
     """
-    difference = with_interval(comparison["difference"], comparison["half_width"], sign="+")
     named = f": {GAP}" if comparison["name"] == GAP else ""
     nearest = comparison["auroc_nearest"]
     return {
-        "B - A": f"{difference} bits/dim, 95 %; {p_words(comparison['p_value'])} (Welch){named}",
-        "AUROC": f"{_area(comparison['auroc'])} of B against A by bits/dim",
-        "corrected": f"{_area(comparison['auroc_corrected'])} by bits/dim less the code length",
-        "nearest": f"{_area(nearest)} by the distance to the nearest other image of A, no model",
+        "B - A": f"{_difference(comparison)} (Welch){named}",
+        "corrected": f"{_difference(comparison['corrected'])}: bits/dim less the code length",
+        "AUROC": f"{_area(comparison['auroc'])} of B against A by bits/dim; "
+        f"{_area(comparison['auroc_corrected'])} corrected",
+        "nearest": f"AUROC {_area(nearest)} by the distance to the nearest other image of A",
     }
 
 
@@ -250,6 +251,11 @@ def p_words(p_value: float | None) -> str:
     if p_value is None:
         return "p unknown"
     return f"p = {p_value:.2g}" if p_value >= _LEAST_P else f"p < {_LEAST_P:g}"
+
+
+def _difference(of: Mapping[str, Any]) -> str:
+    difference = with_interval(of["difference"], of["half_width"], sign="+")
+    return f"{difference} bits/dim, 95 %; {p_words(of['p_value'])}"
 
 
 def _area(area: Mapping[str, float] | None) -> str:

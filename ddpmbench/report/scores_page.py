@@ -30,12 +30,6 @@ FIGURES = {
 }
 """Captions of the figures, by name."""
 
-_AREAS = {
-    "auroc": "bits/dim",
-    "auroc_corrected": "bits/dim less the code length",
-    "auroc_nearest": "distance to the nearest other image of A, without the model",
-}
-
 
 def score_figures(
     per_image: pd.DataFrame, summary: Mapping[str, Any], folder: Path | None
@@ -80,8 +74,8 @@ def score_page(summary: Mapping[str, Any], folder: Path, svgs: Mapping[str, str]
         notes=[*filter(None, [sanity_check_warning(summary)]), *score_warnings(summary)],
         heading=f"{summary['checkpoint']['source']} on {' and '.join(names)}",
         verdict=None if comparison is None else verdict(comparison),
-        p_words=None if comparison is None else p_words(comparison["p_value"]),
-        areas={} if comparison is None else {t: comparison[n] for n, t in _AREAS.items()},
+        p_words=p_words,
+        rows=[] if comparison is None else _rows(comparison),
         nearest=NEAREST,
         simple_images=SIMPLE_IMAGES,
         facts=score_facts(dict(summary)),
@@ -92,3 +86,14 @@ def score_page(summary: Mapping[str, Any], folder: Path, svgs: Mapping[str, str]
         },
         **environment_values(read_environment(folder)),
     )
+
+
+def _rows(comparison: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any] | None, Any]]:
+    """One a score: what it is, the difference of the means, and the area under the ROC curve."""
+    nearest = "distance to the nearest other image of A, without the model"
+    corrected = comparison["corrected"]
+    return [
+        ("bits/dim", comparison, comparison["auroc"]),
+        ("bits/dim less the code length", corrected, comparison["auroc_corrected"]),
+        (nearest, None, comparison["auroc_nearest"]),
+    ]

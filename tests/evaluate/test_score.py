@@ -181,6 +181,10 @@ def test_raw_bits_rank_simple_images_as_likely_and_code_lengths_correct_them():
     compared = report.summary["comparison"]
     means = report.per_image.groupby("set").bits_per_dim.mean()
     assert compared["difference"] == pytest.approx(means["B"] - means["A"])
+    lengths = report.per_image.groupby("set").code_length.mean()
+    shift = lengths["B"] - lengths["A"]
+    assert compared["corrected"]["difference"] == pytest.approx(compared["difference"] - shift)
+    assert compared["corrected"]["difference"] > compared["corrected"]["half_width"]
     assert compared["difference"] + compared["half_width"] < 0
     assert compared["p_value"] < 1e-4
     assert compared["auroc"]["upper"] < 0.1
@@ -272,6 +276,7 @@ def test_one_image_is_scored_and_compared(model, small_images, others):
         assert (compared["p_value"], compared["half_width"]) == (None, None)
         assert "unknown" in verdict(compared)
         assert (compared["auroc_nearest"] is None) == (len(sets[0]) == 1)
+        assert compared["corrected"]["p_value"] is None
         assert "p unknown" in printed_scores(report.summary, report.per_image, "table")
 
 
@@ -306,6 +311,7 @@ def test_the_page_has_both_sets_the_gap_and_the_warning(small_images, tmp_path):
     for name in ("auroc", "auroc_corrected", "auroc_nearest"):
         area = compared[name]
         assert f"{area['value']:.3f} {area['lower']:.3f} to {area['upper']:.3f}" in text
+    assert f"p = {compared['corrected']['p_value']:.2g}" in text
     assert page.count("<svg") == 2 + 4  # two histograms, and two ends of each set
     shown = pd.read_csv(tmp_path / "figures" / "extremes.csv")
     for name, of_set in report.per_image.groupby("set"):
