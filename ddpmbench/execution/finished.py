@@ -195,7 +195,8 @@ class FinishedRun:
         path = self.path / DENSITY
         if not path.exists():
             raise InputError(
-                f"{self.path}: has no {DENSITY}; it is no run of the importance estimator"
+                f"{self.path}: has no {DENSITY}: it is no run of the importance estimator or of "
+                "score, or it is damaged; name a whole one"
             )
         try:
             density = texts_of(path)["density"].map(float).to_numpy()

@@ -22,7 +22,7 @@ from ddpmbench.likelihood.bound import (
     quantile,
 )
 from ddpmbench.likelihood.designs import PER_IMAGE, unit_interval, words
-from ddpmbench.likelihood.regression import CHUNK_BYTES, portions
+from ddpmbench.likelihood.regression import portions
 from ddpmbench.likelihood.terms import TermIndex, TermTable
 from ddpmbench.records import short_repr
 
@@ -31,6 +31,7 @@ LEAST_EVALUATIONS = 4
 _DECODER_SHARE = 8  # one term in so many is of the decoder
 MOST_NEIGHBORS = 10_000
 """Images among which the nearest one is looked for, at most."""
+_BLOCK_BYTES = 2**27  # of these in memory
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -318,7 +319,7 @@ def nearest_distance(
     count = min(len(others), MOST_NEIGHBORS)
     chosen = np.arange(count) * len(others) // count
     squares = np.full(len(pixels), np.inf)
-    size = max(1, CHUNK_BYTES // (8 * math.prod(pixels.shape[1:])))
+    size = max(1, _BLOCK_BYTES // (8 * math.prod(pixels.shape[1:])))
     for start in range(0, count, size):
         index = chosen[start : start + size]
         reference = others[index].reshape(len(index), -1).astype(np.float64)

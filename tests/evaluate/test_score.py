@@ -367,6 +367,32 @@ def test_a_report_is_read_back(base):
     path.write_bytes(kept)
 
 
+def test_a_density_that_is_lost_or_of_another_command_is_refused(
+    model, small_images, base, tmp_path
+):
+    folder = shutil.copytree(base.folder, tmp_path / "run")
+    path = folder / "proposal.csv"
+    path.write_text(path.read_text().replace("2,", "3,", 1))
+    with pytest.raises(db.InputError, match=r"proposal\.csv: missing or damaged"):
+        score(model, small_images, terms_of=folder)
+    path.unlink()
+    with pytest.raises(db.InputError, match=r"has no proposal\.csv: it is no run of"):
+        score(model, small_images, terms_of=folder)
+    other = tmp_path / "other"
+    db.evaluate_nll(model, small_images, half_width=9, out=other, progress=False)
+    with pytest.raises(db.InputError, match=r"is a run of ddpmbench\.nll/1"):
+        score(model, small_images, terms_of=other)
+
+
+def test_a_network_of_nan_is_named(model, small_images):
+    class Nan(torch.nn.Module):
+        def forward(self, x_t, time):
+            return x_t * torch.nan
+
+    with pytest.raises(db.InputError, match="NaN or infinite"):
+        score(dataclasses.replace(model, network=Nan()), small_images)
+
+
 def test_what_cannot_be_scored_is_refused(model, small_images, base):
     def refused(match, *of, **how):
         with pytest.raises(db.InputError, match=match):

@@ -171,7 +171,7 @@ def random_images(count, seed, shape=(3, 4, 5)):
 
 @pytest.mark.parametrize("chunk", [2**23, 8 * 60 * 4])  # all at once, and few at a time
 def test_the_nearest_image_is_the_nearest_of_all(monkeypatch, chunk):
-    monkeypatch.setattr(image_scores, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr(image_scores, "_BLOCK_BYTES", chunk)
     monkeypatch.setattr("ddpmbench.likelihood.regression.CHUNK_BYTES", chunk)
     first, second = random_images(23, 0), random_images(17, 1)
     second[3], first[5] = first[7], first[9]  # a copy in each set
