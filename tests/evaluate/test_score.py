@@ -18,6 +18,7 @@ from ddpmbench.likelihood.image_scores import PerImageDesign, estimate_image_sco
 from ddpmbench.likelihood.regression import code_length
 from ddpmbench.likelihood.terms import TermsPass
 from ddpmbench.report.scores import printed_scores, verdict
+from ddpmbench.report.scores_page import score_page
 from ddpmbench.report.text import digits_by
 
 CPU = torch.device("cpu")
@@ -292,7 +293,7 @@ def words(page):
     return " ".join(re.sub(r"<(style|svg).*?</\1>|<[^>]+>", " ", page, flags=re.DOTALL).split())
 
 
-def test_the_page_has_both_sets_the_gap_and_the_warning(small_images, tmp_path):
+def test_the_page_has_both_sets_the_gap_and_the_warning(tmp_path):
     train, test = normal_images(20, 0), normal_images(30, 1)
     report = score(trained_on(train), train, test, out=tmp_path)
     page = db.write_report(tmp_path, progress=False).read_text()
@@ -308,10 +309,6 @@ def test_the_page_has_both_sets_the_gap_and_the_warning(small_images, tmp_path):
         "(Serra et al. 2020)",
     ):
         assert part in text, part
-    for name in ("auroc", "auroc_corrected", "auroc_nearest"):
-        area = compared[name]
-        assert f"{area['value']:.3f} {area['lower']:.3f} to {area['upper']:.3f}" in text
-    assert f"p = {compared['corrected']['p_value']:.2g}" in text
     assert page.count("<svg") == 2 + 4  # two histograms, and two ends of each set
     shown = pd.read_csv(tmp_path / "figures" / "extremes.csv")
     for name, of_set in report.per_image.groupby("set"):
@@ -319,6 +316,24 @@ def test_the_page_has_both_sets_the_gap_and_the_warning(small_images, tmp_path):
         ends = shown[shown.set == name].groupby("end").image_id
         assert ends.get_group("fewest").tolist() == order[:8]
         assert ends.get_group("most").tolist() == order[:-9:-1]
+
+
+def test_the_page_has_a_row_for_every_score(tmp_path):
+    report = score(trained_on(normal_images(9, 0)), normal_images(9, 0), normal_images(8, 1))
+    areas = {
+        name: {"value": value, "lower": value - 0.05, "upper": value + 0.05}
+        for name, value in (("auroc", 0.1), ("auroc_corrected", 0.2), ("auroc_nearest", 0.3))
+    }
+    corrected = {"difference": 1.25, "half_width": 0.25, "p_value": 1e-200}
+    raw = {"difference": 2.5, "half_width": 0.5, "p_value": 0.125}
+    comparison = {**report.summary["comparison"], **raw, "corrected": corrected, **areas}
+    text = words(score_page({**report.summary, "comparison": comparison}, tmp_path, {}))
+    for row in (
+        "bits/dim +2.500 &plusmn;&nbsp;0.500 p = 0.12 0.100 0.050 to 0.150",
+        "bits/dim less the code length +1.250 &plusmn;&nbsp;0.250 p < 1e-99 0.200 0.150 to 0.250",
+        "distance to the nearest other image of A, without the model 0.300 0.250 to 0.350",
+    ):
+        assert row in text.replace("&lt;", "<"), text
 
 
 def test_the_page_of_one_set_compares_nothing(base, tmp_path):

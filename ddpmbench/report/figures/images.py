@@ -158,6 +158,7 @@ def scores_figure(per_image: pd.DataFrame) -> Drawn:
             axes.stairs(counts, edges, color=color, lw=1, label=f"set {name}")
             bins = {"bits_from": edges[:-1], "bits_to": edges[1:], "num_images": counts}
             numbers.append(pd.DataFrame({"score": score, "set": name, **bins}))
+        axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
         finish(axes, title, x="bits/dim", y="images")
         legend_below(axes)
     return figure, pd.concat(numbers, ignore_index=True)
