@@ -218,22 +218,34 @@ def compared(comparison: Mapping[str, Any]) -> dict[str, str]:
 def verdict(comparison: Mapping[str, Any]) -> str:
     """What the difference of the means says, in a sentence.
 
+    A generalization gap is judged less the code length: if one set is simpler by chance, the raw
+    difference has that in it, and its interval is wider.
+
     Args:
         comparison: `comparison` of a summary.
     """
-    difference, half_width = comparison["difference"], comparison["half_width"]
-    if half_width is None:
+    is_gap = comparison["name"] == GAP
+    judged = comparison["corrected"] if is_gap else comparison
+    if judged["half_width"] is None:
         return "with one image in a set, the interval of the difference is unknown"
-    if abs(difference) <= half_width:
-        return f"no {comparison['name']} beyond chance: its interval contains 0"
-    if comparison["name"] == DIFFERENCE:
-        return f"B costs {'more' if difference > 0 else 'fewer'} bits than A, beyond chance"
-    if difference < 0:
+    if not _is_beyond_chance(judged):
+        less = " less the code length" if is_gap else ""
+        text = f"no {comparison['name']} beyond chance: its interval{less} contains 0"
+        simpler = is_gap and _is_beyond_chance(comparison)
+        return f"{text}; one set has simpler images than the other" if simpler else text
+    side = "more" if judged["difference"] > 0 else "fewer"
+    if not is_gap:
+        return f"B costs {side} bits than A, beyond chance"
+    if side == "fewer":
         return "the training images cost more bits than the others, beyond chance: the sets differ"
     return (
-        "the training images cost fewer bits than the others, beyond chance: the model has "
-        "memorized them in part, unless the sets differ (nearest)"
+        "less the code length, the training images cost fewer bits than the others, beyond chance: "
+        "the model has memorized them in part, unless the sets differ (nearest)"
     )
+
+
+def _is_beyond_chance(of: Mapping[str, Any]) -> bool:
+    return bool(abs(of["difference"]) > of["half_width"])
 
 
 def score_warnings(summary: Mapping[str, Any]) -> list[str]:

@@ -217,13 +217,27 @@ def test_a_model_of_few_images_has_memorized_them_and_one_of_many_has_not():
         nearest = found[count]["auroc_nearest"]  # and the sets are alike
         assert nearest["lower"] < 0.5 < nearest["upper"]
     few, many = found[20], found[400]
-    assert few["p_value"] < 1e-6
-    assert few["difference"] > few["half_width"]
     assert few["auroc"]["lower"] > 0.7
-    assert many["p_value"] > 0.05
-    assert abs(many["difference"]) < many["half_width"]
+    for of_few, of_many in ((few, many), (few["corrected"], many["corrected"])):
+        assert of_few["p_value"] < 1e-6
+        assert of_few["difference"] > of_few["half_width"]
+        assert of_many["p_value"] > 0.05
+        assert abs(of_many["difference"]) < of_many["half_width"]
     assert "has memorized them in part" in verdict(few)
     assert "no generalization gap beyond chance" in verdict(many)
+
+
+def test_a_gap_is_judged_less_the_code_length():
+    """If one set is simpler by chance, raw bits alone would say that a model has memorized it."""
+    raw = {"difference": 0.05, "half_width": 0.04, "p_value": 0.02}
+    comparison = {"name": "generalization gap", **raw}
+    for difference, expected in (
+        (0.001, "no generalization gap beyond chance: .*; one set has simpler images"),
+        (0.03, "has memorized them in part"),
+        (-0.03, "the sets differ"),
+    ):
+        corrected = {"difference": difference, "half_width": 0.02, "p_value": 0.5}
+        assert re.search(expected, verdict({**comparison, "corrected": corrected}))
 
 
 def test_the_difference_is_a_gap_where_the_first_set_was_trained_on(small_images):
