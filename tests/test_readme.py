@@ -15,12 +15,16 @@ from ddpmbench import load_checkpoint
 from ddpmbench.cli.main import ddpmbench
 from ddpmbench.evaluate.answered import RECORD
 from ddpmbench.evaluate.fid import FidSettings, evaluate_fid
+from ddpmbench.evaluate.load_report import load_report
 from ddpmbench.evaluate.nll import evaluate_nll
 from ddpmbench.evaluate.rate_distortion import progressive_pictures
 from ddpmbench.evaluate.report import write_report
+from ddpmbench.evaluate.score import score_images
 from ddpmbench.report.comparison import printed_comparison
 from ddpmbench.report.nll_text import curve_summary, printed_nll, printed_rate_distortion
 from ddpmbench.report.samples_text import printed_fidelity
+from ddpmbench.report.scores import p_words, printed_scores
+from ddpmbench.report.text import with_interval
 from ddpmbench.samples.feature_networks import load_feature_network
 from ddpmbench.samples.scores import PROTOCOLS
 
@@ -43,6 +47,32 @@ def published(name):
 def printed_curve():
     curve = pd.read_csv(ROOT / "results" / "default" / "rate_distortion.csv")
     return printed_rate_distortion(curve_summary(curve, published("default")), curve, "table")
+
+
+def area(of):
+    return f"{of['value']:.3f} ({of['lower']:.3f} to {of['upper']:.3f})"
+
+
+def difference(of):
+    value = with_interval(of["difference"], of["half_width"], sign="+")
+    return f"{value}, {p_words(of['p_value'])}"
+
+
+@pytest.mark.parametrize("name", ["train-test", "few", "digits"])
+def test_the_table_of_scores_is_that_of_the_runs(name):
+    text = (ROOT / "results" / "score" / "README.md").read_text()
+    (row,) = [line for line in text.splitlines() if line.startswith(f"| [{name}]")]
+    of = load_report(ROOT / "results" / "score" / name).summary["comparison"]
+    areas = (of["auroc"], of["auroc_corrected"], of["auroc_nearest"])
+    cells = [difference(of), difference(of["corrected"]), *map(area, areas)]
+    assert row.split(" | ")[1:] == [*cells[:-1], f"{cells[-1]} |"]
+
+
+def test_the_printed_scores_are_those_of_the_command():
+    text = (ROOT / "results" / "score" / "README.md").read_text()
+    report = load_report(ROOT / "results" / "score" / "few")
+    printed = printed_scores(report.summary, report.per_image, "table")
+    assert documents.blocks(text, "text") == [printed + "\n"]
 
 
 def inspected():
@@ -146,6 +176,25 @@ def test_the_table_of_a_folder_of_fid_is_complete(fid_folder):
     cells = re.findall(r"^\| (`[^|]+`) \|", section, re.MULTILINE)
     named = {name.rstrip("/") for cell in cells for name in re.findall(r"`([^`]+)`", cell)}
     assert named == {path.name for path in fid_folder.iterdir()} | {RECORD}
+
+
+@pytest.fixture(scope="module")
+def score_folder(small_model, small_images, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("score") / "run"
+    score_images(small_model, small_images, small_images, evaluations_per_image=4, out=folder)
+    write_report(folder)
+    return folder
+
+
+def test_the_table_of_a_folder_of_score_is_complete(score_folder):
+    section = RUN_FOLDER.split("## The folder of score")[1].split("## Other")[0]
+    cells = re.findall(r"^\| (`[^|]+`) \|", section, re.MULTILINE)
+    named = {name.rstrip("/") for cell in cells for name in re.findall(r"`([^`]+)`", cell)}
+    assert named == {path.name for path in score_folder.iterdir()} | {RECORD}
+    columns = pd.read_csv(score_folder / "per_image.csv").columns
+    assert all(re.search(rf"\b{name}\b", section) for name in columns)
+    summary = json.loads((score_folder / "summary.json").read_text())
+    assert all(f"`{name}`" in section for name in summary["comparison"])
 
 
 def test_the_scores_are_the_published_ones():
