@@ -267,7 +267,8 @@ def p_words(p_value: float | None) -> str:
 
 def _difference(of: Mapping[str, Any]) -> str:
     difference = with_interval(of["difference"], of["half_width"], sign="+")
-    return f"{difference} bits/dim, 95 %; {p_words(of['p_value'])}"
+    level = "" if of["half_width"] is None else ", 95 %"
+    return f"{difference} bits/dim{level}; {p_words(of['p_value'])}"
 
 
 def _area(area: Mapping[str, float] | None) -> str:

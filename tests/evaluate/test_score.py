@@ -234,7 +234,7 @@ def test_a_gap_is_judged_less_the_code_length():
     for difference, expected in (
         (0.001, "no generalization gap beyond chance: .*; one set has simpler images"),
         (0.03, "has memorized them in part"),
-        (-0.03, "the sets differ"),
+        (-0.03, "cost more bits than the others, beyond chance: the sets differ"),
     ):
         corrected = {"difference": difference, "half_width": 0.02, "p_value": 0.5}
         assert re.search(expected, verdict({**comparison, "corrected": corrected}))
@@ -292,7 +292,8 @@ def test_one_image_is_scored_and_compared(model, small_images, others):
         assert "unknown" in verdict(compared)
         assert (compared["auroc_nearest"] is None) == (len(sets[0]) == 1)
         assert compared["corrected"]["p_value"] is None
-        assert "p unknown" in printed_scores(report.summary, report.per_image, "table")
+        printed = printed_scores(report.summary, report.per_image, "table")
+        assert f"{compared['difference']:+.4f} bits/dim; p unknown" in printed
 
 
 def test_a_bound_above_that_of_raw_pixels_is_warned_of(small_images):
