@@ -58,7 +58,7 @@ def difference(of):
     return f"{value}, {p_words(of['p_value'])}"
 
 
-@pytest.mark.parametrize("name", ["train-test", "few", "digits"])
+@pytest.mark.parametrize("name", ["train-test", "few", "many", "digits"])
 def test_the_table_of_scores_is_that_of_the_runs(name):
     text = (ROOT / "results" / "score" / "README.md").read_text()
     (row,) = [line for line in text.splitlines() if line.startswith(f"| [{name}]")]
