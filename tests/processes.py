@@ -5,18 +5,23 @@ of its own, started at the first command of a session, so that no thread of the 
 The commands draw no page, which takes seconds as well.
 """
 
+import atexit
 import contextlib
 import dataclasses
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from multiprocessing.connection import Connection
 from pathlib import Path
+
+LIMIT = 120
+"""Seconds after which a command is killed, and its test fails."""
+STREAMS = ("stdout", "stderr")
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
@@ -43,10 +48,10 @@ class Result:
 class Command:
     """`ddpmbench` with some arguments, running.
 
+    It prints into files: a pipe would be open as long as any process that it started lives.
+
     Attributes:
         process: the process.
-        stdout: what it prints, to read from.
-        stderr: its notes and errors, to read from.
     """
 
     def __init__(
@@ -62,24 +67,22 @@ class Command:
             setup: a function of a module that is called first, to patch what the command does.
             environment: variables besides those of the test's own process.
         """
-        pipes = [_CONTEXT.Pipe(duplex=False) for _ in range(2)]
+        self._folder = Path(tempfile.mkdtemp())
+        for name in STREAMS:
+            (self._folder / name).touch()
         words = ["ddpmbench", *map(str, arguments)]
         variables = {**os.environ, **(environment or {})}
         self.process = _CONTEXT.Process(
-            target=_run, args=(words, setup, variables, *(writing for _, writing in pipes))
+            target=_run, args=(words, setup, variables, self._folder), daemon=True
         )
         self.process.start()
-        for _, writing in pipes:
-            writing.close()
-        self.stdout, self.stderr = (
-            os.fdopen(os.dup(reading.fileno()), "rb") for reading, _ in pipes
-        )
-        for reading, _ in pipes:
-            reading.close()
+        atexit.register(self.process.kill)  # ahead of multiprocessing, which would wait for it
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
         """Return when the condition holds, or the process has ended."""
+        deadline = time.monotonic() + LIMIT
         while self.process.is_alive() and not condition():
+            assert time.monotonic() < deadline, f"not so after {LIMIT} s"
             time.sleep(0.001)
 
     def send(self, number: int) -> None:
@@ -94,16 +97,18 @@ class Command:
 
     def wait(self) -> int:
         """Wait for its end; returns its exit code."""
-        self.process.join()
-        self.stdout.close()
-        self.stderr.close()
-        return self.process.exitcode
+        return self.result().returncode
 
     def result(self) -> Result:
         """Wait for its end, with all that it printed."""
-        with ThreadPoolExecutor() as pool:  # neither pipe waits for the other to be read
-            printed = pool.map(lambda pipe: pipe.read().decode(), (self.stdout, self.stderr))
-        return Result(self.wait(), *printed)
+        self.process.join(LIMIT)
+        ended = not self.process.is_alive()
+        self.process.kill()
+        self.process.join()
+        printed = [(self._folder / name).read_text() for name in STREAMS]
+        shutil.rmtree(self._folder)
+        assert ended, "\n".join([f"it ran for more than {LIMIT} s", *printed])
+        return Result(self.process.exitcode, *printed)
 
 
 def ddpmbench(*arguments: object, setup: Callable[[], None] | None = None) -> Result:
@@ -137,11 +142,10 @@ def _run(
     words: list[str],
     setup: Callable[[], None] | None,
     environment: dict[str, str],
-    stdout: Connection,
-    stderr: Connection,
+    folder: Path,
 ) -> None:
-    for pipe, descriptor in ((stdout, 1), (stderr, 2)):
-        os.dup2(pipe.fileno(), descriptor)
+    for descriptor, name in enumerate(STREAMS, 1):
+        os.dup2(os.open(folder / name, os.O_WRONLY), descriptor)
     sys.stdout, sys.stderr = (os.fdopen(k, "w", buffering=1) for k in (1, 2))
     sys.stdin = os.fdopen(os.open(os.devnull, os.O_RDONLY))
     os.environ.clear()
