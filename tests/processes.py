@@ -16,7 +16,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 LIMIT = 120
@@ -116,20 +116,27 @@ def ddpmbench(*arguments: object, setup: Callable[[], None] | None = None) -> Re
     return Command(*arguments, setup=setup).result()
 
 
-def ranks(count: int, *arguments: object, setup: Callable[[], None] | None = None) -> list[Result]:
-    """Run a command on so many processes of one run, as torchrun starts them."""
+def started_ranks(
+    *commands: Sequence[object], setup: Callable[[], None] | None = None
+) -> list[Command]:
+    """Start the processes of one run, as torchrun does; each has its own arguments."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    world = {"WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    started = [
+    world = {"WORLD_SIZE": len(commands), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [
         Command(
             *arguments,
             setup=setup,
             environment={n: str(v) for n, v in {**world, "RANK": k, "LOCAL_RANK": k}.items()},
         )
-        for k in range(count)
+        for k, arguments in enumerate(commands)
     ]
+
+
+def ranks(count: int, *arguments: object, setup: Callable[[], None] | None = None) -> list[Result]:
+    """Run a command on so many processes of one run."""
+    started = started_ranks(*count * [arguments], setup=setup)
     return [command.result() for command in started]
 
 

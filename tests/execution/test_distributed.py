@@ -1,8 +1,6 @@
 """The number of processes cannot change a number, whichever of them die."""
 
 import contextlib
-import os
-import socket
 import subprocess
 import sys
 import time
@@ -10,9 +8,11 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+from processes import STREAMS, Result, ranks, started_ranks
 
 import ddpmbench as db
 from ddpmbench.cli.main import run
+from ddpmbench.execution import worker
 from ddpmbench.execution.distributed import Ranks
 
 OPTIONS = {
@@ -20,58 +20,29 @@ OPTIONS = {
     "every-pair": ("--estimator", "every-pair"),
 }
 
-# Like `python -m ddpmbench`, with a shard for every batch and a moment between two of them.
-MODULE = """
-import time
-from ddpmbench.cli.main import main
-from ddpmbench.execution import worker
-
-save = worker._ShardWriter.add
-def slow(self, *batch):
-    save(self, *batch)
-    time.sleep(0.05)
-
-worker._ShardWriter.add = slow
-worker.SHARD_BYTES = 1
-main()
-"""
-
 
 @pytest.fixture(scope="module")
 def inputs(small_checkpoint, small_npz):
     return ["nll", "--ckpt", str(small_checkpoint), "--data", str(small_npz), "--batch-size", "8"]
 
 
-@pytest.fixture(scope="module")
-def slow(tmp_path_factory):
-    path = tmp_path_factory.mktemp("module") / "slow.py"
-    path.write_text(MODULE)
-    return path
+def slow():
+    """A shard for every batch, and a moment between two of them."""
+    save = worker._ShardWriter.add
+
+    def slower(self, *batch):
+        save(self, *batch)
+        time.sleep(0.05)
+
+    worker._ShardWriter.add = slower
+    worker.SHARD_BYTES = 1
 
 
-def by_hand(script, *arguments):
-    """A process for each list of arguments; torchrun would end them before they can speak."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    processes = []
-    for rank, of_rank in enumerate(arguments):
-        world = {"RANK": rank, "WORLD_SIZE": len(arguments), "LOCAL_RANK": rank}
-        processes.append(
-            subprocess.Popen(
-                [sys.executable, str(script), *of_rank],
-                env={**os.environ, **{name: str(v) for name, v in world.items()}, **address},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
-    return processes
-
-
-def torchrun(count, *what):
+def torchrun(count, *arguments):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    return [*command, "--nproc-per-node", str(count), *map(str, what)]
+    command += ["--nproc-per-node", str(count), "-m", "ddpmbench", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return [Result(done.returncode, done.stdout, done.stderr)]
 
 
 def tables(folder):
@@ -100,18 +71,22 @@ def alone(inputs, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("estimator", "count"), [("importance", 3), ("every-pair", 2)])
-def test_the_number_of_processes_cannot_change_a_number(inputs, alone, tmp_path, estimator, count):
-    command = torchrun(count, "-m", "ddpmbench", *inputs, *OPTIONS[estimator])
-    result = subprocess.run(
-        command, cwd=tmp_path, check=True, capture_output=True, text=True, timeout=120
-    )
+@pytest.mark.parametrize(
+    ("estimator", "start", "count"), [("importance", torchrun, 3), ("every-pair", ranks, 2)]
+)
+def test_the_number_of_processes_cannot_change_a_number(
+    inputs, alone, tmp_path, monkeypatch, estimator, start, count
+):
+    monkeypatch.chdir(tmp_path)
+    results = start(count, *inputs, *OPTIONS[estimator])
+    out, err = ("".join(getattr(result, name) for result in results) for name in STREAMS)
+    assert {result.returncode for result in results} == {0}, err
     # Without --out one process chooses the folder for all.
     (folder,) = (tmp_path / "runs").iterdir()
     np.testing.assert_allclose(tables(folder), alone[estimator], rtol=0, atol=1e-6)
-    assert result.stdout.count("NLL <= ") == result.stdout.count("part ") == 1
-    assert result.stderr.count("Run folder: ") == 1
-    assert result.stderr.count("network evaluations at first") == 1
+    assert out.count("NLL <= ") == out.count("part ") == 1
+    assert err.count("Run folder: ") == 1
+    assert err.count("network evaluations at first") == 1
     by_name = [path.name.split("-") for path in (folder / "shards").iterdir()]
     for name in {kind for kind, *_ in by_name}:
         spans = sorted(
@@ -123,19 +98,18 @@ def test_the_number_of_processes_cannot_change_a_number(inputs, alone, tmp_path,
 
 
 def test_a_lost_process_ends_the_others_and_another_number_of_them_finishes(
-    inputs, slow, alone, tmp_path
+    inputs, alone, tmp_path
 ):
     arguments = [*inputs, *OPTIONS["every-pair"], "--out", str(tmp_path / "run")]
-    survivor, victim = by_hand(slow, arguments, arguments)
+    survivor, victim = started_ranks(arguments, arguments, setup=slow)
     shards = tmp_path / "run" / "shards"
-    _until(lambda: shards.exists() and len(list(shards.iterdir())) > 1, survivor)
+    survivor.wait_until(lambda: shards.exists() and len(list(shards.iterdir())) > 1)
     victim.kill()
-    victim.communicate()
-    out, err = survivor.communicate(timeout=120)
-    assert survivor.returncode == 1, err
-    assert out == ""
-    assert "Traceback" not in err
-    (line,) = [line for line in err.splitlines() if line.startswith("Error")]
+    result = survivor.result()
+    assert result.returncode == 1, result.stderr
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("Error")]
     assert line == "Error: another process of this run has stopped; run the same command again"
     assert not (tmp_path / "run" / "summary.json").exists()
     assert run(arguments) == 0
@@ -149,13 +123,13 @@ def test_a_lost_process_ends_the_others_and_another_number_of_them_finishes(
         ((), ("--ckpt", "missing.safetensors"), "missing.safetensors"),
     ],
 )
-def test_processes_that_are_not_one_run_are_refused(inputs, slow, tmp_path, options, other, fact):
+def test_processes_that_are_not_one_run_are_refused(inputs, tmp_path, options, other, fact):
     out = ("--out", str(tmp_path / "run"))
-    first, second = by_hand(slow, [*inputs, *options, *out], [*inputs, *other, *out])
-    said = [process.communicate(timeout=120) for process in (first, second)]
-    assert (first.returncode, second.returncode) == (2, 2), said
-    assert "Error" not in said[0][1], "the other one reports it"
-    (line,) = [line for line in said[1][1].splitlines() if line.startswith("Error")]
+    started = started_ranks([*inputs, *options, *out], [*inputs, *other, *out])
+    first, second = (command.result() for command in started)
+    assert (first.returncode, second.returncode) == (2, 2), (first, second)
+    assert "Error" not in first.stderr, "the other one reports it"
+    (line,) = [line for line in second.stderr.splitlines() if line.startswith("Error")]
     assert fact in line
     assert not (tmp_path / "run").exists()
 
@@ -165,14 +139,6 @@ def test_several_processes_need_a_folder(small_model, small_images, monkeypatch)
     monkeypatch.setattr("ddpmbench.execution.session.joined", lambda: two)
     with pytest.raises(db.InputError, match="`out`: several processes need a folder that they sha"):
         db.evaluate_nll(small_model, small_images)
-
-
-def _until(is_so, process):
-    deadline = time.monotonic() + 120
-    while not is_so():
-        assert process.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 def test_one_process_is_all_there_is():

@@ -1,14 +1,12 @@
 """Whatever interrupts a run, the same command goes on, computes nothing twice, ends the same."""
 
-import os
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 from engines import install
+from processes import Command
 
 import ddpmbench as db
 from ddpmbench.cli.main import run
@@ -21,21 +19,17 @@ EVERY_PAIR = {"estimator": "every-pair", "batch_size": 50}
 IMPORTANCE = {"half_width": 0.07, "batch_size": 150}
 CORRECTED = {"half_width": 0.1, "precision": "bf16", "batch_size": 150}
 
-# Like `python -m ddpmbench`, with a shard for every batch and a moment between two of them.
-SCRIPT = """
-import time
-from ddpmbench.cli.main import main
-from ddpmbench.execution import worker
 
-save = worker._ShardWriter.add
-def slow(self, *batch):
-    save(self, *batch)
-    time.sleep(0.05)
+def slow():
+    """A shard for every batch, and a moment between two of them."""
+    save = worker._ShardWriter.add
 
-worker._ShardWriter.add = slow
-worker.SHARD_BYTES = 1
-main()
-"""
+    def slower(self, *batch):
+        save(self, *batch)
+        time.sleep(0.05)
+
+    worker._ShardWriter.add = slower
+    worker.SHARD_BYTES = 1
 
 
 def numbers(report):
@@ -107,23 +101,12 @@ def test_samples_interrupted_after_every_batch(small_model, tmp_path, monkeypatc
 
 def test_killed_by_the_system(small_checkpoint, small_npz, small_images, tmp_path, monkeypatch):
     """The one test of a real SIGKILL: what a process leaves is what it had written whole."""
-    script, out = tmp_path / "slow.py", tmp_path / "run"
-    script.write_text(SCRIPT)
+    out = tmp_path / "run"
     options = ["--half-width", "0.1", "--batch-size", "50", "--out", str(out)]
     command = ["nll", "--ckpt", str(small_checkpoint), "--data", str(small_npz), *options]
-    process = subprocess.Popen(
-        [sys.executable, str(script), *command],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    )
-    deadline = time.monotonic() + 120
-    while len(list(out.glob("shards/terms-*.npz"))) < 3:
-        assert process.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    running = Command(*command, setup=slow)
+    running.wait_until(lambda: len(list(out.glob("shards/terms-*.npz"))) >= 3)
+    assert running.kill() == -signal.SIGKILL, "the run ended before it could be killed"
     assert not (out / "summary.json").exists()
     monkeypatch.setattr(worker, "SHARD_BYTES", 1)
     assert run(command) == 0

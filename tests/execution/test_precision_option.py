@@ -2,37 +2,19 @@
 
 import json
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 import torch
 from engines import install
+from processes import Command, ranks
 
 import ddpmbench as db
 from ddpmbench.execution import devices as module
+from ddpmbench.execution import worker
 from ddpmbench.execution.devices import resolve_precision
 from ddpmbench.unet.precision import Precision
 
-CPU, TESTS = torch.device("cpu"), Path(__file__).parents[1]
-
-# A command whose engines are stand-ins; its shards are so small that it can be killed among them.
-MODULE = f"""
-import sys
-sys.path.insert(0, {str(TESTS)!r})
-import pytest
-import torch
-from engines import install
-from ddpmbench.cli.main import main
-from ddpmbench.execution import worker
-
-torch.set_num_threads(1)
-worker.SHARD_SECONDS = 0.0
-install(pytest.MonkeyPatch())
-main()
-"""
+CPU = torch.device("cpu")
 OPTIONS = {"half_width": 0.1, "precision": "bf16", "batch_size": 8}
 
 
@@ -73,30 +55,27 @@ def test_a_device_that_cannot_compute_in_it(monkeypatch):
     assert resolve_precision("fp32", CPU) is Precision.FP32
 
 
+def stand_ins():
+    """Engines are stand-ins; the shards are so small that a run can be killed among them."""
+    worker.SHARD_SECONDS = 0.0
+    install(pytest.MonkeyPatch())
+
+
 @pytest.mark.slow
 def test_killed_and_finished_by_many_processes(
     small_model, small_images, small_checkpoint, small_npz, tmp_path, monkeypatch
 ):
     install(monkeypatch)
     alone = db.evaluate_nll(small_model, small_images, **OPTIONS).summary
-    script, out = tmp_path / "stand_in.py", tmp_path / "run"
-    script.write_text(MODULE)
+    out = tmp_path / "run"
     options = [f"--{n.replace('_', '-')}={value}" for n, value in OPTIONS.items()]
-    inputs = ["--ckpt", str(small_checkpoint), "--data", str(small_npz)]
-    command = ["nll", *inputs, *options, "--out", str(out)]
-    sitting = subprocess.Popen(
-        [sys.executable, str(script), *command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
-    deadline = time.monotonic() + 120
-    while not list(out.glob("shards/correction-fp32-*")):
-        assert sitting.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-    sitting.send_signal(signal.SIGKILL)
-    sitting.communicate()
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    finishing = [*torchrun, "--nproc-per-node", "2", str(script), *command]
-    subprocess.run(finishing, check=True, capture_output=True, timeout=120)
+    inputs = ["--ckpt", small_checkpoint, "--data", small_npz]
+    command = ["nll", *inputs, *options, "--out", out]
+    running = Command(*command, setup=stand_ins)
+    running.wait_until(lambda: list(out.glob("shards/correction-fp32-*")))
+    assert running.kill() == -signal.SIGKILL, "the run ended before it could be killed"
+    for result in ranks(2, *command, setup=stand_ins):
+        assert result.returncode == 0, result.stderr
     found = json.loads((out / "summary.json").read_text())
     for name in ("bits_per_dim", "half_width", "half_width_population", "kl", "decoder"):
         assert found[name] == pytest.approx(alone[name], abs=1e-6)
