@@ -23,6 +23,8 @@ from ddpmbench.unet.unet import UNet
 # started in processes of their own inherit this.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
+# No test cuts the power, and to wait for the disk takes milliseconds a file.
+os.fsync = os.fstat
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -166,6 +166,7 @@ def _run(
     from ddpmbench.evaluate import answered
 
     torch.set_num_threads(1)
+    os.fsync = os.fstat
     answered.page_of = undrawn
     if setup is not None:
         setup()
