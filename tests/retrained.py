@@ -5,6 +5,7 @@ continuous time.
 """
 
 import dataclasses
+import hashlib
 
 import numpy as np
 import torch
@@ -71,3 +72,20 @@ class Shifted(nn.Module):
 
     def forward(self, x_t: Tensor, time: Tensor) -> Tensor:
         return self.network(x_t, time.float() + self.by)
+
+
+def remembering(checkpoint: Checkpoint) -> Checkpoint:
+    """The same, but its network evaluates no input twice."""
+    evaluate, known = checkpoint.network.forward, {}
+
+    def forward(x_t: Tensor, time: Tensor) -> Tensor:
+        inputs = torch.cat([x_t.flatten(1), time[:, None].to(x_t.dtype)], 1).numpy()
+        keys = [hashlib.blake2b(of.tobytes(), digest_size=16).digest() for of in inputs]
+        new = [row for row, key in enumerate(keys) if key not in known]
+        if new:
+            outputs = evaluate(x_t[new], time[new])
+            known.update(zip((keys[row] for row in new), outputs, strict=True))
+        return torch.stack([known[key] for key in keys])
+
+    checkpoint.network.forward = forward
+    return checkpoint

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import torch
 from oracles import oracle_checkpoint, oracle_images
-from retrained import Shifted, trained
+from retrained import Shifted, remembering, trained
 from torch import nn
 
-from ddpmbench import load_images
 from ddpmbench.data.images import ImageSet
 from ddpmbench.diffusion.data_range import UNIT_RANGE, DataRange
 from ddpmbench.diffusion.model import Checkpoint, TimeInput
@@ -26,11 +25,6 @@ from ddpmbench.sanity_check.scores import NUM_IMAGES
 CPU = torch.device("cpu")
 LINEAR, COSINE = NoiseSchedule.linear(1000), NoiseSchedule.cosine(1000)
 HALF, BYTES = DataRange(-0.5, 0.5), DataRange(0, 255)
-
-
-@pytest.fixture(scope="module")
-def images() -> ImageSet:
-    return load_images("fashion-mnist:test")
 
 
 def checked(
@@ -121,13 +115,14 @@ def test_an_untrained_network_has_a_fault_that_nothing_mends(shipped, images):
         shipped.network.config, model_channels=8, channels=(8, 8, 8), norm_groups=4
     )
     torch.manual_seed(0)
-    untrained = type(shipped.network)(config)
-    check = checked(dataclasses.replace(shipped, network=untrained), images)
+    network = type(shipped.network)(config)
+    untrained = remembering(dataclasses.replace(shipped, network=network))
+    check = checked(untrained, images)
     assert check.likely is None
     assert (check.fault.name, check.fault.limit) == ("eps_mse", 0.1)
     assert check.fault.value > 0.5
     # Predicting v = 0 is better than predicting no noise, but not than independent pixels.
-    as_v = dataclasses.replace(shipped, network=untrained, prediction=Prediction.V)
+    as_v = dataclasses.replace(untrained, prediction=Prediction.V)
     assert checked(as_v, images).fault.name == "nats"
 
 
