@@ -52,7 +52,7 @@ def reference_term(network, x_start, t, eps, *, num_timesteps=1000, variance="fi
 
 DRAWS = 8
 NUM_IMAGES = 3
-STEPS = np.unique(np.geomspace(1, 1000, 30).round().astype(int))
+STEPS = np.unique(np.geomspace(1, 1000, 20).round().astype(int))
 
 
 @pytest.fixture(scope="module")

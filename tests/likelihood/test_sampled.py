@@ -116,7 +116,7 @@ def test_the_bound_is_unbiased_and_both_intervals_cover(kind, stops):
 @pytest.mark.parametrize("kind", ["ht", "regression"])
 @pytest.mark.parametrize(("num_images", "goal"), [(8, 0.05), (30, 0.05)])
 def test_the_intervals_cover_with_few_images(kind, num_images, goal):
-    found = study(kind, goal=goal, num_images=num_images, num_timesteps=40, seeds=250)
+    found = study(kind, goal=goal, num_images=num_images, num_timesteps=40, seeds=150)
     assert abs(z_score(found.error)) < 3
     # The decoder's noise is known from few draws, of images that differ.
     assert 0.91 <= (np.abs(found.error) <= found.half_width).mean() <= 0.985
