@@ -270,11 +270,14 @@ class Checker:
     def _neighborhood(self, base: Score) -> _Neighborhood:
         """A candidate and others that differ from it in one parameter."""
         near = self._trained(base)
-        others = list(alternatives(base.candidate, self._scorer.channels))
-        if not near.is_trained:
-            others += other_processes(base.candidate)
-        others = [other for other in others if self._can_be_evaluated(other)]
+        others = [
+            other
+            for other in alternatives(base.candidate, self._scorer.channels)
+            if self._can_be_evaluated(other)
+        ]
         others = self._with_predictions(base, near.fault, others)
+        if not near.is_trained:
+            others += filter(self._can_be_evaluated, other_processes(base.candidate))
         own = base.candidate.time_parameters
         scores = self._screened(base, [o for o in others if o.time_parameters == own])
         if not near.is_trained and not self._has_trained(base, scores):
