@@ -23,7 +23,7 @@ WORDS = ("--solver-steps", 2, "--num-ode-images", 4, "--half-width", 0.3, "--see
 
 @pytest.fixture(scope="module")
 def whole(small_model, small_images):
-    return db.evaluate_ode(small_model, small_images, **OPTIONS, batch_size=4)
+    return db.evaluate_ode(small_model, small_images, **OPTIONS, batch_size=2)
 
 
 def numbers(report):
@@ -64,7 +64,7 @@ def test_the_decoder_is_the_one_of_the_bound(whole, small_model, small_images):
 
 def test_a_folder_holds_what_memory_does(whole, small_model, small_images, tmp_path):
     out = tmp_path / "run"
-    report = db.evaluate_ode(small_model, small_images, **OPTIONS, batch_size=4, out=out)
+    report = db.evaluate_ode(small_model, small_images, **OPTIONS, batch_size=2, out=out)
     np.testing.assert_allclose(numbers(report), numbers(whole), rtol=0, atol=1e-6)
     frame = pd.read_csv(out / "per_image.csv")
     assert frame.bits_per_dim.to_numpy() == pytest.approx(report.per_image.bits_per_dim.to_numpy())
