@@ -97,10 +97,17 @@ class SyntheticModel:
         if garbage:
             generator = np.random.default_rng(99)
             g, code = np.exp(2 * generator.normal(size=g.shape)), generator.normal(size=code.shape)
-        return feature_table(design, g, code)
+        return feature_table(design, g, standardized(code))
 
 
-def feature_table(design: ImportanceDesign, g: Array, code: Array) -> FeatureTable:
+def standardized(values: Array) -> NDArray[np.float32]:
+    """(N, P) of mean 0 and variance 1 over the images, as features of images are."""
+    columns = values.reshape(len(values), -1)
+    scale = columns.std(0)
+    return ((columns - columns.mean(0)) / np.where(scale > 0, scale, 1.0)).astype(np.float32)
+
+
+def feature_table(design: ImportanceDesign, g: Array, image: NDArray[np.float32]) -> FeatureTable:
     """What a regression needs, from all features in memory."""
     bins, t = log_bins(design.num_timesteps), np.arange(2, design.num_timesteps + 1)
     both = np.stack([g, np.log(g)], axis=2)
@@ -110,7 +117,7 @@ def feature_table(design: ImportanceDesign, g: Array, code: Array) -> FeatureTab
         bin_sums=sums,
         timestep_means=both.mean(0),
         root_means=np.sqrt(g).mean(0),
-        code_length=code,
+        image=image,
         error_scale=np.stack([t / 50, 1 / (1 + t / 50)]),
     )
 

@@ -40,6 +40,7 @@ from ddpmbench.execution.worker import RunListener
 from ddpmbench.likelihood.continuous import terms_pass_of
 from ddpmbench.likelihood.decoders import DECODERS
 from ddpmbench.likelihood.designs import PilotDesign
+from ddpmbench.likelihood.image_features import code_length
 from ddpmbench.likelihood.image_scores import (
     LEAST_EVALUATIONS,
     ImageScores,
@@ -48,7 +49,7 @@ from ddpmbench.likelihood.image_scores import (
     nearest_distance,
     num_copies,
 )
-from ddpmbench.likelihood.regression import code_length, portions
+from ddpmbench.likelihood.regression import portions
 from ddpmbench.report.card import Card, Draw, Shown
 from ddpmbench.report.scores import (
     EXTREMES,

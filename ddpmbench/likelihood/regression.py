@@ -12,6 +12,7 @@ from ddpmbench.data.pixel_store import release, store
 from ddpmbench.diffusion.data_range import UNIT_RANGE, DataRange
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.likelihood.designs import ImportanceDesign
+from ddpmbench.likelihood.image_features import NUM_IMAGE_FEATURES, image_features
 from ddpmbench.likelihood.terms import image_blocks
 
 CHUNK_BYTES = 2**23
@@ -104,6 +105,11 @@ class GaussianFeatures:
         dots = [np.einsum("bk,bk->b", squares, columns[of - 2]) for of in t]
         return np.stack(dots) + constant[t - 2]
 
+    def total(self, pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
+        """(B,) sum of the terms over t = 2..T."""
+        factor, constant = self._coefficients()
+        return np.asarray(self._squares(pixels) @ factor.sum(1) + constant.sum())
+
     def _squares(self, pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
         """(B, K) sum of the squared coefficients of each level."""
         z = _cosine_transform(self.data_range.array_to_model(pixels) - self.mean)
@@ -125,25 +131,6 @@ class GaussianFeatures:
         return scale * np.square(kept), scale * noise * (count @ np.square(wiener))
 
 
-def code_length(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """(B,) the length of a lossless code of (B, C, H, W) 8-bit images, nats per dimension.
-
-    A stand-in for the size of its PNG that does not depend on a library's version: every level is
-    predicted from three neighbors as in JPEG-LS, and the length is the entropy of the errors'
-    histogram.
-
-    Source: Weinberger, Seroussi & Sapiro 2000, "The LOCO-I lossless image compression algorithm".
-    """
-    padded = np.pad(pixels, ((0, 0), (0, 0), (1, 0), (1, 0))).astype(np.int16)
-    left, above, corner = padded[..., 1:, :-1], padded[..., :-1, 1:], padded[..., :-1, :-1]
-    low, high = np.minimum(left, above), np.maximum(left, above)
-    error = (padded[..., 1:, 1:] - np.clip(left + above - corner, low, high)) % 256
-    flat = error.reshape(len(pixels), -1) + 256 * np.arange(len(pixels))[:, None]
-    histogram = np.bincount(flat.ravel(), minlength=256 * len(pixels)).reshape(-1, 256)
-    share = histogram / max(flat.shape[1], 1)
-    return np.asarray(-(share * np.log(np.where(share > 0, share, 1.0))).sum(1))
-
-
 def portions(pixels: NDArray[np.uint8], width: int = 256) -> Iterator[slice]:
     """Slices that cover the images, each small enough to be worked on in memory.
 
@@ -163,8 +150,8 @@ def _cosine_transform(x: NDArray[np.float64]) -> NDArray[np.float64]:
 BINS = 30
 """The timesteps are grouped into at most this many bins, evenly spaced in log t."""
 
-# Terms that the prior of each coefficient is worth: intercept, G, log G, code length.
-_PRIOR_TERMS = np.array([0.3, 4.0, 4.0, 4.0])
+# Terms that the prior of a coefficient is worth: of the intercept, and of each other.
+_INTERCEPT_PRIOR, _PRIOR = 0.3, 4.0
 
 
 def log_bins(num_timesteps: int) -> NDArray[np.int64]:
@@ -173,6 +160,26 @@ def log_bins(num_timesteps: int) -> NDArray[np.int64]:
     width = (log_t[-1] - log_t[0]) / BINS or 1.0
     raw = np.minimum((log_t - log_t[0]) / width, BINS - 1).astype(np.int64)
     return np.unique(raw, return_inverse=True)[1].astype(np.int64)
+
+
+def standardized_features(
+    gaussian: GaussianFeatures, pixels: NDArray[np.uint8]
+) -> NDArray[np.float32]:
+    """(N, P) features of (N, C, H, W) 8-bit images, of mean 0 and variance 1 over the images.
+
+    `image_features`, and the logarithm of the linear denoiser's total.
+    """
+    table = np.empty((len(pixels), NUM_IMAGE_FEATURES + 1), np.float32)
+    for part in portions(pixels):
+        table[part, :-1] = image_features(gaussian.data_range.reduced(pixels[part]))
+        table[part, -1] = np.log(gaussian.total(pixels[part]))
+    center = table.mean(0, dtype=np.float64)
+    table -= center.astype(np.float32)
+    scale = np.sqrt(np.einsum("np,np->p", table, table, dtype=np.float64) / len(table))
+    is_alike = scale <= 1e-6 * np.abs(center)  # but for rounding
+    table[:, is_alike], scale[is_alike] = 0.0, 1.0
+    table /= scale.astype(np.float32)
+    return table
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -187,7 +194,7 @@ class FeatureTable:
             file for many images. The rounding errs up and down alike, by less than 1e-7.
         timestep_means: (T - 1, 2) means of G and of log G over the images, t = 2..T.
         root_means: (T - 1,) mean of the root of G.
-        code_length: (N,) `code_length` of each image.
+        image: (N, P) float32, `standardized_features` of each image.
         error_scale: (2, T - 1) factors from G to the linear denoiser's mean squared error of
             x_start and of the noise.
     """
@@ -196,7 +203,7 @@ class FeatureTable:
     bin_sums: NDArray[np.float32]
     timestep_means: NDArray[np.float64]
     root_means: NDArray[np.float64]
-    code_length: NDArray[np.float64]
+    image: NDArray[np.float32]
     error_scale: NDArray[np.float64]
 
     @classmethod
@@ -207,7 +214,6 @@ class FeatureTable:
         starts = np.flatnonzero(np.diff(log_bins(design.num_timesteps), prepend=-1))
         timestep_sums = np.zeros((design.num_timesteps - 1, 2))
         root_sums = np.zeros(design.num_timesteps - 1)
-        lengths = np.empty(len(pixels))
 
         def bin_sums() -> Iterator[NDArray[np.float32]]:
             for part in portions(pixels, max(256, design.num_timesteps)):
@@ -217,7 +223,6 @@ class FeatureTable:
                     timestep_sums[:, k] += values.sum(0)
                     sums[:, :, k] = np.add.reduceat(values, starts, axis=1)
                 root_sums[:] += np.sqrt(g).sum(0)
-                lengths[part] = code_length(features.data_range.reduced(pixels[part]))
                 yield sums
 
         stored = store((len(pixels), len(starts), 2), bin_sums(), np.float32)
@@ -227,7 +232,7 @@ class FeatureTable:
             bin_sums=stored,
             timestep_means=timestep_sums / len(pixels),
             root_means=root_sums / len(pixels),
-            code_length=lengths,
+            image=standardized_features(features, pixels),
             error_scale=np.stack([1 / features.weight, snr / features.weight]),
         )
 
@@ -283,7 +288,7 @@ def no_predictions(design: ImportanceDesign) -> Predictions:
 def predict(
     design: ImportanceDesign, nats: NDArray[np.float64], features: FeatureTable
 ) -> Predictions:
-    r"""Fit the terms in bins of log t to the regressors (1, G, log G, code length).
+    r"""Fit the terms in bins of log t to the regressors (1, G, log G, features of the image).
 
     .. math:: \hat y(t) = \beta_b^\top x(t), \quad t \in b
 
@@ -299,18 +304,21 @@ def predict(
     timesteps_in_bin = np.bincount(bins)
     bin_density = np.bincount(bins, weights=design.density) / timesteps_in_bin
     basis = _Basis.of(features, bins)
-    gram = np.zeros((design.num_replicates, len(timesteps_in_bin), 4, 4))
-    moment = np.zeros((design.num_replicates, len(timesteps_in_bin), 4))
+    size = (design.num_replicates, len(timesteps_in_bin), basis.num_columns)
+    gram, moment = np.zeros((*size, basis.num_columns)), np.zeros(size)
     for j in range(design.num_replicates):
-        for part in image_blocks(design.num_images):
+        for part in image_blocks(design.num_images, basis.num_columns):
             index = design.t[j, part] - 2
             b, p = bins[index], design.density[index]
             # Terms have the weight of their residuals in the estimate, 1 / density. The density of
             # the bin makes the coefficients of bins alike, so that sparse bins learn from others.
             x = basis.at(features.at_terms[j, part], b, part) * (bin_density[b] / p)[:, None]
             y = nats[j, part] / p
-            gram[j] += _sum_by_bin(x[:, :, None] * x[:, None, :], b, len(timesteps_in_bin))
-            moment[j] += _sum_by_bin(x * y[:, None], b, len(timesteps_in_bin))
+            order = np.argsort(b, kind="stable")
+            starts = np.searchsorted(b[order], np.arange(len(timesteps_in_bin)))
+            for k, rows in enumerate(np.split(order, starts[1:])):
+                gram[j, k] += x[rows].T @ x[rows]
+                moment[j, k] += x[rows].T @ y[rows]
     means = basis.means(features.timestep_means, bins)
     terms, totals = np.empty(nats.shape), np.empty(nats.shape)
     betas = [
@@ -333,7 +341,7 @@ class _Basis:
 
     g_scale: NDArray[np.float64]  # (bins,) mean of G
     log_center: NDArray[np.float64]  # (bins,) mean of log G
-    code: NDArray[np.float64]  # (N,) standardized
+    image: NDArray[np.float32]  # (N, P) standardized
     timesteps_in_bin: NDArray[np.int64]  # (bins,)
 
     @classmethod
@@ -342,47 +350,48 @@ class _Basis:
         # Not from the bin sums, which are rounded.
         sums = _sum_by_bin(features.timestep_means, bins, len(timesteps_in_bin))
         mean = sums / timesteps_in_bin[:, None]
-        length = features.code_length
-        code = (length - length.mean()) / (length.std() or 1.0)
-        return cls(mean[:, 0], mean[:, 1], code, timesteps_in_bin)
+        return cls(mean[:, 0], mean[:, 1], features.image, timesteps_in_bin)
+
+    @property
+    def num_columns(self) -> int:
+        return 3 + int(self.image.shape[1])
 
     def at(self, g: NDArray[np.float64], b: NDArray[np.int64], part: slice) -> NDArray[np.float64]:
-        """(B, 4) at the terms of some images in one replicate."""
-        columns = (g / self.g_scale[b] - 1, np.log(g) - self.log_center[b], self.code[part])
-        return np.stack([np.ones_like(g), *columns], axis=1)
+        """(B, 3 + P) at the terms of some images in one replicate."""
+        columns = (np.ones_like(g), g / self.g_scale[b] - 1, np.log(g) - self.log_center[b])
+        return np.column_stack([*columns, self.image[part]])
 
     def totals(
         self, bin_sums: NDArray[np.float32], beta: NDArray[np.float64], part: slice
     ) -> NDArray[np.float64]:
-        """(B,) predictions for these images summed over the timesteps; beta is (bins, 4)."""
+        """(B,) predictions for these images summed over the timesteps; beta is (bins, 3 + P)."""
         # Written out: the regressors of all images and bins would be twice the sums.
         level = self.timesteps_in_bin @ (beta[:, 0] - beta[:, 1] - self.log_center * beta[:, 2])
         g, log_g = bin_sums[:, :, 0] @ (beta[:, 1] / self.g_scale), bin_sums[:, :, 1] @ beta[:, 2]
         return np.asarray(
-            level + g + log_g + self.code[part] * (self.timesteps_in_bin @ beta[:, 3])
+            level + g + log_g + self.image[part] @ (self.timesteps_in_bin @ beta[:, 3:])
         )
 
     def means(
         self, timestep_means: NDArray[np.float64], bins: NDArray[np.int64]
     ) -> NDArray[np.float64]:
-        """(T - 1, 4) mean over the images at each timestep."""
+        """(T - 1, 3 + P) mean over the images at each timestep."""
         g = timestep_means[:, 0] / self.g_scale[bins] - 1
         log_g = timestep_means[:, 1] - self.log_center[bins]
-        return np.stack([np.ones_like(g), g, log_g, np.full_like(g, self.code.mean())], axis=1)
+        image = np.broadcast_to(self.image.mean(0, dtype=np.float64), (len(g), self.image.shape[1]))
+        return np.column_stack([np.ones_like(g), g, log_g, image])
 
 
 def _sum_by_bin(
     values: NDArray[np.float64], b: NDArray[np.int64], bins: int
 ) -> NDArray[np.float64]:
-    flat = values.reshape(len(values), -1)
-    sums = [np.bincount(b, weights=column, minlength=bins) for column in flat.T]
-    by_bin = np.stack(sums, axis=1).astype(np.float64)
-    return by_bin.reshape(bins, *values.shape[1:])
+    sums = [np.bincount(b, weights=column, minlength=bins) for column in values.T]
+    return np.stack(sums, axis=1).astype(np.float64)
 
 
 def _shrunk(gram: NDArray[np.float64], moment: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(bins, 4) coefficients: ridge regression of each bin toward that of all bins together."""
-    prior = np.diag(_PRIOR_TERMS)
+    """(bins, K) coefficients: ridge regression of each bin toward that of all bins together."""
+    prior = np.diag([_INTERCEPT_PRIOR] + [_PRIOR] * (moment.shape[1] - 1))
     together = np.linalg.solve(gram.sum(0) + prior, moment.sum(0))
     of_bin = np.linalg.solve(gram + prior, (moment - gram @ together)[:, :, None])[:, :, 0]
     return np.asarray(together + of_bin)

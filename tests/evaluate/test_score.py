@@ -14,8 +14,8 @@ from sealing import read_record
 
 import ddpmbench as db
 from ddpmbench import ImageSet, NoiseSchedule
+from ddpmbench.likelihood.image_features import code_length
 from ddpmbench.likelihood.image_scores import PerImageDesign, estimate_image_scores
-from ddpmbench.likelihood.regression import code_length
 from ddpmbench.likelihood.terms import TermsPass
 from ddpmbench.report.scores import printed_scores, verdict
 from ddpmbench.report.scores_page import score_page

@@ -7,7 +7,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from mixtures import feature_table
+from mixtures import feature_table, standardized
 from oracles import gaussian_denoiser, oracle_images, scaled_schedule
 from scipy import fft
 
@@ -16,12 +16,13 @@ from ddpmbench.diffusion.process import GaussianDiffusion
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.likelihood import regression, terms
 from ddpmbench.likelihood.designs import ImportanceDesign
+from ddpmbench.likelihood.image_features import code_length, image_features
 from ddpmbench.likelihood.regression import (
     FeatureTable,
     GaussianFeatures,
-    code_length,
     log_bins,
     predict,
+    standardized_features,
 )
 from ddpmbench.likelihood.terms import bound_terms
 
@@ -87,8 +88,8 @@ def test_the_features_do_not_depend_on_the_range_of_the_data(levels):
         found.divergence(images.pixels), expected.divergence(images.pixels), rtol=1e-9
     )
     table = FeatureTable.of(found, images.pixels, uniform_design(20, 30))
-    reduced = images.pixels // (256 // levels)
-    np.testing.assert_array_equal(table.code_length, code_length(reduced))
+    reduced = image_features(images.pixels // (256 // levels))
+    np.testing.assert_allclose(table.image[:, :-1], standardized(reduced), atol=1e-5)
 
 
 def test_the_colors_are_decorrelated():
@@ -120,7 +121,7 @@ def test_images_that_are_all_the_same_have_finite_features(value, num_images):
     g = fitted.divergence(pixels)
     assert (g > 0).all()
     assert np.isfinite(np.log(g)).all()
-    assert np.isfinite(code_length(pixels)).all()
+    assert np.isfinite(standardized_features(fitted, pixels)).all()
 
 
 def test_portions_do_not_matter(monkeypatch):
@@ -168,15 +169,15 @@ def test_memory_is_modest():
 def test_rounded_sums_are_as_good_as_exact_ones():
     images, schedule = oracle_images(500, shape=(1, 6, 6)), NoiseSchedule.linear(300)
     fitted, design = GaussianFeatures.fit(images.pixels, schedule), uniform_design(500, 300)
-    g, code = fitted.divergence(images.pixels), code_length(images.pixels)
-    exact = feature_table(design, g, code)
     table = FeatureTable.of(fitted, images.pixels, design)
+    exact = feature_table(design, fitted.divergence(images.pixels), table.image)
     assert table.bin_sums.dtype == np.float32
     generator = np.random.default_rng(0)
     nats = exact.at_terms * generator.uniform(0.5, 2, exact.at_terms.shape)
     found, expected = predict(design, nats, table), predict(design, nats, exact)
     np.testing.assert_allclose(found.terms, expected.terms, rtol=1e-9)
-    np.testing.assert_allclose(found.totals, expected.totals, rtol=1e-7)
+    # Predictions of totals go through 0, and the terms that are summed do not.
+    np.testing.assert_allclose(found.totals, expected.totals, rtol=1e-7, atol=1e-7)
     # As often too large as too small: the mean is far better still.
     np.testing.assert_allclose(found.totals.mean(1), expected.totals.mean(1), rtol=2e-9)
 
@@ -185,8 +186,10 @@ def test_the_table_holds_the_features_at_the_rows_and_their_sums():
     images, schedule = oracle_images(30, shape=(1, 6, 6)), NoiseSchedule.linear(100)
     fitted, design = GaussianFeatures.fit(images.pixels, schedule), uniform_design(30, 100)
     table = FeatureTable.of(fitted, images.pixels, design)
-    dense = feature_table(design, fitted.divergence(images.pixels), code_length(images.pixels))
-    for name in ("at_terms", "timestep_means", "code_length"):
+    dense = feature_table(
+        design, fitted.divergence(images.pixels), standardized_features(fitted, images.pixels)
+    )
+    for name in ("at_terms", "timestep_means", "image"):
         np.testing.assert_allclose(getattr(table, name), getattr(dense, name), rtol=1e-10)
     np.testing.assert_allclose(table.bin_sums, dense.bin_sums, rtol=1e-7)
     more = dataclasses.replace(design, num_replicates=5)
@@ -220,3 +223,30 @@ def test_what_compresses_badly_has_a_long_code():
     assert 0.97 * np.log(256) < lengths[3] <= np.log(256)
     together = code_length(np.concatenate([flat, ramp, mild, noise]))
     np.testing.assert_array_equal(together, lengths)  # each image by itself
+
+
+def test_the_features_of_an_image_are_shares_of_what_can_be_counted():
+    pixels = np.zeros((1, 1, 6, 6), dtype=np.uint8)
+    pixels[0, 0, :, 3:] = 255  # an edge between two flat halves
+    found = image_features(pixels)[0]
+    variation, ends, differences, deviations = found[1], found[2:6], found[6:14], found[14:]
+    assert variation == pytest.approx(6 * 255 / 60)
+    np.testing.assert_allclose(ends, [0.5, 0, 0, 0.5])
+    np.testing.assert_allclose(differences, [54 / 60, 0, 0, 0, 0, 0, 0, 0])  # the others are 255
+    np.testing.assert_allclose(deviations, [4 / 6, 0, 0, 0, 0, 0, 0, 0])
+    pixels[0, 0, 0, 0] = 3  # with two neighbors, in four windows
+    found = image_features(pixels)[0]
+    np.testing.assert_allclose(found[6:9], [52 / 60, 0, 0])
+    assert found[9] == pytest.approx(2 / 60)
+    deviation = np.array([4, 2, 2, 1]) / 9
+    deviation = 3 * np.sqrt(deviation * (1 - deviation))
+    expected = [np.mean((deviation > low) & (deviation <= low + 1)) * 4 / 36 for low in (0, 1)]
+    np.testing.assert_allclose(found[15:17], expected)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 1, 7), (1, 2, 2)])
+def test_small_images_have_features_too(shape):
+    pixels = np.random.default_rng(0).integers(0, 256, (5, *shape), dtype=np.uint8)
+    found = image_features(pixels)
+    assert np.isfinite(found).all()
+    np.testing.assert_array_equal(image_features(pixels[2:3]), found[2:3])

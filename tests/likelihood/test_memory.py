@@ -39,7 +39,7 @@ def features(design):
         bin_sums=store((n, bins, 2), parts, np.float32),
         timestep_means=np.ones((T - 1, 2)),
         root_means=np.ones(T - 1),
-        code_length=np.arange(n) % 11 / 4,
+        image=(np.arange(n, dtype=np.float32) % 11 - 5)[:, None],
         error_scale=np.ones((2, T - 1)),
     )
 
