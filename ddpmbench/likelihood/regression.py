@@ -150,8 +150,9 @@ def _cosine_transform(x: NDArray[np.float64]) -> NDArray[np.float64]:
 BINS = 30
 """The timesteps are grouped into at most this many bins, evenly spaced in log t."""
 
-# Terms that the prior of a coefficient is worth: of the intercept, and of each other.
-_INTERCEPT_PRIOR, _PRIOR = 0.3, 4.0
+# Terms that the prior of a coefficient is worth: of the intercept, of G and log G, and of a feature
+# of the image, whose coefficients in single bins take more terms to know.
+_INTERCEPT_PRIOR, _PRIOR, _IMAGE_PRIOR = 0.3, 4.0, 30.0
 
 
 def log_bins(num_timesteps: int) -> NDArray[np.int64]:
@@ -391,7 +392,10 @@ def _sum_by_bin(
 
 def _shrunk(gram: NDArray[np.float64], moment: NDArray[np.float64]) -> NDArray[np.float64]:
     """(bins, K) coefficients: ridge regression of each bin toward that of all bins together."""
-    prior = np.diag([_INTERCEPT_PRIOR] + [_PRIOR] * (moment.shape[1] - 1))
+    num_features = moment.shape[1] - 3
+    priors = [_INTERCEPT_PRIOR, _PRIOR, _PRIOR]
+    prior = np.diag(priors + [_PRIOR] * num_features)
     together = np.linalg.solve(gram.sum(0) + prior, moment.sum(0))
+    prior = np.diag(priors + [_IMAGE_PRIOR] * num_features)
     of_bin = np.linalg.solve(gram + prior, (moment - gram @ together)[:, :, None])[:, :, 0]
     return np.asarray(together + of_bin)
