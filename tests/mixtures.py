@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddpmbench.likelihood.designs import ImportanceDesign, PilotDesign, proposal_density
+from ddpmbench.likelihood.image_sampling import ImageSample
 from ddpmbench.likelihood.regression import FeatureTable, log_bins
 from ddpmbench.likelihood.terms import VALUE_COLUMNS, TermIndex, TermTable
 
@@ -110,14 +111,15 @@ def standardized(values: Array) -> NDArray[np.float32]:
 def feature_table(design: ImportanceDesign, g: Array, image: NDArray[np.float32]) -> FeatureTable:
     """What a regression needs, from all features in memory."""
     bins, t = log_bins(design.num_timesteps), np.arange(2, design.num_timesteps + 1)
+    g, sample = g[design.image], ImageSample.of(design, image[design.image])
     both = np.stack([g, np.log(g)], axis=2)
     sums = np.stack([both[:, bins == b].sum(1) for b in range(bins[-1] + 1)], axis=1)
     return FeatureTable(
         at_terms=np.take_along_axis(g.T, design.t - 2, axis=0),
         bin_sums=sums,
-        timestep_means=both.mean(0),
-        root_means=np.sqrt(g).mean(0),
-        image=image,
+        timestep_means=np.einsum("n,ntk->tk", sample.weights, both),
+        root_means=sample.weights @ np.sqrt(g),
+        sample=sample,
         error_scale=np.stack([t / 50, 1 / (1 + t / 50)]),
     )
 

@@ -133,7 +133,7 @@ _likelihood_options = options.decorate(
     options.choice(
         "--estimator",
         ["importance", "every-pair"],
-        "importance evaluates a few timesteps of every image and gives the same bound with an "
+        "importance evaluates a few timesteps of some images and gives the same bound with an "
         "interval; every-pair evaluates every timestep of every image.",
         default="importance",
     ),

@@ -358,7 +358,7 @@ def _correction_terms(run: FinishedRun) -> NDArray[np.float64]:
 def _importance_terms(run: FinishedRun) -> ImportanceTerms:
     design = run.design
     assert isinstance(design, ImportanceDesign)
-    return ImportanceTerms(design, _tables(run, design), run.predictions())
+    return ImportanceTerms(design, _tables(run, design), *run.predictions(design))
 
 
 def _tables(run: FinishedRun, design: Design) -> Tables:

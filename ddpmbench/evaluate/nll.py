@@ -136,7 +136,7 @@ def evaluate_nll(
     Args:
         checkpoint: what `load_checkpoint` returns; its conventions are those of the bound.
         images: what `load_images` returns or takes: a name, a path, a uint8 array.
-        estimator: "importance" computes a few steps of every image, chosen so that the bound
+        estimator: "importance" computes a few steps of a sample of the images, so that the bound
             is unbiased and its interval narrow; "every-pair" every step of every image.
         half_width: importance: of the 95 % interval for these images, bits per dimension; rows
             are added until it is that narrow. None for 0.005.
@@ -204,7 +204,7 @@ def evaluate_nll(
         conventions = conventions_of(checkpoint, images, decoder=decoder)
         shape = images.pixels.shape[1:]
         checkpoint = run_session.checked(checkpoint, shape)
-        calls = chosen.least_evaluations(len(images), checkpoint.schedule.num_timesteps)
+        calls = chosen.usual_evaluations(len(images), checkpoint.schedule.num_timesteps)
         use = NetworkUse(shape, calls // ranks.count, batch_size)
         terms_pass = terms_pass_of(checkpoint, images, seed=seed, decoder=decoder, device=target)
         computed_in = settled_precision(
@@ -442,7 +442,7 @@ def _write(
         folder.write_frame(DENSITY, density_frame(result.density))
     if isinstance(result.bound, SampledBound):
         with folder.replacing(PREDICTIONS) as temporary:
-            write_predictions(temporary, result.bound.predictions)
+            write_predictions(temporary, result.bound.predictions, result.bound.sample)
     _write_terms(folder, result.num_terms)
     folder.write_json("environment.json", record)
     folder.write_summary(report.summary)
@@ -462,7 +462,7 @@ def _write_terms(folder: RunFolder, length: int) -> None:
 
 
 def _extremes(result: LikelihoodRun, images: ImageSet, data_range: DataRange) -> Extremes:
-    """By the whole bound, or by its decoder where that alone is known of every image."""
+    """By the whole bound, or by its decoder where that alone is known of single images."""
     bound = result.bound
     values = bound.image_decoder if isinstance(bound, SampledBound) else bound.total
     return Extremes.of(values, images.pixels).shown(data_range)

@@ -108,6 +108,10 @@ class Estimator(ABC):
     def least_evaluations(self, num_images: int, num_timesteps: int) -> int:
         """Network evaluations that are certain, without those of a pilot and of a correction."""
 
+    def usual_evaluations(self, num_images: int, num_timesteps: int) -> int:
+        """Those of an ordinary run; whether it is long, and its correction, follow from them."""
+        return self.least_evaluations(num_images, num_timesteps)
+
     @abstractmethod
     def run(
         self, run: TermsRun, stores: Stores, *, correction: CorrectionRun | None = None
@@ -149,9 +153,9 @@ class Estimator(ABC):
         return None
 
     def correction_design(self, terms_pass: TermsPass) -> CorrectionDesign:
-        """The terms of a correction. Their number depends on the certain evaluations alone."""
+        """The terms of a correction. Their number depends on the size of the sets alone."""
         size = (len(terms_pass.images), terms_pass.checkpoint.schedule.num_timesteps)
-        count = num_correction_terms(self.least_evaluations(*size))
+        count = num_correction_terms(self.usual_evaluations(*size))
         return CorrectionDesign(*size, terms_pass.seed, count)
 
 

@@ -19,6 +19,7 @@ from ddpmbench.errors import InputError, options
 from ddpmbench.execution.folder import IDENTITY, SHARDS, run_store
 from ddpmbench.execution.store import EARLIER, UNREADABLE, FolderStore
 from ddpmbench.likelihood.designs import EveryPairDesign, ImportanceDesign, num_terms
+from ddpmbench.likelihood.image_sampling import ImageSample
 from ddpmbench.likelihood.regression import Predictions
 from ddpmbench.likelihood.terms import columns_of_bound
 from ddpmbench.version import __version__
@@ -29,6 +30,7 @@ PER_IMAGE, ENVIRONMENT = "per_image.csv", "environment.json"
 DENSITY, PREDICTIONS = "proposal.csv", "predictions.npz"
 _MOST = 2**31
 _PARTS = ("terms", "totals", "timesteps")
+_IMAGES = "image_features"
 _NEEDED = {
     "ddpmbench.ode": ("num_images", "num_ode_images", "ode", "conventions", "checkpoint", "data"),
     "ddpmbench.likelihoods": ("likelihoods", "num_images", "ode", "checkpoint", "data"),
@@ -153,7 +155,13 @@ class FinishedRun:
         size = (of["num_images"], num_steps(of))
         if of["estimator"] == "every-pair":
             return EveryPairDesign(*size, sampling["draws"])
-        return ImportanceDesign(*size, self.density(), of["seed"], sampling["num_replicates"])
+        return ImportanceDesign(
+            *size,
+            self.density(),
+            of["seed"],
+            sampling["num_replicates"],
+            sampling.get("num_blocks"),
+        )
 
     def shards(self, name: str) -> FolderStore:
         """The store of this name.
@@ -207,23 +215,24 @@ class FinishedRun:
             raise _lost(path)
         return density
 
-    def predictions(self) -> Predictions:
-        """What was subtracted at the rows of the importance estimator.
+    def predictions(self, design: ImportanceDesign) -> tuple[Predictions, ImageSample]:
+        """What was subtracted at the terms of its design, and the images of it.
 
         Raises:
             InputError: they are not there, or damaged.
         """
         path = self.path / PREDICTIONS
         try:
-            parts = read_npz(path, _PARTS)
+            parts = read_npz(path, (*_PARTS, _IMAGES))
         except DamageError as error:
             raise _lost(path) from error
-        num_replicates = self.summary["sampling"]["num_replicates"]
-        of_rows = (num_replicates, self.summary["num_images"])
-        of_steps = (num_replicates, num_steps(self.summary) - 1)
-        if [parts[name].shape for name in _PARTS] != [of_rows, of_rows, of_steps]:
+        images = parts.pop(_IMAGES)
+        of_rows = (design.num_replicates, design.num_sampled)
+        of_steps = (design.num_replicates, design.num_timesteps - 1)
+        is_whole = [parts[name].shape for name in _PARTS] == [of_rows, of_rows, of_steps]
+        if not is_whole or images.ndim != 2 or len(images) != design.num_sampled:
             raise _lost(path)
-        return Predictions(**parts)
+        return Predictions(**parts), ImageSample.of(design, images)
 
 
 def num_steps(summary: Mapping[str, Any]) -> int:
@@ -242,7 +251,8 @@ def _has_plausible_counts(summary: Mapping[str, Any]) -> bool:
     inner = sampling if isinstance(sampling, dict) else {}
     counts = [summary[name] for name in names if name in summary]
     counts += [parts for parts in (summary.get("num_parts"),) if parts is not None]
-    counts += [inner[name] for name in ("draws", "num_replicates") if name in inner]
+    of_terms = ("draws", "num_replicates", "num_blocks")
+    counts += [inner[name] for name in of_terms if name in inner]
     return all(type(count) is int and 0 < count < _MOST for count in counts) and (
         math.prod(counts) < _MOST**2
     )
@@ -303,9 +313,10 @@ def _lost(path: Path) -> InputError:
     return InputError(f"{path}: missing or damaged; run the command of its folder again")
 
 
-def write_predictions(path: Path, predictions: Predictions) -> None:
+def write_predictions(path: Path, predictions: Predictions, sample: ImageSample) -> None:
     """Write what `FinishedRun.predictions` reads."""
-    write_npz(path, {name: getattr(predictions, name) for name in _PARTS})
+    parts = {name: getattr(predictions, name) for name in _PARTS}
+    write_npz(path, parts | {_IMAGES: sample.features})
 
 
 def density_frame(density: NDArray[np.float64]) -> pd.DataFrame:
@@ -419,7 +430,8 @@ def _length(run: FinishedRun) -> int:
         num_images = int(of["num_images"])
         if of["estimator"] == "every-pair":
             return num_images * num_steps(of) * int(of["sampling"]["draws"])
-        return num_terms(num_images, int(of["sampling"]["num_replicates"]))
+        sampling = of["sampling"]
+        return num_terms(num_images, int(sampling["num_replicates"]), sampling.get("num_blocks"))
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(run) from error
 

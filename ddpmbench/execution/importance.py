@@ -38,15 +38,21 @@ from ddpmbench.likelihood.estimator import (
     RoughBound,
     RunningBound,
     SampledBound,
+    design_needed,
     horvitz_thompson,
+    initial_design,
     initial_replicates,
     initial_terms,
+    longer_designs,
     regression_estimate,
-    replicates_needed,
 )
 from ddpmbench.likelihood.precision import Correction, num_correction_terms
 from ddpmbench.likelihood.rate_distortion import Distortion, importance_distortion
-from ddpmbench.likelihood.regression import FeatureTable, GaussianFeatures
+from ddpmbench.likelihood.regression import (
+    FeatureTable,
+    GaussianFeatures,
+    standardized_features,
+)
 from ddpmbench.likelihood.terms import TermsPass, TermTable
 from ddpmbench.unet.precision import Precision
 
@@ -58,10 +64,10 @@ _LEAST_SHARE = 0.5
 class Importance(Estimator):
     """Stratified importance sampling over timesteps, with a regression estimator.
 
-    The decoder term of every image, and one further term of every image in each replicate, at a
-    timestep drawn from a proposal density (`ImportanceDesign`). Replicates are added until the
-    interval is narrow enough. What is evaluated depends on the options and on the terms alone:
-    terms beyond it that an earlier session left are not read.
+    The decoder term of a random sample of the images, and one further term of each in each
+    replicate, at a timestep drawn from a proposal density (`ImportanceDesign`). Images are added,
+    and then replicates, until the interval is narrow enough. What is evaluated depends on the
+    options and on the terms alone: terms beyond it that an earlier session left are not read.
 
     Attributes:
         half_width: of the 95 % interval for the images to stop at, bits per dimension.
@@ -114,6 +120,10 @@ class Importance(Estimator):
         """Those until the first interval."""
         return initial_terms(num_images)
 
+    def usual_evaluations(self, num_images: int, num_timesteps: int) -> int:
+        """Those of all images, as a narrow interval takes them."""
+        return num_terms(num_images, initial_replicates(num_images))
+
     def check(
         self, checkpoint: Checkpoint, images: ImageSet, *, seed: int, precision: Precision
     ) -> None:
@@ -159,8 +169,10 @@ class Importance(Estimator):
         """Network evaluations until the first interval, all of them."""
         pilot = len(PilotDesign(num_images, num_timesteps, 0)) if self.terms_of is None else 0
         terms = initial_terms(num_images)
-        corrected = precision is not Precision.FP32
-        return pilot + terms + (2 * num_correction_terms(terms) if corrected else 0)
+        if precision is Precision.FP32:
+            return pilot + terms
+        usual = self.usual_evaluations(num_images, num_timesteps)
+        return pilot + terms + 2 * num_correction_terms(usual)
 
     def note(self, num_images: int, num_timesteps: int, precision: Precision) -> str | None:
         """A note where every pair takes fewer network evaluations than the first interval."""
@@ -211,10 +223,7 @@ class Importance(Estimator):
             run.compute(pilot, pilot_store, before=extra.num_evaluations, after=initial)
             density = run.ranks.once(lambda: pilot_density(pilot, pilot_store))
         prior = run.prior() if run.ranks.reports else np.zeros(num_images)
-        design = ImportanceDesign(
-            num_images, num_timesteps, density, seed, initial_replicates(num_images)
-        )
-        most = self._replicates_allowed(num_images, before)
+        design = initial_design(num_images, num_timesteps, density, seed)
         half_width = self._half_width_of_terms(corrected)
         reduction = _ImportanceReduction(terms_pass, store, prior)
         running = RunningBound(design, prior.mean())
@@ -234,10 +243,10 @@ class Importance(Estimator):
             run.listener.progress(reducing(num_evaluations, stage="the estimate"))
             bound = run.ranks.once(partial(reduction.by_regression, design))
             last = RoughBound(bound.nats, bound.half_width).plus(corrected)
-            needed = min(replicates_needed(design, bound, half_width), most)
-            if needed == design.num_replicates:
+            needed = self._allowed(design, design_needed(design, bound, half_width), before)
+            if len(needed) == len(design):
                 break
-            design = dataclasses.replace(design, num_replicates=needed)
+            design = needed
         run.listener.progress(reducing(num_evaluations, last))
 
         def reduce() -> LikelihoodRun:
@@ -266,15 +275,15 @@ class Importance(Estimator):
         left = half_width**2 - correction.half_width**2
         return math.sqrt(max(left, (_LEAST_SHARE * half_width) ** 2))
 
-    def _replicates_allowed(self, num_images: int, before: int) -> int:
-        """Replicates within the limit, with so many evaluations before their terms."""
+    def _allowed(
+        self, design: ImportanceDesign, needed: ImportanceDesign, before: int
+    ) -> ImportanceDesign:
+        """The longest up to the needed one within the limit, with so many evaluations before."""
         if self.max_evaluations is None:
-            return 2**31
+            return needed
         left = self.max_evaluations - before
-        replicates = max(0, left // num_images)  # more than there can be
-        while replicates and num_terms(num_images, replicates) > left:
-            replicates -= 1
-        return replicates
+        longer = [of for of in longer_designs(design) if len(of) <= min(left, len(needed))]
+        return longer[-1] if longer else design
 
 
 class _ImportanceReduction:
@@ -283,7 +292,7 @@ class _ImportanceReduction:
     def __init__(self, terms_pass: TermsPass, store: Store, prior: NDArray[np.float64]) -> None:
         self._terms_pass, self._store, self._prior = terms_pass, store, prior
         self._clip = terms_pass.diffusion.clip
-        self._known: FeatureTable | None = None
+        self._known: tuple[int, FeatureTable] | None = None
 
     def by_regression(self, design: ImportanceDesign) -> SampledBound:
         features, tables = self._features(design), self._tables(design)
@@ -316,12 +325,18 @@ class _ImportanceReduction:
             self._terms_pass.images.pixels, diffusion.schedule, diffusion.data_range
         )
 
+    @cached_property
+    def _of_images(self) -> NDArray[np.float32]:
+        return standardized_features(self._gaussian, self._terms_pass.images.pixels)
+
     def _features(self, design: ImportanceDesign) -> FeatureTable:
         pixels = self._terms_pass.images.pixels
-        if self._known is None:
-            self._known = FeatureTable.of(self._gaussian, pixels, design)
-        self._known = self._known.extended(self._gaussian, pixels, design)
-        return self._known
+        if self._known is None or self._known[0] != design.blocks:
+            table = FeatureTable.of(self._gaussian, pixels, design, self._of_images)
+        else:
+            table = self._known[1].extended(self._gaussian, pixels, design)
+        self._known = design.blocks, table
+        return table
 
 
 def pilot_density(pilot: PilotDesign, store: Store) -> NDArray[np.float64]:

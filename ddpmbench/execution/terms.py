@@ -246,10 +246,11 @@ class Extremes:
         """Those of an image set.
 
         Args:
-            values: (N,) what each image costs; of equal ones the first counts as shorter.
+            values: (N,) what each image costs, NaN where it is unknown; of equal ones the first
+                counts as shorter.
             pixels: (N, C, H, W).
         """
-        order = np.argsort(values, kind="stable")
+        order = np.argsort(values, kind="stable")[: int(np.isfinite(values).sum())]
         best = order[: min(SHOWN, len(order) // 2)]
         worst = order[::-1][: len(best)]
         return cls(best, pixels[np.array(best)], worst, pixels[np.array(worst)])

@@ -282,13 +282,14 @@ def importance_other_bounds(
         importance_errors(design, terms.replicates[X_START], features, part)
         for part in (slice(None), slice(0, middle), slice(middle, None))
     )
+    of_decoder = terms.decoder_error(features.sample)
     costs = SubScheduleCosts(
         schedule=schedule,
         prior=float(prior.mean()),
         errors=errors,
-        decoder=_decoder_means(design.num_images, tables(decoders), decoders),
-        decoder_variance=terms.decoder_variance,
-        decoder_over_freedom=terms.decoder_variance**2 / max(len(design.redrawn), 1),
+        decoder=_decoder_means(design, tables(decoders), decoders) @ features.sample.weights,
+        decoder_variance=of_decoder,
+        decoder_over_freedom=of_decoder**2 / max(len(design.redrawn), 1),
     )
     return OtherBounds.of(bounds, costs, chosen_by=chosen_by, judged_by=judged_by)
 
@@ -306,14 +307,15 @@ def _skipping_columns(diffusion: GaussianDiffusion) -> tuple[str, list[str]]:
 
 
 def _decoder_means(
-    num_images: int, tables: Iterable[TermTable], columns: list[str]
+    design: ImportanceDesign, tables: Iterable[TermTable], columns: list[str]
 ) -> NDArray[np.float64]:
-    """Means over the images of the means over their draws at t = 1."""
-    sums, count = np.zeros((len(columns), num_images)), np.zeros(num_images)
+    """(columns, M) means of each sampled image over its draws at t = 1."""
+    size = design.num_sampled
+    sums, count = np.zeros((len(columns), size)), np.zeros(size)
     for table in tables:
         first = table.index.t == 1
-        image = table.index.image[first]
-        count += np.bincount(image, minlength=num_images)
+        image = design.position[table.index.image[first]]
+        count += np.bincount(image, minlength=size)
         for total, name in zip(sums, columns, strict=True):
-            total += np.bincount(image, table.values[name][first], num_images)
-    return np.asarray((sums / count).mean(1))
+            total += np.bincount(image, table.values[name][first], size)
+    return np.asarray(sums / count)

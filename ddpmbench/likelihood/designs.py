@@ -1,13 +1,15 @@
 """Which terms are evaluated: every pair, or a stratified importance sample of the timesteps.
 
 The error of a sampled bound is almost all between timesteps and between images. So the decoder term
-(t = 1), which varies most, is evaluated for every image; and in each replicate every image has one
-further term, at a timestep drawn from a proposal density over t = 2..T. The density follows the
-standard deviations of the terms of a small pilot. The timesteps of a replicate are stratified: the
-images, in random order, have one of N equal strata of the proposal's distribution function each.
+(t = 1), which varies most, is evaluated for every sampled image; and in each replicate such an
+image has one further term, at a timestep drawn from a proposal density over t = 2..T. The density
+follows the standard deviations of the terms of a small pilot. The images are sampled in random
+blocks, and the timesteps of a block and replicate are stratified: its images, in random order, have
+one of as many equal strata of the proposal's distribution function each.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterable
 from functools import cached_property
@@ -62,7 +64,7 @@ class EveryPairDesign:
 # those of the designs have 0 in the place of t, and the purpose in the place of the block.
 REPLICATE, REDRAW, PILOT, CORRECTION_OF_DECODER, CORRECTION_OF_KL, CORRECTION_TIMESTEP = range(6)
 CONTINUOUS_OF_KL, CONTINUOUS_TIMESTEP = 6, 7
-PER_IMAGE = 8
+PER_IMAGE, BLOCK = 8, 9
 
 
 def words(count: int, seed: int, *, turn: int, purpose: int) -> NDArray[np.uint64]:
@@ -94,19 +96,21 @@ def ranks(keys: NDArray[np.uint64]) -> NDArray[np.int64]:
     return rank
 
 
-PILOT_IMAGES = 8
+PILOT_IMAGES = 16
 PILOT_DRAW = 2**30
 """The draw of the pilot's terms: no term of an estimate has their noise."""
 REDRAWN_IMAGES = 64
 """At least so many images have a second draw of the decoder term, and at least one in ten."""
 
-_PILOT_TIMESTEPS = 50
+BLOCK_IMAGES, MOST_BLOCKS = 200, 50
+"""A block has at least so many images, unless it is the only one; and so many blocks at most."""
+
+_PILOT_TIMESTEPS = 22
 _FLOOR = 1e-5  # no timestep has less of the density than this or 1 % spread over all, the smaller
-_BANDWIDTH = 0.25  # of the pilot's smoothing, in log t; its timesteps lie 0.13 apart at T = 1000
+_BANDWIDTH = 0.25  # of the pilot's smoothing, in log t; its timesteps lie 0.3 apart at T = 1000
+_LATE = 0.15  # power of t: the regression leaves more of a term the later it is
 _MEAN_SHARE = 0.05  # of the mean that is added to a standard deviation
 _LOG_GRID = 64  # standard deviations count to the nearest 1/64 of a factor e
-
-_REDRAWN_RUN = 1  # of the runs of terms, the one that not every image is in
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +140,7 @@ class PilotDesign:
 
     @cached_property
     def t(self) -> NDArray[np.int64]:
-        """Increasing, from 2 to T: at most 50, evenly spaced in log t."""
+        """Increasing, from 2 to T: at most 22, evenly spaced in log t."""
         t = np.geomspace(2, self.num_timesteps, _PILOT_TIMESTEPS)
         return np.unique(t.round().astype(np.int64))
 
@@ -152,14 +156,15 @@ class PilotDesign:
 
 
 def proposal_density(pilot: PilotDesign, tables: Iterable[TermTable]) -> NDArray[np.float64]:
-    r"""The proposal density over t = 2..T, proportional to the terms' standard deviations.
+    r"""The proposal density over t = 2..T, by the terms' standard deviations.
 
-    .. math:: q(t) \propto \sigma_t, \quad
+    .. math:: q(t) \propto t^{0.15} \sigma_t, \quad
               \sigma_t^2 = \mathrm{Var}_n(L_{t-1}) + (0.05 \, \mathrm{E}_n L_{t-1})^2
 
     over the pilot's images, smoothed along log t, joined by power laws, and raised where q would
-    fall below the floor. An estimate is unbiased whatever the pilot's terms; a poor proposal costs
-    evaluations only.
+    fall below the floor. The power of t, left out with a single image, stands for what a
+    regression leaves of the terms, a larger share at later timesteps. An estimate is unbiased
+    whatever the pilot's terms; a poor proposal costs evaluations only.
 
     Args:
         pilot: the design of the terms.
@@ -176,11 +181,13 @@ def proposal_density(pilot: PilotDesign, tables: Iterable[TermTable]) -> NDArray
     nats = np.concatenate([table.values["nats"] for table in tables])
     if len(nats) != len(pilot) or not np.isfinite(nats).all():
         raise ValueError("the tables do not hold every term of the pilot, all finite")
-    by_image = nats.reshape(len(pilot.image), len(pilot.t))
+    by_image = nats.reshape(len(pilot.image), len(pilot.t)) / (np.abs(nats).max() or 1.0)
     # A share of the mean keeps a timestep alive where the few images happen to agree. With a single
     # image there is only variation over timesteps, and the mean is the right density.
     share = max(_MEAN_SHARE, 1 / len(pilot.image))
     deviation = np.hypot(by_image.std(axis=0, ddof=len(by_image) > 1), share * by_image.mean(0))
+    if len(by_image) > 1:
+        deviation *= pilot.t**_LATE
     log_t = np.log(np.arange(2, pilot.num_timesteps + 1))
     density = np.ones(pilot.num_timesteps - 1)
     if deviation.max() > 0:
@@ -210,28 +217,32 @@ def _local_lines(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.f
 class ImportanceDesign:
     r"""Stratified importance sampling: the decoder term and one further term a replicate.
 
-    In replicate j image n has the timestep
+    The images are divided into `blocks_of` random blocks of equal size, and those of the first
+    blocks are evaluated. In replicate j image n, of a block of b images, has the timestep
 
-    .. math:: t = F^{-1}\Bigl(\frac{\pi_j(n) + u_{jn}}{N}\Bigr)
+    .. math:: t = F^{-1}\Bigl(\frac{\pi_j(n) + u_{jn}}{b}\Bigr)
 
     and draw j, with F the distribution function of the proposal density, :math:`\pi_j` a random
-    permutation and u uniform on [0, 1), all functions of (seed, j, n). So every image is at
-    timestep t with probability q(t), exactly.
+    permutation of the block and u uniform on [0, 1), all functions of (seed, j, n). So every image
+    is at timestep t with probability q(t), exactly.
 
-    The order of the terms: t = 1 of every image; t = 1 with draw 1 of some images, for the variance
-    of the decoder's noise; replicates 0 and 1; then t = 1 of every image with a new draw ahead of
-    every second replicate, because the decoder's noise must fall with the error of the timesteps.
-    More replicates lengthen the sequence and change no earlier term.
+    The order of the terms, block by block: t = 1 of every image; t = 1 with draw 1 of some images,
+    for the variance of the decoder's noise; replicates 0 and 1. Further replicates follow where all
+    images are evaluated; and t = 1 of every image with a new draw ahead of every second one,
+    because the decoder's noise must fall with the error of the timesteps. More blocks, and then
+    more replicates, lengthen the sequence and change no earlier term.
 
     Attributes:
-        num_images: N.
+        num_images: N, of the whole set.
         num_timesteps: T, at least 2.
         density: (T - 1,) q over t = 2..T, positive, sums to 1.
         seed: 0 <= seed < 2^64.
         num_replicates: r; the error of the estimate is known from two on.
+        num_blocks: that are evaluated; None for all. With fewer there are two replicates.
 
     Raises:
-        ValueError: the density is none over t = 2..T, or there is no replicate.
+        ValueError: the density is none over t = 2..T, there is no replicate, or there are no such
+            blocks.
 
     Source: Cranley & Patterson 1976 for randomized replicates; Owen 1992 for the strata.
     """
@@ -241,6 +252,7 @@ class ImportanceDesign:
     density: NDArray[np.float64]
     seed: int
     num_replicates: int = 2
+    num_blocks: int | None = None
 
     __repr__ = short_repr
 
@@ -251,59 +263,131 @@ class ImportanceDesign:
             raise ValueError(f"density must be positive over t = 2..{self.num_timesteps}")
         if not math.isclose(self.density.sum(), 1.0, rel_tol=1e-9) or self.num_replicates < 1:
             raise ValueError("density must sum to 1, and there must be at least one replicate")
+        most = blocks_of(self.num_images)
+        if not 1 <= self.blocks <= most or (self.blocks < most and self.num_replicates != 2):
+            raise ValueError(f"there are {most} blocks, and fewer of them have two replicates")
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks that are evaluated."""
+        return blocks_of(self.num_images) if self.num_blocks is None else self.num_blocks
+
+    @cached_property
+    def block_ends(self) -> NDArray[np.int64]:
+        """(blocks + 1,) 0, and how many images there are up to the end of each block."""
+        return _shares(self.num_images, self.num_images)[: self.blocks + 1]
+
+    @property
+    def num_sampled(self) -> int:
+        """M: how many images are evaluated."""
+        return int(self.block_ends[-1])
+
+    @cached_property
+    def image(self) -> NDArray[np.int64]:
+        """(M,) the images that are evaluated, block by block, increasing in each."""
+        key, _ = words(self.num_images, self.seed, turn=0, purpose=BLOCK)
+        order = np.argsort(key, kind="stable")
+        return np.concatenate([np.sort(order[block]) for block in self._block_slices])
+
+    @cached_property
+    def position(self) -> NDArray[np.int64]:
+        """(N,) where each image is in `image`; -1 for those that are not evaluated."""
+        position = np.full(self.num_images, -1, dtype=np.int64)
+        position[self.image] = np.arange(self.num_sampled)
+        return position
+
+    @property
+    def num_strata(self) -> NDArray[np.int64]:
+        """(M,) number of strata of the block of each image."""
+        sizes = np.diff(self.block_ends)
+        return np.repeat(sizes, sizes)
 
     @cached_property
     def stratum(self) -> NDArray[np.int64]:
-        """(r, N) pi_j(n): the stratum of each image in each replicate, 0..N - 1."""
-        stratum = np.empty((self.num_replicates, self.num_images), dtype=np.int64)
-        for j in range(self.num_replicates):
-            stratum[j] = ranks(self._words(j)[0])
+        """(r, M) pi_j(n): the stratum of each image in each replicate, from 0 in its block."""
+        stratum = np.empty((self.num_replicates, self.num_sampled), dtype=np.int64)
+        for j, of_replicate in enumerate(stratum):
+            keys = self._words(j)[0]
+            for block in self._block_slices:
+                of_replicate[block] = ranks(keys[block])
         return stratum
 
     @cached_property
     def t(self) -> NDArray[np.int64]:
-        """(r, N) timestep of each image in each replicate."""
+        """(r, M) timestep of each image in each replicate."""
         cumulative, t = np.cumsum(self.density)[:-1], np.empty_like(self.stratum)
         for j, stratum in enumerate(self.stratum):
-            position = (stratum + unit_interval(self._words(j)[1])) / self.num_images
+            position = (stratum + unit_interval(self._words(j)[1])) / self.num_strata
             t[j] = 2 + np.searchsorted(cumulative, position, side="right")
         return t
 
     @cached_property
     def redrawn(self) -> NDArray[np.int64]:
-        """The images with a second draw of the decoder term from the start."""
-        return _choose(self.num_images, _redrawn(self.num_images), self.seed, REDRAW)
+        """The images with a second draw of the decoder term from the start, block by block."""
+        keys = words(self.num_images, self.seed, turn=0, purpose=REDRAW)[0][self.image]
+        parts = [
+            self.image[block][ranks(keys[block]) < count]
+            for block, count in zip(self._block_slices, np.diff(self._redrawn_ends), strict=True)
+        ]
+        return np.concatenate(parts)
+
+    @property
+    def _block_slices(self) -> list[slice]:
+        return [slice(*ends) for ends in itertools.pairwise(self.block_ends.tolist())]
+
+    @property
+    def _redrawn_ends(self) -> NDArray[np.int64]:
+        return _shares(_redrawn(self.num_images), self.num_images)[: self.blocks + 1]
 
     @cached_property
     def _runs(self) -> NDArray[np.int64]:
-        """(3, K) the start of each run of terms, its draw, and its replicate or -1 at t = 1."""
-        runs = [(0, 0, -1), (self.num_images, 1, -1)]
-        start = self.num_images + len(self.redrawn)
-        for j in range(self.num_replicates):
+        """(4, K) start, first place (in `image` or `redrawn`), draw, replicate or -1 at t = 1."""
+        runs, start, size = [], 0, self.num_sampled
+
+        def add(first: int, length: int, draw: int, replicate: int) -> None:
+            nonlocal start
+            runs.append((start, first, draw, replicate))
+            start += length
+
+        ends, redrawn = self.block_ends.tolist(), (self._redrawn_ends + size).tolist()
+        blocks = zip(itertools.pairwise(ends), itertools.pairwise(redrawn), strict=True)
+        for (first, last), (again, last_again) in blocks:
+            add(first, last - first, 0, -1)
+            add(again, last_again - again, 1, -1)
+            for j in range(min(2, self.num_replicates)):
+                add(first, last - first, j, j)
+        for j in range(2, self.num_replicates):
             if decoder_draws(j + 1) > decoder_draws(j):
-                runs.append((start, decoder_draws(j + 1), -1))
-                start += self.num_images
-            runs.append((start, j, j))
-            start += self.num_images
+                add(0, size, decoder_draws(j + 1), -1)
+            add(0, size, j, j)
         return np.array(runs).T
 
     def _words(self, replicate: int) -> NDArray[np.uint64]:
-        return words(self.num_images, self.seed, turn=replicate, purpose=REPLICATE)
+        """(2, M) of the images."""
+        numbers = words(self.num_images, self.seed, turn=replicate, purpose=REPLICATE)
+        return np.asarray(numbers[:, self.image])
 
     def __len__(self) -> int:
         """Number of terms."""
-        return num_terms(self.num_images, self.num_replicates)
+        return num_terms(self.num_images, self.num_replicates, self.blocks)
 
     def index(self, start: int, stop: int) -> TermIndex:
         """The index of the terms at positions start..stop - 1."""
         position = np.arange(start, min(stop, len(self)), dtype=np.int64)
-        starts, draws, replicates = self._runs
+        starts, firsts, draws, replicates = self._runs
         run = np.searchsorted(starts, position, side="right") - 1
-        image, t = position - starts[run], np.ones_like(position)
-        again, later = run == _REDRAWN_RUN, replicates[run] >= 0
-        image[again] = self.redrawn[image[again]]
-        t[later] = self.t[replicates[run[later]], image[later]]
+        place, t = position - starts[run] + firsts[run], np.ones_like(position)
+        again = place - self.num_sampled
+        image = self.image[np.where(again < 0, place, 0)]
+        image[again >= 0] = self.redrawn[again[again >= 0]]
+        later = replicates[run] >= 0
+        t[later] = self.t[replicates[run[later]], place[later]]
         return TermIndex(image=image, t=t, draw=draws[run])
+
+
+def blocks_of(num_images: int) -> int:
+    """Number of blocks that a set of images is divided into."""
+    return max(1, min(num_images // BLOCK_IMAGES, MOST_BLOCKS))
 
 
 def decoder_draws(num_replicates: int) -> int:
@@ -311,9 +395,19 @@ def decoder_draws(num_replicates: int) -> int:
     return 1 + max(num_replicates - 1, 0) // 2
 
 
-def num_terms(num_images: int, num_replicates: int) -> int:
+def num_terms(num_images: int, num_replicates: int, num_blocks: int | None = None) -> int:
     """Number of terms of an `ImportanceDesign`."""
-    return num_images * (num_replicates + decoder_draws(num_replicates)) + _redrawn(num_images)
+    blocks = blocks_of(num_images) if num_blocks is None else num_blocks
+    sampled, redrawn = (
+        int(_shares(of, num_images)[blocks]) for of in (num_images, _redrawn(num_images))
+    )
+    return sampled * (num_replicates + decoder_draws(num_replicates)) + redrawn
+
+
+def _shares(total: int, num_images: int) -> NDArray[np.int64]:
+    """Where a number ends in each block if it is shared among all of them."""
+    blocks = blocks_of(num_images)
+    return np.arange(blocks + 1, dtype=np.int64) * total // blocks
 
 
 def _redrawn(num_images: int) -> int:

@@ -1,21 +1,23 @@
 """The bound from an importance sample: Horvitz-Thompson and regression estimators.
 
 Each term estimates the sum over t = 2..T of its image: by its value over the density, or by
-a prediction of the sum plus the error of the prediction over the density. The mean over all terms
-is the bound, and the variance among the replicates of an image gives the interval for the images.
-Replicates are added until that is narrow enough (`replicates_needed`).
+a prediction of the sum plus the error of the prediction over the density. The weighted mean over
+the sampled images is the bound. The variance among the replicates of an image, and that among the
+images where not all are sampled, give the interval for the images. Images, and then replicates, are
+added until that is narrow enough (`design_needed`).
 """
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ddpmbench.diffusion.data_range import NATS_PER_BIT
 from ddpmbench.likelihood.bound import cumulative_rate, freedom_of_parts, half_width_of, quantile
-from ddpmbench.likelihood.designs import ImportanceDesign, decoder_draws, num_terms
+from ddpmbench.likelihood.designs import ImportanceDesign, blocks_of, decoder_draws, num_terms
+from ddpmbench.likelihood.image_sampling import ImageSample
 from ddpmbench.likelihood.per_timestep import TimestepTable, rate_standard_error, timestep_table
 from ddpmbench.likelihood.precision import Correction
 from ddpmbench.likelihood.regression import FeatureTable, Predictions, no_predictions, predict
@@ -23,6 +25,7 @@ from ddpmbench.likelihood.sampled_terms import (
     NATS,
     SampledTerms,
     TwoWayFit,
+    add_predicted_strata,
     contributions,
     sampled_terms,
     two_way_fit,
@@ -39,7 +42,7 @@ class SampledBound:
     Attributes:
         prior: mean L_T.
         kl: estimated mean of the sum of L_{t-1} over t = 2..T.
-        decoder: mean L_0, evaluated for every image.
+        decoder: estimated mean L_0.
         term: (T,) estimated mean over the images of the term at t, unbiased; the decoder's at
             t = 1. They and the prior sum to the bound.
         term_standard_error: (T,) of `term` for these images.
@@ -48,16 +51,18 @@ class SampledBound:
         rate_standard_error: (T,) of `rate`.
         num_evaluations: (T,) network evaluations, without those of the pilot.
         num_replicates: r.
-        half_width: of the 95 % interval for these images: sampled timesteps and noise.
+        half_width: of the 95 % interval for these images: sampled images and timesteps, and noise.
         half_width_population: of the 95 % interval for the population that the images are drawn
             from, which contains the other; None for one image.
         image_deviation: standard deviation over the images of their bounds, without the error of
             each; 0 where that error is larger, None for one image.
         kl_variance: the part of the variance for these images from sampled timesteps.
         decoder_variance: the part from the noise of the decoder terms.
+        image_variance: the part from sampled images; 0 where all N are.
         predictions: that were subtracted from the terms.
+        sample: the images that were evaluated, and their weights.
         image_prior: (N,) L_T of each image.
-        image_decoder: (N,) L_0 of each image, mean over its draws.
+        image_decoder: (N,) L_0 of each image, mean over its draws; NaN where it was not evaluated.
     """
 
     prior: float
@@ -75,7 +80,9 @@ class SampledBound:
     image_deviation: float | None
     kl_variance: float
     decoder_variance: float
+    image_variance: float
     predictions: Predictions
+    sample: ImageSample
     image_prior: NDArray[np.float64]
     image_decoder: NDArray[np.float64]
 
@@ -85,6 +92,11 @@ class SampledBound:
     def nats(self) -> float:
         """The bound: the mean over the images."""
         return self.prior + self.kl + self.decoder
+
+    @property
+    def variance(self) -> float:
+        """Of the bound for these images."""
+        return self.kl_variance + self.decoder_variance + self.image_variance
 
     @property
     def bits_per_dim(self) -> float:
@@ -98,8 +110,11 @@ class SampledBound:
 
 
 def sampled_bound(
+    design: ImportanceDesign,
+    sample: ImageSample,
     prior: NDArray[np.float64],
     terms: SampledTerms,
+    kl: NDArray[np.float64],
     fit: TwoWayFit,
     *,
     timesteps: TimestepTable,
@@ -109,44 +124,59 @@ def sampled_bound(
     """The bound and its two intervals.
 
     Args:
+        design: of the terms.
+        sample: its images.
         prior: (N,) L_T of each image.
         terms: the sample; here its decoder terms.
-        fit: of the contributions to the sum over t = 2..T.
+        kl: (M,) estimated sum over t = 2..T of each sampled image, mean over the replicates.
+        fit: of these estimates.
         timesteps: the estimate at each timestep.
         rate_error: (T,) standard error of the rate.
         predictions: of the terms.
     """
-    num_images, replicates = len(prior), len(terms.replicates[NATS])
-    variance = fit.variance + terms.decoder_variance
+    num_images, weights, decoder = design.num_images, sample.weights, terms.decoder[NATS]
+    count, replicates = len(weights), design.num_replicates
+    # Strata are no error of a mean with equal weights, but of one with others.
+    of_strata = float(np.square(weights - 1 / count).sum() * (kl - fit.image).var())
+    kl_variance = fit.variance(weights, replicates) + of_strata
+    decoder_variance = terms.decoder_variance(weights)
+    image = decoder + fit.image
+    image_variance = sample.variance(image, kl_variance + decoder_variance)
     # Each part of the variance with the degrees of freedom of its images.
-    parts = np.array([fit.variance, terms.decoder_variance])
-    of_kl = freedom_of_parts(fit.spread, np.full(num_images, replicates - 1))
+    parts = np.array([kl_variance, decoder_variance, image_variance])
+    of_kl = freedom_of_parts(fit.spread, np.full(count, replicates - 1))
     of_decoder = freedom_of_parts(terms.decoder_squares, terms.decoder_draws - 1)
-    freedom = freedom_of_parts(parts, np.array([of_kl, of_decoder]))
-    known = half_width_of(variance, freedom)
+    freedom = freedom_of_parts(parts, np.array([of_kl, of_decoder, max(count - 1, 1)]))
+    known = half_width_of(float(parts.sum()), freedom)
     half_width = math.nan if known is None else known
     population, deviation = None, None
-    if num_images > 1:
-        spread = float((prior + terms.decoder[NATS] + fit.image).var(ddof=1))
+    if count > 1:
         # The variance of the images' estimates contains that of the error of each. Where the images
         # are alike it may come out smaller by chance, or because it has more degrees of freedom.
-        population = quantile(num_images - 1) * math.sqrt(spread / num_images)
-        population = max(population, half_width)
-        deviation = math.sqrt(max(0.0, spread - num_images * variance))
+        spread = float((prior[design.image] + image).var(ddof=1))
+        error = count * (kl_variance + decoder_variance)
+        of_images = max(0.0, spread - error)
+        whole = spread if not sample.unseen else of_images + num_images * float(parts.sum())
+        population = max(quantile(count - 1) * math.sqrt(whole / num_images), half_width)
+        deviation = math.sqrt(of_images)
+    image_decoder = np.full(num_images, np.nan)
+    image_decoder[design.image] = decoder
     return SampledBound(
         prior=float(prior.mean()),
-        kl=fit.mean,
-        decoder=float(terms.decoder[NATS].mean()),
+        kl=float(weights @ kl),
+        decoder=float(weights @ decoder),
         rate_standard_error=rate_error,
         num_replicates=replicates,
         half_width=half_width,
         half_width_population=population,
         image_deviation=deviation,
-        kl_variance=fit.variance,
-        decoder_variance=terms.decoder_variance,
+        kl_variance=kl_variance,
+        decoder_variance=decoder_variance,
+        image_variance=image_variance,
         predictions=predictions,
+        sample=sample,
         image_prior=prior,
-        image_decoder=terms.decoder[NATS],
+        image_decoder=image_decoder,
         **vars(timesteps),
     )
 
@@ -160,8 +190,10 @@ def horvitz_thompson(
 ) -> SampledBound:
     r"""The Horvitz-Thompson estimator: every term over its density.
 
-    .. math:: \hat L = \frac{1}{N} \sum_n \Bigl( L_T(n) + L_0(n)
+    .. math:: \hat L = \frac{1}{N} \sum_n L_T(n) + \frac{1}{M} \sum_n \Bigl( L_0(n)
               + \frac{1}{r} \sum_{j=1}^r \frac{L_{t_{jn} - 1}(n)}{q(t_{jn})} \Bigr)
+
+    with the first sum over all N images, the second over the M that are sampled.
 
     Args:
         design: of the terms; at least two replicates.
@@ -179,7 +211,7 @@ def horvitz_thompson(
     Source: Horvitz & Thompson 1952.
     """
     terms = sampled_terms(design, tables, clip=clip)
-    return _estimate(design, prior, terms, no_predictions(design), None)
+    return _estimate(design, prior, terms, no_predictions(design), None, ImageSample.of(design))
 
 
 def regression_estimate(
@@ -192,20 +224,21 @@ def regression_estimate(
 ) -> SampledBound:
     r"""The generalized regression (GREG) estimator: predictions, corrected by the sample.
 
-    .. math:: \hat L = \frac{1}{N} \sum_n \Bigl( L_T(n) + L_0(n)
+    .. math:: \hat L = \frac{1}{N} \sum_n L_T(n) + \sum_n g_n \Bigl( L_0(n)
               + \frac{1}{r} \sum_{j=1}^r \Bigl[ \sum_{t=2}^T \hat y_{jn}(t)
               + \frac{L_{t_{jn} - 1}(n) - \hat y_{jn}(t_{jn})}{q(t_{jn})} \Bigr] \Bigr)
 
-    The predictions of a replicate are fitted to the other replicates (`predict`), so that the
-    estimate is unbiased whatever the features; they bear on the width of the intervals only. The
-    features are those of the same images and terms, everything else is as in `horvitz_thompson`;
-    but the term of a timestep that was not sampled is its prediction.
+    with weights g that make the sampled images stand for all (`ImageSample`). The predictions of a
+    replicate are fitted to the other replicates (`predict`), so that the estimate is unbiased
+    whatever the features; they bear on the width of the intervals only. The features are those of
+    the same images and terms, everything else is as in `horvitz_thompson`; but the term of a
+    timestep that was not sampled is its prediction.
 
     Source: Saerndal, Swensson & Wretman 1992, chapter 6.
     """
     terms = sampled_terms(design, tables, clip=clip)
     predictions = predict(design, terms.replicates[NATS], features)
-    return _estimate(design, prior, terms, predictions, features)
+    return _estimate(design, prior, terms, predictions, features, features.sample)
 
 
 def difference_estimate(
@@ -213,10 +246,11 @@ def difference_estimate(
     prior: NDArray[np.float64],
     tables: Iterable[TermTable],
     predictions: Predictions,
+    sample: ImageSample,
     *,
     clip: bool = True,
 ) -> SampledBound:
-    """The difference estimator: `regression_estimate` with given predictions.
+    """The difference estimator: `regression_estimate` with given predictions and images.
 
     It is linear in terms and predictions. From the differences of two models' terms and of their
     predictions it is the difference of their bounds. The predictions of a replicate must not depend
@@ -224,7 +258,8 @@ def difference_estimate(
 
     Source: Saerndal, Swensson & Wretman 1992, section 6.3.
     """
-    return _estimate(design, prior, sampled_terms(design, tables, clip=clip), predictions, None)
+    terms = sampled_terms(design, tables, clip=clip)
+    return _estimate(design, prior, terms, predictions, None, sample)
 
 
 def _estimate(
@@ -233,20 +268,28 @@ def _estimate(
     terms: SampledTerms,
     predictions: Predictions,
     features: FeatureTable | None,
+    sample: ImageSample,
 ) -> SampledBound:
     at_terms = contributions(design, terms, predictions)
+    kl = (predictions.totals + at_terms).mean(0)
+    add_predicted_strata(design, predictions, at_terms)
     fit = two_way_fit(design, predictions.totals + at_terms)
     rate_error = rate_standard_error(
         design.num_timesteps,
         np.arange(design.num_replicates),
         design.t,
         without_strata(design, at_terms, fit),
+        sample=sample,
+        predictions=predictions,
     )
     return sampled_bound(
+        design,
+        sample,
         prior,
         terms,
+        kl,
         fit,
-        timesteps=timestep_table(design, terms, predictions, features),
+        timesteps=timestep_table(design, sample, terms, predictions, features),
         rate_error=rate_error,
         predictions=predictions,
     )
@@ -264,35 +307,76 @@ def initial_replicates(num_images: int) -> int:
     return max(2, -(-INITIAL_TERMS // num_images))
 
 
+def initial_blocks(num_images: int) -> int:
+    """Blocks of images before the first interval: a tenth, and at least two if there are."""
+    blocks = blocks_of(num_images)
+    return min(blocks, max(2, blocks // 10))
+
+
+def initial_design(
+    num_images: int, num_timesteps: int, density: NDArray[np.float64], seed: int
+) -> ImportanceDesign:
+    """The terms before the first interval."""
+    size = (initial_replicates(num_images), initial_blocks(num_images))
+    return ImportanceDesign(num_images, num_timesteps, density, seed, *size)
+
+
 def initial_terms(num_images: int) -> int:
-    """Terms before the first interval."""
-    return num_terms(num_images, initial_replicates(num_images))
+    """Number of terms before the first interval."""
+    return num_terms(num_images, initial_replicates(num_images), initial_blocks(num_images))
 
 
-def replicates_needed(design: ImportanceDesign, bound: SampledBound, half_width: float) -> int:
-    """Replicates for an interval of a half width, at most twice as many as there are.
+def design_needed(
+    design: ImportanceDesign, bound: SampledBound, half_width: float
+) -> ImportanceDesign:
+    """The design for an interval of a half width, with at most twice the terms that there are.
 
-    Begin with `initial_replicates`; estimate, extend the design to this number, evaluate the new
-    terms, and estimate again, until the number stays. It at most doubles, because a first estimate
-    may have seen little of the variance. The interval at the end covers as one that was not chosen.
-    The half width is that for these images, nats per dimension.
+    Begin with `initial_design`; estimate, evaluate the new terms of this design, and estimate
+    again, until it stays the same. Further images come before further replicates. Their number at
+    most doubles, because a first estimate may have seen little of the variance. The interval at the
+    end covers as one that was not chosen. The half width is that for these images, nats per
+    dimension.
 
     Raises:
         ValueError: the half width is not positive.
     """
     if not half_width > 0:
         raise ValueError(f"half_width must be positive, not {half_width}")
-    num_replicates = design.num_replicates
-    if num_replicates < initial_replicates(design.num_images):
-        return initial_replicates(design.num_images)
+    size = (design.num_images, design.num_timesteps)
+    first = initial_design(*size, design.density, design.seed)
+    if len(design) < len(first):
+        return first
     if bound.half_width <= half_width:
-        return num_replicates
-    goal = (bound.kl_variance + bound.decoder_variance) * (half_width / bound.half_width) ** 2
-    for more in range(num_replicates + 1, 2 * num_replicates):
-        draws = decoder_draws(num_replicates) / decoder_draws(more)
-        if bound.kl_variance * num_replicates / more + bound.decoder_variance * draws <= goal:
+        return design
+    goal = bound.variance * (half_width / bound.half_width) ** 2
+    longer = list(longer_designs(design))
+    for more in longer:
+        if _variance_of(more, design, bound) <= goal:
             return more
-    return 2 * num_replicates
+    return longer[-1]
+
+
+def longer_designs(design: ImportanceDesign) -> Iterator[ImportanceDesign]:
+    """Those that follow: with more images, or of all images with more replicates; up to twice."""
+    whole = blocks_of(design.num_images)
+    if design.blocks < whole:
+        for blocks in range(design.blocks + 1, min(2 * design.blocks, whole) + 1):
+            yield dataclasses.replace(design, num_blocks=blocks)
+    else:
+        for replicates in range(design.num_replicates + 1, 2 * design.num_replicates + 1):
+            yield dataclasses.replace(design, num_replicates=replicates)
+
+
+def _variance_of(more: ImportanceDesign, design: ImportanceDesign, bound: SampledBound) -> float:
+    """Of the bound from a longer design, by that from a shorter one."""
+    images = design.num_sampled / more.num_sampled
+    replicates = design.num_replicates / more.num_replicates
+    draws = decoder_draws(design.num_replicates) / decoder_draws(more.num_replicates)
+    variance = images * (bound.kl_variance * replicates + bound.decoder_variance * draws)
+    if bound.image_variance:
+        left = more.num_images - more.num_sampled
+        variance += bound.image_variance * images * left / (design.num_images - design.num_sampled)
+    return variance
 
 
 @dataclasses.dataclass(frozen=True)

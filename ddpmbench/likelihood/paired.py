@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 from ddpmbench.likelihood.bound import BoundEstimate, estimate_bound
 from ddpmbench.likelihood.designs import EveryPairDesign, ImportanceDesign
 from ddpmbench.likelihood.estimator import SampledBound, difference_estimate, sampled_bound
+from ddpmbench.likelihood.image_sampling import ImageSample
 from ddpmbench.likelihood.per_timestep import TimestepTable, rate_standard_error, timestep_table
 from ddpmbench.likelihood.regression import Predictions, no_predictions
 from ddpmbench.likelihood.sampled_terms import (
+    add_predicted_strata,
     contributions,
     sampled_terms,
     two_way_fit,
@@ -57,16 +59,25 @@ class ImportanceTerms:
         design: of the terms.
         tables: the terms.
         predictions: of the terms.
+        sample: the images that were evaluated.
     """
 
     design: ImportanceDesign
     tables: Tables
     predictions: Predictions
+    sample: ImageSample
 
-    def shortened(self, num_replicates: int) -> "ImportanceTerms":
-        """The same with fewer replicates."""
-        design = dataclasses.replace(self.design, num_replicates=num_replicates)
-        return ImportanceTerms(design, self.tables, self.predictions[:num_replicates])
+    def shortened(self, num_replicates: int, blocks: int) -> "ImportanceTerms":
+        """The same with fewer replicates or fewer images."""
+        design = dataclasses.replace(self.design, num_replicates=num_replicates, num_blocks=blocks)
+        sample = self.sample.first(blocks)
+        predictions = self.predictions[:num_replicates, : design.num_sampled]
+        if blocks < self.design.blocks:
+            # Their means over the images are to sum to the means of their totals.
+            left = predictions.totals @ sample.weights - predictions.timesteps.sum(1)
+            timesteps = predictions.timesteps + np.outer(left, design.density)
+            predictions = dataclasses.replace(predictions, timesteps=timesteps)
+        return ImportanceTerms(design, self.tables, predictions, sample)
 
     def unpredicted(self) -> "ImportanceTerms":
         """The same without predictions."""
@@ -79,8 +90,10 @@ class ImportanceTerms:
 
 def share_of_same_terms(one: ImportanceDesign, other: ImportanceDesign) -> float:
     """The share of the timesteps in common replicates that are the same."""
-    num_replicates = min(one.num_replicates, other.num_replicates)
-    return float((one.t[:num_replicates] == other.t[:num_replicates]).mean())
+    common = np.s_[
+        : min(one.num_replicates, other.num_replicates), : min(one.num_sampled, other.num_sampled)
+    ]
+    return float((one.t[common] == other.t[common]).mean())
 
 
 def importance_difference(
@@ -88,7 +101,7 @@ def importance_difference(
 ) -> SampledBound:
     """The bound of a model minus that of a baseline, from importance samples of one seed.
 
-    Replicates that only one has are left out.
+    Images and replicates that only one has are left out.
 
     Args:
         model: terms of the model.
@@ -104,19 +117,21 @@ def importance_difference(
     Raises:
         ValueError: a term is missing.
     """
-    num_replicates = min(model.design.num_replicates, baseline.design.num_replicates)
-    is_cut = model.design.num_replicates != baseline.design.num_replicates
-    model, baseline = model.shortened(num_replicates), baseline.shortened(num_replicates)
+    pair = (model.design, baseline.design)
+    num_replicates = min(of.num_replicates for of in pair)
+    blocks = min(of.blocks for of in pair)
+    is_cut = len({(of.num_replicates, of.blocks) for of in pair}) > 1
+    model, baseline = (of.shortened(num_replicates, blocks) for of in (model, baseline))
     priors = np.full(model.design.num_images, prior)
     if not np.array_equal(model.design.density, baseline.design.density):
         return _by_stratum(model, baseline, priors, clip=clip)
     if is_cut:
-        # The predictions of one are fitted to replicates that the other has not: a model would
+        # The predictions of one are fitted to terms that the other has not: a model would
         # differ from itself.
         model, baseline = model.unpredicted(), baseline.unpredicted()
     tables = _differences(model.terms(), baseline.terms())
     predictions = model.predictions - baseline.predictions
-    return difference_estimate(model.design, priors, tables, predictions, clip=clip)
+    return difference_estimate(model.design, priors, tables, predictions, model.sample, clip=clip)
 
 
 def _by_stratum(
@@ -127,6 +142,9 @@ def _by_stratum(
     values = [
         contributions(one.design, of, one.predictions) for one, of in zip(pair, terms, strict=True)
     ]
+    sums = [(of + one.predictions.totals).mean(0) for one, of in zip(pair, values, strict=True)]
+    for one, its in zip(pair, values, strict=True):
+        add_predicted_strata(one.design, one.predictions, its)
     totals = [of + one.predictions.totals for one, of in zip(pair, values, strict=True)]
     fit = two_way_fit(model.design, totals[0] - totals[1])
     left = [
@@ -139,20 +157,25 @@ def _by_stratum(
         np.append(replicate, replicate),
         np.concatenate([one.design.t for one in pair]),
         np.concatenate([left[0], -left[1]]),
+        sample=model.sample,
+        predictions=model.predictions - baseline.predictions,
     )
     # The decoder terms have the same index; the other differences have no meaning.
     decoder = sampled_terms(
         model.design, _differences(model.terms(), baseline.terms(), only_decoder=True), clip=clip
     )
     of, other = (
-        timestep_table(one.design, its, one.predictions, None)
+        timestep_table(one.design, one.sample, its, one.predictions, None)
         for one, its in zip(pair, terms, strict=True)
     )
     standard_error = np.hypot(of.term_standard_error, other.term_standard_error)
-    standard_error[0] = np.sqrt(decoder.decoder_variance)
+    standard_error[0] = np.sqrt(decoder.decoder_error(model.sample))
     return sampled_bound(
+        model.design,
+        model.sample,
         prior,
         decoder,
+        sums[0] - sums[1],
         fit,
         timesteps=TimestepTable(
             term=of.term - other.term,

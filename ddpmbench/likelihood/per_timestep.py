@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddpmbench.likelihood.designs import ImportanceDesign
+from ddpmbench.likelihood.image_sampling import ImageSample
 from ddpmbench.likelihood.regression import FeatureTable, Predictions, log_bins
 from ddpmbench.likelihood.sampled_terms import EPS, NATS, X_START, SampledTerms
 from ddpmbench.likelihood.terms import image_blocks
@@ -37,30 +38,32 @@ class TimestepTable:
 
 def timestep_table(
     design: ImportanceDesign,
+    sample: ImageSample,
     terms: SampledTerms,
     predictions: Predictions,
     features: FeatureTable | None,
 ) -> TimestepTable:
     r"""Split the estimate among the timesteps.
 
-    .. math:: \hat L_{t-1} = \bar y(t) + \frac{1}{r N q(t)} \sum_{(j, n): t_{jn} = t}
-              \bigl( L_{t-1}(n) - \hat y_{jn}(t) \bigr)
+    .. math:: \hat L_{t-1} = \bar y(t) + \frac{1}{r q(t)} \sum_{(j, n): t_{jn} = t}
+              g_n \bigl( L_{t-1}(n) - \hat y_{jn}(t) \bigr)
 
-    with the mean prediction y, 0 for the Horvitz-Thompson estimator; so the terms are unbiased and
-    sum to the estimate. A mean squared error is the mean over the terms at t, corrected by its
-    ratio to the linear denoiser's error for the images that they are of; where there are few terms
-    it leans on that ratio, and where there are none it is the ratio alone, or NaN without features.
+    with the weights g of the images, and the weighted mean prediction y, 0 for the Horvitz-Thompson
+    estimator; so the terms are unbiased and sum to the estimate. A mean squared error is the mean
+    over the terms at t, corrected by its ratio to the linear denoiser's error for the images that
+    they are of; where there are few terms it leans on that ratio, and where there are none it is
+    the ratio alone, or NaN without features.
     """
     count = np.bincount(design.t.ravel(), minlength=design.num_timesteps + 1)[2:]
     left = terms.replicates[NATS] - predictions.terms
-    expected = design.num_images * design.num_replicates * design.density
-    term = predictions.timesteps.mean(0) + _sums(design, left) / expected
+    weighted = _sums(design, left * sample.weights) / design.num_replicates
+    term = predictions.timesteps.mean(0) + weighted / design.density
     standard_error = np.sqrt(_variance(design, left, count))
     errors = [_errors(design, terms, count, features, which) for which in (X_START, EPS)]
-    first = terms.decoder.mean(1)
+    first = terms.decoder @ sample.weights
     return TimestepTable(
         term=np.append(first[NATS], term),
-        term_standard_error=np.append(np.sqrt(terms.decoder_variance), standard_error),
+        term_standard_error=np.append(np.sqrt(terms.decoder_error(sample)), standard_error),
         x_start_mse=np.append(first[X_START], errors[0]),
         eps_mse=np.append(first[EPS], errors[1]),
         num_evaluations=np.append(terms.decoder_draws.sum(), count),
@@ -81,7 +84,7 @@ def _variance(
     # Over the density: mean and sum of squared deviations of the terms at each timestep.
     mean = _sums(design, left) / np.maximum(count, 1)
     squares = np.zeros(len(count))
-    for part in image_blocks(design.num_images, design.num_replicates):
+    for part in image_blocks(design.num_sampled, design.num_replicates):
         t = design.t[:, part] - 2
         deviation = (left[:, part] - mean[t]).ravel()
         squares += np.bincount(t.ravel(), weights=np.square(deviation), minlength=len(count))
@@ -95,18 +98,24 @@ def _variance(
     together = (count @ mean) / count.sum()
     pooled = (squares + count * np.square(mean - together)).sum() / count.sum()
     spread = np.where(np.bincount(bins, weights=count) < 2, pooled, spread)
-    scale = design.num_images * design.num_replicates
-    expected, of_count = design.num_images * design.density, _count_variance(design)
+    scale = design.num_sampled * design.num_replicates
+    expected, of_count = design.num_sampled * design.density, _count_variance(design)
     total = expected * spread[bins] + of_count * np.square(of_bin[bins])
     return np.asarray(total * design.num_replicates / scale**2)
 
 
 def _count_variance(design: ImportanceDesign) -> NDArray[np.float64]:
     """(T - 1,) variance of the number of a replicate's terms at each timestep."""
+    sizes, blocks = np.unique(np.diff(design.block_ends), return_counts=True)
+    of_blocks = [_count_variance_of(design.density, int(size)) for size in sizes]
+    return np.asarray(blocks @ np.stack(of_blocks))
+
+
+def _count_variance_of(density: NDArray[np.float64], num_strata: int) -> NDArray[np.float64]:
     # A timestep has all strata inside its share of [0, 1], and those across an end of the share
     # by chance.
-    end = np.cumsum(design.density) * design.num_images
-    end[-1] = design.num_images
+    end = np.cumsum(density) * num_strata
+    end[-1] = num_strata
     start = np.append(0.0, end[:-1])
     inside_one = np.floor(start) >= np.ceil(end) - 1
     low, high = np.ceil(start) - start, end - np.floor(end)
@@ -120,35 +129,57 @@ def rate_standard_error(
     replicate: NDArray[np.int64],
     t: NDArray[np.int64],
     values: NDArray[np.float64],
+    *,
+    sample: ImageSample,
+    predictions: Predictions,
 ) -> NDArray[np.float64]:
     """Standard error of the rate at each timestep.
 
     The contributions of an image in two replicates differ by their timesteps and noise, whatever
-    the image; terms up to t count as 0.
+    the image; those of two images differ by the image, too. Terms up to t count as 0.
 
     Args:
         num_timesteps: T.
         replicate: (K,) the replicates 0, 1, ..., at least two; each once, or more often where its
             contributions come from several designs.
-        t: (K, N) the timestep of each image.
-        values: (K, N) its contribution to the sum over t = 2..T, without the effect of the stratum.
+        t: (K, M) the timestep of each sampled image.
+        values: (K, M) its contribution to the sum over t = 2..T, without the effect of the stratum.
+        sample: the images.
+        predictions: of the terms.
 
     Returns:
         (T,) standard error of the sum over s > t, t = 1..T; 0 at T.
     """
     num_replicates, num_images = int(replicate.max()) + 1, t.shape[1]
+    unseen = sample.unseen
     squares = np.zeros(num_timesteps + 1)
     for part in image_blocks(num_images, len(t)):
         of_part, value = t[:, part], values[:, part]
         for k in range(len(t)):
             # Two terms count together as long as the earlier of their timesteps does.
             earlier, product = np.minimum(of_part[k], of_part[k:]), value[k] * value[k:]
-            share = (replicate[k:] == replicate[k]) - 1 / num_replicates
+            within = (replicate[k:] == replicate[k]) - 1 / num_replicates
+            # Within the images, over r - 1 degrees of freedom, and among them.
+            share = (1 - unseen) * within / (num_replicates - 1) + unseen / num_replicates
             share[1:] *= 2
             weights = (share[:, None] * product).ravel()
             squares += np.bincount(earlier.ravel(), weights=weights, minlength=num_timesteps + 1)
-    scale = num_images**2 * num_replicates * (num_replicates - 1)
-    error = np.sqrt(np.maximum(_after(squares), 0.0) / scale)
+    scale = num_images**2 * num_replicates
+    variance = np.maximum(_after(squares), 0.0) / scale
+    if unseen:
+        # What the image's total is predicted to be has an error among the images, too; it is taken
+        # to be shared among the timesteps as the mean prediction is.
+        of_image = sample.residuals(predictions.totals.mean(0))
+        mean = np.append(np.zeros(2), predictions.timesteps.mean(0))
+        share = np.clip(_after(mean) / (mean.sum() or 1.0), 0.0, 1.0)
+        weights = (values * of_image).ravel()
+        together = np.bincount(t.ravel(), weights=weights, minlength=num_timesteps + 1)
+        both = (
+            2 * _after(together.astype(np.float64)) / num_replicates
+            + share * np.square(of_image).sum()
+        )
+        variance = np.maximum(variance + unseen * share * both / num_images**2, 0.0)
+    error = np.sqrt(variance)
     # A few terms have no reliable variance; the error of a longer sum is no smaller.
     count = np.bincount(t.ravel(), minlength=num_timesteps + 1).astype(np.float64)
     few = _after(count) < _FEWEST_TERMS

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ddpmbench.likelihood.bound import pair_moments
 from ddpmbench.likelihood.designs import EveryPairDesign, ImportanceDesign
+from ddpmbench.likelihood.image_sampling import ImageSample
 from ddpmbench.likelihood.regression import FeatureTable
 from ddpmbench.likelihood.terms import TermTable, columns_of_bound
 
@@ -68,18 +69,18 @@ def importance_distortion(
 
     .. math:: \hat d_t = \frac{\sum_{i: t_i = t} d_i}{\sum_{i: t_i = t} g_i} \, \bar g_t
 
-    At t = 1 every image has a term. At another timestep the estimate is the linear denoiser's
-    distortion g, which is known for all images, times the ratio of the two at the terms of this
-    timestep; where they are few, a line in log t through the terms around it (`RatioLine`). Where
-    there are none it is NaN. The arguments are those of `regression_estimate`.
+    At t = 1 every sampled image has a term. At another timestep the estimate is the distortion g of
+    the linear denoiser, of which the mean over all images is known, times the ratio of the two at
+    the terms of this timestep; where they are few, a line in log t through the terms around it
+    (`RatioLine`). Where there are none it is NaN. The arguments are those of `regression_estimate`.
 
     Source: Cochran 1977, chapter 6, for the ratio and its error.
     """
     _, column, _ = columns_of_bound(clip=clip)
     mse = np.empty(design.t.shape)
-    first = np.full((2, design.num_images), np.nan)  # at t = 1, draws 0 and 1
+    first = np.full((2, design.num_sampled), np.nan)  # at t = 1, draws 0 and 1
     for table in tables:
-        image, t, draw = table.index.image, table.index.t, table.index.draw
+        image, t, draw = design.position[table.index.image], table.index.t, table.index.draw
         values, later = table.values[column], t > 1
         mse[draw[later], image[later]] = values[later]
         early = ~later & (draw < 2)
@@ -94,7 +95,7 @@ def importance_distortion(
         moments = ratio_moments(design.t, y, x, design.num_timesteps)
         windows = windows or timestep_windows(moments[0])
         ratio = np.array([_ratio(moments, index, window) for index, window in enumerate(windows)])
-        mean, noise = _decoder(at_first)
+        mean, noise = _decoder(at_first, features.sample)
         parts.append(np.append(mean, ratio[:, 0] * mean_of_linear))
         parts.append(np.append(noise, ratio[:, 1] * mean_of_linear))
     rmse, _, mse_at_t, _ = parts
@@ -115,12 +116,13 @@ def ratio_moments(
     return np.stack([np.bincount(index, of, num_timesteps - 1).astype(np.float64) for of in parts])
 
 
-def _decoder(draws: NDArray[np.float64]) -> tuple[float, float]:
-    """Mean of the first of (2, N) draws, and its standard error from the noise."""
+def _decoder(draws: NDArray[np.float64], sample: ImageSample) -> tuple[float, float]:
+    """Weighted mean of the first of (2, M) draws, and its standard error for these images."""
     of_pair = np.square(draws[0] - draws[1]) / 2
     twice = np.isfinite(of_pair)
-    noise = of_pair[twice].mean() / draws.shape[1] if twice.any() else np.nan
-    return float(draws[0].mean()), float(np.sqrt(noise))
+    noise = of_pair[twice].mean() * np.square(sample.weights).sum() if twice.any() else np.nan
+    variance = noise + sample.variance(draws[0], float(noise))
+    return float(sample.weights @ draws[0]), float(np.sqrt(variance))
 
 
 def timestep_windows(count: NDArray[np.float64]) -> list[slice]:

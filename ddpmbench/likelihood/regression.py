@@ -13,6 +13,7 @@ from ddpmbench.diffusion.data_range import UNIT_RANGE, DataRange
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.likelihood.designs import ImportanceDesign
 from ddpmbench.likelihood.image_features import NUM_IMAGE_FEATURES, image_features
+from ddpmbench.likelihood.image_sampling import ImageSample
 from ddpmbench.likelihood.terms import image_blocks
 
 CHUNK_BYTES = 2**23
@@ -131,15 +132,19 @@ class GaussianFeatures:
         return scale * np.square(kept), scale * noise * (count @ np.square(wiener))
 
 
-def portions(pixels: NDArray[np.uint8], width: int = 256) -> Iterator[slice]:
+def portions(
+    pixels: NDArray[np.uint8], width: int = 256, count: int | None = None
+) -> Iterator[slice]:
     """Slices that cover the images, each small enough to be worked on in memory.
 
     Images in a file are released after each slice. `width` numbers are computed of an image, if
-    more than it has pixels; the histogram of a code length has 256.
+    more than it has pixels; the histogram of a code length has 256. `count` of the images are
+    covered, None for all.
     """
     size = max(1, CHUNK_BYTES // (8 * max(width, pixels[:1].size)))
-    for start in range(0, len(pixels), size):
-        yield slice(start, min(start + size, len(pixels)))
+    length = len(pixels) if count is None else count
+    for start in range(0, length, size):
+        yield slice(start, min(start + size, length))
         release(pixels)
 
 
@@ -190,12 +195,12 @@ class FeatureTable:
     G is the linear denoiser's term (`GaussianFeatures`), log G its logarithm.
 
     Attributes:
-        at_terms: (r, N) G of each image at its timestep in each replicate.
-        bin_sums: (N, bins, 2) float32, sums of G and of log G over the timesteps of each bin, in a
+        at_terms: (r, M) G of each sampled image at its timestep in each replicate.
+        bin_sums: (M, bins, 2) float32, sums of G and of log G over the timesteps of each bin, in a
             file for many images. The rounding errs up and down alike, by less than 1e-7.
-        timestep_means: (T - 1, 2) means of G and of log G over the images, t = 2..T.
-        root_means: (T - 1,) mean of the root of G.
-        image: (N, P) float32, `standardized_features` of each image.
+        timestep_means: (T - 1, 2) weighted means of G and of log G over the images, t = 2..T.
+        root_means: (T - 1,) that of the root of G.
+        sample: of the images, with `standardized_features` of each.
         error_scale: (2, T - 1) factors from G to the linear denoiser's mean squared error of
             x_start and of the noise.
     """
@@ -204,36 +209,51 @@ class FeatureTable:
     bin_sums: NDArray[np.float32]
     timestep_means: NDArray[np.float64]
     root_means: NDArray[np.float64]
-    image: NDArray[np.float32]
+    sample: ImageSample
     error_scale: NDArray[np.float64]
 
     @classmethod
     def of(
-        cls, features: GaussianFeatures, pixels: NDArray[np.uint8], design: ImportanceDesign
+        cls,
+        features: GaussianFeatures,
+        pixels: NDArray[np.uint8],
+        design: ImportanceDesign,
+        image: NDArray[np.float32] | None = None,
     ) -> Self:
-        """The features of (N, C, H, W) 8-bit images; they may be fitted on others."""
+        """The features of (N, C, H, W) 8-bit images; they may be fitted on others.
+
+        Args:
+            features: the linear denoiser.
+            pixels: of all images.
+            design: of the terms.
+            image: (N, P) `standardized_features` of all images; None to compute them.
+        """
+        if image is None:
+            image = standardized_features(features, pixels)
+        sample = ImageSample.of(design, image[design.image])
         starts = np.flatnonzero(np.diff(log_bins(design.num_timesteps), prepend=-1))
-        timestep_sums = np.zeros((design.num_timesteps - 1, 2))
-        root_sums = np.zeros(design.num_timesteps - 1)
+        timestep_means = np.zeros((design.num_timesteps - 1, 2))
+        root_means = np.zeros(design.num_timesteps - 1)
 
         def bin_sums() -> Iterator[NDArray[np.float32]]:
-            for part in portions(pixels, max(256, design.num_timesteps)):
-                g = features.divergence(pixels[part])
+            for part in portions(pixels, max(256, design.num_timesteps), design.num_sampled):
+                g = features.divergence(pixels[design.image[part]])
+                weights = sample.weights[part]
                 sums = np.empty((len(g), len(starts), 2), np.float32)
                 for k, values in enumerate((g, np.log(g))):
-                    timestep_sums[:, k] += values.sum(0)
+                    timestep_means[:, k] += weights @ values
                     sums[:, :, k] = np.add.reduceat(values, starts, axis=1)
-                root_sums[:] += np.sqrt(g).sum(0)
+                root_means[:] += weights @ np.sqrt(g)
                 yield sums
 
-        stored = store((len(pixels), len(starts), 2), bin_sums(), np.float32)
+        stored = store((design.num_sampled, len(starts), 2), bin_sums(), np.float32)
         snr = features.schedule.snr.numpy()[1:]
         return cls(
-            at_terms=_at_terms(features, pixels, design.t),
+            at_terms=_at_terms(features, pixels, design, design.t),
             bin_sums=stored,
-            timestep_means=timestep_sums / len(pixels),
-            root_means=root_sums / len(pixels),
-            image=standardized_features(features, pixels),
+            timestep_means=timestep_means,
+            root_means=root_means,
+            sample=sample,
             error_scale=np.stack([1 / features.weight, snr / features.weight]),
         )
 
@@ -244,16 +264,19 @@ class FeatureTable:
         new = design.t[len(self.at_terms) :]
         if not len(new):
             return self
-        at_terms = np.concatenate([self.at_terms, _at_terms(features, pixels, new)])
+        at_terms = np.concatenate([self.at_terms, _at_terms(features, pixels, design, new)])
         return dataclasses.replace(self, at_terms=at_terms)
 
 
 def _at_terms(
-    features: GaussianFeatures, pixels: NDArray[np.uint8], t: NDArray[np.int64]
+    features: GaussianFeatures,
+    pixels: NDArray[np.uint8],
+    design: ImportanceDesign,
+    t: NDArray[np.int64],
 ) -> NDArray[np.float64]:
     at_terms = np.empty(t.shape)
-    for part in portions(pixels):
-        at_terms[:, part] = features.divergence_at(pixels[part], t[:, part])
+    for part in portions(pixels, count=design.num_sampled):
+        at_terms[:, part] = features.divergence_at(pixels[design.image[part]], t[:, part])
     return at_terms
 
 
@@ -262,17 +285,18 @@ class Predictions:
     """Terms of each replicate predicted from the other replicates.
 
     Attributes:
-        terms: (r, N) at each term.
-        totals: (r, N) sum over t = 2..T of each image.
-        timesteps: (r, T - 1) mean over the images at each timestep.
+        terms: (r, M) at each term.
+        totals: (r, M) sum over t = 2..T of each image.
+        timesteps: (r, T - 1) weighted mean over the images at each timestep.
     """
 
     terms: NDArray[np.float64]
     totals: NDArray[np.float64]
     timesteps: NDArray[np.float64]
 
-    def __getitem__(self, replicates: slice) -> "Predictions":
-        return Predictions(*(values[replicates] for values in vars(self).values()))
+    def __getitem__(self, part: tuple[slice, slice]) -> "Predictions":
+        """Those of some replicates and images; the means stay those of all images."""
+        return Predictions(self.terms[part], self.totals[part], self.timesteps[part[0]])
 
     def __sub__(self, other: "Predictions") -> "Predictions":
         pairs = zip(vars(self).values(), vars(other).values(), strict=True)
@@ -282,7 +306,7 @@ class Predictions:
 def no_predictions(design: ImportanceDesign) -> Predictions:
     """Zeros, with which the regression estimator is the Horvitz-Thompson estimator."""
     # One zero in memory.
-    zeros = np.broadcast_to(0.0, (design.num_replicates, design.num_images))
+    zeros = np.broadcast_to(0.0, (design.num_replicates, design.num_sampled))
     return Predictions(zeros, zeros, np.zeros((design.num_replicates, design.num_timesteps - 1)))
 
 
@@ -296,7 +320,7 @@ def predict(
     by ridge regression of each bin toward that of all bins, of residuals over q(t). The
     coefficients for a replicate come from the others, whose timesteps and noise are independent of
     its own; so the estimate is unbiased whatever the features. (Folds of images would be biased:
-    within a replicate the images share the strata among themselves.) The terms are (r, N), of at
+    within a replicate the images share the strata among themselves.) The terms are (r, M), of at
     least two replicates.
 
     Source: Saerndal, Swensson & Wretman 1992, chapter 6; Chernozhukov et al. 2018 for the folds.
@@ -308,7 +332,7 @@ def predict(
     size = (design.num_replicates, len(timesteps_in_bin), basis.num_columns)
     gram, moment = np.zeros((*size, basis.num_columns)), np.zeros(size)
     for j in range(design.num_replicates):
-        for part in image_blocks(design.num_images, basis.num_columns):
+        for part in image_blocks(design.num_sampled, basis.num_columns):
             index = design.t[j, part] - 2
             b, p = bins[index], design.density[index]
             # Terms have the weight of their residuals in the estimate, 1 / density. The density of
@@ -327,7 +351,7 @@ def predict(
         for j in range(design.num_replicates)
     ]
     timesteps = np.stack([(means * beta[bins]).sum(1) for beta in betas])
-    for part in image_blocks(design.num_images):
+    for part in image_blocks(design.num_sampled):
         for j, beta in enumerate(betas):
             b = bins[design.t[j, part] - 2]
             terms[j, part] = (basis.at(features.at_terms[j, part], b, part) * beta[b]).sum(1)
@@ -342,7 +366,7 @@ class _Basis:
 
     g_scale: NDArray[np.float64]  # (bins,) mean of G
     log_center: NDArray[np.float64]  # (bins,) mean of log G
-    image: NDArray[np.float32]  # (N, P) standardized
+    sample: ImageSample
     timesteps_in_bin: NDArray[np.int64]  # (bins,)
 
     @classmethod
@@ -351,16 +375,16 @@ class _Basis:
         # Not from the bin sums, which are rounded.
         sums = _sum_by_bin(features.timestep_means, bins, len(timesteps_in_bin))
         mean = sums / timesteps_in_bin[:, None]
-        return cls(mean[:, 0], mean[:, 1], features.image, timesteps_in_bin)
+        return cls(mean[:, 0], mean[:, 1], features.sample, timesteps_in_bin)
 
     @property
     def num_columns(self) -> int:
-        return 3 + int(self.image.shape[1])
+        return 3 + int(self.sample.features.shape[1])
 
     def at(self, g: NDArray[np.float64], b: NDArray[np.int64], part: slice) -> NDArray[np.float64]:
         """(B, 3 + P) at the terms of some images in one replicate."""
         columns = (np.ones_like(g), g / self.g_scale[b] - 1, np.log(g) - self.log_center[b])
-        return np.column_stack([*columns, self.image[part]])
+        return np.column_stack([*columns, self.sample.features[part]])
 
     def totals(
         self, bin_sums: NDArray[np.float32], beta: NDArray[np.float64], part: slice
@@ -370,7 +394,7 @@ class _Basis:
         level = self.timesteps_in_bin @ (beta[:, 0] - beta[:, 1] - self.log_center * beta[:, 2])
         g, log_g = bin_sums[:, :, 0] @ (beta[:, 1] / self.g_scale), bin_sums[:, :, 1] @ beta[:, 2]
         return np.asarray(
-            level + g + log_g + self.image[part] @ (self.timesteps_in_bin @ beta[:, 3:])
+            level + g + log_g + self.sample.features[part] @ (self.timesteps_in_bin @ beta[:, 3:])
         )
 
     def means(
@@ -379,8 +403,10 @@ class _Basis:
         """(T - 1, 3 + P) mean over the images at each timestep."""
         g = timestep_means[:, 0] / self.g_scale[bins] - 1
         log_g = timestep_means[:, 1] - self.log_center[bins]
-        image = np.broadcast_to(self.image.mean(0, dtype=np.float64), (len(g), self.image.shape[1]))
-        return np.column_stack([np.ones_like(g), g, log_g, image])
+        image = self.sample.weights @ self.sample.features
+        return np.column_stack(
+            [np.ones_like(g), g, log_g, np.broadcast_to(image, (len(g), len(image)))]
+        )
 
 
 def _sum_by_bin(

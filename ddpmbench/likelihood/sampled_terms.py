@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddpmbench.likelihood.designs import ImportanceDesign, decoder_draws
+from ddpmbench.likelihood.image_sampling import ImageSample
 from ddpmbench.likelihood.regression import Predictions
 from ddpmbench.likelihood.terms import TermTable, columns_of_bound, image_blocks
 
@@ -19,10 +20,10 @@ class SampledTerms:
     """The values of all terms of an importance sample.
 
     Attributes:
-        replicates: (3, r, N) `NATS`, `X_START` and `EPS` of each image in each replicate.
-        decoder: (3, N) the same at t = 1, mean over the draws.
-        decoder_draws: (N,) number of draws at t = 1.
-        decoder_squares: (N,) sum of the squared deviations of the decoder term from its mean.
+        replicates: (3, r, M) `NATS`, `X_START` and `EPS` of each image in each replicate.
+        decoder: (3, M) the same at t = 1, mean over the draws.
+        decoder_draws: (M,) number of draws at t = 1.
+        decoder_squares: (M,) sum of the squared deviations of the decoder term from its mean.
     """
 
     replicates: NDArray[np.float64]
@@ -30,14 +31,18 @@ class SampledTerms:
     decoder_draws: NDArray[np.int64]
     decoder_squares: NDArray[np.float64]
 
-    @property
-    def decoder_variance(self) -> float:
-        """Variance of the mean decoder term over the images, from its noise.
+    def decoder_variance(self, weights: NDArray[np.float64]) -> float:
+        """Variance of the weighted sum of the decoder terms, from their noise.
 
         That of a draw is pooled over the images.
         """
         of_draw = float(self.decoder_squares.sum() / (self.decoder_draws - 1).sum())
-        return of_draw * float((1 / self.decoder_draws).mean()) / len(self.decoder_draws)
+        return of_draw * float((np.square(weights) / self.decoder_draws).sum())
+
+    def decoder_error(self, sample: ImageSample) -> float:
+        """Variance of the same sum from the noise and from the choice of images."""
+        noise = self.decoder_variance(sample.weights)
+        return noise + sample.variance(self.decoder[NATS], noise)
 
 
 def sampled_terms(
@@ -51,18 +56,19 @@ def sampled_terms(
     """
     if design.num_replicates < 2:
         raise ValueError("the error of one replicate is unknown; take two")
-    num_images, draws = design.num_images, 1 + decoder_draws(design.num_replicates)
+    num_images, draws = design.num_sampled, 1 + decoder_draws(design.num_replicates)
     replicates = np.full((3, design.num_replicates, num_images), np.nan)
     mean, squares = np.zeros((3, num_images)), np.zeros(num_images)
     is_known = np.zeros((draws, num_images), dtype=bool)
     count = np.zeros(num_images, dtype=np.int64)
     length = 0
     for table in tables:
-        image, t, draw = table.index.image, table.index.t, table.index.draw
+        image, t, draw = design.position[table.index.image], table.index.t, table.index.draw
         values = np.stack([table.values[name] for name in columns_of_bound(clip=clip)])
         first = t == 1
         later = (draw[~first], image[~first])
-        if (design.t[later] != t[~first]).any() or (draw[first] >= draws).any():
+        is_other = (image < 0).any() or (design.t[later] != t[~first]).any()
+        if is_other or (draw[first] >= draws).any():
             raise ValueError("the tables hold terms of another design")
         replicates[:, *later] = values[:, ~first]
         for k in np.unique(draw[first]):
@@ -90,18 +96,22 @@ class TwoWayFit:
     """An additive fit of image and stratum effects to the contributions of terms.
 
     Attributes:
-        image: (N,) mean over the replicates of each image, without the effects of its strata.
-        spread: (N,) variance among the replicates of each image, without these effects.
-        stratum: (N,) effect of each stratum, up to a constant.
-        mean: of all contributions.
-        variance: of that mean.
+        image: (M,) mean over the replicates of each image, without the effects of its strata.
+        spread: (M,) variance among the replicates of each image, without these effects.
+        trend: (T - 1,) function of the timestep whose means over the strata are their effects, up
+            to a constant.
     """
 
     image: NDArray[np.float64]
     spread: NDArray[np.float64]
-    stratum: NDArray[np.float64]
-    mean: float
-    variance: float
+    trend: NDArray[np.float64]
+
+    def variance(self, weights: NDArray[np.float64], num_replicates: int) -> float:
+        """Variance of the sum of (M,) means of r replicates with weights that sum to 1."""
+        # The images of a replicate share the strata among themselves: M / (M - 1).
+        count = len(weights)
+        shared = count / max(count - 1, 1)
+        return float(np.square(weights) @ self.spread) / num_replicates * shared
 
 
 def two_way_fit(design: ImportanceDesign, values: NDArray[np.float64]) -> TwoWayFit:
@@ -112,11 +122,11 @@ def two_way_fit(design: ImportanceDesign, values: NDArray[np.float64]) -> TwoWay
     Every replicate has each stratum once, so that the effects of strata are no error of the mean;
     and the residuals have
 
-    .. math:: \mathrm{Var}(\bar y) = \frac{1}{r (N - 1) N} \sum_n \mathrm{Var}_j(\varepsilon_{jn})
+    .. math:: \mathrm{Var}(\bar y) = \frac{1}{r (M - 1) M} \sum_n \mathrm{Var}_j(\varepsilon_{jn})
 
     Args:
         design: of the terms; at least two replicates.
-        values: (r, N) contributions y, each an estimate of its image's sum.
+        values: (r, M) contributions y, each an estimate of its image's sum.
 
     Source: Owen 1992, "A central limit theorem for Latin hypercube sampling", for the variance.
     """
@@ -127,25 +137,18 @@ def two_way_fit(design: ImportanceDesign, values: NDArray[np.float64]) -> TwoWay
     columns = hats.shape[1]
     gram, moment = np.zeros((columns, columns)), np.zeros(columns)
     for part in image_blocks(num_images, replicates):
-        x = _within(means.at(design.stratum[:, part]))
+        x = _within(means.at(part))
         gram += np.einsum("jnk,jnl->kl", x, x, optimize=True)
         moment += np.einsum("jnk,jn->k", x, _within(values[:, part]), optimize=True)
-    trend, _, rank, _ = np.linalg.lstsq(gram, moment, rcond=1e-10)
-    stratum = StratumMeans(design, hats @ trend).at(np.arange(num_images))
+    coefficients, _, rank, _ = np.linalg.lstsq(gram, moment, rcond=1e-10)
+    trend = hats @ coefficients
+    effects = StratumMeans(design, trend)
     image, spread = np.empty(num_images), np.empty(num_images)
     for part in image_blocks(num_images, replicates):
-        left = values[:, part] - stratum[design.stratum[:, part]]
+        left = values[:, part] - effects.at(part)
         image[part] = left.mean(0)
         spread[part] = left.var(axis=0, ddof=1) * freedom / (freedom - rank)
-    # The images of a replicate share the strata among themselves: N / (N - 1).
-    shared = num_images / max(num_images - 1, 1)
-    return TwoWayFit(
-        image=image,
-        spread=spread,
-        stratum=stratum,
-        mean=float(values.mean()),
-        variance=float(spread.sum() / replicates / num_images**2 * shared),
-    )
+    return TwoWayFit(image, spread, trend)
 
 
 def _within(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -160,18 +163,21 @@ class StratumMeans:
 
         The density divides [0, 1] among the timesteps, the images into strata.
         """
-        self._num_strata, self._values = design.num_images, values
+        self._design, self._values = design, values
         self._start = np.append(0.0, np.cumsum(design.density)[:-1])  # (T - 1,) of each timestep
         weighted = (design.density * values.T).T
         before = np.zeros_like(weighted[:1])
         self._integral = np.concatenate([before, np.cumsum(weighted, axis=0)[:-1]])
 
-    def at(self, stratum: NDArray[np.int64]) -> NDArray[np.float64]:
-        """The means over some of the N strata; the axes of `stratum` come first."""
-        return np.asarray((self._up_to(stratum + 1) - self._up_to(stratum)) * self._num_strata)
+    def at(self, part: slice, replicates: slice = slice(None)) -> NDArray[np.float64]:
+        """(r, B, ...) the means over the strata that some images have in the replicates."""
+        stratum = self._design.stratum[replicates, part]
+        count = self._design.num_strata[part]
+        scale = count.reshape(count.shape + (1,) * (self._values.ndim - 1))
+        mass = self._up_to((stratum + 1) / count) - self._up_to(stratum / count)
+        return np.asarray(mass * scale)
 
-    def _up_to(self, edge: NDArray[np.int64]) -> NDArray[np.float64]:
-        place = edge / self._num_strata
+    def _up_to(self, place: NDArray[np.float64]) -> NDArray[np.float64]:
         index = np.searchsorted(self._start, place, side="right") - 1
         within = place - self._start[index]
         within = within.reshape(within.shape + (1,) * (self._values.ndim - 1))
@@ -192,28 +198,37 @@ def _hat_functions(design: ImportanceDesign, count: int) -> NDArray[np.float64]:
 def contributions(
     design: ImportanceDesign, terms: SampledTerms, predictions: Predictions
 ) -> NDArray[np.float64]:
-    """(r, N) the errors of the predictions over the density; 0 predictions give the terms.
+    """(r, M) the errors of the predictions over the density; 0 predictions give the terms.
 
-    With `Predictions.totals` they estimate the sums of the images over t = 2..T. The mean
-    prediction in a stratum is no error, because every stratum has a term; but it differs between
-    replicates, and is added here.
+    With `Predictions.totals` they estimate the sums of the images over t = 2..T.
     """
     result = np.empty(design.t.shape)
+    for part in image_blocks(design.num_sampled, design.num_replicates):
+        left = terms.replicates[NATS, :, part] - predictions.terms[:, part]
+        result[:, part] = left / design.density[design.t[:, part] - 2]
+    return result
+
+
+def add_predicted_strata(
+    design: ImportanceDesign, predictions: Predictions, values: NDArray[np.float64]
+) -> None:
+    """Add to (r, M) contributions what their strata have of the mean prediction, 0 in the mean.
+
+    It differs between replicates, whose predictions do; with it a stratum has the same effect in
+    all of them. It is no error, because every stratum has a term.
+    """
     for j, mean in enumerate(predictions.timesteps):
         common = StratumMeans(design, mean / design.density)
-        for part in image_blocks(design.num_images):
-            left = terms.replicates[NATS, j, part] - predictions.terms[j, part]
-            weighted = left / design.density[design.t[j, part] - 2]
-            result[j, part] = weighted + common.at(design.stratum[j, part]) - mean.sum()
-    return result
+        for part in image_blocks(design.num_sampled):
+            values[j, part] += common.at(part, slice(j, j + 1))[0] - mean.sum()
 
 
 def without_strata(
     design: ImportanceDesign, values: NDArray[np.float64], fit: TwoWayFit
 ) -> NDArray[np.float64]:
-    """(r, N) contributions without the effects of their strata, 0 in the mean."""
-    left = np.empty_like(values)
-    for j, of_replicate in enumerate(values):
-        np.subtract(of_replicate, fit.stratum[design.stratum[j]], out=left[j])
+    """(r, M) contributions without the effects of their strata, 0 in the mean."""
+    left, effects = np.empty_like(values), StratumMeans(design, fit.trend)
+    for part in image_blocks(design.num_sampled, design.num_replicates):
+        np.subtract(values[:, part], effects.at(part), out=left[:, part])
     left -= left.mean()
     return left

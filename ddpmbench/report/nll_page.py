@@ -33,6 +33,7 @@ from ddpmbench.report.nll_text import (
     comparable_facts,
     curve_summary,
     images_name,
+    num_sampled_images,
 )
 from ddpmbench.report.schema import sanity_check_warning
 from ddpmbench.report.tables import uncorrected_note
@@ -97,6 +98,7 @@ def run_figures(contents: RunContents) -> dict[str, Draw]:
             tables.per_timestep,
             contents.density,
             num_images=tables.summary["num_images"],
+            num_sampled=num_sampled_images(tables.summary),
             num_replicates=tables.summary["sampling"]["num_replicates"],
         )
     if pictures.decoding is not None:
@@ -218,7 +220,8 @@ def _images_text(per_image: pd.DataFrame) -> str:
         )
     return (
         "Only the decoder term is known per image: this estimator evaluates a few timesteps of "
-        "each image, enough for the mean over images but not for the total of one."
+        "an image, enough for the mean over images but not for the total of one. "
+        f"{int(per_image.decoder.notna().sum()):,} images were evaluated."
     )
 
 

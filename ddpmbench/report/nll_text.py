@@ -125,7 +125,7 @@ def comparable_facts(summary: dict[str, Any]) -> dict[str, str]:
         "checkpoint": checkpoint_line(summary["checkpoint"]),
         "process": process_line(summary),
         "conventions": conventions_line(conventions),
-        "estimator": f"{summary['estimator']}, {_amount(summary['sampling'])}, "
+        "estimator": f"{summary['estimator']}, {_amount(summary)}, "
         f"{summary['num_evaluations']:,} network evaluations, seed {summary['seed']}",
         **({"precision": correction} if correction else {}),
         "device": f"{device_line(summary)}, {summary['seconds']:.0f} s",
@@ -177,10 +177,18 @@ def images_line(summary: dict[str, Any]) -> str:
     return f"{summary['num_images']:,} of {images_name(summary)} ({sha256})"
 
 
-def _amount(sampling: dict[str, Any]) -> str:
-    if "num_replicates" in sampling:
-        return f"{sampling['num_replicates']} replicates"
-    return f"{sampling['draws']} draws"
+def num_sampled_images(summary: Mapping[str, Any]) -> int:
+    """How many images the importance estimator evaluated."""
+    return int(summary["sampling"].get("num_sampled_images", summary["num_images"]))
+
+
+def _amount(summary: Mapping[str, Any]) -> str:
+    sampling = summary["sampling"]
+    if "num_replicates" not in sampling:
+        return f"{sampling['draws']} draws"
+    replicates = f"{sampling['num_replicates']} replicates"
+    count = num_sampled_images(summary)
+    return replicates if count == summary["num_images"] else f"{replicates} of {count:,} images"
 
 
 def _interval(summary: dict[str, Any]) -> str:

@@ -155,6 +155,8 @@ def sampling(run: LikelihoodRun, options: dict[str, object]) -> dict[str, object
     correction = in_bits(run.correction, uncorrected=run.bound.nats) or NO_CORRECTION
     return {
         **options,
+        "num_sampled_images": run.bound.sample.num_sampled,
+        "num_blocks": len(run.bound.sample.block_ends) - 1,
         "num_replicates": run.bound.num_replicates,
         "pilot_evaluations": run.pilot_evaluations,
         "horvitz_thompson": {
@@ -247,7 +249,7 @@ def per_image(bound: BoundEstimate | SampledBound, ids: Sequence[str]) -> pd.Dat
     """One row an image, in bits per dimension.
 
     Of a sampled bound `kl` and `bits_per_dim` are empty: the totals of single images cannot be
-    estimated from a few of their timesteps.
+    estimated from a few of their timesteps. So is `decoder` of the images that are not sampled.
     """
     if isinstance(bound, SampledBound):
         unknown = np.full(len(ids), np.nan)

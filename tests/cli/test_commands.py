@@ -221,7 +221,7 @@ def report_often():
     ("options", "total"),
     [
         (EVERY_PAIR[:2], "480"),
-        (("--half-width", 5), "792"),  # the pilot is among them
+        (("--half-width", 5), "720"),  # the pilot is among them
     ],
 )
 def test_progress_is_plain_lines_where_there_is_no_terminal(

@@ -14,7 +14,7 @@ from ddpmbench.execution import worker
 from ddpmbench.execution.worker import RunListener
 from ddpmbench.unet.unet import UNet
 
-# A half width that takes several looks: six images take 792 evaluations until the first.
+# A half width that takes several looks: six images take 720 evaluations until the first.
 EVERY_PAIR = {"estimator": "every-pair", "batch_size": 50}
 IMPORTANCE = {"half_width": 0.07, "batch_size": 150}
 CORRECTED = {"half_width": 0.1, "precision": "bf16", "batch_size": 150}

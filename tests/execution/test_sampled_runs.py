@@ -10,12 +10,15 @@ from sealing import edit, read_npz, terms_in, write_frame
 
 from ddpmbench.checksums import write_npz
 from ddpmbench.cli.main import run
+from ddpmbench.data.images import load_images
 from ddpmbench.diffusion.process import Variance
 from ddpmbench.errors import InputError
+from ddpmbench.evaluate.compare import compare
 from ddpmbench.evaluate.nll import evaluate_nll
 from ddpmbench.execution.finished import FinishedRun
 from ddpmbench.execution.importance import Importance
 from ddpmbench.execution.worker import RunListener
+from ddpmbench.likelihood import designs, estimator
 from ddpmbench.likelihood.designs import ImportanceDesign, PilotDesign, num_terms
 from ddpmbench.report.tables import SCHEMA
 from ddpmbench.unet.precision import Precision
@@ -184,7 +187,7 @@ def test_the_half_width_is_reached_and_nothing_is_said(small_model, small_images
         assert all("raw pixels" in line for line in said)  # of a network with random weights
 
 
-@pytest.mark.parametrize("cap", [792, 800, 1000, 1200])
+@pytest.mark.parametrize("cap", [720, 800, 1000, 1200])
 def test_the_cap_holds_and_is_used(small_model, small_images, cap):
     said = []
     report = evaluate_nll(
@@ -225,12 +228,12 @@ def test_a_half_width_out_of_reach_is_warned_of_and_the_result_printed(command, 
 def test_a_cap_below_the_first_look_is_refused_before_any_call(
     small_model, small_images, calls, command, tmp_path
 ):
-    with pytest.raises(InputError, match=r"`max_evaluations=791`: 6 images take 792 network calls"):
-        evaluate_nll(small_model, small_images, max_evaluations=791)
+    with pytest.raises(InputError, match=r"`max_evaluations=719`: 6 images take 720 network calls"):
+        evaluate_nll(small_model, small_images, max_evaluations=719)
     assert calls.rows == 0
-    status, out, err = command("--max-evaluations", 791, "--out", tmp_path / "run")
+    status, out, err = command("--max-evaluations", 719, "--out", tmp_path / "run")
     assert (status, out, len(err)) == (2, "", 1)
-    assert err[0].startswith("Error: --max-evaluations 791: ")
+    assert err[0].startswith("Error: --max-evaluations 719: ")
 
 
 def test_where_every_pair_takes_fewer_evaluations_a_note_says_so(command, tmp_path):
@@ -238,7 +241,7 @@ def test_where_every_pair_takes_fewer_evaluations_a_note_says_so(command, tmp_pa
     assert status == 0
     (line,) = [line for line in err if "every-pair" in line]
     assert line == (
-        "Note: importance sampling takes at least 792 network evaluations here, every pair of "
+        "Note: importance sampling takes at least 720 network evaluations here, every pair of "
         "image and timestep 480; choose --estimator every-pair"
     )
     assert Importance().note(10_000, 1000, Precision.FP32) is None
@@ -439,3 +442,57 @@ def test_a_second_sitting_shows_the_bound_at_once(small_model, small_images, tmp
     evaluate_nll(small_model, small_images, **arguments, listener=RunListener(progress=seen.append))
     first = next(now for now in seen if now.done > 400 + 32)
     assert first.bound is not None
+
+
+# ---- a sample of the images
+
+
+@pytest.fixture
+def many_images(monkeypatch):
+    """Forty crops, in ten blocks of four; the first interval is that of two blocks."""
+    monkeypatch.setattr(designs, "BLOCK_IMAGES", 4)
+    monkeypatch.setattr(estimator, "INITIAL_TERMS", 80)
+    whole = load_images("fashion-mnist:test", num_images=40)
+    pixels = np.ascontiguousarray(whole.pixels[:, :, 10:18, 10:18])
+    return dataclasses.replace(whole, pixels=pixels, source="crops", split=None)
+
+
+def test_a_narrower_run_takes_more_images_and_computes_no_row_again(
+    small_model, many_images, calls, tmp_path
+):
+    def measured(half_width, out=None, **options):
+        before = calls.rows
+        report = evaluate_nll(small_model, many_images, half_width=half_width, out=out, **options)
+        sampling = report.summary["sampling"]
+        return report, sampling["num_sampled_images"], calls.rows - before
+
+    first, few, _ = measured(9, tmp_path / "run")
+    assert few == 8
+    known = first.per_image.decoder.notna()
+    assert known.sum() == 8
+    assert first.per_image.prior.notna().all()
+    goal = 0.7 * first.summary["half_width"]
+    longer, more, added = measured(goal, tmp_path / "run")
+    fresh, again, _ = measured(goal, batch_size=7)
+    assert 8 < more == again < 40
+    assert longer.summary["half_width"] <= goal
+    assert added == longer.summary["num_evaluations"] - first.summary["num_evaluations"]
+    same(longer, fresh)
+    whole, every, _ = measured(goal / 20, tmp_path / "run")
+    assert every == 40
+    assert whole.summary["sampling"]["num_replicates"] > 2
+    assert whole.per_image.decoder.notna().all()
+    truth = evaluate_nll(small_model, many_images, estimator="every-pair").summary
+    for report in (first, longer, whole):
+        error = report.summary["bits_per_dim"] - truth["bits_per_dim"]
+        assert abs(error) < 2.5 * report.summary["half_width"]
+
+
+def test_runs_on_other_samples_of_the_images_are_compared(
+    small_model, many_images, tmp_path, monkeypatch
+):
+    for name, half_width in (("few", 9), ("more", 0.3)):
+        evaluate_nll(small_model, many_images, half_width=half_width, out=tmp_path / name)
+    runs = compare([tmp_path / "few", tmp_path / "more"]).runs
+    assert runs.difference[1] == pytest.approx(0, abs=1e-9)
+    assert runs.difference_half_width[1] == pytest.approx(0, abs=1e-9)

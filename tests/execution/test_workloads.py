@@ -3,13 +3,17 @@
 import shlex
 from pathlib import Path
 
-import pandas as pd
 import pytest
 
 from ddpmbench.cli.main import ddpmbench
 from ddpmbench.evaluate.nll import evaluate_nll
 from ddpmbench.evaluate.sample import generate_samples
-from ddpmbench.execution.speed import TERM_HALF_WIDTH, EvaluationSeconds, workloads
+from ddpmbench.execution.speed import (
+    IMAGE_HALF_WIDTH,
+    TERM_HALF_WIDTH,
+    EvaluationSeconds,
+    workloads,
+)
 
 ROOT = Path(__file__).parents[2]
 EVEN = EvaluationSeconds(first=1.0, later=1.0, step=1.0)
@@ -41,23 +45,20 @@ def test_the_calls_of_samples_are_those_that_a_run_makes(small_model):
     assert whole.steps == whole.num_evaluations == report.summary["num_evaluations"]
 
 
-def test_the_published_run_is_predicted():
+def test_the_default_run_is_predicted():
     sampled, *_ = of(10_000, 1000)
-    assert sampled.num_evaluations == 31_360
-
-
-def test_the_half_width_of_a_row_is_the_published_one():
-    table = pd.read_csv(ROOT / "results" / "estimator" / "calls_needed.csv").set_index("design")
-    found = table.loc["importance GREG"]
-    rows = found.whole_size * found.num_images
-    assert pytest.approx(found.whole_half_width * rows**0.5, rel=1e-3) == TERM_HALF_WIDTH
+    assert sampled.num_evaluations == pytest.approx(14_000, rel=0.1)
+    images = sampled.later / 2
+    width = IMAGE_HALF_WIDTH**2 * (1 / images - 1e-4) + TERM_HALF_WIDTH**2 / (2 * images)
+    assert width**0.5 == pytest.approx(0.005, rel=0.05)
 
 
 def test_a_narrower_interval_takes_more_calls_and_a_wide_one_no_fewer_than_a_first_look():
-    calls = [of(10_000, 1000, half_width=h)[0].num_evaluations for h in (9, 0.01, 0.002, 0.0005)]
-    assert calls[0] == calls[1] < calls[2] < calls[3]
-    # The error falls as one over the root of the rows.
-    assert calls[3] / calls[2] == pytest.approx(16, rel=0.1)
+    widths = (9, 0.05, 0.01, 0.001, 0.00025)
+    calls = [of(10_000, 1000, half_width=h)[0].num_evaluations for h in widths]
+    assert calls[0] == calls[1] < calls[2] < calls[3] < calls[4]
+    # Once all images are evaluated, the error falls as one over the root of the rows.
+    assert calls[4] / calls[3] == pytest.approx(16, rel=0.1)
 
 
 def test_slower_rows_make_longer_questions_and_only_of_their_kind():

@@ -17,6 +17,7 @@ from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.likelihood import regression, terms
 from ddpmbench.likelihood.designs import ImportanceDesign
 from ddpmbench.likelihood.image_features import code_length, image_features
+from ddpmbench.likelihood.image_sampling import ImageSample
 from ddpmbench.likelihood.regression import (
     FeatureTable,
     GaussianFeatures,
@@ -89,7 +90,7 @@ def test_the_features_do_not_depend_on_the_range_of_the_data(levels):
     )
     table = FeatureTable.of(found, images.pixels, uniform_design(20, 30))
     reduced = image_features(images.pixels // (256 // levels))
-    np.testing.assert_allclose(table.image[:, :-1], standardized(reduced), atol=1e-5)
+    np.testing.assert_allclose(table.sample.features[:, :-1], standardized(reduced), atol=1e-5)
 
 
 def test_the_colors_are_decorrelated():
@@ -144,7 +145,10 @@ def assert_close(found, expected):
     """Two records of arrays agree, as well as the precision of each array allows."""
     for field in dataclasses.fields(expected):
         values = getattr(expected, field.name)
-        rtol = 2e-7 if values.dtype == np.float32 else 1e-9
+        if isinstance(values, ImageSample):
+            assert_close(getattr(found, field.name), values)
+            continue
+        rtol = 2e-7 if np.asarray(values).dtype == np.float32 else 1e-9
         np.testing.assert_allclose(getattr(found, field.name), values, rtol=rtol)
 
 
@@ -161,7 +165,8 @@ def test_memory_is_modest():
         return found
 
     with mock.patch.object(regression, "CHUNK_BYTES", 2**18):
-        assert (peak(40_000, 200) - peak(20_000, 200)) / 20_000 < 400  # bytes an image
+        # Bytes an image; 23 features in float32 of all images, and of those in the sample.
+        assert (peak(40_000, 200) - peak(20_000, 200)) / 20_000 < 400 + 2 * 23 * 4
         # Nor are the terms of all images at all steps ever there together.
         assert peak(1000, 2000) - peak(10, 2000) < 10 * regression.CHUNK_BYTES
 
@@ -170,7 +175,8 @@ def test_rounded_sums_are_as_good_as_exact_ones():
     images, schedule = oracle_images(500, shape=(1, 6, 6)), NoiseSchedule.linear(300)
     fitted, design = GaussianFeatures.fit(images.pixels, schedule), uniform_design(500, 300)
     table = FeatureTable.of(fitted, images.pixels, design)
-    exact = feature_table(design, fitted.divergence(images.pixels), table.image)
+    of_images = standardized_features(fitted, images.pixels)
+    exact = feature_table(design, fitted.divergence(images.pixels), of_images)
     assert table.bin_sums.dtype == np.float32
     generator = np.random.default_rng(0)
     nats = exact.at_terms * generator.uniform(0.5, 2, exact.at_terms.shape)
@@ -189,7 +195,8 @@ def test_the_table_holds_the_features_at_the_rows_and_their_sums():
     dense = feature_table(
         design, fitted.divergence(images.pixels), standardized_features(fitted, images.pixels)
     )
-    for name in ("at_terms", "timestep_means", "image"):
+    np.testing.assert_array_equal(table.sample.features, dense.sample.features)
+    for name in ("at_terms", "timestep_means"):
         np.testing.assert_allclose(getattr(table, name), getattr(dense, name), rtol=1e-10)
     np.testing.assert_allclose(table.bin_sums, dense.bin_sums, rtol=1e-7)
     more = dataclasses.replace(design, num_replicates=5)

@@ -12,6 +12,7 @@ from ddpmbench.likelihood.designs import (
     PILOT_IMAGES,
     ImportanceDesign,
     PilotDesign,
+    blocks_of,
     decoder_draws,
     proposal_density,
 )
@@ -27,8 +28,9 @@ def addresses(rows):
     return list(zip(rows.image.tolist(), rows.t.tolist(), rows.draw.tolist(), strict=True))
 
 
-def importance(num_images=50, num_timesteps=20, *, seed=0, num_replicates=2):
-    return ImportanceDesign(num_images, num_timesteps, falling(num_timesteps), seed, num_replicates)
+def importance(num_images=50, num_timesteps=20, *, seed=0, num_replicates=2, num_blocks=None):
+    density = falling(num_timesteps)
+    return ImportanceDesign(num_images, num_timesteps, density, seed, num_replicates, num_blocks)
 
 
 def pilot_table(pilot, nats):
@@ -63,9 +65,10 @@ def test_the_seed_chooses_the_images_of_the_pilot():
 
 def test_the_density_follows_the_standard_deviations():
     model = SyntheticModel(2000, 1000, noise=0.0)
-    exact = model.mean[:, 1:].std(0)
+    exact = model.mean[:, 1:].std(0) * np.arange(2, 1001) ** 0.15
     exact /= exact.sum()
-    # The variance of an estimate from rows of a density, over that of the best density.
+    # The variance of an estimate from rows of a density, over that of the best density, if the
+    # regression leaves of the deviations what it is taken to.
     excess = []
     for seed in range(20):
         density = model.density(seed, np.random.default_rng(seed))
@@ -79,7 +82,8 @@ def test_the_density_follows_the_standard_deviations():
 def test_images_that_agree_do_not_kill_a_step(value):
     pilot = PilotDesign(20, 50, 0)
     density = proposal_density(pilot, [pilot_table(pilot, np.full(len(pilot), value))])
-    np.testing.assert_allclose(density, 1 / 49)
+    late = np.arange(2, 51) ** (0.15 if value else 0.0)
+    np.testing.assert_allclose(density, late / late.sum(), rtol=0.02)
 
 
 def test_a_single_image_is_sampled_where_its_terms_are():
@@ -118,13 +122,14 @@ def test_every_image_comes_once_a_replicate_and_the_decoder_first(
     design = importance(num_images, num_timesteps, num_replicates=num_replicates)
     rows = design.index(0, len(design))
     assert len(rows) == len(design) == len(set(addresses(rows)))
-    everyone = np.arange(num_images)
-    np.testing.assert_array_equal(rows.image[:num_images], everyone)
-    assert (rows.t[:num_images] == 1).all()
-    assert (rows.draw[:num_images] == 0).all()
+    np.testing.assert_array_equal(np.sort(design.image), np.arange(num_images))
+    of_block = np.diff(design.block_ends)[0]
+    np.testing.assert_array_equal(rows.image[:of_block], design.image[:of_block])
+    assert (rows.t[:of_block] == 1).all()
+    assert (rows.draw[:of_block] == 0).all()
     for j in range(num_replicates):
         of_replicate = (rows.t > 1) & (rows.draw == j)
-        np.testing.assert_array_equal(rows.image[of_replicate], everyone)
+        np.testing.assert_array_equal(rows.image[of_replicate], design.image)
         np.testing.assert_array_equal(rows.t[of_replicate], design.t[j])
     draws = np.bincount(rows.image[rows.t == 1])
     redrawn = min(num_images, max(64, -(-num_images // 10)))
@@ -150,14 +155,39 @@ def test_more_replicates_change_no_earlier_row():
         short = long
 
 
+def test_more_images_change_no_earlier_row():
+    whole = importance(1234, 25, num_replicates=3)
+    assert blocks_of(1234) == 6
+    every = addresses(whole.index(0, len(whole)))
+    assert len(set(every)) == len(every)
+    for blocks in range(1, 7):
+        design = importance(1234, 25, num_blocks=blocks)
+        assert addresses(design.index(0, len(design))) == every[: len(design)]
+        assert len(set(design.image)) == design.num_sampled == 1234 * blocks // 6
+        np.testing.assert_array_equal(design.position[design.image], np.arange(len(design.image)))
+        assert (design.position < 0).sum() == 1234 - design.num_sampled
+        redrawn = set(design.redrawn)
+        assert redrawn <= set(design.image)
+        assert len(redrawn) == 124 * blocks // 6  # a tenth
+
+
+def test_every_image_is_in_each_block_as_often():
+    blocks = [importance(400, 5, seed=seed, num_blocks=1).image for seed in range(1000)]
+    counts = np.bincount(np.concatenate(blocks), minlength=400)
+    assert stats.chisquare(counts).pvalue > 1e-4
+    pairs = np.mean([np.isin([0, 1], of).all() for of in blocks])
+    assert pairs == pytest.approx(200 * 199 / 400 / 399, abs=4.5 * np.sqrt(0.1875 / 1000))
+
+
 @pytest.mark.parametrize("seed", [0, 1, 2**64 - 1])
 def test_each_replicate_is_stratified(seed):
     for num_images, num_timesteps in ((1000, 200), (333, 7), (20, 1000)):
         design = importance(num_images, num_timesteps, seed=seed, num_replicates=3)
         share = np.cumsum(design.density)
         for t in design.t:
-            below = np.cumsum(np.bincount(t - 2, minlength=num_timesteps - 1))
-            assert np.abs(below - num_images * share).max() < 1 + 1e-9
+            for block in np.split(t, design.block_ends[1:-1]):
+                below = np.cumsum(np.bincount(block - 2, minlength=num_timesteps - 1))
+                assert np.abs(below - len(block) * share).max() < 1 + 1e-9
 
 
 @pytest.mark.parametrize("over", ["seeds", "num_replicates"])
@@ -191,6 +221,9 @@ def test_replicates_images_and_seeds_are_independent():
 def test_what_is_no_design_is_refused(num_images, density, num_replicates):
     with pytest.raises(ValueError, match=r"needs an image|density must"):
         ImportanceDesign(num_images, 3, np.array(density), 0, num_replicates)
+    for num_blocks, replicates in ((0, 2), (6, 2), (4, 3), (4, 1)):
+        with pytest.raises(ValueError, match="there are 5 blocks"):
+            ImportanceDesign(1000, 3, np.array([0.5, 0.5]), 0, replicates, num_blocks)
     with pytest.raises(ValueError, match="two timesteps"):
         PilotDesign(3, 1, 0)
 

@@ -9,6 +9,7 @@ import torch
 from mixtures import SyntheticModel, calibration, smooth, study_of, z_score
 
 from ddpmbench.diffusion.noise import normal_noise
+from ddpmbench.likelihood import designs
 from ddpmbench.likelihood.bound import cumulative_rate
 from ddpmbench.likelihood.designs import EveryPairDesign, ImportanceDesign
 from ddpmbench.likelihood.estimator import horvitz_thompson, regression_estimate
@@ -71,10 +72,10 @@ def tables(model, design):
     return lambda length: (table[i : min(i + 38, length)] for i in range(0, length, 38))
 
 
-def importance(model, density, *, num_replicates=2):
+def importance(model, density, *, num_replicates=2, num_blocks=None):
     """The terms of a model at the rows of a density, by kind of estimator, and its bounds."""
     size = (model.num_images, model.num_timesteps)
-    design = ImportanceDesign(*size, density, model.seed, num_replicates)
+    design = ImportanceDesign(*size, density, model.seed, num_replicates, num_blocks)
     own = tables(model, design)
     bounds = {
         "ht": horvitz_thompson(design, model.prior, own(len(design))),
@@ -83,7 +84,8 @@ def importance(model, density, *, num_replicates=2):
         ),
     }
     terms = {
-        kind: ImportanceTerms(design, own, bound.predictions) for kind, bound in bounds.items()
+        kind: ImportanceTerms(design, own, bound.predictions, bound.sample)
+        for kind, bound in bounds.items()
     }
     return terms, bounds
 
@@ -268,17 +270,17 @@ def test_the_replicates_that_one_model_alone_has_are_not_looked_at(rows, num_rep
     terms, _ = both(rows, "regression", num_replicates)
     found, few = importance_difference(*terms), min(num_replicates)
     assert found.num_replicates == few
-    cut = [one.shortened(few) for one in terms]
+    cut = [one.shortened(few, 1) for one in terms]
     expected = importance_difference(
         *([one.unpredicted() for one in cut] if rows == "same" else cut)
     )
     assert (found.nats, found.half_width) == (expected.nats, expected.half_width)
-    assert found.num_evaluations.sum() == len(terms[0].shortened(few).design)
+    assert found.num_evaluations.sum() == len(terms[0].shortened(few, 1).design)
 
 
 def test_a_model_is_no_better_than_itself_with_more_replicates():
     (terms, _), _ = both("same", "regression", (5, 5))
-    found = importance_difference(terms, terms.shortened(2))
+    found = importance_difference(terms, terms.shortened(2, 1))
     assert found.num_replicates == 2
     assert (found.nats, found.half_width, found.half_width_population) == (0, 0, 0)
 
@@ -305,12 +307,41 @@ def test_terms_of_other_rows_are_noticed(change):
     (model, baseline), _ = both("same", "regression")
     if change == "missing":
         cut = ImportanceTerms(
-            baseline.design, lambda n: baseline.tables(n - 1), baseline.predictions
+            baseline.design,
+            lambda n: baseline.tables(n - 1),
+            baseline.predictions,
+            baseline.sample,
         )
         word = "fewer terms"
     else:
         other = dataclasses.replace(baseline.design, seed=1)
-        cut = ImportanceTerms(baseline.design, tables(pair()[1], other), baseline.predictions)
+        of = tables(pair()[1], other)
+        cut = ImportanceTerms(baseline.design, of, baseline.predictions, baseline.sample)
         word = "same terms"
     with pytest.raises(ValueError, match=word):
         importance_difference(model, cut)
+
+
+@pytest.mark.parametrize("blocks", [(3, 3), (5, 3), (6, 2)])
+@pytest.mark.parametrize("rows", ["same", "own"])
+def test_images_that_one_model_alone_has_are_not_looked_at(monkeypatch, rows, blocks):
+    monkeypatch.setattr(designs, "BLOCK_IMAGES", 20)
+    models = pair()
+    densities = [models[rows == "same"].density(0, None), models[1].density(0, None)]
+    terms, bounds = [], []
+    for model, density, count in zip(models, densities, blocks, strict=True):
+        found, of = importance(model, density, num_blocks=count)
+        terms.append(found["regression"])
+        bounds.append(of["regression"])
+    found = importance_difference(*terms)
+    assert found.sample.num_sampled == 20 * min(blocks)
+    assert found.term.sum() == pytest.approx(found.nats, rel=1e-9)
+    assert found.nats == pytest.approx(found.kl + found.decoder, rel=1e-9)
+    truth = models[0].truth - models[1].truth
+    assert abs(found.nats - truth) < 3 * found.half_width
+    if blocks[0] == blocks[1]:
+        assert found.nats == pytest.approx(bounds[0].nats - bounds[1].nats, rel=1e-9)
+    # The choice of images is an error of the difference, too.
+    assert found.image_variance > 0
+    own = importance_difference(terms[0], terms[0])
+    assert abs(own.nats) + own.half_width < 1e-9

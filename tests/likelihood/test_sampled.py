@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -11,14 +12,16 @@ from mixtures import SyntheticModel, calibration, study_of, z_score
 from oracles import expected_terms, oracle_checkpoint, oracle_images
 
 from ddpmbench.diffusion.schedule import NoiseSchedule
+from ddpmbench.likelihood import designs
 from ddpmbench.likelihood.bound import cumulative_rate
 from ddpmbench.likelihood.designs import ImportanceDesign, PilotDesign, proposal_density
 from ddpmbench.likelihood.estimator import (
     RunningBound,
+    design_needed,
     horvitz_thompson,
+    initial_design,
     initial_replicates,
     regression_estimate,
-    replicates_needed,
 )
 from ddpmbench.likelihood.regression import FeatureTable, GaussianFeatures, predict
 from ddpmbench.likelihood.sampled_terms import StratumMeans
@@ -29,14 +32,14 @@ SEEDS = 500
 GOALS = {"ht": 0.066, "regression": 0.042}
 
 
-def sampled(num_images, num_timesteps, num_replicates=2, *, seed=0, **model):
+def sampled(num_images, num_timesteps, num_replicates=2, *, seed=0, num_blocks=None, **model):
     """A model, a design with its proposal, and the terms."""
     model, generator = (
         SyntheticModel(num_images, num_timesteps, **model),
         np.random.default_rng(seed),
     )
     density = model.density(seed, generator)
-    design = ImportanceDesign(num_images, num_timesteps, density, seed, num_replicates)
+    design = ImportanceDesign(num_images, num_timesteps, density, seed, num_replicates, num_blocks)
     return model, design, model.table(design.index(0, len(design)), generator)
 
 
@@ -51,21 +54,27 @@ def measure(kind, model, seed, *, goal=None):
     """A whole run: pilot, first replicates, and more while the rule asks for them."""
     generator = np.random.default_rng([seed, 7])
     density = model.density(seed, generator)
-    first = initial_replicates(model.num_images)
-    design = ImportanceDesign(model.num_images, model.num_timesteps, density, seed, first)
+    design = initial_design(model.num_images, model.num_timesteps, density, seed)
+    if goal is None:
+        design = dataclasses.replace(design, num_blocks=None)
     tables = [model.table(design.index(0, len(design)), generator)]
     while True:
         bound = estimate(kind, model, design, tables)
-        needed = design.num_replicates if goal is None else replicates_needed(design, bound, goal)
-        if needed == design.num_replicates:
+        longer = design if goal is None else design_needed(design, bound, goal)
+        if len(longer) == len(design):
             return design, bound
-        longer = dataclasses.replace(design, num_replicates=needed)
         tables.append(model.table(longer.index(len(design), len(longer)), generator))
         design = longer
 
 
 @functools.cache
-def study(kind, *, goal=None, num_images=200, num_timesteps=100, seeds=SEEDS):
+def study(kind, *, goal=None, num_images=200, num_timesteps=100, seeds=SEEDS, block=None):
+    """Many runs; of images in blocks of as many as are given."""
+    with mock.patch.object(designs, "BLOCK_IMAGES", block or designs.BLOCK_IMAGES):
+        return measured(kind, goal, num_images, num_timesteps, seeds)
+
+
+def measured(kind, goal, num_images, num_timesteps, seeds):
     runs = []
     for seed in range(seeds):
         model = SyntheticModel(num_images, num_timesteps, seed=seed)
@@ -84,6 +93,7 @@ def study(kind, *, goal=None, num_images=200, num_timesteps=100, seeds=SEEDS):
                 "rate_error": bound.rate - rate,
                 "rate_standard_error": bound.rate_standard_error,
                 "replicates": design.num_replicates,
+                "sampled": design.num_sampled,
             }
         )
     return study_of(runs)
@@ -110,6 +120,27 @@ def test_the_bound_is_unbiased_and_both_intervals_cover(kind, stops):
     if stops:
         assert (found.half_width <= GOALS[kind]).all()
         assert found.replicates.max() > 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "goal"), [("ht", 0.12), ("regression", 0.07), ("garbage", 0.1)])
+def test_a_sample_of_the_images_is_unbiased_and_both_intervals_cover(kind, goal):
+    found = study(kind, goal=goal, num_images=400, block=20)
+    assert abs(z_score(found.error)) < 3
+    assert abs(z_score(found.population_error)) < 3
+    assert 0.93 <= (np.abs(found.error) <= found.half_width).mean() <= 0.97
+    of_population = (np.abs(found.population_error) <= found.half_width_population).mean()
+    assert 0.93 <= of_population <= 0.97
+    assert found.half_width.mean() / 1.96 / found.error.std() == pytest.approx(1, abs=0.1)
+    assert (found.half_width <= goal).all()
+    assert 80 < np.median(found.sampled) < 320
+    assert np.abs(z_score(found.term_error)).max() < 4.5
+    ratio = calibration(found.term_standard_error, found.term_error)
+    assert ratio.mean() == pytest.approx(1, abs=0.15)
+    ratio = calibration(found.rate_standard_error[:, :-1], found.rate_error[:, :-1])
+    grid = np.array([1, 2, 3, 5, 9, 16, 30, 50, 75, 90])
+    np.testing.assert_allclose(ratio[grid - 1], 1, atol=0.15)
+    assert abs(found.deviation.mean()) < 0.05
 
 
 @pytest.mark.slow
@@ -178,10 +209,15 @@ def test_a_half_width_needs_fewer_calls_the_more_is_known():
 
 
 @pytest.mark.parametrize("kind", ["ht", "regression"])
-@pytest.mark.parametrize(("num_images", "num_timesteps"), [(1, 2), (1, 30), (3, 3), (150, 80)])
+@pytest.mark.parametrize(
+    ("num_images", "num_timesteps", "num_blocks"),
+    [(1, 2, 1), (1, 30, 1), (3, 3, 1), (150, 80, 1), (900, 40, 1), (900, 40, 3), (900, 40, 4)],
+)
 @pytest.mark.parametrize("num_replicates", [2, 3, 5])
-def test_the_terms_sum_to_the_bound(kind, num_images, num_timesteps, num_replicates):
-    model, design, table = sampled(num_images, num_timesteps, num_replicates)
+def test_the_terms_sum_to_the_bound(kind, num_images, num_timesteps, num_blocks, num_replicates):
+    if num_blocks < designs.blocks_of(num_images):
+        num_replicates = 2
+    model, design, table = sampled(num_images, num_timesteps, num_replicates, num_blocks=num_blocks)
     bound = estimate(kind, model, design, [table])
     assert bound.term.sum() + bound.prior == pytest.approx(bound.nats, rel=1e-10)
     assert bound.nats == pytest.approx(bound.prior + bound.kl + bound.decoder, rel=1e-12)
@@ -204,7 +240,7 @@ def test_portions_and_their_order_do_not_matter():
         expected = estimate(kind, model, design, [whole])
         found = estimate(kind, model, design, cuts[::-1])
         for field in dataclasses.fields(expected):
-            if field.name == "predictions":
+            if field.name in ("predictions", "sample"):
                 continue
             one, other = getattr(found, field.name), getattr(expected, field.name)
             np.testing.assert_allclose(one, other, rtol=1e-12, err_msg=field.name)
@@ -214,7 +250,8 @@ def test_terms_that_the_features_predict_leave_no_error_but_the_noise():
     model, design, table = sampled(2000, 60, noise=0.0)
     features = model.features(design)
     later = table.index.t > 1
-    table.values["nats"][later] = 2 * features.at_terms.ravel()
+    place = (table.index.draw[later], design.position[table.index.image[later]])
+    table.values["nats"][later] = 2 * features.at_terms[place]
     bound = regression_estimate(design, model.prior, [table], features)
     exact = 2 * features.timestep_means[:, 0]
     assert bound.half_width < 0.01 * bound.kl  # what is left of it is the shrinkage
@@ -260,15 +297,19 @@ def test_the_predictions_for_a_replicate_do_not_know_its_terms():
 def test_the_mean_over_the_strata_is_the_mean_over_the_density():
     _, design, _ = sampled(37, 50)
     values = np.random.default_rng(1).normal(size=49)
-    means = StratumMeans(design, values).at(np.arange(37))
+    means = StratumMeans(design, values).at(slice(0, 37))
     assert means.mean() == pytest.approx(design.density @ values, rel=1e-12)
 
 
 # ---- the rule
 
 
+def replicates_needed(design, bound, half_width):
+    return design_needed(design, bound, half_width).num_replicates
+
+
 def test_the_rule_asks_for_as_many_replicates_as_the_variance_says():
-    model = SyntheticModel(400, 60)
+    model = SyntheticModel(300, 60)
     design, bound = measure("regression", model, 0)
     assert replicates_needed(design, bound, bound.half_width) == 2
     assert replicates_needed(design, bound, 0.99 * bound.half_width) == 3
@@ -279,8 +320,29 @@ def test_the_rule_asks_for_as_many_replicates_as_the_variance_says():
         replicates_needed(design, bound, 0.0)
 
 
+def test_the_rule_asks_for_images_first():
+    model, generator = SyntheticModel(2000, 60), np.random.default_rng(0)
+    density = model.density(0, generator)
+    design = initial_design(2000, 60, density, 0)
+    assert (design.blocks, design.num_sampled) == (2, 400)
+    table = model.table(design.index(0, len(design)), generator)
+    bound = estimate("regression", model, design, [table])
+    wider = [design_needed(design, bound, scale * bound.half_width) for scale in (1, 0.99, 0.01)]
+    assert [of.blocks for of in wider] == [2, 3, 4]
+    # Half of the images have half the variance of a quarter, less what is known of these.
+    long, at_goal = measure("regression", model, 0, goal=0.5 * bound.half_width)
+    assert long.num_replicates == 2
+    assert 1000 <= long.num_sampled <= 1800
+    whole, bound = measure("regression", model, 0, goal=0.1 * bound.half_width)
+    assert whole.num_sampled == 2000
+    assert whole.num_replicates > 2
+    assert bound.image_variance == 0 < at_goal.image_variance
+
+
 def test_with_few_images_the_first_look_waits():
     assert [initial_replicates(n) for n in (1, 8, 150, 200, 10_000)] == [400, 50, 3, 2, 2]
+    blocks = [initial_design(n, 3, np.array([0.5, 0.5]), 0).blocks for n in (8, 399, 400, 10_000)]
+    assert blocks == [1, 1, 2, 5]
     model, design, table = sampled(8, 30)
     bound = estimate("ht", model, design, [table])
     assert replicates_needed(design, bound, 100.0) == initial_replicates(8)

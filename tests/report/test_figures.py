@@ -64,7 +64,9 @@ def every_figure(num_timesteps=40):
         "bound": bound_figure(per_timestep, curve),
         "rate_distortion": rate_distortion_figure(curve),
         "images": images_figure(bits, "Bits", extremes(pixels)),
-        "calls": calls_figure(per_timestep, density(num_timesteps), num_images=3, num_replicates=2),
+        "calls": calls_figure(
+            per_timestep, density(num_timesteps), num_images=3, num_sampled=3, num_replicates=2
+        ),
         "sub_schedules": sub_schedules_figure(sub_schedules(SUMMARY)),
         "continuous": continuous_figure(terms_between(num_timesteps)),
         "difference": difference_figure(steps_of_runs(num_timesteps), "baseline"),
@@ -133,7 +135,9 @@ def test_what_is_shown_of_a_curve_has_its_ends_and_no_gap(length):
 
 def test_calls_meant_are_those_of_all_replicates():
     per_timestep, _ = smooth_run(40)
-    _, numbers = calls_figure(per_timestep, density(40), num_images=7, num_replicates=3)
+    _, numbers = calls_figure(
+        per_timestep, density(40), num_images=7, num_sampled=7, num_replicates=3
+    )
     assert numbers.expected.sum() == pytest.approx(3 * 7)
     assert np.isnan(numbers.expected[0])
     assert (numbers.every_pair == 7).all()

@@ -35,7 +35,7 @@ def images_figure(bits: NDArray[np.float64], what: str, extremes: Extremes | Non
     """A histogram of the images' bits, and the pictures at its two ends.
 
     Args:
-        bits: (N,) finite, bits per dimension.
+        bits: (N,) bits per dimension, NaN where they are unknown.
         what: they are of, in words.
         extremes: pictures to show; None for the histogram alone.
 
@@ -44,8 +44,9 @@ def images_figure(bits: NDArray[np.float64], what: str, extremes: Extremes | Non
     """
     figure, (first, *rest) = panels(1 if extremes is None else 3)
     axes = first.subplots()
-    mean = float(bits.mean())
-    counts, edges = _histogram(axes, bits, mean, f"mean {mean:.3f}")
+    known = bits[np.isfinite(bits)]
+    mean = float(known.mean())
+    counts, edges = _histogram(axes, known, mean, f"mean {mean:.3f}")
     finish(axes, f"{what} per image", x="bits/dim", y="images")
     if extremes is not None:
         for part, end, index, pixels in (

@@ -128,7 +128,12 @@ def bound_figure(per_timestep: pd.DataFrame, rates: pd.DataFrame) -> Drawn:
 
 @drawing()
 def calls_figure(
-    per_timestep: pd.DataFrame, density: pd.DataFrame, *, num_images: int, num_replicates: int
+    per_timestep: pd.DataFrame,
+    density: pd.DataFrame,
+    *,
+    num_images: int,
+    num_sampled: int,
+    num_replicates: int,
 ) -> Drawn:
     """Network evaluations per timestep: actual, expected, and of every pair.
 
@@ -136,13 +141,14 @@ def calls_figure(
         per_timestep: see `report.tables.per_timestep`.
         density: `t`, `density` of the importance estimator, t = 2..T.
         num_images: N, the evaluations of every pair at each timestep.
-        num_replicates: how often each image had a timestep of the density.
+        num_sampled: how many images were evaluated.
+        num_replicates: how often each of them had a timestep of the density.
 
     Returns:
         The figure, and one row a timestep: `t`, `num_evaluations`, `expected` by the density (empty
-        at t = 1, where every image is), `every_pair`.
+        at t = 1, where every such image is), `every_pair`.
     """
-    expected = density.assign(expected=num_replicates * num_images * density.density)
+    expected = density.assign(expected=num_replicates * num_sampled * density.density)
     numbers = (
         per_timestep[["t", "num_evaluations"]]
         .merge(expected[["t", "expected"]], on="t", how="left")
