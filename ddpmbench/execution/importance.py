@@ -73,7 +73,8 @@ class Importance(Estimator):
         half_width: of the 95 % interval for the images to stop at, bits per dimension.
         max_evaluations: network evaluations that are not exceeded; None for no limit.
         terms_of: the folder of a run on the same images, whose proposal is taken instead of
-            that of a pilot, so that the terms are the same.
+            that of a pilot, so that the terms are the same; and no fewer, for a half width that is
+            no wider.
     """
 
     name: ClassVar[str] = "importance"
@@ -223,7 +224,7 @@ class Importance(Estimator):
             run.compute(pilot, pilot_store, before=extra.num_evaluations, after=initial)
             density = run.ranks.once(lambda: pilot_density(pilot, pilot_store))
         prior = run.prior() if run.ranks.reports else np.zeros(num_images)
-        design = initial_design(num_images, num_timesteps, density, seed)
+        design = self._first_design(num_images, num_timesteps, density, seed, before)
         half_width = self._half_width_of_terms(corrected)
         reduction = _ImportanceReduction(terms_pass, store, prior)
         running = RunningBound(design, prior.mean())
@@ -274,6 +275,27 @@ class Importance(Estimator):
             return half_width
         left = half_width**2 - correction.half_width**2
         return math.sqrt(max(left, (_LEAST_SHARE * half_width) ** 2))
+
+    def _first_design(
+        self,
+        num_images: int,
+        num_timesteps: int,
+        density: NDArray[np.float64],
+        seed: int,
+        before: int,
+    ) -> ImportanceDesign:
+        """The terms before the first interval: those of the other run if its goal was no narrower.
+
+        A difference rests on the terms that both runs have.
+        """
+        design = initial_design(num_images, num_timesteps, density, seed)
+        other = self._other_run
+        if other is None or other.summary["sampling"]["half_width_goal"] < self.half_width:
+            return design
+        theirs = other.design
+        assert isinstance(theirs, ImportanceDesign)
+        most = math.inf if self.max_evaluations is None else self.max_evaluations - before
+        return theirs if len(design) < len(theirs) <= most else design
 
     def _allowed(
         self, design: ImportanceDesign, needed: ImportanceDesign, before: int

@@ -15,6 +15,7 @@ from ddpmbench.diffusion.process import Variance
 from ddpmbench.errors import InputError
 from ddpmbench.evaluate.compare import compare
 from ddpmbench.evaluate.nll import evaluate_nll
+from ddpmbench.execution import importance
 from ddpmbench.execution.finished import FinishedRun
 from ddpmbench.execution.importance import Importance
 from ddpmbench.execution.worker import RunListener
@@ -496,3 +497,18 @@ def test_runs_on_other_samples_of_the_images_are_compared(
     runs = compare([tmp_path / "few", tmp_path / "more"]).runs
     assert runs.difference[1] == pytest.approx(0, abs=1e-9)
     assert runs.difference_half_width[1] == pytest.approx(0, abs=1e-9)
+
+
+def test_a_run_on_the_terms_of_another_has_all_of_them(
+    small_model, many_images, tmp_path, monkeypatch
+):
+    base = evaluate_nll(small_model, many_images, half_width=0.3, out=tmp_path / "base")
+    theirs = base.summary["sampling"]["num_sampled_images"]
+    assert theirs > 8
+    # Whatever its own interval is by then.
+    monkeypatch.setattr(importance, "design_needed", lambda design, bound, half_width: design)
+    for half_width, expected in ((0.3, theirs), (0.2, theirs), (0.31, 8)):
+        other = evaluate_nll(
+            small_model, many_images, half_width=half_width, terms_of=tmp_path / "base"
+        )
+        assert other.summary["sampling"]["num_sampled_images"] == expected

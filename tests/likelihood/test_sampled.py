@@ -123,9 +123,9 @@ def test_the_bound_is_unbiased_and_both_intervals_cover(kind, stops):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "goal"), [("ht", 0.12), ("regression", 0.07), ("garbage", 0.1)])
+@pytest.mark.parametrize(("kind", "goal"), [("ht", 0.12), ("regression", 0.07), ("garbage", 0.13)])
 def test_a_sample_of_the_images_is_unbiased_and_both_intervals_cover(kind, goal):
-    found = study(kind, goal=goal, num_images=400, block=20)
+    found = study(kind, goal=goal, num_images=400, seeds=300, block=20)
     assert abs(z_score(found.error)) < 3
     assert abs(z_score(found.population_error)) < 3
     assert 0.93 <= (np.abs(found.error) <= found.half_width).mean() <= 0.97
@@ -137,10 +137,11 @@ def test_a_sample_of_the_images_is_unbiased_and_both_intervals_cover(kind, goal)
     assert np.abs(z_score(found.term_error)).max() < 4.5
     ratio = calibration(found.term_standard_error, found.term_error)
     assert ratio.mean() == pytest.approx(1, abs=0.15)
-    ratio = calibration(found.rate_standard_error[:, :-1], found.rate_error[:, :-1])
-    grid = np.array([1, 2, 3, 5, 9, 16, 30, 50, 75, 90])
-    np.testing.assert_allclose(ratio[grid - 1], 1, atol=0.15)
     assert abs(found.deviation.mean()) < 0.05
+    if kind == "regression":  # the rates that a run shows
+        ratio = calibration(found.rate_standard_error[:, :-1], found.rate_error[:, :-1])
+        grid = np.array([1, 2, 3, 5, 9, 16, 30, 50, 75, 90])
+        np.testing.assert_allclose(ratio[grid - 1], 1, atol=0.15)
 
 
 @pytest.mark.slow
