@@ -16,7 +16,7 @@ from ddpmbench.unet.unet import UNet
 
 # A half width that takes several looks: six images take 720 evaluations until the first.
 EVERY_PAIR = {"estimator": "every-pair", "batch_size": 50}
-IMPORTANCE = {"half_width": 0.07, "batch_size": 150}
+IMPORTANCE = {"half_width": 0.05, "batch_size": 150}
 CORRECTED = {"half_width": 0.1, "precision": "bf16", "batch_size": 150}
 
 
