@@ -87,8 +87,8 @@ def test_the_run_folder_holds_the_contract(finished):
         assert not (out / "proposal.csv").exists()
     else:
         assert list(sampling) == [
-            "half_width_goal", "max_evaluations", "num_replicates", "pilot_evaluations",
-            "horvitz_thompson",
+            "half_width_goal", "max_evaluations", "num_sampled_images", "num_blocks",
+            "num_replicates", "pilot_evaluations", "horvitz_thompson",
         ]  # fmt: skip
         proposal = pd.read_csv(out / "proposal.csv")
         assert list(proposal.t) == list(range(2, 41))

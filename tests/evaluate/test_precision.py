@@ -184,7 +184,7 @@ def test_the_limit_of_calls_holds_with_those_of_the_correction(engines, small_mo
     options = {"half_width": 1e-4, "precision": "bf16"}
     of = db.evaluate_nll(small_model, small_images, **options, max_evaluations=1500).summary
     assert 1300 < sum(n for _, n in calls) == of["num_evaluations"] <= 1500
-    with pytest.raises(db.InputError, match="`max_evaluations=900`: 6 images take 992"):
+    with pytest.raises(db.InputError, match="`max_evaluations=900`: 6 images take 920"):
         db.evaluate_nll(small_model, small_images, **options, max_evaluations=900)
     # In strict float32 that many are enough.
     db.evaluate_nll(small_model, small_images, half_width=1e-4, max_evaluations=910)
