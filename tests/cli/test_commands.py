@@ -62,9 +62,9 @@ def test_the_run_folder_holds_the_contract(finished):
     summary = json.loads((out / "summary.json").read_text())
     assert list(summary) == [
         "schema", "bits_per_dim", "half_width", "half_width_population", "prior", "kl", "decoder",
-        "num_images", "num_timesteps", "num_evaluations", "estimator", "sampling", "conventions",
-        "checkpoint", "data", "seed", "device", "precision", "engine", "precision_correction",
-        "seconds", "check", "continuous_bits_per_dim", "continuous_half_width",
+        "num_images", "num_timesteps", "num_parts", "num_evaluations", "estimator", "sampling",
+        "conventions", "checkpoint", "data", "seed", "device", "precision", "engine",
+        "precision_correction", "seconds", "check", "continuous_bits_per_dim", "continuous_half_width",
         "continuous_num_evaluations", "continuous_absent", "worse_than_raw_pixels", "checksums",
     ]  # fmt: skip
     assert summary["check"] is None
