@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 SECONDS_BETWEEN_LINES = 10.0
+SECONDS_BEFORE_PACE = 0.5
 _SECONDS_BETWEEN_CHANGES = 0.5
 _LONGEST_BAR = 40
 _WITH_UNIT = 72
@@ -153,7 +154,7 @@ class _Pace:
         if self._first is None:
             self._first, self._start = done, time.monotonic()
         elapsed = time.monotonic() - self._start
-        if done == self._first or elapsed < 0.5:
+        if done == self._first or elapsed < SECONDS_BEFORE_PACE:
             return ""
         rate = (done - self._first) / elapsed
         left = _duration((total - done) / rate)

@@ -64,8 +64,9 @@ def test_the_run_folder_holds_the_contract(finished):
         "schema", "bits_per_dim", "half_width", "half_width_population", "prior", "kl", "decoder",
         "num_images", "num_timesteps", "num_parts", "num_evaluations", "estimator", "sampling",
         "conventions", "checkpoint", "data", "seed", "device", "precision", "engine",
-        "precision_correction", "seconds", "check", "continuous_bits_per_dim", "continuous_half_width",
-        "continuous_num_evaluations", "continuous_absent", "worse_than_raw_pixels", "checksums",
+        "precision_correction", "seconds", "check", "continuous_bits_per_dim",
+        "continuous_half_width", "continuous_num_evaluations", "continuous_absent",
+        "worse_than_raw_pixels", "checksums",
     ]  # fmt: skip
     assert summary["check"] is None
     assert summary["schema"] == "ddpmbench.nll/1"
@@ -215,6 +216,7 @@ def test_training_interrupted_from_the_keyboard_loses_nothing(tmp_path):
 
 def report_often():
     progress.SECONDS_BETWEEN_LINES = 0.01
+    progress.SECONDS_BEFORE_PACE = 0.0
 
 
 @pytest.mark.parametrize(
