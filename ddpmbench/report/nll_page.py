@@ -131,6 +131,7 @@ def run_page(contents: RunContents, svgs: Mapping[str, str]) -> str:
         worse_than_raw=raw_pixels_warning(summary),
         data=images_name(summary),
         these=_these(summary["num_images"]),
+        chance=_chance(summary),
         spread=_spread(summary),
         facts=comparable_facts(summary),
         uncorrected=uncorrected_note(summary),
@@ -170,6 +171,15 @@ def _listed(steps: pd.DataFrame) -> pd.DataFrame:
 
 
 # ---- sentences
+
+
+def _chance(summary: dict[str, Any]) -> str:
+    """What the interval for these images is due to."""
+    if summary["estimator"] == "every-pair":
+        return "the noise draws"
+    if num_sampled_images(summary) < summary["num_images"]:
+        return "the noise draws, and the choice of timesteps and of the images evaluated"
+    return "the noise draws and the choice of timesteps"
 
 
 def _these(num_images: int) -> str:
