@@ -56,9 +56,9 @@ def test_every_interval_covers(intervals):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", sorted(KINDS - OF_FEW_IMAGES), ids=", ".join)
-def test_an_interval_that_is_too_narrow_by_a_fifth_is_noticed(intervals, kind):
+def test_an_interval_that_is_too_narrow_by_a_third_is_noticed(intervals, kind):
     of = (intervals.interval == kind[0]) & (intervals.of == kind[1])
-    half_width = intervals.half_width.where(~of, 0.8 * intervals.half_width)
+    half_width = intervals.half_width.where(~of, 2 / 3 * intervals.half_width)
     with pytest.raises(AssertionError):
         check_coverage(intervals.assign(half_width=half_width))
 

@@ -83,10 +83,9 @@ def ode_page(
 
 def solver_line(settings: Mapping[str, Any], solver_error: float) -> str:
     """How an ODE was solved, in one line; the settings are those of `OdeSettings.record`."""
-    count = settings["probes"]
-    probes = f", {count} probe{'s' if count > 1 else ''} an image"
-    if settings["trace"] == "exact":
-        probes = ""
+    count, probes = settings["probes"], ""
+    if settings["trace"] != "exact":
+        probes = f", {count} probe{'s' if count > 1 else ''} an image"
     return (
         f"{settings['solver']}, {settings['solver_steps']} steps, error {solver_error:+.1e}; "
         f"{settings['trace']} trace{probes}"
