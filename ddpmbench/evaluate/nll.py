@@ -204,7 +204,7 @@ def evaluate_nll(
         conventions = conventions_of(checkpoint, images, decoder=decoder)
         shape = images.pixels.shape[1:]
         checkpoint = run_session.checked(checkpoint, shape)
-        calls = chosen.usual_evaluations(len(images), checkpoint.schedule.num_timesteps)
+        calls = chosen.expected_evaluations(len(images), checkpoint.schedule.num_timesteps)
         use = NetworkUse(shape, calls // ranks.count, batch_size)
         terms_pass = terms_pass_of(checkpoint, images, seed=seed, decoder=decoder, device=target)
         computed_in = settled_precision(
@@ -412,6 +412,7 @@ def _report(
             comparability.num_timesteps,
             continuous=difference,
             is_continuous=schedule.is_continuous,
+            process=schedule.process,
         ),
         sub_schedules=sub_schedules_frame(result.others),
         per_image=tables.per_image(result.bound, images.ids),

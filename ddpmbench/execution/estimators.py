@@ -105,12 +105,12 @@ class Estimator(ABC):
         """The options as `sampling` of `summary.json` has them."""
 
     @abstractmethod
-    def least_evaluations(self, num_images: int, num_timesteps: int) -> int:
-        """Network evaluations that are certain, without those of a pilot and of a correction."""
+    def expected_evaluations(self, num_images: int, num_timesteps: int) -> int:
+        """About how many network evaluations a run takes; whether it is long follows from them."""
 
     def usual_evaluations(self, num_images: int, num_timesteps: int) -> int:
-        """Those of an ordinary run; whether it is long, and its correction, follow from them."""
-        return self.least_evaluations(num_images, num_timesteps)
+        """Those of all images; the size of a correction follows from them, whatever the goal."""
+        return self.expected_evaluations(num_images, num_timesteps)
 
     @abstractmethod
     def run(
@@ -184,7 +184,7 @@ class EveryPair(Estimator):
         """The options as `sampling` of `summary.json` has them."""
         return {"draws": self.draws}
 
-    def least_evaluations(self, num_images: int, num_timesteps: int) -> int:
+    def expected_evaluations(self, num_images: int, num_timesteps: int) -> int:
         """All of them."""
         return num_images * num_timesteps * self.draws
 

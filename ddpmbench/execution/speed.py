@@ -1,7 +1,6 @@
 """A short measurement of a model on a device: engines, kinds of work, and the device's limit."""
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
@@ -21,19 +20,15 @@ from ddpmbench.execution.engine_choice import (
     engine_choices,
     fastest_call,
 )
+from ddpmbench.execution.importance import expected_size
 from ddpmbench.execution.timing import Probe, matmul_peak, seconds_per_call, synchronize, timer
 from ddpmbench.execution.worker import BatchSize
 from ddpmbench.likelihood.designs import PilotDesign, blocks_of, num_terms
-from ddpmbench.likelihood.estimator import initial_blocks, initial_replicates
 from ddpmbench.likelihood.terms import TermsPass
 from ddpmbench.samples.samplers import Sampler, SamplerChoice, SamplingStep
 from ddpmbench.unet.flops import flop_per_call
 from ddpmbench.unet.precision import Precision
 
-TERM_HALF_WIDTH, IMAGE_HALF_WIDTH = 0.42, 0.23
-"""Bits/dim: the half widths of a bound from r replicates of M images, times sqrt(r M), and from the
-choice of M of very many images, times sqrt(M), as measured for the default model on its 10,000
-images; other models differ."""
 FEW_STEPS = 50
 """Steps of a sampler that skips most timesteps."""
 
@@ -127,18 +122,7 @@ def workloads(
 
 def _sampled_bound(num_images: int, num_timesteps: int, half_width: float) -> Workload:
     pilot = len(PilotDesign(num_images, num_timesteps, 0))
-    blocks, replicates = initial_blocks(num_images), initial_replicates(num_images)
-
-    def is_enough() -> bool:
-        sampled = num_images * blocks // blocks_of(num_images)
-        of_images = IMAGE_HALF_WIDTH**2 * (1 / sampled - 1 / num_images)
-        return of_images + TERM_HALF_WIDTH**2 / (replicates * sampled) <= half_width**2
-
-    while blocks < blocks_of(num_images) and not is_enough():
-        blocks += 1
-    if blocks == blocks_of(num_images):
-        enough = math.ceil((TERM_HALF_WIDTH / half_width) ** 2 / num_images)
-        replicates = max(replicates, enough)
+    replicates, blocks = expected_size(num_images, half_width)
     later = replicates * (num_images * blocks // blocks_of(num_images))
     return Workload(
         f"nll, rd to +- {half_width:g} bits/dim",

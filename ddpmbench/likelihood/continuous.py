@@ -268,7 +268,7 @@ MOST_PAIRS, FEWEST_PAIRS = 500, 50
 
 
 def num_continuous_terms(num_terms: int) -> int:
-    """Number of terms of a `ContinuousDesign`, whose run has at least `num_terms` of its own."""
+    """Number of terms of a `ContinuousDesign`, whose run has about `num_terms` of its own."""
     return 2 * (min(MOST_PAIRS, max(FEWEST_PAIRS, num_terms // 20)) // 2)
 
 

@@ -34,11 +34,11 @@ CONTINUOUS_DRAW = CORRECTION_DRAW + 2**29
 MOST_TERMS, FEWEST_TERMS = 1000, 100
 """Limits of the number of terms of a correction."""
 SHARE = 20
-"""A run has at least so many terms for one of its correction, beyond the fewest."""
+"""All images have about so many terms for one of a correction, beyond the fewest."""
 
 
 def num_correction_terms(num_terms: int) -> int:
-    """Number of terms of the correction of a run, whose own are at least `num_terms`."""
+    """Number of terms of the correction of a run, where those of all images are `num_terms`."""
     return min(MOST_TERMS, max(FEWEST_TERMS, num_terms // SHARE))
 
 

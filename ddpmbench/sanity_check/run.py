@@ -23,7 +23,7 @@ from ddpmbench.sanity_check.check import Checker, Outcome, SanityCheck
 from ddpmbench.sanity_check.scores import NUM_IMAGES, Fault, Score, furthest_apart
 from ddpmbench.user_code import user_errors
 
-MIN_EVALUATIONS = 15_000
+MIN_EVALUATIONS = 10_000
 """Network evaluations of a run from which on its checkpoint is checked first."""
 TABLE, RECORD = "check.csv", "check.json"
 """Files of the check in a run folder; a resumed run reads the record."""

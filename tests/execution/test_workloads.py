@@ -8,12 +8,8 @@ import pytest
 from ddpmbench.cli.main import ddpmbench
 from ddpmbench.evaluate.nll import evaluate_nll
 from ddpmbench.evaluate.sample import generate_samples
-from ddpmbench.execution.speed import (
-    IMAGE_HALF_WIDTH,
-    TERM_HALF_WIDTH,
-    EvaluationSeconds,
-    workloads,
-)
+from ddpmbench.execution.importance import IMAGE_HALF_WIDTH, TERM_HALF_WIDTH
+from ddpmbench.execution.speed import EvaluationSeconds, workloads
 
 ROOT = Path(__file__).parents[2]
 EVEN = EvaluationSeconds(first=1.0, later=1.0, step=1.0)
