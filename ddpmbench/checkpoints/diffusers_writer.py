@@ -18,6 +18,7 @@ from ddpmbench.checkpoints.diffusers_scheduler import PREDICTIONS, VARIANCES
 from ddpmbench.checkpoints.weights import FileError
 from ddpmbench.diffusion.data_range import UNIT_RANGE
 from ddpmbench.diffusion.model import Checkpoint, ImageSize
+from ddpmbench.diffusion.parameterization import Process
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.errors import InputError
 from ddpmbench.files import os_errors
@@ -88,6 +89,8 @@ def _lacking(checkpoint: Checkpoint) -> Iterator[str]:
     config = network.config
     if schedule.num_timesteps != schedule.num_original_timesteps:
         yield "respaced schedule (and that of the original is the one to convert)"
+    if schedule.process is not Process.VP:
+        yield f"process but vp in a DDPM scheduler, and this model's is {schedule.process}"
     times = checkpoint.network_time(torch.arange(1, schedule.num_timesteps + 1)).double()
     if not torch.equal(times, torch.arange(schedule.num_timesteps, dtype=torch.float64)):
         last = f"{checkpoint.time_input}: {times[-1]:g} at timestep {schedule.num_timesteps:,}"

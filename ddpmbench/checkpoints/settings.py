@@ -69,10 +69,10 @@ class CheckpointSettings:
             value = getattr(self, name)
             if value is not None and value not in choices:
                 raise InputError(f"`{name}={value}`: choose from {', '.join(choices)}")
-        family, _, levels = (self.process or Process.VP).partition(":")
+        family, colon, _ = (self.process or Process.VP).partition(":")
         if family not in tuple(Process):
             raise InputError(f"`process={self.process}`: choose from {', '.join(PROCESSES)}")
-        if levels:
+        if colon:
             if self.schedule not in (None, self.process):
                 raise InputError(
                     f"`process={self.process}`: names noise levels, and `schedule={self.schedule}` "

@@ -10,6 +10,7 @@ from torch import Tensor
 from ddpmbench.diffusion.data_range import UNIT_RANGE, DataRange
 from ddpmbench.diffusion.forward_process import log_scale
 from ddpmbench.diffusion.parameterization import Prediction as Prediction
+from ddpmbench.diffusion.parameterization import Process
 from ddpmbench.diffusion.parameterization import Variance as Variance
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.errors import InputError
@@ -254,6 +255,9 @@ class GaussianDiffusion:
         elif self.prediction is Prediction.PREVIOUS_MEAN:
             one = torch.ones(1, dtype=torch.float64)
             tables["scale_prev"] = torch.cat([one, s.log_scale[:-1].exp()])
+        if self.variance is Variance.LEARNED and s.process is not Process.VP:
+            zero = torch.zeros(1, dtype=torch.float64)
+            tables["log_scale_prev"] = torch.cat([zero, s.log_scale[:-1]])
         return tables
 
     @cached_property
@@ -268,7 +272,7 @@ class GaussianDiffusion:
 
     def _learned_log_variance(self, value: Tensor, at: dict[str, Tensor]) -> Tensor:
         if self.variance is Variance.LEARNED:
-            return value
+            return value - 2 * at["log_scale_prev"] if "log_scale_prev" in at else value
         fraction = (value + 1) / 2
         return (
             fraction * at["log_forward_variance"]

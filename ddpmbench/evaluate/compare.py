@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ddpmbench.checksums import DamageError, read_npz
 from ddpmbench.diffusion.data_range import NATS_PER_BIT
+from ddpmbench.diffusion.parameterization import Process
 from ddpmbench.errors import InputError
 from ddpmbench.execution.finished import SUMMARY, FinishedRun, num_steps, refuse_missing_shards
 from ddpmbench.execution.folder import RunFolder
@@ -401,6 +402,7 @@ def _facts(run: FinishedRun) -> dict[str, object]:
         "num_parts": of.get("num_parts"),
         "data.sha256": of["data"]["sha256"],
         **{f"conventions.{name}": value for name, value in conventions.items()},
+        "conventions.process": conventions.get("process", Process.VP),
         **{name: run.identity.get(name) for name in _IDENTITY_FACTS},
         "precision_correction.num_evaluations": _num_correction_terms(run),
         "estimator": of["estimator"],

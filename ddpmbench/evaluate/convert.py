@@ -150,6 +150,7 @@ def _check_place(place: Path, family: str, *, overwrite: bool) -> None:
 def _check_meaning(one: Checkpoint, other: Checkpoint, family: str) -> None:
     """Refuse files that do not hold everything that a number depends on."""
     readers: dict[str, Callable[[Checkpoint], object]] = {
+        "process": lambda c: c.schedule.process,
         "prediction": lambda c: c.prediction,
         "variance": lambda c: c.variance,
         "clip": lambda c: c.clip,

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from ddpmbench.data.images import ImageSet, refuse_reduced
 from ddpmbench.diffusion.model import Checkpoint
+from ddpmbench.diffusion.parameterization import Process
 from ddpmbench.execution.worker import RunListener
 from ddpmbench.version import __version__
 
@@ -33,7 +34,9 @@ def note_images(checkpoint: Checkpoint, images: ImageSet, reporter: RunListener)
 
 def conventions_of(checkpoint: Checkpoint, images: ImageSet, *, decoder: str) -> dict[str, object]:
     """What two bounds of one network can differ in."""
+    process = checkpoint.schedule.process
     return {
+        **({} if process is Process.VP else {"process": str(process)}),
         "prediction": str(checkpoint.prediction),
         "variance": str(checkpoint.variance),
         "clip": checkpoint.clip,

@@ -433,7 +433,8 @@ def _source(name: str, probe: _Probe) -> str:
     checkpoint, settings = probe.checkpoint, probe.settings
     assert checkpoint is not None
     has_flags = settings.model_flags is not None and name in _OF_FLAGS
-    if getattr(settings, name) is not None or has_flags:
+    is_of_process = name == "schedule" and settings.process is not None
+    if getattr(settings, name) is not None or has_flags or is_of_process:
         return "option"
     is_custom = checkpoint.code is not None and name in _OF_CUSTOM
     return "default" if is_custom or name in checkpoint.sources else "checkpoint"

@@ -5,9 +5,9 @@ r"""The likelihood of the probability-flow ODE.
     + \int_{\log\sigma_1}^{\log\sigma_T} \nabla_u \cdot \sigma \hat\epsilon \; d \log\sigma,
     \qquad \log p(x_1) = \log p(u_1) - D \log a_1
 
-x_T has the distribution that the variational bound gives it, N(0, I), so that u_T has the variance
-1 / a_T^2 = 1 + sigma_T^2. A dequantization makes of log p(x_1) a bound on the probability of an
-image, which lies term for term beside the variational one.
+x_T has the distribution that the variational bound gives it: of VP N(0, I), so that u_T has the
+variance 1 / a_T^2 = 1 + sigma_T^2; of VE u_T has sigma_T^2. A dequantization makes of log p(x_1) a
+bound on the probability of an image, which lies term for term beside the variational one.
 
 The grid in log sigma is fixed and the same for all images: an image's result depends neither on the
 images beside it nor on the number of processes.

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ddpmbench.diffusion.process import Variance
+from ddpmbench.diffusion.parameterization import Process, Variance
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.likelihood.bound import PairMoments, half_width_of, least_freedom_of_sum
 from ddpmbench.likelihood.decoders import WIDEST_RATIO, interpolated, log_variances
@@ -347,6 +347,8 @@ class SubScheduleCosts:
 
     def _decoder(self, second: NDArray[np.int64]) -> Values:
         """(K,) the decoder term of the models with each second timestep."""
+        if self.schedule.process is not Process.VP:  # its variance is that of t = 1 for all
+            return np.repeat(self.decoder[0], len(second))
         log_variance = Transitions(self.schedule).log_variance(np.ones_like(second), second)
         return interpolated(self.schedule, self.decoder, log_variance)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from ddpmbench.diffusion.data_range import NATS_PER_BIT
-from ddpmbench.diffusion.process import Variance
+from ddpmbench.diffusion.parameterization import Process, Variance
 from ddpmbench.likelihood.conventions import Convention, ConventionBound, OtherBounds
 from ddpmbench.likelihood.precision import Correction
 from ddpmbench.likelihood.sub_schedules import BEST, EVENLY_SPACED, SubScheduleBound
@@ -77,6 +77,7 @@ def conventions_frame(
     *,
     continuous: Correction | None = None,
     is_continuous: bool = False,
+    process: Process = Process.VP,
 ) -> pd.DataFrame:
     """One row a convention, that of the run first; `CONVENTION_COLUMNS`, bits per dimension.
 
@@ -94,6 +95,7 @@ def conventions_frame(
         num_timesteps: T.
         continuous: the difference of the bound in continuous time, nats; None if it is not known.
         is_continuous: whether the run itself is in continuous time.
+        process: the family of the forward process; what used a convention used VP.
     """
     own = others.conventions[0]
     first = _all_timesteps(others, own, num_timesteps)
@@ -103,7 +105,10 @@ def conventions_frame(
     ]
     if is_continuous:
         for row in rows:
-            row |= {"spacing": CONTINUOUS_TIME, "used_by": ""}
+            row |= {"spacing": CONTINUOUS_TIME}
+    if is_continuous or process is not Process.VP:
+        for row in rows:
+            row |= {"used_by": ""}
         rows[0]["used_by"] = _CONTINUOUS
     if continuous is not None:
         rows.append({**_of_continuous(own, continuous, num_timesteps), "from": own.nats})

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from ddpmbench.diffusion.parameterization import Process
 from ddpmbench.report.card import Card, Draw, in_folder
 from ddpmbench.report.conventions import ALL_STEPS, BEST_CONSTANT, CONTINUOUS_TIME
 from ddpmbench.report.figures.likelihoods import likelihoods_figure
@@ -48,6 +49,8 @@ def published_bound(hub_id: str, bound: Mapping[str, Any]) -> str:
         bound: the object of `summary.json` of its `nll`.
     """
     data = bound["data"]
+    if bound["conventions"].get("process", Process.VP) != Process.VP:
+        return ""
     of = (data["source"], data["split"], bound["num_images"], bound["num_timesteps"])
     return _PUBLISHED.get(hub_id, "") if of == ("cifar10", "test", 10_000, 1000) else ""
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from ddpmbench.diffusion.parameterization import Process
 from ddpmbench.report.card import Card, Draw
 from ddpmbench.report.figures.images import pairs_figure
 from ddpmbench.report.html import environment_values, panels, rendered
@@ -102,13 +103,14 @@ def _headline(summary: Mapping[str, Any]) -> str:
 def _facts(summary: Mapping[str, Any]) -> dict[str, str]:
     """What makes the number comparable, by name."""
     difference = summary["difference_from_bound"]
+    prior = "N(0, s_T^2 I)" if summary["conventions"].get("process") == Process.VE else "N(0, I)"
     return {
         "interval": _interval(summary),
         "bound": f"{with_interval(difference, summary['difference_half_width'], sign='+')} from "
         "the variational bound, 95 %",
         "solver": solver_line(summary["ode"], summary["solver_error"]),
-        "pixels": f"{summary['ode']['dequantization']} dequantization; x_T is N(0, I), as in the "
-        "bound",
+        "pixels": f"{summary['ode']['dequantization']} dequantization; x_T is {prior}, as in "
+        "the bound",
         "images": images_line(dict(summary)) + f"; the ODE of {summary['num_ode_images']:,}",
         "checkpoint": checkpoint_line(summary["checkpoint"]),
         "process": f"T = {summary['num_timesteps']}, {summary['conventions']['schedule']}; the "

@@ -76,9 +76,28 @@ def test_the_family_of_a_schedule_and_what_is_none(said, refused, inputs):
         "ve:10:0.01:100": "the smaller one first",
         "ve:a:1:100": "is no number",
         "flow:1": "no number of steps",
+        "ve:": "ve:0.01:50:1000",
+        "flow:": "no number of steps",
     }.items():
         assert words in refused("nll", *own, "--process", process)
     options = ("--process", "ve", "--schedule", "linear:1000", "--estimator", "every-pair")
     status, printed, told = said("nll", *own, *options, "--timesteps", 5, "--num-images", 2)
     assert status == 0, told
     assert "linear, ve" in printed
+
+
+def test_what_else_must_know_the_family(said, refused, small_checkpoint, small_npz, tmp_path):
+    """Runs of two families do not compare, and diffusers has one alone."""
+    words = ("nll", "--ckpt", small_checkpoint, "--data", small_npz, "--estimator", "every-pair")
+    for name, process in (("vp", ()), ("ve", ("--process", "ve"))):
+        status, _, told = said(*words, *process, "--out", tmp_path / name)
+        assert status == 0, told
+    assert "conventions.process" in refused("compare", tmp_path / "vp", tmp_path / "ve")
+    status, _, told = said("convert", small_checkpoint, tmp_path / "folder", "--process", "ve")
+    assert status == 2
+    assert "process but vp" in told.splitlines()[-1]
+    assert not (tmp_path / "folder").exists()
+    status, printed, _ = said("inspect", small_checkpoint, "--process", "ve")
+    assert [row.split()[-1] for row in printed.splitlines() if row.startswith("schedule")] == [
+        "option"
+    ]

@@ -17,6 +17,7 @@ from ddpmbench.diffusion.parameterization import Prediction, Process, Variance
 from ddpmbench.diffusion.process import GaussianDiffusion
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.errors import InputError
+from ddpmbench.evaluate.nll import evaluate_nll
 from ddpmbench.likelihood.designs import EveryPairDesign
 from ddpmbench.likelihood.terms import TermsPass, prior_nats
 
@@ -202,3 +203,34 @@ def test_the_fingerprint_tells_a_family_from_another():
     other = dataclasses.replace(EXPLODING, process=Process.VP)
     assert model.fingerprint != dataclasses.replace(model, schedule=other).fingerprint
     assert model.with_process(schedule=other).schedule.process is Process.VP
+
+
+@pytest.mark.parametrize("process", list(Process))
+def test_the_sub_schedule_of_all_timesteps_is_the_run(process):
+    schedule = NoiseSchedule.linear(100, beta_start=1e-3, beta_end=0.2).in_family(process)
+    images = oracle_images(3, shape=SHAPE)
+    model = dataclasses.replace(
+        oracle_checkpoint(images, schedule, spread=0.05),
+        network=NoiseOnly(),  # some network, whatever the scale
+    )
+    report = evaluate_nll(model, images, estimator="every-pair", draws=1)
+    rows = report.sub_schedules
+    own = rows[(rows.variance == "fixed_small") & (rows.spacing != "best")]
+    whole = own[own.num_timesteps == 100].bits_per_dim.item()
+    assert whole == pytest.approx(report.summary["bits_per_dim"], rel=1e-6)
+
+
+class NoiseOnly(nn.Module):
+    """Predicts a tenth of what it is given."""
+
+    def forward(self, x, time):
+        return 0.1 * x
+
+
+def test_a_learned_variance_is_at_the_scale_of_the_network():
+    process = GaussianDiffusion(EXPLODING, variance=Variance.LEARNED)
+    x_t = torch.zeros(24, *SHAPE, dtype=torch.float64)
+    output = torch.cat([x_t, torch.full_like(x_t, 0.5)], dim=1)
+    log = process.p_mean_variance(output, x_t, STEPS).log_variance[:, 0, 0, 0]
+    previous = torch.cat([torch.zeros(1), EXPLODING.log_scale[:-1]])
+    torch.testing.assert_close(log, 0.5 - 2 * previous)
