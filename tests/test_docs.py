@@ -226,7 +226,7 @@ def test_the_floor_is_its_formula():
 
 def test_the_rows_are_those_of_the_formula():
     assert num_terms(10_000, 2) + len(PilotDesign(10_000, 1000, 0)) == 31_352
-    assert "31,352 rows" in SCALING
+    assert "31,352 evaluations" in SCALING
     for num_images, num_replicates in ((10_000, 2), (1000, 5), (100, 4)):
         n, r = num_images, num_replicates
         assert num_terms(n, r) == n * (r + 1 + (r - 1) // 2) + min(n, max(64, -(-n // 10)))

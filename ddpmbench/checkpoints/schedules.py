@@ -123,7 +123,7 @@ def read_schedule(form: str, tables: ScheduleTables | None = None) -> NoiseSched
             hold such a table; the message begins with the form.
     """
     name, _, rest = form.partition(":")
-    with naming(f"`schedule={form}`"):
+    with naming(f"`{'process' if name in LEVELS else 'schedule'}={form}`"):
         if name == BUFFERS:
             total = _steps(rest) if ":" in form else None
             if tables is None:

@@ -339,7 +339,7 @@ check_option = click.option(
     "--check/--no-check",
     default=None,
     help="First check on a few images, with some hundred network evaluations, that the "
-    "checkpoint's parameterization fits its weights.  [default: check before runs of 15,000 "
+    "checkpoint's parameterization fits its weights.  [default: check before runs of 10,000 "
     "evaluations and more]",
 )
 

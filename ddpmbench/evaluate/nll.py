@@ -53,8 +53,8 @@ from ddpmbench.execution.terms import (
 )
 from ddpmbench.execution.worker import RunListener
 from ddpmbench.likelihood.continuous import (
+    NUM_CONTINUOUS_TERMS,
     ContinuousDesign,
-    num_continuous_terms,
     terms_pass_of,
 )
 from ddpmbench.likelihood.decoders import DECODERS
@@ -309,7 +309,7 @@ def evaluate_nll(
                     len(images),
                     checkpoint.schedule.num_timesteps,
                     seed,
-                    num_continuous_terms(calls),
+                    NUM_CONTINUOUS_TERMS,
                 )
                 difference = ContinuousRun(run, design, store, strict=strict).compute(
                     before=result.num_evaluations

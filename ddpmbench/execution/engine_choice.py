@@ -199,7 +199,7 @@ def settled_engine(
     Raises:
         InputError: the folder cannot be written.
     """
-    if checkpoint.schedule.trained is not None:
+    if checkpoint.schedule.trained is not None and not checkpoint.time_input.is_of_noise:
         note("the network was trained at whole timesteps only, and is evaluated between them")
 
     def decide() -> EngineChoice:

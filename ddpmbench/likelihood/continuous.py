@@ -263,13 +263,8 @@ def estimate_difference(
     )
 
 
-MOST_PAIRS, FEWEST_PAIRS = 500, 50
-"""Limits of the number of terms that are evaluated in both ways."""
-
-
-def num_continuous_terms(num_terms: int) -> int:
-    """Number of terms of a `ContinuousDesign`, whose run has about `num_terms` of its own."""
-    return 2 * (min(MOST_PAIRS, max(FEWEST_PAIRS, num_terms // 20)) // 2)
+NUM_CONTINUOUS_TERMS = 500
+"""Of a `ContinuousDesign`, each evaluated twice; the same of every run, so that it can go on."""
 
 
 def terms_pass_of(

@@ -240,16 +240,17 @@ def _order(summary: Mapping[str, Any]) -> str:
 
 def _facts(summary: Mapping[str, Any]) -> dict[str, str]:
     """What makes the numbers comparable, by name."""
-    ode, of_ode = summary["ode"], {}
+    ode, of_ode, conventions = summary["ode"], {}, summary["conventions"]
     if ode is not None:
         line = solver_line(ode, ode["solver_error"])
-        of_ode = {"ode": f"{line}; {ode['dequantization']} dequantization"}
+        line += f"; {ode['dequantization']} dequantization"
+        of_ode = {"ode": line + ("; x_start not clipped" if conventions["clip"] else "")}
     return {
         "images": images_line(dict(summary)),
         "checkpoint": checkpoint_line(summary["checkpoint"]),
-        "process": f"T = {summary['num_timesteps']}, {summary['conventions']['schedule']}; the "
+        "process": f"T = {summary['num_timesteps']}, {conventions['schedule']}; the "
         "network was trained at whole timesteps only",
-        "conventions": conventions_line(summary["conventions"]),
+        "conventions": conventions_line(conventions),
         **of_ode,
         "evaluations": f"{summary['num_evaluations']:,} of the network, {summary['num_vjps']:,} "
         f"vector-Jacobian products, seed {summary['seed']}",

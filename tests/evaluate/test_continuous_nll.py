@@ -83,7 +83,7 @@ def test_the_row_beside_a_run_is_its_bound_and_the_difference(
     assert row.difference == pytest.approx(row.bits_per_dim - summary["bits_per_dim"])
     widths = summary["half_width"], row.difference_half_width
     assert row.half_width == pytest.approx(math.hypot(*widths))
-    assert summary["continuous_num_evaluations"] == 2 * 96
+    assert summary["continuous_num_evaluations"] == 1000
     assert summary["num_evaluations"] == 6 * 40 * 8
     of_run = continuous_run.summary
     widths = summary["continuous_half_width"], of_run["half_width"]
