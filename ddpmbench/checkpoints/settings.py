@@ -69,8 +69,8 @@ class CheckpointSettings:
             value = getattr(self, name)
             if value is not None and value not in choices:
                 raise InputError(f"`{name}={value}`: choose from {', '.join(choices)}")
-        family, colon, _ = (self.process or Process.VP).partition(":")
-        if family not in tuple(Process):
+        family, colon, _ = ("" if self.process is None else self.process).partition(":")
+        if self.process is not None and family not in tuple(Process):
             raise InputError(f"`process={self.process}`: choose from {', '.join(PROCESSES)}")
         if colon:
             if self.schedule not in (None, self.process):

@@ -357,13 +357,17 @@ def design_needed(
 
 
 def longer_designs(design: ImportanceDesign) -> Iterator[ImportanceDesign]:
-    """Those that follow: with more images, or of all images with more replicates; up to twice."""
+    """Those that follow: with more images, or of all images with more replicates; up to twice.
+
+    Replicates grow by a tenth at least, so that many of them take few looks.
+    """
     whole = blocks_of(design.num_images)
     if design.blocks < whole:
         for blocks in range(design.blocks + 1, min(2 * design.blocks, whole) + 1):
             yield dataclasses.replace(design, num_blocks=blocks)
     else:
-        for replicates in range(design.num_replicates + 1, 2 * design.num_replicates + 1):
+        most = 2 * design.num_replicates
+        for replicates in range(math.ceil(1.1 * design.num_replicates), most + 1):
             yield dataclasses.replace(design, num_replicates=replicates)
 
 

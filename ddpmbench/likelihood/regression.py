@@ -346,8 +346,9 @@ def predict(
                 moment[j, k] += x[rows].T @ y[rows]
     means = basis.means(features.timestep_means, bins)
     terms, totals = np.empty(nats.shape), np.empty(nats.shape)
+    whole_gram, whole_moment = gram.sum(0), moment.sum(0)
     betas = [
-        _shrunk(gram.sum(0) - gram[j], moment.sum(0) - moment[j]) * bin_density[:, None]
+        _shrunk(whole_gram - gram[j], whole_moment - moment[j]) * bin_density[:, None]
         for j in range(design.num_replicates)
     ]
     timesteps = np.stack([(means * beta[bins]).sum(1) for beta in betas])

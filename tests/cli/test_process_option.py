@@ -76,6 +76,7 @@ def test_the_family_of_a_schedule_and_what_is_none(said, refused, inputs):
         "ve:10:0.01:100": "the smaller one first",
         "ve:a:1:100": "is no number",
         "flow:1": "no number of steps",
+        "": "choose from vp",
         "ve:": "ve:0.01:50:1000",
         "flow:": "no number of steps",
     }.items():
