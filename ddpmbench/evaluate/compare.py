@@ -399,10 +399,10 @@ def _facts(run: FinishedRun) -> dict[str, object]:
     return {
         "num_images": of["num_images"],
         "num_timesteps": of["num_timesteps"],
-        "num_parts": of.get("num_parts"),
         "data.sha256": of["data"]["sha256"],
         **{f"conventions.{name}": value for name, value in conventions.items()},
         "conventions.process": conventions.get("process", Process.VP),
+        "num_parts": of.get("num_parts"),
         **{name: run.identity.get(name) for name in _IDENTITY_FACTS},
         "precision_correction.num_evaluations": _num_correction_terms(run),
         "estimator": of["estimator"],

@@ -358,7 +358,7 @@ def test_runs_in_continuous_time_are_read_and_compared(small_model, small_images
     assert compared.summary["runs"][0]["difference"] == pytest.approx(0, abs=1e-9)
     assert len(compared.per_timestep) == one.summary["num_parts"]
     run("discrete", small_model)
-    with pytest.raises(InputError, match="num_parts is"):
+    with pytest.raises(InputError, match=r"schedule is linear, but linear, continuous time"):
         db.compare([tmp_path / "one", tmp_path / "discrete"])
     sampled = run(
         "sampled",
