@@ -239,15 +239,20 @@ class Checkpoint:
 
     def _log_snr(self, t: Tensor) -> Tensor:
         """(B,) at int64 timesteps in 1..T of `schedule`."""
-        table = self.schedule.log_snr
-        if t.device.type == "mps":
-            table = table.float()  # it has no float64
-        return table.to(t.device)[t - 1]
+        if t.device not in self._log_snr_tables:
+            dtype = torch.float32 if t.device.type == "mps" else torch.float64
+            self._log_snr_tables[t.device] = self.schedule.log_snr.to(t.device, dtype)
+        return self._log_snr_tables[t.device][t - 1]
 
     def _log_snr_between(self, original: Tensor) -> Tensor:
         """(B,) at timesteps of the schedule that it was trained on, and between them."""
         exact = original.double() if original.device.type != "mps" else original.float()
         return self._time.log_snr_at(exact)
+
+    @cached_property
+    def _log_snr_tables(self) -> dict[torch.device, Tensor]:
+        """By device, since a step that is captured as a graph must copy nothing."""
+        return {}
 
     @cached_property
     def _time(self) -> ContinuousTime:

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ddpmbench.data.images import ImageSet
+from ddpmbench.diffusion.parameterization import Process
 from ddpmbench.execution.engine import Engine, EngineChoice
 from ddpmbench.likelihood.terms import VALUE_COLUMNS, TermIndex, TermsPass
 from ddpmbench.samples.samplers import AddedNoise, SamplerChoice
@@ -71,12 +72,15 @@ def a_step(checkpoint, choice, device):
     return step, engine, (x_t, t)
 
 
+@pytest.mark.parametrize("process", [Process.VP, Process.VE])
 @pytest.mark.parametrize(
     "choice",
     [SamplerChoice(), SamplerChoice(added_noise=AddedNoise.EVERY_STEP), SamplerChoice("ddim")],
     ids=str,
 )
-def test_a_step_of_a_sampler_copies_nothing_and_looks_at_nothing(elsewhere, choice):
+def test_a_step_of_a_sampler_copies_nothing_and_looks_at_nothing(elsewhere, choice, process):
+    schedule = elsewhere.schedule.in_family(process)
+    elsewhere = dataclasses.replace(elsewhere, schedule=schedule)
     step, _, _ = a_step(elsewhere, choice, META)
     with Dispatched() as seen:
         step()
