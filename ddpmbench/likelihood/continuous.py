@@ -31,9 +31,9 @@ from ddpmbench.likelihood.precision import (
     CONTINUOUS_DRAW,
     Correction,
     CorrectionDesign,
+    density_in_log_t,
     differences,
     estimate_correction,
-    log_density,
 )
 from ddpmbench.likelihood.terms import (
     BoundTerms,
@@ -220,7 +220,7 @@ class ContinuousDesign(CorrectionDesign):
     def density(self) -> NDArray[np.float64]:
         """(T - 1,) over t = 2..T."""
         of_square = np.arange(2, self.num_timesteps + 1) ** -2.0
-        even = log_density(self.num_timesteps)
+        even = density_in_log_t(self.num_timesteps)
         return np.asarray(0.9 * of_square / of_square.sum() + 0.1 * even)
 
     @cached_property

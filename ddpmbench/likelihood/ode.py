@@ -34,6 +34,7 @@ from ddpmbench.diffusion.schedule import MAX_TIMESTEPS
 from ddpmbench.errors import InputError, one_of, whole_number
 from ddpmbench.likelihood.bound import half_width_of, quantile
 from ddpmbench.likelihood.dequantization import Dequantization, noise_words, sample_x_1
+from ddpmbench.likelihood.precision import density_in_log_t
 from ddpmbench.likelihood.terms import TermIndex, TermsPass
 from ddpmbench.records import short_repr
 
@@ -199,7 +200,7 @@ def timesteps_of_bound(
     Returns:
         t_k and w_k, (B, K) each with K = `TERMS_OF_BOUND`.
     """
-    density = -np.log1p(-1 / np.arange(2, num_timesteps + 1)) / math.log(num_timesteps)
+    density = density_in_log_t(num_timesteps)
     index = torch.from_numpy(image)
     at, shape = torch.full_like(index, PLACE), (TERMS_OF_BOUND,)
     words = noise_words(index, at, torch.zeros_like(index), shape=shape, seed=seed).numpy()

@@ -42,7 +42,7 @@ def num_correction_terms(num_terms: int) -> int:
     return min(MOST_TERMS, max(FEWEST_TERMS, num_terms // SHARE))
 
 
-def log_density(num_timesteps: int) -> NDArray[np.float64]:
+def density_in_log_t(num_timesteps: int) -> NDArray[np.float64]:
     """(T - 1,) evenly in log t over t = 2..T: log t - log(t - 1), scaled to sum 1."""
     t = np.arange(2, num_timesteps + 1)
     return np.asarray(-np.log1p(-1 / t) / math.log(num_timesteps))
@@ -90,8 +90,8 @@ class CorrectionDesign:
 
     @cached_property
     def density(self) -> NDArray[np.float64]:
-        """(T - 1,) over t = 2..T, see `log_density`."""
-        return log_density(self.num_timesteps)
+        """(T - 1,) over t = 2..T, see `density_in_log_t`."""
+        return density_in_log_t(self.num_timesteps)
 
     @cached_property
     def t(self) -> NDArray[np.int64]:
