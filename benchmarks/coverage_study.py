@@ -260,9 +260,8 @@ def study(replications: int, *, seed: int = 0) -> pd.DataFrame:
         add(interval, k, nats - of_population[truth], all_, population=True)
 
     bounds = sampled_bounds(discrete, pixels, offsets)
-    for name, found in (("discrete", bounds), ("continuous", None)):
-        found = found or sampled_bounds(alone, pixels, offsets)
-        for k, bound in enumerate(found):
+    for name, of in (("discrete", bounds), ("continuous", sampled_bounds(alone, pixels, offsets))):
+        for k, bound in enumerate(of):
             widths = bound.half_width, bound.half_width_population
             add_both(name, name, k, bound.nats, *widths)
     ode = _ode(images, offsets, seed)
@@ -289,8 +288,9 @@ def study(replications: int, *, seed: int = 0) -> pd.DataFrame:
         for of_one, error in zip(score.standard_error, score.total - truth, strict=True):
             add("score of an image", k, error, NORMAL * of_one, population=False)
         other = scores[(k + 1) % len(scores)]
-        found = mean_difference(score.total, other.total)
-        add("difference of two sets", k, found.difference, found.half_width, population=True)
+        difference = mean_difference(score.total, other.total)
+        of = difference.difference, difference.half_width
+        add("difference of two sets", k, *of, population=True)
     return pd.DataFrame(rows, columns=["interval", "of", "replication", "error", "half_width"])
 
 
@@ -350,10 +350,10 @@ def main(out: Path, replications: int, seed: int) -> None:
     for start in range(0, replications, portion):
         of = study(min(portion, replications - start), seed=seed + start)
         intervals.append(of.assign(replication=of.replication + start))
-    found = coverage(pd.concat(intervals))
+    table = coverage(pd.concat(intervals))
     out.mkdir(parents=True, exist_ok=True)
-    found.to_csv(out / "coverage.csv", index=False)
-    click.echo(found.to_string(index=False))
+    table.to_csv(out / "coverage.csv", index=False)
+    click.echo(table.to_string(index=False))
 
 
 if __name__ == "__main__":

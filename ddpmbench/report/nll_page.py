@@ -41,7 +41,7 @@ from ddpmbench.report.text import digits_by, raw_pixels_warning
 
 FIGURES = {
     "bound": "Bits per timestep, and cumulative bits from T, over t",
-    "rate_distortion": "Distortion over rate, and both over the number of reverse steps",
+    "rate_distortion": "Distortion over rate, and both over the progress of the decoding",
     "images": "Histogram of the bits per image, and the images with the fewest and the most bits",
     "sub_schedules": "Bound over the number of timesteps, evenly spaced and best subset",
     "continuous": "Mean squared error of the predicted noise, at whole timesteps and between them",
@@ -132,6 +132,7 @@ def run_page(contents: RunContents, svgs: Mapping[str, str]) -> str:
         data=images_name(summary),
         these=_these(summary["num_images"]),
         chance=_chance(summary),
+        evaluated=_evaluated(summary),
         spread=_spread(summary),
         facts=comparable_facts(summary),
         uncorrected=uncorrected_note(summary),
@@ -180,6 +181,14 @@ def _chance(summary: dict[str, Any]) -> str:
     if num_sampled_images(summary) < summary["num_images"]:
         return "the noise draws, and the choice of timesteps and of the images evaluated"
     return "the noise draws and the choice of timesteps"
+
+
+def _evaluated(summary: dict[str, Any]) -> str:
+    """Which images the estimator evaluates, as the beginning of a sentence."""
+    count = num_sampled_images(summary)
+    return (
+        "Every image is" if count == summary["num_images"] else f"{count:,} of the images are each"
+    )
 
 
 def _these(num_images: int) -> str:

@@ -229,10 +229,13 @@ def verdict(comparison: Mapping[str, Any]) -> str:
     if judged["half_width"] is None:
         return "with one image in a set, the interval of the difference is unknown"
     if not _is_beyond_chance(judged):
+        if is_gap and _is_beyond_chance(comparison):
+            return (
+                f"undecided: the {GAP} is beyond chance, but less the code length its interval "
+                "contains 0; one set may have simpler images than the other: score more images"
+            )
         less = " less the code length" if is_gap else ""
-        text = f"no {comparison['name']} beyond chance: its interval{less} contains 0"
-        simpler = is_gap and _is_beyond_chance(comparison)
-        return f"{text}; one set has simpler images than the other" if simpler else text
+        return f"no {comparison['name']} beyond chance: its interval{less} contains 0"
     side = "more" if judged["difference"] > 0 else "fewer"
     if not is_gap:
         return f"B costs {side} bits than A, beyond chance"
