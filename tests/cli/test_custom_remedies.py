@@ -459,11 +459,13 @@ def test_what_its_file_sets_of_the_process_is_undone(own, right):
     """And changes no number."""
     own.code(SETS)
     folder, state, threads = os.getcwd(), torch.get_rng_state(), torch.get_num_threads()
+    modes = torch._C._len_torch_function_stack()
     numbers = np.random.get_state()[1].copy()
     assert own.bound() == pytest.approx(right, abs=1e-6)
     assert torch.get_default_dtype() is torch.float32
     assert torch.is_grad_enabled()
     assert torch.get_num_threads() == threads
+    assert torch._C._len_torch_function_stack() == modes
     assert os.getcwd() == folder
     assert torch.equal(torch.get_rng_state(), state)
     assert np.array_equal(np.random.get_state()[1], numbers)

@@ -150,8 +150,9 @@ def test_samples_of_a_refined_model_have_the_law_of_its_chain():
 
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
 def test_samples_of_an_exploding_process_have_the_law_of_its_own_chain(variance):
-    sigma = np.geomspace(0.05, 8.0, 24)
-    schedule = NoiseSchedule.variance_exploding(24, sigma_min=0.05, sigma_max=8.0)
+    # So little noise at the end that x_0 depends on the width of the prior.
+    sigma = np.geomspace(0.05, 0.8, 24)
+    schedule = NoiseSchedule.variance_exploding(24, sigma_min=0.05, sigma_max=0.8)
     checkpoint = gaussian_checkpoint(schedule)
     spread, mean = SPREAD.numpy(), MEAN.numpy()
 
