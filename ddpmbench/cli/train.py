@@ -36,9 +36,17 @@ def _integers(context: click.Context, option: click.Parameter, value: str) -> tu
 @options.count("--steps", default=100_000, text="Number of training steps.")
 @options.choice(
     "--objective",
-    ["simple", "vlb", "hybrid"],
-    "L_simple, the bound itself, or L_simple + 0.001 L_vlb with a learned variance.",
+    ["simple", "vlb", "hybrid", "sliced"],
+    "L_simple, which is weighted denoising score matching; the bound itself; L_simple + 0.001 "
+    "L_vlb with a learned variance; or sliced score matching.",
     default="simple",
+)
+@click.option(
+    "--process",
+    default="vp",
+    show_default=True,
+    metavar="PROCESS",
+    help="Family of the forward process: vp, sub-vp, flow, ve, or ve:SIGMA_MIN:SIGMA_MAX.",
 )
 @click.option(
     "--variance",
@@ -46,14 +54,19 @@ def _integers(context: click.Context, option: click.Parameter, value: str) -> tu
     show_default="fixed_large, or learned_range for hybrid",
     help="Variance of the reverse process.",
 )
-@options.choice("--schedule", ["linear", "cosine", "sigmoid"], "Noise schedule.", default="linear")
+@click.option(
+    "--schedule",
+    type=click.Choice(["linear", "cosine", "sigmoid"]),
+    show_default="linear",
+    help="Noise schedule of vp and sub-vp.",
+)
 @options.count(
     "--timesteps",
     "num_timesteps",
     metavar="T",
     limits=(2, None),
     default=1000,
-    text="Number of timesteps.",
+    text="Number of timesteps, or noise levels.",
 )
 @click.option(
     "--channels",

@@ -1,4 +1,4 @@
-"""Training: Algorithm 1 of Ho et al. 2020, with the objectives L_simple, L_vlb and L_hybrid.
+"""Training: Algorithm 1 of Ho et al. 2020, for every family of forward processes.
 
 Every step draws its images, timesteps and noise from a generator seeded by (seed, step), so a
 resumed run equals an uninterrupted one.
@@ -24,8 +24,8 @@ from ddpmbench.diffusion.process import GaussianDiffusion, Prediction
 from ddpmbench.errors import InputError, whole_number
 from ddpmbench.execution.devices import available_memory, is_out_of_memory
 from ddpmbench.files import writing_to
-from ddpmbench.likelihood.terms import diffusion_terms
-from ddpmbench.train.recipe import Objective, TrainingRecipe
+from ddpmbench.train.objectives import sliced_loss, training_loss, twice_differentiable
+from ddpmbench.train.recipe import TrainingRecipe
 from ddpmbench.train.state import TrainingState, fingerprint_of, publish
 from ddpmbench.unet.unet import UNet
 
@@ -259,14 +259,21 @@ def _train_step(
         x_start = torch.where(mirrored[:, None, None, None], x_start.flip(-1), x_start)
     eps = torch.randn(x_start.shape, generator=generator).to(device)
     x_start = x_start.to(device)
-    x_t = diffusion.q_sample(x_start.to(diffusion.dtype), t, eps).float()
+    x_t = diffusion.q_sample(x_start.to(diffusion.dtype), t, eps)
+    is_sliced = recipe.objective == "sliced"
+    x_t.requires_grad_(is_sliced)
     with (
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
         torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"),
+        twice_differentiable() if is_sliced else contextlib.nullcontext(),
     ):
         torch.manual_seed(generator.initial_seed())  # dropout's
-        output = state.network(x_t, model.network_time(t)).float()
-    loss = training_loss(recipe.objective, diffusion, x_start, t, eps, output)
+        output = model.model_output(x_t, t).float()
+    if is_sliced:
+        probe = torch.randint(2, x_t.shape, generator=generator).to(x_t) * 2 - 1
+        loss = sliced_loss(diffusion, x_t, t, output, probe)
+    else:
+        loss = training_loss(recipe.objective, diffusion, x_start, t, eps, output)
     for group in state.optimizer.param_groups:
         group["lr"] = recipe.learning_rate * min(1.0, (state.step + 1) / recipe.warmup_steps)
     state.optimizer.zero_grad(set_to_none=True)
@@ -285,51 +292,3 @@ def _step_generator(seed: int, step: int) -> torch.Generator:
     zero = torch.zeros((), dtype=torch.int64)
     words = philox_4x32((torch.tensor(step), zero, zero, zero), seed)
     return torch.Generator().manual_seed(int(words[0]) << 31 ^ int(words[1]))
-
-
-HYBRID_WEIGHT = 0.001
-"""lambda of L_hybrid = L_simple + lambda L_vlb (Nichol & Dhariwal 2021, section 3.1)."""
-
-
-def training_loss(
-    objective: Objective,
-    diffusion: GaussianDiffusion,
-    x_start: Tensor,
-    t: Tensor,
-    eps: Tensor,
-    output: Tensor,
-) -> Tensor:
-    """The loss of a batch, differentiable in the network's output.
-
-    Args:
-        objective: L_simple, L_vlb or L_hybrid.
-        diffusion: the process; the network predicts the noise.
-        x_start: (B, C, H, W) in [-1, 1].
-        t: (B,) steps in 1..T, drawn uniformly.
-        eps: (B, C, H, W) the noise in x_t.
-        output: (B, C, H, W) the network's output; (B, 2C, H, W) where a variance is learned.
-
-    Returns:
-        L_simple: mean squared error of the noise; L_vlb: an unbiased estimate of the sum of the
-        terms in nats per dimension; or their weighted sum.
-
-    Source: Ho et al. 2020, eqs. 5 and 14; Nichol & Dhariwal 2021, eq. 16.
-    """
-    channels = x_start.shape[1]
-    simple = (eps - output[:, :channels]).square().mean()
-    if objective == "simple":
-        return simple
-    if objective == "hybrid":
-        frozen = torch.cat([output[:, :channels].detach(), output[:, channels:]], dim=1)
-        bound = _bound_estimate(diffusion, x_start, t, eps, frozen)
-        return simple + HYBRID_WEIGHT * bound
-    return _bound_estimate(diffusion, x_start, t, eps, output)
-
-
-def _bound_estimate(
-    diffusion: GaussianDiffusion, x_start: Tensor, t: Tensor, eps: Tensor, output: Tensor
-) -> Tensor:
-    # Clipping would cut the gradient where it matters; the bound is trained without it.
-    unclipped = dataclasses.replace(diffusion, clip=False)
-    terms = diffusion_terms(unclipped, x_start, t, eps, output)
-    return diffusion.schedule.num_timesteps * terms.nats.mean()

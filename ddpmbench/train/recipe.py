@@ -1,9 +1,10 @@
 """The settings of a training run, besides its data and its length."""
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from ddpmbench.diffusion.process import Variance
+from ddpmbench.diffusion.parameterization import Process, Variance
 from ddpmbench.diffusion.schedule import MAX_TIMESTEPS, NoiseSchedule
 from ddpmbench.errors import LARGEST_SEED, InputError, number, positive_number, whole_number
 from ddpmbench.unet.unet import UNetConfig
@@ -12,7 +13,12 @@ MOST_BATCH = 2**16
 MOST_CHANNELS = 2**16
 """Far beyond every published network; a larger number is a typing mistake."""
 
-Objective = Literal["simple", "vlb", "hybrid"]
+Objective = Literal["simple", "vlb", "hybrid", "sliced"]
+_SCHEDULES: Mapping[str, Callable[[int], NoiseSchedule]] = {
+    "linear": NoiseSchedule.linear,
+    "cosine": NoiseSchedule.cosine,
+    "sigmoid": NoiseSchedule.sigmoid,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,12 +28,15 @@ class TrainingRecipe:
     Attributes:
         network: the U-Net.
         image_size: height and width of an image.
-        schedule: name of the noise schedule, one of `NoiseSchedule`'s constructors of T alone.
+        process: family of the forward process; "ve" with its noise levels, or 0.01 to 50 where
+            they are left out: "ve:SIGMA_MIN:SIGMA_MAX".
+        schedule: linear, cosine or sigmoid, for "vp" and "sub-vp"; None for linear. The other
+            families have noise levels of their own.
         num_timesteps: T.
         variance: of the reverse process; learned_range for the objective "hybrid".
         objective: "simple" is L_simple (Ho et al. 2020, eq. 14), "vlb" the bound itself with t
             uniform, "hybrid" L_simple + 0.001 L_vlb with the mean held fixed in the latter
-            (Nichol & Dhariwal 2021, eq. 16).
+            (Nichol & Dhariwal 2021, eq. 16), "sliced" sliced score matching (Song et al. 2019).
         batch_size: images in a training step.
         learning_rate: of Adam, after the warm-up.
         warmup_steps: steps over which the learning rate rises linearly.
@@ -40,7 +49,8 @@ class TrainingRecipe:
 
     network: UNetConfig
     image_size: int
-    schedule: str = "linear"
+    process: str = "vp"
+    schedule: str | None = None
     num_timesteps: int = 1000
     variance: Variance = Variance.FIXED_LARGE
     objective: Objective = "simple"
@@ -57,8 +67,10 @@ class TrainingRecipe:
         """Refuse values outside their limits, and an objective that does not fit the variance."""
         if self.objective == "hybrid" and not self.variance.is_learned:
             raise InputError("`objective=hybrid`: needs `variance=learned_range`")
-        if self.objective == "simple" and self.variance.is_learned:
-            raise InputError("`objective=simple`: does not train a variance; choose hybrid or vlb")
+        if self.objective in ("simple", "sliced") and self.variance.is_learned:
+            raise InputError(
+                f"`objective={self.objective}`: does not train a variance; choose hybrid or vlb"
+            )
         for name in ("learning_rate", "gradient_clip"):
             positive_number(name, getattr(self, name))
         number("ema_decay", self.ema_decay, 0, 1)
@@ -81,11 +93,31 @@ class TrainingRecipe:
 
     def noise_schedule(self) -> NoiseSchedule:
         """The schedule; raises InputError for an unknown name or too many timesteps."""
-        match self.schedule:
-            case "linear":
-                return NoiseSchedule.linear(self.num_timesteps)
-            case "cosine":
-                return NoiseSchedule.cosine(self.num_timesteps)
-            case "sigmoid":
-                return NoiseSchedule.sigmoid(self.num_timesteps)
-        raise InputError(f"`schedule={self.schedule}`: choose linear, cosine or sigmoid")
+        family, *levels = self.process.split(":")
+        if family not in tuple(Process) or (levels and family != Process.VE):
+            raise InputError(
+                f"`process={self.process}`: choose from vp, sub-vp, ve, "
+                "ve:SIGMA_MIN:SIGMA_MAX, flow"
+            )
+        if family in (Process.VE, Process.FLOW):
+            if self.schedule is not None:
+                raise InputError(
+                    f"`schedule={self.schedule}`: {family} has its own noise levels; leave it out"
+                )
+            if family == Process.FLOW:
+                return NoiseSchedule.flow(self.num_timesteps)
+            return NoiseSchedule.variance_exploding(self.num_timesteps, **self._sigmas(levels))
+        name = self.schedule or "linear"
+        if name not in _SCHEDULES:
+            raise InputError(f"`schedule={name}`: choose linear, cosine or sigmoid")
+        return _SCHEDULES[name](self.num_timesteps).in_family(Process(family))
+
+    def _sigmas(self, levels: list[str]) -> dict[str, float]:
+        names = ("sigma_min", "sigma_max")
+        try:
+            return dict(zip(names, map(float, levels), strict=True)) if levels else {}
+        except ValueError:
+            raise InputError(
+                f"`process={self.process}`: takes its first and its last sigma, as in ve:0.01:50; "
+                "`num_timesteps` is the number of levels"
+            ) from None

@@ -15,7 +15,8 @@ from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.errors import InputError
 from ddpmbench.evaluate.nll import evaluate_nll
 from ddpmbench.train import loop
-from ddpmbench.train.loop import train, training_loss
+from ddpmbench.train.loop import train
+from ddpmbench.train.objectives import training_loss
 from ddpmbench.train.recipe import TrainingRecipe
 
 CPU = torch.device("cpu")
@@ -53,23 +54,51 @@ def weights(path):
 
 
 @pytest.mark.parametrize(
-    ("objective", "variance"),
+    ("objective", "variance", "process"),
     [
-        ("simple", Variance.FIXED_LARGE),
-        ("vlb", Variance.FIXED_SMALL),
-        ("vlb", Variance.LEARNED_RANGE),
-        ("hybrid", Variance.LEARNED_RANGE),
+        ("simple", Variance.FIXED_LARGE, "vp"),
+        ("vlb", Variance.FIXED_SMALL, "vp"),
+        ("vlb", Variance.LEARNED_RANGE, "vp"),
+        ("hybrid", Variance.LEARNED_RANGE, "vp"),
+        ("simple", Variance.FIXED_LARGE, "sub-vp"),
+        ("hybrid", Variance.LEARNED_RANGE, "ve:0.05:20"),
+        ("sliced", Variance.FIXED_SMALL, "ve:0.05:20"),
+        ("simple", Variance.FIXED_LARGE, "flow"),
     ],
 )
-def test_training_lowers_the_bound(objective, variance, crops, tmp_path):
+def test_training_lowers_the_bound(objective, variance, process, crops, tmp_path):
     images = crops.subset(8)
     before = after = None
+    trained = recipe(objective, variance=variance, process=process)
     for steps in (1, 120):
-        path = train(recipe(objective, variance=variance), crops, tmp_path, steps=steps, device=CPU)
+        path = train(trained, crops, tmp_path, steps=steps, device=CPU)
         checkpoint = read_native(path)
+        assert checkpoint.schedule.process == process.partition(":")[0]
+        if "0.05" in process:
+            levels = (-0.5 * checkpoint.schedule.log_snr).exp()
+            torch.testing.assert_close(levels[[0, -1]], torch.tensor([0.05, 20]).double())
         before, after = after, evaluate_nll(checkpoint, images, estimator="every-pair", draws=1)
     assert after.summary["bits_per_dim"] < before.summary["bits_per_dim"] - 0.5
     assert after.per_timestep.eps_mse.mean() < 0.7 * before.per_timestep.eps_mse.mean()
+
+
+@pytest.mark.parametrize(
+    ("process", "schedule", "problem"),
+    [
+        ("ve:0.1", None, "takes its first and its last sigma"),
+        ("ve:low:high", None, "takes its first and its last sigma"),
+        ("ve:0.01:50:1000", None, "takes its first and its last sigma"),
+        ("ve:50:0.01", None, "the smaller one first"),
+        ("vp:3", None, "choose from vp, sub-vp, ve, ve:SIGMA_MIN:SIGMA_MAX, flow"),
+        ("edm", None, "choose from vp, sub-vp, ve, ve:SIGMA_MIN:SIGMA_MAX, flow"),
+        ("ve", "cosine", "ve has its own noise levels"),
+        ("flow", "linear", "flow has its own noise levels"),
+    ],
+)
+def test_a_process_that_is_none_is_refused(process, schedule, problem, crops, tmp_path):
+    with pytest.raises(InputError, match=problem):
+        train(recipe(process=process, schedule=schedule), crops, tmp_path, steps=1, device=CPU)
+    assert not list(tmp_path.iterdir())
 
 
 def test_hybrid_moves_the_mean_by_l_simple_alone(crops, tmp_path):
