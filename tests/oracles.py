@@ -77,6 +77,8 @@ class MixtureDenoiser(nn.Module):
 
     def forward(self, x_t: Tensor, time: Tensor, labels: Tensor | None = None) -> Tensor:
         index = time.round().long()
+        if self.prediction is Prediction.EDM:
+            x_t = (x_t * self._width(index)).to(x_t.dtype)
         mean, variance = self.posterior(x_t, self.alphas_cumprod[index], labels)
         ab, previous = (
             table[index][:, None, None, None] for table in (self.alphas_cumprod, self.previous)
@@ -91,6 +93,7 @@ class MixtureDenoiser(nn.Module):
             Prediction.V: ab.sqrt() * eps - (1 - ab).sqrt() * mean,
             Prediction.SCORE: -eps / (1 - ab).sqrt(),
             Prediction.VELOCITY: eps - mean,
+            Prediction.EDM: self._inside_edm(x, mean, index),
             Prediction.PREVIOUS_MEAN: x_start_weight * mean + x_t_weight * x,
         }[self.prediction]
         if self.variance.is_learned:
@@ -103,6 +106,16 @@ class MixtureDenoiser(nn.Module):
                 log_matched = (2 * share - 1).clamp(-1, 1)
             output = torch.cat([output, log_matched], dim=1)
         return output.to(x_t.dtype)
+
+    def _width(self, index: Tensor) -> Tensor:
+        """1 / c_in of EDM, whose data have the deviation 0.5, for x_t of unit scale."""
+        ab = self.alphas_cumprod[index][:, None, None, None]
+        return (1 - 0.75 * ab).sqrt()
+
+    def _inside_edm(self, x: Tensor, mean: Tensor, index: Tensor) -> Tensor:
+        ab = self.alphas_cumprod[index][:, None, None, None]
+        width = self._width(index)
+        return (mean - 0.25 * ab.sqrt() / width**2 * x) * width / (0.5 * (1 - ab).sqrt())
 
     def _second_posterior_variance(self) -> Tensor:
         ab, previous = self.alphas_cumprod[1], self.alphas_cumprod[0]

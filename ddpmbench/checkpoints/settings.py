@@ -39,11 +39,13 @@ class CheckpointSettings:
         process: the family of the forward process, "vp", "sub-vp", "ve" or "flow", in place of the
             checkpoint's own and with its signal-to-noise ratios; or with noise levels, which are a
             schedule, "ve:SIGMA_MIN:SIGMA_MAX:LEVELS" or "flow:T".
-        prediction: "eps", "x_start", "v", "score", "velocity" or "previous_mean".
+        prediction: "eps", "x_start", "v", "score", "velocity", "edm" or
+            "previous_mean".
         variance: "fixed_small", "fixed_large", "learned_range" or "learned".
         clip: whether the predicted x_start is clamped to the data's range.
         time_input: what the network receives for t: "index", "one-based", "fraction",
-            "rescaled-1000", "reversed-index", "sigma", "log-sigma" or "log-snr".
+            "rescaled-1000", "reversed-index", "sigma", "log-sigma", "quarter-log-sigma" or
+            "log-snr".
         data_range: lowest and highest value of a pixel as the network sees it.
         levels: number of levels of a pixel, 2..256.
 

@@ -190,7 +190,8 @@ reading_options = decorate(
         [kind.value for kind in TimeInput],
         "How the network receives timestep t = 1..T; overrides the file: as the integer t - 1 "
         "(index), t (one-based) or T - t (reversed-index), as the float t / T (fraction) or "
-        "(t - 1) 1000 / T, or as the noise s in x_t (sigma), its logarithm, or log a^2 / s^2.",
+        "(t - 1) 1000 / T, or as the noise s in x_t (sigma), its logarithm, a quarter of that, or "
+        "log a^2 / s^2.",
     ),
     click.option(
         "--data-range",

@@ -50,6 +50,33 @@ def log_scale(process: Process, log_snr: Tensor) -> Tensor:
     return log_snr.new_zeros(log_snr.shape)
 
 
+SIGMA_DATA = 0.5
+"""The standard deviation of the data in EDM's preconditioning, as published for every model."""
+
+
+def preconditioning(log_snr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    r"""EDM's factors of x_t and of the network's output in x_start, and of x_t as its input.
+
+    .. math::
+        x_0 = c_{skip}\, x_t + c_{out}\, F(c_{in} x_t), \qquad
+        c_{in} = \frac{1}{\sqrt{s^2 + a^2 \sigma_d^2}}, \quad
+        c_{skip} = a\, \sigma_d^2\, c_{in}^2, \quad c_{out} = s\, \sigma_d\, c_{in}
+
+    for x_t of unit scale; at the scale of VE, a = 1, they are those of the source.
+
+    Args:
+        log_snr: lambda, the log signal-to-noise ratio, any shape.
+
+    Returns:
+        c_skip, c_out and c_in, the same shape each.
+
+    Source: Karras, Aittala, Aila & Laine 2022, table 1, with sigma_d of 0.5.
+    """
+    signal, noise = log_snr.sigmoid().sqrt(), (-log_snr).sigmoid().sqrt()
+    c_in = (noise.square() + (SIGMA_DATA * signal).square()).rsqrt()
+    return signal * (SIGMA_DATA * c_in).square(), noise * SIGMA_DATA * c_in, c_in
+
+
 def log_prior_variance(process: Process, log_snr: Tensor) -> Tensor:
     r"""Log variance of the prior p(x_T), for x_T of unit scale.
 

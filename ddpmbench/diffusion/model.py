@@ -15,7 +15,7 @@ from torch.nn.functional import logsigmoid
 
 from ddpmbench.diffusion.continuous import ContinuousTime, divided, with_timesteps
 from ddpmbench.diffusion.data_range import UNIT_RANGE, DataRange
-from ddpmbench.diffusion.forward_process import log_scale
+from ddpmbench.diffusion.forward_process import log_scale, preconditioning
 from ddpmbench.diffusion.parameterization import Prediction, Process, Variance
 from ddpmbench.diffusion.parameterization import TimeInput as TimeInput
 from ddpmbench.diffusion.process import GaussianDiffusion
@@ -216,6 +216,8 @@ class Checkpoint:
     def network_input(self, x_t: Tensor, t: Tensor) -> Tensor:
         """x_t at the scale at which the network takes it; see `diffusion.forward_process`.
 
+        It is that of the family, or that of EDM's preconditioning.
+
         Args:
             x_t: (B, C, H, W) of unit scale.
             t: (B,) as `model_output` takes them.
@@ -223,10 +225,14 @@ class Checkpoint:
         Returns:
             (B, C, H, W) float32.
         """
-        if self.schedule.process is Process.VP:
+        is_edm = self.prediction is Prediction.EDM
+        if self.schedule.process is Process.VP and not is_edm:
             return x_t.float()
         log_snr = self._log_snr_between(t) if t.is_floating_point() else self._log_snr(t)
-        scale = log_scale(self.schedule.process, log_snr).exp()
+        if is_edm:
+            *_, scale = preconditioning(log_snr)
+        else:
+            scale = log_scale(self.schedule.process, log_snr).exp()
         return (scale[:, None, None, None].to(x_t.dtype) * x_t).float()
 
     def _noise_input(self, log_snr: Tensor) -> Tensor:
@@ -235,7 +241,12 @@ class Checkpoint:
             return log_snr.float()
         # s of a^2 + s^2 = 1, at the scale of x_t
         log_sigma = 0.5 * logsigmoid(-log_snr) + log_scale(self.schedule.process, log_snr)
-        return (log_sigma if self.time_input is TimeInput.LOG_SIGMA else log_sigma.exp()).float()
+        match self.time_input:
+            case TimeInput.LOG_SIGMA:
+                return log_sigma.float()
+            case TimeInput.QUARTER_LOG_SIGMA:
+                return (log_sigma / 4).float()
+        return log_sigma.exp().float()
 
     def _log_snr(self, t: Tensor) -> Tensor:
         """(B,) at int64 timesteps in 1..T of `schedule`."""

@@ -18,6 +18,8 @@ class Prediction(StrEnum):
     """The gradient of log q(x_t), -eps / s with x_t = a x_start + s eps (Song & Ermon 2019)."""
     VELOCITY = "velocity"
     """eps - x_start, the change of x_t along a straight path (Lipman et al. 2023)."""
+    EDM = "edm"
+    """The network F inside the preconditioning of Karras et al. 2022; see `preconditioning`."""
 
 
 class Process(StrEnum):
@@ -71,10 +73,14 @@ class TimeInput(StrEnum):
     """the standard deviation of the noise in the x_t that it is given"""
     LOG_SIGMA = "log-sigma"
     """the logarithm of that"""
+    QUARTER_LOG_SIGMA = "quarter-log-sigma"
+    """a quarter of that (Karras et al. 2022)"""
     LOG_SNR = "log-snr"
     """the logarithm of the signal-to-noise ratio"""
 
     @property
     def is_of_noise(self) -> bool:
         """Whether it follows from the noise in x_t, however the timesteps are numbered."""
-        return self in (TimeInput.SIGMA, TimeInput.LOG_SIGMA, TimeInput.LOG_SNR)
+        return self in (
+            *(TimeInput.SIGMA, TimeInput.LOG_SIGMA, TimeInput.QUARTER_LOG_SIGMA, TimeInput.LOG_SNR),
+        )

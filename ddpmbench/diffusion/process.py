@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ddpmbench.diffusion.data_range import UNIT_RANGE, DataRange
-from ddpmbench.diffusion.forward_process import log_scale
+from ddpmbench.diffusion.forward_process import log_scale, preconditioning
 from ddpmbench.diffusion.parameterization import Prediction as Prediction
 from ddpmbench.diffusion.parameterization import Process
 from ddpmbench.diffusion.parameterization import Variance as Variance
@@ -190,11 +190,14 @@ class GaussianDiffusion:
         if self.variance.is_learned:
             output = output.chunk(2, dim=1)[0]
         signal, noise = signal_and_noise(log_snr)
-        scale = log_scale(self.schedule.process, log_snr).exp()[:, None, None, None]
+        log_snr = log_snr[:, None, None, None]
+        c_skip, c_out, _ = preconditioning(log_snr)
         at = {
             "sqrt_alphas_cumprod": signal,
             "sqrt_one_minus_alphas_cumprod": noise,
-            "scale": scale,
+            "scale": log_scale(self.schedule.process, log_snr).exp(),
+            "c_skip": c_skip,
+            "c_out": c_out,
         }
         x_start = self._predict_x_start(output, x, at)
         return x_start, _predict_eps(x_start, x, at)
@@ -252,6 +255,8 @@ class GaussianDiffusion:
         }
         if self.prediction in (Prediction.SCORE, Prediction.VELOCITY):
             tables["scale"] = s.log_scale.exp()
+        elif self.prediction is Prediction.EDM:
+            tables["c_skip"], tables["c_out"], _ = preconditioning(s.log_snr)
         elif self.prediction is Prediction.PREVIOUS_MEAN:
             one = torch.ones(1, dtype=torch.float64)
             tables["scale_prev"] = torch.cat([one, s.log_scale[:-1].exp()])
@@ -294,6 +299,8 @@ class GaussianDiffusion:
                 # scale x_t = a x_start + s (x_start + output)
                 a, s = at["scale"] * signal, at["scale"] * noise
                 return (at["scale"] * x_t - s * output) / (a + s)
+            case Prediction.EDM:
+                return at["c_skip"] * x_t + at["c_out"] * output
             case Prediction.PREVIOUS_MEAN:
                 rest = output / at["scale_prev"] - at["posterior_mean_coef_x_t"] * x_t
                 return rest / at["posterior_mean_coef_x_start"]

@@ -266,8 +266,9 @@ def _with(base: Candidate, parameter: str, value: str, **changes: object) -> Can
 def other_predictions(base: Candidate) -> Iterator[Candidate]:
     """A candidate with other predictions of the same network outputs."""
     own = base.checkpoint.prediction
-    if own is Prediction.PREVIOUS_MEAN:
-        # It tells little of the noise at large t: any other prediction would look better.
+    if own in (Prediction.PREVIOUS_MEAN, Prediction.EDM):
+        # The mean tells little of the noise at large t: any other prediction would look better.
+        # Inside EDM's preconditioning the network has another input.
         return
     usual = _PREDICTIONS if base.is_preserving else _PREDICTIONS_OF_SCALE
     for prediction in usual:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 # Of pixels from N(0, 0.09): the exact score, whose argument sigma is that of the noise in x.
-SCORE = """
+SCORE = '''
 import torch
 
 VARIANCE = 0.09
@@ -15,17 +15,44 @@ VARIANCE = 0.09
 class Score(torch.nn.Module):
     def forward(self, x, sigma):
         return -x / (VARIANCE + sigma[:, None, None, None] ** 2)
-"""
-SETTINGS = ("--prediction", "score", "--variance", "fixed_small", "--no-clip")
-LEVELS = ("--process", "ve:0.01:10:1000", "--time-input", "sigma")
+
+
+class Inner(torch.nn.Module):
+    """What EDM's preconditioning surrounds (Karras et al. 2022, table 1)."""
+
+    def forward(self, x, c_noise):
+        sigma = (4 * c_noise).exp()[:, None, None, None]
+        width = sigma**2 + 0.25
+        noisy = x * width.sqrt()
+        x_start = VARIANCE / (VARIANCE + sigma**2) * noisy
+        return (x_start - 0.25 / width * noisy) / (0.5 * sigma / width.sqrt())
+'''
+SETTINGS = ("--variance", "fixed_small", "--no-clip")
+LEVELS = ("--process", "ve:0.01:10:1000")
+FORMS = {
+    "Score": ("--prediction", "score", "--time-input", "sigma"),
+    "Inner": ("--prediction", "edm", "--time-input", "quarter-log-sigma"),
+}
+
+
+@pytest.fixture(params=FORMS)
+def form(request):
+    return request.param
 
 
 @pytest.fixture
-def inputs(tmp_path):
+def inputs(tmp_path, form):
     pixels = np.random.default_rng(0).normal(0, 0.3, (60, 4, 4, 1))
     np.savez(tmp_path / "x.npz", np.rint((pixels.clip(-1, 1) + 1) * 127.5).astype(np.uint8))
     (tmp_path / "score.py").write_text(SCORE)
-    return ("--network", f"{tmp_path}/score.py:Score", "--data", tmp_path / "x.npz", *SETTINGS)
+    return (
+        "--network",
+        f"{tmp_path}/score.py:{form}",
+        "--data",
+        tmp_path / "x.npz",
+        *SETTINGS,
+        *FORMS[form],
+    )
 
 
 def closed_form(x):
@@ -51,7 +78,7 @@ def test_the_bound_of_exact_scores_is_the_closed_form(said, inputs, tmp_path):
 
 def test_the_ode_of_exact_scores_is_the_closed_form(said, inputs, tmp_path):
     # So little noise at the end that the density depends on the width of the prior.
-    levels = ("--process", "ve:0.01:0.5:200", "--time-input", "sigma")
+    levels = ("--process", "ve:0.01:0.5:200")
     command = ("ode", *inputs, *levels, "--dequantization", "uniform", "--trace", "exact")
     status, _, told = said(*command, "--num-ode-images", 60, "--out", tmp_path / "run")
     assert status == 0, told
@@ -67,6 +94,7 @@ def test_the_ode_of_exact_scores_is_the_closed_form(said, inputs, tmp_path):
     np.testing.assert_allclose(rows["log_p"] * np.log(2), log_p, atol=0.02)
 
 
+@pytest.mark.parametrize("form", ["Score"])
 def test_the_family_of_a_schedule_and_what_is_none(said, refused, inputs):
     own = (*inputs, "--time-input", "index")
     assert "others; leave one of them out" in refused(

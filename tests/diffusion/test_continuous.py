@@ -85,7 +85,9 @@ def test_what_cannot_be_refined_is_refused(schedule, count, words):
         refined(schedule, count)
 
 
-@pytest.mark.parametrize("prediction", [Prediction.EPSILON, Prediction.X_START, Prediction.V])
+@pytest.mark.parametrize(
+    "prediction", [Prediction.EPSILON, Prediction.X_START, Prediction.V, Prediction.EDM]
+)
 @pytest.mark.parametrize("variance", [Variance.FIXED_SMALL, Variance.LEARNED_RANGE])
 def test_a_prediction_at_a_timestep_is_that_of_the_timestep(prediction, variance):
     schedule = NoiseSchedule.cosine(50)

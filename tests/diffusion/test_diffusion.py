@@ -44,8 +44,15 @@ def output_for(prediction: Prediction, x_start: torch.Tensor, x_t: torch.Tensor)
         Prediction.V: signal * eps - noise * x_start,
         Prediction.SCORE: -eps / noise,
         Prediction.VELOCITY: eps - x_start,
+        Prediction.EDM: edm(x_start, x_t / signal, noise / signal),
         Prediction.PREVIOUS_MEAN: process().q_posterior_mean_variance(x_start, x_t, STEPS)[0],
     }[prediction]
+
+
+def edm(x_start: torch.Tensor, noisy: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """F of x_start = c_skip noisy + c_out F, noisy = x_start + sigma eps (Karras et al. 2022)."""
+    width = sigma**2 + 0.25
+    return (x_start - 0.25 / width * noisy) / (0.5 * sigma / width.sqrt())
 
 
 def test_the_marginal_is_what_the_chain_of_steps_composes_to():

@@ -120,6 +120,13 @@ class OfOwnScale(nn.Module):
         index = (time.double()[:, None] - self.s.float().double()).abs().argmin(1)
         a, s = (of[index][:, None, None, None] for of in (self.a, self.s))
         x = x.double()
+        if self.prediction is Prediction.EDM:
+            # Table 1 of Karras et al. 2022, where x = c_in (x_start + sigma eps).
+            sigma = s / a
+            width = sigma**2 + 0.5**2
+            noisy = x * width.sqrt()
+            x_start = SPREAD / (SPREAD + sigma**2) * noisy
+            return ((x_start - 0.25 / width * noisy) / (0.5 * sigma / width.sqrt())).float()
         x_start = a * SPREAD / (a**2 * SPREAD + s**2) * x
         eps = (x - a * x_start) / s
         return {
@@ -157,7 +164,11 @@ def terms_of(checkpoint, images):
 
 @pytest.mark.parametrize("schedule", [EXPLODING, NoiseSchedule.flow(24)])
 @pytest.mark.parametrize(
-    "prediction", [Prediction.SCORE, Prediction.VELOCITY, Prediction.EPSILON, Prediction.X_START]
+    "prediction",
+    [
+        *(Prediction.SCORE, Prediction.VELOCITY, Prediction.EPSILON, Prediction.X_START),
+        Prediction.EDM,
+    ],
 )
 def test_a_network_of_any_scale_has_the_terms_of_the_same_noise_levels(schedule, prediction):
     images = images_of_data()
@@ -167,6 +178,7 @@ def test_a_network_of_any_scale_has_the_terms_of_the_same_noise_levels(schedule,
         network=gaussian_denoiser(SPREAD, preserving, variance="fixed_small"),
     )
     got, expected = (terms_of(of, images) for of in (model_of(schedule, prediction), same))
+    np.testing.assert_allclose(got[:, 1:], expected[:, 1:], rtol=0, atol=1e-6)
     np.testing.assert_allclose(got[:, 1:], expected[:, 1:], rtol=1e-5, atol=1e-9)
 
 
@@ -175,6 +187,7 @@ def test_a_network_of_any_scale_has_the_terms_of_the_same_noise_levels(schedule,
     [
         (TimeInput.SIGMA, SIGMA),
         (TimeInput.LOG_SIGMA, np.log(SIGMA)),
+        (TimeInput.QUARTER_LOG_SIGMA, np.log(SIGMA) / 4),
         (TimeInput.LOG_SNR, -2 * np.log(SIGMA)),
         (TimeInput.REVERSED_INDEX, np.arange(24)[::-1]),
     ],
