@@ -36,7 +36,7 @@ from ddpmbench.diffusion.noise import normal_noise
 from ddpmbench.execution.devices import evaluating, strict_float32
 from ddpmbench.likelihood.designs import EveryPairDesign
 from ddpmbench.likelihood.terms import TermsPass
-from ddpmbench.samples.samplers import SAMPLE_DRAW, START
+from ddpmbench.samples.chain import SAMPLE_DRAW, START
 
 LOOP = [
     Case(SHIPPED, "cpu", 32, channels_last(), quick=True),

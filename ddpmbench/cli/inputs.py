@@ -15,7 +15,7 @@ from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.errors import InputError
 from ddpmbench.execution.devices import resolve_device, resolve_precision
 from ddpmbench.execution.samples import SampleSettings
-from ddpmbench.samples.samplers import AddedNoise, SamplerChoice
+from ddpmbench.samples.samplers import SamplerChoice
 from ddpmbench.unet.precision import Precision
 
 DEFAULT_DATA = "fashion-mnist:test"
@@ -90,9 +90,7 @@ def sample_settings(given: dict[str, Any], *, eight_bit: str, local_rank: int) -
     precision = resolve_precision(given.pop("precision"), device, on_cuda=Precision.BF16)
     return SampleSettings(
         sampler=SamplerChoice(
-            method=given.pop("sampler"),
-            added_noise=AddedNoise(given.pop("added_noise")),
-            eta=given.pop("eta"),
+            given.pop("sampler"), **{name: given.pop(name) for name in options.SAMPLER}
         ),
         eight_bit=EightBit(eight_bit),
         image_size=given.pop("image_size"),

@@ -304,6 +304,10 @@ INPUTS = (*CHECKPOINT, *DATA)
 """Python names of the checkpoint's and the data's options."""
 
 
+SAMPLER = (*("added_noise", "eta", "langevin_steps", "step_size", "snr", "solver", "solver_steps"),)
+"""Python names of the settings of samplers."""
+
+
 def precision(text: str) -> Option:
     """`--precision`, with what a low one does to the command's numbers."""
     choices = ["fp32", "tf32", "bf16", "fp16", "auto"]

@@ -24,9 +24,11 @@ if TYPE_CHECKING:
 _sampler_options = options.decorate(
     options.choice(
         "--sampler",
-        ["ancestral", "ddim"],
+        ["ancestral", "ddim", "langevin", "predictor-corrector", "ode", "dpm-solver++"],
         "ancestral: Algorithm 2 of Ho et al. with the checkpoint's variance; ddim: the implicit "
-        "process.",
+        "process; langevin: annealed Langevin dynamics; predictor-corrector: Langevin steps before "
+        "each ancestral step; ode: the probability-flow ODE; dpm-solver++: its multistep solver "
+        "2M. The guide says what each costs.",
         default="ancestral",
     ),
     click.option(
@@ -39,8 +41,37 @@ _sampler_options = options.decorate(
     options.choice(
         "--added-noise",
         ["inner", "every-step", "none"],
-        "ancestral: add noise at all timesteps but the last (inner), at every one, or at none.",
-        default="inner",
+        "ancestral: add noise at all timesteps but the last (inner), at every one, or at none.  "
+        "[default: inner]",
+    ),
+    options.count(
+        "--langevin-steps",
+        metavar="L",
+        text="langevin, predictor-corrector: Langevin steps at each timestep.  [default: 5; 1]",
+    ),
+    click.option(
+        "--step-size",
+        type=float,
+        metavar="RHO",
+        help="langevin: the step alpha over sigma^2, which is epsilon / sigma_min^2 of Song & "
+        "Ermon.  [default: 0.062]",
+    ),
+    click.option(
+        "--snr",
+        type=float,
+        metavar="R",
+        help="predictor-corrector: signal-to-noise ratio of a Langevin step.  [default: 0.16]",
+    ),
+    options.choice(
+        "--solver",
+        ["heun", "rk4"],
+        "ode: the Runge-Kutta method; rk4 needs --solver-steps.  [default: heun]",
+    ),
+    options.count(
+        "--solver-steps",
+        metavar="N",
+        text="ode, dpm-solver++: N even steps in log sigma, for which the network is evaluated "
+        "between its timesteps.  [default: the steps between the timesteps]",
     ),
     options.count(
         "--image-size",
@@ -157,7 +188,7 @@ def sample(out: Path | None, output_format: str, **given: Any) -> None:  # noqa:
         if ranks.reports:
             for line in checkpoint.notes:
                 note(line)
-        steps = checkpoint.schedule.num_timesteps
+        steps = settings.sampler.num_evaluations(checkpoint.schedule)
         with progress("sample", "images", calls=steps) as update:
 
             def on_start(calls: int) -> None:
@@ -181,7 +212,7 @@ def sample(out: Path | None, output_format: str, **given: Any) -> None:  # noqa:
 
 _OF_CHECKPOINT = {
     *options.CHECKPOINT,
-    *("sampler", "eta", "added_noise", "image_size", "label", "num_generated", "batch_size"),
+    *("sampler", *options.SAMPLER, "image_size", "label", "num_generated", "batch_size"),
     "precision",
     "check",
 }

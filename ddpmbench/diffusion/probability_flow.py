@@ -44,6 +44,16 @@ class Solver(StrEnum):
         """The power of the step that the error falls with."""
         return 2 if self is Solver.HEUN else 4
 
+    @property
+    def num_stages(self) -> int:
+        """Evaluations of the noise in a step."""
+        return 2 if self is Solver.HEUN else 4
+
+    def step(self, field: Field, u: Tensor, start: float, stop: float) -> tuple[Tensor, Tensor]:
+        """One step of `integrate`, from one log sigma to another."""
+        take = _heun_step if self is Solver.HEUN else _rk4_step
+        return take(field, u, start, stop)
+
 
 def integrate(
     field: Field, u: Tensor, start: float, stop: float, *, steps: int, solver: Solver
@@ -62,11 +72,10 @@ def integrate(
         u at `stop`, and the integrals (B, P) of the divergence of du / d log sigma from `start` to
         `stop`.
     """
-    step = _heun_step if solver is Solver.HEUN else _rk4_step
     grid = np.linspace(start, stop, steps + 1).tolist()
     integral = torch.zeros((), dtype=u.dtype, device=u.device)
     for i in range(steps):
-        u, increment = step(field, u, grid[i], grid[i + 1])
+        u, increment = solver.step(field, u, grid[i], grid[i + 1])
         integral = integral + increment
     return u, integral
 

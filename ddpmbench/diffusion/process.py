@@ -99,6 +99,10 @@ class GaussianDiffusion:
         at = self._coefficients(t)
         return at["sqrt_alphas_cumprod"] * x_start + at["sqrt_one_minus_alphas_cumprod"] * eps
 
+    def noise_scale(self, t: Tensor) -> Tensor:
+        """(B, 1, 1, 1) the factor of the noise in x_t, at timesteps (B,)."""
+        return self._coefficients(t)["sqrt_one_minus_alphas_cumprod"]
+
     def q_posterior_mean_variance(
         self, x_start: Tensor, x_t: Tensor, t: Tensor
     ) -> tuple[Tensor, Tensor]:

@@ -303,7 +303,7 @@ def _check_record(
     session, checkpoint = run.session, run.source.checkpoint
     check = PreliminaryCheck(
         settings.check,
-        run.num_generated * run.source.num_timesteps,
+        run.num_generated * run.source.num_evaluations,
         seed=settings.samples.seed,
         batch_size=run.batch_size,
         note=reporter.note,

@@ -188,14 +188,13 @@ def generate_samples(
     generation = Generation(checkpoint, settings)
     if png and out is None:
         raise InputError("`png`: needs a folder; name one with `out`")
-    steps = checkpoint.schedule.num_timesteps
     with (
         session(device, out, command) as run_session,
         listening(
             listener if run_session.ranks.reports else None,
             "sample",
             "images",
-            calls=steps,
+            calls=generation.num_evaluations,
             shown=progress and run_session.ranks.reports,
         ) as reporter,
     ):
@@ -251,7 +250,7 @@ def _report(
         "sampler": made_by.sampler,
         "eight_bit": made_by.eight_bit,
         "checkpoint": made_by.checkpoint,
-        "num_evaluations": num_samples * generation.num_timesteps,
+        "num_evaluations": num_samples * generation.num_evaluations,
         "seed": made_by.seed,
         "device": " + ".join(sorted(store.devices(num_samples))),
         "precision": made_by.precision,

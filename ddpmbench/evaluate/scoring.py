@@ -141,7 +141,7 @@ class Scoring:
             },
             "checkpoint": None if made_by is None else made_by.checkpoint,
             "sampler": None if made_by is None else made_by.sampler,
-            "num_evaluations": count * run.source.num_timesteps
+            "num_evaluations": count * run.source.num_evaluations
             if isinstance(run.source, Generation)
             else 0,
             "seed": self.seed if made_by is None else made_by.seed,

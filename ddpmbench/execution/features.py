@@ -35,10 +35,11 @@ class Cost:
     """Seconds of a run, with these and with other settings.
 
     Attributes:
-        per_evaluation: seconds per sample and timestep.
+        per_evaluation: seconds per network evaluation.
         per_image: seconds per image of features.
         num_samples: samples that are missing.
-        num_timesteps: of each sample.
+        num_timesteps: of each sample; 0 where the sampler's grid does not consist of them.
+        num_evaluations: of the network for each sample.
         num_images: images whose features are missing, samples and references.
     """
 
@@ -46,6 +47,7 @@ class Cost:
     per_image: float
     num_samples: int
     num_timesteps: int
+    num_evaluations: int
     num_images: int
 
     @property
@@ -56,11 +58,12 @@ class Cost:
     @property
     def sampling(self) -> float:
         """Seconds of the samples alone."""
-        return self.per_evaluation * self.num_samples * self.num_timesteps
+        return self.per_evaluation * self.num_samples * self.num_evaluations
 
     def with_timesteps(self, num_timesteps: int) -> "Cost":
-        """The cost with a sampler of so many timesteps."""
-        return dataclasses.replace(self, num_timesteps=num_timesteps)
+        """About the cost with so many timesteps."""
+        evaluations = round(self.num_evaluations * num_timesteps / self.num_timesteps)
+        return dataclasses.replace(self, num_timesteps=num_timesteps, num_evaluations=evaluations)
 
     def with_samples(self, num_samples: int) -> "Cost":
         """The cost of so many samples."""
@@ -232,7 +235,7 @@ class FidelityRun:
         if isinstance(self.source, ImageSet) or engine is None:
             assert isinstance(self.source, ImageSet)
             return self.source
-        with listener.stage("samples", "images", self.source.num_timesteps) as of_stage:
+        with listener.stage("samples", "images", self.source.num_evaluations) as of_stage:
             self._samples_run(self.source, engine, of_stage).compute(
                 self.num_generated, self.samples
             )
@@ -250,15 +253,17 @@ class FidelityRun:
         source = self.source
         if isinstance(source, ImageSet):
             count, shape = len(source), source.part(0, 1)[0].shape
-            samples = num_timesteps = 0
+            samples = timesteps = evaluations = 0
         else:
-            count, shape, num_timesteps = self.num_generated, source.shape, source.num_timesteps
+            count, shape, evaluations = self.num_generated, source.shape, source.num_evaluations
+            of = source.settings.sampler
+            timesteps = 0 if of.is_fractional else source.checkpoint.schedule.num_timesteps
             samples = num_missing(self.samples, count)
         num_images = num_missing(self.features, count) + sum(
             num_missing(store, len(reference)) for reference, store in self._reference_images
         )
         if (
-            samples * num_timesteps < _WORTH_MEASURING["samples"]
+            samples * evaluations < _WORTH_MEASURING["samples"]
             and num_images < _WORTH_MEASURING["features"]
         ):
             return
@@ -270,14 +275,16 @@ class FidelityRun:
             per_image = self._worker(RunListener()).batch.attempt(
                 partial(_seconds_per_image, self.network, shape)
             )
-        listener.cost(Cost(per_evaluation, per_image, samples, num_timesteps, num_images))
+        cost = Cost(per_evaluation, per_image, samples, timesteps, evaluations, num_images)
+        listener.cost(cost)
 
 
 def _seconds_per_evaluation(run: SamplesRun, rows: int) -> float:
-    """Seconds per sample and timestep, in batches of so many samples."""
+    """Seconds per network evaluation, in batches of so many samples."""
     steps = run.steps(np.arange(rows))
     with run.engine.running():
-        return _measured(lambda: next(steps, None) is not None, run.worker.device) / rows
+        calls = rows * next(steps).num_evaluations
+        return _measured(lambda: next(steps, None) is not None, run.worker.device) / calls
 
 
 def _seconds_per_image(network: FeatureNetwork, shape: tuple[int, ...], rows: int) -> float:

@@ -21,6 +21,7 @@ from ddpmbench.data.images import ImageSet
 from ddpmbench.diffusion.data_range import EightBit
 from ddpmbench.diffusion.model import Checkpoint, sides_of, size_words
 from ddpmbench.errors import LARGEST_SEED, InputError, instance_of, one_of, whole_number
+from ddpmbench.execution.continuous import why_not_continuous
 from ddpmbench.execution.devices import available_memory
 from ddpmbench.execution.engine import Engine
 from ddpmbench.execution.engine_choice import NetworkUse, settled_engine
@@ -36,7 +37,8 @@ from ddpmbench.execution.store import (
 )
 from ddpmbench.execution.worker import Worker
 from ddpmbench.files import replacing, writing_to
-from ddpmbench.samples.samplers import Sampler, SamplerChoice, SamplingStep
+from ddpmbench.samples.chain import SamplingStep
+from ddpmbench.samples.samplers import USES_VARIANCE, Sampler, SamplerChoice
 from ddpmbench.unet.precision import Precision
 from ddpmbench.user_code import user_errors
 
@@ -161,11 +163,12 @@ class Generation:
             )
             raise InputError(f"`label={label}`: the checkpoint has {has}")
         self.checkpoint.check_images(self.shape, "samples")
+        self.settings.sampler.check(self.checkpoint)
 
     @property
-    def num_timesteps(self) -> int:
-        """T: network evaluations per sample."""
-        return self.checkpoint.schedule.num_timesteps
+    def num_evaluations(self) -> int:
+        """Network evaluations per sample."""
+        return self.settings.sampler.num_evaluations(self.checkpoint.schedule)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -203,17 +206,19 @@ class Generation:
     def record(self) -> dict[str, Any]:
         """The settings that comparable samples share."""
         schedule, sampler = self.checkpoint.schedule, self.settings.sampler
-        is_ancestral = sampler.method == "ancestral"
+        uses_variance = sampler.method in USES_VARIANCE
         return {
             "method": sampler.method,
-            "variance": str(self.checkpoint.variance) if is_ancestral else None,
+            "variance": str(self.checkpoint.variance) if uses_variance else None,
             "clip": self.checkpoint.clip,
             "num_timesteps": schedule.num_timesteps,
             "num_original_timesteps": schedule.num_original_timesteps,
             "schedule": schedule.name,
             "prediction": str(self.checkpoint.prediction),
-            "eta": None if is_ancestral else sampler.eta or 0.0,
-            "added_noise": str(sampler.added_noise) if is_ancestral else None,
+            "eta": None,
+            "added_noise": None,
+            **sampler.record,
+            "num_evaluations": self.num_evaluations,
             "labels": self._classes,
             **self.checkpoint.data_range.record,
         }
@@ -249,7 +254,10 @@ class Generation:
             InputError: there is no room for so many; or see `check_network`.
         """
         session.ranks.once(lambda: check_room(parameter, num_samples, self.shape, session.out))
-        return dataclasses.replace(self, checkpoint=session.checked(self.checkpoint, self.shape))
+        checked = session.checked(self.checkpoint, self.shape)
+        if self.settings.sampler.is_fractional:
+            session.ranks.once(lambda: self._check_fractional(checked, session.device))
+        return dataclasses.replace(self, checkpoint=checked)
 
     def engine(
         self,
@@ -260,7 +268,9 @@ class Generation:
         note: Callable[[str], None],
     ) -> Engine:
         """The engine for so many samples; see `settled_engine`."""
-        num_evaluations = num_samples * self.num_timesteps
+        num_evaluations = num_samples * self.num_evaluations
+        if self.settings.sampler.is_fractional and not self.checkpoint.time_input.is_of_noise:
+            note("the sampler evaluates the network between the timesteps that it was trained on")
         return settled_engine(
             self.checkpoint,
             NetworkUse(self.shape, num_evaluations // session.ranks.count, batch_size),
@@ -277,6 +287,14 @@ class Generation:
         labels = self.labels(index) if self.checkpoint.num_classes else None
         pixels = gathered(store, "pixels", num_samples)
         return ImageSet(pixels, PositionIds(range(num_samples)), source, labels)
+
+    def _check_fractional(self, checkpoint: Checkpoint, device: torch.device) -> None:
+        why = why_not_continuous(checkpoint, self.shape, device)
+        if why is not None:
+            raise InputError(
+                f"{checkpoint.network_name}: cannot be evaluated between its timesteps: {why}; "
+                "leave out `solver_steps`"
+            )
 
     @property
     def _classes(self) -> str | None:
@@ -302,7 +320,7 @@ class SamplesRun:
 
     @functools.cached_property
     def sampler(self) -> Sampler:
-        """Takes the timesteps."""
+        """Takes the steps."""
         settings = self.generation.settings
         sampler = settings.sampler.prepare(
             self.generation.checkpoint,
@@ -319,15 +337,17 @@ class SamplesRun:
             InputError: a sample is not finite; or see `Worker.map_chunks`.
             ProcessLostError: another process has stopped.
         """
-        cost = self.generation.num_timesteps
+        cost = self.generation.num_evaluations
         self.worker.listener.start(num_missing(store, num_samples) * cost)
         with user_errors(self.engine.network_name), self.engine.running():
             self.worker.map_chunks(self.samples, store, num_samples, cost=cost)
 
     def samples(self, index: NDArray[np.int64], report: Callable[[int], None]) -> Arrays:
         """(B, C, H, W) uint8 `pixels` of the samples of these indices."""
+        done = 0
         for step in self.steps(index):
-            report(len(index) * (self.generation.num_timesteps + 1 - step.t))
+            done += step.num_evaluations
+            report(len(index) * done)
         data_range = self.sampler.diffusion.data_range
         pixels = data_range.to_pixels(step.x_previous, EightBit(self.generation.settings.eight_bit))
         return {"pixels": pixels.cpu().numpy()}
@@ -339,7 +359,8 @@ class SamplesRun:
         if generation.checkpoint.num_classes:
             labels = torch.from_numpy(generation.labels(index)).to(device)
         x_t = self.sampler.start(sample, generation.shape)
-        return self.sampler.steps(x_t, generation.num_timesteps, sample=sample, labels=labels)
+        last = generation.checkpoint.schedule.num_timesteps
+        return self.sampler.steps(x_t, last, sample=sample, labels=labels)
 
 
 _SPARE = 2

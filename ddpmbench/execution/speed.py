@@ -25,7 +25,8 @@ from ddpmbench.execution.timing import Probe, matmul_peak, seconds_per_call, syn
 from ddpmbench.execution.worker import BatchSize
 from ddpmbench.likelihood.designs import PilotDesign, blocks_of, num_terms
 from ddpmbench.likelihood.terms import TermsPass
-from ddpmbench.samples.samplers import Sampler, SamplerChoice, SamplingStep
+from ddpmbench.samples.chain import SamplingStep
+from ddpmbench.samples.samplers import Sampler, SamplerChoice
 from ddpmbench.unet.flops import flop_per_call
 from ddpmbench.unet.precision import Precision
 

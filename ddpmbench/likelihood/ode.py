@@ -325,8 +325,7 @@ class OdePass:
 
 def evaluations_per_image(settings: OdeSettings, shape: tuple[int, ...]) -> tuple[int, int]:
     """Network evaluations and vector-Jacobian products of `OdePass` an image (C, H, W)."""
-    stages = 2 if settings.solver is Solver.HEUN else 4
-    of_ode = stages * (settings.solver_steps + settings.solver_steps // 2)
+    of_ode = settings.solver.num_stages * (settings.solver_steps + settings.solver_steps // 2)
     vjps = math.prod(shape) if settings.trace is Trace.EXACT else settings.probes
     return of_ode + 1 + TERMS_OF_BOUND, of_ode * vjps
 

@@ -65,15 +65,33 @@ def samples_facts(summary: dict[str, Any]) -> dict[str, str]:
     }
 
 
+_SETTINGS = {
+    "eta": "eta {:g}",
+    "langevin_steps": "{} Langevin steps a timestep",
+    "step_size": "step size {:g}",
+    "snr": "r = {:g}",
+    "solver": "{}",
+    "solver_steps": "{} even steps in log sigma",
+}
+
+
 def sampler_line(sampler: dict[str, Any]) -> str:
     """The sampler and its settings in words."""
     steps, total = sampler["num_timesteps"], sampler["num_original_timesteps"]
     parts = [sampler["method"], f"T = {timesteps_of(steps, total)}"]
-    if sampler["method"] == "ancestral":
-        noise = {"inner": None, "every-step": "noise at every step", "none": "no added noise"}
-        parts += [sampler["variance"], *filter(None, [noise[sampler["added_noise"]]])]
-    else:
-        parts.append(f"eta {sampler['eta']:g}")
+    if sampler["variance"] is not None:
+        parts.append(sampler["variance"])
+    noise = {"every-step": "noise at every step", "none": "no added noise"}
+    if sampler["added_noise"] in noise:
+        parts.append(noise[sampler["added_noise"]])
+    parts += [
+        words.format(sampler[name])
+        for name, words in _SETTINGS.items()
+        if sampler.get(name) is not None
+    ]
+    evaluations = sampler.get("num_evaluations") or steps
+    if evaluations != steps:
+        parts.append(f"{evaluations:,} network evaluations a sample")
     parts.append("clip" if sampler["clip"] else "no clip")
     parts += data_range_words(sampler)
     if sampler["labels"] is not None:

@@ -344,6 +344,12 @@ class Sampler(Range):
     eta: float | None
     added_noise: str | None
     labels: str | None
+    num_evaluations: int | None = None
+    langevin_steps: int | None = None
+    step_size: float | None = None
+    snr: float | None = None
+    solver: str | None = None
+    solver_steps: int | None = None
 
 
 class Sampled(Struct, kw_only=True):

@@ -115,7 +115,7 @@ def cost_lines(cost: "Cost") -> list[str]:
         return []
     lines = [
         f"About {duration(cost.seconds)} on this device: {cost.num_samples:,} samples of "
-        f"{cost.num_timesteps:,} timesteps {duration(cost.sampling)}, features of "
+        f"{cost.num_evaluations:,} network evaluations {duration(cost.sampling)}, features of "
         f"{cost.num_images:,} images {duration(cost.seconds - cost.sampling)}"
     ]
     if cost.sampling < WORTH_SAYING:

@@ -15,7 +15,8 @@ from ddpmbench.data.images import ImageSet
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.diffusion.noise import normal_noise
 from ddpmbench.errors import InputError
-from ddpmbench.samples.samplers import SAMPLE_DRAW, Sampler, SamplerChoice
+from ddpmbench.samples.chain import SAMPLE_DRAW
+from ddpmbench.samples.samplers import SamplerChoice
 
 Pixels = NDArray[np.uint8]
 Integers = NDArray[np.int64]
@@ -340,12 +341,8 @@ def interpolation(run: PicturePass, pair: Sequence[tuple[int, int]], depth: int)
 
     Source: Ho, Jain & Abbeel 2020, section 4.3 and figure 8.
     """
-    sampler = Sampler(
-        run.checkpoint,
-        SamplerChoice(),
-        seed=run.seed,
-        device=run.device,
-        draw=INTERPOLATION_DRAW,
+    sampler = SamplerChoice().prepare(
+        run.checkpoint, seed=run.seed, device=run.device, draw=INTERPOLATION_DRAW
     )
     pairs, weights = np.asarray(pair, np.int64).reshape(-1, 2), np.array(WEIGHTS)
     row_pair, row_weight = np.repeat(pairs, len(weights), axis=0), np.tile(weights, len(pairs))

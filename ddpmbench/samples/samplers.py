@@ -1,106 +1,142 @@
-"""Samplers: the reverse process of a model, from x_t down to x_0.
-
-Sample i is a function of (checkpoint, sampler, seed, i) alone, because its noise is addressed by i
-(`diffusion.noise`). Batch size and number of samples change it by float rounding at most.
-"""
+"""The samplers by name, with their settings."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
 from enum import StrEnum
-from typing import Self
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from ddpmbench.diffusion.model import Checkpoint, ModelOutput
-from ddpmbench.diffusion.noise import normal_noise
-from ddpmbench.diffusion.process import GaussianDiffusion, ReverseStep
-from ddpmbench.diffusion.schedule import MAX_TIMESTEPS
-from ddpmbench.errors import InputError, number, one_of
+from ddpmbench.diffusion.probability_flow import Solver
+from ddpmbench.diffusion.schedule import NoiseSchedule
+from ddpmbench.errors import InputError, number, one_of, positive_number, whole_number
+from ddpmbench.samples.ancestral import AddedNoise as AddedNoise
+from ddpmbench.samples.ancestral import AncestralSampler, DdimSampler
+from ddpmbench.samples.chain import SAMPLE_DRAW, Chain
+from ddpmbench.samples.chain import Sampler as Sampler
+from ddpmbench.samples.langevin import LangevinSampler, PredictorCorrectorSampler
+from ddpmbench.samples.solvers import DpmSolverSampler, OdeSampler
 
-SAMPLE_DRAW = 2**31
-"""Draw of a sample's noise, distinct from those of all likelihood terms."""
-START = MAX_TIMESTEPS + 1
-"""Stands for t in the initial noise. No schedule has this timestep, so chains of any number of
-timesteps start from the same noise."""
-_CHECK_INTERVAL = 50
-"""Timesteps between checks that all values are finite."""
-
-Step = Callable[..., tuple[Tensor, Tensor]]
-"""From x_t, t, sample indices and classes (if any) to x_{t-1} and the prediction of x_start."""
-
-
-class AddedNoise(StrEnum):
-    """At which timesteps ancestral sampling adds noise."""
-
-    INNER = "inner"
-    """all timesteps but the last"""
-    EVERY_STEP = "every-step"
-    """all timesteps"""
-    NONE = "none"
-    """no timestep: every step takes the mean"""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class SamplingStep:
-    """One step of B chains.
-
-    Attributes:
-        t: the timestep; the step goes from x_t to x_{t-1}.
-        x_previous: (B, C, H, W) x_{t-1}.
-        pred_x_start: (B, C, H, W) the prediction of x_0 from x_t, clipped if the checkpoint clips.
-    """
-
-    t: int
-    x_previous: Tensor
-    pred_x_start: Tensor
+SETTINGS: dict[str, dict[str, Any]] = {
+    "ancestral": {"added_noise": AddedNoise.INNER},
+    "ddim": {"eta": 0.0},
+    "langevin": {"langevin_steps": 5, "step_size": 0.062},
+    "predictor-corrector": {"langevin_steps": 1, "snr": 0.16},
+    "ode": {"solver": Solver.HEUN, "solver_steps": None},
+    "dpm-solver++": {"solver_steps": None},
+}
+"""The settings of each sampler, with their defaults."""
+USES_VARIANCE = ("ancestral", "predictor-corrector")
+"""Samplers that take the checkpoint's variance."""
+_MOST_STEPS = 100_000
 
 
 @dataclasses.dataclass(frozen=True)
 class SamplerChoice:
-    r"""A sampler and its settings.
+    """A sampler and its settings; a setting that is None has the sampler's default.
 
-    Ancestral sampling takes the checkpoint's variance and clip,
-
-    .. math::
-
-        x_{t-1} = \mu_\theta(x_t, t) + \sigma_t z, \qquad z \sim N(0, I).
-
-    DDIM sampling does not use the checkpoint's variance:
-
-    .. math::
-
-        x_{t-1} = \sqrt{\bar\alpha_{t-1}}\, \hat x_0
-            + \sqrt{1 - \bar\alpha_{t-1} - \sigma_t^2}\, \hat\epsilon + \sigma_t z, \qquad
-        \sigma_t = \eta \sqrt{\tilde\beta_t}
+    | method | class | network evaluations a sample, with T timesteps |
+    |---|---|---|
+    | ancestral | `AncestralSampler` | T |
+    | ddim | `DdimSampler` | T |
+    | langevin | `LangevinSampler` | L T + 1 |
+    | predictor-corrector | `PredictorCorrectorSampler` | (L + 1) T |
+    | ode | `OdeSampler` | K N + 1, K = 2 of Heun's method and 4 of rk4 |
+    | dpm-solver++ | `DpmSolverSampler` | N + 1 |
 
     Attributes:
-        method: "ancestral" or "ddim".
-        added_noise: ancestral: at which timesteps noise is added.
-        eta: ddim: amount of noise; 0 adds none, 1 that of the posterior; None for 0.
+        method: which sampler.
+        added_noise: ancestral: at which timesteps noise is added; by default all but the last.
+        eta: ddim: amount of noise; 0, the default, adds none, 1 that of the posterior.
+        langevin_steps: langevin, predictor-corrector: L, Langevin steps at each timestep; by
+            default 5 and 1.
+        step_size: langevin: rho, the step alpha over sigma^2, epsilon / sigma_min^2 of the source;
+            by default 0.062, that of Song & Ermon 2020 for CIFAR-10.
+        snr: predictor-corrector: r, the signal-to-noise ratio of a Langevin step; by default 0.16.
+        solver: ode: the Runge-Kutta method; by default Heun's.
+        solver_steps: ode, dpm-solver++: N, steps of an even grid in log sigma from x_T to x_1, for
+            which the network is evaluated at fractional timesteps; by default the T - 1 steps
+            between the timesteps. rk4 needs it.
 
     Raises:
         InputError: an unknown sampler, or a setting it does not have.
-
-    Source: Ho, Jain & Abbeel 2020, Algorithm 2; Song, Meng & Ermon 2021, eq. 12.
     """
 
     method: str = "ancestral"
-    added_noise: AddedNoise = AddedNoise.INNER
+    added_noise: AddedNoise | None = None
     eta: float | None = None
+    langevin_steps: int | None = None
+    step_size: float | None = None
+    snr: float | None = None
+    solver: Solver | None = None
+    solver_steps: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse settings that the sampler does not have."""
-        one_of("sampler", self.method, ("ancestral", "ddim"))
-        one_of("added_noise", self.added_noise, AddedNoise)
-        if self.method == "ancestral" and self.eta is not None:
-            raise InputError(f"`eta={self.eta}`: applies only to `sampler=ddim`; leave it out")
-        if self.method == "ddim" and self.added_noise != AddedNoise.INNER:
+        """Refuse settings that the sampler does not have; names become members."""
+        one_of("sampler", self.method, SETTINGS)
+        for field in dataclasses.fields(self)[1:]:
+            value = getattr(self, field.name)
+            if value is not None:
+                object.__setattr__(self, field.name, _checked(field.name, value))
+                self._refuse_other(field.name, value)
+        if self.settings.get("solver") is Solver.RK4 and self.solver_steps is None:
             raise InputError(
-                f"`added_noise={self.added_noise}`: applies only to `sampler=ancestral`; set `eta`"
+                f"`solver={Solver.RK4}`: evaluates the network half way between two points of the "
+                "grid, which need not be a timestep; choose `solver_steps`"
             )
-        if self.eta is not None:
-            number("eta", self.eta, 0, 1)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings of the sampler by name, with its defaults."""
+        defaults = SETTINGS[self.method]
+        given = {name: getattr(self, name) for name in defaults}
+        return {n: defaults[n] if value is None else value for n, value in given.items()}
+
+    @property
+    def record(self) -> dict[str, str | int | float | None]:
+        """The settings as the records of a result have them."""
+        of = self.settings
+        return {n: str(v) if isinstance(v, StrEnum) else v for n, v in of.items()}
+
+    @property
+    def is_fractional(self) -> bool:
+        """Whether the network is evaluated between timesteps."""
+        return self.solver_steps is not None
+
+    def num_evaluations(self, schedule: NoiseSchedule) -> int:
+        """Network evaluations of a sample."""
+        timesteps, of = schedule.num_timesteps, self.settings
+        num_steps = of.get("solver_steps") or timesteps - 1
+        match self.method:
+            case "langevin":
+                return int(of["langevin_steps"]) * timesteps + 1
+            case "predictor-corrector":
+                return (int(of["langevin_steps"]) + 1) * timesteps
+            case "ode":
+                return int(of["solver"].num_stages) * num_steps + 1
+            case "dpm-solver++":
+                return num_steps + 1
+        return timesteps
+
+    def check(self, checkpoint: Checkpoint) -> None:
+        """Raise InputError where a model cannot be sampled so."""
+        schedule = checkpoint.schedule
+        if checkpoint.schedule.is_continuous:
+            raise InputError(
+                "`timesteps=continuous`: is a limit of the bound, which has no sampler; choose a "
+                "number of timesteps"
+            )
+        is_whole = schedule.num_timesteps == schedule.num_original_timesteps
+        if self.is_fractional and not (is_whole or schedule.trained is not None):
+            raise InputError(
+                f"`solver_steps={self.solver_steps}`: is a grid over all "
+                f"{schedule.num_original_timesteps:,} timesteps, and the model visits "
+                f"{schedule.num_timesteps:,}; leave out `timesteps` or `solver_steps`"
+            )
+        if self.is_fractional and schedule.num_timesteps < 2:
+            raise InputError(
+                f"`solver_steps={self.solver_steps}`: the model has a single timestep; leave it out"
+            )
 
     def prepare(
         self,
@@ -108,144 +144,55 @@ class SamplerChoice:
         *,
         seed: int,
         device: torch.device,
-        model_output: ModelOutput | None = None,
-    ) -> "Sampler":
-        """The sampler of a model; see `Sampler` for the arguments."""
-        return Sampler(checkpoint, self, seed=seed, device=device, model_output=model_output)
-
-    def law(
-        self, diffusion: GaussianDiffusion, reverse: ReverseStep, x_t: Tensor, t: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
-        """Mean and standard deviation of x_{t-1}; None where no noise is added."""
-        if self.method == "ddim":
-            eta = self.eta or 0.0
-            mean, deviation = diffusion.ddim_mean_std(reverse.pred_x_start, x_t, t, eta=eta)
-            return mean, deviation if eta else None
-        if self.added_noise == AddedNoise.NONE:
-            return reverse.mean, None
-        deviation = (0.5 * reverse.log_variance).exp()
-        if self.added_noise == AddedNoise.INNER:
-            is_inner = (t > 1).reshape(-1, 1, 1, 1)
-            deviation = torch.where(is_inner, deviation, torch.zeros_like(deviation))
-        return reverse.mean, deviation
-
-
-class Sampler:
-    """Takes B chains from x_t down to x_0.
-
-    Args:
-        checkpoint: the model; the attribute is the model on the device.
-        choice: the sampler's settings.
-        seed: of the noise, 0 <= seed < 2^64.
-        device: where the network runs.
-        draw: of the noise; chains with different draws share no noise.
-        model_output: evaluates the network; None for the checkpoint's own `model_output`.
-    """
-
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        choice: SamplerChoice,
-        *,
-        seed: int,
-        device: torch.device,
         draw: int = SAMPLE_DRAW,
         model_output: ModelOutput | None = None,
-    ) -> None:
-        if checkpoint.schedule.is_continuous:
-            raise InputError(
-                "`timesteps=continuous`: is a limit of the bound, which has no sampler; choose a "
-                "number of timesteps"
-            )
-        self.checkpoint, self._choice = checkpoint.to(device), choice
-        self._model_output = model_output or self.checkpoint.model_output
-        self.diffusion = checkpoint.diffusion.to(device)
-        self._seed, self._draw = seed, draw
-        self._step: Step = self._take_step
-
-    def start(self, sample: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """x_T, a sample of the prior.
-
-        Args:
-            sample: (B,) int64 indices of the samples.
-            shape: (C, H, W).
-
-        Returns:
-            (B, C, H, W).
-        """
-        deviation = float((0.5 * self.checkpoint.schedule.log_prior_variance).exp())
-        noise = self.starting_noise(sample, shape)
-        return noise if deviation == 1 else deviation * noise
-
-    def starting_noise(self, sample: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """The noise that chains start from, (B, C, H, W) standard normal; see `start`."""
-        return self._noise(sample, torch.full_like(sample, START), shape)
-
-    def steps(
-        self, x_t: Tensor, t: int, *, sample: Tensor, labels: Tensor | None = None
-    ) -> Iterator[SamplingStep]:
-        """The steps from timestep t down to 1, one at a time.
-
-        Args:
-            x_t: (B, C, H, W).
-            t: its timestep, in 1..T.
-            sample: (B,) int64 indices of the samples, which address the noise.
-            labels: (B,) int64 classes, where the network is conditioned on them.
+    ) -> Sampler:
+        """The sampler of a model; see `Chain` for the arguments.
 
         Raises:
-            InputError: x_{t-1} is not finite, or the network's output has another shape.
+            InputError: the model cannot be sampled so.
         """
-        more = () if labels is None else (labels,)
-        steps = torch.full_like(sample, t)
-        checked = x_t, steps
-        for step in range(t, 0, -1):
-            x_t, pred_x_start = self._step(x_t, steps, sample, *more)
-            steps = steps - 1
-            # Reading a number waits for the device.
-            if (step - 1) % _CHECK_INTERVAL == 0:
-                if not bool(torch.isfinite(x_t).all()):
-                    raise self._not_finite(*checked, step, sample, *more)
-                checked = x_t, steps
-            yield SamplingStep(step, x_t, pred_x_start)
+        self.check(checkpoint)
+        chain = Chain(checkpoint, seed=seed, device=device, draw=draw, model_output=model_output)
+        of = self.settings
+        match self.method:
+            case "ddim":
+                return DdimSampler(chain, eta=of["eta"])
+            case "langevin":
+                return LangevinSampler(
+                    chain, langevin_steps=of["langevin_steps"], step_size=of["step_size"]
+                )
+            case "predictor-corrector":
+                return PredictorCorrectorSampler(
+                    chain, langevin_steps=of["langevin_steps"], snr=of["snr"]
+                )
+            case "ode":
+                return OdeSampler(chain, solver=of["solver"], solver_steps=of["solver_steps"])
+            case "dpm-solver++":
+                return DpmSolverSampler(chain, solver_steps=of["solver_steps"])
+        return AncestralSampler(chain, added_noise=of["added_noise"])
 
-    def launched(self, whole_step: Callable[[Step], Step]) -> Self:
-        """This sampler, with its step replaced by an equivalent function, such as a CUDA graph.
+    def _refuse_other(self, name: str, value: object) -> None:
+        having = [f"`sampler={method}`" for method, of in SETTINGS.items() if name in of]
+        if name not in SETTINGS[self.method]:
+            raise InputError(
+                f"`{name}={value}`: applies only to {' and '.join(having)}; leave it out"
+            )
 
-        Args:
-            whole_step: takes the step, a function of tensors that reads no value on the host,
-                and returns an equivalent one.
-        """
-        self._step = whole_step(self._take_step)
-        return self
 
-    @torch.inference_mode()
-    def _take_step(
-        self, x_t: Tensor, t: Tensor, sample: Tensor, *labels: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """x_{t-1} and the prediction of x_start; t is (B,)."""
-        output = self._model_output(x_t, t, labels[0] if labels else None)
-        reverse = self.diffusion.p_mean_variance(output, x_t, t)
-        x_previous, deviation = self._choice.law(self.diffusion, reverse, x_t, t)
-        if deviation is not None:
-            x_previous = x_previous + deviation * self._noise(sample, t, tuple(x_t.shape[1:]))
-        return x_previous, reverse.pred_x_start
-
-    def _not_finite(
-        self, x_t: Tensor, t: Tensor, last: int, sample: Tensor, *labels: Tensor
-    ) -> InputError:
-        """Repeat the steps down to `last` from finite values to name the first bad timestep."""
-        step = int(t[0])
-        while step > last:
-            x_t, _ = self._take_step(x_t, t, sample, *labels)
-            if not bool(torch.isfinite(x_t).all()):
-                break
-            step, t = step - 1, t - 1
-        return InputError(
-            f"`ckpt={self.checkpoint.source}`: a sample is not finite after timestep t = {step}; "
-            "see whether `clip`, or `precision=fp32`, keeps it in range"
-        )
-
-    def _noise(self, sample: Tensor, t: Tensor, shape: tuple[int, ...]) -> Tensor:
-        draw = torch.full_like(sample, self._draw)
-        noise = normal_noise(sample, t, draw, shape=shape, seed=self._seed)
-        return noise.to(self.diffusion.dtype)
+def _checked(name: str, value: Any) -> Any:  # noqa: ANN401
+    """A setting that is within its limits."""
+    match name:
+        case "added_noise":
+            one_of(name, value, AddedNoise)
+            return AddedNoise(value)
+        case "solver":
+            one_of(name, value, Solver)
+            return Solver(value)
+        case "eta":
+            return number(name, value, 0, 1)
+        case "step_size":
+            return number(name, positive_number(name, value), 0, 1)
+        case "snr":
+            return positive_number(name, value)
+    return whole_number(name, value, 1, _MOST_STEPS)

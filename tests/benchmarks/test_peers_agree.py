@@ -17,7 +17,8 @@ from ddpmbench.diffusion.noise import normal_noise
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.likelihood.designs import EveryPairDesign
 from ddpmbench.likelihood.terms import TermsPass
-from ddpmbench.samples.samplers import SAMPLE_DRAW, START, SamplerChoice
+from ddpmbench.samples.chain import SAMPLE_DRAW, START
+from ddpmbench.samples.samplers import SamplerChoice
 
 with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))

@@ -188,14 +188,16 @@ def test_without_weights_nothing_is_sampled(refused, monkeypatch, tmp_path):
 
 
 def test_a_long_run_says_what_it_takes_and_what_cheaper_ones_cost():
-    cost = Cost(0.001, 0.02, num_samples=50_000, num_timesteps=1000, num_images=60_000)
+    cost = Cost(
+        0.001, 0.02, num_samples=50_000, num_timesteps=1000, num_evaluations=1000, num_images=60_000
+    )
     whole, steps, samples = cost_lines(cost)
     assert "About 14.2 h on this device" in whole
     assert "`timesteps=250` 3.8 h" in steps
     assert "the respaced sampler" in steps
     assert "`num_generated=10000` 2.9 h" in samples
     assert "biased" in samples
-    assert cost_lines(Cost(0.001, 0.02, 10, 50, 100)) == []
+    assert cost_lines(Cost(0.001, 0.02, 10, 50, 50, 100)) == []
 
 
 @pytest.mark.parametrize("option", ["--samples", "--data"])

@@ -102,7 +102,16 @@ def test_an_engine_launched_as_a_graph_gives_the_same(small_model, devices, monk
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("choice", [SamplerChoice(), SamplerChoice("ddim", eta=0.5)], ids=str)
+@pytest.mark.parametrize(
+    "choice",
+    [
+        SamplerChoice(),
+        SamplerChoice("ddim", eta=0.5),
+        SamplerChoice("predictor-corrector"),
+        SamplerChoice("dpm-solver++"),
+    ],
+    ids=str,
+)
 def test_a_sampler_launched_step_by_step_as_a_graph_gives_the_same(
     small_model, devices, monkeypatch, choice, compiled
 ):

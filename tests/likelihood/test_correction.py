@@ -14,7 +14,7 @@ from ddpmbench.likelihood.precision import (
     num_correction_terms,
 )
 from ddpmbench.likelihood.terms import TermTable
-from ddpmbench.samples.samplers import SAMPLE_DRAW
+from ddpmbench.samples.chain import SAMPLE_DRAW
 
 N, T = 30, 50
 SEEDS = range(400)
