@@ -122,6 +122,49 @@ class MixtureDenoiser(nn.Module):
         return (1 - ab / previous) * (1 - previous) / (1 - ab)
 
 
+class GaussianNetwork(nn.Module):
+    """The best predictor there is of data from N(mean, diag(spread)), at any level of noise.
+
+    It takes x at the scale of its family, and the log SNR (`TimeInput.LOG_SNR`).
+
+    Args:
+        mean: (C, H, W).
+        spread: (C, H, W) variances.
+        process: the family: "vp", "sub-vp", "ve" or "flow".
+        prediction: what it outputs: "eps", "x_start", "v", "score" or "velocity".
+    """
+
+    def __init__(
+        self, mean: Tensor, spread: Tensor, *, process: str = "vp", prediction: str = "eps"
+    ) -> None:
+        super().__init__()
+        self.mean, self.spread = mean.double(), spread.double()
+        self.process, self.prediction = process, prediction
+        self.num_evaluations = 0
+
+    def forward(self, x: Tensor, log_snr: Tensor) -> Tensor:
+        self.num_evaluations += 1
+        sigma = (-0.5 * log_snr.double()).exp()[:, None, None, None]
+        unit = 1 / (1 + sigma.square()).sqrt()
+        noise = 2 / (1 + (1 + 4 / sigma.square()).sqrt())
+        signal = {
+            "vp": unit,
+            "sub-vp": (1 - noise).sqrt(),
+            "ve": torch.ones_like(sigma),
+            "flow": 1 / (1 + sigma),
+        }[self.process]
+        residual = x.double() / signal - self.mean
+        eps = sigma * residual / (self.spread + sigma.square())
+        x_start = self.mean + self.spread * residual / (self.spread + sigma.square())
+        return {
+            "eps": eps,
+            "x_start": x_start,
+            "v": unit * (eps - sigma * x_start),
+            "score": -eps / (signal * sigma),
+            "velocity": eps - x_start,
+        }[self.prediction]
+
+
 def gaussian_denoiser(
     spread: Tensor, schedule: NoiseSchedule, *, variance: str = "learned"
 ) -> MixtureDenoiser:

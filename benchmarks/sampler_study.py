@@ -1,0 +1,247 @@
+"""How good are samples of how many network evaluations? Every sampler, the model in the package.
+
+    OMP_NUM_THREADS=1 python benchmarks/sampler_study.py --work runs/samplers --out results/samplers
+
+Each sampler makes the same number of samples from the same noise at the start, for 10 to 1,000
+network evaluations a sample. They are scored by the Frechet distance to the shipped images in the
+features of EfficientNet-lite0, with the jackknife's interval. The same command resumes a study.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import click
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+import ddpmbench as db
+from ddpmbench.data.images import ImageSet
+from ddpmbench.evaluate.sample import MadeBy, load_samples
+from ddpmbench.execution.progress import tell
+from ddpmbench.execution.samples import Generation
+from ddpmbench.files import replacing
+from ddpmbench.report.figures.style import COLORS, GRID, drawing
+from ddpmbench.samples.feature_networks import EFFICIENTNET
+from ddpmbench.samples.frechet import leave_one_out
+from ddpmbench.samples.statistics import Estimate
+
+COLUMNS = ("sampler", "settings", "num_timesteps", "num_evaluations", "num_samples")
+REAL, REFERENCE = "real images", 5000
+STYLES = {
+    "ancestral": ("#000000", "s", "-"),
+    "ddim": (COLORS[0], "o", "-"),
+    "dpm-solver++": (COLORS[1], "v", "-"),
+    "dpm-solver++ even": (COLORS[1], "v", ":"),
+    "ode heun": (COLORS[2], "^", "-"),
+    "ode heun even": (COLORS[2], "^", ":"),
+    "ode rk4 even": (COLORS[5], "P", ":"),
+    "predictor-corrector": (COLORS[3], "D", "-"),
+    "langevin": (COLORS[4], "X", "-"),
+}
+"""Color, marker and dashes of each line."""
+_CHUNK = 500
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One sampler with one number of timesteps.
+
+    Attributes:
+        name: of the line in the figure.
+        choice: the sampler.
+        timesteps: of the model; None for all.
+    """
+
+    name: str
+    choice: db.SamplerChoice
+    timesteps: int | None = None
+
+    def checkpoint(self) -> db.Checkpoint:
+        """The model."""
+        checkpoint = db.load_checkpoint()
+        return checkpoint if self.timesteps is None else checkpoint.respaced(self.timesteps)
+
+    @property
+    def num_evaluations(self) -> int:
+        """Of the network, for each sample."""
+        return self.choice.num_evaluations(self.checkpoint().schedule)
+
+    @property
+    def folder(self) -> str:
+        """The name of its run folder."""
+        return f"{self.name}-{self.num_evaluations}".replace(" ", "-").replace("+", "p")
+
+
+def cells(evaluations: list[int]) -> list[Cell]:
+    """Every sampler at about so many evaluations, the cheapest first.
+
+    Of more than 200 there are ancestral samples alone.
+    """
+    one = {"langevin_steps": 1}
+    found = []
+    for number in evaluations:
+        found.append(Cell("ancestral", db.SamplerChoice(), number))
+        if number > 200:
+            continue
+        found += [
+            Cell("ddim", db.SamplerChoice("ddim"), number),
+            Cell("dpm-solver++", db.SamplerChoice("dpm-solver++"), number),
+            Cell("ode heun", db.SamplerChoice("ode"), number // 2 + 1),
+            Cell("predictor-corrector", db.SamplerChoice("predictor-corrector"), number // 2),
+            Cell("langevin", db.SamplerChoice("langevin", **one, step_size=0.9), number - 1),
+        ]
+        if number <= 20:
+            grid = {"solver_steps": max(number // 2, 1)}
+            found += [
+                Cell(
+                    "dpm-solver++ even", db.SamplerChoice("dpm-solver++", solver_steps=number - 1)
+                ),
+                Cell("ode heun even", db.SamplerChoice("ode", **grid)),
+                Cell(
+                    "ode rk4 even", db.SamplerChoice("ode", solver="rk4", solver_steps=number // 4)
+                ),
+            ]
+    return sorted(found, key=lambda cell: cell.num_evaluations)
+
+
+@click.command()
+@click.option("--work", required=True, type=click.Path(path_type=Path), help="For the samples.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="For the results.")
+@click.option("--num-samples", default=100, show_default=True, type=click.IntRange(3, 5000))
+@click.option(
+    "--evaluations",
+    default="10,20,50,100,1000",
+    show_default=True,
+    help="Network evaluations a sample, about.",
+)
+@click.option(
+    "--samples-of",
+    type=click.Path(path_type=Path),
+    help="A run folder of samples, of which the first ones are taken where they are of a sampler.",
+)
+@click.option("--batch-size", default=32, show_default=True, type=click.IntRange(min=1))
+def main(
+    work: Path,
+    out: Path,
+    num_samples: int,
+    evaluations: str,
+    samples_of: Path | None,
+    batch_size: int,
+) -> None:
+    """Frechet distance against network evaluations, for every sampler."""
+    pixels = db.load_images("fashion-mnist:test").pixels[: REFERENCE + num_samples]
+    network = db.load_feature_network(EFFICIENTNET)
+    real = features_of(network, pixels, work / "reference")
+    # The images after the reference stand for samples of a perfect model.
+    reference = db.feature_statistics(real[:REFERENCE])
+    perfect = leave_one_out(real[REFERENCE:], reference).estimate
+    rows = [row_of((REAL, "", None, 0, num_samples), perfect)]
+    made = None if samples_of is None else load_samples(samples_of)
+    out.mkdir(parents=True, exist_ok=True)
+    for cell in cells([int(number) for number in evaluations.split(",")]):
+        pixels = samples_of_cell(cell, num_samples, work, made, batch_size)
+        features = features_of(network, pixels, work / f"features-{cell.folder}")
+        estimate = leave_one_out(features, reference).estimate
+        settings = ", ".join(f"{name}={value}" for name, value in cell.choice.record.items())
+        timesteps = cell.checkpoint().schedule.num_timesteps
+        key = (cell.name, settings, timesteps, cell.num_evaluations, num_samples)
+        rows.append(row_of(key, estimate))
+        tell(f"{cell.folder}: {estimate.value:.2f} +- {estimate.half_width:.2f}")
+        table = pd.DataFrame(rows)
+        table.to_csv(out / "distance.csv", index=False)
+        draw(table, out)
+
+
+def row_of(key: tuple[object, ...], estimate: Estimate) -> dict[str, object]:
+    """A row of the table."""
+    values = {"distance": estimate.value, "half_width": estimate.half_width}
+    return {**dict(zip(COLUMNS, key, strict=True)), **values}
+
+
+def samples_of_cell(
+    cell: Cell,
+    num_samples: int,
+    work: Path,
+    made: tuple[ImageSet, MadeBy | None] | None,
+    batch_size: int,
+) -> np.ndarray:
+    """(N, C, H, W) the first samples of a sampler, from a run that has made them or anew."""
+    settings, checkpoint = db.SampleSettings(sampler=cell.choice), cell.checkpoint()
+    if made is not None and is_of(made[1], MadeBy.of(Generation(checkpoint, settings))):
+        return made[0].pixels[:num_samples]
+    report = db.generate_samples(
+        checkpoint,
+        num_samples,
+        settings=settings,
+        batch_size=batch_size,
+        out=work / cell.folder,
+        progress=False,
+    )
+    return report.images.pixels
+
+
+def is_of(made: MadeBy | None, wanted: MadeBy) -> bool:
+    """Whether samples are those of a model and a sampler."""
+    if made is None:
+        return False
+    return (
+        made.checkpoint["sha256"] == wanted.checkpoint["sha256"]
+        and all(wanted.sampler[name] == value for name, value in made.sampler.items())
+        and (made.seed, made.eight_bit, made.precision)
+        == (wanted.seed, wanted.eight_bit, wanted.precision)
+    )
+
+
+def features_of(network: db.FeatureNetwork, pixels: np.ndarray, folder: Path) -> np.ndarray:
+    """(N, D), kept in a folder as they are computed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = []
+    for start in range(0, len(pixels), _CHUNK):
+        chunk = pixels[start : start + _CHUNK]
+        place = folder / f"{start:06d}-{len(chunk)}.npy"
+        if not place.exists():
+            with replacing(place) as temporary, temporary.open("wb") as file:
+                np.save(file, db.image_features(network, chunk).features)
+            tell(f"{folder.name}: features of {start + len(chunk):,} images")
+        parts.append(np.load(place))
+    return np.concatenate(parts)
+
+
+def draw(table: pd.DataFrame, out: Path) -> None:
+    """The distance against network evaluations, both on logarithmic axes."""
+    with drawing():
+        figure, axes = plt.subplots(figsize=(7.6, 5.2), layout="constrained")
+        perfect = table[table["sampler"] == REAL].iloc[0]
+        low, high = (perfect["distance"] + sign * perfect["half_width"] for sign in (-1, 1))
+        axes.axhspan(low, high, color=GRID, label=f"{perfect['num_samples']} {REAL}")
+        for name, (color, marker, dash) in STYLES.items():
+            rows = table[table["sampler"] == name].sort_values("num_evaluations")
+            if len(rows):
+                axes.errorbar(
+                    rows["num_evaluations"],
+                    rows["distance"],
+                    rows["half_width"],
+                    color=color,
+                    marker=marker,
+                    linestyle=dash,
+                    capsize=2,
+                    markersize=5,
+                    linewidth=1.2,
+                    label=name,
+                )
+        axes.set(
+            xscale="log",
+            yscale="log",
+            xlabel="network evaluations a sample",
+            ylabel="Frechet distance, features of EfficientNet-lite0",
+        )
+        axes.grid(visible=True, which="major")
+        axes.legend(frameon=False, fontsize=8, ncols=2)
+        figure.savefig(out / "distance.svg", metadata={"Date": None})
+        figure.savefig(out / "distance.png", dpi=130, facecolor="white")
+        plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()
