@@ -133,11 +133,13 @@ class Bench:
             self._engines[key] = PreparedEngine(engine, seconds, relative_error(output, reference))
         return self._engines[key]
 
-    def chains(self, case: Case, num_timesteps: int) -> Callable[[], Tensor]:
+    def chains(
+        self, case: Case, num_timesteps: int, choice: SamplerChoice | None = None
+    ) -> Callable[[], Tensor]:
         """What makes one batch of samples of `subjects.shortened(checkpoint, num_timesteps)`."""
         engine, inputs = self.engine(case).engine, self.inputs(case.model, case.batch)
         model = shortened(self.checkpoint(case.model), num_timesteps)
-        sampler = SamplerChoice().prepare(
+        sampler = (choice or SamplerChoice()).prepare(
             model, seed=0, device=self.device, model_output=engine.model_output
         )
         sampler = sampler.launched(engine.whole_step)

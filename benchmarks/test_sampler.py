@@ -16,6 +16,9 @@ from cases import (
     graphed,
 )
 from rows import Work, record, steady
+from subjects import shortened
+
+from ddpmbench.samples.samplers import SETTINGS, SamplerChoice
 
 STEPS = [
     Case(SHIPPED, "cpu", 1, eager(), quick=True),
@@ -33,6 +36,12 @@ CHAINS = [
     *cases(CIFAR10, "cuda", [1, 512], [graphed(FP16)]),
 ]
 
+OTHERS = [
+    Case(SHIPPED, "cpu", 32, eager(), quick=True),
+    Case(SHIPPED, "cpu", 32, compiled()),
+    *cases(CIFAR10, "cuda", [512], [graphed(FP16)]),
+]
+
 
 @pytest.mark.cases(STEPS)
 def test_step(benchmark, bench, case):
@@ -46,18 +55,27 @@ def test_sampler(benchmark, bench, case):
     measure(benchmark, bench, case, "sampler", 5 if bench.quick else num_timesteps)
 
 
-def measure(benchmark, bench, case, what, num_timesteps):
+@pytest.mark.parametrize("method", [method for method in SETTINGS if method != "ancestral"])
+@pytest.mark.cases(OTHERS)
+def test_other_samplers(benchmark, bench, case, method):
+    more = {"langevin_steps": 1} if method == "langevin" else {}
+    choice = SamplerChoice(method, **more)
+    measure(benchmark, bench, case, f"sampler {method}", 4 if bench.quick else 20, choice)
+
+
+def measure(benchmark, bench, case, what, num_timesteps, choice=SamplerChoice()):  # noqa: B008
     engine = bench.engine(case).engine
-    sample = bench.chains(case, num_timesteps)
+    sample = bench.chains(case, num_timesteps, choice)
+    model = shortened(bench.checkpoint(case.model), num_timesteps)
     with running(engine):
         seconds = steady(benchmark, bench, sample)
         memory = bench.peak_memory(sample)
         assert torch.isfinite(sample()).all()
     work = Work(
         what,
-        calls=case.batch * num_timesteps,
+        calls=case.batch * choice.num_evaluations(model.schedule),
         steps=num_timesteps,
-        images=case.batch if what == "sampler" else None,
+        images=None if what == "sampler step" else case.batch,
         num_timesteps=num_timesteps,
     )
     record(benchmark, bench, case, work, seconds)

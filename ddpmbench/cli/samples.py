@@ -171,6 +171,7 @@ def sample(out: Path | None, output_format: str, **given: Any) -> None:  # noqa:
         ddpmbench sample -n 16 --timesteps 100
         ddpmbench sample --ckpt google/ddpm-cifar10-32 -n 50000 --out runs/samples
         ddpmbench sample --ckpt google/ddpm-cifar10-32 --sampler ddim --timesteps 50 --png
+        ddpmbench sample -n 16 --sampler dpm-solver++ --timesteps 20
         torchrun --nproc-per-node 4 -m ddpmbench sample -n 1000 --out runs/four
     """
     from ddpmbench.cli.inputs import open_checkpoint, sample_settings

@@ -67,11 +67,11 @@ def samples_facts(summary: dict[str, Any]) -> dict[str, str]:
 
 _SETTINGS = {
     "eta": "eta {:g}",
-    "langevin_steps": "{} Langevin steps a timestep",
+    "langevin_steps": "Langevin steps {}",
     "step_size": "step size {:g}",
     "snr": "r = {:g}",
     "solver": "{}",
-    "solver_steps": "{} even steps in log sigma",
+    "solver_steps": "solver steps {}",
 }
 
 
@@ -89,13 +89,13 @@ def sampler_line(sampler: dict[str, Any]) -> str:
         for name, words in _SETTINGS.items()
         if sampler.get(name) is not None
     ]
-    evaluations = sampler.get("num_evaluations") or steps
-    if evaluations != steps:
-        parts.append(f"{evaluations:,} network evaluations a sample")
     parts.append("clip" if sampler["clip"] else "no clip")
     parts += data_range_words(sampler)
     if sampler["labels"] is not None:
         parts.append(f"classes: {sampler['labels']}")
+    evaluations = sampler.get("num_evaluations") or steps
+    if evaluations != steps:
+        parts.append(f"{evaluations:,} network evaluations a sample")
     return ", ".join(parts)
 
 

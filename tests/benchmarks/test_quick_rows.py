@@ -13,6 +13,7 @@ import torch
 
 from ddpmbench.checkpoints.native import write_native
 from ddpmbench.execution.engine import EngineChoice
+from ddpmbench.samples.samplers import SETTINGS
 
 ROOT = Path(__file__).parents[2]
 
@@ -130,6 +131,7 @@ def test_rows_say_what_they_are(smoke, tiny_checkpoint):
         "divergence",
         "sampler step",
         "sampler",
+        *(f"sampler {method}" for method in SETTINGS if method != "ancestral"),
         "every pair",
         "every pair against the loop",
         "sampler against the pipeline",
@@ -160,7 +162,16 @@ def test_quick_measures_a_few_rows(tiny_checkpoint, tmp_path):
         tmp_path,
         *("benchmarks/test_sampler.py", "--quick", "--device", "cpu", "--ckpt", tiny_checkpoint),
     )
-    assert [row["extra_info"]["batch"] for row in session.rows] == [1, 32]
+    assert [row["extra_info"]["batch"] for row in session.rows] == [1, 32] + [32] * 5
+    # Heun's method and the corrector evaluate the network more than once a step.
+    calls = {row["extra_info"]["what"]: row["extra_info"]["calls"] for row in session.rows[2:]}
+    assert calls == {
+        "sampler ddim": 32 * 4,
+        "sampler langevin": 32 * 5,
+        "sampler predictor-corrector": 32 * 8,
+        "sampler ode": 32 * 7,
+        "sampler dpm-solver++": 32 * 4,
+    }
 
 
 def test_a_device_that_is_not_there_is_one_line():

@@ -119,6 +119,12 @@ def test_a_note_of_samples_is_printed_once(said, small_npz, network, tmp_path):
     ("arguments", "words"),
     [
         (("fid", "--eta", "1"), "--eta 1.0: applies only to --sampler ddim"),
+        (("fid", "--snr", ".2"), "--snr 0.2: applies only to --sampler predictor-corrector"),
+        (
+            ("sample", "--sampler", "ode", "--timesteps", "9", "--solver-steps", "4"),
+            "--solver-steps 4: is a grid over all 1,000 timesteps, and the model visits 9; leave "
+            "out --timesteps or --solver-steps",
+        ),
         (("fid", "--sampler", "euler"), "euler"),
         (("fid", "--num-generated", "1"), "--num-generated"),
         (

@@ -19,6 +19,7 @@ from ddpmbench.evaluate.fid import load_reference
 from ddpmbench.execution import features as quality
 from ddpmbench.execution import worker
 from ddpmbench.execution.engine import Engine
+from ddpmbench.report.samples_text import fidelity_facts
 from ddpmbench.samples.feature_networks import FeatureNetwork, load_feature_network
 from ddpmbench.samples.frechet import frechet_distance, frechet_infinity
 from ddpmbench.samples.scores import PROTOCOLS
@@ -85,6 +86,40 @@ def test_the_distance_is_that_of_the_features(small_model, reference, network, w
     assert whole.summary["num_generated"] == len(whole.per_image) == N
     assert whole.summary["num_evaluations"] == N * small_model.schedule.num_timesteps
     assert whole.against_n.num_generated.tolist() == [N, N // 2, N // 4]
+
+
+@pytest.mark.parametrize(
+    ("choice", "each", "words"),
+    [
+        (
+            db.SamplerChoice("predictor-corrector", snr=0.1),
+            12,
+            "predictor-corrector, T = 6 of 40, fixed_large, Langevin steps 1, r = 0.1, clip, "
+            "12 network evaluations a sample, 288 network evaluations, seed 0",
+        ),
+        (
+            db.SamplerChoice("ode"),
+            11,
+            "ode, T = 6 of 40, heun, clip, 11 network evaluations a sample, "
+            "264 network evaluations, seed 0",
+        ),
+    ],
+)
+def test_other_samplers_are_scored_and_their_evaluations_counted(
+    small_model, reference, settings, monkeypatch, choice, each, words
+):
+    of = dataclasses.replace(settings, samples=db.SampleSettings(sampler=choice))
+    monkeypatch.setattr(quality, "_WORTH_MEASURING", {"samples": 100, "features": 1000})
+    costs = []
+    listener = quality.FidelityListener(cost=costs.append)
+    model = small_model.respaced(6)
+    report = db.evaluate_fid(model, [reference], of, listener=listener)
+    assert report.summary["num_evaluations"] == N * each
+    assert costs[0].num_evaluations == each
+    assert costs[0].with_timesteps(3).num_evaluations == round(each / 2)
+    samples = db.generate_samples(model, N, settings=of.samples, progress=False).images
+    assert report.summary["samples"]["sha256"] == samples.sha256
+    assert dict(fidelity_facts(report.summary))["sampler"] == words
 
 
 def test_every_score_is_there_with_its_interval(whole):
