@@ -101,6 +101,10 @@ def _lacking(checkpoint: Checkpoint) -> Iterator[str]:
         yield f"variance that is {checkpoint.variance} as a logarithm"
     if checkpoint.data_range != UNIT_RANGE:
         yield f"data range but {UNIT_RANGE}, and this model's is {checkpoint.data_range}"
+    if config.attend_once or config.rescale_sums or config.least_group:
+        yield "network in the form of Song et al. (attention once a resolution, or rescaled sums)"
+    if config.resampling == "projected":
+        yield "block that resamples with a convolution in its shortcut"
     if config.resampling not in _BLOCKS:
         yield "block with attention that resamples by pooling alone"
     if config.model_channels != config.channels[0]:

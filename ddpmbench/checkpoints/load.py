@@ -36,7 +36,9 @@ from ddpmbench.checkpoints.pesser import TELLING as PESSER
 from ddpmbench.checkpoints.pesser import is_pesser, read_pesser
 from ddpmbench.checkpoints.schedule_tables import BUFFERS, NO_TABLES, ScheduleTables
 from ddpmbench.checkpoints.schedules import notes_on, read_schedule
-from ddpmbench.checkpoints.settings import CheckpointSettings, MissingSettingsError
+from ddpmbench.checkpoints.score_sde import TELLING as SCORE_SDE
+from ddpmbench.checkpoints.score_sde import is_score_sde, read_score_sde, with_named_average
+from ddpmbench.checkpoints.settings import CheckpointSettings
 from ddpmbench.checkpoints.state_dicts import StateDict, find_state
 from ddpmbench.checkpoints.unread import (
     BESIDE,
@@ -53,7 +55,7 @@ from ddpmbench.errors import InputError, instance_of, path_of, printable
 
 DEFAULT = "default"
 """The source of the checkpoint in the package."""
-_KNOWN = (*OPENAI, *PESSER, *LUCIDRAINS, *DIFFUSERS)
+_KNOWN = (*OPENAI, *PESSER, *LUCIDRAINS, *DIFFUSERS, *SCORE_SDE)
 
 
 def load_checkpoint(
@@ -66,7 +68,7 @@ def load_checkpoint(
 
     Args:
         source: a native file or the folder of a training run; a state dict of
-            improved-diffusion, guided-diffusion, pytorch_diffusion or
+            improved-diffusion, guided-diffusion, pytorch_diffusion, score_sde_pytorch or
             denoising-diffusion-pytorch, alone or inside a training state; a folder of diffusers;
             a hub id `owner/name`; or "default", the checkpoint in the package (with
             `settings.network` no file: the code loads the weights).
@@ -180,7 +182,7 @@ def _refuse_flags(settings: CheckpointSettings, source: str) -> None:
         raise FileError(
             source,
             "states its conventions itself; leave out `model_flags`, which is for state dicts of "
-            "improved-diffusion and guided-diffusion",
+            "improved-diffusion, guided-diffusion and score_sde",
         )
 
 
@@ -191,7 +193,7 @@ def _read_state_dict(path: Path, *, source: str, settings: CheckpointSettings) -
         raise FileError(path, f"a configuration, not weights; pass the folder: {folder}")
     if path.suffix == ".distcp" and (problem := sharded_problem(path.parent)) is not None:
         raise FileError(path, f"in {problem}")
-    content = read_state(path)
+    content = with_named_average(read_state(path), path, settings.weights)
     state = find_state(content, path=path, known=_KNOWN, weights=settings.weights)
     if state is None:
         # perhaps of a network whose identifying names are missing; its reader names them
@@ -207,9 +209,7 @@ def _read_state_dict(path: Path, *, source: str, settings: CheckpointSettings) -
     tables = ScheduleTables.within(content, source=str(path))
     try:
         return _of_family(path, content, state, tables, source=source, settings=settings)
-    except MissingSettingsError:
-        raise
-    except InputError as error:
+    except FileError as error:
         if state.kind != "ema" or state.alone or settings.weights is not None:
             raise
         raise InputError(f"{error}; or pass `weights=raw`, for the last weights") from error
@@ -232,6 +232,8 @@ def _of_family(
         checkpoint = read_pesser(path, weights, source=source, settings=settings, tables=tables)
     elif is_openai(weights):
         checkpoint = read_openai(path, weights, source=source, settings=settings)
+    elif is_score_sde(weights):
+        checkpoint = read_score_sde(path, weights, source=source, settings=settings)
     elif is_lucidrains(weights):
         version = version_in(content)
         checkpoint = read_lucidrains(

@@ -31,8 +31,9 @@ class CheckpointSettings:
 
     Attributes:
         network: `FILE.py:NAME`, a callable of the user's that builds the network.
-        model_flags: of improved-diffusion and guided-diffusion: the flags a state dict was
-            trained with, in the project's own spelling, or the name of a published file.
+        model_flags: of improved-diffusion, guided-diffusion and score_sde: the flags a state dict
+            was trained with, in the project's own spelling, or the name of a published file or
+            configuration.
         weights: "ema" (averaged over the training) or "raw" (its last); None takes the averaged
             ones if there are any.
         schedule: the noise schedule, as `linear:1000`.

@@ -22,7 +22,7 @@ _CONVERTED = (
     "google/ddpm-cifar10-32 and google/ddpm-ema-bedroom-256, -cat-256, -church-256, "
     "-celebahq-256 on the Hugging Face Hub, or the .ckpt files of pesser/pytorch_diffusion"
 )
-FAMILIES = "native, diffusers, openai, pesser, lucidrains"
+FAMILIES = "native, diffusers, openai, pesser, lucidrains, score_sde"
 BESIDE = "copy its config.json and scheduler_config.json"
 """The remedy for weights without their folder."""
 _SHARD = re.compile(r"-\d+-of-\d+")

@@ -143,7 +143,8 @@ reading_options = decorate(
         "--model-flags",
         metavar="FLAGS",
         help="For improved-/guided-diffusion files: the flags of your training script in one pair "
-        'of quotes ("--image_size 32 --num_channels 128 ..."), or the name of a preset.',
+        'of quotes ("--image_size 32 --num_channels 128 ..."), or the name of a preset; for '
+        "score_sde files the name of the configuration (vp/ddpm/cifar10).",
     ),
     click.option(
         "--network",

@@ -1,6 +1,6 @@
-"""The U-Net of Ho et al. 2020 and of Nichol & Dhariwal 2021, one implementation for both.
+"""The U-Net of Ho et al. 2020, Nichol & Dhariwal 2021 and Song et al. 2021, one implementation.
 
-The two families differ in a handful of settings (`UNetConfig`) and in the layout of their
+The families differ in a handful of settings (`UNetConfig`) and in the layout of their
 attention weights, which the readers of their files bring to the layout used here.
 """
 
@@ -17,7 +17,7 @@ from ddpmbench.errors import InputError
 
 MAX_BLOCKS = 1000
 """Residual blocks on the way down, of all resolutions; published networks have some twenty."""
-Resampling = Literal["conv", "pool", "block"]
+Resampling = Literal["conv", "pool", "block", "projected"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,8 @@ class UNetConfig:
         scale_shift: whether the time embedding scales and shifts the second normalization of a
             block (Nichol & Dhariwal 2021) or is added before it (Ho et al. 2020).
         resampling: "conv" resamples with a convolution, "pool" without, "block" inside a
-            residual block (Dhariwal & Nichol 2021).
+            residual block (Dhariwal & Nichol 2021), "projected" in one whose shortcut has a
+            convolution (Song et al. 2021).
         symmetric_padding: whether the convolution that halves the resolution pads every side by
             one or only right and bottom.
         cosine_first: whether the sinusoidal embedding begins with the cosines.
@@ -46,6 +47,10 @@ class UNetConfig:
         norm_groups: groups of the group normalizations.
         norm_eps: their epsilon.
         dropout: probability of dropping an activation in training.
+        least_group: least channels of such a group, which narrow layers have fewer of; 0 if all
+            have `norm_groups`.
+        attend_once: whether attention on the way up follows only the last block of a resolution.
+        rescale_sums: whether blocks and attention divide the sum with their input by sqrt(2).
     """
 
     in_channels: int
@@ -65,6 +70,18 @@ class UNetConfig:
     norm_groups: int = 32
     norm_eps: float = 1e-6
     dropout: float = 0.0
+    least_group: int = 0
+    attend_once: bool = False
+    rescale_sums: bool = False
+
+    def __repr__(self) -> str:
+        # part of the fingerprints of models: the settings of Song et al. show where they are used
+        fields = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name not in _OF_SONG or getattr(self, field.name)
+        }
+        return f"UNetConfig({', '.join(f'{name}={value!r}' for name, value in fields.items())})"
 
     def __post_init__(self) -> None:
         """Check the configuration."""
@@ -79,7 +96,7 @@ class UNetConfig:
                 f"resolutions of channels are {blocks:,}, more than {MAX_BLOCKS:,}; correct them"
             )
         for channels in (self.model_channels, *self.channels):
-            if channels < 2 or channels % self.norm_groups:
+            if channels < 2 or channels % self.groups(channels):
                 raise InputError(
                     f"network: norm groups {self.norm_groups} do not divide {channels} channels"
                 )
@@ -87,7 +104,7 @@ class UNetConfig:
     def _check_ranges(self) -> None:
         for name in ("in_channels", "out_channels", "model_channels", "num_blocks", "norm_groups"):
             _check_whole(name, getattr(self, name), 1)
-        for name in ("num_heads", "head_channels", "num_classes"):
+        for name in ("num_heads", "head_channels", "num_classes", "least_group"):
             _check_whole(name, getattr(self, name), 0)
         for channels in self.channels:
             _check_whole("channels", channels, 1)
@@ -118,6 +135,12 @@ class UNetConfig:
         """Parameters of the last convolution of each block; the whole network has more."""
         return self.blocks_a_level * sum(9 * channels**2 for channels in self.channels)
 
+    def groups(self, channels: int) -> int:
+        """Groups of a normalization of so many channels."""
+        if not self.least_group:
+            return self.norm_groups
+        return max(1, min(self.norm_groups, channels // self.least_group))
+
     def heads(self, channels: int) -> int:
         """Attention heads of a layer of so many channels."""
         return channels // self.head_channels if self.head_channels else self.num_heads
@@ -134,6 +157,9 @@ class UNetConfig:
             raise InputError(f"network: unknown setting {unknown[0]!r}")
         lists = {name: tuple(fields[name]) for name in ("channels", "attention")}
         return cls(**{**fields, **lists})
+
+
+_OF_SONG = ("least_group", "attend_once", "rescale_sums")
 
 
 def _check_whole(name: str, value: object, least: int) -> None:
@@ -181,12 +207,14 @@ class ResidualBlock(nn.Module):
         self.norm_2 = _norm(config, out_channels)
         self.dropout = nn.Dropout(config.dropout)
         self.conv_2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        projects = resample is not None and config.resampling == "projected"
         self.shortcut = (
-            nn.Identity()
-            if in_channels == out_channels
-            else nn.Conv2d(in_channels, out_channels, 1)
+            nn.Conv2d(in_channels, out_channels, 1)
+            if projects or in_channels != out_channels
+            else nn.Identity()
         )
         self.scale_shift = config.scale_shift
+        self.factor = _sum_factor(config)
         self.resample = {None: None, "down": F.avg_pool2d, "up": F.interpolate}[resample]
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
@@ -203,7 +231,8 @@ class ResidualBlock(nn.Module):
             h = self.norm_2(h) * (1 + scale) + shift
         else:
             h = self.norm_2(h + time)
-        return self.conv_2(self.dropout(F.silu(h))) + self.shortcut(x)  # type: ignore[no-any-return]
+        result: Tensor = self.conv_2(self.dropout(F.silu(h))) + self.shortcut(x)
+        return result if self.factor is None else result * self.factor
 
 
 class Attention(nn.Module):
@@ -220,6 +249,7 @@ class Attention(nn.Module):
         self.norm = _norm(config, channels)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.out = nn.Linear(channels, channels)
+        self.factor = _sum_factor(config)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to the same shape."""
@@ -229,7 +259,8 @@ class Attention(nn.Module):
         query, key, value = split.permute(2, 0, 3, 1, 4).unbind(0)
         attended = F.scaled_dot_product_attention(query, key, value)  # (B, heads, HW, C / heads)
         h: Tensor = self.out(attended.transpose(1, 2).flatten(2))
-        return x + h.transpose(1, 2).view(batch, channels, height, width)
+        h = x + h.transpose(1, 2).view(batch, channels, height, width)
+        return h if self.factor is None else h * self.factor
 
 
 class Downsample(nn.Module):
@@ -267,7 +298,7 @@ class Level(nn.Module):
 
     Attributes:
         blocks: residual blocks.
-        attentions: one a block, or none at all.
+        attentions: one a block, one for the last block alone, or none at all.
         resample: what leads to the next resolution; absent at the last.
     """
 
@@ -285,7 +316,8 @@ class Level(nn.Module):
     def apply_block(self, index: int, x: Tensor, times: Iterator[Tensor]) -> Tensor:
         """Residual block `index` and the attention that follows it."""
         x = self.blocks[index](x, next(times))
-        if len(self.attentions):
+        index += len(self.attentions) - len(self.blocks)
+        if index >= 0:
             x = self.attentions[index](x)
         return x
 
@@ -325,7 +357,7 @@ class UNet(nn.Module):
         InputError: the channels do not divide into attention heads.
 
     Source: Ho, Jain & Abbeel 2020, appendix B; Nichol & Dhariwal 2021, section 3; Dhariwal &
-    Nichol 2021, section 3.
+    Nichol 2021, section 3; Song et al. 2021, appendix H.
     """
 
     def __init__(self, config: UNetConfig) -> None:
@@ -428,7 +460,7 @@ def _way_down(config: UNetConfig) -> tuple[nn.ModuleList, list[int]]:
                     resample = Downsample(config, width)
                 case "pool":
                     resample = nn.AvgPool2d(2)
-                case "block":
+                case "block" | "projected":
                     resample = ResidualBlock(config, width, width, "down")
             skips.append(width)
         levels.append(Level(blocks, attentions, resample))
@@ -442,7 +474,8 @@ def _way_up(config: UNetConfig, skips: list[int]) -> nn.ModuleList:
         for _ in range(config.num_blocks + 1):
             blocks.append(ResidualBlock(config, channels + skips.pop(), width))
             channels = width
-        attentions = [Attention(config, width) for _ in blocks if config.attention[depth]]
+        attended = blocks[-1:] if config.attend_once else blocks
+        attentions = [Attention(config, width) for _ in attended if config.attention[depth]]
         resample: nn.Module | None = None
         if depth > 0:
             match config.resampling:
@@ -450,14 +483,22 @@ def _way_up(config: UNetConfig, skips: list[int]) -> nn.ModuleList:
                     resample = Upsample(width)
                 case "pool":
                     resample = _Doubled()
-                case "block":
+                case "block" | "projected":
                     resample = ResidualBlock(config, width, width, "up")
         levels.append(Level(blocks, attentions, resample))
     return nn.ModuleList(levels)
 
 
 def _norm(config: UNetConfig, channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(config.norm_groups, channels, eps=config.norm_eps)
+    groups = config.groups(channels)
+    if channels % groups:
+        raise InputError(f"network: {groups} norm groups do not divide {channels} channels")
+    return nn.GroupNorm(groups, channels, eps=config.norm_eps)
+
+
+def _sum_factor(config: UNetConfig) -> float | None:
+    """What blocks and attention multiply the sum with their input by."""
+    return math.sqrt(0.5) if config.rescale_sums else None
 
 
 def _double(x: Tensor) -> Tensor:

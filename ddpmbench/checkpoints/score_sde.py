@@ -1,0 +1,339 @@
+"""The family of yang-song/score_sde_pytorch: a training state with modules by number."""
+
+import functools
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from ddpmbench.checkpoints.network_weights import Renames, build_unet, only_tensors, shape_of
+from ddpmbench.checkpoints.score_sde_flags import EXAMPLE, OWN, PRESETS, Config, parse_config
+from ddpmbench.checkpoints.settings import CheckpointSettings, MissingSettingsError
+from ddpmbench.checkpoints.weights import FileError, naming
+from ddpmbench.diffusion.model import Checkpoint
+from ddpmbench.diffusion.parameterization import Prediction, Variance
+from ddpmbench.files import sha256_of
+from ddpmbench.unet.unet import Resampling, UNetConfig
+
+TELLING = (
+    ("all_modules.3.GroupNorm_0.weight", "all_modules.3.Conv_0.weight"),
+    ("all_modules.0.W", "all_modules.1.weight", "all_modules.3.weight"),
+    ("all_modules.1.GroupNorm_0.weight", "all_modules.0.weight"),
+)
+"""Weights of this family under any prefix, with sinusoids, Fourier features or no time input."""
+_NUMBERED = re.compile(r"all_modules\.(\d{1,4})\.(.+)")
+_FOURIER = "all_modules.0.W"
+
+
+def is_score_sde(names: Mapping[str, object]) -> bool:
+    """Whether a state dict has the names of this family."""
+    return any(set(row) <= set(names) for row in TELLING)
+
+
+def read_score_sde(
+    path: Path, state: Mapping[str, object], *, source: str, settings: CheckpointSettings
+) -> Checkpoint:
+    """The checkpoint in a state dict of the project's `ddpm`, or `ncsnpp` without filters.
+
+    Images in [0, 1] and their noise are taken as images in [-1, 1] and twice the noise, which is
+    how the network takes them. Where its output is divided by the noise level, it is that without
+    the division, -eps.
+
+    Raises:
+        MissingSettingsError: `model_flags` is not given.
+        InputError: the flags contradict the weights, or the network is not our U-Net.
+
+    Source: Song et al. 2021 and the project's models and configurations.
+    """
+    weights = only_tensors(state, source=str(path))
+    if (part := _not_ours(weights)) is not None:
+        raise FileError(path, f"a network of score_sde with {part}, which is not read; {OWN}")
+    (num_scales,) = shape_of(weights, "sigmas", 1, source=path)
+    sigmas = weights.pop("sigmas")
+    if settings.model_flags is None or not settings.model_flags.strip():
+        raise MissingSettingsError(
+            f"{path}: a network of score_sde ({num_scales:,} noise levels), whose file does not "
+            "say its process; pass `model_flags`, the name of its configuration "
+            f"({', '.join(PRESETS)}) or its settings: {EXAMPLE}",
+            family="score_sde",
+            path=path,
+            weights=weights,
+            missing={"model_flags": EXAMPLE},
+        )
+    said, notes = parse_config(settings.model_flags)
+    config = network_config(weights, path, said)
+    if config.resampling == "projected" and said.fir is not False:
+        raise FileError(
+            path, f"its blocks resample: pass --config.model.fir=False in `model_flags`, or {OWN}"
+        )
+    with naming(path):
+        schedule, time_input = said.process(sigmas, path)
+    factor = 1.0
+    prediction = Prediction.EPSILON
+    if said.sde == "vesde":
+        factor = -1.0 if said.scale_by_sigma else 1.0 if said.centered else 0.5
+        prediction = Prediction.EPSILON if said.scale_by_sigma else Prediction.SCORE
+    if not said.centered:
+        notes = (*notes, "images in [0, 1] and their noise are doubled to those of [-1, 1]")
+    network = build_unet(
+        config,
+        _as_convolutions(weights, config, factor, path),
+        _renames(config),
+        parts=("NIN_0", "NIN_1", "NIN_2"),
+        source=path,
+    )
+    return Checkpoint(
+        network=network,
+        schedule=schedule,
+        prediction=prediction,
+        variance=Variance.FIXED_LARGE,
+        clip=False,
+        time_input=time_input,
+        channels=config.in_channels,
+        image_size=said.image_size,
+        size_multiple=config.size_multiple,
+        family="score_sde",
+        source=source,
+        sha256=sha256_of(path),
+        notes=(*notes, "variance fixed_large and no clipping: as the project samples"),
+    )
+
+
+# ---- the network
+
+
+def _kinds(weights: Mapping[str, Tensor]) -> list[str]:
+    """What each module is, by its number; "pool" where it has no weights."""
+    suffixes: dict[int, set[str]] = {}
+    for name in weights:
+        if (match := _NUMBERED.fullmatch(name)) is not None:
+            suffixes.setdefault(int(match[1]), set()).add(match[2])
+    return [_kind(weights, n, suffixes.get(n)) for n in range(max(suffixes, default=-1) + 1)]
+
+
+def _kind(weights: Mapping[str, Tensor], number: int, names: set[str] | None) -> str:
+    if names is None:
+        return "pool"
+    if "NIN_3.W" in names:
+        return "attention"
+    if "GroupNorm_1.weight" not in names:
+        return "conv" if "Conv_0.weight" in names else "layer"
+    shape = weights.get(f"all_modules.{number}.Conv_0.weight", torch.empty(0, 1)).shape
+    same = "Conv_2.weight" in names and shape[0] == shape[1]
+    return "projected" if same else "block"
+
+
+def _not_ours(weights: Mapping[str, Tensor]) -> str | None:
+    """The part of a network that our U-Net does not have; None if it may be ours."""
+    if _FOURIER in weights:
+        return "Fourier features of the noise level"
+    if any(".Conv2d_0." in name for name in weights):
+        return "filters that resample (FIR)"
+    if getattr(weights.get("all_modules.0.weight"), "ndim", 2) != 2:
+        return "no time input"
+    kinds = _kinds(weights)
+    if kinds.count("layer") != 5 or kinds[:3] != ["layer"] * 3 or kinds[-2:] != ["layer"] * 2:
+        return "a pyramid of inputs or outputs (progressive)"
+    return None
+
+
+def network_config(weights: Mapping[str, Tensor], path: Path, said: Config) -> UNetConfig:
+    """The network, as its modules and the configuration determine it.
+
+    Raises:
+        InputError: a weight that is needed is missing, or the modules are in another order.
+    """
+    shape = functools.partial(shape_of, weights, source=path)
+    kinds = _kinds(weights)
+    steps = [number for number, kind in enumerate(kinds) if kind in ("conv", "pool", "projected")]
+    depth = len(steps) // 2 + 1
+    resampling: Resampling = "conv"
+    if steps and kinds[steps[0]] != "conv":
+        resampling = "pool" if kinds[steps[0]] == "pool" else "projected"
+    starts = [3, *(step + 1 for step in steps[: depth - 1])]
+    end = steps[0] if steps else len(kinds)
+    blocks = kinds[3:end].count("block")
+    num_blocks = blocks if steps else (blocks - 3) // 2  # of one resolution: middle and way up, too
+    with naming(path):
+        config = UNetConfig(
+            in_channels=shape("all_modules.2.weight", 4)[1],
+            out_channels=shape(f"all_modules.{len(kinds) - 1}.weight", 4)[0],
+            model_channels=shape("all_modules.0.weight", 2)[1],
+            channels=tuple(shape(f"all_modules.{n}.Conv_0.weight", 4)[0] for n in starts),
+            num_blocks=num_blocks,
+            attention=tuple(kinds[n + 1] == "attention" for n in starts),
+            resampling=resampling,
+            least_group=4 if said.name == "ncsnpp" else 0,
+            attend_once=True,
+            rescale_sums=said.skip_rescale,
+        )
+    if shape("all_modules.2.weight", 4)[0] != config.channels[0]:
+        raise FileError(path, f"its first resolution widens the first convolution; {OWN}")
+    if [kind for _, kind in _modules(config)] != kinds:
+        raise FileError(path, f"its modules are in no order of score_sde's networks; {OWN}")
+    return config
+
+
+def _modules(config: UNetConfig) -> Iterator[tuple[str, str]]:
+    """The modules in the project's order: our name and the kind of each."""
+    depth = len(config.channels)
+    yield from (("time_1", "layer"), ("time_2", "layer"), ("conv_in", "layer"))
+    for level, attends in enumerate(config.attention):
+        for block in range(config.num_blocks):
+            yield f"down.{level}.blocks.{block}", "block"
+            if attends:
+                yield f"down.{level}.attentions.{block}", "attention"
+        if level < depth - 1:
+            yield f"down.{level}.resample", config.resampling
+    yield from (("middle.block_1", "block"), ("middle.attention", "attention"))
+    yield "middle.block_2", "block"
+    for level, attends in enumerate(reversed(config.attention)):
+        for block in range(config.num_blocks + 1):
+            yield f"up.{level}.blocks.{block}", "block"
+        if attends:
+            yield f"up.{level}.attentions.0", "attention"
+        if level < depth - 1:
+            yield f"up.{level}.resample", config.resampling
+    yield from (("norm_out", "layer"), ("conv_out", "layer"))
+
+
+def _renames(config: UNetConfig) -> Renames:
+    """Our names -> theirs."""
+    places = {name: f"all_modules.{n}." for n, (name, _) in enumerate(_modules(config))}
+    place = re.compile(rf"^({'|'.join(map(re.escape, places))})\.")
+    # of the project's blocks, those of residual networks project with a convolution
+    shortcut = ".Conv_2." if config.resampling == "projected" else ".NIN_0."
+    return (
+        (r"(attentions?(\.\d+)?)\.norm\.", r"\1.GroupNorm_0."),
+        (r"(attentions?(\.\d+)?)\.out\.", r"\1.NIN_3."),
+        (r"\.resample\.conv\.", ".resample.Conv_0."),
+        (place.pattern, lambda match: places[match[1]]),
+        (r"\.norm_1\.", ".GroupNorm_0."),
+        (r"\.norm_2\.", ".GroupNorm_1."),
+        (r"\.conv_1\.", ".Conv_0."),
+        (r"\.conv_2\.", ".Conv_1."),
+        (r"\.time\.", ".Dense_0."),
+        (r"\.shortcut\.", shortcut),
+    )
+
+
+def _as_convolutions(
+    weights: Mapping[str, Tensor], config: UNetConfig, factor: float, path: Path
+) -> dict[str, Tensor]:
+    """The weights with matrices as convolutions of one pixel, and the output times a factor."""
+    last = f"all_modules.{sum(1 for _ in _modules(config)) - 1}."
+    result = {}
+    for name, tensor in weights.items():
+        stem, _, kind = name.rpartition(".")
+        if kind == "W":
+            shape_of(weights, name, 2, source=path)
+            result[f"{stem}.weight"] = tensor.T[:, :, None, None]
+        elif kind == "b":
+            result[f"{stem}.bias"] = tensor
+        else:
+            result[name] = tensor * factor if factor != 1 and name.startswith(last) else tensor
+    return result
+
+
+# ---- the averaged weights, a list in the order of the network's parameters
+
+_PARTS = (
+    *("GroupNorm_0", "Conv_0", "Conv2d_0", "Dense_0", "GroupNorm_1", "Conv_1", "Conv_2"),
+    *("NIN_0", "NIN_1", "NIN_2", "NIN_3"),
+)
+_OTHER_ORDER = 0.25
+"""Squared distance of averaged weights from others of the same shape, as a share of that from their
+own, below which they are in another order."""
+
+
+def with_named_average(
+    content: Mapping[str, object], path: Path, weights: str | None
+) -> Mapping[str, object]:
+    """The content of a file with its averaged weights, a list, under the names of the others.
+
+    Any other content, and one whose last weights are asked for, is returned as it is.
+
+    Args:
+        content: from `read_state`.
+        path: the file to name in an error.
+        weights: "ema", "raw" or None.
+
+    Raises:
+        InputError: the list is not that of the network's parameters in their order.
+    """
+    model, ema = content.get("model"), content.get("ema")
+    if weights == "raw" or not isinstance(model, Mapping) or not isinstance(ema, Mapping):
+        return content
+    names = _parameter_names(model)
+    if not names or "shadow_params" not in ema:
+        return content
+    shadow = ema["shadow_params"]
+    problem = None
+    if not isinstance(shadow, list | tuple):
+        problem = f"are a {type(shadow).__name__}, not a list"
+    elif len(shadow) != len(names):
+        problem = f"are {len(shadow)} tensors, the network has {len(names)}"
+    else:
+        averaged = only_tensors(dict(zip(names, shadow, strict=True)), source=str(path))
+        last = only_tensors({name: model[name] for name in names}, source=str(path))
+        problem = _other_order(averaged, last)
+    if problem is not None:
+        raise FileError(
+            path,
+            f"its averaged weights (ema/shadow_params) {problem}; copy the file again, or pass "
+            "`weights=raw` for its last ones",
+        )
+    return {**content, "ema": {**model, **averaged}}
+
+
+def _parameter_names(model: Mapping[str, object]) -> list[str]:
+    """The names of trained weights in the order in which the network has them."""
+    found = [(re.search(r"(^|\.)(all_modules\..*)", str(name)), name) for name in model]
+    inner = {match[2]: name for match, name in found if match is not None}
+    if not is_score_sde(inner):
+        return []
+    return [str(inner[name]) for name in sorted(set(inner) - {_FOURIER}, key=_position)]
+
+
+def _position(name: str) -> tuple[int, int, bool, str]:
+    """Sorts names as the project's modules register them."""
+    if (match := _NUMBERED.fullmatch(name)) is None:
+        return (10_000, 0, False, name)
+    part, _, kind = match[2].rpartition(".")
+    order = _PARTS.index(part) if part in _PARTS else len(_PARTS)
+    return (int(match[1]), order, kind in ("bias", "b"), name)
+
+
+def _other_order(averaged: Mapping[str, Tensor], last: Mapping[str, Tensor]) -> str | None:
+    """Why averaged weights are in another order than the last ones; None if they may be in theirs.
+
+    Averaged weights lie close to the last ones. Among tensors of one shape the closest pairing is
+    found; where it is another one, and much closer, the order is wrong.
+    """
+    shapes: dict[tuple[int, ...], list[str]] = {}
+    for name, tensor in averaged.items():
+        wanted = tuple(last[name].shape)
+        if tuple(tensor.shape) != wanted:
+            return f"are in another order: {name} would be {list(tensor.shape)}, not {list(wanted)}"
+        shapes.setdefault(wanted, []).append(name)
+    for names in shapes.values():
+        if len(names) < 2 or last[names[0]].numel() < 2:
+            continue
+        rows, columns = (
+            torch.stack([of[name].detach().float().flatten() for name in names])
+            for of in (averaged, last)
+        )
+        apart = torch.cdist(rows, columns, compute_mode="donot_use_mm_for_euclid_dist").square()
+        if not bool(apart.isfinite().all()):
+            continue  # NaN is refused with the name of its weight
+        closest = linear_sum_assignment(apart.numpy())[1]
+        moved = np.flatnonzero(closest != np.arange(len(names)))
+        own, others = apart.diagonal()[moved].sum(), apart[moved, closest[moved]].sum()
+        if len(moved) and float(others) < _OTHER_ORDER * float(own):
+            first, other = names[moved[0]], names[closest[moved[0]]]
+            return f"are in another order: in the place of {first} are those of {other}"
+    return None

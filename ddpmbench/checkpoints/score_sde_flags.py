@@ -1,0 +1,238 @@
+"""The configuration of yang-song/score_sde_pytorch: its files by name, and its flags."""
+
+import dataclasses
+import shlex
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from ddpmbench.checkpoints.weights import FileError
+from ddpmbench.diffusion.model import TimeInput
+from ddpmbench.diffusion.parameterization import Process
+from ddpmbench.diffusion.schedule import NoiseSchedule
+from ddpmbench.errors import InputError
+
+# The published configurations whose network is read -> training.sde, training.continuous and
+# model.name in them.
+PRESETS = {
+    **dict.fromkeys(
+        ("vp/ddpm/cifar10", "vp/ddpm/bedroom", "vp/ddpm/church", "vp/ddpm/celebahq"),
+        ("vpsde", False, "ddpm"),
+    ),
+    "vp/ddpm/cifar10_continuous": ("vpsde", True, "ddpm"),
+    "vp/cifar10_ddpmpp": ("vpsde", False, "ncsnpp"),
+    "vp/cifar10_ddpmpp_continuous": ("vpsde", True, "ncsnpp"),
+    "vp/cifar10_ddpmpp_deep_continuous": ("vpsde", True, "ncsnpp"),
+    "subvp/cifar10_ddpm_continuous": ("subvpsde", True, "ddpm"),
+    "subvp/cifar10_ddpmpp_continuous": ("subvpsde", True, "ncsnpp"),
+    "subvp/cifar10_ddpmpp_deep_continuous": ("subvpsde", True, "ncsnpp"),
+    "ve/cifar10_ddpm": ("vesde", False, "ddpm"),
+}
+OWN = "build it with `network=FILE.py:NAME`"
+"""The remedy for a network of the project that is not read."""
+CONTINUOUS_LEVELS = 999
+"""The largest time input of a network that is trained in continuous time, where t = 1."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What a configuration says that the file does not.
+
+    Attributes:
+        sde: "vpsde", "subvpsde" or "vesde".
+        continuous: whether the network was trained at any time, or at `num_scales` of them.
+        name: "ddpm" or "ncsnpp".
+        centered: whether the images are in [-1, 1], or in [0, 1].
+        scale_by_sigma: whether the output is divided by the noise level.
+        skip_rescale: whether sums are divided by sqrt(2), in "ncsnpp".
+        fir: whether blocks resample with filters; None if not stated.
+        beta_min: variance added a unit of time, at the first time.
+        beta_max: at the last.
+        image_size: height and width; None if not stated.
+    """
+
+    sde: str
+    continuous: bool
+    name: str
+    centered: bool
+    scale_by_sigma: bool
+    skip_rescale: bool
+    fir: bool | None
+    beta_min: float
+    beta_max: float
+    image_size: int | None = None
+
+    def process(self, sigmas: Tensor, path: object) -> tuple[NoiseSchedule, TimeInput]:
+        r"""The forward process and the network's time input.
+
+        In continuous time, with the levels where the time input is a whole number,
+
+        .. math::
+            \log \bar\alpha(t) = -\beta_{min} t - \tfrac12 (\beta_{max} - \beta_{min}) t^2,
+            \qquad t = i / 999
+
+        Args:
+            sigmas: the buffer of noise levels in the file, from the largest down.
+            path: the file to name in an error.
+
+        Raises:
+            InputError: the levels are not evenly spaced in their logarithm.
+
+        Source: Song et al. 2021, appendices B and C.
+        """
+        total = len(sigmas)
+        if self.sde == "vesde":
+            levels = sigmas.double().flip(0).numpy()
+            if self.centered is False:
+                levels = 2 * levels  # as noise of images in [-1, 1]
+            if total < 2 or not 0 < levels[0] < levels[-1] < np.inf:
+                raise FileError(path, "its sigmas are no noise levels that fall")
+            first, last = float(levels[0]), float(levels[-1])
+            if not np.allclose(levels, np.geomspace(first, last, total), rtol=1e-6, atol=0):
+                raise FileError(path, f"its sigmas are no geometric sequence; {OWN}")
+            schedule = NoiseSchedule.variance_exploding(total, sigma_min=first, sigma_max=last)
+            return schedule, TimeInput.REVERSED_INDEX
+        if not self.continuous:
+            start, end = self.beta_min / total, self.beta_max / total
+            linear = NoiseSchedule.linear(total, beta_start=start, beta_end=end)
+            return linear, TimeInput.INDEX
+        time = np.arange(CONTINUOUS_LEVELS + 1) / CONTINUOUS_LEVELS
+        integral = self.beta_min * time + 0.5 * (self.beta_max - self.beta_min) * time**2
+        schedule = NoiseSchedule.from_betas(
+            -np.expm1(-np.diff(integral)),
+            name=f"linear in continuous time ({self.beta_min:g} to {self.beta_max:g})",
+        )
+        family = Process.SUB_VP if self.sde == "subvpsde" else Process.VP
+        return schedule.in_family(family), TimeInput.ONE_BASED
+
+
+def _boolean(text: str) -> bool:
+    return {"true": True, "false": False}[text.lower()]
+
+
+def _one_of(*choices: str) -> Callable[[str], str]:
+    return dict(zip(choices, choices, strict=True)).__getitem__
+
+
+_READERS: Mapping[str, Callable[[str], object]] = {
+    "training.sde": _one_of("vpsde", "subvpsde", "vesde"),
+    "training.continuous": _boolean,
+    "model.name": _one_of("ddpm", "ncsnpp"),
+    "model.nonlinearity": _one_of("swish"),
+    "model.scale_by_sigma": _boolean,
+    "model.skip_rescale": _boolean,
+    "model.fir": _boolean,
+    "model.beta_min": float,
+    "model.beta_max": float,
+    "data.centered": _boolean,
+    "data.image_size": int,
+}
+_REQUIRED = ("training.sde", "training.continuous", "model.name")
+EXAMPLE = "--config.training.sde=SDE --config.training.continuous=BOOL --config.model.name=NAME"
+"""The flags that every file needs, with placeholders."""
+
+
+def parse_config(text: str) -> tuple[Config, tuple[str, ...]]:
+    """The configuration that flags describe, and notes on what follows from the others.
+
+    Args:
+        text: the name of a configuration, as `vp/ddpm/cifar10` or with the `--config` of the
+            project's command, and flags that change it, as `--config.model.beta_max=20`; or flags
+            alone.
+
+    Raises:
+        InputError: a name or a flag is not known, has no such value, or is missing.
+    """
+    given: dict[str, Any] = {}
+    words = _words(text)
+    if words and not words[0].startswith("-"):
+        given = _of_preset(words.pop(0))
+    for word in words:
+        name, equals, value = word.removeprefix("--config.").partition("=")
+        if not word.startswith("--config.") or name not in _READERS or not equals:
+            raise InputError(
+                f"`model_flags`: {word} is no setting that the file leaves open; choose from "
+                f"{', '.join(f'--config.{known}=' for known in _READERS)}"
+            )
+        try:
+            given[name] = _READERS[name](value)
+        except (KeyError, ValueError) as error:
+            raise InputError(f"`model_flags`: {word}: no value that is read; {OWN}") from error
+    if missing := [name for name in _REQUIRED if name not in given]:
+        raise InputError(
+            f"`model_flags`: add {' '.join(f'--config.{name}=' for name in missing)} as it was "
+            f"trained, or name its configuration: {', '.join(PRESETS)}"
+        )
+    return _completed(given)
+
+
+def _words(text: str) -> list[str]:
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise InputError(f"`model_flags`: {error}") from error
+    if words[:1] == ["--config"]:
+        del words[0]
+    if words and words[0].startswith("--config="):
+        words[0] = words[0].removeprefix("--config=")
+    return words
+
+
+def _of_preset(path: str) -> dict[str, Any]:
+    name = path.removesuffix(".py").rpartition("configs/")[-1]
+    if name not in PRESETS:
+        if "ncsn" in name:
+            raise InputError(
+                f"`model_flags={path}`: its network is not the U-Net of ddpmbench (NCSN, or NCSN++ "
+                f"with filters that resample); {OWN}"
+            )
+        raise InputError(f"`model_flags={path}`: choose from {', '.join(PRESETS)}")
+    sde, continuous, network = PRESETS[name]
+    size = 32 if "cifar10" in name else 256
+    return {
+        **{"training.sde": sde, "training.continuous": continuous, "model.name": network},
+        **{"data.centered": sde != "vesde", "model.scale_by_sigma": sde == "vesde"},
+        **{"model.skip_rescale": network == "ncsnpp", "model.fir": False},
+        **{"model.beta_min": 0.1, "model.beta_max": 20.0, "data.image_size": size},
+    }
+
+
+def _completed(given: dict[str, Any]) -> tuple[Config, tuple[str, ...]]:
+    """The configuration, whose other settings are those of every configuration of its kind."""
+    sde, network = given["training.sde"], given["model.name"]
+    is_ve = sde == "vesde"
+    defaults: dict[str, Any] = {"data.centered": not is_ve, "model.scale_by_sigma": is_ve}
+    if not is_ve:
+        defaults |= {"model.beta_min": 0.1, "model.beta_max": 20.0}
+    if network == "ncsnpp" and "model.skip_rescale" not in given:
+        raise InputError("`model_flags`: add --config.model.skip_rescale= as it was trained")
+    absent = {name: value for name, value in defaults.items() if name not in given}
+    values = {**defaults, **given}
+    problem = None
+    if is_ve and values["training.continuous"]:
+        problem = "a VE process in continuous time, whose network has Fourier features"
+    elif sde == "subvpsde" and not values["training.continuous"]:
+        problem = "a sub-VP process at discrete times"
+    elif not is_ve and (not values["data.centered"] or values["model.scale_by_sigma"]):
+        problem = "a VP process of images that are not centered, or of an output that is scaled"
+    elif not 0 < values.get("model.beta_min", 1) <= values.get("model.beta_max", 1) < 1000:
+        problem = "betas that do not rise from a positive one"
+    if problem is not None:
+        raise InputError(f"`model_flags`: {problem}, is not read; {OWN}")
+    notes = [f"--config.{name}={value}" for name, value in absent.items()]
+    config = Config(
+        sde=sde,
+        continuous=values["training.continuous"],
+        name=network,
+        centered=values["data.centered"],
+        scale_by_sigma=values["model.scale_by_sigma"],
+        skip_rescale=network == "ncsnpp" and values["model.skip_rescale"],
+        fir=values.get("model.fir"),
+        beta_min=values.get("model.beta_min", 0.1),
+        beta_max=values.get("model.beta_max", 20.0),
+        image_size=values.get("data.image_size"),
+    )
+    line = f"`model_flags`: taken as every configuration of it has them: {', '.join(notes)}"
+    return config, (line,) if notes else ()
