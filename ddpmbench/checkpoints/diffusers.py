@@ -1,5 +1,6 @@
 """The family of diffusers: a folder of a UNet2DModel and a DDPMScheduler."""
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from ddpmbench.checkpoints.diffusers_files import (
     relative,
 )
 from ddpmbench.checkpoints.diffusers_scheduler import Fields, read_scheduler
+from ddpmbench.checkpoints.diffusers_score import is_score_scheduler, read_score_network
 from ddpmbench.checkpoints.network_weights import (
     Renames,
     build_unet,
@@ -253,33 +255,43 @@ def read_diffusers(
             scheduler,
             f"missing, so nothing says the noise schedule; pass {folder.resolve().parent}",
         )
-    config, image_size = read_network(layout.config)
-    files, weights, sha256, equal = _read_candidates(layout, folder, state)
-    conventions = read_scheduler(scheduler, settings, file=files.path, weights=weights)
-    stated_by = str(scheduler)
-    if settings.variance is not None:
-        stated_by = f"{layout.config}: `variance={settings.variance}`"
-    check_outputs(config, conventions.variance, source=stated_by)
-    network = build_unet(config, weights, _RENAMES, parts=_PARTS, source=files.path)
-    return Checkpoint(
-        network=network,
-        schedule=conventions.schedule,
-        prediction=conventions.prediction,
-        variance=conventions.variance,
-        clip=conventions.clip,
+    if is_score_scheduler(scheduler):
+        files, weights, sha256, equal = _read_candidates(layout, folder, state)
+        checkpoint = read_score_network(
+            layout.config, scheduler, weights, file=files.path, sha256=sha256, settings=settings
+        )
+    else:
+        config, image_size = read_network(layout.config)
+        files, weights, sha256, equal = _read_candidates(layout, folder, state)
+        conventions = read_scheduler(scheduler, settings, file=files.path, weights=weights)
+        stated_by = str(scheduler)
+        if settings.variance is not None:
+            stated_by = f"{layout.config}: `variance={settings.variance}`"
+        check_outputs(config, conventions.variance, source=stated_by)
+        checkpoint = Checkpoint(
+            network=build_unet(config, weights, _RENAMES, parts=_PARTS, source=files.path),
+            schedule=conventions.schedule,
+            prediction=conventions.prediction,
+            variance=conventions.variance,
+            clip=conventions.clip,
+            channels=config.in_channels,
+            image_size=image_size,
+            size_multiple=config.size_multiple,
+            num_classes=config.num_classes,
+            family="diffusers",
+            source=source,
+            sha256=sha256,
+            notes=conventions.notes,
+            sources=conventions.sources,
+        )
+    return dataclasses.replace(
+        checkpoint,
+        source=source,
         weights=files.kind if state is None else state.kind or files.kind,
         part="" if state is None or state.alone else state.where,
         where="" if state is None else state.where,
         files=tuple(map(str, files.files)),
-        channels=config.in_channels,
-        image_size=image_size,
-        size_multiple=config.size_multiple,
-        num_classes=config.num_classes,
-        family="diffusers",
-        source=source,
-        sha256=sha256,
-        notes=(*layout.notes, *equal, *conventions.notes),
-        sources=conventions.sources,
+        notes=(*layout.notes, *equal, *checkpoint.notes),
     )
 
 

@@ -1,0 +1,160 @@
+"""Pipelines of diffusers with a ScoreSdeVeScheduler, as google/ncsnpp-*, run by the package.
+
+Their networks (Fourier features, filters that resample, skips of images) are not our U-Net.
+"""
+
+import hashlib
+import importlib.metadata
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ddpmbench.checkpoints.diffusers_scheduler import Fields, read_object
+from ddpmbench.checkpoints.network_weights import load_weights
+from ddpmbench.checkpoints.schedules import read_schedule
+from ddpmbench.checkpoints.settings import CheckpointSettings, MissingSettingsError
+from ddpmbench.checkpoints.weights import FileError, first_line, naming
+from ddpmbench.diffusion.data_range import DataRange
+from ddpmbench.diffusion.model import Checkpoint, TimeInput
+from ddpmbench.diffusion.parameterization import Prediction, Process, Variance
+from ddpmbench.diffusion.schedule import NoiseSchedule
+from ddpmbench.files import sha256_of
+
+SCHEDULER = "ScoreSdeVeScheduler"
+_LEVELS = ("sigma_min", "sigma_max", "num_train_timesteps")
+
+
+class Sample(nn.Module):
+    """The package's network as a function of x_t and the noise level, which returns a tensor."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x_t: Tensor, time: Tensor) -> Tensor:
+        """(B, C, H, W) and sigma (B,) to the score (B, C, H, W)."""
+        return self.network(x_t, time).sample  # type: ignore[no-any-return]
+
+
+def is_score_scheduler(path: Path) -> bool:
+    """Whether a `scheduler_config.json` is of a VE process in continuous time."""
+    return path.is_file() and read_object(path).get("_class_name") == SCHEDULER
+
+
+def read_score_network(
+    config: Path,
+    scheduler: Path,
+    weights: Mapping[str, Tensor],
+    *,
+    file: Path,
+    sha256: str,
+    settings: CheckpointSettings,
+) -> Checkpoint:
+    """The checkpoint of a pipeline whose network gives the score at a noise level.
+
+    The network divides its output by sigma, which is its time input. The pipeline clamps its
+    images to [0, 1], never the predicted x_start, and adds the forward variance.
+
+    Args:
+        config: of the network.
+        scheduler: of the process.
+        weights: under the package's names.
+        file: that holds them.
+        sha256: of that.
+        settings: the user's.
+
+    Raises:
+        MissingSettingsError: the scheduler does not say its noise levels, nor do the settings.
+        InputError: the package is missing, or the files are damaged or of another network.
+
+    Source: Song et al. 2021; the package's ScoreSdeVePipeline and UNet2DModel.
+    """
+    fields = Fields.read(config, {}, {})
+    if fields.values.get("time_embedding_type") != "fourier":
+        raise fields.refusal(
+            "time_embedding_type", f'only "fourier" can be read beside {SCHEDULER}'
+        )
+    for name in ("class_embed_type", "num_class_embeds"):
+        if fields.values.get(name) is not None:
+            raise fields.refusal(name, f"only null can be read beside {SCHEDULER}")
+    schedule, notes = _schedule(scheduler, settings, file, weights)
+    network, version = _built(fields, config)
+    sizes = network.config
+    if sizes.in_channels != sizes.out_channels:
+        raise fields.refusal("out_channels", "must be in_channels")
+    load_weights(network, weights, source=file)
+    digest = hashlib.sha256(f"{sha256} {sha256_of(config)}".encode())
+    return Checkpoint(
+        network=Sample(network).eval(),
+        schedule=schedule,
+        prediction=Prediction.SCORE,
+        variance=Variance.FIXED_LARGE,
+        clip=False,
+        time_input=TimeInput.SIGMA,
+        data_range=DataRange(0.0, 1.0, 256),
+        channels=sizes.in_channels,
+        image_size=sizes.sample_size if isinstance(sizes.sample_size, int) else None,
+        size_multiple=2 ** (len(sizes.block_out_channels) - 1),
+        family="diffusers",
+        source=str(file),
+        sha256=digest.hexdigest(),
+        notes=(
+            f"network run by diffusers {version}",
+            *notes,
+            "images in [0, 1], variance fixed_large, no clipping: as its pipeline samples",
+        ),
+    )
+
+
+def _schedule(
+    path: Path, settings: CheckpointSettings, file: Path, weights: Mapping[str, Tensor]
+) -> tuple[NoiseSchedule, tuple[str, ...]]:
+    """The geometric levels of the scheduler, or those of the settings, and notes."""
+    fields = Fields.read(path, {}, {})
+    missing = [name for name in _LEVELS if name not in fields.given]
+    if not missing:
+        first, last = fields.get("sigma_min", float), fields.get("sigma_max", float)
+        total = fields.get("num_train_timesteps", int)
+        with naming(path):
+            return NoiseSchedule.variance_exploding(total, sigma_min=first, sigma_max=last), ()
+    if settings.schedule is not None and settings.schedule.startswith(f"{Process.VE}:"):
+        note = f"`process={settings.schedule}`: {path} does not say {', '.join(missing)}"
+        return read_schedule(settings.schedule), (note,)
+    raise MissingSettingsError(
+        f"{path}: does not say {', '.join(missing)}; pass `process=ve:SIGMA_MIN:SIGMA_MAX:LEVELS` "
+        "as it was trained",
+        family="diffusers",
+        path=file,
+        weights=weights,
+        missing={"process": "ve:SIGMA_MIN:SIGMA_MAX:LEVELS"},
+    )
+
+
+def _built(fields: Fields, config: Path) -> tuple[Any, str]:
+    """The package's network without its weights, and the version of the package."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of its own imports
+            from diffusers import UNet2DModel
+    except ImportError as error:
+        raise FileError(
+            config,
+            f"its network runs through diffusers, which cannot be imported ({first_line(error)}): "
+            "pip install 'ddpmbench[diffusers]'",
+        ) from error
+    arguments: dict[str, Any] = {
+        name: value for name, value in fields.values.items() if not name.startswith("_")
+    }
+    make: Any = UNet2DModel  # which has no types
+    try:
+        # on the meta device nothing is allocated before the shapes are known to be the file's
+        with torch.device("meta"):
+            network = make(**arguments)
+    except Exception as error:  # of many kinds, whatever its fields lead to
+        problem = f"no network of the installed diffusers ({first_line(error)})"
+        raise FileError(config, f"{problem}; install the version that wrote it") from error
+    return network, importlib.metadata.version("diffusers")
