@@ -40,13 +40,13 @@ from ddpmbench.checkpoints.score_sde import TELLING as SCORE_SDE
 from ddpmbench.checkpoints.score_sde import is_score_sde, read_score_sde, with_named_average
 from ddpmbench.checkpoints.settings import CheckpointSettings
 from ddpmbench.checkpoints.state_dicts import StateDict, find_state
+from ddpmbench.checkpoints.tensorflow_files import read_tensorflow, tensorflow_index
 from ddpmbench.checkpoints.unread import (
     BESIDE,
     file_problem,
     folder_problem,
     latents_problem,
     sharded_problem,
-    tensorflow_problem,
 )
 from ddpmbench.checkpoints.weights import FileError, first_line, read_state
 from ddpmbench.diffusion.model import Checkpoint
@@ -69,9 +69,10 @@ def load_checkpoint(
     Args:
         source: a native file or the folder of a training run; a state dict of
             improved-diffusion, guided-diffusion, pytorch_diffusion, score_sde_pytorch or
-            denoising-diffusion-pytorch, alone or inside a training state; a folder of diffusers;
-            a hub id `owner/name`; or "default", the checkpoint in the package (with
-            `settings.network` no file: the code loads the weights).
+            denoising-diffusion-pytorch, alone or inside a training state; what TensorFlow saved of
+            Ho et al., by any of its names; a folder of diffusers; a hub id `owner/name`; or
+            "default", the checkpoint in the package (with `settings.network` no file: the code
+            loads the weights).
         settings: what the source does not state, or what overrides it.
 
     Returns:
@@ -108,8 +109,13 @@ def _load(source: str | Path, settings: CheckpointSettings) -> Checkpoint:
     path = assets.CHECKPOINT if source == DEFAULT else Path(source)
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise FileError(source, "a pipe, socket or device; write it to a file first")
-    if (problem := tensorflow_problem(path)) is not None:
-        raise FileError(path, problem)
+    if (index := tensorflow_index(path)) is not None:
+        _refuse_flags(settings, name)
+        if settings.network is not None:
+            raise FileError(
+                path, "a checkpoint of TensorFlow; with `network` pass weights of torch"
+            )
+        return _with_process(read_tensorflow(index, source=name, settings=settings), settings)
     if settings.network is not None:
         return _load_own(path, source, settings)
     if not path.exists():

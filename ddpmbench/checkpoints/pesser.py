@@ -119,7 +119,7 @@ def read_pesser(
         variance = Variance(str(settings.variance))
         image_size = None
     check_outputs(config, variance, source=f"{path}: `variance={variance}`")
-    network = build_unet(config, weights, _renames(config), parts=("q", "k", "v"), source=path)
+    network = build_unet(config, weights, renames(config), parts=("q", "k", "v"), source=path)
     return Checkpoint(
         network=network,
         schedule=schedule,
@@ -183,7 +183,7 @@ def _listed(channels: tuple[int, ...]) -> str:
     return f"{', '.join(map(str, channels))} channels"
 
 
-def _renames(config: UNetConfig) -> Renames:
+def renames(config: UNetConfig) -> Renames:
     """Our names -> theirs, whose way up counts resolutions from the image down."""
     last = len(config.channels) - 1
     return (

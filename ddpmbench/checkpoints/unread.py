@@ -17,12 +17,7 @@ from ddpmbench.checkpoints.state_dicts import StateDict
 from ddpmbench.checkpoints.weights import containers
 from ddpmbench.errors import listed
 
-_TABLE_END = bytes.fromhex("57fb808b247547db")  # of an index of TensorFlow
-_CONVERTED = (
-    "google/ddpm-cifar10-32 and google/ddpm-ema-bedroom-256, -cat-256, -church-256, "
-    "-celebahq-256 on the Hugging Face Hub, or the .ckpt files of pesser/pytorch_diffusion"
-)
-FAMILIES = "native, diffusers, openai, pesser, lucidrains, score_sde"
+FAMILIES = "native, diffusers, openai, pesser, lucidrains, score_sde, tensorflow"
 BESIDE = "copy its config.json and scheduler_config.json"
 """The remedy for weights without their folder."""
 _SHARD = re.compile(r"-\d+-of-\d+")
@@ -40,21 +35,6 @@ _OTHER_NETWORKS = {
     ),
 }
 """Pattern of a weight's name -> the problem with a file that has one."""
-
-
-def tensorflow_problem(path: Path) -> str | None:
-    """The published files to take instead of a checkpoint of TensorFlow; None if it is none."""
-    stem = re.sub(r"\.(index|meta|data-[\d-]+of-\d+)$", "", path.name)
-    indices = (
-        sorted(path.glob("*.index")) if path.is_dir() else [Path(f"{path.parent / stem}.index")]
-    )
-    for index in filter(Path.is_file, indices):
-        if index.read_bytes().endswith(_TABLE_END):
-            return (
-                f"a checkpoint of TensorFlow ({index.name}), which is not read; those of Ho et al. "
-                f"are published in formats that are: {_CONVERTED}"
-            )
-    return None
 
 
 def file_problem(path: Path, content: Mapping[str, object]) -> str:

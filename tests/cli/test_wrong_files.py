@@ -281,9 +281,7 @@ OTHER_THINGS = [
         ("LoRA", "merge"),
     ),
     *(
-        Wrong(
-            f"TensorFlow: {name or 'the folder'}", tensorflow(name), ("TensorFlow", "google/ddpm")
-        )
+        Wrong(f"TensorFlow: {name or 'the folder'}", tensorflow(name), ("TensorFlow",))
         for name in (
             "",
             "model.ckpt-790000",
