@@ -302,24 +302,29 @@ class ImportanceDesign:
         sizes = np.diff(self.block_ends)
         return np.repeat(sizes, sizes)
 
-    @cached_property
+    @property
     def stratum(self) -> NDArray[np.int64]:
         """(r, M) pi_j(n): the stratum of each image in each replicate, from 0 in its block."""
-        stratum = np.empty((self.num_replicates, self.num_sampled), dtype=np.int64)
-        for j, of_replicate in enumerate(stratum):
-            keys = self._words(j)[0]
-            for block in self._block_slices:
-                of_replicate[block] = ranks(keys[block])
-        return stratum
+        return self._strata_and_timesteps[0]
 
-    @cached_property
+    @property
     def t(self) -> NDArray[np.int64]:
         """(r, M) timestep of each image in each replicate."""
-        cumulative, t = np.cumsum(self.density)[:-1], np.empty_like(self.stratum)
-        for j, stratum in enumerate(self.stratum):
-            position = (stratum + unit_interval(self._words(j)[1])) / self.num_strata
+        return self._strata_and_timesteps[1]
+
+    @cached_property
+    def _strata_and_timesteps(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Both are of the same random numbers, two for each image and replicate."""
+        stratum = np.empty((self.num_replicates, self.num_sampled), dtype=np.int64)
+        t, cumulative = np.empty_like(stratum), np.cumsum(self.density)[:-1]
+        for j, of_replicate in enumerate(stratum):
+            numbers = words(self.num_images, self.seed, turn=j, purpose=REPLICATE)
+            keys, within = numbers[:, self.image]
+            for block in self._block_slices:
+                of_replicate[block] = ranks(keys[block])
+            position = (of_replicate + unit_interval(within)) / self.num_strata
             t[j] = 2 + np.searchsorted(cumulative, position, side="right")
-        return t
+        return stratum, t
 
     @cached_property
     def redrawn(self) -> NDArray[np.int64]:
@@ -361,11 +366,6 @@ class ImportanceDesign:
                 add(0, size, decoder_draws(j + 1), -1)
             add(0, size, j, j)
         return np.array(runs).T
-
-    def _words(self, replicate: int) -> NDArray[np.uint64]:
-        """(2, M) of the images."""
-        numbers = words(self.num_images, self.seed, turn=replicate, purpose=REPLICATE)
-        return np.asarray(numbers[:, self.image])
 
     def __len__(self) -> int:
         """Number of terms."""

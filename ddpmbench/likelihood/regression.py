@@ -329,34 +329,33 @@ def predict(
     timesteps_in_bin = np.bincount(bins)
     bin_density = np.bincount(bins, weights=design.density) / timesteps_in_bin
     basis = _Basis.of(features, bins)
-    size = (design.num_replicates, len(timesteps_in_bin), basis.num_columns)
-    gram, moment = np.zeros((*size, basis.num_columns)), np.zeros(size)
-    for j in range(design.num_replicates):
-        for part in image_blocks(design.num_sampled, basis.num_columns):
-            index = design.t[j, part] - 2
-            b, p = bins[index], design.density[index]
-            # Terms have the weight of their residuals in the estimate, 1 / density. The density of
-            # the bin makes the coefficients of bins alike, so that sparse bins learn from others.
-            x = basis.at(features.at_terms[j, part], b, part) * (bin_density[b] / p)[:, None]
-            y = nats[j, part] / p
-            order = np.argsort(b, kind="stable")
-            starts = np.searchsorted(b[order], np.arange(len(timesteps_in_bin)))
-            for k, rows in enumerate(np.split(order, starts[1:])):
-                gram[j, k] += x[rows].T @ x[rows]
-                moment[j, k] += x[rows].T @ y[rows]
+    replicates, num_bins, columns = design.num_replicates, len(timesteps_in_bin), basis.num_columns
+    gram = np.zeros((replicates, num_bins, columns, columns))
+    moment = np.zeros((replicates, num_bins, columns))
+    of_replicate = num_bins * np.arange(replicates)[:, None]
+    for part in image_blocks(design.num_sampled, replicates * columns):
+        index = design.t[:, part] - 2
+        b, p = bins[index], design.density[index]
+        # Terms have the weight of their residuals in the estimate, 1 / density. The density of
+        # the bin makes the coefficients of bins alike, so that sparse bins learn from others.
+        x = basis.at(features.at_terms[:, part], b, part) * (bin_density[b] / p)[..., None]
+        x, y = x.reshape(-1, columns), (nats[:, part] / p).ravel()
+        group = (of_replicate + b).ravel()
+        order = np.argsort(group, kind="stable")
+        present, starts = np.unique(group[order], return_index=True)
+        for k, rows in zip(present, np.split(order, starts[1:]), strict=True):
+            place = np.unravel_index(k, gram.shape[:2])
+            gram[place] += x[rows].T @ x[rows]
+            moment[place] += x[rows].T @ y[rows]
+    beta = _shrunk(gram.sum(0) - gram, moment.sum(0) - moment) * bin_density[:, None]
     means = basis.means(features.timestep_means, bins)
+    timesteps = np.stack([(means * of_one[bins]).sum(1) for of_one in beta])
     terms, totals = np.empty(nats.shape), np.empty(nats.shape)
-    whole_gram, whole_moment = gram.sum(0), moment.sum(0)
-    betas = [
-        _shrunk(whole_gram - gram[j], whole_moment - moment[j]) * bin_density[:, None]
-        for j in range(design.num_replicates)
-    ]
-    timesteps = np.stack([(means * beta[bins]).sum(1) for beta in betas])
-    for part in image_blocks(design.num_sampled):
-        for j, beta in enumerate(betas):
-            b = bins[design.t[j, part] - 2]
-            terms[j, part] = (basis.at(features.at_terms[j, part], b, part) * beta[b]).sum(1)
-            totals[j, part] = basis.totals(features.bin_sums[part], beta, part)
+    for part in image_blocks(design.num_sampled, replicates * columns):
+        b = bins[design.t[:, part] - 2]
+        x = basis.at(features.at_terms[:, part], b, part)
+        terms[:, part] = (x * beta[np.arange(replicates)[:, None], b]).sum(-1)
+        totals[:, part] = basis.totals(features.bin_sums[part], beta, part)
         release(features.bin_sums)
     return Predictions(terms, totals, timesteps)
 
@@ -383,20 +382,26 @@ class _Basis:
         return 3 + int(self.sample.features.shape[1])
 
     def at(self, g: NDArray[np.float64], b: NDArray[np.int64], part: slice) -> NDArray[np.float64]:
-        """(B, 3 + P) at the terms of some images in one replicate."""
-        columns = (np.ones_like(g), g / self.g_scale[b] - 1, np.log(g) - self.log_center[b])
-        return np.column_stack([*columns, self.sample.features[part]])
+        """(r, B, 3 + P) at the terms of some images, of which G and the bins are (r, B)."""
+        x = np.empty((*g.shape, self.num_columns))
+        x[..., 0] = 1
+        x[..., 1] = g / self.g_scale[b] - 1
+        x[..., 2] = np.log(g) - self.log_center[b]
+        x[..., 3:] = self.sample.features[part]
+        return x
 
     def totals(
         self, bin_sums: NDArray[np.float32], beta: NDArray[np.float64], part: slice
     ) -> NDArray[np.float64]:
-        """(B,) predictions for these images summed over the timesteps; beta is (bins, 3 + P)."""
+        """(r, B) predictions for images summed over the timesteps; beta is (r, bins, 3 + P)."""
         # Written out: the regressors of all images and bins would be twice the sums.
-        level = self.timesteps_in_bin @ (beta[:, 0] - beta[:, 1] - self.log_center * beta[:, 2])
-        g, log_g = bin_sums[:, :, 0] @ (beta[:, 1] / self.g_scale), bin_sums[:, :, 1] @ beta[:, 2]
-        return np.asarray(
-            level + g + log_g + self.sample.features[part] @ (self.timesteps_in_bin @ beta[:, 3:])
-        )
+        level = (
+            beta[..., 0] - beta[..., 1] - self.log_center * beta[..., 2]
+        ) @ self.timesteps_in_bin
+        g = (beta[..., 1] / self.g_scale) @ bin_sums[:, :, 0].T
+        log_g = beta[..., 2] @ bin_sums[:, :, 1].T
+        of_image = (self.timesteps_in_bin @ beta[..., 3:]) @ self.sample.features[part].T
+        return np.asarray(level[:, None] + g + log_g + of_image)
 
     def means(
         self, timestep_means: NDArray[np.float64], bins: NDArray[np.int64]
@@ -418,11 +423,11 @@ def _sum_by_bin(
 
 
 def _shrunk(gram: NDArray[np.float64], moment: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(bins, K) coefficients: ridge regression of each bin toward that of all bins together."""
-    num_features = moment.shape[1] - 3
+    """(..., bins, K) coefficients: ridge regression of each bin toward that of all together."""
+    num_features = moment.shape[-1] - 3
     priors = [_INTERCEPT_PRIOR, _PRIOR, _PRIOR]
     prior = np.diag(priors + [_PRIOR] * num_features)
-    together = np.linalg.solve(gram.sum(0) + prior, moment.sum(0))
+    together = np.linalg.solve(gram.sum(-3) + prior, moment.sum(-2)[..., None])[..., None, :, :]
     prior = np.diag(priors + [_IMAGE_PRIOR] * num_features)
-    of_bin = np.linalg.solve(gram + prior, (moment - gram @ together)[:, :, None])[:, :, 0]
-    return np.asarray(together + of_bin)
+    of_bin = np.linalg.solve(gram + prior, moment[..., None] - gram @ together)
+    return np.asarray((together + of_bin)[..., 0])
