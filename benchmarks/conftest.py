@@ -40,6 +40,7 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     config.addinivalue_line("markers", "cases(list): the rows of a test, as its argument `case`")
     config.addinivalue_line("markers", "full: a row that --quick leaves out")
+    config.addinivalue_line("markers", "larger: a row that --smoke has at a smaller size already")
     try:
         config.bench_device = resolve_device(config.getoption("--device"))
     except InputError as error:
@@ -88,6 +89,8 @@ def _param(case: Case, config):
 
 def pytest_collection_modifyitems(config, items):
     quick = config.getoption("--quick")
+    if config.getoption("--smoke"):
+        items[:] = [item for item in items if item.get_closest_marker("larger") is None]
     for item in items:
         item.add_marker(pytest.mark.benchmark(timer=timer(config.bench_device)))
         if quick and item.get_closest_marker("full"):

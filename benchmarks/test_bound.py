@@ -76,9 +76,10 @@ def test_every_pair(benchmark, bench, case):
     ("num_images", "half_width"),
     [
         (100, 0.05),
+        pytest.param(1000, 0.02, marks=pytest.mark.full),
         *(
-            pytest.param(n, half_width, marks=pytest.mark.full)
-            for n, half_width in [(1000, 0.02), (1000, 0.01), (1000, 0.005), (NUM_IMAGES, 0.005)]
+            pytest.param(n, half_width, marks=[pytest.mark.full, pytest.mark.larger])
+            for n, half_width in [(1000, 0.01), (1000, 0.005), (NUM_IMAGES, 0.005)]
         ),
     ],
 )

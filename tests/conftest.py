@@ -27,6 +27,12 @@ torch.set_num_threads(1)
 os.fsync = os.fstat
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files with slow tests first: one that comes last is waited for by one process."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def drawn() -> Iterator[Callable[..., Path]]:
     """Commands draw no page, which takes seconds, but in tests that use `pages`."""

@@ -15,6 +15,7 @@ from ddpmbench.checkpoints.native import write_native
 from ddpmbench.execution.engine import EngineChoice
 from ddpmbench.samples.samplers import SETTINGS
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 
 with pytest.MonkeyPatch.context() as patch:

@@ -132,6 +132,7 @@ def few_rows():
     return found
 
 
+@pytest.mark.slow
 def test_a_few_rows_give_the_exact_curve_of_the_shipped_checkpoint(few_rows):
     exact, sampled = pd.read_csv(SHIPPED / "rate_distortion.csv"), few_rows.rate_distortion
     grid = np.linspace(1, 1000, 20).round().astype(int) - 1

@@ -72,7 +72,7 @@ def alone(inputs, tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("estimator", "start", "count"), [("importance", torchrun, 3), ("every-pair", ranks, 2)]
+    ("estimator", "start", "count"), [("importance", ranks, 3), ("every-pair", torchrun, 2)]
 )
 def test_the_number_of_processes_cannot_change_a_number(
     inputs, alone, tmp_path, monkeypatch, estimator, start, count

@@ -69,7 +69,7 @@ def pair(seed=0, num_images=120, num_timesteps=40, **changes):
 
 def tables(model, design):
     table = model.table(design.index(0, len(design)))
-    return lambda length: (table[i : min(i + 38, length)] for i in range(0, length, 38))
+    return lambda length: (table[i : min(i + 138, length)] for i in range(0, length, 138))
 
 
 def importance(model, density, *, num_replicates=2, num_blocks=None):
@@ -96,14 +96,13 @@ def studies():
     found = {(rows, kind): [] for rows in ("same", "own") for kind in ("ht", "regression")}
     for seed in range(SEEDS):
         younger, older = pair(seed)
-        baseline, unpaired = importance(older, older.density(seed, None))
+        densities = [model.density(seed, None) for model in (older, younger)]
+        baseline, unpaired = importance(older, densities[0])
         term = (younger.mean - older.mean).mean(0)
         of_population = younger.population_term - older.population_term
-        for rows, source in (("same", older), ("own", younger)):
+        for rows, density in zip(("same", "own"), densities, strict=True):
             # Replicates that the other does not have are left out.
-            model, bounds = importance(
-                younger, source.density(seed, None), num_replicates=2 + seed % 3
-            )
+            model, bounds = importance(younger, density, num_replicates=2 + seed % 3)
             for kind in bounds:
                 difference = importance_difference(model[kind], baseline[kind], prior=PRIOR)
                 found[rows, kind].append(
@@ -130,6 +129,7 @@ KINDS = pytest.mark.parametrize("kind", ["regression", "ht"])
 # ---- unbiased, and covered
 
 
+@pytest.mark.slow
 @ROWS
 @KINDS
 def test_the_difference_is_unbiased_and_both_intervals_cover(rows, kind):
@@ -143,6 +143,7 @@ def test_the_difference_is_unbiased_and_both_intervals_cover(rows, kind):
     assert 0.91 <= of_population.mean() <= 0.98
 
 
+@pytest.mark.slow
 @ROWS
 @KINDS
 def test_the_difference_is_known_better_than_from_rows_that_are_not_paired(rows, kind):
@@ -150,6 +151,7 @@ def test_the_difference_is_known_better_than_from_rows_that_are_not_paired(rows,
     assert (found.unpaired / found.half_width).mean() > (3 if rows == "same" else 2)
 
 
+@pytest.mark.slow
 @ROWS
 def test_the_steps_and_the_rate_are_unbiased_and_know_their_errors(rows):
     found = studies()[rows, "regression"]
