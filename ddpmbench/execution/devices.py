@@ -239,4 +239,10 @@ def device_name(device: torch.device) -> str:
     """The name of the device, with the number of threads of a CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{device.type}, {torch.get_num_threads()} threads" if device.type == "cpu" else "mps"
+    return f"cpu, {cpu_threads()}" if device.type == "cpu" else "mps"
+
+
+def cpu_threads() -> str:
+    """How many threads PyTorch computes with on the CPU, in words."""
+    number = torch.get_num_threads()
+    return f"{number} thread{'' if number == 1 else 's'}"

@@ -15,7 +15,7 @@ import torch
 from ddpmbench.checksums import CHECKSUMS, DamageError, checksum, read_json, write_json
 from ddpmbench.diffusion.model import OUTPUT, same_output
 from ddpmbench.errors import InputError
-from ddpmbench.execution.devices import device_name
+from ddpmbench.execution.devices import cpu_threads, device_name
 from ddpmbench.execution.store import FolderStore
 from ddpmbench.files import is_temporary, replacing, writing_to
 from ddpmbench.version import __version__
@@ -70,9 +70,7 @@ def source_revision() -> str | None:
 
 def describe_devices() -> list[str]:
     """Every device PyTorch can compute on here."""
-    names = [
-        f"cpu: {platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
-    ]
+    names = [f"cpu: {platform.processor() or platform.machine()}, {cpu_threads()}"]
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             properties = torch.cuda.get_device_properties(index)

@@ -3,7 +3,13 @@ import torch
 
 from ddpmbench.diffusion.noise import philox_4x32
 from ddpmbench.errors import InputError
-from ddpmbench.execution.devices import evaluating, resolve_device, strict_float32
+from ddpmbench.execution.devices import (
+    device_name,
+    evaluating,
+    resolve_device,
+    strict_float32,
+)
+from ddpmbench.execution.folder import describe_devices
 from ddpmbench.execution.worker import BatchSize
 
 
@@ -97,3 +103,10 @@ def test_the_integers_of_the_noise_are_the_same_on_a_gpu():
     on_gpu = philox_4x32(tuple(word.cuda() for word in counter), 2**63 + 5)
     for ours, theirs in zip(philox_4x32(counter, 2**63 + 5), on_gpu, strict=True):
         assert torch.equal(ours, theirs.cpu())
+
+
+@pytest.mark.parametrize(("number", "words"), [(1, "1 thread"), (2, "2 threads")])
+def test_the_threads_of_a_cpu_are_counted(monkeypatch, number, words):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: number)
+    assert device_name(torch.device("cpu")) == f"cpu, {words}"
+    assert describe_devices()[0].endswith(f", {words}")
