@@ -112,7 +112,11 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     Args:
         arguments: the command line without the program's name; None for the process's own.
     """
-    sys.exit(run(arguments))
+    status = run(arguments)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        # While Python shuts down it would print a KeyboardInterrupt as one that it ignored.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    sys.exit(status)
 
 
 def run(arguments: list[str] | None = None) -> int:

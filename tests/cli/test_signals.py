@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -78,3 +80,16 @@ def test_one_that_is_ignored_stays_so():
             assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_one_after_the_end_prints_nothing():
+    late = (
+        "import atexit, os, signal\n"
+        "from ddpmbench.cli.main import main\n"
+        "atexit.register(os.kill, os.getpid(), signal.SIGINT)\n"
+        "main(['--version'])"
+    )
+    done = subprocess.run([sys.executable, "-c", late], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGINT
+    assert "version" in done.stdout
+    assert done.stderr == ""
