@@ -396,13 +396,16 @@ def _facts(run: FinishedRun) -> dict[str, object]:
     """What must be the same, by its name in `summary.json`."""
     of = run.summary
     conventions = with_data_range(of["conventions"])
+    parts = of.get("num_parts")
+    if parts is not None:  # the bound in continuous time has no variance of the model
+        conventions.pop("variance", None)
     return {
         "num_images": of["num_images"],
         "num_timesteps": of["num_timesteps"],
         "data.sha256": of["data"]["sha256"],
         **{f"conventions.{name}": value for name, value in conventions.items()},
         "conventions.process": conventions.get("process", Process.VP),
-        "num_parts": of.get("num_parts"),
+        "the number of parts of continuous time": parts,
         **{name: run.identity.get(name) for name in _IDENTITY_FACTS},
         "precision_correction.num_evaluations": _num_correction_terms(run),
         "estimator": of["estimator"],

@@ -53,6 +53,20 @@ def test_prior_and_decoder_are_those_of_the_discrete_bound(
     assert continuous_run.summary["decoder"] == pytest.approx(discrete.summary["decoder"], rel=1e-5)
 
 
+def test_runs_of_two_variances_are_compared_for_the_limit_has_none(
+    small_model, small_images, tmp_path
+):
+    folders = [
+        tmp_path / str(variance) for variance in (Variance.FIXED_SMALL, Variance.FIXED_LARGE)
+    ]
+    for folder in folders:
+        model = small_model.with_conventions(variance=folder.name).in_continuous_time()
+        of = {"estimator": "every-pair", "draws": 1, "out": folder, **HOW}
+        db.evaluate_nll(model, small_images.subset(2), **of)
+    (run,) = db.compare(folders).summary["runs"]
+    assert run["difference"] == 0
+
+
 def test_two_estimators_agree(continuous_run, small_model, small_images):
     sampled = db.evaluate_nll(
         small_model.in_continuous_time(), small_images, half_width=0.05, **HOW
