@@ -141,7 +141,8 @@ _likelihood_options = options.decorate(
         "--half-width",
         type=float,
         metavar="H",
-        help="importance: stop once the bound is known to +- H bits/dim, 95 %.  [default: 0.005]",
+        help="importance: stop once the bound is known to +- H bits/dim, 95 %.  "
+        "[default: 0.005, or that of the run of --terms-of]",
     ),
     options.count(
         "--max-evaluations",

@@ -58,6 +58,8 @@ from ddpmbench.likelihood.regression import (
 from ddpmbench.likelihood.terms import TermsPass, TermTable
 from ddpmbench.unet.precision import Precision
 
+HALF_WIDTH = 0.005
+"""Bits/dim: of the bound, where none is asked for."""
 _LEAST_SHARE = 0.5
 """The terms aim at no less than this share of a half width, however wide a correction's is."""
 
@@ -101,7 +103,8 @@ class Importance(Estimator):
     options and on the terms alone: terms beyond it that an earlier session left are not read.
 
     Attributes:
-        half_width: of the 95 % interval for the images to stop at, bits per dimension.
+        half_width: of the 95 % interval for the images to stop at, bits per dimension; None for
+            that of the run `terms_of`, or else 0.005.
         max_evaluations: network evaluations that are not exceeded; None for no limit.
         terms_of: the folder of a run on the same images, whose proposal is taken instead of
             that of a pilot, so that the terms are the same; and no fewer, for a half width that is
@@ -109,13 +112,15 @@ class Importance(Estimator):
     """
 
     name: ClassVar[str] = "importance"
-    half_width: float = 0.005
+    half_width: float | None = None
     max_evaluations: int | None = None
     terms_of: Path | None = None
 
     def __post_init__(self) -> None:
         """Refuse options that make no sense."""
-        object.__setattr__(self, "half_width", positive_number("half_width", self.half_width))
+        if self.half_width is not None:
+            given = positive_number("half_width", self.half_width)
+            object.__setattr__(self, "half_width", given)
         if self.max_evaluations is not None:
             most = whole_number("max_evaluations", self.max_evaluations, 1)
             object.__setattr__(self, "max_evaluations", most)
@@ -131,6 +136,15 @@ class Importance(Estimator):
     def _density(self) -> NDArray[np.float64] | None:
         return None if self._other_run is None else self._other_run.density()
 
+    @cached_property
+    def goal(self) -> float:
+        """The half width to stop at, bits per dimension."""
+        if self.half_width is not None:
+            return self.half_width
+        if self._other_run is None or self._density is None:
+            return HALF_WIDTH
+        return float(self._other_run.summary["sampling"]["half_width_goal"])
+
     @property
     def identity(self) -> dict[str, Any]:
         """The options that determine every term."""
@@ -141,7 +155,7 @@ class Importance(Estimator):
     @property
     def settings(self) -> dict[str, Any]:
         """The options that determine only how many terms there are."""
-        return {"half_width_goal": self.half_width, "max_evaluations": self.max_evaluations}
+        return {"half_width_goal": self.goal, "max_evaluations": self.max_evaluations}
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -150,7 +164,7 @@ class Importance(Estimator):
 
     def expected_evaluations(self, num_images: int, num_timesteps: int) -> int:
         """About those that the half width takes, and no more than the limit."""
-        about = num_terms(num_images, *expected_size(num_images, self.half_width))
+        about = num_terms(num_images, *expected_size(num_images, self.goal))
         return min(about, self.max_evaluations or about)
 
     def usual_evaluations(self, num_images: int, num_timesteps: int) -> int:
@@ -191,11 +205,15 @@ class Importance(Estimator):
         if self.max_evaluations is None or self.max_evaluations >= least:
             return
         few = self._until_interval(min(num_images, 150), num_timesteps, precision)
-        fewer = ", take fewer images with `num_images`" if few <= self.max_evaluations else ""
+        remedies = ["allow that many"]
+        if few <= self.max_evaluations:
+            remedies.append("take fewer images with `num_images`")
+        every_pair = EveryPair().expected_evaluations(num_images, num_timesteps)
+        if every_pair <= least:
+            remedies.append(f"choose `estimator={EveryPair.name}`, which takes {every_pair:,}")
         raise InputError(
             f"`max_evaluations={self.max_evaluations}`: {num_images:,} images take {least:,} "
-            f"network calls until an interval is known; allow that many{fewer}, or choose "
-            f"`estimator={EveryPair.name}`"
+            f"network evaluations until an interval is known; {' or '.join(remedies)}"
         )
 
     def _until_interval(self, num_images: int, num_timesteps: int, precision: Precision) -> int:
@@ -221,12 +239,12 @@ class Importance(Estimator):
     def warning(self, summary: Mapping[str, Any]) -> str | None:
         """A warning where the interval of a `summary.json` is wider than was asked for."""
         reached, correction = summary["half_width"], summary["precision_correction"]
-        if reached is None or reached <= self.half_width * (1 + 1e-9):
+        if reached is None or reached <= self.goal * (1 + 1e-9):
             return None
         alone = 0.0 if correction is None else correction["half_width"]
-        if alone > math.sqrt(1 - _LEAST_SHARE**2) * self.half_width:
+        if alone > math.sqrt(1 - _LEAST_SHARE**2) * self.goal:
             return (
-                f"+- {reached:.4f} is wider than +- {self.half_width:g}, because "
+                f"+- {reached:.4f} is wider than +- {self.goal:g}, because "
                 f"what a low precision changes is known to +- {alone:.4f} alone; choose "
                 "`precision=fp32`, which needs no correction"
             )
@@ -234,7 +252,7 @@ class Importance(Estimator):
             return None
         return (
             f"+- {reached:.4f} is as narrow as `max_evaluations={self.max_evaluations:,}` allows, "
-            f"not +- {self.half_width:g}; allow more, and the same command goes on"
+            f"not +- {self.goal:g}; allow more, and the same command goes on"
         )
 
     def run(
@@ -302,7 +320,7 @@ class Importance(Estimator):
 
     def _half_width_of_terms(self, correction: Correction | None) -> float:
         """That the terms must reach beside a correction, nats per dimension."""
-        half_width = self.half_width * NATS_PER_BIT
+        half_width = self.goal * NATS_PER_BIT
         if correction is None:
             return half_width
         left = half_width**2 - correction.half_width**2
@@ -322,7 +340,7 @@ class Importance(Estimator):
         """
         design = initial_design(num_images, num_timesteps, density, seed)
         other = self._other_run
-        if other is None or other.summary["sampling"]["half_width_goal"] < self.half_width:
+        if other is None or other.summary["sampling"]["half_width_goal"] < self.goal:
             return design
         theirs = other.design
         assert isinstance(theirs, ImportanceDesign)

@@ -12,6 +12,7 @@ from ddpmbench.checksums import write_npz
 from ddpmbench.cli.main import run
 from ddpmbench.data.images import load_images
 from ddpmbench.diffusion.process import Variance
+from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.errors import InputError
 from ddpmbench.evaluate.compare import compare
 from ddpmbench.evaluate.nll import evaluate_nll
@@ -229,12 +230,21 @@ def test_a_half_width_out_of_reach_is_warned_of_and_the_result_printed(command, 
 def test_a_cap_below_the_first_look_is_refused_before_any_call(
     small_model, small_images, calls, command, tmp_path
 ):
-    with pytest.raises(InputError, match=r"`max_evaluations=719`: 6 images take 720 network calls"):
+    with pytest.raises(
+        InputError, match=r"`max_evaluations=719`: 6 images take 720 network evaluations"
+    ):
         evaluate_nll(small_model, small_images, max_evaluations=719)
     assert calls.rows == 0
     status, out, err = command("--max-evaluations", 719, "--out", tmp_path / "run")
     assert (status, out, len(err)) == (2, "", 1)
     assert err[0].startswith("Error: --max-evaluations 719: ")
+    assert err[0].endswith("allow that many or choose --estimator every-pair, which takes 480")
+
+
+def test_every_pair_is_no_remedy_where_it_takes_more(small_model, small_images):
+    longer = dataclasses.replace(small_model, schedule=NoiseSchedule.linear(1000))
+    with pytest.raises(InputError, match=r"until an interval is known; allow that many$"):
+        evaluate_nll(longer, small_images, max_evaluations=719)
 
 
 def test_where_every_pair_takes_fewer_evaluations_a_note_says_so(command, tmp_path):
@@ -358,6 +368,13 @@ def test_the_rows_of_another_run_are_computed(
     assert (terms_of(tmp_path / "own")[:shared] != theirs[:shared]).any()
     error = np.hypot(own.summary["half_width"], report.summary["half_width"]) / 1.96
     assert abs(own.summary["bits_per_dim"] - report.summary["bits_per_dim"]) < 4 * error
+
+
+def test_the_rows_of_another_run_are_for_its_half_width(small_model, small_images, wide_folder):
+    own = evaluate_nll(small_model, small_images, terms_of=wide_folder).summary["sampling"]
+    assert own["half_width_goal"] == WIDE
+    narrow = evaluate_nll(small_model, small_images, terms_of=wide_folder, half_width=WIDE / 2)
+    assert narrow.summary["sampling"]["half_width_goal"] == WIDE / 2
 
 
 def test_the_rows_of_a_folder_are_part_of_what_a_run_is(
