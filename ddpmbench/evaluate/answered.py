@@ -224,3 +224,23 @@ def _has_whole_shards(folder: Path, summary: Mapping[str, Any]) -> bool:
         and not has_faults(folder / SHARDS, run)
         and not any(run_store(folder, name).missing(size) for name, size in rows.items())
     )
+
+
+def half_width_in(folder: Path) -> float | None:
+    """The half width of the finished run in a folder, bits per dimension; None without one."""
+    try:
+        half_width = read_json(folder / SUMMARY)["half_width"]
+    except (DamageError, OSError, KeyError):
+        return None
+    return half_width if isinstance(half_width, float) else None
+
+
+def note_of_wider(report: "NllReport", before: float | None) -> str | None:
+    """A note where a result takes the place of a narrower one, of the half width `before`."""
+    reached = report.summary["half_width"]
+    if before is None or reached is None or reached <= before * (1 + 1e-9):
+        return None
+    return (
+        f"+- {reached:.4f} replaces the result of +- {before:.4f} in {report.folder}; the terms of "
+        "both are kept, so that the earlier command gives its result again without evaluating them"
+    )

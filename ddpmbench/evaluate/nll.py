@@ -13,7 +13,7 @@ from ddpmbench.diffusion.data_range import DataRange
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.errors import LARGEST_SEED, InputError, instance_of, one_of, path_of, whole_number
-from ddpmbench.evaluate.answered import Asked, answer_in
+from ddpmbench.evaluate.answered import Asked, answer_in, half_width_in, note_of_wider
 from ddpmbench.evaluate.inputs import (
     check_images,
     conventions_of,
@@ -139,7 +139,8 @@ def evaluate_nll(
         estimator: "importance" computes a few steps of a sample of the images, so that the bound
             is unbiased and its interval narrow; "every-pair" every step of every image.
         half_width: importance: of the 95 % interval for these images, bits per dimension; rows
-            are added until it is that narrow. None for 0.005.
+            are added until it is that narrow. None for 0.005, or with `terms_of` for that of its
+            run.
         max_evaluations: importance: network calls not to be exceeded, however wide the
             interval is then.
         terms_of: importance: the folder of a run on the same images, whose rows are computed;
@@ -273,6 +274,7 @@ def evaluate_nll(
             return answered if is_known or not is_continuous_needed else None
 
         out, store = run_session.out, run_session.store
+        narrower = None if out is None else ranks.once(partial(half_width_in, out))
         answered = None if out is None else ranks.once(partial(answer, out))
         folder = run_session.folder(identity, reporter.warn)
         note_images(checkpoint, images, reporter)
@@ -328,6 +330,8 @@ def evaluate_nll(
         report = _report(result, comparability, images, *of_run)
         _warn_of(report, chosen, reporter)
         if folder is not None and ranks.reports:
+            if (line := note_of_wider(report, narrower)) is not None:
+                reporter.note(line)
             record = run_session.environment(settings, batch_size=batch_size, engine=engine)
             _write(folder, report, result, _extremes(result, images, checkpoint.data_range), record)
         ranks.wait()

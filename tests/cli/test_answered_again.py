@@ -7,12 +7,13 @@ from collections import Counter
 import pytest
 
 import ddpmbench as db
+from ddpmbench.checksums import read_json
 from ddpmbench.evaluate import answered, report
 from ddpmbench.execution import folder as provenance
 from ddpmbench.execution.engine import Engine
 from ddpmbench.execution.importance import Importance
 
-pytestmark = pytest.mark.usefixtures("pages")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("pages")]
 
 
 @pytest.fixture(autouse=True)
@@ -144,6 +145,18 @@ def test_another_question_has_its_own_answer(other, asked, done, small_checkpoin
     assert again.summary["bits_per_dim"] == pytest.approx(alone.summary["bits_per_dim"], rel=1e-6)
     assert again.summary["num_evaluations"] == alone.summary["num_evaluations"]
     assert again.summary["check"] == alone.summary["check"]
+
+
+def test_a_wider_result_that_replaces_a_narrower_one_says_so(asked, done):
+    out, _, ask = asked()
+    narrow = ["--half-width", 0.7 * read_json(out / "summary.json")["half_width"]]
+    assert "replaces the result" not in ask(*narrow)[1]
+    _, told = ask()
+    (note,) = [line for line in told.splitlines() if "replaces the result" in line]
+    assert note.startswith("Note: +- ")
+    done.clear()
+    ask(*narrow)
+    assert done["model_output"] == 0
 
 
 def test_the_report_read_back_is_the_one_computed(small_model, small_images, done, tmp_path):
