@@ -31,6 +31,7 @@ def site(tmp_path_factory):
 def test_every_function_and_class_of_the_package_is_documented(site):
     page = (site / "reference/api/index.html").read_text()
     assert [name for name in DOCUMENTED if f'id="ddpmbench.{name}"' not in page] == []
+    assert 'id="ddpmbench.NoiseSchedule.linear"' in page
     names = re.findall(r"import (\w+) as", (ROOT / "ddpmbench/__init__.pyi").read_text())
     functions = [name for name in names if name.islower() and name != "__version__"]
     assert sorted(set(functions) - set(DOCUMENTED)) == []
