@@ -140,6 +140,20 @@ def ranks(count: int, *arguments: object, setup: Callable[[], None] | None = Non
     return [command.result() for command in started]
 
 
+def one_shard_a_batch() -> None:
+    """A `setup`: a shard for every batch, and a moment between two of them."""
+    from ddpmbench.execution import worker
+
+    save = worker._ShardWriter.add
+
+    def slower(self: worker._ShardWriter, *batch: object) -> None:
+        save(self, *batch)
+        time.sleep(0.05)
+
+    worker._ShardWriter.add = slower
+    worker.SHARD_BYTES = 1
+
+
 def undrawn(report: object) -> Path:
     """In the place of `answered.page_of`: where the page would be."""
     return report.folder / "report.html"

@@ -5,6 +5,7 @@ import shutil
 from collections import Counter
 
 import pytest
+from damage import flip, remove
 
 import ddpmbench as db
 from ddpmbench.checksums import read_json
@@ -84,12 +85,6 @@ def test_nothing_is_made_again(command, asked, done):
     assert not done
 
 
-def flip(path):
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
 def test_a_damaged_or_missing_result_is_made_again(small_model, small_images, done, tmp_path):
     out = tmp_path / "run"
     given = {"half_width": 5.0, "out": out, "progress": False}
@@ -115,7 +110,7 @@ def test_a_damaged_or_missing_result_is_made_again(small_model, small_images, do
 def test_a_damaged_or_missing_page_is_drawn_again(name, asked, done):
     out, printed, ask = asked()
     before = contents(out)
-    harm = flip if name == "report.html" else lambda path: path.unlink()
+    harm = flip if name == "report.html" else remove
     harm(out / name)
     assert ask()[0] == printed
     assert done == {"_drawn": 1}

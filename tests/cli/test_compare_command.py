@@ -3,13 +3,13 @@
 import copy
 import dataclasses
 import json
-import os
 import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from damage import empty, flip, remove, truncate
 from sealing import edit_npz, read_npz, read_record, write_text
 from unet_configs import TINY_CONFIG
 
@@ -273,18 +273,6 @@ def test_an_out_that_holds_something_else(refused, baseline, tmp_path):
         assert sorted(out.rglob("*")) == before
 
 
-def remove(path):
-    path.unlink()
-
-
-def truncate(path):
-    os.truncate(path, path.stat().st_size // 2)
-
-
-def empty(path):
-    os.truncate(path, 0)
-
-
 def edit_summary(**changes):
     def change(path):
         summary = json.loads(path.read_text())
@@ -293,12 +281,6 @@ def edit_summary(**changes):
         write_text(path, json.dumps(kept))
 
     return change
-
-
-def flip(path):
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 0xFF
-    path.write_bytes(content)
 
 
 def another_density(path):

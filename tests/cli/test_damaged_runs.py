@@ -19,9 +19,6 @@ from ddpmbench.likelihood.terms import VALUE_COLUMNS, TermIndex, TermTable
 
 OPTIONS = {"pairs": {"estimator": "every-pair"}, "importance": {"half_width": 5.0}}
 SHARD = 20
-PAIRS_OF_IMAGE = 40 * 2  # T = 40, two draws
-
-
 IMAGES = {"pairs": 6, "importance": 200}
 
 

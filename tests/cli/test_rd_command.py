@@ -2,13 +2,13 @@
 
 import io
 import json
-import os
 import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from damage import empty, remove, truncate
 from sealing import write_frame
 
 import ddpmbench as db
@@ -147,18 +147,6 @@ def test_an_option_that_would_have_no_effect(refused, finished, option):
     line = refused("rd", "--run", finished, *option)
     assert option[0].removeprefix("--no-") in line
     assert f"--run {finished}" in line
-
-
-def remove(path):
-    path.unlink()
-
-
-def truncate(path):
-    os.truncate(path, path.stat().st_size // 2)
-
-
-def empty(path):
-    os.truncate(path, 0)
 
 
 def edited(change):

@@ -3,16 +3,14 @@
 import contextlib
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pandas as pd
 import pytest
-from processes import STREAMS, Result, ranks, started_ranks
+from processes import STREAMS, Result, one_shard_a_batch, ranks, started_ranks
 
 import ddpmbench as db
 from ddpmbench.cli.main import run
-from ddpmbench.execution import worker
 from ddpmbench.execution.distributed import Ranks
 
 OPTIONS = {
@@ -24,18 +22,6 @@ OPTIONS = {
 @pytest.fixture(scope="module")
 def inputs(small_checkpoint, small_npz):
     return ["nll", "--ckpt", str(small_checkpoint), "--data", str(small_npz), "--batch-size", "8"]
-
-
-def slow():
-    """A shard for every batch, and a moment between two of them."""
-    save = worker._ShardWriter.add
-
-    def slower(self, *batch):
-        save(self, *batch)
-        time.sleep(0.05)
-
-    worker._ShardWriter.add = slower
-    worker.SHARD_BYTES = 1
 
 
 def torchrun(count, *arguments):
@@ -101,7 +87,7 @@ def test_a_lost_process_ends_the_others_and_another_number_of_them_finishes(
     inputs, alone, tmp_path
 ):
     arguments = [*inputs, *OPTIONS["every-pair"], "--out", str(tmp_path / "run")]
-    survivor, victim = started_ranks(arguments, arguments, setup=slow)
+    survivor, victim = started_ranks(arguments, arguments, setup=one_shard_a_batch)
     shards = tmp_path / "run" / "shards"
     survivor.wait_until(lambda: shards.exists() and len(list(shards.iterdir())) > 1)
     victim.kill()

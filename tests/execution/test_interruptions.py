@@ -1,12 +1,11 @@
 """Whatever interrupts a run, the same command goes on, computes nothing twice, ends the same."""
 
 import signal
-import time
 
 import numpy as np
 import pytest
 from engines import install
-from processes import Command
+from processes import Command, one_shard_a_batch
 
 import ddpmbench as db
 from ddpmbench.cli.main import run
@@ -18,18 +17,6 @@ from ddpmbench.unet.unet import UNet
 EVERY_PAIR = {"estimator": "every-pair", "batch_size": 50}
 IMPORTANCE = {"half_width": 0.05, "batch_size": 150}
 CORRECTED = {"half_width": 0.1, "precision": "bf16", "batch_size": 150}
-
-
-def slow():
-    """A shard for every batch, and a moment between two of them."""
-    save = worker._ShardWriter.add
-
-    def slower(self, *batch):
-        save(self, *batch)
-        time.sleep(0.05)
-
-    worker._ShardWriter.add = slower
-    worker.SHARD_BYTES = 1
 
 
 def numbers(report):
@@ -104,7 +91,7 @@ def test_killed_by_the_system(small_checkpoint, small_npz, small_images, tmp_pat
     out = tmp_path / "run"
     options = ["--half-width", "0.1", "--batch-size", "50", "--out", str(out)]
     command = ["nll", "--ckpt", str(small_checkpoint), "--data", str(small_npz), *options]
-    running = Command(*command, setup=slow)
+    running = Command(*command, setup=one_shard_a_batch)
     running.wait_until(lambda: len(list(out.glob("shards/terms-*.npz"))) >= 3)
     assert running.kill() == -signal.SIGKILL, "the run ended before it could be killed"
     assert not (out / "summary.json").exists()
