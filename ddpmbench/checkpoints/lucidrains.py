@@ -17,6 +17,7 @@ from ddpmbench.checkpoints.network_weights import count, load_weights, only_tens
 from ddpmbench.checkpoints.settings import CheckpointSettings, MissingSettingsError
 from ddpmbench.checkpoints.weights import FileError, naming
 from ddpmbench.diffusion.model import Checkpoint
+from ddpmbench.diffusion.parameterization import Process
 from ddpmbench.diffusion.process import Prediction, Variance
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.errors import InputError
@@ -67,8 +68,9 @@ def read_lucidrains(
 
     Raises:
         MissingSettingsError: no weight of the loss fits, and `prediction` is not given.
-        InputError: its network is not the package's `Unet`, its weights are not whole, or the
-            package is missing or of a version with another network.
+        InputError: its network is not the package's `Unet`, its weights are not whole, the
+            package is missing or of a version with another network, or a variance learned in VP is
+            to be that of another process.
 
     Source: the package's denoising_diffusion_pytorch.py and learned_gaussian_diffusion.py.
     """
@@ -92,6 +94,13 @@ def read_lucidrains(
             missing={"prediction": "v"},
         )
     learned = arguments.learned_variance
+    family = Process((settings.process or Process.VP).partition(":")[0])
+    if learned and family is not Process.VP:
+        raise FileError(
+            path,
+            f"`process={settings.process}`: its learned variance lies between those of the VP "
+            "process that it was trained on, and means nothing in another; leave it out",
+        )
     if learned and schedule.num_timesteps > 1:
         network = RangeFromZero(
             network,

@@ -198,3 +198,16 @@ def test_options_of_other_families_are_refused(tmp_path):
         load_checkpoint(
             bare(tmp_path, diffusion()), CheckpointSettings(model_flags="--num_heads 4")
         )
+
+
+@pytest.mark.parametrize("process", ["ve", "sub-vp", "flow", "ve:0.01:50:20", "flow:20"])
+def test_a_variance_learned_in_vp_is_that_of_no_other_process(process, tmp_path):
+    path, _ = saved(tmp_path, diffusion({"learned_variance": True}))
+    with refused(path, f"`process={process}`", "learned variance"):
+        load_checkpoint(path, CheckpointSettings(process=process))
+    assert load_checkpoint(path, CheckpointSettings(process="vp")).variance.is_learned
+
+
+def test_a_fixed_variance_follows_the_process(whole):
+    checkpoint = load_checkpoint(whole[0], CheckpointSettings(process="ve"))
+    assert checkpoint.schedule.process == "ve"

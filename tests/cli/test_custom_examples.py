@@ -7,6 +7,7 @@ import pytest
 import torch
 from custom_networks import bound_of, opened
 from documents import ROOT, blocks, commands
+from torch import nn
 
 from ddpmbench.execution.devices import evaluating_checkpoint
 
@@ -18,6 +19,7 @@ COMMANDS = {
     if any(word.startswith("own.py:") for word in words)
 }
 NET = """
+import math
 import types
 import torch
 from torch import nn
@@ -42,6 +44,14 @@ class Conditional(Net):
     def forward(self, x, c, t, context_mask):
         shift = self.classes(c) * ~context_mask[:, None]
         return super().forward(x, t) + shift[:, :, None, None]
+
+class NCSN(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("sigmas", torch.logspace(math.log10(50), -2, 232))
+        self.conv = nn.Conv2d(1, 1, 3, padding=1)
+    def forward(self, x, y):
+        return self.conv(2 * x - 1) / self.sigmas[y][:, None, None, None]
 """
 
 
@@ -62,14 +72,19 @@ def folder(tmp_path_factory):
         }
         for name, network in networks.items():
             torch.save(network.state_dict(), made / name)
-        net = spaces["Net"]().eval()
+        net, ncsn = spaces["Net"]().eval(), spaces["NCSN"]()
     ema = {name: 2 * weight.detach() for name, weight in net.named_parameters()}
     torch.save({"model": net.state_dict(), "ema": ema}, made / "last.pt")
+    # as ermongroup/ncsnv2 saves them: weights, optimizer, epoch, step, averages of parameters
+    averages = {name: 3 * weight.detach() for name, weight in ncsn.named_parameters()}
+    state = nn.DataParallel(ncsn).state_dict()
+    training = torch.optim.Adam(ncsn.parameters()).state_dict()
+    torch.save([state, training, 5, 300000, averages], made / "checkpoint_300000.pth")
     example = (torch.zeros(2, 1, 8, 8), torch.tensor([1, 2]))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit is to go, one day
         torch.jit.save(torch.jit.trace(net, example), made / "scripted.pt")
-    return made, {**networks, "last.pt": net}
+    return made, {**networks, "last.pt": net, "ncsn": ncsn}
 
 
 def output_of(words, x_t, t, label=None):
@@ -102,6 +117,11 @@ def test_an_example_arrives_at_a_number(folder, small_npz, monkeypatch, name):
                 expected = inner(x_t, torch.tensor([4, 0]), t - 1, none)
                 torch.testing.assert_close(output_of(words, x_t, t, labels), expected)
                 return
+            case "ncsn":
+                t, scale = torch.tensor([5, 200]), opened(words)[0].schedule.log_scale.exp()
+                own = (scale[t - 1][:, None, None, None] * x_t).float()
+                triple = {n: 3 * w for n, w in networks["ncsn"].named_parameters()}
+                expected = torch.func.functional_call(networks["ncsn"], triple, (own, 232 - t))
             case "Mean":
                 expected = networks["learned.pt"].eval()(x_t, t - 1)[:, :1]
             case "joined":
