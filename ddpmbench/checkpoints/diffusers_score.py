@@ -28,7 +28,7 @@ SCHEDULER = "ScoreSdeVeScheduler"
 _LEVELS = ("sigma_min", "sigma_max", "num_train_timesteps")
 
 
-class Sample(nn.Module):
+class DiffusersUNet(nn.Module):
     """The package's network as a function of x_t and the noise level, which returns a tensor."""
 
     def __init__(self, network: nn.Module) -> None:
@@ -89,7 +89,7 @@ def read_score_network(
     load_weights(network, weights, source=file)
     digest = hashlib.sha256(f"{sha256} {sha256_of(config)}".encode())
     return Checkpoint(
-        network=Sample(network).eval(),
+        network=DiffusersUNet(network).eval(),
         schedule=schedule,
         prediction=Prediction.SCORE,
         variance=Variance.FIXED_LARGE,

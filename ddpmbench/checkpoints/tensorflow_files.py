@@ -28,6 +28,8 @@ _TABLE_END = bytes.fromhex("57fb808b247547db")  # of an index of TensorFlow
 _VARIABLE = re.compile(r"model/(.+)/(W|b|gamma|beta)(/ExponentialMovingAverage)?")
 _LEAVES = {"W": "weight", "gamma": "weight", "b": "bias", "beta": "bias"}
 _KWARGS = "kwargs.json"
+_QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0"}
+"""Variables without which TensorFlow logs while it is imported."""
 _CONVERTED = (
     "google/ddpm-cifar10-32 and google/ddpm-ema-bedroom-256, -cat-256, -church-256, "
     "-celebahq-256 on the Hugging Face Hub, or the .ckpt files of pesser/pytorch_diffusion"
@@ -131,9 +133,8 @@ def read_tensorflow(
 
 
 def _tensorflow_reader(prefix: Path, source: str) -> Reader:
-    quiet = "TF_CPP_MIN_LOG_LEVEL"
-    before = os.environ.get(quiet)
-    os.environ[quiet] = "3"
+    before = {name: os.environ.get(name) for name in _QUIET}
+    os.environ.update(_QUIET)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of its own imports
@@ -146,10 +147,11 @@ def _tensorflow_reader(prefix: Path, source: str) -> Reader:
             f"{_CONVERTED}",
         ) from error
     finally:
-        if before is None:
-            del os.environ[quiet]
-        else:
-            os.environ[quiet] = before
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
     try:
         reader: Reader = tensorflow.train.load_checkpoint(str(prefix))
     except Exception as error:  # of many kinds, whatever the damaged bytes lead to

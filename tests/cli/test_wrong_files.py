@@ -24,6 +24,7 @@ from peers import (
 )
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from score_sde_files import CASES, training_state
 from unet_configs import SMALL_CONFIG
 
 from ddpmbench import CheckpointSettings, load_checkpoint
@@ -42,6 +43,8 @@ DIFFUSERS = diffusers_unet(SMALL_UNET).state_dict()
 with torch.random.fork_rng():
     torch.manual_seed(0)
     PESSER = pesser_weights(UNet(SMALL_CONFIG))
+SCORE = training_state("vp_one_level")
+FOR_SCORE = ("--model-flags", CASES["vp_one_level"])
 OPTIMIZER = {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": [{"lr": 1e-4}]}
 TABLE_END = bytes.fromhex("57fb808b247547db")
 
@@ -68,6 +71,11 @@ class Wrong:
     unsettled: bool = False
     raw: bool = False
     own: bool = False
+
+
+def with_score(weights=None, **changes):
+    """The training state of score_sde with other weights or parts."""
+    return {**SCORE, "model": {**SCORE["model"], **(weights or {})}, **changes}
 
 
 def saved(content, name="model.pt", **how):
@@ -423,6 +431,37 @@ NOT_WHOLE = [
         FOR_OPENAI,
     ),
     Wrong("openai without flags", saved(OPENAI), ("--model-flags",), unsettled=True),
+    Wrong("score_sde without flags", saved(SCORE), ("--model-flags",), unsettled=True),
+    Wrong(
+        "score_sde with averages in another order",
+        saved(with_score(ema={"shadow_params": SCORE["ema"]["shadow_params"][::-1]})),
+        ("ema/shadow_params", "--weights raw"),
+        FOR_SCORE,
+    ),
+    Wrong(
+        "score_sde with too few averages",
+        saved(with_score(ema={"shadow_params": [torch.ones(3)]})),
+        ("ema/shadow_params", "1 tensors"),
+        FOR_SCORE,
+    ),
+    Wrong(
+        "score_sde with Fourier features",
+        saved(with_score({"module.all_modules.0.W": torch.ones(32)})),
+        ("Fourier features", "--network"),
+        FOR_SCORE,
+    ),
+    Wrong(
+        "score_sde with NaN",
+        saved(with_score({"module.all_modules.2.bias": torch.full((32,), torch.nan)}, ema={})),
+        ("all_modules.2.bias", "NaN"),
+        FOR_SCORE,
+    ),
+    Wrong(
+        "score_sde with levels that declare 4 TB",
+        saved(with_score({"module.sigmas": torch.ones(1).as_strided([2**40], [0])}, ema={})),
+        ("sigmas", "the file holds 1 numbers"),
+        FOR_SCORE,
+    ),
     Wrong(
         "openai with another's flags",
         saved(OPENAI),
