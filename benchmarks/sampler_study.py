@@ -34,7 +34,6 @@ STYLES = {
     "dpm-solver++": (COLORS[1], "v", "-"),
     "dpm-solver++ even": (COLORS[1], "v", ":"),
     "ode heun": (COLORS[2], "^", "-"),
-    "ode heun even": (COLORS[2], "^", ":"),
     "predictor-corrector": (COLORS[3], "D", "-"),
     "langevin": (COLORS[4], "X", "-"),
 }
@@ -72,43 +71,36 @@ class Cell:
         return f"{self.name}-{self.num_evaluations}".replace(" ", "-").replace("+", "p")
 
 
-def cells(evaluations: list[int]) -> list[Cell]:
-    """Every sampler at about so many evaluations, the cheapest first.
+def cells() -> list[Cell]:
+    """Every sampler at about 10 to 1,000 evaluations, the cheapest first.
 
-    Of more than 200 there are ancestral samples alone, which the published run has made.
+    At 1,000 there are ancestral samples alone, which the published run has made.
     """
-    one = {"langevin_steps": 1}
-    found = []
-    for number in evaluations:
-        found.append(Cell("ancestral", db.SamplerChoice(), number))
-        if number > 200:
-            continue
+    found = [Cell("ancestral", db.SamplerChoice(), 1000)]
+    for number in (10, 20, 50, 100):
         found += [
+            Cell("ancestral", db.SamplerChoice(), number),
             Cell("ddim", db.SamplerChoice("ddim"), number),
             Cell("dpm-solver++", db.SamplerChoice("dpm-solver++"), number),
             Cell("ode heun", db.SamplerChoice("ode"), number // 2 + 1),
-            Cell("predictor-corrector", db.SamplerChoice("predictor-corrector"), number // 2),
-            Cell("langevin", db.SamplerChoice("langevin", **one, step_size=0.9), number - 1),
         ]
-        if number <= 20:
-            grids = {
-                "dpm-solver++ even": db.SamplerChoice("dpm-solver++", solver_steps=number - 1),
-                "ode heun even": db.SamplerChoice("ode", solver_steps=number // 2),
-            }
-            found += [Cell(name, choice) for name, choice in grids.items()]
-    return sorted(found, key=lambda cell: cell.num_evaluations % 1000)
+        if number in (10, 100):
+            langevin = db.SamplerChoice("langevin", langevin_steps=1, step_size=0.9)
+            corrector = db.SamplerChoice("predictor-corrector")
+            found += [
+                Cell("predictor-corrector", corrector, number // 2),
+                Cell("langevin", langevin, number - 1),
+            ]
+        if number == 10:
+            even = db.SamplerChoice("dpm-solver++", solver_steps=9)
+            found.append(Cell("dpm-solver++ even", even))
+    return found
 
 
 @click.command()
 @click.option("--work", required=True, type=click.Path(path_type=Path), help="For the samples.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="For the results.")
 @click.option("--num-samples", default=64, show_default=True, type=click.IntRange(3, 5000))
-@click.option(
-    "--evaluations",
-    default="10,20,50,100,1000",
-    show_default=True,
-    help="Network evaluations a sample, about.",
-)
 @click.option(
     "--samples-of",
     type=click.Path(path_type=Path),
@@ -119,7 +111,6 @@ def main(
     work: Path,
     out: Path,
     num_samples: int,
-    evaluations: str,
     samples_of: Path | None,
     batch_size: int,
 ) -> None:
@@ -133,7 +124,7 @@ def main(
     rows = [row_of((REAL, "", None, 0, num_samples), perfect)]
     made = None if samples_of is None else load_samples(samples_of)
     out.mkdir(parents=True, exist_ok=True)
-    for cell in cells([int(number) for number in evaluations.split(",")]):
+    for cell in cells():
         pixels = samples_of_cell(cell, num_samples, work, made, batch_size)
         features = features_of(network, pixels, work / f"features-{cell.folder}")
         estimate = leave_one_out(features, reference).estimate

@@ -10,6 +10,7 @@ from ddpmbench.diffusion.model import Checkpoint, ModelOutput
 from ddpmbench.diffusion.probability_flow import Solver
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.errors import InputError, number, one_of, positive_number, whole_number
+from ddpmbench.records import short_repr
 from ddpmbench.samples.ancestral import AddedNoise as AddedNoise
 from ddpmbench.samples.ancestral import AncestralSampler, DdimSampler
 from ddpmbench.samples.chain import SAMPLE_DRAW, Chain
@@ -70,6 +71,8 @@ class SamplerChoice:
     snr: float | None = None
     solver: Solver | None = None
     solver_steps: int | None = None
+
+    __repr__ = short_repr
 
     def __post_init__(self) -> None:
         """Refuse settings that the sampler does not have; names become members."""

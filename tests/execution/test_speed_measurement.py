@@ -24,7 +24,7 @@ from ddpmbench.execution.speed import (
 )
 from ddpmbench.execution.timing import Probe, gray_images, spread_rows
 from ddpmbench.likelihood import terms
-from ddpmbench.samples import samplers
+from ddpmbench.samples import chain
 from ddpmbench.unet.precision import Precision
 
 CPU = torch.device("cpu")
@@ -54,7 +54,7 @@ def clock(monkeypatch):
     clock = Clock()
     for module in (timing, engine_choice, row_parts):
         monkeypatch.setattr(module, "timer", clock.timer)
-    for module in (terms, samplers, row_parts):
+    for module in (terms, chain, row_parts):
         noise = clock.taking(NOISE, module.normal_noise)
         monkeypatch.setattr(module, "normal_noise", noise)
     monkeypatch.setattr(terms, "diffusion_terms", clock.taking(ELSE, terms.diffusion_terms))
