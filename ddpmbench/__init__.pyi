@@ -10,6 +10,9 @@ from .diffusion.schedule import NoiseSchedule as NoiseSchedule
 from .errors import InputError as InputError
 from .evaluate.compare import Comparison as Comparison
 from .evaluate.compare import compare as compare
+from .evaluate.compress import CompressReport as CompressReport
+from .evaluate.compress import compress as compress
+from .evaluate.compress import decompress as decompress
 from .evaluate.convert import Conversion as Conversion
 from .evaluate.convert import convert_checkpoint as convert_checkpoint
 from .evaluate.fid import FidReport as FidReport

@@ -13,6 +13,7 @@ from typing import NoReturn
 import click
 
 from ddpmbench.cli.checkpoint import convert, inspect
+from ddpmbench.cli.codec import compress, decompress
 from ddpmbench.cli.likelihood import nll, rd
 from ddpmbench.cli.likelihoods import likelihoods
 from ddpmbench.cli.machine import env, speed
@@ -96,6 +97,8 @@ ddpmbench.add_command(sample)
 ddpmbench.add_command(fid)
 ddpmbench.add_command(compare)
 ddpmbench.add_command(report)
+ddpmbench.add_command(compress)
+ddpmbench.add_command(decompress)
 ddpmbench.add_command(inspect)
 ddpmbench.add_command(speed)
 ddpmbench.add_command(train)

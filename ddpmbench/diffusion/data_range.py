@@ -132,10 +132,13 @@ class DataRange:
 
     def shown(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """8-bit pixels reduced to the levels, as pixels again: uint8, the same shape."""
+        return self.pixels_of(self.reduced(pixels))
+
+    def pixels_of(self, level: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The pixels as which levels are shown: uint8, the same shape."""
         if self.levels == _ALL:
-            return pixels
-        level = self.reduced(pixels).astype(np.float64)
-        return np.rint(level * ((_ALL - 1) / (self.levels - 1))).astype(np.uint8)
+            return level
+        return np.rint(level.astype(np.float64) * ((_ALL - 1) / (self.levels - 1))).astype(np.uint8)
 
     def clamp(self, x: Tensor) -> Tensor:
         """Values outside the range moved to its nearer end."""

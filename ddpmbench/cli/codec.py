@@ -1,0 +1,105 @@
+"""`ddpmbench compress` and `decompress`: the lossless code of a model."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ddpmbench.cli import options
+from ddpmbench.cli.messages import note, warn
+
+
+@click.command(short_help="Compress images losslessly to the length of the bound.")
+@options.ckpt_option
+@options.reading_options
+@options.data_options
+@options.folder("File to write; an interrupted one is continued.", metavar="FILE")
+@options.count(
+    "--timesteps",
+    metavar="K",
+    text="Visit the best K timesteps: so many network evaluations an image.  [default: 50]",
+)
+@options.choice(
+    "--code-variance",
+    ["best_constant", "fixed_small", "fixed_large"],
+    "Variance of the code's reverse process: the best constant at every timestep, or a fixed one.",
+    default="best_constant",
+)
+@options.folder(
+    "Take the timesteps, the variances and the bound from that run of nll on the same images, not "
+    "from a small one.",
+    "--run",
+    "RUN",
+)
+@options.count(
+    "--block-images",
+    default=1024,
+    text="Images of a block, which can be decompressed alone and costs a start-up.",
+)
+@options.count("--batch-size", default=64, text="Most images of a network evaluation.")
+@options.choice(
+    "--verify",
+    ["first", "all", "none"],
+    "Decode the first block, all or none at once, and compare.",
+    default="first",
+)
+@click.option(
+    "--compare/--no-compare",
+    default=True,
+    help="Compress the images with other lossless codecs, too.  [default: compare]",
+)
+@options.device_option
+@options.format_option
+def compress(out: Path | None, output_format: str, **given: Any) -> None:  # noqa: ANN401
+    """Compress images losslessly by bits-back coding, to the length that the bound states.
+
+    The file is decompressed by the same checkpoint on the same kind of machine.
+
+    \b
+    Examples:
+        ddpmbench compress --num-images 1000 --out images.ddpmc
+        ddpmbench compress --ckpt google/ddpm-cifar10-32 --data cifar10:test --out cifar10.ddpmc
+        ddpmbench compress --timesteps 100 --run runs/default --out images.ddpmc
+    """
+    from ddpmbench.cli.inputs import open_inputs
+    from ddpmbench.evaluate.compress import compress as compressed
+    from ddpmbench.report.codec import printed_codec
+
+    if out is None:
+        raise click.UsageError("--out: is missing; name the file to write")
+    inputs = {name: given.pop(name, None) for name in options.INPUTS if name != "timesteps"}
+    checkpoint, images = open_inputs({**inputs, "timesteps": None})
+    for line in checkpoint.notes:
+        note(line)
+    report = compressed(checkpoint, images, out, **given)
+    click.echo(printed_codec(report.summary, output_format))
+
+
+@click.command(short_help="The images of a compressed file.")
+@click.argument("file", type=options.path)
+@options.ckpt_option
+@options.reading_options
+@options.folder("An .npz to write, or a folder for one PNG an image.", metavar="NPZ|DIR")
+@options.count("--block", limits=(0, None), text="Decompress block N alone, from 0 on.")
+@options.device_option
+def decompress(file: Path, out: Path | None, **given: Any) -> None:  # noqa: ANN401
+    """The images of FILE, which compress wrote, every pixel as it was.
+
+    \b
+    Examples:
+        ddpmbench decompress images.ddpmc --out images.npz
+        ddpmbench decompress images.ddpmc --out images --block 3
+    """
+    from ddpmbench.cli.inputs import open_checkpoint
+    from ddpmbench.evaluate.compress import decompress as decompressed
+    from ddpmbench.evaluate.compress import write_images
+
+    if out is None:
+        raise click.UsageError("--out: is missing; name an .npz or a folder to write")
+    how = {name: given.pop(name) for name in ("block", "device")}
+    checkpoint = open_checkpoint({**given, "timesteps": None})
+    for line in checkpoint.notes:
+        warn(line)
+    images = decompressed(file, checkpoint, **how)
+    write_images(out, images)
+    click.echo(f"{len(images):,} images: {out}", err=True)

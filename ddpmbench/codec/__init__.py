@@ -1,0 +1,1 @@
+"""The lossless code whose length is the variational bound."""

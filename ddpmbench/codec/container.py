@@ -1,0 +1,334 @@
+"""The file of a code: a header, blocks of images, and a checksum of the whole.
+
+The file begins with `MAGIC`, whose last byte is the version. Records follow, each with a kind, the
+length and the CRC-32 of its body, little-endian:
+
+    H   the header, `Header` as MessagePack
+    B   a block: the length of `BlockRecord` as MessagePack, that record, and the words of the stack
+    E   SHA-256 of all bytes before this record
+
+A partial file, of a compression that was interrupted, lacks the last record.
+"""
+
+import dataclasses
+import hashlib
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Annotated, Any, Final
+
+import msgspec
+import numpy as np
+from msgspec import Meta, Struct
+from numpy.typing import NDArray
+
+from ddpmbench.codec.rans import DamageError
+from ddpmbench.errors import InputError
+from ddpmbench.files import replacing
+
+MAGIC: Final = b"\x89ddpmbench codec\r\n\x1a\x01"
+_HEAD = struct.Struct("<cII")
+_HEADER, _BLOCK, _END = b"H", b"B", b"E"
+_LENGTH = struct.Struct("<I")
+_CHUNK = 1 << 20
+
+Count = Annotated[int, Meta(ge=1, le=1 << 40)]
+Side = Annotated[int, Meta(ge=1, le=1 << 16)]
+Positive = Annotated[float, Meta(gt=0)]
+
+
+class Process(Struct, frozen=True, forbid_unknown_fields=True):
+    """What a code visits: `chain.ReverseProcess`, and by which choice."""
+
+    timesteps: list[Count]
+    variances: list[Positive]
+    variance: str
+
+
+class Bound(Struct, frozen=True, forbid_unknown_fields=True):
+    """The bound of the coded model on the images, by `evaluate_nll`."""
+
+    bits_per_dim: float
+    half_width: float | None
+    num_evaluations: int
+
+
+class Header(Struct, frozen=True, forbid_unknown_fields=True):
+    """What a decoder must know and agree on.
+
+    Attributes:
+        num_images: of the file.
+        shape: (C, H, W) of an image.
+        block_images: of a block; the last one may have fewer.
+        batch_size: the most images in a network evaluation.
+        process: timesteps and variances.
+        model: what identifies the model, and its conventions.
+        machine: what a decoder's numbers depend on beside the model.
+        data: the record of the image set.
+        ids: names of the images, JSON compressed by zlib; empty for "0", "1", ...
+        labels: their classes, where the network is conditioned on them.
+        bound: of the model; None where it is not known.
+    """
+
+    num_images: Count
+    shape: tuple[Side, Side, Side]
+    block_images: Count
+    batch_size: Count
+    process: Process
+    model: dict[str, Any]
+    machine: dict[str, Any]
+    data: dict[str, Any]
+    ids: bytes
+    labels: bytes
+    bound: Bound | None
+
+
+class BlockRecord(Struct, frozen=True, forbid_unknown_fields=True):
+    """What a decoder must know of a block, and what its encoder measured.
+
+    Attributes:
+        batches: images encoded together, in order.
+        pixels: CRC-32 of the pixels.
+        borrowed: words that the encoder borrowed.
+        net_bits: the growth of the stack from the first image on.
+        ideal_bits: the sum of log2 q / p of what was drawn.
+        tail_bits: how much of that is saved where a symbol keeps a probability of 2^-32.
+    """
+
+    batches: list[Annotated[int, Meta(ge=1, le=1 << 20)]]
+    pixels: int
+    borrowed: int
+    net_bits: float
+    ideal_bits: float
+    tail_bits: float
+
+    @property
+    def num_images(self) -> int:
+        """Of the block."""
+        return sum(self.batches)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Block:
+    """A block of images.
+
+    Attributes:
+        record: its record.
+        words: its stack, the top last.
+    """
+
+    record: BlockRecord
+    words: NDArray[np.uint16]
+
+    def to_bytes(self) -> bytes:
+        """The body of its record in the file."""
+        record = msgspec.msgpack.encode(self.record)
+        return _LENGTH.pack(len(record)) + record + self.words.astype("<u2").tobytes()
+
+    @classmethod
+    def from_bytes(cls, body: bytes) -> "Block":
+        """Undo `to_bytes`.
+
+        Raises:
+            DamageError: it is no block.
+        """
+        try:
+            (length,) = _LENGTH.unpack_from(body)
+            record = msgspec.msgpack.decode(body[4 : 4 + length], type=BlockRecord)
+            words = np.frombuffer(body, "<u2", offset=4 + length)
+        except (struct.error, ValueError, msgspec.MsgspecError) as error:
+            raise DamageError from error
+        return cls(record, words)
+
+
+def _record(kind: bytes, body: bytes) -> bytes:
+    return _HEAD.pack(kind, len(body), zlib.crc32(body)) + body
+
+
+class Writer:
+    """Writes a file record by record; what is complete in a partial file is kept.
+
+    Attributes:
+        header: of the file.
+        blocks: records and lengths of the blocks in the file, in order.
+    """
+
+    def __init__(self, partial: Path, header: Header) -> None:
+        """Begin a file, or go on with a partial one.
+
+        Args:
+            partial: where it is written.
+            header: of a new file; a partial one keeps its own.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        self._path = partial
+        self.header = header
+        self.blocks: list[tuple[BlockRecord, int]] = []
+        if not partial.exists():
+            with replacing(partial) as temporary:
+                temporary.write_bytes(MAGIC + _record(_HEADER, msgspec.msgpack.encode(header)))
+            return
+        with Reader(partial) as reader:
+            self.header, end = reader.header, reader.first
+            for block, position in reader.whole_blocks():
+                self.blocks.append((block.record, len(block.to_bytes())))
+                end = position
+        os.truncate(partial, end)
+
+    @property
+    def num_images(self) -> int:
+        """In the blocks so far."""
+        return sum(record.num_images for record, _ in self.blocks)
+
+    def add(self, block: Block) -> None:
+        """Append a block."""
+        body = block.to_bytes()
+        with self._path.open("ab") as file:
+            file.write(_record(_BLOCK, body))
+            file.flush()
+            os.fsync(file.fileno())
+        self.blocks.append((block.record, len(body)))
+
+    def finish(self, place: Path) -> None:
+        """Append the checksum, and move the file to its place."""
+        digest = hashlib.sha256()
+        with self._path.open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
+        with self._path.open("ab") as file:
+            file.write(_record(_END, digest.digest()))
+            file.flush()
+            os.fsync(file.fileno())
+        self._path.replace(place)
+
+
+class Reader:
+    """Reads a file, and believes nothing that it says of its size.
+
+    Attributes:
+        header: of the file.
+        first: where its first block begins.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open a file.
+
+        Raises:
+            InputError: it cannot be read, is no such file, of another version, or damaged.
+        """
+        self._path = path
+        try:
+            self._file: IO[bytes] = path.open("rb")
+            self._size = os.fstat(self._file.fileno()).st_size
+        except OSError as error:
+            raise InputError(
+                f"{path}: cannot be read ({(error.strerror or '').lower()})"
+            ) from error
+        magic = self._file.read(len(MAGIC))
+        if magic[:-1] != MAGIC[:-1]:
+            raise self._refused("is no file of ddpmbench compress")
+        if magic != MAGIC:
+            raise self._refused(
+                f"has version {magic[-1]} of the format, and this is version {MAGIC[-1]}; "
+                "take the version of ddpmbench that wrote it"
+            )
+        record = self._next()
+        if record is None or record[0] != _HEADER:
+            raise self._damaged()
+        try:
+            self.header = msgspec.msgpack.decode(record[1], type=Header)
+        except msgspec.MsgspecError as error:
+            raise self._damaged() from error
+        self.first = self._file.tell()
+
+    def __enter__(self) -> "Reader":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    @property
+    def header_bytes(self) -> int:
+        """The bytes before the first block."""
+        return self.first
+
+    def whole_blocks(self) -> Iterator[tuple[Block, int]]:
+        """Every complete block of a partial file, and where it ends."""
+        self._file.seek(self.first)
+        while (record := self._next()) is not None and record[0] == _BLOCK:
+            try:
+                yield Block.from_bytes(record[1]), self._file.tell()
+            except DamageError:
+                return
+
+    def verify(self) -> list[BlockRecord]:
+        """The records of all blocks, after every checksum was verified.
+
+        Raises:
+            InputError: one does not hold, something is missing, or the numbers contradict.
+        """
+        blocks, end = [], self.first
+        for block, position in self.whole_blocks():
+            blocks.append(block.record)
+            end = position
+        self._file.seek(end)
+        last = self._next()
+        digest = hashlib.sha256()
+        if last is None or last[0] != _END or self._file.tell() != self._size:
+            raise self._damaged()
+        self._file.seek(0)
+        remaining = end
+        while remaining:
+            chunk = self._file.read(min(_CHUNK, remaining))
+            digest.update(chunk)
+            remaining -= len(chunk)
+        if digest.digest() != last[1]:
+            raise self._damaged()
+        sizes = [block.num_images for block in blocks]
+        full, rest = divmod(self.header.num_images, self.header.block_images)
+        if sizes != [self.header.block_images] * full + ([rest] if rest else []):
+            raise self._damaged()
+        return blocks
+
+    def block(self, index: int) -> Block:
+        """One block; the others are passed by.
+
+        Raises:
+            InputError: it is not there, or damaged.
+        """
+        self._file.seek(self.first)
+        for _ in range(index):
+            if self._next(skip=True) is None:
+                raise self._damaged()
+        record = self._next()
+        try:
+            if record is None or record[0] != _BLOCK:
+                raise DamageError
+            return Block.from_bytes(record[1])
+        except DamageError as error:
+            raise self._damaged() from error
+
+    def _next(self, *, skip: bool = False) -> tuple[bytes, bytes] | None:
+        """Kind and body of the record here; None where there is none that is whole."""
+        head = self._file.read(_HEAD.size)
+        if len(head) < _HEAD.size:
+            return None
+        kind, length, crc = _HEAD.unpack(head)
+        if length > self._size - self._file.tell():
+            return None
+        if skip:
+            self._file.seek(length, os.SEEK_CUR)
+            return kind, b""
+        body = self._file.read(length)
+        return (kind, body) if zlib.crc32(body) == crc else None
+
+    def _refused(self, why: str) -> InputError:
+        self._file.close()
+        return InputError(f"{self._path}: {why}")
+
+    def _damaged(self) -> InputError:
+        return self._refused("is damaged or incomplete; take another copy, or compress again")

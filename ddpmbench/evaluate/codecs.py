@@ -1,0 +1,86 @@
+"""The sizes of images by other lossless codecs, to stand beside a model's."""
+
+import dataclasses
+import io
+import lzma
+import time
+import zlib
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from PIL import Image, features
+
+Pixels = NDArray[np.uint8]
+Encoder = Callable[[Pixels], int]
+
+
+@dataclasses.dataclass(frozen=True)
+class CodecSize:
+    """What a codec makes of an image set.
+
+    Attributes:
+        name: of the codec and its settings.
+        unit: "image" where every image is a file of its own, "set" where all are one.
+        bits_per_dim: of the files; None where the codec is not installed.
+        seconds: to compress all; None likewise.
+        missing: what to install; None where it is there.
+    """
+
+    name: str
+    unit: str
+    bits_per_dim: float | None = None
+    seconds: float | None = None
+    missing: str | None = None
+
+
+def other_codecs(pixels: Pixels) -> list[CodecSize]:
+    """The sizes by PNG, WebP, JPEG XL, JPEG-LS, Zstandard and LZMA.
+
+    Args:
+        pixels: (N, C, H, W).
+    """
+    return [_measured(pixels, *codec) for codec in _codecs()]
+
+
+def _measured(
+    pixels: Pixels, name: str, unit: str, encode: Encoder | None, package: str
+) -> CodecSize:
+    if encode is None:
+        return CodecSize(name, unit, missing=package)
+    hwc = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
+    if hwc.shape[-1] == 1:
+        hwc = hwc[..., 0]
+    begun = time.perf_counter()
+    size = encode(hwc) if unit == "set" else sum(encode(image) for image in hwc)
+    seconds = time.perf_counter() - begun
+    return CodecSize(name, unit, 8 * size / pixels.size, round(seconds, 3))
+
+
+def _codecs() -> Iterator[tuple[str, str, Encoder | None, str]]:
+    """Name, unit, encoder and package of each."""
+    yield "PNG", "image", lambda image: _pillow(image, "PNG", optimize=True), "pillow"
+    has_webp = features.check("webp")
+    webp: Encoder = lambda image: _pillow(image, "WEBP", lossless=True, quality=100, method=6)  # noqa: E731
+    yield "WebP lossless", "image", webp if has_webp else None, "pillow"
+    try:
+        import imagecodecs
+    except ImportError:
+        xl = ls = None
+    else:
+        xl = lambda image: len(imagecodecs.jpegxl_encode(image, lossless=True, effort=9))  # noqa: E731
+        ls = lambda image: len(imagecodecs.jpegls_encode(image))  # noqa: E731
+    yield "JPEG XL lossless", "image", xl, "imagecodecs"
+    yield "JPEG-LS", "image", ls, "imagecodecs"
+    yield "zlib 9", "set", lambda images: len(zlib.compress(images.tobytes(), 9)), ""
+    zstd = pa.Codec("zstd", compression_level=19)
+    yield "Zstandard 19", "set", lambda images: len(zstd.compress(images.tobytes())), ""
+    preset = 9 | lzma.PRESET_EXTREME
+    yield "LZMA 9e", "set", lambda images: len(lzma.compress(images.tobytes(), preset=preset)), ""
+
+
+def _pillow(image: Pixels, kind: str, **settings: object) -> int:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, kind, **settings)
+    return len(file.getbuffer())
