@@ -1,6 +1,7 @@
 """Blocks: images that lie on one stack."""
 
 import itertools
+import math
 import zlib
 from collections.abc import Callable
 
@@ -9,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ddpmbench.codec.chain import Chain
+from ddpmbench.codec.chain import LEAST_BITS, Chain
 from ddpmbench.codec.container import Block, BlockRecord
 from ddpmbench.codec.rans import Coder, DamageError
 
@@ -91,9 +92,7 @@ def decode_block(
     parts, end = [], sum(batches)
     for index in reversed(range(len(batches))):
         size = batches[index]
-        # The last variable of the batch alone takes so many bits: nothing is allocated for less.
-        if coder.bits < size * np.prod(shape, dtype=float) * chain.least_bits:
-            raise DamageError
+        check_size(coder.bits, size, shape)
         part = slice(end - size, end)
         parts.append(chain.decode(coder, (size, *shape), _on(device, labels, part)))
         coder.set_lanes(lanes[index - 1] if index else 0)
@@ -103,6 +102,16 @@ def decode_block(
     if not coder.is_untouched() or zlib.crc32(pixels.tobytes()) != block.record.pixels:
         raise DamageError
     return pixels
+
+
+def check_size(bits: float, batch: int, shape: tuple[int, int, int]) -> None:
+    """Refuse to decode images that so many bits cannot hold, before anything is allocated for them.
+
+    Raises:
+        DamageError: there are fewer than the last variable of the batch alone takes.
+    """
+    if bits < batch * math.prod(shape) * LEAST_BITS:
+        raise DamageError
 
 
 def _lanes(batches: list[int]) -> list[int]:

@@ -27,6 +27,8 @@ Values = NDArray[np.float64]
 
 STEPS_A_SIGMA = 16
 """Steps of a grid in the smaller of the two standard deviations of its variable."""
+LEAST_BITS = math.log2(STEPS_A_SIGMA)
+"""Bits a dimension that decoding takes from the stack first, at least: those of x_K."""
 _PLACES, _PLACES_OF_DECODER = 128, 32  # a sigma, to which means are rounded
 _DRAWN, _BOUND = 7.0, 12.0  # standard deviations: of q at most, and of x_i from zero signal
 _MOST_PLACES = 1 << 22  # of a table
@@ -141,11 +143,6 @@ class Chain:
         """Bits a dimension that encoding takes from the stack before it gives any back."""
         return sum(0.5 * math.log2(2 * math.pi * math.e * g.of_q**2) for g in self._grids[:2])
 
-    @property
-    def least_bits(self) -> float:
-        """Bits a dimension that decoding takes from the stack first, at least."""
-        return self._grids[-1].p.least_bits
-
     def encode(self, coder: Coder, pixels: NDArray[np.uint8], labels: Tensor | None) -> Values:
         """Put a batch of images onto the stack.
 
@@ -165,7 +162,7 @@ class Chain:
         grids, shape = self._grids, pixels.shape
         level = self._data_range.reduced(pixels).ravel().astype(np.int64)
         mean = grids[0].signal / grids[0].step * self._x_start(level)
-        x = coder.pop(grids[0].q.at(mean))
+        x = self._draw(coder, 0, mean)
         bits = np.zeros((2, shape[0]))
         bits[0] += _log_density(x, mean, grids[0].of_q).reshape(shape[0], -1).sum(1)
         previous = level
@@ -180,7 +177,7 @@ class Chain:
                 bits += _spent(_log_density(previous, mean, grids[i - 1].of_p), shape)
             if i + 1 < len(grids):
                 mean = self._mean_of_q(x, i + 1)
-                previous, x = x, coder.pop(grids[i + 1].q.at(mean))
+                previous, x = x, self._draw(coder, i + 1, mean)
                 drawn = _log_density(x, mean, grids[i + 1].of_q)
                 bits[0] += drawn.reshape(shape[0], -1).sum(1)
         mean = np.zeros(x.shape)
@@ -214,9 +211,22 @@ class Chain:
             else:
                 previous = coder.pop(grids[i - 1].p.at(self._mean_of_p(prediction, x, i)))
                 mean = self._mean_of_q(previous, i)
-            coder.push(*grids[i].q.at(mean).interval(x))
+            order = _order(len(x))
+            coder.push(*grids[i].q.at(mean[order]).interval(x[order]))
             x = previous
         return self._data_range.pixels_of(x.astype(np.uint8).reshape(shape))
+
+    def _draw(self, coder: Coder, i: int, mean: Values) -> Integers:
+        """x_i of q(x_i | x_{i-1}), from the bits of other dimensions than its own.
+
+        The last bits on the stack are those of x_{i-2}, in order: were they popped in this order,
+        the noise of every dimension would be what x_{i-2} missed its mean by, and the chain would
+        not be one of q.
+        """
+        order = _order(len(mean))
+        x = np.empty(len(mean), np.int64)
+        x[order] = coder.pop(self._grids[i].q.at(mean[order]))
+        return x
 
     def _x_start(self, level: Integers) -> Values:
         return np.asarray(level * self._level + self._data_range.low)
@@ -266,6 +276,15 @@ class Chain:
             data_range=self._data_range,
         )
         return np.asarray(nats.numpy() / NATS_PER_BIT)
+
+
+@lru_cache(maxsize=4)
+def _order(count: int) -> Integers:
+    """A permutation that leaves no neighbors side by side: steps of the golden section."""
+    step = round(count * (math.sqrt(5) - 1) / 2)
+    while math.gcd(step, count) != 1:
+        step += 1
+    return np.arange(count) * step % count
 
 
 def _signal_and_noise(schedule: NoiseSchedule) -> tuple[Tensor, Tensor]:

@@ -228,21 +228,11 @@ class Reader:
             raise InputError(
                 f"{path}: cannot be read ({(error.strerror or '').lower()})"
             ) from error
-        magic = self._file.read(len(MAGIC))
-        if magic[:-1] != MAGIC[:-1]:
-            raise self._refused("is no file of ddpmbench compress")
-        if magic != MAGIC:
-            raise self._refused(
-                f"has version {magic[-1]} of the format, and this is version {MAGIC[-1]}; "
-                "take the version of ddpmbench that wrote it"
-            )
-        record = self._next()
-        if record is None or record[0] != _HEADER:
-            raise self._damaged()
         try:
-            self.header = msgspec.msgpack.decode(record[1], type=Header)
-        except msgspec.MsgspecError as error:
-            raise self._damaged() from error
+            self.header = self._header()
+        except InputError:
+            self._file.close()
+            raise
         self.first = self._file.tell()
 
     def __enter__(self) -> "Reader":
@@ -265,21 +255,21 @@ class Reader:
             except DamageError:
                 return
 
-    def verify(self) -> list[BlockRecord]:
-        """The records of all blocks, after every checksum was verified.
+    def verify(self) -> list[tuple[BlockRecord, int]]:
+        """The records and lengths of all blocks, after every checksum was verified.
 
         Raises:
             InputError: one does not hold, something is missing, or the numbers contradict.
         """
         blocks, end = [], self.first
         for block, position in self.whole_blocks():
-            blocks.append(block.record)
+            blocks.append((block.record, 2 * len(block.words)))
             end = position
         self._file.seek(end)
         last = self._next()
         digest = hashlib.sha256()
         if last is None or last[0] != _END or self._file.tell() != self._size:
-            raise self._damaged()
+            raise self.damaged()
         self._file.seek(0)
         remaining = end
         while remaining:
@@ -287,11 +277,13 @@ class Reader:
             digest.update(chunk)
             remaining -= len(chunk)
         if digest.digest() != last[1]:
-            raise self._damaged()
-        sizes = [block.num_images for block in blocks]
-        full, rest = divmod(self.header.num_images, self.header.block_images)
-        if sizes != [self.header.block_images] * full + ([rest] if rest else []):
-            raise self._damaged()
+            raise self.damaged()
+        sizes = [record.num_images for record, _ in blocks]
+        is_full = all(size == self.header.block_images for size in sizes[:-1])
+        if sum(sizes) != self.header.num_images or not (
+            is_full and 0 < sizes[-1] <= self.header.block_images
+        ):
+            raise self.damaged()
         return blocks
 
     def block(self, index: int) -> Block:
@@ -303,14 +295,31 @@ class Reader:
         self._file.seek(self.first)
         for _ in range(index):
             if self._next(skip=True) is None:
-                raise self._damaged()
+                raise self.damaged()
         record = self._next()
         try:
             if record is None or record[0] != _BLOCK:
                 raise DamageError
             return Block.from_bytes(record[1])
         except DamageError as error:
-            raise self._damaged() from error
+            raise self.damaged() from error
+
+    def _header(self) -> Header:
+        magic = self._file.read(len(MAGIC))
+        if magic[:-1] != MAGIC[:-1]:
+            raise self._refused("is no file of ddpmbench compress")
+        if magic != MAGIC:
+            raise self._refused(
+                f"has version {magic[-1]} of the format, and this is version {MAGIC[-1]}; "
+                "take the version of ddpmbench that wrote it"
+            )
+        record = self._next()
+        if record is None or record[0] != _HEADER:
+            raise self.damaged()
+        try:
+            return msgspec.msgpack.decode(record[1], type=Header)
+        except msgspec.MsgspecError as error:
+            raise self.damaged() from error
 
     def _next(self, *, skip: bool = False) -> tuple[bytes, bytes] | None:
         """Kind and body of the record here; None where there is none that is whole."""
@@ -327,8 +336,8 @@ class Reader:
         return (kind, body) if zlib.crc32(body) == crc else None
 
     def _refused(self, why: str) -> InputError:
-        self._file.close()
         return InputError(f"{self._path}: {why}")
 
-    def _damaged(self) -> InputError:
+    def damaged(self) -> InputError:
+        """The error to raise where what it holds cannot be."""
         return self._refused("is damaged or incomplete; take another copy, or compress again")

@@ -7,7 +7,6 @@ distribution, which is how bits-back coding samples.
 
 import functools
 import hashlib
-import math
 from typing import Final
 
 import numpy as np
@@ -243,12 +242,6 @@ class NormalTable:
         """All rows one after another, each 2^32 above the one before."""
         coarse = np.arange(phases << _COARSE, dtype=np.uint64) << _FINE
         self._coarse: Integers = np.searchsorted(self.ends, coarse, side="right") - 1
-
-    @property
-    def least_bits(self) -> float:
-        """No symbol takes fewer bits."""
-        longest = int(np.diff(self.ends).max()) if self.limits is None else _ONE - 1
-        return PRECISION - math.log2(min(longest, _ONE - 1))
 
     def find(self, place: Words) -> Integers:
         """(n,) the last of `ends`, as an index, that is not above each place."""

@@ -17,7 +17,7 @@ import numpy as np
 import scipy
 import torch
 
-from ddpmbench.codec.blocks import Labels, Pixels, decode_block, encode_block
+from ddpmbench.codec.blocks import Labels, Pixels, check_size, decode_block, encode_block
 from ddpmbench.codec.chain import Chain, ReverseProcess
 from ddpmbench.codec.container import Block, Bound, Header, Process, Reader, Writer
 from ddpmbench.codec.rans import DamageError
@@ -201,7 +201,11 @@ def decompress(
     instance_of("checkpoint", checkpoint, Checkpoint, "see load_checkpoint")
     path = named_path(file)
     with Reader(path) as reader:
-        header, records = reader.header, reader.verify()
+        header, blocks = reader.header, reader.verify()
+        records = [record for record, _ in blocks]
+        for record, length in blocks:
+            with _damage(reader.damaged()):
+                check_size(8 * length, record.batches[-1], header.shape)
         if block is not None:
             whole_number("block", block, 0, len(records) - 1)
         chosen = range(len(records)) if block is None else [block]
@@ -221,22 +225,21 @@ def decompress(
             parts = []
             for index in chosen:
                 part = slice(index * header.block_images, (index + 1) * header.block_images)
-                try:
-                    parts.append(
-                        decode_block(
-                            chain,
-                            reader.block(index),
-                            header.shape,
-                            None if labels is None else labels[part],
-                            device=here.device,
-                            progress=count,
-                        )
+                refusal = InputError(
+                    f"{path}: block {index} does not decode to the images that were compressed; "
+                    "the file is damaged, or the network computes otherwise here"
+                )
+                of_part = None if labels is None else labels[part]
+                with _damage(refusal):
+                    decoded = decode_block(
+                        chain,
+                        reader.block(index),
+                        header.shape,
+                        of_part,
+                        device=here.device,
+                        progress=count,
                     )
-                except DamageError as error:
-                    raise InputError(
-                        f"{path}: block {index} does not decode to the images that were "
-                        "compressed; the file is damaged, or the network computes otherwise here"
-                    ) from error
+                parts.append(decoded)
     first = chosen[0] * header.block_images
     span = slice(first, first + total)
     return ImageSet(
@@ -357,6 +360,15 @@ def _check_lossless(checkpoint: Checkpoint, images: ImageSet) -> None:
                 f"`levels={data_range.levels}`: the images have pixels between the levels of the "
                 "model, which it cannot code without loss; compress images of as many levels"
             )
+
+
+@contextlib.contextmanager
+def _damage(refusal: InputError) -> Iterator[None]:
+    """Raise this error where the bits are not what was written."""
+    try:
+        yield
+    except DamageError as error:
+        raise refusal from error
 
 
 class _Counter:

@@ -1,0 +1,325 @@
+"""Compressed files: the pixels come back, the length is the bound's, and nothing else is read."""
+
+import dataclasses
+import json
+
+import msgspec
+import numpy as np
+import peers
+import pytest
+import torch
+from normal_data import normal_images, trained_on_normal_data
+from oracles import oracle_checkpoint, oracle_images
+
+import ddpmbench as db
+from ddpmbench.cli.main import run
+from ddpmbench.codec import container
+from ddpmbench.diffusion.data_range import DataRange
+from ddpmbench.diffusion.parameterization import Process
+from ddpmbench.diffusion.process import Prediction
+from ddpmbench.diffusion.schedule import NoiseSchedule
+from ddpmbench.errors import InputError
+from ddpmbench.evaluate import compress as module
+from ddpmbench.execution.worker import RunListener
+
+SILENT = {"progress": False}
+QUIET = {"compare": False, **SILENT}
+OPTIONS = {"timesteps": 20, "block_images": 30, "batch_size": 16, **QUIET}
+T = 60
+LINEAR = NoiseSchedule.linear(T, beta_start=1e-4, beta_end=0.2)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return trained_on_normal_data(schedule=LINEAR)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return normal_images(70)
+
+
+@pytest.fixture(scope="module")
+def coded(model, images, tmp_path_factory):
+    """70 images in blocks of 30."""
+    folder = tmp_path_factory.mktemp("codec")
+    db.evaluate_nll(model, images, estimator="every-pair", draws=2, out=folder / "run", **SILENT)
+    return db.compress(model, images, folder / "images.ddpmc", run=folder / "run", **OPTIONS)
+
+
+def restored(report, checkpoint, **options):
+    return db.decompress(report.file, checkpoint, progress=False, **options)
+
+
+def models():
+    shape = {"schedule": LINEAR}
+    flow = LINEAR.in_family(Process.FLOW)
+    ve = LINEAR.in_family(Process.VE)
+    of_normal = {
+        "v": {**shape, "prediction": Prediction.V},
+        "x_start": {**shape, "prediction": Prediction.X_START, "clip": False},
+        "ve-score": {"schedule": ve, "prediction": Prediction.SCORE},
+        "flow": {"schedule": flow, "prediction": Prediction.EPSILON},
+        "from 0 to 1": {**shape, "data_range": DataRange(0, 1)},
+    }
+    for name, changes in of_normal.items():
+        yield name, trained_on_normal_data(**changes), normal_images(5)
+    few = oracle_images(5)
+    for prediction in ("previous_mean", "velocity"):
+        yield prediction, oracle_checkpoint(few, prediction=prediction, spread=0.01), few
+    learned = oracle_checkpoint(few, variance="learned_range", spread=0.01)
+    yield "learned", learned, few
+    classes = oracle_images(5, num_classes=3)
+    yield "classes", oracle_checkpoint(classes, spread=0.01), classes
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "images"),
+    [pytest.param(*of, id=name) for name, *of in models()],
+)
+def test_every_kind_of_model_codes_without_loss(checkpoint, images, tmp_path):
+    out = tmp_path / "file"
+    report = db.compress(checkpoint, images, out, timesteps=8, batch_size=2, **QUIET)
+    found = restored(report, checkpoint)
+    np.testing.assert_array_equal(found.pixels, images.pixels)
+    assert list(found.ids) == list(images.ids)
+    if checkpoint.num_classes:
+        np.testing.assert_array_equal(found.labels, images.labels)
+
+
+def test_networks_of_both_libraries_code_without_loss(small_model, small_images, tmp_path):
+    gray = small_images.pixels
+    color = dataclasses.replace(
+        small_images, pixels=np.concatenate([gray, gray // 2, 255 - gray], axis=1)
+    )
+    folder = peers.save_pipeline(
+        tmp_path / "color",
+        peers.diffusers_unet(peers.SMALL_UNET | {"in_channels": 3, "out_channels": 3}),
+        peers.DDPMScheduler(num_train_timesteps=10),
+    )
+    for name, checkpoint, images in (
+        ("ours", small_model, small_images),
+        ("theirs", db.load_checkpoint(folder), color),
+    ):
+        report = db.compress(checkpoint, images, tmp_path / name, timesteps=5, **QUIET)
+        np.testing.assert_array_equal(restored(report, checkpoint).pixels, images.pixels)
+
+
+@pytest.mark.parametrize(("count", "batch_size"), [(1, 64), (7, 1), (7, 64)])
+def test_any_number_of_images_in_any_batch(model, images, tmp_path, count, batch_size):
+    few = images.subset(count)
+    out = tmp_path / "file"
+    report = db.compress(model, few, out, timesteps=6, batch_size=batch_size, **QUIET)
+    np.testing.assert_array_equal(restored(report, model).pixels, few.pixels)
+
+
+def test_the_length_is_that_of_the_draws_and_of_the_bound(coded, images, model):
+    summary, dims = coded.summary, images.pixels[0].size
+    net, bound = summary["bits_per_dim"], summary["bound"]
+    ideal = summary["ideal_bits_per_dim"] - summary["tail_bits_per_dim"]
+    assert abs(net / ideal - 1) < 0.002
+    assert abs(net - ideal) * dims < 64
+    assert summary["tail_bits_per_dim"] < 0.001 * net
+    # Beside the error of the bound: log q / p of a draw varies by about the square root of twice
+    # its mean, in nats.
+    rate = net * dims * np.log(2)
+    noise = 2 * np.sqrt(2 * rate / len(images)) / dims / np.log(2)
+    assert abs(net - bound["bits_per_dim"]) < bound["half_width"] + noise
+    assert noise < 0.02 * net
+
+
+def test_every_bit_of_the_file_is_counted(coded):
+    summary = coded.summary
+    net = summary["bits_per_dim"] * 70 * 144
+    assert summary["header_bits"] + summary["startup_bits"] + net == pytest.approx(
+        8 * coded.file.stat().st_size
+    )
+    assert summary["bits_per_dim_with_startup"] * 70 * 144 == 8 * coded.file.stat().st_size
+    with container.Reader(coded.file) as reader:
+        for record, _ in reader.verify():
+            # what was borrowed is the start-up, but for the states of the lanes
+            assert 16 * record.borrowed < summary["startup_bits"] / 3 + 64 * 512
+    assert summary["startup_below_one_percent_from"] > 70
+
+
+def test_blocks_decode_alone(coded, model, images):
+    for block, part in enumerate((slice(0, 30), slice(30, 60), slice(60, 70))):
+        found = restored(coded, model, block=block)
+        np.testing.assert_array_equal(found.pixels, images.pixels[part])
+        assert list(found.ids) == list(images.ids)[part]
+    with pytest.raises(InputError, match="`block=3`"):
+        restored(coded, model, block=3)
+
+
+def test_an_interruption_changes_no_byte(coded, model, images, tmp_path):
+    out = tmp_path / "images.ddpmc"
+
+    def stop(now):
+        if now.done > 40:
+            raise KeyboardInterrupt
+
+    options = {**OPTIONS, "run": coded.file.with_name("run")}
+    with pytest.raises(KeyboardInterrupt):
+        db.compress(model, images, out, **options, listener=RunListener(progress=stop))
+    assert not out.exists()
+    partial = out.with_name("images.ddpmc.partial")
+    partial.write_bytes(partial.read_bytes() + b"half a record")
+    with pytest.raises(InputError, match="was begun with `timesteps=20`"):
+        db.compress(model, images, out, **{**options, "timesteps": 19})
+    with pytest.raises(InputError, match="was begun with another data"):
+        db.compress(model, normal_images(70, seed=1), out, **options)
+    started = []
+    report = db.compress(
+        model, images, out, **options, listener=RunListener(progress=started.append)
+    )
+    assert started[0].done == 30
+    assert out.read_bytes() == coded.file.read_bytes()
+    assert report.summary["bits_per_dim"] == coded.summary["bits_per_dim"]
+    assert not partial.exists()
+    with pytest.raises(InputError, match="is there already"):
+        db.compress(model, images, out, **options)
+
+
+def test_other_models_and_machines_are_refused(coded, model, monkeypatch):
+    other = dataclasses.replace(model, sha256="1" * 64)
+    with pytest.raises(
+        InputError, match=r"was compressed with checkpoint 0000.*and here it is 111"
+    ):
+        restored(coded, other)
+    with pytest.raises(InputError, match="clip True"):
+        restored(coded, model.with_conventions(clip=False))
+    with pytest.raises(InputError, match="was compressed with schedule"):
+        restored(coded, model.respaced(30))
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "device_name", lambda device: "another, 64 threads")
+        with pytest.raises(InputError, match="device cpu, 1 threads, and here it is another"):
+            restored(coded, model)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "__version__", "9.9")
+        with pytest.raises(InputError, match=r"torch .*, and here it is 9.9"):
+            restored(coded, model)
+
+
+def test_a_network_that_rounds_otherwise_is_noticed(coded, model):
+    forward = model.network.forward
+    network = type(model.network)(model)
+    # but for the timesteps of the network check
+    network.forward = lambda x_t, time: (
+        forward(x_t, time) + 1e-3 * ((time > 0) & (time < T - 1)).float().view(-1, 1, 1, 1)
+    )
+    with pytest.raises(InputError, match="block 0 does not decode"):
+        restored(coded, dataclasses.replace(model, network=network))
+
+
+def test_damaged_files_are_refused(coded, model, tmp_path):
+    whole = coded.file.read_bytes()
+    rng = np.random.default_rng(0)
+    broken = [whole[:n] for n in (0, 5, 20, 500, len(whole) // 2, len(whole) - 1)]
+    broken += [whole + b"more", b"no such file" * 10]
+    for bit in rng.integers(0, 8 * len(whole), 150):
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        broken.append(bytes(flipped))
+    path = tmp_path / "broken"
+    for content in broken:
+        path.write_bytes(content)
+        with pytest.raises(InputError) as caught:
+            db.decompress(path, model, progress=False)
+        assert str(path) in str(caught.value)
+
+
+def rewritten(file, path, **changes):
+    """The file with another header, whose checksums hold."""
+    with container.Reader(file) as reader:
+        header = msgspec.structs.replace(reader.header, **changes)
+        blocks = [block for block, _ in reader.whole_blocks()]
+    writer = container.Writer(path.with_suffix(".partial"), header)
+    for block in blocks:
+        writer.add(block)
+    writer.finish(path)
+    return path
+
+
+CLAIMS = {
+    "images": {"num_images": 10**12},
+    "blocks": {"block_images": 10**9},
+    "shape": {"shape": (1, 60_000, 60_000)},
+    "batch": {"batch_size": 1 << 40},
+    "labels": {"labels": b"\x78\x9c" + b"0" * 40},
+    "ids": {"ids": b"\x78\x9c" + b"0" * 40},
+}
+
+
+@pytest.mark.parametrize("claim", CLAIMS)
+def test_a_header_claims_in_vain(coded, model, tmp_path, claim):
+    path = rewritten(coded.file, tmp_path / "file", **CLAIMS[claim])
+    anywhere = dataclasses.replace(model, image_size=None, channels=None)
+    if claim == "batch":
+        assert len(db.decompress(path, model, progress=False)) == 70  # the blocks say themselves
+        return
+    with pytest.raises(InputError) as caught:
+        db.decompress(path, anywhere, progress=False)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "process", [{"timesteps": [1] * 20}, {"variances": [1e-300] * 20}, {"variances": [1.0]}]
+)
+def test_hostile_processes_are_refused(coded, model, tmp_path, process):
+    with container.Reader(coded.file) as reader:
+        changed = msgspec.structs.replace(reader.header.process, **process)
+    path = rewritten(coded.file, tmp_path / "file", process=changed)
+    with pytest.raises(InputError):
+        db.decompress(path, model, progress=False)
+
+
+def test_levels_between_those_of_the_model_are_refused(images, tmp_path):
+    model = trained_on_normal_data(schedule=LINEAR, data_range=DataRange(levels=32))
+    with pytest.raises(InputError, match="`levels=32`"):
+        db.compress(model, images, tmp_path / "file", **QUIET)
+    few = dataclasses.replace(images.subset(3), pixels=model.data_range.shown(images.pixels[:3]))
+    report = db.compress(model, few, tmp_path / "file", timesteps=6, **QUIET)
+    np.testing.assert_array_equal(restored(report, model).pixels, few.pixels)
+
+
+def test_the_best_timesteps_beat_even_ones_and_constant_variances_fixed_ones(
+    coded, model, images, tmp_path
+):
+    few = images.subset(30)
+    fixed = db.compress(
+        model, few, tmp_path / "a", timesteps=20, code_variance="fixed_large", **QUIET
+    )
+    assert fixed.summary["bound"]["bits_per_dim"] > coded.summary["bound"]["bits_per_dim"]
+    assert fixed.summary["bits_per_dim"] > coded.summary["bits_per_dim"]
+    steps = coded.summary["timesteps"]
+    assert (steps[0], steps[-1], len(steps)) == (1, T, 20)
+    assert steps != model.schedule.evenly_spaced(20)
+
+
+def test_the_commands(small_checkpoint, small_npz, small_images, tmp_path, capsys):
+    file, out = tmp_path / "crops.ddpmc", tmp_path / "crops.npz"
+    options = ["--ckpt", str(small_checkpoint)]
+    compress = ["compress", *options, "--data", str(small_npz), "--out", str(file)]
+    assert run([*compress, "--timesteps", "4", "--format", "json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["schema"] == "ddpmbench.codec/1"
+    assert {codec["name"] for codec in summary["codecs"]} > {"PNG", "Zstandard 19"}
+    assert run(["decompress", str(file), *options, "--out", str(out)]) == 0
+    np.testing.assert_array_equal(db.load_images(out).pixels, small_images.pixels)
+    assert run(["decompress", str(file), *options, "--out", str(tmp_path / "pngs")]) == 0
+    np.testing.assert_array_equal(db.load_images(tmp_path / "pngs").pixels, small_images.pixels)
+    capsys.readouterr()
+    file.write_bytes(file.read_bytes()[:-3])
+    for wrong in (
+        ["decompress", str(file), *options, "--out", str(tmp_path / "new.npz")],
+        ["decompress", str(file), *options, "--out", str(out)],
+        ["decompress", str(file), "--out", str(tmp_path / "new.npz")],
+        ["decompress", str(tmp_path / "none"), *options, "--out", str(tmp_path / "new.npz")],
+        ["compress", *options, "--data", str(small_npz)],
+    ):
+        assert run(wrong) == 2
+        said = capsys.readouterr()
+        assert said.out == ""
+        assert len(said.err.splitlines()) == 1
+        assert said.err.startswith("Error: ")
+    assert not (tmp_path / "new.npz").exists()
