@@ -128,6 +128,18 @@ def test_the_length_is_that_of_the_draws_and_of_the_bound(coded, images, model):
     assert noise < 0.02 * net
 
 
+def test_the_prior_and_the_decoder_of_ve_are_coded(images, tmp_path):
+    ve = LINEAR.in_family(Process.VE)
+    model = trained_on_normal_data(schedule=ve, prediction=Prediction.SCORE)
+    run = tmp_path / "run"
+    bound = db.evaluate_nll(model, images, estimator="every-pair", draws=2, out=run, **SILENT)
+    summary = db.compress(model, images, tmp_path / "file", run=run, **OPTIONS).summary
+    found = summary["bound"]["bits_per_dim"]
+    assert summary["bits_per_dim"] == pytest.approx(found, rel=0.01)
+    best = bound.sub_schedules.query("variance == 'best_constant' and num_timesteps == 20")
+    assert found == pytest.approx(best.bits_per_dim.iloc[-1], rel=1e-6)
+
+
 def test_every_bit_of_the_file_is_counted(coded):
     summary = coded.summary
     net = summary["bits_per_dim"] * 70 * 144
@@ -216,6 +228,10 @@ def test_damaged_files_are_refused(coded, model, tmp_path):
     rng = np.random.default_rng(0)
     broken = [whole[:n] for n in (0, 5, 20, 500, len(whole) // 2, len(whole) - 1)]
     broken += [whole + b"more", b"no such file" * 10]
+    with container.Reader(coded.file) as reader:
+        ends = [reader.first, *(end for _, end in reader.whole_blocks())]
+    first, second, rest = (whole[a:b] for a, b in zip(ends[:3], [*ends[1:3], None], strict=True))
+    broken.append(whole[: ends[0]] + second + first + rest)  # whole blocks in another order
     for bit in rng.integers(0, 8 * len(whole), 150):
         flipped = bytearray(whole)
         flipped[bit // 8] ^= 1 << bit % 8
