@@ -12,9 +12,9 @@ from .evaluate.compare import Comparison as Comparison
 from .evaluate.compare import compare as compare
 from .evaluate.compress import CompressReport as CompressReport
 from .evaluate.compress import compress as compress
-from .evaluate.compress import decompress as decompress
 from .evaluate.convert import Conversion as Conversion
 from .evaluate.convert import convert_checkpoint as convert_checkpoint
+from .evaluate.decompress import decompress as decompress
 from .evaluate.fid import FidReport as FidReport
 from .evaluate.fid import FidSettings as FidSettings
 from .evaluate.fid import evaluate_fid as evaluate_fid

@@ -48,9 +48,15 @@ from ddpmbench.cli.messages import note, warn
     default=True,
     help="Compress the images with other lossless codecs, too.  [default: compare]",
 )
+@options.folder("Write the result as a page, too.", "--page", "HTML")
 @options.device_option
 @options.format_option
-def compress(out: Path | None, output_format: str, **given: Any) -> None:  # noqa: ANN401
+def compress(
+    out: Path | None,
+    page: Path | None,
+    output_format: str,
+    **given: Any,  # noqa: ANN401
+) -> None:
     """Compress images losslessly by bits-back coding, to the length that the bound states.
 
     The file is decompressed by the same checkpoint on the same kind of machine.
@@ -63,7 +69,8 @@ def compress(out: Path | None, output_format: str, **given: Any) -> None:  # noq
     """
     from ddpmbench.cli.inputs import open_inputs
     from ddpmbench.evaluate.compress import compress as compressed
-    from ddpmbench.report.codec import printed_codec
+    from ddpmbench.files import replacing, writing_to
+    from ddpmbench.report.codec import codec_page, printed_codec
 
     if out is None:
         raise click.UsageError("--out: is missing; name the file to write")
@@ -72,6 +79,9 @@ def compress(out: Path | None, output_format: str, **given: Any) -> None:  # noq
     for line in checkpoint.notes:
         note(line)
     report = compressed(checkpoint, images, out, **given)
+    if page is not None:
+        with writing_to(page.parent, "--page"), replacing(page) as temporary:
+            temporary.write_text(codec_page(report.summary), encoding="utf-8")
     click.echo(printed_codec(report.summary, output_format))
 
 
@@ -91,12 +101,13 @@ def decompress(file: Path, out: Path | None, **given: Any) -> None:  # noqa: ANN
         ddpmbench decompress images.ddpmc --out images --block 3
     """
     from ddpmbench.cli.inputs import open_checkpoint
-    from ddpmbench.evaluate.compress import decompress as decompressed
-    from ddpmbench.evaluate.compress import write_images
+    from ddpmbench.evaluate.decompress import decompress as decompressed
+    from ddpmbench.evaluate.decompress import new_place, write_images
 
     if out is None:
         raise click.UsageError("--out: is missing; name an .npz or a folder to write")
     how = {name: given.pop(name) for name in ("block", "device")}
+    new_place(out)  # before it takes minutes
     checkpoint = open_checkpoint({**given, "timesteps": None})
     for line in checkpoint.notes:
         warn(line)

@@ -20,7 +20,6 @@ from ddpmbench.diffusion.data_range import NATS_PER_BIT
 from ddpmbench.diffusion.gaussian import discretized_normal_log_prob
 from ddpmbench.diffusion.model import Checkpoint, ModelOutput
 from ddpmbench.diffusion.parameterization import Prediction
-from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.errors import InputError
 
 Values = NDArray[np.float64]
@@ -31,7 +30,7 @@ LEAST_BITS = math.log2(STEPS_A_SIGMA)
 """Bits a dimension that decoding takes from the stack first, at least: those of x_K."""
 _PLACES, _PLACES_OF_DECODER = 128, 32  # a sigma, to which means are rounded
 _DRAWN, _BOUND = 7.0, 12.0  # standard deviations: of q at most, and of x_i from zero signal
-_MOST_PLACES = 1 << 22  # of a table
+_MOST_PLACES = 1 << 19  # of a table
 _TAIL = -PRECISION + 10.0  # log2 of a probability that 2^-32 adds to
 
 _table = lru_cache(maxsize=256)(NormalTable)
@@ -115,7 +114,8 @@ class Chain:
         of_p = np.sqrt(np.append(process.variances[1:], prior))
         of_q, signal = schedule.betas.sqrt().numpy(), (1 - schedule.betas).sqrt().numpy()
         steps = np.minimum(of_p, of_q) / STEPS_A_SIGMA
-        kept, noise = (x.sqrt().numpy() for x in _signal_and_noise(schedule))
+        kept = schedule.alphas_cumprod.sqrt().numpy()
+        noise = schedule.one_minus_alphas_cumprod.sqrt().numpy()
         bounds = kept * max(abs(data_range.low), abs(data_range.high)) + _BOUND * noise
         columns = (steps, np.ceil(bounds / steps), of_q / steps, of_p / steps, signal)
         self._grids = [
@@ -285,10 +285,6 @@ def _order(count: int) -> Integers:
     while math.gcd(step, count) != 1:
         step += 1
     return np.arange(count) * step % count
-
-
-def _signal_and_noise(schedule: NoiseSchedule) -> tuple[Tensor, Tensor]:
-    return schedule.alphas_cumprod, schedule.one_minus_alphas_cumprod
 
 
 def _phases(scale: float, places: int) -> int:

@@ -317,9 +317,12 @@ class Reader:
         if record is None or record[0] != _HEADER:
             raise self.damaged()
         try:
-            return msgspec.msgpack.decode(record[1], type=Header)
+            header = msgspec.msgpack.decode(record[1], type=Header)
         except msgspec.MsgspecError as error:
             raise self.damaged() from error
+        if len(header.process.timesteps) != len(header.process.variances):
+            raise self.damaged()
+        return header
 
     def _next(self, *, skip: bool = False) -> tuple[bytes, bytes] | None:
         """Kind and body of the record here; None where there is none that is whole."""

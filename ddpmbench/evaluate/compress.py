@@ -1,53 +1,40 @@
-"""Compress images losslessly to the length that the bound states, and decompress them."""
+"""Compress images losslessly to the length that the bound states."""
 
-import contextlib
 import dataclasses
-import hashlib
 import json
 import os
-import platform
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
-import scipy
 import torch
 
-from ddpmbench.codec.blocks import Labels, Pixels, check_size, decode_block, encode_block
-from ddpmbench.codec.chain import Chain, ReverseProcess
+from ddpmbench.codec.blocks import Labels, Pixels, decode_block, encode_block
+from ddpmbench.codec.chain import Chain
 from ddpmbench.codec.container import Block, Bound, Header, Process, Reader, Writer
 from ddpmbench.codec.rans import DamageError
-from ddpmbench.data.arrays import PositionIds
 from ddpmbench.data.images import ImageSet, ImageSource, load_images
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.errors import InputError, instance_of, one_of, whole_number
 from ddpmbench.evaluate.code_choice import BEST_CONSTANT, VARIANCES, bound_of, chosen_process
 from ddpmbench.evaluate.codecs import CodecSize, other_codecs
+from ddpmbench.evaluate.coding import CodingSession, Counter, coding, model_of
 from ddpmbench.evaluate.inputs import check_images, note_images
 from ddpmbench.evaluate.load_report import load_report
 from ddpmbench.evaluate.nll import NllReport, evaluate_nll
 from ddpmbench.evaluate.progress import listening
-from ddpmbench.execution.devices import device_name
-from ddpmbench.execution.engine import Engine
-from ddpmbench.execution.engine_choice import at_once
-from ddpmbench.execution.samples import write_pngs, write_samples
-from ddpmbench.execution.session import Session, session
-from ddpmbench.execution.worker import RunListener, RunProgress
+from ddpmbench.execution.worker import RunListener
 from ddpmbench.files import (
-    move_into_place,
     named_path,
-    scratch_folder,
     sha256_of,
     writing_to,
 )
 from ddpmbench.report.card import Card, Shown
 from ddpmbench.report.codec import codec_card
-from ddpmbench.unet.precision import Precision
-from ddpmbench.user_code import user_errors
 
 SCHEMA = "ddpmbench.codec/1"
 DEFAULT_TIMESTEPS, DEFAULT_BLOCK, DEFAULT_BATCH = 50, 1024, 64
@@ -137,7 +124,7 @@ def compress(
     if place.exists():
         raise InputError(f"`out={place}`: is there already; remove it, or name another file")
     with (
-        _coding(checkpoint, images.pixels.shape[1:], device) as here,
+        coding(checkpoint, images.pixels.shape[1:], device) as here,
         listening(listener, "compress", "images", shown=progress) as reporter,
     ):
         note_images(checkpoint, images, reporter)
@@ -175,181 +162,6 @@ def compress(
         return CompressReport(summary, place)
 
 
-def decompress(
-    file: str | Path,
-    checkpoint: Checkpoint,
-    *,
-    block: int | None = None,
-    device: str = "auto",
-    listener: RunListener | None = None,
-    progress: bool = True,
-) -> ImageSet:
-    """The images of a compressed file, every pixel as it was.
-
-    Args:
-        file: what `compress` wrote.
-        checkpoint: that it was compressed with.
-        block: the number of a block to decode alone, from 0 on; None for all.
-        device: "auto", "cpu", "cuda", "cuda:N" or "mps", that of `compress`.
-        listener: called as the run proceeds.
-        progress: whether progress goes to standard error where there is no listener.
-
-    Raises:
-        InputError: the file is damaged, or was compressed with another model, device, or version
-            of a library.
-    """
-    instance_of("checkpoint", checkpoint, Checkpoint, "see load_checkpoint")
-    path = named_path(file)
-    with Reader(path) as reader:
-        header, blocks = reader.header, reader.verify()
-        records = [record for record, _ in blocks]
-        for record, length in blocks:
-            with _damage(reader.damaged()):
-                check_size(8 * length, record.batches[-1], header.shape)
-        if block is not None:
-            whole_number("block", block, 0, len(records) - 1)
-        chosen = range(len(records)) if block is None else [block]
-        _check_model(path, header, checkpoint)
-        checkpoint.check_images(header.shape, str(path))
-        with (
-            _coding(checkpoint, header.shape, device) as here,
-            listening(listener, "decompress", "images", shown=progress) as reporter,
-        ):
-            _refuse_other(path, "machine", header.machine, here.machine)
-            _refuse_other(path, "model", header.model, _model(here.checkpoint))
-            labels, ids = _labels(path, header), _ids(path, header)
-            _check_labels(path, labels, here.checkpoint)
-            chain = here.chain(header.process)
-            total = sum(records[i].num_images for i in chosen)
-            count = _Counter(reporter, total)
-            parts = []
-            for index in chosen:
-                part = slice(index * header.block_images, (index + 1) * header.block_images)
-                refusal = InputError(
-                    f"{path}: block {index} does not decode to the images that were compressed; "
-                    "the file is damaged, or the network computes otherwise here"
-                )
-                of_part = None if labels is None else labels[part]
-                with _damage(refusal):
-                    decoded = decode_block(
-                        chain,
-                        reader.block(index),
-                        header.shape,
-                        of_part,
-                        device=here.device,
-                        progress=count,
-                    )
-                parts.append(decoded)
-    first = chosen[0] * header.block_images
-    span = slice(first, first + total)
-    return ImageSet(
-        pixels=np.concatenate(parts),
-        ids=PositionIds(range(header.num_images))[span] if ids is None else ids[span],
-        labels=None if labels is None else labels[span],
-        source=str(path),
-    )
-
-
-def write_images(out: str | Path, images: ImageSet) -> None:
-    """Write images as an .npz with their labels, or as one PNG each into a new folder.
-
-    Args:
-        out: a name ending in .npz, or a folder.
-        images: what `decompress` returns.
-
-    Raises:
-        InputError: it is there already, or cannot be written.
-    """
-    place = named_path(out)
-    if place.exists():
-        raise InputError(f"`out={place}`: is there already; remove it, or name another")
-    if place.suffix == ".npz":
-        write_samples(place, images.pixels, images.labels)
-        return
-    with writing_to(place.parent), scratch_folder(place) as scratch:
-        write_pngs(scratch / place.name, images.pixels)
-        move_into_place(scratch / place.name, place)
-
-
-@dataclasses.dataclass(eq=False)
-class _Here:
-    """A checkpoint where it is evaluated.
-
-    Attributes:
-        checkpoint: on the device, checked.
-        device: that is.
-        engine: that calls the network.
-        num_evaluations: of the network, by its chains.
-    """
-
-    checkpoint: Checkpoint
-    device: torch.device
-    engine: Engine
-    _chains: list[Chain] = dataclasses.field(default_factory=list)
-
-    def chain(self, process: Process) -> Chain:
-        """A code."""
-        of = ReverseProcess(tuple(process.timesteps), tuple(process.variances))
-        output = self.engine.model_output
-        chain = Chain(self.checkpoint, of, device=self.device, model_output=output)
-        self._chains.append(chain)
-        return chain
-
-    @property
-    def num_evaluations(self) -> int:
-        """Of the network."""
-        return sum(chain.num_evaluations for chain in self._chains)
-
-    @property
-    def machine(self) -> dict[str, Any]:
-        """What the floating-point numbers of a code depend on."""
-        return {
-            "device": device_name(self.device),
-            "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
-            "engine": str(self.engine.choice),
-            "torch": str(torch.__version__),
-            "numpy": np.__version__,
-            "scipy": scipy.__version__,
-        }
-
-
-@contextlib.contextmanager
-def _coding(checkpoint: Checkpoint, shape: tuple[int, ...], device: str) -> Iterator[_Here]:
-    """The checkpoint on a device, whose network gives the same numbers whenever it is called."""
-    if checkpoint.schedule.is_continuous:
-        raise InputError("`checkpoint`: a code visits whole timesteps; leave out continuous time")
-    with session(device, None) as run_session:
-        _refuse_processes(run_session)
-        checkpoint = run_session.checked(checkpoint, shape)
-        target = run_session.device
-        choice = at_once(checkpoint, target, Precision.FP32)
-        engine = Engine(checkpoint, device=target, choice=choice)
-        with (
-            user_errors(checkpoint.network_name),
-            engine.running(),
-            _same_kernels(),
-            torch.inference_mode(),
-        ):
-            yield _Here(checkpoint, target, engine)
-
-
-@contextlib.contextmanager
-def _same_kernels() -> Iterator[None]:
-    """Inside, cuDNN takes the same deterministic kernels for the same shapes."""
-    cudnn: Any = torch.backends.cudnn
-    before = cudnn.benchmark, cudnn.deterministic
-    cudnn.benchmark, cudnn.deterministic = False, True
-    try:
-        yield
-    finally:
-        cudnn.benchmark, cudnn.deterministic = before
-
-
-def _refuse_processes(run_session: Session) -> None:
-    if run_session.ranks.count > 1:
-        raise InputError("a code is written by one process; start the command without torchrun")
-
-
 def _check_lossless(checkpoint: Checkpoint, images: ImageSet) -> None:
     """Refuse pixels that are no levels of the model."""
     data_range = checkpoint.data_range
@@ -362,84 +174,18 @@ def _check_lossless(checkpoint: Checkpoint, images: ImageSet) -> None:
             )
 
 
-@contextlib.contextmanager
-def _damage(refusal: InputError) -> Iterator[None]:
-    """Raise this error where the bits are not what was written."""
-    try:
-        yield
-    except DamageError as error:
-        raise refusal from error
-
-
-class _Counter:
-    """Counts images for the listener."""
-
-    def __init__(self, reporter: RunListener, total: int, done: int = 0) -> None:
-        self._reporter, self._total, self._done = reporter, total, done
-        self(0)
-
-    def __call__(self, images: int) -> None:
-        self._done += images
-        self._reporter.progress(RunProgress(self._done, self._total))
-
-
-def _known(here: _Here, images: ImageSet) -> dict[str, Any]:
+def _known(here: CodingSession, images: ImageSet) -> dict[str, Any]:
     """The parts of a header that are known before any evaluation."""
     labels = images.labels if here.checkpoint.num_classes else None
     ids = images.ids
     is_numbered = all(name == str(index) for index, name in enumerate(ids))
     return {
-        "model": _model(here.checkpoint),
+        "model": model_of(here.checkpoint),
         "machine": here.machine,
         "data": {**images.record, "sha256": images.sha256},
         "ids": b"" if is_numbered else zlib.compress(json.dumps(list(ids)).encode()),
         "labels": b"" if labels is None else zlib.compress(labels.astype("<i8").tobytes()),
     }
-
-
-def _model(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What identifies a model and the conventions of its code."""
-    table = checkpoint.schedule.log_alphas_cumprod.numpy().tobytes()
-    return {
-        "checkpoint": checkpoint.sha256,
-        "prediction": str(checkpoint.prediction),
-        "clip": checkpoint.clip,
-        "time_input": str(checkpoint.time_input),
-        "process": str(checkpoint.schedule.process),
-        "schedule": hashlib.sha256(table).hexdigest(),
-        **checkpoint.data_range.record,
-        "network": checkpoint.fingerprint,
-        "network_output": list(checkpoint.output_numbers),
-    }
-
-
-def _check_model(path: Path, header: Header, checkpoint: Checkpoint) -> None:
-    """Refuse another model before its network is called."""
-    ours = _model(checkpoint)
-    del ours["network_output"]
-    _refuse_other(path, "model", header.model, ours)
-
-
-def _refuse_other(
-    path: Path, what: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]
-) -> None:
-    """Raise InputError where a file was compressed with something else; it names the first."""
-    for name, value in ours.items():
-        if theirs.get(name) != value:
-            remedy = (
-                "give the checkpoint and the options that it was compressed with"
-                if what == "model"
-                else "decompress it where it was compressed"
-            )
-            raise InputError(
-                f"{path}: was compressed with {name} {_short(theirs.get(name))}, and here it is "
-                f"{_short(value)}; {remedy}"
-            )
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text[:12] if len(text) == 64 else text[:60]
 
 
 def _resumed(
@@ -469,7 +215,7 @@ def _resumed(
 
 
 def _chosen(
-    here: _Here, images: ImageSet, run: str | Path | None, timesteps: int, variance: str
+    here: CodingSession, images: ImageSet, run: str | Path | None, timesteps: int, variance: str
 ) -> tuple[Process, Bound | None]:
     """The timesteps and variances of a code, and the bound of its model, by a run."""
     checkpoint = here.checkpoint
@@ -507,12 +253,12 @@ def _chosen(
 
 
 def _write_blocks(
-    writer: Writer, here: _Here, images: ImageSet, verify: str, reporter: RunListener
+    writer: Writer, here: CodingSession, images: ImageSet, verify: str, reporter: RunListener
 ) -> int:
     """Encode the blocks that are missing; the number of those that were verified."""
     header = writer.header
     chain, verified = here.chain(header.process), 0
-    count = _Counter(reporter, len(images), writer.num_images)
+    count = Counter(reporter, len(images), writer.num_images)
     labels = images.labels if here.checkpoint.num_classes else None
     for start in range(writer.num_images, len(images), header.block_images):
         part = slice(start, min(start + header.block_images, len(images)))
@@ -548,45 +294,9 @@ def _verify(
         )
 
 
-def _labels(path: Path, header: Header) -> Labels:
-    if not header.labels:
-        return None
-    data = _inflated(path, header.labels, 8 * header.num_images)
-    if len(data) != 8 * header.num_images:
-        raise InputError(f"{path}: is damaged: it has not a label an image")
-    return np.frombuffer(data, "<i8").astype(np.int64)
-
-
-def _check_labels(path: Path, labels: Labels, checkpoint: Checkpoint) -> None:
-    known = [] if labels is None else np.unique(labels).tolist()
-    if bool(checkpoint.num_classes) != (labels is not None) or not all(
-        map(checkpoint.has_class, known)
-    ):
-        raise InputError(f"{path}: is damaged: its labels are no classes of the checkpoint")
-
-
-def _ids(path: Path, header: Header) -> list[str] | None:
-    if not header.ids:
-        return None
-    try:
-        ids: list[str] = msgspec.json.decode(
-            _inflated(path, header.ids, 1 << 12 + header.num_images.bit_length()), type=list[str]
-        )
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: is damaged: its names of images cannot be read") from error
-    if len(ids) != header.num_images:
-        raise InputError(f"{path}: is damaged: it has not a name an image")
-    return ids
-
-
-def _inflated(path: Path, data: bytes, most: int) -> bytes:
-    try:
-        return zlib.decompressobj().decompress(data, most)
-    except zlib.error as error:
-        raise InputError(f"{path}: is damaged: it cannot be decompressed") from error
-
-
-def _summary(writer: Writer, place: Path, others: list[CodecSize], here: _Here) -> dict[str, Any]:
+def _summary(
+    writer: Writer, place: Path, others: list[CodecSize], here: CodingSession
+) -> dict[str, Any]:
     header = writer.header
     records = [record for record, _ in writer.blocks]
     dims = float(np.prod(header.shape)) * header.num_images

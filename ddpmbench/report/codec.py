@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ddpmbench.report.card import Card
+from ddpmbench.report.html import environment_values, rendered
 from ddpmbench.report.nll_text import in_format
 from ddpmbench.report.text import aligned, checkpoint_line, counted, fact_lines, with_interval
 
@@ -22,7 +23,7 @@ def printed_codec(summary: dict[str, Any], output_format: str) -> str:
         lambda: [
             headline(summary),
             "",
-            *codec_table(summary),
+            *aligned([["codec", "bits/dim", "seconds", "files"], *codec_rows(summary)]),
             "",
             *fact_lines(codec_facts(summary).items()),
         ],
@@ -40,17 +41,34 @@ def headline(summary: Mapping[str, Any]) -> str:
     return f"{length} with header and start-up"
 
 
-def codec_table(summary: Mapping[str, Any]) -> list[str]:
-    """The model's code among other lossless codecs, in lines."""
-    rows = [["codec", "bits/dim", "seconds", "files"]]
-    file = f"{summary['bits_per_dim_with_startup']:.4f}"
-    rows.append(["this model", file, f"{summary['seconds']:,.1f}", "one"])
+def codec_page(summary: Mapping[str, Any]) -> str:
+    """The page of a compressed image set."""
+    return rendered(
+        "codec.html.j2",
+        summary=summary,
+        heading=f"{summary['checkpoint']['source']} on {_images(summary)}",
+        rows=codec_rows(summary),
+        facts=codec_facts(summary),
+        **environment_values(None),
+    )
+
+
+def codec_rows(summary: Mapping[str, Any]) -> list[list[str]]:
+    """The model's code among other lossless codecs: name, bits per dimension, seconds, files."""
+    size = summary["bits_per_dim_with_startup"]
+    rows = [["this model", f"{size:.4f}", f"{summary['seconds']:,.1f}", "one"]]
     for codec in summary["codecs"]:
         if codec["missing"] is None:
             files = "one" if codec["unit"] == "set" else "one an image"
             bits = f"{codec['bits_per_dim']:.4f}"
             rows.append([codec["name"], bits, f"{codec['seconds']:,.1f}", files])
-    return aligned(rows)
+    return rows
+
+
+def _images(summary: Mapping[str, Any]) -> str:
+    """The image set."""
+    data = summary["data"]
+    return f"{data['source']}:{data['split']}" if data.get("split") else str(data["source"])
 
 
 def codec_facts(summary: Mapping[str, Any]) -> dict[str, str]:
@@ -60,9 +78,7 @@ def codec_facts(summary: Mapping[str, Any]) -> dict[str, str]:
     saved = summary["tail_bits_per_dim"]
     start, header = summary["startup_bits"], summary["header_bits"]
     share = (start + header) / (8 * summary["bytes"])
-    data = summary["data"]
     missing = [codec["name"] for codec in summary["codecs"] if codec["missing"]]
-    split = f":{data['split']}" if data.get("split") else ""
     facts = {
         "bound": "not known: the run is of other images"
         if bound is None
@@ -74,7 +90,8 @@ def codec_facts(summary: Mapping[str, Any]) -> dict[str, str]:
         f"1 % from {summary['startup_below_one_percent_from']:,} images on",
         "timesteps": f"{len(steps)}, {summary['code_variance']} variance; "
         f"{summary['evaluations_per_image']} network evaluations an image",
-        "images": f"{summary['num_images']:,} of {data['source']}{split} ({data['sha256'][:12]})",
+        "images": f"{summary['num_images']:,} of {_images(summary)} "
+        f"({summary['data']['sha256'][:12]})",
         "checkpoint": checkpoint_line(summary["checkpoint"]),
         "file": f"{summary['file']}, {summary['bytes']:,} bytes; "
         f"{counted(summary['num_blocks'], 'block')}, {summary['verified_blocks']} of them decoded "

@@ -19,7 +19,7 @@ from ddpmbench.diffusion.parameterization import Process
 from ddpmbench.diffusion.process import Prediction
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.errors import InputError
-from ddpmbench.evaluate import compress as module
+from ddpmbench.evaluate import coding as module
 from ddpmbench.execution.worker import RunListener
 
 SILENT = {"progress": False}
@@ -285,7 +285,7 @@ def test_hostile_processes_are_refused(coded, model, tmp_path, process):
     with container.Reader(coded.file) as reader:
         changed = msgspec.structs.replace(reader.header.process, **process)
     path = rewritten(coded.file, tmp_path / "file", process=changed)
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match=r"damaged|increasing|too small"):
         db.decompress(path, model, progress=False)
 
 
@@ -316,10 +316,15 @@ def test_the_commands(small_checkpoint, small_npz, small_images, tmp_path, capsy
     file, out = tmp_path / "crops.ddpmc", tmp_path / "crops.npz"
     options = ["--ckpt", str(small_checkpoint)]
     compress = ["compress", *options, "--data", str(small_npz), "--out", str(file)]
-    assert run([*compress, "--timesteps", "4", "--format", "json"]) == 0
+    page = tmp_path / "page.html"
+    assert run([*compress, "--timesteps", "4", "--format", "json", "--page", str(page)]) == 0
     summary = json.loads(capsys.readouterr().out)
     assert summary["schema"] == "ddpmbench.codec/1"
     assert {codec["name"] for codec in summary["codecs"]} > {"PNG", "Zstandard 19"}
+    text = page.read_text()
+    for codec in summary["codecs"]:
+        assert (codec["missing"] is None) == (f"{codec['name']}</th>" in text)
+    assert f"{summary['bits_per_dim']:.4f}" in text
     assert run(["decompress", str(file), *options, "--out", str(out)]) == 0
     np.testing.assert_array_equal(db.load_images(out).pixels, small_images.pixels)
     assert run(["decompress", str(file), *options, "--out", str(tmp_path / "pngs")]) == 0
