@@ -449,6 +449,8 @@ _DATA = "DATA"
 def _command(source: str, probe: _Probe, timesteps: int | None) -> list[str]:
     """The words of the command, with placeholders and examples for what is missing."""
     given = dataclasses.asdict(probe.settings)
+    if given["schedule"] == given["process"]:  # a process with levels is the schedule
+        given["schedule"] = None
     if given["data_range"] is not None:
         given["data_range"] = DataRange(*given["data_range"]).option
     is_shipped = source == DEFAULT and given["network"] is None

@@ -182,6 +182,14 @@ def test_what_is_not_known_is_a_placeholder(own):
     assert "linear:1000" not in text
 
 
+def test_a_process_with_levels_is_named_once(own):
+    process = "ve:0.01:50:100"
+    found = own(PLAIN.format(outputs=3, first="pass"), schedule=None, process=process)
+    words = found.summary["command"]
+    assert "--schedule" not in words
+    assert words.count(process) == 1
+
+
 def test_code_that_loads_its_weights_needs_no_file(own, tmp_path):
     own(SHARES, time_input="fraction")
     (tmp_path / "load.py").write_text(
