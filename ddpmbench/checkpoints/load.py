@@ -112,9 +112,7 @@ def _load(source: str | Path, settings: CheckpointSettings) -> Checkpoint:
     if (index := tensorflow_index(path)) is not None:
         _refuse_flags(settings, name)
         if settings.network is not None:
-            raise FileError(
-                path, "a checkpoint of TensorFlow; with `network` pass weights of torch"
-            )
+            raise FileError(path, "written by TensorFlow; leave out `network`, which is torch's")
         return _with_process(read_tensorflow(index, source=name, settings=settings), settings)
     if settings.network is not None:
         return _load_own(path, source, settings)

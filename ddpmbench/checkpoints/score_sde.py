@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from ddpmbench.checkpoints.network_weights import Renames, build_unet, only_tensors, shape_of
@@ -314,6 +313,8 @@ def _other_order(averaged: Mapping[str, Tensor], last: Mapping[str, Tensor]) -> 
     Averaged weights lie close to the last ones. Among tensors of one shape the closest pairing is
     found; where it is another one, and much closer, the order is wrong.
     """
+    from scipy.optimize import linear_sum_assignment  # slow to import
+
     shapes: dict[tuple[int, ...], list[str]] = {}
     for name, tensor in averaged.items():
         wanted = tuple(last[name].shape)
