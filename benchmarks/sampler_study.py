@@ -14,6 +14,7 @@ import click
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 import ddpmbench as db
 from ddpmbench.data.images import ImageSet
@@ -32,7 +33,7 @@ STYLES = {
     "ancestral": ("#000000", "s", "-"),
     "ddim": (COLORS[0], "o", "-"),
     "dpm-solver++": (COLORS[1], "v", "-"),
-    "dpm-solver++ even": (COLORS[1], "v", ":"),
+    "dpm-solver++ even": (COLORS[5], "P", ":"),
     "ode heun": (COLORS[2], "^", "-"),
     "predictor-corrector": (COLORS[3], "D", "-"),
     "langevin": (COLORS[4], "X", "-"),
@@ -133,7 +134,7 @@ def main(
         key = (cell.name, settings, timesteps, cell.num_evaluations, num_samples)
         rows.append(row_of(key, estimate))
         tell(f"{cell.folder}: {estimate.value:.2f} +- {estimate.half_width:.2f}")
-        table = pd.DataFrame(rows)
+        table = pd.DataFrame(rows).astype({"num_timesteps": "Int64"})
         table.to_csv(out / "distance.csv", index=False)
         draw(table, out)
 
@@ -199,7 +200,7 @@ def draw(table: pd.DataFrame, out: Path) -> None:
         figure, axes = plt.subplots(figsize=(7.6, 5.2), layout="constrained")
         perfect = table[table["sampler"] == REAL].iloc[0]
         low, high = (perfect["distance"] + sign * perfect["half_width"] for sign in (-1, 1))
-        axes.axhspan(low, high, color=GRID, label=f"{perfect['num_samples']} {REAL}")
+        axes.axhspan(low, high, color="#cccccc", label=f"{perfect['num_samples']} {REAL}")
         for name, (color, marker, dash) in STYLES.items():
             rows = table[table["sampler"] == name].sort_values("num_evaluations")
             if len(rows):
@@ -221,8 +222,12 @@ def draw(table: pd.DataFrame, out: Path) -> None:
             xlabel="network evaluations a sample",
             ylabel="Frechet distance, features of EfficientNet-lite0",
         )
-        axes.grid(visible=True, which="major")
-        axes.legend(frameon=False, fontsize=8, ncols=2)
+        axes.set(xticks=[10, 20, 50, 100, 200, 500, 1000], yticks=[75, 100, 150, 200, 300])
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(ScalarFormatter())
+            axis.set_minor_formatter(NullFormatter())
+        axes.grid(visible=True, which="major", color=GRID)
+        axes.legend(frameon=False, fontsize=8, ncols=4, loc="lower left", bbox_to_anchor=(0, 1))
         figure.savefig(out / "distance.svg", metadata={"Date": None})
         figure.savefig(out / "distance.png", dpi=130, facecolor="white")
         plt.close(figure)
