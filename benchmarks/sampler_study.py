@@ -1,6 +1,6 @@
 """How good are samples of how many network evaluations? Every sampler, the model in the package.
 
-    OMP_NUM_THREADS=1 python benchmarks/sampler_study.py --work runs/samplers --out results/samplers
+    python benchmarks/sampler_study.py --work runs/samplers --out results/samplers
 
 Each sampler makes the same number of samples from the same noise at the start, for 10 to 1,000
 network evaluations a sample. They are scored by the Frechet distance to the shipped images in the
