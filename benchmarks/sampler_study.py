@@ -73,10 +73,9 @@ class Cell:
 
 
 def cells() -> list[Cell]:
-    """Every sampler at about 10 to 1,000 evaluations, the cheapest first.
-
-    At 1,000 there are ancestral samples alone, which the published run has made.
-    """
+    """Every sampler at about 10 to 100 evaluations, and two at 1,000, the cheapest first."""
+    langevin = db.SamplerChoice("langevin", langevin_steps=1, step_size=0.9)
+    corrector = db.SamplerChoice("predictor-corrector")
     found = [Cell("ancestral", db.SamplerChoice(), 1000)]
     for number in (10, 20, 50, 100):
         found += [
@@ -84,30 +83,25 @@ def cells() -> list[Cell]:
             Cell("ddim", db.SamplerChoice("ddim"), number),
             Cell("dpm-solver++", db.SamplerChoice("dpm-solver++"), number),
             Cell("ode heun", db.SamplerChoice("ode"), number // 2 + 1),
+            Cell("predictor-corrector", corrector, number // 2),
+            Cell("langevin", langevin, number - 1),
         ]
-        if number in (10, 100):
-            langevin = db.SamplerChoice("langevin", langevin_steps=1, step_size=0.9)
-            corrector = db.SamplerChoice("predictor-corrector")
-            found += [
-                Cell("predictor-corrector", corrector, number // 2),
-                Cell("langevin", langevin, number - 1),
-            ]
         if number == 10:
             even = db.SamplerChoice("dpm-solver++", solver_steps=9)
             found.append(Cell("dpm-solver++ even", even))
-    return found
+    return [*found, Cell("ddim", db.SamplerChoice("ddim"), 1000)]
 
 
 @click.command()
 @click.option("--work", required=True, type=click.Path(path_type=Path), help="For the samples.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="For the results.")
-@click.option("--num-samples", default=64, show_default=True, type=click.IntRange(3, 5000))
+@click.option("--num-samples", default=500, show_default=True, type=click.IntRange(3, 5000))
 @click.option(
     "--samples-of",
     type=click.Path(path_type=Path),
     help="A run folder of samples, of which the first ones are taken where they are of a sampler.",
 )
-@click.option("--batch-size", default=32, show_default=True, type=click.IntRange(min=1))
+@click.option("--batch-size", default=50, show_default=True, type=click.IntRange(min=1))
 def main(
     work: Path,
     out: Path,
