@@ -245,14 +245,14 @@ def test_damaged_files_are_refused(coded, model, tmp_path):
         assert str(path) in str(caught.value)
 
 
-def rewritten(file, path, **changes):
-    """The file with another header, whose checksums hold."""
+def rewritten(file, path, change=lambda block: block, **changes):
+    """The file with another header and other blocks, whose checksums hold."""
     with container.Reader(file) as reader:
         header = msgspec.structs.replace(reader.header, **changes)
         blocks = [block for block, _ in reader.whole_blocks()]
     writer = container.Writer(path.with_suffix(".partial"), header)
     for block in blocks:
-        writer.add(block)
+        writer.add(change(block))
     writer.finish(path)
     return path
 
@@ -287,6 +287,39 @@ def test_hostile_processes_are_refused(coded, model, tmp_path, process):
         changed = msgspec.structs.replace(reader.header.process, **process)
     path = rewritten(coded.file, tmp_path / "file", process=changed)
     with pytest.raises(InputError, match=r"damaged|increasing|too small"):
+        db.decompress(path, model, progress=False)
+
+
+def with_words(words):
+    return lambda block: dataclasses.replace(block, words=words(block.words))
+
+
+def with_batches(*batches):
+    def changed(block):
+        sizes = batches if block.record.num_images == sum(batches) else block.record.batches
+        record = msgspec.structs.replace(block.record, batches=list(sizes))
+        return dataclasses.replace(block, record=record)
+
+    return changed
+
+
+HOSTILE = {
+    "noise": with_words(
+        lambda words: np.random.default_rng(0).integers(0, 1 << 16, len(words)).astype(np.uint16)
+    ),
+    "nothing": with_words(lambda words: words[:0]),
+    "zeros": with_words(np.zeros_like),
+    "ones": with_words(lambda words: np.full_like(words, 0xFFFF)),
+    "reversed": with_words(lambda words: words[::-1]),
+    "one batch": with_batches(30),
+    "all alone": with_batches(*[1] * 30),
+}
+
+
+@pytest.mark.parametrize("change", HOSTILE.values(), ids=HOSTILE)
+def test_hostile_blocks_are_refused(coded, model, tmp_path, change):
+    path = rewritten(coded.file, tmp_path / "file", change)
+    with pytest.raises(InputError, match="damaged"):
         db.decompress(path, model, progress=False)
 
 
