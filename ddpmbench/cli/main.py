@@ -148,9 +148,9 @@ def _run(arguments: list[str] | None, stopped: Stopped) -> int:
         return FAILED
     except (click.Abort, KeyboardInterrupt):
         if os.environ.get("RANK", "0") == "0":
-            is_resumed = given[:1] and given[0] in _RESUMED
-            again = "with --out and its folder to resume" if is_resumed else "again"
-            again = "to resume" if given[:1] == ["compress"] else again
+            name = given[0] if given else ""
+            again = "with --out and its folder to resume" if name in _RESUMED else "again"
+            again = "to resume" if name == "compress" else again
             click.echo(f"Interrupted: run the same command {again}", err=True)
         return stopped.status
     return status if isinstance(status, int) else DONE

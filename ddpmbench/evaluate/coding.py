@@ -25,7 +25,7 @@ from ddpmbench.unet.precision import Precision
 from ddpmbench.user_code import user_errors
 
 
-@dataclasses.dataclass(eq=False)
+@dataclasses.dataclass(frozen=True, eq=False)
 class CodingSession:
     """A checkpoint where it is evaluated.
 
@@ -33,26 +33,17 @@ class CodingSession:
         checkpoint: on the device, checked.
         device: that is.
         engine: that calls the network.
-        num_evaluations: of the network, by its chains.
     """
 
     checkpoint: Checkpoint
     device: torch.device
     engine: Engine
-    _chains: list[Chain] = dataclasses.field(default_factory=list)
 
     def chain(self, process: Process) -> Chain:
         """A code."""
         of = ReverseProcess(tuple(process.timesteps), tuple(process.variances))
         output = self.engine.model_output
-        chain = Chain(self.checkpoint, of, device=self.device, model_output=output)
-        self._chains.append(chain)
-        return chain
-
-    @property
-    def num_evaluations(self) -> int:
-        """Of the network."""
-        return sum(chain.num_evaluations for chain in self._chains)
+        return Chain(self.checkpoint, of, device=self.device, model_output=output)
 
     @property
     def machine(self) -> dict[str, Any]:

@@ -148,16 +148,14 @@ def compress(
                         **known,
                     ),
                 )
-            chosen = time.perf_counter()
-            verified = _write_blocks(writer, here, images, verify, reporter)
-            seconds = time.perf_counter() - chosen
+            of_choice = time.perf_counter() - begun
+            timed = _write_blocks(writer, here, images, verify, reporter)
             writer.finish(place)
         others = other_codecs(images.pixels) if compare else []
-        summary = _summary(writer, place, others, here) | {
-            "verified_blocks": verified,
-            "num_evaluations": here.num_evaluations,
-            "seconds": round(seconds, 3),
-            "seconds_of_choice": round(chosen - begun, 3),
+        summary = {
+            **_summary(writer, place, others, here),
+            **timed,
+            "seconds_of_choice": round(of_choice, 3),
         }
         return CompressReport(summary, place)
 
@@ -254,16 +252,17 @@ def _chosen(
 
 def _write_blocks(
     writer: Writer, here: CodingSession, images: ImageSet, verify: str, reporter: RunListener
-) -> int:
-    """Encode the blocks that are missing; the number of those that were verified."""
-    header = writer.header
-    chain, verified = here.chain(header.process), 0
+) -> dict[str, Any]:
+    """Encode the blocks that are missing, and say how long it took; a resumed run began before."""
+    header, before = writer.header, writer.num_images
+    chain, verified, seconds = here.chain(header.process), 0, 0.0
     count = Counter(reporter, len(images), writer.num_images)
     labels = images.labels if here.checkpoint.num_classes else None
     for start in range(writer.num_images, len(images), header.block_images):
         part = slice(start, min(start + header.block_images, len(images)))
         pixels = np.ascontiguousarray(images.pixels[part])
         of_part = None if labels is None else labels[part]
+        begun = time.perf_counter()
         block = encode_block(
             chain,
             pixels,
@@ -272,11 +271,18 @@ def _write_blocks(
             device=here.device,
             progress=count,
         )
+        seconds += time.perf_counter() - begun
         if verify == "all" or (verify == "first" and start == 0):
             _verify(here.chain(header.process), block, pixels, of_part, here.device)
             verified += 1
         writer.add(block)
-    return verified
+    encoded = len(images) - before
+    return {
+        "verified_blocks": verified,
+        "num_evaluations": chain.num_evaluations,
+        "seconds": round(seconds, 3),
+        "seconds_per_image": round(seconds / encoded, 6) if encoded else None,
+    }
 
 
 def _verify(

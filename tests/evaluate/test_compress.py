@@ -188,6 +188,8 @@ def test_an_interruption_changes_no_byte(coded, model, images, tmp_path):
     assert started[0].done == 30
     assert out.read_bytes() == coded.file.read_bytes()
     assert report.summary["bits_per_dim"] == coded.summary["bits_per_dim"]
+    assert coded.summary["num_evaluations"] == 70 * 20
+    assert report.summary["num_evaluations"] == 40 * 20
     assert not partial.exists()
     with pytest.raises(InputError, match="is there already"):
         db.compress(model, images, out, **options)
