@@ -313,6 +313,10 @@ HOSTILE = {
     "zeros": with_words(np.zeros_like),
     "ones": with_words(lambda words: np.full_like(words, 0xFFFF)),
     "reversed": with_words(lambda words: words[::-1]),
+    "one word more": with_words(lambda words: np.append(np.uint16(7), words)),
+    "other pixels": lambda block: dataclasses.replace(
+        block, record=msgspec.structs.replace(block.record, pixels=block.record.pixels ^ 1)
+    ),
     "one batch": with_batches(30),
     "all alone": with_batches(*[1] * 30),
 }
