@@ -1,6 +1,9 @@
 """Which model a code realizes: the best timesteps and variances, and the bound of that model."""
 
+from typing import Any
+
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from ddpmbench.codec.container import Bound, Process
@@ -57,6 +60,8 @@ def chosen_process(
             decoder_over_freedom=0.0,
         )
         visited = next(iter(costs.best_timesteps(kind, [timesteps])), visited)
+        if (row := _row(run, timesteps, variance)) is not None:
+            visited = _steps(row, visited)  # those whose bound the run has
     steps = np.asarray(visited)
     s, t = steps[:-1], steps[1:]
     skips, own = Transitions(schedule), schedule.subset(visited)
@@ -69,37 +74,44 @@ def chosen_process(
     return Process(steps.tolist(), variances.tolist(), variance)
 
 
-def bound_of(checkpoint: Checkpoint, run: NllReport, process: Process) -> Bound:
-    r"""The bound of the model that a code realizes, by a run of `evaluate_nll`.
+def bound_of(run: NllReport, process: Process) -> Bound | None:
+    """The bound of the model that a code realizes, by a run of `evaluate_nll`.
 
-    .. math::
-        L = L_T + L_0 + \sum_i \frac12 \left( \log \frac{v_i}{\tilde\beta_i}
-        + \frac{\tilde\beta_i}{v_i} - 1
-        + \frac{\tilde\beta_i}{v_i} (\mathrm{SNR}_{i-1} - \mathrm{SNR}_i)\, \mathrm{mse}_i \right)
-
-    with variance v and posterior variance beta-tilde of each step.
+    Its timesteps were chosen by half of the run's terms, and its bound is from the others.
 
     Args:
-        checkpoint: the model.
         run: on the same images.
         process: timesteps and variances.
 
-    Source: Ho, Jain & Abbeel 2020, eq. 5.
+    Returns:
+        None where the run has no bound of these timesteps.
     """
-    steps = np.asarray(process.timesteps)
-    s, t = steps[:-1], steps[1:]
-    skips, schedule = Transitions(checkpoint.schedule), checkpoint.schedule
-    log_ratio = np.log(process.variances[1:]) - skips.log_variance(s, t)
-    gain = skips.snr_gain(s, t) * _errors(run)[t - 1]
-    terms = (np.expm1(-log_ratio) + log_ratio + np.exp(-log_ratio) * gain) / 2
-    log_decoder = np.log(process.variances[0])
-    decoder = float(np.interp(log_decoder, log_variances(schedule), _decoder(run, checkpoint)))
-    nats = float(terms.sum()) + decoder + run.summary["prior"] * NATS_PER_BIT
+    row = _row(run, len(process.timesteps), process.variance)
+    if row is None or _steps(row, process.timesteps) != process.timesteps:
+        return None
+    half_width = float(row["half_width"])
     return Bound(
-        bits_per_dim=nats / NATS_PER_BIT,
-        half_width=_half_width(run, process),
+        bits_per_dim=float(row["bits_per_dim"]),
+        half_width=None if np.isnan(half_width) else half_width,
         num_evaluations=run.summary["num_evaluations"],
     )
+
+
+def _row(run: NllReport, timesteps: int, variance: str) -> "pd.Series[Any] | None":
+    """The best model of so many timesteps in the table of the run, or that of all timesteps."""
+    frame = run.sub_schedules
+    if frame.empty:
+        return None
+    of = frame[(frame.variance == variance) & (frame.num_timesteps == timesteps)]
+    is_all = of.num_timesteps == frame.num_timesteps.max()
+    rows = of[(of.spacing == BEST) | is_all].sort_values("spacing")
+    return None if rows.empty else rows.iloc[0]
+
+
+def _steps(row: "pd.Series[Any]", default: list[int]) -> list[int]:
+    """The timesteps of a row; it names those of the best models."""
+    steps = row["steps"]
+    return [int(t) for t in steps.split()] if isinstance(steps, str) and steps else default
 
 
 def _errors(run: NllReport) -> Values:
@@ -123,16 +135,3 @@ def _decoder(run: NllReport, checkpoint: Checkpoint) -> Values:
     if nodes[0] == nodes[-1]:
         return np.full(len(nodes), ends[0])
     return np.asarray(np.interp(nodes, nodes[[0, -1]], ends))
-
-
-def _half_width(run: NllReport, process: Process) -> float | None:
-    """That of the bounds with the nearest numbers of timesteps; None where it is unknown."""
-    frame, count = run.sub_schedules, len(process.timesteps)
-    if frame.empty:
-        return None
-    frame = frame[(frame.variance == process.variance) & frame.half_width.notna()]
-    best = frame[(frame.spacing == BEST) | (frame.num_timesteps == frame.num_timesteps.max())]
-    if best.empty:
-        return None
-    best = best.sort_values("num_timesteps")
-    return float(np.interp(count, best.num_timesteps, best.half_width))

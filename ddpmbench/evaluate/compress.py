@@ -247,7 +247,7 @@ def _chosen(
             process = chosen_process(checkpoint, report, timesteps, variance)
             return process, None
     process = chosen_process(checkpoint, report, timesteps, variance)
-    return process, bound_of(checkpoint, report, process)
+    return process, bound_of(report, process)
 
 
 def _write_blocks(

@@ -80,7 +80,7 @@ def codec_facts(summary: Mapping[str, Any]) -> dict[str, str]:
     share = (start + header) / (8 * summary["bytes"])
     missing = [codec["name"] for codec in summary["codecs"] if codec["missing"]]
     facts = {
-        "bound": "not known: the run is of other images"
+        "bound": "not known: the run is of other images, or bounds other numbers of timesteps"
         if bound is None
         else f"{with_interval(bound['bits_per_dim'], bound['half_width'])} bits/dim of the same "
         f"model, by {bound['num_evaluations']:,} network evaluations, 95 %",
