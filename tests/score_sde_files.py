@@ -9,13 +9,14 @@ import torch
 FLAGS = "--config.training.sde={} --config.training.continuous={} --config.model.name={}"
 UNSCALED = " --config.model.scale_by_sigma=False"
 PLUS = " --config.model.skip_rescale=True --config.model.fir=False"
+DDPM_BLOCKS = " --config.model.resblock_type=ddpm"
 CASES = {
     "vp_ddpm": FLAGS.format("vpsde", False, "ddpm"),
     "vp_ddpm_pool_continuous": FLAGS.format("vpsde", True, "ddpm"),
     "ve_ddpm": FLAGS.format("vesde", False, "ddpm"),
     "ve_ddpm_unscaled": FLAGS.format("vesde", False, "ddpm") + UNSCALED,
     "subvp_ddpmpp": FLAGS.format("subvpsde", True, "ncsnpp") + PLUS,
-    "vp_ncsnpp_blocks": FLAGS.format("vpsde", False, "ncsnpp") + PLUS,
+    "vp_ncsnpp_blocks": FLAGS.format("vpsde", False, "ncsnpp") + PLUS + DDPM_BLOCKS,
     "vp_one_level": FLAGS.format("vpsde", False, "ddpm"),
 }
 """The recorded cases and the flags that describe them."""

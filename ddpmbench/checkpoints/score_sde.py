@@ -63,20 +63,16 @@ def read_score_sde(
             weights=weights,
             missing={"model_flags": EXAMPLE},
         )
-    said, notes = parse_config(settings.model_flags)
-    config = network_config(weights, path, said)
-    if config.resampling == "projected" and said.fir is not False:
-        raise FileError(
-            path, f"its blocks resample: pass --config.model.fir=False in `model_flags`, or {OWN}"
-        )
+    flags, notes = parse_config(settings.model_flags)
+    config = network_config(weights, path, flags)
     with naming(path):
-        schedule, time_input = said.process(sigmas, path)
+        schedule, time_input = flags.process(sigmas, path)
     factor = 1.0
     prediction = Prediction.EPSILON
-    if said.sde == "vesde":
-        factor = -1.0 if said.scale_by_sigma else 1.0 if said.centered else 0.5
-        prediction = Prediction.EPSILON if said.scale_by_sigma else Prediction.SCORE
-    if not said.centered:
+    if flags.sde == "vesde":
+        factor = -1.0 if flags.scale_by_sigma else 1.0 if flags.centered else 0.5
+        prediction = Prediction.EPSILON if flags.scale_by_sigma else Prediction.SCORE
+    if not flags.centered:
         notes = (*notes, "images in [0, 1] and their noise are doubled to those of [-1, 1]")
     network = build_unet(
         config,
@@ -93,7 +89,7 @@ def read_score_sde(
         clip=False,
         time_input=time_input,
         channels=config.in_channels,
-        image_size=said.image_size,
+        image_size=flags.image_size,
         size_multiple=config.size_multiple,
         family="score_sde",
         source=source,
@@ -140,11 +136,12 @@ def _not_ours(weights: Mapping[str, Tensor]) -> str | None:
     return None
 
 
-def network_config(weights: Mapping[str, Tensor], path: Path, said: Config) -> UNetConfig:
+def network_config(weights: Mapping[str, Tensor], path: Path, flags: Config) -> UNetConfig:
     """The network, as its modules and the configuration determine it.
 
     Raises:
-        InputError: a weight that is needed is missing, or the modules are in another order.
+        InputError: a weight that is needed is missing, the modules are in another order, or the
+            configuration has other blocks.
     """
     shape = functools.partial(shape_of, weights, source=path)
     kinds = _kinds(weights)
@@ -153,6 +150,7 @@ def network_config(weights: Mapping[str, Tensor], path: Path, said: Config) -> U
     resampling: Resampling = "conv"
     if steps and kinds[steps[0]] != "conv":
         resampling = "pool" if kinds[steps[0]] == "pool" else "projected"
+    _refuse_other_blocks(flags, path, resamples=resampling == "projected")
     starts = [3, *(step + 1 for step in steps[: depth - 1])]
     end = steps[0] if steps else len(kinds)
     blocks = kinds[3:end].count("block")
@@ -166,15 +164,36 @@ def network_config(weights: Mapping[str, Tensor], path: Path, said: Config) -> U
             num_blocks=num_blocks,
             attention=tuple(kinds[n + 1] == "attention" for n in starts),
             resampling=resampling,
-            least_group=4 if said.name == "ncsnpp" else 0,
+            least_group=4 if flags.name == "ncsnpp" else 0,
             attend_once=True,
-            rescale_sums=said.skip_rescale,
+            rescale_sums=flags.skip_rescale,
         )
     if shape("all_modules.2.weight", 4)[0] != config.channels[0]:
         raise FileError(path, f"its first resolution widens the first convolution; {OWN}")
     if [kind for _, kind in _modules(config)] != kinds:
         raise FileError(path, f"its modules are in no order of score_sde's networks; {OWN}")
     return config
+
+
+def _refuse_other_blocks(flags: Config, path: Path, *, resamples: bool) -> None:
+    """Blocks that resample (BigGAN's) are those of "ncsnpp" alone, which may have others."""
+    if resamples and flags.name != "ncsnpp":
+        raise FileError(
+            path,
+            f"`model_flags`: --config.model.name={flags.name}, but its blocks are of ncsnpp; pass "
+            "the configuration that it was trained with",
+        )
+    if resamples and flags.fir is not False:
+        raise FileError(
+            path, f"its blocks resample: pass --config.model.fir=False in `model_flags`, or {OWN}"
+        )
+    if resamples != flags.is_biggan:
+        given, other = ("biggan", "ddpm") if flags.is_biggan else ("ddpm", "biggan")
+        raise FileError(
+            path,
+            f"`model_flags`: --config.model.resblock_type={given} of ncsnpp, but its blocks are "
+            f"{other}; pass the configuration that it was trained with",
+        )
 
 
 def _modules(config: UNetConfig) -> Iterator[tuple[str, str]]:

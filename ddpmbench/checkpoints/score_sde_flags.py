@@ -47,6 +47,7 @@ class Config:
         centered: whether the images are in [-1, 1], or in [0, 1].
         scale_by_sigma: whether the output is divided by the noise level.
         skip_rescale: whether sums are divided by sqrt(2), in "ncsnpp".
+        is_biggan: whether blocks are those of BigGAN, which resample; as a rule in "ncsnpp".
         fir: whether blocks resample with filters; None if not stated.
         beta_min: variance added a unit of time, at the first time.
         beta_max: at the last.
@@ -59,6 +60,7 @@ class Config:
     centered: bool
     scale_by_sigma: bool
     skip_rescale: bool
+    is_biggan: bool
     fir: bool | None
     beta_min: float
     beta_max: float
@@ -123,6 +125,7 @@ _READERS: Mapping[str, Callable[[str], object]] = {
     "model.nonlinearity": _one_of("swish"),
     "model.scale_by_sigma": _boolean,
     "model.skip_rescale": _boolean,
+    "model.resblock_type": _one_of("ddpm", "biggan"),
     "model.fir": _boolean,
     "model.beta_min": float,
     "model.beta_max": float,
@@ -192,10 +195,16 @@ def _of_preset(path: str) -> dict[str, Any]:
     sde, continuous, network = PRESETS[name]
     size = 32 if "cifar10" in name else 256
     return {
-        **{"training.sde": sde, "training.continuous": continuous, "model.name": network},
-        **{"data.centered": sde != "vesde", "model.scale_by_sigma": sde == "vesde"},
-        **{"model.skip_rescale": network == "ncsnpp", "model.fir": False},
-        **{"model.beta_min": 0.1, "model.beta_max": 20.0, "data.image_size": size},
+        "training.sde": sde,
+        "training.continuous": continuous,
+        "model.name": network,
+        "data.centered": sde != "vesde",
+        "model.scale_by_sigma": sde == "vesde",
+        "model.skip_rescale": network == "ncsnpp",
+        "model.fir": False,
+        "model.beta_min": 0.1,
+        "model.beta_max": 20.0,
+        "data.image_size": size,
     }
 
 
@@ -229,6 +238,7 @@ def _completed(given: dict[str, Any]) -> tuple[Config, tuple[str, ...]]:
         centered=values["data.centered"],
         scale_by_sigma=values["model.scale_by_sigma"],
         skip_rescale=network == "ncsnpp" and values["model.skip_rescale"],
+        is_biggan=network == "ncsnpp" and values.get("model.resblock_type") != "ddpm",
         fir=values.get("model.fir"),
         beta_min=values.get("model.beta_min", 0.1),
         beta_max=values.get("model.beta_max", 20.0),

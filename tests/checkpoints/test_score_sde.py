@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from peers import random_model, refused, same_weights
-from score_sde_files import CASES, parameters, recorded, training_state
+from score_sde_files import CASES, DDPM_BLOCKS, parameters, recorded, training_state
 from unet_configs import SMALL_CONFIG
 
 from ddpmbench import CheckpointSettings, load_checkpoint
@@ -210,6 +210,31 @@ def test_a_published_configuration_says_all(name):
 def test_flags_that_are_refused(flags, words, tmp_path):
     path = saved(tmp_path, training_state("vp_ddpm"))
     with refused("`model_flags", *words):
+        load_checkpoint(path, CheckpointSettings(model_flags=flags))
+
+
+@pytest.mark.parametrize(
+    ("case", "network", "flag"),
+    [
+        ("vp_ddpm", "ddpm", "--config.model.resblock_type=biggan"),
+        ("subvp_ddpmpp", "ncsnpp", "--config.model.name=ddpm"),
+    ],
+)
+def test_only_configurations_of_the_file_s_blocks_are_read(case, network, flag, tmp_path):
+    path = saved(tmp_path, training_state(case))
+    for name, (_, _, its_network) in PRESETS.items():
+        settings = CheckpointSettings(model_flags=name)
+        if its_network == network:
+            assert load_checkpoint(path, settings).family == "score_sde"
+        else:
+            with refused(path, "`model_flags`", flag, "but its blocks are"):
+                load_checkpoint(path, settings)
+
+
+def test_blocks_that_resample_are_not_ddpm_s(tmp_path):
+    path = saved(tmp_path, training_state("subvp_ddpmpp"))
+    flags = CASES["subvp_ddpmpp"] + DDPM_BLOCKS
+    with refused(path, "--config.model.resblock_type=ddpm", "its blocks are biggan"):
         load_checkpoint(path, CheckpointSettings(model_flags=flags))
 
 
