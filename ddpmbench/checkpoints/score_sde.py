@@ -310,8 +310,8 @@ def with_named_average(
 
 def _parameter_names(model: Mapping[str, object]) -> list[str]:
     """The names of trained weights in the order in which the network has them."""
-    found = [(re.search(r"(^|\.)(all_modules\..*)", str(name)), name) for name in model]
-    inner = {match[2]: name for match, name in found if match is not None}
+    matches = [(re.search(r"(^|\.)(all_modules\..*)", str(name)), name) for name in model]
+    inner = {match[2]: name for match, name in matches if match is not None}
     if not is_score_sde(inner):
         return []
     return [str(inner[name]) for name in sorted(set(inner) - {_FOURIER}, key=_position)]
@@ -329,8 +329,8 @@ def _position(name: str) -> tuple[int, int, bool, str]:
 def _other_order(averaged: Mapping[str, Tensor], last: Mapping[str, Tensor]) -> str | None:
     """Why averaged weights are in another order than the last ones; None if they may be in theirs.
 
-    Averaged weights lie close to the last ones. Among tensors of one shape the closest pairing is
-    found; where it is another one, and much closer, the order is wrong.
+    Averaged weights lie close to the last ones. Where the closest pairing of the
+    tensors of one shape is another one, and much closer, the order is wrong.
     """
     from scipy.optimize import linear_sum_assignment  # slow to import
 

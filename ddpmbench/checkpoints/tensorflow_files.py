@@ -67,8 +67,10 @@ def tensorflow_index(path: Path) -> Path | None:
         InputError: a folder holds several.
     """
     stem = re.sub(r"\.(index|meta|data-[\d-]+of-\d+)$", "", path.name)
-    found = sorted(path.glob("*.index")) if path.is_dir() else [path.with_name(f"{stem}.index")]
-    indices = [index for index in found if index.is_file() and _is_table(index)]
+    candidates = (
+        sorted(path.glob("*.index")) if path.is_dir() else [path.with_name(f"{stem}.index")]
+    )
+    indices = [index for index in candidates if index.is_file() and _is_table(index)]
     if len(indices) > 1:
         names = ", ".join(str(index) for index in indices)
         raise FileError(path, f"holds several checkpoints of TensorFlow; pass one of {names}")
@@ -214,9 +216,9 @@ def _process(
 ) -> tuple[str, Prediction, Variance, tuple[str, ...]]:
     """The form of the schedule, what is predicted, the variance, and notes."""
     path = index.parent / _KWARGS
-    said = _recorded(path, settings) if path.is_file() else {}
+    recorded = _recorded(path, settings) if path.is_file() else {}
     given = {n: v for n in _EXAMPLES if (v := getattr(settings, n)) is not None}
-    missing = {n: _EXAMPLES[n] for n in _EXAMPLES if n not in given and n not in said}
+    missing = {n: _EXAMPLES[n] for n in _EXAMPLES if n not in given and n not in recorded}
     if missing:
         why = "does not say" if path.is_file() else "is missing, so nothing says"
         raise MissingSettingsError(
@@ -228,10 +230,10 @@ def _process(
             missing=missing,
         )
     # one that overrides the record is noted by the caller; the variance belongs to the outputs
-    values = {**given, **said}
+    values = {**given, **recorded}
     variance = Variance(str(given.get("variance", values["variance"])))
     prediction = Prediction(str(values["prediction"]))
-    note = f"schedule, prediction and variance: {_KWARGS}" if said else f"no {_KWARGS}"
+    note = f"schedule, prediction and variance: {_KWARGS}" if recorded else f"no {_KWARGS}"
     return str(values["schedule"]), prediction, variance, (note,)
 
 
