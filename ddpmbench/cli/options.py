@@ -305,7 +305,15 @@ INPUTS = (*CHECKPOINT, *DATA)
 """Python names of the checkpoint's and the data's options."""
 
 
-SAMPLER = (*("added_noise", "eta", "langevin_steps", "step_size", "snr", "solver", "solver_steps"),)
+SAMPLER = (
+    "added_noise",
+    "eta",
+    "langevin_steps",
+    "step_size",
+    "snr",
+    "solver",
+    "solver_steps",
+)
 """Python names of the settings of samplers."""
 
 

@@ -82,5 +82,8 @@ class TimeInput(StrEnum):
     def is_of_noise(self) -> bool:
         """Whether it follows from the noise in x_t, however the timesteps are numbered."""
         return self in (
-            *(TimeInput.SIGMA, TimeInput.LOG_SIGMA, TimeInput.QUARTER_LOG_SIGMA, TimeInput.LOG_SNR),
+            TimeInput.SIGMA,
+            TimeInput.LOG_SIGMA,
+            TimeInput.QUARTER_LOG_SIGMA,
+            TimeInput.LOG_SNR,
         )
