@@ -13,7 +13,8 @@ from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
 from ddpmbench.data.file_kinds import require_regular
-from ddpmbench.diffusion.schedule import MAX_TIMESTEPS, NoiseSchedule
+from ddpmbench.diffusion.named_schedules import MAX_TIMESTEPS
+from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.errors import InputError, listed
 
 T = TypeVar("T")

@@ -22,7 +22,8 @@ from ddpmbench.checkpoints.schedule_files import (
     products_schedule,
 )
 from ddpmbench.checkpoints.weights import is_plain, leaves_in, numbers_held
-from ddpmbench.diffusion.schedule import MAX_TIMESTEPS, NoiseSchedule
+from ddpmbench.diffusion.named_schedules import MAX_TIMESTEPS
+from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.errors import InputError
 
 Array = NDArray[np.float64]

@@ -19,8 +19,9 @@ from ddpmbench.checkpoints.schedule_files import (
 )
 from ddpmbench.checkpoints.schedule_tables import BUFFERS, ScheduleTables
 from ddpmbench.checkpoints.weights import naming
+from ddpmbench.diffusion.named_schedules import MAX_TIMESTEPS
 from ddpmbench.diffusion.parameterization import Process
-from ddpmbench.diffusion.schedule import MAX_TIMESTEPS, NoiseSchedule
+from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.errors import InputError
 
 FORMS = (

@@ -9,7 +9,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from ddpmbench.diffusion.schedule import MAX_TIMESTEPS, NoiseSchedule
+from ddpmbench.diffusion.named_schedules import MAX_TIMESTEPS
+from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.errors import InputError, whole_number
 from ddpmbench.records import short_repr
 

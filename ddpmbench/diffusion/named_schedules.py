@@ -1,6 +1,7 @@
 """The noise schedules of the literature, by name."""
 
 import math
+from abc import ABC, abstractmethod
 from typing import Self
 
 import numpy as np
@@ -13,18 +14,18 @@ MAX_TIMESTEPS = 1_000_000
 """A longer schedule is taken for a mistake."""
 
 
-class NamedSchedules:
+class NamedSchedules(ABC):
     """The named constructors of `diffusion.schedule.NoiseSchedule`."""
 
     @classmethod
+    @abstractmethod
     def from_betas(cls, betas: ArrayLike, *, name: str) -> Self:
         """A schedule given by its variances."""
-        raise NotImplementedError
 
     @classmethod
+    @abstractmethod
     def of_process(cls, process: Process, sigma: ArrayLike, *, name: str) -> Self:
         """A schedule of any family, given by its noise."""
-        raise NotImplementedError
 
     @classmethod
     def linear(

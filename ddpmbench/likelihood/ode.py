@@ -29,8 +29,8 @@ from torch import Tensor
 
 from ddpmbench.data.images import ImageSet
 from ddpmbench.diffusion.model import Checkpoint
+from ddpmbench.diffusion.named_schedules import MAX_TIMESTEPS
 from ddpmbench.diffusion.probability_flow import ProbabilityFlow, Solver, integrate
-from ddpmbench.diffusion.schedule import MAX_TIMESTEPS
 from ddpmbench.errors import InputError, one_of, whole_number
 from ddpmbench.likelihood.bound import half_width_of, quantile
 from ddpmbench.likelihood.dequantization import Dequantization, noise_words, sample_x_1
