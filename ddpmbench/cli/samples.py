@@ -54,7 +54,7 @@ _sampler_options = options.decorate(
         type=float,
         metavar="RHO",
         help="langevin: the step alpha over sigma^2, which is epsilon / sigma_min^2 of Song & "
-        "Ermon.  [default: 0.062]",
+        "Ermon 2020.  [default: 0.062]",
     ),
     click.option(
         "--snr",

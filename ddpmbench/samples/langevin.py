@@ -1,7 +1,9 @@
 r"""Samplers of the score: annealed Langevin dynamics, and the predictor-corrector sampler.
 
 Both are stated for x_t / a_t, whose noise has the standard deviation sigma = s / a, so that a model
-gives the same samples whatever the family of its forward process. The score is that of the
+gives the same samples whatever the family of its forward process. The exception is the ancestral
+step after a corrector with the variance `fixed_large`, or the range of `learned_range` that ends
+there: it is the variance that the forward process of the family adds. The score is that of the
 network's prediction, which is not clipped:
 
 .. math:: \nabla \log q(x_t / a_t) = -\hat\epsilon / \sigma_t
@@ -45,8 +47,9 @@ class LangevinSampler(Sampler):
         u \gets u - \alpha_t\, \hat\epsilon / \sigma_t + \sqrt{2 \alpha_t}\, z, \qquad
         \alpha_t = \rho\, \sigma_t^2, \qquad u = x_t / a_t
 
-    and after those at t = 1, :math:`x_0 = \hat x_0(u)`. rho is :math:`\epsilon / \sigma_{min}^2` of
-    the source.
+    and after those at t = 1, :math:`x_0 = \hat x_0(u)`. With the sources' epsilon, rho is
+    :math:`\epsilon / \sigma_{min}^2` of 2020, and :math:`\epsilon / (2 \sigma_{min}^2)` of 2019,
+    whose Algorithm 1 takes alpha / 2 of the score and the root of alpha of the noise.
 
     Source: Song & Ermon 2019, Algorithm 1; 2020, "Improved techniques for training score-based
     generative models", section 4 and Algorithm 1, for the last step.

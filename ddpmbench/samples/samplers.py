@@ -51,8 +51,8 @@ class SamplerChoice:
         eta: ddim: amount of noise; 0, the default, adds none, 1 that of the posterior.
         langevin_steps: langevin, predictor-corrector: L, Langevin steps at each timestep; by
             default 5 and 1.
-        step_size: langevin: rho, the step alpha over sigma^2, epsilon / sigma_min^2 of the source;
-            by default 0.062, that of Song & Ermon 2020 for CIFAR-10.
+        step_size: langevin: rho, the step alpha over sigma^2, which is epsilon / sigma_min^2 of
+            Song & Ermon 2020; by default 0.062, theirs for CIFAR-10.
         snr: predictor-corrector: r, the signal-to-noise ratio of a Langevin step; by default 0.16.
         solver: ode: the Runge-Kutta method; by default Heun's.
         solver_steps: ode, dpm-solver++: N, steps of an even grid in log sigma from x_T to x_1, for

@@ -16,7 +16,7 @@ from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.samples import chain
 from ddpmbench.samples.chain import LANGEVIN_DRAW, SAMPLE_DRAW, START
 from ddpmbench.samples.progressive import INTERPOLATION_DRAW
-from ddpmbench.samples.samplers import SETTINGS, SamplerChoice
+from ddpmbench.samples.samplers import SETTINGS, USES_VARIANCE, SamplerChoice
 
 CPU = torch.device("cpu")
 SHAPE = (1, 2, 2)
@@ -317,6 +317,37 @@ def test_a_model_of_another_family_has_the_same_samples(choice, process):
     one, other = (sampled(model, choice, torch.arange(6)) for model in models)
     # The networks' inputs are rounded at either scale.
     torch.testing.assert_close(one, other, rtol=0, atol=2e-3)
+
+
+FAMILY_SIGNAL = {
+    "vp": lambda sigma: 1 / np.sqrt(1 + sigma**2),
+    "ve": lambda sigma: 1.0,
+    "flow": lambda sigma: 1 / (1 + sigma),
+    "sub-vp": lambda sigma: (np.sqrt(sigma**2 + 4) - sigma) / 2,
+}
+"""a of sigma = s / a, from a^2 + s^2 = 1, a = 1, a + s = 1, and s = 1 - a^2."""
+
+
+@pytest.mark.parametrize("method", USES_VARIANCE)
+@pytest.mark.parametrize("process", FAMILY_SIGNAL)
+def test_fixed_large_is_the_forward_variance_of_the_family(method, process):
+    sigmas, t, index = np.geomspace(0.2, 8.0, 6), 5, torch.arange(4)
+    schedule = NoiseSchedule.of_process(Process(process), sigmas, name="levels")
+    u = []
+    for variance in ("fixed_large", "fixed_small"):
+        model = checkpoint_of(schedule, variance=variance)
+        sampler = SamplerChoice(method).prepare(model, seed=0, device=CPU)
+        step = next(sampler.steps(torch.ones(4, *SHAPE).double(), t, sample=index))
+        u.append(step.x_previous * np.sqrt(1 + sigmas[t - 2] ** 2))
+    before, sigma = sigmas[t - 2], sigmas[t - 1]
+    added = sigma**2 - before**2
+    kept = FAMILY_SIGNAL[process](sigma) / FAMILY_SIGNAL[process](before)
+    deviations = kept * np.sqrt(added), np.sqrt(added) * before / sigma
+    z = chain.normal_noise(
+        index, torch.full_like(index, t), torch.full_like(index, SAMPLE_DRAW), shape=SHAPE, seed=0
+    ).double()
+    expected = (deviations[0] - deviations[1]) * z
+    torch.testing.assert_close(u[0] - u[1], expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("choice", CHOICES[2:], ids=str)
