@@ -14,9 +14,9 @@ from torch import Tensor
 
 from ddpmbench.diffusion.continuous import ContinuousTime
 from ddpmbench.diffusion.model import Checkpoint, ModelOutput
+from ddpmbench.diffusion.named_schedules import MAX_TIMESTEPS
 from ddpmbench.diffusion.noise import normal_noise
 from ddpmbench.diffusion.process import GaussianDiffusion, ReverseStep, signal_and_noise
-from ddpmbench.diffusion.schedule import MAX_TIMESTEPS
 from ddpmbench.errors import InputError
 
 SAMPLE_DRAW = 2**31
@@ -202,10 +202,14 @@ class Sampler(ABC):
         """
         return self
 
+    def _step_name(self, t: int) -> str:
+        """How an error names the step of a `SamplingStep.t`."""
+        return f"timestep t = {t}"
+
     def _not_finite(self, t: int) -> InputError:
         return InputError(
-            f"`ckpt={self.chain.checkpoint.source}`: a sample is not finite after timestep "
-            f"t = {t}; {self.remedy}"
+            f"`ckpt={self.chain.checkpoint.source}`: a sample is not finite after "
+            f"{self._step_name(t)}; {self.remedy}"
         )
 
 

@@ -56,6 +56,11 @@ class _GridSampler(Sampler):
         pred_x_start, _ = self._predict(grid[-1], u, labels)
         yield SamplingStep(1, pred_x_start, pred_x_start)
 
+    def _step_name(self, t: int) -> str:
+        if self._num_steps is None:
+            return super()._step_name(t)
+        return f"step {self._num_steps + 2 - t} of {self._num_steps + 1}"
+
     def _predict(self, log_sigma: float, u: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
         """The prediction of x_0, clipped if the checkpoint clips, and of the noise."""
         x = signal_of(-2 * log_sigma) * u

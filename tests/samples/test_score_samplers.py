@@ -438,6 +438,15 @@ def test_what_diverges_is_refused_with_its_own_remedy():
         sampled(checkpoint, SamplerChoice("langevin"), torch.arange(2))
 
 
+def test_what_diverges_between_timesteps_is_named_by_its_step():
+    checkpoint = checkpoint_of(NoiseSchedule.linear(1000))
+    predicted, calls = checkpoint.network.forward, itertools.count(1)
+    # two evaluations a step
+    checkpoint.network.forward = lambda *of: predicted(*of) * (torch.nan if next(calls) > 4 else 1)
+    with pytest.raises(db.InputError, match=r"not finite after step 3 of 7; .*`solver_steps`"):
+        sampled(checkpoint, SamplerChoice("ode", solver_steps=6), torch.arange(2))
+
+
 # ---- settings
 
 
