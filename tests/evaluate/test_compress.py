@@ -25,6 +25,13 @@ from ddpmbench.execution.worker import RunListener
 SILENT = {"progress": False}
 QUIET = {"compare": False, **SILENT}
 OPTIONS = {"timesteps": 20, "block_images": 30, "batch_size": 16, **QUIET}
+OWN = """
+import torch
+
+class Score(torch.nn.Module):
+    def forward(self, x, sigma):
+        return -x / (0.05 + sigma[:, None, None, None] ** 2)
+"""
 T = 60
 LINEAR = NoiseSchedule.linear(T, beta_start=1e-4, beta_end=0.2)
 
@@ -105,9 +112,9 @@ def test_networks_of_both_libraries_code_without_loss(small_model, small_images,
         np.testing.assert_array_equal(restored(report, checkpoint).pixels, images.pixels)
 
 
-@pytest.mark.parametrize(("count", "batch_size"), [(1, 64), (7, 1), (7, 64)])
-def test_any_number_of_images_in_any_batch(model, images, tmp_path, count, batch_size):
-    few = images.subset(count)
+@pytest.mark.parametrize(("count", "batch_size"), [(1, 64), (7, 1), (7, 64), (257, 64)])
+def test_any_number_of_images_in_any_batch(model, tmp_path, count, batch_size):
+    few = normal_images(count)
     out = tmp_path / "file"
     report = db.compress(model, few, out, timesteps=6, batch_size=batch_size, **QUIET)
     np.testing.assert_array_equal(restored(report, model).pixels, few.pixels)
@@ -350,6 +357,21 @@ def test_the_best_timesteps_beat_even_ones_and_constant_variances_fixed_ones(
     steps = coded.summary["timesteps"]
     assert (steps[0], steps[-1], len(steps)) == (1, T, 20)
     assert steps != model.schedule.evenly_spaced(20)
+
+
+def test_a_network_of_ones_own_codes_without_loss(tmp_path, capsys):
+    (tmp_path / "own.py").write_text(OWN)
+    images = normal_images(3).pixels.transpose(0, 2, 3, 1)
+    np.savez(tmp_path / "x.npz", images)
+    settings = ("--process", "ve:0.01:5:30", "--prediction", "score", "--variance", "fixed_small")
+    model = ("--network", f"{tmp_path}/own.py:Score", *settings, "--time-input", "sigma")
+    file = str(tmp_path / "file")
+    compress = ("compress", *model, "--data", str(tmp_path / "x.npz"), "--timesteps", "5")
+    assert run([*compress, "--no-compare", "--out", file]) == 0
+    assert run(["decompress", file, *model, "--out", str(tmp_path / "y.npz")]) == 0
+    capsys.readouterr()
+    found = db.load_images(tmp_path / "y.npz").pixels
+    np.testing.assert_array_equal(found, images.transpose(0, 3, 1, 2))
 
 
 def test_the_commands(small_checkpoint, small_npz, small_images, tmp_path, capsys):
