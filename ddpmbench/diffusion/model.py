@@ -239,8 +239,11 @@ class Checkpoint:
         """(B,) float32, the time input at a log SNR, where it is one of the noise."""
         if self.time_input is TimeInput.LOG_SNR:
             return log_snr.float()
-        # s of a^2 + s^2 = 1, at the scale of x_t
-        log_sigma = 0.5 * logsigmoid(-log_snr) + log_scale(self.schedule.process, log_snr)
+        if self.prediction is Prediction.EDM:
+            log_sigma = -0.5 * log_snr  # s / a, whatever the family
+        else:
+            # s of a^2 + s^2 = 1, at the scale of x_t
+            log_sigma = 0.5 * logsigmoid(-log_snr) + log_scale(self.schedule.process, log_snr)
         match self.time_input:
             case TimeInput.LOG_SIGMA:
                 return log_sigma.float()

@@ -70,7 +70,8 @@ class TimeInput(StrEnum):
     REVERSED_INDEX = "reversed-index"
     """T - t, the level of a network that counts from the most noise"""
     SIGMA = "sigma"
-    """the standard deviation of the noise in the x_t that it is given"""
+    """the standard deviation of the noise in the x_t that it is given; s / a inside EDM's
+    preconditioning"""
     LOG_SIGMA = "log-sigma"
     """the logarithm of that"""
     QUARTER_LOG_SIGMA = "quarter-log-sigma"

@@ -117,10 +117,13 @@ class OfOwnScale(nn.Module):
         self.a, self.s = signal_and_noise(schedule)
 
     def forward(self, x, time):
-        index = (time.double()[:, None] - self.s.float().double()).abs().argmin(1)
+        is_edm = self.prediction is Prediction.EDM
+        noise = (self.s / self.a if is_edm else self.s).float().double()
+        index = ((time.double()[:, None] - noise).abs() / noise).argmin(1)
         a, s = (of[index][:, None, None, None] for of in (self.a, self.s))
         x = x.double()
-        if self.prediction is Prediction.EDM:
+        if is_edm:
+            assert torch.allclose(time.double(), noise[index], rtol=1e-5)
             # Table 1 of Karras et al. 2022, where x = c_in (x_start + sigma eps).
             sigma = s / a
             width = sigma**2 + 0.5**2
