@@ -95,7 +95,7 @@ def cells() -> list[Cell]:
 @click.command()
 @click.option("--work", required=True, type=click.Path(path_type=Path), help="For the samples.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="For the results.")
-@click.option("--num-samples", default=500, show_default=True, type=click.IntRange(3, 5000))
+@click.option("--num-samples", default=200, show_default=True, type=click.IntRange(3, 5000))
 @click.option(
     "--samples-of",
     type=click.Path(path_type=Path),
