@@ -62,7 +62,7 @@ def _numbers(runs: Path, name: str) -> pd.DataFrame:
     fidelity = json.loads((runs / f"{name}-fid" / "summary.json").read_text())
     for reference in fidelity["references"]:
         rows.loc[len(rows)] = {
-            "quantity": f"FD to {Path(reference['source']).stem}",
+            "quantity": f"to {Path(reference['source']).stem} images",
             "value": reference["fid"],
             "half_width": reference["fid_half_width"],
             "unit": "features",
@@ -131,7 +131,10 @@ def _draw(table: pd.DataFrame, integrand: pd.DataFrame, path: Path) -> None:
         labels = [name.replace(" ", "\n") for name in names]
         axes.set_xticks(range(len(names)), labels, fontsize=8)
         axes.set_xlim(-0.5, len(names) - 0.5)
-        axes.set(title=title, ylabel="bits/dim" if unit == "bits/dim" else "Frechet distance")
+        axes.set(
+            title=title,
+            ylabel="bits/dim" if unit == "bits/dim" else "Frechet distance, 1,000 samples",
+        )
     for axes in (left, middle, right):
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)

@@ -220,9 +220,7 @@ def test_its_columns_are_those_of_the_files(fid_folder):
 
 def test_the_protocols_are_as_the_table_says():
     scores = SAMPLES.split("## Scores")[1]
-    rows = re.findall(
-        r"^\| `(\w+)`[^|]*\| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", scores, re.MULTILINE
-    )
+    rows = re.findall(r"^\| `(\w+)`[^|]*\| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", scores, re.MULTILINE)
     assert {row[0] for row in rows} == set(PROTOCOLS)
     for name, resize, eight_bit, score in rows:
         protocol = PROTOCOLS[name]
