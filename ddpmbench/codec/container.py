@@ -55,7 +55,7 @@ class Bound(Struct, frozen=True, forbid_unknown_fields=True):
     num_evaluations: int
 
 
-class Header(Struct, frozen=True, forbid_unknown_fields=True):
+class Header(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What a decoder must know and agree on.
 
     Attributes:
@@ -70,6 +70,7 @@ class Header(Struct, frozen=True, forbid_unknown_fields=True):
         ids: names of the images, JSON compressed by zlib; empty for "0", "1", ...
         labels: their classes, where the network is conditioned on them.
         bound: of the model; None where it is not known.
+        run: SHA-256 of the summary of the run that the caller took `process` and `bound` from.
     """
 
     num_images: Count
@@ -83,6 +84,7 @@ class Header(Struct, frozen=True, forbid_unknown_fields=True):
     ids: bytes
     labels: bytes
     bound: Bound | None
+    run: str | None = None
 
 
 class BlockRecord(Struct, frozen=True, forbid_unknown_fields=True):

@@ -1,17 +1,24 @@
 """Which model a code realizes: the best timesteps and variances, and the bound of that model."""
 
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from ddpmbench.codec.container import Bound, Process
+from ddpmbench.data.images import ImageSet
 from ddpmbench.diffusion.data_range import NATS_PER_BIT
-from ddpmbench.diffusion.model import Checkpoint
+from ddpmbench.diffusion.model import OUTPUT, Checkpoint, same_output
 from ddpmbench.diffusion.parameterization import Variance
 from ddpmbench.errors import InputError
+from ddpmbench.evaluate.inputs import conventions_of, labels_sha256, model_identity
+from ddpmbench.evaluate.load_report import load_report
 from ddpmbench.evaluate.nll import NllReport
+from ddpmbench.execution.finished import SUMMARY, FinishedRun
+from ddpmbench.execution.folder import IDENTITY
+from ddpmbench.files import sha256_of
 from ddpmbench.likelihood.decoders import log_variances
 from ddpmbench.likelihood.sub_schedules import (
     BEST,
@@ -20,11 +27,69 @@ from ddpmbench.likelihood.sub_schedules import (
     Transitions,
     can_skip,
 )
+from ddpmbench.report.tables import SCHEMA
 
 BEST_CONSTANT = "best_constant"
 VARIANCES = (BEST_CONSTANT, str(Variance.FIXED_SMALL), str(Variance.FIXED_LARGE))
 """The variances of a code's reverse process; the decoder's is the posterior's of t_2 in all."""
 Values = NDArray[np.float64]
+
+
+_OF_MODEL = (
+    *("checkpoint", "num_timesteps", "process", "prediction", "clip", "time_input"),
+    *("data_range", "levels", "schedule_sha256", "network"),
+)
+"""What a run and a code must agree in, by the names of `model_identity`; in the network's variance
+and the decoder they need not."""
+
+
+def digest_of(run: Path) -> str:
+    """SHA-256 of the summary of a run, which names the checksums of its tables.
+
+    Raises:
+        InputError: it is no finished run of nll.
+    """
+    return sha256_of(_opened(run).path / SUMMARY)
+
+
+def finished_run(run: Path, checkpoint: Checkpoint, images: ImageSet) -> tuple[NllReport, bool]:
+    """A run of `evaluate_nll` of the same model, and whether it is on the same images.
+
+    Args:
+        run: its folder.
+        checkpoint: the model, checked.
+        images: that are coded.
+
+    Raises:
+        InputError: it is no finished run of nll, or one of another model; the message names the
+            first difference.
+    """
+    theirs = _opened(run).identity
+    if not theirs:
+        raise InputError(
+            f"`run={run}`: has no {IDENTITY}, which identifies its model; name the folder that nll "
+            "wrote, or leave it out"
+        )
+    conventions = conventions_of(checkpoint, images, decoder=theirs.get("decoder", ""))
+    ours = model_identity(checkpoint, conventions, seed=0, tables="")
+    for name in _OF_MODEL:
+        if theirs.get(name) != ours.get(name):
+            raise InputError(
+                f"`run={run}`: is of another model ({name} is {theirs.get(name)} there, "
+                f"{ours.get(name)} here); name a run of this one, or leave it out"
+            )
+    if not same_output(theirs.get(OUTPUT), checkpoint.output_numbers):
+        raise InputError(
+            f"`run={run}`: is of another model (its network gave other outputs); name a run of "
+            "this one, or leave it out"
+        )
+    labels = labels_sha256(checkpoint, images)
+    is_same = (theirs.get("data"), theirs.get("labels_sha256")) == (images.sha256, labels)
+    return cast(NllReport, load_report(run)), is_same
+
+
+def _opened(run: Path) -> FinishedRun:
+    return FinishedRun.open(run, option="`run`", schema=SCHEMA)
 
 
 def chosen_process(

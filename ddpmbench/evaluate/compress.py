@@ -19,13 +19,19 @@ from ddpmbench.codec.container import Block, Bound, Header, Process, Reader, Wri
 from ddpmbench.codec.rans import DamageError
 from ddpmbench.data.images import ImageSet, ImageSource, load_images
 from ddpmbench.diffusion.model import Checkpoint
-from ddpmbench.errors import InputError, instance_of, one_of, whole_number
-from ddpmbench.evaluate.code_choice import BEST_CONSTANT, VARIANCES, bound_of, chosen_process
+from ddpmbench.errors import InputError, instance_of, one_of, path_of, whole_number
+from ddpmbench.evaluate.code_choice import (
+    BEST_CONSTANT,
+    VARIANCES,
+    bound_of,
+    chosen_process,
+    digest_of,
+    finished_run,
+)
 from ddpmbench.evaluate.codecs import CodecSize, other_codecs
 from ddpmbench.evaluate.coding import CodingSession, Counter, coding, model_of
 from ddpmbench.evaluate.inputs import check_images, note_images
-from ddpmbench.evaluate.load_report import load_report
-from ddpmbench.evaluate.nll import NllReport, evaluate_nll
+from ddpmbench.evaluate.nll import evaluate_nll
 from ddpmbench.evaluate.progress import listening
 from ddpmbench.execution.worker import RunListener
 from ddpmbench.files import (
@@ -111,6 +117,7 @@ def compress(
     one_of("code_variance", code_variance, VARIANCES)
     one_of("verify", verify, VERIFY)
     place = named_path(out)
+    run = None if run is None else path_of("run", run)
     total = checkpoint.schedule.num_timesteps
     timesteps = min(DEFAULT_TIMESTEPS, total) if timesteps is None else timesteps
     settings = {
@@ -130,7 +137,7 @@ def compress(
         note_images(checkpoint, images, reporter)
         begun = time.perf_counter()
         partial = place.with_name(place.name + PARTIAL)
-        known = _known(here, images)
+        known = {**_known(here, images), "run": None if run is None else digest_of(run)}
         with writing_to(place.parent):
             if partial.exists():
                 writer = _resumed(partial, known, settings, code_variance)
@@ -213,39 +220,29 @@ def _resumed(
 
 
 def _chosen(
-    here: CodingSession, images: ImageSet, run: str | Path | None, timesteps: int, variance: str
+    here: CodingSession, images: ImageSet, run: Path | None, timesteps: int, variance: str
 ) -> tuple[Process, Bound | None]:
     """The timesteps and variances of a code, and the bound of its model, by a run."""
     checkpoint = here.checkpoint
-    if run is None:
-        size = len(images) * checkpoint.schedule.num_timesteps * 2
-        design: dict[str, Any] = (
-            {"estimator": "every-pair", "draws": 2}
-            if size <= _EVALUATIONS
-            else {"max_evaluations": _EVALUATIONS}
-        )
-        report = evaluate_nll(
-            checkpoint,
-            images,
-            **design,
-            device=str(here.device),
-            check=False,
-            continuous=False,
-            progress=False,
-        )
-    else:
-        loaded = load_report(run)
-        if not isinstance(loaded, NllReport):
-            raise InputError(f"`run={run}`: is no run of nll; name one, or leave it out")
-        report = loaded
-        theirs = report.summary["checkpoint"]["sha256"], report.summary["data"]["sha256"]
-        if theirs[0] != checkpoint.sha256:
-            raise InputError(f"`run={run}`: is of another checkpoint; name one of this one")
-        if report.summary["num_timesteps"] != checkpoint.schedule.num_timesteps:
-            raise InputError(f"`run={run}`: visits other timesteps; name a run of all of them")
-        if theirs[1] != images.sha256:
-            process = chosen_process(checkpoint, report, timesteps, variance)
-            return process, None
+    if run is not None:
+        report, is_same = finished_run(run, checkpoint, images)
+        process = chosen_process(checkpoint, report, timesteps, variance)
+        return process, bound_of(report, process) if is_same else None
+    size = len(images) * checkpoint.schedule.num_timesteps * 2
+    design: dict[str, Any] = (
+        {"estimator": "every-pair", "draws": 2}
+        if size <= _EVALUATIONS
+        else {"max_evaluations": _EVALUATIONS}
+    )
+    report = evaluate_nll(
+        checkpoint,
+        images,
+        **design,
+        device=str(here.device),
+        check=False,
+        continuous=False,
+        progress=False,
+    )
     process = chosen_process(checkpoint, report, timesteps, variance)
     return process, bound_of(report, process)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import msgspec
 import numpy as np
@@ -154,7 +155,8 @@ def test_every_bit_of_the_file_is_counted(coded):
     assert summary["header_bits"] + summary["startup_bits"] + net == pytest.approx(
         8 * coded.file.stat().st_size
     )
-    assert summary["bits_per_dim_with_startup"] * 70 * 144 == 8 * coded.file.stat().st_size
+    size = summary["bits_per_dim_with_startup"] * 70 * 144
+    assert size == pytest.approx(8 * coded.file.stat().st_size, rel=1e-12)
     with container.Reader(coded.file) as reader:
         for record, _ in reader.verify():
             # what was borrowed is the start-up, but for the states of the lanes
@@ -188,6 +190,11 @@ def test_an_interruption_changes_no_byte(coded, model, images, tmp_path):
         db.compress(model, images, out, **{**options, "timesteps": 19})
     with pytest.raises(InputError, match="was begun with another data"):
         db.compress(model, normal_images(70, seed=1), out, **options)
+    another = out.with_name("run")
+    db.evaluate_nll(model, images, estimator="every-pair", draws=3, out=another, **SILENT)
+    for of in (another, None):
+        with pytest.raises(InputError, match="was begun with another run"):
+            db.compress(model, images, out, **{**options, "run": of})
     started = []
     report = db.compress(
         model, images, out, **options, listener=RunListener(progress=started.append)
@@ -202,6 +209,43 @@ def test_an_interruption_changes_no_byte(coded, model, images, tmp_path):
         db.compress(model, images, out, **options)
 
 
+OTHER_MODELS = {
+    "checkpoint": {"sha256": "1" * 64},
+    "schedule_sha256": {"schedule": NoiseSchedule.linear(T, beta_start=1e-4, beta_end=0.19)},
+    "clip": {"clip": False},
+    "prediction": {"prediction": Prediction.V},
+    "process": {"schedule": LINEAR.in_family(Process.FLOW)},
+    "data_range": {"data_range": DataRange(0, 1)},
+    "num_timesteps": {"schedule": NoiseSchedule.linear(T + 1)},
+    "network": {"part": "another"},
+}
+
+
+@pytest.mark.parametrize("fact", OTHER_MODELS)
+def test_a_run_of_another_model_is_refused(coded, model, images, tmp_path, fact):
+    run, out = coded.file.with_name("run"), tmp_path / "file"
+    other = dataclasses.replace(model, **OTHER_MODELS[fact])
+    with pytest.raises(InputError, match=f"of another model \\({fact} is"):
+        db.compress(other, images, out, run=run, **OPTIONS)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_must_say_of_which_model_it_is(coded, model, images, tmp_path):
+    run = shutil.copytree(coded.file.with_name("run"), tmp_path / "run")
+    (run / "run.json").unlink()
+    for wrong, why in ((run, r"has no run\.json"), (tmp_path, "holds no run")):
+        with pytest.raises(InputError, match=why):
+            db.compress(model, images, tmp_path / "file", run=wrong, **OPTIONS)
+
+
+def test_a_run_on_other_images_bounds_nothing(coded, model, images, tmp_path):
+    run = coded.file.with_name("run")
+    report = db.compress(model, images.subset(3), tmp_path / "file", run=run, **OPTIONS)
+    assert report.summary["bound"] is None
+    assert report.summary["timesteps"] == coded.summary["timesteps"]
+    assert "not known" in str(report)
+
+
 def test_other_models_and_machines_are_refused(coded, model, monkeypatch):
     other = dataclasses.replace(model, sha256="1" * 64)
     with pytest.raises(
@@ -214,7 +258,7 @@ def test_other_models_and_machines_are_refused(coded, model, monkeypatch):
         restored(coded, model.respaced(30))
     with monkeypatch.context() as patch:
         patch.setattr(module, "device_name", lambda device: "another, 64 threads")
-        with pytest.raises(InputError, match="device cpu, 1 threads, and here it is another"):
+        with pytest.raises(InputError, match="device cpu, 1 thread, and here it is another"):
             restored(coded, model)
     with monkeypatch.context() as patch:
         patch.setattr(torch, "__version__", "9.9")
