@@ -8,10 +8,13 @@ under q(x_{i+1} | x_i); at last x_K is pushed under the prior. Decoding is the s
 
 import dataclasses
 import math
+import sys
 from functools import lru_cache
+from typing import Annotated
 
 import numpy as np
 import torch
+from msgspec import Meta, Struct
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -23,6 +26,8 @@ from ddpmbench.diffusion.parameterization import Prediction
 from ddpmbench.errors import InputError
 
 Values = NDArray[np.float64]
+Timestep = Annotated[int, Meta(ge=1, le=1 << 40)]
+Positive = Annotated[float, Meta(gt=0, le=sys.float_info.max)]
 
 STEPS_A_SIGMA = 16
 """Steps of a grid in the smaller of the two standard deviations of its variable."""
@@ -36,18 +41,19 @@ _TAIL = -PRECISION + 10.0  # log2 of a probability that 2^-32 adds to
 _table = lru_cache(maxsize=256)(NormalTable)
 
 
-@dataclasses.dataclass(frozen=True)
-class ReverseProcess:
+class ReverseProcess(Struct, frozen=True, forbid_unknown_fields=True):
     r"""The timesteps that a code visits, and the variances of its reverse process.
 
     Attributes:
         timesteps: t_1 < ... < t_K of the checkpoint's schedule; the last one is T.
         variances: those of p(x_{i-1} | x_i), i = 1..K, for x of unit scale; the first is the
             decoder's.
+        variance: what they are: "best_constant", "fixed_small" or "fixed_large"; empty for others.
     """
 
-    timesteps: tuple[int, ...]
-    variances: tuple[float, ...]
+    timesteps: tuple[Timestep, ...]
+    variances: tuple[Positive, ...]
+    variance: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,6 +24,7 @@ import numpy as np
 from msgspec import Meta, Struct
 from numpy.typing import NDArray
 
+from ddpmbench.codec.chain import ReverseProcess
 from ddpmbench.codec.rans import DamageError
 from ddpmbench.errors import InputError
 from ddpmbench.files import replacing
@@ -36,15 +37,6 @@ _CHUNK = 1 << 20
 
 Count = Annotated[int, Meta(ge=1, le=1 << 40)]
 Side = Annotated[int, Meta(ge=1, le=1 << 16)]
-Positive = Annotated[float, Meta(gt=0)]
-
-
-class Process(Struct, frozen=True, forbid_unknown_fields=True):
-    """What a code visits: `chain.ReverseProcess`, and by which choice."""
-
-    timesteps: list[Count]
-    variances: list[Positive]
-    variance: str
 
 
 class Bound(Struct, frozen=True, forbid_unknown_fields=True):
@@ -77,7 +69,7 @@ class Header(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True
     shape: tuple[Side, Side, Side]
     block_images: Count
     batch_size: Count
-    process: Process
+    process: ReverseProcess
     model: dict[str, Any]
     machine: dict[str, Any]
     data: dict[str, Any]
@@ -154,7 +146,8 @@ class Writer:
 
     Attributes:
         header: of the file.
-        blocks: records and lengths of the blocks in the file, in order.
+        records: of the blocks in the file, in order.
+        block_bytes: their records and words.
     """
 
     def __init__(self, partial: Path, header: Header) -> None:
@@ -169,7 +162,8 @@ class Writer:
         """
         self._path = partial
         self.header = header
-        self.blocks: list[tuple[BlockRecord, int]] = []
+        self.records: list[BlockRecord] = []
+        self.block_bytes = 0
         if not partial.exists():
             with replacing(partial) as temporary:
                 temporary.write_bytes(MAGIC + _record(_HEADER, msgspec.msgpack.encode(header)))
@@ -177,14 +171,14 @@ class Writer:
         with Reader(partial) as reader:
             self.header, end = reader.header, reader.first
             for block, position in reader.whole_blocks():
-                self.blocks.append((block.record, len(block.to_bytes())))
+                self._count(block.record, block.to_bytes())
                 end = position
         os.truncate(partial, end)
 
     @property
     def num_images(self) -> int:
         """In the blocks so far."""
-        return sum(record.num_images for record, _ in self.blocks)
+        return sum(record.num_images for record in self.records)
 
     def add(self, block: Block) -> None:
         """Append a block."""
@@ -193,7 +187,11 @@ class Writer:
             file.write(_record(_BLOCK, body))
             file.flush()
             os.fsync(file.fileno())
-        self.blocks.append((block.record, len(body)))
+        self._count(block.record, body)
+
+    def _count(self, record: BlockRecord, body: bytes) -> None:
+        self.records.append(record)
+        self.block_bytes += len(body)
 
     def finish(self, place: Path) -> None:
         """Append the checksum, and move the file to its place."""
@@ -243,11 +241,6 @@ class Reader:
     def __exit__(self, *error: object) -> None:
         self._file.close()
 
-    @property
-    def header_bytes(self) -> int:
-        """The bytes before the first block."""
-        return self.first
-
     def whole_blocks(self) -> Iterator[tuple[Block, int]]:
         """Every complete block of a partial file, and where it ends."""
         self._file.seek(self.first)
@@ -258,7 +251,7 @@ class Reader:
                 return
 
     def verify(self) -> list[tuple[BlockRecord, int]]:
-        """The records and lengths of all blocks, after every checksum was verified.
+        """The records of all blocks and the bytes of their words, after every checksum held.
 
         Raises:
             InputError: one does not hold, something is missing, or the numbers contradict.
@@ -320,7 +313,7 @@ class Reader:
             raise self.damaged()
         try:
             header = msgspec.msgpack.decode(record[1], type=Header)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, RecursionError) as error:
             raise self.damaged() from error
         if len(header.process.timesteps) != len(header.process.variances):
             raise self.damaged()

@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from ddpmbench.codec.container import Bound, Process
+from ddpmbench.codec.chain import ReverseProcess
+from ddpmbench.codec.container import Bound
 from ddpmbench.data.images import ImageSet
 from ddpmbench.diffusion.data_range import NATS_PER_BIT
 from ddpmbench.diffusion.model import OUTPUT, Checkpoint, same_output
@@ -94,7 +95,7 @@ def _opened(run: Path) -> FinishedRun:
 
 def chosen_process(
     checkpoint: Checkpoint, run: NllReport, timesteps: int, variance: str
-) -> Process:
+) -> ReverseProcess:
     """The best timesteps by a run of `evaluate_nll`, and the variances of their reverse process.
 
     Args:
@@ -136,10 +137,10 @@ def chosen_process(
     elif kind is Variance.FIXED_LARGE:
         log_variance = own.log_forward_variance.numpy()[1:]
     variances = np.exp(np.append(float(own.log_decoder_variance), log_variance))
-    return Process(steps.tolist(), variances.tolist(), variance)
+    return ReverseProcess(tuple(visited), tuple(variances.tolist()), variance)
 
 
-def bound_of(run: NllReport, process: Process) -> Bound | None:
+def bound_of(run: NllReport, process: ReverseProcess) -> Bound | None:
     """The bound of the model that a code realizes, by a run of `evaluate_nll`.
 
     Its timesteps were chosen by half of the run's terms, and its bound is from the others.
@@ -152,7 +153,8 @@ def bound_of(run: NllReport, process: Process) -> Bound | None:
         None where the run has no bound of these timesteps.
     """
     row = _row(run, len(process.timesteps), process.variance)
-    if row is None or _steps(row, process.timesteps) != process.timesteps:
+    visited = list(process.timesteps)
+    if row is None or _steps(row, visited) != visited:
         return None
     half_width = float(row["half_width"])
     return Bound(

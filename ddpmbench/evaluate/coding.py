@@ -12,7 +12,6 @@ import scipy
 import torch
 
 from ddpmbench.codec.chain import Chain, ReverseProcess
-from ddpmbench.codec.container import Process
 from ddpmbench.codec.rans import DamageError
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.errors import InputError
@@ -39,11 +38,10 @@ class CodingSession:
     device: torch.device
     engine: Engine
 
-    def chain(self, process: Process) -> Chain:
+    def chain(self, process: ReverseProcess) -> Chain:
         """A code."""
-        of = ReverseProcess(tuple(process.timesteps), tuple(process.variances))
         output = self.engine.model_output
-        return Chain(self.checkpoint, of, device=self.device, model_output=output)
+        return Chain(self.checkpoint, process, device=self.device, model_output=output)
 
     @property
     def machine(self) -> dict[str, Any]:

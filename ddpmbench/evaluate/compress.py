@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from ddpmbench.codec.blocks import Labels, Pixels, decode_block, encode_block
-from ddpmbench.codec.chain import Chain
-from ddpmbench.codec.container import Block, Bound, Header, Process, Reader, Writer
+from ddpmbench.codec.chain import Chain, ReverseProcess
+from ddpmbench.codec.container import Block, Bound, Header, Reader, Writer
 from ddpmbench.codec.rans import DamageError
 from ddpmbench.data.images import ImageSet, ImageSource, load_images
 from ddpmbench.diffusion.model import Checkpoint
@@ -221,7 +221,7 @@ def _resumed(
 
 def _chosen(
     here: CodingSession, images: ImageSet, run: Path | None, timesteps: int, variance: str
-) -> tuple[Process, Bound | None]:
+) -> tuple[ReverseProcess, Bound | None]:
     """The timesteps and variances of a code, and the bound of its model, by a run."""
     checkpoint = here.checkpoint
     if run is not None:
@@ -301,13 +301,12 @@ def _summary(
     writer: Writer, place: Path, others: list[CodecSize], here: CodingSession
 ) -> dict[str, Any]:
     header = writer.header
-    records = [record for record, _ in writer.blocks]
+    records = writer.records
     dims = float(np.prod(header.shape)) * header.num_images
     net = sum(record.net_bits for record in records)
     size = os.path.getsize(place)
-    of_blocks = sum(length for _, length in writer.blocks)
-    start = 8 * of_blocks - net
-    of_file = 8 * (size - of_blocks)
+    start = 8 * writer.block_bytes - net
+    of_file = 8 * (size - writer.block_bytes)
     per_image = net / header.num_images
     once = of_file + start / len(records)
     return {
@@ -325,7 +324,7 @@ def _summary(
         "block_images": header.block_images,
         "batch_size": header.batch_size,
         "shape": list(header.shape),
-        "timesteps": header.process.timesteps,
+        "timesteps": list(header.process.timesteps),
         "code_variance": header.process.variance,
         "evaluations_per_image": len(header.process.timesteps),
         "file": str(place),

@@ -332,8 +332,23 @@ def test_a_header_claims_in_vain(coded, model, tmp_path, claim):
     assert str(path) in str(caught.value)
 
 
+@pytest.mark.parametrize("depth", [500, 5000, 200_000])
+def test_a_header_of_any_depth_is_refused(coded, model, tmp_path, depth):
+    path = tmp_path / "file"
+    nested = msgspec.Raw(b"\x91" * depth + b"\xc0")
+    with pytest.raises(InputError, match=r"file: (is damaged|was compressed with checkpoint None)"):
+        db.decompress(rewritten(coded.file, path, model={"deep": nested}), model, progress=False)
+
+
 @pytest.mark.parametrize(
-    "process", [{"timesteps": [1] * 20}, {"variances": [1e-300] * 20}, {"variances": [1.0]}]
+    "process",
+    [
+        {"timesteps": [1] * 20},
+        {"variances": [1e-300] * 20},
+        {"variances": [1.0]},
+        *({"variances": [value] * 20} for value in (np.inf, np.nan, 1e300, 0.0)),
+        {"variances": [1.0] * 19 + [1e300]},
+    ],
 )
 def test_hostile_processes_are_refused(coded, model, tmp_path, process):
     with container.Reader(coded.file) as reader:
