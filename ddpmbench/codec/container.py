@@ -180,6 +180,11 @@ class Writer:
         """In the blocks so far."""
         return sum(record.num_images for record in self.records)
 
+    def block(self, index: int) -> Block:
+        """One that is there."""
+        with Reader(self._path) as reader:
+            return reader.block(index)
+
     def add(self, block: Block) -> None:
         """Append a block."""
         body = block.to_bytes()

@@ -39,6 +39,8 @@ from ddpmbench.files import (
     sha256_of,
     writing_to,
 )
+from ddpmbench.likelihood.designs import PilotDesign
+from ddpmbench.likelihood.estimator import initial_terms
 from ddpmbench.report.card import Card, Shown
 from ddpmbench.report.codec import codec_card
 
@@ -47,7 +49,8 @@ DEFAULT_TIMESTEPS, DEFAULT_BLOCK, DEFAULT_BATCH = 50, 1024, 64
 PARTIAL = ".partial"
 """What is added to the name of a file while it is not complete."""
 VERIFY = ("first", "all", "none")
-_EVALUATIONS = 4000  # of the run that chooses the timesteps and bounds the model
+_EVALUATIONS = 4000
+"""Of the run that chooses the timesteps and bounds the model, unless its interval takes more."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -142,7 +145,9 @@ def compress(
             if partial.exists():
                 writer = _resumed(partial, known, settings, code_variance)
             else:
-                process, bound = _chosen(here, images, run, timesteps, code_variance)
+                process, bound = _chosen(
+                    here, images, run, timesteps, code_variance, shown=progress and listener is None
+                )
                 writer = Writer(
                     partial,
                     Header(
@@ -220,7 +225,13 @@ def _resumed(
 
 
 def _chosen(
-    here: CodingSession, images: ImageSet, run: Path | None, timesteps: int, variance: str
+    here: CodingSession,
+    images: ImageSet,
+    run: Path | None,
+    timesteps: int,
+    variance: str,
+    *,
+    shown: bool,
 ) -> tuple[ReverseProcess, Bound | None]:
     """The timesteps and variances of a code, and the bound of its model, by a run."""
     checkpoint = here.checkpoint
@@ -228,57 +239,63 @@ def _chosen(
         report, is_same = finished_run(run, checkpoint, images)
         process = chosen_process(checkpoint, report, timesteps, variance)
         return process, bound_of(report, process) if is_same else None
-    size = len(images) * checkpoint.schedule.num_timesteps * 2
-    design: dict[str, Any] = (
-        {"estimator": "every-pair", "draws": 2}
-        if size <= _EVALUATIONS
-        else {"max_evaluations": _EVALUATIONS}
-    )
-    report = evaluate_nll(
-        checkpoint,
-        images,
-        **design,
-        device=str(here.device),
-        check=False,
-        continuous=False,
-        progress=False,
-    )
+    with listening(None, "choose timesteps", "evaluations", shown=shown) as reporter:
+        report = evaluate_nll(
+            checkpoint,
+            images,
+            **_design(len(images), checkpoint.schedule.num_timesteps),
+            device=str(here.device),
+            check=False,
+            continuous=False,
+            listener=RunListener(progress=reporter.progress),
+        )
     process = chosen_process(checkpoint, report, timesteps, variance)
     return process, bound_of(report, process)
+
+
+def _design(num_images: int, num_timesteps: int) -> dict[str, Any]:
+    """Of the run that chooses: every pair where that is little, or a few thousand terms."""
+    if num_images * num_timesteps * 2 <= _EVALUATIONS:
+        return {"estimator": "every-pair", "draws": 2}
+    least = len(PilotDesign(num_images, num_timesteps, 0)) + initial_terms(num_images)
+    return {"max_evaluations": max(_EVALUATIONS, least)}
 
 
 def _write_blocks(
     writer: Writer, here: CodingSession, images: ImageSet, verify: str, reporter: RunListener
 ) -> dict[str, Any]:
-    """Encode the blocks that are missing, and say how long it took; a resumed run began before."""
+    """Encode the blocks that are missing, and say how long it took where none was there."""
     header, before = writer.header, writer.num_images
     chain, verified, seconds = here.chain(header.process), 0, 0.0
-    count = Counter(reporter, len(images), writer.num_images)
+    count = Counter(reporter, len(images), before)
     labels = images.labels if here.checkpoint.num_classes else None
-    for start in range(writer.num_images, len(images), header.block_images):
-        part = slice(start, min(start + header.block_images, len(images)))
+    for index, start in enumerate(range(0, len(images), header.block_images)):
+        part = slice(start, start + header.block_images)
         pixels = np.ascontiguousarray(images.pixels[part])
         of_part = None if labels is None else labels[part]
-        begun = time.perf_counter()
-        block = encode_block(
-            chain,
-            pixels,
-            of_part,
-            batch_size=header.batch_size,
-            device=here.device,
-            progress=count,
-        )
-        seconds += time.perf_counter() - begun
-        if verify == "all" or (verify == "first" and start == 0):
+        is_there, is_verified = start < before, verify == "all" or (verify == "first" and not index)
+        block = writer.block(index) if is_there and is_verified else None
+        if not is_there:
+            begun = time.perf_counter()
+            block = encode_block(
+                chain,
+                pixels,
+                of_part,
+                batch_size=header.batch_size,
+                device=here.device,
+                progress=count,
+            )
+            seconds += time.perf_counter() - begun
+        if block is not None and is_verified:
             _verify(here.chain(header.process), block, pixels, of_part, here.device)
             verified += 1
-        writer.add(block)
-    encoded = len(images) - before
+        if block is not None and not is_there:
+            writer.add(block)
     return {
         "verified_blocks": verified,
-        "num_evaluations": chain.num_evaluations,
-        "seconds": round(seconds, 3),
-        "seconds_per_image": round(seconds / encoded, 6) if encoded else None,
+        "num_evaluations": chain.num_evaluations + before * len(header.process.timesteps),
+        "seconds": None if before else round(seconds, 3),
+        "seconds_per_image": None if before else round(seconds / len(images), 6),
     }
 
 

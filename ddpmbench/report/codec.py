@@ -56,7 +56,8 @@ def codec_page(summary: Mapping[str, Any]) -> str:
 def codec_rows(summary: Mapping[str, Any]) -> list[list[str]]:
     """The model's code among other lossless codecs: name, bits per dimension, seconds, files."""
     size = summary["bits_per_dim_with_startup"]
-    rows = [["this model", f"{size:.4f}", f"{summary['seconds']:,.1f}", "one"]]
+    seconds = summary["seconds"]
+    rows = [["this model", f"{size:.4f}", "" if seconds is None else f"{seconds:,.1f}", "one"]]
     for codec in summary["codecs"]:
         if codec["missing"] is None:
             files = "one" if codec["unit"] == "set" else "one an image"
@@ -77,6 +78,7 @@ def codec_facts(summary: Mapping[str, Any]) -> dict[str, str]:
     ideal, net = summary["ideal_bits_per_dim"], summary["bits_per_dim"]
     saved = summary["tail_bits_per_dim"]
     start, header = summary["startup_bits"], summary["header_bits"]
+    seconds = "continued" if summary["seconds"] is None else f"{summary['seconds']:,.0f} s"
     share = (start + header) / (8 * summary["bytes"])
     missing = [codec["name"] for codec in summary["codecs"] if codec["missing"]]
     facts = {
@@ -96,8 +98,7 @@ def codec_facts(summary: Mapping[str, Any]) -> dict[str, str]:
         "file": f"{summary['file']}, {summary['bytes']:,} bytes; "
         f"{counted(summary['num_blocks'], 'block')}, {summary['verified_blocks']} of them decoded "
         "and equal",
-        "device": f"{summary['machine']['device']}, {summary['machine']['engine']}, "
-        f"{summary['seconds']:,.0f} s",
+        "device": f"{summary['machine']['device']}, {summary['machine']['engine']}, {seconds}",
     }
     if missing:
         facts["left out"] = f"{', '.join(missing)}: pip install imagecodecs"

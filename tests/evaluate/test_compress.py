@@ -21,7 +21,12 @@ from ddpmbench.diffusion.process import Prediction
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.errors import InputError
 from ddpmbench.evaluate import coding as module
+from ddpmbench.evaluate import compress as compressing
+from ddpmbench.execution import progress as lines
+from ddpmbench.execution.importance import Importance
 from ddpmbench.execution.worker import RunListener
+from ddpmbench.report.codec import codec_facts, codec_rows
+from ddpmbench.unet.precision import Precision
 
 SILENT = {"progress": False}
 QUIET = {"compare": False, **SILENT}
@@ -197,13 +202,22 @@ def test_an_interruption_changes_no_byte(coded, model, images, tmp_path):
             db.compress(model, images, out, **{**options, "run": of})
     started = []
     report = db.compress(
-        model, images, out, **options, listener=RunListener(progress=started.append)
+        model,
+        images,
+        out,
+        **{**options, "verify": "all"},
+        listener=RunListener(progress=started.append),
     )
+    assert report.summary["verified_blocks"] == 3
     assert started[0].done == 30
     assert out.read_bytes() == coded.file.read_bytes()
     assert report.summary["bits_per_dim"] == coded.summary["bits_per_dim"]
     assert coded.summary["num_evaluations"] == 70 * 20
-    assert report.summary["num_evaluations"] == 40 * 20
+    assert report.summary["num_evaluations"] == 70 * 20
+    assert coded.summary["seconds"] > 0
+    assert report.summary["seconds"] is report.summary["seconds_per_image"] is None
+    assert codec_facts(report.summary)["device"].endswith(", continued")
+    assert codec_rows(report.summary)[0][2] == ""
     assert not partial.exists()
     with pytest.raises(InputError, match="is there already"):
         db.compress(model, images, out, **options)
@@ -244,6 +258,41 @@ def test_a_run_on_other_images_bounds_nothing(coded, model, images, tmp_path):
     assert report.summary["bound"] is None
     assert report.summary["timesteps"] == coded.summary["timesteps"]
     assert "not known" in str(report)
+
+
+@pytest.mark.parametrize(("verify", "is_seen"), [("none", False), ("first", True), ("all", True)])
+def test_blocks_of_an_earlier_session_are_verified(coded, model, images, tmp_path, verify, is_seen):
+    partial = tmp_path / "file.partial"
+    flipped = with_words(lambda words: np.append(words[:-1], words[-1] ^ 1))
+    rewritten(coded.file, tmp_path / "other", flipped).rename(partial)
+    options = {**OPTIONS, "run": coded.file.with_name("run"), "verify": verify}
+    if not is_seen:
+        report = db.compress(model, images, tmp_path / "file", **options)
+        assert report.summary["verified_blocks"] == 0
+        return
+    with pytest.raises(InputError, match="cannot be decoded"):
+        db.compress(model, images, tmp_path / "file", **options)
+
+
+@pytest.mark.parametrize("num_images", [1000, 50_000, 56_000, 500_000])
+def test_the_run_that_chooses_takes_as_many_evaluations_as_its_interval(small_model, num_images):
+    few = small_model.respaced(20)
+    asked = compressing._design(num_images, few.schedule.num_timesteps)
+    images = db.load_images(np.zeros((num_images, 1, 1, 1), np.uint8))
+    Importance(max_evaluations=asked["max_evaluations"]).check(
+        few, images, seed=0, precision=Precision.FP32
+    )
+    if num_images == 1000:
+        assert asked == {"max_evaluations": 4000}
+
+
+def test_the_run_that_chooses_shows_its_progress(model, images, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(lines, "SECONDS_BETWEEN_LINES", 0.0)
+    options = {"timesteps": 5, "compare": False, "verify": "none"}
+    db.compress(model, images.subset(4), tmp_path / "file", **options)
+    said = capsys.readouterr().err
+    assert "choose timesteps: 480 of 480 (100%)" in said
+    assert said.index("choose timesteps:") < said.index("compress: ")
 
 
 def test_other_models_and_machines_are_refused(coded, model, monkeypatch):
