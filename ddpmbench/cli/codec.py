@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from ddpmbench.cli import options
-from ddpmbench.cli.messages import note, warn
+from ddpmbench.cli.messages import note
 
 
 @click.command(short_help="Compress images losslessly to the length of the bound.")
@@ -110,7 +110,7 @@ def decompress(file: Path, out: Path | None, **given: Any) -> None:  # noqa: ANN
     new_place(out)  # before it takes minutes
     checkpoint = open_checkpoint({**given, "timesteps": None})
     for line in checkpoint.notes:
-        warn(line)
+        note(line)
     images = decompressed(file, checkpoint, **how)
     write_images(out, images)
     click.echo(f"{len(images):,} images: {out}", err=True)

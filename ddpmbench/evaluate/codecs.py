@@ -14,6 +14,9 @@ from PIL import Image, features
 
 Pixels = NDArray[np.uint8]
 Encoder = Callable[[Pixels], int]
+_EXTRA = 'pip install "ddpmbench[codecs]"'
+_NEWER_PILLOW = "pip install --upgrade pillow"
+_WEBP = {"lossless": True, "quality": 100, "method": 6, "exact": True}  # under any opacity
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,9 +26,9 @@ class CodecSize:
     Attributes:
         name: of the codec and its settings.
         unit: "image" where every image is a file of its own, "set" where all are one.
-        bits_per_dim: of the files; None where the codec is not installed.
+        bits_per_dim: of the files; None where the codec was left out.
         seconds: to compress all; None likewise.
-        missing: what to install; None where it is there.
+        missing: why it was left out, or how to install it; None where it was not.
     """
 
     name: str
@@ -45,25 +48,28 @@ def other_codecs(pixels: Pixels) -> list[CodecSize]:
 
 
 def _measured(
-    pixels: Pixels, name: str, unit: str, encode: Encoder | None, package: str
+    pixels: Pixels, name: str, unit: str, encode: Encoder | None, remedy: str
 ) -> CodecSize:
     if encode is None:
-        return CodecSize(name, unit, missing=package)
+        return CodecSize(name, unit, missing=remedy)
     hwc = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
     if hwc.shape[-1] == 1:
         hwc = hwc[..., 0]
     begun = time.perf_counter()
-    size = encode(hwc) if unit == "set" else sum(encode(image) for image in hwc)
+    try:
+        size = encode(hwc) if unit == "set" else sum(encode(image) for image in hwc)
+    except (TypeError, ValueError, OSError, RuntimeError):
+        return CodecSize(name, unit, missing=f"not for images of {pixels.shape[1]} channels")
     seconds = time.perf_counter() - begun
     return CodecSize(name, unit, 8 * size / pixels.size, round(seconds, 3))
 
 
 def _codecs() -> Iterator[tuple[str, str, Encoder | None, str]]:
-    """Name, unit, encoder and package of each."""
-    yield "PNG", "image", lambda image: _pillow(image, "PNG", optimize=True), "pillow"
+    """Name, unit, encoder and how to install each."""
+    yield "PNG", "image", lambda image: _pillow(image, "PNG", optimize=True), ""
     has_webp = features.check("webp")
-    webp: Encoder = lambda image: _pillow(image, "WEBP", lossless=True, quality=100, method=6)  # noqa: E731
-    yield "WebP lossless", "image", webp if has_webp else None, "pillow"
+    webp: Encoder = lambda image: _pillow(image, "WEBP", **_WEBP)  # noqa: E731
+    yield "WebP lossless", "image", webp if has_webp else None, _NEWER_PILLOW
     try:
         import imagecodecs
     except ImportError:
@@ -71,8 +77,8 @@ def _codecs() -> Iterator[tuple[str, str, Encoder | None, str]]:
     else:
         xl = lambda image: len(imagecodecs.jpegxl_encode(image, lossless=True, effort=9))  # noqa: E731
         ls = lambda image: len(imagecodecs.jpegls_encode(image))  # noqa: E731
-    yield "JPEG XL lossless", "image", xl, "imagecodecs"
-    yield "JPEG-LS", "image", ls, "imagecodecs"
+    yield "JPEG XL lossless", "image", xl, _EXTRA
+    yield "JPEG-LS", "image", ls, _EXTRA
     yield "zlib 9", "set", lambda images: len(zlib.compress(images.tobytes(), 9)), ""
     zstd = pa.Codec("zstd", compression_level=19)
     yield "Zstandard 19", "set", lambda images: len(zstd.compress(images.tobytes())), ""

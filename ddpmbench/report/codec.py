@@ -80,7 +80,10 @@ def codec_facts(summary: Mapping[str, Any]) -> dict[str, str]:
     start, header = summary["startup_bits"], summary["header_bits"]
     seconds = "continued" if summary["seconds"] is None else f"{summary['seconds']:,.0f} s"
     share = (start + header) / (8 * summary["bytes"])
-    missing = [codec["name"] for codec in summary["codecs"] if codec["missing"]]
+    left_out: dict[str, list[str]] = {}
+    for codec in summary["codecs"]:
+        if codec["missing"] is not None:
+            left_out.setdefault(codec["missing"], []).append(codec["name"])
     facts = {
         "bound": "not known: the run is of other images, or bounds other numbers of timesteps"
         if bound is None
@@ -100,6 +103,6 @@ def codec_facts(summary: Mapping[str, Any]) -> dict[str, str]:
         "and equal",
         "device": f"{summary['machine']['device']}, {summary['machine']['engine']}, {seconds}",
     }
-    if missing:
-        facts["left out"] = f"{', '.join(missing)}: pip install imagecodecs"
+    if left_out:
+        facts["left out"] = "; ".join(f"{', '.join(of)}: {why}" for why, of in left_out.items())
     return facts

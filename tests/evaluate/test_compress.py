@@ -1,8 +1,10 @@
 """Compressed files: the pixels come back, the length is the bound's, and nothing else is read."""
 
 import dataclasses
+import itertools
 import json
 import shutil
+import sys
 
 import msgspec
 import numpy as np
@@ -11,10 +13,12 @@ import pytest
 import torch
 from normal_data import normal_images, trained_on_normal_data
 from oracles import oracle_checkpoint, oracle_images
+from PIL import features
 
 import ddpmbench as db
 from ddpmbench.cli.main import run
 from ddpmbench.codec import container
+from ddpmbench.codec.rans import Coder
 from ddpmbench.diffusion.data_range import DataRange
 from ddpmbench.diffusion.parameterization import Process
 from ddpmbench.diffusion.process import Prediction
@@ -22,6 +26,8 @@ from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.errors import InputError
 from ddpmbench.evaluate import coding as module
 from ddpmbench.evaluate import compress as compressing
+from ddpmbench.evaluate.code_choice import VARIANCES, bound_of, chosen_process
+from ddpmbench.evaluate.codecs import other_codecs
 from ddpmbench.execution import progress as lines
 from ddpmbench.execution.importance import Importance
 from ddpmbench.execution.worker import RunListener
@@ -155,18 +161,68 @@ def test_the_prior_and_the_decoder_of_ve_are_coded(images, tmp_path):
 
 
 def test_every_bit_of_the_file_is_counted(coded):
-    summary = coded.summary
-    net = summary["bits_per_dim"] * 70 * 144
-    assert summary["header_bits"] + summary["startup_bits"] + net == pytest.approx(
-        8 * coded.file.stat().st_size
-    )
-    size = summary["bits_per_dim_with_startup"] * 70 * 144
-    assert size == pytest.approx(8 * coded.file.stat().st_size, rel=1e-12)
+    summary, dims = coded.summary, 70 * 144
+    size, net, most = coded.file.stat().st_size, 0.0, 0.0
     with container.Reader(coded.file) as reader:
-        for record, _ in reader.verify():
-            # what was borrowed is the start-up, but for the states of the lanes
-            assert 16 * record.borrowed < summary["startup_bits"] / 3 + 64 * 512
+        header = reader.first
+        blocks = [block for block, _ in reader.whole_blocks()]
+    for block in blocks:
+        coder, lanes = Coder(block.words), 8 * max(block.record.batches)
+        coder.restore(lanes)
+        # a lane that opens gains up to a bit, which is no image's
+        gained = coder.bits - 16 * block.record.borrowed - block.record.net_bits
+        assert 0 <= gained <= lanes
+        net += block.record.net_bits
+        record = 8 * (len(block.to_bytes()) - 2 * len(block.words))
+        most += 16 * block.record.borrowed + 17 * lanes + record
+    assert summary["bits_per_dim"] == pytest.approx(net / dims, rel=1e-12)
+    assert summary["bits_per_dim_with_startup"] == pytest.approx(8 * size / dims, rel=1e-12)
+    heads = 9 * (len(blocks) + 1) + 32  # of the blocks and of the end, and SHA-256
+    assert summary["header_bits"] == 8 * (header + heads)
+    assert 0.7 * most < summary["startup_bits"] <= most
+    assert summary["startup_bits"] == pytest.approx(8 * (size - header - heads) - net, rel=1e-9)
     assert summary["startup_below_one_percent_from"] > 70
+
+
+def test_the_bound_is_the_row_of_the_run_or_unknown(model, images, tmp_path):
+    few, run = images.subset(10), tmp_path / "run"
+    report = db.evaluate_nll(model, few, half_width=1e-4, max_evaluations=3000, out=run, **SILENT)
+    for timesteps, variance in itertools.product((1, 2, 3, 8, 10, 20, 50, T), VARIANCES):
+        process = chosen_process(model, report, timesteps, variance)
+        bound, table = bound_of(report, process), report.sub_schedules
+        rows = table[(table.variance == variance) & (table.num_timesteps == timesteps)]
+        rows = rows[(rows.spacing == "best") | (timesteps == T)]
+        if rows.empty:
+            assert timesteps in (1, 8, 50)  # 50 are not known by so few terms
+            assert bound is None
+            continue
+        row = rows.sort_values("spacing").iloc[0]
+        assert bound.bits_per_dim == row.bits_per_dim
+        np.testing.assert_equal(bound.half_width or np.nan, row.half_width)
+        assert row.steps in ("", " ".join(map(str, process.timesteps)))
+    for timesteps in (8, 10):
+        out = tmp_path / str(timesteps)
+        found = db.compress(model, few, out, run=run, timesteps=timesteps, **QUIET).summary["bound"]
+        if timesteps == 8:
+            assert found is None
+            continue
+        best = report.sub_schedules.query(
+            "variance == 'best_constant' and num_timesteps == 10 and spacing == 'best'"
+        )
+        assert found["bits_per_dim"] == best.bits_per_dim.item()
+
+
+UNEVEN = NoiseSchedule.from_betas([0.02, *LINEAR.betas[1:].tolist()])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "timesteps"), [(LINEAR, 1), (UNEVEN, 20), (UNEVEN, T)], ids=str
+)
+def test_a_bound_that_no_run_has_is_unknown(images, tmp_path, schedule, timesteps):
+    model, few = trained_on_normal_data(schedule=schedule), images.subset(3)
+    report = db.compress(model, few, tmp_path / "file", timesteps=timesteps, **QUIET)
+    assert report.summary["bound"] is None
+    np.testing.assert_array_equal(restored(report, model).pixels, few.pixels)
 
 
 def test_blocks_decode_alone(coded, model, images):
@@ -480,6 +536,28 @@ def test_a_network_of_ones_own_codes_without_loss(tmp_path, capsys):
     capsys.readouterr()
     found = db.load_images(tmp_path / "y.npz").pixels
     np.testing.assert_array_equal(found, images.transpose(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize("channels", [2, 5])
+def test_codecs_that_do_not_take_such_images_are_left_out(coded, channels):
+    pixels = np.random.default_rng(0).integers(0, 256, (2, channels, 8, 8)).astype(np.uint8)
+    sizes = {codec.name: dataclasses.asdict(codec) for codec in other_codecs(pixels)}
+    assert sizes["LZMA 9e"]["bits_per_dim"] > 7
+    assert (sizes["PNG"]["bits_per_dim"] is None) == (channels == 5)
+    if channels == 5:
+        facts = codec_facts({**coded.summary, "codecs": sizes.values()})
+        assert "PNG, WebP lossless" in facts["left out"]
+        assert "not for images of 5 channels" in facts["left out"]
+
+
+def test_what_is_not_installed_is_named_with_its_remedy(coded, images, monkeypatch):
+    monkeypatch.setitem(sys.modules, "imagecodecs", None)
+    monkeypatch.setattr(features, "check", lambda name: name != "webp")
+    codecs = [dataclasses.asdict(codec) for codec in other_codecs(images.pixels[:1])]
+    assert codec_facts({**coded.summary, "codecs": codecs})["left out"] == (
+        "WebP lossless: pip install --upgrade pillow; "
+        'JPEG XL lossless, JPEG-LS: pip install "ddpmbench[codecs]"'
+    )
 
 
 def test_the_commands(small_checkpoint, small_npz, small_images, tmp_path, capsys):
