@@ -143,6 +143,30 @@ def checksum(path: Path) -> str:
         raise UnreadableError(_reason(error)) from error
 
 
+def damaged_record(archive: zipfile.ZipFile) -> str | None:
+    """The first record of a zip archive whose CRC-32 does not hold; None if all hold.
+
+    A stored CRC-32 of 0 is that of a writer that computes none, and passes.
+
+    Args:
+        archive: of records that are stored, not compressed.
+
+    Raises:
+        OSError: the archive cannot be read.
+        RuntimeError: a record is encrypted or needs another version.
+    """
+    for member in archive.infolist():
+        if member.CRC == 0:
+            continue
+        try:
+            with archive.open(member) as record:
+                while record.read(_CHUNK):
+                    pass
+        except (zipfile.BadZipFile, EOFError):
+            return member.filename
+    return None
+
+
 def write_json(
     path: Path, record: Mapping[str, Any], tables: Mapping[str, str] | None = None
 ) -> None:

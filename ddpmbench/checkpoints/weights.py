@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ddpmbench.checksums import damaged_record
 from ddpmbench.errors import InputError
 
 _PACKED = {getattr(torch, "float4_e2m1fn_x2", None)}
@@ -221,7 +222,8 @@ SAFE_GLOBALS: list[Any] = [
 """For `torch.serialization.safe_globals`: stand-ins that build nothing but numbers."""
 
 
-DAMAGED = "truncated or damaged; copy or download it again"
+_AGAIN = "copy or download it again"
+DAMAGED = f"truncated or damaged; {_AGAIN}"
 _LFS = b"version https://git-lfs"
 _LONGEST_HEADER = 100_000_000
 
@@ -256,9 +258,15 @@ def _other_format(path: Path) -> str | None:
             return None
         return "not a file written by torch.save; unpack it first if it is packed"
     try:
-        members = zipfile.ZipFile(path).infolist()
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, struct.error):
+        with zipfile.ZipFile(path) as archive:
+            return _other_archive(archive)
+    except (zipfile.BadZipFile, RuntimeError, ValueError, OverflowError, EOFError, struct.error):
         return DAMAGED
+
+
+def _other_archive(archive: zipfile.ZipFile) -> str | None:
+    """The problem of an archive that torch.save has not written so; None if it may have."""
+    members = archive.infolist()
     names = [member.filename for member in members]
     problems = (
         (
@@ -280,7 +288,10 @@ def _other_format(path: Path) -> str | None:
             "a compressed archive, which torch.save does not write; save it again with torch",
         ),
     )
-    return next((problem for is_so, problem in problems if is_so), None)
+    if problem := next((problem for is_so, problem in problems if is_so), None):
+        return problem
+    damaged = damaged_record(archive)
+    return damaged and f"damaged: record {damaged} does not have its checksum; {_AGAIN}"
 
 
 def check_blob(file: Path, sha256: str) -> None:
@@ -323,7 +334,7 @@ def read_state(path: Path) -> dict[str, object]:
     """
     try:
         is_empty = path.stat().st_size == 0
-        problem = "an empty file; copy or download it again" if is_empty else _other_format(path)
+        problem = f"an empty file; {_AGAIN}" if is_empty else _other_format(path)
     except OSError as error:
         problem = f"cannot be read ({error.strerror})"
     if problem is not None:
@@ -334,7 +345,7 @@ def read_state(path: Path) -> dict[str, object]:
         except (SafetensorError, OSError) as error:
             raise FileError(
                 path,
-                f"not a whole safetensors file ({first_line(error)}); copy or download it again",
+                f"not a whole safetensors file ({first_line(error)}); {_AGAIN}",
             ) from error
     state = _named(_read_torch(path))
     if not isinstance(state, dict):

@@ -5,11 +5,13 @@ The kinds of files that go wrong are in the corpus of tests/cli/test_wrong_files
 
 import os
 import pickle
+import zipfile
 
 import pytest
 import torch
 from peers import SMALL_UNET, diffusers_unet, edit_json, openai_weights, refused, save_flat
 from safetensors.torch import load_file, save_file
+from torch.utils.serialization.config import save as save_config
 
 from ddpmbench import CheckpointSettings, load_checkpoint
 
@@ -58,6 +60,52 @@ def test_a_truncated_file(folder, kind, share):
     for source in (path, folder) if kind == "safetensors" else (path,):
         with refused(path, "again"):
             load_checkpoint(source)
+
+
+@pytest.fixture
+def save_options():
+    """Options of torch.save, which are put back."""
+    alignment = save_config.storage_alignment
+    yield save_config
+    save_config.storage_alignment = alignment
+    torch.serialization.set_crc32_options(True)
+
+
+@pytest.mark.parametrize("alignment", [64, 4096])
+@pytest.mark.parametrize("kind", ["pt", "pipeline"])
+def test_a_flipped_bit_of_a_weight_is_found_by_the_checksum_of_its_record(
+    folder, kind, alignment, save_options
+):
+    save_options.storage_alignment = alignment
+    path = folder / ("model.pt" if kind == "pt" else "diffusion_pytorch_model.bin")
+    source, state = path, openai_weights()
+    if kind == "pipeline":
+        saved = path.with_suffix(".safetensors")
+        source, state = folder, load_file(saved)
+        saved.unlink()
+    torch.save(state, path)
+    settings = CheckpointSettings(
+        **({"model_flags": FLAGS, "schedule": "linear:1000"} if kind == "pt" else {})
+    )
+    load_checkpoint(source, settings)
+    content = bytearray(path.read_bytes())
+    _, weight = max(state.items(), key=lambda item: item[1].numel())
+    content[content.index(weight.numpy().tobytes()) + 4] ^= 1  # of a mantissa
+    path.write_bytes(content)
+    assert torch.load(path, weights_only=True).keys() == state.keys()  # torch finds nothing
+    with refused(path, f"damaged: record {path.stem}/data/", "have its checksum; copy"):
+        load_checkpoint(source, settings)
+
+
+@pytest.mark.parametrize("how", ["no checksums", "old"])
+def test_a_file_without_checksums_is_read(tmp_path, how, save_options):
+    torch.serialization.set_crc32_options(how != "no checksums")
+    path, state = tmp_path / "model.pt", openai_weights()
+    torch.save(state, path, _use_new_zipfile_serialization=how != "old")
+    if how == "no checksums":
+        assert not any(record.CRC for record in zipfile.ZipFile(path).infolist())
+    settings = CheckpointSettings(model_flags=FLAGS, schedule="linear:1000")
+    assert load_checkpoint(path, settings).channels == 3
 
 
 @pytest.mark.parametrize("how", ["zip", "old", "pickle", "text pickle"])
