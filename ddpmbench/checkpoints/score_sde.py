@@ -12,7 +12,7 @@ from torch import Tensor
 from ddpmbench.checkpoints.network_weights import Renames, build_unet, only_tensors, shape_of
 from ddpmbench.checkpoints.score_sde_flags import EXAMPLE, OWN, PRESETS, Config, parse_config
 from ddpmbench.checkpoints.settings import CheckpointSettings, MissingSettingsError
-from ddpmbench.checkpoints.weights import FileError, naming
+from ddpmbench.checkpoints.weights import FileError, is_plain, naming, why_not_plain
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.diffusion.parameterization import Prediction, Variance
 from ddpmbench.files import sha256_of
@@ -48,7 +48,7 @@ def read_score_sde(
 
     Source: Song et al. 2021 and the project's models and configurations.
     """
-    weights = only_tensors(state, source=str(path))
+    weights = _plain(state, path)
     if (part := _not_ours(weights)) is not None:
         raise FileError(path, f"a network of score_sde with {part}, which is not read; {OWN}")
     (num_scales,) = shape_of(weights, "sigmas", 1, source=path)
@@ -96,6 +96,15 @@ def read_score_sde(
         sha256=sha256_of(path),
         notes=(*notes, "variance fixed_large and no clipping: as the project samples"),
     )
+
+
+def _plain(state: Mapping[str, object], path: Path, where: str = "") -> dict[str, Tensor]:
+    """A state dict of dense floating-point tensors alone."""
+    weights = only_tensors(state, source=str(path))
+    for name, tensor in weights.items():
+        if not is_plain(tensor):
+            raise FileError(path, f"{where}{name} {why_not_plain(tensor)}")
+    return weights
 
 
 # ---- the network
@@ -296,8 +305,8 @@ def with_named_average(
     elif len(shadow) != len(names):
         problem = f"are {len(shadow)} tensors, the network has {len(names)}"
     else:
-        averaged = only_tensors(dict(zip(names, shadow, strict=True)), source=str(path))
-        last = only_tensors({name: model[name] for name in names}, source=str(path))
+        averaged = _plain(dict(zip(names, shadow, strict=True)), path, "ema/shadow_params, ")
+        last = _plain({name: model[name] for name in names}, path)
         problem = _other_order(averaged, last)
     if problem is not None:
         raise FileError(

@@ -148,6 +148,31 @@ def test_a_list_of_other_weights_is_refused(change, tmp_path):
         load_checkpoint(path, SETTINGS["vp_ddpm"])
 
 
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+@pytest.mark.parametrize("weights", ["ema", "raw"])
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (torch.Tensor.to_sparse, "is sparse"),
+        (lambda t: t.to("meta"), "has no numbers"),
+        (lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8), "is quantized"),
+    ],
+)
+def test_tensors_that_are_not_plain_are_refused_by_name(change, word, weights, tmp_path):
+    state = training_state("vp_ddpm")
+    name = "module.all_modules.8.NIN_0.W"
+    if weights == "ema":
+        averaged = state["ema"]["shadow_params"]
+        place = list(parameters("vp_ddpm")).index(name)
+        averaged[place] = change(averaged[place])
+    else:
+        state["model"][name] = change(state["model"][name])
+    path = saved(tmp_path, state)
+    shown = f"ema/shadow_params, {name}" if weights == "ema" else name.removeprefix("module.")
+    with refused(f"{path}: {shown} {word}", "save"):
+        load_checkpoint(path, dataclasses.replace(SETTINGS["vp_ddpm"], weights=weights))
+
+
 @pytest.mark.parametrize("apart", [0.0, 0.6, 20.0])
 def test_averaged_weights_in_their_order_are_read_however_far_apart(apart, tmp_path):
     state = training_state("vp_ddpm")
