@@ -23,6 +23,7 @@ from ddpmbench.diffusion.model import Checkpoint, TimeInput
 from ddpmbench.diffusion.parameterization import Prediction, Process, Variance
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.files import sha256_of
+from ddpmbench.unet.unet import MAX_BLOCKS
 
 SCHEDULER = "ScoreSdeVeScheduler"
 _LEVELS = ("sigma_min", "sigma_max", "num_train_timesteps")
@@ -149,6 +150,14 @@ def _built(fields: Fields, config: Path) -> tuple[Any, str]:
     arguments: dict[str, Any] = {
         name: value for name, value in fields.values.items() if not name.startswith("_")
     }
+    layers, levels = (arguments.get(name) for name in ("layers_per_block", "block_out_channels"))
+    depth = len(levels) if isinstance(levels, list) else 1
+    if isinstance(layers, int) and layers * depth > MAX_BLOCKS:
+        raise fields.refusal(
+            "layers_per_block",
+            f"are {layers * depth:,} blocks in {depth:,} resolutions, more than {MAX_BLOCKS:,}; "
+            "correct it",
+        )
     make: Any = UNet2DModel  # which has no types
     try:
         # on the meta device nothing is allocated before the shapes are known to be the file's

@@ -173,6 +173,7 @@ def test_a_process_of_the_settings_replaces_that_of_the_scheduler(folder):
         ("unet/config.json", {"num_class_embeds": 3}, ("num_class_embeds",)),
         ("unet/config.json", {"out_channels": 6}, ("out_channels",)),
         ("unet/config.json", {"down_block_types": ["No", "No"]}, ("no network of the installed",)),
+        ("unet/config.json", {"layers_per_block": 501}, ("layers_per_block = 501", "1,002")),
         ("unet/config.json", {"surprise": 1}, ("no network of the installed", "surprise")),
         ("unet", {"block_out_channels": [2**20, 2**20]}, ("the network takes",)),
     ],
