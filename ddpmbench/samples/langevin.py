@@ -98,11 +98,17 @@ class PredictorCorrectorSampler(AncestralSampler):
 
     The source takes the mean of either norm over the batch. Here they are those of the image
     itself, since a sample must not depend on what else is in the batch. The factor 1 - beta_t,
-    which the source has in alpha for VP alone, is left out.
+    which the source has in alpha for VP alone, is left out. The step has no bound as the predicted
+    noise goes to 0: where it is 0 the sample is not finite, and is refused.
 
     Source: Song et al. 2021, "Score-based generative modeling through stochastic differential
     equations", Algorithms 4 and 5.
     """
+
+    remedy = (
+        "choose a smaller `snr`, or check that the network does not predict noise of 0, for which "
+        f"the corrector's step is infinite; or {AncestralSampler.remedy}"
+    )
 
     def __init__(self, chain: Chain, *, langevin_steps: int, snr: float) -> None:
         """Prepare the chain.

@@ -53,7 +53,8 @@ class SamplerChoice:
             default 5 and 1.
         step_size: langevin: rho, the step alpha over sigma^2, which is epsilon / sigma_min^2 of
             Song & Ermon 2020; by default 0.062, theirs for CIFAR-10.
-        snr: predictor-corrector: r, the signal-to-noise ratio of a Langevin step; by default 0.16.
+        snr: predictor-corrector: r, the signal-to-noise ratio of a Langevin step, at most 1;
+            by default 0.16.
         solver: ode: the Runge-Kutta method; by default Heun's.
         solver_steps: ode, dpm-solver++: N, steps of an even grid in log sigma from x_T to x_1, for
             which the network is evaluated at fractional timesteps; by default the T - 1 steps
@@ -194,8 +195,6 @@ def _checked(name: str, value: Any) -> Any:  # noqa: ANN401
             return Solver(value)
         case "eta":
             return number(name, value, 0, 1)
-        case "step_size":
+        case "step_size" | "snr":
             return number(name, positive_number(name, value), 0, 1)
-        case "snr":
-            return positive_number(name, value)
     return whole_number(name, value, 1, _MOST_STEPS)

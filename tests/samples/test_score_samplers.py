@@ -447,6 +447,21 @@ def test_what_diverges_between_timesteps_is_named_by_its_step():
         sampled(checkpoint, SamplerChoice("ode", solver_steps=6), torch.arange(2))
 
 
+class Zero(torch.nn.Module):
+    def forward(self, x_t, time):
+        return torch.zeros_like(x_t)
+
+
+def test_a_corrector_of_a_network_that_predicts_no_noise_is_refused_with_its_cause():
+    checkpoint = checkpoint_of(NoiseSchedule.linear(30))
+    checkpoint = dataclasses.replace(checkpoint, network=Zero())
+    sampler = SamplerChoice("predictor-corrector").prepare(checkpoint, seed=0, device=CPU)
+    index = torch.arange(2)
+    words = "t = 30; choose a smaller `snr`, or check that the network does not predict noise of 0"
+    with pytest.raises(db.InputError, match=words):
+        list(sampler.steps(sampler.start(index, SHAPE), 30, sample=index))
+
+
 # ---- settings
 
 
@@ -464,6 +479,7 @@ def test_what_diverges_between_timesteps_is_named_by_its_step():
         ({"method": "langevin", "step_size": 0}, "`step_size=0`: must be positive"),
         ({"method": "langevin", "langevin_steps": 0}, "`langevin_steps=0`: give a whole number"),
         ({"method": "predictor-corrector", "snr": float("nan")}, "`snr=nan`: must be positive"),
+        ({"method": "predictor-corrector", "snr": 1e300}, "`snr=1e.300`: give a number from 0 to"),
         ({"method": "ode", "solver": "euler"}, "`solver=euler`: choose heun or rk4"),
         ({"method": "ode", "solver": "rk4"}, "`solver=rk4`: .* choose `solver_steps`"),
         ({"method": "ode", "solver_steps": 2.0}, "`solver_steps=2.0`: give a whole number"),
