@@ -198,6 +198,15 @@ def test_the_number_of_processes_changes_nothing(command, uninterrupted, tmp_pat
     }
 
 
+@pytest.mark.parametrize("method", ["predictor-corrector", "ode"])
+def test_the_number_of_processes_changes_no_sampler(method, command, tmp_path):
+    arguments = [*command, "--sampler", method, "--timesteps", 4]
+    assert ddpmbench(*arguments, "--out", tmp_path / "one").returncode == 0
+    for result in ranks(2, *arguments, "--batch-size", 3, "--out", tmp_path / "two"):
+        assert result.returncode == 0, result.stderr
+    assert same_images(tmp_path / "one", tmp_path / "two")
+
+
 def slowed():
     """Small shards, and steps so slow that a kill falls between two of them."""
     worker.SHARD_SECONDS = 0.0
