@@ -102,7 +102,7 @@ def decompress(file: Path, out: Path | None, **given: Any) -> None:  # noqa: ANN
     """
     from ddpmbench.cli.inputs import open_checkpoint
     from ddpmbench.evaluate.decompress import decompress as decompressed
-    from ddpmbench.evaluate.decompress import new_place, write_images
+    from ddpmbench.evaluate.decompress import first_image, new_place, write_images
 
     if out is None:
         raise click.UsageError("--out: is missing; name an .npz or a folder to write")
@@ -112,5 +112,5 @@ def decompress(file: Path, out: Path | None, **given: Any) -> None:  # noqa: ANN
     for line in checkpoint.notes:
         note(line)
     images = decompressed(file, checkpoint, **how)
-    write_images(out, images)
+    write_images(out, images, first=first_image(file, how["block"]))
     click.echo(f"{len(images):,} images: {out}", err=True)

@@ -1,7 +1,7 @@
 """Decompress what `compress` wrote."""
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,10 @@ def decompress(
             _refuse_other(path, "model", header.model, model_of(here.checkpoint))
             labels, ids = _labels(path, header), _ids(path, header)
             _check_labels(path, labels, here.checkpoint)
-            chain = here.chain(header.process)
+            try:
+                chain = here.chain(header.process)
+            except InputError as error:  # of the same model it could be written
+                raise reader.damaged() from error
             total = sum(records[i].num_images for i in chosen)
             count = Counter(reporter, total)
             parts = []
@@ -113,12 +116,22 @@ def new_place(out: str | Path) -> Path:
     return place
 
 
-def write_images(out: str | Path, images: ImageSet) -> None:
+def first_image(file: str | Path, block: int | None) -> int:
+    """The number in its file of the first image that `decompress` returns."""
+    with Reader(named_path(file)) as reader:
+        return (block or 0) * reader.header.block_images
+
+
+def write_images(out: str | Path, images: ImageSet, *, first: int = 0) -> None:
     """Write images as an .npz with their labels, or as one PNG each into a new folder.
+
+    A PNG has the name of its image where all are plain names of files, and different ones; else
+    its number.
 
     Args:
         out: a name ending in .npz, or a folder.
         images: what `decompress` returns.
+        first: the number of the first one.
 
     Raises:
         InputError: it is there already, or cannot be written.
@@ -128,8 +141,41 @@ def write_images(out: str | Path, images: ImageSet) -> None:
         write_samples(place, images.pixels, images.labels)
         return
     with writing_to(place.parent), scratch_folder(place) as scratch:
-        write_pngs(scratch / place.name, images.pixels)
-        move_into_place(scratch / place.name, place)
+        numbered, named = scratch / "numbered", scratch / "named"
+        write_pngs(numbered, images.pixels)
+        named.mkdir()
+        for index, name in enumerate(_names(images.ids, first)):
+            (numbered / f"{index:06d}.png").rename(named / name)
+        move_into_place(named, place)
+
+
+_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+_LONGEST = 200  # bytes of a name
+
+
+def _names(ids: Sequence[str], first: int) -> list[str]:
+    """File names of images, none of which leads out of a folder."""
+    numbers = [f"{first + index:06d}.png" for index in range(len(ids))]
+    if all(name.isdecimal() for name in ids):
+        return numbers
+    names = [_stem(name) + ".png" for name in ids]
+    is_unique = len({name.casefold() for name in names}) == len(names)
+    return names if is_unique and all(map(_is_plain, names)) else numbers
+
+
+def _stem(name: str) -> str:
+    stem, dot, ending = name.rpartition(".")
+    return stem if (dot + ending).lower() in _ENDINGS else name
+
+
+def _is_plain(name: str) -> bool:
+    is_long = len(name.encode(errors="replace")) > _LONGEST
+    return (
+        name.isprintable()
+        and name[0] not in ".- "
+        and not is_long
+        and not set(name) & set('/\\:*?"<>|')
+    )
 
 
 def _check_model(path: Path, header: Header, checkpoint: Checkpoint) -> None:
