@@ -336,14 +336,17 @@ def wrap_network(
         network: called as network(x_t, time) with x_t (B, C, H, W) float32 and time (B,), or as
             network(x_t, time, labels) with labels (B,) int64 where there are classes; returns
             (B, C, H, W), or (B, 2C, H, W) where the variance is learned.
-        schedule: the noise schedule of its training: a record, or text as `linear:1000`.
+        schedule: the noise schedule of its training: a record, or text as `linear:1000`; with the
+            family of its process `ve:0.01:50:1000` (the first and the last sigma, and the number
+            of levels) or `flow:1000`.
         channels: C; None takes images of any.
         num_classes: classes it is conditioned on.
         null_class: the label that stands for none of them.
-        prediction: "eps", "x_start", "v" or "previous_mean".
+        prediction: "eps", "x_start", "v", "score", "velocity", "edm" or "previous_mean".
         variance: "fixed_small", "fixed_large", "learned_range" or "learned".
-        time_input: its input for timestep t = 1..T: "index" t - 1 or "one-based" t, int64;
-            "fraction" t / T or "rescaled-1000" (t - 1) 1000 / T, float32.
+        time_input: its input for timestep t = 1..T: "index" t - 1, "one-based" t or
+            "reversed-index" T - t, int64; "fraction" t / T, "rescaled-1000" (t - 1) 1000 / T, or
+            of the noise in x_t "sigma", "log-sigma", "quarter-log-sigma" or "log-snr", float32.
         data_range: lowest and highest value of an image, or the record that has the number of
             levels, too.
 

@@ -12,6 +12,8 @@ from ddpmbench.execution.progress import progress
 
 
 def _integers(context: click.Context, option: click.Parameter, value: str) -> tuple[int, ...]:
+    if option.name == "attention" and value == "none":
+        return ()
     try:
         return tuple(int(number) for number in value.split(","))
     except ValueError:
@@ -87,7 +89,8 @@ def _integers(context: click.Context, option: click.Parameter, value: str) -> tu
     default="2",
     show_default=True,
     callback=_integers,
-    help="Resolutions with attention, as the number of halvings: 2 is a quarter of the image.",
+    help="Resolutions with attention, as the number of halvings: 2 is a quarter of the image, none "
+    "is the middle alone.",
 )
 @options.count(
     "--norm-groups", default=32, text="Groups of the normalizations; must divide all --channels."

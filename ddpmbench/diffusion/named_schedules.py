@@ -236,9 +236,9 @@ class NamedSchedules(ABC):
                 f"schedule ve: sigma from {sigma_min:g} to {sigma_max:g}; take two positive "
                 "numbers, the smaller one first"
             )
-        return cls.of_process(
-            Process.VE, np.geomspace(sigma_min, sigma_max, num_timesteps), name="ve"
-        )
+        sigma = np.geomspace(sigma_min, sigma_max, num_timesteps)
+        name = f"ve, sigma {sigma_min:g} to {sigma_max:g}"
+        return cls.of_process(Process.VE, sigma, name=name)
 
     @classmethod
     def flow(cls, num_timesteps: int) -> Self:

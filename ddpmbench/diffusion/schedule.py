@@ -16,7 +16,6 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from ddpmbench.diffusion.forward_process import log_prior_variance, log_scale
-from ddpmbench.diffusion.named_schedules import MAX_TIMESTEPS as MAX_TIMESTEPS
 from ddpmbench.diffusion.named_schedules import NamedSchedules
 from ddpmbench.diffusion.parameterization import Process
 from ddpmbench.errors import InputError, whole_number

@@ -280,7 +280,8 @@ def evaluate_nll(
         note_images(checkpoint, images, reporter)
         if continuous and absent is not None:
             reporter.note(f"no bound in continuous time beside that of the run: {absent}")
-        if line := chosen.note(len(images), checkpoint.schedule.num_timesteps, computed_in):
+        line = chosen.note(len(images), checkpoint.schedule.num_timesteps, computed_in)
+        if continuous is None and line is not None:
             reporter.note(line)
         checked = before.run(
             checkpoint.as_trained, images, device=target, ranks=ranks, folder=folder

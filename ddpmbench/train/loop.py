@@ -238,6 +238,7 @@ def _model(recipe: TrainingRecipe, network: UNet) -> Checkpoint:
         family="native",
         source="the network asked for",
         sha256="",
+        weights="ema",
     )
 
 

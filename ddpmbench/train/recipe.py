@@ -4,8 +4,9 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
+from ddpmbench.diffusion.named_schedules import MAX_TIMESTEPS
 from ddpmbench.diffusion.parameterization import Process, Variance
-from ddpmbench.diffusion.schedule import MAX_TIMESTEPS, NoiseSchedule
+from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.errors import LARGEST_SEED, InputError, number, positive_number, whole_number
 from ddpmbench.unet.unet import UNetConfig
 

@@ -98,7 +98,8 @@ class UNetConfig:
         for channels in (self.model_channels, *self.channels):
             if channels < 2 or channels % self.groups(channels):
                 raise InputError(
-                    f"network: norm groups {self.norm_groups} do not divide {channels} channels"
+                    f"network: norm groups {self.norm_groups} do not divide {channels} channels; "
+                    "choose a divisor of all `channels` as `norm_groups`"
                 )
 
     def _check_ranges(self) -> None:
