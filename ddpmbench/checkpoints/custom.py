@@ -197,7 +197,8 @@ def _checkpoint(
     notes = []
     if settings.data_range is None:
         notes.append("images are taken to be in [-1, 1] unless `data_range` says otherwise")
-    label = next((name for name in signature_of(network) or () if name in LABELS), None)
+    after_time = list(signature_of(network) or ())[2:]  # whatever the time itself is called
+    label = next((name for name in after_time if name in LABELS), None)
     if label is not None and not _whole(num_classes):
         notes.append(
             f"the network's forward takes {label}, and is called without it; an attribute "

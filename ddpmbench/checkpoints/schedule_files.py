@@ -240,6 +240,8 @@ FILES = {"betas": betas_schedule, "alphas_cumprod": products_schedule}
 
 
 def _check_row(values: Array) -> None:
+    if values.shape == (1,):
+        raise InputError("holds one number, of a single step; a schedule has two or more")
     if values.ndim != 1 or len(values) < 2:
         raise InputError(
             f"its shape is {values.shape}, not one row of a number a step; save T numbers, (T,)"

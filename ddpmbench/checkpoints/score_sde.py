@@ -52,6 +52,8 @@ def read_score_sde(
     if (part := _not_ours(weights)) is not None:
         raise FileError(path, f"a network of score_sde with {part}, which is not read; {OWN}")
     (num_scales,) = shape_of(weights, "sigmas", 1, source=path)
+    if num_scales < 2:
+        raise FileError(path, f"its sigmas are one noise level, and a process has more; {OWN}")
     sigmas = weights.pop("sigmas")
     if settings.model_flags is None or not settings.model_flags.strip():
         raise MissingSettingsError(

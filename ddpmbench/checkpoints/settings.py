@@ -73,7 +73,8 @@ class CheckpointSettings:
             if value is not None and value not in choices:
                 raise InputError(f"`{name}={value}`: choose from {', '.join(choices)}")
         family, colon, _ = ("" if self.process is None else self.process).partition(":")
-        if self.process is not None and family not in tuple(Process):
+        forms = [form.partition(":")[0] for form in PROCESSES if not colon or ":" in form]
+        if self.process is not None and family not in forms:
             raise InputError(f"`process={self.process}`: choose from {', '.join(PROCESSES)}")
         if colon:
             if self.schedule not in (None, self.process):

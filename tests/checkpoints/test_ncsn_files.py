@@ -96,6 +96,7 @@ def test_the_score_of_a_level_is_the_network_s(made, kind, weights):
     assert checkpoint.schedule.process is Process.VE
     assert checkpoint.time_input is TimeInput.REVERSED_INDEX
     assert checkpoint.prediction is Prediction.SCORE
+    assert not any("called without it" in note for note in checkpoint.notes)  # y is the time
 
 
 def test_the_levels_of_a_network_are_those_of_the_process(made):

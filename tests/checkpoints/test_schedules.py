@@ -106,6 +106,19 @@ def test_what_is_no_schedule(form, words):
         read_schedule(form)
 
 
+@pytest.mark.parametrize("process", ["vp:3", "sub-vp:", "vp:ve:0.01:50:1000", "linear:1000"])
+def test_what_is_no_process(process):
+    with refused(f"`process={process}`: choose from vp, sub-vp, ve, ve:SIGMA_MIN"):
+        CheckpointSettings(process=process)
+
+
+@pytest.mark.parametrize("name", ["betas", "alphas_cumprod"])
+def test_a_file_of_one_number_is_no_schedule(name, tmp_path):
+    (tmp_path / "table.txt").write_text("0.5\n")
+    with refused(f"`schedule={name}:{tmp_path}/table.txt`: holds one number", "two or more"):
+        read_schedule(f"{name}:{tmp_path}/table.txt")
+
+
 def test_a_schedule_or_a_time_that_is_named_again_is_noted_where_it_differs(small_checkpoint):
     stated = load_checkpoint(small_checkpoint)
     same = CheckpointSettings(schedule="linear:40:0.0025:0.5", time_input="index")
@@ -240,7 +253,7 @@ ARRAYS = {
     "16 bits": (BETAS.astype(np.float16), ["16 bits", "too few"]),
     "a column": (BETAS[:, None], ["(1000, 1)", "one row"]),
     "one number": (np.float64(0.1), ["()"]),
-    "a row of one": (BETAS[:1], ["(1,)", "one row"]),
+    "a row of one": (BETAS[:1], ["one number", "two or more"]),
 }
 
 

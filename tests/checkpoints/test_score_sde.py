@@ -316,6 +316,15 @@ def test_files_that_are_not_whole(kind, tmp_path):
         load_checkpoint(path, SETTINGS[case])
 
 
+@pytest.mark.parametrize("case", ["vp_ddpm", "subvp_ddpmpp", "ve_ddpm"])
+def test_one_noise_level_is_no_process(case, tmp_path):
+    state = training_state(case)
+    state["model"]["module.sigmas"] = state["model"]["module.sigmas"][:1].clone()
+    path = saved(tmp_path, state)
+    with refused(path, "its sigmas are one noise level", "`network="):
+        load_checkpoint(path, SETTINGS[case])
+
+
 def test_levels_of_another_form_are_refused(tmp_path):
     state = training_state("ve_ddpm")
     state["model"]["module.sigmas"] = torch.linspace(50, 0.01, 1000)
