@@ -11,6 +11,7 @@ A partial file, of a compression that was interrupted, lacks the last record.
 """
 
 import dataclasses
+import fcntl
 import hashlib
 import os
 import struct
@@ -27,7 +28,6 @@ from numpy.typing import NDArray
 from ddpmbench.codec.chain import ReverseProcess
 from ddpmbench.codec.rans import DamageError
 from ddpmbench.errors import InputError
-from ddpmbench.files import replacing
 
 MAGIC: Final = b"\x89ddpmbench codec\r\n\x1a\x01"
 _HEAD = struct.Struct("<cII")
@@ -35,7 +35,9 @@ _HEADER, _BLOCK, _END = b"H", b"B", b"E"
 _LENGTH = struct.Struct("<I")
 _CHUNK = 1 << 20
 
-Count = Annotated[int, Meta(ge=1, le=1 << 40)]
+MOST: Final = 1 << 40
+"""Of anything that is counted."""
+Count = Annotated[int, Meta(ge=1, le=MOST)]
 Side = Annotated[int, Meta(ge=1, le=1 << 16)]
 
 
@@ -151,29 +153,70 @@ class Writer:
     """
 
     def __init__(self, partial: Path, header: Header) -> None:
-        """Begin a file, or go on with a partial one.
+        """Begin a file, or go on with a partial one, which no other process may write meanwhile.
 
         Args:
             partial: where it is written.
             header: of a new file; a partial one keeps its own.
 
         Raises:
+            InputError: another process writes it, or its blocks are not those of its header.
             OSError: it cannot be written.
         """
         self._path = partial
         self.header = header
         self.records: list[BlockRecord] = []
         self.block_bytes = 0
-        if not partial.exists():
-            with replacing(partial) as temporary:
-                temporary.write_bytes(MAGIC + _record(_HEADER, msgspec.msgpack.encode(header)))
-            return
-        with Reader(partial) as reader:
+        self._file = partial.open("ab")
+        try:
+            self._lock()
+            if not os.path.getsize(partial):
+                self._append(MAGIC + _record(_HEADER, msgspec.msgpack.encode(header)))
+            else:
+                self._go_on()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        """Release the file; where it was refused before its first block, remove it."""
+        if isinstance(error, InputError) and not self.records and not self._file.closed:
+            self._path.unlink(missing_ok=True)
+        self._file.close()
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_moved = not os.path.samestat(os.fstat(self._file.fileno()), self._path.stat())
+        except (BlockingIOError, FileNotFoundError):
+            is_moved = True
+        if is_moved:
+            raise InputError(
+                f"{self._path}: another process writes it; wait for its end, or name another file"
+            )
+
+    def _go_on(self) -> None:
+        with Reader(self._path) as reader:
             self.header, end = reader.header, reader.first
             for block, position in reader.whole_blocks():
                 self._count(block.record, block.to_bytes())
                 end = position
-        os.truncate(partial, end)
+        size, missing = self.header.block_images, self.header.num_images
+        for record in self.records:
+            if record.num_images != min(size, missing):
+                raise InputError(
+                    f"{self._path}: its blocks do not fit its header; remove it, and start again"
+                )
+            missing -= record.num_images
+        self._file.truncate(end)
+
+    def _append(self, record: bytes) -> None:
+        self._file.write(record)
+        self._file.flush()
+        os.fsync(self._file.fileno())
 
     @property
     def num_images(self) -> int:
@@ -188,10 +231,7 @@ class Writer:
     def add(self, block: Block) -> None:
         """Append a block."""
         body = block.to_bytes()
-        with self._path.open("ab") as file:
-            file.write(_record(_BLOCK, body))
-            file.flush()
-            os.fsync(file.fileno())
+        self._append(_record(_BLOCK, body))
         self._count(block.record, body)
 
     def _count(self, record: BlockRecord, body: bytes) -> None:
@@ -204,11 +244,9 @@ class Writer:
         with self._path.open("rb") as file:
             while chunk := file.read(_CHUNK):
                 digest.update(chunk)
-        with self._path.open("ab") as file:
-            file.write(_record(_END, digest.digest()))
-            file.flush()
-            os.fsync(file.fileno())
+        self._append(_record(_END, digest.digest()))
         self._path.replace(place)
+        self._file.close()
 
 
 class Reader:

@@ -15,7 +15,7 @@ import torch
 
 from ddpmbench.codec.blocks import Labels, Pixels, decode_block, encode_block
 from ddpmbench.codec.chain import Chain, ReverseProcess
-from ddpmbench.codec.container import Block, Bound, Header, Reader, Writer
+from ddpmbench.codec.container import MOST, Block, Bound, Header, Reader, Writer
 from ddpmbench.codec.rans import DamageError
 from ddpmbench.data.images import ImageSet, ImageSource, load_images
 from ddpmbench.diffusion.model import Checkpoint
@@ -120,49 +120,48 @@ def compress(
     one_of("code_variance", code_variance, VARIANCES)
     one_of("verify", verify, VERIFY)
     place = named_path(out)
+    partial = named_path(place.with_name(place.name + PARTIAL))
     run = None if run is None else path_of("run", run)
     total = checkpoint.schedule.num_timesteps
     timesteps = min(DEFAULT_TIMESTEPS, total) if timesteps is None else timesteps
     settings = {
         "timesteps": whole_number("timesteps", timesteps, 1, total),
-        "block_images": whole_number("block_images", block_images, 1),
+        "block_images": whole_number("block_images", block_images, 1, MOST),
         "batch_size": whole_number("batch_size", batch_size, 1, 1 << 16),
     }
     images = load_images(images)
     check_images(checkpoint, images)
     _check_lossless(checkpoint, images)
-    if place.exists():
-        raise InputError(f"`out={place}`: is there already; remove it, or name another file")
+    _refuse_existing(place)
     with (
         coding(checkpoint, images.pixels.shape[1:], device) as here,
         listening(listener, "compress", "images", shown=progress) as reporter,
     ):
         note_images(checkpoint, images, reporter)
         begun = time.perf_counter()
-        partial = place.with_name(place.name + PARTIAL)
         known = {**_known(here, images), "run": None if run is None else digest_of(run)}
         with writing_to(place.parent):
-            if partial.exists():
-                writer = _resumed(partial, known, settings, code_variance)
+            if partial.exists() and os.path.getsize(partial):
+                header = _begun(partial, known, settings, code_variance)
             else:
                 process, bound = _chosen(
                     here, images, run, timesteps, code_variance, shown=progress and listener is None
                 )
-                writer = Writer(
-                    partial,
-                    Header(
-                        num_images=len(images),
-                        shape=images.pixels.shape[1:],
-                        block_images=settings["block_images"],
-                        batch_size=settings["batch_size"],
-                        process=process,
-                        bound=bound,
-                        **known,
-                    ),
+                header = Header(
+                    num_images=len(images),
+                    shape=images.pixels.shape[1:],
+                    block_images=settings["block_images"],
+                    batch_size=settings["batch_size"],
+                    process=process,
+                    bound=bound,
+                    **known,
                 )
+            chain = here.chain(header.process)
             of_choice = time.perf_counter() - begun
-            timed = _write_blocks(writer, here, images, verify, reporter)
-            writer.finish(place)
+            with Writer(partial, header) as writer:
+                timed = _write_blocks(writer, chain, here, images, verify, reporter)
+                _refuse_existing(place)
+                writer.finish(place)
         others = other_codecs(images.pixels) if compare else []
         summary = {
             **_summary(writer, place, others, here),
@@ -170,6 +169,11 @@ def compress(
             "seconds_of_choice": round(of_choice, 3),
         }
         return CompressReport(summary, place)
+
+
+def _refuse_existing(place: Path) -> None:
+    if place.exists():
+        raise InputError(f"`out={place}`: is there already; remove it, or name another file")
 
 
 def _check_lossless(checkpoint: Checkpoint, images: ImageSet) -> None:
@@ -198,10 +202,10 @@ def _known(here: CodingSession, images: ImageSet) -> dict[str, Any]:
     }
 
 
-def _resumed(
+def _begun(
     partial: Path, known: Mapping[str, Any], settings: Mapping[str, int], variance: str
-) -> Writer:
-    """The writer of a partial file; another compression's is refused."""
+) -> Header:
+    """The header of a partial file; another compression's is refused."""
     with Reader(partial) as reader:
         header = reader.header
     theirs = {
@@ -221,7 +225,7 @@ def _resumed(
             raise InputError(
                 f"{partial}: was begun with another {name}; run the same command, or remove it"
             )
-    return Writer(partial, header)
+    return header
 
 
 def _chosen(
@@ -262,11 +266,16 @@ def _design(num_images: int, num_timesteps: int) -> dict[str, Any]:
 
 
 def _write_blocks(
-    writer: Writer, here: CodingSession, images: ImageSet, verify: str, reporter: RunListener
+    writer: Writer,
+    chain: Chain,
+    here: CodingSession,
+    images: ImageSet,
+    verify: str,
+    reporter: RunListener,
 ) -> dict[str, Any]:
     """Encode the blocks that are missing, and say how long it took where none was there."""
     header, before = writer.header, writer.num_images
-    chain, verified, seconds = here.chain(header.process), 0, 0.0
+    verified, seconds = 0, 0.0
     count = Counter(reporter, len(images), before)
     labels = images.labels if here.checkpoint.num_classes else None
     for index, start in enumerate(range(0, len(images), header.block_images)):

@@ -635,3 +635,81 @@ def test_the_commands(small_checkpoint, small_npz, small_images, tmp_path, capsy
         assert len(said.err.splitlines()) == 1
         assert said.err.startswith("Error: ")
     assert not (tmp_path / "new.npz").exists()
+
+
+def test_a_file_is_written_by_one_process_at_a_time(coded, model, images, tmp_path):
+    out, seen = tmp_path / "file", []
+    options = {**OPTIONS, "run": coded.file.with_name("run")}
+
+    def again(now):
+        if now.done > 30 and not seen:
+            seen.append(now)
+            with pytest.raises(InputError, match=r"file\.partial: another process writes it"):
+                db.compress(model, images, out, **options)
+
+    db.compress(model, images, out, **options, listener=RunListener(progress=again))
+    assert seen
+    assert out.read_bytes() == coded.file.read_bytes()
+
+
+def test_a_file_that_appeared_meanwhile_is_kept(coded, model, images, tmp_path):
+    out = tmp_path / "file"
+    listener = RunListener(progress=lambda now: out.write_bytes(b"kept"))
+    with pytest.raises(InputError, match="is there already"):
+        db.compress(
+            model,
+            images,
+            out,
+            **{**OPTIONS, "run": coded.file.with_name("run")},
+            listener=listener,
+        )
+    assert out.read_bytes() == b"kept"
+
+
+@pytest.mark.parametrize("order", [(0, 0, 1, 2), (0, 2), (0, 1, 2, 2)], ids=str)
+def test_a_partial_file_of_other_blocks_is_refused(coded, model, images, tmp_path, order):
+    partial = tmp_path / "file.partial"
+    whole = coded.file.read_bytes()
+    with container.Reader(coded.file) as reader:
+        ends = [reader.first, *(end for _, end in reader.whole_blocks())]
+    parts = [whole[a:b] for a, b in itertools.pairwise(ends)]
+    partial.write_bytes(whole[: ends[0]] + b"".join(parts[i] for i in order))
+    before = partial.read_bytes()
+    options = {**OPTIONS, "run": coded.file.with_name("run")}
+    with pytest.raises(InputError, match="blocks do not fit its header; remove it"):
+        db.compress(model, images, tmp_path / "file", **options)
+    assert partial.read_bytes() == before
+
+
+def test_blocks_have_at_most_as_many_images_as_the_format_counts(coded, model, images, tmp_path):
+    out, most = tmp_path / "file", container.MOST
+    options = {**OPTIONS, "run": coded.file.with_name("run"), "timesteps": 2}
+    few = images.subset(2)
+    with pytest.raises(InputError, match=f"`block_images={most + 1}`"):
+        db.compress(model, few, out, **{**options, "block_images": most + 1})
+    report = db.compress(model, few, out, **{**options, "block_images": most})
+    np.testing.assert_array_equal(restored(report, model).pixels, few.pixels)
+
+
+def test_a_refused_compression_leaves_nothing(coded, images, tmp_path):
+    fine = NoiseSchedule.from_betas([1e-12] * 10)
+    model = trained_on_normal_data(schedule=fine)
+    with pytest.raises(InputError, match="variance of the reverse process is too small"):
+        db.compress(model, images.subset(2), tmp_path / "file", timesteps=10, **QUIET)
+    model = trained_on_normal_data(schedule=LINEAR)
+    network, forward = type(model.network)(model), model.network.forward
+    # but for the timesteps of the network check
+    network.forward = lambda x_t, time: forward(x_t, time).where(
+        ((time == 0) | (time == T - 1)).view(-1, 1, 1, 1), torch.nan
+    )
+    broken = dataclasses.replace(model, network=network)
+    run = coded.file.with_name("run")
+    with pytest.raises(InputError, match="is not finite"):
+        db.compress(broken, images.subset(2), tmp_path / "file", **{**OPTIONS, "run": run})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_name_that_is_too_long_with_its_ending_is_refused(coded, model, images, tmp_path):
+    out = tmp_path / ("x" * 253)
+    with pytest.raises(InputError, match="`out`: a name of more than 255 bytes"):
+        db.compress(model, images, out, **OPTIONS)
