@@ -1,10 +1,12 @@
 """Atomic writes of files and folders, and the hash of a file."""
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -156,6 +158,23 @@ def writing_to(folder: Path, option: str = "`out`") -> Iterator[None]:
         reason = error.strerror or str(error)
         named = f"{option} {folder}".strip()
         raise InputError(f"{named}: cannot be written ({reason.lower()})") from error
+
+
+def check_writable(folder: Path, option: str = "`out`") -> None:
+    """Refuse a folder where no file can be made, before what is to be written is computed.
+
+    Args:
+        folder: the folder.
+        option: the parameter that named it.
+
+    Raises:
+        InputError: it is none, is not there, or must not be written to.
+    """
+    with writing_to(folder, option):
+        if not stat.S_ISDIR(folder.stat().st_mode):
+            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def sha256_of(path: Path) -> str:

@@ -7,6 +7,7 @@ import click
 
 from ddpmbench.cli import options
 from ddpmbench.cli.messages import note
+from ddpmbench.errors import InputError
 
 
 @click.command(short_help="Compress images losslessly to the length of the bound.")
@@ -69,11 +70,13 @@ def compress(
     """
     from ddpmbench.cli.inputs import open_inputs
     from ddpmbench.evaluate.compress import compress as compressed
-    from ddpmbench.files import replacing, writing_to
+    from ddpmbench.files import named_path, replacing, writing_to
     from ddpmbench.report.codec import codec_page, printed_codec
 
     if out is None:
         raise click.UsageError("--out: is missing; name the file to write")
+    if page is not None:
+        _check_page(page, named_path(out))
     inputs = {name: given.pop(name, None) for name in options.INPUTS if name != "timesteps"}
     checkpoint, images = open_inputs({**inputs, "timesteps": None})
     for line in checkpoint.notes:
@@ -83,6 +86,21 @@ def compress(
         with writing_to(page.parent, "--page"), replacing(page) as temporary:
             temporary.write_text(codec_page(report.summary), encoding="utf-8")
     click.echo(printed_codec(report.summary, output_format))
+
+
+def _check_page(page: Path, out: Path) -> None:
+    """Refuse a page that would replace something else, or cannot be written, before any work."""
+    from ddpmbench.evaluate.compress import PARTIAL
+    from ddpmbench.files import check_writable
+
+    others = (out.resolve(), out.with_name(out.name + PARTIAL).resolve())
+    if page.resolve() in others:
+        raise InputError(f"--page {page}: is the file of --out; name another file")
+    if page.is_dir():
+        raise InputError(f"--page {page}: is a folder; name a file")
+    if page.exists() and page.suffix.lower() not in (".html", ".htm"):
+        raise InputError(f"--page {page}: is there already, and is no .html; name another file")
+    check_writable(page.parent, "--page")
 
 
 @click.command(short_help="The images of a compressed file.")

@@ -35,6 +35,7 @@ from ddpmbench.evaluate.nll import evaluate_nll
 from ddpmbench.evaluate.progress import listening
 from ddpmbench.execution.worker import RunListener
 from ddpmbench.files import (
+    check_writable,
     named_path,
     sha256_of,
     writing_to,
@@ -133,6 +134,7 @@ def compress(
     check_images(checkpoint, images)
     _check_lossless(checkpoint, images)
     _refuse_existing(place)
+    check_writable(place.parent)
     with (
         coding(checkpoint, images.pixels.shape[1:], device) as here,
         listening(listener, "compress", "images", shown=progress) as reporter,

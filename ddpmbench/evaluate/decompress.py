@@ -19,6 +19,7 @@ from ddpmbench.evaluate.progress import listening
 from ddpmbench.execution.samples import write_pngs, write_samples
 from ddpmbench.execution.worker import RunListener
 from ddpmbench.files import (
+    check_writable,
     move_into_place,
     named_path,
     scratch_folder,
@@ -108,11 +109,15 @@ def new_place(out: str | Path) -> Path:
     """Where images can be written.
 
     Raises:
-        InputError: something is there.
+        InputError: something is there, or nothing can be written there.
     """
     place = named_path(out)
     if place.exists():
         raise InputError(f"`out={place}`: is there already; remove it, or name another")
+    folder = place.parent
+    while place.suffix != ".npz" and not folder.exists():  # folders above a folder are made
+        folder = folder.parent
+    check_writable(folder)
     return place
 
 

@@ -637,6 +637,54 @@ def test_the_commands(small_checkpoint, small_npz, small_images, tmp_path, capsy
     assert not (tmp_path / "new.npz").exists()
 
 
+def test_a_page_replaces_pages_alone(small_checkpoint, small_npz, tmp_path, capsys, monkeypatch):
+    def called(*given, **options):
+        raise AssertionError("computed")
+
+    monkeypatch.setattr(compressing, "compress", called)
+    out, notes = tmp_path / "file.html", tmp_path / "notes.txt"
+    notes.write_text("mine")
+    (tmp_path / "folder.html").mkdir()
+    (tmp_path / "link.html").symlink_to(out)
+    command = ["compress", "--ckpt", str(small_checkpoint), "--data", str(small_npz)]
+    for page, why in (
+        ("file.html", "is the file of --out"),
+        ("link.html", "is the file of --out"),
+        ("file.html.partial", "is the file of --out"),
+        ("notes.txt", "is no .html"),
+        ("folder.html", "is a folder"),
+        ("none/page.html", "no such file or directory"),
+        ("notes.txt/page.html", "not a directory"),
+    ):
+        assert run([*command, "--out", str(out), "--page", str(tmp_path / page)]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("Error: --page ")
+        assert why in said
+    assert notes.read_text() == "mine"
+    page = tmp_path / "page.html"
+    page.write_text("an earlier one")
+    with pytest.raises(AssertionError, match="computed"):
+        run([*command, "--out", str(out), "--page", str(page)])
+
+
+def test_what_cannot_be_written_is_refused_first(
+    coded, model, images, small_checkpoint, tmp_path, capsys
+):
+    options = {**OPTIONS, "run": tmp_path / "not opened"}
+    (tmp_path / "file").touch()
+    for folder, why in (("none", "no such file"), ("file", "not a directory")):
+        with pytest.raises(InputError, match=f"`out` .*{folder}: cannot be written .{why}"):
+            db.compress(model, images, tmp_path / folder / "x", **options)
+        # of another model, which is not compared before
+        command = ["decompress", str(coded.file), "--ckpt", str(small_checkpoint), "--out"]
+        assert run([*command, str(tmp_path / folder / "x.npz")]) == 2
+        assert why in capsys.readouterr().err
+    assert run([*command, str(tmp_path / "file" / "x")]) == 2
+    assert "not a directory" in capsys.readouterr().err
+    assert run([*command, str(tmp_path / "new" / "x")]) == 2
+    assert "was compressed with" in capsys.readouterr().err
+
+
 def test_a_file_is_written_by_one_process_at_a_time(coded, model, images, tmp_path):
     out, seen = tmp_path / "file", []
     options = {**OPTIONS, "run": coded.file.with_name("run")}
