@@ -92,7 +92,7 @@ def decode_block(
     parts, end = [], sum(batches)
     for index in reversed(range(len(batches))):
         size = batches[index]
-        check_size(coder.bits, size, shape)
+        _check_size(coder.bits, size, shape)
         part = slice(end - size, end)
         parts.append(chain.decode(coder, (size, *shape), _on(device, labels, part)))
         coder.set_lanes(lanes[index - 1] if index else 0)
@@ -104,12 +104,25 @@ def decode_block(
     return pixels
 
 
-def check_size(bits: float, batch: int, shape: tuple[int, int, int]) -> None:
-    """Refuse to decode images that so many bits cannot hold, before anything is allocated for them.
+def check_claims(record: BlockRecord, bits: int, shape: tuple[int, int, int]) -> None:
+    """Refuse a block that claims more images than its words hold, before any room is taken for it.
+
+    The last batch gives back its x_K first. Every batch took its start, which is more, from the
+    bits below it, and left it there but for what a later image saves: half of it must be there.
+
+    Args:
+        record: of the block.
+        bits: of its words.
+        shape: (C, H, W) of an image.
 
     Raises:
-        DamageError: there are fewer than the last variable of the batch alone takes.
+        DamageError: the words hold no batch of the size of one.
     """
+    _check_size(bits, record.batches[-1], shape)
+    _check_size(2 * bits, max(record.batches), shape)
+
+
+def _check_size(bits: float, batch: int, shape: tuple[int, int, int]) -> None:
     if bits < batch * math.prod(shape) * LEAST_BITS:
         raise DamageError
 

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from ddpmbench.codec.blocks import Labels, check_size, decode_block
+from ddpmbench.codec.blocks import Labels, check_claims, decode_block
 from ddpmbench.codec.container import Header, Reader
 from ddpmbench.data.arrays import PositionIds
 from ddpmbench.data.images import ImageSet
@@ -57,7 +57,7 @@ def decompress(
         records = [record for record, _ in blocks]
         for record, length in blocks:
             with damage_as(reader.damaged()):
-                check_size(8 * length, record.batches[-1], header.shape)
+                check_claims(record, 8 * length, header.shape)
         if block is not None:
             whole_number("block", block, 0, len(records) - 1)
         chosen = range(len(records)) if block is None else [block]
@@ -69,7 +69,7 @@ def decompress(
         ):
             _refuse_other(path, "machine", header.machine, here.machine)
             _refuse_other(path, "model", header.model, model_of(here.checkpoint))
-            labels, ids = _labels(path, header), _ids(path, header)
+            labels = _labels(path, header)
             _check_labels(path, labels, here.checkpoint)
             try:
                 chain = here.chain(header.process)
@@ -95,6 +95,7 @@ def decompress(
                         progress=count,
                     )
                 parts.append(decoded)
+    ids = _ids(path, header)  # of images that are there
     first = chosen[0] * header.block_images
     span = slice(first, first + total)
     return ImageSet(
@@ -154,6 +155,7 @@ def write_images(out: str | Path, images: ImageSet, *, first: int = 0) -> None:
         move_into_place(named, place)
 
 
+_LONGEST_ID = 1 << 13  # bytes of JSON an image
 _ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 _LONGEST = 200  # bytes of a name
 
@@ -215,7 +217,7 @@ def _short(value: object) -> str:
 def _labels(path: Path, header: Header) -> Labels:
     if not header.labels:
         return None
-    data = _inflated(path, header.labels, 8 * header.num_images)
+    data = _inflated(path, header.labels, 8 * header.num_images + 1)
     if len(data) != 8 * header.num_images:
         raise InputError(f"{path}: is damaged: it has not a label an image")
     return np.frombuffer(data, "<i8").astype(np.int64)
@@ -234,7 +236,7 @@ def _ids(path: Path, header: Header) -> list[str] | None:
         return None
     try:
         ids: list[str] = msgspec.json.decode(
-            _inflated(path, header.ids, 1 << 12 + header.num_images.bit_length()), type=list[str]
+            _inflated(path, header.ids, _LONGEST_ID * header.num_images), type=list[str]
         )
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: is damaged: its names of images cannot be read") from error

@@ -5,6 +5,7 @@ import itertools
 import json
 import shutil
 import sys
+import zlib
 from pathlib import Path
 
 import msgspec
@@ -27,6 +28,7 @@ from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.errors import InputError
 from ddpmbench.evaluate import coding as module
 from ddpmbench.evaluate import compress as compressing
+from ddpmbench.evaluate import decompress as decompressing
 from ddpmbench.evaluate.code_choice import VARIANCES, bound_of, chosen_process
 from ddpmbench.evaluate.codecs import other_codecs
 from ddpmbench.evaluate.decompress import first_image, write_images
@@ -437,6 +439,41 @@ def test_a_header_claims_in_vain(coded, model, tmp_path, claim):
     with pytest.raises(InputError) as caught:
         db.decompress(path, anywhere, progress=False)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("batches", [[1 << 20] * 1000 + [1], [1] * 3 + [1 << 20, 1]], ids=len)
+@pytest.mark.parametrize("kind", ["labels", "ids"])
+def test_nothing_is_inflated_for_images_that_the_words_do_not_hold(
+    coded, model, tmp_path, monkeypatch, batches, kind
+):
+    with container.Reader(coded.file) as reader:
+        block = reader.block(0)
+        header = msgspec.structs.replace(
+            reader.header,
+            num_images=sum(batches),
+            block_images=sum(batches),
+            **{kind: zlib.compress(bytes(1 << 20))},
+        )
+    record = msgspec.structs.replace(block.record, batches=batches)
+    writer = container.Writer(tmp_path / "partial", header)
+    writer.add(dataclasses.replace(block, record=record))
+    writer.finish(tmp_path / "file")
+
+    def inflated(*given):
+        raise AssertionError("inflated")
+
+    monkeypatch.setattr(decompressing, "_inflated", inflated)
+    with pytest.raises(InputError, match="file: is damaged"):
+        db.decompress(tmp_path / "file", model, progress=False)
+
+
+def test_names_are_read_after_the_images(coded, model, tmp_path, monkeypatch):
+    names = zlib.compress(json.dumps(["a"] * 70).encode())
+    flipped = with_words(lambda words: np.append(words[:-1], words[-1] ^ 1))
+    path = rewritten(coded.file, tmp_path / "file", flipped, ids=names)
+    monkeypatch.setattr(decompressing, "_inflated", None)
+    with pytest.raises(InputError, match="block 0 does not decode"):
+        db.decompress(path, model, progress=False)
 
 
 @pytest.mark.parametrize("depth", [500, 5000, 200_000])
