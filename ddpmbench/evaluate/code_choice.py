@@ -1,5 +1,6 @@
 """Which model a code realizes: the best timesteps and variances, and the bound of that model."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,7 +13,7 @@ from ddpmbench.codec.container import Bound
 from ddpmbench.data.images import ImageSet
 from ddpmbench.diffusion.data_range import NATS_PER_BIT
 from ddpmbench.diffusion.model import OUTPUT, Checkpoint, same_output
-from ddpmbench.diffusion.parameterization import Variance
+from ddpmbench.diffusion.parameterization import Prediction, Variance
 from ddpmbench.errors import InputError
 from ddpmbench.evaluate.inputs import conventions_of, labels_sha256, model_identity
 from ddpmbench.evaluate.load_report import load_report
@@ -84,6 +85,11 @@ def finished_run(run: Path, checkpoint: Checkpoint, images: ImageSet) -> tuple[N
             f"`run={run}`: is of another model (its network gave other outputs); name a run of "
             "this one, or leave it out"
         )
+    if of_errors(checkpoint).clip != checkpoint.clip:
+        raise InputError(
+            f"`run={run}`: has the errors of the clipped x_start, and a code of a predicted mean "
+            "clips nothing; leave it out, or take `clip=False` for both"
+        )
     labels = labels_sha256(checkpoint, images)
     is_same = (theirs.get("data"), theirs.get("labels_sha256")) == (images.sha256, labels)
     return cast(NllReport, load_report(run)), is_same
@@ -91,6 +97,16 @@ def finished_run(run: Path, checkpoint: Checkpoint, images: ImageSet) -> tuple[N
 
 def _opened(run: Path) -> FinishedRun:
     return FinishedRun.open(run, option="`run`", schema=SCHEMA)
+
+
+def of_errors(checkpoint: Checkpoint) -> Checkpoint:
+    """The model whose runs have the errors of x_start that a code makes.
+
+    With a predicted mean a code clips nothing; the bound is the same, but the errors in the tables
+    of a run that clips are not.
+    """
+    is_mean = checkpoint.prediction is Prediction.PREVIOUS_MEAN
+    return dataclasses.replace(checkpoint, clip=False) if is_mean else checkpoint
 
 
 def chosen_process(

@@ -27,6 +27,7 @@ from ddpmbench.evaluate.code_choice import (
     chosen_process,
     digest_of,
     finished_run,
+    of_errors,
 )
 from ddpmbench.evaluate.codecs import CodecSize, other_codecs
 from ddpmbench.evaluate.coding import CodingSession, Counter, coding, model_of
@@ -247,7 +248,7 @@ def _chosen(
         return process, bound_of(report, process) if is_same else None
     with listening(None, "choose timesteps", "evaluations", shown=shown) as reporter:
         report = evaluate_nll(
-            checkpoint,
+            of_errors(checkpoint),
             images,
             **_design(len(images), checkpoint.schedule.num_timesteps),
             device=str(here.device),

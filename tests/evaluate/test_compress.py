@@ -540,6 +540,32 @@ def test_hostile_blocks_are_refused(coded, model, tmp_path, change):
         db.decompress(path, model, progress=False)
 
 
+def test_the_variances_of_a_predicted_mean_are_those_of_errors_without_clipping(tmp_path):
+    few = oracle_images(5)
+    clipped = oracle_checkpoint(few, prediction="previous_mean", spread=0.01)
+    network, forward = clipped.network, clipped.network.forward
+    network.forward = lambda x_t, *given: forward(x_t, *given) + 0.3 * x_t
+    clipped = dataclasses.replace(clipped, clip=True)
+    free = dataclasses.replace(clipped, clip=False)
+    found = [
+        db.compress(model, few, tmp_path / str(index), code_variance=variance, **QUIET).summary
+        for index, (model, variance) in enumerate(
+            ((clipped, "best_constant"), (free, "best_constant"), (free, "fixed_large"))
+        )
+    ]
+    of_clipped, of_free, fixed = (summary["bits_per_dim"] for summary in found)
+    assert of_clipped == of_free < fixed
+    assert all(summary["bound"] is None for summary in found)
+    for model in (clipped, free):
+        run = tmp_path / f"run-{model.clip}"
+        options = {"estimator": "every-pair", "draws": 2, "check": False}
+        db.evaluate_nll(model, few, **options, out=run, **SILENT)
+    with pytest.raises(InputError, match="has the errors of the clipped x_start"):
+        db.compress(clipped, few, tmp_path / "file", run=tmp_path / "run-True", **QUIET)
+    report = db.compress(free, few, tmp_path / "file", run=tmp_path / "run-False", **QUIET)
+    assert report.summary["bits_per_dim"] == of_free
+
+
 def test_levels_between_those_of_the_model_are_refused(images, tmp_path):
     model = trained_on_normal_data(schedule=LINEAR, data_range=DataRange(levels=32))
     with pytest.raises(InputError, match="`levels=32`"):
