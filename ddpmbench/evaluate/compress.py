@@ -246,7 +246,10 @@ def _chosen(
         report, is_same = finished_run(run, checkpoint, images)
         process = chosen_process(checkpoint, report, timesteps, variance)
         return process, bound_of(report, process) if is_same else None
-    with listening(None, "choose timesteps", "evaluations", shown=shown) as reporter:
+    with (
+        listening(None, "choose timesteps", "evaluations", shown=shown) as reporter,
+        np.errstate(over="ignore", invalid="ignore"),  # of bounds that a code does not need
+    ):
         report = evaluate_nll(
             of_errors(checkpoint),
             images,

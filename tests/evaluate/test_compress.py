@@ -566,6 +566,15 @@ def test_the_variances_of_a_predicted_mean_are_those_of_errors_without_clipping(
     assert report.summary["bits_per_dim"] == of_free
 
 
+def test_huge_outputs_that_are_clipped_are_coded_without_a_warning(tmp_path):
+    few = oracle_images(5)
+    model = oracle_checkpoint(few, prediction="x_start", spread=0.01)
+    model.network.forward = lambda x_t, *given: 1e20 * x_t
+    # pytest makes every warning an error
+    report = db.compress(model, few, tmp_path / "file", timesteps=6, **QUIET)
+    np.testing.assert_array_equal(restored(report, model).pixels, few.pixels)
+
+
 def test_levels_between_those_of_the_model_are_refused(images, tmp_path):
     model = trained_on_normal_data(schedule=LINEAR, data_range=DataRange(levels=32))
     with pytest.raises(InputError, match="`levels=32`"):
