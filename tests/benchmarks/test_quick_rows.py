@@ -129,6 +129,8 @@ def test_rows_say_what_they_are(smoke, tiny_checkpoint):
     found = smoke.of_networks()
     assert {row["extra_info"]["what"] for row in found} == {
         "forward",
+        "compress",
+        "decompress",
         "divergence",
         "sampler step",
         "sampler",

@@ -129,4 +129,5 @@ def test_an_example_arrives_at_a_number(folder, small_npz, monkeypatch, name):
                 expected = torch.func.functional_call(networks["last.pt"], double, (x_t, t - 1))
             case _:
                 expected = networks["last.pt"](x_t, t - 1)
-        torch.testing.assert_close(output_of(words, x_t, t), expected)
+        # float32, rounded in another order where x_t is scaled
+        torch.testing.assert_close(output_of(words, x_t, t), expected, rtol=1e-5, atol=1e-5)
