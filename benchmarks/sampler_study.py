@@ -73,7 +73,10 @@ class Cell:
 
 
 def cells() -> list[Cell]:
-    """Every sampler at about 10 to 100 evaluations, and two at 1,000, the cheapest first."""
+    """Every sampler at about 10 to 100 evaluations, the cheapest first.
+
+    At 1,000 there are ancestral samples alone, which the published run has made.
+    """
     langevin = db.SamplerChoice("langevin", langevin_steps=1, step_size=0.9)
     corrector = db.SamplerChoice("predictor-corrector")
     found = [Cell("ancestral", db.SamplerChoice(), 1000)]
@@ -89,7 +92,7 @@ def cells() -> list[Cell]:
         if number == 10:
             even = db.SamplerChoice("dpm-solver++", solver_steps=9)
             found.append(Cell("dpm-solver++ even", even))
-    return [*found, Cell("ddim", db.SamplerChoice("ddim"), 1000)]
+    return found
 
 
 @click.command()
@@ -216,7 +219,7 @@ def draw(table: pd.DataFrame, out: Path) -> None:
             xlabel="network evaluations a sample",
             ylabel="Frechet distance, features of EfficientNet-lite0",
         )
-        axes.set(xticks=[10, 20, 50, 100, 200, 500, 1000], yticks=[75, 100, 150, 200, 300])
+        axes.set(xticks=[10, 20, 50, 100, 200, 500, 1000], yticks=[50, 75, 100, 150, 200, 300])
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(ScalarFormatter())
             axis.set_minor_formatter(NullFormatter())
