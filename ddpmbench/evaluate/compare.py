@@ -380,11 +380,17 @@ _IDENTITY_FACTS = ("schedule_sha256", "labels_sha256", "precision", "tables")
 
 
 def _facts_beside(one: FinishedRun, other: FinishedRun) -> Facts:
-    """What must be the same in two runs; of one schedule not what it is called."""
+    """What must be the same in two runs; of one schedule not what it is called.
+
+    The bound in continuous time has no variance of the model.
+    """
     schedules = {run.identity.get("schedule_sha256") for run in (one, other)}
+    are_continuous = all(run.summary.get("num_parts") is not None for run in (one, other))
 
     def facts(run: FinishedRun) -> dict[str, object]:
         own = _facts(run)
+        if are_continuous:
+            own.pop("conventions.variance", None)
         if len(schedules) == 1 and None not in schedules:
             own.pop("conventions.schedule", None)
         return own
@@ -396,16 +402,13 @@ def _facts(run: FinishedRun) -> dict[str, object]:
     """What must be the same, by its name in `summary.json`."""
     of = run.summary
     conventions = with_data_range(of["conventions"])
-    parts = of.get("num_parts")
-    if parts is not None:  # the bound in continuous time has no variance of the model
-        conventions.pop("variance", None)
     return {
         "num_images": of["num_images"],
         "num_timesteps": of["num_timesteps"],
         "data.sha256": of["data"]["sha256"],
         **{f"conventions.{name}": value for name, value in conventions.items()},
         "conventions.process": conventions.get("process", Process.VP),
-        "the number of parts of continuous time": parts,
+        "the number of parts of continuous time": of.get("num_parts"),
         **{name: run.identity.get(name) for name in _IDENTITY_FACTS},
         "precision_correction.num_evaluations": _num_correction_terms(run),
         "estimator": of["estimator"],

@@ -160,7 +160,7 @@ def test_levels_that_the_scheduler_does_not_say_are_asked_for(folder):
 def test_a_process_of_the_settings_replaces_that_of_the_scheduler(folder):
     checkpoint = load_checkpoint(folder, CheckpointSettings(process="ve:0.01:50:30"))
     assert checkpoint.schedule.num_timesteps == 30
-    assert any("overrides ve of 20 steps" in note for note in checkpoint.notes)
+    assert any("overrides ve, sigma" in note and "of 20 steps" in note for note in checkpoint.notes)
 
 
 @pytest.mark.parametrize(
