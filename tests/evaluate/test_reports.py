@@ -107,21 +107,22 @@ def reports(model, images, network, folders):
 
 
 @pytest.fixture(scope="module")
-def shown(reports, model, small_checkpoint, folders):
+def shown(reports, model, images, small_checkpoint, folders):
     """Every report there is."""
     inspection = db.inspect_checkpoint(small_checkpoint)
     conversion = db.convert_checkpoint(
         db.load_checkpoint(small_checkpoint), folders / "converted.safetensors"
     )
     curve = db.rate_distortion(reports["every-pair"])
-    return [*reports.values(), curve, inspection, conversion]
+    code = db.compress(model, images.subset(2), folders / "code", timesteps=4, compare=False)
+    return [*reports.values(), curve, inspection, conversion, code]
 
 
 # ---- what Python shows
 
 
 def test_a_report_is_a_few_lines(shown):
-    assert len({type(report) for report in shown}) == 12
+    assert len({type(report) for report in shown}) == 13
     for report in shown:
         assert isinstance(report, Shown)
         text = repr(report)
