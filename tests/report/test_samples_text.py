@@ -125,7 +125,7 @@ def test_everything_that_makes_a_score_comparable_is_printed(changes, words, abs
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"method": "ddim", "eta": 0.5}, "ddim, T = 100 of 1,000, eta 0.5, clip"),
+        ({"method": "ddim", "eta": 0.5, "variance": None}, "ddim, T = 100 of 1,000, eta 0.5, clip"),
         ({"added_noise": "none", "clip": False}, "fixed_large, no added noise, no clip"),
         ({"num_timesteps": 1000, "labels": "i mod 10"}, "T = 1,000, fixed_large, clip, classes: i"),
     ],
