@@ -53,6 +53,7 @@ def weights(path):
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("objective", "variance", "process"),
     [
