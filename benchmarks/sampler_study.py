@@ -79,9 +79,9 @@ def cells() -> list[Cell]:
     """
     langevin = db.SamplerChoice("langevin", langevin_steps=1, step_size=0.9)
     corrector = db.SamplerChoice("predictor-corrector")
-    found = [Cell("ancestral", db.SamplerChoice(), 1000)]
+    studied = [Cell("ancestral", db.SamplerChoice(), 1000)]
     for number in (10, 20, 50, 100):
-        found += [
+        studied += [
             Cell("ancestral", db.SamplerChoice(), number),
             Cell("ddim", db.SamplerChoice("ddim"), number),
             Cell("dpm-solver++", db.SamplerChoice("dpm-solver++"), number),
@@ -91,8 +91,8 @@ def cells() -> list[Cell]:
         ]
         if number == 10:
             even = db.SamplerChoice("dpm-solver++", solver_steps=9)
-            found.append(Cell("dpm-solver++ even", even))
-    return found
+            studied.append(Cell("dpm-solver++ even", even))
+    return studied
 
 
 @click.command()

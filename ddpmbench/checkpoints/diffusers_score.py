@@ -5,7 +5,6 @@ Their networks (Fourier features, filters that resample, skips of images) are no
 
 import hashlib
 import importlib.metadata
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from ddpmbench.checkpoints.diffusers_scheduler import Fields, read_object
 from ddpmbench.checkpoints.network_weights import load_weights
+from ddpmbench.checkpoints.optional import importing
 from ddpmbench.checkpoints.schedules import read_schedule
 from ddpmbench.checkpoints.settings import CheckpointSettings, MissingSettingsError
 from ddpmbench.checkpoints.weights import FileError, first_line, naming
@@ -137,16 +137,8 @@ def _schedule(
 
 def _built(fields: Fields, config: Path) -> tuple[Any, str]:
     """The package's network without its weights, and the version of the package."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of its own imports
-            from diffusers import UNet2DModel
-    except ImportError as error:
-        raise FileError(
-            config,
-            f"its network runs through diffusers, which cannot be imported ({first_line(error)}): "
-            "pip install 'ddpmbench[diffusers]'",
-        ) from error
+    with importing("diffusers", config, "its network runs through diffusers"):
+        from diffusers import UNet2DModel
     arguments: dict[str, Any] = {
         name: value for name, value in fields.values.items() if not name.startswith("_")
     }

@@ -6,7 +6,6 @@ import functools
 import importlib.metadata
 import inspect
 import re
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpmbench.checkpoints.network_weights import count, load_weights, only_tensors, shape_of
+from ddpmbench.checkpoints.optional import importing
 from ddpmbench.checkpoints.settings import CheckpointSettings, MissingSettingsError
 from ddpmbench.checkpoints.weights import FileError, naming
 from ddpmbench.diffusion.model import Checkpoint
@@ -283,16 +283,8 @@ class RangeFromZero(nn.Module):
 
 
 def _imported(path: Path) -> type[nn.Module]:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of its own imports
-            from denoising_diffusion_pytorch import Unet
-    except ImportError as error:
-        raise FileError(
-            path,
-            f"its network runs through {PACKAGE}, which cannot be imported ({error}): "
-            "pip install 'ddpmbench[lucidrains]'",
-        ) from error
+    with importing("lucidrains", path, f"its network runs through {PACKAGE}"):
+        from denoising_diffusion_pytorch import Unet
     unet: type[nn.Module] = Unet
     return unet
 

@@ -3,7 +3,6 @@
 import hashlib
 import os
 import re
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from ddpmbench.checkpoints.diffusers_scheduler import read_object
 from ddpmbench.checkpoints.network_weights import build_unet, check_outputs
+from ddpmbench.checkpoints.optional import importing
 from ddpmbench.checkpoints.pesser import network_config, renames
 from ddpmbench.checkpoints.schedules import read_schedule
 from ddpmbench.checkpoints.settings import CheckpointSettings, MissingSettingsError, parameters
@@ -137,17 +137,10 @@ def read_tensorflow(
 def _tensorflow_reader(prefix: Path, source: str) -> Reader:
     before = {name: os.environ.get(name) for name in _QUIET}
     os.environ.update(_QUIET)
+    other = f", or take the same weights in other formats: {_CONVERTED}"
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of its own imports
+        with importing("tensorflow", source, "its files are read by TensorFlow", remedy=other):
             import tensorflow
-    except ImportError as error:
-        raise FileError(
-            source,
-            f"a checkpoint of TensorFlow, whose reader cannot be imported ({first_line(error)}): "
-            "pip install 'ddpmbench[tensorflow]', or take the same weights in other formats: "
-            f"{_CONVERTED}",
-        ) from error
     finally:
         for name, value in before.items():
             if value is None:
