@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Self
@@ -24,6 +25,8 @@ from ddpmbench.unet.precision import Precision
 Stores = Callable[[str], Store]
 """The store of the terms of a name: "terms", "pilot"."""
 _ADDRESS = ("image", "t", "draw")
+_LARGEST_ERROR = 1e60
+"""Intervals take the fourth power of a term's error, which must stay finite in float64."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -71,16 +74,18 @@ class TermsRun:
             after: terms after them.
 
         Raises:
-            InputError: the network's output is not finite; or see `Worker.map_chunks`.
+            InputError: the network's output is not finite or too large; or see
+                `Worker.map_chunks`.
             ProcessLostError: another process has stopped.
         """
 
         def terms(index: NDArray[np.int64], report: Callable[[int], None]) -> Arrays:
             table = self.terms_pass.terms(design.index(int(index[0]), int(index[-1]) + 1))
             release(self.terms_pass.images.pixels)
-            bad = np.flatnonzero(~np.isfinite(table.values["nats"] + table.values["eps_mse"]))
+            error = table.values["nats"] + table.values["eps_mse"]
+            bad = np.flatnonzero(~(np.abs(error) < _LARGEST_ERROR))
             if len(bad):
-                raise self._not_finite(table.index[bad[0] : bad[0] + 1])
+                raise self._refused(table.index[bad[0] : bad[0] + 1], float(error[bad[0]]))
             return arrays_of(table)
 
         self.worker.map_chunks(
@@ -105,10 +110,11 @@ class TermsRun:
             release(self.terms_pass.images.pixels)
         return prior
 
-    def _not_finite(self, row: TermIndex) -> InputError:
+    def _refused(self, row: TermIndex, error: float) -> InputError:
         terms_pass = self.terms_pass
+        problem = "not finite" if not math.isfinite(error) else "too large"
         where = (
-            f"the network's output is not finite for image "
+            f"the network's output is {problem} for image "
             f"{terms_pass.images.ids[int(row.image[0])]} at t = {int(row.t[0])}"
         )
         if self.precision is not Precision.FP32:

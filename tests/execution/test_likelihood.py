@@ -107,8 +107,11 @@ def test_the_kind_of_file_cannot_change_a_number(
     np.testing.assert_array_equal(numbers(other), numbers(report))
 
 
-def test_an_output_that_is_not_finite_is_named_and_nothing_is_lost(
-    small_model, small_images, tmp_path, monkeypatch
+@pytest.mark.parametrize(
+    ("value", "words"), [(torch.nan, "not finite"), (torch.inf, "not finite"), (3e38, "too large")]
+)
+def test_an_output_without_an_error_is_named_and_nothing_is_lost(
+    small_model, small_images, tmp_path, monkeypatch, value, words
 ):
     body = UNet.body
 
@@ -116,12 +119,12 @@ def test_an_output_that_is_not_finite_is_named_and_nothing_is_lost(
         output = body(network, x_t, times)
         broken.calls += 1
         if broken.calls > 10:
-            output[0] = torch.nan
+            output[0] = value
         return output
 
     broken.calls = 0
     monkeypatch.setattr(UNet, "body", broken)
-    with pytest.raises(InputError, match=r"not finite for image 1 at t = 1;"):
+    with pytest.raises(InputError, match=rf"output is {words} for image 1 at t = 1;"):
         evaluate_nll(small_model, small_images, estimator="every-pair", batch_size=8, out=tmp_path)
     assert len(terms_in(tmp_path)) == 80
 
