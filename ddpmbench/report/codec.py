@@ -60,7 +60,7 @@ def codec_rows(summary: Mapping[str, Any]) -> list[list[str]]:
     rows = [["this model", f"{size:.4f}", "" if seconds is None else f"{seconds:,.1f}", "one"]]
     for codec in summary["codecs"]:
         if codec["missing"] is None:
-            files = "one" if codec["unit"] == "set" else "one an image"
+            files = "one" if codec["unit"] == "set" else "one per image"
             bits = f"{codec['bits_per_dim']:.4f}"
             rows.append([codec["name"], bits, f"{codec['seconds']:,.1f}", files])
     return rows
@@ -89,12 +89,12 @@ def codec_facts(summary: Mapping[str, Any]) -> dict[str, str]:
         if bound is None
         else f"{with_interval(bound['bits_per_dim'], bound['half_width'])} bits/dim of the same "
         f"model, by {bound['num_evaluations']:,} network evaluations, 95 %",
-        "ideal": f"{ideal:.4f} bits/dim of the same draws; {saved:.4f} of it saved in the tails; "
-        f"the code is {100 * (net / (ideal - saved) - 1):+.3f} % from the rest",
+        "ideal": f"{ideal:.4f} bits/dim of the same draws; the tails save {saved:.4f}; "
+        f"net is {100 * (net / (ideal - saved) - 1):+.3f} % from that",
         "start-up": f"{start / 8:,.0f} bytes, header {header / 8:,.0f}: {100 * share:.2f} %; below "
         f"1 % from {summary['startup_below_one_percent_from']:,} images on",
         "timesteps": f"{len(steps)}, {summary['code_variance']} variance; "
-        f"{summary['evaluations_per_image']} network evaluations an image",
+        f"{summary['evaluations_per_image']} network evaluations per image",
         "images": f"{summary['num_images']:,} of {_images(summary)} "
         f"({summary['data']['sha256'][:12]})",
         "checkpoint": checkpoint_line(summary["checkpoint"]),
