@@ -129,5 +129,8 @@ def test_an_example_arrives_at_a_number(folder, small_npz, monkeypatch, name):
                 expected = torch.func.functional_call(networks["last.pt"], double, (x_t, t - 1))
             case _:
                 expected = networks["last.pt"](x_t, t - 1)
-        # float32, rounded in another order where x_t is scaled
-        torch.testing.assert_close(output_of(words, x_t, t), expected, rtol=1e-5, atol=1e-5)
+        # float32, rounded in another order where x_t is scaled; sums that cancel are relative to
+        # the largest of their image
+        largest = expected.abs().amax((1, 2, 3), keepdim=True)
+        output = output_of(words, x_t, t) / largest
+        torch.testing.assert_close(output, expected / largest, rtol=0, atol=1e-5)
