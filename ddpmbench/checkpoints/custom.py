@@ -21,7 +21,7 @@ from ddpmbench.checkpoints.own_weights import (
     weights_in_file,
 )
 from ddpmbench.checkpoints.schedule_tables import NO_TABLES, ScheduleTables
-from ddpmbench.checkpoints.schedules import read_schedule
+from ddpmbench.checkpoints.schedules import notes_on, read_schedule
 from ddpmbench.checkpoints.settings import CheckpointSettings, MissingSettingsError, parameters
 from ddpmbench.checkpoints.state_dicts import StateDict, network_digest
 from ddpmbench.checkpoints.weights import tensors_in
@@ -389,6 +389,7 @@ def wrap_network(
         family=WRAPPED,
         source=type(network).__name__,
         sha256=network_digest(network, "wrap_network"),
+        notes=notes_on(schedule) if isinstance(schedule, str) else (),
     )
 
 

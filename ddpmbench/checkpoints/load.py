@@ -35,7 +35,7 @@ from ddpmbench.checkpoints.openai import is_openai, read_openai
 from ddpmbench.checkpoints.pesser import TELLING as PESSER
 from ddpmbench.checkpoints.pesser import is_pesser, read_pesser
 from ddpmbench.checkpoints.schedule_tables import BUFFERS, NO_TABLES, ScheduleTables
-from ddpmbench.checkpoints.schedules import read_schedule
+from ddpmbench.checkpoints.schedules import notes_on, read_schedule
 from ddpmbench.checkpoints.score_sde import TELLING as SCORE_SDE
 from ddpmbench.checkpoints.score_sde import is_score_sde, read_score_sde, with_named_average
 from ddpmbench.checkpoints.settings import CheckpointSettings
@@ -297,6 +297,7 @@ def _notes(schedule: NoiseSchedule, tables: ScheduleTables, option: str | None) 
         notes.append(f"{stated} is not that of the tables in the file ({why})")
     elif tables and tables.contradiction is None and not tables.readings:
         notes.append(f"{stated} cannot be compared with the tables in the file")
+    notes += notes_on(option or "")
     total = schedule.num_original_timesteps
     if tables.steps and total not in tables.steps.values():
         name, steps = next(iter(tables.steps.items()))

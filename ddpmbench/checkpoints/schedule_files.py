@@ -3,7 +3,6 @@
 import contextlib
 import json
 import math
-import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +24,6 @@ _READ = "a table is read from .npy, .npz, or text with one number a line"
 _MOST_BYTES = 64 * 2**20
 """Of a file and of one of its arrays; a million numbers with all their digits take less."""
 _LONGEST_WORD = 24
-_SEPARATOR = re.compile(r"\s*,\s*|\s+")
 
 
 def read_table(path: Path, name: str) -> Array:
@@ -47,6 +45,17 @@ def read_table(path: Path, name: str) -> Array:
     if values.dtype.kind == "f" and values.itemsize < 4:
         raise InputError(_too_few_bits(8 * values.itemsize))
     return values.astype(np.float64)
+
+
+def array_names(path: Path) -> list[str]:
+    """The names of the arrays in a .npz file; none in any other.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    if path.suffix.lower() not in _BINARY:
+        return []
+    return _from_numpy(path, lambda content: list(content) if isinstance(content, NpzFile) else [])
 
 
 def _chosen(content: NDArray[Any] | NpzFile, name: str) -> NDArray[Any]:
@@ -99,6 +108,13 @@ def _too_large(has: str) -> str:
     return f"{has} more than {_MOST_BYTES // 2**20} MB, and no schedule has as many; {_READ}"
 
 
+def _too_few_bits(bits: int) -> str:
+    return (
+        f"its numbers have {bits} bits, too few for a schedule; save them as they are computed in "
+        "float32 or float64, or name the schedule"
+    )
+
+
 def _from_text(content: bytes) -> Array:
     """The numbers of a text: one a line, all on one line, or a JSON list."""
     try:
@@ -110,24 +126,30 @@ def _from_text(content: bytes) -> Array:
             return np.array([float(value) for value in values])
     except (ValueError, RecursionError, OverflowError) as error:
         raise InputError(f"is no plain list of numbers in UTF-8; {_READ}") from error
-    rows = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        words = _SEPARATOR.split(line.strip().removesuffix(",")) if line.strip() else []
-        for word in words:
-            try:
-                float(word)
-            except ValueError:
-                raise InputError(
-                    f"line {number}: {_short(word)!r} is no number; {_READ}, and no header"
-                ) from None
-        rows += [words] if words else []
+    lines = {n: line for n, line in enumerate(text.splitlines(), start=1) if line.strip()}
+    rows = [[_entry(n, word) for word in _words(line)] for n, line in lines.items()]
     most = max(map(len, rows), default=0)
     if len(rows) > 1 and most > 1:
         raise InputError(
             f"has {len(rows):,} lines and up to {most:,} numbers on one of them; save the one "
             "column that is meant, one number a line"
         )
-    return np.array([word for row in rows for word in row], dtype=np.float64)
+    return np.array([value for row in rows for value in row], dtype=np.float64)
+
+
+def _words(line: str) -> list[str]:
+    """What stands between commas or blanks; a comma at the end is followed by none."""
+    fields = line.strip().removesuffix(",").split(",")
+    return [word for field in fields for word in (field.split() or [""])]
+
+
+def _entry(line: int, word: str) -> float:
+    try:
+        return float(word)
+    except ValueError:
+        raise InputError(
+            f"line {line}: {_short(word)!r} is no number; {_READ}, and no header"
+        ) from None
 
 
 def _short(text: str) -> str:
@@ -174,9 +196,8 @@ def betas_schedule(values: Array, *, name: str = "betas") -> NoiseSchedule:
             f"on: {remedy} (alphas are 1 - beta)"
         )
     ends = float(np.log1p(-values).sum())
-    if (ends < _LOG_LEAST_OF_BETAS or values[-1] > 0.9) and (other := _likely_meaning(values)):
-        meaning, remedy = other
-        raise InputError(f"these look like {meaning}, not like betas; pass {remedy}")
+    if (ends < _LOG_LEAST_OF_BETAS or values[-1] > 0.9) and (what := _likely_meaning(values)):
+        raise InputError(f"these look like {what[0]}, not like betas; pass {what[1]}")
     if ends < _LOG_LEAST_OF_BETAS:
         raise InputError(
             f"as betas they leave 1e{ends / math.log(10):.0f} of the data's variance, so they are "
@@ -214,15 +235,8 @@ def products_schedule(values: Array, *, name: str = "alphas_cumprod") -> NoiseSc
     return NoiseSchedule.from_alphas_cumprod(values, name=name)
 
 
-ROWS = {"betas": betas_schedule, "alphas_cumprod": products_schedule}
-"""The meanings that a row of numbers may have."""
-
-
-def _too_few_bits(bits: int) -> str:
-    return (
-        f"its numbers have {bits} bits, too few for a schedule; save them as they are computed in "
-        "float32 or float64, or name the schedule"
-    )
+FILES = {"betas": betas_schedule, "alphas_cumprod": products_schedule}
+"""The forms of a file of numbers."""
 
 
 def _check_row(values: Array) -> None:

@@ -1,28 +1,38 @@
-"""Noise schedules in tables beside the weights: betas or their products, known by their names.
+"""Noise schedules in tables beside the weights: betas, their products, and functions of either.
 
-Entry 0 of a table is of t = 1 or of t = 0. Where nothing in the file tells which, it is refused.
+A name is not enough: `alpha` is 1 - beta or its cumulative product, and entry 0 is of t = 1 or of
+t = 0. Two tables of one module are read under any name if one is the cumulative product that the
+other implies; a single table needs an unambiguous name. All else is refused.
 """
 
 import dataclasses
-from collections.abc import Mapping
+import itertools
+import math
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from ddpmbench.checkpoints.schedule_files import ROWS, Array
+from ddpmbench.checkpoints.schedule_files import (
+    betas_schedule,
+    products_schedule,
+)
 from ddpmbench.checkpoints.weights import is_plain, leaves_in, numbers_held
 from ddpmbench.diffusion.named_schedules import MAX_TIMESTEPS
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.errors import InputError
 
+Array = NDArray[np.float64]
+
 BUFFERS = "buffers"
 """The form of a schedule that takes the tables beside the weights."""
 _NAMES = {
     "betas": "betas beta beta_t betas_t b_t",
-    "alphas_cumprod": (
+    "products": (
         "alphas_cumprod alpha_cumprod alphas_cum_prod alpha_cum_prod alphas_cumulative alphas_bar "
         "alpha_bar alpha_bars alphas_bars alphabar alpha_hat alphabar_t alphabars alpha_bar_t "
         "alphas_bar_t alpha_bars_t ab_t"
@@ -30,44 +40,38 @@ _NAMES = {
     "unclear": "alphas alpha alpha_t alphas_t a_t",
 }
 _KINDS = {name: kind for kind, names in _NAMES.items() for name in names.split()}
+# Names of minDiffusion and what descends from it, whose tables begin with an entry for t = 0.
 _FROM_ZERO = {"oneover_sqrta", "sqrtab", "sqrtmab", "mab_over_sqrtmab", "mab_over_sqrtmab_inv"}
-"""Names of minDiffusion and its descendants, whose tables begin with an entry for t = 0."""
 _TIMESTEPS = {
     *("timesteps", "num_timesteps", "n_timesteps", "num_train_timesteps", "train_timesteps"),
     *("diffusion_steps", "num_diffusion_steps", "num_diffusion_timesteps", "n_diffusion_steps"),
     *("noise_steps", "num_noise_steps", "n_T", "T"),
 }
-_LEAST_LISTED = 4
-"""The betas of an optimizer are a list of fewer."""
+_LEAST_UNNAMED = 4
+"""Two shorter rows of numbers may agree by chance."""
+_MOST_TOGETHER, _MOST_ENTRIES = 64, 2**20
+"""Of one module, where a schedule has some twenty tables; to compare takes 300 bytes an entry."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Table:
-    """A table of betas or alphas_cumprod.
+class _Candidate:
+    """alphas_cumprod as a table may mean it.
 
     Attributes:
-        name: in the file.
-        products: (L,) alphas_cumprod, without an entry of 1 for t = 0.
-        betas: (L,) of each entry; None where the table is of products.
-        has_zero: whether the file has such an entry.
+        name: of the table.
+        products: (L,) values; the first is 1 where entry 0 is of t = 0.
+        betas: (L,) variance of each entry; None where the table is of products.
+        is_longer: whether entry 0 is not in the table.
     """
 
     name: str
     products: Array
-    betas: Array | None
-    has_zero: bool
-
-    @property
-    def num_entries(self) -> int:
-        """As the file has them."""
-        return len(self.products) + self.has_zero
+    betas: Array | None = None
+    is_longer: bool = False
 
     def agrees(self, other: Self) -> bool:
-        """Whether both have the same products, apart from one more at the beginning of one."""
-        lengths = len(self.products), len(other.products)
-        common = min(lengths)
-        is_near = _near(self.products[-common:], other.products[-common:])
-        return max(lengths) - common <= 1 and is_near
+        """Whether both have the same products."""
+        return len(self.products) == len(other.products) and _near(self.products, other.products)
 
     def schedule(self, num_timesteps: int) -> NoiseSchedule:
         """The schedule of the last T entries."""
@@ -78,6 +82,21 @@ class _Table:
         # the variance of the entries before t = 1 is in x_1, too
         betas[0] = -np.expm1(np.log1p(-self.betas[: first + 1]).sum())
         return NoiseSchedule.from_betas(betas, name=BUFFERS)
+
+
+@dataclasses.dataclass(eq=False)
+class _Agreement:
+    """A table of single timesteps and one of products that agree.
+
+    Attributes:
+        candidate: their products.
+        names: of all tables that agree.
+        is_clear: whether no other candidate has as many tables that agree.
+    """
+
+    candidate: _Candidate
+    names: set[str]
+    is_clear: bool = True
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -102,21 +121,18 @@ class ScheduleTables:
             content: from `read_state`, or tensors by name; the last part of a name tells the kind.
             source: the file to name in an error.
         """
-        tables, steps = {}, {}
-        for name, value in leaves_in(content):
-            row = value
-            if isinstance(value, list | tuple) and len(value) >= _LEAST_LISTED:
-                row = torch.tensor(value, dtype=torch.float64)
-            if isinstance(row, Tensor) and _is_table(row, is_named=_kind(name) != "other"):
-                tables[name] = row
-            elif _leaf(name) in _TIMESTEPS and (count := _count(value)) is not None:
-                steps[name] = count
+        leaves = dict(leaves_in(content))
+        rows = {name: row for name, value in leaves.items() if (row := _row(value)) is not None}
+        tables = {n: row for n, row in rows.items() if _is_table(row, is_named=_kind(n) != "other")}
+        named = {name: value for name, value in leaves.items() if _leaf(name) in _TIMESTEPS}
+        steps = {n: count for n, value in named.items() if (count := _count(value)) is not None}
         return cls(tables, steps, source)
 
     @cached_property
     def names(self) -> frozenset[str]:
-        """The names of the tables, and of all monotone rows as long beside betas or products."""
-        places = {(_module(name), len(self.tables[name])) for name in self._named}
+        """The names of the tables, and of all rows as long in the module of those that agree."""
+        agreed = self._agreed.names if self._agreed is not None else ()
+        places = {(_module(n), len(self.tables[n])) for n in agreed}
         return frozenset(self.steps) | {
             name
             for name, table in self.tables.items()
@@ -134,13 +150,13 @@ class ScheduleTables:
         return f"linear:{totals.pop() if len(totals) == 1 else 'T'}:START:END"
 
     def __bool__(self) -> bool:
-        """Whether there are betas or products."""
-        return bool(self._named)
+        """Whether a schedule can be read from them."""
+        return bool(self._named) or (self._agreed is not None and self._agreed.is_clear)
 
     def notes(self, schedule: NoiseSchedule) -> tuple[str, ...]:
         """A line where the schedule that was read from them leaves an entry out."""
         table, total = self._table, schedule.num_original_timesteps
-        if table.num_entries == total:
+        if len(table.products) == total:
             return ()
         return (f"{self._has_entries(table)}, the first for t = 0: T = {total:,}",)
 
@@ -155,22 +171,23 @@ class ScheduleTables:
             InputError: there are none, they contradict each other, or they are ambiguous.
         """
         table = self._table
-        totals = self._possible_totals
-        remedy = f"{BUFFERS}:{totals[-1]} where the first is for t = 0"
-        if len(totals) > 1:
-            remedy = f"{BUFFERS}:{totals[0]} where it is for t = 1, {remedy}"
+        entries, includes_zero = len(table.products), table.products[0] == 1
+        skipped = f"{BUFFERS}:{entries - 1} where the first is for t = 0"
+        remedy = (
+            skipped if includes_zero else f"{BUFFERS}:{entries} where it is for t = 1, {skipped}"
+        )
         if num_timesteps is None:
-            num_timesteps, *others = self._totals
+            num_timesteps, *others = self._totals_of(table)
             if others:
                 raise InputError(
                     f"{self._has_entries(table)}, and does not say which is of t = 1; take "
                     f"`schedule={remedy}`"
                 )
-        elif num_timesteps not in totals:
+        elif num_timesteps != entries - 1 and (includes_zero or num_timesteps != entries):
             raise InputError(f"{self._has_entries(table)}; take {remedy}")
         # An entry for t = 0 of betas alone enters the products for some and not for others.
-        is_alone = all(each.betas is not None for each in self._read)
-        if table.betas is not None and is_alone and num_timesteps < len(table.products):
+        skips = num_timesteps < entries and not includes_zero
+        if skips and table.betas is not None and self._agreed is None:
             raise InputError(
                 f"{self.source}'s {table.name} has an entry for t = 0, {table.betas[0]:g}, and no "
                 "table beside it tells whether the products of 1 - beta include it; pass them as "
@@ -182,17 +199,18 @@ class ScheduleTables:
     def contradiction(self) -> str | None:
         """The contradiction between two of the tables; None where there is none."""
         try:
-            first, *others = self._read
+            first, apart = self._first_and_apart
         except InputError:
             return None
-        apart = next((other.name for other in others if not first.agrees(other)), None)
-        return apart and f"{self.source}'s {first.name} and {apart} contradict each other"
+        return (
+            f"{self.source}'s {first.name} and {apart[0]} contradict each other" if apart else None
+        )
 
     @cached_property
     def readings(self) -> tuple[NoiseSchedule, ...]:
         """The possible schedules: one, two where T is ambiguous, none where they are unreadable."""
         try:
-            return tuple(self._table.schedule(total) for total in self._totals)
+            return tuple(self._table.schedule(total) for total in self._totals_of(self._table))
         except InputError:
             return ()
 
@@ -207,47 +225,66 @@ class ScheduleTables:
             if _alike(schedule, theirs) or _alike(schedule, kept):
                 return None
         of_steps = " or ".join(f"{theirs.num_timesteps:,}" for theirs in self.readings)
-        return f"the table {self._table.name} says another, of {of_steps} steps"
+        agreed = self._agreed.names if self._agreed is not None else set()
+        name = min(self._named.keys() & agreed, default=self._table.name)
+        return f"the table {name} says another, of {of_steps} steps"
 
-    def _has_entries(self, table: _Table) -> str:
-        return f"{self.source}'s {table.name} has {table.num_entries:,} entries"
+    def _has_entries(self, table: _Candidate) -> str:
+        return f"{self.source}'s {table.name} has {len(table.products):,} entries"
 
-    @property
-    def _possible_totals(self) -> tuple[int, ...]:
-        """T, if a table has an entry of no noise or one entry less; else both that it may be."""
-        lengths = {len(table.products) for table in self._read}
-        if len(lengths) > 1 or any(table.has_zero for table in self._read):
-            return (min(lengths),)
-        return (max(lengths), max(lengths) - 1)
-
-    @property
-    def _totals(self) -> tuple[int, ...]:
-        """The same, if a number in the file or the number of entries tells which; else both."""
-        totals = self._possible_totals
-        stated = set(totals) & set(self.steps.values())
-        if len(totals) == 1 or len(stated) == 1:
-            return tuple(stated) or totals
+    def _totals_of(self, table: _Candidate) -> tuple[int, ...]:
+        """T, if entry 0, a number in the file or the number of entries tells it; else both."""
+        entries = len(table.products)
+        both = (entries, entries - 1)
+        if table.products[0] == 1:
+            return (entries - 1,)
+        stated = set(both) & set(self.steps.values())
+        if len(stated) == 1:
+            return tuple(stated)
         from_zero = any(_leaf(name) in _FROM_ZERO for name in self.tables)
-        is_hinted = from_zero or self._table.name.endswith("_t")
-        usual, one_less_usual = map(_is_usual, totals)
+        is_plain_name = _kind(table.name) in ("betas", "products") and table.name[-2:] != "_t"
+        hinted = from_zero or not is_plain_name
+        usual, one_less_usual = map(_is_usual, both)
         if usual > one_less_usual and not from_zero:
-            return totals[:1]
-        if usual < one_less_usual and is_hinted:
-            return totals[1:]
-        return totals[:1] if usual == one_less_usual and not is_hinted else totals
+            return (entries,)
+        if usual < one_less_usual and hinted:
+            return (entries - 1,)
+        return (entries,) if usual == one_less_usual and not hinted else both
 
     @cached_property
-    def _named(self) -> list[str]:
-        """The names of betas, and then of products."""
-        return [name for kind in ROWS for name in self.tables if _kind(name) == kind]
+    def _named(self) -> dict[str, Tensor]:
+        """The tables whose names alone explain them, those of betas first."""
+        return {
+            name: table
+            for kind in ("betas", "products")
+            for name, table in self.tables.items()
+            if _kind(name) == kind
+        }
 
-    @cached_property
-    def _read(self) -> list[_Table]:
-        """The tables of betas, and then of products.
+    @property
+    def _table(self) -> _Candidate:
+        """The table that the schedule is read from.
 
         Raises:
-            InputError: there is none, or one is something else.
+            InputError: there is none, or several contradict each other.
         """
+        if self.contradiction is not None:
+            raise InputError(f"{self.contradiction}; name the schedule it was trained on")
+        return self._first_and_apart[0]
+
+    @cached_property
+    def _first_and_apart(self) -> tuple[_Candidate, list[str]]:
+        """The table to read, and the names of those that contradict it.
+
+        Raises:
+            InputError: there is none to read.
+        """
+        agreed = self._agreed
+        if agreed is not None and not agreed.is_clear:
+            raise InputError(
+                f"{self.source}'s {' and '.join(sorted(agreed.names))} can be read as two "
+                "schedules; name the schedule it was trained on"
+            )
         unclear = [name for name in self.tables if _kind(name) == "unclear"]
         if not self and unclear:
             raise InputError(
@@ -259,38 +296,114 @@ class ScheduleTables:
                 f"{self.source} holds no betas and no alphas_cumprod; name the schedule it was "
                 "trained on"
             )
-        tables = []
-        for name in self._named:
-            if (size := self.tables[name].element_size()) < 4:
+        for name, table in self._named.items():
+            if (size := table.element_size()) < 4:
                 raise InputError(
                     f"{self.source}'s {name} has {8 * size} bits, too few; name the schedule"
                 )
-            values, kind = _values(self.tables[name]), _kind(name)
-            has_zero = bool(values[0] == (0 if kind == "betas" else 1))
-            values = values[1:] if has_zero else values
-            try:
-                ROWS[kind](values)
-            except InputError as error:
-                raise InputError(f"{self.source}'s {name}: {error}") from error
-            betas = values if kind == "betas" else None
-            products = values if betas is None else (1 - betas).cumprod()
-            tables.append(_Table(name, products, betas, has_zero))
-        return tables
+        if agreed is not None:
+            return agreed.candidate, sorted(self._named.keys() - agreed.names)
+        first, *others = map(self._alone, self._named)
+        return first, [other.name for other in others if not first.agrees(other)]
 
-    @property
-    def _table(self) -> _Table:
-        """The table that the schedule is read from.
+    def _alone(self, name: str) -> _Candidate:
+        """A table that its name alone explains."""
+        values, is_betas = _values(self.tables[name]), _kind(name) == "betas"
+        check, of_zero = (betas_schedule, 0) if is_betas else (products_schedule, 1)
+        try:
+            check(values[1:] if values[0] == of_zero else values)
+        except InputError as error:
+            raise InputError(f"{self.source}'s {name}: {error}") from error
+        return _Candidate(name, *((1 - values).cumprod(), values) if is_betas else (values,))
 
-        Raises:
-            InputError: there is none, or several contradict each other.
-        """
-        if self.contradiction is not None:
-            raise InputError(f"{self.contradiction}; name the schedule it was trained on")
-        return self._read[0]
+    @cached_property
+    def _agreed(self) -> _Agreement | None:
+        """None where no two tables of one module are of the same schedule."""
+        modules: dict[str, list[str]] = {}
+        for name, table in self.tables.items():
+            least = _LEAST_UNNAMED if _kind(name) == "other" else 2
+            if table.element_size() >= 4 and len(table) >= least:
+                modules.setdefault(_module(name), []).append(name)
+        pairs = [pair for names in modules.values() for pair in self._pairs(names)]
+        agreements: list[_Agreement] = []
+        for candidate, *names in sorted(pairs, key=lambda pair: _kind(pair[1]) != "betas"):
+            known = (a for a in agreements if a.candidate.agrees(candidate))
+            if (same := next(known, None)) is not None:
+                same.names.update(names)
+            else:
+                agreements.append(_Agreement(candidate, set(names)))
+        if not agreements:
+            return None
+        # A pair that is of another schedule as square roots is settled by any third table.
+        first, *others = sorted(agreements, key=lambda agreement: -len(agreement.names))
+        first.is_clear = not others or len(others[0].names) < len(first.names)
+        return first
+
+    def _pairs(self, names: list[str]) -> Iterator[tuple[_Candidate, str, str]]:
+        """Any two tables that agree: their candidate and both names."""
+        entries = sum(len(self.tables[name]) for name in names)
+        if len(names) > _MOST_TOGETHER or entries > _MOST_ENTRIES:
+            return  # no schedule's, and too many to compare
+        steps: list[_Candidate] = []
+        products: list[_Candidate] = []
+        for name in names:
+            kind = _kind(name)
+            for alphas, betas in _meanings(kind, _values(self.tables[name])):
+                if ((alphas > 0) & (alphas <= 1)).all():
+                    steps += _of_steps(name, alphas, betas) if kind != "products" else []
+                    products += _of_products(name, alphas) if kind != "betas" else []
+        for product, step in itertools.product(products, steps):
+            if product.name != step.name and (joint := _joined(product, step)) is not None:
+                yield joint, step.name, product.name
 
 
 NO_TABLES = ScheduleTables()
 """The tables of a file without any."""
+
+
+def _meanings(kind: str, x: Array) -> Iterator[tuple[Array, Array]]:
+    """What a table may mean: alpha, of a timestep or a product of them, and 1 - alpha."""
+    if kind == "betas":
+        yield 1 - x, x
+    elif kind != "other":
+        yield x, 1 - x
+    elif x.max() <= 1:
+        yield from ((1 - x, x), (1 - x**2, x**2), (x, 1 - x), (x**2, 1 - x**2))
+    elif x.min() >= 1:
+        yield x**-2, 1 - x**-2
+
+
+def _of_steps(name: str, alphas: Array, betas: Array) -> Iterator[_Candidate]:
+    """A table of single timesteps: as it is, and with an entry for t = 0 before it or in it."""
+    products = alphas.cumprod()
+    yield _Candidate(name, products, betas)
+    yield _Candidate(name, np.append(1.0, products), np.append(0.0, betas), is_longer=True)
+    if betas[0] > 0:
+        yield _Candidate(name, np.append(1.0, alphas[1:].cumprod()), np.append(0.0, betas[1:]))
+
+
+def _of_products(name: str, alphas: Array) -> Iterator[_Candidate]:
+    """A table of products: as it is, and with the product of t = 0 before it."""
+    if (np.diff(alphas) < 0).all():
+        yield _Candidate(name, alphas)
+        if alphas[0] < 1:
+            yield _Candidate(name, np.append(1.0, alphas), is_longer=True)
+
+
+def _joined(product: _Candidate, step: _Candidate) -> _Candidate | None:
+    """The candidate of two tables that agree; None if they do not."""
+    mine, theirs = product.products, step.products
+    if len(mine) != len(theirs) or (product.is_longer and step.is_longer):
+        return None
+    # the last first, as a network may have many short rows
+    if not math.isclose(mine[-1], theirs[-1], rel_tol=1e-2, abs_tol=1e-5):
+        return None
+    if not _near(mine[1:], theirs[1:]):
+        return None
+    if mine[0] == 1:
+        # An entry 0 set to 1 leaves the variance there in the products behind it.
+        return dataclasses.replace(step, products=np.append(1.0, theirs[1:]))
+    return step if _near(mine[:1], theirs[:1]) else None
 
 
 def _near(one: Array, other: Array) -> bool:
@@ -312,7 +425,7 @@ def _is_usual(count: int) -> bool:
 
 
 def _kind(name: str) -> str:
-    """What the name of a table says: betas, alphas_cumprod, unclear or other."""
+    """What the name of a table says: betas, products, unclear or other."""
     return _KINDS.get(_leaf(name), "other")
 
 
@@ -352,8 +465,19 @@ def _values(tensor: Tensor) -> Array:
     return values
 
 
+def _row(value: object) -> Tensor | None:
+    """A tensor, or a row of numbers in a list or an array."""
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, np.ndarray) and value.dtype.kind == "f":
+        return torch.from_numpy(value.astype(f"f{min(value.itemsize, 8)}"))
+    if isinstance(value, list | tuple) and len(value) >= _LEAST_UNNAMED:  # an optimizer's are 2
+        return torch.tensor(value, dtype=torch.float64)
+    return None
+
+
 def _count(value: object) -> int | None:
-    if isinstance(value, Tensor) and value.numel() == 1 and not value.is_floating_point():
-        value = value.item()
-    is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    return int(value) if is_whole and 2 <= value <= MAX_TIMESTEPS else None  # type: ignore[call-overload, operator]
+    if isinstance(value, Tensor | np.ndarray | np.generic):
+        is_whole = str(value.dtype).rpartition(".")[2].startswith("int")
+        value = value.item() if is_whole and np.prod(value.shape) == 1 else None
+    return value if type(value) is int and 2 <= value <= MAX_TIMESTEPS else None

@@ -4,12 +4,19 @@ A schedule whose usual first and last beta depend on the project must name them,
 may be something else is refused.
 """
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from ddpmbench.checkpoints.schedule_files import ROWS, read_table
+import torch
+
+from ddpmbench.checkpoints.schedule_files import (
+    FILES,
+    array_names,
+    read_table,
+)
 from ddpmbench.checkpoints.schedule_tables import BUFFERS, ScheduleTables
 from ddpmbench.checkpoints.weights import naming
 from ddpmbench.diffusion.named_schedules import MAX_TIMESTEPS
@@ -125,10 +132,10 @@ def read_schedule(form: str, tables: ScheduleTables | None = None) -> NoiseSched
             return tables.schedule(total)
         if name in LEVELS:
             return LEVELS[name](rest)
-        if name in ROWS:
+        if name in FILES:
             if not rest:
                 raise InputError(f"name the file, as in {name}:FILE.npy")
-            return ROWS[name](read_table(Path(rest), name), name=name)
+            return FILES[name](read_table(Path(rest), name), name=name)
         name = name.replace("_", "-")
         name = _ALIASES.get(name, name)
         if name not in _NAMED:
@@ -186,3 +193,18 @@ def _number(text: str) -> float:
         return float(text)
     except ValueError:
         raise InputError(f"{text!r} is no number") from None
+
+
+def notes_on(form: str) -> tuple[str, ...]:
+    """A line where a .npz file that a schedule is read from holds another schedule, too.
+
+    Args:
+        form: one that `read_schedule` has read.
+    """
+    name, _, rest = form.partition(":")
+    tables = {}
+    for other in array_names(path := Path(rest)) if name in FILES else ():
+        with contextlib.suppress(InputError):  # no table
+            tables[other] = torch.from_numpy(read_table(path, other))
+    what = ScheduleTables.within(tables).contradiction if name in tables else None
+    return () if what is None else (f"`schedule={form}`: {what}; its {name} are taken",)

@@ -1,4 +1,4 @@
-"""Tables beside the weights are known by their names; what entry 0 is of is told or asked."""
+"""Tables beside the weights are known by what they satisfy, whatever their names and lengths."""
 
 import warnings
 
@@ -7,6 +7,7 @@ import pytest
 import torch
 from peers import refused
 
+from ddpmbench.checkpoints import schedule_tables
 from ddpmbench.checkpoints.schedule_tables import ScheduleTables
 from ddpmbench.checkpoints.schedules import read_schedule
 from ddpmbench.diffusion.schedule import NoiseSchedule
@@ -48,12 +49,12 @@ def with_a_variance_of_zero(total):
 
 def with_variances_of_t_steps(total):
     beta = from_zero(total)[1:]
-    return {"betas": beta, "alphas_cumprod": torch.cat([torch.ones(1), (1 - beta).cumprod(0)])}
+    return {"noise": beta, "kept": torch.cat([torch.ones(1), (1 - beta).cumprod(0)])}
 
 
 def with_products_of_t_steps(total):
     beta = torch.cat([torch.zeros(1), from_zero(total)[1:]])
-    return {"betas": beta, "alphas_cumprod": (1 - beta).cumprod(0)[1:]}
+    return {"noise": beta, "kept": (1 - beta).cumprod(0)[1:]}
 
 
 def read(tables, steps=None, option="buffers"):
@@ -89,6 +90,48 @@ def test_an_entry_for_no_noise_is_not_a_step(tables, includes_first, total):
     assert found.names >= set(tables(total)) - {"mab_over_sqrtmab"}
 
 
+@pytest.mark.parametrize("keep", ["alpha_t alphabar_t", "sqrt_beta_t sqrtab", "alpha_t sqrtmab"])
+def test_any_two_that_agree_are_enough(keep):
+    tables = {name: min_diffusion(100)[name] for name in keep.split()}
+    products = expected(100, includes_first=True)
+    schedule = read(tables, {"n_T": 100})
+    torch.testing.assert_close(schedule.alphas_cumprod, products, rtol=1e-4, atol=0)
+
+
+def test_a_third_table_tells_roots_from_what_they_are_of():
+    kept, product = (min_diffusion(100)[name] for name in ("alpha_t", "alphabar_t"))
+    products = expected(100, includes_first=True)
+    with refused("ddpm.p and ddpm.q can be read as two schedules"):
+        read({"p": kept, "q": product})
+    for third in (product.sqrt(), (1 - product).sqrt(), 1 - kept, kept**-0.5):
+        schedule = read({"p": kept, "q": product, "r": third})
+        torch.testing.assert_close(schedule.alphas_cumprod, products, rtol=1e-4, atol=0)
+    roots = read({"p": kept.sqrt(), "q": product.sqrt(), "r": product})
+    torch.testing.assert_close(roots.alphas_cumprod, products, rtol=1e-4, atol=0)
+
+
+def test_unnamed_tables_of_a_usual_schedule_are_all_steps():
+    linear = NoiseSchedule.linear(1000)
+    tables = {"noise": linear.betas.float(), "root": linear.alphas_cumprod.sqrt().float()}
+    schedule = read(tables)
+    torch.testing.assert_close(schedule.betas, linear.betas, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(
+    "tables",
+    [
+        {"a": torch.linspace(0.99, 0.1, 40), "b": torch.linspace(0.01, 0.5, 40)},
+        {"alpha": torch.linspace(0.99, 0.1, 40), "root": torch.linspace(0.99, 0.1, 40).sqrt()},
+        {"a": torch.linspace(0.01, 0.5, 40), "b": 1 - torch.linspace(0.01, 0.5, 40)},
+        {"weight": torch.ones(8), "bias": torch.zeros(8)},
+    ],
+)
+def test_tables_that_no_product_joins_are_none(tables):
+    found = ScheduleTables.within(tables)
+    assert not found
+    assert found.names <= {"alpha"}
+
+
 def test_the_number_of_steps_is_that_of_the_file():
     linear = NoiseSchedule.linear(101)
     tables = {"betas": linear.betas, "alphas_cumprod": linear.alphas_cumprod}
@@ -111,7 +154,7 @@ def test_the_number_of_steps_is_that_of_the_file():
 @pytest.mark.parametrize("total", [37, 15])
 def test_an_unusual_number_of_steps_is_asked_for(total):
     for tables in (min_diffusion(total), dict(list(with_a_product_of_one(total).items())[:2])):
-        tables["alphabar_t"] = (1 - from_zero(total)).cumprod(0)
+        tables["kept"] = (1 - from_zero(total)).cumprod(0)
         with refused(f"buffers:{total + 1}", f"buffers:{total}"):
             read(tables)
         schedule = read(tables, option=f"buffers:{total}")
@@ -143,6 +186,15 @@ def test_tables_in_lists_and_arrays_are_read(kind):
 def test_the_betas_of_an_optimizer_are_no_table():
     for betas in ((0.9, 0.999), [0.5, 0.9, 0.99]):
         assert not ScheduleTables.within({"opt": {"betas": betas}}, source="f.pt")
+
+
+def test_what_is_too_large_to_compare_is_read_by_its_name_alone(monkeypatch):
+    tables = {f"ddpm.{name}": table for name, table in min_diffusion(100).items()}
+    both = ScheduleTables.within(tables, source="f.pt")
+    assert "ddpm.beta_t" not in tables
+    assert "ddpm.sqrtab" in both.names
+    monkeypatch.setattr(schedule_tables, "_MOST_ENTRIES", 101 * len(tables) - 1)
+    assert "ddpm.sqrtab" not in ScheduleTables.within(tables, source="f.pt").names
 
 
 def test_tables_of_low_precision_are_one_line():

@@ -14,7 +14,7 @@ from peers import refused
 from ddpmbench import CheckpointSettings, load_checkpoint
 from ddpmbench.checkpoints import schedule_files
 from ddpmbench.checkpoints.schedule_files import betas_schedule, products_schedule
-from ddpmbench.checkpoints.schedules import read_schedule
+from ddpmbench.checkpoints.schedules import notes_on, read_schedule
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.errors import InputError
 
@@ -165,6 +165,7 @@ def test_numbers_are_read_however_they_are_listed(tmp_path, name, content):
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     np.testing.assert_array_equal(read_schedule(f"betas:{path}").betas, BETAS)
     assert read_schedule(f"betas:{path}").name == "betas"
+    assert notes_on(f"betas:{path}") == ()
 
 
 def zipped(change=lambda content, start: None):
@@ -292,10 +293,30 @@ def test_an_archive_is_read_by_the_name_of_its_array(tmp_path, monkeypatch):
         read_schedule(f"betas:{path}")
     np.savez(path, betas=BETAS, more=np.array([{}]), words=np.array(["a"]))
     np.testing.assert_array_equal(read_schedule(f"betas:{path}").betas, BETAS)
+    assert notes_on(f"betas:{path}") == ()
     np.savez_compressed(path, betas=np.zeros(10**6))
     monkeypatch.setattr(schedule_files, "_MOST_BYTES", 10**6)
     with refused(path, "its array betas has more than"):
         read_schedule(f"betas:{path}")
+
+
+@pytest.mark.parametrize(
+    ("tables", "is_noted"),
+    [
+        ({"betas": BETAS.astype("f4"), "alphas_cumprod": PRODUCTS.astype("f4")}, False),
+        ({"betas": BETAS, "alphas_cumprod": np.append(1, PRODUCTS)}, False),
+        ({"betas": BETAS, "weights": PRODUCTS**2}, False),
+        ({"betas": BETAS, "alphas_cumprod": PRODUCTS**2}, True),
+        ({"betas": BETAS, "alphas_cumprod": np.sqrt(PRODUCTS)}, True),
+        ({"betas": BETAS, "alpha_bar": PRODUCTS[:500]}, True),
+    ],
+)
+def test_tables_that_contradict_each_other_are_a_note(tmp_path, tables, is_noted):
+    np.savez(tmp_path / "tables.npz", **tables)
+    for name in tables.keys() & {"betas", "alphas_cumprod"}:
+        notes = notes_on(f"{name}:{tmp_path / 'tables.npz'}")
+        assert len(notes) == is_noted
+        assert all("contradict" in note and f"its {name} are taken" in note for note in notes)
 
 
 # ---- what a row of numbers may be
@@ -335,7 +356,7 @@ def quadratic(total):
 )
 def test_rows_that_are_something_else(name, values, words):
     with refused(*words):
-        schedule_files.ROWS[name](values.astype(np.float64))
+        schedule_files.FILES[name](values.astype(np.float64))
 
 
 OTHERS = {

@@ -73,6 +73,15 @@ def test_numbers_of_numpy_are_numbers():
     assert kept.data_range == DataRange(0.0, 1.0)
 
 
+def test_tables_that_contradict_each_other_are_a_note(tmp_path):
+    betas = SCHEDULE.betas.numpy()
+    path = tmp_path / "tables.npz"
+    for power, count in ((1, 0), (2, 1)):
+        np.savez(path, betas=betas, alphas_cumprod=np.cumprod(1 - betas) ** power)
+        notes = wrapped(schedule=f"betas:{path}").notes
+        assert len(notes) == count
+
+
 def test_a_state_dict_is_no_network():
     with refused("wrap_network", "OrderedDict"):
         db.wrap_network(nn.Conv2d(1, 1, 1).state_dict(), schedule=SCHEDULE)

@@ -91,6 +91,13 @@ def test_another_schedule_and_another_number_of_steps_are_noted(evaluate):
     assert "has 20 steps, and the file says flat.n_T = 10" in told
 
 
+def test_a_file_of_two_schedules_is_noted(evaluate, folder):
+    betas = np.linspace(1e-3, 0.3, TOTAL)
+    np.savez(folder / "two.npz", betas=betas, alphas_cumprod=np.cumprod(1 - betas) ** 2)
+    _, told = evaluate("flat.pt", f"betas:{folder / 'two.npz'}")
+    assert "two.npz: the file's betas and alphas_cumprod contradict each other" in told
+
+
 def test_a_table_that_is_something_else_is_refused_for_fewer_timesteps_too(said, folder, small_npz):
     np.save(folder / "other.npy", 1 - np.cumprod(1 - np.linspace(1e-4, 0.02, 1000)))
     words = ["--ckpt", folder / "flat.pt", "--network", f"{folder / 'net.py'}:Net", *SAID.split()]
