@@ -223,7 +223,7 @@ def nll(out: Path | None, output_format: str, **given: Any) -> None:  # noqa: AN
     evaluation = evaluate("nll", out, given)
     if evaluation is None:
         return
-    from ddpmbench.evaluate.answered import page_of
+    from ddpmbench.evaluate.reuse import page_of
     from ddpmbench.report.nll_text import printed_nll
 
     folder = evaluation.report.folder
@@ -287,7 +287,7 @@ def rd(
     _print(evaluation.report, output_format)
     shown = {"pictures": pictures, "depth": depth}
     _make_pictures(evaluation, **shown, device=given["device"], batch_size=given["batch_size"])
-    from ddpmbench.evaluate.answered import page_of
+    from ddpmbench.evaluate.reuse import page_of
 
     assert evaluation.report.folder is not None
     click.echo(f"Report: {page_of(evaluation.report)}", err=True)

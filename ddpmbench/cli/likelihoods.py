@@ -33,8 +33,8 @@ def likelihoods(out: Path | None, output_format: str, **given: Any) -> None:  # 
         ddpmbench likelihoods --ckpt google/ddpm-cifar10-32 --data cifar10:test
     """
     from ddpmbench.cli.inputs import open_inputs
-    from ddpmbench.evaluate.answered import page_of
     from ddpmbench.evaluate.likelihoods import evaluate_likelihoods
+    from ddpmbench.evaluate.reuse import page_of
     from ddpmbench.report.likelihoods import printed_likelihoods
 
     inputs = {name: given.pop(name) for name in options.INPUTS}

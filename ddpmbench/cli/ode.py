@@ -71,8 +71,8 @@ def ode(out: Path | None, output_format: str, **given: Any) -> None:  # noqa: AN
         ddpmbench ode --ckpt google/ddpm-cifar10-32 --data cifar10:test --dequantization uniform
     """
     from ddpmbench.cli.inputs import open_inputs
-    from ddpmbench.evaluate.answered import page_of
     from ddpmbench.evaluate.ode import evaluate_ode
+    from ddpmbench.evaluate.reuse import page_of
     from ddpmbench.report.ode import printed_ode
 
     inputs = {name: given.pop(name) for name in options.INPUTS}

@@ -242,8 +242,8 @@ def fid(out: Path | None, output_format: str, **given: Any) -> None:  # noqa: AN
     _refuse_options_of_checkpoints(given["samples"])
     from ddpmbench.cli.inputs import sample_settings
     from ddpmbench.diffusion.model import Checkpoint
-    from ddpmbench.evaluate.answered import page_of
     from ddpmbench.evaluate.fid import FidSettings, evaluate_fid
+    from ddpmbench.evaluate.reuse import page_of
     from ddpmbench.execution.distributed import joined
     from ddpmbench.execution.features import FidelityListener
     from ddpmbench.report.samples_text import printed_fidelity

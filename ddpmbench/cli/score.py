@@ -38,7 +38,7 @@ def score(out: Path | None, output_format: str, **given: Any) -> None:  # noqa: 
         ddpmbench score --ckpt google/ddpm-cifar10-32 --data cifar10:train --data cifar10:test
     """
     from ddpmbench.cli.inputs import open_checkpoint, open_images
-    from ddpmbench.evaluate.answered import page_of
+    from ddpmbench.evaluate.reuse import page_of
     from ddpmbench.evaluate.score import score_images
     from ddpmbench.report.scores import printed_scores
 

@@ -73,7 +73,7 @@ def finished_run(run: Path, checkpoint: Checkpoint, images: ImageSet) -> tuple[N
             "wrote, or leave it out"
         )
     conventions = conventions_of(checkpoint, images, decoder=theirs.get("decoder", ""))
-    ours = model_identity(checkpoint, conventions, seed=0, tables="")
+    ours = model_identity(checkpoint, conventions)
     for name in _OF_MODEL:
         if theirs.get(name) != ours.get(name):
             raise InputError(

@@ -1,7 +1,7 @@
 """Paired differences between runs of `nll` and between runs of `fid`."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,37 +43,22 @@ from ddpmbench.report.metrics import AGAINST_REFERENCE, METRICS, WITHOUT_REFEREN
 from ddpmbench.report.schema import STRICT, Fidelity, FidelityDifference, Run, check
 from ddpmbench.report.text import with_data_range
 
-Facts = Callable[[FinishedRun], Mapping[str, object]]
 
-
-def check_comparable(run: FinishedRun, baseline: FinishedRun, facts: Facts) -> None:
-    """Check that a run is comparable with another.
-
-    Args:
-        run: one.
-        baseline: the other.
-        facts: the settings of a run that must agree, by their names in `summary.json`.
-
-    Raises:
-        InputError: one line that names the first fact that differs, or the folder whose summary
-            is damaged.
-    """
-    here, there = _facts_of(run, facts), _facts_of(baseline, facts)
+def _check_comparable(
+    run: FinishedRun,
+    baseline: FinishedRun,
+    facts: Callable[[FinishedRun], dict[str, object]],
+    *,
+    without: Collection[str] = (),
+) -> None:
+    """Refuse a run whose facts differ from those of the baseline, but for those named."""
+    here, there = facts(run), facts(baseline)
     for name in {**here, **there}:
-        if here.get(name) != there.get(name):
+        if name not in without and here.get(name) != there.get(name):
             raise InputError(
                 f"{run.path}: {name} is {here.get(name)}, but {there.get(name)} in "
                 f"{baseline.path}; runs are comparable only if these agree"
             )
-
-
-def _facts_of(run: FinishedRun, facts: Facts) -> Mapping[str, object]:
-    try:
-        return facts(run)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{run.path}: {SUMMARY} is damaged or of another version; run its command again"
-        ) from error
 
 
 Influence = Mapping[str, NDArray[np.float64]]
@@ -126,7 +111,7 @@ def compare_fidelity(
         check(run.summary, Fidelity, run.path / SUMMARY)
     baseline = opened[0]
     for run in opened[1:]:
-        check_comparable(run, baseline, _fidelity_facts)
+        _check_comparable(run, baseline, _fidelity_facts)
     summary = fidelity_comparison.summary(
         names,
         [run.summary for run in opened],
@@ -302,7 +287,7 @@ def compare(
         refuse_missing_shards(run, option="", reads_terms=True)
     baseline = opened[0]
     for run in opened[1:]:
-        check_comparable(run, baseline, _facts_beside(run, baseline))
+        _check_comparable(run, baseline, _facts, without=_not_compared(run, baseline))
     differences = [_difference(run, baseline) for run in opened[1:]]
     frame = comparison.runs_frame(names, [run.summary for run in opened], differences)
     compared = Comparison(
@@ -364,44 +349,27 @@ def _importance_terms(run: FinishedRun) -> ImportanceTerms:
 
 def _tables(run: FinishedRun, design: Design) -> Tables:
     store = run.shards("terms")
-    if store.missing(len(design)):
-        raise InputError(f"{run.path}: some of its shards are gone; run its command again")
     columns = columns_of_bound(clip=bool(run.summary["conventions"]["clip"]))
     return lambda length: checked(read_terms(store, length, columns), design, where=run.path)
-
-
-def _num_correction_terms(run: FinishedRun) -> int | None:
-    if run.summary.get("precision", STRICT) == STRICT:
-        return None
-    return int(run.summary["precision_correction"]["num_evaluations"])
 
 
 _IDENTITY_FACTS = ("schedule_sha256", "labels_sha256", "precision", "tables")
 
 
-def _facts_beside(one: FinishedRun, other: FinishedRun) -> Facts:
-    """What must be the same in two runs; of one schedule not what it is called.
-
-    The bound in continuous time has no variance of the model.
-    """
+def _not_compared(one: FinishedRun, other: FinishedRun) -> list[str]:
+    """The name of a schedule that is the same, and in continuous time the variance."""
     schedules = {run.identity.get("schedule_sha256") for run in (one, other)}
     are_continuous = all(run.summary.get("num_parts") is not None for run in (one, other))
-
-    def facts(run: FinishedRun) -> dict[str, object]:
-        own = _facts(run)
-        if are_continuous:
-            own.pop("conventions.variance", None)
-        if len(schedules) == 1 and None not in schedules:
-            own.pop("conventions.schedule", None)
-        return own
-
-    return facts
+    has_one_schedule = len(schedules) == 1 and None not in schedules
+    names = {"conventions.schedule": has_one_schedule, "conventions.variance": are_continuous}
+    return [name for name, is_left_out in names.items() if is_left_out]
 
 
 def _facts(run: FinishedRun) -> dict[str, object]:
     """What must be the same, by its name in `summary.json`."""
     of = run.summary
     conventions = with_data_range(of["conventions"])
+    correction = of.get("precision_correction") or {"num_evaluations": None}
     return {
         "num_images": of["num_images"],
         "num_timesteps": of["num_timesteps"],
@@ -410,7 +378,7 @@ def _facts(run: FinishedRun) -> dict[str, object]:
         "conventions.process": conventions.get("process", Process.VP),
         "the number of parts of continuous time": of.get("num_parts"),
         **{name: run.identity.get(name) for name in _IDENTITY_FACTS},
-        "precision_correction.num_evaluations": _num_correction_terms(run),
+        "precision_correction.num_evaluations": correction["num_evaluations"],
         "estimator": of["estimator"],
         "seed": of["seed"],
         "sampling.draws": of["sampling"].get("draws"),

@@ -10,9 +10,9 @@ import pandas as pd
 from ddpmbench.data.images import ImageSet, ImageSource, load_images, refuse_reduced
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.errors import InputError, instance_of, whole_number
+from ddpmbench.evaluate.fid_scores import FidScores
 from ddpmbench.evaluate.progress import quality_listening
 from ddpmbench.evaluate.sample import MadeBy
-from ddpmbench.evaluate.scoring import Scoring
 from ddpmbench.execution.features import (
     FidelityListener,
     FidelityRun,
@@ -34,7 +34,7 @@ from ddpmbench.samples.statistics import (
     is_statistics,
     read_statistics,
 )
-from ddpmbench.sanity_check.run import CheckRecord, PreliminaryCheck
+from ddpmbench.sanity_check.run import PreliminaryCheck
 from ddpmbench.unet.precision import Precision
 from ddpmbench.version import __version__
 
@@ -178,7 +178,7 @@ def evaluate_fid(
         made_by = settings.made_by
         if isinstance(samples, Generation):
             made_by = MadeBy.of(samples)
-        scoring = Scoring(
+        scoring = FidScores(
             run, run.compute(engine, reporter), settings.protocol, made_by, settings.samples.seed
         )
 
@@ -186,7 +186,7 @@ def evaluate_fid(
             summary = {
                 **scoring.summary(),
                 "engine": None if engine is None else str(engine.choice),
-                "check": None if checked is None else checked.to_dict(),
+                "check": checked,
             }
             report = FidReport(summary, scoring.per_image, scoring.against_n, run_session.out)
             if folder is not None:
@@ -292,7 +292,7 @@ def _check_record(
     settings: FidSettings,
     reporter: FidelityListener,
     folder: RunFolder | None,
-) -> CheckRecord | None:
+) -> dict[str, Any] | None:
     """The sanity check, by the first reference that the network could have been trained on.
 
     Returns:
@@ -300,20 +300,12 @@ def _check_record(
     """
     if not isinstance(run.source, Generation):
         return None
-    session, checkpoint = run.session, run.source.checkpoint
-    check = PreliminaryCheck(
-        settings.check,
-        run.num_generated * run.source.num_evaluations,
-        seed=settings.samples.seed,
-        batch_size=run.batch_size,
-        note=reporter.note,
-        warn=reporter.warn,
-    )
+    checkpoint = run.source.checkpoint
+    calls, seed = run.num_generated * run.source.num_evaluations, settings.samples.seed
+    check = PreliminaryCheck(settings.check, calls, seed, run.batch_size, reporter)
     for reference in run.references:
         if isinstance(reference, ImageSet) and _is_of_its_kind(reference, run.source):
-            return check.run(
-                checkpoint, reference, device=session.device, ranks=session.ranks, folder=folder
-            )
+            return check.run(checkpoint, reference, run.session, folder)
     if settings.check:
         reporter.note("`check`: no reference has images such as the checkpoint makes; left out")
     return None

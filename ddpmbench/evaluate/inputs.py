@@ -1,13 +1,30 @@
-"""The checkpoint and images of a likelihood: what must fit, and what identifies the evaluation."""
+"""The arguments of an evaluation: what must fit, and what identifies the evaluation."""
 
 import hashlib
 from collections.abc import Mapping
+from typing import Any
 
 from ddpmbench.data.images import ImageSet, refuse_reduced
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.diffusion.parameterization import Process
+from ddpmbench.errors import LARGEST_SEED, instance_of, whole_number
 from ddpmbench.execution.worker import RunListener
 from ddpmbench.version import __version__
+
+
+def check_arguments(
+    checkpoint: Checkpoint, listener: RunListener | None, seed: int, batch_size: int | None
+) -> tuple[int, int | None]:
+    """The seed and the batch size as ints.
+
+    Raises:
+        InputError: an argument is of another type, or a number outside its limits.
+    """
+    instance_of("checkpoint", checkpoint, Checkpoint, "see load_checkpoint")
+    if listener is not None:
+        instance_of("listener", listener, RunListener)
+    seed = whole_number("seed", seed, 0, LARGEST_SEED)
+    return seed, None if batch_size is None else whole_number("batch_size", batch_size, 1)
 
 
 def check_images(checkpoint: Checkpoint, images: ImageSet) -> None:
@@ -55,23 +72,24 @@ def _labels(checkpoint: Checkpoint, images: ImageSet) -> str | None:
     return f"class {first}" if (images.labels == first).all() else "of the images"
 
 
-def model_identity(
-    checkpoint: Checkpoint, conventions: Mapping[str, object], *, seed: int, tables: str
-) -> dict[str, object]:
-    """What an evaluation of a model's likelihood must be the same in to be continued.
+def images_identity(checkpoint: Checkpoint, images: ImageSet) -> dict[str, Any]:
+    """What the image set of an evaluation must be the same in for it to be continued."""
+    return {
+        "data": images.sha256,
+        "labels_sha256": labels_sha256(checkpoint, images),
+        "num_images": len(images),
+    }
 
-    Args:
-        checkpoint: the model.
-        conventions: from `conventions_of`.
-        seed: of the noise.
-        tables: the data type of the tables of coefficients.
-    """
+
+def model_identity(
+    checkpoint: Checkpoint, conventions: Mapping[str, object], **run: object
+) -> dict[str, Any]:
+    """What a model must be the same in for its evaluation to be continued, and `run` of the run."""
     table = checkpoint.schedule.log_alphas_cumprod.numpy().tobytes()
     return {
         "checkpoint": checkpoint.sha256,
         "num_timesteps": checkpoint.schedule.num_timesteps,
-        "seed": seed,
-        "tables": tables,
+        **run,
         "ddpmbench": __version__,
         **conventions,
         **checkpoint.data_range.identity,

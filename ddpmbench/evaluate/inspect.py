@@ -114,22 +114,22 @@ def inspect_checkpoint(
     checkpoint, schedule = probe.checkpoint, probe.schedule
     if schedule is not None and timesteps is not None:
         schedule = with_timesteps(schedule, timesteps)
-    call = _call_of(probe, image_size)
+    network = _network_record(probe, image_size)
     summary: dict[str, Any] = {
         "schema": SCHEMA,
         "settled": not probe.missing,
         "checkpoint": _file_record(str(source), probe),
-        "network": _network_record(probe, call),
+        "network": network,
         "process": None if schedule is None else _process_record(schedule),
         "settings": _settings_record(probe),
         "notes": [] if checkpoint is None or probe.missing else list(checkpoint.notes),
         "missing": probe.missing,
         "command": _command(str(source), probe, timesteps),
         "data": None,
-        "refused": _refusal(probe, call),
+        "refused": _refusal(probe, network),
     }
     if _DATA in summary["command"]:
-        summary["data"] = _data_words(probe, call)
+        summary["data"] = _data_words(probe, network)
     summary = json.loads(json.dumps(summary))  # equal to what is read back
     folder = None if out is None else named_path(out)
     if folder is not None:
@@ -221,72 +221,65 @@ _SIZE = 32
 """Height and width for counting, where they are not known."""
 
 
-@dataclasses.dataclass(frozen=True)
-class _Call:
-    """One evaluation of the network.
-
-    Attributes:
-        channels: of an image; None if they are not known.
-        size: height and width.
-        is_size_known: whether the checkpoint or a parameter says the size.
-        flop: floating point operations; None if they could not be counted.
-        counted_channels: of the image that it was counted with.
-        uncounted: why they could not be counted.
-    """
-
-    channels: int | None = None
-    size: ImageSize | None = None
-    is_size_known: bool = False
-    flop: int | None = None
-    counted_channels: int | None = None
-    uncounted: str | None = None
-
-
-def _call_of(probe: _Probe, image_size: int | None) -> _Call:
-    """Shapes and arithmetic of one evaluation, without computing it."""
+def _network_record(probe: _Probe, image_size: int | None) -> dict[str, Any]:
+    """The network, and the shapes and the arithmetic of one evaluation, which is not computed."""
     network, checkpoint = probe.network, probe.checkpoint
+    if checkpoint is not None:
+        weights: Iterable[torch.Tensor] = checkpoint.network.parameters()
+    else:
+        assert probe.error is not None
+        weights = probe.error.weights.values()
+    unknown = ("channels", "image_size", "flop_per_call", "flop_image_size", "flop_channels")
+    record: dict[str, Any] = {
+        "kind": None if network is None else type(network).__name__,
+        "parameters": sum(weight.numel() for weight in weights),
+        **dict.fromkeys((*unknown, "uncounted")),
+    }
     if network is None:
-        return _Call()
-    own = None if checkpoint is None else checkpoint.image_size
-    multiple = 1 if checkpoint is None else checkpoint.size_multiple
+        return record
+    own, multiple = None, 1
+    if checkpoint is not None:
+        own, multiple = checkpoint.image_size, checkpoint.size_multiple
     if type(network) is UNet:
         multiple = network.config.size_multiple
     if own is not None and image_size not in (None, own):
         raise InputError(f"`image_size={image_size}`: the checkpoint takes {size_words(own)}")
-    size = own or image_size or -(-_SIZE // multiple) * multiple
+    record["image_size"] = known = own or image_size
+    size = known or -(-_SIZE // multiple) * multiple
     height, width = sides_of(size)
     if height % multiple or width % multiple:
         raise InputError(f"`image_size={size}`: the network takes multiples of {multiple}")
-    is_known = own is not None or image_size is not None
     if type(network) is UNet:
-        channels = network.config.in_channels
-        return _Call(channels, size, is_known, flop_of_unet(network, height, width), channels)
+        channels, flop = network.config.in_channels, flop_of_unet(network, height, width)
+        return {**record, "channels": channels, **_flop_record(flop, size, channels)}
     assert checkpoint is not None
-    return _counted(probe, checkpoint, _Call(checkpoint.channels, size, is_known))
+    return {**record, **_counted(probe, checkpoint, size)}
 
 
-def _counted(probe: _Probe, checkpoint: Checkpoint, call: _Call) -> _Call:
-    """The same with its arithmetic, and with the channels where its output has as many."""
-    channels = call.channels or _first_channels(checkpoint.network)
+def _flop_record(flop: int, size: ImageSize, channels: int) -> dict[str, Any]:
+    return {"flop_per_call": flop, "flop_image_size": size, "flop_channels": channels}
+
+
+def _counted(probe: _Probe, checkpoint: Checkpoint, size: ImageSize) -> dict[str, Any]:
+    """The arithmetic of a network, and the channels of an image if its output has as many."""
+    channels = checkpoint.channels or _first_channels(checkpoint.network)
     if channels is None:
-        return call
-    assert call.size is not None
-    sides = sides_of(call.size)
+        return {}
+    sides = sides_of(size)
     inputs = [torch.zeros(1, channels, *sides), checkpoint.network_time(torch.ones(1).long())]
     if checkpoint.num_classes:
         inputs.append(torch.zeros(1, dtype=torch.int64))
-    call = dataclasses.replace(call, counted_channels=channels)
     try:
         counted = calling(
             lambda: call_of_shapes(checkpoint.network, *inputs), "a call could not be counted"
         )
     except InputError as error:
-        return dataclasses.replace(call, uncounted=str(error))
+        return {"channels": checkpoint.channels, "uncounted": str(error)}
     outputs = {(1, channels, *sides)}
     if checkpoint.variance.is_learned or "variance" in probe.missing:
         outputs.add((1, 2 * channels, *sides))
-    known = channels if counted.shape in outputs else call.channels
-    return dataclasses.replace(call, channels=known, flop=counted.flop)
+    known = channels if counted.shape in outputs else checkpoint.channels
+    return {"channels": known, **_flop_record(counted.flop, size, channels)}
 
 
 def _first_channels(network: nn.Module) -> int | None:
@@ -296,7 +289,7 @@ def _first_channels(network: nn.Module) -> int | None:
     return None if first is None else first.in_channels
 
 
-def _refusal(probe: _Probe, call: _Call) -> str | None:
+def _refusal(probe: _Probe, network: Mapping[str, Any]) -> str | None:
     """Why a run would refuse a network of the user's own; None if nothing speaks against it.
 
     A copy passes the network check if all settings and the shape of an image are known; otherwise
@@ -310,15 +303,15 @@ def _refusal(probe: _Probe, call: _Call) -> str | None:
     why = refused_call(checkpoint.network, has_classes=bool(checkpoint.num_classes))
     if why is not None:
         return f"{checkpoint.network_name}: {why}"
-    if probe.missing or not call.is_size_known or not (call.channels and call.size):
+    channels, size = network["channels"], network["image_size"]
+    if probe.missing or not (channels and size):
         return None
     try:
         copied = dataclasses.replace(checkpoint, network=copy.deepcopy(checkpoint.network))
     except Exception:  # of the user's own; a run does not copy it
         return None
-    shape = (call.channels, *sides_of(call.size))
     try:
-        check_network(copied, shape, device=torch.device("cpu"))
+        check_network(copied, (channels, *sides_of(size)), device=torch.device("cpu"))
     except InputError as error:
         return str(error)
     return None
@@ -343,25 +336,6 @@ def _file_record(source: str, probe: _Probe) -> dict[str, Any]:
             record["code"] = dataclasses.asdict(checkpoint.code)
     size = sum(path.stat().st_size for path in paths) or None
     return {**record, "files": [path.name for path in paths], "bytes": size}
-
-
-def _network_record(probe: _Probe, call: _Call) -> dict[str, Any]:
-    if probe.checkpoint is not None:
-        weights: Iterable[torch.Tensor] = probe.checkpoint.network.parameters()
-    else:
-        assert probe.error is not None
-        weights = probe.error.weights.values()
-    network, is_counted = probe.network, call.flop is not None
-    return {
-        "kind": None if network is None else type(network).__name__,
-        "parameters": sum(weight.numel() for weight in weights),
-        "channels": call.channels,
-        "image_size": call.size if call.is_size_known else None,
-        "flop_per_call": call.flop,
-        "flop_image_size": call.size if is_counted else None,
-        "flop_channels": call.counted_channels if is_counted else None,
-        "uncounted": call.uncounted,
-    }
 
 
 def _process_record(schedule: NoiseSchedule) -> dict[str, Any]:
@@ -475,8 +449,8 @@ def _data(source: str, probe: _Probe) -> str:
     return "cifar10:test" if "cifar10" in source.lower().replace("-", "") else _DATA
 
 
-def _data_words(probe: _Probe, call: _Call) -> str:
-    images = image_words(call.channels, call.size if call.is_size_known else None)
+def _data_words(probe: _Probe, network: Mapping[str, Any]) -> str:
+    images = image_words(network["channels"], network["image_size"])
     is_conditioned = probe.checkpoint is not None and probe.checkpoint.num_classes
     labels = ", with a class each" if is_conditioned else ""
     return f"NAME:SPLIT, a folder, an .npz or an idx file of {images}{labels}"

@@ -12,21 +12,21 @@ import torch
 from ddpmbench.data.images import ImageSource, load_images
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.diffusion.probability_flow import ProbabilityFlow
-from ddpmbench.errors import LARGEST_SEED, InputError, instance_of, whole_number
+from ddpmbench.errors import InputError, whole_number
 from ddpmbench.evaluate.inputs import (
+    check_arguments,
     check_images,
     conventions_of,
-    labels_sha256,
+    images_identity,
     model_identity,
 )
 from ddpmbench.evaluate.nll import NllReport, evaluate_nll
 from ddpmbench.evaluate.ode import BOUND, STORE, OdeReport, evaluate_ode, why_no_ode
-from ddpmbench.evaluate.progress import listening
+from ddpmbench.evaluate.progress import reported_session
 from ddpmbench.execution.continuous import CONTINUOUS_FROM, why_left_out
 from ddpmbench.execution.devices import evaluating_checkpoint, is_out_of_memory, strict_float32
 from ddpmbench.execution.finished import ENVIRONMENT
 from ddpmbench.execution.folder import run_store
-from ddpmbench.execution.session import session
 from ddpmbench.execution.store import MemoryStore, num_missing
 from ddpmbench.execution.worker import RunListener
 from ddpmbench.likelihood.estimator import initial_terms
@@ -131,15 +131,11 @@ def evaluate_likelihoods(
     Source: Ho, Jain & Abbeel 2020, eq. 5; Bao et al. 2022, theorem 1; Kingma et al. 2021, eq. 18;
         Song et al. 2021, section 4.3.
     """
-    instance_of("checkpoint", checkpoint, Checkpoint, "see load_checkpoint")
-    if listener is not None:
-        instance_of("listener", listener, RunListener)
+    seed, batch_size = check_arguments(checkpoint, listener, seed, batch_size)
     named: dict[str, Any] = {"dequantization": dequantization, "trace": trace, "solver": solver}
     named |= {"probes": probes, "solver_steps": solver_steps}
     settings = OdeSettings(**named)
     num_ode_images = whole_number("num_ode_images", num_ode_images, 1)
-    seed = whole_number("seed", seed, 0, LARGEST_SEED)
-    batch_size = None if batch_size is None else whole_number("batch_size", batch_size, 1)
     if checkpoint.schedule.is_continuous:
         raise InputError(
             "`timesteps=continuous`: continuous time is one of the likelihoods; leave it out"
@@ -147,14 +143,9 @@ def evaluate_likelihoods(
     images = load_images(images)
     check_images(checkpoint, images)
     shape, count = images.pixels.shape[1:], min(num_ode_images, len(images))
-    with (
-        session(device, out, command) as run_session,
-        listening(
-            listener if run_session.ranks.reports else None,
-            "likelihoods",
-            "evaluations",
-            shown=progress and run_session.ranks.reports,
-        ) as reporter,
+    with reported_session("likelihoods", device, out, command, listener, shown=progress) as (
+        run_session,
+        reporter,
     ):
         ranks, target, path = run_session.ranks, run_session.device, run_session.out
         model = run_session.checked(checkpoint, shape)
@@ -167,9 +158,7 @@ def evaluate_likelihoods(
         conventions = conventions_of(model, images, decoder="exact")
         identity = {
             "schema": SCHEMA,
-            "data": images.sha256,
-            "labels_sha256": labels_sha256(model, images),
-            "num_images": len(images),
+            **images_identity(model, images),
             "num_ode_images": count,
             **settings.record,
             **model_identity(
@@ -179,14 +168,9 @@ def evaluate_likelihoods(
         run_session.agree(identity, half_width=half_width)
         folder = run_session.folder(identity, reporter.warn)
         cost = 0 if absent[ODE] else evaluations_per_image(settings, shape)[0]
-        checked = PreliminaryCheck(
-            check,
-            initial_terms(len(images)) + count * cost,
-            seed=seed,
-            batch_size=batch_size,
-            note=reporter.note,
-            warn=reporter.warn,
-        ).run(model.as_trained, images, device=target, ranks=ranks, folder=folder)
+        evaluations = initial_terms(len(images)) + count * cost
+        preliminary = PreliminaryCheck(check, evaluations, seed, batch_size, reporter)
+        checked = preliminary.run(model.as_trained, images, run_session, folder)
         store = MemoryStore() if path is None else run_store(path / OF_ODE, STORE)
         missing = num_missing(store, count) * cost
         shared: dict[str, Any] = {
@@ -225,10 +209,7 @@ def evaluate_likelihoods(
             absent=absent,
             published=published_bound(hub_id, bound.summary),
         )
-        summary = {
-            **_summary(bound, ode, frame),
-            "check": None if checked is None else checked.to_dict(),
-        }
+        summary = {**_summary(bound, ode, frame), "check": checked}
         if folder is not None and ranks.reports:
             folder.write_frame(TABLE, frame)
             resolved = {**identity, "half_width": half_width}

@@ -64,25 +64,18 @@ Report = (
 _PER_TIMESTEP = {
     "t": "int64",
     "part": "str",
-    "bits_per_dim": "float64",
-    "standard_error": "float64",
-    "x_start_mse": "float64",
-    "eps_mse": "float64",
+    **dict.fromkeys(("bits_per_dim", "standard_error", "x_start_mse", "eps_mse"), "float64"),
     "num_evaluations": "int64",
 }
 _PER_IMAGE = {
     "image_id": "str",
     **dict.fromkeys(("prior", "kl", "decoder", "bits_per_dim"), "float64"),
 }
+_DIFFERENCES = ("difference", "difference_half_width", "difference_half_width_population")
 _RUNS = {
-    "run": "str",
-    "checkpoint": "str",
-    "bits_per_dim": "float64",
-    "half_width": "float64",
-    "difference": "float64",
-    "difference_half_width": "float64",
-    "difference_half_width_population": "float64",
-    "half_width_unpaired": "float64",
+    **dict.fromkeys(("run", "checkpoint"), "str"),
+    **dict.fromkeys(("bits_per_dim", "half_width"), "float64"),
+    **dict.fromkeys((*_DIFFERENCES, "half_width_unpaired"), "float64"),
     "num_evaluations": "Int64",
     "same_rows": "float64",
 }
@@ -120,14 +113,19 @@ def load_report(folder: str | Path) -> Report:
     return _of_bound(path)
 
 
+def _opened(path: Path, schema: str, kind: type[Struct]) -> FinishedRun:
+    run = FinishedRun.open(path, option="", schema=schema)
+    check(run.summary, kind, path / SUMMARY)
+    return run
+
+
 def _of_bound(path: Path) -> NllReport:
-    run = FinishedRun.open(path, option="", schema=tables.SCHEMA)
+    run = _opened(path, tables.SCHEMA, records.Run)
     refuse_missing_shards(run, option="")
-    check(run.summary, records.Run, path / SUMMARY)
     return NllReport(
         summary=run.summary,
-        per_timestep=_steps(run, "per_timestep.csv", _columns_of_steps(run.summary)),
-        rate_distortion=_steps(run, RATE_DISTORTION, RATE_DISTORTION_COLUMNS),
+        per_timestep=_steps(run),
+        rate_distortion=run.table(RATE_DISTORTION, RATE_DISTORTION_COLUMNS),
         conventions=_conventions(path / "conventions.csv"),
         sub_schedules=_table(path / "sub_schedules.csv", SUB_SCHEDULE_COLUMNS),
         per_image=_table(path / PER_IMAGE, _PER_IMAGE, rows=run.summary["num_images"]),
@@ -150,19 +148,15 @@ def _continuous(run: FinishedRun) -> pd.DataFrame | None:
     return _table(run.path / CONTINUOUS_TABLE, tables.CONTINUOUS_COLUMNS, rows=count)
 
 
-def _columns_of_steps(summary: Mapping[str, Any]) -> dict[str, str]:
-    """Those of `per_timestep.csv`."""
-    columns = dict(_PER_TIMESTEP)
-    if summary.get("num_parts") is None:
-        return columns
-    return {"t": columns.pop("t"), **dict.fromkeys(PLACE_COLUMNS, "float64"), **columns}
-
-
-def _steps(run: FinishedRun, name: str, columns: Mapping[str, str]) -> pd.DataFrame:
-    """A table with one row a timestep."""
-    table = read_table(run.path / name, columns)
+def _steps(run: FinishedRun) -> pd.DataFrame:
+    """The table with one row a timestep."""
+    columns, path = dict(_PER_TIMESTEP), run.path / "per_timestep.csv"
+    if run.summary.get("num_parts") is not None:
+        places = dict.fromkeys(PLACE_COLUMNS, "float64")
+        columns = {"t": columns.pop("t"), **places, **columns}
+    table = read_table(path, columns)
     if not np.array_equal(table.t, np.arange(1, num_steps(run.summary) + 1)):
-        raise damaged(run.path / name)
+        raise damaged(path)
     return table
 
 
@@ -176,16 +170,14 @@ def _table(
 
 
 def _of_ode(path: Path) -> OdeReport:
-    run = FinishedRun.open(path, option="", schema=ode.SCHEMA)
-    check(run.summary, records.OdeRun, path / SUMMARY)
+    run = _opened(path, ode.SCHEMA, records.OdeRun)
     columns = {"image_id": "str", **dict.fromkeys(ode.PER_IMAGE_COLUMNS, "float64")}
     per_image = _table(path / PER_IMAGE, columns, rows=run.summary["num_ode_images"])
     return OdeReport(run.summary, per_image, path)
 
 
 def _of_likelihoods(path: Path) -> LikelihoodsReport:
-    run = FinishedRun.open(path, option="", schema=likelihoods.SCHEMA)
-    check(run.summary, records.LikelihoodsRun, path / SUMMARY)
+    run = _opened(path, likelihoods.SCHEMA, records.LikelihoodsRun)
     frame = _table(path / TABLE, likelihoods.COLUMNS)
     if likelihoods.rows_of(frame) != run.summary["likelihoods"]:
         raise damaged(path / TABLE)
@@ -193,10 +185,8 @@ def _of_likelihoods(path: Path) -> LikelihoodsReport:
 
 
 def _of_scores(path: Path) -> ScoreReport:
-    run = FinishedRun.open(path, option="", schema=scores.SCHEMA)
-    check(run.summary, records.ScoreRun, path / SUMMARY)
-    optional = scores.OPTIONAL_COLUMNS.items()
-    there = texts_of(path / PER_IMAGE)
+    run = _opened(path, scores.SCHEMA, records.ScoreRun)
+    optional, there = scores.OPTIONAL_COLUMNS.items(), texts_of(path / PER_IMAGE)
     columns = scores.PER_IMAGE_COLUMNS | {name: kind for name, kind in optional if name in there}
     rows = sum(of["num_images"] for of in run.summary["sets"])
     return ScoreReport(run.summary, _table(path / PER_IMAGE, columns, rows=rows), path)
@@ -221,13 +211,11 @@ def _of_samples(path: Path) -> SampleReport:
 
 
 def _of_speed(path: Path) -> SpeedReport:
-    names = ("calls", "parts", "predictions")
     summary = _summary(path, records.SpeedRun)
-    frames = []
-    for name in names:
-        rows = summary[name]
-        frames.append(_table(path / f"{name}.csv", _columns_of(rows), rows=len(rows)))
-    calls, parts, predictions = frames
+    calls, parts, predictions = (
+        _table(path / f"{name}.csv", _columns_of(summary[name]), rows=len(summary[name]))
+        for name in ("calls", "parts", "predictions")
+    )
     return SpeedReport(summary, calls, parts, predictions, path)
 
 
@@ -243,8 +231,7 @@ def _of_comparison(path: Path) -> Comparison:
 
 def _of_fidelity_comparison(path: Path) -> FidelityComparison:
     summary = _summary(path, records.FidelityComparison)
-    rows = [{"run": run["run"], **of} for run in summary["runs"] for of in run["differences"]]
-    return FidelityComparison(summary, pd.DataFrame(rows), path)
+    return FidelityComparison(summary, fidelity_comparison.differences_frame(summary), path)
 
 
 def _summary(path: Path, kind: type[Struct]) -> dict[str, Any]:

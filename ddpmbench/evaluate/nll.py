@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +11,18 @@ import pandas as pd
 from ddpmbench.data.images import ImageSet, ImageSource, load_images
 from ddpmbench.diffusion.data_range import DataRange
 from ddpmbench.diffusion.model import Checkpoint
-from ddpmbench.diffusion.schedule import NoiseSchedule
-from ddpmbench.errors import LARGEST_SEED, InputError, instance_of, one_of, path_of, whole_number
-from ddpmbench.evaluate.answered import Asked, answer_in, half_width_in, note_of_wider
+from ddpmbench.errors import InputError, one_of, path_of
 from ddpmbench.evaluate.inputs import (
+    check_arguments,
     check_images,
     conventions_of,
-    labels_sha256,
+    images_identity,
     model_identity,
     note_images,
     uses_class_folders,
 )
-from ddpmbench.evaluate.progress import listening
+from ddpmbench.evaluate.progress import reported_session
+from ddpmbench.evaluate.reuse import finished_report, recorded_half_width, wider_note
 from ddpmbench.execution.continuous import ContinuousRun, why_left_out
 from ddpmbench.execution.devices import resolve_precision
 from ddpmbench.execution.engine import Engine
@@ -41,7 +41,7 @@ from ddpmbench.execution.folder import RunFolder
 from ddpmbench.execution.importance import Importance
 from ddpmbench.execution.precision_choice import Candidate, settled_precision
 from ddpmbench.execution.precision_correction import CorrectionRun
-from ddpmbench.execution.session import session
+from ddpmbench.execution.session import Session
 from ddpmbench.execution.terms import (
     EXTREMES,
     TERMS_TABLE,
@@ -59,6 +59,7 @@ from ddpmbench.likelihood.continuous import (
 )
 from ddpmbench.likelihood.decoders import DECODERS
 from ddpmbench.likelihood.estimator import SampledBound
+from ddpmbench.likelihood.terms import TermsPass
 from ddpmbench.report import tables
 from ddpmbench.report.card import Card, Draw, Shown
 from ddpmbench.report.conventions import conventions_frame, sub_schedules_frame
@@ -175,12 +176,8 @@ def evaluate_nll(
 
     Source: Ho, Jain & Abbeel 2020, eq. 5.
     """
-    instance_of("checkpoint", checkpoint, Checkpoint, "see load_checkpoint")
-    if listener is not None:
-        instance_of("listener", listener, RunListener)
+    seed, batch_size = check_arguments(checkpoint, listener, seed, batch_size)
     one_of("decoder", decoder, DECODERS)
-    seed = whole_number("seed", seed, 0, LARGEST_SEED)
-    batch_size = None if batch_size is None else whole_number("batch_size", batch_size, 1)
     images = load_images(images)
     check_images(checkpoint, images)
     chosen = _estimator(
@@ -190,20 +187,14 @@ def evaluate_nll(
         terms_of=None if terms_of is None else path_of("terms_of", terms_of),
         draws=draws,
     )
-    with (
-        session(device, out, command) as run_session,
-        listening(
-            listener if run_session.ranks.reports else None,
-            "nll",
-            "evaluations",
-            shown=progress and run_session.ranks.reports,
-        ) as reporter,
+    with reported_session("nll", device, out, command, listener, shown=progress) as (
+        run_session,
+        reporter,
     ):
-        ranks, target = run_session.ranks, run_session.device
+        ranks, target, shape = run_session.ranks, run_session.device, images.pixels.shape[1:]
+        out, store = run_session.out, run_session.store
         check_in = partial(chosen.check, checkpoint, images, seed=seed)
         check_in(precision=resolve_precision(precision, target))
-        conventions = conventions_of(checkpoint, images, decoder=decoder)
-        shape = images.pixels.shape[1:]
         checkpoint = run_session.checked(checkpoint, shape)
         calls = chosen.expected_evaluations(len(images), checkpoint.schedule.num_timesteps)
         use = NetworkUse(shape, calls // ranks.count, batch_size)
@@ -220,76 +211,28 @@ def evaluate_nll(
             run_session,
             note=reporter.note,
         )
-        identity = {
-            "schema": tables.SCHEMA,
-            "data": images.sha256,
-            "labels_sha256": labels_sha256(checkpoint, images),
-            "num_images": len(images),
-            **chosen.identity,
-            "precision": str(computed_in),
-            **model_identity(
-                checkpoint, conventions, seed=seed, tables=run_session.dtype_of_tables(checkpoint)
-            ),
-        }
-        run_session.agree(identity, **chosen.settings, continuous=continuous)
-        before = PreliminaryCheck(
-            check, calls, seed=seed, batch_size=batch_size, note=reporter.note, warn=reporter.warn
-        )
+        evaluation = _Evaluation(terms_pass, chosen, computed_in, run_session, batch_size)
+        run_session.agree(evaluation.identity, **chosen.settings, continuous=continuous)
+        preliminary = PreliminaryCheck(check, calls, seed, batch_size, reporter)
         absent = ranks.once(
             lambda: why_left_out(checkpoint, shape, continuous, calls, device=target)
         )
-        is_continuous_needed = absent is None
-        classes = (
-            {"classes": list(images.classes)} if uses_class_folders(checkpoint, images) else {}
+        finished = ranks.once(
+            lambda: evaluation.finished(is_checked=preliminary.is_needed, absent=absent)
         )
-        known: dict[str, Any] = {
-            "num_images": len(images),
-            **_size(checkpoint.schedule),
-            "estimator": estimator,
-            "conventions": {**conventions, **checkpoint.data_range.record},
-            "checkpoint": checkpoint.record,
-            "data": {**images.record, **classes},
-            "seed": seed,
-            "precision": str(computed_in),
-        }
-        settings = {
-            **identity,
-            **checkpoint.data_range.record,
-            **chosen.settings,
-        }
-
-        def answer(path: Path) -> NllReport | None:
-            record = recorded_check(path) if before.is_needed else None
-            if before.is_needed and record is None:
-                return None
-            asked = Asked(
-                identity,
-                {**known, "check": None if record is None else record.to_dict()},
-                chosen.summary,
-                run_session.environment(settings, batch_size=batch_size),
-                images.ids,
-            )
-            answered = answer_in(path, asked)
-            is_known = answered is None or answered.continuous is not None
-            return answered if is_known or not is_continuous_needed else None
-
-        out, store = run_session.out, run_session.store
-        narrower = None if out is None else ranks.once(partial(half_width_in, out))
-        answered = None if out is None else ranks.once(partial(answer, out))
-        folder = run_session.folder(identity, reporter.warn)
+        narrower = None if out is None else ranks.once(partial(recorded_half_width, out))
+        folder = run_session.folder(evaluation.identity, reporter.warn)
         note_images(checkpoint, images, reporter)
         if continuous and absent is not None:
             reporter.note(f"no bound in continuous time beside that of the run: {absent}")
         line = chosen.note(len(images), checkpoint.schedule.num_timesteps, computed_in)
         if continuous is None and line is not None:
             reporter.note(line)
-        checked = before.run(
-            checkpoint.as_trained, images, device=target, ranks=ranks, folder=folder
-        )
-        if answered is not None:
+        checked = preliminary.run(checkpoint.as_trained, images, run_session, folder)
+        if finished is not None:
             reporter.start(0)
-            _warn_of(answered, chosen, reporter)
-            return answered
+            _warn_of(finished, chosen, reporter)
+            return finished
         engine = settled_engine(
             checkpoint,
             use,
@@ -301,13 +244,13 @@ def evaluate_nll(
         )
         run = TermsRun(
             terms_pass.calling(engine.model_output),
-            run_session.worker(images.pixels.shape[1:], batch_size=batch_size, listener=reporter),
+            run_session.worker(shape, batch_size=batch_size, listener=reporter),
             computed_in,
         )
         with user_errors(checkpoint.network_name), engine.running():
             strict = _strict(run)
             result = chosen.run(run, store, correction=_correction(run, strict, chosen, store))
-            if is_continuous_needed:
+            if absent is None:
                 design = ContinuousDesign(
                     len(images),
                     checkpoint.schedule.num_timesteps,
@@ -318,25 +261,149 @@ def evaluate_nll(
                     before=result.num_evaluations
                 )
                 result = dataclasses.replace(result, continuous=difference)
+        report = evaluation.report(result, checked, absent=absent, engine=engine)
+        _warn_of(report, chosen, reporter)
+        if folder is not None and ranks.reports:
+            if (line := wider_note(report, narrower)) is not None:
+                reporter.note(line)
+            extremes = _extremes(result, images, checkpoint.data_range)
+            _write(folder, report, result, extremes, evaluation.environment(engine))
+        ranks.wait()
+        return report
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Evaluation:
+    """An evaluation of the bound before its terms are evaluated: all that its result depends on.
+
+    Attributes:
+        terms_pass: its model, its images, its seed and its decoder.
+        estimator: its estimator.
+        precision: of the network.
+        session: where it takes place.
+        batch_size: as it was given.
+    """
+
+    terms_pass: TermsPass
+    estimator: Estimator
+    precision: Precision
+    session: Session
+    batch_size: int | None
+
+    @cached_property
+    def conventions(self) -> dict[str, object]:
+        """What two bounds of one network can differ in, but for the data range."""
+        of = self.terms_pass
+        return conventions_of(of.checkpoint, of.images, decoder=of.decoder)
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """The object of `run.json`."""
+        of = self.terms_pass
+        return {
+            "schema": tables.SCHEMA,
+            **images_identity(of.checkpoint, of.images),
+            **self.estimator.identity,
+            "precision": str(self.precision),
+            **model_identity(
+                of.checkpoint,
+                self.conventions,
+                seed=of.seed,
+                tables=self.session.dtype_of_tables(of.checkpoint),
+            ),
+        }
+
+    def environment(self, engine: Engine | None = None) -> dict[str, object]:
+        """The object of `environment.json`."""
+        data_range = self.terms_pass.checkpoint.data_range
+        resolved = {**self.identity, **data_range.record, **self.estimator.settings}
+        return self.session.environment(resolved, batch_size=self.batch_size, engine=engine)
+
+    def _known(self, checked: dict[str, Any] | None) -> dict[str, Any]:
+        """The fields of `summary.json` that do not depend on the terms."""
+        checkpoint, images = self.terms_pass.checkpoint, self.terms_pass.images
+        schedule, classes = checkpoint.schedule, {}
+        num_timesteps, num_parts = schedule.num_timesteps, None
+        if schedule.is_continuous:
+            num_timesteps, num_parts = schedule.num_original_timesteps, num_timesteps
+        if uses_class_folders(checkpoint, images):
+            classes = {"classes": list(images.classes)}
+        return {
+            "num_images": len(images),
+            "num_timesteps": num_timesteps,
+            "num_parts": num_parts,
+            "estimator": self.estimator.name,
+            "conventions": {**self.conventions, **checkpoint.data_range.record},
+            "checkpoint": checkpoint.record,
+            "data": {**images.record, **classes},
+            "seed": self.terms_pass.seed,
+            "precision": str(self.precision),
+            "check": checked,
+        }
+
+    def finished(self, *, is_checked: bool, absent: str | None) -> NllReport | None:
+        """The report in the run folder, where it is that of this very evaluation; else None.
+
+        Args:
+            is_checked: whether a sanity check comes first.
+            absent: why there is no bound in continuous time beside it; None where there is.
+        """
+        path, checked = self.session.out, None
+        if path is None:
+            return None
+        if is_checked and (checked := recorded_check(path)) is None:
+            return None
+        report = finished_report(
+            path,
+            identity=self.identity,
+            summary=self._known(None if checked is None else checked.to_dict()),
+            sampling=self.estimator.summary,
+            environment=self.environment(),
+            image_ids=self.terms_pass.images.ids,
+        )
+        has_all = report is None or absent is not None or report.continuous is not None
+        return report if has_all else None
+
+    def report(
+        self,
+        result: LikelihoodRun,
+        checked: dict[str, Any] | None,
+        *,
+        absent: str | None,
+        engine: Engine,
+    ) -> NllReport:
+        """The report of the terms; see `finished` for `absent`."""
+        of, schedule = self.terms_pass, self.terms_pass.checkpoint.schedule
         comparability = Comparability(
-            **{**known, "check": None if checked is None else checked.to_dict()},
+            **self._known(checked),
             num_evaluations=result.num_evaluations,
-            sampling=tables.sampling(result, chosen.summary),
+            sampling=tables.sampling(result, self.estimator.summary),
             device=" + ".join(sorted(result.devices)),
             engine=str(engine.choice),
             precision_correction=in_bits(result.correction, uncorrected=result.bound.nats),
             seconds=round(result.seconds, 3),
         )
-        of_run = (checkpoint.data_range, out, absent, checkpoint.schedule)
-        report = _report(result, comparability, images, *of_run)
-        _warn_of(report, chosen, reporter)
-        if folder is not None and ranks.reports:
-            if (line := note_of_wider(report, narrower)) is not None:
-                reporter.note(line)
-            record = run_session.environment(settings, batch_size=batch_size, engine=engine)
-            _write(folder, report, result, _extremes(result, images, checkpoint.data_range), record)
-        ranks.wait()
-        return report
+        difference = None if result.continuous is None else result.continuous.correction
+        return NllReport(
+            summary=tables.summary(
+                result.bound, comparability, continuous=difference, absent=absent
+            ),
+            per_timestep=tables.per_timestep(result.bound, schedule),
+            rate_distortion=tables.rate_distortion(
+                result.bound, result.distortion, of.checkpoint.data_range
+            ),
+            conventions=conventions_frame(
+                result.others,
+                comparability.num_timesteps,
+                continuous=difference,
+                is_continuous=schedule.is_continuous,
+                process=schedule.process,
+            ),
+            sub_schedules=sub_schedules_frame(result.others),
+            per_image=tables.per_image(result.bound, of.images.ids),
+            folder=self.session.out,
+            continuous=tables.continuous_frame(result.continuous),
+        )
 
 
 ESTIMATORS: dict[str, type[EveryPair] | type[Importance]] = {
@@ -364,16 +431,6 @@ def _estimator(name: str, **options: object) -> Estimator:
     return ESTIMATORS[name](**given)
 
 
-def _size(schedule: NoiseSchedule) -> dict[str, int | None]:
-    """Of the sum that the bound is, as `summary.json` has it."""
-    if schedule.is_continuous:
-        return {
-            "num_timesteps": schedule.num_original_timesteps,
-            "num_parts": schedule.num_timesteps,
-        }
-    return {"num_timesteps": schedule.num_timesteps, "num_parts": None}
-
-
 def _strict(run: TermsRun) -> Engine | None:
     """The same network in strict float32; None where the run evaluates that."""
     if run.precision is Precision.FP32:
@@ -396,34 +453,6 @@ def _warn_of(report: NllReport, estimator: Estimator, reporter: RunListener) -> 
     for line in (estimator.warning(report.summary), raw_pixels_warning(report.summary)):
         if line:
             reporter.warn(line)
-
-
-def _report(
-    result: LikelihoodRun,
-    comparability: Comparability,
-    images: ImageSet,
-    data_range: DataRange,
-    out: Path | None,
-    absent: str | None,
-    schedule: NoiseSchedule,
-) -> NllReport:
-    difference = None if result.continuous is None else result.continuous.correction
-    return NllReport(
-        summary=tables.summary(result.bound, comparability, continuous=difference, absent=absent),
-        per_timestep=tables.per_timestep(result.bound, schedule),
-        rate_distortion=tables.rate_distortion(result.bound, result.distortion, data_range),
-        conventions=conventions_frame(
-            result.others,
-            comparability.num_timesteps,
-            continuous=difference,
-            is_continuous=schedule.is_continuous,
-            process=schedule.process,
-        ),
-        sub_schedules=sub_schedules_frame(result.others),
-        per_image=tables.per_image(result.bound, images.ids),
-        folder=out,
-        continuous=tables.continuous_frame(result.continuous),
-    )
 
 
 def _write(

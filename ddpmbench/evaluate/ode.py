@@ -14,20 +14,21 @@ from numpy.typing import NDArray
 from ddpmbench.data.images import ImageSource, load_images
 from ddpmbench.diffusion.data_range import NATS_PER_BIT
 from ddpmbench.diffusion.model import Checkpoint
-from ddpmbench.errors import LARGEST_SEED, InputError, instance_of, whole_number
+from ddpmbench.errors import InputError, whole_number
 from ddpmbench.evaluate.inputs import (
+    check_arguments,
     check_images,
     conventions_of,
-    labels_sha256,
+    images_identity,
     model_identity,
     note_images,
 )
 from ddpmbench.evaluate.nll import NllReport, evaluate_nll
-from ddpmbench.evaluate.progress import listening
+from ddpmbench.evaluate.progress import reported_session
 from ddpmbench.execution.continuous import why_not_continuous
 from ddpmbench.execution.devices import evaluating_checkpoint, strict_float32
 from ddpmbench.execution.finished import ENVIRONMENT, PER_IMAGE
-from ddpmbench.execution.session import Session, session
+from ddpmbench.execution.session import Session
 from ddpmbench.execution.store import Arrays, Store, gathered, num_missing
 from ddpmbench.execution.worker import RunListener
 from ddpmbench.likelihood.designs import ranks, words
@@ -142,26 +143,17 @@ def evaluate_ode(
 
     Source: Song et al. 2021, section 4.3.
     """
-    instance_of("checkpoint", checkpoint, Checkpoint, "see load_checkpoint")
-    if listener is not None:
-        instance_of("listener", listener, RunListener)
+    seed, batch_size = check_arguments(checkpoint, listener, seed, batch_size)
     named: dict[str, Any] = {"dequantization": dequantization, "trace": trace, "solver": solver}
     settings = OdeSettings(**named, probes=probes, solver_steps=solver_steps)
     num_ode_images = whole_number("num_ode_images", num_ode_images, 1)
-    seed = whole_number("seed", seed, 0, LARGEST_SEED)
-    batch_size = None if batch_size is None else whole_number("batch_size", batch_size, 1)
     images = load_images(images)
     check_images(checkpoint, images)
     chosen = _sample(len(images), num_ode_images, seed)
     shape = images.pixels.shape[1:]
-    with (
-        session(device, out, command) as run_session,
-        listening(
-            listener if run_session.ranks.reports else None,
-            "ode",
-            "evaluations",
-            shown=progress and run_session.ranks.reports,
-        ) as reporter,
+    with reported_session("ode", device, out, command, listener, shown=progress) as (
+        run_session,
+        reporter,
     ):
         checkpoint = run_session.checked(checkpoint, shape)
         why = run_session.ranks.once(partial(why_no_ode, checkpoint, shape, run_session.device))
@@ -173,9 +165,7 @@ def evaluate_ode(
         conventions = conventions_of(checkpoint, images, decoder="exact")
         identity = {
             "schema": SCHEMA,
-            "data": images.sha256,
-            "labels_sha256": labels_sha256(checkpoint, images),
-            "num_images": len(images),
+            **images_identity(checkpoint, images),
             "num_ode_images": len(chosen),
             **settings.record,
             **model_identity(
@@ -198,14 +188,9 @@ def evaluate_ode(
         if not has_bound:  # else the run of the bound does
             note_images(checkpoint, images, reporter)
         per_image_evaluations, per_image_vjps = evaluations_per_image(settings, shape)
-        checked = PreliminaryCheck(
-            check,
-            len(chosen) * per_image_evaluations,
-            seed=seed,
-            batch_size=batch_size,
-            note=reporter.note,
-            warn=reporter.warn,
-        ).run(checkpoint, images, device=run_session.device, ranks=run_session.ranks, folder=folder)
+        evaluations = len(chosen) * per_image_evaluations
+        preliminary = PreliminaryCheck(check, evaluations, seed, batch_size, reporter)
+        checked = preliminary.run(checkpoint, images, run_session, folder)
         ode_pass = OdePass(checkpoint, images, settings, seed=seed, device=run_session.device)
         store = run_session.store(STORE)
         with (
@@ -239,7 +224,7 @@ def evaluate_ode(
             "num_images": len(images),
             "num_ode_images": len(chosen),
             "num_timesteps": checkpoint.schedule.num_timesteps,
-            "num_evaluations": len(chosen) * per_image_evaluations,
+            "num_evaluations": evaluations,
             "num_vjps": len(chosen) * per_image_vjps,
             "ode": settings.record,
             "bound": bound_record,
@@ -250,7 +235,7 @@ def evaluate_ode(
             "device": " + ".join(sorted(store.devices(len(chosen)))),
             "precision": "fp32",
             "seconds": round(store.seconds(len(chosen)), 3),
-            "check": None if checked is None else checked.to_dict(),
+            "check": checked,
         }
         line = raw_pixels_warning(summary)
         if line and not has_bound:  # the run of the bound warns by itself
@@ -258,12 +243,8 @@ def evaluate_ode(
         report = OdeReport(summary, per_image, None if folder is None else folder.path)
         if folder is not None and run_session.ranks.reports:
             folder.write_frame(PER_IMAGE, per_image)
-            folder.write_json(
-                ENVIRONMENT,
-                run_session.environment(
-                    {**identity, "half_width": half_width}, batch_size=batch_size
-                ),
-            )
+            resolved = {**identity, "half_width": half_width}
+            folder.write_json(ENVIRONMENT, run_session.environment(resolved, batch_size=batch_size))
             folder.write_summary(summary)
         run_session.ranks.wait()
         return report
@@ -327,13 +308,8 @@ def _compute(
 def _known(summary: dict[str, Any]) -> tuple[KnownBound, dict[str, Any]]:
     """The bound on all images, and its part in the record."""
     names = ("bits_per_dim", "half_width", "half_width_population")
-    nats = {name: float(summary[name]) * NATS_PER_BIT for name in names}
-    known = KnownBound(
-        nats["bits_per_dim"],
-        nats["half_width"],
-        nats["half_width_population"],
-        summary["num_images"],
-    )
+    nats, half_width, population = (float(summary[name]) * NATS_PER_BIT for name in names)
+    known = KnownBound(nats, half_width, population, summary["num_images"])
     return known, {name: summary[name] for name in (*names, "num_evaluations", "estimator")}
 
 
@@ -346,16 +322,16 @@ def _per_image(columns: dict[str, NDArray[np.float64]], ids: list[str]) -> pd.Da
 
 
 def _numbers(estimate: OdeEstimate, per_image: pd.DataFrame) -> dict[str, Any]:
-    def in_bits(value: float | None) -> float | None:
-        return None if value is None else value / NATS_PER_BIT
-
+    nats = {
+        "bits_per_dim": estimate.nats,
+        "half_width": estimate.half_width,
+        "half_width_population": estimate.half_width_population,
+        "difference_from_bound": estimate.difference,
+        "difference_half_width": estimate.difference_half_width,
+    }
     probe_error = float(np.sqrt(per_image.probe_error.pow(2).mean()))
     return {
-        "bits_per_dim": in_bits(estimate.nats),
-        "half_width": in_bits(estimate.half_width),
-        "half_width_population": in_bits(estimate.half_width_population),
-        "difference_from_bound": in_bits(estimate.difference),
-        "difference_half_width": in_bits(estimate.difference_half_width),
+        **{name: None if of is None else of / NATS_PER_BIT for name, of in nats.items()},
         "solver_error": float(per_image.solver_error.mean()),
         "probe_error_per_image": None if np.isnan(probe_error) else probe_error,
     }

@@ -2,10 +2,12 @@
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 
 from ddpmbench.diffusion.data_range import NATS_PER_BIT
 from ddpmbench.execution.features import Cost, FidelityListener
 from ddpmbench.execution.progress import progress, tell
+from ddpmbench.execution.session import Session, session
 from ddpmbench.execution.worker import RunListener, RunProgress
 from ddpmbench.report.nll_text import bound_line
 from ddpmbench.report.text import cost_lines
@@ -31,6 +33,26 @@ def listening(
         yield RunListener(
             progress=lambda now: update(now.done, now.total, remark(now)), warn=warn, note=note
         )
+
+
+@contextlib.contextmanager
+def reported_session(
+    name: str,
+    device: str,
+    out: str | Path | None,
+    command: list[str] | None,
+    listener: RunListener | None,
+    *,
+    shown: bool,
+    unit: str = "evaluations",
+    calls: int = 1,
+) -> Iterator[tuple[Session, RunListener]]:
+    """The session of a run, see `session`, and the listener of its first process."""
+    with session(device, out, command) as run_session:
+        reports = run_session.ranks.reports
+        own = listener if reports else None
+        with listening(own, name, unit, calls=calls, shown=shown and reports) as reporter:
+            yield run_session, reporter
 
 
 def quality_listening(listener: FidelityListener | None, *, shown: bool) -> FidelityListener:

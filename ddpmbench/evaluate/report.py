@@ -7,13 +7,13 @@ from typing import TypeAlias
 
 from ddpmbench.checksums import DamageError, read_json
 from ddpmbench.errors import InputError, path_of
-from ddpmbench.evaluate.answered import PAGE
 from ddpmbench.evaluate.compare import Comparison, FidelityComparison
 from ddpmbench.evaluate.fid import FidReport
 from ddpmbench.evaluate.likelihoods import LikelihoodsReport
 from ddpmbench.evaluate.load_report import load_report
 from ddpmbench.evaluate.nll import NllReport
 from ddpmbench.evaluate.ode import OdeReport
+from ddpmbench.evaluate.reuse import PAGE
 from ddpmbench.evaluate.sample import SampleReport
 from ddpmbench.evaluate.score import ScoreReport
 from ddpmbench.evaluate.speed import SpeedReport

@@ -8,7 +8,7 @@ from typing import Any
 from ddpmbench.data.images import ImageSet, load_images
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.errors import InputError, instance_of, whole_number
-from ddpmbench.evaluate.progress import listening
+from ddpmbench.evaluate.progress import reported_session
 from ddpmbench.execution.engine import EngineChoice
 from ddpmbench.execution.finished import ENVIRONMENT, SUMMARY, FinishedRun
 from ddpmbench.execution.folder import IDENTITY, write_figure
@@ -21,7 +21,6 @@ from ddpmbench.execution.samples import (
     write_pngs,
     write_samples,
 )
-from ddpmbench.execution.session import session
 from ddpmbench.execution.store import Store
 from ddpmbench.execution.worker import RunListener
 from ddpmbench.report import fidelity
@@ -188,15 +187,11 @@ def generate_samples(
     generation = Generation(checkpoint, settings)
     if png and out is None:
         raise InputError("`png`: needs a folder; name one with `out`")
-    with (
-        session(device, out, command) as run_session,
-        listening(
-            listener if run_session.ranks.reports else None,
-            "sample",
-            "images",
-            calls=generation.num_evaluations,
-            shown=progress and run_session.ranks.reports,
-        ) as reporter,
+    calls = generation.num_evaluations
+    of_run = (device, out, command, listener)
+    with reported_session("sample", *of_run, shown=progress, unit="images", calls=calls) as (
+        run_session,
+        reporter,
     ):
         ranks = run_session.ranks
         generation = generation.begun(run_session, "num_samples", num_samples)

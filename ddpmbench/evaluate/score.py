@@ -14,15 +14,16 @@ from numpy.typing import NDArray
 from ddpmbench.data.images import ImageSet, ImageSource, load_images
 from ddpmbench.diffusion.data_range import DataRange
 from ddpmbench.diffusion.model import Checkpoint
-from ddpmbench.errors import LARGEST_SEED, InputError, instance_of, one_of, path_of, whole_number
+from ddpmbench.errors import InputError, one_of, path_of, whole_number
 from ddpmbench.evaluate.inputs import (
+    check_arguments,
     check_images,
     conventions_of,
     labels_sha256,
     model_identity,
     note_images,
 )
-from ddpmbench.evaluate.progress import listening
+from ddpmbench.evaluate.progress import reported_session
 from ddpmbench.execution.engine_choice import NetworkUse, settled_engine
 from ddpmbench.execution.finished import (
     DENSITY,
@@ -33,7 +34,7 @@ from ddpmbench.execution.finished import (
     density_frame,
 )
 from ddpmbench.execution.importance import pilot_density
-from ddpmbench.execution.session import Session, session
+from ddpmbench.execution.session import Session
 from ddpmbench.execution.store import Store, num_missing
 from ddpmbench.execution.terms import Extremes, TermsRun, checked, read_terms
 from ddpmbench.execution.worker import RunListener
@@ -158,24 +159,15 @@ def score_images(
     Source: Nalisnick et al. 2019 for simple images, Serra et al. 2020 for the correction by a code
     length.
     """
-    instance_of("checkpoint", checkpoint, Checkpoint, "see load_checkpoint")
-    if listener is not None:
-        instance_of("listener", listener, RunListener)
+    seed, batch_size = check_arguments(checkpoint, listener, seed, batch_size)
     one_of("decoder", decoder, DECODERS)
-    seed = whole_number("seed", seed, 0, LARGEST_SEED)
-    batch_size = None if batch_size is None else whole_number("batch_size", batch_size, 1)
     evaluations = whole_number("evaluations_per_image", evaluations_per_image, LEAST_EVALUATIONS)
     sets = [load_images(of) for of in ([images] if second is None else [images, second])]
     _check_sets(checkpoint, sets)
     density = None if terms_of is None else _density_of(path_of("terms_of", terms_of), checkpoint)
-    with (
-        session(device, out, command) as run_session,
-        listening(
-            listener if run_session.ranks.reports else None,
-            "score",
-            "evaluations",
-            shown=progress and run_session.ranks.reports,
-        ) as reporter,
+    with reported_session("score", device, out, command, listener, shown=progress) as (
+        run_session,
+        reporter,
     ):
         ranks, shape = run_session.ranks, sets[0].pixels.shape[1:]
         conventions = conventions_of(checkpoint, sets[0], decoder=decoder)
@@ -195,12 +187,8 @@ def score_images(
         for of in sets:
             note_images(checkpoint, of, reporter)
         calls = evaluations * sum(map(len, sets))
-        before = PreliminaryCheck(
-            check, calls, seed=seed, batch_size=batch_size, note=reporter.note, warn=reporter.warn
-        )
-        record = before.run(
-            checkpoint.as_trained, sets[0], device=run_session.device, ranks=ranks, folder=folder
-        )
+        preliminary = PreliminaryCheck(check, calls, seed, batch_size, reporter)
+        checked = preliminary.run(checkpoint.as_trained, sets[0], run_session, folder)
         engine = settled_engine(
             checkpoint,
             NetworkUse(shape, calls // ranks.count, batch_size),
@@ -239,7 +227,7 @@ def score_images(
             "precision": str(Precision.FP32),
             "engine": str(engine.choice),
             "seconds": round(result.seconds, 3),
-            "check": None if record is None else record.to_dict(),
+            "check": checked,
         }
         lengths, nearest, copies = ranks.once(partial(_of_pixels, sets, checkpoint.data_range))
         scored = list(map(Scored, sets, result.scores, lengths, nearest))

@@ -35,7 +35,7 @@ from ddpmbench.execution.timing import Probe, gray_images
 from ddpmbench.files import named_path
 from ddpmbench.report.card import Card, Draw, Shown
 from ddpmbench.report.figures.throughput import batch_figure, parts_figure
-from ddpmbench.report.text import checkpoint_line, duration, fact_lines
+from ddpmbench.report.text import aligned, checkpoint_line, duration, fact_lines
 from ddpmbench.version import __version__
 
 SCHEMA = "ddpmbench.speed/1"
@@ -431,14 +431,9 @@ def _facts(summary: Mapping[str, Any]) -> list[str]:
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Names left-aligned, numbers right-aligned."""
-    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
-    return [
-        "   ".join(
-            cell.rjust(width) if k else cell.ljust(max(width, _NAME))
-            for k, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in (heads, *rows)
-    ]
+    whole = (heads, *rows)
+    width = max(_NAME, *(len(name) for name, *_ in whole))
+    return aligned([(name.ljust(width), *cells) for name, *cells in whole], right=True)
 
 
 def _speed(per_second: float) -> str:

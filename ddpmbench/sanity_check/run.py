@@ -1,9 +1,9 @@
 """The sanity check before a long run: its networks, its record in the run folder, and its lines."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
@@ -14,14 +14,17 @@ from ddpmbench.data.images import ImageSet
 from ddpmbench.diffusion.data_range import NATS_PER_BIT
 from ddpmbench.diffusion.model import Checkpoint, ModelOutput
 from ddpmbench.execution.devices import evaluating_checkpoint, is_out_of_memory, strict_float32
-from ddpmbench.execution.distributed import Ranks
 from ddpmbench.execution.folder import RunFolder
-from ddpmbench.execution.worker import BatchSize
+from ddpmbench.execution.session import Session
+from ddpmbench.execution.worker import BatchSize, RunListener
 from ddpmbench.likelihood.terms import TermIndex, TermsPass, TermTable, concatenate
 from ddpmbench.sanity_check.candidates import Candidate
 from ddpmbench.sanity_check.check import Checker, Outcome, SanityCheck
 from ddpmbench.sanity_check.scores import NUM_IMAGES, Fault, Score, furthest_apart
 from ddpmbench.user_code import user_errors
+
+if TYPE_CHECKING:
+    from ddpmbench.execution.features import FidelityListener
 
 MIN_EVALUATIONS = 10_000
 """Network evaluations of a run from which on its checkpoint is checked first."""
@@ -295,16 +298,15 @@ class PreliminaryCheck:
         num_evaluations: network evaluations of the run, as far as they are known.
         seed: of the noise.
         batch_size: terms a network evaluation; None for what suits the device.
-        note: called with a line before it begins, and after it if there is no warning.
-        warn: called with the warning, and where memory is short.
+        listener: of the run; it is noted before the check begins, and after it if there is no
+            warning.
     """
 
     requested: bool | None
     num_evaluations: int
     seed: int = 0
     batch_size: int | None = None
-    note: Callable[[str], None] = lambda line: None
-    warn: Callable[[str], None] = lambda line: None
+    listener: "RunListener | FidelityListener" = dataclasses.field(default_factory=RunListener)
 
     @property
     def is_needed(self) -> bool:
@@ -313,27 +315,23 @@ class PreliminaryCheck:
         return is_long if self.requested is None else self.requested
 
     def run(
-        self,
-        checkpoint: Checkpoint,
-        images: ImageSet,
-        *,
-        device: torch.device,
-        ranks: Ranks,
-        folder: RunFolder | None,
-    ) -> CheckRecord | None:
+        self, checkpoint: Checkpoint, images: ImageSet, session: Session, folder: RunFolder | None
+    ) -> dict[str, Any] | None:
         """Check on the first rank, or read the record of an interrupted run.
 
         The folder is None if the run is kept in memory.
 
         Returns:
-            The record; None if nothing was checked.
+            `check` of `summary.json`; None if nothing was checked.
 
         Raises:
             InputError: the folder cannot be written, or no batch fits into memory.
         """
         if not self.is_needed:
             return None
-        return ranks.once(lambda: self._record(checkpoint, images, device, folder))
+        return session.ranks.once(
+            lambda: self._record(checkpoint, images, session.device, folder).to_dict()
+        )
 
     def _record(
         self,
@@ -342,11 +340,11 @@ class PreliminaryCheck:
         device: torch.device,
         folder: RunFolder | None,
     ) -> CheckRecord:
-        record = None if folder is None else _kept_record(folder)
+        record, tell = None if folder is None else _kept_record(folder), self.listener
         if record is None:
-            self.note(_ANNOUNCEMENT)
+            tell.note(_ANNOUNCEMENT)
             shape = images.pixels.shape[1:]
-            batch = BatchSize(self.batch_size, device=device, image_shape=shape, warn=self.warn)
+            batch = BatchSize(self.batch_size, device=device, image_shape=shape, warn=tell.warn)
             check = check_parameterization(
                 checkpoint, images, seed=self.seed, device=device, batch=batch
             )
@@ -356,9 +354,9 @@ class PreliminaryCheck:
                 checksum = folder.checksum_of(TABLE)
                 folder.write_json(RECORD, {**record.to_dict(), _TABLE_CHECKSUM: checksum})
             if (line := note(record)) is not None:
-                self.note(line)
+                tell.note(line)
         if record.warning is not None:
-            self.warn(record.warning)
+            tell.warn(record.warning)
         return record
 
 

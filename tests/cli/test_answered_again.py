@@ -9,7 +9,7 @@ from damage import flip, remove
 
 import ddpmbench as db
 from ddpmbench.checksums import read_json
-from ddpmbench.evaluate import answered, report
+from ddpmbench.evaluate import report, reuse
 from ddpmbench.execution import folder as provenance
 from ddpmbench.execution.engine import Engine
 from ddpmbench.execution.importance import Importance
@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("pages")]
 @pytest.fixture(autouse=True)
 def done(monkeypatch):
     """Counts what is made; the source counts as committed, as that of an installed package."""
-    for module in (provenance, answered):
+    for module in (provenance, reuse):
         monkeypatch.setattr(module, "source_revision", lambda: None)
     counts = Counter()
 

@@ -28,6 +28,7 @@ from ddpmbench.diffusion.process import Prediction
 from ddpmbench.errors import InputError
 from ddpmbench.execution.distributed import Ranks
 from ddpmbench.execution.features import FidelityListener
+from ddpmbench.execution.session import Session
 from ddpmbench.samples.feature_networks import FeatureNetwork
 from ddpmbench.samples.scores import PROTOCOLS
 from ddpmbench.sanity_check import run as check
@@ -200,8 +201,9 @@ def enough(small_images) -> ImageSet:
     return ImageSet(pixels, ids, "crops")
 
 
-def record_of(check: PreliminaryCheck, checkpoint, images, ranks=Ranks()) -> CheckRecord | None:  # noqa: B008
-    return check.run(checkpoint, images, device=torch.device("cpu"), ranks=ranks, folder=None)
+def record_of(check, checkpoint, images, ranks=Ranks()):  # noqa: B008
+    session = Session(ranks, torch.device("cpu"), None)
+    return check.run(checkpoint, images, session, None)
 
 
 def test_long_runs_are_checked_and_short_ones_if_that_is_asked_for(
@@ -220,8 +222,9 @@ def test_long_runs_are_checked_and_short_ones_if_that_is_asked_for(
 
 def test_too_few_images_are_not_checked(small_model, small_images):
     lines = []
-    record = record_of(PreliminaryCheck(True, 1, note=lines.append), small_model, small_images)
-    assert record == CheckRecord(None, None, 0, "too few images", None)
+    preliminary = PreliminaryCheck(True, 1, listener=RunListener(note=lines.append))
+    record = record_of(preliminary, small_model, small_images)
+    assert record == CheckRecord(None, None, 0, "too few images", None).to_dict()
     assert lines[1:] == ["the sanity check takes 16 images or more: nothing was checked"]
 
 
@@ -304,7 +307,7 @@ def test_samples_are_checked_with_the_first_reference_that_has_images_such_as_th
 
     asked, lines = [], []
 
-    def stop(self, checkpoint, of, **others):
+    def stop(self, checkpoint, of, *others):
         asked.append((of, self.num_evaluations))
         raise InputError("far enough")
 

@@ -1,7 +1,6 @@
-"""A finished run that is asked for once more: its folder holds the answer already."""
+"""What a run folder holds already: the page of a report, and the result of a finished run."""
 
 import contextlib
-import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,17 +9,14 @@ from typing import TYPE_CHECKING, Any
 from ddpmbench.checksums import CHECKSUMS, DamageError, checksum, is_whole, read_json, write_json
 from ddpmbench.errors import InputError
 from ddpmbench.execution.finished import (
-    DENSITY,
     ENVIRONMENT,
-    PER_IMAGE,
     PREDICTIONS,
-    RATE_DISTORTION,
     SUMMARY,
 )
 from ddpmbench.execution.folder import IDENTITY, SHARDS, run_store, source_revision, tag, versions
 from ddpmbench.execution.precision_correction import store_name
 from ddpmbench.execution.store import has_faults
-from ddpmbench.execution.terms import EXTREMES, TERMS_TABLE
+from ddpmbench.execution.terms import EXTREMES
 from ddpmbench.files import is_temporary, replacing, writing_to
 from ddpmbench.unet.precision import Precision
 
@@ -101,80 +97,54 @@ def _drawn(folder: Path) -> dict[str, str]:
     return {str(p.relative_to(folder)): checksum(p) for p in paths if not is_temporary(p)}
 
 
-_SEALED = (IDENTITY, SUMMARY, ENVIRONMENT, EXTREMES)
-_TABLES = (
-    "per_timestep.csv",
-    RATE_DISTORTION,
-    "conventions.csv",
-    "sub_schedules.csv",
-    PER_IMAGE,
-    TERMS_TABLE,
-)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Asked:
-    """All that the result of a run of `nll` depends on.
-
-    Attributes:
-        identity: the object of its `run.json`.
-        summary: the fields of its `summary.json` that are known before it.
-        sampling: those of `sampling` there.
-        environment: the object of its `environment.json`; the command and the engine do not count.
-        image_ids: of the images, in order.
-    """
-
-    identity: Mapping[str, Any]
-    summary: Mapping[str, Any]
-    sampling: Mapping[str, Any]
-    environment: Mapping[str, Any]
-    image_ids: Sequence[str]
-
-
-def answer_in(folder: Path, asked: Asked) -> "NllReport | None":
-    """The report of a folder, where a run would arrive at just this one.
+def finished_report(
+    folder: Path,
+    *,
+    identity: Mapping[str, Any],
+    summary: Mapping[str, Any],
+    sampling: Mapping[str, Any],
+    environment: Mapping[str, Any],
+    image_ids: Sequence[str],
+) -> "NllReport | None":
+    """The report of a folder, where a run of `nll` would arrive at just this one.
 
     The folder must hold the same run with the same goal, made by the same versions on the same
     device, and be whole: shards, tables and all. Nothing in it is changed.
 
     Args:
         folder: that the run would have.
-        asked: what it would be.
+        identity: the object of its `run.json`.
+        summary: the fields of its `summary.json` that are known before it.
+        sampling: those of `sampling` there.
+        environment: the object of its `environment.json`; the command and the engine do not count.
+        image_ids: of the images, in order.
 
     Returns:
         The report as it was computed; None where anything is another, missing, damaged, or not
         known, such as what a source with uncommitted changes would compute.
     """
-    # It reads the reports of every question, also of the one that asks here.
+    # It reads the reports of every command, also of the one that calls.
     from ddpmbench.evaluate.load_report import load_report
 
-    if not (folder / SUMMARY).exists() or _is_changed(asked.environment):
+    if not (folder / SUMMARY).exists() or str(environment["git_revision"]).endswith("+"):
         return None
     try:
-        if not _is_answer(folder, asked):
-            return None
-        report: Any = load_report(folder)
+        known = read_json(folder / SUMMARY)
+        own = read_json(folder / IDENTITY)
+        own.pop(CHECKSUMS)
+        is_same = (
+            own == _as_read(identity)
+            and _holds(known, summary)
+            and _holds(known["sampling"], sampling)
+            and _comparable(read_json(folder / ENVIRONMENT)) == _comparable(environment)
+            and _has_whole_files(folder, known)
+            and _has_whole_shards(folder, known)
+        )
+        report: Any = load_report(folder) if is_same else None
     except (DamageError, InputError, OSError, LookupError, TypeError, ValueError):
         return None
-    return report if list(report.per_image.image_id) == list(map(str, asked.image_ids)) else None
-
-
-def _is_changed(environment: Mapping[str, Any]) -> bool:
-    return str(environment["git_revision"]).endswith("+")
-
-
-def _is_answer(folder: Path, asked: Asked) -> bool:
-    summary = read_json(folder / SUMMARY)
-    identity = read_json(folder / IDENTITY)
-    identity.pop(CHECKSUMS)
-    return (
-        identity == _as_read(asked.identity)
-        and _holds(summary, asked.summary)
-        and _holds(summary["sampling"], asked.sampling)
-        and _comparable(read_json(folder / ENVIRONMENT)) == _comparable(asked.environment)
-        and _has_whole_files(folder, summary)
-        and _has_whole_shards(folder, summary)
-    )
+    is_named_so = is_same and list(report.per_image.image_id) == list(map(str, image_ids))
+    return report if is_named_so else None
 
 
 def _holds(record: Mapping[str, Any], fields: Mapping[str, Any]) -> bool:
@@ -183,29 +153,23 @@ def _holds(record: Mapping[str, Any], fields: Mapping[str, Any]) -> bool:
 
 def _as_read(record: Mapping[str, Any]) -> dict[str, Any]:
     """A record as it comes back from a JSON file."""
-    record_read: dict[str, Any] = json.loads(json.dumps(record))
-    return record_read
+    return dict(json.loads(json.dumps(record)))
 
 
 def _comparable(environment: Mapping[str, Any]) -> dict[str, Any]:
     """What a result can depend on of where and how it was made."""
-    record_read = _as_read(environment)
-    record_read.pop(CHECKSUMS, None)
-    resolved = record_read.pop("arguments")["resolved"]
+    record = _as_read(environment)
+    record.pop(CHECKSUMS, None)
+    resolved = record.pop("arguments")["resolved"]
     resolved.pop("engine", None)
-    return {**record_read, "resolved": resolved}
+    return {**record, "resolved": resolved}
 
 
 def _has_whole_files(folder: Path, summary: Mapping[str, Any]) -> bool:
-    sealed, tables = list(_SEALED), list(_TABLES)
-    if summary["estimator"] == "importance":
-        sealed.append(PREDICTIONS)
-        tables.append(DENSITY)
-    known = {name: value for name, value in summary[CHECKSUMS].items() if name != "this"}
-    return (
-        set(tables) <= set(known)
-        and all(checksum(folder / name) == value for name, value in known.items())
-        and all(is_whole(folder / name) for name in sealed)
+    tables = {name: value for name, value in summary[CHECKSUMS].items() if name != "this"}
+    sealed = [EXTREMES, *([PREDICTIONS] if summary["estimator"] == "importance" else [])]
+    return all(checksum(folder / name) == value for name, value in tables.items()) and all(
+        is_whole(folder / name) for name in sealed
     )
 
 
@@ -226,7 +190,7 @@ def _has_whole_shards(folder: Path, summary: Mapping[str, Any]) -> bool:
     )
 
 
-def half_width_in(folder: Path) -> float | None:
+def recorded_half_width(folder: Path) -> float | None:
     """The half width of the finished run in a folder, bits per dimension; None without one."""
     try:
         half_width = read_json(folder / SUMMARY)["half_width"]
@@ -235,7 +199,7 @@ def half_width_in(folder: Path) -> float | None:
     return half_width if isinstance(half_width, float) else None
 
 
-def note_of_wider(report: "NllReport", before: float | None) -> str | None:
+def wider_note(report: "NllReport", before: float | None) -> str | None:
     """A note where a result takes the place of a narrower one, of the half width `before`."""
     reached = report.summary["half_width"]
     if before is None or reached is None or reached <= before * (1 + 1e-9):

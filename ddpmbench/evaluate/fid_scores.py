@@ -49,7 +49,7 @@ _OF_SOME = ("passed_over", "shapes")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Scoring:
+class FidScores:
     """The scores of a run; each is computed once.
 
     Attributes:
