@@ -11,14 +11,12 @@ import pandas as pd
 import pytest
 from fidelity_folders import (
     NUM_GENERATED,
-    fidelity_folder,
     influence,
     of_another_network,
     reference,
     summary,
 )
 from run_folders import run_folder
-from sealing import read_record, write_text
 
 import ddpmbench as db
 from ddpmbench.report.comparison import printed_comparison
@@ -129,14 +127,6 @@ def test_squares_of_independent_half_widths_add_up(pair):
 
     row = own(db.compare(pair(change=change, seed=1)), "fid")
     assert row.half_width == pytest.approx(0.35)
-
-
-def test_a_measure_without_influences_is_independent(pair):
-    some = influence(2, shared=0.9)
-    del some["inception_score"]
-    found = db.compare(pair(influences=some))
-    assert own(found, "inception_score").how == "independent"
-    assert own(found, "fid").how == "paired"
 
 
 def test_what_is_not_known_of_a_run_has_no_difference(pair):
@@ -261,37 +251,7 @@ def test_influences_of_other_samples_are_refused(pair, size):
         db.compare([first, second])
 
 
-@pytest.mark.parametrize("count", [0, 1])
-def test_two_runs_are_needed(pair, count):
-    with pytest.raises(db.InputError, match="two run folders"):
-        db.compare(pair()[:count])
-
-
 # ---- files and words
-
-
-def test_every_file_holds_the_same_numbers(pair, tmp_path):
-    found = db.compare(pair(), out=tmp_path / "out")
-    assert read_record(tmp_path / "out" / "summary.json") == found.summary
-    assert found.summary["schema"] == "ddpmbench.compare-fid/1"
-    table = pd.read_csv(tmp_path / "out" / "differences.csv", keep_default_na=False)
-    pd.testing.assert_frame_equal(table, found.differences)
-    page = (tmp_path / "out" / "report.html").read_text()
-    assert "\N{MINUS SIGN}1.00" in page
-    assert "paired" in page
-    before = (tmp_path / "out" / "report.html").read_bytes()
-    db.write_report(tmp_path / "out")
-    assert (tmp_path / "out" / "report.html").read_bytes() == before
-
-
-def test_a_damaged_comparison_is_named(pair, tmp_path):
-    db.compare(pair(), out=tmp_path / "out")
-    place = tmp_path / "out" / "summary.json"
-    whole = json.loads(place.read_text())
-    del whole["references"][0]["sha256"]
-    write_text(place, json.dumps(whole))
-    with pytest.raises(db.InputError, match=re.escape(str(place))):
-        db.write_report(tmp_path / "out")
 
 
 def test_the_printed_table_says_which_intervals_are_paired(pair):
@@ -333,11 +293,3 @@ def test_a_comparison_of_another_network_is_nowhere_called_fid(pair, tmp_path):
     text = printed_comparison(db.compare(runs).summary, "table")
     assert len(re.findall(r"\bFID\b", text)) == 1
     assert "is not FID" in text
-
-
-def test_whole_runs_compare_as_well(tmp_path):
-    runs = [
-        fidelity_folder(tmp_path / name, influences=influence(k, shared=0.5))
-        for k, name in enumerate("ab")
-    ]
-    assert own(db.compare(runs), "fid").how == "paired"

@@ -1,22 +1,21 @@
 """Runs in continuous time, of refined schedules, and the row of continuous time in others."""
 
-import contextlib
 import dataclasses
 import math
 import re
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from interrupted import resumed
 from oracles import oracle_checkpoint, oracle_images
-from processes import ddpmbench, ranks
 from torch import nn
 
 import ddpmbench as db
 from ddpmbench.diffusion.process import Prediction, Variance
 from ddpmbench.errors import InputError
 from ddpmbench.execution.continuous import why_not_continuous
-from ddpmbench.execution.worker import RunListener
 from ddpmbench.report.contents import RunContents
 from ddpmbench.report.figures.timesteps import bound_figure
 from ddpmbench.report.nll_page import run_page
@@ -129,44 +128,15 @@ def test_a_run_in_continuous_time_is_the_same_in_any_batches_and_after_interrupt
     small_model, small_images, tmp_path
 ):
     model = small_model.in_continuous_time()
-    options = {"estimator": "every-pair", "draws": 1, **HOW}
-    whole = db.evaluate_nll(model, small_images, **options)
-
-    def stop(now):
-        seen.append(now)
-        if len(seen) > 1:
-            raise KeyboardInterrupt
-
-    report = None
-    for session in range(4):
-        seen = []
-        listener = RunListener(progress=stop if session < 3 else lambda now: None)
-        with contextlib.suppress(KeyboardInterrupt):
-            report = db.evaluate_nll(
-                model,
-                small_images,
-                batch_size=60,
-                out=tmp_path / "run",
-                listener=listener,
-                **options,
-            )
-        assert (report is None) == (session < 3)
-    small = db.evaluate_nll(model, small_images, batch_size=17, **options)
+    run = partial(db.evaluate_nll, model, small_images, estimator="every-pair", draws=1, seed=5)
+    whole, small = (run(progress=False, **how) for how in ({}, {"batch_size": 17}))
+    report, _ = resumed(partial(run, batch_size=60, out=tmp_path / "run"), 1, most=4)
     for other in (report, small):
         for name in ("bits_per_dim", "kl", "decoder", "half_width_population"):
             assert other.summary[name] == pytest.approx(whole.summary[name], abs=2e-6)
         np.testing.assert_allclose(
             other.per_image.bits_per_dim, whole.per_image.bits_per_dim, rtol=0, atol=2e-6
         )
-
-
-def test_processes_share_a_run_in_continuous_time(small_checkpoint, small_npz, tmp_path):
-    command = ["nll", "--ckpt", small_checkpoint, "--data", small_npz, "--format", "quiet"]
-    command += ["--timesteps", "continuous", "--estimator", "every-pair", "--draws", "1"]
-    alone = ddpmbench(*command, "--out", tmp_path / "one")
-    together = ranks(2, *command, "--out", tmp_path / "two")
-    assert [result.returncode for result in together] == [0, 0], together[0].stderr
-    assert float(together[0].stdout) == pytest.approx(float(alone.stdout), abs=1e-6)
 
 
 def test_why_there_is_no_row(small_model, small_images):
@@ -178,6 +148,11 @@ def test_why_there_is_no_row(small_model, small_images):
 
     assert "the run is short" in absent(small_model)
     assert "left it out" in absent(small_model, continuous=False)
+    fine = small_model.respaced(61)
+    assert "between those" in absent(fine, continuous=True)
+    for between in (fine, small_model.in_continuous_time()):
+        with pytest.raises(InputError, match="respace the model as it was trained"):
+            between.respaced(5)
     mean = dataclasses.replace(small_model, prediction=Prediction.PREVIOUS_MEAN)
     for checkpoint, words in (
         (small_model.respaced(5), "visits 5 of its timesteps"),
@@ -252,21 +227,6 @@ def test_a_network_that_runs_out_of_memory_is_not_taken_for_one_of_whole_timeste
     assert why_not_continuous(wrapped(embed), (1, 8, 8), CPU) is None
 
 
-def test_refined_models_have_no_row_and_cannot_be_respaced(small_model, small_images):
-    fine = small_model.respaced(61)
-    report = db.evaluate_nll(fine, small_images, estimator="every-pair", **HOW)
-    assert report.continuous is None
-    assert (
-        "between those"
-        in db.evaluate_nll(
-            fine, small_images, estimator="every-pair", continuous=True, **HOW
-        ).summary["continuous_absent"]
-    )
-    for between in (fine, small_model.in_continuous_time()):
-        with pytest.raises(InputError, match="respace the model as it was trained"):
-            between.respaced(5)
-
-
 def test_variances_that_a_network_gives_are_of_its_own_timesteps(small_model):
     learned = dataclasses.replace(small_model, variance=Variance.LEARNED)
     with pytest.raises(InputError, match="choose at most as many"):
@@ -302,13 +262,6 @@ class Between(nn.Module):
         return (1 - share) * self.network(x, low.float(), *labels) + share * self.network(
             x, high.float(), *labels
         )
-
-
-def test_more_timesteps_than_trained_are_evaluated_and_sampled(small_model, small_images):
-    fine = small_model.respaced(79)
-    summary = db.evaluate_nll(fine, small_images, estimator="every-pair", **HOW).summary
-    assert summary["num_timesteps"] == 79
-    assert summary["num_evaluations"] == 6 * 79 * 2
 
 
 def test_a_row_has_the_place_where_its_part_of_time_ends(continuous_run, small_model):
@@ -371,22 +324,8 @@ def test_runs_in_continuous_time_are_read_and_compared(small_model, small_images
     compared = db.compare([tmp_path / "one", tmp_path / "two"])
     assert compared.summary["runs"][0]["difference"] == pytest.approx(0, abs=1e-9)
     assert len(compared.per_timestep) == one.summary["num_parts"]
-    run("discrete", small_model)
-    with pytest.raises(InputError, match=r"schedule is linear, but linear, continuous time"):
-        db.compare([tmp_path / "one", tmp_path / "discrete"])
-    sampled = run(
-        "sampled",
-        small_model.in_continuous_time(),
-        estimator="importance",
-        draws=None,
-        half_width=0.4,
-    )
-    terms = run(
-        "again",
-        small_model.in_continuous_time(),
-        estimator="importance",
-        draws=None,
-        half_width=0.4,
-        terms_of=tmp_path / "sampled",
-    )
+    how = {"estimator": "importance", "draws": None, "half_width": 0.4}
+    sampled = run("sampled", small_model.in_continuous_time(), **how)
+    how["terms_of"] = tmp_path / "sampled"
+    terms = run("again", small_model.in_continuous_time(), **how)
     assert terms.summary["bits_per_dim"] == pytest.approx(sampled.summary["bits_per_dim"])

@@ -439,12 +439,6 @@ def test_what_diffusers_does_not_say_of_weights_is_said(tmp_path, weights, words
     assert db.convert_checkpoint(random_model(), tmp_path / "other").summary["notes"] == []
 
 
-def test_a_place_that_cannot_be_written(tmp_path):
-    (tmp_path / "file").touch()
-    with refused("`out`", tmp_path / "file"):
-        db.convert_checkpoint(random_model(), tmp_path / "file" / "model")
-
-
 def test_an_image_size_that_nobody_knows(tmp_path):
     made = db.convert_checkpoint(random_model(image_size=None), tmp_path / "model")
     assert any("sample_size" in note for note in made.summary["notes"])

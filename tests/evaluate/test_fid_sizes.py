@@ -12,7 +12,7 @@ from PIL import Image
 import ddpmbench as db
 from ddpmbench.data import pixel_store
 from ddpmbench.execution.features import compute_features
-from ddpmbench.execution.store import FolderStore, MemoryStore, gathered
+from ddpmbench.execution.store import MemoryStore, gathered
 from ddpmbench.execution.worker import Worker
 from ddpmbench.report.fidelity import NearestImages
 from ddpmbench.samples.feature_networks import load_feature_network
@@ -77,24 +77,6 @@ def test_features_are_those_of_folders_of_one_size(settings, mixed, tmp_path, ro
         expected[list(of_one)] = features(settings, db.load_images(folder), rows=rows)
     assert expected.std(axis=0).min() > 1e-4
     np.testing.assert_allclose(features(settings, found, rows=rows), expected, atol=1e-6)
-
-
-def test_a_stopped_run_goes_on(settings, mixed, tmp_path, monkeypatch):
-    images = db.load_images(mixed, any_size=True)
-    real, calls = settings.network._features, []
-
-    def stopping(rgb):
-        calls.append(len(rgb))
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return real(rgb)
-
-    monkeypatch.setattr(settings.network, "_features", stopping)
-    with pytest.raises(KeyboardInterrupt):
-        features(settings, images, FolderStore(tmp_path / "shards", "features"))
-    found = features(settings, images, FolderStore(tmp_path / "shards", "features"))
-    assert sum(calls) == N + 4
-    np.testing.assert_array_equal(found, features(settings, images))
 
 
 def test_images_of_one_size_are_read_as_ever(tmp_path):

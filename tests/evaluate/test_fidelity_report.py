@@ -1,6 +1,5 @@
 """Figures and page of a run of fid in its folder."""
 
-import json
 import re
 import shutil
 
@@ -66,10 +65,3 @@ def test_a_damaged_file_is_named_and_no_page_replaced(copied, name):
     with pytest.raises(db.InputError, match=re.escape(name)):
         db.write_report(copied)
     assert (copied / "report.html").read_bytes() == before
-
-
-@pytest.mark.parametrize("schema", ["ddpmbench.fid/2", "ddpmbench.compare-fid/2"])
-def test_a_result_of_a_newer_version_is_refused(copied, schema):
-    (copied / "summary.json").write_text(json.dumps({"schema": schema}))
-    with pytest.raises(db.InputError, match="upgrade ddpmbench"):
-        db.write_report(copied)

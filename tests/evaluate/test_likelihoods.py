@@ -5,12 +5,14 @@ import io
 import json
 import re
 import shutil
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from documents import ROOT
+from interrupted import resumed
 from oracles import oracle_checkpoint, oracle_images
 from processes import ranks
 from sealing import edit, read_record
@@ -143,26 +145,9 @@ def test_a_table_that_is_not_of_the_summary_is_damaged(whole, tmp_path):
 # ---- interruptions, processes, formats
 
 
-def test_interrupted_after_every_batch(whole, small_model, small_images, tmp_path):
-    sessions, report = 0, None
-
-    def stop(now):
-        seen.append(now)
-        if len(seen) > 60:
-            raise KeyboardInterrupt
-
-    while report is None:
-        seen, sessions = [], sessions + 1
-        try:
-            report = db.evaluate_likelihoods(
-                small_model,
-                small_images,
-                **OPTIONS,
-                out=tmp_path,
-                listener=RunListener(progress=stop),
-            )
-        except KeyboardInterrupt:
-            continue
+def test_interrupted_again_and_again(whole, small_model, small_images, tmp_path):
+    run = partial(db.evaluate_likelihoods, small_model, small_images, **OPTIONS, out=tmp_path)
+    report, sessions = resumed(run, 60)
     assert sessions > 3
     np.testing.assert_allclose(numbers(report), numbers(whole), rtol=0, atol=1e-6)
 
@@ -236,31 +221,25 @@ def wrapped(prediction="eps", variance="fixed_small", **network):
     )
 
 
-def test_a_network_of_whole_timesteps_has_neither_continuous_time_nor_ode(small_images):
-    absent = absent_of(wrapped(is_rounded=True), small_images)
-    assert set(absent) == {CONTINUOUS, ODE}
-    assert all("rounds the time" in why for why in absent.values())
-
-
-def test_a_network_without_gradient_has_no_ode(small_images):
-    absent = absent_of(wrapped(is_detached=True), small_images)
-    assert list(absent) == [ODE]
-    assert "has no gradient by x_t" in absent[ODE]
-    assert absent_of(wrapped(), small_images) == {}
-
-
-def test_a_predicted_mean_has_its_bound_alone(small_model, small_images):
-    mean = dataclasses.replace(small_model, prediction=Prediction.PREVIOUS_MEAN)
-    absent = absent_of(mean, small_images)
-    assert list(absent) == NAMES[1:]
-    assert all("predicts the mean" in why for why in absent.values())
-
-
-@pytest.mark.parametrize("timesteps", [5, 80])
-def test_other_timesteps_have_neither_continuous_time_nor_ode(small_model, small_images, timesteps):
-    absent = absent_of(small_model.respaced(timesteps), small_images)
-    assert {CONTINUOUS, ODE} <= set(absent)
-    assert all("timesteps" in why for why in (absent[CONTINUOUS], absent[ODE]))
+@pytest.mark.parametrize(
+    ("changed", "absent", "why"),
+    [
+        (lambda model: wrapped(is_rounded=True), [CONTINUOUS, ODE], "rounds the time"),
+        (lambda model: wrapped(is_detached=True), [ODE], "has no gradient by x_t"),
+        (lambda model: wrapped(), [], ""),
+        (
+            lambda model: dataclasses.replace(model, prediction=Prediction.PREVIOUS_MEAN),
+            NAMES[1:],
+            "predicts the mean",
+        ),
+        (lambda model: model.respaced(5), [CONTINUOUS, ODE], "timesteps"),
+        (lambda model: model.respaced(80), NAMES[1:], "timesteps"),
+    ],
+)
+def test_what_a_model_does_not_have_is_absent(small_model, small_images, changed, absent, why):
+    found = absent_of(changed(small_model), small_images)
+    assert list(found) == absent
+    assert all(why in found[name] for name in {CONTINUOUS, ODE} & set(found))
 
 
 def test_no_order_is_known_beside_a_learned_variance():
@@ -275,12 +254,9 @@ def test_no_order_is_known_beside_a_learned_variance():
     assert "order       none is known for a trained network" in lines
 
 
-def test_continuous_time_is_one_of_them(small_model, small_images, small_checkpoint, capsys):
+def test_continuous_time_is_one_of_them(small_model, small_images):
     with pytest.raises(InputError, match="continuous time is one of the likelihoods"):
         db.evaluate_likelihoods(small_model.in_continuous_time(), small_images)
-    words = ["--ckpt", str(small_checkpoint), "--solver-steps", "3"]
-    assert run(["likelihoods", *words]) == 2
-    assert capsys.readouterr().err.startswith("Error: --solver-steps 3")
 
 
 # ---- the page

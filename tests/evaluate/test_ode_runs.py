@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import pytest
+from interrupted import resumed
 from normal_data import normal_images, trained_on_normal_data
-from oracles import oracle_checkpoint, oracle_images
-from processes import ddpmbench, ranks
+from processes import ranks
 from sealing import read_record
 
 import ddpmbench as db
@@ -149,48 +150,30 @@ def test_the_page_holds_the_number_and_its_figure(small_model, small_images, tmp
     assert drawn.difference.mean() == pytest.approx(report.summary["difference_from_bound"])
 
 
-@pytest.mark.parametrize("batch_size", [3, None])
-def test_batch_size_changes_no_more_than_rounding(whole, small_model, small_images, batch_size):
-    other = db.evaluate_ode(small_model, small_images, **OPTIONS, batch_size=batch_size)
+def test_batch_size_changes_no_more_than_rounding(whole, small_model, small_images):
+    other = db.evaluate_ode(small_model, small_images, **OPTIONS, batch_size=3)
     np.testing.assert_allclose(numbers(other), numbers(whole), rtol=0, atol=2e-5)
 
 
 def test_interrupted_after_every_batch(whole, small_model, small_images, tmp_path):
-    sessions, report = 0, None
-
-    def stop(now):
-        seen.append(now)
-        if len(seen) > 1:
-            raise KeyboardInterrupt
-
-    while report is None:
-        seen, sessions = [], sessions + 1
-        try:
-            report = db.evaluate_ode(
-                small_model,
-                small_images,
-                **OPTIONS,
-                batch_size=2,
-                out=tmp_path,
-                listener=RunListener(progress=stop if sessions < 4 else lambda now: None),
-            )
-        except KeyboardInterrupt:
-            continue
+    run = partial(db.evaluate_ode, small_model, small_images, **OPTIONS, batch_size=2, out=tmp_path)
+    report, sessions = resumed(run, 1, most=4)
     assert sessions == 4
     np.testing.assert_allclose(numbers(report), numbers(whole), rtol=0, atol=1e-6)
 
 
-def test_processes_and_formats(small_checkpoint, small_npz, tmp_path):
+def test_processes_and_formats(whole, small_checkpoint, small_npz, tmp_path, capsys):
     command = ["ode", "--ckpt", small_checkpoint, "--data", small_npz, *WORDS, "--batch-size", 2]
-    alone = ddpmbench(*command, "--out", tmp_path / "one", "--format", "json")
-    assert alone.returncode == 0, alone.stderr
-    expected = json.loads(alone.stdout)
-    together = ranks(2, *command, "--out", tmp_path / "two", "--format", "quiet")
+    command = [*map(str, command), "--out", str(tmp_path)]
+    together = ranks(2, *command, "--format", "quiet")
     assert [result.returncode for result in together] == [0, 0], together[0].stderr
-    assert float(together[0].stdout) == pytest.approx(expected["bits_per_dim"], abs=1e-6)
+    expected = whole.summary["bits_per_dim"]
+    assert float(together[0].stdout) == pytest.approx(expected, abs=1e-6)
     assert together[1].stdout == ""
-    table = ddpmbench(*command, "--out", tmp_path / "one")
-    assert "from the variational bound" in table.stdout
+    assert run([*command, "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out) == read_record(tmp_path / "summary.json")
+    assert run(command) == 0
+    assert "from the variational bound" in capsys.readouterr().out
 
 
 def test_the_ode_of_all_images_needs_no_bound_of_all(small_model, small_images, tmp_path):
@@ -205,25 +188,3 @@ def test_the_ode_of_all_images_needs_no_bound_of_all(small_model, small_images, 
     assert summary["half_width_population"] > 0
     assert (report.per_image.decoder == 0).all()
     assert (report.per_image.probe_error > 0).all()
-
-
-def test_a_network_of_whole_timesteps_is_refused():
-    images = oracle_images(2)
-    with pytest.raises(InputError, match="cannot be solved: it rounds the time"):
-        db.evaluate_ode(oracle_checkpoint(images), images)
-
-
-def test_the_ode_is_that_of_the_trained_timesteps(small_model, small_images):
-    for changed in (small_model.respaced(5), small_model.respaced(80)):
-        with pytest.raises(InputError, match="evaluate the model at the timesteps"):
-            db.evaluate_ode(changed, small_images)
-
-
-def test_options_are_named(small_checkpoint, small_npz, capsys):
-    inputs = ["--ckpt", str(small_checkpoint), "--data", str(small_npz)]
-    for words, named in (
-        (["--solver-steps", "3"], "Error: --solver-steps 3"),
-        (["--trace", "exact", "--probes", "2"], "Error: --probes 2"),
-    ):
-        assert run(["ode", *inputs, *words]) == 2
-        assert capsys.readouterr().err.startswith(named)

@@ -140,17 +140,6 @@ def test_samples_of_before_go_on_and_those_of_another_range_are_refused(small, t
         db.generate_samples(dataclasses.replace(short, data_range=OTHER), 2, out=tmp_path)
 
 
-def test_what_is_printed_and_shown(small, small_images, tmp_path):
-    for of, is_said in ((UNIT_RANGE, False), (DataRange(0, 1, 32), True)):
-        out, model = tmp_path / str(of.levels), dataclasses.replace(small, data_range=of)
-        report = db.evaluate_nll(model.respaced(3), small_images, **PAIRS, out=out)
-        conventions = report.summary["conventions"]
-        assert (conventions["data_range"], conventions["levels"]) == (of.interval, of.levels)
-        page = db.write_report(out).read_text() if is_said else ""
-        for text in filter(None, (conventions_line(conventions), page)):
-            assert ("data in [0, 1], 32 levels" in text) == is_said
-
-
 def test_a_folder_of_before_compares_and_one_of_another_range_does_not(
     small, small_images, tmp_path
 ):
@@ -202,13 +191,6 @@ def test_pictures_show_the_levels_of_the_model(small, small_images, tmp_path):
     plain = db.evaluate_nll(small, small_images, **PAIRS)
     with pytest.raises(InputError, match="the run has another data range"):
         db.progressive_pictures(model, small_images, plain)
-
-
-def test_samples_have_the_levels_of_the_model(small):
-    short = dataclasses.replace(small.respaced(3), data_range=DataRange(0, 1, 2))
-    found = db.generate_samples(short, 4)
-    assert set(np.unique(found.images.pixels)) == {0, 255}
-    assert found.summary["sampler"]["levels"] == 2
 
 
 # ---- images that look reduced already

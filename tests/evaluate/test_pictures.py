@@ -1,7 +1,6 @@
 """Pictures of a run: made once, with its noise, kept in its folder and drawn from there."""
 
 import dataclasses
-import errno
 
 import numpy as np
 import pandas as pd
@@ -129,14 +128,6 @@ def test_neither_batch_nor_sitting_can_change_a_picture(small_model, small_image
                 np.testing.assert_array_equal(a, b)
 
 
-def test_a_run_in_memory_writes_nothing(small_model, small_images, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    run = db.evaluate_nll(small_model, small_images.subset(1), **PAIRS)
-    found = db.progressive_pictures(small_model, small_images.subset(1), run)
-    assert found.decoding.rmse.shape == (1, 11)
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.parametrize("num_timesteps", [1, 2, 7, 10])
 def test_a_chain_of_few_steps_shows_each_once(small_model, small_images, num_timesteps, tmp_path):
     model = small_model.respaced(num_timesteps)
@@ -184,20 +175,6 @@ def test_memory_that_is_short_halves_the_batch(small_model, small_images, run, c
 # ---- from the folder
 
 
-def test_stored_pictures_are_drawn_again_without_the_network(small_model, small_images, run, calls):
-    db.progressive_pictures(small_model, small_images, run, pictures="all")
-    db.write_report(run.folder)
-    place = run.folder / "figures"
-    before = {path.name: path.read_text() for path in place.glob("*.csv")}
-    for path in place.iterdir():
-        path.unlink()
-    calls.clear()
-    db.write_report(run.folder)
-    assert not calls
-    assert {path.name: path.read_text() for path in place.glob("*.csv")} == before
-    assert figures(run.folder) >= {"decoding", "generation", "interpolation"}
-
-
 def test_pictures_of_another_run_are_refused(small_model, small_images, run, tmp_path):
     short = small_model.respaced(5)
     other = db.evaluate_nll(short, small_images, **PAIRS, out=tmp_path / "other")
@@ -222,22 +199,6 @@ def test_a_stop_keeps_what_was_made(small_model, small_images, run, monkeypatch,
     calls.clear()
     db.progressive_pictures(small_model, small_images, run, pictures="all")
     assert sum(calls) == 3 * 11 * 20
-
-
-def test_a_disk_that_is_full_leaves_the_pictures_there_were(
-    small_model, small_images, run, monkeypatch
-):
-    db.progressive_pictures(small_model, small_images, run)
-    before = (run.folder / PICTURES).read_bytes()
-
-    def full(*_, **__):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(np, "savez_compressed", full)
-    with pytest.raises(InputError, match="cannot be written"):
-        db.progressive_pictures(small_model, small_images, run, pictures="all")
-    assert (run.folder / PICTURES).read_bytes() == before
-    assert not list(run.folder.rglob("*.tmp"))
 
 
 # ---- what does not fit

@@ -2,7 +2,6 @@
 
 import dataclasses
 from pathlib import Path
-from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
@@ -184,28 +183,6 @@ def test_the_summary_is_that_of_the_run_with_ten_points(run):
         for name in set(there.index) - {"t"}:
             value = None if np.isnan(there[name]) else there[name]
             assert row[name] == value
-
-
-def test_the_figure_and_its_numbers_are_in_the_folder(run):
-    place = run.folder / "figures"
-    db.write_report(run.folder)
-    found = db.rate_distortion(run.folder)
-    for kind in ("svg", "png", "csv"):
-        assert (place / f"rate_distortion.{kind}").stat().st_size > 1000
-    assert ElementTree.parse(place / "rate_distortion.svg").getroot().tag.endswith("svg")
-    numbers = pd.read_csv(place / "rate_distortion.csv")
-    pd.testing.assert_frame_equal(numbers[list(found.curve)], found.curve)
-    np.testing.assert_allclose(numbers.rate_half_width, 1.96 * numbers.rate_standard_error)
-    errors = numbers.distortion_standard_error
-    np.testing.assert_allclose(numbers.distortion_half_width, 1.96 * errors)
-
-
-def test_a_run_in_memory_writes_nothing(small_model, small_images, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    run = db.evaluate_nll(small_model, small_images.subset(1), **OPTIONS["one draw"])
-    found = db.rate_distortion(run)
-    assert found.folder is None
-    assert not list(tmp_path.iterdir())
 
 
 # ---- beside the published table

@@ -217,17 +217,13 @@ def test_a_report_draws_the_figures_of_its_page(reports):
         assert first.get_facecolor() == (1, 1, 1, 1)
         for name in report._figures():
             assert report.plot(name).get_axes()
+    assert first._repr_png_().startswith(b"\x89PNG")
     pages = reports["every-pair"].folder
     db.write_report(pages)
     drawn = {path.stem for path in (pages / "figures").glob("*.svg")}
     assert set(reports["every-pair"]._figures()) <= drawn
     with pytest.raises(db.InputError, match="choose from bound, rate_distortion"):
         reports["every-pair"].plot("curve")
-
-
-def test_a_figure_shows_itself_in_a_notebook(reports):
-    assert reports["sample"].plot()._repr_png_().startswith(b"\x89PNG")
-    assert reports["every-pair"].plot()._repr_png_().startswith(b"\x89PNG")
 
 
 # ---- and back from the folder

@@ -2,26 +2,21 @@
 
 import dataclasses
 import os
-import random
-import signal
-import time
 
 import numpy as np
 import pytest
 from feature_networks import write_network
 from oracles import oracle_checkpoint, oracle_images
 from PIL import Image
-from processes import Command, ddpmbench, ranks
+from processes import ddpmbench, ranks
 from sealing import read_record
 
 import ddpmbench as db
 from ddpmbench.cli.main import run
-from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.errors import InputError
-from ddpmbench.execution import devices, worker
+from ddpmbench.execution import devices
 from ddpmbench.execution import samples as module
-from ddpmbench.execution import samples as room
 from ddpmbench.samples.samplers import SamplerChoice
 
 N = 12
@@ -198,67 +193,6 @@ def test_the_number_of_processes_changes_nothing(command, uninterrupted, tmp_pat
     }
 
 
-@pytest.mark.parametrize("method", ["predictor-corrector", "ode"])
-def test_the_number_of_processes_changes_no_sampler(method, command, tmp_path):
-    arguments = [*command, "--sampler", method, "--timesteps", 4]
-    assert ddpmbench(*arguments, "--out", tmp_path / "one").returncode == 0
-    for result in ranks(2, *arguments, "--batch-size", 3, "--out", tmp_path / "two"):
-        assert result.returncode == 0, result.stderr
-    assert same_images(tmp_path / "one", tmp_path / "two")
-
-
-def slowed():
-    """Small shards, and steps so slow that a kill falls between two of them."""
-    worker.SHARD_SECONDS = 0.0
-    real = Checkpoint.model_output
-
-    def slow(*arguments):
-        time.sleep(0.004)
-        return real(*arguments)
-
-    Checkpoint.model_output = slow
-
-
-def test_killed_at_random_points_the_images_are_the_same(command, uninterrupted, tmp_path):
-    out, chance, kills = tmp_path / "run", random.Random(0), 0
-    for _ in range(10):
-        before = len(list(out.glob("shards/*.npz")))
-        wanted = before + chance.randint(0, 1) if before < 5 else 0
-        running = Command(*command, "--out", out, setup=slowed)
-        running.wait_until(lambda wanted=wanted: len(list(out.glob("shards/*.npz"))) >= wanted)
-        if before < 5:
-            time.sleep(chance.uniform(0, 0.05))
-        kills += running.kill() == -signal.SIGKILL
-    assert list(out.glob("shards/*.npz"))
-    assert kills >= 8
-    assert not (out / "summary.json").exists()
-    assert ddpmbench(*command, "--out", out).returncode == 0
-    assert same_images(out, uninterrupted)
-
-
-def test_an_interruption_keeps_the_batches_that_are_whole(
-    small_model, whole, tmp_path, monkeypatch
-):
-    real = module.SamplesRun.samples
-
-    def interrupted(self, index, told):
-        if index[0] >= 8:
-            raise KeyboardInterrupt
-        return real(self, index, told)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(module.SamplesRun, "samples", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            db.generate_samples(small_model, N, batch_size=4, out=tmp_path / "run")
-    told = []
-    listener = db.RunListener(start=told.append)
-    found = db.generate_samples(
-        small_model, N, batch_size=4, out=tmp_path / "run", listener=listener
-    )
-    assert told == [4 * small_model.schedule.num_timesteps]
-    assert np.array_equal(found.images.pixels, whole.images.pixels)
-
-
 # ---- more than there is room for
 
 
@@ -267,7 +201,7 @@ def test_an_interruption_keeps_the_batches_that_are_whole(
 def test_more_samples_than_there_is_room_for_are_refused_at_once(
     small_checkpoint, small_npz, tmp_path, capsys, monkeypatch, command, count
 ):
-    monkeypatch.setattr(room, "_free", lambda out: 40_000)
+    monkeypatch.setattr(module, "_free", lambda out: 40_000)
     monkeypatch.setattr("ddpmbench.execution.samples.SamplesRun.compute", None)
     out = tmp_path / "run"
     of = ["-n"] if command == "sample" else ["--data", small_npz, "--num-generated"]
@@ -281,7 +215,7 @@ def test_more_samples_than_there_is_room_for_are_refused_at_once(
 
 
 def test_the_number_that_is_advised_fits(small_model, tmp_path, monkeypatch):
-    monkeypatch.setattr(room, "_free", lambda out: 4_000)
+    monkeypatch.setattr(module, "_free", lambda out: 4_000)
     shortened = small_model.respaced(2)
     with pytest.raises(InputError, match="choose at most") as refused:
         db.generate_samples(shortened, 1000, out=tmp_path / "run")
@@ -289,18 +223,18 @@ def test_the_number_that_is_advised_fits(small_model, tmp_path, monkeypatch):
     made = db.generate_samples(shortened, advised, out=tmp_path / "run")
     assert len(made.images) == advised == 4_000 // (4 * 64)
     # Those that are there take no more room.
-    monkeypatch.setattr(room, "_free", lambda out: advised * 64)
+    monkeypatch.setattr(module, "_free", lambda out: advised * 64)
     assert len(db.generate_samples(shortened, advised, out=tmp_path / "run").images) == advised
 
 
 def test_a_run_in_memory_is_held_against_memory(small_model, monkeypatch):
-    monkeypatch.setattr(room, "available_memory", lambda: 4_000)
+    monkeypatch.setattr(module, "available_memory", lambda: 4_000)
     with pytest.raises(InputError, match="GB of memory"):
         db.generate_samples(small_model.respaced(2), 1000)
-    monkeypatch.setattr(room, "available_memory", lambda: 63)
+    monkeypatch.setattr(module, "available_memory", lambda: 63)
     with pytest.raises(InputError, match="no room for one; free some, or name an `out`"):
         db.generate_samples(small_model.respaced(2), 1000)
-    monkeypatch.setattr(room, "available_memory", lambda: 64)
+    monkeypatch.setattr(module, "available_memory", lambda: 64)
     with pytest.raises(InputError, match=r"choose at most 1$"):
         db.generate_samples(small_model.respaced(2), 1000)
     assert len(db.generate_samples(small_model.respaced(2), 1).images) == 1

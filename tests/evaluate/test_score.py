@@ -4,11 +4,13 @@ import dataclasses
 import json
 import re
 import shutil
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from interrupted import interrupting
 from oracles import oracle_checkpoint
 from sealing import read_record
 
@@ -97,39 +99,14 @@ def test_batches_change_nothing_but_rounding(model, small_images, base):
         assert_same(score(model, small_images, batch_size=size), base, rtol=1e-5)
 
 
-def interrupting(batches):
-    """A listener that interrupts the run after so many batches."""
-    left = iter(range(batches))
-
-    def progress(now):
-        if next(left, None) is None:
-            raise KeyboardInterrupt
-
-    return db.RunListener(progress=progress)
-
-
 def test_an_interrupted_run_goes_on_to_the_same_scores(model, small_images, others, tmp_path):
-    whole = score(model, small_images, others, batch_size=8)
+    run = partial(score, model, small_images, others, batch_size=8)
+    whole, missing = run(), []
     for batches in (1, 4, 9):  # in the pilot and in each set
         with pytest.raises(KeyboardInterrupt):
-            score(
-                model,
-                small_images,
-                others,
-                batch_size=8,
-                out=tmp_path,
-                listener=interrupting(batches),
-            )
+            run(out=tmp_path, listener=interrupting(batches))
         assert not (tmp_path / "summary.json").exists()
-    missing = []
-    again = score(
-        model,
-        small_images,
-        others,
-        batch_size=8,
-        out=tmp_path,
-        listener=db.RunListener(start=missing.append),
-    )
+    again = run(out=tmp_path, listener=db.RunListener(start=missing.append))
     assert 0 < missing[0] < whole.summary["num_evaluations"]
     assert_same(again, whole)
 
@@ -384,19 +361,6 @@ def test_labels_stand_beside_the_scores(model, small_images, others, tmp_path):
     assert read.summary == json.loads(json.dumps(report.summary))
 
 
-def test_a_report_is_read_back(base):
-    read = db.load_report(base.folder)
-    assert_same(read, base)
-    assert repr(read) == repr(base)
-    assert repr(base).startswith("ScoreReport: NLL <= ")
-    path = base.folder / "per_image.csv"
-    kept = path.read_bytes()
-    path.write_bytes(kept.replace(b"A,", b"B,", 1))
-    with pytest.raises(db.InputError, match=r"per_image\.csv"):
-        db.load_report(base.folder)
-    path.write_bytes(kept)
-
-
 def test_a_density_that_is_lost_or_of_another_command_is_refused(
     model, small_images, base, tmp_path
 ):
@@ -414,43 +378,22 @@ def test_a_density_that_is_lost_or_of_another_command_is_refused(
         score(model, small_images, terms_of=other)
 
 
-def test_a_network_of_nan_is_named(model, small_images):
-    class Nan(torch.nn.Module):
-        def forward(self, x_t, time):
-            return x_t * torch.nan
-
-    with pytest.raises(db.InputError, match="NaN or infinite"):
-        score(dataclasses.replace(model, network=Nan()), small_images)
-
-
-def test_what_cannot_be_scored_is_refused(model, small_images, base):
-    def refused(match, *of, **how):
-        with pytest.raises(db.InputError, match=match):
-            score(*of, **how)
-
-    refused(
-        r"`evaluations_per_image=3`: give a whole number from 4 on",
-        model,
-        small_images,
-        evaluations_per_image=3,
-    )
-    anything = dataclasses.replace(model, image_size=None)
-    larger = db.load_images(np.zeros((2, 16, 16), np.uint8))
-    refused("at one size only", anything, small_images, larger)
-    refused("16x16", model, larger)
-    refused(
-        r"`timesteps`: the proposal of .* is for 12, this run is for 6",
-        model.respaced(6),
-        small_images,
-        terms_of=base.folder,
-    )
-    refused("`timesteps=1`", model.respaced(1), small_images)
-    conditional = dataclasses.replace(model, num_classes=10)
-    refused(r"has no labels", conditional, dataclasses.replace(small_images, labels=None))
-    refused(
-        r"is 9 here|evaluations_per_image is",
-        model,
-        small_images,
-        out=base.folder,
-        evaluations_per_image=9,
-    )
+@pytest.mark.parametrize(
+    ("match", "changes", "how"),
+    [
+        (r"`evaluations_per_image=3`: give a whole", {}, {"evaluations_per_image": 3}),
+        ("at one size only", {"image_size": None}, {"second": np.zeros((2, 16, 16), np.uint8)}),
+        ("16x16", {}, {"images": np.zeros((2, 16, 16), np.uint8)}),
+        (r"`timesteps`: the proposal of .* is for 12, this run is for 6", 6, {"terms_of": True}),
+        ("`timesteps=1`", 1, {}),
+        ("has no labels", {"num_classes": 10}, {}),
+        (r"evaluations_per_image is", {}, {"out": True, "evaluations_per_image": 9}),
+    ],
+)
+def test_what_cannot_be_scored_is_refused(model, small_images, base, match, changes, how):
+    is_respaced = isinstance(changes, int)
+    other = model.respaced(changes) if is_respaced else dataclasses.replace(model, **changes)
+    images = dataclasses.replace(small_images, labels=None)
+    how = {name: base.folder if value is True else value for name, value in how.items()}
+    with pytest.raises(db.InputError, match=match):
+        score(other, **{"images": images, **how})
