@@ -22,7 +22,7 @@ from ddpmbench.evaluate.reuse import RECORD
 from ddpmbench.evaluate.score import score_images
 from ddpmbench.report.comparison import printed_comparison
 from ddpmbench.report.nll_text import curve_summary, printed_nll, printed_rate_distortion
-from ddpmbench.report.samples_text import printed_fidelity
+from ddpmbench.report.samples import printed_fidelity
 from ddpmbench.report.scores import p_words, printed_scores
 from ddpmbench.report.text import with_interval
 from ddpmbench.samples.feature_networks import load_feature_network

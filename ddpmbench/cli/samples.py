@@ -178,7 +178,7 @@ def sample(out: Path | None, output_format: str, **given: Any) -> None:  # noqa:
     from ddpmbench.evaluate.sample import generate_samples
     from ddpmbench.execution.distributed import joined
     from ddpmbench.execution.worker import RunListener
-    from ddpmbench.report.samples_text import printed_samples
+    from ddpmbench.report.samples import printed_samples
 
     eight_bit = given.pop("eight_bit")
     of_checkpoint = {name: given.pop(name) for name in options.CHECKPOINT}
@@ -246,7 +246,7 @@ def fid(out: Path | None, output_format: str, **given: Any) -> None:  # noqa: AN
     from ddpmbench.evaluate.reuse import page_of
     from ddpmbench.execution.distributed import joined
     from ddpmbench.execution.features import FidelityListener
-    from ddpmbench.report.samples_text import printed_fidelity
+    from ddpmbench.report.samples import printed_fidelity
 
     with joined() as ranks:
         samples = sample_settings(given, eight_bit="round", local_rank=ranks.local_rank)

@@ -89,13 +89,13 @@ class FidReport(Shown):
     folder: Path | None
 
     def _card(self) -> Card:
-        from ddpmbench.report.samples_text import fidelity_card
+        from ddpmbench.report.samples import fidelity_card
 
         return fidelity_card(self.summary, self.folder)
 
     def _figures(self) -> Mapping[str, Draw]:
         from ddpmbench.report.fidelity import FidelityContents
-        from ddpmbench.report.fidelity_page import fid_figures
+        from ddpmbench.report.samples import fid_figures
 
         return fid_figures(FidelityContents(self))
 

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from ddpmbench.report.likelihoods import (
     ODE,
     SCHEMA,
     likelihoods_card,
-    likelihoods_figures,
+    likelihoods_figure,
     likelihoods_frame,
     published_bound,
     rows_of,
@@ -67,7 +68,7 @@ class LikelihoodsReport(Shown):
         return likelihoods_card(self.summary, self.folder)
 
     def _figures(self) -> Mapping[str, Draw]:
-        return likelihoods_figures(self.likelihoods)
+        return {"likelihoods": partial(likelihoods_figure, self.likelihoods)}
 
 
 def evaluate_likelihoods(

@@ -42,7 +42,7 @@ from ddpmbench.likelihood.ode import (
     evaluations_per_image,
 )
 from ddpmbench.report.card import Card, Draw, Shown
-from ddpmbench.report.ode import ode_card, ode_figures
+from ddpmbench.report.ode import ode_card
 from ddpmbench.report.text import raw_pixels_warning
 from ddpmbench.sanity_check.run import PreliminaryCheck
 from ddpmbench.user_code import user_errors
@@ -78,7 +78,9 @@ class OdeReport(Shown):
         return ode_card(self.summary, self.folder)
 
     def _figures(self) -> Mapping[str, Draw]:
-        return ode_figures(self.per_image)
+        from ddpmbench.report.figures.images import pairs_figure
+
+        return {"pairs": partial(pairs_figure, self.per_image)}
 
 
 def evaluate_ode(

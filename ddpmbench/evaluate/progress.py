@@ -9,8 +9,7 @@ from ddpmbench.execution.features import Cost, FidelityListener
 from ddpmbench.execution.progress import progress, tell
 from ddpmbench.execution.session import Session, session
 from ddpmbench.execution.worker import RunListener, RunProgress
-from ddpmbench.report.nll_text import bound_line
-from ddpmbench.report.text import cost_lines
+from ddpmbench.report.text import bound_line, cost_lines
 
 
 @contextlib.contextmanager

@@ -25,13 +25,13 @@ from ddpmbench.report.comparison import comparison_page
 from ddpmbench.report.contents import RunContents, read_environment, read_svgs, schema_of
 from ddpmbench.report.fidelity import FidelityContents
 from ddpmbench.report.fidelity_comparison import fidelity_comparison_page
-from ddpmbench.report.fidelity_page import fid_figures, fid_page
 from ddpmbench.report.figures.timesteps import difference_figure
 from ddpmbench.report.hugging_face import write_hugging_face
 from ddpmbench.report.likelihoods import likelihoods_page
 from ddpmbench.report.nll_page import run_figures, run_page
 from ddpmbench.report.ode import ode_page
-from ddpmbench.report.scores_page import score_page
+from ddpmbench.report.samples import fid_figures, fid_page
+from ddpmbench.report.scores import score_page
 
 PageReport: TypeAlias = (
     NllReport

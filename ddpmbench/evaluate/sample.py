@@ -131,7 +131,7 @@ class SampleReport(Shown):
     folder: Path | None
 
     def _card(self) -> Card:
-        from ddpmbench.report.samples_text import samples_card
+        from ddpmbench.report.samples import samples_card
 
         return samples_card(self.summary, self.folder)
 

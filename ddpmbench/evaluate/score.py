@@ -90,7 +90,7 @@ class ScoreReport(Shown):
         return score_card(self.summary, self.folder)
 
     def _figures(self) -> Mapping[str, Draw]:
-        from ddpmbench.report.scores_page import score_figures
+        from ddpmbench.report.scores import score_figures
 
         return score_figures(self.per_image, self.summary, self.folder)
 

@@ -4,30 +4,24 @@ from collections.abc import Mapping
 from typing import Any
 
 from ddpmbench.report.card import Card
-from ddpmbench.report.html import environment_values, rendered
-from ddpmbench.report.nll_text import in_format
-from ddpmbench.report.text import aligned, checkpoint_line, counted, fact_lines, with_interval
+from ddpmbench.report.html import rendered
+from ddpmbench.report.text import (
+    aligned,
+    checkpoint_line,
+    counted,
+    fact_lines,
+    heading,
+    images_line,
+    printed,
+    with_interval,
+)
 
 
 def printed_codec(summary: dict[str, Any], output_format: str) -> str:
-    """The summary of `compress` for standard output.
-
-    Args:
-        summary: see `evaluate.compress`.
-        output_format: "table" for reading, "json" for the object itself, "csv" for one row with
-            nested names joined by dots, "quiet" for the net bits per dimension alone.
-    """
-    return in_format(
-        summary,
-        output_format,
-        lambda: [
-            headline(summary),
-            "",
-            *aligned([["codec", "bits/dim", "seconds", "files"], *codec_rows(summary)]),
-            "",
-            *fact_lines(codec_facts(summary).items()),
-        ],
-    )
+    """The summary of `compress` for standard output; see `printed`."""
+    rows = [["codec", "bits/dim", "seconds", "files"], *codec_rows(summary)]
+    facts = fact_lines(codec_facts(summary).items())
+    return printed(summary, output_format, [headline(summary), "", *aligned(rows), "", *facts])
 
 
 def codec_card(summary: Mapping[str, Any]) -> Card:
@@ -46,10 +40,9 @@ def codec_page(summary: Mapping[str, Any]) -> str:
     return rendered(
         "codec.html.j2",
         summary=summary,
-        heading=f"{summary['checkpoint']['source']} on {_images(summary)}",
+        heading=heading(summary),
         rows=codec_rows(summary),
         facts=codec_facts(summary),
-        **environment_values(None),
     )
 
 
@@ -64,12 +57,6 @@ def codec_rows(summary: Mapping[str, Any]) -> list[list[str]]:
             bits = f"{codec['bits_per_dim']:.4f}"
             rows.append([codec["name"], bits, f"{codec['seconds']:,.1f}", files])
     return rows
-
-
-def _images(summary: Mapping[str, Any]) -> str:
-    """The image set."""
-    data = summary["data"]
-    return f"{data['source']}:{data['split']}" if data.get("split") else str(data["source"])
 
 
 def codec_facts(summary: Mapping[str, Any]) -> dict[str, str]:
@@ -95,8 +82,7 @@ def codec_facts(summary: Mapping[str, Any]) -> dict[str, str]:
         f"1 % from {summary['startup_below_one_percent_from']:,} images on",
         "timesteps": f"{len(steps)}, {summary['code_variance']} variance; "
         f"{summary['evaluations_per_image']} network evaluations per image",
-        "images": f"{summary['num_images']:,} of {_images(summary)} "
-        f"({summary['data']['sha256'][:12]})",
+        "images": images_line(summary),
         "checkpoint": checkpoint_line(summary["checkpoint"]),
         "file": f"{summary['file']}, {summary['bytes']:,} bytes; "
         f"{counted(summary['num_blocks'], 'block')}, {summary['verified_blocks']} of them decoded "

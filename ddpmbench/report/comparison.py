@@ -1,7 +1,6 @@
 """Differences between runs of `nll`: tables, the printed result and the page."""
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,14 +16,22 @@ from ddpmbench.likelihood.precision import Correction
 from ddpmbench.report.card import Card
 from ddpmbench.report.fidelity_comparison import SCHEMA as FIDELITY
 from ddpmbench.report.fidelity_comparison import printed_fidelity_comparison
-from ddpmbench.report.html import panels, rendered
-from ddpmbench.report.nll_text import conventions_line, images_line, images_name, process_line
+from ddpmbench.report.html import drawn, rendered
 from ddpmbench.report.schema import STRICT
 from ddpmbench.report.tables import NO_CORRECTION, in_bits, per_timestep, rate, widened
-from ddpmbench.report.text import digits_by, fact_lines, with_interval
+from ddpmbench.report.text import (
+    conventions_line,
+    digits_by,
+    fact_lines,
+    images_line,
+    printed,
+    process_line,
+    with_interval,
+)
 
 SCHEMA = "ddpmbench.comparison/1"
-_CAPTION = "Difference from the baseline over t"
+FIGURES = {"difference": "Difference from the baseline over t"}
+"""Captions of the figures, by name."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -117,24 +124,13 @@ def summary(frame: pd.DataFrame, baseline: dict[str, Any]) -> dict[str, Any]:
 
 
 def printed_comparison(summary: dict[str, Any], output_format: str) -> str:
-    """The summary of `compare` for standard output.
+    """The summary of `compare`, of whichever runs, for standard output; see `printed`.
 
-    Args:
-        summary: the object of the comparison's `summary.json`, of whichever runs.
-        output_format: "table", "json", "csv" with one row a run, or "quiet" for the differences
-            alone, one a line.
+    "csv" has a row a run, "quiet" the differences alone, one a line.
     """
     if summary["schema"] == FIDELITY:
         return printed_fidelity_comparison(summary, output_format)
     baseline, runs = summary["baseline"], summary["runs"]
-    match output_format:
-        case "json":
-            return json.dumps(summary, indent=2)
-        case "csv":
-            frame = pd.DataFrame([baseline, *runs]).astype({"num_evaluations": "Int64"})
-            return frame.to_csv(index=False).rstrip()
-        case "quiet":
-            return "\n".join(repr(run["difference"]) for run in runs)
     names = [baseline["run"], *(run["run"] for run in runs)]
     width = max(map(len, [*names, "run"])) + 2
     lines = [
@@ -153,14 +149,20 @@ def printed_comparison(summary: dict[str, Any], output_format: str) -> str:
     }
     if note := _precision_note(summary):
         facts["precision"] = note
-    return "\n".join([*lines, "", *fact_lines(facts.items())])
+    return printed(
+        summary,
+        output_format,
+        [*lines, "", *fact_lines(facts.items())],
+        csv=pd.DataFrame([baseline, *runs]).astype({"num_evaluations": "Int64"}),
+        quiet="\n".join(repr(run["difference"]) for run in runs),
+    )
 
 
 def comparison_card(summary: Mapping[str, Any]) -> Card:
     """What Python shows of a comparison of runs of `nll`."""
     facts = {
         **{run["run"]: _paired(run) for run in summary["runs"]},
-        "images": images_line(dict(summary)),
+        "images": images_line(summary),
         "estimator": f"{summary['estimator']}, seed {summary['seed']}",
     }
     first = summary["baseline"]["run"]
@@ -206,50 +208,40 @@ def comparison_page(
 
     Args:
         summary: the object of its `summary.json`.
-        groups: the numbers behind its figure; see `report.figures.difference`.
+        groups: the numbers behind its figure; see `report.figures.timesteps.difference_figure`.
         svgs: its figures by name.
     """
     baseline, runs = summary["baseline"], summary["runs"]
     first = baseline["run"]
     name = runs[0]["run"] if len(runs) == 1 else f"{len(runs)} runs"
-    conventions = summary["conventions"]
-    facts = {
-        "images": f"{summary['num_images']:,} of {images_name(dict(summary))} "
-        f"({summary['data']['sha256'][:12]})",
-        "process": process_line(summary),
-        "conventions": conventions_line(conventions),
-        "estimator": f"{summary['estimator']}, seed {summary['seed']}",
-    }
-    if note := _precision_note(summary):
-        facts["precision"] = note
+    note = _precision_note(summary)
     return rendered(
         "comparison_nll.html.j2",
         heading=f"{name} against {first}",
         baseline=baseline,
         runs=[{**run, **_verdict(run, first)} for run in runs],
-        facts=facts,
+        facts={
+            "images": images_line(summary),
+            "process": process_line(summary),
+            "conventions": conventions_line(summary["conventions"]),
+            "estimator": f"{summary['estimator']}, seed {summary['seed']}",
+            **({"precision": note} if note else {}),
+        },
         num_steps=num_steps(summary),
         is_continuous=summary.get("num_parts") is not None,
         groups=groups.to_dict("records"),
-        figures={"difference": panels(svgs["difference"], "difference", _CAPTION)},
-        captions={"difference": _CAPTION},
+        **drawn(svgs, FIGURES),
     )
 
 
 def _verdict(run: Mapping[str, Any], baseline: str) -> dict[str, str]:
     difference, half_width = run["difference"], run["difference_half_width"]
     if half_width is None:
-        return {
-            "word": "interval unknown",
-            "verdict": "The interval is unknown: the runs have one noise draw.",
-        }
-    if abs(difference) <= half_width:
-        return {
-            "word": "not significant",
-            "verdict": "Not significant: the interval contains 0.",
-        }
-    better, worse = (run["run"], baseline) if difference < 0 else (baseline, run["run"])
-    return {
-        "word": "better" if difference < 0 else "worse",
-        "verdict": f"{better} needs fewer bits than {worse}; the interval excludes 0.",
-    }
+        word, text = "interval unknown", "The interval is unknown: the runs have one noise draw."
+    elif abs(difference) <= half_width:
+        word, text = "not significant", "Not significant: the interval contains 0."
+    else:
+        better, worse = (run["run"], baseline) if difference < 0 else (baseline, run["run"])
+        word = "better" if difference < 0 else "worse"
+        text = f"{better} needs fewer bits than {worse}; the interval excludes 0."
+    return {"word": word, "verdict": text}

@@ -1,6 +1,5 @@
 """Differences between runs of `fid`: records, the printed table and the page."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,15 +9,15 @@ from msgspec import structs
 
 from ddpmbench.report.card import Card
 from ddpmbench.report.fidelity import reference_name
-from ddpmbench.report.html import panels, rendered
+from ddpmbench.report.html import drawn, rendered
 from ddpmbench.report.metrics import METRICS, Score, half_width_of
-from ddpmbench.report.samples_text import comparable_only, protocol_facts, reference_line
+from ddpmbench.report.samples import comparable_only, protocol_facts, reference_line
 from ddpmbench.report.schema import FidelityDifference
-from ddpmbench.report.text import aligned, fact_lines, joined
+from ddpmbench.report.text import aligned, fact_lines, joined, printed
 
 SCHEMA = "ddpmbench.compare-fid/1"
-FIGURE = ("differences", "Differences from the first run")
-"""The name of the figure, and what it shows."""
+FIGURES = {"differences": "Differences from the first run"}
+"""Captions of the figures, by name."""
 _HEAD = ("measure", "first", "this", "difference", "interval", "against")
 _INTERVALS = (
     "95 %; paired: sample i of both runs starts from the same noise; independent: no shared noise"
@@ -100,28 +99,22 @@ def differences_frame(summary: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def printed_fidelity_comparison(summary: dict[str, Any], output_format: str) -> str:
-    """The summary of a comparison of runs of `fid` for standard output.
+    """The summary of a comparison of runs of `fid` for standard output; see `printed`.
 
-    Args:
-        summary: the object of the comparison's `summary.json`.
-        output_format: "table", "json", "csv" with one row a run and measure, or "quiet" for the
-            differences of the distance from the first reference alone, one a line.
+    "csv" has a row a run and measure, "quiet" the differences of the distance from the first
+    reference alone, one a line.
     """
     runs = summary["runs"]
-    match output_format:
-        case "json":
-            return json.dumps(summary, indent=2)
-        case "csv":
-            return differences_frame(summary).to_csv(index=False).rstrip()
-        case "quiet":
-            return "\n".join(repr(run["differences"][0]["difference"]) for run in runs)
     first = summary["baseline"]["run"]
     lines = [f"{summary['name']} ({summary['protocol']['id']}), differences from {first}"]
     for run in runs:
         cells = (_cells(of, summary["name"]) for of in run["differences"])
         lines += ["", str(run["run"]), *aligned([_HEAD, *cells], gap=2)]
-    only = comparable_only(summary)
-    return "\n".join([*lines, "", *fact_lines(_facts(summary)), *(["", only] if only else [])])
+    lines += ["", *fact_lines(_facts(summary))]
+    if only := comparable_only(summary):
+        lines += ["", only]
+    quiet = "\n".join(repr(run["differences"][0]["difference"]) for run in runs)
+    return printed(summary, output_format, lines, csv=differences_frame(summary), quiet=quiet)
 
 
 def fidelity_comparison_card(summary: Mapping[str, Any]) -> Card:
@@ -136,38 +129,28 @@ def fidelity_comparison_card(summary: Mapping[str, Any]) -> Card:
 
 
 def fidelity_comparison_page(summary: Mapping[str, Any], svgs: Mapping[str, str]) -> str:
-    """The page of a comparison of runs of `fid`.
-
-    Args:
-        summary: the object of its `summary.json`.
-        svgs: its figures by name; without that of `FIGURE` the page has none.
-    """
+    """The page of a comparison of runs of `fid`; it has no figure where no difference is known."""
     first, runs, name = summary["baseline"]["run"], summary["runs"], summary["name"]
     against = runs[0]["run"] if len(runs) == 1 else f"{len(runs)} runs"
-    shown = [
-        {
-            "run": run["run"],
-            "rows": [
-                {
-                    **_scores(of, name),
-                    "how": _how(of),
-                    "word": _word(of),
-                }
-                for of in run["differences"]
-            ],
-        }
-        for run in runs
-    ]
     only = comparable_only(summary)
     return rendered(
         "comparison_fid.html.j2",
         heading=f"{against} against {first}",
         name=name,
         protocol=summary["protocol"]["id"],
-        runs=shown,
+        runs=[
+            {
+                "run": run["run"],
+                "rows": [
+                    {**_scores(of, name), "how": _how(of), "word": _word(of)}
+                    for of in run["differences"]
+                ],
+            }
+            for run in runs
+        ],
         notes=[only] if only else [],
         facts=joined(_facts(summary)),
-        figure=panels(svgs[FIGURE[0]], *FIGURE) if FIGURE[0] in svgs else None,
+        **drawn(svgs, FIGURES),
     )
 
 

@@ -146,24 +146,28 @@ UNKNOWN = "unknown"
 """What stands for a number that is not known."""
 
 
-def rendered(template: str, **values: object) -> str:
+def rendered(
+    template: str, *, environment: Mapping[str, Any] | None = None, **values: object
+) -> str:
     """A page.
 
     Args:
         template: the file's name in `report/templates`.
+        environment: the object of `environment.json`; None where there is none.
         **values: what it shows; a name that it uses and that is missing is an error.
     """
-    environment = jinja2.Environment(
+    loader = jinja2.Environment(
         loader=jinja2.PackageLoader("ddpmbench", "report/templates"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= _FILTERS
+    loader.filters |= _FILTERS
     css = (Path(__file__).parent / "templates" / "page.css").read_text(encoding="utf-8")
-    page = environment.get_template(template)
-    return page.render(css=Markup(css), version=__version__, **values)
+    shared = {"css": Markup(css), "version": __version__, "notes": []}
+    page = loader.get_template(template)
+    return page.render({**shared, **_reproducibility(environment), **values})
 
 
 def panels(svg: str, name: str, label: str) -> list[Markup]:
@@ -171,25 +175,45 @@ def panels(svg: str, name: str, label: str) -> list[Markup]:
     return [Markup(panel) for panel in inline_panels(svg, name, label)]
 
 
-def environment_values(record: Mapping[str, Any] | None) -> dict[str, object]:
-    """Values of the section on reproducibility.
+def drawn(
+    svgs: Mapping[str, str],
+    captions: Mapping[str, str],
+    strips: Mapping[str, tuple[str, str]] | None = None,
+) -> dict[str, Any]:
+    """The figures of a page as values of its template.
 
     Args:
-        record: the object of `environment.json`; None where there is none.
+        svgs: figures by name; a page leaves out those that are missing.
+        captions: of the figures, by name.
+        strips: title and text of strips of pictures, by name.
     """
+    return {
+        "captions": captions,
+        "figures": {
+            name: panels(svgs[name], name, caption) if name in svgs else None
+            for name, caption in captions.items()
+        },
+        "strips": [
+            {"title": title, "text": text, "figure": panels(svgs[name], name, title)}
+            for name, (title, text) in (strips or {}).items()
+            if name in svgs
+        ],
+    }
+
+
+def _reproducibility(record: Mapping[str, Any] | None) -> dict[str, object]:
+    """Values of the section on reproducibility."""
     if record is None:
         return {"environment": None}
-    machine = {
-        "source revision": record.get("git_revision") or "an installed package",
-        "platform": record.get("platform") or UNKNOWN,
-        "device": record.get("device") or UNKNOWN,
-    }
     arguments = record["arguments"]
-    given = arguments.get("given") or []
     return {
-        "environment": machine,
+        "environment": {
+            "source revision": record.get("git_revision") or "an installed package",
+            "platform": record.get("platform") or UNKNOWN,
+            "device": record.get("device") or UNKNOWN,
+        },
         "versions": {name: value or "not there" for name, value in record["versions"].items()},
-        "command": shlex.join(map(str, given)),
+        "command": shlex.join(map(str, arguments.get("given") or [])),
         "resolved": {
             name: "none" if value is None else value
             for name, value in (arguments.get("resolved") or {}).items()

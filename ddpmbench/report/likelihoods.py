@@ -1,27 +1,30 @@
 """The likelihoods of one checkpoint side by side: their table, as it is printed and on its page."""
 
-import json
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from matplotlib.ticker import MaxNLocator
 
 from ddpmbench.diffusion.parameterization import Process
-from ddpmbench.report.card import Card, Draw, in_folder
+from ddpmbench.report.card import Card, in_folder
 from ddpmbench.report.conventions import ALL_STEPS, BEST_CONSTANT, CONTINUOUS_TIME
-from ddpmbench.report.figures.likelihoods import likelihoods_figure
-from ddpmbench.report.html import environment_values, panels, rendered
-from ddpmbench.report.nll_text import bound_line, conventions_line, images_line, images_name
+from ddpmbench.report.figures.style import INK, Drawn, axes_panels, drawing, finish, interval
+from ddpmbench.report.html import drawn, rendered
 from ddpmbench.report.ode import solver_line
 from ddpmbench.report.schema import sanity_check_warning
 from ddpmbench.report.text import (
     aligned,
+    bound_line,
     checkpoint_line,
+    conventions_line,
     device_line,
     digits_by,
     fact_lines,
+    heading,
+    images_line,
+    printed,
     with_interval,
 )
 
@@ -36,7 +39,8 @@ COLUMNS = {
 }
 """Of `likelihoods.csv`."""
 BOUND, CONSTANT, ODE = "variational bound", "best constant variance", "probability-flow ODE"
-_CAPTION = "95 % intervals for these images (thick) and for their population (thin)"
+FIGURES = {"likelihoods": "95 % intervals for these images (thick) and for their population (thin)"}
+"""Captions of the figures, by name."""
 _PUBLISHED = {"google/ddpm-cifar10-32": "<= 3.75 (Ho et al. 2020, table 1, L_simple)"}
 """Published bounds on all of CIFAR-10's test images at T = 1000, by hub id."""
 
@@ -142,21 +146,10 @@ def rows_of(frame: pd.DataFrame) -> list[dict[Any, Any]]:
 
 
 def printed_likelihoods(summary: dict[str, Any], frame: pd.DataFrame, output_format: str) -> str:
-    """The likelihoods for standard output.
+    """The likelihoods for standard output; see `printed`.
 
-    Args:
-        summary: the object of `summary.json`.
-        frame: see `likelihoods_frame`.
-        output_format: "table" for reading, "json" for the summary, "csv" for the frame, "quiet" for
-            the numbers alone, one a line, nan where there is none.
+    "csv" is `likelihoods_frame`, "quiet" its numbers alone, one a line, nan where there is none.
     """
-    match output_format:
-        case "json":
-            return json.dumps(summary, indent=2)
-        case "csv":
-            return frame.to_csv(index=False).rstrip()
-        case "quiet":
-            return "\n".join(repr(float(value)) for value in frame.bits_per_dim)
     cells = [("likelihood", "bits/dim", "difference", "evaluations", "gradients", "convention")]
     absent = []
     for row in summary["likelihoods"]:
@@ -167,9 +160,9 @@ def printed_likelihoods(summary: dict[str, Any], frame: pd.DataFrame, output_for
         difference = "" if row["difference"] is None else _difference(row)
         cells.append((row["likelihood"], _value(row), difference, *counts, row["convention"]))
     facts = [("interval", _intervals(summary)), ("order", _order(summary))]
-    return "\n".join(
-        [*aligned(cells), "", *fact_lines([*absent, *facts, *_facts(summary).items()])]
-    )
+    lines = [*aligned(cells), "", *fact_lines([*absent, *facts, *_facts(summary).items()])]
+    quiet = "\n".join(repr(float(value)) for value in frame.bits_per_dim)
+    return printed(summary, output_format, lines, csv=frame, quiet=quiet)
 
 
 def likelihoods_card(summary: Mapping[str, Any], folder: Path | None) -> Card:
@@ -180,36 +173,55 @@ def likelihoods_card(summary: Mapping[str, Any], folder: Path | None) -> Card:
     return Card(headline, {}, in_folder({**known, **_facts(summary)}, folder))
 
 
-def likelihoods_figures(frame: pd.DataFrame) -> dict[str, Draw]:
-    """The figure by its name."""
-    return {"likelihoods": partial(likelihoods_figure, frame)}
+@drawing()
+def likelihoods_figure(frame: pd.DataFrame) -> Drawn:
+    """The likelihoods that there are, and their paired differences from the first.
+
+    A thick bar is the 95 % interval for these images, a thin one that for their population.
+
+    Args:
+        frame: see `likelihoods_frame`.
+
+    Returns:
+        The figure, and one row a likelihood.
+    """
+    table = frame[frame.bits_per_dim.notna()].drop(columns=["published", "absent"])
+    figure, (left, right) = axes_panels(2)
+    widths = table[["half_width_population", "half_width"]].to_numpy()
+    of_pairs = table[["difference_half_width"] * 2].to_numpy()
+    for k, (value, difference) in enumerate(table[["bits_per_dim", "difference"]].to_numpy()):
+        interval(left, k, value, widths[k])
+        if k:
+            interval(right, k, difference, of_pairs[k])
+    right.axvline(0, color=INK, lw=0.9, ls="--")
+    finish(left, "Likelihoods", x="bits/dim", y="")
+    finish(right, "Paired difference", x=f"bits/dim, from the {table.likelihood[0]}", y="")
+    for axes, first in ((left, 0), (right, 1)):
+        axes.grid(visible=False)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.set_yticks(range(first, len(table)), table.likelihood[first:])
+        axes.set_ylim(len(table) - 0.5, first - 0.5)
+    return figure, table.reset_index(drop=True)
 
 
 def likelihoods_page(
     summary: Mapping[str, Any], environment: Mapping[str, Any] | None, svgs: Mapping[str, str]
 ) -> str:
-    """The page of the likelihoods.
-
-    Args:
-        summary: the object of `summary.json`.
-        environment: that of `environment.json`.
-        svgs: its figure by name.
-    """
-    figure = svgs.get("likelihoods")
+    """The page of the likelihoods."""
+    first, warning = summary["likelihoods"][0], sanity_check_warning(summary)
     return rendered(
         "likelihoods.html.j2",
         summary=summary,
-        first=summary["likelihoods"][0],
-        misread=sanity_check_warning(summary),
-        heading=f"{summary['checkpoint']['source']} on {images_name(dict(summary))}",
-        digits=digits_by(summary["likelihoods"][0]["half_width"]),
+        first=first,
+        notes=[warning] if warning else [],
+        heading=heading(summary),
+        digits=digits_by(first["half_width"]),
         intervals=_intervals(summary),
         order=_order(summary).replace("<=", "\N{LESS-THAN OR EQUAL TO}"),
         published=any(row["published"] for row in summary["likelihoods"]),
         facts=_facts(summary),
-        figure=None if figure is None else panels(figure, "likelihoods", _CAPTION),
-        caption=_CAPTION,
-        **environment_values(environment),
+        environment=environment,
+        **drawn(svgs, FIGURES),
     )
 
 
@@ -246,7 +258,7 @@ def _facts(summary: Mapping[str, Any]) -> dict[str, str]:
         line += f"; {ode['dequantization']} dequantization"
         of_ode = {"ode": line + ("; x_start not clipped" if conventions["clip"] else "")}
     return {
-        "images": images_line(dict(summary)),
+        "images": images_line(summary),
         "checkpoint": checkpoint_line(summary["checkpoint"]),
         "process": f"T = {summary['num_timesteps']}, {conventions['schedule']}; the "
         "network was trained at whole timesteps only",

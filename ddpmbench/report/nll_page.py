@@ -27,17 +27,11 @@ from ddpmbench.report.figures.timesteps import (
     rate_distortion_figure,
     sub_schedules_figure,
 )
-from ddpmbench.report.html import environment_values, panels, rendered
-from ddpmbench.report.nll_text import (
-    PARTS,
-    comparable_facts,
-    curve_summary,
-    images_name,
-    num_sampled_images,
-)
+from ddpmbench.report.html import drawn, rendered
+from ddpmbench.report.nll_text import PARTS, comparable_facts, curve_summary, num_sampled_images
 from ddpmbench.report.schema import sanity_check_warning
 from ddpmbench.report.tables import uncorrected_note
-from ddpmbench.report.text import digits_by, raw_pixels_warning
+from ddpmbench.report.text import digits_by, heading, raw_pixels_warning
 
 FIGURES = {
     "bound": "Bits per timestep, and cumulative bits from T, over t",
@@ -73,7 +67,7 @@ _PARTS_OF_TIME = (
     "A part of continuous time ends at timestep u of the training and begins where the one before "
     "it ends; the network is evaluated at random places within. The first row is the decoder."
 )
-_MOST_ROWS = 4000  # of the table of timesteps, so that the page stays small
+_MOST_ROWS = 4000  # of the table of timesteps
 _COLORS = {"prior": 3, "kl": 1, "decoder": 2}
 
 
@@ -123,13 +117,12 @@ def run_page(contents: RunContents, svgs: Mapping[str, str]) -> str:
     every_pair = summary["num_images"] * num_steps(summary)
     steps = tables.per_timestep.merge(curve[["t", "rate_bits_per_dim", "distortion_rmse"]], on="t")
     is_continuous = summary.get("num_parts") is not None
-    place = "u" if is_continuous else "t"
+    notes = (raw_pixels_warning(summary), sanity_check_warning(summary))
     return rendered(
         "nll.html.j2",
         summary=summary,
-        misread=sanity_check_warning(summary),
-        worse_than_raw=raw_pixels_warning(summary),
-        data=images_name(summary),
+        notes=[note for note in notes if note],
+        heading=heading(summary),
         these=_these(summary["num_images"]),
         chance=_chance(summary),
         evaluated=_evaluated(summary),
@@ -137,7 +130,7 @@ def run_page(contents: RunContents, svgs: Mapping[str, str]) -> str:
         facts=comparable_facts(summary),
         uncorrected=uncorrected_note(summary),
         bound_parts=_bound_parts(summary),
-        half_by=_half_by(steps, summary["prior"], place),
+        half_by=_half_by(steps, summary["prior"], "u" if is_continuous else "t"),
         is_continuous=is_continuous,
         num_steps=num_steps(summary),
         points=points,
@@ -147,28 +140,17 @@ def run_page(contents: RunContents, svgs: Mapping[str, str]) -> str:
         absent=_absent(summary),
         every_pair=every_pair,
         fewer=every_pair / summary["num_evaluations"],
-        every_step=_listed(steps).to_dict("records"),
+        # Of a long schedule those that a figure shows, so that the page stays small.
+        every_step=(steps if len(steps) <= _MOST_ROWS else steps.iloc[shown(len(steps))]).to_dict(
+            "records"
+        ),
         most=TALLEST,
         digits=digits_by(summary["half_width"]),
         best_constant=_BEST_CONSTANT,
-        captions=FIGURES,
         steps_text=_steps_text(summary),
-        figures={
-            name: panels(svgs[name], name, label) if name in svgs else None
-            for name, label in FIGURES.items()
-        },
-        strips=[
-            {"title": title, "text": text, "figure": panels(svgs[name], name, title)}
-            for name, (title, text) in STRIPS.items()
-            if name in svgs
-        ],
-        **environment_values(contents.environment),
+        environment=contents.environment,
+        **drawn(svgs, FIGURES, STRIPS),
     )
-
-
-def _listed(steps: pd.DataFrame) -> pd.DataFrame:
-    """Every timestep; of a long schedule those that a figure shows."""
-    return steps if len(steps) <= _MOST_ROWS else steps.iloc[shown(len(steps))]
 
 
 # ---- sentences
@@ -245,18 +227,13 @@ def _images_text(per_image: pd.DataFrame) -> str:
 
 
 def _steps_text(summary: Mapping[str, Any]) -> str:
-    if summary.get("num_parts") is not None:
-        return f"{_steps_estimated(summary)} {_PARTS_OF_TIME}"
-    return _steps_estimated(summary)
-
-
-def _steps_estimated(summary: Mapping[str, Any]) -> str:
-    if summary["estimator"] == "every-pair":
-        return "Means over all images, with 95 % intervals from the noise draws."
-    return (
-        "Each value comes from the few images evaluated at that timestep: unbiased, but noisy, and "
-        "possibly negative. Rely on sums over timesteps."
+    text = (
+        "Means over all images, with 95 % intervals from the noise draws."
+        if summary["estimator"] == "every-pair"
+        else "Each value comes from the few images evaluated at that timestep: unbiased, but "
+        "noisy, and possibly negative. Rely on sums over timesteps."
     )
+    return text if summary.get("num_parts") is None else f"{text} {_PARTS_OF_TIME}"
 
 
 def _absent(summary: Mapping[str, Any]) -> Markup | None:

@@ -1,7 +1,9 @@
-"""A bound and its rate-distortion curve as they are printed, with what makes them comparable."""
+"""A bound and its rate-distortion curve as they are printed, with what makes them comparable.
 
-import json
-from collections.abc import Callable, Mapping
+A summary is the object of `summary.json`.
+"""
+
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,15 @@ from ddpmbench.diffusion.data_range import UNIT_RANGE
 from ddpmbench.report.card import Card, in_folder
 from ddpmbench.report.tables import correction_line, uncorrected_note
 from ddpmbench.report.text import (
+    bound_line,
     checkpoint_line,
-    data_range_words,
+    conventions_line,
     device_line,
     digits_by,
     fact_lines,
+    images_line,
+    printed,
+    process_line,
     unpadded,
     with_data_range,
     with_interval,
@@ -31,36 +37,9 @@ LARGE_PRIOR = 0.1
 
 
 def printed_nll(summary: dict[str, Any], output_format: str) -> str:
-    """The summary of `nll` for standard output.
-
-    Args:
-        summary: the object of `summary.json`.
-        output_format: "table" for reading, "json" for the object itself, "csv" for one row with
-            nested names joined by dots, "quiet" for the number alone.
-    """
-    return in_format(
-        summary,
-        output_format,
-        lambda: [headline(summary), "", *_parts(summary), "", *comparability(summary)],
-    )
-
-
-def in_format(summary: dict[str, Any], output_format: str, table: Callable[[], list[str]]) -> str:
-    """A summary that has a value `bits_per_dim`, as `printed_nll` takes the formats.
-
-    Args:
-        summary: the object of `summary.json`.
-        output_format: "table", "json", "csv" or "quiet".
-        table: returns the lines of "table".
-    """
-    match output_format:
-        case "json":
-            return json.dumps(summary, indent=2)
-        case "csv":
-            return pd.json_normalize(summary).to_csv(index=False).rstrip()
-        case "quiet":
-            return repr(summary["bits_per_dim"])
-    return "\n".join(table())
+    """The bound for standard output; see `printed`."""
+    lines = [headline(summary), "", *_parts(summary), "", *comparability(summary)]
+    return printed(summary, output_format, lines)
 
 
 def bound_card(summary: Mapping[str, Any], folder: Path | None) -> Card:
@@ -84,11 +63,6 @@ def _bound(summary: dict[str, Any], name: str) -> str:
 def headline(summary: dict[str, Any]) -> str:
     """The bound and its interval in one line."""
     return bound_line(summary["bits_per_dim"], summary["half_width"])
-
-
-def bound_line(value: float, half_width: float | None) -> str:
-    """A bound and its interval, bits per dimension."""
-    return f"NLL <= {with_interval(value, half_width)} bits/dim"
 
 
 def _parts(summary: dict[str, Any]) -> list[str]:
@@ -132,13 +106,6 @@ def comparable_facts(summary: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def process_line(summary: Mapping[str, Any]) -> str:
-    """The timesteps of a run or a comparison, and their schedule."""
-    line = f"T = {summary['num_timesteps']}, {summary['conventions']['schedule']}"
-    parts = summary.get("num_parts")
-    return line if parts is None else f"{line} from t = 1 to T, in {parts:,} parts"
-
-
 def _padding_line(summary: dict[str, Any]) -> dict[str, str]:
     of_images = unpadded(summary)
     if of_images is None:
@@ -147,34 +114,6 @@ def _padding_line(summary: dict[str, Any]) -> dict[str, str]:
     before, after = (f"{width}x{height}" for height, width in (padding["from"], padding["to"]))
     value = with_interval(of_images["bits_per_dim"] or 0.0, of_images["half_width"])
     return {"padding": f"{before} to {after} with black; <= {value} bits per dimension of {before}"}
-
-
-def conventions_line(conventions: Mapping[str, Any]) -> str:
-    """What two bounds of one network can differ in, in words.
-
-    Args:
-        conventions: of the `summary.json` of a run or a comparison.
-    """
-    parts = [
-        conventions["prediction"],
-        conventions["variance"],
-        "clip" if conventions["clip"] else "no clip",
-        f"{conventions['decoder']} decoder",
-        *data_range_words(conventions),
-    ]
-    return ", ".join(parts)
-
-
-def images_name(summary: dict[str, Any]) -> str:
-    """The image set, as `--data` names it."""
-    data = summary["data"]
-    return f"{data['source']}:{data['split']}" if data["split"] else str(data["source"])
-
-
-def images_line(summary: dict[str, Any]) -> str:
-    """How many images of which set."""
-    sha256 = summary["data"]["sha256"][:12]
-    return f"{summary['num_images']:,} of {images_name(summary)} ({sha256})"
 
 
 def num_sampled_images(summary: Mapping[str, Any]) -> int:
@@ -254,7 +193,7 @@ def curve_card(summary: Mapping[str, Any], folder: Path | None) -> Card:
     }
     rate, rmse = next(iter(shown.values()))
     facts = {
-        "images": images_line(dict(summary)),
+        "images": images_line(summary),
         "checkpoint": checkpoint_line(summary["checkpoint"]),
     }
     numbers = {name: f"{bits}, RMSE {value}" for name, (bits, value) in shown.items()}
@@ -271,13 +210,6 @@ def printed_rate_distortion(summary: dict[str, Any], curve: pd.DataFrame, form: 
             "quiet" for the whole rate and the distortion at its end.
     """
     rows = summary["curve"]
-    match form:
-        case "json":
-            return json.dumps(summary, indent=2)
-        case "csv":
-            return curve.to_csv(index=False).rstrip()
-        case "quiet":
-            return f"{rows[0]['rate_bits_per_dim']!r} {rows[0]['distortion_rmse']!r}"
     published = "published_rate_bits_per_dim" in rows[0]
     head = f"{'steps':>6}{'rate, bits/dim':>22}{'RMSE':>20}{'of mean MSE':>13}{'PSNR':>8}"
     if published:
@@ -297,7 +229,13 @@ def printed_rate_distortion(summary: dict[str, Any], curve: pd.DataFrame, form: 
         "RMSE: of pixels on 0..255",
         f"lossless with the decoder's {summary['decoder']:.4f} bits/dim on top",
     ]
-    return "\n".join([*lines, "", *facts, "", *comparability(summary)])
+    return printed(
+        summary,
+        form,
+        [*lines, "", *facts, "", *comparability(summary)],
+        csv=curve,
+        quiet=f"{rows[0]['rate_bits_per_dim']!r} {rows[0]['distortion_rmse']!r}",
+    )
 
 
 def _value(value: float | None, digits: int, standard_error: float | None = None) -> str:

@@ -1,42 +1,35 @@
 """The likelihood of an ODE as it is printed and on its page, with what makes it comparable."""
 
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from ddpmbench.diffusion.parameterization import Process
-from ddpmbench.report.card import Card, Draw
-from ddpmbench.report.figures.images import pairs_figure
-from ddpmbench.report.html import environment_values, panels, rendered
-from ddpmbench.report.nll_text import conventions_line, images_line, images_name, in_format
+from ddpmbench.report.card import Card
+from ddpmbench.report.html import drawn, rendered
 from ddpmbench.report.schema import sanity_check_warning
 from ddpmbench.report.text import (
     checkpoint_line,
+    conventions_line,
     device_line,
     digits_by,
     fact_lines,
+    heading,
+    images_line,
+    printed,
     with_interval,
 )
 
-_CAPTION = "Bits per image of the ODE over those of the variational bound, and their differences"
+FIGURES = {
+    "pairs": "Bits per image of the ODE over those of the variational bound, and their differences"
+}
+"""Captions of the figures, by name."""
 
 
 def printed_ode(summary: dict[str, Any], output_format: str) -> str:
-    """The summary of `ode` for standard output.
-
-    Args:
-        summary: the object of `summary.json`.
-        output_format: "table" for reading, "json" for the object itself, "csv" for one row with
-            nested names joined by dots, "quiet" for the number alone.
-    """
-    return in_format(
-        summary,
-        output_format,
-        lambda: [_headline(summary), "", *fact_lines(_facts(summary).items())],
-    )
+    """The summary of `ode` for standard output; see `printed`."""
+    lines = [_headline(summary), "", *fact_lines(_facts(summary).items())]
+    return printed(summary, output_format, lines)
 
 
 def ode_card(summary: Mapping[str, Any], folder: Path | None) -> Card:
@@ -47,38 +40,22 @@ def ode_card(summary: Mapping[str, Any], folder: Path | None) -> Card:
     return Card(_headline(summary), {}, facts)
 
 
-def ode_figures(per_image: pd.DataFrame) -> dict[str, Draw]:
-    """The figures of a run of `ode` by name.
-
-    Args:
-        per_image: see `evaluate.ode.OdeReport`.
-    """
-    return {"pairs": partial(pairs_figure, per_image)}
-
-
 def ode_page(
     summary: Mapping[str, Any], environment: Mapping[str, Any] | None, svgs: Mapping[str, str]
 ) -> str:
-    """The page of a finished run of `ode`.
-
-    Args:
-        summary: the object of `summary.json`.
-        environment: that of `environment.json`.
-        svgs: its figures by name.
-    """
-    own = summary["half_width"]
-    half_width = summary["half_width_population"] if own is None else own
+    """The page of a finished run of `ode`."""
+    half_width = _half_width(summary)
+    warning = sanity_check_warning(summary)
     return rendered(
         "ode.html.j2",
         summary=summary,
-        misread=sanity_check_warning(summary),
-        heading=f"{summary['checkpoint']['source']} on {images_name(dict(summary))}",
+        notes=[warning] if warning else [],
+        heading=heading(summary),
         half_width=half_width,
         digits=digits_by(half_width),
         facts=_facts(summary),
-        figure=panels(svgs["pairs"], "pairs", _CAPTION) if "pairs" in svgs else None,
-        caption=_CAPTION,
-        **environment_values(environment),
+        environment=environment,
+        **drawn(svgs, FIGURES),
     )
 
 
@@ -94,10 +71,14 @@ def solver_line(settings: Mapping[str, Any], solver_error: float) -> str:
 
 
 def _headline(summary: Mapping[str, Any]) -> str:
-    half_width = summary["half_width"]
-    if half_width is None:
-        half_width = summary["half_width_population"]
-    return f"NLL of the ODE <= {with_interval(summary['bits_per_dim'], half_width)} bits/dim"
+    value = with_interval(summary["bits_per_dim"], _half_width(summary))
+    return f"NLL of the ODE <= {value} bits/dim"
+
+
+def _half_width(summary: Mapping[str, Any]) -> float | None:
+    """For these images; of a sample of them, that for their population."""
+    own: float | None = summary["half_width"]
+    return summary["half_width_population"] if own is None else own
 
 
 def _facts(summary: Mapping[str, Any]) -> dict[str, str]:
@@ -111,7 +92,7 @@ def _facts(summary: Mapping[str, Any]) -> dict[str, str]:
         "solver": solver_line(summary["ode"], summary["solver_error"]),
         "pixels": f"{summary['ode']['dequantization']} dequantization; x_T is {prior}, as in "
         "the bound",
-        "images": images_line(dict(summary)) + f"; the ODE of {summary['num_ode_images']:,}",
+        "images": images_line(summary) + f"; the ODE of {summary['num_ode_images']:,}",
         "checkpoint": checkpoint_line(summary["checkpoint"]),
         "process": f"T = {summary['num_timesteps']}, {summary['conventions']['schedule']}; the "
         "network was trained at whole timesteps only",

@@ -1,9 +1,9 @@
-"""The scores of images as tables, and as they are printed."""
+"""The scores of images: their tables, as they are printed, and their page."""
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,24 @@ from numpy.typing import NDArray
 from ddpmbench.data.images import ImageSet
 from ddpmbench.diffusion.data_range import NATS_PER_BIT
 from ddpmbench.likelihood.image_scores import ImageScores, auroc, mean_difference
-from ddpmbench.report.card import Card, in_folder
-from ddpmbench.report.nll_text import bound_line, conventions_line, images_line, images_name
+from ddpmbench.report.card import Card, Draw, in_folder
+from ddpmbench.report.contents import read_environment, read_extremes
+from ddpmbench.report.figures.images import extremes_figure, scores_figure
+from ddpmbench.report.html import drawn, rendered
+from ddpmbench.report.schema import sanity_check_warning
 from ddpmbench.report.text import (
     aligned,
+    bound_line,
     checkpoint_line,
+    conventions_line,
     counted,
     device_line,
     digits_by,
     fact_lines,
+    images_line,
+    images_name,
+    printed,
+    process_line,
     raw_pixels_warning,
     with_interval,
 )
@@ -138,21 +147,10 @@ def _known(value: float) -> float | None:
 
 
 def printed_scores(summary: dict[str, Any], per_image: pd.DataFrame, output_format: str) -> str:
-    """The result of `score` for standard output.
+    """The result of `score` for standard output; see `printed`.
 
-    Args:
-        summary: the object of `summary.json`.
-        per_image: one row an image.
-        output_format: "table" for reading, "json" for the object itself, "csv" for a row an image,
-            "quiet" for the mean of each set, a line each.
+    "csv" has a row an image, "quiet" the mean of each set, a line each.
     """
-    match output_format:
-        case "json":
-            return json.dumps(summary, indent=2)
-        case "csv":
-            return per_image.to_csv(index=False).rstrip()
-        case "quiet":
-            return "\n".join(repr(of["bits_per_dim"]) for of in summary["sets"])
     rows = [["set", "images", "bits/dim", "population", "an image", "code length", "nearest"]]
     for name, of in zip(SETS, summary["sets"], strict=False):
         bound = with_interval(of["bits_per_dim"], of["half_width"])
@@ -177,7 +175,9 @@ def printed_scores(summary: dict[str, Any], per_image: pd.DataFrame, output_form
         lines[-1:] = [f"nearest: {NEAREST}", ""]
         lines += [*fact_lines(compared(summary["comparison"]).items()), ""]
         lines += [verdict(summary["comparison"]), SIMPLE_IMAGES, ""]
-    return "\n".join([*lines, *fact_lines(score_facts(summary).items())])
+    lines += fact_lines(score_facts(summary).items())
+    quiet = "\n".join(repr(of["bits_per_dim"]) for of in summary["sets"])
+    return printed(summary, output_format, lines, csv=per_image, quiet=quiet)
 
 
 def score_card(summary: Mapping[str, Any], folder: Path | None) -> Card:
@@ -199,11 +199,7 @@ def headline(summary: Mapping[str, Any]) -> str:
 
 
 def compared(comparison: Mapping[str, Any]) -> dict[str, str]:
-    """What a comparison says, by name.
-
-    Args:
-        comparison: `comparison` of a summary.
-    """
+    """What `comparison` of a summary says, by name."""
     named = f": {GAP}" if comparison["name"] == GAP else ""
     nearest = comparison["auroc_nearest"]
     return {
@@ -220,9 +216,6 @@ def verdict(comparison: Mapping[str, Any]) -> str:
 
     A generalization gap is judged less the code length: if one set is simpler by chance, the raw
     difference has that in it, and its interval is wider.
-
-    Args:
-        comparison: `comparison` of a summary.
     """
     is_gap = comparison["name"] == GAP
     judged = comparison["corrected"] if is_gap else comparison
@@ -282,16 +275,78 @@ def _area(area: Mapping[str, float] | None) -> str:
 
 def score_facts(summary: dict[str, Any]) -> dict[str, str]:
     """What makes the scores comparable, by name."""
-    sets, conventions = summary["sets"], summary["conventions"]
+    sets = summary["sets"]
     return {
         **{
             "images" if len(sets) == 1 else f"images {name}": images_line(of)
             for name, of in zip(SETS, sets, strict=False)
         },
         "checkpoint": checkpoint_line(summary["checkpoint"]),
-        "process": f"T = {summary['num_timesteps']}, {conventions['schedule']}",
-        "conventions": conventions_line(conventions),
+        "process": process_line(summary),
+        "conventions": conventions_line(summary["conventions"]),
         "evaluations": f"{summary['evaluations_per_image']} an image, "
         f"{summary['num_evaluations']:,} in all, seed {summary['seed']}",
         "device": f"{device_line(summary)}, {summary['seconds']:.0f} s",
     }
+
+
+# ---- the page
+
+FIGURES = {
+    "scores": "Distribution of the bits per image, raw and less the code length",
+    "extremes": "Images with the fewest and the most bits",
+}
+"""Captions of the figures, by name."""
+
+
+def score_figures(
+    per_image: pd.DataFrame, summary: Mapping[str, Any], folder: Path | None
+) -> dict[str, Draw]:
+    """The figures of a run of `score` by name; one that is kept in memory has no pictures.
+
+    Raises:
+        InputError: the pictures are damaged.
+    """
+    figures: dict[str, Draw] = {"scores": partial(scores_figure, per_image)}
+    if folder is None:
+        return figures
+    extremes = {
+        name: read_extremes(folder / file, of["num_images"])
+        for name, file, of in zip(SETS, EXTREMES, summary["sets"], strict=False)
+    }
+    if shown := {name: of for name, of in extremes.items() if of is not None}:
+        figures["extremes"] = partial(extremes_figure, per_image, shown)
+    return figures
+
+
+def score_page(summary: Mapping[str, Any], folder: Path, svgs: Mapping[str, str]) -> str:
+    """The page of a finished run of `score`."""
+    comparison, sets = summary["comparison"], summary["sets"]
+    names, warning = [images_name(of) for of in sets], sanity_check_warning(summary)
+    return rendered(
+        "score.html.j2",
+        summary=summary,
+        sets=list(zip(SETS, sets, names, strict=False)),
+        comparison=comparison,
+        notes=[*([warning] if warning else []), *score_warnings(summary)],
+        heading=f"{summary['checkpoint']['source']} on {' and '.join(names)}",
+        verdict=None if comparison is None else verdict(comparison),
+        p_words=p_words,
+        rows=[] if comparison is None else _rows(comparison),
+        nearest=NEAREST,
+        simple_images=SIMPLE_IMAGES,
+        facts=score_facts(dict(summary)),
+        environment=read_environment(folder),
+        **drawn(svgs, FIGURES),
+    )
+
+
+def _rows(comparison: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any] | None, Any]]:
+    """One a score: what it is, the difference of the means, and the area under the ROC curve."""
+    nearest = "distance to the nearest other image of A, without the model"
+    corrected = comparison["corrected"]
+    return [
+        ("bits/dim", comparison, comparison["auroc"]),
+        ("bits/dim less the code length", corrected, comparison["auroc_corrected"]),
+        (nearest, None, comparison["auroc_nearest"]),
+    ]

@@ -1,9 +1,12 @@
 """Words and numbers that several results share."""
 
+import json
 import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+import pandas as pd
 
 from ddpmbench.diffusion.data_range import UNIT_RANGE
 
@@ -12,6 +15,9 @@ if TYPE_CHECKING:
 
 MOST_DIGITS = 4
 """After the point, of bits per dimension."""
+
+
+# ---- numbers
 
 
 def digits_by(half_width: float | None, most: int = MOST_DIGITS) -> int:
@@ -30,31 +36,70 @@ def with_interval(
     return f"{value:{sign},.{digits}f}{interval}"
 
 
-def checkpoint_line(checkpoint: Mapping[str, Any]) -> str:
-    """A checkpoint as the printed results name it: where it came from, and what the file is.
-
-    Args:
-        checkpoint: `checkpoint` of a summary. Whether its weights are averaged over the training
-            stands there where that is known.
-    """
-    kind = checkpoint.get("weights")
-    kinds = [checkpoint["family"], *([kind] if kind else []), checkpoint["sha256"][:12]]
-    return f"{checkpoint['source']} ({', '.join(kinds)})"
+def bound_line(value: float, half_width: float | None) -> str:
+    """A bound and its interval, bits per dimension."""
+    return f"NLL <= {with_interval(value, half_width)} bits/dim"
 
 
-def device_line(summary: Mapping[str, Any]) -> str:
-    """The devices and the engine of a run; where no network of a checkpoint ran, its precision."""
-    # In a summary of fid, `precision` is the score of that name.
-    precision = summary.get("compute_precision") or summary["precision"]
-    return f"{summary['device']}, {summary.get('engine') or precision}"
+def duration(seconds: float) -> str:
+    """A time in words, to two figures."""
+    if seconds < 99:
+        return f"{seconds:.0f} s"
+    minutes = seconds / 60
+    if minutes < 99:
+        return f"{minutes:.0f} min"
+    hours = minutes / 60
+    return f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.1f} days"
 
+
+def counted(number: int, what: str) -> str:
+    """So many of a thing."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def timesteps_of(visited: int, trained: int) -> str:
+    """How many timesteps a model visits: `50 of 1,000`, or `2,000 for 1,000`."""
+    if visited == trained:
+        return f"{visited:,}"
+    return f"{visited:,} {'of' if visited < trained else 'for'} {trained:,}"
+
+
+# ---- lines of what is printed
 
 LABEL, INDENT = 12, " " * 12
 """Columns of a name, and what stands in their place below it."""
 
 
+def printed(
+    summary: dict[str, Any],
+    output_format: str,
+    table: Sequence[str],
+    *,
+    csv: pd.DataFrame | None = None,
+    quiet: str | None = None,
+) -> str:
+    """A result for standard output.
+
+    Args:
+        summary: the object of `summary.json`.
+        output_format: "table" for reading, "json" for the summary, "csv" or "quiet".
+        table: the lines of "table".
+        csv: None for one row of the summary, with nested names joined by dots.
+        quiet: None for `bits_per_dim`.
+    """
+    match output_format:
+        case "json":
+            return json.dumps(summary, indent=2)
+        case "csv":
+            frame = pd.json_normalize(summary) if csv is None else csv
+            return frame.to_csv(index=False).rstrip()
+        case "quiet":
+            return repr(summary["bits_per_dim"]) if quiet is None else quiet
+    return "\n".join(table)
+
+
 def fact(name: str, value: str, width: int) -> list[str]:
-    """A name and what it is, whose further lines stand below their first."""
+    """A name and its value, whose further lines stand below their first."""
     return textwrap.wrap(
         value,
         width,
@@ -66,7 +111,7 @@ def fact(name: str, value: str, width: int) -> list[str]:
 
 
 def fact_lines(facts: Iterable[tuple[str, str]]) -> list[str]:
-    """Names and what they are, a line each."""
+    """Names and their values, a line each."""
     return [f"{name:<{LABEL}}{value}" for name, value in facts]
 
 
@@ -94,15 +139,121 @@ def joined(facts: Sequence[tuple[str, str]]) -> dict[str, str]:
     return together
 
 
-def counted(number: int, what: str) -> str:
-    """So many of a thing."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
-
-
 def listed(names: Sequence[str]) -> str:
     """Names as they are written in a sentence."""
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
+
+# ---- what makes a number comparable; a summary is the object of `summary.json`
+
+
+def checkpoint_line(checkpoint: Mapping[str, Any]) -> str:
+    """Where a checkpoint came from, its family, which weights it has if known, and its checksum."""
+    kind = checkpoint.get("weights")
+    kinds = [checkpoint["family"], *([kind] if kind else []), checkpoint["sha256"][:12]]
+    return f"{checkpoint['source']} ({', '.join(kinds)})"
+
+
+def device_line(summary: Mapping[str, Any]) -> str:
+    """The devices and the engine of a run; where no network of a checkpoint ran, its precision."""
+    # In a summary of fid, `precision` is the score of that name.
+    precision = summary.get("compute_precision") or summary["precision"]
+    return f"{summary['device']}, {summary.get('engine') or precision}"
+
+
+def images_name(summary: Mapping[str, Any]) -> str:
+    """The image set, as `--data` names it."""
+    data = summary["data"]
+    return f"{data['source']}:{data['split']}" if data.get("split") else str(data["source"])
+
+
+def images_line(summary: Mapping[str, Any]) -> str:
+    """How many images of which set."""
+    sha256 = summary["data"]["sha256"][:12]
+    return f"{summary['num_images']:,} of {images_name(summary)} ({sha256})"
+
+
+def heading(summary: Mapping[str, Any]) -> str:
+    """The heading of a page: a checkpoint on an image set."""
+    return f"{summary['checkpoint']['source']} on {images_name(summary)}"
+
+
+def process_line(summary: Mapping[str, Any]) -> str:
+    """The timesteps of a run or a comparison, and their schedule."""
+    line = f"T = {summary['num_timesteps']}, {summary['conventions']['schedule']}"
+    parts = summary.get("num_parts")
+    return line if parts is None else f"{line} from t = 1 to T, in {parts:,} parts"
+
+
+def conventions_line(conventions: Mapping[str, Any]) -> str:
+    """The conventions in which two bounds of one network can differ."""
+    parts = [
+        conventions["prediction"],
+        conventions["variance"],
+        "clip" if conventions["clip"] else "no clip",
+        f"{conventions['decoder']} decoder",
+        *data_range_words(conventions),
+    ]
+    return ", ".join(parts)
+
+
+def with_data_range(record: Mapping[str, Any]) -> dict[str, Any]:
+    """`conventions` of a run or `sampler` of samples; results of earlier versions name no range."""
+    return {**UNIT_RANGE.record, **record}
+
+
+def data_range_words(record: Mapping[str, Any]) -> list[str]:
+    """The range, see `with_data_range`; nothing where it is [-1, 1] with 256 levels."""
+    conventions = with_data_range(record)
+    if all(conventions[name] == value for name, value in UNIT_RANGE.record.items()):
+        return []
+    return [f"data in {conventions['data_range']}, {conventions['levels']} levels"]
+
+
+def unpadded(summary: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """A bound per dimension of the images before they were padded; None if they were not.
+
+    The bits of a padded image are those of the image and of its border, so that they bound the
+    image's: b' = b (H_pad W_pad) / (H W).
+    """
+    padding = summary["data"].get("padding")
+    if padding is None:
+        return None
+    ratio = math.prod(padding["to"]) / math.prod(padding["from"])
+    half_width = summary["half_width"]
+    return {
+        "bits_per_dim": ratio * summary["bits_per_dim"],
+        "half_width": None if half_width is None else ratio * half_width,
+    }
+
+
+def is_worse_than_raw_pixels(summary: Mapping[str, Any]) -> bool:
+    """Whether the lower end of a bound's interval is above log2(levels) bits/dim.
+
+    For padded images, the bound per dimension of the original images counts: a constant border
+    costs nothing.
+    """
+    bound = unpadded(summary) or summary
+    raw = _raw_bits_per_dim(summary)
+    return bool(bound["bits_per_dim"] - (bound["half_width"] or 0.0) > raw)
+
+
+def raw_pixels_warning(summary: Mapping[str, Any]) -> str | None:
+    """A warning for a bound that is worse than sending raw pixels; None for any other."""
+    if not is_worse_than_raw_pixels(summary):
+        return None
+    return (
+        f"worse than sending raw pixels ({_raw_bits_per_dim(summary):.4g} bits/dim); likely "
+        "causes: an untrained or damaged checkpoint, wrong settings of the checkpoint (schedule, "
+        "prediction, time input, data range), or images of another data set"
+    )
+
+
+def _raw_bits_per_dim(summary: Mapping[str, Any]) -> float:
+    return math.log2(with_data_range(summary["conventions"])["levels"])
+
+
+# ---- the cost of a run of fid
 
 _STEPS, _SAMPLES = (250, 100, 50), (10_000, 5_000)
 
@@ -140,95 +291,3 @@ def cost_lines(cost: "Cost") -> list[str]:
 
 def _listed(options: Iterable[tuple[str, float]]) -> str:
     return ", ".join(f"{option} {duration(seconds)}" for option, seconds in options)
-
-
-def duration(seconds: float) -> str:
-    """A time in words, to two figures."""
-    if seconds < 99:
-        return f"{seconds:.0f} s"
-    minutes = seconds / 60
-    if minutes < 99:
-        return f"{minutes:.0f} min"
-    hours = minutes / 60
-    return f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.1f} days"
-
-
-def with_data_range(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The record with what one of before does not say.
-
-    Args:
-        record: `conventions` of a run, or `sampler` of samples.
-    """
-    return {**UNIT_RANGE.record, **record}
-
-
-def data_range_words(record: Mapping[str, Any]) -> list[str]:
-    """What to print of the range: nothing where it is [-1, 1] with 256 levels, else one thing.
-
-    Args:
-        record: see `with_data_range`.
-    """
-    conventions = with_data_range(record)
-    if all(conventions[name] == value for name, value in UNIT_RANGE.record.items()):
-        return []
-    return [f"data in {conventions['data_range']}, {conventions['levels']} levels"]
-
-
-def is_worse_than_raw_pixels(summary: Mapping[str, Any]) -> bool:
-    """Whether the lower end of a bound's interval is above log2(levels) bits/dim.
-
-    For padded images, the bound per dimension of the original images counts: a constant border
-    costs nothing.
-
-    Args:
-        summary: the object of `summary.json` of a run of `nll`.
-    """
-    bound = unpadded(summary) or summary
-    raw = _raw_bits_per_dim(summary)
-    return bool(bound["bits_per_dim"] - (bound["half_width"] or 0.0) > raw)
-
-
-def raw_pixels_warning(summary: Mapping[str, Any]) -> str | None:
-    """A warning for a bound that is worse than sending raw pixels; None for any other.
-
-    Args:
-        summary: see `is_worse_than_raw_pixels`.
-    """
-    if not is_worse_than_raw_pixels(summary):
-        return None
-    return (
-        f"worse than sending raw pixels ({_raw_bits_per_dim(summary):.4g} bits/dim); likely "
-        "causes: an untrained or damaged checkpoint, wrong settings of the checkpoint (schedule, "
-        "prediction, time input, data range), or images of another data set"
-    )
-
-
-def _raw_bits_per_dim(summary: Mapping[str, Any]) -> float:
-    return math.log2(with_data_range(summary["conventions"])["levels"])
-
-
-def unpadded(summary: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """A bound per dimension of the images before they were padded; None if they were not.
-
-    The bits of a padded image are those of the image and of its border, so that they bound the
-    image's: b' = b (H_pad W_pad) / (H W).
-
-    Args:
-        summary: see `is_worse_than_raw_pixels`.
-    """
-    padding = summary["data"].get("padding")
-    if padding is None:
-        return None
-    ratio = math.prod(padding["to"]) / math.prod(padding["from"])
-    half_width = summary["half_width"]
-    return {
-        "bits_per_dim": ratio * summary["bits_per_dim"],
-        "half_width": None if half_width is None else ratio * half_width,
-    }
-
-
-def timesteps_of(visited: int, trained: int) -> str:
-    """How many timesteps a model visits: `50 of 1,000`, or `2,000 for 1,000`."""
-    if visited == trained:
-        return f"{visited:,}"
-    return f"{visited:,} {'of' if visited < trained else 'for'} {trained:,}"

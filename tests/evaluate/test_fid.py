@@ -19,7 +19,7 @@ from ddpmbench.evaluate.fid import load_reference
 from ddpmbench.execution import features as quality
 from ddpmbench.execution import worker
 from ddpmbench.execution.engine import Engine
-from ddpmbench.report.samples_text import fidelity_facts
+from ddpmbench.report.samples import fidelity_facts
 from ddpmbench.samples.feature_networks import FeatureNetwork, load_feature_network
 from ddpmbench.samples.frechet import frechet_distance, frechet_infinity
 from ddpmbench.samples.scores import PROTOCOLS

@@ -14,7 +14,7 @@ from ddpmbench.diffusion.data_range import UNIT_RANGE, DataRange
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.errors import InputError
 from ddpmbench.report import conventions as convention_tables
-from ddpmbench.report.nll_text import conventions_line
+from ddpmbench.report.text import conventions_line
 from ddpmbench.samples.samplers import SamplerChoice
 
 PAIRS = {"estimator": "every-pair", "draws": 2}

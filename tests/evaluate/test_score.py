@@ -19,8 +19,7 @@ from ddpmbench import ImageSet, NoiseSchedule
 from ddpmbench.likelihood.image_features import code_length
 from ddpmbench.likelihood.image_scores import PerImageDesign, estimate_image_scores
 from ddpmbench.likelihood.terms import TermsPass
-from ddpmbench.report.scores import printed_scores, verdict
-from ddpmbench.report.scores_page import score_page
+from ddpmbench.report.scores import printed_scores, score_page, verdict
 from ddpmbench.report.text import digits_by
 
 CPU = torch.device("cpu")

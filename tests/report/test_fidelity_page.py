@@ -10,7 +10,7 @@ from test_page import SVG, words
 
 from ddpmbench.evaluate.fid import FidReport
 from ddpmbench.report.fidelity import FidelityContents
-from ddpmbench.report.fidelity_page import FIGURES, STRIPS, fid_page
+from ddpmbench.report.samples import FIGURES, STRIPS, fid_page
 from ddpmbench.report.text import joined
 
 ALL = dict.fromkeys([*FIGURES, *STRIPS], SVG)

@@ -9,7 +9,7 @@ import pytest
 from fidelity_folders import HASH, of_another_network, reference, summary
 
 from ddpmbench.report.metrics import AGAINST_REFERENCE, METRICS
-from ddpmbench.report.samples_text import (
+from ddpmbench.report.samples import (
     comparable_only,
     fidelity_facts,
     headline,

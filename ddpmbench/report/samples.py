@@ -1,15 +1,22 @@
-"""Samples and their scores as they are printed, with what makes them comparable."""
+"""Samples and their scores: as they are printed, and the page of a run of `fid`.
 
-import json
+A summary is the object of `summary.json`.
+"""
+
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from ddpmbench.report.card import Card, in_folder
-from ddpmbench.report.fidelity import reference_name
-from ddpmbench.report.metrics import AGAINST_REFERENCE, WITHOUT_REFERENCE, Score
+from ddpmbench.report.card import Card, Draw, in_folder
+from ddpmbench.report.fidelity import FidelityContents, reference_name
+from ddpmbench.report.figures.fidelity import against_n_figure
+from ddpmbench.report.figures.images import per_image_figure
+from ddpmbench.report.figures.pictures import nearest_figure, samples_figure
+from ddpmbench.report.html import drawn, rendered
+from ddpmbench.report.metrics import AGAINST_REFERENCE, METRICS, WITHOUT_REFERENCE, Score, label
+from ddpmbench.report.schema import sanity_check_warning
 from ddpmbench.report.text import (
     aligned,
     checkpoint_line,
@@ -18,26 +25,16 @@ from ddpmbench.report.text import (
     device_line,
     fact_lines,
     joined,
+    printed,
     timesteps_of,
 )
 
 
 def printed_samples(summary: dict[str, Any], path: Path, output_format: str) -> str:
-    """The summary of `sample` for standard output.
-
-    Args:
-        summary: the object of `summary.json`.
-        path: of the samples.
-        output_format: "table" for reading, "json" for the object itself, "quiet" for the path
-            alone.
-    """
-    match output_format:
-        case "json":
-            return json.dumps(summary, indent=2)
-        case "quiet":
-            return str(path)
-    lines = fact_lines(samples_facts(summary).items())
-    return "\n".join([f"{samples_headline(summary)}: {path}", "", *lines])
+    """The summary of `sample` for standard output; "quiet" is the path of the samples."""
+    facts = fact_lines(samples_facts(summary).items())
+    lines = [f"{samples_headline(summary)}: {path}", "", *facts]
+    return printed(summary, output_format, lines, quiet=str(path))
 
 
 def samples_card(summary: dict[str, Any], folder: Path | None) -> Card:
@@ -135,25 +132,13 @@ def comparable_only(summary: Mapping[str, Any]) -> str | None:
 
 
 def printed_fidelity(summary: dict[str, Any], output_format: str) -> str:
-    """The summary of `fid` for standard output.
-
-    Args:
-        summary: the object of `summary.json`.
-        output_format: "table" for reading, "json" for the object itself, "csv" for one row a
-            reference with nested names joined by dots, "quiet" for the distance alone.
-    """
-    match output_format:
-        case "json":
-            return json.dumps(summary, indent=2)
-        case "csv":
-            return _rows(summary).to_csv(index=False).rstrip()
-        case "quiet":
-            return repr(summary["fid"])
+    """The summary of `fid` for standard output; "csv" has a row a reference."""
     rows = [(of.label, of.text, of.against) for of in scores(summary)]
     table = aligned([("measure", "value", "against"), *rows], gap=2)
-    facts = fact_lines(fidelity_facts(summary))
     only = comparable_only(summary)
-    return "\n".join([headline(summary), "", *table, "", *facts, *(["", only] if only else [])])
+    lines = [headline(summary), "", *table, "", *fact_lines(fidelity_facts(summary))]
+    lines += ["", only] if only else []
+    return printed(summary, output_format, lines, csv=_csv(summary), quiet=repr(summary["fid"]))
 
 
 def fidelity_card(summary: Mapping[str, Any], folder: Path | None) -> Card:
@@ -223,7 +208,110 @@ def reference_line(reference: Mapping[str, Any]) -> str:
     return f"{many}{reference_name(dict(reference))} ({reference['sha256'][:12]})"
 
 
-def _rows(summary: dict[str, Any]) -> pd.DataFrame:
+def _csv(summary: dict[str, Any]) -> pd.DataFrame:
     whole = {name: value for name, value in summary.items() if name != "references"}
     rows = [{**whole, **of, "reference": reference_name(of)} for of in summary["references"]]
     return pd.json_normalize(rows).drop(columns=["source", "split", "sha256", "warnings"])
+
+
+# ---- the page of a run of fid
+
+FIGURES = {
+    "fid_against_n": "Distance over the number of samples, extrapolated to infinitely many",
+    "per_image": "Distance to the nearest reference image, and entropy of the predicted classes",
+}
+"""Captions of the figures, by name."""
+
+STRIPS = {
+    "nearest": (
+        "Nearest reference images",
+        "Nearest in feature space, with the distances there. A sample that equals its neighbor may "
+        "be memorized.",
+    ),
+    "samples": ("First samples", "In order, uncurated."),
+}
+"""Optional strips of pictures, by name: title and text."""
+
+
+def fid_figures(contents: FidelityContents) -> dict[str, Draw]:
+    """The figures of a run of `fid` by name, without those that lack data."""
+    tables = contents.tables
+    summary, against_n = tables.summary, tables.against_n
+    figures: dict[str, Draw] = {}
+    if len(against_n):
+        ends = {
+            name: (of["fid_infinity"], of["fid_infinity_half_width"])
+            for of in summary["references"]
+            for name in (of["source"], reference_name(of))
+        }
+        figures["fid_against_n"] = lambda: against_n_figure(against_n, ends, summary["name"])
+    if (histograms := per_image_figure(tables.per_image)) is not None:
+        figures["per_image"] = lambda: histograms
+    if (nearest := contents.nearest) is not None:
+        figures["nearest"] = lambda: nearest_figure(nearest)
+    if (samples := contents.samples) is not None:
+        figures["samples"] = lambda: samples_figure(samples.pixels, samples.labels)
+    return figures
+
+
+def fid_page(contents: FidelityContents, svgs: Mapping[str, str]) -> str:
+    """The page of a finished run of `fid`.
+
+    Args:
+        contents: what its folder holds.
+        svgs: its figures by name, of `FIGURES` and `STRIPS`; those that are missing are left out.
+    """
+    summary = contents.tables.summary
+    first = comparable_only(summary), sanity_check_warning(summary)
+    made_by = summary["checkpoint"] or summary["samples"]
+    references = [reference_name(of) for of in summary["references"]]
+    return rendered(
+        "fid.html.j2",
+        summary=summary,
+        headline=headline(summary),
+        heading=f"{made_by['source']} against {references[0]}",
+        notes=[*(line for line in first if line), *summary["warnings"]],
+        facts=joined(fidelity_facts(summary)),
+        references=references,
+        rows=_rows(summary),
+        explanations=_explanations(summary),
+        points=contents.tables.against_n.to_dict("records"),
+        environment=contents.environment,
+        **drawn(svgs, FIGURES, STRIPS),
+    )
+
+
+def _rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One a metric: against each reference, then those without one."""
+    name = summary["name"]
+    splits = splits_line(summary["protocol"])
+    return [
+        {
+            "label": label(metric, name),
+            "own": metric == "fid",
+            "scores": [
+                Score.read(metric, of, name)
+                for of in (summary["references"] if METRICS[metric].has_reference else [summary])
+            ],
+            "meaning": METRICS[metric].meaning.format(splits=splits),
+        }
+        for metric in (*AGAINST_REFERENCE, *WITHOUT_REFERENCE)
+    ]
+
+
+def _explanations(summary: Mapping[str, Any]) -> list[str]:
+    """Why an interval of precision or recall is missing or a value is 0."""
+    values, neighbors = summary["references"], summary["protocol"]["neighbors"]
+    texts = []
+    if any(of["recall"] is not None and of["recall_half_width"] is None for of in values):
+        texts.append(
+            "Recall has no interval with so few samples: it is estimated by leaving out groups of "
+            f"samples, and each group needs more than {neighbors} neighbors."
+        )
+    if any(of["precision"] == 0 or of["recall"] == 0 for of in values):
+        texts.append(
+            "A precision (recall) of 0 means that no sample (reference image) lies within the "
+            f"distance to its neighbor number {neighbors} of an image of the other set. With few "
+            "images these balls do not cover the set, so that even a good model scores 0."
+        )
+    return texts
