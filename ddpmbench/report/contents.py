@@ -74,11 +74,7 @@ class RunContents:
 
 
 def bits_of_images(per_image: pd.DataFrame) -> tuple[NDArray[np.float64], str]:
-    """(N,) the bits of each image that are known, and their name for a title.
-
-    Args:
-        per_image: see `report.tables.per_image`.
-    """
+    """(N,) the bits of each image that are known, and their name for a title."""
     whole = per_image.bits_per_dim
     if whole.notna().all():
         return whole.to_numpy(), "Bits"
@@ -94,29 +90,20 @@ def schema_of(folder: Path) -> str | None:
 
 
 def read_table(path: Path, columns: Mapping[str, str]) -> pd.DataFrame:
-    """A csv file of a run, with every digit of its numbers.
-
-    Args:
-        path: the file.
-        columns: their types by name; an empty text is "".
+    """A csv file of a run, with every digit of its numbers; `columns` are their types by name.
 
     Raises:
         InputError: it is missing or damaged.
     """
     try:
         texts = texts_of(path)
-        frame = pd.DataFrame({name: _column(texts[name], kind) for name, kind in columns.items()})
+        return pd.DataFrame({name: _column(texts[name], kind) for name, kind in columns.items()})
     except (ValueError, KeyError) as error:
         raise damaged(path) from error
-    return frame
 
 
 def read_svgs(path: Path, names: Sequence[str]) -> dict[str, str]:
-    """Figures of a folder by name; missing ones are left out.
-
-    Args:
-        path: the folder.
-        names: of the figures.
+    """Figures of a run folder by name; missing ones are left out.
 
     Raises:
         InputError: one is damaged; the message names it.
@@ -160,11 +147,7 @@ def read_environment(folder: Path) -> dict[str, Any] | None:
 
 
 def read_extremes(path: Path, num_images: int) -> Extremes | None:
-    """The images at both ends of a set; None where there are none that can be drawn.
-
-    Args:
-        path: the file.
-        num_images: of the set.
+    """The images at both ends of a set of `num_images`; None where none can be drawn.
 
     Raises:
         InputError: it is damaged.

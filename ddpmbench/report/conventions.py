@@ -44,12 +44,6 @@ SUB_SCHEDULE_COLUMNS = {
     "steps": "str",
 }
 
-_AUTHORS = (
-    "Ho et al. 2020, <= 3.75 (L_simple) and <= 3.70 (L) on CIFAR-10 test; improved-diffusion's "
-    "image_nll.py by default"
-)
-_SIGMA_SMALL = "improved-diffusion's image_nll.py with sigma_small"
-_LEARNED = "Nichol & Dhariwal 2021, <= 2.94 on CIFAR-10 (L_vlb, 4000 steps)"
 _BETA = "loops over diffusers' DDPMScheduler, whose fixed_large variance at t = 1 is beta_1"
 _ANALYTIC = "Bao et al. 2022 (Analytic-DPM), there with variances from training images"
 _RESPACED = (
@@ -62,13 +56,21 @@ _CONTINUOUS = (
 )
 _WATSON = "Watson et al. 2021, there chosen on training images"
 _USED_BY = {
-    (Variance.FIXED_LARGE, "tanh", "posterior"): _AUTHORS,
-    (Variance.FIXED_SMALL, "tanh", "posterior"): _SIGMA_SMALL,
+    (Variance.FIXED_LARGE, "tanh", "posterior"): (
+        "Ho et al. 2020, <= 3.75 (L_simple) and <= 3.70 (L) on CIFAR-10 test; improved-diffusion's "
+        "image_nll.py by default"
+    ),
+    (Variance.FIXED_SMALL, "tanh", "posterior"): (
+        "improved-diffusion's image_nll.py with sigma_small"
+    ),
     (Variance.FIXED_LARGE, "tanh", "beta"): _BETA,
     (Variance.FIXED_LARGE, "exact", "beta"): _BETA,
     (Variance.FIXED_LARGE, "exact", "posterior"): "ddpmbench by default",
-    (Variance.LEARNED_RANGE, "tanh", "model"): _LEARNED,
+    (Variance.LEARNED_RANGE, "tanh", "model"): (
+        "Nichol & Dhariwal 2021, <= 2.94 on CIFAR-10 (L_vlb, 4000 steps)"
+    ),
 }
+"""Who uses a variance, a distribution function of the decoder and its variance, all with clip."""
 
 
 def conventions_frame(
@@ -98,27 +100,20 @@ def conventions_frame(
         process: the family of the forward process; what used a convention used VP.
     """
     own = others.conventions[0]
-    first = _all_timesteps(others, own, num_timesteps)
-    rows = [
-        {**_of_convention(bound, own.convention, num_timesteps), "from": own.nats}
-        for bound in others.conventions
-    ]
-    if is_continuous:
-        for row in rows:
-            row |= {"spacing": CONTINUOUS_TIME}
+    rows = [_of_convention(bound, own.convention, num_timesteps) for bound in others.conventions]
     if is_continuous or process is not Process.VP:
-        for row in rows:
-            row |= {"used_by": ""}
+        spacing = {"spacing": CONTINUOUS_TIME} if is_continuous else {}
+        rows = [{**row, **spacing, "used_by": ""} for row in rows]
         rows[0]["used_by"] = _CONTINUOUS
     if continuous is not None:
-        rows.append({**_of_continuous(own, continuous, num_timesteps), "from": own.nats})
-    rows += [
-        {**_of_sub_schedule(bound, own.convention, num_timesteps), "from": first}
-        for bound in others.sub_schedules
-        if _is_published(bound, num_timesteps)
-    ]
+        rows.append(_of_continuous(own, continuous, num_timesteps))
+    baselines = [own.nats] * len(rows)
+    for bound in others.sub_schedules:
+        if _is_published(bound, num_timesteps):
+            rows.append(_of_sub_schedule(bound, own.convention, num_timesteps))
+            baselines.append(_all_timesteps(others, own, num_timesteps))
     frame = pd.DataFrame(rows)
-    frame["difference"] = frame.bits_per_dim - frame["from"] / NATS_PER_BIT
+    frame["difference"] = frame.bits_per_dim - np.array(baselines) / NATS_PER_BIT
     frame["difference_half_width"] = np.nan
     if continuous is not None:
         is_limit = frame.convention == CONTINUOUS_TIME

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ddpmbench.checksums import DamageError, is_whole, read_npz, write_npz
 from ddpmbench.data import array_files
+from ddpmbench.data.arrays import ImageData
 from ddpmbench.errors import InputError
 from ddpmbench.execution.finished import SUMMARY, FinishedRun
 from ddpmbench.report.contents import damaged, read_environment, read_table
@@ -98,36 +99,18 @@ class NearestImages:
         )
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class FirstSamples:
-    """The first samples of a run.
+def read_first_samples(path: Path, num_samples: int) -> ImageData:
+    """The first of the samples in an npz file as `sample` writes it, which holds `num_samples`.
 
-    Attributes:
-        pixels: (K, C, H, W) uint8.
-        labels: (K,) int64 their classes; None where they have none.
+    Raises:
+        InputError: it is damaged.
     """
-
-    pixels: NDArray[np.uint8]
-    labels: NDArray[np.int64] | None
-
-    @classmethod
-    def read(cls, path: Path, num_samples: int) -> "FirstSamples":
-        """Those of an npz file as `sample` writes it; what follows them is not read.
-
-        Args:
-            path: the file.
-            num_samples: all that are in it.
-
-        Raises:
-            InputError: it is damaged.
-        """
-        try:
-            if is_whole(path) is False:
-                raise damaged(path)
-            data = array_files.read_npz(path, min(NUM_SHOWN, num_samples))
-        except (DamageError, InputError) as error:
-            raise damaged(path) from error
-        return cls(data.pixels, data.labels)
+    try:
+        if is_whole(path) is False:
+            raise damaged(path)
+        return array_files.read_npz(path, min(NUM_SHOWN, num_samples))
+    except (DamageError, InputError) as error:
+        raise damaged(path) from error
 
 
 class FidelityTables(Protocol):
@@ -154,7 +137,7 @@ class FidelityContents:
 
     tables: FidelityTables
     nearest: NearestImages | None = None
-    samples: FirstSamples | None = None
+    samples: ImageData | None = None
     environment: dict[str, Any] | None = None
 
     @classmethod
@@ -168,7 +151,7 @@ class FidelityContents:
         if (path := folder / NEAREST).exists():
             nearest = NearestImages.read(path)
         if (path := folder / SAMPLES).exists():
-            samples = FirstSamples.read(path, tables.summary["num_generated"])
+            samples = read_first_samples(path, tables.summary["num_generated"])
         return cls(
             tables,
             nearest if nearest and _can_be_shown(nearest.samples) else None,

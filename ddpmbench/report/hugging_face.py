@@ -16,11 +16,8 @@ if TYPE_CHECKING:
 HUB_DATASETS = {"fashion-mnist": "zalando-datasets/fashion_mnist", "cifar10": "uoft-cs/cifar10"}
 """The data sets that have a name here, by their ids on the hub."""
 METRIC = "bits_per_dim"
-FOLDER = Path("huggingface")
-EVAL_RESULTS = FOLDER / ".eval_results" / "ddpmbench.yaml"
-MODEL_INDEX = FOLDER / "model-index.yaml"
-
-_LOCAL = "local"  # in the place of a data set's id, of files that no data set of the hub is
+EVAL_RESULTS = Path("huggingface", ".eval_results", "ddpmbench.yaml")
+MODEL_INDEX = Path("huggingface", "model-index.yaml")
 
 
 def eval_results(summary: dict[str, Any], *, version: str | None) -> list["EvalResultEntry"]:
@@ -62,7 +59,7 @@ def model_index_result(summary: dict[str, Any], *, version: str | None) -> "Eval
     return EvalResult(
         task_type="unconditional-image-generation" if labels is None else "other",
         task_name="Image generation" if labels is None else "Class-conditional image generation",
-        dataset_type=_hub_dataset(summary) or _LOCAL,
+        dataset_type=_hub_dataset(summary) or "local",
         dataset_name=Path(data["source"]).name,
         dataset_split=data["split"],
         dataset_args={"num_images": summary["num_images"], "sha256": data["sha256"]},

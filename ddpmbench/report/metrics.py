@@ -97,13 +97,13 @@ class Score:
         *,
         against: str = "",
     ) -> "Score":
-        """A value and its half width as `summary.json` has them.
+        """A value and its half width as `summary.json` has them; None where not known.
 
         Args:
             metric: one of `METRICS`.
             name: that of the Frechet distance.
-            value: None where it is not known.
-            half_width: None where it is not known.
+            value: in the unit of `summary.json`, as is `half_width`.
+            half_width: of its 95 % interval.
             against: see the attribute.
         """
         of = METRICS[metric]
@@ -127,10 +127,10 @@ class Score:
 
 
 def label(metric: str, name: str) -> str:
-    """The printed name of a metric; of a network that is not Inception it says whose it is.
+    """The printed name of one of `METRICS`; of a network other than Inception it says which.
 
     Args:
-        metric: one of `METRICS`.
+        metric: its name in `summary.json`.
         name: that of the Frechet distance, "FID" or "FD[...]".
     """
     is_fid = name == "FID"

@@ -127,7 +127,21 @@ class Run(Comparability, kw_only=True):
             raise ValueError(f"sampling.{count}: missing, or not an integer")
 
 
-class OdeRun(Struct, kw_only=True):
+class NetworkRun(Struct, kw_only=True):
+    """What the summaries of `ode`, `likelihoods` and `score` have in common."""
+
+    num_timesteps: int
+    num_evaluations: int
+    conventions: Conventions
+    checkpoint: Checkpoint
+    seed: int
+    device: str
+    precision: str
+    seconds: float
+    check: SanityCheck | None = None
+
+
+class OdeRun(NetworkRun, kw_only=True):
     """`summary.json` of a run of `ode`."""
 
     bits_per_dim: float
@@ -139,39 +153,21 @@ class OdeRun(Struct, kw_only=True):
     probe_error_per_image: float | None
     num_images: int
     num_ode_images: int
-    num_timesteps: int
-    num_evaluations: int
     num_vjps: int
     ode: dict[str, Any]
     bound: dict[str, Any] | None
-    conventions: Conventions
-    checkpoint: Checkpoint
     data: Data
-    seed: int
-    device: str
-    precision: str
-    seconds: float
-    check: SanityCheck | None = None
 
 
-class LikelihoodsRun(Struct, kw_only=True):
+class LikelihoodsRun(NetworkRun, kw_only=True):
     """`summary.json` of a run of `likelihoods`; its list holds the rows of the csv file."""
 
     likelihoods: list[dict[str, Any]]
     num_images: int
-    num_timesteps: int
-    conventions: Conventions
-    checkpoint: Checkpoint
-    data: Data
-    seed: int
     num_ode_images: int | None
-    num_evaluations: int
     num_vjps: int
     ode: dict[str, Any] | None
-    device: str
-    precision: str
-    seconds: float
-    check: SanityCheck | None = None
+    data: Data
 
 
 class ScoredSet(Struct, kw_only=True):
@@ -210,19 +206,17 @@ class Difference(Struct):
 
 
 class SetComparison(Struct):
-    """What the scores of a second image set say beside those of the first.
+    """What the scores of a second image set (B) say beside those of the first (A).
 
     Attributes:
-        name: of the difference: "generalization gap" where the model was trained on the first set.
-        difference: of the means, second less first, bits per dimension.
+        name: "generalization gap" where the model was trained on A.
+        difference: of the means, B less A, bits per dimension.
         half_width: of its 95 % interval for the populations; None where a set has one image.
         p_value: two-sided, Welch's test.
         corrected: the same of the bits per dimension less the code length.
-        auroc: of the second against the first, by bits per dimension.
-        auroc_corrected: by bits per dimension less the code length.
-        auroc_nearest: by the distance to the nearest other image of the first set; None where that
-            has one image.
-        copies: images of the second set that are in the first one, too.
+        auroc: of B against A by bits per dimension; `auroc_corrected` less the code length, and
+            `auroc_nearest` by the distance to the nearest other image of A, None where A has one.
+        copies: images of B that are also in A.
     """
 
     name: Literal["generalization gap", "difference"]
@@ -236,24 +230,16 @@ class SetComparison(Struct):
     copies: int
 
 
-class ScoreRun(Struct, kw_only=True):
+class ScoreRun(NetworkRun, kw_only=True):
     """`summary.json` of a run of `score`; the number without a name is that of the first set."""
 
     schema: str
     bits_per_dim: float
     sets: Annotated[list[ScoredSet], Meta(min_length=1, max_length=2)]
     comparison: SetComparison | None
-    num_timesteps: int
     evaluations_per_image: int
     pilot_evaluations: int
-    num_evaluations: int
-    conventions: Conventions
-    checkpoint: Checkpoint
-    seed: int
-    device: str
-    precision: str
     engine: str
-    seconds: float
     check: SanityCheck | None
 
 
@@ -417,21 +403,20 @@ class FidelityDifference(Struct):
             raise ValueError(f"measure: {self.measure} is no metric")
 
 
-class FidelityRun(Struct):
-    """A run of `fid` in a comparison; the Frechet distance comes first."""
+class FidelityBaseline(Struct):
+    """The first run."""
 
     run: str
+
+
+class FidelityRun(FidelityBaseline):
+    """A run of `fid` in a comparison; the Frechet distance comes first."""
+
     differences: list[FidelityDifference]
 
     def __post_init__(self) -> None:
         if not self.differences or self.differences[0].measure != "fid":
             raise ValueError("differences: the first must be of fid")
-
-
-class FidelityBaseline(Struct):
-    """The first run."""
-
-    run: str
 
 
 class ComparedReference(Data):
@@ -478,12 +463,7 @@ _MISSING = re.compile(r"Object missing required field `(?P<name>.*)`")
 
 
 def check(record: object, kind: type[Struct], path: Path) -> None:
-    """Check a record that was read from a folder.
-
-    Args:
-        record: the parsed JSON.
-        kind: one of the records above.
-        path: the file, for the message.
+    """Check the parsed JSON of a file against one of the records above.
 
     Raises:
         InputError: a field is missing or has another type; one line names the file and the field.
@@ -497,11 +477,7 @@ def check(record: object, kind: type[Struct], path: Path) -> None:
 
 
 def sanity_check_warning(summary: Mapping[str, Any]) -> str | None:
-    """The warning of the sanity check before a run; None if there is none.
-
-    Args:
-        summary: the object of its `summary.json`.
-    """
+    """The warning of the sanity check before a run, of its summary; None if there is none."""
     record = summary.get("check")
     return None if record is None else record["warning"]
 

@@ -45,11 +45,7 @@ def widened(half_width: float | None, correction: schema.Correction) -> float | 
 
 
 def correction_line(summary: dict[str, Any]) -> str | None:
-    """What was corrected, in one line; None where nothing was.
-
-    Args:
-        summary: the object of `summary.json`, or one like it.
-    """
+    """What was corrected, in one line; None where nothing was."""
     of = summary.get("precision_correction")
     if of is None:
         return None

@@ -13,8 +13,8 @@ import ddpmbench as db
 from ddpmbench.report.fidelity import (
     NUM_SHOWN,
     FidelityContents,
-    FirstSamples,
     NearestImages,
+    read_first_samples,
     reference_name,
 )
 
@@ -159,7 +159,7 @@ def test_a_reference_has_its_split_in_its_name_once():
 def test_labels_are_those_of_the_first_samples(tmp_path, number):
     pixels = np.random.default_rng(0).integers(0, 256, (number, 4, 4, 3), dtype=np.uint8)
     np.savez(tmp_path / "samples.npz", arr_0=pixels, arr_1=np.arange(number) % 10)
-    found = FirstSamples.read(tmp_path / "samples.npz", number)
+    found = read_first_samples(tmp_path / "samples.npz", number)
     assert len(found.pixels) == min(number, NUM_SHOWN)
     np.testing.assert_array_equal(
         found.pixels[-1], pixels[len(found.pixels) - 1].transpose(2, 0, 1)

@@ -125,13 +125,9 @@ def points(
 
 
 def interval(axes: Axes, k: int, value: float, half_widths: NDArray[np.float64]) -> None:
-    """A point on line k with two 95 % intervals, a thin and a thick one; NaN draws none.
+    """A point on line k, in its color and marker, with two 95 % intervals.
 
-    Args:
-        axes: on which.
-        k: the line, which gives color and marker.
-        value: of the point.
-        half_widths: (2,) of the thin interval and of the thick one.
+    `half_widths` are (2,) of a thin interval and of a thick one; NaN draws none.
     """
     color = COLORS[k % 6]
     for width, thick in zip(half_widths, (0.8, 2.4), strict=True):
@@ -189,14 +185,7 @@ def written_out(value: float) -> str:
 
 
 def note(axes: Axes, text: str, *, at: tuple[float, float], offset: tuple[float, float]) -> None:
-    """A label beside what it names.
-
-    Args:
-        axes: on which.
-        text: the label.
-        at: the point it names, in data.
-        offset: of the text, in points; to the left of the point its end is there.
-    """
+    """A label beside the point `at`, in data; `offset` is in points, to the left from its end."""
     axes.annotate(
         text,
         at,

@@ -91,13 +91,7 @@ def parts_figure(parts: pd.DataFrame) -> Drawn:
 
 
 def name_bars(figure: Figure, axes: Axes, names: list[str]) -> None:
-    """Write a name above each horizontal bar, and make room for all of them.
-
-    Args:
-        figure: the figure.
-        axes: its bars are at 0, 1, ... of the y axis, `BAR` high.
-        names: of the bars.
-    """
+    """Write a name above each of the bars, `BAR` high at 0, 1, ..., and make room for all."""
     width, _ = figure.get_size_inches()
     figure.set_size_inches(width, max(figure.get_size_inches()[1], 1.3 + 0.45 * len(names)))
     axes.set_yticks([])
