@@ -89,7 +89,8 @@ def test_goal(benchmark, bench, monkeypatch, num_images, half_width):
         pytest.skip("--ckpt: does not fit the shipped images; ddpmbench speed says what it takes")
     check = None  # made before a long run, whose time contains it
     if bench.smoke:
-        num_images, half_width, check = 20, 2.0, num_images > 100
+        check = num_images > 100
+        num_images, half_width = 16 if check else 4, 5.0
     images, counted = db.load_images("fashion-mnist:test", num_images=num_images), []
 
     class CountingPass(TermsPass):

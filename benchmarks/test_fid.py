@@ -152,8 +152,7 @@ def test_interval_against_distance(benchmark, reference, scale, n):
 
 # ---- all outside the networks, which are small: the largest share that a user could meet
 
-NUM_SAMPLES, NUM_TIMESTEPS = 2000, 20
-SMOKE_SAMPLES, SMOKE_TIMESTEPS = 80, 3
+NUM_SAMPLES, NUM_TIMESTEPS, NUM_FEATURES = 2000, 20, 64
 
 
 @contextlib.contextmanager
@@ -175,10 +174,10 @@ def timed(kind, name, seconds):
 
 @pytest.mark.full
 def test_outside_the_networks(benchmark, bench, tmp_path, monkeypatch):
-    sizes = (SMOKE_SAMPLES, SMOKE_TIMESTEPS) if bench.smoke else (NUM_SAMPLES, NUM_TIMESTEPS)
-    num_samples, num_timesteps = sizes
+    sizes = (16, 3, 8) if bench.smoke else (NUM_SAMPLES, NUM_TIMESTEPS, NUM_FEATURES)
+    num_samples, num_timesteps, num_features = sizes
     monkeypatch.setenv("DDPMBENCH_CACHE", str(tmp_path / "cache"))
-    path = write_network(tmp_path / "network.pt", num_features=64, num_classes=10)
+    path = write_network(tmp_path / "network.pt", num_features=num_features, num_classes=10)
     network = load_feature_network(path, resize="clean", device=torch.device("cpu"))
     checkpoint = db.load_checkpoint().respaced(num_timesteps)
     images = db.load_images("fashion-mnist:test", num_images=num_samples)

@@ -1,5 +1,6 @@
 """What is written for the Hugging Face hub, read back by the hub's own package."""
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -99,13 +100,12 @@ def test_what_makes_it_comparable_is_in_both(folder):
     assert result.dataset_args["sha256"] == summary["data"]["sha256"]
 
 
-@pytest.mark.parametrize("name", list(HUB))
-@pytest.mark.parametrize("split", ["train", "test"])
-def test_splits_are_tasks_of_their_own(folder, name, split):
-    summary = summary_of(folder, data={"source": name, "split": split})
-    (entry,) = eval_results(summary, version=None)
-    assert (entry.dataset_id, entry.task_id) == (HUB[name], f"bits_per_dim_{split}")
-    assert "ddpmbench=" not in entry.notes
+def test_splits_are_tasks_of_their_own():
+    for name, split in itertools.product(HUB, ["train", "test"]):
+        summary = summary_of(RESULTS / "default", data={"source": name, "split": split})
+        (entry,) = eval_results(summary, version=None)
+        assert (entry.dataset_id, entry.task_id) == (HUB[name], f"bits_per_dim_{split}")
+        assert "ddpmbench=" not in entry.notes
 
 
 @pytest.mark.parametrize("source", ["secret/place/cats.npz", "cifar10", "fashion-mnist"])
@@ -161,10 +161,3 @@ def test_a_run_says_which_version_made_it(small_model, small_images, tmp_path, o
     (result,) = read_card(report.folder).eval_results
     assert result.metric_args["ddpmbench"] == "0.0.7"
     assert not list(report.folder.rglob("*.tmp"))
-
-
-def test_writing_again_replaces(folder):
-    summary = summary_of(folder)
-    write_hugging_face(folder, summary)
-    write_hugging_face(folder, summary | {"bits_per_dim": 1.5})
-    assert read_entries(folder)[0].value == read_card(folder).eval_results[0].metric_value == 1.5

@@ -5,8 +5,8 @@ import shutil
 
 import pandas as pd
 import pytest
-from fidelity_folders import fidelity_folder, influence, of_another_network, reference, summary
-from run_folders import OPTIONS, run_folder
+from fidelity_folders import fidelity_folder, influence, reference, summary
+from run_folders import run_folder
 
 import ddpmbench as db
 from ddpmbench.report.nll_page import STRIPS
@@ -24,8 +24,7 @@ ARGUMENTS = [
     "--disable-sync",
     "--no-first-run",
 ]
-PAGES = [*OPTIONS, "comparison", "fid", "fid-other", "fid-comparison"]
-UNITS = {"fid": "FID (clean)", "fid-other": "FD[", "fid-comparison": "FID (clean)"}
+PAGES = ["importance", "comparison", "fid", "fid-comparison"]
 WIDTHS = (360, 768, 1400)
 LEGIBLE = 4.5  # WCAG 2, AA
 
@@ -84,20 +83,16 @@ def browser(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def folders(small_model, small_images, tmp_path_factory):
-    """Runs of both estimators and of fid, and comparisons, with their pages."""
+    """A run of nll with every figure, one of fid, and comparisons, with their pages."""
     root = tmp_path_factory.mktemp("runs")
-    for kind in OPTIONS:
-        report = run_folder(kind, small_model, small_images, root / kind)
-        db.progressive_pictures(small_model, small_images, report, pictures="all")
-        db.write_report(root / kind)
-    one = root / "importance"
-    db.compare([one, one], out=root / "comparison")
-    both = [reference(), reference("fashion-mnist:train", fid=14.1)]
-    for name, whole in (("fid", summary(both)), ("fid-other", of_another_network(summary(both)))):
-        whole["warnings"] = ["N = 120 is few"]
-        fidelity_folder(root / name, whole, influences=influence())
-        db.write_report(root / name)
-    db.compare([root / "fid", root / "fid"], out=root / "fid-comparison")
+    bound, scores = root / "importance", root / "fid"
+    report = run_folder("importance", small_model, small_images, bound)
+    db.progressive_pictures(small_model, small_images, report, pictures="all")
+    whole = summary([reference(), reference("fashion-mnist:train", fid=14.1)])
+    fidelity_folder(scores, whole | {"warnings": ["N = 120 is few"]}, influences=influence())
+    for run in (bound, scores):
+        db.write_report(run)
+        db.compare([run, run], out=root / {bound: "comparison", scores: "fid-comparison"}[run])
     return root
 
 
@@ -186,7 +181,8 @@ def test_a_page_is_silent_and_asks_for_nothing(visit):
     assert visit.requests_elsewhere() == []
     assert visit.asked[0] == visit.url
     name = visit.url.split("/")[-2]
-    assert UNITS.get(name, "bits/dim") in visit.page.inner_text("h1 ~ .value")
+    unit = "FID (clean)" if name.startswith("fid") else "bits/dim"
+    assert unit in visit.page.inner_text("h1 ~ .value")
 
 
 @pytest.mark.parametrize("details", [False, True])
