@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -79,44 +80,38 @@ class Bench:
     ) -> None:
         self.device, self.quick, self.smoke = device, quick, smoke
         self.ckpt = ckpt
-        self._checkpoints: dict[str, Checkpoint] = {}
-        self._inputs: dict[tuple[str, int], Inputs] = {}
-        self._references: dict[tuple[str, int], Tensor] = {}
         self._engines: dict[Case, PreparedEngine] = {}
-        self._peaks: dict[torch.dtype, float] = {}
-        self._flop: dict[str, int] = {}
+        # What is prepared once a session, by its arguments.
+        self.checkpoint = functools.cache(self._checkpoint)
+        self.inputs = functools.cache(self._inputs)
+        self.reference = functools.cache(self._reference)
+        self.flop = functools.cache(self._flop)
+        self._peak_of = functools.cache(self._measured_peak)
 
-    def checkpoint(self, model: str) -> Checkpoint:
+    def _checkpoint(self, model: str) -> Checkpoint:
         """The checkpoint that rows of this model measure."""
-        if model not in self._checkpoints:
-            self._checkpoints[model] = load_subject(model, self.ckpt).to(self.device)
-        return self._checkpoints[model]
+        return load_subject(model, self.ckpt).to(self.device)
 
     def name(self, model: str) -> str:
         """What the rows say they measured."""
         return model if self.ckpt is None else str(self.ckpt)
 
-    def inputs(self, model: str, batch: int) -> Inputs:
+    def _inputs(self, model: str, batch: int) -> Inputs:
         """Images with noise at steps from 1 to T."""
-        if (model, batch) not in self._inputs:
-            checkpoint = self.checkpoint(model)
-            images = images_for(checkpoint, batch)
-            last = checkpoint.schedule.num_timesteps
-            steps = np.linspace(1, last, batch) if batch > 1 else np.array([last / 2])
-            t = torch.from_numpy(np.rint(steps).astype(np.int64)).to(self.device)
-            pixels = torch.tensor(images.pixels, device=self.device)
-            x_start = checkpoint.data_range.to_model(pixels, torch.float64)
-            index = torch.arange(batch, device=self.device)
-            shape = tuple(x_start.shape[1:])
-            eps = normal_noise(index, t, torch.zeros_like(index), shape=shape, seed=0)
-            x_t = checkpoint.diffusion.to(self.device).q_sample(x_start, t, eps.double())
-            labels = images.labels
-            self._inputs[model, batch] = Inputs(
-                x_t.float(),
-                t,
-                None if labels is None else torch.from_numpy(labels).to(self.device),
-            )
-        return self._inputs[model, batch]
+        checkpoint = self.checkpoint(model)
+        images = images_for(checkpoint, batch)
+        last = checkpoint.schedule.num_timesteps
+        steps = np.linspace(1, last, batch) if batch > 1 else np.array([last / 2])
+        t = torch.from_numpy(np.rint(steps).astype(np.int64)).to(self.device)
+        pixels = torch.tensor(images.pixels, device=self.device)
+        x_start = checkpoint.data_range.to_model(pixels, torch.float64)
+        index = torch.arange(batch, device=self.device)
+        shape = tuple(x_start.shape[1:])
+        eps = normal_noise(index, t, torch.zeros_like(index), shape=shape, seed=0)
+        x_t = checkpoint.diffusion.to(self.device).q_sample(x_start, t, eps.double())
+        labels = images.labels
+        labels = None if labels is None else torch.from_numpy(labels).to(self.device)
+        return Inputs(x_t.float(), t, labels)
 
     def engine(self, case: Case) -> PreparedEngine:
         """The engine of a row, called before; each batch has its own, so that none is filled up."""
@@ -153,37 +148,32 @@ class Bench:
 
         return sample
 
-    def reference(self, model: str, batch: int) -> Tensor:
+    def _reference(self, model: str, batch: int) -> Tensor:
         """The output for `inputs` in strict float32, from the checkpoint without any engine."""
-        if (model, batch) not in self._references:
-            checkpoint, inputs = self.checkpoint(model), self.inputs(model, batch)
-            with evaluating(checkpoint.network), strict_float32(), torch.inference_mode():
-                output = checkpoint.model_output(inputs.x_t, inputs.t, inputs.labels)
-            self._references[model, batch] = output
-        return self._references[model, batch]
+        checkpoint, inputs = self.checkpoint(model), self.inputs(model, batch)
+        with evaluating(checkpoint.network), strict_float32(), torch.inference_mode():
+            return checkpoint.model_output(inputs.x_t, inputs.t, inputs.labels)
 
     def peak(self, precision: Precision) -> float:
         """FLOP/s of the matrix product in this precision on this device, in this session."""
         # A product in TF32 is of float32 matrices; its peak is not that of strict float32.
         if precision is Precision.TF32:
             return float("nan")
-        if precision.dtype not in self._peaks:
-            # The best of a few: what else the machine does can only make it less.
-            seconds = 0.01 if self.smoke else 0.2
-            found = [matmul_peak(self.device, precision.dtype, at_least=seconds) for _ in range(4)]
-            self._peaks[precision.dtype] = max(found)
-        return self._peaks[precision.dtype]
+        return self._peak_of(precision.dtype)
 
-    def flop(self, model: str) -> int:
-        """Of a network call for one image, counted once."""
-        if model not in self._flop:
-            checkpoint, inputs = self.checkpoint(model), self.inputs(model, 1)
-            arguments = [inputs.x_t, checkpoint.network_time(inputs.t)]
-            if inputs.labels is not None:
-                arguments.append(inputs.labels)
-            with evaluating(checkpoint.network):
-                self._flop[model] = flop_per_call(checkpoint.network, *arguments)
-        return self._flop[model]
+    def _measured_peak(self, dtype: torch.dtype) -> float:
+        # The best of a few: what else the machine does can only make it less.
+        seconds, repeats = (0.001, 1) if self.smoke else (0.2, 4)
+        return max(matmul_peak(self.device, dtype, at_least=seconds) for _ in range(repeats))
+
+    def _flop(self, model: str) -> int:
+        """Of a network call for one image."""
+        checkpoint, inputs = self.checkpoint(model), self.inputs(model, 1)
+        arguments = [inputs.x_t, checkpoint.network_time(inputs.t)]
+        if inputs.labels is not None:
+            arguments.append(inputs.labels)
+        with evaluating(checkpoint.network):
+            return flop_per_call(checkpoint.network, *arguments)
 
     def peak_memory(self, work: Callable[[], object]) -> int | None:
         """Bytes that the work has allocated at most, in a pass of its own; None off CUDA."""

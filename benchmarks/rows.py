@@ -1,8 +1,10 @@
 """One row of the results: steady rounds, its columns, and ratios of works taken in turn."""
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
@@ -41,11 +43,7 @@ class Work:
 
 
 def steady(benchmark, bench: Bench, work: Callable[[], object]) -> float:
-    """Time the work in rounds of at least 20 ms, after two calls that warm up.
-
-    Returns:
-        The median of what a call takes, seconds.
-    """
+    """Time the work in rounds of at least 20 ms, after two calls that warm up: median seconds."""
     clock = timer(bench.device)
     work()
     begin = clock()
@@ -58,16 +56,21 @@ def steady(benchmark, bench: Bench, work: Callable[[], object]) -> float:
     return float(benchmark.stats.stats.median)
 
 
-def record(benchmark, bench: Bench, case: Case, work: Work, seconds: float) -> None:
-    """Put the columns that every row has beside the times, and fail where the error is too large.
+def measure(
+    benchmark,
+    bench: Bench,
+    case: Case,
+    work: Work,
+    compute: Callable[[], object],
+    within: AbstractContextManager[None] | None = None,
+) -> float:
+    """Time the work of a row, put its columns beside the times, and return its median seconds.
 
-    Args:
-        benchmark: pytest-benchmark's fixture, after the measurement.
-        bench: the session.
-        case: the row.
-        work: the timed work.
-        seconds: its median time.
+    It fails where the network's error is too large. `within` is entered once, around all rounds.
     """
+    with within or contextlib.nullcontext():
+        seconds = steady(benchmark, bench, compute)
+        memory = bench.peak_memory(compute)
     prepared, flop = bench.engine(case), bench.flop(case.model)
     peak = bench.peak(case.choice.precision)
     per_second = work.calls / seconds
@@ -93,8 +96,10 @@ def record(benchmark, bench: Bench, case: Case, work: Work, seconds: float) -> N
         share_of_peak=_or_none(flop * per_second / peak),
         eps_error=prepared.error,
         eps_tolerance=TOLERANCE[case.choice.precision],
+        peak_memory_bytes=memory,
     )
     check_error(bench, case)
+    return seconds
 
 
 def few(bench: Bench, case: Case) -> int:

@@ -17,7 +17,7 @@ from cases import (
     compiled,
     eager,
 )
-from rows import Work, record, steady
+from rows import Work, measure
 from subjects import fits_shipped_images, images_for
 
 import ddpmbench as db
@@ -57,19 +57,15 @@ def test_every_pair(benchmark, bench, case):
     def compute():
         return [terms_pass.terms(rows) for rows in batches]
 
+    calls = case.batch * num_batches
+    work = Work("every pair", calls, steps=num_batches)
+    seconds = measure(benchmark, bench, case, work, compute, running(engine))
+    before = terms_pass.num_evaluations
     with running(engine):
-        seconds = steady(benchmark, bench, compute)
-        memory = bench.peak_memory(compute)
-        before = terms_pass.num_evaluations
-        tables = compute()
-    calls = terms_pass.num_evaluations - before
-    assert calls == case.batch * num_batches
-    assert all(math.isfinite(table.values["nats"].sum()) for table in tables)
-    record(benchmark, bench, case, Work("every pair", calls, steps=num_batches), seconds)
-    every = NUM_IMAGES * design.num_timesteps
-    benchmark.extra_info.update(
-        peak_memory_bytes=memory, about_hours_of_10000_images=every * seconds / calls / 3600
-    )
+        assert all(math.isfinite(table.values["nats"].sum()) for table in compute())
+    assert terms_pass.num_evaluations - before == calls
+    hours = NUM_IMAGES * design.num_timesteps * seconds / calls / 3600
+    benchmark.extra_info["about_hours_of_10000_images"] = hours
 
 
 @pytest.mark.parametrize(

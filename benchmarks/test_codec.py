@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from cases import CIFAR10, SHIPPED, Case, cases, channels_last, eager
-from rows import Work, record, steady
+from rows import Work, measure
 from subjects import images_for
 
 from ddpmbench.codec.chain import Chain, ReverseProcess
@@ -71,13 +71,13 @@ class Measured:
 def test_direction(benchmark, bench, case, direction):
     measured = Measured(bench, case)
     np.testing.assert_array_equal(measured.decompress(), measured.pixels)
-    seconds = steady(benchmark, bench, getattr(measured, direction))
+    count, steps = len(measured.pixels), measured.num_timesteps
+    work = Work(direction, count * steps, steps, images=count, num_timesteps=steps)
+    compute = getattr(measured, direction)
+    measure(benchmark, bench, case, work, compute)
     measured.network_seconds, clock = 0.0, timer(bench.device)
     begin = clock()
     for _ in range(3):
-        getattr(measured, direction)()
+        compute()
     share = 1 - measured.network_seconds / (clock() - begin)
-    count, steps = len(measured.pixels), measured.num_timesteps
-    work = Work(direction, count * steps, steps, images=count, num_timesteps=steps)
-    record(benchmark, bench, case, work, seconds)
     benchmark.extra_info["share_outside_network"] = share

@@ -20,7 +20,7 @@ from cases import (
     eager,
     graphed,
 )
-from rows import Work, few, paired_ratio, record, record_ratio, steady
+from rows import Work, few, measure, paired_ratio, record_ratio
 
 CASES = [
     Case(SHIPPED, "cpu", 32, eager(), quick=True),
@@ -46,11 +46,8 @@ def test_forward(benchmark, bench, case):
     def call():
         return engine.model_output(inputs.x_t, inputs.t, inputs.labels)
 
-    with running(engine):
-        seconds = steady(benchmark, bench, call)
-        memory = bench.peak_memory(call)
-    record(benchmark, bench, case, Work("forward", case.batch, images=case.batch), seconds)
-    benchmark.extra_info["peak_memory_bytes"] = memory
+    work = Work("forward", case.batch, images=case.batch)
+    measure(benchmark, bench, case, work, call, running(engine))
     if case.choice != eager():
         compare_with_eager(benchmark, bench, case, call)
 

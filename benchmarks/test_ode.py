@@ -9,7 +9,7 @@ import pytest
 import torch
 from bench import running
 from cases import CIFAR10, SHIPPED, Case, cases, eager
-from rows import Work, few, paired_ratio, record, record_ratio, steady
+from rows import Work, few, measure, paired_ratio, record_ratio
 
 from ddpmbench.diffusion.probability_flow import ProbabilityFlow
 from ddpmbench.likelihood.ode import probe_signs
@@ -38,9 +38,7 @@ def test_divergence(benchmark, bench, case):
         with running(engine):
             engine.model_output(inputs.x_t, inputs.t, inputs.labels)
 
-    seconds = steady(benchmark, bench, divergence)
-    memory = bench.peak_memory(divergence)
-    record(benchmark, bench, case, Work("divergence", case.batch, images=case.batch), seconds)
-    benchmark.extra_info["peak_memory_bytes"] = memory
+    work = Work("divergence", case.batch, images=case.batch)
+    measure(benchmark, bench, case, work, divergence)
     found = paired_ratio(divergence, network, bench.device, rounds=few(bench, case))
     record_ratio(benchmark, "ratio_to_network", found)

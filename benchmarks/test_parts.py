@@ -4,12 +4,10 @@ A row's `part_seconds` are what one image takes of the network, of the noise, an
 add up to it.
 """
 
-import dataclasses
-
 import pytest
 from bench import running
 from cases import CIFAR10, FP16, SHIPPED, cases, channels_last, eager, graphed
-from rows import Work, record, steady
+from rows import Work, measure
 from subjects import images_for
 
 from ddpmbench.execution.speed import likelihood_work, part_seconds, step_work
@@ -35,11 +33,10 @@ def test_parts(benchmark, bench, case, kind):
         work = step_work(probe, sampler.launched(engine.whole_step))
     else:
         work = likelihood_work(probe, engine, first=kind == "t = 1")
+    measure(benchmark, bench, case, Work(work.kind, case.batch), work.compute, running(engine))
+    least = 0.01 if bench.smoke else 0.1 if bench.quick else 1.0
     with running(engine):
-        seconds = steady(benchmark, bench, work.compute)
-        least = 0.01 if bench.smoke else 0.1 if bench.quick else 1.0
         found = part_seconds(work, probe, engine, at_least=least)
-    record(benchmark, bench, case, Work(work.kind, case.batch), seconds)
-    parts = dataclasses.asdict(found)
-    benchmark.extra_info["part_seconds"] = {n: parts[n] for n in ("network", "noise", "rest")}
-    assert sum(benchmark.extra_info["part_seconds"].values()) == pytest.approx(found.seconds)
+    parts = {name: getattr(found, name) for name in ("network", "noise", "rest")}
+    benchmark.extra_info["part_seconds"] = parts
+    assert sum(parts.values()) == pytest.approx(found.seconds)

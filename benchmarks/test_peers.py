@@ -7,6 +7,7 @@ import contextlib
 from pathlib import Path
 from unittest import mock
 
+import own_process
 import pytest
 import torch
 from bench import relative_error, running
@@ -24,11 +25,9 @@ from cases import (
     eager,
     graphed,
 )
-from own_process import LOOP as LOOP_KIND
-from own_process import PIPELINE as PIPELINE_KIND
 from own_process import OwnProcess, Peer
 from per_step_loop import BPD, PerStepLoop, improved_diffusion
-from rows import Work, few, paired_ratio, record, record_ratio, steady
+from rows import Work, few, measure, paired_ratio, record_ratio
 from subjects import images_for, shortened
 
 from ddpmbench.diffusion.data_range import UNIT_RANGE
@@ -54,8 +53,6 @@ PIPELINE = [
     Case(SHIPPED, "cuda", 128, eager(), quick=True),
     *cases(CIFAR10, "cuda", [1, 512], [eager(), graphed(FP16), compiled(FP16)]),
 ]
-TERM_TOLERANCE = {FP32: 1e-4}
-"""Of the bound and of every term, over the bound; other precisions have that of their network."""
 LEVELS = {TF32: 0.5, FP16: 0.5, BF16: 2.0}
 """By how many of 255 levels samples may differ, root mean square; in float32 no pixel by one."""
 
@@ -97,15 +94,15 @@ def test_every_pair_against_the_loop(benchmark, bench, request, case):
         with evaluating(checkpoint.network):
             return loop.calc_bpd_loop(lambda x, t: checkpoint.model_output(x, t + 1), x_start)
 
-    seconds = steady(benchmark, bench, ours)
     work = Work("every pair against the loop", len(design), num_timesteps, None, num_timesteps)
-    record(benchmark, bench, case, work, seconds)
-    with as_it_comes(bench, case, LOOP_KIND, num_timesteps, theirs, checkout) as peer:
+    measure(benchmark, bench, case, work, ours)
+    with as_it_comes(bench, case, own_process.LOOP, num_timesteps, theirs, checkout) as peer:
         found = paired_ratio(peer, ours, bench.device, rounds=min(few(bench, case), 5))
     record_ratio(benchmark, "ratio", found)
     error = terms_error(terms_pass, ours, theirs, num_timesteps)
     benchmark.extra_info.update(peer=loop.label, terms_error=error)
-    assert error <= TERM_TOLERANCE.get(case.choice.precision, engine_tolerance(benchmark))
+    tolerance = benchmark.extra_info["eps_tolerance"]  # of the network
+    assert error <= (1e-4 if case.choice.precision is FP32 else tolerance)
 
 
 def terms_error(terms_pass, ours, theirs, num_timesteps):
@@ -144,11 +141,10 @@ def test_sampler_against_the_pipeline(benchmark, bench, case):
             batch_size=case.batch, num_inference_steps=num_timesteps, output_type="np"
         ).images
 
-    seconds = steady(benchmark, bench, ours)
     calls = case.batch * num_timesteps
     work = Work("sampler against the pipeline", calls, num_timesteps, case.batch, num_timesteps)
-    record(benchmark, bench, case, work, seconds)
-    with as_it_comes(bench, case, PIPELINE_KIND, num_timesteps, theirs) as alone:
+    measure(benchmark, bench, case, work, ours)
+    with as_it_comes(bench, case, own_process.PIPELINE, num_timesteps, theirs) as alone:
         found = paired_ratio(alone, ours, bench.device, rounds=few(bench, case))
     record_ratio(benchmark, "ratio", found)
     inputs = bench.inputs(case.model, case.batch)
@@ -184,7 +180,7 @@ def as_it_comes(bench, case, kind, num_timesteps, theirs, checkout=None):
     peer = Peer(kind, case.model, ckpt, case.batch, num_timesteps, checkout)
     if bench.device.type != "cpu":
         yield theirs
-    elif bench.smoke and (case.choice.compiled or kind == PIPELINE_KIND):
+    elif bench.smoke and (case.choice.compiled or kind == own_process.PIPELINE):
         yield peer.work()  # one process is enough to see that it starts
     else:
         with OwnProcess(peer) as alone:
@@ -196,8 +192,3 @@ def steps_of(bench, case, *, many=8):
     if bench.device.type == "cpu":
         return 8 if case.model == CIFAR10 or bench.quick else many
     return 50
-
-
-def engine_tolerance(benchmark):
-    """What the row's precision allows its network."""
-    return benchmark.extra_info["eps_tolerance"]

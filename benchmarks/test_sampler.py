@@ -15,7 +15,7 @@ from cases import (
     eager,
     graphed,
 )
-from rows import Work, record, steady
+from rows import Work, measure
 from subjects import shortened
 
 from ddpmbench.samples.samplers import SETTINGS, SamplerChoice
@@ -46,13 +46,13 @@ OTHERS = [
 @pytest.mark.cases(STEPS)
 def test_step(benchmark, bench, case):
     slow = bench.device.type == "cpu" and case.model == CIFAR10
-    measure(benchmark, bench, case, "sampler step", 2 if slow else 10)
+    measure_chain(benchmark, bench, case, "sampler step", 2 if slow else 10)
 
 
 @pytest.mark.cases(CHAINS)
 def test_sampler(benchmark, bench, case):
     num_timesteps = 1000 if case.where == "cuda" and case.batch == 1 else 50
-    measure(benchmark, bench, case, "sampler", 5 if bench.quick else num_timesteps)
+    measure_chain(benchmark, bench, case, "sampler", 5 if bench.quick else num_timesteps)
 
 
 @pytest.mark.parametrize("method", [method for method in SETTINGS if method != "ancestral"])
@@ -60,17 +60,13 @@ def test_sampler(benchmark, bench, case):
 def test_other_samplers(benchmark, bench, case, method):
     more = {"langevin_steps": 1} if method == "langevin" else {}
     choice = SamplerChoice(method, **more)
-    measure(benchmark, bench, case, f"sampler {method}", 4 if bench.quick else 20, choice)
+    measure_chain(benchmark, bench, case, f"sampler {method}", 4 if bench.quick else 20, choice)
 
 
-def measure(benchmark, bench, case, what, num_timesteps, choice=SamplerChoice()):  # noqa: B008
+def measure_chain(benchmark, bench, case, what, num_timesteps, choice=SamplerChoice()):  # noqa: B008
     engine = bench.engine(case).engine
     sample = bench.chains(case, num_timesteps, choice)
     model = shortened(bench.checkpoint(case.model), num_timesteps)
-    with running(engine):
-        seconds = steady(benchmark, bench, sample)
-        memory = bench.peak_memory(sample)
-        assert torch.isfinite(sample()).all()
     work = Work(
         what,
         calls=case.batch * choice.num_evaluations(model.schedule),
@@ -78,5 +74,6 @@ def measure(benchmark, bench, case, what, num_timesteps, choice=SamplerChoice())
         images=None if what == "sampler step" else case.batch,
         num_timesteps=num_timesteps,
     )
-    record(benchmark, bench, case, work, seconds)
-    benchmark.extra_info["peak_memory_bytes"] = memory
+    measure(benchmark, bench, case, work, sample, running(engine))
+    with running(engine):
+        assert torch.isfinite(sample()).all()

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from unet_configs import TINY_CONFIG
 
 from ddpmbench.checkpoints.native import write_native
 from ddpmbench.execution.engine import EngineChoice
 from ddpmbench.samples.samplers import SETTINGS
+from ddpmbench.unet.unet import UNet
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -57,9 +59,19 @@ class Session:
 
 @pytest.fixture(scope="module")
 def tiny_checkpoint(small_model, tmp_path_factory):
-    """A network with random weights that the shipped images fit."""
+    """A network with random weights that the shipped images fit, with attention at 7x7 pixels."""
     path = tmp_path_factory.mktemp("checkpoint") / "tiny.safetensors"
-    write_native(path, dataclasses.replace(small_model, image_size=28))
+    config = dataclasses.replace(
+        TINY_CONFIG,
+        model_channels=4,
+        channels=(4, 4, 4),
+        norm_groups=2,
+        attention=(False, False, True),
+    )
+    network = UNet(config).eval()
+    write_native(
+        path, dataclasses.replace(small_model, network=network, image_size=28, size_multiple=4)
+    )
     return path
 
 
