@@ -41,7 +41,7 @@ def in_folder(facts: Mapping[str, str], folder: Path | None) -> dict[str, str]:
     """The facts with the folder before the device, which is the last of them."""
     own = {} if folder is None else {"folder": str(folder)}
     device = {name: value for name, value in facts.items() if name == "device"}
-    return {name: of for name, of in facts.items() if name not in device} | own | device
+    return {name: value for name, value in facts.items() if name not in device} | own | device
 
 
 Draw = Callable[[], "tuple[Figure, pd.DataFrame]"]

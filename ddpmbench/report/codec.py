@@ -90,5 +90,7 @@ def codec_facts(summary: Mapping[str, Any]) -> dict[str, str]:
         "device": f"{summary['machine']['device']}, {summary['machine']['engine']}, {seconds}",
     }
     if left_out:
-        facts["left out"] = "; ".join(f"{', '.join(of)}: {why}" for why, of in left_out.items())
+        facts["left out"] = "; ".join(
+            f"{', '.join(names)}: {why}" for why, names in left_out.items()
+        )
     return facts

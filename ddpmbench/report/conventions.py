@@ -146,8 +146,8 @@ def sub_schedules_frame(others: OtherBounds) -> pd.DataFrame:
 def _all_timesteps(others: OtherBounds, own: ConventionBound, num_timesteps: int) -> float:
     """What the bounds of models that skip timesteps differ from: that of the run's own variance."""
     for bound in others.sub_schedules:
-        of = (bound.variance, bound.spacing, len(bound.steps))
-        if of == (own.convention.variance, EVENLY_SPACED, num_timesteps):
+        key = (bound.variance, bound.spacing, len(bound.steps))
+        if key == (own.convention.variance, EVENLY_SPACED, num_timesteps):
             return bound.nats
     return own.nats
 

@@ -173,8 +173,8 @@ def read_fidelity_tables(run: FinishedRun) -> tuple[pd.DataFrame, pd.DataFrame]:
         raise damaged(folder / PER_IMAGE)
     against_n = read_table(folder / AGAINST_N, AGAINST_N_COLUMNS)
     references = summary["references"]
-    names = {reference_name(of) for of in references} | {of["source"] for of in references}
-    is_needed = any(of["fid_infinity"] is not None for of in references)
+    names = {name for one in references for name in (reference_name(one), one["source"])}
+    is_needed = any(one["fid_infinity"] is not None for one in references)
     is_whole = set(against_n.reference) <= names and (against_n.num_generated > 0).all()
     if not is_whole or (is_needed and against_n.empty) or not np.isfinite(against_n.fid).all():
         raise damaged(folder / AGAINST_N)
@@ -220,8 +220,8 @@ def per_image_frame(
 def against_n_frame(sources: Sequence[str], scores: Sequence[Scores]) -> pd.DataFrame:
     """The distance at N, N / 2 and N / 4 samples against each reference."""
     rows: list[tuple[str, int, float, float]] = []
-    for source, of in zip(sources, scores, strict=True):
-        for point in of.infinity.points if of.infinity is not None else ():
+    for source, score in zip(sources, scores, strict=True):
+        for point in score.infinity.points if score.infinity is not None else ():
             error = point.standard_error
             rows.append(
                 (source, point.num_generated, point.fid, np.nan if error is None else error)
@@ -244,9 +244,9 @@ def headline_summary(scores: Scores, classes: InceptionScore | None) -> dict[str
 def _with_half_widths(estimates: Mapping[str, Estimate | None]) -> dict[str, float | None]:
     return {
         field: value
-        for name, of in estimates.items()
+        for name, estimate in estimates.items()
         for field, value in (
-            (name, None if of is None else of.value),
-            (half_width_of(name), None if of is None else of.half_width),
+            (name, None if estimate is None else estimate.value),
+            (half_width_of(name), None if estimate is None else estimate.half_width),
         )
     }

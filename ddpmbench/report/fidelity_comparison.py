@@ -70,12 +70,12 @@ def summary(
     rows: list[dict[str, Any]] = [
         {
             "run": name,
-            "checkpoint": (of["checkpoint"] or {}).get("sha256"),
-            "samples": of["samples"]["sha256"],
-            "fid": of["fid"],
-            "fid_half_width": of["fid_half_width"],
+            "checkpoint": (run["checkpoint"] or {}).get("sha256"),
+            "samples": run["samples"]["sha256"],
+            "fid": run["fid"],
+            "fid_half_width": run["fid_half_width"],
         }
-        for name, of in zip(names, summaries, strict=True)
+        for name, run in zip(names, summaries, strict=True)
     ]
     for row, own in zip(rows[1:], differences, strict=True):
         row["differences"] = [structs.asdict(one) for one in own]
@@ -88,14 +88,18 @@ def summary(
         "runs": rows[1:],
         "num_generated": first["num_generated"],
         "protocol": first["protocol"],
-        "references": [{name: of[name] for name in kept} for of in first["references"]],
+        "references": [
+            {name: reference[name] for name in kept} for reference in first["references"]
+        ],
     }
 
 
 def differences_frame(summary: Mapping[str, Any]) -> pd.DataFrame:
     """One row a run, metric and reference: `run`, and the fields of `FidelityDifference`."""
     runs = summary["runs"]
-    return pd.DataFrame([{"run": run["run"], **of} for run in runs for of in run["differences"]])
+    return pd.DataFrame(
+        [{"run": run["run"], **difference} for run in runs for difference in run["differences"]]
+    )
 
 
 def printed_fidelity_comparison(summary: dict[str, Any], output_format: str) -> str:
@@ -108,7 +112,7 @@ def printed_fidelity_comparison(summary: dict[str, Any], output_format: str) -> 
     first = summary["baseline"]["run"]
     lines = [f"{summary['name']} ({summary['protocol']['id']}), differences from {first}"]
     for run in runs:
-        cells = (_cells(of, summary["name"]) for of in run["differences"])
+        cells = (_cells(difference, summary["name"]) for difference in run["differences"])
         lines += ["", str(run["run"]), *aligned([_HEAD, *cells], gap=2)]
     lines += ["", *fact_lines(_facts(summary))]
     if only := comparable_only(summary):
@@ -121,9 +125,9 @@ def fidelity_comparison_card(summary: Mapping[str, Any]) -> Card:
     """What Python shows of a comparison of runs of `fid`."""
     facts = {}
     for run in summary["runs"]:
-        for of in run["differences"]:
-            name, _, _, difference, how, against = _cells(of, summary["name"])
-            facts[f"{run['run']}, {name} {against}".rstrip()] = f"{difference} ({how})"
+        for difference in run["differences"]:
+            name, _, _, text, how, against = _cells(difference, summary["name"])
+            facts[f"{run['run']}, {name} {against}".rstrip()] = f"{text} ({how})"
     first = summary["baseline"]["run"]
     return Card(f"{summary['name']} ({summary['protocol']['id']}) against {first}", facts=facts)
 
@@ -142,8 +146,12 @@ def fidelity_comparison_page(summary: Mapping[str, Any], svgs: Mapping[str, str]
             {
                 "run": run["run"],
                 "rows": [
-                    {**_scores(of, name), "how": _how(of), "word": _word(of)}
-                    for of in run["differences"]
+                    {
+                        **_scores(difference, name),
+                        "how": _how(difference),
+                        "word": _word(difference),
+                    }
+                    for difference in run["differences"]
                 ],
             }
             for run in runs
@@ -157,48 +165,52 @@ def fidelity_comparison_page(summary: Mapping[str, Any], svgs: Mapping[str, str]
 def _facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
         ("samples", f"{summary['num_generated']:,} of each run"),
-        *(("reference", reference_line(of)) for of in summary["references"]),
+        *(("reference", reference_line(reference)) for reference in summary["references"]),
         *protocol_facts(summary["protocol"]),
         ("interval", _INTERVALS),
     ]
 
 
-def _scores(of: Mapping[str, Any], name: str) -> dict[str, Score]:
+def _scores(difference: Mapping[str, Any], name: str) -> dict[str, Score]:
     """The two values and their difference as they are shown."""
-    metric = of["measure"]
+    metric = difference["measure"]
     return {
-        "first": Score.of(metric, name, of["baseline"]),
-        "value": Score.of(metric, name, of["value"]),
+        "first": Score.of(metric, name, difference["baseline"]),
+        "value": Score.of(metric, name, difference["value"]),
         "difference": Score.of(
-            metric, name, of["difference"], of["half_width"], against=of["reference"]
+            metric,
+            name,
+            difference["difference"],
+            difference["half_width"],
+            against=difference["reference"],
         ),
     }
 
 
-def _cells(of: Mapping[str, Any], name: str) -> tuple[str, ...]:
-    scores = _scores(of, name)
+def _cells(difference: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    scores = _scores(difference, name)
     shown = scores["difference"]
     sign = "+" if shown.value is not None and not shown.text.startswith("-") else ""
     values = scores["first"].text, scores["value"].text, f"{sign}{shown.text}"
-    return (shown.label, *values, _how(of), shown.against)
+    return (shown.label, *values, _how(difference), shown.against)
 
 
-def _how(of: Mapping[str, Any]) -> str:
+def _how(difference: Mapping[str, Any]) -> str:
     """What the interval is, and what pairing gained."""
-    own, unpaired = of["half_width"], of["half_width_unpaired"]
-    if of["how"] != "paired" or not own or not unpaired or unpaired > 1000 * own:
-        return str(of["how"])
+    own, unpaired = difference["half_width"], difference["half_width_unpaired"]
+    if difference["how"] != "paired" or not own or not unpaired or unpaired > 1000 * own:
+        return str(difference["how"])
     if unpaired < own:
         return "paired, wider than independent"
     return f"paired, {unpaired / own:.1f} times narrower"
 
 
-def _word(of: Mapping[str, Any]) -> str:
-    difference, half_width = of["difference"], of["half_width"]
+def _word(record: Mapping[str, Any]) -> str:
+    difference, half_width = record["difference"], record["half_width"]
     if difference is None:
         return "unknown"
     if half_width is None:
         return "interval unknown"
     if abs(difference) <= half_width:
         return "not significant"
-    return "better" if (difference > 0) == METRICS[of["measure"]].higher_is_better else "worse"
+    return "better" if (difference > 0) == METRICS[record["measure"]].higher_is_better else "worse"

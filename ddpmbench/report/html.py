@@ -105,8 +105,10 @@ def _element(
     """An svg of its own around some parts of another, with the definitions that they use."""
     own = Element("svg", {"viewBox": " ".join(f"{x:g}" for x in box)})
     own.attrib |= {"class": "panel", "role": "img", "aria-label": label}
-    defined = {of.attrib["id"]: of for of in root.iter() if "id" in of.attrib}
-    there = {of.attrib["id"] for part in parts for of in part.iter() if "id" in of.attrib}
+    defined = {element.attrib["id"]: element for element in root.iter() if "id" in element.attrib}
+    there = {
+        element.attrib["id"] for part in parts for element in part.iter() if "id" in element.attrib
+    }
     used = {use for part in parts for use in _uses(part)}
     missing = [defined[use] for use in sorted(used - there) if use in defined]
     if missing:

@@ -55,8 +55,8 @@ def published_bound(hub_id: str, bound: Mapping[str, Any]) -> str:
     data = bound["data"]
     if bound["conventions"].get("process", Process.VP) != Process.VP:
         return ""
-    of = (data["source"], data["split"], bound["num_images"], bound["num_timesteps"])
-    return _PUBLISHED.get(hub_id, "") if of == ("cifar10", "test", 10_000, 1000) else ""
+    key = (data["source"], data["split"], bound["num_images"], bound["num_timesteps"])
+    return _PUBLISHED.get(hub_id, "") if key == ("cifar10", "test", 10_000, 1000) else ""
 
 
 def likelihoods_frame(

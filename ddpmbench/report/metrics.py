@@ -11,7 +11,7 @@ class Metric:
 
     Attributes:
         label: its printed name. `{name}` is that of the Frechet distance, "FID" or "FD[...]"; for a
-            network other than Inception `{of}` is " [...]" and `{kind}` "class".
+            network other than Inception `{network}` is " [...]" and `{kind}` "class".
         decimals: after the point.
         meaning: one line for the page; `{splits}` says how many there are.
         times: the printed value is that of `summary.json` times this.
@@ -35,24 +35,27 @@ METRICS = {
         "{name}-infinity", 2, "the same, extrapolated to infinitely many samples"
     ),
     "inception_score": Metric(
-        "{kind} score{of}",
+        "{kind} score{network}",
         2,
         "certainty and diversity of the predicted classes; without a reference, {splits}",
         higher_is_better=True,
         has_reference=False,
     ),
     "kid": Metric(
-        "KID{of} x 1000", 3, "squared kernel distance (cubic kernel); unbiased in N", times=1000.0
+        "KID{network} x 1000",
+        3,
+        "squared kernel distance (cubic kernel); unbiased in N",
+        times=1000.0,
     ),
     "precision": Metric(
-        "precision{of}",
+        "precision{network}",
         3,
         "share of samples within the manifold of the reference",
         higher_is_better=True,
         in_figure=True,
     ),
     "recall": Metric(
-        "recall{of}",
+        "recall{network}",
         3,
         "share of reference images within the manifold of the samples",
         higher_is_better=True,
@@ -106,11 +109,11 @@ class Score:
             half_width: of its 95 % interval.
             against: see the attribute.
         """
-        of = METRICS[metric]
+        shown = METRICS[metric]
         value, half_width = (
-            None if each is None else of.times * each for each in (value, half_width)
+            None if each is None else shown.times * each for each in (value, half_width)
         )
-        return cls(label(metric, name), value, half_width, of.decimals, against)
+        return cls(label(metric, name), value, half_width, shown.decimals, against)
 
     @classmethod
     def read(cls, metric: str, values: Mapping[str, Any], name: str, against: str = "") -> "Score":
@@ -134,5 +137,5 @@ def label(metric: str, name: str) -> str:
         name: that of the Frechet distance, "FID" or "FD[...]".
     """
     is_fid = name == "FID"
-    of, kind = ("", "inception") if is_fid else (f" {name.removeprefix('FD')}", "class")
-    return METRICS[metric].label.format(name=name, of=of, kind=kind)
+    network, kind = ("", "inception") if is_fid else (f" {name.removeprefix('FD')}", "class")
+    return METRICS[metric].label.format(name=name, network=network, kind=kind)

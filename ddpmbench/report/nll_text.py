@@ -75,9 +75,9 @@ def comparability(summary: dict[str, Any]) -> list[str]:
     """What a number of `nll` must be the same in to compare with another, a line each."""
     fields = {"interval": _interval(summary)}
     if summary.get("continuous_bits_per_dim") is not None:
-        of = with_interval(summary["continuous_bits_per_dim"], summary["continuous_half_width"])
+        value = with_interval(summary["continuous_bits_per_dim"], summary["continuous_half_width"])
         fields["continuous"] = (
-            f"{of} bits/dim in continuous time, from the difference for some terms"
+            f"{value} bits/dim in continuous time, from the difference for some terms"
         )
     fields |= comparable_facts(summary)
     if summary["prior"] >= LARGE_PRIOR:

@@ -133,7 +133,7 @@ def comparable_only(summary: Mapping[str, Any]) -> str | None:
 
 def printed_fidelity(summary: dict[str, Any], output_format: str) -> str:
     """The summary of `fid` for standard output; "csv" has a row a reference."""
-    rows = [(of.label, of.text, of.against) for of in scores(summary)]
+    rows = [(score.label, score.text, score.against) for score in scores(summary)]
     table = aligned([("measure", "value", "against"), *rows], gap=2)
     only = comparable_only(summary)
     lines = [headline(summary), "", *table, "", *fact_lines(fidelity_facts(summary))]
@@ -143,7 +143,7 @@ def printed_fidelity(summary: dict[str, Any], output_format: str) -> str:
 
 def fidelity_card(summary: Mapping[str, Any], folder: Path | None) -> Card:
     """What Python shows of a run of `fid`."""
-    numbers = {f"{of.label}, {of.against}": of.text for of in scores(summary)}
+    numbers = {f"{score.label}, {score.against}": score.text for score in scores(summary)}
     return Card(headline(summary), numbers, in_folder(joined(fidelity_facts(summary)), folder))
 
 
@@ -210,7 +210,10 @@ def reference_line(reference: Mapping[str, Any]) -> str:
 
 def _csv(summary: dict[str, Any]) -> pd.DataFrame:
     whole = {name: value for name, value in summary.items() if name != "references"}
-    rows = [{**whole, **of, "reference": reference_name(of)} for of in summary["references"]]
+    rows = [
+        {**whole, **reference, "reference": reference_name(reference)}
+        for reference in summary["references"]
+    ]
     return pd.json_normalize(rows).drop(columns=["source", "split", "sha256", "warnings"])
 
 
@@ -240,9 +243,9 @@ def fid_figures(contents: FidelityContents) -> dict[str, Draw]:
     figures: dict[str, Draw] = {}
     if len(against_n):
         ends = {
-            name: (of["fid_infinity"], of["fid_infinity_half_width"])
-            for of in summary["references"]
-            for name in (of["source"], reference_name(of))
+            name: (reference["fid_infinity"], reference["fid_infinity_half_width"])
+            for reference in summary["references"]
+            for name in (reference["source"], reference_name(reference))
         }
         figures["fid_against_n"] = lambda: against_n_figure(against_n, ends, summary["name"])
     if (histograms := per_image_figure(tables.per_image)) is not None:
@@ -264,7 +267,7 @@ def fid_page(contents: FidelityContents, svgs: Mapping[str, str]) -> str:
     summary = contents.tables.summary
     first = comparable_only(summary), sanity_check_warning(summary)
     made_by = summary["checkpoint"] or summary["samples"]
-    references = [reference_name(of) for of in summary["references"]]
+    references = [reference_name(reference) for reference in summary["references"]]
     return rendered(
         "fid.html.j2",
         summary=summary,
@@ -290,8 +293,10 @@ def _rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
             "label": label(metric, name),
             "own": metric == "fid",
             "scores": [
-                Score.read(metric, of, name)
-                for of in (summary["references"] if METRICS[metric].has_reference else [summary])
+                Score.read(metric, values, name)
+                for values in (
+                    summary["references"] if METRICS[metric].has_reference else [summary]
+                )
             ],
             "meaning": METRICS[metric].meaning.format(splits=splits),
         }
@@ -301,14 +306,14 @@ def _rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _explanations(summary: Mapping[str, Any]) -> list[str]:
     """Why an interval of precision or recall is missing or a value is 0."""
-    values, neighbors = summary["references"], summary["protocol"]["neighbors"]
+    references, neighbors = summary["references"], summary["protocol"]["neighbors"]
     texts = []
-    if any(of["recall"] is not None and of["recall_half_width"] is None for of in values):
+    if any(one["recall"] is not None and one["recall_half_width"] is None for one in references):
         texts.append(
             "Recall has no interval with so few samples: it is estimated by leaving out groups of "
             f"samples, and each group needs more than {neighbors} neighbors."
         )
-    if any(of["precision"] == 0 or of["recall"] == 0 for of in values):
+    if any(one["precision"] == 0 or one["recall"] == 0 for one in references):
         texts.append(
             "A precision (recall) of 0 means that no sample (reference image) lies within the "
             f"distance to its neighbor number {neighbors} of an image of the other set. With few "

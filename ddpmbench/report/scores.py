@@ -80,17 +80,17 @@ class Scored:
 def per_image_frame(sets: Sequence[Scored]) -> pd.DataFrame:
     """One row an image, in bits per dimension."""
     frames = []
-    for name, of in zip(SETS, sets, strict=False):
-        images = of.images
+    for name, scored in zip(SETS, sets, strict=False):
+        images = scored.images
         columns: dict[str, Any] = {
             "set": name,
             "image_id": list(map(str, images.ids)),
-            "bits_per_dim": of.scores.total / NATS_PER_BIT,
-            "standard_error": of.scores.standard_error / NATS_PER_BIT,
-            "code_length": of.code_length / NATS_PER_BIT,
+            "bits_per_dim": scored.scores.total / NATS_PER_BIT,
+            "standard_error": scored.scores.standard_error / NATS_PER_BIT,
+            "code_length": scored.code_length / NATS_PER_BIT,
         }
-        if of.nearest_distance is not None:
-            columns["nearest_distance"] = of.nearest_distance
+        if scored.nearest_distance is not None:
+            columns["nearest_distance"] = scored.nearest_distance
         if any(one.images.labels is not None for one in sets):
             labels = [pd.NA] * len(images) if images.labels is None else images.labels
             columns["label"] = pd.array(labels, dtype="Int64")
@@ -98,9 +98,10 @@ def per_image_frame(sets: Sequence[Scored]) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def set_record(of: Scored) -> dict[str, Any]:
+def set_record(scored: Scored) -> dict[str, Any]:
     """An image set in `summary.json`; see `schema.ScoredSet`."""
-    scores, population, nearest = of.scores, of.scores.half_width_population, of.nearest_distance
+    scores, nearest = scored.scores, scored.nearest_distance
+    population = scores.half_width_population
     return {
         "bits_per_dim": float(scores.total.mean()) / NATS_PER_BIT,
         "half_width": scores.half_width / NATS_PER_BIT,
@@ -110,10 +111,10 @@ def set_record(of: Scored) -> dict[str, Any]:
             for name in ("prior", "kl", "decoder")
         },
         "image_standard_error": math.sqrt(float(scores.variance.mean())) / NATS_PER_BIT,
-        "code_length": float(of.code_length.mean()) / NATS_PER_BIT,
+        "code_length": float(scored.code_length.mean()) / NATS_PER_BIT,
         "nearest_distance": None if nearest is None else _known(float(nearest.mean())),
-        "num_images": len(of.images),
-        "data": of.images.record,
+        "num_images": len(scored.images),
+        "data": scored.images.record,
     }
 
 
@@ -126,9 +127,9 @@ def comparison_record(per_image: pd.DataFrame, *, is_gap: bool, copies: int) -> 
         copies: images of the second set that are in the first one, too.
     """
     first, second = (per_image[per_image.set == name] for name in SETS)
-    raw = [of.bits_per_dim.to_numpy() for of in (first, second)]
-    corrected = [(of.bits_per_dim - of.code_length).to_numpy() for of in (first, second)]
-    nearest = [of.nearest_distance.to_numpy() for of in (first, second)]
+    raw = [rows.bits_per_dim.to_numpy() for rows in (first, second)]
+    corrected = [(rows.bits_per_dim - rows.code_length).to_numpy() for rows in (first, second)]
+    nearest = [rows.nearest_distance.to_numpy() for rows in (first, second)]
     return {
         "name": GAP if is_gap else DIFFERENCE,
         **dataclasses.asdict(mean_difference(*raw)),
@@ -152,17 +153,17 @@ def printed_scores(summary: dict[str, Any], per_image: pd.DataFrame, output_form
     "csv" has a row an image, "quiet" the mean of each set, a line each.
     """
     rows = [["set", "images", "bits/dim", "population", "an image", "code length", "nearest"]]
-    for name, of in zip(SETS, summary["sets"], strict=False):
-        bound = with_interval(of["bits_per_dim"], of["half_width"])
-        widths = (of["half_width_population"], of["image_standard_error"])
+    for name, scored in zip(SETS, summary["sets"], strict=False):
+        bound = with_interval(scored["bits_per_dim"], scored["half_width"])
+        widths = (scored["half_width_population"], scored["image_standard_error"])
         rows.append(
             [
                 name,
-                f"{of['num_images']:,}",
+                f"{scored['num_images']:,}",
                 bound,
                 *("unknown" if w is None else f"+- {w:,.{digits_by(w)}f}" for w in widths),
-                f"{of['code_length']:.4f}",
-                "" if of["nearest_distance"] is None else f"{of['nearest_distance']:.2f}",
+                f"{scored['code_length']:.4f}",
+                "" if scored["nearest_distance"] is None else f"{scored['nearest_distance']:.2f}",
             ]
         )
     legend = (
@@ -176,7 +177,7 @@ def printed_scores(summary: dict[str, Any], per_image: pd.DataFrame, output_form
         lines += [*fact_lines(compared(summary["comparison"]).items()), ""]
         lines += [verdict(summary["comparison"]), SIMPLE_IMAGES, ""]
     lines += fact_lines(score_facts(summary).items())
-    quiet = "\n".join(repr(of["bits_per_dim"]) for of in summary["sets"])
+    quiet = "\n".join(repr(scored["bits_per_dim"]) for scored in summary["sets"])
     return printed(summary, output_format, lines, csv=per_image, quiet=quiet)
 
 
@@ -184,8 +185,8 @@ def score_card(summary: Mapping[str, Any], folder: Path | None) -> Card:
     """What Python shows of the scores."""
     record = dict(summary)
     numbers = {
-        f"set {name}": bound_line(of["bits_per_dim"], of["half_width"])
-        for name, of in zip(SETS, record["sets"], strict=False)
+        f"set {name}": bound_line(scored["bits_per_dim"], scored["half_width"])
+        for name, scored in zip(SETS, record["sets"], strict=False)
     }
     if record["comparison"] is not None:
         numbers |= compared(record["comparison"])
@@ -240,8 +241,8 @@ def verdict(comparison: Mapping[str, Any]) -> str:
     )
 
 
-def _is_beyond_chance(of: Mapping[str, Any]) -> bool:
-    return bool(abs(of["difference"]) > of["half_width"])
+def _is_beyond_chance(means: Mapping[str, Any]) -> bool:
+    return bool(abs(means["difference"]) > means["half_width"])
 
 
 def score_warnings(summary: Mapping[str, Any]) -> list[str]:
@@ -261,10 +262,10 @@ def p_words(p_value: float | None) -> str:
     return f"p = {p_value:.2g}" if p_value >= _LEAST_P else f"p < {_LEAST_P:g}"
 
 
-def _difference(of: Mapping[str, Any]) -> str:
-    difference = with_interval(of["difference"], of["half_width"], sign="+")
-    level = "" if of["half_width"] is None else ", 95 %"
-    return f"{difference} bits/dim{level}; {p_words(of['p_value'])}"
+def _difference(means: Mapping[str, Any]) -> str:
+    difference = with_interval(means["difference"], means["half_width"], sign="+")
+    level = "" if means["half_width"] is None else ", 95 %"
+    return f"{difference} bits/dim{level}; {p_words(means['p_value'])}"
 
 
 def _area(area: Mapping[str, float] | None) -> str:
@@ -278,8 +279,8 @@ def score_facts(summary: dict[str, Any]) -> dict[str, str]:
     sets = summary["sets"]
     return {
         **{
-            "images" if len(sets) == 1 else f"images {name}": images_line(of)
-            for name, of in zip(SETS, sets, strict=False)
+            "images" if len(sets) == 1 else f"images {name}": images_line(scored)
+            for name, scored in zip(SETS, sets, strict=False)
         },
         "checkpoint": checkpoint_line(summary["checkpoint"]),
         "process": process_line(summary),
@@ -311,10 +312,10 @@ def score_figures(
     if folder is None:
         return figures
     extremes = {
-        name: read_extremes(folder / file, of["num_images"])
-        for name, file, of in zip(SETS, EXTREMES, summary["sets"], strict=False)
+        name: read_extremes(folder / file, scored["num_images"])
+        for name, file, scored in zip(SETS, EXTREMES, summary["sets"], strict=False)
     }
-    if shown := {name: of for name, of in extremes.items() if of is not None}:
+    if shown := {name: pictures for name, pictures in extremes.items() if pictures is not None}:
         figures["extremes"] = partial(extremes_figure, per_image, shown)
     return figures
 
@@ -322,7 +323,7 @@ def score_figures(
 def score_page(summary: Mapping[str, Any], folder: Path, svgs: Mapping[str, str]) -> str:
     """The page of a finished run of `score`."""
     comparison, sets = summary["comparison"], summary["sets"]
-    names, warning = [images_name(of) for of in sets], sanity_check_warning(summary)
+    names, warning = [images_name(scored) for scored in sets], sanity_check_warning(summary)
     return rendered(
         "score.html.j2",
         summary=summary,

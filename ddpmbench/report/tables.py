@@ -46,12 +46,13 @@ def widened(half_width: float | None, correction: schema.Correction) -> float | 
 
 def correction_line(summary: dict[str, Any]) -> str | None:
     """What was corrected, in one line; None where nothing was."""
-    of = summary.get("precision_correction")
-    if of is None:
+    correction = summary.get("precision_correction")
+    if correction is None:
         return None
     return (
-        f"{summary['precision']}, corrected by {of['bits_per_dim']:+.5f} +- "
-        f"{of['half_width']:.5f} from {of['num_evaluations'] // 2:,} terms also computed in fp32"
+        f"{summary['precision']}, corrected by {correction['bits_per_dim']:+.5f} +- "
+        f"{correction['half_width']:.5f} from {correction['num_evaluations'] // 2:,} terms "
+        "also computed in fp32"
     )
 
 

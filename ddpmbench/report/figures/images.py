@@ -117,7 +117,7 @@ def per_image_figure(per_image: pd.DataFrame) -> Drawn | None:
         The figure, and one row a bin: `measure`, `bin_from`, `bin_to`, `num_images`; None where
         nothing is known of single samples.
     """
-    known = {name: of for name in _PER_IMAGE if len(of := per_image[name].dropna())}
+    known = {name: values for name in _PER_IMAGE if len(values := per_image[name].dropna())}
     if not known:
         return None
     figure, several = axes_panels(len(known))
@@ -178,11 +178,11 @@ def extremes_figure(per_image: pd.DataFrame, extremes: Mapping[str, Extremes]) -
     """
     figure, parts = panels(2 * len(extremes))
     numbers = []
-    for k, (name, of) in enumerate(extremes.items()):
+    for k, (name, ends) in enumerate(extremes.items()):
         rows = per_image[per_image.set == name]
         for part, end, index, pixels in (
-            (parts[2 * k], "fewest", of.best_index, of.best_pixels),
-            (parts[2 * k + 1], "most", of.worst_index, of.worst_pixels),
+            (parts[2 * k], "fewest", ends.best_index, ends.best_pixels),
+            (parts[2 * k + 1], "most", ends.worst_index, ends.worst_pixels),
         ):
             shown = rows.iloc[index]
             _pictures(part, f"Set {name}, {end} bits", pixels, shown.bits_per_dim.to_numpy())

@@ -166,7 +166,8 @@ def nearest_figure(nearest: NearestImages) -> Drawn:
     for start in range(0, num_samples, a_row):
         these = range(start, min(start + a_row, num_samples))
         sheet.pictures(
-            "", [of for k in these for of in (nearest.samples[k], *nearest.references[k, :many])]
+            "",
+            [row for k in these for row in (nearest.samples[k], *nearest.references[k, :many])],
         )
         sheet.text(
             "distance",

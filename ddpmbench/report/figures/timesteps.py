@@ -170,8 +170,10 @@ def calls_figure(
     middle = few.iloc[np.abs(np.log(few.t) - np.log(last[-1]) / 2).argmin()]
     note(axes, "expected", at=(middle.t, middle.expected), offset=(9, 6))
     note(axes, "evaluated", at=(1, mean[0]), offset=(7, -11))
-    of = ("part", "part of continuous time") if "u" in per_timestep else ("timestep", "timestep t")
-    finish(axes, f"Network evaluations per {of[0]}", x=of[1], y="evaluations")
+    unit, x = "timestep", "timestep t"
+    if "u" in per_timestep:
+        unit, x = "part", "part of continuous time"
+    finish(axes, f"Network evaluations per {unit}", x=x, y="evaluations")
     return figure, numbers
 
 
@@ -285,9 +287,9 @@ def sub_schedules_figure(table: pd.DataFrame) -> Drawn:
     variances = list(dict.fromkeys(table.variance))
     figure, parts = axes_panels(len(variances))
     for variance, axes in zip(variances, parts, strict=True):
-        of = table[table.variance == variance]
+        rows = table[table.variance == variance]
         for k, spacing in enumerate(SPACINGS):
-            line = of[of.spacing == spacing].sort_values("num_timesteps")
+            line = rows[rows.spacing == spacing].sort_values("num_timesteps")
             if line.empty:
                 continue
             look = {"color": COLORS[1 - k], "ls": DASHES[1 - k], "label": spacing}
@@ -298,11 +300,11 @@ def sub_schedules_figure(table: pd.DataFrame) -> Drawn:
     common = _range(table.bits_per_dim)
     for variance, axes in zip(variances, parts, strict=True):
         axes.set_xlim(table.num_timesteps.min() / 1.1, table.num_timesteps.max() * 1.1)
-        of = table[table.variance == variance]
-        low, high = common if of.bits_per_dim.min() < common[1] else _range(of.bits_per_dim)
+        rows = table[table.variance == variance]
+        low, high = common if rows.bits_per_dim.min() < common[1] else _range(rows.bits_per_dim)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: written_out(value)))
         axes.set_ylim(low - (0.05 * (high - low) or 0.05), high)
-        beyond = of[of.bits_per_dim > high]
+        beyond = rows[rows.bits_per_dim > high]
         if len(beyond):
             steps, most = beyond.num_timesteps.min(), beyond.bits_per_dim.max()
             bits = f"{most:,.0f}" if most < _WRITTEN_OUT else f"{most:.1e}"
