@@ -78,7 +78,7 @@ class FidReport(Shown):
 
     Attributes:
         summary: the object of `summary.json`.
-        per_image: one row a sample; see `report.fidelity_tables`.
+        per_image: one row a sample; see `report.fidelity`.
         against_n: the distance at several numbers of samples; see there.
         folder: the run folder; None if the run was kept in memory.
     """

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 
 from ddpmbench.errors import InputError
 
@@ -18,6 +19,7 @@ with pytest.MonkeyPatch.context() as patch:
     from report import (
         COLUMNS,
         machine_record,
+        main,
         markdown,
         read_benchmarks,
         speeds_against_batch,
@@ -77,8 +79,8 @@ def found(written):
 @pytest.fixture(scope="module")
 def reported(written, tmp_path_factory):
     out = tmp_path_factory.mktemp("report") / "throughput"
-    command = [sys.executable, ROOT / "benchmarks" / "report.py", written, "--out", out]
-    subprocess.run(command, check=True, capture_output=True)
+    result = CliRunner().invoke(main, [str(written), "--out", str(out)])
+    assert result.exit_code == 0, result.output
     return out
 
 
@@ -163,13 +165,10 @@ def test_another_file_is_refused(tmp_path, text):
 
 
 def test_a_file_that_is_not_there_is_refused_in_one_line(tmp_path):
-    command = [sys.executable, ROOT / "benchmarks" / "report.py", tmp_path / "none.json"]
-    done = subprocess.run(
-        [*command, "--out", tmp_path / "out"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 1
-    assert done.stderr.count("\n") == 1
-    assert "none.json" in done.stderr
+    result = CliRunner().invoke(main, [str(tmp_path / "none.json"), "--out", str(tmp_path / "out")])
+    assert result.exit_code == 1
+    assert result.output.count("\n") == 1
+    assert "none.json" in result.output
     assert not (tmp_path / "out").exists()
 
 
