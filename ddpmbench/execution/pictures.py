@@ -4,8 +4,6 @@ import dataclasses
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-
 from ddpmbench.checksums import DamageError, read_npz, write_npz
 from ddpmbench.errors import InputError
 from ddpmbench.files import replacing, writing_to
@@ -15,8 +13,6 @@ from ddpmbench.samples.progressive import Interpolation, ProgressiveDecoding, Pr
 PICTURES = "pictures.npz"
 
 Record = TypeVar("Record", ProgressiveDecoding, ProgressiveGeneration, Interpolation)
-
-_DAMAGE = (DamageError, ValueError, TypeError, LookupError)
 
 
 class DamagedPicturesError(InputError):
@@ -68,13 +64,13 @@ class Pictures:
         if not path.exists():
             return cls()
         try:
-            arrays = read_npz(path)
+            arrays = read_npz(path, must_be_sealed=True)
             pictures = cls(
                 _record(ProgressiveDecoding, "decoding", arrays),
                 _record(ProgressiveGeneration, "generation", arrays),
                 _record(Interpolation, "interpolation", arrays),
             )
-        except _DAMAGE as error:
+        except (DamageError, KeyError) as error:
             raise DamagedPicturesError(
                 f"{path}: damaged; run rd with the options of its folder again to compute it again"
             ) from error
@@ -98,21 +94,12 @@ class Pictures:
 
 
 def _record(kind: type[Record], name: str, arrays: dict[str, Any]) -> Record | None:
-    """The record of this name, None where no array is one of its fields.
-
-    Raises:
-        KeyError: a field is missing.
-        ValueError: they do not go together.
-    """
+    """The record of this name; None where no array is one of its fields."""
     prefix = f"{name}."
     if not any(stored.startswith(prefix) for stored in arrays):
         return None
     fields: dict[str, Any] = {}
     for field in dataclasses.fields(kind):
         value = arrays[prefix + field.name]
-        if field.type is int:
-            if value.shape or not np.issubdtype(value.dtype, np.integer):
-                raise ValueError(f"{field.name} is no whole number")
-            value = int(value)
-        fields[field.name] = value
+        fields[field.name] = value if value.ndim else int(value)
     return kind(**fields)

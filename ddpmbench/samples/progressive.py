@@ -35,9 +35,6 @@ class ProgressiveDecoding:
         x_t: (N, K, C, H, W) uint8 the noisy images received.
         pred_x_start: (N, K, C, H, W) uint8 the reconstructions.
         rmse: (N, K) float64 error of the reconstruction before rounding, on 0..255.
-
-    Raises:
-        ValueError: the shapes of the arrays do not match.
     """
 
     num_timesteps: int
@@ -49,18 +46,6 @@ class ProgressiveDecoding:
     pred_x_start: Pixels
     rmse: NDArray[np.float64]
 
-    def __post_init__(self) -> None:
-        """Refuse arrays whose shapes do not match."""
-        _check_steps(self.t, self.num_timesteps)
-        images, steps = len(self.image), len(self.t)
-        shape = self.x_start.shape[1:]
-        _check(self.image, np.int64, (images,))
-        _check(self.image_id, np.str_, (images,))
-        _check(self.rmse, np.float64, (images, steps))
-        _check_pictures(self.x_start, (images, *shape))
-        for pictures in (self.x_t, self.pred_x_start):
-            _check_pictures(pictures, (images, steps, *shape))
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ProgressiveGeneration:
@@ -71,22 +56,12 @@ class ProgressiveGeneration:
         t: (K,) int64 timesteps.
         pred_x_start: (N, K, C, H, W) uint8.
         samples: (N, C, H, W) uint8 x_0.
-
-    Raises:
-        ValueError: the shapes of the arrays do not match.
     """
 
     num_timesteps: int
     t: Integers
     pred_x_start: Pixels
     samples: Pixels
-
-    def __post_init__(self) -> None:
-        """Refuse arrays whose shapes do not match."""
-        _check_steps(self.t, self.num_timesteps)
-        samples, *shape = self.samples.shape
-        _check_pictures(self.samples, (samples, *shape))
-        _check_pictures(self.pred_x_start, (samples, len(self.t), *shape))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -101,9 +76,6 @@ class Interpolation:
         weight: (W,) float64 of the second image.
         x_start: (P, 2, C, H, W) uint8 the images.
         decoded: (P, W, C, H, W) uint8 x_0 of the mixtures.
-
-    Raises:
-        ValueError: the shapes of the arrays do not match.
     """
 
     num_timesteps: int
@@ -113,34 +85,6 @@ class Interpolation:
     weight: NDArray[np.float64]
     x_start: Pixels
     decoded: Pixels
-
-    def __post_init__(self) -> None:
-        """Refuse arrays whose shapes do not match."""
-        _check_steps(np.array([self.depth]), self.num_timesteps)
-        pairs, weights = len(self.pair), len(self.weight)
-        shape = self.x_start.shape[2:]
-        _check(self.pair, np.int64, (pairs, 2))
-        _check(self.image_id, np.str_, (pairs, 2))
-        _check(self.weight, np.float64, (weights,))
-        _check_pictures(self.x_start, (pairs, 2, *shape))
-        _check_pictures(self.decoded, (pairs, weights, *shape))
-
-
-def _check_steps(t: Integers, num_timesteps: int) -> None:
-    _check(t, np.int64, (len(t),))
-    if not len(t) or t.min() < 1 or t.max() > num_timesteps:
-        raise ValueError(f"timesteps must lie in 1..{num_timesteps}")
-
-
-def _check_pictures(pictures: Pixels, shape: tuple[int, ...]) -> None:
-    _check(pictures, np.uint8, shape)
-    if pictures.shape[-3] not in (1, 3) or not pictures.size or len(shape) < 4:
-        raise ValueError(f"pictures must be (..., C, H, W), gray or RGB, not {pictures.shape}")
-
-
-def _check(array: NDArray[np.generic], kind: type, shape: tuple[int, ...]) -> None:
-    if not np.issubdtype(array.dtype, kind) or array.shape != shape:
-        raise ValueError(f"{array.dtype} {array.shape} in the place of {kind.__name__} {shape}")
 
 
 DECODING_DRAW = 0
