@@ -179,16 +179,14 @@ class Sampler(ABC):
             InputError: x_{t-1} is not finite, or the network's output has another shape.
         """
         # The sum of a chain that is not finite is not. Reading a number waits for the device.
-        sums = x_t.new_zeros(_CHECK_INTERVAL)
-        first = None
+        sums: list[Tensor] = []
         for step in self._steps(x_t, t, sample, labels):
-            first = step.t if first is None else first
-            sums[first - step.t] = step.x_previous.sum()
+            sums.append(step.x_previous.sum())
             if (step.t - 1) % _CHECK_INTERVAL == 0:
-                bad = (~sums[: first - step.t + 1].isfinite()).nonzero()
+                bad = (~torch.stack(sums).isfinite()).nonzero()
                 if len(bad):
-                    raise self._not_finite(first - int(bad[0]))
-                first = None
+                    raise self._not_finite(step.t + len(sums) - 1 - int(bad[0]))
+                sums = []
             yield step
 
     def launched(self, whole_step: Callable[[Step], Step]) -> Self:

@@ -1,6 +1,7 @@
 """The samplers by name, with their settings."""
 
 import dataclasses
+from collections.abc import Callable
 from enum import StrEnum
 from typing import Any
 
@@ -27,6 +28,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "dpm-solver++": {"solver_steps": None},
 }
 """The settings of each sampler, with their defaults."""
+_SAMPLERS: dict[str, Callable[..., Sampler]] = {
+    "ancestral": AncestralSampler,
+    "ddim": DdimSampler,
+    "langevin": LangevinSampler,
+    "predictor-corrector": PredictorCorrectorSampler,
+    "ode": OdeSampler,
+    "dpm-solver++": DpmSolverSampler,
+}
 USES_VARIANCE = ("ancestral", "predictor-corrector")
 """Samplers that take the checkpoint's variance."""
 _MOST_STEPS = 100_000
@@ -79,10 +88,14 @@ class SamplerChoice:
         """Refuse settings that the sampler does not have; names become members."""
         one_of("sampler", self.method, SETTINGS)
         for field in dataclasses.fields(self)[1:]:
-            value = getattr(self, field.name)
-            if value is not None:
-                object.__setattr__(self, field.name, _checked(field.name, value))
-                self._refuse_other(field.name, value)
+            name, value = field.name, getattr(self, field.name)
+            if value is None:
+                continue
+            object.__setattr__(self, name, _checked(name, value))
+            if name not in SETTINGS[self.method]:
+                methods = [m for m, settings in SETTINGS.items() if name in settings]
+                having = " and ".join(f"`sampler={method}`" for method in methods)
+                raise InputError(f"`{name}={value}`: applies only to {having}; leave it out")
         if self.settings.get("solver") is Solver.RK4 and self.solver_steps is None:
             raise InputError(
                 f"`solver={Solver.RK4}`: evaluates the network half way between two points of the "
@@ -99,8 +112,8 @@ class SamplerChoice:
     @property
     def record(self) -> dict[str, str | int | float | None]:
         """The settings as the records of a result have them."""
-        of = self.settings
-        return {n: str(v) if isinstance(v, StrEnum) else v for n, v in of.items()}
+        values = self.settings.items()
+        return {name: str(v) if isinstance(v, StrEnum) else v for name, v in values}
 
     @property
     def is_fractional(self) -> bool:
@@ -109,15 +122,15 @@ class SamplerChoice:
 
     def num_evaluations(self, schedule: NoiseSchedule) -> int:
         """Network evaluations of a sample."""
-        timesteps, of = schedule.num_timesteps, self.settings
-        num_steps = of.get("solver_steps") or timesteps - 1
+        timesteps, settings = schedule.num_timesteps, self.settings
+        num_steps = settings.get("solver_steps") or timesteps - 1
         match self.method:
             case "langevin":
-                return int(of["langevin_steps"]) * timesteps + 1
+                return int(settings["langevin_steps"]) * timesteps + 1
             case "predictor-corrector":
-                return (int(of["langevin_steps"]) + 1) * timesteps
+                return (int(settings["langevin_steps"]) + 1) * timesteps
             case "ode":
-                return int(of["solver"].num_stages) * num_steps + 1
+                return int(settings["solver"].num_stages) * num_steps + 1
             case "dpm-solver++":
                 return num_steps + 1
         return timesteps
@@ -158,30 +171,7 @@ class SamplerChoice:
         """
         self.check(checkpoint)
         chain = Chain(checkpoint, seed=seed, device=device, draw=draw, model_output=model_output)
-        of = self.settings
-        match self.method:
-            case "ddim":
-                return DdimSampler(chain, eta=of["eta"])
-            case "langevin":
-                return LangevinSampler(
-                    chain, langevin_steps=of["langevin_steps"], step_size=of["step_size"]
-                )
-            case "predictor-corrector":
-                return PredictorCorrectorSampler(
-                    chain, langevin_steps=of["langevin_steps"], snr=of["snr"]
-                )
-            case "ode":
-                return OdeSampler(chain, solver=of["solver"], solver_steps=of["solver_steps"])
-            case "dpm-solver++":
-                return DpmSolverSampler(chain, solver_steps=of["solver_steps"])
-        return AncestralSampler(chain, added_noise=of["added_noise"])
-
-    def _refuse_other(self, name: str, value: object) -> None:
-        having = [f"`sampler={method}`" for method, of in SETTINGS.items() if name in of]
-        if name not in SETTINGS[self.method]:
-            raise InputError(
-                f"`{name}={value}`: applies only to {' and '.join(having)}; leave it out"
-            )
+        return _SAMPLERS[self.method](chain, **self.settings)
 
 
 def _checked(name: str, value: Any) -> Any:  # noqa: ANN401

@@ -6,22 +6,19 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from oracles import GaussianNetwork, log_snr_schedule, oracle_checkpoint, oracle_images, unit_range
+from oracles import log_snr_schedule, oracle_checkpoint, oracle_images, unit_range
 from peers import SMALL_UNET, diffusers_unet
+from sampled import CPU, MEAN, SHAPE, SPREAD, assert_law, checkpoint_of, sampled, steps_of
 
 import ddpmbench as db
 from ddpmbench.diffusion.continuous import ContinuousTime
-from ddpmbench.diffusion.parameterization import Prediction, Process, TimeInput, Variance
+from ddpmbench.diffusion.parameterization import Process
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.samples import chain
 from ddpmbench.samples.chain import LANGEVIN_DRAW, SAMPLE_DRAW, START
 from ddpmbench.samples.progressive import INTERPOLATION_DRAW
 from ddpmbench.samples.samplers import SETTINGS, USES_VARIANCE, SamplerChoice
 
-CPU = torch.device("cpu")
-SHAPE = (1, 2, 2)
-SPREAD = torch.tensor([[[0.9, 0.4], [0.1, 0.02]]], dtype=torch.float64)
-MEAN = torch.tensor([[[0.5, -0.3], [0.0, 1.5]]], dtype=torch.float64)
 CHOICES = [
     SamplerChoice(),
     SamplerChoice("ddim"),
@@ -34,47 +31,10 @@ EVERY = [SamplerChoice(method) for method in SETTINGS]
 NEW = [choice for choice in EVERY if choice.method not in ("ancestral", "ddim")]
 
 
-def checkpoint_of(schedule, *, prediction="eps", mean=MEAN, spread=SPREAD, variance="fixed_small"):
-    """The best model of normal data, of the schedule's family."""
-    network = GaussianNetwork(
-        mean, spread, process=str(schedule.process), prediction=str(prediction)
-    )
-    shape = tuple(mean.shape)
-    return dataclasses.replace(
-        oracle_checkpoint(oracle_images(1, shape=shape), schedule, clip=False),
-        network=network,
-        prediction=Prediction(prediction),
-        variance=Variance(variance),
-        time_input=TimeInput.LOG_SNR,
-    )
-
-
-def steps_of(checkpoint, choice, index, *, seed=0, labels=None):
-    sampler = choice.prepare(checkpoint, seed=seed, device=CPU)
-    x_t = sampler.start(index, checkpoint.network.mean.shape if labels is None else labels[1])
-    last = checkpoint.schedule.num_timesteps
-    of = None if labels is None else labels[0]
-    return x_t, list(sampler.steps(x_t, last, sample=index, labels=of))
-
-
-def sampled(checkpoint, choice, index, **of):
-    """(B, C, H, W) x_0."""
-    return steps_of(checkpoint, choice, index, **of)[1][-1].x_previous
-
-
 def levels_of(schedule):
     """a and sigma at t = 1..T, from the betas."""
     kept = np.cumprod(1 - schedule.betas.numpy())
     return np.sqrt(kept), np.sqrt(1 / kept - 1)
-
-
-def assert_law(x, mean, variance):
-    """Mean, variance and covariance of the pixels are those, within 4.5 standard errors."""
-    n, x = len(x), x.flatten(1).numpy()
-    assert np.abs((x.mean(0) - mean) / np.sqrt(variance / n)).max() < 4.5
-    scaled = (x - mean) / np.sqrt(variance)
-    error = np.sqrt((1 + np.eye(4)) / n)
-    assert np.abs((scaled.T @ scaled / n - np.eye(4)) / error).max() < 4.5
 
 
 # ---- Langevin dynamics
@@ -144,12 +104,14 @@ def test_predictor_corrector_has_the_moments_of_its_recursion_in_many_dimensions
         assert float(u.var()) == pytest.approx(variance, rel=0.01)
 
 
-def test_a_corrector_step_has_the_norms_of_its_own_image():
+@pytest.mark.parametrize("num_steps", [1, 2])
+def test_a_corrector_step_has_the_norms_of_its_own_image(num_steps):
     """Worked out again, from the noise that is addressed."""
     schedule = NoiseSchedule.linear(30)
     checkpoint = checkpoint_of(schedule)
     index, t, r = torch.arange(5), 30, 0.16
-    x_t, steps = steps_of(checkpoint, SamplerChoice("predictor-corrector"), index)
+    choice = SamplerChoice("predictor-corrector", langevin_steps=num_steps)
+    x_t, steps = steps_of(checkpoint, choice, index)
     signal, sigma = (of[t - 1] for of in levels_of(schedule))
 
     def noise(draw):
@@ -157,11 +119,12 @@ def test_a_corrector_step_has_the_norms_of_its_own_image():
             index, torch.full_like(index, t), torch.full_like(index, draw), shape=SHAPE, seed=0
         ).double()
 
-    z, u = noise(SAMPLE_DRAW + LANGEVIN_DRAW), x_t / signal
-    score = -(u - MEAN) / (SPREAD + sigma**2)
-    norms = [of.flatten(1).norm(dim=1)[:, None, None, None] for of in (z, score)]
-    alpha = 2 * (r * norms[0] / norms[1]) ** 2
-    u = u + alpha * score + (2 * alpha).sqrt() * z
+    u = x_t / signal
+    for k in range(num_steps):
+        z, score = noise(SAMPLE_DRAW + LANGEVIN_DRAW + 2 * k), -(u - MEAN) / (SPREAD + sigma**2)
+        norms = [of.flatten(1).norm(dim=1)[:, None, None, None] for of in (z, score)]
+        alpha = 2 * (r * norms[0] / norms[1]) ** 2
+        u = u + alpha * score + (2 * alpha).sqrt() * z
     x_start = MEAN + SPREAD / (SPREAD + sigma**2) * (u - MEAN)
     before = levels_of(schedule)[1][t - 2]
     added = sigma**2 - before**2
@@ -350,48 +313,52 @@ def test_fixed_large_is_the_forward_variance_of_the_family(method, process):
     torch.testing.assert_close(u[0] - u[1], expected, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("choice", CHOICES[2:], ids=str)
-@pytest.mark.parametrize("prediction", ["eps", "x_start", "v", "previous_mean"])
-@pytest.mark.parametrize("variance", ["fixed_large", "learned_range"])
+@pytest.mark.parametrize("choice", CHOICES, ids=str)
+@pytest.mark.parametrize(
+    ("prediction", "variance"),
+    [
+        ("eps", "fixed_large"),
+        ("x_start", "learned_range"),
+        ("v", "learned"),
+        ("previous_mean", "fixed_small"),
+    ],
+)
 def test_samples_of_a_finite_set_are_of_the_set_and_of_their_class(choice, prediction, variance):
     images = oracle_images(6, shape=(1, 3, 3), num_classes=3, seed=2)
     model = oracle_checkpoint(
         images, log_snr_schedule(60), prediction=prediction, variance=variance
     )
     labels = torch.arange(12) % 3
-    x = sampled(model, choice, torch.arange(12), labels=(labels, (1, 3, 3)))
+    x = sampled(model, choice, torch.arange(12), labels=labels)
     distance = (x[:, None] - unit_range(images)).abs().flatten(2).amax(2)
     assert distance.amin(1).max() < 1e-3
     assert torch.equal(torch.from_numpy(images.labels)[distance.argmin(1)], labels)
 
 
+GRIDS = [
+    SamplerChoice("predictor-corrector", langevin_steps=3),
+    SamplerChoice("ode", solver_steps=4),
+    SamplerChoice("ode", solver="rk4", solver_steps=3),
+    SamplerChoice("dpm-solver++", solver_steps=4),
+]
+
+
 @pytest.mark.parametrize(
-    "choice",
+    ("choice", "num_timesteps"),
     [
-        *CHOICES,
-        SamplerChoice("predictor-corrector", langevin_steps=3),
-        SamplerChoice("ode", solver_steps=4),
-        SamplerChoice("ode", solver="rk4", solver_steps=3),
-        SamplerChoice("dpm-solver++", solver_steps=4),
+        *((choice, number) for choice in CHOICES for number in (1, 2, 8)),
+        *((choice, number) for choice in GRIDS for number in (2, 8)),
     ],
     ids=str,
 )
-@pytest.mark.parametrize("num_timesteps", [2, 8])
 def test_the_evaluations_that_are_stated_are_those_made(choice, num_timesteps):
     checkpoint = checkpoint_of(NoiseSchedule.cosine(num_timesteps))
     _, steps = steps_of(checkpoint, choice, torch.arange(3))
+    assert steps[-1].x_previous.isfinite().all()
     stated = choice.num_evaluations(checkpoint.schedule)
     assert checkpoint.network.num_evaluations == stated
     assert sum(step.num_evaluations for step in steps) == stated
     assert [step.t for step in steps] == list(range(len(steps), 0, -1))
-
-
-@pytest.mark.parametrize("num_timesteps", [1, 2])
-@pytest.mark.parametrize("choice", CHOICES, ids=str)
-def test_a_model_of_a_few_timesteps_has_every_sampler(choice, num_timesteps):
-    checkpoint = checkpoint_of(NoiseSchedule.cosine(num_timesteps))
-    assert sampled(checkpoint, choice, torch.arange(3)).isfinite().all()
-    assert checkpoint.network.num_evaluations == choice.num_evaluations(checkpoint.schedule)
 
 
 @pytest.fixture
@@ -410,6 +377,10 @@ def addresses(monkeypatch):
 @pytest.mark.parametrize(
     ("choice", "per_timestep"),
     [
+        (SamplerChoice(), 1),
+        (SamplerChoice(added_noise="none"), 0),
+        (SamplerChoice("ddim"), 0),
+        (SamplerChoice("ddim", eta=1.0), 1),
         (SamplerChoice("langevin", langevin_steps=4), 4),
         (SamplerChoice("predictor-corrector", langevin_steps=3), 4),
         (SamplerChoice("ode"), 0),
@@ -422,6 +393,8 @@ def test_no_noise_is_used_twice(addresses, choice, per_timestep):
     sampled(checkpoint, choice, torch.arange(2))
     assert len(addresses) == len(set(addresses)) == 1 + 30 * per_timestep
     assert addresses[0] == (START, SAMPLE_DRAW)
+    if per_timestep == 1:
+        assert set(addresses[1:]) == {(t, SAMPLE_DRAW) for t in range(1, 31)}
     langevin = {draw for _, draw in addresses} - {SAMPLE_DRAW}
     assert not langevin & {INTERPOLATION_DRAW}
     assert max(draw for _, draw in addresses) < 2**32
@@ -468,6 +441,12 @@ def test_a_corrector_of_a_network_that_predicts_no_noise_is_refused_with_its_cau
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
+        ({"method": "euler"}, "`sampler=euler`: choose ancestral, ddim, langevin,"),
+        ({"method": "ddim", "eta": 1.5}, "`eta=1.5`: give a number from 0 to 1"),
+        ({"method": "ddim", "eta": float("nan")}, "`eta=nan`"),
+        ({"method": "ddim", "eta": "0.5"}, "`eta='0.5'`: give a number"),
+        ({"method": "ddim", "added_noise": "none"}, "`added_noise=none`: applies only to"),
+        ({"added_noise": "some"}, "`added_noise=some`: choose inner, every-step or none"),
         ({"snr": 0.1}, "`snr=0.1`: applies only to `sampler=predictor-corrector`; leave it out"),
         (
             {"method": "ddim", "solver_steps": 3},
