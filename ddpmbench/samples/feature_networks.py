@@ -64,6 +64,8 @@ class FeatureNetwork(abc.ABC):
     sha256: str
     num_features: int
     resize: str
+    _network: Any
+    _device: torch.device
 
     def __repr__(self) -> str:
         kind = type(self).__name__
@@ -88,9 +90,10 @@ class FeatureNetwork(abc.ABC):
             None if logits is None else logits.double().cpu().numpy(),
         )
 
-    @abc.abstractmethod
     def to(self, device: torch.device) -> Self:
         """This network, moved to a device."""
+        self._device, self._network = device, self._network.to(device)
+        return self
 
     @abc.abstractmethod
     def _features(self, rgb: Images) -> tuple[Tensor, Tensor | None]:
@@ -117,16 +120,16 @@ class TorchScriptNetwork(FeatureNetwork):
             InputError: it is no TorchScript file, or has another interface.
         """
         self.name, self.resize, self._device = path.name, resize, device
-        _check_file(path)
         try:
+            if not _is_torchscript(path):
+                raise _no_network(path, "is cut short or no TorchScript file")
             self.sha256 = sha256_of(path)
             self._network = _clean_fid_wrapper(path, resize_inside=resize != "clean").to(device)
-            weight = self._network.base.output.weight
-            self._classes = weight.detach().double().T.to(_float64_device(device))
-            self.num_features = int(weight.shape[1])
+            self.num_features = int(self._network.base.output.weight.shape[1])
             features = self(np.zeros((1, 3, 32, 32), np.uint8)).features
         except OSError as error:
-            raise _no_network(path, f"cannot be read ({_reason(error)})") from error
+            reason = " ".join((error.strerror or str(error)).split()).lower()
+            raise _no_network(path, f"cannot be read ({reason})") from error
         # TorchScript raises many kinds of errors for bad files.
         except (RuntimeError, ValueError, AttributeError, TypeError, AssertionError) as error:
             last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
@@ -136,12 +139,6 @@ class TorchScriptNetwork(FeatureNetwork):
         if self.sha256 == INCEPTION_SHA256:
             self.name = INCEPTION.removesuffix(".pt")
 
-    def to(self, device: torch.device) -> Self:
-        """This network, moved to a device."""
-        self._device, self._network = device, self._network.to(device)
-        self._classes = self._classes.to(_float64_device(device))
-        return self
-
     def _features(self, rgb: Images) -> tuple[Tensor, Tensor | None]:
         if self.resize == "clean":
             features = self._forward(_resized(rgb, 299))
@@ -149,7 +146,10 @@ class TorchScriptNetwork(FeatureNetwork):
             features = self._forward(rgb.astype(np.float32))
         else:
             features = _by_size(rgb, lambda same: self._forward(same.astype(np.float32)))
-        return features, features.to(self._classes.device).double() @ self._classes
+        # MPS has no float64.
+        device = _CPU if self._device.type == "mps" else self._device
+        classes = self._network.base.output.weight.detach().to(device).double()
+        return features, features.to(device).double() @ classes.T
 
     def _forward(self, images: NDArray[np.float32]) -> Tensor:
         x = torch.from_numpy(images).to(self._device)
@@ -202,11 +202,6 @@ class EfficientNetLite0(FeatureNetwork):
         network = EfficientNet.from_name(EFFICIENTNET)
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
         self._network = network.eval().to(device)
-
-    def to(self, device: torch.device) -> Self:
-        """This network, moved to a device."""
-        self._device, self._network = device, self._network.to(device)
-        return self
 
     def _features(self, rgb: Images) -> tuple[Tensor, Tensor | None]:
         x = torch.from_numpy(_resized(rgb, self.SIDE)).to(self._device)
@@ -330,28 +325,14 @@ def _resized(rgb: Images, side: int) -> NDArray[np.float32]:
         return np.stack([image.transpose(2, 0, 1) for image in resized])
 
 
-def _float64_device(device: torch.device) -> torch.device:
-    return torch.device("cpu") if device.type == "mps" else device
-
-
-def _check_file(path: Path) -> None:
-    """Refuse what is no archive of TorchScript: opening may block, and torch's error is long."""
+def _is_torchscript(path: Path) -> bool:
+    """Whether it is TorchScript: opening may block, and torch's own error is long."""
+    require_regular(path)
     try:
-        require_regular(path)
-        if not path.stat().st_size:
-            raise _no_network(path, "is empty")
         with zipfile.ZipFile(path) as archive:
-            is_script = any(name.endswith("/constants.pkl") for name in archive.namelist())
-    except OSError as error:
-        raise _no_network(path, f"cannot be read ({_reason(error)})") from error
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
     except (zipfile.BadZipFile, ValueError, NotImplementedError):
-        is_script = False
-    if not is_script:
-        raise _no_network(path, "is cut short or no TorchScript file")
-
-
-def _reason(error: OSError) -> str:
-    return " ".join((error.strerror or str(error)).split()).lower()
+        return False
 
 
 def _no_network(path: Path, reason: str) -> InputError:

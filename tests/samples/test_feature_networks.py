@@ -166,9 +166,6 @@ def test_what_is_no_file_is_named_without_waiting_for_it(tmp_path):
     ):
         with pytest.raises(InputError, match=f"cannot be read .it is {words}"):
             load_feature_network(path, resize="clean", device=CPU)
-    (tmp_path / "empty.pt").touch()
-    with pytest.raises(InputError, match=r"empty\.pt`: is empty; it takes a TorchScript file"):
-        load_feature_network(tmp_path / "empty.pt", resize="clean", device=CPU)
 
 
 # ---- a real network
@@ -180,7 +177,7 @@ def efficientnet():
 
 
 def test_the_real_network_ranks_what_people_rank(efficientnet):
-    count = 32
+    count = 12
     images = load_images("fashion-mnist:test", num_images=2 * count).pixels
     reference = feature_statistics(efficientnet(images[count:]).features)
     rng = np.random.default_rng(0)

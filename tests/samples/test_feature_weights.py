@@ -2,7 +2,6 @@
 
 import hashlib
 import http.server
-import itertools
 import threading
 import time
 
@@ -139,14 +138,10 @@ def test_the_users_own_file_comes_first(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("content", "words", "way"),
     [
-        *itertools.chain.from_iterable(
-            [
-                (CONTENT[:-1], "is cut short or another file", way),
-                (b"", "0 bytes", way),
-                (CONTENT[:-1] + b"?", "has sha256", way),
-            ]
-            for way in ("option", "variable", "cache")
-        ),
+        (CONTENT[:-1], "is cut short or another file", "option"),
+        (b"", "0 bytes", "cache"),
+        (CONTENT[:-1] + b"?", "has sha256", "variable"),
+        (CONTENT[:-1] + b"?", "has sha256", "cache"),
         (None, "no such file", "option"),
         (None, "no such file", "variable"),
     ],
