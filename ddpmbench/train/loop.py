@@ -5,7 +5,10 @@ resumed run equals an uninterrupted one.
 """
 
 import contextlib
+import csv
 import dataclasses
+import hashlib
+import json
 import signal
 import threading
 import time
@@ -15,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ddpmbench.checkpoints.native import TRAINED
+from ddpmbench.checkpoints.native import TRAINED, write_native
 from ddpmbench.data.images import ImageSet
 from ddpmbench.diffusion.data_range import UNIT_RANGE
 from ddpmbench.diffusion.model import Checkpoint
@@ -23,12 +26,16 @@ from ddpmbench.diffusion.noise import philox_4x32
 from ddpmbench.diffusion.process import GaussianDiffusion, Prediction
 from ddpmbench.errors import InputError, whole_number
 from ddpmbench.execution.devices import available_memory, is_out_of_memory
-from ddpmbench.files import writing_to
+from ddpmbench.files import os_errors, replacing, writing_to
 from ddpmbench.train.objectives import sliced_loss, training_loss, twice_differentiable
 from ddpmbench.train.recipe import TrainingRecipe
-from ddpmbench.train.state import TrainingState, fingerprint_of, publish
 from ddpmbench.unet.unet import UNet
 
+CURVE_INTERVAL = 50
+"""Training steps averaged in one point of the training curve."""
+MOST_STEPS = 10**9
+SAVE_SECONDS = 60.0
+"""A run is saved at least this often, so a killed run loses no more work than that."""
 _FLOAT = 4
 _COPIES = 5
 """Copies of the weights in memory: weights, average, gradient, and Adam's two moments."""
@@ -41,30 +48,28 @@ def check_memory(recipe: TrainingRecipe, device: torch.device) -> None:
         InputError: the weights and a lower bound of the activations (the last convolution of each
             block) take more.
     """
-    has = _memory_of(device)
-    limit = f"the device has {_size(has)}" if device.type == "cuda" else f"{_size(has)} are free"
-    weights = _COPIES * _FLOAT * recipe.network.least_parameters
-    if weights > has:
-        raise InputError(
-            f"`channels`, `num_blocks`: training this network takes more than {_size(weights)} "
-            f"of memory, and {limit}; lower them"
-        )
-    activations = _least_activations(recipe)
-    if weights + activations > has:
-        raise InputError(
-            f"`batch_size={recipe.batch_size}`: a step of training takes more than "
-            f"{_size(weights + activations)} of memory, and {limit}; lower "
-            "`batch_size`, `channels` or `num_blocks`"
-        )
-
-
-def _least_activations(recipe: TrainingRecipe) -> int:
-    network, bytes_each = recipe.network, 2 if recipe.precision == "bf16" else _FLOAT
-    numbers = sum(
-        network.blocks_a_level * channels * max(recipe.image_size >> level, 1) ** 2
+    network = recipe.network
+    weights = _COPIES * _FLOAT * network.least_parameters
+    activations = recipe.batch_size * (2 if recipe.precision == "bf16" else _FLOAT)
+    activations *= network.blocks_a_level * sum(
+        channels * max(recipe.image_size >> level, 1) ** 2
         for level, channels in enumerate(network.channels)
     )
-    return recipe.batch_size * numbers * bytes_each
+    has = _memory_of(device)
+    for needs, problem, remedy in (
+        (weights, "`channels`, `num_blocks`: training this network", "lower them"),
+        (
+            weights + activations,
+            f"`batch_size={recipe.batch_size}`: a step of training",
+            "lower `batch_size`, `channels` or `num_blocks`",
+        ),
+    ):
+        if needs > has:
+            limit = f"{has / 1e9:,.1f} GB"
+            limit = f"the device has {limit}" if device.type == "cuda" else f"{limit} are free"
+            raise InputError(
+                f"{problem} takes more than {needs / 1e9:,.1f} GB of memory, and {limit}; {remedy}"
+            )
 
 
 def _memory_of(device: torch.device) -> int:
@@ -73,15 +78,62 @@ def _memory_of(device: torch.device) -> int:
     return available_memory()
 
 
-def _size(count: int) -> str:
-    return f"{count / 1e9:,.1f} GB"
+class TrainingState:
+    """Weights, moving average, optimizer state and training curve."""
 
+    def __init__(self, recipe: TrainingRecipe, device: torch.device) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.seed)
+            network = UNet(recipe.network)
+        # Ho et al. begin with an output of zero.
+        for parameter in network.conv_out.parameters():
+            torch.nn.init.zeros_(parameter)
+        self.network = network.to(device)
+        self.average = {name: w.detach().clone() for name, w in network.state_dict().items()}
+        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=recipe.learning_rate)
+        self.step = 0
+        self.seconds = 0.0
+        self.curve: list[tuple[int, float]] = []
+        self.losses: list[Tensor] = []  # since the last point of the curve
 
-CURVE_INTERVAL = 50
-"""Training steps averaged in one point of the training curve."""
-MOST_STEPS = 10**9
-SAVE_SECONDS = 60.0
-"""A run is saved at least this often, so a killed run loses no more work than that."""
+    @property
+    def is_finite(self) -> bool:
+        """Whether all weights, averages and losses since the last point are finite."""
+        tensors = [*self.network.state_dict().values(), *self.average.values(), *self.losses]
+        return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
+
+    def save(self, path: Path, fingerprint: str) -> None:
+        """Write the state atomically."""
+        state = {
+            "fingerprint": fingerprint,
+            "network": self.network.state_dict(),
+            "average": self.average,
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "curve": self.curve,
+            "losses": self.losses,
+        }
+        with replacing(path) as temporary, os_errors(), temporary.open("wb") as file:
+            torch.save(state, file)
+
+    def restore(self, path: Path, fingerprint: str, device: torch.device) -> None:
+        """Load a saved state; refuses that of another recipe or other images."""
+        try:
+            state = torch.load(path, map_location=device, weights_only=True)
+            saved = state["fingerprint"]
+        except Exception as error:  # torch.load raises many kinds of errors for damaged files
+            raise InputError(f"{path}: damaged; name a new folder with `out`") from error
+        if saved != fingerprint:
+            raise InputError(
+                f"`out={path.parent}`: holds the training run of another recipe or other images; "
+                "choose another folder"
+            )
+        self.network.load_state_dict(state["network"])
+        self.average = state["average"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.curve, self.losses = state["curve"], state["losses"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +182,7 @@ def train(
     """
     steps = whole_number("steps", steps, 1, MOST_STEPS)
     check_memory(recipe, device)
-    fingerprint = fingerprint_of(recipe, images)
+    fingerprint = _fingerprint(recipe, images)
     state = TrainingState(recipe, device)
     model = _model(recipe, state.network)
     model.check_images(images.pixels.shape[1:], images.source)
@@ -163,7 +215,7 @@ def train(
             if is_saved:
                 with writing_to(folder):
                     state.save(state_path, fingerprint)
-                    publish(state, recipe, model, images, folder)
+                    _publish(state, recipe, model, images, folder)
                 saved = time.perf_counter()
             if interrupted.is_set():
                 raise KeyboardInterrupt
@@ -293,3 +345,32 @@ def _step_generator(seed: int, step: int) -> torch.Generator:
     zero = torch.zeros((), dtype=torch.int64)
     words = philox_4x32((torch.tensor(step), zero, zero, zero), seed)
     return torch.Generator().manual_seed(int(words[0]) << 31 ^ int(words[1]))
+
+
+def _publish(
+    state: TrainingState, recipe: TrainingRecipe, model: Checkpoint, images: ImageSet, folder: Path
+) -> None:
+    """Write the moving average as a native checkpoint, and the training curve."""
+    with (
+        replacing(folder / "training_curve.csv") as temporary,
+        temporary.open("w", newline="") as file,
+    ):
+        writer = csv.writer(file)
+        writer.writerow(["step", "loss"])
+        writer.writerows(state.curve)
+    record = {
+        "recipe": recipe.to_dict(),
+        "steps": state.step,
+        "data": images.record,
+        "num_images": len(images),
+        "final_loss": state.curve[-1][1] if state.curve else None,
+        "seconds": round(state.seconds, 1),
+        "torch": torch.__version__,
+    }
+    write_native(folder / TRAINED, model, weights=state.average, training=record)
+
+
+def _fingerprint(recipe: TrainingRecipe, images: ImageSet) -> str:
+    """Hexadecimal digest of the recipe and the images."""
+    text = json.dumps([recipe.to_dict(), images.sha256], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -57,14 +57,11 @@ def weights(path):
 @pytest.mark.parametrize(
     ("objective", "variance", "process"),
     [
-        ("simple", Variance.FIXED_LARGE, "vp"),
-        ("vlb", Variance.FIXED_SMALL, "vp"),
-        ("vlb", Variance.LEARNED_RANGE, "vp"),
-        ("hybrid", Variance.LEARNED_RANGE, "vp"),
         ("simple", Variance.FIXED_LARGE, "sub-vp"),
+        ("vlb", Variance.FIXED_SMALL, "flow"),
+        ("vlb", Variance.LEARNED_RANGE, "vp"),
         ("hybrid", Variance.LEARNED_RANGE, "ve:0.05:20"),
         ("sliced", Variance.FIXED_SMALL, "ve:0.05:20"),
-        ("simple", Variance.FIXED_LARGE, "flow"),
     ],
 )
 def test_training_lowers_the_bound(objective, variance, process, crops, tmp_path):
@@ -102,7 +99,7 @@ def test_a_process_that_is_none_is_refused(process, schedule, problem, crops, tm
     assert not list(tmp_path.iterdir())
 
 
-def test_hybrid_moves_the_mean_by_l_simple_alone(crops, tmp_path):
+def test_hybrid_moves_the_mean_by_l_simple_alone():
     # L_vlb reaches only the variance channels: the mean's channels see L_simple's gradient.
     diffusion = GaussianDiffusion(NoiseSchedule.linear(50), variance=Variance.LEARNED_RANGE)
     generator = torch.Generator().manual_seed(0)
@@ -115,9 +112,14 @@ def test_hybrid_moves_the_mean_by_l_simple_alone(crops, tmp_path):
     assert output.grad[:, 1:].abs().max() > 0
 
 
+@pytest.fixture(scope="module")
+def whole(crops, tmp_path_factory):
+    """The checkpoint of a run of 60 steps."""
+    return train(recipe(), crops, tmp_path_factory.mktemp("whole"), steps=60, device=CPU)
+
+
 @pytest.mark.parametrize("killed_at", [50, 57])
-def test_killed_and_resumed_is_the_run_that_was_not(crops, tmp_path, monkeypatch, killed_at):
-    whole = train(recipe(), crops, tmp_path / "whole", steps=60, device=CPU)
+def test_killed_and_resumed_is_the_run_that_was_not(crops, whole, tmp_path, monkeypatch, killed_at):
     step = loop._train_step
 
     def killed(state, *arguments):
@@ -129,8 +131,8 @@ def test_killed_and_resumed_is_the_run_that_was_not(crops, tmp_path, monkeypatch
         patch.setattr(loop, "SAVE_SECONDS", 0)
         patch.setattr(loop, "_train_step", killed)
         with pytest.raises(SystemExit):
-            train(recipe(), crops, tmp_path / "cut", steps=60, device=CPU)
-    resumed = train(recipe(), crops, tmp_path / "cut", steps=60, device=CPU)
+            train(recipe(), crops, tmp_path, steps=60, device=CPU)
+    resumed = train(recipe(), crops, tmp_path, steps=60, device=CPU)
     expected, found = weights(whole), weights(resumed)
     assert expected.keys() == found.keys()
     for name in expected:
@@ -140,45 +142,28 @@ def test_killed_and_resumed_is_the_run_that_was_not(crops, tmp_path, monkeypatch
     assert list(curves[0].step) == [50, 60]
 
 
-def test_a_run_that_is_further_than_asked_for_is_refused(crops, tmp_path):
-    path = train(recipe(), crops, tmp_path, steps=3, device=CPU)
-    before = path.read_bytes()
-    with pytest.raises(InputError, match=r"`steps=2`: .* already at step 3"):
-        train(recipe(), crops, tmp_path, steps=2, device=CPU)
-    assert path.read_bytes() == before
+def test_another_run_of_a_folder_is_refused_and_the_folder_left_alone(crops, whole):
+    before = whole.read_bytes()
+    for of, steps, problem in (
+        (recipe(), 59, r"`steps=59`: .* already at step 60"),
+        (recipe(seed=1), 60, "another recipe"),
+    ):
+        with pytest.raises(InputError, match=problem):
+            train(of, crops, whole.parent, steps=steps, device=CPU)
+    assert whole.read_bytes() == before
 
 
-def test_the_record_says_how_it_was_trained(crops, tmp_path):
-    path = train(recipe(), crops, tmp_path, steps=3, device=CPU)
-    record = read_native(path).training
-    assert record["steps"] == 3
+def test_the_record_says_how_it_was_trained(crops, whole):
+    record = read_native(whole).training
+    assert record["steps"] == 60
     assert record["data"]["sha256"] == crops.sha256
     assert record["recipe"] == json.loads(json.dumps(recipe().to_dict()))
-
-
-def test_another_recipe_is_refused_and_the_folder_left_alone(crops, tmp_path):
-    path = train(recipe(), crops, tmp_path, steps=2, device=CPU)
-    before = path.read_bytes()
-    with pytest.raises(InputError, match="another recipe"):
-        train(recipe(seed=1), crops, tmp_path, steps=2, device=CPU)
-    assert path.read_bytes() == before
 
 
 def test_a_folder_with_other_files_is_refused(crops, tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(InputError, match="holds files but no training run"):
         train(recipe(), crops, tmp_path, steps=2, device=CPU)
-
-
-def test_divergence_is_said(crops, tmp_path):
-    with pytest.raises(InputError, match="lower `learning_rate`"):
-        train(
-            recipe(learning_rate=1e18, gradient_clip=1e30),
-            crops,
-            tmp_path,
-            steps=60,
-            device=CPU,
-        )
 
 
 @pytest.mark.parametrize(
