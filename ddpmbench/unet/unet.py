@@ -198,7 +198,11 @@ class ResidualBlock(nn.Module):
     """Two convolutions around the time embedding, with a shortcut; resamples if asked to."""
 
     def __init__(
-        self, config: UNetConfig, in_channels: int, out_channels: int, resample: str | None = None
+        self,
+        config: UNetConfig,
+        in_channels: int,
+        out_channels: int,
+        resample: Literal["down", "up"] | None = None,
     ) -> None:
         super().__init__()
         time_channels = 4 * config.model_channels
@@ -216,15 +220,11 @@ class ResidualBlock(nn.Module):
         )
         self.scale_shift = config.scale_shift
         self.factor = _sum_factor(config)
-        self.resample = {None: None, "down": F.avg_pool2d, "up": F.interpolate}[resample]
+        self.resample = _resize(resample) if resample else nn.Identity()
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """(B, C_in, H, W) and the block's projection of the time, (B, K), to (B, C_out, ...)."""
-        h = F.silu(self.norm_1(x))
-        if self.resample is F.avg_pool2d:
-            h, x = F.avg_pool2d(h, 2), F.avg_pool2d(x, 2)
-        elif self.resample is F.interpolate:
-            h, x = _double(h), _double(x)
+        h, x = self.resample(F.silu(self.norm_1(x))), self.resample(x)
         h = self.conv_1(h)
         time = time[:, :, None, None]
         if self.scale_shift:
@@ -286,12 +286,7 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, 2 H, 2 W)."""
-        return self.conv(_double(x))  # type: ignore[no-any-return]
-
-
-class _Doubled(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return _double(x)
+        return self.conv(F.interpolate(x, scale_factor=2.0))  # type: ignore[no-any-return]
 
 
 class Level(nn.Module):
@@ -454,15 +449,9 @@ def _way_down(config: UNetConfig) -> tuple[nn.ModuleList, list[int]]:
             channels = width
             skips.append(channels)
         attentions = [Attention(config, width) for _ in blocks if config.attention[depth]]
-        resample: nn.Module | None = None
+        resample = None
         if depth < len(config.channels) - 1:
-            match config.resampling:
-                case "conv":
-                    resample = Downsample(config, width)
-                case "pool":
-                    resample = nn.AvgPool2d(2)
-                case "block" | "projected":
-                    resample = ResidualBlock(config, width, width, "down")
+            resample = _resampling(config, width, "down")
             skips.append(width)
         levels.append(Level(blocks, attentions, resample))
     return nn.ModuleList(levels), skips
@@ -477,17 +466,23 @@ def _way_up(config: UNetConfig, skips: list[int]) -> nn.ModuleList:
             channels = width
         attended = blocks[-1:] if config.attend_once else blocks
         attentions = [Attention(config, width) for _ in attended if config.attention[depth]]
-        resample: nn.Module | None = None
-        if depth > 0:
-            match config.resampling:
-                case "conv":
-                    resample = Upsample(width)
-                case "pool":
-                    resample = _Doubled()
-                case "block" | "projected":
-                    resample = ResidualBlock(config, width, width, "up")
+        resample = _resampling(config, width, "up") if depth > 0 else None
         levels.append(Level(blocks, attentions, resample))
     return nn.ModuleList(levels)
+
+
+def _resampling(config: UNetConfig, width: int, direction: Literal["down", "up"]) -> nn.Module:
+    match config.resampling:
+        case "conv":
+            return Downsample(config, width) if direction == "down" else Upsample(width)
+        case "pool":
+            return _resize(direction)
+    return ResidualBlock(config, width, width, direction)
+
+
+def _resize(direction: Literal["down", "up"]) -> nn.Module:
+    """Averages 2x2 pixels, or repeats each."""
+    return nn.AvgPool2d(2) if direction == "down" else nn.Upsample(scale_factor=2.0)
 
 
 def _norm(config: UNetConfig, channels: int) -> nn.GroupNorm:
@@ -500,7 +495,3 @@ def _norm(config: UNetConfig, channels: int) -> nn.GroupNorm:
 def _sum_factor(config: UNetConfig) -> float | None:
     """What blocks and attention multiply the sum with their input by."""
     return math.sqrt(0.5) if config.rescale_sums else None
-
-
-def _double(x: Tensor) -> Tensor:
-    return F.interpolate(x, scale_factor=2.0, mode="nearest")
