@@ -356,7 +356,7 @@ class _Evaluation:
         report = finished_report(
             path,
             identity=self.identity,
-            summary=self._known(None if checked is None else checked.to_dict()),
+            summary=self._known(checked),
             sampling=self.estimator.summary,
             environment=self.environment(),
             image_ids=self.terms_pass.images.ids,

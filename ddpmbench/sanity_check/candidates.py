@@ -257,7 +257,7 @@ def _time_unit(checkpoint: Checkpoint) -> float:
 
 def _with(base: Candidate, parameter: str, value: str, **changes: object) -> Candidate:
     """The base with one parameter changed; `changes` are the fields of its checkpoint."""
-    kept = {name: of for name, of in base.parameters.items() if name != parameter}
+    kept = {name: own for name, own in base.parameters.items() if name != parameter}
     checkpoint = dataclasses.replace(base.checkpoint, **changes)  # type: ignore[arg-type]
     parameters = {**kept, parameter: value}
     return Candidate(parameters, checkpoint, base.is_exact)

@@ -428,7 +428,7 @@ class Checker:
             is_better = (gain > test.min_share * own) & (gain * weight > test.min_area)
             if not is_better.any():
                 return False
-        significant = SIGNIFICANT * np.array([standard_error(of) for of in gains.T])
+        significant = SIGNIFICANT * np.array([standard_error(column) for column in gains.T])
         return bool((is_better & (gain > significant)).any())
 
     def _offset(self) -> TimeOffset | None:

@@ -3,16 +3,16 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pandas as pd
 import torch
 from torch import Tensor
 
-from ddpmbench.checksums import DamageError, read_json
+from ddpmbench.checksums import CHECKSUMS, DamageError, is_whole, read_json
 from ddpmbench.data.images import ImageSet
 from ddpmbench.diffusion.data_range import NATS_PER_BIT
-from ddpmbench.diffusion.model import Checkpoint, ModelOutput
+from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.execution.devices import evaluating_checkpoint, is_out_of_memory, strict_float32
 from ddpmbench.execution.folder import RunFolder
 from ddpmbench.execution.session import Session
@@ -70,8 +70,15 @@ class Evaluator:
 
     def evaluate(self, candidates: Sequence[Candidate], rows: TermIndex) -> list[TermTable | None]:
         """The terms of candidates that share network outputs, as `scores.Evaluate`."""
-        network = _Network(candidates[0].checkpoint.to(self.device).model_output)
-        outputs = [network.evaluate, *(network.last for _ in candidates[1:])]
+        model_output, last = candidates[0].checkpoint.to(self.device).model_output, list[Tensor]()
+
+        def evaluate(x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+            last[:] = [model_output(x_t, t, labels)]
+            return last[0]
+
+        def again(x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+            return last[0]
+
         passes = [
             TermsPass(
                 candidate.checkpoint,
@@ -79,9 +86,9 @@ class Evaluator:
                 seed=self.seed,
                 decoder="exact",
                 device=self.device,
-                model_output=output,
+                model_output=again if index else evaluate,
             )
-            for candidate, output in zip(candidates, outputs, strict=True)
+            for index, candidate in enumerate(candidates)
         ]
         parts: list[list[TermTable]] = []
         start = 0
@@ -101,50 +108,27 @@ class Evaluator:
         return [concatenate(tables) for tables in zip(*parts, strict=True)]
 
 
-class _Network:
-    """A network that keeps its last output."""
-
-    def __init__(self, model_output: ModelOutput) -> None:
-        self._model_output = model_output
-        self._last: Tensor | None = None
-
-    def evaluate(self, x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        self._last = self._model_output(x_t, t, labels)
-        return self._last
-
-    def last(self, x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        assert self._last is not None
-        return self._last
+CheckRecord: TypeAlias = dict[str, Any]
+"""`check` of `summary.json`, with the keys of `check_record`."""
 
 
-@dataclasses.dataclass(frozen=True)
-class CheckRecord:
-    """`check` of `summary.json`.
+def check_record(check: SanityCheck) -> CheckRecord:
+    """The result as JSON holds it.
 
-    Attributes:
-        warning: one line; None where nothing significant speaks against the parameterization.
-        likely: the parameters that the network was likely trained with, `prediction=v`; None if
-            there are none.
-        num_evaluations: network evaluations of the check, which do not count towards the run.
-        outcome: one of `Outcome`.
-        better: the parameters that lower the bound, likely or not; None if there are none.
+    - warning: one line; None where nothing significant speaks against the parameterization.
+    - likely: the parameters that the network was likely trained with, `prediction=v`; None if there
+      are none.
+    - num_evaluations: network evaluations of the check, which do not count towards the run.
+    - outcome: one of `Outcome`.
+    - better: the parameters that lower the bound, likely or not; None if there are none.
     """
-
-    warning: str | None
-    likely: str | None
-    num_evaluations: int
-    outcome: str
-    better: str | None
-
-    @classmethod
-    def of(cls, check: SanityCheck) -> "CheckRecord":
-        """The record of a result."""
-        outcome = str(check.outcome)
-        return cls(_warning(check), check.likely, check.num_evaluations, outcome, check.better)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The record as JSON holds it."""
-        return dataclasses.asdict(self)
+    return {
+        "warning": _warning(check),
+        "likely": check.likely,
+        "num_evaluations": check.num_evaluations,
+        "outcome": str(check.outcome),
+        "better": check.better,
+    }
 
 
 _DIFFERENCES = (
@@ -199,10 +183,10 @@ def check_frame(check: SanityCheck) -> pd.DataFrame:
 
 def note(record: CheckRecord) -> str | None:
     """The line where there is no warning; None where there is one."""
-    if record.warning is not None:
+    if record["warning"] is not None:
         return None
-    evaluations = f"sanity check, {record.num_evaluations:,} network evaluations: "
-    match record.outcome:
+    evaluations = f"sanity check, {record['num_evaluations']:,} network evaluations: "
+    match record["outcome"]:
         case Outcome.TOO_FEW_IMAGES:
             return f"the sanity check takes {NUM_IMAGES} images or more: nothing was checked"
         case Outcome.UNDECIDED:
@@ -316,22 +300,20 @@ class PreliminaryCheck:
 
     def run(
         self, checkpoint: Checkpoint, images: ImageSet, session: Session, folder: RunFolder | None
-    ) -> dict[str, Any] | None:
+    ) -> CheckRecord | None:
         """Check on the first rank, or read the record of an interrupted run.
 
         The folder is None if the run is kept in memory.
 
         Returns:
-            `check` of `summary.json`; None if nothing was checked.
+            The record; None if nothing was checked.
 
         Raises:
             InputError: the folder cannot be written, or no batch fits into memory.
         """
         if not self.is_needed:
             return None
-        return session.ranks.once(
-            lambda: self._record(checkpoint, images, session.device, folder).to_dict()
-        )
+        return session.ranks.once(lambda: self._record(checkpoint, images, session.device, folder))
 
     def _record(
         self,
@@ -348,16 +330,26 @@ class PreliminaryCheck:
             check = check_parameterization(
                 checkpoint, images, seed=self.seed, device=device, batch=batch
             )
-            record = CheckRecord.of(check)
+            record = check_record(check)
             if folder is not None:
                 folder.write_frame(TABLE, check_frame(check))
                 checksum = folder.checksum_of(TABLE)
-                folder.write_json(RECORD, {**record.to_dict(), _TABLE_CHECKSUM: checksum})
+                folder.write_json(RECORD, {**record, _TABLE_CHECKSUM: checksum})
             if (line := note(record)) is not None:
                 tell.note(line)
-        if record.warning is not None:
-            tell.warn(record.warning)
+        if record["warning"] is not None:
+            tell.warn(record["warning"])
         return record
+
+
+def recorded_check(folder: Path) -> CheckRecord | None:
+    """The record in a run folder; None where there is none, or it is damaged."""
+    try:
+        record = read_json(folder / RECORD) if is_whole(folder / RECORD) else {}
+    except DamageError:
+        return None
+    extra = (CHECKSUMS, _TABLE_CHECKSUM)
+    return {name: value for name, value in record.items() if name not in extra} or None
 
 
 def _kept_record(folder: RunFolder) -> CheckRecord | None:
@@ -365,17 +357,5 @@ def _kept_record(folder: RunFolder) -> CheckRecord | None:
     record = recorded_check(folder.path)
     if record is None:
         return None
-    known = read_json(folder.path / RECORD).get(_TABLE_CHECKSUM)
-    return record if known and folder.keeps_table(TABLE, known=known) else None
-
-
-def recorded_check(folder: Path) -> CheckRecord | None:
-    """The record in a run folder; None where there is none, or it is damaged."""
-    try:
-        values = read_json(folder / RECORD)
-        record = CheckRecord(*(values[f.name] for f in dataclasses.fields(CheckRecord)))
-    except (DamageError, KeyError):
-        return None
-    texts = (record.warning, record.likely, record.outcome, record.better)
-    is_valid = all(isinstance(text, str | None) for text in texts)
-    return record if is_valid and isinstance(record.num_evaluations, int) else None
+    known = read_json(folder.path / RECORD)[_TABLE_CHECKSUM]
+    return record if folder.keeps_table(TABLE, known=known) else None

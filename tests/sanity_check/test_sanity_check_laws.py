@@ -1,9 +1,8 @@
 """Laws of the sanity check: it accuses no right model, recommends nothing that worsens the exact
 bound, and calls likely what the network was trained with alone.
 
-The models are the exact denoiser of normal data (`normal_data`), and the shipped one as if it had
-been trained with other parameters (`retrained`). Exact bounds are summed here over the terms,
-without the check's own estimate.
+The models are the exact denoiser of normal data (`normal_data`), and the shipped one. Exact bounds
+are summed here over the terms, without the check's own estimate.
 """
 
 import dataclasses
@@ -12,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from normal_data import normal_images, trained_on_normal_data
-from retrained import trained
 
 from ddpmbench.checkpoints.schedules import read_schedule
 from ddpmbench.data.images import ImageSet
@@ -24,7 +22,7 @@ from ddpmbench.execution.worker import BatchSize
 from ddpmbench.likelihood.terms import VALUE_COLUMNS, TermIndex, TermsPass, TermTable
 from ddpmbench.sanity_check.candidates import Candidate
 from ddpmbench.sanity_check.check import Checker, Outcome, SanityCheck
-from ddpmbench.sanity_check.run import CheckRecord, check_parameterization
+from ddpmbench.sanity_check.run import check_parameterization, check_record
 from ddpmbench.sanity_check.scores import Comparison, Fault, Score, mean_over_images
 
 pytestmark = pytest.mark.slow
@@ -171,7 +169,7 @@ def test_a_schedule_near_the_truth_is_better_but_not_likely(own, given):
     check = checked(model, images)
     assert check.outcome is Outcome.BETTER
     assert_advice_lowers_the_bound(check, model, images)
-    warning = CheckRecord.of(check).warning
+    warning = check_record(check)["warning"]
     assert "likely" not in warning
     assert ("perhaps a schedule that is not listed" in warning) == ("schedule=" in check.better)
 
@@ -185,25 +183,13 @@ def test_a_right_model_passes_under_any_schedule(schedule, prediction):
     assert check.outcome is Outcome.PASSED, (check.better, check.fault, check.is_mistimed)
 
 
-def square_root(schedule: NoiseSchedule) -> NoiseSchedule:
-    return NoiseSchedule.from_alphas_cumprod(schedule.alphas_cumprod.sqrt().numpy())
-
-
-@pytest.mark.parametrize(
-    ("own", "given", "likely"),
-    [
-        ({}, {"schedule": square_root(LINEAR)}, None),
-        ({"schedule": NoiseSchedule.linear(2000)}, {"schedule": LINEAR}, None),
-        ({"data_range": NORMALIZED}, {"data_range": UNIT_RANGE}, "data_range=-0.424213,2.821487"),
-    ],
-    ids=["square root", "2000 timesteps", "normalized"],
-)
-def test_so_it_is_with_a_trained_network(own, given, likely, shipped, images):
-    model = dataclasses.replace(trained(shipped, **own) if own else shipped, **given)
+def test_so_it_is_with_a_trained_network(shipped, images):
+    square_root = NoiseSchedule.from_alphas_cumprod(LINEAR.alphas_cumprod.sqrt().numpy())
+    model = dataclasses.replace(shipped, schedule=square_root)
     check = checked(model, images)
     assert check.outcome is not Outcome.PASSED
     assert_advice_lowers_the_bound(check, model, images)
-    assert check.likely == likely
+    assert check.likely is None
 
 
 def test_draws_of_an_image_are_no_further_evidence():
@@ -285,16 +271,15 @@ def pool(images) -> Pool:
     return Pool(ImageSet(images.pixels[some], [str(i) for i in some], "pool"))
 
 
-@pytest.mark.parametrize(("size", "count"), [(1, 20), (4, 20), (15, 20), (16, 200)])
-def test_no_subset_of_images_accuses_the_shipped_model(size, count, shipped, pool):
-    generator = np.random.default_rng(size)
+def test_no_subset_of_images_accuses_the_shipped_model(shipped, pool):
+    # None of 100: of a check that accuses more than 3 % of them, one would show.
+    generator = np.random.default_rng(16)
     outcomes = []
-    for _ in range(count):
-        chosen = np.sort(generator.choice(len(pool.images), size, replace=False))
+    for _ in range(100):
+        chosen = np.sort(generator.choice(len(pool.images), 16, replace=False))
         check = pool.check(shipped, chosen)
         outcomes.append(check.outcome)
-        assert CheckRecord.of(check).warning is None
+        assert check_record(check)["warning"] is None
         assert check.candidate is None
-    expected = Outcome.PASSED if size == 16 else Outcome.TOO_FEW_IMAGES
-    assert set(outcomes) <= {expected, Outcome.UNDECIDED}
-    assert outcomes.count(expected) > 0.9 * count
+    assert set(outcomes) <= {Outcome.PASSED, Outcome.UNDECIDED}
+    assert outcomes.count(Outcome.PASSED) > 0.9 * len(outcomes)
