@@ -240,11 +240,9 @@ class Writer:
 
     def finish(self, place: Path) -> None:
         """Append the checksum, and move the file to its place."""
-        digest = hashlib.sha256()
         with self._path.open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                digest.update(chunk)
-        self._append(_record(_END, digest.digest()))
+            digest = hashlib.file_digest(file, "sha256").digest()
+        self._append(_record(_END, digest))
         self._path.replace(place)
         self._file.close()
 
@@ -253,6 +251,7 @@ class Reader:
     """Reads a file, and believes nothing that it says of its size.
 
     Attributes:
+        path: of the file.
         header: of the file.
         first: where its first block begins.
     """
@@ -263,7 +262,7 @@ class Reader:
         Raises:
             InputError: it cannot be read, is no such file, of another version, or damaged.
         """
-        self._path = path
+        self.path = path
         try:
             self._file: IO[bytes] = path.open("rb")
             self._size = os.fstat(self._file.fileno()).st_size
@@ -377,7 +376,7 @@ class Reader:
         return (kind, body) if zlib.crc32(body) == crc else None
 
     def _refused(self, why: str) -> InputError:
-        return InputError(f"{self._path}: {why}")
+        return InputError(f"{self.path}: {why}")
 
     def damaged(self) -> InputError:
         """The error to raise where what it holds cannot be."""

@@ -85,7 +85,7 @@ def finished_run(run: Path, checkpoint: Checkpoint, images: ImageSet) -> tuple[N
             f"`run={run}`: is of another model (its network gave other outputs); name a run of "
             "this one, or leave it out"
         )
-    if of_errors(checkpoint).clip != checkpoint.clip:
+    if as_coded(checkpoint).clip != checkpoint.clip:
         raise InputError(
             f"`run={run}`: has the errors of the clipped x_start, and a code of a predicted mean "
             "clips nothing; leave it out, or take `clip=False` for both"
@@ -99,7 +99,7 @@ def _opened(run: Path) -> FinishedRun:
     return FinishedRun.open(run, option="`run`", schema=SCHEMA)
 
 
-def of_errors(checkpoint: Checkpoint) -> Checkpoint:
+def as_coded(checkpoint: Checkpoint) -> Checkpoint:
     """The model whose runs have the errors of x_start that a code makes.
 
     With a predicted mean a code clips nothing; the bound is the same, but the errors in the tables
@@ -185,9 +185,9 @@ def _row(run: NllReport, timesteps: int, variance: str) -> "pd.Series[Any] | Non
     frame = run.sub_schedules
     if frame.empty:
         return None
-    of = frame[(frame.variance == variance) & (frame.num_timesteps == timesteps)]
-    is_all = of.num_timesteps == frame.num_timesteps.max()
-    rows = of[(of.spacing == BEST) | is_all].sort_values("spacing")
+    rows = frame[(frame.variance == variance) & (frame.num_timesteps == timesteps)]
+    is_all = rows.num_timesteps == frame.num_timesteps.max()
+    rows = rows[(rows.spacing == BEST) | is_all].sort_values("spacing")
     return None if rows.empty else rows.iloc[0]
 
 

@@ -23,11 +23,11 @@ from ddpmbench.errors import InputError, instance_of, one_of, path_of, whole_num
 from ddpmbench.evaluate.code_choice import (
     BEST_CONSTANT,
     VARIANCES,
+    as_coded,
     bound_of,
     chosen_process,
     digest_of,
     finished_run,
-    of_errors,
 )
 from ddpmbench.evaluate.codecs import CodecSize, other_codecs
 from ddpmbench.evaluate.coding import CodingSession, Counter, coding, model_of
@@ -251,7 +251,7 @@ def _chosen(
         np.errstate(over="ignore", invalid="ignore"),  # of bounds that a code does not need
     ):
         report = evaluate_nll(
-            of_errors(checkpoint),
+            as_coded(checkpoint),
             images,
             **_design(len(images), checkpoint.schedule.num_timesteps),
             device=str(here.device),

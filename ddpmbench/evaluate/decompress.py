@@ -8,13 +8,14 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from ddpmbench.codec.blocks import Labels, check_claims, decode_block
+from ddpmbench.codec.blocks import Labels, Pixels, check_claims, decode_block
+from ddpmbench.codec.chain import Chain
 from ddpmbench.codec.container import Header, Reader
 from ddpmbench.data.arrays import PositionIds
 from ddpmbench.data.images import ImageSet
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.errors import InputError, instance_of, whole_number
-from ddpmbench.evaluate.coding import Counter, coding, damage_as, model_of
+from ddpmbench.evaluate.coding import CodingSession, Counter, coding, damage_as, model_of
 from ddpmbench.evaluate.progress import listening
 from ddpmbench.execution.samples import write_pngs, write_samples
 from ddpmbench.execution.worker import RunListener
@@ -77,24 +78,7 @@ def decompress(
                 raise reader.damaged() from error
             total = sum(records[i].num_images for i in chosen)
             count = Counter(reporter, total)
-            parts = []
-            for index in chosen:
-                part = slice(index * header.block_images, (index + 1) * header.block_images)
-                refusal = InputError(
-                    f"{path}: block {index} does not decode to the images that were compressed; "
-                    "the file is damaged, or the network computes otherwise here"
-                )
-                of_part = None if labels is None else labels[part]
-                with damage_as(refusal):
-                    decoded = decode_block(
-                        chain,
-                        reader.block(index),
-                        header.shape,
-                        of_part,
-                        device=here.device,
-                        progress=count,
-                    )
-                parts.append(decoded)
+            parts = [_decoded(reader, chain, index, labels, here, count) for index in chosen]
     ids = _ids(path, header)  # of images that are there
     first = chosen[0] * header.block_images
     span = slice(first, first + total)
@@ -104,6 +88,27 @@ def decompress(
         labels=None if labels is None else labels[span],
         source=str(path),
     )
+
+
+def _decoded(
+    reader: Reader, chain: Chain, index: int, labels: Labels, here: CodingSession, count: Counter
+) -> Pixels:
+    """The images of a block."""
+    header = reader.header
+    part = slice(index * header.block_images, (index + 1) * header.block_images)
+    refusal = InputError(
+        f"{reader.path}: block {index} does not decode to the images that were compressed; the "
+        "file is damaged, or the network computes otherwise here"
+    )
+    with damage_as(refusal):
+        return decode_block(
+            chain,
+            reader.block(index),
+            header.shape,
+            None if labels is None else labels[part],
+            device=here.device,
+            progress=count,
+        )
 
 
 def new_place(out: str | Path) -> Path:
