@@ -124,7 +124,7 @@ def test_rate_and_decoder_are_the_bound(small_model, small_images, kind):
 
 @pytest.fixture(scope="module")
 def few_rows():
-    """The first 200 images from 6,000 of the 200,000 network calls that there are."""
+    """The first 200 images from 6,000 of the 200,000 network evaluations that there are."""
     images = db.load_images("fashion-mnist:test", num_images=200)
     found = db.evaluate_nll(db.load_checkpoint(), images, half_width=1e-4, max_evaluations=6000)
     assert 5000 < found.summary["num_evaluations"] <= 6000
@@ -205,6 +205,7 @@ def smooth_curve(num_timesteps):
     )
 
 
+@pytest.mark.parametrize("run", ["one draw"], indirect=True)
 @pytest.mark.parametrize(
     ("source", "num_timesteps", "is_beside"),
     [
