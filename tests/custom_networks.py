@@ -4,7 +4,7 @@ import math
 
 import ddpmbench as db
 from ddpmbench.cli import options
-from ddpmbench.cli.inputs import open_inputs
+from ddpmbench.cli.launch import open_inputs
 from ddpmbench.cli.likelihood import nll
 
 

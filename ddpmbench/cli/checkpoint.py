@@ -1,4 +1,4 @@
-"""`ddpmbench inspect` and `convert`, which read a checkpoint and evaluate nothing."""
+"""`ddpmbench inspect`, `convert` and `speed`: a checkpoint, another form of it, and its speed."""
 
 import shutil
 import sys
@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ddpmbench.cli import options
-from ddpmbench.cli.messages import note, with_options
+from ddpmbench.cli.launch import note, open_checkpoint, open_prepared, say, with_options
 
 
 @click.command(short_help="What a checkpoint is, and what command evaluates it.")
@@ -20,11 +20,11 @@ from ddpmbench.cli.messages import note, with_options
     metavar="S",
     text="Height and width of an image, where the checkpoint does not state them.",
 )
-@options.folder(
+@options.path_option(
     "Folder for the schedule as a figure and a table, and for all facts as JSON.  "
     "[default: nowhere]"
 )
-@options.printed("What to print.", "table", "json")
+@options.output_format("What to print.", "table", "json")
 def inspect(ckpt: str, output_format: str, **given: Any) -> None:  # noqa: ANN401
     """What a checkpoint is: its family, network, schedule and settings.
 
@@ -63,7 +63,7 @@ def inspect(ckpt: str, output_format: str, **given: Any) -> None:  # noqa: ANN40
     "What to write.  [default: native where OUT ends in .safetensors, else diffusers]",
 )
 @click.option("--overwrite", is_flag=True, help="Replace an existing file or folder of that kind.")
-@options.printed("What to print; quiet is the path alone.", "table", "json", "quiet")
+@options.output_format("What to print; quiet is the path alone.", "table", "json", "quiet")
 def convert(ckpt: str, out: Path, output_format: str, **given: Any) -> None:  # noqa: ANN401
     """Write the checkpoint CKPT (a file, folder, hub id, or `default`) as OUT.
 
@@ -77,15 +77,96 @@ def convert(ckpt: str, out: Path, output_format: str, **given: Any) -> None:  # 
         ddpmbench convert model.safetensors model-for-diffusers
         ddpmbench convert google/ddpm-cifar10-32 cifar10.safetensors
     """
-    from ddpmbench.checkpoints.load import load_checkpoint
-    from ddpmbench.checkpoints.settings import CheckpointSettings
     from ddpmbench.evaluate.convert import convert_checkpoint, printed_conversion
 
     how = {name: given.pop(name) for name in ("to", "overwrite")}
-    checkpoint = load_checkpoint(ckpt, CheckpointSettings(**given))
-    for line in checkpoint.notes:
-        note(line)
+    checkpoint = open_checkpoint({"ckpt": ckpt, **given})
+    note(*checkpoint.notes)
     conversion = convert_checkpoint(checkpoint, out, **how)
-    for line in conversion.summary["notes"]:
-        note(line)
+    note(*conversion.summary["notes"])
     click.echo(printed_conversion(conversion.summary, output_format))
+
+
+_speed_options = options.decorate(
+    click.option(
+        "--data",
+        type=options.text,
+        metavar="DATA",
+        help="Images whose bound would be computed.  [default: gray ones]",
+    ),
+    options.count("--num-images", text="How many of them.  [default: all of --data; else 10,000]"),
+    options.count("--num-samples", default=50_000, text="Number of samples to predict for."),
+    click.option(
+        "--half-width",
+        type=float,
+        default=0.005,
+        show_default=True,
+        metavar="H",
+        help="Half width of the bound's interval, bits/dim.",
+    ),
+    options.count(
+        "--image-size",
+        metavar="S",
+        text="Height and width, where neither the checkpoint nor --data states them.",
+    ),
+    click.option(
+        "--precision",
+        type=click.Choice(["fp32", "tf32", "bf16", "fp16"]),
+        multiple=True,
+        help="Repeat it for several.  [default: those that suit the device]",
+    ),
+    click.option(
+        "--compile", "compiled", is_flag=True, help="Also compile the network, which takes minutes."
+    ),
+    options.path_option("Folder for tables and figures.  [default: nowhere]"),
+    options.batch_size("The largest batch."),
+    options.device_option,
+    options.output_format(
+        "What to print; csv is the network's evaluations alone.", "table", "json", "csv"
+    ),
+)
+
+
+@click.command(short_help="How fast a model is here, and how long nll, rd, sample would take.")
+@options.checkpoint_options
+@options.preparation_options
+@_speed_options
+def speed(output_format: str, **given: Any) -> None:  # noqa: ANN401
+    """How fast a model is on this device, and about how long the other commands would take.
+
+    A short version of benchmarks/ for your own model. Each precision and engine is listed with the
+    deviation of its output from strict float32.
+
+    \b
+    Examples:
+        ddpmbench speed
+        ddpmbench speed --ckpt google/ddpm-cifar10-32 --device cuda --compile
+        ddpmbench speed --data cifar10:test --ckpt DIR --precision fp32 --precision fp16
+    """
+    from ddpmbench.evaluate.speed import SpeedSettings, measure_speed, printed_speed
+    from ddpmbench.execution.speed import SpeedPlan
+    from ddpmbench.unet.precision import Precision
+
+    checkpoint = open_checkpoint({name: given.pop(name) for name in options.CHECKPOINT})
+    note(*checkpoint.notes)
+    data, num_images = given.pop("data"), given.pop("num_images")
+    prepared = {name: given.pop(name) for name in options.PREPARATION}
+    images = None if data is None else open_prepared(data, prepared, num_images=num_images)
+    precisions = tuple(map(Precision, dict.fromkeys(given.pop("precision"))))
+    settings = SpeedSettings(
+        plan=SpeedPlan(precisions or None, given.pop("compiled")),
+        num_images=num_images or SpeedSettings.num_images,
+        **{name: given.pop(name) for name in ("half_width", "num_samples", "image_size")},
+    )
+    out: Path | None = given["out"]
+    report = measure_speed(
+        checkpoint,
+        images,
+        settings=settings,
+        **given,
+        command=["ddpmbench", *sys.argv[1:]],
+        tell=say,
+    )
+    click.echo(printed_speed(report.summary, output_format))
+    if out is not None:
+        click.echo(f"Folder: {out}", err=True)

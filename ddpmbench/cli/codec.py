@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from ddpmbench.cli import options
-from ddpmbench.cli.messages import note
+from ddpmbench.cli.launch import note, open_checkpoint, open_inputs
 from ddpmbench.errors import InputError
 
 
@@ -14,7 +14,7 @@ from ddpmbench.errors import InputError
 @options.ckpt_option
 @options.reading_options
 @options.data_options
-@options.folder("File to write; an interrupted one is continued.", metavar="FILE")
+@options.path_option("File to write; an interrupted one is continued.", metavar="FILE")
 @options.count(
     "--timesteps",
     metavar="K",
@@ -26,7 +26,7 @@ from ddpmbench.errors import InputError
     "Variance of the code's reverse process: the best constant at every timestep, or a fixed one.",
     default="best_constant",
 )
-@options.folder(
+@options.path_option(
     "Take the timesteps, the variances and the bound from that run of nll on the same images, not "
     "from a small one.",
     "--run",
@@ -49,7 +49,7 @@ from ddpmbench.errors import InputError
     default=True,
     help="Compress the images with other lossless codecs, too.  [default: compare]",
 )
-@options.folder("Write the result as a page, too.", "--page", "HTML")
+@options.path_option("Write the result as a page, too.", "--page", "HTML")
 @options.device_option
 @options.format_option
 def compress(
@@ -68,7 +68,6 @@ def compress(
         ddpmbench compress --ckpt google/ddpm-cifar10-32 --data cifar10:test --out cifar10.ddpmc
         ddpmbench compress --timesteps 100 --run runs/default --out images.ddpmc
     """
-    from ddpmbench.cli.inputs import open_inputs
     from ddpmbench.evaluate.compress import compress as compressed
     from ddpmbench.files import named_path, replacing, writing_to
     from ddpmbench.report.codec import codec_page, printed_codec
@@ -77,10 +76,9 @@ def compress(
         raise click.UsageError("--out: is missing; name the file to write")
     if page is not None:
         _check_page(page, named_path(out))
-    inputs = {name: given.pop(name, None) for name in options.INPUTS if name != "timesteps"}
-    checkpoint, images = open_inputs({**inputs, "timesteps": None})
-    for line in checkpoint.notes:
-        note(line)
+    inputs = {name: given.pop(name) for name in options.INPUTS if name != "timesteps"}
+    checkpoint, images = open_inputs(inputs)
+    note(*checkpoint.notes)
     report = compressed(checkpoint, images, out, **given)
     if page is not None:
         with writing_to(page.parent, "--page"), replacing(page) as temporary:
@@ -107,7 +105,7 @@ def _check_page(page: Path, out: Path) -> None:
 @click.argument("file", type=options.path)
 @options.ckpt_option
 @options.reading_options
-@options.folder("An .npz to write, or a folder for one PNG an image.", metavar="NPZ|DIR")
+@options.path_option("An .npz to write, or a folder for one PNG an image.", metavar="NPZ|DIR")
 @options.count("--block", limits=(0, None), text="Decompress block N alone, from 0 on.")
 @options.device_option
 def decompress(file: Path, out: Path | None, **given: Any) -> None:  # noqa: ANN401
@@ -118,7 +116,6 @@ def decompress(file: Path, out: Path | None, **given: Any) -> None:  # noqa: ANN
         ddpmbench decompress images.ddpmc --out images.npz
         ddpmbench decompress images.ddpmc --out images --block 3
     """
-    from ddpmbench.cli.inputs import open_checkpoint
     from ddpmbench.evaluate.decompress import decompress as decompressed
     from ddpmbench.evaluate.decompress import first_image, new_place, write_images
 
@@ -126,9 +123,8 @@ def decompress(file: Path, out: Path | None, **given: Any) -> None:  # noqa: ANN
         raise click.UsageError("--out: is missing; name an .npz or a folder to write")
     how = {name: given.pop(name) for name in ("block", "device")}
     new_place(out)  # before it takes minutes
-    checkpoint = open_checkpoint({**given, "timesteps": None})
-    for line in checkpoint.notes:
-        note(line)
+    checkpoint = open_checkpoint(given)
+    note(*checkpoint.notes)
     images = decompressed(file, checkpoint, **how)
     write_images(out, images, first=first_image(file, how["block"]))
     click.echo(f"{len(images):,} images: {out}", err=True)

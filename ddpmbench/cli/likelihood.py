@@ -1,133 +1,26 @@
-"""`ddpmbench nll` and `rd`, and how a command starts an evaluation of likelihood."""
+"""`ddpmbench nll`, `rd`, `score`, `ode` and `likelihoods`: the bound and other likelihoods."""
 
-import dataclasses
-import functools
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ddpmbench.cli import options
-from ddpmbench.cli.messages import note, warn
+from ddpmbench.cli.launch import (
+    launch,
+    open_checkpoint,
+    open_images,
+    open_inputs,
+    print_report,
+    warn,
+)
 from ddpmbench.execution.progress import progress
 
 if TYPE_CHECKING:
     from ddpmbench.data.images import ImageSet
     from ddpmbench.diffusion.model import Checkpoint
     from ddpmbench.evaluate.nll import NllReport
-
-
-Inputs = TypeVar("Inputs")
-Result = TypeVar("Result")
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Evaluation:
-    """A finished run and its inputs.
-
-    Attributes:
-        report: its result.
-        checkpoint: the model.
-        images: the image set.
-    """
-
-    report: "NllReport"
-    checkpoint: "Checkpoint"
-    images: "ImageSet"
-
-
-def evaluate(
-    command: str,
-    out: Path | None,
-    given: dict[str, Any],
-    *,
-    check: "Callable[[Checkpoint, ImageSet], None]" = lambda checkpoint, images: None,
-) -> Evaluation | None:
-    """Run `evaluate_nll` with a command's options.
-
-    Args:
-        command: its name.
-        out: the run folder; None for a dated one.
-        given: all its other options.
-        check: raises InputError where the command cannot go on with the checkpoint and the
-            images; it is called before the network is.
-
-    Returns:
-        The run; None in a process that does not report.
-    """
-    from ddpmbench.cli.inputs import open_inputs
-    from ddpmbench.evaluate.nll import evaluate_nll
-
-    inputs = {name: given.pop(name) for name in options.INPUTS}
-
-    def opened() -> "tuple[Checkpoint, ImageSet]":
-        checkpoint, images = open_inputs(inputs)
-        check(checkpoint, images)
-        return checkpoint, images
-
-    def run(
-        checkpoint: "Checkpoint",
-        images: "ImageSet",
-        **of_run: Any,  # noqa: ANN401
-    ) -> Evaluation:
-        return Evaluation(evaluate_nll(checkpoint, images, **given, **of_run), checkpoint, images)
-
-    return launch(command, out, opened, run)
-
-
-def launch(
-    command: str,
-    out: Path | None,
-    opened: "Callable[[], tuple[Checkpoint, Inputs]]",
-    run: "Callable[..., Result]",
-    *,
-    evaluations: str = "network evaluations",
-) -> "Result | None":
-    """Start an evaluation of likelihood, in as many processes as torchrun started.
-
-    Args:
-        command: its name.
-        out: the run folder; None for a dated one.
-        opened: returns the checkpoint and the image set or sets; it is called in one process.
-        run: is called with both, and by name with the run folder `out`, the `command` line and the
-            `listener`.
-        evaluations: what is counted.
-
-    Returns:
-        What `run` returns; None in a process that does not report.
-    """
-    from ddpmbench.evaluate.progress import remark
-    from ddpmbench.execution.distributed import joined
-    from ddpmbench.execution.worker import RunListener, RunProgress
-
-    with joined() as ranks:
-        checkpoint, inputs = ranks.first_one(opened)
-        folder = ranks.once(lambda: out or options.dated_folder(command))
-        if ranks.reports:
-            for line in checkpoint.notes:
-                note(line)
-        with progress(command, "evaluations") as update:
-
-            def on_start(count: int) -> None:
-                line = f"{count:,} {evaluations} at first; to resume: --out {folder}"
-                if not count:
-                    line = f"What was evaluated first is in {folder} already; none is repeated"
-                click.echo(line, err=True)
-
-            def on_progress(now: RunProgress) -> None:
-                update(now.done, now.total, remark(now))
-
-            result = run(
-                checkpoint,
-                inputs,
-                out=folder,
-                command=["ddpmbench", *sys.argv[1:]],
-                listener=RunListener(on_start, on_progress, warn, note),
-            )
-    return result if ranks.reports else None
-
+    from ddpmbench.evaluate.score import ScoreReport
 
 _likelihood_options = options.decorate(
     options.choice(
@@ -149,7 +42,7 @@ _likelihood_options = options.decorate(
         metavar="M",
         text="importance: stop after M network evaluations, however wide the interval is.",
     ),
-    options.folder(
+    options.path_option(
         "importance: evaluate the terms of that run, so that compare can pair the two.",
         "--terms-of",
         "RUN",
@@ -171,10 +64,8 @@ _continuous_option = click.option(
 )
 
 
-def _timesteps(
-    context: click.Context, option: click.Parameter, value: str | None
-) -> int | str | None:
-    if value is None or value == options.CONTINUOUS:
+def _timesteps(value: str) -> int | str:
+    if value == options.CONTINUOUS:
         return value
     if not value.isdecimal() or int(value) < 1:
         raise click.BadParameter(
@@ -185,7 +76,7 @@ def _timesteps(
 
 _timesteps_option = click.option(
     "--timesteps",
-    callback=_timesteps,
+    type=_timesteps,
     metavar=f"K|{options.CONTINUOUS}",
     help="Visit K evenly spaced timesteps: fewer than the model was trained on, or more, which lie "
     f"between those. {options.CONTINUOUS} is the limit of ever more.",
@@ -220,18 +111,12 @@ def nll(out: Path | None, output_format: str, **given: Any) -> None:  # noqa: AN
         ddpmbench nll --ckpt ema_0.9999_500000.pt --model-flags "--image_size 32 ..." --data DIR
         torchrun --nproc-per-node 4 -m ddpmbench nll --data fashion-mnist:test --out runs/four
     """
-    evaluation = evaluate("nll", out, given)
-    if evaluation is None:
-        return
-    from ddpmbench.evaluate.reuse import page_of
+    from ddpmbench.evaluate.nll import evaluate_nll
     from ddpmbench.report.nll_text import printed_nll
 
-    folder = evaluation.report.folder
-    assert folder is not None
-
-    click.echo(printed_nll(evaluation.report.summary, output_format))
-    click.echo(f"Run folder: {folder}", err=True)
-    click.echo(f"Report: {page_of(evaluation.report)}", err=True)
+    report = launch("nll", out, given, evaluate_nll)
+    if report is not None:
+        print_report(printed_nll(report.summary, output_format), report)
 
 
 @click.command(short_help="Rate-distortion of progressive lossy decoding.")
@@ -254,7 +139,7 @@ def nll(out: Path | None, output_format: str, **given: Any) -> None:  # noqa: AN
     metavar="T",
     text="Timestep at which --pictures all mixes two images.  [default: half of all]",
 )
-@options.folder(
+@options.path_option(
     "Print the curve of a finished run of nll or rd, without network evaluations.", "--run"
 )
 def rd(
@@ -275,25 +160,52 @@ def rd(
         ddpmbench rd --ckpt google/ddpm-cifar10-32 --data cifar10:test
     """
     if run is not None:
-        _refuse_other_options(run, pictures)
-        _print(run, output_format)
+        allowed = {"run", "output_format"} | ({"pictures"} if pictures == "none" else set())
+        options.refuse_given(
+            lambda name: name not in allowed,
+            f"has no effect on a finished run; leave it out, or leave out --run {run}",
+        )
+        _print_curve(run, output_format)
         return
-    from ddpmbench.evaluate.rate_distortion import check_pictures
-
-    check = functools.partial(check_pictures, pictures=pictures, depth=depth)
-    evaluation = evaluate("rd", out, given, check=check)
-    if evaluation is None:
-        return
-    _print(evaluation.report, output_format)
-    shown = {"pictures": pictures, "depth": depth}
-    _make_pictures(evaluation, **shown, device=given["device"], batch_size=given["batch_size"])
+    from ddpmbench.evaluate.nll import evaluate_nll
+    from ddpmbench.evaluate.rate_distortion import check_pictures, progressive_pictures
     from ddpmbench.evaluate.reuse import page_of
+    from ddpmbench.execution.worker import RunListener
 
-    assert evaluation.report.folder is not None
-    click.echo(f"Report: {page_of(evaluation.report)}", err=True)
+    def opened(inputs: dict[str, Any]) -> "tuple[Checkpoint, ImageSet]":
+        checkpoint, images = open_inputs(inputs)
+        check_pictures(checkpoint, images, pictures=pictures, depth=depth)
+        return checkpoint, images
+
+    def evaluated(
+        checkpoint: "Checkpoint",
+        images: "ImageSet",
+        **how: Any,  # noqa: ANN401
+    ) -> "tuple[Checkpoint, ImageSet, NllReport]":
+        return checkpoint, images, evaluate_nll(checkpoint, images, **how)
+
+    found = launch("rd", out, given, evaluated, opened=opened)
+    if found is None:
+        return
+    report = found[-1]
+    _print_curve(report, output_format)
+    with progress("pictures", "evaluations") as update:
+
+        def on_start(calls: int) -> None:
+            click.echo(f"{calls:,} network evaluations more for the pictures", err=True)
+
+        progressive_pictures(
+            *found,
+            pictures=pictures,
+            depth=depth,
+            device=given["device"],
+            batch_size=given["batch_size"],
+            listener=RunListener(on_start, lambda now: update(now.done, now.total, ""), warn),
+        )
+    click.echo(f"Report: {page_of(report)}", err=True)
 
 
-def _print(source: "NllReport | Path", output_format: str) -> None:
+def _print_curve(source: "NllReport | Path", output_format: str) -> None:
     from ddpmbench.evaluate.rate_distortion import rate_distortion
     from ddpmbench.report.nll_text import printed_rate_distortion
     from ddpmbench.report.text import raw_pixels_warning
@@ -305,26 +217,167 @@ def _print(source: "NllReport | Path", output_format: str) -> None:
     click.echo(f"Run folder: {result.folder}", err=True)
 
 
-def _make_pictures(evaluation: Evaluation, **how: Any) -> None:  # noqa: ANN401
-    from ddpmbench.evaluate.rate_distortion import progressive_pictures
-    from ddpmbench.execution.worker import RunListener
+_score_options = options.decorate(
+    options.count(
+        "--evaluations-per-image",
+        limits=(4, None),
+        metavar="M",
+        default=64,
+        text="Network evaluations of each image: one in eight at t = 1, the others at stratified "
+        "timesteps.",
+    ),
+    options.path_option(
+        "Take the proposal density of that run of score, so that an image has the same score in "
+        "both.",
+        "--terms-of",
+        "RUN",
+    ),
+    options.decoder_option,
+)
 
-    with progress("pictures", "evaluations") as update:
 
-        def on_start(calls: int) -> None:
-            click.echo(f"{calls:,} network evaluations more for the pictures", err=True)
+@click.command(short_help="A bound for every image, and how it tells two image sets apart.")
+@options.checkpoint_options
+@options.two_sets_options
+@_score_options
+@options.check_option
+@options.run_options
+@options.output_format(
+    "What to print; csv has a row an image, quiet the mean of each set.",
+    *("table", "json", "csv", "quiet"),
+)
+def score(out: Path | None, output_format: str, **given: Any) -> None:  # noqa: ANN401
+    """The variational bound of every image in bits/dim, each with its standard error.
 
-        listener = RunListener(on_start, lambda now: update(now.done, now.total, ""), warn)
-        progressive_pictures(
-            evaluation.checkpoint, evaluation.images, evaluation.report, listener=listener, **how
+    With two image sets also the difference of their means, and how well the scores tell the second
+    from the first (AUROC), raw and corrected for the images' complexity. With the training set and
+    the test set the difference is the generalization gap: memorization, if it is above 0.
+
+    \b
+    Examples:
+        ddpmbench score --data fashion-mnist:test --num-images 500
+        ddpmbench score --data fashion-mnist:test --data mnist:test --num-images 500
+        ddpmbench score --ckpt google/ddpm-cifar10-32 --data cifar10:train --data cifar10:test
+    """
+    from ddpmbench.evaluate.score import score_images
+    from ddpmbench.report.scores import printed_scores
+
+    names = given["data"] or (None,)
+    if len(names) > 2:
+        raise click.UsageError(
+            f"--data: names {len(names)} image sets; name one, or two to compare them"
         )
 
+    def opened(inputs: dict[str, Any]) -> "tuple[Checkpoint, list[ImageSet]]":
+        checkpoint = open_checkpoint(inputs)
+        return checkpoint, [open_images(checkpoint, name, inputs) for name in names]
 
-def _refuse_other_options(run: Path, pictures: str) -> None:
-    allowed = {"run", "output_format"} | ({"pictures"} if pictures == "none" else set())
-    for option in options.given_options():
-        if option.name not in allowed:
-            raise click.UsageError(
-                f"{option.opts[0]}: has no effect on a finished run; leave it out, or leave out "
-                f"--run {run}"
-            )
+    def run(
+        checkpoint: "Checkpoint",
+        sets: "list[ImageSet]",
+        **how: Any,  # noqa: ANN401
+    ) -> "ScoreReport":
+        return score_images(checkpoint, *sets, **how)
+
+    report = launch("score", out, given, run, opened=opened)
+    if report is not None:
+        print_report(printed_scores(report.summary, report.per_image, output_format), report)
+
+
+_ode_options = options.decorate(
+    options.count(
+        "--num-ode-images",
+        default=256,
+        text="Solve the ODE of N images at most; the variational bound of all leads from there to "
+        "the ODE of all.",
+    ),
+    options.choice(
+        "--dequantization",
+        ["decoder", "uniform", "truncated-normal"],
+        "decoder: the forward process to x_1, and the decoder of the variational bound; uniform "
+        "and truncated-normal noise stay in the bin of each level.",
+        default="decoder",
+    ),
+    options.choice(
+        "--trace",
+        ["hutchinson", "exact"],
+        "Divergence: estimated with random signs, or exact with one vector-Jacobian product a "
+        "dimension.",
+        default="hutchinson",
+    ),
+    options.count(
+        "--probes",
+        default=1,
+        text="hutchinson: vectors of random signs an image. Their error is known from 2 on.",
+    ),
+    options.choice(
+        "--solver",
+        ["heun", "rk4"],
+        "Exponential Runge-Kutta method, of order 2 or 4.",
+        default="rk4",
+    ),
+    options.count(
+        "--solver-steps", default=12, text="Steps in log sigma, even. Half as many tell the error."
+    ),
+    click.option(
+        "--half-width",
+        type=float,
+        metavar="H",
+        help="Of the variational bound on all images, bits/dim.  [default: 0.005]",
+    ),
+)
+
+
+@click.command(short_help="The likelihood of the probability-flow ODE, in bits/dim.")
+@options.checkpoint_options
+@options.data_options
+@_ode_options
+@options.check_option
+@options.run_options
+@options.format_option
+def ode(out: Path | None, output_format: str, **given: Any) -> None:  # noqa: ANN401
+    """The likelihood of the probability-flow ODE in bits/dim, and how far below the bound it is.
+
+    \b
+    Examples:
+        ddpmbench ode
+        ddpmbench ode --num-images 64 --probes 4 --solver-steps 20
+        ddpmbench ode --ckpt google/ddpm-cifar10-32 --data cifar10:test --dequantization uniform
+    """
+    from ddpmbench.evaluate.ode import evaluate_ode
+    from ddpmbench.report.ode import printed_ode
+
+    evaluations = "network evaluations with gradients"
+    report = launch("ode", out, given, evaluate_ode, evaluations=evaluations)
+    if report is not None:
+        print_report(printed_ode(report.summary, output_format), report)
+
+
+@click.command(short_help="Bound, best variance, continuous time and ODE, side by side.")
+@options.checkpoint_options
+@options.data_options
+@_ode_options
+@options.check_option
+@options.run_options
+@options.output_format(
+    "What to print; csv has a row a likelihood, quiet a number.", "table", "json", "csv", "quiet"
+)
+def likelihoods(out: Path | None, output_format: str, **given: Any) -> None:  # noqa: ANN401
+    """The likelihoods of a checkpoint by the published conventions, in bits/dim.
+
+    The variational bound, the same with the best constant variance, the bound in continuous time
+    and the probability-flow ODE: of the same images and seed, with paired differences and costs.
+
+    \b
+    Examples:
+        ddpmbench likelihoods
+        ddpmbench likelihoods --num-images 500 --num-ode-images 100
+        ddpmbench likelihoods --ckpt google/ddpm-cifar10-32 --data cifar10:test
+    """
+    from ddpmbench.evaluate.likelihoods import evaluate_likelihoods
+    from ddpmbench.report.likelihoods import printed_likelihoods
+
+    report = launch("likelihoods", out, given, evaluate_likelihoods)
+    if report is not None:
+        printed = printed_likelihoods(report.summary, report.likelihoods, output_format)
+        print_report(printed, report)

@@ -1,4 +1,4 @@
-"""The entry point: the commands and the exit codes."""
+"""The entry point: the commands, `ddpmbench env` among them, and the exit codes."""
 
 import contextlib
 import os
@@ -12,16 +12,12 @@ from typing import NoReturn
 
 import click
 
-from ddpmbench.cli.checkpoint import convert, inspect
+from ddpmbench.cli.checkpoint import convert, inspect, speed
 from ddpmbench.cli.codec import compress, decompress
-from ddpmbench.cli.likelihood import nll, rd
-from ddpmbench.cli.likelihoods import likelihoods
-from ddpmbench.cli.machine import env, speed
-from ddpmbench.cli.messages import with_options
-from ddpmbench.cli.ode import ode
+from ddpmbench.cli.launch import with_options
+from ddpmbench.cli.likelihood import likelihoods, nll, ode, rd, score
 from ddpmbench.cli.runs import compare, report
 from ddpmbench.cli.samples import fid, sample
-from ddpmbench.cli.score import score
 from ddpmbench.cli.train import train
 from ddpmbench.errors import InputError, ProcessLostError, ReportedError, printable
 from ddpmbench.version import __version__
@@ -31,15 +27,10 @@ _IMPATIENCE = 2.0  # seconds in which another signal is the same wish once more
 
 
 class Stopped:
-    """The signal by which a command was stopped.
+    """The number of the signal that stopped a command: SIGINT, unless another one came."""
 
-    Attributes:
-        number: of the signal; None if there was none.
-    """
-
-    def __init__(self) -> None:
-        self.number: int | None = None
-        self._since = float("-inf")
+    number: int = signal.SIGINT
+    _since = float("-inf")
 
     def stop(self, number: int, frame: FrameType | None) -> None:
         """Interrupt the process; ignore repeated signals within two seconds."""
@@ -51,7 +42,7 @@ class Stopped:
     @property
     def status(self) -> int:
         """The exit status that a shell expects: 128 and the signal's number."""
-        return 128 + (signal.SIGINT if self.number is None else self.number)
+        return 128 + self.number
 
 
 @contextlib.contextmanager
@@ -77,7 +68,40 @@ DONE, FAILED, USER_MISTAKE = 0, 1, 2
 _RESUMED = frozenset({"nll", "rd", "ode", "likelihoods", "score", "sample", "fid", "train"})
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.command(short_help="Versions, devices, data sets and caches here.")
+def env() -> None:
+    """Versions, devices, data sets and caches here, and what is missing."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    from ddpmbench.checkpoints.load import load_checkpoint
+    from ddpmbench.data.datasets import cache_folder, dataset_specs, is_at_hand
+    from ddpmbench.execution.folder import describe_devices, source_revision, versions
+    from ddpmbench.samples.feature_weights import feature_networks
+
+    facts = [
+        (name, version or f"missing: pip install {name}") for name, version in versions().items()
+    ]
+    facts.append(("source revision", source_revision() or "an installed package"))
+    facts += [("device", device) for device in describe_devices()]
+    facts.append(("checkpoint", f"default, sha256 {load_checkpoint().sha256[:12]}"))
+    for spec in dataset_specs():
+        at_hand = is_at_hand(*spec.split(":"))
+        facts.append(
+            ("data set", f"{spec}, {'at hand' if at_hand else 'downloaded when asked for'}")
+        )
+    facts += [("feature network", line) for line in feature_networks()]
+    facts += [("downloads go to", str(cache_folder())), ("hub models go to", HF_HUB_CACHE)]
+    for name, value in facts:
+        click.echo(f"{name:<18}{value}")
+
+
+@click.group(
+    commands=[
+        *(nll, rd, ode, likelihoods, score, sample, fid, compare, report, compress, decompress),
+        *(inspect, speed, train, convert, env),
+    ],
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(__version__, prog_name="ddpmbench")
 def ddpmbench() -> None:
     """Measure denoising diffusion models: how good, how sure, by which convention.
@@ -86,24 +110,6 @@ def ddpmbench() -> None:
     With no options nll and rd run on the checkpoint and the images that come with it:
         ddpmbench nll
     """
-
-
-ddpmbench.add_command(nll)
-ddpmbench.add_command(rd)
-ddpmbench.add_command(ode)
-ddpmbench.add_command(likelihoods)
-ddpmbench.add_command(score)
-ddpmbench.add_command(sample)
-ddpmbench.add_command(fid)
-ddpmbench.add_command(compare)
-ddpmbench.add_command(report)
-ddpmbench.add_command(compress)
-ddpmbench.add_command(decompress)
-ddpmbench.add_command(inspect)
-ddpmbench.add_command(speed)
-ddpmbench.add_command(train)
-ddpmbench.add_command(convert)
-ddpmbench.add_command(env)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -135,17 +141,13 @@ def _run(arguments: list[str] | None, stopped: Stopped) -> int:
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         return USER_MISTAKE
-    except click.ClickException as error:
-        click.echo(f"Error: {printable(error.format_message())}", err=True)
-        return USER_MISTAKE
     except ReportedError:
         return USER_MISTAKE
-    except InputError as error:
-        click.echo(f"Error: {with_options(str(error), _command(given))}", err=True)
-        return USER_MISTAKE
-    except ProcessLostError as error:
-        click.echo(f"Error: {printable(str(error))}", err=True)
-        return FAILED
+    except (click.ClickException, InputError, ProcessLostError) as error:
+        text = error.format_message() if isinstance(error, click.ClickException) else str(error)
+        line = printable(text)
+        click.echo(f"Error: {with_options(line, _command(given))}", err=True)
+        return FAILED if isinstance(error, ProcessLostError) else USER_MISTAKE
     except (click.Abort, KeyboardInterrupt):
         if os.environ.get("RANK", "0") == "0":
             name = given[0] if given else ""

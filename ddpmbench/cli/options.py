@@ -55,6 +55,11 @@ def decorate(*options: Option) -> Option:
     return lambda command: functools.reduce(lambda f, option: option(f), reversed(options), command)
 
 
+def _names(options: Option) -> tuple[str, ...]:
+    """Python names of options."""
+    return tuple(option.name or "" for option in click.command()(options(lambda: None)).params)
+
+
 def choice(name: str, choices: Sequence[str], text: str, default: str | None = None) -> Option:
     """An option with named values."""
     shows = default is not None
@@ -77,7 +82,7 @@ def count(
     )
 
 
-def printed(text: str, *choices: str) -> Option:
+def output_format(text: str, *choices: str) -> Option:
     """`--format`, as `output_format`, of which "table" is the default."""
     return click.option(
         "--format",
@@ -89,36 +94,32 @@ def printed(text: str, *choices: str) -> Option:
     )
 
 
-def folder(text: str, name: str = "--out", metavar: str = "DIR") -> Option:
+def path_option(text: str, name: str = "--out", metavar: str = "DIR") -> Option:
     """An option that takes a path."""
     return click.option(name, type=path, metavar=metavar, help=text)
 
 
+def _batch_size(value: str) -> int | None:
+    if value == "auto":
+        return None
+    if not value.isdigit() or int(value) < 1:
+        raise click.BadParameter(f"{value!r} is neither auto nor a number from 1 on")
+    return int(value)
+
+
 def batch_size(text: str) -> Option:
     """`--batch-size`: a number, or None for auto."""
-
-    def parsed(context: click.Context, option: click.Parameter, value: str) -> int | None:
-        if value == "auto":
-            return None
-        if not value.isdigit() or int(value) < 1:
-            raise click.BadParameter(f"{value!r} is neither auto nor a number from 1 on")
-        return int(value)
-
     return click.option(
         "--batch-size",
         default="auto",
         show_default=True,
-        callback=parsed,
+        type=_batch_size,
         metavar="N|auto",
         help=text,
     )
 
 
-def _data_range(
-    context: click.Context, option: click.Parameter, value: str | None
-) -> tuple[float, float] | None:
-    if value is None:
-        return None
+def _data_range(value: str) -> tuple[float, float]:
     try:
         low, high = map(float, value.split(","))
     except ValueError:
@@ -197,7 +198,7 @@ reading_options = decorate(
     click.option(
         "--data-range",
         metavar="LOW,HIGH",
-        callback=_data_range,
+        type=_data_range,
         help="Lowest and highest input value of the network; overrides the file.  [default: -1,1]",
     ),
     count(
@@ -250,8 +251,6 @@ preparation_options = decorate(
     ),
     on_bad_option,
 )
-PREPARATION = ("convert", "pad", "on_bad")
-"""Python names of what is done with images besides reading them."""
 
 _DATA_TEXT = (
     "Images: NAME:SPLIT (fashion-mnist, mnist, kmnist, cifar10; train, test), a folder, an .npz "
@@ -294,27 +293,11 @@ two_sets_options = _images_options(
     )
 )
 
-CHECKPOINT = (
-    *("ckpt", "network", "model_flags", "weights", "schedule", "process", "prediction"),
-    *("variance", "clip", "time_input", "data_range", "levels", "timesteps"),
-)
-"""Python names of the checkpoint's options."""
-DATA = ("data", "num_images", "label", "class_names", *PREPARATION)
-"""Python names of the data's options."""
-INPUTS = (*CHECKPOINT, *DATA)
-"""Python names of the checkpoint's and the data's options."""
-
-
-SAMPLER = (
-    "added_noise",
-    "eta",
-    "langevin_steps",
-    "step_size",
-    "snr",
-    "solver",
-    "solver_steps",
-)
-"""Python names of the settings of samplers."""
+SETTINGS = _names(reading_options)
+"""Python names of the fields of `CheckpointSettings`."""
+CHECKPOINT = _names(checkpoint_options)
+PREPARATION = _names(preparation_options)
+INPUTS = (*CHECKPOINT, *_names(data_options))
 
 
 def precision(text: str) -> Option:
@@ -331,24 +314,6 @@ decoder_option = choice(
     default="exact",
 )
 
-score_options = decorate(
-    count(
-        "--evaluations-per-image",
-        limits=(4, None),
-        metavar="M",
-        default=64,
-        text="Network evaluations of each image: one in eight at t = 1, the others at stratified "
-        "timesteps.",
-    ),
-    folder(
-        "Take the proposal density of that run of score, so that an image has the same score in "
-        "both.",
-        "--terms-of",
-        "RUN",
-    ),
-    decoder_option,
-)
-
 check_option = click.option(
     "--check/--no-check",
     default=None,
@@ -362,7 +327,7 @@ device_option = click.option(
 )
 
 run_options = decorate(
-    folder(
+    path_option(
         "Run folder. The same command on an unfinished one resumes it.  [default: a new dated "
         "folder under runs/]"
     ),
@@ -376,19 +341,24 @@ run_options = decorate(
     ),
 )
 
-format_option = printed(
+format_option = output_format(
     "What to print; quiet is the number alone.", "table", "json", "csv", "quiet"
 )
 
 
-def given_options() -> list[click.Parameter]:
-    """The options of the current command that stand in the command line."""
+def refuse_given(is_refused: Callable[[str], bool], reason: str) -> None:
+    """Refuse options of the current command line.
+
+    Args:
+        is_refused: whether the option of a Python name is.
+        reason: what is wrong with it, and the remedy.
+    """
     context = click.get_current_context()
-    return [
-        option
-        for option in context.command.params
-        if context.get_parameter_source(option.name or "") is ParameterSource.COMMANDLINE
-    ]
+    for option in context.command.params:
+        name = option.name or ""
+        is_given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        if is_given and is_refused(name):
+            raise click.UsageError(f"{option.opts[-1]}: {reason}")
 
 
 def dated_folder(command: str) -> Path:

@@ -9,7 +9,7 @@ from ddpmbench.cli import options
 
 @click.command(short_help="Paired differences between runs.")
 @click.argument("runs", nargs=-1, required=True, metavar="RUN RUN ...", type=options.text)
-@options.folder(
+@options.path_option(
     "Folder for the tables, the figure and the page.  [default: a new dated folder under runs/]"
 )
 @options.format_option

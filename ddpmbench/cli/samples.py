@@ -9,14 +9,23 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddpmbench.cli import options
-from ddpmbench.cli.messages import note, warn, with_options
-from ddpmbench.execution.progress import Update, progress
+from ddpmbench.cli.launch import (
+    DEFAULT_DATA,
+    note,
+    open_checkpoint,
+    print_report,
+    say,
+    warn,
+)
+from ddpmbench.errors import InputError
+from ddpmbench.execution.progress import progress
 
 if TYPE_CHECKING:
     from ddpmbench.data.images import ImageSet
     from ddpmbench.diffusion.model import Checkpoint
     from ddpmbench.evaluate.sample import MadeBy
     from ddpmbench.execution.features import Cost
+    from ddpmbench.execution.samples import SampleSettings
     from ddpmbench.execution.worker import RunListener
     from ddpmbench.samples.feature_networks import FeatureNetwork
     from ddpmbench.samples.statistics import ReferenceStatistics
@@ -129,7 +138,7 @@ _reference_options = options.decorate(
         help="inception, efficientnet-lite0 (needs no download), or a TorchScript file with "
         "Inception's interface. Only the distance in Inception's features is called FID.",
     ),
-    options.folder(
+    options.path_option(
         "Path of inception-2015-12-05.pt.  [default: $DDPMBENCH_INCEPTION, or downloaded once]",
         "--inception",
         "FILE",
@@ -162,7 +171,7 @@ _precision_option = options.precision(
 )
 @click.option("--png", is_flag=True, help="Also write each sample as a PNG file in png/.")
 @options.run_options
-@options.printed("What to print; quiet is the path of the samples.", "table", "json", "quiet")
+@options.output_format("What to print; quiet is the path of the samples.", "table", "json", "quiet")
 def sample(out: Path | None, output_format: str, **given: Any) -> None:  # noqa: ANN401
     """Samples of a model. Sample i depends on the checkpoint, sampler, seed and i alone.
 
@@ -174,21 +183,18 @@ def sample(out: Path | None, output_format: str, **given: Any) -> None:  # noqa:
         ddpmbench sample -n 16 --sampler dpm-solver++ --timesteps 20
         torchrun --nproc-per-node 4 -m ddpmbench sample -n 1000 --out runs/four
     """
-    from ddpmbench.cli.inputs import open_checkpoint, sample_settings
     from ddpmbench.evaluate.sample import generate_samples
     from ddpmbench.execution.distributed import joined
     from ddpmbench.execution.worker import RunListener
     from ddpmbench.report.samples import printed_samples
 
-    eight_bit = given.pop("eight_bit")
     of_checkpoint = {name: given.pop(name) for name in options.CHECKPOINT}
     with joined() as ranks:
-        settings = sample_settings(given, eight_bit=eight_bit, local_rank=ranks.local_rank)
+        settings = _sample_settings(given, local_rank=ranks.local_rank)
         checkpoint = ranks.first_one(lambda: open_checkpoint(of_checkpoint))
         folder = ranks.once(lambda: out or options.dated_folder("sample"))
         if ranks.reports:
-            for line in checkpoint.notes:
-                note(line)
+            note(*checkpoint.notes)
         steps = settings.sampler.num_evaluations(checkpoint.schedule)
         with progress("sample", "images", calls=steps) as update:
 
@@ -211,12 +217,33 @@ def sample(out: Path | None, output_format: str, **given: Any) -> None:  # noqa:
         click.echo(f"Run folder: {folder}", err=True)
 
 
+_SAMPLER_SETTINGS = (
+    *("added_noise", "eta", "langevin_steps", "step_size", "snr"),
+    *("solver", "solver_steps"),
+)
 _OF_CHECKPOINT = {
     *options.CHECKPOINT,
-    *("sampler", *options.SAMPLER, "image_size", "label", "num_generated", "batch_size"),
-    "precision",
-    "check",
+    *("sampler", *_SAMPLER_SETTINGS, "image_size", "label", "num_generated", "batch_size"),
+    *("precision", "check"),
 }
+
+
+def _sample_settings(given: dict[str, Any], *, local_rank: int) -> "SampleSettings":
+    """Settings of samples from the options, which are removed from those given."""
+    from ddpmbench.diffusion.data_range import EightBit
+    from ddpmbench.execution.devices import resolve_device, resolve_precision
+    from ddpmbench.execution.samples import SampleSettings
+    from ddpmbench.samples.samplers import SamplerChoice
+    from ddpmbench.unet.precision import Precision
+
+    device = resolve_device(given["device"], local_rank)
+    sampler = given.pop("sampler")
+    return SampleSettings(
+        sampler=SamplerChoice(sampler, **{name: given.pop(name) for name in _SAMPLER_SETTINGS}),
+        eight_bit=EightBit(given.pop("eight_bit", "round")),
+        precision=resolve_precision(given.pop("precision"), device, on_cuda=Precision.BF16),
+        **{name: given.pop(name) for name in ("image_size", "label", "seed")},
+    )
 
 
 @click.command(short_help="FID, Inception score, KID, precision and recall of samples.")
@@ -239,25 +266,26 @@ def fid(out: Path | None, output_format: str, **given: Any) -> None:  # noqa: AN
         ddpmbench fid --num-generated 1000 --timesteps 100 --feature-network efficientnet-lite0
         torchrun --nproc-per-node 4 -m ddpmbench fid --data cifar10:train --out runs/four
     """
-    _refuse_options_of_checkpoints(given["samples"])
-    from ddpmbench.cli.inputs import sample_settings
+    if given["samples"] is not None:
+        options.refuse_given(
+            lambda name: name in _OF_CHECKPOINT,
+            "applies only to a checkpoint; leave it out, or leave out --samples",
+        )
     from ddpmbench.diffusion.model import Checkpoint
     from ddpmbench.evaluate.fid import FidSettings, evaluate_fid
-    from ddpmbench.evaluate.reuse import page_of
     from ddpmbench.execution.distributed import joined
     from ddpmbench.execution.features import FidelityListener
     from ddpmbench.report.samples import printed_fidelity
 
     with joined() as ranks:
-        samples = sample_settings(given, eight_bit="round", local_rank=ranks.local_rank)
+        samples = _sample_settings(given, local_rank=ranks.local_rank)
         # The inputs first: a feature network takes long to load, or to download.
         source, made_by = ranks.first_one(lambda: _source(given))
         references = ranks.first_one(lambda: _references(given))
         network, protocol = ranks.first_one(lambda: _network(given, ranks.local_rank))
         folder = ranks.once(lambda: out or options.dated_folder("fid"))
         if ranks.reports:
-            for line in source.notes if isinstance(source, Checkpoint) else ():
-                note(line)
+            note(*(source.notes if isinstance(source, Checkpoint) else ()))
             click.echo(f"To resume after a stop: --out {folder}", err=True)
         report = evaluate_fid(
             source,
@@ -272,9 +300,7 @@ def fid(out: Path | None, output_format: str, **given: Any) -> None:  # noqa: AN
             listener=FidelityListener(_stage, _print_cost, warn, note),
         )
     if ranks.reports:
-        click.echo(printed_fidelity(report.summary, output_format))
-        click.echo(f"Run folder: {folder}", err=True)
-        click.echo(f"Report: {page_of(report)}", err=True)
+        print_report(printed_fidelity(report.summary, output_format), report)
 
 
 @contextlib.contextmanager
@@ -292,9 +318,8 @@ def _stage(name: str, unit: str, calls: int) -> "Iterator[RunListener]":
 def _print_cost(cost: "Cost") -> None:
     from ddpmbench.report.text import cost_lines
 
-    command = click.get_current_context().command
     for line in cost_lines(cost):
-        click.echo(with_options(line, command), err=True)
+        say(line)
 
 
 def _network(given: dict[str, Any], local_rank: int) -> "tuple[FeatureNetwork, Any]":
@@ -305,36 +330,26 @@ def _network(given: dict[str, Any], local_rank: int) -> "tuple[FeatureNetwork, A
     name = given["feature_network"]
     protocol = protocol_named(given["protocol"], resizes_inside=resizes_inside(name))
     device = resolve_device(given["device"], local_rank)
-    with contextlib.ExitStack() as stack:
-        bars: list[Update] = []
-
-        def on_progress(done: int, total: int) -> None:
-            if not bars:  # only for a download
-                bars.append(stack.enter_context(progress("weights", "MB", calls=1_000_000)))
-            bars[0](done, total, "")
-
+    with progress("weights", "MB", calls=1_000_000) as update:  # of a download
         network = load_feature_network(
             name,
             resize=protocol.resize,
             device=device,
             inception=given["inception"],
-            on_progress=on_progress,
+            on_progress=lambda done, total: update(done, total, ""),
         )
     return network, protocol
 
 
 def _source(given: dict[str, Any]) -> "tuple[Checkpoint | ImageSet, MadeBy | None]":
-    from ddpmbench.cli.inputs import open_checkpoint
     from ddpmbench.evaluate.sample import load_samples
 
     if given["samples"] is not None:
         return load_samples(given["samples"], on_bad=given["on_bad"], convert=given["convert"])
-    return open_checkpoint({name: given[name] for name in options.CHECKPOINT}), None
+    return open_checkpoint(given), None
 
 
 def _references(given: dict[str, Any]) -> "list[ImageSet | ReferenceStatistics]":
-    from ddpmbench.cli.inputs import DEFAULT_DATA
-    from ddpmbench.errors import InputError
     from ddpmbench.evaluate.fid import load_reference
 
     specs = given["data"]
@@ -345,14 +360,3 @@ def _references(given: dict[str, Any]) -> "list[ImageSet | ReferenceStatistics]"
         specs = (DEFAULT_DATA,)
     how = {name: given[name] for name in ("num_images", "on_bad", "convert")}
     return [load_reference(spec, **how) for spec in specs]
-
-
-def _refuse_options_of_checkpoints(samples: str | None) -> None:
-    if samples is None:
-        return
-    for option in options.given_options():
-        if option.name in _OF_CHECKPOINT:
-            raise click.UsageError(
-                f"{option.opts[-1]}: applies only to a checkpoint; leave it out, or leave out "
-                "--samples"
-            )

@@ -6,18 +6,20 @@ from typing import Any
 import click
 
 from ddpmbench.cli import options
-from ddpmbench.cli.messages import note, warn
+from ddpmbench.cli.launch import open_prepared
 from ddpmbench.errors import LARGEST_SEED
 from ddpmbench.execution.progress import progress
 
 
-def _integers(context: click.Context, option: click.Parameter, value: str) -> tuple[int, ...]:
-    if option.name == "attention" and value == "none":
-        return ()
+def _integers(value: str) -> tuple[int, ...]:
     try:
         return tuple(int(number) for number in value.split(","))
     except ValueError:
         raise click.BadParameter(f"{value!r} is not a list of whole numbers such as 2,4") from None
+
+
+def _depths(value: str) -> tuple[int, ...]:
+    return () if value == "none" else _integers(value)
 
 
 @click.command(short_help="Train a reference DDPM.")
@@ -74,7 +76,8 @@ def _integers(context: click.Context, option: click.Parameter, value: str) -> tu
     "--channels",
     default="128,256,256",
     show_default=True,
-    callback=_integers,
+    type=_integers,
+    metavar="TEXT",
     help="Channels of the U-Net at each resolution, from the image's down.",
 )
 @options.count(
@@ -88,7 +91,8 @@ def _integers(context: click.Context, option: click.Parameter, value: str) -> tu
     "--attention",
     default="2",
     show_default=True,
-    callback=_integers,
+    type=_depths,
+    metavar="TEXT",
     help="Resolutions with attention, as the number of halvings: 2 is a quarter of the image, none "
     "is the middle alone.",
 )
@@ -137,7 +141,6 @@ def train(
     Example:
         ddpmbench train --data fashion-mnist:train --out runs/fashion --steps 20000
     """
-    from ddpmbench.data.images import load_images
     from ddpmbench.diffusion.process import Variance
     from ddpmbench.execution.devices import resolve_device
     from ddpmbench.train.loop import TrainingProgress, train
@@ -148,11 +151,7 @@ def train(
         raise click.BadParameter(
             f"{beyond[0]} is not in 0..{len(channels) - 1}", param_hint="--attention"
         )
-    images = load_images(data, **{name: recipe.pop(name) for name in options.PREPARATION})
-    for line in images.notes:
-        note(line)
-    if images.skipped_note is not None:
-        warn(images.skipped_note)
+    images = open_prepared(data, {name: recipe.pop(name) for name in options.PREPARATION})
     learned = recipe["objective"] == "hybrid"
     kind = Variance(variance or ("learned_range" if learned else "fixed_large"))
     in_channels, image_size, width = images.pixels.shape[1:]

@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 import ddpmbench as db
+from ddpmbench.cli.launch import with_options
 from ddpmbench.cli.likelihood import nll
-from ddpmbench.cli.messages import with_options
 from ddpmbench.errors import InputError
 
 SAID = {
@@ -490,17 +490,6 @@ def test_names_of_files(own, right):
 
 
 # ---- a module in hand
-
-
-def test_a_module_in_hand_is_left_as_it_was(own, small_images):
-    net = own.net.train()
-    before = {name: weight.clone() for name, weight in net.state_dict().items()}
-    checkpoint = db.wrap_network(net, schedule="linear:20:0.001:0.3")
-    db.evaluate_nll(checkpoint, small_images, estimator="every-pair", draws=1, device="cpu")
-    assert net.training
-    assert all(weight.requires_grad for weight in net.parameters())
-    assert {p.device.type for p in net.parameters()} == {"cpu"}
-    assert all(torch.equal(before[name], weight) for name, weight in net.state_dict().items())
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,8 @@
 import click
 import pytest
 
+from ddpmbench.cli.launch import with_options
 from ddpmbench.cli.main import ddpmbench
-from ddpmbench.cli.messages import with_options
 from ddpmbench.errors import command
 
 NLL = ddpmbench.commands["nll"]

@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from damage import empty, remove, truncate
 from sealing import write_frame
 
 import ddpmbench as db
-from ddpmbench.cli import inputs
+from ddpmbench.checkpoints import load
+from ddpmbench.data import images
 
 OPTIONS = {"pairs": {"estimator": "every-pair"}, "importance": {"half_width": 5.0}}
 
@@ -31,8 +31,8 @@ def no_network(monkeypatch):
         raise AssertionError("the network was called, or its checkpoint looked for")
 
     monkeypatch.setattr(torch.nn.Module, "__call__", refuse)
-    monkeypatch.setattr(inputs, "load_checkpoint", refuse)
-    monkeypatch.setattr(inputs, "load_images", refuse)
+    monkeypatch.setattr(load, "load_checkpoint", refuse)
+    monkeypatch.setattr(images, "load_images", refuse)
 
 
 @pytest.mark.usefixtures("no_network")
@@ -85,7 +85,6 @@ def test_the_formats_print_the_same_curve(finished, said):
     assert "6 of crops" in printed["table"]
 
 
-@pytest.mark.usefixtures("pages")
 def test_a_run_of_its_own_is_one_of_nll(small_checkpoint, small_npz, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     common = ("--ckpt", small_checkpoint, "--data", small_npz, "--half-width", 5)
@@ -94,11 +93,6 @@ def test_a_run_of_its_own_is_one_of_nll(small_checkpoint, small_npz, said, tmp_p
     (folder,) = (tmp_path / "runs").iterdir()
     assert folder.name.startswith("rd-20")
     assert f"runs/{folder.name}" in told
-    assert {path.name for path in (folder / "figures").iterdir()} >= {
-        f"{name}.{kind}"
-        for name in ("rate_distortion", "decoding")
-        for kind in ("svg", "png", "csv")
-    }
     assert said("nll", *common, "--out", tmp_path / "nll")[0] == 0
     assert said("rd", "--run", tmp_path / "nll", "--format", "csv")[1] == printed
 
@@ -121,11 +115,19 @@ def test_what_is_unknown_is_said(finished, said, tmp_path):
 # ---- what is refused
 
 
-def test_a_path_that_is_no_run(refused, tmp_path):
+def test_a_path_that_is_no_run(refused, said, finished, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("precious")
-    for name in ("nowhere", "empty", "file"):
-        assert f"--run {tmp_path / name}: " in refused("rd", "--run", tmp_path / name)
+    unfinished = shutil.copytree(finished, tmp_path / "unfinished")
+    (unfinished / "summary.json").unlink()
+    assert said("compare", finished, finished, "--out", tmp_path / "out")[0] == 0
+    for name, word in (
+        *(("nowhere", ""), ("empty", ""), ("file", "")),
+        *(("unfinished", "unfinished"), ("out", "ddpmbench.comparison/1")),
+    ):
+        line = refused("rd", "--run", tmp_path / name)
+        assert f"--run {tmp_path / name}: " in line
+        assert word in line
 
 
 @pytest.mark.parametrize(
@@ -149,47 +151,11 @@ def test_an_option_that_would_have_no_effect(refused, finished, option):
     assert f"--run {finished}" in line
 
 
-def edited(change):
-    def edit(path):
-        change(pd.read_csv(path)).to_csv(path, index=False)
-
-    return edit
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        remove,
-        truncate,
-        empty,
-        lambda path: path.write_bytes(b"\xff\x00\xfe" * 99),
-        edited(lambda frame: frame[:-1]),
-        edited(lambda frame: frame[::-1]),
-        edited(lambda frame: frame.drop(columns="t")),
-        edited(lambda frame: frame.drop(columns="distortion_rmse")),
-        edited(lambda frame: frame.astype({"psnr": object}).replace(frame.psnr[3], "many")),
-    ],
-)
-def test_a_damaged_curve(refused, finished, tmp_path, damage):
+@pytest.mark.parametrize("change", [lambda frame: frame[:-1], lambda frame: frame[::-1]])
+def test_a_damaged_curve(refused, finished, tmp_path, change):
     damaged = shutil.copytree(finished, tmp_path / "damaged")
-    damage(damaged / "rate_distortion.csv")
-    assert str(damaged / "rate_distortion.csv") in refused("rd", "--run", damaged)
-    assert (
-        not (tmp_path / "damaged" / "figures" / "rate_distortion.png").exists()
-        or (finished / "figures").exists()
-    )
-
-
-def test_an_unfinished_run(refused, finished, tmp_path):
-    unfinished = shutil.copytree(finished, tmp_path / "unfinished")
-    (unfinished / "summary.json").unlink()
-    line = refused("rd", "--run", unfinished)
-    assert f"--run {unfinished}: " in line
-    assert "unfinished" in line
-
-
-def test_a_comparison_is_no_run(refused, said, finished, tmp_path):
-    assert said("compare", finished, finished, "--out", tmp_path / "out")[0] == 0
-    line = refused("rd", "--run", tmp_path / "out")
-    assert f"--run {tmp_path / 'out'}: " in line
-    assert "ddpmbench.comparison/1" in line
+    path = damaged / "rate_distortion.csv"
+    change(pd.read_csv(path)).to_csv(path, index=False)
+    assert str(path) in refused("rd", "--run", damaged)
+    path.unlink()
+    assert str(path) in refused("rd", "--run", damaged)

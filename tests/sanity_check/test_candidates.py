@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from ddpmbench.checkpoints.schedules import read_schedule
+from ddpmbench.cli.launch import with_options
 from ddpmbench.cli.main import ddpmbench
-from ddpmbench.cli.messages import with_options
 from ddpmbench.diffusion.data_range import DataRange
 from ddpmbench.diffusion.model import TimeInput
 from ddpmbench.diffusion.process import Prediction

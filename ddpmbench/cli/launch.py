@@ -1,0 +1,212 @@
+"""How a command starts: its checkpoint and images, its notes, and the evaluation that it runs."""
+
+import dataclasses
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from ddpmbench.cli import options
+from ddpmbench.errors import InputError
+from ddpmbench.execution.progress import progress, tell
+
+if TYPE_CHECKING:
+    from ddpmbench.data.images import ImageSet
+    from ddpmbench.diffusion.model import Checkpoint
+    from ddpmbench.evaluate.report import PageReport
+    from ddpmbench.execution.worker import RunProgress
+
+Result = TypeVar("Result")
+
+DEFAULT_DATA = "fashion-mnist:test"
+
+# ---- messages
+
+_PARAMETER = re.compile(r"`([a-z][a-z0-9_]*)(?:=([^`]*))?`")
+
+
+def with_options(line: str, command: click.Command | None) -> str:
+    """The line with the options of a command for the parameters that it names in backticks.
+
+    `eta` becomes --eta, `num_images=0` becomes --num-images 0, and `clip=False` --no-clip. What
+    the command has no option for stays as it is.
+    """
+    parameters = {p.name: p for p in command.params} if command is not None else {}
+
+    def spelled(match: re.Match[str]) -> str:
+        name, value = match.groups()
+        parameter = parameters.get(name)
+        if parameter is None:
+            return match[0]
+        if isinstance(parameter, click.Argument):
+            return parameter.human_readable_name if value is None else value
+        option = next(o for o in parameter.opts if o.startswith("--"))
+        if isinstance(parameter, click.Option) and parameter.is_flag:
+            is_off = value == "False" and parameter.secondary_opts
+            return parameter.secondary_opts[0] if is_off else option
+        return option if value is None else f"{option} {value}"
+
+    return _PARAMETER.sub(spelled, line)
+
+
+def say(line: str) -> None:
+    """Print a line on standard error, with the options of the current command."""
+    context = click.get_current_context(silent=True)
+    tell(with_options(line, context.command if context is not None else None))
+
+
+def note(*lines: str) -> None:
+    """Print notes on standard error."""
+    for line in lines:
+        say(f"Note: {line}")
+
+
+def warn(line: str) -> None:
+    """Print a warning on standard error."""
+    say(f"Warning: {line}")
+
+
+# ---- checkpoint and images
+
+
+def open_checkpoint(given: dict[str, Any]) -> "Checkpoint":
+    """The checkpoint that the options of `options.CHECKPOINT` name, `timesteps` if there is one."""
+    from ddpmbench.checkpoints.load import load_checkpoint
+    from ddpmbench.checkpoints.settings import CheckpointSettings
+
+    settings = {name: given[name] for name in options.SETTINGS}
+    checkpoint = load_checkpoint(given["ckpt"], CheckpointSettings(**settings))
+    steps = given.get("timesteps")
+    if steps == options.CONTINUOUS:
+        return checkpoint.in_continuous_time()
+    return checkpoint if steps is None else checkpoint.respaced(steps)
+
+
+def open_inputs(given: dict[str, Any]) -> "tuple[Checkpoint, ImageSet]":
+    """The checkpoint and the images that the options of `options.INPUTS` name."""
+    checkpoint = open_checkpoint(given)
+    return checkpoint, open_images(checkpoint, given["data"], given)
+
+
+def open_images(checkpoint: "Checkpoint", data: str | None, given: dict[str, Any]) -> "ImageSet":
+    """Images prepared and labeled as the options of `options.data_options` say.
+
+    Args:
+        checkpoint: whose classes the labels are.
+        data: in place of the option; None for the images that come with the package.
+        given: the options.
+    """
+    import numpy as np
+
+    from ddpmbench.data.images import load_images
+
+    images = load_images(
+        DEFAULT_DATA if data is None else data,
+        num_images=given["num_images"],
+        class_names=_class_names(given["class_names"]),
+        **{name: given[name] for name in options.PREPARATION},
+    )
+    label = given["label"]
+    if label is None:
+        return images
+    if not checkpoint.has_class(label):
+        if not checkpoint.num_classes:
+            raise InputError(f"`label={label}`: the checkpoint has no classes; leave it out")
+        raise InputError(f"`label={label}`: the checkpoint has {checkpoint.classes}")
+    labels = np.full(len(images), label, dtype=np.int64)
+    return dataclasses.replace(images, labels=labels, classes=())
+
+
+def _class_names(given: str | None) -> list[str] | None:
+    """The names in a text file, one a line, or those between commas."""
+    if given is None:
+        return None
+    try:
+        is_file = Path(given).is_file()
+        names = Path(given).read_text("utf-8").splitlines() if is_file else given.split(",")
+    except (OSError, ValueError) as error:
+        raise InputError(f"`class_names={given}`: cannot be read ({error})") from error
+    return [name.strip() for name in names if name.strip()]
+
+
+def open_prepared(
+    data: str, prepared: dict[str, Any], *, num_images: int | None = None
+) -> "ImageSet":
+    """Images as the options of `options.PREPARATION` say; what is to note of them is printed."""
+    from ddpmbench.data.images import load_images
+
+    images = load_images(data, num_images=num_images, **prepared)
+    note(*images.notes)
+    if images.skipped_note is not None:
+        warn(images.skipped_note)
+    return images
+
+
+# ---- evaluations
+
+
+def launch(
+    command: str,
+    out: Path | None,
+    given: dict[str, Any],
+    run: "Callable[..., Result]",
+    *,
+    opened: "Callable[[dict[str, Any]], tuple[Checkpoint, Any]]" = open_inputs,
+    evaluations: str = "network evaluations",
+) -> "Result | None":
+    """Start an evaluation of likelihood, in as many processes as torchrun started.
+
+    Args:
+        command: its name.
+        out: the run folder; None for a dated one.
+        given: the other options; those of `options.INPUTS` are removed.
+        run: is called with what `opened` returns, and by name with the options that remain, the run
+            folder `out`, the `command` line and the `listener`.
+        opened: opens the checkpoint and the images that the options of `options.INPUTS` name.
+        evaluations: what is counted.
+
+    Returns:
+        What `run` returns; None in a process that does not report.
+    """
+    from ddpmbench.evaluate.progress import remark
+    from ddpmbench.execution.distributed import joined
+    from ddpmbench.execution.worker import RunListener
+
+    inputs = {name: given.pop(name) for name in options.INPUTS}
+    with joined() as ranks:
+        checkpoint, images = ranks.first_one(lambda: opened(inputs))
+        folder = ranks.once(lambda: out or options.dated_folder(command))
+        if ranks.reports:
+            note(*checkpoint.notes)
+        with progress(command, "evaluations") as update:
+
+            def on_start(count: int) -> None:
+                line = f"{count:,} {evaluations} at first; to resume: --out {folder}"
+                if not count:
+                    line = f"What was evaluated first is in {folder} already; none is repeated"
+                click.echo(line, err=True)
+
+            def on_progress(now: "RunProgress") -> None:
+                update(now.done, now.total, remark(now))
+
+            result = run(
+                checkpoint,
+                images,
+                **given,
+                out=folder,
+                command=["ddpmbench", *sys.argv[1:]],
+                listener=RunListener(on_start, on_progress, warn, note),
+            )
+    return result if ranks.reports else None
+
+
+def print_report(printed: str, report: "PageReport") -> None:
+    """Print a result, and where its folder and its page are."""
+    from ddpmbench.evaluate.reuse import page_of
+
+    click.echo(printed)
+    click.echo(f"Run folder: {report.folder}", err=True)
+    click.echo(f"Report: {page_of(report)}", err=True)
