@@ -1,7 +1,6 @@
 """Images in memory, arrays, tensors and Pillow images, as 8-bit pixels."""
 
 import dataclasses
-import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, overload
@@ -185,9 +184,7 @@ def picture_of(image: Pixels, shape: tuple[int, ...]) -> Pixels:
     return np.stack(planes * (channels // len(planes)))
 
 
-def _mapped(
-    pixels: Pixels, shape: tuple[int, int, int], function: Callable[[Pixels], Pixels]
-) -> Pixels:
+def _mapped(pixels: Pixels, shape: tuple[int, ...], function: Callable[[Pixels], Pixels]) -> Pixels:
     step = max(1, _PORTION // max(pixels[:1].nbytes, 1))
 
     def portions() -> Iterator[Pixels]:
@@ -274,9 +271,7 @@ def read_array(images: Arrays, num_images: int | None, convert: str | None) -> I
     shape = image_shape(array.shape, SOURCE)
     count = count_to_read(num_images, shape[0], SOURCE)
     channels_first = array.reshape(shape)[:count].transpose(0, 3, 1, 2)
-    step = max(1, _PORTION // math.prod(shape[1:]))
-    portions = (channels_first[start : start + step] for start in range(0, count, step))
-    pixels = store(channels_first.shape, portions, np.uint8)
+    pixels = _mapped(channels_first, channels_first.shape[1:], np.asarray)
     return ImageData(pixels, PositionIds(range(count)))
 
 
@@ -314,16 +309,15 @@ def _without_mask(array: NDArray[Any], source: str) -> NDArray[Any]:
 
 
 def _array_of(tensor: "Tensor") -> NDArray[Any]:
-    """The numbers of a dense tensor."""
     import torch
 
-    if tensor.is_meta:
-        raise refusal(SOURCE, "is a tensor without numbers (meta device); give its pixels")
-    if tensor.layout != torch.strided:
-        raise refusal(SOURCE, "is a sparse tensor; give x.to_dense()")
     if tensor.dtype == torch.bfloat16:  # numpy has none
         tensor = tensor.float()
-    array: NDArray[Any] = tensor.detach().cpu().numpy()
+    try:
+        array: NDArray[Any] = tensor.detach().cpu().numpy()
+    except (TypeError, NotImplementedError) as error:
+        reason = "is a sparse tensor, or one without numbers (meta device)"
+        raise refusal(SOURCE, f"{reason}; give its pixels, as x.to_dense() holds them") from error
     return array
 
 

@@ -5,7 +5,9 @@ import io
 import os
 import re
 import stat
+import tarfile
 import zipfile
+import zlib
 from pathlib import Path
 
 from ddpmbench.errors import refusal
@@ -81,8 +83,7 @@ _SIGNATURES = {
         "parquet file": rb"PAR1",
         "arrow file": rb"ARROW1",
         "HDF5 file": rb"\x89HDF\r\n\x1a\n",
-        "MATLAB file": rb"MATLAB 5\.0",
-        "HDF5 file, of MATLAB": rb"MATLAB 7\.3",
+        "MATLAB file": rb"MATLAB [57]\.",
         "SQLite file": rb"SQLite format 3",
         "LMDB file": rb".{16}\xde\xc0\xef\xbe",
         "idx file": rb"\0\0\x08[\x03\x04]",
@@ -141,7 +142,6 @@ def open_maybe_gzip(path: Path) -> gzip.GzipFile | io.BufferedReader:
     return gzip.open(path, "rb") if is_gzip else open(path, "rb")
 
 
-_TAR, _TORCH = "tar archive", "torch file"
 _TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
 
 
@@ -155,20 +155,20 @@ def refuse_unread(path: Path, kind: str) -> None:
     Raises:
         InputError: it is of such a kind; the message says how to convert it.
     """
-    suffix = path.suffix.lower()
-    if kind == "gzip file" and (suffix == ".tgz" or _is_tar(path)):
-        kind = _TAR
-    if kind in ("bzip2 file", "xz file") and ".t" in path.name.lower():
-        kind = _TAR
-    if suffix in _TORCH_SUFFIXES if kind == "pickle" else kind == "zip archive" and _is_torch(path):
-        kind = _TORCH
-    if kind in ("", "gzip file", "idx file"):
+    if kind in ("", "idx file"):
         return
+    if _is_tar(path):
+        kind = "tar archive"
+    if kind == "gzip file":  # an idx file, perhaps
+        return
+    is_pickle = kind == "pickle" and path.suffix.lower() in _TORCH_SUFFIXES
+    if is_pickle or (kind == "zip archive" and _is_torch(path)):
+        kind = "torch file"
     remedy = "save its images as PNG files in a folder, or as uint8 (N, H, W, C) with np.savez"
-    if kind in ("zip archive", _TAR):
-        module, target = "zipfile" if kind == "zip archive" else "tarfile", f"{path}-images"
+    if kind in ("zip archive", "tar archive"):
+        module, target = f"{kind[:3]}file", f"{path}-images"
         remedy = f"unpack it with: python -m {module} -e {path} {target}, and give {target}"
-    elif kind == _TORCH:
+    elif kind == "torch file":
         remedy += " (a checkpoint is given as `ckpt`)"
     elif kind == "parquet file":
         try:
@@ -179,10 +179,10 @@ def refuse_unread(path: Path, kind: str) -> None:
 
 
 def _is_tar(path: Path) -> bool:
+    """Whether it is a tar archive, compressed or not."""
     try:
-        with open_maybe_gzip(path) as file:
-            return file.read(512)[257:262] == b"ustar"
-    except (OSError, EOFError):
+        return tarfile.is_tarfile(path)
+    except (OSError, EOFError, zlib.error):  # of a damaged file
         return False
 
 

@@ -29,8 +29,6 @@ from ddpmbench.errors import InputError, count_to_read, listed, printable, refus
 _SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "icon\r"})
 _CIFAR10_BATCHES = {"data_batch_1", "test_batch"}
 _ARCHIVE, _HIDDEN, _OTHER = "archive or array", "hidden", "other"
-_MOST_KINDS = 20
-"""Endings that are counted one by one; the rarer ones are counted together."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -63,7 +61,7 @@ class FolderContents:
         return self.folders if all("/" in name for name in self.names) else ()
 
     @classmethod
-    def of(cls, folder: Path) -> "FolderContents":
+    def scan(cls, folder: Path) -> "FolderContents":
         """List a folder.
 
         Files without an image's ending are opened, to see whether they are images nevertheless.
@@ -91,7 +89,8 @@ class FolderContents:
                 if kind == _ARCHIVE:
                     archives.append(name)
         classes = sorted(map(_utf8, folders))
-        return cls(tuple(names), refused, _commonest(counts), tuple(archives), tuple(classes))
+        passed_over = {printable(kind): count for kind, count in (+counts).most_common()}
+        return cls(tuple(names), refused, passed_over, tuple(archives), tuple(classes))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,14 +177,6 @@ def _classified(path: Path) -> tuple[str, str]:
         return "unread", f"is an image ({name}) that is not read; save it as PNG, or remove it"
     is_usual = re.fullmatch(r"\.\w{1,12}", suffix)
     return suffix if is_usual else _OTHER if suffix else "no ending", ""
-
-
-def _commonest(counts: "Counter[str]") -> dict[str, int]:
-    counts = +counts  # without those that are zero
-    common = dict(counts.most_common(_MOST_KINDS))
-    if rest := counts.total() - sum(common.values()):
-        common[_OTHER] = common.get(_OTHER, 0) + rest
-    return {printable(kind): count for kind, count in common.items()}
 
 
 def _raise(error: OSError) -> None:

@@ -398,7 +398,7 @@ def _path_and_split(source: str | Path, name: str) -> tuple[Path, str]:
 
 def _read_path(path: Path, split: str, num_images: int | None, options: FolderOptions) -> ImageData:
     if path.is_dir():
-        contents = FolderContents.of(path)
+        contents = FolderContents.scan(path)
         idx = list(filter(is_idx_of_images, contents.archives))
         if split or (idx and not contents.names and not contents.refused):
             return read_idx(path / chosen_idx(path, idx, split), num_images)
@@ -414,9 +414,6 @@ def _read_path(path: Path, split: str, num_images: int | None, options: FolderOp
     return read_idx(path, num_images)
 
 
-_PORTION = 1024  # images read together
-
-
 def refuse_reduced(images: ImageSet, data_range: DataRange) -> None:
     """Refuse images whose pixels are levels already, which would be reduced once more.
 
@@ -429,11 +426,8 @@ def refuse_reduced(images: ImageSet, data_range: DataRange) -> None:
             too likely, and is accepted.
     """
     levels = data_range.levels
-    if levels > UNIT_RANGE.levels // 2:
+    if levels > UNIT_RANGE.levels // 2 or images.pixels.max() >= levels:
         return
-    for start in range(0, len(images), _PORTION):
-        if max(image.max() for image in images.part(start, start + _PORTION)) >= levels:
-            return
     raise InputError(
         f"{images.source}: no pixel is above {levels - 1}, so its images look reduced to "
         f"{levels} levels already, but `levels={levels}` takes pixels on 0..255 and reduces them "

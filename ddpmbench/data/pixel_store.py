@@ -42,15 +42,7 @@ def store(
         InputError: the file cannot be written, as on a full disk.
     """
     size = math.prod(shape) * np.dtype(dtype).itemsize
-    if size > IN_MEMORY:
-        return store_flat(portions, count=shape[0], size=size).view(dtype).reshape(shape)
-    whole = np.empty(shape, dtype)
-    start = 0
-    for part in portions:
-        whole[start : start + len(part)] = part
-        start += len(part)
-    whole.setflags(write=False)
-    return whole
+    return store_flat(portions, count=shape[0], size=size).view(dtype).reshape(shape)
 
 
 def store_flat(
@@ -79,7 +71,7 @@ def store_flat(
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         for number, part in enumerate(portions, start=1):
             written += part.nbytes
-            left = np.ascontiguousarray(part).data.cast("B")
+            left = np.ascontiguousarray(part).reshape(-1).view(np.uint8).data
             with _no_room_refused(count or number, size or written):
                 while left:
                     left = left[file.write(left) :]

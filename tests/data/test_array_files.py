@@ -25,27 +25,20 @@ def npz_with_bad_checksum():
 PIXELS = random_images(4, 8, 8, 3)
 BAD_NPZ = {
     "float": (npz_bytes(PIXELS / np.float32(255)), "arr_0 is float32; save the pixels as uint8"),
-    "int64": (npz_bytes(PIXELS.astype(np.int64)), "arr_0 is int64; save the pixels as uint8"),
-    "bool": (npz_bytes(PIXELS > 4), "arr_0 is bool"),
     "object": (npz_bytes(np.array([None, "a"], object)), "cannot be read (Object arrays"),
     "object labels": (npz_bytes(PIXELS, np.array([None] * 4)), "cannot be read (Object arrays"),
     "none": (npz_bytes(PIXELS[:0]), "arr_0: is empty, of shape (0, 8, 8, 3)"),
-    "no height": (npz_bytes(PIXELS[:, :0]), "arr_0: is empty"),
     "one image": (npz_bytes(PIXELS[0]), "arr_0: has shape (8, 8, 3); save gray as"),
-    "flat": (npz_bytes(PIXELS[0, 0]), "arr_0: has shape (8, 3); save gray as"),
-    "scalar": (npz_bytes(np.uint8(3)), "arr_0: has shape (); save gray as"),
     "five axes": (npz_bytes(PIXELS[None]), "arr_0: has shape (1, 4, 8, 8, 3); save gray as"),
     "rgba": (npz_bytes(np.zeros((2, 8, 8, 4), np.uint8)), "arr_0: has shape (2, 8, 8, 4)"),
     "channels first": (npz_bytes(PIXELS.transpose(0, 3, 1, 2)), "arr_0: has shape (4, 3, 8, 8)"),
     "other name": (npz_bytes(images=PIXELS), "has no array arr_0 but ['images']"),
     "no array": (npz_bytes(), "has no array arr_0"),
     "too few labels": (npz_bytes(PIXELS, np.arange(3)), "arr_1 has shape (3,) for 4 images"),
-    "label rows": (npz_bytes(PIXELS, np.eye(4, dtype=int)), "arr_1 has shape (4, 4)"),
     "float labels": (npz_bytes(PIXELS, np.arange(4.0)), "arr_1 is float64; save the labels"),
     "negative labels": (npz_bytes(PIXELS, np.arange(4) - 1), "arr_1 holds labels outside"),
     "huge labels": (npz_bytes(PIXELS, np.full(4, 2**63, np.uint64)), "arr_1 holds labels outside"),
     "cut": (npz_bytes(PIXELS)[:-40], "is cut short"),
-    "empty file": (b"", "is cut short"),
     "npy": (idx_bytes(PIXELS), "is not an npz archive"),
     "checksum": (npz_with_bad_checksum(), "cannot be read (Bad CRC-32"),
 }
@@ -95,9 +88,7 @@ BAD_IDX = {
     "none": (idx_bytes(GRAY[:0]), "is empty, of shape (0, 8, 8)"),
     "huge": (HUGE, "is cut short or corrupt (it holds 100 bytes of"),
     "huge gzip": (gzip.compress(HUGE), "too large for memory"),
-    "empty file": (b"", "is not an idx file; give a folder"),
     "text": (b"something else", "is not an idx file; give a folder"),
-    "gzipped text": (gzip.compress(b"something else"), "is not an idx file; give a folder"),
 }
 
 

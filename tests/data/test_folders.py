@@ -117,12 +117,8 @@ BAD_IMAGES = {
     ),
     "cut.png": (lambda: encoded(rgb())[:100], "cannot be read as an image"),
     "cut.jpg": (lambda: encoded(rgb(64, 64), "JPEG")[:-900], "cannot be read as an image"),
-    "cut.bmp": (lambda: encoded(rgb(), "BMP")[:100], "cannot be read as an image"),
-    "cut.tif": (lambda: encoded(rgb(), "TIFF")[:100], "cannot be read as an image"),
     "cut.webp": (lambda: encoded(rgb(), "WEBP")[:50], "cannot be read as an image"),
     "empty.png": (lambda: b"", "cannot be read as an image"),
-    "text.png": (lambda: b"not an image", "cannot be read as an image"),
-    "portable.png": (lambda: encoded(rgb(), "PPM"), "cannot be read as an image"),
     "portable.ppm": (lambda: encoded(rgb(), "PPM"), "save it as PNG"),
     "photo.heic": (lambda: b"", "save it as PNG"),
     "warned.png": (
@@ -130,8 +126,6 @@ BAD_IMAGES = {
         "decompression bomb",
     ),
     "flipped.png": (lambda: flipped(encoded(rgb())), "cannot be read as an image"),
-    "zeros.png": (lambda: bytes(200), "cannot be read as an image"),
-    "renamed.webp": (lambda: b"GIF89a", "cannot be read as an image"),
     "bomb.png": (
         lambda: png(30000, 30000, bit_depth=8, color=0, row=bytes(1)),
         "decompression bomb",
@@ -316,14 +310,6 @@ def test_what_is_no_image_is_counted_by_its_kind(folder):
     assert "stats.npz" in line
 
 
-def test_many_kinds_are_counted_together(folder):
-    for number in range(60):
-        (folder / f"a.k{number}").write_bytes(b"")
-    images = load_images(folder)
-    assert sum(images.passed_over.values()) == 60
-    assert len(images.passed_over) <= 21
-
-
 def test_a_folder_of_archives_names_one_that_can_be_given(tmp_path):
     folder = tmp_path / "f"
     folder.mkdir()
@@ -333,6 +319,8 @@ def test_a_folder_of_archives_names_one_that_can_be_given(tmp_path):
     ) as info:
         load_images(folder)
     assert len(load_images(str(info.value).rsplit(" ", 1)[1])) == 2
+    (folder / "data_batch_1").write_bytes(b"\x80\2")
+    assert "name the data set, cifar10:train or cifar10:test" in refused(folder)
 
 
 @pytest.mark.parametrize("name", ["a.png", "a", "a.txt"])
