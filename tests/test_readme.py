@@ -100,6 +100,7 @@ def test_the_python_runs(path, tmp_path, monkeypatch):
         pytest.skip("its networks are run by tests/cli/test_custom_examples.py")
     monkeypatch.setenv("DDPMBENCH_CACHE", str(tmp_path))
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("ddpmbench.execution.speed.BATCH_SECONDS", 0.05)  # of measure_speed
     names = {}
     for block in documents.blocks(path.read_text(), "python"):
         exec(compile(block, path.name, "exec"), names)
