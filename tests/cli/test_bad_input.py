@@ -1,65 +1,12 @@
 """A user's mistake: exit 2, one line that names the file or option, nothing written."""
 
-import os
-import pickle
-import resource
 import shlex
-import zipfile
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-
-
-@pytest.fixture
-def checkpoint(small_checkpoint, tmp_path):
-    """A copy of the small checkpoint with something done to its tensors."""
-
-    def make(change):
-        from safetensors import safe_open
-
-        with safe_open(small_checkpoint, framework="pt") as file:
-            metadata = file.metadata()
-        tensors = load_file(small_checkpoint)
-        change(tensors)
-        path = tmp_path / "changed.safetensors"
-        save_file(tensors, path, metadata=metadata)
-        return path
-
-    return make
-
-
-@pytest.mark.parametrize("keep", [0.9, 0.5, 0.01])
-def test_a_truncated_checkpoint(refused, small_checkpoint, tmp_path, keep):
-    path = tmp_path / "cut.safetensors"
-    content = small_checkpoint.read_bytes()
-    path.write_bytes(content[: int(keep * len(content))])
-    assert str(path) in refused("nll", "--ckpt", path)
-
-
-class Canary:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return (open, (str(self.path), "w"))
-
-
-@pytest.mark.parametrize("write", ["torch", "pickle", "zip"])
-def test_a_pickle_that_would_run_code_does_not(refused, tmp_path, write):
-    path, canary = tmp_path / "model.pt", tmp_path / "canary"
-    if write == "torch":
-        torch.save({"w": Canary(canary)}, path)
-    elif write == "pickle":
-        path.write_bytes(pickle.dumps({"w": Canary(canary)}))
-    else:
-        with zipfile.ZipFile(path, "w") as archive:
-            archive.writestr("model/data.pkl", pickle.dumps(Canary(canary)))
-            archive.writestr("model/version", "3\n")
-    assert str(path) in refused("nll", "--ckpt", path)
-    assert not canary.exists()
 
 
 def set_nan(tensors):
@@ -84,8 +31,12 @@ def set_large_beta(tensors):
         (set_large_beta, "beta"),
     ],
 )
-def test_weights_that_do_not_fit(refused, checkpoint, change, word):
-    path = checkpoint(change)
+def test_weights_that_do_not_fit(refused, small_checkpoint, tmp_path, change, word):
+    with safe_open(small_checkpoint, framework="pt") as file:
+        metadata = file.metadata()
+    tensors, path = load_file(small_checkpoint), tmp_path / "changed.safetensors"
+    change(tensors)
+    save_file(tensors, path, metadata=metadata)
     line = refused("nll", "--ckpt", path)
     assert str(path) in line
     assert word in line
@@ -98,32 +49,6 @@ def test_images_that_the_network_cannot_take(refused, small_checkpoint, tmp_path
         line = refused("nll", "--ckpt", small_checkpoint, "--data", path)
         assert str(path) in line
         assert str(small_checkpoint) in line
-
-
-def test_a_corrupt_or_truncated_image_in_a_folder(refused, small_checkpoint, tmp_path):
-    images = tmp_path / "images"
-    images.mkdir()
-    noise = np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8)
-    for name in ("1.png", "2.png", "10.png"):
-        Image.fromarray(noise).save(images / name)
-    os.truncate(images / "10.png", 60)
-    assert "10.png" in refused("nll", "--ckpt", small_checkpoint, "--data", images)
-    (images / "2.png").write_bytes(b"not an image")
-    assert "2.png" in refused("nll", "--ckpt", small_checkpoint, "--data", images)
-
-
-def test_an_empty_folder(refused, small_checkpoint, tmp_path):
-    (tmp_path / "none").mkdir()
-    line = refused("nll", "--ckpt", small_checkpoint, "--data", tmp_path / "none")
-    assert str(tmp_path / "none") in line
-
-
-def test_floating_point_images(refused, small_checkpoint, tmp_path):
-    path = tmp_path / "floats.npz"
-    np.savez(path, arr_0=np.zeros((2, 8, 8, 1), np.float32))
-    line = refused("nll", "--ckpt", small_checkpoint, "--data", path)
-    assert str(path) in line
-    assert "uint8" in line
 
 
 NLL = {
@@ -193,22 +118,3 @@ def test_a_folder_that_belongs_to_another_run(said, small_checkpoint, small_npz,
     assert str(tmp_path / "run") in line
     assert "seed is 0 there, 1 here" in line
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-
-
-def test_a_full_disk(said, small_checkpoint, small_npz, tmp_path):
-    out = tmp_path / "run"
-    arguments = ["nll", "--ckpt", small_checkpoint, "--data", small_npz]
-    arguments += ["--estimator", "every-pair", "--draws", 1]
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    # No file may grow beyond 2 kB: the system refuses a shard, but not run.json.
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2048, limits[1]))
-    try:
-        status, _, told = said(*arguments, "--out", out)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert status == 2
-    line = told.splitlines()[-1]
-    assert str(out) in line
-    assert "cannot be written" in line
-    assert not list(out.rglob("*.tmp"))
-    assert said(*arguments, "--out", out)[0] == 0

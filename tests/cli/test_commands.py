@@ -14,7 +14,6 @@ import torch
 from processes import Command, ddpmbench
 from sealing import read_record
 
-from ddpmbench import load_images
 from ddpmbench.execution import progress
 from ddpmbench.report.text import digits_by
 from ddpmbench.train import loop
@@ -134,67 +133,59 @@ def test_without_out_the_run_goes_to_a_dated_folder(
     assert "one draw; two give an interval" in result.stdout
 
 
-def test_an_override_is_said(small_checkpoint, small_npz, tmp_path):
+def test_an_override_is_said(said, small_checkpoint, small_npz, tmp_path):
     arguments = ("--ckpt", small_checkpoint, "--data", small_npz, "--out", tmp_path / "run")
-    arguments += EVERY_PAIR
-    result = ddpmbench("nll", *arguments, "--variance", "fixed_small", "--prediction", "v")
-    assert result.returncode == 0, result.stderr
-    assert "--variance fixed_small overrides fixed_large" in result.stderr
-    assert "v, fixed_small, clip, exact decoder" in result.stdout
+    options = ("--variance", "fixed_small", "--prediction", "v")
+    status, printed, told = said("nll", *arguments, *EVERY_PAIR, *options)
+    assert status == 0, told
+    assert "--variance fixed_small overrides fixed_large" in told
+    assert "v, fixed_small, clip, exact decoder" in printed
 
 
-def test_the_file_s_own_clip_counts_and_an_override_is_said(tmp_path):
-    # A diffusers folder that does not clip, read as it is and with --clip.
-    peers.save_flat(
-        tmp_path / "model",
-        peers.diffusers_unet({**peers.SMALL_UNET, "in_channels": 1, "out_channels": 1}),
-        peers.DDPMScheduler(num_train_timesteps=20, clip_sample=False),
-    )
-    data = tmp_path / "crops.npz"
-    np.savez(data, arr_0=np.arange(64, dtype=np.uint8).reshape(1, 8, 8, 1))
+@pytest.fixture
+def gray_model(said, tmp_path):
+    """Writes a folder of diffusers for gray images of 8x8; evaluates it with options."""
+
+    def make(unet=(), **scheduler):
+        settings = {**peers.SMALL_UNET, "in_channels": 1, "out_channels": 1, **dict(unet)}
+        scheduler = peers.DDPMScheduler(num_train_timesteps=20, **scheduler)
+        peers.save_flat(tmp_path / "model", peers.diffusers_unet(settings), scheduler)
+
+        def evaluate(data, *options):
+            words = ("--ckpt", tmp_path / "model", "--data", data, *EVERY_PAIR, *options)
+            out = tmp_path / "-".join(["run", data.stem, *map(str, options)])
+            status, printed, told = said("nll", *words, "--out", out, "--format", "json")
+            return json.loads(printed) if status == 0 else None, told
+
+        return evaluate
+
+    return make
+
+
+def test_the_file_s_own_clip_counts_and_an_override_is_said(gray_model, tmp_path):
+    evaluate = gray_model(clip_sample=False)
+    np.savez(tmp_path / "a.npz", arr_0=np.arange(64, dtype=np.uint8).reshape(1, 8, 8, 1))
     found = {}
     for option in ([], ["--clip"], ["--no-clip"]):
-        result = ddpmbench(
-            "nll", "--ckpt", tmp_path / "model", "--data", data, *EVERY_PAIR, *option,
-            "--out", tmp_path / "".join(["run", *option]), "--format", "json",
-        )  # fmt: skip
-        assert result.returncode == 0, result.stderr
-        found["".join(option)] = json.loads(result.stdout)
-        assert ("overrides the checkpoint's own" in result.stderr) == (option == ["--clip"])
+        found["".join(option)], told = evaluate(tmp_path / "a.npz", *option)
+        assert ("overrides the checkpoint's own" in told) == (option == ["--clip"])
     assert [found[key]["conventions"]["clip"] for key in found] == [False, True, False]
     assert found[""]["bits_per_dim"] == found["--no-clip"]["bits_per_dim"]
     assert found[""]["bits_per_dim"] != found["--clip"]["bits_per_dim"]
 
 
-def test_the_class_is_in_the_result(tmp_path):
-    settings = {**peers.SMALL_UNET, "in_channels": 1, "out_channels": 1, "num_class_embeds": 4}
-    peers.save_flat(
-        tmp_path / "model",
-        peers.diffusers_unet(settings),
-        peers.DDPMScheduler(num_train_timesteps=20),
-    )
-    pixels = np.arange(128, dtype=np.uint8).reshape(2, 8, 8, 1)
-    np.savez(tmp_path / "labeled.npz", arr_0=pixels, arr_1=np.array([2, 3]))
+def test_the_class_is_in_the_result(gray_model, tmp_path):
+    evaluate = gray_model({"num_class_embeds": 4})
+    pixels, labeled = np.arange(128, dtype=np.uint8).reshape(2, 8, 8, 1), tmp_path / "labeled.npz"
+    np.savez(labeled, arr_0=pixels, arr_1=np.array([2, 3]))
     np.savez(tmp_path / "plain.npz", arr_0=pixels)
-    common = ("nll", "--ckpt", tmp_path / "model", *EVERY_PAIR, "--format", "json")
-
-    def evaluate(data, *option):
-        out = tmp_path / "-".join(["run", data, *map(str, option)])
-        return ddpmbench(*common, "--data", tmp_path / f"{data}.npz", "--out", out, *option)
-
-    results = [
-        evaluate("labeled"),
-        evaluate("plain", "--class", 2),
-        evaluate("labeled", "--class", 2),
-    ]
-    of_the_images, *of_class_2 = (json.loads(result.stdout) for result in results)
+    of_the_images = evaluate(labeled)[0]
+    of_class_2 = [evaluate(tmp_path / f"{n}.npz", "--class", 2)[0] for n in ("plain", "labeled")]
     assert of_the_images["conventions"]["labels"] == "of the images"
     assert [found["conventions"]["labels"] for found in of_class_2] == 2 * ["class 2"]
     assert of_class_2[0]["bits_per_dim"] == of_class_2[1]["bits_per_dim"]
     assert of_class_2[0]["bits_per_dim"] != of_the_images["bits_per_dim"]
-    refused = evaluate("plain")
-    assert refused.returncode == 2
-    assert "has no labels" in refused.stderr
+    assert "has no labels" in evaluate(tmp_path / "plain.npz")[1]
 
 
 def save_often():
@@ -272,7 +263,3 @@ def test_help_and_import_load_neither_torch_nor_torchvision():
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-
-
-def test_the_shipped_images_are_the_default():
-    assert len(load_images("fashion-mnist:test")) == 10_000

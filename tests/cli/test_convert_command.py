@@ -8,7 +8,6 @@ from peers import openai_weights, same_weights
 from safetensors.torch import load_file
 
 from ddpmbench import CheckpointSettings, load_checkpoint
-from ddpmbench.cli.main import run
 from ddpmbench.files import sha256_of
 
 FLAGS = (
@@ -17,20 +16,8 @@ FLAGS = (
 )
 
 
-@pytest.fixture
-def ran(capsys):
-    """Runs a command; returns its exit code, standard output and error."""
-
-    def start(*arguments):
-        status = run([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return start
-
-
-def test_what_is_printed(ran, small_checkpoint, tmp_path):
-    status, out, err = ran("convert", small_checkpoint, tmp_path / "model")
+def test_what_is_printed(said, small_checkpoint, tmp_path):
+    status, out, err = said("convert", small_checkpoint, tmp_path / "model")
     assert (status, err) == (0, "")
     names = [line.split()[0] for line in out.splitlines()]
     assert names == ["read", "written", "output", "terms"]
@@ -39,9 +26,9 @@ def test_what_is_printed(ran, small_checkpoint, tmp_path):
     assert f"{small_checkpoint} (native, {sha256_of(small_checkpoint)[:12]})" in out
 
 
-def test_the_object_and_the_path_alone(ran, small_checkpoint, tmp_path):
+def test_the_object_and_the_path_alone(said, small_checkpoint, tmp_path):
     place = tmp_path / "again.safetensors"
-    status, out, _ = ran("convert", small_checkpoint, place, "--format", "json")
+    status, out, _ = said("convert", small_checkpoint, place, "--format", "json")
     found = json.loads(out)
     assert status == 0
     assert found["written"] == {
@@ -52,16 +39,16 @@ def test_the_object_and_the_path_alone(ran, small_checkpoint, tmp_path):
     assert found["source"]["sha256"] == sha256_of(small_checkpoint)
     assert 0 <= found["output_difference"] < 1e-6 < found["output_max"]
     assert 0 <= found["term_difference_bits_per_dim"] < 1e-6
-    status, out, _ = ran(
+    status, out, _ = said(
         "convert", small_checkpoint, place, "--format", "quiet", "--overwrite", "--to", "native"
     )
     assert (status, out) == (0, f"{place}\n")
 
 
-def test_options_of_the_checkpoint_hold_for_what_is_written(ran, tmp_path):
+def test_options_of_the_checkpoint_hold_for_what_is_written(said, tmp_path):
     path, out = tmp_path / "model.pt", tmp_path / "model.safetensors"
     torch.save(openai_weights(), path)
-    status, _, err = ran("convert", path, out, "--model-flags", FLAGS, "--prediction", "v")
+    status, _, err = said("convert", path, out, "--model-flags", FLAGS, "--prediction", "v")
     assert status == 0
     assert "Note: --prediction v overrides eps" in err
     written = load_checkpoint(out)
@@ -70,9 +57,9 @@ def test_options_of_the_checkpoint_hold_for_what_is_written(ran, tmp_path):
     assert "schedule.betas" in load_file(out)
 
 
-def test_the_checkpoint_of_the_package(ran, tmp_path):
-    assert ran("convert", "default", tmp_path / "model.safetensors")[0] == 0
-    status, _, err = ran("convert", tmp_path / "model.safetensors", tmp_path / "model")
+def test_the_checkpoint_of_the_package(said, tmp_path):
+    assert said("convert", "default", tmp_path / "model.safetensors")[0] == 0
+    status, _, err = said("convert", tmp_path / "model.safetensors", tmp_path / "model")
     assert (status, err) == (0, "")
     assert same_weights(load_checkpoint(), load_checkpoint(tmp_path / "model"))
 
@@ -102,7 +89,7 @@ def test_the_checkpoint_of_the_package(ran, tmp_path):
         ),
     ],
 )
-def test_what_is_refused(ran, small_checkpoint, tmp_path, monkeypatch, arguments, words):
+def test_what_is_refused(said, small_checkpoint, tmp_path, monkeypatch, arguments, words):
     openai, there, here = tmp_path / "model.pt", tmp_path / "there", tmp_path / "here"
     torch.save(openai_weights(), openai)
     for folder in (there, here):
@@ -110,7 +97,7 @@ def test_what_is_refused(ran, small_checkpoint, tmp_path, monkeypatch, arguments
     (there / "thesis.tex").touch()
     monkeypatch.chdir(here)
     names = {"small": small_checkpoint, "openai": openai, "there": there, "new": "new"}
-    status, out, err = ran("convert", *(word.format(**names) for word in arguments))
+    status, out, err = said("convert", *(word.format(**names) for word in arguments))
     assert (status, out) == (2, "")
     *notes, line = err.splitlines()
     assert line.startswith("Error: ")

@@ -1,6 +1,5 @@
 """`ddpmbench rd --pictures` as a user types it, and what it refuses."""
 
-import os
 import re
 
 import pandas as pd
@@ -65,13 +64,6 @@ def test_a_finished_run_keeps_and_redraws_its_pictures(arguments, said, tmp_path
     assert (tmp_path / "run" / "figures" / "decoding.svg").exists()
 
 
-def test_a_respaced_model_has_steps_of_its_own(arguments, said, tmp_path):
-    status, _, told = said(*arguments, "--timesteps", 4)
-    assert status == 0, told
-    assert f"24 {HEAD}" in told
-    assert list(Pictures.read(tmp_path / "run", 4).decoding.t) == [4, 3, 2, 1]
-
-
 def test_of_several_processes_one_makes_them(arguments, tmp_path):
     first, second = ranks(2, *arguments)
     assert first.returncode == second.returncode == 0, first.stderr
@@ -105,17 +97,3 @@ def test_of_several_processes_one_makes_them(arguments, tmp_path):
 def test_pictures_that_cannot_be_made(refused, arguments, tmp_path, options, message):
     assert re.search(message, refused(*arguments, *options))
     assert not (tmp_path / "run").exists(), "the run was begun"
-
-
-def test_damaged_pictures_are_named_and_made_again(said, arguments, tmp_path):
-    _, curve, _ = said(*arguments)
-    path = tmp_path / "run" / PICTURES
-    whole = path.read_bytes()
-    os.truncate(path, path.stat().st_size // 2)
-    status, printed, told = said("report", tmp_path / "run")
-    assert (status, printed) == (2, "")
-    assert f"Error: {path}: damaged" in told
-    status, printed, told = said(*arguments)
-    assert (status, printed) == (0, curve)
-    assert f"{PICTURES} was damaged and is computed again" in told
-    assert path.read_bytes() == whole

@@ -100,30 +100,15 @@ def test_the_family_of_a_schedule_and_what_is_none(said, refused, inputs):
     assert "others; leave one of them out" in refused(
         "nll", *own, "--process", "ve:0.01:10:1000", "--schedule", "linear:1000"
     )
-    for process, words in {
-        "vee": "choose from vp",
-        "ve:0.01:10": "ve:0.01:50:1000",
-        "ve:10:0.01:100": "the smaller one first",
-        "ve:a:1:100": "is no number",
-        "flow:1": "no number of steps",
-        "": "choose from vp",
-        "ve:": "ve:0.01:50:1000",
-        "flow:": "no number of steps",
-    }.items():
-        assert words in refused("nll", *own, "--process", process)
+    assert "choose from vp" in refused("nll", *own, "--process", "vee")
     options = ("--process", "ve", "--schedule", "linear:1000", "--estimator", "every-pair")
     status, printed, told = said("nll", *own, *options, "--timesteps", 5, "--num-images", 2)
     assert status == 0, told
     assert "linear, ve" in printed
 
 
-def test_what_else_must_know_the_family(said, refused, small_checkpoint, small_npz, tmp_path):
-    """Runs of two families do not compare, and diffusers has one alone."""
-    words = ("nll", "--ckpt", small_checkpoint, "--data", small_npz, "--estimator", "every-pair")
-    for name, process in (("vp", ()), ("ve", ("--process", "ve"))):
-        status, _, told = said(*words, *process, "--out", tmp_path / name)
-        assert status == 0, told
-    assert "conventions.process" in refused("compare", tmp_path / "vp", tmp_path / "ve")
+def test_what_else_must_know_the_family(said, small_checkpoint, tmp_path):
+    """Diffusers has one alone, and inspect says where it is from."""
     status, _, told = said("convert", small_checkpoint, tmp_path / "folder", "--process", "ve")
     assert status == 2
     assert "process but vp" in told.splitlines()[-1]

@@ -17,19 +17,6 @@ def test_the_path_of_the_page_is_what_is_printed(finished, said):
     assert (finished / "report.html").read_text().startswith("<!doctype html>")
 
 
-@pytest.mark.usefixtures("pages")
-@pytest.mark.parametrize("command", ["nll", "rd"])
-def test_a_run_leaves_its_page(command, small_checkpoint, small_npz, said, tmp_path):
-    out = tmp_path / "run"
-    given = ("--ckpt", small_checkpoint, "--data", small_npz, "--half-width", 5, "--out", out)
-    status, printed, told = said(command, *given)
-    assert status == 0, told
-    assert f"Run folder: {out}\n" in told
-    assert told.endswith(f"Report: {out / 'report.html'}\n")
-    assert "report.html" not in printed
-    assert (out / "report.html").exists()
-
-
 def test_a_comparison_leaves_its_page(finished, said, tmp_path):
     status, _, told = said("compare", finished, finished, "--out", tmp_path / "out")
     assert status == 0, told

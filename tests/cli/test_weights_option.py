@@ -5,7 +5,6 @@ import json
 
 import pytest
 import torch
-from feature_networks import write_network
 from peers import pesser_weights
 from unet_configs import SMALL_CONFIG
 
@@ -36,7 +35,11 @@ def test_which_weights_were_evaluated_stands_with_the_result(said, training, sma
         assert f"(pesser, {kind}, " in printed
         assert {"ema": "weights: EMA (ema)", "raw": "weights: raw (model)"}[kind] in told
         found[kind] = json.loads((out / "summary.json").read_text())
-        check_record(out, training, kind, {"ema": "ema", "raw": "model"}[kind])
+        record = found[kind]["checkpoint"]
+        assert record["files"] == [training.name]
+        assert record["sha256"] == hashlib.sha256(training.read_bytes()).hexdigest()
+        where = {"ema": "ema", "raw": "model"}[kind]
+        assert (record["weights"], record["where"]) == (kind, where)
     assert found["ema"]["bits_per_dim"] != found["raw"]["bits_per_dim"]
     status, printed, told = said(*command, "--weights", "raw", "--out", tmp_path / "ema")
     assert status == 2
@@ -48,34 +51,3 @@ def test_weights_that_are_not_there(refused, small_checkpoint, small_npz):
     line = refused("nll", "--ckpt", small_checkpoint, "--weights", "raw", "--data", small_npz)
     assert "--weights raw" in line
     assert str(small_checkpoint) in line
-
-
-COMMANDS = {
-    "rd": ("rd", *ROWS, "--pictures", "none"),
-    "sample": ("sample", "-n", 2, "--image-size", 8),
-    "fid": ("fid", "--num-generated", 4, "--image-size", 8),
-}
-
-
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_result_says_which_weights_of_which_file_it_is_of(
-    name, said, training, small_npz, tmp_path, monkeypatch
-):
-    monkeypatch.setenv("DDPMBENCH_CACHE", str(tmp_path / "cache"))
-    command = (*COMMANDS[name], "--ckpt", training, *PROCESS, "--out", tmp_path / "run")
-    if name != "sample":
-        command += ("--data", small_npz)
-    if name == "fid":
-        network = write_network(tmp_path / "stand-in.pt", num_features=6, num_classes=4)
-        command += ("--feature-network", network)
-    status, _, told = said(*command)
-    assert status == 0, told
-    assert "Note: weights: EMA (ema)" in told
-    check_record(tmp_path / "run", training, "ema", "ema")
-
-
-def check_record(out, file, kind, where):
-    record = json.loads((out / "summary.json").read_text())["checkpoint"]
-    assert record["files"] == [file.name]
-    assert record["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
-    assert (record["weights"], record["where"]) == (kind, where)
