@@ -154,12 +154,12 @@ def _write(
 def _differences(run: FinishedRun, baseline: FinishedRun) -> list[FidelityDifference]:
     """Of each metric against each reference, and of those without one."""
     paired = _paired_half_widths(run, baseline)
-    of = run.summary["references"], baseline.summary["references"]
+    references = run.summary["references"], baseline.summary["references"]
     return [
         *(
             # Influences are on the metrics against the first reference.
             difference(metric, own, first, paired=paired.get(metric) if k == 0 else None)
-            for k, (own, first) in enumerate(zip(*of, strict=True))
+            for k, (own, first) in enumerate(zip(*references, strict=True))
             for metric in AGAINST_REFERENCE
         ),
         *(
@@ -197,23 +197,25 @@ def _influence(run: FinishedRun) -> Influence:
         influence = {name: arrays[name].astype(np.float64) for name in METRICS if name in arrays}
     except (DamageError, ValueError) as error:
         raise damaged(path) from error
-    if any(of.shape != (number,) or not np.isfinite(of).all() for of in influence.values()):
+    if any(
+        array.shape != (number,) or not np.isfinite(array).all() for array in influence.values()
+    ):
         raise damaged(path)
     return influence
 
 
 def _fidelity_facts(run: FinishedRun) -> dict[str, object]:
     """What must be the same, by its name in `summary.json`."""
-    of = run.summary
+    summary = run.summary
     return {
-        "name": of["name"],
-        **_flat("protocol", of["protocol"]),
-        "num_generated": of["num_generated"],
-        "compute_precision": of["compute_precision"],
-        "number of references": len(of["references"]),
+        "name": summary["name"],
+        **_flat("protocol", summary["protocol"]),
+        "num_generated": summary["num_generated"],
+        "compute_precision": summary["compute_precision"],
+        "number of references": len(summary["references"]),
         **{
             f"references[{k}].{name}": reference[name]
-            for k, reference in enumerate(of["references"])
+            for k, reference in enumerate(summary["references"])
             for name in ("sha256", "num_reference")
         },
     }
@@ -224,9 +226,9 @@ def _flat(name: str, value: object) -> dict[str, object]:
     if not isinstance(value, dict):
         return {name: value}
     return {
-        whole: of
+        whole: field
         for key, inner in value.items()
-        for whole, of in _flat(f"{name}.{key}", inner).items()
+        for whole, field in _flat(f"{name}.{key}", inner).items()
     }
 
 
@@ -306,8 +308,8 @@ def _difference(run: FinishedRun, baseline: FinishedRun) -> comparison.Differenc
     clip = bool(baseline.summary["conventions"]["clip"])
     design, correction = baseline.design, _correction(run, baseline)
     if isinstance(design, EveryPairDesign):
-        of = _tables(run, design), _tables(baseline, design)
-        pairs = every_pair_difference(design, *of, prior=prior, clip=clip)
+        terms = _tables(run, design), _tables(baseline, design)
+        pairs = every_pair_difference(design, *terms, prior=prior, clip=clip)
         return comparison.Difference(pairs, 1.0, correction)
     model, other = _importance_terms(run), _importance_terms(baseline)
     bound = importance_difference(model, other, prior=prior, clip=clip)
@@ -323,9 +325,11 @@ def _correction(run: FinishedRun, baseline: FinishedRun) -> Correction | None:
 
 
 def _correction_design(run: FinishedRun) -> CorrectionDesign:
-    of = run.summary
-    size = (of["num_images"], num_steps(of))
-    return CorrectionDesign(*size, of["seed"], of["precision_correction"]["num_evaluations"] // 2)
+    summary = run.summary
+    size = (summary["num_images"], num_steps(summary))
+    return CorrectionDesign(
+        *size, summary["seed"], summary["precision_correction"]["num_evaluations"] // 2
+    )
 
 
 def _correction_terms(run: FinishedRun) -> NDArray[np.float64]:
@@ -367,19 +371,19 @@ def _not_compared(one: FinishedRun, other: FinishedRun) -> list[str]:
 
 def _facts(run: FinishedRun) -> dict[str, object]:
     """What must be the same, by its name in `summary.json`."""
-    of = run.summary
-    conventions = with_data_range(of["conventions"])
-    correction = of.get("precision_correction") or {"num_evaluations": None}
+    summary = run.summary
+    conventions = with_data_range(summary["conventions"])
+    correction = summary.get("precision_correction") or {"num_evaluations": None}
     return {
-        "num_images": of["num_images"],
-        "num_timesteps": of["num_timesteps"],
-        "data.sha256": of["data"]["sha256"],
+        "num_images": summary["num_images"],
+        "num_timesteps": summary["num_timesteps"],
+        "data.sha256": summary["data"]["sha256"],
         **{f"conventions.{name}": value for name, value in conventions.items()},
         "conventions.process": conventions.get("process", Process.VP),
-        "the number of parts of continuous time": of.get("num_parts"),
+        "the number of parts of continuous time": summary.get("num_parts"),
         **{name: run.identity.get(name) for name in _IDENTITY_FACTS},
         "precision_correction.num_evaluations": correction["num_evaluations"],
-        "estimator": of["estimator"],
-        "seed": of["seed"],
-        "sampling.draws": of["sampling"].get("draws"),
+        "estimator": summary["estimator"],
+        "seed": summary["seed"],
+        "sampling.draws": summary["sampling"].get("draws"),
     }

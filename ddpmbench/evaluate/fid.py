@@ -144,7 +144,7 @@ def evaluate_fid(
     if not isinstance(source, Checkpoint):
         source = load_images(source, any_size=True)
     several: Sequence[Any] = references if isinstance(references, list | tuple) else [references]
-    known = tuple(load_reference(of) for of in several)
+    known = tuple(load_reference(reference) for reference in several)
     _check(source, known, settings)
     with session(device, out, command) as run_session:
         ranks = run_session.ranks

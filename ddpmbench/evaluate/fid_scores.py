@@ -106,7 +106,9 @@ class FidScores:
     @cached_property
     def against_n(self) -> pd.DataFrame:
         """See there."""
-        return tables.against_n_frame([_name(of) for of in self.run.references], self._scores)
+        return tables.against_n_frame(
+            [_name(reference) for reference in self.run.references], self._scores
+        )
 
     def summary(self) -> dict[str, Any]:
         """The fields of `summary.json` that follow from samples and features."""
@@ -154,7 +156,7 @@ class FidScores:
     def _protocol_record(self) -> dict[str, Any]:
         protocol, network, classes = self.protocol, self.run.network, self._classes
         first = self.run.references[:1]
-        sizes = [len(of) for of in (self.images, *first) if isinstance(of, ImageSet)]
+        sizes = [len(images) for images in (self.images, *first) if isinstance(images, ImageSet)]
         return {
             "id": protocol.id,
             "resize": network.resize,
@@ -187,9 +189,9 @@ class FidScores:
             "inception_score": None if classes is None else classes.estimate,
         }
         influences: dict[str, Any] = {
-            name: of.influence
-            for name, of in parts.items()
-            if of is not None and of.influence is not None
+            name: estimate.influence
+            for name, estimate in parts.items()
+            if estimate is not None and estimate.influence is not None
         }
         with folder.replacing(INFLUENCE) as temporary:
             write_npz(temporary, influences)

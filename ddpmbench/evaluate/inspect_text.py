@@ -180,7 +180,9 @@ def _command_lines(summary: Mapping[str, Any], width: int) -> list[str]:
     name = "evaluate" if summary["settled"] and refused is None else "to evaluate"
     lines.append(f"{name:<{LABEL}}{shlex.join(summary['command'])}")
     placeholders = [value for value in missing.values() if is_placeholder(value)]
-    examples = [f"`{of}`" for of, value in missing.items() if not is_placeholder(value)]
+    examples = [
+        f"`{parameter}`" for parameter, value in missing.items() if not is_placeholder(value)
+    ]
     if placeholders:
         lines += fact("", f"put how it was trained in place of {listed(placeholders)}", width)
     if examples:

@@ -255,7 +255,7 @@ def _summary(bound: NllReport, ode: OdeReport | None, frame: pd.DataFrame) -> di
         "ode": None
         if ode is None
         else {**ode.summary["ode"], **{name: ode.summary[name] for name in errors}},
-        "device": " + ".join(sorted({of["device"] for of in summaries})),
+        "device": " + ".join(sorted({summary["device"] for summary in summaries})),
         "precision": bound.summary["precision"],
-        "seconds": round(sum(of["seconds"] for of in summaries), 3),
+        "seconds": round(sum(summary["seconds"] for summary in summaries), 3),
     }

@@ -188,7 +188,7 @@ def _of_scores(path: Path) -> ScoreReport:
     run = _opened(path, scores.SCHEMA, records.ScoreRun)
     optional, there = scores.OPTIONAL_COLUMNS.items(), texts_of(path / PER_IMAGE)
     columns = scores.PER_IMAGE_COLUMNS | {name: kind for name, kind in optional if name in there}
-    rows = sum(of["num_images"] for of in run.summary["sets"])
+    rows = sum(image_set["num_images"] for image_set in run.summary["sets"])
     return ScoreReport(run.summary, _table(path / PER_IMAGE, columns, rows=rows), path)
 
 

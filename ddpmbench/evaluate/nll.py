@@ -293,23 +293,23 @@ class _Evaluation:
     @cached_property
     def conventions(self) -> dict[str, object]:
         """What two bounds of one network can differ in, but for the data range."""
-        of = self.terms_pass
-        return conventions_of(of.checkpoint, of.images, decoder=of.decoder)
+        terms = self.terms_pass
+        return conventions_of(terms.checkpoint, terms.images, decoder=terms.decoder)
 
     @cached_property
     def identity(self) -> dict[str, Any]:
         """The object of `run.json`."""
-        of = self.terms_pass
+        terms = self.terms_pass
         return {
             "schema": tables.SCHEMA,
-            **images_identity(of.checkpoint, of.images),
+            **images_identity(terms.checkpoint, terms.images),
             **self.estimator.identity,
             "precision": str(self.precision),
             **model_identity(
-                of.checkpoint,
+                terms.checkpoint,
                 self.conventions,
-                seed=of.seed,
-                tables=self.session.dtype_of_tables(of.checkpoint),
+                seed=terms.seed,
+                tables=self.session.dtype_of_tables(terms.checkpoint),
             ),
         }
 
@@ -373,7 +373,7 @@ class _Evaluation:
         engine: Engine,
     ) -> NllReport:
         """The report of the terms; see `finished` for `absent`."""
-        of, schedule = self.terms_pass, self.terms_pass.checkpoint.schedule
+        terms, schedule = self.terms_pass, self.terms_pass.checkpoint.schedule
         comparability = Comparability(
             **self._known(checked),
             num_evaluations=result.num_evaluations,
@@ -390,7 +390,7 @@ class _Evaluation:
             ),
             per_timestep=tables.per_timestep(result.bound, schedule),
             rate_distortion=tables.rate_distortion(
-                result.bound, result.distortion, of.checkpoint.data_range
+                result.bound, result.distortion, terms.checkpoint.data_range
             ),
             conventions=conventions_frame(
                 result.others,
@@ -400,7 +400,7 @@ class _Evaluation:
                 process=schedule.process,
             ),
             sub_schedules=sub_schedules_frame(result.others),
-            per_image=tables.per_image(result.bound, of.images.ids),
+            per_image=tables.per_image(result.bound, terms.images.ids),
             folder=self.session.out,
             continuous=tables.continuous_frame(result.continuous),
         )
@@ -419,11 +419,15 @@ def _estimator(name: str, **options: object) -> Estimator:
         InputError: the name is unknown, or an option makes no sense or is another estimator's.
     """
     one_of("estimator", name, ESTIMATORS)
-    fields = {of: {f.name for f in dataclasses.fields(ESTIMATORS[of])} for of in ESTIMATORS}
-    given: dict[str, Any] = {option: of for option, of in options.items() if of is not None}
+    fields = {
+        known: {f.name for f in dataclasses.fields(ESTIMATORS[known])} for known in ESTIMATORS
+    }
+    given: dict[str, Any] = {
+        option: value for option, value in options.items() if value is not None
+    }
     for option, value in given.items():
         if option not in fields[name]:
-            other = next(of for of in ESTIMATORS if option in fields[of])
+            other = next(known for known in ESTIMATORS if option in fields[known])
             raise InputError(
                 f"`{option}={value}`: goes with `estimator={other}`, not with {name}; leave one "
                 "of them out"

@@ -333,7 +333,7 @@ def _numbers(estimate: OdeEstimate, per_image: pd.DataFrame) -> dict[str, Any]:
     }
     probe_error = float(np.sqrt(per_image.probe_error.pow(2).mean()))
     return {
-        **{name: None if of is None else of / NATS_PER_BIT for name, of in nats.items()},
+        **{name: None if value is None else value / NATS_PER_BIT for name, value in nats.items()},
         "solver_error": float(per_image.solver_error.mean()),
         "probe_error_per_image": None if np.isnan(probe_error) else probe_error,
     }

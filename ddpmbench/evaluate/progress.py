@@ -62,11 +62,11 @@ def quality_listening(listener: FidelityListener | None, *, shown: bool) -> Fide
     def stage(name: str, unit: str, calls: int) -> contextlib.AbstractContextManager[RunListener]:
         return listening(None, name, unit, calls=calls, shown=True)
 
-    def cost(of: Cost) -> None:
-        for line in cost_lines(of):
+    def tell_cost(cost: Cost) -> None:
+        for line in cost_lines(cost):
             tell(line)
 
-    return FidelityListener(stage, cost, warn, note)
+    return FidelityListener(stage, tell_cost, warn, note)
 
 
 def remark(now: RunProgress) -> str:

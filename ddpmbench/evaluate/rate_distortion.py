@@ -187,7 +187,7 @@ def progressive_pictures(
         for part in plan:
 
             def make(rows: int, part: _Part = part, before: int = before) -> Pictures:
-                def progress(done: int, of: int) -> None:
+                def progress(done: int, _: int) -> None:
                     listener.progress(RunProgress(before + done, total))
 
                 seed = report.summary["seed"]

@@ -42,20 +42,20 @@ def page_of(report: "PageReport") -> Path:
         InputError: see `write_page`.
     """
     folder = report.folder
-    of = None if folder is None else _drawn_of(folder)
-    if folder is not None and of is not None and _is_drawn(folder, of):
+    record = None if folder is None else _drawn_of(folder)
+    if folder is not None and record is not None and _is_drawn(folder, record):
         return folder / PAGE
     # Only here: what draws takes long to import.
     from ddpmbench.evaluate.report import write_page
 
     page = write_page(report)
-    if of is not None:
+    if record is not None:
         with (
             contextlib.suppress(DamageError),  # a file that is no page's, then drawn each time
             writing_to(page.parent, ""),
             replacing(page.parent / RECORD) as temporary,
         ):
-            write_json(temporary, of, _drawn(page.parent))
+            write_json(temporary, record, _drawn(page.parent))
     return page
 
 
@@ -75,12 +75,12 @@ def _drawn_of(folder: Path) -> dict[str, Any] | None:
     return {"versions": versions(), "git_revision": revision, "files": files}
 
 
-def _is_drawn(folder: Path, of: dict[str, Any]) -> bool:
+def _is_drawn(folder: Path, record: dict[str, Any]) -> bool:
     try:
-        record = read_json(folder / RECORD)
-        known = record.pop(CHECKSUMS)
+        there = read_json(folder / RECORD)
+        known = there.pop(CHECKSUMS)
         known.pop("this")
-        return bool(record == of and known == _drawn(folder))
+        return bool(there == record and known == _drawn(folder))
     except (DamageError, OSError, KeyError):
         return False
 

@@ -95,21 +95,21 @@ def load_samples(
 
 
 def _made_by(run: FinishedRun, images: ImageSet) -> MadeBy:
-    of, place = run.summary, run.path / SUMMARY
-    if of["schema"] == SCHEMA:
-        check(of, SampleRun, place)
-        sha256, eight_bit, precision = of["sha256"], of["eight_bit"], of["precision"]
+    summary, place = run.summary, run.path / SUMMARY
+    if summary["schema"] == SCHEMA:
+        check(summary, SampleRun, place)
+        sha256, eight_bit, precision = summary["sha256"], summary["eight_bit"], summary["precision"]
     else:
-        check(of, Sampled, place)
-        check(of, Fidelity, place)
-        sha256, eight_bit = of["samples"]["sha256"], of["protocol"]["eight_bit"]
-        precision = of["compute_precision"]
+        check(summary, Sampled, place)
+        check(summary, Fidelity, place)
+        sha256, eight_bit = summary["samples"]["sha256"], summary["protocol"]["eight_bit"]
+        precision = summary["compute_precision"]
     if images.sha256 != sha256:
         raise InputError(
             f"{run.path}: {SAMPLES} does not hold the samples of its {SUMMARY}; run its "
             "command again"
         )
-    return MadeBy(of["checkpoint"], of["sampler"], of["seed"], eight_bit, precision)
+    return MadeBy(summary["checkpoint"], summary["sampler"], summary["seed"], eight_bit, precision)
 
 
 SCHEMA = "ddpmbench.sample/1"

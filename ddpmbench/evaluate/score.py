@@ -162,7 +162,7 @@ def score_images(
     seed, batch_size = check_arguments(checkpoint, listener, seed, batch_size)
     one_of("decoder", decoder, DECODERS)
     evaluations = whole_number("evaluations_per_image", evaluations_per_image, LEAST_EVALUATIONS)
-    sets = [load_images(of) for of in ([images] if second is None else [images, second])]
+    sets = [load_images(source) for source in ([images] if second is None else [images, second])]
     _check_sets(checkpoint, sets)
     density = None if terms_of is None else _density_of(path_of("terms_of", terms_of), checkpoint)
     with reported_session("score", device, out, command, listener, shown=progress) as (
@@ -174,8 +174,8 @@ def score_images(
         checkpoint = run_session.checked(checkpoint, shape)
         identity = {
             "schema": SCHEMA,
-            "data": [of.sha256 for of in sets],
-            "labels_sha256": [labels_sha256(checkpoint, of) for of in sets],
+            "data": [image_set.sha256 for image_set in sets],
+            "labels_sha256": [labels_sha256(checkpoint, image_set) for image_set in sets],
             "evaluations_per_image": evaluations,
             "terms_of": None if density is None else hashlib.sha256(density.tobytes()).hexdigest(),
             **model_identity(
@@ -184,8 +184,8 @@ def score_images(
         }
         run_session.agree(identity)
         folder = run_session.folder(identity, reporter.warn)
-        for of in sets:
-            note_images(checkpoint, of, reporter)
+        for image_set in sets:
+            note_images(checkpoint, image_set, reporter)
         calls = evaluations * sum(map(len, sets))
         preliminary = PreliminaryCheck(check, calls, seed, batch_size, reporter)
         checked = preliminary.run(checkpoint.as_trained, sets[0], run_session, folder)
@@ -203,7 +203,7 @@ def score_images(
             TermsRun(
                 terms_pass_of(
                     checkpoint,
-                    of,
+                    image_set,
                     seed=seed,
                     decoder=decoder,
                     device=run_session.device,
@@ -211,7 +211,7 @@ def score_images(
                 ),
                 worker,
             )
-            for of in sets
+            for image_set in sets
         ]
         with user_errors(checkpoint.network_name), engine.running():
             result = _compute(runs, run_session, density, evaluations)
@@ -313,13 +313,16 @@ def _of_pixels(
     """What takes no model: code lengths, nearest distances, and images of B in A."""
     lengths = [
         np.concatenate(
-            [code_length(data_range.reduced(of.pixels[part])) for part in portions(of.pixels)]
+            [
+                code_length(data_range.reduced(image_set.pixels[part]))
+                for part in portions(image_set.pixels)
+            ]
         )
-        for of in sets
+        for image_set in sets
     ]
     if len(sets) < 2:
         return lengths, [None], 0
-    first, second = (of.pixels for of in sets)
+    first, second = (image_set.pixels for image_set in sets)
     nearest = [nearest_distance(first, first, leave_one_out=True), nearest_distance(second, first)]
     return lengths, [*nearest], num_copies(second, first)
 
@@ -333,7 +336,7 @@ def _report(
 ) -> ScoreReport:
     per_image, records, comparison = per_image_frame(scored), list(map(set_record, scored)), None
     if len(scored) > 1:
-        is_gap = _is_gap(checkpoint, *(of.images for of in scored))
+        is_gap = _is_gap(checkpoint, *(one.images for one in scored))
         comparison = comparison_record(per_image, is_gap=is_gap, copies=copies)
     summary = {
         "schema": SCHEMA,
@@ -361,8 +364,8 @@ def _is_gap(checkpoint: Checkpoint, first: ImageSet, second: ImageSet) -> bool:
 def _check_sets(checkpoint: Checkpoint, sets: list[ImageSet]) -> None:
     if checkpoint.schedule.num_timesteps < 2:
         raise InputError("`timesteps=1`: too few for scores; take at least 2")
-    for images in sets:
-        check_images(checkpoint, images)
+    for image_set in sets:
+        check_images(checkpoint, image_set)
     first, last = sets[0], sets[-1]
     if first.shape != last.shape:
         raise InputError(

@@ -31,11 +31,11 @@ from ddpmbench.report.likelihoods import (
     rows_of,
 )
 
-SHARED = {"half_width": 0.3, "seed": 1, "batch_size": 4}
+SHARED = {"half_width": 0.3, "seed": 1, "batch_size": 24}
 OF_ODE = {"solver_steps": 2, "num_ode_images": 4}
 OPTIONS = {**SHARED, **OF_ODE}
 WORDS = (
-    *("--half-width", 0.3, "--seed", 1, "--batch-size", 4),
+    *("--half-width", 0.3, "--seed", 1, "--batch-size", 24),
     *("--solver-steps", 2, "--num-ode-images", 4),
 )
 NAMES = ["variational bound", "best constant variance", "continuous time", "probability-flow ODE"]
@@ -147,7 +147,7 @@ def test_a_table_that_is_not_of_the_summary_is_damaged(whole, tmp_path):
 
 def test_interrupted_again_and_again(whole, small_model, small_images, tmp_path):
     run = partial(db.evaluate_likelihoods, small_model, small_images, **OPTIONS, out=tmp_path)
-    report, sessions = resumed(run, 60)
+    report, sessions = resumed(run, 12)
     assert sessions > 3
     np.testing.assert_allclose(numbers(report), numbers(whole), rtol=0, atol=1e-6)
 
