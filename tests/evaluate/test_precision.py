@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -262,20 +263,20 @@ def test_what_overflows_is_laid_to_the_precision(engines, small_model, small_ima
 # ---- differences between runs
 
 
-@pytest.fixture
-def pair(engines, small_model, small_images, tmp_path):
+@pytest.fixture(scope="module")
+def pair(small_model, small_images, tmp_path_factory):
     """Folders of two models in low precision, and of the first in strict float32."""
-    engines()
-    other = further_on(small_model)
-    for kind, options in (
-        ("importance", {"half_width": WIDE}),
-        ("pairs", {"estimator": "every-pair"}),
-    ):
-        for name, model in (("one", small_model), ("two", other)):
-            out = tmp_path / f"{kind}-{name}"
-            db.evaluate_nll(model, small_images, **options, precision="bf16", out=out)
-    db.evaluate_nll(small_model, small_images, half_width=WIDE, out=tmp_path / "strict")
-    return tmp_path
+    folder = tmp_path_factory.mktemp("pair")
+    models = {"one": small_model, "two": further_on(small_model)}
+    kinds = {"importance": {"half_width": WIDE}, "pairs": {"estimator": "every-pair"}}
+    with pytest.MonkeyPatch.context() as patch:
+        install(patch)
+        for kind, options in kinds.items():
+            for name, model in models.items():
+                how = {**options, "precision": "bf16", "out": folder / f"{kind}-{name}"}
+                db.evaluate_nll(model, small_images, **how)
+        db.evaluate_nll(small_model, small_images, half_width=WIDE, out=folder / "strict")
+    return folder
 
 
 def further_on(model):
@@ -315,10 +316,11 @@ def test_runs_in_other_precisions_are_not_compared(pair):
         db.compare([pair / "strict", pair / "importance-one"])
 
 
-def test_a_correction_that_is_gone_is_named(pair):
-    for path in (pair / "importance-two" / "shards").glob("correction-bf16-*"):
+def test_a_correction_that_is_gone_is_named(pair, tmp_path):
+    two = shutil.copytree(pair / "importance-two", tmp_path / "importance-two")
+    for path in (two / "shards").glob("correction-bf16-*"):
         path.unlink()
     with pytest.raises(
         db.InputError, match=r"importance-two: some shards of its correction-bf16 are"
     ):
-        db.compare([pair / "importance-one", pair / "importance-two"])
+        db.compare([pair / "importance-one", two])
