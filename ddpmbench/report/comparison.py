@@ -54,10 +54,10 @@ def runs_frame(
 ) -> pd.DataFrame:
     """One row a run, in bits per dimension; the first is the baseline.
 
-    Columns: `run`, `bits_per_dim`, `half_width`; `difference` from the baseline, its `half_width`
-    for these images and for their population, `half_width_unpaired` that two runs on other terms
-    would have, the `num_evaluations` of each that count, and which share of the terms is the same
-    for both (`same_rows`). Where the runs are corrected, the difference is.
+    Columns: `run`, `checkpoint`, `bits_per_dim`, `half_width`; `difference` from the baseline, its
+    `half_width` for these images and for their population, `half_width_unpaired` that two runs on
+    other terms would have, the `num_evaluations` of each that count, and which share of the terms
+    is the same for both (`same_rows`). Where the runs are corrected, the difference is.
     """
     rows: list[dict[str, object]] = []
     first = summaries[0]["half_width"]
@@ -88,11 +88,9 @@ def runs_frame(
 
 
 def steps_frame(names: Sequence[str], differences: Sequence[Difference]) -> pd.DataFrame:
-    """One row a run and timestep: the difference of the term and of the rate from the baseline's.
+    """One row a run and timestep: the differences of `per_timestep` and `rate` from the first run.
 
     Of runs in low precision they are as the terms are, uncorrected.
-
-    Columns: `run`; those of `per_timestep` and `rate`, as differences.
     """
     frames = []
     for name, difference in zip(names, differences, strict=True):

@@ -181,7 +181,7 @@ def read_fidelity_tables(run: FinishedRun) -> tuple[pd.DataFrame, pd.DataFrame]:
     return per_image, against_n
 
 
-def reference_name(reference: dict[str, Any]) -> str:
+def reference_name(reference: Mapping[str, Any]) -> str:
     """A reference as `--data` names it."""
     source, split = reference["source"], reference["split"]
     ending = f":{split}" if split else ""
@@ -204,7 +204,7 @@ def per_image_frame(
         ids: the samples' names.
         scores: against the first reference.
         reference_ids: the names of its images.
-        classes: their classes, in nats.
+        classes: of the samples, in nats.
     """
     neighbors = scores.neighbors
     nearest = None if neighbors is None else [reference_ids[int(i)] for i in neighbors.nearest]

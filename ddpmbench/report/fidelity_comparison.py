@@ -45,7 +45,7 @@ def difference(
     known = first is not None and value is not None
     return FidelityDifference(
         measure=metric,
-        reference=reference_name(dict(run)) if METRICS[metric].has_reference else "",
+        reference=reference_name(run) if METRICS[metric].has_reference else "",
         baseline=first,
         value=value,
         difference=value - first if known else None,
@@ -136,7 +136,6 @@ def fidelity_comparison_page(summary: Mapping[str, Any], svgs: Mapping[str, str]
     """The page of a comparison of runs of `fid`; it has no figure where no difference is known."""
     first, runs, name = summary["baseline"]["run"], summary["runs"], summary["name"]
     against = runs[0]["run"] if len(runs) == 1 else f"{len(runs)} runs"
-    only = comparable_only(summary)
     return rendered(
         "comparison_fid.html.j2",
         heading=f"{against} against {first}",
@@ -156,7 +155,7 @@ def fidelity_comparison_page(summary: Mapping[str, Any], svgs: Mapping[str, str]
             }
             for run in runs
         ],
-        notes=[only] if only else [],
+        notes=[comparable_only(summary)],
         facts=joined(_facts(summary)),
         **drawn(svgs, FIGURES),
     )

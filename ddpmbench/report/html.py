@@ -4,7 +4,7 @@ import copy
 import math
 import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -149,12 +149,17 @@ UNKNOWN = "unknown"
 
 
 def rendered(
-    template: str, *, environment: Mapping[str, Any] | None = None, **values: object
+    template: str,
+    *,
+    notes: Iterable[str | None] = (),
+    environment: Mapping[str, Any] | None = None,
+    **values: object,
 ) -> str:
     """A page.
 
     Args:
         template: the file's name in `report/templates`.
+        notes: at the top; None for one that does not apply.
         environment: the object of `environment.json`; None where there is none.
         **values: what it shows; a name that it uses and that is missing is an error.
     """
@@ -167,7 +172,7 @@ def rendered(
     )
     loader.filters |= _FILTERS
     css = (Path(__file__).parent / "templates" / "page.css").read_text(encoding="utf-8")
-    shared = {"css": Markup(css), "version": __version__, "notes": []}
+    shared = {"css": Markup(css), "version": __version__, "notes": [note for note in notes if note]}
     page = loader.get_template(template)
     return page.render({**shared, **_reproducibility(environment), **values})
 

@@ -21,12 +21,10 @@ MODEL_INDEX = Path("huggingface", "model-index.yaml")
 
 
 def eval_results(summary: dict[str, Any], *, version: str | None) -> list["EvalResultEntry"]:
-    """The entries of an `.eval_results` file.
+    """The entry of an `.eval_results` file; none where no data set of the hub has the images.
 
     The task is named by metric and split, because neither data set defines tasks: so the bound
     cannot come to stand among numbers of another kind.
-
-    There is one entry; none where the images are those of no data set of the hub.
 
     Source: https://huggingface.co/docs/hub/eval-results
     """
@@ -48,8 +46,7 @@ def eval_results(summary: dict[str, Any], *, version: str | None) -> list["EvalR
 def model_index_result(summary: dict[str, Any], *, version: str | None) -> "EvalResult":
     """The same for the `model-index` of a model card.
 
-    Images that are those of no data set of the hub have their file's name, and "local" in the
-    place of its id.
+    Images of no data set of the hub have their file's name, and "local" in the place of its id.
 
     Source: https://github.com/huggingface/hub-docs/blob/main/modelcard.md
     """
@@ -71,12 +68,10 @@ def model_index_result(summary: dict[str, Any], *, version: str | None) -> "Eval
 
 
 def write_hugging_face(folder: Path, summary: dict[str, Any]) -> list[Path]:
-    """Write both formats into `huggingface/` of a run folder, to be put into a model's repository.
+    """Write both formats into `huggingface/` of a run folder, and return the files.
 
-    `.eval_results/` goes there as it is; what is in `model-index.yaml` goes to the head of the
-    model's card.
-
-    Returns the files that were written.
+    `.eval_results/` goes into a model's repository as it is; what is in `model-index.yaml` goes to
+    the head of the model's card.
 
     Raises:
         InputError: the folder cannot be written, or its `run.json` is damaged.

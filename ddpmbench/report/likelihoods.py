@@ -208,12 +208,12 @@ def likelihoods_page(
     summary: Mapping[str, Any], environment: Mapping[str, Any] | None, svgs: Mapping[str, str]
 ) -> str:
     """The page of the likelihoods."""
-    first, warning = summary["likelihoods"][0], sanity_check_warning(summary)
+    first = summary["likelihoods"][0]
     return rendered(
         "likelihoods.html.j2",
         summary=summary,
         first=first,
-        notes=[warning] if warning else [],
+        notes=[sanity_check_warning(summary)],
         heading=heading(summary),
         digits=digits_by(first["half_width"]),
         intervals=_intervals(summary),

@@ -117,11 +117,10 @@ def run_page(contents: RunContents, svgs: Mapping[str, str]) -> str:
     every_pair = summary["num_images"] * num_steps(summary)
     steps = tables.per_timestep.merge(curve[["t", "rate_bits_per_dim", "distortion_rmse"]], on="t")
     is_continuous = summary.get("num_parts") is not None
-    notes = (raw_pixels_warning(summary), sanity_check_warning(summary))
     return rendered(
         "nll.html.j2",
         summary=summary,
-        notes=[note for note in notes if note],
+        notes=[raw_pixels_warning(summary), sanity_check_warning(summary)],
         heading=heading(summary),
         these=_these(summary["num_images"]),
         chance=_chance(summary),

@@ -44,34 +44,33 @@ def printed_nll(summary: dict[str, Any], output_format: str) -> str:
 
 def bound_card(summary: Mapping[str, Any], folder: Path | None) -> Card:
     """What Python shows of a run of `nll`."""
-    record = dict(summary)
     numbers = {
-        "for these images": _bound(record, "half_width"),
-        "for their population": _bound(record, "half_width_population"),
-        **{name: f"{record[name]:,.4f} ({what})" for name, what in PARTS.items()},
+        "for these images": _bound(summary, "half_width"),
+        "for their population": _bound(summary, "half_width_population"),
+        **{name: f"{summary[name]:,.4f} ({what})" for name, what in PARTS.items()},
     }
-    return Card(headline(record), numbers, in_folder(comparable_facts(record), folder))
+    return Card(headline(summary), numbers, in_folder(comparable_facts(summary), folder))
 
 
-def _bound(summary: dict[str, Any], name: str) -> str:
+def _bound(summary: Mapping[str, Any], name: str) -> str:
     half_width = summary[name]
     if half_width is None:
         return "interval unknown"
     return f"{with_interval(summary['bits_per_dim'], half_width)} bits/dim, 95 %"
 
 
-def headline(summary: dict[str, Any]) -> str:
+def headline(summary: Mapping[str, Any]) -> str:
     """The bound and its interval in one line."""
     return bound_line(summary["bits_per_dim"], summary["half_width"])
 
 
-def _parts(summary: dict[str, Any]) -> list[str]:
+def _parts(summary: Mapping[str, Any]) -> list[str]:
     digits = digits_by(summary["half_width"])
     lines = [f"{name:<12}{summary[name]:>10,.{digits}f}  {what}" for name, what in PARTS.items()]
     return [f"{'part':<12}{'bits/dim':>10}", *lines]
 
 
-def comparability(summary: dict[str, Any]) -> list[str]:
+def comparability(summary: Mapping[str, Any]) -> list[str]:
     """What a number of `nll` must be the same in to compare with another, a line each."""
     fields = {"interval": _interval(summary)}
     if summary.get("continuous_bits_per_dim") is not None:
@@ -89,7 +88,7 @@ def comparability(summary: dict[str, Any]) -> list[str]:
     return fact_lines(fields.items())
 
 
-def comparable_facts(summary: dict[str, Any]) -> dict[str, str]:
+def comparable_facts(summary: Mapping[str, Any]) -> dict[str, str]:
     """What a number of `nll` must be the same in to compare with another, by its name."""
     conventions = summary["conventions"]
     correction = correction_line(summary)
@@ -106,7 +105,7 @@ def comparable_facts(summary: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _padding_line(summary: dict[str, Any]) -> dict[str, str]:
+def _padding_line(summary: Mapping[str, Any]) -> dict[str, str]:
     of_images = unpadded(summary)
     if of_images is None:
         return {}
@@ -130,7 +129,7 @@ def _amount(summary: Mapping[str, Any]) -> str:
     return replicates if count == summary["num_images"] else f"{replicates} of {count:,} images"
 
 
-def _interval(summary: dict[str, Any]) -> str:
+def _interval(summary: Mapping[str, Any]) -> str:
     if summary["half_width"] is None:
         noise = "unknown for these images (one draw; two give an interval)"
     else:

@@ -45,11 +45,10 @@ def ode_page(
 ) -> str:
     """The page of a finished run of `ode`."""
     half_width = _half_width(summary)
-    warning = sanity_check_warning(summary)
     return rendered(
         "ode.html.j2",
         summary=summary,
-        notes=[warning] if warning else [],
+        notes=[sanity_check_warning(summary)],
         heading=heading(summary),
         half_width=half_width,
         digits=digits_by(half_width),

@@ -72,7 +72,7 @@ _SETTINGS = {
 }
 
 
-def sampler_line(sampler: dict[str, Any]) -> str:
+def sampler_line(sampler: Mapping[str, Any]) -> str:
     """The sampler and its settings in words."""
     steps, total = sampler["num_timesteps"], sampler["num_original_timesteps"]
     parts = [sampler["method"], f"T = {timesteps_of(steps, total)}"]
@@ -163,7 +163,7 @@ def fidelity_facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         facts.append(("checkpoint", checkpoint_line(checkpoint)))
     if sampler is not None:
         evaluations, seed = summary["num_evaluations"], summary["seed"]
-        line = sampler_line(dict(sampler))
+        line = sampler_line(sampler)
         line += "" if evaluations is None else f", {evaluations:,} network evaluations"
         facts.append(("sampler", line + ("" if seed is None else f", seed {seed}")))
     facts += protocol_facts(summary["protocol"])
@@ -205,7 +205,7 @@ def reference_line(reference: Mapping[str, Any]) -> str:
     """How many images of which reference."""
     number = reference["num_reference"]
     many = "" if number is None else f"{number:,} of "
-    return f"{many}{reference_name(dict(reference))} ({reference['sha256'][:12]})"
+    return f"{many}{reference_name(reference)} ({reference['sha256'][:12]})"
 
 
 def _csv(summary: dict[str, Any]) -> pd.DataFrame:
@@ -265,7 +265,6 @@ def fid_page(contents: FidelityContents, svgs: Mapping[str, str]) -> str:
         svgs: its figures by name, of `FIGURES` and `STRIPS`; those that are missing are left out.
     """
     summary = contents.tables.summary
-    first = comparable_only(summary), sanity_check_warning(summary)
     made_by = summary["checkpoint"] or summary["samples"]
     references = [reference_name(reference) for reference in summary["references"]]
     return rendered(
@@ -273,7 +272,7 @@ def fid_page(contents: FidelityContents, svgs: Mapping[str, str]) -> str:
         summary=summary,
         headline=headline(summary),
         heading=f"{made_by['source']} against {references[0]}",
-        notes=[*(line for line in first if line), *summary["warnings"]],
+        notes=[comparable_only(summary), sanity_check_warning(summary), *summary["warnings"]],
         facts=joined(fidelity_facts(summary)),
         references=references,
         rows=_rows(summary),

@@ -183,14 +183,13 @@ def printed_scores(summary: dict[str, Any], per_image: pd.DataFrame, output_form
 
 def score_card(summary: Mapping[str, Any], folder: Path | None) -> Card:
     """What Python shows of the scores."""
-    record = dict(summary)
     numbers = {
         f"set {name}": bound_line(scored["bits_per_dim"], scored["half_width"])
-        for name, scored in zip(SETS, record["sets"], strict=False)
+        for name, scored in zip(SETS, summary["sets"], strict=False)
     }
-    if record["comparison"] is not None:
-        numbers |= compared(record["comparison"])
-    return Card(headline(record), numbers, in_folder(score_facts(record), folder))
+    if summary["comparison"] is not None:
+        numbers |= compared(summary["comparison"])
+    return Card(headline(summary), numbers, in_folder(score_facts(summary), folder))
 
 
 def headline(summary: Mapping[str, Any]) -> str:
@@ -274,7 +273,7 @@ def _area(area: Mapping[str, float] | None) -> str:
     return f"{area['value']:.3f} ({area['lower']:.3f} to {area['upper']:.3f})"
 
 
-def score_facts(summary: dict[str, Any]) -> dict[str, str]:
+def score_facts(summary: Mapping[str, Any]) -> dict[str, str]:
     """What makes the scores comparable, by name."""
     sets = summary["sets"]
     return {
@@ -323,20 +322,20 @@ def score_figures(
 def score_page(summary: Mapping[str, Any], folder: Path, svgs: Mapping[str, str]) -> str:
     """The page of a finished run of `score`."""
     comparison, sets = summary["comparison"], summary["sets"]
-    names, warning = [images_name(scored) for scored in sets], sanity_check_warning(summary)
+    names = [images_name(scored) for scored in sets]
     return rendered(
         "score.html.j2",
         summary=summary,
         sets=list(zip(SETS, sets, names, strict=False)),
         comparison=comparison,
-        notes=[*([warning] if warning else []), *score_warnings(summary)],
+        notes=[sanity_check_warning(summary), *score_warnings(summary)],
         heading=f"{summary['checkpoint']['source']} on {' and '.join(names)}",
         verdict=None if comparison is None else verdict(comparison),
         p_words=p_words,
         rows=[] if comparison is None else _rows(comparison),
         nearest=NEAREST,
         simple_images=SIMPLE_IMAGES,
-        facts=score_facts(dict(summary)),
+        facts=score_facts(summary),
         environment=read_environment(folder),
         **drawn(svgs, FIGURES),
     )

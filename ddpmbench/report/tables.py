@@ -1,7 +1,7 @@
 """The bound as tables in bits per dimension: summary, timesteps, images, rate, distortion."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -44,7 +44,7 @@ def widened(half_width: float | None, correction: schema.Correction) -> float | 
     )
 
 
-def correction_line(summary: dict[str, Any]) -> str | None:
+def correction_line(summary: Mapping[str, Any]) -> str | None:
     """What was corrected, in one line; None where nothing was."""
     correction = summary.get("precision_correction")
     if correction is None:
@@ -56,7 +56,7 @@ def correction_line(summary: dict[str, Any]) -> str | None:
     )
 
 
-def uncorrected_note(summary: dict[str, Any]) -> str | None:
+def uncorrected_note(summary: Mapping[str, Any]) -> str | None:
     """What the correction does not reach, in words; None where there is none."""
     if summary.get("precision_correction") is None:
         return None

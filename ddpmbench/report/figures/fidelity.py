@@ -33,13 +33,12 @@ def against_n_figure(distances: pd.DataFrame, ends: Ends, name: str) -> Drawn:
 
     Args:
         distances: `reference`, `num_generated`, `fid`, `standard_error` (empty where not known).
-        ends: references to the distance at infinitely many samples and the half width of its
-            interval; None where they are not known.
+        ends: by reference, the distance at infinitely many samples and its half width, or None.
         name: of the distance, "FID" or "FD[...]".
 
     Returns:
-        The figure, and one row a point: `reference`, `num_generated`, `fid`, `half_width`, the
-        `line` there, and the line's end, `fid_infinity` and `fid_infinity_half_width`.
+        The figure, and one row a point: the first three columns, `half_width`, the `line` there,
+        and the line's end, `fid_infinity` and `fid_infinity_half_width`.
 
     Source: Chong & Forsyth 2020.
     """
@@ -111,13 +110,11 @@ def differences_figure(differences: pd.DataFrame, name: str) -> Drawn | None:
     """Differences from the first run against the first reference, a run a line.
 
     Args:
-        differences: one row a run, measure and reference; the fields of
-            `report.schema.FidelityDifference` after `run`.
+        differences: see `report.fidelity_comparison.differences_frame`.
         name: of the distance, "FID" or "FD[...]".
 
     Returns:
-        The figure, and one row a measure and run: `measure`, `run`, `difference`, `half_width`,
-        `half_width_unpaired`, `how`; None where no difference is known.
+        The figure, and its rows, a measure and run each; None where no difference is known.
     """
     table = differences.astype({column: "float64" for column in _COLUMNS[2:5]})
     first = table[table.measure == "fid"].reference.iloc[0]

@@ -32,12 +32,12 @@ _PER_IMAGE = {
 
 @drawing()
 def images_figure(bits: NDArray[np.float64], what: str, extremes: Extremes | None) -> Drawn:
-    """A histogram of the images' bits, and the pictures at its two ends.
+    """A histogram of the images' bits, and the pictures at its two ends, if there are any.
 
     Args:
         bits: (N,) bits per dimension, NaN where they are unknown.
         what: they are of, in words.
-        extremes: pictures to show; None for the histogram alone.
+        extremes: the pictures.
 
     Returns:
         The figure, and one row a bin: `bits_from`, `bits_to`, `num_images`.
@@ -62,9 +62,6 @@ def images_figure(bits: NDArray[np.float64], what: str, extremes: Extremes | Non
 @drawing()
 def pairs_figure(per_image: pd.DataFrame) -> Drawn:
     """The ODE's bits of each image over those of its variational bound, and the differences.
-
-    Args:
-        per_image: one row an image, `bits_per_dim` and `variational_bound`.
 
     Returns:
         The figure, and one row an image: `image_id`, `variational_bound`, `bits_per_dim` and
@@ -108,10 +105,7 @@ def _thumbnail(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 @drawing()
 def per_image_figure(per_image: pd.DataFrame) -> Drawn | None:
-    """Histograms over the samples of what is known of each.
-
-    Args:
-        per_image: `nearest_reference_distance`, `class_entropy`; empty where not known.
+    """Histograms over the samples of what is known of each; see `PER_IMAGE_COLUMNS` of `fid`.
 
     Returns:
         The figure, and one row a bin: `measure`, `bin_from`, `bin_to`, `num_images`; None where
@@ -139,9 +133,6 @@ def per_image_figure(per_image: pd.DataFrame) -> Drawn | None:
 def scores_figure(per_image: pd.DataFrame) -> Drawn:
     """Histograms of the scores of each image set, raw and less the code length.
 
-    Args:
-        per_image: `set`, `bits_per_dim`, `code_length`.
-
     Returns:
         The figure, and one row a set and bin: `score`, `set`, `bits_from`, `bits_to`, `num_images`.
     """
@@ -168,10 +159,6 @@ def scores_figure(per_image: pd.DataFrame) -> Drawn:
 @drawing()
 def extremes_figure(per_image: pd.DataFrame, extremes: Mapping[str, Extremes]) -> Drawn:
     """The images with the fewest and the most bits of each image set.
-
-    Args:
-        per_image: `set`, `image_id`, `bits_per_dim`.
-        extremes: the pictures, by set.
 
     Returns:
         The figure, and one row a picture: `set`, `end`, `image_id`, `bits_per_dim`.

@@ -107,15 +107,14 @@ def _drawable(picture: Pixels) -> Pixels:
 
 
 def samples_figure(pixels: Pixels, labels: NDArray[np.int64] | None = None) -> Drawn:
-    """A contact sheet of the first samples.
+    """A contact sheet of the first `NUM_SHOWN` samples, with their classes if they have any.
 
     Args:
-        pixels: (N, C, H, W) uint8, C 1 or 3; the first `NUM_SHOWN` are shown.
-        labels: (N,) their classes, shown under them; None where they have none.
+        pixels: (N, C, H, W) uint8, C 1 or 3.
+        labels: (N,) the classes.
 
     Returns:
-        The figure, and one row a picture: `sample`, its `row` and `column` on the sheet, and its
-        `label` where there are labels.
+        The figure, and one row a picture: `sample`, its `row` and `column`, and its `label`.
     """
     shown = pixels[:NUM_SHOWN]
     index = np.arange(len(shown))
@@ -134,12 +133,7 @@ def samples_figure(pixels: Pixels, labels: NDArray[np.int64] | None = None) -> D
 
 
 def nearest_figure(nearest: NearestImages) -> Drawn:
-    """Samples, each beside the reference images nearest to it, with their distances.
-
-    Two samples stand in a row.
-
-    Args:
-        nearest: what to show.
+    """Samples, each beside the reference images nearest to it, with their distances; two a row.
 
     Returns:
         The figure, and one row a reference image: `sample`, `rank` from 1, `reference_id`,
@@ -188,7 +182,7 @@ def decoding_figure(decoding: ProgressiveDecoding, curve: pd.DataFrame) -> Drawn
 
     Args:
         decoding: the pictures.
-        curve: the rate at every timestep t = 1..T, in order; see `report.tables.rate_distortion`.
+        curve: see `report.tables.rate_distortion`.
 
     Returns:
         The figure, and one row a picture: `image_id`, `t`, `num_decoded_steps`,
@@ -224,9 +218,6 @@ def generation_figure(
 ) -> Drawn:
     """What the network makes of samples after some of T reverse steps, a sample a row.
 
-    Args:
-        generation: the pictures.
-
     Returns:
         The figure, and one row a picture but the samples: `sample`, `t`, `num_decoded_steps`, and
         `rmse_to_sample` of the two pictures, on 0..255.
@@ -252,9 +243,6 @@ def generation_figure(
 
 def interpolation_figure(mixed: Interpolation) -> Drawn:
     """What lies between two images, a pair a row, with the images at its ends.
-
-    Args:
-        mixed: the pictures.
 
     Returns:
         The figure, and one row a picture between: `first_image_id`, `second_image_id`, `t` at

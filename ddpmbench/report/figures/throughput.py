@@ -27,12 +27,8 @@ BAR = 0.4
 def batch_figure(speeds: pd.DataFrame, *, unit: str) -> Drawn:
     """Speed against the batch size: a line an engine, a panel a kind of work.
 
-    Args:
-        speeds: `panel`, `engine`, `batch_size`, `per_second`.
-        unit: of `per_second`.
-
     Returns:
-        The figure, and these columns, sorted.
+        The figure, and `panel`, `engine`, `batch_size`, `per_second` (in the unit), sorted.
     """
     columns = ["panel", "engine", "batch_size", "per_second"]
     numbers = speeds[columns].sort_values(columns[:3], kind="stable").reset_index(drop=True)
@@ -65,11 +61,8 @@ def batch_figure(speeds: pd.DataFrame, *, unit: str) -> Drawn:
 def parts_figure(parts: pd.DataFrame) -> Drawn:
     """Shares of the time of network, noise and rest, a bar a kind of work.
 
-    Args:
-        parts: `row`, `precision`, and the milliseconds `network`, `noise` and `rest`.
-
     Returns:
-        The figure, and these columns.
+        The figure, and `row`, `precision`, and the milliseconds `network`, `noise` and `rest`.
     """
     numbers = parts[["row", "precision", *PARTS]].reset_index(drop=True)
     whole = numbers[[*PARTS]].sum(axis=1)

@@ -48,9 +48,7 @@ def by_group(timesteps: pd.DataFrame) -> pd.DataFrame:
     """One row a group of neighboring timesteps; see `step_groups`.
 
     Args:
-        timesteps: one row a timestep t = 1..T: the term `bits_per_dim` and its `standard_error`,
-            and what a receiver that holds x_t has been sent, `rate_bits_per_dim`,
-            `rate_standard_error`.
+        timesteps: the columns of `report.tables.per_timestep` and of `rate`, t = 1..T.
 
     Returns:
         `t_first`, `t_last`, `bits_per_dim` summed over the group and its `half_width`;
@@ -82,10 +80,6 @@ def by_group(timesteps: pd.DataFrame) -> pd.DataFrame:
 @drawing()
 def bound_figure(per_timestep: pd.DataFrame, rates: pd.DataFrame) -> Drawn:
     """The bits of a timestep, and those sent so far, over t; 95 % intervals.
-
-    Args:
-        per_timestep: see `report.tables.per_timestep`.
-        rates: see `report.tables.rate_distortion`.
 
     Returns:
         The figure, and the rows of `by_group` with `bits_per_step` and its `half_width` on average
@@ -184,12 +178,9 @@ def continuous_figure(terms: pd.DataFrame) -> Drawn:
     Both are of the same images and noise, and a place lies below its timestep, where the error is a
     little larger. A network that cannot take fractional timesteps shows a gap.
 
-    Args:
-        terms: see `report.tables.continuous_frame`.
-
     Returns:
-        The figure, and one row a group of timesteps: the means of `t`, `u`, `eps_mse` and
-        `eps_mse_at_t`, and the half widths of the last two.
+        The figure, and one row a group of timesteps: the means of the columns of
+        `report.tables.continuous_frame`, and the half widths of the errors.
     """
     edges = np.unique(np.geomspace(2, terms.t.max() + 1, _GROUPS + 1).round())
     groups = terms.groupby(np.searchsorted(edges, terms.t, side="right"))
@@ -211,7 +202,7 @@ def difference_figure(per_timestep: pd.DataFrame, baseline: str) -> Drawn:
     """Where along the chain runs differ from a baseline: by groups of timesteps, and summed up.
 
     Args:
-        per_timestep: of a comparison; see `report.comparison.steps_frame`.
+        per_timestep: see `report.comparison.steps_frame`.
         baseline: its name.
 
     Returns:
@@ -277,12 +268,8 @@ def sub_schedules_figure(table: pd.DataFrame) -> Drawn:
     What is far above the least bound is written in the panel; a panel all of whose bounds are
     has an axis of its own.
 
-    Args:
-        table: `variance`, `spacing` (one of `SPACINGS`), `num_timesteps`, `bits_per_dim`,
-            `half_width`, which may be empty.
-
     Returns:
-        The figure, and the table without `steps`.
+        The figure, and the table (`report.conventions.SUB_SCHEDULE_COLUMNS`) without `steps`.
     """
     variances = list(dict.fromkeys(table.variance))
     figure, parts = axes_panels(len(variances))
@@ -331,8 +318,7 @@ def schedule_figure(steps: pd.DataFrame) -> Drawn:
     """The share of the signal, its ratio to the noise, and the noise added, over t.
 
     Args:
-        steps: one row a timestep, `t`, `beta`, `alphas_cumprod`, `log_snr`; see
-            `Inspection.schedule`.
+        steps: `t`, `beta`, `alphas_cumprod`, `log_snr`; see `Inspection.schedule`.
 
     Returns:
         The figure, and the frame.
