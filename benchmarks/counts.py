@@ -8,7 +8,8 @@ is one launch on a device, and reads and writes whole tensors. Views cost nothin
 
 import dataclasses
 import functools
-from typing import Any
+from collections import Counter
+from typing import Any, NamedTuple
 
 import click
 import numpy as np
@@ -33,11 +34,15 @@ class Operations(TorchDispatchMode):
         launched: those that compute or copy.
         moved: bytes of the tensors that they read and write.
         read_back: single numbers that were fetched, for which a device must be waited for.
+        copies: from one device to another.
+        names: how often each operation was called, views among them.
     """
 
     launched: int = 0
     moved: int = 0
     read_back: int = 0
+    copies: int = 0
+    names: Counter[str] = dataclasses.field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -50,6 +55,9 @@ class Operations(TorchDispatchMode):
         kwargs: Any = None,
     ) -> Any:
         result = func(*args, **(kwargs or {}))
+        self.names[func.overloadpacket.__name__] += 1
+        if func is torch.ops.aten._to_copy.default and args[0].device != result.device:
+            self.copies += 1
         if func is torch.ops.aten._local_scalar_dense.default:
             self.read_back += 1
         elif not is_view(func):
@@ -65,15 +73,11 @@ def is_view(func: Any) -> bool:
     return bool(func.is_view) or func.overloadpacket.__name__ in names
 
 
-@dataclasses.dataclass(frozen=True)
-class NetworkCounts:
-    """Of one image.
+class NetworkCounts(NamedTuple):
+    """A call of a network for one image.
 
-    Attributes:
-        parameters: of the network.
-        flop: of a call, two for a multiplication and its addition.
-        launched: operations of a call.
-        moved: bytes that they read and write in float32, weights left out.
+    A multiplication with its addition are two FLOP; the bytes `moved` that its operations
+    (`launched`) read and write are in float32, weights left out.
     """
 
     parameters: int
