@@ -42,6 +42,11 @@ class ProcessLostError(Exception):
     """
 
 
+def damaged(path: Path) -> InputError:
+    """The error for a file of a run that is missing or damaged."""
+    return InputError(f"{path}: missing or damaged; run the command of its folder again")
+
+
 _MOST_LISTED = 3
 
 

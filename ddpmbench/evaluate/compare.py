@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 from ddpmbench.checksums import DamageError, read_npz
 from ddpmbench.diffusion.data_range import NATS_PER_BIT
 from ddpmbench.diffusion.parameterization import Process
-from ddpmbench.errors import InputError
+from ddpmbench.errors import InputError, damaged
 from ddpmbench.execution.finished import SUMMARY, FinishedRun, num_steps, refuse_missing_shards
 from ddpmbench.execution.folder import RunFolder
-from ddpmbench.execution.precision_correction import store_name
-from ddpmbench.execution.terms import checked, read_terms
+from ddpmbench.execution.terms import checked, correction_store, read_terms
 from ddpmbench.files import named_path
 from ddpmbench.likelihood.designs import Design, EveryPairDesign, ImportanceDesign
 from ddpmbench.likelihood.paired import (
@@ -35,7 +34,7 @@ from ddpmbench.likelihood.precision import (
 from ddpmbench.likelihood.terms import columns_of_bound
 from ddpmbench.report import comparison, fidelity, fidelity_comparison, tables
 from ddpmbench.report.card import Card, Draw, Shown
-from ddpmbench.report.contents import damaged, schema_of
+from ddpmbench.report.contents import schema_of
 from ddpmbench.report.fidelity import INFLUENCE, SCHEMA
 from ddpmbench.report.fidelity_comparison import difference, differences_frame
 from ddpmbench.report.figures.style import NORMAL
@@ -335,11 +334,11 @@ def _correction_design(run: FinishedRun) -> CorrectionDesign:
 def _correction_terms(run: FinishedRun) -> NDArray[np.float64]:
     design, tables_of = _correction_design(run), []
     for precision in (STRICT, run.summary["precision"]):
-        store = run.shards(store_name(precision))
+        store = run.shards(correction_store(precision))
         if store.missing(len(design)):
             raise InputError(
-                f"{run.path}: some shards of its {store_name(precision)} are gone; run its command "
-                "again"
+                f"{run.path}: some shards of its {correction_store(precision)} are gone; run its "
+                "command again"
             )
         tables_of.append(checked(read_terms(store, len(design), ("nats",)), design, where=run.path))
     return differences(design, *tables_of)

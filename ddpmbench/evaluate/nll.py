@@ -23,7 +23,7 @@ from ddpmbench.evaluate.inputs import (
 )
 from ddpmbench.evaluate.progress import reported_session
 from ddpmbench.evaluate.reuse import finished_report, recorded_half_width, wider_note
-from ddpmbench.execution.continuous import ContinuousRun, why_left_out
+from ddpmbench.execution.continuous import why_left_out
 from ddpmbench.execution.devices import resolve_precision
 from ddpmbench.execution.engine import Engine
 from ddpmbench.execution.engine_choice import NetworkUse, at_once, settled_engine
@@ -39,14 +39,13 @@ from ddpmbench.execution.finished import (
 )
 from ddpmbench.execution.folder import RunFolder
 from ddpmbench.execution.importance import Importance
+from ddpmbench.execution.pictures import EXTREMES, Extremes
 from ddpmbench.execution.precision_choice import Candidate, settled_precision
-from ddpmbench.execution.precision_correction import CorrectionRun
 from ddpmbench.execution.session import Session
 from ddpmbench.execution.terms import (
-    EXTREMES,
     TERMS_TABLE,
-    Extremes,
-    Stores,
+    ContinuousRun,
+    CorrectionRun,
     TermsRun,
     num_written,
     write_terms,
@@ -249,7 +248,8 @@ def evaluate_nll(
         )
         with user_errors(checkpoint.network_name), engine.running():
             strict = _strict(run)
-            result = chosen.run(run, store, correction=_correction(run, strict, chosen, store))
+            correction = CorrectionRun(run, strict, chosen.correction_design(terms_pass), store)
+            result = chosen.run(run, store, correction)
             if absent is None:
                 design = ContinuousDesign(
                     len(images),
@@ -257,7 +257,7 @@ def evaluate_nll(
                     seed,
                     NUM_CONTINUOUS_TERMS,
                 )
-                difference = ContinuousRun(run, design, store, strict=strict).compute(
+                difference = ContinuousRun(strict, design, store).estimate(
                     before=result.num_evaluations
                 )
                 result = dataclasses.replace(result, continuous=difference)
@@ -435,22 +435,13 @@ def _estimator(name: str, **options: object) -> Estimator:
     return ESTIMATORS[name](**given)
 
 
-def _strict(run: TermsRun) -> Engine | None:
-    """The same network in strict float32; None where the run evaluates that."""
+def _strict(run: TermsRun) -> TermsRun:
+    """The run in strict float32, which may be itself."""
     if run.precision is Precision.FP32:
-        return None
+        return run
     of = run.terms_pass
     choice = at_once(of.checkpoint, of.device, Precision.FP32)
-    return Engine(of.checkpoint, device=of.device, choice=choice)
-
-
-def _correction(
-    run: TermsRun, strict: Engine | None, estimator: Estimator, stores: Stores
-) -> CorrectionRun | None:
-    """What corrects a run in low precision; None where nothing has to."""
-    if strict is None:
-        return None
-    return CorrectionRun(run, strict, estimator.correction_design(run.terms_pass), stores)
+    return run.calling(Engine(of.checkpoint, device=of.device, choice=choice))
 
 
 def _warn_of(report: NllReport, estimator: Estimator, reporter: RunListener) -> None:

@@ -14,9 +14,9 @@ from ddpmbench.execution.finished import (
     SUMMARY,
 )
 from ddpmbench.execution.folder import IDENTITY, SHARDS, run_store, source_revision, tag, versions
-from ddpmbench.execution.precision_correction import store_name
+from ddpmbench.execution.pictures import EXTREMES
 from ddpmbench.execution.store import has_faults
-from ddpmbench.execution.terms import EXTREMES
+from ddpmbench.execution.terms import correction_store
 from ddpmbench.files import is_temporary, replacing, writing_to
 from ddpmbench.unet.precision import Precision
 
@@ -182,7 +182,7 @@ def _has_whole_shards(folder: Path, summary: Mapping[str, Any]) -> bool:
     rows = {"pilot": summary["sampling"].get("pilot_evaluations", 0)}
     if (correction := summary["precision_correction"]) is not None:
         for precision in (Precision.FP32, summary["precision"]):
-            rows[store_name(precision)] = correction["num_evaluations"] // 2
+            rows[correction_store(precision)] = correction["num_evaluations"] // 2
     return (
         run is not None
         and not has_faults(folder / SHARDS, run)

@@ -34,9 +34,10 @@ from ddpmbench.execution.finished import (
     density_frame,
 )
 from ddpmbench.execution.importance import pilot_density
+from ddpmbench.execution.pictures import Extremes
 from ddpmbench.execution.session import Session
 from ddpmbench.execution.store import Store, num_missing
-from ddpmbench.execution.terms import Extremes, TermsRun, checked, read_terms
+from ddpmbench.execution.terms import TermsRun, checked, read_terms
 from ddpmbench.execution.worker import RunListener
 from ddpmbench.likelihood.continuous import terms_pass_of
 from ddpmbench.likelihood.decoders import DECODERS

@@ -1,7 +1,4 @@
-"""The difference of the bound in continuous time from that of a run, from terms of its own."""
-
-import contextlib
-import dataclasses
+"""Whether a model can be evaluated in continuous time, between the timesteps of its training."""
 
 import torch
 from torch import Tensor
@@ -10,20 +7,9 @@ from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.diffusion.process import Prediction
 from ddpmbench.errors import InputError
 from ddpmbench.execution.devices import evaluating_checkpoint, is_out_of_memory, strict_float32
-from ddpmbench.execution.engine import Engine
-from ddpmbench.execution.terms import Stores, TermsRun, checked, read_terms
-from ddpmbench.likelihood.continuous import (
-    ContinuousDesign,
-    ContinuousDifference,
-    ContinuousTermsPass,
-    estimate_difference,
-)
-from ddpmbench.likelihood.terms import concatenate
 from ddpmbench.unet.unet import UNet
 from ddpmbench.user_code import calling
 
-CONTINUOUS, AT_TIMESTEPS = "continuous", "continuous-at-timesteps"
-"""The stores of the terms in continuous time, and of the same terms at the timesteps."""
 CONTINUOUS_FROM = 10_000
 """Network evaluations of a run from which on its bound in continuous time is estimated, too."""
 
@@ -132,77 +118,16 @@ def _is_near(one: Tensor, other: Tensor, scale: float) -> bool:
     return float((one - other).abs().max()) <= _TOLERANCE * scale
 
 
-def check_fractional_timesteps(
-    checkpoint: Checkpoint, shape: tuple[int, ...], device: torch.device
+def check_continuous(
+    checkpoint: Checkpoint, shape: tuple[int, ...], device: torch.device, *, remedy: str
 ) -> None:
-    """Refuse a model at fractional timesteps that takes whole ones.
+    """Refuse a model that cannot be evaluated between its timesteps; see `why_not_continuous`.
 
     Raises:
-        InputError: the schedule has fractional timesteps, and the network does not take them.
+        InputError: it cannot; the message ends with the remedy.
     """
-    if checkpoint.schedule.trained is None:
-        return
     why = why_not_continuous(checkpoint, shape, device)
     if why is not None:
-        total = checkpoint.schedule.num_original_timesteps
         raise InputError(
-            f"{checkpoint.network_name}: cannot be evaluated between its timesteps: {why}; choose "
-            f"`timesteps` of at most {total:,}"
+            f"{checkpoint.network_name}: cannot be evaluated between its timesteps: {why}; {remedy}"
         )
-
-
-class ContinuousRun:
-    """Evaluates terms at timesteps and in continuous time, and estimates the difference.
-
-    Both are in strict float32 whatever the precision of the run: its correction is that of the
-    timesteps, and the difference need not have one.
-    """
-
-    def __init__(
-        self,
-        run: TermsRun,
-        design: ContinuousDesign,
-        stores: Stores,
-        *,
-        strict: Engine | None = None,
-    ) -> None:
-        """The difference from a run.
-
-        Args:
-            run: of the bound.
-            design: the terms.
-            stores: hold the terms of earlier sessions, and receive the others.
-            strict: evaluates the checkpoint in strict float32; None where the run does.
-        """
-        self._running = contextlib.nullcontext if strict is None else strict.running
-        if strict is not None:
-            terms_pass = run.terms_pass.calling(strict.model_output)
-            run = dataclasses.replace(run, terms_pass=terms_pass, precision=strict.choice.precision)
-        of = run.terms_pass
-        continuous = ContinuousTermsPass.like(of).at(design.fractions)
-        self._design, self._discrete = design, run
-        self._continuous = dataclasses.replace(run, terms_pass=continuous)
-        self._stores = stores(CONTINUOUS), stores(AT_TIMESTEPS)
-
-    def compute(self, *, before: int) -> ContinuousDifference:
-        """Evaluate the missing terms, and reduce all of them to the difference of the bounds.
-
-        Args:
-            before: network evaluations of the run, for the progress.
-
-        Raises:
-            InputError: see `TermsRun.compute`.
-        """
-        size, (continuous, discrete) = len(self._design), self._stores
-        with self._running():
-            self._continuous.compute(self._design, continuous, before=before, after=size)
-            self._discrete.compute(self._design, discrete, before=before + size)
-        return self._discrete.ranks.once(self._reduce)
-
-    def _reduce(self) -> ContinuousDifference:
-        columns = ("nats", "eps_mse")
-        tables = (
-            concatenate(list(checked(read_terms(store, len(self._design), columns), self._design)))
-            for store in self._stores
-        )
-        return estimate_difference(self._design, *tables)

@@ -16,29 +16,16 @@ from numpy.typing import NDArray
 from ddpmbench.data.images import ImageSet
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.errors import whole_number
-from ddpmbench.execution.precision_correction import CorrectionRun, OptionalCorrection
 from ddpmbench.execution.store import Store, num_missing
-from ddpmbench.execution.terms import Stores, TermsRun, checked, read_terms
+from ddpmbench.execution.terms import CorrectionRun, Stores, TermsRun, checked, read_terms
 from ddpmbench.execution.worker import RunProgress
 from ddpmbench.likelihood.bound import BoundEstimate, estimate_bound
 from ddpmbench.likelihood.continuous import ContinuousDifference
-from ddpmbench.likelihood.conventions import (
-    OtherBounds,
-    every_pair_other_bounds,
-)
-from ddpmbench.likelihood.designs import (
-    EveryPairDesign,
-    ImportanceDesign,
-)
-from ddpmbench.likelihood.estimator import (
-    RoughBound,
-    SampledBound,
-)
+from ddpmbench.likelihood.conventions import OtherBounds, every_pair_other_bounds
+from ddpmbench.likelihood.designs import EveryPairDesign, ImportanceDesign
+from ddpmbench.likelihood.estimator import RoughBound, SampledBound
 from ddpmbench.likelihood.precision import Correction, CorrectionDesign, num_correction_terms
-from ddpmbench.likelihood.rate_distortion import (
-    Distortion,
-    every_pair_distortion,
-)
+from ddpmbench.likelihood.rate_distortion import Distortion, every_pair_distortion
 from ddpmbench.likelihood.terms import TermsPass, TermTable, columns_of_bound
 from ddpmbench.unet.precision import Precision
 
@@ -113,15 +100,13 @@ class Estimator(ABC):
         return self.expected_evaluations(num_images, num_timesteps)
 
     @abstractmethod
-    def run(
-        self, run: TermsRun, stores: Stores, *, correction: CorrectionRun | None = None
-    ) -> LikelihoodRun:
+    def run(self, run: TermsRun, stores: Stores, correction: CorrectionRun) -> LikelihoodRun:
         """Evaluate the terms that are missing, and reduce all of them to the bound.
 
         Args:
             run: evaluates terms.
             stores: hold the terms of earlier sessions, and receive the others.
-            correction: of the run's precision; None in strict float32.
+            correction: of the run's precision.
 
         Raises:
             InputError: see `TermsRun.compute`.
@@ -188,20 +173,18 @@ class EveryPair(Estimator):
         """All of them."""
         return num_images * num_timesteps * self.draws
 
-    def run(
-        self, run: TermsRun, stores: Stores, *, correction: CorrectionRun | None = None
-    ) -> LikelihoodRun:
+    def run(self, run: TermsRun, stores: Stores, correction: CorrectionRun) -> LikelihoodRun:
         """See `Estimator.run`."""
         terms_pass, store = run.terms_pass, stores("terms")
         diffusion = terms_pass.diffusion
         design = EveryPairDesign(
             len(terms_pass.images), diffusion.schedule.num_timesteps, self.draws
         )
-        length, extra = len(design), OptionalCorrection(correction)
-        num_evaluations = length + extra.num_evaluations
-        run.listener.start(num_missing(store, length) + extra.num_missing)
-        corrected = extra.compute(after=length)
-        run.compute(design, store, whole=self.draws, before=extra.num_evaluations)
+        length = len(design)
+        num_evaluations = length + correction.num_evaluations
+        run.listener.start(num_missing(store, length) + correction.num_missing)
+        corrected = correction.estimate(after=length)
+        run.compute(design, store, whole=self.draws, before=correction.num_evaluations)
 
         def reduce() -> LikelihoodRun:
             run.listener.progress(reducing(num_evaluations))
@@ -214,8 +197,8 @@ class EveryPair(Estimator):
                 ),
                 num_terms=length,
                 num_evaluations=num_evaluations,
-                seconds=store.seconds(length) + extra.seconds,
-                devices=store.devices(length) | extra.devices,
+                seconds=store.seconds(length) + correction.seconds,
+                devices=store.devices(length) | correction.devices,
                 correction=corrected,
             )
 

@@ -24,9 +24,8 @@ from ddpmbench.execution.estimators import (
     tables_of,
 )
 from ddpmbench.execution.finished import FinishedRun, num_steps
-from ddpmbench.execution.precision_correction import CorrectionRun, OptionalCorrection
 from ddpmbench.execution.store import Store, num_missing
-from ddpmbench.execution.terms import Stores, TermsRun, checked, read_terms
+from ddpmbench.execution.terms import CorrectionRun, Stores, TermsRun, checked, read_terms
 from ddpmbench.likelihood.conventions import OtherBounds, importance_other_bounds
 from ddpmbench.likelihood.designs import (
     ImportanceDesign,
@@ -255,23 +254,21 @@ class Importance(Estimator):
             f"not +- {self.goal:g}; allow more, and the same command goes on"
         )
 
-    def run(
-        self, run: TermsRun, stores: Stores, *, correction: CorrectionRun | None = None
-    ) -> LikelihoodRun:
+    def run(self, run: TermsRun, stores: Stores, correction: CorrectionRun) -> LikelihoodRun:
         """See `Estimator.run`. The interval of a correction is part of the one to stop at."""
         terms_pass, store, pilot_store = run.terms_pass, stores("terms"), stores("pilot")
         num_images, seed = len(terms_pass.images), terms_pass.seed
         num_timesteps = terms_pass.diffusion.schedule.num_timesteps
         pilot, density = PilotDesign(num_images, num_timesteps, seed), self._density
         pilot_evaluations = len(pilot) if density is None else 0
-        initial, extra = initial_terms(num_images), OptionalCorrection(correction)
+        initial = initial_terms(num_images)
         self._refuse_small_limit(num_images, num_timesteps, run.precision)
         missing = num_missing(store, initial) + num_missing(pilot_store, pilot_evaluations)
-        run.listener.start(missing + extra.num_missing)
-        corrected = extra.compute(after=pilot_evaluations + initial)
-        before = pilot_evaluations + extra.num_evaluations
+        run.listener.start(missing + correction.num_missing)
+        corrected = correction.estimate(after=pilot_evaluations + initial)
+        before = pilot_evaluations + correction.num_evaluations
         if density is None:
-            run.compute(pilot, pilot_store, before=extra.num_evaluations, after=initial)
+            run.compute(pilot, pilot_store, before=correction.num_evaluations, after=initial)
             density = run.ranks.once(lambda: pilot_density(pilot, pilot_store))
         prior = run.prior() if run.ranks.reports else np.zeros(num_images)
         design = self._first_design(num_images, num_timesteps, density, seed, before)
@@ -308,8 +305,8 @@ class Importance(Estimator):
                 others=reduction.others(design),
                 num_terms=len(design),
                 num_evaluations=num_evaluations,
-                seconds=sum(of.seconds(length) for of, length in stored) + extra.seconds,
-                devices=set().union(*(of.devices(n) for of, n in stored)) | extra.devices,
+                seconds=sum(of.seconds(length) for of, length in stored) + correction.seconds,
+                devices=set().union(*(of.devices(n) for of, n in stored)) | correction.devices,
                 horvitz_thompson=reduction.horvitz_thompson(design),
                 density=density,
                 pilot_evaluations=pilot_evaluations,

@@ -1,11 +1,15 @@
-"""The pictures of a run folder: all that it takes to draw them again without the network."""
+"""The images of a run folder: all that it takes to draw them again without the network."""
 
 import dataclasses
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ddpmbench.checksums import DamageError, read_npz, write_npz
-from ddpmbench.errors import InputError
+from ddpmbench.diffusion.data_range import DataRange
+from ddpmbench.errors import InputError, damaged
 from ddpmbench.files import replacing, writing_to
 from ddpmbench.records import short_repr
 from ddpmbench.samples.progressive import Interpolation, ProgressiveDecoding, ProgressiveGeneration
@@ -103,3 +107,66 @@ def _record(kind: type[Record], name: str, arrays: dict[str, Any]) -> Record | N
         value = arrays[prefix + field.name]
         fields[field.name] = value if value.ndim else int(value)
     return kind(**fields)
+
+
+EXTREMES = "extremes.npz"
+SHOWN = 8
+"""At most so many of the best, and of the worst."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Extremes:
+    """The images with the shortest and the longest codes.
+
+    Attributes:
+        best_index: (K,) int64 index in the image set, the shortest code first.
+        best_pixels: (K, C, H, W) uint8.
+        worst_index: (K,) int64, the longest code first.
+        worst_pixels: (K, C, H, W) uint8.
+    """
+
+    best_index: NDArray[np.int64]
+    best_pixels: NDArray[np.uint8]
+    worst_index: NDArray[np.int64]
+    worst_pixels: NDArray[np.uint8]
+
+    @classmethod
+    def of(cls, values: NDArray[np.float64], pixels: NDArray[np.uint8]) -> Self:
+        """Those of an image set.
+
+        Args:
+            values: (N,) what each image costs, NaN where it is unknown; of equal ones the first
+                counts as shorter.
+            pixels: (N, C, H, W).
+        """
+        order = np.argsort(values, kind="stable")[: int(np.isfinite(values).sum())]
+        best = order[: min(SHOWN, len(order) // 2)]
+        worst = order[::-1][: len(best)]
+        return cls(best, pixels[np.array(best)], worst, pixels[np.array(worst)])
+
+    def shown(self, data_range: DataRange) -> Self:
+        """The same images in the levels of a model."""
+        best, worst = map(data_range.shown, (self.best_pixels, self.worst_pixels))
+        return dataclasses.replace(self, best_pixels=best, worst_pixels=worst)
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read the file of `write`.
+
+        Raises:
+            InputError: it is not there, or damaged.
+        """
+        names = [field.name for field in dataclasses.fields(cls)]
+        try:
+            extremes = cls(**read_npz(path, names))
+        except DamageError as error:
+            raise damaged(path) from error
+        sizes = {len(getattr(extremes, name)) for name in names}
+        pixels = (extremes.best_pixels, extremes.worst_pixels)
+        if len(sizes) > 1 or any(of.dtype != np.uint8 or of.ndim != 4 for of in pixels):
+            raise damaged(path)
+        return extremes
+
+    def write(self, path: Path) -> None:
+        """Write what `read` reads."""
+        write_npz(path, dataclasses.asdict(self), compressed=True)

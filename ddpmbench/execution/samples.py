@@ -21,7 +21,7 @@ from ddpmbench.data.images import ImageSet
 from ddpmbench.diffusion.data_range import EightBit
 from ddpmbench.diffusion.model import Checkpoint, sides_of, size_words
 from ddpmbench.errors import LARGEST_SEED, InputError, instance_of, one_of, whole_number
-from ddpmbench.execution.continuous import why_not_continuous
+from ddpmbench.execution.continuous import check_continuous
 from ddpmbench.execution.devices import available_memory
 from ddpmbench.execution.engine import Engine
 from ddpmbench.execution.engine_choice import NetworkUse, settled_engine
@@ -256,7 +256,10 @@ class Generation:
         session.ranks.once(lambda: check_room(parameter, num_samples, self.shape, session.out))
         checked = session.checked(self.checkpoint, self.shape)
         if self.settings.sampler.is_fractional:
-            session.ranks.once(lambda: self._check_fractional(checked, session.device))
+            remedy = "leave out `solver_steps`"
+            session.ranks.once(
+                lambda: check_continuous(checked, self.shape, session.device, remedy=remedy)
+            )
         return dataclasses.replace(self, checkpoint=checked)
 
     def engine(
@@ -287,14 +290,6 @@ class Generation:
         labels = self.labels(index) if self.checkpoint.num_classes else None
         pixels = gathered(store, "pixels", num_samples)
         return ImageSet(pixels, PositionIds(range(num_samples)), source, labels)
-
-    def _check_fractional(self, checkpoint: Checkpoint, device: torch.device) -> None:
-        why = why_not_continuous(checkpoint, self.shape, device)
-        if why is not None:
-            raise InputError(
-                f"{checkpoint.network_name}: cannot be evaluated between its timesteps: {why}; "
-                "leave out `solver_steps`"
-            )
 
     @property
     def _classes(self) -> str | None:

@@ -10,7 +10,7 @@ import torch
 
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.errors import InputError
-from ddpmbench.execution.continuous import check_fractional_timesteps
+from ddpmbench.execution.continuous import check_continuous
 from ddpmbench.execution.devices import resolve_device
 from ddpmbench.execution.distributed import Ranks, joined
 from ddpmbench.execution.engine import Engine
@@ -40,7 +40,7 @@ class Session:
     def checked(self, checkpoint: Checkpoint, shape: tuple[int, ...]) -> Checkpoint:
         """The checkpoint on the device, after the network check.
 
-        See `check_network`, and `check_fractional_timesteps` for a model at fractional timesteps.
+        See `check_network`, and `check_continuous` for a model at fractional timesteps.
 
         Args:
             checkpoint: the model.
@@ -48,7 +48,10 @@ class Session:
         """
         trained = check_network(checkpoint.as_trained, shape, device=self.device, ranks=self.ranks)
         checked = dataclasses.replace(trained, schedule=checkpoint.schedule)
-        self.ranks.once(lambda: check_fractional_timesteps(checked, shape, self.device))
+        if checked.schedule.trained is not None:
+            most = checked.schedule.num_original_timesteps
+            remedy = f"choose `timesteps` of at most {most:,}"
+            self.ranks.once(lambda: check_continuous(checked, shape, self.device, remedy=remedy))
         return checked
 
     def dtype_of_tables(self, checkpoint: Checkpoint) -> str:

@@ -1,25 +1,40 @@
-"""The terms of a design: computed with a network, kept in a store, read in order."""
+"""The terms of a design: computed with a network, kept in a store, read in order.
 
+Beside the terms of a run there may be a few that are evaluated in two ways, for the mean difference
+between the two: low precision and strict float32, or timesteps and continuous time.
+"""
+
+import contextlib
 import dataclasses
 import functools
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ddpmbench.checksums import DamageError, read_npz, write_npz
 from ddpmbench.data.pixel_store import release
-from ddpmbench.diffusion.data_range import DataRange
 from ddpmbench.errors import InputError
 from ddpmbench.execution.distributed import Ranks
-from ddpmbench.execution.store import Arrays, Store, wait_until_complete
+from ddpmbench.execution.engine import Engine
+from ddpmbench.execution.store import Arrays, Store, num_missing, wait_until_complete
 from ddpmbench.execution.worker import RunListener, Worker
+from ddpmbench.likelihood.continuous import (
+    ContinuousDesign,
+    ContinuousDifference,
+    ContinuousTermsPass,
+    estimate_difference,
+)
 from ddpmbench.likelihood.designs import Design
 from ddpmbench.likelihood.estimator import RoughBound
-from ddpmbench.likelihood.terms import VALUE_COLUMNS, TermIndex, TermsPass, TermTable
+from ddpmbench.likelihood.precision import (
+    Correction,
+    CorrectionDesign,
+    differences,
+    estimate_correction,
+)
+from ddpmbench.likelihood.terms import VALUE_COLUMNS, TermIndex, TermsPass, TermTable, concatenate
 from ddpmbench.unet.precision import Precision
 
 Stores = Callable[[str], Store]
@@ -37,11 +52,22 @@ class TermsRun:
         terms_pass: evaluates them.
         worker: computes the missing ones in batches.
         precision: of the network.
+        running: the context in which the network is called.
     """
 
     terms_pass: TermsPass
     worker: Worker
     precision: Precision = Precision.FP32
+    running: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
+
+    def calling(self, engine: Engine) -> "TermsRun":
+        """The same with another engine."""
+        return dataclasses.replace(
+            self,
+            terms_pass=self.terms_pass.calling(engine.model_output),
+            precision=engine.choice.precision,
+            running=engine.running,
+        )
 
     @property
     def ranks(self) -> Ranks:
@@ -88,16 +114,17 @@ class TermsRun:
                 raise self._refused(table.index[bad[0] : bad[0] + 1], float(error[bad[0]]))
             return arrays_of(table)
 
-        self.worker.map_chunks(
-            terms,
-            store,
-            len(design),
-            whole=whole,
-            balanced=True,
-            watch=lambda arrays: watch(table_of(arrays, VALUE_COLUMNS)),
-            before=before,
-            after=after,
-        )
+        with self.running():
+            self.worker.map_chunks(
+                terms,
+                store,
+                len(design),
+                whole=whole,
+                balanced=True,
+                watch=lambda arrays: watch(table_of(arrays, VALUE_COLUMNS)),
+                before=before,
+                after=after,
+            )
         self.ranks.once(functools.partial(wait_until_complete, store, len(design)))
 
     def prior(self) -> NDArray[np.float64]:
@@ -182,6 +209,126 @@ def checked(
         yield table
 
 
+class PairedTerms:
+    """Terms of a design that are evaluated in each of several ways."""
+
+    def __init__(self, design: CorrectionDesign, ways: Iterable[tuple[TermsRun, Store]]) -> None:
+        """The terms of earlier sessions are in the stores, which receive the others."""
+        self._design, self._ways = design, tuple(ways)
+
+    @property
+    def num_evaluations(self) -> int:
+        """Network evaluations in all ways."""
+        return len(self._ways) * len(self._design)
+
+    @property
+    def num_missing(self) -> int:
+        """How many of them are missing."""
+        return sum(num_missing(store, len(self._design)) for _, store in self._ways)
+
+    @property
+    def seconds(self) -> float:
+        """How long the terms took, interruptions excluded."""
+        return sum(store.seconds(len(self._design)) for _, store in self._ways)
+
+    @property
+    def devices(self) -> set[str]:
+        """The devices that computed them."""
+        return {name for _, store in self._ways for name in store.devices(len(self._design))}
+
+    def compute(self, *, before: int = 0, after: int = 0) -> None:
+        """Compute the missing terms, between so many network evaluations of the run.
+
+        Raises:
+            InputError: see `TermsRun.compute`.
+        """
+        size, rest = len(self._design), self.num_evaluations
+        for run, store in self._ways:
+            rest -= size
+            run.compute(self._design, store, before=before, after=rest + after)
+            before += size
+
+    def _tables(self, *columns: str) -> Iterator[TermTable]:
+        """All terms in each way."""
+        for _, store in self._ways:
+            tables = checked(read_terms(store, len(self._design), columns), self._design)
+            yield concatenate(list(tables))
+
+
+class CorrectionRun(PairedTerms):
+    """The terms of the correction of a run in low precision; none for a run in strict float32."""
+
+    def __init__(
+        self, run: TermsRun, strict: TermsRun, design: CorrectionDesign, stores: Stores
+    ) -> None:
+        """The correction of a run.
+
+        Args:
+            run: to be corrected.
+            strict: the same in strict float32, which may be the run itself.
+            design: the terms.
+            stores: hold the terms of earlier sessions, and receive the others.
+        """
+        ways = () if strict is run else (run, strict)
+        super().__init__(design, [(of, stores(correction_store(of.precision))) for of in ways])
+
+    def estimate(self, *, after: int) -> Correction | None:
+        """The correction, after the missing terms are computed.
+
+        Args:
+            after: network evaluations of the run that follow, for the progress.
+
+        Raises:
+            InputError: see `TermsRun.compute`.
+        """
+        if not self._ways:
+            return None
+        self.compute(after=after)
+
+        def reduce() -> Correction:
+            low, strict = self._tables("nats")
+            return estimate_correction(self._design, differences(self._design, [strict], [low]))
+
+        return self._ways[0][0].ranks.once(reduce)
+
+
+def correction_store(precision: Precision | str) -> str:
+    """The name of the shards of a correction in this precision."""
+    return f"correction-{precision}"
+
+
+class ContinuousRun(PairedTerms):
+    """The terms of the difference of the bound in continuous time from that of a run."""
+
+    def __init__(self, strict: TermsRun, design: ContinuousDesign, stores: Stores) -> None:
+        """The difference from a run.
+
+        Args:
+            strict: the run in strict float32, so that the difference needs no correction.
+            design: the terms.
+            stores: hold the terms of earlier sessions, and receive the others.
+        """
+        terms_pass = ContinuousTermsPass.like(strict.terms_pass).at(design.fractions)
+        continuous = dataclasses.replace(strict, terms_pass=terms_pass)
+        by_store = {"continuous": continuous, "continuous-at-timesteps": strict}
+        super().__init__(design, [(run, stores(name)) for name, run in by_store.items()])
+        self._continuous = design
+
+    def estimate(self, *, before: int) -> ContinuousDifference:
+        """The difference, after the missing terms are computed.
+
+        Args:
+            before: network evaluations of the run, for the progress.
+
+        Raises:
+            InputError: see `TermsRun.compute`.
+        """
+        self.compute(before=before)
+        return self._ways[0][0].ranks.once(
+            lambda: estimate_difference(self._continuous, *self._tables("nats", "eps_mse"))
+        )
+
+
 TERMS_TABLE = "terms.parquet"
 _ROW_GROUP = 2**16
 """Rows that are written together."""
@@ -224,70 +371,3 @@ def num_written(path: Path) -> int:
     from pyarrow import parquet
 
     return int(parquet.read_metadata(path).num_rows)
-
-
-EXTREMES = "extremes.npz"
-SHOWN = 8
-"""At most so many of the best, and of the worst."""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Extremes:
-    """The images with the shortest and the longest codes.
-
-    Attributes:
-        best_index: (K,) int64 index in the image set, the shortest code first.
-        best_pixels: (K, C, H, W) uint8.
-        worst_index: (K,) int64, the longest code first.
-        worst_pixels: (K, C, H, W) uint8.
-    """
-
-    best_index: NDArray[np.int64]
-    best_pixels: NDArray[np.uint8]
-    worst_index: NDArray[np.int64]
-    worst_pixels: NDArray[np.uint8]
-
-    @classmethod
-    def of(cls, values: NDArray[np.float64], pixels: NDArray[np.uint8]) -> Self:
-        """Those of an image set.
-
-        Args:
-            values: (N,) what each image costs, NaN where it is unknown; of equal ones the first
-                counts as shorter.
-            pixels: (N, C, H, W).
-        """
-        order = np.argsort(values, kind="stable")[: int(np.isfinite(values).sum())]
-        best = order[: min(SHOWN, len(order) // 2)]
-        worst = order[::-1][: len(best)]
-        return cls(best, pixels[np.array(best)], worst, pixels[np.array(worst)])
-
-    def shown(self, data_range: DataRange) -> Self:
-        """The same images in the levels of a model."""
-        best, worst = map(data_range.shown, (self.best_pixels, self.worst_pixels))
-        return dataclasses.replace(self, best_pixels=best, worst_pixels=worst)
-
-    @classmethod
-    def read(cls, path: Path) -> Self:
-        """Read the file of `write`.
-
-        Raises:
-            InputError: it is not there, or damaged.
-        """
-        names = [field.name for field in dataclasses.fields(cls)]
-        try:
-            extremes = cls(**read_npz(path, names))
-        except DamageError as error:
-            raise _damaged(path) from error
-        sizes = {len(getattr(extremes, name)) for name in names}
-        pixels = (extremes.best_pixels, extremes.worst_pixels)
-        if len(sizes) > 1 or any(of.dtype != np.uint8 or of.ndim != 4 for of in pixels):
-            raise _damaged(path)
-        return extremes
-
-    def write(self, path: Path) -> None:
-        """Write what `read` reads."""
-        write_npz(path, dataclasses.asdict(self), compressed=True)
-
-
-def _damaged(path: Path) -> InputError:
-    return InputError(f"{path}: missing or damaged; run the command of its folder again")

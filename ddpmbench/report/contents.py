@@ -11,10 +11,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ddpmbench.checksums import DamageError, read_json
-from ddpmbench.errors import InputError
+from ddpmbench.errors import InputError, damaged
 from ddpmbench.execution.finished import DENSITY, SUMMARY, FinishedRun, density_frame, texts_of
-from ddpmbench.execution.pictures import Pictures
-from ddpmbench.execution.terms import EXTREMES, Extremes
+from ddpmbench.execution.pictures import EXTREMES, Extremes, Pictures
 from ddpmbench.report.schema import Environment, check
 
 
@@ -162,8 +161,3 @@ def read_extremes(path: Path, num_images: int) -> Extremes | None:
     channels = {extremes.best_pixels.shape[1], extremes.worst_pixels.shape[1]}
     is_shown = len(extremes.best_index) > 0 and channels in ({1}, {3})
     return extremes if is_shown else None
-
-
-def damaged(path: Path) -> InputError:
-    """The error for a file of a run that is missing or damaged."""
-    return InputError(f"{path}: missing or damaged; run the command of its folder again")

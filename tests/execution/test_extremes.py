@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ddpmbench.errors import InputError
-from ddpmbench.execution.terms import SHOWN, Extremes
+from ddpmbench.execution.pictures import SHOWN, Extremes
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (30, 3, 4, 4)).astype(np.uint8)
 

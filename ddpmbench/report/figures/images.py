@@ -9,7 +9,7 @@ from matplotlib.figure import SubFigure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from ddpmbench.execution.terms import Extremes
+from ddpmbench.execution.pictures import Extremes
 from ddpmbench.report.figures.style import (
     COLORS,
     INK,
