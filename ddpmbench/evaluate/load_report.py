@@ -12,7 +12,7 @@ from msgspec import Struct
 from ddpmbench.data.array_files import read_npz
 from ddpmbench.data.arrays import PositionIds
 from ddpmbench.data.images import ImageSet
-from ddpmbench.errors import InputError
+from ddpmbench.errors import InputError, damaged
 from ddpmbench.evaluate import ode, sample, speed
 from ddpmbench.evaluate.compare import Comparison, FidelityComparison
 from ddpmbench.evaluate.fid import FidReport
@@ -44,7 +44,7 @@ from ddpmbench.report import (
     tables,
 )
 from ddpmbench.report import schema as records
-from ddpmbench.report.contents import damaged, read_table, schema_of
+from ddpmbench.report.contents import read_table, schema_of
 from ddpmbench.report.conventions import CONVENTION_COLUMNS, SUB_SCHEDULE_COLUMNS
 from ddpmbench.report.schema import check
 from ddpmbench.report.tables import PLACE_COLUMNS, RATE_DISTORTION_COLUMNS

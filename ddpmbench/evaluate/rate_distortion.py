@@ -78,8 +78,8 @@ def rate_distortion(run: NllReport | str | Path) -> RateDistortion:
         summary, curve, folder = run.summary, run.rate_distortion, run.folder
     else:
         finished = FinishedRun.open(Path(run), option="`run`", schema=SCHEMA)
-        refuse_missing_shards(finished, option="`run`")
         check(finished.summary, Run, finished.path / SUMMARY)
+        refuse_missing_shards(finished, option="`run`")
         summary, folder = finished.summary, finished.path
         curve = finished.table(RATE_DISTORTION, RATE_DISTORTION_COLUMNS)
     return RateDistortion(curve_summary(curve, summary), curve, folder)

@@ -1,4 +1,4 @@
-"""Finished runs, as others left them in their folders."""
+"""Finished runs, read from their folders."""
 
 import contextlib
 import dataclasses
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from packaging.version import InvalidVersion, Version
 
 from ddpmbench.checksums import CHECKSUMS, DamageError, checksum, read_json, read_npz, write_npz
-from ddpmbench.errors import InputError, options
+from ddpmbench.errors import InputError, damaged, listed, options
 from ddpmbench.execution.folder import IDENTITY, SHARDS, run_store
 from ddpmbench.execution.store import EARLIER, UNREADABLE, FolderStore
 from ddpmbench.likelihood.designs import EveryPairDesign, ImportanceDesign, num_terms
@@ -31,24 +31,8 @@ DENSITY, PREDICTIONS = "proposal.csv", "predictions.npz"
 _MOST = 2**31
 _PARTS = ("terms", "totals", "timesteps")
 _IMAGES = "image_features"
-_NEEDED = {
-    "ddpmbench.ode": ("num_images", "num_ode_images", "ode", "conventions", "checkpoint", "data"),
-    "ddpmbench.likelihoods": ("likelihoods", "num_images", "ode", "checkpoint", "data"),
-    "ddpmbench.fid": ("name", "fid", "num_generated", "protocol", "references", "samples"),
-    "ddpmbench.sample": ("num_samples", "sha256", "sampler", "checkpoint", "seed"),
-    "ddpmbench.score": ("sets", "num_timesteps", "evaluations_per_image", "checkpoint", "seed"),
-}
-"""What a summary must hold, by the kind of its schema; of all others what follows."""
-_NEEDED_OF_BOUND = (
-    "num_images",
-    "num_timesteps",
-    "estimator",
-    "sampling",
-    "conventions",
-    "checkpoint",
-    "data",
-    "seed",
-)
+TERMS = "terms"
+"""The name of the shards that hold the terms of a result."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -65,7 +49,7 @@ class FinishedRun:
 
     @classmethod
     def open(cls, path: Path, *, option: str, schema: str) -> "FinishedRun":
-        """Look into a folder.
+        """The run of a folder.
 
         Args:
             path: the folder.
@@ -87,8 +71,6 @@ class FinishedRun:
         try:
             summary = read_json(path / SUMMARY)
             kind = summary["schema"]
-            needed = _NEEDED.get(schema.partition("/")[0], _NEEDED_OF_BOUND)
-            complete = kind != schema or set(needed) <= set(summary)
         except (DamageError, KeyError) as error:
             raise InputError(f"{named}: {SUMMARY} is damaged; run its command again") from error
         refuse_later(kind, schema, named=named)
@@ -98,8 +80,7 @@ class FinishedRun:
         run = cls(path, summary)
         refuse_later(run.identity.get("schema"), schema, named=named)
         run._refuse_newer(named)
-        complete = complete and _has_plausible_counts(summary)
-        if not complete:
+        if not _has_plausible_counts(summary):
             raise InputError(
                 f"{named}: {SUMMARY} is damaged or of another version; run its command again"
             )
@@ -189,9 +170,9 @@ class FinishedRun:
         try:
             frame = texts_of(path).map(float).astype(columns)[list(columns)]
         except (ValueError, KeyError) as error:
-            raise _lost(path) from error
+            raise damaged(path) from error
         if not np.array_equal(frame.t, np.arange(1, num_steps(self.summary) + 1)):
-            raise _lost(path)
+            raise damaged(path)
         return frame
 
     def density(self) -> NDArray[np.float64]:
@@ -209,10 +190,10 @@ class FinishedRun:
         try:
             density = texts_of(path)["density"].map(float).to_numpy()
         except (ValueError, KeyError) as error:
-            raise _lost(path) from error
+            raise damaged(path) from error
         is_whole = len(density) == num_steps(self.summary) - 1
         if not is_whole or not (density > 0).all() or abs(density.sum() - 1) > 1e-9:
-            raise _lost(path)
+            raise damaged(path)
         return density
 
     def predictions(self, design: ImportanceDesign) -> tuple[Predictions, ImageSample]:
@@ -225,13 +206,13 @@ class FinishedRun:
         try:
             parts = read_npz(path, (*_PARTS, _IMAGES))
         except DamageError as error:
-            raise _lost(path) from error
+            raise damaged(path) from error
         images = parts.pop(_IMAGES)
         of_rows = (design.num_replicates, design.num_sampled)
         of_steps = (design.num_replicates, design.num_timesteps - 1)
         is_whole = [parts[name].shape for name in _PARTS] == [of_rows, of_rows, of_steps]
         if not is_whole or images.ndim != 2 or len(images) != design.num_sampled:
-            raise _lost(path)
+            raise damaged(path)
         return Predictions(**parts), ImageSample.of(design, images)
 
 
@@ -287,7 +268,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
     try:
         summary = read_json(folder / SUMMARY)
     except DamageError as error:
-        raise _lost(folder / SUMMARY) from error
+        raise damaged(folder / SUMMARY) from error
     summary.pop(CHECKSUMS, None)
     return summary
 
@@ -302,15 +283,11 @@ def texts_of(path: Path) -> pd.DataFrame:
         digest = checksum(path)
         known = read_json(path.parent / SUMMARY).get(CHECKSUMS)
         if known is not None and known.get(path.name) != digest:
-            raise _lost(path)
+            raise damaged(path)
         # As text: what reads numbers in pandas rounds the last digit by default.
         return pd.read_csv(path, dtype=str)
     except (DamageError, OSError, ValueError) as error:
-        raise _lost(path) from error
-
-
-def _lost(path: Path) -> InputError:
-    return InputError(f"{path}: missing or damaged; run the command of its folder again")
+        raise damaged(path) from error
 
 
 def write_predictions(path: Path, predictions: Predictions, sample: ImageSample) -> None:
@@ -324,78 +301,13 @@ def density_frame(density: NDArray[np.float64]) -> pd.DataFrame:
     return pd.DataFrame({"t": np.arange(2, len(density) + 2), "density": density})
 
 
-TERMS = "terms"
-"""The name of the shards that hold the terms of a result."""
-_NAMED = 4  # in a message; of the others it has the number
-
-
-@dataclasses.dataclass(frozen=True)
-class MissingShards:
-    """The terms of a run that no usable shard holds.
-
-    Attributes:
-        num_terms: how many terms there are of them.
-        gaps: the ranges of indices that no shard is named for, from and up to.
-        faults: of each shard that cannot be used, by file name.
-        names: the file names of shards that are missing or cannot be used.
-    """
-
-    num_terms: int
-    gaps: tuple[tuple[int, int], ...]
-    faults: dict[str, str]
-    names: tuple[str, ...]
-
-    def __str__(self) -> str:
-        """All of them in words, or the first few and the number of the others."""
-        parts = [f"no shard holds terms {start} to {stop - 1}" for start, stop in self.gaps]
-        parts += [f"{name} {fault}" for name, fault in self.faults.items()]
-        more = len(parts) - _NAMED
-        return ", ".join(parts[:_NAMED]) + (f", and {more} more" if more > 0 else "")
-
-    def remedy(self, run: FinishedRun) -> str:
-        """The remedy, in the imperative."""
-        if any(EARLIER in fault for fault in self.faults.values()):
-            return "run its command again into a new folder"
-        if any(UNREADABLE in fault for fault in self.faults.values()):
-            return "try again when they can be read"
-        return f"run its command again with {shlex.join(options(out=run.path))} to compute them"
-
-
-def missing_shards(run: FinishedRun, *, by_headers: bool = False) -> MissingShards | None:
-    """The shards of a run that are missing or cannot be used.
+def refuse_missing_shards(run: FinishedRun, *, option: str, reads_terms: bool = False) -> None:
+    """Refuse a run with shards that are missing or cannot be used.
 
     A folder without shards is a published one, which has none.
 
     Args:
-        run: the run.
-        by_headers: whether the checksums are left out, for callers that read no terms.
-
-    Returns:
-        None where all are there and usable.
-
-    Raises:
-        InputError: the folder cannot be read, or its summary is damaged.
-    """
-    if not (run.path / SHARDS).is_dir():
-        return None
-    length, store = _length(run), run.shards(TERMS)
-    faults = store.faults(length, columns_of(run), by_headers=by_headers)
-    gaps = store.missing(length)
-    if not gaps and not faults:
-        return None
-    return MissingShards(
-        num_terms=sum(stop - start for start, stop in store.missing(length, without=faults)),
-        gaps=tuple(gaps),
-        faults=faults,
-        names=tuple(sorted([*(store.name_of(*gap) for gap in gaps), *faults])),
-    )
-
-
-def refuse_missing_shards(run: FinishedRun, *, option: str, reads_terms: bool = False) -> None:
-    """Refuse a run with missing shards.
-
-    Args:
-        run: the run.
+        run: the run; its summary is known to be complete.
         option: how the user named it.
         reads_terms: whether the command reads the terms, so that all of each shard counts; the
             others read the tables, which have checksums of their own.
@@ -403,38 +315,29 @@ def refuse_missing_shards(run: FinishedRun, *, option: str, reads_terms: bool = 
     Raises:
         InputError: some are missing or damaged; the message names them.
     """
-    missing = missing_shards(run, by_headers=not reads_terms)
-    if missing is not None:
-        named = f"{option} {run.path}".strip()
-        raise InputError(
-            f"{named}: some of its shards are missing or damaged: {missing}; {missing.remedy(run)}"
-        )
+    if not (run.path / SHARDS).is_dir():
+        return
+    length, store = _num_terms(run.summary), run.shards(TERMS)
+    columns = columns_of_bound(clip=run.summary["conventions"]["clip"])
+    faults = store.faults(length, columns, by_headers=not reads_terms)
+    problems = [f"no shard holds terms {a} to {b - 1}" for a, b in store.missing(length)]
+    problems += [f"{name} {fault}" for name, fault in faults.items()]
+    if not problems:
+        return
+    remedy = f"run its command again with {shlex.join(options(out=run.path))} to compute them"
+    if any(EARLIER in fault for fault in faults.values()):
+        remedy = "run its command again into a new folder"
+    elif any(UNREADABLE in fault for fault in faults.values()):
+        remedy = "try again when they can be read"
+    raise InputError(
+        f"{f'{option} {run.path}'.strip()}: some of its shards are missing or damaged: "
+        f"{listed(problems)}; {remedy}"
+    )
 
 
-def columns_of(run: FinishedRun) -> tuple[str, str, str]:
-    """The columns that the result of a run is made of.
-
-    Raises:
-        InputError: its summary is damaged.
-    """
-    try:
-        return columns_of_bound(clip=bool(run.summary["conventions"]["clip"]))
-    except (KeyError, TypeError) as error:
-        raise _damaged(run) from error
-
-
-def _length(run: FinishedRun) -> int:
-    """Rows of the run; what they follow from need not be at hand."""
-    of = run.summary
-    try:
-        num_images = int(of["num_images"])
-        if of["estimator"] == "every-pair":
-            return num_images * num_steps(of) * int(of["sampling"]["draws"])
-        sampling = of["sampling"]
-        return num_terms(num_images, int(sampling["num_replicates"]), sampling.get("num_blocks"))
-    except (KeyError, TypeError, ValueError) as error:
-        raise _damaged(run) from error
-
-
-def _damaged(run: FinishedRun) -> InputError:
-    return InputError(f"{run.path / SUMMARY}: damaged; run the command of its folder again")
+def _num_terms(summary: Mapping[str, Any]) -> int:
+    """The number of terms of a run; what they follow from need not be at hand."""
+    num_images, sampling = summary["num_images"], summary["sampling"]
+    if summary["estimator"] == "every-pair":
+        return int(num_images * num_steps(summary) * sampling["draws"])
+    return num_terms(num_images, sampling["num_replicates"], sampling.get("num_blocks"))

@@ -152,10 +152,9 @@ class FolderStore:
             with replacing(path) as temporary:
                 write_npz(temporary, {**arrays, **record})
 
-    def missing(self, length: int, *, without: Collection[str] = ()) -> Gaps:
-        """The ranges of indices below `length` that no shard covers, except these files."""
-        shards = [shard for shard in self._shards(length) if shard.path.name not in without]
-        return gaps_between(((shard.start, shard.stop) for shard in shards), length)
+    def missing(self, length: int) -> Gaps:
+        """The ranges of indices below `length` that no shard covers."""
+        return gaps_between(((of.start, of.stop) for of in self._shards(length)), length)
 
     def read(self, length: int, names: Collection[str] | None = None) -> Iterator[Arrays]:
         """The entries of indices below `length`, once each, in order.
@@ -174,7 +173,7 @@ class FolderStore:
     def seconds(self, length: int) -> float:
         """How long the entries below `length` took; a shard that extends beyond counts in part."""
         return sum(
-            float(shard.load(_RECORD)[_SECONDS])
+            float(shard.load(())[_SECONDS])
             * (min(shard.stop, length) - shard.start)
             / (shard.stop - shard.start)
             for shard in self._shards(length)
@@ -182,7 +181,7 @@ class FolderStore:
 
     def devices(self, length: int) -> set[str]:
         """The devices that computed the entries below `length`."""
-        return {str(shard.load(_RECORD)[_DEVICE]) for shard in self._shards(length)}
+        return {str(shard.load(())[_DEVICE]) for shard in self._shards(length)}
 
     def name_of(self, start: int, stop: int) -> str:
         """The file name of the shard of indices start..stop - 1."""
@@ -365,7 +364,7 @@ class _Shard:
     stop: int
 
     def fault(
-        self, run: str | None, names: Collection[str] = (), *, by_header: bool = False
+        self, run: str | None = None, names: Collection[str] = (), *, by_header: bool = False
     ) -> str | None:
         """Why it cannot be used; None where it can."""
         try:
@@ -395,29 +394,18 @@ class _Shard:
 
     def read(self, names: Collection[str] | None) -> Arrays:
         """The arrays of these names, or all of them."""
-        arrays = self.load(None if names is None else [*names, *_RECORD])
-        start, *_ = [arrays.pop(name) for name in _RECORD]
-        lengths = {len(array) for array in arrays.values()}
-        if start != self.start or lengths != {self.stop - self.start}:
-            raise self._damaged()
-        return arrays
+        return {name: of for name, of in self.load(names).items() if name not in _RECORD}
 
     def load(self, names: Collection[str] | None) -> Arrays:
-        """The same with the record of the shard, whose names are among them."""
+        """The same with the record of the shard."""
+        fault = self.fault(names=names or ())
         try:
-            arrays = read_npz(
-                self.path, None if names is None else list(names), must_be_sealed=True
-            )
-        except UnreadableError as error:
-            again = "try again when it can be read"
-            raise InputError(f"{self.path}: {UNREADABLE} ({error}); {again}") from error
-        except DamageError as error:
-            raise self._damaged() from error
-        if not set(_RECORD) <= set(arrays):
-            raise self._damaged()
-        return arrays
-
-    def _damaged(self) -> InputError:
-        return InputError(
+            if fault is None:
+                return read_npz(self.path, None if names is None else [*names, *_RECORD])
+        except DamageError:
+            fault = _DAMAGED  # since then
+        if UNREADABLE in fault:
+            raise InputError(f"{self.path}: {fault}; try again when it can be read")
+        raise InputError(
             f"{self.path}: damaged; run the command of its folder again to compute it again"
         )

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from ddpmbench.checksums import DamageError, is_whole, read_npz, write_npz
 from ddpmbench.data import array_files
 from ddpmbench.data.arrays import ImageData
-from ddpmbench.errors import InputError
+from ddpmbench.errors import InputError, damaged
 from ddpmbench.execution.finished import SUMMARY, FinishedRun
-from ddpmbench.report.contents import damaged, read_environment, read_table
+from ddpmbench.report.contents import read_environment, read_table
 from ddpmbench.report.metrics import AGAINST_REFERENCE, METRICS, half_width_of
 from ddpmbench.report.schema import Fidelity, check
 from ddpmbench.samples.scores import InceptionScore, Scores

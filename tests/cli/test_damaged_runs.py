@@ -12,7 +12,7 @@ from sealing import edit, edit_npz, read_npz
 import ddpmbench as db
 from ddpmbench import checksums
 from ddpmbench.execution import worker
-from ddpmbench.execution.finished import FinishedRun, missing_shards
+from ddpmbench.execution.finished import FinishedRun, refuse_missing_shards
 from ddpmbench.execution.store import FolderStore
 from ddpmbench.execution.terms import arrays_of
 from ddpmbench.likelihood.terms import VALUE_COLUMNS, TermIndex, TermTable
@@ -225,9 +225,9 @@ def test_a_few_are_named_and_the_others_counted(refused, pairs):
     said = [f"no shard holds terms {3 * SHARD} to {5 * SHARD - 1}"]
     said += [truncate(path) for path in paths[6:14]]
     line = refused("rd", "--run", pairs)
-    assert all(words in line for words in said[:4])
-    assert not any(words in line for words in said[4:])
-    assert "and 5 more" in line
+    assert all(words in line for words in said[:3])
+    assert not any(words in line for words in said[3:])
+    assert "and 6 more" in line
 
 
 def test_a_published_folder_has_no_shards(said, run, runs):
@@ -247,7 +247,7 @@ def test_rows_beyond_the_result_and_the_pilot_are_not_looked_at(importance):
     for name in (f"terms-{length:012d}-{length + 9:012d}.npz", "pilot-1.npz", "terms.txt"):
         (importance / "shards" / name).write_bytes(b"")
     run = FinishedRun.open(importance, option="", schema="ddpmbench.nll/1")
-    assert missing_shards(run) is None
+    refuse_missing_shards(run, option="", reads_terms=True)
 
 
 def test_shards_are_hashed_once_and_by_who_reads_them(tmp_path, monkeypatch):
@@ -275,12 +275,9 @@ def test_shards_are_hashed_once_and_by_who_reads_them(tmp_path, monkeypatch):
         return digest(file, place)
 
     monkeypatch.setattr(checksums, "_digest", count)
-    assert missing_shards(FinishedRun(tmp_path, summary), by_headers=True) is None
+    run = FinishedRun(tmp_path, summary)
+    refuse_missing_shards(run, option="")
     assert hashed == []
     for _ in range(2):  # of the second, all is known
-        assert missing_shards(FinishedRun(tmp_path, summary)) is None
+        refuse_missing_shards(run, option="", reads_terms=True)
     assert len(hashed) == len(set(hashed)) == 20
-    (tmp_path / "shards" / store.name_of(size, 2 * size)).unlink()
-    missing = missing_shards(FinishedRun(tmp_path, summary))
-    assert missing.num_terms == size
-    assert missing.names == (store.name_of(size, 2 * size),)

@@ -76,7 +76,6 @@ def test_gaps_are_what_no_shard_covers(store):
     save(store, 7, 8)
     assert store.missing(10) == [(0, 3), (5, 7), (8, 10)]
     assert store.missing(4) == [(0, 3)]
-    assert store.missing(10, without=[store.name_of(3, 5)]) == [(0, 7), (8, 10)]
     save(store, 0, 9)
     save(store, 1, 2)  # a shorter one within it
     assert store.missing(10) == [(9, 10)]
