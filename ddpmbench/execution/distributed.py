@@ -52,7 +52,7 @@ class Ranks:
         Raises:
             ProcessLostError: one of the others has stopped.
         """
-        self.once(lambda: None)
+        self.together(lambda: None)
 
     def once(self, compute: Callable[[], T]) -> T:
         """What rank 0 computes when all have come here; the others receive it.
@@ -66,21 +66,11 @@ class Ranks:
 
         with _noticing_loss():
             dist.barrier(self.group)
-        value: T | None = None
-        error: InputError | None = None
-        if self.rank == 0:
-            try:
-                value = compute()
-            except InputError as raised:
-                error = raised
-        sent: list[tuple[T | None, bool]] = [(value, error is not None)]
+        value = self.together(lambda: compute() if self.rank == 0 else None)
+        sent = [value]
         with _noticing_loss():
             dist.broadcast_object_list(sent, src=0, group=self.group)
-        if error is not None:
-            raise error
-        if sent[0][1]:
-            raise ReportedError("rank 0 reports the error")
-        return cast(T, value if self.rank == 0 else sent[0][0])
+        return cast(T, value if self.rank == 0 else sent[0])
 
     def together(self, compute: Callable[[], T]) -> T:
         """What each process computes for itself, if all of them can.
@@ -111,13 +101,9 @@ class Ranks:
 
     def first_one(self, compute: Callable[[], T]) -> T:
         """What each computes for itself, rank 0 before the others, as where it may download."""
-        if self.rank == 0:
-            own: list[T] = []
-            # Kept here, not sent: what is computed may be too large, or tied to this process.
-            self.once(lambda: own.append(compute()))
-            return self.together(lambda: own[0])
-        self.once(lambda: None)
-        return self.together(compute)
+        # Not sent to the others: what is computed may be too large, or tied to a process.
+        first = self.together(lambda: compute() if self.rank == 0 else None)
+        return self.together(lambda: cast(T, first) if self.rank == 0 else compute())
 
     def share(self, batches: list[tuple[int, int]]) -> list[tuple[int, int]]:
         """This process's share of batches, in order.

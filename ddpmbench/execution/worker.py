@@ -232,7 +232,6 @@ class Worker:
 
         report(0)
         self.ranks.together(compute)
-        self.ranks.wait()
 
 
 def _on_range(
