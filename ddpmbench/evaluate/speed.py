@@ -16,14 +16,12 @@ from ddpmbench.data.images import ImageSet, ImageSource, load_images, refuse_red
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.errors import InputError
 from ddpmbench.execution.devices import device_name, resolve_device
-from ddpmbench.execution.engine_choice import CallSpeed
 from ddpmbench.execution.finished import ENVIRONMENT
 from ddpmbench.execution.folder import RunFolder, environment, write_figure
 from ddpmbench.execution.network_check import check_network
 from ddpmbench.execution.progress import tell as to_standard_error
 from ddpmbench.execution.samples import Generation, SampleSettings
 from ddpmbench.execution.speed import (
-    EvaluationSeconds,
     MeasuredSpeed,
     SpeedPlan,
     Workload,
@@ -31,7 +29,7 @@ from ddpmbench.execution.speed import (
     measured,
     workloads,
 )
-from ddpmbench.execution.timing import Probe, gray_images
+from ddpmbench.execution.timing import CallSpeed, Probe, gray_images
 from ddpmbench.files import named_path
 from ddpmbench.report.card import Card, Draw, Shown
 from ddpmbench.report.figures.throughput import batch_figure, parts_figure
@@ -329,7 +327,7 @@ def _predictions_frame(speed: MeasuredSpeed, works: Sequence[Workload]) -> pd.Da
                 "command": work.command,
                 "num_evaluations": work.num_evaluations,
                 "precision": str(precision),
-                "seconds": work.seconds(EvaluationSeconds.of_parts(parts)),
+                "seconds": work.seconds(parts),
             }
             for work in works
             for precision, parts in speed.parts.items()

@@ -100,8 +100,11 @@ class EngineChoice:
 
     def __str__(self) -> str:
         """In words."""
-        flags = ("channels_last", "compiled", "cuda_graph")
-        return ", ".join([self.precision, *(f for f in flags if getattr(self, f))])
+        return ", ".join([self.precision, *(name for name in FLAGS if getattr(self, name))])
+
+
+FLAGS = ("channels_last", "compiled", "cuda_graph")
+"""The fields of an `EngineChoice` besides its precision."""
 
 
 class Engine:

@@ -29,9 +29,13 @@ from ddpmbench.unet.precision import Precision
 from ddpmbench.user_code import described
 
 LEAST_SPEEDUP = 4 / 3
-"""How many times as fast as in fp32 a run in bf16 must be."""
+"""How many times as fast as in fp32 a run in bf16 must be, its correction included."""
 NUM_PAIRS = 7
 """Batches of the test, each in both precisions in turn."""
+_TOO_SHORT = (
+    f"a run of fewer than {FEW_BATCHES} batches, or of less than about {WORTH_A_TEST:.0f} s, is "
+    "too short for a test of another"
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -91,7 +95,10 @@ def settled_precision(
             return known
         if device.type != "cpu":
             return resolve_precision(AUTO, device)
-        precision, why = _chosen(candidate, session.ranks.count)
+        try:
+            precision, why = Precision.BF16, _why_low(candidate, session.ranks.count)
+        except _KeptError as kept:
+            precision, why = Precision.FP32, str(kept)
         note(f"precision {precision}: {why}")
         return precision
 
@@ -107,42 +114,45 @@ def _recorded(folder: Path | None) -> Precision | None:
         return None
 
 
-def _chosen(candidate: Candidate, num_processes: int) -> tuple[Precision, str]:
-    """The precision of a new run on a CPU, and why."""
+class _KeptError(Exception):
+    """Why a run stays in strict float32."""
+
+
+def _why_low(candidate: Candidate, num_processes: int) -> str:
+    """Why a new run on a CPU is in bfloat16.
+
+    Raises:
+        _KeptError: it is not.
+    """
     low, num_terms = Precision.BF16, len(candidate.correction)
     if not has_native_bfloat16():
-        return Precision.FP32, f"this CPU has no instructions for {low}"
+        raise _KeptError(f"this CPU has no instructions for {low}")
     if candidate.use.num_evaluations / candidate.rows < FEW_BATCHES:
-        return Precision.FP32, _TOO_SHORT
+        raise _KeptError(_TOO_SHORT)
     try:
         candidate.check(low)
-    except InputError:
-        return Precision.FP32, f"`max_evaluations` leaves no room for the correction of {low}"
-    try:
-        faster, half_width = _tested(candidate)
-    except _KeptError as kept:
-        return Precision.FP32, str(kept)
+    except InputError as error:
+        raise _KeptError(f"`max_evaluations` leaves no room for the correction of {low}") from error
+    faster, half_width = _tested(candidate)
     goal = math.inf if candidate.half_width is None else candidate.half_width
     if half_width >= goal:
-        known = f"what {low} changes would be known to +- {half_width:.2g} alone"
-        return Precision.FP32, f"{known}, no less than the +- {goal:g} of the whole interval"
+        raise _KeptError(
+            f"what {low} changes would be known to +- {half_width:.2g} alone, no less than the "
+            f"+- {goal:g} of the whole interval"
+        )
     times = speedup(
         faster,
         num_evaluations=candidate.use.num_evaluations * num_processes,
         num_terms=num_terms,
         share=half_width / goal,
     )
-    if times >= LEAST_SPEEDUP:
-        terms = f"corrected by {num_terms:,} terms in {Precision.FP32}, too"
-        return low, f"{times:.2f} times as fast as {Precision.FP32} here, {terms}"
-    less = f"{low} with its correction would be {times:.2f} times as fast here"
-    return Precision.FP32, f"{less}, and is chosen from {LEAST_SPEEDUP:.2f} on"
-
-
-_TOO_SHORT = (
-    f"a run of fewer than {FEW_BATCHES} batches, or of less than about {WORTH_A_TEST:.0f} s, is "
-    "too short for a test of another"
-)
+    if times < LEAST_SPEEDUP:
+        raise _KeptError(
+            f"{low} with its correction would be {times:.2f} times as fast here, and is chosen "
+            f"from {LEAST_SPEEDUP:.2f} on"
+        )
+    terms = f"corrected by {num_terms:,} terms in {Precision.FP32}, too"
+    return f"{times:.2f} times as fast as {Precision.FP32} here, {terms}"
 
 
 def speedup(faster: float, *, num_evaluations: int, num_terms: int, share: float) -> float:
@@ -161,10 +171,6 @@ def speedup(faster: float, *, num_evaluations: int, num_terms: int, share: float
     return num_evaluations * faster / (terms + num_terms * (1 + faster))
 
 
-class _KeptError(Exception):
-    """Why a run stays in strict float32."""
-
-
 def _tested(candidate: Candidate) -> tuple[float, float]:
     """Time batches of terms in strict float32 and in bfloat16, in turn.
 
@@ -176,15 +182,15 @@ def _tested(candidate: Candidate) -> tuple[float, float]:
         _KeptError: the run is too short, or the network cannot be called in bfloat16.
     """
     num_batches = candidate.use.num_evaluations / candidate.rows
-    strictly, low = (_Called(candidate, precision) for precision in _BOTH)
-    for called in (strictly, low):
-        called.terms(0)  # warms up
+    strictly, low = (_evaluation(candidate, of) for of in (Precision.FP32, Precision.BF16))
+    for evaluate in (strictly, low):
+        evaluate(0)  # warms up
     ratios, index, difference = [], [], []
     for number in range(NUM_PAIRS):
-        seconds, strict = strictly.terms(number)
+        seconds, strict = strictly(number)
         if seconds * num_batches < WORTH_A_TEST:
             raise _KeptError(_TOO_SHORT)
-        seconds_low, rounded = low.terms(number)
+        seconds_low, rounded = low(number)
         ratios.append(seconds / seconds_low)
         index.append(strict.index.t)
         difference.append(strict.values["nats"] - rounded.values["nats"])
@@ -194,7 +200,28 @@ def _tested(candidate: Candidate) -> tuple[float, float]:
     return float(np.median(ratios)), half_width / NATS_PER_BIT
 
 
-_BOTH = (Precision.FP32, Precision.BF16)
+def _evaluation(
+    candidate: Candidate, precision: Precision
+) -> Callable[[int], tuple[float, TermTable]]:
+    """What gives the seconds and the terms of a batch of the test in a precision.
+
+    Raises:
+        _KeptError: the terms are not finite, or the network fails.
+    """
+    checkpoint, device = candidate.terms_pass.checkpoint, candidate.terms_pass.device
+    choice = at_once(checkpoint, device, precision)
+    with _kept_if_it_fails(precision):
+        engine = Engine(checkpoint, device=device, choice=choice, rows=candidate.rows)
+    terms_pass = candidate.terms_pass.calling(engine.model_output)
+
+    def evaluate(number: int) -> tuple[float, TermTable]:
+        with _kept_if_it_fails(precision), engine.running():
+            seconds, table = timed_terms(terms_pass, candidate.batch(number), precision)
+        if not np.isfinite(table.values["nats"] + table.values["eps_mse"]).all():
+            raise _KeptError(f"the network's output is not finite in {precision}")
+        return seconds, table
+
+    return evaluate
 
 
 @contextlib.contextmanager
@@ -203,31 +230,6 @@ def _kept_if_it_fails(precision: Precision) -> Iterator[None]:
         yield
     except Exception as error:  # a network of the user's raises anything
         raise _KeptError(f"the network fails in {precision}: {described(error)}") from error
-
-
-class _Called:
-    """Terms of a candidate in one precision."""
-
-    def __init__(self, candidate: Candidate, precision: Precision) -> None:
-        self._candidate, self._precision = candidate, precision
-        checkpoint, device = candidate.terms_pass.checkpoint, candidate.terms_pass.device
-        choice = at_once(checkpoint, device, precision)
-        with _kept_if_it_fails(precision):
-            self._engine = Engine(checkpoint, device=device, choice=choice, rows=candidate.rows)
-        self._terms_pass = candidate.terms_pass.calling(self._engine.model_output)
-
-    def terms(self, number: int) -> tuple[float, TermTable]:
-        """Seconds of a batch of the test, and its terms.
-
-        Raises:
-            _KeptError: they are not finite, or the network fails.
-        """
-        index = self._candidate.batch(number)
-        with _kept_if_it_fails(self._precision), self._engine.running():
-            seconds, table = timed_terms(self._terms_pass, index, self._precision)
-        if not np.isfinite(table.values["nats"] + table.values["eps_mse"]).all():
-            raise _KeptError(f"the network's output is not finite in {self._precision}")
-        return seconds, table
 
 
 def timed_terms(

@@ -13,15 +13,19 @@ from ddpmbench.diffusion.noise import normal_noise
 from ddpmbench.errors import InputError, command
 from ddpmbench.execution.devices import evaluating_checkpoint, resolve_precision
 from ddpmbench.execution.engine import Engine
-from ddpmbench.execution.engine_choice import (
+from ddpmbench.execution.importance import expected_size
+from ddpmbench.execution.timing import (
     CallSpeed,
+    Probe,
     batch_sizes,
     call_speeds,
     engine_choices,
     fastest_call,
+    matmul_peak,
+    seconds_per_call,
+    synchronize,
+    timer,
 )
-from ddpmbench.execution.importance import expected_size
-from ddpmbench.execution.timing import Probe, matmul_peak, seconds_per_call, synchronize, timer
 from ddpmbench.execution.worker import BatchSize
 from ddpmbench.likelihood.designs import PilotDesign, blocks_of, num_terms
 from ddpmbench.likelihood.terms import TermsPass
@@ -34,106 +38,8 @@ FEW_STEPS = 50
 """Steps of a sampler that skips most timesteps."""
 
 
-@dataclasses.dataclass(frozen=True)
-class EvaluationSeconds:
-    """Seconds of one network evaluation with what surrounds it, in a batch.
-
-    Attributes:
-        first: for a term of the bound at t = 1, where the decoder is.
-        later: for a term at t = 2..T.
-        step: for a step of a sample.
-    """
-
-    first: float
-    later: float
-    step: float
-
-    @classmethod
-    def of_parts(cls, parts: "Sequence[PartSeconds]") -> "EvaluationSeconds":
-        """From measured parts of one precision.
-
-        Args:
-            parts: at t = 1, at t = 2..T where T > 1, and of a step of a sample, in this order.
-        """
-        first, *later, step = (part.seconds for part in parts)
-        return cls(first, later[0] if later else 0.0, step)
-
-
-@dataclasses.dataclass(frozen=True)
-class Workload:
-    """A command, and how many network evaluations of each kind it takes.
-
-    Attributes:
-        name: what it computes, in words.
-        command: to type, without the checkpoint and the images.
-        first: terms at t = 1.
-        later: terms at t = 2..T.
-        steps: steps of samples.
-    """
-
-    name: str
-    command: str
-    first: int = 0
-    later: int = 0
-    steps: int = 0
-
-    @property
-    def num_evaluations(self) -> int:
-        """Network evaluations."""
-        return self.first + self.later + self.steps
-
-    def seconds(self, of: EvaluationSeconds) -> float:
-        """Seconds of the whole command.
-
-        Args:
-            of: an evaluation of each kind.
-        """
-        return self.first * of.first + self.later * of.later + self.steps * of.step
-
-
-def workloads(
-    num_images: int, num_timesteps: int, *, half_width: float, num_samples: int
-) -> list[Workload]:
-    """The bound to a half width and by every pair; samples of all steps and of a few.
-
-    Args:
-        num_images: N.
-        num_timesteps: T.
-        half_width: of the bound, bits per dimension.
-        num_samples: how many samples.
-    """
-    pairs = Workload(
-        "every pair, one draw",
-        command("nll", estimator="every-pair", draws=1),
-        first=num_images,
-        later=num_images * (num_timesteps - 1),
-    )
-    samples = [
-        Workload(
-            f"{num_samples:,} samples of {steps:,} steps",
-            command("sample", num_samples=num_samples, timesteps=steps),
-            steps=num_samples * steps,
-        )
-        for steps in sorted({num_timesteps, min(num_timesteps, FEW_STEPS)}, reverse=True)
-    ]
-    if num_timesteps < 2:
-        return [pairs, *samples]
-    return [_sampled_bound(num_images, num_timesteps, half_width), pairs, *samples]
-
-
-def _sampled_bound(num_images: int, num_timesteps: int, half_width: float) -> Workload:
-    pilot = len(PilotDesign(num_images, num_timesteps, 0))
-    replicates, blocks = expected_size(num_images, half_width)
-    later = replicates * (num_images * blocks // blocks_of(num_images))
-    return Workload(
-        f"nll, rd to +- {half_width:g} bits/dim",
-        command("nll", half_width=f"{half_width:g}"),
-        first=num_terms(num_images, replicates, blocks) - later,
-        later=later + pilot,
-    )
-
-
-_LEAST_ROUNDS = 3
+FIRST, LATER, STEP = "likelihood, t = 1", "likelihood, t >= 2", "step of a sample"
+"""The kinds of work: terms of the bound with and without the decoder, and steps of samples."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,6 +62,74 @@ class PartSeconds:
     def seconds(self) -> float:
         """Their sum."""
         return self.network + self.noise + self.rest
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """A command, and how many network evaluations of each kind it takes.
+
+    Attributes:
+        name: what it computes, in words.
+        command: to type, without the checkpoint and the images.
+        evaluations: by the kind of work.
+    """
+
+    name: str
+    command: str
+    evaluations: Mapping[str, int]
+
+    @property
+    def num_evaluations(self) -> int:
+        """Network evaluations."""
+        return sum(self.evaluations.values())
+
+    def seconds(self, parts: Sequence[PartSeconds]) -> float:
+        """Seconds of the whole command.
+
+        Args:
+            parts: of one evaluation of each kind.
+        """
+        return sum(part.seconds * self.evaluations.get(part.kind, 0) for part in parts)
+
+
+def workloads(
+    num_images: int, num_timesteps: int, *, half_width: float, num_samples: int
+) -> list[Workload]:
+    """The bound to a half width and by every pair; samples of all steps and of a few.
+
+    Args:
+        num_images: N.
+        num_timesteps: T.
+        half_width: of the bound, bits per dimension.
+        num_samples: how many samples.
+    """
+    pairs = Workload(
+        "every pair, one draw",
+        command("nll", estimator="every-pair", draws=1),
+        {FIRST: num_images, LATER: num_images * (num_timesteps - 1)},
+    )
+    samples = [
+        Workload(
+            f"{num_samples:,} samples of {steps:,} steps",
+            command("sample", num_samples=num_samples, timesteps=steps),
+            {STEP: num_samples * steps},
+        )
+        for steps in sorted({num_timesteps, min(num_timesteps, FEW_STEPS)}, reverse=True)
+    ]
+    if num_timesteps < 2:
+        return [pairs, *samples]
+    pilot = len(PilotDesign(num_images, num_timesteps, 0))
+    replicates, blocks = expected_size(num_images, half_width)
+    later = replicates * (num_images * blocks // blocks_of(num_images))
+    sampled = Workload(
+        f"nll, rd to +- {half_width:g} bits/dim",
+        command("nll", half_width=f"{half_width:g}"),
+        {FIRST: num_terms(num_images, replicates, blocks) - later, LATER: later + pilot},
+    )
+    return [sampled, pairs, *samples]
+
+
+_LEAST_ROUNDS = 3
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -189,7 +163,7 @@ def likelihood_work(probe: Probe, engine: Engine, *, first: bool) -> TimedWork:
         model_output=engine.model_output,
     )
     rows = dataclasses.replace(probe.rows, t=steps)
-    return TimedWork(f"likelihood, t {'= 1' if first else '>= 2'}", partial(terms_pass.terms, rows))
+    return TimedWork(FIRST if first else LATER, partial(terms_pass.terms, rows))
 
 
 def step_work(probe: Probe, sampler: Sampler) -> TimedWork:
@@ -210,7 +184,7 @@ def step_work(probe: Probe, sampler: Sampler) -> TimedWork:
             steps[0] = sampler.steps(x_t, num_timesteps, sample=sample, labels=labels)
             next(steps[0])
 
-    return TimedWork("step of a sample", step)
+    return TimedWork(STEP, step)
 
 
 @torch.inference_mode()

@@ -10,19 +10,26 @@ from torch import nn
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.errors import InputError
 from ddpmbench.evaluate.speed import calls_frame, parts_frame
-from ddpmbench.execution import engine_choice, timing
 from ddpmbench.execution import speed as row_parts
+from ddpmbench.execution import timing
 from ddpmbench.execution.engine import Engine, EngineChoice
-from ddpmbench.execution.engine_choice import CallSpeed, batch_sizes, engine_choices, fastest_call
 from ddpmbench.execution.speed import (
-    EvaluationSeconds,
     MeasuredSpeed,
     SpeedPlan,
     fitting_probe,
     likelihood_work,
     measured,
 )
-from ddpmbench.execution.timing import Probe, gray_images, spread_rows
+from ddpmbench.execution.timing import (
+    CallSpeed,
+    Probe,
+    batch_sizes,
+    call_speeds,
+    engine_choices,
+    fastest_call,
+    gray_images,
+    spread_rows,
+)
 from ddpmbench.likelihood import terms
 from ddpmbench.samples import chain
 from ddpmbench.unet.precision import Precision
@@ -52,7 +59,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    for module in (timing, engine_choice, row_parts):
+    for module in (timing, row_parts):
         monkeypatch.setattr(module, "timer", clock.timer)
     for module in (terms, chain, row_parts):
         noise = clock.taking(NOISE, module.normal_noise)
@@ -133,17 +140,6 @@ def test_an_image_takes_its_share_of_a_batch(small_model, small_images, engine_t
     assert frame.share_of_peak.tolist() == pytest.approx(
         [found.flop_per_call * speed / 1e9 for speed in frame.evaluations_per_second]
     )
-
-
-def test_a_slower_network_makes_slower_rows_and_steps(small_model, small_images, engine_takes):
-    found = []
-    for seconds in (1.0, 3.0):
-        engine_takes(lambda choice, size, seconds=seconds: seconds)
-        found.append(EvaluationSeconds.of_parts(speeds(small_model, small_images).parts[FP32]))
-    fast, slow = found
-    assert slow.first > fast.first
-    assert slow.later > fast.later
-    assert slow.step > fast.step
 
 
 def test_rows_are_timed_with_the_fastest_engine_of_each_precision(
@@ -245,7 +241,7 @@ def test_a_compiled_network_is_made_for_each_size(
 
     monkeypatch.setattr(Engine, "__init__", make)
     compiled = EngineChoice(compiled=True)
-    engine_choice.call_speeds(probe_of(small_model, small_images), compiled, [1, 4], at_least=1)
+    call_speeds(probe_of(small_model, small_images), compiled, [1, 4], at_least=1)
     assert made == [compiled] * 2
 
 

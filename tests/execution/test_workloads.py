@@ -9,10 +9,14 @@ from ddpmbench.cli.main import ddpmbench
 from ddpmbench.evaluate.nll import evaluate_nll
 from ddpmbench.evaluate.sample import generate_samples
 from ddpmbench.execution.importance import IMAGE_HALF_WIDTH, TERM_HALF_WIDTH
-from ddpmbench.execution.speed import EvaluationSeconds, workloads
+from ddpmbench.execution.speed import FIRST, LATER, STEP, PartSeconds, workloads
 
 ROOT = Path(__file__).parents[2]
-EVEN = EvaluationSeconds(first=1.0, later=1.0, step=1.0)
+
+
+def parts(**seconds):
+    kinds = {"first": FIRST, "later": LATER, "step": STEP}
+    return [PartSeconds(kind, seconds.get(name, 1.0), 0, 0) for name, kind in kinds.items()]
 
 
 def of(images, steps, *, half_width=0.005, samples=4):
@@ -26,25 +30,25 @@ def test_the_calls_of_a_bound_are_those_that_a_run_makes(small_model, small_imag
     report = evaluate_nll(small_model, small_images, estimator="every-pair", draws=1)
     assert pairs.num_evaluations == report.summary["num_evaluations"]
     firsts = report.per_timestep.num_evaluations[0]
-    assert (pairs.first, pairs.later) == (firsts, pairs.num_evaluations - firsts)
+    assert pairs.evaluations == {FIRST: firsts, LATER: pairs.num_evaluations - firsts}
 
 
 def test_the_rows_at_the_first_step_are_those_that_a_run_makes(small_model, small_images):
     sampled, *_ = of(len(small_images), 40, half_width=9)
     report = evaluate_nll(small_model, small_images, half_width=9)
-    assert sampled.first == report.per_timestep.num_evaluations[0]
+    assert sampled.evaluations[FIRST] == report.per_timestep.num_evaluations[0]
 
 
 def test_the_calls_of_samples_are_those_that_a_run_makes(small_model):
     _, _, whole = of(6, 40, samples=3)
     report = generate_samples(small_model, 3)
-    assert whole.steps == whole.num_evaluations == report.summary["num_evaluations"]
+    assert whole.evaluations[STEP] == whole.num_evaluations == report.summary["num_evaluations"]
 
 
 def test_the_default_run_is_predicted():
     sampled, *_ = of(10_000, 1000)
     assert sampled.num_evaluations == pytest.approx(14_000, rel=0.1)
-    images = sampled.later / 2
+    images = sampled.evaluations[LATER] / 2
     width = IMAGE_HALF_WIDTH**2 * (1 / images - 1e-4) + TERM_HALF_WIDTH**2 / (2 * images)
     assert width**0.5 == pytest.approx(0.005, rel=0.05)
 
@@ -57,14 +61,12 @@ def test_a_narrower_interval_takes_more_calls_and_a_wide_one_no_fewer_than_a_fir
     assert calls[4] / calls[3] == pytest.approx(16, rel=0.1)
 
 
-def test_slower_rows_make_longer_questions_and_only_of_their_kind():
+def test_slower_terms_and_steps_make_longer_commands():
     for work in of(100, 50):
-        assert work.seconds(EVEN) == work.num_evaluations
-        assert work.seconds(EvaluationSeconds(2, 2, 2)) == 2 * work.num_evaluations
-        for kind in ("first", "later", "step"):
-            slower = EvaluationSeconds(**{**vars(EVEN), kind: 3.0})
-            own = getattr(work, "steps" if kind == "step" else kind)
-            assert work.seconds(slower) - work.seconds(EVEN) == 2 * own
+        assert work.seconds(parts()) == work.num_evaluations
+        for name, kind in (("first", FIRST), ("later", LATER), ("step", STEP)):
+            longer = work.seconds(parts(**{name: 3.0})) - work.num_evaluations
+            assert longer == 2 * work.evaluations.get(kind, 0)
 
 
 def test_a_model_of_one_step_has_no_sampled_bound():
