@@ -47,7 +47,6 @@ from ddpmbench.execution.terms import (
     ContinuousRun,
     CorrectionRun,
     TermsRun,
-    num_written,
     write_terms,
 )
 from ddpmbench.execution.worker import RunListener
@@ -235,10 +234,8 @@ def evaluate_nll(
         engine = settled_engine(
             checkpoint,
             use,
-            device=target,
+            run_session,
             precision=computed_in,
-            folder=out,
-            ranks=ranks,
             note=reporter.note,
         )
         run = TermsRun(
@@ -473,22 +470,10 @@ def _write(
     if isinstance(result.bound, SampledBound):
         with folder.replacing(PREDICTIONS) as temporary:
             write_predictions(temporary, result.bound.predictions, result.bound.sample)
-    _write_terms(folder, result.num_terms)
+    with folder.replacing_table(TERMS_TABLE) as temporary:
+        write_terms(temporary, folder.shards(TERMS), result.num_terms)
     folder.write_json("environment.json", record)
     folder.write_summary(report.summary)
-
-
-def _write_terms(folder: RunFolder, length: int) -> None:
-    """Write the table of the terms, unless it is there and the shards are older."""
-    path, store = folder.path / TERMS_TABLE, folder.shards(TERMS)
-    if (
-        folder.keeps_table(TERMS_TABLE)
-        and num_written(path) == length
-        and store.last_saved(length) <= path.stat().st_mtime_ns
-    ):
-        return
-    with folder.replacing_table(TERMS_TABLE) as temporary:
-        write_terms(temporary, store, length)
 
 
 def _extremes(result: LikelihoodRun, images: ImageSet, data_range: DataRange) -> Extremes:

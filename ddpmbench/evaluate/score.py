@@ -193,10 +193,8 @@ def score_images(
         engine = settled_engine(
             checkpoint,
             NetworkUse(shape, calls // ranks.count, batch_size),
-            device=run_session.device,
+            run_session,
             precision=Precision.FP32,
-            folder=run_session.out,
-            ranks=ranks,
             note=reporter.note,
         )
         worker = run_session.worker(shape, batch_size=batch_size, listener=reporter)

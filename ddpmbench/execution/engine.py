@@ -176,11 +176,6 @@ class Engine:
         self._launch = self._call_filled  # a graph of the network would lie in that of the step
         return GraphedCall(step)
 
-    @property
-    def network_name(self) -> str:
-        """The beginning of messages about its network."""
-        return self._checkpoint.network_name
-
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
         """Inside, the network is in evaluation mode and products are of the choice's precision."""

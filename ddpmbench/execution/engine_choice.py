@@ -15,8 +15,8 @@ import torch
 from ddpmbench.checksums import DamageError, read_json, write_json
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.execution.devices import is_out_of_memory
-from ddpmbench.execution.distributed import Ranks
 from ddpmbench.execution.engine import FLAGS, Engine, EngineChoice
+from ddpmbench.execution.session import Session
 from ddpmbench.execution.timing import Probe, gray_images, seconds_per_call
 from ddpmbench.execution.worker import auto_batch_size
 from ddpmbench.files import replacing, writing_to
@@ -60,11 +60,9 @@ class NetworkUse:
 def settled_engine(
     checkpoint: Checkpoint,
     use: NetworkUse,
+    session: Session,
     *,
-    device: torch.device,
     precision: Precision,
-    folder: Path | None,
-    ranks: Ranks,
     note: Callable[[str], None] = lambda line: None,
 ) -> Engine:
     """The engine of a run: that of its folder, else the fastest of a short test.
@@ -72,10 +70,8 @@ def settled_engine(
     Args:
         checkpoint: the model.
         use: how it is used.
-        device: of this process.
+        session: of the run; the first process decides.
         precision: of the network.
-        folder: of the run; None if it is kept in memory.
-        ranks: the processes of the run; the first decides.
         note: called with a line about timesteps that the network was not trained at, and before
             it is compiled for a test.
 
@@ -84,6 +80,8 @@ def settled_engine(
     """
     if checkpoint.schedule.trained is not None and not checkpoint.time_input.is_of_noise:
         note("the network was trained at whole timesteps only, and is evaluated between them")
+
+    device, folder = session.device, session.out
 
     def decide() -> EngineChoice:
         choice = None if folder is None else _read(folder / ENGINE, device, precision)
@@ -102,7 +100,7 @@ def settled_engine(
             return is_out_of_memory(error)
         return True
 
-    choice = ranks.once(decide)
+    choice = session.ranks.once(decide)
     return Engine(checkpoint, device=device, choice=choice, rows=use.rows(device))
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import cached_property, partial
@@ -20,14 +21,13 @@ from ddpmbench.execution.engine import Engine
 from ddpmbench.execution.samples import SAMPLES_STORE, Generation, SamplesRun
 from ddpmbench.execution.session import Session
 from ddpmbench.execution.store import Arrays, FolderStore, Store, num_missing, recomputed
-from ddpmbench.execution.timing import timer
+from ddpmbench.execution.timing import seconds_per_call
 from ddpmbench.execution.worker import RunListener, Worker
 from ddpmbench.samples.feature_networks import FeatureNetwork
 from ddpmbench.samples.statistics import ReferenceStatistics
 
 WORTH_SAYING = 60.0
 """Seconds from which on the cost of a run is reported."""
-_MEASURED = 0.3  # seconds, at least
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,14 +218,15 @@ class FidelityRun:
             self._report_cost(engine, listener)
         images = self._samples(engine, listener)
         with strict_float32():
-            with listener.stage("features of the samples", "images", 1) as of_stage:
-                compute_features(self.network, images, self.features, self._worker(of_stage))
+            with listener.stage("features of the samples", "images", 1) as stage:
+                compute_features(self.network, images, self.features, self._worker(stage))
             for reference, store in self._reference_images:
-                with listener.stage(f"features of {reference.name}", "images", 1) as of_stage:
-                    worker, of = self._worker(of_stage), (self.network, reference, store)
-                    compute_features(*of, worker)
+                with listener.stage(f"features of {reference.name}", "images", 1) as stage:
+                    compute = partial(compute_features, self.network, reference, store)
+                    worker = self._worker(stage)
+                    compute(worker)
                     # Another machine may have a cache of its own; rank 0 needs all of it.
-                    ranks.once(partial(compute_features, *of, worker.alone))
+                    ranks.once(partial(compute, worker.alone))
         return images
 
     def _drop_damaged_references(self) -> list[str]:
@@ -235,10 +236,8 @@ class FidelityRun:
         if isinstance(self.source, ImageSet) or engine is None:
             assert isinstance(self.source, ImageSet)
             return self.source
-        with listener.stage("samples", "images", self.source.num_evaluations) as of_stage:
-            self._samples_run(self.source, engine, of_stage).compute(
-                self.num_generated, self.samples
-            )
+        with listener.stage("samples", "images", self.source.num_evaluations) as stage:
+            self._samples_run(self.source, engine, stage).compute(self.num_generated, self.samples)
         return self.source.images(self.num_generated, self.samples)
 
     def _samples_run(self, source: Generation, engine: Engine, listener: RunListener) -> SamplesRun:
@@ -256,8 +255,8 @@ class FidelityRun:
             samples = timesteps = evaluations = 0
         else:
             count, shape, evaluations = self.num_generated, source.shape, source.num_evaluations
-            of = source.settings.sampler
-            timesteps = 0 if of.is_fractional else source.checkpoint.schedule.num_timesteps
+            is_fractional = source.settings.sampler.is_fractional
+            timesteps = 0 if is_fractional else source.checkpoint.schedule.num_timesteps
             samples = num_missing(self.samples, count)
         num_images = num_missing(self.features, count) + sum(
             num_missing(store, len(reference)) for reference, store in self._reference_images
@@ -281,23 +280,13 @@ class FidelityRun:
 
 def _seconds_per_evaluation(run: SamplesRun, rows: int) -> float:
     """Seconds per network evaluation, in batches of so many samples."""
-    steps = run.steps(np.arange(rows))
+    steps = itertools.chain.from_iterable(run.steps(np.arange(rows)) for _ in itertools.count())
     with run.engine.running():
-        calls = rows * next(steps).num_evaluations
-        return _measured(lambda: next(steps, None) is not None, run.worker.device) / calls
+        evaluations = rows * next(steps).num_evaluations
+        return seconds_per_call(lambda: next(steps), run.worker.device) / evaluations
 
 
 def _seconds_per_image(network: FeatureNetwork, shape: tuple[int, ...], rows: int) -> float:
     """Seconds per image of features, (C, H, W), in batches of so many images."""
     pixels = np.zeros((rows, *shape), np.uint8)
-    return _measured(lambda: network(pixels) is not None, torch.device("cpu")) / len(pixels)
-
-
-def _measured(call: Callable[[], bool], device: torch.device) -> float:
-    """Seconds per call, without the first, which warms up."""
-    call()
-    clock = timer(device)
-    since, count = clock(), 0
-    while clock() - since < _MEASURED and call():
-        count += 1
-    return (clock() - since) / max(count, 1)
+    return seconds_per_call(lambda: network(pixels), torch.device("cpu")) / rows

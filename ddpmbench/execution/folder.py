@@ -191,18 +191,12 @@ class RunFolder:
             yield temporary
             self._tables[name] = checksum(temporary)
 
-    def keeps_table(self, name: str, *, known: str | None = None) -> bool:
-        """Whether a table is as an earlier session wrote it; `summary.json` names it again.
-
-        Args:
-            name: of the file.
-            known: its checksum then; None for the one in `summary.json`.
-        """
+    def keeps_table(self, name: str, known: str) -> bool:
+        """Whether a table still has the checksum `known`; `summary.json` names it again."""
         try:
-            known = known or read_json(self.path / "summary.json")[CHECKSUMS][name]
             if checksum(self.path / name) != known:
                 return False
-        except (DamageError, KeyError):
+        except DamageError:
             return False
         self._tables[name] = known
         return True
@@ -289,17 +283,17 @@ def _remove_leftovers(path: Path) -> None:
 
 def _refuse_another_run(path: Path, identity: dict[str, Any]) -> None:
     try:
-        there = read_json(path / IDENTITY)
+        recorded = read_json(path / IDENTITY)
     except DamageError as error:
         raise InputError(
             f"`out={path}`: {IDENTITY} is damaged ({error}), so that the run of the folder is "
             "unknown; name a new folder"
         ) from error
-    there.pop(CHECKSUMS, None)
-    for name in [*identity, *there]:
-        values = (there.get(name), identity.get(name))
+    recorded.pop(CHECKSUMS, None)
+    for name in [*identity, *recorded]:
+        values = (recorded.get(name), identity.get(name))
         if not (same_output(*values) if name == OUTPUT else values[0] == values[1]):
             raise InputError(
-                f"`out={path}`: holds another run ({name} is {there.get(name)} there, "
-                f"{identity.get(name)} here); name a new folder"
+                f"`out={path}`: holds another run ({name} is {values[0]} there, "
+                f"{values[1]} here); name a new folder"
             )

@@ -277,10 +277,8 @@ class Generation:
         return settled_engine(
             self.checkpoint,
             NetworkUse(self.shape, num_evaluations // session.ranks.count, batch_size),
-            device=session.device,
+            session,
             precision=self.settings.precision,
-            folder=session.out,
-            ranks=session.ranks,
             note=note,
         )
 
@@ -334,7 +332,7 @@ class SamplesRun:
         """
         cost = self.generation.num_evaluations
         self.worker.listener.start(num_missing(store, num_samples) * cost)
-        with user_errors(self.engine.network_name), self.engine.running():
+        with user_errors(self.generation.checkpoint.network_name), self.engine.running():
             self.worker.map_chunks(self.samples, store, num_samples, cost=cost)
 
     def samples(self, index: NDArray[np.int64], report: Callable[[int], None]) -> Arrays:
@@ -399,8 +397,8 @@ def check_room(parameter: str, count: int, shape: tuple[int, int, int], out: Pat
 
 def _free(out: Path) -> int:
     """Bytes free where the folder is, or will be."""
-    there = next(path for path in (out, *out.absolute().parents) if path.exists())
-    return shutil.disk_usage(there).free
+    existing = next(path for path in (out, *out.absolute().parents) if path.exists())
+    return shutil.disk_usage(existing).free
 
 
 def _sha256(table: torch.Tensor) -> str:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Collection, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,6 @@ from ddpmbench.checksums import (
     is_whole,
     outline_of_npz,
     read_npz,
-    status_of,
     write_npz,
 )
 from ddpmbench.data import pixel_store
@@ -54,39 +53,8 @@ _RECORD = (_START, _RUN, _DEVICE, _SECONDS)
 _NAME = re.compile(r"(.+)-(\d{12})-(\d{12})\.npz")
 
 
-class Store(Protocol):
-    """Arrays by index: the same names and one entry per index."""
-
-    def save(self, start: int, arrays: Arrays, *, seconds: float, device: str) -> None:
-        """Keep the entries of indices start, start + 1, ...
-
-        Args:
-            start: the first index.
-            arrays: (B, ...) each.
-            seconds: that it took to compute them.
-            device: that computed them.
-        """
-
-    def missing(self, length: int) -> Gaps:
-        """The ranges of indices below `length` without entries."""
-
-    def read(self, length: int, names: Collection[str] | None = None) -> Iterator[Arrays]:
-        """The entries of indices below `length`, once each, in order.
-
-        Args:
-            length: the indices are below it.
-            names: of the arrays to read; None reads all. There may be others besides.
-        """
-
-    def seconds(self, length: int) -> float:
-        """How long the entries below `length` took, interruptions excluded."""
-
-    def devices(self, length: int) -> set[str]:
-        """The devices that computed the entries below `length`."""
-
-
 class MemoryStore:
-    """Arrays of a run without a folder, computed by one process in order."""
+    """Arrays of a run without a folder, computed by one process in order; see `FolderStore`."""
 
     def __init__(self) -> None:
         self._batches: list[Arrays] = []
@@ -95,7 +63,7 @@ class MemoryStore:
         self._devices: set[str] = set()
 
     def save(self, start: int, arrays: Arrays, *, seconds: float, device: str) -> None:
-        """Keep the next entries."""
+        """Keep the entries of indices start, start + 1, ..."""
         self._batches.append(arrays)
         self._length = start + length_of(arrays)
         self._seconds += seconds
@@ -135,7 +103,13 @@ class FolderStore:
         self.folder, self._name, self._run, self._option = folder, name, run, option
 
     def save(self, start: int, arrays: Arrays, *, seconds: float, device: str) -> None:
-        """Write a shard.
+        """Keep the entries of indices start, start + 1, ... as a shard.
+
+        Args:
+            start: the first index.
+            arrays: (B, ...) each.
+            seconds: that it took to compute them.
+            device: that computed them.
 
         Raises:
             InputError: the folder cannot be written.
@@ -154,10 +128,14 @@ class FolderStore:
 
     def missing(self, length: int) -> Gaps:
         """The ranges of indices below `length` that no shard covers."""
-        return gaps_between(((of.start, of.stop) for of in self._shards(length)), length)
+        return gaps_between(((shard.start, shard.stop) for shard in self._shards(length)), length)
 
     def read(self, length: int, names: Collection[str] | None = None) -> Iterator[Arrays]:
         """The entries of indices below `length`, once each, in order.
+
+        Args:
+            length: the indices are below it.
+            names: of the arrays to read; None reads all. There may be others besides.
 
         Raises:
             InputError: a shard is damaged.
@@ -206,11 +184,6 @@ class FolderStore:
         }
         return {name: fault for name, fault in faults.items() if fault is not None}
 
-    def last_saved(self, length: int) -> int:
-        """When the last of the shards below `length` was written, nanoseconds of their clock."""
-        times = (status_of(shard.path).st_mtime_ns for shard in self._shards(length))
-        return max(times, default=0)
-
     def drop_damaged(self) -> list[str]:
         """Remove the damaged shards of the folder; see `drop_damaged`."""
         return drop_damaged(self.folder, self._run, option=self._option)
@@ -225,6 +198,9 @@ class FolderStore:
             ),
             key=lambda shard: (shard.start, -shard.stop),
         )
+
+
+Store = MemoryStore | FolderStore
 
 
 def length_of(arrays: Arrays) -> int:
@@ -394,7 +370,8 @@ class _Shard:
 
     def read(self, names: Collection[str] | None) -> Arrays:
         """The arrays of these names, or all of them."""
-        return {name: of for name, of in self.load(names).items() if name not in _RECORD}
+        arrays = self.load(names)
+        return {name: array for name, array in arrays.items() if name not in _RECORD}
 
     def load(self, names: Collection[str] | None) -> Arrays:
         """The same with the record of the shard."""

@@ -270,7 +270,7 @@ class CorrectionRun(PairedTerms):
             stores: hold the terms of earlier sessions, and receive the others.
         """
         ways = () if strict is run else (run, strict)
-        super().__init__(design, [(of, stores(correction_store(of.precision))) for of in ways])
+        super().__init__(design, [(way, stores(correction_store(way.precision))) for way in ways])
 
     def estimate(self, *, after: int) -> Correction | None:
         """The correction, after the missing terms are computed.
@@ -364,10 +364,3 @@ def write_terms(path: Path, store: Store, length: int) -> None:
                 rows = rows.slice(whole)
         if len(rows):
             writer.write_table(rows)
-
-
-def num_written(path: Path) -> int:
-    """The number of terms in a whole file of `write_terms`."""
-    from pyarrow import parquet
-
-    return int(parquet.read_metadata(path).num_rows)

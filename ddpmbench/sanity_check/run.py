@@ -358,4 +358,4 @@ def _kept_record(folder: RunFolder) -> CheckRecord | None:
     if record is None:
         return None
     known = read_json(folder.path / RECORD)[_TABLE_CHECKSUM]
-    return record if folder.keeps_table(TABLE, known=known) else None
+    return record if folder.keeps_table(TABLE, known) else None

@@ -10,8 +10,8 @@ import sys
 import pytest
 import torch
 from torch import nn
+from unet_configs import TINY_CONFIG
 
-from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.execution import engine as engines
 from ddpmbench.execution.devices import products_of
 from ddpmbench.execution.engine import Engine, EngineChoice
@@ -27,26 +27,6 @@ def batch(rows=5, num_timesteps=40):
     return x_t, torch.randint(1, num_timesteps + 1, (rows,), generator=generator)
 
 
-@pytest.mark.parametrize("channels_last", [False, True])
-@torch.no_grad()
-def test_an_engine_gives_what_the_checkpoint_gives(small_model, channels_last):
-    engine = Engine(small_model, device=CPU, choice=EngineChoice(channels_last=channels_last))
-    x_t, t = batch()
-    found = engine.model_output(x_t, t)
-    assert found.dtype is torch.float32
-    torch.testing.assert_close(found, small_model.model_output(x_t, t), rtol=1e-5, atol=1e-6)
-
-
-@torch.no_grad()
-def test_a_respaced_model_keeps_its_own_times(small_model):
-    few = small_model.respaced(7)
-    x_t, t = batch(num_timesteps=7)
-    engine = Engine(few, device=CPU, choice=EngineChoice())
-    torch.testing.assert_close(
-        engine.model_output(x_t, t), few.model_output(x_t, t), rtol=1e-5, atol=1e-6
-    )
-
-
 class Own(nn.Module):
     """A network of someone's own, which takes a time."""
 
@@ -56,6 +36,18 @@ class Own(nn.Module):
 
     def forward(self, x, time):
         return self.conv(x) * time[:, None, None, None].cos()
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("num_timesteps", [40, 7, 1])
+@torch.no_grad()
+def test_an_engine_gives_what_the_checkpoint_gives(small_model, channels_last, num_timesteps):
+    model = small_model.respaced(num_timesteps)
+    engine = Engine(model, device=CPU, choice=EngineChoice(channels_last=channels_last))
+    x_t, t = batch(num_timesteps=num_timesteps)
+    output = engine.model_output(x_t, t)
+    assert output.dtype is torch.float32
+    torch.testing.assert_close(output, model.model_output(x_t, t), rtol=1e-5, atol=1e-6)
 
 
 @torch.no_grad()
@@ -125,9 +117,12 @@ def test_a_compiled_network_gives_the_same(small_model):
     """With the real compiler, if this machine has one."""
     from torch._inductor.exc import InvalidCxxCompiler
 
+    # Of one resolution: compiling takes long.
+    config = dataclasses.replace(TINY_CONFIG, channels=(8,), attention=(True,))
+    small = dataclasses.replace(small_model, network=UNet(config).eval())
     x_t, t = batch()
-    eager = Engine(small_model, device=CPU, choice=EngineChoice(Precision.BF16))
-    engine = Engine(small_model, device=CPU, choice=EngineChoice(Precision.BF16, compiled=True))
+    eager = Engine(small, device=CPU, choice=EngineChoice(Precision.BF16))
+    engine = Engine(small, device=CPU, choice=EngineChoice(Precision.BF16, compiled=True))
     with torch.inference_mode(), engine.running():
         try:
             found = engine.model_output(x_t, t)
@@ -139,14 +134,6 @@ def test_a_compiled_network_gives_the_same(small_model):
         expected = eager.model_output(x_t, t)
     torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02)
     torch.testing.assert_close(few, found[:2], rtol=0.02, atol=0.02)
-
-
-def test_a_network_of_another_shape_is_refused(small_model):
-    wrong = dataclasses.replace(small_model, network=nn.Module())
-    wrong.network.forward = lambda x, time: x[:, :, :4]
-    engine = Engine(wrong, device=CPU, choice=EngineChoice())
-    with pytest.raises(Exception, match="`ckpt=small`: the network's output is"):
-        engine.model_output(*batch())
 
 
 def test_inside_the_network_evaluates_and_afterwards_it_is_as_it_was(small_model):
@@ -239,12 +226,3 @@ def test_the_limit_of_compilations_is_as_it_was(small_model):
     with engine.running():
         assert config.recompile_limit >= max(limit, 64)
     assert config.recompile_limit == limit
-
-
-def test_a_model_of_one_step(small_model):
-    one = dataclasses.replace(small_model, schedule=NoiseSchedule.linear(40).respaced(1))
-    engine = Engine(one, device=CPU, choice=EngineChoice())
-    x_t, t = batch(2, 1)
-    with torch.no_grad():
-        expected = one.model_output(x_t, t)
-        torch.testing.assert_close(engine.model_output(x_t, t), expected, rtol=1e-5, atol=1e-6)

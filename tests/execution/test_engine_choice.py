@@ -18,6 +18,7 @@ from ddpmbench.execution.engine_choice import (
     fastest,
     settled_engine,
 )
+from ddpmbench.execution.session import Session
 from ddpmbench.unet.precision import Precision
 
 CPU = torch.device("cpu")
@@ -46,14 +47,10 @@ def chosen(model, batches, precision=Precision.FP32, note=lambda line: None):
     return fastest(model, use, device=CPU, precision=precision, note=note)
 
 
-def test_a_small_run_pays_for_no_test(small_model, measured):
-    _, asked = measured
+def test_a_small_run_pays_for_no_test_and_a_short_one_for_one_call(small_model, measured):
+    seconds, asked = measured
     assert chosen(small_model, 499) == at_once(small_model, CPU, Precision.FP32) == LAST
     assert asked == []
-
-
-def test_a_short_run_pays_for_one_call(small_model, measured):
-    seconds, asked = measured
     seconds[LAST] = WORTH_A_TEST / 600
     assert chosen(small_model, 599) == LAST
     assert asked == [LAST]
@@ -100,30 +97,26 @@ def test_nobody_waits_for_the_compiler_without_a_line(small_model, measured, tmp
     assert all("compiling the network" in line and "60 s" in line for line in lines)
 
 
-def test_what_cannot_compile_is_left_as_it_is(small_model, measured):
+@pytest.mark.parametrize(
+    ("choice", "error"),
+    [
+        (COMPILED, RuntimeError("no compiler")),
+        (LAST, RuntimeError("unable to allocate: can't allocate memory")),
+        (LAST, MemoryError()),
+        (LAST, torch.OutOfMemoryError()),
+    ],
+    ids=str,
+)
+def test_a_test_that_fails_leaves_the_known_choice(small_model, measured, choice, error):
     seconds, _ = measured
-    seconds[COMPILED] = RuntimeError("no compiler")
-    assert chosen(small_model, 10_000) == LAST
-
-
-def test_without_anything_measured_nothing_is_chosen_anew(small_model, measured):
-    seconds, _ = measured
-    seconds[LAST] = RuntimeError("unable to allocate: can't allocate memory")
-    assert chosen(small_model, 10_000) == LAST
-
-
-@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError()])
-def test_what_does_not_fit_is_left_to_the_run(small_model, measured, error):
-    seconds, _ = measured
-    seconds[LAST] = error
+    seconds[choice] = error
     assert chosen(small_model, 10_000) == LAST
 
 
 def settle(model, folder, precision=Precision.FP32, batches=500, note=lambda line: None):
     use = NetworkUse((1, 8, 8), batches * ROWS, ROWS)
-    return settled_engine(
-        model, use, device=CPU, precision=precision, folder=folder, ranks=Ranks(), note=note
-    ).choice
+    session = Session(Ranks(), CPU, folder)
+    return settled_engine(model, use, session, precision=precision, note=note).choice
 
 
 def test_a_run_that_goes_on_goes_on_in_the_same_way(small_model, measured, tmp_path):
