@@ -10,7 +10,14 @@ from cases import CIFAR10, FP16, SHIPPED, cases, channels_last, eager, graphed
 from rows import Work, measure
 from subjects import images_for
 
-from ddpmbench.execution.speed import likelihood_work, part_seconds, step_work
+from ddpmbench.execution.speed import (
+    FIRST,
+    LATER,
+    STEP,
+    likelihood_work,
+    part_seconds,
+    step_work,
+)
 from ddpmbench.execution.timing import Probe
 from ddpmbench.samples.samplers import SamplerChoice
 
@@ -21,22 +28,22 @@ ROWS = [
 ]
 
 
-@pytest.mark.parametrize("kind", ["t = 1", "t >= 2", "step"])
+@pytest.mark.parametrize("kind", [FIRST, LATER, STEP], ids=["t = 1", "t >= 2", "step"])
 @pytest.mark.cases(ROWS)
 def test_parts(benchmark, bench, case, kind):
     checkpoint, engine = bench.checkpoint(case.model), bench.engine(case).engine
     probe = Probe.of(checkpoint, images_for(checkpoint, case.batch), bench.device, case.batch)
-    if kind == "step":
+    if kind == STEP:
         sampler = SamplerChoice().prepare(
             checkpoint, seed=0, device=bench.device, model_output=engine.model_output
         )
         work = step_work(probe, sampler.launched(engine.whole_step))
     else:
-        work = likelihood_work(probe, engine, first=kind == "t = 1")
-    measure(benchmark, bench, case, Work(work.kind, case.batch), work.compute, running(engine))
+        work = likelihood_work(probe, engine, kind)
+    measure(benchmark, bench, case, Work(kind, case.batch), work, running(engine))
     least = 0.01 if bench.smoke else 0.1 if bench.quick else 1.0
     with running(engine):
-        found = part_seconds(work, probe, engine, at_least=least)
+        found = part_seconds(kind, work, probe, engine, at_least=least)
     parts = {name: getattr(found, name) for name in ("network", "noise", "rest")}
     benchmark.extra_info["part_seconds"] = parts
     assert sum(parts.values()) == pytest.approx(found.seconds)

@@ -1,5 +1,6 @@
 """A short measurement of a model on a device: engines, kinds of work, and the device's limit."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -28,7 +29,7 @@ from ddpmbench.execution.timing import (
 )
 from ddpmbench.execution.worker import BatchSize
 from ddpmbench.likelihood.designs import PilotDesign, blocks_of, num_terms
-from ddpmbench.likelihood.terms import TermsPass
+from ddpmbench.likelihood.terms import TermsPass, TermTable
 from ddpmbench.samples.chain import SamplingStep
 from ddpmbench.samples.samplers import Sampler, SamplerChoice
 from ddpmbench.unet.flops import flop_per_call
@@ -132,28 +133,15 @@ def workloads(
 _LEAST_ROUNDS = 3
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class TimedWork:
-    """Work of one kind.
-
-    Attributes:
-        kind: in words.
-        compute: does it for a whole batch of the probe.
-    """
-
-    kind: str
-    compute: Callable[[], object]
-
-
-def likelihood_work(probe: Probe, engine: Engine, *, first: bool) -> TimedWork:
-    """Terms of the bound.
+def likelihood_work(probe: Probe, engine: Engine, kind: str) -> Callable[[], TermTable]:
+    """What computes terms of the bound for a whole batch of the probe.
 
     Args:
         probe: the images and the number of terms.
         engine: calls the network; running when the terms are computed.
-        first: whether they are at t = 1, where the decoder is, or at t = 2..T.
+        kind: `FIRST` or `LATER`.
     """
-    steps = np.ones_like(probe.rows.t) if first else np.maximum(probe.rows.t, 2)
+    t = np.ones_like(probe.rows.t) if kind == FIRST else np.maximum(probe.rows.t, 2)
     terms_pass = TermsPass(
         probe.checkpoint,
         probe.images,
@@ -162,12 +150,11 @@ def likelihood_work(probe: Probe, engine: Engine, *, first: bool) -> TimedWork:
         device=probe.device,
         model_output=engine.model_output,
     )
-    rows = dataclasses.replace(probe.rows, t=steps)
-    return TimedWork(FIRST if first else LATER, partial(terms_pass.terms, rows))
+    return partial(terms_pass.terms, dataclasses.replace(probe.rows, t=t))
 
 
-def step_work(probe: Probe, sampler: Sampler) -> TimedWork:
-    """Steps of samples, from T down and again.
+def step_work(probe: Probe, sampler: Sampler) -> Callable[[], None]:
+    """What takes the next step of a batch of samples, from T down and again.
 
     Args:
         probe: the number of samples.
@@ -184,17 +171,20 @@ def step_work(probe: Probe, sampler: Sampler) -> TimedWork:
             steps[0] = sampler.steps(x_t, num_timesteps, sample=sample, labels=labels)
             next(steps[0])
 
-    return TimedWork(STEP, step)
+    return step
 
 
 @torch.inference_mode()
-def part_seconds(work: TimedWork, probe: Probe, engine: Engine, *, at_least: float) -> PartSeconds:
+def part_seconds(
+    kind: str, work: Callable[[], object], probe: Probe, engine: Engine, *, at_least: float
+) -> PartSeconds:
     """Seconds of the whole, the network and the noise, for one network evaluation.
 
     The three take turns, so that a busy machine slows all of them alike.
 
     Args:
-        work: of one kind.
+        kind: of the work.
+        work: does it for the batch.
         probe: the batch.
         engine: calls the network; running.
         at_least: seconds that are measured.
@@ -206,7 +196,7 @@ def part_seconds(work: TimedWork, probe: Probe, engine: Engine, *, at_least: flo
     ]
     shape = tuple(probe.images.pixels.shape[1:])
     works: list[Callable[[], object]] = [
-        work.compute,
+        work,
         lambda: engine.model_output(*inputs),
         lambda: normal_noise(*address, shape=shape, seed=0),
     ]
@@ -226,7 +216,7 @@ def part_seconds(work: TimedWork, probe: Probe, engine: Engine, *, at_least: flo
     # By chance the parts may take longer than the whole: then they are scaled to it.
     scale = min(1.0, seconds / (network + noise))
     network, noise = scale * network, scale * noise
-    return PartSeconds(work.kind, network, noise, seconds - network - noise)
+    return PartSeconds(kind, network, noise, seconds - network - noise)
 
 
 PRECISIONS = {
@@ -321,19 +311,17 @@ def measured(probe: Probe, plan: SpeedPlan, *, tell: Tell = lambda line: None) -
     Raises:
         InputError: the device does not support a precision that the plan names.
     """
-    device, calls = probe.device, []
-    precisions = _precisions(device, plan, tell)
+    device, calls, precisions = probe.device, [], []
+    for precision in plan.precisions or PRECISIONS[device.type]:
+        with _left_out(plan, tell):
+            precisions.append(resolve_precision(precision, device))
     sizes = batch_sizes(len(probe.rows))
     for choice in engine_choices(device, precisions, compiled=plan.compiled):
         tell(f"The network: {choice}")
         # What is compiled is compiled again for every size.
         own = sizes if not choice.compiled else sorted({sizes[0], sizes[-1]})
-        try:
+        with _left_out(plan, tell):
             calls += call_speeds(probe, choice, own, at_least=plan.at_least)
-        except InputError as error:
-            if plan.precisions is not None:
-                raise
-            tell(f"Left out: {error}")
     parts: dict[Precision, list[PartSeconds]] = {}
     peaks: dict[Precision, float] = {}
     for precision in dict.fromkeys(call.choice.precision for call in calls):
@@ -350,17 +338,15 @@ def measured(probe: Probe, plan: SpeedPlan, *, tell: Tell = lambda line: None) -
     return MeasuredSpeed(calls, parts, peaks, _flop(probe))
 
 
-def _precisions(device: torch.device, plan: SpeedPlan, tell: Tell) -> tuple[Precision, ...]:
-    """Those of the plan, or those that the device supports."""
-    supported = []
-    for precision in PRECISIONS[device.type] if plan.precisions is None else plan.precisions:
-        try:
-            supported.append(resolve_precision(precision, device))
-        except InputError as error:
-            if plan.precisions is not None:
-                raise
-            tell(f"Left out: {error}")
-    return tuple(supported)
+@contextlib.contextmanager
+def _left_out(plan: SpeedPlan, tell: Tell) -> Iterator[None]:
+    """Inside, what a device cannot do is told, unless the plan names the precision."""
+    try:
+        yield
+    except InputError as error:
+        if plan.precisions is not None:
+            raise
+        tell(f"Left out: {error}")
 
 
 def _parts(probe: Probe, call: CallSpeed, at_least: float) -> list[PartSeconds]:
@@ -369,13 +355,15 @@ def _parts(probe: Probe, call: CallSpeed, at_least: float) -> list[PartSeconds]:
     sampler = SamplerChoice().prepare(
         probe.checkpoint, seed=0, device=probe.device, model_output=engine.model_output
     )
-    kinds = (True, False) if probe.checkpoint.schedule.num_timesteps > 1 else (True,)
-    works = [likelihood_work(probe, engine, first=first) for first in kinds]
+    kinds = (FIRST, LATER) if probe.checkpoint.schedule.num_timesteps > 1 else (FIRST,)
+    works: dict[str, Callable[[], object]] = {
+        kind: likelihood_work(probe, engine, kind) for kind in kinds
+    }
     with engine.running():
-        parts = [part_seconds(work, probe, engine, at_least=at_least) for work in works]
+        parts = [part_seconds(*work, probe, engine, at_least=at_least) for work in works.items()]
         # Last: from now on the engine is the step's.
         step = step_work(probe, sampler.launched(engine.whole_step))
-        return [*parts, part_seconds(step, probe, engine, at_least=at_least)]
+        return [*parts, part_seconds(STEP, step, probe, engine, at_least=at_least)]
 
 
 def _flop(probe: Probe) -> int:

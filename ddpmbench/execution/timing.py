@@ -127,10 +127,6 @@ class Probe:
             spread_rows(len(images), checkpoint.schedule.num_timesteps, batch_size),
         )
 
-    def of_size(self, batch_size: int) -> "Probe":
-        """The same with another batch size."""
-        return Probe.of(self.checkpoint, self.images, self.device, batch_size)
-
     def inputs(self, batch_size: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """x_t (B, C, H, W), t (B,) and labels (B,) of a batch of another size."""
         num_timesteps = self.checkpoint.schedule.num_timesteps
@@ -213,7 +209,7 @@ def batch_sizes(largest: int) -> list[int]:
 
 
 def engine_choices(
-    device: torch.device, precisions: tuple[Precision, ...], *, compiled: bool
+    device: torch.device, precisions: Sequence[Precision], *, compiled: bool
 ) -> list[EngineChoice]:
     """The ways to call a network that are worth a measurement.
 
@@ -253,11 +249,11 @@ def call_speeds(
     if not (choice.compiled or choice.cuda_graph):
         return _of_one_engine(probe, choice, sizes, at_least)
     # What is compiled or recorded is so for one size, and fills up smaller batches.
-    return [
-        speed
-        for size in sizes
-        for speed in _of_one_engine(probe.of_size(size), choice, [size], at_least)
-    ]
+    speeds = []
+    for size in sizes:
+        own = Probe.of(probe.checkpoint, probe.images, probe.device, size)
+        speeds += _of_one_engine(own, choice, [size], at_least)
+    return speeds
 
 
 def _of_one_engine(
