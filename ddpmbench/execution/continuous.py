@@ -97,9 +97,9 @@ def _why_whole(checkpoint: Checkpoint, shape: tuple[int, ...], device: torch.dev
     t = max(checkpoint.schedule.num_timesteps // 2, 1)
 
     def output(timestep: float) -> Tensor:
-        of = torch.tensor([timestep], device=device)
+        time = torch.tensor([timestep], device=device)
         result: Tensor = calling(
-            lambda: checkpoint.model_output(x.clone(), of, labels), checkpoint.network_name
+            lambda: checkpoint.model_output(x.clone(), time, labels), checkpoint.network_name
         )
         return result
 

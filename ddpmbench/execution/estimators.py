@@ -87,9 +87,9 @@ class Estimator(ABC):
         return {}
 
     @property
-    @abstractmethod
     def summary(self) -> dict[str, Any]:
         """The options as `sampling` of `summary.json` has them."""
+        return self.settings
 
     @abstractmethod
     def expected_evaluations(self, num_images: int, num_timesteps: int) -> int:

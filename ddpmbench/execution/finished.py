@@ -132,14 +132,14 @@ class FinishedRun:
         Raises:
             InputError: the folder does not hold what they follow from.
         """
-        of, sampling = self.summary, self.summary["sampling"]
-        size = (of["num_images"], num_steps(of))
-        if of["estimator"] == "every-pair":
+        summary, sampling = self.summary, self.summary["sampling"]
+        size = (summary["num_images"], num_steps(summary))
+        if summary["estimator"] == "every-pair":
             return EveryPairDesign(*size, sampling["draws"])
         return ImportanceDesign(
             *size,
             self.density(),
-            of["seed"],
+            summary["seed"],
             sampling["num_replicates"],
             sampling.get("num_blocks"),
         )
@@ -208,9 +208,9 @@ class FinishedRun:
         except DamageError as error:
             raise damaged(path) from error
         images = parts.pop(_IMAGES)
-        of_rows = (design.num_replicates, design.num_sampled)
-        of_steps = (design.num_replicates, design.num_timesteps - 1)
-        is_whole = [parts[name].shape for name in _PARTS] == [of_rows, of_rows, of_steps]
+        by_image = (design.num_replicates, design.num_sampled)
+        by_timestep = (design.num_replicates, design.num_timesteps - 1)
+        is_whole = [parts[name].shape for name in _PARTS] == [by_image, by_image, by_timestep]
         if not is_whole or images.ndim != 2 or len(images) != design.num_sampled:
             raise damaged(path)
         return Predictions(**parts), ImageSample.of(design, images)
@@ -232,8 +232,7 @@ def _has_plausible_counts(summary: Mapping[str, Any]) -> bool:
     inner = sampling if isinstance(sampling, dict) else {}
     counts = [summary[name] for name in names if name in summary]
     counts += [parts for parts in (summary.get("num_parts"),) if parts is not None]
-    of_terms = ("draws", "num_replicates", "num_blocks")
-    counts += [inner[name] for name in of_terms if name in inner]
+    counts += [inner[name] for name in ("draws", "num_replicates", "num_blocks") if name in inner]
     return all(type(count) is int and 0 < count < _MOST for count in counts) and (
         math.prod(counts) < _MOST**2
     )
@@ -281,8 +280,8 @@ def texts_of(path: Path) -> pd.DataFrame:
     """
     try:
         digest = checksum(path)
-        known = read_json(path.parent / SUMMARY).get(CHECKSUMS)
-        if known is not None and known.get(path.name) != digest:
+        checksums = read_json(path.parent / SUMMARY).get(CHECKSUMS)
+        if checksums is not None and checksums.get(path.name) != digest:
             raise damaged(path)
         # As text: what reads numbers in pandas rounds the last digit by default.
         return pd.read_csv(path, dtype=str)

@@ -156,11 +156,6 @@ class Importance(Estimator):
         """The options that determine only how many terms there are."""
         return {"half_width_goal": self.goal, "max_evaluations": self.max_evaluations}
 
-    @property
-    def summary(self) -> dict[str, Any]:
-        """The options as `sampling` of `summary.json` has them."""
-        return self.settings
-
     def expected_evaluations(self, num_images: int, num_timesteps: int) -> int:
         """About those that the half width takes, and no more than the limit."""
         about = num_terms(num_images, *expected_size(num_images, self.goal))
@@ -298,15 +293,15 @@ class Importance(Estimator):
         run.listener.progress(reducing(num_evaluations, last))
 
         def reduce() -> LikelihoodRun:
-            stored = (store, len(design)), (pilot_store, pilot_evaluations)
+            used = {store: len(design), pilot_store: pilot_evaluations}
             return LikelihoodRun(
                 bound=bound,
                 distortion=reduction.distortion(design),
                 others=reduction.others(design),
                 num_terms=len(design),
                 num_evaluations=num_evaluations,
-                seconds=sum(of.seconds(length) for of, length in stored) + correction.seconds,
-                devices=set().union(*(of.devices(n) for of, n in stored)) | correction.devices,
+                seconds=correction.seconds + sum(of.seconds(size) for of, size in used.items()),
+                devices=correction.devices.union(*(of.devices(n) for of, n in used.items())),
                 horvitz_thompson=reduction.horvitz_thompson(design),
                 density=density,
                 pilot_evaluations=pilot_evaluations,
@@ -351,7 +346,8 @@ class Importance(Estimator):
         if self.max_evaluations is None:
             return needed
         left = self.max_evaluations - before
-        longer = [of for of in longer_designs(design) if len(of) <= min(left, len(needed))]
+        most = min(left, len(needed))
+        longer = [candidate for candidate in longer_designs(design) if len(candidate) <= most]
         return longer[-1] if longer else design
 
 

@@ -229,7 +229,7 @@ def _on_gradients(error: InputError) -> str:
 
 
 @contextlib.contextmanager
-def _watching_embeddings(checkpoint: Checkpoint, time: Tensor, who: str) -> Iterator[None]:
+def _watching_embeddings(checkpoint: Checkpoint, time: Tensor, name: str) -> Iterator[None]:
     """Inside, a row that an embedding does not have is an error on every device.
 
     On a GPU it would be one that ends the process.
@@ -250,7 +250,7 @@ def _watching_embeddings(checkpoint: Checkpoint, time: Tensor, who: str) -> Iter
                 f"{checkpoint.schedule.num_original_timesteps} steps do, and one of the two is not "
                 "as it was trained (index counts from 0, one-based from 1)"
             )
-        raise InputError(f"{who}: {line}")
+        raise InputError(f"{name}: {line}")
 
     # A subclass may take other inputs.
     embeddings = [m for m in checkpoint.network.modules() if type(m) is nn.Embedding]

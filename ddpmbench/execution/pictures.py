@@ -163,7 +163,7 @@ class Extremes:
             raise damaged(path) from error
         sizes = {len(getattr(extremes, name)) for name in names}
         pixels = (extremes.best_pixels, extremes.worst_pixels)
-        if len(sizes) > 1 or any(of.dtype != np.uint8 or of.ndim != 4 for of in pixels):
+        if len(sizes) > 1 or any(array.dtype != np.uint8 or array.ndim != 4 for array in pixels):
             raise damaged(path)
         return extremes
 

@@ -66,8 +66,8 @@ class Candidate:
         """The batch 0 <= number < `NUM_PAIRS` of the test: terms of the correction, spread."""
         spread = np.arange(number, self.rows * NUM_PAIRS, NUM_PAIRS)
         place = spread * len(self.correction) // (self.rows * NUM_PAIRS)
-        of = self.correction
-        return TermIndex(of.image[place], of.t[place], of.first_draw + place)
+        design = self.correction
+        return TermIndex(design.image[place], design.t[place], design.first_draw + place)
 
 
 def settled_precision(
@@ -182,7 +182,7 @@ def _tested(candidate: Candidate) -> tuple[float, float]:
         _KeptError: the run is too short, or the network cannot be called in bfloat16.
     """
     num_batches = candidate.use.num_evaluations / candidate.rows
-    strictly, low = (_evaluation(candidate, of) for of in (Precision.FP32, Precision.BF16))
+    strictly, low = (_evaluation(candidate, kind) for kind in (Precision.FP32, Precision.BF16))
     for evaluate in (strictly, low):
         evaluate(0)  # warms up
     ratios, index, difference = [], [], []
