@@ -16,6 +16,25 @@ def run_folder(kind, checkpoint, images, folder):
     )
 
 
+def numbers(report):
+    """Everything of a report that is a number and no time, in a row; distortion of 255 levels."""
+    summary, sampling = report.summary, report.summary["sampling"]
+    names = ("bits_per_dim", "half_width", "half_width_population", "prior", "kl", "decoder")
+    values = [summary[name] for name in (*names, "num_evaluations")]
+    values += [sampling.get("num_replicates"), *sampling.get("horvitz_thompson", {}).values()]
+    curve = report.rate_distortion.drop(columns="psnr")  # in decibels, of the column before
+    curve = curve / np.where(curve.columns.str.startswith("distortion"), 255, 1)
+    steps = report.per_timestep.drop(columns="part")
+    images = report.per_image.drop(columns="image_id")
+    tables = (table.to_numpy(float).ravel() for table in (steps, curve, images))
+    return np.concatenate([np.array(values, float), *tables])
+
+
+def assert_same_numbers(report, other, tolerance=1e-6):
+    """Fail where a number of two reports differs; rounding differs between batches."""
+    np.testing.assert_allclose(numbers(report), numbers(other), rtol=0, atol=tolerance)
+
+
 def per_image(num_images):
     """Decoders that rise from image to image; the rest is not known."""
     return pd.DataFrame(

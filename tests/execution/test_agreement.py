@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from peers import DDPMScheduler, UNet2DModel
+from peers import UNet2DModel
 from scipy import stats
 
-from ddpmbench import load_checkpoint
+import ddpmbench as db
 from ddpmbench.data.images import load_images
 from ddpmbench.diffusion.data_range import NATS_PER_BIT
 from ddpmbench.likelihood.terms import TermIndex, TermsPass
@@ -57,47 +57,9 @@ STEPS = np.unique(np.geomspace(1, 1000, 20).round().astype(int))
 
 @pytest.fixture(scope="module")
 def diffusers_folder(tmp_path_factory):
-    """The shipped weights in diffusers' layout."""
-    folder = tmp_path_factory.mktemp("diffusers")
-    shipped = load_checkpoint().network
-    config = shipped.config
-    down = ["AttnDownBlock2D" if attends else "DownBlock2D" for attends in config.attention]
-    network = UNet2DModel(
-        sample_size=28,
-        in_channels=config.in_channels,
-        out_channels=config.out_channels,
-        block_out_channels=config.channels,
-        layers_per_block=config.num_blocks,
-        down_block_types=down,
-        up_block_types=[name.replace("Down", "Up") for name in reversed(down)],
-        attention_head_dim=None,
-        downsample_padding=0,
-        flip_sin_to_cos=False,
-        freq_shift=1,
-        norm_eps=config.norm_eps,
-        norm_num_groups=config.norm_groups,
-    )
-    scheduler = DDPMScheduler(variance_type="fixed_large", clip_sample=True)
-    # Which of diffusers' names goes where: number its weights and see where the reader puts them.
-    numbered = {
-        name: torch.full_like(tensor, index)
-        for index, (name, tensor) in enumerate(network.state_dict().items())
-    }
-    network.load_state_dict(numbered)
-    network.save_pretrained(folder)
-    scheduler.save_pretrained(folder)
-    places = load_checkpoint(folder).network.state_dict()
-    weights, names = {}, list(numbered)
-    for name, tensor in shipped.state_dict().items():
-        for number in places[name].unique():
-            part = (
-                tensor[(places[name] == number).flatten(1).all(1)]
-                if tensor.ndim > 1
-                else (tensor[places[name] == number])
-            )
-            weights[names[int(number)]] = part.reshape(numbered[names[int(number)]].shape)
-    network.load_state_dict(weights)
-    network.save_pretrained(folder)
+    """The shipped weights in diffusers' layout; a mistake of the writer would show below."""
+    folder = tmp_path_factory.mktemp("diffusers") / "model"
+    db.convert_checkpoint(db.load_checkpoint(), folder)
     return folder
 
 
@@ -105,7 +67,7 @@ def diffusers_folder(tmp_path_factory):
 def test_every_term_agrees_within_its_error(diffusers_folder):
     images = load_images("fashion-mnist:test", num_images=NUM_IMAGES)
     terms_pass = TermsPass(
-        load_checkpoint(diffusers_folder),
+        db.load_checkpoint(diffusers_folder),
         images,
         seed=0,
         decoder="exact",
@@ -116,7 +78,7 @@ def test_every_term_agrees_within_its_error(diffusers_folder):
     bits = terms_pass.terms(rows).values["nats"] / NATS_PER_BIT
     ours = bits.reshape(NUM_IMAGES, len(STEPS), DRAWS)
 
-    network = UNet2DModel.from_pretrained(diffusers_folder).double().eval()
+    network = UNet2DModel.from_pretrained(diffusers_folder, subfolder="unet").double().eval()
     generator = np.random.default_rng(1)
     theirs = np.empty_like(ours)
     for index in np.ndindex(theirs.shape[:2]):

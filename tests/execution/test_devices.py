@@ -3,46 +3,45 @@ import torch
 
 from ddpmbench.diffusion.noise import philox_4x32
 from ddpmbench.errors import InputError
+from ddpmbench.execution import devices
 from ddpmbench.execution.devices import (
     device_name,
     evaluating,
     resolve_device,
+    resolve_precision,
     strict_float32,
 )
 from ddpmbench.execution.folder import describe_devices
 from ddpmbench.execution.worker import BatchSize
+from ddpmbench.unet.precision import Precision
+
+CPU = torch.device("cpu")
 
 
-def batch(option=None, said=None):
-    said = [] if said is None else said
-    return BatchSize(option, device=torch.device("cpu"), image_shape=(1, 28, 28), warn=said.append)
+def batch(given=None, warnings=None):
+    warn = ([] if warnings is None else warnings).append
+    return BatchSize(given, device=CPU, image_shape=(1, 28, 28), warn=warn)
 
 
 def fits(limit):
     def compute(rows):
-        if rows > limit:
-            raise torch.OutOfMemoryError("out of memory")
-        return rows
+        return torch.empty(rows * 2**50) if rows > limit else rows  # the real allocator's error
 
     return compute
 
 
-def test_auto_halves_until_it_fits_stays_there_and_says_so():
-    said = []
-    size = batch(said=said)
+def test_auto_halves_until_it_fits_and_stays_there():
+    warnings = []
+    size = batch(warnings=warnings)
     assert size.attempt(fits(40)) == 24
     assert size.attempt(fits(1000)) == 24
-    assert [line.rsplit(" ", 1)[1] for line in said] == ["`batch_size=24`"]
+    assert [line.rsplit(" ", 1)[1] for line in warnings] == ["`batch_size=24`"]
 
 
-def test_what_was_asked_for_is_not_changed():
-    with pytest.raises(InputError, match="`batch_size=64`"):
-        batch(64).attempt(fits(40))
-
-
-def test_a_single_row_that_does_not_fit_is_the_end():
-    with pytest.raises(InputError, match="`batch_size=1`:"):
-        batch().attempt(fits(0))
+@pytest.mark.parametrize(("given", "limit", "named"), [(64, 40, 64), (None, 0, 1)])
+def test_a_given_size_and_a_single_image_must_fit(given, limit, named):
+    with pytest.raises(InputError, match=f"`batch_size={named}`:"):
+        batch(given).attempt(fits(limit))
 
 
 def test_another_error_is_not_mistaken_for_a_lack_of_memory():
@@ -53,21 +52,10 @@ def test_another_error_is_not_mistaken_for_a_lack_of_memory():
         batch().attempt(compute)
 
 
-def test_the_real_allocator_is_understood():
-    def compute(rows):
-        return torch.empty(rows * 2**50) if rows > 1 else rows
-
-    assert batch().attempt(compute) == 1
-
-
 @pytest.mark.parametrize("name", ["gpu", "cpu:1", "cuda:x", "cuda:99", "mps:0", ""])
 def test_a_device_that_is_not_there_is_named(name):
     with pytest.raises(InputError, match=f"`device={name}`"):
         resolve_device(name)
-
-
-def test_auto_finds_a_device():
-    assert resolve_device("auto").type in ("cpu", "cuda", "mps")
 
 
 def test_float32_is_strict_whatever_the_process_had_chosen():
@@ -108,5 +96,42 @@ def test_the_integers_of_the_noise_are_the_same_on_a_gpu():
 @pytest.mark.parametrize(("number", "words"), [(1, "1 thread"), (2, "2 threads")])
 def test_the_threads_of_a_cpu_are_counted(monkeypatch, number, words):
     monkeypatch.setattr(torch, "get_num_threads", lambda: number)
-    assert device_name(torch.device("cpu")) == f"cpu, {words}"
+    assert device_name(CPU) == f"cpu, {words}"
     assert describe_devices()[0].endswith(f", {words}")
+
+
+def test_auto_is_strict_float32_but_on_cuda():
+    cuda = torch.device("cuda", 0)
+    assert resolve_precision("auto", CPU) is Precision.FP32
+    assert resolve_precision("auto", torch.device("mps")) is Precision.FP32
+    assert resolve_precision("auto", cuda) is Precision.FP16
+    assert resolve_precision("auto", cuda, on_cuda=Precision.BF16) is Precision.BF16
+    assert resolve_precision("bf16", CPU) is Precision.BF16
+
+
+def test_no_such_precision():
+    with pytest.raises(InputError, match="`precision=int8`: choose fp32, tf32, bf16, fp16 or"):
+        resolve_precision("int8", CPU)
+
+
+def test_tf32_needs_tensor_cores(monkeypatch):
+    with pytest.raises(InputError, match=r"`precision=tf32`: .* this run is on cpu; choose"):
+        resolve_precision("tf32", CPU)
+    for capability, has_it in (((7, 5), False), ((8, 0), True), ((9, 0), True)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
+        cuda = torch.device("cuda", 0)
+        if has_it:
+            assert resolve_precision("tf32", cuda) is Precision.TF32
+        else:
+            with pytest.raises(InputError, match="from Ampere on"):
+                resolve_precision("tf32", cuda)
+
+
+def test_a_device_that_cannot_compute_in_it(monkeypatch):
+    def conv2d(x, weight, padding):
+        raise RuntimeError("not implemented for 'Half'")
+
+    monkeypatch.setattr(devices, "conv2d", conv2d)
+    with pytest.raises(InputError, match=r"`precision=fp16`: cpu cannot .*; choose fp32"):
+        resolve_precision("fp16", CPU)
+    assert resolve_precision("fp32", CPU) is Precision.FP32

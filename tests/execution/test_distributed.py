@@ -4,10 +4,9 @@ import contextlib
 import subprocess
 import sys
 
-import numpy as np
-import pandas as pd
 import pytest
 from processes import STREAMS, Result, one_shard_a_batch, ranks, started_ranks
+from run_folders import assert_same_numbers
 
 import ddpmbench as db
 from ddpmbench.cli.main import run
@@ -31,28 +30,14 @@ def torchrun(count, *arguments):
     return [Result(done.returncode, done.stdout, done.stderr)]
 
 
-def tables(folder):
-    """Everything of a run that is a number and no time."""
-    summary = pd.read_json(folder / "summary.json", typ="series")
-    names = ("bits_per_dim", "half_width", "half_width_population", "prior", "kl", "decoder")
-    steps = pd.read_csv(folder / "per_timestep.csv").drop(columns="part")
-    curve = pd.read_csv(folder / "rate_distortion.csv").drop(columns="psnr")
-    # In units of the range: 1e-6 of 255 levels.
-    frames = [steps, curve / np.where(curve.columns.str.startswith("distortion"), 255, 1)]
-    if (folder / "per_image.csv").exists():
-        frames.append(pd.read_csv(folder / "per_image.csv").drop(columns="image_id"))
-    numbers = [[float(summary[name]) for name in (*names, "num_evaluations")]]
-    return np.concatenate(numbers + [frame.to_numpy(float).ravel() for frame in frames])
-
-
 @pytest.fixture(scope="module")
 def alone(inputs, tmp_path_factory):
-    """The tables of one process without torchrun, by estimator."""
+    """The report of one process without torchrun, by estimator."""
     by_estimator = {}
     for name, options in OPTIONS.items():
         out = tmp_path_factory.mktemp("alone") / name
         assert run([*inputs, *options, "--out", str(out)]) == 0
-        by_estimator[name] = tables(out)
+        by_estimator[name] = db.load_report(out)
     return by_estimator
 
 
@@ -69,7 +54,7 @@ def test_the_number_of_processes_cannot_change_a_number(
     assert {result.returncode for result in results} == {0}, err
     # Without --out one process chooses the folder for all.
     (folder,) = (tmp_path / "runs").iterdir()
-    np.testing.assert_allclose(tables(folder), alone[estimator], rtol=0, atol=1e-6)
+    assert_same_numbers(db.load_report(folder), alone[estimator])
     assert out.count("NLL <= ") == out.count("part ") == 1
     assert err.count("Run folder: ") == 1
     assert err.count("network evaluations at first") == 1
@@ -99,7 +84,7 @@ def test_a_lost_process_ends_the_others_and_another_number_of_them_finishes(
     assert line == "Error: another process of this run has stopped; run the same command again"
     assert not (tmp_path / "run" / "summary.json").exists()
     assert run(arguments) == 0
-    np.testing.assert_allclose(tables(tmp_path / "run"), alone["every-pair"], rtol=0, atol=1e-6)
+    assert_same_numbers(db.load_report(tmp_path / "run"), alone["every-pair"])
 
 
 @pytest.mark.parametrize(
@@ -125,10 +110,3 @@ def test_several_processes_need_a_folder(small_model, small_images, monkeypatch)
     monkeypatch.setattr("ddpmbench.execution.session.joined", lambda: two)
     with pytest.raises(db.InputError, match="`out`: several processes need a folder that they sha"):
         db.evaluate_nll(small_model, small_images)
-
-
-def test_one_process_is_all_there_is():
-    ranks = Ranks()
-    assert ranks.reports
-    assert ranks.once(lambda: 7) == 7
-    assert ranks.share([(3, 6), (6, 9)]) == [(3, 6), (6, 9)]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from engines import install
 from processes import Command, one_shard_a_batch
+from run_folders import assert_same_numbers
 
 import ddpmbench as db
 from ddpmbench.cli.main import run
@@ -17,15 +18,6 @@ from ddpmbench.unet.unet import UNet
 EVERY_PAIR = {"estimator": "every-pair", "batch_size": 50}
 IMPORTANCE = {"half_width": 0.05, "batch_size": 150}
 CORRECTED = {"half_width": 0.1, "precision": "bf16", "batch_size": 150}
-
-
-def numbers(report):
-    """Everything of a report that is a number and no time."""
-    names = ("bits_per_dim", "half_width", "half_width_population", "prior", "kl", "decoder")
-    steps = report.per_timestep.drop(columns=["t", "part"])
-    images = report.per_image.drop(columns="image_id")
-    summary = [report.summary[name] for name in (*names, "num_evaluations")]
-    return np.concatenate([np.array(summary, float), *map(np.ravel, (steps, images))])
 
 
 @pytest.mark.parametrize(
@@ -57,7 +49,7 @@ def test_interrupted_after_every_batch(small_model, small_images, tmp_path, monk
             assert len(rows) == before + 1, "a session that was interrupted computed one batch"
     assert sessions == len(rows) + 1 > 8
     assert sum(size for _, size in rows) == computed == report.summary["num_evaluations"]
-    np.testing.assert_allclose(numbers(report), numbers(expected), rtol=0, atol=1e-6)
+    assert_same_numbers(report, expected)
 
 
 def test_samples_interrupted_after_every_batch(small_model, tmp_path, monkeypatch):
@@ -99,4 +91,4 @@ def test_killed_by_the_system(small_checkpoint, small_npz, small_images, tmp_pat
     assert run(command) == 0
     alone = db.evaluate_nll(db.load_checkpoint(small_checkpoint), small_images, half_width=0.1)
     resumed = db.load_report(out)
-    np.testing.assert_allclose(numbers(resumed), numbers(alone), rtol=0, atol=1e-6)
+    assert_same_numbers(resumed, alone)

@@ -1,29 +1,14 @@
 """A run of every pair gives the same numbers however it is batched or fed."""
 
-import gzip
-import struct
-
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from run_folders import assert_same_numbers
 from sealing import edit_npz, read_npz, terms_in
 
 import ddpmbench as db
-from ddpmbench.data.images import load_images
 from ddpmbench.errors import InputError
 from ddpmbench.evaluate.nll import evaluate_nll
 from ddpmbench.unet.unet import UNet
-
-
-def numbers(report):
-    return np.concatenate(
-        [
-            [report.summary[name] for name in ("bits_per_dim", "half_width", "prior", "kl")],
-            report.per_timestep.drop(columns=["t", "part"]).to_numpy().ravel(),
-            report.per_image.drop(columns="image_id").to_numpy().ravel(),
-        ]
-    )
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +19,7 @@ def report(small_model, small_images):
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
 def test_batch_size_cannot_change_a_number(small_model, small_images, report, batch_size):
     other = evaluate_nll(small_model, small_images, estimator="every-pair", batch_size=batch_size)
-    np.testing.assert_allclose(numbers(other), numbers(report), rtol=0, atol=1e-6)
+    assert_same_numbers(other, report)
 
 
 def test_the_parts_sum_to_the_bound_and_every_table_agrees(report):
@@ -84,27 +69,7 @@ def test_a_finished_run_makes_no_network_call(small_model, small_images, report,
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(UNet, "body", refuse)
         again = evaluate_nll(small_model, small_images, estimator="every-pair", out=tmp_path)
-    np.testing.assert_array_equal(numbers(again), numbers(report))
-
-
-@pytest.mark.parametrize("kind", ["folder", "npz", "idx"])
-def test_the_kind_of_file_cannot_change_a_number(
-    small_model, small_images, report, small_npz, tmp_path, kind
-):
-    pixels = small_images.pixels
-    if kind == "folder":
-        path = tmp_path
-        for index, image in enumerate(pixels):
-            Image.fromarray(image[0]).save(path / f"{2 * index + 7}.png")
-    elif kind == "npz":
-        path = small_npz
-    else:
-        path = tmp_path / "crops-images-idx3-ubyte.gz"
-        with gzip.open(path, "wb") as file:
-            file.write(struct.pack(">4B3I", 0, 0, 8, 3, *pixels[:, 0].shape) + pixels.tobytes())
-    other = evaluate_nll(small_model, load_images(path), estimator="every-pair")
-    assert other.summary["data"]["sha256"] == report.summary["data"]["sha256"]
-    np.testing.assert_array_equal(numbers(other), numbers(report))
+    assert_same_numbers(again, report, tolerance=0)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +94,7 @@ def test_an_output_without_an_error_is_named_and_nothing_is_lost(
     assert len(terms_in(tmp_path)) == 80
 
 
-@pytest.mark.parametrize("shape", [(-1, 2, 8, 8), (-1, 8, 8), (-1, 1, 1, 1)])
+@pytest.mark.parametrize("shape", [(-1, 2, 8, 8), (-1, 1, 1, 1)])
 def test_an_output_of_another_shape_is_refused(small_model, small_images, monkeypatch, shape):
     def other(network, x_t, times):
         return torch.zeros(len(x_t), *shape[1:])

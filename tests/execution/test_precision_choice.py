@@ -9,6 +9,7 @@ import pytest
 import torch
 from engines import install, noisy
 from processes import ranks
+from run_folders import assert_same_numbers
 from torch import nn
 
 import ddpmbench as db
@@ -52,7 +53,7 @@ def settle(model, images, *, name="auto", num_evaluations=LONG * ROWS, num_terms
         NetworkUse((1, 8, 8), num_evaluations, ROWS),
         CorrectionDesign(len(images), model.schedule.num_timesteps, 0, num_terms),
         options.get("half_width"),
-        options.get("check", lambda precision: None),
+        lambda precision: None,
     )
     session = Session(options.get("ranks", Ranks()), CPU, options.get("out"))
     precision = settled_precision(name, candidate, session, note=lines.append)
@@ -163,30 +164,15 @@ def test_a_short_run_is_not_tested(small_model, small_images, seconds):
     assert seconds["tested"] == [FP32, BF16, FP32]
 
 
-def test_a_cpu_without_bf16_is_not_tested(small_model, small_images, seconds, monkeypatch):
+def test_a_named_precision_and_a_cpu_without_bf16_are_not_tested(
+    small_model, small_images, seconds, monkeypatch
+):
+    for name in ("fp32", "bf16"):
+        assert settle(small_model, small_images, name=name) == (name, "")
     monkeypatch.setattr(module, "has_native_bfloat16", lambda: False)
     precision, line = settle(small_model, small_images)
     assert precision is FP32
     assert "no instructions for bf16" in line
-    assert "tested" not in seconds
-
-
-def test_a_limit_of_evaluations_without_room_for_a_correction(small_model, small_images, seconds):
-    seconds[FP32] = 2.0
-
-    def check(precision):
-        if precision is not FP32:
-            raise db.InputError("`max_evaluations=910`: too few")
-
-    precision, line = settle(small_model, small_images, check=check)
-    assert precision is FP32
-    assert "`max_evaluations` leaves no room" in line
-    assert "tested" not in seconds
-
-
-@pytest.mark.parametrize("name", ["fp32", "bf16"])
-def test_a_precision_that_was_named_is_not_tested(small_model, small_images, seconds, name):
-    assert settle(small_model, small_images, name=name) == (name, "")
     assert "tested" not in seconds
 
 
@@ -306,23 +292,25 @@ def test_the_two_differ_by_less_than_the_correction_knows(small_model, small_ima
     assert difference < 2 * low["precision_correction"]["half_width"] < low["half_width"]
 
 
-def test_a_limit_of_evaluations_is_kept(small_model, small_images, long):
-    limited = {"half_width": 1e-4, "max_evaluations": 910}
-    summary, (line,) = evaluate(small_model, small_images, **limited)
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"half_width": 1e-4, "max_evaluations": 910}, "leaves no room"),
+        ({"half_width": 1e-5, "max_evaluations": 1500}, "no less than the +- 1e-05"),
+    ],
+)
+def test_the_limit_and_the_interval_of_the_run_decide(
+    small_model, small_images, long, options, why
+):
+    summary, (line,) = evaluate(small_model, small_images, **options)
     assert summary["precision"] == FP32
-    assert summary["num_evaluations"] <= 910
-    assert "leaves no room" in line
-
-
-def test_the_interval_of_the_run_is_that_to_be_reached(small_model, small_images, long):
-    narrow = {"half_width": 1e-5, "max_evaluations": 1500}
-    summary, (line,) = evaluate(small_model, small_images, **narrow)
-    assert summary["precision"] == FP32
-    assert "no less than the +- 1e-05" in line
+    assert summary["num_evaluations"] <= options["max_evaluations"]
+    assert why in line
 
 
 def of_rank():
-    """A test that comes out otherwise in every process."""
+    """Stand-ins for engines, and a test that comes out otherwise in every process."""
+    install(pytest.MonkeyPatch())
     module.FEW_BATCHES, module.has_native_bfloat16 = 1, lambda: True
     is_first = os.environ["RANK"] == "0"
     fast, slow = (BF16, FP32) if is_first else (FP32, BF16)
@@ -334,7 +322,9 @@ def of_rank():
 
 
 @pytest.mark.slow
-def test_all_processes_agree(small_checkpoint, small_npz, tmp_path):
+def test_all_processes_agree_and_compute_what_one_computes(
+    small_checkpoint, small_npz, small_model, small_images, tmp_path, monkeypatch
+):
     command = ["nll", "--ckpt", small_checkpoint, "--data", small_npz]
     command += ["--estimator", "every-pair", "--draws", 1]
     how = ["--precision", "auto", "--device", "cpu", "--batch-size", 50, "--out", tmp_path / "run"]
@@ -342,7 +332,12 @@ def test_all_processes_agree(small_checkpoint, small_npz, tmp_path):
     assert first.returncode == second.returncode == 0, (first.stderr, second.stderr)
     assert "precision bf16: " in first.stderr
     assert "precision" not in second.stderr
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert summary["precision"] == BF16
-    shards = [path.name for path in (tmp_path / "run" / "shards").iterdir()]
-    assert any(name.startswith("correction-bf16") for name in shards)
+    report = db.load_report(tmp_path / "run")
+    assert report.summary["precision"] == BF16
+    install(monkeypatch)
+    alone = db.evaluate_nll(
+        small_model, small_images, estimator="every-pair", draws=1, precision="bf16"
+    )
+    assert_same_numbers(report, alone)
+    corrections = [one.summary["precision_correction"] for one in (report, alone)]
+    assert corrections[0] == pytest.approx(corrections[1], abs=1e-6)

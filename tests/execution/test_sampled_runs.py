@@ -6,7 +6,8 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from sealing import edit, read_npz, terms_in, write_frame
+from run_folders import assert_same_numbers
+from sealing import edit, read_npz, seal_again, terms_in, write_frame
 
 from ddpmbench.checksums import write_npz
 from ddpmbench.cli.main import run
@@ -31,42 +32,18 @@ from ddpmbench.unet.unet import UNet
 WIDE, NARROW = 0.1, 0.06
 
 
-def numbers(report):
-    summary = report.summary
-    names = ("bits_per_dim", "half_width", "half_width_population", "prior", "kl", "decoder")
-    plain = summary["sampling"]["horvitz_thompson"]
-    amounts = [summary["num_evaluations"], summary["sampling"]["num_replicates"]]
-    curve = report.rate_distortion.drop(columns="psnr")  # in decibels, of the column before
-    return np.concatenate(
-        [
-            [summary[name] for name in names],
-            [plain["bits_per_dim"], plain["half_width"], *amounts],
-            report.per_timestep.drop(columns="part").to_numpy().ravel(),
-            (curve / np.where(curve.columns.str.startswith("distortion"), 255, 1))
-            .to_numpy()
-            .ravel(),
-        ]
-    )
-
-
-def same(one, other):
-    np.testing.assert_allclose(numbers(one), numbers(other), rtol=0, atol=1e-6)
-
-
 @dataclasses.dataclass
 class Calls:
     rows: int = 0
-    before: object = lambda calls: None
 
 
 @pytest.fixture
 def calls(small_model, monkeypatch):
-    """Counts the rows the network is called with; `before` sees every call."""
+    """Counts the rows the network is called with."""
     counted = Calls()
     body = UNet.body
 
     def counting(network, x_t, times):
-        counted.before(counted)
         counted.rows += len(x_t)
         return body(network, x_t, times)
 
@@ -75,20 +52,27 @@ def calls(small_model, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def wide(small_model, small_images):
-    return evaluate_nll(small_model, small_images, half_width=WIDE)
+def warnings():
+    """Those of both runs."""
+    return []
 
 
 @pytest.fixture(scope="module")
-def narrow(small_model, small_images):
-    return evaluate_nll(small_model, small_images, half_width=NARROW)
-
-
-@pytest.fixture(scope="module")
-def wide_folder(small_model, small_images, tmp_path_factory):
+def wide(small_model, small_images, warnings, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "wide"
-    evaluate_nll(small_model, small_images, half_width=WIDE, out=out)
-    return out
+    listener = RunListener(warn=warnings.append)
+    return evaluate_nll(small_model, small_images, half_width=WIDE, out=out, listener=listener)
+
+
+@pytest.fixture(scope="module")
+def narrow(small_model, small_images, warnings):
+    listener = RunListener(warn=warnings.append)
+    return evaluate_nll(small_model, small_images, half_width=NARROW, listener=listener)
+
+
+@pytest.fixture
+def wide_folder(wide):
+    return wide.folder
 
 
 def terms_of(folder):
@@ -101,7 +85,9 @@ def terms_of(folder):
 
 @pytest.mark.parametrize("batch_size", [7, 1000])
 def test_batch_size_cannot_change_a_number(small_model, small_images, narrow, batch_size):
-    same(evaluate_nll(small_model, small_images, half_width=NARROW, batch_size=batch_size), narrow)
+    assert_same_numbers(
+        evaluate_nll(small_model, small_images, half_width=NARROW, batch_size=batch_size), narrow
+    )
 
 
 def test_shards_that_overlap_give_the_same(small_model, small_images, narrow, calls, tmp_path):
@@ -116,7 +102,9 @@ def test_shards_that_overlap_give_the_same(small_model, small_images, narrow, ca
         write_npz(whole.with_name(f"terms-{start:012d}-{stop:012d}.npz"), part)
     whole.unlink()
     (tmp_path / "summary.json").unlink()
-    same(evaluate_nll(small_model, small_images, half_width=NARROW, out=tmp_path), narrow)
+    assert_same_numbers(
+        evaluate_nll(small_model, small_images, half_width=NARROW, out=tmp_path), narrow
+    )
     assert calls.rows == len(arrays["nats"]) - 250
 
 
@@ -126,27 +114,22 @@ def test_a_narrower_half_width_goes_on_and_a_wider_one_goes_back(
     def evaluate(half_width):
         return evaluate_nll(small_model, small_images, half_width=half_width, out=tmp_path)
 
-    same(evaluate(WIDE), wide)
-    same(evaluate(NARROW), narrow)
+    assert_same_numbers(evaluate(WIDE), wide)
+    assert_same_numbers(evaluate(NARROW), narrow)
     assert calls.rows == narrow.summary["num_evaluations"] > wide.summary["num_evaluations"]
     again = evaluate(WIDE)
     assert calls.rows == narrow.summary["num_evaluations"], "what is there was computed again"
-    same(again, wide)
+    assert_same_numbers(again, wide)
 
 
 # ---- what the tables say
 
 
-def test_every_row_is_one_network_call(small_model, small_images, calls):
-    report = evaluate_nll(small_model, small_images, half_width=NARROW)
-    assert calls.rows == report.summary["num_evaluations"]
-    pilot = report.summary["sampling"]["pilot_evaluations"]
-    assert pilot == len(PilotDesign(6, 40, 0))
-    assert report.per_timestep.num_evaluations.sum() == calls.rows - pilot
-
-
 def test_the_parts_sum_to_the_bound_and_every_table_agrees(narrow):
     summary, steps, rate = narrow.summary, narrow.per_timestep, narrow.rate_distortion
+    pilot = summary["sampling"]["pilot_evaluations"]
+    assert pilot == len(PilotDesign(6, 40, 0))
+    assert steps.num_evaluations.sum() == summary["num_evaluations"] - pilot
     bound = pytest.approx(summary["bits_per_dim"], abs=1e-7)  # the features are float32
     assert summary["prior"] + summary["kl"] + summary["decoder"] == bound
     assert summary["prior"] + steps.bits_per_dim.sum() == bound
@@ -179,17 +162,13 @@ def test_every_pair_and_sampled_rows_bound_the_same(small_model, small_images, n
 # ---- when it ends
 
 
-def test_the_half_width_is_reached_and_nothing_is_said(small_model, small_images):
-    for goal in (WIDE, NARROW):
-        said = []
-        report = evaluate_nll(
-            small_model, small_images, half_width=goal, listener=RunListener(warn=said.append)
-        )
-        assert report.summary["half_width"] <= goal
-        assert all("raw pixels" in line for line in said)  # of a network with random weights
+def test_the_half_width_is_reached_and_nothing_is_said(wide, narrow, warnings):
+    assert wide.summary["half_width"] <= WIDE
+    assert narrow.summary["half_width"] <= NARROW
+    assert all("raw pixels" in line for line in warnings)  # of a network with random weights
 
 
-@pytest.mark.parametrize("cap", [720, 800, 1000, 1200])
+@pytest.mark.parametrize("cap", [720, 1200])
 def test_the_cap_holds_and_is_used(small_model, small_images, cap):
     said = []
     report = evaluate_nll(
@@ -216,15 +195,6 @@ def command(small_checkpoint, small_npz, capsys):
         return status, captured.out, captured.err.splitlines()
 
     return execute
-
-
-def test_a_half_width_out_of_reach_is_warned_of_and_the_result_printed(command, tmp_path):
-    status, out, err = command("--max-evaluations", 900, "--out", tmp_path / "run")
-    assert status == 0
-    (warning,) = [line for line in err if line.startswith("Warning: ") and "raw pixels" not in line]
-    reached = out.splitlines()[0].split("+- ")[1].split()[0]
-    assert out.startswith("NLL <= ")
-    assert f"+- {reached} is as narrow as --max-evaluations 900 allows, not +- 0.005" in warning
 
 
 def test_a_cap_below_the_first_look_is_refused_before_any_call(
@@ -264,87 +234,87 @@ def test_where_every_pair_takes_fewer_evaluations_a_note_says_so(command, tmp_pa
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        (["--draws", 2], ["--draws", "importance"]),
-        (["--estimator", "every-pair", "--half-width", 1], ["--half-width", "every-pair"]),
-        (["--estimator", "every-pair", "--max-evaluations", 99], ["--max-eval", "every-pair"]),
-        (["--estimator", "every-pair", "--terms-of", "x"], ["--terms-of", "every-pair"]),
-        (["--timesteps", 1], ["importance", "--timesteps 1", "every-pair"]),
-        (["--half-width", 0], ["--half-width 0"]),
-        (["--half-width", -1], ["--half-width -1"]),
-        (["--half-width", "nan"], ["--half-width nan"]),
-        (["--half-width", "inf"], ["--half-width inf"]),
-        (["--max-evaluations", 0], ["--max-evaluations"]),
-        (["--estimator", "uniform"], ["--estimator", "importance", "every-pair"]),
+        ({"draws": 2}, "`draws=2`: goes with `estimator=every-pair`"),
+        ({"estimator": "every-pair", "half_width": 1}, "`half_width=1`: goes with `estimator=imp"),
+        ({"half_width": 0}, "`half_width=0`: must be positive and finite"),
+        ({"half_width": np.inf}, "`half_width=inf`: must be positive and finite"),
+        ({"max_evaluations": 0}, "`max_evaluations=0`: give a whole number from 1 on"),
+        ({"estimator": "uniform"}, "`estimator=uniform`: choose importance or every-pair"),
     ],
 )
-def test_options_that_make_no_sense_are_named(command, tmp_path, options, named):
-    status, out, err = command(*options, "--out", tmp_path / "run")
-    assert (status, out, len(err)) == (2, "", 1), err
-    assert err[0].startswith("Error: ")
-    for name in named:
-        assert name in err[0]
+def test_options_that_make_no_sense_are_named(small_model, small_images, tmp_path, options, named):
+    with pytest.raises(InputError, match=f"^{named}"):
+        evaluate_nll(small_model, small_images, out=tmp_path / "run", **options)
     assert not (tmp_path / "run").exists()
 
 
-@pytest.fixture(scope="module")
-def unfit_folders(wide_folder, tmp_path_factory):
-    """Folders from which this run cannot have its rows, and what is said of each."""
-    folder = tmp_path_factory.mktemp("unfit")
-    (folder / "other").mkdir()
-    (folder / "other" / "thesis.tex").write_text("precious")
-    (folder / "unfinished").mkdir()
-    (folder / "unfinished" / "run.json").write_text("{}")
-    (folder / "damaged").mkdir()
-    (folder / "damaged" / "summary.json").write_text("{")
-    (folder / "later").mkdir()
-    (folder / "later" / "summary.json").write_text('{"schema": "ddpmbench.nll/7"}')
-    for name, change in {
-        "seed": {"seed": 1},
-        "images": {"num_images": 5},
-        "steps": {"num_timesteps": 9},
-    }.items():
-        shutil.copytree(wide_folder, folder / name)
-        edit(folder / name / "summary.json", **change)
-        if name == "steps":
-            write_frame(folder / name / "proposal.csv", {"t": range(2, 10), "density": [1 / 8] * 8})
-    shutil.copytree(wide_folder, folder / "pairs")
-    (folder / "pairs" / "proposal.csv").unlink()
-    rows = (wide_folder / "proposal.csv").read_text().splitlines()
-    for name, damaged in {
-        "cut": rows[:-1],
-        "empty": [],
-        "words": [*rows[:-1], "40,much"],
-        "sum": [*rows[:-1], "40,0.5"],
-    }.items():
-        (folder / name).mkdir()
-        (folder / name / "summary.json").write_text((wide_folder / "summary.json").read_text())
-        (folder / name / "proposal.csv").write_text("\n".join(damaged))
-    return folder
+def test_a_single_timestep_is_for_every_pair(small_model, small_images):
+    with pytest.raises(InputError, match="`timesteps=1`: too few for `estimator=importance`"):
+        evaluate_nll(small_model.respaced(1), small_images)
+
+
+def another(name, changes):
+    def change(folder):
+        edit(folder / name, **changes)
+
+    return change
+
+
+def other_lines(change):
+    def edited(folder):
+        path = folder / "proposal.csv"
+        path.write_text("\n".join(change(path.read_text().splitlines())))
+        seal_again(path)
+
+    return edited
+
+
+def of_fewer_timesteps(folder):
+    edit(folder / "summary.json", num_timesteps=9)
+    write_frame(folder / "proposal.csv", {"t": range(2, 10), "density": [1 / 8] * 8})
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("change", "problem"),
     [
-        ("nowhere", "is no run folder"),
-        ("other", "holds no run"),
-        ("unfinished", "is unfinished"),
-        ("damaged", "summary.json is damaged"),
-        ("later", "a newer version of ddpmbench made it (ddpmbench.nll/7"),
-        ("seed", "--seed"),
-        ("images", "--num-images"),
-        ("steps", "--timesteps"),
-        ("pairs", "is no run of the importance estimator"),
-        *((name, "proposal.csv: missing or damaged") for name in ("cut", "empty", "words", "sum")),
+        (another("summary.json", {"seed": 1}), "`seed`: the terms of"),
+        (another("summary.json", {"num_images": 5}), "`num_images`: the terms of"),
+        (of_fewer_timesteps, "`timesteps`: the terms of"),
+        (lambda folder: (folder / "proposal.csv").unlink(), "is no run of the importance esti"),
+        (other_lines(lambda lines: lines[:-1]), "proposal.csv: missing or damaged"),
+        (other_lines(lambda lines: []), "proposal.csv: missing or damaged"),
+        (other_lines(lambda lines: [*lines[:-1], "40,much"]), "proposal.csv: missing or damaged"),
+        (other_lines(lambda lines: [*lines[:-1], "40,0.5"]), "proposal.csv: missing or damaged"),
     ],
 )
-def test_rows_that_cannot_be_had_are_refused(command, tmp_path, unfit_folders, name, said):
-    there = unfit_folders / name
-    status, out, err = command("--terms-of", there, "--out", tmp_path / "run")
-    assert (status, out, len(err)) == (2, "", 1), err
-    assert err[0].startswith("Error: ")
-    assert said in err[0]
-    assert str(there) in err[0]
+def test_terms_of_an_unfit_run_are_refused(
+    small_model, small_images, wide_folder, tmp_path, change, problem
+):
+    folder = shutil.copytree(wide_folder, tmp_path / "unfit")
+    change(folder)
+    with pytest.raises(InputError, match=problem) as error:
+        evaluate_nll(small_model, small_images, terms_of=folder, out=tmp_path / "run")
+    assert str(folder) in str(error.value)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("files", "problem"),
+    [
+        (None, "is no run folder"),
+        ({"thesis.tex": "precious"}, "holds no run"),
+        ({"run.json": "{}"}, "is unfinished"),
+        ({"summary.json": "{"}, "summary.json is damaged"),
+        ({"summary.json": '{"schema": "ddpmbench.nll/7"}'}, "a newer version of ddpmbench made it"),
+    ],
+)
+def test_a_folder_without_a_finished_run_is_refused(tmp_path, files, problem):
+    folder = tmp_path / "there"
+    for name, text in {} if files is None else files.items():
+        folder.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+    with pytest.raises(InputError, match=f"`terms_of` {folder}: {problem}"):
+        Importance(terms_of=folder)
 
 
 # ---- the rows of another run
@@ -370,11 +340,9 @@ def test_the_rows_of_another_run_are_computed(
     assert abs(own.summary["bits_per_dim"] - report.summary["bits_per_dim"]) < 4 * error
 
 
-def test_the_rows_of_another_run_are_for_its_half_width(small_model, small_images, wide_folder):
-    own = evaluate_nll(small_model, small_images, terms_of=wide_folder).summary["sampling"]
-    assert own["half_width_goal"] == WIDE
-    narrow = evaluate_nll(small_model, small_images, terms_of=wide_folder, half_width=WIDE / 2)
-    assert narrow.summary["sampling"]["half_width_goal"] == WIDE / 2
+def test_the_half_width_of_another_run_is_the_default(wide_folder):
+    assert Importance(terms_of=wide_folder).goal == WIDE
+    assert Importance(terms_of=wide_folder, half_width=0.3).goal == 0.3
 
 
 def test_the_rows_of_a_folder_are_part_of_what_a_run_is(
@@ -427,25 +395,6 @@ def test_an_output_that_is_not_finite_is_named_and_nothing_is_lost(
     assert f"for image {small_images.ids[image]} at t = {t};" in str(error.value)
 
 
-def test_the_first_batch_that_breaks_in_a_replicate_is_reported_once(
-    small_checkpoint, small_npz, command, tmp_path, monkeypatch
-):
-    from ddpmbench.likelihood import terms
-
-    whole = terms.TermsPass.terms
-
-    def broken(self, rows):
-        table = whole(self, rows)
-        table.values["nats"][rows.draw == 3] = np.nan
-        return table
-
-    monkeypatch.setattr(terms.TermsPass, "terms", broken)
-    status, out, err = command("--half-width", WIDE, "--out", tmp_path / "run")
-    assert (status, out) == (2, "")
-    assert sum("not finite" in line for line in err) == 1
-    assert err[-1].startswith("Error: ")
-
-
 def test_a_second_sitting_shows_the_bound_at_once(small_model, small_images, tmp_path):
     seen = []
 
@@ -495,7 +444,7 @@ def test_a_narrower_run_takes_more_images_and_computes_no_row_again(
     assert 8 < more == again < 40
     assert longer.summary["half_width"] <= goal
     assert added == longer.summary["num_evaluations"] - first.summary["num_evaluations"]
-    same(longer, fresh)
+    assert_same_numbers(longer, fresh)
     whole, every, _ = measured(goal / 20, tmp_path / "run")
     assert every == 40
     assert whole.summary["sampling"]["num_replicates"] > 2

@@ -19,7 +19,6 @@ from ddpmbench.diffusion.parameterization import Process
 from ddpmbench.execution.engine import Engine, EngineChoice
 from ddpmbench.likelihood.terms import VALUE_COLUMNS, TermIndex, TermsPass
 from ddpmbench.samples.samplers import AddedNoise, SamplerChoice
-from ddpmbench.unet.unet import UNet
 
 META = torch.device("meta")
 """A device that holds no numbers: whoever looks at one there, fails."""
@@ -150,20 +149,6 @@ def test_terms_copy_addresses_and_pixels_alone(elsewhere):
         terms.terms(rows)
     assert len(copied) == 1
     assert len(around.crossings) == 2
-
-
-def test_the_network_is_called_once_a_row(small_model, monkeypatch):
-    called, real = [], UNet.body
-
-    def body(network, x_t, *given):
-        called.append(len(x_t))
-        return real(network, x_t, *given)
-
-    monkeypatch.setattr(UNet, "body", body)
-    step, _, _ = a_step(small_model, SamplerChoice(), CPU)
-    called.clear()
-    step()
-    assert called == [3]
 
 
 def live_bytes():

@@ -107,14 +107,6 @@ def test_memory_keeps_what_a_folder_keeps(store):
         assert each.devices(5) == {"one", "other"}
 
 
-def test_a_shard_beyond_the_length_counts_in_part(store):
-    save(store, 0, 4, seconds=1.0, device="one")
-    save(store, 4, 8, seconds=2.0, device="other")
-    again = FolderStore(store.folder, "x", run="a")
-    assert again.seconds(6) == 2.0
-    assert again.devices(4) == {"one"}
-
-
 @pytest.mark.parametrize("length", [1, 4, 6, 10, 13, 15])
 def test_entries_beyond_the_length_asked_for_are_not_there(store, length):
     for start, stop in [(0, 4), (4, 10), (8, 13), (13, 15)]:
@@ -145,9 +137,7 @@ def test_what_is_not_there_is_not_made_up(store, monkeypatch):
     "damage",
     [
         lambda path: path.write_bytes(path.read_bytes()[:0]),
-        lambda path: path.write_bytes(path.read_bytes()[:30]),
         lambda path: path.write_bytes(path.read_bytes()[:-40]),
-        lambda path: path.write_bytes(b"x" * 1000),
         flip,
         lambda path: edit_npz(path, value=np.arange(3)),
         lambda path: edit_npz(path, shard_start=np.int64(1)),
@@ -281,13 +271,6 @@ def test_shards_are_not_loaded_to_be_verified(folder, monkeypatch):
     assert drop_damaged(folder, "a") == []
 
 
-@pytest.mark.parametrize(
-    ("names", "line"),
-    [
-        ("a", "a was damaged and is computed again"),
-        ("ab", "a, b were damaged and are computed again"),
-        ("abcde", "a, b, c and 2 more were damaged and are computed again"),
-    ],
-)
-def test_the_line_about_removed_shards(names, line):
-    assert recomputed([*names]) == line
+def test_the_line_about_removed_shards():
+    assert recomputed(["a"]) == "a was damaged and is computed again"
+    assert recomputed([*"abcde"]) == "a, b, c and 2 more were damaged and are computed again"

@@ -1,15 +1,13 @@
-"""The pictures of a run folder: what comes back, and what is refused."""
+"""The images of a run folder: what comes back, and what is refused."""
 
-import io
 import os
-import zipfile
 
 import numpy as np
 import pytest
+from sealing import edit_npz
 
-from ddpmbench.checksums import read_npz, write_npz
 from ddpmbench.errors import InputError
-from ddpmbench.execution.pictures import PICTURES, Pictures
+from ddpmbench.execution.pictures import PICTURES, SHOWN, Extremes, Pictures
 from ddpmbench.samples.progressive import Interpolation, ProgressiveDecoding, ProgressiveGeneration
 
 
@@ -68,11 +66,6 @@ def test_what_is_new_takes_the_place_of_what_is_old(pictures):
     assert both.with_those_of(Pictures(generation=other)).generation is other
 
 
-def test_a_folder_that_cannot_be_written_is_named(pictures, tmp_path):
-    with pytest.raises(InputError, match=f"`out` {tmp_path / 'nowhere'}: cannot be written"):
-        pictures.write(tmp_path / "nowhere")
-
-
 # ---- damage
 
 
@@ -82,37 +75,11 @@ def unsealed(path):
         np.savez(path, **dict(archive))
 
 
-def without_depth(path):
-    arrays = read_npz(path)
-    del arrays["interpolation.depth"]
-    write_npz(path, arrays)
-
-
-def flip(path):
-    data = bytearray(path.read_bytes())
-    with zipfile.ZipFile(path) as archive:
-        entry = archive.getinfo("decoding.x_t.npy")
-    start = entry.header_offset + 30 + len(entry.filename)
-    for k in range(start + 40, start + 60):
-        data[k] ^= 0xFF
-    path.write_bytes(data)
-
-
-def array_alone():
-    out = io.BytesIO()
-    np.save(out, np.zeros(3))
-    return out.getvalue()
-
-
 DAMAGE = {
-    "empty": lambda path: path.write_bytes(b""),
-    "garbage": lambda path: path.write_bytes(b"\x00\xff" * 500),
     "truncated": lambda path: os.truncate(path, path.stat().st_size // 2),
-    "flipped": flip,
     "a folder": lambda path: (path.unlink(), path.mkdir()),
-    "an array alone": lambda path: path.write_bytes(array_alone()),
     "unsealed": unsealed,
-    "no depth": without_depth,
+    "no depth": lambda path: edit_npz(path, **{"interpolation.depth": None}),
 }
 
 
@@ -124,3 +91,44 @@ def test_damage_is_named(pictures, tmp_path, kind):
         Pictures.read(tmp_path, 9)
     assert str(found.value).startswith(f"{tmp_path / PICTURES}: damaged; ")
     assert "\n" not in str(found.value)
+
+
+# ---- the images at both ends of a set
+
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (30, 3, 4, 4)).astype(np.uint8)
+
+
+def test_the_ends_of_the_order_are_shown_and_read_again(tmp_path):
+    values = np.random.default_rng(1).permutation(30).astype(float)
+    Extremes.of(values, PIXELS).write(tmp_path / "extremes.npz")
+    ends = Extremes.read(tmp_path / "extremes.npz")
+    assert list(values[ends.best_index]) == list(range(SHOWN))
+    assert list(values[ends.worst_index]) == list(range(29, 29 - SHOWN, -1))
+    np.testing.assert_array_equal(ends.best_pixels, PIXELS[ends.best_index])
+    np.testing.assert_array_equal(ends.worst_pixels, PIXELS[ends.worst_index])
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 15, 17])
+def test_no_image_is_best_and_worst(count):
+    ends = Extremes.of(np.zeros(count), PIXELS[:count])
+    assert len(ends.best_index) == len(ends.worst_index) == min(SHOWN, count // 2)
+    assert not set(ends.best_index) & set(ends.worst_index)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.unlink(),
+        lambda path: os.truncate(path, 100),
+        lambda path: edit_npz(path, best_pixels=None),
+        lambda path: edit_npz(path, best_pixels=np.zeros((8, 3, 4, 4))),
+        lambda path: edit_npz(path, worst_index=np.arange(3)),
+    ],
+)
+def test_damaged_extremes_are_named(tmp_path, damage):
+    path = tmp_path / "extremes.npz"
+    Extremes.of(np.arange(30.0), PIXELS).write(path)
+    damage(path)
+    with pytest.raises(InputError, match=str(path)):
+        Extremes.read(path)
