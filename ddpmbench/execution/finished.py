@@ -33,6 +33,11 @@ _PARTS = ("terms", "totals", "timesteps")
 _IMAGES = "image_features"
 TERMS = "terms"
 """The name of the shards that hold the terms of a result."""
+_NEEDED = {
+    "ddpmbench.nll": ("num_images", "num_timesteps", "estimator", "sampling", "data", "seed"),
+    "ddpmbench.score": ("num_timesteps",),
+}
+"""Fields of summaries that are read before the whole is checked, by the kind of the schema."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -80,7 +85,8 @@ class FinishedRun:
         run = cls(path, summary)
         refuse_later(run.identity.get("schema"), schema, named=named)
         run._refuse_newer(named)
-        if not _has_plausible_counts(summary):
+        needed = _NEEDED.get(schema.partition("/")[0], ())
+        if not set(needed) <= set(summary) or not _has_plausible_counts(summary):
             raise InputError(
                 f"{named}: {SUMMARY} is damaged or of another version; run its command again"
             )
@@ -227,12 +233,11 @@ def num_steps(summary: Mapping[str, Any]) -> int:
 
 def _has_plausible_counts(summary: Mapping[str, Any]) -> bool:
     """Whether what a summary counts can be counted: tables are made that long."""
-    names = ("num_images", "num_timesteps", "num_generated", "num_samples")
-    sampling = summary.get("sampling")
-    inner = sampling if isinstance(sampling, dict) else {}
-    counts = [summary[name] for name in names if name in summary]
-    counts += [parts for parts in (summary.get("num_parts"),) if parts is not None]
-    counts += [inner[name] for name in ("draws", "num_replicates", "num_blocks") if name in inner]
+    names = ("num_images", "num_timesteps", "num_parts", "num_generated", "num_samples")
+    counts = [summary[name] for name in names if summary.get(name) is not None]
+    if isinstance(sampling := summary.get("sampling"), dict):
+        of_terms = ("draws", "num_replicates", "num_blocks")
+        counts += [sampling[name] for name in of_terms if name in sampling]
     return all(type(count) is int and 0 < count < _MOST for count in counts) and (
         math.prod(counts) < _MOST**2
     )

@@ -28,7 +28,6 @@ from ddpmbench.execution.engine_choice import NetworkUse, settled_engine
 from ddpmbench.execution.folder import SHARDS
 from ddpmbench.execution.session import Session
 from ddpmbench.execution.store import (
-    MAX_LENGTH,
     Arrays,
     FolderStore,
     Store,
@@ -79,14 +78,10 @@ def write_pngs(folder: Path, pixels: Pixels) -> None:
     """Write each image as a PNG named by its index; those that are there are left.
 
     Raises:
-        InputError: the folder cannot be written, or Pillow is missing.
+        InputError: the folder cannot be written.
     """
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise InputError(
-            f"`png`: Pillow, which writes them, cannot be imported ({error}): pip install pillow"
-        ) from error
+    from PIL import Image
+
     with writing_to(folder.parent):
         folder.mkdir(exist_ok=True)
         for index, image in enumerate(pixels):
@@ -156,12 +151,9 @@ class Generation:
         """Refuse settings that the checkpoint does not have."""
         label = self.settings.label
         if label is not None and not self.checkpoint.has_class(label):
-            has = (
-                self.checkpoint.classes
-                if self.checkpoint.num_classes
-                else "no classes; leave it out"
-            )
-            raise InputError(f"`label={label}`: the checkpoint has {has}")
+            has_any = self.checkpoint.num_classes > 0
+            classes = self.checkpoint.classes if has_any else "no classes; leave it out"
+            raise InputError(f"`label={label}`: the checkpoint has {classes}")
         self.checkpoint.check_images(self.shape, "samples")
         self.settings.sampler.check(self.checkpoint)
 
@@ -382,7 +374,7 @@ def check_room(parameter: str, count: int, shape: tuple[int, int, int], out: Pat
         where, copies, free = "disk", 2, _free(out)
     needs = (copies * count - kept) * each
     fits = free // (copies * each)
-    most = min(max(fits // _SPARE, min(fits, 1)), MAX_LENGTH - 1)
+    most = max(fits // _SPARE, min(fits, 1))
     if needs > free:
         other = "name another `out`" if out is not None else "name an `out`, on disk"
         none = f"there is no room for one; free some, or {other}"
@@ -391,8 +383,6 @@ def check_room(parameter: str, count: int, shape: tuple[int, int, int], out: Pat
             f"`{parameter}={count}`: takes {needs / 1e9:,.1f} GB of {where}, and "
             f"{free / 1e9:,.1f} GB are free; {remedy}"
         )
-    if count >= MAX_LENGTH:
-        raise InputError(f"`{parameter}={count}`: is more than a run holds; choose at most {most}")
 
 
 def _free(out: Path) -> int:

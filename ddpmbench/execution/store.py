@@ -34,8 +34,6 @@ from ddpmbench.files import remove_if, replacing, writing_to
 Arrays = dict[str, NDArray[Any]]
 Gaps = list[tuple[int, int]]
 
-MAX_LENGTH = 10**12
-"""Names of shards have no digits for more."""
 ARRIVAL_SECONDS = 120.0
 """A file that another machine wrote to a network file system is visible here after at most that."""
 EARLIER = "an earlier version wrote it"

@@ -303,7 +303,7 @@ def test_terms_of_an_unfit_run_are_refused(
     [
         (None, "is no run folder"),
         ({"thesis.tex": "precious"}, "holds no run"),
-        ({"run.json": "{}"}, "is unfinished"),
+        ({"run.json": "{}"}, "the run is unfinished"),
         ({"summary.json": "{"}, "summary.json is damaged"),
         ({"summary.json": '{"schema": "ddpmbench.nll/7"}'}, "a newer version of ddpmbench made it"),
     ],
