@@ -1,6 +1,7 @@
 """Progress: a bar on a terminal, one line that changes in a notebook, lines elsewhere."""
 
 import contextlib
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -42,9 +43,10 @@ def progress(label: str, unit: str, *, calls: int = 1) -> Iterator[Update]:
 
         shown = terminal_bar(label, pace, Console(stderr=True))
     elif (display := _notebook_display()) is not None:
-        shown = _notebook_line(label, pace, display)
+        seconds = _SECONDS_BETWEEN_CHANGES
+        shown = _text(label, pace, _changing_line(display), seconds, with_ends=True)
     else:
-        shown = _lines(label, pace)
+        shown = _text(label, pace, tell, SECONDS_BETWEEN_LINES, with_ends=False)
     with shown as update:
         yield update
 
@@ -102,38 +104,35 @@ def _notebook_display() -> Callable[..., Any] | None:
     return display
 
 
-@contextlib.contextmanager
-def _notebook_line(label: str, pace: "_Pace", display: Callable[..., Any]) -> Iterator[Update]:
-    """One line of text that is replaced; it needs no widgets."""
+def _changing_line(display: Callable[..., Any]) -> Callable[[str], None]:
+    """What shows a line in a notebook in the place of the one before; it needs no widgets."""
     handle: Any = None
-    changed = -_SECONDS_BETWEEN_CHANGES
 
-    def update(done: int, total: int, remark: str = "") -> None:
-        nonlocal handle, changed
-        text = pace.text(done, total)
-        if time.monotonic() - changed < _SECONDS_BETWEEN_CHANGES and done < total:
-            return
-        changed = time.monotonic()
-        line = {"text/plain": _line(label, pace, done, total, text, remark)}
+    def show(line: str) -> None:
+        nonlocal handle
+        data = {"text/plain": line}
         if handle is None:
-            handle = display(line, raw=True, display_id=True)
+            handle = display(data, raw=True, display_id=True)
         else:
-            handle.update(line, raw=True)
+            handle.update(data, raw=True)
 
-    yield update
+    return show
 
 
 @contextlib.contextmanager
-def _lines(label: str, pace: "_Pace") -> Iterator[Update]:
-    spoken = time.monotonic()
+def _text(
+    label: str, pace: "_Pace", show: Callable[[str], None], seconds: float, *, with_ends: bool
+) -> Iterator[Update]:
+    """A line at most every so many seconds; the first and the last update, too, if so."""
+    shown = -math.inf if with_ends else time.monotonic()
 
     def update(done: int, total: int, remark: str = "") -> None:
-        nonlocal spoken
+        nonlocal shown
         text = pace.text(done, total)
-        if time.monotonic() - spoken < SECONDS_BETWEEN_LINES:
-            return
-        spoken = time.monotonic()
-        tell(_line(label, pace, done, total, text, remark))
+        is_end = with_ends and done == total
+        if is_end or time.monotonic() - shown >= seconds:
+            shown = time.monotonic()
+            show(_line(label, pace, done, total, text, remark))
 
     yield update
 
