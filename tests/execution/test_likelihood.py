@@ -16,7 +16,7 @@ def report(small_model, small_images):
     return evaluate_nll(small_model, small_images, estimator="every-pair")
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 64])
+@pytest.mark.parametrize("batch_size", [1, 64])
 def test_batch_size_cannot_change_a_number(small_model, small_images, report, batch_size):
     other = evaluate_nll(small_model, small_images, estimator="every-pair", batch_size=batch_size)
     assert_same_numbers(other, report)

@@ -296,7 +296,7 @@ def test_the_two_differ_by_less_than_the_correction_knows(small_model, small_ima
     ("options", "why"),
     [
         ({"half_width": 1e-4, "max_evaluations": 910}, "leaves no room"),
-        ({"half_width": 1e-5, "max_evaluations": 1500}, "no less than the +- 1e-05"),
+        ({"half_width": 1e-5, "max_evaluations": 930}, "no less than the +- 1e-05"),
     ],
 )
 def test_the_limit_and_the_interval_of_the_run_decide(

@@ -100,7 +100,7 @@ def complete_only(map_chunks):
 
 def test_a_narrower_interval_takes_more_rows(small_model, small_images, tmp_path):
     lengths = []
-    for half_width in (5.0, 0.05):
+    for half_width in (5.0, 0.06):
         report = db.evaluate_nll(
             small_model, small_images, half_width=half_width, out=tmp_path / "run"
         )

@@ -27,16 +27,11 @@ def test_the_calls_of_a_bound_are_those_that_a_run_makes(small_model, small_imag
     sampled, pairs, *_ = of(len(small_images), 40, half_width=9)
     report = evaluate_nll(small_model, small_images, half_width=9)
     assert sampled.num_evaluations == report.summary["num_evaluations"]
+    assert sampled.evaluations[FIRST] == report.per_timestep.num_evaluations[0]
     report = evaluate_nll(small_model, small_images, estimator="every-pair", draws=1)
     assert pairs.num_evaluations == report.summary["num_evaluations"]
     firsts = report.per_timestep.num_evaluations[0]
     assert pairs.evaluations == {FIRST: firsts, LATER: pairs.num_evaluations - firsts}
-
-
-def test_the_rows_at_the_first_step_are_those_that_a_run_makes(small_model, small_images):
-    sampled, *_ = of(len(small_images), 40, half_width=9)
-    report = evaluate_nll(small_model, small_images, half_width=9)
-    assert sampled.evaluations[FIRST] == report.per_timestep.num_evaluations[0]
 
 
 def test_the_calls_of_samples_are_those_that_a_run_makes(small_model):
