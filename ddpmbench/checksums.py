@@ -264,19 +264,17 @@ def outline_of_npz(path: Path) -> tuple[dict[str, int], dict[str, NDArray[Any]]]
     status_of(path)
     try:
         lengths, scalars = {}, {}
-        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
-            if len(archive.comment) != len(_NONE):
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            if len(archive.zip.comment) != len(_NONE):
                 raise DamageError("it has no checksum")
-            for member in archive.namelist():
-                name = member.removesuffix(".npy")
-                with archive.open(member) as array:
+            for name in archive.files:
+                with archive.zip.open(f"{name}.npy") as array:
                     np.lib.format.read_magic(array)
                     shape = np.lib.format.read_array_header_1_0(array)[0]
                 if shape:
                     lengths[name] = int(shape[0])
                 else:
-                    with archive.open(member) as array:
-                        scalars[name] = np.lib.format.read_array(array, allow_pickle=False)
+                    scalars[name] = archive[name]
         return lengths, scalars
     except _UNREADABLE as error:
         raise _no_arrays(error) from error

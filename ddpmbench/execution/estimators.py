@@ -6,7 +6,7 @@ Here are what they share, and the one that evaluates every pair of image and tim
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any, ClassVar
 
@@ -22,7 +22,7 @@ from ddpmbench.execution.worker import RunProgress
 from ddpmbench.likelihood.bound import BoundEstimate, estimate_bound
 from ddpmbench.likelihood.continuous import ContinuousDifference
 from ddpmbench.likelihood.conventions import OtherBounds, every_pair_other_bounds
-from ddpmbench.likelihood.designs import EveryPairDesign, ImportanceDesign
+from ddpmbench.likelihood.designs import Design, EveryPairDesign
 from ddpmbench.likelihood.estimator import RoughBound, SampledBound
 from ddpmbench.likelihood.precision import Correction, CorrectionDesign, num_correction_terms
 from ddpmbench.likelihood.rate_distortion import Distortion, every_pair_distortion
@@ -188,7 +188,7 @@ class EveryPair(Estimator):
 
         def reduce() -> LikelihoodRun:
             run.listener.progress(reducing(num_evaluations))
-            prior, tables = run.prior(), tables_of(store, design, clip=diffusion.clip)
+            prior, tables = run.prior(), partial(tables_of, store, design, clip=diffusion.clip)
             return LikelihoodRun(
                 bound=estimate_bound(design, prior, tables(), clip=diffusion.clip),
                 distortion=every_pair_distortion(design, tables(), clip=diffusion.clip),
@@ -205,11 +205,9 @@ class EveryPair(Estimator):
         return run.ranks.once(reduce)
 
 
-def tables_of(
-    store: Store, design: EveryPairDesign | ImportanceDesign, *, clip: bool
-) -> Callable[[], Iterator[TermTable]]:
-    """The columns of a bound, known to be the design's; each time from the beginning."""
-    return lambda: checked(read_terms(store, len(design), columns_of_bound(clip=clip)), design)
+def tables_of(store: Store, design: Design, *, clip: bool) -> Iterator[TermTable]:
+    """The terms of a design, with the columns of a bound."""
+    return checked(read_terms(store, len(design), columns_of_bound(clip=clip)), design)
 
 
 def reducing(

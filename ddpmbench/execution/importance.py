@@ -49,11 +49,7 @@ from ddpmbench.likelihood.estimator import (
 )
 from ddpmbench.likelihood.precision import Correction, num_correction_terms
 from ddpmbench.likelihood.rate_distortion import Distortion, importance_distortion
-from ddpmbench.likelihood.regression import (
-    FeatureTable,
-    GaussianFeatures,
-    standardized_features,
-)
+from ddpmbench.likelihood.regression import FeatureTable, GaussianFeatures, standardized_features
 from ddpmbench.likelihood.terms import TermsPass, TermTable
 from ddpmbench.unet.precision import Precision
 
@@ -381,7 +377,7 @@ class _ImportanceReduction:
         )
 
     def _tables(self, design: ImportanceDesign) -> Iterator[TermTable]:
-        return tables_of(self._store, design, clip=self._clip)()
+        return tables_of(self._store, design, clip=self._clip)
 
     @cached_property
     def _gaussian(self) -> GaussianFeatures:

@@ -27,13 +27,7 @@ from ddpmbench.execution.engine import Engine
 from ddpmbench.execution.engine_choice import NetworkUse, settled_engine
 from ddpmbench.execution.folder import SHARDS
 from ddpmbench.execution.session import Session
-from ddpmbench.execution.store import (
-    Arrays,
-    FolderStore,
-    Store,
-    gathered,
-    num_missing,
-)
+from ddpmbench.execution.store import Arrays, FolderStore, Store, gathered, num_missing
 from ddpmbench.execution.worker import Worker
 from ddpmbench.files import replacing, writing_to
 from ddpmbench.samples.chain import SamplingStep

@@ -18,11 +18,7 @@ from ddpmbench.data.images import ImageSet
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.diffusion.noise import normal_noise
 from ddpmbench.errors import InputError
-from ddpmbench.execution.devices import (
-    evaluating_checkpoint,
-    is_out_of_memory,
-    strict_float32,
-)
+from ddpmbench.execution.devices import evaluating_checkpoint, is_out_of_memory, strict_float32
 from ddpmbench.execution.engine import Engine, EngineChoice
 from ddpmbench.likelihood.terms import TermIndex
 from ddpmbench.unet.precision import Precision

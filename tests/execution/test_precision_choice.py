@@ -19,11 +19,7 @@ from ddpmbench.execution.engine_choice import FEW_BATCHES, WORTH_A_TEST, Network
 from ddpmbench.execution.precision_choice import Candidate, settled_precision, speedup
 from ddpmbench.execution.session import Session
 from ddpmbench.execution.worker import RunListener
-from ddpmbench.likelihood.precision import (
-    CorrectionDesign,
-    differences,
-    estimate_correction,
-)
+from ddpmbench.likelihood.precision import CorrectionDesign, differences, estimate_correction
 from ddpmbench.likelihood.terms import TermsPass
 from ddpmbench.unet.precision import Precision
 
