@@ -155,32 +155,30 @@ def as_typed(command):
 # ---- the record
 
 
+CONVENTIONS = ("prediction", "variance", "clip", "time_input")
+
+
 @pytest.mark.parametrize("name", list(SETTLED))
-def test_the_record_is_that_of_the_loaded_checkpoint(files, name):
-    found = db.inspect_checkpoint(files[name], settings(name, files))
-    checkpoint = db.load_checkpoint(files[name], settings(name, files))
+def test_the_record_and_the_command_are_those_of_the_loaded_checkpoint(files, name):
+    found = db.inspect_checkpoint(files[name], settings(name, files), timesteps=20)
+    checkpoint = db.load_checkpoint(files[name], settings(name, files)).respaced(20)
     summary, network = found.summary, found.summary["network"]
     assert summary["settled"]
     assert summary["checkpoint"]["sha256"] == checkpoint.sha256
     assert summary["checkpoint"]["bytes"] > 1000
-    assert summary["process"]["num_timesteps"] == checkpoint.schedule.num_timesteps
+    assert summary["process"]["num_timesteps"] == 20
     assert network["parameters"] == sum(w.numel() for w in checkpoint.network.parameters())
     assert network["flop_per_call"] > 0
     assert network["kind"] == type(checkpoint.network).__name__
-    for setting in ("prediction", "variance", "clip", "time_input"):
-        assert summary["settings"][setting]["value"] == getattr(checkpoint, setting)
     assert summary == json.loads(printed_inspect(summary, "json"))
-
-
-@pytest.mark.parametrize("name", list(SETTLED))
-def test_the_command_loads_the_same_model(files, name):
-    found = db.inspect_checkpoint(files[name], settings(name, files), timesteps=20)
-    source, timesteps, given = as_typed(found.summary["command"])
+    source, timesteps, given = as_typed(summary["command"])
     typed = db.load_checkpoint(source, given).respaced(timesteps)
-    assert typed.sha256 == found.checkpoint.sha256
-    assert typed.fingerprint == found.checkpoint.fingerprint
-    for convention in ("prediction", "variance", "clip", "data_range"):
-        assert getattr(typed, convention) == getattr(found.checkpoint, convention)
+    for model in (found.checkpoint, typed):
+        assert (model.sha256, model.fingerprint) == (checkpoint.sha256, checkpoint.fingerprint)
+        for convention in (*CONVENTIONS, "data_range"):
+            assert getattr(model, convention) == getattr(checkpoint, convention)
+    for setting in CONVENTIONS:
+        assert summary["settings"][setting]["value"] == getattr(checkpoint, setting)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,11 @@ WORDS = ("--solver-steps", 2, "--num-ode-images", 4, "--half-width", 0.3, "--see
 
 @pytest.fixture(scope="module")
 def whole(small_model, small_images):
+    return db.evaluate_ode(small_model, small_images, **OPTIONS, batch_size=30)
+
+
+@pytest.fixture(scope="module")
+def in_small_batches(small_model, small_images):
     return db.evaluate_ode(small_model, small_images, **OPTIONS, batch_size=3)
 
 
@@ -65,7 +70,7 @@ def test_the_decoder_is_the_one_of_the_bound(whole, small_model, small_images):
 
 def test_a_folder_holds_what_memory_does(whole, small_model, small_images, tmp_path):
     out = tmp_path / "run"
-    report = db.evaluate_ode(small_model, small_images, **OPTIONS, batch_size=3, out=out)
+    report = db.evaluate_ode(small_model, small_images, **OPTIONS, batch_size=30, out=out)
     np.testing.assert_allclose(numbers(report), numbers(whole), rtol=0, atol=1e-6)
     frame = pd.read_csv(out / "per_image.csv")
     assert frame.bits_per_dim.to_numpy() == pytest.approx(report.per_image.bits_per_dim.to_numpy())
@@ -150,20 +155,19 @@ def test_the_page_holds_the_number_and_its_figure(small_model, small_images, tmp
     assert drawn.difference.mean() == pytest.approx(report.summary["difference_from_bound"])
 
 
-def test_batch_size_changes_no_more_than_rounding(whole, small_model, small_images):
-    other = db.evaluate_ode(small_model, small_images, **OPTIONS, batch_size=30)
-    np.testing.assert_allclose(numbers(other), numbers(whole), rtol=0, atol=2e-5)
+def test_batch_size_changes_no_more_than_rounding(whole, in_small_batches):
+    np.testing.assert_allclose(numbers(in_small_batches), numbers(whole), rtol=0, atol=2e-5)
 
 
-def test_interrupted_after_every_batch(whole, small_model, small_images, tmp_path):
+def test_interrupted_after_every_batch(in_small_batches, small_model, small_images, tmp_path):
     run = partial(db.evaluate_ode, small_model, small_images, **OPTIONS, batch_size=3, out=tmp_path)
     report, sessions = resumed(run, 1, most=4)
     assert sessions == 4
-    np.testing.assert_allclose(numbers(report), numbers(whole), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(numbers(report), numbers(in_small_batches), rtol=0, atol=1e-6)
 
 
 def test_processes_and_formats(whole, small_checkpoint, small_npz, tmp_path, capsys):
-    command = ["ode", "--ckpt", small_checkpoint, "--data", small_npz, *WORDS, "--batch-size", 3]
+    command = ["ode", "--ckpt", small_checkpoint, "--data", small_npz, *WORDS, "--batch-size", 30]
     command = [*map(str, command), "--out", str(tmp_path)]
     together = ranks(2, *command, "--format", "quiet")
     assert [result.returncode for result in together] == [0, 0], together[0].stderr
