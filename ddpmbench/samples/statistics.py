@@ -119,7 +119,7 @@ def feature_statistics(features: ArrayLike) -> FeatureGaussian:
     return FeatureGaussian(mean, covariance, thin_factor=centered.T / np.sqrt(len(array) - 1))
 
 
-def mean_and_covariance(features: FeatureArray, chunk: int = CHUNK) -> tuple[Floats, Floats]:
+def mean_and_covariance(features: FeatureArray) -> tuple[Floats, Floats]:
     """(D,) mean and (D, D) covariance of (N, D) features, in float64 chunks; two passes.
 
     Raises:
@@ -131,7 +131,7 @@ def mean_and_covariance(features: FeatureArray, chunk: int = CHUNK) -> tuple[Flo
     if not np.isfinite(mean).all():
         raise InputError("`features`: are not finite; use another feature network")
     scatter = np.zeros((len(mean), len(mean)))
-    for rows in chunks(features, chunk):
+    for rows in chunks(features):
         centered = rows - mean
         scatter += centered.T @ centered
     return mean, scatter / (len(features) - 1)
@@ -173,10 +173,10 @@ def checked_pair(features: ArrayLike, reference: ArrayLike) -> tuple[AnyArray, A
     return ours, real
 
 
-def chunks(features: FeatureArray, size: int = CHUNK) -> Iterator[Floats]:
-    """The rows in float64, at most `size` at a time."""
-    for start in range(0, len(features), size):
-        yield np.asarray(features[start : start + size], np.float64)
+def chunks(features: FeatureArray) -> Iterator[Floats]:
+    """The rows in float64, at most `CHUNK` at a time."""
+    for start in range(0, len(features), CHUNK):
+        yield np.asarray(features[start : start + CHUNK], np.float64)
 
 
 def without_rounding(values: Floats) -> Floats:
