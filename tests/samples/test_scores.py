@@ -9,6 +9,7 @@ import torch
 from feature_networks import write_network
 
 import ddpmbench as db
+from ddpmbench.samples import scores
 from ddpmbench.samples.precision_recall import nearest_images, precision_recall
 from ddpmbench.samples.scores import PROTOCOLS, inception_score, kernel_distance
 
@@ -28,6 +29,12 @@ def draw(count, rng, *, shift=0.0, spread=1.0, dimensions=8):
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def few_subsets(monkeypatch):
+    """A kernel distance of fewer subsets, which an error of the choice of subsets is for."""
+    monkeypatch.setattr(scores, "SUBSETS", 25)
 
 
 # ---- against torch-fidelity
@@ -77,6 +84,7 @@ def test_equal_classes_score_1_and_certain_ones_their_number():
     assert inception_score(certain, range(11)).estimate.value == pytest.approx(1)
 
 
+@pytest.mark.usefixtures("few_subsets")
 def test_the_kernel_distance_of_one_distribution_is_0_on_average(rng):
     y = draw(300, rng)
     found = [kernel_distance(draw(300, rng), draw(300, rng)).value for _ in range(30)]
@@ -150,10 +158,11 @@ def test_the_error_of_the_kernel_distance_holds_that_of_its_subsets(rng):
     assert found.standard_error > 1.05 * of_samples
 
 
+@pytest.mark.usefixtures("few_subsets")
 @pytest.mark.parametrize("score", ["kid", "precision", "recall", "inception_score"])
 def test_intervals_cover(score):
     rng, repeats = np.random.default_rng(3), 300
-    count = 100 if score == "kid" else 200  # it takes 100 subsets
+    count = 100 if score == "kid" else 200
     real = draw(count + count // 2, rng)
 
     def estimate():
