@@ -126,8 +126,8 @@ def compress(
     run = None if run is None else path_of("run", run)
     total = checkpoint.schedule.num_timesteps
     timesteps = min(DEFAULT_TIMESTEPS, total) if timesteps is None else timesteps
-    settings = {
-        "timesteps": whole_number("timesteps", timesteps, 1, total),
+    timesteps = whole_number("timesteps", timesteps, 1, total)
+    settings: dict[str, Any] = {
         "block_images": whole_number("block_images", block_images, 1, MOST),
         "batch_size": whole_number("batch_size", batch_size, 1, 1 << 16),
     }
@@ -142,25 +142,27 @@ def compress(
     ):
         note_images(checkpoint, images, reporter)
         begun = time.perf_counter()
-        known = {**_known(here, images), "run": None if run is None else digest_of(run)}
+        known = {**_fixed_fields(here, images), "run": None if run is None else digest_of(run)}
         with writing_to(place.parent):
             if partial.exists() and os.path.getsize(partial):
-                header = _begun(partial, known, settings, code_variance)
+                header = _resumed_header(
+                    partial, known, {"timesteps": timesteps, **settings}, code_variance
+                )
             else:
-                process, bound = _chosen(
-                    here, images, run, timesteps, code_variance, shown=progress and listener is None
+                shown = progress and listener is None
+                process, bound = _choose_process(
+                    here, images, run, timesteps, code_variance, shown=shown
                 )
                 header = Header(
                     num_images=len(images),
                     shape=images.pixels.shape[1:],
-                    block_images=settings["block_images"],
-                    batch_size=settings["batch_size"],
                     process=process,
                     bound=bound,
+                    **settings,
                     **known,
                 )
             chain = here.chain(header.process)
-            of_choice = time.perf_counter() - begun
+            seconds_of_choice = time.perf_counter() - begun
             with Writer(partial, header) as writer:
                 timed = _write_blocks(writer, chain, here, images, verify, reporter)
                 _refuse_existing(place)
@@ -169,7 +171,7 @@ def compress(
         summary = {
             **_summary(writer, place, others, here),
             **timed,
-            "seconds_of_choice": round(of_choice, 3),
+            "seconds_of_choice": round(seconds_of_choice, 3),
         }
         return CompressReport(summary, place)
 
@@ -191,7 +193,7 @@ def _check_lossless(checkpoint: Checkpoint, images: ImageSet) -> None:
             )
 
 
-def _known(here: CodingSession, images: ImageSet) -> dict[str, Any]:
+def _fixed_fields(here: CodingSession, images: ImageSet) -> dict[str, Any]:
     """The parts of a header that are known before any evaluation."""
     labels = images.labels if here.checkpoint.num_classes else None
     ids = images.ids
@@ -205,7 +207,7 @@ def _known(here: CodingSession, images: ImageSet) -> dict[str, Any]:
     }
 
 
-def _begun(
+def _resumed_header(
     partial: Path, known: Mapping[str, Any], settings: Mapping[str, int], variance: str
 ) -> Header:
     """The header of a partial file; another compression's is refused."""
@@ -231,7 +233,7 @@ def _begun(
     return header
 
 
-def _chosen(
+def _choose_process(
     here: CodingSession,
     images: ImageSet,
     run: Path | None,
@@ -285,26 +287,30 @@ def _write_blocks(
     count = Counter(reporter, len(images), before)
     labels = images.labels if here.checkpoint.num_classes else None
     for index, start in enumerate(range(0, len(images), header.block_images)):
+        is_written = start < before
+        is_verified = verify == "all" or (verify == "first" and index == 0)
+        if is_written and not is_verified:
+            continue
         part = slice(start, start + header.block_images)
         pixels = np.ascontiguousarray(images.pixels[part])
-        of_part = None if labels is None else labels[part]
-        is_there, is_verified = start < before, verify == "all" or (verify == "first" and not index)
-        block = writer.block(index) if is_there and is_verified else None
-        if not is_there:
+        part_labels = None if labels is None else labels[part]
+        if is_written:
+            block = writer.block(index)
+        else:
             begun = time.perf_counter()
             block = encode_block(
                 chain,
                 pixels,
-                of_part,
+                part_labels,
                 batch_size=header.batch_size,
                 device=here.device,
                 progress=count,
             )
             seconds += time.perf_counter() - begun
-        if block is not None and is_verified:
-            _verify(here.chain(header.process), block, pixels, of_part, here.device)
+        if is_verified:
+            _verify(here.chain(header.process), block, pixels, part_labels, here.device)
             verified += 1
-        if block is not None and not is_there:
+        if not is_written:
             writer.add(block)
     return {
         "verified_blocks": verified,
