@@ -180,9 +180,9 @@ def test_a_solver_at_the_timesteps_ends_where_the_ode_does(method):
     assert errors[1] < errors[0] / 4
 
 
-@pytest.mark.parametrize("method", ["ode", "dpm-solver++"])
-def test_samples_of_a_solver_have_the_moments_of_the_ode(method):
-    checkpoint = checkpoint_of(NoiseSchedule.linear(1000)).respaced(300)
+@pytest.mark.parametrize(("method", "number"), [("ode", 100), ("dpm-solver++", 300)])
+def test_samples_of_a_solver_have_the_moments_of_the_ode(method, number):
+    checkpoint = checkpoint_of(NoiseSchedule.linear(1000)).respaced(number)
     x = sampled(checkpoint, SamplerChoice(method), torch.arange(20_000))
     scale = (exact(checkpoint, torch.ones(1)) - exact(checkpoint, torch.zeros(1))).flatten()
     mean = exact(checkpoint, torch.zeros(1)).flatten()
