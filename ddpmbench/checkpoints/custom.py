@@ -84,8 +84,6 @@ def read_network_file(
         MissingSettingsError: one of these settings is missing.
         InputError: the user's code fails, or the weights do not fit its network.
     """
-    if {"state", "param_groups"} <= set(state):
-        raise InputError(f"{path}: an optimizer's state, not a model; pass the model's file")
     _require(settings, path, state, tables)
 
     def build(file: UserFile) -> tuple[nn.Module, StateDict]:

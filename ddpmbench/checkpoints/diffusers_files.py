@@ -363,17 +363,13 @@ def _scheduler(folder: Path, *, flat: bool) -> Path:
 
 INDEX = ".index.json"
 """The ending of an index of shards."""
-_SHARD_NAME = re.compile(r".*-\d+-of-\d+\.\w+")
 
 
-def files_in(folder: Path) -> str:
-    """Which files of weights to pass in place of a folder, as the rest of a line."""
+def weights_within(folder: Path) -> list[Path]:
+    """Files of weights in a folder and those in it; of shards their index, where they have one."""
     files = [
-        str(place / name)
+        place / name
         for place in (folder, *sorted(filter(Path.is_dir, folder.iterdir())))
         for name in (*other_weights_in(place), *(p.name for p in place.glob(f"*{INDEX}")))
-        if not _SHARD_NAME.fullmatch(name)
     ]
-    if not files:
-        return f"pass a file of weights ({', '.join((*SUFFIXES, INDEX))}), of which it holds none"
-    return f"pass a file of weights in it: `ckpt={listed(files)}`"
+    return [file for file in files if not re.search(r"-\d+-of-\d+\.", file.name)] or files

@@ -3,7 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from ddpmbench import assets
 from ddpmbench.checkpoints.custom import read_network_code, read_network_file
@@ -15,12 +15,11 @@ from ddpmbench.checkpoints.diffusers_files import (
     NETWORKS,
     STEM,
     WeightFiles,
-    files_in,
     is_model,
     model_folder,
     read_shards,
     set_of,
-    weight_sets,
+    weights_within,
 )
 from ddpmbench.checkpoints.lucidrains import (
     OWN,
@@ -51,7 +50,7 @@ from ddpmbench.checkpoints.unread import (
 from ddpmbench.checkpoints.weights import FileError, first_line, read_state
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.diffusion.schedule import NoiseSchedule
-from ddpmbench.errors import InputError, instance_of, path_of, printable
+from ddpmbench.errors import InputError, instance_of, listed, path_of, printable
 
 DEFAULT = "default"
 """The source of the checkpoint in the package."""
@@ -150,7 +149,9 @@ def _load_own(path: Path, source: str | Path, settings: CheckpointSettings) -> C
             "`network` loads them",
         )
     if path.is_dir():
-        raise FileError(source, f"a folder; with `network` {files_in(path)}")
+        files = listed([*map(str, weights_within(path))])
+        which = f" in it: `ckpt={files}`" if files else ", of which it holds none"
+        raise FileError(source, f"a folder; with `network` pass a file of weights{which}")
     if is_native(path):
         raise FileError(source, "a native file holds its network; leave out `network`")
     content = dict(read_shards(path)[0]) if path.name.endswith(INDEX) else read_state(path)
@@ -328,16 +329,6 @@ def _refuse_other_tables(
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FOLDERS = tuple(f"{name}/" for name in NETWORKS)
 _FILES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".json")
-# Patterns to download, one after the other, until a network is complete: in the order of
-# preference of `weight_sets`, with the variants of averaged and of last weights.
-_STAGES = (
-    *(
-        (f"{STEM}{shards}.{kind}", f"{STEM}.*ema*.{kind}")
-        for kind in KINDS
-        for shards in ("", "-*")
-    ),
-    *((f"{STEM}.*.{kind}",) for kind in KINDS),
-)
 
 
 def _is_hub_id(source: str) -> bool:
@@ -354,22 +345,13 @@ def _download(repository: str) -> Path:
     Raises:
         InputError: it does not exist, needs a login, is not in the cache and cannot be reached.
     """
-    first = [f"{place}{pattern}" for place in ("", *_FOLDERS) for pattern in _STAGES[0]]
-    folder = _snapshot(repository, first)
-    for name in [name for name in NETWORKS if (folder / name).is_dir()] or ["."]:
-        for patterns in _STAGES[1:]:
-            if _whole(folder / name):
-                break
-            _snapshot(repository, [str(PurePosixPath(name, pattern)) for pattern in patterns])
+    for kind in KINDS:
+        patterns = [f"{place}{STEM}*.{kind}" for place in ("", *_FOLDERS)]
+        folder = _snapshot(repository, patterns)
+        networks = [name for name in NETWORKS if (folder / name).is_dir()]
+        if all(any((folder / name).glob(patterns[0])) for name in networks or ["."]):
+            break
     return folder
-
-
-def _whole(network: Path) -> bool:
-    """Whether a network has all its weights; a missing shard is an InputError."""
-    try:
-        return bool(weight_sets(network))
-    except InputError:
-        return False
 
 
 def _snapshot(repository: str, patterns: list[str]) -> Path:

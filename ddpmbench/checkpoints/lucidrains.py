@@ -6,16 +6,15 @@ import functools
 import importlib.metadata
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from ddpmbench.checkpoints.network_weights import count, load_weights, only_tensors, shape_of
-from ddpmbench.checkpoints.optional import importing
 from ddpmbench.checkpoints.settings import CheckpointSettings, MissingSettingsError
-from ddpmbench.checkpoints.weights import FileError, naming
+from ddpmbench.checkpoints.weights import FileError, importing, naming
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.diffusion.parameterization import Process
 from ddpmbench.diffusion.process import Prediction, Variance
@@ -37,17 +36,6 @@ _NETWORK = "model."
 def is_lucidrains(names: Mapping[str, object]) -> bool:
     """Whether a state dict has the names of a GaussianDiffusion of the package."""
     return set(TELLING[0]) <= set(names)
-
-
-def other_lucidrains(names: Sequence[str]) -> str | None:
-    """Why a file with these tensors, of the package, is not read; None for any other file."""
-    ends = ("init_conv.weight", "time_mlp.1.weight", "final_res_block.block1.proj.weight")
-    if not all(any(name.endswith(end) for name in names) for end in ends):
-        return None
-    return (
-        f"a network of {PACKAGE} without its schedule; pass what its Trainer saved (model-N.pt) "
-        f"of a GaussianDiffusion, the only model of it that is read, or {OWN}"
-    )
 
 
 def read_lucidrains(

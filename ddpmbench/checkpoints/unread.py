@@ -6,12 +6,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ddpmbench.checkpoints.diffusers_files import (
-    NETWORKS,
-    is_model,
-    other_weights_in,
-)
-from ddpmbench.checkpoints.lucidrains import OWN, other_lucidrains
+from ddpmbench.checkpoints.diffusers_files import is_model, weights_within
+from ddpmbench.checkpoints.lucidrains import OWN
 from ddpmbench.checkpoints.native import TRAINED
 from ddpmbench.checkpoints.state_dicts import StateDict
 from ddpmbench.checkpoints.weights import containers
@@ -21,20 +17,7 @@ FAMILIES = "native, diffusers, openai, pesser, lucidrains, score_sde, tensorflow
 BESIDE = "copy its config.json and scheduler_config.json"
 """The remedy for weights without their folder."""
 _SHARD = re.compile(r"-\d+-of-\d+")
-_DIGITS = re.compile(r"(\d+)")
 _LATENT = ("first_stage_model.", "cond_stage_model.", "conditioner.")
-_OTHER_NETWORKS = {
-    r"lora_|\.lora\.": "an adapter (LoRA), not a model; merge it into its model and save that",
-    r"^network\.time_1\.": (
-        "a native file that has lost its record; copy it again from where it was written"
-    ),
-    r"encoder\.down": "an autoencoder, not a diffusion model",
-    r"down_blocks\.|conv_norm_out\.": (
-        "not the whole network of diffusers' UNet2DModel; save it again: "
-        "unet.save_pretrained(FOLDER), and the scheduler likewise"
-    ),
-}
-"""Pattern of a weight's name -> the problem with a file that has one."""
 
 
 def file_problem(path: Path, content: Mapping[str, object]) -> str:
@@ -48,8 +31,6 @@ def file_problem(path: Path, content: Mapping[str, object]) -> str:
         for name, value in place.items.items()
         if isinstance(value, Tensor)
     ]
-    if (problem := other_lucidrains(names)) is not None:
-        return problem
     if not names:
         return (
             "holds no weights with names; save the network's state dict: "
@@ -60,12 +41,9 @@ def file_problem(path: Path, content: Mapping[str, object]) -> str:
             "one of several files that hold the weights together; the others, their index "
             f"(.index.json) and config.json must lie beside it: {BESIDE} and pass the folder"
         )
-    for pattern, problem in _OTHER_NETWORKS.items():
-        if any(re.search(pattern, name) for name in names):
-            return problem
     return (
-        f"of no family that is read ({FAMILIES}): its first weight is {names[0]}; {OWN} if it is "
-        "a network of your own"
+        f"not a whole network of a family that is read ({FAMILIES}): its first weight is "
+        f"{names[0]}; {OWN} if it is a network of your own"
     )
 
 
@@ -97,34 +75,18 @@ def sharded_problem(folder: Path) -> str | None:
 
 def folder_problem(folder: Path) -> str:
     """Why a folder is not read, as the rest of a line that begins with its path."""
-    inside = sorted(filter(Path.is_dir, folder.iterdir()), key=_by_number)
-    for place in (folder, *inside):
+    for place in (folder, *sorted(filter(Path.is_dir, folder.iterdir()))):
         if (problem := sharded_problem(place)) is not None:
             return problem
     for depth in ("*", "*/*"):
-        if models := sorted(filter(_is_readable, folder.glob(depth)), key=_by_number):
-            more = f" ({len(models)} folders in it can be read)" if models[1:] else ""
-            return f"holds no model itself; pass the folder in it: {models[-1]}{more}"
-    for place in inside:
-        if place.name in NETWORKS and other_weights_in(place):
-            return f"{place.name}/config.json is missing; copy it there from where they came"
-    files = [folder / name for name in other_weights_in(folder)] or [
-        place / name for place in inside for name in other_weights_in(place)
-    ][-1:]
+        places = sorted(folder.glob(depth))
+        models = [p for p in places if is_model(p) or (p / TRAINED).is_file()]
+        if models:
+            return f"holds no model itself; pass a folder in it: {listed([*map(str, models)])}"
+    files = weights_within(folder)
     if not files:
         return "holds no config.json of a diffusers model, and no file of weights"
     return (
         f"holds no config.json of a diffusers model; {BESIDE} into {files[0].parent}, or pass a "
         f"file of another family itself: {listed([*map(str, files)])}"
     )
-
-
-def _is_readable(folder: Path) -> bool:
-    return is_model(folder) or (folder / TRAINED).is_file()
-
-
-def _by_number(folder: Path) -> list[tuple[int, str]]:
-    """Sorts checkpoint-1000 behind checkpoint-500."""
-    return [
-        (int(part), "") if part.isdecimal() else (0, part) for part in _DIGITS.split(str(folder))
-    ]

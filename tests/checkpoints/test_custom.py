@@ -730,7 +730,7 @@ def without(state, name):
         (lambda s: {**s, VAR: torch.full((4,), torch.nan)}, [f"{VAR} holds NaN"]),
         (lambda s: {**s, VAR: torch.full((4,), 1e6).half()}, [f"{VAR} holds NaN or inf"]),
         (lambda s: {"fc.weight": torch.zeros(3)}, ["missing", "fc.weight left over"]),
-        (lambda s: {"state": {}, "param_groups": []}, ["optimizer"]),
+        (lambda s: {"state": {}, "param_groups": []}, ["missing"]),
         (lambda s: {"model": s, "ema": {"shadow_params": list(s.values())}}, ["`weights=raw`"]),
         (lambda s: {"g": s, "d": {n: v + 1 for n, v in s.items()}}, ["several sets"]),
     ],

@@ -171,10 +171,10 @@ def karras():
         (weighted, "gives 8 channels for 3"),
         (guided, "depends on classes"),
         (one_dimensional, "init_conv.weight is [8, 3, 7]"),
-        (continuous, "without its schedule"),
-        (elucidated, "without its schedule"),
+        (continuous, "`network=FILE.py:NAME`"),
+        (elucidated, "`network=FILE.py:NAME`"),
         (karras, "`network=FILE.py:NAME`"),
-        (lambda: Unet(8, dim_mults=(1, 2)), "model-N.pt"),
+        (lambda: Unet(8, dim_mults=(1, 2)), "`network=FILE.py:NAME`"),
     ],
 )
 def test_other_models_of_the_package(tmp_path, make, word):

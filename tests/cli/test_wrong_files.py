@@ -233,14 +233,9 @@ CORPUS = [
     Wrong(
         "LoRA of peft",
         saved({"base_model.model.mid_block.to_q.lora_A.weight": torch.zeros(4, 4)}),
-        ("LoRA", "merge"),
+        ("mid_block.to_q.lora_A.weight", "--network"),
     ),
     # other networks
-    Wrong(
-        "an autoencoder",
-        saved({"state_dict": {"encoder.down.0.block.0.conv1.weight": torch.zeros(3)}}),
-        ("autoencoder",),
-    ),
     Wrong(
         "a latent diffusion model",
         saved(
@@ -324,7 +319,7 @@ CORPUS = [
     Wrong(
         "native without its record",
         safetensors({"network.time_1.weight": torch.zeros(3)}),
-        ("lost its record",),
+        ("not a whole network", "network.time_1.weight"),
     ),
     Wrong(
         "native of a later version",
