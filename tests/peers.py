@@ -110,6 +110,13 @@ def edit_json(path, *, remove=(), **fields):
     path.write_text(json.dumps({**values, **fields}))
 
 
+OPENAI_FLAGS = (
+    "--image_size 8 --num_channels 32 --num_res_blocks 1 --channel_mult 1,2 "
+    "--attention_resolutions 4 --learn_sigma True"
+)
+"""Of the weights that follow."""
+
+
 def openai_weights(
     num_channels=32,
     multiples=(1, 2),

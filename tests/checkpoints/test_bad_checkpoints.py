@@ -9,16 +9,19 @@ import zipfile
 
 import pytest
 import torch
-from peers import SMALL_UNET, diffusers_unet, edit_json, openai_weights, refused, save_flat
+from peers import (
+    OPENAI_FLAGS,
+    SMALL_UNET,
+    diffusers_unet,
+    edit_json,
+    openai_weights,
+    refused,
+    save_flat,
+)
 from safetensors.torch import load_file, save_file
 from torch.utils.serialization.config import save as save_config
 
 from ddpmbench import CheckpointSettings, load_checkpoint
-
-FLAGS = (
-    "--image_size 8 --num_channels 32 --num_res_blocks 1 --channel_mult 1,2 "
-    "--attention_resolutions 4 --learn_sigma True"
-)
 
 
 class RunsCode:
@@ -85,7 +88,7 @@ def test_a_flipped_bit_of_a_weight_is_found_by_the_checksum_of_its_record(
         saved.unlink()
     torch.save(state, path)
     settings = CheckpointSettings(
-        **({"model_flags": FLAGS, "schedule": "linear:1000"} if kind == "pt" else {})
+        **({"model_flags": OPENAI_FLAGS, "schedule": "linear:1000"} if kind == "pt" else {})
     )
     load_checkpoint(source, settings)
     content = bytearray(path.read_bytes())
@@ -104,7 +107,7 @@ def test_a_file_without_checksums_is_read(tmp_path, how, save_options):
     torch.save(state, path, _use_new_zipfile_serialization=how != "old")
     if how == "no checksums":
         assert not any(record.CRC for record in zipfile.ZipFile(path).infolist())
-    settings = CheckpointSettings(model_flags=FLAGS, schedule="linear:1000")
+    settings = CheckpointSettings(model_flags=OPENAI_FLAGS, schedule="linear:1000")
     assert load_checkpoint(path, settings).channels == 3
 
 
@@ -118,19 +121,10 @@ def test_code_in_a_file_does_not_run(tmp_path, how):
         payload = {"extra": RunsCode(canary)}
         path.write_bytes(pickle.dumps(payload, protocol=4 if how == "pickle" else 0))
     with refused(path):
-        load_checkpoint(path, CheckpointSettings(model_flags=FLAGS))
+        load_checkpoint(path, CheckpointSettings(model_flags=OPENAI_FLAGS))
     assert not canary.exists()
     pickle.loads(pickle.dumps(RunsCode(canary)))  # it is a canary: unpickled, it sings
     assert canary.exists()
-
-
-def test_code_in_the_bin_of_a_diffusers_folder_does_not_run(folder, tmp_path):
-    (folder / "diffusion_pytorch_model.safetensors").unlink()
-    path = folder / "diffusion_pytorch_model.bin"
-    torch.save({"conv_in.weight": RunsCode(tmp_path / "canary")}, path)
-    with refused(path, "mkdir", "running code"):
-        load_checkpoint(folder)
-    assert not (tmp_path / "canary").exists()
 
 
 @pytest.mark.parametrize(
@@ -153,35 +147,15 @@ def test_a_record_too_deep_to_be_parsed(tmp_path):
         load_checkpoint(path)
 
 
-@pytest.mark.parametrize("wrong", ["nan", "missing", "extra"])
-def test_diffusers_weights_that_are_not_the_network(folder, wrong):
-    path = folder / "diffusion_pytorch_model.safetensors"
-    weights = load_file(path)
-    name = "mid_block.attentions.0.to_k.weight"
-    match wrong:
-        case "nan":
-            name = "conv_out.bias"
-            weights[name][0] = float("nan")
-        case "missing":
-            del weights[name]
-        case "extra":
-            name = "mid_block.extra"
-            weights[name] = torch.zeros(1)
-    save_file(weights, path)
-    with refused(path, name):
+def test_a_folder_without_weights(folder):
+    (folder / "diffusion_pytorch_model.safetensors").unlink()
+    with refused(folder, "diffusion_pytorch_model.safetensors"):
         load_checkpoint(folder)
 
 
-@pytest.mark.parametrize("name", ["scheduler_config.json", "diffusion_pytorch_model.safetensors"])
-def test_a_folder_without_a_file(folder, name):
-    (folder / name).unlink()
-    with refused(folder, name):
-        load_checkpoint(folder)
-
-
-@pytest.mark.parametrize("name", ["config.json", "scheduler_config.json"])
-@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe", b"{}\n{}"])
-def test_broken_json(folder, name, content):
-    (folder / name).write_bytes(content)
-    with refused(folder / name):
-        load_checkpoint(folder)
+def test_broken_json(folder):
+    for name in ("scheduler_config.json", "config.json"):
+        for content in (b"", b"{", b"[1]", b"\xff\xfe", b"{}\n{}"):
+            (folder / name).write_bytes(content)
+            with refused(folder / name):
+                load_checkpoint(folder)

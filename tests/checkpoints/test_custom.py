@@ -272,7 +272,7 @@ class OwnTable(Adapter):
         super().__init__()
         self.register_buffer("scale", torch.ones(3), persistent=False)
 """
-PREFIXES = ("", "module.", "model.", "_orig_mod.", "denoise_fn.", "net.", "_orig_mod.module.")
+PREFIXES = ("", "module.", "net.", "_orig_mod.module.")
 
 
 @pytest.mark.parametrize("prefix", PREFIXES)
@@ -291,7 +291,6 @@ def test_names_less_one_prefix_are_the_network_s(folder, net, name, prefix):
     ("change", "words"),
     [
         (lambda s: without(s, "last.bias"), ["weight net.last.bias missing", "not the weights of"]),
-        (lambda s: {**s, "more.weight": torch.zeros(3)}, ["more.weight left over"]),
         (
             lambda s: {**{f"a.{n}": v for n, v in s.items()}, "b.weight": torch.zeros(3)},
             ["b.weight is beside", "NAME(state)"],
@@ -300,12 +299,10 @@ def test_names_less_one_prefix_are_the_network_s(folder, net, name, prefix):
             lambda s: {f"{p}.{n}": v + k for k, p in enumerate("ab") for n, v in s.items()},
             ["several sets", "(a., b.)"],
         ),
-        (lambda s: {**s, "last.bias": torch.zeros(2)}, ["size mismatch for net.last.bias"]),
-        (lambda s: {**s, "last.bias": torch.full((1,), torch.nan)}, ["net.last.bias holds NaN"]),
     ],
 )
 def test_a_prefix_makes_no_other_network_fit(folder, net, change, words):
-    """One missing, left over, beside it, of another shape: none is read in part."""
+    """One missing, one beside it: none is read in part."""
     folder.add(ADAPTER)
     folder.save(change(net.state_dict()))
     with refused("weights.pt", *words):
@@ -773,16 +770,15 @@ COUNTS = {
 }
 
 
-@pytest.mark.parametrize("name", ["Net", "Adapter"])
 @pytest.mark.parametrize("count", COUNTS.values(), ids=COUNTS)
-def test_the_count_of_batches_may_be_any_number_or_missing(folder, net, count, name):
+def test_the_count_of_batches_may_be_any_number_or_missing(folder, net, count):
     """It enters no output in evaluation."""
-    folder.add(ADAPTER)
-    folder.save({**without(net.state_dict(), COUNT), **count(net.state_dict()[COUNT])})
-    same_outputs(folder.load(name), net)
     average = {**without(net.state_dict(), COUNT), **count(net.state_dict()[COUNT])}
-    folder.save({"model": {n: v + 1 for n, v in net.state_dict().items()}, "ema": average})
-    same_outputs(folder.load(name), net)
+    folder.add(ADAPTER)
+    for content in (average, {"model": {n: v + 1 for n, v in average.items()}, "ema": average}):
+        folder.save(content)
+        for name in ("Net", "Adapter"):
+            same_outputs(folder.load(name), net)
 
 
 def test_what_network_does_not_go_with(folder, small_checkpoint, tmp_path):

@@ -131,28 +131,10 @@ def test_predict_epsilon_false_is_a_prediction_of_x_start(folder):
     assert load_checkpoint(folder).prediction is Prediction.X_START
 
 
-def test_safetensors_comes_before_bin(folder):
-    torch.save(load_file(folder / WEIGHTS), folder / "diffusion_pytorch_model.bin")
-    assert load_checkpoint(folder).sha256 == sha256_of(folder / WEIGHTS)
-
-
-def test_half_precision_is_read_as_single(folder):
-    weights = {name: w.half() for name, w in load_file(folder / WEIGHTS).items()}
-    save_file(weights, folder / WEIGHTS)
-    network = load_checkpoint(folder).network
-    assert {w.dtype for w in network.parameters()} == {torch.float32}
-    assert torch.equal(network.conv_in.weight, weights["conv_in.weight"].float())
-
-
 def test_reading_touches_no_global_randomness(folder):
     before = torch.random.get_rng_state()
     load_checkpoint(folder)
     assert torch.equal(torch.random.get_rng_state(), before)
-
-
-def test_averaging_settings_in_the_config_are_no_matter(folder):
-    edit_json(folder / "config.json", decay=0.9999, inv_gamma=1.0, power=0.75, min_decay=0.0)
-    load_checkpoint(folder)
 
 
 def test_another_sampler_leaves_the_variance_to_an_option(folder):

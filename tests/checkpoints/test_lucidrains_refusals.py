@@ -193,13 +193,6 @@ def test_without_the_package_it_says_what_to_install(tmp_path, monkeypatch):
         load_checkpoint(path)
 
 
-def test_options_of_other_families_are_refused(tmp_path):
-    with refused("`model_flags`"):
-        load_checkpoint(
-            bare(tmp_path, diffusion()), CheckpointSettings(model_flags="--num_heads 4")
-        )
-
-
 @pytest.mark.parametrize("process", ["ve", "sub-vp", "flow", "ve:0.01:50:20", "flow:20"])
 def test_a_variance_learned_in_vp_is_that_of_no_other_process(process, tmp_path):
     path, _ = saved(tmp_path, diffusion({"learned_variance": True}))

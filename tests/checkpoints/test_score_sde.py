@@ -247,7 +247,8 @@ def test_flags_that_are_refused(flags, words, tmp_path):
 )
 def test_only_configurations_of_the_file_s_blocks_are_read(case, network, flag, tmp_path):
     path = saved(tmp_path, training_state(case))
-    for name, (_, _, its_network) in PRESETS.items():
+    presets = {its_network: name for name, (_, _, its_network) in PRESETS.items()}
+    for its_network, name in presets.items():
         settings = CheckpointSettings(model_flags=name)
         if its_network == network:
             assert load_checkpoint(path, settings).family == "score_sde"

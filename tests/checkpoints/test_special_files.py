@@ -9,7 +9,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from peers import SMALL_UNET, diffusers_unet, openai_weights, refused, save_pipeline
+from peers import OPENAI_FLAGS, SMALL_UNET, diffusers_unet, openai_weights, refused, save_pipeline
 from safetensors.torch import load_file, save_file
 
 from ddpmbench import CheckpointSettings, load_checkpoint
@@ -85,13 +85,9 @@ def test_archives_say_what_they_are(here):
 
 
 def test_control_characters_of_names_in_a_file_do_not_reach_the_terminal(here):
-    flags = (
-        "--image_size 8 --num_channels 32 --num_res_blocks 1 --channel_mult 1,2 "
-        "--attention_resolutions 4 --learn_sigma True"
-    )
     content = {"mo\x1b[2Jdel": openai_weights(), "cri\x07tic": {"w": torch.ones(2, 2)}}
     torch.save(content, here / "model.pt")
-    notes = load_checkpoint(here / "model.pt", CheckpointSettings(model_flags=flags)).notes
+    notes = load_checkpoint(here / "model.pt", CheckpointSettings(model_flags=OPENAI_FLAGS)).notes
     assert "\\x1b" in "".join(notes)
     assert "\\x07" in "".join(notes)
     assert "".join(notes).isprintable()

@@ -4,7 +4,7 @@ import collections
 
 import pytest
 import torch
-from peers import openai_weights, pesser_weights, refused, same_weights
+from peers import OPENAI_FLAGS, openai_weights, pesser_weights, refused, same_weights
 from safetensors.torch import save_file
 from torch import nn
 from unet_configs import SMALL_CONFIG
@@ -15,11 +15,7 @@ from ddpmbench.checkpoints.pesser import PUBLISHED
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.unet.unet import UNet
 
-FLAGS = (
-    "--image_size 8 --num_channels 32 --num_res_blocks 1 --channel_mult 1,2 "
-    "--attention_resolutions 4 --learn_sigma True"
-)
-OPENAI = {"model_flags": FLAGS}
+OPENAI = {"model_flags": OPENAI_FLAGS}
 PESSER = {"schedule": "linear:1000", "variance": "fixed_small"}
 LAST = openai_weights()
 AVERAGED = {name: 0.5 * weight for name, weight in LAST.items()}
@@ -40,14 +36,14 @@ def path(tmp_path):
     return tmp_path / "last.ckpt"
 
 
-@pytest.fixture
-def last(tmp_path):
-    return load(tmp_path / "raw.pt", LAST)
+@pytest.fixture(scope="module")
+def last(tmp_path_factory):
+    return load(tmp_path_factory.mktemp("last") / "raw.pt", LAST)
 
 
-@pytest.fixture
-def averaged(tmp_path):
-    return load(tmp_path / "averaged.pt", AVERAGED)
+@pytest.fixture(scope="module")
+def averaged(tmp_path_factory):
+    return load(tmp_path_factory.mktemp("averaged") / "averaged.pt", AVERAGED)
 
 
 def flattened(weights):
@@ -161,13 +157,13 @@ def test_flags_that_contradict_the_tables_beside_the_weights_are_refused(path):
     content = beside(LAST, NoiseSchedule.cosine(1000))
     with refused(path, "linear", "`schedule=buffers`"):
         load(path, content)
-    read = load(path, content, model_flags=f"{FLAGS} --noise_schedule cosine")
+    read = load(path, content, model_flags=f"{OPENAI_FLAGS} --noise_schedule cosine")
     assert torch.equal(read.schedule.betas, NoiseSchedule.cosine(1000).betas)
     assert any(note.startswith("weights: ") and "model." in note for note in read.notes)
-    tables = load(path, content, model_flags=FLAGS, schedule="buffers")
+    tables = load(path, content, model_flags=OPENAI_FLAGS, schedule="buffers")
     assert torch.allclose(tables.schedule.betas, NoiseSchedule.cosine(1000).betas, rtol=1e-6)
     assert "`schedule`: buffers of 1,000 steps overrides linear of 1,000 steps" in tables.notes
-    linear = load(path, content, model_flags=FLAGS, schedule="linear:1000")
+    linear = load(path, content, model_flags=OPENAI_FLAGS, schedule="linear:1000")
     assert torch.equal(linear.schedule.betas, NoiseSchedule.linear(1000).betas)
 
 
@@ -216,10 +212,10 @@ def test_tables_are_found_wherever_they_are_in_the_file(around, path):
 
 def test_tables_of_half_precision_do_not_contradict_what_is_right(path):
     content = {"state_dict": LAST, "betas": BETAS.half()}
-    read = load(path, content, model_flags=FLAGS)
+    read = load(path, content, model_flags=OPENAI_FLAGS)
     assert torch.equal(read.schedule.betas, NoiseSchedule.linear(1000).betas)
     assert any(n.endswith("cannot be compared with the tables in the file") for n in read.notes)
-    read = load(path, content, model_flags=FLAGS, schedule="linear:1000")
+    read = load(path, content, model_flags=OPENAI_FLAGS, schedule="linear:1000")
     assert any("`schedule=linear:1000` cannot be compared" in note for note in read.notes)
     assert not any("is not that of" in note for note in read.notes)
 
@@ -238,7 +234,7 @@ def test_tables_that_contradict_each_other_say_nothing_and_the_option_does(path)
 
 
 def test_flags_of_fewer_steps_are_compared_with_the_tables_of_all(path):
-    respaced = {"model_flags": f"{FLAGS} --timestep_respacing 50"}
+    respaced = {"model_flags": f"{OPENAI_FLAGS} --timestep_respacing 50"}
     read = load(path, {"model": LAST, "betas": BETAS.float()}, **respaced)
     assert read.schedule.num_timesteps == 50
     with refused(path, "correct the flags"):
@@ -291,7 +287,7 @@ def test_a_file_of_averaged_weights_has_no_others(path):
 def test_the_names_of_the_projects_say_which_they_are(name, kind, tmp_path):
     torch.save(LAST, tmp_path / "ema_0.9999_500000.pt")
     torch.save(LAST, tmp_path / "model500000.pt")
-    said = {"model_flags": FLAGS}
+    said = {"model_flags": OPENAI_FLAGS}
     assert load_checkpoint(tmp_path / name, CheckpointSettings(**said)).weights == kind
     same = load_checkpoint(tmp_path / name, CheckpointSettings(weights=kind, **said))
     assert same.weights == kind

@@ -6,6 +6,7 @@ import warnings
 import pytest
 import torch
 from peers import (
+    OPENAI_FLAGS,
     SMALL_UNET,
     DDPMScheduler,
     diffusers_unet,
@@ -114,17 +115,6 @@ def test_a_rounded_copy_is_the_same_and_the_exact_one_is_read(dtype, pipeline, p
     save_file(off, file.with_name(name))
     with refused(pipeline, "differ"):
         load_checkpoint(pipeline)
-
-
-def test_weights_under_the_old_names_of_attention_are_the_same(pipeline, peers):
-    file = pipeline / "unet" / f"{STEM}.safetensors"
-    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
-    state = load_file(file)
-    for now, then in old.items():
-        state = {name.replace(f".{now}.", f".{then}."): w for name, w in state.items()}
-    assert any("proj_attn" in name for name in state)
-    torch.save(state, file.with_suffix(".bin"))
-    assert any("the same are in" in note for note in load_checkpoint(pipeline).notes)
 
 
 def test_an_index_whose_shards_were_never_copied_is_no_set(pipeline, peers):
@@ -297,12 +287,8 @@ def test_a_pipeline_whose_network_lost_its_configuration(pipeline):
 
 def test_a_file_of_another_family_beside_a_config(tmp_path, peers):
     save_flat(tmp_path, peers[0])
-    flags = (
-        "--image_size 8 --num_channels 32 --num_res_blocks 1 --channel_mult 1,2 "
-        "--attention_resolutions 4 --learn_sigma True"
-    )
     torch.save(openai_weights(), tmp_path / "model.pt")
-    read = load_checkpoint(tmp_path / "model.pt", CheckpointSettings(model_flags=flags))
+    read = load_checkpoint(tmp_path / "model.pt", CheckpointSettings(model_flags=OPENAI_FLAGS))
     assert read.family == "openai"
 
 

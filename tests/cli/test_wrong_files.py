@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from peers import (
+    OPENAI_FLAGS,
     SMALL_UNET,
     diffusers_unet,
     edit_json,
@@ -29,11 +30,7 @@ from ddpmbench import CheckpointSettings, load_checkpoint
 from ddpmbench.errors import InputError
 from ddpmbench.unet.unet import UNet
 
-FLAGS = (
-    "--image_size 8 --num_channels 32 --num_res_blocks 1 --channel_mult 1,2 "
-    "--attention_resolutions 4 --learn_sigma True"
-)
-FOR_OPENAI = ("--model-flags", FLAGS)
+FOR_OPENAI = ("--model-flags", OPENAI_FLAGS)
 FOR_PESSER = ("--schedule", "linear:1000", "--variance", "fixed_large")
 MIDDLE = "middle_block.0.out_layers.3.weight"
 OPENAI = openai_weights()
@@ -366,7 +363,7 @@ def test_a_wrong_file_is_one_line_that_names_it(wrong, place, refused):
 
 # ---- whatever is said of them
 
-IS_OPENAI = {"model_flags": FLAGS}
+IS_OPENAI = {"model_flags": OPENAI_FLAGS}
 IS_PESSER = {"schedule": "linear:1000", "variance": "fixed_large"}
 OWN = """
 from torch import empty, nn
