@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,7 @@ _READ = "a table is read from .npy, .npz, or text with one number a line"
 _MOST_BYTES = 64 * 2**20
 """Of a file and of one of its arrays; a million numbers with all their digits take less."""
 _LONGEST_WORD = 24
+_SEPARATOR = re.compile(r"\s*,\s*|\s+")
 
 
 def read_table(path: Path, name: str) -> Array:
@@ -126,30 +128,24 @@ def _from_text(content: bytes) -> Array:
             return np.array([float(value) for value in values])
     except (ValueError, RecursionError, OverflowError) as error:
         raise InputError(f"is no plain list of numbers in UTF-8; {_READ}") from error
-    lines = {n: line for n, line in enumerate(text.splitlines(), start=1) if line.strip()}
-    rows = [[_entry(n, word) for word in _words(line)] for n, line in lines.items()]
+    rows = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        words = _SEPARATOR.split(line.strip().removesuffix(",")) if line.strip() else []
+        for word in words:
+            try:
+                float(word)
+            except ValueError:
+                raise InputError(
+                    f"line {number}: {_short(word)!r} is no number; {_READ}, and no header"
+                ) from None
+        rows += [words] if words else []
     most = max(map(len, rows), default=0)
     if len(rows) > 1 and most > 1:
         raise InputError(
             f"has {len(rows):,} lines and up to {most:,} numbers on one of them; save the one "
             "column that is meant, one number a line"
         )
-    return np.array([value for row in rows for value in row], dtype=np.float64)
-
-
-def _words(line: str) -> list[str]:
-    """What stands between commas or blanks; a comma at the end is followed by none."""
-    fields = line.strip().removesuffix(",").split(",")
-    return [word for field in fields for word in (field.split() or [""])]
-
-
-def _entry(line: int, word: str) -> float:
-    try:
-        return float(word)
-    except ValueError:
-        raise InputError(
-            f"line {line}: {_short(word)!r} is no number; {_READ}, and no header"
-        ) from None
+    return np.array([word for row in rows for word in row], dtype=np.float64)
 
 
 def _short(text: str) -> str:

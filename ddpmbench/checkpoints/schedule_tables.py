@@ -32,7 +32,7 @@ BUFFERS = "buffers"
 """The form of a schedule that takes the tables beside the weights."""
 _NAMES = {
     "betas": "betas beta beta_t betas_t b_t",
-    "products": (
+    "alphas_cumprod": (
         "alphas_cumprod alpha_cumprod alphas_cum_prod alpha_cum_prod alphas_cumulative alphas_bar "
         "alpha_bar alpha_bars alphas_bars alphabar alpha_hat alphabar_t alphabars alpha_bar_t "
         "alphas_bar_t alpha_bars_t ab_t"
@@ -54,20 +54,28 @@ _MOST_TOGETHER, _MOST_ENTRIES = 64, 2**20
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Candidate:
-    """alphas_cumprod as a table may mean it.
+class _Table:
+    """alphas_cumprod as one table, or two that agree, have it.
 
     Attributes:
-        name: of the table.
-        products: (L,) values; the first is 1 where entry 0 is of t = 0.
+        name: of the table that is read.
+        num_entries: of that table.
+        products: (L,) without the entry of 1 that a table may have for t = 0.
         betas: (L,) variance of each entry; None where the table is of products.
-        is_longer: whether entry 0 is not in the table.
+        is_settled: whether entry 0 of `products` is known to be of t = 1.
     """
 
     name: str
+    num_entries: int
     products: Array
-    betas: Array | None = None
-    is_longer: bool = False
+    betas: Array | None
+    is_settled: bool
+
+    @property
+    def totals(self) -> tuple[int, ...]:
+        """What T may be."""
+        entries = len(self.products)
+        return (entries,) if self.is_settled else (entries, entries - 1)
 
     def agrees(self, other: Self) -> bool:
         """Whether both have the same products."""
@@ -78,25 +86,14 @@ class _Candidate:
         first = len(self.products) - num_timesteps
         if self.betas is None:
             return NoiseSchedule.from_alphas_cumprod(self.products[first:], name=BUFFERS)
-        betas = self.betas[first:].copy()
-        # the variance of the entries before t = 1 is in x_1, too
-        betas[0] = -np.expm1(np.log1p(-self.betas[: first + 1]).sum())
-        return NoiseSchedule.from_betas(betas, name=BUFFERS)
+        return NoiseSchedule.from_betas(_without(first, self.betas), name=BUFFERS)
 
 
-@dataclasses.dataclass(eq=False)
-class _Agreement:
-    """A table of single timesteps and one of products that agree.
-
-    Attributes:
-        candidate: their products.
-        names: of all tables that agree.
-        is_clear: whether no other candidate has as many tables that agree.
-    """
-
-    candidate: _Candidate
-    names: set[str]
-    is_clear: bool = True
+def _without(first: int, betas: Array) -> Array:
+    """Betas without the first entries, whose variance is in x_1, too."""
+    kept = betas[first:].copy()
+    kept[0] = -np.expm1(np.log1p(-betas[: first + 1]).sum())
+    return kept
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -121,17 +118,21 @@ class ScheduleTables:
             content: from `read_state`, or tensors by name; the last part of a name tells the kind.
             source: the file to name in an error.
         """
-        leaves = dict(leaves_in(content))
-        rows = {name: row for name, value in leaves.items() if (row := _row(value)) is not None}
-        tables = {n: row for n, row in rows.items() if _is_table(row, is_named=_kind(n) != "other")}
-        named = {name: value for name, value in leaves.items() if _leaf(name) in _TIMESTEPS}
-        steps = {n: count for n, value in named.items() if (count := _count(value)) is not None}
+        tables, steps = {}, {}
+        for name, value in leaves_in(content):
+            row = value
+            if isinstance(value, list | tuple) and len(value) >= _LEAST_UNNAMED:
+                row = torch.tensor(value, dtype=torch.float64)  # an optimizer's betas are two
+            if isinstance(row, Tensor) and _is_table(row, is_named=_kind(name) != "other"):
+                tables[name] = row
+            elif _leaf(name) in _TIMESTEPS and (count := _count(value)) is not None:
+                steps[name] = count
         return cls(tables, steps, source)
 
     @cached_property
     def names(self) -> frozenset[str]:
         """The names of the tables, and of all rows as long in the module of those that agree."""
-        agreed = self._agreed.names if self._agreed is not None else ()
+        _, agreed, _ = self._agreed
         places = {(_module(n), len(self.tables[n])) for n in agreed}
         return frozenset(self.steps) | {
             name
@@ -151,12 +152,13 @@ class ScheduleTables:
 
     def __bool__(self) -> bool:
         """Whether a schedule can be read from them."""
-        return bool(self._named) or (self._agreed is not None and self._agreed.is_clear)
+        table, _, is_clear = self._agreed
+        return bool(self._named) or (table is not None and is_clear)
 
     def notes(self, schedule: NoiseSchedule) -> tuple[str, ...]:
         """A line where the schedule that was read from them leaves an entry out."""
         table, total = self._table, schedule.num_original_timesteps
-        if len(table.products) == total:
+        if table.num_entries == total:
             return ()
         return (f"{self._has_entries(table)}, the first for t = 0: T = {total:,}",)
 
@@ -171,11 +173,9 @@ class ScheduleTables:
             InputError: there are none, they contradict each other, or they are ambiguous.
         """
         table = self._table
-        entries, includes_zero = len(table.products), table.products[0] == 1
-        skipped = f"{BUFFERS}:{entries - 1} where the first is for t = 0"
-        remedy = (
-            skipped if includes_zero else f"{BUFFERS}:{entries} where it is for t = 1, {skipped}"
-        )
+        remedy = f"{BUFFERS}:{table.totals[-1]} where the first is for t = 0"
+        if not table.is_settled:
+            remedy = f"{BUFFERS}:{table.totals[0]} where it is for t = 1, {remedy}"
         if num_timesteps is None:
             num_timesteps, *others = self._totals_of(table)
             if others:
@@ -183,11 +183,11 @@ class ScheduleTables:
                     f"{self._has_entries(table)}, and does not say which is of t = 1; take "
                     f"`schedule={remedy}`"
                 )
-        elif num_timesteps != entries - 1 and (includes_zero or num_timesteps != entries):
+        elif num_timesteps not in table.totals:
             raise InputError(f"{self._has_entries(table)}; take {remedy}")
         # An entry for t = 0 of betas alone enters the products for some and not for others.
-        skips = num_timesteps < entries and not includes_zero
-        if skips and table.betas is not None and self._agreed is None:
+        skips = num_timesteps < len(table.products)
+        if skips and table.betas is not None and self._agreed[0] is None:
             raise InputError(
                 f"{self.source}'s {table.name} has an entry for t = 0, {table.betas[0]:g}, and no "
                 "table beside it tells whether the products of 1 - beta include it; pass them as "
@@ -225,44 +225,41 @@ class ScheduleTables:
             if _alike(schedule, theirs) or _alike(schedule, kept):
                 return None
         of_steps = " or ".join(f"{theirs.num_timesteps:,}" for theirs in self.readings)
-        agreed = self._agreed.names if self._agreed is not None else set()
+        _, agreed, _ = self._agreed
         name = min(self._named.keys() & agreed, default=self._table.name)
         return f"the table {name} says another, of {of_steps} steps"
 
-    def _has_entries(self, table: _Candidate) -> str:
-        return f"{self.source}'s {table.name} has {len(table.products):,} entries"
+    def _has_entries(self, table: _Table) -> str:
+        return f"{self.source}'s {table.name} has {table.num_entries:,} entries"
 
-    def _totals_of(self, table: _Candidate) -> tuple[int, ...]:
+    def _totals_of(self, table: _Table) -> tuple[int, ...]:
         """T, if entry 0, a number in the file or the number of entries tells it; else both."""
-        entries = len(table.products)
-        both = (entries, entries - 1)
-        if table.products[0] == 1:
-            return (entries - 1,)
-        stated = set(both) & set(self.steps.values())
-        if len(stated) == 1:
-            return tuple(stated)
+        totals = table.totals
+        stated = set(totals) & set(self.steps.values())
+        if table.is_settled or len(stated) == 1:
+            return totals if table.is_settled else tuple(stated)
         from_zero = any(_leaf(name) in _FROM_ZERO for name in self.tables)
-        is_plain_name = _kind(table.name) in ("betas", "products") and table.name[-2:] != "_t"
+        is_plain_name = _kind(table.name) in ("betas", "alphas_cumprod") and table.name[-2:] != "_t"
         hinted = from_zero or not is_plain_name
-        usual, one_less_usual = map(_is_usual, both)
+        usual, one_less_usual = map(_is_usual, totals)
         if usual > one_less_usual and not from_zero:
-            return (entries,)
+            return totals[:1]
         if usual < one_less_usual and hinted:
-            return (entries - 1,)
-        return (entries,) if usual == one_less_usual and not hinted else both
+            return totals[1:]
+        return totals[:1] if usual == one_less_usual and not hinted else totals
 
     @cached_property
     def _named(self) -> dict[str, Tensor]:
         """The tables whose names alone explain them, those of betas first."""
         return {
             name: table
-            for kind in ("betas", "products")
+            for kind in ("betas", "alphas_cumprod")
             for name, table in self.tables.items()
             if _kind(name) == kind
         }
 
     @property
-    def _table(self) -> _Candidate:
+    def _table(self) -> _Table:
         """The table that the schedule is read from.
 
         Raises:
@@ -273,16 +270,16 @@ class ScheduleTables:
         return self._first_and_apart[0]
 
     @cached_property
-    def _first_and_apart(self) -> tuple[_Candidate, list[str]]:
+    def _first_and_apart(self) -> tuple[_Table, list[str]]:
         """The table to read, and the names of those that contradict it.
 
         Raises:
             InputError: there is none to read.
         """
-        agreed = self._agreed
-        if agreed is not None and not agreed.is_clear:
+        table, agreed, is_clear = self._agreed
+        if not is_clear:
             raise InputError(
-                f"{self.source}'s {' and '.join(sorted(agreed.names))} can be read as two "
+                f"{self.source}'s {' and '.join(sorted(agreed))} can be read as two "
                 "schedules; name the schedule it was trained on"
             )
         unclear = [name for name in self.tables if _kind(name) == "unclear"]
@@ -296,114 +293,101 @@ class ScheduleTables:
                 f"{self.source} holds no betas and no alphas_cumprod; name the schedule it was "
                 "trained on"
             )
-        for name, table in self._named.items():
-            if (size := table.element_size()) < 4:
+        for name, tensor in self._named.items():
+            if (size := tensor.element_size()) < 4:
                 raise InputError(
                     f"{self.source}'s {name} has {8 * size} bits, too few; name the schedule"
                 )
-        if agreed is not None:
-            return agreed.candidate, sorted(self._named.keys() - agreed.names)
+        if table is not None:
+            return table, sorted(self._named.keys() - agreed)
         first, *others = map(self._alone, self._named)
         return first, [other.name for other in others if not first.agrees(other)]
 
-    def _alone(self, name: str) -> _Candidate:
+    def _alone(self, name: str) -> _Table:
         """A table that its name alone explains."""
         values, is_betas = _values(self.tables[name]), _kind(name) == "betas"
         check, of_zero = (betas_schedule, 0) if is_betas else (products_schedule, 1)
+        has_zero = bool(values[0] == of_zero)
+        kept = values[1:] if has_zero else values
         try:
-            check(values[1:] if values[0] == of_zero else values)
+            check(kept)
         except InputError as error:
             raise InputError(f"{self.source}'s {name}: {error}") from error
-        return _Candidate(name, *((1 - values).cumprod(), values) if is_betas else (values,))
+        products, betas = ((1 - kept).cumprod(), kept) if is_betas else (kept, None)
+        return _Table(name, len(values), products, betas, has_zero)
 
     @cached_property
-    def _agreed(self) -> _Agreement | None:
-        """None where no two tables of one module are of the same schedule."""
+    def _agreed(self) -> tuple[_Table | None, set[str], bool]:
+        """What two tables of one module agree on, the names of all that do, and if it is clear.
+
+        A pair that is of another schedule as square roots is settled by any third table.
+        """
         modules: dict[str, list[str]] = {}
         for name, table in self.tables.items():
             least = _LEAST_UNNAMED if _kind(name) == "other" else 2
             if table.element_size() >= 4 and len(table) >= least:
                 modules.setdefault(_module(name), []).append(name)
         pairs = [pair for names in modules.values() for pair in self._pairs(names)]
-        agreements: list[_Agreement] = []
-        for candidate, *names in sorted(pairs, key=lambda pair: _kind(pair[1]) != "betas"):
-            known = (a for a in agreements if a.candidate.agrees(candidate))
-            if (same := next(known, None)) is not None:
-                same.names.update(names)
-            else:
-                agreements.append(_Agreement(candidate, set(names)))
-        if not agreements:
-            return None
-        # A pair that is of another schedule as square roots is settled by any third table.
-        first, *others = sorted(agreements, key=lambda agreement: -len(agreement.names))
-        first.is_clear = not others or len(others[0].names) < len(first.names)
-        return first
+        agreed: list[tuple[_Table, set[str]]] = []
+        for found, other in sorted(pairs, key=lambda pair: _kind(pair[0].name) != "betas"):
+            names = next((names for known, names in agreed if known.agrees(found)), None)
+            if names is None:
+                agreed.append((found, names := set()))
+            names |= {found.name, other}
+        if not agreed:
+            return None, set(), True
+        first, *others = sorted(agreed, key=lambda pair: -len(pair[1]))
+        return *first, not others or len(others[0][1]) < len(first[1])
 
-    def _pairs(self, names: list[str]) -> Iterator[tuple[_Candidate, str, str]]:
-        """Any two tables that agree: their candidate and both names."""
+    def _pairs(self, names: list[str]) -> Iterator[tuple[_Table, str]]:
+        """What any two tables agree on, read from the one of steps, and the name of the other."""
         entries = sum(len(self.tables[name]) for name in names)
         if len(names) > _MOST_TOGETHER or entries > _MOST_ENTRIES:
             return  # no schedule's, and too many to compare
-        steps: list[_Candidate] = []
-        products: list[_Candidate] = []
-        for name in names:
-            kind = _kind(name)
-            for alphas, betas in _meanings(kind, _values(self.tables[name])):
-                if ((alphas > 0) & (alphas <= 1)).all():
-                    steps += _of_steps(name, alphas, betas) if kind != "products" else []
-                    products += _of_products(name, alphas) if kind != "betas" else []
-        for product, step in itertools.product(products, steps):
-            if product.name != step.name and (joint := _joined(product, step)) is not None:
-                yield joint, step.name, product.name
+        meanings = [
+            (name, row) for name in names for row in _meanings(_kind(name), self.tables[name])
+        ]
+        for (name, (_, step)), (other, (product, _)) in itertools.product(meanings, repeat=2):
+            if name == other or _kind(name) == "alphas_cumprod" or _kind(other) == "betas":
+                continue
+            if (table := _joined(name, step, product)) is not None:
+                yield table, other
 
 
 NO_TABLES = ScheduleTables()
 """The tables of a file without any."""
 
 
-def _meanings(kind: str, x: Array) -> Iterator[tuple[Array, Array]]:
+def _meanings(kind: str, table: Tensor) -> Iterator[tuple[Array, Array]]:
     """What a table may mean: alpha, of a timestep or a product of them, and 1 - alpha."""
+    x = _values(table)
+    meanings: tuple[tuple[Array, Array], ...] = ()
     if kind == "betas":
-        yield 1 - x, x
+        meanings = ((1 - x, x),)
     elif kind != "other":
-        yield x, 1 - x
+        meanings = ((x, 1 - x),)
     elif x.max() <= 1:
-        yield from ((1 - x, x), (1 - x**2, x**2), (x, 1 - x), (x**2, 1 - x**2))
+        meanings = ((1 - x, x), (1 - x**2, x**2), (x, 1 - x), (x**2, 1 - x**2))
     elif x.min() >= 1:
-        yield x**-2, 1 - x**-2
+        meanings = ((x**-2, 1 - x**-2),)
+    yield from (pair for pair in meanings if ((pair[0] > 0) & (pair[0] <= 1)).all())
 
 
-def _of_steps(name: str, alphas: Array, betas: Array) -> Iterator[_Candidate]:
-    """A table of single timesteps: as it is, and with an entry for t = 0 before it or in it."""
-    products = alphas.cumprod()
-    yield _Candidate(name, products, betas)
-    yield _Candidate(name, np.append(1.0, products), np.append(0.0, betas), is_longer=True)
-    if betas[0] > 0:
-        yield _Candidate(name, np.append(1.0, alphas[1:].cumprod()), np.append(0.0, betas[1:]))
-
-
-def _of_products(name: str, alphas: Array) -> Iterator[_Candidate]:
-    """A table of products: as it is, and with the product of t = 0 before it."""
-    if (np.diff(alphas) < 0).all():
-        yield _Candidate(name, alphas)
-        if alphas[0] < 1:
-            yield _Candidate(name, np.append(1.0, alphas), is_longer=True)
-
-
-def _joined(product: _Candidate, step: _Candidate) -> _Candidate | None:
-    """The candidate of two tables that agree; None if they do not."""
-    mine, theirs = product.products, step.products
-    if len(mine) != len(theirs) or (product.is_longer and step.is_longer):
+def _joined(name: str, step: Array, product: Array) -> _Table | None:
+    """What betas and products agree on, either of which may begin with an entry for t = 0."""
+    betas, theirs = step[int(step[0] == 0) :], product[int(product[0] == 1) :]
+    first = len(betas) - len(theirs)
+    if first not in (0, 1) or not (np.diff(theirs) < 0).all():
         return None
-    # the last first, as a network may have many short rows
-    if not math.isclose(mine[-1], theirs[-1], rel_tol=1e-2, abs_tol=1e-5):
-        return None
-    if not _near(mine[1:], theirs[1:]):
-        return None
-    if mine[0] == 1:
-        # An entry 0 set to 1 leaves the variance there in the products behind it.
-        return dataclasses.replace(step, products=np.append(1.0, theirs[1:]))
-    return step if _near(mine[:1], theirs[:1]) else None
+    is_settled = first == 1 or step[0] == 0 or product[0] == 1
+    # the products include the variance of the entry for t = 0 or do not
+    for kept in (_without(first, betas), betas[first:])[: 1 + first]:
+        ours = (1 - kept).cumprod()
+        # the last one at first, as a network may have many short rows
+        ends_alike = math.isclose(ours[-1], theirs[-1], rel_tol=1e-2, abs_tol=1e-5)
+        if ends_alike and _near(ours, theirs):
+            return _Table(name, max(len(step), len(product)), ours, kept, bool(is_settled))
+    return None
 
 
 def _near(one: Array, other: Array) -> bool:
@@ -425,7 +409,7 @@ def _is_usual(count: int) -> bool:
 
 
 def _kind(name: str) -> str:
-    """What the name of a table says: betas, products, unclear or other."""
+    """What the name of a table says: betas, alphas_cumprod, unclear or other."""
     return _KINDS.get(_leaf(name), "other")
 
 
@@ -465,19 +449,8 @@ def _values(tensor: Tensor) -> Array:
     return values
 
 
-def _row(value: object) -> Tensor | None:
-    """A tensor, or a row of numbers in a list or an array."""
-    if isinstance(value, Tensor):
-        return value
-    if isinstance(value, np.ndarray) and value.dtype.kind == "f":
-        return torch.from_numpy(value.astype(f"f{min(value.itemsize, 8)}"))
-    if isinstance(value, list | tuple) and len(value) >= _LEAST_UNNAMED:  # an optimizer's are 2
-        return torch.tensor(value, dtype=torch.float64)
-    return None
-
-
 def _count(value: object) -> int | None:
-    if isinstance(value, Tensor | np.ndarray | np.generic):
-        is_whole = str(value.dtype).rpartition(".")[2].startswith("int")
-        value = value.item() if is_whole and np.prod(value.shape) == 1 else None
-    return value if type(value) is int and 2 <= value <= MAX_TIMESTEPS else None
+    if isinstance(value, Tensor) and value.numel() == 1 and not value.is_floating_point():
+        value = value.item()
+    is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    return int(value) if is_whole and 2 <= value <= MAX_TIMESTEPS else None  # type: ignore[call-overload, operator]
