@@ -261,9 +261,6 @@ def user_file(network: str) -> Iterator[UserFile]:
     Its imports are looked for in its own folder, then in the package's and the current one, as
     when the network was trained. What it prints goes to standard error.
 
-    Args:
-        network: `FILE.py:NAME`.
-
     Raises:
         InputError: there is no such file, it fails, or does not define NAME.
     """
@@ -336,11 +333,7 @@ _NOT_THE_USER_S = (
 
 
 def calling(run: Callable[[], T], who: str) -> T:
-    """What user code returns; whatever it raises but Ctrl-C becomes one line.
-
-    Args:
-        run: calls it.
-        who: the beginning of the line.
+    """What user code returns; whatever it raises but Ctrl-C becomes one line, after `who`.
 
     Raises:
         InputError: it raised something, or tried to end the program.
@@ -361,10 +354,7 @@ def calling(run: Callable[[], T], who: str) -> T:
 
 @contextlib.contextmanager
 def user_errors(who: str) -> Iterator[None]:
-    """Inside, what user code raises becomes one line; other errors pass.
-
-    Args:
-        who: the beginning of the line.
+    """Inside, what user code raises becomes one line, after `who`; other errors pass.
 
     Raises:
         InputError: user code raised something, or tried to end the program.

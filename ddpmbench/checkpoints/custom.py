@@ -11,7 +11,6 @@ from typing import Any
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from ddpmbench.checkpoints.diffusers_files import INDEX, sha256_of_shards
 from ddpmbench.checkpoints.own_weights import (
     load_into,
     not_finite,
@@ -30,7 +29,6 @@ from ddpmbench.diffusion.model import WRAPPED, Checkpoint, ImageSize, TimeInput
 from ddpmbench.diffusion.process import Prediction, Variance
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.errors import InputError, whole_number
-from ddpmbench.files import sha256_of
 from ddpmbench.records import short_value
 from ddpmbench.user_code import (
     RandomNumbersAreNaN,
@@ -60,6 +58,7 @@ _PLACEHOLDERS = {
 def read_network_file(
     path: Path,
     state: Mapping[str, object],
+    sha256: str,
     *,
     source: str,
     settings: CheckpointSettings,
@@ -75,6 +74,7 @@ def read_network_file(
     Args:
         path: the file of weights.
         state: its content, from `read_state`.
+        sha256: of the file, or of its shards.
         source: the path as the user gave it.
         settings: `network` names the code. The schedule, prediction, variance and time input are
             needed, too.
@@ -113,7 +113,7 @@ def read_network_file(
         checkpoint,
         code=dataclasses.replace(file.code, imported=file.modules.sha256()),
         source=source,
-        sha256=sha256_of_shards(path) if path.name.endswith(INDEX) else sha256_of(path),
+        sha256=sha256,
         files=(source,),
         weights=state_dict.kind,
         part="" if state_dict.alone else state_dict.where,
@@ -124,9 +124,6 @@ def read_network_file(
 
 def read_network_code(settings: CheckpointSettings) -> Checkpoint:
     """The network whose weights the user's code loads itself, as from a TorchScript program.
-
-    Args:
-        settings: as for `read_network_file`.
 
     Raises:
         MissingSettingsError: the schedule or another setting is missing.

@@ -214,14 +214,8 @@ _RENAMES: Renames = (
 _PARTS = ("to_q", "to_k", "to_v")
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
-
-TELLING = (("time_embedding.linear_1.weight", "conv_norm_out.weight"),)
-"""Groups of names that identify this family under any prefix."""
-
-
-def is_diffusers(names: Mapping[str, object]) -> bool:
-    """Whether a state dict has the names of diffusers' UNet2DModel."""
-    return set(TELLING[0]) <= set(names)
+NAMES = (("time_embedding.linear_1.weight", "conv_norm_out.weight"),)
+"""Weights of this family under any prefix."""
 
 
 def read_diffusers(

@@ -302,7 +302,7 @@ def _shards(index: Path) -> tuple[Path, ...]:
 
 
 def read_shards(index: Path) -> tuple[dict[str, Tensor], str]:
-    """All weights of the shards beside an index, and the SHA-256 of them.
+    """All weights of the shards beside an index, and the SHA-256 of what sha256sum prints of them.
 
     Raises:
         InputError: the index or a shard is damaged or missing, or they do not go together.
@@ -319,7 +319,7 @@ def read_shards(index: Path) -> tuple[dict[str, Tensor], str]:
             )
         lines += f"{digest}  {file.name}\n"
         weights |= part
-    return weights, _sha256(lines)
+    return weights, hashlib.sha256(lines.encode()).hexdigest()
 
 
 def read_file(file: Path) -> tuple[dict[str, Tensor], str]:
@@ -327,15 +327,6 @@ def read_file(file: Path) -> tuple[dict[str, Tensor], str]:
     weights, digest = only_tensors(read_state(file), source=str(file)), sha256_of(file)
     check_blob(file, digest)
     return weights, digest
-
-
-def sha256_of_shards(index: Path) -> str:
-    """The SHA-256 of the lines that `sha256sum` prints of the shards, sorted by name."""
-    return _sha256("".join(f"{sha256_of(file)}  {file.name}\n" for file in _shards(index)))
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _refuse_other_pipelines(index: Path) -> None:

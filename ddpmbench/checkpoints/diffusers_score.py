@@ -59,14 +59,6 @@ def read_score_network(
     The network divides its output by sigma, which is its time input. The pipeline clamps its
     images to [0, 1], never the predicted x_start, and adds the forward variance.
 
-    Args:
-        config: of the network.
-        scheduler: of the process.
-        weights: under the package's names.
-        file: that holds them.
-        sha256: of that.
-        settings: the user's.
-
     Raises:
         MissingSettingsError: the scheduler does not say its noise levels, nor do the settings.
         InputError: the package is missing, or the files are damaged or of another network.

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ddpmbench import assets
+from ddpmbench.checkpoints import diffusers, lucidrains, openai, pesser, score_sde
 from ddpmbench.checkpoints.custom import read_network_code, read_network_file
-from ddpmbench.checkpoints.diffusers import TELLING as DIFFUSERS
-from ddpmbench.checkpoints.diffusers import is_diffusers, read_diffusers
+from ddpmbench.checkpoints.diffusers import read_diffusers
 from ddpmbench.checkpoints.diffusers_files import (
     INDEX,
     KINDS,
@@ -21,23 +21,14 @@ from ddpmbench.checkpoints.diffusers_files import (
     set_of,
     weights_within,
 )
-from ddpmbench.checkpoints.lucidrains import (
-    OWN,
-    is_lucidrains,
-    read_lucidrains,
-    version_in,
-)
-from ddpmbench.checkpoints.lucidrains import TELLING as LUCIDRAINS
+from ddpmbench.checkpoints.lucidrains import read_lucidrains, version_in
 from ddpmbench.checkpoints.native import TRAINED, is_native, read_native
-from ddpmbench.checkpoints.openai import TELLING as OPENAI
-from ddpmbench.checkpoints.openai import is_openai, read_openai
-from ddpmbench.checkpoints.pesser import TELLING as PESSER
-from ddpmbench.checkpoints.pesser import is_pesser, read_pesser
+from ddpmbench.checkpoints.openai import read_openai
+from ddpmbench.checkpoints.pesser import read_pesser
 from ddpmbench.checkpoints.schedule_tables import BUFFERS, NO_TABLES, ScheduleTables
 from ddpmbench.checkpoints.schedules import notes_on, read_schedule
-from ddpmbench.checkpoints.score_sde import TELLING as SCORE_SDE
-from ddpmbench.checkpoints.score_sde import is_score_sde, read_score_sde, with_named_average
-from ddpmbench.checkpoints.settings import CheckpointSettings
+from ddpmbench.checkpoints.score_sde import read_score_sde, with_named_average
+from ddpmbench.checkpoints.settings import OWN, CheckpointSettings
 from ddpmbench.checkpoints.state_dicts import StateDict, find_state
 from ddpmbench.checkpoints.tensorflow_files import read_tensorflow, tensorflow_index
 from ddpmbench.checkpoints.unread import (
@@ -51,10 +42,18 @@ from ddpmbench.checkpoints.weights import FileError, first_line, read_state
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.errors import InputError, instance_of, listed, path_of, printable
+from ddpmbench.files import sha256_of
 
 DEFAULT = "default"
 """The source of the checkpoint in the package."""
-_KNOWN = (*OPENAI, *PESSER, *LUCIDRAINS, *DIFFUSERS, *SCORE_SDE)
+_NAMES = {
+    "openai": openai.NAMES,
+    "pesser": pesser.NAMES,
+    "lucidrains": lucidrains.NAMES,
+    "diffusers": diffusers.NAMES,
+    "score_sde": score_sde.NAMES,
+}
+"""Family -> groups of weights; a state dict of it has all of a group."""
 
 
 def load_checkpoint(
@@ -154,10 +153,14 @@ def _load_own(path: Path, source: str | Path, settings: CheckpointSettings) -> C
         raise FileError(source, f"a folder; with `network` pass a file of weights{which}")
     if is_native(path):
         raise FileError(source, "a native file holds its network; leave out `network`")
-    content = dict(read_shards(path)[0]) if path.name.endswith(INDEX) else read_state(path)
+    content: Mapping[str, object]
+    if path.name.endswith(INDEX):
+        content, sha256 = read_shards(path)
+    else:
+        content, sha256 = read_state(path), sha256_of(path)
     tables = ScheduleTables.within(content, source=str(path))
     checkpoint = read_network_file(
-        path, content, source=str(source), settings=settings, tables=tables
+        path, content, sha256, source=str(source), settings=settings, tables=tables
     )
     return _with_process(checkpoint, settings, tables)
 
@@ -199,13 +202,17 @@ def _read_state_dict(path: Path, *, source: str, settings: CheckpointSettings) -
     if path.suffix == ".distcp" and (problem := sharded_problem(path.parent)) is not None:
         raise FileError(path, f"in {problem}")
     content = with_named_average(read_state(path), path, settings.weights)
-    state = find_state(content, path=path, known=_KNOWN, weights=settings.weights)
-    if state is None:
-        # perhaps of a network whose identifying names are missing; its reader names them
-        state = StateDict(dict(content), kind=settings.weights)
-    if (problem := latents_problem(state)) is not None:
+    known = [names for groups in _NAMES.values() for names in groups]
+    state = find_state(content, path=path, known=known, weights=settings.weights)
+    problem = file_problem(path, content) if state is None else latents_problem(state)
+    if state is None or problem is not None:
         raise FileError(path, problem)
-    if is_diffusers(state.weights) and not (path.parent / "config.json").is_file():
+    family = next(
+        family
+        for family, groups in _NAMES.items()
+        if any(set(names) <= state.weights.keys() for names in groups)
+    )
+    if family == "diffusers" and not (path.parent / "config.json").is_file():
         raise FileError(
             path,
             f"weights of diffusers' UNet2DModel without its configuration; {BESIDE} beside it, "
@@ -213,7 +220,7 @@ def _read_state_dict(path: Path, *, source: str, settings: CheckpointSettings) -
         )
     tables = ScheduleTables.within(content, source=str(path))
     try:
-        return _of_family(path, content, state, tables, source=source, settings=settings)
+        return _of_family(family, path, content, state, tables, source=source, settings=settings)
     except FileError as error:
         if state.kind != "ema" or state.alone or settings.weights is not None:
             raise
@@ -221,6 +228,7 @@ def _read_state_dict(path: Path, *, source: str, settings: CheckpointSettings) -
 
 
 def _of_family(
+    family: str,
     path: Path,
     content: Mapping[str, object],
     state: StateDict,
@@ -229,22 +237,22 @@ def _of_family(
     source: str,
     settings: CheckpointSettings,
 ) -> Checkpoint:
-    """The checkpoint of the family that the names of its weights identify."""
+    """The checkpoint in a state dict of a family."""
     weights = state.weights
-    if is_pesser(weights) or is_lucidrains(weights) or is_diffusers(weights):
+    if family not in ("openai", "score_sde"):
         _refuse_flags(settings, source)
-    if is_pesser(weights):
+    if family == "pesser":
         checkpoint = read_pesser(path, weights, source=source, settings=settings, tables=tables)
-    elif is_openai(weights):
+    elif family == "openai":
         checkpoint = read_openai(path, weights, source=source, settings=settings)
-    elif is_score_sde(weights):
+    elif family == "score_sde":
         checkpoint = read_score_sde(path, weights, source=source, settings=settings)
-    elif is_lucidrains(weights):
+    elif family == "lucidrains":
         version = version_in(content)
         checkpoint = read_lucidrains(
             path, weights, source=source, settings=settings, version=version
         )
-    elif is_diffusers(weights):
+    else:
         checkpoint = read_diffusers(
             model_folder(path.parent),
             source=source,
@@ -253,8 +261,6 @@ def _of_family(
             state=state,
         )
         return _with_process(checkpoint, settings)
-    else:
-        raise FileError(path, file_problem(path, content))
     checkpoint = dataclasses.replace(
         checkpoint,
         weights=state.kind,
@@ -337,14 +343,7 @@ def _is_hub_id(source: str) -> bool:
 
 
 def _download(repository: str) -> Path:
-    """The folder of a model on the Hub, downloaded or from the cache.
-
-    Args:
-        repository: its id, `owner/name`.
-
-    Raises:
-        InputError: it does not exist, needs a login, is not in the cache and cannot be reached.
-    """
+    """The folder of a model on the Hub, downloaded or from the cache."""
     for kind in KINDS:
         patterns = [f"{place}{STEM}*.{kind}" for place in ("", *_FOLDERS)]
         folder = _snapshot(repository, patterns)

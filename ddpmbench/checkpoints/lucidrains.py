@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpmbench.checkpoints.network_weights import count, load_weights, only_tensors, shape_of
-from ddpmbench.checkpoints.settings import CheckpointSettings, MissingSettingsError
+from ddpmbench.checkpoints.settings import OWN, CheckpointSettings, MissingSettingsError
 from ddpmbench.checkpoints.weights import FileError, importing, naming
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.diffusion.parameterization import Process
@@ -23,19 +23,12 @@ from ddpmbench.errors import InputError
 from ddpmbench.files import sha256_of
 
 PACKAGE = "denoising-diffusion-pytorch"
-OWN = "build it with `network=FILE.py:NAME`"
-"""The remedy for a network of the package that is not read."""
 HEAD_CHANNELS = 32
 """The default of versions before 1.9, whose networks have no memory keys."""
 
-TELLING = (("betas", "model.init_conv.weight"),)
-"""The names of a GaussianDiffusion of the package around one of its convolutional nets."""
+NAMES = (("betas", "model.init_conv.weight"),)
+"""Weights of a GaussianDiffusion around one of the package's networks, under any prefix."""
 _NETWORK = "model."
-
-
-def is_lucidrains(names: Mapping[str, object]) -> bool:
-    """Whether a state dict has the names of a GaussianDiffusion of the package."""
-    return set(TELLING[0]) <= set(names)
 
 
 def read_lucidrains(

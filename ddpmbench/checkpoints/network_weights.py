@@ -43,13 +43,7 @@ def only_tensors(state: Mapping[str, object], *, source: str) -> dict[str, Tenso
 def shape_of(
     weights: Mapping[str, Tensor], name: str, dimensions: int, *, source: object
 ) -> tuple[int, ...]:
-    """The shape of a weight on which the architecture depends.
-
-    Args:
-        weights: the file's weights.
-        name: the weight's name in them.
-        dimensions: how many it must have.
-        source: the file to name in an error.
+    """The shape of a weight on which the architecture depends, of so many dimensions.
 
     Raises:
         InputError: it is missing, or has another number of dimensions or no elements.
@@ -198,10 +192,5 @@ def renamed_weights(
 
 
 def count(weights: Mapping[str, Tensor], pattern: str) -> int:
-    """The number of numbered weights, from 0 on without a gap.
-
-    Args:
-        weights: by name.
-        pattern: the name, with {} for the number.
-    """
+    """How many weights have the name `pattern`, with 0, 1, ... for {}, up to the first gap."""
     return next(number for number in itertools.count() if pattern.format(number) not in weights)

@@ -18,7 +18,7 @@ from ddpmbench.diffusion.process import Prediction
 from ddpmbench.files import sha256_of
 from ddpmbench.unet.unet import Resampling, UNetConfig
 
-TELLING = (
+NAMES = (
     ("input_blocks.0.0.weight", "time_embed.0.weight"),
     ("middle_block.0.in_layers.0.weight", "out.2.weight"),
 )
@@ -27,9 +27,7 @@ TELLING = (
 
 def is_openai(names: Mapping[str, object]) -> bool:
     """Whether a state dict has the names of this family."""
-    return any(name.startswith("input_blocks.") for name in names) and any(
-        name.startswith("time_embed.") for name in names
-    )
+    return any(set(row) <= set(names) for row in NAMES)
 
 
 def read_openai(

@@ -61,13 +61,6 @@ def _find(
     """The weights with the network's names, or with all of them less one prefix.
 
     An adapter that keeps the trained network in `self.net` has names `net.x` for the file's x.
-
-    Args:
-        names: the network's.
-        needed: those that must be there.
-        content: of the file.
-        path: the file to name in an error.
-        weights: "ema" or "raw".
     """
     for prefix in ("", *_common_prefixes(names)):
         known = [name.removeprefix(prefix) for name in needed]
@@ -180,13 +173,7 @@ _OTHER_SEED = 7919
 
 
 def refuse_untrained(file: UserFile, network: nn.Module, path: Path | None = None) -> None:
-    """Refuse a weight or a buffer that is random, or not finite in the file.
-
-    Args:
-        file: the user's.
-        network: with its weights.
-        path: the file that they are from; None where the code loads them.
-    """
+    """Refuse a weight or a buffer that is random, or not finite in the file, if there is one."""
     if (name := not_finite(network)) is None:
         return
     if path is None:
@@ -224,11 +211,6 @@ def refuse_random(
     """Run the file once more from other random numbers, and refuse what differs: it is in no file.
 
     Floating-point numbers of torch need no second run; they are NaN in the first.
-
-    Args:
-        file: as it was run first.
-        network: that it built.
-        build: builds it from the file as it is run now.
     """
     first = _numbers_of(network, file)
     with restored_process_state():

@@ -49,19 +49,11 @@ PUBLISHED = {
 The project's own download puts them in folders: `ema_diffusion_cifar10_model/model-790000.ckpt`.
 """
 
-
-TELLING = (
+NAMES = (
     ("temb.dense.0.weight", "conv_in.weight"),
     ("down.0.block.0.temb_proj.weight", "conv_out.weight"),
 )
 """Weights of this family under any prefix; a file has all of a row."""
-
-
-def is_pesser(names: Mapping[str, object]) -> bool:
-    """Whether a state dict has the names of this family."""
-    return any(name.startswith("temb.dense.") for name in names) and any(
-        name.startswith("down.0.block.") for name in names
-    )
 
 
 def read_pesser(

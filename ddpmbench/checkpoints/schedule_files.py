@@ -165,11 +165,7 @@ _ROUNDING = 2.0**-23
 
 
 def betas_schedule(values: Array, *, name: str = "betas") -> NoiseSchedule:
-    """The schedule of a row of betas, t = 1 first.
-
-    Args:
-        values: (T,).
-        name: of the schedule.
+    """The schedule of (T,) betas, t = 1 first.
 
     Raises:
         InputError: they are no betas, or look like something else.
@@ -203,11 +199,7 @@ def betas_schedule(values: Array, *, name: str = "betas") -> NoiseSchedule:
 
 
 def products_schedule(values: Array, *, name: str = "alphas_cumprod") -> NoiseSchedule:
-    """The schedule of a row of products of 1 - beta, t = 1 first.
-
-    Args:
-        values: (T,).
-        name: of the schedule.
+    """The schedule of (T,) products of 1 - beta, t = 1 first.
 
     Raises:
         InputError: they are no products, or look like something else.

@@ -112,12 +112,7 @@ class ScheduleTables:
 
     @classmethod
     def within(cls, content: Mapping[str, object], *, source: str = "the file") -> Self:
-        """The tables anywhere in a file: beside the weights, among them or in a dict around them.
-
-        Args:
-            content: from `read_state`, or tensors by name; the last part of a name tells the kind.
-            source: the file to name in an error.
-        """
+        """The tables in a file: beside the weights, among them or in a dict around them."""
         tables, steps = {}, {}
         for name, value in leaves_in(content):
             row = value

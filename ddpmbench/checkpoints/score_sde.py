@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from ddpmbench.checkpoints.network_weights import Renames, build_unet, only_tensors, shape_of
-from ddpmbench.checkpoints.score_sde_flags import EXAMPLE, OWN, PRESETS, Config, parse_config
-from ddpmbench.checkpoints.settings import CheckpointSettings, MissingSettingsError
+from ddpmbench.checkpoints.score_sde_flags import EXAMPLE, PRESETS, Config, parse_config
+from ddpmbench.checkpoints.settings import OWN, CheckpointSettings, MissingSettingsError
 from ddpmbench.checkpoints.weights import FileError, is_plain, naming, why_not_plain
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.diffusion.parameterization import Prediction, Variance
 from ddpmbench.files import sha256_of
 from ddpmbench.unet.unet import Resampling, UNetConfig
 
-TELLING = (
+NAMES = (
     ("all_modules.3.GroupNorm_0.weight", "all_modules.3.Conv_0.weight"),
     ("all_modules.0.W", "all_modules.1.weight", "all_modules.3.weight"),
     ("all_modules.1.GroupNorm_0.weight", "all_modules.0.weight"),
@@ -26,11 +26,6 @@ TELLING = (
 """Weights of this family under any prefix, with sinusoids, Fourier features or no time input."""
 _NUMBERED = re.compile(r"all_modules\.(\d{1,4})\.(.+)")
 _FOURIER = "all_modules.0.W"
-
-
-def is_score_sde(names: Mapping[str, object]) -> bool:
-    """Whether a state dict has the names of this family."""
-    return any(set(row) <= set(names) for row in TELLING)
 
 
 def read_score_sde(
@@ -286,11 +281,6 @@ def with_named_average(
 
     Any other content, and one whose last weights are asked for, is returned as it is.
 
-    Args:
-        content: from `read_state`.
-        path: the file to name in an error.
-        weights: "ema", "raw" or None.
-
     Raises:
         InputError: the list is not that of the network's parameters in their order.
     """
@@ -323,7 +313,7 @@ def _parameter_names(model: Mapping[str, object]) -> list[str]:
     """The names of trained weights in the order in which the network has them."""
     matches = [(re.search(r"(^|\.)(all_modules\..*)", str(name)), name) for name in model]
     inner = {match[2]: name for match, name in matches if match is not None}
-    if not is_score_sde(inner):
+    if not any(set(row) <= set(inner) for row in NAMES):
         return []
     return [str(inner[name]) for name in sorted(set(inner) - {_FOURIER}, key=_position)]
 

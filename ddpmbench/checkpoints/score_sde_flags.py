@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from ddpmbench.checkpoints.settings import OWN
 from ddpmbench.checkpoints.weights import FileError
 from ddpmbench.diffusion.model import TimeInput
 from ddpmbench.diffusion.parameterization import Process
@@ -30,8 +31,6 @@ PRESETS = {
     "subvp/cifar10_ddpmpp_deep_continuous": ("subvpsde", True, "ncsnpp"),
     "ve/cifar10_ddpm": ("vesde", False, "ddpm"),
 }
-OWN = "build it with `network=FILE.py:NAME`"
-"""The remedy for a network of the project that is not read."""
 CONTINUOUS_LEVELS = 999
 """The largest time input of a network that is trained in continuous time, where t = 1."""
 
@@ -47,7 +46,7 @@ class Config:
         centered: whether the images are in [-1, 1], or in [0, 1].
         scale_by_sigma: whether the output is divided by the noise level.
         skip_rescale: whether sums are divided by sqrt(2), in "ncsnpp".
-        is_biggan: whether blocks are those of BigGAN, which resample; as a rule in "ncsnpp".
+        resblock_type: "ddpm" or "biggan"; None if not stated.
         fir: whether blocks resample with filters; None if not stated.
         beta_min: variance added a unit of time, at the first time.
         beta_max: at the last.
@@ -59,12 +58,17 @@ class Config:
     name: str
     centered: bool
     scale_by_sigma: bool
-    skip_rescale: bool
-    is_biggan: bool
-    fir: bool | None
-    beta_min: float
-    beta_max: float
+    skip_rescale: bool = False
+    resblock_type: str | None = None
+    fir: bool | None = None
+    beta_min: float = 0.1
+    beta_max: float = 20.0
     image_size: int | None = None
+
+    @property
+    def is_biggan(self) -> bool:
+        """Whether blocks are those of BigGAN, which resample; as a rule in "ncsnpp"."""
+        return self.name == "ncsnpp" and self.resblock_type != "ddpm"
 
     def process(self, sigmas: Tensor, path: object) -> tuple[NoiseSchedule, TimeInput]:
         r"""The forward process and the network's time input.
@@ -148,10 +152,9 @@ def parse_config(text: str) -> tuple[Config, tuple[str, ...]]:
     Raises:
         InputError: a name or a flag is not known, has no such value, or is missing.
     """
-    given: dict[str, Any] = {}
     words = _words(text)
-    if words and not words[0].startswith("-"):
-        given = _of_preset(words.pop(0))
+    is_preset = bool(words) and not words[0].startswith("-")
+    given = _of_preset(words.pop(0)) if is_preset else {}
     for word in words:
         name, equals, value = word.removeprefix("--config.").partition("=")
         if not word.startswith("--config.") or name not in _READERS or not equals:
@@ -168,7 +171,8 @@ def parse_config(text: str) -> tuple[Config, tuple[str, ...]]:
             f"`model_flags`: add {' '.join(f'--config.{name}=' for name in missing)} as it was "
             f"trained, or name its configuration: {', '.join(PRESETS)}"
         )
-    return _completed(given)
+    config, notes = _completed(given)
+    return config, () if is_preset else notes
 
 
 def _words(text: str) -> list[str]:
@@ -193,19 +197,17 @@ def _of_preset(path: str) -> dict[str, Any]:
             )
         raise InputError(f"`model_flags={path}`: choose from {', '.join(PRESETS)}")
     sde, continuous, network = PRESETS[name]
-    size = 32 if "cifar10" in name else 256
-    return {
+    values: dict[str, Any] = {
         "training.sde": sde,
         "training.continuous": continuous,
         "model.name": network,
         "data.centered": sde != "vesde",
         "model.scale_by_sigma": sde == "vesde",
-        "model.skip_rescale": network == "ncsnpp",
-        "model.fir": False,
-        "model.beta_min": 0.1,
-        "model.beta_max": 20.0,
-        "data.image_size": size,
+        "data.image_size": 32 if "cifar10" in name else 256,
     }
+    if network == "ncsnpp":
+        values |= {"model.skip_rescale": True, "model.fir": False}
+    return values
 
 
 def _completed(given: dict[str, Any]) -> tuple[Config, tuple[str, ...]]:
@@ -231,18 +233,9 @@ def _completed(given: dict[str, Any]) -> tuple[Config, tuple[str, ...]]:
     if problem is not None:
         raise InputError(f"`model_flags`: {problem}, is not read; {OWN}")
     notes = [f"--config.{name}={value}" for name, value in absent.items()]
-    config = Config(
-        sde=sde,
-        continuous=values["training.continuous"],
-        name=network,
-        centered=values["data.centered"],
-        scale_by_sigma=values["model.scale_by_sigma"],
-        skip_rescale=network == "ncsnpp" and values["model.skip_rescale"],
-        is_biggan=network == "ncsnpp" and values.get("model.resblock_type") != "ddpm",
-        fir=values.get("model.fir"),
-        beta_min=values.get("model.beta_min", 0.1),
-        beta_max=values.get("model.beta_max", 20.0),
-        image_size=values.get("data.image_size"),
-    )
+    fields = {name.partition(".")[2]: value for name, value in values.items()}
+    fields.pop("nonlinearity", None)  # which has one value alone
+    if network == "ddpm":
+        fields.pop("skip_rescale", None)  # which its blocks do not have
     line = f"`model_flags`: taken as every configuration of it has them: {', '.join(notes)}"
-    return config, (line,) if notes else ()
+    return Config(**fields), (line,) if notes else ()

@@ -12,6 +12,8 @@ from ddpmbench.diffusion.parameterization import Prediction, Process, Variance
 from ddpmbench.errors import InputError
 from ddpmbench.records import short_repr
 
+OWN = "build it with `network=FILE.py:NAME`"
+"""The remedy for a network that no family is read with."""
 WEIGHTS = ("ema", "raw")
 """Kinds of weights: averaged over the training, or its last."""
 _CHOICES = {

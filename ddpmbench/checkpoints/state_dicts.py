@@ -273,10 +273,6 @@ def network_digest(network: nn.Module, who: str) -> str:
 
     Of a TorchScript program the whole is hashed: a frozen one keeps its weights as constants.
 
-    Args:
-        network: on any device.
-        who: the option or function to name in an error.
-
     Raises:
         InputError: a weight has no numbers yet.
     """

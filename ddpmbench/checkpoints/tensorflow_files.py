@@ -94,11 +94,6 @@ def read_tensorflow(
     `kwargs.json` beside it; a record without a variance is of the project's scripts for larger
     images, which sample with the posterior variance.
 
-    Args:
-        index: the file `model.ckpt-N.index`.
-        source: the path as the user gave it.
-        settings: the user's.
-
     Raises:
         MissingSettingsError: there is no record, and the settings do not say the process.
         InputError: TensorFlow is missing, or the files are damaged or hold another network.

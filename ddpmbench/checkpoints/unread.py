@@ -7,8 +7,8 @@ from pathlib import Path
 from torch import Tensor
 
 from ddpmbench.checkpoints.diffusers_files import is_model, weights_within
-from ddpmbench.checkpoints.lucidrains import OWN
 from ddpmbench.checkpoints.native import TRAINED
+from ddpmbench.checkpoints.settings import OWN
 from ddpmbench.checkpoints.state_dicts import StateDict
 from ddpmbench.checkpoints.weights import containers
 from ddpmbench.errors import listed

@@ -118,11 +118,7 @@ def containers(content: object, *, apart: re.Pattern[str] | None = None) -> Iter
 
 
 def tensors_in(content: object) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor in nested dicts and lists, with its path joined by dots; each once.
-
-    Args:
-        content: from `read_state`, or a part of it.
-    """
+    """Every tensor in nested dicts and lists, with its path joined by dots; each once."""
     for path, value in leaves_in(content):
         if isinstance(value, Tensor):
             yield path, value
@@ -400,13 +396,7 @@ def rounding_notes(weights: Mapping[str, object]) -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def importing(extra: str, source: str | Path, why: str, *, remedy: str = "") -> Iterator[None]:
-    """Inside, a package of an extra of the project is imported without its warnings.
-
-    Args:
-        extra: has the package.
-        source: the checkpoint, for the message.
-        why: what the package is for, as "its network runs through PACKAGE".
-        remedy: another one than to install it, as ", or ...".
+    """Inside, a package of an extra is imported without its warnings.
 
     Raises:
         InputError: the package is missing.

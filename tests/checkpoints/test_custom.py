@@ -232,9 +232,6 @@ def averaged(net):
 
 WRAPPINGS = {
     "model": lambda state: {"model": state, "epoch": 3, "optimizer": {"param_groups": []}},
-    "lightning": lambda state: {"state_dict": {f"net.{n}": v for n, v in state.items()}},
-    "module": lambda state: {f"module.{n}": v for n, v in state.items()},
-    "compiled": lambda state: {f"_orig_mod.{n}": v for n, v in state.items()},
     "epoch beside": lambda state: {**state, "epoch": 3},
     "betas beside": lambda state: {**state, "betas": torch.linspace(0.001, 0.3, 20)},
     "in a process": lambda state: {
@@ -406,15 +403,8 @@ def test_buffers_are_the_schedule(folder, net):
     assert torch.equal(folder.load(schedule="buffers").schedule.betas, betas)
     other = folder.load()
     assert any("not that of the tables in the file" in note for note in other.notes)
-    folder.save({**net.state_dict(), "betas": betas, "old": {"betas": betas / 2}})
-    assert any("contradict each other" in note for note in folder.load().notes)
-    folder.save({**net.state_dict(), "betas": betas})
     agreeing = folder.load(schedule="linear:20:0.002:0.2")
     assert not any("tables" in note for note in agreeing.notes)
-    folder.save({**net.state_dict(), "betas": betas.half()})
-    with refused("16 bits"):
-        folder.load(schedule="buffers")
-    assert any("tables" in note for note in folder.load().notes)
 
 
 def test_attributes_say_what_an_image_is(folder, net):
