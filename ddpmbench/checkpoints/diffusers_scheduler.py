@@ -202,19 +202,7 @@ def read_scheduler(
                 "`schedule`, `prediction` and `variance` as it was trained",
             )
         return _from_settings(settings, f"{path} is of a {name}")
-    values: dict[str, Any] = {}
-    notes: list[str] = []
-    problems: dict[str, str] = {}
-    for setting, (read, parse) in _SETTINGS.items():
-        try:
-            values[setting] = read(fields)
-        except FileError as error:
-            if (value := getattr(settings, setting)) is None:
-                problems[setting] = error.problem
-                continue
-            values[setting] = parse(value)
-            (shown,) = parameters({setting: value})
-            notes.append(f"{shown} is used: {error}")
+    values, notes, problems = _values(fields, settings)
     if problems:
         steps = fields.values["num_train_timesteps"]
         if "num_train_timesteps" in fields.given and type(steps) is int and steps > 1:
@@ -239,6 +227,26 @@ def read_scheduler(
         sources["clip"] = DEFAULT
         notes.append(f"x_start is clipped: {DEFAULT}, {path.name} does not say (or `clip=False`)")
     return Conventions(**values, notes=tuple(notes), sources=sources)
+
+
+def _values(
+    fields: Fields, settings: CheckpointSettings
+) -> tuple[dict[str, Any], list[str], dict[str, str]]:
+    """The settings of the file or the user's in their place, notes, and problems by setting."""
+    values: dict[str, Any] = {}
+    notes: list[str] = []
+    problems: dict[str, str] = {}
+    for setting, (read, parse) in _SETTINGS.items():
+        try:
+            values[setting] = read(fields)
+        except FileError as error:
+            if (value := getattr(settings, setting)) is None:
+                problems[setting] = error.problem
+                continue
+            values[setting] = parse(value)
+            (shown,) = parameters({setting: value})
+            notes.append(f"{shown} is used: {error}")
+    return values, notes, problems
 
 
 def _from_settings(settings: CheckpointSettings, problem: str) -> Conventions:

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from ddpmbench.checkpoints.diffusers_scheduler import Fields, read_object
-from ddpmbench.checkpoints.network_weights import load_weights
+from ddpmbench.checkpoints.network_weights import importing, load_weights
 from ddpmbench.checkpoints.schedules import read_schedule
 from ddpmbench.checkpoints.settings import CheckpointSettings, MissingSettingsError
-from ddpmbench.checkpoints.weights import FileError, first_line, importing, naming
+from ddpmbench.checkpoints.weights import FileError, first_line, naming
 from ddpmbench.diffusion.data_range import DataRange
 from ddpmbench.diffusion.model import Checkpoint, TimeInput
 from ddpmbench.diffusion.parameterization import Prediction, Process, Variance

@@ -12,9 +12,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ddpmbench.checkpoints.network_weights import count, load_weights, only_tensors, shape_of
+from ddpmbench.checkpoints.network_weights import (
+    count,
+    importing,
+    load_weights,
+    only_tensors,
+    shape_of,
+)
 from ddpmbench.checkpoints.settings import OWN, CheckpointSettings, MissingSettingsError
-from ddpmbench.checkpoints.weights import FileError, importing, naming
+from ddpmbench.checkpoints.weights import FileError, naming
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.diffusion.parameterization import Process
 from ddpmbench.diffusion.process import Prediction, Variance

@@ -1,8 +1,11 @@
 """Loading weights into a network, all of them, under the names that a project gives them."""
 
+import contextlib
 import itertools
 import re
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -194,3 +197,22 @@ def renamed_weights(
 def count(weights: Mapping[str, Tensor], pattern: str) -> int:
     """How many weights have the name `pattern`, with 0, 1, ... for {}, up to the first gap."""
     return next(number for number in itertools.count() if pattern.format(number) not in weights)
+
+
+@contextlib.contextmanager
+def importing(extra: str, source: str | Path, why: str, *, remedy: str = "") -> Iterator[None]:
+    """Inside, a package of an extra is imported without its warnings.
+
+    Raises:
+        InputError: the package is missing.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except ImportError as error:
+        raise FileError(
+            source,
+            f"{why}, which cannot be imported ({first_line(error)}): "
+            f"pip install 'ddpmbench[{extra}]'{remedy}",
+        ) from error

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddpmbench.checkpoints.diffusers_scheduler import read_object
-from ddpmbench.checkpoints.network_weights import build_unet, check_outputs
+from ddpmbench.checkpoints.network_weights import build_unet, check_outputs, importing
 from ddpmbench.checkpoints.pesser import network_config, renames
 from ddpmbench.checkpoints.schedules import read_schedule
 from ddpmbench.checkpoints.settings import CheckpointSettings, MissingSettingsError, parameters
-from ddpmbench.checkpoints.weights import FileError, first_line, importing
+from ddpmbench.checkpoints.weights import FileError, first_line
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.diffusion.parameterization import Prediction, Variance
 from ddpmbench.errors import InputError

@@ -394,25 +394,6 @@ def rounding_notes(weights: Mapping[str, object]) -> tuple[str, ...]:
     return tuple(f"weights are {name}, rounded when they were saved" for name in names)
 
 
-@contextlib.contextmanager
-def importing(extra: str, source: str | Path, why: str, *, remedy: str = "") -> Iterator[None]:
-    """Inside, a package of an extra is imported without its warnings.
-
-    Raises:
-        InputError: the package is missing.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    except ImportError as error:
-        raise FileError(
-            source,
-            f"{why}, which cannot be imported ({first_line(error)}): "
-            f"pip install 'ddpmbench[{extra}]'{remedy}",
-        ) from error
-
-
 def first_line(error: Exception) -> str:
     """The first line of an error's message, or the name of its type."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
