@@ -34,6 +34,7 @@ def recorded(case):
         }
 
 
+@functools.cache
 def parameters(case):
     """The weights that the recorded network had, in the order of its parameters."""
     record = recorded(case)

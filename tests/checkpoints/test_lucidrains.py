@@ -51,8 +51,8 @@ class Given(nn.Module):
     ids=lambda unet: ",".join(unet) or "small",
 )
 def test_outputs_are_those_of_the_package(tmp_path, unet):
-    path, theirs = saved(tmp_path, diffusion(unet))
-    checkpoint = load_checkpoint(path)
+    theirs = diffusion(unet)
+    checkpoint = load_checkpoint(bare(tmp_path, theirs))
     x_t = noised(theirs.channels)
     with torch.no_grad():
         expected = theirs.model(x_t, STEPS - 1)
@@ -170,8 +170,8 @@ def test_a_loss_weight_that_tells_nothing_takes_an_option(whole, tmp_path):
 
 def test_a_learned_variance_is_that_of_the_package_at_every_step(tmp_path):
     # its objective is v by default, and is not asked: its loss is that of the noise
-    path, theirs = saved(tmp_path, diffusion({"learned_variance": True}))
-    checkpoint = load_checkpoint(path)
+    theirs = diffusion({"learned_variance": True})
+    checkpoint = load_checkpoint(bare(tmp_path, theirs))
     x_t = noised()
     with torch.no_grad():
         step = checkpoint.diffusion.p_mean_variance(checkpoint.model_output(x_t, STEPS), x_t, STEPS)
