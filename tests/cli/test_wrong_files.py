@@ -307,6 +307,12 @@ CORPUS = [
         unsettled=True,
     ),
     Wrong(
+        "pesser, a weight short",
+        saved({n: w for n, w in PESSER.items() if n != "mid.attn_1.k.bias"}, "model.ckpt"),
+        ("mid.attn_1.k.bias", "missing"),
+        FOR_PESSER,
+    ),
+    Wrong(
         "pesser with an autoencoder's stem",
         saved({**PESSER, "conv_in.weight": torch.zeros(64, 1, 3, 3)}, "model.ckpt"),
         ("conv_in.weight is [64, 1, 3, 3]",),
@@ -327,6 +333,21 @@ CORPUS = [
         "diffusers in Lightning",
         saved({"state_dict": {f"unet.{name}": w for name, w in DIFFUSERS.items()}}),
         ("copy its config.json and scheduler_config.json beside it",),
+    ),
+    Wrong(
+        "diffusers without a scheduler",
+        flat(lambda folder: (folder / "scheduler_config.json").unlink()),
+        ("schedule",),
+    ),
+    Wrong(
+        "diffusers, other weights",
+        flat(
+            safetensors(
+                {**DIFFUSERS, "mid_block.more": torch.zeros(1)},
+                "diffusion_pytorch_model.safetensors",
+            )
+        ),
+        ("mid_block.more",),
     ),
     Wrong("diffusers, unet/ alone", inside_a_pipeline, ("scheduler_config.json", "pass ")),
     Wrong(
