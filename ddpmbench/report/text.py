@@ -6,11 +6,11 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
 from ddpmbench.diffusion.data_range import UNIT_RANGE
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from ddpmbench.execution.features import Cost
 
 MOST_DIGITS = 4
@@ -75,7 +75,7 @@ def printed(
     output_format: str,
     table: Sequence[str],
     *,
-    csv: pd.DataFrame | None = None,
+    csv: "pd.DataFrame | None" = None,
     quiet: str | None = None,
 ) -> str:
     """A result for standard output.
@@ -91,6 +91,8 @@ def printed(
         case "json":
             return json.dumps(summary, indent=2)
         case "csv":
+            import pandas as pd  # not before: `inspect` needs no tables
+
             frame = pd.json_normalize(summary) if csv is None else csv
             return frame.to_csv(index=False).rstrip()
         case "quiet":
