@@ -6,7 +6,7 @@ evaluation gives them all: either variance, with and without clipping, and every
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Self
 
 import numpy as np
@@ -17,9 +17,9 @@ from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.likelihood.bound import PairMoments, noise_half_width, pair_moments
 from ddpmbench.likelihood.decoders import DECODERS, MODEL_COLUMNS, SCALES, decoder_column
 from ddpmbench.likelihood.designs import EveryPairDesign, ImportanceDesign
-from ddpmbench.likelihood.estimator import regression_estimate
-from ddpmbench.likelihood.regression import FeatureTable
-from ddpmbench.likelihood.sampled_terms import X_START, sampled_terms
+from ddpmbench.likelihood.estimator import sampled_mean
+from ddpmbench.likelihood.regression import FeatureTable, predict_each
+from ddpmbench.likelihood.sampled_terms import Contributions, sampled_terms, two_way_fit
 from ddpmbench.likelihood.sub_schedules import (
     SubScheduleBound,
     SubScheduleCosts,
@@ -131,20 +131,6 @@ def _every_pair_bound(
         decoder=float(first.mean[0]),
         half_width=noise_half_width(squares, fourth, design),
     )
-
-
-def _converted(
-    tables: Iterable[TermTable], convention: Convention, schedule: NoiseSchedule
-) -> Iterator[TermTable]:
-    """The tables of a run under the convention."""
-    weight, constant = _line(schedule, convention)
-    weight, constant = np.append(0.0, weight), np.append(0.0, constant)
-    kept = columns_of_bound(clip=convention.clip)[1:]
-    for table in tables:
-        t = table.index.t - 1
-        later = constant[t] + weight[t] * table.values[_column(convention, schedule)]
-        nats = np.where(t == 0, table.values[convention.decoder_column], later)
-        yield TermTable(table.index, {"nats": nats, **{n: table.values[n] for n in kept}})
 
 
 def _columns_of(conventions: Iterable[Convention], schedule: NoiseSchedule) -> set[str]:
@@ -264,30 +250,43 @@ def importance_other_bounds(
         decoder: its distribution function.
     """
     conventions, schedule = published_conventions(diffusion, decoder), diffusion.schedule
-    either = (name for clip in (True, False) for name in columns_of_bound(clip=clip))
-    columns = sorted({*_columns_of(conventions, schedule), *either})
+    sample, (error, of_skipping) = features.sample, _skipping_columns(diffusion)
+    columns = ("nats", *(columns_of_bound(clip=clip)[1] for clip in (True, False)))
+    decoders = sorted({*(of.decoder_column for of in conventions), *of_skipping})
+    terms = sampled_terms(design, tables([*columns, *decoders]), columns, decoders)
+    # Conventions that differ at t = 1 alone have the terms at t = 2..T in common.
+    later = {(of.variance, of.clip): of for of in conventions}
+    nats = np.empty((len(later), *design.t.shape))
+    for of, values in zip(later.values(), nats, strict=True):
+        weight, constant = _line(schedule, of)
+        values[:] = terms.replicates[columns.index(_column(of, schedule))]
+        values *= weight[design.t - 2]
+        values += constant[design.t - 2]
+    estimates = {}
+    for key, values, fitted in zip(later, nats, predict_each(design, nats, features), strict=True):
+        of_images = Contributions(design, values, fitted)
+        estimates[key] = of_images.sums, two_way_fit(design, of_images.totals)
     bounds = []
-    for convention in conventions:
-        converted = _converted(tables(columns), convention, schedule)
-        bound = regression_estimate(design, prior, converted, features, clip=convention.clip)
-        rate = bound.prior + bound.kl
-        bounds.append(ConventionBound(convention, rate, bound.decoder, bound.half_width))
+    for of in conventions:
+        column = len(columns) + decoders.index(of.decoder_column)
+        mean = sampled_mean(sample, *estimates[of.variance, of.clip], terms, column)
+        rate = float(prior.mean()) + mean.kl
+        bounds.append(ConventionBound(of, rate, mean.decoder, mean.half_width))
     if not _skips(diffusion):
         return OtherBounds(bounds, [])
-    clip, (_, decoders) = clips(diffusion), _skipping_columns(diffusion)
-    terms = sampled_terms(design, tables(list(columns_of_bound(clip=clip))), clip=clip)
     # The best timesteps are chosen by half of the replicates, and their bound is from the others.
-    middle = design.num_replicates // 2
+    middle, mse = design.num_replicates // 2, terms.replicates[columns.index(error)]
     errors, chosen_by, judged_by = (
-        importance_errors(design, terms.replicates[X_START], features, part)
+        importance_errors(design, mse, features, part)
         for part in (slice(None), slice(0, middle), slice(middle, None))
     )
-    of_decoder = terms.decoder_error(features.sample)
+    of_decoder = terms.decoder_error(sample)
+    means = [terms.decoder[len(columns) + decoders.index(name)] for name in of_skipping]
     costs = SubScheduleCosts(
         schedule=schedule,
         prior=float(prior.mean()),
         errors=errors,
-        decoder=_decoder_means(design, tables(decoders), decoders) @ features.sample.weights,
+        decoder=np.stack(means) @ sample.weights,
         decoder_variance=of_decoder,
         decoder_over_freedom=of_decoder**2 / max(len(design.redrawn), 1),
     )
@@ -304,18 +303,3 @@ def _skipping_columns(diffusion: GaussianDiffusion) -> tuple[str, list[str]]:
     clip = clips(diffusion)
     decoders = [decoder_column(scale, "exact", clip=clip) for scale in SCALES]
     return columns_of_bound(clip=clip)[1], decoders
-
-
-def _decoder_means(
-    design: ImportanceDesign, tables: Iterable[TermTable], columns: list[str]
-) -> NDArray[np.float64]:
-    """(columns, M) means of each sampled image over its draws at t = 1."""
-    size = design.num_sampled
-    sums, count = np.zeros((len(columns), size)), np.zeros(size)
-    for table in tables:
-        first = table.index.t == 1
-        image = design.position[table.index.image[first]]
-        count += np.bincount(image, minlength=size)
-        for total, name in zip(sums, columns, strict=True):
-            total += np.bincount(image, table.values[name][first], size)
-    return np.asarray(sums / count)

@@ -23,15 +23,13 @@ from ddpmbench.likelihood.precision import Correction
 from ddpmbench.likelihood.regression import FeatureTable, Predictions, no_predictions, predict
 from ddpmbench.likelihood.sampled_terms import (
     NATS,
+    Contributions,
     SampledTerms,
     TwoWayFit,
-    add_predicted_strata,
-    contributions,
     sampled_terms,
     two_way_fit,
-    without_strata,
 )
-from ddpmbench.likelihood.terms import TermTable
+from ddpmbench.likelihood.terms import TermTable, columns_of_bound
 from ddpmbench.records import short_repr
 
 
@@ -109,74 +107,95 @@ class SampledBound:
         return cumulative_rate(self.prior, self.term)
 
 
+@dataclasses.dataclass(frozen=True)
+class SampledMean:
+    """The mean over N images of their terms at t = 1..T, and its variance; see `SampledBound`."""
+
+    kl: float
+    decoder: float
+    kl_variance: float
+    decoder_variance: float
+    image_variance: float
+    half_width: float
+
+
+def sampled_mean(
+    sample: ImageSample,
+    sums: NDArray[np.float64],
+    fit: TwoWayFit,
+    terms: SampledTerms,
+    column: int = NATS,
+) -> SampledMean:
+    """The mean over all images from a sample of them.
+
+    Args:
+        sample: the images.
+        sums: (M,) estimated sum over t = 2..T of each, mean over the replicates.
+        fit: of these estimates.
+        terms: of the decoder.
+        column: of `terms.decoder`.
+    """
+    weights, decoder = sample.weights, terms.decoder[column]
+    count, replicates = len(weights), terms.replicates.shape[1]
+    # Strata are no error of a mean with equal weights, but of one with others.
+    of_strata = float(np.square(weights - 1 / count).sum() * (sums - fit.image).var())
+    kl_variance = fit.variance(weights, replicates) + of_strata
+    decoder_variance = terms.decoder_variance(weights, column)
+    image_variance = sample.variance(decoder + fit.image, kl_variance + decoder_variance)
+    # Each part of the variance with the degrees of freedom of its images.
+    parts = np.array([kl_variance, decoder_variance, image_variance])
+    of_kl = freedom_of_parts(fit.spread, np.full(count, replicates - 1))
+    of_decoder = freedom_of_parts(terms.decoder_squares[column], terms.decoder_draws - 1)
+    freedom = freedom_of_parts(parts, np.array([of_kl, of_decoder, max(count - 1, 1)]))
+    known = half_width_of(float(parts.sum()), freedom)
+    half_width = math.nan if known is None else known
+    return SampledMean(
+        float(weights @ sums),
+        float(weights @ decoder),
+        kl_variance,
+        decoder_variance,
+        image_variance,
+        half_width,
+    )
+
+
 def sampled_bound(
     design: ImportanceDesign,
     sample: ImageSample,
     prior: NDArray[np.float64],
     terms: SampledTerms,
-    kl: NDArray[np.float64],
+    sums: NDArray[np.float64],
     fit: TwoWayFit,
     *,
     timesteps: TimestepTable,
     rate_error: NDArray[np.float64],
     predictions: Predictions,
 ) -> SampledBound:
-    """The bound and its two intervals.
-
-    Args:
-        design: of the terms.
-        sample: its images.
-        prior: (N,) L_T of each image.
-        terms: the sample; here its decoder terms.
-        kl: (M,) estimated sum over t = 2..T of each sampled image, mean over the replicates.
-        fit: of these estimates.
-        timesteps: the estimate at each timestep.
-        rate_error: (T,) standard error of the rate.
-        predictions: of the terms.
-    """
-    num_images, weights, decoder = design.num_images, sample.weights, terms.decoder[NATS]
-    count, replicates = len(weights), design.num_replicates
-    # Strata are no error of a mean with equal weights, but of one with others.
-    of_strata = float(np.square(weights - 1 / count).sum() * (kl - fit.image).var())
-    kl_variance = fit.variance(weights, replicates) + of_strata
-    decoder_variance = terms.decoder_variance(weights)
-    image = decoder + fit.image
-    image_variance = sample.variance(image, kl_variance + decoder_variance)
-    # Each part of the variance with the degrees of freedom of its images.
-    parts = np.array([kl_variance, decoder_variance, image_variance])
-    of_kl = freedom_of_parts(fit.spread, np.full(count, replicates - 1))
-    of_decoder = freedom_of_parts(terms.decoder_squares, terms.decoder_draws - 1)
-    freedom = freedom_of_parts(parts, np.array([of_kl, of_decoder, max(count - 1, 1)]))
-    known = half_width_of(float(parts.sum()), freedom)
-    half_width = math.nan if known is None else known
+    """The bound and its two intervals: `sampled_mean` with the rest of `SampledBound`."""
+    num_images, mean = design.num_images, sampled_mean(sample, sums, fit, terms)
     population, deviation = None, None
-    if count > 1:
+    if (count := design.num_sampled) > 1:
         # The variance of the images' estimates contains that of the error of each. Where the images
         # are alike it may come out smaller by chance, or because it has more degrees of freedom.
-        spread = float((prior[design.image] + image).var(ddof=1))
-        error = count * (kl_variance + decoder_variance)
-        of_images = max(0.0, spread - error)
-        whole = spread if not sample.unseen else of_images + num_images * float(parts.sum())
-        population = max(quantile(count - 1) * math.sqrt(whole / num_images), half_width)
+        spread = float((prior[design.image] + terms.decoder[NATS] + fit.image).var(ddof=1))
+        error = mean.kl_variance + mean.decoder_variance
+        of_images = max(0.0, spread - count * error)
+        whole = of_images + num_images * (error + mean.image_variance) if sample.unseen else spread
+        population = max(quantile(count - 1) * math.sqrt(whole / num_images), mean.half_width)
         deviation = math.sqrt(of_images)
     image_decoder = np.full(num_images, np.nan)
-    image_decoder[design.image] = decoder
+    image_decoder[design.image] = terms.decoder[NATS]
     return SampledBound(
         prior=float(prior.mean()),
-        kl=float(weights @ kl),
-        decoder=float(weights @ decoder),
         rate_standard_error=rate_error,
-        num_replicates=replicates,
-        half_width=half_width,
+        num_replicates=design.num_replicates,
         half_width_population=population,
         image_deviation=deviation,
-        kl_variance=kl_variance,
-        decoder_variance=decoder_variance,
-        image_variance=image_variance,
         predictions=predictions,
         sample=sample,
         image_prior=prior,
         image_decoder=image_decoder,
+        **vars(mean),
         **vars(timesteps),
     )
 
@@ -210,7 +229,7 @@ def horvitz_thompson(
 
     Source: Horvitz & Thompson 1952.
     """
-    terms = sampled_terms(design, tables, clip=clip)
+    terms = sampled_terms(design, tables, columns_of_bound(clip=clip))
     return _estimate(design, prior, terms, no_predictions(design), None, ImageSample.of(design))
 
 
@@ -236,7 +255,7 @@ def regression_estimate(
 
     Source: Saerndal, Swensson & Wretman 1992, chapter 6.
     """
-    terms = sampled_terms(design, tables, clip=clip)
+    terms = sampled_terms(design, tables, columns_of_bound(clip=clip))
     predictions = predict(design, terms.replicates[NATS], features)
     return _estimate(design, prior, terms, predictions, features, features.sample)
 
@@ -258,7 +277,7 @@ def difference_estimate(
 
     Source: Saerndal, Swensson & Wretman 1992, section 6.3.
     """
-    terms = sampled_terms(design, tables, clip=clip)
+    terms = sampled_terms(design, tables, columns_of_bound(clip=clip))
     return _estimate(design, prior, terms, predictions, None, sample)
 
 
@@ -270,15 +289,13 @@ def _estimate(
     features: FeatureTable | None,
     sample: ImageSample,
 ) -> SampledBound:
-    at_terms = contributions(design, terms, predictions)
-    kl = (predictions.totals + at_terms).mean(0)
-    add_predicted_strata(design, predictions, at_terms)
-    fit = two_way_fit(design, predictions.totals + at_terms)
+    values = Contributions(design, terms.replicates[NATS], predictions)
+    fit = two_way_fit(design, values.totals)
     rate_error = rate_standard_error(
         design.num_timesteps,
         np.arange(design.num_replicates),
         design.t,
-        without_strata(design, at_terms, fit),
+        values.without_strata(fit),
         sample=sample,
         predictions=predictions,
     )
@@ -287,7 +304,7 @@ def _estimate(
         sample,
         prior,
         terms,
-        kl,
+        values.sums,
         fit,
         timesteps=timestep_table(design, sample, terms, predictions, features),
         rate_error=rate_error,

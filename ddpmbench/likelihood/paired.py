@@ -21,14 +21,8 @@ from ddpmbench.likelihood.estimator import SampledBound, difference_estimate, sa
 from ddpmbench.likelihood.image_sampling import ImageSample
 from ddpmbench.likelihood.per_timestep import TimestepTable, rate_standard_error, timestep_table
 from ddpmbench.likelihood.regression import Predictions, no_predictions
-from ddpmbench.likelihood.sampled_terms import (
-    add_predicted_strata,
-    contributions,
-    sampled_terms,
-    two_way_fit,
-    without_strata,
-)
-from ddpmbench.likelihood.terms import TermIndex, TermTable
+from ddpmbench.likelihood.sampled_terms import NATS, Contributions, sampled_terms, two_way_fit
+from ddpmbench.likelihood.terms import TermIndex, TermTable, columns_of_bound
 
 Tables = Callable[[int], Iterable[TermTable]]
 """Gives the first terms of a design, in its order, for a number of them."""
@@ -137,19 +131,16 @@ def importance_difference(
 def _by_stratum(
     model: ImportanceTerms, baseline: ImportanceTerms, prior: NDArray[np.float64], *, clip: bool
 ) -> SampledBound:
-    pair = (model, baseline)
-    terms = [sampled_terms(one.design, one.terms(), clip=clip) for one in pair]
+    pair, columns = (model, baseline), columns_of_bound(clip=clip)
+    terms = [sampled_terms(one.design, one.terms(), columns) for one in pair]
     values = [
-        contributions(one.design, of, one.predictions) for one, of in zip(pair, terms, strict=True)
+        Contributions(one.design, its.replicates[NATS], one.predictions)
+        for one, its in zip(pair, terms, strict=True)
     ]
-    sums = [(of + one.predictions.totals).mean(0) for one, of in zip(pair, values, strict=True)]
-    for one, its in zip(pair, values, strict=True):
-        add_predicted_strata(one.design, one.predictions, its)
-    totals = [of + one.predictions.totals for one, of in zip(pair, values, strict=True)]
-    fit = two_way_fit(model.design, totals[0] - totals[1])
+    fit = two_way_fit(model.design, values[0].totals - values[1].totals)
     left = [
-        without_strata(one.design, of, two_way_fit(one.design, total))
-        for one, of, total in zip(pair, values, totals, strict=True)
+        its.without_strata(two_way_fit(one.design, its.totals))
+        for one, its in zip(pair, values, strict=True)
     ]
     replicate = np.arange(model.design.num_replicates)
     rate_error = rate_standard_error(
@@ -162,7 +153,7 @@ def _by_stratum(
     )
     # The decoder terms have the same index; the other differences have no meaning.
     decoder = sampled_terms(
-        model.design, _differences(model.terms(), baseline.terms(), only_decoder=True), clip=clip
+        model.design, _differences(model.terms(), baseline.terms(), only_decoder=True), columns
     )
     of, other = (
         timestep_table(one.design, one.sample, its, one.predictions, None)
@@ -175,7 +166,7 @@ def _by_stratum(
         model.sample,
         prior,
         decoder,
-        sums[0] - sums[1],
+        values[0].sums - values[1].sums,
         fit,
         timesteps=TimestepTable(
             term=of.term - other.term,

@@ -1,7 +1,9 @@
 """Terms predicted from features of the images, fitted to some replicates for another."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Self
 
 import numpy as np
@@ -95,12 +97,12 @@ class GaussianFeatures:
             (B, T - 1) for t = 2..T, positive, nats per dimension: the expectation over the noise
             of the term under variance fixed_small.
         """
-        factor, constant = self._coefficients()
+        factor, constant = self._coefficients
         return np.asarray(self._squares(pixels) @ factor + constant)
 
     def divergence_at(self, pixels: NDArray[np.uint8], t: NDArray[np.int64]) -> NDArray[np.float64]:
         """(R, B) `divergence` of (B, C, H, W) 8-bit images at their timesteps t, (R, B)."""
-        factor, constant = self._coefficients()
+        factor, constant = self._coefficients
         squares, columns = self._squares(pixels), factor.T
         # A replicate at a time: together they could be many times the images.
         dots = [np.einsum("bk,bk->b", squares, columns[of - 2]) for of in t]
@@ -108,7 +110,7 @@ class GaussianFeatures:
 
     def total(self, pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
         """(B,) sum of the terms over t = 2..T."""
-        factor, constant = self._coefficients()
+        factor, constant = self._coefficients
         return np.asarray(self._squares(pixels) @ factor.sum(1) + constant.sum())
 
     def _squares(self, pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
@@ -119,6 +121,7 @@ class GaussianFeatures:
         starts = np.searchsorted(self.level[order], np.arange(len(self.spectrum)))
         return np.asarray(np.add.reduceat(squares[:, order], starts, axis=1))
 
+    @cached_property
     def _coefficients(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """(K, T - 1) and (T - 1,): the term is squares @ the first + the second."""
         signal = self.schedule.alphas_cumprod.numpy()[1:]
@@ -313,51 +316,55 @@ def no_predictions(design: ImportanceDesign) -> Predictions:
 def predict(
     design: ImportanceDesign, nats: NDArray[np.float64], features: FeatureTable
 ) -> Predictions:
-    r"""Fit the terms in bins of log t to the regressors (1, G, log G, features of the image).
+    """`predict_each` of one kind of terms, (r, M)."""
+    return predict_each(design, nats[None], features)[0]
+
+
+def predict_each(
+    design: ImportanceDesign, nats: NDArray[np.float64], features: FeatureTable
+) -> list[Predictions]:
+    r"""Fit terms in bins of log t to the regressors (1, G, log G, features of the image).
 
     .. math:: \hat y(t) = \beta_b^\top x(t), \quad t \in b
 
     by ridge regression of each bin toward that of all bins, of residuals over q(t). The
     coefficients for a replicate come from the others, whose timesteps and noise are independent of
     its own; so the estimate is unbiased whatever the features. (Folds of images would be biased:
-    within a replicate the images share the strata among themselves.) The terms are (r, M), of at
-    least two replicates.
+    within a replicate the images share the strata among themselves.) The terms are (K, r, M) of K
+    kinds, as under several conventions, which share the Gram matrices; of at least two replicates.
 
     Source: Saerndal, Swensson & Wretman 1992, chapter 6; Chernozhukov et al. 2018 for the folds.
     """
     bins = log_bins(design.num_timesteps)
-    timesteps_in_bin = np.bincount(bins)
-    bin_density = np.bincount(bins, weights=design.density) / timesteps_in_bin
     basis = _Basis.of(features, bins)
-    replicates, num_bins, columns = design.num_replicates, len(timesteps_in_bin), basis.num_columns
-    gram = np.zeros((replicates, num_bins, columns, columns))
-    moment = np.zeros((replicates, num_bins, columns))
-    of_replicate = num_bins * np.arange(replicates)[:, None]
-    for part in image_blocks(design.num_sampled, replicates * columns):
-        index = design.t[:, part] - 2
+    bin_density = np.bincount(bins, weights=design.density) / basis.timesteps_in_bin
+    size = (design.num_replicates, len(bin_density), basis.num_columns)
+    gram, moment = np.zeros((*size, basis.num_columns)), np.zeros((*size, len(nats)))
+    blocks = list(itertools.product(image_blocks(design.num_sampled), range(len(design.t))))
+    for part, j in blocks:
+        index = design.t[j, part] - 2
         b, p = bins[index], design.density[index]
         # Terms have the weight of their residuals in the estimate, 1 / density. The density of
         # the bin makes the coefficients of bins alike, so that sparse bins learn from others.
-        x = basis.at(features.at_terms[:, part], b, part) * (bin_density[b] / p)[..., None]
-        x, y = x.reshape(-1, columns), (nats[:, part] / p).ravel()
-        group = (of_replicate + b).ravel()
-        order = np.argsort(group, kind="stable")
-        present, starts = np.unique(group[order], return_index=True)
+        x = basis.at(features.at_terms[j, part], b, part) * (bin_density[b] / p)[:, None]
+        y, order = (nats[:, j, part] / p).T, np.argsort(b, kind="stable")
+        present, starts = np.unique(b[order], return_index=True)
         for k, rows in zip(present, np.split(order, starts[1:]), strict=True):
-            place = np.unravel_index(k, gram.shape[:2])
-            gram[place] += x[rows].T @ x[rows]
-            moment[place] += x[rows].T @ y[rows]
+            gram[j, k] += x[rows].T @ x[rows]
+            moment[j, k] += x[rows].T @ y[rows]
     beta = _shrunk(gram.sum(0) - gram, moment.sum(0) - moment) * bin_density[:, None]
     means = basis.means(features.timestep_means, bins)
-    timesteps = np.stack([(means * of_one[bins]).sum(1) for of_one in beta])
+    timesteps = np.empty((*nats.shape[:2], len(bins)))
+    for place in np.ndindex(timesteps.shape[:2]):
+        timesteps[place] = (means * beta[place][bins]).sum(1)
     terms, totals = np.empty(nats.shape), np.empty(nats.shape)
-    for part in image_blocks(design.num_sampled, replicates * columns):
-        b = bins[design.t[:, part] - 2]
-        x = basis.at(features.at_terms[:, part], b, part)
-        terms[:, part] = (x * beta[np.arange(replicates)[:, None], b]).sum(-1)
-        totals[:, part] = basis.totals(features.bin_sums[part], beta, part)
+    for part, j in blocks:
+        b = bins[design.t[j, part] - 2]
+        x = basis.at(features.at_terms[j, part], b, part)
+        terms[:, j, part] = np.einsum("nc,knc->kn", x, beta[:, j, b])
+        totals[:, j, part] = basis.totals(features.bin_sums[part], beta[:, j], part)
         release(features.bin_sums)
-    return Predictions(terms, totals, timesteps)
+    return [Predictions(*of_kind) for of_kind in zip(terms, totals, timesteps, strict=True)]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -373,27 +380,27 @@ class _Basis:
     def of(cls, features: FeatureTable, bins: NDArray[np.int64]) -> Self:
         timesteps_in_bin = np.bincount(bins)
         # Not from the bin sums, which are rounded.
-        sums = _sum_by_bin(features.timestep_means, bins, len(timesteps_in_bin))
-        mean = sums / timesteps_in_bin[:, None]
-        return cls(mean[:, 0], mean[:, 1], features.sample, timesteps_in_bin)
+        means = (np.bincount(bins, weights=of) for of in features.timestep_means.T)
+        g_scale, log_center = (sums / timesteps_in_bin for sums in means)
+        return cls(g_scale, log_center, features.sample, timesteps_in_bin)
 
     @property
     def num_columns(self) -> int:
         return 3 + int(self.sample.features.shape[1])
 
     def at(self, g: NDArray[np.float64], b: NDArray[np.int64], part: slice) -> NDArray[np.float64]:
-        """(r, B, 3 + P) at the terms of some images, of which G and the bins are (r, B)."""
-        x = np.empty((*g.shape, self.num_columns))
-        x[..., 0] = 1
-        x[..., 1] = g / self.g_scale[b] - 1
-        x[..., 2] = np.log(g) - self.log_center[b]
-        x[..., 3:] = self.sample.features[part]
+        """(B, 3 + P) at one term each of some images, of which G and the bins are (B,)."""
+        x = np.empty((len(g), self.num_columns))
+        x[:, 0] = 1
+        x[:, 1] = g / self.g_scale[b] - 1
+        x[:, 2] = np.log(g) - self.log_center[b]
+        x[:, 3:] = self.sample.features[part]
         return x
 
     def totals(
         self, bin_sums: NDArray[np.float32], beta: NDArray[np.float64], part: slice
     ) -> NDArray[np.float64]:
-        """(r, B) predictions for images summed over the timesteps; beta is (r, bins, 3 + P)."""
+        """(K, B) of some images summed over the timesteps; beta is (K, bins, 3 + P)."""
         # Written out: the regressors of all images and bins would be twice the sums.
         level = (
             beta[..., 0] - beta[..., 1] - self.log_center * beta[..., 2]
@@ -415,19 +422,11 @@ class _Basis:
         )
 
 
-def _sum_by_bin(
-    values: NDArray[np.float64], b: NDArray[np.int64], bins: int
-) -> NDArray[np.float64]:
-    sums = [np.bincount(b, weights=column, minlength=bins) for column in values.T]
-    return np.stack(sums, axis=1).astype(np.float64)
-
-
 def _shrunk(gram: NDArray[np.float64], moment: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(..., bins, K) coefficients: ridge regression of each bin toward that of all together."""
-    num_features = moment.shape[-1] - 3
-    priors = [_INTERCEPT_PRIOR, _PRIOR, _PRIOR]
-    prior = np.diag(priors + [_PRIOR] * num_features)
-    together = np.linalg.solve(gram.sum(-3) + prior, moment.sum(-2)[..., None])[..., None, :, :]
-    prior = np.diag(priors + [_IMAGE_PRIOR] * num_features)
-    of_bin = np.linalg.solve(gram + prior, moment[..., None] - gram @ together)
-    return np.asarray((together + of_bin)[..., 0])
+    """(K, r, bins, C) coefficients: ridge regression of each bin toward that of all together."""
+    priors = np.full((2, gram.shape[-1]), _PRIOR)
+    priors[:, 0], priors[1, 3:] = _INTERCEPT_PRIOR, _IMAGE_PRIOR
+    of_all, of_bin = (np.diag(prior) for prior in priors)
+    together = np.linalg.solve(gram.sum(1) + of_all, moment.sum(1))[:, None]
+    result = together + np.linalg.solve(gram + of_bin, moment - gram @ together)
+    return np.moveaxis(result, -1, 0)

@@ -1,7 +1,7 @@
 """The terms of an importance sample by replicate and image, and what their strata explain."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,21 +9,22 @@ from numpy.typing import NDArray
 from ddpmbench.likelihood.designs import ImportanceDesign, decoder_draws
 from ddpmbench.likelihood.image_sampling import ImageSample
 from ddpmbench.likelihood.regression import Predictions
-from ddpmbench.likelihood.terms import TermTable, columns_of_bound, image_blocks
+from ddpmbench.likelihood.terms import TermTable, image_blocks
 
 NATS, X_START, EPS = range(3)
-"""The values of a term: the term itself, the mean squared errors of x_start and of the noise."""
+"""The columns of a bound (`columns_of_bound`): the term itself, the mean squared errors of x_start
+and of the noise."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SampledTerms:
-    """The values of all terms of an importance sample.
+    """Some columns of all terms of an importance sample, such as `NATS`, `X_START` and `EPS`.
 
     Attributes:
-        replicates: (3, r, M) `NATS`, `X_START` and `EPS` of each image in each replicate.
-        decoder: (3, M) the same at t = 1, mean over the draws.
+        replicates: (C, r, M) the columns of each image in each replicate.
+        decoder: (C + D, M) the same at t = 1, mean over the draws; then the decoder columns.
         decoder_draws: (M,) number of draws at t = 1.
-        decoder_squares: (M,) sum of the squared deviations of the decoder term from its mean.
+        decoder_squares: (C + D, M) sum of the squared deviations at t = 1 from the mean.
     """
 
     replicates: NDArray[np.float64]
@@ -31,12 +32,12 @@ class SampledTerms:
     decoder_draws: NDArray[np.int64]
     decoder_squares: NDArray[np.float64]
 
-    def decoder_variance(self, weights: NDArray[np.float64]) -> float:
+    def decoder_variance(self, weights: NDArray[np.float64], column: int = NATS) -> float:
         """Variance of the weighted sum of the decoder terms, from their noise.
 
         That of a draw is pooled over the images.
         """
-        of_draw = float(self.decoder_squares.sum() / (self.decoder_draws - 1).sum())
+        of_draw = float(self.decoder_squares[column].sum() / (self.decoder_draws - 1).sum())
         return of_draw * float((np.square(weights) / self.decoder_draws).sum())
 
     def decoder_error(self, sample: ImageSample) -> float:
@@ -46,9 +47,18 @@ class SampledTerms:
 
 
 def sampled_terms(
-    design: ImportanceDesign, tables: Iterable[TermTable], *, clip: bool
+    design: ImportanceDesign,
+    tables: Iterable[TermTable],
+    columns: Sequence[str],
+    decoders: Sequence[str] = (),
 ) -> SampledTerms:
     """Sort the terms of a design, in any order and portions, by replicate and image.
+
+    Args:
+        design: of the terms.
+        tables: every term once.
+        columns: the first has a value in every term.
+        decoders: columns of t = 1 alone.
 
     Raises:
         ValueError: a term is missing, comes twice, or is not one of the design, or there is one
@@ -57,20 +67,20 @@ def sampled_terms(
     if design.num_replicates < 2:
         raise ValueError("the error of one replicate is unknown; take two")
     num_images, draws = design.num_sampled, 1 + decoder_draws(design.num_replicates)
-    replicates = np.full((3, design.num_replicates, num_images), np.nan)
-    mean, squares = np.zeros((3, num_images)), np.zeros(num_images)
+    replicates = np.full((len(columns), design.num_replicates, num_images), np.nan)
+    mean, squares = np.zeros((2, len(columns) + len(decoders), num_images))
     is_known = np.zeros((draws, num_images), dtype=bool)
     count = np.zeros(num_images, dtype=np.int64)
     length = 0
     for table in tables:
         image, t, draw = design.position[table.index.image], table.index.t, table.index.draw
-        values = np.stack([table.values[name] for name in columns_of_bound(clip=clip)])
+        values = np.stack([table.values[name] for name in (*columns, *decoders)])
         first = t == 1
         later = (draw[~first], image[~first])
         is_other = (image < 0).any() or (design.t[later] != t[~first]).any()
         if is_other or (draw[first] >= draws).any():
             raise ValueError("the tables hold terms of another design")
-        replicates[:, *later] = values[:, ~first]
+        replicates[:, *later] = values[: len(columns), ~first]
         for k in np.unique(draw[first]):
             of_draw = np.flatnonzero(first & (draw == k))
             x, of_image = values[:, of_draw], image[of_draw]
@@ -78,10 +88,10 @@ def sampled_terms(
             count[of_image] += 1
             deviation = x - mean[:, of_image]
             mean[:, of_image] += deviation / count[of_image]
-            squares[of_image] += deviation[NATS] * (x[NATS] - mean[NATS, of_image])
-            is_known[k, of_image] = ~np.isnan(x[NATS])
+            squares[:, of_image] += deviation * (x - mean[:, of_image])
+            is_known[k, of_image] = ~np.isnan(x[0])
         length += len(table)
-    known = int(is_known.sum()) + int((~np.isnan(replicates[NATS])).sum())
+    known = int(is_known.sum()) + int((~np.isnan(replicates[0])).sum())
     if length != len(design) or known != len(design):
         raise ValueError("the tables do not hold every term of the design exactly once")
     return SampledTerms(replicates, mean, count, squares)
@@ -195,40 +205,43 @@ def _hat_functions(design: ImportanceDesign, count: int) -> NDArray[np.float64]:
     return np.stack(hats, axis=1) if hats else np.zeros((len(log_t), 0))
 
 
-def contributions(
-    design: ImportanceDesign, terms: SampledTerms, predictions: Predictions
-) -> NDArray[np.float64]:
-    """(r, M) the errors of the predictions over the density; 0 predictions give the terms.
+class Contributions:
+    """The errors of the predictions over the density, which correct them: (r, M) `at_terms`.
 
-    With `Predictions.totals` they estimate the sums of the images over t = 2..T.
+    With `Predictions.totals` they estimate the sums of the images over t = 2..T, and without
+    predictions they are the terms over the density.
+
+    Attributes:
+        sums: (M,) of each image, mean over the replicates.
+        at_terms: (r, M) with what the strata have of the mean prediction, 0 in the mean. It differs
+            between replicates, whose predictions do; with it a stratum has the same effect in all
+            of them. It is no error, because every stratum has a term.
     """
-    result = np.empty(design.t.shape)
-    for part in image_blocks(design.num_sampled, design.num_replicates):
-        left = terms.replicates[NATS, :, part] - predictions.terms[:, part]
-        result[:, part] = left / design.density[design.t[:, part] - 2]
-    return result
 
+    def __init__(
+        self, design: ImportanceDesign, nats: NDArray[np.float64], predictions: Predictions
+    ) -> None:
+        """Of (r, M) terms."""
+        self._design, self._predictions = design, predictions
+        self.at_terms = np.empty(design.t.shape)
+        for part in image_blocks(design.num_sampled, design.num_replicates):
+            left = nats[:, part] - predictions.terms[:, part]
+            self.at_terms[:, part] = left / design.density[design.t[:, part] - 2]
+        self.sums = self.totals.mean(0)
+        for j, mean in enumerate(predictions.timesteps):
+            common = StratumMeans(design, mean / design.density)
+            for part in image_blocks(design.num_sampled):
+                self.at_terms[j, part] += common.at(part, slice(j, j + 1))[0] - mean.sum()
 
-def add_predicted_strata(
-    design: ImportanceDesign, predictions: Predictions, values: NDArray[np.float64]
-) -> None:
-    """Add to (r, M) contributions what their strata have of the mean prediction, 0 in the mean.
+    @property
+    def totals(self) -> NDArray[np.float64]:
+        """(r, M) estimates of the sum of each image over t = 2..T."""
+        return self._predictions.totals + self.at_terms
 
-    It differs between replicates, whose predictions do; with it a stratum has the same effect in
-    all of them. It is no error, because every stratum has a term.
-    """
-    for j, mean in enumerate(predictions.timesteps):
-        common = StratumMeans(design, mean / design.density)
-        for part in image_blocks(design.num_sampled):
-            values[j, part] += common.at(part, slice(j, j + 1))[0] - mean.sum()
-
-
-def without_strata(
-    design: ImportanceDesign, values: NDArray[np.float64], fit: TwoWayFit
-) -> NDArray[np.float64]:
-    """(r, M) contributions without the effects of their strata, 0 in the mean."""
-    left, effects = np.empty_like(values), StratumMeans(design, fit.trend)
-    for part in image_blocks(design.num_sampled, design.num_replicates):
-        np.subtract(values[:, part], effects.at(part), out=left[:, part])
-    left -= left.mean()
-    return left
+    def without_strata(self, fit: TwoWayFit) -> NDArray[np.float64]:
+        """(r, M) `at_terms` without the effects of their strata, 0 in the mean."""
+        left, effects = np.empty_like(self.at_terms), StratumMeans(self._design, fit.trend)
+        for part in image_blocks(self._design.num_sampled, self._design.num_replicates):
+            np.subtract(self.at_terms[:, part], effects.at(part), out=left[:, part])
+        left -= left.mean()
+        return left

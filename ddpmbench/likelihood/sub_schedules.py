@@ -44,7 +44,8 @@ class TimestepErrors:
 
     def variance(self, weights: Values) -> tuple[float, float]:
         """Variance of the sum with (T,) weights, and its square over freedom; NaN if unknown."""
-        of_terms = weights if self.influence is None else weights @ self.influence
+        visited = np.flatnonzero(weights)
+        of_terms = weights if self.influence is None else weights[visited] @ self.influence[visited]
         used = of_terms != 0
         squares = np.square(of_terms[used])
         over_freedom = np.square(squares) @ self.over_freedom[used]
