@@ -40,6 +40,7 @@ from ddpmbench.likelihood.terms import (
     TermAddress,
     TermsPass,
     TermTable,
+    prediction_errors,
     with_first_terms,
 )
 
@@ -112,48 +113,24 @@ def continuous_terms(
     decoder: str = "exact",
     first: Tensor | None = None,
 ) -> BoundTerms:
-    """The terms of the bound in continuous time from a network's outputs, nats per dimension.
-
-    Args:
-        diffusion: the process; its clip is that of the terms.
-        places: of the terms.
-        x_start: (B, C, H, W).
-        t: (B,) int64 timesteps.
-        eps: (B, C, H, W) the noise in x.
-        model_output: of the network for x at these places.
-        decoder: "exact" or "tanh".
-        first: (K,) int64, the positions of t = 1; None finds them.
+    """`diffusion_terms` of the bound in continuous time, at these places.
 
     Raises:
         InputError: the network predicts the mean of x_{t-1}.
     """
     x_start, eps = x_start.to(diffusion.dtype), eps.to(diffusion.dtype)
     x = noisy(x_start, eps, places)
-    unclipped, pred_eps = diffusion.prediction_at(model_output, x, places.log_snr)
-    x_start_mse = _mean_square(x_start - diffusion.data_range.clamp(unclipped))
-    x_start_mse_noclip = _mean_square(x_start - unclipped)
-    nats = places.weight * (x_start_mse if diffusion.clip else x_start_mse_noclip)
-    if first is None:
-        first = (t == 1).nonzero().squeeze(1)
+    prediction = diffusion.prediction_at(model_output, x, places.log_snr)
+    errors = prediction_errors(diffusion, x_start, eps, *prediction)
+    nats = places.weight * (errors.x_start_mse if diffusion.clip else errors.x_start_mse_noclip)
     step = diffusion.p_mean_variance(model_output, x, torch.ones_like(t))
-    nats, decoders = with_first_terms(diffusion, step, x_start, first, nats, decoder)
-    return BoundTerms(
-        nats=nats,
-        x_start_mse=x_start_mse,
-        x_start_mse_noclip=x_start_mse_noclip,
-        eps_mse=_mean_square(eps - pred_eps),
-        decoders=decoders,
-    )
+    return with_first_terms(diffusion, step, x_start, t, nats, errors, decoder, first)
 
 
 def noisy(x_start: Tensor, eps: Tensor, places: Places) -> Tensor:
     """(B, C, H, W) x at the places."""
     signal, noise = signal_and_noise(places.log_snr)
     return signal * x_start + noise * eps
-
-
-def _mean_square(x: Tensor) -> Tensor:
-    return x.square().flatten(1).mean(1)
 
 
 class ContinuousTermsPass(TermsPass):

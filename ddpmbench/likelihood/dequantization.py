@@ -88,18 +88,7 @@ def sample_x_1(
 def noise_words(
     image: Tensor, t: Tensor, draw: Tensor, *, shape: tuple[int, ...], seed: int
 ) -> Tensor:
-    """The random integers behind the noise of each (image, timestep, draw).
-
-    Args:
-        image: see `normal_noise`.
-        t: see there.
-        draw: see there.
-        shape: see there.
-        seed: see there.
-
-    Returns:
-        (B, C, H, W) int64, uniform on [0, 2^32), the same on every device.
-    """
+    """(B, C, H, W) int64 behind `normal_noise`, uniform on [0, 2^32), the same on every device."""
     size = math.prod(shape)
     block = torch.arange((size + 3) // 4, device=image.device)
     words = philox_4x32((image[:, None], t[:, None], draw[:, None], block[None, :]), seed)

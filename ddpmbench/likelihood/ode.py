@@ -270,7 +270,8 @@ class OdePass:
             InputError: the ODE or its divergence is not finite, or the network has no gradient.
         """
         diffusion, settings = self.flow.diffusion, self.settings
-        x_start, shape = self._x_start(image), self.shape
+        x_start, shape = self._terms.x_start(image), self.shape
+        labels = torch.from_numpy(self._terms.labels(image)).to(self._device)
         index = torch.from_numpy(image).to(self._device)
         kind = settings.dequantization
         x_1, log_q = sample_x_1(kind, diffusion, x_start, index, seed=self._seed)
@@ -286,7 +287,7 @@ class OdePass:
             x_1,
             solver=settings.solver,
             steps=settings.solver_steps,
-            labels=self._labels(image),
+            labels=labels if len(labels) else None,
             probes=probes,
             names=[self._images.ids[i] for i in image],
         )
@@ -296,17 +297,6 @@ class OdePass:
         in_bound = decoder if kind is Dequantization.DECODER else np.zeros_like(decoder)
         columns = (in_bound, *per_dim, decoder + others)
         return dict(zip(self.COLUMNS, columns, strict=True))
-
-    def _x_start(self, image: NDArray[np.int64]) -> Tensor:
-        pixels = torch.from_numpy(np.ascontiguousarray(self._images.pixels[image]))
-        diffusion = self.flow.diffusion
-        return diffusion.data_range.to_model(pixels.to(self._device), diffusion.dtype)
-
-    def _labels(self, image: NDArray[np.int64]) -> Tensor | None:
-        labels = self._images.labels
-        if not self.flow.checkpoint.num_classes or labels is None:
-            return None
-        return torch.from_numpy(labels[image]).to(self._device)
 
     def _variational_bound(
         self, image: NDArray[np.int64]

@@ -1,7 +1,6 @@
 """Terms predicted from features of the images, fitted to some replicates for another."""
 
 import dataclasses
-import itertools
 from collections.abc import Iterator
 from functools import cached_property
 from typing import Self
@@ -338,33 +337,45 @@ def predict_each(
     bins = log_bins(design.num_timesteps)
     basis = _Basis.of(features, bins)
     bin_density = np.bincount(bins, weights=design.density) / basis.timesteps_in_bin
-    size = (design.num_replicates, len(bin_density), basis.num_columns)
-    gram, moment = np.zeros((*size, basis.num_columns)), np.zeros((*size, len(nats)))
-    blocks = list(itertools.product(image_blocks(design.num_sampled), range(len(design.t))))
-    for part, j in blocks:
-        index = design.t[j, part] - 2
+    columns = basis.num_columns
+    gram = np.zeros((design.num_replicates, len(bin_density), columns, columns + len(nats)))
+    for replicates, part in _blocks(design):
+        index = design.t[replicates, part] - 2
         b, p = bins[index], design.density[index]
         # Terms have the weight of their residuals in the estimate, 1 / density. The density of
         # the bin makes the coefficients of bins alike, so that sparse bins learn from others.
-        x = basis.at(features.at_terms[j, part], b, part) * (bin_density[b] / p)[:, None]
-        y, order = (nats[:, j, part] / p).T, np.argsort(b, kind="stable")
-        present, starts = np.unique(b[order], return_index=True)
-        for k, rows in zip(present, np.split(order, starts[1:]), strict=True):
-            gram[j, k] += x[rows].T @ x[rows]
-            moment[j, k] += x[rows].T @ y[rows]
+        x = basis.at(features.at_terms[replicates, part], b, part) * (bin_density[b] / p)[..., None]
+        y = nats[:, replicates, part] / p
+        both = np.concatenate([x.reshape(-1, columns), y.reshape(len(nats), -1).T], axis=1)
+        group = (np.arange(len(b))[:, None] * len(bin_density) + b).ravel()
+        order = np.argsort(group, kind="stable")
+        present, starts = np.unique(group[order], return_index=True)
+        for k, rows in zip(present, np.split(both[order], starts[1:]), strict=True):
+            place = replicates.start + k // len(bin_density), k % len(bin_density)
+            gram[place] += rows[:, :columns].T @ rows
+    gram, moment = gram[..., :columns], gram[..., columns:]
     beta = _shrunk(gram.sum(0) - gram, moment.sum(0) - moment) * bin_density[:, None]
     means = basis.means(features.timestep_means, bins)
     timesteps = np.empty((*nats.shape[:2], len(bins)))
     for place in np.ndindex(timesteps.shape[:2]):
         timesteps[place] = (means * beta[place][bins]).sum(1)
     terms, totals = np.empty(nats.shape), np.empty(nats.shape)
-    for part, j in blocks:
-        b = bins[design.t[j, part] - 2]
-        x = basis.at(features.at_terms[j, part], b, part)
-        terms[:, j, part] = np.einsum("nc,knc->kn", x, beta[:, j, b])
-        totals[:, j, part] = basis.totals(features.bin_sums[part], beta[:, j], part)
+    for replicates, part in _blocks(design):
+        b, of_block = bins[design.t[replicates, part] - 2], beta[:, replicates]
+        x = basis.at(features.at_terms[replicates, part], b, part)
+        for kind, coefficients in enumerate(of_block):
+            at_terms = coefficients[np.arange(len(b))[:, None], b]
+            terms[kind, replicates, part] = np.einsum("jnc,jnc->jn", x, at_terms)
+        totals[:, replicates, part] = basis.totals(features.bin_sums[part], of_block, part)
         release(features.bin_sums)
     return [Predictions(*of_kind) for of_kind in zip(terms, totals, timesteps, strict=True)]
+
+
+def _blocks(design: ImportanceDesign) -> Iterator[tuple[slice, slice]]:
+    """Replicates and images, of about as many terms as fit into the processor's cache."""
+    for part in image_blocks(design.num_sampled):
+        for replicates in image_blocks(design.num_replicates, part.stop - part.start):
+            yield replicates, part
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -389,18 +400,18 @@ class _Basis:
         return 3 + int(self.sample.features.shape[1])
 
     def at(self, g: NDArray[np.float64], b: NDArray[np.int64], part: slice) -> NDArray[np.float64]:
-        """(B, 3 + P) at one term each of some images, of which G and the bins are (B,)."""
-        x = np.empty((len(g), self.num_columns))
-        x[:, 0] = 1
-        x[:, 1] = g / self.g_scale[b] - 1
-        x[:, 2] = np.log(g) - self.log_center[b]
-        x[:, 3:] = self.sample.features[part]
+        """(R, B, 3 + P) at the terms of some images, of which G and the bins are (R, B)."""
+        x = np.empty((*g.shape, self.num_columns))
+        x[..., 0] = 1
+        x[..., 1] = g / self.g_scale[b] - 1
+        x[..., 2] = np.log(g) - self.log_center[b]
+        x[..., 3:] = self.sample.features[part]
         return x
 
     def totals(
         self, bin_sums: NDArray[np.float32], beta: NDArray[np.float64], part: slice
     ) -> NDArray[np.float64]:
-        """(K, B) of some images summed over the timesteps; beta is (K, bins, 3 + P)."""
+        """(..., B) of some images summed over the timesteps; beta is (..., bins, 3 + P)."""
         # Written out: the regressors of all images and bins would be twice the sums.
         level = (
             beta[..., 0] - beta[..., 1] - self.log_center * beta[..., 2]
@@ -408,7 +419,7 @@ class _Basis:
         g = (beta[..., 1] / self.g_scale) @ bin_sums[:, :, 0].T
         log_g = beta[..., 2] @ bin_sums[:, :, 1].T
         of_image = (self.timesteps_in_bin @ beta[..., 3:]) @ self.sample.features[part].T
-        return np.asarray(level[:, None] + g + log_g + of_image)
+        return np.asarray(level[..., None] + g + log_g + of_image)
 
     def means(
         self, timestep_means: NDArray[np.float64], bins: NDArray[np.int64]

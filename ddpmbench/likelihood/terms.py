@@ -190,16 +190,27 @@ def diffusion_terms(
     true_mean, true_log_variance = diffusion.q_posterior_mean_variance(x_start, x_t, t)
     step = diffusion.p_mean_variance(model_output, x_t, t)
     nats = _mean(normal_kl(true_mean, true_log_variance, step.mean, step.log_variance))
-    if first is None:
-        first = (t == 1).nonzero().squeeze(1)
-    nats, decoders = with_first_terms(diffusion, step, x_start, first, nats, decoder)
-    clipped = diffusion.data_range.clamp(step.unclipped_pred_x_start)
-    return BoundTerms(
-        nats=nats,
-        x_start_mse=_mean((x_start - clipped).square()),
-        x_start_mse_noclip=_mean((x_start - step.unclipped_pred_x_start).square()),
-        eps_mse=_mean((eps - step.pred_eps).square()),
-        decoders=decoders,
+    prediction = step.unclipped_pred_x_start, step.pred_eps
+    errors = prediction_errors(diffusion, x_start, eps, *prediction)
+    return with_first_terms(diffusion, step, x_start, t, nats, errors, decoder, first)
+
+
+class PredictionErrors(NamedTuple):
+    """(B,) each, as `BoundTerms` has them."""
+
+    x_start_mse: Tensor
+    x_start_mse_noclip: Tensor
+    eps_mse: Tensor
+
+
+def prediction_errors(
+    diffusion: GaussianDiffusion, x_start: Tensor, eps: Tensor, unclipped: Tensor, pred_eps: Tensor
+) -> PredictionErrors:
+    """The mean squared errors of the predicted x_start and noise, (B, C, H, W) each."""
+    return PredictionErrors(
+        _mean((x_start - diffusion.data_range.clamp(unclipped)).square()),
+        _mean((x_start - unclipped).square()),
+        _mean((eps - pred_eps).square()),
     )
 
 
@@ -207,20 +218,15 @@ def with_first_terms(
     diffusion: GaussianDiffusion,
     step: ReverseStep,
     x_start: Tensor,
-    first: Tensor,
+    t: Tensor,
     nats: Tensor,
+    errors: PredictionErrors,
     decoder: str,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The terms with the decoder in its place, and the decoders of `BoundTerms`.
-
-    Args:
-        diffusion: the process.
-        step: of all terms; that of t = 1 counts.
-        x_start: (B, C, H, W).
-        first: (K,) int64, the positions of t = 1.
-        nats: (B,) the terms.
-        decoder: "exact" or "tanh".
-    """
+    first: Tensor | None,
+) -> BoundTerms:
+    """(B,) terms, with the decoder in the place of those at t = 1, where `step` counts."""
+    if first is None:
+        first = (t == 1).nonzero().squeeze(1)
     names = (*DECODER_COLUMNS, *MODEL_COLUMNS)
     decoders = {name: torch.full_like(nats, torch.nan) for name in names}
     if len(first):
@@ -236,7 +242,7 @@ def with_first_terms(
                 of_first[name] = _decoder(diffusion, step, x_start, first, kind)
         for name, value in of_first.items():
             decoders[name][first] = value.detach()
-    return nats, decoders
+    return BoundTerms(nats, *errors, decoders)
 
 
 def _decoder(
@@ -390,13 +396,25 @@ class TermsPass:
 
     def prior(self, image: NDArray[np.int64]) -> NDArray[np.float64]:
         """(B,) L_T of the images with these indices, nats per dimension."""
-        return _to_numpy(prior_nats(self.diffusion, self._x_start(self._pixels(image))))
+        return _to_numpy(prior_nats(self.diffusion, self.x_start(image)))
+
+    def x_start(self, image: NDArray[np.int64]) -> Tensor:
+        """(B, C, H, W) the images with these indices, in the data range."""
+        return self._x_start(self._pixels(image))
+
+    def labels(self, image: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(B,) classes of the images; none where the network is not conditioned on them."""
+        labels = self.images.labels
+        if not self.checkpoint.num_classes or labels is None:
+            return np.empty(0, np.int64)
+        return labels[image]
 
     @torch.inference_mode()
     def terms(self, index: TermIndex) -> TermTable:
         """The terms of one batch."""
         first = np.flatnonzero(index.t == 1)
-        addresses = np.concatenate([index.image, index.t, index.draw, first, self._labels(index)])
+        labels = self.labels(index.image)
+        addresses = np.concatenate([index.image, index.t, index.draw, first, labels])
         pixels, sent = self._pixels(index.image), torch.from_numpy(addresses).to(self.device)
         values = self._values(pixels, sent, len(index), len(first))
         self.num_evaluations += len(index)
@@ -428,12 +446,6 @@ class TermsPass:
         return diffusion_terms(
             self.diffusion, x_start, of.t, eps, output, decoder=self.decoder, first=first
         )
-
-    def _labels(self, index: TermIndex) -> NDArray[np.int64]:
-        labels = self.images.labels
-        if not self.checkpoint.num_classes or labels is None:
-            return np.empty(0, np.int64)
-        return labels[index.image]
 
     def _pixels(self, image: NDArray[np.int64]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(self.images.pixels[image])).to(self.device)
