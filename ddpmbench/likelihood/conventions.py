@@ -19,7 +19,12 @@ from ddpmbench.likelihood.decoders import DECODERS, MODEL_COLUMNS, SCALES, decod
 from ddpmbench.likelihood.designs import EveryPairDesign, ImportanceDesign
 from ddpmbench.likelihood.estimator import sampled_mean
 from ddpmbench.likelihood.regression import FeatureTable, predict_each
-from ddpmbench.likelihood.sampled_terms import Contributions, sampled_terms, two_way_fit
+from ddpmbench.likelihood.sampled_terms import (
+    Contributions,
+    TwoWayFit,
+    sampled_terms,
+    two_way_fit,
+)
 from ddpmbench.likelihood.sub_schedules import (
     SubScheduleBound,
     SubScheduleCosts,
@@ -239,33 +244,16 @@ def importance_other_bounds(
 ) -> OtherBounds:
     """The other bounds from an importance sample, by regression.
 
-    That under a convention is the estimate of a run under it from the same terms.
-
-    Args:
-        design: of the terms.
-        prior: (N,) L_T of each image, nats per dimension.
-        tables: gives the terms.
-        features: of the same images and terms.
-        diffusion: the process of the run.
-        decoder: its distribution function.
+    That under a convention is the estimate of a run under it from the same terms. The arguments are
+    those of `every_pair_other_bounds`; the features are of the same images and terms.
     """
     conventions, schedule = published_conventions(diffusion, decoder), diffusion.schedule
     sample, (error, of_skipping) = features.sample, _skipping_columns(diffusion)
     columns = ("nats", *(columns_of_bound(clip=clip)[1] for clip in (True, False)))
     decoders = sorted({*(of.decoder_column for of in conventions), *of_skipping})
     terms = sampled_terms(design, tables([*columns, *decoders]), columns, decoders)
-    # Conventions that differ at t = 1 alone have the terms at t = 2..T in common.
-    later = {(of.variance, of.clip): of for of in conventions}
-    nats = np.empty((len(later), *design.t.shape))
-    for of, values in zip(later.values(), nats, strict=True):
-        weight, constant = _line(schedule, of)
-        values[:] = terms.replicates[columns.index(_column(of, schedule))]
-        values *= weight[design.t - 2]
-        values += constant[design.t - 2]
-    estimates = {}
-    for key, values, fitted in zip(later, nats, predict_each(design, nats, features), strict=True):
-        of_images = Contributions(design, values, fitted)
-        estimates[key] = of_images.sums, two_way_fit(design, of_images.totals)
+    later = dict(zip(columns, terms.replicates, strict=True))
+    estimates = _later_estimates(design, later, features, conventions, schedule)
     bounds = []
     for of in conventions:
         column = len(columns) + decoders.index(of.decoder_column)
@@ -275,9 +263,9 @@ def importance_other_bounds(
     if not _skips(diffusion):
         return OtherBounds(bounds, [])
     # The best timesteps are chosen by half of the replicates, and their bound is from the others.
-    middle, mse = design.num_replicates // 2, terms.replicates[columns.index(error)]
+    middle = design.num_replicates // 2
     errors, chosen_by, judged_by = (
-        importance_errors(design, mse, features, part)
+        importance_errors(design, later[error], features, part)
         for part in (slice(None), slice(0, middle), slice(middle, None))
     )
     of_decoder = terms.decoder_error(sample)
@@ -291,6 +279,32 @@ def importance_other_bounds(
         decoder_over_freedom=of_decoder**2 / max(len(design.redrawn), 1),
     )
     return OtherBounds.of(bounds, costs, chosen_by=chosen_by, judged_by=judged_by)
+
+
+def _later_estimates(
+    design: ImportanceDesign,
+    columns: Mapping[str, NDArray[np.float64]],
+    features: FeatureTable,
+    conventions: Iterable[Convention],
+    schedule: NoiseSchedule,
+) -> dict[tuple[Variance, bool], tuple[NDArray[np.float64], TwoWayFit]]:
+    """The sums over t = 2..T of each image and their fit, by variance and clip.
+
+    Conventions that differ at t = 1 alone have them in common. Columns are (r, M).
+    """
+    different = {(of.variance, of.clip): of for of in conventions}
+    nats = np.empty((len(different), *design.t.shape))
+    for of, values in zip(different.values(), nats, strict=True):
+        weight, constant = _line(schedule, of)
+        values[:] = columns[_column(of, schedule)]
+        values *= weight[design.t - 2]
+        values += constant[design.t - 2]
+    estimates = {}
+    fitted = predict_each(design, nats, features)
+    for key, values, predictions in zip(different, nats, fitted, strict=True):
+        of_images = Contributions(design, values, predictions)
+        estimates[key] = of_images.sums, two_way_fit(design, of_images.totals)
+    return estimates
 
 
 def _skips(diffusion: GaussianDiffusion) -> bool:

@@ -93,15 +93,6 @@ def test_the_posterior_at_the_first_step_is_the_data_with_the_second_variance():
     assert log_variance[0] == log_variance[1]
 
 
-def test_a_step_does_not_depend_on_the_batch_around_it():
-    d = process(clip=False)
-    whole = d.p_mean_variance(EPS, X_T, STEPS)
-    for i in (0, 1, 30, 59):
-        alone = d.p_mean_variance(EPS[i : i + 1], X_T[i : i + 1], STEPS[i : i + 1])
-        assert torch.equal(alone.mean[0], whole.mean[i])
-        assert torch.equal(alone.log_variance[0], whole.log_variance[i])
-
-
 @every_prediction
 @pytest.mark.parametrize("clip", [True, False])
 def test_the_truth_gives_the_posterior_whatever_is_predicted(prediction, clip):
@@ -159,14 +150,6 @@ def test_learned_range_runs_from_posterior_variance_to_beta(prediction):
         assert close(step.log_variance, column(expected), 1e-12)
         fixed = process(prediction=prediction, clip=False).p_mean_variance(EPS, X_T, STEPS)
         assert torch.equal(step.mean, fixed.mean)
-
-
-def test_learned_variance_is_the_second_half_of_the_output():
-    d = process(variance=Variance.LEARNED, clip=False)
-    log_variance = EPS.flip(0)
-    step = d.p_mean_variance(torch.cat([EPS, log_variance], dim=1), X_T, STEPS)
-    assert torch.equal(step.log_variance, log_variance)
-    assert torch.equal(step.mean, process(clip=False).p_mean_variance(EPS, X_T, STEPS).mean)
 
 
 @pytest.mark.parametrize("clip", [True, False])

@@ -78,66 +78,31 @@ def test_batching_order_and_subset_cannot_change_a_bit():
     assert torch.equal(noise(torch.tensor([2, 2])), together[[2, 2]])
 
 
-def test_neither_the_global_seed_nor_earlier_calls_enter():
-    torch.manual_seed(1)
-    first = noise()
-    torch.manual_seed(2)
-    torch.randn(3)
-    assert torch.equal(noise(), first)
-
-
-@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 6, 7, 785])
-def test_an_element_does_not_depend_on_how_many_follow_it(size):
-    long = noise(shape=(1, 1, 800)).flatten(1)
-    assert torch.equal(noise(shape=(1, 1, size)).flatten(1), long[:, :size])
-
-
-def test_a_block_is_box_muller_of_the_words_at_counter_image_t_draw_block():
+@pytest.mark.parametrize(
+    ("address", "seed", "shape"),
+    [
+        ((12, 345, 6), (5 << 32) | 11, (2, 2, 3)),
+        ((9999, 1, WORD), (1 << 64) - 1, (1, 1, 5)),
+        ((0, 1000, 0), 0, (3, 1, 1)),
+    ],
+)
+def test_a_block_is_box_muller_of_the_words_at_counter_image_t_draw_block(address, seed, shape):
     # The layout of the address is part of every published number.
-    seed, (image, t, draw) = (5 << 32) | 11, (12, 345, 6)
-    got = normal_noise(*counter(image, t, draw), shape=(2, 2, 3), seed=seed).flatten().tolist()
+    got = normal_noise(*counter(*address), shape=shape, seed=seed).flatten().tolist()
     expected = []
     for block in range(3):
-        u = [(word + 0.5) / 2**32 for word in python_philox([image, t, draw, block], seed)]
+        u = [(word + 0.5) / 2**32 for word in python_philox([*address, block], seed)]
         for radius, angle in ((u[0], u[1]), (u[2], u[3])):
             length = math.sqrt(-2 * math.log(radius))
             expected += [
                 length * math.cos(2 * math.pi * angle),
                 length * math.sin(2 * math.pi * angle),
             ]
-    assert got == pytest.approx(expected, rel=1e-6, abs=1e-7)
+    assert got == pytest.approx(expected[: math.prod(shape)], rel=1e-6, abs=1e-7)
 
 
 def one_row(image: int, t: int, draw: int, seed: int, size: int = 40_000) -> torch.Tensor:
     return normal_noise(*counter(image, t, draw), shape=(1, 1, size), seed=seed).flatten().double()
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        (1, 1, 0, 0),
-        (0, 2, 0, 0),
-        (0, 1, 1, 0),
-        (1, 0, 0, 0),
-        (0, 1, 0, 1),
-        (0, 1, 0, 1 << 32),
-        (0, 1, 0, (1 << 64) - 1),
-    ],
-    ids=["image", "t", "draw", "image and t swapped", "seed", "high word of seed", "all of seed"],
-)
-def test_noise_at_another_address_is_uncorrelated(other):
-    a, b = one_row(0, 1, 0, 0), one_row(*other)
-    for f in (lambda x: x, torch.square):
-        correlation = torch.corrcoef(torch.stack([f(a), f(b)]))[0, 1]
-        assert abs(correlation) < 5 / math.sqrt(len(a))
-
-
-@pytest.mark.parametrize("lag", range(1, 9))
-def test_neighboring_elements_are_uncorrelated(lag):
-    x = one_row(0, 1, 0, 3, size=100_000)
-    for f in (lambda x: x, torch.square):
-        correlation = torch.corrcoef(torch.stack([f(x)[lag:], f(x)[:-lag]]))[0, 1]
-        assert abs(correlation) < 5 / math.sqrt(len(x))
 
 
 @pytest.mark.parametrize("lane", [slice(None), *(slice(i, None, 4) for i in range(4))])
@@ -148,11 +113,3 @@ def test_noise_is_standard_normal(lane):
     # Standard errors of the first four moments of a normal sample.
     for power, expected, variance in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)):
         assert abs((x**power).mean() - expected) < 4.5 * math.sqrt(variance / n)
-
-
-def test_the_tails_are_there_and_finite():
-    x = torch.cat([one_row(n, 1, 0, 2, size=100_000) for n in range(10)]).abs()
-    assert torch.isfinite(x).all()
-    for bound in (3.0, 4.0):
-        expected = len(x) * 2 * stats.norm.sf(bound)
-        assert abs((x > bound).sum() - expected) < 5 * math.sqrt(expected)

@@ -144,6 +144,15 @@ def test_what_predicts_the_previous_mean_has_no_clip_and_no_other_schedule():
 # ---- an importance sample
 
 
+@pytest.fixture(scope="module")
+def run(small_model, small_images, tmp_path_factory):
+    """The tables of a run, and how to evaluate its terms under another convention."""
+    base = tmp_path_factory.mktemp("run") / "base"
+    db.evaluate_nll(small_model, small_images, half_width=2.0, out=base)
+    rows = {"terms_of": base, "half_width": 1e-9, "max_evaluations": 900}
+    return db.evaluate_nll(small_model, small_images, **rows), rows
+
+
 @pytest.mark.parametrize(
     "other",
     [
@@ -155,28 +164,19 @@ def test_what_predicts_the_previous_mean_has_no_clip_and_no_other_schedule():
     ids=lambda other: " ".join(map(str, other.values())),
 )
 def test_a_run_under_the_convention_finds_the_same_from_the_same_rows(
-    small_model, small_images, tmp_path, other
+    small_model, small_images, run, other
 ):
-    db.evaluate_nll(small_model, small_images, half_width=2.0, out=tmp_path / "base")
-    rows = {"terms_of": tmp_path / "base", "half_width": 1e-9, "max_evaluations": 900}
-    again = db.evaluate_nll(small_model, small_images, **rows)
-    decoder = other.get("decoder", "exact")
-    model = small_model.with_conventions(**{k: v for k, v in other.items() if k != "decoder"})
-    direct = db.evaluate_nll(model, small_images, decoder=decoder, **rows)
-    assert direct.summary["num_evaluations"] == again.summary["num_evaluations"]
+    again, rows = run
     full = {"variance": "fixed_large", "clip": True, "decoder": "exact", **other}
-    frame = again.conventions
-    row = frame[
-        (frame.variance == full["variance"])
-        & (frame["clip"] == full["clip"])
-        & (frame.decoder == full["decoder"])
-        & (frame.decoder_variance == "posterior")
-        & (frame.spacing == "all")
-    ]
-    (found,) = row.bits_per_dim
-    assert found == pytest.approx(direct.summary["bits_per_dim"], abs=1e-6)
-    (half_width,) = row.half_width
-    assert half_width == pytest.approx(direct.summary["half_width"], rel=1e-6)
+    decoder = full.pop("decoder")
+    model = small_model.with_conventions(**full)
+    direct = db.evaluate_nll(model, small_images, decoder=decoder, **rows).summary
+    assert direct["num_evaluations"] == again.summary["num_evaluations"]
+    every = again.conventions.query("decoder_variance == 'posterior' and spacing == 'all'")
+    is_same = (every.variance == full["variance"]) & (every["clip"] == full["clip"])
+    (found,) = every[is_same & (every.decoder == decoder)].itertuples()
+    assert found.bits_per_dim == pytest.approx(direct["bits_per_dim"], abs=1e-6)
+    assert found.half_width == pytest.approx(direct["half_width"], rel=1e-6)
 
 
 T = 120

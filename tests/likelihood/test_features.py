@@ -166,7 +166,7 @@ def test_memory_is_modest():
 
     with mock.patch.object(regression, "CHUNK_BYTES", 2**18):
         # Bytes an image; 23 features in float32 of all images, and of those in the sample.
-        assert (peak(40_000, 200) - peak(20_000, 200)) / 20_000 < 400 + 2 * 23 * 4
+        assert (peak(16_000, 200) - peak(8_000, 200)) / 8_000 < 400 + 2 * 23 * 4
         # Nor are the terms of all images at all steps ever there together.
         assert peak(1000, 2000) - peak(10, 2000) < 10 * regression.CHUNK_BYTES
 

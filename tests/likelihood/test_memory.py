@@ -63,7 +63,7 @@ def peak(num_images, num_replicates):
 @pytest.mark.parametrize("num_replicates", [2, 6])
 def test_memory_grows_by_a_few_numbers_an_image_and_a_row(monkeypatch, num_replicates):
     monkeypatch.setattr(pixel_store, "IN_MEMORY", 2**16)
-    few, many = 20_000, 60_000
+    few, many = 10_000, 25_000
     growth = (peak(many, num_replicates) - peak(few, num_replicates)) / (many - few)
     assert growth < 100 + 90 * num_replicates  # bytes; 8 a number
 

@@ -67,16 +67,16 @@ def pair(seed=0, num_images=120, num_timesteps=40, **changes):
     ]
 
 
-def tables(model, design):
+def tables(model, design, portion=138):
     table = model.table(design.index(0, len(design)))
-    return lambda length: (table[i : min(i + 138, length)] for i in range(0, length, 138))
+    return lambda length: (table[i : min(i + portion, length)] for i in range(0, length, portion))
 
 
-def importance(model, density, *, num_replicates=2, num_blocks=None):
+def importance(model, density, *, num_replicates=2, num_blocks=None, portion=138):
     """The terms of a model at the rows of a density, by kind of estimator, and its bounds."""
     size = (model.num_images, model.num_timesteps)
     design = ImportanceDesign(*size, density, model.seed, num_replicates, num_blocks)
-    own = tables(model, design)
+    own = tables(model, design, portion)
     bounds = {
         "ht": horvitz_thompson(design, model.prior, own(len(design))),
         "regression": regression_estimate(
@@ -97,12 +97,13 @@ def studies():
     for seed in range(SEEDS):
         younger, older = pair(seed)
         densities = [model.density(seed, None) for model in (older, younger)]
-        baseline, unpaired = importance(older, densities[0])
+        baseline, unpaired = importance(older, densities[0], portion=10**6)
         term = (younger.mean - older.mean).mean(0)
         of_population = younger.population_term - older.population_term
         for rows, density in zip(("same", "own"), densities, strict=True):
             # Replicates that the other does not have are left out.
-            model, bounds = importance(younger, density, num_replicates=2 + seed % 3)
+            size = {"num_replicates": 2 + seed % 3, "portion": 10**6}
+            model, bounds = importance(younger, density, **size)
             for kind in bounds:
                 difference = importance_difference(model[kind], baseline[kind], prior=PRIOR)
                 found[rows, kind].append(
