@@ -19,7 +19,7 @@ from ddpmbench.records import short_repr
 CONFIDENCE = 0.95
 
 
-def half_width_of(variance: float, freedom: float) -> float | None:
+def half_width_of(variance: float, freedom: float) -> float:
     r"""Half width of the 95 % interval of an estimate, :math:`t_{0.975, f} \sqrt{V}`.
 
     Args:
@@ -27,10 +27,8 @@ def half_width_of(variance: float, freedom: float) -> float | None:
         freedom: f, the degrees of freedom of V.
 
     Returns:
-        In the unit of the estimate; None where the variance is unknown.
+        In the unit of the estimate; NaN where the variance is unknown.
     """
-    if math.isnan(variance):
-        return None
     return quantile(freedom) * math.sqrt(variance) if variance else 0.0
 
 
@@ -299,4 +297,5 @@ def noise_half_width(squares: float, fourth: float, design: EveryPairDesign) -> 
     # is the lower limit, because it is too small on average already.
     estimated = freedom_of_sum(squares, fourth / (draws + 1))
     freedom = max(least_freedom_of_sum(squares, fourth / (draws - 1)), estimated - 4)
-    return half_width_of(squares / draws / design.num_images**2, freedom)
+    half_width = half_width_of(squares / draws / design.num_images**2, freedom)
+    return None if math.isnan(half_width) else half_width

@@ -259,10 +259,9 @@ class ImportanceDesign:
     def __post_init__(self) -> None:
         """Refuse a density under which some term could never be drawn."""
         _check(self.num_images, self.num_timesteps)
-        if self.density.shape != (self.num_timesteps - 1,) or not (self.density > 0).all():
-            raise ValueError(f"density must be positive over t = 2..{self.num_timesteps}")
-        if not math.isclose(self.density.sum(), 1.0, rel_tol=1e-9) or self.num_replicates < 1:
-            raise ValueError("density must sum to 1, and there must be at least one replicate")
+        check_density(self.density, self.num_timesteps)
+        if self.num_replicates < 1:
+            raise ValueError("there must be at least one replicate")
         most = blocks_of(self.num_images)
         if not 1 <= self.blocks <= most or (self.blocks < most and self.num_replicates != 2):
             raise ValueError(f"there are {most} blocks, and fewer of them have two replicates")
@@ -417,6 +416,14 @@ def _redrawn(num_images: int) -> int:
 def _check(num_images: int, num_timesteps: int) -> None:
     if num_images < 1 or num_timesteps < 2:
         raise ValueError(f"needs an image and two timesteps, not {num_images} and {num_timesteps}")
+
+
+def check_density(density: NDArray[np.float64], num_timesteps: int) -> None:
+    """Raise ValueError for what is no density over t = 2..T under which every term can be drawn."""
+    if density.shape != (num_timesteps - 1,) or not (density > 0).all():
+        raise ValueError(f"density must be positive over t = 2..{num_timesteps}")
+    if not math.isclose(density.sum(), 1.0, rel_tol=1e-9):
+        raise ValueError("density must sum to 1")
 
 
 def _choose(num_images: int, count: int, seed: int, purpose: int) -> NDArray[np.int64]:

@@ -34,7 +34,19 @@ from ddpmbench.records import short_repr
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class SampledBound:
+class SampledMean:
+    """The mean over N images of their terms at t = 1..T, and its variance; see `SampledBound`."""
+
+    kl: float
+    decoder: float
+    kl_variance: float
+    decoder_variance: float
+    image_variance: float
+    half_width: float
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SampledBound(SampledMean, TimestepTable):
     """The bound on a set of N images from a sample of its terms, in nats per dimension.
 
     Attributes:
@@ -64,21 +76,10 @@ class SampledBound:
     """
 
     prior: float
-    kl: float
-    decoder: float
-    term: NDArray[np.float64]
-    term_standard_error: NDArray[np.float64]
-    x_start_mse: NDArray[np.float64]
-    eps_mse: NDArray[np.float64]
     rate_standard_error: NDArray[np.float64]
-    num_evaluations: NDArray[np.int64]
     num_replicates: int
-    half_width: float
     half_width_population: float | None
     image_deviation: float | None
-    kl_variance: float
-    decoder_variance: float
-    image_variance: float
     predictions: Predictions
     sample: ImageSample
     image_prior: NDArray[np.float64]
@@ -105,18 +106,6 @@ class SampledBound:
     def rate(self) -> NDArray[np.float64]:
         """(T,) see `cumulative_rate`."""
         return cumulative_rate(self.prior, self.term)
-
-
-@dataclasses.dataclass(frozen=True)
-class SampledMean:
-    """The mean over N images of their terms at t = 1..T, and its variance; see `SampledBound`."""
-
-    kl: float
-    decoder: float
-    kl_variance: float
-    decoder_variance: float
-    image_variance: float
-    half_width: float
 
 
 def sampled_mean(
@@ -147,16 +136,9 @@ def sampled_mean(
     of_kl = freedom_of_parts(fit.spread, np.full(count, replicates - 1))
     of_decoder = freedom_of_parts(terms.decoder_squares[column], terms.decoder_draws - 1)
     freedom = freedom_of_parts(parts, np.array([of_kl, of_decoder, max(count - 1, 1)]))
-    known = half_width_of(float(parts.sum()), freedom)
-    half_width = math.nan if known is None else known
-    return SampledMean(
-        float(weights @ sums),
-        float(weights @ decoder),
-        kl_variance,
-        decoder_variance,
-        image_variance,
-        half_width,
-    )
+    half_width = half_width_of(float(parts.sum()), freedom)
+    means = float(weights @ sums), float(weights @ decoder)
+    return SampledMean(*means, kl_variance, decoder_variance, image_variance, half_width)
 
 
 def sampled_bound(

@@ -21,7 +21,7 @@ from ddpmbench.likelihood.bound import (
     population_half_width,
     quantile,
 )
-from ddpmbench.likelihood.designs import PER_IMAGE, unit_interval, words
+from ddpmbench.likelihood.designs import PER_IMAGE, check_density, unit_interval, words
 from ddpmbench.likelihood.regression import portions
 from ddpmbench.likelihood.terms import TermIndex, TermTable
 from ddpmbench.records import short_repr
@@ -71,10 +71,7 @@ class PerImageDesign:
 
     def __post_init__(self) -> None:
         """Refuse a density under which some term could never be drawn."""
-        if self.density.shape != (self.num_timesteps - 1,) or not (self.density > 0).all():
-            raise ValueError(f"density must be positive over t = 2..{self.num_timesteps}")
-        if not math.isclose(self.density.sum(), 1.0, rel_tol=1e-9):
-            raise ValueError("density must sum to 1")
+        check_density(self.density, self.num_timesteps)
         if self.evaluations_per_image < LEAST_EVALUATIONS:
             raise ValueError(f"an image must have at least {LEAST_EVALUATIONS} terms")
 
@@ -189,7 +186,6 @@ def estimate_image_scores(
     num_images, whole = design.num_images, float(variance.sum())
     freedom = least_freedom_of_sum(whole, float(over_freedom))
     half_width = half_width_of(whole / num_images**2, freedom)
-    assert half_width is not None
     kl, of_first = later.mean(1), decoder.mean(1)
     return ImageScores(
         prior=prior,

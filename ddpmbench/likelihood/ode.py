@@ -382,7 +382,6 @@ def estimate_ode(
         nats = float(ode[0]) if known is None else known.nats + difference
         return OdeEstimate(nats, None, None, difference, None)
     of_difference = half_width_of(float(differences.var(ddof=1)) / count, count - 1)
-    assert of_difference is not None
     if known is None:
         population = half_width_of(float(ode.var(ddof=1)) / count, count - 1)
         return OdeEstimate(float(ode.mean()), None, population, difference, of_difference)

@@ -19,15 +19,7 @@ _RATIO_PRIOR = 4.0  # terms that the ratio of all bins is worth in the ratio of 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TimestepTable:
-    """Means over the images at each timestep t = 1..T; see `SampledBound`.
-
-    Attributes:
-        term: (T,) nats per dimension.
-        term_standard_error: (T,) of the term for these images.
-        x_start_mse: (T,) mean squared error of the predicted x_start.
-        eps_mse: (T,) mean squared error of the predicted noise.
-        num_evaluations: (T,) number of terms.
-    """
+    """(T,) means over the images at each timestep t = 1..T; see `SampledBound`."""
 
     term: NDArray[np.float64]
     term_standard_error: NDArray[np.float64]

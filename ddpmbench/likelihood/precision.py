@@ -203,12 +203,10 @@ def estimate_correction(design: CorrectionDesign, difference: NDArray[np.float64
     squares = np.append(of_pairs, of_decoder)
     freedom = np.append(np.ones(len(of_pairs)), max(len(decoder) - 1, 1))
     variance = float(squares.sum())
-    half_width = half_width_of(variance, freedom_of_parts(squares, freedom))
-    assert half_width is not None
     return Correction(
         kl=float(weighted.mean()) if len(later) else 0.0,
         decoder=float(decoder.mean()) if len(decoder) else 0.0,
         variance=variance,
-        half_width=half_width,
+        half_width=half_width_of(variance, freedom_of_parts(squares, freedom)),
         num_terms=len(design),
     )

@@ -7,6 +7,7 @@ timesteps are a shortest path.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -272,9 +273,7 @@ class SubScheduleCosts:
             steps=visited,
             rate=float(self.prior + terms.sum()),
             decoder=float(self._decoder(visited[1:2])[0]),
-            half_width=half_width_of(
-                variance_of_sum, least_freedom_of_sum(variance_of_sum, over_freedom)
-            ),
+            half_width=_known_half_width(variance_of_sum, over_freedom),
         )
 
     def difference_half_width(self, variance: Variance | None, other: Variance) -> float | None:
@@ -285,8 +284,7 @@ class SubScheduleCosts:
         """
         t = np.arange(2, self.schedule.num_timesteps + 1)
         slopes = self._terms(variance, t - 1, t)[1] - self._terms(other, t - 1, t)[1]
-        spread, over_freedom = self.errors.variance(np.append(0.0, slopes))
-        return half_width_of(spread, least_freedom_of_sum(spread, over_freedom))
+        return _known_half_width(*self.errors.variance(np.append(0.0, slopes)))
 
     def best_timesteps(self, variance: Variance | None, lengths: Sequence[int]) -> list[list[int]]:
         """The timesteps of the best models of some lengths, each of all that visit t = 1 and T.
@@ -352,6 +350,12 @@ class SubScheduleCosts:
             return np.repeat(self.decoder[0], len(second))
         log_variance = Transitions(self.schedule).log_variance(np.ones_like(second), second)
         return interpolated(self.schedule, self.decoder, log_variance)
+
+
+def _known_half_width(variance: float, over_freedom: float) -> float | None:
+    if math.isnan(variance):
+        return None
+    return half_width_of(variance, least_freedom_of_sum(variance, over_freedom))
 
 
 def sub_schedule_bounds(

@@ -219,7 +219,7 @@ def test_replicates_images_and_seeds_are_independent():
     [(0, [0.5, 0.5], 2), (3, [1.0], 2), (3, [1.0, 0.0], 2), (3, [0.5, 0.4], 2), (3, [0.5, 0.5], 0)],
 )
 def test_what_is_no_design_is_refused(num_images, density, num_replicates):
-    with pytest.raises(ValueError, match=r"needs an image|density must"):
+    with pytest.raises(ValueError, match=r"needs an image|density must|one replicate"):
         ImportanceDesign(num_images, 3, np.array(density), 0, num_replicates)
     for num_blocks, replicates in ((0, 2), (6, 2), (4, 3), (4, 1)):
         with pytest.raises(ValueError, match="there are 5 blocks"):
