@@ -87,6 +87,23 @@ def terms_of(checkpoint, images, draws, kind=ContinuousTermsPass):
     return run.terms(design.index(0, len(design))), design
 
 
+def discrete_exact(images, schedule):
+    """The sum over t = 2..T under fixed_small, mean over the images, from the exact errors."""
+    x, r = images.pixels / 127.5 - 1, schedule.snr.numpy()[1:, None, None, None, None]
+    error = ((x**2 + r * VARIANCE**2) / (1 + r * VARIANCE) ** 2).mean((1, 2, 3, 4))
+    t = np.arange(2, schedule.num_timesteps + 1)
+    return float(Transitions(schedule).weight(Variance.FIXED_SMALL, t - 1, t) @ error)
+
+
+def mean_and_error(checkpoint, images, draws, kind=ContinuousTermsPass):
+    """Mean over the images of the sums over t = 2..T, and its standard error."""
+    table, design = terms_of(checkpoint, images, draws, kind)
+    size = (len(images), design.num_timesteps, draws)
+    nats = table.values["nats"].reshape(size)[:, 1:]
+    error = np.sqrt((nats.var(2, ddof=1) / draws).sum()) / len(images)
+    return nats.mean(2).sum() / len(images), error
+
+
 SCHEDULES = {
     "linear": NoiseSchedule.linear(60),
     "cosine": NoiseSchedule.cosine(40),
@@ -98,11 +115,9 @@ SCHEDULES = {
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
 def test_it_is_the_closed_form(schedule, prediction):
     checkpoint, images = linear_model(schedule, Prediction(prediction)), normal_images(6)
-    table, design = terms_of(checkpoint, images, 2000 // schedule.num_timesteps)
-    nats = table.values["nats"].reshape(len(images), schedule.num_timesteps, design.draws)[:, 1:]
-    error = np.sqrt((nats.var(2, ddof=1) / design.draws).sum())
-    assert nats.mean(2).sum() == pytest.approx(exact(images, schedule).sum(), abs=4 * error)
-    assert error < 0.03 * exact(images, schedule).sum()
+    mean, error = mean_and_error(checkpoint, images, 2000 // schedule.num_timesteps)
+    assert mean == pytest.approx(exact(images, schedule).mean(), abs=4 * error)
+    assert error < 0.03 * exact(images, schedule).mean()
 
 
 def test_the_places_of_an_interval_are_uniform_and_independent_of_the_noise():
@@ -136,21 +151,14 @@ def test_smaller_parts_sum_to_the_same(schedule):
     assert (parts < 0.2).all()
     visited = fine.schedule.original_timesteps.tolist()
     assert set(schedule.original_timesteps.tolist()) <= set(visited)
-    table, design = terms_of(fine, images, 1 + 4000 // fine.schedule.num_timesteps)
-    shape = (len(images), fine.schedule.num_timesteps, design.draws)
-    nats = table.values["nats"].reshape(shape)[:, 1:]
-    error = np.sqrt((nats.var(2, ddof=1) / design.draws).sum())
-    assert nats.mean(2).sum() == pytest.approx(exact(images, schedule).sum(), abs=4 * error)
+    mean, error = mean_and_error(fine, images, 1 + 4000 // fine.schedule.num_timesteps)
+    assert mean == pytest.approx(exact(images, schedule).mean(), abs=4 * error)
 
 
 def test_the_difference_from_the_discrete_bound_is_unbiased_and_its_interval_covers():
     schedule, images = NoiseSchedule.linear(40), normal_images(8)
     checkpoint = linear_model(schedule)
-    x, r = images.pixels / 127.5 - 1, schedule.snr.numpy()[1:, None, None, None, None]
-    error = ((x**2 + r * VARIANCE**2) / (1 + r * VARIANCE) ** 2).mean((1, 2, 3, 4))
-    t = np.arange(2, 41)
-    discrete = float(Transitions(schedule).weight(Variance.FIXED_SMALL, t - 1, t) @ error)
-    truth = exact(images, schedule).mean() - discrete
+    truth = exact(images, schedule).mean() - discrete_exact(images, schedule)
     estimates = []
     for seed in range(200):
         design = ContinuousDesign(len(images), 40, seed, 60)
@@ -201,31 +209,18 @@ def test_a_refined_model_has_the_bound_of_its_own_timesteps(prediction):
     """The network is evaluated at the fractional ones, and each term has its own weight."""
     schedule, images = NoiseSchedule.linear(30), normal_images(5)
     fine = linear_model(schedule, Prediction(prediction)).respaced(88)
-    table, design = terms_of(fine, images, 100, TermsPass)
-    nats = table.values["nats"].reshape(len(images), 88, design.draws)[:, 1:]
-    x, r = images.pixels / 127.5 - 1, fine.schedule.snr.numpy()[1:, None, None, None, None]
-    error = ((x**2 + r * VARIANCE**2) / (1 + r * VARIANCE) ** 2).mean((1, 2, 3, 4))
-    t = np.arange(2, 89)
-    exact_sum = Transitions(fine.schedule).weight(Variance.FIXED_SMALL, t - 1, t) @ error
-    noise = np.sqrt((nats.var(2, ddof=1) / design.draws).sum()) / len(images)
-    assert nats.mean(2).sum(1).mean() == pytest.approx(exact_sum, abs=4 * noise)
-    assert noise < 0.01 * exact_sum
+    mean, error = mean_and_error(fine, images, 100, TermsPass)
+    truth = discrete_exact(images, fine.schedule)
+    assert mean == pytest.approx(truth, abs=4 * error)
+    assert error < 0.01 * truth
 
 
 def test_refined_schedules_tend_to_it_as_one_over_their_number():
     """The bound of variance fixed_small, from the exact error at each timestep."""
     schedule, images = NoiseSchedule.linear(30), normal_images(5)
     limit = exact(images, schedule).mean()
-    x = images.pixels / 127.5 - 1
-
-    def gap(factor):
-        fine = refined(schedule, 29 * factor + 1)
-        r = fine.snr.numpy()[1:, None, None, None, None]
-        error = ((x**2 + r * VARIANCE**2) / (1 + r * VARIANCE) ** 2).mean((1, 2, 3, 4))
-        t = np.arange(2, fine.num_timesteps + 1)
-        return float(Transitions(fine).weight(Variance.FIXED_SMALL, t - 1, t) @ error) - limit
-
-    gaps = [gap(factor) for factor in (16, 32, 64, 128)]
+    fine = (refined(schedule, 29 * factor + 1) for factor in (16, 32, 64, 128))
+    gaps = [discrete_exact(images, of) - limit for of in fine]
     assert all(gap > 0 for gap in gaps)
     rates = np.log2(np.array(gaps[:-1]) / gaps[1:])
     np.testing.assert_allclose(rates, 1.0, atol=0.05)
@@ -249,8 +244,6 @@ def test_a_finite_set_of_images_costs_the_choice_among_them():
             return torch.einsum("bk,kchw->bchw", weight, means).float()
 
     checkpoint = dataclasses.replace(linear_model(schedule, Prediction.X_START), network=Denoiser())
-    table, design = terms_of(checkpoint, images, 200)
-    nats = table.values["nats"].reshape(4, 60, design.draws)[:, 1:] * 9
-    error = np.sqrt((nats.var(2, ddof=1) / design.draws).sum()) / 4
-    assert nats.mean(2).sum(1).mean() == pytest.approx(np.log(4), abs=4 * error)
-    assert error < 0.05
+    mean, error = mean_and_error(checkpoint, images, 200)
+    assert 9 * mean == pytest.approx(np.log(4), abs=4 * 9 * error)
+    assert 9 * error < 0.05

@@ -23,7 +23,7 @@ from ddpmbench.likelihood.estimator import (
     initial_replicates,
     regression_estimate,
 )
-from ddpmbench.likelihood.regression import FeatureTable, GaussianFeatures, predict
+from ddpmbench.likelihood.regression import FeatureTable, GaussianFeatures, predict, predict_each
 from ddpmbench.likelihood.sampled_terms import StratumMeans
 from ddpmbench.likelihood.terms import TermsPass, concatenate
 
@@ -99,6 +99,26 @@ def measured(kind, goal, num_images, num_timesteps, seeds):
     return study_of(runs)
 
 
+def check_both_intervals(found):
+    """The bound is unbiased and covered, by intervals as wide as the errors are."""
+    for error, half_width in (
+        (found.error, found.half_width),
+        (found.population_error, found.half_width_population),
+    ):
+        assert abs(z_score(error)) < 3
+        assert 0.93 <= (np.abs(error) <= half_width).mean() <= 0.97
+    assert found.half_width.mean() / 1.96 / found.error.std() == pytest.approx(1, abs=0.1)
+
+
+RATES = np.array([1, 2, 3, 5, 9, 16, 30, 50, 75, 90]) - 1
+"""Timesteps at which the rate's error is looked at."""
+
+
+def check_rate_errors(found):
+    ratio = calibration(found.rate_standard_error[:, :-1], found.rate_error[:, :-1])
+    np.testing.assert_allclose(ratio[RATES], 1, atol=0.15)
+
+
 # ---- unbiased, and covered
 
 
@@ -109,14 +129,7 @@ def measured(kind, goal, num_images, num_timesteps, seeds):
 )
 def test_the_bound_is_unbiased_and_both_intervals_cover(kind, stops):
     found = study(kind, goal=GOALS[kind] if stops else None)
-    assert abs(z_score(found.error)) < 3
-    assert abs(z_score(found.population_error)) < 3
-    covered = (np.abs(found.error) <= found.half_width).mean()
-    of_population = (np.abs(found.population_error) <= found.half_width_population).mean()
-    assert 0.93 <= covered <= 0.97
-    assert 0.93 <= of_population <= 0.97
-    # The interval is as wide as the errors are, not only wide enough.
-    assert found.half_width.mean() / 1.96 / found.error.std() == pytest.approx(1, abs=0.1)
+    check_both_intervals(found)
     if stops:
         assert (found.half_width <= GOALS[kind]).all()
         assert found.replicates.max() > 2
@@ -126,12 +139,7 @@ def test_the_bound_is_unbiased_and_both_intervals_cover(kind, stops):
 @pytest.mark.parametrize(("kind", "goal"), [("ht", 0.12), ("regression", 0.07), ("garbage", 0.13)])
 def test_a_sample_of_the_images_is_unbiased_and_both_intervals_cover(kind, goal):
     found = study(kind, goal=goal, num_images=400, seeds=300, block=20)
-    assert abs(z_score(found.error)) < 3
-    assert abs(z_score(found.population_error)) < 3
-    assert 0.93 <= (np.abs(found.error) <= found.half_width).mean() <= 0.97
-    of_population = (np.abs(found.population_error) <= found.half_width_population).mean()
-    assert 0.93 <= of_population <= 0.97
-    assert found.half_width.mean() / 1.96 / found.error.std() == pytest.approx(1, abs=0.1)
+    check_both_intervals(found)
     assert (found.half_width <= goal).all()
     assert 80 < np.median(found.sampled) < 320
     assert np.abs(z_score(found.term_error)).max() < 4.5
@@ -139,9 +147,7 @@ def test_a_sample_of_the_images_is_unbiased_and_both_intervals_cover(kind, goal)
     assert ratio.mean() == pytest.approx(1, abs=0.15)
     assert abs(found.deviation.mean()) < 0.05
     if kind == "regression":  # the rates that a run shows
-        ratio = calibration(found.rate_standard_error[:, :-1], found.rate_error[:, :-1])
-        grid = np.array([1, 2, 3, 5, 9, 16, 30, 50, 75, 90])
-        np.testing.assert_allclose(ratio[grid - 1], 1, atol=0.15)
+        check_rate_errors(found)
 
 
 @pytest.mark.slow
@@ -179,9 +185,7 @@ def test_the_rate_is_unbiased_and_knows_its_error_at_every_step(kind):
     found = study(kind)
     assert np.abs(z_score(found.rate_error[:, :-1])).max() < 4.5
     assert found.rate_error[:, -1] == pytest.approx(0, abs=1e-12)
-    ratio = calibration(found.rate_standard_error[:, :-1], found.rate_error[:, :-1])
-    grid = np.array([1, 2, 3, 5, 9, 16, 30, 50, 75, 90])
-    np.testing.assert_allclose(ratio[grid - 1], 1, atol=0.15)
+    check_rate_errors(found)
 
 
 @pytest.mark.slow
@@ -293,6 +297,15 @@ def test_the_predictions_for_a_replicate_do_not_know_its_terms():
         np.testing.assert_allclose(one[1], other[1], rtol=1e-9, atol=1e-12)  # sums round
         for j in (0, 2):
             assert np.abs(one[j] - other[j]).max() > 0.01
+
+
+def test_terms_of_several_kinds_are_predicted_as_each_alone():
+    (model, design, _), generator = sampled(100, 50, 3), np.random.default_rng(0)
+    features, nats = model.features(design), generator.exponential(size=(4, 3, 100))
+    for together, of_kind in zip(predict_each(design, nats, features), nats, strict=True):
+        alone = predict(design, of_kind, features)
+        for name, values in vars(alone).items():
+            np.testing.assert_allclose(getattr(together, name), values, rtol=1e-10, atol=1e-12)
 
 
 def test_the_mean_over_the_strata_is_the_mean_over_the_density():
