@@ -71,10 +71,6 @@ class ContinuousTime:
         result: Tensor = ((c3 * d + c2) * d + c1) * d + c0
         return result
 
-    def slope(self, u: ArrayLike) -> NDArray[np.float64]:
-        """The derivative of the log SNR by u; negative, or 0 in isolated points."""
-        return np.asarray(self._interpolation(u, nu=1))
-
     def timestep(self, log_snr: ArrayLike) -> NDArray[np.float64]:
         """The timestep u at which the log SNR has a value between those of first and last."""
         values = np.atleast_1d(np.asarray(log_snr, dtype=np.float64))

@@ -255,11 +255,12 @@ def importance_other_bounds(
     later = dict(zip(columns, terms.replicates, strict=True))
     estimates = _later_estimates(design, later, features, conventions, schedule)
     bounds = []
-    for of in conventions:
-        column = len(columns) + decoders.index(of.decoder_column)
-        mean = sampled_mean(sample, *estimates[of.variance, of.clip], terms, column)
+    for convention in conventions:
+        column = len(columns) + decoders.index(convention.decoder_column)
+        estimate = estimates[convention.variance, convention.clip]
+        mean = sampled_mean(sample, *estimate, terms, column)
         rate = float(prior.mean()) + mean.kl
-        bounds.append(ConventionBound(of, rate, mean.decoder, mean.half_width))
+        bounds.append(ConventionBound(convention, rate, mean.decoder, mean.half_width))
     if not _skips(diffusion):
         return OtherBounds(bounds, [])
     # The best timesteps are chosen by half of the replicates, and their bound is from the others.
@@ -294,9 +295,9 @@ def _later_estimates(
     """
     different = {(of.variance, of.clip): of for of in conventions}
     nats = np.empty((len(different), *design.t.shape))
-    for of, values in zip(different.values(), nats, strict=True):
-        weight, constant = _line(schedule, of)
-        values[:] = columns[_column(of, schedule)]
+    for convention, values in zip(different.values(), nats, strict=True):
+        weight, constant = _line(schedule, convention)
+        values[:] = columns[_column(convention, schedule)]
         values *= weight[design.t - 2]
         values += constant[design.t - 2]
     estimates = {}
