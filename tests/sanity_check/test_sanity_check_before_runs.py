@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from feature_networks import write_network
 from retrained import trained
 from sealing import read_record
 
@@ -26,10 +27,11 @@ from ddpmbench.cli.options import check_option
 from ddpmbench.data.images import ImageSet
 from ddpmbench.diffusion.process import Prediction
 from ddpmbench.errors import InputError
+from ddpmbench.evaluate import fid
 from ddpmbench.execution.distributed import Ranks
 from ddpmbench.execution.features import FidelityListener
 from ddpmbench.execution.session import Session
-from ddpmbench.samples.feature_networks import FeatureNetwork
+from ddpmbench.samples.feature_networks import load_feature_network
 from ddpmbench.samples.scores import PROTOCOLS
 from ddpmbench.sanity_check import run as check
 from ddpmbench.sanity_check.check import Outcome
@@ -298,47 +300,29 @@ def test_the_command_prints_the_warning_as_one_line_of_standard_error(
 
 
 def test_samples_are_checked_with_the_first_reference_that_has_images_such_as_theirs(
-    shipped, images, monkeypatch
+    shipped, images, tmp_path, monkeypatch
 ):
-    from ddpmbench.evaluate import fid
-
-    asked, lines = [], []
-
-    def stop(self, checkpoint, of, *others):
-        asked.append((of, self.num_evaluations))
-        raise InputError("far enough")
-
-    monkeypatch.setattr(fid.PreliminaryCheck, "run", stop)
-    monkeypatch.setattr(fid, "_identity", lambda run, settings: {})
+    checked, lines = [], []
+    network = load_feature_network(write_network(tmp_path / "n.pt", num_features=2, num_classes=2))
+    settings = FidSettings(network, PROTOCOLS["clean"], num_generated=5, check=True)
     small = dataclasses.replace(images, pixels=images.pixels[:, :, 4:20, 4:20].copy())
 
-    class Network(FeatureNetwork):
-        def __init__(self):
-            pass
+    def stop(self, checkpoint, of, *others):
+        checked.append((of, self.num_evaluations))
+        raise InputError("far enough")
 
-        resize = PROTOCOLS["clean"].resize
-        sha256 = "0" * 64
-        num_features = 2
-
-        def to(self, device):
-            return self
-
-        def _features(self, rgb):
-            raise AssertionError("no features are asked for")
+    def no_further(self, **others):
+        raise InputError("no further")
 
     def evaluate(*references):
-        settings = FidSettings(Network(), PROTOCOLS["clean"], num_generated=5, check=True)
         listener = FidelityListener(note=lines.append)
         evaluate_fid(shipped.respaced(6), references, settings, device="cpu", listener=listener)
 
+    monkeypatch.setattr(fid.PreliminaryCheck, "run", stop)
     with pytest.raises(InputError, match="far enough"):
         evaluate(small, images)
-    assert asked == [(images, 30)]
-    monkeypatch.setattr(fid.FidelityRun, "engine", stop_here)
+    assert checked == [(images, 30)]
+    monkeypatch.setattr(fid.FidelityRun, "engine", no_further)
     with pytest.raises(InputError, match="no further"):
         evaluate(small)
     assert lines == ["`check`: no reference has images such as the checkpoint makes; left out"]
-
-
-def stop_here(self, **others):
-    raise InputError("no further")

@@ -19,15 +19,7 @@ def test_the_network_of_ho_et_al_is_as_large_as_is_known():
 
 
 def test_attention_counts():
-    config = UNetConfig(
-        in_channels=1,
-        out_channels=1,
-        model_channels=8,
-        channels=(8,),
-        num_blocks=1,
-        attention=(True,),
-        norm_groups=4,
-    )
+    config = UNetConfig(1, 1, 8, (8,), 1, (True,), norm_groups=4)
     found = flop_per_call(Attention(config, 8), torch.zeros(2, 8, 4, 4))
     linear = 2 * 16 * 8 * (24 + 8)
     products = 2 * (2 * 16 * 16 * 8)
