@@ -179,14 +179,14 @@ class Sampler(ABC):
             InputError: x_{t-1} is not finite, or the network's output has another shape.
         """
         # The sum of a chain that is not finite is not. Reading a number waits for the device.
-        sums: list[Tensor] = []
+        sums = x_t.new_zeros(_CHECK_INTERVAL)
         for step in self._steps(x_t, t, sample, labels):
-            sums.append(step.x_previous.sum())
-            if (step.t - 1) % _CHECK_INTERVAL == 0:
-                bad = (~torch.stack(sums).isfinite()).nonzero()
+            place = (step.t - 1) % _CHECK_INTERVAL
+            sums[place] = step.x_previous.sum()
+            if place == 0:
+                bad = (~sums.isfinite()).nonzero()
                 if len(bad):
-                    raise self._not_finite(step.t + len(sums) - 1 - int(bad[0]))
-                sums = []
+                    raise self._not_finite(step.t + int(bad[-1]))
             yield step
 
     def launched(self, whole_step: Callable[[Step], Step]) -> Self:
