@@ -149,7 +149,7 @@ def _as_tensor(value: object) -> object:
     return value
 
 
-_CODE = re.compile(r"[biufc]\d{1,2}|[US]\d{1,6}")
+_CODE = re.compile(r"b1|[iu][1248]|f[248]|c8|c16|[US]\d{1,6}")  # those that torch has, and text
 _SCALARS = (
     *("bool_", "float16", "float32", "float64", "complex64", "complex128"),
     *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),

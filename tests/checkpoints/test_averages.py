@@ -163,6 +163,7 @@ NO_FLAGS = (3, "|", None, None, None, -1, -1, 0)
         Call(SCALAR, Call(np.dtype, "f8", False, True, state=NO_FLAGS), b"A" * 4),
         Call(RECONSTRUCT, np.ndarray, (10**15,), b"O", state=(1, (10**15,), F8, 0, b"")),
         Call(SCALAR, F8, b"A" * 16),
+        Call(SCALAR, Call(np.dtype, "f16", False, True, state=NO_FLAGS), b"A" * 16),
         Call(RECONSTRUCT, dict, (0,), b"b"),
         Call(RECONSTRUCT, np.ndarray, (0,), b"b", state=(1, (-1, -8), F8, 0, b"A" * 64)),
         Call(np.ndarray, (9,), "O"),
