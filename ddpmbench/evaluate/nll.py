@@ -190,7 +190,7 @@ def evaluate_nll(
         reporter,
     ):
         ranks, target, shape = run_session.ranks, run_session.device, images.pixels.shape[1:]
-        out, store = run_session.out, run_session.store
+        out = run_session.out
         check_in = partial(chosen.check, checkpoint, images, seed=seed)
         check_in(precision=resolve_precision(precision, target))
         checkpoint = run_session.checked(checkpoint, shape)
@@ -231,33 +231,9 @@ def evaluate_nll(
             reporter.start(0)
             _warn_of(finished, chosen, reporter)
             return finished
-        engine = settled_engine(
-            checkpoint,
-            use,
-            run_session,
-            precision=computed_in,
-            note=reporter.note,
-        )
-        run = TermsRun(
-            terms_pass.calling(engine.model_output),
-            run_session.worker(shape, batch_size=batch_size, listener=reporter),
-            computed_in,
-        )
-        with user_errors(checkpoint.network_name), engine.running():
-            strict = _strict(run)
-            correction = CorrectionRun(run, strict, chosen.correction_design(terms_pass), store)
-            result = chosen.run(run, store, correction)
-            if absent is None:
-                design = ContinuousDesign(
-                    len(images),
-                    checkpoint.schedule.num_timesteps,
-                    seed,
-                    NUM_CONTINUOUS_TERMS,
-                )
-                difference = ContinuousRun(strict, design, store).estimate(
-                    before=result.num_evaluations
-                )
-                result = dataclasses.replace(result, continuous=difference)
+        note = reporter.note
+        engine = settled_engine(checkpoint, use, run_session, precision=computed_in, note=note)
+        result = evaluation.run(engine, reporter, is_continuous=absent is None)
         report = evaluation.report(result, checked, absent=absent, engine=engine)
         _warn_of(report, chosen, reporter)
         if folder is not None and ranks.reports:
@@ -271,7 +247,7 @@ def evaluate_nll(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Evaluation:
-    """An evaluation of the bound before its terms are evaluated: all that its result depends on.
+    """An evaluation of the bound: all that its result depends on.
 
     Attributes:
         terms_pass: its model, its images, its seed and its decoder.
@@ -361,6 +337,27 @@ class _Evaluation:
         has_all = report is None or absent is not None or report.continuous is not None
         return report if has_all else None
 
+    def run(self, engine: Engine, listener: RunListener, *, is_continuous: bool) -> LikelihoodRun:
+        """Evaluate the terms that are missing, and reduce all of them to the bound."""
+        terms, store = self.terms_pass, self.session.store
+        shape = terms.images.pixels.shape[1:]
+        worker = self.session.worker(shape, batch_size=self.batch_size, listener=listener)
+        run = strict = TermsRun(terms.calling(engine.model_output), worker, self.precision)
+        with user_errors(terms.checkpoint.network_name), engine.running():
+            if self.precision is not Precision.FP32:
+                choice = at_once(terms.checkpoint, terms.device, Precision.FP32)
+                strict = run.calling(Engine(terms.checkpoint, device=terms.device, choice=choice))
+            correction_terms = self.estimator.correction_design(terms)
+            correction = CorrectionRun(run, strict, correction_terms, store)
+            result = self.estimator.run(run, store, correction)
+            if not is_continuous:
+                return result
+            size = (len(terms.images), terms.checkpoint.schedule.num_timesteps)
+            design = ContinuousDesign(*size, terms.seed, NUM_CONTINUOUS_TERMS)
+            paired = ContinuousRun(strict, design, store)
+            difference = paired.estimate(before=result.num_evaluations)
+            return dataclasses.replace(result, continuous=difference)
+
     def report(
         self,
         result: LikelihoodRun,
@@ -430,15 +427,6 @@ def _estimator(name: str, **options: object) -> Estimator:
                 "of them out"
             )
     return ESTIMATORS[name](**given)
-
-
-def _strict(run: TermsRun) -> TermsRun:
-    """The run in strict float32, which may be itself."""
-    if run.precision is Precision.FP32:
-        return run
-    of = run.terms_pass
-    choice = at_once(of.checkpoint, of.device, Precision.FP32)
-    return run.calling(Engine(of.checkpoint, device=of.device, choice=choice))
 
 
 def _warn_of(report: NllReport, estimator: Estimator, reporter: RunListener) -> None:
