@@ -13,11 +13,7 @@ from ddpmbench.errors import InputError, instance_of, whole_number
 from ddpmbench.evaluate.fid_scores import FidScores
 from ddpmbench.evaluate.progress import quality_listening
 from ddpmbench.evaluate.sample import MadeBy
-from ddpmbench.execution.features import (
-    FidelityListener,
-    FidelityRun,
-    Reference,
-)
+from ddpmbench.execution.features import FidelityListener, FidelityRun, Reference
 from ddpmbench.execution.finished import ENVIRONMENT
 from ddpmbench.execution.folder import RunFolder
 from ddpmbench.execution.samples import Generation, SampleSettings
@@ -25,15 +21,8 @@ from ddpmbench.execution.session import session
 from ddpmbench.report.card import Card, Draw, Shown
 from ddpmbench.report.fidelity import SCHEMA
 from ddpmbench.samples.feature_networks import FeatureNetwork
-from ddpmbench.samples.scores import (
-    PUBLISHED_AT,
-    Protocol,
-)
-from ddpmbench.samples.statistics import (
-    ReferenceStatistics,
-    is_statistics,
-    read_statistics,
-)
+from ddpmbench.samples.scores import PUBLISHED_AT, Protocol
+from ddpmbench.samples.statistics import ReferenceStatistics, is_statistics, read_statistics
 from ddpmbench.sanity_check.run import PreliminaryCheck
 from ddpmbench.unet.precision import Precision
 from ddpmbench.version import __version__

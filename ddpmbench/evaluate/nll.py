@@ -50,11 +50,7 @@ from ddpmbench.execution.terms import (
     write_terms,
 )
 from ddpmbench.execution.worker import RunListener
-from ddpmbench.likelihood.continuous import (
-    NUM_CONTINUOUS_TERMS,
-    ContinuousDesign,
-    terms_pass_of,
-)
+from ddpmbench.likelihood.continuous import NUM_CONTINUOUS_TERMS, ContinuousDesign, terms_pass_of
 from ddpmbench.likelihood.decoders import DECODERS
 from ddpmbench.likelihood.estimator import SampledBound
 from ddpmbench.likelihood.terms import TermsPass

@@ -8,11 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ddpmbench.checksums import CHECKSUMS, DamageError, checksum, is_whole, read_json, write_json
 from ddpmbench.errors import InputError
-from ddpmbench.execution.finished import (
-    ENVIRONMENT,
-    PREDICTIONS,
-    SUMMARY,
-)
+from ddpmbench.execution.finished import ENVIRONMENT, PREDICTIONS, SUMMARY
 from ddpmbench.execution.folder import IDENTITY, SHARDS, run_store, source_revision, tag, versions
 from ddpmbench.execution.pictures import EXTREMES
 from ddpmbench.execution.store import has_faults

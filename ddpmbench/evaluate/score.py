@@ -190,28 +190,13 @@ def score_images(
         calls = evaluations * sum(map(len, sets))
         preliminary = PreliminaryCheck(check, calls, seed, batch_size, reporter)
         checked = preliminary.run(checkpoint.as_trained, sets[0], run_session, folder)
-        engine = settled_engine(
-            checkpoint,
-            NetworkUse(shape, calls // ranks.count, batch_size),
-            run_session,
-            precision=Precision.FP32,
-            note=reporter.note,
-        )
+        use = NetworkUse(shape, calls // ranks.count, batch_size)
+        precision, note = Precision.FP32, reporter.note
+        engine = settled_engine(checkpoint, use, run_session, precision=precision, note=note)
         worker = run_session.worker(shape, batch_size=batch_size, listener=reporter)
-        runs = [
-            TermsRun(
-                terms_pass_of(
-                    checkpoint,
-                    image_set,
-                    seed=seed,
-                    decoder=decoder,
-                    device=run_session.device,
-                    model_output=engine.model_output,
-                ),
-                worker,
-            )
-            for image_set in sets
-        ]
+        how: dict[str, Any] = {"seed": seed, "decoder": decoder, "device": run_session.device}
+        passes = [terms_pass_of(checkpoint, image_set, **how) for image_set in sets]
+        runs = [TermsRun(one.calling(engine.model_output), worker) for one in passes]
         with user_errors(checkpoint.network_name), engine.running():
             result = _compute(runs, run_session, density, evaluations)
         summary_of_run = {
@@ -223,7 +208,7 @@ def score_images(
             "checkpoint": checkpoint.record,
             "seed": seed,
             "device": " + ".join(sorted(result.devices)),
-            "precision": str(Precision.FP32),
+            "precision": str(precision),
             "engine": str(engine.choice),
             "seconds": round(result.seconds, 3),
             "check": checked,
@@ -310,15 +295,12 @@ def _of_pixels(
     sets: list[ImageSet], data_range: DataRange
 ) -> tuple[list[NDArray[np.float64]], list[NDArray[np.float64] | None], int]:
     """What takes no model: code lengths, nearest distances, and images of B in A."""
-    lengths = [
-        np.concatenate(
-            [
-                code_length(data_range.reduced(image_set.pixels[part]))
-                for part in portions(image_set.pixels)
-            ]
-        )
-        for image_set in sets
-    ]
+
+    def code_lengths(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
+        parts = [code_length(data_range.reduced(pixels[part])) for part in portions(pixels)]
+        return np.concatenate(parts)
+
+    lengths = [code_lengths(image_set.pixels) for image_set in sets]
     if len(sets) < 2:
         return lengths, [None], 0
     first, second = (image_set.pixels for image_set in sets)

@@ -172,20 +172,9 @@ def measure_speed(
     )
     report = _report(speed, works, probe, folder, time.perf_counter() - since)
     if folder is not None:
-        _write(
-            folder,
-            report,
-            environment(
-                target,
-                given=command,
-                resolved={
-                    **identity,
-                    **dataclasses.asdict(settings),
-                    "num_images": num_images,
-                    "batch_size": len(probe.rows),
-                },
-            ),
-        )
+        measured_with = {"num_images": num_images, "batch_size": len(probe.rows)}
+        resolved = {**identity, **dataclasses.asdict(settings), **measured_with}
+        _write(folder, report, environment(target, given=command, resolved=resolved))
     return report
 
 
