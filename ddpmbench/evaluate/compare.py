@@ -13,7 +13,8 @@ from ddpmbench.checksums import DamageError, read_npz
 from ddpmbench.diffusion.data_range import NATS_PER_BIT
 from ddpmbench.diffusion.parameterization import Process
 from ddpmbench.errors import InputError, damaged
-from ddpmbench.execution.finished import SUMMARY, FinishedRun, num_steps, refuse_missing_shards
+from ddpmbench.evaluate.inputs import finished_run
+from ddpmbench.execution.finished import FinishedRun, num_steps, refuse_missing_shards
 from ddpmbench.execution.folder import RunFolder
 from ddpmbench.execution.terms import checked, correction_store, read_terms
 from ddpmbench.files import named_path
@@ -39,7 +40,7 @@ from ddpmbench.report.fidelity import INFLUENCE, SCHEMA
 from ddpmbench.report.fidelity_comparison import difference, differences_frame
 from ddpmbench.report.figures.style import NORMAL
 from ddpmbench.report.metrics import AGAINST_REFERENCE, METRICS, WITHOUT_REFERENCE
-from ddpmbench.report.schema import STRICT, Fidelity, FidelityDifference, Run, check
+from ddpmbench.report.schema import STRICT, Fidelity, FidelityDifference, Run
 from ddpmbench.report.text import with_data_range
 
 
@@ -89,32 +90,15 @@ class FidelityComparison(Shown):
         return {} if drawn is None else {"differences": lambda: drawn}
 
 
-def compare_fidelity(
-    runs: Sequence[str | Path], *, out: str | Path | None = None
-) -> FidelityComparison:
-    """The differences between runs of `fid`, with their intervals.
-
-    If both runs sampled with the same seed, sample i of both starts from the same noise: the
-    interval is that of the mean of N differences of influences, narrower than for independent runs.
-
-    Args:
-        runs: two run folders or more; the first is the baseline.
-        out: a folder for the table and the page; None writes nothing.
-
-    Raises:
-        InputError: one is no finished run of `fid`, or their protocols or references differ.
-    """
-    names = [str(run) for run in runs]
-    opened = [FinishedRun.open(Path(run), option="", schema=SCHEMA) for run in runs]
-    for run in opened:
-        check(run.summary, Fidelity, run.path / SUMMARY)
-    baseline = opened[0]
-    for run in opened[1:]:
+def _compare_fidelity(runs: Sequence[str | Path], out: str | Path | None) -> FidelityComparison:
+    opened = [finished_run(Path(run), SCHEMA, Fidelity) for run in runs]
+    baseline, *others = opened
+    for run in others:
         _check_comparable(run, baseline, _fidelity_facts)
     summary = fidelity_comparison.summary(
-        names,
+        [str(run) for run in runs],
         [run.summary for run in opened],
-        [_differences(run, baseline) for run in opened[1:]],
+        [_differences(run, baseline) for run in others],
     )
     folder = None if out is None else named_path(out)
     compared = FidelityComparison(summary, differences_frame(summary), folder)
@@ -265,7 +249,8 @@ def compare(
     """The differences between runs, with their intervals.
 
     The interval of a difference is much narrower than those of the bounds, because the runs share
-    timesteps and noise.
+    timesteps and noise; and narrower than for independent runs of `fid` if both sampled with the
+    same seed, so that sample i of both starts from the same noise.
 
     Args:
         runs: two run folders of `evaluate_nll` or more, or of `fid`; the first is the baseline.
@@ -281,15 +266,14 @@ def compare(
     if len(set(names[1:])) < len(names[1:]):
         raise InputError("compare: a run is named twice; name each that is compared once")
     if schema_of(Path(runs[0])) == fidelity.SCHEMA:
-        return compare_fidelity(runs, out=out)
-    opened = [FinishedRun.open(Path(run), option="", schema=tables.SCHEMA) for run in runs]
+        return _compare_fidelity(runs, out)
+    opened = [finished_run(Path(run), tables.SCHEMA, Run) for run in runs]
     for run in opened:
-        check(run.summary, Run, run.path / SUMMARY)
         refuse_missing_shards(run, option="", reads_terms=True)
-    baseline = opened[0]
-    for run in opened[1:]:
+    baseline, *others = opened
+    for run in others:
         _check_comparable(run, baseline, _facts, without=_not_compared(run, baseline))
-    differences = [_difference(run, baseline) for run in opened[1:]]
+    differences = [_difference(run, baseline) for run in others]
     frame = comparison.runs_frame(names, [run.summary for run in opened], differences)
     compared = Comparison(
         comparison.summary(frame, baseline.summary),

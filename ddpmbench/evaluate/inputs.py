@@ -1,14 +1,19 @@
-"""The arguments of an evaluation: what must fit, and what identifies the evaluation."""
+"""The inputs of evaluations: what must fit, what identifies them, and finished runs."""
 
 import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 from ddpmbench.data.images import ImageSet, refuse_reduced
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.diffusion.parameterization import Process
 from ddpmbench.errors import LARGEST_SEED, instance_of, whole_number
+from ddpmbench.execution.finished import SUMMARY, FinishedRun
 from ddpmbench.execution.worker import RunListener
+from ddpmbench.report.schema import check
 from ddpmbench.version import __version__
 
 
@@ -103,3 +108,10 @@ def labels_sha256(checkpoint: Checkpoint, images: ImageSet) -> str | None:
     if not checkpoint.num_classes or images.labels is None:
         return None
     return hashlib.sha256(images.labels.tobytes()).hexdigest()
+
+
+def finished_run(path: Path, schema: str, kind: type[Struct]) -> FinishedRun:
+    """A finished run whose summary has all that is read of it; see `FinishedRun.open`."""
+    run = FinishedRun.open(path, option="", schema=schema)
+    check(run.summary, kind, path / SUMMARY)
+    return run

@@ -16,6 +16,7 @@ from ddpmbench.errors import InputError, damaged
 from ddpmbench.evaluate import ode, sample, speed
 from ddpmbench.evaluate.compare import Comparison, FidelityComparison
 from ddpmbench.evaluate.fid import FidReport
+from ddpmbench.evaluate.inputs import finished_run
 from ddpmbench.evaluate.likelihoods import TABLE, LikelihoodsReport
 from ddpmbench.evaluate.nll import NllReport
 from ddpmbench.evaluate.ode import OdeReport
@@ -113,14 +114,8 @@ def load_report(folder: str | Path) -> Report:
     return _of_bound(path)
 
 
-def _opened(path: Path, schema: str, kind: type[Struct]) -> FinishedRun:
-    run = FinishedRun.open(path, option="", schema=schema)
-    check(run.summary, kind, path / SUMMARY)
-    return run
-
-
 def _of_bound(path: Path) -> NllReport:
-    run = _opened(path, tables.SCHEMA, records.Run)
+    run = finished_run(path, tables.SCHEMA, records.Run)
     refuse_missing_shards(run, option="")
     return NllReport(
         summary=run.summary,
@@ -170,14 +165,14 @@ def _table(
 
 
 def _of_ode(path: Path) -> OdeReport:
-    run = _opened(path, ode.SCHEMA, records.OdeRun)
+    run = finished_run(path, ode.SCHEMA, records.OdeRun)
     columns = {"image_id": "str", **dict.fromkeys(ode.PER_IMAGE_COLUMNS, "float64")}
     per_image = _table(path / PER_IMAGE, columns, rows=run.summary["num_ode_images"])
     return OdeReport(run.summary, per_image, path)
 
 
 def _of_likelihoods(path: Path) -> LikelihoodsReport:
-    run = _opened(path, likelihoods.SCHEMA, records.LikelihoodsRun)
+    run = finished_run(path, likelihoods.SCHEMA, records.LikelihoodsRun)
     frame = _table(path / TABLE, likelihoods.COLUMNS)
     if likelihoods.rows_of(frame) != run.summary["likelihoods"]:
         raise damaged(path / TABLE)
@@ -185,7 +180,7 @@ def _of_likelihoods(path: Path) -> LikelihoodsReport:
 
 
 def _of_scores(path: Path) -> ScoreReport:
-    run = _opened(path, scores.SCHEMA, records.ScoreRun)
+    run = finished_run(path, scores.SCHEMA, records.ScoreRun)
     optional, there = scores.OPTIONAL_COLUMNS.items(), texts_of(path / PER_IMAGE)
     columns = scores.PER_IMAGE_COLUMNS | {name: kind for name, kind in optional if name in there}
     rows = sum(image_set["num_images"] for image_set in run.summary["sets"])
