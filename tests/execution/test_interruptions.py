@@ -16,13 +16,10 @@ from ddpmbench.unet.unet import UNet
 
 # A half width that takes several looks: six images take 720 evaluations until the first.
 EVERY_PAIR = {"estimator": "every-pair", "batch_size": 50}
-IMPORTANCE = {"half_width": 0.05, "batch_size": 150}
-CORRECTED = {"half_width": 0.1, "precision": "bf16", "batch_size": 150}
+IMPORTANCE = {"half_width": 0.06, "precision": "bf16", "batch_size": 150}
 
 
-@pytest.mark.parametrize(
-    "options", [EVERY_PAIR, IMPORTANCE, CORRECTED], ids=["every-pair", "importance", "bf16"]
-)
+@pytest.mark.parametrize("options", [EVERY_PAIR, IMPORTANCE], ids=["every-pair", "importance"])
 def test_interrupted_after_every_batch(small_model, small_images, tmp_path, monkeypatch, options):
     rows = install(monkeypatch)  # stand-ins: rounding in bf16 is that of the batch
     expected = db.evaluate_nll(small_model, small_images, **options)
