@@ -7,13 +7,13 @@ import dataclasses
 
 import numpy as np
 import torch
+from oracles import checkpoint_of
 from torch import Tensor, nn
 
 from ddpmbench.data.images import ImageSet
-from ddpmbench.diffusion.data_range import UNIT_RANGE
 from ddpmbench.diffusion.forward_process import log_scale
 from ddpmbench.diffusion.model import Checkpoint
-from ddpmbench.diffusion.process import Prediction, Variance
+from ddpmbench.diffusion.process import Prediction
 from ddpmbench.diffusion.schedule import NoiseSchedule
 
 SHAPE = (1, 12, 12)
@@ -68,19 +68,6 @@ def normal_images(count: int, *, seed: int = 0) -> ImageSet:
 
 def trained_on_normal_data(**changes: object) -> Checkpoint:
     """The best model, with these fields of a checkpoint."""
-    checkpoint = Checkpoint(
-        network=nn.Identity(),
-        schedule=NoiseSchedule.linear(1000),
-        prediction=Prediction.EPSILON,
-        variance=Variance.FIXED_SMALL,
-        channels=1,
-        family="oracle",
-        source="oracle",
-        sha256="0" * 64,
-        clip=True,
-        data_range=UNIT_RANGE,
-        image_size=SHAPE[1],
-        num_classes=0,
-    )
-    checkpoint = dataclasses.replace(checkpoint, **changes)
+    fields = {"schedule": NoiseSchedule.linear(1000), "image_size": SHAPE[1]} | changes
+    checkpoint = checkpoint_of(nn.Identity(), **fields)
     return dataclasses.replace(checkpoint, network=NormalDenoiser(checkpoint).eval())

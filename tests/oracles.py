@@ -188,6 +188,19 @@ def oracle_images(
     return ImageSet(pixels, ids, f"oracle images, seed {seed}", labels=labels)
 
 
+def checkpoint_of(network: nn.Module, schedule: NoiseSchedule, **fields: object) -> Checkpoint:
+    """A checkpoint of a network in memory, which predicts the noise in gray images."""
+    usual = {
+        "prediction": Prediction.EPSILON,
+        "variance": Variance.FIXED_SMALL,
+        "channels": 1,
+        "family": "oracle",
+        "source": "oracle",
+        "sha256": "0" * 64,
+    }
+    return Checkpoint(network=network, schedule=schedule, **(usual | fields))
+
+
 def oracle_checkpoint(
     images: ImageSet,
     schedule: NoiseSchedule | None = None,
@@ -217,14 +230,12 @@ def oracle_checkpoint(
         value.contiguous().numpy().tobytes() for value in network.state_dict().values()
     )
     _, channels, height, width = images.pixels.shape
-    return Checkpoint(
-        network=network,
-        schedule=schedule,
+    return checkpoint_of(
+        network,
+        schedule,
         prediction=Prediction(prediction),
         variance=Variance(variance),
         channels=channels,
-        family="oracle",
-        source="oracle",
         sha256=hashlib.sha256(weights).hexdigest(),
         clip=clip,
         data_range=data_range,

@@ -150,7 +150,7 @@ def cumulative_rate(prior: float, term: NDArray[np.float64]) -> NDArray[np.float
     return prior + sum_after(term)
 
 
-def sum_after(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def sum_after(values: NDArray[np.float64 | np.int64]) -> NDArray[np.float64]:
     """(T,) sums over s > t, from (T,) values."""
     return np.append(np.cumsum(values[:0:-1])[::-1], 0.0)
 

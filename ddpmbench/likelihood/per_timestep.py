@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 from numpy.typing import NDArray
 
+from ddpmbench.likelihood.bound import sum_after
 from ddpmbench.likelihood.designs import ImportanceDesign
 from ddpmbench.likelihood.image_sampling import ImageSample
 from ddpmbench.likelihood.regression import FeatureTable, Predictions, log_bins
@@ -157,34 +158,26 @@ def rate_standard_error(
             weights = (share[:, None] * product).ravel()
             squares += np.bincount(earlier.ravel(), weights=weights, minlength=num_timesteps + 1)
     scale = num_images**2 * num_replicates
-    variance = np.maximum(_after(squares), 0.0) / scale
+    variance = np.maximum(sum_after(squares[1:]), 0.0) / scale
     if unseen:
         # What the image's total is predicted to be has an error among the images, too; it is taken
         # to be shared among the timesteps as the mean prediction is.
         of_image = sample.residuals(predictions.totals.mean(0))
-        mean = np.append(np.zeros(2), predictions.timesteps.mean(0))
-        share = np.clip(_after(mean) / (mean.sum() or 1.0), 0.0, 1.0)
+        mean = np.append(0.0, predictions.timesteps.mean(0))
+        share = np.clip(sum_after(mean) / (mean.sum() or 1.0), 0.0, 1.0)
         weights = (values * of_image).ravel()
         together = np.bincount(t.ravel(), weights=weights, minlength=num_timesteps + 1)
-        both = (
-            2 * _after(together.astype(np.float64)) / num_replicates
-            + share * np.square(of_image).sum()
-        )
+        both = 2 * sum_after(together[1:]) / num_replicates + share * np.square(of_image).sum()
         variance = np.maximum(variance + unseen * share * both / num_images**2, 0.0)
     error = np.sqrt(variance)
     # A few terms have no reliable variance; the error of a longer sum is no smaller.
-    count = np.bincount(t.ravel(), minlength=num_timesteps + 1).astype(np.float64)
-    few = _after(count) < _FEWEST_TERMS
+    count = np.bincount(t.ravel(), minlength=num_timesteps + 1)[1:]
+    few = sum_after(count) < _FEWEST_TERMS
     few[-1] = False  # nothing is after T
     longer = np.flatnonzero(~few[:-1])
     if len(longer):
         error[few] = np.maximum(error[few], error[longer[-1]])
     return np.asarray(error)
-
-
-def _after(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(T,) sums over s > t, t = 1..T, from values at 0..T."""
-    return np.append(np.cumsum(values[::-1])[::-1], 0.0)[2:]
 
 
 def _errors(

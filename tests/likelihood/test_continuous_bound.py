@@ -5,12 +5,12 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from oracles import checkpoint_of
 from scipy.interpolate import PchipInterpolator
 from torch import nn
 
 from ddpmbench.data.images import ImageSet
 from ddpmbench.diffusion.continuous import refined
-from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.diffusion.process import Prediction, Variance
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.likelihood.continuous import ContinuousDesign, ContinuousTermsPass
@@ -49,17 +49,8 @@ class LinearDenoiser(nn.Module):
 
 
 def linear_model(schedule, prediction=Prediction.EPSILON):
-    return Checkpoint(
-        network=LinearDenoiser(schedule, prediction),
-        schedule=schedule,
-        prediction=prediction,
-        variance=Variance.FIXED_SMALL,
-        channels=1,
-        family="oracle",
-        source="oracle",
-        sha256="0" * 64,
-        clip=False,
-    )
+    network = LinearDenoiser(schedule, prediction)
+    return checkpoint_of(network, schedule, prediction=prediction, clip=False)
 
 
 def normal_images(count):

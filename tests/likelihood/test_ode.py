@@ -11,6 +11,7 @@ from laws import RANGES
 from oracles import (
     MixtureDenoiser,
     bin_log_prob,
+    checkpoint_of,
     expected_terms,
     oracle_checkpoint,
     oracle_images,
@@ -22,10 +23,9 @@ from torch import nn
 from ddpmbench.data.images import ImageSet
 from ddpmbench.diffusion.continuous import ContinuousTime
 from ddpmbench.diffusion.data_range import UNIT_RANGE, DataRange
-from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.diffusion.noise import normal_noise
 from ddpmbench.diffusion.probability_flow import ProbabilityFlow, Solver, integrate
-from ddpmbench.diffusion.process import Prediction, Variance
+from ddpmbench.diffusion.process import Prediction
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.errors import InputError
 from ddpmbench.likelihood import ode
@@ -66,38 +66,22 @@ class Denoiser(MixtureDenoiser):
         return torch.cat([output, variance], 1) if self.variance.is_learned else output
 
 
-def checkpoint_of(means, spread, *, schedule=SCHEDULE, **conventions):
-    network = Denoiser(
-        means,
-        schedule,
-        spread=spread,
-        prediction=conventions.get("prediction", "eps"),
-        variance=conventions.get("variance", "fixed_small"),
-        classes=conventions.pop("classes", None),
-    )
-    return Checkpoint(
-        network=network,
-        schedule=schedule,
-        prediction=Prediction(conventions.pop("prediction", "eps")),
-        variance=Variance(conventions.pop("variance", "fixed_small")),
-        channels=means.shape[1],
-        family="oracle",
-        source="oracle",
-        sha256="0" * 64,
-        **conventions,
-    )
+def denoising(means, spread, *, schedule=SCHEDULE, prediction="eps", variance="fixed_small", **of):
+    network = Denoiser(means, schedule, spread=spread, prediction=prediction, variance=variance)
+    kinds = {"prediction": network.prediction, "variance": network.variance}
+    return checkpoint_of(network, schedule, **kinds, channels=means.shape[1], **of)
 
 
 SPREAD = torch.tensor([[[1e-3, 0.02], [0.3, 1.0]]], dtype=torch.float64)
 
 
 def gaussian(spread=SPREAD, mean=0.0, **conventions):
-    return checkpoint_of(torch.full((1, *spread.shape), mean), spread, **conventions)
+    return denoising(torch.full((1, *spread.shape), mean), spread, **conventions)
 
 
 def mixture(**conventions):
     means = 0.7 * torch.randn(3, 1, 2, 2, generator=torch.Generator().manual_seed(1))
-    return checkpoint_of(means.double(), 0.1, **conventions)
+    return denoising(means.double(), 0.1, **conventions)
 
 
 def sigmas(checkpoint):
