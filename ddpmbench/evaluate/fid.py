@@ -11,7 +11,7 @@ from ddpmbench.data.images import ImageSet, ImageSource, load_images, refuse_red
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.errors import InputError, instance_of, whole_number
 from ddpmbench.evaluate.fid_scores import FidScores
-from ddpmbench.evaluate.progress import quality_listening
+from ddpmbench.evaluate.progress import fidelity_listening
 from ddpmbench.evaluate.sample import MadeBy
 from ddpmbench.execution.features import FidelityListener, FidelityRun, Reference
 from ddpmbench.execution.finished import ENVIRONMENT
@@ -137,7 +137,7 @@ def evaluate_fid(
     _check(source, known, settings)
     with session(device, out, command) as run_session:
         ranks = run_session.ranks
-        reporter = quality_listening(
+        reporter = fidelity_listening(
             listener if ranks.reports else None, shown=progress and ranks.reports
         )
         samples: Generation | ImageSet

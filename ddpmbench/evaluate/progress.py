@@ -54,7 +54,7 @@ def reported_session(
             yield run_session, reporter
 
 
-def quality_listening(listener: FidelityListener | None, *, shown: bool) -> FidelityListener:
+def fidelity_listening(listener: FidelityListener | None, *, shown: bool) -> FidelityListener:
     """The same of a run of `fid`, whose stages have their own progress."""
     if listener is not None or not shown:
         return listener or FidelityListener()

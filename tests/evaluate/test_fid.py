@@ -16,8 +16,7 @@ from sealing import read_record
 
 import ddpmbench as db
 from ddpmbench.evaluate.fid import load_reference
-from ddpmbench.execution import features as quality
-from ddpmbench.execution import worker
+from ddpmbench.execution import features, worker
 from ddpmbench.execution.engine import Engine
 from ddpmbench.report.samples import fidelity_facts
 from ddpmbench.samples.feature_networks import FeatureNetwork, load_feature_network
@@ -109,9 +108,9 @@ def test_other_samplers_are_scored_and_their_evaluations_counted(
     small_model, reference, settings, monkeypatch, choice, each, words
 ):
     of = dataclasses.replace(settings, samples=db.SampleSettings(sampler=choice))
-    monkeypatch.setattr(quality, "_WORTH_MEASURING", {"samples": 100, "features": 1000})
+    monkeypatch.setattr(features, "_WORTH_MEASURING", {"samples": 100, "features": 1000})
     costs = []
-    listener = quality.FidelityListener(cost=costs.append)
+    listener = features.FidelityListener(cost=costs.append)
     model = small_model.respaced(6)
     report = db.evaluate_fid(model, [reference], of, listener=listener)
     assert report.summary["num_evaluations"] == N * each
@@ -308,8 +307,8 @@ def test_what_takes_long_is_measured_in_batches_that_fit(
         return real(network, x_t, *arguments)
 
     monkeypatch.setattr(UNet, "body", small_memory)
-    monkeypatch.setattr(quality, "_WORTH_MEASURING", {"samples": 100, "features": 1000})
-    listener = quality.FidelityListener(cost=costs.append)
+    monkeypatch.setattr(features, "_WORTH_MEASURING", {"samples": 100, "features": 1000})
+    listener = features.FidelityListener(cost=costs.append)
     db.evaluate_fid(small_model, reference, settings, listener=listener)
     (cost,) = costs
     assert cost.num_samples == N

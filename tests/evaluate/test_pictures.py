@@ -9,7 +9,7 @@ from sealing import read_record
 
 import ddpmbench as db
 from ddpmbench.errors import InputError
-from ddpmbench.evaluate import rate_distortion as questions
+from ddpmbench.evaluate import rate_distortion
 from ddpmbench.execution.folder import RunFolder
 from ddpmbench.execution.pictures import PICTURES, Pictures
 from ddpmbench.execution.terms import read_terms
@@ -107,7 +107,7 @@ def test_another_depth_mixes_again_and_keeps_the_rest(small_model, small_images,
     assert third.interpolation.depth == 7
 
 
-def test_neither_batch_nor_sitting_can_change_a_picture(small_model, small_images, run, calls):
+def test_neither_batch_nor_session_can_change_a_picture(small_model, small_images, run, calls):
     options = {"pictures": "all", "depth": 3}
     memory = dataclasses.replace(run, folder=None)
     apart = db.progressive_pictures(small_model, small_images, memory, batch_size=5, **options)
@@ -157,14 +157,14 @@ def test_the_network_is_evaluated_and_left_as_it_was(small_model, small_images, 
 
 
 def test_memory_that_is_short_halves_the_batch(small_model, small_images, run, calls, monkeypatch):
-    real, warnings = questions.progressive_decoding, []
+    real, warnings = rate_distortion.progressive_decoding, []
 
     def short(passed, *arguments):
         if passed.batch_size > 20:
             raise MemoryError
         return real(passed, *arguments)
 
-    monkeypatch.setattr(questions, "progressive_decoding", short)
+    monkeypatch.setattr(rate_distortion, "progressive_decoding", short)
     listener = RunListener(warn=warnings.append)
     db.progressive_pictures(small_model, small_images, run, listener=listener)
     assert warnings
@@ -193,7 +193,7 @@ def test_a_stop_keeps_what_was_made(small_model, small_images, run, monkeypatch,
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(questions, "interpolation", stop)
+        patch.setattr(rate_distortion, "interpolation", stop)
         with pytest.raises(KeyboardInterrupt):
             db.progressive_pictures(small_model, small_images, run, pictures="all")
     calls.clear()
