@@ -36,13 +36,17 @@ def checked(
 
 
 RIGHT = {
+    "respaced": lambda model: model.respaced(100),
     "ten timesteps": lambda model: model.respaced(10),
+    "two timesteps": lambda model: model.respaced(2),
     "one timestep": lambda model: model.respaced(1),
     "one-based": lambda model: trained(model, time_input=TimeInput.ONE_BASED),
+    "fraction": lambda model: trained(model, time_input=TimeInput.FRACTION),
+    "v": lambda model: trained(model, prediction=Prediction.V),
     "x_start": lambda model: trained(model, prediction=Prediction.X_START),
+    "cosine": lambda model: trained(model, schedule=COSINE),
     "half the range": lambda model: trained(model, data_range=HALF),
 }
-"""Others are right models of normal data (`test_sanity_check_laws`)."""
 
 
 @pytest.mark.parametrize("name", RIGHT)
@@ -56,12 +60,22 @@ WRONG = [
     ("time_input=one-based", {"time_input": TimeInput.ONE_BASED}, {"time_input": TimeInput.INDEX}),
     ("time_input=index", {}, {"time_input": TimeInput.ONE_BASED}),
     ("time_input=index", {}, {"time_input": TimeInput.FRACTION}),
+    ("time_input=fraction", {"time_input": TimeInput.FRACTION}, {"time_input": TimeInput.INDEX}),
+    ("prediction=v", {"prediction": Prediction.V}, {"prediction": Prediction.EPSILON}),
     ("prediction=eps", {}, {"prediction": Prediction.V}),
+    ("prediction=eps", {}, {"prediction": Prediction.X_START}),
     ("prediction=x_start", {"prediction": Prediction.X_START}, {"prediction": Prediction.EPSILON}),
     ("schedule=cosine:1000", {"schedule": COSINE}, {"schedule": LINEAR}),
     ("schedule=linear:1000", {}, {"schedule": COSINE}),
+    (
+        "schedule=linear:200:0.0005:0.1",
+        {"schedule": NoiseSchedule.linear(200)},
+        {"schedule": LINEAR},
+    ),
     ("data_range=-0.5,0.5", {"data_range": HALF}, {"data_range": UNIT_RANGE}),
+    ("data_range=-1,1", {}, {"data_range": DataRange(0, 1)}),
     ("data_range=-1,1", {}, {"data_range": BYTES}),
+    ("data_range=0,255", {"data_range": BYTES}, {"data_range": UNIT_RANGE}),
 ]
 """The parameters of the training, those that differ from the shipped model, and those given."""
 
@@ -85,6 +99,15 @@ def test_an_error_that_may_be_chance_leaves_the_check_undecided(shipped, images)
     check = checked(trained(shipped, data_range=BYTES), images)
     assert check.outcome is Outcome.UNDECIDED
     assert check.fault.value > 1
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_no_seed_and_no_images_raise_a_false_alarm(seed, shipped, images):
+    some = slice(400 * seed, 400 * seed + 300)
+    part = dataclasses.replace(
+        images, pixels=images.pixels[some], ids=images.ids[some], labels=images.labels[some]
+    )
+    assert checked(shipped, part, seed=seed).outcome is Outcome.PASSED
 
 
 def test_an_untrained_network_has_a_fault_that_nothing_mends(small_model, images):
@@ -171,7 +194,7 @@ def test_the_exact_model_of_its_data_passes_under_any_schedule():
     pixels = np.rint((numbers.clip(-1, 1) + 1) * 127.5).astype(np.uint8)
     images = ImageSet(pixels, [str(i) for i in range(60)], "drawn from the model")
     for schedule in (NoiseSchedule.linear(300), NoiseSchedule.cosine(60), NoiseSchedule.sigmoid(9)):
-        for prediction in ("eps", "previous_mean"):
+        for prediction in ("eps", "v", "x_start", "previous_mean"):
             exact = oracle_checkpoint(means, schedule, prediction=prediction, spread=0.02)
             check = checked(exact, images)
             assert check.outcome is Outcome.PASSED, (schedule.name, prediction, check.better)

@@ -1,8 +1,9 @@
 """Laws of the sanity check: it accuses no right model, recommends nothing that worsens the exact
 bound, and calls likely what the network was trained with alone.
 
-The models are the exact denoiser of normal data (`normal_data`), and the shipped one. Exact bounds
-are summed here over the terms, without the check's own estimate.
+The models are the exact denoiser of normal data (`normal_data`), and the shipped one as if it had
+been trained with other parameters (`retrained`). Exact bounds are summed here over the terms,
+without the check's own estimate.
 """
 
 import dataclasses
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from normal_data import normal_images, trained_on_normal_data
+from retrained import trained
 
 from ddpmbench.checkpoints.schedules import read_schedule
 from ddpmbench.data.images import ImageSet
@@ -183,13 +185,25 @@ def test_a_right_model_passes_under_any_schedule(schedule, prediction):
     assert check.outcome is Outcome.PASSED, (check.better, check.fault, check.is_mistimed)
 
 
-def test_so_it_is_with_a_trained_network(shipped, images):
-    square_root = NoiseSchedule.from_alphas_cumprod(LINEAR.alphas_cumprod.sqrt().numpy())
-    model = dataclasses.replace(shipped, schedule=square_root)
+def square_root(schedule: NoiseSchedule) -> NoiseSchedule:
+    return NoiseSchedule.from_alphas_cumprod(schedule.alphas_cumprod.sqrt().numpy())
+
+
+@pytest.mark.parametrize(
+    ("own", "given", "likely"),
+    [
+        ({}, {"schedule": square_root(LINEAR)}, None),
+        ({"schedule": NoiseSchedule.linear(2000)}, {"schedule": LINEAR}, None),
+        ({"data_range": NORMALIZED}, {"data_range": UNIT_RANGE}, "data_range=-0.424213,2.821487"),
+    ],
+    ids=["square root", "2000 timesteps", "normalized"],
+)
+def test_so_it_is_with_a_trained_network(own, given, likely, shipped, images):
+    model = dataclasses.replace(trained(shipped, **own) if own else shipped, **given)
     check = checked(model, images)
     assert check.outcome is not Outcome.PASSED
     assert_advice_lowers_the_bound(check, model, images)
-    assert check.likely is None
+    assert check.likely == likely
 
 
 def test_draws_of_an_image_are_no_further_evidence():
@@ -271,15 +285,16 @@ def pool(images) -> Pool:
     return Pool(ImageSet(images.pixels[some], [str(i) for i in some], "pool"))
 
 
-def test_no_subset_of_images_accuses_the_shipped_model(shipped, pool):
-    # None of 100: of a check that accuses more than 3 % of them, one would show.
-    generator = np.random.default_rng(16)
+@pytest.mark.parametrize(("size", "count"), [(1, 20), (4, 20), (15, 20), (16, 200)])
+def test_no_subset_of_images_accuses_the_shipped_model(size, count, shipped, pool):
+    generator = np.random.default_rng(size)
     outcomes = []
-    for _ in range(100):
-        chosen = np.sort(generator.choice(len(pool.images), 16, replace=False))
+    for _ in range(count):
+        chosen = np.sort(generator.choice(len(pool.images), size, replace=False))
         check = pool.check(shipped, chosen)
         outcomes.append(check.outcome)
         assert check_record(check)["warning"] is None
         assert check.candidate is None
-    assert set(outcomes) <= {Outcome.PASSED, Outcome.UNDECIDED}
-    assert outcomes.count(Outcome.PASSED) > 0.9 * len(outcomes)
+    expected = Outcome.PASSED if size == 16 else Outcome.TOO_FEW_IMAGES
+    assert set(outcomes) <= {expected, Outcome.UNDECIDED}
+    assert outcomes.count(expected) > 0.9 * count
