@@ -1,6 +1,7 @@
 """Images in memory, arrays, tensors and Pillow images, as 8-bit pixels."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, overload
@@ -271,7 +272,10 @@ def read_array(images: Arrays, num_images: int | None, convert: str | None) -> I
     shape = image_shape(array.shape, SOURCE)
     count = count_to_read(num_images, shape[0], SOURCE)
     channels_first = array.reshape(shape)[:count].transpose(0, 3, 1, 2)
-    pixels = _mapped(channels_first, channels_first.shape[1:], np.asarray)
+    # Without `release`: what a private mapping of the user's has in memory is nowhere else.
+    step = max(1, _PORTION // math.prod(shape[1:]))
+    portions = (channels_first[start : start + step] for start in range(0, count, step))
+    pixels = store(channels_first.shape, portions, np.uint8)
     return ImageData(pixels, PositionIds(range(count)))
 
 

@@ -142,6 +142,14 @@ def test_a_bound_takes_an_array_a_path_or_a_set(small_model, tmp_path):
     assert len(found) == 1
 
 
+def test_an_array_with_changes_that_its_file_lacks_keeps_them(tmp_path):
+    np.save(tmp_path / "images.npy", np.zeros((3, 8, 8), np.uint8))
+    array = np.load(tmp_path / "images.npy", mmap_mode="c")
+    array[:] = 7
+    assert (load_images(array).pixels == 7).all()
+    assert (array == 7).all()
+
+
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
     for name in ("pipe", "pipe.npz", "pipe.png"):
         os.mkfifo(tmp_path / name)
