@@ -347,8 +347,10 @@ def _download(repository: str) -> Path:
     for kind in KINDS:
         patterns = [f"{place}{STEM}*.{kind}" for place in ("", *_FOLDERS)]
         folder = _snapshot(repository, patterns)
-        networks = [name for name in NETWORKS if (folder / name).is_dir()]
-        if all(any((folder / name).glob(patterns[0])) for name in networks or ["."]):
+        networks = [folder / name for name in NETWORKS if (folder / name).is_dir()] or [folder]
+        # a rounded variant may be of this kind while the weights themselves are of the other
+        whole = (f"{STEM}.{kind}", f"{STEM}-*.{kind}", f"{STEM}.*ema*.{kind}")
+        if all(any(any(network.glob(name)) for name in whole) for network in networks):
             break
     return folder
 

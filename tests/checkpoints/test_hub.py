@@ -103,6 +103,18 @@ def test_pickled_weights_are_downloaded_only_where_there_are_no_others(remote, w
     assert set(arrived()) == expected
 
 
+def test_pickled_weights_are_read_before_a_rounded_variant(remote):
+    repository, _ = remote
+    network = diffusers_unet(SMALL_UNET)
+    network.save_pretrained(repository, **PICKLED)
+    diffusers_unet(SMALL_UNET).half().save_pretrained(repository, variant="fp16")
+    DDPMScheduler().save_pretrained(repository)
+    checkpoint = load_checkpoint("somebody/small-ddpm")
+    (file,) = checkpoint.files
+    assert file.endswith("diffusion_pytorch_model.bin")
+    assert any("fp16.safetensors, rounded" in note for note in checkpoint.notes)
+
+
 @pytest.mark.parametrize("way", WAYS[:3])
 def test_averaged_weights_come_with_the_others(remote, way):
     repository, _ = remote
