@@ -29,6 +29,8 @@ from ddpmbench.errors import InputError, count_to_read, listed, printable, refus
 _SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "icon\r"})
 _CIFAR10_BATCHES = {"data_batch_1", "test_batch"}
 _ARCHIVE, _HIDDEN, _OTHER = "archive or array", "hidden", "other"
+_MOST_ENDINGS = 20
+"""Endings that are counted one by one; the rarer ones are counted together."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -89,6 +91,9 @@ class FolderContents:
                 if kind == _ARCHIVE:
                     archives.append(name)
         classes = sorted(map(_utf8, folders))
+        endings = [kind for kind, _ in counts.most_common() if kind.startswith(".")]
+        for kind in endings[_MOST_ENDINGS:]:
+            counts[_OTHER] += counts.pop(kind)
         passed_over = {printable(kind): count for kind, count in (+counts).most_common()}
         return cls(tuple(names), refused, passed_over, tuple(archives), tuple(classes))
 

@@ -310,6 +310,18 @@ def test_what_is_no_image_is_counted_by_its_kind(folder):
     assert "stats.npz" in line
 
 
+def test_many_endings_are_counted_together(folder):
+    for number in range(60):
+        (folder / f"a.k{number}").write_bytes(b"")
+    np.savez(folder / "all.npz", np.zeros(3))
+    images = load_images(folder)
+    assert sum(images.passed_over.values()) == 61
+    assert len(images.passed_over) == 22
+    (line,) = images.notes
+    assert "40 other" in line
+    assert "1 archive or array (all.npz)" in line
+
+
 def test_a_folder_of_archives_names_one_that_can_be_given(tmp_path):
     folder = tmp_path / "f"
     folder.mkdir()
