@@ -233,8 +233,9 @@ def num_steps(summary: Mapping[str, Any]) -> int:
 
 def _has_plausible_counts(summary: Mapping[str, Any]) -> bool:
     """Whether what a summary counts can be counted: tables are made that long."""
-    names = ("num_images", "num_timesteps", "num_parts", "num_generated", "num_samples")
-    counts = [summary[name] for name in names if summary.get(name) is not None]
+    names = ("num_images", "num_timesteps", "num_generated", "num_samples")
+    counts = [summary[name] for name in names if name in summary]
+    counts += [] if summary.get("num_parts") is None else [summary["num_parts"]]
     if isinstance(sampling := summary.get("sampling"), dict):
         of_terms = ("draws", "num_replicates", "num_blocks")
         counts += [sampling[name] for name in of_terms if name in sampling]

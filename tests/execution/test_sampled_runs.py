@@ -252,6 +252,7 @@ def of_fewer_timesteps(folder):
     [
         (another("summary.json", {"seed": 1}), "`seed`: the terms of"),
         (another("summary.json", {"num_images": 5}), "`num_images`: the terms of"),
+        (another("summary.json", {"num_timesteps": None}), "summary.json is damaged"),
         (of_fewer_timesteps, "`timesteps`: the terms of"),
         (lambda folder: (folder / "proposal.csv").unlink(), "is no run of the importance esti"),
         (other_lines(lambda lines: lines[:-1]), "proposal.csv: missing or damaged"),
