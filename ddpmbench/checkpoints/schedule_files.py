@@ -130,7 +130,7 @@ def _from_text(content: bytes) -> Array:
         raise InputError(f"is no plain list of numbers in UTF-8; {_READ}") from error
     rows = []
     for number, line in enumerate(text.splitlines(), start=1):
-        words = _SEPARATOR.split(line.strip().removesuffix(",")) if line.strip() else []
+        words = _SEPARATOR.split(line.strip().removesuffix(",").rstrip()) if line.strip() else []
         for word in words:
             try:
                 float(word)

@@ -152,6 +152,7 @@ HEADER = "{{'descr': '{}', 'fortran_order': False, 'shape': ({},), }}"
     [
         ("column.txt", LINES),
         ("column.csv", LINES.replace("\n", ",\n") + ",\n"),
+        ("blanks.csv", LINES.replace("\n", " ,\n") + " ,\n"),
         ("row.csv", LINES.replace("\n", ",")),
         ("windows.txt", LINES.replace("\n", "\r\n")),
         ("bom.txt", b"\xef\xbb\xbf" + LINES.encode()),
