@@ -7,6 +7,7 @@ import textwrap
 import pytest
 import torch
 from peers import refused
+from safetensors.torch import save_file
 
 from ddpmbench import CheckpointSettings, load_checkpoint
 from ddpmbench.checkpoints.settings import MissingSettingsError
@@ -245,6 +246,31 @@ WRAPPINGS = {
 def test_what_training_code_wraps_weights_in(folder, net, wrap):
     folder.save(wrap(net.state_dict()))
     same_outputs(folder.load(), net)
+
+
+def test_a_network_inside_the_module_that_trains_it(folder, net):
+    """As minDiffusion publishes it: tables of T + 1 entries beside it, and time as t / T."""
+    folder.code(
+        "from net import Net, torch\nif __name__ == '__main__': import of_training", "model.py"
+    )
+    folder.code(
+        """
+        from model import Net
+        class Shares(Net):
+            def forward(self, x, t): return super().forward(x, (20 * t).round().long() - 1)
+        """,
+        "adapter.py",
+    )
+    beta = torch.cat([torch.zeros(1), torch.linspace(0.001, 0.3, 20)])
+    tables = {"beta_t": beta, "alphabar_t": (1 - beta).cumprod(0)}
+    state = {**{f"eps_model.{n}": v for n, v in net.state_dict().items()}, **tables}
+    save_file(state, folder.path / "model.safetensors")
+    how = {**SAID, "network": f"{folder.path / 'adapter.py'}:Shares", "time_input": "fraction"}
+    checkpoint = load_checkpoint(folder.path / "model.safetensors", CheckpointSettings(**how))
+    x_t, t = torch.randn(3, 1, 6, 6), torch.tensor([1, 7, 20])
+    with torch.no_grad():
+        torch.testing.assert_close(checkpoint.model_output(x_t, t), net(x_t, t - 1))
+    assert not any("tables" in note for note in checkpoint.notes)
 
 
 ADAPTER = """

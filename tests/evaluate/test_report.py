@@ -209,6 +209,3 @@ def test_a_damaged_comparison_is_named(name, content, tmp_path):
     (out / name).write_text(content)
     with pytest.raises(db.InputError, match=re.escape(name)):
         db.write_report(out)
-
-
-# ---- records that were edited
