@@ -126,10 +126,10 @@ def feature_table(design: ImportanceDesign, g: Array, image: NDArray[np.float32]
 
 def smooth(generator: np.random.Generator, n: int, t: NDArray[np.int64]) -> Array:
     """(N, T) standard normal, with a correlation over about a factor of 2 in t."""
-    x = np.log(t) / 0.7
-    waves = [(generator.normal(size=(n, 2)), w) for w in generator.normal(size=24)]
-    total = sum(a[:, :1] * np.cos(w * x) + a[:, 1:] * np.sin(w * x) for a, w in waves)
-    return total / np.sqrt(24)
+    phases = np.outer(generator.normal(size=24), np.log(t) / 0.7)
+    amplitudes = generator.normal(size=(24, n, 2))
+    waves = np.stack([np.cos(phases), np.sin(phases)], axis=1)
+    return np.einsum("wnc,wct->nt", amplitudes, waves, optimize=True) / np.sqrt(24)
 
 
 def study_of(runs: list[dict[str, object]]) -> SimpleNamespace:

@@ -5,9 +5,14 @@ order of terms nor the number of processes can change a number.
 """
 
 import math
+from typing import TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+Integers = TypeVar("Integers", Tensor, NDArray[np.int64])
 
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
@@ -15,15 +20,17 @@ _ROUNDS = 10
 _WORD = 0xFFFFFFFF
 
 
-def philox_4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: int) -> tuple[Tensor, ...]:
+def philox_4x32(
+    counter: tuple[Integers, Integers, Integers, Integers], key: int
+) -> tuple[Integers, Integers, Integers, Integers]:
     """The Philox 4x32-10 counter-based generator.
 
     Args:
-        counter: four int64 tensors of one broadcastable shape, each in [0, 2^32).
+        counter: four int64 tensors or arrays of one broadcastable shape, each in [0, 2^32).
         key: 64 bits; the low word is the generator's first key.
 
     Returns:
-        Four int64 tensors of the broadcast shape, uniform on [0, 2^32).
+        Four of the same kind and of the broadcast shape, uniform on [0, 2^32).
 
     Source: Salmon, Moraes, Dror & Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3".
     """
@@ -43,7 +50,7 @@ def philox_4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: int) -> tup
     return word0, word1, word2, word3
 
 
-def _high(product: Tensor) -> Tensor:
+def _high(product: Integers) -> Integers:
     return (product >> 32) & _WORD
 
 

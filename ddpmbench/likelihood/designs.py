@@ -16,7 +16,6 @@ from functools import cached_property
 from typing import Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ddpmbench.diffusion.noise import philox_4x32
@@ -75,10 +74,10 @@ def words(count: int, seed: int, *, turn: int, purpose: int) -> NDArray[np.uint6
     Source: Salmon et al. 2011 (Philox).
     """
     numbers = np.empty((2, count), dtype=np.uint64)
-    zero, turn_word, purpose_word = (torch.tensor([word]) for word in (0, turn, purpose))
+    zero, turn_word, purpose_word = (np.array([word]) for word in (0, turn, purpose))
     for part in image_blocks(count):
-        counter = (torch.arange(part.start, part.stop), zero, turn_word, purpose_word)
-        word = [w.numpy().astype(np.uint64) for w in philox_4x32(counter, seed)]
+        counter = (np.arange(part.start, part.stop), zero, turn_word, purpose_word)
+        word = [w.astype(np.uint64) for w in philox_4x32(counter, seed)]
         numbers[0, part] = (word[0] << np.uint64(32)) | word[1]
         numbers[1, part] = (word[2] << np.uint64(32)) | word[3]
     return numbers
