@@ -87,7 +87,7 @@ def compress(
 
 
 def _check_page(page: Path, out: Path) -> None:
-    """Refuse a page that would replace something else, or cannot be written, before any work."""
+    """Refuse, before any work, a page that cannot be written or would replace another file."""
     from ddpmbench.evaluate.compress import PARTIAL
     from ddpmbench.files import check_writable
 
@@ -122,7 +122,7 @@ def decompress(file: Path, out: Path | None, **given: Any) -> None:  # noqa: ANN
     if out is None:
         raise click.UsageError("--out: is missing; name an .npz or a folder to write")
     how = {name: given.pop(name) for name in ("block", "device")}
-    new_place(out)  # before it takes minutes
+    new_place(out)  # fail now, not after minutes of decoding
     checkpoint = open_checkpoint(given)
     note(*checkpoint.notes)
     images = decompressed(file, checkpoint, **how)

@@ -1,4 +1,4 @@
-"""How a command starts: its checkpoint and images, its notes, and the evaluation that it runs."""
+"""How a command starts: its checkpoint and images, its notes, and its evaluation."""
 
 import dataclasses
 import re
@@ -29,10 +29,10 @@ _PARAMETER = re.compile(r"`([a-z][a-z0-9_]*)(?:=([^`]*))?`")
 
 
 def with_options(line: str, command: click.Command | None) -> str:
-    """The line with the options of a command for the parameters that it names in backticks.
+    """The line, with options of the command in place of parameters in backticks.
 
-    `eta` becomes --eta, `num_images=0` becomes --num-images 0, and `clip=False` --no-clip. What
-    the command has no option for stays as it is.
+    `eta` becomes --eta, `num_images=0` becomes --num-images 0, and `clip=False` --no-clip.
+    Parameters without an option stay as they are.
     """
     parameters = {p.name: p for p in command.params} if command is not None else {}
 
@@ -73,7 +73,7 @@ def warn(line: str) -> None:
 
 
 def open_checkpoint(given: dict[str, Any]) -> "Checkpoint":
-    """The checkpoint that the options of `options.CHECKPOINT` name, `timesteps` if there is one."""
+    """The checkpoint that the options of `options.CHECKPOINT` name, on `timesteps` if given."""
     from ddpmbench.checkpoints.load import load_checkpoint
     from ddpmbench.checkpoints.settings import CheckpointSettings
 
@@ -92,11 +92,11 @@ def open_inputs(given: dict[str, Any]) -> "tuple[Checkpoint, ImageSet]":
 
 
 def open_images(checkpoint: "Checkpoint", data: str | None, given: dict[str, Any]) -> "ImageSet":
-    """Images prepared and labeled as the options of `options.data_options` say.
+    """Images prepared and labeled according to the options of `options.data_options`.
 
     Args:
-        checkpoint: whose classes the labels are.
-        data: in place of the option; None for the images that come with the package.
+        checkpoint: the model whose classes the labels are.
+        data: replaces the option; None for the images of the package.
         given: the options.
     """
     import numpy as np
@@ -121,7 +121,7 @@ def open_images(checkpoint: "Checkpoint", data: str | None, given: dict[str, Any
 
 
 def _class_names(given: str | None) -> list[str] | None:
-    """The names in a text file, one a line, or those between commas."""
+    """The names in a text file, one per line, or in a comma-separated list."""
     if given is None:
         return None
     try:
@@ -135,7 +135,7 @@ def _class_names(given: str | None) -> list[str] | None:
 def open_prepared(
     data: str, prepared: dict[str, Any], *, num_images: int | None = None
 ) -> "ImageSet":
-    """Images as the options of `options.PREPARATION` say; what is to note of them is printed."""
+    """Images according to the options of `options.PREPARATION`; their notes are printed."""
     from ddpmbench.data.images import load_images
 
     images = load_images(data, num_images=num_images, **prepared)
@@ -160,16 +160,16 @@ def launch(
     """Start an evaluation of likelihood, in as many processes as torchrun started.
 
     Args:
-        command: its name.
+        command: the name of the command.
         out: the run folder; None for a dated one.
         given: the other options; those of `options.INPUTS` are removed.
-        run: is called with what `opened` returns, and by name with the options that remain, the run
+        run: called with the result of `opened`, and by name with the remaining options, the run
             folder `out`, the `command` line and the `listener`.
         opened: opens the checkpoint and the images that the options of `options.INPUTS` name.
-        evaluations: what is counted.
+        evaluations: the unit of progress.
 
     Returns:
-        What `run` returns; None in a process that does not report.
+        The result of `run`; None in a process that does not report.
     """
     from ddpmbench.evaluate.progress import remark
     from ddpmbench.execution.distributed import joined
@@ -204,7 +204,7 @@ def launch(
 
 
 def print_report(printed: str, report: "PageReport") -> None:
-    """Print a result, and where its folder and its page are."""
+    """Print a result, and the paths of its folder and its page."""
     from ddpmbench.evaluate.reuse import page_of
 
     click.echo(printed)

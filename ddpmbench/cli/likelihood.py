@@ -184,10 +184,10 @@ def rd(
     ) -> "tuple[Checkpoint, ImageSet, NllReport]":
         return checkpoint, images, evaluate_nll(checkpoint, images, **how)
 
-    found = launch("rd", out, given, evaluated, opened=opened)
-    if found is None:
+    result = launch("rd", out, given, evaluated, opened=opened)
+    if result is None:
         return
-    report = found[-1]
+    report = result[-1]
     _print_curve(report, output_format)
     with progress("pictures", "evaluations") as update:
 
@@ -195,7 +195,7 @@ def rd(
             click.echo(f"{calls:,} network evaluations more for the pictures", err=True)
 
         progressive_pictures(
-            *found,
+            *result,
             pictures=pictures,
             depth=depth,
             device=given["device"],

@@ -23,11 +23,11 @@ from ddpmbench.errors import InputError, ProcessLostError, ReportedError, printa
 from ddpmbench.version import __version__
 
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
-_IMPATIENCE = 2.0  # seconds in which another signal is the same wish once more
+_IMPATIENCE = 2.0  # seconds within which another signal is taken for the same request
 
 
 class Stopped:
-    """The number of the signal that stopped a command: SIGINT, unless another one came."""
+    """The number of the signal that stopped a command; SIGINT by default."""
 
     number: int = signal.SIGINT
     _since = float("-inf")
@@ -47,21 +47,21 @@ class Stopped:
 
 @contextlib.contextmanager
 def stopping() -> Iterator[Stopped]:
-    """Within, SIGTERM and SIGHUP interrupt as SIGINT does; one that is ignored stays so."""
+    """Within, SIGTERM and SIGHUP interrupt as SIGINT does, unless they are ignored."""
     stopped = Stopped()
     if threading.current_thread() is not threading.main_thread():
         yield stopped
         return
     numbers = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
     before = {number: signal.getsignal(number) for number in numbers}
-    before = {n: how for n, how in before.items() if how not in (signal.SIG_IGN, None)}
+    before = {n: handler for n, handler in before.items() if handler not in (signal.SIG_IGN, None)}
     try:
         for number in before:
             signal.signal(number, stopped.stop)
         yield stopped
     finally:
-        for number, how in before.items():
-            signal.signal(number, how)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 DONE, FAILED, USER_MISTAKE = 0, 1, 2
@@ -115,15 +115,15 @@ def ddpmbench() -> None:
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run a command and exit.
 
-    The status is 0 when it is done, 2 for the user's mistake, 128 and the signal's number where one
-    stopped it (130 for Ctrl-C, 143 for SIGTERM), and 1 for anything else.
+    The exit code is 0 on success, 2 for a mistake of the user, 128 plus the signal's number where
+    one stopped the command (130 for Ctrl-C, 143 for SIGTERM), and 1 for anything else.
 
     Args:
-        arguments: the command line without the program's name; None for the process's own.
+        arguments: the command line without the program's name; None for that of the process.
     """
     status = run(arguments)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        # While Python shuts down it would print a KeyboardInterrupt as one that it ignored.
+        # During shutdown Python would print an ignored KeyboardInterrupt.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     sys.exit(status)
 

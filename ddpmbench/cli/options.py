@@ -21,7 +21,7 @@ _LONGEST_PATH = 4095  # bytes; that of Linux
 
 
 def text(value: str) -> str:
-    """The type of an option that takes a path or a name, which stays as it was given.
+    """The type of an option that takes a path or a name, which stays as given.
 
     Raises:
         click.BadParameter: it can be neither; an empty one would be the current folder.
@@ -45,13 +45,13 @@ def path(value: str | Path) -> Path:
     """The type of an option that takes a path.
 
     Raises:
-        click.BadParameter: it can be none; see `text`.
+        click.BadParameter: it cannot be a path; see `text`.
     """
     return Path(text(str(value)))
 
 
 def decorate(*options: Option) -> Option:
-    """One decorator in the place of several; help shows them in this order."""
+    """One decorator for several options; help lists them in this order."""
     return lambda command: functools.reduce(lambda f, option: option(f), reversed(options), command)
 
 
@@ -83,7 +83,7 @@ def count(
 
 
 def output_format(text: str, *choices: str) -> Option:
-    """`--format`, as `output_format`, of which "table" is the default."""
+    """`--format`, as `output_format`; "table" is the default."""
     return click.option(
         "--format",
         "output_format",
@@ -224,7 +224,7 @@ timesteps_option = count(
 
 
 CONTINUOUS = "continuous"
-"""The value of `--timesteps` that stands for continuous time."""
+"""The value of `--timesteps` for continuous time."""
 
 checkpoint_options = decorate(ckpt_option, reading_options, timesteps_option)
 
@@ -301,7 +301,7 @@ INPUTS = (*CHECKPOINT, *_names(data_options))
 
 
 def precision(text: str) -> Option:
-    """`--precision`, with what a low one does to the command's numbers."""
+    """`--precision`, with the effect of low precision on the command's numbers."""
     choices = ["fp32", "tf32", "bf16", "fp16", "auto"]
     return choice("--precision", choices, f"Precision of the network. {text}", default="fp32")
 
@@ -350,8 +350,8 @@ def refuse_given(is_refused: Callable[[str], bool], reason: str) -> None:
     """Refuse options of the current command line.
 
     Args:
-        is_refused: whether the option of a Python name is.
-        reason: what is wrong with it, and the remedy.
+        is_refused: whether to refuse the option with this Python name.
+        reason: the problem, and the remedy.
     """
     context = click.get_current_context()
     for option in context.command.params:
@@ -362,7 +362,7 @@ def refuse_given(is_refused: Callable[[str], bool], reason: str) -> None:
 
 
 def dated_folder(command: str) -> Path:
-    """A folder under runs/ that does not exist yet, named by the command and the time."""
+    """A folder under runs/ that does not exist yet, named after the command and the time."""
     stem = f"{command}-{datetime.now():%Y-%m-%d-%H%M%S}"
     candidates = (Path("runs") / (stem + (f"-{n}" if n > 1 else "")) for n in range(1, 1000))
     return next(path for path in candidates if not path.exists())

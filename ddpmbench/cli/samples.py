@@ -188,10 +188,10 @@ def sample(out: Path | None, output_format: str, **given: Any) -> None:  # noqa:
     from ddpmbench.execution.worker import RunListener
     from ddpmbench.report.samples import printed_samples
 
-    of_checkpoint = {name: given.pop(name) for name in options.CHECKPOINT}
+    checkpoint_options = {name: given.pop(name) for name in options.CHECKPOINT}
     with joined() as ranks:
         settings = _sample_settings(given, local_rank=ranks.local_rank)
-        checkpoint = ranks.first_one(lambda: open_checkpoint(of_checkpoint))
+        checkpoint = ranks.first_one(lambda: open_checkpoint(checkpoint_options))
         folder = ranks.once(lambda: out or options.dated_folder("sample"))
         if ranks.reports:
             note(*checkpoint.notes)
@@ -279,7 +279,7 @@ def fid(out: Path | None, output_format: str, **given: Any) -> None:  # noqa: AN
 
     with joined() as ranks:
         samples = _sample_settings(given, local_rank=ranks.local_rank)
-        # The inputs first: a feature network takes long to load, or to download.
+        # The inputs first: a feature network takes long to load or download.
         source, made_by = ranks.first_one(lambda: _source(given))
         references = ranks.first_one(lambda: _references(given))
         network, protocol = ranks.first_one(lambda: _network(given, ranks.local_rank))
@@ -330,7 +330,7 @@ def _network(given: dict[str, Any], local_rank: int) -> "tuple[FeatureNetwork, A
     name = given["feature_network"]
     protocol = protocol_named(given["protocol"], resizes_inside=resizes_inside(name))
     device = resolve_device(given["device"], local_rank)
-    with progress("weights", "MB", calls=1_000_000) as update:  # of a download
+    with progress("weights", "MB", calls=1_000_000) as update:  # for a download
         network = load_feature_network(
             name,
             resize=protocol.resize,

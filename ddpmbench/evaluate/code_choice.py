@@ -33,23 +33,23 @@ from ddpmbench.report.tables import SCHEMA
 
 BEST_CONSTANT = "best_constant"
 VARIANCES = (BEST_CONSTANT, str(Variance.FIXED_SMALL), str(Variance.FIXED_LARGE))
-"""The variances of a code's reverse process; the decoder's is the posterior's of t_2 in all."""
+"""The variances of a code's reverse process; the decoder always has the posterior's at t_2."""
 Values = NDArray[np.float64]
 
 
-_OF_MODEL = (
+_MODEL_FIELDS = (
     *("checkpoint", "num_timesteps", "process", "prediction", "clip", "time_input"),
     *("data_range", "levels", "schedule_sha256", "network"),
 )
-"""What a run and a code must agree in, by the names of `model_identity`; in the network's variance
-and the decoder they need not."""
+"""What a run and a code must agree in, by the names of `model_identity`; the variance of the
+network and the decoder may differ."""
 
 
 def digest_of(run: Path) -> str:
-    """SHA-256 of the summary of a run, which names the checksums of its tables.
+    """SHA-256 of a run's summary, which holds the checksums of its tables.
 
     Raises:
-        InputError: it is no finished run of nll.
+        InputError: the folder is no finished run of nll.
     """
     return sha256_of(_opened(run).path / SUMMARY)
 
@@ -58,13 +58,13 @@ def finished_run(run: Path, checkpoint: Checkpoint, images: ImageSet) -> tuple[N
     """A run of `evaluate_nll` of the same model, and whether it is on the same images.
 
     Args:
-        run: its folder.
+        run: the run folder.
         checkpoint: the model, checked.
-        images: that are coded.
+        images: the images to encode.
 
     Raises:
-        InputError: it is no finished run of nll, or one of another model; the message names the
-            first difference.
+        InputError: the folder is no finished run of nll, or one of another model; the message
+            names the first difference.
     """
     theirs = _opened(run).identity
     if not theirs:
@@ -74,7 +74,7 @@ def finished_run(run: Path, checkpoint: Checkpoint, images: ImageSet) -> tuple[N
         )
     conventions = conventions_of(checkpoint, images, decoder=theirs.get("decoder", ""))
     ours = model_identity(checkpoint, conventions)
-    for name in _OF_MODEL:
+    for name in _MODEL_FIELDS:
         if theirs.get(name) != ours.get(name):
             raise InputError(
                 f"`run={run}`: is of another model ({name} is {theirs.get(name)} there, "
@@ -100,10 +100,10 @@ def _opened(run: Path) -> FinishedRun:
 
 
 def as_coded(checkpoint: Checkpoint) -> Checkpoint:
-    """The model whose runs have the errors of x_start that a code makes.
+    """The model whose runs have the same errors of x_start as the code.
 
-    With a predicted mean a code clips nothing; the bound is the same, but the errors in the tables
-    of a run that clips are not.
+    A code does not clip where the network predicts the mean. The bound is the same, but a run that
+    clips has other errors in its tables.
     """
     is_mean = checkpoint.prediction is Prediction.PREVIOUS_MEAN
     return dataclasses.replace(checkpoint, clip=False) if is_mean else checkpoint
@@ -112,16 +112,16 @@ def as_coded(checkpoint: Checkpoint) -> Checkpoint:
 def chosen_process(
     checkpoint: Checkpoint, run: NllReport, timesteps: int, variance: str
 ) -> ReverseProcess:
-    """The best timesteps by a run of `evaluate_nll`, and the variances of their reverse process.
+    """The best timesteps according to a run of `evaluate_nll`, and the reverse process on them.
 
     Args:
         checkpoint: the model.
-        run: on the same images.
-        timesteps: how many.
+        run: a run on the same images.
+        timesteps: how many timesteps to visit.
         variance: one of `VARIANCES`.
 
     Raises:
-        InputError: there are not as many.
+        InputError: the model has fewer timesteps.
 
     Source: Watson et al. 2021, algorithm 1; Bao et al. 2022, theorem 1.
     """
@@ -143,7 +143,7 @@ def chosen_process(
         )
         visited = next(iter(costs.best_timesteps(kind, [timesteps])), visited)
         if (row := _row(run, timesteps, variance)) is not None:
-            visited = _steps(row, visited)  # those whose bound the run has
+            visited = _steps(row, visited)  # the timesteps whose bound the run reports
     steps = np.asarray(visited)
     s, t = steps[:-1], steps[1:]
     skips, own = Transitions(schedule), schedule.subset(visited)
@@ -157,16 +157,16 @@ def chosen_process(
 
 
 def bound_of(run: NllReport, process: ReverseProcess) -> Bound | None:
-    """The bound of the model that a code realizes, by a run of `evaluate_nll`.
+    """The bound of the model that a code realizes, according to a run of `evaluate_nll`.
 
-    Its timesteps were chosen by half of the run's terms, and its bound is from the others.
+    Half of the run's terms chose the timesteps; the bound is estimated from the other half.
 
     Args:
-        run: on the same images.
-        process: timesteps and variances.
+        run: a run on the same images.
+        process: the timesteps and variances of the code.
 
     Returns:
-        None where the run has no bound of these timesteps.
+        None where the run has no bound for these timesteps.
     """
     row = _row(run, len(process.timesteps), process.variance)
     visited = list(process.timesteps)
@@ -181,7 +181,7 @@ def bound_of(run: NllReport, process: ReverseProcess) -> Bound | None:
 
 
 def _row(run: NllReport, timesteps: int, variance: str) -> "pd.Series[Any] | None":
-    """The best model of so many timesteps in the table of the run, or that of all timesteps."""
+    """The best model with this number of timesteps in the run's table, or that with all of them."""
     frame = run.sub_schedules
     if frame.empty:
         return None
@@ -192,13 +192,13 @@ def _row(run: NllReport, timesteps: int, variance: str) -> "pd.Series[Any] | Non
 
 
 def _steps(row: "pd.Series[Any]", default: list[int]) -> list[int]:
-    """The timesteps of a row; it names those of the best models."""
+    """The timesteps of a row, which are listed for the best models alone."""
     steps = row["steps"]
     return [int(t) for t in steps.split()] if isinstance(steps, str) and steps else default
 
 
 def _errors(run: NllReport) -> Values:
-    """(T,) mean squared error of x_start, which some timesteps of a small run lack."""
+    """(T,) mean squared error of x_start, interpolated where a small run has no term."""
     mse = run.per_timestep["x_start_mse"].to_numpy(np.float64)
     known = np.isfinite(mse) & (mse > 0)
     log_t = np.log(np.arange(1, len(mse) + 1))
@@ -206,12 +206,13 @@ def _errors(run: NllReport) -> Values:
 
 
 def _decoder(run: NllReport, checkpoint: Checkpoint) -> Values:
-    """(7,) the exact decoder at `log_variances`, in nats: between the two that the run has."""
+    """(7,) decoder term in nats at `log_variances`, interpolated between the two in the run."""
     frame = run.conventions
     is_own = (frame.decoder == "exact") & (frame["clip"] == frame["clip"].iloc[0])
-    whole = is_own & (frame.num_timesteps == checkpoint.schedule.num_timesteps)
+    is_full = is_own & (frame.num_timesteps == checkpoint.schedule.num_timesteps)
     ends = [
-        frame[whole & (frame.decoder_variance == name)].decoder_bits_per_dim.iloc[0] * NATS_PER_BIT
+        frame[is_full & (frame.decoder_variance == name)].decoder_bits_per_dim.iloc[0]
+        * NATS_PER_BIT
         for name in ("posterior", "beta")
     ]
     nodes = log_variances(checkpoint.schedule)

@@ -1,4 +1,4 @@
-"""The sizes of images by other lossless codecs, to stand beside a model's."""
+"""The sizes of images under other lossless codecs, for comparison with a model's."""
 
 import dataclasses
 import io
@@ -21,14 +21,14 @@ _WEBP = {"lossless": True, "quality": 100, "method": 6, "exact": True}  # under 
 
 @dataclasses.dataclass(frozen=True)
 class CodecSize:
-    """What a codec makes of an image set.
+    """The size of an image set under a codec.
 
     Attributes:
-        name: of the codec and its settings.
-        unit: "image" where every image is a file of its own, "set" where all are one.
-        bits_per_dim: of the files; None where the codec was left out.
-        seconds: to compress all; None likewise.
-        missing: why it was left out, or how to install it; None where it was not.
+        name: the codec and its settings.
+        unit: "image" where every image is a file of its own, "set" where all share one.
+        bits_per_dim: size of the files; None where the codec was left out.
+        seconds: time to compress all images; None where the codec was left out.
+        missing: why it was left out, or how to install it; None where it was used.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Where a code is written or read: the checkpoint on its device, and what must be the same."""
+"""Set-up of encoding and decoding: the checkpoint on its device, and what both must share."""
 
 import contextlib
 import dataclasses
@@ -26,12 +26,12 @@ from ddpmbench.user_code import user_errors
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CodingSession:
-    """A checkpoint where it is evaluated.
+    """A checkpoint set up for encoding or decoding.
 
     Attributes:
-        checkpoint: on the device, checked.
-        device: that is.
-        engine: that calls the network.
+        checkpoint: on the device, after the network check.
+        device: where the network is evaluated.
+        engine: evaluates the network.
     """
 
     checkpoint: Checkpoint
@@ -39,7 +39,7 @@ class CodingSession:
     engine: Engine
 
     def chain(self, process: ReverseProcess) -> Chain:
-        """A code."""
+        """The code with these timesteps and variances."""
         output = self.engine.model_output
         return Chain(self.checkpoint, process, device=self.device, model_output=output)
 
@@ -58,7 +58,7 @@ class CodingSession:
 
 @contextlib.contextmanager
 def coding(checkpoint: Checkpoint, shape: tuple[int, ...], device: str) -> Iterator[CodingSession]:
-    """The checkpoint on a device, whose network gives the same numbers whenever it is called."""
+    """The checkpoint on a device, set up so that equal inputs always give equal outputs."""
     if checkpoint.schedule.is_continuous:
         raise InputError("`checkpoint`: a code visits whole timesteps; leave out continuous time")
     with session(device, None) as run_session:
@@ -78,7 +78,7 @@ def coding(checkpoint: Checkpoint, shape: tuple[int, ...], device: str) -> Itera
 
 @contextlib.contextmanager
 def _same_kernels() -> Iterator[None]:
-    """Inside, cuDNN takes the same deterministic kernels for the same shapes."""
+    """Within, cuDNN uses the same deterministic kernels for the same shapes."""
     cudnn: Any = torch.backends.cudnn
     before = cudnn.benchmark, cudnn.deterministic
     cudnn.benchmark, cudnn.deterministic = False, True
@@ -111,7 +111,7 @@ def model_of(checkpoint: Checkpoint) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def damage_as(refusal: InputError) -> Iterator[None]:
-    """Raise this error where the bits are not what was written."""
+    """Raise this error where the bits were damaged."""
     try:
         yield
     except DamageError as error:
@@ -119,13 +119,13 @@ def damage_as(refusal: InputError) -> Iterator[None]:
 
 
 class Counter:
-    """Counts images for the listener."""
+    """Reports the number of images done to the listener."""
 
     def __init__(self, reporter: RunListener, total: int, done: int = 0) -> None:
         self._reporter, self._total, self._done = reporter, total, done
         self(0)
 
     def __call__(self, images: int) -> None:
-        """So many more are done."""
+        """Add images to those done."""
         self._done += images
         self._reporter.progress(RunProgress(self._done, self._total))

@@ -51,12 +51,12 @@ def _check_comparable(
     *,
     without: Collection[str] = (),
 ) -> None:
-    """Refuse a run whose facts differ from those of the baseline, but for those named."""
-    here, there = facts(run), facts(baseline)
-    for name in {**here, **there}:
-        if name not in without and here.get(name) != there.get(name):
+    """Raise InputError if a fact of the run, unless in `without`, differs from the baseline's."""
+    ours, theirs = facts(run), facts(baseline)
+    for name in {**ours, **theirs}:
+        if name not in without and ours.get(name) != theirs.get(name):
             raise InputError(
-                f"{run.path}: {name} is {here.get(name)}, but {there.get(name)} in "
+                f"{run.path}: {name} is {ours.get(name)}, but {theirs.get(name)} in "
                 f"{baseline.path}; runs are comparable only if these agree"
             )
 
@@ -70,7 +70,7 @@ class FidelityComparison(Shown):
 
     Attributes:
         summary: the object of `summary.json`.
-        differences: one row a run, metric and reference; see `differences_frame`.
+        differences: one row per run, metric and reference; see `differences_frame`.
         folder: with the tables, the figure and the page; None if nothing was written.
     """
 
@@ -86,8 +86,8 @@ class FidelityComparison(Shown):
     def _figures(self) -> Mapping[str, Draw]:
         from ddpmbench.report.figures.fidelity import differences_figure
 
-        drawn = differences_figure(self.differences, self.summary["name"])
-        return {} if drawn is None else {"differences": lambda: drawn}
+        figure = differences_figure(self.differences, self.summary["name"])
+        return {} if figure is None else {"differences": lambda: figure}
 
 
 def _compare_fidelity(runs: Sequence[str | Path], out: str | Path | None) -> FidelityComparison:
@@ -117,11 +117,11 @@ def _write(
     Args:
         compared: the comparison.
         frames: its tables by file name.
-        identity: the field of a run that tells it from others.
+        identity: the summary field that distinguishes the runs.
     """
     if compared.folder is None:
         return
-    # It draws, and what draws takes long to import.
+    # Imported here, since matplotlib takes long to import.
     from ddpmbench.evaluate.report import write_page
 
     summary = compared.summary
@@ -135,7 +135,7 @@ def _write(
 
 
 def _differences(run: FinishedRun, baseline: FinishedRun) -> list[FidelityDifference]:
-    """Of each metric against each reference, and of those without one."""
+    """The differences of each metric: those against each reference, then those without one."""
     paired = _paired_half_widths(run, baseline)
     references = run.summary["references"], baseline.summary["references"]
     return [
@@ -153,14 +153,14 @@ def _differences(run: FinishedRun, baseline: FinishedRun) -> list[FidelityDiffer
 
 
 def _paired_half_widths(run: FinishedRun, baseline: FinishedRun) -> dict[str, float]:
-    """By metric; none where the runs do not share their noise."""
+    """Half width of each paired difference by metric; empty unless the runs share their noise."""
     if not _share_noise(run.summary, baseline.summary):
         return {}
-    here, there = _influence(run), _influence(baseline)
+    ours, theirs = _influence(run), _influence(baseline)
     return {
-        name: NORMAL * float((here[name] - there[name]).std(ddof=1)) / len(here[name]) ** 0.5
-        for name in here
-        if name in there
+        name: NORMAL * float((ours[name] - theirs[name]).std(ddof=1)) / len(ours[name]) ** 0.5
+        for name in ours
+        if name in theirs
     }
 
 
@@ -170,7 +170,7 @@ def _share_noise(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 
 def _influence(run: FinishedRun) -> Influence:
-    """Those that the folder has; of fewer than two samples nothing is known."""
+    """The influence of each sample by metric; empty if not stored, or for a single sample."""
     path = run.path / INFLUENCE
     number = run.summary["num_generated"]
     if not path.exists() or number < 2:
@@ -188,7 +188,7 @@ def _influence(run: FinishedRun) -> Influence:
 
 
 def _fidelity_facts(run: FinishedRun) -> dict[str, object]:
-    """What must be the same, by its name in `summary.json`."""
+    """What must be equal, by its name in `summary.json`."""
     summary = run.summary
     return {
         "name": summary["name"],
@@ -205,13 +205,13 @@ def _fidelity_facts(run: FinishedRun) -> dict[str, object]:
 
 
 def _flat(name: str, value: object) -> dict[str, object]:
-    """The fields of a record by their whole names."""
+    """The leaves of a nested record by their full names."""
     if not isinstance(value, dict):
         return {name: value}
     return {
-        whole: field
+        full_name: field
         for key, inner in value.items()
-        for whole, field in _flat(f"{name}.{key}", inner).items()
+        for full_name, field in _flat(f"{name}.{key}", inner).items()
     }
 
 
@@ -221,8 +221,8 @@ class Comparison(Shown):
 
     Attributes:
         summary: the object of `summary.json`.
-        runs: one row a run; see `report.comparison.runs_frame`.
-        per_timestep: one row a run and timestep; see `report.comparison.steps_frame`.
+        runs: one row per run; see `report.comparison.runs_frame`.
+        per_timestep: one row per run and timestep; see `report.comparison.steps_frame`.
         folder: with the tables, the figure and the page; None if nothing was written.
     """
 
@@ -249,16 +249,16 @@ def compare(
     """The differences between runs, with their intervals.
 
     The interval of a difference is much narrower than those of the bounds, because the runs share
-    timesteps and noise; and narrower than for independent runs of `fid` if both sampled with the
-    same seed, so that sample i of both starts from the same noise.
+    timesteps and noise. For runs of `fid`, it is narrower if both sampled with the same seed, so
+    that sample i of both starts from the same noise.
 
     Args:
-        runs: two run folders of `evaluate_nll` or more, or of `fid`; the first is the baseline.
+        runs: two or more run folders of `evaluate_nll`, or of `fid`; the first is the baseline.
         out: a folder for the tables, the figure and the page; None writes nothing.
 
     Raises:
-        InputError: one is no finished run, or their images, conventions or terms differ, or the
-            protocols of runs of `fid`.
+        InputError: a folder holds no finished run; or the runs differ in images, conventions or
+            terms, or runs of `fid` in their protocol.
     """
     if len(runs) < 2:
         raise InputError("compare: name two run folders or more")
@@ -300,7 +300,7 @@ def _difference(run: FinishedRun, baseline: FinishedRun) -> comparison.Differenc
 
 
 def _correction(run: FinishedRun, baseline: FinishedRun) -> Correction | None:
-    """Of the difference; both runs were corrected by the same terms."""
+    """The correction of the difference; both runs were corrected with the same terms."""
     if baseline.summary.get("precision", STRICT) == STRICT:
         return None
     of_run, of_baseline = (_correction_terms(one) for one in (run, baseline))
@@ -344,7 +344,7 @@ _IDENTITY_FACTS = ("schedule_sha256", "labels_sha256", "precision", "tables")
 
 
 def _not_compared(one: FinishedRun, other: FinishedRun) -> list[str]:
-    """The name of a schedule that is the same, and in continuous time the variance."""
+    """A schedule's name where the schedules are equal, and the variance in continuous time."""
     schedules = {run.identity.get("schedule_sha256") for run in (one, other)}
     are_continuous = all(run.summary.get("num_parts") is not None for run in (one, other))
     has_one_schedule = len(schedules) == 1 and None not in schedules
@@ -353,7 +353,7 @@ def _not_compared(one: FinishedRun, other: FinishedRun) -> list[str]:
 
 
 def _facts(run: FinishedRun) -> dict[str, object]:
-    """What must be the same, by its name in `summary.json`."""
+    """What must be equal, by its name in `summary.json`."""
     summary = run.summary
     conventions = with_data_range(summary["conventions"])
     correction = summary.get("precision_correction") or {"num_evaluations": None}

@@ -1,4 +1,4 @@
-"""Compress images losslessly to the length that the bound states."""
+"""Compress images losslessly to the length that the bound predicts."""
 
 import dataclasses
 import json
@@ -49,10 +49,11 @@ from ddpmbench.report.codec import codec_card
 SCHEMA = "ddpmbench.codec/1"
 DEFAULT_TIMESTEPS, DEFAULT_BLOCK, DEFAULT_BATCH = 50, 1024, 64
 PARTIAL = ".partial"
-"""What is added to the name of a file while it is not complete."""
+"""Appended to the name of a file until it is complete."""
 VERIFY = ("first", "all", "none")
 _EVALUATIONS = 4000
-"""Of the run that chooses the timesteps and bounds the model, unless its interval takes more."""
+"""Network evaluations of the run that chooses the timesteps and bounds the model, unless its
+interval takes more."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -60,8 +61,8 @@ class CompressReport(Shown):
     """A compressed image set.
 
     Attributes:
-        summary: its sizes, the bound, and what they depend on.
-        file: its path.
+        summary: sizes, the bound, and what they depend on.
+        file: the path of the file.
     """
 
     summary: dict[str, Any]
@@ -89,31 +90,30 @@ def compress(
 ) -> CompressReport:
     """Compress images losslessly by bits-back coding with a diffusion model.
 
-    What was interrupted lies beside `out`, and the same call goes on with it, to the same file.
+    An interrupted call leaves a partial file beside `out`; the same call completes it.
 
     Args:
         checkpoint: what `load_checkpoint` returns.
         images: what `load_images` returns or takes: a name, a path, a uint8 array.
         out: the file to write.
-        timesteps: K, so many are visited, the best by `run`; an image takes K network evaluations.
-            None for 50, or all if there are fewer.
-        code_variance: of the reverse process: "best_constant" at every timestep, "fixed_small" or
-            "fixed_large".
-        run: the folder of a run of `evaluate_nll` on the same images, which tells the timesteps,
-            the variances and the bound; None for a small one.
-        block_images: images that lie on one stack. A block can be decoded alone, and costs a
-            start-up.
-        batch_size: the most images in a network evaluation. It is kept in the file.
-        verify: "first" decodes the first block at once and compares, "all" every block, "none"
-            none.
-        compare: whether other lossless codecs compress the same images, for the report.
-        device: "auto", "cpu", "cuda", "cuda:N" or "mps". Another one cannot decompress the file.
+        timesteps: K, the number of timesteps to visit, the best according to `run`; each image
+            takes K network evaluations. None for 50, or all if there are fewer.
+        code_variance: variance of the reverse process: "best_constant" at every timestep,
+            "fixed_small" or "fixed_large".
+        run: the folder of a run of `evaluate_nll` on the same images, from which the timesteps,
+            the variances and the bound are taken; None evaluates a small one.
+        block_images: images per block. A block can be decoded alone, but costs a start-up.
+        batch_size: the most images in a network evaluation. It is stored in the file.
+        verify: "first" decodes the first block at once and compares it, "all" every block, "none"
+            no block.
+        compare: whether to report the sizes under other lossless codecs.
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps". The file can be decompressed only there.
         listener: called as the run proceeds.
         progress: whether progress, warnings and notes go to standard error where there is no
             listener.
 
     Raises:
-        InputError: an argument, the images or the network do not fit, or `out` is there already.
+        InputError: an argument, the images or the network is unsuitable, or `out` exists.
 
     Source: Townsend, Bird & Barber 2019; Kingma, Abbeel & Ho 2019, "Bit-Swap"; Ho, Jain & Abbeel
     2020, section 4.3.
@@ -137,12 +137,12 @@ def compress(
     _refuse_existing(place)
     check_writable(place.parent)
     with (
-        coding(checkpoint, images.pixels.shape[1:], device) as here,
+        coding(checkpoint, images.pixels.shape[1:], device) as session,
         listening(listener, "compress", "images", shown=progress) as reporter,
     ):
         note_images(checkpoint, images, reporter)
         begun = time.perf_counter()
-        known = {**_fixed_fields(here, images), "run": None if run is None else digest_of(run)}
+        known = {**_fixed_fields(session, images), "run": None if run is None else digest_of(run)}
         with writing_to(place.parent):
             if partial.exists() and os.path.getsize(partial):
                 header = _resumed_header(
@@ -151,7 +151,7 @@ def compress(
             else:
                 shown = progress and listener is None
                 process, bound = _choose_process(
-                    here, images, run, timesteps, code_variance, shown=shown
+                    session, images, run, timesteps, code_variance, shown=shown
                 )
                 header = Header(
                     num_images=len(images),
@@ -161,15 +161,15 @@ def compress(
                     **settings,
                     **known,
                 )
-            chain = here.chain(header.process)
+            chain = session.chain(header.process)
             seconds_of_choice = time.perf_counter() - begun
             with Writer(partial, header) as writer:
-                timed = _write_blocks(writer, chain, here, images, verify, reporter)
+                timed = _write_blocks(writer, chain, session, images, verify, reporter)
                 _refuse_existing(place)
                 writer.finish(place)
         others = other_codecs(images.pixels) if compare else []
         summary = {
-            **_summary(writer, place, others, here),
+            **_summary(writer, place, others, session),
             **timed,
             "seconds_of_choice": round(seconds_of_choice, 3),
         }
@@ -182,7 +182,7 @@ def _refuse_existing(place: Path) -> None:
 
 
 def _check_lossless(checkpoint: Checkpoint, images: ImageSet) -> None:
-    """Refuse pixels that are no levels of the model."""
+    """Refuse pixels that are not levels of the model."""
     data_range = checkpoint.data_range
     for start in range(0, len(images), 1024):
         part = images.pixels[start : start + 1024]
@@ -193,14 +193,14 @@ def _check_lossless(checkpoint: Checkpoint, images: ImageSet) -> None:
             )
 
 
-def _fixed_fields(here: CodingSession, images: ImageSet) -> dict[str, Any]:
-    """The parts of a header that are known before any evaluation."""
-    labels = images.labels if here.checkpoint.num_classes else None
+def _fixed_fields(session: CodingSession, images: ImageSet) -> dict[str, Any]:
+    """The fields of a header that are known before any evaluation."""
+    labels = images.labels if session.checkpoint.num_classes else None
     ids = images.ids
     is_numbered = all(name == str(index) for index, name in enumerate(ids))
     return {
-        "model": model_of(here.checkpoint),
-        "machine": here.machine,
+        "model": model_of(session.checkpoint),
+        "machine": session.machine,
         "data": {**images.record, "sha256": images.sha256},
         "ids": b"" if is_numbered else zlib.compress(json.dumps(list(ids)).encode()),
         "labels": b"" if labels is None else zlib.compress(labels.astype("<i8").tobytes()),
@@ -210,7 +210,7 @@ def _fixed_fields(here: CodingSession, images: ImageSet) -> dict[str, Any]:
 def _resumed_header(
     partial: Path, known: Mapping[str, Any], settings: Mapping[str, int], variance: str
 ) -> Header:
-    """The header of a partial file; another compression's is refused."""
+    """The header of a partial file; InputError if it is of another compression."""
     with Reader(partial) as reader:
         header = reader.header
     theirs = {
@@ -234,7 +234,7 @@ def _resumed_header(
 
 
 def _choose_process(
-    here: CodingSession,
+    session: CodingSession,
     images: ImageSet,
     run: Path | None,
     timesteps: int,
@@ -242,21 +242,21 @@ def _choose_process(
     *,
     shown: bool,
 ) -> tuple[ReverseProcess, Bound | None]:
-    """The timesteps and variances of a code, and the bound of its model, by a run."""
-    checkpoint = here.checkpoint
+    """The timesteps and variances of a code, and the bound of its model, according to a run."""
+    checkpoint = session.checkpoint
     if run is not None:
         report, is_same = finished_run(run, checkpoint, images)
         process = chosen_process(checkpoint, report, timesteps, variance)
         return process, bound_of(report, process) if is_same else None
     with (
         listening(None, "choose timesteps", "evaluations", shown=shown) as reporter,
-        np.errstate(over="ignore", invalid="ignore"),  # of bounds that a code does not need
+        np.errstate(over="ignore", invalid="ignore"),  # in bounds that a code does not need
     ):
         report = evaluate_nll(
             as_coded(checkpoint),
             images,
             **_design(len(images), checkpoint.schedule.num_timesteps),
-            device=str(here.device),
+            device=str(session.device),
             check=False,
             continuous=False,
             listener=RunListener(progress=reporter.progress),
@@ -266,7 +266,7 @@ def _choose_process(
 
 
 def _design(num_images: int, num_timesteps: int) -> dict[str, Any]:
-    """Of the run that chooses: every pair where that is little, or a few thousand terms."""
+    """The design of the run that chooses: every pair if few, else a few thousand terms."""
     if num_images * num_timesteps * 2 <= _EVALUATIONS:
         return {"estimator": "every-pair", "draws": 2}
     least = len(PilotDesign(num_images, num_timesteps, 0)) + initial_terms(num_images)
@@ -276,16 +276,16 @@ def _design(num_images: int, num_timesteps: int) -> dict[str, Any]:
 def _write_blocks(
     writer: Writer,
     chain: Chain,
-    here: CodingSession,
+    session: CodingSession,
     images: ImageSet,
     verify: str,
     reporter: RunListener,
 ) -> dict[str, Any]:
-    """Encode the blocks that are missing, and say how long it took where none was there."""
+    """Encode the missing blocks, and time it unless some existed already."""
     header, before = writer.header, writer.num_images
     verified, seconds = 0, 0.0
     count = Counter(reporter, len(images), before)
-    labels = images.labels if here.checkpoint.num_classes else None
+    labels = images.labels if session.checkpoint.num_classes else None
     for index, start in enumerate(range(0, len(images), header.block_images)):
         is_written = start < before
         is_verified = verify == "all" or (verify == "first" and index == 0)
@@ -303,12 +303,12 @@ def _write_blocks(
                 pixels,
                 part_labels,
                 batch_size=header.batch_size,
-                device=here.device,
+                device=session.device,
                 progress=count,
             )
             seconds += time.perf_counter() - begun
         if is_verified:
-            _verify(here.chain(header.process), block, pixels, part_labels, here.device)
+            _verify(session.chain(header.process), block, pixels, part_labels, session.device)
             verified += 1
         if not is_written:
             writer.add(block)
@@ -336,7 +336,7 @@ def _verify(
 
 
 def _summary(
-    writer: Writer, place: Path, others: list[CodecSize], here: CodingSession
+    writer: Writer, place: Path, others: list[CodecSize], session: CodingSession
 ) -> dict[str, Any]:
     header = writer.header
     records = writer.records
@@ -344,9 +344,9 @@ def _summary(
     net = sum(record.net_bits for record in records)
     size = os.path.getsize(place)
     start = 8 * writer.block_bytes - net
-    of_file = 8 * (size - writer.block_bytes)
+    overhead_bits = 8 * (size - writer.block_bytes)
     per_image = net / header.num_images
-    once = of_file + start / len(records)
+    once = overhead_bits + start / len(records)
     return {
         "schema": SCHEMA,
         "bits_per_dim": net / dims,
@@ -354,7 +354,7 @@ def _summary(
         "ideal_bits_per_dim": sum(record.ideal_bits for record in records) / dims,
         "tail_bits_per_dim": sum(record.tail_bits for record in records) / dims,
         "bound": None if header.bound is None else msgspec.to_builtins(header.bound),
-        "header_bits": of_file,
+        "header_bits": overhead_bits,
         "startup_bits": start,
         "startup_below_one_percent_from": int(np.ceil(once / (0.01 * per_image))),
         "num_images": header.num_images,
@@ -369,7 +369,7 @@ def _summary(
         "bytes": size,
         "sha256": sha256_of(place),
         "codecs": [dataclasses.asdict(other) for other in others],
-        "checkpoint": here.checkpoint.record,
+        "checkpoint": session.checkpoint.record,
         "data": header.data,
         "machine": header.machine,
     }

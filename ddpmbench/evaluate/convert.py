@@ -1,4 +1,4 @@
-"""The same model in another family's files, compared before they take their place."""
+"""Write a model in the format of another family, and compare both before replacing a file."""
 
 import dataclasses
 import json
@@ -21,27 +21,27 @@ from ddpmbench.report.card import Card, Shown
 from ddpmbench.unet.unet import UNet
 
 FAMILIES = ("native", "diffusers")
-"""What can be written."""
+"""Families that can be written."""
 SCHEMA = "ddpmbench.convert/1"
 _SUFFIX = ".safetensors"
 _OF_FILES = (".pt", ".pth", ".ckpt", ".bin")
-"""Endings of files that are never written, and would be odd for a folder."""
+"""File endings that are never written, and unlikely for the name of a folder."""
 _PIPELINE = {"model_index.json", "unet", "scheduler", "README.md", ".gitattributes"}
-"""All that is in the folder of a pipeline that may be overwritten."""
+"""Everything in the folder of a pipeline that may be overwritten."""
 _TIMESTEPS = 8
 """Timesteps at which the networks are compared, evenly spaced in log t."""
 _SIZE = 16
-"""Height and width of the images for that, where the checkpoint does not say."""
+"""Height and width of the images for this, where the checkpoint does not say."""
 _TOLERANCE = 1e-5
-"""The largest difference, relative to the largest output."""
+"""The largest difference of outputs, relative to the largest output."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Conversion(Shown):
-    """What was written, and its distance from what was read.
+    """A converted checkpoint, and its distance from the original.
 
     Attributes:
-        checkpoint: what is read from `path`.
+        checkpoint: the converted checkpoint, read from `path`.
         path: the file or folder.
         summary: the record of both, as the command prints it in JSON.
     """
@@ -57,19 +57,19 @@ class Conversion(Shown):
 def convert_checkpoint(
     checkpoint: Checkpoint, out: str | Path, *, to: str | None = None, overwrite: bool = False
 ) -> Conversion:
-    """Write a checkpoint as another family has it.
+    """Write a checkpoint in the format of another family.
 
-    What is written is read again before it takes its place: everything that a number depends on
-    must be the same, and both networks are called with the same random inputs.
+    The result is read back before it is moved into place: everything that a number depends on must
+    be the same, and both networks are evaluated on the same random inputs.
 
     Args:
-        checkpoint: of our U-Net, with the schedule that it was trained on.
-        out: a file `*.safetensors`, native, or a folder, of diffusers' DDPMPipeline.
+        checkpoint: one with our U-Net and the schedule that it was trained on.
+        out: a file `*.safetensors` in native format, or a folder for diffusers' DDPMPipeline.
         to: "native" or "diffusers"; None decides by the ending of `out`.
         overwrite: whether a file or a folder of a pipeline may be replaced.
 
     Raises:
-        InputError: something is there already, or the family cannot express the model.
+        InputError: `out` exists, or the family cannot express the model.
     """
     place = named_path(out)
     family = _family(place, to)
@@ -111,7 +111,7 @@ def convert_checkpoint(
 
 
 def _family(place: Path, to: str | None) -> str:
-    """The family to write, by `to` or by the name; the two must agree."""
+    """The family to write, from `to` or the name; the two must agree."""
     if place.name in ("", ".."):
         raise InputError(f"`out` {place}: has no name of its own; name the file or folder to write")
     by_name = "native" if place.suffix == _SUFFIX else "diffusers"
@@ -129,7 +129,7 @@ def _family(place: Path, to: str | None) -> str:
 
 
 def _check_place(place: Path, family: str, *, overwrite: bool) -> None:
-    """Refuse what is there, unless it may be overwritten and is of the same kind."""
+    """Refuse an existing file or folder, unless it may be overwritten and is of the same kind."""
     if not (place.exists() or place.is_symlink()):
         return
     if not overwrite:
@@ -140,15 +140,15 @@ def _check_place(place: Path, family: str, *, overwrite: bool) -> None:
     if place.is_dir():
         names = {path.name for path in place.iterdir()}
         if names and (others := sorted(names - _PIPELINE) or "model_index.json" not in names):
-            what = others[0] if isinstance(others, list) else "no model_index.json"
+            name = others[0] if isinstance(others, list) else "no model_index.json"
             raise InputError(
-                f"`out` {place}: holds {what}, so it is more than a pipeline of diffusers and not "
+                f"`out` {place}: holds {name}, so it is more than a pipeline of diffusers and not "
                 "overwritten; give it another name"
             )
 
 
 def _check_meaning(one: Checkpoint, other: Checkpoint, family: str) -> None:
-    """Refuse files that do not hold everything that a number depends on."""
+    """Raise InputError if the files do not hold everything that a number depends on."""
     readers: dict[str, Callable[[Checkpoint], object]] = {
         "process": lambda c: c.schedule.process,
         "prediction": lambda c: c.prediction,
@@ -177,7 +177,7 @@ def _compare(one: Checkpoint, other: Checkpoint) -> dict[str, Any]:
     """The largest differences of outputs and terms on the same random inputs, in float32.
 
     Raises:
-        RuntimeError: they are too large, which is a mistake of this package.
+        RuntimeError: they are too large, which is a bug of this package.
     """
     inputs = _random_inputs(one)
     outputs = [_output(checkpoint, *inputs) for checkpoint in (one, other)]
@@ -201,7 +201,7 @@ def _compare(one: Checkpoint, other: Checkpoint) -> dict[str, Any]:
 
 
 def _random_inputs(checkpoint: Checkpoint) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Random images as x_start (B, C, H, W), t (B,), noise (B, C, H, W), classes (B,)."""
+    """Random x_start (B, C, H, W), t (B,), noise (B, C, H, W) and classes (B,)."""
     generator = torch.Generator().manual_seed(0)
     total, multiple = checkpoint.schedule.num_timesteps, checkpoint.size_multiple
     t = torch.tensor(sorted({round(total ** (i / (_TIMESTEPS - 1))) for i in range(_TIMESTEPS)}))
@@ -217,7 +217,7 @@ def _random_inputs(checkpoint: Checkpoint) -> tuple[Tensor, Tensor, Tensor, Tens
 def _output(
     checkpoint: Checkpoint, x_start: Tensor, t: Tensor, eps: Tensor, labels: Tensor | None
 ) -> Tensor:
-    """The network's outputs, one image at a time: large ones would not fit all at once."""
+    """The network's outputs, one image at a time, since large ones would not fit together."""
     x_t = checkpoint.diffusion.q_sample(x_start, t, eps)
     device = next(checkpoint.network.parameters()).device
     rows = []
@@ -238,7 +238,7 @@ def _record(checkpoint: Checkpoint) -> dict[str, object]:
 
 
 def _notes(read: Checkpoint, written: Checkpoint) -> list[str]:
-    """What a user of the folder has to know."""
+    """What a user of the result has to know."""
     notes = []
     if written.family == "diffusers" and read.weights is not None:
         kind = {"ema": "averaged weights", "raw": "a training's last weights, not averaged"}
@@ -258,9 +258,9 @@ def printed_conversion(summary: Mapping[str, Any], output_format: str) -> str:
     """The summary of `convert` for standard output.
 
     Args:
-        summary: that of a `Conversion`.
+        summary: the summary of a `Conversion`.
         output_format: "table" for reading, "json" for the object itself, "quiet" for the path
-            alone.
+            only.
     """
     match output_format:
         case "json":
@@ -271,7 +271,7 @@ def printed_conversion(summary: Mapping[str, Any], output_format: str) -> str:
 
 
 def _facts(summary: Mapping[str, Any]) -> dict[str, str]:
-    """What was read and written, and how the two differ."""
+    """Both checkpoints, and how they differ."""
     inputs = f"{summary['num_inputs']} random inputs, float32"
     return {
         "read": _line(summary["source"]),

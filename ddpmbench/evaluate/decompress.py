@@ -1,4 +1,4 @@
-"""Decompress what `compress` wrote."""
+"""Decompress files of `compress`."""
 
 import zlib
 from collections.abc import Mapping, Sequence
@@ -37,13 +37,13 @@ def decompress(
     listener: RunListener | None = None,
     progress: bool = True,
 ) -> ImageSet:
-    """The images of a compressed file, every pixel as it was.
+    """Decompress a file to exactly the original images.
 
     Args:
-        file: what `compress` wrote.
-        checkpoint: that it was compressed with.
-        block: the number of a block to decode alone, from 0 on; None for all.
-        device: "auto", "cpu", "cuda", "cuda:N" or "mps", that of `compress`.
+        file: a file that `compress` wrote.
+        checkpoint: the one that compressed it.
+        block: the number of a single block to decode, from 0; None for all.
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps": that of `compress`.
         listener: called as the run proceeds.
         progress: whether progress goes to standard error where there is no listener.
 
@@ -65,21 +65,21 @@ def decompress(
         _check_model(path, header, checkpoint)
         checkpoint.check_images(header.shape, str(path))
         with (
-            coding(checkpoint, header.shape, device) as here,
+            coding(checkpoint, header.shape, device) as session,
             listening(listener, "decompress", "images", shown=progress) as reporter,
         ):
-            _refuse_other(path, "machine", header.machine, here.machine)
-            _refuse_other(path, "model", header.model, model_of(here.checkpoint))
+            _refuse_other(path, "machine", header.machine, session.machine)
+            _refuse_other(path, "model", header.model, model_of(session.checkpoint))
             labels = _labels(path, header)
-            _check_labels(path, labels, here.checkpoint)
+            _check_labels(path, labels, session.checkpoint)
             try:
-                chain = here.chain(header.process)
-            except InputError as error:  # of the same model it could be written
+                chain = session.chain(header.process)
+            except InputError as error:  # the encoder of the same model accepted the process
                 raise reader.damaged() from error
             total = sum(records[i].num_images for i in chosen)
             count = Counter(reporter, total)
-            parts = [_decoded(reader, chain, index, labels, here, count) for index in chosen]
-    ids = _ids(path, header)  # of images that are there
+            parts = [_decoded(reader, chain, index, labels, session, count) for index in chosen]
+    ids = _ids(path, header)  # names of images in the file
     first = chosen[0] * header.block_images
     span = slice(first, first + total)
     return ImageSet(
@@ -91,7 +91,7 @@ def decompress(
 
 
 def _decoded(
-    reader: Reader, chain: Chain, index: int, labels: Labels, here: CodingSession, count: Counter
+    reader: Reader, chain: Chain, index: int, labels: Labels, session: CodingSession, count: Counter
 ) -> Pixels:
     """The images of a block."""
     header = reader.header
@@ -106,29 +106,29 @@ def _decoded(
             reader.block(index),
             header.shape,
             None if labels is None else labels[part],
-            device=here.device,
+            device=session.device,
             progress=count,
         )
 
 
 def new_place(out: str | Path) -> Path:
-    """Where images can be written.
+    """A path to which images can be written.
 
     Raises:
-        InputError: something is there, or nothing can be written there.
+        InputError: it exists, or cannot be written.
     """
     place = named_path(out)
     if place.exists():
         raise InputError(f"`out={place}`: is there already; remove it, or name another")
     folder = place.parent
-    while place.suffix != ".npz" and not folder.exists():  # folders above a folder are made
+    while place.suffix != ".npz" and not folder.exists():  # missing parents will be created
         folder = folder.parent
     check_writable(folder)
     return place
 
 
 def first_image(file: str | Path, block: int | None) -> int:
-    """The number in its file of the first image that `decompress` returns."""
+    """The index, within its file, of the first image that `decompress` returns."""
     with Reader(named_path(file)) as reader:
         return (block or 0) * reader.header.block_images
 
@@ -136,16 +136,15 @@ def first_image(file: str | Path, block: int | None) -> int:
 def write_images(out: str | Path, images: ImageSet, *, first: int = 0) -> None:
     """Write images as an .npz with their labels, or as one PNG each into a new folder.
 
-    A PNG has the name of its image where all are plain names of files, and different ones; else
-    its number.
+    The PNG files are named after the images if all names are plain and distinct, else by number.
 
     Args:
         out: a name ending in .npz, or a folder.
-        images: what `decompress` returns.
-        first: the number of the first one.
+        images: the images that `decompress` returned.
+        first: the number of the first image.
 
     Raises:
-        InputError: it is there already, or cannot be written.
+        InputError: `out` exists, or cannot be written.
     """
     place = new_place(out)
     if place.suffix == ".npz":
@@ -160,13 +159,13 @@ def write_images(out: str | Path, images: ImageSet, *, first: int = 0) -> None:
         move_into_place(named, place)
 
 
-_LONGEST_ID = 1 << 13  # bytes of JSON an image
+_LONGEST_ID = 1 << 13  # bytes of JSON per image
 _ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-_LONGEST = 200  # bytes of a name
+_LONGEST = 200  # bytes of a file name
 
 
 def _names(ids: Sequence[str], first: int) -> list[str]:
-    """File names of images, none of which leads out of a folder."""
+    """File names of images; none of them can leave the folder."""
     numbers = [f"{first + index:06d}.png" for index in range(len(ids))]
     if all(name.isdecimal() for name in ids):
         return numbers
@@ -191,21 +190,21 @@ def _is_plain(name: str) -> bool:
 
 
 def _check_model(path: Path, header: Header, checkpoint: Checkpoint) -> None:
-    """Refuse another model before its network is called."""
+    """Refuse another model before its network is evaluated."""
     ours = model_of(checkpoint)
     del ours["network_output"]
     _refuse_other(path, "model", header.model, ours)
 
 
 def _refuse_other(
-    path: Path, what: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]
+    path: Path, kind: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]
 ) -> None:
-    """Raise InputError where a file was compressed with something else; it names the first."""
+    """Raise InputError that names the first difference between the encoder and the decoder."""
     for name, value in ours.items():
         if theirs.get(name) != value:
             remedy = (
                 "give the checkpoint and the options that it was compressed with"
-                if what == "model"
+                if kind == "model"
                 else "decompress it where it was compressed"
             )
             raise InputError(

@@ -32,17 +32,17 @@ ReferenceSource: TypeAlias = "ReferenceStatistics | ImageSource"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FidSettings:
-    """How samples are scored.
+    """How samples are generated and scored.
 
     Attributes:
-        network: of features.
-        protocol: how images become scores; the network resizes as it says.
-        num_generated: samples of a checkpoint.
-        samples: how a checkpoint is sampled; the protocol says how samples become pixels.
+        network: extracts the features.
+        protocol: how images become scores; the network resizes accordingly.
+        num_generated: number of samples of a checkpoint.
+        samples: how to sample a checkpoint; the protocol says how samples become pixels.
         check: whether a sanity check evaluates the checkpoint under other parameterizations
-            first, on the first reference with images such as the checkpoint's; None where the run
-            is long.
-        made_by: how samples that are given were made, where a run says so; see `load_samples`.
+            first, on the first reference whose images are like the checkpoint's; None where the
+            run is long.
+        made_by: how the given samples were made, if known; see `load_samples`.
     """
 
     network: FeatureNetwork
@@ -67,8 +67,8 @@ class FidReport(Shown):
 
     Attributes:
         summary: the object of `summary.json`.
-        per_image: one row a sample; see `report.fidelity`.
-        against_n: the distance at several numbers of samples; see there.
+        per_image: one row per sample; see `report.fidelity`.
+        against_n: the distance at several numbers of samples; see `report.fidelity`.
         folder: the run folder; None if the run was kept in memory.
     """
 
@@ -103,17 +103,17 @@ def evaluate_fid(
 ) -> FidReport:
     """Frechet distance, kernel distance, precision, recall and Inception score of samples.
 
-    In processes that torchrun started, each makes a share of the samples and of the features,
+    In processes that torchrun started, each computes a share of the samples and of the features,
     and all return the report.
 
     Args:
-        source: a checkpoint to be sampled, or samples: what `load_images` returns or takes.
-        references: real images, likewise, or the moments of their features, or a list or tuple
-            of several; the first is the headline's.
-        settings: how.
-        device: "auto", "cpu", "cuda", "cuda:N" or "mps": of both networks.
-        batch_size: samples made together, None for what suits the device.
-        out: the run folder; one that holds the same run, of fewer samples too, is resumed.
+        source: a checkpoint to sample, or samples: what `load_images` returns or takes.
+        references: real images (what `load_images` returns or takes) or the moments of their
+            features; or a list or tuple of several. The headline is against the first.
+        settings: how samples are generated and scored.
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps", for both networks.
+        batch_size: samples generated together, None for what suits the device.
+        out: the run folder; one that holds the same run, even of fewer samples, is resumed.
             None keeps the run in memory.
         command: the command line, for the record.
         listener: called as the run proceeds.
@@ -121,7 +121,7 @@ def evaluate_fid(
             listener.
 
     Raises:
-        InputError: an argument, the inputs or the folder do not fit.
+        InputError: an argument, the inputs or the folder is unsuitable.
         ProcessLostError: another process of the run has stopped.
 
     Source: Heusel et al. 2017; Salimans et al. 2016; Binkowski et al. 2018; Kynkaanniemi et al.
@@ -203,17 +203,16 @@ def load_reference(
     on_bad: str = "fail",
     convert: str | None = None,
 ) -> Reference:
-    """A reference: images, or moments of features where a path is to a file of them.
+    """Load a reference: images, or moments of features where the path is a file of them.
 
     Args:
-        source: what `load_images` takes, the path of an npz of `mu` and `sigma`, or either read.
-        num_images: only the first so many images; None for all.
+        source: what `load_images` takes, the path of an npz of `mu` and `sigma`, or a loaded one.
+        num_images: number of images to use, from the first on; None for all.
         on_bad: see `load_images`.
-        convert: likewise.
+        convert: see `load_images`.
 
     Raises:
-        InputError: there is no such reference, or it holds no images of which to take the first
-            ones.
+        InputError: the reference does not exist, or has `num_images` but holds no images.
     """
     if isinstance(source, str | Path) and is_statistics(source):
         source = read_statistics(Path(source))
@@ -256,16 +255,16 @@ def _generation(checkpoint: Checkpoint, settings: FidSettings) -> Generation:
 
 
 def _identity(run: FidelityRun, settings: FidSettings) -> dict[str, Any]:
-    """Everything that determines the scores, besides how many samples there are."""
-    of_samples: dict[str, Any]
+    """Everything that determines the scores, except the number of samples."""
+    sample_identity: dict[str, Any]
     if isinstance(run.source, ImageSet):
-        of_samples = {"samples": run.source.sha256, "precision": str(Precision.FP32)}
+        sample_identity = {"samples": run.source.sha256, "precision": str(Precision.FP32)}
     else:
         tables = run.session.dtype_of_tables(run.source.checkpoint)
-        of_samples = {**run.source.identity, "tables": tables}
+        sample_identity = {**run.source.identity, "tables": tables}
     return {
         "schema": SCHEMA,
-        **of_samples,
+        **sample_identity,
         "references": [reference.sha256 for reference in run.references],
         "protocol": settings.protocol.id,
         "feature_network": run.network.sha256,
@@ -282,10 +281,10 @@ def _check_record(
     reporter: FidelityListener,
     folder: RunFolder | None,
 ) -> dict[str, Any] | None:
-    """The sanity check, by the first reference that the network could have been trained on.
+    """The sanity check, on the first reference that the network could have been trained on.
 
     Returns:
-        None if nothing was checked.
+        None if there was no check.
     """
     if not isinstance(run.source, Generation):
         return None

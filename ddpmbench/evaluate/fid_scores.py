@@ -1,4 +1,4 @@
-"""The scores of a run of `fid`: from features to its tables, its pictures and its warnings."""
+"""The scores of a run of `fid`: from features to tables, pictures and warnings."""
 
 import dataclasses
 import hashlib
@@ -38,14 +38,14 @@ from ddpmbench.samples.statistics import FeatureGaussian
 from ddpmbench.unet.precision import Precision
 
 _SHOWN, _NEAREST_SHOWN = 8, 4  # samples, and real images beside each
-_LARGEST_SHOWN = 299  # of pictures that are resized to be shown: what Inception sees
+_LARGEST_SHOWN = 299  # side of pictures that are resized for display: Inception's input
 _CHANNELS = {
     frozenset({1}): "gray repeated",
     frozenset({3}): "RGB",
     frozenset({1, 3}): "RGB, gray repeated",
 }
-_OF_SOME = ("passed_over", "shapes")
-"""Fields of the record of samples that most have nothing to say of."""
+_RARE_FIELDS = ("passed_over", "shapes")
+"""Fields of the record of samples that are not relevant to most runs."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,11 +53,11 @@ class FidScores:
     """The scores of a run; each is computed once.
 
     Attributes:
-        run: has computed the samples and the features.
+        run: the run, whose samples and features are complete.
         images: the samples.
         protocol: how features become scores.
-        made_by: how the samples were made; None where nobody says.
-        seed: of the subsets that a score draws.
+        made_by: how the samples were made; None where it is unknown.
+        seed: seed of the subsets that a score draws.
     """
 
     run: FidelityRun
@@ -72,7 +72,7 @@ class FidScores:
 
     @cached_property
     def _scores(self) -> list[Scores]:
-        """Against each reference."""
+        """The scores against each reference."""
         return [
             scores_of(self._features, self._known(reference, store), seed=self.seed)
             for reference, store in zip(self.run.references, self.run.reference_stores, strict=True)
@@ -105,7 +105,7 @@ class FidScores:
 
     @cached_property
     def against_n(self) -> pd.DataFrame:
-        """See there."""
+        """See `report.fidelity`."""
         return tables.against_n_frame(
             [_name(reference) for reference in self.run.references], self._scores
         )
@@ -139,7 +139,7 @@ class FidScores:
                 "sha256": self.images.sha256,
                 "num_images": count,
                 "skipped": len(self.images.skipped),
-                **{name: record[name] for name in _OF_SOME if name in record},
+                **{name: record[name] for name in _RARE_FIELDS if name in record},
             },
             "checkpoint": None if made_by is None else made_by.checkpoint,
             "sampler": None if made_by is None else made_by.sampler,
@@ -177,7 +177,7 @@ class FidScores:
         }
 
     def write(self, folder: RunFolder) -> None:
-        """Write the tables, the samples, and what the figures of the report are drawn of."""
+        """Write the tables, the samples, and the data of the report's figures."""
         folder.write_frame(PER_IMAGE, self.per_image)
         folder.write_frame(AGAINST_N, self.against_n)
         if isinstance(self.run.source, Generation):
@@ -198,13 +198,13 @@ class FidScores:
         first, store = self.run.references[0], self.run.reference_stores[0]
         if not isinstance(first, ImageSet) or store is None:
             return
-        # Pictures of two sizes or colors do not stand side by side; those of several are resized.
+        # Pictures need one size and number of channels; images of several sizes are resized.
         if first.shape == self.images.shape or None in (first.shape, self.images.shape):
             with folder.replacing(NEAREST) as temporary:
                 self._nearest(first, store).write(temporary)
 
     def _nearest(self, reference: ImageSet, store: Store) -> NearestImages:
-        """The first samples, and the nearest images of a reference beside each."""
+        """The first samples, each with the nearest images of a reference."""
         known = gathered(store, "features", len(reference))
         count = min(_NEAREST_SHOWN, len(reference))
         index, distance = nearest_images(self._features[:_SHOWN], known, count)
@@ -220,7 +220,7 @@ class FidScores:
 
 
 def _shape_shown(samples: ImageSet, reference: ImageSet) -> tuple[int, ...]:
-    """(C, H, W) of pictures beside one another: of the first sample, or color if any image is."""
+    """(C, H, W) of the pictures shown: the first sample's, with color if any image has it."""
     if samples.shape == reference.shape and samples.shape is not None:
         return samples.shape
     _, *sides = samples.part(0, 1)[0].shape
@@ -243,7 +243,7 @@ def _name(reference: Reference) -> str:
 
 
 LEAST_GENERATED = 2_048
-"""Samples below which the bias of a distance is larger than most differences."""
+"""Below this number of samples, the bias of a distance exceeds most differences."""
 TOO_NEAR = 1e-3
 """A distance that no generator reaches."""
 _LOSSY = (".jpg", ".jpeg", ".webp")
@@ -252,7 +252,7 @@ _LOSSY = (".jpg", ".jpeg", ".webp")
 def _warnings(
     images: ImageSet, references: Sequence[Reference], network: FeatureNetwork, scores: Scores
 ) -> list[str]:
-    """A line for each thing that is worth knowing about the scores of samples."""
+    """Warnings about the scores of samples, one line each."""
     count, lines = len(images), []
     if count < LEAST_GENERATED:
         lines.append(
@@ -276,8 +276,8 @@ def _warnings(
         )
     if any(Path(name).suffix.lower() in _LOSSY for name in images.ids[: min(count, 1000)]):
         lines.append("samples are JPEG or WebP files, whose compression changes the distance")
-    own = _hashes(images)
-    if copies := count - len(np.unique(own)):
+    hashes = _hashes(images)
+    if copies := count - len(np.unique(hashes)):
         lines.append(f"{copies:,} samples are copies of others")
     for reference in references:
         if not isinstance(reference, ImageSet):
@@ -289,13 +289,13 @@ def _warnings(
                 f"samples are {images.shape_words}, the images of {reference.name} "
                 f"{reference.shape_words}: their resizing differs"
             )
-        if shared := int(np.isin(own, _hashes(reference)).sum()):
+        if shared := int(np.isin(hashes, _hashes(reference)).sum()):
             lines.append(f"{shared:,} samples are also in {reference.name}")
     return lines
 
 
 def _hashes(images: ImageSet) -> NDArray[np.uint64]:
-    """(N,) of the pixels of each image; equal images have equal ones."""
+    """(N,) hashes of the pixels of each image; equal images have equal hashes."""
     digests = [
         hashlib.blake2b(str(image.shape).encode() + image.tobytes(), digest_size=8).digest()
         for image in images.part(0, len(images))

@@ -1,4 +1,4 @@
-"""The inputs of evaluations: what must fit, what identifies them, and finished runs."""
+"""The inputs of evaluations: their checks, what identifies them, and finished runs."""
 
 import hashlib
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ def check_arguments(
     """The seed and the batch size as ints.
 
     Raises:
-        InputError: an argument is of another type, or a number outside its limits.
+        InputError: an argument has another type, or a number is out of range.
     """
     instance_of("checkpoint", checkpoint, Checkpoint, "see load_checkpoint")
     if listener is not None:
@@ -33,7 +33,7 @@ def check_arguments(
 
 
 def check_images(checkpoint: Checkpoint, images: ImageSet) -> None:
-    """Raise InputError if the network cannot take the images, or the levels of their pixels."""
+    """Raise InputError if the network cannot take the images or the levels of their pixels."""
     checkpoint.check_images(images.pixels.shape[1:], images.source)
     refuse_reduced(images, checkpoint.data_range)
     if checkpoint.num_classes:
@@ -41,21 +41,21 @@ def check_images(checkpoint: Checkpoint, images: ImageSet) -> None:
 
 
 def uses_class_folders(checkpoint: Checkpoint, images: ImageSet) -> bool:
-    """Whether the network is conditioned on the folders that the images lie in."""
+    """Whether the network is conditioned on the class folders of the images."""
     return bool(checkpoint.num_classes and images.classes)
 
 
 def note_images(checkpoint: Checkpoint, images: ImageSet, reporter: RunListener) -> None:
-    """Pass on the notes and warnings of an image set."""
-    of_classes = [images.class_note] if uses_class_folders(checkpoint, images) else []
-    for line in (*images.notes, *of_classes):
+    """Pass the notes and warnings of an image set to the listener."""
+    class_notes = [images.class_note] if uses_class_folders(checkpoint, images) else []
+    for line in (*images.notes, *class_notes):
         reporter.note(line)
     if images.skipped_note is not None:
         reporter.warn(images.skipped_note)
 
 
 def conventions_of(checkpoint: Checkpoint, images: ImageSet, *, decoder: str) -> dict[str, object]:
-    """What two bounds of one network can differ in."""
+    """The conventions in which two bounds of one network can differ."""
     process = checkpoint.schedule.process
     return {
         **({} if process is Process.VP else {"process": str(process)}),
@@ -70,7 +70,7 @@ def conventions_of(checkpoint: Checkpoint, images: ImageSet, *, decoder: str) ->
 
 
 def _labels(checkpoint: Checkpoint, images: ImageSet) -> str | None:
-    """What the network is conditioned on, in words."""
+    """Description of the labels that the network is conditioned on."""
     if not checkpoint.num_classes or images.labels is None:
         return None
     first = int(images.labels[0])
@@ -78,7 +78,7 @@ def _labels(checkpoint: Checkpoint, images: ImageSet) -> str | None:
 
 
 def images_identity(checkpoint: Checkpoint, images: ImageSet) -> dict[str, Any]:
-    """What the image set of an evaluation must be the same in for it to be continued."""
+    """The fields of an image set that must be equal to resume an evaluation."""
     return {
         "data": images.sha256,
         "labels_sha256": labels_sha256(checkpoint, images),
@@ -89,7 +89,7 @@ def images_identity(checkpoint: Checkpoint, images: ImageSet) -> dict[str, Any]:
 def model_identity(
     checkpoint: Checkpoint, conventions: Mapping[str, object], **run: object
 ) -> dict[str, Any]:
-    """What a model must be the same in for its evaluation to be continued, and `run` of the run."""
+    """The fields of a model that must be equal to resume its evaluation, and those of the run."""
     table = checkpoint.schedule.log_alphas_cumprod.numpy().tobytes()
     return {
         "checkpoint": checkpoint.sha256,
@@ -111,7 +111,7 @@ def labels_sha256(checkpoint: Checkpoint, images: ImageSet) -> str | None:
 
 
 def finished_run(path: Path, schema: str, kind: type[Struct]) -> FinishedRun:
-    """A finished run whose summary has all that is read of it; see `FinishedRun.open`."""
+    """A finished run whose summary is complete; see `FinishedRun.open`."""
     run = FinishedRun.open(path, option="", schema=schema)
     check(run.summary, kind, path / SUMMARY)
     return run

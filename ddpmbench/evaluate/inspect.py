@@ -1,6 +1,6 @@
 """What a checkpoint is, which settings it lacks, and the command that evaluates it.
 
-A checkpoint that lacks settings is read with stand-ins for them. Only what they cannot change is
+A checkpoint that lacks settings is read with stand-ins. Only facts that do not depend on them are
 reported: the file, the network and its size.
 """
 
@@ -78,7 +78,7 @@ class Inspection(Shown):
 
     @property
     def schedule(self) -> "pd.DataFrame | None":
-        """One row a timestep, `t, beta, alphas_cumprod, log_snr`; None where settings are missing.
+        """One row per timestep, `t, beta, alphas_cumprod, log_snr`; None if settings are missing.
 
         `log_snr` is the natural logarithm of the signal-to-noise ratio.
         """
@@ -95,20 +95,20 @@ def inspect_checkpoint(
 ) -> Inspection:
     """Inspect a checkpoint without evaluating it.
 
-    The network is not called, except for a network of the user's own whose images are known: it
-    passes the check that every run begins with, so that the command is one that runs.
+    The network is not evaluated, with one exception: a network of the user's own whose image shape
+    is known passes the network check of every run, so that the command shown will run.
 
-    Missing settings are no error here. The result names them, each with an example.
+    Missing settings raise no error; the result lists them, each with an example.
 
     Args:
         source: see `load_checkpoint`.
         settings: settings that the checkpoint lacks, or that override it.
-        timesteps: evaluate on so many evenly spaced timesteps.
+        timesteps: evaluate on this number of evenly spaced timesteps.
         image_size: height and width of an image, where the checkpoint does not say.
         out: a folder to write to; an earlier inspection of the same checkpoint is replaced.
 
     Raises:
-        InputError: there is no such checkpoint, it is damaged, or the folder is another's.
+        InputError: the checkpoint does not exist or is damaged, or the folder holds something else.
     """
     probe = _probe(source, settings or CheckpointSettings())
     checkpoint, schedule = probe.checkpoint, probe.schedule
@@ -141,7 +141,7 @@ def inspect_checkpoint(
     return Inspection(summary, checkpoint, folder)
 
 
-# ---- the checkpoint as far as its settings go
+# ---- the checkpoint, as far as its settings are known
 
 _STAND_INS: dict[str, tuple[object, ...]] = {
     "schedule": ("linear:1000",),
@@ -150,18 +150,18 @@ _STAND_INS: dict[str, tuple[object, ...]] = {
     "time_input": ("index",),
     "clip": (True,),
 }
-"""Settings in the place of missing ones. The second fits a network with a variance output."""
+"""Stand-ins for missing settings. The second fits a network with a variance output."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Probe:
-    """A checkpoint as far as it can be read.
+    """A checkpoint, as far as it can be read.
 
     Attributes:
-        checkpoint: read with stand-ins for what is missing; None if it cannot be read so.
-        error: raised by the reader of its family; None if nothing is missing.
-        missing: parameters of `CheckpointSettings` to a placeholder or an example.
-        settings: those that were given.
+        checkpoint: read with stand-ins for missing settings; None if that fails.
+        error: the error of its family's reader; None if nothing is missing.
+        missing: parameters of `CheckpointSettings`, each with a placeholder or an example.
+        settings: the settings given by the user.
     """
 
     checkpoint: Checkpoint | None
@@ -178,7 +178,7 @@ class _Probe:
 
     @property
     def network(self) -> nn.Module | None:
-        """The network; without its weights where only their shapes tell of it."""
+        """The network; without weights where its shapes alone are known."""
         if self.checkpoint is not None:
             return self.checkpoint.network
         if self.error is None or not is_openai(self.error.weights):
@@ -188,7 +188,7 @@ class _Probe:
 
 
 def _probe(source: str | Path, settings: CheckpointSettings) -> _Probe:
-    """Read a checkpoint, with stand-ins for the settings that it lacks."""
+    """Read a checkpoint, with stand-ins for missing settings."""
     first: MissingSettingsError | None = None
     refused: InputError | None = None
     missing: dict[str, Any] = {}
@@ -218,11 +218,11 @@ def _probe(source: str | Path, settings: CheckpointSettings) -> _Probe:
 
 
 _SIZE = 32
-"""Height and width for counting, where they are not known."""
+"""Height and width assumed for counting, where they are unknown."""
 
 
 def _network_record(probe: _Probe, image_size: int | None) -> dict[str, Any]:
-    """The network, and the shapes and the arithmetic of one evaluation, which is not computed."""
+    """The network, and the shapes and FLOP of one evaluation, which is not computed."""
     network, checkpoint = probe.network, probe.checkpoint
     if checkpoint is not None:
         weights: Iterable[torch.Tensor] = checkpoint.network.parameters()
@@ -237,14 +237,16 @@ def _network_record(probe: _Probe, image_size: int | None) -> dict[str, Any]:
     }
     if network is None:
         return record
-    own, multiple = None, 1
+    native_size, multiple = None, 1
     if checkpoint is not None:
-        own, multiple = checkpoint.image_size, checkpoint.size_multiple
+        native_size, multiple = checkpoint.image_size, checkpoint.size_multiple
     if type(network) is UNet:
         multiple = network.config.size_multiple
-    if own is not None and image_size not in (None, own):
-        raise InputError(f"`image_size={image_size}`: the checkpoint takes {size_words(own)}")
-    record["image_size"] = known = own or image_size
+    if native_size is not None and image_size not in (None, native_size):
+        raise InputError(
+            f"`image_size={image_size}`: the checkpoint takes {size_words(native_size)}"
+        )
+    record["image_size"] = known = native_size or image_size
     size = known or -(-_SIZE // multiple) * multiple
     height, width = sides_of(size)
     if height % multiple or width % multiple:
@@ -261,7 +263,7 @@ def _flop_record(flop: int, size: ImageSize, channels: int) -> dict[str, Any]:
 
 
 def _counted(probe: _Probe, checkpoint: Checkpoint, size: ImageSize) -> dict[str, Any]:
-    """The arithmetic of a network, and the channels of an image if its output has as many."""
+    """The FLOP of a network, and the channels of an image if its output has as many."""
     channels = checkpoint.channels or _first_channels(checkpoint.network)
     if channels is None:
         return {}
@@ -283,14 +285,14 @@ def _counted(probe: _Probe, checkpoint: Checkpoint, size: ImageSize) -> dict[str
 
 
 def _first_channels(network: nn.Module) -> int | None:
-    """Input channels of its first convolution, which may be more than an image has."""
+    """Input channels of the first convolution, which may exceed those of an image."""
     convolutions = (part for part in network.modules() if isinstance(part, nn.Conv2d))
     first = next(convolutions, None)
     return None if first is None else first.in_channels
 
 
 def _refusal(probe: _Probe, network: Mapping[str, Any]) -> str | None:
-    """Why a run would refuse a network of the user's own; None if nothing speaks against it.
+    """Why a run would refuse a network of the user's own; None if it would not.
 
     A copy passes the network check if all settings and the shape of an image are known; otherwise
     only the parameters of its `forward` are checked.
@@ -308,7 +310,7 @@ def _refusal(probe: _Probe, network: Mapping[str, Any]) -> str | None:
         return None
     try:
         copied = dataclasses.replace(checkpoint, network=copy.deepcopy(checkpoint.network))
-    except Exception:  # of the user's own; a run does not copy it
+    except Exception:  # raised by the user's code; a run does not copy the network
         return None
     try:
         check_network(copied, (channels, *sides_of(size)), device=torch.device("cpu"))
@@ -341,8 +343,8 @@ def _file_record(source: str, probe: _Probe) -> dict[str, Any]:
 def _process_record(schedule: NoiseSchedule) -> dict[str, Any]:
     """The forward process in a few numbers.
 
-    `prior` is L_T in bits per dimension of data whose mean square is one. Its expectation depends
-    on nothing else.
+    `prior` is L_T in bits per dimension for data whose mean square is one, the only property of
+    the data on which its expectation depends.
     """
     total, log_snr = schedule.num_timesteps, schedule.log_snr
     unit = torch.ones((1, 1, 1, 1), dtype=torch.float64)
@@ -385,18 +387,18 @@ _READ: dict[str, Callable[[Checkpoint], object]] = {
     "data_range": lambda c: c.data_range.interval,
     "levels": lambda c: c.data_range.levels,
 }
-_OF_FLAGS = ("schedule", "prediction", "variance", "clip", "time_input")
-"""What the flags of a training command say."""
-_OF_CUSTOM = ("clip", "data_range", "levels")
-"""What a network of the user's own need not say."""
+_FLAG_SETTINGS = ("schedule", "prediction", "variance", "clip", "time_input")
+"""Settings that the flags of a training command determine."""
+_OPTIONAL_SETTINGS = ("clip", "data_range", "levels")
+"""Settings that are optional for a network of the user's own."""
 
 
 def _settings_record(probe: _Probe) -> dict[str, dict[str, object]]:
     """Each setting with its value and source: checkpoint, option or default; null if missing."""
     record: dict[str, dict[str, object]] = {}
     for name, read in _READ.items():
-        is_of_flags = name in _OF_FLAGS and "model_flags" in probe.missing
-        if name in probe.missing or is_of_flags:
+        is_flag_setting = name in _FLAG_SETTINGS and "model_flags" in probe.missing
+        if name in probe.missing or is_flag_setting:
             record[name] = {"value": None, "source": None}
         elif probe.checkpoint is not None:
             record[name] = {"value": read(probe.checkpoint), "source": _source(name, probe)}
@@ -406,11 +408,11 @@ def _settings_record(probe: _Probe) -> dict[str, dict[str, object]]:
 def _source(name: str, probe: _Probe) -> str:
     checkpoint, settings = probe.checkpoint, probe.settings
     assert checkpoint is not None
-    has_flags = settings.model_flags is not None and name in _OF_FLAGS
-    is_of_process = name == "schedule" and settings.process is not None
-    if getattr(settings, name) is not None or has_flags or is_of_process:
+    has_flags = settings.model_flags is not None and name in _FLAG_SETTINGS
+    is_process_schedule = name == "schedule" and settings.process is not None
+    if getattr(settings, name) is not None or has_flags or is_process_schedule:
         return "option"
-    is_custom = checkpoint.code is not None and name in _OF_CUSTOM
+    is_custom = checkpoint.code is not None and name in _OPTIONAL_SETTINGS
     return "default" if is_custom or name in checkpoint.sources else "checkpoint"
 
 
@@ -440,7 +442,7 @@ def _command(source: str, probe: _Probe, timesteps: int | None) -> list[str]:
 
 
 def _data(source: str, probe: _Probe) -> str:
-    """The test images of its training data, where its record or its name says which."""
+    """The test images of the training data, if its record or the name tells which."""
     record = probe.checkpoint.training if probe.checkpoint is not None else None
     trained_on = record.get("data") if record is not None else None
     if isinstance(trained_on, Mapping):

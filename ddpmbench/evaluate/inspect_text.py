@@ -1,4 +1,4 @@
-"""The words of `inspect`: messages name parameters in backticks."""
+"""The text of `inspect`; messages name parameters in backticks."""
 
 import json
 import shlex
@@ -53,15 +53,15 @@ def printed_inspect(summary: Mapping[str, Any], output_format: str, *, width: in
 
 
 def headline_lines(summary: Mapping[str, Any]) -> list[str]:
-    """What the checkpoint is; and the settings that it lacks."""
+    """The checkpoint in a line, and the settings that it lacks."""
     network, process = summary["network"], summary["process"]
     images = image_words(network["channels"], network["image_size"])
-    steps = ""
+    length = ""
     if process is not None:
         total, original = process["num_timesteps"], process["num_original_timesteps"]
-        steps = f", T = {timesteps_of(total, original)}"
+        length = f", T = {timesteps_of(total, original)}"
     name = PurePath(summary["checkpoint"]["source"]).name
-    lines = [f"{name}: a diffusion model of {images}{steps}"]
+    lines = [f"{name}: a diffusion model of {images}{length}"]
     if missing := [f"`{parameter}`" for parameter in summary["missing"]]:
         lines.append(f"To evaluate it, say how it was trained: {listed(missing)}")
     return lines
@@ -100,7 +100,7 @@ def _file_lines(record: Mapping[str, Any], width: int) -> list[str]:
 
 
 def _training_words(record: Mapping[str, Any] | None) -> str | None:
-    """The record of `ddpmbench train` in a line; other records are in the JSON alone."""
+    """The record of `ddpmbench train` in a line; other records appear in the JSON only."""
     try:
         data, recipe = record["data"], record["recipe"]  # type: ignore[index]
         source = data["source"] + (f":{data['split']}" if data["split"] else "")
@@ -160,7 +160,7 @@ def _settings_lines(settings: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def is_placeholder(value: object) -> bool:
-    """Whether words stand in the place of values: PREDICTION, linear:T:START:END."""
+    """Whether a value contains placeholders: PREDICTION, linear:T:START:END."""
     return isinstance(value, str) and any(part.isupper() for part in value.split(":"))
 
 
@@ -168,7 +168,7 @@ def is_placeholder(value: object) -> bool:
 
 
 def shown_value(value: object) -> str:
-    """The value of a setting in words; None is missing."""
+    """The value of a setting in words; None means missing."""
     if value is None:
         return "missing"
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)

@@ -1,4 +1,4 @@
-"""How likely are images, by each published convention? The likelihoods side by side."""
+"""The likelihood of images by each published convention, side by side."""
 
 import dataclasses
 import os
@@ -56,7 +56,7 @@ class LikelihoodsReport(Shown):
 
     Attributes:
         summary: the object of `summary.json`.
-        likelihoods: one row a likelihood; see `report.likelihoods.likelihoods_frame`.
+        likelihoods: one row per likelihood; see `report.likelihoods.likelihoods_frame`.
         folder: the run folder; None if the run was kept in memory.
     """
 
@@ -93,40 +93,41 @@ def evaluate_likelihoods(
 ) -> LikelihoodsReport:
     """The likelihoods of a checkpoint by the published conventions, in bits per dimension.
 
-    They are the variational bound; the same with the best constant variance per timestep; the
-    bound in continuous time; and the likelihood of the probability-flow ODE: of the same images,
-    with one seed, each with its 95 % interval and its paired difference from the first. Those that
-    the checkpoint does not have are left out, with the reason. The numbers are those of
+    They are the variational bound, the same with the best constant variance per timestep, the
+    bound in continuous time, and the likelihood of the probability-flow ODE. All are for the same
+    images and seed, each with its 95 % interval and its paired difference from the first. Those
+    that the checkpoint does not have are left out, with the reason. The numbers are those of
     `evaluate_nll` and `evaluate_ode`; each term is evaluated once. In processes that torchrun
     started, each computes a share, and all return the report.
 
     Args:
         checkpoint: what `load_checkpoint` returns; its conventions are those of the bound.
         images: what `load_images` returns or takes: a name, a path, a uint8 array.
-        dequantization: of the ODE, as all up to `num_ode_images`; see `evaluate_ode`.
-        trace: see there.
-        probes: see there.
-        solver: see there.
-        solver_steps: see there.
-        num_ode_images: see there.
-        half_width: of the variational bound; see `evaluate_nll`.
-        seed: of all, 0 <= seed < 2^64.
+        dequantization: dequantization of the ODE; like the options up to `num_ode_images`, see
+            `evaluate_ode`.
+        trace: see `evaluate_ode`.
+        probes: see `evaluate_ode`.
+        solver: see `evaluate_ode`.
+        solver_steps: see `evaluate_ode`.
+        num_ode_images: see `evaluate_ode`.
+        half_width: half width of the variational bound's interval; see `evaluate_nll`.
+        seed: seed of all random numbers, 0 <= seed < 2^64.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps"; the network computes in strict float32.
         batch_size: network evaluations in a batch, None for what suits the device. Another one
             changes a number by float rounding.
         check: whether a sanity check evaluates the checkpoint under other parameterizations
             first; None where the run is long.
         out: the run folder; one that holds the same run unfinished, or finished with a wider
-            interval, is resumed. It has the folders of both runs in it, `bound` and `ode`. None
-            keeps the run in memory.
+            interval, is resumed. Its subfolders `bound` and `ode` hold the two runs. None keeps
+            the run in memory.
         command: the command line, for the record.
         listener: called as the run proceeds.
         progress: whether progress, warnings and notes go to standard error where there is no
             listener.
 
     Raises:
-        InputError: an argument, the images or the folder do not fit, or the ODE of an image is not
-            finite.
+        InputError: an argument, the images or the folder is unsuitable, or the ODE of an image
+            is not finite.
         ProcessLostError: another process of the run has stopped.
 
     Source: Ho, Jain & Abbeel 2020, eq. 5; Bao et al. 2022, theorem 1; Kingma et al. 2021, eq. 18;
@@ -179,7 +180,7 @@ def evaluate_likelihoods(
             "seed": seed,
             "device": device,
             "batch_size": batch_size,
-            "check": False,  # it was checked above, or is not to be
+            "check": False,  # done above, or switched off
         }
         bound = evaluate_nll(
             checkpoint,
@@ -201,7 +202,7 @@ def evaluate_likelihoods(
                 **named,
                 **shared,
             )
-        # A folder of that name is no model of the hub.
+        # A folder of this name is not a model on the hub.
         hub_id = "" if os.path.exists(checkpoint.source) else checkpoint.source
         frame = likelihoods_frame(
             bound.summary,
@@ -223,7 +224,7 @@ def evaluate_likelihoods(
 def _why_no_divergence(
     checkpoint: Checkpoint, shape: tuple[int, ...], device: torch.device
 ) -> str | None:
-    """Why the network has no gradient that a divergence could be of; None if it has."""
+    """Why the network has no gradient to take a divergence of; None if it has one."""
     if isinstance(checkpoint.network, UNet):
         return None
     x = torch.zeros((1, *shape), device=device)

@@ -89,14 +89,14 @@ _RATE = {
 
 
 def load_report(folder: str | Path) -> Report:
-    """The report of a finished run, as the function that made the run returned it.
+    """Load the report of a finished run, as returned by the function that ran it.
 
-    No network is called. Of a run of `rd` it is that of the bound; `rate_distortion(folder)` gives
-    its curve.
+    No network is evaluated. For a run of `rd` this is the report of the bound;
+    `rate_distortion(folder)` returns the curve.
 
     Args:
-        folder: of a run of `nll`, `rd`, `ode`, `likelihoods`, `score`, `fid`, `sample` or `speed`,
-            or of a comparison.
+        folder: the folder of a run of `nll`, `rd`, `ode`, `likelihoods`, `score`, `fid`, `sample`
+            or `speed`, or of a comparison.
 
     Raises:
         InputError: the folder holds no finished run, or a file is missing or damaged; the message
@@ -105,16 +105,16 @@ def load_report(folder: str | Path) -> Report:
     if not isinstance(folder, str | Path) or not str(folder).strip():
         raise InputError(f"load_report({folder!r}): give the folder of a run")
     path = Path(folder)
-    own = schema_of(path)
+    run_schema = schema_of(path)
     for schema, read in _READERS.items():
-        refuse_later(own, schema, named=str(path))
-        if own == schema:
+        refuse_later(run_schema, schema, named=str(path))
+        if run_schema == schema:
             return read(path)
-    # Opening it as a run of nll raises the error for any other folder.
-    return _of_bound(path)
+    # Opening any other folder as a run of nll raises the right error.
+    return _load_bound(path)
 
 
-def _of_bound(path: Path) -> NllReport:
+def _load_bound(path: Path) -> NllReport:
     run = finished_run(path, tables.SCHEMA, records.Run)
     refuse_missing_shards(run, option="")
     return NllReport(
@@ -144,7 +144,7 @@ def _continuous(run: FinishedRun) -> pd.DataFrame | None:
 
 
 def _steps(run: FinishedRun) -> pd.DataFrame:
-    """The table with one row a timestep."""
+    """The table with one row per timestep."""
     columns, path = dict(_PER_TIMESTEP), run.path / "per_timestep.csv"
     if run.summary.get("num_parts") is not None:
         places = dict.fromkeys(PLACE_COLUMNS, "float64")
@@ -164,14 +164,14 @@ def _table(
     return table
 
 
-def _of_ode(path: Path) -> OdeReport:
+def _load_ode(path: Path) -> OdeReport:
     run = finished_run(path, ode.SCHEMA, records.OdeRun)
     columns = {"image_id": "str", **dict.fromkeys(ode.PER_IMAGE_COLUMNS, "float64")}
     per_image = _table(path / PER_IMAGE, columns, rows=run.summary["num_ode_images"])
     return OdeReport(run.summary, per_image, path)
 
 
-def _of_likelihoods(path: Path) -> LikelihoodsReport:
+def _load_likelihoods(path: Path) -> LikelihoodsReport:
     run = finished_run(path, likelihoods.SCHEMA, records.LikelihoodsRun)
     frame = _table(path / TABLE, likelihoods.COLUMNS)
     if likelihoods.rows_of(frame) != run.summary["likelihoods"]:
@@ -179,21 +179,23 @@ def _of_likelihoods(path: Path) -> LikelihoodsReport:
     return LikelihoodsReport(run.summary, frame, path)
 
 
-def _of_scores(path: Path) -> ScoreReport:
+def _load_scores(path: Path) -> ScoreReport:
     run = finished_run(path, scores.SCHEMA, records.ScoreRun)
-    optional, there = scores.OPTIONAL_COLUMNS.items(), texts_of(path / PER_IMAGE)
-    columns = scores.PER_IMAGE_COLUMNS | {name: kind for name, kind in optional if name in there}
+    optional, columns_present = scores.OPTIONAL_COLUMNS.items(), texts_of(path / PER_IMAGE)
+    columns = scores.PER_IMAGE_COLUMNS | {
+        name: kind for name, kind in optional if name in columns_present
+    }
     rows = sum(image_set["num_images"] for image_set in run.summary["sets"])
     return ScoreReport(run.summary, _table(path / PER_IMAGE, columns, rows=rows), path)
 
 
-def _of_fidelity(path: Path) -> FidReport:
+def _load_fidelity(path: Path) -> FidReport:
     run = FinishedRun.open(path, option="", schema=fidelity.SCHEMA)
     per_image, against_n = fidelity.read_fidelity_tables(run)
     return FidReport(run.summary, per_image, against_n, path)
 
 
-def _of_samples(path: Path) -> SampleReport:
+def _load_samples(path: Path) -> SampleReport:
     summary = _summary(path, records.SampleRun)
     try:
         data = read_npz(path / SAMPLES, None)
@@ -205,7 +207,7 @@ def _of_samples(path: Path) -> SampleReport:
     return SampleReport(summary, images, path)
 
 
-def _of_speed(path: Path) -> SpeedReport:
+def _load_speed(path: Path) -> SpeedReport:
     summary = _summary(path, records.SpeedRun)
     calls, parts, predictions = (
         _table(path / f"{name}.csv", _columns_of(summary[name]), rows=len(summary[name]))
@@ -214,7 +216,7 @@ def _of_speed(path: Path) -> SpeedReport:
     return SpeedReport(summary, calls, parts, predictions, path)
 
 
-def _of_comparison(path: Path) -> Comparison:
+def _load_comparison(path: Path) -> Comparison:
     summary = _summary(path, records.Comparison)
     runs = read_table(path / "runs.csv", _RUNS)
     if comparison.rows_of(runs) != [summary["baseline"], *summary["runs"]]:
@@ -224,7 +226,7 @@ def _of_comparison(path: Path) -> Comparison:
     return Comparison(summary, runs, _table(path / "per_timestep.csv", columns, rows=rows), path)
 
 
-def _of_fidelity_comparison(path: Path) -> FidelityComparison:
+def _load_fidelity_comparison(path: Path) -> FidelityComparison:
     summary = _summary(path, records.FidelityComparison)
     return FidelityComparison(summary, fidelity_comparison.differences_frame(summary), path)
 
@@ -236,7 +238,7 @@ def _summary(path: Path, kind: type[Struct]) -> dict[str, Any]:
 
 
 def _columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """The columns of a table and their types, by its rows in a summary."""
+    """Names and types of the columns of a table, from its rows in a summary."""
     known = {
         name: next((row[name] for row in rows if row[name] is not None), math.nan)
         for name in rows[0]
@@ -245,13 +247,13 @@ def _columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 _READERS: dict[str, Callable[[Path], Report]] = {
-    tables.SCHEMA: _of_bound,
-    ode.SCHEMA: _of_ode,
-    likelihoods.SCHEMA: _of_likelihoods,
-    scores.SCHEMA: _of_scores,
-    fidelity.SCHEMA: _of_fidelity,
-    sample.SCHEMA: _of_samples,
-    speed.SCHEMA: _of_speed,
-    comparison.SCHEMA: _of_comparison,
-    fidelity_comparison.SCHEMA: _of_fidelity_comparison,
+    tables.SCHEMA: _load_bound,
+    ode.SCHEMA: _load_ode,
+    likelihoods.SCHEMA: _load_likelihoods,
+    scores.SCHEMA: _load_scores,
+    fidelity.SCHEMA: _load_fidelity,
+    sample.SCHEMA: _load_samples,
+    speed.SCHEMA: _load_speed,
+    comparison.SCHEMA: _load_comparison,
+    fidelity_comparison.SCHEMA: _load_fidelity_comparison,
 }

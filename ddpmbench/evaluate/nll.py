@@ -71,14 +71,14 @@ class NllReport(Shown):
 
     Attributes:
         summary: the object of `summary.json`.
-        per_timestep: one row a step; see `report.tables.per_timestep`.
-        rate_distortion: one row a step; see `report.tables.rate_distortion`.
-        conventions: one row a published convention; see `report.conventions`.
-        sub_schedules: one row a model that visits some of the steps; see there.
-        per_image: one row an image; see `report.tables.per_image`.
+        per_timestep: one row per timestep; see `report.tables.per_timestep`.
+        rate_distortion: one row per timestep; see `report.tables.rate_distortion`.
+        conventions: one row per published convention; see `report.conventions`.
+        sub_schedules: one row per model on a subset of the timesteps; see `report.sub_schedules`.
+        per_image: one row per image; see `report.tables.per_image`.
         folder: the run folder; None if the run was kept in memory.
-        continuous: one row a term that was evaluated in continuous time, too; see
-            `report.tables.continuous_frame`. None where there is none.
+        continuous: one row per term that was evaluated in continuous time as well; see
+            `report.tables.continuous_frame`. None without an estimate in continuous time.
     """
 
     summary: dict[str, Any]
@@ -125,36 +125,37 @@ def evaluate_nll(
 ) -> NllReport:
     """The variational bound in bits per dimension, its three parts and two intervals.
 
-    In processes that torchrun started, each computes a share of the rows, and all return the
+    In processes that torchrun started, each computes a share of the terms, and all return the
     report.
 
     Args:
         checkpoint: what `load_checkpoint` returns; its conventions are those of the bound.
         images: what `load_images` returns or takes: a name, a path, a uint8 array.
-        estimator: "importance" computes a few steps of a sample of the images, so that the bound
-            is unbiased and its interval narrow; "every-pair" every step of every image.
-        half_width: importance: of the 95 % interval for these images, bits per dimension; rows
-            are added until it is that narrow. None for 0.005, or with `terms_of` for that of its
-            run.
-        max_evaluations: importance: network calls not to be exceeded, however wide the
-            interval is then.
-        terms_of: importance: the folder of a run on the same images, whose rows are computed;
-            `compare` takes runs with the same rows.
-        draws: every-pair: noise draws a pair; with one, the interval for this image set cannot
-            be known. None for 2.
-        decoder: "exact" or "tanh" for the distribution function of the decoder.
-        seed: of the noise and the choice of rows, 0 <= seed < 2^64.
+        estimator: "importance" evaluates a few timesteps of each image in a random sample, for an
+            unbiased bound with a narrow interval; "every-pair" evaluates every timestep of every
+            image.
+        half_width: importance: half width of the 95 % interval for these images, bits per
+            dimension; terms are added until it is reached. None for 0.005, or with `terms_of` for
+            that of its run.
+        max_evaluations: importance: the most network evaluations, even if the interval is then
+            wider.
+        terms_of: importance: the folder of a run on the same images; the same terms are evaluated,
+            so that `compare` accepts the two runs.
+        draws: every-pair: noise draws per image and timestep; with one, the interval for this
+            image set is unknown. None for 2.
+        decoder: "exact" normal distribution function, or its approximation by "tanh".
+        seed: seed of the noise and the choice of terms, 0 <= seed < 2^64.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
-        precision: what the network computes in: "fp32" strictly, "tf32", "bf16", "fp16", or
-            "auto": that of the run in the folder, if there is one, else fp16 on CUDA, and on a
-            CPU bf16 where a short test before a long run finds that to be faster by a third;
-            otherwise fp32. In low precision some rows are computed in strict float32 too, and
-            correct the bound, its parts and its intervals; the tables are as the rows have them.
-        batch_size: rows a network call, None for what suits the device. Another one
+        precision: precision of the network: strict "fp32", "tf32", "bf16", "fp16", or "auto": that
+            of the run in the folder, if any; else fp16 on CUDA, and bf16 on a CPU where a short
+            test before a long run finds it a third faster; otherwise fp32. In low precision some
+            terms are evaluated in strict float32 as well, and correct the bound, its parts and its
+            intervals; the tables are not corrected.
+        batch_size: terms per network evaluation, None for what suits the device. Another one
             changes a number by float rounding.
         check: whether a sanity check evaluates the checkpoint under other parameterizations
             first, which does not count towards the run; None where the run is long.
-        continuous: whether the bound in continuous time is estimated, too, from its difference
+        continuous: whether to estimate the bound in continuous time as well, from its difference
             for some hundred terms, which do not count towards the run; None where the run takes
             10,000 network evaluations or more.
         out: the run folder; one that holds the same run unfinished, or finished with a wider
@@ -165,7 +166,7 @@ def evaluate_nll(
             listener.
 
     Raises:
-        InputError: an argument, the images or the folder do not fit.
+        InputError: an argument, the images or the folder is unsuitable.
         ProcessLostError: another process of the run has stopped.
 
     Source: Ho, Jain & Abbeel 2020, eq. 5.
@@ -225,13 +226,13 @@ def evaluate_nll(
         checked = preliminary.run(checkpoint.as_trained, images, run_session, folder)
         if finished is not None:
             reporter.start(0)
-            _warn_of(finished, chosen, reporter)
+            _warn(finished, chosen, reporter)
             return finished
         note = reporter.note
         engine = settled_engine(checkpoint, use, run_session, precision=computed_in, note=note)
         result = evaluation.run(engine, reporter, is_continuous=absent is None)
         report = evaluation.report(result, checked, absent=absent, engine=engine)
-        _warn_of(report, chosen, reporter)
+        _warn(report, chosen, reporter)
         if folder is not None and ranks.reports:
             if (line := wider_note(report, narrower)) is not None:
                 reporter.note(line)
@@ -246,11 +247,11 @@ class _Evaluation:
     """An evaluation of the bound: all that its result depends on.
 
     Attributes:
-        terms_pass: its model, its images, its seed and its decoder.
-        estimator: its estimator.
-        precision: of the network.
-        session: where it takes place.
-        batch_size: as it was given.
+        terms_pass: the model, the images, the seed and the decoder.
+        estimator: chooses the terms.
+        precision: precision of the network.
+        session: the devices, the processes and the run folder.
+        batch_size: as given by the user.
     """
 
     terms_pass: TermsPass
@@ -261,7 +262,7 @@ class _Evaluation:
 
     @cached_property
     def conventions(self) -> dict[str, object]:
-        """What two bounds of one network can differ in, but for the data range."""
+        """The conventions in which two bounds of one network can differ, but the data range."""
         terms = self.terms_pass
         return conventions_of(terms.checkpoint, terms.images, decoder=terms.decoder)
 
@@ -311,11 +312,11 @@ class _Evaluation:
         }
 
     def finished(self, *, is_checked: bool, absent: str | None) -> NllReport | None:
-        """The report in the run folder, where it is that of this very evaluation; else None.
+        """The report in the run folder, if it is of the same evaluation; else None.
 
         Args:
             is_checked: whether a sanity check comes first.
-            absent: why there is no bound in continuous time beside it; None where there is.
+            absent: why there is no bound in continuous time; None where there is one.
         """
         path, checked = self.session.out, None
         if path is None:
@@ -334,7 +335,7 @@ class _Evaluation:
         return report if has_all else None
 
     def run(self, engine: Engine, listener: RunListener, *, is_continuous: bool) -> LikelihoodRun:
-        """Evaluate the terms that are missing, and reduce all of them to the bound."""
+        """Evaluate the missing terms, and reduce all terms to the bound."""
         terms, store = self.terms_pass, self.session.store
         shape = terms.images.pixels.shape[1:]
         worker = self.session.worker(shape, batch_size=self.batch_size, listener=listener)
@@ -362,7 +363,7 @@ class _Evaluation:
         absent: str | None,
         engine: Engine,
     ) -> NllReport:
-        """The report of the terms; see `finished` for `absent`."""
+        """The report from the terms; see `finished` for `absent`."""
         terms, schedule = self.terms_pass, self.terms_pass.checkpoint.schedule
         comparability = Comparability(
             **self._known(checked),
@@ -403,10 +404,10 @@ ESTIMATORS: dict[str, type[EveryPair] | type[Importance]] = {
 
 
 def _estimator(name: str, **options: object) -> Estimator:
-    """An estimator with the options that were given, None for those that were not.
+    """The estimator with the given options; None stands for options not given.
 
     Raises:
-        InputError: the name is unknown, or an option makes no sense or is another estimator's.
+        InputError: the name is unknown, or an option is invalid or belongs to another estimator.
     """
     one_of("estimator", name, ESTIMATORS)
     fields = {
@@ -425,7 +426,7 @@ def _estimator(name: str, **options: object) -> Estimator:
     return ESTIMATORS[name](**given)
 
 
-def _warn_of(report: NllReport, estimator: Estimator, reporter: RunListener) -> None:
+def _warn(report: NllReport, estimator: Estimator, reporter: RunListener) -> None:
     for line in (estimator.warning(report.summary), raw_pixels_warning(report.summary)):
         if line:
             reporter.warn(line)
@@ -461,7 +462,7 @@ def _write(
 
 
 def _extremes(result: LikelihoodRun, images: ImageSet, data_range: DataRange) -> Extremes:
-    """By the whole bound, or by its decoder where that alone is known of single images."""
+    """The images with extreme bounds, or decoder terms where an image has no bound of its own."""
     bound = result.bound
     values = bound.image_decoder if isinstance(bound, SampledBound) else bound.total
     return Extremes.of(values, images.pixels).shown(data_range)

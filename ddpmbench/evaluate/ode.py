@@ -1,4 +1,4 @@
-"""How well does a model predict images as a probability-flow ODE? Its likelihood."""
+"""The likelihood of images under a model's probability-flow ODE."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -55,7 +55,7 @@ PER_IMAGE_COLUMNS = (
 )
 """The columns of `per_image.csv` after `image_id`, in bits per dimension."""
 _GRAPH = 4
-"""An evaluation with its gradient takes the memory of about so many without."""
+"""Memory of an evaluation with its gradient, in evaluations without."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -64,8 +64,8 @@ class OdeReport(Shown):
 
     Attributes:
         summary: the object of `summary.json`.
-        per_image: one row an image whose ODE was solved, in bits per dimension: `image_id`,
-            `bits_per_dim` = `decoder` + `log_q` - `log_p`, `solver_error` and `probe_error` of it,
+        per_image: one row per image whose ODE was solved, in bits per dimension: `image_id`,
+            `bits_per_dim` = `decoder` + `log_q` - `log_p`, its `solver_error` and `probe_error`,
             and `variational_bound`, an unbiased estimate.
         folder: the run folder; None if the run was kept in memory.
     """
@@ -106,26 +106,27 @@ def evaluate_ode(
 ) -> OdeReport:
     """The likelihood of the probability-flow ODE, in bits per dimension.
 
-    The ODE of a random sample of the images is solved, in pairs with an estimate of their
-    variational bound. If there are more images, `evaluate_nll` bounds all of them, and the mean
-    difference of the pairs leads from there to the ODE of all. In processes that torchrun started,
-    each computes a share, and all return the report.
+    The ODE is solved for a random sample of the images, each paired with an estimate of its
+    variational bound. If there are more images, `evaluate_nll` bounds all of them, and adding the
+    mean difference of the pairs estimates the ODE's likelihood on all. In processes that torchrun
+    started, each computes a share, and all return the report.
 
     Args:
-        checkpoint: what `load_checkpoint` returns. Its network must take timesteps between the
-            whole ones; it was trained on the whole ones alone.
+        checkpoint: what `load_checkpoint` returns. Its network must accept fractional timesteps,
+            although it was trained on integers only.
         images: what `load_images` returns or takes: a name, a path, a uint8 array.
-        dequantization: "decoder", the forward process to x_1 and the variational bound's own
-            decoder; "uniform", or "truncated-normal" within the bin of each level.
-        trace: of the divergence: "hutchinson" by random signs, or "exact".
-        probes: hutchinson: vectors of random signs an image.
+        dequantization: "decoder", the forward process to x_1 with the decoder of the variational
+            bound; "uniform", or "truncated-normal" within the bin of each level.
+        trace: estimator of the divergence: "hutchinson" with random signs, or "exact".
+        probes: hutchinson: vectors of random signs per image.
         solver: "heun" or "rk4", exponential Runge-Kutta methods of order 2 and 4.
-        solver_steps: an even number, on an even grid in log sigma.
-        num_ode_images: so many images' ODE is solved, at most.
-        half_width: of the variational bound on all images; see `evaluate_nll`.
-        bound: that bound, where it is known already: of the same checkpoint, images and seed, in
-            strict float32 with the exact decoder. None evaluates it.
-        seed: of noise, probes and the choice of images, 0 <= seed < 2^64.
+        solver_steps: an even number of steps, evenly spaced in log sigma.
+        num_ode_images: the most images whose ODE is solved.
+        half_width: half width of the variational bound's interval on all images; see
+            `evaluate_nll`.
+        bound: the bound on all images, if it is known already: of the same checkpoint, images and
+            seed, in strict float32 with the exact decoder. None evaluates it.
+        seed: seed of noise, probes and the choice of images, 0 <= seed < 2^64.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         batch_size: images in a network evaluation, None for what suits the device. Another one
             changes a number by float rounding.
@@ -139,8 +140,8 @@ def evaluate_ode(
             listener.
 
     Raises:
-        InputError: an argument, the images, the network or the folder do not fit, or the ODE of an
-            image is not finite.
+        InputError: an argument, the images, the network or the folder is unsuitable, or the ODE
+            of an image is not finite.
         ProcessLostError: another process of the run has stopped.
 
     Source: Song et al. 2021, section 4.3.
@@ -175,7 +176,7 @@ def evaluate_ode(
             ),
         }
         if bound is not None:
-            of_ode = {
+            expected = {
                 "checkpoint": checkpoint.record,
                 "data": images.record,
                 "num_timesteps": checkpoint.schedule.num_timesteps,
@@ -183,11 +184,11 @@ def evaluate_ode(
                 "seed": seed,
                 "precision": "fp32",
             }
-            _check_bound(bound.summary, of_ode)
+            _check_bound(bound.summary, expected)
         run_session.agree(identity, half_width=half_width)
         folder = run_session.folder(identity, reporter.warn)
         has_bound = bound is not None or len(images) > len(chosen)
-        if not has_bound:  # else the run of the bound does
+        if not has_bound:  # otherwise the run of the bound notes them
             note_images(checkpoint, images, reporter)
         per_image_evaluations, per_image_vjps = evaluations_per_image(settings, shape)
         evaluations = len(chosen) * per_image_evaluations
@@ -203,18 +204,18 @@ def evaluate_ode(
             _compute(ode_pass, chosen, store, run_session, reporter, batch_size)
         known, bound_record = None, None
         if len(images) > len(chosen):
-            of_all = bound or evaluate_nll(
+            full_bound = bound or evaluate_nll(
                 checkpoint,
                 images,
                 half_width=half_width,
                 seed=seed,
                 device=device,
                 batch_size=batch_size,
-                check=False,  # it was checked above, or is not to be
+                check=False,  # done above, or switched off
                 out=None if folder is None else folder.path / BOUND,
                 listener=dataclasses.replace(reporter, start=lambda calls: None),
             )
-            known, bound_record = _known(of_all.summary)
+            known, bound_record = _known(full_bound.summary)
         columns = {name: gathered(store, name, len(chosen)) for name in OdePass.COLUMNS}
         estimate = estimate_ode(
             columns["decoder"] + columns["log_q"] - columns["log_p"], columns["bound"], known
@@ -240,7 +241,7 @@ def evaluate_ode(
             "check": checked,
         }
         line = raw_pixels_warning(summary)
-        if line and not has_bound:  # the run of the bound warns by itself
+        if line and not has_bound:  # otherwise the run of the bound warns
             reporter.warn(line)
         report = OdeReport(summary, per_image, None if folder is None else folder.path)
         if folder is not None and run_session.ranks.reports:
@@ -253,7 +254,7 @@ def evaluate_ode(
 
 
 def _sample(num_images: int, count: int, seed: int) -> NDArray[np.int64]:
-    """(n,) the indices of a random sample of the images, in order."""
+    """(n,) indices of a random sample of the images, in order."""
     order = ranks(words(num_images, seed, turn=0, purpose=IMAGES_PURPOSE)[0])
     return np.flatnonzero(order < count)
 
@@ -264,16 +265,16 @@ def why_no_ode(checkpoint: Checkpoint, shape: tuple[int, ...], device: torch.dev
     Args:
         checkpoint: the model, on the device.
         shape: (C, H, W) of an image.
-        device: where it runs.
+        device: where the network is evaluated.
     """
     if checkpoint.schedule.trained is not None:
         return "the model visits timesteps between those of its training"
     return why_not_continuous(checkpoint, shape, device)
 
 
-def _check_bound(bound: dict[str, Any], of_ode: dict[str, Any]) -> None:
-    """Raise InputError where a bound is not that of the ODE's images, or has no interval."""
-    for name, value in of_ode.items():
+def _check_bound(bound: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Raise InputError where a bound has no interval, or is not for the images of the ODE."""
+    for name, value in expected.items():
         theirs = bound[name]
         if name in ("checkpoint", "data"):
             name, theirs, value = f"{name}.sha256", theirs["sha256"], value["sha256"]
@@ -308,7 +309,7 @@ def _compute(
 
 
 def _known(summary: dict[str, Any]) -> tuple[KnownBound, dict[str, Any]]:
-    """The bound on all images, and its part in the record."""
+    """The bound on all images, and its part of the record."""
     names = ("bits_per_dim", "half_width", "half_width_population")
     nats, half_width, population = (float(summary[name]) * NATS_PER_BIT for name in names)
     known = KnownBound(nats, half_width, population, summary["num_images"])
@@ -318,7 +319,7 @@ def _known(summary: dict[str, Any]) -> tuple[KnownBound, dict[str, Any]]:
 def _per_image(columns: dict[str, NDArray[np.float64]], ids: list[str]) -> pd.DataFrame:
     bits = {name: column / NATS_PER_BIT for name, column in columns.items()}
     bits["bits_per_dim"] = bits["decoder"] + bits["log_q"] - bits["log_p"]
-    bits["solver_error"] *= -1  # of the bound, not of log_p
+    bits["solver_error"] *= -1  # the sign of the bound, not of log_p
     bits["variational_bound"] = bits["bound"]
     return pd.DataFrame({"image_id": ids, **{name: bits[name] for name in PER_IMAGE_COLUMNS}})
 

@@ -16,14 +16,14 @@ from ddpmbench.report.text import bound_line, cost_lines
 def listening(
     listener: RunListener | None, name: str, unit: str, *, calls: int = 1, shown: bool
 ) -> Iterator[RunListener]:
-    """The caller's listener; without one progress, warnings and notes go to standard error.
+    """The caller's listener, or else one that prints to standard error.
 
     Args:
         listener: the caller's, or None.
-        name: what is being done.
-        unit: what is counted.
-        calls: network calls that make one of the unit.
-        shown: False for silence where there is no listener.
+        name: the current task.
+        unit: the unit of progress.
+        calls: network evaluations per unit.
+        shown: False for no output where there is no listener.
     """
     if listener is not None or not shown:
         yield listener or RunListener()
@@ -49,13 +49,13 @@ def reported_session(
     """The session of a run, see `session`, and the listener of its first process."""
     with session(device, out, command) as run_session:
         reports = run_session.ranks.reports
-        own = listener if reports else None
-        with listening(own, name, unit, calls=calls, shown=shown and reports) as reporter:
+        own_listener = listener if reports else None
+        with listening(own_listener, name, unit, calls=calls, shown=shown and reports) as reporter:
             yield run_session, reporter
 
 
 def fidelity_listening(listener: FidelityListener | None, *, shown: bool) -> FidelityListener:
-    """The same of a run of `fid`, whose stages have their own progress."""
+    """The listener of a run of `fid`, whose stages have their own progress."""
     if listener is not None or not shown:
         return listener or FidelityListener()
 
@@ -70,7 +70,7 @@ def fidelity_listening(listener: FidelityListener | None, *, shown: bool) -> Fid
 
 
 def remark(now: RunProgress) -> str:
-    """What is known of the bound and what is being done besides the rows, in a line."""
+    """The bound so far and the current task besides the terms, in a line."""
     parts = []
     if now.bound is not None:
         half_width = now.bound.half_width / NATS_PER_BIT

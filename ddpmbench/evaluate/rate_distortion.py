@@ -43,8 +43,8 @@ class RateDistortion(Shown):
     """The rate-distortion curve of a checkpoint on images.
 
     Attributes:
-        summary: what makes it comparable, and the curve at ten steps.
-        curve: one row a step; see `report.tables.rate_distortion`.
+        summary: what the curve depends on, and the curve at ten timesteps.
+        curve: one row per timestep; see `report.tables.rate_distortion`.
         folder: the run folder; None if the run was kept in memory.
     """
 
@@ -64,7 +64,7 @@ class RateDistortion(Shown):
 
 
 def rate_distortion(run: NllReport | str | Path) -> RateDistortion:
-    """The rate-distortion curve of progressive lossy decoding, without a network call.
+    """The rate-distortion curve of progressive lossy decoding, without network evaluations.
 
     Args:
         run: what `evaluate_nll` returned, or the folder of a finished run.
@@ -86,11 +86,11 @@ def rate_distortion(run: NllReport | str | Path) -> RateDistortion:
 
 
 KINDS = ("none", "decoding", "all")
-"""Which pictures are made."""
+"""Kinds of pictures."""
 NUM_PICTURES = 8
-"""Images decoded, and samples; half as many pairs are interpolated."""
+"""Number of images decoded, and of samples; half as many pairs are interpolated."""
 NUM_STEPS = 10
-"""Timesteps shown: the first, and every T / 10."""
+"""Number of timesteps shown: the first, and every T / 10."""
 
 
 def check_pictures(
@@ -101,7 +101,7 @@ def check_pictures(
     Args:
         checkpoint: the model.
         images: the image set.
-        pictures: which; one of `KINDS`.
+        pictures: one of `KINDS`.
         depth: the timestep at which images are mixed, or None.
 
     Raises:
@@ -141,14 +141,14 @@ def progressive_pictures(
     """Pictures along the chain, with the noise of a run.
 
     "decoding" reconstructs the first images after part of the reverse steps; "all" adds samples
-    during generation and interpolations between pairs of images. They are kept in `pictures.npz`
-    of the run folder, from which `write_report` draws them; existing ones are not computed again,
+    during generation and interpolations between pairs of images. They are stored in `pictures.npz`
+    of the run folder, from which `write_report` draws them. Existing ones are not computed again,
     unless the depth of the interpolation differs.
 
     Args:
         checkpoint: that of the run.
         images: those of the run.
-        report: of the run, what `evaluate_nll` returned.
+        report: what `evaluate_nll` returned for the run.
         pictures: "none", "decoding" or "all".
         depth: the timestep in 1..T at which images are mixed; None for T / 2.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
@@ -174,12 +174,14 @@ def progressive_pictures(
     target = resolve_device(device)
     shape = images.pixels.shape[1:]
     num_timesteps = checkpoint.schedule.num_timesteps
-    kept = Pictures()
+    run_pictures = Pictures()
     with listening(listener, "pictures", "evaluations", shown=progress) as listener:
         if report.folder is not None:
-            kept = _kept(report.folder, num_timesteps, listener)
+            run_pictures = _existing_pictures(report.folder, num_timesteps, listener)
         size = len(images)
-        plan = _plan(pictures, kept, num_images=size, num_timesteps=num_timesteps, depth=depth)
+        plan = _plan(
+            pictures, run_pictures, num_images=size, num_timesteps=num_timesteps, depth=depth
+        )
         total, before = sum(part.num_calls for part in plan), 0
         batch = BatchSize(batch_size, device=target, image_shape=shape, warn=listener.warn)
         if total:
@@ -193,16 +195,16 @@ def progressive_pictures(
                 seed = report.summary["seed"]
                 return part.make(PicturePass(checkpoint, images, seed, target, rows, progress))
 
-            who = checkpoint.network_name
-            with user_errors(who), evaluating_checkpoint(checkpoint), strict_float32():
-                kept = kept.with_those_of(batch.attempt(make))
+            name = checkpoint.network_name
+            with user_errors(name), evaluating_checkpoint(checkpoint), strict_float32():
+                run_pictures = run_pictures.with_those_of(batch.attempt(make))
             before += part.num_calls
             if report.folder is not None:
-                kept.write(report.folder)
-    return kept
+                run_pictures.write(report.folder)
+    return run_pictures
 
 
-def _kept(folder: Path, num_timesteps: int, listener: RunListener) -> Pictures:
+def _existing_pictures(folder: Path, num_timesteps: int, listener: RunListener) -> Pictures:
     """Pictures of an earlier session; none if they are damaged."""
     try:
         return Pictures.read(folder, num_timesteps)
@@ -218,32 +220,34 @@ class _Part:
 
 
 def _plan(
-    pictures: str, kept: Pictures, *, num_images: int, num_timesteps: int, depth: int | None
+    pictures: str, run_pictures: Pictures, *, num_images: int, num_timesteps: int, depth: int | None
 ) -> list[_Part]:
-    """Missing pictures."""
+    """The missing pictures."""
     steps = np.rint(np.arange(NUM_STEPS + 1) * num_timesteps / NUM_STEPS).astype(np.int64)
     t = (num_timesteps + 1 - np.unique(np.maximum(steps, 1))).tolist()
     image = range(min(NUM_PICTURES, num_images))
     pair = [(i, i + 1) for i in image[:-1:2]]
     middle = max(1, num_timesteps // 2) if depth is None else depth
-    there = kept.interpolation is not None and kept.interpolation.depth == middle
+    has_interpolation = (
+        run_pictures.interpolation is not None and run_pictures.interpolation.depth == middle
+    )
 
     def decoding(run: PicturePass) -> Pictures:
         return Pictures(decoding=progressive_decoding(run, image, t))
 
     def generation(run: PicturePass) -> Pictures:
-        # The last step shows the sample itself.
+        # The last timestep shows the sample itself.
         return Pictures(generation=progressive_generation(run, NUM_PICTURES, t[:-1] or t))
 
     def between(run: PicturePass) -> Pictures:
         return Pictures(interpolation=interpolation(run, pair, middle))
 
     plan = []
-    if pictures != "none" and kept.decoding is None:
+    if pictures != "none" and run_pictures.decoding is None:
         plan.append(_Part(len(image) * len(t), decoding))
-    if pictures == "all" and kept.generation is None:
+    if pictures == "all" and run_pictures.generation is None:
         plan.append(_Part(NUM_PICTURES * num_timesteps, generation))
-    if pictures == "all" and not there:
+    if pictures == "all" and not has_interpolation:
         plan.append(_Part(len(pair) * len(WEIGHTS) * middle, between))
     return plan
 
@@ -251,7 +255,7 @@ def _plan(
 def _check_run(checkpoint: Checkpoint, images: ImageSet, report: NllReport) -> None:
     run, conventions = report.summary, with_data_range(report.summary["conventions"])
     data_range = checkpoint.data_range
-    for name, there, here in (
+    for name, run_value, value in (
         ("checkpoint", run["checkpoint"]["sha256"], checkpoint.sha256),
         ("image set", run["data"]["sha256"], images.sha256),
         ("number of steps", run["num_timesteps"], checkpoint.schedule.num_timesteps),
@@ -261,5 +265,5 @@ def _check_run(checkpoint: Checkpoint, images: ImageSet, report: NllReport) -> N
         ("data range", conventions["data_range"], data_range.interval),
         ("number of levels", conventions["levels"], data_range.levels),
     ):
-        if there != here:
+        if run_value != value:
             raise InputError(f"pictures: the run has another {name}; give the run's own")

@@ -1,4 +1,4 @@
-"""Write the page of a report into its folder."""
+"""Draw the figures of a report into its folder, and write its page."""
 
 import contextlib
 from collections.abc import Mapping
@@ -49,14 +49,14 @@ _WITHOUT_PAGE = {
     "speed": "its figures are in figures/",
     "inspect": "its figure is in figures/",
 }
-"""Commands without a page, and where their figures are."""
+"""Commands without a page, and where to find their figures."""
 
 
 def write_report(run: str | Path, *, progress: bool = True) -> Path:
     """Draw the figures of a finished run into its folder, and write its page.
 
     The network is not evaluated, and the page loads nothing from elsewhere. For a run of
-    `evaluate_nll`, the metadata for the Hugging Face hub is written too.
+    `evaluate_nll`, the metadata for the Hugging Face hub is written as well.
 
     Args:
         run: the folder of a run of `evaluate_nll`, `evaluate_ode`, `evaluate_likelihoods`,
@@ -88,11 +88,11 @@ def write_report(run: str | Path, *, progress: bool = True) -> Path:
 def write_page(report: PageReport, *, progress: bool = True) -> Path:
     """Draw the figures of a report into its folder, and write its page.
 
-    The tables are those in memory; pictures and the record of the environment are read from the
-    folder.
+    The tables are taken from the report; pictures and the record of the environment are read from
+    the folder.
 
     Args:
-        report: of a run with a folder, or of a comparison with one.
+        report: the report of a run or of a comparison, with a folder.
         progress: whether the number of figures drawn is shown on standard error.
 
     Returns:
@@ -139,7 +139,7 @@ def _page(report: PageReport, folder: Path, *, progress: bool) -> str:
 
 
 def _drawn(folder: Path, figures: Mapping[str, Draw], *, progress: bool) -> dict[str, str]:
-    """The svg of each figure by name, drawn into the folder."""
+    """Draw the figures into the folder; returns the svg of each by name."""
     shown = (
         running.progress("figures", "figures")
         if progress

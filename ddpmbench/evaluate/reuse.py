@@ -1,4 +1,4 @@
-"""What a run folder holds already: the page of a report, and the result of a finished run."""
+"""What a run folder holds already: the page of its report, and the result of a finished run."""
 
 import contextlib
 import json
@@ -23,31 +23,31 @@ if TYPE_CHECKING:
 
 PAGE = "report.html"
 RECORD = "report.json"
-"""Beside the page: what it and its figures were drawn of, by checksums, and theirs."""
+"""Record of a page: checksums of its inputs, of the page itself and of its figures."""
 _SHOWN_KINDS = (".json", ".csv", ".npz")
 _FOLDERS = ("figures", "huggingface")
 
 
 def page_of(report: "PageReport") -> Path:
-    """The page of a report with its figures, drawn unless they are there and whole.
+    """The page of a report with its figures, drawn unless an intact one exists.
 
     Args:
-        report: of a run with a folder.
+        report: the report of a run with a folder.
 
     Raises:
         InputError: see `write_page`.
     """
     folder = report.folder
-    record = None if folder is None else _drawn_of(folder)
+    record = None if folder is None else _page_inputs(folder)
     if folder is not None and record is not None and _is_drawn(folder, record):
         return folder / PAGE
-    # Only here: what draws takes long to import.
+    # Imported here, since matplotlib takes long to import.
     from ddpmbench.evaluate.report import write_page
 
     page = write_page(report)
     if record is not None:
         with (
-            contextlib.suppress(DamageError),  # a file that is no page's, then drawn each time
+            contextlib.suppress(DamageError),  # an unreadable file; drawn again each time
             writing_to(page.parent, ""),
             replacing(page.parent / RECORD) as temporary,
         ):
@@ -55,8 +55,8 @@ def page_of(report: "PageReport") -> Path:
     return page
 
 
-def _drawn_of(folder: Path) -> dict[str, Any] | None:
-    """All that a page depends on; None where that cannot be known."""
+def _page_inputs(folder: Path) -> dict[str, Any] | None:
+    """Everything that a page depends on; None where that is unknown."""
     revision = source_revision()
     if revision is not None and revision.endswith("+"):
         return None
@@ -73,10 +73,10 @@ def _drawn_of(folder: Path) -> dict[str, Any] | None:
 
 def _is_drawn(folder: Path, record: dict[str, Any]) -> bool:
     try:
-        there = read_json(folder / RECORD)
-        known = there.pop(CHECKSUMS)
+        page_record = read_json(folder / RECORD)
+        known = page_record.pop(CHECKSUMS)
         known.pop("this")
-        return bool(there == record and known == _drawn(folder))
+        return bool(page_record == record and known == _drawn(folder))
     except (DamageError, OSError, KeyError):
         return False
 
@@ -85,7 +85,7 @@ def _drawn(folder: Path) -> dict[str, str]:
     """The checksums of a page and its figures.
 
     Raises:
-        DamageError: a file is not there.
+        DamageError: a file does not exist.
     """
     paths = [folder / PAGE]
     for name in _FOLDERS:
@@ -102,34 +102,34 @@ def finished_report(
     environment: Mapping[str, Any],
     image_ids: Sequence[str],
 ) -> "NllReport | None":
-    """The report of a folder, where a run of `nll` would arrive at just this one.
+    """The report in a folder, if a run of `nll` with this identity would give the same result.
 
-    The folder must hold the same run with the same goal, made by the same versions on the same
-    device, and be whole: shards, tables and all. Nothing in it is changed.
+    The folder must hold the same run with the same target interval, made by the same versions on
+    the same device, and be complete: shards, tables and all. Nothing in it is changed.
 
     Args:
-        folder: that the run would have.
-        identity: the object of its `run.json`.
-        summary: the fields of its `summary.json` that are known before it.
-        sampling: those of `sampling` there.
-        environment: the object of its `environment.json`; the command and the engine do not count.
-        image_ids: of the images, in order.
+        folder: the run folder.
+        identity: the object of `run.json`.
+        summary: the fields of `summary.json` that are known before the run.
+        sampling: the fields of its `sampling` that are known before the run.
+        environment: the object of `environment.json`; the command and the engine do not count.
+        image_ids: names of the images, in order.
 
     Returns:
-        The report as it was computed; None where anything is another, missing, damaged, or not
-        known, such as what a source with uncommitted changes would compute.
+        The report as it was computed; None where anything differs, is missing, damaged or unknown,
+        such as the result of a source with uncommitted changes.
     """
-    # It reads the reports of every command, also of the one that calls.
+    # Imported here: load_report imports every command, including the one that calls this.
     from ddpmbench.evaluate.load_report import load_report
 
     if not (folder / SUMMARY).exists() or str(environment["git_revision"]).endswith("+"):
         return None
     try:
         known = read_json(folder / SUMMARY)
-        own = read_json(folder / IDENTITY)
-        own.pop(CHECKSUMS)
+        run_record = read_json(folder / IDENTITY)
+        run_record.pop(CHECKSUMS)
         is_same = (
-            own == _as_read(identity)
+            run_record == _as_read(identity)
             and _holds(known, summary)
             and _holds(known["sampling"], sampling)
             and _comparable(read_json(folder / ENVIRONMENT)) == _comparable(environment)
@@ -153,7 +153,7 @@ def _as_read(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _comparable(environment: Mapping[str, Any]) -> dict[str, Any]:
-    """What a result can depend on of where and how it was made."""
+    """The parts of a record of the environment on which a result can depend."""
     record = _as_read(environment)
     record.pop(CHECKSUMS, None)
     resolved = record.pop("arguments")["resolved"]
@@ -170,24 +170,24 @@ def _has_whole_files(folder: Path, summary: Mapping[str, Any]) -> bool:
 
 
 def _has_whole_shards(folder: Path, summary: Mapping[str, Any]) -> bool:
-    """Whether all that are there are whole, and none is missing.
+    """Whether no shard is missing or damaged.
 
-    Those of the rows of the result itself are looked for where its report is read.
+    Shards of the result's own terms are checked when its report is loaded.
     """
     run = tag(folder)
-    rows = {"pilot": summary["sampling"].get("pilot_evaluations", 0)}
+    num_terms = {"pilot": summary["sampling"].get("pilot_evaluations", 0)}
     if (correction := summary["precision_correction"]) is not None:
         for precision in (Precision.FP32, summary["precision"]):
-            rows[correction_store(precision)] = correction["num_evaluations"] // 2
+            num_terms[correction_store(precision)] = correction["num_evaluations"] // 2
     return (
         run is not None
         and not has_faults(folder / SHARDS, run)
-        and not any(run_store(folder, name).missing(size) for name, size in rows.items())
+        and not any(run_store(folder, name).missing(size) for name, size in num_terms.items())
     )
 
 
 def recorded_half_width(folder: Path) -> float | None:
-    """The half width of the finished run in a folder, bits per dimension; None without one."""
+    """The half width of the finished run in a folder, bits per dimension; None without a run."""
     try:
         half_width = read_json(folder / SUMMARY)["half_width"]
     except (DamageError, OSError, KeyError):
@@ -196,7 +196,7 @@ def recorded_half_width(folder: Path) -> float | None:
 
 
 def wider_note(report: "NllReport", before: float | None) -> str | None:
-    """A note where a result takes the place of a narrower one, of the half width `before`."""
+    """A note where a result replaces a narrower one, whose half width is `before`."""
     reached = report.summary["half_width"]
     if before is None or reached is None or reached <= before * (1 + 1e-9):
         return None

@@ -1,4 +1,4 @@
-"""What does a model make? Samples, as files that others can score."""
+"""Samples of a model, as files for other tools to score."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -37,10 +37,10 @@ class MadeBy:
 
     Attributes:
         checkpoint: the record of the model.
-        sampler: that of how it was sampled.
-        seed: of the noise.
+        sampler: the record of the sampler.
+        seed: seed of the noise.
         eight_bit: how samples became pixels.
-        precision: of the network.
+        precision: precision of the network.
     """
 
     checkpoint: dict[str, Any]
@@ -51,7 +51,7 @@ class MadeBy:
 
     @classmethod
     def of(cls, generation: Generation) -> "MadeBy":
-        """What a run says of samples that it makes."""
+        """How a run makes its samples."""
         settings = generation.settings
         return cls(
             generation.checkpoint.record,
@@ -65,15 +65,15 @@ class MadeBy:
 def load_samples(
     path: str | Path, *, on_bad: str = "fail", convert: str | None = None
 ) -> tuple[ImageSet, MadeBy | None]:
-    """Samples of a file or a folder; of a run folder of `sample` or `fid` those that it made.
+    """Load samples from a file or folder, or those of a run folder of `sample` or `fid`.
 
     Args:
         path: an .npz, a folder of images, or a run folder.
         on_bad: see `load_images`.
-        convert: likewise.
+        convert: see `load_images`.
 
     Returns:
-        The samples, and how they were made; None where nobody says.
+        The samples, and how they were made; None where that is unknown.
 
     Raises:
         InputError: they cannot be read, or the run has none, is unfinished, or is damaged.
@@ -154,16 +154,16 @@ def generate_samples(
 ) -> SampleReport:
     """Samples 0..N - 1 of a checkpoint.
 
-    In processes that torchrun started, each makes a share of them, and all return the report.
+    In processes that torchrun started, each generates a share, and all return the report.
 
     Args:
-        checkpoint: what `load_checkpoint` returns; its steps, variance and clip are those of the
-            sampler.
+        checkpoint: what `load_checkpoint` returns; its timesteps, variance and clip are those of
+            the sampler.
         num_samples: N.
         settings: the sampler, and how samples become pixels.
-        png: also a file an image.
+        png: whether to write a PNG file per sample as well.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
-        batch_size: samples made together, None for what suits the device. Another one changes
+        batch_size: samples generated together, None for what suits the device. Another one changes
             a sample by float rounding.
         out: the run folder; one that holds some of the same samples is resumed. None keeps
             the run in memory.
@@ -173,7 +173,7 @@ def generate_samples(
             listener.
 
     Raises:
-        InputError: an argument, the checkpoint or the folder do not fit.
+        InputError: an argument, the checkpoint or the folder is unsuitable.
         ProcessLostError: another process of the run has stopped.
 
     Source: Ho, Jain & Abbeel 2020, Algorithm 2; Song, Meng & Ermon 2021.
@@ -188,8 +188,8 @@ def generate_samples(
     if png and out is None:
         raise InputError("`png`: needs a folder; name one with `out`")
     calls = generation.num_evaluations
-    of_run = (device, out, command, listener)
-    with reported_session("sample", *of_run, shown=progress, unit="images", calls=calls) as (
+    run_arguments = (device, out, command, listener)
+    with reported_session("sample", *run_arguments, shown=progress, unit="images", calls=calls) as (
         run_session,
         reporter,
     ):

@@ -1,4 +1,4 @@
-"""How well does a model predict each image? A bound for every image with its standard error."""
+"""A variational bound for every image, with its standard error."""
 
 import dataclasses
 import hashlib
@@ -76,8 +76,8 @@ class ScoreReport(Shown):
 
     Attributes:
         summary: the object of `summary.json`.
-        per_image: one row an image: `set` (A, or B for the second set), `image_id`,
-            `bits_per_dim`, its `standard_error`, `code_length` in bits per dimension; of two sets
+        per_image: one row per image: `set` (A, or B for the second set), `image_id`,
+            `bits_per_dim`, its `standard_error`, `code_length` in bits per dimension; for two sets
             `nearest_distance`, RMSE of the pixels on 0..255 to the nearest other image of A; and
             `label` where there are labels.
         folder: the run folder; None if the run was kept in memory.
@@ -115,32 +115,32 @@ def score_images(
 ) -> ScoreReport:
     """A bound for every image with its standard error, in bits per dimension.
 
-    Every image has a stratified sample of the timesteps to itself (`PerImageDesign`). A score
-    depends on the checkpoint, the image and its position in the set, the seed, the number of
-    evaluations and the proposal density. The density comes from a pilot on a few images of the
-    first set; it is all that a score depends on of other images, is recorded in `proposal.csv`,
-    and is shared by the second set.
+    Every image has its own stratified sample of the timesteps (`PerImageDesign`). A score depends
+    on the checkpoint, the image and its position in the set, the seed, the number of evaluations
+    and the proposal density. The density comes from a pilot on a few images of the first set. It is
+    the only way in which other images affect a score; it is recorded in `proposal.csv`, and shared
+    by the second set.
 
-    With a second set, the summary has the difference of the means (second less first) with
-    Welch's test, and the area under the ROC curve of telling the second from the first: by bits
-    per dimension; less the code length, since raw bits rank simple images as likely; and, without
-    the model, by the distance to the nearest other image of the first set.
+    With a second set, the summary has the difference of the means (second minus first) with
+    Welch's test, and the area under the ROC curve for telling the second from the first: by bits
+    per dimension; by bits minus the code length, since raw bits rank simple images as likely; and,
+    without the model, by the distance to the nearest other image of the first set.
 
-    Where the model was trained on the first set, the difference is the generalization gap: larger
-    than 0 if it has memorized training images in part. Then the nearest images should tell nothing
-    (`nearest_distance`), or the sets differ. The first set counts as trained on if the checkpoint's
-    record of its training names it, or, where there is no record, if it is the split "train". If
-    both sets are named, the second must be the split "test" of the same data.
+    Where the model was trained on the first set, the difference is the generalization gap: above 0
+    if the model has partly memorized its training images. Then the nearest images
+    (`nearest_distance`) should not separate the sets, or the sets differ. The first set counts as
+    trained on if the checkpoint's record of its training names it, or, without a record, if it is
+    the split "train". If both sets are named, the second must be the split "test" of the same data.
 
     Args:
         checkpoint: what `load_checkpoint` returns.
         images: what `load_images` returns or takes.
-        second: likewise, images of the same shape to compare with the first.
-        evaluations_per_image: network evaluations of each image, 4 or more.
-        terms_of: the folder of a run of `score`, whose proposal density is taken in place of a
+        second: likewise; images of the same shape to compare with the first.
+        evaluations_per_image: network evaluations of each image, at least 4.
+        terms_of: the folder of a run of `score` whose proposal density is used in place of a
             pilot's.
-        decoder: "exact" or "tanh" for the distribution function of the decoder.
-        seed: of the noise and the timesteps, 0 <= seed < 2^64.
+        decoder: "exact" normal distribution function, or its approximation by "tanh".
+        seed: seed of the noise and the timesteps, 0 <= seed < 2^64.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps"; the network computes in strict float32.
         batch_size: network evaluations in a batch, None for what suits the device. Another one
             changes a number by float rounding.
@@ -154,7 +154,7 @@ def score_images(
             listener.
 
     Raises:
-        InputError: an argument, the images or the folder do not fit.
+        InputError: an argument, the images or the folder is unsuitable.
         ProcessLostError: another process of the run has stopped.
 
     Source: Nalisnick et al. 2019 for simple images, Serra et al. 2020 for the correction by a code
@@ -199,7 +199,7 @@ def score_images(
         runs = [TermsRun(one.calling(engine.model_output), worker) for one in passes]
         with user_errors(checkpoint.network_name), engine.running():
             result = _compute(runs, run_session, density, evaluations)
-        summary_of_run = {
+        run_fields = {
             "num_timesteps": checkpoint.schedule.num_timesteps,
             "evaluations_per_image": evaluations,
             "pilot_evaluations": result.pilot_evaluations,
@@ -213,9 +213,11 @@ def score_images(
             "seconds": round(result.seconds, 3),
             "check": checked,
         }
-        lengths, nearest, copies = ranks.once(partial(_of_pixels, sets, checkpoint.data_range))
+        lengths, nearest, copies = ranks.once(
+            partial(_pixel_statistics, sets, checkpoint.data_range)
+        )
         scored = list(map(Scored, sets, result.scores, lengths, nearest))
-        report = _report(checkpoint, scored, copies, summary_of_run, out)
+        report = _report(checkpoint, scored, copies, run_fields, out)
         for line in score_warnings(report.summary):
             reporter.warn(line)
         if folder is not None and ranks.reports:
@@ -249,7 +251,7 @@ def _compute(
     density: NDArray[np.float64] | None,
     evaluations: int,
 ) -> _Result:
-    """Evaluate the terms that are missing, and reduce all of them to scores."""
+    """Evaluate the missing terms, and reduce all terms to scores."""
     terms_pass, ranks = runs[0].terms_pass, run_session.ranks
     num_timesteps, seed = terms_pass.diffusion.schedule.num_timesteps, terms_pass.seed
     pilot = PilotDesign(len(terms_pass.images), num_timesteps, seed)
@@ -291,10 +293,10 @@ def _compute(
     return ranks.once(reduce)
 
 
-def _of_pixels(
+def _pixel_statistics(
     sets: list[ImageSet], data_range: DataRange
 ) -> tuple[list[NDArray[np.float64]], list[NDArray[np.float64] | None], int]:
-    """What takes no model: code lengths, nearest distances, and images of B in A."""
+    """Quantities without a model: code lengths, nearest distances, and images of B in A."""
 
     def code_lengths(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
         parts = [code_length(data_range.reduced(pixels[part])) for part in portions(pixels)]
@@ -312,7 +314,7 @@ def _report(
     checkpoint: Checkpoint,
     scored: list[Scored],
     copies: int,
-    summary_of_run: dict[str, Any],
+    run_fields: dict[str, Any],
     out: str | Path | None,
 ) -> ScoreReport:
     per_image, records, comparison = per_image_frame(scored), list(map(set_record, scored)), None
@@ -324,13 +326,13 @@ def _report(
         "bits_per_dim": records[0]["bits_per_dim"],
         "sets": records,
         "comparison": comparison,
-        **summary_of_run,
+        **run_fields,
     }
     return ScoreReport(summary, per_image, None if out is None else Path(out))
 
 
 def _is_gap(checkpoint: Checkpoint, first: ImageSet, second: ImageSet) -> bool:
-    """Whether the model was trained on the first set and the second is the test set to it."""
+    """Whether the model was trained on the first set, and the second is its test set."""
     data = (checkpoint.training or {}).get("data")
     if isinstance(data, dict):
         name = (data.get("source"), data.get("split"))

@@ -1,4 +1,4 @@
-"""How fast a model is on a device, and how long the other commands would take."""
+"""How fast a model is on a device, and how long other commands would take."""
 
 import dataclasses
 import json
@@ -41,17 +41,17 @@ SCHEMA = "ddpmbench.speed/1"
 
 @dataclasses.dataclass(frozen=True)
 class SpeedSettings:
-    """What is measured, and for which commands it is predicted.
+    """What to measure, and for which commands to predict the time.
 
     Attributes:
-        plan: of the measurement.
-        half_width: of the bound whose time is predicted, bits per dimension.
-        num_images: of the set whose bound it is, where no images are given.
-        num_samples: whose time is predicted.
-        image_size: height and width where neither checkpoint nor images say.
+        plan: the precisions and engines to measure.
+        half_width: half width of the predicted bound's interval, bits per dimension.
+        num_images: size of the image set for the bound, where no images are given.
+        num_samples: number of samples to predict the time for.
+        image_size: height and width, where neither checkpoint nor images say.
 
     Raises:
-        InputError: one of them makes no sense.
+        InputError: a value is out of range.
     """
 
     plan: SpeedPlan = dataclasses.field(default_factory=SpeedPlan)
@@ -61,7 +61,7 @@ class SpeedSettings:
     image_size: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse numbers that make no sense."""
+        """Check the values."""
         if not 0 < self.half_width < math.inf:
             raise InputError(
                 f"`half_width={self.half_width}`: choose a number above 0, such as 0.005"
@@ -77,14 +77,14 @@ class SpeedReport(Shown):
 
     Attributes:
         summary: the object of `summary.json`.
-        calls: one row an engine and a batch size: `engine` in words, `precision`,
+        calls: one row per engine and batch size: `engine` in words, `precision`,
             `channels_last`, `compiled`, `cuda_graph`, `batch_size`, `evaluations_per_second`,
             `ms_per_batch`, `tflops`, `share_of_peak` of the matrix product of that precision,
             `eps_error` against strict float32, `first_seconds`, and `break_even_evaluations`
             after which compiling has paid off (empty if not compiled, or never).
-        parts: one row a kind of work and precision, in milliseconds: `row`, `precision`, `ms`,
+        parts: one row per kind of work and precision, in milliseconds: `row`, `precision`, `ms`,
             `network`, `noise`, `rest`.
-        predictions: one row a command and precision: `question`, `command`, `num_evaluations`,
+        predictions: one row per command and precision: `question`, `command`, `num_evaluations`,
             `precision`, `seconds`.
         folder: where it was written; None if nowhere.
     """
@@ -128,22 +128,22 @@ def measure_speed(
     tell: Callable[[str], None] | None = None,
     progress: bool = True,
 ) -> SpeedReport:
-    """Time the network of a checkpoint and what surrounds it; predict the time of other commands.
+    """Time the network of a checkpoint and its surroundings; predict the time of other commands.
 
     Args:
         checkpoint: what `load_checkpoint` returns.
-        images: those whose bound is predicted; None for `num_images` gray ones.
-        settings: what is measured.
+        images: the images for the predicted bound; None for `num_images` gray ones.
+        settings: what to measure.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
-        batch_size: of the largest batch; None for what suits the device and the network.
+        batch_size: the largest batch size; None for what suits the device and the network.
         out: a folder to write to; an earlier measurement of the same kind there is replaced.
         command: the command line, for the record.
         tell: called with a line for each engine that is measured or left out; None for standard
             error.
-        progress: False for silence where `tell` is None.
+        progress: False for no output where `tell` is None.
 
     Raises:
-        InputError: the device cannot do what is asked, or an argument does not fit.
+        InputError: the device does not support a setting, or an argument is invalid.
     """
     since = time.perf_counter()
     tell = tell or (to_standard_error if progress else _silent)
@@ -193,7 +193,7 @@ def _shape(
 def _identity(
     checkpoint: Checkpoint, device: torch.device, settings: SpeedSettings, batch_size: int | None
 ) -> dict[str, Any]:
-    """What a measurement must share with that of a folder to replace it."""
+    """The fields that must be equal for a measurement to replace that in a folder."""
     plan = settings.plan
     precisions = plan.precisions and [str(precision) for precision in plan.precisions]
     return {
@@ -237,7 +237,7 @@ def _report(
 
 
 def _records(frame: pd.DataFrame) -> list[dict[Any, Any]]:
-    """Rows for JSON, which has null for what is not known."""
+    """Rows for JSON, with null for unknown values."""
     return frame.astype(object).where(frame.notna(), None).to_dict("records")
 
 
@@ -252,7 +252,7 @@ def _write(folder: RunFolder, report: SpeedReport, record: dict[str, object]) ->
 
 
 def calls_frame(speed: MeasuredSpeed) -> pd.DataFrame:
-    """One row an engine and a batch size; see `SpeedReport.calls`."""
+    """One row per engine and batch size; see `SpeedReport.calls`."""
     rows = []
     for call in speed.calls:
         flops = speed.flop_per_call * call.per_second
@@ -290,7 +290,7 @@ def _break_even(call: CallSpeed, calls: Sequence[CallSpeed]) -> float:
 
 
 def parts_frame(speed: MeasuredSpeed) -> pd.DataFrame:
-    """One row a kind of work and precision; see `SpeedReport.parts`."""
+    """One row per kind of work and precision; see `SpeedReport.parts`."""
     return pd.DataFrame(
         [
             {
@@ -308,7 +308,7 @@ def parts_frame(speed: MeasuredSpeed) -> pd.DataFrame:
 
 
 def _predictions_frame(speed: MeasuredSpeed, works: Sequence[Workload]) -> pd.DataFrame:
-    """One row a command and precision; see `SpeedReport.predictions`."""
+    """One row per command and precision; see `SpeedReport.predictions`."""
     return pd.DataFrame(
         [
             {
@@ -332,7 +332,7 @@ def printed_speed(summary: Mapping[str, Any], output_format: str) -> str:
 
     Args:
         summary: the object of its `summary.json`.
-        output_format: "table" for reading, "json" for the object itself, "csv" for one row an
+        output_format: "table" for reading, "json" for the object itself, "csv" for one row per
             engine and batch size.
     """
     match output_format:
@@ -345,7 +345,7 @@ def printed_speed(summary: Mapping[str, Any], output_format: str) -> str:
 
 
 def _headline(summary: Mapping[str, Any]) -> str:
-    """The fastest strict float32 where there is one, else the fastest of all, in one line."""
+    """The fastest strict float32 engine if there is one, else the fastest of all, in a line."""
     strict = [call for call in summary["calls"] if call["precision"] == "fp32"]
     best = max(strict or summary["calls"], key=lambda call: call["evaluations_per_second"])
     return (
@@ -378,8 +378,8 @@ def _compiled(summary: Mapping[str, Any]) -> list[str]:
         if call["compiled"]:
             calls = call["break_even_evaluations"]
             pays = "not won back" if calls is None else f"won back after {calls:,.0f} evaluations"
-            what = f"{call['engine']}, {call['batch_size']:,} at once"
-            lines.append(f"{what}: compiled in {call['first_seconds']:.0f} s, {pays}")
+            setting = f"{call['engine']}, {call['batch_size']:,} at once"
+            lines.append(f"{setting}: compiled in {call['first_seconds']:.0f} s, {pays}")
     return lines
 
 
@@ -418,9 +418,9 @@ def _facts(summary: Mapping[str, Any]) -> list[str]:
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Names left-aligned, numbers right-aligned."""
-    whole = (heads, *rows)
-    width = max(_NAME, *(len(name) for name, *_ in whole))
-    return aligned([(name.ljust(width), *cells) for name, *cells in whole], right=True)
+    all_rows = (heads, *rows)
+    width = max(_NAME, *(len(name) for name, *_ in all_rows))
+    return aligned([(name.ljust(width), *cells) for name, *cells in all_rows], right=True)
 
 
 def _speed(per_second: float) -> str:
